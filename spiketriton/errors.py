@@ -1,0 +1,45 @@
+"""The user's mistakes and the exit codes: what every command of spiketriton says when it ends.
+
+0 done, 2 the user's mistake (one clear line on stderr, no traceback), 130 / 143 interrupted (SIGINT,
+SIGTERM), 1 anything else, with its traceback: that is our mistake and the traceback is the report.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+EXIT_DONE = 0
+EXIT_ERROR = 1
+EXIT_USER = 2
+EXIT_SIGINT = 130
+EXIT_SIGTERM = 143
+
+
+class UserError(Exception):
+    """The user's mistake: one line that names the thing, what was given and what is accepted."""
+
+
+def one_line(message: object) -> str:
+    """`message` as one line: runs of line breaks (of any kind) and the blanks beside them become a space."""
+    return " ".join(line.strip() for line in str(message).splitlines() if line.strip())
+
+
+def run_command(
+    main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None
+) -> NoReturn:
+    """Runs `main(arguments)` and leaves the process with its exit code (None counts as 0).
+
+    `argv` are the arguments without the program's name; None takes them from `sys.argv`. A
+    `UserError` is printed as one line on stderr and exits with 2, Ctrl-C exits with 130; every other
+    exception passes through, so that Python prints its traceback and exits with 1.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = main(arguments)
+    except UserError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        code = EXIT_USER
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = EXIT_SIGINT
+    sys.exit(EXIT_DONE if code is None else code)
