@@ -1,7 +1,7 @@
 """The user's mistakes and the exit codes: what every command of spiketriton says when it ends.
 
-0 done, 2 the user's mistake (one clear line on stderr, no traceback), 130 / 143 interrupted (SIGINT,
-SIGTERM), 1 anything else, with its traceback: that is our mistake and the traceback is the report.
+0 done, 2 the user's mistake (one clear line on stderr, no traceback), 130 / 143 interrupted (by
+SIGINT, SIGTERM), 1 anything else with its traceback: that mistake is ours, the traceback the report.
 """
 
 import sys
@@ -20,7 +20,7 @@ class UserError(Exception):
 
 
 def one_line(message: object) -> str:
-    """`message` as one line: runs of line breaks (of any kind) and the blanks beside them become a space."""
+    """`message` without line breaks of any kind: each becomes a space, with the blanks around it."""
     return " ".join(line.strip() for line in str(message).splitlines() if line.strip())
 
 
@@ -30,8 +30,8 @@ def run_command(
     """Runs `main(arguments)` and leaves the process with its exit code (None counts as 0).
 
     `argv` are the arguments without the program's name; None takes them from `sys.argv`. A
-    `UserError` is printed as one line on stderr and exits with 2, Ctrl-C exits with 130; every other
-    exception passes through, so that Python prints its traceback and exits with 1.
+    `UserError` is printed as one line on stderr and exits with 2, Ctrl-C exits with 130; every
+    other exception passes through, so that Python prints its traceback and exits with 1.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:

@@ -1,0 +1,638 @@
+"""Recipes: one TOML file, read into frozen dataclasses, strictly and before any work starts.
+
+A recipe is refused in one line (`UserError`) when it holds an unknown key, a value of the wrong type
+or out of range, two keys that contradict each other, or a key that would have no effect. Types are
+exact: a string is no number and `true` is no integer; an integer stands where a number is asked.
+
+`python -m spiketriton.config` prints docs/recipes.md, the page that explains every key.
+"""
+
+import dataclasses
+import difflib
+import math
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+
+from spiketriton.errors import UserError, run_command
+
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")  # either stem
+SMALL_RESNETS = ("resnet8", "resnet20", "resnet32", "resnet44", "resnet56")  # CIFAR style
+PLAIN_NETS = ("plain", "mlp")  # of any depth, without skip connections
+
+MOST = 10**9  # the largest count where a key states no other limit
+
+
+def key(
+    default: Any,
+    doc: str,
+    *,
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A dataclass field with its explanation and the range of its numbers (... = no default)."""
+    metadata = {"doc": doc, "low": low, "above": above, "high": high, "below": below}
+    if default is ...:
+        return dataclasses.field(metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table of the recipe; checks the type and the range of each of its keys."""
+
+    path: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        for dotted, spec in KEYS.items():
+            if spec.table is type(self):
+                value = spec.check(dotted, getattr(self, spec.field.name))
+                object.__setattr__(self, spec.field.name, value)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig(Table):
+    path: ClassVar[str] = "data"
+
+    name: Literal[
+        "imagenette", "cifar10", "cifar100", "fashion_mnist", "imagefolder", "digits", "synthetic"
+    ] = key(..., "data set; `synthetic` is random images for benchmarks")
+    root: str = key("data", "folder of the data sets (`digits` and `synthetic` need none)")
+    variant: Literal["full", "320px", "160px"] = key(
+        "320px", "size of Imagenette's archive (imagenette only)"
+    )
+    image_size: int = key(
+        0,
+        "side of the square images that the network sees; 0: the data set's own",
+        high=4096,
+        low=0,
+    )
+    augment: Literal["none", "standard", "strong"] = key(
+        "standard", "random crops and flips, or more, of the training images"
+    )
+    download: bool = key(True, "fetch missing data; false: a missing archive is an error")
+    workers: int | Literal["auto"] = key(
+        "auto", "processes that load images; 0 loads in the training process", low=0, high=1024
+    )
+    train_images: int = key(
+        0, "train on a fixed subset of this many images; 0: all", low=0, high=MOST
+    )
+    test_images: int = key(
+        0, "test on a fixed subset of this many images; 0: all", low=0, high=MOST
+    )
+    classes: int = key(10, "number of classes (synthetic only)", low=2, high=1_000_000)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig(Table):
+    path: ClassVar[str] = "model"
+
+    name: Literal[
+        "resnet18",
+        "resnet34",
+        "resnet50",
+        "resnet101",
+        "resnet8",
+        "resnet20",
+        "resnet32",
+        "resnet44",
+        "resnet56",
+        "plain",
+        "mlp",
+    ] = key(
+        ...,
+        "architecture; `plain` (convolutions) and `mlp` (fully connected) have no skip connections",
+    )
+    block: Literal["plain", "sew", "ms"] = key(
+        "plain",
+        "residual block: `plain` neuron(BN(conv) + shortcut), `sew` SEW-ResNet with ADD, "
+        "`ms` MS-ResNet; nets without skip connections accept `plain` only",
+    )
+    stem: Literal["auto", "imagenet", "cifar"] = key(
+        "auto",
+        "first layers (resnet18 to resnet101 only): 7x7 stride 2 and a pool, or 3x3; "
+        "`auto` decides by the image size",
+    )
+    norm: Literal["bn", "tdbn", "tebn", "none"] = key(
+        "bn",
+        "normalisation of the input currents: batch norm with statistics over time and batch, "
+        "tdBN's scale by the threshold, TEBN's gain per time step (plain `bn` when neuron.kind "
+        "is `relu`, which has no steps), or none",
+    )
+    depth: int = key(20, "layers with weights (plain and mlp only)", low=1, high=10_000)
+    width: int = key(
+        0,
+        "channels of the first stage, or features of mlp; 0: the architecture's own, "
+        "64 for resnet18 to resnet101, 16 for the smaller ones and plain, 128 for mlp",
+        low=0,
+        high=65_536,
+    )
+    fused: bool = key(True, "norm, shortcut and neuron in one kernel; false: one after the other")
+    memory: Literal["standard", "packed"] = key(
+        "standard",
+        "`packed` keeps spikes at 1 bit between forward and backward, with the same gradients "
+        "(no effect when neuron.kind is `relu`)",
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SurrogateConfig(Table):
+    path: ClassVar[str] = "neuron.surrogate"
+
+    shape: Literal["fast_sigmoid", "atan", "sigmoid", "triangle", "rectangle", "gaussian"] = key(
+        "atan", "phi in height * phi((h - threshold) / width), with phi(0) = 1"
+    )
+    height: float = key(1.0, "the surrogate at the threshold", above=0, high=1e6)
+    width: float | Literal["auto", "auto_per_layer"] = key(
+        1.0,
+        "its extent in units of the membrane; `auto` calibrates one width on a few batches "
+        "before training, `auto_per_layer` one for each layer",
+        low=1e-6,
+        high=1e6,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NeuronConfig(Table):
+    path: ClassVar[str] = "neuron"
+
+    kind: Literal["if", "lif", "plif", "relu"] = key(
+        "lif",
+        "integrate-and-fire, leaky, leaky with a learnable leak; `relu` is the ANN twin: the same "
+        "network without time, all other neuron keys then have no effect",
+    )
+    tau: float = key(
+        2.0, "time constant in steps, the leak is 1 - 1/tau (lif and plif)", low=1, high=1e6
+    )
+    decay_input: bool = key(False, "multiply the input current by 1/tau (lif and plif)")
+    v_threshold: float = key(1.0, "membrane potential at which it fires", above=0, high=1e6)
+    reset: Literal["hard", "soft", "none"] = key(
+        "hard", "after a spike: to v_reset, down by v_threshold, or not at all"
+    )
+    v_reset: float = key(
+        0.0,
+        "potential after a hard reset, below v_threshold (0 with any other reset)",
+        low=-1e6,
+        high=1e6,
+    )
+    detach_reset: bool = key(True, "no gradient through the reset (hard and soft)")
+    surrogate: SurrogateConfig = dataclasses.field(default_factory=SurrogateConfig)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig(Table):
+    path: ClassVar[str] = "loss"
+
+    kind: Literal["cross_entropy", "tet"] = key(
+        "cross_entropy", "of the currents' mean over time, or TET: the mean of each step's loss"
+    )
+    label_smoothing: float = key(0.0, "probability spread over all classes", low=0, below=1)
+    tet_lambda: float = key(
+        0.05, "weight of TET's pull of all currents towards 1 (tet only)", low=0, high=1
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig(Table):
+    path: ClassVar[str] = "train"
+
+    epochs: int = key(1, "passes over the training images", low=1, high=1_000_000)
+    batch_size: int = key(
+        64, "images of one optimizer step, over all devices and micro-batches", low=1, high=MOST
+    )
+    accumulate: int = key(
+        1, "micro-batches of one optimizer step; must divide batch_size", low=1, high=MOST
+    )
+    max_steps: int = key(0, "end after this many optimizer steps; 0: no limit", low=0, high=MOST)
+    optimizer: Literal["sgd", "adamw"] = key(
+        "adamw", "weight decay reaches matrices and kernels only, in both"
+    )
+    lr: float = key(1e-3, "peak learning rate", above=0, high=1e3)
+    weight_decay: float = key(0.0, "L2 (sgd) or decoupled (adamw) decay", low=0, high=1e3)
+    momentum: float = key(0.9, "momentum (sgd only)", low=0, below=1)
+    nesterov: bool = key(False, "Nesterov's momentum (sgd only)")
+    schedule: Literal["one_cycle", "cosine", "constant"] = key(
+        "one_cycle",
+        "of the learning rate: cosine up from lr/25 and down to 0; linear up and cosine down; "
+        "linear up and level",
+    )
+    warmup: float = key(0.1, "share of all steps in which the rate rises", low=0, below=1)
+    clip_grad_norm: float = key(
+        0.0, "largest norm of the gradient; 0: not clipped", low=0, high=1e9
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = key(
+        "fp32", "arithmetic of convolutions (autocast); membranes and weights stay fp32"
+    )
+    channels_last: bool = key(True, "memory layout of images and activations")
+    compile: bool = key(False, "torch.compile the model")
+    device: Literal["auto", "cpu", "cuda"] = key("auto", "`auto`: a GPU when there is one")
+    threads: int = key(0, "CPU threads of one operation; 0: torch's choice", low=0, high=4096)
+    log_every: int = key(10, "steps between rows of metrics.jsonl", low=1, high=MOST)
+    eval_every: int = key(1, "epochs between evaluations; the last is always one", low=1, high=MOST)
+    deterministic: bool = key(False, "only algorithms that give the same bits in every run")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MonitorConfig(Table):
+    path: ClassVar[str] = "monitor"
+
+    enabled: bool = key(True, "record gradient norms by layer and time step")
+    every: int = key(0, "steps between measurements; 0: on each logged step", low=0, high=MOST)
+    tensorboard: bool = key(False, "write TensorBoard event files too")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig(Table):
+    path: ClassVar[str] = "checkpoint"
+
+    every: int = key(0, "steps between checkpoints; 0: at the end of each epoch", low=0, high=MOST)
+    keep: int = key(1, "number of last checkpoints kept, beside the best", low=1, high=MOST)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe(Table):
+    """A whole run. `name` is the file's stem and no key; equal recipes compare and hash equal."""
+
+    name: str
+    seed: int = key(0, "of weights, order and augmentation", low=0, high=2**63 - 1)
+    time_steps: int = key(4, "T, how many steps an image is shown", low=1, high=65_536)
+    data: DataConfig
+    model: ModelConfig
+    neuron: NeuronConfig = dataclasses.field(default_factory=NeuronConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    monitor: MonitorConfig = dataclasses.field(default_factory=MonitorConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.name, str) or not self.name or set(self.name) & set("/\\\0"):
+            raise UserError(f"recipe name {self.name!r}: accepted: a file name without its ending")
+        values = _flat(self)
+        for dotted, reason in _idle(values).items():
+            if values[dotted] != KEYS[dotted].default:
+                raise UserError(_no_effect(dotted, values[dotted], reason))
+        for message in _contradictions(values):
+            raise UserError(message)
+
+
+# --- keys --------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What one key accepts: a base type with a range, some words, or either."""
+
+    table: type[Table]
+    field: dataclasses.Field
+    base: type | None
+    words: tuple[str, ...]
+
+    @property
+    def required(self) -> bool:
+        return self.field.default is dataclasses.MISSING
+
+    @property
+    def default(self) -> Any:
+        return None if self.required else self.field.default
+
+    @property
+    def accepted(self) -> str:
+        """What is accepted, in words, for errors and for docs/recipes.md."""
+        parts = []
+        if self.base is bool:
+            parts.append("true or false")
+        elif self.base is str:
+            parts.append("a string that is not empty")
+        elif self.base is not None:
+            limit = self.field.metadata
+            noun = "an integer" if self.base is int else "a number"
+            start = f"from {limit['low']}" if limit["above"] is None else f"above {limit['above']}"
+            end = f"to {limit['high']}" if limit["below"] is None else f"to below {limit['below']}"
+            parts.append(f"{noun} {start} {end}")
+        if self.words:
+            parts.append(", ".join(f'"{word}"' for word in self.words))
+        return " or ".join(parts)
+
+    def check(self, dotted: str, value: Any) -> Any:
+        """The value as its field keeps it (integers as floats where a number is asked)."""
+        if isinstance(value, str):
+            good = value in self.words or (self.base is str and _is_text(value))
+        elif self.base in (int, float):
+            # Python counts booleans as integers, a recipe does not
+            numeric = type(value) is int or (self.base is float and type(value) is float)
+            good = numeric and self._in_range(value)
+        else:
+            good = self.base is bool and type(value) is bool
+        if not good:
+            near = difflib.get_close_matches(_short(value), self.words, n=1)
+            tip = f'did you mean "{near[0]}"? ' if isinstance(value, str) and near else ""
+            raise UserError(f"{dotted} = {_shown(value)}: {tip}accepted: {self.accepted}")
+        return float(value) if self.base is float and type(value) is int else value
+
+    def _in_range(self, value: float) -> bool:
+        # comparisons are exact between int and float, and false for nan
+        limit = self.field.metadata
+        low_ok = value > limit["above"] if limit["low"] is None else value >= limit["low"]
+        high_ok = value < limit["below"] if limit["high"] is None else value <= limit["high"]
+        return low_ok and high_ok
+
+
+def _specs(table: type[Table]) -> Iterator[tuple[str, Spec]]:
+    hints = get_type_hints(table)
+    for field in dataclasses.fields(table):
+        hint = hints[field.name]
+        if "doc" in field.metadata:
+            choices = [hint] if get_origin(hint) is Literal else get_args(hint)
+            words = tuple(w for c in choices if get_origin(c) is Literal for w in get_args(c))
+            bases = [t for t in (hint, *get_args(hint)) if t in (bool, int, float, str)]
+            dotted = f"{table.path}.{field.name}".lstrip(".")
+            yield dotted, Spec(table, field, bases[0] if bases else None, words)
+    for field in dataclasses.fields(
+        table
+    ):  # keys of a table stand before its subtables, as in TOML
+        if isinstance(hints[field.name], type) and issubclass(hints[field.name], Table):
+            yield from _specs(hints[field.name])
+
+
+KEYS: dict[str, Spec] = dict(_specs(Recipe))
+TABLES: dict[str, type[Table]] = {spec.table.path: spec.table for spec in KEYS.values()}
+
+
+def _is_text(value: str) -> bool:
+    """Not empty, no NUL (no path may hold it) and no lone surrogate (no file can hold it)."""
+    return bool(value) and "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
+def _short(value: Any, limit: int = 80) -> str:
+    if type(value) is int and value.bit_length() > 128:  # Python refuses to print huge integers
+        return f"an integer of {value.bit_length()} bits"
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def _shown(value: Any) -> str:
+    """A value as TOML writes it, or in words what stands in its place."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return _quoted(_short(value))
+    if isinstance(value, (int, float)):
+        return _short(value)
+    if isinstance(value, Mapping):
+        return "a table"
+    if isinstance(value, list):
+        return "an array"
+    return f"{_short(value)} ({type(value).__name__})"
+
+
+def _quoted(text: str) -> str:
+    """A TOML basic string; whatever does not print is escaped."""
+
+    def escaped(c: str) -> str:
+        if c in '"\\':
+            return "\\" + c
+        if c.isprintable():
+            return c
+        return f"\\u{ord(c):04X}" if ord(c) <= 0xFFFF else f"\\U{ord(c):08X}"
+
+    return '"' + "".join(map(escaped, text)) + '"'
+
+
+# --- keys against each other ---------------------------------------------------------------------
+
+
+def _idle(values: Mapping[str, Any]) -> dict[str, str]:
+    """The keys that have no effect in this recipe, each with the reason.
+
+    They are refused when given: a key that nobody reads misleads. What only the ANN twin
+    (neuron.kind "relu") does not read stays, so that a recipe and its twin differ in one word.
+    """
+    rules = [
+        (["data.variant"], "data.name", ("imagenette",)),
+        (["data.classes"], "data.name", ("synthetic",)),
+        (["model.stem"], "model.name", RESNETS),
+        (["model.depth"], "model.name", PLAIN_NETS),
+        (["neuron.tau", "neuron.decay_input"], "neuron.kind", ("lif", "plif", "relu")),
+        (["neuron.detach_reset"], "neuron.reset", ("hard", "soft")),
+        (["loss.tet_lambda"], "loss.kind", ("tet",)),
+        (["train.momentum", "train.nesterov"], "train.optimizer", ("sgd",)),
+        (["monitor.every", "monitor.tensorboard"], "monitor.enabled", (True,)),
+    ]
+    idle = {
+        dotted: f"{reader} is {_shown(values[reader])}"
+        for keys, reader, active in rules
+        for dotted in keys
+        if values[reader] not in active
+    }
+    if values["neuron.reset"] != "hard" and values["neuron.v_reset"] != 0:
+        idle["neuron.v_reset"] = f"neuron.reset is {_shown(values['neuron.reset'])}"
+    return idle
+
+
+def _no_effect(dotted: str, value: Any, reason: str) -> str:
+    return f"{dotted} = {_shown(value)} has no effect because {reason}; accepted: no {dotted}"
+
+
+def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
+    name, block = values["model.name"], values["model.block"]
+    if name in PLAIN_NETS and block != "plain":
+        yield (
+            f'model.block = "{block}" needs skip connections, which model.name = "{name}" lacks; '
+            'accepted with it: "plain"'
+        )
+    batch, parts = values["train.batch_size"], values["train.accumulate"]
+    if batch % parts:
+        yield (
+            f"train.accumulate = {parts} does not divide train.batch_size = {batch}; "
+            "accepted: a divisor of it"
+        )
+    if values["train.nesterov"] and values["train.momentum"] == 0:
+        yield "train.nesterov = true needs train.momentum above 0, which is 0.0"
+    reset, threshold = values["neuron.v_reset"], values["neuron.v_threshold"]
+    if reset >= threshold:
+        yield (
+            f"neuron.v_reset = {reset} would fire again at once; "
+            f"accepted: a number below neuron.v_threshold = {threshold}"
+        )
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe file and applies `key=value` overrides, in order; the last one wins.
+
+    Values are TOML; where the key takes a string the quotes may be left out (`data.root=/data`). A
+    key of the file that an override leaves without effect falls back to its default.
+    Raises UserError for whatever is wrong with the file, the overrides or the recipe.
+    """
+    path = Path(path)
+    text = _read(path)
+    try:
+        given = _parse(text)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return _assemble(given, _parse_overrides(overrides), path.stem, source=f"{path}: ")
+
+
+def recipe_from_toml(text: str, name: str) -> Recipe:
+    """The recipe that a TOML text holds. Raises UserError."""
+    return _assemble(_parse(text), {}, name)
+
+
+def replace(recipe: Recipe, *overrides: str) -> Recipe:
+    """The recipe with `key=value` overrides, as in `load_recipe`. Raises UserError."""
+    return _assemble(_effective(recipe), _parse_overrides(overrides), recipe.name)
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The resolved recipe: every key that has an effect in it, always in the same order.
+
+    `recipe_from_toml(to_toml(recipe), recipe.name) == recipe`.
+    """
+    lines, table = [], ""
+    for dotted, value in _effective(recipe).items():
+        path, _, name = dotted.rpartition(".")
+        if path != table:
+            lines += ["", f"[{path}]"]
+            table = path
+        lines.append(f"{name} = {_quoted(value) if isinstance(value, str) else _shown(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def _read(path: Path) -> str:
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; accepted: a recipe file (TOML)")
+    if not path.is_file():
+        there = sorted(p.name for p in path.parent.glob("*.toml"))
+        near = difflib.get_close_matches(path.name, there, n=1) or (
+            difflib.get_close_matches(f"{path.name}.toml", there, n=1)
+        )
+        tip = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise UserError(f"{path}: no such recipe file{tip}")
+    try:
+        return path.read_bytes().decode("utf-8-sig")  # some editors of Windows write a mark first
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}; TOML files are UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _parse(text: str) -> dict[str, Any]:
+    """TOML text -> {dotted key: checked value}."""
+    try:
+        document = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: Python's limit on long integers
+        raise UserError(f"invalid TOML: {error}") from None
+    return dict(_flatten(document, ""))
+
+
+def _flatten(table: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+    for name, value in table.items():
+        dotted = f"{path}.{name}".lstrip(".") if path or name else name
+        if dotted in KEYS:
+            yield dotted, KEYS[dotted].check(dotted, value)
+        elif dotted not in TABLES or not dotted:
+            raise UserError(_unknown(dotted, is_table=isinstance(value, Mapping)))
+        elif isinstance(value, Mapping):
+            yield from _flatten(value, dotted)
+        else:
+            raise UserError(f"{dotted} = {_shown(value)}: accepted: a table, [{dotted}]")
+
+
+def _unknown(dotted: str, is_table: bool) -> str:
+    known = list(filter(None, TABLES)) if is_table else list(KEYS)
+    name = dotted.rpartition(".")[2]
+    near = [k for k in known if k.rpartition(".")[2] == name]  # right key, wrong or missing table
+    near = near or difflib.get_close_matches(_short(dotted), known, n=1)
+    table = dotted.rpartition(".")[0]
+    siblings = [k for k in known if k.rpartition(".")[0] == table]
+    tip = f"did you mean {near[0]}?" if near else f"known: {', '.join(siblings or known)}"
+    return f"unknown {'table' if is_table else 'key'} {_short(dotted)!r}; {tip}"
+
+
+def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    changes = {}
+    for text in overrides:
+        dotted, equals, value = (part.strip() for part in text.partition("="))
+        if not equals or not dotted:
+            raise UserError(f"override {_short(text)!r}: accepted: key=value, as in train.epochs=1")
+        if dotted in TABLES:
+            raise UserError(
+                f"override {_short(text)!r}: {dotted} is a table; accepted: one of its keys, as in "
+                f"{next(k for k in KEYS if k.startswith(dotted))}=..."
+            )
+        if dotted not in KEYS:
+            raise UserError(f"override {_short(text)!r}: {_unknown(dotted, is_table=False)}")
+        changes[dotted] = KEYS[dotted].check(dotted, _parse_value(value, KEYS[dotted]))
+    return changes
+
+
+def _parse_value(text: str, spec: Spec) -> Any:
+    """One TOML value; a bare string where the key takes strings and the text is nothing else."""
+    try:
+        document = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text
+    value = document["value"]
+    takes_text = spec.base is str or (spec.base is None and not isinstance(value, str))
+    return text if len(document) > 1 or (takes_text and not isinstance(value, str)) else value
+
+
+# --- building ------------------------------------------------------------------------------------
+
+
+def _assemble(
+    given: Mapping[str, Any], changes: Mapping[str, Any], name: str, source: str = ""
+) -> Recipe:
+    """Builds the recipe of `given` under `changes`; both hold {dotted key: checked value}."""
+    defaults = {dotted: spec.default for dotted, spec in KEYS.items()}
+    values = {**defaults, **given, **changes}
+    for dotted, spec in KEYS.items():
+        if spec.required and values[dotted] is None:
+            raise UserError(f"{source}{dotted} is missing; accepted: {spec.accepted}")
+    idle_before = _idle({**defaults, **given})
+    for dotted, reason in _idle(values).items():
+        if dotted in changes or (dotted in given and dotted in idle_before):
+            raise UserError(source + _no_effect(dotted, values[dotted], reason))
+        values[dotted] = defaults[dotted]
+    try:
+        return _build(Recipe, values, name=name)
+    except UserError as error:
+        raise UserError(f"{source}{error}") from None
+
+
+def _build(table: type[Table], values: Mapping[str, Any], **extra: Any) -> Any:
+    hints = get_type_hints(table)
+    for field in dataclasses.fields(table):
+        dotted = f"{table.path}.{field.name}".lstrip(".")
+        if dotted in values:
+            extra[field.name] = values[dotted]
+        elif field.name not in extra:
+            extra[field.name] = _build(hints[field.name], values)
+    return table(**extra)
+
+
+def _flat(table: Table) -> dict[str, Any]:
+    values = {dotted: None for dotted in KEYS}  # in the order of KEYS
+    pending = [table]
+    while pending:
+        current = pending.pop()
+        for field in dataclasses.fields(current):
+            value = getattr(current, field.name)
+            if isinstance(value, Table):
+                pending.append(value)
+            elif "doc" in field.metadata:
+                values[f"{current.path}.{field.name}".lstrip(".")] = value
+    return values
+
+
+def _effective(recipe: Recipe) -> dict[str, Any]:
+    """{dotted key: value} of the keys that have an effect; the others are at their defaults."""
+    values = _flat(recipe)
+    idle = _idle(values)
+    return {dotted: value for dotted, value in values.items() if dotted not in idle}
