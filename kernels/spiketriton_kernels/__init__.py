@@ -1,0 +1,20 @@
+"""Fused spiking-neuron kernels for PyTorch: whole time windows, forward and backward, at the memory-traffic floor.
+
+Imports torch, triton, the standard library and itself: pip install it, or copy the folder into your project.
+"""
+
+from ._arguments import PROBE_FIELDS
+from ._backend import backend_for, use_backend
+from .lif import multistep_lif, multistep_lif_reference
+from .surrogate import REACH, SHAPES, Surrogate
+
+__all__ = [
+    "PROBE_FIELDS",
+    "REACH",
+    "SHAPES",
+    "Surrogate",
+    "backend_for",
+    "multistep_lif",
+    "multistep_lif_reference",
+    "use_backend",
+]

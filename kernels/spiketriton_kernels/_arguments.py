@@ -1,0 +1,155 @@
+"""What a neuron is told, checked once: every public function goes through ``check_neuron``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from .surrogate import Surrogate
+
+RESETS = ("soft", "hard", "none")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+PROBE_FIELDS = (
+    "grad_spike_sq",  # sum of (dL/ds)^2
+    "grad_input_sq",  # sum of (dL/dx)^2
+    "grad_carry_sq",  # sum of c^2, c = dL/dv[t] carried from t + 1
+    "time_factor",  # sum of |decay * dv/dh|
+    "outside",  # neurons whose surrogate is below 1 % of its height
+    "spikes",  # spikes
+    "grad_input_max",  # largest |dL/dx|: a maximum, not a sum
+    "nonfinite",  # non-finite dL/dx
+)
+"""The columns of a probe's gradient, in order; a row is one time step, a value sums over all its neurons."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Neuron:
+    """The neuron's constants; decay, threshold and the surrogate's width may be tensors () or (C,)."""
+
+    decay: float | torch.Tensor
+    gain: float
+    threshold: float | torch.Tensor
+    reset: str
+    v_reset: float
+    detach_reset: bool
+    surrogate: Surrogate
+
+    @property
+    def v_start(self) -> float:
+        """v[-1] when no v_init is given."""
+        return self.v_reset if self.reset == "hard" else 0.0
+
+    @property
+    def leaks_to_reset(self) -> bool:
+        return self.reset == "hard" and self.v_reset != 0.0
+
+
+def membrane_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float32 for half precision, so that the membrane never rounds to 16 bits; else the dtype itself."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def along_channels(value: float | torch.Tensor, x: torch.Tensor, dtype: torch.dtype) -> float | torch.Tensor:
+    """A parameter shaped to broadcast against one time step [B, C, ...] of x; floats and () pass through."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    value = value.to(dtype)
+    return value.view(-1, *[1] * (x.dim() - 3)) if value.dim() == 1 else value
+
+
+def _check_float(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a float, got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+
+
+def _check_parameter(name: str, value: object, x: torch.Tensor) -> None:
+    if not isinstance(value, torch.Tensor):
+        _check_float(name, value)
+        return
+    if not value.is_floating_point():
+        raise TypeError(f"{name} as a tensor must be floating point, got {value.dtype}")
+    if value.device != x.device:
+        raise ValueError(f"{name} is on {value.device}, the input is on {x.device}; accepted: the same device")
+    channels = x.shape[2] if x.dim() > 2 else None
+    if value.dim() and tuple(value.shape) != (channels,):
+        raise ValueError(
+            f"{name} has shape {tuple(value.shape)}; accepted: () or (C,) with C = dim 2 of the input = {channels}"
+        )
+
+
+def check_input(name: str, x: object) -> None:
+    """x must be a floating tensor [T, B, ...] with T >= 1."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor [T, B, ...], got {type(x).__name__}")
+    if x.dtype not in DTYPES:
+        raise TypeError(f"{name} has dtype {x.dtype}; accepted: float16, bfloat16, float32, float64")
+    if x.layout != torch.strided:
+        raise TypeError(f"{name} has layout {x.layout}; accepted: dense (torch.strided)")
+    if x.dim() < 2:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; accepted: [T, B, ...], time first")
+    if x.shape[0] == 0:
+        raise ValueError(f"{name} has no time steps: shape {tuple(x.shape)}; accepted: T >= 1")
+
+
+def check_like(name: str, value: torch.Tensor, x: torch.Tensor, shape: torch.Size, dtypes: tuple) -> None:
+    """value must have the shape, one of the dtypes and the device of the input."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if value.shape != shape:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}; accepted: {tuple(shape)}")
+    if value.dtype not in dtypes:
+        names = " or ".join(str(d).removeprefix("torch.") for d in dict.fromkeys(dtypes))
+        raise TypeError(f"{name} has dtype {value.dtype}; accepted: {names}")
+    if value.device != x.device:
+        raise ValueError(f"{name} is on {value.device}, the input is on {x.device}; accepted: the same device")
+
+
+def check_neuron(
+    x: torch.Tensor,
+    decay: float | torch.Tensor,
+    gain: float,
+    threshold: float | torch.Tensor,
+    reset: str,
+    v_reset: float,
+    detach_reset: bool,
+    surrogate: Surrogate,
+    v_init: torch.Tensor | None,
+    probe: torch.Tensor | None = None,
+) -> Neuron:
+    """Check every argument of a neuron against its input x [T, B, ...]; return the constants as one value.
+
+    Raises:
+        TypeError: a wrong type or dtype. ValueError: a wrong value, shape or device. Both name what was given and
+            what is accepted.
+    """
+    check_input("x", x)
+    if reset not in RESETS:
+        raise ValueError(f"reset {reset!r} is unknown; accepted: {', '.join(RESETS)}")
+    if not isinstance(surrogate, Surrogate):
+        raise TypeError(f"surrogate must be a spiketriton_kernels.Surrogate, got {type(surrogate).__name__}")
+    _check_parameter("decay", decay, x)
+    _check_float("gain", gain)
+    _check_parameter("threshold", threshold, x)
+    _check_float("v_reset", v_reset)
+    if isinstance(surrogate.width, torch.Tensor):
+        _check_parameter("surrogate width", surrogate.width, x)
+    if not isinstance(detach_reset, bool):
+        raise TypeError(f"detach_reset must be True or False, got {detach_reset!r}")
+    if v_init is not None:
+        check_like("v_init", v_init, x, x.shape[1:], (membrane_dtype(x.dtype), x.dtype))
+    if probe is not None:
+        check_like("probe", probe, x, torch.Size([x.shape[0], len(PROBE_FIELDS)]), (torch.float32,))
+    return Neuron(
+        decay=decay,
+        gain=float(gain),
+        threshold=threshold,
+        reset=reset,
+        v_reset=float(v_reset),
+        detach_reset=detach_reset,
+        surrogate=surrogate,
+    )

@@ -1,0 +1,73 @@
+"""Which code runs a call: Triton, the compiled C++ pass, or eager PyTorch. Chosen by device, said once in the log."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+import torch
+
+from ._triton_import import HAVE_TRITON
+
+log = logging.getLogger("spiketriton_kernels")
+
+BACKENDS = ("auto", "triton", "native", "torch")
+
+_forced = os.environ.get("SPIKETRITON_BACKEND", "auto")
+if _forced not in BACKENDS:
+    raise ValueError(f"SPIKETRITON_BACKEND={_forced!r} is unknown; accepted: {', '.join(BACKENDS)}")
+_said: set[str] = set()
+
+
+def interpreting() -> bool:
+    """Whether Triton kernels run on CPU tensors (TRITON_INTERPRET=1 when triton was imported)."""
+    return os.environ.get("TRITON_INTERPRET", "0") not in ("0", "")
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Force one backend inside a with-block: "auto" (the default), "triton", "native" or "torch".
+
+    Raises ValueError for another name. A backend that cannot serve a tensor raises where it is called.
+    """
+    global _forced
+    if name not in BACKENDS:
+        raise ValueError(f"backend {name!r} is unknown; accepted: {', '.join(BACKENDS)}")
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def say_once(message: str) -> None:
+    if message not in _said:
+        _said.add(message)
+        log.info(message)
+
+
+def backend_for(x: torch.Tensor) -> str:
+    """The backend that serves tensors like x: its device and dtype decide, unless one is forced."""
+    on_gpu = x.device.type == "cuda"
+    if _forced == "triton" and not (HAVE_TRITON and (on_gpu or interpreting())):
+        raise RuntimeError(f"the triton backend needs a CUDA tensor (or TRITON_INTERPRET=1), got {x.device}")
+    if _forced == "native":
+        from . import _native
+
+        if x.device.type != "cpu":
+            raise RuntimeError(f"the native backend needs a CPU tensor, got {x.device}")
+        _native.library()  # raises with the compiler's message when it cannot be built
+    if _forced != "auto":
+        return "torch" if _forced == "triton" and x.dtype == torch.float64 else _forced
+    if on_gpu and HAVE_TRITON:
+        return "torch" if x.dtype == torch.float64 else "triton"
+    if x.device.type != "cpu":
+        say_once(f"spiketriton kernels on {x.device.type}: eager PyTorch (no fused kernel for this device)")
+        return "torch"
+    if interpreting() and HAVE_TRITON and x.dtype != torch.float64:
+        return "triton"
+    from . import _native
+
+    return "native" if _native.available() else "torch"

@@ -1,0 +1,50 @@
+"""Memory layouts: the kernels walk memory, not dimensions.
+
+A tensor [T, B, C, ...] is *dense with time outermost* when each time step occupies one gapless block and the blocks
+follow each other: contiguous and channels_last tensors are. Within a step the element at offset n has channel
+``(n // inner) % C`` where ``inner`` is the stride of dim 2: 1 for channels_last, H*W for contiguous.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def is_dense(x: torch.Tensor) -> bool:
+    """Time outermost, and the rest a permutation of a gapless block."""
+    expected = 1
+    for size, stride in sorted(zip(x.shape[1:], x.stride()[1:], strict=True), key=lambda p: (p[1], p[0])):
+        if size == 1:
+            continue
+        if stride != expected:
+            return False
+        expected *= size
+    return x.shape[0] == 1 or x.stride(0) == expected
+
+
+def dense(x: torch.Tensor) -> torch.Tensor:
+    """x itself when its layout is one that the kernels read in place, else one contiguous copy (differentiable)."""
+    return x if x.numel() == 0 or is_dense(x) else x.contiguous()
+
+
+def like(value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """value in the memory order of x: itself when the strides agree, else one copy."""
+    pairs = zip(value.shape, value.stride(), x.stride(), strict=True)
+    if value.numel() == 0 or all(a == b for size, a, b in pairs if size > 1):
+        return value
+    return torch.empty_like(x, dtype=value.dtype).copy_(value)
+
+
+def step_like(value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """A tensor of one time step [B, ...] in the memory order of x[0]."""
+    return like(value.unsqueeze(0), x[:1])[0]
+
+
+def channel_axis(x: torch.Tensor) -> tuple[int, int]:
+    """(number of channels, inner): the channel of the element at offset n of a time step is (n // inner) % channels."""
+    if x.dim() < 3:
+        return 1, max(1, x[0].numel())
+    channels = x.shape[2]
+    if channels == 1:  # its stride says nothing
+        return 1, max(1, x[0].numel())
+    return channels, x.stride(2)

@@ -1,0 +1,396 @@
+"""The PyTorch operators: one that fires, one that walks back, one that sums channels. Everything else is composition.
+
+The forward saves its input, and membrane checkpoints where the window outgrows the registers; nothing else. Batch
+norm's two backward passes both replay the membrane from the input instead of storing anything of its size.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+from . import _torch
+from ._arguments import PROBE_FIELDS, Neuron, membrane_dtype
+from ._backend import backend_for
+from ._cell import Cell, Emit, Gradients
+from ._layout import channel_axis, dense, like, step_like
+
+CHUNK = 16
+"""Time steps whose membranes a Triton program holds in registers; longer windows are checkpointed in chunks."""
+
+
+def chunk_length(T: int) -> int:
+    """Steps per chunk: at most CHUNK, and chunks as even as possible."""
+    chunks = -(-T // CHUNK)
+    return -(-T // chunks)
+
+
+def checkpoints(x: torch.Tensor) -> int:
+    """Membranes that the forward must save for x: one between each two chunks, on the Triton backend only."""
+    if x.shape[0] <= CHUNK or backend_for(x) != "triton":
+        return 0
+    return -(-x.shape[0] // chunk_length(x.shape[0])) - 1
+
+
+def _small(value: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:
+    """A parameter or norm tensor as the kernels read it: contiguous, in the membrane's dtype, at least 1-d."""
+    if value is None:
+        return None
+    return value.detach().to(membrane_dtype(x.dtype)).reshape(-1).contiguous()
+
+
+def _cell(x, decay, threshold, width, norm, constants, reset, detach_reset, shape) -> Cell:
+    mean, var, weight, bias, step_gain = (_small(p, x) for p in norm)
+    f_decay, gain, f_threshold, v_reset, height, f_width, eps, bn_scale = constants
+    return Cell(
+        decay=f_decay if decay is None else _small(decay, x),
+        gain=gain,
+        threshold=f_threshold if threshold is None else _small(threshold, x),
+        reset=reset,
+        v_reset=v_reset,
+        detach_reset=detach_reset,
+        shape=shape,
+        height=height,
+        width=f_width if width is None else _small(width, x),
+        mean=mean,
+        var=var,
+        weight=weight,
+        bias=bias,
+        step_gain=step_gain,
+        eps=eps,
+        bn_scale=bn_scale,
+    )
+
+
+def _backend(x: torch.Tensor):
+    name = backend_for(x)
+    if name == "triton":
+        from . import _triton
+
+        return _triton
+    if name == "native":
+        from . import _native
+
+        return _native
+    return _torch
+
+
+@torch.library.custom_op("spiketriton::neuron_forward", mutates_args=())
+def neuron_forward(
+    x: torch.Tensor,
+    v_init: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    spike_add: torch.Tensor | None,
+    decay: torch.Tensor | None,
+    threshold: torch.Tensor | None,
+    width: torch.Tensor | None,
+    mean: torch.Tensor | None,
+    var: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    step_gain: torch.Tensor | None,
+    probe: torch.Tensor | None,
+    constants: list[float],
+    reset: str,
+    detach_reset: bool,
+    shape: str,
+    batch_statistics: bool,
+    group: str,
+    save: bool,
+    return_v: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(spikes, v_last or empty, membrane checkpoints or empty). probe, batch_statistics, group speak to the backward."""
+    norm = (mean, var, weight, bias, step_gain)
+    cell = _cell(x, decay, threshold, width, norm, constants, reset, detach_reset, shape)
+    if x.numel() == 0:
+        return _empty_forward(x, v_init, cell.v_start, save, return_v)
+    v_init = None if v_init is None else step_like(v_init, x)
+    residual = None if residual is None else like(residual, x)
+    spike_add = None if spike_add is None else like(spike_add, x)
+    backend = _backend(x)
+    if backend is _torch:
+        spikes, v_last = _torch.forward(x, v_init, residual, spike_add, cell)
+        saved = x.new_empty(0)
+    else:
+        rows = checkpoints(x) if save else 0
+        spikes = torch.empty_like(x)
+        wide = membrane_dtype(x.dtype)
+        v_last = torch.empty_like(x[0], dtype=wide) if return_v else x.new_empty(0)
+        saved = x.new_empty((rows, x[0].numel()), dtype=wide)
+        backend.forward(x, v_init, residual, spike_add, cell, spikes, v_last if return_v else None, saved)
+    return spikes, v_last if return_v else x.new_empty(0, dtype=membrane_dtype(x.dtype)), saved
+
+
+def _empty_forward(x, v_init, v_start, save, return_v):
+    wide = membrane_dtype(x.dtype)
+    v_last = torch.full_like(x[0], v_start, dtype=wide) if return_v else x.new_empty(0, dtype=wide)
+    rows = checkpoints(x) if save else 0
+    return torch.empty_like(x), v_last, x.new_empty((rows, 0), dtype=wide)
+
+
+@neuron_forward.register_fake
+def _(
+    x, v_init, residual, spike_add, decay, threshold, width, mean, var, weight, bias, step_gain, probe,
+    constants, reset, detach_reset, shape, batch_statistics, group, save, return_v,
+):  # fmt: skip
+    wide = membrane_dtype(x.dtype)
+    v_last = torch.empty_like(x[0], dtype=wide) if return_v else x.new_empty(0, dtype=wide)
+    rows = checkpoints(x) if save else 0
+    return torch.empty_like(x), v_last, x.new_empty((rows, x[0].numel()), dtype=wide)
+
+
+@torch.library.custom_op("spiketriton::neuron_backward", mutates_args=())
+def neuron_backward(
+    grad_s: torch.Tensor,
+    grad_v_last: torch.Tensor | None,
+    x: torch.Tensor,
+    saved: torch.Tensor,
+    v_init: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    decay: torch.Tensor | None,
+    threshold: torch.Tensor | None,
+    width: torch.Tensor | None,
+    mean: torch.Tensor | None,
+    var: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    step_gain: torch.Tensor | None,
+    sums: torch.Tensor | None,
+    constants: list[float],
+    reset: str,
+    detach_reset: bool,
+    shape: str,
+    count: float,
+    emit: list[bool],
+) -> tuple[
+    torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
+]:
+    """One walk back. ``emit`` is Emit's fields in order; what it does not ask for comes back empty."""
+    norm = (mean, var, weight, bias, step_gain)
+    cell = _cell(x, decay, threshold, width, norm, constants, reset, detach_reset, shape)
+    wanted = Emit(*emit)
+    out = _allocate(x, cell, wanted)
+    if x.numel() > 0:
+        v_init = None if v_init is None else step_like(v_init, x)
+        residual = None if residual is None else like(residual, x)
+        grad_s = like(grad_s.to(x.dtype), x)
+        grad_v_last = None if grad_v_last is None else step_like(grad_v_last, x)
+        backend = _backend(x)
+        if backend is _torch:
+            out = _torch.backward(grad_s, grad_v_last, x, v_init, residual, cell, wanted, sums, count)
+        else:
+            backend.backward(grad_s, grad_v_last, x, saved, v_init, residual, cell, wanted, sums, count, out)
+    empty = x.new_empty(0)
+    fields = (out.dx, out.dy, out.sums, out.v_init, out.parameters, out.step_gain, out.probe)
+    return tuple(empty.clone() if f is None else f for f in fields)
+
+
+def _allocate(x: torch.Tensor, cell: Cell, emit: Emit) -> Gradients:
+    wide = membrane_dtype(x.dtype)
+    channels = channel_axis(x)[0]
+    size = max(p.numel() if isinstance(p, torch.Tensor) else 1 for p in cell.parameters)
+    new = lambda *shape, dtype=wide: x.new_zeros(shape, dtype=dtype)  # noqa: E731
+    return Gradients(
+        dx=torch.empty_like(x) if emit.dx else None,
+        dy=torch.empty_like(x) if emit.dy else None,
+        sums=new(2, channels) if emit.sums else None,
+        v_init=torch.empty_like(x[0], dtype=wide) if emit.v_init else None,
+        parameters=new(3, size) if emit.parameters else None,
+        step_gain=new(x.shape[0]) if emit.step_gain else None,
+        probe=new(x.shape[0], len(PROBE_FIELDS), dtype=torch.float32) if emit.probe else None,
+    )
+
+
+@neuron_backward.register_fake
+def _(
+    grad_s, grad_v_last, x, saved, v_init, residual, decay, threshold, width, mean, var, weight, bias, step_gain,
+    sums, constants, reset, detach_reset, shape, count, emit,
+):  # fmt: skip
+    norm = (mean, var, weight, bias, step_gain)
+    cell = _cell(x, decay, threshold, width, norm, constants, reset, detach_reset, shape)
+    out = _allocate(x, cell, Emit(*emit))
+    fields = (out.dx, out.dy, out.sums, out.v_init, out.parameters, out.step_gain, out.probe)
+    return tuple(x.new_empty(0) if f is None else f for f in fields)
+
+
+def _no_double_backward(ctx, *grads):
+    raise RuntimeError(
+        "spiketriton's fused neurons have no double backward; use multistep_lif_reference for second derivatives"
+    )
+
+
+neuron_backward.register_autograd(_no_double_backward)
+
+
+@torch.library.custom_op("spiketriton::norm_backward", mutates_args=())
+def norm_backward(
+    dx: torch.Tensor,
+    y: torch.Tensor,
+    mean: torch.Tensor,
+    var: torch.Tensor,
+    weight: torch.Tensor | None,
+    step_gain: torch.Tensor | None,
+    sums: torch.Tensor,
+    eps: float,
+    bn_scale: float,
+    count: float,
+) -> torch.Tensor:
+    """dL/dy of batch norm from the stored dL/dx and the channel sums: the second pass when there is a residual."""
+    if y.numel() == 0:
+        return torch.empty_like(y)
+    mean, var, weight, step_gain = (_small(p, y) for p in (mean, var, weight, step_gain))
+    return _backend(y).norm_backward(like(dx, y), y, mean, var, weight, step_gain, sums, eps, bn_scale, count)
+
+
+@norm_backward.register_fake
+def _(dx, y, mean, var, weight, step_gain, sums, eps, bn_scale, count):
+    return torch.empty_like(y)
+
+
+norm_backward.register_autograd(_no_double_backward)
+
+
+@torch.library.custom_op("spiketriton::channel_statistics", mutates_args=())
+def channel_statistics(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and biased variance of each channel (dim 2) of y [T, B, C, ...] over everything else, [C] each.
+
+    One pass, sums shifted by each channel's first element, so that a mean far above the deviation loses no digits.
+    """
+    return _backend(y).channel_statistics(y)
+
+
+@channel_statistics.register_fake
+def _(y):
+    wide = membrane_dtype(y.dtype)
+    return y.new_empty(y.shape[2], dtype=wide), y.new_empty(y.shape[2], dtype=wide)
+
+
+_TENSORS = (
+    "v_init", "residual", "spike_add", "decay", "threshold", "width", "mean", "var", "weight", "bias", "step_gain",
+)  # fmt: skip
+
+
+def _setup_context(ctx, inputs, output):
+    x, *rest = inputs
+    named = dict(zip(_TENSORS, rest[: len(_TENSORS)], strict=True))
+    probe, constants, reset, detach_reset, shape, batch_statistics, group, _, _ = rest[len(_TENSORS) :]
+    spike_add = named.pop("spike_add")
+    ctx.spike_add_dtype = None if spike_add is None else spike_add.dtype
+    ctx.options = dict(constants=constants, reset=reset, detach_reset=detach_reset, shape=shape)
+    ctx.batch_statistics, ctx.group = batch_statistics, group
+    ctx.wants_probe = probe is not None
+    ctx.names = [name for name, value in named.items() if value is not None]
+    ctx.save_for_backward(x, output[2], *(named[name] for name in ctx.names))
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, grad_s, grad_v_last, _grad_saved):
+    x, saved, *rest = ctx.saved_tensors
+    named = dict.fromkeys(_TENSORS) | dict(zip(ctx.names, rest, strict=True))
+    del named["spike_add"]
+    needs = dict(zip(("x", *_TENSORS, "probe"), ctx.needs_input_grad, strict=False))
+    grads: dict[str, torch.Tensor | None] = {}
+    if needs["spike_add"]:
+        grads["spike_add"] = grad_s
+    if grad_s is None and grad_v_last is None:
+        return (None,) * 21
+    if grad_s is None:
+        grad_s = torch.zeros_like(x)
+
+    parameters = any(needs[name] for name in ("decay", "threshold", "width"))
+    observed = dict(v_init=needs["v_init"], parameters=parameters, probe=needs["probe"])
+    batch = named["mean"] is not None and ctx.batch_statistics
+    has_norm = named["mean"] is not None
+
+    def walk(emit: Emit, sums: torch.Tensor | None = None, count: float = 1.0) -> Gradients:
+        flags = [getattr(emit, field) for field in Emit.__dataclass_fields__]
+        fields = neuron_backward(
+            grad_s, grad_v_last, x, saved, **named, **ctx.options, sums=sums, count=count, emit=flags
+        )
+        names = ("dx", "dy", "sums", "v_init", "parameters", "step_gain", "probe")
+        return Gradients(**{n: f if getattr(emit, n) else None for n, f in zip(names, fields, strict=True)})
+
+    if not has_norm:
+        out = walk(Emit(dx=True, **observed))
+        grads["x"], grads["residual"] = out.dx, out.dx if needs["residual"] else None
+    else:
+        residual = needs["residual"]
+        first = Emit(
+            dx=residual,
+            dy=needs["x"] and not batch,
+            sums=True,
+            step_gain=needs["step_gain"],
+            **observed,
+        )
+        out = walk(first)
+        grads["residual"], grads["x"] = out.dx, out.dy
+        grads["step_gain"] = out.step_gain
+        if needs["x"] and batch:
+            grads["x"] = _batch_norm_input_gradient(ctx, x, named, out, walk)
+        bn_scale = ctx.options["constants"][7]
+        grads["weight"] = out.sums[1] * bn_scale if needs["weight"] else None
+        grads["bias"] = out.sums[0] if needs["bias"] else None
+    grads["v_init"], grads["probe"] = out.v_init, out.probe
+    if parameters:
+        for name, row in zip(("decay", "threshold", "width"), out.parameters.unbind(0), strict=True):
+            if needs[name]:
+                grads[name] = row if named[name].dim() else row.sum()
+    for name in (*_TENSORS, "x"):
+        given = x if name == "x" else named.get(name)
+        if grads.get(name) is not None and given is not None:
+            grads[name] = grads[name].to(given.dtype)
+    return (grads.get("x"), *(grads.get(n) for n in _TENSORS), grads.get("probe"), *(None,) * 8)
+
+
+def _batch_norm_input_gradient(ctx, x, named, out, walk) -> torch.Tensor:
+    """The second pass: with a residual its gradient is dL/dx and is already stored, else replay once more."""
+    count = float(x.numel() // x.shape[2])
+    sums = out.sums
+    if ctx.group:
+        group = dist.distributed_c10d._resolve_process_group(ctx.group)
+        sums = sums.clone()
+        dist.all_reduce(sums, group=group)
+        count *= dist.get_world_size(group)
+    if out.dx is None:
+        return walk(Emit(dy=True), sums=sums, count=count).dy
+    constants = ctx.options["constants"]
+    return norm_backward(
+        out.dx, x, named["mean"], named["var"], named["weight"], named["step_gain"], sums,
+        eps=constants[6], bn_scale=constants[7], count=count,
+    )  # fmt: skip
+
+
+neuron_forward.register_autograd(_backward, setup_context=_setup_context)
+
+
+def fire(
+    x: torch.Tensor,
+    neuron: Neuron,
+    *,
+    v_init: torch.Tensor | None = None,
+    return_v: bool = False,
+    probe: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    spike_add: torch.Tensor | None = None,
+    norm: tuple[torch.Tensor | None, ...] = (None, None, None, None),
+    step_gain: torch.Tensor | None = None,
+    eps: float = 0.0,
+    bn_scale: float = 1.0,
+    batch_statistics: bool = False,
+    group: str = "",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run checked arguments through the operator; (spikes, last membrane or empty)."""
+    width = neuron.surrogate.width
+    tensors = [p if isinstance(p, torch.Tensor) else None for p in (neuron.decay, neuron.threshold, width)]
+    floats = [1.0 if t is not None else float(p) for t, p in zip(tensors, (neuron.decay, neuron.threshold, width), strict=True)]  # fmt: skip
+    constants = [
+        floats[0], neuron.gain, floats[1], neuron.v_reset, float(neuron.surrogate.height), floats[2], eps, bn_scale,
+    ]  # fmt: skip
+    x = dense(x)
+    learning = [x, v_init, residual, spike_add, *tensors, *norm, step_gain, probe]
+    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in learning)
+    spikes, v_last, _ = neuron_forward(
+        x, v_init, residual, spike_add, *tensors, *norm, step_gain, probe, constants,
+        neuron.reset, neuron.detach_reset, neuron.surrogate.shape, batch_statistics, group, save, return_v,
+    )  # fmt: skip
+    return spikes, v_last

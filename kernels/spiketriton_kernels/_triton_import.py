@@ -1,0 +1,31 @@
+"""The one place that imports Triton, so that machines without it (macOS, Windows) still run on PyTorch.
+
+Without Triton the kernels cannot be called (``HAVE_TRITON`` is False), but the modules that hold them import.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+try:
+    import triton
+    import triton.language as tl
+
+    HAVE_TRITON = True
+except ModuleNotFoundError as missing:
+    if missing.name != "triton":
+        raise
+
+    class _Absent:
+        """Stands where triton would: decorators pass the function through, annotations are inert."""
+
+        constexpr = Any
+
+        @staticmethod
+        def jit(function: Any = None, **_: Any) -> Any:
+            return function if function is not None else (lambda f: f)
+
+    triton = tl = _Absent()
+    HAVE_TRITON = False
+
+__all__ = ["HAVE_TRITON", "tl", "triton"]

@@ -1,0 +1,133 @@
+"""Integrate-and-fire neurons over the whole time window: ``multistep_lif`` and its definition in plain PyTorch.
+
+    h[t] = decay * v[t-1] + gain * x[t]        v[-1] = v_init, or v_reset with hard reset and 0 otherwise
+    s[t] = 1 if h[t] >= threshold else 0
+    soft: v[t] = h[t] - threshold * s[t]       hard: v[t] = v_reset if s[t] else h[t]       none: v[t] = h[t]
+
+With hard reset and v_reset != 0 the membrane leaks toward v_reset, as in SpikingJelly:
+``h = v + gain * x - (1 - decay) * (v - v_reset)``. IF is decay 1, gain 1; LIF with time constant tau is
+decay 1 - 1/tau and gain 1/tau (the input decays too) or 1.
+
+Backward is exact back-propagation through time with the surrogate g = surrogate(h - threshold) for ds/dh
+(Neftci, Mostafa & Zenke 2019; Ledinauskas et al. 2020, arXiv 2006.04436), c = dL/dv[t] carried from t + 1:
+
+    soft: dv/dh = 1 - threshold * g     hard: dv/dh = (1 - s) + (v_reset - h) * g     (without g when detach_reset)
+    dL/dh[t] = dL/ds[t] * g + c * dv/dh        dL/dx[t] = gain * dL/dh[t]        c becomes decay * dL/dh[t]
+
+The kernels save x and nothing else, and replay the membrane in registers on the way back.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ._arguments import along_channels, check_neuron, membrane_dtype
+from ._ops import fire
+from .surrogate import Surrogate, unit_primitive
+
+DEFAULT_SURROGATE = Surrogate("atan", height=1.0, width=1.0)
+
+
+def multistep_lif(
+    x: torch.Tensor,
+    decay: float | torch.Tensor = 0.5,
+    gain: float = 1.0,
+    threshold: float | torch.Tensor = 1.0,
+    reset: str = "hard",
+    v_reset: float = 0.0,
+    detach_reset: bool = True,
+    surrogate: Surrogate = DEFAULT_SURROGATE,
+    v_init: torch.Tensor | None = None,
+    return_v: bool = False,
+    *,
+    probe: torch.Tensor | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Spikes of leaky integrate-and-fire neurons over a whole time window, in one fused pass each way.
+
+    Args:
+        x: input currents [T, B, ...], float16, bfloat16, float32 or float64. Any dense layout with time outermost
+            (contiguous, channels_last) is read in place; another is copied once.
+        decay: membrane kept per step, a float or a tensor () or (C,) with C = dim 2 of x; tensors get gradients.
+        gain: scale of the input current.
+        threshold: a neuron fires where h >= threshold; a float or a tensor () or (C,), with gradient.
+        reset: "soft" (subtract the threshold), "hard" (set to v_reset) or "none".
+        v_reset: membrane after a hard reset, and where the leak pulls to.
+        detach_reset: leave the reset out of the gradient.
+        surrogate: stand-in for ds/dh; its width may be a tensor () or (C,), with gradient.
+        v_init: membrane before the first step, [B, ...] in the membrane's dtype or x's; gets a gradient.
+        return_v: also return the membrane after the last step.
+        probe: float32 [T, 8] that requires grad; its gradient receives the sums named in ``PROBE_FIELDS``.
+
+    Returns:
+        Spikes (0 or 1) in the shape, dtype and layout of x; with ``return_v`` also v[T-1], [B, ...], in float32
+        (float64 for float64 input).
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was given and what is accepted.
+        RuntimeError: on double backward, which the fused kernels do not have.
+    """
+    neuron = check_neuron(
+        x, decay, gain, threshold, reset, v_reset, detach_reset, surrogate, v_init, probe
+    )
+    spikes, v_last = fire(x, neuron, v_init=v_init, return_v=return_v, probe=probe)
+    return (spikes, v_last) if return_v else spikes
+
+
+class _WithGradientOf(torch.autograd.Function):
+    """The value of the first argument, the gradient of the second."""
+
+    @staticmethod
+    def forward(ctx, value, carrier):
+        return value.to(carrier.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None, grad
+
+
+def multistep_lif_reference(
+    x: torch.Tensor,
+    decay: float | torch.Tensor = 0.5,
+    gain: float = 1.0,
+    threshold: float | torch.Tensor = 1.0,
+    reset: str = "hard",
+    v_reset: float = 0.0,
+    detach_reset: bool = True,
+    surrogate: Surrogate = DEFAULT_SURROGATE,
+    v_init: torch.Tensor | None = None,
+    return_v: bool = False,
+    *,
+    smooth: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """The definition of ``multistep_lif``: plain PyTorch and its autograd, with the same arguments and results.
+
+    ``smooth=True`` replaces each spike by the surrogate's primitive. The result is differentiable in the ordinary
+    sense, its exact gradient is what the surrogate gradient stands for, and gradcheck holds.
+    """
+    neuron = check_neuron(x, decay, gain, threshold, reset, v_reset, detach_reset, surrogate, v_init)
+    wide = membrane_dtype(x.dtype)
+    decay = along_channels(decay, x, wide)
+    threshold = along_channels(threshold, x, wide)
+    width = along_channels(surrogate.width, x, wide)
+    v = torch.full_like(x[0], neuron.v_start, dtype=wide) if v_init is None else v_init.to(wide)
+    spikes = []
+    for x_t in x.to(wide).unbind(0):
+        if neuron.leaks_to_reset:
+            h = v + gain * x_t - (1 - decay) * (v - v_reset)
+        else:
+            h = decay * v + gain * x_t
+        relaxed = surrogate.height * width * unit_primitive(surrogate.shape, (h - threshold) / width)
+        fired = h >= threshold
+        s = relaxed if smooth else _WithGradientOf.apply(fired, relaxed)
+        s_reset = s.detach() if detach_reset else s
+        if reset == "soft":
+            v = h - threshold * s_reset
+        elif reset == "hard":
+            v = (1 - s_reset) * h + s_reset * v_reset
+            if not smooth:  # the same number, but exact, and free of 0 * inf
+                v = _WithGradientOf.apply(torch.where(fired, v_reset, h), v)
+        else:
+            v = h
+        spikes.append(s)
+    out = torch.stack(spikes).to(x.dtype)
+    return (out, v) if return_v else out

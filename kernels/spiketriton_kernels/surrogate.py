@@ -1,0 +1,201 @@
+"""Surrogate slopes: the stand-in for ds/dh in the backward pass, each written twice (torch and Triton).
+
+A surrogate is ``height * phi((h - threshold) / width)`` with ``phi(0) = 1``. Height and width are two numbers and are
+always stated apart: with unit height a wider surrogate makes gradients explode, with unit area a narrower one does,
+so a library's single "alpha" says nothing by itself (Zenke & Vogels 2021, Neural Comput. 33(4); Ledinauskas et al.
+2020, arXiv 2006.04436). The classmethods translate other libraries' parameters.
+
+===============  ==========================  =====================================
+shape            phi(z)                      Phi(z), its primitive with Phi(0) = 0
+===============  ==========================  =====================================
+fast_sigmoid     1 / (1 + |z|)^2             z / (1 + |z|)
+atan             1 / (1 + z^2)               atan(z)
+sigmoid          4 sig(z) (1 - sig(z))       2 tanh(z / 2)
+triangle         max(0, 1 - |z|)             z - z |z| / 2, constant outside |z| < 1
+rectangle        1 if |z| < 1 else 0         clamp(z, -1, 1)
+gaussian         exp(-z^2 / 2)               sqrt(pi / 2) erf(z / sqrt 2)
+===============  ==========================  =====================================
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from ._triton_import import tl, triton
+
+SHAPES = ("fast_sigmoid", "atan", "sigmoid", "triangle", "rectangle", "gaussian")
+
+REACH = 0.01
+"""A neuron is outside the surrogate's reach where phi(z) < REACH: it passes less than 1 % of the peak gradient."""
+
+
+def unit_slope(shape: str, z: torch.Tensor) -> torch.Tensor:
+    """phi(z) of the table above."""
+    if shape == "fast_sigmoid":
+        return 1 / (1 + z.abs()) ** 2
+    if shape == "atan":
+        return 1 / (1 + z * z)
+    if shape == "sigmoid":
+        e = torch.exp(-z.abs())
+        return 4 * e / (1 + e) ** 2
+    if shape == "triangle":
+        return (1 - z.abs()).clamp(min=0)
+    if shape == "rectangle":
+        return (z.abs() < 1).to(z.dtype)
+    return torch.exp(-z * z / 2)
+
+
+def unit_primitive(shape: str, z: torch.Tensor) -> torch.Tensor:
+    """Phi(z) of the table above."""
+    if shape == "fast_sigmoid":
+        return z / (1 + z.abs())
+    if shape == "atan":
+        return torch.atan(z)
+    if shape == "sigmoid":
+        return 2 * torch.tanh(z / 2)
+    if shape == "triangle":
+        inside = z.clamp(-1, 1)
+        return inside - inside * inside.abs() / 2
+    if shape == "rectangle":
+        return z.clamp(-1, 1)
+    return math.sqrt(math.pi / 2) * torch.erf(z / math.sqrt(2))
+
+
+@dataclass(frozen=True, eq=False)
+class Surrogate:
+    """The slope that stands in for the derivative of the spike.
+
+    Args:
+        shape: one of ``SHAPES``.
+        height: slope at the threshold; finite, >= 0.
+        width: scale of the membrane axis; finite, > 0. A tensor of shape ``()`` or ``(C,)`` (C is dim 2 of the
+            neuron's input) receives a gradient: that of the relaxed spike ``height * width * Phi((h - threshold) / width)``.
+
+    Raises:
+        ValueError: unknown shape, or a height or width out of range.
+    """
+
+    shape: str
+    height: float = 1.0
+    width: float | torch.Tensor = 1.0
+
+    def __post_init__(self) -> None:
+        if self.shape not in SHAPES:
+            raise ValueError(f"surrogate shape {self.shape!r} is unknown; accepted: {', '.join(SHAPES)}")
+        if isinstance(self.height, bool) or not isinstance(self.height, int | float):
+            raise TypeError(f"surrogate height must be a float, got {type(self.height).__name__}")
+        if not (math.isfinite(self.height) and self.height >= 0):
+            raise ValueError(f"surrogate height must be finite and >= 0, got {self.height}")
+        if isinstance(self.width, torch.Tensor):
+            if not self.width.is_floating_point() or self.width.dim() > 1:
+                raise ValueError(
+                    "surrogate width as a tensor must be floating point of shape () or (C,), got "
+                    f"{self.width.dtype} of shape {tuple(self.width.shape)}"
+                )
+        elif isinstance(self.width, bool) or not isinstance(self.width, int | float):
+            raise TypeError(f"surrogate width must be a float or a tensor, got {type(self.width).__name__}")
+        elif not (math.isfinite(self.width) and self.width > 0):
+            raise ValueError(f"surrogate width must be finite and > 0, got {self.width}")
+
+    def slope(self, u: torch.Tensor) -> torch.Tensor:
+        """``height * phi(u / width)`` for u = h - threshold, any shape that broadcasts with the width."""
+        return self.height * unit_slope(self.shape, u / self.width)
+
+    def primitive(self, u: torch.Tensor) -> torch.Tensor:
+        """The relaxed spike ``height * width * Phi(u / width)``, whose derivative by u is ``slope(u)``."""
+        return self.height * self.width * unit_primitive(self.shape, u / self.width)
+
+    def width_slope(self, u: torch.Tensor) -> torch.Tensor:
+        """Derivative of the relaxed spike by the width: ``height * (Phi(z) - z * phi(z))``."""
+        z = u / self.width
+        return self.height * (unit_primitive(self.shape, z) - z * unit_slope(self.shape, z))
+
+    @classmethod
+    def atan(cls, alpha: float = 2.0) -> Surrogate:
+        """ATan of SpikingJelly, snnTorch and jaxpike: ``(alpha/2) / (1 + (pi/2 alpha u)^2)``, unit area."""
+        return cls("atan", height=alpha / 2, width=2 / (math.pi * alpha))
+
+    @classmethod
+    def sigmoid(cls, alpha: float = 4.0) -> Surrogate:
+        """SpikingJelly's Sigmoid (snnTorch's sigmoid with slope alpha): ``alpha sig(alpha u) (1 - sig(alpha u))``."""
+        return cls("sigmoid", height=alpha / 4, width=1 / alpha)
+
+    @classmethod
+    def fast_sigmoid(cls, slope: float = 25.0) -> Surrogate:
+        """snnTorch's fast_sigmoid, SuperSpike: ``1 / (1 + slope |u|)^2``, unit height."""
+        return cls("fast_sigmoid", height=1.0, width=1 / slope)
+
+    @classmethod
+    def triangle(cls, gamma: float = 1.0) -> Surrogate:
+        """The triangle of TET and LSNN codes: ``max(0, gamma - |u|) / gamma^2``, unit area with half-width gamma."""
+        return cls("triangle", height=1 / gamma, width=gamma)
+
+    @classmethod
+    def rectangle(cls, a: float = 1.0) -> Surrogate:
+        """STBP's rectangle: ``1/a`` where ``|u| < a/2``, unit area with full width a."""
+        return cls("rectangle", height=1 / a, width=a / 2)
+
+    @classmethod
+    def gaussian(cls, sigma: float = 1.0) -> Surrogate:
+        """The normal density of standard deviation sigma, unit area."""
+        return cls("gaussian", height=1 / (sigma * math.sqrt(2 * math.pi)), width=sigma)
+
+
+@triton.jit
+def phi(z, SHAPE: tl.constexpr):
+    """phi(z) of the table above, in the registers' dtype (float32)."""
+    if SHAPE == "fast_sigmoid":
+        r = 1.0 / (1.0 + tl.abs(z))
+        value = r * r
+    elif SHAPE == "atan":
+        value = 1.0 / (1.0 + z * z)
+    elif SHAPE == "sigmoid":
+        e = tl.exp(-tl.abs(z))
+        r = 1.0 / (1.0 + e)
+        value = 4.0 * e * r * r
+    elif SHAPE == "triangle":
+        value = tl.maximum(1.0 - tl.abs(z), 0.0)
+    elif SHAPE == "rectangle":
+        value = tl.where(tl.abs(z) < 1.0, 1.0, 0.0)
+    else:
+        value = tl.exp(-0.5 * z * z)
+    return value
+
+
+@triton.jit
+def primitive(z, SHAPE: tl.constexpr):
+    """Phi(z) of the table above. atan and erf are not in Triton's core: written out from exp and division."""
+    if SHAPE == "fast_sigmoid":
+        value = z / (1.0 + tl.abs(z))
+    elif SHAPE == "atan":
+        value = _atan(z)
+    elif SHAPE == "sigmoid":
+        e = tl.exp(-tl.abs(z))
+        value = 2.0 * (1.0 - e) / (1.0 + e)
+        value = tl.where(z < 0.0, -value, value)
+    elif SHAPE == "triangle":
+        inside = tl.minimum(tl.maximum(z, -1.0), 1.0)
+        value = inside - 0.5 * inside * tl.abs(inside)
+    elif SHAPE == "rectangle":
+        value = tl.minimum(tl.maximum(z, -1.0), 1.0)
+    else:
+        value = 1.2533141373155003 * tl.erf(z * 0.7071067811865476)
+    return value
+
+
+@triton.jit
+def _atan(z):
+    """Arc tangent to 1e-7 (Cephes atanf): Triton's core has none, libdevice is not portable to AMD."""
+    a = tl.abs(z)
+    big = a > 2.414213562373095
+    middle = (a > 0.4142135623730950) & (a <= 2.414213562373095)
+    safe = tl.where(big, a, 1.0)
+    r = tl.where(big, -1.0 / safe, tl.where(middle, (a - 1.0) / (a + 1.0), a))
+    start = tl.where(big, 1.5707963267948966, tl.where(middle, 0.7853981633974483, 0.0))
+    q = r * r
+    poly = ((8.05374449538e-2 * q - 1.38776856032e-1) * q + 1.99777106478e-1) * q - 3.33329491539e-1
+    value = start + (poly * q * r + r)
+    return tl.where(z < 0.0, -value, value)
