@@ -5,6 +5,7 @@ Imports torch, triton, the standard library and itself: pip install it, or copy 
 
 from ._arguments import PROBE_FIELDS
 from ._backend import backend_for, use_backend
+from .bn_lif import multistep_bn_lif, multistep_bn_lif_reference
 from .lif import multistep_lif, multistep_lif_reference
 from .surrogate import REACH, SHAPES, Surrogate
 
@@ -14,6 +15,8 @@ __all__ = [
     "SHAPES",
     "Surrogate",
     "backend_for",
+    "multistep_bn_lif",
+    "multistep_bn_lif_reference",
     "multistep_lif",
     "multistep_lif_reference",
     "use_backend",
