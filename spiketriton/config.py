@@ -1,40 +1,53 @@
 """Recipes: one TOML file, read into frozen dataclasses, strictly and before any work starts.
 
-A recipe is refused in one line (`UserError`) when it holds an unknown key, a value of the wrong type
-or out of range, two keys that contradict each other, or a key that would have no effect. Types are
-exact: a string is no number and `true` is no integer; an integer stands where a number is asked.
+A recipe is refused in one line (`UserError`) when it holds an unknown key, a value of the wrong
+type or out of range, keys that contradict each other, or a key that would have no effect. Types
+are exact: a string is no number, `true` is no integer; an integer may stand for a number.
 
 `python -m spiketriton.config` prints docs/recipes.md, the page that explains every key.
 """
 
 import dataclasses
 import difflib
-import math
+import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from spiketriton.errors import UserError, run_command
 
-RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")  # either stem
-SMALL_RESNETS = ("resnet8", "resnet20", "resnet32", "resnet44", "resnet56")  # CIFAR style
-PLAIN_NETS = ("plain", "mlp")  # of any depth, without skip connections
-
-MOST = 10**9  # the largest count where a key states no other limit
+ResNet = Literal["resnet18", "resnet34", "resnet50", "resnet101"]  # either stem
+SmallResNet = Literal["resnet8", "resnet20", "resnet32", "resnet44", "resnet56"]  # CIFAR style
+PlainNet = Literal["plain", "mlp"]  # of any depth, without skip connections
 
 
-def key(
-    default: Any,
-    doc: str,
-    *,
-    low: float | None = None,
-    above: float | None = None,
-    high: float | None = None,
-    below: float | None = None,
-) -> Any:
-    """A dataclass field with its explanation and the range of its numbers (... = no default)."""
-    metadata = {"doc": doc, "low": low, "above": above, "high": high, "below": below}
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The numbers from `low` to `high`; `open` names the end that is left out."""
+
+    low: float
+    high: float
+    open: Literal["", "low", "high"] = ""
+
+    def __contains__(self, value: float) -> bool:  # never nan; huge integers compare exactly
+        low_ok = value > self.low if self.open == "low" else value >= self.low
+        return low_ok and (value < self.high if self.open == "high" else value <= self.high)
+
+    def __str__(self) -> str:
+        start, end = "above" if self.open == "low" else "from", "below " * (self.open == "high")
+        return f"{start} {_number(self.low)} to {end}{_number(self.high)}"
+
+
+COUNT = Range(1, 10**9)
+COUNT_OR_ZERO = Range(0, 10**9)
+SHARE = Range(0, 1, open="high")
+
+
+def key(default: Any, doc: str, numbers: Range | None = None) -> Any:
+    """A field with its explanation and the numbers it takes; the default ... means: required."""
+    metadata = {"doc": doc, "numbers": numbers}
     if default is ...:
         return dataclasses.field(metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -42,223 +55,195 @@ def key(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table of the recipe; checks the type and the range of each of its keys."""
+    """A table of the recipe; checks each of its keys. Raises UserError."""
 
     path: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        for dotted, spec in KEYS.items():
-            if spec.table is type(self):
-                value = spec.check(dotted, getattr(self, spec.field.name))
-                object.__setattr__(self, spec.field.name, value)
+        for field in dataclasses.fields(self):
+            dotted, value = _join(self.path, field.name), getattr(self, field.name)
+            if dotted in KEYS:
+                object.__setattr__(self, field.name, KEYS[dotted].check(dotted, value))
+            elif dotted in TABLES and not isinstance(value, TABLES[dotted]):
+                raise UserError(f"{dotted} = {value!r}: accepted: a {TABLES[dotted].__name__}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig(Table):
+    """The images."""
+
     path: ClassVar[str] = "data"
 
     name: Literal[
         "imagenette", "cifar10", "cifar100", "fashion_mnist", "imagefolder", "digits", "synthetic"
     ] = key(..., "data set; `synthetic` is random images for benchmarks")
-    root: str = key("data", "folder of the data sets (`digits` and `synthetic` need none)")
-    variant: Literal["full", "320px", "160px"] = key(
-        "320px", "size of Imagenette's archive (imagenette only)"
-    )
+    root: str = key("data", "folder of the data sets; `digits` and `synthetic` need none")
+    variant: Literal["full", "320px", "160px"] = key("320px", "Imagenette's archive by image size")
     image_size: int = key(
-        0,
-        "side of the square images that the network sees; 0: the data set's own",
-        high=4096,
-        low=0,
+        0, "side of the images that the network sees; 0: the data set's", COUNT_OR_ZERO
     )
     augment: Literal["none", "standard", "strong"] = key(
-        "standard", "random crops and flips, or more, of the training images"
+        "standard", "random changes of the training images: none, crops and flips, or more"
     )
-    download: bool = key(True, "fetch missing data; false: a missing archive is an error")
+    download: bool = key(True, "fetch missing data; false: missing data is an error")
     workers: int | Literal["auto"] = key(
-        "auto", "processes that load images; 0 loads in the training process", low=0, high=1024
+        "auto", "processes that load images; 0: the training process does", Range(0, 1024)
     )
     train_images: int = key(
-        0, "train on a fixed subset of this many images; 0: all", low=0, high=MOST
+        0, "train on a fixed subset of so many images; 0: on all", COUNT_OR_ZERO
     )
-    test_images: int = key(
-        0, "test on a fixed subset of this many images; 0: all", low=0, high=MOST
-    )
-    classes: int = key(10, "number of classes (synthetic only)", low=2, high=1_000_000)
+    test_images: int = key(0, "test on a fixed subset of so many images; 0: on all", COUNT_OR_ZERO)
+    classes: int = key(10, "number of classes of `synthetic`", Range(2, 1_000_000))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(Table):
+    """The network around the neurons."""
+
     path: ClassVar[str] = "model"
 
-    name: Literal[
-        "resnet18",
-        "resnet34",
-        "resnet50",
-        "resnet101",
-        "resnet8",
-        "resnet20",
-        "resnet32",
-        "resnet44",
-        "resnet56",
-        "plain",
-        "mlp",
-    ] = key(
-        ...,
-        "architecture; `plain` (convolutions) and `mlp` (fully connected) have no skip connections",
+    name: Literal[ResNet, SmallResNet, PlainNet] = key(
+        ..., "architecture; `plain` (convolutions) and `mlp` (fully connected) have no skips"
     )
     block: Literal["plain", "sew", "ms"] = key(
         "plain",
-        "residual block: `plain` neuron(BN(conv) + shortcut), `sew` SEW-ResNet with ADD, "
-        "`ms` MS-ResNet; nets without skip connections accept `plain` only",
+        "residual block: neuron(BN(conv) + shortcut), SEW-ResNet with ADD, or MS-ResNet; "
+        "only `plain` for nets without skips",
     )
     stem: Literal["auto", "imagenet", "cifar"] = key(
-        "auto",
-        "first layers (resnet18 to resnet101 only): 7x7 stride 2 and a pool, or 3x3; "
-        "`auto` decides by the image size",
+        "auto", "start of resnet18 to 101: 7x7 and a pool, or 3x3; `auto` goes by the image size"
     )
     norm: Literal["bn", "tdbn", "tebn", "none"] = key(
         "bn",
-        "normalisation of the input currents: batch norm with statistics over time and batch, "
-        "tdBN's scale by the threshold, TEBN's gain per time step (plain `bn` when neuron.kind "
-        "is `relu`, which has no steps), or none",
+        "of the input currents: batch norm with statistics over time and batch, tdBN (scaled by "
+        "the threshold), TEBN (a gain per time step; the ANN twin has plain `bn`), or none",
     )
-    depth: int = key(20, "layers with weights (plain and mlp only)", low=1, high=10_000)
+    depth: int = key(20, "layers with weights of `plain` and `mlp`", Range(1, 10_000))
     width: int = key(
         0,
-        "channels of the first stage, or features of mlp; 0: the architecture's own, "
-        "64 for resnet18 to resnet101, 16 for the smaller ones and plain, 128 for mlp",
-        low=0,
-        high=65_536,
+        "channels of the first stage, features of `mlp`; 0: the architecture's own (64 for "
+        "resnet18 to 101, 16 for the smaller ones and `plain`, 128 for `mlp`)",
+        Range(0, 65_536),
     )
-    fused: bool = key(True, "norm, shortcut and neuron in one kernel; false: one after the other")
+    fused: bool = key(True, "norm, shortcut and neuron in one kernel; false: one by one")
     memory: Literal["standard", "packed"] = key(
-        "standard",
-        "`packed` keeps spikes at 1 bit between forward and backward, with the same gradients "
-        "(no effect when neuron.kind is `relu`)",
+        "standard", "`packed` keeps spikes at 1 bit until backward: same gradients, less memory"
     )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SurrogateConfig(Table):
+    """What stands in for ds/dh in backward. Height and width are two numbers, apart."""
+
     path: ClassVar[str] = "neuron.surrogate"
 
     shape: Literal["fast_sigmoid", "atan", "sigmoid", "triangle", "rectangle", "gaussian"] = key(
-        "atan", "phi in height * phi((h - threshold) / width), with phi(0) = 1"
+        "atan", "phi in height * phi((h - threshold) / width), where phi(0) = 1"
     )
-    height: float = key(1.0, "the surrogate at the threshold", above=0, high=1e6)
+    height: float = key(1.0, "the surrogate at the threshold", Range(0, 1e6, open="low"))
     width: float | Literal["auto", "auto_per_layer"] = key(
         1.0,
-        "its extent in units of the membrane; `auto` calibrates one width on a few batches "
-        "before training, `auto_per_layer` one for each layer",
-        low=1e-6,
-        high=1e6,
+        "its reach, in units of the membrane; calibrated on a few batches before training: "
+        "`auto` one width, `auto_per_layer` one for each layer",
+        Range(1e-6, 1e6),
     )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NeuronConfig(Table):
+    """The neuron of every layer."""
+
     path: ClassVar[str] = "neuron"
 
     kind: Literal["if", "lif", "plif", "relu"] = key(
-        "lif",
-        "integrate-and-fire, leaky, leaky with a learnable leak; `relu` is the ANN twin: the same "
-        "network without time, all other neuron keys then have no effect",
+        "lif", "integrate-and-fire, with a leak, with a learnable leak; `relu` is the ANN twin"
     )
-    tau: float = key(
-        2.0, "time constant in steps, the leak is 1 - 1/tau (lif and plif)", low=1, high=1e6
-    )
-    decay_input: bool = key(False, "multiply the input current by 1/tau (lif and plif)")
-    v_threshold: float = key(1.0, "membrane potential at which it fires", above=0, high=1e6)
+    tau: float = key(2.0, "time constant in steps of lif and plif: 1 - 1/tau stays", Range(1, 1e6))
+    decay_input: bool = key(False, "multiply the input current of lif and plif by 1/tau")
+    v_threshold: float = key(1.0, "membrane potential at which it fires", Range(0, 1e6, open="low"))
     reset: Literal["hard", "soft", "none"] = key(
         "hard", "after a spike: to v_reset, down by v_threshold, or not at all"
     )
     v_reset: float = key(
-        0.0,
-        "potential after a hard reset, below v_threshold (0 with any other reset)",
-        low=-1e6,
-        high=1e6,
+        0.0, "where a hard reset goes, below v_threshold; else 0", Range(-1e6, 1e6)
     )
-    detach_reset: bool = key(True, "no gradient through the reset (hard and soft)")
+    detach_reset: bool = key(True, "no gradient through the hard or soft reset")
     surrogate: SurrogateConfig = dataclasses.field(default_factory=SurrogateConfig)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig(Table):
+    """What is minimised."""
+
     path: ClassVar[str] = "loss"
 
     kind: Literal["cross_entropy", "tet"] = key(
-        "cross_entropy", "of the currents' mean over time, or TET: the mean of each step's loss"
+        "cross_entropy", "of the mean current over time, or TET: the mean of the steps' losses"
     )
-    label_smoothing: float = key(0.0, "probability spread over all classes", low=0, below=1)
-    tet_lambda: float = key(
-        0.05, "weight of TET's pull of all currents towards 1 (tet only)", low=0, high=1
-    )
+    label_smoothing: float = key(0.0, "probability spread over all classes", SHARE)
+    tet_lambda: float = key(0.05, "weight of TET's pull of each current to 1", Range(0, 1))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig(Table):
+    """How it is minimised, and on what."""
+
     path: ClassVar[str] = "train"
 
-    epochs: int = key(1, "passes over the training images", low=1, high=1_000_000)
-    batch_size: int = key(
-        64, "images of one optimizer step, over all devices and micro-batches", low=1, high=MOST
-    )
-    accumulate: int = key(
-        1, "micro-batches of one optimizer step; must divide batch_size", low=1, high=MOST
-    )
-    max_steps: int = key(0, "end after this many optimizer steps; 0: no limit", low=0, high=MOST)
-    optimizer: Literal["sgd", "adamw"] = key(
-        "adamw", "weight decay reaches matrices and kernels only, in both"
-    )
-    lr: float = key(1e-3, "peak learning rate", above=0, high=1e3)
-    weight_decay: float = key(0.0, "L2 (sgd) or decoupled (adamw) decay", low=0, high=1e3)
-    momentum: float = key(0.9, "momentum (sgd only)", low=0, below=1)
-    nesterov: bool = key(False, "Nesterov's momentum (sgd only)")
+    epochs: int = key(1, "passes over the training images", COUNT)
+    batch_size: int = key(64, "images of one optimizer step, over all devices", COUNT)
+    accumulate: int = key(1, "micro-batches of one step, a divisor of batch_size", COUNT)
+    max_steps: int = key(0, "end after so many optimizer steps; 0: no limit", COUNT_OR_ZERO)
+    optimizer: Literal["sgd", "adamw"] = key("adamw", "torch's; biases and norms do not decay")
+    lr: float = key(1e-3, "peak learning rate", Range(0, 1e3, open="low"))
+    weight_decay: float = key(0.0, "L2 of sgd, decoupled in adamw", Range(0, 1e3))
+    momentum: float = key(0.9, "of sgd", SHARE)
+    nesterov: bool = key(False, "Nesterov's momentum in sgd")
     schedule: Literal["one_cycle", "cosine", "constant"] = key(
-        "one_cycle",
-        "of the learning rate: cosine up from lr/25 and down to 0; linear up and cosine down; "
-        "linear up and level",
+        "one_cycle", "cosine up and down; linear up, cosine down; linear up, level"
     )
-    warmup: float = key(0.1, "share of all steps in which the rate rises", low=0, below=1)
-    clip_grad_norm: float = key(
-        0.0, "largest norm of the gradient; 0: not clipped", low=0, high=1e9
-    )
+    warmup: float = key(0.1, "share of all steps in which the learning rate rises", SHARE)
+    clip_grad_norm: float = key(0.0, "largest norm of the gradient; 0: not clipped", COUNT_OR_ZERO)
     precision: Literal["fp32", "bf16", "fp16"] = key(
-        "fp32", "arithmetic of convolutions (autocast); membranes and weights stay fp32"
+        "fp32", "of convolutions and activations (autocast); membranes and weights stay fp32"
     )
     channels_last: bool = key(True, "memory layout of images and activations")
     compile: bool = key(False, "torch.compile the model")
     device: Literal["auto", "cpu", "cuda"] = key("auto", "`auto`: a GPU when there is one")
-    threads: int = key(0, "CPU threads of one operation; 0: torch's choice", low=0, high=4096)
-    log_every: int = key(10, "steps between rows of metrics.jsonl", low=1, high=MOST)
-    eval_every: int = key(1, "epochs between evaluations; the last is always one", low=1, high=MOST)
+    threads: int = key(0, "CPU threads of one operation; 0: torch's choice", Range(0, 4096))
+    log_every: int = key(10, "steps between rows of metrics.jsonl", COUNT)
+    eval_every: int = key(1, "epochs between evaluations", COUNT)
     deterministic: bool = key(False, "only algorithms that give the same bits in every run")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MonitorConfig(Table):
+    """The gradient monitor."""
+
     path: ClassVar[str] = "monitor"
 
     enabled: bool = key(True, "record gradient norms by layer and time step")
-    every: int = key(0, "steps between measurements; 0: on each logged step", low=0, high=MOST)
+    every: int = key(0, "steps between measurements; 0: on each logged step", COUNT_OR_ZERO)
     tensorboard: bool = key(False, "write TensorBoard event files too")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig(Table):
+    """What is saved on the way."""
+
     path: ClassVar[str] = "checkpoint"
 
-    every: int = key(0, "steps between checkpoints; 0: at the end of each epoch", low=0, high=MOST)
-    keep: int = key(1, "number of last checkpoints kept, beside the best", low=1, high=MOST)
+    every: int = key(0, "steps between checkpoints; 0: at the end of each epoch", COUNT_OR_ZERO)
+    keep: int = key(1, "how many of the last checkpoints stay, beside the best", COUNT)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe(Table):
-    """A whole run. `name` is the file's stem and no key; equal recipes compare and hash equal."""
+    """A whole run. `name` is the file's stem and no key. Equal recipes compare and hash equal."""
 
     name: str
-    seed: int = key(0, "of weights, order and augmentation", low=0, high=2**63 - 1)
-    time_steps: int = key(4, "T, how many steps an image is shown", low=1, high=65_536)
+    seed: int = key(0, "of weights, order and augmentation", Range(0, 2**63 - 1))
+    time_steps: int = key(4, "T, how many steps an image is shown", Range(1, 65_536))
     data: DataConfig
     model: ModelConfig
     neuron: NeuronConfig = dataclasses.field(default_factory=NeuronConfig)
@@ -279,7 +264,8 @@ class Recipe(Table):
             raise UserError(message)
 
 
-# --- keys --------------------------------------------------------------------------------------
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,11 +294,8 @@ class Spec:
         elif self.base is str:
             parts.append("a string that is not empty")
         elif self.base is not None:
-            limit = self.field.metadata
             noun = "an integer" if self.base is int else "a number"
-            start = f"from {limit['low']}" if limit["above"] is None else f"above {limit['above']}"
-            end = f"to {limit['high']}" if limit["below"] is None else f"to below {limit['below']}"
-            parts.append(f"{noun} {start} {end}")
+            parts.append(f"{noun} {self.field.metadata['numbers']}")
         if self.words:
             parts.append(", ".join(f'"{word}"' for word in self.words))
         return " or ".join(parts)
@@ -324,21 +307,15 @@ class Spec:
         elif self.base in (int, float):
             # Python counts booleans as integers, a recipe does not
             numeric = type(value) is int or (self.base is float and type(value) is float)
-            good = numeric and self._in_range(value)
+            good = numeric and value in self.field.metadata["numbers"]
         else:
             good = self.base is bool and type(value) is bool
         if not good:
-            near = difflib.get_close_matches(_short(value), self.words, n=1)
-            tip = f'did you mean "{near[0]}"? ' if isinstance(value, str) and near else ""
+            word = _short(value) if isinstance(value, str) else ""
+            near = difflib.get_close_matches(word, self.words, n=1)
+            tip = f'did you mean "{near[0]}"? ' if near else ""
             raise UserError(f"{dotted} = {_shown(value)}: {tip}accepted: {self.accepted}")
         return float(value) if self.base is float and type(value) is int else value
-
-    def _in_range(self, value: float) -> bool:
-        # comparisons are exact between int and float, and false for nan
-        limit = self.field.metadata
-        low_ok = value > limit["above"] if limit["low"] is None else value >= limit["low"]
-        high_ok = value < limit["below"] if limit["high"] is None else value <= limit["high"]
-        return low_ok and high_ok
 
 
 def _specs(table: type[Table]) -> Iterator[tuple[str, Spec]]:
@@ -349,11 +326,9 @@ def _specs(table: type[Table]) -> Iterator[tuple[str, Spec]]:
             choices = [hint] if get_origin(hint) is Literal else get_args(hint)
             words = tuple(w for c in choices if get_origin(c) is Literal for w in get_args(c))
             bases = [t for t in (hint, *get_args(hint)) if t in (bool, int, float, str)]
-            dotted = f"{table.path}.{field.name}".lstrip(".")
+            dotted = _join(table.path, field.name)
             yield dotted, Spec(table, field, bases[0] if bases else None, words)
-    for field in dataclasses.fields(
-        table
-    ):  # keys of a table stand before its subtables, as in TOML
+    for field in dataclasses.fields(table):  # subtables follow the keys, as TOML asks
         if isinstance(hints[field.name], type) and issubclass(hints[field.name], Table):
             yield from _specs(hints[field.name])
 
@@ -372,6 +347,11 @@ def _short(value: Any, limit: int = 80) -> str:
         return f"an integer of {value.bit_length()} bits"
     text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def _number(value: float) -> str:
+    """A limit as a person writes it: 1000, 1e6, 1e-6."""
+    return str(value) if isinstance(value, int) else re.sub(r"e\+?(-?)0*", r"e\1", f"{value:g}")
 
 
 def _shown(value: Any) -> str:
@@ -402,9 +382,6 @@ def _quoted(text: str) -> str:
     return '"' + "".join(map(escaped, text)) + '"'
 
 
-# --- keys against each other ---------------------------------------------------------------------
-
-
 def _idle(values: Mapping[str, Any]) -> dict[str, str]:
     """The keys that have no effect in this recipe, each with the reason.
 
@@ -414,8 +391,8 @@ def _idle(values: Mapping[str, Any]) -> dict[str, str]:
     rules = [
         (["data.variant"], "data.name", ("imagenette",)),
         (["data.classes"], "data.name", ("synthetic",)),
-        (["model.stem"], "model.name", RESNETS),
-        (["model.depth"], "model.name", PLAIN_NETS),
+        (["model.stem"], "model.name", get_args(ResNet)),
+        (["model.depth"], "model.name", get_args(PlainNet)),
         (["neuron.tau", "neuron.decay_input"], "neuron.kind", ("lif", "plif", "relu")),
         (["neuron.detach_reset"], "neuron.reset", ("hard", "soft")),
         (["loss.tet_lambda"], "loss.kind", ("tet",)),
@@ -439,7 +416,7 @@ def _no_effect(dotted: str, value: Any, reason: str) -> str:
 
 def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
     name, block = values["model.name"], values["model.block"]
-    if name in PLAIN_NETS and block != "plain":
+    if name in get_args(PlainNet) and block != "plain":
         yield (
             f'model.block = "{block}" needs skip connections, which model.name = "{name}" lacks; '
             'accepted with it: "plain"'
@@ -458,9 +435,6 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
             f"neuron.v_reset = {reset} would fire again at once; "
             f"accepted: a number below neuron.v_threshold = {threshold}"
         )
-
-
-# --- reading -------------------------------------------------------------------------------------
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -505,21 +479,22 @@ def to_toml(recipe: Recipe) -> str:
 
 
 def _read(path: Path) -> str:
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; accepted: a recipe file (TOML)")
-    if not path.is_file():
-        there = sorted(p.name for p in path.parent.glob("*.toml"))
-        near = difflib.get_close_matches(path.name, there, n=1) or (
-            difflib.get_close_matches(f"{path.name}.toml", there, n=1)
-        )
-        tip = f"; did you mean {path.parent / near[0]}?" if near else ""
-        raise UserError(f"{path}: no such recipe file{tip}")
     try:
-        return path.read_bytes().decode("utf-8-sig")  # some editors of Windows write a mark first
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; accepted: a recipe file (TOML)")
+        if not path.is_file():
+            raise UserError(f"{path}: no such recipe file{_near_file(path)}")
+        return path.read_bytes().decode("utf-8-sig")  # some editors write a byte order mark first
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 at byte {error.start}; TOML files are UTF-8") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _near_file(path: Path) -> str:
+    there = {p.stem: p for p in sorted(path.parent.glob("*.toml"))}
+    near = difflib.get_close_matches(path.stem, there, n=1)
+    return f"; did you mean {there[near[0]]}?" if near else ""
 
 
 def _parse(text: str) -> dict[str, Any]:
@@ -533,10 +508,12 @@ def _parse(text: str) -> dict[str, Any]:
 
 def _flatten(table: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
     for name, value in table.items():
-        dotted = f"{path}.{name}".lstrip(".") if path or name else name
+        dotted = _join(path, name)
+        if not name or "." in name:  # TOML allows such names in quotes
+            raise UserError(_unknown(dotted, is_table=isinstance(value, Mapping)))
         if dotted in KEYS:
             yield dotted, KEYS[dotted].check(dotted, value)
-        elif dotted not in TABLES or not dotted:
+        elif dotted not in TABLES:
             raise UserError(_unknown(dotted, is_table=isinstance(value, Mapping)))
         elif isinstance(value, Mapping):
             yield from _flatten(value, dotted)
@@ -579,11 +556,8 @@ def _parse_value(text: str, spec: Spec) -> Any:
     except (ValueError, RecursionError):
         return text
     value = document["value"]
-    takes_text = spec.base is str or (spec.base is None and not isinstance(value, str))
-    return text if len(document) > 1 or (takes_text and not isinstance(value, str)) else value
-
-
-# --- building ------------------------------------------------------------------------------------
+    bare = spec.base in (str, None) and not isinstance(value, str)  # data.root=2024
+    return text if bare or len(document) > 1 else value
 
 
 def _assemble(
@@ -609,7 +583,7 @@ def _assemble(
 def _build(table: type[Table], values: Mapping[str, Any], **extra: Any) -> Any:
     hints = get_type_hints(table)
     for field in dataclasses.fields(table):
-        dotted = f"{table.path}.{field.name}".lstrip(".")
+        dotted = _join(table.path, field.name)
         if dotted in values:
             extra[field.name] = values[dotted]
         elif field.name not in extra:
@@ -617,18 +591,8 @@ def _build(table: type[Table], values: Mapping[str, Any], **extra: Any) -> Any:
     return table(**extra)
 
 
-def _flat(table: Table) -> dict[str, Any]:
-    values = {dotted: None for dotted in KEYS}  # in the order of KEYS
-    pending = [table]
-    while pending:
-        current = pending.pop()
-        for field in dataclasses.fields(current):
-            value = getattr(current, field.name)
-            if isinstance(value, Table):
-                pending.append(value)
-            elif "doc" in field.metadata:
-                values[f"{current.path}.{field.name}".lstrip(".")] = value
-    return values
+def _flat(recipe: Recipe) -> dict[str, Any]:
+    return {dotted: attrgetter(dotted)(recipe) for dotted in KEYS}
 
 
 def _effective(recipe: Recipe) -> dict[str, Any]:
@@ -636,3 +600,50 @@ def _effective(recipe: Recipe) -> dict[str, Any]:
     values = _flat(recipe)
     idle = _idle(values)
     return {dotted: value for dotted, value in values.items() if dotted not in idle}
+
+
+INTRODUCTION = """# Recipes
+
+One TOML file describes one run: `python -m spiketriton.train RECIPE [key=value ...]`.
+
+* Only `data.name` and `model.name` must be given; every other key has a default.
+* `key=value` on the command line overrides the file: `train.epochs=1 data.root=/data`. Values are
+  TOML; the quotes of a string may be left out. The last override of a key wins.
+* A recipe is checked before any work starts. An unknown key, a wrong type, a value out of range,
+  keys that contradict each other, or a key without effect end the command with one line and exit
+  code 2. Types are exact: a string is no number, `true` is no integer; `1` may stand for `1.0`.
+* A key of the file that an override leaves without effect falls back to its default:
+  `train.optimizer=adamw` drops the `train.momentum` of the file.
+* `neuron.kind=relu` turns every recipe into its ANN twin: the same network without time. Nothing
+  else has to change; `time_steps`, the other keys of `[neuron]`, `model.memory` and the spiking
+  part of `model.norm` (then plain batch norm) stay in the file and have no effect.
+* The resolved recipe, with every key that has an effect, is saved in the run folder: `recipe.toml`.
+
+This page is printed by `python -m spiketriton.config`.
+"""
+
+
+def markdown() -> str:
+    """docs/recipes.md: every key with its default, what is accepted and what it means."""
+    lines = [INTRODUCTION]
+    for path, table in TABLES.items():
+        lines += [f"## `[{path}]`" if path else "## Top level", ""]
+        lines += ["| key | default | accepted | meaning |", "| --- | --- | --- | --- |"]
+        for dotted, spec in KEYS.items():
+            if spec.table is table:
+                default = "must be given" if spec.required else f"`{_shown(spec.default)}`"
+                accepted = re.sub(r'("\w+")', r"`\1`", spec.accepted)
+                doc = spec.field.metadata["doc"]
+                lines.append(f"| `{dotted}` | {default} | {accepted} | {doc} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> None:
+    if argv:
+        raise UserError(f"unknown argument {argv[0]!r}; accepted: none, it prints docs/recipes.md")
+    print(markdown(), end="")
+
+
+if __name__ == "__main__":
+    run_command(main)

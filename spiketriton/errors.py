@@ -1,7 +1,7 @@
 """The user's mistakes and the exit codes: what every command of spiketriton says when it ends.
 
 0 done, 2 the user's mistake (one clear line on stderr, no traceback), 130 / 143 interrupted (by
-SIGINT, SIGTERM), 1 anything else with its traceback: that mistake is ours, the traceback the report.
+SIGINT, SIGTERM), 1 anything else, with its traceback: that mistake is ours.
 """
 
 import sys
@@ -20,7 +20,7 @@ class UserError(Exception):
 
 
 def one_line(message: object) -> str:
-    """`message` without line breaks of any kind: each becomes a space, with the blanks around it."""
+    """`message` without line breaks of any kind: each becomes a space, with blanks around it."""
     return " ".join(line.strip() for line in str(message).splitlines() if line.strip())
 
 
