@@ -1,2 +1,250 @@
+"""The CPU backend: native.cpp, compiled once per machine by the system's C++ compiler and called through ctypes.
+
+One compile of a few seconds serves every size, window, option and dtype, and is kept in the user's cache folder
+(``SPIKETRITON_CACHE``, else ``$XDG_CACHE_HOME/spiketriton`` or ``~/.cache/spiketriton``). Without a compiler the
+caller falls back to eager PyTorch, and the log says so once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from ._arguments import membrane_dtype
+from ._backend import log, say_once
+from ._cell import Cell, Emit, Gradients
+from ._layout import channel_axis
+from .surrogate import SHAPES
+
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+_RESETS = {"soft": 0, "hard": 1, "none": 2}
+_FORWARD, _BACKWARD, _NORM_BACKWARD, _STATISTICS = range(4)
+_SOURCE = Path(__file__).with_name("native.cpp")
+_FLAGS = ("-O3", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+# Tried in turn: the machine's own vector units and threads, then less.
+_EXTRAS = (
+    ("-march=native", "-fopenmp"),
+    ("-mcpu=native", "-fopenmp"),
+    ("-fopenmp",),
+    ("-march=native",),
+    (),
+)
+
+_INTS64 = ("steps", "neurons", "channels", "inner", "decay_size", "threshold_size", "width_size", "parameter_size")
+_INTS32 = ("dtype", "reset", "detach_reset", "leaks_to_reset", "shape", "threads")
+_DOUBLES = ("decay", "gain", "threshold", "v_reset", "v_start", "height", "width", "eps", "bn_scale", "count")
+_POINTERS = (
+    "x", "v_init", "residual", "spike_add", "grad_s", "grad_v_last",
+    "decay_p", "threshold_p", "width_p",
+    "mean", "var", "weight", "bias", "step_gain", "sums",
+    "spikes", "v_last", "dx", "dy", "out_sums", "out_v_init", "out_parameters", "out_step_gain",
+    "probe",
+)  # fmt: skip
+
+
+class _Call(ctypes.Structure):
+    """native.cpp's Call, field by field."""
+
+    _fields_ = (
+        [(n, ctypes.c_int64) for n in _INTS64]
+        + [(n, ctypes.c_int32) for n in _INTS32]
+        + [(n, ctypes.c_double) for n in _DOUBLES]
+        + [(n, ctypes.c_void_p) for n in _POINTERS]
+    )
+
+
+class CompilerError(RuntimeError):
+    """No C++ compiler, or none that takes native.cpp."""
+
+
+def _cache_folder() -> Path:
+    if "SPIKETRITON_CACHE" in os.environ:
+        return Path(os.environ["SPIKETRITON_CACHE"])
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "spiketriton"
+
+
+def _compiler() -> str:
+    named = os.environ.get("CXX")
+    for candidate in [named] if named else ["c++", "g++", "clang++"]:
+        found = shutil.which(candidate)
+        if found:
+            return found
+    raise CompilerError(
+        f"the C++ compiler CXX={named!r} was not found" if named else "no C++ compiler found (c++, g++, clang++)"
+    )
+
+
+def _machine() -> str:
+    """What -march=native depends on: the processor's model and its features."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() + platform.machine()
+    return "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+
+
+def _build() -> Path:
+    compiler = _compiler()
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    key = "\n".join([_SOURCE.read_text(), version, _machine(), repr((_FLAGS, _EXTRAS))])
+    folder = _cache_folder()
+    target = folder / f"native-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    if target.exists():
+        return target
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = tempfile.NamedTemporaryFile(dir=folder)  # noqa: SIM115 - only to learn whether the folder is writable
+        probe.close()
+    except OSError:
+        folder = Path(tempfile.mkdtemp(prefix="spiketriton-"))
+        target = folder / target.name
+    errors = ""
+    started = time.perf_counter()
+    for extra in _EXTRAS:
+        part = folder / f"{target.stem}.{os.getpid()}.part"
+        command = [compiler, *_FLAGS, *extra, str(_SOURCE), "-o", str(part)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            os.replace(part, target)  # two processes may build at once; the last one wins with the same content
+            log.info("compiled the CPU kernels in %.1f s: %s", time.perf_counter() - started, target)
+            return target
+        errors = errors or done.stderr
+        part.unlink(missing_ok=True)
+    raise CompilerError(f"{compiler} cannot compile {_SOURCE.name}: {errors.strip().splitlines()[:3]}")
+
+
+@functools.cache
+def _load() -> ctypes.CDLL | CompilerError:
+    try:
+        # torch's own OpenMP runtime is already loaded globally, so the library joins its thread pool.
+        loaded = ctypes.CDLL(str(_build()))
+    except CompilerError as error:
+        return error
+    except OSError as error:
+        return CompilerError(f"the compiled CPU kernels do not load: {error}")
+    loaded.spiketriton_run.argtypes = [ctypes.POINTER(_Call), ctypes.c_int]
+    if loaded.spiketriton_call_size() != ctypes.sizeof(_Call):
+        raise AssertionError("native.cpp and _native.py disagree on Call")
+    return loaded
+
+
+def library() -> ctypes.CDLL:
+    """The compiled kernels; raises CompilerError with the reason when there are none."""
+    loaded = _load()
+    if isinstance(loaded, CompilerError):
+        raise loaded
+    return loaded
+
+
 def available() -> bool:
-    return False
+    """Whether the CPU kernels compiled here; says once in the log which path CPU tensors take, and why."""
+    loaded = _load()
+    if isinstance(loaded, CompilerError):
+        say_once(f"spiketriton kernels on cpu: eager PyTorch, several times slower, because {loaded}")
+        return False
+    say_once("spiketriton kernels on cpu: compiled C++")
+    return True
+
+
+def _run(pass_: int, x: torch.Tensor, cell: Cell | None = None, **fields: object) -> None:
+    channels, inner = channel_axis(x)
+    call = _Call(
+        steps=x.shape[0],
+        neurons=x[0].numel(),
+        channels=channels,
+        inner=inner,
+        dtype=_DTYPES[x.dtype],
+        threads=torch.get_num_threads(),
+        x=x.data_ptr(),
+    )
+    if cell is not None:
+        call.reset, call.shape = _RESETS[cell.reset], SHAPES.index(cell.shape)
+        call.detach_reset, call.leaks_to_reset = cell.detach_reset, cell.leaks_to_reset
+        for name in ("gain", "v_reset", "v_start", "height", "eps", "bn_scale"):
+            setattr(call, name, getattr(cell, name))
+        call.parameter_size = max(p.numel() if isinstance(p, torch.Tensor) else 1 for p in cell.parameters)
+        for name, value in zip(("decay", "threshold", "width"), cell.parameters, strict=True):
+            if isinstance(value, torch.Tensor):
+                setattr(call, f"{name}_p", value.data_ptr())
+                setattr(call, f"{name}_size", value.numel())
+            else:
+                setattr(call, name, value)
+        for name in ("mean", "var", "weight", "bias", "step_gain"):
+            fields.setdefault(name, getattr(cell, name))
+    for name, value in fields.items():
+        if isinstance(value, torch.Tensor):
+            setattr(call, name, value.data_ptr())
+        elif value is not None:
+            setattr(call, name, value)
+    if library().spiketriton_run(ctypes.byref(call), pass_):
+        raise RuntimeError(f"the compiler of the CPU kernels does not know {x.dtype}; use float32 or bfloat16")
+
+
+def _wide(value: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:
+    return None if value is None else value.to(membrane_dtype(x.dtype))
+
+
+def forward(
+    x: torch.Tensor,
+    v_init: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    spike_add: torch.Tensor | None,
+    cell: Cell,
+    spikes: torch.Tensor,
+    v_last: torch.Tensor | None,
+    saved: torch.Tensor,
+) -> None:
+    """Fill spikes and v_last. ``saved`` stays empty: a block of neurons replays its whole window from cache."""
+    v_init = _wide(v_init, x)
+    _run(_FORWARD, x, cell, v_init=v_init, residual=residual, spike_add=spike_add, spikes=spikes, v_last=v_last)
+
+
+def backward(
+    grad_s: torch.Tensor,
+    grad_v_last: torch.Tensor | None,
+    x: torch.Tensor,
+    saved: torch.Tensor,
+    v_init: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    cell: Cell,
+    emit: Emit,
+    sums: torch.Tensor | None,
+    count: float,
+    out: Gradients,
+) -> None:
+    """Fill what ``out`` holds tensors for."""
+    v_init, grad_v_last = _wide(v_init, x), _wide(grad_v_last, x)
+    _run(
+        _BACKWARD, x, cell,
+        grad_s=grad_s, grad_v_last=grad_v_last, v_init=v_init, residual=residual, sums=sums, count=count,
+        dx=out.dx, dy=out.dy, out_sums=out.sums, out_v_init=out.v_init, out_parameters=out.parameters,
+        out_step_gain=out.step_gain, probe=out.probe,
+    )  # fmt: skip
+
+
+def norm_backward(dx, y, mean, var, weight, step_gain, sums, eps, bn_scale, count) -> torch.Tensor:
+    """dL/dy of batch norm from dL/dx and the channel sums."""
+    dy = torch.empty_like(y)
+    _run(
+        _NORM_BACKWARD, y, grad_s=dx, mean=mean, var=var, weight=weight, step_gain=step_gain, sums=sums,
+        eps=eps, bn_scale=bn_scale, count=count, dy=dy,
+    )  # fmt: skip
+    return dy
+
+
+def channel_statistics(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and biased variance of each channel, [C] each."""
+    mean, var = (y.new_empty(y.shape[2], dtype=membrane_dtype(y.dtype)) for _ in range(2))
+    _run(_STATISTICS, y, dx=mean, dy=var)
+    return mean, var
