@@ -292,7 +292,7 @@ class Spec:
         if self.base is bool:
             parts.append("true or false")
         elif self.base is str:
-            parts.append("a string that is not empty")
+            parts.append("text that is not empty and has no NUL")
         elif self.base is not None:
             noun = "an integer" if self.base is int else "a number"
             parts.append(f"{noun} {self.field.metadata['numbers']}")
@@ -502,15 +502,16 @@ def _parse(text: str) -> dict[str, Any]:
     try:
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: Python's limit on long integers
-        raise UserError(f"invalid TOML: {error}") from None
+        end = f"at the end, line {len(text.splitlines())}"
+        reason = str(error).replace("at end of document", end)
+        raise UserError(f"invalid TOML: {reason}") from None
     return dict(_flatten(document, ""))
 
 
 def _flatten(table: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
     for name, value in table.items():
-        dotted = _join(path, name)
-        if not name or "." in name:  # TOML allows such names in quotes
-            raise UserError(_unknown(dotted, is_table=isinstance(value, Mapping)))
+        bare = re.fullmatch(r"[A-Za-z0-9_-]+", name)  # TOML allows any name in quotes
+        dotted = _join(path, name if bare else _quoted(name))
         if dotted in KEYS:
             yield dotted, KEYS[dotted].check(dotted, value)
         elif dotted not in TABLES:
@@ -522,14 +523,19 @@ def _flatten(table: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _unknown(dotted: str, is_table: bool) -> str:
-    known = list(filter(None, TABLES)) if is_table else list(KEYS)
-    name = dotted.rpartition(".")[2]
+    tables = list(TABLES)[1:]  # without the top level, which has no name
+    table, _, name = dotted.rpartition(".")
+    known = tables if is_table else list(KEYS)
     near = [k for k in known if k.rpartition(".")[2] == name]  # right key, wrong or missing table
     near = near or difflib.get_close_matches(_short(dotted), known, n=1)
-    table = dotted.rpartition(".")[0]
-    siblings = [k for k in known if k.rpartition(".")[0] == table]
-    tip = f"did you mean {near[0]}?" if near else f"known: {', '.join(siblings or known)}"
-    return f"unknown {'table' if is_table else 'key'} {_short(dotted)!r}; {tip}"
+    siblings = [] if is_table else [k for k in KEYS if KEYS[k].table.path == table]
+    if near:
+        tip = f"did you mean {near[0]}?"
+    elif siblings:
+        tip = f"known keys: {', '.join(siblings)}"
+    else:
+        tip = f"known tables: {', '.join(tables)}"
+    return f"unknown {'table' if is_table else 'key'} {_short(dotted)}; {tip}"
 
 
 def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:

@@ -1,0 +1,80 @@
+"""Optimizer and learning-rate schedule of a recipe: torch's own classes, so they save and resume."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from spiketriton.config import TrainConfig
+
+Factor = Callable[[int, float, int], float]  # step, steps in which the rate rises, all steps
+
+# OneCycleLR's defaults: where the rate starts below its peak, and where it ends below that start
+START_FACTOR = 1 / 25
+END_FACTOR = START_FACTOR / 1e4
+
+
+def build_optimizer(cfg: TrainConfig, model: nn.Module) -> Optimizer:
+    """SGD or AdamW over the trainable parameters of `model`.
+
+    Weight decay reaches matrices and convolution kernels only: what has fewer than two dimensions
+    (biases, scales of norms, gains, the leak of a neuron) has no scale that decay could choose.
+    Torch picks the loop (one multi-tensor kernel on a GPU); its `fused` variant stays off, since it
+    rounds differently from the plain one. Raises ValueError when nothing can be trained.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise ValueError(f"{type(model).__name__} has no trainable parameters")
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": cfg.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if cfg.optimizer == "sgd":
+        return SGD(groups, lr=cfg.lr, momentum=cfg.momentum, nesterov=cfg.nesterov)
+    return AdamW(groups, lr=cfg.lr)
+
+
+def build_schedule(cfg: TrainConfig, optimizer: Optimizer, total_steps: int) -> LRScheduler:
+    """The learning rate over `total_steps` optimizer steps; call `.step()` after each of them.
+
+    one_cycle: torch's OneCycleLR without momentum cycling: cosine up from lr/25 to lr in the first
+    `warmup` of all steps, cosine down to lr/250000. Where OneCycleLR would have no step near the
+    peak (a rise of less than one step, or of all but less than one) the first step, or the last but
+    one, is the peak. cosine: linear up to lr, cosine down towards 0. constant: linear up to lr,
+    then level. After the last step the rate stays where it is.
+    Raises ValueError for `total_steps` below 1.
+    """
+    if total_steps < 1:
+        raise ValueError(f"total_steps = {total_steps}: accepted: an integer from 1")
+    factor = {"one_cycle": _one_cycle, "cosine": _cosine, "constant": _constant}[cfg.schedule]
+    return LambdaLR(optimizer, partial(_clamped, factor, cfg.warmup, total_steps))
+
+
+def _clamped(factor: Factor, warmup: float, total: int, step: int) -> float:
+    return factor(min(step, total - 1), warmup * total, total)
+
+
+def _one_cycle(step: int, rise: float, total: int) -> float:
+    last = total - 1
+    peak = max(0.0, min(rise, last) - 1)
+    if step < peak:
+        return _cosine_between(START_FACTOR, 1.0, step / peak)
+    return _cosine_between(1.0, END_FACTOR, (step - peak) / (last - peak) if last > peak else 0.0)
+
+
+def _cosine(step: int, rise: float, total: int) -> float:
+    return _constant(step, rise, total) * (
+        1.0 if step < rise else _cosine_between(1.0, 0.0, (step - rise) / (total - rise))
+    )
+
+
+def _constant(step: int, rise: float, total: int) -> float:
+    return min(1.0, (step + 1) / rise) if rise else 1.0
+
+
+def _cosine_between(start: float, end: float, share: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2

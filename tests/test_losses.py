@@ -1,0 +1,78 @@
+"""The losses against their definitions, written out step by step."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from spiketriton.config import LossConfig
+from spiketriton.losses import build_loss
+
+T, B, K = 3, 4, 5
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    currents = torch.randn(T, B, K, generator=generator, dtype=torch.float64)
+    labels = torch.randint(K, (B,), generator=generator)
+    return currents, labels
+
+
+def smoothed_cross_entropy(logits, labels, smoothing):
+    """-sum_k q_k log p_k with q = (1 - smoothing) * onehot + smoothing / K, mean over the batch."""
+    target = F.one_hot(labels, K) * (1 - smoothing) + smoothing / K
+    return -(target * (logits - logits.logsumexp(-1, keepdim=True))).sum(-1).mean()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_is_of_the_mean_over_time(batch, smoothing):
+    currents, labels = batch
+    loss = build_loss(LossConfig(label_smoothing=smoothing))(currents, labels)
+    expected = smoothed_cross_entropy(
+        (currents[0] + currents[1] + currents[2]) / 3, labels, smoothing
+    )
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("lam", [0.0, 0.05, 1.0])
+def test_tet_is_the_mean_of_the_steps_and_a_pull_to_one(batch, lam, smoothing):
+    currents, labels = batch
+    cfg = LossConfig(kind="tet", tet_lambda=lam, label_smoothing=smoothing)
+    each = [smoothed_cross_entropy(o, labels, smoothing) for o in currents]
+    expected = (1 - lam) * sum(each) / T + lam * ((currents - 1.0) ** 2).sum() / (T * B * K)
+    torch.testing.assert_close(build_loss(cfg)(currents, labels), expected)
+
+
+def test_tet_of_one_step_without_pull_is_the_cross_entropy(batch):
+    currents, labels = batch
+    tet = build_loss(LossConfig(kind="tet", tet_lambda=0.0))
+    torch.testing.assert_close(
+        tet(currents[:1], labels), build_loss(LossConfig())(currents[:1], labels)
+    )
+
+
+@pytest.mark.parametrize("kind", ["cross_entropy", "tet"])
+def test_low_precision_currents_give_a_float32_loss_and_their_own_gradient(batch, kind):
+    currents = batch[0].bfloat16().requires_grad_()
+    loss = build_loss(LossConfig(kind=kind))(currents, batch[1])
+    (gradient,) = torch.autograd.grad(loss, currents)
+    exact = currents.detach().double().requires_grad_()
+    expected = build_loss(LossConfig(kind=kind))(exact, batch[1])
+    assert loss.dtype == torch.float32
+    assert gradient.dtype == torch.bfloat16
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        gradient.double(), torch.autograd.grad(expected, exact)[0], rtol=2**-8, atol=1e-9
+    )
+
+
+@pytest.mark.parametrize("kind", ["cross_entropy", "tet"])
+@pytest.mark.parametrize(
+    ("currents", "labels"), [((B, K), (B,)), ((T, B, K), (B + 1,)), ((T, B, K), (B, K))]
+)
+def test_wrong_shapes_are_named(kind, currents, labels):
+    with pytest.raises(ValueError, match=r"accepted: \[T, B, K\] and \[B\]") as raised:
+        build_loss(LossConfig(kind=kind))(torch.zeros(currents), torch.zeros(labels).long())
+    assert str(list(currents)) in str(raised.value)
+    assert str(list(labels)) in str(raised.value)

@@ -1,0 +1,164 @@
+"""Optimizers decay what they should; schedules equal their closed forms and survive a resume."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR
+
+from spiketriton.config import TrainConfig
+from spiketriton.optim import build_optimizer, build_schedule
+
+SCHEDULES = ["one_cycle", "cosine", "constant"]
+
+
+def small_net():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 3))
+    net.register_parameter("leak", nn.Parameter(torch.tensor(0.5)))
+    return net
+
+
+def rates(cfg, total, more=0):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=cfg.lr)
+    schedule = build_schedule(cfg, optimizer, total)
+    out = []
+    for _ in range(total + more):
+        out.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return out
+
+
+@pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
+def test_weight_decay_reaches_matrices_and_kernels_only(name, kind):
+    net = small_net()
+    optimizer = build_optimizer(TrainConfig(optimizer=name, weight_decay=0.1, lr=0.5), net)
+    assert type(optimizer) is kind
+    before = {key: p.detach().clone() for key, p in net.named_parameters()}
+    for p in net.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    for key, p in net.named_parameters():
+        # lr * decay = 0.05 of the weight, for both optimizers when the gradient is zero
+        expected = before[key] * 0.95 if key in ("0.weight", "3.weight") else before[key]
+        torch.testing.assert_close(p.detach(), expected)
+
+
+def test_sgd_takes_momentum_and_nesterov():
+    optimizer = build_optimizer(
+        TrainConfig(optimizer="sgd", momentum=0.8, nesterov=True), small_net()
+    )
+    assert all(g["momentum"] == 0.8 and g["nesterov"] for g in optimizer.param_groups)
+
+
+def test_frozen_parameters_are_left_out():
+    net = small_net()
+    net[0].requires_grad_(False)
+    optimizer = build_optimizer(TrainConfig(), net)
+    given = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert given == {id(p) for p in net.parameters() if p.requires_grad}
+    assert len(given) == 5
+
+
+def test_a_net_without_trainable_parameters_is_refused():
+    with pytest.raises(ValueError, match="Flatten has no trainable parameters"):
+        build_optimizer(TrainConfig(), nn.Flatten())
+
+
+@pytest.mark.parametrize(("total", "warmup"), [(20, 0.1), (10, 0.35), (100, 0.3), (7, 0.8)])
+def test_one_cycle_equals_torchs(total, warmup):
+    cfg = TrainConfig(schedule="one_cycle", lr=0.4, warmup=warmup)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    torchs = OneCycleLR(optimizer, 0.4, total_steps=total, pct_start=warmup, cycle_momentum=False)
+    expected = []
+    for _ in range(total):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        torchs.step()
+    assert rates(cfg, total) == pytest.approx(expected, rel=1e-9)
+
+
+def test_one_cycle_rises_from_a_25th_and_ends_near_zero():
+    lrs = rates(TrainConfig(schedule="one_cycle", lr=1.0, warmup=0.2), 101)
+    assert lrs[0] == pytest.approx(1 / 25)
+    assert max(lrs) == pytest.approx(1.0, rel=1e-3)
+    assert lrs[-1] == pytest.approx(1 / 250_000)
+
+
+def test_cosine_rises_linearly_and_falls_as_a_cosine():
+    lrs = rates(TrainConfig(schedule="cosine", lr=2.0, warmup=0.2), 20)
+    assert lrs[:4] == pytest.approx([0.5, 1.0, 1.5, 2.0])
+    assert lrs[4:] == pytest.approx([1 + math.cos(math.pi * i / 16) for i in range(16)])
+
+
+def test_constant_rises_linearly_and_stays():
+    lrs = rates(TrainConfig(schedule="constant", lr=2.0, warmup=0.2), 20)
+    assert lrs == pytest.approx([0.5, 1.0, 1.5] + 17 * [2.0])
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_without_warmup_the_first_step_has_the_peak_rate(schedule):
+    assert rates(TrainConfig(schedule=schedule, lr=0.3, warmup=0.0), 9)[0] == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5, 0.99])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_run_of_one_step_takes_it_at_the_peak_rate(schedule, warmup):
+    assert rates(TrainConfig(schedule=schedule, lr=0.3, warmup=warmup), 1) == [pytest.approx(0.3)]
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.5, 0.99])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_two_steps_work_and_the_peak_is_among_them(schedule, warmup):
+    lrs = rates(TrainConfig(schedule=schedule, lr=0.3, warmup=warmup), 2)
+    assert max(lrs) == pytest.approx(0.3, rel=0.02)
+    assert min(lrs) > 0
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_after_the_last_step_the_rate_stays(schedule):
+    lrs = rates(TrainConfig(schedule=schedule, warmup=0.3), 10, more=3)
+    assert lrs[10:] == 3 * [lrs[9]]
+
+
+def test_no_steps_are_refused():
+    optimizer = build_optimizer(TrainConfig(), small_net())
+    with pytest.raises(ValueError, match="total_steps = 0: accepted: an integer from 1"):
+        build_schedule(TrainConfig(), optimizer, 0)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path, name, schedule):
+    cfg = TrainConfig(optimizer=name, schedule=schedule, warmup=0.3, weight_decay=0.01, lr=0.05)
+
+    def build():
+        net = small_net()
+        optimizer = build_optimizer(cfg, net)
+        return net, optimizer, build_schedule(cfg, optimizer, 12)
+
+    def run(parts, steps):
+        net, optimizer, schedule = parts
+        for step in steps:
+            images = torch.randn(4, 1, 3, 3, generator=torch.Generator().manual_seed(step))
+            optimizer.zero_grad()
+            (net(images).square().mean() * net.leak).backward()
+            optimizer.step()
+            schedule.step()
+        return parts
+
+    unbroken = run(build(), range(12))
+    saved = [part.state_dict() for part in run(build(), range(5))]
+    torch.save(saved, tmp_path / "parts.pt")
+    resumed = build()
+    for part, state in zip(
+        resumed, torch.load(tmp_path / "parts.pt", weights_only=True), strict=True
+    ):
+        part.load_state_dict(state)
+    assert resumed[2].get_last_lr() == saved[2]["_last_lr"]
+    run(resumed, range(5, 12))
+    for mine, theirs in zip(resumed[0].parameters(), unbroken[0].parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    assert resumed[2].get_last_lr() == unbroken[2].get_last_lr()
