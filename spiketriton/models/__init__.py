@@ -1,0 +1,57 @@
+"""Networks from recipes: images [B, C, H, W] -> currents [T, B, K]."""
+
+from torch import nn
+
+from spiketriton.config import Recipe
+from spiketriton.errors import UserError
+from spiketriton.models.feedforward import MLP, PlainNet
+from spiketriton.models.layers import Parts
+from spiketriton.models.network import Network
+from spiketriton.models.resnet import ARCHITECTURES, IMAGENET_STEM_FROM, ResNet
+
+__all__ = ["Network", "build_model", "count_parameters"]
+
+
+def build_model(recipe: Recipe, *, classes: int, channels: int, image_size: int) -> Network:
+    """The network of a recipe for images [B, channels, image_size, image_size].
+
+    Parameters are drawn from torch's global random state, on the current default device. With
+    `neuron.kind = "relu"` it is the ANN twin: the same names and shapes, and no time. `model.fused`
+    changes no name either, so checkpoints move freely between the three.
+    """
+    model, parts = recipe.model, Parts.of(recipe)
+    if model.memory == "packed":
+        raise UserError("model.memory 'packed': accepted: 'standard'")
+    if model.name in ARCHITECTURES:
+        architecture = ARCHITECTURES[model.name]
+        if model.width:
+            architecture = architecture._replace(width=model.width)
+        stem = model.stem
+        if stem == "auto":
+            large = len(architecture.blocks) == 4 and image_size >= IMAGENET_STEM_FROM
+            stem = "imagenet" if large else "cifar"
+        return ResNet(
+            parts,
+            architecture,
+            block=model.block,
+            stem=stem,
+            classes=classes,
+            channels=channels,
+        )
+    if model.name == "plain":
+        return PlainNet(
+            parts, depth=model.depth, width=model.width or 16, classes=classes, channels=channels
+        )
+    return MLP(
+        parts,
+        depth=model.depth,
+        width=model.width or 128,
+        classes=classes,
+        channels=channels,
+        image_size=image_size,
+    )
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of values that training changes."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -1,0 +1,90 @@
+"""Networks of any depth without skip connections, for the study of gradients: `plain` and `mlp`."""
+
+from torch import Tensor, nn
+
+from spiketriton.models.layers import (
+    Parts,
+    constant_current,
+    norm_neuron,
+    over_time,
+    spike_conv,
+)
+from spiketriton.models.network import Network
+
+
+class Layer(nn.Module):
+    """Weights, norm and neuron: [T, B, ...] -> spikes [T, B, ...]."""
+
+    def __init__(self, weights: nn.Conv2d | nn.Linear, norm: nn.Module, neuron: nn.Module) -> None:
+        super().__init__()
+        self.weights = weights
+        self.bn = norm
+        self.neuron = neuron
+
+    def forward(self, x: Tensor, steps: int | None = None) -> Tensor:
+        """The first layer of a network is told the `steps` for which it is shown x [B, ...]."""
+        if steps is None:
+            return norm_neuron(self.bn, self.neuron, spike_conv(self.weights, x))
+        current = constant_current(self.bn, self.weights(x), steps)
+        return self.neuron(over_time(current, steps))
+
+
+class FeedForward(Network):
+    """Spiking layers one after the other, and a classifier; a subclass makes the layers."""
+
+    def __init__(
+        self, parts: Parts, channels: int, layers: list[Layer], features: int, classes: int
+    ) -> None:
+        super().__init__(parts, channels)
+        self.layers = nn.ModuleList(layers)
+        self.fc = nn.Linear(features, classes)
+        self._initialize()
+
+    def features(self, images: Tensor, steps: int) -> Tensor:
+        first, *rest = self.layers
+        spikes = first(images, steps)
+        for layer in rest:
+            spikes = layer(spikes)
+        return spikes.mean((3, 4)) if spikes.ndim == 5 else spikes
+
+
+class PlainNet(FeedForward):
+    """Convolutions 3x3 of one width; the size is halved at 1/3 and 2/3 of the depth."""
+
+    def __init__(
+        self, parts: Parts, *, depth: int, width: int, classes: int, channels: int
+    ) -> None:
+        halved = {depth // 3, 2 * depth // 3} - {0}
+        layers = [
+            Layer(
+                parts.conv(width if i else channels, width, 3, 2 if i in halved else 1),
+                parts.norm(width),
+                parts.neuron(),
+            )
+            for i in range(depth)
+        ]
+        super().__init__(parts, channels, layers, width, classes)
+
+
+class MLP(FeedForward):
+    """Fully connected layers of one width; the first reads all pixels of the image."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        *,
+        depth: int,
+        width: int,
+        classes: int,
+        channels: int,
+        image_size: int,
+    ) -> None:
+        pixels = channels * image_size**2
+        layers = [
+            Layer(parts.linear(width if i else pixels, width), parts.norm(width), parts.neuron())
+            for i in range(depth)
+        ]
+        super().__init__(parts, channels, layers, width, classes)
+
+    def features(self, images: Tensor, steps: int) -> Tensor:
+        return super().features(images.flatten(1), steps)

@@ -1,0 +1,120 @@
+"""What the networks are made of: time folded into the batch, and norm + neuron in one place."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from spiketriton.config import NeuronConfig, Recipe
+from spiketriton.neurons import Norm, SpikingNeuron, build_neuron
+
+
+def folded(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Applies a layer of images or vectors to every time step: [T, B, ...] -> [T, B, ...].
+
+    Time is folded into the batch by views alone, so channels_last stays channels_last.
+    """
+    return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+def spike_conv(layer: nn.Module, spikes: Tensor) -> Tensor:
+    """The door of spikes into a convolution or linear layer: [T, B, ...] -> currents [T, B, ...].
+
+    All spikes of a network pass here on their way to weights and nothing else does, so this is the
+    one place where a layer can keep them in another form for its backward pass. (The ANN twin's
+    activations and the sums of SEW blocks pass here too.)
+    """
+    return folded(layer, spikes)
+
+
+def norm_neuron(
+    norm: nn.Module,
+    neuron: nn.Module,
+    y: Tensor,
+    residual: Tensor | None = None,
+    spike_add: Tensor | None = None,
+) -> Tensor:
+    """`neuron(norm(y) + residual) + spike_add`, all [T, B, C, ...].
+
+    The one place that decides between the fused operation and one after the other: fused when the
+    neuron spikes and the norm is a `Norm` whose `fused` is set. Both give the same to rounding.
+    """
+    if isinstance(neuron, SpikingNeuron) and isinstance(norm, Norm) and norm.fused:
+        return neuron.fused_norm(y, norm, residual, spike_add)
+    current = norm(y)
+    if residual is not None:
+        current = current + residual
+    out = neuron(current)
+    return out if spike_add is None else out + spike_add
+
+
+def constant_current(norm: nn.Module, y: Tensor, steps: int) -> Tensor:
+    """Norm of a current [B, C, ...] that is shown for `steps` steps: [1 or steps, B, C, ...]."""
+    return norm.constant(y, steps) if isinstance(norm, Norm) else norm(y.unsqueeze(0))
+
+
+def over_time(current: Tensor, steps: int) -> Tensor:
+    """A current [1 or steps, B, ...] as [steps, B, ...], in its own memory format.
+
+    Neurons read dense memory, so the copies are made here, where channels_last is still known.
+    """
+    return current if len(current) == steps else current.expand(steps, *current.shape[1:]).clone()
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The choices of a recipe that all layers of a network share; makes their parts."""
+
+    neuron_config: NeuronConfig
+    norm_kind: str
+    fused: bool
+    steps: int
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "Parts":
+        """The ANN twin has neither steps nor a threshold: any norm but none is plain batch norm."""
+        norm, steps = recipe.model.norm, recipe.time_steps
+        if recipe.neuron.kind == "relu":
+            norm, steps = ("none" if norm == "none" else "bn"), 1
+        return cls(recipe.neuron, norm, recipe.model.fused, steps)
+
+    def neuron(self) -> nn.Module:
+        return build_neuron(self.neuron_config)
+
+    def norm(self, channels: int, *, before_sum: bool = False) -> nn.Module:
+        """The norm of `channels` currents; `before_sum` when it is one of two terms of a current.
+
+        tdBN then scales by v_threshold / sqrt(2), so that the sum has the threshold's width.
+        """
+        if self.norm_kind == "none":
+            return nn.Identity()
+        scale = 1.0
+        if self.norm_kind == "tdbn":
+            scale = self.neuron_config.v_threshold * (math.sqrt(0.5) if before_sum else 1.0)
+        steps = self.steps if self.norm_kind == "tebn" else 0
+        return Norm(channels, scale=scale, steps=steps, fused=self.fused)
+
+    def conv(self, channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+        """A convolution that keeps the size at stride 1; with a bias when no norm follows."""
+        return nn.Conv2d(
+            channels_in,
+            channels_out,
+            kernel,
+            stride=stride,
+            padding=kernel // 2,
+            bias=self.norm_kind == "none",
+        )
+
+    def linear(self, features_in: int, features_out: int) -> nn.Linear:
+        return nn.Linear(features_in, features_out, bias=self.norm_kind == "none")
+
+
+@torch.no_grad()
+def initialize(layers: list[nn.Conv2d | nn.Linear]) -> None:
+    """Kaiming normal, fan-out (He et al. 2015, arXiv 1502.01852), as in torchvision; biases 0."""
+    for layer in layers:
+        nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)

@@ -1,0 +1,79 @@
+"""The frame of every network: images in, currents of each class and time step out."""
+
+from torch import Tensor, nn
+
+from spiketriton.errors import UserError
+from spiketriton.models.layers import Parts, initialize
+from spiketriton.neurons import Norm, SpikingNeuron
+
+
+class Network(nn.Module):
+    """Images [B, C, H, W] -> currents [T, B, K] in float32.
+
+    The image is shown as a constant input current at each of the T time steps (direct coding), so
+    the first layer with weights runs once. The answer is the classifier's current at each step; its
+    mean over time is the usual read-out. The ANN twin has no time: T is 1.
+
+    A subclass sets `self.fc` and implements `features`.
+    """
+
+    fc: nn.Linear
+
+    def __init__(self, parts: Parts, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.time_steps = parts.steps
+        self.is_spiking = parts.neuron_config.kind != "relu"
+        self.streaming = False
+
+    def forward(self, images: Tensor, time_steps: int | None = None) -> Tensor:
+        """Images [B, C, H, W] -> currents [T, B, K] in float32, T = `time_steps` or the recipe's.
+
+        Raises UserError when the images do not fit, or for another T than 1 of the ANN twin.
+        """
+        steps = self.time_steps if time_steps is None else time_steps
+        if images.ndim != 4 or images.shape[1] != self.channels:
+            raise UserError(
+                f"images have shape {tuple(images.shape)}; accepted: [B, {self.channels}, H, W]"
+            )
+        if steps < 1 or not (self.is_spiking or steps == 1):
+            accepted = "1 or more" if self.is_spiking else "1 (an ANN has no time)"
+            raise UserError(f"time_steps {steps}: accepted: {accepted}")
+        currents = self.fc(self.features(images, steps)).float()
+        if self.streaming:
+            for norm in self._norms():
+                norm.first_step += steps
+        return currents
+
+    def features(self, images: Tensor, steps: int) -> Tensor:
+        """Images [B, C, H, W] -> what the classifier reads, [steps, B, F]."""
+        raise NotImplementedError
+
+    def spiking_layers(self) -> list[tuple[str, SpikingNeuron]]:
+        """Dotted name and neuron of each spiking layer, in forward order; none for the ANN twin."""
+        return [(name, m) for name, m in self.named_modules() if isinstance(m, SpikingNeuron)]
+
+    def set_stateful(self, stateful: bool = True) -> None:
+        """Streams the window: each call goes on where the last one ended (or not), from `reset()`.
+
+        In eval mode, calls of k1, k2, ... steps give exactly the currents of one call of their sum.
+        """
+        self.streaming = stateful
+        for _, neuron in self.spiking_layers():
+            neuron.stateful = stateful
+        self.reset()
+
+    def reset(self) -> None:
+        """Starts a new window: forgets all membranes and the step that was reached."""
+        for _, neuron in self.spiking_layers():
+            neuron.reset()
+        for norm in self._norms():
+            norm.first_step = 0
+
+    def _norms(self) -> list[Norm]:
+        return [m for m in self.modules() if isinstance(m, Norm)]
+
+    def _initialize(self) -> None:
+        """All weights but the classifier's, which keep torch's own start as in torchvision."""
+        layers = [m for m in self.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        initialize([layer for layer in layers if layer is not self.fc])

@@ -1,0 +1,211 @@
+"""Spiking ResNets: torchvision's and the CIFAR-style ones, with three kinds of residual block.
+
+He et al. 2015 (arXiv 1512.03385); the stride of a bottleneck lies in its 3x3 convolution, as in
+torchvision. With ReLU neurons and plain blocks they are torchvision's ResNets, name by name.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from spiketriton.models.layers import (
+    Parts,
+    constant_current,
+    folded,
+    norm_neuron,
+    over_time,
+    spike_conv,
+)
+from spiketriton.models.network import Network
+
+
+class Architecture(NamedTuple):
+    blocks: tuple[int, ...]  # residual blocks of each stage
+    bottleneck: bool
+    width: int  # channels of the first stage; each later stage has twice as many
+
+
+ARCHITECTURES = {
+    "resnet18": Architecture((2, 2, 2, 2), False, 64),
+    "resnet34": Architecture((3, 4, 6, 3), False, 64),
+    "resnet50": Architecture((3, 4, 6, 3), True, 64),
+    "resnet101": Architecture((3, 4, 23, 3), True, 64),
+    "resnet8": Architecture((1, 1, 1), False, 16),
+    "resnet20": Architecture((3, 3, 3), False, 16),
+    "resnet32": Architecture((5, 5, 5), False, 16),
+    "resnet44": Architecture((7, 7, 7), False, 16),
+    "resnet56": Architecture((9, 9, 9), False, 16),
+}
+
+IMAGENET_STEM_FROM = 96  # pixels: smaller images would reach the last stage as a single pixel
+
+
+class Block(nn.Module):
+    """A residual block, [T, B, C, H, W] -> [T, B, C', H', W']; the subclass says what flows in it.
+
+    Layers are registered in the order in which spikes flow: the shortcut joins at the last norm.
+
+    Args:
+        parts: makes the layers.
+        channels_in: C.
+        width: channels inside the block.
+        stride: of the first 3x3 convolution and of the shortcut.
+        bottleneck: convolutions 1x1, 3x3, 1x1 and C' = 4 * width; else 3x3, 3x3 and C' = width.
+    """
+
+    sums_currents = True  # the last norm and the shortcut are two terms of one current
+
+    def __init__(
+        self, parts: Parts, channels_in: int, width: int, stride: int, bottleneck: bool
+    ) -> None:
+        super().__init__()
+        plan = [(3, width, stride), (3, width, 1)]
+        if bottleneck:
+            plan = [(1, width, 1), (3, width, stride), (1, 4 * width, 1)]
+        self.depth = len(plan)
+        self.channels_out = plan[-1][1]
+        channels = channels_in
+        for i, (kernel, channels_next, conv_stride) in enumerate(plan, start=1):
+            if i == self.depth:
+                self.downsample = None
+                if stride != 1 or channels_in != self.channels_out:
+                    self.downsample = self._downsample(parts, channels_in, stride)
+            before_sum = i == self.depth and self.sums_currents
+            self.add_module(f"conv{i}", parts.conv(channels, channels_next, kernel, conv_stride))
+            self.add_module(f"bn{i}", parts.norm(channels_next, before_sum=before_sum))
+            self.add_module(f"neuron{i}", parts.neuron())
+            channels = channels_next
+
+    def _downsample(self, parts: Parts, channels_in: int, stride: int) -> nn.ModuleList:
+        return nn.ModuleList(
+            [
+                parts.conv(channels_in, self.channels_out, 1, stride),
+                parts.norm(self.channels_out, before_sum=self.sums_currents),
+            ]
+        )
+
+    def stages(self) -> list[list[nn.Module]]:
+        """Convolution, norm and neuron of each number, from first to last."""
+        numbers = range(1, self.depth + 1)
+        return [[getattr(self, f"{kind}{i}") for kind in ("conv", "bn", "neuron")] for i in numbers]
+
+    def last_current(self, spikes: Tensor) -> Tensor:
+        """Spikes [T, B, C, H, W] -> what the last convolution says, before its norm."""
+        *inner, (last_conv, _, _) = self.stages()
+        for conv, norm, neuron in inner:
+            spikes = norm_neuron(norm, neuron, spike_conv(conv, spikes))
+        return spike_conv(last_conv, spikes)
+
+
+class PlainBlock(Block):
+    """out = neuron(BN(conv(...)) + shortcut): the shortcut's spikes are a current, too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        current, shortcut = self.last_current(x), x
+        if self.downsample is not None:
+            conv, norm = self.downsample
+            shortcut = norm(spike_conv(conv, x))
+        _, norm, neuron = self.stages()[-1]
+        return norm_neuron(norm, neuron, current, residual=shortcut)
+
+
+class SEWBlock(Block):
+    """out = neuron(BN(conv(...))) + shortcut: spikes are added, so values are whole numbers.
+
+    SEW-ResNet with ADD (Fang et al. 2021, arXiv 2102.04159). A shortcut that changes shape ends in
+    a neuron of its own.
+    """
+
+    sums_currents = False
+
+    def _downsample(self, parts: Parts, channels_in: int, stride: int) -> nn.ModuleList:
+        return super()._downsample(parts, channels_in, stride).append(parts.neuron())
+
+    def forward(self, x: Tensor) -> Tensor:
+        current, shortcut = self.last_current(x), x
+        if self.downsample is not None:
+            conv, norm, neuron = self.downsample
+            shortcut = norm_neuron(norm, neuron, spike_conv(conv, x))
+        _, norm, neuron = self.stages()[-1]
+        return norm_neuron(norm, neuron, current, spike_add=shortcut)
+
+
+class MSBlock(Block):
+    """out = BN(conv(... neuron(x))) + shortcut: neurons fire before convolutions, currents add up.
+
+    MS-ResNet (Hu et al. 2021, arXiv 2112.08954). A shortcut that changes shape is BN(conv1x1) of
+    the currents x, as in the authors' code: its few multiplications are with analog values.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        convs, norms, neurons = zip(*self.stages(), strict=True)
+        spikes = neurons[0](x)
+        for conv, norm, neuron in zip(convs[:-1], norms[:-1], neurons[1:], strict=True):
+            spikes = norm_neuron(norm, neuron, spike_conv(conv, spikes))
+        shortcut = x
+        if self.downsample is not None:
+            conv, norm = self.downsample
+            shortcut = norm(folded(conv, x))
+        return norms[-1](spike_conv(convs[-1], spikes)) + shortcut
+
+
+BLOCKS: dict[str, type[Block]] = {"plain": PlainBlock, "sew": SEWBlock, "ms": MSBlock}
+
+
+class ResNet(Network):
+    """A spiking ResNet.
+
+    Args:
+        parts: makes the layers.
+        architecture: blocks, bottleneck or not, and width; see `ARCHITECTURES`.
+        block: "plain", "sew" or "ms". With "ms" currents flow between blocks: the stem has no
+            neuron and one neuron fires before the classifier.
+        stem: "imagenet" (7x7 stride 2, neuron, max-pool) or "cifar" (3x3, neuron).
+        classes: K.
+        channels: of the images.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        architecture: Architecture,
+        *,
+        block: str,
+        stem: str,
+        classes: int,
+        channels: int,
+    ) -> None:
+        super().__init__(parts, channels)
+        width = architecture.width
+        kernel, stride = (7, 2) if stem == "imagenet" else (3, 1)
+        self.conv1 = parts.conv(channels, width, kernel, stride)
+        self.bn1 = parts.norm(width)
+        self.neuron1 = None if block == "ms" else parts.neuron()
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem == "imagenet" else None
+        channels_in = width
+        self.stage_names = [f"layer{i}" for i in range(1, len(architecture.blocks) + 1)]
+        for i, (name, count) in enumerate(zip(self.stage_names, architecture.blocks, strict=True)):
+            blocks = []
+            for j in range(count):
+                stride = 2 if i > 0 and j == 0 else 1
+                blocks.append(
+                    BLOCKS[block](parts, channels_in, width << i, stride, architecture.bottleneck)
+                )
+                channels_in = blocks[-1].channels_out
+            self.add_module(name, nn.Sequential(*blocks))
+        self.neuron_last = parts.neuron() if block == "ms" else None
+        self.fc = nn.Linear(channels_in, classes)
+        self._initialize()
+
+    def features(self, images: Tensor, steps: int) -> Tensor:
+        x = constant_current(self.bn1, self.conv1(images), steps)
+        if self.neuron1 is not None:
+            x = self.neuron1(over_time(x, steps))
+        if self.maxpool is not None:
+            x = folded(self.maxpool, x)
+        x = over_time(x, steps)
+        for name in self.stage_names:
+            x = self.get_submodule(name)(x)
+        if self.neuron_last is not None:
+            x = self.neuron_last(x)
+        return x.mean((3, 4))

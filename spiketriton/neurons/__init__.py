@@ -1,0 +1,40 @@
+"""Spiking neurons as modules over the fused kernels: [T, B, ...] -> [T, B, ...], time first."""
+
+from typing import Any
+
+from torch import nn
+
+from spiketriton.config import NeuronConfig
+from spiketriton.neurons.base import SpikingNeuron
+from spiketriton.neurons.lif import IF, LIF, PLIF
+from spiketriton.neurons.norm import Norm
+from spiketriton_kernels import Surrogate
+
+__all__ = ["IF", "LIF", "PLIF", "Norm", "SpikingNeuron", "build_neuron"]
+
+
+def build_neuron(config: NeuronConfig) -> nn.Module:
+    """The neuron of a recipe: a `SpikingNeuron`, or `torch.nn.ReLU` for the ANN twin.
+
+    A width that is to be calibrated ("auto", "auto_per_layer") is 1 until the calibrator replaces
+    the neuron's `surrogate`.
+    """
+    if config.kind == "relu":
+        return nn.ReLU()
+    width = config.surrogate.width
+    common: dict[str, Any] = {
+        "v_threshold": config.v_threshold,
+        "v_reset": config.v_reset,
+        "reset": config.reset,
+        "detach_reset": config.detach_reset,
+        "surrogate": Surrogate(
+            config.surrogate.shape,
+            height=config.surrogate.height,
+            width=1.0 if isinstance(width, str) else width,
+        ),
+    }
+    if config.kind == "if":
+        return IF(**common)
+    if config.kind == "lif":
+        return LIF(config.tau, config.decay_input, **common)
+    return PLIF(config.tau, config.decay_input, **common)

@@ -1,0 +1,105 @@
+"""Batch norm on the input currents of spiking neurons."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spiketriton.errors import UserError
+
+
+class Norm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm of currents [T, B, C, ...] with statistics per channel over T, B and space.
+
+    The same as `torch.nn.BatchNorm2d` on the folded [T*B, C, H, W] (or `BatchNorm1d` on [T*B, C]),
+    with the same parameters and buffers. Two variants on top:
+
+        current[t] = step_gain[t] * (weight * scale * xhat[t] + bias)
+
+    `scale`: tdBN's alpha * v_threshold (Zheng et al. 2021, arXiv 2011.05280), so that currents are
+    as wide as the threshold is high. `step_gain`: TEBN's learnable gain of each step, 1 at first
+    (Duan et al. 2022, "Temporal Effective Batch Normalization in Spiking Neural Networks").
+
+    Args:
+        channels: C.
+        scale: a constant factor of the normalised current.
+        steps: number of learnable step gains, T; 0 for none.
+        fused: whether a spiking neuron that follows runs in the same kernel (see
+            `spiketriton.models.layers.norm_neuron`, which reads it).
+
+    Raises:
+        UserError: a call beyond the steps that have a gain.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(
+        self, channels: int, *, scale: float = 1.0, steps: int = 0, fused: bool = True
+    ) -> None:
+        super().__init__(channels)
+        self.scale = scale
+        self.fused = fused
+        self.first_step = 0  # of the next call, when a window is streamed in chunks
+        self.step_gain = nn.Parameter(torch.ones(steps)) if steps else None
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Currents [T, B, C, ...] -> normalised currents of the same shape, dtype and layout."""
+        return self._apply_gains(self._normalise(y), y.shape[0])
+
+    def constant(self, y: Tensor, steps: int) -> Tensor:
+        """The same for a current [B, C, ...] that is shown for `steps` steps, normalised once.
+
+        Returns [1, B, C, ...] when all steps are equal, else [steps, B, C, ...]. Mean and variance
+        over B are those over `steps` copies of it; only the running variance differs, in its
+        unbiased n / (n - 1), where n counts the copies once.
+        """
+        return self._apply_gains(self._normalise(y.unsqueeze(0)), steps)
+
+    def _normalise(self, y: Tensor) -> Tensor:
+        self.count_batch()
+        weight = self.weight if self.scale == 1 else self.weight * self.scale
+        current = F.batch_norm(
+            y.flatten(0, 1),
+            self.running_mean,
+            self.running_var,
+            weight,
+            self.bias,
+            self.training,
+            self.momentum or 0.0,
+            self.eps,
+        )
+        return current.unflatten(0, y.shape[:2])
+
+    def _apply_gains(self, current: Tensor, steps: int) -> Tensor:
+        gains = self.gains(steps)
+        if gains is None:
+            return current
+        return (current * gains.view(-1, *[1] * (current.ndim - 1))).to(current.dtype)
+
+    def gains(self, steps: int) -> Tensor | None:
+        """The gains [steps] of the steps from `first_step` on; None when there are none."""
+        if self.step_gain is None:
+            return None
+        end = self.first_step + steps
+        if end > len(self.step_gain):
+            raise UserError(
+                f"tebn has gains for {len(self.step_gain)} time steps, and {end} were asked for; "
+                "a net with model.norm = 'bn' or 'tdbn' runs for any number"
+            )
+        return self.step_gain[self.first_step : end]
+
+    def count_batch(self) -> None:
+        """Counts a training batch, as torch's batch norm does."""
+        if self.training:
+            self.num_batches_tracked.add_(1)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Called by torch's own forward only; batch_norm itself checks the channels."""
+
+    def extra_repr(self) -> str:
+        steps = 0 if self.step_gain is None else len(self.step_gain)
+        return (
+            f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, "
+            f"scale={self.scale:g}, steps={steps}, fused={self.fused}"
+        )
