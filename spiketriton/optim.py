@@ -1,4 +1,4 @@
-"""Optimizer and learning-rate schedule of a recipe: torch's own classes, so they save and resume."""
+"""Optimizer and learning-rate schedule of a recipe: torch's own classes, which save and resume."""
 
 import math
 from collections.abc import Callable
