@@ -83,14 +83,15 @@ inline float exp_negative(float x) {
     return p * scale;
 }
 
+// phi(u / width). The rectangle's edge is compared, not divided, so that ties fall as in the reference.
 template <class A, int SHAPE>
-inline A phi(A z) {
-    A a = std::fabs(z);
+inline A phi(A u, A width, A inverse_width) {
+    const A z = u * inverse_width, a = std::fabs(z);
     if constexpr (SHAPE == FAST_SIGMOID) { A r = A(1) / (A(1) + a); return r * r; }
     if constexpr (SHAPE == ATAN) return A(1) / (A(1) + z * z);
     if constexpr (SHAPE == SIGMOID) { A e = exp_negative(-a); A r = A(1) / (A(1) + e); return A(4) * e * r * r; }
     if constexpr (SHAPE == TRIANGLE) return a < A(1) ? A(1) - a : A(0);
-    if constexpr (SHAPE == RECTANGLE) return a < A(1) ? A(1) : A(0);
+    if constexpr (SHAPE == RECTANGLE) return std::fabs(u) < width ? A(1) : A(0);
     return exp_negative(-z * z / A(2));
 }
 
@@ -104,24 +105,6 @@ inline A primitive(A z, int shape) {
         case TRIANGLE: return inside - inside * std::fabs(inside) / A(2);
         case RECTANGLE: return inside;
         default: return A(1.2533141373155003) * std::erf(z * A(0.7071067811865476));
-    }
-}
-
-template <class A, int SHAPE>
-void phi_loop(const A *__restrict h, const A *__restrict threshold, const A *__restrict width, A *__restrict out, int n) {
-#pragma omp simd
-    for (int i = 0; i < n; i++) out[i] = phi<A, SHAPE>((h[i] - threshold[i]) / width[i]);
-}
-
-template <class A>
-void phi_block(int shape, const A *h, const A *threshold, const A *width, A *out, int n) {
-    switch (shape) {
-        case FAST_SIGMOID: return phi_loop<A, FAST_SIGMOID>(h, threshold, width, out, n);
-        case ATAN: return phi_loop<A, ATAN>(h, threshold, width, out, n);
-        case SIGMOID: return phi_loop<A, SIGMOID>(h, threshold, width, out, n);
-        case TRIANGLE: return phi_loop<A, TRIANGLE>(h, threshold, width, out, n);
-        case RECTANGLE: return phi_loop<A, RECTANGLE>(h, threshold, width, out, n);
-        default: return phi_loop<A, GAUSSIAN>(h, threshold, width, out, n);
     }
 }
 
@@ -179,14 +162,14 @@ void gather(double *sums, const A *values, int64_t start, int n, const Call &c) 
 // One layer's constants, spread over the block at hand.
 template <class A>
 struct Block {
-    std::vector<A> decay, leak, threshold, width, mean, scale, bias, rstd, affine;
+    std::vector<A> decay, leak, threshold, width, inverse_width, mean, scale, bias, rstd, affine;
     const Call &c;
     std::vector<A> channel_scale, channel_rstd, channel_affine, channel_bias;
     bool fixed = false;
     int filled = 0;
 
     Block(const Call &call, int size)
-        : decay(size), leak(size), threshold(size), width(size), mean(size), scale(size), bias(size), rstd(size),
+        : decay(size), leak(size), threshold(size), width(size), inverse_width(size), mean(size), scale(size), bias(size), rstd(size),
           affine(size), c(call) {
         if (!c.mean) return;
         channel_scale.resize(c.channels);
@@ -221,39 +204,36 @@ struct Block {
     }
 
     void for_backward(int64_t start, int n) {
+        for (int i = 0; i < n; i++) inverse_width[i] = A(1) / width[i];
         if (!c.mean) return;
         spread(rstd.data(), channel_rstd.data(), start, n, c);
         spread(affine.data(), channel_affine.data(), start, n, c);
     }
 };
 
-// The input current of one step; xhat too where asked for.
+// The normalised (and residual) current of one step in float; xhat too where asked for.
 template <class T, class A>
 void current(const Block<A> &b, int64_t t, int64_t start, int n, A *__restrict out, A *__restrict xhat) {
     const Call &c = b.c;
     const T *__restrict x = (const T *)c.x + t * c.neurons + start;
-    if (!c.mean) {
-#pragma omp simd
-        for (int i = 0; i < n; i++) out[i] = load(x[i]);
-    } else {
+    if (c.mean) {
         const A *__restrict mean = b.mean.data(), *__restrict scale = b.scale.data(), *__restrict bias = b.bias.data();
         const A *__restrict rstd = b.rstd.data();
+        const A k = c.step_gain ? ((const A *)c.step_gain)[t] : A(1);
         if (xhat) {
 #pragma omp simd
             for (int i = 0; i < n; i++) {
-                A centred = load(x[i]) - mean[i];
+                const A centred = load(x[i]) - mean[i];
                 xhat[i] = centred * rstd[i];
-                out[i] = centred * scale[i] + bias[i];
+                out[i] = k * (centred * scale[i] + bias[i]);
             }
         } else {
 #pragma omp simd
-            for (int i = 0; i < n; i++) out[i] = (load(x[i]) - mean[i]) * scale[i] + bias[i];
+            for (int i = 0; i < n; i++) out[i] = k * ((load(x[i]) - mean[i]) * scale[i] + bias[i]);
         }
-        if (c.step_gain) {
-            A k = ((const A *)c.step_gain)[t];
+    } else {
 #pragma omp simd
-            for (int i = 0; i < n; i++) out[i] = k * out[i];
-        }
+        for (int i = 0; i < n; i++) out[i] = load(x[i]);
     }
     if (c.residual) {
         const T *__restrict r = (const T *)c.residual + t * c.neurons + start;
@@ -262,35 +242,129 @@ void current(const Block<A> &b, int64_t t, int64_t start, int n, A *__restrict o
     }
 }
 
-// Membrane before reset, in place of the current.
-template <class A>
-void charge(const Block<A> &b, const A *__restrict v, A *__restrict h, int n) {
-    const Call &c = b.c;
-    A gain = A(c.gain), v_reset = A(c.v_reset);
-    const A *__restrict decay = b.decay.data(), *__restrict leak = b.leak.data();
-    if (c.leaks_to_reset) {
+// The recurrence, written once: (v, current) -> (h, v). KIND is the reset, and for hard reset where the leak pulls.
+enum Kind { SUBTRACT, TO_ZERO_LEAK, TO_RESET_LEAK, NO_RESET };
+
+inline int kind_of(const Call &c) {
+    return c.reset == SOFT ? SUBTRACT : c.reset == NONE ? NO_RESET : c.leaks_to_reset ? TO_RESET_LEAK : TO_ZERO_LEAK;
+}
+
+template <class A, int KIND>
+inline A charge(A v, A current, A decay, A leak, A gain, A v_reset) {
+    if constexpr (KIND == TO_RESET_LEAK) return v + gain * current - leak * (v - v_reset);
+    return decay * v + gain * current;
+}
+
+template <class A, int KIND>
+inline A discharge(A h, A threshold, A v_reset) {
+    if constexpr (KIND == SUBTRACT) return h >= threshold ? h - threshold : h;
+    if constexpr (KIND == NO_RESET) return h;
+    return h >= threshold ? v_reset : h;
+}
+
+// One step of a block. `in` is the current; out receives h (A) or, with FIRE, spikes (in memory's dtype).
+template <class I, class O, class A, int KIND, bool FIRE>
+void step_loop(const Block<A> &b, const I *__restrict in, A *__restrict v, O *__restrict out, int n) {
+    const A *__restrict decay = b.decay.data(), *__restrict leak = b.leak.data(), *__restrict threshold = b.threshold.data();
+    const A gain = A(b.c.gain), v_reset = A(b.c.v_reset);
 #pragma omp simd
-        for (int i = 0; i < n; i++) h[i] = v[i] + gain * h[i] - leak[i] * (v[i] - v_reset);
-    } else {
-#pragma omp simd
-        for (int i = 0; i < n; i++) h[i] = decay[i] * v[i] + gain * h[i];
+    for (int i = 0; i < n; i++) {
+        const A h = charge<A, KIND>(v[i], load(in[i]), decay[i], leak[i], gain, v_reset);
+        if constexpr (FIRE) store(out + i, h >= threshold[i] ? A(1) : A(0));
+        else out[i] = h;
+        v[i] = discharge<A, KIND>(h, threshold[i], v_reset);
     }
 }
 
-template <class A>
-void discharge(const Block<A> &b, const A *__restrict h, A *__restrict v, int n) {
-    const Call &c = b.c;
-    const A *__restrict threshold = b.threshold.data();
-    A v_reset = A(c.v_reset);
-    if (c.reset == HARD) {
-#pragma omp simd
-        for (int i = 0; i < n; i++) v[i] = h[i] >= threshold[i] ? v_reset : h[i];
-    } else if (c.reset == SOFT) {
-#pragma omp simd
-        for (int i = 0; i < n; i++) v[i] = h[i] >= threshold[i] ? h[i] - threshold[i] : h[i];
-    } else {
-        std::memcpy(v, h, n * sizeof(A));
+template <class I, class O, class A, bool FIRE>
+void step(const Block<A> &b, const I *in, A *v, O *out, int n) {
+    switch (kind_of(b.c)) {
+        case SUBTRACT: return step_loop<I, O, A, SUBTRACT, FIRE>(b, in, v, out, n);
+        case TO_ZERO_LEAK: return step_loop<I, O, A, TO_ZERO_LEAK, FIRE>(b, in, v, out, n);
+        case TO_RESET_LEAK: return step_loop<I, O, A, TO_RESET_LEAK, FIRE>(b, in, v, out, n);
+        default: return step_loop<I, O, A, NO_RESET, FIRE>(b, in, v, out, n);
     }
+}
+
+// v after the reset of a stored h.
+template <class A>
+void membrane_after(const Block<A> &b, const A *h, A *v, int n) {
+    const A v_reset = A(b.c.v_reset);
+    for (int i = 0; i < n; i++) {
+        const bool fired = h[i] >= b.threshold[i];
+        v[i] = !fired || b.c.reset == NONE ? h[i] : b.c.reset == HARD ? v_reset : h[i] - b.threshold[i];
+    }
+}
+
+// The way the gradient takes through the reset.
+enum Path { PASSES, STOPS_AT_SPIKE, SOFT_ATTACHED, HARD_ATTACHED };
+
+inline int path_of(const Call &c) {
+    if (c.reset == HARD) return c.detach_reset ? STOPS_AT_SPIKE : HARD_ATTACHED;
+    return c.reset == SOFT && !c.detach_reset ? SOFT_ATTACHED : PASSES;
+}
+
+// One step back of a block: (dL/ds, c) -> (dL/dx, c). KEEP leaves phi, dv/dh, dL/dh and the incoming c for observers.
+template <class A>
+struct Kept {
+    std::vector<A> phi, jump, dh, carry;
+    explicit Kept(int size) : phi(size), jump(size), dh(size), carry(size) {}
+};
+
+template <class T, class A, int SHAPE, int PATH, bool KEEP>
+void back_loop(const Block<A> &b, const A *__restrict h, const T *__restrict gs, A *__restrict carry, A *__restrict dx,
+               Kept<A> &kept, int n) {
+    const A *__restrict decay = b.decay.data(), *__restrict threshold = b.threshold.data(),
+                       *__restrict width = b.width.data(), *__restrict inverse_width = b.inverse_width.data();
+    A *__restrict kept_phi = kept.phi.data(), *__restrict kept_jump = kept.jump.data(),
+      *__restrict kept_dh = kept.dh.data(), *__restrict kept_carry = kept.carry.data();
+    const A gain = A(b.c.gain), v_reset = A(b.c.v_reset), height = A(b.c.height);
+#pragma omp simd
+    for (int i = 0; i < n; i++) {
+        const A unit = phi<A, SHAPE>(h[i] - threshold[i], width[i], inverse_width[i]), slope = height * unit;
+        A jump = A(1);
+        if constexpr (PATH == STOPS_AT_SPIKE || PATH == HARD_ATTACHED) jump = h[i] >= threshold[i] ? A(0) : A(1);
+        if constexpr (PATH == HARD_ATTACHED) jump = jump + (v_reset - h[i]) * slope;
+        if constexpr (PATH == SOFT_ATTACHED) jump = A(1) - threshold[i] * slope;
+        const A dh = A(load(gs[i])) * slope + carry[i] * jump;
+        if constexpr (KEEP) {
+            kept_phi[i] = unit;
+            kept_jump[i] = jump;
+            kept_dh[i] = dh;
+            kept_carry[i] = carry[i];
+        }
+        dx[i] = gain * dh;
+        carry[i] = decay[i] * dh;
+    }
+}
+
+template <class T, class A, int SHAPE, bool KEEP>
+void back_path(const Block<A> &b, const A *h, const T *gs, A *carry, A *dx, Kept<A> &kept, int n) {
+    switch (path_of(b.c)) {
+        case PASSES: return back_loop<T, A, SHAPE, PASSES, KEEP>(b, h, gs, carry, dx, kept, n);
+        case STOPS_AT_SPIKE: return back_loop<T, A, SHAPE, STOPS_AT_SPIKE, KEEP>(b, h, gs, carry, dx, kept, n);
+        case SOFT_ATTACHED: return back_loop<T, A, SHAPE, SOFT_ATTACHED, KEEP>(b, h, gs, carry, dx, kept, n);
+        default: return back_loop<T, A, SHAPE, HARD_ATTACHED, KEEP>(b, h, gs, carry, dx, kept, n);
+    }
+}
+
+template <class T, class A, bool KEEP>
+void step_back(const Block<A> &b, const A *h, const T *gs, A *carry, A *dx, Kept<A> &kept, int n) {
+    switch (b.c.shape) {
+        case FAST_SIGMOID: return back_path<T, A, FAST_SIGMOID, KEEP>(b, h, gs, carry, dx, kept, n);
+        case ATAN: return back_path<T, A, ATAN, KEEP>(b, h, gs, carry, dx, kept, n);
+        case SIGMOID: return back_path<T, A, SIGMOID, KEEP>(b, h, gs, carry, dx, kept, n);
+        case TRIANGLE: return back_path<T, A, TRIANGLE, KEEP>(b, h, gs, carry, dx, kept, n);
+        case RECTANGLE: return back_path<T, A, RECTANGLE, KEEP>(b, h, gs, carry, dx, kept, n);
+        default: return back_path<T, A, GAUSSIAN, KEEP>(b, h, gs, carry, dx, kept, n);
+    }
+}
+
+// Rows of a time window lie far apart, and hardware prefetchers restart on each: ask for the next block's part early.
+template <class T>
+inline void prefetch_next(const T *row, int n) {
+    const char *p = (const char *)(row + n);
+    for (size_t i = 0; i < n * sizeof(T); i += 64) __builtin_prefetch(p + i, 0, 2);
 }
 
 template <class A>
@@ -313,19 +387,20 @@ void forward(const Call &c) {
             b.at(start, n);
             start_membrane(c, start, n, v.data());
             for (int64_t t = 0; t < c.steps; t++) {
-                current<T, A>(b, t, start, n, h.data(), nullptr);
-                charge(b, v.data(), h.data(), n);
+                const T *x = (const T *)c.x + t * c.neurons + start;
                 T *__restrict s = (T *)c.spikes + t * c.neurons + start;
-                const A *__restrict threshold = b.threshold.data(), *__restrict hp = h.data();
+                prefetch_next(x, n);
+                if (c.mean || c.residual) {
+                    current<T, A>(b, t, start, n, h.data(), nullptr);
+                    step<A, T, A, true>(b, h.data(), v.data(), s, n);
+                } else {
+                    step<T, T, A, true>(b, x, v.data(), s, n);
+                }
                 if (c.spike_add) {
                     const T *__restrict add = (const T *)c.spike_add + t * c.neurons + start;
 #pragma omp simd
-                    for (int i = 0; i < n; i++) store(s + i, (hp[i] >= threshold[i] ? A(1) : A(0)) + A(load(add[i])));
-                } else {
-#pragma omp simd
-                    for (int i = 0; i < n; i++) store(s + i, hp[i] >= threshold[i] ? A(1) : A(0));
+                    for (int i = 0; i < n; i++) store(s + i, A(load(s[i])) + A(load(add[i])));
                 }
-                discharge(b, h.data(), v.data(), n);
             }
             if (c.v_last) std::memcpy((A *)c.v_last + start, v.data(), n * sizeof(A));
         }
@@ -345,13 +420,14 @@ void backward(const Call &c) {
     const int size = block_size(c.steps);
     const int64_t chunks = chunk_count(c.neurons, 4 * size);
     std::vector<Sums> sums(chunks, Sums(c));
-    const bool attached = !c.detach_reset && c.reset != NONE;
+    const bool attached = !c.detach_reset && c.reset != NONE, observed = c.probe || c.out_parameters;
 #pragma omp parallel for schedule(static) num_threads(c.threads)
     for (int64_t k = 0; k < chunks; k++) {
         Sums &mine = sums[k];
         Block<A> b(c, size);
-        std::vector<A> v(size), window(size * c.steps), xhats(c.mean ? size * c.steps : 0), slope(size), carry(size),
-            dx(size), dh(size), jump(size), mean_dz(size), mean_dz_xhat(size), sum_dz(size), sum_dz_xhat(size);
+        std::vector<A> v(size), window(size * c.steps), xhats(c.mean ? size * c.steps : 0), in(size), carry(size),
+            dx(size), mean_dz(size), mean_dz_xhat(size), sum_dz(size), sum_dz_xhat(size);
+        Kept<A> kept(size);
         std::vector<A> d_parameters[3];
         if (c.out_parameters) for (auto &d : d_parameters) d.resize(size);
         std::vector<A> channel_mean[2];
@@ -372,9 +448,13 @@ void backward(const Call &c) {
             start_membrane(c, start, n, v.data());
             for (int64_t t = 0; t < c.steps; t++) {
                 A *h = window.data() + t * size;
-                current<T, A>(b, t, start, n, h, c.mean ? xhats.data() + t * size : nullptr);
-                charge(b, v.data(), h, n);
-                discharge(b, h, v.data(), n);
+                prefetch_next((const T *)c.x + t * c.neurons + start, n);
+                if (c.mean || c.residual) {
+                    current<T, A>(b, t, start, n, in.data(), c.mean ? xhats.data() + t * size : nullptr);
+                    step<A, A, A, false>(b, in.data(), v.data(), h, n);
+                } else {
+                    step<T, A, A, false>(b, (const T *)c.x + t * c.neurons + start, v.data(), h, n);
+                }
             }
             if (c.grad_v_last) std::memcpy(carry.data(), (const A *)c.grad_v_last + start, n * sizeof(A));
             else std::fill(carry.begin(), carry.end(), A(0));
@@ -383,33 +463,15 @@ void backward(const Call &c) {
             for (auto &d : d_parameters) std::fill(d.begin(), d.end(), A(0));
 
             const A *__restrict threshold = b.threshold.data(), *__restrict decay = b.decay.data();
-            A *__restrict cp = carry.data(), *__restrict dxp = dx.data(), *__restrict dhp = dh.data(),
-              *__restrict jp = jump.data(), *__restrict sp = slope.data();
+            A *__restrict dxp = dx.data();
+            const A *__restrict phi = kept.phi.data(), *__restrict jump = kept.jump.data(),
+                               *__restrict dh = kept.dh.data(), *__restrict before = kept.carry.data();
             for (int64_t t = c.steps - 1; t >= 0; t--) {
                 const A *__restrict h = window.data() + t * size;
                 const T *__restrict gs = (const T *)c.grad_s + t * c.neurons + start;
-                phi_block(c.shape, h, threshold, b.width.data(), sp, n);
-                // jump: dv/dh
-                if (c.reset == HARD) {
-                    if (attached) {
-#pragma omp simd
-                        for (int i = 0; i < n; i++)
-                            jp[i] = (h[i] >= threshold[i] ? A(0) : A(1)) + (v_reset - h[i]) * (height * sp[i]);
-                    } else {
-#pragma omp simd
-                        for (int i = 0; i < n; i++) jp[i] = h[i] >= threshold[i] ? A(0) : A(1);
-                    }
-                } else if (attached) {
-#pragma omp simd
-                    for (int i = 0; i < n; i++) jp[i] = A(1) - threshold[i] * (height * sp[i]);
-                } else {
-                    std::fill(jp, jp + n, A(1));
-                }
-#pragma omp simd
-                for (int i = 0; i < n; i++) {
-                    dhp[i] = A(load(gs[i])) * (height * sp[i]) + cp[i] * jp[i];
-                    dxp[i] = gain * dhp[i];
-                }
+                prefetch_next(gs, n);
+                if (observed) step_back<T, A, true>(b, h, gs, carry.data(), dxp, kept, n);
+                else step_back<T, A, false>(b, h, gs, carry.data(), dxp, kept, n);
                 if (c.dx) {
                     T *__restrict out = (T *)c.dx + t * c.neurons + start;
 #pragma omp simd
@@ -418,12 +480,12 @@ void backward(const Call &c) {
                 if (c.probe) {
                     double f[PROBE_FIELDS] = {0};
                     for (int i = 0; i < n; i++) {
-                        double g = load(gs[i]), d = dxp[i], carried = cp[i];
+                        double g = load(gs[i]), d = dxp[i], carried = before[i];
                         f[0] += g * g;
                         f[1] += d * d;
                         f[2] += carried * carried;
-                        f[3] += std::fabs(double(decay[i] * jp[i]));
-                        f[4] += sp[i] < A(REACH);
+                        f[3] += std::fabs(double(decay[i] * jump[i]));
+                        f[4] += phi[i] < A(REACH);
                         f[5] += h[i] >= threshold[i];
                         f[6] = std::fabs(d) > f[6] || std::isnan(d) ? std::fabs(d) : f[6];
                         f[7] += !std::isfinite(d);
@@ -435,8 +497,7 @@ void backward(const Call &c) {
                     }
                 }
                 if (c.out_parameters) {
-                    const A *before_h = t ? window.data() + (t - 1) * size : nullptr;
-                    if (before_h) discharge(b, before_h, v.data(), n);
+                    if (t) membrane_after(b, window.data() + (t - 1) * size, v.data(), n);
                     else start_membrane(c, start, n, v.data());
                     for (int i = 0; i < n; i++) {
                         const A z = (h[i] - threshold[i]) / b.width[i], g = load(gs[i]);
@@ -444,18 +505,15 @@ void backward(const Call &c) {
                         A through_s = g, through_v = A(0);
                         if (c.reset == SOFT) {
                             through_v = fired ? A(-1) : A(0);
-                            if (attached) through_s = g - cp[i] * threshold[i];
+                            if (attached) through_s = g - before[i] * threshold[i];
                         } else if (attached) {
-                            through_s = g + cp[i] * (v_reset - h[i]);
+                            through_s = g + before[i] * (v_reset - h[i]);
                         }
-                        d_parameters[0][i] += dhp[i] * (c.leaks_to_reset ? v[i] - v_reset : v[i]);
-                        d_parameters[1][i] += cp[i] * through_v - through_s * (height * sp[i]);
-                        d_parameters[2][i] += through_s * height * (primitive(z, c.shape) - z * sp[i]);
+                        d_parameters[0][i] += dh[i] * (c.leaks_to_reset ? v[i] - v_reset : v[i]);
+                        d_parameters[1][i] += before[i] * through_v - through_s * (height * phi[i]);
+                        d_parameters[2][i] += through_s * height * (primitive(z, c.shape) - z * phi[i]);
                     }
                 }
-                // carry before dx turns into dz
-#pragma omp simd
-                for (int i = 0; i < n; i++) cp[i] = decay[i] * dhp[i];
                 if (!c.mean) continue;
                 const A *__restrict xhat = xhats.data() + t * size;
                 if (c.out_step_gain) {
