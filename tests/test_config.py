@@ -67,6 +67,7 @@ BAD_FILES = {
     "infinity": (GOOD + "[train]\nlr = inf", ["train.lr = inf", "a number above 0 to 1000"]),
     "negative infinity": (GOOD + "[neuron]\nv_reset = -inf", ["neuron.v_reset = -inf", "-1e6"]),
     "below the range": (GOOD + "[neuron]\ntau = 0.5", ["neuron.tau = 0.5", "from 1 to 1e6"]),
+    "at an open start": (GOOD + "[train]\nlr = 0.0", ["train.lr = 0.0", "above 0 to 1000"]),
     "at an open end": (GOOD + "[train]\nwarmup = 1.0", ["train.warmup = 1.0", "to below 1"]),
     "above the range": ("seed = 9223372036854775808\n" + GOOD, ["seed", "to 9223372036854775807"]),
     "negative seed": ("seed = -1\n" + GOOD, ["seed = -1", "an integer from 0"]),
@@ -118,6 +119,10 @@ BAD_FILES = {
         ["loss.tet_lambda", 'loss.kind is "cross_entropy"'],
     ),
     "tau without a leak": (GOOD + '[neuron]\nkind = "if"\ntau = 2', ["neuron.tau", '"if"']),
+    "decay_input without a leak": (
+        GOOD + '[neuron]\nkind = "if"\ndecay_input = true',
+        ["neuron.decay_input = true", '"if"'],
+    ),
     "detach_reset without reset": (
         GOOD + '[neuron]\nreset = "none"\ndetach_reset = true',
         ["neuron.detach_reset", 'neuron.reset is "none"'],
@@ -125,6 +130,10 @@ BAD_FILES = {
     "monitor off and configured": (
         GOOD + "[monitor]\nenabled = false\nevery = 5",
         ["monitor.every = 5", "monitor.enabled is false"],
+    ),
+    "tensorboard without monitor": (
+        GOOD + "[monitor]\nenabled = false\ntensorboard = true",
+        ["monitor.tensorboard = true", "monitor.enabled is false"],
     ),
     "invalid TOML": ("[data]\nname = digits", ["invalid TOML", "line 2"]),
     "cut short": ("[data]\nname =", ["invalid TOML", "line 2"]),
