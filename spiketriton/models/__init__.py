@@ -20,7 +20,7 @@ def build_model(recipe: Recipe, *, classes: int, channels: int, image_size: int)
     changes no name either, so checkpoints move freely between the three.
     """
     model, parts = recipe.model, Parts.of(recipe)
-    if model.memory == "packed":
+    if model.memory == "packed" and recipe.neuron.kind != "relu":
         raise UserError("model.memory 'packed': accepted: 'standard'")
     if model.name in ARCHITECTURES:
         architecture = ARCHITECTURES[model.name]
