@@ -1,0 +1,104 @@
+"""Images for training and testing: `build_data(recipe)`.
+
+sources.py finds the images, transforms.py makes tensors of them, stream.py puts them into batches.
+"""
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from spiketriton.config import Recipe
+from spiketriton.data.sources import SOURCES, Source
+from spiketriton.data.splits import ArraySplit
+from spiketriton.data.stream import Batches, Loading, TestSet, TrainStream, auto_workers, subset
+from spiketriton.data.transforms import ArrayTransform, PhotoTransform
+from spiketriton.errors import UserError
+
+__all__ = ["Data", "TestSet", "TrainStream", "build_data"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """A data set ready to train on; images are float32 [b, channels, image_size, image_size]."""
+
+    name: str
+    classes: tuple[str, ...]
+    channels: int
+    image_size: int
+    train: TrainStream
+    test: TestSet
+    synthetic: bool  # random images: say so beside every number that comes of them
+
+
+def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
+    """The recipe's data for one of `world_size` ranks; every rank calls it with the same recipe.
+
+    Raises `UserError`, before any image is decoded, when data are missing (naming the archive, the
+    folder it belongs in and data.root), damaged, or too few for a batch.
+    """
+    config, train = recipe.data, recipe.train
+    if train.batch_size % (train.accumulate * world_size):
+        raise UserError(
+            f"train.batch_size = {train.batch_size} does not divide into train.accumulate = "
+            f"{train.accumulate} micro-batches for {world_size} process(es)"
+        )
+    source = SOURCES[config.name](config)
+    _check_counts(recipe, source)
+    size = config.image_size or source.image_size
+    transform: PhotoTransform | ArrayTransform
+    if source.move == "photo":
+        transform = PhotoTransform(size, *source.statistics, config.augment)
+    else:
+        transform = ArrayTransform(size, *source.statistics, config.augment, source.move)
+
+    cuda = train.device != "cpu" and torch.cuda.is_available()
+    workers = config.workers
+    if workers == "auto":
+        workers = auto_workers(
+            in_memory=isinstance(source.train, ArraySplit),
+            cuda=cuda,
+            ranks_here=int(os.environ.get("LOCAL_WORLD_SIZE", world_size)),
+        )
+    loading = Loading(workers=workers, pin_memory=cuda)
+    return Data(
+        name=config.name,
+        classes=source.classes,
+        channels=source.channels,
+        image_size=size,
+        train=TrainStream(
+            dataset=Batches(source.train, transform),
+            members=subset(source.train, config.train_images),
+            seed=recipe.seed,
+            batch_size=train.batch_size,
+            accumulate=train.accumulate,
+            rank=rank,
+            world_size=world_size,
+            loading=loading,
+        ),
+        test=TestSet(
+            dataset=Batches(source.test, transform),
+            members=subset(source.test, config.test_images),
+            batch_size=train.batch_size // (train.accumulate * world_size),
+            rank=rank,
+            world_size=world_size,
+            loading=loading,
+        ),
+        synthetic=source.synthetic,
+    )
+
+
+def _check_counts(recipe: Recipe, source: Source) -> None:
+    config = recipe.data
+    for key, wanted, split in (
+        ("data.train_images", config.train_images, source.train),
+        ("data.test_images", config.test_images, source.test),
+    ):
+        if wanted > len(split):
+            raise UserError(f"{key} = {wanted:,}, but {config.name} has only {len(split):,} images")
+    images = config.train_images or len(source.train)
+    if images < recipe.train.batch_size:
+        raise UserError(
+            f"train.batch_size = {recipe.train.batch_size:,} is more than the {images:,} training "
+            f"images of {config.name} (data.train_images = {config.train_images:,}; 0 means all)"
+        )

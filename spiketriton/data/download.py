@@ -1,0 +1,128 @@
+"""Getting an archive and unpacking it, or one line on what is missing and where it belongs."""
+
+import os
+import socket
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+
+from torchvision.datasets.utils import check_integrity, download_url, extract_archive
+
+from spiketriton.config import DataConfig
+from spiketriton.errors import UserError, one_line
+
+NETWORK_TIMEOUT = 15.0  # seconds without an answer (connecting, or between two packets)
+
+# What torchvision, the sockets, the disk and the decompressors raise when a fetch goes wrong.
+FAILURES = (OSError, RuntimeError, HTTPException, EOFError, tarfile.TarError, zlib.error)
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file on the net and the MD5 checksum that tells whether a copy of it is whole."""
+
+    url: str
+    md5: str
+
+    @property
+    def name(self) -> str:
+        return self.url.rpartition("/")[2]
+
+    def whole(self, path: Path) -> bool:
+        return bool(check_integrity(path, self.md5))
+
+
+def data_root(config: DataConfig) -> Path:
+    """`data.root` as an absolute path, so that errors name a folder that can be found."""
+    return Path(config.root).expanduser().absolute()
+
+
+def describe_missing(config: DataConfig, file: RemoteFile, folder: Path, why: str) -> UserError:
+    """The error for data that is not there: archive, address, checksum, folder, key."""
+    return UserError(
+        f"{config.name}: {one_line(why)}; put {file.name} ({file.url}, md5 {file.md5}) into "
+        f"{folder}, or set data.root to the folder that holds the data"
+    )
+
+
+def obtain(file: RemoteFile, folder: Path, config: DataConfig) -> Path:
+    """Path of a verified copy of `file` in `folder`, downloaded if it is missing and may be.
+
+    Raises `UserError` when it is missing or damaged and was not, or could not be, downloaded.
+    """
+    path = folder / file.name
+    state = "is missing"
+    if path.exists():
+        if file.whole(path):
+            return path
+        state = "is damaged or cut short (its md5 is another)"
+    if not config.download:
+        raise describe_missing(config, file, folder, f"{path} {state} and data.download is false")
+    part = path.with_name(file.name + ".part")
+    try:
+        with _timeout(NETWORK_TIMEOUT):
+            download_url(file.url, folder, filename=part.name, md5=file.md5)
+        os.replace(part, path)
+    except FAILURES as error:
+        why = f"{path} {state} and the download failed ({error})"
+        raise describe_missing(config, file, folder, why) from error
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def unpacked(archive: RemoteFile, name: str, config: DataConfig) -> Path:
+    """The folder `name` in data.root, unpacked from `archive` (downloaded if need be).
+
+    Unpacks beside and renames, so that an interrupted run leaves no half-filled folder to be taken
+    for the data set; a lock lets one process of many on a machine do the work.
+    Raises `UserError` when the folder is not there and cannot be made.
+    """
+    root = data_root(config)
+    folder = root / name
+    if folder.is_dir():
+        return folder
+    if not config.download and not (root / archive.name).exists():
+        why = f"there is no folder {folder} and data.download is false"
+        raise describe_missing(config, archive, root, why)
+    try:
+        with one_process_at_a_time(root):
+            if not folder.is_dir():
+                path = obtain(archive, root, config)
+                with tempfile.TemporaryDirectory(dir=root, prefix=".unpacking-") as beside:
+                    extract_archive(path, beside)
+                    os.replace(Path(beside, name), folder)
+    except FAILURES as error:
+        why = f"cannot prepare {folder} ({error})"
+        raise describe_missing(config, archive, root, why) from error
+    return folder
+
+
+@contextmanager
+def one_process_at_a_time(folder: Path) -> Iterator[None]:
+    """Makes `folder`, and holds a lock in it: the ranks of a job share one download.
+
+    Raises OSError when the folder cannot be made or written.
+    """
+    import fcntl  # not on Windows, where only this lock needs it
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".download.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _timeout(seconds: float) -> Iterator[None]:
+    """torchvision opens its connections without a timeout: give new sockets one meanwhile."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

@@ -1,0 +1,326 @@
+"""The data sets by name: what they hold, where it lies, and how their images are normalised.
+
+Mean and standard deviation are those of the training images scaled to 0..1. ImageNet's and
+CIFAR-100's are the values in common use, CIFAR-10's too; Fashion-MNIST's and the digits' were
+computed from the files; synthetic images are uniform noise: 1/2 and 1/sqrt(12).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torchvision import datasets
+
+from spiketriton.config import DataConfig
+from spiketriton.data import idx
+from spiketriton.data.download import (
+    FAILURES,
+    RemoteFile,
+    data_root,
+    describe_missing,
+    obtain,
+    one_process_at_a_time,
+    unpacked,
+)
+from spiketriton.data.splits import ArraySplit, FileSplit, RepeatedSplit
+from spiketriton.errors import UserError, one_line
+
+IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CIFAR10_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+CIFAR100_STATISTICS = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
+FASHION_STATISTICS = ((0.2860,), (0.3530,))
+DIGITS_STATISTICS = ((0.3054,), (0.3760,))
+SYNTHETIC_STATISTICS = ((0.5,) * 3, (0.2887,) * 3)
+
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # package dataset-fashion-mnist
+
+_AMAZON = "https://s3.amazonaws.com/fast-ai-imageclas/"
+IMAGENETTE_ARCHIVES = {
+    "full": RemoteFile(_AMAZON + "imagenette2.tgz", "fe2fc210e6bb7c5664d602c3cd71e612"),
+    "320px": RemoteFile(_AMAZON + "imagenette2-320.tgz", "3df6f0d01a2c9592104656642f5e78a3"),
+    "160px": RemoteFile(_AMAZON + "imagenette2-160.tgz", "e793b78cc4c9e9a4ccc0c1155377a412"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A data set at hand: its two splits and what the transforms need to know."""
+
+    train: ArraySplit | FileSplit
+    test: ArraySplit | FileSplit
+    classes: tuple[str, ...]
+    channels: int
+    image_size: int  # default side of the square images that the network sees
+    statistics: tuple[tuple[float, ...], tuple[float, ...]]  # mean, std by channel
+    move: Literal["photo", "crop", "affine"]  # kind of augmentation, see transforms.py
+    synthetic: bool = False
+
+
+def imagenette(config: DataConfig) -> Source:
+    """Ten easy classes of ImageNet, 9,469 + 3,925 photographs (github.com/fastai/imagenette)."""
+    archive = IMAGENETTE_ARCHIVES[config.variant]
+    folder = unpacked(archive, archive.name.removesuffix(".tgz"), config)
+
+    def read(split: str) -> tuple[list[str], list[tuple[str, int]]]:
+        try:
+            found = datasets.Imagenette(
+                data_root(config), split=split, size=config.variant, loader=str
+            )
+        except KeyError as error:
+            raise UserError(
+                f"imagenette: {folder / split} holds the folder {error.args[0]!r}, which is none "
+                "of Imagenette's ten classes"
+            ) from error
+        names = [f"{wnid} ({found.classes[at][0]})" for at, wnid in enumerate(found.wnids)]
+        return names, [found[i] for i in range(len(found))]
+
+    train, test = _photo_splits(read, folder, "train", "val", config)
+    return Source(
+        train=train,
+        test=test,
+        classes=tuple(name.partition("(")[2].rstrip(")") for name in train.classes),
+        channels=3,
+        image_size=224,
+        statistics=IMAGENET_STATISTICS,
+        move="photo",
+    )
+
+
+def imagefolder(config: DataConfig) -> Source:
+    """Your own photographs: root/train/<class>/*, and root/val/<class>/* or root/test/<class>/*."""
+    root = data_root(config)
+    test_name = "val" if (root / "val").is_dir() else "test"
+    for name in ("train", test_name):
+        if not (root / name).is_dir():
+            raise UserError(
+                f"imagefolder: there is no folder {root / name}; data.root must hold "
+                "train/<class>/ and val/<class>/ (or test/<class>/) with images"
+            )
+
+    def read(split: str) -> tuple[list[str], list[tuple[str, int]]]:
+        found = datasets.ImageFolder(root / split, loader=str)
+        return found.classes, found.samples
+
+    train, test = _photo_splits(read, root, "train", test_name, config)
+    return Source(
+        train=train,
+        test=test,
+        classes=train.classes,
+        channels=3,
+        image_size=224,
+        statistics=IMAGENET_STATISTICS,
+        move="photo",
+    )
+
+
+def _photo_splits(
+    read: Callable[[str], tuple[list[str], list[tuple[str, int]]]],
+    folder: Path,
+    train_name: str,
+    test_name: str,
+    config: DataConfig,
+) -> tuple[FileSplit, FileSplit]:
+    """Both splits of a tree of class folders; the same classes must stand in both."""
+    splits = []
+    for name in (train_name, test_name):
+        try:
+            classes, samples = read(name)
+        except OSError as error:  # no folder, no class folder, a class without images, no right
+            raise UserError(f"{config.name}: {folder / name}: {one_line(error)}") from error
+        splits.append(FileSplit(samples, classes))
+    train, test = splits
+    if train.classes != test.classes:
+        raise UserError(
+            f"{config.name}: {folder} has other classes in {train_name} than in {test_name}: "
+            f"only in {train_name}: {_some(set(train.classes) - set(test.classes))}; "
+            f"only in {test_name}: {_some(set(test.classes) - set(train.classes))}"
+        )
+    return train, test
+
+
+def _some(names: set[str], most: int = 5) -> str:
+    shown = ", ".join(sorted(names)[:most]) or "none"
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _cifar(
+    dataset: type[datasets.CIFAR10],
+    statistics: tuple[tuple[float, ...], tuple[float, ...]],
+    config: DataConfig,
+) -> Source:
+    """CIFAR (Krizhevsky 2009): 50,000 + 10,000 images of 32 x 32, as Python pickles.
+
+    Each file's checksum is compared before it is unpickled: a pickle can run code.
+    """
+    archive = RemoteFile(dataset.url, dataset.tgz_md5)
+    folder = unpacked(archive, dataset.base_folder, config)
+    meta = (dataset.meta["filename"], dataset.meta["md5"])
+    for name, md5 in [*dataset.train_list, *dataset.test_list, meta]:
+        path = folder / name
+        if not RemoteFile(name, md5).whole(path):
+            state = (
+                "is damaged or cut short (its md5 is another)" if path.exists() else "is missing"
+            )
+            why = f"{path} {state}; remove {folder} to have it unpacked again"
+            raise describe_missing(config, archive, data_root(config), why)
+
+    def split(train: bool) -> tuple[ArraySplit, tuple[str, ...]]:
+        found = dataset(data_root(config), train=train)
+        images = np.ascontiguousarray(found.data.transpose(0, 3, 1, 2))
+        return ArraySplit(images, np.array(found.targets)), tuple(found.classes)
+
+    train, classes = split(True)
+    test, _ = split(False)
+    return Source(
+        train=train,
+        test=test,
+        classes=classes,
+        channels=3,
+        image_size=32,
+        statistics=statistics,
+        move="crop",
+    )
+
+
+def cifar10(config: DataConfig) -> Source:
+    return _cifar(datasets.CIFAR10, CIFAR10_STATISTICS, config)
+
+
+def cifar100(config: DataConfig) -> Source:
+    return _cifar(datasets.CIFAR100, CIFAR100_STATISTICS, config)
+
+
+def fashion_mnist(config: DataConfig) -> Source:
+    """Fashion-MNIST (arXiv 1708.07747): 60,000 + 10,000 grey images of 28 x 28, as idx files.
+
+    Looked for in data.root, data.root/FashionMNIST/raw (torchvision's place, and ours for a
+    download) and where Debian's package dataset-fashion-mnist puts them; gzipped or not.
+    """
+    files = _find_fashion_mnist(config) or _fetch_fashion_mnist(config)
+    classes = tuple(datasets.FashionMNIST.classes)
+
+    def split(prefix: str) -> ArraySplit:
+        image_path, label_path = (files[name] for name in _FASHION_FILES if name.startswith(prefix))
+        images, labels = idx.read(image_path, rank=3), idx.read(label_path, rank=1)
+        if len(images) != len(labels):
+            raise UserError(
+                f"fashion_mnist: {image_path} holds {len(images):,} images, but {label_path} "
+                f"{len(labels):,} labels"
+            )
+        if images.shape[1:] != (28, 28) or len(images) == 0:
+            raise UserError(
+                f"fashion_mnist: {image_path} holds an array of {images.shape}, not images of 28x28"
+            )
+        if labels.max() >= len(classes):
+            raise UserError(f"fashion_mnist: {label_path} holds the label {labels.max()}, above 9")
+        return ArraySplit(images[:, None].copy(), labels.copy())
+
+    return Source(
+        train=split("train"),
+        test=split("t10k"),
+        classes=classes,
+        channels=1,
+        image_size=28,
+        statistics=FASHION_STATISTICS,
+        move="crop",
+    )
+
+
+_FASHION_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+
+
+def _find_fashion_mnist(config: DataConfig) -> dict[str, Path] | None:
+    """Paths of the four files in the first place that has them all."""
+    root = data_root(config)
+    for folder in (root, root / "FashionMNIST" / "raw", DEBIAN_FASHION_MNIST):
+        found = {name: path for name in _FASHION_FILES if (path := idx.find(folder, name))}
+        if len(found) == len(_FASHION_FILES):
+            return found
+    return None
+
+
+def _fetch_fashion_mnist(config: DataConfig) -> dict[str, Path]:
+    folder = data_root(config) / "FashionMNIST" / "raw"
+    remote = [
+        RemoteFile(datasets.FashionMNIST.mirrors[0] + name, md5)
+        for name, md5 in datasets.FashionMNIST.resources
+    ]
+    if not config.download:
+        why = f"its four files are not in {folder} and data.download is false"
+        raise describe_missing(config, remote[0], folder, why)
+    try:
+        with one_process_at_a_time(folder):
+            return {file.name.removesuffix(".gz"): obtain(file, folder, config) for file in remote}
+    except FAILURES as error:
+        raise describe_missing(config, remote[0], folder, f"cannot write ({error})") from error
+
+
+def digits(config: DataConfig) -> Source:
+    """UCI optical digits, 8 x 8, 17 levels of grey, in the package (see digits.LICENSE.txt).
+
+    1,437 training and 360 test images: scikit-learn's 1,797, shuffled once, a fixed split. Seen by
+    the network at 16 x 16, bilinear, unless data.image_size says otherwise.
+    """
+    file = resources.files("spiketriton.data") / "digits.npz"
+    with file.open("rb") as stream, np.load(stream) as stored:
+        arrays = dict(stored)
+
+    def split(name: str) -> ArraySplit:
+        # 0..16 to 0..255 by rounding: off by at most half a level of 255.
+        pixels = (arrays[f"{name}_images"].astype(np.int64) * 255 + 8) // 16
+        return ArraySplit(pixels.astype(np.uint8)[:, None], arrays[f"{name}_labels"])
+
+    return Source(
+        train=split("train"),
+        test=split("test"),
+        classes=tuple("0123456789"),
+        channels=1,
+        image_size=16,
+        statistics=DIGITS_STATISTICS,
+        move="affine",
+    )
+
+
+def synthetic(config: DataConfig) -> Source:
+    """Uniform noise with random labels, the same on every machine: for benchmarks, not learning.
+
+    1,024 + 256 images, or as many as data.train_images and data.test_images say, of which every
+    64 repeat, so that any number fits in memory.
+    """
+    size = config.image_size or 32
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randint(256, (64, 3, size, size), dtype=torch.uint8, generator=generator)
+
+    def split(count: int) -> ArraySplit:
+        return RepeatedSplit(noise, torch.randint(config.classes, (count,), generator=generator))
+
+    return Source(
+        train=split(config.train_images or 1024),
+        test=split(config.test_images or 256),
+        classes=tuple(f"synthetic {index}" for index in range(config.classes)),
+        channels=3,
+        image_size=32,
+        statistics=SYNTHETIC_STATISTICS,
+        move="crop",
+        synthetic=True,
+    )
+
+
+SOURCES: dict[str, Callable[[DataConfig], Source]] = {
+    "imagenette": imagenette,
+    "imagefolder": imagefolder,
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "fashion_mnist": fashion_mnist,
+    "digits": digits,
+    "synthetic": synthetic,
+}

@@ -1,0 +1,71 @@
+"""Where images come from: `ArraySplit` holds all of them in memory, `FileSplit` opens files.
+
+Both answer `len`, `labels` (int64 [N]) and `read(indices)`: raw images, in the order asked for.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from spiketriton.errors import UserError, one_line
+
+
+class ArraySplit:
+    """Images in memory. `read` gives uint8 [b, C, H, W]."""
+
+    def __init__(self, images: np.ndarray | torch.Tensor, labels: np.ndarray | torch.Tensor):
+        """`images`: uint8 [N, C, H, W]; `labels`: integers [N]."""
+        self.images = torch.as_tensor(images)
+        self.labels = torch.as_tensor(labels).long()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, indices: np.ndarray) -> torch.Tensor:
+        return self.images[torch.from_numpy(indices)]
+
+
+class RepeatedSplit(ArraySplit):
+    """Fewer images than labels: they come round again."""
+
+    def read(self, indices: np.ndarray) -> torch.Tensor:
+        return super().read(indices % len(self.images))
+
+
+class FileSplit:
+    """Image files. `read` opens one after the other and gives RGB PIL images of any size."""
+
+    def __init__(self, samples: Sequence[tuple[str, int]], classes: Sequence[str]):
+        # Bytes in one array: workers share it, where a list of str is copied by reference counts.
+        self.paths = np.array([os.fsencode(path) for path, _ in samples])
+        self.labels = torch.tensor([label for _, label in samples])
+        self.classes = tuple(classes)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, indices: np.ndarray) -> Iterator[Image.Image]:
+        for index in indices:
+            name = self.classes[int(self.labels[index])]
+            yield load_rgb(Path(os.fsdecode(self.paths[index])), name)
+
+
+def load_rgb(path: Path, class_name: str) -> Image.Image:
+    """The file as an RGB image, whatever its mode (grey, 16-bit grey, palette, CMYK, with alpha).
+
+    Raises `UserError` naming the file and its class when it is empty, cut short or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith("I"):  # 16-bit grey: convert("RGB") would clip it to white
+                high_byte = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255)
+                return Image.fromarray(high_byte.astype(np.uint8)).convert("RGB")
+            return image.convert("RGB")
+    except Exception as error:  # Pillow's decoders raise anything on damaged input
+        empty = path.exists() and path.stat().st_size == 0
+        why = "the file is empty" if empty else one_line(error) or type(error).__name__
+        raise UserError(f"cannot read image {path} (class {class_name}): {why}") from error

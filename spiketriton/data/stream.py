@@ -1,0 +1,234 @@
+"""Batches: an endless stream for training, one fixed pass for testing.
+
+The batch of a training step is a function of (seed, step): epoch e visits the images in the order
+of a permutation drawn from (seed, e), and image i is augmented from (seed, e, i). Neither the
+number of workers, nor the step at which a run starts, nor the number of ranks changes it.
+"""
+
+import atexit
+import os
+import signal
+import weakref
+from collections.abc import Callable, Generator, Iterator, Sized
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from spiketriton.data.draws import mix
+from spiketriton.data.splits import ArraySplit, FileSplit
+from spiketriton.errors import UserError
+
+Transform: TypeAlias = Callable[[Any, np.ndarray | None], torch.Tensor]
+Request: TypeAlias = tuple[np.ndarray, np.ndarray | None]  # image indices, augmentation keys
+Batch: TypeAlias = tuple[torch.Tensor, torch.Tensor]  # float32 [b, C, S, S], int64 [b]
+
+# Words that keep the two uses of one seed apart.
+_ORDER, _AUGMENTATION = 1, 2
+
+
+class Batches(Dataset[Batch | UserError]):
+    """Answers a request with a batch, or with the user's mistake as a value.
+
+    DataLoader would wrap an exception raised in a worker into a page of traceback.
+    """
+
+    def __init__(self, split: ArraySplit | FileSplit, transform: Transform) -> None:
+        self.split = split
+        self.transform = transform
+
+    def __getitem__(self, request: Request) -> Batch | UserError:
+        indices, keys = request
+        try:
+            images = self.transform(self.split.read(indices), keys)
+        except UserError as error:
+            return error
+        return images, self.split.labels[torch.from_numpy(indices)]
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How batches are loaded; what they hold does not depend on it."""
+
+    workers: int
+    pin_memory: bool
+
+    def batches(self, dataset: Batches, requests: Sampler[Request]) -> Generator[Batch, None, None]:
+        loader = DataLoader(
+            dataset,
+            batch_size=None,  # a request is already a batch
+            sampler=requests,
+            num_workers=self.workers,
+            collate_fn=_as_it_is,
+            pin_memory=self.pin_memory,
+            worker_init_fn=_leave_signals_to_the_parent,
+            generator=torch.Generator(),  # or it would draw a seed from the global one
+        )
+        batches = _raise_mistakes(iter(loader))
+        _open.add(batches)
+        return batches
+
+
+# Closed at exit while their workers can still hear it; multiprocessing would wait for them.
+_open: "weakref.WeakSet[Generator[Batch, None, None]]" = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for batches in list(_open):
+        batches.close()
+
+
+def _raise_mistakes(answers: Iterator[Batch | UserError]) -> Generator[Batch, None, None]:
+    try:
+        for answer in answers:
+            if isinstance(answer, UserError):
+                # A new one: `answer` would refer to this frame, and keep itself and it alive.
+                raise UserError(str(answer))
+            yield answer
+    finally:
+        del answers  # ends the workers, also where a traceback holds on to this frame
+
+
+def _as_it_is(answer: Any) -> Any:
+    return answer
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach every process; workers serve on while the run saves.
+
+    They end when the parent closes the stream, or has died, or a minute after SIGTERM.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))
+
+
+def auto_workers(*, in_memory: bool, cuda: bool, ranks_here: int) -> int:
+    """Worker processes for `data.workers = "auto"`.
+
+    Images in memory cost microseconds: worth a process only where a GPU computes meanwhile and
+    cores are idle. Files are decoded by up to 8, one core left to the training process.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = (cores or 1) // ranks_here
+    if in_memory and not (cuda and cores > 4):
+        return 0
+    return max(0, min(8, cores - 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainStream:
+    """Training batches without end. `batch_size` counts the images of a step over all ranks."""
+
+    dataset: Batches
+    members: np.ndarray  # indices of the images trained on
+    seed: int
+    batch_size: int
+    accumulate: int
+    rank: int
+    world_size: int
+    loading: Loading
+
+    @property
+    def images(self) -> int:
+        """Images of an epoch (its last, ragged batch is dropped)."""
+        return len(self.members)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.members) // self.batch_size
+
+    def from_step(self, step: int) -> Generator[Batch, None, None]:
+        """Micro-batches from global step `step` on, `accumulate` a step, for ever.
+
+        Images float32 [b, C, S, S] and labels int64 [b] with b = batch_size / accumulate /
+        world_size: this rank's contiguous part of the global micro-batch. Workers start at once
+        and live until the iterator is closed (`contextlib.closing`). Raises `UserError` at an
+        image that cannot be read.
+        """
+        if step < 0:
+            raise ValueError(f"step must be at least 0, got {step}")
+        return self.loading.batches(self.dataset, _TrainRequests(self, step))
+
+    def requests(self, step: int) -> Iterator[Request]:
+        micro_batch = self.batch_size // self.accumulate
+        part = micro_batch // self.world_size
+        while True:
+            epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
+            order = self.members[self._permutation(epoch)]
+            for at in range(step_of_epoch, self.steps_per_epoch):
+                for micro in range(self.accumulate):
+                    start = at * self.batch_size + micro * micro_batch + self.rank * part
+                    indices = order[start : start + part]
+                    yield indices, mix(self.seed, _AUGMENTATION, epoch, indices)
+            step = (epoch + 1) * self.steps_per_epoch
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        generator = torch.Generator().manual_seed(int(mix(self.seed, _ORDER, epoch)[0]))
+        return torch.randperm(len(self.members), generator=generator).numpy()
+
+
+class _TrainRequests(Sampler[Request]):
+    def __init__(self, stream: TrainStream, step: int) -> None:
+        self.stream = stream
+        self.step = step
+
+    def __iter__(self) -> Iterator[Request]:
+        return self.stream.requests(self.step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestSet:
+    """The test images in a fixed order, unaugmented; each rank sees every world_size-th.
+
+    Iterating gives (images float32 [b, C, S, S], labels int64 [b]); the last batch may be smaller,
+    and a rank may get one image less than another, or none.
+    """
+
+    __test__ = False  # pytest: not a class of tests
+
+    dataset: Batches
+    members: np.ndarray  # indices of the images tested on, over all ranks
+    batch_size: int  # of this rank
+    rank: int
+    world_size: int
+    loading: Loading
+
+    @property
+    def images(self) -> int:
+        """Images of the whole test set, over all ranks."""
+        return len(self.members)
+
+    def __len__(self) -> int:
+        """Batches that this rank gets."""
+        return -(-len(self._mine) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.loading.batches(self.dataset, _TestRequests(self._mine, self.batch_size))
+
+    @property
+    def _mine(self) -> np.ndarray:
+        return self.members[self.rank :: self.world_size]
+
+
+class _TestRequests(Sampler[Request]):
+    def __init__(self, indices: np.ndarray, batch_size: int) -> None:
+        self.indices = indices
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Request]:
+        for start in range(0, len(self.indices), self.batch_size):
+            yield self.indices[start : start + self.batch_size], None
+
+
+def subset(split: Sized, count: int) -> np.ndarray:
+    """Indices of `count` images (0: all), in rising order: a fixed choice that no seed changes."""
+    if count == 0:
+        return np.arange(len(split))
+    chosen = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:count]
+    return chosen.sort().values.numpy()

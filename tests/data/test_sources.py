@@ -1,0 +1,230 @@
+"""Each data set is found, read in full, labelled and normalised as it should be."""
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import datasets
+
+from spiketriton.data import build_data
+from spiketriton.data.sources import DEBIAN_FASHION_MNIST, IMAGENETTE_ARCHIVES, SOURCES
+from spiketriton.data.splits import load_rgb
+from tests.small_data import (
+    data_recipe,
+    make_class_tree,
+    make_fashion_mnist,
+    make_imagenette,
+    noise_image,
+)
+
+
+def all_of(batches):
+    images, labels = zip(*batches, strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
+def raw(images: torch.Tensor, name: str, recipe) -> torch.Tensor:
+    """Normalisation undone: the network's images as levels 0..255."""
+    mean, std = (torch.tensor(v)[:, None, None] for v in SOURCES[name](recipe.data).statistics)
+    return (images * std + mean) * 255
+
+
+@pytest.mark.parametrize("variant", ["full", "320px", "160px"])
+def test_imagenette(tmp_path, variant):
+    make_imagenette(tmp_path, variant)
+    recipe = data_recipe("imagenette", tmp_path, data=f'variant = "{variant}"')
+    data = build_data(recipe)
+    assert data.classes[0] == "tench"
+    assert data.classes[9] == "parachute"
+    assert (data.train.images, data.test.images, data.channels, data.image_size) == (30, 30, 3, 224)
+    images, labels = next(data.train.from_step(0))
+    assert images.shape == (4, 3, 224, 224)
+    assert images.dtype == torch.float32
+    assert labels.dtype == torch.int64
+    images, labels = all_of(data.test)
+    assert torch.isfinite(images).all()
+    assert torch.equal(labels, torch.arange(10).repeat_interleave(3))
+
+
+def test_imagenette_archives_are_torchvisions():
+    known = {k: (file.url, file.md5) for k, file in IMAGENETTE_ARCHIVES.items()}
+    assert known == datasets.Imagenette._ARCHIVES
+
+
+def test_imagenette_grey_and_cmyk_photographs_become_rgb(imagenette_root):
+    data = build_data(data_recipe("imagenette", imagenette_root, data="image_size = 32"))
+    split = data.test.dataset.split
+    rgb, grey, cmyk = split.read(np.arange(3))
+    assert {image.mode for image in (rgb, grey, cmyk)} == {"RGB"}
+    pixels = np.asarray(grey)
+    assert (pixels == pixels[..., :1]).all()
+    assert np.asarray(cmyk).std() > 0
+
+
+@pytest.mark.parametrize("test_name", ["val", "test"])
+def test_imagefolder(tmp_path, test_name):
+    make_class_tree(tmp_path, ("train", test_name), ("ape", "bee"), per_class=4)
+    data = build_data(data_recipe("imagefolder", tmp_path, data="image_size = 40"))
+    assert data.classes == ("ape", "bee")
+    assert data.name == "imagefolder"
+    assert data.image_size == 40
+    images, labels = all_of(data.test)
+    assert images.shape == (8, 3, 40, 40)
+    assert labels.tolist() == [0] * 4 + [1] * 4
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "I;16"])
+def test_png_of_any_mode_becomes_rgb(tmp_path, mode):
+    path = tmp_path / "image.png"
+    if mode == "I;16":
+        grey = np.arange(0, 65536, 1024, dtype=np.uint16).reshape(8, 8)
+        Image.fromarray(grey).save(path)
+    elif mode == "PA":
+        noise_image(np.random.default_rng(0), "P", (8, 8)).save(path, transparency=0)
+    else:
+        noise_image(np.random.default_rng(0), mode, (8, 8)).save(path)
+    image = load_rgb(path, "x")
+    assert image.mode == "RGB"
+    assert image.size == (8, 8)
+    pixels = np.asarray(image)
+    if mode == "I;16":
+        assert np.array_equal(pixels[..., 0], grey >> 8)
+    assert len(np.unique(pixels)) > 1
+
+
+@pytest.mark.parametrize(("name", "classes"), [("cifar10", 10), ("cifar100", 100)])
+def test_cifar_is_unpacked_and_read(cifar_archives, name, classes):
+    root = cifar_archives[name].parent
+    recipe = data_recipe(name, root, data='augment = "none"\ndownload = false')
+    data = build_data(recipe)
+    assert len(data.classes) == classes
+    assert data.classes[3] in {"label 3", "fine 3"}
+    assert (data.train.images, data.test.images, data.image_size) == (40, 40, 32)
+    images, labels = all_of(data.test)
+    real = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name](root, train=False)
+    assert labels.tolist() == real.targets
+    expected = torch.from_numpy(real.data).permute(0, 3, 1, 2)
+    torch.testing.assert_close(raw(images, name, recipe), expected.float(), atol=1e-3, rtol=0)
+    assert [path.name for path in root.iterdir() if path.name.startswith(".unpacking")] == []
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("place", [".", "FashionMNIST/raw"])
+def test_fashion_mnist_in_the_root_or_torchvisions_place(tmp_path, zipped, place):
+    make_fashion_mnist(tmp_path / place, n=30, zipped=zipped)
+    data = build_data(data_recipe("fashion_mnist", tmp_path, data="download = false"))
+    assert (data.train.images, data.test.images, data.channels) == (30, 30, 1)
+    images, labels = all_of(data.test)
+    assert images.shape == (30, 1, 28, 28)
+    assert torch.equal(labels, torch.arange(30) % 10)
+
+
+def test_fashion_mnist_where_debian_puts_it(tmp_path, monkeypatch):
+    folder = make_fashion_mnist(tmp_path / "debian", n=30)
+    monkeypatch.setattr("spiketriton.data.sources.DEBIAN_FASHION_MNIST", folder)
+    assert build_data(data_recipe("fashion_mnist", tmp_path / "none")).train.images == 30
+    # data.root comes first
+    make_fashion_mnist(tmp_path / "mine", n=20)
+    assert build_data(data_recipe("fashion_mnist", tmp_path / "mine")).train.images == 20
+
+
+@pytest.mark.skipif(
+    not DEBIAN_FASHION_MNIST.is_dir(), reason="needs Debian's package dataset-fashion-mnist"
+)
+def test_the_real_fashion_mnist(tmp_path):
+    recipe = data_recipe("fashion_mnist", tmp_path, data='augment = "none"')
+    data = build_data(recipe)
+    assert (data.train.images, data.test.images) == (60_000, 10_000)
+    assert data.classes[9] == "Ankle boot"
+    split = data.train.dataset.split
+    assert torch.equal(split.labels.bincount(), torch.full((10,), 6_000))
+    assert split.labels[0] == 9  # the first training image is an ankle boot
+    pixels = data.train.dataset.transform(split.images, None)
+    assert abs(float(pixels.mean())) < 1e-3
+    assert abs(float(pixels.std()) - 1) < 1e-3
+
+
+def test_digits_come_with_the_package():
+    data = build_data(data_recipe("digits", data='augment = "none"'))
+    assert (data.train.images, data.test.images, data.image_size) == (1_437, 360, 16)
+    assert data.classes == tuple("0123456789")
+    assert not data.synthetic
+    train, test = data.train.dataset.split, data.test.dataset.split
+    levels = torch.cat([train.images, test.images]).unique()
+    assert levels.tolist() == [(level * 255 + 8) // 16 for level in range(17)]
+    counts = train.labels.bincount() + test.labels.bincount()
+    assert counts.tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]  # of the UCI file
+    native = data_recipe("digits", data='augment = "none"\nimage_size = 8')
+    images = build_data(native).train.dataset.transform(train.images, None)
+    assert abs(float(images.mean())) < 2e-3
+    assert abs(float(images.std()) - 1) < 2e-3
+
+
+def test_digits_are_scikit_learns():
+    sklearn = pytest.importorskip("sklearn.datasets", reason="scikit-learn is no dependency")
+    expected = sklearn.load_digits()
+    data = build_data(data_recipe("digits"))
+    splits = (data.train.dataset.split, data.test.dataset.split)
+    pixels = torch.cat([split.images.flatten(1) for split in splits]).numpy() / 255 * 16
+    labels = torch.cat([split.labels for split in splits]).numpy()
+    ours = np.column_stack([pixels.round(), labels])
+    theirs = np.column_stack([expected.data, expected.target])
+    assert sorted(ours.tolist()) == sorted(theirs.tolist())
+
+
+def test_the_attribution_of_the_digits_stands_beside_them():
+    text = (Path(build_data.__code__.co_filename).parent / "digits.LICENSE.txt").read_text()
+    for words in ("E. Alpaydin", "C. Kaynak", "UCI Machine Learning Repository", "CC BY 4.0"):
+        assert words in text
+
+
+def test_synthetic_says_so_and_is_the_same_everywhere():
+    extra = "classes = 7\nimage_size = 12\ntrain_images = 200\ntest_images = 100"
+    data = build_data(data_recipe("synthetic", data=extra))
+    assert data.synthetic
+    assert len(data.classes) == 7
+    assert all("synthetic" in name for name in data.classes)
+    assert (data.train.images, data.test.images) == (200, 100)
+    images, labels = all_of(data.test)
+    assert images.shape == (100, 3, 12, 12)
+    assert set(labels.tolist()) == set(range(7))
+    assert torch.equal(images, all_of(build_data(data_recipe("synthetic", data=extra)).test)[0])
+    plain = build_data(data_recipe("synthetic"))
+    assert (plain.train.images, plain.test.images, plain.image_size) == (1024, 256, 32)
+
+
+@pytest.mark.parametrize("size", [8, 28, 45])
+@pytest.mark.parametrize("augment", ["none", "standard", "strong"])
+def test_other_image_sizes_are_honoured(fashion_root, size, augment):
+    recipe = data_recipe(
+        "fashion_mnist", fashion_root, data=f'image_size = {size}\naugment = "{augment}"'
+    )
+    data = build_data(recipe)
+    assert data.image_size == size
+    assert next(data.train.from_step(0))[0].shape == (4, 1, size, size)
+    assert next(iter(data.test))[0].shape == (4, 1, size, size)
+
+
+def test_subsets_are_fixed_and_need_no_seed(fashion_root):
+    extra = "train_images = 12\ntest_images = 5"
+    one, two = (
+        build_data(data_recipe("fashion_mnist", fashion_root, data=extra, seed=seed))
+        for seed in (0, 1)
+    )
+    assert (one.train.images, one.test.images, one.train.steps_per_epoch) == (12, 5, 3)
+    assert np.array_equal(one.train.members, two.train.members)
+    assert len(set(one.train.members)) == 12
+    assert one.train.members.max() > 12  # not simply the first ones
+    assert len(all_of(one.test)[0]) == 5
+
+
+def test_fashion_mnist_half_unpacked(tmp_path):
+    """Two files zipped, two not, as some unpackers leave them."""
+    make_fashion_mnist(tmp_path, n=20)
+    for path in list(tmp_path.glob("*images*.gz")):
+        path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+        path.unlink()
+    assert build_data(data_recipe("fashion_mnist", tmp_path)).train.images == 20

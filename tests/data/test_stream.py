@@ -1,0 +1,222 @@
+"""The batch of a step is a function of (seed, step), however it is loaded."""
+
+import multiprocessing
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from spiketriton.data import build_data
+from spiketriton.data.stream import auto_workers
+from tests.small_data import data_recipe, make_class_tree
+
+
+@pytest.fixture(scope="module", params=["fashion_mnist", "imagefolder"])
+def make(request, tmp_path_factory):
+    """`make(data=..., train=..., seed=..., rank=..., world_size=...) -> Data` of 22 images."""
+    root = tmp_path_factory.mktemp(request.param)
+    if request.param == "imagefolder":
+        make_class_tree(root, ("train", "val"), ("ape", "bee"), per_class=11)
+        size = "image_size = 16\n"
+    else:
+        from tests.small_data import make_fashion_mnist
+
+        make_fashion_mnist(root, n=22)
+        size = ""
+
+    def build(*, data='augment = "strong"', train="", seed=0, rank=0, world_size=1):
+        recipe = data_recipe(request.param, root, data=size + data, train=train, seed=seed)
+        return build_data(recipe, rank=rank, world_size=world_size)
+
+    return build
+
+
+def take(data, count, step=0):
+    stream = data.train.from_step(step)
+    batches = list(islice(stream, count))
+    stream.close()
+    return batches
+
+
+def same(ours, theirs):
+    assert len(ours) == len(theirs)
+    return all(
+        torch.equal(a, b)
+        for one, two in zip(ours, theirs, strict=True)
+        for a, b in zip(one, two, strict=True)
+    )
+
+
+def test_the_number_of_workers_changes_nothing(make):
+    alone = take(make(), 12)
+    assert same(alone, take(make(data='augment = "strong"\nworkers = 2'), 12))
+
+
+@pytest.mark.parametrize("step", [1, 5, 7, 11])
+def test_a_stream_can_start_anywhere(make, step):
+    """5 steps an epoch: 5 starts the second one, 7 and 11 lie within."""
+    assert same(take(make(), 14)[step:], take(make(), 14 - step, step=step))
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_share_the_global_batch_in_order(make, world_size):
+    alone = take(make(), 7)
+    ranks = [take(make(rank=r, world_size=world_size), 7) for r in range(world_size)]
+    together = [
+        tuple(torch.cat(part) for part in zip(*step, strict=True))
+        for step in zip(*ranks, strict=True)
+    ]
+    assert same(alone, together)
+
+
+def test_micro_batches_share_the_batch_of_a_step_in_order(make):
+    alone = take(make(), 7)
+    micro = take(make(train="accumulate = 2"), 14)
+    assert {len(images) for images, _ in micro} == {2}
+    pairs = zip(micro[::2], micro[1::2], strict=True)
+    assert same(
+        alone, [tuple(torch.cat(part) for part in zip(*pair, strict=True)) for pair in pairs]
+    )
+    # and a start counts optimizer steps, not micro-batches
+    assert same(micro[6:], take(make(train="accumulate = 2"), 8, step=3))
+
+
+def test_the_seed_changes_the_batches(make):
+    assert not same(take(make(), 1), take(make(seed=1), 1))
+
+
+def test_epochs_visit_every_image_once_in_a_new_order_and_look(make):
+    data = make()
+    stream = data.train
+    assert (stream.images, stream.steps_per_epoch) == (22, 5)
+    requests = list(islice(stream.requests(0), 10))
+    orders = [np.concatenate([r[0] for r in requests[i : i + 5]]) for i in (0, 5)]
+    for order in orders:
+        assert len(set(order)) == 20  # no image twice; the ragged rest is dropped
+    assert not np.array_equal(*orders)
+    keys = np.concatenate([r[1] for r in requests])
+    assert len(set(keys)) == 40  # another augmentation each time
+
+
+def test_loading_leaves_the_global_generators_alone(make):
+    def states():
+        mersenne = np.random.get_state()[1].tolist()  # noqa: NPY002 - the global one is meant
+        return torch.get_rng_state().tolist(), mersenne, random.getstate()
+
+    before = states()
+    for workers in (0, 1):
+        data = make(data=f'augment = "strong"\nworkers = {workers}')
+        take(data, 3)
+        list(data.test)
+    assert states() == before
+
+
+def test_the_global_seed_changes_nothing(make):
+    expected = take(make(), 3)
+    torch.manual_seed(123)
+    assert same(expected, take(make(), 3))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_test_set_is_whole_ordered_and_unaugmented(make, workers):
+    data = make(data=f'augment = "strong"\nworkers = {workers}')
+    batches = list(data.test)
+    assert [len(labels) for _, labels in batches] == [4, 4, 4, 4, 4, 2]
+    assert len(data.test) == 6
+    assert data.test.images == 22
+    labels = torch.cat([labels for _, labels in batches])
+    assert torch.equal(labels, data.test.dataset.split.labels)
+    assert same(batches, list(make(data='augment = "none"').test))
+
+
+@pytest.mark.parametrize(("world_size", "test_images"), [(2, 0), (4, 9), (4, 3)])
+def test_ranks_share_the_test_set(make, world_size, test_images):
+    extra = f"test_images = {test_images}"
+    whole = torch.cat([images for images, _ in make(data=extra).test])
+    for rank in range(world_size):
+        test = make(data=extra, rank=rank, world_size=world_size).test
+        batches = list(test)
+        assert len(batches) == len(test)
+        assert test.images == len(whole)
+        mine = whole[rank::world_size]
+        ours = torch.cat([images for images, _ in batches]) if batches else whole[:0]
+        assert torch.equal(ours, mine)
+
+
+def test_workers_outlive_ctrl_c_and_a_scheduler_and_end_with_the_stream(make):
+    expected = take(make(), 9)
+    before = set(multiprocessing.active_children())
+    stream = make(data='augment = "strong"\nworkers = 1').train.from_step(0)
+    got = [next(stream)]
+    (worker,) = set(multiprocessing.active_children()) - before
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(worker.pid, number)
+        got += islice(stream, 4)
+    assert same(got, expected)
+    assert worker.is_alive()
+    stream.close()
+    worker.join(10)
+    assert not worker.is_alive()
+
+
+def test_datasets_travel_to_workers_that_are_not_forked(make):
+    dataset = make().train.dataset
+    indices, keys = next(iter(make().train.requests(0)))
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert same([copy[indices, keys]], [dataset[indices, keys]])
+
+
+def test_a_negative_step_is_refused(make):
+    with pytest.raises(ValueError, match="step must be at least 0, got -1"):
+        make().train.from_step(-1)
+
+
+@pytest.mark.parametrize(
+    ("cores", "in_memory", "cuda", "ranks", "workers"),
+    [
+        (1, True, False, 1, 0),
+        (64, True, False, 1, 0),  # training on the CPU needs the cores itself
+        (4, True, True, 1, 0),
+        (16, True, True, 1, 8),
+        (1, False, False, 1, 0),
+        (2, False, False, 1, 1),
+        (64, False, True, 1, 8),
+        (16, False, True, 4, 3),
+    ],
+)
+def test_auto_workers(monkeypatch, cores, in_memory, cuda, ranks, workers):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    assert auto_workers(in_memory=in_memory, cuda=cuda, ranks_here=ranks) == workers
+
+
+def test_a_program_that_ends_with_an_open_stream_ends(tmp_path):
+    """Workers that sat out SIGTERM would keep multiprocessing waiting for them at exit."""
+    program = (
+        "from spiketriton.data import build_data\n"
+        "from tests.small_data import data_recipe\n"
+        "data = build_data(data_recipe('digits', data='workers = 1'))\n"
+        "train, test = data.train.from_step(0), iter(data.test)\n"
+        "next(train), next(test)\n"
+        "print('over', flush=True)\n"
+        "raise LookupError('left open')\n"
+    )
+    root = Path(__file__).parents[2]
+    paths = os.pathsep.join([str(root), str(root / "kernels")])
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert done.stdout == "over\n"
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "LookupError: left open"
