@@ -1,0 +1,823 @@
+"""The Triton kernels and their launches: one that fires, one that walks back, three for batch norm around them.
+
+A time step is a gapless block of N elements. Without per-channel values it is one row of N columns; channels_last it is
+R rows of C channels; contiguous it is, for each channel, R samples of S pixels, C * S apart. A program owns a tile
+[BLOCK_R, BLOCK_L] of neurons and walks its whole window with the membranes in registers:
+
+    BY_COLUMN   element (r, l) at r * L + l, channel l              (channels_last; R = 1, L = N without channels)
+    else        element (r, l) at (r * C + c) * L + l, channel c    (contiguous; a program stays in one channel c)
+
+Bytes per element and step, e per element of the I/O dtype: fire 2e; walk back 3e, or 2e when it only sums; replaying
+the membrane costs arithmetic, which is free here. Arithmetic is float32, never contracted into fused multiply-adds
+(``enable_fp_fusion=False``), in the order of the reference, so forward and replay agree with it bit for bit.
+Windows longer than a chunk keep one float32 membrane per chunk: 8 / CHUNK bytes more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ._arguments import PROBE_FIELDS, membrane_dtype
+from ._cell import Cell, Emit, Gradients
+from ._layout import channel_axis
+from ._triton_import import tl, triton
+from .surrogate import REACH, phi, primitive
+
+NO_PARAMETER, FLOAT, SCALAR, PER_CHANNEL = range(4)
+
+
+@triton.jit
+def _parameter(ptr, value, channel, valid, KIND: tl.constexpr):
+    """A float argument, a tensor of one element, or a value per channel."""
+    if KIND == 1:
+        result = value
+    elif KIND == 2:
+        result = tl.load(ptr)
+    else:
+        result = tl.load(ptr + channel, mask=valid, other=1.0)
+    return result
+
+
+@triton.jit
+def _charge(v, current, decay, leak, gain, v_reset, LEAKS_TO_RESET: tl.constexpr):
+    if LEAKS_TO_RESET:
+        h = v + gain * current - leak * (v - v_reset)
+    else:
+        h = decay * v + gain * current
+    return h
+
+
+@triton.jit
+def _discharge(h, fired, threshold, v_reset, RESET: tl.constexpr):
+    if RESET == "hard":
+        v = tl.where(fired, v_reset, h)
+    elif RESET == "soft":
+        v = tl.where(fired, h - threshold, h)
+    else:
+        v = h
+    return v
+
+
+@triton.jit
+def _current(x, residual, mean, scale, bias, step_gain, NORM: tl.constexpr, STEP_GAIN: tl.constexpr, RESIDUAL: tl.constexpr):  # fmt: skip
+    """The neuron's input current from what memory holds; the same operations in the same order in every kernel."""
+    current = x.to(tl.float32)
+    if NORM:
+        current = (current - mean) * scale + bias
+        if STEP_GAIN:
+            current = step_gain * current
+    if RESIDUAL:
+        current = current + residual.to(tl.float32)
+    return current
+
+
+@triton.jit
+def _tile(pid, R, C, L, BLOCK_R: tl.constexpr, BLOCK_L: tl.constexpr, BY_COLUMN: tl.constexpr):
+    """(row, column) blocks of a program and its channel; programs run over columns first, then channels, then rows."""
+    columns = tl.cdiv(L, BLOCK_L)
+    column = pid % columns
+    if BY_COLUMN:
+        channel = 0
+        row = pid // columns
+    else:
+        channel = (pid // columns) % C
+        row = pid // columns // C
+    return row, column, channel
+
+
+@triton.jit
+def _elements(row, column, channel, R, C, L, BLOCK_R: tl.constexpr, BLOCK_L: tl.constexpr, BY_COLUMN: tl.constexpr):
+    """Offsets [BLOCK_R, BLOCK_L] within a time step, their mask, and each column's channel [1, BLOCK_L] and mask."""
+    r = row * BLOCK_R + tl.arange(0, BLOCK_R)
+    l = column * BLOCK_L + tl.arange(0, BLOCK_L)
+    inside = (r < R)[:, None] & (l < L)[None, :]
+    wide = r.to(tl.int64)
+    if BY_COLUMN:
+        offsets = (wide * L)[:, None] + l[None, :]
+        channels = l[None, :]
+        valid = (l < L)[None, :]
+    else:
+        offsets = ((wide * C + channel) * L)[:, None] + l[None, :]
+        channels = tl.full([1, 1], 0, tl.int32) + channel
+        valid = channels >= 0
+    return offsets, inside, channels, valid
+
+
+@triton.jit
+def _where(inside, index, end):
+    """The mask, where the scalar index < end: written as a tile because the interpreter widens scalar booleans."""
+    return inside & (tl.full([1, 1], 0, tl.int32) + index < end)
+
+
+@triton.jit(do_not_specialize=["decay", "leak", "gain", "threshold", "v_reset", "v_start", "eps", "bn_scale"])
+def fire_kernel(
+    x_ptr,  # [T, N]
+    residual_ptr,  # [T, N]
+    spike_add_ptr,  # [T, N]
+    v_init_ptr,  # [N] float32 or the dtype of x
+    decay_ptr,  # () or [C]
+    threshold_ptr,  # () or [C]
+    mean_ptr,  # [C]
+    var_ptr,  # [C]
+    weight_ptr,  # [C]
+    bias_ptr,  # [C]
+    step_gain_ptr,  # [T]
+    s_ptr,  # [T, N] out
+    v_last_ptr,  # [N] out, float32
+    saved_ptr,  # [chunks - 1, N] out, float32: the membrane between chunks
+    decay,
+    leak,
+    gain,
+    threshold,
+    v_reset,
+    v_start,
+    eps,
+    bn_scale,
+    R,
+    C,
+    L,
+    T: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BY_COLUMN: tl.constexpr,
+    RESET: tl.constexpr,
+    LEAKS_TO_RESET: tl.constexpr,
+    DECAY: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    NORM: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    BIAS: tl.constexpr,
+    STEP_GAIN: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    SPIKE_ADD: tl.constexpr,
+    V_INIT: tl.constexpr,
+    V_LAST: tl.constexpr,
+    SAVE: tl.constexpr,
+):
+    row, column, channel = _tile(tl.program_id(0), R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN)
+    offs, inside, channels, valid = _elements(row, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN)
+    if BY_COLUMN:
+        step = tl.cast(R, tl.int64) * L
+    else:
+        step = tl.cast(R, tl.int64) * C * L
+    decays = _parameter(decay_ptr, decay, channels, valid, DECAY)
+    thresholds = _parameter(threshold_ptr, threshold, channels, valid, THRESHOLD)
+    leaks = leak
+    if DECAY != 1:
+        leaks = 1.0 - decays
+    mean = 0.0
+    scale = 1.0
+    bias = 0.0
+    if NORM:
+        mean = tl.load(mean_ptr + channels, mask=valid, other=0.0)
+        scale = 1.0 / tl.sqrt(tl.load(var_ptr + channels, mask=valid, other=1.0) + eps)
+        if WEIGHT:
+            scale = (tl.load(weight_ptr + channels, mask=valid, other=1.0) * bn_scale) * scale
+        else:
+            scale = bn_scale * scale
+        if BIAS:
+            bias = tl.load(bias_ptr + channels, mask=valid, other=0.0)
+    v = tl.full([BLOCK_R, BLOCK_L], v_start, tl.float32)
+    if V_INIT:
+        v = tl.load(v_init_ptr + offs, mask=inside, other=0.0).to(tl.float32)
+
+    CHUNKS: tl.constexpr = (T + CHUNK - 1) // CHUNK
+    for chunk in range(CHUNKS):
+        k = tl.cast(chunk, tl.int32)
+        for j in tl.static_range(CHUNK):
+            t = k * CHUNK + j
+            at = t * step + offs
+            here = inside
+            if T % CHUNK != 0:
+                here = _where(inside, t, T)
+            x = tl.load(x_ptr + at, mask=here, other=0.0)
+            residual = x
+            if RESIDUAL:
+                residual = tl.load(residual_ptr + at, mask=here, other=0.0)
+            gain_t = 1.0
+            if STEP_GAIN:
+                gain_t = tl.load(step_gain_ptr + t, mask=t < T, other=0.0)
+            current = _current(x, residual, mean, scale, bias, gain_t, NORM, STEP_GAIN, RESIDUAL)
+            h = _charge(v, current, decays, leaks, gain, v_reset, LEAKS_TO_RESET)
+            fired = h >= thresholds
+            s = tl.where(fired, 1.0, 0.0)
+            if SPIKE_ADD:
+                s = s + tl.load(spike_add_ptr + at, mask=here, other=0.0).to(tl.float32)
+            tl.store(s_ptr + at, s.to(s_ptr.dtype.element_ty), mask=here)
+            after = _discharge(h, fired, thresholds, v_reset, RESET)
+            if T % CHUNK != 0:
+                after = tl.where(t < T, after, v)
+            v = after
+        if SAVE:
+            tl.store(saved_ptr + k * step + offs, v, mask=_where(inside, k, CHUNKS - 1))
+    if V_LAST:
+        tl.store(v_last_ptr + offs, v, mask=inside)
+
+
+@triton.jit
+def _total(tile):
+    return tl.sum(tl.sum(tile, axis=1), axis=0)
+
+
+@triton.jit(
+    do_not_specialize=["decay", "leak", "gain", "threshold", "v_reset", "v_start", "height", "width", "eps", "bn_scale", "count"]
+)  # fmt: skip
+def walk_kernel(
+    grad_s_ptr,  # [T, N]
+    x_ptr,  # [T, N]
+    residual_ptr,  # [T, N]
+    saved_ptr,  # [chunks - 1, N] float32
+    v_init_ptr,  # [N]
+    grad_v_last_ptr,  # [N]
+    decay_ptr,  # () or [C]
+    threshold_ptr,  # () or [C]
+    width_ptr,  # () or [C]
+    mean_ptr,  # [C]
+    var_ptr,  # [C]
+    weight_ptr,  # [C]
+    bias_ptr,  # [C]
+    step_gain_ptr,  # [T]
+    sums_ptr,  # [2, C]: sum of dz, sum of dz * xhat over the channel
+    dx_ptr,  # [T, N] out
+    dy_ptr,  # [T, N] out
+    dv_init_ptr,  # [N] out, float32
+    partial_sums_ptr,  # [2, programs, C] out, float32
+    partial_parameters_ptr,  # [3, programs, C or 1] out, float32
+    partial_step_gain_ptr,  # [tiles, T] out, float32
+    partial_probe_ptr,  # [tiles, T, 8] out, float32
+    decay,
+    leak,
+    gain,
+    threshold,
+    v_reset,
+    v_start,
+    height,
+    width,
+    eps,
+    bn_scale,
+    count,
+    R,
+    C,
+    L,
+    programs,  # row programs; each walks every programs-th row tile
+    T: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BY_COLUMN: tl.constexpr,
+    RESET: tl.constexpr,
+    DETACH: tl.constexpr,
+    LEAKS_TO_RESET: tl.constexpr,
+    SHAPE: tl.constexpr,
+    REACH: tl.constexpr,
+    DECAY: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    WIDTH: tl.constexpr,
+    NORM: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    BIAS: tl.constexpr,
+    STEP_GAIN: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    V_INIT: tl.constexpr,
+    GRAD_V_LAST: tl.constexpr,
+    BATCH: tl.constexpr,  # dy takes the gradient through the batch's statistics
+    DX: tl.constexpr,
+    DY: tl.constexpr,
+    SUMS: tl.constexpr,
+    DV_INIT: tl.constexpr,
+    PARAMETERS: tl.constexpr,  # 0: none, 1: one sum a program, 2: one a channel
+    D_STEP_GAIN: tl.constexpr,
+    PROBE: tl.constexpr,
+):
+    first, column, channel = _tile(tl.program_id(0), R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN)
+    columns = tl.cdiv(L, BLOCK_L)
+    if BY_COLUMN:
+        step = tl.cast(R, tl.int64) * L
+    else:
+        step = tl.cast(R, tl.int64) * C * L
+    _, _, channels, valid = _elements(first, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN)
+    decays = _parameter(decay_ptr, decay, channels, valid, DECAY)
+    thresholds = _parameter(threshold_ptr, threshold, channels, valid, THRESHOLD)
+    widths = _parameter(width_ptr, width, channels, valid, WIDTH)
+    inverse_width = 1.0 / widths
+    leaks = leak
+    if DECAY != 1:
+        leaks = 1.0 - decays
+    mean = 0.0
+    rstd = 1.0
+    scale = 1.0
+    bias = 0.0
+    affine = 1.0
+    mean_dz = 0.0
+    mean_dz_xhat = 0.0
+    if NORM:
+        mean = tl.load(mean_ptr + channels, mask=valid, other=0.0)
+        rstd = 1.0 / tl.sqrt(tl.load(var_ptr + channels, mask=valid, other=1.0) + eps)
+        if WEIGHT:
+            affine = tl.load(weight_ptr + channels, mask=valid, other=1.0) * bn_scale
+        else:
+            affine = bn_scale
+        scale = affine * rstd
+        if BIAS:
+            bias = tl.load(bias_ptr + channels, mask=valid, other=0.0)
+        if BATCH and DY:
+            mean_dz = tl.load(sums_ptr + channels, mask=valid, other=0.0) / count
+            mean_dz_xhat = tl.load(sums_ptr + C + channels, mask=valid, other=0.0) / count
+    sum_dz = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
+    sum_dz_xhat = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
+    d_decay = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
+    d_threshold = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
+    d_width = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
+
+    CHUNKS: tl.constexpr = (T + CHUNK - 1) // CHUNK
+    for row in range(first, tl.cdiv(R, BLOCK_R), programs):
+        offs, inside, _, _ = _elements(row, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN)
+        if BY_COLUMN:
+            tile = row * columns + column
+        else:
+            tile = (row * C + channel) * columns + column
+        carry = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
+        if GRAD_V_LAST:
+            carry = tl.load(grad_v_last_ptr + offs, mask=inside, other=0.0).to(tl.float32)
+        for back in range(CHUNKS):
+            k = tl.cast(CHUNKS - 1 - back, tl.int32)
+            is_first = k == 0
+            v = tl.full([BLOCK_R, BLOCK_L], v_start, tl.float32)
+            if V_INIT:
+                v = tl.load(v_init_ptr + offs, mask=_where(inside, k, 1), other=0.0).to(tl.float32)
+            if CHUNKS > 1:
+                checkpoint = tl.load(saved_ptr + (k - 1) * step + offs, mask=_where(inside, -k, 0), other=0.0)
+                v = tl.where(is_first, v, checkpoint)
+
+            # Forward through the chunk again. What the walk back needs stays in registers: the potential, and what
+            # was read where batch norm or a parameter asks for it.
+            before = ()
+            potentials = ()
+            inputs = ()
+            for j in tl.static_range(CHUNK):
+                t = k * CHUNK + j
+                at = t * step + offs
+                here = inside
+                if T % CHUNK != 0:
+                    here = _where(inside, t, T)
+                x = tl.load(x_ptr + at, mask=here, other=0.0)
+                residual = x
+                if RESIDUAL:
+                    residual = tl.load(residual_ptr + at, mask=here, other=0.0)
+                gain_t = 1.0
+                if STEP_GAIN:
+                    gain_t = tl.load(step_gain_ptr + t, mask=t < T, other=0.0)
+                current = _current(x, residual, mean, scale, bias, gain_t, NORM, STEP_GAIN, RESIDUAL)
+                h = _charge(v, current, decays, leaks, gain, v_reset, LEAKS_TO_RESET)
+                if PARAMETERS:
+                    before = before + (v,)
+                potentials = potentials + (h,)
+                if NORM:
+                    inputs = inputs + (x,)
+                v = _discharge(h, h >= thresholds, thresholds, v_reset, RESET)
+
+            for j in tl.static_range(CHUNK - 1, -1, -1):
+                t = k * CHUNK + j
+                at = t * step + offs
+                here = inside
+                if T % CHUNK != 0:
+                    here = _where(inside, t, T)
+                h = potentials[j]
+                u = h - thresholds
+                fired = h >= thresholds
+                grad_s = tl.load(grad_s_ptr + at, mask=here, other=0.0).to(tl.float32)
+                if SHAPE == "rectangle":
+                    unit = tl.where(tl.abs(u) < widths, 1.0, 0.0)
+                else:
+                    unit = phi(u * inverse_width, SHAPE)
+                slope = height * unit
+                if RESET == "hard":
+                    jump = tl.where(fired, 0.0, 1.0)
+                    if not DETACH:
+                        jump = jump + (v_reset - h) * slope
+                else:
+                    jump = tl.full([BLOCK_R, BLOCK_L], 1.0, tl.float32)
+                    if RESET == "soft" and not DETACH:
+                        jump = jump - thresholds * slope
+                dh = grad_s * slope + carry * jump
+                dx = gain * dh
+                if DX:
+                    tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=here)
+                if PARAMETERS:
+                    through_s = grad_s
+                    through_v = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
+                    if RESET == "soft":
+                        through_v = tl.where(fired, -1.0, 0.0)
+                        if not DETACH:
+                            through_s = grad_s - carry * thresholds
+                    if RESET == "hard" and not DETACH:
+                        through_s = grad_s + carry * (v_reset - h)
+                    if DECAY != 1:
+                        from_v = before[j]
+                        if LEAKS_TO_RESET:
+                            from_v = from_v - v_reset
+                        d_decay += tl.where(here, dh * from_v, 0.0)
+                    if THRESHOLD != 1:
+                        d_threshold += tl.where(here, carry * through_v - through_s * slope, 0.0)
+                    if WIDTH != 1:
+                        z = u * inverse_width
+                        d_width += tl.where(here, through_s * height * (primitive(z, SHAPE) - z * unit), 0.0)
+                if PROBE:
+                    row_ptr = partial_probe_ptr + (tl.cast(tile, tl.int64) * T + t) * 8
+                    kept = t < T
+                    counted = tl.where(here, 1.0, 0.0)
+                    finite = tl.abs(dx) < float("inf")
+                    tl.store(row_ptr, _total(counted * grad_s * grad_s), mask=kept)
+                    tl.store(row_ptr + 1, _total(tl.where(here, dx * dx, 0.0)), mask=kept)
+                    tl.store(row_ptr + 2, _total(tl.where(here, carry * carry, 0.0)), mask=kept)
+                    tl.store(row_ptr + 3, _total(tl.where(here, tl.abs(decays * jump), 0.0)), mask=kept)
+                    tl.store(row_ptr + 4, _total(tl.where(here & (unit < REACH), 1.0, 0.0)), mask=kept)
+                    tl.store(row_ptr + 5, _total(tl.where(here & fired, 1.0, 0.0)), mask=kept)
+                    largest = tl.max(tl.max(tl.where(here & finite, tl.abs(dx), 0.0), axis=1), axis=0)
+                    tl.store(row_ptr + 6, largest, mask=kept)
+                    tl.store(row_ptr + 7, _total(tl.where(here & (finite == 0), 1.0, 0.0)), mask=kept)
+                if NORM:
+                    xhat = (inputs[j].to(tl.float32) - mean) * rstd
+                    if D_STEP_GAIN:
+                        share = _total(tl.where(here, dx * (xhat * affine + bias), 0.0))
+                        tl.store(partial_step_gain_ptr + tl.cast(tile, tl.int64) * T + t, share, mask=t < T)
+                    dz = dx
+                    if STEP_GAIN:
+                        dz = tl.load(step_gain_ptr + t, mask=t < T, other=0.0) * dx
+                    if SUMS:
+                        sum_dz += tl.where(here, dz, 0.0)
+                        sum_dz_xhat += tl.where(here, dz * xhat, 0.0)
+                    if DY:
+                        if BATCH:
+                            dz = dz - mean_dz - xhat * mean_dz_xhat
+                        tl.store(dy_ptr + at, (scale * dz).to(dy_ptr.dtype.element_ty), mask=here)
+                earlier = decays * dh
+                if T % CHUNK != 0:
+                    earlier = tl.where(t < T, earlier, carry)
+                carry = earlier
+        if DV_INIT:
+            tl.store(dv_init_ptr + offs, carry, mask=inside)
+
+    # One partial sum per program and channel; the host joins them in a fixed order.
+    if SUMS or PARAMETERS == 2:
+        if BY_COLUMN:
+            place = tl.cast(first, tl.int64) * C + column * BLOCK_L + tl.arange(0, BLOCK_L)
+            keep = column * BLOCK_L + tl.arange(0, BLOCK_L) < L
+            rows = tl.cast(programs, tl.int64) * C
+        else:
+            place = (tl.cast(first, tl.int64) * columns + column) * C + channel
+            keep = channel >= 0
+            rows = tl.cast(programs, tl.int64) * columns * C
+        if SUMS:
+            if BY_COLUMN:
+                tl.store(partial_sums_ptr + place, tl.sum(sum_dz, axis=0), mask=keep)
+                tl.store(partial_sums_ptr + rows + place, tl.sum(sum_dz_xhat, axis=0), mask=keep)
+            else:
+                tl.store(partial_sums_ptr + place, _total(sum_dz), mask=keep)
+                tl.store(partial_sums_ptr + rows + place, _total(sum_dz_xhat), mask=keep)
+        if PARAMETERS == 2:
+            if BY_COLUMN:
+                tl.store(partial_parameters_ptr + place, tl.sum(d_decay, axis=0), mask=keep)
+                tl.store(partial_parameters_ptr + rows + place, tl.sum(d_threshold, axis=0), mask=keep)
+                tl.store(partial_parameters_ptr + 2 * rows + place, tl.sum(d_width, axis=0), mask=keep)
+            else:
+                tl.store(partial_parameters_ptr + place, _total(d_decay), mask=keep)
+                tl.store(partial_parameters_ptr + rows + place, _total(d_threshold), mask=keep)
+                tl.store(partial_parameters_ptr + 2 * rows + place, _total(d_width), mask=keep)
+    if PARAMETERS == 1:
+        pid = tl.program_id(0)
+        stride = tl.num_programs(0)
+        tl.store(partial_parameters_ptr + pid, _total(d_decay))
+        tl.store(partial_parameters_ptr + stride + pid, _total(d_threshold))
+        tl.store(partial_parameters_ptr + 2 * stride + pid, _total(d_width))
+
+
+@triton.jit
+def statistics_kernel(
+    y_ptr,  # [T * R, C] channels_last, [T * R, C, L] contiguous
+    partial_ptr,  # [2, programs (* columns), C] out, float32
+    R,  # rows, time included
+    C,
+    L,
+    programs,
+    BLOCK_R: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BY_COLUMN: tl.constexpr,
+):
+    """Sums of y and y^2 per channel, shifted by the channel's first element so that a far mean loses no digits."""
+    first, column, channel = _tile(tl.program_id(0), R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN)
+    columns = tl.cdiv(L, BLOCK_L)
+    _, _, channels, valid = _elements(first, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN)
+    if BY_COLUMN:
+        shift = tl.load(y_ptr + channels, mask=valid, other=0.0).to(tl.float32)
+    else:
+        shift = tl.load(y_ptr + channels * L, mask=valid, other=0.0).to(tl.float32)
+    total = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
+    squares = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
+    for row in range(first, tl.cdiv(R, BLOCK_R), programs):
+        offs, inside, _, _ = _elements(row, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN)
+        d = tl.load(y_ptr + offs, mask=inside, other=0.0).to(tl.float32) - shift
+        d = tl.where(inside, d, 0.0)
+        total += d
+        squares += d * d
+    if BY_COLUMN:
+        place = tl.cast(first, tl.int64) * C + column * BLOCK_L + tl.arange(0, BLOCK_L)
+        keep = column * BLOCK_L + tl.arange(0, BLOCK_L) < L
+        rows = tl.cast(programs, tl.int64) * C
+        tl.store(partial_ptr + place, tl.sum(total, axis=0), mask=keep)
+        tl.store(partial_ptr + rows + place, tl.sum(squares, axis=0), mask=keep)
+    else:
+        place = (tl.cast(first, tl.int64) * columns + column) * C + channel
+        rows = tl.cast(programs, tl.int64) * columns * C
+        tl.store(partial_ptr + place, _total(total))
+        tl.store(partial_ptr + rows + place, _total(squares))
+
+
+@triton.jit(do_not_specialize=["count"])
+def join_statistics_kernel(
+    partial_ptr,  # [2, parts, C]
+    y_ptr,  # its first element of each channel is the shift
+    mean_ptr,  # [C] out
+    var_ptr,  # [C] out
+    parts,
+    C,
+    inner,
+    count,
+    BLOCK: tl.constexpr,
+):
+    """Mean and biased variance from the partial sums, in the order of the parts."""
+    c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    valid = c < C
+    total = tl.zeros([BLOCK], tl.float32)
+    squares = tl.zeros([BLOCK], tl.float32)
+    for part in range(parts):
+        total += tl.load(partial_ptr + part * C + c, mask=valid, other=0.0)
+        squares += tl.load(partial_ptr + (parts + part) * C + c, mask=valid, other=0.0)
+    shift = tl.load(y_ptr + tl.cast(c, tl.int64) * inner, mask=valid, other=0.0).to(tl.float32)
+    mean = total / count
+    var = squares / count - mean * mean
+    tl.store(mean_ptr + c, shift + mean, mask=valid)
+    tl.store(var_ptr + c, tl.where(var < 0.0, 0.0, var), mask=valid)
+
+
+@triton.jit(do_not_specialize=["eps", "bn_scale", "count"])
+def norm_backward_kernel(
+    dx_ptr,  # [T, N]
+    y_ptr,  # [T, N]
+    mean_ptr,  # [C]
+    var_ptr,  # [C]
+    weight_ptr,  # [C]
+    step_gain_ptr,  # [T]
+    sums_ptr,  # [2, C]
+    dy_ptr,  # [T, N] out
+    eps,
+    bn_scale,
+    count,
+    R,
+    C,
+    L,
+    T: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BY_COLUMN: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    STEP_GAIN: tl.constexpr,
+):
+    """dy = scale * (dz - mean(dz) - xhat * mean(dz * xhat)) from the stored dx."""
+    row, column, channel = _tile(tl.program_id(0), R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN)
+    offs, inside, channels, valid = _elements(row, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN)
+    if BY_COLUMN:
+        step = tl.cast(R, tl.int64) * L
+    else:
+        step = tl.cast(R, tl.int64) * C * L
+    mean = tl.load(mean_ptr + channels, mask=valid, other=0.0)
+    rstd = 1.0 / tl.sqrt(tl.load(var_ptr + channels, mask=valid, other=1.0) + eps)
+    scale = bn_scale * rstd
+    if WEIGHT:
+        scale = (tl.load(weight_ptr + channels, mask=valid, other=1.0) * bn_scale) * rstd
+    mean_dz = tl.load(sums_ptr + channels, mask=valid, other=0.0) / count
+    mean_dz_xhat = tl.load(sums_ptr + C + channels, mask=valid, other=0.0) / count
+    for chunk in range((T + CHUNK - 1) // CHUNK):
+        k = tl.cast(chunk, tl.int32)
+        for j in tl.static_range(CHUNK):
+            t = k * CHUNK + j
+            at = t * step + offs
+            here = inside
+            if T % CHUNK != 0:
+                here = _where(inside, t, T)
+            dz = tl.load(dx_ptr + at, mask=here, other=0.0).to(tl.float32)
+            if STEP_GAIN:
+                dz = tl.load(step_gain_ptr + t, mask=t < T, other=0.0) * dz
+            xhat = (tl.load(y_ptr + at, mask=here, other=0.0).to(tl.float32) - mean) * rstd
+            dy = scale * (dz - mean_dz - xhat * mean_dz_xhat)
+            tl.store(dy_ptr + at, dy.to(dy_ptr.dtype.element_ty), mask=here)
+
+
+# ---- launches -----------------------------------------------------------------------------------------------------
+
+WARPS = 4
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a launch cuts a time step into tiles; see the module's docstring."""
+
+    R: int
+    C: int
+    L: int
+    block_r: int
+    block_l: int
+    by_column: bool
+
+    @property
+    def row_tiles(self) -> int:
+        return -(-self.R // self.block_r)
+
+    @property
+    def columns(self) -> int:
+        return -(-self.L // self.block_l)
+
+    @property
+    def lanes(self) -> int:
+        """Tiles side by side of one row of tiles."""
+        return self.columns if self.by_column else self.columns * self.C
+
+    def programs(self, walking: bool) -> int:
+        """Row programs of a launch: one a tile, or, where sums are kept, few enough that their partials are small."""
+        return min(self.row_tiles, max(1, 1024 // self.lanes)) if walking else self.row_tiles
+
+
+def _power_of_2(n: int) -> int:
+    return 1 << max(0, n - 1).bit_length()
+
+
+def tiling(x: torch.Tensor, per_channel: bool, vector: int) -> Tiling:
+    """Cut a time step of x [T, B, C, ...] so that a thread owns ``vector`` neighbouring elements."""
+    block = 32 * WARPS * vector
+    neurons = x[0].numel()
+    channels, inner = channel_axis(x)
+    if not per_channel or channels == 1:
+        return Tiling(1, 1, neurons, 1, block, True) if not per_channel else _rows(neurons, 1, neurons, block)
+    if inner == 1:
+        block_l = min(_power_of_2(channels), 128)
+        return Tiling(neurons // channels, channels, channels, block // block_l, block_l, True)
+    return _rows(neurons, channels, inner, block)
+
+
+def _rows(neurons: int, channels: int, inner: int, block: int) -> Tiling:
+    block_l = min(_power_of_2(inner), block)
+    return Tiling(neurons // (channels * inner), channels, inner, block // block_l, block_l, False)
+
+
+def vector_width(x: torch.Tensor) -> int:
+    """Neighbouring elements a thread owns: 16 bytes."""
+    return 16 // x.element_size()
+
+
+def _kind(value: float | torch.Tensor) -> tuple[torch.Tensor | None, float, int]:
+    """(pointer, float, KIND) of a parameter."""
+    if isinstance(value, torch.Tensor):
+        return value, 0.0, SCALAR if value.numel() == 1 else PER_CHANNEL
+    return None, value, FLOAT
+
+
+def _device(x: torch.Tensor):
+    return torch.cuda.device_of(x)
+
+
+def forward(
+    x: torch.Tensor,
+    v_init: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    spike_add: torch.Tensor | None,
+    cell: Cell,
+    spikes: torch.Tensor,
+    v_last: torch.Tensor | None,
+    saved: torch.Tensor,
+) -> None:
+    """Fill spikes, v_last and the membrane checkpoints."""
+    from ._ops import chunk_length
+
+    tiles = tiling(x, cell.per_channel, vector_width(x))
+    decay, f_decay, decay_kind = _kind(cell.decay)
+    threshold, f_threshold, threshold_kind = _kind(cell.threshold)
+    with _device(x):
+        fire_kernel[(tiles.row_tiles * tiles.lanes,)](
+            x, residual, spike_add, v_init, decay, threshold, cell.mean, cell.var, cell.weight, cell.bias,
+            cell.step_gain, spikes, v_last, saved,
+            f_decay, 1.0 - f_decay, cell.gain, f_threshold, cell.v_reset, cell.v_start, cell.eps, cell.bn_scale,
+            tiles.R, tiles.C, tiles.L,
+            T=x.shape[0], CHUNK=chunk_length(x.shape[0]),
+            BLOCK_R=tiles.block_r, BLOCK_L=tiles.block_l, BY_COLUMN=tiles.by_column,
+            RESET=cell.reset, LEAKS_TO_RESET=cell.leaks_to_reset, DECAY=decay_kind, THRESHOLD=threshold_kind,
+            NORM=cell.has_norm, WEIGHT=cell.weight is not None, BIAS=cell.bias is not None,
+            STEP_GAIN=cell.step_gain is not None, RESIDUAL=residual is not None, SPIKE_ADD=spike_add is not None,
+            V_INIT=v_init is not None, V_LAST=v_last is not None, SAVE=saved.shape[0] > 0,
+            num_warps=WARPS, enable_fp_fusion=False,
+        )  # fmt: skip
+
+
+def backward(
+    grad_s: torch.Tensor,
+    grad_v_last: torch.Tensor | None,
+    x: torch.Tensor,
+    saved: torch.Tensor,
+    v_init: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    cell: Cell,
+    emit: Emit,
+    sums: torch.Tensor | None,
+    count: float,
+    out: Gradients,
+) -> None:
+    """Fill what ``out`` holds tensors for: one launch, and one small sum for each kind of partial."""
+    from ._ops import chunk_length
+
+    T = x.shape[0]
+    tiles = tiling(x, cell.per_channel, vector_width(x))
+    walking = emit.sums or emit.parameters
+    programs = tiles.programs(walking)
+    parts = programs * (1 if tiles.by_column else tiles.columns)
+    new = lambda *shape: x.new_empty(shape, dtype=torch.float32)  # noqa: E731
+    parameters = 0 if not emit.parameters else 2 if out.parameters.shape[1] > 1 else 1
+    partial_sums = new(2, parts, tiles.C) if emit.sums else None
+    partial_parameters = (
+        new(3, programs * tiles.lanes, 1) if parameters == 1 else new(3, parts, tiles.C) if parameters else None
+    )
+    every_tile = tiles.row_tiles * tiles.lanes
+    partial_step_gain = new(every_tile, T) if emit.step_gain else None
+    partial_probe = new(every_tile, T, len(PROBE_FIELDS)) if emit.probe else None
+    decay, f_decay, decay_kind = _kind(cell.decay)
+    threshold, f_threshold, threshold_kind = _kind(cell.threshold)
+    width, f_width, width_kind = _kind(cell.width)
+    with _device(x):
+        walk_kernel[(programs * tiles.lanes,)](
+            grad_s, x, residual, saved, v_init, grad_v_last, decay, threshold, width,
+            cell.mean, cell.var, cell.weight, cell.bias, cell.step_gain, sums,
+            out.dx, out.dy, out.v_init, partial_sums, partial_parameters, partial_step_gain, partial_probe,
+            f_decay, 1.0 - f_decay, cell.gain, f_threshold, cell.v_reset, cell.v_start, cell.height, f_width,
+            cell.eps, cell.bn_scale, count, tiles.R, tiles.C, tiles.L, programs,
+            T=T, CHUNK=chunk_length(T), BLOCK_R=tiles.block_r, BLOCK_L=tiles.block_l, BY_COLUMN=tiles.by_column,
+            RESET=cell.reset, DETACH=cell.detach_reset, LEAKS_TO_RESET=cell.leaks_to_reset,
+            SHAPE=cell.shape, REACH=REACH, DECAY=decay_kind, THRESHOLD=threshold_kind, WIDTH=width_kind,
+            NORM=cell.has_norm, WEIGHT=cell.weight is not None, BIAS=cell.bias is not None,
+            STEP_GAIN=cell.step_gain is not None, RESIDUAL=residual is not None,
+            V_INIT=v_init is not None, GRAD_V_LAST=grad_v_last is not None, BATCH=sums is not None,
+            DX=emit.dx, DY=emit.dy, SUMS=emit.sums, DV_INIT=emit.v_init, PARAMETERS=parameters,
+            D_STEP_GAIN=emit.step_gain, PROBE=emit.probe,
+            num_warps=WARPS, enable_fp_fusion=False,
+        )  # fmt: skip
+    if emit.sums:
+        torch.sum(partial_sums, 1, out=out.sums)
+    if parameters:
+        torch.sum(partial_parameters, 1, out=out.parameters)
+    if emit.step_gain:
+        torch.sum(partial_step_gain, 0, out=out.step_gain)
+    if emit.probe:
+        torch.sum(partial_probe, 0, out=out.probe)
+        largest = PROBE_FIELDS.index("grad_input_max")
+        out.probe[:, largest] = partial_probe[:, :, largest].amax(0)
+
+
+def norm_backward(dx, y, mean, var, weight, step_gain, sums, eps, bn_scale, count) -> torch.Tensor:
+    """dL/dy of batch norm from dL/dx and the channel sums."""
+    from ._ops import chunk_length
+
+    dy = torch.empty_like(y)
+    tiles = tiling(y, True, vector_width(y))
+    with _device(y):
+        norm_backward_kernel[(tiles.row_tiles * tiles.lanes,)](
+            dx, y, mean, var, weight, step_gain, sums, dy, eps, bn_scale, count, tiles.R, tiles.C, tiles.L,
+            T=y.shape[0], CHUNK=chunk_length(y.shape[0]),
+            BLOCK_R=tiles.block_r, BLOCK_L=tiles.block_l, BY_COLUMN=tiles.by_column,
+            WEIGHT=weight is not None, STEP_GAIN=step_gain is not None,
+            num_warps=WARPS, enable_fp_fusion=False,
+        )  # fmt: skip
+    return dy
+
+
+def channel_statistics(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and biased variance of each channel of y [T, B, C, ...], [C] each."""
+    step = tiling(y, True, vector_width(y))
+    tiles = Tiling(step.R * y.shape[0], step.C, step.L, step.block_r, step.block_l, step.by_column)
+    programs = tiles.programs(walking=True)
+    parts = programs * (1 if tiles.by_column else tiles.columns)
+    channels, inner = channel_axis(y)
+    partial = y.new_empty((2, parts, channels), dtype=torch.float32)
+    mean, var = (y.new_empty(channels, dtype=membrane_dtype(y.dtype)) for _ in range(2))
+    block = 32 * WARPS
+    with _device(y):
+        statistics_kernel[(programs * tiles.lanes,)](
+            y, partial, tiles.R, tiles.C, tiles.L, programs,
+            BLOCK_R=tiles.block_r, BLOCK_L=tiles.block_l, BY_COLUMN=tiles.by_column, num_warps=WARPS,
+            enable_fp_fusion=False,
+        )  # fmt: skip
+        join_statistics_kernel[(-(-channels // block),)](
+            partial, y, mean, var, parts, channels, inner, float(y.numel() // channels), BLOCK=block,
+            num_warps=WARPS, enable_fp_fusion=False,
+        )  # fmt: skip
+    return mean, var
