@@ -1,0 +1,208 @@
+"""Checkpoints: written whole or not at all, verified before they are used, without code in them.
+
+A checkpoint is an archive of `torch.save` that holds tensors, numbers, strings and containers of
+these only, so `torch.load(path, weights_only=True)` reads it anywhere. The archive's zip comment is
+the SHA-256 of all bytes before it: one file, hence one rename, and no moment at which data and
+checksum disagree.
+
+    checkpoints/last.pt     where --resume continues
+    checkpoints/last.1.pt   the one before it, and so on (`checkpoint.keep` of them in all)
+    checkpoints/best.pt     at the best test accuracy so far
+"""
+
+import hashlib
+import io
+import os
+import pickle
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spiketriton.config import Recipe, to_toml
+from spiketriton.errors import UserError, one_line
+
+State = dict[str, Any]
+
+_MARK = b"sha256:"
+_COMMENT_BYTES = len(_MARK) + 64
+_END_OF_ARCHIVE = b"PK\x05\x06"  # the last record of a zip file: 22 bytes, then the comment
+
+
+class DamagedCheckpoint(UserError):
+    """A file that is no whole checkpoint of spiketriton; the message names it and says why."""
+
+
+class Checkpoints:
+    """The checkpoints of one run in `folder`: the last `keep` and the best.
+
+    What goes wrong without ending the run is told through `warn`.
+    """
+
+    def __init__(self, folder: Path, keep: int, warn: Callable[[str], None]) -> None:
+        self.folder, self.keep, self.warn = folder, keep, warn
+
+    def save_last(self, state: State) -> bool:
+        """Writes last.pt, after moving earlier ones on; see `_save`."""
+        return self._save(self._last(0), state, keep=self.keep)
+
+    def save_best(self, state: State) -> bool:
+        """Writes best.pt; see `_save`."""
+        return self._save(self.folder / "best.pt", state)
+
+    def _save(self, path: Path, state: State, keep: int = 1) -> bool:
+        """Whether the file could be written; if not (disk full), all earlier ones are intact."""
+        try:
+            part = _write_part(path, state)
+            for age in range(keep - 1, 0, -1):
+                if (newer := self._last(age - 1)).exists():
+                    os.replace(newer, self._last(age))
+            _rename(part, path)
+        except OSError as error:
+            self.warn(
+                f"{path} of step {state['step']} could not be written: {error.strerror}. "
+                "Earlier checkpoints are intact, and the run goes on."
+            )
+            return False
+        return True
+
+    def load(self) -> State | None:
+        """The newest checkpoint that is whole; None when the run was stopped before its first one.
+
+        A damaged file is named, and the newest of the others is taken instead.
+        UserError: there are checkpoints, and none is whole.
+        """
+        whole, damaged = [], []
+        for path in self._newest_first():
+            try:
+                whole.append((path, read_checkpoint(path)))
+            except DamagedCheckpoint as error:
+                damaged.append(path)
+                self.warn(str(error))
+            else:
+                if not damaged:
+                    return whole[0][1]
+        if whole:
+            path, state = max(whole, key=lambda found: found[1]["step"])
+            self.warn(f"{path} of step {state['step']} is used instead")
+            return state
+        if damaged:
+            raise UserError(
+                f"no checkpoint in {self.folder} is whole: {', '.join(p.name for p in damaged)} "
+                "damaged; start the recipe anew in another run folder"
+            )
+        return None
+
+    def _last(self, age: int) -> Path:
+        return self.folder / (f"last.{age}.pt" if age else "last.pt")
+
+    def _newest_first(self) -> Iterator[Path]:
+        older = [path for path in self.folder.glob("last.*.pt") if path.suffixes[0][1:].isdigit()]
+        older.sort(key=lambda path: int(path.suffixes[0][1:]))
+        for path in [self._last(0), *older, self.folder / "best.pt"]:
+            if path.exists():
+                yield path
+
+
+def read_checkpoint(path: str | Path) -> State:
+    """The state in a checkpoint, its tensors on the CPU. Runs no code from the file.
+
+    DamagedCheckpoint: the checksum is missing or wrong, or the file holds more than plain data.
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DamagedCheckpoint(f"{path} cannot be read: {error.strerror}") from None
+    archive, comment = content[:-_COMMENT_BYTES], content[-_COMMENT_BYTES:]
+    if not comment.startswith(_MARK):
+        raise DamagedCheckpoint(
+            f"{path} is damaged: it ends without a checksum ({len(content)} bytes), so it was cut "
+            "short or is no checkpoint of spiketriton"
+        )
+    if comment != _checksum(archive):
+        raise DamagedCheckpoint(f"{path} is damaged: its content does not match its checksum")
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        reason = one_line(error).split(". ")[0]
+        raise DamagedCheckpoint(
+            f"{path} is refused: it holds more than tensors, numbers and strings ({reason})"
+        ) from None
+    if not isinstance(state, dict) or "step" not in state:
+        raise DamagedCheckpoint(f"{path} is no checkpoint of a training run")
+    return state
+
+
+def _write_part(path: Path, state: State) -> Path:
+    """Writes `state` beside `path` and to the disk; OSError leaves nothing behind."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(-22, io.SEEK_END)
+    end = buffer.read()
+    assert end.startswith(_END_OF_ARCHIVE)
+    assert end.endswith(b"\0\0")  # the length of the comment: torch writes none
+    buffer.seek(-2, io.SEEK_END)
+    buffer.write(_COMMENT_BYTES.to_bytes(2, "little"))
+    part = path.with_name(path.name + ".part")
+    try:
+        with open(part, "wb") as file:
+            file.write(buffer.getbuffer())
+            file.write(_checksum(buffer.getbuffer()))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+    return part
+
+
+def _rename(part: Path, path: Path) -> None:
+    """Puts a written file in its place, and the folder's entry of it on the disk."""
+    os.replace(part, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _checksum(archive: bytes | memoryview) -> bytes:
+    return _MARK + hashlib.sha256(archive).hexdigest().encode()
+
+
+# Keys that may change between the sessions of a run: they move or watch it, and change no weight.
+MOVABLE = (
+    "data.root",
+    "data.download",
+    "data.workers",
+    "train.device",
+    "train.threads",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "monitor.tensorboard",
+)
+
+
+def refuse_another_recipe(given: Recipe, trained: Recipe) -> None:
+    """UserError naming the keys in which `given` differs from the recipe a run was begun with."""
+    ours, theirs = _flat(tomllib.loads(to_toml(given))), _flat(tomllib.loads(to_toml(trained)))
+    differing = [
+        f"{key} = {ours.get(key)!r} (the run: {theirs.get(key)!r})"
+        for key in sorted({*ours, *theirs} - {*MOVABLE})
+        if ours.get(key) != theirs.get(key)
+    ]
+    if differing:
+        raise UserError(
+            f"the run has another recipe: {'; '.join(differing)}; a resumed run goes on as it was "
+            f"begun, and only these keys may change: {', '.join(MOVABLE)}"
+        )
+
+
+def _flat(table: dict[str, Any], path: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in table.items():
+        flat |= _flat(value, f"{path}{name}.") if isinstance(value, dict) else {path + name: value}
+    return flat

@@ -1,0 +1,177 @@
+"""Where a run takes place: the device and the precision with their reasons, versions and commit."""
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import spiketriton
+from spiketriton.errors import UserError
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen and why, in words for the user."""
+
+    value: Any
+    reason: str
+
+
+def choose_device(wanted: str) -> Choice:
+    """The torch.device for train.device. UserError: "cuda" without a GPU that torch can use."""
+    found = torch.cuda.is_available()
+    if wanted == "cuda" and not found:
+        raise UserError(
+            f'train.device = "cuda", but PyTorch {torch.__version__} finds no GPU; accepted here: '
+            '"auto" or "cpu"'
+        )
+    if wanted == "cpu":
+        return Choice(torch.device("cpu"), f"{cpu_name()}, because train.device says so")
+    if not found:
+        return Choice(torch.device("cpu"), f"{cpu_name()}, because PyTorch finds no GPU")
+    device = torch.device("cuda", torch.cuda.current_device())
+    properties = torch.cuda.get_device_properties(device)
+    return Choice(device, f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+
+
+def choose_precision(wanted: str, device: torch.device) -> Choice:
+    """The torch.dtype of convolutions for train.precision; membranes and weights are float32."""
+    dtype = PRECISIONS[wanted]
+    if wanted == "fp32":
+        tf32 = device.type == "cuda" and torch.backends.cudnn.allow_tf32
+        note = "; cuDNN may compute convolutions in TF32, PyTorch's default" if tf32 else ""
+        return Choice(dtype, f"as the recipe says{note}")
+    if device.type == "cpu":
+        fast = _cpu_flags() & ({"avx512_bf16", "amx_bf16"} if wanted == "bf16" else {"amx_fp16"})
+        note = (
+            f"with this CPU's {', '.join(sorted(fast))} instructions"
+            if fast
+            else f"which this CPU has no {wanted} instructions for: fp32 may be faster"
+        )
+        return Choice(dtype, f"by PyTorch's CPU autocast, {note}")
+    if wanted == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return Choice(dtype, "by autocast, emulated on this GPU: fp16 is faster")
+    scaled = ", the loss scaled against underflow" if wanted == "fp16" else ""
+    return Choice(dtype, f"by autocast{scaled}")
+
+
+def use_threads(threads: int) -> int:
+    """Sets the CPU threads of one operation (0: torch's choice) and returns their number."""
+    if threads:
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
+
+
+def use_deterministic_algorithms(wanted: bool, device: torch.device) -> None:
+    """Algorithms that give the same bits in every run, or the fastest."""
+    if wanted:
+        # cuBLAS reads it when it is first used; without it PyTorch refuses matrix products
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(wanted)
+    torch.backends.cudnn.benchmark = not wanted and device.type == "cuda"
+
+
+def check_compiler(device: torch.device) -> None:
+    """UserError when train.compile is asked for on a CPU without a C++ compiler."""
+    candidates = [os.environ.get("CXX", ""), "g++", "clang++"]
+    if device.type == "cpu" and not any(name and shutil.which(name) for name in candidates):
+        raise UserError(
+            "train.compile = true needs a C++ compiler (g++ or clang++) on a CPU, and none is "
+            "found; install one, or use train.compile=false"
+        )
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """What a session's numbers depend on, for environment.json."""
+    commit, dirty = commit_of_package()
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": command_line(),
+        "spiketriton": spiketriton.__version__,
+        "commit": commit,
+        "dirty": dirty,
+        "python": platform.python_version(),
+        **{name: _version(name) for name in ("torch", "torchvision", "triton", "numpy")},
+        "platform": platform.platform(),
+        "cpu": cpu_name(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "cuda": torch.version.cuda,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def command_line() -> str:
+    """The command that started this process, to be pasted into a shell."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    start = ["python", "-m", spec.name] if spec else ["python", sys.argv[0]]
+    return shlex.join(start + sys.argv[1:])
+
+
+def commit_of_package() -> tuple[str | None, bool]:
+    """The git commit of this code and whether files differ from it; (None, False) outside git."""
+    root = Path(spiketriton.__file__).resolve().parent.parent
+    if _git(root, "rev-parse", "--show-toplevel") != str(root):  # installed, or no repository
+        return None, False
+    return _git(root, "rev-parse", "HEAD"), bool(
+        _git(root, "status", "--porcelain", "--untracked-files=no")
+    )
+
+
+def version_line() -> str:
+    """`spiketriton 0.1.0 (commit 1a2b3c4d, with changes), torch 2.13.0, ..., Python 3.11.7`."""
+    commit, dirty = commit_of_package()
+    where = f" (commit {commit[:8]}{', with changes' if dirty else ''})" if commit else ""
+    triton = _version("triton")
+    return (
+        f"spiketriton {spiketriton.__version__}{where}, torch {torch.__version__}, "
+        + (f"triton {triton}, " if triton else "")
+        + f"Python {platform.python_version()}"
+    )
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+@cache
+def _cpu_info() -> dict[str, str]:
+    """The first processor's entry of Linux's /proc/cpuinfo; empty elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in lines)
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def cpu_name() -> str:
+    return _cpu_info().get("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_flags() -> set[str]:
+    return set(_cpu_info().get("flags", "").split())

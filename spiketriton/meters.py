@@ -1,0 +1,110 @@
+"""Loss, speed and waiting since the last row of metrics; sums of tensors stay on the device."""
+
+import contextlib
+import math
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Diverged(Exception):
+    """The loss or the gradient is infinite or NaN: training cannot go on."""
+
+
+class Meters:
+    """Adds up what happens between two `read`s, the only moment at which the device is waited for.
+
+    Speed leaves out the first step of a session, in which kernels are compiled, unless there was
+    no other.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.loss = torch.zeros((), device=device, dtype=torch.float64)
+        self.grad_norm = torch.zeros((), device=device)
+        self.steps = 0
+        self._first: tuple[int, float, float] | None = None  # images, seconds, seconds waited
+        self._restart()
+
+    def _restart(self) -> None:
+        self._images, self._waited, self._start = 0, 0.0, time.perf_counter()
+
+    def step(self, images: int, grad_norm: Tensor) -> None:
+        """Counts an optimizer step."""
+        self.steps += 1
+        self._images += images
+        self.grad_norm = grad_norm
+        if self._first is None:
+            self._first = (self._images, time.perf_counter() - self._start, self._waited)
+            self._restart()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time inside is spent waiting for data."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Time inside is not training: it does not count."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._start += time.perf_counter() - start
+
+    def peek(self) -> tuple[float, float]:
+        """The mean loss since the last `read` (0 right after it), and the last step's norm."""
+        loss, norm = torch.stack([self.loss, self.grad_norm.double()]).tolist()
+        return loss / max(self.steps, 1), norm
+
+    def refuse_divergence(self, step: int, norm_may_overflow: bool) -> None:
+        """Diverged: the loss since the last row, or the last gradient, is infinite or NaN.
+
+        `norm_may_overflow`: a loss scaler finds its factor by trying and skips steps that overflow.
+        """
+        loss, norm = self.peek()
+        if math.isfinite(loss) and (math.isfinite(norm) or norm_may_overflow):
+            return
+        what = f"norm of the gradient is {norm}" if math.isfinite(loss) else f"loss is {loss}"
+        raise Diverged(
+            f"the {what} at step {step}; a lower train.lr, train.clip_grad_norm=1 or "
+            "train.precision=fp32 may help"
+        )
+
+    def read(self) -> dict[str, float]:
+        """Mean loss, the last step's gradient norm, images/s, share of time spent waiting."""
+        loss, norm = self.peek()
+        seconds = time.perf_counter() - self._start
+        images, waited = self._images, self._waited
+        if images == 0 and self._first is not None:
+            images, seconds, waited = self._first
+        self.loss.zero_()
+        self.steps = 0
+        self._restart()
+        return {
+            "loss": loss,
+            "grad_norm": norm,
+            "images_per_s": images / seconds,
+            "data_wait": waited / seconds,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"loss": self.loss.item(), "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.loss.fill_(state["loss"])
+        self.steps = state["steps"]
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """The most memory so far: allocated on the GPU, or resident in this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes on macOS, else KiB

@@ -1,0 +1,74 @@
+"""The plan of a run, when it logs, tests and saves, and how far it has come."""
+
+from dataclasses import dataclass
+
+from spiketriton.config import Recipe
+from spiketriton.data import Data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Counts are optimizer steps; step n is the n-th, so 0 is before the first."""
+
+    steps: int
+    epoch_steps: int
+    batch_size: int
+    log_every: int
+    test_every: int
+    save_every: int
+    measure_every: int  # of the gradient monitor; 0: never
+    test_images: int
+
+    @classmethod
+    def of(cls, recipe: Recipe, data: Data) -> "Plan":
+        train, epoch_steps = recipe.train, data.train.steps_per_epoch
+        steps = train.epochs * epoch_steps
+        return cls(
+            steps=min(steps, train.max_steps or steps),
+            epoch_steps=epoch_steps,
+            batch_size=train.batch_size,
+            log_every=train.log_every,
+            test_every=train.eval_every * epoch_steps,
+            save_every=recipe.checkpoint.every or epoch_steps,
+            measure_every=(recipe.monitor.every or train.log_every) * recipe.monitor.enabled,
+            test_images=data.test.images,
+        )
+
+    def logs(self, step: int) -> bool:
+        return step % self.log_every == 0 or step == self.steps
+
+    def tests(self, step: int) -> bool:
+        """After every `eval_every`-th epoch, and at the end."""
+        return step > 0 and (step % self.test_every == 0 or step == self.steps)
+
+    def saves(self, step: int) -> bool:
+        """Every `checkpoint.every` steps, after each epoch, and at the end."""
+        ends = step % self.epoch_steps == 0 or step == self.steps
+        return step > 0 and (step % self.save_every == 0 or ends)
+
+    def measures(self, step: int) -> bool:
+        """Whether the gradients of this step are measured: now and then, the first and the last."""
+        every = self.measure_every
+        return every > 0 and (step in (1, self.steps) or step % every == 0)
+
+    def epoch(self, step: int) -> float:
+        """Passes over the training images after `step` steps."""
+        return round(step / self.epoch_steps, 4)
+
+    def tests_after(self, step: int) -> int:
+        """Tests still to come."""
+        at_the_end = self.steps % self.test_every > 0 and step < self.steps
+        return self.steps // self.test_every - step // self.test_every + at_the_end
+
+
+@dataclass
+class Progress:
+    """How far a run is; plain numbers, saved in every checkpoint."""
+
+    step: int = 0  # optimizer steps done
+    seconds: float = 0.0  # in `fit`, over all sessions
+    tested_at: int = -1  # step of the last test
+    test_accuracy: float | None = None
+    test_loss: float | None = None
+    best_accuracy: float | None = None
+    best_step: int = 0

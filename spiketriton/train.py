@@ -1,0 +1,70 @@
+"""python -m spiketriton.train RECIPE [key=value ...] [--run-dir DIR] [--resume RUN]"""
+
+import argparse
+import sys
+
+from spiketriton.commandline import Parser
+from spiketriton.data import build_data
+from spiketriton.display import announce_parts, announce_run, make_display, summary, what_next
+from spiketriton.environment import describe
+from spiketriton.errors import EXIT_ERROR, run_command
+from spiketriton.meters import Diverged
+from spiketriton.pictures import draw_run
+from spiketriton.runfolder import find_run
+from spiketriton.trainer import Trainer
+
+EPILOG = """\
+examples:
+  python -m spiketriton.train recipes/quickstart.toml
+  python -m spiketriton.train recipes/quickstart.toml train.epochs=1 neuron.kind=relu
+  python -m spiketriton.train --resume runs/quickstart-20250101-120000
+
+Ctrl-C or SIGTERM finishes the step, saves, and prints the command that resumes the run.
+Exit codes: 0 done, 2 a mistake in the command or the recipe, 130 / 143 interrupted and saved,
+1 anything else. docs/recipes.md explains every key."""
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser("train", "Train a spiking network from one TOML recipe.", EPILOG)
+    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="recipe file (TOML)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
+    parser.add_argument("--run-dir", metavar="DIR", help="run folder (runs/<recipe>-<time>)")
+    parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
+    args = parser.parse_intermixed_args(arguments)
+    if args.recipe is None and args.resume is None:
+        parser.error("no RECIPE was given")
+    if args.run_dir is not None and args.resume is not None:
+        parser.error("--run-dir contradicts --resume, which goes on in the folder of the run")
+    if args.resume is not None and "=" in (args.recipe or ""):  # the recipe is that of the run
+        args.recipe, args.overrides = None, [args.recipe, *args.overrides]
+    return args
+
+
+def main(arguments: list[str]) -> int:
+    args = parse(arguments)
+    recipe, folder = find_run(args.recipe, args.overrides, args.run_dir, args.resume)
+    display = make_display()
+    try:
+        announce_run(display, recipe, folder.path)
+        data = build_data(recipe)
+        trainer = Trainer(recipe, data, folder, display)
+        announce_parts(display, recipe, data, trainer.model, trainer.plan)
+        if args.resume:
+            trainer.resume()
+    except BaseException:
+        folder.discard_if_unused()
+        raise
+    folder.begin_session(recipe, describe(trainer.device))
+    try:
+        outcome = trainer.fit()
+    except Diverged as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    words = [args.recipe or str(folder.recipe), *args.overrides]
+    summary(display, outcome, folder.path, draw_run(folder, recipe, data.synthetic))
+    what_next(display, outcome, folder.path, recipe, words)
+    return outcome.exit_code
+
+
+if __name__ == "__main__":
+    run_command(main)

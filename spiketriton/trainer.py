@@ -1,0 +1,299 @@
+"""The training loop, and nothing that is not the loop."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spiketriton import __version__, environment
+from spiketriton.checkpoint import Checkpoints, refuse_another_recipe
+from spiketriton.config import Recipe, recipe_from_toml, to_toml
+from spiketriton.data import Data
+from spiketriton.display import Display, Outcome
+from spiketriton.gradients import GradientMonitor
+from spiketriton.interrupts import StopSignals
+from spiketriton.losses import build_loss
+from spiketriton.meters import Meters, peak_memory_mib
+from spiketriton.models import build_model
+from spiketriton.optim import build_optimizer, build_schedule
+from spiketriton.plan import Plan, Progress
+from spiketriton.randomness import random_state, seed_everything, set_random_state
+from spiketriton.runfolder import Row, RunFolder
+from spiketriton.tensorboard import TensorBoard
+
+
+class Trainer:
+    """Trains the recipe's model on `data` and leaves everything in `folder`.
+
+    All that a recipe can choose is set up here, so that the loop has nothing to choose.
+    UserError: the device, the compiler or a package that the recipe asks for is not there.
+    """
+
+    def __init__(self, recipe: Recipe, data: Data, folder: RunFolder, display: Display) -> None:
+        cfg = recipe.train
+        self.recipe, self.data, self.folder, self.display = recipe, data, folder, display
+        self.device = environment.choose_device(cfg.device).value
+        precision = environment.choose_precision(cfg.precision, self.device).value
+        environment.use_threads(cfg.threads)
+        environment.use_deterministic_algorithms(cfg.deterministic, self.device)
+
+        seed_everything(recipe.seed)
+        size = data.image_size
+        model = build_model(
+            recipe, classes=len(data.classes), channels=data.channels, image_size=size
+        )
+        layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
+        self.model = model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
+        self.to_device = partial(_to_device, device=self.device, layout=layout)
+        self.forward = self.model
+        if cfg.compile:
+            environment.check_compiler(self.device)
+            self.forward = torch.compile(self.model)
+
+        self.plan = Plan.of(recipe, data)
+        self.accumulate = cfg.accumulate
+        self.loss = build_loss(recipe.loss)
+        self.optimizer = build_optimizer(cfg, self.model)
+        self.schedule = build_schedule(cfg, self.optimizer, self.plan.steps)
+        half = precision != torch.float32
+        self.autocast = partial(torch.autocast, self.device.type, precision, enabled=half)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
+        self.gradient_norm = partial(_clipped_norm, list(model.parameters()), cfg.clip_grad_norm)
+
+        self.tensorboard = TensorBoard(folder.path) if recipe.monitor.tensorboard else None
+        self.monitor = GradientMonitor(
+            self.model,
+            due=self.plan.measures,
+            batch=cfg.batch_size // cfg.accumulate,
+            image_shape=(data.channels, size, size),
+            scale=self.scaler.get_scale,
+            write=self.record_gradients,
+        )
+        self.meters = Meters(self.device)
+        self.checkpoints = Checkpoints(folder.checkpoints, recipe.checkpoint.keep, display.warn)
+        self.stop = StopSignals(display.stopping)
+        self.progress = Progress()
+        self.saved_at: int | None = None
+        self.images_per_s: float | None = None
+        seed_everything(recipe.seed)
+        self.random_state = random_state()
+
+    def fit(self, until: int | None = None) -> Outcome:
+        """Trains to the end, or to step `until`, or until a signal comes; saves before it returns.
+
+        Diverged: the loss or the gradient became infinite or NaN.
+        """
+        end = self.plan.steps if until is None else min(until, self.plan.steps)
+        with self.stop, self.session():
+            while True:
+                if self.plan.tests(self.step) and self.progress.tested_at < self.step:
+                    self.evaluate()
+                if self.plan.saves(self.step) and self.saved_at != self.step:
+                    self.save()
+                if self.stop.requested or self.step >= end:
+                    break
+                self.train_step()
+                if self.plan.logs(self.step):
+                    self.log()
+            if self.saved_at != self.step:
+                self.save()
+        return self.outcome()
+
+    def train_step(self) -> None:
+        """One optimizer step: the micro-batches' gradients, summed, clipped and applied."""
+        for part in range(self.accumulate):
+            images, labels = self.next_batch()
+            with self.monitor.watch(self.step + 1, last=part == self.accumulate - 1):
+                with self.autocast():
+                    loss = self.loss(self.forward(images), labels) / self.accumulate
+                self.scaler.scale(loss).backward()
+            self.meters.loss += loss.detach()
+        self.scaler.unscale_(self.optimizer)
+        norm = self.gradient_norm()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.lr = float(self.schedule.get_last_lr()[0])
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.progress.step += 1
+        self.meters.step(self.recipe.train.batch_size, norm)
+        self.display.advance(self.step)
+
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        """The next micro-batch on the device: images [b, C, H, W], labels [b]."""
+        with self.meters.waiting():
+            images, labels = next(self.stream)
+        return self.to_device(images), self.to_device(labels)
+
+    def evaluate(self) -> None:
+        """Tests the model, writes the row, and keeps the model if it is the best so far."""
+        start = time.perf_counter()
+        with self.meters.aside():
+            result = self.test()
+        if result is None:
+            return
+        done = self.progress
+        done.tested_at = self.step
+        done.test_accuracy, done.test_loss = result
+        self.record(
+            "eval",
+            test_accuracy=done.test_accuracy,
+            test_loss=done.test_loss,
+            test_images=self.data.test.images,
+            test_seconds=time.perf_counter() - start,
+        )
+        if done.best_accuracy is None or done.test_accuracy > done.best_accuracy:
+            done.best_accuracy, done.best_step = done.test_accuracy, self.step
+            self.checkpoints.save_best(self.state_dict())
+
+    @torch.no_grad()
+    def test(self) -> tuple[float, float] | None:
+        """Accuracy (0 to 1) and loss on the test images; None when a signal came in between."""
+        correct = torch.zeros((), device=self.device, dtype=torch.int64)
+        loss = torch.zeros((), device=self.device, dtype=torch.float64)
+        images_of_all, batches = self.data.test.images, len(self.data.test)
+        self.model.eval()
+        for done, (images, labels) in enumerate(self.data.test, 1):
+            if self.stop.requested:
+                break
+            images, labels = self.to_device(images), self.to_device(labels)
+            with self.autocast():
+                currents = self.forward(images)
+                loss += self.loss(currents, labels) * len(labels)
+            correct += (currents.mean(0).argmax(1) == labels).sum()
+            self.display.testing(done, batches)
+        self.model.train()
+        if self.stop.requested:
+            return None
+        return correct.item() / images_of_all, loss.item() / images_of_all
+
+    def log(self) -> None:
+        """Writes a row of the steps since the last one; waits for the device to do so."""
+        self.meters.refuse_divergence(self.step, self.scaler.is_enabled())
+        measured = self.meters.read()
+        self.images_per_s = measured["images_per_s"]
+        self.record(
+            "train",
+            lr=self.lr,
+            **measured,
+            firing_rate=self.monitor.summary.firing_rate,
+            peak_memory_mib=peak_memory_mib(self.device),
+        )
+
+    def record(self, kind: str, **numbers: float | None) -> None:
+        """A row of metrics.jsonl; `epoch` counts passes over the training images."""
+        epoch = self.plan.epoch(self.step)
+        row = {"kind": kind, "step": self.step, "epoch": epoch, "seconds": self.seconds()}
+        row |= {**numbers, **({"synthetic": True} if self.data.synthetic else {})}
+        self.folder.metrics.append([row])
+        self.display.row(row, self.monitor.summary.in_words())
+        if self.tensorboard:
+            self.tensorboard.add(row)
+
+    def record_gradients(self, rows: list[Row]) -> None:
+        self.folder.gradients.append(rows)
+        if self.tensorboard:
+            self.tensorboard.add_gradients(rows)
+
+    def save(self) -> None:
+        self.meters.refuse_divergence(self.step, self.scaler.is_enabled())
+        self.progress.seconds = self.seconds()
+        if self.checkpoints.save_last(self.state_dict()):
+            self.saved_at = self.step
+
+    def resume(self) -> None:
+        """Goes on from the newest whole checkpoint, and cuts the rows that were written after it.
+
+        UserError: no checkpoint is whole, or it is of another recipe.
+        """
+        state = self.checkpoints.load()
+        if state is None:
+            self.display.note("no checkpoint had been written yet: starts anew")
+        else:
+            trained = recipe_from_toml(state["recipe"], state["name"])
+            refuse_another_recipe(self.recipe, trained)
+            self.load_state_dict(state)
+            self.saved_at = self.step
+            self.display.note(f"resumes after step {self.step} of {self.plan.steps}")
+        self.folder.cut(self.step, self.progress.tested_at)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on; the data are a function of (seed, step)."""
+        return {
+            **asdict(self.progress),
+            "recipe": to_toml(self.recipe),
+            "name": self.recipe.name,
+            "version": __version__,
+            **{name: getattr(self, name).state_dict() for name in _STATEFUL},
+            "random": random_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.progress = Progress(**{field.name: state[field.name] for field in fields(Progress)})
+        for name in _STATEFUL:
+            getattr(self, name).load_state_dict(state[name])
+        self.random_state = state["random"]
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.progress.step
+
+    def seconds(self) -> float:
+        return self.spent + time.perf_counter() - self.started
+
+    @contextlib.contextmanager
+    def session(self) -> Iterator[None]:
+        """Opens what lives as long as a call of `fit`, and closes it whatever happens.
+
+        A step that fails after a signal (which reached data workers or a compiler too) ends the
+        session as the signal asked, without a checkpoint of the half-done step.
+        """
+        self.spent, self.started = self.progress.seconds, time.perf_counter()
+        self.stream = self.data.train.from_step(self.step)
+        self.display.begin(self.plan, self.step, self.device.type)
+        set_random_state(self.random_state)
+        try:
+            yield
+        except (RuntimeError, OSError) as error:
+            if not self.stop.requested:
+                raise
+            self.display.warn(f"step {self.step + 1} was cut off: {error}")
+        finally:
+            self.random_state = random_state()
+            self.progress.seconds = self.seconds()
+            self.stream.close()
+            self.display.end()
+            if self.tensorboard:
+                self.tensorboard.close()
+
+    def outcome(self) -> Outcome:
+        return Outcome(
+            plan=self.plan,
+            progress=self.progress,
+            images_per_s=self.images_per_s,
+            peak_memory_mib=peak_memory_mib(self.device),
+            firing_rate=self.monitor.summary.firing_rate,
+            saved_at=self.saved_at,
+            exit_code=self.stop.exit_code,
+        )
+
+
+_STATEFUL = ("model", "optimizer", "schedule", "scaler", "meters", "monitor")
+
+
+def _to_device(x: Tensor, *, device: torch.device, layout: torch.memory_format) -> Tensor:
+    layout = layout if x.ndim == 4 else torch.preserve_format
+    return x.to(device, memory_format=layout, non_blocking=True)
+
+
+def _clipped_norm(parameters: list[nn.Parameter], limit: float) -> Tensor:
+    """The norm of the whole gradient, which is then scaled down to `limit` (0: left as it is)."""
+    if limit:
+        return nn.utils.clip_grad_norm_(parameters, limit)
+    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
