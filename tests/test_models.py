@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from spiketriton.config import DataConfig, ModelConfig, NeuronConfig, Recipe
 from spiketriton.errors import UserError
 from spiketriton.models import Network, build_model, count_parameters
+from spiketriton.models.layers import Parts
 from spiketriton.models.resnet import ARCHITECTURES
+from spiketriton.models.resnet import BLOCKS as BLOCK_TYPES
 from spiketriton.neurons import Norm, SpikingNeuron
 
 BLOCKS = ("plain", "sew", "ms")
@@ -153,15 +155,46 @@ def test_parameters_are_torchvisions(name, kind):
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_the_ann_twin_computes_what_torchvision_computes(name):
-    twin = getattr(torchvision.models, name)(num_classes=CLASSES).eval()
-    model = build(name, stem="imagenet", neuron={"kind": "relu"}).eval()
+    torch.manual_seed(0)
+    twin = getattr(torchvision.models, name)(num_classes=CLASSES)
+    x = images(size=64)
     with torch.no_grad():
-        for buffer in twin.buffers():  # statistics that an error would show in
-            if buffer.is_floating_point():
-                buffer.uniform_(0.5, 1.5)
+        for _ in range(20):  # running statistics under which activity reaches the classifier
+            twin(x)
+        model = build(name, stem="imagenet", neuron={"kind": "relu"})
         model.load_state_dict(twin.state_dict())
-        x = images(size=64)
-        torch.testing.assert_close(model(x), twin(x).unsqueeze(0))
+        expected = twin.eval()(x)
+        assert expected.std(0).mean() > 0.1  # and the images can be told apart
+        torch.testing.assert_close(model.eval()(x), expected.unsqueeze(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_blocks_compute_their_equations(kind, fused):
+    parts = dataclasses.replace(Parts.of(recipe(neuron={"kind": "if"})), fused=fused)
+    block = BLOCK_TYPES[kind](parts, 3, 4, 2, False).double()
+    conv, bn, *neuron = block.downsample
+    x = images().double().repeat(4, 1, 1, 1).unflatten(0, (4, B)) + 1
+    out = block(x)
+
+    def run(layer: nn.Module, y: Tensor) -> Tensor:
+        return layer(y.flatten(0, 1)).unflatten(0, y.shape[:2])
+
+    shortcut = bn(run(conv, x))
+    first, last = block.stages()
+    if kind == "ms":
+        spikes = last[2](first[1](run(first[0], first[2](x))))
+        expected = last[1](run(last[0], spikes)) + shortcut
+    else:
+        spikes = first[2](first[1](run(first[0], x)))
+        current = last[1](run(last[0], spikes))
+        if kind == "plain":
+            expected = last[2](current + shortcut)
+        else:
+            expected = last[2](current) + neuron[0](shortcut)
+            assert set(out.unique().tolist()) == {0.0, 1.0, 2.0}
+    assert 0.05 < (spikes > 0).double().mean() < 0.95
+    torch.testing.assert_close(out, expected)
 
 
 @pytest.mark.parametrize(
