@@ -30,6 +30,7 @@ class Norm(nn.modules.batchnorm._BatchNorm):
         UserError: a call beyond the steps that have a gain.
     """
 
+    momentum: float
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
@@ -66,7 +67,7 @@ class Norm(nn.modules.batchnorm._BatchNorm):
             weight,
             self.bias,
             self.training,
-            self.momentum or 0.0,
+            self.momentum,
             self.eps,
         )
         return current.unflatten(0, y.shape[:2])
@@ -93,9 +94,6 @@ class Norm(nn.modules.batchnorm._BatchNorm):
         """Counts a training batch, as torch's batch norm does."""
         if self.training:
             self.num_batches_tracked.add_(1)
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        """Called by torch's own forward only; batch_norm itself checks the channels."""
 
     def extra_repr(self) -> str:
         steps = 0 if self.step_gain is None else len(self.step_gain)
