@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, fields
 from functools import partial
@@ -63,6 +64,8 @@ class Trainer:
         half = precision != torch.float32
         self.autocast = partial(torch.autocast, self.device.type, precision, enabled=half)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
+        # the scaler skips steps that overflow, the first one too; torch takes it for a mistake
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
         self.gradient_norm = partial(_clipped_norm, list(model.parameters()), cfg.clip_grad_norm)
 
         self.tensorboard = TensorBoard(folder.path) if recipe.monitor.tensorboard else None

@@ -1,0 +1,101 @@
+"""Trainings of seconds, for tests of the engine.
+
+from tests.small_runs import small_recipe, small_trainer
+"""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spiketriton.checkpoint import read_checkpoint
+from spiketriton.config import Recipe, recipe_from_toml, replace
+from spiketriton.data import build_data
+from spiketriton.display import Display
+from spiketriton.runfolder import RunFolder
+from spiketriton.trainer import Trainer
+
+# 7 steps an epoch and 21 in all; 8 spiking layers of real images
+SMALL = """
+time_steps = 3
+[data]
+name = "digits"
+image_size = 8
+train_images = 120
+test_images = 50
+workers = 0
+[model]
+name = "resnet8"
+width = 4
+[train]
+epochs = 3
+batch_size = 16
+lr = 0.01
+log_every = 4
+threads = 1
+"""
+
+
+def small_recipe(*overrides: str) -> Recipe:
+    return replace(recipe_from_toml(SMALL, "small"), *overrides)
+
+
+class Lines(Display):
+    """A display that keeps its lines and warnings."""
+
+    def __init__(self) -> None:
+        super().__init__(io.StringIO())
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+    @property
+    def text(self) -> str:
+        assert isinstance(self.stream, io.StringIO)
+        return self.stream.getvalue()
+
+
+def small_trainer(
+    path: Path, *overrides: str, resume: bool = False, display: Display | None = None
+) -> Trainer:
+    """A trainer in the run folder `path`, new or resumed."""
+    recipe = small_recipe(*overrides)
+    folder = RunFolder.open(path) if resume else RunFolder.create(path, recipe.name)
+    trainer = Trainer(recipe, build_data(recipe), folder, display or Lines())
+    if resume:
+        trainer.resume()
+    folder.begin_session(recipe, {})
+    return trainer
+
+
+def last_state(path: Path) -> dict[str, Any]:
+    """last.pt without the one entry that tells the time of the day."""
+    state = read_checkpoint(path / "checkpoints" / "last.pt")
+    del state["seconds"]
+    return state
+
+
+def assert_equal(a: Any, b: Any, where: str = "state") -> None:
+    """Equality bit for bit, all the way down."""
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+        assert a.dtype == b.dtype, where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_equal(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for index, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{where}[{index}]")
+    else:
+        assert a == b, where
+
+
+def untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of metrics without what depends on the clock and the machine."""
+    clock = {"seconds", "images_per_s", "data_wait", "peak_memory_mib", "test_seconds"}
+    return [{key: value for key, value in row.items() if key not in clock} for row in rows]

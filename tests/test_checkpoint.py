@@ -1,0 +1,239 @@
+"""Checkpoints: whole or not at all, verified, and free of code."""
+
+import hashlib
+import io
+import os
+import pickle
+import random
+import resource
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from spiketriton.checkpoint import (
+    MOVABLE,
+    Checkpoints,
+    DamagedCheckpoint,
+    read_checkpoint,
+    refuse_another_recipe,
+)
+from spiketriton.config import KEYS
+from spiketriton.errors import UserError
+from spiketriton.randomness import random_state, set_random_state
+from tests.small_runs import assert_equal, small_recipe
+
+
+@pytest.fixture
+def warnings() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def checkpoints(tmp_path, warnings) -> Checkpoints:
+    return Checkpoints(tmp_path, keep=1, warn=warnings.append)
+
+
+def state(step: int) -> dict:
+    return {"step": step, "weights": torch.full((100,), float(step)), "name": "x", "none": None}
+
+
+def test_a_checkpoint_comes_back_as_it_was(checkpoints, warnings):
+    assert checkpoints.save_last(state(3))
+    assert_equal(checkpoints.load(), state(3))
+    assert warnings == []
+
+
+def test_torch_alone_reads_a_checkpoint(checkpoints, tmp_path):
+    checkpoints.save_best(state(3))
+    assert_equal(torch.load(tmp_path / "best.pt", weights_only=True), state(3))
+    assert zipfile.ZipFile(tmp_path / "best.pt").testzip() is None
+
+
+def test_without_a_checkpoint_there_is_none(checkpoints, warnings):
+    assert checkpoints.load() is None
+    assert warnings == []
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
+def test_a_flipped_bit_anywhere_is_found(checkpoints, tmp_path, share):
+    checkpoints.save_last(state(1))
+    path = tmp_path / "last.pt"
+    content = bytearray(path.read_bytes())
+    content[int(share * len(content))] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DamagedCheckpoint, match=r"last\.pt is damaged"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, -1, -71, -72])
+def test_a_file_cut_short_is_found(checkpoints, tmp_path, kept):
+    checkpoints.save_last(state(1))
+    path = tmp_path / "last.pt"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(DamagedCheckpoint, match="cut short"):
+        read_checkpoint(path)
+
+
+def test_the_newest_whole_checkpoint_replaces_a_damaged_one(tmp_path, warnings):
+    checkpoints = Checkpoints(tmp_path, keep=3, warn=warnings.append)
+    for step in (10, 20, 30):
+        checkpoints.save_last(state(step))
+        if step == 10:
+            checkpoints.save_best(state(step))
+    (tmp_path / "last.pt").write_bytes(b"not a checkpoint")
+    assert checkpoints.load()["step"] == 20
+    assert str(tmp_path / "last.pt") in warnings[0]
+    assert "last.1.pt of step 20 is used instead" in warnings[1]
+
+    (tmp_path / "last.1.pt").write_bytes(b"")
+    (tmp_path / "last.2.pt").unlink()
+    warnings.clear()
+    assert checkpoints.load()["step"] == 10
+    assert [w.split("/")[-1].split(" ")[0] for w in warnings] == ["last.pt", "last.1.pt", "best.pt"]
+
+
+def test_when_all_are_damaged_the_error_names_them(checkpoints, tmp_path):
+    checkpoints.save_last(state(1))
+    checkpoints.save_best(state(1))
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(UserError, match=r"last\.pt, best\.pt damaged"):
+        checkpoints.load()
+
+
+@pytest.mark.parametrize("keep", [1, 2, 4])
+def test_the_last_ones_are_kept_and_no_more(tmp_path, keep):
+    checkpoints = Checkpoints(tmp_path, keep=keep, warn=pytest.fail)
+    for step in range(1, 7):
+        checkpoints.save_last(state(step))
+    names = ["last.pt", *(f"last.{age}.pt" for age in range(1, keep))]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    assert [read_checkpoint(tmp_path / name)["step"] for name in names] == [6, 5, 4, 3][:keep]
+
+
+class Bomb:
+    """Unpickling it runs a command: the file named by `mark` is made."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.mark}",)
+
+
+def with_checksum(archive: bytes) -> bytes:
+    archive = archive[:-2] + (71).to_bytes(2, "little")
+    return archive + b"sha256:" + hashlib.sha256(archive).hexdigest().encode()
+
+
+def test_a_hostile_checkpoint_runs_no_code(tmp_path):
+    mark, path = tmp_path / "ran", tmp_path / "last.pt"
+    buffer = io.BytesIO()
+    torch.save({"step": 1, "weights": Bomb(mark)}, buffer)
+    path.write_bytes(with_checksum(buffer.getvalue()))
+    with pytest.raises(DamagedCheckpoint, match=r"last\.pt is refused: it holds more than"):
+        read_checkpoint(path)
+    assert not mark.exists()
+
+    torch.load(path, weights_only=False)  # the bomb is live: this is what is prevented
+    assert mark.exists()
+
+
+def test_a_bare_pickle_runs_no_code_even_with_a_checksum(tmp_path):
+    mark, path = tmp_path / "ran", tmp_path / "last.pt"
+    path.write_bytes(with_checksum(pickle.dumps(Bomb(mark), protocol=2) + b".."))
+    with pytest.raises(DamagedCheckpoint, match="refused"):
+        read_checkpoint(path)
+    assert not mark.exists()
+
+
+def test_plain_data_that_is_no_training_state_is_refused(tmp_path):
+    buffer = io.BytesIO()
+    torch.save([1, 2], buffer)
+    (tmp_path / "last.pt").write_bytes(with_checksum(buffer.getvalue()))
+    with pytest.raises(DamagedCheckpoint, match="no checkpoint of a training run"):
+        read_checkpoint(tmp_path / "last.pt")
+
+
+@contextmanager
+def files_no_larger_than(size: int) -> Iterator[None]:
+    """As on a full disk, writes beyond `size` bytes fail."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoints_as_they_are(tmp_path, warnings):
+    checkpoints = Checkpoints(tmp_path, keep=2, warn=warnings.append)
+    checkpoints.save_last(state(1))
+    checkpoints.save_last(state(2))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with files_no_larger_than(1000):
+        assert not checkpoints.save_last(state(3))
+        assert not checkpoints.save_best(state(3))
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert "last.pt of step 3 could not be written: File too large" in warnings[0]
+    assert "best.pt of step 3 could not be written" in warnings[1]
+    assert checkpoints.save_last(state(4))
+    assert checkpoints.load()["step"] == 4
+
+
+def test_a_kill_while_writing_leaves_a_part_that_is_ignored(checkpoints, tmp_path, warnings):
+    checkpoints.save_last(state(1))
+    (tmp_path / "last.pt.part").write_bytes((tmp_path / "last.pt").read_bytes()[:300])
+    assert checkpoints.load()["step"] == 1
+    assert warnings == []
+    checkpoints.save_last(state(2))
+    assert not (tmp_path / "last.pt.part").exists()
+
+
+def test_a_kill_between_the_renames_leaves_the_one_before(tmp_path, warnings):
+    checkpoints = Checkpoints(tmp_path, keep=2, warn=warnings.append)
+    checkpoints.save_last(state(1))
+    os.replace(tmp_path / "last.pt", tmp_path / "last.1.pt")
+    assert checkpoints.load()["step"] == 1
+    assert warnings == []
+
+
+def test_another_recipe_is_refused_with_the_keys_that_differ():
+    begun = small_recipe()
+    given = small_recipe("train.lr=0.5", "neuron.tau=3", "train.schedule=cosine", "seed=4")
+    with pytest.raises(UserError) as refusal:
+        refuse_another_recipe(given, begun)
+    for words in ("neuron.tau = 3.0 (the run: 2.0)", "train.lr = 0.5 (the run: 0.01)", "seed = 4"):
+        assert words in str(refusal.value)
+    assert "model" not in str(refusal.value)
+
+
+def test_what_only_moves_a_run_may_change():
+    assert set(KEYS) >= set(MOVABLE)
+    refuse_another_recipe(
+        small_recipe("data.root=/elsewhere", "data.workers=3", "checkpoint.keep=5"), small_recipe()
+    )
+
+
+def test_random_states_come_back():
+    # numpy's legacy generator, which transforms of other packages use
+    def draws() -> list[float]:
+        normal = float(np.random.standard_normal())  # noqa: NPY002
+        return [torch.rand(()).item(), normal, random.random(), random.gauss(0, 1)]
+
+    draws()  # numpy and Python keep the second of a pair of normal draws: that is state too
+    before = random_state()
+    first = draws()
+    assert draws() != first
+    set_random_state(before)
+    assert draws() == first
+    buffer = io.BytesIO()
+    torch.save(before, buffer)
+    buffer.seek(0)
+    set_random_state(torch.load(buffer, weights_only=True))
+    assert draws() == first

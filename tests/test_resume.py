@@ -1,0 +1,319 @@
+"""Exact resume: whatever stops a run, the resumed one ends with the same bits."""
+
+import functools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from spiketriton.config import to_toml
+from spiketriton.errors import EXIT_DONE, EXIT_SIGINT, EXIT_SIGTERM, UserError
+from spiketriton.interrupts import StopSignals
+from spiketriton.train import main
+from spiketriton.trainer import Trainer
+from tests.small_runs import (
+    Lines,
+    assert_equal,
+    last_state,
+    small_recipe,
+    small_trainer,
+    untimed,
+)
+
+STEPS = 21  # of the small recipe, 7 an epoch
+
+
+def assert_same_run(unbroken: Path, resumed: Path) -> None:
+    """The same state, the same rows of metrics, the same gradients, none of them twice."""
+    assert_equal(last_state(unbroken), last_state(resumed))
+    for name in ("metrics.jsonl", "gradients.jsonl"):
+        rows = [
+            [json.loads(line) for line in (run / name).read_text().splitlines()]
+            for run in (unbroken, resumed)
+        ]
+        assert rows[0], name
+        assert untimed(rows[0]) == untimed(rows[1])
+
+
+KINDS = {
+    "adamw": ["train.accumulate=2", "train.clip_grad_norm=1"],
+    "sgd": ["train.optimizer=sgd", "train.schedule=cosine", "train.accumulate=2"],
+    "plif": ["neuron.kind=plif", "model.norm=tebn", "loss.kind=tet", "train.log_every=5"],
+    "fp16": ["train.precision=fp16", "monitor.every=3"],
+}
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory) -> Callable[..., Path]:
+    """The folder of the unbroken run with these overrides; each is trained once."""
+
+    @functools.cache
+    def folder(*overrides: str) -> Path:
+        path = tmp_path_factory.mktemp("unbroken") / "run"
+        small_trainer(path, *overrides).fit()
+        return path
+
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stop", [1, 10, 14])
+def test_a_stopped_and_resumed_run_equals_the_unbroken_one(tmp_path, unbroken, kind, stop):
+    small_trainer(tmp_path / "resumed", *KINDS[kind]).fit(until=stop)
+    assert last_state(tmp_path / "resumed")["step"] == stop
+    small_trainer(tmp_path / "resumed", *KINDS[kind], resume=True).fit()
+    assert_same_run(unbroken(*KINDS[kind]), tmp_path / "resumed")
+
+
+def test_random_draws_go_on_where_they_were(tmp_path):
+    """A net with dropout, say: every generator that a step may draw from is restored."""
+
+    def trainer(path: Path, resume: bool = False) -> Trainer:
+        made = small_trainer(path, resume=resume)
+        loss = made.loss
+
+        def noisy(currents: Tensor, labels: Tensor) -> Tensor:
+            other = random.random() + np.random.random()  # noqa: NPY002
+            return loss(currents + torch.randn_like(currents), labels) * other
+
+        made.loss = noisy
+        return made
+
+    trainer(tmp_path / "unbroken").fit()
+    trainer(tmp_path / "resumed").fit(until=9)
+    torch.randn(3), random.random(), np.random.random()  # noqa: NPY002
+    trainer(tmp_path / "resumed", resume=True).fit()
+    assert_same_run(tmp_path / "unbroken", tmp_path / "resumed")
+
+
+def test_the_twin_resumes_too(tmp_path):
+    twin = ["neuron.kind=relu", "train.optimizer=sgd"]
+    small_trainer(tmp_path / "unbroken", *twin).fit()
+    small_trainer(tmp_path / "resumed", *twin).fit(until=9)
+    small_trainer(tmp_path / "resumed", *twin, resume=True).fit()
+    assert_equal(last_state(tmp_path / "unbroken"), last_state(tmp_path / "resumed"))
+
+
+def test_a_run_that_died_goes_on_from_its_last_checkpoint(tmp_path):
+    """As after kill -9: rows and a torn line are there that no checkpoint knows of."""
+
+    class Died(Exception):
+        pass
+
+    class Dies(Lines):
+        def advance(self, step: int) -> None:
+            if step == 17:
+                raise Died
+
+    every = ["checkpoint.every=5", "train.log_every=2"]
+    small_trainer(tmp_path / "unbroken", *every).fit()
+    with pytest.raises(Died):
+        small_trainer(tmp_path / "resumed", *every, display=Dies()).fit()
+    metrics = tmp_path / "resumed" / "metrics.jsonl"
+    assert json.loads(metrics.read_text().splitlines()[-1])["step"] == 16
+    with metrics.open("a") as file:
+        file.write('{"kind": "train", "st')
+
+    trainer = small_trainer(tmp_path / "resumed", *every, resume=True)
+    assert trainer.step == 15
+    assert json.loads(metrics.read_text().splitlines()[-1])["step"] == 14
+    trainer.fit()
+    assert_same_run(tmp_path / "unbroken", tmp_path / "resumed")
+
+
+def test_a_run_without_a_checkpoint_starts_anew(tmp_path, unbroken):
+    small_trainer(tmp_path / "resumed")  # and it was killed at once
+    small_trainer(tmp_path / "resumed", resume=True).fit()
+    assert_same_run(unbroken(), tmp_path / "resumed")
+
+
+def test_a_damaged_checkpoint_falls_back_and_the_run_is_still_exact(tmp_path):
+    small_trainer(tmp_path / "unbroken", "checkpoint.keep=2").fit()
+    small_trainer(tmp_path / "resumed", "checkpoint.keep=2").fit(until=16)
+    last = tmp_path / "resumed" / "checkpoints" / "last.pt"
+    last.write_bytes(last.read_bytes()[:-1])
+    display = Lines()
+    trainer = small_trainer(tmp_path / "resumed", "checkpoint.keep=2", resume=True, display=display)
+    assert trainer.step == 14
+    assert "last.pt is damaged" in display.warnings[0]
+    trainer.fit()
+    assert_same_run(tmp_path / "unbroken", tmp_path / "resumed")
+
+
+class Signals(Lines):
+    """Sends a signal to this process at a chosen moment."""
+
+    def __init__(self, number: int, *, step: int | None = None, test: int | None = None) -> None:
+        super().__init__()
+        self.number, self.at_step, self.at_test = number, step, test
+
+    def advance(self, step: int) -> None:
+        if step == self.at_step:
+            signal.raise_signal(self.number)
+
+    def testing(self, done: int, batches: int) -> None:
+        if done == self.at_test:
+            self.at_test = None
+            signal.raise_signal(self.number)
+
+    def stopping(self, text: str) -> None:
+        self.note(text)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, EXIT_SIGINT), (signal.SIGTERM, EXIT_SIGTERM)]
+)
+@pytest.mark.parametrize("moment", [{"step": 10}, {"step": 14}, {"test": 2}], ids=str)
+def test_a_signal_stops_after_the_step_and_saves(tmp_path, unbroken, number, code, moment):
+    before = signal.getsignal(number)
+    display = Signals(number, **moment)
+    outcome = small_trainer(tmp_path / "resumed", display=display).fit()
+    assert signal.getsignal(number) is before
+    assert outcome.exit_code == code
+    assert outcome.saved_at == outcome.progress.step == moment.get("step", 7)
+    assert "finishing this step, then saving" in display.text
+
+    outcome = small_trainer(tmp_path / "resumed", resume=True).fit()
+    assert outcome.exit_code == EXIT_DONE
+    assert_same_run(unbroken(), tmp_path / "resumed")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_stops_at_once(number):
+    said: list[str] = []
+    leaves = KeyboardInterrupt if number == signal.SIGINT else SystemExit
+    with StopSignals(said.append) as stop:
+        signal.raise_signal(number)
+        assert stop.requested
+        with pytest.raises(leaves):
+            signal.raise_signal(number)
+    assert len(said) == 1
+
+
+def test_a_step_cut_off_by_the_signal_is_not_saved(tmp_path):
+    """Ctrl-C also reaches a compiler or a worker, whose death must not save a half-done step."""
+    display = Signals(signal.SIGINT, step=10)
+    trainer = small_trainer(tmp_path / "run", display=display)
+    trained = trainer.train_step
+
+    def cut_off() -> None:
+        if trainer.step == 9:
+            trainer.stop.signal = signal.SIGINT
+            raise RuntimeError("worker exited")
+        trained()
+
+    trainer.train_step = cut_off  # type: ignore[method-assign]
+    outcome = trainer.fit()
+    assert outcome.exit_code == EXIT_SIGINT
+    assert outcome.saved_at == last_state(tmp_path / "run")["step"] == 7
+    assert display.warnings == ["step 10 was cut off: worker exited"]
+
+
+def test_without_a_signal_a_failing_step_is_an_error(tmp_path):
+    trainer = small_trainer(tmp_path / "run")
+    trainer.loss = lambda currents, labels: 1 / 0  # type: ignore[assignment]
+    with pytest.raises(ZeroDivisionError):
+        trainer.fit()
+
+
+@pytest.mark.parametrize("given", ["train.lr=0.5", "train.epochs=9", "model.width=8"])
+def test_another_recipe_is_refused(tmp_path, given):
+    small_trainer(tmp_path / "run").fit(until=2)
+    with pytest.raises(UserError, match=given.split("=")[0]):
+        small_trainer(tmp_path / "run", given, resume=True)
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen:
+    """The command itself, in a process group of its own, as a terminal would have it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "spiketriton.train", *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+
+
+def wait_for(process: subprocess.Popen, word: str) -> str:
+    assert process.stdout is not None
+    seen = ""
+    for line in process.stdout:
+        seen += line
+        if line.startswith(word):
+            return seen
+    raise AssertionError(f"{word!r} never came:\n{seen}")
+
+
+def long_recipe(folder: Path) -> Path:
+    """So many steps that a signal comes in time on any machine; workers, to be hit by it too."""
+    recipe = small_recipe("train.epochs=300", "train.log_every=2", "data.workers=1")
+    path = folder / "long.toml"
+    path.write_text(to_toml(recipe))
+    return path
+
+
+def test_ctrl_c_in_a_terminal(tmp_path):
+    """SIGINT to the whole process group; what was saved equals the unbroken run at that step."""
+    recipe = long_recipe(tmp_path)
+    process = start(tmp_path, recipe.name, "--run-dir", "run")
+    wait_for(process, "step ")
+    os.killpg(process.pid, signal.SIGINT)
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == EXIT_SIGINT, rest
+    assert "Traceback" not in rest
+    assert "python -m spiketriton.train --resume run" in rest
+
+    stopped = last_state(tmp_path / "run")
+    resumed_to = stopped["step"] + 5
+    keys = ["train.epochs=300", "train.log_every=2", "data.workers=1"]
+    small_trainer(tmp_path / "unbroken", *keys).fit(until=resumed_to)
+    small_trainer(tmp_path / "run", *keys, resume=True).fit(until=resumed_to)
+    assert_same_run(tmp_path / "unbroken", tmp_path / "run")
+
+
+def test_kill_9_at_any_moment(tmp_path):
+    recipe = long_recipe(tmp_path)
+    keys = ["train.epochs=300", "train.log_every=2", "data.workers=1", "checkpoint.every=1"]
+    process = start(tmp_path, recipe.name, "checkpoint.every=1", "--run-dir", "run")
+    wait_for(process, "step ")
+    time.sleep(0.3)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+
+    resumed = small_trainer(tmp_path / "run", *keys, resume=True)
+    assert resumed.step > 0
+    end = resumed.step + 3
+    resumed.fit(until=end)
+    small_trainer(tmp_path / "unbroken", *keys).fit(until=end)
+    assert_same_run(tmp_path / "unbroken", tmp_path / "run")
+
+
+def test_resume_by_the_command(tmp_path, unbroken, capsys):
+    small_trainer(tmp_path / "run").fit(until=10)
+    assert main(["--resume", str(tmp_path / "run"), "data.root=/nowhere"]) == EXIT_DONE
+    assert "resumes after step 10 of 21" in capsys.readouterr().out
+    resumed = last_state(tmp_path / "run")
+    assert 'root = "/nowhere"' in resumed.pop("recipe")
+    expected = last_state(unbroken())
+    del expected["recipe"]
+    assert_equal(expected, resumed)
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path, capsys):
+    small_trainer(tmp_path / "run").fit()
+    before = last_state(tmp_path / "run")
+    assert main(["--resume", str(tmp_path / "run")]) == EXIT_DONE
+    assert "21 of 21" in capsys.readouterr().out
+    assert_equal(before, last_state(tmp_path / "run"))
