@@ -1,0 +1,455 @@
+"""Lower the Triton kernels for a named GPU without one, and read what the compiler made of them.
+
+    python profiling/lowering.py --target sm_90 --dtype bf16 --steps 10
+
+A case calls the package's own launch code on meta tensors (shapes without memory) with a recorder
+in place of the kernels, so what is lowered here is what is launched there: the same tiles, options
+and specialisations. Registers, spills and the instruction count come from the machine code; loads
+and stores from the PTX, each traced back to the kernel argument that it touches, so that a kernel
+which quietly reads a tensor twice shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import subprocess
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from spiketriton_kernels import SHAPES, _ops, _triton
+from spiketriton_kernels._cell import Cell, Emit
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+LAYOUTS = ("channels_last", "contiguous")
+SIZE = (16, 64, 32, 32)
+"""[B, C, H, W] of the lowered launches. Sizes are runtime arguments: only divisibility matters."""
+
+KERNELS = (
+    "fire_kernel",
+    "walk_kernel",
+    "statistics_kernel",
+    "join_statistics_kernel",
+    "norm_backward_kernel",
+)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One recorded kernel launch: the arguments by name, and the compiler's options."""
+
+    kernel: Any
+    arguments: dict[str, Any]
+    options: dict[str, Any]
+
+    def constant(self, parameter: Any) -> bool:
+        """Whether triton's launcher compiles this argument in: constexpr, None, or a size of 1."""
+        value = self.arguments[parameter.name]
+        one = isinstance(value, int) and value == 1 and not parameter.do_not_specialize
+        return parameter.is_constexpr or value is None or one
+
+
+@dataclass(frozen=True)
+class Access:
+    """How a kernel touches a tensor of T x N elements; ``passes``: times each element is moved."""
+
+    tensor: str
+    kind: str  # "load" or "store"
+    passes: float
+    vector_bytes: int  # of the narrowest instruction
+    element_bytes: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the compiler made of one kernel."""
+
+    case: str
+    kernel: str
+    target: str
+    T: int
+    dtype: str
+    layout: str
+    registers: int  # of a thread
+    spills: int  # bytes that a thread stores to local memory, as ptxas counts them
+    shared: int  # bytes of a program
+    warps: int
+    elements_per_thread: int
+    loads: float  # passes over tensors of T x N elements; NaN for AMD, where they are not traced
+    stores: float
+    vector_bytes: int  # of the narrowest access to those tensors (AMD: of most global accesses)
+    bytes_per_element: float  # per element and time step, membrane checkpoints included
+    instructions: float  # of a thread, per element and time step
+    atomics: int
+    accesses: tuple[Access, ...]
+    ptx: str  # PTX, or AMD's assembly
+
+
+class _Recorder:
+    """Stands where a kernel stands and notes each launch."""
+
+    def __init__(self, kernel: Any, launches: list[Launch]) -> None:
+        self.kernel, self.launches = kernel, launches
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def launch(*args: Any, **kwargs: Any) -> None:
+            names = self.kernel.arg_names
+            given = dict(zip(names, args, strict=False)) | kwargs
+            options = {name: given.pop(name) for name in list(given) if name not in names}
+            self.launches.append(Launch(self.kernel, given, options))
+
+        return launch
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """Inside the with-block the package's launches are noted instead of run."""
+    launches: list[Launch] = []
+    with contextlib.ExitStack() as stack:
+        for name in KERNELS:
+            recorder = _Recorder(getattr(_triton, name), launches)
+            stack.enter_context(mock.patch.object(_triton, name, recorder))
+        yield launches
+
+
+def _meta(*size: int) -> torch.Tensor:
+    return torch.empty(size, device="meta")
+
+
+def _cell(C: int, norm: bool, surrogate: str = "atan", **options: Any) -> Cell:
+    fields: dict[str, Any] = dict(decay=0.5, gain=1.0, threshold=1.0, reset="hard", v_reset=0.0)
+    fields |= dict(detach_reset=True, shape=surrogate, height=1.0, width=1.0, eps=1e-5)
+    if norm:
+        fields |= {name: _meta(C) for name in ("mean", "var", "weight", "bias")}
+    return Cell(**(fields | options))
+
+
+def _input(T: int, dtype: torch.dtype, layout: str, size: Sequence[int]) -> torch.Tensor:
+    x = torch.empty((T, *size), dtype=dtype, device="meta")
+    return x.movedim(2, -1).contiguous().movedim(-1, 2) if layout == "channels_last" else x
+
+
+def _saved(x: torch.Tensor, save: bool = True) -> torch.Tensor:
+    chunks = -(-x.shape[0] // _ops.chunk_length(x.shape[0]))
+    return _meta(chunks - 1 if save else 0, x[0].numel())
+
+
+def _fire(x: torch.Tensor, norm: bool, residual: bool = False, save: bool = True, **o: Any) -> None:
+    saved, extra = _saved(x, save), torch.empty_like(x) if residual else None
+    cell, spikes = _cell(x.shape[2], norm, **o), torch.empty_like(x)
+    _triton.forward(x, None, extra, None, cell, spikes, None, saved)
+
+
+def _walk(x: torch.Tensor, norm: bool, emit: Emit, residual: bool = False, **o: Any) -> None:
+    cell, grad_s = _cell(x.shape[2], norm, **o), torch.empty_like(x)
+    sums = _meta(2, x.shape[2]) if emit.dy else None
+    extra = torch.empty_like(x) if residual else None
+    out = _ops._allocate(x, cell, emit)
+    _triton.backward(grad_s, None, x, _saved(x), None, extra, cell, emit, sums, 1.0, out)
+
+
+def _second_pass(x: torch.Tensor) -> None:
+    mean, var, weight = (_meta(x.shape[2]) for _ in range(3))
+    dx, sums = torch.empty_like(x), _meta(2, x.shape[2])
+    _triton.norm_backward(dx, x, mean, var, weight, None, sums, 1e-5, 1.0, 1.0)
+
+
+CASES: dict[str, Callable[..., object]] = {
+    "lif inference": lambda x, **o: _fire(x, False, save=False, **o),
+    "lif forward": lambda x, **o: _fire(x, False, **o),
+    "lif backward": lambda x, **o: _walk(x, False, Emit(dx=True), **o),
+    "lif backward, probe": lambda x, **o: _walk(x, False, Emit(dx=True, probe=True), **o),
+    "statistics": lambda x: _triton.channel_statistics(x),
+    "bn_lif forward": lambda x, **o: _fire(x, True, **o),
+    "bn_lif backward, sums": lambda x, **o: _walk(x, True, Emit(sums=True), **o),
+    "bn_lif backward, dy": lambda x, **o: _walk(x, True, Emit(dy=True), **o),
+    "bn_lif+residual forward": lambda x, **o: _fire(x, True, True, **o),
+    "bn_lif+residual backward": lambda x, **o: _walk(x, True, Emit(sums=True, dx=True), True, **o),
+    "norm backward": lambda x: _second_pass(x),
+}
+WITHOUT_NEURON = ("statistics", "norm backward")
+"""Cases that take no options."""
+
+STEPS: dict[str, tuple[str, ...]] = {
+    "multistep_lif": ("lif forward", "lif backward"),
+    "multistep_bn_lif": (
+        "statistics",
+        "bn_lif forward",
+        "bn_lif backward, sums",
+        "bn_lif backward, dy",
+    ),
+    "multistep_bn_lif, residual": (
+        "statistics",
+        "bn_lif+residual forward",
+        "bn_lif+residual backward",
+        "norm backward",
+    ),
+}
+"""The launches of one training step of each function: their bytes add up to its traffic."""
+
+
+def record(
+    case: str,
+    T: int,
+    dtype: str,
+    layout: str = "channels_last",
+    size: Sequence[int] = SIZE,
+    **options: Any,
+) -> Launch:
+    """The launch that a case makes; arguments as ``lower``."""
+    with recorded() as launches:
+        CASES[case](_input(T, DTYPES[dtype], layout, size), **options)
+    return launches[0]
+
+
+def _source(launch: Launch) -> ASTSource:
+    """The launch as triton's launcher specialises it: pointers and sizes divisible by 16 say so."""
+    pointers = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
+    signature: dict[str, str] = {}
+    constants: dict[tuple[int], Any] = {}
+    attributes: dict[tuple[int], list] = {}
+    for i, parameter in enumerate(launch.kernel.params):
+        value = launch.arguments[parameter.name]
+        if launch.constant(parameter):
+            signature[parameter.name], constants[(i,)] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[parameter.name] = pointers[value.dtype]
+            attributes[(i,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, int):
+            signature[parameter.name] = "i32"
+            if value % 16 == 0 and not parameter.do_not_specialize:
+                attributes[(i,)] = [["tt.divisibility", 16]]
+        else:
+            signature[parameter.name] = "fp32"
+    return ASTSource(launch.kernel, signature, constants, attributes)
+
+
+def compile_for(launch: Launch, target: str) -> Any:
+    """Triton's CompiledKernel of a launch for one of ``TARGETS``.
+
+    Raises RuntimeError under TRITON_INTERPRET, which replaces the compiler.
+    """
+    if os.environ.get("TRITON_INTERPRET", "0") not in ("0", ""):
+        raise RuntimeError("TRITON_INTERPRET is set: kernels are interpreted and cannot be lowered")
+    return triton.compile(_source(launch), target=TARGETS[target], options=launch.options)
+
+
+def lower(
+    case: str,
+    target: str = "sm_90",
+    T: int = 10,
+    dtype: str = "bf16",
+    layout: str = "channels_last",
+    size: Sequence[int] = SIZE,
+    **options: Any,
+) -> Report:
+    """Compile one case for one GPU and read the result.
+
+    Args:
+        case: a key of ``CASES``. target: of ``TARGETS``. dtype: of ``DTYPES``. layout: ``LAYOUTS``.
+        T: time steps. size: [B, C, H, W].
+        options: ``surrogate`` (a shape), or fields of the kernels' Cell: reset, detach_reset, ...
+    """
+    launch = record(case, T, dtype, layout, size, **options)
+    compiled = compile_for(launch, target)
+    warps = compiled.metadata.num_warps
+    tile = launch.arguments["BLOCK_R"] * launch.arguments["BLOCK_L"]
+    elements = max(1, tile // (warps * TARGETS[target].warp_size))
+    chunk = launch.arguments.get("CHUNK", 1)
+    if target.startswith("sm_"):
+        text = compiled.asm["ptx"]
+        registers, spills, instructions = _nvidia(compiled.asm["cubin"])
+        accesses = _accesses(text, launch, elements)
+        whole = [a for a in accesses if a.tensor != "saved"]
+        loads = sum(a.passes for a in whole if a.kind == "load")
+        stores = sum(a.passes for a in whole if a.kind == "store")
+        vector_bytes = min(a.vector_bytes for a in whole)
+        moved = sum(a.passes * a.element_bytes for a in accesses)
+    else:
+        text = compiled.asm["amdgcn"]
+        registers, spills, instructions = _amd(text)
+        accesses, loads, stores, moved = (), float("nan"), float("nan"), float("nan")
+        vector_bytes = _amd_vector(text)
+    return Report(
+        case=case,
+        kernel=launch.kernel.__name__,
+        target=target,
+        T=T,
+        dtype=dtype,
+        layout=layout,
+        registers=registers,
+        spills=spills,
+        shared=compiled.metadata.shared,
+        warps=warps,
+        elements_per_thread=elements,
+        loads=loads,
+        stores=stores,
+        vector_bytes=vector_bytes,
+        bytes_per_element=moved,
+        instructions=instructions / elements / chunk,
+        atomics=len(re.findall(r"\b(?:atom|red)\.\w|_atomic_", text)),
+        accesses=accesses,
+        ptx=text,
+    )
+
+
+def _nvidia(cubin: bytes) -> tuple[int, int, int]:
+    """Registers, spilled bytes and instructions, by triton's own cuobjdump."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage, sass = (_output(tool, flag, file.name) for flag in ("-res-usage", "-sass"))
+    registers = re.findall(r"REG:(\d+)", usage)[0]
+    code = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", sass)
+    spilled = [re.search(r"\.(64|128)", name) for name in code if name.split(".")[0] == "STL"]
+    spills = sum(int(width.group(1)) // 8 if width else 4 for width in spilled)
+    return int(registers), spills, sum(name != "NOP" for name in code)
+
+
+def _output(*command: str | Path) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+_PTX_LINE = re.compile(r"^\s*(?:@!?%\w+\s+)?([a-z][\w.:]*)\s*(.*?);", re.MULTILINE)
+_REGISTER = re.compile(r"%[a-z]+\d+")
+_GLOBAL = re.compile(r"(ld|st)\.global\b.*?(?:\.v(\d+))?\.[bfsu](\d+)$")
+
+
+def _accesses(ptx: str, launch: Launch, elements: int) -> tuple[Access, ...]:
+    """Every global access to a tensor of T x N elements (or to ``saved``), summed by tensor.
+
+    An address is traced to the one pointer argument that it is computed from. The body of the loop
+    over chunks of the window runs once a chunk; kernels that walk rows have a loop around it.
+    """
+    steps, chunk = launch.arguments.get("T", 1), launch.arguments.get("CHUNK", 1)
+    chunks = -(-steps // chunk)
+    outer = 1 if "programs" in launch.kernel.arg_names else 0
+    names = [p.name for p in launch.kernel.params if not launch.constant(p)]
+    labels = {m.group(1): m.start() for m in re.finditer(r"^(\$L__BB\w+):", ptx, re.MULTILINE)}
+    pointers: dict[str, str] = {}
+    origins: dict[str, set[str]] = defaultdict(set)
+    found: list[tuple[int, str, int, str]] = []
+    loops: dict[int, int] = {}
+    for line in _PTX_LINE.finditer(ptx):
+        opcode, operands = line.groups()
+        registers = _REGISTER.findall(operands)
+        if opcode.split(".")[0] == "bra":
+            start = labels[operands.split()[-1]]
+            if start < line.start():
+                loops[start] = max(line.start(), loops.get(start, 0))
+        elif access := _GLOBAL.match(opcode):
+            width = int(access.group(2) or 1) * int(access.group(3)) // 8
+            address = operands[operands.index("[") :]
+            found.append((line.start(), access.group(1), width, _REGISTER.findall(address)[0]))
+        elif opcode.startswith("ld.param"):
+            index = int(operands[operands.index("_param_") :].removeprefix("_param_").split("]")[0])
+            if index < len(names) and isinstance(launch.arguments[names[index]], torch.Tensor):
+                pointers[registers[0]] = names[index]
+        elif registers and not opcode.startswith(("ld.", "st.")):
+            origins[registers[0]].update(registers[1:])
+
+    def pointer(register: str) -> str:
+        seen, todo = {register}, [register]
+        while todo:
+            new = origins[todo.pop()] - seen
+            seen |= new
+            todo += new
+        touched = {pointers[r] for r in seen if r in pointers}
+        assert len(touched) == 1, f"{launch.kernel.__name__}: {register} points to {touched}"
+        return touched.pop()
+
+    bytes_: dict[tuple[str, str], int] = defaultdict(int)
+    narrowest: dict[tuple[str, str], int] = {}
+    for place, kind, width, register in found:
+        depth = sum(start <= place <= end for start, end in loops.items())
+        if depth < outer:
+            continue  # once a program, not once a tile
+        key = (pointer(register), "load" if kind == "ld" else "store")
+        bytes_[key] += width * (chunks if depth > outer else 1)
+        narrowest[key] = min(width, narrowest.get(key, width))
+    per_step = max(t.numel() for t in launch.arguments.values() if isinstance(t, torch.Tensor))
+    result = []
+    for (name, kind), total in sorted(bytes_.items()):
+        tensor = launch.arguments[name]
+        if tensor.numel() == per_step or name == "saved_ptr":
+            passes = total / tensor.element_size() / elements / (chunks * chunk)
+            access_ = (name.removesuffix("_ptr"), kind, passes)
+            result.append(Access(*access_, narrowest[name, kind], tensor.element_size()))
+    return tuple(result)
+
+
+def _amd(assembly: str) -> tuple[int, int, int]:
+    """Vector registers, spilled bytes and instructions."""
+    number = lambda name: int(re.findall(rf"\.{name}:\s+(\d+)", assembly)[0])  # noqa: E731
+    code = re.findall(r"^\s+(?:v|s|global|buffer|ds|flat)_\w+", assembly, re.MULTILINE)
+    spills = max(4 * number("vgpr_spill_count"), number("private_segment_fixed_size"))
+    return number("vgpr_count"), spills, len(code)
+
+
+def _amd_vector(assembly: str) -> int:
+    """Bytes of the width at which most global bytes move."""
+    bytes_ = {"byte": 1, "short": 2, "dword": 4, "dwordx2": 8, "dwordx3": 12, "dwordx4": 16}
+    moved: dict[int, int] = defaultdict(int)
+    pattern = r"\b(?:global|buffer)_(?:load|store)_(?:[us](?=byte|short))?([a-z]+(?:x\d)?)"
+    for word in re.findall(pattern, assembly):
+        moved[bytes_[word]] += bytes_[word]
+    return max(moved, key=lambda width: moved[width])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Lower the kernels for GPUs that are not here.")
+    several: dict[str, Any] = dict(nargs="+")
+    parser.add_argument("--target", choices=TARGETS, default=["sm_90"], **several)
+    parser.add_argument("--dtype", choices=DTYPES, default=["bf16"], **several)
+    parser.add_argument("--steps", type=int, default=[10], **several)
+    parser.add_argument("--layout", choices=LAYOUTS, default=["channels_last"], **several)
+    parser.add_argument("--case", choices=CASES, default=list(CASES), **several)
+    parser.add_argument("--reset", choices=("soft", "hard", "none"), default="hard")
+    parser.add_argument("--through-reset", action="store_true", help="detach_reset = False")
+    parser.add_argument("--surrogate", choices=SHAPES, default="atan")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line, no PTX")
+    given = parser.parse_args(arguments)
+    words = dict(reset=given.reset, detach_reset=not given.through_reset, surrogate=given.surrogate)
+    numbers = ("registers", "spills", "vector_bytes", "loads", "stores", "bytes_per_element")
+    if not given.json:
+        print(f"{'case':28}{'target':8}{'dtype':>6}{'T':>4} {'layout':14}", end="")
+        print("regs spill vector loads stores bytes instr (per element and step)")
+    for target in given.target:
+        for dtype in given.dtype:
+            for T in given.steps:
+                for layout in given.layout:
+                    for case in given.case:
+                        options = {} if case in WITHOUT_NEURON else words
+                        report = lower(case, target, T, dtype, layout, **options)
+                        if given.json:
+                            print(json.dumps(asdict(report) | {"ptx": ""}), flush=True)
+                            continue
+                        values = [getattr(report, name) for name in (*numbers, "instructions")]
+                        print(f"{case:28}{target:8}{dtype:>6}{T:>4} {layout:14}", end="")
+                        print(
+                            "{:4}{:6}{:7}{:6.2f}{:7.2f}{:6.2f}{:6.1f}".format(*values), flush=True
+                        )
+
+
+if __name__ == "__main__":
+    main()
