@@ -42,7 +42,9 @@ class Summary:
     nonfinite: int = 0
 
     def in_words(self) -> str:
-        """`dL/dx: first layer 3.2x the last, first time step 0.41x the last`."""
+        """`dL/dx: first layer 3.2x the last, first time step 0.41x the last`; "" before step 1."""
+        if self.step == 0:
+            return ""
         if self.nonfinite:
             return f"dL/dx: {self.nonfinite} values are not finite"
         parts = [

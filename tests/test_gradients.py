@@ -1,0 +1,356 @@
+"""The gradient monitor against plain autograd, and what it says in words."""
+
+import json
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+import spiketriton.neurons.base as neuron_module
+from spiketriton.config import Recipe
+from spiketriton.gradients import (
+    GradientMonitor,
+    Summary,
+    elements_per_image,
+    measured_rows,
+    summarize,
+)
+from spiketriton.models import Network, build_model
+from spiketriton_kernels import PROBE_FIELDS, multistep_lif_reference
+from tests.small_runs import small_recipe, small_trainer
+
+T, B, SIZE = 3, 4, 8
+SHAPE = (1, SIZE, SIZE)
+
+
+def network(*overrides: str) -> tuple[Recipe, Network]:
+    torch.manual_seed(0)
+    recipe = small_recipe(*overrides)
+    return recipe, build_model(recipe, classes=10, channels=1, image_size=SIZE)
+
+
+def monitor_of(model: Network, rows: list, scale: float = 1.0, batch: int = B) -> GradientMonitor:
+    return GradientMonitor(
+        model,
+        due=lambda step: True,
+        batch=batch,
+        image_shape=SHAPE,
+        scale=lambda: scale,
+        write=rows.extend,
+    )
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(B, *SHAPE, generator=generator)
+    return images, torch.randint(10, (B,), generator=generator)
+
+
+def loss_of(model: Network) -> Tensor:
+    images, labels = batch()
+    return torch.nn.functional.cross_entropy(model(images).mean(0), labels)
+
+
+def measure(model: Network, scale: float = 1.0) -> list[dict]:
+    rows: list[dict] = []
+    with monitor_of(model, rows, scale).watch(7, last=True):
+        (scale * loss_of(model)).backward()
+    return rows
+
+
+def assert_close(rows: list[dict], expected: list[dict], rel: float) -> None:
+    for a, b in zip(rows, expected, strict=True):
+        assert a.pop("layer") == b.pop("layer")
+        assert a == pytest.approx(b, rel=rel)
+
+
+def rms(x: Tensor) -> float:
+    return x.double().square().mean().sqrt().item()
+
+
+def retained(calls: list[tuple[Tensor, Tensor]]) -> Callable[..., Tensor]:
+    """The reference neuron in place of the kernel; keeps currents and spikes with gradients."""
+
+    def fire(x: Tensor, **options) -> Tensor:
+        x = x.view_as(x)  # in MS blocks a current goes elsewhere too, and only this way counts
+        spikes = multistep_lif_reference(x, **options)
+        x.retain_grad()
+        spikes.retain_grad()
+        calls.append((x, spikes))
+        return spikes
+
+    return fire
+
+
+NETS = {
+    "lif": [],
+    "soft reset, not detached": ["neuron.reset=soft", "neuron.detach_reset=false"],
+    "if, hard reset, not detached": ["neuron.kind=if", "neuron.detach_reset=false"],
+    "plif": ["neuron.kind=plif", "neuron.surrogate.shape=triangle"],
+    "mlp": ["model.name=mlp", "model.depth=3"],
+    "ms blocks": ["model.block=ms"],
+}
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_norms_equal_those_of_retained_gradients(net, monkeypatch):
+    overrides = [*NETS[net], "model.fused=false"]
+    _, model = network(*overrides)
+    rows = measure(model)
+
+    calls: list[tuple[Tensor, Tensor]] = []
+    monkeypatch.setattr(neuron_module, "multistep_lif", retained(calls))
+    _, model = network(*overrides)
+    loss_of(model).backward()
+
+    names = [name for name, _ in model.spiking_layers()]
+    assert len(calls) == len(names) > 1
+    assert [(row["index"], row["layer"], row["time_step"]) for row in rows] == [
+        (index, name, t) for index, name in enumerate(names) for t in range(T)
+    ]
+    for row in rows:
+        dx, ds = (tensor.grad[row["time_step"]] for tensor in calls[row["index"]])
+        spikes = calls[row["index"]][1][row["time_step"]]
+        assert row["grad_input_rms"] == pytest.approx(rms(dx), rel=1e-4)
+        assert row["grad_spike_rms"] == pytest.approx(rms(ds), rel=1e-4)
+        assert row["grad_input_max"] == pytest.approx(dx.abs().max().item(), rel=1e-4)
+        assert row["firing_rate"] == pytest.approx(spikes.mean().item())
+        assert row["nonfinite"] == 0
+        assert row["step"] == 7
+
+
+def test_carry_factor_and_reach_equal_a_loop_over_time():
+    """The membranes of LIF with a hard, detached reset, step by step."""
+    _, model = network("model.name=mlp", "model.depth=2", "neuron.surrogate.width=0.1")
+    rows = measure(model)
+
+    captured: dict[str, list[Tensor]] = {"h": [], "kept": []}
+
+    def loop(y: Tensor, norm: torch.nn.Module, *_: None) -> Tensor:
+        """The last layer once more, with membranes that keep their gradients."""
+        v, out = torch.zeros(B, y.shape[-1]), []
+        for current in norm(y):
+            h = 0.5 * v + current
+            fired = (h >= 1).float()
+            smooth = 0.1 * torch.atan((h - 1) / 0.1)
+            v = h * (1 - fired)
+            v.retain_grad()
+            captured["kept"].append(v)
+            captured["h"].append(h)
+            out.append(fired + smooth - smooth.detach())
+        return torch.stack(out)
+
+    _, model = network("model.name=mlp", "model.depth=2", "neuron.surrogate.width=0.1")
+    last = model.spiking_layers()[-1][1]
+    last.fused_norm = loop  # type: ignore[method-assign,assignment]
+    loss_of(model).backward()
+
+    width = captured["h"][0].numel()
+    for t, row in enumerate(rows[-T:]):
+        h, v = captured["h"][t].detach(), captured["kept"][t]
+        carry = torch.zeros_like(h) if v.grad is None else v.grad
+        assert row["grad_carry_rms"] == pytest.approx(rms(carry), rel=1e-4, abs=1e-12)
+        assert row["time_factor"] == pytest.approx(0.5 * (h < 1).float().mean().item(), rel=1e-5)
+        slope = 1 / (1 + ((h - 1) / 0.1) ** 2)
+        assert row["outside_share"] == pytest.approx((slope < 0.01).sum().item() / width)
+    assert rows[-1]["grad_carry_rms"] == 0
+    assert rows[-2]["grad_carry_rms"] > 0
+    assert any(0 < row["outside_share"] < 1 for row in rows)
+
+
+@pytest.mark.parametrize("block", ["plain", "sew", "ms"])
+def test_fused_and_unfused_networks_measure_the_same(block):
+    fused, unfused = (
+        measure(network(f"model.block={block}", f"model.fused={word}")[1])
+        for word in ("true", "false")
+    )
+    assert_close(fused, unfused, rel=1e-3)
+
+
+def test_the_factor_of_the_loss_scaler_is_divided_out():
+    plain, scaled = measure(network()[1]), measure(network()[1], scale=1024.0)
+    assert_close(scaled, plain, rel=1e-6)
+
+
+def test_a_part_of_a_step_shows_the_gradient_of_the_whole_steps_loss(tmp_path):
+    """Without a norm images do not mix: the last of two parts is half of what one part measures."""
+    alike = ["model.norm=none", "data.augment=none", "train.max_steps=1"]
+    rows = {}
+    for parts in (1, 2):
+        small_trainer(tmp_path / f"{parts}", f"train.accumulate={parts}", *alike).fit()
+        lines = (tmp_path / f"{parts}" / "gradients.jsonl").read_text().splitlines()
+        rows[parts] = [json.loads(line) for line in lines]
+    ratios = [
+        part["grad_input_rms"] / whole["grad_input_rms"]
+        for whole, part in zip(rows[1], rows[2], strict=True)
+        if whole["grad_input_rms"] > 0
+    ]
+    # 8 of the 16 images, each with its true gradient: about the same RMS, and not half of it
+    assert ratios
+    assert 0.7 < math.exp(sum(map(math.log, ratios)) / len(ratios)) < 1.4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "first", "last"),
+    [
+        ([], 4 * 8 * 8, 16 * 2 * 2),
+        (["model.block=sew"], 4 * 8 * 8, 16 * 2 * 2),
+        (["model.name=mlp", "model.depth=3", "model.width=20"], 20, 20),
+        (["model.name=plain", "model.depth=3", "model.width=6"], 6 * 8 * 8, 6 * 2 * 2),
+        (["model.name=resnet18", "model.stem=imagenet", "model.width=4"], 4 * 4 * 4, 32),
+    ],
+)
+def test_neurons_are_counted_without_a_trace(overrides, first, last):
+    _, model = network(*overrides)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    counts = elements_per_image(model, SHAPE, torch.device("cpu"))
+    assert len(counts) == len(model.spiking_layers())
+    assert (counts[0], counts[-1]) == (first, last)
+    assert model.training
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert all(layer.v is None and not layer.stateful for _, layer in model.spiking_layers())
+
+
+def test_nothing_is_attached_outside_a_measurement():
+    _, model = network()
+    rows: list[dict] = []
+    monitor = GradientMonitor(
+        model,
+        due=lambda step: step == 2,
+        batch=B,
+        image_shape=SHAPE,
+        scale=lambda: 1.0,
+        write=rows.extend,
+    )
+
+    def attached() -> set[bool]:
+        return {layer.probe is not None for _, layer in model.spiking_layers()}
+
+    for step, last in ((1, True), (2, False)):
+        with monitor.watch(step, last=last):
+            assert attached() == {False}
+
+    def fails() -> None:
+        with monitor.watch(2, last=True):
+            assert attached() == {True}
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    assert attached() == {False}
+    assert rows == []
+    with monitor.watch(2, last=True):
+        loss_of(model).backward()
+    assert attached() == {False}
+    assert len(rows) == len(model.spiking_layers()) * T
+
+
+def test_measuring_changes_no_gradient():
+    plain, watched = network()[1], network()[1]
+    loss_of(plain).backward()
+    measure(watched)
+    for a, b in zip(plain.parameters(), watched.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
+
+
+def test_each_measurement_starts_from_zero():
+    _, model = network("model.norm=none")
+    rows: list[dict] = []
+    monitor = monitor_of(model, rows)
+    for _ in range(2):
+        with monitor.watch(1, last=True):
+            loss_of(model).backward()
+    assert rows[: len(rows) // 2] == rows[len(rows) // 2 :]
+
+
+def test_an_ann_measures_nothing():
+    _, model = network("neuron.kind=relu")
+    rows: list[dict] = []
+    monitor = monitor_of(model, rows)
+    with monitor.watch(1, last=True):
+        loss_of(model).backward()
+    assert rows == []
+    assert monitor.summary == Summary(step=0)
+
+
+def sums(grad_input_sq: list[list[float]], nonfinite: float = 0.0) -> Tensor:
+    """Sums [layers, T, fields] that are zero but for dL/dx, and 1 spike everywhere."""
+    square = torch.tensor(grad_input_sq, dtype=torch.float64)
+    made = torch.zeros(*square.shape, len(PROBE_FIELDS), dtype=torch.float64)
+    made[..., PROBE_FIELDS.index("grad_input_sq")] = square
+    made[..., PROBE_FIELDS.index("spikes")] = 1
+    made[0, 0, PROBE_FIELDS.index("nonfinite")] = nonfinite
+    return made
+
+
+def summary(grad_input_sq: list[list[float]], elements: list[int], **kw: float) -> Summary:
+    made = sums(grad_input_sq, **kw)
+    names = [str(index) for index in range(len(elements))]
+    return summarize(5, measured_rows(5, names, made, elements, 1.0), made, elements)
+
+
+def test_ratios_of_an_exploding_gradient():
+    # RMS 4, 2 in 10 neurons, then 2, 1 in 40: halved from layer to layer and from step to step
+    found = summary([[160.0, 40.0], [160.0, 40.0]], [10, 40])
+    assert found.depth_ratio == pytest.approx(2)
+    assert found.time_ratio == pytest.approx(2)
+    assert found.firing_rate == pytest.approx(4 / 100)
+    assert found.in_words() == "dL/dx: first layer 2x the last, first time step 2x the last"
+
+
+def test_ratios_of_a_vanishing_gradient():
+    found = summary([[1e-12, 1e-8], [1e-4, 1.0]], [1, 1])
+    assert found.depth_ratio == pytest.approx(1e-4, rel=1e-3)
+    assert found.time_ratio == pytest.approx(1e-2)
+    assert "first layer 1.0e-04x the last" in found.in_words()
+
+
+@pytest.mark.parametrize(
+    ("square", "depth", "time"),
+    [
+        ([[0.0, 0.0], [1.0, 1.0]], 0.0, 1.0),  # dead first layer
+        ([[1.0, 1.0], [0.0, 0.0]], None, 1.0),  # dead last layer
+        ([[1.0], [4.0]], 0.5, None),  # one time step
+        ([[1.0, 4.0]], None, 0.5),  # one layer
+        ([[0.0, 0.0], [0.0, 0.0]], None, None),
+    ],
+)
+def test_ratios_that_do_not_exist_are_none(square, depth, time):
+    found = summary(square, [1] * len(square))
+    assert (found.depth_ratio, found.time_ratio) == (depth, time)
+    assert found.in_words().startswith("dL/dx: ")
+
+
+def test_values_that_are_not_finite_are_counted_and_said():
+    found = summary([[math.inf, 1.0]], [4], nonfinite=3)
+    assert found.nonfinite == 3
+    assert found.in_words() == "dL/dx: 3 values are not finite"
+
+
+def test_nothing_measured_nothing_said():
+    assert Summary(step=0).in_words() == ""
+
+
+def test_a_run_measures_first_last_and_on_the_steps_asked_for(tmp_path):
+    for every, steps in (("0", [1, 4, 8, 10]), ("3", [1, 3, 6, 9, 10])):
+        small_trainer(tmp_path / every, f"monitor.every={every}", "train.max_steps=10").fit()
+        lines = (tmp_path / every / "gradients.jsonl").read_text().splitlines()
+        assert sorted({json.loads(line)["step"] for line in lines}) == steps
+
+
+def test_fp16_measures_the_true_gradient(tmp_path):
+    """The first steps at the scaler's factor of 65536 may overflow; later ones tell the truth."""
+    medians = {}
+    for precision in ("fp32", "fp16"):
+        overrides = [f"train.precision={precision}", "train.max_steps=4", "train.lr=1e-9"]
+        small_trainer(tmp_path / precision, *overrides).fit()
+        lines = (tmp_path / precision / "gradients.jsonl").read_text().splitlines()
+        values = [json.loads(line) for line in lines]
+        medians[precision] = sorted(
+            row["grad_input_rms"] for row in values if row["step"] == 4 and not row["nonfinite"]
+        )
+        assert medians[precision]
+    low, high = (values[len(values) // 2] for values in (medians["fp32"], medians["fp16"]))
+    assert high == pytest.approx(low, rel=0.5)
