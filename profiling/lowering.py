@@ -2,9 +2,9 @@
 
     python profiling/lowering.py --target sm_90 --dtype bf16 --steps 10
 
-A case calls the package's own launch code on meta tensors (shapes without memory) with a recorder
-in place of the kernels, so what is lowered here is what is launched there: the same tiles, options
-and specialisations. Registers, spills and the instruction count come from the machine code; loads
+A case calls the package's public function on CPU tensors with a recorder in place of the kernels,
+so what is lowered here is what a GPU would be asked to run: the same tiles, options and
+specialisations. Registers, spills and the instruction count come from the machine code; loads
 and stores from the PTX, each traced back to the kernel argument that it touches, so that a kernel
 which quietly reads a tensor twice shows.
 """
@@ -30,8 +30,15 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from spiketriton_kernels import SHAPES, _ops, _triton
-from spiketriton_kernels._cell import Cell, Emit
+from spiketriton_kernels import (
+    PROBE_FIELDS,
+    SHAPES,
+    Surrogate,
+    _ops,
+    _triton,
+    multistep_bn_lif,
+    multistep_lif,
+)
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -41,7 +48,7 @@ TARGETS = {
 }
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LAYOUTS = ("channels_last", "contiguous")
-SIZE = (16, 64, 32, 32)
+SIZE = (4, 64, 16, 16)
 """[B, C, H, W] of the lowered launches. Sizes are runtime arguments: only divisibility matters."""
 
 KERNELS = (
@@ -122,72 +129,58 @@ class _Recorder:
 
 @contextlib.contextmanager
 def recorded() -> Iterator[list[Launch]]:
-    """Inside the with-block the package's launches are noted instead of run."""
+    """Inside the with-block CPU tensors take the Triton path; launches are noted, not run."""
     launches: list[Launch] = []
     with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(_ops, "backend_for", return_value="triton"))
         for name in KERNELS:
             recorder = _Recorder(getattr(_triton, name), launches)
             stack.enter_context(mock.patch.object(_triton, name, recorder))
         yield launches
 
 
-def _meta(*size: int) -> torch.Tensor:
-    return torch.empty(size, device="meta")
+def _lif(x: torch.Tensor, **options: Any) -> None:
+    spikes = multistep_lif(x, **options)
+    assert isinstance(spikes, torch.Tensor)
+    spikes.backward(x.detach())
 
 
-def _cell(C: int, norm: bool, surrogate: str = "atan", **options: Any) -> Cell:
-    fields: dict[str, Any] = dict(decay=0.5, gain=1.0, threshold=1.0, reset="hard", v_reset=0.0)
-    fields |= dict(detach_reset=True, shape=surrogate, height=1.0, width=1.0, eps=1e-5)
-    if norm:
-        fields |= {name: _meta(C) for name in ("mean", "var", "weight", "bias")}
-    return Cell(**(fields | options))
+def _bn_lif(x: torch.Tensor, residual: bool = False, **options: Any) -> None:
+    weight, bias, mean, var = (torch.ones(x.shape[2]) for _ in range(4))
+    extra = torch.empty_like(x, requires_grad=True) if residual else None
+    spikes = multistep_bn_lif(x, weight, bias, mean, var, residual=extra, **options)
+    assert isinstance(spikes, torch.Tensor)
+    spikes.backward(x.detach())
 
 
-def _input(T: int, dtype: torch.dtype, layout: str, size: Sequence[int]) -> torch.Tensor:
-    x = torch.empty((T, *size), dtype=dtype, device="meta")
-    return x.movedim(2, -1).contiguous().movedim(-1, 2) if layout == "channels_last" else x
+def _inference(x: torch.Tensor, **options: Any) -> None:
+    with torch.no_grad():
+        multistep_lif(x, **options)
 
 
-def _saved(x: torch.Tensor, save: bool = True) -> torch.Tensor:
-    chunks = -(-x.shape[0] // _ops.chunk_length(x.shape[0]))
-    return _meta(chunks - 1 if save else 0, x[0].numel())
+def _probed(x: torch.Tensor, **options: Any) -> None:
+    probe = torch.zeros(x.shape[0], len(PROBE_FIELDS), requires_grad=True)
+    _lif(x, probe=probe, **options)
 
 
-def _fire(x: torch.Tensor, norm: bool, residual: bool = False, save: bool = True, **o: Any) -> None:
-    saved, extra = _saved(x, save), torch.empty_like(x) if residual else None
-    cell, spikes = _cell(x.shape[2], norm, **o), torch.empty_like(x)
-    _triton.forward(x, None, extra, None, cell, spikes, None, saved)
+def _with_residual(x: torch.Tensor, **options: Any) -> None:
+    _bn_lif(x, residual=True, **options)
 
 
-def _walk(x: torch.Tensor, norm: bool, emit: Emit, residual: bool = False, **o: Any) -> None:
-    cell, grad_s = _cell(x.shape[2], norm, **o), torch.empty_like(x)
-    sums = _meta(2, x.shape[2]) if emit.dy else None
-    extra = torch.empty_like(x) if residual else None
-    out = _ops._allocate(x, cell, emit)
-    _triton.backward(grad_s, None, x, _saved(x), None, extra, cell, emit, sums, 1.0, out)
-
-
-def _second_pass(x: torch.Tensor) -> None:
-    mean, var, weight = (_meta(x.shape[2]) for _ in range(3))
-    dx, sums = torch.empty_like(x), _meta(2, x.shape[2])
-    _triton.norm_backward(dx, x, mean, var, weight, None, sums, 1e-5, 1.0, 1.0)
-
-
-CASES: dict[str, Callable[..., object]] = {
-    "lif inference": lambda x, **o: _fire(x, False, save=False, **o),
-    "lif forward": lambda x, **o: _fire(x, False, **o),
-    "lif backward": lambda x, **o: _walk(x, False, Emit(dx=True), **o),
-    "lif backward, probe": lambda x, **o: _walk(x, False, Emit(dx=True, probe=True), **o),
-    "statistics": lambda x: _triton.channel_statistics(x),
-    "bn_lif forward": lambda x, **o: _fire(x, True, **o),
-    "bn_lif backward, sums": lambda x, **o: _walk(x, True, Emit(sums=True), **o),
-    "bn_lif backward, dy": lambda x, **o: _walk(x, True, Emit(dy=True), **o),
-    "bn_lif+residual forward": lambda x, **o: _fire(x, True, True, **o),
-    "bn_lif+residual backward": lambda x, **o: _walk(x, True, Emit(sums=True, dx=True), True, **o),
-    "norm backward": lambda x: _second_pass(x),
+CASES: dict[str, tuple[Callable[..., None], int]] = {
+    "lif inference": (_inference, 0),
+    "lif forward": (_lif, 0),
+    "lif backward": (_lif, 1),
+    "lif backward, probe": (_probed, 1),
+    "statistics": (_bn_lif, 0),
+    "bn_lif forward": (_bn_lif, 1),
+    "bn_lif backward, sums": (_bn_lif, 2),
+    "bn_lif backward, dy": (_bn_lif, 3),
+    "bn_lif+residual forward": (_with_residual, 1),
+    "bn_lif+residual backward": (_with_residual, 2),
+    "norm backward": (_with_residual, 3),
 }
-WITHOUT_NEURON = ("statistics", "norm backward")
-"""Cases that take no options."""
+"""What is run, and which of its launches over the whole input is meant."""
 
 STEPS: dict[str, tuple[str, ...]] = {
     "multistep_lif": ("lif forward", "lif backward"),
@@ -216,9 +209,13 @@ def record(
     **options: Any,
 ) -> Launch:
     """The launch that a case makes; arguments as ``lower``."""
+    function, index = CASES[case]
+    x = torch.empty((T, *size), dtype=DTYPES[dtype])
+    if layout == "channels_last":
+        x = x.movedim(2, -1).contiguous().movedim(-1, 2)
     with recorded() as launches:
-        CASES[case](_input(T, DTYPES[dtype], layout, size), **options)
-    return launches[0]
+        function(x.requires_grad_(), **options)
+    return [one for one in launches if one.kernel is not _triton.join_statistics_kernel][index]
 
 
 def _source(launch: Launch) -> ASTSource:
@@ -267,7 +264,7 @@ def lower(
     Args:
         case: a key of ``CASES``. target: of ``TARGETS``. dtype: of ``DTYPES``. layout: ``LAYOUTS``.
         T: time steps. size: [B, C, H, W].
-        options: ``surrogate`` (a shape), or fields of the kernels' Cell: reset, detach_reset, ...
+        options: arguments of ``multistep_lif``: reset, detach_reset, surrogate, ...
     """
     launch = record(case, T, dtype, layout, size, **options)
     compiled = compile_for(launch, target)
@@ -387,14 +384,18 @@ def _accesses(ptx: str, launch: Launch, elements: int) -> tuple[Access, ...]:
         key = (pointer(register), "load" if kind == "ld" else "store")
         bytes_[key] += width * (chunks if depth > outer else 1)
         narrowest[key] = min(width, narrowest.get(key, width))
-    per_step = max(t.numel() for t in launch.arguments.values() if isinstance(t, torch.Tensor))
+    largest = max(t.numel() for t in launch.arguments.values() if isinstance(t, torch.Tensor))
     result = []
     for (name, kind), total in sorted(bytes_.items()):
         tensor = launch.arguments[name]
-        if tensor.numel() == per_step or name == "saved_ptr":
-            passes = total / tensor.element_size() / elements / (chunks * chunk)
-            access_ = (name.removesuffix("_ptr"), kind, passes)
-            result.append(Access(*access_, narrowest[name, kind], tensor.element_size()))
+        size, each = tensor.element_size(), total / tensor.element_size() / elements / chunks
+        if name == "saved_ptr":  # masked off in one of the chunks
+            passes = each * tensor.shape[0] / steps
+        elif tensor.numel() == largest:
+            passes = each / chunk
+        else:
+            continue
+        result.append(Access(name.removesuffix("_ptr"), kind, passes, narrowest[name, kind], size))
     return tuple(result)
 
 
@@ -410,7 +411,7 @@ def _amd_vector(assembly: str) -> int:
     """Bytes of the width at which most global bytes move."""
     bytes_ = {"byte": 1, "short": 2, "dword": 4, "dwordx2": 8, "dwordx3": 12, "dwordx4": 16}
     moved: dict[int, int] = defaultdict(int)
-    pattern = r"\b(?:global|buffer)_(?:load|store)_(?:[us](?=byte|short))?([a-z]+(?:x\d)?)"
+    pattern = r"\b(?:global|buffer)_(?:load|store)_[us]?(byte|short|dword(?:x[234])?)"
     for word in re.findall(pattern, assembly):
         moved[bytes_[word]] += bytes_[word]
     return max(moved, key=lambda width: moved[width])
@@ -429,7 +430,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--surrogate", choices=SHAPES, default="atan")
     parser.add_argument("--json", action="store_true", help="one JSON object a line, no PTX")
     given = parser.parse_args(arguments)
-    words = dict(reset=given.reset, detach_reset=not given.through_reset, surrogate=given.surrogate)
+    options = dict(
+        reset=given.reset,
+        detach_reset=not given.through_reset,
+        surrogate=Surrogate(given.surrogate),
+    )
     numbers = ("registers", "spills", "vector_bytes", "loads", "stores", "bytes_per_element")
     if not given.json:
         print(f"{'case':28}{'target':8}{'dtype':>6}{'T':>4} {'layout':14}", end="")
@@ -439,7 +444,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for T in given.steps:
                 for layout in given.layout:
                     for case in given.case:
-                        options = {} if case in WITHOUT_NEURON else words
                         report = lower(case, target, T, dtype, layout, **options)
                         if given.json:
                             print(json.dumps(asdict(report) | {"ptx": ""}), flush=True)
