@@ -18,18 +18,23 @@ from ._layout import channel_axis, dense, like, step_like
 CHUNK = 16
 """Time steps whose membranes a Triton program holds in registers; longer windows are checkpointed in chunks."""
 
+NORM_CHUNK = 8
+"""The same for a window of several chunks with batch norm, which also holds what it read."""
 
-def chunk_length(T: int) -> int:
-    """Steps per chunk: at most CHUNK, and chunks as even as possible."""
-    chunks = -(-T // CHUNK)
+
+def chunk_length(T: int, norm: bool) -> int:
+    """Steps per chunk: the window if it fits, else chunks as even as possible."""
+    if T <= CHUNK:
+        return T
+    chunks = -(-T // (NORM_CHUNK if norm else CHUNK))
     return -(-T // chunks)
 
 
-def checkpoints(x: torch.Tensor) -> int:
+def checkpoints(x: torch.Tensor, norm: bool) -> int:
     """Membranes that the forward must save for x: one between each two chunks, on the Triton backend only."""
     if x.shape[0] <= CHUNK or backend_for(x) != "triton":
         return 0
-    return -(-x.shape[0] // chunk_length(x.shape[0])) - 1
+    return -(-x.shape[0] // chunk_length(x.shape[0], norm)) - 1
 
 
 def _small(value: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:
@@ -103,7 +108,7 @@ def neuron_forward(
     norm = (mean, var, weight, bias, step_gain)
     cell = _cell(x, decay, threshold, width, norm, constants, reset, detach_reset, shape)
     if x.numel() == 0:
-        return _empty_forward(x, v_init, cell.v_start, save, return_v)
+        return _empty_forward(x, cell, save, return_v)
     v_init = None if v_init is None else step_like(v_init, x)
     residual = None if residual is None else like(residual, x)
     spike_add = None if spike_add is None else like(spike_add, x)
@@ -112,7 +117,7 @@ def neuron_forward(
         spikes, v_last = _torch.forward(x, v_init, residual, spike_add, cell)
         saved = x.new_empty(0)
     else:
-        rows = checkpoints(x) if save else 0
+        rows = checkpoints(x, mean is not None) if save else 0
         spikes = torch.empty_like(x)
         wide = membrane_dtype(x.dtype)
         v_last = torch.empty_like(x[0], dtype=wide) if return_v else x.new_empty(0)
@@ -121,10 +126,10 @@ def neuron_forward(
     return spikes, v_last if return_v else x.new_empty(0, dtype=membrane_dtype(x.dtype)), saved
 
 
-def _empty_forward(x, v_init, v_start, save, return_v):
+def _empty_forward(x, cell, save, return_v):
     wide = membrane_dtype(x.dtype)
-    v_last = torch.full_like(x[0], v_start, dtype=wide) if return_v else x.new_empty(0, dtype=wide)
-    rows = checkpoints(x) if save else 0
+    v_last = torch.full_like(x[0], cell.v_start, dtype=wide) if return_v else x.new_empty(0, dtype=wide)
+    rows = checkpoints(x, cell.has_norm) if save else 0
     return torch.empty_like(x), v_last, x.new_empty((rows, 0), dtype=wide)
 
 
@@ -135,7 +140,7 @@ def _(
 ):  # fmt: skip
     wide = membrane_dtype(x.dtype)
     v_last = torch.empty_like(x[0], dtype=wide) if return_v else x.new_empty(0, dtype=wide)
-    rows = checkpoints(x) if save else 0
+    rows = checkpoints(x, mean is not None) if save else 0
     return torch.empty_like(x), v_last, x.new_empty((rows, x[0].numel()), dtype=wide)
 
 

@@ -298,7 +298,7 @@ def walk_kernel(
         step = tl.cast(R, tl.int64) * L
     else:
         step = tl.cast(R, tl.int64) * C * L
-    _, _, channels, valid = _elements(first, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN)
+    offs, inside, channels, valid = _elements(first, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN)
     decays = _parameter(decay_ptr, decay, channels, valid, DECAY)
     thresholds = _parameter(threshold_ptr, threshold, channels, valid, THRESHOLD)
     widths = _parameter(width_ptr, width, channels, valid, WIDTH)
@@ -334,7 +334,7 @@ def walk_kernel(
 
     CHUNKS: tl.constexpr = (T + CHUNK - 1) // CHUNK
     for row in range(first, tl.cdiv(R, BLOCK_R), programs):
-        offs, inside, _, _ = _elements(row, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN)
+        offs, inside, channels, valid = _elements(row, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN)
         if BY_COLUMN:
             tile = row * columns + column
         else:
@@ -352,9 +352,9 @@ def walk_kernel(
                 checkpoint = tl.load(saved_ptr + (k - 1) * step + offs, mask=_where(inside, -k, 0), other=0.0)
                 v = tl.where(is_first, v, checkpoint)
 
-            # Forward through the chunk again. What the walk back needs stays in registers: the potential, and what
-            # was read where batch norm or a parameter asks for it.
-            before = ()
+            # Forward through the chunk again. What the walk back needs stays in registers: the potentials, and with
+            # batch norm what was read.
+            start = v
             potentials = ()
             inputs = ()
             for j in tl.static_range(CHUNK):
@@ -372,8 +372,6 @@ def walk_kernel(
                     gain_t = tl.load(step_gain_ptr + t, mask=t < T, other=0.0)
                 current = _current(x, residual, mean, scale, bias, gain_t, NORM, STEP_GAIN, RESIDUAL)
                 h = _charge(v, current, decays, leaks, gain, v_reset, LEAKS_TO_RESET)
-                if PARAMETERS:
-                    before = before + (v,)
                 potentials = potentials + (h,)
                 if NORM:
                     inputs = inputs + (x,)
@@ -416,7 +414,10 @@ def walk_kernel(
                     if RESET == "hard" and not DETACH:
                         through_s = grad_s + carry * (v_reset - h)
                     if DECAY != 1:
-                        from_v = before[j]
+                        from_v = start
+                        if j > 0:
+                            last = potentials[j - 1]
+                            from_v = _discharge(last, last >= thresholds, thresholds, v_reset, RESET)
                         if LEAKS_TO_RESET:
                             from_v = from_v - v_reset
                         d_decay += tl.where(here, dh * from_v, 0.0)
@@ -510,7 +511,7 @@ def statistics_kernel(
     """Sums of y and y^2 per channel, shifted by the channel's first element so that a far mean loses no digits."""
     first, column, channel = _tile(tl.program_id(0), R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN)
     columns = tl.cdiv(L, BLOCK_L)
-    _, _, channels, valid = _elements(first, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN)
+    offs, inside, channels, valid = _elements(first, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN)
     if BY_COLUMN:
         shift = tl.load(y_ptr + channels, mask=valid, other=0.0).to(tl.float32)
     else:
@@ -518,7 +519,7 @@ def statistics_kernel(
     total = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
     squares = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
     for row in range(first, tl.cdiv(R, BLOCK_R), programs):
-        offs, inside, _, _ = _elements(row, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN)
+        offs, inside, channels, valid = _elements(row, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN)
         d = tl.load(y_ptr + offs, mask=inside, other=0.0).to(tl.float32) - shift
         d = tl.where(inside, d, 0.0)
         total += d
@@ -673,9 +674,13 @@ def _rows(neurons: int, channels: int, inner: int, block: int) -> Tiling:
     return Tiling(neurons // (channels * inner), channels, inner, block // block_l, block_l, False)
 
 
-def vector_width(x: torch.Tensor) -> int:
-    """Neighbouring elements a thread owns: 16 bytes."""
-    return 16 // x.element_size()
+def vector_width(x: torch.Tensor, replays_norm: bool = False) -> int:
+    """Neighbouring elements a thread owns: 16 bytes.
+
+    A walk back through batch norm holds h and y of a whole chunk; 8 half-precision elements a thread would spill
+    beyond 4 steps, so it takes 4 (8 bytes a thread, still whole cache lines a warp).
+    """
+    return 4 if replays_norm and x.shape[0] > 4 else 16 // x.element_size()
 
 
 def _kind(value: float | torch.Tensor) -> tuple[torch.Tensor | None, float, int]:
@@ -711,7 +716,7 @@ def forward(
             cell.step_gain, spikes, v_last, saved,
             f_decay, 1.0 - f_decay, cell.gain, f_threshold, cell.v_reset, cell.v_start, cell.eps, cell.bn_scale,
             tiles.R, tiles.C, tiles.L,
-            T=x.shape[0], CHUNK=chunk_length(x.shape[0]),
+            T=x.shape[0], CHUNK=chunk_length(x.shape[0], cell.has_norm),
             BLOCK_R=tiles.block_r, BLOCK_L=tiles.block_l, BY_COLUMN=tiles.by_column,
             RESET=cell.reset, LEAKS_TO_RESET=cell.leaks_to_reset, DECAY=decay_kind, THRESHOLD=threshold_kind,
             NORM=cell.has_norm, WEIGHT=cell.weight is not None, BIAS=cell.bias is not None,
@@ -738,7 +743,7 @@ def backward(
     from ._ops import chunk_length
 
     T = x.shape[0]
-    tiles = tiling(x, cell.per_channel, vector_width(x))
+    tiles = tiling(x, cell.per_channel, vector_width(x, replays_norm=cell.has_norm))
     walking = emit.sums or emit.parameters
     programs = tiles.programs(walking)
     parts = programs * (1 if tiles.by_column else tiles.columns)
@@ -761,7 +766,7 @@ def backward(
             out.dx, out.dy, out.v_init, partial_sums, partial_parameters, partial_step_gain, partial_probe,
             f_decay, 1.0 - f_decay, cell.gain, f_threshold, cell.v_reset, cell.v_start, cell.height, f_width,
             cell.eps, cell.bn_scale, count, tiles.R, tiles.C, tiles.L, programs,
-            T=T, CHUNK=chunk_length(T), BLOCK_R=tiles.block_r, BLOCK_L=tiles.block_l, BY_COLUMN=tiles.by_column,
+            T=T, CHUNK=chunk_length(T, cell.has_norm), BLOCK_R=tiles.block_r, BLOCK_L=tiles.block_l, BY_COLUMN=tiles.by_column,
             RESET=cell.reset, DETACH=cell.detach_reset, LEAKS_TO_RESET=cell.leaks_to_reset,
             SHAPE=cell.shape, REACH=REACH, DECAY=decay_kind, THRESHOLD=threshold_kind, WIDTH=width_kind,
             NORM=cell.has_norm, WEIGHT=cell.weight is not None, BIAS=cell.bias is not None,
@@ -792,7 +797,7 @@ def norm_backward(dx, y, mean, var, weight, step_gain, sums, eps, bn_scale, coun
     with _device(y):
         norm_backward_kernel[(tiles.row_tiles * tiles.lanes,)](
             dx, y, mean, var, weight, step_gain, sums, dy, eps, bn_scale, count, tiles.R, tiles.C, tiles.L,
-            T=y.shape[0], CHUNK=chunk_length(y.shape[0]),
+            T=y.shape[0], CHUNK=chunk_length(y.shape[0], True),
             BLOCK_R=tiles.block_r, BLOCK_L=tiles.block_l, BY_COLUMN=tiles.by_column,
             WEIGHT=weight is not None, STEP_GAIN=step_gain is not None,
             num_warps=WARPS, enable_fp_fusion=False,

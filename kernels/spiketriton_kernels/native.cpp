@@ -112,8 +112,22 @@ inline A primitive(A z, int shape) {
 
 int64_t chunk_count(int64_t items, int64_t least) { return std::max<int64_t>(1, std::min<int64_t>(64, items / least)); }
 
-// Neurons whose window (h and xhat of every step) stays in the second-level cache.
-int block_size(int64_t steps) { return int(std::max<int64_t>(64, std::min<int64_t>(512, 16384 / steps / 64 * 64))); }
+// How the neurons of a time step are cut. A block's window (h and xhat of every step) stays in the second-level cache.
+// With channels innermost, blocks hold whole runs of channels, so that every block sees the same per-channel values.
+struct Cut {
+    int size;
+    bool aligned;
+    int64_t chunks, unit;
+
+    explicit Cut(const Call &c) {
+        size = int(std::max<int64_t>(64, std::min<int64_t>(512, 16384 / c.steps / 64 * 64)));
+        aligned = c.inner == 1 && c.channels <= size;
+        if (aligned) size = int(size / c.channels * c.channels);
+        unit = aligned ? c.channels : 1;
+        chunks = chunk_count(c.neurons, 4 * size);
+    }
+    int64_t edge(const Call &c, int64_t k) const { return c.neurons / unit * k / chunks * unit; }
+};
 
 // Per-channel values spread over the elements [start, start + n) of a time step.
 template <class A>
@@ -162,15 +176,16 @@ void gather(double *sums, const A *values, int64_t start, int n, const Call &c) 
 // One layer's constants, spread over the block at hand.
 template <class A>
 struct Block {
-    std::vector<A> decay, leak, threshold, width, inverse_width, mean, scale, bias, rstd, affine;
+    std::vector<A> decay, leak, threshold, width, inverse_width, mean, scale, bias, rstd, affine, mean_dz,
+        mean_dz_xhat;
     const Call &c;
-    std::vector<A> channel_scale, channel_rstd, channel_affine, channel_bias;
-    bool fixed = false;
-    int filled = 0;
+    std::vector<A> channel_scale, channel_rstd, channel_affine, channel_bias, channel_mean_dz, channel_mean_dz_xhat;
+    bool aligned, filled = false;
+    int longest = 0;
 
-    Block(const Call &call, int size)
+    Block(const Call &call, int size, bool aligned_)
         : decay(size), leak(size), threshold(size), width(size), inverse_width(size), mean(size), scale(size), bias(size), rstd(size),
-          affine(size), c(call) {
+          affine(size), mean_dz(size), mean_dz_xhat(size), c(call), aligned(aligned_) {
         if (!c.mean) return;
         channel_scale.resize(c.channels);
         channel_rstd.resize(c.channels);
@@ -181,33 +196,38 @@ struct Block {
             channel_affine[k] = (c.weight ? ((const A *)c.weight)[k] : A(1)) * A(c.bn_scale);
             channel_scale[k] = channel_affine[k] * channel_rstd[k];
             if (c.bias) channel_bias[k] = ((const A *)c.bias)[k];
+            if (!c.sums) continue;
+            channel_mean_dz.push_back(((const A *)c.sums)[k] / A(c.count));
+            channel_mean_dz_xhat.push_back(((const A *)c.sums)[c.channels + k] / A(c.count));
         }
     }
 
     void parameter(std::vector<A> &out, double number, const void *values, int64_t size, int64_t start, int n) {
         if (size > 1) return spread(out.data(), (const A *)values, start, n, c);
-        if (filled < n) std::fill(out.begin(), out.begin() + n, values ? *(const A *)values : A(number));
+        std::fill(out.begin(), out.begin() + n, values ? *(const A *)values : A(number));
     }
 
+    // Values for the block [start, start + n). Where blocks are aligned, or nothing depends on the channel, the values
+    // of an earlier block at least as long still hold.
     void at(int64_t start, int n) {
+        const bool constant = aligned || !(c.mean || c.decay_size > 1 || c.threshold_size > 1 || c.width_size > 1);
+        if (constant && n <= longest) return;
+        longest = n;
         parameter(decay, c.decay, c.decay_p, c.decay_size, start, n);
         parameter(threshold, c.threshold, c.threshold_p, c.threshold_size, start, n);
         parameter(width, c.width, c.width_p, c.width_size, start, n);
+        for (int i = 0; i < n; i++) inverse_width[i] = A(1) / width[i];
         if (c.leaks_to_reset)
             for (int i = 0; i < n; i++) leak[i] = c.decay_p ? A(1) - decay[i] : A(1 - c.decay);
-        if (c.mean) {
-            spread(mean.data(), (const A *)c.mean, start, n, c);
-            spread(scale.data(), channel_scale.data(), start, n, c);
-            spread(bias.data(), channel_bias.data(), start, n, c);
-        }
-        filled = std::max(filled, n);
-    }
-
-    void for_backward(int64_t start, int n) {
-        for (int i = 0; i < n; i++) inverse_width[i] = A(1) / width[i];
         if (!c.mean) return;
+        spread(mean.data(), (const A *)c.mean, start, n, c);
+        spread(scale.data(), channel_scale.data(), start, n, c);
+        spread(bias.data(), channel_bias.data(), start, n, c);
         spread(rstd.data(), channel_rstd.data(), start, n, c);
-        spread(affine.data(), channel_affine.data(), start, n, c);
+        if (c.out_step_gain) spread(affine.data(), channel_affine.data(), start, n, c);
+        if (!c.sums) return;
+        spread(mean_dz.data(), channel_mean_dz.data(), start, n, c);
+        spread(mean_dz_xhat.data(), channel_mean_dz_xhat.data(), start, n, c);
     }
 };
 
@@ -375,14 +395,14 @@ void start_membrane(const Call &c, int64_t start, int n, A *v) {
 
 template <class T, class A>
 void forward(const Call &c) {
-    const int size = block_size(c.steps);
-    const int64_t chunks = chunk_count(c.neurons, 4 * size);
+    const Cut cut(c);
+    const int size = cut.size;
 #pragma omp parallel for schedule(static) num_threads(c.threads)
-    for (int64_t k = 0; k < chunks; k++) {
-        Block<A> b(c, size);
+    for (int64_t k = 0; k < cut.chunks; k++) {
+        Block<A> b(c, size, cut.aligned);
         std::vector<A> v(size), h(size);
-        const int64_t end = c.neurons * (k + 1) / chunks;
-        for (int64_t start = c.neurons * k / chunks; start < end; start += size) {
+        const int64_t end = cut.edge(c, k + 1);
+        for (int64_t start = cut.edge(c, k); start < end; start += size) {
             const int n = int(std::min<int64_t>(size, end - start));
             b.at(start, n);
             start_membrane(c, start, n, v.data());
@@ -417,34 +437,24 @@ struct Sums {
 
 template <class T, class A>
 void backward(const Call &c) {
-    const int size = block_size(c.steps);
-    const int64_t chunks = chunk_count(c.neurons, 4 * size);
-    std::vector<Sums> sums(chunks, Sums(c));
+    const Cut cut(c);
+    const int size = cut.size;
+    std::vector<Sums> sums(cut.chunks, Sums(c));
     const bool attached = !c.detach_reset && c.reset != NONE, observed = c.probe || c.out_parameters;
 #pragma omp parallel for schedule(static) num_threads(c.threads)
-    for (int64_t k = 0; k < chunks; k++) {
+    for (int64_t k = 0; k < cut.chunks; k++) {
         Sums &mine = sums[k];
-        Block<A> b(c, size);
+        Block<A> b(c, size, cut.aligned);
         std::vector<A> v(size), window(size * c.steps), xhats(c.mean ? size * c.steps : 0), in(size), carry(size),
-            dx(size), mean_dz(size), mean_dz_xhat(size), sum_dz(size), sum_dz_xhat(size);
+            dx(size), sum_dz(size), sum_dz_xhat(size);
         Kept<A> kept(size);
         std::vector<A> d_parameters[3];
         if (c.out_parameters) for (auto &d : d_parameters) d.resize(size);
-        std::vector<A> channel_mean[2];
-        if (c.sums)
-            for (int f = 0; f < 2; f++)
-                for (int64_t j = 0; j < c.channels; j++)
-                    channel_mean[f].push_back(((const A *)c.sums)[f * c.channels + j] / A(c.count));
-        const A gain = A(c.gain), v_reset = A(c.v_reset), height = A(c.height);
-        const int64_t end = c.neurons * (k + 1) / chunks;
-        for (int64_t start = c.neurons * k / chunks; start < end; start += size) {
+        const A v_reset = A(c.v_reset), height = A(c.height);
+        const int64_t end = cut.edge(c, k + 1);
+        for (int64_t start = cut.edge(c, k), blocks = 0; start < end; start += size, blocks++) {
             const int n = int(std::min<int64_t>(size, end - start));
             b.at(start, n);
-            b.for_backward(start, n);
-            if (c.sums) {
-                spread(mean_dz.data(), channel_mean[0].data(), start, n, c);
-                spread(mean_dz_xhat.data(), channel_mean[1].data(), start, n, c);
-            }
             start_membrane(c, start, n, v.data());
             for (int64_t t = 0; t < c.steps; t++) {
                 A *h = window.data() + t * size;
@@ -458,8 +468,12 @@ void backward(const Call &c) {
             }
             if (c.grad_v_last) std::memcpy(carry.data(), (const A *)c.grad_v_last + start, n * sizeof(A));
             else std::fill(carry.begin(), carry.end(), A(0));
-            std::fill(sum_dz.begin(), sum_dz.end(), A(0));
-            std::fill(sum_dz_xhat.begin(), sum_dz_xhat.end(), A(0));
+            // Aligned blocks share their channels: a few of them add up in float before they join the channel's sum.
+            const bool fresh = !cut.aligned || blocks % 16 == 0, flush = !cut.aligned || blocks % 16 == 15 || start + size >= end;
+            if (fresh) {
+                std::fill(sum_dz.begin(), sum_dz.end(), A(0));
+                std::fill(sum_dz_xhat.begin(), sum_dz_xhat.end(), A(0));
+            }
             for (auto &d : d_parameters) std::fill(d.begin(), d.end(), A(0));
 
             const A *__restrict threshold = b.threshold.data(), *__restrict decay = b.decay.data();
@@ -536,16 +550,17 @@ void backward(const Call &c) {
                 }
                 if (c.dy) {
                     T *__restrict out = (T *)c.dy + t * c.neurons + start;
-                    const A *__restrict scale = b.scale.data(), *__restrict m0 = mean_dz.data(),
-                                       *__restrict m1 = mean_dz_xhat.data();
+                    const A *__restrict scale = b.scale.data(), *__restrict m0 = b.mean_dz.data(),
+                                       *__restrict m1 = b.mean_dz_xhat.data();
 #pragma omp simd
                     for (int i = 0; i < n; i++) store(out + i, scale[i] * (dxp[i] - m0[i] - xhat[i] * m1[i]));
                 }
             }
             if (c.out_v_init) std::memcpy((A *)c.out_v_init + start, carry.data(), n * sizeof(A));
-            if (c.out_sums) {
-                gather(mine.norm.data(), sum_dz.data(), start, n, c);
-                gather(mine.norm.data() + c.channels, sum_dz_xhat.data(), start, n, c);
+            if (c.out_sums && flush) {
+                const int lanes = cut.aligned ? size : n;
+                gather(mine.norm.data(), sum_dz.data(), start, lanes, c);
+                gather(mine.norm.data() + c.channels, sum_dz_xhat.data(), start, lanes, c);
             }
             if (c.out_parameters)
                 for (int p = 0; p < 3; p++) {
@@ -574,24 +589,17 @@ void backward(const Call &c) {
 // Second pass of batch norm where dL/dx is stored: dy = scale * (dz - mean_dz - xhat * mean_dz_xhat).
 template <class T, class A>
 void norm_backward(const Call &c) {
-    const int size = 512;
-    const int64_t chunks = chunk_count(c.neurons, 4 * size);
+    const Cut cut(c);
+    const int size = cut.size;
 #pragma omp parallel for schedule(static) num_threads(c.threads)
-    for (int64_t k = 0; k < chunks; k++) {
-        Block<A> b(c, size);
-        std::vector<A> mean_dz(size), mean_dz_xhat(size), channel_mean[2];
-        for (int f = 0; f < 2; f++)
-            for (int64_t j = 0; j < c.channels; j++)
-                channel_mean[f].push_back(((const A *)c.sums)[f * c.channels + j] / A(c.count));
-        const int64_t end = c.neurons * (k + 1) / chunks;
-        for (int64_t start = c.neurons * k / chunks; start < end; start += size) {
+    for (int64_t k = 0; k < cut.chunks; k++) {
+        Block<A> b(c, size, cut.aligned);
+        const int64_t end = cut.edge(c, k + 1);
+        for (int64_t start = cut.edge(c, k); start < end; start += size) {
             const int n = int(std::min<int64_t>(size, end - start));
             b.at(start, n);
-            b.for_backward(start, n);
-            spread(mean_dz.data(), channel_mean[0].data(), start, n, c);
-            spread(mean_dz_xhat.data(), channel_mean[1].data(), start, n, c);
             const A *__restrict mean = b.mean.data(), *__restrict scale = b.scale.data(), *__restrict rstd = b.rstd.data(),
-                               *__restrict m0 = mean_dz.data(), *__restrict m1 = mean_dz_xhat.data();
+                               *__restrict m0 = b.mean_dz.data(), *__restrict m1 = b.mean_dz_xhat.data();
             for (int64_t t = 0; t < c.steps; t++) {
                 const T *__restrict x = (const T *)c.x + t * c.neurons + start;
                 const T *__restrict g = (const T *)c.grad_s + t * c.neurons + start;
@@ -621,22 +629,27 @@ void statistics(const Call &c) {
         double *total = sums[k].data(), *squares = total + C;
         const int64_t first = rows * k / chunks, end = rows * (k + 1) / chunks;
         if (inner == 1) {
-            std::vector<A> s(C), q(C);
+            // Several rows side by side, so that the vector units are full with few channels too.
+            const int64_t side = std::max<int64_t>(1, 512 / C), lanes = side * C;
+            std::vector<A> s(lanes), q(lanes), base(lanes);
+            for (int64_t j = 0; j < lanes; j++) base[j] = shift[j % C];
             for (int64_t row = first; row < end;) {
                 std::fill(s.begin(), s.end(), A(0));
                 std::fill(q.begin(), q.end(), A(0));
                 A *__restrict sp = s.data(), *__restrict qp = q.data();
-                const A *__restrict shift_p = shift.data();
-                for (const int64_t stop = std::min(end, row + 64); row < stop; row++) {
+                const A *__restrict base_p = base.data();
+                for (const int64_t stop = std::min(end, row + 64 * side); row < stop; row += side) {
                     const T *__restrict p = x + row * C;
+                    const int64_t n = std::min(lanes, (stop - row) * C);
 #pragma omp simd
-                    for (int64_t j = 0; j < C; j++) {
-                        A d = load(p[j]) - shift_p[j];
+                    for (int64_t j = 0; j < n; j++) {
+                        A d = load(p[j]) - base_p[j];
                         sp[j] += d;
                         qp[j] += d * d;
                     }
                 }
-                for (int64_t j = 0; j < C; j++) { total[j] += s[j]; squares[j] += q[j]; }
+                row = std::min(row, end);
+                for (int64_t j = 0; j < lanes; j++) { total[j % C] += s[j]; squares[j % C] += q[j]; }
             }
         } else {
             for (int64_t row = first; row < end; row++)
