@@ -58,7 +58,7 @@ def backend_for(x: torch.Tensor) -> str:
 
         if x.device.type != "cpu":
             raise RuntimeError(f"the native backend needs a CPU tensor, got {x.device}")
-        _native.library()  # raises with the compiler's message when it cannot be built
+        _native.library(x.dtype)  # raises with the compiler's message when it cannot be built
     if _forced != "auto":
         return "torch" if _forced == "triton" and x.dtype == torch.float64 else _forced
     if on_gpu and HAVE_TRITON:
@@ -70,4 +70,4 @@ def backend_for(x: torch.Tensor) -> str:
         return "triton"
     from . import _native
 
-    return "native" if _native.available() else "torch"
+    return "native" if _native.available(x.dtype) else "torch"

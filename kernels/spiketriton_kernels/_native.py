@@ -1,6 +1,6 @@
 """The CPU backend: native.cpp, compiled once per machine by the system's C++ compiler and called through ctypes.
 
-One compile of a few seconds serves every size, window, option and dtype, and is kept in the user's cache folder
+One compile of a few seconds per dtype serves every size, window and option, and is kept in the user's cache folder
 (``SPIKETRITON_CACHE``, else ``$XDG_CACHE_HOME/spiketriton`` or ``~/.cache/spiketriton``). Without a compiler the
 caller falls back to eager PyTorch, and the log says so once.
 """
@@ -41,7 +41,7 @@ _EXTRAS = (
 )
 
 _INTS64 = ("steps", "neurons", "channels", "inner", "decay_size", "threshold_size", "width_size", "parameter_size")
-_INTS32 = ("dtype", "reset", "detach_reset", "leaks_to_reset", "shape", "threads")
+_INTS32 = ("reset", "detach_reset", "leaks_to_reset", "shape", "threads")
 _DOUBLES = ("decay", "gain", "threshold", "v_reset", "v_start", "height", "width", "eps", "bn_scale", "count")
 _POINTERS = (
     "x", "v_init", "residual", "spike_add", "grad_s", "grad_v_last",
@@ -94,12 +94,13 @@ def _machine() -> str:
     return "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
 
 
-def _build() -> Path:
+def _build(dtype: torch.dtype) -> Path:
     compiler = _compiler()
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    key = "\n".join([_SOURCE.read_text(), version, _machine(), repr((_FLAGS, _EXTRAS))])
+    key = "\n".join([_SOURCE.read_text(), version, _machine(), repr((_FLAGS, _EXTRAS, dtype))])
     folder = _cache_folder()
-    target = folder / f"native-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    name = str(dtype).removeprefix("torch.")
+    target = folder / f"native-{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     if target.exists():
         return target
     try:
@@ -113,43 +114,44 @@ def _build() -> Path:
     started = time.perf_counter()
     for extra in _EXTRAS:
         part = folder / f"{target.stem}.{os.getpid()}.part"
-        command = [compiler, *_FLAGS, *extra, str(_SOURCE), "-o", str(part)]
+        command = [compiler, *_FLAGS, f"-DSPIKETRITON_DTYPE={_DTYPES[dtype]}", *extra, str(_SOURCE), "-o", str(part)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode == 0:
             os.replace(part, target)  # two processes may build at once; the last one wins with the same content
-            log.info("compiled the CPU kernels in %.1f s: %s", time.perf_counter() - started, target)
+            log.info("compiled the CPU kernels for %s in %.1f s: %s", name, time.perf_counter() - started, target)
             return target
         errors = errors or done.stderr
         part.unlink(missing_ok=True)
-    raise CompilerError(f"{compiler} cannot compile {_SOURCE.name}: {errors.strip().splitlines()[:3]}")
+    raise CompilerError(f"{compiler} cannot compile {_SOURCE.name} for {name}: {errors.strip().splitlines()[:3]}")
 
 
 @functools.cache
-def _load() -> ctypes.CDLL | CompilerError:
+def _load(dtype: torch.dtype) -> ctypes.CDLL | CompilerError:
     try:
         # torch's own OpenMP runtime is already loaded globally, so the library joins its thread pool.
-        loaded = ctypes.CDLL(str(_build()))
+        loaded = ctypes.CDLL(str(_build(dtype)))
     except CompilerError as error:
         return error
     except OSError as error:
         return CompilerError(f"the compiled CPU kernels do not load: {error}")
     loaded.spiketriton_run.argtypes = [ctypes.POINTER(_Call), ctypes.c_int]
+    loaded.spiketriton_run.restype = None
     if loaded.spiketriton_call_size() != ctypes.sizeof(_Call):
         raise AssertionError("native.cpp and _native.py disagree on Call")
     return loaded
 
 
-def library() -> ctypes.CDLL:
-    """The compiled kernels; raises CompilerError with the reason when there are none."""
-    loaded = _load()
+def library(dtype: torch.dtype) -> ctypes.CDLL:
+    """The compiled kernels of a dtype; raises CompilerError with the reason when there are none."""
+    loaded = _load(dtype)
     if isinstance(loaded, CompilerError):
         raise loaded
     return loaded
 
 
-def available() -> bool:
+def available(dtype: torch.dtype) -> bool:
     """Whether the CPU kernels compiled here; says once in the log which path CPU tensors take, and why."""
-    loaded = _load()
+    loaded = _load(dtype)
     if isinstance(loaded, CompilerError):
         say_once(f"spiketriton kernels on cpu: eager PyTorch, several times slower, because {loaded}")
         return False
@@ -164,7 +166,6 @@ def _run(pass_: int, x: torch.Tensor, cell: Cell | None = None, **fields: object
         neurons=x[0].numel(),
         channels=channels,
         inner=inner,
-        dtype=_DTYPES[x.dtype],
         threads=torch.get_num_threads(),
         x=x.data_ptr(),
     )
@@ -187,8 +188,7 @@ def _run(pass_: int, x: torch.Tensor, cell: Cell | None = None, **fields: object
             setattr(call, name, value.data_ptr())
         elif value is not None:
             setattr(call, name, value)
-    if library().spiketriton_run(ctypes.byref(call), pass_):
-        raise RuntimeError(f"the compiler of the CPU kernels does not know {x.dtype}; use float32 or bfloat16")
+    library(x.dtype).spiketriton_run(ctypes.byref(call), pass_)
 
 
 def _wide(value: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:
@@ -233,14 +233,12 @@ def backward(
     )  # fmt: skip
 
 
-def norm_backward(dx, y, mean, var, weight, step_gain, sums, eps, bn_scale, count) -> torch.Tensor:
-    """dL/dy of batch norm from dL/dx and the channel sums."""
-    dy = torch.empty_like(y)
+def norm_backward(dx, y, mean, var, weight, step_gain, sums, eps, bn_scale, count, dy) -> None:
+    """Fill dy, which may be dx itself, with dL/dy of batch norm from dL/dx and the channel sums."""
     _run(
         _NORM_BACKWARD, y, grad_s=dx, mean=mean, var=var, weight=weight, step_gain=step_gain, sums=sums,
         eps=eps, bn_scale=bn_scale, count=count, dy=dy,
     )  # fmt: skip
-    return dy
 
 
 def channel_statistics(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

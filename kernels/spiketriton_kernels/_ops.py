@@ -13,22 +13,7 @@ from . import _torch
 from ._arguments import PROBE_FIELDS, Neuron, membrane_dtype
 from ._backend import backend_for
 from ._cell import Cell, Emit, Gradients
-from ._layout import channel_axis, dense, like, step_like
-
-CHUNK = 16
-"""Time steps whose membranes a Triton program holds in registers; longer windows are checkpointed in chunks."""
-
-NORM_CHUNK = 8
-"""The same for a window of several chunks with batch norm, which also holds what it read."""
-
-
-def chunk_length(T: int, norm: bool) -> int:
-    """Steps per chunk: the window if it fits, else chunks as even as possible."""
-    if T <= CHUNK:
-        return T
-    chunks = -(-T // (NORM_CHUNK if norm else CHUNK))
-    return -(-T // chunks)
-
+from ._layout import CHUNK, channel_axis, chunk_length, dense, like, step_like
 
 def checkpoints(x: torch.Tensor, norm: bool) -> int:
     """Membranes that the forward must save for x: one between each two chunks, on the Triton backend only."""
@@ -227,6 +212,13 @@ def _no_double_backward(ctx, *grads):
 neuron_backward.register_autograd(_no_double_backward)
 
 
+def _norm_backward(dx, y, mean, var, weight, step_gain, sums, eps, bn_scale, count, dy) -> None:
+    if y.numel() == 0:
+        return
+    mean, var, weight, step_gain = (_small(p, y) for p in (mean, var, weight, step_gain))
+    _backend(y).norm_backward(dx, y, mean, var, weight, step_gain, sums, eps, bn_scale, count, dy)
+
+
 @torch.library.custom_op("spiketriton::norm_backward", mutates_args=())
 def norm_backward(
     dx: torch.Tensor,
@@ -240,11 +232,10 @@ def norm_backward(
     bn_scale: float,
     count: float,
 ) -> torch.Tensor:
-    """dL/dy of batch norm from the stored dL/dx and the channel sums: the second pass when there is a residual."""
-    if y.numel() == 0:
-        return torch.empty_like(y)
-    mean, var, weight, step_gain = (_small(p, y) for p in (mean, var, weight, step_gain))
-    return _backend(y).norm_backward(like(dx, y), y, mean, var, weight, step_gain, sums, eps, bn_scale, count)
+    """dL/dy of batch norm from the stored dL/dx and the channel sums: the second pass when dL/dx is needed itself."""
+    dy = torch.empty_like(y)
+    _norm_backward(like(dx, y), y, mean, var, weight, step_gain, sums, eps, bn_scale, count, dy)
+    return dy
 
 
 @norm_backward.register_fake
@@ -253,6 +244,23 @@ def _(dx, y, mean, var, weight, step_gain, sums, eps, bn_scale, count):
 
 
 norm_backward.register_autograd(_no_double_backward)
+
+
+@torch.library.custom_op("spiketriton::norm_backward_", mutates_args=("grad",))
+def norm_backward_(
+    grad: torch.Tensor,
+    y: torch.Tensor,
+    mean: torch.Tensor,
+    var: torch.Tensor,
+    weight: torch.Tensor | None,
+    step_gain: torch.Tensor | None,
+    sums: torch.Tensor,
+    eps: float,
+    bn_scale: float,
+    count: float,
+) -> None:
+    """The same in place: grad is dL/dx, in the memory order of y, and becomes dL/dy."""
+    _norm_backward(grad, y, mean, var, weight, step_gain, sums, eps, bn_scale, count, grad)
 
 
 @torch.library.custom_op("spiketriton::channel_statistics", mutates_args=())
@@ -320,18 +328,20 @@ def _backward(ctx, grad_s, grad_v_last, _grad_saved):
         grads["x"], grads["residual"] = out.dx, out.dx if needs["residual"] else None
     else:
         residual = needs["residual"]
+        # Replaying the membrane again is free where bytes are what costs, on a GPU; elsewhere dL/dx is kept.
+        kept = batch and needs["x"] and backend_for(x) != "triton"
         first = Emit(
-            dx=residual,
+            dx=residual or kept,
             dy=needs["x"] and not batch,
             sums=True,
             step_gain=needs["step_gain"],
             **observed,
         )
         out = walk(first)
-        grads["residual"], grads["x"] = out.dx, out.dy
+        grads["residual"], grads["x"] = out.dx if residual else None, out.dy
         grads["step_gain"] = out.step_gain
         if needs["x"] and batch:
-            grads["x"] = _batch_norm_input_gradient(ctx, x, named, out, walk)
+            grads["x"] = _batch_norm_input_gradient(ctx, x, named, out, walk, residual)
         bn_scale = ctx.options["constants"][7]
         grads["weight"] = out.sums[1] * bn_scale if needs["weight"] else None
         grads["bias"] = out.sums[0] if needs["bias"] else None
@@ -347,8 +357,8 @@ def _backward(ctx, grad_s, grad_v_last, _grad_saved):
     return (grads.get("x"), *(grads.get(n) for n in _TENSORS), grads.get("probe"), *(None,) * 8)
 
 
-def _batch_norm_input_gradient(ctx, x, named, out, walk) -> torch.Tensor:
-    """The second pass: with a residual its gradient is dL/dx and is already stored, else replay once more."""
+def _batch_norm_input_gradient(ctx, x, named, out, walk, dx_is_wanted) -> torch.Tensor:
+    """The second pass: from dL/dx where the first has stored it, else by replaying once more."""
     count = float(x.numel() // x.shape[2])
     sums = out.sums
     if ctx.group:
@@ -358,11 +368,12 @@ def _batch_norm_input_gradient(ctx, x, named, out, walk) -> torch.Tensor:
         count *= dist.get_world_size(group)
     if out.dx is None:
         return walk(Emit(dy=True), sums=sums, count=count).dy
-    constants = ctx.options["constants"]
-    return norm_backward(
-        out.dx, x, named["mean"], named["var"], named["weight"], named["step_gain"], sums,
-        eps=constants[6], bn_scale=constants[7], count=count,
-    )  # fmt: skip
+    eps, bn_scale = ctx.options["constants"][6:8]
+    rest = (x, named["mean"], named["var"], named["weight"], named["step_gain"], sums, eps, bn_scale, count)
+    if dx_is_wanted:
+        return norm_backward(out.dx, *rest)
+    norm_backward_(out.dx, *rest)
+    return out.dx
 
 
 neuron_forward.register_autograd(_backward, setup_context=_setup_context)

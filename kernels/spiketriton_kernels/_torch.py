@@ -166,7 +166,7 @@ def backward(
                 (decay * dv_dh).abs().sum(),
                 (unit < REACH).sum(),
                 fired.sum(),
-                dx.abs().max() if dx.numel() else 0.0,
+                dx.abs().nan_to_num(0.0, 0.0).max() if dx.numel() else 0.0,
                 (~torch.isfinite(dx)).sum(),
             )
             out.probe[t] = torch.stack([torch.as_tensor(f, dtype=torch.float32, device=x.device) for f in fields])
@@ -194,19 +194,8 @@ def backward(
     return out
 
 
-def norm_backward(
-    dx: torch.Tensor,
-    y: torch.Tensor,
-    mean: torch.Tensor,
-    var: torch.Tensor,
-    weight: torch.Tensor | None,
-    step_gain: torch.Tensor | None,
-    sums: torch.Tensor,
-    eps: float,
-    bn_scale: float,
-    count: float,
-) -> torch.Tensor:
-    """dL/dy of batch norm from dL/dx and the channel sums."""
+def norm_backward(dx, y, mean, var, weight, step_gain, sums, eps, bn_scale, count, dy) -> None:
+    """Fill dy, which may be dx itself, with dL/dy of batch norm from dL/dx and the channel sums."""
     wide = membrane_dtype(y.dtype)
     channel = lambda p: along_channels(p, y, wide)  # noqa: E731
     rstd = torch.rsqrt(channel(var) + eps)
@@ -215,7 +204,7 @@ def norm_backward(
     if step_gain is not None:
         dz = step_gain.view(-1, *[1] * (y.dim() - 1)) * dz
     xhat = (y.to(wide) - channel(mean)) * rstd
-    return (scale * (dz - channel(sums[0] / count) - xhat * channel(sums[1] / count))).to(y.dtype)
+    dy.copy_(scale * (dz - channel(sums[0] / count) - xhat * channel(sums[1] / count)))
 
 
 def channel_statistics(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

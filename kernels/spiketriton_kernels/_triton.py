@@ -21,7 +21,7 @@ import torch
 
 from ._arguments import PROBE_FIELDS, membrane_dtype
 from ._cell import Cell, Emit, Gradients
-from ._layout import channel_axis
+from ._layout import channel_axis, chunk_length
 from ._triton_import import tl, triton
 from .surrogate import REACH, phi, primitive
 
@@ -705,8 +705,6 @@ def forward(
     saved: torch.Tensor,
 ) -> None:
     """Fill spikes, v_last and the membrane checkpoints."""
-    from ._ops import chunk_length
-
     tiles = tiling(x, cell.per_channel, vector_width(x))
     decay, f_decay, decay_kind = _kind(cell.decay)
     threshold, f_threshold, threshold_kind = _kind(cell.threshold)
@@ -740,8 +738,6 @@ def backward(
     out: Gradients,
 ) -> None:
     """Fill what ``out`` holds tensors for: one launch, and one small sum for each kind of partial."""
-    from ._ops import chunk_length
-
     T = x.shape[0]
     tiles = tiling(x, cell.per_channel, vector_width(x, replays_norm=cell.has_norm))
     walking = emit.sums or emit.parameters
@@ -788,11 +784,8 @@ def backward(
         out.probe[:, largest] = partial_probe[:, :, largest].amax(0)
 
 
-def norm_backward(dx, y, mean, var, weight, step_gain, sums, eps, bn_scale, count) -> torch.Tensor:
-    """dL/dy of batch norm from dL/dx and the channel sums."""
-    from ._ops import chunk_length
-
-    dy = torch.empty_like(y)
+def norm_backward(dx, y, mean, var, weight, step_gain, sums, eps, bn_scale, count, dy) -> None:
+    """Fill dy, which may be dx itself, with dL/dy of batch norm from dL/dx and the channel sums."""
     tiles = tiling(y, True, vector_width(y))
     with _device(y):
         norm_backward_kernel[(tiles.row_tiles * tiles.lanes,)](
@@ -802,7 +795,6 @@ def norm_backward(dx, y, mean, var, weight, step_gain, sums, eps, bn_scale, coun
             WEIGHT=weight is not None, STEP_GAIN=step_gain is not None,
             num_warps=WARPS, enable_fp_fusion=False,
         )  # fmt: skip
-    return dy
 
 
 def channel_statistics(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -24,7 +24,7 @@ constexpr double REACH = 0.01;
 struct Call {
     int64_t steps, neurons, channels, inner;
     int64_t decay_size, threshold_size, width_size, parameter_size;
-    int32_t dtype, reset, detach_reset, leaks_to_reset, shape, threads;
+    int32_t reset, detach_reset, leaks_to_reset, shape, threads;
     double decay, gain, threshold, v_reset, v_start, height, width, eps, bn_scale, count;
     const void *x, *v_init, *residual, *spike_add, *grad_s, *grad_v_last;
     const void *decay_p, *threshold_p, *width_p;                         // float (double for double), null: the number
@@ -55,10 +55,9 @@ inline void store(bf16 *p, float v) {  // round to nearest even; a NaN stays one
     uint32_t rounded = (word + 0x7fffu + ((word >> 16) & 1u)) >> 16;
     p->bits = uint16_t((word & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
 }
-#ifdef __FLT16_MAX__
-using half = _Float16;
-inline float load(half v) { return float(v); }
-inline void store(half *p, float v) { *p = half(v); }
+#if SPIKETRITON_DTYPE == 3
+inline float load(_Float16 v) { return float(v); }
+inline void store(_Float16 *p, float v) { *p = _Float16(v); }
 #endif
 
 // ---- surrogate ----------------------------------------------------------------------------------------------------
@@ -231,35 +230,11 @@ struct Block {
     }
 };
 
-// The normalised (and residual) current of one step in float; xhat too where asked for.
-template <class T, class A>
-void current(const Block<A> &b, int64_t t, int64_t start, int n, A *__restrict out, A *__restrict xhat) {
-    const Call &c = b.c;
-    const T *__restrict x = (const T *)c.x + t * c.neurons + start;
-    if (c.mean) {
-        const A *__restrict mean = b.mean.data(), *__restrict scale = b.scale.data(), *__restrict bias = b.bias.data();
-        const A *__restrict rstd = b.rstd.data();
-        const A k = c.step_gain ? ((const A *)c.step_gain)[t] : A(1);
-        if (xhat) {
-#pragma omp simd
-            for (int i = 0; i < n; i++) {
-                const A centred = load(x[i]) - mean[i];
-                xhat[i] = centred * rstd[i];
-                out[i] = k * (centred * scale[i] + bias[i]);
-            }
-        } else {
-#pragma omp simd
-            for (int i = 0; i < n; i++) out[i] = k * ((load(x[i]) - mean[i]) * scale[i] + bias[i]);
-        }
-    } else {
-#pragma omp simd
-        for (int i = 0; i < n; i++) out[i] = load(x[i]);
-    }
-    if (c.residual) {
-        const T *__restrict r = (const T *)c.residual + t * c.neurons + start;
-#pragma omp simd
-        for (int i = 0; i < n; i++) out[i] = out[i] + load(r[i]);
-    }
+// Rows of a time window lie far apart, and hardware prefetchers restart on each: ask for the next block's part early.
+template <class T>
+inline void prefetch_next(const T *row, int n) {
+    const char *p = (const char *)(row + n);
+    for (size_t i = 0; i < n * sizeof(T); i += 64) __builtin_prefetch(p + i, 0, 2);
 }
 
 // The recurrence, written once: (v, current) -> (h, v). KIND is the reset, and for hard reset where the leak pulls.
@@ -282,27 +257,45 @@ inline A discharge(A h, A threshold, A v_reset) {
     return h >= threshold ? v_reset : h;
 }
 
-// One step of a block. `in` is the current; out receives h (A) or, with FIRE, spikes (in memory's dtype).
-template <class I, class O, class A, int KIND, bool FIRE>
-void step_loop(const Block<A> &b, const I *__restrict in, A *__restrict v, O *__restrict out, int n) {
-    const A *__restrict decay = b.decay.data(), *__restrict leak = b.leak.data(), *__restrict threshold = b.threshold.data();
+// One step of a block from memory's x (and residual r): out receives h (A) or, with FIRE, spikes (in memory's dtype).
+template <class T, class A, class O, int KIND, bool NORM, bool RESIDUAL, bool FIRE>
+void step_loop(const Block<A> &b, const T *__restrict x, const T *__restrict r, A k, A *__restrict v, O *__restrict out, int n) {
+    const A *__restrict decay = b.decay.data(), *__restrict leak = b.leak.data(), *__restrict threshold = b.threshold.data(),
+                       *__restrict mean = b.mean.data(), *__restrict scale = b.scale.data(), *__restrict bias = b.bias.data();
     const A gain = A(b.c.gain), v_reset = A(b.c.v_reset);
 #pragma omp simd
     for (int i = 0; i < n; i++) {
-        const A h = charge<A, KIND>(v[i], load(in[i]), decay[i], leak[i], gain, v_reset);
+        A current = load(x[i]);
+        if constexpr (NORM) current = k * ((current - mean[i]) * scale[i] + bias[i]);
+        if constexpr (RESIDUAL) current = current + load(r[i]);
+        const A h = charge<A, KIND>(v[i], current, decay[i], leak[i], gain, v_reset);
         if constexpr (FIRE) store(out + i, h >= threshold[i] ? A(1) : A(0));
         else out[i] = h;
         v[i] = discharge<A, KIND>(h, threshold[i], v_reset);
     }
 }
 
-template <class I, class O, class A, bool FIRE>
-void step(const Block<A> &b, const I *in, A *v, O *out, int n) {
-    switch (kind_of(b.c)) {
-        case SUBTRACT: return step_loop<I, O, A, SUBTRACT, FIRE>(b, in, v, out, n);
-        case TO_ZERO_LEAK: return step_loop<I, O, A, TO_ZERO_LEAK, FIRE>(b, in, v, out, n);
-        case TO_RESET_LEAK: return step_loop<I, O, A, TO_RESET_LEAK, FIRE>(b, in, v, out, n);
-        default: return step_loop<I, O, A, NO_RESET, FIRE>(b, in, v, out, n);
+template <class T, class A, class O, int KIND, bool FIRE>
+void step_kind(const Block<A> &b, const T *x, const T *r, A k, A *v, O *out, int n) {
+    if (b.c.mean && r) return step_loop<T, A, O, KIND, true, true, FIRE>(b, x, r, k, v, out, n);
+    if (b.c.mean) return step_loop<T, A, O, KIND, true, false, FIRE>(b, x, r, k, v, out, n);
+    if (r) return step_loop<T, A, O, KIND, false, true, FIRE>(b, x, r, k, v, out, n);
+    return step_loop<T, A, O, KIND, false, false, FIRE>(b, x, r, k, v, out, n);
+}
+
+template <class T, class A, class O, bool FIRE>
+void step(const Block<A> &b, int64_t t, int64_t start, A *v, O *out, int n) {
+    const Call &c = b.c;
+    const T *x = (const T *)c.x + t * c.neurons + start;
+    const T *r = c.residual ? (const T *)c.residual + t * c.neurons + start : nullptr;
+    const A k = c.step_gain ? ((const A *)c.step_gain)[t] : A(1);
+    prefetch_next(x, n);
+    if (r) prefetch_next(r, n);
+    switch (kind_of(c)) {
+        case SUBTRACT: return step_kind<T, A, O, SUBTRACT, FIRE>(b, x, r, k, v, out, n);
+        case TO_ZERO_LEAK: return step_kind<T, A, O, TO_ZERO_LEAK, FIRE>(b, x, r, k, v, out, n);
+        case TO_RESET_LEAK: return step_kind<T, A, O, TO_RESET_LEAK, FIRE>(b, x, r, k, v, out, n);
+        default: return step_kind<T, A, O, NO_RESET, FIRE>(b, x, r, k, v, out, n);
     }
 }
 
@@ -324,21 +317,31 @@ inline int path_of(const Call &c) {
     return c.reset == SOFT && !c.detach_reset ? SOFT_ATTACHED : PASSES;
 }
 
-// One step back of a block: (dL/ds, c) -> (dL/dx, c). KEEP leaves phi, dv/dh, dL/dh and the incoming c for observers.
-template <class A>
-struct Kept {
-    std::vector<A> phi, jump, dh, carry;
-    explicit Kept(int size) : phi(size), jump(size), dh(size), carry(size) {}
+// What one step back leaves beside the carried gradient.
+enum Mode {
+    WRITE,     // dL/dx in memory: the neuron alone
+    ACCUMULATE,  // the channel sums of dz and dz * xhat, and dL/dx in memory where asked for: batch norm
+    OBSERVE,   // dL/dx, phi, dv/dh, dL/dh and the incoming c in cache, for everything rarer
 };
 
-template <class T, class A, int SHAPE, int PATH, bool KEEP>
-void back_loop(const Block<A> &b, const A *__restrict h, const T *__restrict gs, A *__restrict carry, A *__restrict dx,
-               Kept<A> &kept, int n) {
+template <class T, class A>
+struct Back {
+    const T *x, *grad_s;  // memory at (t, start)
+    T *out;               // memory at (t, start), or null
+    const A *h;
+    A k;                  // step gain
+    A *carry, *sum_dz, *sum_dz_xhat, *dx, *phi, *jump, *dh, *before;
+};
+
+template <class T, class A, int SHAPE, int PATH, int MODE, bool OUT>
+void back_loop(const Block<A> &b, const Back<T, A> &s, int n) {
     const A *__restrict decay = b.decay.data(), *__restrict threshold = b.threshold.data(),
-                       *__restrict width = b.width.data(), *__restrict inverse_width = b.inverse_width.data();
-    A *__restrict kept_phi = kept.phi.data(), *__restrict kept_jump = kept.jump.data(),
-      *__restrict kept_dh = kept.dh.data(), *__restrict kept_carry = kept.carry.data();
-    const A gain = A(b.c.gain), v_reset = A(b.c.v_reset), height = A(b.c.height);
+                       *__restrict width = b.width.data(), *__restrict inverse_width = b.inverse_width.data(),
+                       *__restrict mean = b.mean.data(), *__restrict rstd = b.rstd.data(), *__restrict h = s.h;
+    const T *__restrict gs = s.grad_s, *__restrict x = s.x;
+    A *__restrict carry = s.carry, *__restrict sum_dz = s.sum_dz, *__restrict sum_dz_xhat = s.sum_dz_xhat;
+    T *__restrict out = s.out;
+    const A gain = A(b.c.gain), v_reset = A(b.c.v_reset), height = A(b.c.height), k = s.k;
 #pragma omp simd
     for (int i = 0; i < n; i++) {
         const A unit = phi<A, SHAPE>(h[i] - threshold[i], width[i], inverse_width[i]), slope = height * unit;
@@ -346,45 +349,53 @@ void back_loop(const Block<A> &b, const A *__restrict h, const T *__restrict gs,
         if constexpr (PATH == STOPS_AT_SPIKE || PATH == HARD_ATTACHED) jump = h[i] >= threshold[i] ? A(0) : A(1);
         if constexpr (PATH == HARD_ATTACHED) jump = jump + (v_reset - h[i]) * slope;
         if constexpr (PATH == SOFT_ATTACHED) jump = A(1) - threshold[i] * slope;
-        const A dh = A(load(gs[i])) * slope + carry[i] * jump;
-        if constexpr (KEEP) {
-            kept_phi[i] = unit;
-            kept_jump[i] = jump;
-            kept_dh[i] = dh;
-            kept_carry[i] = carry[i];
+        const A dh = A(load(gs[i])) * slope + carry[i] * jump, dx = gain * dh;
+        if constexpr (MODE == OBSERVE) {
+            s.dx[i] = dx;
+            s.phi[i] = unit;
+            s.jump[i] = jump;
+            s.dh[i] = dh;
+            s.before[i] = carry[i];
         }
-        dx[i] = gain * dh;
+        if constexpr (MODE == ACCUMULATE) {
+            const A dz = k * dx;
+            sum_dz[i] += dz;
+            sum_dz_xhat[i] += dz * ((load(x[i]) - mean[i]) * rstd[i]);
+        }
+        if constexpr (OUT) store(out + i, dx);
         carry[i] = decay[i] * dh;
     }
 }
 
-template <class T, class A, int SHAPE, bool KEEP>
-void back_path(const Block<A> &b, const A *h, const T *gs, A *carry, A *dx, Kept<A> &kept, int n) {
+template <class T, class A, int SHAPE, int PATH>
+void back_mode(const Block<A> &b, const Back<T, A> &s, int n, int mode) {
+    if (mode == WRITE) return back_loop<T, A, SHAPE, PATH, WRITE, true>(b, s, n);
+    if (mode == OBSERVE) return back_loop<T, A, SHAPE, PATH, OBSERVE, false>(b, s, n);
+    if (s.out) return back_loop<T, A, SHAPE, PATH, ACCUMULATE, true>(b, s, n);
+    return back_loop<T, A, SHAPE, PATH, ACCUMULATE, false>(b, s, n);
+}
+
+template <class T, class A, int SHAPE>
+void back_path(const Block<A> &b, const Back<T, A> &s, int n, int mode) {
     switch (path_of(b.c)) {
-        case PASSES: return back_loop<T, A, SHAPE, PASSES, KEEP>(b, h, gs, carry, dx, kept, n);
-        case STOPS_AT_SPIKE: return back_loop<T, A, SHAPE, STOPS_AT_SPIKE, KEEP>(b, h, gs, carry, dx, kept, n);
-        case SOFT_ATTACHED: return back_loop<T, A, SHAPE, SOFT_ATTACHED, KEEP>(b, h, gs, carry, dx, kept, n);
-        default: return back_loop<T, A, SHAPE, HARD_ATTACHED, KEEP>(b, h, gs, carry, dx, kept, n);
+        case PASSES: return back_mode<T, A, SHAPE, PASSES>(b, s, n, mode);
+        case STOPS_AT_SPIKE: return back_mode<T, A, SHAPE, STOPS_AT_SPIKE>(b, s, n, mode);
+        case SOFT_ATTACHED: return back_mode<T, A, SHAPE, SOFT_ATTACHED>(b, s, n, mode);
+        default: return back_mode<T, A, SHAPE, HARD_ATTACHED>(b, s, n, mode);
     }
 }
 
-template <class T, class A, bool KEEP>
-void step_back(const Block<A> &b, const A *h, const T *gs, A *carry, A *dx, Kept<A> &kept, int n) {
+template <class T, class A>
+void step_back(const Block<A> &b, const Back<T, A> &s, int n, int mode) {
+    prefetch_next(s.grad_s, n);
     switch (b.c.shape) {
-        case FAST_SIGMOID: return back_path<T, A, FAST_SIGMOID, KEEP>(b, h, gs, carry, dx, kept, n);
-        case ATAN: return back_path<T, A, ATAN, KEEP>(b, h, gs, carry, dx, kept, n);
-        case SIGMOID: return back_path<T, A, SIGMOID, KEEP>(b, h, gs, carry, dx, kept, n);
-        case TRIANGLE: return back_path<T, A, TRIANGLE, KEEP>(b, h, gs, carry, dx, kept, n);
-        case RECTANGLE: return back_path<T, A, RECTANGLE, KEEP>(b, h, gs, carry, dx, kept, n);
-        default: return back_path<T, A, GAUSSIAN, KEEP>(b, h, gs, carry, dx, kept, n);
+        case FAST_SIGMOID: return back_path<T, A, FAST_SIGMOID>(b, s, n, mode);
+        case ATAN: return back_path<T, A, ATAN>(b, s, n, mode);
+        case SIGMOID: return back_path<T, A, SIGMOID>(b, s, n, mode);
+        case TRIANGLE: return back_path<T, A, TRIANGLE>(b, s, n, mode);
+        case RECTANGLE: return back_path<T, A, RECTANGLE>(b, s, n, mode);
+        default: return back_path<T, A, GAUSSIAN>(b, s, n, mode);
     }
-}
-
-// Rows of a time window lie far apart, and hardware prefetchers restart on each: ask for the next block's part early.
-template <class T>
-inline void prefetch_next(const T *row, int n) {
-    const char *p = (const char *)(row + n);
-    for (size_t i = 0; i < n * sizeof(T); i += 64) __builtin_prefetch(p + i, 0, 2);
 }
 
 template <class A>
@@ -400,22 +411,15 @@ void forward(const Call &c) {
 #pragma omp parallel for schedule(static) num_threads(c.threads)
     for (int64_t k = 0; k < cut.chunks; k++) {
         Block<A> b(c, size, cut.aligned);
-        std::vector<A> v(size), h(size);
+        std::vector<A> v(size);
         const int64_t end = cut.edge(c, k + 1);
         for (int64_t start = cut.edge(c, k); start < end; start += size) {
             const int n = int(std::min<int64_t>(size, end - start));
             b.at(start, n);
             start_membrane(c, start, n, v.data());
             for (int64_t t = 0; t < c.steps; t++) {
-                const T *x = (const T *)c.x + t * c.neurons + start;
                 T *__restrict s = (T *)c.spikes + t * c.neurons + start;
-                prefetch_next(x, n);
-                if (c.mean || c.residual) {
-                    current<T, A>(b, t, start, n, h.data(), nullptr);
-                    step<A, T, A, true>(b, h.data(), v.data(), s, n);
-                } else {
-                    step<T, T, A, true>(b, x, v.data(), s, n);
-                }
+                step<T, A, T, true>(b, t, start, v.data(), s, n);
                 if (c.spike_add) {
                     const T *__restrict add = (const T *)c.spike_add + t * c.neurons + start;
 #pragma omp simd
@@ -435,126 +439,113 @@ struct Sums {
           step_gain(c.out_step_gain ? c.steps : 0), probe(c.probe ? c.steps * PROBE_FIELDS : 0) {}
 };
 
+// The rarer results of one step back, from what OBSERVE left in cache.
+template <class T, class A>
+void observe(const Block<A> &b, const Back<T, A> &s, Sums &mine, std::vector<A> *d_parameters, const A *window, A *v,
+             int64_t t, int64_t start, int n, bool attached, int size) {
+    const Call &c = b.c;
+    const A *threshold = b.threshold.data(), *decay = b.decay.data();
+    const T *gs = s.grad_s;
+    if (s.out)
+        for (int i = 0; i < n; i++) store(s.out + i, s.dx[i]);
+    if (c.probe) {
+        double f[PROBE_FIELDS] = {0};
+        for (int i = 0; i < n; i++) {
+            const double g = load(gs[i]), d = s.dx[i], carried = s.before[i];
+            f[0] += g * g;
+            f[1] += d * d;
+            f[2] += carried * carried;
+            f[3] += std::fabs(double(decay[i] * s.jump[i]));
+            f[4] += s.phi[i] < A(REACH);
+            f[5] += s.h[i] >= threshold[i];
+            f[6] = std::isfinite(d) && std::fabs(d) > f[6] ? std::fabs(d) : f[6];
+            f[7] += !std::isfinite(d);
+        }
+        double *row = mine.probe.data() + t * PROBE_FIELDS;
+        for (int j = 0; j < PROBE_FIELDS; j++) row[j] = j == 6 ? std::max(row[j], f[j]) : row[j] + f[j];
+    }
+    if (c.out_parameters) {
+        const A v_reset = A(c.v_reset), height = A(c.height);
+        if (t) membrane_after(b, window + (t - 1) * size, v, n);
+        else start_membrane(c, start, n, v);
+        for (int i = 0; i < n; i++) {
+            const A z = (s.h[i] - threshold[i]) / b.width[i], g = load(gs[i]);
+            const bool fired = s.h[i] >= threshold[i];
+            A through_s = g, through_v = A(0);
+            if (c.reset == SOFT) {
+                through_v = fired ? A(-1) : A(0);
+                if (attached) through_s = g - s.before[i] * threshold[i];
+            } else if (attached) {
+                through_s = g + s.before[i] * (v_reset - s.h[i]);
+            }
+            d_parameters[0][i] += s.dh[i] * (c.leaks_to_reset ? v[i] - v_reset : v[i]);
+            d_parameters[1][i] += s.before[i] * through_v - through_s * (height * s.phi[i]);
+            d_parameters[2][i] += through_s * height * (primitive(z, c.shape) - z * s.phi[i]);
+        }
+    }
+    if (!c.mean) return;
+    double step_gain = 0;
+    T *dy = c.dy ? (T *)c.dy + t * c.neurons + start : nullptr;
+    for (int i = 0; i < n; i++) {
+        const A xhat = (load(s.x[i]) - b.mean[i]) * b.rstd[i], dz = s.k * s.dx[i];
+        if (c.out_step_gain) step_gain += double(s.dx[i] * (xhat * b.affine[i] + b.bias[i]));
+        s.sum_dz[i] += dz;
+        s.sum_dz_xhat[i] += dz * xhat;
+        if (dy) store(dy + i, b.scale[i] * (dz - b.mean_dz[i] - xhat * b.mean_dz_xhat[i]));
+    }
+    if (c.out_step_gain) mine.step_gain[t] += step_gain;
+}
+
 template <class T, class A>
 void backward(const Call &c) {
     const Cut cut(c);
     const int size = cut.size;
     std::vector<Sums> sums(cut.chunks, Sums(c));
-    const bool attached = !c.detach_reset && c.reset != NONE, observed = c.probe || c.out_parameters;
+    const bool attached = !c.detach_reset && c.reset != NONE;
+    const bool rare = c.probe || c.out_parameters || c.out_step_gain || c.dy;
+    const int mode = rare ? OBSERVE : c.out_sums ? ACCUMULATE : WRITE;
 #pragma omp parallel for schedule(static) num_threads(c.threads)
     for (int64_t k = 0; k < cut.chunks; k++) {
         Sums &mine = sums[k];
         Block<A> b(c, size, cut.aligned);
-        std::vector<A> v(size), window(size * c.steps), xhats(c.mean ? size * c.steps : 0), in(size), carry(size),
-            dx(size), sum_dz(size), sum_dz_xhat(size);
-        Kept<A> kept(size);
-        std::vector<A> d_parameters[3];
+        std::vector<A> v(size), window(size * c.steps), carry(size), sum_dz(size), sum_dz_xhat(size);
+        std::vector<A> observed[5], d_parameters[3];
+        if (rare) for (auto &o : observed) o.resize(size);
         if (c.out_parameters) for (auto &d : d_parameters) d.resize(size);
-        const A v_reset = A(c.v_reset), height = A(c.height);
+        Back<T, A> back{};
+        back.carry = carry.data();
+        back.sum_dz = sum_dz.data();
+        back.sum_dz_xhat = sum_dz_xhat.data();
+        back.dx = observed[0].data();
+        back.phi = observed[1].data();
+        back.jump = observed[2].data();
+        back.dh = observed[3].data();
+        back.before = observed[4].data();
         const int64_t end = cut.edge(c, k + 1);
         for (int64_t start = cut.edge(c, k), blocks = 0; start < end; start += size, blocks++) {
             const int n = int(std::min<int64_t>(size, end - start));
             b.at(start, n);
             start_membrane(c, start, n, v.data());
-            for (int64_t t = 0; t < c.steps; t++) {
-                A *h = window.data() + t * size;
-                prefetch_next((const T *)c.x + t * c.neurons + start, n);
-                if (c.mean || c.residual) {
-                    current<T, A>(b, t, start, n, in.data(), c.mean ? xhats.data() + t * size : nullptr);
-                    step<A, A, A, false>(b, in.data(), v.data(), h, n);
-                } else {
-                    step<T, A, A, false>(b, (const T *)c.x + t * c.neurons + start, v.data(), h, n);
-                }
-            }
+            for (int64_t t = 0; t < c.steps; t++) step<T, A, A, false>(b, t, start, v.data(), window.data() + t * size, n);
             if (c.grad_v_last) std::memcpy(carry.data(), (const A *)c.grad_v_last + start, n * sizeof(A));
             else std::fill(carry.begin(), carry.end(), A(0));
             // Aligned blocks share their channels: a few of them add up in float before they join the channel's sum.
-            const bool fresh = !cut.aligned || blocks % 16 == 0, flush = !cut.aligned || blocks % 16 == 15 || start + size >= end;
+            const bool fresh = !cut.aligned || blocks % 16 == 0;
+            const bool flush = !cut.aligned || blocks % 16 == 15 || start + size >= end;
             if (fresh) {
                 std::fill(sum_dz.begin(), sum_dz.end(), A(0));
                 std::fill(sum_dz_xhat.begin(), sum_dz_xhat.end(), A(0));
             }
             for (auto &d : d_parameters) std::fill(d.begin(), d.end(), A(0));
-
-            const A *__restrict threshold = b.threshold.data(), *__restrict decay = b.decay.data();
-            A *__restrict dxp = dx.data();
-            const A *__restrict phi = kept.phi.data(), *__restrict jump = kept.jump.data(),
-                               *__restrict dh = kept.dh.data(), *__restrict before = kept.carry.data();
             for (int64_t t = c.steps - 1; t >= 0; t--) {
-                const A *__restrict h = window.data() + t * size;
-                const T *__restrict gs = (const T *)c.grad_s + t * c.neurons + start;
-                prefetch_next(gs, n);
-                if (observed) step_back<T, A, true>(b, h, gs, carry.data(), dxp, kept, n);
-                else step_back<T, A, false>(b, h, gs, carry.data(), dxp, kept, n);
-                if (c.dx) {
-                    T *__restrict out = (T *)c.dx + t * c.neurons + start;
-#pragma omp simd
-                    for (int i = 0; i < n; i++) store(out + i, dxp[i]);
-                }
-                if (c.probe) {
-                    double f[PROBE_FIELDS] = {0};
-                    for (int i = 0; i < n; i++) {
-                        double g = load(gs[i]), d = dxp[i], carried = before[i];
-                        f[0] += g * g;
-                        f[1] += d * d;
-                        f[2] += carried * carried;
-                        f[3] += std::fabs(double(decay[i] * jump[i]));
-                        f[4] += phi[i] < A(REACH);
-                        f[5] += h[i] >= threshold[i];
-                        f[6] = std::fabs(d) > f[6] || std::isnan(d) ? std::fabs(d) : f[6];
-                        f[7] += !std::isfinite(d);
-                    }
-                    double *row = mine.probe.data() + t * PROBE_FIELDS;
-                    for (int j = 0; j < PROBE_FIELDS; j++) {
-                        if (j == 6) row[6] = f[6] > row[6] || std::isnan(f[6]) ? f[6] : row[6];
-                        else row[j] += f[j];
-                    }
-                }
-                if (c.out_parameters) {
-                    if (t) membrane_after(b, window.data() + (t - 1) * size, v.data(), n);
-                    else start_membrane(c, start, n, v.data());
-                    for (int i = 0; i < n; i++) {
-                        const A z = (h[i] - threshold[i]) / b.width[i], g = load(gs[i]);
-                        const bool fired = h[i] >= threshold[i];
-                        A through_s = g, through_v = A(0);
-                        if (c.reset == SOFT) {
-                            through_v = fired ? A(-1) : A(0);
-                            if (attached) through_s = g - before[i] * threshold[i];
-                        } else if (attached) {
-                            through_s = g + before[i] * (v_reset - h[i]);
-                        }
-                        d_parameters[0][i] += dh[i] * (c.leaks_to_reset ? v[i] - v_reset : v[i]);
-                        d_parameters[1][i] += before[i] * through_v - through_s * (height * phi[i]);
-                        d_parameters[2][i] += through_s * height * (primitive(z, c.shape) - z * phi[i]);
-                    }
-                }
-                if (!c.mean) continue;
-                const A *__restrict xhat = xhats.data() + t * size;
-                if (c.out_step_gain) {
-                    double sum = 0;
-                    for (int i = 0; i < n; i++) sum += double(dxp[i] * (xhat[i] * b.affine[i] + b.bias[i]));
-                    mine.step_gain[t] += sum;
-                }
-                if (c.step_gain) {
-                    const A kt = ((const A *)c.step_gain)[t];
-#pragma omp simd
-                    for (int i = 0; i < n; i++) dxp[i] = kt * dxp[i];
-                }
-                if (c.out_sums) {
-                    A *__restrict s0 = sum_dz.data(), *__restrict s1 = sum_dz_xhat.data();
-#pragma omp simd
-                    for (int i = 0; i < n; i++) {
-                        s0[i] += dxp[i];
-                        s1[i] += dxp[i] * xhat[i];
-                    }
-                }
-                if (c.dy) {
-                    T *__restrict out = (T *)c.dy + t * c.neurons + start;
-                    const A *__restrict scale = b.scale.data(), *__restrict m0 = b.mean_dz.data(),
-                                       *__restrict m1 = b.mean_dz_xhat.data();
-#pragma omp simd
-                    for (int i = 0; i < n; i++) store(out + i, scale[i] * (dxp[i] - m0[i] - xhat[i] * m1[i]));
-                }
+                const int64_t at = t * c.neurons + start;
+                back.x = (const T *)c.x + at;
+                back.grad_s = (const T *)c.grad_s + at;
+                back.out = c.dx ? (T *)c.dx + at : nullptr;
+                back.h = window.data() + t * size;
+                back.k = c.step_gain ? ((const A *)c.step_gain)[t] : A(1);
+                step_back(b, back, n, mode);
+                if (rare) observe(b, back, mine, d_parameters, window.data(), v.data(), t, start, n, attached, size);
             }
             if (c.out_v_init) std::memcpy((A *)c.out_v_init + start, carry.data(), n * sizeof(A));
             if (c.out_sums && flush) {
@@ -576,7 +567,7 @@ void backward(const Call &c) {
         for (size_t i = 0; i < s.parameters.size(); i++) total.parameters[i] += s.parameters[i];
         for (size_t i = 0; i < s.step_gain.size(); i++) total.step_gain[i] += s.step_gain[i];
         for (size_t i = 0; i < s.probe.size(); i++) {
-            if (i % PROBE_FIELDS == 6) total.probe[i] = s.probe[i] > total.probe[i] || std::isnan(s.probe[i]) ? s.probe[i] : total.probe[i];
+            if (i % PROBE_FIELDS == 6) total.probe[i] = std::max(total.probe[i], s.probe[i]);
             else total.probe[i] += s.probe[i];
         }
     }
@@ -586,7 +577,7 @@ void backward(const Call &c) {
     for (size_t i = 0; i < total.probe.size(); i++) c.probe[i] = float(total.probe[i]);
 }
 
-// Second pass of batch norm where dL/dx is stored: dy = scale * (dz - mean_dz - xhat * mean_dz_xhat).
+// Second pass of batch norm where dL/dx is stored: dy = scale * (dz - mean_dz - xhat * mean_dz_xhat). dy may be dL/dx.
 template <class T, class A>
 void norm_backward(const Call &c) {
     const Cut cut(c);
@@ -602,8 +593,10 @@ void norm_backward(const Call &c) {
                                *__restrict m0 = b.mean_dz.data(), *__restrict m1 = b.mean_dz_xhat.data();
             for (int64_t t = 0; t < c.steps; t++) {
                 const T *__restrict x = (const T *)c.x + t * c.neurons + start;
-                const T *__restrict g = (const T *)c.grad_s + t * c.neurons + start;
-                T *__restrict out = (T *)c.dy + t * c.neurons + start;
+                const T *g = (const T *)c.grad_s + t * c.neurons + start;
+                T *out = (T *)c.dy + t * c.neurons + start;
+                prefetch_next(x, n);
+                prefetch_next(g, n);
                 const A kt = c.step_gain ? ((const A *)c.step_gain)[t] : A(1);
 #pragma omp simd
                 for (int i = 0; i < n; i++) {
@@ -620,7 +613,7 @@ template <class T, class A>
 void statistics(const Call &c) {
     const T *x = (const T *)c.x;
     const int64_t C = c.channels, inner = c.inner, rows = c.steps * c.neurons / (C * inner);
-    const int64_t chunks = chunk_count(rows, 1);
+    const int64_t chunks = std::min(rows, chunk_count(rows * C * inner, 16384));
     std::vector<A> shift(C);
     for (int64_t j = 0; j < C; j++) shift[j] = load(x[j * inner]);
     std::vector<std::vector<double>> sums(chunks, std::vector<double>(2 * C, 0.0));
@@ -695,17 +688,21 @@ void run(const Call &c, int pass) {
 
 }  // namespace
 
-// 0: done; 1: this build does not know the element type.
-extern "C" int spiketriton_run(const Call *call, int pass) {
-    switch (call->dtype) {
-        case 0: run<float, float>(*call, pass); return 0;
-        case 1: run<double, double>(*call, pass); return 0;
-        case 2: run<bf16, float>(*call, pass); return 0;
-#ifdef __FLT16_MAX__
-        case 3: run<half, float>(*call, pass); return 0;
+// One build per element type, so that a user waits for the one in use only.
+#if SPIKETRITON_DTYPE == 0
+using Element = float;
+using Accumulator = float;
+#elif SPIKETRITON_DTYPE == 1
+using Element = double;
+using Accumulator = double;
+#elif SPIKETRITON_DTYPE == 2
+using Element = bf16;
+using Accumulator = float;
+#else
+using Element = _Float16;
+using Accumulator = float;
 #endif
-        default: return 1;
-    }
-}
+
+extern "C" void spiketriton_run(const Call *call, int pass) { run<Element, Accumulator>(*call, pass); }
 
 extern "C" int spiketriton_call_size() { return int(sizeof(Call)); }
