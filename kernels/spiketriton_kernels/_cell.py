@@ -2,9 +2,55 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
+
+from ._arguments import membrane_dtype
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a call holds beside its tensors. The operators take it as one string: their cost grows with each argument."""
+
+    reset: str
+    detach_reset: bool
+    shape: str
+    decay: float
+    gain: float
+    threshold: float
+    v_reset: float
+    height: float
+    width: float
+    eps: float = 0.0
+    bn_scale: float = 1.0
+    batch_statistics: bool = False
+    group: str = ""
+    save: bool = False
+    return_v: bool = False
+
+    def encode(self) -> str:
+        return "\t".join(map(str, vars(self).values()))
+
+    @staticmethod
+    @functools.lru_cache(maxsize=4096)
+    def decode(text: str) -> Plan:
+        parts = text.split("\t")
+        names = {"float": float, "str": str, "bool": "True".__eq__}
+        kinds = (names[f.type] for f in Plan.__dataclass_fields__.values())
+        return Plan(*(kind(part) for kind, part in zip(kinds, parts, strict=True)))
+
+
+def small(value: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:
+    """A parameter or norm tensor as the kernels read it: contiguous, in the membrane's dtype, 1-d."""
+    if value is None:
+        return None
+    wide = membrane_dtype(x.dtype)
+    if value.dtype == wide and value.dim() == 1 and value.is_contiguous():
+        return value
+    return value.detach().to(wide).reshape(-1).contiguous()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -27,6 +73,35 @@ class Cell:
     step_gain: torch.Tensor | None = None
     eps: float = 0.0
     bn_scale: float = 1.0
+
+    @staticmethod
+    def of(
+        x: torch.Tensor,
+        plan: Plan,
+        parameters: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None],
+        norm: tuple[torch.Tensor | None, ...],
+    ) -> Cell:
+        """From a plan and the tensors that take its floats' place: (decay, threshold, width), (mean, ..., step_gain)."""
+        decay, threshold, width = (small(p, x) for p in parameters)
+        mean, var, weight, bias, step_gain = (small(p, x) for p in norm)
+        return Cell(
+            decay=plan.decay if decay is None else decay,
+            gain=plan.gain,
+            threshold=plan.threshold if threshold is None else threshold,
+            reset=plan.reset,
+            v_reset=plan.v_reset,
+            detach_reset=plan.detach_reset,
+            shape=plan.shape,
+            height=plan.height,
+            width=plan.width if width is None else width,
+            mean=mean,
+            var=var,
+            weight=weight,
+            bias=bias,
+            step_gain=step_gain,
+            eps=plan.eps,
+            bn_scale=plan.bn_scale,
+        )
 
     @property
     def v_start(self) -> float:
@@ -70,6 +145,16 @@ class Emit:
     parameters: bool = False
     step_gain: bool = False
     probe: bool = False
+
+    FIELDS: ClassVar = ("dx", "dy", "sums", "v_init", "parameters", "step_gain", "probe")
+
+    def encode(self) -> str:
+        return " ".join(name for name in self.FIELDS if getattr(self, name))
+
+    @staticmethod
+    @functools.lru_cache
+    def decode(text: str) -> Emit:
+        return Emit(**dict.fromkeys(text.split(), True))
 
 
 @dataclass(eq=False, kw_only=True)

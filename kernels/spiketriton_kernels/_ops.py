@@ -12,7 +12,7 @@ import torch.distributed as dist
 from . import _torch
 from ._arguments import PROBE_FIELDS, Neuron, membrane_dtype
 from ._backend import backend_for
-from ._cell import Cell, Emit, Gradients
+from ._cell import Cell, Emit, Gradients, Plan, small
 from ._layout import CHUNK, channel_axis, chunk_length, dense, like, step_like
 
 def checkpoints(x: torch.Tensor, norm: bool) -> int:
@@ -20,36 +20,6 @@ def checkpoints(x: torch.Tensor, norm: bool) -> int:
     if x.shape[0] <= CHUNK or backend_for(x) != "triton":
         return 0
     return -(-x.shape[0] // chunk_length(x.shape[0], norm)) - 1
-
-
-def _small(value: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:
-    """A parameter or norm tensor as the kernels read it: contiguous, in the membrane's dtype, at least 1-d."""
-    if value is None:
-        return None
-    return value.detach().to(membrane_dtype(x.dtype)).reshape(-1).contiguous()
-
-
-def _cell(x, decay, threshold, width, norm, constants, reset, detach_reset, shape) -> Cell:
-    mean, var, weight, bias, step_gain = (_small(p, x) for p in norm)
-    f_decay, gain, f_threshold, v_reset, height, f_width, eps, bn_scale = constants
-    return Cell(
-        decay=f_decay if decay is None else _small(decay, x),
-        gain=gain,
-        threshold=f_threshold if threshold is None else _small(threshold, x),
-        reset=reset,
-        v_reset=v_reset,
-        detach_reset=detach_reset,
-        shape=shape,
-        height=height,
-        width=f_width if width is None else _small(width, x),
-        mean=mean,
-        var=var,
-        weight=weight,
-        bias=bias,
-        step_gain=step_gain,
-        eps=eps,
-        bn_scale=bn_scale,
-    )
 
 
 def _backend(x: torch.Tensor):
@@ -80,18 +50,12 @@ def neuron_forward(
     bias: torch.Tensor | None,
     step_gain: torch.Tensor | None,
     probe: torch.Tensor | None,
-    constants: list[float],
-    reset: str,
-    detach_reset: bool,
-    shape: str,
-    batch_statistics: bool,
-    group: str,
-    save: bool,
-    return_v: bool,
+    plan: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(spikes, v_last or empty, membrane checkpoints or empty). probe, batch_statistics, group speak to the backward."""
-    norm = (mean, var, weight, bias, step_gain)
-    cell = _cell(x, decay, threshold, width, norm, constants, reset, detach_reset, shape)
+    """(spikes, v_last or empty, membrane checkpoints or empty). The probe speaks to the backward only."""
+    how = Plan.decode(plan)
+    cell = Cell.of(x, how, (decay, threshold, width), (mean, var, weight, bias, step_gain))
+    save, return_v = how.save, how.return_v
     if x.numel() == 0:
         return _empty_forward(x, cell, save, return_v)
     v_init = None if v_init is None else step_like(v_init, x)
@@ -120,9 +84,10 @@ def _empty_forward(x, cell, save, return_v):
 
 @neuron_forward.register_fake
 def _(
-    x, v_init, residual, spike_add, decay, threshold, width, mean, var, weight, bias, step_gain, probe,
-    constants, reset, detach_reset, shape, batch_statistics, group, save, return_v,
+    x, v_init, residual, spike_add, decay, threshold, width, mean, var, weight, bias, step_gain, probe, plan
 ):  # fmt: skip
+    how = Plan.decode(plan)
+    save, return_v = how.save, how.return_v
     wide = membrane_dtype(x.dtype)
     v_last = torch.empty_like(x[0], dtype=wide) if return_v else x.new_empty(0, dtype=wide)
     rows = checkpoints(x, mean is not None) if save else 0
@@ -146,19 +111,15 @@ def neuron_backward(
     bias: torch.Tensor | None,
     step_gain: torch.Tensor | None,
     sums: torch.Tensor | None,
-    constants: list[float],
-    reset: str,
-    detach_reset: bool,
-    shape: str,
     count: float,
-    emit: list[bool],
+    emit: str,
+    plan: str,
 ) -> tuple[
     torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
 ]:
-    """One walk back. ``emit`` is Emit's fields in order; what it does not ask for comes back empty."""
-    norm = (mean, var, weight, bias, step_gain)
-    cell = _cell(x, decay, threshold, width, norm, constants, reset, detach_reset, shape)
-    wanted = Emit(*emit)
+    """One walk back. ``emit`` names Emit's fields; what it does not ask for comes back empty."""
+    cell = Cell.of(x, Plan.decode(plan), (decay, threshold, width), (mean, var, weight, bias, step_gain))
+    wanted = Emit.decode(emit)
     out = _allocate(x, cell, wanted)
     if x.numel() > 0:
         v_init = None if v_init is None else step_like(v_init, x)
@@ -170,9 +131,8 @@ def neuron_backward(
             out = _torch.backward(grad_s, grad_v_last, x, v_init, residual, cell, wanted, sums, count)
         else:
             backend.backward(grad_s, grad_v_last, x, saved, v_init, residual, cell, wanted, sums, count, out)
-    empty = x.new_empty(0)
     fields = (out.dx, out.dy, out.sums, out.v_init, out.parameters, out.step_gain, out.probe)
-    return tuple(empty.clone() if f is None else f for f in fields)
+    return tuple(x.new_empty(0) if f is None else f for f in fields)
 
 
 def _allocate(x: torch.Tensor, cell: Cell, emit: Emit) -> Gradients:
@@ -194,11 +154,10 @@ def _allocate(x: torch.Tensor, cell: Cell, emit: Emit) -> Gradients:
 @neuron_backward.register_fake
 def _(
     grad_s, grad_v_last, x, saved, v_init, residual, decay, threshold, width, mean, var, weight, bias, step_gain,
-    sums, constants, reset, detach_reset, shape, count, emit,
+    sums, count, emit, plan,
 ):  # fmt: skip
-    norm = (mean, var, weight, bias, step_gain)
-    cell = _cell(x, decay, threshold, width, norm, constants, reset, detach_reset, shape)
-    out = _allocate(x, cell, Emit(*emit))
+    cell = Cell.of(x, Plan.decode(plan), (decay, threshold, width), (mean, var, weight, bias, step_gain))
+    out = _allocate(x, cell, Emit.decode(emit))
     fields = (out.dx, out.dy, out.sums, out.v_init, out.parameters, out.step_gain, out.probe)
     return tuple(x.new_empty(0) if f is None else f for f in fields)
 
@@ -215,7 +174,7 @@ neuron_backward.register_autograd(_no_double_backward)
 def _norm_backward(dx, y, mean, var, weight, step_gain, sums, eps, bn_scale, count, dy) -> None:
     if y.numel() == 0:
         return
-    mean, var, weight, step_gain = (_small(p, y) for p in (mean, var, weight, step_gain))
+    mean, var, weight, step_gain = (small(p, y) for p in (mean, var, weight, step_gain))
     _backend(y).norm_backward(dx, y, mean, var, weight, step_gain, sums, eps, bn_scale, count, dy)
 
 
@@ -284,16 +243,12 @@ _TENSORS = (
 
 
 def _setup_context(ctx, inputs, output):
-    x, *rest = inputs
-    named = dict(zip(_TENSORS, rest[: len(_TENSORS)], strict=True))
-    probe, constants, reset, detach_reset, shape, batch_statistics, group, _, _ = rest[len(_TENSORS) :]
-    spike_add = named.pop("spike_add")
-    ctx.spike_add_dtype = None if spike_add is None else spike_add.dtype
-    ctx.options = dict(constants=constants, reset=reset, detach_reset=detach_reset, shape=shape)
-    ctx.batch_statistics, ctx.group = batch_statistics, group
-    ctx.wants_probe = probe is not None
+    x, *tensors, probe, plan = inputs
+    named = dict(zip(_TENSORS, tensors, strict=True))
+    del named["spike_add"]  # its gradient is that of the spikes
     ctx.names = [name for name, value in named.items() if value is not None]
     ctx.save_for_backward(x, output[2], *(named[name] for name in ctx.names))
+    ctx.plan = plan
     ctx.set_materialize_grads(False)
 
 
@@ -301,75 +256,72 @@ def _backward(ctx, grad_s, grad_v_last, _grad_saved):
     x, saved, *rest = ctx.saved_tensors
     named = dict.fromkeys(_TENSORS) | dict(zip(ctx.names, rest, strict=True))
     del named["spike_add"]
-    needs = dict(zip(("x", *_TENSORS, "probe"), ctx.needs_input_grad, strict=False))
-    grads: dict[str, torch.Tensor | None] = {}
+    plan = Plan.decode(ctx.plan)
+    needs = dict(zip(("x", *_TENSORS, "probe", "plan"), ctx.needs_input_grad, strict=True))
+    grads: dict[str, torch.Tensor | None] = dict.fromkeys(needs)
+    if grad_s is None and grad_v_last is None:
+        return tuple(grads.values())
     if needs["spike_add"]:
         grads["spike_add"] = grad_s
-    if grad_s is None and grad_v_last is None:
-        return (None,) * 21
     if grad_s is None:
         grad_s = torch.zeros_like(x)
 
-    parameters = any(needs[name] for name in ("decay", "threshold", "width"))
+    parameters = needs["decay"] or needs["threshold"] or needs["width"]
     observed = dict(v_init=needs["v_init"], parameters=parameters, probe=needs["probe"])
-    batch = named["mean"] is not None and ctx.batch_statistics
-    has_norm = named["mean"] is not None
 
     def walk(emit: Emit, sums: torch.Tensor | None = None, count: float = 1.0) -> Gradients:
-        flags = [getattr(emit, field) for field in Emit.__dataclass_fields__]
         fields = neuron_backward(
-            grad_s, grad_v_last, x, saved, **named, **ctx.options, sums=sums, count=count, emit=flags
+            grad_s, grad_v_last, x, saved, **named, sums=sums, count=count, emit=emit.encode(), plan=ctx.plan
         )
-        names = ("dx", "dy", "sums", "v_init", "parameters", "step_gain", "probe")
-        return Gradients(**{n: f if getattr(emit, n) else None for n, f in zip(names, fields, strict=True)})
+        return Gradients(**{n: f for n, f in zip(Emit.FIELDS, fields, strict=True) if getattr(emit, n)})
 
-    if not has_norm:
+    if named["mean"] is None:
         out = walk(Emit(dx=True, **observed))
         grads["x"], grads["residual"] = out.dx, out.dx if needs["residual"] else None
     else:
-        residual = needs["residual"]
+        batch = needs["x"] and plan.batch_statistics
         # Replaying the membrane again is free where bytes are what costs, on a GPU; elsewhere dL/dx is kept.
-        kept = batch and needs["x"] and backend_for(x) != "triton"
-        first = Emit(
-            dx=residual or kept,
-            dy=needs["x"] and not batch,
-            sums=True,
-            step_gain=needs["step_gain"],
-            **observed,
+        kept = batch and backend_for(x) != "triton"
+        out = walk(
+            Emit(
+                dx=needs["residual"] or kept,
+                dy=needs["x"] and not batch,
+                sums=True,
+                step_gain=needs["step_gain"],
+                **observed,
+            )
         )
-        out = walk(first)
-        grads["residual"], grads["x"] = out.dx if residual else None, out.dy
-        grads["step_gain"] = out.step_gain
-        if needs["x"] and batch:
-            grads["x"] = _batch_norm_input_gradient(ctx, x, named, out, walk, residual)
-        bn_scale = ctx.options["constants"][7]
-        grads["weight"] = out.sums[1] * bn_scale if needs["weight"] else None
+        grads["x"], grads["step_gain"] = out.dy, out.step_gain
+        grads["residual"] = out.dx if needs["residual"] else None
+        if batch:
+            grads["x"] = _batch_norm_input_gradient(plan, x, named, out, walk, needs["residual"])
+        grads["weight"] = out.sums[1] * plan.bn_scale if needs["weight"] else None
         grads["bias"] = out.sums[0] if needs["bias"] else None
     grads["v_init"], grads["probe"] = out.v_init, out.probe
     if parameters:
         for name, row in zip(("decay", "threshold", "width"), out.parameters.unbind(0), strict=True):
             if needs[name]:
                 grads[name] = row if named[name].dim() else row.sum()
-    for name in (*_TENSORS, "x"):
-        given = x if name == "x" else named.get(name)
-        if grads.get(name) is not None and given is not None:
+    for name, given in named.items():
+        if grads[name] is not None and grads[name].dtype != given.dtype:
             grads[name] = grads[name].to(given.dtype)
-    return (grads.get("x"), *(grads.get(n) for n in _TENSORS), grads.get("probe"), *(None,) * 8)
+    return tuple(grads.values())
 
 
-def _batch_norm_input_gradient(ctx, x, named, out, walk, dx_is_wanted) -> torch.Tensor:
+def _batch_norm_input_gradient(plan, x, named, out, walk, dx_is_wanted) -> torch.Tensor:
     """The second pass: from dL/dx where the first has stored it, else by replaying once more."""
     count = float(x.numel() // x.shape[2])
     sums = out.sums
-    if ctx.group:
-        group = dist.distributed_c10d._resolve_process_group(ctx.group)
+    if plan.group:
+        group = dist.distributed_c10d._resolve_process_group(plan.group)
         sums = sums.clone()
         dist.all_reduce(sums, group=group)
         count *= dist.get_world_size(group)
     if out.dx is None:
         return walk(Emit(dy=True), sums=sums, count=count).dy
-    eps, bn_scale = ctx.options["constants"][6:8]
-    rest = (x, named["mean"], named["var"], named["weight"], named["step_gain"], sums, eps, bn_scale, count)
+    rest = (
+        x, named["mean"], named["var"], named["weight"], named["step_gain"], sums, plan.eps, plan.bn_scale, count,
+    )  # fmt: skip
     if dx_is_wanted:
         return norm_backward(out.dx, *rest)
     norm_backward_(out.dx, *rest)
@@ -396,17 +348,30 @@ def fire(
     group: str = "",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Run checked arguments through the operator; (spikes, last membrane or empty)."""
-    width = neuron.surrogate.width
-    tensors = [p if isinstance(p, torch.Tensor) else None for p in (neuron.decay, neuron.threshold, width)]
-    floats = [1.0 if t is not None else float(p) for t, p in zip(tensors, (neuron.decay, neuron.threshold, width), strict=True)]  # fmt: skip
-    constants = [
-        floats[0], neuron.gain, floats[1], neuron.v_reset, float(neuron.surrogate.height), floats[2], eps, bn_scale,
-    ]  # fmt: skip
+    surrogate = neuron.surrogate
+    given = (neuron.decay, neuron.threshold, surrogate.width)
+    tensors = [p if isinstance(p, torch.Tensor) else None for p in given]
+    decay, threshold, width = (1.0 if isinstance(p, torch.Tensor) else float(p) for p in given)
     x = dense(x)
-    learning = [x, v_init, residual, spike_add, *tensors, *norm, step_gain, probe]
-    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in learning)
+    learning = (x, v_init, residual, spike_add, *tensors, *norm, step_gain, probe)
+    plan = Plan(
+        reset=neuron.reset,
+        detach_reset=neuron.detach_reset,
+        shape=surrogate.shape,
+        decay=decay,
+        gain=neuron.gain,
+        threshold=threshold,
+        v_reset=neuron.v_reset,
+        height=float(surrogate.height),
+        width=width,
+        eps=eps,
+        bn_scale=bn_scale,
+        batch_statistics=batch_statistics,
+        group=group,
+        save=torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in learning),
+        return_v=return_v,
+    )
     spikes, v_last, _ = neuron_forward(
-        x, v_init, residual, spike_add, *tensors, *norm, step_gain, probe, constants,
-        neuron.reset, neuron.detach_reset, neuron.surrogate.shape, batch_statistics, group, save, return_v,
-    )  # fmt: skip
+        x, v_init, residual, spike_add, *tensors, *norm, step_gain, probe, plan.encode()
+    )
     return spikes, v_last
