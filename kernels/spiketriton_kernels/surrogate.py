@@ -59,8 +59,8 @@ def unit_primitive(shape: str, z: torch.Tensor) -> torch.Tensor:
     if shape == "triangle":
         inside = z.clamp(-1, 1)
         return inside - inside * inside.abs() / 2
-    if shape == "rectangle":
-        return z.clamp(-1, 1)
+    if shape == "rectangle":  # not clamp, whose gradient at |z| = 1 would be 1
+        return torch.where(z.abs() < 1, z, z.sign())
     return math.sqrt(math.pi / 2) * torch.erf(z / math.sqrt(2))
 
 
