@@ -249,19 +249,25 @@ def _find_fashion_mnist(config: DataConfig) -> dict[str, Path] | None:
 
 
 def _fetch_fashion_mnist(config: DataConfig) -> dict[str, Path]:
-    folder = data_root(config) / "FashionMNIST" / "raw"
+    root = data_root(config)
+    folder = root / "FashionMNIST" / "raw"
     remote = [
         RemoteFile(datasets.FashionMNIST.mirrors[0] + name, md5)
         for name, md5 in datasets.FashionMNIST.resources
     ]
-    if not config.download:
-        why = f"its four files are not in {folder} and data.download is false"
-        raise describe_missing(config, remote[0], folder, why)
     try:
+        if not config.download:
+            why = "its files are missing and data.download is false"
+            raise describe_missing(config, remote[0], folder, why)
         with one_process_at_a_time(folder):
             return {file.name.removesuffix(".gz"): obtain(file, folder, config) for file in remote}
     except FAILURES as error:
         raise describe_missing(config, remote[0], folder, f"cannot write ({error})") from error
+    except UserError as error:
+        raise UserError(
+            f"{error}; {', '.join(_FASHION_FILES)}, gzipped or not, are looked for together in "
+            f"{root}, {folder} and {DEBIAN_FASHION_MNIST} (Debian's package dataset-fashion-mnist)"
+        ) from error
 
 
 def digits(config: DataConfig) -> Source:

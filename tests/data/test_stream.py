@@ -91,6 +91,9 @@ def test_micro_batches_share_the_batch_of_a_step_in_order(make):
 
 def test_the_seed_changes_the_batches(make):
     assert not same(take(make(), 1), take(make(seed=1), 1))
+    (one, one_keys), (two, two_keys) = (next(make(seed=s).train.requests(0)) for s in (0, 1))
+    assert not np.array_equal(one, two)  # the order
+    assert not set(one_keys) & set(two_keys)  # and the augmentation
 
 
 def test_epochs_visit_every_image_once_in_a_new_order_and_look(make):

@@ -78,6 +78,21 @@ def test_test_images_are_only_normalised(move, augment):
     torch.testing.assert_close(arrays(move, augment, 12)(images, None), expected)
 
 
+def test_smaller_images_are_averages_not_samples():
+    images = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
+    images[..., ::4] = 255  # one column of four: sampling at 4 x 4 would see none or all
+    out = arrays("crop", "none", 4)(images, None) * 0.25 + 0.5
+    assert 0.15 < float(out.min()) <= float(out.max()) < 0.4
+
+
+def test_strong_moves_characters_twice_as_far():
+    images, keys = noise(100, 1), keys_of(100)
+    strong = arrays("affine", "strong", 12, 1)(images, keys)
+    moved = (affine(images, keys, reach=2.0) - 0.5) / 0.25
+    unerased = (strong == moved).flatten(1).all(1).float().mean()
+    assert 0.55 < float(unerased) < 0.9  # all but the quarter that was erased
+
+
 def test_strong_erases_and_changes_colours_beyond_standard():
     images, keys = torch.full((200, 3, 16, 16), 255, dtype=torch.uint8), keys_of(200)
     standard = arrays("crop", "standard", 16)(images, keys)
