@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+import torch
 from rich import progress as bars
 from rich.console import Console, Group
 from rich.live import Live
@@ -21,9 +22,15 @@ from spiketriton.data import Data
 from spiketriton.errors import one_line
 from spiketriton.models import Network, count_parameters
 from spiketriton.plan import Plan, Progress
+from spiketriton_kernels import backend_for
 
 Row = dict[str, Any]
 
+BACKENDS = {
+    "triton": "Triton kernels",
+    "native": "compiled C++ passes",
+    "torch": "eager PyTorch, which is slow: no C++ compiler and no GPU serve them",
+}
 COST_SECONDS, COST_STEPS = 2.0, 3  # how much is measured before the cost of the run is told
 TEST_SHARE = 1 / 3  # of a training image's time, until a test was measured: forward only
 
@@ -278,6 +285,11 @@ def announce_parts(
     layers = len(model.spiking_layers())
     kind = f"{layers} spiking layers over {recipe.time_steps} time steps" if layers else "an ANN"
     display.note(f"network: {recipe.model.name}, {count_parameters(model):,} parameters, {kind}")
+    device = next(model.parameters()).device
+    if device.type == "cpu":
+        display.note(f"threads: {torch.get_num_threads()}")
+    if layers:
+        display.note(f"neurons: {BACKENDS[backend_for(torch.empty(1, device=device))]}")
     parts = f" in {recipe.train.accumulate} parts" if recipe.train.accumulate > 1 else ""
     display.note(
         f"plan: {plan.steps} steps of {plan.batch_size} images{parts}, "
@@ -308,7 +320,8 @@ def summary(display: Display, outcome: Outcome, folder: Path, pictures: Iterable
         table.add_row(name, Text(value))
     # as wide as its content: a path that is cut to the terminal's width is of no use
     width = max(len(name) for name, _ in rows) + max(len(value) for _, value in rows) + 8
-    display.console.print(table, width=max(display.console.width, width), soft_wrap=True)
+    terminal = display.stream.isatty()
+    Console(file=display.stream, force_terminal=terminal, width=width).print(table)
 
 
 def what_next(

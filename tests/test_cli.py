@@ -1,0 +1,229 @@
+"""`python -m spiketriton.train`: what a user types, sees and finds."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from spiketriton import environment
+from spiketriton.config import load_recipe, to_toml
+from spiketriton.errors import EXIT_DONE, EXIT_ERROR, EXIT_USER, UserError
+from spiketriton.runfolder import RunFolder
+from spiketriton.train import main
+from tests.small_runs import SMALL, small_recipe, small_trainer
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch) -> str:
+    """A recipe file in the present folder."""
+    monkeypatch.chdir(tmp_path)
+    Path("small.toml").write_text(SMALL)
+    return "small.toml"
+
+
+def refused(*arguments: str) -> str:
+    with pytest.raises(UserError) as refusal:
+        main(list(arguments))
+    assert "\n" not in str(refusal.value)
+    return str(refusal.value)
+
+
+def test_a_run_from_the_command(recipe, capsys):
+    assert main([recipe, "train.epochs=2", "seed=3", "--run-dir", "run"]) == EXIT_DONE
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    for words in (
+        f"spiketriton {environment.spiketriton.__version__}",
+        f"torch {torch.__version__}",
+        'name = "digits"',
+        "seed = 3",
+        "device: cpu",
+        "precision: fp32, as the recipe says",
+        "run folder: run",
+        "120 training and 50 test images of 1x8x8, 10 classes",
+        "7 spiking layers over 3 time steps",
+        "plan: 14 steps of 16 images, 7 steps an epoch",
+        "test accuracy, best",
+        "run/curves.png",
+        "run/gradients.png",
+        "python -m spiketriton.train small.toml train.epochs=2 seed=3 neuron.kind=relu",
+    ):
+        assert words in shown.out, words
+    assert "\x1b" not in shown.out
+
+    run = Path("run")
+    assert load_recipe(run / "recipe.toml").train.epochs == 2
+    assert {path.name for path in run.iterdir()} == {
+        "recipe.toml", "environment.json", "metrics.jsonl", "gradients.jsonl", "checkpoints",
+        "curves.png", "gradients.png", "firing.png",
+    }  # fmt: skip
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"last.pt", "best.pt"}
+    (session,) = json.loads((run / "environment.json").read_text())
+    assert session["torch"] == torch.__version__
+    assert session["device"] == "cpu"
+    assert session["threads"] == 1
+
+
+def test_the_run_folder_is_named_after_recipe_and_time(recipe):
+    assert main([recipe, "train.max_steps=1"]) == EXIT_DONE
+    assert main([recipe, "train.max_steps=1"]) == EXIT_DONE
+    names = sorted(path.name for path in Path("runs").iterdir())
+    assert len(names) == 2
+    assert all(re.fullmatch(r"small-\d{8}-\d{6}(-2)?", name) for name in names)
+
+
+def test_the_command_itself(recipe):
+    """One process from start to end, with a mistake: one line, and the exit code for it."""
+    process = subprocess.run(
+        [sys.executable, "-m", "spiketriton.train", recipe, "train.lr=fast"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert process.returncode == EXIT_USER
+    assert process.stdout == ""
+    assert process.stderr.startswith("error: ")
+    assert "train.lr" in process.stderr
+    assert process.stderr.count("\n") == 1
+    assert not Path("runs").exists()
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit) as leaves:
+        main(["--help"])
+    assert leaves.value.code == 0
+    shown = capsys.readouterr().out
+    for words in ("RECIPE", "key=value", "--run-dir DIR", "--resume RUN", "examples:", "130 / 143"):
+        assert words in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "no RECIPE was given"),
+        (["--run-dir"], "expected one argument"),
+        (["small.toml", "--fast"], "unrecognized arguments: --fast"),
+        (["small.toml", "--res", "run"], "unrecognized arguments"),
+        (["missing.toml"], "missing.toml: no such recipe file"),
+        (["small.toml", "train.epoch=2"], "did you mean train.epochs"),
+        (["--resume", "nowhere"], "nowhere does not exist"),
+        (["--resume", "."], "holds no run"),
+        (["--resume", "run", "--run-dir", "other"], "--run-dir contradicts --resume"),
+        (["small.toml", "--run-dir", "small.toml"], "small.toml cannot be written"),
+        (["small.toml", "--run-dir", "small.toml/x"], "small.toml/x cannot be written"),
+        (["small.toml", "data.name=imagefolder", "data.root=nowhere"], "nowhere"),
+        (["small.toml", "train.batch_size=999"], "train.batch_size = 999"),
+    ],
+)
+def test_mistakes_are_refused_in_one_line_and_leave_nothing(recipe, arguments, words):
+    before = sorted(Path().rglob("*"))
+    assert words in refused(*arguments)
+    left = [path for path in Path().rglob("*") if path not in before and path.name != "runs"]
+    assert left == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there(recipe):
+    assert 'train.device = "cuda", but PyTorch' in refused(recipe, "train.device=cuda")
+
+
+def test_a_folder_that_holds_a_run_is_refused(recipe, tmp_path):
+    small_trainer(tmp_path / "run").fit(until=1)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert "run already holds a run; continue it with --resume run" in refused(
+        recipe, "--run-dir", "run"
+    )
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_folder_of_the_users_own_files_is_taken_and_kept(recipe):
+    Path("mine").mkdir()
+    Path("mine/notes.txt").write_text("mine")
+    refused(recipe, "--run-dir", "mine", "data.name=imagefolder", "data.root=nowhere")
+    assert [path.name for path in Path("mine").iterdir()] == ["notes.txt"]
+    assert main([recipe, "--run-dir", "mine", "train.max_steps=1"]) == EXIT_DONE
+    assert Path("mine/notes.txt").read_text() == "mine"
+
+
+def test_resume_with_another_recipe_is_refused(recipe, tmp_path):
+    small_trainer(tmp_path / "run").fit(until=2)
+    message = refused("small.toml", "train.lr=0.5", "--resume", "run")
+    assert "train.lr = 0.5 (the run: 0.01)" in message
+    assert "neuron.tau = 3.0 (the run: 2.0)" in refused("--resume", "run", "neuron.tau=3")
+    assert (tmp_path / "run" / "checkpoints" / "last.pt").exists()
+
+
+@pytest.mark.parametrize("arguments", [["small.toml"], []])
+def test_resume_with_the_same_recipe_or_none(recipe, tmp_path, capsys, arguments):
+    small_trainer(tmp_path / "run").fit(until=20)
+    assert main([*arguments, "--resume", "run"]) == EXIT_DONE
+    assert "resumes after step 20 of 21" in capsys.readouterr().out
+    assert len(json.loads(Path("run/environment.json").read_text())) == 2
+    assert RunFolder.open("run").load_recipe() == small_recipe()
+
+
+def test_a_killed_run_whose_checkpoint_is_missing_resumes_from_the_start(recipe, tmp_path, capsys):
+    small_trainer(tmp_path / "run")
+    (tmp_path / "run" / "checkpoints").rmdir()
+    assert main(["--resume", "run"]) == EXIT_DONE
+    assert "no checkpoint had been written yet" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "recipe.toml", "environment.json"])
+def test_a_damaged_run_folder_is_named(recipe, tmp_path, name):
+    small_trainer(tmp_path / "run").fit(until=5)
+    (tmp_path / "run" / name).write_text("{]\n")
+    assert name in refused("--resume", "run")
+
+
+def test_divergence_is_an_error_in_one_line(recipe, capsys):
+    diverging = ["train.optimizer=sgd", "train.lr=1e3", "model.norm=none", "neuron.kind=relu"]
+    assert main([recipe, *diverging, "--run-dir", "run"]) == EXIT_ERROR
+    error = capsys.readouterr().err
+    assert error.startswith("error: the ")
+    assert error.count("\n") == 1
+
+
+def test_the_twin_and_synthetic_images(recipe, capsys):
+    twin = ["neuron.kind=relu", "data.name=synthetic", "train.max_steps=2", "--run-dir", "run"]
+    assert main([recipe, *twin]) == EXIT_DONE
+    shown = capsys.readouterr().out
+    assert "an ANN" in shown
+    for line in shown.splitlines():
+        if ("loss" in line and "step " in line) or "test accuracy" in line or "data:" in line:
+            assert "(synthetic images)" in line, line
+    assert not Path("run/gradients.png").exists()
+    assert "neuron.kind=lif" in shown
+
+
+def test_bf16_on_a_cpu_says_so(recipe, capsys):
+    assert main([recipe, "train.precision=bf16", "train.max_steps=1"]) == EXIT_DONE
+    assert "precision: bf16, by PyTorch's CPU autocast" in capsys.readouterr().out
+
+
+def test_versions_and_commit():
+    line = environment.version_line()
+    assert line.startswith("spiketriton ")
+    assert f"torch {torch.__version__}" in line
+    commit, dirty = environment.commit_of_package()
+    assert commit is None or re.fullmatch("[0-9a-f]{40}", commit)
+    assert isinstance(dirty, bool)
+
+
+def test_outside_a_repository_there_is_no_commit(tmp_path, monkeypatch):
+    package = tmp_path / "lib" / "spiketriton" / "__init__.py"
+    package.parent.mkdir(parents=True)
+    monkeypatch.setattr(environment.spiketriton, "__file__", str(package))
+    assert environment.commit_of_package() == (None, False)
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)  # somebody else's repository
+    assert environment.commit_of_package() == (None, False)
+
+
+def test_the_resolved_recipe_is_a_recipe(recipe, tmp_path):
+    small_trainer(tmp_path / "run")
+    text = (tmp_path / "run" / "recipe.toml").read_text()
+    assert text == to_toml(small_recipe())

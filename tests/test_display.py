@@ -1,0 +1,380 @@
+"""What a run shows: lines, live bars, the summary, the pictures."""
+
+import io
+import os
+import pty
+import re
+import select
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
+from rich.console import Console
+
+from spiketriton.config import replace
+from spiketriton.display import (
+    Display,
+    LiveDisplay,
+    Outcome,
+    duration,
+    make_display,
+    numbers,
+    percent,
+    summary,
+    what_next,
+)
+from spiketriton.pictures import draw_run, gradients
+from spiketriton.plan import Plan, Progress
+from spiketriton.runfolder import RunFolder
+from tests.small_runs import small_recipe, small_trainer
+
+PLAN = Plan(
+    steps=100,
+    epoch_steps=20,
+    batch_size=32,
+    log_every=10,
+    test_every=40,
+    save_every=20,
+    measure_every=10,
+    test_images=300,
+)
+TRAIN = {
+    "kind": "train", "step": 30, "epoch": 1.5, "seconds": 9.0, "lr": 0.00123, "loss": 1.23456,
+    "grad_norm": 4.567, "images_per_s": 320.0, "data_wait": 0.0234, "firing_rate": 0.1234,
+    "peak_memory_mib": 512.3,
+}  # fmt: skip
+EVAL = {
+    "kind": "eval", "step": 40, "epoch": 2.0, "seconds": 12.0, "test_accuracy": 0.9312,
+    "test_loss": 0.2, "test_images": 300, "test_seconds": 2.0,
+}  # fmt: skip
+GRADIENT = "dL/dx: first layer 3.2x the last, first time step 0.41x the last"
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def outcome(step: int = 100, **changes) -> Outcome:
+    values = {
+        "plan": PLAN,
+        "progress": Progress(
+            step=step,
+            seconds=200.0,
+            test_accuracy=0.9,
+            test_loss=0.3,
+            best_accuracy=0.95,
+            best_step=40,
+            tested_at=step,
+        ),
+        "images_per_s": 321.0,
+        "peak_memory_mib": 512.0,
+        "firing_rate": 0.123,
+        "saved_at": step,
+        "exit_code": 0,
+    }
+    return Outcome(**(values | changes))
+
+
+def test_lines_have_all_numbers_and_no_control_codes():
+    stream = io.StringIO()
+    display = make_display(stream)
+    assert type(display) is Display
+    display.begin(PLAN, 0, "cpu")
+    for step in range(1, 31):
+        display.advance(step)
+    display.row(TRAIN, GRADIENT)
+    display.testing(1, 3)
+    display.row(EVAL, GRADIENT)
+    summary(display, outcome(), Path("runs/x"), [Path("runs/x/curves.png")])
+    what_next(display, outcome(), Path("runs/x"), small_recipe(), ["small.toml"])
+    display.end()
+    train, test, *rest = stream.getvalue().splitlines()
+    assert train == (
+        "step  30/100  epoch 1.50/5  loss 1.2346  lr 1.23e-03  gradient norm 4.57  "
+        "firing rate 0.123  320 images/s  2% waiting for data  512 MiB  7.94 s left  " + GRADIENT
+    )
+    assert test == (
+        "step  40/100  epoch 2.00/5  test accuracy 93.12 %  test loss 0.2000  (300 images in 2 s)"
+    )
+    assert len(rest) > 10
+    assert not CONTROL.search(stream.getvalue().replace("\n", ""))
+
+
+def test_a_terminal_gets_live_bars_with_all_numbers():
+    stream = Terminal()
+    display = make_display(stream)
+    assert type(display) is LiveDisplay
+    display.console = Console(file=stream, force_terminal=True, width=120)
+    display.begin(PLAN, 20, "cuda")
+    try:
+        display.advance(21)
+        display.row(TRAIN, GRADIENT)
+        display.testing(2, 3)
+        display.row(EVAL, GRADIENT)
+        display.stopping("SIGINT: finishing this step")
+        shown = Console(file=io.StringIO(), width=120)
+        shown.print(display.render())
+        text = shown.file.getvalue()  # type: ignore[attr-defined]
+    finally:
+        display.end()
+    for words in (
+        "epochs",
+        "1.50 of 5",
+        "10 of 20   (step 30 of 100)",
+        "2 of 3 batches",
+        "test accuracy 93.12 %, best 93.12 %",
+        GRADIENT,
+        "SIGINT: finishing this step",
+        *numbers(TRAIN),
+    ):
+        assert words in text, words
+    assert "test accuracy 93.12 %  test loss 0.2000" in stream.getvalue()  # it stays, above
+    assert "\x1b[" in stream.getvalue()
+    assert display.live is None
+
+
+@pytest.mark.parametrize(
+    ("step", "shown"),
+    [
+        (0, "0 of 20   (step 0 of 90)"),
+        (1, "1 of 20   (step 1 of 90)"),
+        (20, "20 of 20   (step 20 of 90)"),
+        (21, "1 of 20   (step 21 of 90)"),
+        (90, "10 of 10   (step 90 of 90)"),  # max_steps ends the run within an epoch
+    ],
+)
+def test_the_bar_of_steps_counts_within_the_epoch(step, shown):
+    display = LiveDisplay(Terminal())
+    plan = Plan(**(vars(PLAN) | {"steps": 90}))
+    display.begin(plan, step, "cpu")
+    try:
+        assert display.bars.tasks[display.step_bar].fields["count"] == shown
+        assert display.bars.tasks[display.epoch_bar].total == 4.5
+    finally:
+        display.end()
+
+
+def test_a_dumb_terminal_gets_lines(monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    assert type(make_display(Terminal())) is Display
+
+
+def test_forced_colours_do_not_reach_a_file(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    stream = io.StringIO()
+    summary(make_display(stream), outcome(), Path("x"), [])
+    assert "\x1b" not in stream.getvalue()
+
+
+def test_a_real_terminal_is_left_as_it_was(tmp_path):
+    """On a pseudo-terminal: the cursor is shown again and the bars are gone at the end."""
+    leader, follower = pty.openpty()
+    with os.fdopen(follower, "w") as stream:
+        display = make_display(stream)
+        display.begin(PLAN, 0, "cpu")
+        display.row(TRAIN, "")
+        display.end()
+    shown = b""
+    while select.select([leader], [], [], 0)[0]:
+        try:
+            shown += os.read(leader, 1000)
+        except OSError:  # Linux: everything was read and the other end is closed
+            break
+    os.close(leader)
+    assert b"epochs" in shown
+    assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l")
+
+
+def test_warnings_go_to_stderr_in_one_line(capsys):
+    Display(io.StringIO()).warn("disk\nfull")
+    assert capsys.readouterr().err == "warning: disk full\n"
+
+
+def test_the_cost_of_a_run_on_a_cpu_is_told_once_and_after_measuring(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    stream = io.StringIO()
+    display = Display(stream)
+    display.begin(PLAN, 0, "cpu")
+    said = []
+    for step in range(1, 20):
+        now += 30.0 if step == 1 else 1.0  # the first compiles
+        display.advance(step)
+        said += [step] if stream.getvalue() and not said else []
+    # 3 steps of 32 images in 3 s; 96 steps to go, and 3 tests of 300 images at a third of the cost
+    assert said == [4]
+    left = duration((96 * 32 + 3 * 300 / 3) / 32)
+    assert stream.getvalue() == (f"the rest of this run will take about {left} at 32 images/s\n")
+
+
+def test_no_cost_is_guessed_on_a_gpu_whose_work_the_host_does_not_see(monkeypatch):
+    ticks = iter(range(0, 10_000, 10))
+    monkeypatch.setattr("time.perf_counter", lambda: float(next(ticks)))
+    stream = io.StringIO()
+    display = Display(stream)
+    display.begin(PLAN, 0, "cuda")
+    for step in range(1, 50):
+        display.advance(step)
+    assert stream.getvalue() == ""
+
+
+def test_time_left_uses_the_tests_that_were_measured():
+    display = Display(io.StringIO())
+    display.begin(PLAN, 0, "cuda")
+    assert display.seconds_left(30, 32.0) == pytest.approx(70 + 3 * 300 / 3 / 32)
+    display.row(EVAL, "")
+    assert display.seconds_left(40, 32.0) == pytest.approx(60 + 2 * 2.0)
+    assert display.seconds_left(100, 32.0) == 0
+
+
+def test_synthetic_images_are_named_in_every_line_with_numbers():
+    stream = io.StringIO()
+    display = Display(stream)
+    display.suffix = "  (synthetic images)"
+    display.begin(PLAN, 0, "cpu")
+    display.row(TRAIN, GRADIENT)
+    display.row(EVAL, "")
+    summary(display, outcome(), Path("x"), [])
+    lines = stream.getvalue().splitlines()
+    assert [line for line in lines if "accuracy" in line or "loss" in line]
+    for line in lines:
+        if "accuracy" in line or "loss" in line:
+            assert "(synthetic images)" in line
+
+
+def test_the_summary_keeps_long_paths_whole():
+    stream = io.StringIO()
+    path = Path("runs") / ("long-" * 40)
+    summary(Display(stream), outcome(), path, [path / "curves.png", path / "gradients.png"])
+    text = stream.getvalue()
+    for words in (
+        f" {path} ",
+        f" {path}/curves.png ",
+        "100 of 100",
+        "90.00 %",
+        "95.00 % (after epoch 2)",
+        "3.33 min",
+        "321 images/s",
+        "512 MiB",
+        "0.123 spikes",
+    ):
+        assert words in text, words
+
+
+def test_the_summary_of_a_run_that_was_never_tested():
+    stream = io.StringIO()
+    early = outcome(images_per_s=None, firing_rate=None, progress=Progress(step=3, seconds=1.0))
+    summary(Display(stream), early, Path("x"), [])
+    assert "3 of 100" in stream.getvalue()
+    assert "accuracy" not in stream.getvalue()
+
+
+def test_after_an_interruption_the_resume_command_stands_alone_on_its_line():
+    stream = io.StringIO()
+    what_next(Display(stream), outcome(step=40), Path("my runs/x"), small_recipe(), [])
+    lines = stream.getvalue().splitlines()
+    assert lines == [
+        "stopped at step 40; saved: step 40. To go on:",
+        "  python -m spiketriton.train --resume 'my runs/x'",
+    ]
+
+
+def test_what_next_offers_commands_that_change_the_recipe():
+    for kind, other in (("lif", "relu"), ("relu", "lif")):
+        stream = io.StringIO()
+        recipe = small_recipe(f"neuron.kind={kind}")
+        given = ["a.toml", f"neuron.kind={kind}"]
+        what_next(Display(stream), outcome(), Path("x"), recipe, given)
+        commands = [line for line in stream.getvalue().splitlines() if line.startswith("  python")]
+        assert len(commands) == 3
+        start = f"  python -m spiketriton.train a.toml neuron.kind={kind} "
+        for command in commands:
+            override = command.removeprefix(start).split("    # ")[0]
+            assert replace(recipe, override) != recipe
+        assert f"neuron.kind={other}" in commands[0]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0, "0 s"), (45.23, "45.2 s"), (720, "12 min"), (11520, "3.2 h"), (440640, "5.1 days")],
+)
+def test_durations(seconds, words):
+    assert duration(seconds) == words
+
+
+def test_percent():
+    assert percent(0.99166) == "99.17 %"
+
+
+# --- pictures ---
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> RunFolder:
+    path = tmp_path_factory.mktemp("pictures") / "run"
+    small_trainer(path).fit()
+    return RunFolder.open(path)
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"), dtype=float)
+
+
+def test_pictures_are_drawn_from_the_rows(run):
+    paths = draw_run(run, small_recipe(), synthetic=False)
+    assert [path.name for path in paths] == ["curves.png", "gradients.png", "firing.png"]
+    for path in paths:
+        image = pixels(path)
+        assert min(image.shape[:2]) >= 300
+        assert image.std() > 10
+        assert len(np.unique(image.reshape(-1, 3), axis=0)) > 50  # lines, text, colours
+
+
+def test_a_picture_shows_its_data(run):
+    """The same rows, the same bits; other gradients, another heat map."""
+
+    def drawn(rows: list[dict]) -> np.ndarray:
+        canvas = FigureCanvasAgg(gradients(rows, "title"))
+        canvas.draw()
+        return np.asarray(canvas.buffer_rgba(), dtype=float)
+
+    rows = run.gradients.read()
+    grown = [
+        row | {"grad_input_rms": row["grad_input_rms"] * 10 ** row["time_step"]} for row in rows
+    ]
+    before = drawn(rows)
+    assert np.array_equal(before, drawn(rows))
+    assert np.abs(before - drawn(grown)).mean() > 1
+
+
+def test_nothing_measured_nothing_drawn(tmp_path):
+    small_trainer(tmp_path / "twin", "neuron.kind=relu", "train.max_steps=4").fit()
+    paths = draw_run(RunFolder(tmp_path / "twin"), small_recipe(), synthetic=True)
+    assert [path.name for path in paths] == ["curves.png"]
+    small_trainer(tmp_path / "none").fit(until=0)
+    assert draw_run(RunFolder(tmp_path / "none"), small_recipe(), synthetic=False) == []
+
+
+def test_gradients_that_are_zero_or_not_finite_are_drawn_as_gaps(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", "x")
+    values = [0.0, float("inf"), 1e-3, float("nan")]
+    folder.gradients.append(
+        {
+            "step": 1,
+            "layer": f"layer{index}",
+            "index": index,
+            "time_step": t,
+            "grad_input_rms": value,
+            "firing_rate": 0.0,
+            "outside_share": 1.0,
+        }
+        for index, value in enumerate(values)
+        for t in range(2)
+    )
+    paths = draw_run(folder, small_recipe(), synthetic=False)
+    assert [path.name for path in paths] == ["gradients.png", "firing.png"]

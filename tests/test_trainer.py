@@ -1,0 +1,463 @@
+"""The training loop: what it computes, what it writes, and what it leaves alone."""
+
+import errno
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from spiketriton import checkpoint
+from spiketriton.data import build_data
+from spiketriton.errors import UserError
+from spiketriton.meters import Diverged, Meters
+from spiketriton.plan import Plan
+from spiketriton.runfolder import RunFolder, _write_or_leave
+from tests.small_runs import Lines, assert_equal, last_state, small_recipe, small_trainer, untimed
+
+TRAIN_KEYS = {
+    "kind", "step", "epoch", "seconds", "lr", "loss", "grad_norm", "images_per_s", "data_wait",
+    "firing_rate", "peak_memory_mib",
+}  # fmt: skip
+EVAL_KEYS = {
+    "kind", "step", "epoch", "seconds", "test_accuracy", "test_loss", "test_images",
+    "test_seconds",
+}  # fmt: skip
+
+
+def weights(trainer) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+
+
+def test_it_learns(tmp_path):
+    outcome = small_trainer(tmp_path / "run", "train.epochs=8", "model.width=12").fit()
+    losses = [row["loss"] for row in RunFolder(tmp_path / "run").metrics.read() if "loss" in row]
+    assert losses[-1] < 0.7 * losses[0]
+    assert outcome.progress.best_accuracy > 0.5  # of ten classes
+
+
+def test_rows_of_metrics(tmp_path):
+    small_trainer(tmp_path / "run").fit()
+    rows = RunFolder(tmp_path / "run").metrics.read()
+    train = [row for row in rows if row["kind"] == "train"]
+    tests = [row for row in rows if row["kind"] == "eval"]
+    assert [row["step"] for row in train] == [4, 8, 12, 16, 20, 21]
+    assert [(row["step"], row["epoch"]) for row in tests] == [(7, 1), (14, 2), (21, 3)]
+    assert all(set(row) == TRAIN_KEYS for row in train)
+    assert all(set(row) == EVAL_KEYS for row in tests)
+    for row in train:
+        assert row["loss"] > 0
+        assert row["grad_norm"] > 0
+        assert row["images_per_s"] > 0
+        assert 0 <= row["data_wait"] <= 1
+        assert 0 < row["firing_rate"] < 1
+        assert row["peak_memory_mib"] > 10
+    for row in tests:
+        assert 0 <= row["test_accuracy"] <= 1
+        assert row["test_images"] == 50
+    seconds = [row["seconds"] for row in rows]
+    assert seconds == sorted(seconds)
+    assert [row["step"] for row in rows] == sorted(row["step"] for row in rows)
+
+
+def test_the_accuracy_is_that_of_the_whole_test_set(tmp_path):
+    trainer = small_trainer(tmp_path / "run", "train.epochs=2")
+    outcome = trainer.fit()
+    trainer.model.eval()
+    data = build_data(trainer.recipe)
+    images, labels = (torch.cat(parts) for parts in zip(*data.test, strict=True))
+    assert len(images) == 50  # in batches of 16: the last one is smaller
+    with torch.no_grad():
+        currents = trainer.model(images).mean(0)
+    right = (currents.argmax(1) == labels).sum().item()
+    assert outcome.progress.test_accuracy == right / 50
+    assert 0 < right < 50
+    loss = nn.functional.cross_entropy(currents, labels).item()
+    assert outcome.progress.test_loss == pytest.approx(loss, rel=1e-4)
+
+
+def test_testing_leaves_no_trace_in_training(tmp_path):
+    often, once = (
+        small_trainer(tmp_path / "often"),
+        small_trainer(tmp_path / "once", "train.eval_every=3"),
+    )
+    often.fit()
+    once.fit()
+    assert_equal(weights(often), weights(once))
+    assert often.model.training
+    tests = [row for row in RunFolder(tmp_path / "once").metrics.read() if row["kind"] == "eval"]
+    assert [row["step"] for row in tests] == [21]
+
+
+def test_watching_leaves_no_trace_in_training(tmp_path):
+    watched = small_trainer(tmp_path / "watched", "monitor.every=1")
+    alone = small_trainer(tmp_path / "alone", "monitor.enabled=false", "train.log_every=21")
+    watched.fit()
+    alone.fit()
+    assert_equal(weights(watched), weights(alone))
+    assert RunFolder(tmp_path / "alone").gradients.read() == []
+    assert RunFolder(tmp_path / "alone").metrics.read()[-2]["firing_rate"] is None
+
+
+def test_a_seed_gives_one_run_and_another_seed_another(tmp_path):
+    torch.rand(7)  # what happened before does not matter
+    first = small_trainer(tmp_path / "first")
+    first.fit(until=5)
+    second, other = small_trainer(tmp_path / "second"), small_trainer(tmp_path / "other", "seed=1")
+    second.fit(until=5)
+    other.fit(until=5)
+    assert_equal(last_state(tmp_path / "first"), last_state(tmp_path / "second"))
+    assert not torch.equal(first.model.fc.weight, other.model.fc.weight)
+
+
+def test_parts_of_a_step_sum_to_the_gradient_of_the_whole(tmp_path):
+    """Without batch norm and spikes, but for rounding."""
+    alike = ["model.norm=none", "neuron.kind=relu", "train.optimizer=sgd", "train.lr=0.1"]
+    whole = small_trainer(tmp_path / "whole", *alike)
+    parts = small_trainer(tmp_path / "parts", *alike, "train.accumulate=4")
+    start = weights(whole)
+    whole.fit(until=1)
+    parts.fit(until=1)
+    for name, value in weights(whole).items():
+        moved = (value - start[name]).abs().max()
+        difference = (value - weights(parts)[name]).abs().max()
+        assert difference <= 1e-3 * moved, name
+        assert moved > 0
+    assert whole.meters.peek()[0] == pytest.approx(parts.meters.peek()[0], rel=1e-5)
+
+
+def test_clipping(tmp_path):
+    """SGD without momentum moves by lr * gradient: by lr * limit when it is clipped."""
+    sgd = ["train.optimizer=sgd", "train.momentum=0", "train.schedule=constant", "train.warmup=0"]
+    moved, norms = {}, {}
+    for limit in ("0", "0.01"):
+        trainer = small_trainer(tmp_path / limit, *sgd, f"train.clip_grad_norm={limit}")
+        start = weights(trainer)
+        trainer.fit(until=1)
+        now = weights(trainer)
+        moved[limit] = math.sqrt(sum((now[k] - start[k]).square().sum().item() for k in now))
+        norms[limit] = trainer.meters.peek()[1]
+    assert norms["0"] == norms["0.01"] > 0.01  # what is logged is the norm before clipping
+    assert moved["0"] == pytest.approx(0.01 * norms["0"], rel=1e-3)
+    assert moved["0.01"] == pytest.approx(0.01 * 0.01, rel=1e-3)
+
+
+def test_max_steps_ends_within_an_epoch_with_a_test_and_a_checkpoint(tmp_path):
+    outcome = small_trainer(tmp_path / "run", "train.max_steps=10").fit()
+    rows = RunFolder(tmp_path / "run").metrics.read()
+    assert [(row["kind"], row["step"]) for row in rows[-2:]] == [("train", 10), ("eval", 10)]
+    assert rows[-1]["epoch"] == pytest.approx(10 / 7, abs=1e-4)
+    assert outcome.finished
+    assert last_state(tmp_path / "run")["step"] == 10
+
+
+def test_best_and_last_are_kept(tmp_path):
+    trainer = small_trainer(tmp_path / "run", "train.epochs=5", "train.lr=0.003")
+    outcome = trainer.fit()
+    tests = [row for row in RunFolder(tmp_path / "run").metrics.read() if row["kind"] == "eval"]
+    best = max(tests, key=lambda row: row["test_accuracy"])  # the first of the best
+    saved = checkpoint.read_checkpoint(tmp_path / "run" / "checkpoints" / "best.pt")
+    assert saved["step"] == outcome.progress.best_step == best["step"]
+    assert saved["best_accuracy"] == outcome.progress.best_accuracy == best["test_accuracy"]
+    assert last_state(tmp_path / "run")["step"] == 35
+
+
+@pytest.mark.parametrize("every", [0, 4])
+def test_checkpoints_are_written_when_due(tmp_path, every, monkeypatch):
+    trainer = small_trainer(tmp_path / "run", f"checkpoint.every={every}")
+    steps: list[int] = []
+    save = trainer.checkpoints.save_last
+    monkeypatch.setattr(
+        trainer.checkpoints, "save_last", lambda state: steps.append(state["step"]) or save(state)
+    )
+    trainer.fit()
+    assert steps == ([7, 14, 21] if every == 0 else [4, 7, 8, 12, 14, 16, 20, 21])
+
+
+def test_a_full_disk_does_not_end_the_run(tmp_path, monkeypatch):
+    display = Lines()
+    trainer = small_trainer(tmp_path / "run", display=display)
+    write = checkpoint._write_part
+
+    def full(path, state):
+        if state["step"] == 14:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, state)
+
+    monkeypatch.setattr(checkpoint, "_write_part", full)
+    outcome = trainer.fit()
+    assert outcome.finished
+    assert any(
+        "last.pt of step 14 could not be written: No space left" in w for w in display.warnings
+    )
+    assert last_state(tmp_path / "run")["step"] == 21
+
+
+def test_rows_wait_while_the_disk_is_full(tmp_path, monkeypatch):
+    folder = RunFolder.create(tmp_path / "run", "x")
+    warnings: list[str] = []
+    rows = folder.metrics
+    rows.warn = warnings.append
+    rows.append([{"step": 1}])
+    with monkeypatch.context() as patch:
+        patch.setattr("spiketriton.runfolder._write_or_leave", half_then_full)
+        rows.append([{"step": 2}])
+        rows.append([{"step": 3}])
+    assert len(warnings) == 1
+    assert "No space left" in warnings[0]
+    assert rows.read() == [{"step": 1}]
+    rows.append([{"step": 4}])
+    assert rows.read() == [{"step": step} for step in (1, 2, 3, 4)]
+
+
+def half_then_full(file, content: bytes) -> None:
+    """`_write_or_leave` on a disk that takes half of the content."""
+
+    class Full:
+        def __init__(self) -> None:
+            self.left = len(content) // 2
+            self.seek, self.truncate = file.seek, file.truncate
+
+        def write(self, part: memoryview) -> int:
+            if self.left == 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            written, self.left = file.write(part[: self.left]), 0
+            return written
+
+    _write_or_leave(Full(), content)
+
+
+READS = ("item", "tolist", "cpu", "__bool__", "__float__", "__int__", "__index__")
+
+
+@contextmanager
+def reads(monkeypatch) -> Iterator[list[str]]:
+    """Collects what makes the host wait for a device: values read from tensors."""
+    found: list[str] = []
+
+    def counted(name: str, read: Callable[..., Any]) -> Callable[..., Any]:
+        def method(self: Tensor, *args: Any, **kwargs: Any) -> Any:
+            found.append(name)
+            return read(self, *args, **kwargs)
+
+        return method
+
+    with monkeypatch.context() as patch:
+        for name in READS:
+            patch.setattr(Tensor, name, counted(name, getattr(Tensor, name)))
+        yield found
+
+
+def test_a_step_reads_nothing_back_and_a_row_does(tmp_path, monkeypatch):
+    """(SGD: AdamW keeps its step count on the host and reads it there, which waits for nothing.)"""
+    overrides = ["train.optimizer=sgd", "train.accumulate=2", "train.clip_grad_norm=1"]
+    trainer = small_trainer(tmp_path / "run", *overrides, "train.log_every=100")
+    trainer.fit(until=2)
+    with trainer.session():
+        with reads(monkeypatch) as step:
+            trainer.train_step()
+        with reads(monkeypatch) as row:
+            trainer.log()
+    assert step == []
+    assert row == ["tolist"] * 2
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision(tmp_path, precision):
+    trainer = small_trainer(tmp_path / "run", f"train.precision={precision}", "train.epochs=6")
+    seen: set[torch.dtype] = set()
+    trainer.model.get_submodule("layer2.0.conv1").register_forward_hook(
+        lambda module, inputs, output: seen.add(output.dtype)
+    )
+    trainer.fit()
+    assert seen == {torch.bfloat16 if precision == "bf16" else torch.float16}
+    assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
+    losses = [row["loss"] for row in RunFolder(tmp_path / "run").metrics.read() if "loss" in row]
+    assert losses[-1] < 0.95 * losses[0]
+    assert trainer.scaler.is_enabled() == (precision == "fp16")
+
+
+@pytest.mark.parametrize("channels_last", ["true", "false"])
+def test_memory_layout(tmp_path, channels_last):
+    trainer = small_trainer(tmp_path / "run", f"train.channels_last={channels_last}")
+    weight = trainer.model.get_submodule("layer1.0.conv1").weight
+    image = trainer.to_device(torch.zeros(2, 3, 4, 4))
+    wanted = torch.channels_last if channels_last == "true" else torch.contiguous_format
+    for tensor in (weight, image):
+        assert tensor.is_contiguous(memory_format=wanted)
+    assert trainer.to_device(torch.zeros(2)).shape == (2,)
+
+
+def test_threads_and_deterministic_algorithms(tmp_path):
+    before = torch.get_num_threads()
+    try:
+        small_trainer(tmp_path / "a", "train.threads=2", "train.deterministic=true")
+        assert torch.get_num_threads() == 2
+        assert torch.are_deterministic_algorithms_enabled()
+        small_trainer(tmp_path / "b")
+        assert torch.get_num_threads() == 1
+        assert not torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_compiled_model_is_what_runs(tmp_path, monkeypatch):
+    calls: list[nn.Module] = []
+
+    def compiled(model: nn.Module) -> nn.Module:
+        calls.append(model)
+        return lambda images: model(images) * 1.0  # type: ignore[return-value]
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    trainer = small_trainer(tmp_path / "run", "train.compile=true", "train.max_steps=2")
+    trainer.fit()
+    assert calls == [trainer.model]
+    assert "_orig_mod" not in "".join(last_state(tmp_path / "run")["model"])
+
+
+def test_compile_without_a_compiler_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UserError, match=r"train\.compile = true needs a C\+\+ compiler"):
+        small_trainer(tmp_path / "run", "train.compile=true")
+
+
+@pytest.mark.slow
+def test_a_compiled_run_trains_and_measures(tmp_path):
+    compiled = small_trainer(tmp_path / "compiled", "train.compile=true", "train.max_steps=8")
+    compiled.fit()
+    eager = small_trainer(tmp_path / "eager", "train.max_steps=8")
+    eager.fit()
+    rows = [RunFolder(tmp_path / name).gradients.read() for name in ("compiled", "eager")]
+    assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
+    for a, b in zip(*rows, strict=True):
+        if a["step"] == 1:
+            assert a["grad_input_rms"] == pytest.approx(b["grad_input_rms"], rel=1e-2)
+
+
+def test_a_diverging_run_ends_with_an_error_and_good_checkpoints(tmp_path):
+    diverging = ["train.optimizer=sgd", "train.lr=1e3", "model.norm=none", "neuron.kind=relu"]
+    trainer = small_trainer(tmp_path / "run", *diverging, "checkpoint.every=1")
+    with pytest.raises(Diverged, match=r"at step \d+; a lower train\.lr"):
+        trainer.fit()
+    state = last_state(tmp_path / "run")
+    assert all(torch.isfinite(value).all() for value in state["model"].values())
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm", "scaled", "word"),
+    [
+        (math.nan, 1.0, False, "loss is nan"),
+        (math.inf, 1.0, True, "loss is inf"),
+        (1.0, math.nan, False, "norm of the gradient is nan"),
+        (1.0, math.inf, True, None),  # the scaler skips such a step
+        (1.0, 1.0, False, None),
+    ],
+)
+def test_what_counts_as_diverged(loss, norm, scaled, word):
+    meters = Meters(torch.device("cpu"))
+    meters.loss += loss
+    meters.step(4, torch.tensor(norm))
+    if word is None:
+        meters.refuse_divergence(3, scaled)
+    else:
+        with pytest.raises(Diverged, match=f"the {word} at step 3"):
+            meters.refuse_divergence(3, scaled)
+
+
+def test_meters_count_what_was_between_two_rows(monkeypatch):
+    clock = iter(float(t) for t in (0, 2, 12, 20, 21, 24, 30, 34, 35, 36))
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    meters = Meters(torch.device("cpu"))  # at 0
+    meters.loss += 3.0
+    meters.step(8, torch.tensor(5.0))  # compiled from 0 to 2; measuring starts at 12
+    with meters.waiting():  # 20 to 21
+        pass
+    with meters.aside():  # 24 to 30: a test
+        pass
+    meters.loss += 1.0
+    meters.step(8, torch.tensor(7.0))
+    assert meters.state_dict() == {"loss": 4.0, "steps": 2}
+    row = meters.read()  # at 34: 22 s since 12, less 6
+    assert row == {"loss": 2.0, "grad_norm": 7.0, "images_per_s": 8 / 16, "data_wait": 1 / 16}
+    assert meters.state_dict() == {"loss": 0.0, "steps": 0}
+
+
+def test_one_step_alone_has_a_speed(tmp_path):
+    small_trainer(tmp_path / "run", "train.max_steps=1").fit()
+    row = RunFolder(tmp_path / "run").metrics.read()[0]
+    assert row["images_per_s"] > 0
+
+
+def test_the_twin_trains_and_has_no_spikes(tmp_path):
+    outcome = small_trainer(tmp_path / "run", "neuron.kind=relu").fit()
+    folder = RunFolder(tmp_path / "run")
+    assert outcome.firing_rate is None
+    assert folder.metrics.read()[0]["firing_rate"] is None
+    assert not folder.gradients.path.exists()
+    assert outcome.progress.best_accuracy > 0.2
+
+
+def test_synthetic_images_are_named_in_every_row(tmp_path):
+    small_trainer(tmp_path / "run", "data.name=synthetic", "train.epochs=1").fit()
+    rows = RunFolder(tmp_path / "run").metrics.read()
+    assert rows
+    assert all(row["synthetic"] is True for row in rows)
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    small_trainer(tmp_path / "run", "monitor.tensorboard=true", "train.epochs=1").fit()
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    rows = [row for row in RunFolder(tmp_path / "run").metrics.read() if row["kind"] == "train"]
+    logged = {event.step: event.value for event in events.Scalars("train/loss")}
+    assert logged == pytest.approx({row["step"]: row["loss"] for row in rows}, rel=1e-6)
+    assert len(events.Scalars("eval/test_accuracy")) == 1
+    assert [e.step for e in events.Scalars("grad_input_rms/layer1.0.neuron1")] == [1, 4, 7]
+
+
+def test_tensorboard_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match="pip install tensorboard"):
+        small_trainer(tmp_path / "run", "monitor.tensorboard=true")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [],
+        ["train.epochs=4", "train.eval_every=3"],
+        ["train.max_steps=9", "train.eval_every=1", "checkpoint.every=2"],
+        ["train.max_steps=1"],
+        ["train.max_steps=14", "train.eval_every=2", "monitor.every=5"],
+    ],
+)
+def test_the_plan_counts_the_tests_to_come(changes):
+    recipe = small_recipe(*changes)
+    plan = Plan.of(recipe, build_data(recipe))
+    for step in range(plan.steps + 1):
+        assert plan.tests_after(step) == sum(plan.tests(n) for n in range(step + 1, plan.steps + 1))
+    assert plan.tests(plan.steps)
+    assert plan.saves(plan.steps)
+    assert plan.logs(plan.steps)
+    assert plan.measures(1)
+    assert plan.measures(plan.steps)
+    assert not plan.tests(0)
+    assert not plan.saves(0)
+
+
+def test_two_calls_of_fit_are_one_run(tmp_path):
+    once, twice = small_trainer(tmp_path / "once"), small_trainer(tmp_path / "twice")
+    once.fit()
+    twice.fit(until=9)
+    twice.fit()
+    assert_equal(last_state(tmp_path / "once"), last_state(tmp_path / "twice"))
+    rows = [untimed(RunFolder(tmp_path / name).metrics.read()) for name in ("once", "twice")]
+    assert rows[0] == rows[1]
