@@ -1,0 +1,279 @@
+"""neuron.surrogate.width = "auto" | "auto_per_layer": the width, measured before training.
+
+What a good width is depends on the optimizer (docs/gradient_flow.md shows the experiments):
+
+sgd     takes the gradient as it is, so it must neither grow nor shrink on its way back: the depth
+        gain (geometric mean of the ratios of dL/dx between consecutive spiking layers) shall be 1.
+adamw   divides every weight's gradient by its own size, so a gain does no harm; what counts is how
+        many neurons take part. The transmission (RMS of dL/dx by that of dL/ds, by what it would be
+        if the surrogate were flat, the geometric mean over layers) shall be 1/2. A flat surrogate
+        passes everything, a narrow one next to nothing; measured with the reset detached, because a
+        flat surrogate would make the path through an attached reset explode.
+
+Both are measured on a few batches of the training images, always the same, in training mode. The
+forward pass does not depend on the width, so both are smooth functions of it: a coarse scan from
+narrow to wide finds the first crossing, bisection on log(width) the rest. Nothing is random.
+
+"auto_per_layer" starts there and lets each layer meet the target by itself: under sgd the ratio of
+its dL/dx to the next layer's, under adamw its own transmission.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+
+from spiketriton.config import Recipe
+from spiketriton.data import Data
+from spiketriton.losses import build_loss
+from spiketriton.models import Network
+from spiketriton.probing import Batch, Loss, Prober
+from spiketriton.verdict import Measurement, depth_gain
+
+TARGET_GAIN = 1.0
+TARGET_TRANSMISSION = 0.5
+TOLERANCE = 0.01  # relative, of the value that was aimed at
+# of the threshold: the widths that are tried
+SCAN = tuple(0.02 * 4.0**k for k in range(8))
+FLAT = 1e5  # of the threshold: as good as no edge
+# each layer stays within this factor of the common width
+LAYER_RANGE = 8.0
+LAYER_ROUNDS = 16
+BATCHES, CPU_IMAGES, GPU_IMAGES = 2, 32, 64
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was chosen and why; plain data, saved with the run.
+
+    goal: "depth gain" or "transmission"; `target` is what it should be and `reached` what it is.
+    width: the common one; `widths`: that of each spiking layer.
+    met: whether the target was reached within the tolerance (of "auto_per_layer": by all layers).
+    scan: (width, value of the goal) of the coarse scan, from narrow to wide.
+    missed: the layers that stayed away from the target by more than 5 %.
+    """
+
+    mode: str
+    optimizer: str
+    goal: str
+    target: float
+    reached: float
+    width: float
+    widths: dict[str, float]
+    met: bool
+    images: int
+    scan: tuple[tuple[float, float], ...]
+    missed: tuple[str, ...] = ()
+
+    def apply(self, model: Network) -> None:
+        """Sets the widths of the spiking layers of `model`."""
+        for name, layer in model.spiking_layers():
+            layer.surrogate = replace(layer.surrogate, width=self.widths[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON and for checkpoints."""
+        scan = [list(pair) for pair in self.scan]
+        return {**asdict(self), "scan": scan, "missed": list(self.missed)}
+
+    @classmethod
+    def of_state(cls, state: dict[str, Any]) -> "Calibration":
+        scan = tuple((float(width), float(value)) for width, value in state["scan"])
+        return cls(**{**state, "scan": scan, "missed": tuple(state["missed"])})
+
+    def lines(self) -> list[str]:
+        """What was chosen and why, for the user."""
+        per_layer = self.mode == "auto_per_layer"
+        chosen = f"{self.width:.4g}"
+        if per_layer:
+            low, high = min(self.widths.values()), max(self.widths.values())
+            chosen = f"{low:.4g} to {high:.4g} by layer (one for all: {chosen})"
+        why = {
+            "sgd": "SGD takes gradients as they are, so they should neither grow nor shrink",
+            "adamw": "AdamW rescales gradients, so what counts is how many neurons pass them on",
+        }[self.optimizer]
+        lines = [
+            f"surrogate width: {chosen}; {self.goal} {self.reached:.3g}, wanted "
+            f"{self.target:g}: {why} ({self.images} images)"
+        ]
+        if not self.met and not per_layer:
+            low, high = (min(v for _, v in self.scan), max(v for _, v in self.scan))
+            lines.append(
+                f"no width reaches a {self.goal} of {self.target:g}: from {self.scan[0][0]:g} to "
+                f"{self.scan[-1][0]:g} it goes from {low:.3g} to {high:.3g}; the nearest was taken"
+            )
+        elif not self.met:
+            lines.append(
+                f"no width between 1/{LAYER_RANGE:g} and {LAYER_RANGE:g} times the common one "
+                f"reaches the target in {len(self.missed)} of {len(self.widths)} layers: "
+                f"{', '.join(self.missed[:4])}{' ...' if len(self.missed) > 4 else ''}"
+            )
+        return lines
+
+
+def wants_calibration(recipe: Recipe) -> bool:
+    """Whether the recipe asks for one; the ANN twin has no surrogate."""
+    return isinstance(recipe.neuron.surrogate.width, str) and recipe.neuron.kind != "relu"
+
+
+def probe_batches(
+    data: Data, device: torch.device, count: int = BATCHES, images: int = 0
+) -> list[Batch]:
+    """The first `count` batches of the training stream, each cut to so many images (0: by device).
+
+    Always the same ones for a recipe, its seed and a kind of device.
+    """
+    most = images or (CPU_IMAGES if device.type == "cpu" else GPU_IMAGES)
+    with contextlib.closing(data.train.from_step(0)) as stream:
+        return [(x[:most].to(device), y[:most].to(device)) for x, y in islice(stream, count)]
+
+
+def calibrate(
+    recipe: Recipe,
+    model: Network,
+    batches: Sequence[Batch],
+    loss: Loss | None = None,
+    autocast: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
+) -> Calibration:
+    """Measures the widths that `recipe` asks for and sets them in `model`.
+
+    Args:
+        recipe: with neuron.surrogate.width "auto" or "auto_per_layer", not of an ANN twin.
+        model: the recipe's network, at the weights that training starts from.
+        batches: what to measure on, on the model's device; see `probe_batches`.
+        loss: the recipe's, unless given.
+        autocast: the precision of the forward pass.
+    """
+    loss = build_loss(recipe.loss) if loss is None else loss
+    search = _Search(recipe, Prober(model, batches, loss, autocast))
+    mode = str(recipe.neuron.surrogate.width)
+    width, value, met = search.common_width()
+    widths = np.full(len(search.layers), width)
+    missed: tuple[str, ...] = ()
+    if mode == "auto_per_layer":
+        widths, value, missed = search.layer_widths(width)
+        met = not missed
+    found = Calibration(
+        mode=mode,
+        optimizer=recipe.train.optimizer,
+        goal=search.goal,
+        target=search.target,
+        reached=value,
+        width=float(width),
+        widths={name: float(w) for (name, _), w in zip(search.layers, widths, strict=True)},
+        met=met,
+        images=sum(len(images) for images, _ in batches),
+        scan=tuple(search.scan),
+        missed=missed,
+    )
+    found.apply(model)
+    return found
+
+
+class _Search:
+    """Measures the goal of the recipe's optimizer at any width, and finds where it is met."""
+
+    def __init__(self, recipe: Recipe, prober: Prober) -> None:
+        self.prober, self.layers = prober, prober.layers
+        self.by_gain = recipe.train.optimizer == "sgd"
+        self.goal = "depth gain" if self.by_gain else "transmission"
+        self.target = TARGET_GAIN if self.by_gain else TARGET_TRANSMISSION
+        self.unit = recipe.neuron.v_threshold
+        self.scan: list[tuple[float, float]] = []
+        if not self.by_gain:
+            self.flat = self.measure(FLAT * self.unit).transmission
+
+    def measure(self, widths: float | np.ndarray) -> Measurement:
+        """At one width for all layers, or one each."""
+        each = np.broadcast_to(widths, len(self.layers))
+        for (_, layer), width in zip(self.layers, each, strict=True):
+            layer.surrogate = replace(layer.surrogate, width=float(width))
+        with contextlib.nullcontext() if self.by_gain else self._detached():
+            return self.prober.measure()
+
+    @contextlib.contextmanager
+    def _detached(self) -> Iterator[None]:
+        kept = [layer.detach_reset for _, layer in self.layers]
+        for _, layer in self.layers:
+            layer.detach_reset = True
+        try:
+            yield
+        finally:
+            for (_, layer), detach in zip(self.layers, kept, strict=True):
+                layer.detach_reset = detach
+
+    def value(self, measured: Measurement) -> float:
+        """The goal, all layers together; 0 when nothing arrives, inf when it overflows."""
+        value = depth_gain(measured) if self.by_gain else _mean(self._shares(measured))
+        return value if math.isfinite(value) else math.inf
+
+    def each(self, measured: Measurement) -> np.ndarray:
+        """The goal of each layer, [layers]; that of the last layer has no gain and is the target."""
+        if not self.by_gain:
+            return self._shares(measured)
+        profile = measured.depth_profile
+        nearer = np.append(profile[1:], profile[-1])
+        return np.divide(profile, nearer, out=np.zeros_like(profile), where=nearer > 0)
+
+    def _shares(self, measured: Measurement) -> np.ndarray:
+        flat = self.flat
+        return np.divide(measured.transmission, flat, out=np.zeros_like(flat), where=flat > 0)
+
+    def common_width(self) -> tuple[float, float, bool]:
+        """One width for all layers, the goal there, and whether that is the target."""
+        for factor in SCAN:
+            width = factor * self.unit
+            self.scan.append((width, self.value(self.measure(width))))
+        # infinity counts as too wide; the first crossing is the one where gradients are tame
+        for (low, below), (high, above) in zip(self.scan, self.scan[1:], strict=False):
+            if below <= self.target <= above:
+                return self._bisect(low, high)
+        distance = [abs(math.log(max(v, 1e-300) / self.target)) for _, v in self.scan]
+        width, value = self.scan[int(np.argmin(distance))]
+        self.measure(width)
+        return width, value, False
+
+    def _bisect(self, low: float, high: float) -> tuple[float, float, bool]:
+        width = value = math.nan
+        for _ in range(24):
+            width = math.sqrt(low * high)
+            value = self.value(self.measure(width))
+            if abs(value / self.target - 1) < TOLERANCE:
+                return width, value, True
+            low, high = (width, high) if value < self.target else (low, width)
+        return width, value, False
+
+    def layer_widths(self, common: float) -> tuple[np.ndarray, float, tuple[str, ...]]:
+        """A width for each layer, the goal there, and the names of layers that miss the target.
+
+        A layer's value depends on its own width and hardly on the others', so all move at once: by
+        a power of what is missing, damped as long as a layer swings to and fro.
+        """
+        logs = np.full(len(self.layers), math.log(common))
+        low, high = logs - math.log(LAYER_RANGE), logs + math.log(LAYER_RANGE)
+        stride, before = np.full(len(logs), 1.3), np.zeros(len(logs))
+        best = (math.inf, logs, 0.0, np.zeros(len(logs)))
+        for _ in range(LAYER_ROUNDS):
+            measured = self.measure(np.exp(logs))
+            error = np.log(np.maximum(self.each(measured), 1e-6) / self.target)
+            worst = float(np.abs(error).max())
+            if worst < best[0]:
+                best = (worst, logs, self.value(measured), error)
+            if worst < TOLERANCE:
+                break
+            stride = np.where(error * before < 0, 0.6 * stride, stride)
+            before = error
+            logs = np.clip(logs - stride * error, low, high)
+        _, logs, value, error = best
+        names = np.array(self.prober.names)
+        return np.exp(logs), value, tuple(str(name) for name in names[np.abs(error) > 0.05])
+
+
+def _mean(shares: np.ndarray) -> float:
+    """Geometric mean; 0 as soon as one layer passes nothing on."""
+    return float(np.exp(np.log(shares).mean())) if (shares > 0).all() else 0.0
