@@ -213,7 +213,7 @@ class _Search:
         return value if math.isfinite(value) else math.inf
 
     def each(self, measured: Measurement) -> np.ndarray:
-        """The goal of each layer, [layers]; that of the last layer has no gain and is the target."""
+        """The goal of each layer, [layers]; the last one has no gain and counts as on target."""
         if not self.by_gain:
             return self._shares(measured)
         profile = measured.depth_profile

@@ -2,6 +2,7 @@
 
 recipe.toml        the resolved recipe
 environment.json   a JSON array, one object a session: versions, commit, device, command line
+calibration.json   the surrogate's widths and why, where the recipe leaves them to be measured
 metrics.jsonl      one JSON object a row: {"kind": "train" | "eval", "step": ..., ...}
 gradients.jsonl    one row per measured step, spiking layer and time step
 checkpoints/       last.pt, best.pt (see checkpoint.py)
@@ -31,6 +32,7 @@ class RunFolder:
         self.path = path
         self.recipe = path / "recipe.toml"
         self.environment = path / "environment.json"
+        self.calibration = path / "calibration.json"
         self.checkpoints = path / "checkpoints"
         self.metrics = Rows(path / "metrics.jsonl")
         self.gradients = Rows(path / "gradients.jsonl")
@@ -100,6 +102,19 @@ class RunFolder:
         _replace(self.environment, json.dumps(sessions, indent=2) + "\n")
         if not self.recipe.exists():
             _replace(self.recipe, to_toml(recipe))
+
+    def write_calibration(self, calibration: Row) -> None:
+        """What was measured before training; the same numbers when it is measured again."""
+        _replace(self.calibration, json.dumps(calibration, indent=2) + "\n")
+
+    def read_calibration(self) -> Row | None:
+        """What `write_calibration` left, or None. UserError: it is damaged."""
+        if not self.calibration.exists():
+            return None
+        try:
+            return dict(json.loads(self.calibration.read_text("utf-8")))
+        except ValueError:
+            raise UserError(f"{self.calibration} is damaged: no JSON") from None
 
     def cut(self, step: int, tested_at: int) -> None:
         """Drops the rows after a checkpoint of `step`, whose last test was at `tested_at`."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from spiketriton import __version__, environment
+from spiketriton.calibration import Calibration, calibrate, probe_batches, wants_calibration
 from spiketriton.checkpoint import Checkpoints, refuse_another_recipe
 from spiketriton.config import Recipe, recipe_from_toml, to_toml
 from spiketriton.data import Data
@@ -80,6 +81,7 @@ class Trainer:
         self.meters = Meters(self.device)
         self.checkpoints = Checkpoints(folder.checkpoints, recipe.checkpoint.keep, display.warn)
         self.stop = StopSignals(display.stopping)
+        self.calibration: Calibration | None = None
         self.progress = Progress()
         self.saved_at: int | None = None
         self.images_per_s: float | None = None
@@ -92,6 +94,8 @@ class Trainer:
         Diverged: the loss or the gradient became infinite or NaN.
         """
         end = self.plan.steps if until is None else min(until, self.plan.steps)
+        if wants_calibration(self.recipe) and self.calibration is None:
+            self.calibrate()
         with self.stop, self.session():
             while True:
                 if self.plan.tests(self.step) and self.progress.tested_at < self.step:
@@ -106,6 +110,15 @@ class Trainer:
             if self.saved_at != self.step:
                 self.save()
         return self.outcome()
+
+    def calibrate(self) -> None:
+        """Measures the surrogate's width on the first images; leaves it in calibration.json."""
+        batches = probe_batches(self.data, self.device)
+        found = calibrate(self.recipe, self.model, batches, self.loss, self.autocast)
+        self.calibration = found
+        self.folder.write_calibration(found.state_dict())
+        for line in found.lines():
+            self.display.note(line)
 
     def train_step(self) -> None:
         """One optimizer step: the micro-batches' gradients, summed, clipped and applied."""
@@ -234,6 +247,7 @@ class Trainer:
             "version": __version__,
             **{name: getattr(self, name).state_dict() for name in _STATEFUL},
             "random": random_state(),
+            "calibration": self.calibration.state_dict() if self.calibration else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -241,6 +255,9 @@ class Trainer:
         for name in _STATEFUL:
             getattr(self, name).load_state_dict(state[name])
         self.random_state = state["random"]
+        if state["calibration"] is not None:
+            self.calibration = Calibration.of_state(state["calibration"])
+            self.calibration.apply(self.model)
 
     @property
     def step(self) -> int:

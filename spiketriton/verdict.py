@@ -69,7 +69,9 @@ class Measurement:
             scale: what the loss was multiplied by.
         """
         count = np.asarray(elements, np.float64)[:, None]
-        field = dict(zip(PROBE_FIELDS, np.moveaxis(np.asarray(sums, np.float64), -1, 0)))
+        field = dict(
+            zip(PROBE_FIELDS, np.moveaxis(np.asarray(sums, np.float64), -1, 0), strict=True)
+        )
         rms = {name: np.sqrt(field[f"{name}_sq"] / count) / scale for name in _NORMS}
         return cls(
             names=tuple(names),
@@ -206,9 +208,7 @@ class Verdict:
     def _finding(self, axis: Axis) -> str:
         layer, step = axis.extreme
         extreme = "largest" if axis.word == "exploding" else "smallest"
-        place = (
-            self.names[axis.steepest] if axis.name == "depth" else f"time step {axis.steepest}"
-        )
+        place = self.names[axis.steepest] if axis.name == "depth" else f"time step {axis.steepest}"
         what = "layer" if axis.name == "depth" else "time step"
         return (
             f"the gradient is {axis.word} through {axis.name}: first {what} "
@@ -257,7 +257,7 @@ def _axis(name: Any, profile: np.ndarray, grads: np.ndarray, optimizer: str) -> 
     word: Word = "healthy"
     if np.isinf(finite).any() or (ratio is not None and ratio > high):
         word = "exploding"
-    elif ratio is None and len(profile) > 1 or (ratio is not None and ratio < low):
+    elif (ratio is None and len(profile) > 1) or (ratio is not None and ratio < low):
         word = "vanishing"
     sign = -1 if word == "vanishing" else 1
     towards = np.where(np.isnan(jumps), -np.inf, sign * jumps)
