@@ -1,0 +1,199 @@
+"""Pictures of a sweep: norms.png, times.png, accuracy.png and, when depth was swept, depth.png."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from spiketriton.pictures import GREY, STYLE, _figure
+from spiketriton.runfolder import RunFolder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from spiketriton.sweep import Group
+
+MOST_PANELS = 12
+WIDTH = "neuron.surrogate.width"
+
+
+def draw_sweep(groups: Sequence[Group], out: Path, synthetic: bool) -> list[Path]:
+    """Draws what the swept keys allow; returns the paths."""
+    import matplotlib
+
+    keys = list(groups[0].values)
+    if not keys:
+        return []
+    note = " (synthetic images)" if synthetic else ""
+    # the key along the axis: the width or the depth where it was swept, else the first
+    along = next((key for key in (WIDTH, "model.depth") if key in keys), keys[0])
+    drawn = []
+    with matplotlib.rc_context(STYLE):
+        pictures: list[tuple[str, Figure | None]] = [
+            ("norms.png", norms(groups, along, _by_layer, "spiking layer", note)),
+            ("times.png", norms(groups, along, _by_time, "time step", note)),
+            ("accuracy.png", accuracy(groups, along, note)),
+        ]
+        if "model.depth" in keys and along != "model.depth":
+            pictures.append(("depth.png", accuracy(groups, "model.depth", note)))
+        for name, figure in pictures:
+            if figure is not None:
+                figure.savefig(out / name)
+                drawn.append(out / name)
+    return drawn
+
+
+def norms(
+    groups: Sequence[Group],
+    along: str,
+    profile: Callable[[np.ndarray], np.ndarray],
+    label: str,
+    note: str,
+) -> Figure | None:
+    """RMS of dL/dx at the first step (the untrained net), a line per value of `along`."""
+    panels = _split(groups, along)
+    if len(panels) > MOST_PANELS:
+        return None
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = _figure(4.2 * columns + 1.6, 3.1 * rows + 0.6)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for ax in axes.flat[len(panels) :]:
+        ax.set_visible(False)
+    values = _ordered({group.values[along] for group in groups})
+    colours = dict(zip(values, _colours(len(values)), strict=True))
+    shown = False
+    for ax, (title, members) in zip(axes.flat, panels.items(), strict=False):
+        for group in sorted(members, key=lambda g: values.index(g.values[along])):
+            lines = [line for cell in group.cells if (line := _first_norms(cell.path)) is not None]
+            if not lines:
+                continue
+            with np.errstate(divide="ignore"):
+                logs = np.log(np.stack([profile(line) for line in lines]))
+            mean = np.exp(np.where(np.isfinite(logs), logs, np.nan).mean(0))
+            value = group.values[along]
+            marked = {"ls": "--", "lw": 2.0} if value.startswith("auto") else {"lw": 1.3}
+            text = f"{value} ({group.width:.3g})" if value.startswith("auto") else value
+            places = np.arange(len(mean)) + (label != "time step")
+            ax.plot(places, mean, color=colours[value], label=text, **marked)
+            shown = True
+        ax.set_yscale("log")
+        ax.set_title(title or "", fontsize=9)
+        ax.set_xlabel(label)
+        ax.set_ylabel("RMS of dL/dx")
+    if not shown:
+        return None
+    handles, labels = max(
+        (ax.get_legend_handles_labels() for ax in axes.flat), key=lambda h: len(h[1])
+    )
+    figure.legend(handles, labels, title=along.rpartition(".")[2], loc="outside right upper")
+    figure.suptitle(
+        f"Gradient against {label}, before training{note}", x=0.01, ha="left", fontweight="bold"
+    )
+    return figure
+
+
+def accuracy(groups: Sequence[Group], along: str, note: str) -> Figure | None:
+    """Final test accuracy against `along`, mean and spread over seeds, a line per combination.
+
+    Calibrated widths are stars, at the width that was chosen.
+    """
+    panels = _split(groups, along)
+    fixed = [g for g in groups if _number(g.values[along]) is not None]
+    figure = _figure(8.4, 4.6)
+    ax = figure.subplots()
+    colours = _colours(len(panels))
+    if fixed:
+        ax.set_xscale("log")
+    names = _ordered({g.values[along] for g in groups})
+    for colour, (title, members) in zip(colours, panels.items(), strict=True):
+        points = []
+        for group in members:
+            number = _number(group.values[along])
+            star = along == WIDTH and number is None
+            x = group.width if star else number if fixed else names.index(group.values[along])
+            if x is None or math.isnan(group.mean):
+                continue
+            error = 0.0 if math.isnan(group.spread) else 100 * group.spread
+            if star:
+                ax.errorbar(
+                    x,
+                    100 * group.mean,
+                    error,
+                    color=colour,
+                    marker="*",
+                    ms=15,
+                    mec="black",
+                    zorder=3,
+                )
+            else:
+                points.append((x, 100 * group.mean, error))
+        if points:
+            x, y, e = np.array(sorted(points)).T
+            ax.errorbar(x, y, e, color=colour, marker="o", ms=4, lw=1.3, capsize=2)
+        ax.plot([], [], color=colour, marker="o", ms=4, label=title or "accuracy")
+    if any(g.values[along].startswith("auto") for g in groups):
+        ax.plot([], [], color=GREY, marker="*", ms=12, ls="", mec="black", label="auto")
+    if not fixed:
+        ax.set_xticks(range(len(names)), names)
+    if along == "model.depth" and fixed:
+        ticks = sorted({number for g in fixed if (number := _number(g.values[along])) is not None})
+        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.minorticks_off()
+    ax.set(xlabel=along, ylabel="test accuracy (%)", title=f"Final accuracy{note}")
+    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def _split(groups: Sequence[Group], along: str) -> dict[str, list[Group]]:
+    """Groups by their other values."""
+    panels: dict[str, list[Group]] = {}
+    for group in groups:
+        rest = [f"{k.rpartition('.')[2]} {v}" for k, v in group.values.items() if k != along]
+        panels.setdefault(", ".join(rest), []).append(group)
+    return panels
+
+
+def _first_norms(path: Path) -> np.ndarray | None:
+    """RMS of dL/dx at the first measured step, [layers, T]; None for an ANN."""
+    rows = RunFolder(path).gradients.read()
+    if not rows:
+        return None
+    first = [row for row in rows if row["step"] == rows[0]["step"]]
+    values = np.full([1 + max(row[k] for row in first) for k in ("index", "time_step")], np.nan)
+    for row in first:
+        if row["grad_input_rms"] is not None:
+            values[row["index"], row["time_step"]] = row["grad_input_rms"]
+    return values
+
+
+def _by_layer(values: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.mean(values**2, axis=1))
+
+
+def _by_time(values: np.ndarray) -> np.ndarray:
+    """Geometric mean over layers."""
+    with np.errstate(divide="ignore"):
+        return np.exp(np.log(values).mean(0))
+
+
+def _number(value: str) -> float | None:
+    try:
+        return float(value)
+    except ValueError:
+        return None
+
+
+def _ordered(values: set[str]) -> list[str]:
+    """Numbers by size, then words."""
+    return sorted(values, key=lambda v: (_number(v) is None, _number(v) or 0.0, v))
+
+
+def _colours(count: int) -> Any:
+    from matplotlib import colormaps
+
+    return colormaps["viridis"](np.linspace(0, 0.92, max(count, 2)))[:count]
