@@ -7,6 +7,7 @@ from ._arguments import PROBE_FIELDS
 from ._backend import backend_for, use_backend
 from .bn_lif import multistep_bn_lif, multistep_bn_lif_reference
 from .lif import multistep_lif, multistep_lif_reference
+from .packed import pack_spikes, unpack_spikes
 from .surrogate import REACH, SHAPES, Surrogate
 
 __all__ = [
@@ -19,5 +20,7 @@ __all__ = [
     "multistep_bn_lif_reference",
     "multistep_lif",
     "multistep_lif_reference",
+    "pack_spikes",
+    "unpack_spikes",
     "use_backend",
 ]

@@ -28,7 +28,7 @@ from .surrogate import SHAPES
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _RESETS = {"soft": 0, "hard": 1, "none": 2}
-_FORWARD, _BACKWARD, _NORM_BACKWARD, _STATISTICS = range(4)
+_FORWARD, _BACKWARD, _NORM_BACKWARD, _STATISTICS, _PACK, _UNPACK = range(6)
 _SOURCE = Path(__file__).with_name("native.cpp")
 _FLAGS = ("-O3", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 # Tried in turn: the machine's own vector units and threads, then less.
@@ -246,3 +246,15 @@ def channel_statistics(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     mean, var = (y.new_empty(y.shape[2], dtype=membrane_dtype(y.dtype)) for _ in range(2))
     _run(_STATISTICS, y, dx=mean, dy=var)
     return mean, var
+
+
+def pack(spikes: torch.Tensor, bits: torch.Tensor) -> None:
+    """Fill bits, uint8, from flat spikes."""
+    call = _Call(neurons=spikes.numel(), threads=torch.get_num_threads(), x=spikes.data_ptr(), spikes=bits.data_ptr())
+    library(spikes.dtype).spiketriton_run(ctypes.byref(call), _PACK)
+
+
+def unpack(bits: torch.Tensor, spikes: torch.Tensor) -> None:
+    """Fill flat spikes from bits, uint8."""
+    call = _Call(neurons=spikes.numel(), threads=torch.get_num_threads(), x=bits.data_ptr(), spikes=spikes.data_ptr())
+    library(spikes.dtype).spiketriton_run(ctypes.byref(call), _UNPACK)

@@ -674,7 +674,34 @@ void statistics(const Call &c) {
     }
 }
 
-enum Pass { FORWARD, BACKWARD, NORM_BACKWARD, STATISTICS };
+// One bit a spike, in memory order: x -> spikes as bytes, and back.
+template <class T>
+void pack(const Call &c) {
+    const T *x = (const T *)c.x;
+    uint8_t *bits = (uint8_t *)c.spikes;
+    const int64_t n = c.neurons, bytes = (n + 7) / 8;
+#pragma omp parallel for schedule(static) num_threads(c.threads)
+    for (int64_t j = 0; j < bytes; j++) {
+        unsigned byte = 0;
+        const int m = int(std::min<int64_t>(8, n - 8 * j));
+        for (int i = 0; i < m; i++) byte |= unsigned(load(x[8 * j + i]) != 0) << i;
+        bits[j] = uint8_t(byte);
+    }
+}
+
+template <class T, class A>
+void unpack(const Call &c) {
+    const uint8_t *bits = (const uint8_t *)c.x;
+    T *out = (T *)c.spikes;
+    const int64_t n = c.neurons, bytes = (n + 7) / 8;
+#pragma omp parallel for schedule(static) num_threads(c.threads)
+    for (int64_t j = 0; j < bytes; j++) {
+        const int m = int(std::min<int64_t>(8, n - 8 * j));
+        for (int i = 0; i < m; i++) store(out + 8 * j + i, A(bits[j] >> i & 1));
+    }
+}
+
+enum Pass { FORWARD, BACKWARD, NORM_BACKWARD, STATISTICS, PACK, UNPACK };
 
 template <class T, class A>
 void run(const Call &c, int pass) {
@@ -682,7 +709,9 @@ void run(const Call &c, int pass) {
         case FORWARD: return forward<T, A>(c);
         case BACKWARD: return backward<T, A>(c);
         case NORM_BACKWARD: return norm_backward<T, A>(c);
-        default: return statistics<T, A>(c);
+        case STATISTICS: return statistics<T, A>(c);
+        case PACK: return pack<T>(c);
+        default: return unpack<T, A>(c);
     }
 }
 
