@@ -1,0 +1,84 @@
+"""What every test shares: where Triton runs, which backend serves a kernel test, the slow switch.
+
+Without a GPU the Triton kernels are interpreted. Triton decides that when it is imported, so the
+variable is set here, before anything imports it, and taken away again: outside the tests that ask
+for the triton backend, CPU tensors go where they go for a user, and so do child processes.
+"""
+
+import os
+import shutil
+
+import pytest
+import torch
+
+CUDA = torch.cuda.is_available()
+
+if not CUDA:
+    os.environ["TRITON_INTERPRET"] = "1"
+    from spiketriton_kernels import _triton  # noqa: F401 - decorates the kernels as interpreted
+
+    del os.environ["TRITON_INTERPRET"]
+
+from spiketriton_kernels import use_backend  # noqa: E402 - Triton must be imported after that
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    slow = pytest.mark.skip(reason="takes minutes; run with --slow")
+    gpu = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if "slow" in item.keywords and not config.getoption("--slow"):
+            item.add_marker(slow)
+        if "gpu" in item.keywords and not CUDA:
+            item.add_marker(gpu)
+
+
+def need_native() -> None:
+    """Skip where there is no C++ compiler. With one, a forced backend that does not build fails."""
+    named = os.environ.get("CXX")
+    if not any(shutil.which(name) for name in ([named] if named else ["c++", "g++", "clang++"])):
+        pytest.skip("no C++ compiler: the native backend cannot be built here")
+
+
+@pytest.fixture
+def triton_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton kernels serve every tensor: on the GPU, or interpreted."""
+    if not CUDA:
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+        round_to_nearest(monkeypatch)
+
+
+def round_to_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the interpreter round float32 to bfloat16 as GPUs do; by itself it cuts bits off."""
+    from triton import language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    cut_off = InterpreterBuilder.cast_impl
+
+    def cast(self, source, target):
+        if source.dtype.scalar == tl.float32 and target.scalar == tl.bfloat16:
+            rounded = torch.from_numpy(source.data).to(torch.bfloat16).view(torch.uint16)
+            return TensorHandle(rounded.numpy(), target.scalar)
+        return cut_off(self, source, target)
+
+    monkeypatch.setattr(InterpreterBuilder, "cast_impl", cast)
+
+
+@pytest.fixture(params=["triton", "native", "torch"])
+def backend(request: pytest.FixtureRequest):
+    """Each backend in turn; the test runs with it forced."""
+    if request.param == "triton":
+        request.getfixturevalue("triton_backend")
+    if request.param == "native":
+        need_native()
+    with use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def device(backend: str) -> torch.device:
+    """Where the backend's tensors live."""
+    return torch.device("cuda" if CUDA and backend != "native" else "cpu")
