@@ -82,8 +82,8 @@ def grid(recipe: str, axes: Sequence[str], out: Path) -> list[Cell]:
         choices[key] = listed
     swept = [key for key, values in choices.items() if len(values) > 1]
     cells = []
-    for values in product(*choices.values()):
-        given = dict(zip(choices, values, strict=True))
+    for combination in product(*choices.values()):
+        given = dict(zip(choices, combination, strict=True))
         chosen = {key: given[key] for key in swept}
         made = load_recipe(recipe, [f"{key}={value}" for key, value in given.items()])
         cells.append(Cell(chosen, made, out / _folder_name(chosen)))
@@ -104,9 +104,7 @@ def train_cell(cell: Cell) -> dict[str, Any] | int:
     if (cell.path / "recipe.toml").exists():
         folder = RunFolder.open(cell.path)
         if to_toml(folder.load_recipe()) != to_toml(cell.recipe):
-            raise UserError(
-                f"{cell.path} holds a cell of another sweep; accepted: a new folder by --out"
-            )
+            raise UserError(f"{cell.path} holds a cell of another sweep; accepted: a new folder by --out")
         if done.exists():
             return dict(json.loads(done.read_text("utf-8")))
         resume = True
@@ -233,10 +231,7 @@ def main(arguments: list[str]) -> int:
 def _without_nan(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """JSON has no word for nan: null."""
     return [
-        {
-            key: None if isinstance(value, float) and math.isnan(value) else value
-            for key, value in row.items()
-        }
+        {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
         for row in rows
     ]
 
