@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 import spiketriton
+from spiketriton.config import TrainConfig
 from spiketriton.errors import UserError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -34,8 +36,7 @@ def choose_device(wanted: str) -> Choice:
     found = torch.cuda.is_available()
     if wanted == "cuda" and not found:
         raise UserError(
-            f'train.device = "cuda", but PyTorch {torch.__version__} finds no GPU; accepted here: '
-            '"auto" or "cpu"'
+            f'train.device = "cuda", but PyTorch {torch.__version__} finds no GPU; accepted here: "auto" or "cpu"'
         )
     if wanted == "cpu":
         return Choice(torch.device("cpu"), f"{cpu_name()}, because train.device says so")
@@ -67,30 +68,34 @@ def choose_precision(wanted: str, device: torch.device) -> Choice:
     return Choice(dtype, f"by autocast{scaled}")
 
 
-def use_threads(threads: int) -> int:
-    """Sets the CPU threads of one operation (0: torch's choice) and returns their number."""
-    if threads:
-        torch.set_num_threads(threads)
-    return torch.get_num_threads()
-
-
-def use_deterministic_algorithms(wanted: bool, device: torch.device) -> None:
-    """Algorithms that give the same bits in every run, or the fastest."""
-    if wanted:
+def set_up(cfg: TrainConfig, device: torch.device) -> None:
+    """CPU threads, and algorithms that give the same bits in every run or the fastest ones."""
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    if cfg.deterministic:
         # cuBLAS reads it when it is first used; without it PyTorch refuses matrix products
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(wanted)
-    torch.backends.cudnn.benchmark = not wanted and device.type == "cuda"
+    torch.use_deterministic_algorithms(cfg.deterministic)
+    torch.backends.cudnn.benchmark = not cfg.deterministic and device.type == "cuda"
 
 
-def check_compiler(device: torch.device) -> None:
-    """UserError when train.compile is asked for on a CPU without a C++ compiler."""
+def to_device(x: Tensor, *, device: torch.device, layout: torch.memory_format) -> Tensor:
+    """`x` on the device; images [b, C, H, W] in the memory layout."""
+    layout = layout if x.ndim == 4 else torch.preserve_format
+    return x.to(device, memory_format=layout, non_blocking=True)
+
+
+def compiled(model: nn.Module) -> Any:
+    """torch.compile of a model. UserError: it is on a CPU and there is no C++ compiler."""
     candidates = [os.environ.get("CXX", ""), "g++", "clang++"]
-    if device.type == "cpu" and not any(name and shutil.which(name) for name in candidates):
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    if on_cpu and not any(name and shutil.which(name) for name in candidates):
         raise UserError(
             "train.compile = true needs a C++ compiler (g++ or clang++) on a CPU, and none is "
             "found; install one, or use train.compile=false"
         )
+    # a run has few batch sizes: code for each of them, rather than slower code for any
+    return torch.compile(model, dynamic=False)
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -124,9 +129,7 @@ def commit_of_package() -> tuple[str | None, bool]:
     root = Path(spiketriton.__file__).resolve().parent.parent
     if _git(root, "rev-parse", "--show-toplevel") != str(root):  # installed, or no repository
         return None, False
-    return _git(root, "rev-parse", "HEAD"), bool(
-        _git(root, "status", "--porcelain", "--untracked-files=no")
-    )
+    return _git(root, "rev-parse", "HEAD"), bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
 
 
 def version_line() -> str:
@@ -143,9 +146,7 @@ def version_line() -> str:
 
 def _git(root: Path, *arguments: str) -> str | None:
     try:
-        answer = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10
-        )
+        answer = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None

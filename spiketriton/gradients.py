@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spiketriton.models import Network
 from spiketriton_kernels import PROBE_FIELDS
@@ -200,3 +200,10 @@ def _finite(value: float) -> float | None:
 
 def _times(ratio: float) -> str:
     return f"{ratio:.3g}x" if 1e-3 <= ratio < 1e4 else f"{ratio:.1e}x"
+
+
+def clipped_norm(parameters: list[nn.Parameter], limit: float) -> Tensor:
+    """The norm of the whole gradient, which is then scaled down to `limit` (0: left as it is)."""
+    if limit:
+        return nn.utils.clip_grad_norm_(parameters, limit)
+    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spiketriton import __version__, environment
 from spiketriton.calibration import Calibration, calibrate, probe_batches, wants_calibration
@@ -17,7 +17,7 @@ from spiketriton.checkpoint import Checkpoints, refuse_another_recipe
 from spiketriton.config import Recipe, recipe_from_toml, to_toml
 from spiketriton.data import Data
 from spiketriton.display import Display, Outcome
-from spiketriton.gradients import GradientMonitor
+from spiketriton.gradients import GradientMonitor, clipped_norm
 from spiketriton.interrupts import StopSignals
 from spiketriton.losses import build_loss
 from spiketriton.meters import Meters, peak_memory_mib
@@ -41,21 +41,15 @@ class Trainer:
         self.recipe, self.data, self.folder, self.display = recipe, data, folder, display
         self.device = environment.choose_device(cfg.device).value
         precision = environment.choose_precision(cfg.precision, self.device).value
-        environment.use_threads(cfg.threads)
-        environment.use_deterministic_algorithms(cfg.deterministic, self.device)
+        environment.set_up(cfg, self.device)
 
         seed_everything(recipe.seed)
-        size = data.image_size
-        model = build_model(
-            recipe, classes=len(data.classes), channels=data.channels, image_size=size
-        )
+        classes, channels, size = len(data.classes), data.channels, data.image_size
+        model = build_model(recipe, classes=classes, channels=channels, image_size=size)
         layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
         self.model = model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
-        self.to_device = partial(_to_device, device=self.device, layout=layout)
-        self.forward = self.model
-        if cfg.compile:
-            environment.check_compiler(self.device)
-            self.forward = torch.compile(self.model)
+        self.to_device = partial(environment.to_device, device=self.device, layout=layout)
+        self.forward = environment.compiled(self.model) if cfg.compile else self.model
 
         self.plan = Plan.of(recipe, data)
         self.accumulate = cfg.accumulate
@@ -67,14 +61,14 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
         # the scaler skips steps that overflow, the first one too; torch takes it for a mistake
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
-        self.gradient_norm = partial(_clipped_norm, list(model.parameters()), cfg.clip_grad_norm)
+        self.gradient_norm = partial(clipped_norm, list(model.parameters()), cfg.clip_grad_norm)
 
         self.tensorboard = TensorBoard(folder.path) if recipe.monitor.tensorboard else None
         self.monitor = GradientMonitor(
             self.model,
             due=self.plan.measures,
             batch=cfg.batch_size // cfg.accumulate,
-            image_shape=(data.channels, size, size),
+            image_shape=(channels, size, size),
             scale=self.scaler.get_scale,
             write=self.record_gradients,
         )
@@ -172,7 +166,7 @@ class Trainer:
         """Accuracy (0 to 1) and loss on the test images; None when a signal came in between."""
         correct = torch.zeros((), device=self.device, dtype=torch.int64)
         loss = torch.zeros((), device=self.device, dtype=torch.float64)
-        images_of_all, batches = self.data.test.images, len(self.data.test)
+        batches = len(self.data.test)
         self.model.eval()
         for done, (images, labels) in enumerate(self.data.test, 1):
             if self.stop.requested:
@@ -186,7 +180,7 @@ class Trainer:
         self.model.train()
         if self.stop.requested:
             return None
-        return correct.item() / images_of_all, loss.item() / images_of_all
+        return correct.item() / self.data.test.images, loss.item() / self.data.test.images
 
     def log(self) -> None:
         """Writes a row of the steps since the last one; waits for the device to do so."""
@@ -231,8 +225,7 @@ class Trainer:
         if state is None:
             self.display.note("no checkpoint had been written yet: starts anew")
         else:
-            trained = recipe_from_toml(state["recipe"], state["name"])
-            refuse_another_recipe(self.recipe, trained)
+            refuse_another_recipe(self.recipe, recipe_from_toml(state["recipe"], state["name"]))
             self.load_state_dict(state)
             self.saved_at = self.step
             self.display.note(f"resumes after step {self.step} of {self.plan.steps}")
@@ -261,7 +254,6 @@ class Trainer:
 
     @property
     def step(self) -> int:
-        """Optimizer steps done."""
         return self.progress.step
 
     def seconds(self) -> float:
@@ -305,15 +297,3 @@ class Trainer:
 
 
 _STATEFUL = ("model", "optimizer", "schedule", "scaler", "meters", "monitor")
-
-
-def _to_device(x: Tensor, *, device: torch.device, layout: torch.memory_format) -> Tensor:
-    layout = layout if x.ndim == 4 else torch.preserve_format
-    return x.to(device, memory_format=layout, non_blocking=True)
-
-
-def _clipped_norm(parameters: list[nn.Parameter], limit: float) -> Tensor:
-    """The norm of the whole gradient, which is then scaled down to `limit` (0: left as it is)."""
-    if limit:
-        return nn.utils.clip_grad_norm_(parameters, limit)
-    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])

@@ -166,6 +166,15 @@ def test_best_and_last_are_kept(tmp_path):
     assert last_state(tmp_path / "run")["step"] == 35
 
 
+def test_the_first_of_equals_is_the_best(tmp_path, monkeypatch):
+    trainer = small_trainer(tmp_path / "run")
+    results = iter([(0.5, 1.0), (0.5, 0.9), (0.4, 0.8)])
+    monkeypatch.setattr(trainer, "test", lambda: next(results))
+    done = trainer.fit().progress
+    assert (done.best_accuracy, done.best_step) == (0.5, 7)
+    assert (done.test_accuracy, done.test_loss, done.tested_at) == (0.4, 0.8, 21)
+
+
 @pytest.mark.parametrize("every", [0, 4])
 def test_checkpoints_are_written_when_due(tmp_path, every, monkeypatch):
     trainer = small_trainer(tmp_path / "run", f"checkpoint.every={every}")
@@ -308,7 +317,7 @@ def test_threads_and_deterministic_algorithms(tmp_path):
 def test_compiled_model_is_what_runs(tmp_path, monkeypatch):
     calls: list[nn.Module] = []
 
-    def compiled(model: nn.Module) -> nn.Module:
+    def compiled(model: nn.Module, **options: Any) -> nn.Module:
         calls.append(model)
         return lambda images: model(images) * 1.0  # type: ignore[return-value]
 
@@ -339,8 +348,10 @@ def test_a_compiled_run_trains_and_measures(tmp_path):
             assert a["grad_input_rms"] == pytest.approx(b["grad_input_rms"], rel=1e-2)
 
 
-def test_a_diverging_run_ends_with_an_error_and_good_checkpoints(tmp_path):
+@pytest.mark.parametrize("log_every", [1, 100])
+def test_a_diverging_run_ends_with_an_error_and_good_checkpoints(tmp_path, log_every):
     diverging = ["train.optimizer=sgd", "train.lr=1e3", "model.norm=none", "neuron.kind=relu"]
+    diverging += [f"train.log_every={log_every}"]
     trainer = small_trainer(tmp_path / "run", *diverging, "checkpoint.every=1")
     with pytest.raises(Diverged, match=r"at step \d+; a lower train\.lr"):
         trainer.fit()
@@ -367,6 +378,30 @@ def test_what_counts_as_diverged(loss, norm, scaled, word):
     else:
         with pytest.raises(Diverged, match=f"the {word} at step 3"):
             meters.refuse_divergence(3, scaled)
+
+
+def test_the_time_of_tests_is_not_that_of_training(tmp_path, monkeypatch):
+    class Clock(Lines):
+        now = 0.0
+
+        def testing(self, done: int, batches: int) -> None:
+            self.now += 1000
+
+    clock = Clock()
+    monkeypatch.setattr("time.perf_counter", lambda: clock.now)
+    trainer = small_trainer(tmp_path / "run", display=clock)
+    norm = trainer.gradient_norm
+
+    def second() -> Tensor:
+        clock.now += 1  # a step's
+        return norm()
+
+    trainer.gradient_norm = second  # type: ignore[assignment]
+    trainer.fit()
+    rows = RunFolder(tmp_path / "run").metrics.read()
+    assert {row["images_per_s"] for row in rows if row["kind"] == "train"} == {16.0}
+    assert {row["test_seconds"] for row in rows if row["kind"] == "eval"} == {4000.0}
+    assert rows[-1]["seconds"] == 3 * 4000 + 21
 
 
 def test_meters_count_what_was_between_two_rows(monkeypatch):
