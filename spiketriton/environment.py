@@ -69,14 +69,25 @@ def choose_precision(wanted: str, device: torch.device) -> Choice:
 
 
 def set_up(cfg: TrainConfig, device: torch.device) -> None:
-    """CPU threads, and algorithms that give the same bits in every run or the fastest ones."""
-    if cfg.threads:
-        torch.set_num_threads(cfg.threads)
-    if cfg.deterministic:
+    """The recipe's threads and algorithms for this process."""
+    use_threads(cfg.threads)
+    use_deterministic_algorithms(cfg.deterministic, device)
+
+
+def use_threads(threads: int) -> int:
+    """Sets the CPU threads of one operation (0: torch's choice) and returns their number."""
+    if threads:
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
+
+
+def use_deterministic_algorithms(wanted: bool, device: torch.device) -> None:
+    """Algorithms that give the same bits in every run, or the fastest."""
+    if wanted:
         # cuBLAS reads it when it is first used; without it PyTorch refuses matrix products
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(cfg.deterministic)
-    torch.backends.cudnn.benchmark = not cfg.deterministic and device.type == "cuda"
+    torch.use_deterministic_algorithms(wanted)
+    torch.backends.cudnn.benchmark = not wanted and device.type == "cuda"
 
 
 def to_device(x: Tensor, *, device: torch.device, layout: torch.memory_format) -> Tensor:
