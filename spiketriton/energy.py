@@ -1,0 +1,128 @@
+"""Operations of a network for one image, counted exactly, and the energy that goes with them.
+
+An accumulate (AC) is one spike at one synapse. A spike at a place reaches as many synapses as
+there are weights that read the place (fewer at the borders, or under a stride), so
+
+    synaptic operations = sum over time steps, neurons and places of spike * fan-out,
+
+never a mean rate times a number. A shortcut that carries spikes to a neuron is a synapse too. A
+multiply-accumulate (MAC) is a synapse with an analog input: those of the first layer, which runs
+once for a constant image, and of MS-ResNet's shortcuts, which read currents at each step. Each
+neuron's membrane costs a MAC a step if it leaks, else an AC.
+Not counted, in the spiking net as in the ANN: biases, batch norm (folded), pools, sums of currents.
+
+Conventions of energy, 45 nm, 32-bit floats (Horowitz, ISSCC 2014; Han et al. 2015): 4.6 pJ a MAC,
+0.9 pJ an AC. They leave out that data must be moved. The second estimate adds it for hardware
+that reuses nothing: 5 pJ for each 32-bit word to or from an 8 KB SRAM (Horowitz 2014); an AC reads
+a weight, and reads and writes a membrane; a MAC reads a weight and a value; a neuron's step reads
+and writes its membrane. By a finer model that counts data movement, a spiking net at T = 5 beats a
+quantised ANN of its size only below a mean rate of 5.7 to 6.4 % (Yan et al. 2024, arXiv
+2409.08290).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.grad import conv2d_input
+
+from spiketriton.graph import Graph, Node, arrives, carries, layers, shapes_of
+
+MAC_PJ, AC_PJ, WORD_PJ = 4.6, 0.9, 5.0
+BREAK_EVEN_RATES = (0.057, 0.064)  # at T = 5, Yan et al. 2024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What one image costs, apart from its spikes."""
+
+    layer_macs: dict[str, int]  # of each layer with weights, as in the ANN
+    macs_once: int  # of layers that read the image
+    macs_per_step: int  # of layers that read currents
+    neurons: int
+    fan_out: dict[str, Tensor]  # int64 [C, H, W] or [F] for each node that gives spikes
+
+    @property
+    def ann_macs(self) -> int:
+        """MACs of the ANN twin: all layers, dense, once."""
+        return sum(self.layer_macs.values())
+
+
+def workload(nodes: Graph, image: tuple[int, int, int]) -> Workload:
+    """The workload of a network for images [C, H, W]."""
+    shapes = shapes_of(nodes, image)
+    weights = list(layers(nodes, "weights"))
+    macs = {node.name: _macs(node, shapes[node.name]) for node in weights}
+    source = {node.name: arrives(nodes, node) for node in weights}
+    return Workload(
+        layer_macs=macs,
+        macs_once=sum(macs[name] for name in macs if source[name] == "image"),
+        macs_per_step=sum(macs[name] for name in macs if source[name] == "currents"),
+        neurons=sum(_size(shapes[node.name]) for node in layers(nodes, "neuron")),
+        fan_out={node.name: _fan_out(nodes, node, shapes) for node in spike_sources(nodes)},
+    )
+
+
+def spike_sources(nodes: Graph) -> list[Node]:
+    """The nodes whose spikes are counted: neurons, and max-pools of spikes."""
+    return [node for node in nodes.values() if node.kind in ("neuron", "maxpool") and carries(nodes, node) == "spikes"]
+
+
+def energy_pj(work: Workload, synaptic_operations: float, steps: int, *, leaky: bool) -> tuple[float, float]:
+    """Energy of one image after `steps` time steps, by operations alone and with data movement."""
+    updates = work.neurons * steps
+    macs = work.macs_once + work.macs_per_step * steps
+    operations = MAC_PJ * (macs + leaky * updates) + AC_PJ * (synaptic_operations + (not leaky) * updates)
+    words = 2 * macs + 3 * synaptic_operations + 2 * updates
+    return operations, operations + WORD_PJ * words
+
+
+def ann_energy_pj(work: Workload) -> tuple[float, float]:
+    """The same for the ANN twin: each MAC, and the weight and the value that it reads."""
+    operations = MAC_PJ * work.ann_macs
+    return operations, operations + 2 * WORD_PJ * work.ann_macs
+
+
+def _macs(node: Node, shape: tuple[int, ...]) -> int:
+    layer = node.module
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    return _size(shape) * layer.weight[0].numel()
+
+
+def _fan_out(nodes: Graph, node: Node, shapes: dict[str, tuple[int, ...]]) -> Tensor:
+    """Synapses behind each place of `node`."""
+    shape = shapes[node.name]
+    total = torch.zeros(shape, dtype=torch.int64)
+    for reader in nodes.values():
+        if node.name not in reader.inputs or reader.kind == "maxpool":
+            continue  # a max-pool compares, and is a source of its own
+        if reader.kind == "neuron":
+            total += 1
+        elif reader.kind == "weights":
+            assert isinstance(reader.module, nn.Conv2d | nn.Linear)
+            total += _synapses(reader.module, shape)
+        else:
+            inner = _fan_out(nodes, reader, shapes)
+            total += inner.view(-1, 1, 1) if reader.kind == "mean" else inner.view(shape)
+    return total
+
+
+def _synapses(layer: nn.Conv2d | nn.Linear, shape: tuple[int, ...]) -> Tensor:
+    """Weights that read each place of an input [C, H, W] or [F]: int64, broadcasts with it.
+
+    The transpose of a convolution with ones, of ones, counts them.
+    """
+    if isinstance(layer, nn.Linear):
+        return torch.tensor(layer.out_features)
+    assert not isinstance(layer.padding, str)
+    geometry = (layer.stride, layer.padding, layer.dilation)
+    places = torch.zeros(1, 1, *shape[1:], dtype=torch.float64)
+    kernel = torch.ones(1, 1, *layer.kernel_size, dtype=torch.float64)
+    outputs = torch.ones_like(F.conv2d(places, kernel, None, *geometry))
+    count = conv2d_input(places.shape, kernel, outputs, *geometry)
+    return count[0].round().long() * (layer.out_channels // layer.groups)
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    return torch.Size(shape).numel()

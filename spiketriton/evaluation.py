@@ -1,0 +1,329 @@
+"""What a run does on its test images: accuracy by time step, spikes, operations, energy, speed."""
+
+import dataclasses
+import json
+import math
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+
+from spiketriton import environment
+from spiketriton.data import TestSet
+from spiketriton.energy import Workload, ann_energy_pj, energy_pj, spike_sources, workload
+from spiketriton.errors import UserError
+from spiketriton.graph import Graph, graph_of
+from spiketriton.neurons import IF, Norm
+from spiketriton.runs import Run
+
+CHUNK = 16  # time steps at once, so that memory does not grow with the window
+TIMED_BATCHES = 3
+Z95 = 1.959964  # two-sided 95 % of the normal distribution
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """The activity of one spiking layer (of an ANN: the share of its values that are not zero)."""
+
+    name: str
+    neurons: int
+    rate: list[float]  # spikes a neuron, of each time step
+    dead: int  # neurons that did not spike on any test image within T
+    saturated: int  # neurons that spiked at each step of each test image within T
+    synaptic_operations: float  # of one image within T, behind this layer; 0 for an ANN
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The answer of one run; lists by time step begin with the first."""
+
+    run: str
+    recipe: str
+    kind: str  # "spiking", "converted" or "ann"
+    neuron: str
+    method: str | None  # of the conversion
+    checkpoint: str
+    training_step: int
+    data: str
+    synthetic: bool
+    images: int
+    classes: list[str]
+    time_steps: int  # T of the recipe; what has no time axis here is at T
+    accuracy: list[float]
+    interval: list[tuple[float, float]]  # 95 %, Wilson
+    confusion: list[list[int]]  # [true class][answer]
+    layers: list[Layer]
+    mean_rate: float  # of all neurons and steps within T
+    synaptic_operations: list[float]  # accumulates of one image within t steps
+    neurons: int
+    macs_once: int
+    macs_per_step: int
+    ann_macs: int
+    layer_macs: dict[str, int]
+    leaky: bool
+    energy_uj: list[float]  # of one image within t steps, by operations
+    energy_with_data_uj: list[float]  # and with data movement
+    images_per_s: float  # at T, with nothing counted
+    device: str
+
+    @property
+    def steps(self) -> int:
+        """Time steps that were run."""
+        return len(self.accuracy)
+
+    @property
+    def label(self) -> str:
+        """A short name for tables and pictures."""
+        how = {"ann": "ANN", "converted": f"converted, {self.method}", "spiking": self.neuron}
+        return f"{Path(self.run).name} ({how[self.kind]})"
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Evaluation":
+        """ValueError, TypeError or KeyError: the text is no evaluation."""
+        values = json.loads(text)
+        values["layers"] = [Layer(**layer) for layer in values["layers"]]
+        values["interval"] = [tuple(pair) for pair in values["interval"]]
+        return cls(**values)
+
+
+@torch.inference_mode()
+def evaluate(run: Run, steps: int | None = None, batch_size: int = 0) -> Evaluation:
+    """Runs the test images through a network and counts everything.
+
+    Args:
+        run: a loaded run.
+        steps: time steps to go, if more than the run's own; an ANN has 1 in any case.
+        batch_size: images at once; 0 for what the recipe trains with.
+
+    Raises:
+        UserError: more steps than the network has gains for (TEBN).
+    """
+    model, data, spiking = run.model, run.data, run.model.is_spiking
+    last = max(run.time_steps, steps or 0) if spiking else 1
+    for norm in (m for m in model.modules() if isinstance(m, Norm)):
+        norm.gains(last)  # TEBN refuses steps that it has not learnt
+    test = data.test
+    if batch_size:
+        test = dataclasses.replace(test, batch_size=batch_size)
+    nodes = graph_of(model)
+    work = workload(nodes, (data.channels, data.image_size, data.image_size))
+    counter = SpikeCounter(nodes, work, steps=last, within=run.time_steps)
+
+    classes = len(data.classes)
+    correct = torch.zeros(last, dtype=torch.int64)
+    confusion = torch.zeros(classes * classes, dtype=torch.int64)
+    images_per_s = _images_per_s(run, test)
+    with counter.watching(model):
+        for images, labels in _shown(test, f"{run.folder.path.name}, {last} time steps"):
+            answers = _answers(run, images, last, counter)
+            correct += (answers == labels).sum(1)
+            pairs = labels * classes + answers[run.time_steps - 1]
+            confusion += pairs.bincount(minlength=classes * classes)
+
+    images_seen = int(confusion.sum())
+    operations = [n / images_seen if spiking else 0.0 for n in counter.operations_within()]
+    leaky = any(not isinstance(neuron, IF) for _, neuron in model.spiking_layers())
+    energy = [ann_energy_pj(work)]
+    if spiking:
+        energy = [energy_pj(work, ops, t, leaky=leaky) for t, ops in enumerate(operations, 1)]
+    return Evaluation(
+        run=str(run.folder.path),
+        recipe=run.recipe.name,
+        kind=run.kind,
+        neuron=run.recipe.neuron.kind,
+        method=run.conversion["method"] if run.conversion else None,
+        checkpoint=run.checkpoint,
+        training_step=run.step,
+        data=data.name,
+        synthetic=data.synthetic,
+        images=images_seen,
+        classes=list(data.classes),
+        time_steps=run.time_steps,
+        accuracy=[int(n) / images_seen for n in correct],
+        interval=[wilson(int(n), images_seen) for n in correct],
+        confusion=confusion.view(classes, classes).tolist(),
+        layers=counter.layers(images_seen, spiking),
+        mean_rate=counter.mean_rate(images_seen),
+        synaptic_operations=operations,
+        neurons=work.neurons,
+        macs_once=work.macs_once if spiking else work.ann_macs,
+        macs_per_step=work.macs_per_step if spiking else 0,
+        ann_macs=work.ann_macs,
+        layer_macs=work.layer_macs,
+        leaky=leaky,
+        energy_uj=[pj * 1e-6 for pj, _ in energy],
+        energy_with_data_uj=[pj * 1e-6 for _, pj in energy],
+        images_per_s=images_per_s,
+        device=torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else environment.cpu_name(),
+    )
+
+
+def wilson(right: int, images: int) -> tuple[float, float]:
+    """95 % interval of the share right / images (Wilson 1927): never outside 0..1."""
+    share, z2 = right / images, Z95**2 / images
+    middle = share + z2 / 2
+    reach = math.sqrt(share * (1 - share) * z2 + z2**2 / 4)
+    return max(0.0, (middle - reach) / (1 + z2)), min(1.0, (middle + reach) / (1 + z2))
+
+
+class SpikeCounter:
+    """Spikes of each layer by time step and by neuron, in whole numbers, over all images."""
+
+    def __init__(self, nodes: Graph, work: Workload, *, steps: int, within: int) -> None:
+        self.sources = spike_sources(nodes)
+        self.work, self.within = work, within
+        self.spikes = {s.name: torch.zeros(steps, dtype=torch.int64) for s in self.sources}
+        self.operations = {s.name: torch.zeros(steps, dtype=torch.int64) for s in self.sources}
+        self.by_neuron = {s.name: torch.zeros_like(work.fan_out[s.name]) for s in self.sources}
+        self.start, self.length = 0, 0  # of the chunk that the model is given next
+
+    @contextmanager
+    def watching(self, model: nn.Module) -> Iterator[None]:
+        """Counts what the model does in here; norms and neurons run one by one meanwhile.
+
+        (A fused neuron is no call of a module, so nobody could look at its spikes.)
+        """
+        norms = [m for m in model.modules() if isinstance(m, Norm)]
+        were_fused = [norm.fused for norm in norms]
+        hooks = []
+        for norm in norms:
+            norm.fused = False
+        for source in self.sources:
+            assert source.module is not None
+            hooks.append(source.module.register_forward_hook(partial(self._count, source.name)))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for norm, fused in zip(norms, were_fused, strict=True):
+                norm.fused = fused
+
+    def _count(self, name: str, module: nn.Module, _: Any, out: Tensor) -> None:
+        """Adds the chunk of a neuron, [k, B, ...], or of a pool, [k * B, ...]."""
+        fan_out = self.work.fan_out[name]
+        events = out.ne(0).view(self.length, -1, *fan_out.shape).sum(1).cpu()
+        chunk = slice(self.start, self.start + self.length)
+        self.spikes[name][chunk] += events.flatten(1).sum(1)
+        self.operations[name][chunk] += (events * fan_out).flatten(1).sum(1)
+        if chunk.stop <= self.within:
+            self.by_neuron[name] += events.sum(0)
+
+    def operations_within(self) -> list[int]:
+        """Synaptic operations of all images within t steps, for every t."""
+        per_step = torch.stack(list(self.operations.values())).sum(0)
+        return [int(n) for n in per_step.cumsum(0)]
+
+    def layers(self, images: int, spiking: bool) -> list[Layer]:
+        """What was counted, per neuron layer; a pool's operations are its neurons'."""
+        found = []
+        for source in self.sources:
+            if source.kind != "neuron":
+                continue
+            behind = [source.name, *self._pools_of(source.name)]
+            operations = sum(int(self.operations[name][: self.within].sum()) for name in behind)
+            by_neuron = self.by_neuron[source.name]
+            found.append(
+                Layer(
+                    name=source.name,
+                    neurons=by_neuron.numel(),
+                    rate=(self.spikes[source.name] / (images * by_neuron.numel())).tolist(),
+                    dead=int((by_neuron == 0).sum()),
+                    saturated=int((by_neuron == images * self.within).sum()),
+                    synaptic_operations=operations / images if spiking else 0.0,
+                )
+            )
+        return found
+
+    def mean_rate(self, images: int) -> float:
+        """Spikes of all neurons within T, per neuron and time step."""
+        neurons = [self.by_neuron[s.name] for s in self.sources if s.kind == "neuron"]
+        places = sum(n.numel() for n in neurons)
+        return sum(int(n.sum()) for n in neurons) / (images * self.within * places)
+
+    def _pools_of(self, name: str) -> list[str]:
+        return [s.name for s in self.sources if s.kind == "maxpool" and name in s.inputs]
+
+
+def _answers(run: Run, images: Tensor, steps: int, counter: SpikeCounter) -> Tensor:
+    """The class of the largest mean current after each of `steps` steps: [steps, B]."""
+    images = run.to_device(images)
+    total = torch.zeros((), dtype=torch.float64, device=run.device)
+    answers = []
+    with _streaming(run), run.autocast():
+        for counter.start, counter.length in _chunks(steps, run.time_steps):
+            currents = run.model(images, counter.length).double()
+            sums = total + currents.cumsum(0)
+            answers.append(sums.argmax(2))
+            total = sums[-1]
+    return torch.cat(answers).cpu()
+
+
+def _chunks(steps: int, within: int) -> Iterator[tuple[int, int]]:
+    """Start and length of the chunks of a window; one ends at `within`."""
+    start = 0
+    while start < steps:
+        end = min(start + CHUNK, steps, within if start < within else steps)
+        yield start, end - start
+        start = end
+
+
+@contextmanager
+def _streaming(run: Run) -> Iterator[None]:
+    """The model's state is carried from call to call in here, from a fresh start."""
+    run.model.set_stateful(run.model.is_spiking)
+    try:
+        yield
+    finally:
+        run.model.set_stateful(False)
+
+
+@torch.inference_mode()
+def _images_per_s(run: Run, test: TestSet) -> float:
+    """Images that the network answers in a second at T, after a first batch that warms it up."""
+    batches = [run.to_device(images) for _, (images, _) in zip(range(1 + TIMED_BATCHES), test, strict=False)]
+    batches = batches[-1:] * 2 if len(batches) == 1 else batches
+
+    def answer(images: Tensor) -> None:
+        with _streaming(run), run.autocast():
+            for _, length in _chunks(run.time_steps, run.time_steps):
+                run.model(images, length)
+
+    answer(batches[0])
+    _wait(run.device)
+    start = time.perf_counter()
+    for images in batches[1:]:
+        answer(images)
+    _wait(run.device)
+    return sum(map(len, batches[1:])) / (time.perf_counter() - start)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _shown(test: TestSet, title: str) -> Iterable[tuple[Tensor, Tensor]]:
+    """The batches, with a bar on a terminal."""
+    console = Console(stderr=True)
+    return track(test, title, len(test), console=console, transient=True, disable=not sys.stderr.isatty())
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """An evaluation.json. UserError: it is damaged, or was written by another version."""
+    try:
+        return Evaluation.from_json(path.read_text("utf-8"))
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"{path} is no evaluation of this version; run python -m spiketriton.evaluate again") from None

@@ -1,0 +1,144 @@
+"""Pictures of evaluations: accuracy by time step, rates, confusion, energy and accuracy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from spiketriton.evaluation import Evaluation
+from spiketriton.pictures import BLUE, GREEN, GREY, ORANGE, STYLE, _figure, _heat_map
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOURS = (BLUE, ORANGE, GREEN, "#805ad5", "#c53030", GREY)
+
+
+def draw_evaluations(folder: Path, evaluations: list[Evaluation]) -> list[Path]:
+    """Draws all pictures of the first run, the others beside it where they compare."""
+    import matplotlib
+
+    main = evaluations[0]
+    title = f"{main.recipe} on {main.data}" + (" (synthetic images)" if main.synthetic else "")
+    paths = []
+    with matplotlib.rc_context(STYLE):
+        for name, figure in (
+            ("accuracy.png", accuracy(evaluations, title)),
+            ("energy.png", energy(evaluations, title)),
+            ("rates.png", rates(main, title)),
+            ("confusion.png", confusion(main, title)),
+        ):
+            figure.savefig(folder / name)
+            paths.append(folder / name)
+    return paths
+
+
+def accuracy(evaluations: list[Evaluation], title: str) -> Figure:
+    """Accuracy against time steps with 95 % intervals; ANNs are horizontal lines."""
+    figure = _figure(8, 5)
+    axes = figure.subplots()
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    longest = max(one.steps for one in evaluations)
+    for one, colour in zip(evaluations, _colours(), strict=False):
+        values = 100 * np.array(one.accuracy)
+        low, high = 100 * np.array(one.interval).T
+        if one.kind == "ann":
+            axes.axhline(values[0], color=colour, ls="--", lw=1.3, label=one.label)
+            axes.axhspan(low[0], high[0], color=colour, alpha=0.12, lw=0)
+            continue
+        steps = np.arange(1, one.steps + 1)
+        marker = "o" if one.steps <= 32 else None
+        axes.plot(steps, values, color=colour, marker=marker, ms=4, lw=1.3, label=one.label)
+        axes.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
+        at = one.time_steps
+        axes.plot(at, values[at - 1], "D", color=colour, ms=7, mfc="white", mew=1.5)
+    if longest > 32:
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
+    axes.set(title="Accuracy by time steps (diamond: the recipe's T)", ylabel="test accuracy (%)")
+    axes.set_xlabel("time steps of the answer" + (" (log scale)" if longest > 32 else ""))
+    axes.legend()
+    return figure
+
+
+def energy(evaluations: list[Evaluation], title: str) -> Figure:
+    """Accuracy against energy of one image, by operations alone and with data movement."""
+    figure = _figure(11, 4.8)
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, field, name in (
+        (panels[0], "energy_uj", "operations only (45 nm: 4.6 pJ a MAC, 0.9 pJ an AC)"),
+        (panels[1], "energy_with_data_uj", "with data movement (5 pJ a word, no reuse)"),
+    ):
+        for one, colour in zip(evaluations, _colours(), strict=False):
+            marker = "*" if one.kind == "ann" else "o"
+            few = one.steps <= 32
+            axes.plot(
+                getattr(one, field),
+                100 * np.array(one.accuracy),
+                marker=marker if few else None,
+                ms=11 if one.kind == "ann" else 4,
+                lw=1.3,
+                color=colour,
+                label=one.label,
+            )
+        axes.set_xscale("log")
+        axes.set(title=name, xlabel="energy of one image (µJ, log scale)")
+    panels[0].set_ylabel("test accuracy (%)")
+    panels[0].legend()
+    return figure
+
+
+def rates(one: Evaluation, title: str) -> Figure:
+    """Firing rate by layer and time step, and what the layers cost."""
+    names = [layer.name for layer in one.layers]
+    figure = _figure(11, 2.6 + 0.13 * max(len(names), 18))
+    heat, bars = figure.subplots(1, 2)
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    rate = np.array([layer.rate for layer in one.layers])
+    unit = "share of values above 0" if one.kind == "ann" else "spikes a neuron and time step"
+    _heat_map(heat, rate, names, "magma", "Activity", unit, (0, max(0.1, float(rate.max()))))
+    at = np.arange(len(names))
+    share = [np.array([getattr(x, f) / x.neurons for x in one.layers]) for f in _SILENT]
+    bars.barh(at, 100 * share[0], color=GREY, label=f"never within T = {one.time_steps}")
+    bars.barh(at, 100 * share[1], left=100 * share[0], color=ORANGE, label="always")
+    bars.set_ylim(heat.get_ylim())
+    bars.set_xlim(0, 100)
+    bars.set_yticks([])
+    bars.set(title="Neurons that spike never, or always", xlabel="% of the layer's neurons")
+    bars.legend()
+    return figure
+
+
+_SILENT = ("dead", "saturated")
+
+
+def confusion(one: Evaluation, title: str) -> Figure:
+    """Answers by true class, in % of the class; figures where classes are few."""
+    counts = np.array(one.confusion, float)
+    share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    few = len(one.classes) <= 20
+    figure = _figure(7.5, 6.5)
+    axes = figure.subplots()
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
+    axes.grid(False)
+    axes.set(title="Answers by true class", xlabel="answer", ylabel="true class")
+    figure.colorbar(image, ax=axes, label="% of the true class")
+    if few:
+        ticks = range(len(one.classes))
+        axes.set_xticks(ticks, one.classes, rotation=45, ha="right")
+        axes.set_yticks(ticks, one.classes)
+        for row in ticks:
+            for column in ticks:
+                if share[row, column] >= 0.5:
+                    colour = "white" if share[row, column] > 55 else "black"
+                    text = f"{share[row, column]:.0f}"
+                    axes.text(column, row, text, ha="center", va="center", color=colour, size=8)
+    return figure
+
+
+def _colours() -> list[str]:
+    return list(COLOURS) * 8

@@ -1,0 +1,219 @@
+"""A network as a graph of weights, neurons and pools: what is counted, converted and exported.
+
+Values that arrive at one node are summed there, so that residual connections are plain edges: the
+shortcut of a `plain` block ends at its last neuron, those of `sew` and `ms` blocks at whatever
+comes next.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from spiketriton.models import Network
+from spiketriton.models.feedforward import MLP, FeedForward, Layer
+from spiketriton.models.resnet import Block, MSBlock, PlainBlock, ResNet, SEWBlock
+from spiketriton.neurons import Norm
+
+Kind = Literal["input", "weights", "neuron", "maxpool", "mean", "flatten"]
+Value = tuple[str, ...]  # the nodes whose sum it is
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation on the sum of its inputs, at each time step.
+
+    "weights" is a convolution or linear layer with the norm behind it, "mean" the mean over space,
+    "neuron" spikes, or is a ReLU in the ANN twin. Names are those of the network's modules.
+    """
+
+    name: str
+    kind: Kind
+    inputs: Value
+    module: nn.Module | None = None
+    norm: Norm | None = None
+
+
+Graph = dict[str, Node]  # by name, each node after its inputs
+
+
+def graph_of(model: Network) -> Graph:
+    """The graph of a network, from "input" to "fc"."""
+    if not isinstance(model, ResNet | FeedForward):
+        raise TypeError(f"graph_of takes a ResNet or FeedForward, got {type(model).__name__}")
+    build = _Builder()
+    value = build.add("input", "input", ())
+    if isinstance(model, ResNet):
+        value = build.weights("conv1", value, model.conv1, model.bn1)
+        if model.neuron1 is not None:
+            value = build.add("neuron1", "neuron", value, model.neuron1)
+        if model.maxpool is not None:
+            value = build.add("maxpool", "maxpool", value, model.maxpool)
+        for stage in model.stage_names:
+            for number, block in model.get_submodule(stage).named_children():
+                value = _BLOCKS[type(block)](build, f"{stage}.{number}.", block, value)
+        if model.neuron_last is not None:
+            value = build.add("neuron_last", "neuron", value, model.neuron_last)
+    else:
+        if isinstance(model, MLP):
+            value = build.add("flatten", "flatten", value)
+        for i, layer in enumerate(model.layers):
+            assert isinstance(layer, Layer)
+            value = build.weights(f"layers.{i}.weights", value, layer.weights, layer.bn)
+            value = build.add(f"layers.{i}.neuron", "neuron", value, layer.neuron)
+    if not isinstance(model, MLP):
+        value = build.add("mean", "mean", value)
+    build.weights("fc", value, model.fc, None)
+    return build.nodes
+
+
+class _Builder:
+    def __init__(self) -> None:
+        self.nodes: Graph = {}
+
+    def add(
+        self,
+        name: str,
+        kind: Kind,
+        inputs: Value,
+        module: nn.Module | None = None,
+        norm: Norm | None = None,
+    ) -> Value:
+        self.nodes[name] = Node(name, kind, inputs, module, norm)
+        return (name,)
+
+    def weights(self, name: str, inputs: Value, layer: nn.Module, norm: nn.Module | None) -> Value:
+        """Weights and norm; a converted net's stem has its max-pool in the norm's place."""
+        batch_norm = norm if isinstance(norm, Norm) else None
+        value = self.add(name, "weights", inputs, layer, batch_norm)
+        pool = getattr(norm, "pool", None)
+        return value if pool is None else self.add("maxpool", "maxpool", value, pool)
+
+
+def _plain(build: _Builder, name: str, block: PlainBlock, x: Value) -> Value:
+    value = _inner(build, name, block, x)
+    shortcut = x if block.downsample is None else _downsample(build, name, block, x)
+    last = f"{name}neuron{block.depth}"
+    return build.add(last, "neuron", value + shortcut, block.get_submodule(f"neuron{block.depth}"))
+
+
+def _sew(build: _Builder, name: str, block: SEWBlock, x: Value) -> Value:
+    value = _inner(build, name, block, x)
+    shortcut = x
+    if block.downsample is not None:
+        shortcut = _downsample(build, name, block, x)
+        shortcut = build.add(f"{name}downsample.2", "neuron", shortcut, block.downsample[2])
+    last = f"{name}neuron{block.depth}"
+    module = block.get_submodule(f"neuron{block.depth}")
+    return build.add(last, "neuron", value, module) + shortcut
+
+
+def _inner(build: _Builder, name: str, block: Block, value: Value) -> Value:
+    """Convolutions and neurons up to and with the last convolution."""
+    for i, (conv, norm, neuron) in enumerate(block.stages(), start=1):
+        value = build.weights(f"{name}conv{i}", value, conv, norm)
+        if i < block.depth:
+            value = build.add(f"{name}neuron{i}", "neuron", value, neuron)
+    return value
+
+
+def _ms(build: _Builder, name: str, block: MSBlock, x: Value) -> Value:
+    value = x
+    for i, (conv, norm, neuron) in enumerate(block.stages(), start=1):
+        value = build.add(f"{name}neuron{i}", "neuron", value, neuron)
+        value = build.weights(f"{name}conv{i}", value, conv, norm)
+    return value + (x if block.downsample is None else _downsample(build, name, block, x))
+
+
+def _downsample(build: _Builder, name: str, block: Block, x: Value) -> Value:
+    assert block.downsample is not None
+    conv, norm = block.downsample[0], block.downsample[1]
+    return build.weights(f"{name}downsample.0", x, conv, norm)
+
+
+_BLOCKS: dict[type[nn.Module], Callable[..., Value]] = {
+    PlainBlock: _plain,
+    SEWBlock: _sew,
+    MSBlock: _ms,
+}
+
+
+def carries(nodes: Graph, node: Node) -> Literal["image", "currents", "spikes"]:
+    """What a node gives: the constant image, analog currents at each step, or spikes."""
+    if node.kind in ("input", "weights", "neuron"):
+        return {"input": "image", "weights": "currents", "neuron": "spikes"}[node.kind]  # type: ignore[return-value]
+    return arrives(nodes, node)
+
+
+def arrives(nodes: Graph, node: Node) -> Literal["image", "currents", "spikes"]:
+    """What a node reads."""
+    (kind,) = {carries(nodes, nodes[name]) for name in node.inputs}
+    return kind
+
+
+def channels_of(nodes: Graph, node: Node) -> int:
+    """Channels, or features, that a node gives."""
+    if isinstance(node.module, nn.Conv2d):
+        return node.module.out_channels
+    if isinstance(node.module, nn.Linear):
+        return node.module.out_features
+    return channels_of(nodes, nodes[node.inputs[0]])
+
+
+def shapes_of(nodes: Graph, image: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
+    """What each node gives for one image [C, H, W] and time step: (C, H, W) or (F,)."""
+    shapes: dict[str, tuple[int, ...]] = {"input": image}
+    for node in nodes.values():
+        if node.kind != "input":
+            shapes[node.name] = _shape(node, shapes[node.inputs[0]])
+    return shapes
+
+
+def _shape(node: Node, given: tuple[int, ...]) -> tuple[int, ...]:
+    module = node.module
+    if node.kind == "neuron":
+        return given
+    if node.kind == "mean":
+        return given[:1]
+    if node.kind == "flatten":
+        return (given[0] * given[1] * given[2],)
+    if isinstance(module, nn.Linear):
+        return (module.out_features,)
+    assert isinstance(module, nn.Conv2d | nn.MaxPool2d)
+    geometry = (module.kernel_size, module.stride, module.padding)
+    kernel, stride, padding = (_pair(value) for value in geometry)
+    channels = module.out_channels if isinstance(module, nn.Conv2d) else given[0]
+    sides = ((given[1 + i] + 2 * padding[i] - kernel[i]) // stride[i] + 1 for i in (0, 1))
+    return (channels, *sides)
+
+
+def _pair(value: object) -> tuple[int, int]:
+    """Torch's "one number for both sides of an image" as two."""
+    height, width = value if isinstance(value, tuple) else (value, value)
+    return int(height), int(width)
+
+
+@torch.no_grad()
+def folded_weights(node: Node) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a layer with its batch norm in eval mode folded in, in float64.
+
+    ValueError: the norm has a gain for each time step (TEBN), which is no constant.
+    """
+    layer, norm = node.module, node.norm
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    weight = layer.weight.double()
+    bias = torch.zeros_like(weight[:, 0].flatten(1)[:, 0]) if layer.bias is None else layer.bias
+    if norm is None:
+        return weight, bias.double()
+    if norm.step_gain is not None:
+        raise ValueError(f"{node.name} is followed by TEBN, whose gains differ by time step")
+    gain = norm.weight.double() * norm.scale / (norm.running_var.double() + norm.eps).sqrt()
+    shift = norm.bias.double() - gain * norm.running_mean.double()
+    return weight * gain.view(-1, *[1] * (weight.ndim - 1)), bias.double() * gain + shift
+
+
+def layers(nodes: Graph, kind: Kind) -> Iterator[Node]:
+    """The nodes of one kind, in forward order."""
+    return (node for node in nodes.values() if node.kind == kind)

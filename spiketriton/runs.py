@@ -1,0 +1,165 @@
+"""A trained run: from its folder to its network. Shared by evaluate, convert, export, report."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spiketriton import environment
+from spiketriton.checkpoint import MOVABLE, Checkpoints, State, read_checkpoint
+from spiketriton.config import Recipe, replace
+from spiketriton.converted import converted_network
+from spiketriton.data import Data, build_data
+from spiketriton.errors import UserError
+from spiketriton.models import Network, build_model
+from spiketriton.runfolder import RunFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A network with the weights of a checkpoint, in eval mode, and the data of its recipe."""
+
+    folder: RunFolder
+    recipe: Recipe
+    data: Data
+    model: Network
+    device: torch.device
+    step: int  # optimizer steps behind the weights
+    checkpoint: str  # "last" or "best"
+    conversion: dict[str, Any] | None  # how it came of an ANN; None for a run that was trained
+
+    @property
+    def kind(self) -> str:
+        """ "spiking" (trained as such), "converted" or "ann"."""
+        if self.conversion is not None:
+            return "converted"
+        return "spiking" if self.model.is_spiking else "ann"
+
+    @property
+    def time_steps(self) -> int:
+        """T of the recipe; 1 for an ANN."""
+        return self.model.time_steps
+
+    def to_device(self, images: torch.Tensor) -> torch.Tensor:
+        """Images where the network is, in the memory layout it was trained with."""
+        return images.to(self.device, memory_format=_layout(self.recipe), non_blocking=True)
+
+    def autocast(self) -> torch.autocast:
+        """The precision that the run was trained and tested with."""
+        dtype = environment.choose_precision(self.recipe.train.precision, self.device).value
+        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+
+
+def load_run(
+    path: str | Path,
+    *overrides: str,
+    checkpoint: str = "last",
+    test_images: int | None = None,
+    augment: bool = True,
+) -> Run:
+    """Loads the run in the folder `path`. Reads it only: the folder may be read-only.
+
+    Args:
+        path: a run folder.
+        overrides: `key=value` of the keys that move a run and change no weight, as `data.root=...`.
+        checkpoint: "last" (the end of the training) or "best" (at the best test accuracy; its
+            accuracy on the same test images flatters it).
+        test_images: a fixed subset of the test images; 0 for all, None for what the recipe says.
+        augment: False takes the training images as they are.
+
+    Raises:
+        UserError: no run, no whole checkpoint, weights of another shape, missing data.
+    """
+    folder = find_folder(path)
+    recipe = _moved(read_recipe(folder), overrides)
+    if test_images is not None:
+        recipe = replace(recipe, f"data.test_images={test_images}")
+    state = _state(folder, checkpoint)
+    data = build_data(recipe if augment else replace(recipe, "data.augment=none"))
+    model = _network(recipe, data, state)
+    _load_weights(model, state, folder.path)
+    device = environment.choose_device(recipe.train.device).value
+    environment.use_threads(recipe.train.threads)
+    model.to(device, memory_format=_layout(recipe))  # type: ignore[call-overload]
+    return Run(
+        folder=folder,
+        recipe=recipe,
+        data=data,
+        model=model.eval(),
+        device=device,
+        step=state["step"],
+        checkpoint=checkpoint,
+        conversion=state.get("conversion"),
+    )
+
+
+def find_folder(path: str | Path) -> RunFolder:
+    """The folder of a run. UserError: there is none at `path`."""
+    folder = RunFolder(Path(path))
+    if not folder.recipe.is_file():
+        what = "holds no run (no recipe.toml)" if folder.path.is_dir() else "is no folder"
+        raise UserError(f"{folder.path} {what}; accepted: the run folder of an earlier run")
+    return folder
+
+
+def read_recipe(folder: RunFolder) -> Recipe:
+    """The recipe of a run. UserError: it is damaged."""
+    try:
+        return folder.load_recipe()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{folder.recipe} is damaged: not UTF-8 at byte {error.start}") from None
+
+
+def _moved(recipe: Recipe, overrides: tuple[str, ...]) -> Recipe:
+    for text in overrides:
+        if text.partition("=")[0].strip() not in MOVABLE:
+            raise UserError(
+                f"override {text!r}: a trained run takes only keys that change no weight: {', '.join(MOVABLE)}"
+            )
+    return replace(recipe, *overrides)
+
+
+def _state(folder: RunFolder, checkpoint: str) -> State:
+    if checkpoint == "best":
+        return read_checkpoint(folder.checkpoints / "best.pt")
+    state = Checkpoints(folder.checkpoints, keep=1, warn=_warn).load()
+    if state is None:
+        raise UserError(f"{folder.path} holds no checkpoint yet: the run was stopped before its first one")
+    return state
+
+
+def _network(recipe: Recipe, data: Data, state: State) -> Network:
+    sizes = {
+        "classes": len(data.classes),
+        "channels": data.channels,
+        "image_size": data.image_size,
+    }
+    if "conversion" in state:
+        return converted_network(recipe, **sizes)
+    return build_model(recipe, **sizes)
+
+
+def _load_weights(model: Network, state: State, path: Path) -> None:
+    """Copies the weights; names the first that does not fit the recipe and the data."""
+    given, wanted = state.get("model"), model.state_dict()
+    if not isinstance(given, dict):
+        raise UserError(f"{path}: its checkpoint holds no weights; accepted: that of a trained run")
+    for name in [*wanted, *(given.keys() - wanted.keys())]:
+        shapes = [tuple(side[name].shape) if name in side else None for side in (given, wanted)]
+        if shapes[0] != shapes[1]:
+            has, needs = ("none" if shape is None else str(list(shape)) for shape in shapes)
+            raise UserError(
+                f"{path}: the checkpoint is not of this recipe and data: {name} has shape {has} "
+                f"in it, and {needs} in the network"
+            )
+    model.load_state_dict(given)
+
+
+def _layout(recipe: Recipe) -> torch.memory_format:
+    return torch.channels_last if recipe.train.channels_last else torch.contiguous_format
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
