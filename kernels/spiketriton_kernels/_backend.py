@@ -21,12 +21,9 @@ if _forced not in BACKENDS:
 _said: set[str] = set()
 
 
-_INTERPRETING = os.environ.get("TRITON_INTERPRET", "0") not in ("0", "")
-
-
 def interpreting() -> bool:
-    """Whether Triton kernels run on CPU tensors (TRITON_INTERPRET=1 when triton was imported)."""
-    return _INTERPRETING
+    """Whether Triton kernels run on CPU tensors: TRITON_INTERPRET=1, as it was when triton was imported."""
+    return os.environ.get("TRITON_INTERPRET", "0") not in ("0", "")
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from torch import nn
 
 from spiketriton.config import Recipe
-from spiketriton.errors import UserError
 from spiketriton.models.feedforward import MLP, PlainNet
 from spiketriton.models.layers import Parts
 from spiketriton.models.network import Network
@@ -20,8 +19,6 @@ def build_model(recipe: Recipe, *, classes: int, channels: int, image_size: int)
     changes no name either, so checkpoints move freely between the three.
     """
     model, parts = recipe.model, Parts.of(recipe)
-    if model.memory == "packed" and recipe.neuron.kind != "relu":
-        raise UserError("model.memory 'packed': accepted: 'standard'")
     if model.name in ARCHITECTURES:
         architecture = ARCHITECTURES[model.name]
         if model.width:

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from spiketriton.models.layers import (
     Parts,
     constant_current,
+    fire,
     norm_neuron,
     over_time,
     spike_conv,
@@ -26,7 +27,7 @@ class Layer(nn.Module):
         if steps is None:
             return norm_neuron(self.bn, self.neuron, spike_conv(self.weights, x))
         current = constant_current(self.bn, self.weights(x), steps)
-        return self.neuron(over_time(current, steps))
+        return fire(self.neuron, over_time(current, steps))
 
 
 class FeedForward(Network):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from spiketriton.config import NeuronConfig, Recipe
+from spiketriton.models.memory import mark_spikes
 from spiketriton.neurons import Norm, SpikingNeuron, build_neuron
 
 
@@ -22,9 +23,8 @@ def folded(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 def spike_conv(layer: nn.Module, spikes: Tensor) -> Tensor:
     """The door of spikes into a convolution or linear layer: [T, B, ...] -> currents [T, B, ...].
 
-    All spikes of a network pass here on their way to weights and nothing else does, so this is the
-    one place where a layer can keep them in another form for its backward pass. (The ANN twin's
-    activations and the sums of SEW blocks pass here too.)
+    All spikes of a network pass here on their way to weights, and nothing else does: the place where
+    spikes are counted. (The ANN twin's activations and the sums of SEW blocks pass here too.)
     """
     return folded(layer, spikes)
 
@@ -42,12 +42,19 @@ def norm_neuron(
     neuron spikes and the norm is a `Norm` whose `fused` is set. Both give the same to rounding.
     """
     if isinstance(neuron, SpikingNeuron) and isinstance(norm, Norm) and norm.fused:
-        return neuron.fused_norm(y, norm, residual, spike_add)
+        out = neuron.fused_norm(y, norm, residual, spike_add)
+        return out if spike_add is not None else mark_spikes(out)
     current = norm(y)
     if residual is not None:
         current = current + residual
-    out = neuron(current)
+    out = fire(neuron, current)
     return out if spike_add is None else out + spike_add
+
+
+def fire(neuron: nn.Module, current: Tensor) -> Tensor:
+    """A neuron on its own: what leaves a spiking one is marked as spikes."""
+    out = neuron(current)
+    return mark_spikes(out) if isinstance(neuron, SpikingNeuron) else out
 
 
 def constant_current(norm: nn.Module, y: Tensor, steps: int) -> Tensor:
@@ -71,6 +78,7 @@ class Parts:
     norm_kind: str
     fused: bool
     steps: int
+    packed: bool
 
     @classmethod
     def of(cls, recipe: Recipe) -> "Parts":
@@ -78,7 +86,8 @@ class Parts:
         norm, steps = recipe.model.norm, recipe.time_steps
         if recipe.neuron.kind == "relu":
             norm, steps = ("none" if norm == "none" else "bn"), 1
-        return cls(recipe.neuron, norm, recipe.model.fused, steps)
+        packed = recipe.model.memory == "packed" and recipe.neuron.kind != "relu"
+        return cls(recipe.neuron, norm, recipe.model.fused, steps, packed)
 
     def neuron(self) -> nn.Module:
         return build_neuron(self.neuron_config)

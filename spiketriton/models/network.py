@@ -1,9 +1,13 @@
 """The frame of every network: images in, currents of each class and time step out."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
+
 from torch import Tensor, nn
 
 from spiketriton.errors import UserError
 from spiketriton.models.layers import Parts, initialize
+from spiketriton.models.memory import PackedSpikes
 from spiketriton.neurons import Norm, SpikingNeuron
 
 
@@ -25,6 +29,8 @@ class Network(nn.Module):
         self.time_steps = parts.steps
         self.is_spiking = parts.neuron_config.kind != "relu"
         self.streaming = False
+        self.packed = parts.packed
+        self.on_save: Callable[[Tensor], None] | None = None  # see PackedSpikes
 
     def forward(self, images: Tensor, time_steps: int | None = None) -> Tensor:
         """Images [B, C, H, W] -> currents [T, B, K] in float32, T = `time_steps` or the recipe's.
@@ -39,7 +45,8 @@ class Network(nn.Module):
         if steps < 1 or not (self.is_spiking or steps == 1):
             accepted = "1 or more" if self.is_spiking else "1 (an ANN has no time)"
             raise UserError(f"time_steps {steps}: accepted: {accepted}")
-        currents = self.fc(self.features(images, steps)).float()
+        with PackedSpikes(self.on_save) if self.packed else nullcontext():
+            currents = self.fc(self.features(images, steps)).float()
         if self.streaming:
             for norm in self._norms():
                 norm.first_step += steps

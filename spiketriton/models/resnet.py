@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from spiketriton.models.layers import (
     Parts,
     constant_current,
+    fire,
     folded,
     norm_neuron,
     over_time,
     spike_conv,
 )
+from spiketriton.models.memory import mark_spikes
 from spiketriton.models.network import Network
 
 
@@ -139,7 +141,7 @@ class MSBlock(Block):
 
     def forward(self, x: Tensor) -> Tensor:
         convs, norms, neurons = zip(*self.stages(), strict=True)
-        spikes = neurons[0](x)
+        spikes = fire(neurons[0], x)
         for conv, norm, neuron in zip(convs[:-1], norms[:-1], neurons[1:], strict=True):
             spikes = norm_neuron(norm, neuron, spike_conv(conv, spikes))
         shortcut = x
@@ -200,12 +202,14 @@ class ResNet(Network):
     def features(self, images: Tensor, steps: int) -> Tensor:
         x = constant_current(self.bn1, self.conv1(images), steps)
         if self.neuron1 is not None:
-            x = self.neuron1(over_time(x, steps))
+            x = fire(self.neuron1, over_time(x, steps))
         if self.maxpool is not None:
             x = folded(self.maxpool, x)
+            if self.is_spiking and self.neuron1 is not None:
+                x = mark_spikes(x)  # the largest of spikes is one
         x = over_time(x, steps)
         for name in self.stage_names:
             x = self.get_submodule(name)(x)
         if self.neuron_last is not None:
-            x = self.neuron_last(x)
+            x = fire(self.neuron_last, x)
         return x.mean((3, 4))

@@ -1,0 +1,100 @@
+"""`model.memory = "packed"`: between forward and backward, spikes are kept at one bit each.
+
+A convolution keeps its input for its weight gradient, and a fused neuron its residual; when these are
+spikes, 32 bits of float32 (16 of bfloat16) hold one bit of information. Here autograd stores the bit.
+Gradients are the same bit for bit: what is unpacked is what was packed.
+"""
+
+import weakref
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from spiketriton_kernels import pack_spikes, unpack_spikes
+
+_spikes: dict[int, weakref.ref] = {}
+"""Address of the memory of each living tensor that holds nothing but 0 and 1."""
+
+
+def mark_spikes(spikes: Tensor) -> Tensor:
+    """Says that a tensor holds spikes and nothing else; forgotten when the tensor is.
+
+    Costs nothing while no `PackedSpikes` is open.
+    """
+    if not PackedSpikes.open:
+        return spikes
+    address = spikes.untyped_storage().data_ptr()
+    _spikes[address] = weakref.ref(spikes, lambda gone: _forget(address, gone))
+    return spikes
+
+
+def _forget(address: int, gone: weakref.ref) -> None:
+    if _spikes.get(address) is gone:
+        del _spikes[address]
+
+
+def _source(saved: Tensor) -> Tensor | None:
+    """The marked tensor whose memory `saved` is, whole, in whatever shape; else None."""
+    reference = _spikes.get(saved.untyped_storage().data_ptr())
+    source = reference() if reference is not None else None
+    if source is None or source.numel() != saved.numel() or source.dtype != saved.dtype:
+        return None
+    return source
+
+
+class _Packed:
+    """Bits, and how to make the tensor that they stand for."""
+
+    __slots__ = ("bits", "dtype", "size", "stride")
+
+    def __init__(self, bits: Tensor, like: Tensor) -> None:
+        self.bits, self.dtype = bits, like.dtype
+        self.size, self.stride = like.size(), like.stride()
+
+
+class PackedSpikes(AbstractContextManager):
+    """While open, what autograd saves of marked spikes is saved as bits, once per tensor.
+
+    `on_save` is told each tensor as it is kept (torch shows saved tensors to one hook only, so a
+    meter outside would see nothing).
+    """
+
+    open: ClassVar[int] = 0
+
+    def __init__(self, on_save: Callable[[Tensor], None] | None = None) -> None:
+        self._on_save = on_save
+        self._bits: dict[int, tuple[weakref.ref, Tensor]] = {}
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
+
+    def __enter__(self) -> "PackedSpikes":
+        self._hooks.__enter__()
+        PackedSpikes.open += 1
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        PackedSpikes.open -= 1
+        self._hooks.__exit__(*error)
+        self._bits.clear()
+
+    def _pack(self, saved: Tensor) -> Tensor | _Packed:
+        source = _source(saved)
+        if source is None:
+            if self._on_save is not None:
+                self._on_save(saved)
+            return saved
+        known = self._bits.get(id(source))
+        if known is None or known[0]() is not source:
+            known = weakref.ref(source), pack_spikes(source)
+            self._bits[id(source)] = known
+        if self._on_save is not None:
+            self._on_save(known[1])
+        return _Packed(known[1], saved)
+
+    @staticmethod
+    def _unpack(saved: Tensor | _Packed) -> Tensor:
+        if isinstance(saved, Tensor):
+            return saved
+        return unpack_spikes(saved.bits, saved.size, saved.stride, saved.dtype)
