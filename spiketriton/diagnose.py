@@ -138,7 +138,7 @@ class Clinic:
         self.subject = subject
         recipe = subject.recipe
         self.device = environment.choose_device(recipe.train.device).value
-        environment.use_threads(recipe.train.threads)
+        environment.set_up(recipe.train, self.device)
         probe = change(
             recipe,
             f"train.batch_size={MOST}",
@@ -448,7 +448,7 @@ def show(found: Diagnosis, console: Console) -> None:
     console.print()
     table = Table(title="one thing changed at a time", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("", no_wrap=True)
-    for name in ("depth gain", "layers", "steps", "reach", "firing"):
+    for name in ("gain", "layers", "steps", "reach", "firing"):
         table.add_column(name, justify="right", no_wrap=True)
     for switch in (Switch("as it is", "", measured), *found.switches):
         judged = judge(switch.measured, recipe.train.optimizer)
@@ -460,10 +460,12 @@ def show(found: Diagnosis, console: Console) -> None:
             f"{1 - judged.dead_share:.0%}",
             f"{judged.firing_rate:.3f}",
         )
-    # as wide as it needs: a recipe line that is cut is of no use
-    console.print(table, width=max(console.width, 92), soft_wrap=True, crop=False)
+    console.print(table)
     console.print(
-        Text("layers, steps: dL/dx of the first by that of the last; reach: neurons that the surrogate reaches")
+        Text(
+            "gain: through depth; layers, steps: dL/dx of the first by that of the last; reach: "
+            "neurons that the surrogate reaches"
+        )
     )
     for cause in found.causes():
         console.print(Text(cause))
@@ -577,6 +579,7 @@ def draw(found: Diagnosis, path: Path) -> None:
                 axes.plot(x, y, color=colour, marker="o", ms=3, lw=1.3, label=label)
         depth.set_xscale("log")
         depth.set_ylim(heat.get_ylim())
+        depth.set_yticks(heat.get_yticks(), [""] * len(heat.get_yticks()))
         gain = found.verdict.depth.gain
         depth.set(title=f"Depth, gain {gain:.3g}" if gain else "Depth", xlabel="RMS of dL/dx")
         depth.legend(fontsize=8)

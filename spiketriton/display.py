@@ -22,6 +22,7 @@ from spiketriton.data import Data
 from spiketriton.errors import one_line
 from spiketriton.models import Network, count_parameters
 from spiketriton.plan import Plan, Progress
+from spiketriton.verdict import coloured
 from spiketriton_kernels import backend_for
 
 Row = dict[str, Any]
@@ -172,9 +173,7 @@ class LiveDisplay(Display):
         self.step_bar = self.bars.add_task("steps", total=plan.epoch_steps, count="")
         self.test_bar = self.bars.add_task("test", visible=False, count="")
         self.update_bars(step)
-        self.live = Live(
-            get_renderable=self.render, console=self.console, refresh_per_second=5, transient=True
-        )
+        self.live = Live(get_renderable=self.render, console=self.console, refresh_per_second=5, transient=True)
         self.live.start()
 
     def advance(self, step: int) -> None:
@@ -230,7 +229,7 @@ class LiveDisplay(Display):
         if self.test is not None:
             accuracy = percent(self.test["test_accuracy"])
             lines.append(f"test accuracy {accuracy}, best {percent(self.best)}")
-        lines += [self.gradient] if self.gradient else []
+        lines += [Text("       ") + coloured(self.gradient)] if self.gradient else []
         lines += [Text(self.suffix.strip(), style="yellow")] if self.suffix else []
         lines += [Text(self.signal, style="bold red")] if self.signal else []
         return Group(*(Text("       ") + Text(x) if isinstance(x, str) else x for x in lines))
@@ -265,15 +264,11 @@ def announce_run(display: Display, recipe: Recipe, folder: Path) -> None:
     display.note(f"device: {device.value.type}, {device.reason}")
     display.note(f"precision: {recipe.train.precision}, {precision.reason}")
     if device.value.type == "cpu":
-        display.note(
-            "cost: there is no GPU in this run; its time is told once a few steps are measured"
-        )
+        display.note("cost: there is no GPU in this run; its time is told once a few steps are measured")
     display.note(f"run folder: {folder}")
 
 
-def announce_parts(
-    display: Display, recipe: Recipe, data: Data, model: Network, plan: Plan
-) -> None:
+def announce_parts(display: Display, recipe: Recipe, data: Data, model: Network, plan: Plan) -> None:
     """The data, the network and the plan, and that images are synthetic where they are."""
     shape = f"{data.channels}x{data.image_size}x{data.image_size}"
     if data.synthetic:
@@ -291,10 +286,7 @@ def announce_parts(
     if layers:
         display.note(f"neurons: {BACKENDS[backend_for(torch.empty(1, device=device))]}")
     parts = f" in {recipe.train.accumulate} parts" if recipe.train.accumulate > 1 else ""
-    display.note(
-        f"plan: {plan.steps} steps of {plan.batch_size} images{parts}, "
-        f"{plan.epoch_steps} steps an epoch\n"
-    )
+    display.note(f"plan: {plan.steps} steps of {plan.batch_size} images{parts}, {plan.epoch_steps} steps an epoch\n")
 
 
 def summary(display: Display, outcome: Outcome, folder: Path, pictures: Iterable[Path]) -> None:
@@ -324,9 +316,7 @@ def summary(display: Display, outcome: Outcome, folder: Path, pictures: Iterable
     Console(file=display.stream, force_terminal=terminal, width=width).print(table)
 
 
-def what_next(
-    display: Display, outcome: Outcome, folder: Path, recipe: Recipe, arguments: Iterable[str]
-) -> None:
+def what_next(display: Display, outcome: Outcome, folder: Path, recipe: Recipe, arguments: Iterable[str]) -> None:
     """Commands to try after a run; `arguments` are those that made the recipe."""
     train = ["python", "-m", "spiketriton.train"]
     if not outcome.finished:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -175,11 +176,12 @@ def grouped(cells: Sequence[Cell], results: Sequence[dict[str, Any]]) -> list[Gr
 def table(groups: Sequence[Group], synthetic: bool) -> Table:
     """Mean and spread over seeds, a row per combination of values."""
     keys = list(groups[0].values)
-    made = Table(title="test accuracy" + (" (synthetic images)" if synthetic else ""))
+    title = "test accuracy" + (" (synthetic images)" if synthetic else "")
+    made = Table(title=title, box=SIMPLE_HEAD)
     for key in keys:
-        made.add_column(key.rpartition(".")[2])
+        made.add_column(key.rpartition(".")[2], no_wrap=True)
     for name in ("width used", "accuracy", "spread", "seeds", "time"):
-        made.add_column(name, justify="right")
+        made.add_column(name, justify="right", no_wrap=True)
     for group in groups:
         lost = len(group.results) - len(group.accuracies)
         spread = "" if math.isnan(group.spread) else f"± {100 * group.spread:.2f}"
@@ -221,7 +223,9 @@ def main(arguments: list[str]) -> int:
     ]
     text = json.dumps(_without_nan(rows), indent=2) + "\n"
     (out / "results.json").write_text(text, "utf-8")
-    Console(file=sys.stdout, highlight=False).print(table(groups, synthetic))
+    # piped, there is no edge to break lines at
+    width = None if sys.stdout.isatty() else 200
+    Console(highlight=False, width=width).print(table(groups, synthetic))
     for path in draw_sweep(groups, out, synthetic):
         print(path)
     print(out / "results.json")

@@ -58,7 +58,9 @@ def norms(
     panels = _split(groups, along)
     if len(panels) > MOST_PANELS:
         return None
-    columns = min(3, len(panels))
+    # the key that varies fastest goes to the right
+    others = [key for key in groups[0].values if key != along]
+    columns = len({group.values[others[-1]] for group in groups}) if others else 1
     rows = -(-len(panels) // columns)
     figure = _figure(4.2 * columns + 1.6, 3.1 * rows + 0.6)
     axes = figure.subplots(rows, columns, squeeze=False)
@@ -77,9 +79,8 @@ def norms(
             mean = np.exp(np.where(np.isfinite(logs), logs, np.nan).mean(0))
             value = group.values[along]
             marked = {"ls": "--", "lw": 2.0} if value.startswith("auto") else {"lw": 1.3}
-            text = f"{value} ({group.width:.3g})" if value.startswith("auto") else value
             places = np.arange(len(mean)) + (label != "time step")
-            ax.plot(places, mean, color=colours[value], label=text, **marked)
+            ax.plot(places, mean, color=colours[value], label=value, **marked)
             shown = True
         ax.set_yscale("log")
         ax.set_title(title or "", fontsize=9)
@@ -87,13 +88,9 @@ def norms(
         ax.set_ylabel("RMS of dL/dx")
     if not shown:
         return None
-    handles, labels = max(
-        (ax.get_legend_handles_labels() for ax in axes.flat), key=lambda h: len(h[1])
-    )
+    handles, labels = max((ax.get_legend_handles_labels() for ax in axes.flat), key=lambda h: len(h[1]))
     figure.legend(handles, labels, title=along.rpartition(".")[2], loc="outside right upper")
-    figure.suptitle(
-        f"Gradient against {label}, before training{note}", x=0.01, ha="left", fontweight="bold"
-    )
+    figure.suptitle(f"Gradient against {label}, before training{note}", x=0.01, ha="left", fontweight="bold")
     return figure
 
 

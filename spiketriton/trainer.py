@@ -27,6 +27,7 @@ from spiketriton.plan import Plan, Progress
 from spiketriton.randomness import random_state, seed_everything, set_random_state
 from spiketriton.runfolder import Row, RunFolder
 from spiketriton.tensorboard import TensorBoard
+from spiketriton.verdict import Watch
 
 
 class Trainer:
@@ -72,6 +73,7 @@ class Trainer:
             scale=self.scaler.get_scale,
             write=self.record_gradients,
         )
+        self.watch = Watch(recipe, display.warn)
         self.meters = Meters(self.device)
         self.checkpoints = Checkpoints(folder.checkpoints, recipe.checkpoint.keep, display.warn)
         self.stop = StopSignals(display.stopping)
@@ -201,12 +203,14 @@ class Trainer:
         row = {"kind": kind, "step": self.step, "epoch": epoch, "seconds": self.seconds()}
         row |= {**numbers, **({"synthetic": True} if self.data.synthetic else {})}
         self.folder.metrics.append([row])
-        self.display.row(row, self.monitor.summary.in_words())
+        said = (self.monitor.summary.in_words(), self.watch.in_words())
+        self.display.row(row, ", ".join(filter(None, said)))
         if self.tensorboard:
             self.tensorboard.add(row)
 
     def record_gradients(self, rows: list[Row]) -> None:
         self.folder.gradients.append(rows)
+        self.watch.look(rows)
         if self.tensorboard:
             self.tensorboard.add_gradients(rows)
 

@@ -10,11 +10,12 @@ does harm under either optimizer, because it comes of neurons out of the surroga
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from rich.text import Text
 
 from spiketriton.config import Recipe
 from spiketriton_kernels import PROBE_FIELDS
@@ -69,9 +70,7 @@ class Measurement:
             scale: what the loss was multiplied by.
         """
         count = np.asarray(elements, np.float64)[:, None]
-        field = dict(
-            zip(PROBE_FIELDS, np.moveaxis(np.asarray(sums, np.float64), -1, 0), strict=True)
-        )
+        field = dict(zip(PROBE_FIELDS, np.moveaxis(np.asarray(sums, np.float64), -1, 0), strict=True))
         rms = {name: np.sqrt(field[f"{name}_sq"] / count) / scale for name in _NORMS}
         return cls(
             names=tuple(names),
@@ -84,6 +83,18 @@ class Measurement:
             peak=field["grad_input_max"] / scale,
             nonfinite=field["nonfinite"],
         )
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[dict[str, Any]]) -> "Measurement":
+        """From the rows of gradients.jsonl of one step; null counts as not finite."""
+        shape = tuple(1 + max(row[key] for row in rows) for key in ("index", "time_step"))
+        names = {row["index"]: row["layer"] for row in rows}
+        values = {field: np.full(shape, np.inf) for field in _ROW_FIELDS}
+        for row in rows:
+            for field, key in _ROW_FIELDS.items():
+                if row[key] is not None:
+                    values[field][row["index"], row["time_step"]] = row[key]
+        return cls(names=tuple(names[index] for index in sorted(names)), **values)
 
     @property
     def depth_profile(self) -> np.ndarray:
@@ -105,25 +116,24 @@ class Measurement:
     def rows(self) -> list[dict[str, Any]]:
         """One object per layer and time step, for JSON."""
         return [
-            {
-                "layer": name,
-                "index": index,
-                "time_step": t,
-                "grad_spike_rms": float(self.grad_spike[index, t]),
-                "grad_input_rms": float(self.grad_input[index, t]),
-                "grad_carry_rms": float(self.grad_carry[index, t]),
-                "time_factor": float(self.time_factor[index, t]),
-                "outside_share": float(self.outside[index, t]),
-                "firing_rate": float(self.firing[index, t]),
-                "grad_input_max": float(self.peak[index, t]),
-                "nonfinite": int(self.nonfinite[index, t]),
-            }
+            {"layer": name, "index": index, "time_step": t}
+            | {key: float(getattr(self, field)[index, t]) for field, key in _ROW_FIELDS.items()}
             for index, name in enumerate(self.names)
             for t in range(self.grad_input.shape[1])
         ]
 
 
 _NORMS = ("grad_spike", "grad_input", "grad_carry")
+_ROW_FIELDS = {
+    "grad_spike": "grad_spike_rms",
+    "grad_input": "grad_input_rms",
+    "grad_carry": "grad_carry_rms",
+    "time_factor": "time_factor",
+    "outside": "outside_share",
+    "firing": "firing_rate",
+    "peak": "grad_input_max",
+    "nonfinite": "nonfinite",
+}
 
 
 @dataclass(frozen=True)
@@ -198,9 +208,7 @@ class Verdict:
             if axis.limits_reached:
                 found.append(self._finding(axis))
         if self.dead_layer is not None:
-            found.append(
-                f"most neurons of {self.names[self.dead_layer]} are out of the surrogate's reach"
-            )
+            found.append(f"most neurons of {self.names[self.dead_layer]} are out of the surrogate's reach")
         if self.silent_layer is not None:
             found.append(f"{self.names[self.silent_layer]} hardly ever fires")
         return found
@@ -292,17 +300,11 @@ def cures(verdict: Verdict, recipe: Recipe) -> list[Cure]:
             found.append(Cure("model.norm=bn", "batch norm of the currents keeps neurons in reach"))
         if not isinstance(width, str):
             side = "wide" if verdict.depth.word == "exploding" else "narrow"
-            found.append(
-                Cure("neuron.surrogate.width=auto", f"{width:g} is too {side}; auto measures one")
-            )
+            found.append(Cure("neuron.surrogate.width=auto", f"{width:g} is too {side}; auto measures one"))
         elif width == "auto":
-            found.append(
-                Cure("neuron.surrogate.width=auto_per_layer", "one width does not fit all layers")
-            )
+            found.append(Cure("neuron.surrogate.width=auto_per_layer", "one width does not fit all layers"))
         if verdict.depth.word == "exploding" and neuron.surrogate.height > 1:
-            found.append(
-                Cure("neuron.surrogate.height=1", "a surrogate above 1 amplifies every gradient")
-            )
+            found.append(Cure("neuron.surrogate.height=1", "a surrogate above 1 amplifies every gradient"))
     if verdict.time.word == "exploding":
         if not neuron.detach_reset:
             found.append(Cure("neuron.detach_reset=true", "the path through the reset amplifies"))
@@ -314,6 +316,42 @@ def cures(verdict: Verdict, recipe: Recipe) -> list[Cure]:
     if verdict.silent_layer is not None and recipe.model.norm != "tdbn":
         found.append(Cure("model.norm=tdbn", "currents as wide as the threshold is high"))
     return list({cure.change: cure for cure in found}.values())
+
+
+class Watch:
+    """Judges each measurement of a run, and warns of each kind of trouble once, with its cure."""
+
+    def __init__(self, recipe: Recipe, warn: Callable[[str], None]) -> None:
+        self.recipe, self.warn = recipe, warn
+        self.verdict: Verdict | None = None
+        self._told: set[str] = set()
+
+    def look(self, rows: Sequence[dict[str, Any]]) -> None:
+        """At the rows of gradients.jsonl of one step."""
+        self.verdict = verdict = judge(Measurement.of_rows(rows), self.recipe.train.optimizer)
+        kinds = [f"{axis.name} {axis.word}" for axis in verdict.axes if axis.limits_reached]
+        kinds += ["dead"] if verdict.dead_layer is not None else []
+        kinds += ["silent"] if verdict.silent_layer is not None else []
+        # fp16's loss scaler finds its factor by overflowing: what is not finite is its business
+        if verdict.nonfinite is None and not self._told.issuperset(kinds):
+            self._told.update(kinds)
+            advice = [f"{cure.change} ({cure.reason})" for cure in cures(verdict, self.recipe)]
+            told = f"step {rows[0]['step']}: {'; '.join(verdict.findings())}"
+            self.warn(told + (f". Try {', or '.join(advice[:2])}" if advice else ""))
+
+    def in_words(self) -> str:
+        """`2% out of reach, healthy`; "" before the first measurement."""
+        if self.verdict is None:
+            return ""
+        return f"{self.verdict.dead_share:.0%} out of reach, {self.verdict.line()}"
+
+
+def coloured(line: str) -> Text:
+    """A line of a live display, its verdict in colour."""
+    text = Text(line)
+    for word, colour in COLOURS.items():
+        text.highlight_words([word], style=f"bold {colour}")
+    return text
 
 
 def times(ratio: float | None) -> str:
