@@ -444,7 +444,8 @@ def test_packed_memory_gives_the_same_gradients_from_fewer_bytes(block, fused):
         kept = {}
 
         def keep(saved, kept=kept):
-            return kept.setdefault(saved.data_ptr(), saved)
+            kept.setdefault(saved.data_ptr(), saved)
+            return saved
 
         net.on_save = keep
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
