@@ -17,6 +17,7 @@ from spiketriton.checkpoint import Checkpoints, refuse_another_recipe
 from spiketriton.config import Recipe, recipe_from_toml, to_toml
 from spiketriton.data import Data
 from spiketriton.display import Display, Outcome
+from spiketriton.errors import UserError
 from spiketriton.gradients import GradientMonitor, clipped_norm
 from spiketriton.interrupts import StopSignals
 from spiketriton.losses import build_loss
@@ -229,6 +230,8 @@ class Trainer:
         if state is None:
             self.display.note("no checkpoint had been written yet: starts anew")
         else:
+            if "conversion" in state:
+                raise UserError(f"{self.folder.path} was converted, not trained: it has no next step")
             refuse_another_recipe(self.recipe, recipe_from_toml(state["recipe"], state["name"]))
             self.load_state_dict(state)
             self.saved_at = self.step
