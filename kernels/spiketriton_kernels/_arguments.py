@@ -52,7 +52,9 @@ def membrane_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def along_channels(value: float | torch.Tensor, x: torch.Tensor, dtype: torch.dtype) -> float | torch.Tensor:
+def along_channels(
+    value: float | torch.Tensor, x: torch.Tensor, dtype: torch.dtype
+) -> float | torch.Tensor:
     """A parameter shaped to broadcast against one time step [B, C, ...] of x; floats and () pass through."""
     if not isinstance(value, torch.Tensor):
         return value
@@ -74,7 +76,9 @@ def _check_parameter(name: str, value: object, x: torch.Tensor) -> None:
     if not value.is_floating_point():
         raise TypeError(f"{name} as a tensor must be floating point, got {value.dtype}")
     if value.device != x.device:
-        raise ValueError(f"{name} is on {value.device}, the input is on {x.device}; accepted: the same device")
+        raise ValueError(
+            f"{name} is on {value.device}, the input is on {x.device}; accepted: the same device"
+        )
     channels = x.shape[2] if x.dim() > 2 else None
     if value.dim() and tuple(value.shape) != (channels,):
         raise ValueError(
@@ -87,7 +91,9 @@ def check_input(name: str, x: object) -> None:
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"{name} must be a tensor [T, B, ...], got {type(x).__name__}")
     if x.dtype not in DTYPES:
-        raise TypeError(f"{name} has dtype {x.dtype}; accepted: float16, bfloat16, float32, float64")
+        raise TypeError(
+            f"{name} has dtype {x.dtype}; accepted: float16, bfloat16, float32, float64"
+        )
     if x.layout != torch.strided:
         raise TypeError(f"{name} has layout {x.layout}; accepted: dense (torch.strided)")
     if x.dim() < 2:
@@ -96,7 +102,9 @@ def check_input(name: str, x: object) -> None:
         raise ValueError(f"{name} has no time steps: shape {tuple(x.shape)}; accepted: T >= 1")
 
 
-def check_like(name: str, value: torch.Tensor, x: torch.Tensor, shape: torch.Size, dtypes: tuple) -> None:
+def check_like(
+    name: str, value: torch.Tensor, x: torch.Tensor, shape: torch.Size, dtypes: tuple
+) -> None:
     """value must have the shape, one of the dtypes and the device of the input."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
@@ -106,7 +114,9 @@ def check_like(name: str, value: torch.Tensor, x: torch.Tensor, shape: torch.Siz
         names = " or ".join(str(d).removeprefix("torch.") for d in dict.fromkeys(dtypes))
         raise TypeError(f"{name} has dtype {value.dtype}; accepted: {names}")
     if value.device != x.device:
-        raise ValueError(f"{name} is on {value.device}, the input is on {x.device}; accepted: the same device")
+        raise ValueError(
+            f"{name} is on {value.device}, the input is on {x.device}; accepted: the same device"
+        )
 
 
 def check_neuron(
@@ -131,7 +141,9 @@ def check_neuron(
     if reset not in RESETS:
         raise ValueError(f"reset {reset!r} is unknown; accepted: {', '.join(RESETS)}")
     if not isinstance(surrogate, Surrogate):
-        raise TypeError(f"surrogate must be a spiketriton_kernels.Surrogate, got {type(surrogate).__name__}")
+        raise TypeError(
+            f"surrogate must be a spiketriton_kernels.Surrogate, got {type(surrogate).__name__}"
+        )
     _check_parameter("decay", decay, x)
     _check_float("gain", gain)
     _check_parameter("threshold", threshold, x)

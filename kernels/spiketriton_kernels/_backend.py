@@ -52,7 +52,9 @@ def backend_for(x: torch.Tensor) -> str:
     """The backend that serves tensors like x: its device and dtype decide, unless one is forced."""
     on_gpu = x.device.type == "cuda"
     if _forced == "triton" and not (HAVE_TRITON and (on_gpu or interpreting())):
-        raise RuntimeError(f"the triton backend needs a CUDA tensor (or TRITON_INTERPRET=1), got {x.device}")
+        raise RuntimeError(
+            f"the triton backend needs a CUDA tensor (or TRITON_INTERPRET=1), got {x.device}"
+        )
     if _forced == "native":
         from . import _native
 
@@ -64,7 +66,9 @@ def backend_for(x: torch.Tensor) -> str:
     if on_gpu and HAVE_TRITON:
         return "torch" if x.dtype == torch.float64 else "triton"
     if x.device.type != "cpu":
-        say_once(f"spiketriton kernels on {x.device.type}: eager PyTorch (no fused kernel for this device)")
+        say_once(
+            f"spiketriton kernels on {x.device.type}: eager PyTorch (no fused kernel for this device)"
+        )
         return "torch"
     if interpreting() and HAVE_TRITON and x.dtype != torch.float64:
         return "triton"

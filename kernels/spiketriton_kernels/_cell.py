@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -13,7 +14,7 @@ from ._arguments import membrane_dtype
 
 @dataclass(frozen=True)
 class Plan:
-    """What a call holds beside its tensors. The operators take it as one string: their cost grows with each argument."""
+    """What a call holds beside its tensors; one string to the operators, whose cost grows with each argument."""
 
     reset: str
     detach_reset: bool
@@ -38,8 +39,8 @@ class Plan:
     @functools.lru_cache(maxsize=4096)
     def decode(text: str) -> Plan:
         parts = text.split("\t")
-        names = {"float": float, "str": str, "bool": "True".__eq__}
-        kinds = (names[f.type] for f in Plan.__dataclass_fields__.values())
+        readers: dict[str, Callable[[str], Any]] = {"float": float, "str": str, "bool": "True".__eq__}
+        kinds = (readers[str(f.type)] for f in Plan.__dataclass_fields__.values())
         return Plan(*(kind(part) for kind, part in zip(kinds, parts, strict=True)))
 
 
@@ -81,7 +82,7 @@ class Cell:
         parameters: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None],
         norm: tuple[torch.Tensor | None, ...],
     ) -> Cell:
-        """From a plan and the tensors that take its floats' place: (decay, threshold, width), (mean, ..., step_gain)."""
+        """From a plan, the tensors (decay, threshold, width) in its floats' place, and (mean, ..., step_gain)."""
         decay, threshold, width = (small(p, x) for p in parameters)
         mean, var, weight, bias, step_gain = (small(p, x) for p in norm)
         return Cell(

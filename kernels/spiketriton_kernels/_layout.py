@@ -13,7 +13,9 @@ import torch
 def is_dense(x: torch.Tensor) -> bool:
     """Time outermost, and the rest a permutation of a gapless block."""
     expected = 1
-    for size, stride in sorted(zip(x.shape[1:], x.stride()[1:], strict=True), key=lambda p: (p[1], p[0])):
+    for size, stride in sorted(
+        zip(x.shape[1:], x.stride()[1:], strict=True), key=lambda p: (p[1], p[0])
+    ):
         if size == 1:
             continue
         if stride != expected:

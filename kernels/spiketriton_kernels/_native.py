@@ -17,6 +17,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,7 +31,15 @@ _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16:
 _RESETS = {"soft": 0, "hard": 1, "none": 2}
 _FORWARD, _BACKWARD, _NORM_BACKWARD, _STATISTICS, _PACK, _UNPACK = range(6)
 _SOURCE = Path(__file__).with_name("native.cpp")
-_FLAGS = ("-O3", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+_FLAGS = (
+    "-O3",
+    "-std=c++17",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-shared",
+    "-fPIC",
+)
 # Tried in turn: the machine's own vector units and threads, then less.
 _EXTRAS = (
     ("-march=native", "-fopenmp"),
@@ -40,9 +49,29 @@ _EXTRAS = (
     (),
 )
 
-_INTS64 = ("steps", "neurons", "channels", "inner", "decay_size", "threshold_size", "width_size", "parameter_size")
+_INTS64 = (
+    "steps",
+    "neurons",
+    "channels",
+    "inner",
+    "decay_size",
+    "threshold_size",
+    "width_size",
+    "parameter_size",
+)
 _INTS32 = ("reset", "detach_reset", "leaks_to_reset", "shape", "threads")
-_DOUBLES = ("decay", "gain", "threshold", "v_reset", "v_start", "height", "width", "eps", "bn_scale", "count")
+_DOUBLES = (
+    "decay",
+    "gain",
+    "threshold",
+    "v_reset",
+    "v_start",
+    "height",
+    "width",
+    "eps",
+    "bn_scale",
+    "count",
+)
 _POINTERS = (
     "x", "v_init", "residual", "spike_add", "grad_s", "grad_v_last",
     "decay_p", "threshold_p", "width_p",
@@ -81,7 +110,9 @@ def _compiler() -> str:
         if found:
             return found
     raise CompilerError(
-        f"the C++ compiler CXX={named!r} was not found" if named else "no C++ compiler found (c++, g++, clang++)"
+        f"the C++ compiler CXX={named!r} was not found"
+        if named
+        else "no C++ compiler found (c++, g++, clang++)"
     )
 
 
@@ -91,12 +122,16 @@ def _machine() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() + platform.machine()
-    return "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+    return "".join(
+        sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
+    )
 
 
 def _build(dtype: torch.dtype) -> Path:
     compiler = _compiler()
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    version = subprocess.run(
+        [compiler, "--version"], capture_output=True, text=True, check=False
+    ).stdout
     key = "\n".join([_SOURCE.read_text(), version, _machine(), repr((_FLAGS, _EXTRAS, dtype))])
     folder = _cache_folder()
     name = str(dtype).removeprefix("torch.")
@@ -114,15 +149,32 @@ def _build(dtype: torch.dtype) -> Path:
     started = time.perf_counter()
     for extra in _EXTRAS:
         part = folder / f"{target.stem}.{os.getpid()}.part"
-        command = [compiler, *_FLAGS, f"-DSPIKETRITON_DTYPE={_DTYPES[dtype]}", *extra, str(_SOURCE), "-o", str(part)]
+        command = [
+            compiler,
+            *_FLAGS,
+            f"-DSPIKETRITON_DTYPE={_DTYPES[dtype]}",
+            *extra,
+            str(_SOURCE),
+            "-o",
+            str(part),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode == 0:
-            os.replace(part, target)  # two processes may build at once; the last one wins with the same content
-            log.info("compiled the CPU kernels for %s in %.1f s: %s", name, time.perf_counter() - started, target)
+            os.replace(
+                part, target
+            )  # two processes may build at once; the last one wins with the same content
+            log.info(
+                "compiled the CPU kernels for %s in %.1f s: %s",
+                name,
+                time.perf_counter() - started,
+                target,
+            )
             return target
         errors = errors or done.stderr
         part.unlink(missing_ok=True)
-    raise CompilerError(f"{compiler} cannot compile {_SOURCE.name} for {name}: {errors.strip().splitlines()[:3]}")
+    raise CompilerError(
+        f"{compiler} cannot compile {_SOURCE.name} for {name}: {errors.strip().splitlines()[:3]}"
+    )
 
 
 @functools.cache
@@ -153,13 +205,15 @@ def available(dtype: torch.dtype) -> bool:
     """Whether the CPU kernels compiled here; says once in the log which path CPU tensors take, and why."""
     loaded = _load(dtype)
     if isinstance(loaded, CompilerError):
-        say_once(f"spiketriton kernels on cpu: eager PyTorch, several times slower, because {loaded}")
+        say_once(
+            f"spiketriton kernels on cpu: eager PyTorch, several times slower, because {loaded}"
+        )
         return False
     say_once("spiketriton kernels on cpu: compiled C++")
     return True
 
 
-def _run(pass_: int, x: torch.Tensor, cell: Cell | None = None, **fields: object) -> None:
+def _run(pass_: int, x: torch.Tensor, cell: Cell | None = None, **fields: Any) -> None:
     channels, inner = channel_axis(x)
     call = _Call(
         steps=x.shape[0],
@@ -174,7 +228,9 @@ def _run(pass_: int, x: torch.Tensor, cell: Cell | None = None, **fields: object
         call.detach_reset, call.leaks_to_reset = cell.detach_reset, cell.leaks_to_reset
         for name in ("gain", "v_reset", "v_start", "height", "eps", "bn_scale"):
             setattr(call, name, getattr(cell, name))
-        call.parameter_size = max(p.numel() if isinstance(p, torch.Tensor) else 1 for p in cell.parameters)
+        call.parameter_size = max(
+            p.numel() if isinstance(p, torch.Tensor) else 1 for p in cell.parameters
+        )
         for name, value in zip(("decay", "threshold", "width"), cell.parameters, strict=True):
             if isinstance(value, torch.Tensor):
                 setattr(call, f"{name}_p", value.data_ptr())
@@ -207,7 +263,16 @@ def forward(
 ) -> None:
     """Fill spikes and v_last. ``saved`` stays empty: a block of neurons replays its whole window from cache."""
     v_init = _wide(v_init, x)
-    _run(_FORWARD, x, cell, v_init=v_init, residual=residual, spike_add=spike_add, spikes=spikes, v_last=v_last)
+    _run(
+        _FORWARD,
+        x,
+        cell,
+        v_init=v_init,
+        residual=residual,
+        spike_add=spike_add,
+        spikes=spikes,
+        v_last=v_last,
+    )
 
 
 def backward(
@@ -250,11 +315,21 @@ def channel_statistics(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def pack(spikes: torch.Tensor, bits: torch.Tensor) -> None:
     """Fill bits, uint8, from flat spikes."""
-    call = _Call(neurons=spikes.numel(), threads=torch.get_num_threads(), x=spikes.data_ptr(), spikes=bits.data_ptr())
+    call = _Call(
+        neurons=spikes.numel(),
+        threads=torch.get_num_threads(),
+        x=spikes.data_ptr(),
+        spikes=bits.data_ptr(),
+    )
     library(spikes.dtype).spiketriton_run(ctypes.byref(call), _PACK)
 
 
 def unpack(bits: torch.Tensor, spikes: torch.Tensor) -> None:
     """Fill flat spikes from bits, uint8."""
-    call = _Call(neurons=spikes.numel(), threads=torch.get_num_threads(), x=bits.data_ptr(), spikes=spikes.data_ptr())
+    call = _Call(
+        neurons=spikes.numel(),
+        threads=torch.get_num_threads(),
+        x=bits.data_ptr(),
+        spikes=spikes.data_ptr(),
+    )
     library(spikes.dtype).spiketriton_run(ctypes.byref(call), _UNPACK)

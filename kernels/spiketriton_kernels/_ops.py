@@ -15,6 +15,7 @@ from ._backend import backend_for
 from ._cell import Cell, Emit, Gradients, Plan, small
 from ._layout import CHUNK, channel_axis, chunk_length, dense, like, step_like
 
+
 def checkpoints(x: torch.Tensor, norm: bool) -> int:
     """Membranes that the forward must save for x: one between each two chunks, on the Triton backend only."""
     if x.shape[0] <= CHUNK or backend_for(x) != "triton":
@@ -71,13 +72,17 @@ def neuron_forward(
         wide = membrane_dtype(x.dtype)
         v_last = torch.empty_like(x[0], dtype=wide) if return_v else x.new_empty(0)
         saved = x.new_empty((rows, x[0].numel()), dtype=wide)
-        backend.forward(x, v_init, residual, spike_add, cell, spikes, v_last if return_v else None, saved)
+        backend.forward(
+            x, v_init, residual, spike_add, cell, spikes, v_last if return_v else None, saved
+        )
     return spikes, v_last if return_v else x.new_empty(0, dtype=membrane_dtype(x.dtype)), saved
 
 
 def _empty_forward(x, cell, save, return_v):
     wide = membrane_dtype(x.dtype)
-    v_last = torch.full_like(x[0], cell.v_start, dtype=wide) if return_v else x.new_empty(0, dtype=wide)
+    v_last = (
+        torch.full_like(x[0], cell.v_start, dtype=wide) if return_v else x.new_empty(0, dtype=wide)
+    )
     rows = checkpoints(x, cell.has_norm) if save else 0
     return torch.empty_like(x), v_last, x.new_empty((rows, 0), dtype=wide)
 
@@ -118,7 +123,9 @@ def neuron_backward(
     torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
 ]:
     """One walk back. ``emit`` names Emit's fields; what it does not ask for comes back empty."""
-    cell = Cell.of(x, Plan.decode(plan), (decay, threshold, width), (mean, var, weight, bias, step_gain))
+    cell = Cell.of(
+        x, Plan.decode(plan), (decay, threshold, width), (mean, var, weight, bias, step_gain)
+    )
     wanted = Emit.decode(emit)
     out = _allocate(x, cell, wanted)
     if x.numel() > 0:
@@ -128,11 +135,15 @@ def neuron_backward(
         grad_v_last = None if grad_v_last is None else step_like(grad_v_last, x)
         backend = _backend(x)
         if backend is _torch:
-            out = _torch.backward(grad_s, grad_v_last, x, v_init, residual, cell, wanted, sums, count)
+            out = _torch.backward(
+                grad_s, grad_v_last, x, v_init, residual, cell, wanted, sums, count
+            )
         else:
-            backend.backward(grad_s, grad_v_last, x, saved, v_init, residual, cell, wanted, sums, count, out)
+            backend.backward(
+                grad_s, grad_v_last, x, saved, v_init, residual, cell, wanted, sums, count, out
+            )
     fields = (out.dx, out.dy, out.sums, out.v_init, out.parameters, out.step_gain, out.probe)
-    return tuple(x.new_empty(0) if f is None else f for f in fields)
+    return tuple(x.new_empty(0) if f is None else f for f in fields)  # type: ignore[return-value]
 
 
 def _allocate(x: torch.Tensor, cell: Cell, emit: Emit) -> Gradients:
@@ -156,7 +167,9 @@ def _(
     grad_s, grad_v_last, x, saved, v_init, residual, decay, threshold, width, mean, var, weight, bias, step_gain,
     sums, count, emit, plan,
 ):  # fmt: skip
-    cell = Cell.of(x, Plan.decode(plan), (decay, threshold, width), (mean, var, weight, bias, step_gain))
+    cell = Cell.of(
+        x, Plan.decode(plan), (decay, threshold, width), (mean, var, weight, bias, step_gain)
+    )
     out = _allocate(x, cell, Emit.decode(emit))
     fields = (out.dx, out.dy, out.sums, out.v_init, out.parameters, out.step_gain, out.probe)
     return tuple(x.new_empty(0) if f is None else f for f in fields)
@@ -243,7 +256,7 @@ _TENSORS = (
 
 
 def _setup_context(ctx, inputs, output):
-    x, *tensors, probe, plan = inputs
+    x, *tensors, _, plan = inputs
     named = dict(zip(_TENSORS, tensors, strict=True))
     del named["spike_add"]  # its gradient is that of the spikes
     ctx.names = [name for name, value in named.items() if value is not None]
@@ -271,9 +284,19 @@ def _backward(ctx, grad_s, grad_v_last, _grad_saved):
 
     def walk(emit: Emit, sums: torch.Tensor | None = None, count: float = 1.0) -> Gradients:
         fields = neuron_backward(
-            grad_s, grad_v_last, x, saved, **named, sums=sums, count=count, emit=emit.encode(), plan=ctx.plan
+            grad_s,
+            grad_v_last,
+            x,
+            saved,
+            **named,
+            sums=sums,
+            count=count,
+            emit=emit.encode(),
+            plan=ctx.plan,
         )
-        return Gradients(**{n: f for n, f in zip(Emit.FIELDS, fields, strict=True) if getattr(emit, n)})
+        return Gradients(
+            **{n: f for n, f in zip(Emit.FIELDS, fields, strict=True) if getattr(emit, n)}
+        )
 
     if named["mean"] is None:
         out = walk(Emit(dx=True, **observed))
@@ -295,16 +318,21 @@ def _backward(ctx, grad_s, grad_v_last, _grad_saved):
         grads["residual"] = out.dx if needs["residual"] else None
         if batch:
             grads["x"] = _batch_norm_input_gradient(plan, x, named, out, walk, needs["residual"])
+        assert out.sums is not None
         grads["weight"] = out.sums[1] * plan.bn_scale if needs["weight"] else None
         grads["bias"] = out.sums[0] if needs["bias"] else None
     grads["v_init"], grads["probe"] = out.v_init, out.probe
-    if parameters:
-        for name, row in zip(("decay", "threshold", "width"), out.parameters.unbind(0), strict=True):
-            if needs[name]:
-                grads[name] = row if named[name].dim() else row.sum()
+    if out.parameters is not None:
+        for name, row in zip(
+            ("decay", "threshold", "width"), out.parameters.unbind(0), strict=True
+        ):
+            parameter = named[name]
+            if parameter is not None and needs[name]:
+                grads[name] = row if parameter.dim() else row.sum()
     for name, given in named.items():
-        if grads[name] is not None and grads[name].dtype != given.dtype:
-            grads[name] = grads[name].to(given.dtype)
+        grad = grads[name]
+        if grad is not None and given is not None and grad.dtype != given.dtype:
+            grads[name] = grad.to(given.dtype)
     return tuple(grads.values())
 
 

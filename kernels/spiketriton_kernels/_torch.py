@@ -20,10 +20,12 @@ def _channels_last_dim(step: torch.Tensor) -> list[int]:
     return [d for d in range(step.dim()) if d != 1]
 
 
-def _current(x: torch.Tensor, residual: torch.Tensor | None, cell: Cell) -> Callable[[int], tuple[Any, Any, Any]]:
+def _current(
+    x: torch.Tensor, residual: torch.Tensor | None, cell: Cell
+) -> Callable[[int], tuple[Any, Any, Any]]:
     """A function of t giving (current, z, xhat) of one step: z is the normalised current before gain and residual."""
     wide = membrane_dtype(x.dtype)
-    channel = lambda p: along_channels(p, x, wide)  # noqa: E731
+    channel: Callable[[Any], Any] = lambda p: along_channels(p, x, wide)  # noqa: E731
     if cell.has_norm:
         mean = channel(cell.mean)
         rstd = torch.rsqrt(channel(cell.var) + cell.eps)
@@ -121,17 +123,19 @@ def backward(
     if emit.probe:
         out.probe = torch.zeros(T, len(PROBE_FIELDS), dtype=torch.float32, device=x.device)
     if emit.dy:
-        channel = lambda p: along_channels(p, x, wide)  # noqa: E731
+        channel: Callable[[Any], Any] = lambda p: along_channels(p, x, wide)  # noqa: E731
         rstd = torch.rsqrt(channel(cell.var) + cell.eps)
         scale = (channel(cell.weight) if cell.weight is not None else 1.0) * cell.bn_scale * rstd
-        mean_dz, mean_dz_xhat = (channel(s / count) for s in sums) if sums is not None else (0.0, 0.0)
+        mean_dz, mean_dz_xhat = (
+            (channel(s / count) for s in sums) if sums is not None else (0.0, 0.0)
+        )
 
     def per_channel(value: torch.Tensor) -> torch.Tensor:
         return value.sum(_channels_last_dim(value)) if value.dim() > 1 else value.sum().view(1)
 
     carry = torch.zeros_like(v) if grad_v_last is None else grad_v_last.to(wide)
     for t in range(T - 1, -1, -1):
-        current, z, xhat = at(t)
+        _, z, xhat = at(t)
         h = potentials[t]
         u = h - threshold
         fired = h >= threshold
@@ -169,7 +173,9 @@ def backward(
                 dx.abs().nan_to_num(0.0, 0.0).max() if dx.numel() else 0.0,
                 (~torch.isfinite(dx)).sum(),
             )
-            out.probe[t] = torch.stack([torch.as_tensor(f, dtype=torch.float32, device=x.device) for f in fields])
+            out.probe[t] = torch.stack(
+                [torch.as_tensor(f, dtype=torch.float32, device=x.device) for f in fields]
+            )
         if out.parameters is not None:
             z_u = u / width
             d_width = cell.height * (unit_primitive(cell.shape, z_u) - z_u * unit)

@@ -25,7 +25,9 @@ from ._layout import channel_axis, chunk_length
 from ._triton_import import tl, triton
 from .surrogate import REACH, phi, primitive
 
-NO_PARAMETER, FLOAT, SCALAR, PER_CHANNEL = range(4)
+FLOAT, SCALAR, PER_CHANNEL = 1, 2, 3
+
+_FLOATS = ["decay", "leak", "gain", "threshold", "v_reset", "v_start", "eps", "bn_scale"]
 
 
 @triton.jit
@@ -61,7 +63,17 @@ def _discharge(h, fired, threshold, v_reset, RESET: tl.constexpr):
 
 
 @triton.jit
-def _current(x, residual, mean, scale, bias, step_gain, NORM: tl.constexpr, STEP_GAIN: tl.constexpr, RESIDUAL: tl.constexpr):  # fmt: skip
+def _current(
+    x,
+    residual,
+    mean,
+    scale,
+    bias,
+    step_gain,
+    NORM: tl.constexpr,
+    STEP_GAIN: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+):
     """The neuron's input current from what memory holds; the same operations in the same order in every kernel."""
     current = x.to(tl.float32)
     if NORM:
@@ -88,7 +100,17 @@ def _tile(pid, R, C, L, BLOCK_R: tl.constexpr, BLOCK_L: tl.constexpr, BY_COLUMN:
 
 
 @triton.jit
-def _elements(row, column, channel, R, C, L, BLOCK_R: tl.constexpr, BLOCK_L: tl.constexpr, BY_COLUMN: tl.constexpr):
+def _elements(
+    row,
+    column,
+    channel,
+    R,
+    C,
+    L,
+    BLOCK_R: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BY_COLUMN: tl.constexpr,
+):
     """Offsets [BLOCK_R, BLOCK_L] within a time step, their mask, and each column's channel [1, BLOCK_L] and mask."""
     r = row * BLOCK_R + tl.arange(0, BLOCK_R)
     l = column * BLOCK_L + tl.arange(0, BLOCK_L)
@@ -111,7 +133,7 @@ def _where(inside, index, end):
     return inside & (tl.full([1, 1], 0, tl.int32) + index < end)
 
 
-@triton.jit(do_not_specialize=["decay", "leak", "gain", "threshold", "v_reset", "v_start", "eps", "bn_scale"])
+@triton.jit(do_not_specialize=_FLOATS)
 def fire_kernel(
     x_ptr,  # [T, N]
     residual_ptr,  # [T, N]
@@ -158,7 +180,9 @@ def fire_kernel(
     SAVE: tl.constexpr,
 ):
     row, column, channel = _tile(tl.program_id(0), R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN)
-    offs, inside, channels, valid = _elements(row, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN)
+    offs, inside, channels, valid = _elements(
+        row, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN
+    )
     if BY_COLUMN:
         step = tl.cast(R, tl.int64) * L
     else:
@@ -222,9 +246,7 @@ def _total(tile):
     return tl.sum(tl.sum(tile, axis=1), axis=0)
 
 
-@triton.jit(
-    do_not_specialize=["decay", "leak", "gain", "threshold", "v_reset", "v_start", "height", "width", "eps", "bn_scale", "count"]
-)  # fmt: skip
+@triton.jit(do_not_specialize=[*_FLOATS, "height", "width", "count"])
 def walk_kernel(
     grad_s_ptr,  # [T, N]
     x_ptr,  # [T, N]
@@ -298,7 +320,9 @@ def walk_kernel(
         step = tl.cast(R, tl.int64) * L
     else:
         step = tl.cast(R, tl.int64) * C * L
-    offs, inside, channels, valid = _elements(first, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN)
+    offs, inside, channels, valid = _elements(
+        first, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN
+    )
     decays = _parameter(decay_ptr, decay, channels, valid, DECAY)
     thresholds = _parameter(threshold_ptr, threshold, channels, valid, THRESHOLD)
     widths = _parameter(width_ptr, width, channels, valid, WIDTH)
@@ -334,7 +358,9 @@ def walk_kernel(
 
     CHUNKS: tl.constexpr = (T + CHUNK - 1) // CHUNK
     for row in range(first, tl.cdiv(R, BLOCK_R), programs):
-        offs, inside, channels, valid = _elements(row, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN)
+        offs, inside, channels, valid = _elements(
+            row, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN
+        )
         if BY_COLUMN:
             tile = row * columns + column
         else:
@@ -349,7 +375,9 @@ def walk_kernel(
             if V_INIT:
                 v = tl.load(v_init_ptr + offs, mask=_where(inside, k, 1), other=0.0).to(tl.float32)
             if CHUNKS > 1:
-                checkpoint = tl.load(saved_ptr + (k - 1) * step + offs, mask=_where(inside, -k, 0), other=0.0)
+                checkpoint = tl.load(
+                    saved_ptr + (k - 1) * step + offs, mask=_where(inside, -k, 0), other=0.0
+                )
                 v = tl.where(is_first, v, checkpoint)
 
             # Forward through the chunk again. What the walk back needs stays in registers: the potentials, and with
@@ -370,11 +398,13 @@ def walk_kernel(
                 gain_t = 1.0
                 if STEP_GAIN:
                     gain_t = tl.load(step_gain_ptr + t, mask=t < T, other=0.0)
-                current = _current(x, residual, mean, scale, bias, gain_t, NORM, STEP_GAIN, RESIDUAL)
+                current = _current(
+                    x, residual, mean, scale, bias, gain_t, NORM, STEP_GAIN, RESIDUAL
+                )
                 h = _charge(v, current, decays, leaks, gain, v_reset, LEAKS_TO_RESET)
-                potentials = potentials + (h,)
+                potentials = potentials + (h,)  # type: ignore[assignment]
                 if NORM:
-                    inputs = inputs + (x,)
+                    inputs = inputs + (x,)  # type: ignore[assignment]
                 v = _discharge(h, h >= thresholds, thresholds, v_reset, RESET)
 
             for j in tl.static_range(CHUNK - 1, -1, -1):
@@ -416,8 +446,10 @@ def walk_kernel(
                     if DECAY != 1:
                         from_v = start
                         if j > 0:
-                            last = potentials[j - 1]
-                            from_v = _discharge(last, last >= thresholds, thresholds, v_reset, RESET)
+                            last = potentials[j - 1]  # type: ignore[var-annotated]
+                            from_v = _discharge(
+                                last, last >= thresholds, thresholds, v_reset, RESET
+                            )
                         if LEAKS_TO_RESET:
                             from_v = from_v - v_reset
                         d_decay += tl.where(here, dh * from_v, 0.0)
@@ -425,7 +457,9 @@ def walk_kernel(
                         d_threshold += tl.where(here, carry * through_v - through_s * slope, 0.0)
                     if WIDTH != 1:
                         z = u * inverse_width
-                        d_width += tl.where(here, through_s * height * (primitive(z, SHAPE) - z * unit), 0.0)
+                        d_width += tl.where(
+                            here, through_s * height * (primitive(z, SHAPE) - z * unit), 0.0
+                        )
                 if PROBE:
                     row_ptr = partial_probe_ptr + (tl.cast(tile, tl.int64) * T + t) * 8
                     kept = t < T
@@ -434,17 +468,29 @@ def walk_kernel(
                     tl.store(row_ptr, _total(counted * grad_s * grad_s), mask=kept)
                     tl.store(row_ptr + 1, _total(tl.where(here, dx * dx, 0.0)), mask=kept)
                     tl.store(row_ptr + 2, _total(tl.where(here, carry * carry, 0.0)), mask=kept)
-                    tl.store(row_ptr + 3, _total(tl.where(here, tl.abs(decays * jump), 0.0)), mask=kept)
-                    tl.store(row_ptr + 4, _total(tl.where(here & (unit < REACH), 1.0, 0.0)), mask=kept)
+                    tl.store(
+                        row_ptr + 3, _total(tl.where(here, tl.abs(decays * jump), 0.0)), mask=kept
+                    )
+                    tl.store(
+                        row_ptr + 4, _total(tl.where(here & (unit < REACH), 1.0, 0.0)), mask=kept
+                    )
                     tl.store(row_ptr + 5, _total(tl.where(here & fired, 1.0, 0.0)), mask=kept)
-                    largest = tl.max(tl.max(tl.where(here & finite, tl.abs(dx), 0.0), axis=1), axis=0)
+                    largest = tl.max(
+                        tl.max(tl.where(here & finite, tl.abs(dx), 0.0), axis=1), axis=0
+                    )
                     tl.store(row_ptr + 6, largest, mask=kept)
-                    tl.store(row_ptr + 7, _total(tl.where(here & (finite == 0), 1.0, 0.0)), mask=kept)
+                    tl.store(
+                        row_ptr + 7, _total(tl.where(here & (finite == 0), 1.0, 0.0)), mask=kept
+                    )
                 if NORM:
                     xhat = (inputs[j].to(tl.float32) - mean) * rstd
                     if D_STEP_GAIN:
                         share = _total(tl.where(here, dx * (xhat * affine + bias), 0.0))
-                        tl.store(partial_step_gain_ptr + tl.cast(tile, tl.int64) * T + t, share, mask=t < T)
+                        tl.store(
+                            partial_step_gain_ptr + tl.cast(tile, tl.int64) * T + t,
+                            share,
+                            mask=t < T,
+                        )
                     dz = dx
                     if STEP_GAIN:
                         dz = tl.load(step_gain_ptr + t, mask=t < T, other=0.0) * dx
@@ -482,8 +528,12 @@ def walk_kernel(
         if PARAMETERS == 2:
             if BY_COLUMN:
                 tl.store(partial_parameters_ptr + place, tl.sum(d_decay, axis=0), mask=keep)
-                tl.store(partial_parameters_ptr + rows + place, tl.sum(d_threshold, axis=0), mask=keep)
-                tl.store(partial_parameters_ptr + 2 * rows + place, tl.sum(d_width, axis=0), mask=keep)
+                tl.store(
+                    partial_parameters_ptr + rows + place, tl.sum(d_threshold, axis=0), mask=keep
+                )
+                tl.store(
+                    partial_parameters_ptr + 2 * rows + place, tl.sum(d_width, axis=0), mask=keep
+                )
             else:
                 tl.store(partial_parameters_ptr + place, _total(d_decay), mask=keep)
                 tl.store(partial_parameters_ptr + rows + place, _total(d_threshold), mask=keep)
@@ -511,7 +561,9 @@ def statistics_kernel(
     """Sums of y and y^2 per channel, shifted by the channel's first element so that a far mean loses no digits."""
     first, column, channel = _tile(tl.program_id(0), R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN)
     columns = tl.cdiv(L, BLOCK_L)
-    offs, inside, channels, valid = _elements(first, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN)
+    offs, inside, channels, valid = _elements(
+        first, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN
+    )
     if BY_COLUMN:
         shift = tl.load(y_ptr + channels, mask=valid, other=0.0).to(tl.float32)
     else:
@@ -519,7 +571,9 @@ def statistics_kernel(
     total = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
     squares = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
     for row in range(first, tl.cdiv(R, BLOCK_R), programs):
-        offs, inside, channels, valid = _elements(row, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN)
+        offs, inside, channels, valid = _elements(
+            row, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN
+        )
         d = tl.load(y_ptr + offs, mask=inside, other=0.0).to(tl.float32) - shift
         d = tl.where(inside, d, 0.0)
         total += d
@@ -590,7 +644,9 @@ def norm_backward_kernel(
 ):
     """dy = scale * (dz - mean(dz) - xhat * mean(dz * xhat)) from the stored dx."""
     row, column, channel = _tile(tl.program_id(0), R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN)
-    offs, inside, channels, valid = _elements(row, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN)
+    offs, inside, channels, valid = _elements(
+        row, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN
+    )
     if BY_COLUMN:
         step = tl.cast(R, tl.int64) * L
     else:
@@ -662,7 +718,11 @@ def tiling(x: torch.Tensor, per_channel: bool, vector: int) -> Tiling:
     neurons = x[0].numel()
     channels, inner = channel_axis(x)
     if not per_channel or channels == 1:
-        return Tiling(1, 1, neurons, 1, block, True) if not per_channel else _rows(neurons, 1, neurons, block)
+        return (
+            Tiling(1, 1, neurons, 1, block, True)
+            if not per_channel
+            else _rows(neurons, 1, neurons, block)
+        )
     if inner == 1:
         block_l = min(_power_of_2(channels), 128)
         return Tiling(neurons // channels, channels, channels, block // block_l, block_l, True)
@@ -744,10 +804,14 @@ def backward(
     programs = tiles.programs(walking)
     parts = programs * (1 if tiles.by_column else tiles.columns)
     new = lambda *shape: x.new_empty(shape, dtype=torch.float32)  # noqa: E731
-    parameters = 0 if not emit.parameters else 2 if out.parameters.shape[1] > 1 else 1
+    parameters = 0 if out.parameters is None else 2 if out.parameters.shape[1] > 1 else 1
     partial_sums = new(2, parts, tiles.C) if emit.sums else None
     partial_parameters = (
-        new(3, programs * tiles.lanes, 1) if parameters == 1 else new(3, parts, tiles.C) if parameters else None
+        new(3, programs * tiles.lanes, 1)
+        if parameters == 1
+        else new(3, parts, tiles.C)
+        if parameters
+        else None
     )
     every_tile = tiles.row_tiles * tiles.lanes
     partial_step_gain = new(every_tile, T) if emit.step_gain else None
@@ -762,7 +826,8 @@ def backward(
             out.dx, out.dy, out.v_init, partial_sums, partial_parameters, partial_step_gain, partial_probe,
             f_decay, 1.0 - f_decay, cell.gain, f_threshold, cell.v_reset, cell.v_start, cell.height, f_width,
             cell.eps, cell.bn_scale, count, tiles.R, tiles.C, tiles.L, programs,
-            T=T, CHUNK=chunk_length(T, cell.has_norm), BLOCK_R=tiles.block_r, BLOCK_L=tiles.block_l, BY_COLUMN=tiles.by_column,
+            T=T, CHUNK=chunk_length(T, cell.has_norm),
+            BLOCK_R=tiles.block_r, BLOCK_L=tiles.block_l, BY_COLUMN=tiles.by_column,
             RESET=cell.reset, DETACH=cell.detach_reset, LEAKS_TO_RESET=cell.leaks_to_reset,
             SHAPE=cell.shape, REACH=REACH, DECAY=decay_kind, THRESHOLD=threshold_kind, WIDTH=width_kind,
             NORM=cell.has_norm, WEIGHT=cell.weight is not None, BIAS=cell.bias is not None,
@@ -772,13 +837,13 @@ def backward(
             D_STEP_GAIN=emit.step_gain, PROBE=emit.probe,
             num_warps=WARPS, enable_fp_fusion=False,
         )  # fmt: skip
-    if emit.sums:
+    if partial_sums is not None:
         torch.sum(partial_sums, 1, out=out.sums)
-    if parameters:
+    if partial_parameters is not None:
         torch.sum(partial_parameters, 1, out=out.parameters)
-    if emit.step_gain:
+    if partial_step_gain is not None:
         torch.sum(partial_step_gain, 0, out=out.step_gain)
-    if emit.probe:
+    if partial_probe is not None and out.probe is not None:
         torch.sum(partial_probe, 0, out=out.probe)
         largest = PROBE_FIELDS.index("grad_input_max")
         out.probe[:, largest] = partial_probe[:, :, largest].amax(0)

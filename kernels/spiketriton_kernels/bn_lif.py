@@ -71,12 +71,15 @@ def multistep_bn_lif(
         Spikes (plus spike_add) in the shape, dtype and layout of y; with ``return_v`` also the last membrane.
 
     Raises:
-        TypeError, ValueError: naming the argument, what was given and what is accepted. RuntimeError on double backward.
+        TypeError, ValueError: naming the argument, what was given and what is accepted.
+        RuntimeError: on double backward.
     """
     neuron = check_neuron(
         y, decay, gain, threshold, reset, v_reset, detach_reset, surrogate, v_init, probe
     )
-    _check_norm(y, bn_weight, bn_bias, running_mean, running_var, training, residual, spike_add, step_gain)
+    _check_norm(
+        y, bn_weight, bn_bias, running_mean, running_var, training, residual, spike_add, step_gain
+    )
     y = dense(y)
     group = ""
     if training:
@@ -126,10 +129,14 @@ def _over_ranks(
     return joined, variances.mean(0) + (means - joined).square().mean(0)
 
 
-def _check_norm(y, weight, bias, running_mean, running_var, training, residual, spike_add, step_gain) -> None:
+def _check_norm(
+    y, weight, bias, running_mean, running_var, training, residual, spike_add, step_gain
+) -> None:
     check_input("y", y)
     if y.dim() < 3:
-        raise ValueError(f"y has shape {tuple(y.shape)}; accepted: [T, B, C, ...], channels in dim 2")
+        raise ValueError(
+            f"y has shape {tuple(y.shape)}; accepted: [T, B, C, ...], channels in dim 2"
+        )
     floats = (membrane_dtype(y.dtype), y.dtype)
     small = dict(bn_weight=weight, bn_bias=bias, running_mean=running_mean, running_var=running_var)
     for name, value in small.items():
@@ -140,7 +147,9 @@ def _check_norm(y, weight, bias, running_mean, running_var, training, residual, 
     if not training and running_mean is None:
         raise ValueError("running_mean and running_var are needed when training is False; got None")
     if training and y.numel() == 0:
-        raise ValueError(f"batch norm has no statistics of an empty batch: y has shape {tuple(y.shape)}")
+        raise ValueError(
+            f"batch norm has no statistics of an empty batch: y has shape {tuple(y.shape)}"
+        )
     for name, value in dict(residual=residual, spike_add=spike_add).items():
         if value is not None:
             check_like(name, value, y, y.shape, (y.dtype,))
@@ -175,7 +184,9 @@ def multistep_bn_lif_reference(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """The definition of ``multistep_bn_lif``: torch's batch_norm on the folded tensor, then the reference neuron."""
     check_neuron(y, decay, gain, threshold, reset, v_reset, detach_reset, surrogate, v_init)
-    _check_norm(y, bn_weight, bn_bias, running_mean, running_var, training, residual, spike_add, step_gain)
+    _check_norm(
+        y, bn_weight, bn_bias, running_mean, running_var, training, residual, spike_add, step_gain
+    )
     wide = membrane_dtype(y.dtype)
     weight = None if bn_weight is None else bn_weight.to(wide) * bn_scale
     if weight is None and bn_scale != 1.0:
@@ -187,8 +198,19 @@ def multistep_bn_lif_reference(
     if step_gain is not None:
         z = z * step_gain.to(wide).view(-1, *[1] * (y.dim() - 1))
     x = z if residual is None else z + residual.to(wide)
+    v_init = None if v_init is None else v_init.to(wide)
     spikes, v_last = multistep_lif_reference(
-        x, decay, gain, threshold, reset, v_reset, detach_reset, surrogate, v_init, True, smooth=smooth
+        x,
+        decay,
+        gain,
+        threshold,
+        reset,
+        v_reset,
+        detach_reset,
+        surrogate,
+        v_init,
+        True,
+        smooth=smooth,
     )
     if spike_add is not None:
         spikes = spikes + spike_add.to(wide)

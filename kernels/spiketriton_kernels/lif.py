@@ -104,7 +104,9 @@ def multistep_lif_reference(
     ``smooth=True`` replaces each spike by the surrogate's primitive. The result is differentiable in the ordinary
     sense, its exact gradient is what the surrogate gradient stands for, and gradcheck holds.
     """
-    neuron = check_neuron(x, decay, gain, threshold, reset, v_reset, detach_reset, surrogate, v_init)
+    neuron = check_neuron(
+        x, decay, gain, threshold, reset, v_reset, detach_reset, surrogate, v_init
+    )
     wide = membrane_dtype(x.dtype)
     decay = along_channels(decay, x, wide)
     threshold = along_channels(threshold, x, wide)
@@ -116,7 +118,9 @@ def multistep_lif_reference(
             h = v + gain * x_t - (1 - decay) * (v - v_reset)
         else:
             h = decay * v + gain * x_t
-        relaxed = surrogate.height * width * unit_primitive(surrogate.shape, (h - threshold) / width)
+        relaxed = (
+            surrogate.height * width * unit_primitive(surrogate.shape, (h - threshold) / width)
+        )
         fired = h >= threshold
         s = relaxed if smooth else _WithGradientOf.apply(fired, relaxed)
         s_reset = s.detach() if detach_reset else s

@@ -66,7 +66,9 @@ def _pack(spikes: torch.Tensor) -> torch.Tensor:
     backend = backend_for(spikes)
     if backend == "triton":
         with torch.cuda.device_of(spikes):
-            pack_kernel[(triton.cdiv(bits.numel(), _BLOCK),)](flat, bits, n, BLOCK=_BLOCK, num_warps=4)
+            pack_kernel[(triton.cdiv(bits.numel(), _BLOCK),)](
+                flat, bits, n, BLOCK=_BLOCK, num_warps=4
+            )
     elif backend == "native":
         from . import _native
 
@@ -84,7 +86,9 @@ def _(spikes):
 
 
 @torch.library.custom_op("spiketriton::unpack_spikes", mutates_args=())
-def _unpack(bits: torch.Tensor, size: list[int], stride: list[int], dtype: torch.dtype) -> torch.Tensor:
+def _unpack(
+    bits: torch.Tensor, size: list[int], stride: list[int], dtype: torch.dtype
+) -> torch.Tensor:
     spikes = torch.empty_strided(size, stride, dtype=dtype, device=bits.device)
     n = spikes.numel()
     if n == 0:
@@ -93,7 +97,9 @@ def _unpack(bits: torch.Tensor, size: list[int], stride: list[int], dtype: torch
     backend = backend_for(spikes)
     if backend == "triton":
         with torch.cuda.device_of(bits):
-            unpack_kernel[(triton.cdiv(bits.numel(), _BLOCK),)](bits, flat, n, BLOCK=_BLOCK, num_warps=4)
+            unpack_kernel[(triton.cdiv(bits.numel(), _BLOCK),)](
+                bits, flat, n, BLOCK=_BLOCK, num_warps=4
+            )
     elif backend == "native":
         from . import _native
 
@@ -124,8 +130,8 @@ def pack_spikes(spikes: torch.Tensor) -> torch.Tensor:
     """Spikes as bits, in memory order.
 
     Args:
-        spikes: any floating tensor without gaps in memory (contiguous, channels_last, a permutation of them); an element
-            other than 0 counts as a spike.
+        spikes: any floating tensor without gaps in memory (contiguous, channels_last, a permutation of them); what is
+            not 0 counts as a spike.
 
     Returns:
         uint8 [(n + 7) // 8] for n elements. Has no gradient.
@@ -135,7 +141,9 @@ def pack_spikes(spikes: torch.Tensor) -> torch.Tensor:
     """
     if not isinstance(spikes, torch.Tensor) or spikes.dtype not in DTYPES:
         given = spikes.dtype if isinstance(spikes, torch.Tensor) else type(spikes).__name__
-        raise TypeError(f"spikes must be a tensor of float16, bfloat16, float32 or float64, got {given}")
+        raise TypeError(
+            f"spikes must be a tensor of float16, bfloat16, float32 or float64, got {given}"
+        )
     if spikes.numel() and not _gapless(spikes.shape, spikes.stride()):
         raise ValueError(
             f"spikes of shape {tuple(spikes.shape)} have gaps in memory (strides {spikes.stride()}); accepted: dense"
@@ -144,7 +152,10 @@ def pack_spikes(spikes: torch.Tensor) -> torch.Tensor:
 
 
 def unpack_spikes(
-    bits: torch.Tensor, size: torch.Size, stride: tuple[int, ...], dtype: torch.dtype = torch.float32
+    bits: torch.Tensor,
+    size: torch.Size,
+    stride: tuple[int, ...],
+    dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """The spikes that ``pack_spikes`` packed: 0 and 1 in the given shape, strides and dtype.
 
@@ -159,7 +170,11 @@ def unpack_spikes(
         raise TypeError(f"dtype {dtype} is not one of float16, bfloat16, float32, float64")
     n = math.prod(size)
     if n and not _gapless(torch.Size(size), tuple(stride)):
-        raise ValueError(f"strides {tuple(stride)} of shape {tuple(size)} leave gaps in memory; accepted: dense")
+        raise ValueError(
+            f"strides {tuple(stride)} of shape {tuple(size)} leave gaps in memory; accepted: dense"
+        )
     if bits.numel() != (n + 7) // 8:
-        raise ValueError(f"{bits.numel()} bytes do not hold a shape of {n} spikes; accepted: {(n + 7) // 8} bytes")
+        raise ValueError(
+            f"{bits.numel()} bytes do not hold a shape of {n} spikes; accepted: {(n + 7) // 8} bytes"
+        )
     return _unpack(bits.contiguous(), list(size), list(stride), dtype)

@@ -72,7 +72,7 @@ class Surrogate:
         shape: one of ``SHAPES``.
         height: slope at the threshold; finite, >= 0.
         width: scale of the membrane axis; finite, > 0. A tensor of shape ``()`` or ``(C,)`` (C is dim 2 of the
-            neuron's input) receives a gradient: that of the relaxed spike ``height * width * Phi((h - threshold) / width)``.
+            neuron's input) gets the gradient of the relaxed spike ``height * width * Phi((h - threshold) / width)``.
 
     Raises:
         ValueError: unknown shape, or a height or width out of range.
@@ -84,7 +84,9 @@ class Surrogate:
 
     def __post_init__(self) -> None:
         if self.shape not in SHAPES:
-            raise ValueError(f"surrogate shape {self.shape!r} is unknown; accepted: {', '.join(SHAPES)}")
+            raise ValueError(
+                f"surrogate shape {self.shape!r} is unknown; accepted: {', '.join(SHAPES)}"
+            )
         if isinstance(self.height, bool) or not isinstance(self.height, int | float):
             raise TypeError(f"surrogate height must be a float, got {type(self.height).__name__}")
         if not (math.isfinite(self.height) and self.height >= 0):
@@ -96,7 +98,9 @@ class Surrogate:
                     f"{self.width.dtype} of shape {tuple(self.width.shape)}"
                 )
         elif isinstance(self.width, bool) or not isinstance(self.width, int | float):
-            raise TypeError(f"surrogate width must be a float or a tensor, got {type(self.width).__name__}")
+            raise TypeError(
+                f"surrogate width must be a float or a tensor, got {type(self.width).__name__}"
+            )
         elif not (math.isfinite(self.width) and self.width > 0):
             raise ValueError(f"surrogate width must be finite and > 0, got {self.width}")
 
