@@ -66,14 +66,22 @@ def workload(nodes: Graph, image: tuple[int, int, int]) -> Workload:
 
 def spike_sources(nodes: Graph) -> list[Node]:
     """The nodes whose spikes are counted: neurons, and max-pools of spikes."""
-    return [node for node in nodes.values() if node.kind in ("neuron", "maxpool") and carries(nodes, node) == "spikes"]
+    return [
+        node
+        for node in nodes.values()
+        if node.kind in ("neuron", "maxpool") and carries(nodes, node) == "spikes"
+    ]
 
 
-def energy_pj(work: Workload, synaptic_operations: float, steps: int, *, leaky: bool) -> tuple[float, float]:
+def energy_pj(
+    work: Workload, synaptic_operations: float, steps: int, *, leaky: bool
+) -> tuple[float, float]:
     """Energy of one image after `steps` time steps, by operations alone and with data movement."""
     updates = work.neurons * steps
     macs = work.macs_once + work.macs_per_step * steps
-    operations = MAC_PJ * (macs + leaky * updates) + AC_PJ * (synaptic_operations + (not leaky) * updates)
+    operations = MAC_PJ * (macs + leaky * updates) + AC_PJ * (
+        synaptic_operations + (not leaky) * updates
+    )
     words = 2 * macs + 3 * synaptic_operations + 2 * updates
     return operations, operations + WORD_PJ * words
 

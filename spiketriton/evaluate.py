@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from spiketriton.commandline import Parser
-from spiketriton.energy import BREAK_EVEN_RATES
+from spiketriton.energy import BREAK_EVEN_RATES, MAC_PJ, WORD_PJ
 from spiketriton.errors import UserError, run_command
 from spiketriton.evaluation import Evaluation, evaluate
 from spiketriton.runs import Run, load_run
@@ -95,7 +95,9 @@ def output_folder(path: str | Path) -> Path:
         trial.write_text("")
         trial.unlink()
     except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror}; --out takes another folder") from None
+        raise UserError(
+            f"{folder} cannot be written: {error.strerror}; --out takes another folder"
+        ) from None
     return folder
 
 
@@ -202,29 +204,28 @@ def verdict(one: Evaluation, evaluations: list[Evaluation]) -> str:
     low, high = (100 * rate for rate in BREAK_EVEN_RATES)
     ann_uj, ann_data_uj = ann_energy_uj(one)
     text = (
-        f"{one.label}: at T = {one.time_steps}, {ann_uj / one.energy_uj[at]:.2f} times less energy "
-        f"than its ANN twin by operations, {ann_data_uj / one.energy_with_data_uj[at]:.2f} times "
-        f"with data movement; mean rate {100 * one.mean_rate:.1f} % (break-even by Yan et al. 2024 "
-        f"at T = 5: {low:.1f} to {high:.1f} %)."
+        f"{one.label}: at T = {one.time_steps} it takes {one.energy_uj[at] / ann_uj:.3f} of its "
+        f"ANN twin's energy by operations, {one.energy_with_data_uj[at] / ann_data_uj:.3f} with "
+        f"data movement; mean rate {100 * one.mean_rate:.1f} % (break-even by Yan et al. 2024 at "
+        f"T = 5: {low:.1f} to {high:.1f} %)."
     )
-    for other in evaluations:
-        if other is one:
-            continue
-        goal = other.accuracy[other.time_steps - 1]
-        for allowance, words in ((0.0, "reaches"), (0.01, "comes within 1 point of")):
-            first = next((t for t, a in enumerate(one.accuracy, 1) if a >= goal - allowance), None)
-            if first is not None:
-                text += f" It {words} {other.label} ({100 * goal:.2f} %) at {first} steps."
-                break
-        else:
-            text += f" It does not come within 1 point of {other.label} ({100 * goal:.2f} %) in {one.steps} steps."
-    return text
+    others = [other for other in evaluations if other is not one]
+    return " ".join([text, *(overtakes(one, other) for other in others)])
+
+
+def overtakes(one: Evaluation, other: Evaluation) -> str:
+    """At how many steps a run reaches the accuracy of another one at its own T, in a sentence."""
+    goal = other.accuracy[other.time_steps - 1]
+    name = f"{other.label} ({100 * goal:.2f} %)"
+    for allowance, words in ((0.0, "reaches"), (0.01, "comes within 1 point of")):
+        for t, accuracy in enumerate(one.accuracy, 1):
+            if accuracy >= goal - allowance - 1e-12:
+                return f"It {words} {name} at {t} steps."
+    return f"It stays more than 1 point below {name} in {one.steps} steps."
 
 
 def ann_energy_uj(one: Evaluation) -> tuple[float, float]:
     """Energy of the ANN twin of a run, by operations and with data movement."""
-    from spiketriton.energy import MAC_PJ, WORD_PJ
-
     return one.ann_macs * MAC_PJ * 1e-6, one.ann_macs * (MAC_PJ + 2 * WORD_PJ) * 1e-6
 
 

@@ -166,7 +166,9 @@ def evaluate(run: Run, steps: int | None = None, batch_size: int = 0) -> Evaluat
         energy_uj=[pj * 1e-6 for pj, _ in energy],
         energy_with_data_uj=[pj * 1e-6 for _, pj in energy],
         images_per_s=images_per_s,
-        device=torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else environment.cpu_name(),
+        device=torch.cuda.get_device_name(run.device)
+        if run.device.type == "cuda"
+        else environment.cpu_name(),
     )
 
 
@@ -293,7 +295,10 @@ def _streaming(run: Run) -> Iterator[None]:
 @torch.inference_mode()
 def _images_per_s(run: Run, test: TestSet) -> float:
     """Images that the network answers in a second at T, after a first batch that warms it up."""
-    batches = [run.to_device(images) for _, (images, _) in zip(range(1 + TIMED_BATCHES), test, strict=False)]
+    batches = [
+        run.to_device(images)
+        for _, (images, _) in zip(range(1 + TIMED_BATCHES), test, strict=False)
+    ]
     batches = batches[-1:] * 2 if len(batches) == 1 else batches
 
     def answer(images: Tensor) -> None:
@@ -318,7 +323,9 @@ def _wait(device: torch.device) -> None:
 def _shown(test: TestSet, title: str) -> Iterable[tuple[Tensor, Tensor]]:
     """The batches, with a bar on a terminal."""
     console = Console(stderr=True)
-    return track(test, title, len(test), console=console, transient=True, disable=not sys.stderr.isatty())
+    return track(
+        test, title, len(test), console=console, transient=True, disable=not sys.stderr.isatty()
+    )
 
 
 def read_evaluation(path: Path) -> Evaluation:
@@ -326,4 +333,6 @@ def read_evaluation(path: Path) -> Evaluation:
     try:
         return Evaluation.from_json(path.read_text("utf-8"))
     except (ValueError, TypeError, KeyError):
-        raise UserError(f"{path} is no evaluation of this version; run python -m spiketriton.evaluate again") from None
+        raise UserError(
+            f"{path} is no evaluation of this version; run python -m spiketriton.evaluate again"
+        ) from None

@@ -204,7 +204,7 @@ def folded_weights(node: Node) -> tuple[Tensor, Tensor]:
     layer, norm = node.module, node.norm
     assert isinstance(layer, nn.Conv2d | nn.Linear)
     weight = layer.weight.double()
-    bias = torch.zeros_like(weight[:, 0].flatten(1)[:, 0]) if layer.bias is None else layer.bias
+    bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias
     if norm is None:
         return weight, bias.double()
     if norm.step_gain is not None:

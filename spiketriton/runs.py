@@ -126,7 +126,9 @@ def _state(folder: RunFolder, checkpoint: str) -> State:
         return read_checkpoint(folder.checkpoints / "best.pt")
     state = Checkpoints(folder.checkpoints, keep=1, warn=_warn).load()
     if state is None:
-        raise UserError(f"{folder.path} holds no checkpoint yet: the run was stopped before its first one")
+        raise UserError(
+            f"{folder.path} holds no checkpoint yet: the run was stopped before its first one"
+        )
     return state
 
 

@@ -1,0 +1,328 @@
+"""python -m spiketriton.convert RUN [--method balanced|calibrated] [--per-channel] [--run-dir DIR]
+
+Turns a trained ANN twin (neuron.kind = "relu") into a spiking network, without training:
+batch norm folded into the weights, a ReLU replaced by an IF neuron with soft reset that starts half
+way to its threshold, the stem's max-pool moved before its neuron (see converted.py). Amplitudes are
+the thresholds, so residual sums stay in the units of the ANN whatever the thresholds are.
+
+balanced: a layer's threshold is a percentile of its activations on training images (Diehl et al.
+2015; 99.9 % by Rueckauer et al. 2017). Accurate when the window is long.
+
+calibrated: for a short window of T steps. A layer's threshold is the one at which its T + 1 levels
+lie closest to its activations in the mean square; then, from the input on, each channel's current
+is shifted by what its mean output on the images lacks (Li et al. 2021, "A Free Lunch From ANN:
+Towards Efficient, Accurate Spiking Neural Networks Calibration": MMSE thresholds and bias
+calibration; the half-threshold start is Bu et al. 2022's). Methods that retrain the ANN with a
+quantised activation (QCFS) go further at few steps, but need the training.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from spiketriton import __version__
+from spiketriton.checkpoint import Checkpoints
+from spiketriton.commandline import Parser
+from spiketriton.config import Recipe, replace, to_toml
+from spiketriton.converted import ConvertedIF, converted_network
+from spiketriton.environment import describe
+from spiketriton.errors import UserError, run_command
+from spiketriton.graph import folded_weights, graph_of, layers
+from spiketriton.models import Network
+from spiketriton.runfolder import RunFolder
+from spiketriton.runs import Run, load_run
+
+METHODS = {"balanced": 128, "calibrated": 16}  # and the T that each is given by default
+SAMPLES = 1 << 18  # activations of a layer that are kept of each batch
+CANDIDATES = 100  # thresholds that are tried, up to the largest activation
+
+EPILOG = """\
+examples:
+  python -m spiketriton.convert runs/ann
+  python -m spiketriton.convert runs/ann --method calibrated --steps 8 --run-dir runs/calibrated
+  python -m spiketriton.evaluate runs/converted --steps 1,4,16,64,256,1024 --against runs/ann
+
+The result is a run folder that evaluate and report take. Calibration reads training images only.
+Exit codes: 0 done, 2 a mistake in the command or the run, 130 interrupted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    method: str = "balanced"
+    steps: int = 128  # T of the new recipe; "calibrated" is made for it
+    percentile: float = 99.9  # of "balanced"
+    per_channel: bool = False
+    images: int = 512
+
+
+@torch.no_grad()
+def convert(run: Run, options: Options) -> tuple[Recipe, Network]:
+    """The recipe and the network of a converted ANN.
+
+    Raises:
+        UserError: the run is no ANN.
+    """
+    if run.kind != "ann":
+        raise UserError(
+            f"{run.folder.path} is a {run.kind} run (neuron.kind = {run.recipe.neuron.kind!r}); "
+            "accepted: its ANN twin, trained with neuron.kind=relu"
+        )
+    recipe = converted_recipe(run.recipe, options)
+    data = run.data
+    model = converted_network(
+        recipe, classes=len(data.classes), channels=data.channels, image_size=data.image_size
+    )
+    model.to(run.device).eval()
+    for node in layers(graph_of(run.model), "weights"):
+        layer = model.get_submodule(node.name)
+        weight, bias = folded_weights(node)
+        layer.load_state_dict({"weight": weight, "bias": bias})
+
+    images = calibration_images(run, options.images)
+    with recording(run.model, sample) as activations:
+        for batch in images:
+            run.model(run.to_device(batch))
+    for name, neuron in neurons(model):
+        values = torch.cat(activations[name])
+        neuron.threshold.copy_(thresholds(values, options))
+    if options.method == "calibrated":
+        calibrate(run, model, images, options.steps)
+    return recipe, model
+
+
+def converted_recipe(recipe: Recipe, options: Options) -> Recipe:
+    """The ANN's recipe with what is different now."""
+    return replace(
+        recipe,
+        f"time_steps={options.steps}",
+        "model.norm=none",
+        "model.memory=standard",
+        "neuron.kind=if",
+        "neuron.reset=soft",
+        "neuron.v_threshold=1.0",
+        "train.precision=fp32",
+    )
+
+
+def thresholds(values: Tensor, options: Options) -> Tensor:
+    """A threshold for each channel, from sampled activations [N, C]: [C], all equal per layer."""
+    groups = values if options.per_channel else values.reshape(-1, 1)
+    if options.method == "balanced":
+        found = percentile(groups, options.percentile)
+    else:
+        found = least_error(groups, options.steps)
+    silent = found <= 0
+    if silent.any():  # never active: any threshold of the layer's size will do
+        largest = values.max()
+        found = torch.where(silent, largest if largest > 0 else 1.0, found)
+    return found.expand(values.shape[1])
+
+
+def percentile(groups: Tensor, percent: float) -> Tensor:
+    """The percentile of each column of [N, C], without interpolation: [C]."""
+    rank = max(1, round(len(groups) * percent / 100))
+    return groups.kthvalue(rank, dim=0).values
+
+
+def least_error(groups: Tensor, steps: int) -> Tensor:
+    """The threshold of each column of [N, C] whose levels lie closest to it, in the mean square."""
+    largest = groups.amax(0)
+    best, least = largest.clone(), torch.full_like(largest, torch.inf)
+    for share in torch.linspace(1 / CANDIDATES, 1, CANDIDATES).tolist():
+        threshold = largest * share
+        error = (levels(groups, threshold, steps) - groups).square().mean(0)
+        better = error < least
+        best, least = torch.where(better, threshold, best), torch.where(better, error, least)
+    return best
+
+
+def levels(activations: Tensor, threshold: Tensor, steps: int) -> Tensor:
+    """Mean output over `steps` steps of a converted neuron whose constant current is given."""
+    step = (threshold / steps).clamp_min(torch.finfo(activations.dtype).tiny)
+    return step * (activations / step + 0.5).floor().clamp(0, steps)
+
+
+def calibrate(run: Run, model: Network, images: list[Tensor], steps: int) -> None:
+    """Shifts each layer's current, from the input on, until its mean output is the ANN's.
+
+    Each layer is measured with all earlier ones corrected; the classifier's bias comes last.
+    """
+    with recording(run.model, channel_means) as wanted:
+        currents = [run.model(run.to_device(batch)).mean((0, 1)) for batch in images]
+    for name, neuron in neurons(model):
+        with recording(model, channel_means, until=name) as given:
+            for batch in images:
+                run_until(model, run.to_device(batch), steps)
+        neuron.shift += torch.stack(wanted[name]).mean(0) - torch.stack(given[name]).mean(0)
+    answers = [model(run.to_device(batch), steps).mean((0, 1)) for batch in images]
+    model.fc.bias.add_(torch.stack(currents).mean(0) - torch.stack(answers).mean(0))
+
+
+class _Reached(Exception):
+    """The layer that was wanted has answered: the rest of the network need not run."""
+
+
+def run_until(model: Network, images: Tensor, steps: int) -> None:
+    """Runs a network that is being recorded up to the layer where the recording ends."""
+    try:
+        model(images, steps)
+    except _Reached:
+        return
+
+
+@contextmanager
+def recording(
+    model: Network, keep: Callable[[Tensor], Tensor], until: str | None = None
+) -> Iterator[dict[str, list[Tensor]]]:
+    """What `keep` makes of each layer's output [T, B, C, ...], by name, for each batch in here.
+
+    Of an ANN's stem with a max-pool it is the pool's output: that is what its neuron will give.
+    """
+    kept: dict[str, list[Tensor]] = {}
+
+    def hook(name: str, module: nn.Module, _: Any, out: Tensor) -> None:
+        if isinstance(module, nn.MaxPool2d):
+            out = out.unsqueeze(0)
+        kept.setdefault(name, []).append(keep(out))
+        if name == until:
+            raise _Reached
+
+    nodes = graph_of(model)
+    hooks = []
+    for node in layers(nodes, "neuron"):
+        place = node
+        if any(pool.inputs == (node.name,) for pool in layers(nodes, "maxpool")):
+            place = nodes["maxpool"]
+        assert place.module is not None
+        if until in (None, node.name):
+            hooks.append(place.module.register_forward_hook(partial(hook, node.name)))
+    try:
+        yield kept
+    finally:
+        for one in hooks:
+            one.remove()
+
+
+def sample(out: Tensor) -> Tensor:
+    """At most SAMPLES activations of [T, B, C, ...], whole places at even distances: [N, C]."""
+    places = out.movedim(2, -1).flatten(0, -2)
+    stride = -(-places.numel() // SAMPLES)
+    return places[::stride].float()
+
+
+def channel_means(out: Tensor) -> Tensor:
+    """The mean of each channel of [T, B, C, ...]: [C]."""
+    return out.movedim(2, -1).flatten(0, -2).float().mean(0)
+
+
+def calibration_images(run: Run, count: int) -> list[Tensor]:
+    """`count` training images or a few more, in whole batches."""
+    batches: list[Tensor] = []
+    with closing(run.data.train.from_step(0)) as stream:
+        while sum(map(len, batches)) < count:
+            batches.append(next(stream)[0])
+    return batches
+
+
+def neurons(model: Network) -> list[tuple[str, ConvertedIF]]:
+    """The neurons of a converted network, in forward order."""
+    found = model.spiking_layers()
+    return [(name, neuron) for name, neuron in found if isinstance(neuron, ConvertedIF)]
+
+
+def save(folder: RunFolder, run: Run, recipe: Recipe, model: Network, options: Options) -> None:
+    """Writes the run folder. UserError: the disk refuses."""
+    folder.begin_session(recipe, describe(run.device))
+    failures: list[str] = []
+    Checkpoints(folder.checkpoints, keep=1, warn=failures.append).save_last(
+        {
+            "step": run.step,
+            "recipe": to_toml(recipe),
+            "name": recipe.name,
+            "version": __version__,
+            "model": model.state_dict(),
+            "conversion": {
+                "source": str(run.folder.path),
+                "checkpoint": run.checkpoint,
+                **vars(options),
+            },
+        }
+    )
+    if failures:
+        raise UserError(failures[0])
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser("convert", "Turns a trained ANN twin into a spiking network.", EPILOG)
+    parser.add_argument("run", metavar="RUN", help="run folder of an ANN (neuron.kind = relu)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as data.root=/data")
+    parser.add_argument("--method", choices=tuple(METHODS), default="balanced")
+    parser.add_argument(
+        "--steps", type=int, metavar="T", help="time steps of the new run (128; calibrated: 16)"
+    )
+    parser.add_argument(
+        "--percentile", type=float, metavar="P", help="of the activations, balanced only (99.9)"
+    )
+    parser.add_argument("--per-channel", action="store_true", help="a threshold for each channel")
+    parser.add_argument("--images", type=int, default=512, help="training images to look at (512)")
+    parser.add_argument("--checkpoint", choices=("last", "best"), default="last")
+    parser.add_argument("--run-dir", metavar="DIR", help="run folder (runs/<recipe>_<method>-...)")
+    args = parser.parse_intermixed_args(arguments)
+    if args.percentile is not None and args.method != "balanced":
+        parser.error("--percentile has no effect with --method calibrated")
+    for option, value, low, high in (
+        ("--steps", args.steps, 1, 65536),
+        ("--percentile", args.percentile, 1, 100),
+        ("--images", args.images, 1, 10**6),
+    ):
+        if value is not None and not low <= value <= high:
+            parser.error(f"{option} {value}: accepted: from {low} to {high}")
+    return args
+
+
+def main(arguments: list[str]) -> None:
+    args = parse(arguments)
+    options = Options(
+        method=args.method,
+        steps=args.steps or METHODS[args.method],
+        percentile=args.percentile or Options.percentile,
+        per_channel=args.per_channel,
+        images=args.images,
+    )
+    run = load_run(args.run, *args.overrides, checkpoint=args.checkpoint, augment=False)
+    folder = RunFolder.create(args.run_dir, f"{run.recipe.name}_{options.method}")
+    try:
+        recipe, model = convert(run, options)
+    except BaseException:
+        folder.discard_if_unused()
+        raise
+    save(folder, run, recipe, model, options)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table(model))
+    console.print(f"converted for T = {options.steps}: {folder.path}")
+    console.print(f"next: python -m spiketriton.evaluate {folder.path} --against {args.run}")
+
+
+def table(model: Network) -> Table:
+    """Thresholds and shifts by layer."""
+    shown = Table(box=None, pad_edge=False)
+    shown.add_column("layer")
+    for head in ("threshold", "largest", "mean shift"):
+        shown.add_column(head, justify="right")
+    for name, neuron in neurons(model):
+        low, high = neuron.threshold.aminmax()
+        mean = neuron.shift.mean()
+        shown.add_row(name, f"{low:.4g}", f"{high:.4g}", f"{mean:+.3g}" if mean else "-")
+    return shown
+
+
+if __name__ == "__main__":
+    run_command(main)
