@@ -111,7 +111,9 @@ def find_subject(target: str, overrides: Sequence[str], warn: Callable[[str], No
     else:
         folder = RunFolder(path)
         if not folder.recipe.is_file():
-            raise UserError(f"{path} holds no run (no recipe.toml); accepted: a recipe file or a run folder")
+            raise UserError(
+                f"{path} holds no run (no recipe.toml); accepted: a recipe file or a run folder"
+            )
         recipe = change(folder.load_recipe(), *overrides)
         state = Checkpoints(folder.checkpoints, recipe.checkpoint.keep, warn).load()
         if state is None:
@@ -163,7 +165,9 @@ class Clinic:
         # a width for each layer, which every variant keeps unless the width is what it changes
         width = recipe.neuron.surrogate.width
         names = [name for name, _ in model.spiking_layers()]
-        self.widths = self.calibration.widths if self.calibration else {n: float(width) for n in names}
+        self.widths = (
+            self.calibration.widths if self.calibration else {n: float(width) for n in names}
+        )
 
     @property
     def images(self) -> int:
@@ -173,12 +177,16 @@ class Clinic:
         """The net at the subject's weights; what the variant has no use for is left out."""
         seed_everything(recipe.seed)
         data = self.data
-        model = build_model(recipe, classes=len(data.classes), channels=data.channels, image_size=data.image_size)
+        model = build_model(
+            recipe, classes=len(data.classes), channels=data.channels, image_size=data.image_size
+        )
         if self.subject.state is not None:
             try:
                 model.load_state_dict(self.subject.state, strict=False)
             except RuntimeError as error:
-                raise UserError(f"the run's weights do not fit this recipe: {one_line(error)[:160]}") from None
+                raise UserError(
+                    f"the run's weights do not fit this recipe: {one_line(error)[:160]}"
+                ) from None
         return model.to(self.device)
 
     def measure(
@@ -341,7 +349,9 @@ def diagnose(subject: Subject, batches: int = 1) -> Diagnosis:
     switches = clinic.switches()
     flat = clinic.measure(prepare=_flatten).transmission
     detached = [] if recipe.neuron.reset == "none" else ["neuron.detach_reset=true"]
-    shares = {scale: _share(clinic.measure(*detached, scale=scale), flat) for scale in (0.5, 1.0, 2.0)}
+    shares = {
+        scale: _share(clinic.measure(*detached, scale=scale), flat) for scale in (0.5, 1.0, 2.0)
+    }
     if recipe.train.optimizer == "sgd":
         by_name = {switch.name: switch.gain for switch in switches}
         values = [

@@ -173,7 +173,9 @@ class LiveDisplay(Display):
         self.step_bar = self.bars.add_task("steps", total=plan.epoch_steps, count="")
         self.test_bar = self.bars.add_task("test", visible=False, count="")
         self.update_bars(step)
-        self.live = Live(get_renderable=self.render, console=self.console, refresh_per_second=5, transient=True)
+        self.live = Live(
+            get_renderable=self.render, console=self.console, refresh_per_second=5, transient=True
+        )
         self.live.start()
 
     def advance(self, step: int) -> None:
@@ -264,11 +266,15 @@ def announce_run(display: Display, recipe: Recipe, folder: Path) -> None:
     display.note(f"device: {device.value.type}, {device.reason}")
     display.note(f"precision: {recipe.train.precision}, {precision.reason}")
     if device.value.type == "cpu":
-        display.note("cost: there is no GPU in this run; its time is told once a few steps are measured")
+        display.note(
+            "cost: there is no GPU in this run; its time is told once a few steps are measured"
+        )
     display.note(f"run folder: {folder}")
 
 
-def announce_parts(display: Display, recipe: Recipe, data: Data, model: Network, plan: Plan) -> None:
+def announce_parts(
+    display: Display, recipe: Recipe, data: Data, model: Network, plan: Plan
+) -> None:
     """The data, the network and the plan, and that images are synthetic where they are."""
     shape = f"{data.channels}x{data.image_size}x{data.image_size}"
     if data.synthetic:
@@ -286,7 +292,9 @@ def announce_parts(display: Display, recipe: Recipe, data: Data, model: Network,
     if layers:
         display.note(f"neurons: {BACKENDS[backend_for(torch.empty(1, device=device))]}")
     parts = f" in {recipe.train.accumulate} parts" if recipe.train.accumulate > 1 else ""
-    display.note(f"plan: {plan.steps} steps of {plan.batch_size} images{parts}, {plan.epoch_steps} steps an epoch\n")
+    display.note(
+        f"plan: {plan.steps} steps of {plan.batch_size} images{parts}, {plan.epoch_steps} steps an epoch\n"
+    )
 
 
 def summary(display: Display, outcome: Outcome, folder: Path, pictures: Iterable[Path]) -> None:
@@ -316,7 +324,9 @@ def summary(display: Display, outcome: Outcome, folder: Path, pictures: Iterable
     Console(file=display.stream, force_terminal=terminal, width=width).print(table)
 
 
-def what_next(display: Display, outcome: Outcome, folder: Path, recipe: Recipe, arguments: Iterable[str]) -> None:
+def what_next(
+    display: Display, outcome: Outcome, folder: Path, recipe: Recipe, arguments: Iterable[str]
+) -> None:
     """Commands to try after a run; `arguments` are those that made the recipe."""
     train = ["python", "-m", "spiketriton.train"]
     if not outcome.finished:

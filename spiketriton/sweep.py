@@ -105,7 +105,9 @@ def train_cell(cell: Cell) -> dict[str, Any] | int:
     if (cell.path / "recipe.toml").exists():
         folder = RunFolder.open(cell.path)
         if to_toml(folder.load_recipe()) != to_toml(cell.recipe):
-            raise UserError(f"{cell.path} holds a cell of another sweep; accepted: a new folder by --out")
+            raise UserError(
+                f"{cell.path} holds a cell of another sweep; accepted: a new folder by --out"
+            )
         if done.exists():
             return dict(json.loads(done.read_text("utf-8")))
         resume = True
@@ -235,7 +237,10 @@ def main(arguments: list[str]) -> int:
 def _without_nan(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """JSON has no word for nan: null."""
     return [
-        {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
+        {
+            key: None if isinstance(value, float) and math.isnan(value) else value
+            for key, value in row.items()
+        }
         for row in rows
     ]
 

@@ -88,9 +88,13 @@ def norms(
         ax.set_ylabel("RMS of dL/dx")
     if not shown:
         return None
-    handles, labels = max((ax.get_legend_handles_labels() for ax in axes.flat), key=lambda h: len(h[1]))
+    handles, labels = max(
+        (ax.get_legend_handles_labels() for ax in axes.flat), key=lambda h: len(h[1])
+    )
     figure.legend(handles, labels, title=along.rpartition(".")[2], loc="outside right upper")
-    figure.suptitle(f"Gradient against {label}, before training{note}", x=0.01, ha="left", fontweight="bold")
+    figure.suptitle(
+        f"Gradient against {label}, before training{note}", x=0.01, ha="left", fontweight="bold"
+    )
     return figure
 
 

@@ -231,7 +231,9 @@ class Trainer:
             self.display.note("no checkpoint had been written yet: starts anew")
         else:
             if "conversion" in state:
-                raise UserError(f"{self.folder.path} was converted, not trained: it has no next step")
+                raise UserError(
+                    f"{self.folder.path} was converted, not trained: it has no next step"
+                )
             refuse_another_recipe(self.recipe, recipe_from_toml(state["recipe"], state["name"]))
             self.load_state_dict(state)
             self.saved_at = self.step

@@ -70,7 +70,9 @@ class Measurement:
             scale: what the loss was multiplied by.
         """
         count = np.asarray(elements, np.float64)[:, None]
-        field = dict(zip(PROBE_FIELDS, np.moveaxis(np.asarray(sums, np.float64), -1, 0), strict=True))
+        field = dict(
+            zip(PROBE_FIELDS, np.moveaxis(np.asarray(sums, np.float64), -1, 0), strict=True)
+        )
         rms = {name: np.sqrt(field[f"{name}_sq"] / count) / scale for name in _NORMS}
         return cls(
             names=tuple(names),
@@ -208,7 +210,9 @@ class Verdict:
             if axis.limits_reached:
                 found.append(self._finding(axis))
         if self.dead_layer is not None:
-            found.append(f"most neurons of {self.names[self.dead_layer]} are out of the surrogate's reach")
+            found.append(
+                f"most neurons of {self.names[self.dead_layer]} are out of the surrogate's reach"
+            )
         if self.silent_layer is not None:
             found.append(f"{self.names[self.silent_layer]} hardly ever fires")
         return found
@@ -300,11 +304,17 @@ def cures(verdict: Verdict, recipe: Recipe) -> list[Cure]:
             found.append(Cure("model.norm=bn", "batch norm of the currents keeps neurons in reach"))
         if not isinstance(width, str):
             side = "wide" if verdict.depth.word == "exploding" else "narrow"
-            found.append(Cure("neuron.surrogate.width=auto", f"{width:g} is too {side}; auto measures one"))
+            found.append(
+                Cure("neuron.surrogate.width=auto", f"{width:g} is too {side}; auto measures one")
+            )
         elif width == "auto":
-            found.append(Cure("neuron.surrogate.width=auto_per_layer", "one width does not fit all layers"))
+            found.append(
+                Cure("neuron.surrogate.width=auto_per_layer", "one width does not fit all layers")
+            )
         if verdict.depth.word == "exploding" and neuron.surrogate.height > 1:
-            found.append(Cure("neuron.surrogate.height=1", "a surrogate above 1 amplifies every gradient"))
+            found.append(
+                Cure("neuron.surrogate.height=1", "a surrogate above 1 amplifies every gradient")
+            )
     if verdict.time.word == "exploding":
         if not neuron.detach_reset:
             found.append(Cure("neuron.detach_reset=true", "the path through the reset amplifies"))
