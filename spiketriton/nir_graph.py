@@ -1,0 +1,161 @@
+"""A trained network as a graph of the Neuromorphic Intermediate Representation (NIR).
+
+NIR describes continuous-time neurons; one Euler step of length dt of its equations is our step:
+
+    LIF  tau dv/dt = v_leak - v + r I      tau = dt / (1 - decay)   r = gain / (1 - decay)
+    IF       dv/dt = r I                                            r = gain / dt
+
+with v_leak = v_reset, as our membrane leaks toward v_reset. Batch norm is folded into the weights,
+the mean over space is an average pool, and residual connections are edges: what arrives at one node
+is summed. NIR has no words for the first membrane (v_reset), for a tie at the threshold (ours
+fires), for dt or for the number of steps: the graph's metadata says these.
+
+What NIR cannot say is refused: ReLU, soft reset and no reset, max-pool, TEBN's gains.
+"""
+
+from collections.abc import Iterator
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import spiketriton
+from spiketriton.errors import UserError
+from spiketriton.graph import Graph, Node, folded_weights, graph_of, layers, shapes_of
+from spiketriton.models import Network
+from spiketriton.neurons import SpikingNeuron
+
+
+def import_nir() -> ModuleType:
+    """The package nir. UserError: it is not installed."""
+    try:
+        return import_module("nir")
+    except ImportError:
+        raise UserError(
+            "--to nir needs the package nir, which is not installed; "
+            "pip install 'spiketriton[nir]' brings it"
+        ) from None
+
+
+def to_nir(model: Network, image: tuple[int, int, int], dt: float = 1.0) -> Any:
+    """The `nir.NIRGraph` of a network for images [C, H, W], in float32.
+
+    Args:
+        model: in eval mode its currents are those of the graph's output.
+        image: C, H, W.
+        dt: length of a time step, in the unit of time of the graph.
+
+    Raises:
+        UserError: the network holds what NIR cannot say, all of it named; or nir is missing.
+    """
+    nir = import_nir()
+    nodes = graph_of(model)
+    reasons = list(what_nir_cannot_say(nodes))
+    if reasons:
+        raise UserError(f"NIR cannot say {'; nor '.join(reasons)}")
+    shapes = shapes_of(nodes, image)
+    translated: dict[str, Any] = {}
+    edges: list[tuple[str, str]] = []
+    for node in nodes.values():
+        sources = node.inputs
+        given = shapes[sources[0]] if sources else image
+        for name, translation in _translate(nir, node, given, dt):
+            translated[name] = translation
+            edges += [(source, name) for source in sources]
+            sources = (name,)
+    translated["output"] = nir.Output(np.array(shapes["fc"]))
+    edges.append(("fc", "output"))
+    first = next(neuron for _, neuron in model.spiking_layers())
+    metadata = {
+        "made_by": f"spiketriton {spiketriton.__version__}",
+        "dt": dt,
+        "time_steps": model.time_steps,
+        "spike_at": ">=",
+        "reset": first.reset_mode,
+        "v_init": "v_reset",
+        "input": "the image, at each time step",
+        "read_out": "mean over time of the output",
+    }
+    return nir.NIRGraph(translated, edges, metadata=metadata)
+
+
+def what_nir_cannot_say(nodes: Graph) -> Iterator[str]:
+    """Reasons to refuse, each in words; none when the network can be exported."""
+    neurons = [node.module for node in layers(nodes, "neuron")]
+    if not all(isinstance(neuron, SpikingNeuron) for neuron in neurons):
+        yield "ReLU (this is an ANN; export its spiking twin)"
+    resets = {neuron.reset_mode for neuron in neurons if isinstance(neuron, SpikingNeuron)}
+    if "soft" in resets:
+        yield 'a soft reset, v - threshold (neuron.reset = "soft", as in converted nets)'
+    if "none" in resets:
+        yield 'a neuron without reset (neuron.reset = "none")'
+    if any(layers(nodes, "maxpool")):
+        yield "max-pool (the stem of model.stem = 'imagenet')"
+    gains = (node.norm.step_gain for node in layers(nodes, "weights") if node.norm is not None)
+    if any(gain is not None for gain in gains):
+        yield "a gain for each time step (model.norm = 'tebn')"
+    if any(len(node.inputs) != len({*node.inputs}) for node in nodes.values()):
+        yield "an edge twice (x + x)"
+
+
+def _translate(
+    nir: ModuleType, node: Node, given: tuple[int, ...], dt: float
+) -> Iterator[tuple[str, Any]]:
+    """NIR's nodes for one of ours, in a row, the last with our name; `given` is what it reads."""
+    module = node.module
+    if node.kind == "input":
+        yield node.name, nir.Input(np.array(given))
+    elif node.kind == "flatten":
+        yield node.name, nir.Flatten(np.array(given), start_dim=0, end_dim=-1)
+    elif node.kind == "mean":
+        sides = np.array(given[1:])
+        pool = nir.AvgPool2d(kernel_size=sides, stride=sides, padding=np.array([0, 0]))
+        yield f"{node.name}.pool", pool
+        yield node.name, nir.Flatten(np.array([given[0], 1, 1]), start_dim=0, end_dim=-1)
+    elif node.kind == "neuron":
+        assert isinstance(module, SpikingNeuron)
+        yield node.name, _neuron(nir, module, given, dt)
+    else:
+        weight, bias = (_array(value) for value in folded_weights(node))
+        if isinstance(module, nn.Linear):
+            yield node.name, nir.Affine(weight=weight, bias=bias)
+        else:
+            assert isinstance(module, nn.Conv2d)
+            conv = nir.Conv2d(
+                input_shape=given[1:],
+                weight=weight,
+                stride=module.stride,
+                padding=module.padding,
+                dilation=module.dilation,
+                groups=module.groups,
+                bias=bias,
+            )
+            yield node.name, conv
+
+
+@torch.no_grad()
+def _neuron(nir: ModuleType, neuron: SpikingNeuron, shape: tuple[int, ...], dt: float) -> Any:
+    constants, learnt = neuron.neuron_arguments(), neuron.input_gain()
+    gain = constants["gain"] * (1.0 if learnt is None else float(learnt))
+    decay, v_reset = float(constants["decay"]), constants["v_reset"]
+
+    def full(value: float) -> np.ndarray:
+        return np.full(shape, value, np.float32)
+
+    threshold = full(float(constants["threshold"]))
+    if decay == 1:
+        return nir.IF(r=full(gain / dt), v_threshold=threshold, v_reset=full(v_reset))
+    return nir.LIF(
+        tau=full(dt / (1 - decay)),
+        r=full(gain / (1 - decay)),
+        v_leak=full(v_reset),
+        v_threshold=threshold,
+        v_reset=full(v_reset),
+    )
+
+
+def _array(value: torch.Tensor) -> np.ndarray:
+    return value.cpu().numpy().astype(np.float32)

@@ -1,0 +1,132 @@
+"""NIR's equations in numpy, step by step: reads a graph and nothing of spiketriton.
+
+An independent second opinion on an exported file. Explicit Euler with the metadata's dt; float64.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+
+Array: TypeAlias = np.ndarray
+Step: TypeAlias = Callable[[Array], Array]  # the sum of a node's inputs [B, ...] -> its output
+
+
+def replay(graph: Any, images: Array, steps: int) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Shows images [B, C, H, W] to a `nir.NIRGraph` at each of `steps` time steps.
+
+    Returns, by node, what each gives at each step, [T, B, ...], and of neurons the membrane before
+    the reset, [T, B, ...]; all in float64.
+
+    Raises:
+        ValueError: a kind of node that it does not know, a cycle, or no dt in the metadata.
+    """
+    if "dt" not in graph.metadata:
+        raise ValueError("the graph's metadata lacks dt, the length of a time step")
+    dt = float(graph.metadata["dt"])
+    inclusive = graph.metadata.get("spike_at", ">") == ">="
+    sources: dict[str, list[str]] = {name: [] for name in graph.nodes}
+    for source, target in graph.edges:
+        sources[target].append(source)
+    membranes: dict[str, list[Array]] = {}
+    run = {
+        name: _step(node, dt, inclusive, membranes.setdefault(name, []))
+        for name, node in graph.nodes.items()
+    }
+    order = _order(sources)
+    given: dict[str, list[Array]] = {name: [] for name in order}
+    for _ in range(steps):
+        now: dict[str, Array] = {}
+        for name in order:
+            arrives = [now[source] for source in sources[name]] or [images.astype(np.float64)]
+            now[name] = run[name](sum(arrives[1:], arrives[0]))
+            given[name].append(now[name])
+    stacked = {name: np.stack(values) for name, values in given.items()}
+    return stacked, {name: np.stack(v) for name, v in membranes.items() if v}
+
+
+def _order(sources: dict[str, list[str]]) -> list[str]:
+    """Every node after all of its sources."""
+    order: list[str] = []
+    waiting = dict(sources)
+    while waiting:
+        ready = [name for name, needs in waiting.items() if all(need in order for need in needs)]
+        if not ready:
+            raise ValueError(f"the graph has a cycle through {', '.join(waiting)}")
+        for name in ready:
+            order.append(name)
+            del waiting[name]
+    return order
+
+
+def _step(node: Any, dt: float, inclusive: bool, membranes: list[Array]) -> Step:
+    kind = type(node).__name__
+    if kind in ("Input", "Output"):
+        return lambda x: x
+    if kind == "Flatten":
+        first, last = int(node.start_dim), int(node.end_dim)
+        if (first, last) != (0, -1):
+            raise ValueError(f"Flatten of dimensions {first} to {last}; known: 0 to -1")
+        return lambda x: x.reshape(len(x), -1)
+    if kind == "Affine":
+        weight, bias = node.weight.astype(np.float64), node.bias.astype(np.float64)
+        return lambda x: x @ weight.T + bias
+    if kind == "Conv2d":
+        return _conv(node)
+    if kind == "AvgPool2d":
+        return _average(node)
+    if kind in ("IF", "LIF"):
+        return _Neuron(node, dt, inclusive, membranes)
+    raise ValueError(f"{kind} is no node that this interpreter knows")
+
+
+def _conv(node: Any) -> Step:
+    weight = node.weight.astype(np.float64)
+    bias = node.bias.astype(np.float64)[:, None, None]
+    (up, left), (down, right), (dy, dx) = node.stride, node.padding, node.dilation
+    if int(node.groups) != 1:
+        raise ValueError(f"Conv2d with {int(node.groups)} groups; known: 1")
+
+    def step(x: Array) -> Array:
+        x = np.pad(x, ((0, 0), (0, 0), (down, down), (right, right)))
+        height, width = (weight.shape[2] - 1) * dy + 1, (weight.shape[3] - 1) * dx + 1
+        windows = np.lib.stride_tricks.sliding_window_view(x, (height, width), axis=(2, 3))
+        windows = windows[:, :, ::up, ::left, ::dy, ::dx]
+        product = np.tensordot(windows, weight, axes=([1, 4, 5], [1, 2, 3]))  # [B, H, W, C]
+        return np.moveaxis(product, -1, 1) + bias
+
+    return step
+
+
+def _average(node: Any) -> Step:
+    kernel, stride = tuple(map(int, node.kernel_size)), tuple(map(int, node.stride))
+    if any(int(p) for p in node.padding):
+        raise ValueError("AvgPool2d with padding; known: none")
+
+    def step(x: Array) -> Array:
+        windows = np.lib.stride_tricks.sliding_window_view(x, kernel, axis=(2, 3))
+        return windows[:, :, :: stride[0], :: stride[1]].mean((4, 5))
+
+    return step
+
+
+class _Neuron:
+    """LIF: tau dv/dt = v_leak - v + r I; IF: dv/dt = r I; a spike sets v to v_reset."""
+
+    def __init__(self, node: Any, dt: float, inclusive: bool, membranes: list[Array]) -> None:
+        self.node, self.dt, self.inclusive, self.membranes = node, dt, inclusive, membranes
+        self.v: Array | None = None
+
+    def __call__(self, current: Array) -> Array:
+        node = self.node
+        v = np.broadcast_to(node.v_reset, current.shape).astype(np.float64)
+        v = v if self.v is None else self.v
+        if hasattr(node, "tau"):
+            tau = node.tau.astype(np.float64)
+            h = v + self.dt / tau * (node.v_leak - v + node.r * current)
+        else:
+            h = v + self.dt * node.r * current
+        fires = h >= node.v_threshold if self.inclusive else h > node.v_threshold
+        self.v = np.where(fires, node.v_reset, h)
+        self.membranes.append(h)
+        return fires.astype(np.float64)
