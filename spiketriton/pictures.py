@@ -67,17 +67,8 @@ def curves(rows: list[Row], title: str) -> Figure | None:
 
     x, y = _xy(tests, "test_accuracy")
     accuracy.plot(x, 100 * y, color=ORANGE, marker="o", ms=4, lw=1.3)
-    if len(y):
-        best = int(np.argmax(y))
-        accuracy.annotate(
-            f"best {100 * y[best]:.2f} %",
-            (x[best], 100 * y[best]),
-            xytext=(0, -16),
-            textcoords="offset points",
-            ha="right" if best else "left",
-            color=ORANGE,
-        )
-    accuracy.set(title="Test accuracy", ylabel="accuracy (%)")
+    best = f", best {100 * y.max():.2f} %" if len(y) else ""
+    accuracy.set(title=f"Test accuracy{best}", ylabel="accuracy (%)")
 
     rate.plot(*_xy(train, "lr"), color=GREEN, lw=1.3)
     rate.set(title="Learning rate", ylabel="learning rate", xlabel="epoch")
