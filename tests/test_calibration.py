@@ -1,0 +1,268 @@
+"""Calibrated widths: the target is hit on nets built at random, and kept with the run."""
+
+import json
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from spiketriton.calibration import (
+    LAYER_RANGE,
+    TARGET_GAIN,
+    TARGET_TRANSMISSION,
+    Calibration,
+    calibrate,
+    probe_batches,
+    wants_calibration,
+)
+from spiketriton.checkpoint import read_checkpoint
+from spiketriton.config import Recipe, replace
+from spiketriton.data import build_data
+from spiketriton.losses import build_loss
+from spiketriton.models import Network, build_model
+from spiketriton.probing import Batch, Prober
+from spiketriton_kernels import SHAPES, Surrogate
+from tests.small_runs import Lines, assert_equal, last_state, small_recipe, small_trainer
+
+
+def built(recipe: Recipe) -> tuple[Network, list[Batch]]:
+    data = build_data(recipe)
+    torch.manual_seed(recipe.seed)
+    model = build_model(recipe, classes=10, channels=data.channels, image_size=data.image_size)
+    return model, probe_batches(data, torch.device("cpu"))
+
+
+def set_width(model: Network, width: float) -> None:
+    for _, layer in model.spiking_layers():
+        old = layer.surrogate
+        layer.surrogate = Surrogate(old.shape, old.height, width)
+
+
+def gain_of(recipe: Recipe, model: Network, batches: list[Batch]) -> float:
+    """The depth gain, by its definition."""
+    profile = Prober(model, batches, build_loss(recipe.loss)).measure().depth_profile
+    return float(np.exp(np.log(profile[:-1] / profile[1:]).mean()))
+
+
+def transmission_of(
+    recipe: Recipe, model: Network, batches: list[Batch], width: float = 0
+) -> float:
+    """The share of the gradient that neurons pass on, by its definition; at `width` if given."""
+    shares = []
+    own = [layer.surrogate for _, layer in model.spiking_layers()]
+    for flat in (False, True):
+        for (_, layer), surrogate in zip(model.spiking_layers(), own, strict=True):
+            chosen = 1e7 if flat else (width or surrogate.width)
+            layer.surrogate = Surrogate(surrogate.shape, surrogate.height, chosen)
+            layer.detach_reset = True
+        measured = Prober(model, batches, build_loss(recipe.loss)).measure()
+        spike, grads = (np.square(x).mean(1) for x in (measured.grad_spike, measured.grad_input))
+        shares.append(np.sqrt(grads / spike))
+    return float(np.exp(np.log(shares[0] / shares[1]).mean()))
+
+
+def random_recipe(seed: int, optimizer: str, mode: str = "auto") -> Recipe:
+    draw = random.Random(seed)
+    net = draw.choice(["mlp", "plain", "resnet8"])
+    kind = draw.choice(["if", "lif", "plif"])
+    changes = [f"seed={seed}", f"train.optimizer={optimizer}", f"neuron.surrogate.width={mode}"]
+    changes += [f"model.name={net}", f"neuron.kind={kind}", f"time_steps={draw.randint(2, 5)}"]
+    if net != "resnet8":
+        changes += [f"model.depth={draw.randint(4, 9)}", f"model.width={draw.choice([16, 32])}"]
+    else:
+        changes += [f"model.block={draw.choice(['plain', 'sew', 'ms'])}", "model.width=8"]
+    if kind != "if":
+        changes += [f"neuron.tau={draw.choice([1.5, 2.0, 5.0])}"]
+    changes += [f"neuron.reset={draw.choice(['hard', 'soft'])}"]
+    changes += [f"neuron.detach_reset={draw.choice(['true', 'false'])}"]
+    changes += [f"neuron.surrogate.shape={SHAPES[seed % len(SHAPES)]}"]
+    changes += [f"neuron.v_threshold={draw.choice([0.5, 1.0, 1.5])}"]
+    return replace(small_recipe(), "train.batch_size=32", *changes)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_sgd_gets_a_depth_gain_of_1(seed):
+    recipe = random_recipe(seed, "sgd")
+    model, batches = built(recipe)
+    found = calibrate(recipe, model, batches)
+    assert found.goal == "depth gain"
+    assert found.met
+    assert gain_of(recipe, model, batches) == pytest.approx(TARGET_GAIN, rel=0.05)
+    assert set(found.widths.values()) == {found.width}
+
+
+@pytest.mark.parametrize("seed", range(12, 20))
+def test_adamw_gets_half_of_the_gradient_through(seed):
+    recipe = random_recipe(seed, "adamw")
+    model, batches = built(recipe)
+    found = calibrate(recipe, model, batches)
+    assert found.goal == "transmission"
+    assert found.met
+    share = transmission_of(recipe, model, batches)
+    assert share == pytest.approx(TARGET_TRANSMISSION, rel=0.05)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_no_constant_width_would_do(optimizer):
+    """The best constant, the geometric mean of the calibrated widths, misses most nets."""
+    nets = []
+    for seed in range(5):
+        recipe = random_recipe(seed, optimizer)
+        model, batches = built(recipe)
+        nets.append((recipe, model, batches, calibrate(recipe, model, batches).width))
+    widths = [width for *_, width in nets]
+    constant = math.exp(np.log(widths).mean())
+    missed = 0
+    for recipe, model, batches, _ in nets:
+        set_width(model, constant)
+        if optimizer == "sgd":
+            error = gain_of(recipe, model, batches) / TARGET_GAIN - 1
+        else:
+            error = transmission_of(recipe, model, batches, constant) / TARGET_TRANSMISSION - 1
+        missed += abs(error) > 0.05
+    assert missed > len(nets) / 2
+    assert max(widths) > 2 * min(widths)
+
+
+def test_the_target_holds_for_images_it_did_not_see():
+    recipe = small_recipe(
+        "model.name=mlp",
+        "model.depth=6",
+        "time_steps=6",
+        "train.batch_size=32",
+        "train.optimizer=sgd",
+        "neuron.surrogate.width=auto",
+    )
+    model, batches = built(recipe)
+    calibrate(recipe, model, batches)
+    other = replace(recipe, "seed=99")
+    fresh = probe_batches(build_data(other), torch.device("cpu"))
+    assert not torch.equal(fresh[0][0], batches[0][0])
+    assert gain_of(recipe, model, fresh) == pytest.approx(1, rel=0.1)
+
+
+def test_adamw_gets_a_wider_surrogate_than_sgd():
+    changes = ("model.name=mlp", "model.depth=6", "time_steps=6", "neuron.surrogate.width=auto")
+    widths = []
+    for optimizer in ("sgd", "adamw"):
+        recipe = small_recipe(*changes, f"train.optimizer={optimizer}")
+        widths.append(calibrate(recipe, *built(recipe)).width)
+    assert widths[1] > 2 * widths[0]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("net", ["mlp", "resnet8"])
+def test_each_layer_meets_the_target_by_itself(optimizer, net):
+    changes = [f"model.name={net}", "neuron.surrogate.width=auto_per_layer", "train.batch_size=32"]
+    changes += ["model.depth=10"] if net == "mlp" else []
+    recipe = small_recipe(*changes, f"train.optimizer={optimizer}")
+    model, batches = built(recipe)
+    found = calibrate(recipe, model, batches)
+    assert found.met
+    assert found.missed == ()
+    assert len(set(found.widths.values())) > 1
+    for name, layer in model.spiking_layers():
+        assert layer.surrogate.width == found.widths[name]
+    if optimizer == "sgd":
+        profile = Prober(model, batches, build_loss(recipe.loss)).measure().depth_profile
+        assert profile[:-1] / profile[1:] == pytest.approx(1, rel=0.05)
+    else:
+        assert transmission_of(recipe, model, batches) == pytest.approx(0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("mode", ["auto", "auto_per_layer"])
+def test_a_target_out_of_reach_is_said(mode):
+    """With a height of 0.01 every gradient vanishes, however wide the surrogate is."""
+    recipe = small_recipe(
+        f"neuron.surrogate.width={mode}",
+        "neuron.surrogate.height=0.01",
+        "train.optimizer=sgd",
+        "model.name=mlp",
+        "model.depth=8",
+    )
+    found = calibrate(recipe, *built(recipe))
+    assert not found.met
+    assert "no width" in found.lines()[1]
+    assert found.width == max(width for width, _ in found.scan)
+    if mode == "auto_per_layer":
+        assert found.missed
+        assert found.missed[0] in found.lines()[1]
+        assert max(found.widths.values()) <= found.width * LAYER_RANGE * 1.001
+
+
+def test_every_norm_can_be_calibrated():
+    for norm in ("bn", "tdbn", "tebn", "none"):
+        recipe = small_recipe(
+            f"model.norm={norm}", "train.optimizer=sgd", "neuron.surrogate.width=auto"
+        )
+        model, batches = built(recipe)
+        assert calibrate(recipe, model, batches).met
+        assert gain_of(recipe, model, batches) == pytest.approx(1, rel=0.05)
+
+
+def test_it_is_deterministic_and_leaves_nothing_behind():
+    recipe = small_recipe("neuron.surrogate.width=auto", "neuron.detach_reset=false")
+    model, batches = built(recipe)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    model.eval()
+    random_state = torch.get_rng_state()
+    first = calibrate(recipe, model, batches)
+    assert calibrate(recipe, model, batches) == first
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert not model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    for _, layer in model.spiking_layers():
+        assert layer.detach_reset is False
+        assert layer.probe is None
+
+
+def test_the_state_is_json_and_comes_back():
+    recipe = small_recipe("neuron.surrogate.width=auto_per_layer")
+    found = calibrate(recipe, *built(recipe))
+    again = Calibration.of_state(json.loads(json.dumps(found.state_dict())))
+    assert again == found
+    fresh, _ = built(recipe)
+    again.apply(fresh)
+    assert [layer.surrogate.width for _, layer in fresh.spiking_layers()] == list(
+        found.widths.values()
+    )
+
+
+def test_who_wants_a_calibration():
+    assert wants_calibration(small_recipe("neuron.surrogate.width=auto"))
+    assert wants_calibration(small_recipe("neuron.surrogate.width=auto_per_layer"))
+    assert not wants_calibration(small_recipe())
+    assert not wants_calibration(small_recipe("neuron.surrogate.width=auto", "neuron.kind=relu"))
+
+
+AUTO = ("neuron.surrogate.width=auto", "train.optimizer=sgd", "data.augment=none")
+
+
+def test_a_run_keeps_its_widths_and_resumes_with_them(tmp_path: Path):
+    """The middle of training would give other widths: they come of the checkpoint."""
+    whole, parts, display = tmp_path / "whole", tmp_path / "parts", Lines()
+    trainer = small_trainer(whole, *AUTO, display=display)
+    trainer.fit()
+    kept = json.loads((whole / "calibration.json").read_text())
+    assert kept == read_checkpoint(whole / "checkpoints" / "last.pt")["calibration"]
+    assert kept["met"]
+    widths = {layer.surrogate.width for _, layer in trainer.model.spiking_layers()}
+    assert widths == {kept["width"]}
+    assert "surrogate width: " in display.text
+    assert "depth gain" in display.text
+
+    small_trainer(parts, *AUTO).fit(until=9)
+    (parts / "calibration.json").unlink()
+    display = Lines()
+    small_trainer(parts, *AUTO, resume=True, display=display).fit()
+    assert "surrogate width" not in display.text
+    assert_equal(last_state(parts), last_state(whole))
+
+
+def test_the_ann_twin_calibrates_nothing(tmp_path: Path):
+    small_trainer(tmp_path / "run", *AUTO, "neuron.kind=relu", "train.max_steps=1").fit()
+    assert not (tmp_path / "run" / "calibration.json").exists()

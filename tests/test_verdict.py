@@ -1,0 +1,258 @@
+"""The verdict on hand-made nets and on hand-made numbers: word, layer, time step and cure."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from spiketriton.config import Recipe, replace
+from spiketriton.models.layers import Parts
+from spiketriton.models.network import Network
+from spiketriton.neurons import SpikingNeuron
+from spiketriton.probing import Prober
+from spiketriton.verdict import LIMITS, Measurement, Watch, coloured, cures, depth_gain, judge
+from spiketriton_kernels import Surrogate
+from tests.small_runs import small_recipe
+
+T, B, N = 6, 4, 5
+FLAT = Surrogate("rectangle", 1.0, 1e6)  # every neuron passes its gradient on as it is
+
+
+class Neuron(SpikingNeuron):
+    """Keeps `decay` of its membrane, never resets, and passes gradients on unchanged."""
+
+    def __init__(self, decay: float) -> None:
+        super().__init__(reset="none", surrogate=FLAT)
+        self.decay = decay
+
+    def neuron_arguments(self) -> dict:
+        return super().neuron_arguments() | {"decay": self.decay}
+
+
+class HandMade(Network):
+    """Layers that multiply by one number each; the loss may read the last time step only."""
+
+    def __init__(self, factors: list[float], decay: float = 0.0, last_step_only: bool = False):
+        super().__init__(Parts.of(small_recipe(f"time_steps={T}")), channels=1)
+        self.layers = nn.ModuleList(Neuron(decay) for _ in factors)
+        self.factors, self.last_step_only = factors, last_step_only
+        self.fc = nn.Linear(N, N, bias=False)
+        nn.init.eye_(self.fc.weight)
+
+    def features(self, images: Tensor, steps: int) -> Tensor:
+        x = images.flatten(1).expand(steps, -1, -1).clone().requires_grad_()
+        for factor, neuron in zip(self.factors, self.layers, strict=True):
+            x = neuron(factor * x)
+        if self.last_step_only:
+            x = x * (torch.arange(steps) == steps - 1).float().view(-1, 1, 1)
+        return x
+
+
+def measure(net: HandMade) -> Measurement:
+    images = torch.ones(B, 1, 1, N)
+    labels = torch.zeros(B, dtype=torch.long)
+    return Prober(net, [(images, labels)], lambda currents, y: currents.sum()).measure()
+
+
+def test_a_healthy_net_gets_no_finding():
+    measured = measure(HandMade([1.0] * 5))
+    for optimizer in ("sgd", "adamw"):
+        verdict = judge(measured, optimizer)
+        assert verdict.word == verdict.line() == "healthy"
+        assert verdict.findings() == []
+        assert cures(verdict, small_recipe()) == []
+    assert depth_gain(measured) == pytest.approx(1)
+
+
+# the gradient passes factor i on its way from layer i into layer i - 1
+@pytest.mark.parametrize(
+    ("factors", "word", "steepest", "extreme"),
+    [
+        ([1, 10, 10, 300, 10], "exploding", 2, 0),
+        ([1, 0.1, 0.1, 0.003, 0.1], "vanishing", 2, 0),
+        ([1, 1, 1e4, 1, 1], "exploding", 1, 0),
+        ([1, 1, 1, 1e-4, 1], "vanishing", 2, 0),
+    ],
+)
+def test_trouble_through_depth_is_found_and_located(factors, word, steepest, extreme):
+    measured = measure(HandMade(factors))
+    verdict = judge(measured, "sgd")
+    assert verdict.depth.word == verdict.word == word
+    assert verdict.time.word == "healthy"
+    assert verdict.depth.steepest == steepest
+    assert verdict.depth.extreme[0] == extreme
+    assert verdict.depth.ratio == pytest.approx(math.prod(factors[1:]), rel=1e-4)
+    gain = math.prod(factors[1:]) ** 0.25
+    assert verdict.depth.gain == pytest.approx(gain, rel=1e-4)
+    assert depth_gain(measured) == pytest.approx(gain, rel=1e-4)
+    deviations = [math.log(f / gain) for f in factors[1:]]
+    assert verdict.depth.spread == pytest.approx(math.exp(np.std(deviations)), rel=1e-4)
+    assert f"{word} through depth" in verdict.line()
+    assert f"layers.{steepest}" in verdict.findings()[0]
+
+
+@pytest.mark.parametrize(
+    ("decay", "word", "step"), [(0.1, "vanishing", 0), (8.0, "exploding", 0), (1.0, "healthy", 0)]
+)
+def test_trouble_through_time_is_found_and_located(decay, word, step):
+    """A loss of the last step only, carried back by the membrane of a single layer."""
+    verdict = judge(measure(HandMade([1.0], decay=decay, last_step_only=True)), "sgd")
+    assert verdict.time.word == verdict.word == word
+    assert verdict.depth.word == "healthy"
+    assert verdict.time.gain == pytest.approx(decay, rel=1e-4)
+    assert verdict.time.ratio == pytest.approx(decay ** (T - 1), rel=1e-4)
+    if word != "healthy":
+        assert verdict.time.extreme == (0, step)
+        assert "through time" in verdict.findings()[0]
+        assert f"time step {step}" in verdict.findings()[0]
+
+
+def test_adamw_takes_a_growth_that_sgd_does_not():
+    measured = measure(HandMade([1] + [100] * 4))  # 1e8
+    assert judge(measured, "sgd").word == "exploding"
+    assert judge(measured, "adamw").word == "healthy"
+    assert judge(measure(HandMade([1] + [1e4] * 4)), "adamw").word == "exploding"
+    fallen = measure(HandMade([1] + [0.1] * 4))
+    assert judge(fallen, "sgd").word == judge(fallen, "adamw").word == "vanishing"
+
+
+def made(**fields: np.ndarray) -> Measurement:
+    """Three layers and two time steps, healthy but for `fields`."""
+    even = np.ones((3, 2))
+    values = {
+        "grad_spike": even,
+        "grad_input": even,
+        "grad_carry": even,
+        "time_factor": 0.5 * even,
+        "outside": 0 * even,
+        "firing": 0.2 * even,
+        "peak": even,
+        "nonfinite": 0 * even,
+    }
+    return Measurement(names=("a", "b", "c"), **{**values, **fields})
+
+
+def test_dead_and_silent_layers_are_named():
+    outside, firing = np.zeros((3, 2)), np.full((3, 2), 0.2)
+    outside[1], firing[2] = 0.95, 1e-4
+    verdict = judge(made(outside=outside, firing=firing))
+    assert (verdict.dead_layer, verdict.silent_layer) == (1, 2)
+    assert verdict.findings() == [
+        "most neurons of b are out of the surrogate's reach",
+        "c hardly ever fires",
+    ]
+    assert verdict.dead_share == pytest.approx(0.95 / 3)
+
+
+def test_the_first_value_that_is_not_finite_on_the_way_back_is_named():
+    nonfinite = np.zeros((3, 2))
+    nonfinite[0], nonfinite[1, 0] = 5, 2
+    grads = np.where(nonfinite > 0, np.nan, 1.0)
+    verdict = judge(made(nonfinite=nonfinite, grad_input=grads))
+    assert verdict.nonfinite == (1, 0)
+    assert verdict.depth.word == "exploding"
+    assert verdict.line() == "not finite at b, time step 0"
+
+
+@pytest.mark.parametrize("dead", [[0], [0, 1], [2], [0, 1, 2]])
+def test_layers_without_any_gradient_vanish(dead):
+    grads = np.ones((3, 2))
+    grads[dead] = 0
+    verdict = judge(made(grad_input=grads))
+    assert verdict.depth.word == "vanishing"
+    assert verdict.depth.extreme[0] == dead[0]
+    assert verdict.findings()
+    assert depth_gain(made(grad_input=grads)) == 0
+
+
+def test_rows_and_measurements_are_the_same():
+    measured = measure(HandMade([1, 3, 0.5], decay=0.5))
+    again = Measurement.of_rows(measured.rows())
+    assert again.names == measured.names
+    for field in ("grad_spike", "grad_input", "grad_carry", "time_factor", "outside", "firing"):
+        assert np.array_equal(getattr(again, field), getattr(measured, field))
+    rows = measured.rows()
+    rows[0]["grad_input_rms"] = None  # what JSON keeps of an infinity
+    assert judge(Measurement.of_rows(rows)).depth.word == "exploding"
+
+
+SGD = ("train.optimizer=sgd",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "grads", "expected"),
+    [
+        (SGD, [1e6, 1e3, 1], ["neuron.surrogate.width=auto"]),
+        (
+            (*SGD, "neuron.surrogate.height=2", "model.norm=none"),
+            [1e6, 1e3, 1],
+            ["model.norm=bn", "neuron.surrogate.width=auto", "neuron.surrogate.height=1"],
+        ),
+        ((*SGD, "neuron.surrogate.width=auto"), [1e-6, 1, 1], ["width=auto_per_layer"]),
+        ((*SGD, "neuron.surrogate.width=auto_per_layer"), [1e-6, 1, 1], []),
+    ],
+)
+def test_cures_are_lines_that_the_recipe_takes(changes, grads, expected):
+    recipe: Recipe = small_recipe(*changes)
+    grads = np.array(grads)[:, None] * np.ones((3, 2))
+    found = cures(judge(made(grad_input=grads), "sgd"), recipe)
+    assert len(found) == len(expected)
+    for cure, line in zip(found, expected, strict=True):
+        assert line in cure.change
+        assert replace(recipe, cure.change) != recipe
+        assert cure.reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "ratio", "expected"),
+    [
+        (("neuron.kind=if", "neuron.detach_reset=false"), 1e5, ["detach_reset=true", "kind=lif"]),
+        (("neuron.tau=3",), 1e-5, ["neuron.tau=6"]),
+        ((), 1e5, []),
+    ],
+)
+def test_cures_of_trouble_through_time(changes, ratio, expected):
+    grads = np.ones((3, 1)) * np.array([ratio, 1.0])
+    recipe = small_recipe(*changes)
+    found = cures(judge(made(grad_input=grads), "sgd"), recipe)
+    assert len(found) == len(expected)
+    for cure, line in zip(found, expected, strict=True):
+        assert line in cure.change
+        assert replace(recipe, cure.change) != recipe
+
+
+def test_a_run_is_warned_of_each_trouble_once_with_its_cure():
+    said: list[str] = []
+    watch = Watch(small_recipe(*SGD), said.append)
+    assert watch.in_words() == ""
+    healthy = [row | {"step": 1} for row in made().rows()]
+    watch.look(healthy)
+    assert watch.in_words() == "0% out of reach, healthy"
+    assert said == []
+    grads = np.array([1e6, 1e3, 1])[:, None] * np.ones((3, 2))
+    for step in (2, 3):
+        watch.look([row | {"step": step} for row in made(grad_input=grads).rows()])
+    assert len(said) == 1
+    assert said[0].startswith("step 2: the gradient is exploding through depth")
+    assert "largest at a, time step 0" in said[0]
+    assert "neuron.surrogate.width=auto" in said[0]
+    watch.look([row | {"step": 4} for row in made(outside=np.ones((3, 2))).rows()])
+    assert len(said) == 2
+    assert "out of the surrogate's reach" in said[1]
+
+
+def test_the_word_is_coloured():
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), force_terminal=True, color_system="standard")
+    console.print(coloured("12% out of reach, exploding through depth"))
+    assert "\x1b[1;31mexploding\x1b[0m" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_every_limit_lies_around_one():
+    assert {name for name, _ in LIMITS} == {"depth", "time"}
+    assert {optimizer for _, optimizer in LIMITS} == {"sgd", "adamw"}
+    assert all(low < 1 < high for low, high in LIMITS.values())
