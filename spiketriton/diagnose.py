@@ -200,6 +200,12 @@ class Clinic:
             prepare(model)
         return Prober(model, self.batches, self.loss).measure()
 
+    def with_width(self, name: str, scale: float) -> Switch:
+        """All widths times `scale`."""
+        widths = {width * scale for width in self.widths.values()}
+        line = f"neuron.surrogate.width={widths.pop():.3g}" if len(widths) == 1 else ""
+        return Switch(name, line, self.measure(scale=scale))
+
     def switches(self) -> list[Switch]:
         """Everything that can be switched, one at a time."""
         recipe, neuron = self.subject.recipe, self.subject.recipe.neuron
@@ -218,12 +224,9 @@ class Clinic:
         if self.subject.state is None:  # other norms have other weights
             off = recipe.model.norm != "none"
             found.append(("no norm", "model.norm=none") if off else ("batch norm", "model.norm=bn"))
-        width = next(iter(self.widths.values()))
-        common = len(set(self.widths.values())) == 1
         made = [
-            Switch(name, f"neuron.surrogate.width={width * scale:.3g}" if common else "", m)
-            for name, scale in (("surrogate half as wide", 0.5), ("surrogate twice as wide", 2.0))
-            for m in [self.measure(scale=scale)]
+            self.with_width("surrogate half as wide", 0.5),
+            self.with_width("surrogate twice as wide", 2.0),
         ]
         made += [Switch(name, line, self.measure(line)) for name, line in found]
         made.append(Switch("no gradient from step to step", "", self.measure(prepare=cut_time)))
@@ -349,38 +352,36 @@ def diagnose(subject: Subject, batches: int = 1) -> Diagnosis:
     switches = clinic.switches()
     flat = clinic.measure(prepare=_flatten).transmission
     detached = [] if recipe.neuron.reset == "none" else ["neuron.detach_reset=true"]
-    shares = {
-        scale: _share(clinic.measure(*detached, scale=scale), flat) for scale in (0.5, 1.0, 2.0)
-    }
-    if recipe.train.optimizer == "sgd":
-        by_name = {switch.name: switch.gain for switch in switches}
-        values = [
-            by_name["surrogate half as wide"],
-            depth_gain(measured),
-            by_name["surrogate twice as wide"],
-        ]
-        factor = _crossing(values, TARGET_GAIN)
-    else:
-        factor = _crossing(list(shares.values()), TARGET_TRANSMISSION)
+    by_gain = recipe.train.optimizer == "sgd"
+
+    def goal(scale: float) -> float:
+        """What the calibration aims at, with all widths times `scale`, by what it should be."""
+        if by_gain:
+            return depth_gain(clinic.measure(scale=scale)) / TARGET_GAIN
+        return _share(clinic.measure(*detached, scale=scale), flat) / TARGET_TRANSMISSION
+
+    factor = _root(goal)
     width = float(np.exp(np.mean(np.log(list(clinic.widths.values())))))
     better = None if factor is None else width * factor
     found = cures(verdict, recipe)
     far = factor is not None and not 0.5 < factor < 2
+    if factor is not None and far:
+        switches.insert(2, clinic.with_width("surrogate as wide as it should be", factor))
     if far and not isinstance(recipe.neuron.surrogate.width, str):
-        goal = (
+        why = (
             "a depth gain of 1, which SGD needs"
-            if recipe.train.optimizer == "sgd"
+            if by_gain
             else "half of the gradient passed on by each layer, which suits AdamW"
         )
         found = [cure for cure in found if not cure.change.startswith("neuron.surrogate.width")]
-        found.insert(0, Cure("neuron.surrogate.width=auto", f"about {better:.2g}: {goal}"))
+        found.insert(0, Cure("neuron.surrogate.width=auto", f"about {better:.2g}: {why}"))
     return Diagnosis(
         subject=subject,
         measured=measured,
         verdict=verdict,
         switches=switches,
         width=width,
-        transmission=shares[1.0],
+        transmission=_share(clinic.measure(*detached), flat),
         better_width=better,
         cures=found,
         images=clinic.images,
@@ -402,19 +403,28 @@ def _share(measured: Measurement, flat: np.ndarray) -> float:
     return float(np.exp(np.log(shares).mean())) if (shares > 0).all() else 0.0
 
 
-def _crossing(values: list[float], target: float) -> float | None:
-    """The factor of the width that reaches the target, from values at half, once and twice it.
+def _root(goal: Callable[[float], float], rounds: int = 5) -> float | None:
+    """The scale at which goal(scale) is 1, by secants in logarithms; None when it is not found.
 
-    Straight lines in logarithms, prolonged on either side; None when there is no slope to follow.
+    A few rounds, each a measurement, are enough for two digits.
     """
-    if not all(0 < value < math.inf for value in values):
-        return None
-    logs = [math.log(value / target) for value in values]
-    low, high = (0, 1) if logs[1] > 0 else (1, 2)
-    slope = (logs[high] - logs[low]) / math.log(2)
-    if slope < 0.05:
-        return None
-    return float(np.clip(math.exp(-logs[1] / slope), 1e-3, 1e3))
+    x, slope = 0.0, 0.6  # that of most nets not far from their target
+    before: tuple[float, float] | None = None
+    for _ in range(rounds):
+        value = goal(math.exp(x))
+        if not 0 < value < math.inf:
+            # nothing arrives, or too much: half a decade on
+            x += 1.2 if value == 0 else -1.2
+            before = None
+            continue
+        y = math.log(value)
+        if abs(y) < 0.05:
+            return math.exp(x)
+        if before is not None:
+            slope = max(0.2, (y - before[1]) / (x - before[0]))
+        before = (x, y)
+        x -= float(np.clip(y / slope, -2.5, 2.5))
+    return math.exp(x) if before is not None and abs(before[1]) < 0.25 else None
 
 
 def show(found: Diagnosis, console: Console) -> None:
@@ -422,13 +432,15 @@ def show(found: Diagnosis, console: Console) -> None:
     measured, verdict = found.measured, found.verdict
     recipe = found.subject.recipe
     note = " (synthetic images)" if found.synthetic else ""
-    console.print(Text(f"{found.subject.title}: gradients of {found.images} images{note}"))
+    console.print(
+        Text(f"{found.subject.title}: gradients of {found.images} images{note}"), soft_wrap=True
+    )
     words = Text("verdict: ")
     words.append(verdict.line(), style=f"bold {COLOURS[verdict.word]}")
     words.append(f" (for {recipe.train.optimizer})")
     console.print(words)
     for finding in verdict.findings():
-        console.print(Text(f"  {finding}"))
+        console.print(Text(f"  {finding}"), soft_wrap=True)
     console.print()
     heat_map(measured, console)
     console.print()
@@ -478,7 +490,7 @@ def show(found: Diagnosis, console: Console) -> None:
         )
     )
     for cause in found.causes():
-        console.print(Text(cause))
+        console.print(Text(cause), soft_wrap=True)
     console.print()
     if found.cures:
         console.print(Text("what to change:"))
