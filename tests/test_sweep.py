@@ -1,0 +1,188 @@
+"""Sweeps: the grid, its results, going on after a stop, tables and pictures."""
+
+import json
+import math
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spiketriton import sweep as module
+from spiketriton.config import Recipe, to_toml
+from spiketriton.errors import EXIT_SIGINT, UserError
+from spiketriton.meters import Diverged
+from spiketriton.sweep import Cell, Group, grid, grouped, table
+from spiketriton.trainer import Trainer
+from tests.small_runs import small_recipe
+
+FAST = ("train.max_steps=2", "model.name=mlp", "model.depth=2", "model.width=8")
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    path = tmp_path / "small.toml"
+    path.write_text(to_toml(small_recipe(*FAST)), "utf-8")
+    return str(path)
+
+
+def run(recipe: str, *axes: str, out: Path) -> int:
+    return module.main([recipe, *axes, "--out", str(out)])
+
+
+def results(out: Path) -> list[dict]:
+    return json.loads((out / "results.json").read_text())
+
+
+def test_the_grid_is_the_product_and_single_values_are_set_everywhere(recipe, tmp_path):
+    cells = grid(recipe, ["seed=0,1", "neuron.surrogate.width=0.5,auto", "time_steps=5"], tmp_path)
+    assert [cell.values for cell in cells] == [
+        {"seed": seed, "neuron.surrogate.width": width}
+        for seed in ("0", "1")
+        for width in ("0.5", "auto")
+    ]
+    assert {cell.recipe.time_steps for cell in cells} == {5}
+    assert [cell.recipe.neuron.surrogate.width for cell in cells] == [0.5, "auto"] * 2
+    assert len({cell.path for cell in cells}) == 4
+    assert cells[1].path == tmp_path / "seed=0,width=auto"
+
+
+def test_no_axes_are_the_recipe_itself(recipe, tmp_path):
+    (cell,) = grid(recipe, [], tmp_path)
+    assert cell.values == {}
+    assert cell.recipe == small_recipe(*FAST)
+
+
+@pytest.mark.parametrize(
+    ("axes", "said"),
+    [
+        (["seed"], "axis 'seed': accepted: key=v1,v2"),
+        (["seed=0,,1"], "accepted: key=v1,v2"),
+        (["seed=0,1", "seed=2,3"], "seed is given twice"),
+        (["seed=0,0"], "a value is given twice"),
+        (["sead=0,1"], "did you mean seed"),
+        (["model.depth=1,many"], "model.depth"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_is_trained(axes, said, recipe, tmp_path):
+    with pytest.raises(UserError, match=said):
+        run(recipe, *axes, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sweep_ends_in_means_spreads_and_pictures(recipe, tmp_path, capsys):
+    out = tmp_path / "out"
+    axes = ("neuron.surrogate.width=0.5,2,auto", "model.depth=2,3", "seed=0,1")
+    assert run(recipe, *axes, out=out) == 0
+    rows = results(out)
+    assert len(rows) == 6
+    for row in rows:
+        assert len(row["accuracies"]) == 2
+        assert row["mean"] == pytest.approx(np.mean(row["accuracies"]))
+        assert row["spread"] == pytest.approx(np.std(row["accuracies"], ddof=1))
+    by_width = {row["neuron.surrogate.width"]: row["width"] for row in rows}
+    assert (by_width["0.5"], by_width["2"]) == (0.5, 2)
+    assert by_width["auto"] not in (0.5, 2)
+    said = capsys.readouterr().out
+    assert "12/12  neuron.surrogate.width=auto model.depth=3 seed=1" in said
+    for picture in ("norms.png", "times.png", "accuracy.png", "depth.png"):
+        assert (out / picture).read_bytes().startswith(b"\x89PNG")
+        assert str(out / picture) in said
+
+
+def test_finished_cells_are_kept(recipe, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    run(recipe, "seed=0,1", out=out)
+    before = results(out)
+    trained = []
+    fit = Trainer.fit
+    monkeypatch.setattr(
+        Trainer, "fit", lambda self, *a: (trained.append(self.recipe.seed), fit(self, *a))[1]
+    )
+    run(recipe, "seed=0,1,2", out=out)
+    assert trained == [2]
+    assert results(out)[0]["accuracies"][:2] == before[0]["accuracies"]
+
+
+def test_a_stopped_cell_goes_on_and_ends_as_if_it_never_stopped(
+    recipe, tmp_path, monkeypatch, capsys
+):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    axes = ("seed=0,1", "train.max_steps=6", "neuron.surrogate.width=auto")
+    run(recipe, *axes, out=whole)
+
+    step = Trainer.train_step
+
+    def interrupted(self: Trainer) -> None:
+        step(self)
+        if self.recipe.seed == 1 and self.step == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
+    assert run(recipe, *axes, out=parts) == EXIT_SIGINT
+    said = capsys.readouterr().out
+    assert "stopped in cell 2 of 2" in said
+    assert f"--out {parts}" in said
+    assert not (parts / "results.json").exists()
+    monkeypatch.setattr(Trainer, "train_step", step)
+    assert run(recipe, *axes, out=parts) == 0
+    assert results(parts) == results(whole)
+
+
+def test_the_cells_of_another_sweep_are_refused(recipe, tmp_path):
+    out = tmp_path / "out"
+    run(recipe, "seed=0,1", out=out)
+    with pytest.raises(UserError, match="another sweep; accepted: a new folder by --out"):
+        run(recipe, "seed=0,1", "time_steps=2", out=out)
+
+
+def test_a_cell_that_diverges_is_told_and_the_sweep_goes_on(recipe, tmp_path, monkeypatch, capsys):
+    fit = Trainer.fit
+
+    def diverges(self: Trainer, until: int | None = None):
+        if self.recipe.seed == 0:
+            raise Diverged("the loss is nan at step 1")
+        return fit(self, until)
+
+    monkeypatch.setattr(Trainer, "fit", diverges)
+    out = tmp_path / "out"
+    assert run(recipe, "time_steps=2,3", "seed=0,1", out=out) == 0
+    said = capsys.readouterr().out
+    assert "the loss is nan at step 1" in said
+    assert "2 (1 diverged)" in said
+    assert results(out)[0]["accuracies"][0] is None
+    assert results(out)[0]["mean"] == results(out)[0]["accuracies"][1]
+    assert results(out)[0]["spread"] is None
+
+
+def test_an_ann_and_words_can_be_swept(recipe, tmp_path):
+    out = tmp_path / "out"
+    assert run(recipe, "neuron.kind=lif,relu", out=out) == 0
+    assert [row["neuron.kind"] for row in results(out)] == ["lif", "relu"]
+    assert (out / "accuracy.png").exists()
+
+
+def a_group(*accuracies: float | None) -> Group:
+    cell = Cell({}, small_recipe(), Path())
+    made = [{"accuracy": a, "seconds": 1.0, "width": 0.5, "values": {}} for a in accuracies]
+    return Group({"model.depth": "2"}, made, [cell] * len(made))
+
+
+def test_means_and_spreads():
+    assert a_group(0.5, 0.7).mean == pytest.approx(0.6)
+    assert a_group(0.5, 0.7).spread == pytest.approx(math.sqrt(0.02))
+    assert math.isnan(a_group(0.5).spread)
+    assert math.isnan(a_group(None).mean)
+    assert a_group(None, 0.5, 0.7).mean == pytest.approx(0.6)
+    assert a_group(0.5).width == pytest.approx(0.5)
+
+
+def test_groups_differ_in_more_than_the_seed():
+    values = [{"time_steps": t, "seed": s} for t in "23" for s in "01"]
+    recipe: Recipe = small_recipe()
+    cells = [Cell(v, recipe, Path()) for v in values]
+    made = [{"accuracy": n / 10, "seconds": 1.0, "width": 1.0} for n in range(4)]
+    first, second = grouped(cells, made)
+    assert (first.values, first.accuracies) == ({"time_steps": "2"}, [0.0, 0.1])
+    assert (second.values, second.accuracies) == ({"time_steps": "3"}, [0.2, 0.3])
+    assert table([first, second], synthetic=True).title == "test accuracy (synthetic images)"
