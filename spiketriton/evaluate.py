@@ -197,7 +197,10 @@ def by_layer(one: Evaluation) -> Table:
 
 
 def verdict(one: Evaluation, evaluations: list[Evaluation]) -> str:
-    """One run in a sentence: its energy against its ANN's, and when it reaches the others."""
+    """A run in sentences: its energy against its ANN's, and when it reaches the others.
+
+    The first run is compared with all, each other one with the first and with ANNs.
+    """
     at = one.time_steps - 1
     if one.kind == "ann":
         return f"{one.label}: {one.ann_macs / 1e6:.3f} M MAC, {one.energy_uj[0]:.2f} µJ an image."
@@ -209,7 +212,8 @@ def verdict(one: Evaluation, evaluations: list[Evaluation]) -> str:
         f"data movement; mean rate {100 * one.mean_rate:.1f} % (break-even by Yan et al. 2024 at "
         f"T = 5: {low:.1f} to {high:.1f} %)."
     )
-    others = [other for other in evaluations if other is not one]
+    first = evaluations[0]
+    others = [e for e in evaluations if e is not one and (first in (one, e) or e.kind == "ann")]
     return " ".join([text, *(overtakes(one, other) for other in others)])
 
 

@@ -126,13 +126,13 @@ def export_torch(run: Run, path: Path, batch_size: int) -> float:
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(run.device)
     images = run.to_device(images)
     program = torch.export.export(run.model, (images,))
-    try:
-        torch.export.save(program, path)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{path} cannot be written: {one_line(error)}") from None
     with warnings.catch_warnings():
-        # said of weights that share memory with nothing else, too
+        # torch says it of every buffer that is a part of no larger one
         warnings.filterwarnings("ignore", "No complete tensor found in the group")
+        try:
+            torch.export.save(program, path)
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"{path} cannot be written: {one_line(error)}") from None
         again = torch.export.load(path).module()
     return float((again(images) - run.model(images)).abs().max())
 

@@ -76,7 +76,7 @@ def load_run(
     recipe = _moved(read_recipe(folder), overrides)
     if test_images is not None:
         recipe = replace(recipe, f"data.test_images={test_images}")
-    state = _state(folder, checkpoint)
+    state = read_state(folder, checkpoint)
     data = build_data(recipe if augment else replace(recipe, "data.augment=none"))
     model = _network(recipe, data, state)
     _load_weights(model, state, folder.path)
@@ -121,7 +121,8 @@ def _moved(recipe: Recipe, overrides: tuple[str, ...]) -> Recipe:
     return replace(recipe, *overrides)
 
 
-def _state(folder: RunFolder, checkpoint: str) -> State:
+def read_state(folder: RunFolder, checkpoint: str = "last") -> State:
+    """The "last" or "best" checkpoint of a run. UserError: there is none that is whole."""
     if checkpoint == "best":
         return read_checkpoint(folder.checkpoints / "best.pt")
     state = Checkpoints(folder.checkpoints, keep=1, warn=_warn).load()

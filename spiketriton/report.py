@@ -1,0 +1,338 @@
+"""python -m spiketriton.report RUN [--against RUN ...] [--out FILE]
+
+One HTML page about a run that needs no server, no network and no other file.
+"""
+
+import argparse
+import base64
+import io
+import json
+import shlex
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spiketriton import environment, evaluation_pictures, pictures
+from spiketriton.commandline import Parser
+from spiketriton.config import Recipe
+from spiketriton.errors import UserError, run_command
+from spiketriton.evaluate import chosen_steps, verdict
+from spiketriton.evaluation import Evaluation, evaluate, read_evaluation
+from spiketriton.runfolder import Row, RunFolder
+from spiketriton.runs import find_folder, load_run, read_recipe, read_state
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DPI = 160
+
+EPILOG = """\
+examples:
+  python -m spiketriton.report runs/fashion
+  python -m spiketriton.report runs/fashion --against runs/ann runs/converted --out report.html
+
+An evaluation that lies in RUN/evaluation and belongs to the last checkpoint is shown as it is;
+without one the run is evaluated now, which needs its data. Exit codes: 0 done, 2 a mistake in the
+command or the run, 130 interrupted."""
+
+CSS = """
+:root { --ink: #1a202c; --soft: #4a5568; --line: #e2e8f0; --blue: #2b6cb0; --page: #fff; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 1040px; padding: 1.5rem 1rem 4rem; color: var(--ink);
+  background: var(--page); font: 16px/1.55 system-ui, sans-serif; overflow-wrap: anywhere; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; }
+h2 { font-size: 1.2rem; margin: 2.5rem 0 .8rem; border-bottom: 1px solid var(--line);
+  padding-bottom: .3rem; }
+p, li { color: var(--soft); }
+nav a { margin-right: 1rem; color: var(--blue); white-space: nowrap; }
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .7rem;
+  margin: 1.2rem 0; }
+.facts div { border: 1px solid var(--line); border-radius: 8px; padding: .7rem .9rem; }
+.facts b { display: block; font-size: 1.35rem; line-height: 1.3; }
+.facts span { color: var(--soft); font-size: .85rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+th, td { text-align: right; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line);
+  white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+tr.own td { font-weight: 600; }
+figure { margin: 1rem 0; overflow-x: auto; }
+img { display: block; width: 100%; height: auto; }
+img.two { min-width: 700px; }
+pre { background: #f7fafc; border: 1px solid var(--line); border-radius: 8px; padding: .8rem 1rem;
+  overflow-x: auto; font-size: .82rem; line-height: 1.45; }
+.note { border-left: 4px solid #dd6b20; padding: .3rem .9rem; background: #fffaf0; }
+@media print { nav { display: none; } h2 { break-after: avoid; } figure { break-inside: avoid; } }
+"""
+
+
+def page(folder: RunFolder, recipe: Recipe, evaluations: list[Evaluation]) -> str:
+    """The page. `evaluations` begins with the run's own; empty: the page goes without."""
+    import matplotlib
+
+    main = evaluations[0] if evaluations else None
+    rows = folder.metrics.read()
+    name, title = folder.path.resolve().name, f"{recipe.name} on {recipe.data.name}"
+    synthetic = recipe.data.name == "synthetic"
+    with matplotlib.rc_context(pictures.STYLE):
+        sections = {
+            "Accuracy": "".join(_accuracy(evaluations, title)),
+            "Cost": "".join(_cost(evaluations, title)),
+            "Training": "".join(_training(folder, rows, title)),
+            "Gradients": "".join(_gradients(folder, title)),
+            "Activity": "".join(_activity(main, title)),
+            "Recipe": f"<pre>{escape(folder.recipe.read_text('utf-8'))}</pre>",
+            "Environment": "".join(_environment(folder)),
+            "Commands": "".join(_commands(folder, evaluations)),
+        }
+    shown = {head: body for head, body in sections.items() if body}
+    links = "".join(f'<a href="#{head.lower()}">{head}</a>' for head in shown)
+    bodies = "".join(
+        f'<section id="{head.lower()}"><h2>{head}</h2>{body}</section>\n'
+        for head, body in shown.items()
+    )
+    warning = (
+        '<p class="note">The images are synthetic noise: accuracies mean nothing.</p>'
+        if synthetic
+        else ""
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(name)} - spiketriton</title><style>{CSS}</style></head><body>\n"
+        f"<header><h1>{escape(name)}</h1><p>{escape(_subtitle(recipe))}</p></header>{warning}"
+        f"{_facts(main, rows)}<nav>{links}</nav>\n{bodies}"
+        f"<footer><p>{escape(environment.version_line())}</p></footer></body></html>\n"
+    )
+
+
+def _subtitle(recipe: Recipe) -> str:
+    neuron = recipe.neuron
+    if neuron.kind == "relu":
+        return f"{recipe.model.name}, ANN twin (ReLU), on {recipe.data.name}"
+    surrogate = neuron.surrogate
+    return (
+        f"{recipe.model.name}, {recipe.model.block} blocks, {neuron.kind.upper()} neurons with "
+        f"{neuron.reset} reset, T = {recipe.time_steps}, on {recipe.data.name}; surrogate "
+        f"{surrogate.shape}, height {surrogate.height:g}, width {surrogate.width}"
+    )
+
+
+def _facts(main: Evaluation | None, rows: list[Row]) -> str:
+    facts: list[tuple[str, str]] = []
+    if main is not None:
+        at = main.time_steps - 1
+        low, high = main.interval[at]
+        facts = [
+            (
+                f"{100 * main.accuracy[at]:.2f} %",
+                f"accuracy, 95 %: {100 * low:.1f}-{100 * high:.1f}",
+            ),
+            (f"{main.time_steps}", "time steps"),
+            (f"{main.energy_uj[at]:.3g} µJ", "energy of an image (operations)"),
+            (f"{100 * main.mean_rate:.1f} %", "active" if main.kind == "ann" else "mean rate"),
+            (f"{main.images_per_s:,.0f}", "images/s"),
+        ]
+    if rows:
+        facts.append((f"{rows[-1]['epoch']:g}", f"epochs, {rows[-1]['seconds'] / 60:.1f} minutes"))
+    boxes = (f"<div><b>{escape(b)}</b><span>{escape(s)}</span></div>" for b, s in facts)
+    return f'<div class="facts">{"".join(boxes)}</div>'
+
+
+def _accuracy(evaluations: list[Evaluation], title: str) -> Iterator[str]:
+    if not evaluations:
+        return
+    yield _figure(evaluation_pictures.accuracy(evaluations, title), "accuracy by time steps")
+    yield f"<ul>{''.join(f'<li>{escape(verdict(e, evaluations))}</li>' for e in evaluations)}</ul>"
+    yield _figure(evaluation_pictures.confusion(evaluations[0], title), "confusion matrix")
+
+
+def _cost(evaluations: list[Evaluation], title: str) -> Iterator[str]:
+    if not evaluations:
+        return
+    head = (
+        "run",
+        "T",
+        "accuracy %",
+        "95 %",
+        "synaptic operations M",
+        "µJ",
+        "µJ with data",
+        "img/s",
+    )
+    body, own = [], []
+    for one in evaluations:
+        for t in chosen_steps(one, []):
+            low, high = one.interval[t - 1]
+            own.append(t == one.time_steps)
+            body.append(
+                (
+                    one.label,
+                    f"{t}",
+                    f"{100 * one.accuracy[t - 1]:.2f}",
+                    f"{100 * low:.1f}-{100 * high:.1f}",
+                    f"{one.synaptic_operations[t - 1] / 1e6:.3f}",
+                    f"{one.energy_uj[t - 1]:.3f}",
+                    f"{one.energy_with_data_uj[t - 1]:.3f}",
+                    f"{one.images_per_s:,.0f}" if own[-1] else "",
+                )
+            )
+    yield _table(head, body, own)
+    yield (
+        "<p>Energy of one image at 45 nm, 32 bit: 4.6 pJ a multiply-accumulate, 0.9 pJ an "
+        "accumulate. With data: 5 pJ more for each word read or written, with no reuse, in the "
+        "spiking net and in the ANN alike. Neither is a measurement.</p>"
+    )
+    yield _figure(evaluation_pictures.energy(evaluations, title), "accuracy against energy")
+
+
+def _training(folder: RunFolder, rows: list[Row], title: str) -> Iterator[str]:
+    figure = pictures.curves(rows, title)
+    if figure is None:
+        yield f"<p>{escape(_without_rows(folder))}</p>"
+        return
+    yield _figure(figure, "loss, accuracy, learning rate and gradient norm by epoch")
+
+
+def _without_rows(folder: RunFolder) -> str:
+    conversion = read_state(folder).get("conversion")
+    if conversion is None:
+        return "The run has logged nothing yet."
+    return f"Converted from {conversion['source']}, not trained: method {conversion['method']}."
+
+
+def _gradients(folder: RunFolder, title: str) -> Iterator[str]:
+    figure = pictures.gradients(folder.gradients.read(), title)
+    if figure is not None:
+        yield _figure(figure, "gradient by layer and time step")
+
+
+def _activity(main: Evaluation | None, title: str) -> Iterator[str]:
+    if main is None:
+        return
+    yield _figure(evaluation_pictures.rates(main, title), "activity by layer and time step")
+    head = ("layer", "neurons", "rate %", "never %", "always %", "synaptic operations M")
+    body = []
+    for layer in main.layers:
+        rate = layer.rate[: main.time_steps]
+        body.append(
+            (
+                layer.name,
+                f"{layer.neurons:,}",
+                f"{100 * sum(rate) / len(rate):.2f}",
+                f"{100 * layer.dead / layer.neurons:.1f}",
+                f"{100 * layer.saturated / layer.neurons:.1f}",
+                f"{layer.synaptic_operations / 1e6:.3f}",
+            )
+        )
+    yield _table(head, body)
+
+
+def _environment(folder: RunFolder) -> Iterator[str]:
+    for session in _sessions(folder):
+        body = [(key, str(value)) for key, value in session.items() if value is not None]
+        yield _table(("session", str(session.get("time", ""))), body)
+
+
+def _commands(folder: RunFolder, evaluations: list[Evaluation]) -> Iterator[str]:
+    path = shlex.quote(str(folder.path))
+    lines = [str(s["command"]) for s in _sessions(folder) if "command" in s]
+    against = " ".join(shlex.quote(one.run) for one in evaluations[1:])
+    tail = f" --against {against}" if against else ""
+    lines += [
+        f"python -m spiketriton.evaluate {path}{tail}",
+        f"python -m spiketriton.report {path}{tail}",
+    ]
+    yield f"<pre>{escape(chr(10).join(lines))}</pre>"
+
+
+def _sessions(folder: RunFolder) -> list[dict[str, Any]]:
+    if not folder.environment.exists():
+        return []
+    try:
+        return list(json.loads(folder.environment.read_text("utf-8")))
+    except ValueError:
+        raise UserError(f"{folder.environment} is damaged: no JSON") from None
+
+
+def _table(
+    head: Sequence[str], body: Sequence[Sequence[str]], own: Sequence[bool] | None = None
+) -> str:
+    def row(cells: Sequence[str], tag: str, marked: bool) -> str:
+        inner = "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells)
+        return f'<tr class="own">{inner}</tr>' if marked else f"<tr>{inner}</tr>"
+
+    marks = own or [False] * len(body)
+    rows = "".join(row(cells, "td", mark) for cells, mark in zip(body, marks, strict=True))
+    head_row = row(head, "th", False)
+    return f'<div class="wide"><table><thead>{head_row}</thead><tbody>{rows}</tbody></table></div>'
+
+
+def _figure(figure: "Figure", words: str) -> str:
+    """A picture inline; one of two panels is wider than a phone, and scrolls there."""
+    panels = ' class="two"' if figure.get_figwidth() > 9 else ""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=DPI)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return (
+        f'<figure><img{panels} alt="{escape(words)}" src="data:image/png;base64,{data}"></figure>'
+    )
+
+
+def evaluation_of(path: str, overrides: Sequence[str]) -> Evaluation:
+    """The evaluation in the run folder if it is of the last checkpoint, else a new one."""
+    folder = find_folder(path)
+    stored = folder.path / "evaluation" / "evaluation.json"
+    if stored.is_file():
+        found = read_evaluation(stored)
+        if (found.checkpoint, found.training_step) == ("last", read_state(folder)["step"]):
+            return found
+    return evaluate(load_run(path, *overrides))
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser("report", "One self-contained HTML page about a run.", EPILOG)
+    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as data.root=/data")
+    parser.add_argument("--against", nargs="+", default=[], metavar="RUN", help="runs to compare")
+    parser.add_argument("--out", metavar="FILE", help="(RUN/report.html)")
+    parser.add_argument(
+        "--no-evaluation", action="store_true", help="only what the run folder holds: no data"
+    )
+    args = parser.parse_intermixed_args(arguments)
+    if args.no_evaluation and args.against:
+        parser.error("--against has no effect with --no-evaluation")
+    return args
+
+
+def main(arguments: list[str]) -> None:
+    args = parse(arguments)
+    folder = find_folder(args.run)
+    recipe = read_recipe(folder)
+    evaluations = []
+    if not args.no_evaluation:
+        evaluations = [evaluation_of(path, args.overrides) for path in [args.run, *args.against]]
+        refuse_other_data(evaluations)
+    out = Path(args.out or folder.path / "report.html")
+    text = page(folder, recipe, evaluations)
+    try:
+        out.write_text(text, "utf-8")
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror}") from None
+    print(f"{out}: {len(text) / 2**20:.1f} MiB, open it in any browser")
+
+
+def refuse_other_data(evaluations: list[Evaluation]) -> None:
+    """UserError: a run was tested on other images than the first."""
+    first = evaluations[0]
+    for one in evaluations[1:]:
+        if (one.data, one.classes, one.images) != (first.data, first.classes, first.images):
+            raise UserError(
+                f"{one.run} was tested on {one.images:,} images of {one.data}, and {first.run} on "
+                f"{first.images:,} of {first.data}; accepted by --against: runs of the same data"
+            )
+
+
+if __name__ == "__main__":
+    run_command(main)

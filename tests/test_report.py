@@ -1,0 +1,146 @@
+"""The report: one page that stands alone, holds what was asked for, and says what is missing."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from spiketriton.convert import main as convert_main
+from spiketriton.errors import UserError
+from spiketriton.evaluate import main as evaluate_main
+from spiketriton.report import main
+from tests.small_runs import small_trainer
+
+OPEN_ENDED = {"meta", "img"}
+
+
+class Page(HTMLParser):
+    """What a browser would see: links, sections, pictures, tables; tags must be balanced."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.sections: list[str] = []
+        self.anchors: list[str] = []
+        self.pictures: list[str] = []
+        self.sources: list[str] = []
+        self.words: dict[str, str] = {}
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        if tag not in OPEN_ENDED:
+            self.open.append(tag)
+        if tag == "section":
+            self.sections.append(given["id"])
+        if tag == "a":
+            self.anchors.append(given["href"])
+        if tag == "img":
+            self.pictures.append(given["alt"])
+        self.sources += [given[key] for key in ("src", "href") if key in given]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        where = self.sections[-1] if self.sections and "section" in self.open else ""
+        self.words[where] = self.words.get(where, "") + data + " "
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    small_trainer(root / "a <b> & c", "train.epochs=1").fit()
+    small_trainer(root / "ann", "neuron.kind=relu", "train.epochs=1").fit()
+    convert_main([str(root / "ann"), "--run-dir", str(root / "net"), "--steps", "4"])
+    return root
+
+
+def test_the_page_stands_alone_and_holds_everything(runs, tmp_path):
+    out = tmp_path / "page.html"
+    others = [str(runs / "ann"), str(runs / "net")]
+    main([str(runs / "a <b> & c"), "--against", *others, "--out", str(out)])
+    text = out.read_text("utf-8")
+    page = Page(text)
+    assert page.sections == [
+        "accuracy",
+        "cost",
+        "training",
+        "gradients",
+        "activity",
+        "recipe",
+        "environment",
+        "commands",
+    ]
+    assert page.anchors == [f"#{section}" for section in page.sections]
+    assert len(page.pictures) == 6
+    assert all(re.match(r"#|data:image/png;base64,", source) for source in page.sources)
+    assert "url(" not in text
+    assert "width=device-width" in text
+    for words in ("a <b> & c (lif)", "ann (ANN)", "net (converted, balanced)"):
+        assert words in page.words["cost"], words
+    assert 'name = "resnet8"' in page.words["recipe"]
+    assert "--against" in page.words["commands"]
+    assert "ANN twin's energy" in page.words["accuracy"]
+
+
+def test_a_converted_run_has_no_training_to_show(runs, tmp_path):
+    out = tmp_path / "page.html"
+    main([str(runs / "net"), "--out", str(out)])
+    page = Page(out.read_text("utf-8"))
+    assert "Converted from" in page.words["training"]
+    assert "gradients" not in page.sections
+
+
+def test_a_stored_evaluation_is_shown_and_a_stale_one_is_not(tmp_path, monkeypatch):
+    path = tmp_path / "run"
+    small_trainer(path, "train.epochs=1").fit()
+    evaluate_main([str(path), "--images", "20", "--json"])
+    calls = []
+
+    def spy(run, *rest):
+        from spiketriton.evaluation import evaluate
+
+        calls.append(run)
+        return evaluate(run, *rest)
+
+    monkeypatch.setattr("spiketriton.report.evaluate", spy)
+    main([str(path)])
+    assert not calls
+    assert (path / "report.html").is_file()
+    stored = path / "evaluation" / "evaluation.json"
+    stored.write_text(stored.read_text().replace('"training_step": 7', '"training_step": 6'))
+    main([str(path)])
+    assert len(calls) == 1
+
+
+def test_without_evaluation_the_run_folder_is_enough(runs, tmp_path):
+    out = tmp_path / "page.html"
+    main([str(runs / "ann"), "--no-evaluation", "--out", str(out)])
+    page = Page(out.read_text("utf-8"))
+    assert page.sections == ["training", "recipe", "environment", "commands"]
+
+
+def test_synthetic_images_are_labelled(tmp_path):
+    small_trainer(tmp_path / "run", "data.name=synthetic", "train.max_steps=1").fit()
+    main([str(tmp_path / "run")])
+    assert "synthetic noise" in (tmp_path / "run" / "report.html").read_text()
+
+
+def mistake(arguments: list[str]) -> str:
+    with pytest.raises(UserError) as error:
+        main(arguments)
+    return str(error.value)
+
+
+def test_mistakes_are_named(runs, tmp_path):
+    run = str(runs / "ann")
+    assert "is no folder" in mistake([str(tmp_path / "nothing")])
+    assert "no effect" in mistake([run, "--against", run, "--no-evaluation"])
+    assert "cannot be written" in mistake([run, "--no-evaluation", "--out", str(tmp_path)])
+    small_trainer(tmp_path / "other", "data.name=synthetic", "train.max_steps=1").fit()
+    assert "same data" in mistake([run, "--against", str(tmp_path / "other")])
+    (tmp_path / "other" / "environment.json").write_text("{")
+    assert "environment.json" in mistake([str(tmp_path / "other"), "--no-evaluation"])
