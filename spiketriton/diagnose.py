@@ -461,6 +461,12 @@ def show(found: Diagnosis, console: Console) -> None:
             "are out of its reach"
         )
     )
+    if found.better_width is not None:
+        goal = "depth gain 1" if recipe.train.optimizer == "sgd" else "half of the gradient passed"
+        told = (
+            f"for {recipe.train.optimizer} a width of about {found.better_width:.2g} suits ({goal})"
+        )
+        console.print(Text(told))
     console.print(
         Text(
             f"firing rate {verdict.firing_rate:.3f}; a membrane's gradient keeps "
