@@ -222,7 +222,9 @@ class BatchNormThen(nn.Module):
 class Operation:
     """A module at work on the arena's data (the Work of a contender)."""
 
-    def __init__(self, arena: Arena, module: nn.Module, surrogate: Surrogate = ATAN, unequal: str = "") -> None:
+    def __init__(
+        self, arena: Arena, module: nn.Module, surrogate: Surrogate = ATAN, unequal: str = ""
+    ) -> None:
         self.module = module.to(arena.device).train(arena.case.training)
         self.arena, self.surrogate, self.unequal = arena, surrogate, unequal
         self.turn = 0
@@ -332,7 +334,9 @@ class Kernels:
         else:
             everyone += [
                 contender(OURS, lambda: Fused(arena, multistep_bn_lif)),
-                contender("torch.compile", lambda: compiled(Fused(arena, multistep_bn_lif_reference))),
+                contender(
+                    "torch.compile", lambda: compiled(Fused(arena, multistep_bn_lif_reference))
+                ),
                 contender("eager", lambda: Fused(arena, multistep_bn_lif_reference)),
                 contender(
                     f"{BATCH_NORM}torch.compile",
@@ -420,7 +424,9 @@ def weighed_cases(options: Options) -> list[Spec]:
     dtype = "bf16" if options.device.type == "cuda" else "fp32"
     given = dict(mode="training", T=10, shape=(16, 64, 16, 16), dtype=dtype)
     layouts = {"lif": "contiguous"}
-    return [asdict(Case(op=op, layout=layouts.get(op, "channels_last"), **given)) for op in OPERATIONS]
+    return [
+        asdict(Case(op=op, layout=layouts.get(op, "channels_last"), **given)) for op in OPERATIONS
+    ]
 
 
 class _Lif(nn.Module):

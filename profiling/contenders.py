@@ -32,7 +32,7 @@ class Options:
     device: torch.device
     quick: bool = False
     peers: tuple[str, ...] = ()
-    only: tuple[str, ...] = ()  # contenders by the start of their names; empty: all
+    only: tuple[str, ...] = ()  # patterns of contenders' names; empty: all
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,9 @@ class Weighed(Section, Protocol):
     def weigh(self, spec: Spec, memory: Memory) -> dict[str, float]: ...
 
 
-def agreement(differ: float, error: float, allowed: tuple[float, float], unequal: str = "") -> Verdict:
+def agreement(
+    differ: float, error: float, allowed: tuple[float, float], unequal: str = ""
+) -> Verdict:
     """The verdict on a share of differing spikes and a relative error of gradients.
 
     `unequal` says why a contender cannot agree: it is measured with that label.

@@ -79,7 +79,10 @@ class Loader:
     def check(self) -> Verdict:
         """The first two batches are those of the training process's own loading."""
         alone = build_data(replace(self.recipe, "data.workers=0"))
-        with closing(self.data.train.from_step(0)) as mine, closing(alone.train.from_step(0)) as one:
+        with (
+            closing(self.data.train.from_step(0)) as mine,
+            closing(alone.train.from_step(0)) as one,
+        ):
             for _ in range(2):
                 images, labels = next(mine)
                 same, their_labels = next(one)

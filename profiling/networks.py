@@ -175,7 +175,9 @@ class Truth:
         every = torch.autograd.grad(loss, [*step.parameters, *outputs])
         self.loss, self.norm = loss.item(), norm(every[: len(step.parameters)])
         self.blocks = {}
-        for (name, (arguments, output)), grad in zip(self.calls.items(), every[len(step.parameters) :], strict=True):
+        for (name, (arguments, output)), grad in zip(
+            self.calls.items(), every[len(step.parameters) :], strict=True
+        ):
             x, *rest = arguments
             x = x.detach().cpu()  # a GPU's memory is for the contenders
             by_input = _by_input(step, name, x, rest, grad)[1]
@@ -196,7 +198,9 @@ class Truth:
         return differ, error
 
 
-def _by_input(step: Step, name: str, x: Tensor, rest: list[Any], grad: Tensor) -> tuple[Tensor, Tensor]:
+def _by_input(
+    step: Step, name: str, x: Tensor, rest: list[Any], grad: Tensor
+) -> tuple[Tensor, Tensor]:
     """A block's output and the gradient by its input, both on the CPU."""
     device = step.bench.device
     x = x.to(device).requires_grad_()
@@ -304,13 +308,19 @@ def spikingjelly_norm(norm: Norm) -> nn.Module:
 
     if norm.scale != 1 or norm.step_gain is not None:
         raise Unavailable("spikingjelly's batch norm has neither tdBN's scale nor TEBN's gains")
-    theirs = layer.BatchNorm2d(norm.num_features, eps=norm.eps, momentum=norm.momentum, step_mode="m")
+    theirs = layer.BatchNorm2d(
+        norm.num_features, eps=norm.eps, momentum=norm.momentum, step_mode="m"
+    )
     theirs.load_state_dict(norm.state_dict())
     return theirs
 
 
 def contender(
-    bench: Bench, name: str, make: Callable[[], nn.Module], facts: dict[str, Any] | None = None, **step: Any
+    bench: Bench,
+    name: str,
+    make: Callable[[], nn.Module],
+    facts: dict[str, Any] | None = None,
+    **step: Any,
 ) -> Contender:
     return Contender(name, lambda: Step(bench, make(), **step), facts or {})
 
@@ -405,7 +415,8 @@ class Monitoring:
         for recipe in self.recipes:
             refuse_ann(recipe)
         return [
-            recipe_spec(recipe, options) | {"measures_every": recipe.monitor.every or recipe.train.log_every}
+            recipe_spec(recipe, options)
+            | {"measures_every": recipe.monitor.every or recipe.train.log_every}
             for recipe in self.recipes
         ]
 

@@ -54,7 +54,9 @@ class Variant:
     unequal: str = ""
 
 
-def variants(peer: str, neuron: SpikingNeuron, device: torch.device, dtype: torch.dtype) -> list[Variant]:
+def variants(
+    peer: str, neuron: SpikingNeuron, device: torch.device, dtype: torch.dtype
+) -> list[Variant]:
     """The uses of an installed peer that stand for `neuron`, whose surrogate is ATAN.
 
     `dtype` is that of the currents.
@@ -118,7 +120,9 @@ class SpikingJelly(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         start = self.options["v_reset"] or 0.0
         v = torch.full_like(x[0], start, dtype=torch.float32)
-        storage = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(x.dtype) if x.is_cuda else None
+        storage = (
+            {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(x.dtype) if x.is_cuda else None
+        )
         return self.step(x, v, **self.options, neuron_storage=storage)[0]
 
 
@@ -221,7 +225,9 @@ class Norse(nn.Module):
             self.register_buffer(name, torch.tensor(value))
 
     def forward(self, x: Tensor) -> Tensor:
-        constants = self.parameters_of(**dict(self.named_buffers()), method="triangle", reset_method=self.reset)
+        constants = self.parameters_of(
+            **dict(self.named_buffers()), method="triangle", reset_method=self.reset
+        )
         state = self.state(torch.full_like(x[0], self.v_start))
         spikes = []
         for x_t in (x * self.gain).unbind(0):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from profiling.cases import BATCH_NORM
 from profiling.contenders import NOT_REACHED, OURS, UNEQUAL
 from profiling.networks import TWIN
-from profiling.results import Row, by_case
+from profiling.rows import Row, by_case
 from profiling.tables import number, where
 from spiketriton.pictures import BLUE, GREEN, GREY, ORANGE, STYLE
 
@@ -120,7 +120,9 @@ def steps(rows: list[Row], recipe: str) -> Figure | None:
         panels.append(("peak MiB of tensors in a step", peaks, heavy))
     names = len({name for _, values, _ in panels for name in values})
     figure = _figure(6.2 * len(panels), 2.0 + 0.42 * names)
-    for axes, (unit, values, group) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    for axes, (unit, values, group) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
+    ):
         T, twin = group[0]["T"], values.get(TWIN)
         bars = dict(values)
         if twin is not None:
@@ -242,4 +244,6 @@ def _legend(figure: Figure) -> None:
 
 def _head(figure: Figure, title: str, row: Row) -> None:
     rehearsal = "  (quick rehearsal, not a measurement)" if row["quick"] else ""
-    figure.suptitle(f"{title}{rehearsal}\n{where(row)}", x=0.01, ha="left", fontsize=11, fontweight="bold")
+    figure.suptitle(
+        f"{title}{rehearsal}\n{where(row)}", x=0.01, ha="left", fontsize=11, fontweight="bold"
+    )

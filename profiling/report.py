@@ -11,7 +11,7 @@ from profiling import pictures, tables
 from profiling.cases import BATCH_NORM
 from profiling.contenders import OK, OURS
 from profiling.networks import EVERY, TWIN
-from profiling.results import Row, by_case, median, newest, read
+from profiling.rows import Row, by_case, median, newest, read
 from profiling.tables import Grid, percent, where
 from spiketriton.errors import UserError
 
@@ -46,10 +46,16 @@ def _largest(rows: list[Row], op: str, **wanted: object) -> list[Row]:
     return max(groups, key=lambda g: next(r["N"] for r in g if "N" in r), default=[])
 
 
-def _faster(group: list[Row], rivals: Callable[[str], bool], least: float, promise: str) -> Iterator[Bar]:
+def _faster(
+    group: list[Row], rivals: Callable[[str], bool], least: float, promise: str
+) -> Iterator[Bar]:
     """Ours against the best of some contenders of a case."""
     ours = median(group, OURS)
-    times_of = {row["contender"]: row["median_ms"] for row in group if "median_ms" in row and rivals(row["contender"])}
+    times_of = {
+        row["contender"]: row["median_ms"]
+        for row in group
+        if "median_ms" in row and rivals(row["contender"])
+    }
     if ours and times_of:
         best = min(times_of, key=lambda name: times_of[name])
         ratio = times_of[best] / ours
@@ -60,7 +66,9 @@ def _cpu_bars(rows: list[Row]) -> Iterator[Bar]:
     lif = _largest(rows, "lif", dtype="fp32", T=10)
     eager = ("spikingjelly default", "snntorch", "norse")
     about = f"neuron, {tables.case_words(lif[0])}" if lif else ""
-    yield from _faster(lif, lambda n: n == "spikingjelly compiled", 1.0, f"{about}, against the best compiled peer")
+    yield from _faster(
+        lif, lambda n: n == "spikingjelly compiled", 1.0, f"{about}, against the best compiled peer"
+    )
     yield from _faster(lif, lambda n: n == "torch.compile", 1.0, f"{about}, against torch.compile")
     yield from _faster(lif, lambda n: n in eager, 5.0, f"{about}, against the best eager peer")
     bn = _largest(rows, "bn_lif", dtype="fp32", T=10, layout="channels_last")
@@ -119,7 +127,9 @@ def _twin(group: list[Row], most: float) -> Iterator[Bar]:
 def _monitor(rows: list[Row], most: float) -> Iterator[Bar]:
     for row in rows:
         if row.get("contender") == EVERY and "cost" in row:
-            promise = f"gradient monitor, a measured step of {row['recipe']}: at most {percent(most)}"
+            promise = (
+                f"gradient monitor, a measured step of {row['recipe']}: at most {percent(most)}"
+            )
             measured = f"{percent(row['cost'])} ({percent(row['cost_in_training'])} in training)"
             yield Bar(promise, measured, row["cost"] <= most)
 
@@ -138,7 +148,9 @@ def write(folder: Path, page: Path) -> list[Path]:
     """
     rows = newest(read(folder))
     if not rows:
-        raise UserError(f"{folder} holds only --quick rehearsals; python profiling/run.py all measures")
+        raise UserError(
+            f"{folder} holds only --quick rehearsals; python profiling/run.py all measures"
+        )
     text = page.read_text()
     if START not in text or END not in text:
         raise UserError(f"{page} has no lines {START!r} and {END!r} to write between")
@@ -165,7 +177,9 @@ def write(folder: Path, page: Path) -> list[Path]:
 
 def _section(name: str, rows: list[Row]) -> str:
     make = tables.kernel_matrix if name == "kernels" else tables.TABLES[name]
-    commands = dict.fromkeys(f"`{row['command']}` ({row['run'][:10]}, {where(row)})" for row in rows)
+    commands = dict.fromkeys(
+        f"`{row['command']}` ({row['run'][:10]}, {where(row)})" for row in rows
+    )
     lines = [f"#### {name}\n", *(f"{command}\n" for command in commands)]
     allocators = dict.fromkeys(row["allocator"] for row in rows if row["status"] == OK)
     if name not in ("compiled", "memory"):

@@ -56,7 +56,7 @@ commands:
 
 examples:
   python profiling/run.py kernels --peers spikingjelly,snntorch,norse
-  python profiling/run.py step fashion_mnist_r20 time_steps=8 --only spiketriton,ANN
+  python profiling/run.py step fashion_mnist_r20 time_steps=8 --only 'spiketriton,ANN twin'
   python profiling/run.py kernels --base HEAD~3 --only spiketriton
   python profiling/run.py compiled --target sm_90
 
@@ -76,7 +76,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
     add("words", nargs="*", metavar="RECIPE key=value", help="a recipe and changes to it")
     add("--peers", metavar="NAMES", help="of spikingjelly,snntorch,norse; none (those installed)")
-    add("--only", metavar="NAMES", help="contenders whose names start so, separated by commas")
+    add("--only", metavar="NAMES", help="contenders of these names; * stands for any text")
     add("--out", metavar="DIR", default=ROOT / "profiling/results", type=Path, help="for results")
     add("--base", metavar="REV", help="race another commit of this repository too")
     add("--target", choices=compiled.TARGETS, default="sm_90", help="GPU of `compiled` (sm_90)")
@@ -158,7 +158,9 @@ def measure(args: argparse.Namespace, options: Options) -> int:
             extend = base.contenders
         session = Session(options, args.out, args.minutes, extend)
         code = 0
-        grid = [(T, d, la) for T in lowered["T"] for d in lowered["dtype"] for la in lowered["layout"]]
+        grid = [
+            (T, d, la) for T in lowered["T"] for d in lowered["dtype"] for la in lowered["layout"]
+        ]
         try:
             with session.progress(sum(len(specs) for _, specs in work) + lowers * len(grid)):
                 if lowers:
@@ -170,8 +172,11 @@ def measure(args: argparse.Namespace, options: Options) -> int:
             session.say(f"interrupted: {len(session.rows)} rows are kept in {session.file}")
             code = EXIT_SIGINT
     show(session)
-    if not code and session.rows and all(row["status"] == MISSING for row in session.rows):
-        raise UserError(f"nothing was measured: {session.rows[0]['why']}")
+    rivals = [row for row in session.rows if row.get("contender") != "copy"]
+    if not code and not rivals:
+        raise UserError(f"--only {args.only!r}: accepted: names of contenders, as the tables have")
+    if not code and all(row["status"] == MISSING for row in rivals):
+        raise UserError(f"nothing was measured: {rivals[0]['why']}")
     return code or (EXIT_ERROR if ours_failed(session.rows) else 0)
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,13 @@ from spiketriton.errors import one_line
 
 Row = dict[str, Any]
 
-ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36)}
-"""glibc keeps freed memory instead of giving it back and faulting it in anew, page by page; all
-contenders on the CPU run under it."""
+ALLOCATOR = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**36),
+    "MALLOC_TOP_PAD_": str(2**26),
+}
+"""glibc keeps freed memory instead of giving it back and faulting it in anew, page by page, as the
+trainer tells it to; all contenders on the CPU run under it."""
 
 
 def facts(options: Options) -> Row:
@@ -152,17 +157,21 @@ class Session:
         for spec in specs:
             label = f"{section.name} {short(spec)}"
             if time.monotonic() > self.deadline:
-                self.add(section.name, [{**spec, "status": NOT_REACHED, "why": "--minutes are over"}])
+                self.add(
+                    section.name, [{**spec, "status": NOT_REACHED, "why": "--minutes are over"}]
+                )
                 self.at(label, advance=1)
                 continue
             self.add(section.name, self._case(section, spec, label, how))
             self.at(label, advance=1)
 
-    def _case(self, section: Section, spec: Spec, label: str, how: str) -> list[Row]:
-        contenders = [*section.contenders(spec, self.options), *self.extend(spec)]
+    def _wanted(self, name: str) -> bool:
         only = self.options.only
-        if only:
-            contenders = [c for c in contenders if c.name == "copy" or c.name.startswith(only)]
+        return not only or name == "copy" or any(fnmatchcase(name, pattern) for pattern in only)
+
+    def _case(self, section: Section, spec: Spec, label: str, how: str) -> list[Row]:
+        contenders = [c for c in section.contenders(spec, self.options) if self._wanted(c.name)]
+        contenders += self.extend(spec)
         works: dict[str, Work] = {}
         rows: dict[str, Row] = {}
         for contender in contenders:
@@ -217,7 +226,11 @@ def short(spec: Spec) -> str:
 
 def ours_failed(rows: Iterable[Row]) -> list[Row]:
     """Rows of ours that are wrong or broken: such a session does not end well."""
-    return [row for row in rows if str(row.get("contender", "")).startswith(OURS) and row["status"] in (WRONG, FAILED)]
+    return [
+        row
+        for row in rows
+        if str(row.get("contender", "")).startswith(OURS) and row["status"] in (WRONG, FAILED)
+    ]
 
 
 def reexecute(argv: list[str], environ: dict[str, str]) -> None:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from profiling.contenders import OK, OURS, UNEQUAL
 from profiling.networks import EVERY, OFF, TWIN
-from profiling.results import Row, by_case, median
+from profiling.rows import Row, by_case, median
 
 BLANK = "-"
 
@@ -257,7 +257,9 @@ def data(rows: list[Row]) -> list[Grid]:
         for row in group:
             workers = f" ({row['workers']} workers)" if "workers" in row else ""
             images = number(row.get("images_per_s"))
-            grid.lines.append([row["contender"] + workers, images, spread(row), times(row.get("of_step"))])
+            grid.lines.append(
+                [row["contender"] + workers, images, spread(row), times(row.get("of_step"))]
+            )
         grids.append(grid)
     return grids
 

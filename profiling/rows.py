@@ -25,7 +25,9 @@ def read(folder: Path) -> list[Row]:
     """All rows of a folder's *.jsonl, oldest first. UserError: no file, or a line that is no row."""
     files = sorted(folder.glob("*.jsonl"))
     if not files:
-        raise UserError(f"{folder} holds no results (*.jsonl); python profiling/run.py all makes them")
+        raise UserError(
+            f"{folder} holds no results (*.jsonl); python profiling/run.py all makes them"
+        )
     rows = []
     for file in files:
         for number, line in enumerate(file.read_text().splitlines(), 1):
