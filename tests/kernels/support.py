@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -168,8 +167,9 @@ def assert_as_good_as_torch(
 ) -> None:
     """Spikes equal; every other value errs at most twice as much as PyTorch in the same dtype.
 
-    ``composed`` comes from the reference in the dtype of ours, ``exact`` from it in float64. The
-    floor, ``ulps`` roundings of the membrane's dtype, is for what PyTorch happens to get exactly.
+    Twice in root mean square, and four times at the worst element, which is a matter of luck.
+    ``composed`` is PyTorch's in the dtype of ours, ``exact`` the reference in float64. The floor,
+    ``ulps`` roundings of the membrane's dtype, is for what PyTorch happens to get exactly.
     """
     assert ours.keys() == composed.keys() == exact.keys()
     for name, expected in exact.items():
@@ -181,9 +181,15 @@ def assert_as_good_as_torch(
             continue
         if expected.numel() == 0:
             continue
-        error, torchs = ((v.to(expected.dtype) - expected).abs().max() for v in (value, theirs))
+        error, torchs = ((v.to(expected.dtype) - expected).abs() for v in (value, theirs))
         floor = ulps * torch.finfo(membrane_dtype(value.dtype)).eps * max(1.0, expected.abs().max())
-        assert error <= 2 * torchs + floor, f"{name}: error {error:.3g}, torch's {torchs:.3g}"
+        for measure, factor in ((rms, 2), (torch.max, 4)):
+            given, bound = float(measure(error)), factor * float(measure(torchs)) + floor
+            assert given <= bound, f"{name}: error {given:.3g}, accepted {bound:.3g}"
+
+
+def rms(x: torch.Tensor) -> torch.Tensor:
+    return x.square().mean().sqrt()
 
 
 # ---- the neuron by hand
@@ -205,21 +211,21 @@ class _Spike(torch.autograd.Function):
 
 @dataclass
 class Trace:
-    """Every intermediate of a window, one entry a time step, in float64 and with gradients kept."""
+    """Every intermediate of a window, one entry a time step, with gradients kept."""
 
     current: list[torch.Tensor]  # x
-    potential: list[torch.Tensor]  # h
+    over: list[torch.Tensor]  # u = h - threshold
     out: list[torch.Tensor]  # the spikes as they leave the neuron
     membrane: list[torch.Tensor]  # v
     unit_slope: list[torch.Tensor]  # phi
     jump: list[torch.Tensor]  # dv/dh
 
-    def margin(self, surrogate: Surrogate | None = None, threshold: float = 1.0) -> float:
-        """Distance of the closest potential to the threshold (or to an edge of the rectangle)."""
-        u = torch.stack(self.potential).detach() - threshold
+    def margin(self, edge: float | torch.Tensor | None = None) -> float:
+        """Distance of the closest potential to the threshold, or to threshold +- edge."""
+        u = torch.stack(self.over)
         closest = u.abs().min()
-        if surrogate is not None and surrogate.shape == "rectangle":
-            closest = torch.minimum(closest, (u.abs() - surrogate.width).abs().min())
+        if edge is not None:
+            closest = torch.minimum(closest, (u.abs() - edge).abs().min())
         return float(closest)
 
 
@@ -236,13 +242,16 @@ def by_hand(
     height: float = 1.0,
     width: float | torch.Tensor = 1.0,
     v_init: torch.Tensor | None = None,
+    learn: bool = True,
 ) -> Trace:
-    """The equations of docs/design.md section 2 as a loop that keeps everything."""
+    """The equations of docs/design.md section 2 as a loop that keeps everything.
+
+    ``learn=False`` keeps no gradients and no dv/dh: potentials and spikes only.
+    """
     trace = Trace([], [], [], [], [], [])
     start = v_reset if reset == "hard" else 0.0
     v = torch.full_like(current[0], start) if v_init is None else v_init
     for x in current.unbind(0):
-        x.retain_grad()
         h = decay * v + gain * x
         if reset == "hard":
             h = h + (1 - decay) * v_reset
@@ -255,16 +264,16 @@ def by_hand(
             v = (1 - kept) * h + v_reset * kept
         else:
             v = h * 1.0
-        (jump,) = torch.autograd.grad(v.sum(), h, retain_graph=True)
         out = s.clone()
-        for tensor in (out, v):
-            tensor.retain_grad()
+        if learn:
+            trace.jump.extend(torch.autograd.grad(v.sum(), h, retain_graph=True))
+            for tensor in (x, out, v):
+                tensor.retain_grad()
         trace.current.append(x)
-        trace.potential.append(h)
+        trace.over.append((h - threshold).detach())
         trace.out.append(out)
         trace.membrane.append(v)
         trace.unit_slope.append(unit)
-        trace.jump.append(jump)
     return trace
 
 
@@ -274,7 +283,8 @@ def probe_by_hand(trace: Trace, decay: float | torch.Tensor) -> torch.Tensor:
     for t, out in enumerate(trace.out):
         zero = torch.zeros_like(trace.membrane[t])
         grad_s, grad_x, carry = (
-            zero if tensor.grad is None else tensor.grad for tensor in (out, trace.current[t], trace.membrane[t])
+            zero if tensor.grad is None else tensor.grad
+            for tensor in (out, trace.current[t], trace.membrane[t])
         )
         rows.append(
             [
@@ -289,7 +299,3 @@ def probe_by_hand(trace: Trace, decay: float | torch.Tensor) -> torch.Tensor:
             ]
         )
     return torch.tensor(rows, dtype=torch.float64)
-
-
-def rms(x: torch.Tensor) -> float:
-    return math.sqrt(float(x.double().square().mean()))

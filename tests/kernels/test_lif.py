@@ -204,7 +204,9 @@ def test_reference_equals_the_equations_written_out(reset, detach_reset, shape):
     v_init = normal((2, 3, 4), torch.float64, seed=4).requires_grad_()
     grad_s, grad_v = normal(x.shape, torch.float64, seed=5), normal(v_init.shape, seed=6).double()
     options = dict(decay=0.8, gain=0.9, threshold=0.6, reset=reset, v_reset=-0.2)
-    trace = by_hand(x, **options, detach_reset=detach_reset, shape=shape, height=0.7, width=0.4, v_init=v_init)
+    trace = by_hand(
+        x, **options, detach_reset=detach_reset, shape=shape, height=0.7, width=0.4, v_init=v_init
+    )
     out = torch.stack(trace.out)
     torch.autograd.backward([out, trace.membrane[-1]], [grad_s, grad_v])
     expected = [out.detach(), trace.membrane[-1].detach(), x.grad, v_init.grad]
@@ -335,7 +337,9 @@ def test_upstream_gradients_of_any_layout(backend, device, layout, upstream):
     grad = {
         "expanded": torch.tensor(0.5, device=device).expand_as(x),
         "strided": as_layout(values, "strided"),
-        "other layout": as_layout(values, {"contiguous": "channels_last"}.get(layout, "contiguous")),
+        "other layout": as_layout(
+            values, {"contiguous": "channels_last"}.get(layout, "contiguous")
+        ),
     }[upstream]
     v_grad = torch.tensor(0.25, device=device).expand_as(x[0])
     results = []
@@ -401,7 +405,9 @@ def test_state_carries_gradients_through_two_windows(backend, device):
 # ---- who wants a gradient
 
 
-@pytest.mark.parametrize("wanted", ["x", "v_init", "decay", "threshold", "width", "decay and width"], ids=str)
+@pytest.mark.parametrize(
+    "wanted", ["x", "v_init", "decay", "threshold", "width", "decay and width"], ids=str
+)
 def test_one_argument_alone_can_want_a_gradient(backend, device, wanted):
     size = (2, 3, 4)
     tensors = {
@@ -484,7 +490,9 @@ def test_all_backends_give_the_same_bits(triton_backend):
         leaf = x.clone().requires_grad_()
         with use_backend(name):
             assert backend_for(leaf) == name
-            spikes, v_last = multistep_lif(leaf, decay=0.9, reset="soft", detach_reset=False, return_v=True)
+            spikes, v_last = multistep_lif(
+                leaf, decay=0.9, reset="soft", detach_reset=False, return_v=True
+            )
             torch.autograd.backward([spikes, v_last], [spikes, v_last])
         results.append((spikes.detach(), v_last.detach(), leaf.grad))
     for other in results[1:]:
