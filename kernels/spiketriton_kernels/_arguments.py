@@ -65,7 +65,7 @@ def along_channels(
 def _check_float(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a float, got {type(value).__name__}")
-    if not math.isfinite(value):
+    if not -math.inf < value < math.inf:  # which torch.compile can trace, unlike isfinite
         raise ValueError(f"{name} must be finite, got {value}")
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
@@ -14,34 +13,42 @@ from ._arguments import membrane_dtype
 
 @dataclass(frozen=True)
 class Plan:
-    """What a call holds beside its tensors; one string to the operators, whose cost grows with each argument."""
+    """What a call holds beside its tensors.
 
-    reset: str
-    detach_reset: bool
-    shape: str
+    The operators take it as one string and one list of floats: their cost grows with each argument, and
+    torch.compile can carry a float that it does not know into a list, but not into a string.
+    """
+
     decay: float
     gain: float
     threshold: float
     v_reset: float
     height: float
     width: float
-    eps: float = 0.0
-    bn_scale: float = 1.0
-    batch_statistics: bool = False
-    group: str = ""
-    save: bool = False
-    return_v: bool = False
+    eps: float
+    bn_scale: float
+    reset: str
+    shape: str
+    group: str
+    detach_reset: bool
+    batch_statistics: bool
+    save: bool
+    return_v: bool
 
-    def encode(self) -> str:
-        return "\t".join(map(str, vars(self).values()))
+    def words(self) -> str:
+        flags = (self.detach_reset, self.batch_statistics, self.save, self.return_v)
+        return " ".join((self.reset, self.shape, self.group, *("01"[flag] for flag in flags)))
+
+    def floats(self) -> list[float]:
+        return [
+            self.decay, self.gain, self.threshold, self.v_reset,
+            self.height, self.width, self.eps, self.bn_scale,
+        ]  # fmt: skip
 
     @staticmethod
-    @functools.lru_cache(maxsize=4096)
-    def decode(text: str) -> Plan:
-        parts = text.split("\t")
-        readers: dict[str, Callable[[str], Any]] = {"float": float, "str": str, "bool": "True".__eq__}
-        kinds = (readers[str(f.type)] for f in Plan.__dataclass_fields__.values())
-        return Plan(*(kind(part) for kind, part in zip(kinds, parts, strict=True)))
+    def of(words: str, floats: list[float]) -> Plan:
+        reset, shape, group, *flags = words.split(" ")
+        return Plan(*floats, reset, shape, group, *(flag == "1" for flag in flags))
 
 
 def small(value: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:

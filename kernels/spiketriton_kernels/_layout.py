@@ -7,21 +7,35 @@ follow each other: contiguous and channels_last tensors are. Within a step the e
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 
 
 def is_dense(x: torch.Tensor) -> bool:
     """Time outermost, and the rest a permutation of a gapless block."""
+    if x.is_contiguous():
+        return True
+    if x.dim() == 5 and x.flatten(0, 1).is_contiguous(memory_format=torch.channels_last):
+        return True
+    if torch.compiler.is_compiling():  # other orders would be guesses about symbolic strides
+        return False
+    return gapless(x.shape[1:], x.stride()[1:]) and (
+        x.shape[0] == 1 or x.stride(0) == math.prod(x.shape[1:])
+    )
+
+
+def gapless(size: Sequence[int], stride: Sequence[int]) -> bool:
+    """Whether the elements fill one block of memory, in whatever order of dimensions."""
     expected = 1
-    for size, stride in sorted(
-        zip(x.shape[1:], x.stride()[1:], strict=True), key=lambda p: (p[1], p[0])
-    ):
-        if size == 1:
+    for length, step in sorted(zip(size, stride, strict=True), key=lambda pair: pair[1]):
+        if length == 1:
             continue
-        if stride != expected:
+        if step != expected:
             return False
-        expected *= size
-    return x.shape[0] == 1 or x.stride(0) == expected
+        expected *= length
+    return True
 
 
 def dense(x: torch.Tensor) -> torch.Tensor:

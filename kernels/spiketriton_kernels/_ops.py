@@ -51,10 +51,11 @@ def neuron_forward(
     bias: torch.Tensor | None,
     step_gain: torch.Tensor | None,
     probe: torch.Tensor | None,
-    plan: str,
+    words: str,
+    floats: list[float],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(spikes, v_last or empty, membrane checkpoints or empty). The probe speaks to the backward only."""
-    how = Plan.decode(plan)
+    how = Plan.of(words, floats)
     cell = Cell.of(x, how, (decay, threshold, width), (mean, var, weight, bias, step_gain))
     save, return_v = how.save, how.return_v
     if x.numel() == 0:
@@ -89,9 +90,9 @@ def _empty_forward(x, cell, save, return_v):
 
 @neuron_forward.register_fake
 def _(
-    x, v_init, residual, spike_add, decay, threshold, width, mean, var, weight, bias, step_gain, probe, plan
+    x, v_init, residual, spike_add, decay, threshold, width, mean, var, weight, bias, step_gain, probe, words, floats
 ):  # fmt: skip
-    how = Plan.decode(plan)
+    how = Plan.of(words, floats)
     save, return_v = how.save, how.return_v
     wide = membrane_dtype(x.dtype)
     v_last = torch.empty_like(x[0], dtype=wide) if return_v else x.new_empty(0, dtype=wide)
@@ -118,13 +119,14 @@ def neuron_backward(
     sums: torch.Tensor | None,
     count: float,
     emit: str,
-    plan: str,
+    words: str,
+    floats: list[float],
 ) -> tuple[
     torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
 ]:
     """One walk back. ``emit`` names Emit's fields; what it does not ask for comes back empty."""
     cell = Cell.of(
-        x, Plan.decode(plan), (decay, threshold, width), (mean, var, weight, bias, step_gain)
+        x, Plan.of(words, floats), (decay, threshold, width), (mean, var, weight, bias, step_gain)
     )
     wanted = Emit.decode(emit)
     out = _allocate(x, cell, wanted)
@@ -165,10 +167,10 @@ def _allocate(x: torch.Tensor, cell: Cell, emit: Emit) -> Gradients:
 @neuron_backward.register_fake
 def _(
     grad_s, grad_v_last, x, saved, v_init, residual, decay, threshold, width, mean, var, weight, bias, step_gain,
-    sums, count, emit, plan,
+    sums, count, emit, words, floats,
 ):  # fmt: skip
     cell = Cell.of(
-        x, Plan.decode(plan), (decay, threshold, width), (mean, var, weight, bias, step_gain)
+        x, Plan.of(words, floats), (decay, threshold, width), (mean, var, weight, bias, step_gain)
     )
     out = _allocate(x, cell, Emit.decode(emit))
     fields = (out.dx, out.dy, out.sums, out.v_init, out.parameters, out.step_gain, out.probe)
@@ -256,12 +258,12 @@ _TENSORS = (
 
 
 def _setup_context(ctx, inputs, output):
-    x, *tensors, _, plan = inputs
+    x, *tensors, _, words, floats = inputs
     named = dict(zip(_TENSORS, tensors, strict=True))
     del named["spike_add"]  # its gradient is that of the spikes
     ctx.names = [name for name, value in named.items() if value is not None]
     ctx.save_for_backward(x, output[2], *(named[name] for name in ctx.names))
-    ctx.plan = plan
+    ctx.words, ctx.floats = words, floats
     ctx.set_materialize_grads(False)
 
 
@@ -269,8 +271,8 @@ def _backward(ctx, grad_s, grad_v_last, _grad_saved):
     x, saved, *rest = ctx.saved_tensors
     named = dict.fromkeys(_TENSORS) | dict(zip(ctx.names, rest, strict=True))
     del named["spike_add"]
-    plan = Plan.decode(ctx.plan)
-    needs = dict(zip(("x", *_TENSORS, "probe", "plan"), ctx.needs_input_grad, strict=True))
+    plan = Plan.of(ctx.words, ctx.floats)
+    needs = dict(zip(("x", *_TENSORS, "probe", "words", "floats"), ctx.needs_input_grad, strict=True))
     grads: dict[str, torch.Tensor | None] = dict.fromkeys(needs)
     if grad_s is None and grad_v_last is None:
         return tuple(grads.values())
@@ -292,7 +294,8 @@ def _backward(ctx, grad_s, grad_v_last, _grad_saved):
             sums=sums,
             count=count,
             emit=emit.encode(),
-            plan=ctx.plan,
+            words=ctx.words,
+            floats=ctx.floats,
         )
         return Gradients(
             **{n: f for n, f in zip(Emit.FIELDS, fields, strict=True) if getattr(emit, n)}
@@ -400,6 +403,6 @@ def fire(
         return_v=return_v,
     )
     spikes, v_last, _ = neuron_forward(
-        x, v_init, residual, spike_add, *tensors, *norm, step_gain, probe, plan.encode()
+        x, v_init, residual, spike_add, *tensors, *norm, step_gain, probe, plan.words(), plan.floats()
     )
     return spikes, v_last

@@ -12,6 +12,7 @@ import torch
 
 from ._arguments import DTYPES
 from ._backend import backend_for
+from ._layout import gapless
 from ._triton_import import tl, triton
 
 _BLOCK = 512  # bytes a program writes
@@ -115,17 +116,6 @@ def _(bits, size, stride, dtype):
     return torch.empty_strided(size, stride, dtype=dtype, device=bits.device)
 
 
-def _gapless(size: torch.Size, stride: tuple[int, ...]) -> bool:
-    expected = 1
-    for length, step in sorted(zip(size, stride, strict=True), key=lambda p: p[1]):
-        if length == 1:
-            continue
-        if step != expected:
-            return False
-        expected *= length
-    return True
-
-
 def pack_spikes(spikes: torch.Tensor) -> torch.Tensor:
     """Spikes as bits, in memory order.
 
@@ -144,7 +134,7 @@ def pack_spikes(spikes: torch.Tensor) -> torch.Tensor:
         raise TypeError(
             f"spikes must be a tensor of float16, bfloat16, float32 or float64, got {given}"
         )
-    if spikes.numel() and not _gapless(spikes.shape, spikes.stride()):
+    if spikes.numel() and not gapless(spikes.shape, spikes.stride()):
         raise ValueError(
             f"spikes of shape {tuple(spikes.shape)} have gaps in memory (strides {spikes.stride()}); accepted: dense"
         )
@@ -169,7 +159,7 @@ def unpack_spikes(
     if dtype not in DTYPES:
         raise TypeError(f"dtype {dtype} is not one of float16, bfloat16, float32, float64")
     n = math.prod(size)
-    if n and not _gapless(torch.Size(size), tuple(stride)):
+    if n and not gapless(size, stride):
         raise ValueError(
             f"strides {tuple(stride)} of shape {tuple(size)} leave gaps in memory; accepted: dense"
         )
