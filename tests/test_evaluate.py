@@ -41,7 +41,10 @@ def test_every_step_is_the_answer_of_a_window_of_its_length(runs, evaluation):
     assert evaluation.time_steps == 3
     with torch.inference_mode():
         for t, accuracy in enumerate(evaluation.accuracy, 1):
-            right = sum(int((run.model(run.to_device(x), t).mean(0).argmax(1) == y).sum()) for x, y in run.data.test)
+            right = sum(
+                int((run.model(run.to_device(x), t).mean(0).argmax(1) == y).sum())
+                for x, y in run.data.test
+            )
             assert accuracy == right / 50, t
 
 
