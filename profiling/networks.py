@@ -441,7 +441,7 @@ class Monitoring:
         return rows
 
 
-OFF, EVERY = f"{OURS}, monitor off", f"{OURS}, monitor on every step"
+OFF, EVERY = f"{OURS} monitor off", f"{OURS} monitor on every step"
 
 
 class MonitoredStep(Step):
