@@ -13,6 +13,8 @@ import torch
 
 CUDA = torch.cuda.is_available()
 
+torch.set_num_threads(1)  # tests are small: a second thread mostly waits for the first
+
 if not CUDA:
     os.environ["TRITON_INTERPRET"] = "1"
     from spiketriton_kernels import _triton  # noqa: F401 - decorates the kernels as interpreted
