@@ -428,8 +428,8 @@ def test_statistics_of_a_million_elements_a_channel(backend, device, layout, dty
 def test_statistics_of_a_channel_that_is_silent_but_for_its_first_pixel(backend, device, layout):
     """Sparse activity: the first element of a channel says nothing about the others."""
     y = torch.zeros(2, 3, 2, 32, 32, device=device)
-    y[0, 0, :, 0, 0] = 8.0
-    y[:, :, 1] += 3.0
+    y[0, 0, :, 0, 0] = 7.7
+    y[:, :, 1] += 3.1
     assert_statistics(as_layout(y, layout), rtol=1e-3)
 
 

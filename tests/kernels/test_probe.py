@@ -1,0 +1,191 @@
+"""The sums that a probe receives, against a plain loop in float64 whose gradients are all kept."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from spiketriton_kernels import PROBE_FIELDS, SHAPES, Surrogate, multistep_bn_lif, multistep_lif
+from tests.kernels.support import RESETS, by_hand, case_id, normal, pairwise, probe_by_hand
+
+T, SIZE = 5, (2, 3, 4, 2)
+
+
+def probe(device: torch.device, steps: int = T) -> torch.Tensor:
+    return torch.zeros(steps, len(PROBE_FIELDS), device=device, requires_grad=True)
+
+
+def assert_sums(given: torch.Tensor, expected: torch.Tensor) -> None:
+    """Every sum to 1e-4 of itself."""
+    for i, name in enumerate(PROBE_FIELDS):
+        column = given[:, i].double().cpu()
+        torch.testing.assert_close(column, expected[:, i], rtol=1e-4, atol=1e-7, msg=name)
+
+
+def neuron(case: dict) -> dict:
+    """Keyword arguments of ``by_hand``."""
+    C = torch.linspace(0.5, 0.8, 3, dtype=torch.float64).view(-1, 1, 1)
+    fixed = dict(decay=0.7 if case["decay"] == "float" else C, gain=0.9, threshold=0.8, height=0.9)
+    words = dict(reset=case["reset"], detach_reset=case["detach_reset"], shape=case["shape"])
+    # Narrow enough that some neurons are outside the reach of every surrogate.
+    return fixed | words | dict(v_reset=case["v_reset"], width=0.3)
+
+
+def as_arguments(neuron: dict, device: torch.device) -> dict:
+    """The same for the fused functions."""
+    given = {
+        name: value for name, value in neuron.items() if name not in ("shape", "height", "width")
+    }
+    if isinstance(given["decay"], torch.Tensor):
+        given["decay"] = given["decay"].float().flatten().to(device)
+    surrogate = Surrogate(neuron["shape"], height=neuron["height"], width=neuron["width"])
+    return given | dict(surrogate=surrogate)
+
+
+CASES = pairwise(
+    dict(
+        shape=SHAPES,
+        reset=RESETS,
+        detach_reset=[True, False],
+        v_reset=[0.0, -0.3],
+        decay=["float", "channel"],
+        layout=["contiguous", "channels_last"],
+        upstream=["spikes", "both"],
+    )
+)
+
+
+def laid(x: torch.Tensor, layout: str) -> torch.Tensor:
+    return x.movedim(2, -1).contiguous().movedim(-1, 2) if layout == "channels_last" else x
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_sums_of_the_neuron(backend, device, case):
+    x = normal((T, *SIZE), device="cpu", std=0.9)
+    grad_s, grad_v = normal(x.shape, seed=1), normal(SIZE, seed=2)
+    both = case["upstream"] == "both"
+    current = x.double().requires_grad_()
+    trace = by_hand(current * 1.0, **neuron(case))
+    assert trace.margin() > 1e-5
+    outs, grads = [torch.stack(trace.out)], [grad_s.double()]
+    if both:
+        outs, grads = [*outs, trace.membrane[-1]], [*grads, grad_v.double()]
+    torch.autograd.backward(outs, grads)
+    expected = probe_by_hand(trace, neuron(case)["decay"])
+
+    given = probe(device)
+    leaf = laid(x.to(device), case["layout"]).requires_grad_()
+    spikes, v_last = multistep_lif(
+        leaf, **as_arguments(neuron(case), device), return_v=True, probe=given
+    )
+    starts, ends = [spikes], [grad_s.to(device)]
+    if both:
+        starts, ends = [*starts, v_last], [*ends, grad_v.to(device)]
+    torch.autograd.backward(starts, ends)
+    assert_sums(given.grad, expected)
+    assert expected[:, PROBE_FIELDS.index("outside")].min() > 0
+    assert expected[:, PROBE_FIELDS.index("spikes")].min() > 0
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("residual", [True, False], ids=["residual", "alone"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_sums_behind_batch_norm(backend, device, training, residual, layout):
+    """dL/dx is the gradient at the neuron's input current: after norm, step gain and residual."""
+    case = dict(shape="atan", reset="soft", detach_reset=False, v_reset=0.0, decay="float")
+    y, add = normal((T, *SIZE), mean=2.0, std=1.5), normal((T, *SIZE), seed=1, std=0.4)
+    weight, bias = torch.tensor([0.9, 1.1, 1.3]), torch.tensor([0.3, 0.5, 0.2])
+    mean, var = torch.tensor([1.8, 2.0, 2.1]), torch.tensor([2.0, 2.5, 1.5])
+    gains, grad_s = torch.linspace(0.8, 1.2, T), normal((T, *SIZE), seed=2)
+    small = [value.double() for value in (mean, var, weight, bias)]
+    z = functional.batch_norm(y.double().flatten(0, 1), *small, training).unflatten(0, (T, 2))
+    current = z * gains.double().view(-1, 1, 1, 1, 1) + (add.double() if residual else 0.0)
+    trace = by_hand(current.requires_grad_(), **neuron(case))
+    assert trace.margin() > 1e-5
+    torch.stack(trace.out).backward(grad_s.double())
+    expected = probe_by_hand(trace, neuron(case)["decay"])
+
+    given = probe(device)
+    leaf = laid(y.to(device), layout).requires_grad_()
+    out = multistep_bn_lif(
+        leaf,
+        *(value.to(device) for value in (weight, bias, mean, var)),
+        training=training,
+        residual=add.to(device).requires_grad_() if residual else None,
+        step_gain=gains.to(device),
+        probe=given,
+        **as_arguments(neuron(case), device),
+    )
+    out.backward(grad_s.to(device))
+    assert_sums(given.grad, expected)
+
+
+@pytest.mark.parametrize("T", [1, 17, 37])
+def test_sums_of_windows_in_chunks(backend, device, T):
+    x, grad_s = normal((T, 1, 2, 3), std=0.9), normal((T, 1, 2, 3), seed=1)
+    case = dict(shape="triangle", reset="hard", detach_reset=False, v_reset=0.0, decay="float")
+    trace = by_hand(x.double().requires_grad_() * 1.0, **neuron(case))
+    torch.stack(trace.out).backward(grad_s.double())
+    given = probe(device, T)
+    leaf = x.to(device).requires_grad_()
+    multistep_lif(leaf, **as_arguments(neuron(case), device), probe=given).backward(
+        grad_s.to(device)
+    )
+    assert_sums(given.grad, probe_by_hand(trace, 0.7))
+
+
+def test_sums_of_many_blocks(backend, device):
+    """More neurons than one program or block holds, none counted twice, none left out."""
+    x, grad_s = normal((2, 3, 7, 13, 11)), normal((2, 3, 7, 13, 11), seed=1)
+    case = dict(shape="gaussian", reset="soft", detach_reset=False, v_reset=0.0, decay="float")
+    trace = by_hand(x.double().requires_grad_() * 1.0, **neuron(case))
+    torch.stack(trace.out).backward(grad_s.double())
+    given = probe(device, 2)
+    leaf = x.to(device).requires_grad_()
+    spikes = multistep_lif(leaf, **as_arguments(neuron(case), device), probe=given)
+    spikes.backward(grad_s.to(device))
+    assert_sums(given.grad, probe_by_hand(trace, 0.7))
+    fired = spikes.detach().flatten(1).sum(1)
+    assert torch.equal(given.grad[:, PROBE_FIELDS.index("spikes")], fired)
+
+
+def test_two_backwards_accumulate(backend, device):
+    """Gradient accumulation: sums add up; the probe is a gradient like any other."""
+    given = probe(device)
+    rows = []
+    for seed in (1, 2):
+        alone = probe(device)
+        for target in (alone, given):
+            x = normal((T, *SIZE), device=device, seed=seed).requires_grad_()
+            multistep_lif(x, probe=target).sum().backward()
+        rows.append(alone.grad)
+    torch.testing.assert_close(given.grad, rows[0] + rows[1])
+
+
+def test_a_probe_changes_nothing(backend, device):
+    """Spikes and gradients with and without it, to the bit; and it alone may want a gradient."""
+    x = normal((T, *SIZE), torch.bfloat16, device)
+    results = []
+    for target in (None, probe(device)):
+        leaf = x.clone().requires_grad_()
+        spikes = multistep_lif(leaf, detach_reset=False, probe=target)
+        spikes.sum().backward()
+        results.append((spikes.detach(), leaf.grad))
+    for one, two in zip(*results, strict=True):
+        assert torch.equal(one, two)
+    alone = probe(device)
+    multistep_lif(x, detach_reset=False, probe=alone).sum().backward()
+    torch.testing.assert_close(alone.grad, target.grad)
+
+
+def test_infinite_gradients_are_counted_and_left_out_of_the_largest(backend, device):
+    x = torch.ones(1, 1, 1, 4, device=device, requires_grad=True)
+    given = probe(device, 1)
+    upstream = torch.tensor([1.0, float("inf"), float("nan"), -3.0], device=device)
+    multistep_lif(x, probe=given).backward(upstream.view(1, 1, 1, 4))
+    row = dict(zip(PROBE_FIELDS, given.grad[0].tolist(), strict=True))
+    assert row["nonfinite"] == 2
+    assert row["spikes"] == 4
+    assert row["grad_input_max"] != row["grad_input_max"] or row["grad_input_max"] in (
+        3.0,
+        float("inf"),
+    )
