@@ -27,7 +27,7 @@ def neuron(case: dict) -> dict:
     fixed = dict(decay=0.7 if case["decay"] == "float" else C, gain=0.9, threshold=0.8, height=0.9)
     words = dict(reset=case["reset"], detach_reset=case["detach_reset"], shape=case["shape"])
     # Narrow enough that some neurons are outside the reach of every surrogate.
-    return fixed | words | dict(v_reset=case["v_reset"], width=0.3)
+    return fixed | words | dict(v_reset=case["v_reset"], width=0.1)
 
 
 def as_arguments(neuron: dict, device: torch.device) -> dict:
@@ -82,8 +82,8 @@ def test_sums_of_the_neuron(backend, device, case):
         starts, ends = [*starts, v_last], [*ends, grad_v.to(device)]
     torch.autograd.backward(starts, ends)
     assert_sums(given.grad, expected)
-    assert expected[:, PROBE_FIELDS.index("outside")].min() > 0
-    assert expected[:, PROBE_FIELDS.index("spikes")].min() > 0
+    assert expected[:, PROBE_FIELDS.index("outside")].sum() > 0
+    assert expected[:, PROBE_FIELDS.index("spikes")].sum() > 0
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
@@ -185,7 +185,4 @@ def test_infinite_gradients_are_counted_and_left_out_of_the_largest(backend, dev
     row = dict(zip(PROBE_FIELDS, given.grad[0].tolist(), strict=True))
     assert row["nonfinite"] == 2
     assert row["spikes"] == 4
-    assert row["grad_input_max"] != row["grad_input_max"] or row["grad_input_max"] in (
-        3.0,
-        float("inf"),
-    )
+    assert row["grad_input_max"] == 3
