@@ -2,8 +2,9 @@
 
 What a good width is depends on the optimizer (docs/gradient_flow.md shows the experiments):
 
-sgd     takes the gradient as it is, so it must neither grow nor shrink on its way back: the depth
-        gain (geometric mean of the ratios of dL/dx between consecutive spiking layers) shall be 1.
+sgd     takes the gradient as it is, so it must neither shrink nor grow much on its way back: the
+        depth gain (geometric mean of the ratios of dL/dx between consecutive spiking layers) shall
+        be 1.15. Below 1 the first layers of deep nets do not move; a little above, they do.
 adamw   divides every weight's gradient by its own size, so a gain does no harm; what counts is how
         many neurons take part. The transmission (RMS of dL/dx by that of dL/ds, by what it would be
         if the surrogate were flat, the geometric mean over layers) shall be 1/2. A flat surrogate
@@ -36,7 +37,7 @@ from spiketriton.models import Network
 from spiketriton.probing import Batch, Loss, Prober
 from spiketriton.verdict import Measurement, depth_gain
 
-TARGET_GAIN = 1.0
+TARGET_GAIN = 1.15
 TARGET_TRANSMISSION = 0.5
 TOLERANCE = 0.01  # relative, of the value that was aimed at
 # of the threshold: the widths that are tried
@@ -94,7 +95,7 @@ class Calibration:
             low, high = min(self.widths.values()), max(self.widths.values())
             chosen = f"{low:.4g} to {high:.4g} by layer (one for all: {chosen})"
         why = {
-            "sgd": "SGD takes gradients as they are, so they should neither grow nor shrink",
+            "sgd": "SGD takes gradients as they are, so they should neither shrink nor grow much",
             "adamw": "AdamW rescales gradients, so what counts is how many neurons pass them on",
         }[self.optimizer]
         lines = [
@@ -217,7 +218,7 @@ class _Search:
         if not self.by_gain:
             return self._shares(measured)
         profile = measured.depth_profile
-        nearer = np.append(profile[1:], profile[-1])
+        nearer = np.append(profile[1:], profile[-1] / self.target)
         return np.divide(profile, nearer, out=np.zeros_like(profile), where=nearer > 0)
 
     def _shares(self, measured: Measurement) -> np.ndarray:

@@ -369,7 +369,7 @@ def diagnose(subject: Subject, batches: int = 1) -> Diagnosis:
         switches.insert(2, clinic.with_width("surrogate as wide as it should be", factor))
     if far and not isinstance(recipe.neuron.surrogate.width, str):
         why = (
-            "a depth gain of 1, which SGD needs"
+            f"a depth gain of {TARGET_GAIN:g}, which SGD needs"
             if by_gain
             else "half of the gradient passed on by each layer, which suits AdamW"
         )
@@ -462,7 +462,11 @@ def show(found: Diagnosis, console: Console) -> None:
         )
     )
     if found.better_width is not None:
-        goal = "depth gain 1" if recipe.train.optimizer == "sgd" else "half of the gradient passed"
+        goal = (
+            f"depth gain {TARGET_GAIN:g}"
+            if recipe.train.optimizer == "sgd"
+            else "half of the gradient passed"
+        )
         told = (
             f"for {recipe.train.optimizer} a width of about {found.better_width:.2g} suits ({goal})"
         )

@@ -84,7 +84,7 @@ def random_recipe(seed: int, optimizer: str, mode: str = "auto") -> Recipe:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_sgd_gets_a_depth_gain_of_1(seed):
+def test_sgd_gets_its_depth_gain(seed):
     recipe = random_recipe(seed, "sgd")
     model, batches = built(recipe)
     found = calibrate(recipe, model, batches)
@@ -141,7 +141,7 @@ def test_the_target_holds_for_images_it_did_not_see():
     other = replace(recipe, "seed=99")
     fresh = probe_batches(build_data(other), torch.device("cpu"))
     assert not torch.equal(fresh[0][0], batches[0][0])
-    assert gain_of(recipe, model, fresh) == pytest.approx(1, rel=0.1)
+    assert gain_of(recipe, model, fresh) == pytest.approx(TARGET_GAIN, rel=0.1)
 
 
 def test_adamw_gets_a_wider_surrogate_than_sgd():
@@ -157,7 +157,8 @@ def test_adamw_gets_a_wider_surrogate_than_sgd():
 @pytest.mark.parametrize("net", ["mlp", "resnet8"])
 def test_each_layer_meets_the_target_by_itself(optimizer, net):
     changes = [f"model.name={net}", "neuron.surrogate.width=auto_per_layer", "train.batch_size=32"]
-    changes += ["model.depth=10"] if net == "mlp" else []
+    changes += ["time_steps=6"]  # with fewer the deep layers fall silent
+    changes += ["model.depth=6"] if net == "mlp" else []
     recipe = small_recipe(*changes, f"train.optimizer={optimizer}")
     model, batches = built(recipe)
     found = calibrate(recipe, model, batches)
@@ -168,7 +169,7 @@ def test_each_layer_meets_the_target_by_itself(optimizer, net):
         assert layer.surrogate.width == found.widths[name]
     if optimizer == "sgd":
         profile = Prober(model, batches, build_loss(recipe.loss)).measure().depth_profile
-        assert profile[:-1] / profile[1:] == pytest.approx(1, rel=0.05)
+        assert profile[:-1] / profile[1:] == pytest.approx(TARGET_GAIN, rel=0.05)
     else:
         assert transmission_of(recipe, model, batches) == pytest.approx(0.5, rel=0.05)
 
@@ -200,7 +201,7 @@ def test_every_norm_can_be_calibrated():
         )
         model, batches = built(recipe)
         assert calibrate(recipe, model, batches).met
-        assert gain_of(recipe, model, batches) == pytest.approx(1, rel=0.05)
+        assert gain_of(recipe, model, batches) == pytest.approx(TARGET_GAIN, rel=0.05)
 
 
 def test_it_is_deterministic_and_leaves_nothing_behind():

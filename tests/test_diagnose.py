@@ -2,7 +2,6 @@
 
 import io
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from rich.console import Console
 
 from spiketriton import diagnose as module
-from spiketriton.calibration import Calibration
+from spiketriton.calibration import TARGET_GAIN, Calibration
 from spiketriton.config import Recipe, to_toml
 from spiketriton.diagnose import Clinic, Subject, cut_time, diagnose, find_subject, show
 from spiketriton.errors import UserError
@@ -64,10 +63,10 @@ def test_a_wrong_width_is_found_and_a_better_one_named(change, word, better):
 
 def test_the_better_width_is_one():
     """With the width that is named the gain is nearly even."""
-    found = diagnose(subject(*DEEP, "neuron.surrogate.width=0.7"))
+    found = diagnose(subject(*DEEP, "neuron.surrogate.width=1.5"))
     again = diagnose(subject(*DEEP, f"neuron.surrogate.width={found.better_width}"))
-    assert abs(math.log(depth_gain(again.measured))) < abs(math.log(depth_gain(found.measured)))
-    assert depth_gain(again.measured) == pytest.approx(1, rel=0.15)
+    assert depth_gain(found.measured) != pytest.approx(TARGET_GAIN, rel=0.1)
+    assert depth_gain(again.measured) == pytest.approx(TARGET_GAIN, rel=0.1)
 
 
 def test_the_switches_change_what_they_say():
