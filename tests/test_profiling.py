@@ -325,6 +325,12 @@ def test_cases_beyond_the_minutes_are_named(tmp_path):
 def test_another_commit_takes_turns_in_a_process_of_its_own(tmp_path):
     if subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True).returncode:
         pytest.skip("not a git repository")
+
+    def worktrees() -> str:
+        command = ["git", "-C", ROOT, "worktree", "list"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    before = worktrees()
     arguments = ["kernels", "--quick", "--only", OURS, "--peers", "none", "--base", "HEAD"]
     assert run.main([*arguments, "--out", str(tmp_path)]) == 0
     rows = result_rows.read(tmp_path)
@@ -334,8 +340,7 @@ def test_another_commit_takes_turns_in_a_process_of_its_own(tmp_path):
     for row in theirs:
         assert row["status"] == OK
         assert row["median_ms"] > 0
-    listed = subprocess.run(["git", "-C", ROOT, "worktree", "list"], capture_output=True, text=True)
-    assert "spiketriton-base-" not in listed.stdout
+    assert worktrees() == before
 
 
 # ---- the instrument's parts
