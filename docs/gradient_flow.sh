@@ -1,5 +1,5 @@
 #!/bin/sh
-# Everything that docs/gradient_flow.md shows, in about 40 minutes of one CPU core:
+# Everything that docs/gradient_flow.md shows, in about half an hour of one CPU core:
 #   sh docs/gradient_flow.sh [FOLDER]
 # Cells that are finished are kept, so it goes on where it was stopped.
 set -eu
@@ -19,11 +19,14 @@ $sweep $untrained model.norm=bn,none neuron.kind=if,lif \
 # (c) accuracy after 200 steps against the width
 $sweep train.optimizer=adamw neuron.kind=lif,if neuron.surrogate.width=auto,0.2,0.42,1,2,4,10 \
     seed=0,1 --out "$out/c_adamw"
-$sweep train.optimizer=sgd train.lr=0.1 neuron.kind=lif,if \
-    neuron.surrogate.width=auto,0.2,0.42,1,2,4,10 seed=0,1 --out "$out/c_sgd"
+sgd="train.optimizer=sgd train.lr=0.1"
+$sweep $sgd neuron.surrogate.width=auto,0.2,0.42,0.587,0.73,1,2,4,10 seed=0,1 \
+    --out "$out/c_sgd_lif"
+$sweep $sgd neuron.kind=if train.max_steps=300 \
+    neuron.surrogate.width=auto,0.2,0.415,0.5,0.55,0.6,1,2 --out "$out/c_sgd_if"
 # (d) a net that the rule was not fitted to: a narrow ResNet-20 with plain blocks, 14x14 images
-resnet="model.name=resnet20 model.width=8 data.image_size=14 train.batch_size=32 train.max_steps=150
+resnet="model.name=resnet20 model.width=8 data.image_size=14 train.batch_size=32 train.max_steps=100
     data.test_images=1000"
-$sweep $resnet train.lr=2e-3 neuron.surrogate.width=auto,0.2,0.42,1,4,10 --out "$out/d_adamw"
-$sweep $resnet train.optimizer=sgd train.lr=0.1 neuron.surrogate.width=auto,0.2,0.42,1,4,10 \
-    --out "$out/d_sgd"
+$sweep $resnet $sgd neuron.surrogate.width=auto,0.2,0.613,1,4 seed=0,1,2 --out "$out/d_sgd"
+$sweep $resnet train.lr=2e-3 neuron.surrogate.width=auto,0.2,1,10 seed=0,1,2 \
+    --out "$out/d_adamw"

@@ -85,6 +85,7 @@ def norms(
         ax.set_yscale("log")
         ax.set_title(title or "", fontsize=9)
         ax.set_xlabel(label)
+        ax.xaxis.get_major_locator().set_params(integer=True)
         ax.set_ylabel("RMS of dL/dx")
     if not shown:
         return None
