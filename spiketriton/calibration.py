@@ -195,7 +195,7 @@ class _Search:
         for (_, layer), width in zip(self.layers, each, strict=True):
             layer.surrogate = replace(layer.surrogate, width=float(width))
         with contextlib.nullcontext() if self.by_gain else self._detached():
-            return self.prober.measure()
+            return self.prober.measure(tame=not self.by_gain)
 
     @contextlib.contextmanager
     def _detached(self) -> Iterator[None]:

@@ -48,13 +48,20 @@ class Prober:
         # what one image of the mean loss contributes shall not depend on the number of batches
         self.share = 1 / len(batches)
 
-    def measure(self) -> Measurement:
-        """One forward and backward pass of each batch; the loss is the mean over all of them."""
+    def measure(self, tame: bool = False) -> Measurement:
+        """One forward and backward pass of each batch; the loss is the mean over all of them.
+
+        `tame` keeps a gradient that explodes or vanishes within what float32 can hold: where it leaves
+        the range, it is scaled before it enters the layer. What a layer makes of it is unchanged, and
+        so are ratios within a layer; ratios between layers are not.
+        """
         shape = (self.model.time_steps, len(PROBE_FIELDS))
         device = self.batches[0][0].device
         sums = np.zeros((len(self.layers), *shape))
         largest = PROBE_FIELDS.index("grad_input_max")
         with self._untouched():
+            for _, layer in self.layers:
+                layer.on_fire = _hook_taming if tame else None
             for images, labels in self.batches:
                 probes = [torch.zeros(shape, device=device, requires_grad=True) for _ in self.names]
                 for (_, layer), probe in zip(self.layers, probes, strict=True):
@@ -77,8 +84,23 @@ class Prober:
             yield
         finally:
             for _, layer in self.layers:
-                layer.probe = None
+                layer.probe = layer.on_fire = None
             self.model.train(training)
             with torch.no_grad():
                 for name, buffer in self.model.named_buffers():
                     buffer.copy_(kept[name])
+
+
+TAME = 1e6
+
+
+def _hook_taming(spikes: Tensor) -> None:
+    if spikes.requires_grad:
+        spikes.register_hook(_tamed)
+
+
+def _tamed(grad: Tensor) -> Tensor:
+    """The gradient, divided by its largest value where that is beyond TAME or below 1 / TAME."""
+    largest = grad.abs().max()
+    wild = (largest > TAME) | ((largest < 1 / TAME) & (largest > 0))
+    return torch.where(wild, grad / largest, grad)

@@ -105,6 +105,29 @@ def test_adamw_gets_half_of_the_gradient_through(seed):
     assert share == pytest.approx(TARGET_TRANSMISSION, rel=0.05)
 
 
+def test_nets_too_deep_for_float32_are_calibrated():
+    """A flat surrogate multiplies the gradient by about 4 a layer: in 80 layers beyond float32."""
+    changes = [
+        "model.name=mlp",
+        "model.depth=80",
+        "model.width=32",
+        "time_steps=10",
+        "neuron.kind=if",
+    ]
+    changes += ["train.batch_size=32", "train.optimizer=adamw", "neuron.surrogate.width=auto"]
+    recipe = replace(small_recipe(), *changes)
+    model, batches = built(recipe)
+    found = calibrate(recipe, model, batches)
+    assert found.met
+    assert found.reached == pytest.approx(TARGET_TRANSMISSION, rel=0.05)
+    assert all(layer.on_fire is None for _, layer in model.spiking_layers())
+    flat = Prober(model, batches, build_loss(recipe.loss))
+    set_width(model, 1e5)
+    with np.errstate(all="ignore"):
+        assert not np.isfinite(flat.measure().depth_profile).all()
+        assert np.isfinite(flat.measure(tame=True).depth_profile).all()
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_no_constant_width_would_do(optimizer):
     """The best constant, the geometric mean of the calibrated widths, misses most nets."""

@@ -74,6 +74,7 @@ class SpikingNeuron(nn.Module):
         self.stateful = stateful
         self.v = None
         self.probe = None
+        self.on_fire: Callable[[Tensor], object] | None = None
 
     def neuron_arguments(self) -> dict[str, Any]:
         """The neuron's constants as keyword arguments of `spiketriton_multistep_lif`."""
@@ -144,9 +145,12 @@ class SpikingNeuron(nn.Module):
         options |= self.neuron_arguments()
         if self.probe is not None:
             options["probe"] = self.probe
-        if not self.stateful:
-            return kernel(x, *tensors, **options)
-        spikes, self.v = kernel(x, *tensors, **options, v_init=self.v, return_v=True)
+        if self.stateful:
+            spikes, self.v = kernel(x, *tensors, **options, v_init=self.v, return_v=True)
+        else:
+            spikes = kernel(x, *tensors, **options)
+        if self.on_fire is not None:
+            self.on_fire(spikes)
         return spikes
 
     def reset(self) -> None:
