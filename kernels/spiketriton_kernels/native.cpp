@@ -9,7 +9,12 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <vector>
+
+#ifdef __AVX__
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -237,6 +242,29 @@ inline void prefetch_next(const T *row, int n) {
     for (size_t i = 0; i < n * sizeof(T); i += 64) __builtin_prefetch(p + i, 0, 2);
 }
 
+// Tensors beyond the caches are written past them: an ordinary store would first read the line that it overwrites.
+constexpr int64_t BEYOND_CACHES = int64_t(1) << 25;
+
+template <class T>
+bool streams(const Call &c) { return c.steps * c.neurons * int64_t(sizeof(T)) > BEYOND_CACHES; }
+
+template <class T>
+void stream(T *to, const T *from, int n) {
+    size_t bytes = n * sizeof(T), done = 0;
+#ifdef __AVX__
+    if (reinterpret_cast<uintptr_t>(to) % 32 == 0)
+        for (; done + 32 <= bytes; done += 32)
+            _mm256_stream_si256((__m256i *)((char *)to + done), _mm256_loadu_si256((const __m256i *)((const char *)from + done)));
+#endif
+    std::memcpy((char *)to + done, (const char *)from + done, bytes - done);
+}
+
+inline void finish_stream() {
+#ifdef __AVX__
+    _mm_sfence();
+#endif
+}
+
 // The recurrence, written once: (v, current) -> (h, v). KIND is the reset, and for hard reset where the leak pulls.
 enum Kind { SUBTRACT, TO_ZERO_LEAK, TO_RESET_LEAK, NO_RESET };
 
@@ -412,22 +440,26 @@ void forward(const Call &c) {
     for (int64_t k = 0; k < cut.chunks; k++) {
         Block<A> b(c, size, cut.aligned);
         std::vector<A> v(size);
+        std::vector<T> line(size);
+        const bool beyond = streams<T>(c);
         const int64_t end = cut.edge(c, k + 1);
         for (int64_t start = cut.edge(c, k); start < end; start += size) {
             const int n = int(std::min<int64_t>(size, end - start));
             b.at(start, n);
             start_membrane(c, start, n, v.data());
             for (int64_t t = 0; t < c.steps; t++) {
-                T *__restrict s = (T *)c.spikes + t * c.neurons + start;
+                T *place = (T *)c.spikes + t * c.neurons + start, *s = beyond ? line.data() : place;
                 step<T, A, T, true>(b, t, start, v.data(), s, n);
                 if (c.spike_add) {
                     const T *__restrict add = (const T *)c.spike_add + t * c.neurons + start;
 #pragma omp simd
                     for (int i = 0; i < n; i++) store(s + i, A(load(s[i])) + A(load(add[i])));
                 }
+                if (beyond) stream(place, s, n);
             }
             if (c.v_last) std::memcpy((A *)c.v_last + start, v.data(), n * sizeof(A));
         }
+        finish_stream();
     }
 }
 
@@ -449,20 +481,29 @@ void observe(const Block<A> &b, const Back<T, A> &s, Sums &mine, std::vector<A> 
     if (s.out)
         for (int i = 0; i < n; i++) store(s.out + i, s.dx[i]);
     if (c.probe) {
-        double f[PROBE_FIELDS] = {0};
+        const A *__restrict dx = s.dx, *__restrict carried = s.before, *__restrict jump = s.jump, *__restrict unit = s.phi,
+                           *__restrict h = s.h;
+        A grad_spike = 0, grad_input = 0, grad_carry = 0, factor = 0, top = 0;
+        int outside = 0, spikes = 0, strange = 0;
+#pragma omp simd reduction(+ : grad_spike, grad_input, grad_carry, factor, outside, spikes, strange) reduction(max : top)
         for (int i = 0; i < n; i++) {
-            const double g = load(gs[i]), d = s.dx[i], carried = s.before[i];
-            f[0] += g * g;
-            f[1] += d * d;
-            f[2] += carried * carried;
-            f[3] += std::fabs(double(decay[i] * s.jump[i]));
-            f[4] += s.phi[i] < A(REACH);
-            f[5] += s.h[i] >= threshold[i];
-            f[6] = std::isfinite(d) && std::fabs(d) > f[6] ? std::fabs(d) : f[6];
-            f[7] += !std::isfinite(d);
+            const A g = load(gs[i]), size_of = std::fabs(dx[i]);
+            const bool finite = size_of <= std::numeric_limits<A>::max();
+            grad_spike += g * g;
+            grad_input += dx[i] * dx[i];
+            grad_carry += carried[i] * carried[i];
+            factor += std::fabs(decay[i] * jump[i]);
+            outside += unit[i] < A(REACH);
+            spikes += h[i] >= threshold[i];
+            strange += !finite;
+            const A counted = finite ? size_of : A(0);
+            top = counted > top ? counted : top;
         }
         double *row = mine.probe.data() + t * PROBE_FIELDS;
-        for (int j = 0; j < PROBE_FIELDS; j++) row[j] = j == 6 ? std::max(row[j], f[j]) : row[j] + f[j];
+        const double sums[PROBE_FIELDS] = {double(grad_spike), double(grad_input), double(grad_carry), double(factor),
+                                           double(outside),    double(spikes),     0.0,                double(strange)};
+        for (int j = 0; j < PROBE_FIELDS; j++) row[j] += sums[j];
+        row[6] = std::max(row[6], double(top));
     }
     if (c.out_parameters) {
         const A v_reset = A(c.v_reset), height = A(c.height);
@@ -510,6 +551,8 @@ void backward(const Call &c) {
         Block<A> b(c, size, cut.aligned);
         std::vector<A> v(size), window(size * c.steps), carry(size), sum_dz(size), sum_dz_xhat(size);
         std::vector<A> observed[5], d_parameters[3];
+        std::vector<T> line(size);
+        const bool beyond = c.dx && streams<T>(c);
         if (rare) for (auto &o : observed) o.resize(size);
         if (c.out_parameters) for (auto &d : d_parameters) d.resize(size);
         Back<T, A> back{};
@@ -541,11 +584,12 @@ void backward(const Call &c) {
                 const int64_t at = t * c.neurons + start;
                 back.x = (const T *)c.x + at;
                 back.grad_s = (const T *)c.grad_s + at;
-                back.out = c.dx ? (T *)c.dx + at : nullptr;
+                back.out = beyond ? line.data() : c.dx ? (T *)c.dx + at : nullptr;
                 back.h = window.data() + t * size;
                 back.k = c.step_gain ? ((const A *)c.step_gain)[t] : A(1);
                 step_back(b, back, n, mode);
                 if (rare) observe(b, back, mine, d_parameters, window.data(), v.data(), t, start, n, attached, size);
+                if (beyond) stream((T *)c.dx + at, line.data(), n);
             }
             if (c.out_v_init) std::memcpy((A *)c.out_v_init + start, carry.data(), n * sizeof(A));
             if (c.out_sums && flush) {
@@ -560,6 +604,7 @@ void backward(const Call &c) {
                     else for (int i = 0; i < n; i++) *row += double(d_parameters[p][i]);
                 }
         }
+        finish_stream();
     }
     Sums total(c);
     for (const Sums &s : sums) {

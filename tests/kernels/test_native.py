@@ -1,0 +1,75 @@
+"""What only the compiled CPU pass has: stores past the caches, threads, and its build."""
+
+import pytest
+import torch
+
+from spiketriton_kernels import multistep_bn_lif, multistep_lif, use_backend
+from tests.conftest import need_native
+
+
+@pytest.fixture(autouse=True)
+def _native():
+    need_native()
+    with use_backend("native"):
+        yield
+
+
+def gradients(x, run):
+    x = x.detach().requires_grad_()
+    out = run(x)
+    out.backward(
+        torch.linspace(-1, 1, 37, dtype=x.dtype)
+        .repeat(out.numel() // 37 + 1)[: out.numel()]
+        .view_as(out)
+    )
+    return out.detach(), x.grad
+
+
+# 2**25 bytes is where tensors count as larger than the caches; odd sizes, so that lines end anywhere.
+@pytest.mark.parametrize(
+    ("dtype", "neurons"), [(torch.float32, 2_100_003), (torch.bfloat16, 4_200_007)]
+)
+def test_tensors_beyond_the_caches_come_out_the_same(dtype, neurons):
+    torch.manual_seed(0)
+    x = torch.randn(4, neurons).to(dtype)
+    assert x.numel() * x.element_size() > 2**25
+    out, grad = gradients(x, multistep_lif)
+    parts = [
+        gradients(part.contiguous(), multistep_lif) for part in x[:, :2_000].split(1_000, dim=1)
+    ]
+    assert torch.equal(out[:, :2_000], torch.cat([s for s, _ in parts], dim=1))
+    with use_backend("torch"):
+        expected, expected_grad = gradients(x, multistep_lif)
+    assert torch.equal(out, expected)
+    assert torch.allclose(
+        grad, expected_grad, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-6
+    )
+
+
+def test_added_spikes_beyond_the_caches():
+    torch.manual_seed(0)
+    y = torch.randn(4, 1, 3, 700_003)
+    add = (torch.rand_like(y) < 0.3).float()
+    arguments = (torch.ones(3), torch.zeros(3), torch.zeros(3), torch.ones(3), False)
+    out = multistep_bn_lif(y, *arguments, spike_add=add)
+    plain = multistep_bn_lif(y, *arguments)
+    assert torch.equal(out, plain + add)
+
+
+def test_threads_change_no_bit():
+    torch.manual_seed(0)
+    y = torch.randn(5, 8, 16, 33, 7)
+    results = []
+    before = torch.get_num_threads()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        try:
+            weight = torch.ones(16, requires_grad=True)
+            out, grad = gradients(
+                y, lambda y, w=weight: multistep_bn_lif(y, w, torch.zeros(16), None, None)
+            )
+        finally:
+            torch.set_num_threads(before)
+        results.append((out, grad, weight.grad))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
