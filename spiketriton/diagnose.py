@@ -580,6 +580,7 @@ def _log10(values: np.ndarray) -> np.ndarray:
 def draw(found: Diagnosis, path: Path) -> None:
     """Heat map, depth profile with the surrogate halved and doubled, and time profile, as PNG."""
     import matplotlib
+    from matplotlib.ticker import MaxNLocator
 
     from spiketriton.pictures import BLUE, GREY, ORANGE, STYLE, _figure, _heat_map
 
@@ -611,7 +612,8 @@ def draw(found: Diagnosis, path: Path) -> None:
                 axes.plot(x, y, color=colour, marker="o", ms=3, lw=1.3, label=label)
         depth.set_xscale("log")
         depth.set_ylim(heat.get_ylim())
-        depth.set_yticks(heat.get_yticks(), [""] * len(heat.get_yticks()))
+        depth.yaxis.set_major_locator(MaxNLocator(integer=True))
+        depth.set_ylim(heat.get_ylim())
         gain = found.verdict.depth.gain
         depth.set(title=f"Depth, gain {gain:.3g}" if gain else "Depth", xlabel="RMS of dL/dx")
         depth.legend(fontsize=8)
