@@ -274,6 +274,8 @@ def _backward(ctx, grad_s, grad_v_last, _grad_saved):
     plan = Plan.of(ctx.words, ctx.floats)
     needs = dict(zip(("x", *_TENSORS, "probe", "words", "floats"), ctx.needs_input_grad, strict=True))
     grads: dict[str, torch.Tensor | None] = dict.fromkeys(needs)
+    if not plan.return_v:
+        grad_v_last = None  # of the empty tensor that stands for it
     if grad_s is None and grad_v_last is None:
         return tuple(grads.values())
     if needs["spike_add"]:
