@@ -66,7 +66,7 @@ def neuron_forward(
     backend = _backend(x)
     if backend is _torch:
         spikes, v_last = _torch.forward(x, v_init, residual, spike_add, cell)
-        saved = x.new_empty(0)
+        saved = x.new_empty((0, x[0].numel()), dtype=membrane_dtype(x.dtype))
     else:
         rows = checkpoints(x, mean is not None) if save else 0
         spikes = torch.empty_like(x)
