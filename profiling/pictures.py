@@ -16,6 +16,7 @@ from spiketriton.pictures import BLUE, GREEN, GREY, ORANGE, STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 COLOURS = (
@@ -70,7 +71,7 @@ def bandwidth(rows: list[Row]) -> Figure | None:
     for axes, op in zip(figure.subplots(1, len(ops), squeeze=False)[0], ops, strict=True):
         chosen = [row for row in rows if row["op"] == op]
         _lines(axes, chosen, "N", "gb_per_s", roof=True)
-        axes.set_xscale("log", base=2)
+        _log(axes.xaxis, 2)
         axes.set_ylim(bottom=0)
         axes.set(title=f"{TITLES[op]}, {_setting(chosen[0], 'T')}", xlabel="neurons N")
         axes.set_ylabel("useful GB/s (floor bytes / time)")
@@ -92,14 +93,13 @@ def growth(rows: list[Row]) -> Figure | None:
         at = _along(rows, op, axis)
         chosen = [row for group in at.values() for row in group if row["contender"] != "copy"]
         _lines(axes, chosen, axis, "median_ms")
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
+        _log(axes.xaxis, 2)
+        _log(axes.yaxis, 10)
         fixed = f"T={chosen[0]['T']}" if axis == "N" else f"N={chosen[0]['N']:,}"
-        axes.set(title=f"{TITLES[op]} against {axis}, {fixed}", ylabel="ms")
-        axes.set_xlabel("neurons N" if axis == "N" else "time steps T")
+        axes.set(title=TITLES[op], ylabel="ms")
+        axes.set_xlabel(f"neurons N, at {fixed}" if axis == "N" else f"time steps T, at {fixed}")
         if axis == "T":
-            ticks = sorted({row["T"] for row in chosen})
-            axes.set_xticks(ticks, [str(t) for t in ticks])
+            axes.set_xticks(sorted({row["T"] for row in chosen}))
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     _legend(figure)
@@ -119,7 +119,7 @@ def steps(rows: list[Row], recipe: str) -> Figure | None:
         peaks = {r["contender"]: r["peak_bytes"] / 2**20 for r in heavy}
         panels.append(("peak MiB of tensors in a step", peaks, heavy))
     names = len({name for _, values, _ in panels for name in values})
-    figure = _figure(6.2 * len(panels), 2.0 + 0.42 * names)
+    figure = _figure(6.2 * len(panels) + 2.0, 2.0 + 0.42 * names)
     for axes, (unit, values, group) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
     ):
@@ -202,6 +202,22 @@ def _lines(axes: Axes, rows: list[Row], x: str, y: str, roof: bool = False) -> N
         axes.plot([a for a, _ in of], [b for _, b in of], label=label, **style)
 
 
+def _log(axis: Axis, base: int) -> None:
+    """A logarithmic axis with plain numbers at its ticks: 64 Ki, 0.5, 20."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    def words(value: float, _: int) -> str:
+        for unit, size in (("Mi", 2**20), ("Ki", 2**10)):
+            if base == 2 and value >= size:
+                return f"{value / size:g} {unit}"
+        return f"{value:g}"
+
+    getattr(axis.axes, f"set_{axis.axis_name}scale")("log", base=base)
+    axis.set_major_locator(LogLocator(base, numticks=6))
+    axis.set_major_formatter(FuncFormatter(words))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def _colour(name: str) -> str:
     """One colour for a contender in every picture, behind torch's batch norm too."""
     name = name.removeprefix(BATCH_NORM)
@@ -214,6 +230,7 @@ def _bars(axes: Axes, values: dict[str, float], starred: set[str]) -> None:
     axes.barh(range(len(names)), [values[n] for n in names], color=colours, height=0.66)
     axes.set_yticks(range(len(names)), [n + (" *" if n in starred else "") for n in names])
     axes.grid(False, axis="y")
+    axes.set_axisbelow(True)
     axes.margins(x=0.14)
     for i, name in enumerate(names):
         axes.annotate(
@@ -243,7 +260,8 @@ def _legend(figure: Figure) -> None:
 
 
 def _head(figure: Figure, title: str, row: Row) -> None:
+    """What the picture shows, and below it, in smaller words, where it was measured."""
     rehearsal = "  (quick rehearsal, not a measurement)" if row["quick"] else ""
-    figure.suptitle(
-        f"{title}{rehearsal}\n{where(row)}", x=0.01, ha="left", fontsize=11, fontweight="bold"
-    )
+    figure.suptitle(f"{title}{rehearsal}\n", x=0.01, ha="left", fontsize=11, fontweight="bold")
+    inches = figure.get_figheight()
+    figure.text(0.01, 1 - 0.3 / inches, where(row), ha="left", va="top", fontsize=8, color=GREY)

@@ -179,7 +179,7 @@ def step(rows: list[Row]) -> list[Grid]:
         )
         for row in group:
             ms = row.get("median_ms")
-            ratio = ms / ours if ms and ours and not row["contender"].startswith(TWIN) else None
+            ratio = ms / ours if ms and ours and row["contender"] != TWIN else None
             grid.lines.append(
                 [
                     row["contender"],

@@ -26,15 +26,18 @@ MOST_BUFFERS = 256
 
 @dataclass(frozen=True)
 class Effort:
-    """How long a contender is measured: samples, the seconds of each at least, and of warm-up."""
+    """How long a case is measured: the samples of each contender, but no more after `patience`
+    seconds than the `least`; the seconds of a sample, and of the warm-up, at least."""
 
     rounds: int
     seconds: float
     warm_up: float
+    least: int = 5
+    patience: float = 60.0
 
 
 FULL = Effort(rounds=15, seconds=0.02, warm_up=0.2)
-QUICK = Effort(rounds=3, seconds=0.0, warm_up=0.0)
+QUICK = Effort(rounds=3, seconds=0.0, warm_up=0.0, least=3)
 
 
 class Sampled(Protocol):
@@ -108,11 +111,14 @@ class Timing:
 
 
 def race(contenders: Mapping[str, Sampled], effort: Effort) -> dict[str, Timing]:
-    """Samples prepared contenders in turn, `effort.rounds` times each."""
+    """Samples prepared contenders in turn, as often as the effort allows, all equally often."""
     names = list(contenders)
     seconds: dict[str, list[float]] = {name: [] for name in names}
+    start = time.perf_counter()
     with no_garbage_collection():
         for turn in range(effort.rounds):
+            if turn >= effort.least and time.perf_counter() - start > effort.patience:
+                break
             first = turn % len(names)
             for name in names[first:] + names[:first]:
                 seconds[name].append(contenders[name].sample())

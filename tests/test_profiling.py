@@ -16,7 +16,7 @@ from profiling.cases import Case, Kernels, Operation
 from profiling.contenders import MISSING, NOT_REACHED, OK, OURS, UNEQUAL, WRONG, Options
 from profiling.memory import peak_bytes, saved_bytes
 from profiling.networks import TrainingStep, find_recipe
-from profiling.timing import QUICK, Timing, buffers_beyond_cache, last_level_cache, race
+from profiling.timing import QUICK, Effort, Timing, buffers_beyond_cache, last_level_cache, race
 from spiketriton.errors import EXIT_SIGINT, UserError
 from spiketriton_kernels import multistep_lif
 
@@ -364,6 +364,12 @@ def test_contenders_take_turns_and_the_first_changes():
     timings = race({name: Scripted(name, turns, i) for i, name in enumerate("abc")}, QUICK)
     assert "".join(turns) == "abcbcacab"
     assert timings["c"].seconds == (2, 2, 2)
+
+
+def test_a_slow_case_ends_early_but_not_too_early():
+    slow = Effort(rounds=9, seconds=0, warm_up=0, least=2, patience=0)
+    assert len(race({"a": Scripted("a", [], 1.0)}, slow)["a"].seconds) == 2
+    assert len(race({"a": Scripted("a", [], 1.0)}, changed(slow, patience=60))["a"].seconds) == 9
 
 
 def test_a_timing_tells_the_median_and_its_spread():
