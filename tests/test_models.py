@@ -440,7 +440,9 @@ def test_packed_memory_gives_the_same_gradients_from_fewer_bytes(block, fused):
     for memory in ("standard", "packed"):
         chosen = ModelConfig(name="resnet8", block=block, memory=memory, fused=fused)
         torch.manual_seed(0)
-        net = build_model(dataclasses.replace(recipe(), model=chosen), classes=CLASSES, channels=3, image_size=16)
+        net = build_model(
+            dataclasses.replace(recipe(), model=chosen), classes=CLASSES, channels=3, image_size=16
+        )
         kept = {}
 
         def keep(saved, kept=kept):
@@ -451,12 +453,19 @@ def test_packed_memory_gives_the_same_gradients_from_fewer_bytes(block, fused):
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
             currents = net(images)
         nn.functional.cross_entropy(currents.mean(0), labels).backward()
-        saved = sum(t.untyped_storage().nbytes() for t in kept.values() if not isinstance(t, nn.Parameter))
+        saved = sum(
+            t.untyped_storage().nbytes() for t in kept.values() if not isinstance(t, nn.Parameter)
+        )
         results[memory] = saved, currents.detach(), [p.grad for p in net.parameters()]
-    (dense, currents, grads), (packed, packed_currents, packed_grads) = results["standard"], results["packed"]
+    (dense, currents, grads), (packed, packed_currents, packed_grads) = (
+        results["standard"],
+        results["packed"],
+    )
     assert torch.equal(currents, packed_currents)
     assert all(torch.equal(a, b) for a, b in zip(grads, packed_grads, strict=True))
-    assert packed < (0.9 if block == "sew" else 0.75) * dense  # SEW's sums are whole numbers, kept as they are
+    assert (
+        packed < (0.9 if block == "sew" else 0.75) * dense
+    )  # SEW's sums are whole numbers, kept as they are
 
 
 def test_packed_memory_forgets_spikes_with_their_tensors():

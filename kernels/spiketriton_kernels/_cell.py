@@ -48,7 +48,12 @@ class Plan:
     @staticmethod
     def of(words: str, floats: list[float]) -> Plan:
         reset, shape, group, *flags = words.split(" ")
-        return Plan(*floats, reset, shape, group, *(flag == "1" for flag in flags))
+        detach_reset, batch_statistics, save, return_v = (flag == "1" for flag in flags)
+        decay, gain, threshold, v_reset, height, width, eps, bn_scale = floats
+        return Plan(
+            decay, gain, threshold, v_reset, height, width, eps, bn_scale,
+            reset, shape, group, detach_reset, batch_statistics, save, return_v,
+        )  # fmt: skip
 
 
 def small(value: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:

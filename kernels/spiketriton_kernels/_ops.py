@@ -272,7 +272,9 @@ def _backward(ctx, grad_s, grad_v_last, _grad_saved):
     named = dict.fromkeys(_TENSORS) | dict(zip(ctx.names, rest, strict=True))
     del named["spike_add"]
     plan = Plan.of(ctx.words, ctx.floats)
-    needs = dict(zip(("x", *_TENSORS, "probe", "words", "floats"), ctx.needs_input_grad, strict=True))
+    needs = dict(
+        zip(("x", *_TENSORS, "probe", "words", "floats"), ctx.needs_input_grad, strict=True)
+    )
     grads: dict[str, torch.Tensor | None] = dict.fromkeys(needs)
     if not plan.return_v:
         grad_v_last = None  # of the empty tensor that stands for it
@@ -405,6 +407,15 @@ def fire(
         return_v=return_v,
     )
     spikes, v_last, _ = neuron_forward(
-        x, v_init, residual, spike_add, *tensors, *norm, step_gain, probe, plan.words(), plan.floats()
+        x,
+        v_init,
+        residual,
+        spike_add,
+        *tensors,
+        *norm,
+        step_gain,
+        probe,
+        plan.words(),
+        plan.floats(),
     )
     return spikes, v_last

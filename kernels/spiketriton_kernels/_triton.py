@@ -855,7 +855,7 @@ def norm_backward(dx, y, mean, var, weight, step_gain, sums, eps, bn_scale, coun
     with _device(y):
         norm_backward_kernel[(tiles.row_tiles * tiles.lanes,)](
             dx, y, mean, var, weight, step_gain, sums, dy, eps, bn_scale, count, tiles.R, tiles.C, tiles.L,
-            T=y.shape[0], CHUNK=chunk_length(y.shape[0], True),
+            T=y.shape[0], CHUNK=min(y.shape[0], 4),  # steps under way at once; more would spill
             BLOCK_R=tiles.block_r, BLOCK_L=tiles.block_l, BY_COLUMN=tiles.by_column,
             WEIGHT=weight is not None, STEP_GAIN=step_gain is not None,
             num_warps=WARPS, enable_fp_fusion=False,

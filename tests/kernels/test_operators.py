@@ -1,0 +1,398 @@
+"""The PyTorch operators behind the functions: opcheck, compile, determinism, what backward keeps."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from spiketriton_kernels import (
+    PROBE_FIELDS,
+    Surrogate,
+    _ops,
+    backend_for,
+    multistep_bn_lif,
+    multistep_lif,
+    pack_spikes,
+    unpack_spikes,
+    use_backend,
+)
+from tests.conftest import need_native
+from tests.kernels.support import DTYPES, as_layout, dyadic, normal
+
+
+def norm(C: int, device: torch.device | str = "cpu") -> list[torch.Tensor]:
+    """weight, bias, running_mean, running_var."""
+    values = [torch.full((C,), value, device=device) for value in (1.1, 0.4, 0.1, 1.2)]
+    return [value.requires_grad_(i < 2) for i, value in enumerate(values)]
+
+
+def everything(x: torch.Tensor) -> dict[str, Any]:
+    """Every tensor argument of a neuron, each wanting a gradient."""
+    C, device = x.shape[2], x.device
+    return dict(
+        decay=torch.full((C,), 0.7, device=device, requires_grad=True),
+        threshold=torch.tensor(0.9, device=device, requires_grad=True),
+        surrogate=Surrogate("atan", width=torch.full((C,), 0.8, device=device, requires_grad=True)),
+        v_init=normal(x.shape[1:], device=device, seed=3, std=0.1).requires_grad_(),
+        probe=torch.zeros(x.shape[0], len(PROBE_FIELDS), device=device, requires_grad=True),
+        detach_reset=False,
+        return_v=True,
+    )
+
+
+def extras(y: torch.Tensor) -> dict[str, torch.Tensor]:
+    return dict(
+        residual=normal(y.shape, y.dtype, y.device, seed=1, std=0.3).requires_grad_(),
+        spike_add=dyadic(y.shape, y.dtype, y.device, seed=2).requires_grad_(),
+        step_gain=torch.linspace(0.8, 1.2, y.shape[0], device=y.device).requires_grad_(),
+    )
+
+
+# ---- opcheck
+
+
+class Spy:
+    """Stands before an operator and keeps what it is called with."""
+
+    def __init__(self, operator: Any) -> None:
+        self.operator, self.calls = operator, []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls.append((args, kwargs))
+        return self.operator(*args, **kwargs)
+
+
+OPERATORS = (
+    "neuron_forward",
+    "neuron_backward",
+    "norm_backward",
+    "norm_backward_",
+    "channel_statistics",
+)
+
+
+def leaf(value: Any, learns: bool) -> Any:
+    """A leaf of the same layout in place of a tensor."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.detach().clone().requires_grad_(learns and value.requires_grad)
+
+
+@pytest.fixture
+def spies(monkeypatch):
+    found = {name: Spy(getattr(_ops, name)) for name in OPERATORS}
+    for name, spy in found.items():
+        monkeypatch.setattr(_ops, name, spy)
+    from spiketriton_kernels import bn_lif
+
+    monkeypatch.setattr(bn_lif, "channel_statistics", found["channel_statistics"])
+    return found
+
+
+def check(spies: dict[str, Spy], expected: set[str]) -> None:
+    """opcheck of every operator that was called, with what it was called with."""
+    last = {name: spy.calls[-1] for name, spy in spies.items() if spy.calls}
+    assert last.keys() == expected
+    for name, (args, kwargs) in last.items():
+        learns = name == "neuron_forward"  # the others have no double backward, and say so
+        args = tuple(leaf(value, learns) for value in args)
+        kwargs = {key: leaf(value, learns) for key, value in kwargs.items()}
+        torch.library.opcheck(spies[name].operator, args, kwargs)
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"], indirect=True)
+@pytest.mark.parametrize("size", [(2, 3), (2, 3, 5), (2, 3, 4, 2), (1, 2, 2, 2, 2)], ids=str)
+def test_opcheck_of_the_neuron(backend, device, spies, size):
+    """Schema, fake tensors, autograd registration and dynamic compilation, at every rank."""
+    x = normal((3, *size), device=device).requires_grad_()
+    spikes, v_last = multistep_lif(x, **everything(x))
+    (spikes.sum() + v_last.sum()).backward()
+    check(spies, {"neuron_forward", "neuron_backward"})
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"], indirect=True)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("given", ["nothing", "residual and more"])
+def test_opcheck_of_the_neuron_behind_batch_norm(backend, device, spies, layout, given):
+    y = as_layout(normal((3, 2, 3, 4, 2), device=device), layout).requires_grad_()
+    options = everything(y) | extras(y) if given != "nothing" else dict(return_v=True)
+    out, v_last = multistep_bn_lif(y, *norm(3, device), **options)
+    (out.sum() + v_last.sum()).backward()
+    second = "norm_backward" if given != "nothing" else "norm_backward_"
+    check(spies, {"neuron_forward", "neuron_backward", "channel_statistics", second})
+
+
+def test_opcheck_of_one_interpreted_call(triton_backend, spies):
+    """T beyond one chunk: the fake outputs count the membrane checkpoints too."""
+    with use_backend("triton"):
+        x = normal((17, 1, 1, 3)).requires_grad_()
+        multistep_lif(x).sum().backward()
+        check(spies, {"neuron_forward", "neuron_backward"})
+
+
+# ---- torch.compile
+
+
+def compiled(backend: str):
+    """multistep_bn_lif after a multiplication, compiled whole."""
+
+    def network(y, scale, weight, bias, mean, var):
+        spikes, v_last = multistep_bn_lif(
+            y * scale, weight, bias, mean, var, reset="soft", return_v=True
+        )
+        return multistep_lif(spikes * 0.7, decay=0.9, surrogate=Surrogate("sigmoid")), v_last
+
+    torch._dynamo.reset()
+    return network, torch.compile(network, backend=backend, fullgraph=True)
+
+
+def gradients(function, y: torch.Tensor) -> list[torch.Tensor]:
+    leaf, scale = y.clone().requires_grad_(), torch.tensor(1.3, requires_grad=True)
+    buffers = norm(y.shape[2])
+    spikes, v_last = function(leaf, scale, *buffers)
+    (spikes.sum() + v_last.square().sum()).backward()
+    grads = [leaf.grad, scale.grad, buffers[0].grad, buffers[1].grad]
+    return [spikes.detach(), v_last.detach(), *grads, *buffers[2:]]
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"], indirect=True)
+def test_compiled_without_graph_breaks(backend, device):
+    """fullgraph=True, forward and backward equal to eager; another batch size compiles on."""
+    eager, fast = compiled("aot_eager")
+    for B in (2, 3, 5):
+        y = normal((4, B, 3, 2, 2), seed=B, mean=0.3)
+        for one, two in zip(gradients(eager, y), gradients(fast, y), strict=True):
+            torch.testing.assert_close(one, two)
+
+
+def test_compiled_by_inductor():
+    need_native()
+    eager, fast = compiled("inductor")
+    y = normal((3, 2, 3, 2, 2), mean=0.3)
+    for one, two in zip(gradients(eager, y), gradients(fast, y), strict=True):
+        torch.testing.assert_close(one, two)
+
+
+# ---- derivatives of derivatives
+
+
+@pytest.mark.parametrize("function", ["lif", "bn_lif", "bn_lif and residual"])
+def test_double_backward_is_refused_in_words(backend, device, function):
+    x = normal((3, 2, 3, 4), device=device).requires_grad_()
+    if function == "lif":
+        out = multistep_lif(x)
+    else:
+        residual = extras(x)["residual"] if "residual" in function else None
+        out = multistep_bn_lif(x, *norm(3, device), residual=residual)
+    (grad,) = torch.autograd.grad(out.sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="no double backward; use multistep_lif_reference"):
+        grad.sum().backward()
+
+
+# ---- the same bits every time
+
+
+def results(x: torch.Tensor) -> list[torch.Tensor]:
+    """Every output and gradient of both functions, with all that is reduced over many elements."""
+    found = []
+    for function in ("lif", "bn_lif"):
+        leaf = x.clone().requires_grad_()
+        options = everything(leaf)
+        if function == "lif":
+            outs = multistep_lif(leaf, **options)
+            given = {}
+        else:
+            given = extras(leaf) | dict(zip(("w", "b", "m", "v"), norm(x.shape[2]), strict=True))
+            affine = [given[name] for name in ("w", "b", "m", "v")]
+            more = {name: given[name] for name in ("residual", "spike_add", "step_gain")}
+            outs = multistep_bn_lif(leaf, *affine, **more, **options)
+        torch.autograd.backward(outs, [normal(out.shape, out.dtype, seed=8) for out in outs])
+        tensors = [v for v in {**given, **options}.values() if isinstance(v, torch.Tensor)]
+        tensors += [leaf, options["surrogate"].width]
+        found += [*outs, *(t.grad for t in tensors if t.grad is not None)]
+        found += [given[name] for name in ("m", "v") if name in given]
+    return [value.detach() for value in found]
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_ten_runs_on_any_number_of_threads_are_equal_in_every_bit(dtype, layout):
+    need_native()
+    x = as_layout(normal((5, 4, 6, 11, 13), dtype, mean=0.3), layout)
+    threads = torch.get_num_threads()
+    try:
+        with use_backend("native"):
+            torch.set_num_threads(1)
+            first = results(x)
+            assert len(first) == 23
+            for run in range(10):
+                torch.set_num_threads(run % 4 + 1)
+                for one, two in zip(first, results(x), strict=True):
+                    assert torch.equal(one, two)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_two_interpreted_runs_are_equal_in_every_bit(triton_backend):
+    x = normal((2, 2, 3, 5))
+    with use_backend("triton"):
+        for one, two in zip(results(x), results(x), strict=True):
+            assert torch.equal(one, two)
+
+
+# ---- what is kept for backward
+
+
+def kept(function, *inputs: torch.Tensor) -> list[tuple[torch.Size, torch.dtype]]:
+    """(shape, dtype) of every tensor that is saved for backward, a storage once."""
+    saved: dict[int, torch.Tensor] = {}
+
+    def pack(tensor):
+        if tensor.numel():
+            saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        outs = function(*inputs)
+    assert any(out.requires_grad for out in (outs if isinstance(outs, tuple) else (outs,)))
+    return sorted((tuple(t.shape), t.dtype) for t in saved.values())
+
+
+def bytes_of(saved: list[tuple[torch.Size, torch.dtype]]) -> int:
+    return sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in saved)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_the_neuron_keeps_its_input_and_nothing_else(backend, device, dtype, layout):
+    x = as_layout(normal((4, 2, 3, 2, 2), dtype, device), layout).requires_grad_()
+    for reset in ("soft", "hard"):
+        saved = kept(lambda x, r=reset: multistep_lif(x, reset=r, detach_reset=False), x)
+        assert saved == [(tuple(x.shape), dtype)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
+@pytest.mark.parametrize("residual", [False, True], ids=["alone", "residual"])
+def test_behind_batch_norm_only_its_input_is_kept(backend, device, dtype, residual):
+    """y, the residual where there is one, and vectors of C: mean, variance, weight, bias."""
+    y = normal((4, 2, 3, 2, 2), dtype, device).requires_grad_()
+    extra = normal(y.shape, dtype, device, seed=1).requires_grad_() if residual else None
+    saved = kept(lambda y: multistep_bn_lif(y, *norm(3, device), residual=extra), y)
+    large = [(tuple(y.shape), dtype)] * (2 if residual else 1)
+    assert saved == [((3,), torch.float32)] * 4 + large
+
+
+@pytest.mark.parametrize(("T", "rows"), [(16, 0), (17, 1), (32, 1), (37, 2), (64, 3)])
+def test_checkpoints_of_long_windows(triton_backend, T, rows):
+    """Triton keeps a float32 membrane between chunks of at most 16 steps; others none."""
+    need_native()
+    x = normal((T, 1, 2, 5), torch.bfloat16).requires_grad_()
+    for name in ("triton", "native", "torch"):
+        with use_backend(name):
+            saved = kept(multistep_lif, x)
+        large = (tuple(x.shape), torch.bfloat16)
+        checkpoints = [((rows, 10), torch.float32)] if rows and name == "triton" else []
+        assert saved == sorted([large, *checkpoints]), name
+    assert bytes_of([large]) == 2 * x.numel()
+
+
+def test_without_gradients_nothing_is_kept(triton_backend):
+    """Inference writes spikes only, whatever the length of the window."""
+    with use_backend("triton"):
+        x = normal((33, 1, 2, 3)).requires_grad_()
+        with torch.no_grad():
+            outs = Spy(_ops.neuron_forward)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(_ops, "neuron_forward", outs)
+                spikes = multistep_lif(x)
+            args, kwargs = outs.calls[0]
+            assert _ops.neuron_forward(*args, **kwargs)[2].numel() == 0
+        assert spikes.grad_fn is None
+
+
+# ---- spikes at one bit
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted"])
+def test_packed_spikes_come_back(backend, device, dtype, layout):
+    for size in [(1,) * 4, (2, 3, 5, 1), (3, 4, 5, 7), (4, 8, 8, 33)]:
+        spikes = as_layout((normal(size, device=device) > 0.5).to(dtype), layout)
+        bits = pack_spikes(spikes)
+        assert bits.dtype == torch.uint8
+        assert bits.numel() == -(-spikes.numel() // 8)
+        back = unpack_spikes(bits, spikes.shape, spikes.stride(), dtype)
+        assert torch.equal(back, spikes)
+        assert back.stride() == spikes.stride()
+
+
+def test_packed_bits_are_the_documented_ones(backend, device):
+    """Bit i of byte j is the spike at memory offset 8 j + i."""
+    spikes = torch.zeros(11, device=device)
+    spikes[[0, 3, 7, 9]] = 1.0
+    assert pack_spikes(spikes).tolist() == [1 + 8 + 128, 2]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: pack_spikes(torch.ones(3).long()), TypeError, "got torch.int64"),
+        (lambda: pack_spikes([1.0]), TypeError, "got list"),
+        (lambda: pack_spikes(torch.ones(4, 4)[:, ::2]), ValueError, "gaps in memory"),
+        (
+            lambda: unpack_spikes(torch.zeros(2), torch.Size([9]), (1,)),
+            TypeError,
+            "bits must be a uint8 tensor, got torch.float32",
+        ),
+        (
+            lambda: unpack_spikes(torch.zeros(2, dtype=torch.uint8), torch.Size([17]), (1,)),
+            ValueError,
+            "2 bytes do not hold a shape of 17 spikes; accepted: 3 bytes",
+        ),
+        (
+            lambda: unpack_spikes(torch.zeros(2, dtype=torch.uint8), torch.Size([9]), (2,)),
+            ValueError,
+            "leave gaps in memory",
+        ),
+        (
+            lambda: unpack_spikes(
+                torch.zeros(2, dtype=torch.uint8), torch.Size([9]), (1,), torch.int64
+            ),
+            TypeError,
+            "dtype torch.int64 is not one of",
+        ),
+    ],
+)
+def test_what_cannot_be_packed_is_refused(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
+
+
+# ---- who serves a call
+
+
+def test_the_backend_follows_device_and_dtype(monkeypatch):
+    need_native()
+    x = torch.zeros(1, 1)
+    assert backend_for(x) == "native"
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert backend_for(x) == "triton"
+    assert backend_for(x.double()) == "native"
+    with use_backend("triton"):
+        assert backend_for(x.double()) == "torch"
+    with use_backend("torch"):
+        assert backend_for(x) == "torch"
+    assert backend_for(torch.zeros(1, device="meta")) == "torch"
+
+
+def test_an_unknown_or_unusable_backend_is_refused():
+    with (
+        pytest.raises(ValueError, match="'cuda' is unknown; accepted: auto, triton, native, torch"),
+        use_backend("cuda"),
+    ):
+        pass
+    with use_backend("native"), pytest.raises(RuntimeError, match="needs a CPU tensor, got meta"):
+        backend_for(torch.zeros(1, device="meta"))
+    if not torch.cuda.is_available():
+        with use_backend("triton"), pytest.raises(RuntimeError, match="needs a CUDA tensor"):
+            multistep_lif(torch.zeros(1, 1))
