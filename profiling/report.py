@@ -11,7 +11,7 @@ from profiling import pictures, tables
 from profiling.cases import BATCH_NORM
 from profiling.contenders import OK, OURS
 from profiling.networks import EVERY, TWIN
-from profiling.rows import Row, by_case, median, newest, read
+from profiling.rows import Row, by_case, median, newest, read, times_ours
 from profiling.tables import Grid, percent, where
 from spiketriton.errors import UserError
 
@@ -50,15 +50,13 @@ def _faster(
     group: list[Row], rivals: Callable[[str], bool], least: float, promise: str
 ) -> Iterator[Bar]:
     """Ours against the best of some contenders of a case."""
-    ours = median(group, OURS)
-    times_of = {
-        row["contender"]: row["median_ms"]
+    ratios = [
+        (ratio, row["contender"])
         for row in group
-        if "median_ms" in row and rivals(row["contender"])
-    }
-    if ours and times_of:
-        best = min(times_of, key=lambda name: times_of[name])
-        ratio = times_of[best] / ours
+        if rivals(row["contender"]) and (ratio := times_ours(group, row)) is not None
+    ]
+    if ratios:
+        ratio, best = min(ratios)
         yield Bar(f"{promise}: at least {least:g}x", f"{ratio:.2f}x {best}", ratio >= least)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from profiling.contenders import NOT_REACHED
+from profiling.contenders import NOT_REACHED, OURS
 from spiketriton.errors import UserError
 
 Row = dict[str, Any]
@@ -60,3 +60,11 @@ def median(rows: Iterable[Row], contender: str) -> float | None:
     """Milliseconds of a contender in a case's rows; None if it was not timed."""
     found = [row for row in rows if row.get("contender") == contender and "median_ms" in row]
     return found[-1]["median_ms"] if found else None
+
+
+def times_ours(group: Iterable[Row], row: Row) -> float | None:
+    """How many times ours a contender takes, round by round; None if either was not timed."""
+    ours = median(group, OURS)
+    if ours is None or "median_ms" not in row:
+        return None
+    return row.get("times_ours", row["median_ms"] / ours)  # rows before times_ours have medians

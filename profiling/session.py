@@ -196,9 +196,16 @@ class Session:
 
 
 def section_numbers(section: Section, spec: Spec, timings: dict[str, Timing]) -> dict[str, Row]:
-    """The timings' rows, with what the section makes of them (GB/s, images/s, ratios)."""
+    """The timings' rows, with what the section makes of them (GB/s, images/s, ratios).
+
+    `times_ours` is the median of the ratios round by round, which noise in a round leaves alone.
+    """
     derived = section.numbers(spec, timings)
-    return {name: timing.row() | derived[name] for name, timing in timings.items()}
+    rows = {name: timing.row() | derived[name] for name, timing in timings.items()}
+    if OURS in timings:
+        for name, timing in timings.items():
+            rows[name]["times_ours"] = timing.ratio_to(timings[OURS]).median
+    return rows
 
 
 @contextmanager

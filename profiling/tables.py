@@ -10,7 +10,7 @@ from rich.table import Table
 
 from profiling.contenders import OK, OURS, UNEQUAL
 from profiling.networks import EVERY, OFF, TWIN
-from profiling.rows import Row, by_case, median
+from profiling.rows import Row, by_case, median, times_ours
 
 BLANK = "-"
 
@@ -111,21 +111,20 @@ def case_words(row: Row) -> str:
 def kernels(rows: list[Row]) -> list[Grid]:
     grids = []
     for group in by_case(rows):
-        first, ours = group[0], median(group, OURS)
+        first = group[0]
         grid = Grid(
             f"{first['op']} {first['mode']}: {case_words(first)}",
             ["contender", "ms (20-80 %)", "GB/s", "of copy", "ours is faster by"],
             notes=_notes(group),
         )
         for row in group:
-            ms = row.get("median_ms")
             grid.lines.append(
                 [
                     row["contender"],
                     spread(row),
                     number(row.get("gb_per_s")),
                     percent(row.get("of_copy")),
-                    times(ms / ours if ms and ours and row["contender"] != "copy" else None),
+                    times(times_ours(group, row) if row["contender"] != "copy" else None),
                 ]
             )
         grids.append(grid)
@@ -158,8 +157,9 @@ def kernel_matrix(rows: list[Row]) -> list[Grid]:
                     line.append(BLANK if row is None else row["status"])
                     continue
                 ratio = ""
-                if name not in ("copy", OURS) and "median_ms" in ours:
-                    ratio = f" ({row['median_ms'] / ours['median_ms']:.2f}x)"
+                by_ours = times_ours(group, row)
+                if name not in ("copy", OURS) and by_ours is not None:
+                    ratio = f" ({by_ours:.2f}x)"
                 line.append(number(row["median_ms"]) + ratio + _mark(row))
             grid.lines.append(line)
         grids.append(grid)
@@ -169,7 +169,7 @@ def kernel_matrix(rows: list[Row]) -> list[Grid]:
 def step(rows: list[Row]) -> list[Grid]:
     grids = []
     for group in by_case(rows):
-        first, ours = group[0], median(group, OURS)
+        first = group[0]
         image = "x".join(str(n) for n in first["image"])
         grid = Grid(
             f"training step of {first['recipe']}: T={first['T']}, batch {first['batch']} of {image}, "
@@ -178,8 +178,7 @@ def step(rows: list[Row]) -> list[Grid]:
             notes=_notes(group),
         )
         for row in group:
-            ms = row.get("median_ms")
-            ratio = ms / ours if ms and ours and row["contender"] != TWIN else None
+            ratio = times_ours(group, row) if row["contender"] != TWIN else None
             grid.lines.append(
                 [
                     row["contender"],

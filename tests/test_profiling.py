@@ -213,6 +213,7 @@ def test_compiled_definition_agrees_and_is_timed(tmp_path):
     assert [row["status"] for row in rows] == [OK, OK], rows
     assert rows[1]["contender"] == "torch.compile"
     assert rows[1]["median_ms"] > 0
+    assert "times_ours" not in rows[1]  # ours took no part
 
 
 def test_a_wrong_network_is_found_block_by_block():
@@ -485,6 +486,11 @@ def test_bars_are_judged_from_rows():
     assert verdicts["torch.compile: at least 1x"].met
     assert verdicts["torch.compile: at least 1x"].measured == "1.50x torch.compile"
     assert verdicts["the best eager peer: at least 5x"].met
+    paired = [r | dict(times_ours=0.9) for r in lif_rows("1", 2.0)]  # counts before the medians
+    assert [bar.measured for bar in report.bars(paired)] == [
+        "0.90x torch.compile",
+        "0.90x snntorch",
+    ]
     slow = {bar.promise: bar.met for bar in report.bars(lif_rows("1", 7.0))}
     assert list(slow.values()) == [False, False]
     on = row("gradients", networks.EVERY, 5.0, recipe="r", cost=0.04, cost_in_training=0.004)
