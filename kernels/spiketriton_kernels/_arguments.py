@@ -62,7 +62,8 @@ def along_channels(
     return value.view(-1, *[1] * (x.dim() - 3)) if value.dim() == 1 else value
 
 
-def _check_float(name: str, value: object) -> None:
+def check_float(name: str, value: object) -> None:
+    """value must be a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a float, got {type(value).__name__}")
     if not -math.inf < value < math.inf:  # which torch.compile can trace, unlike isfinite
@@ -71,7 +72,7 @@ def _check_float(name: str, value: object) -> None:
 
 def _check_parameter(name: str, value: object, x: torch.Tensor) -> None:
     if not isinstance(value, torch.Tensor):
-        _check_float(name, value)
+        check_float(name, value)
         return
     if not value.is_floating_point():
         raise TypeError(f"{name} as a tensor must be floating point, got {value.dtype}")
@@ -145,9 +146,9 @@ def check_neuron(
             f"surrogate must be a spiketriton_kernels.Surrogate, got {type(surrogate).__name__}"
         )
     _check_parameter("decay", decay, x)
-    _check_float("gain", gain)
+    check_float("gain", gain)
     _check_parameter("threshold", threshold, x)
-    _check_float("v_reset", v_reset)
+    check_float("v_reset", v_reset)
     if isinstance(surrogate.width, torch.Tensor):
         _check_parameter("surrogate width", surrogate.width, x)
     if not isinstance(detach_reset, bool):

@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from ._arguments import check_input, check_like, check_neuron, membrane_dtype
+from ._arguments import check_float, check_input, check_like, check_neuron, membrane_dtype
 from ._layout import dense
 from ._ops import channel_statistics, fire
 from .lif import DEFAULT_SURROGATE, multistep_lif_reference
@@ -80,6 +80,7 @@ def multistep_bn_lif(
     _check_norm(
         y, bn_weight, bn_bias, running_mean, running_var, training, residual, spike_add, step_gain
     )
+    _check_constants(momentum=momentum, eps=eps, bn_scale=bn_scale)
     y = dense(y)
     group = ""
     if training:
@@ -157,6 +158,13 @@ def _check_norm(
         check_like("step_gain", step_gain, y, y.shape[:1], floats)
 
 
+def _check_constants(**constants: float) -> None:
+    for name, value in constants.items():
+        check_float(name, value)
+    if constants["eps"] < 0:
+        raise ValueError(f"eps must be >= 0, got {constants['eps']}")
+
+
 def multistep_bn_lif_reference(
     y: torch.Tensor,
     bn_weight: torch.Tensor | None,
@@ -187,6 +195,7 @@ def multistep_bn_lif_reference(
     _check_norm(
         y, bn_weight, bn_bias, running_mean, running_var, training, residual, spike_add, step_gain
     )
+    _check_constants(momentum=momentum, eps=eps, bn_scale=bn_scale)
     wide = membrane_dtype(y.dtype)
     weight = None if bn_weight is None else bn_weight.to(wide) * bn_scale
     if weight is None and bn_scale != 1.0:
