@@ -327,37 +327,52 @@ def _output(*command: str | Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-_PTX_LINE = re.compile(r"^\s*(?:@!?%\w+\s+)?([a-z][\w.:]*)\s*(.*?);", re.MULTILINE)
+_PTX_LINE = re.compile(r"^(?:(\$L__BB\w+):|\s*(@!?%\w+\s+)?([a-z][\w.:]*)\s*(.*?);)", re.MULTILINE)
 _REGISTER = re.compile(r"%[a-z]+\d+")
 _GLOBAL = re.compile(r"(ld|st)\.global\b.*?(?:\.v(\d+))?\.[bfsu](\d+)$")
+
+
+@dataclass
+class _Block:
+    """A stretch of PTX without jumps: where it goes, and (bytes, load or store, address) it has."""
+
+    targets: list[str]
+    moves: list[tuple[int, str, str]]
+    falls_through: bool = True
 
 
 def _accesses(ptx: str, launch: Launch, elements: int) -> tuple[Access, ...]:
     """Every global access to a tensor of T x N elements (or to ``saved``), summed by tensor.
 
-    An address is traced to the one pointer argument that it is computed from. The body of the loop
+    An address is traced to the one pointer argument that it is computed from. The sum is that of
+    the longest way through the code: of two versions of a loop only one runs. The body of the loop
     over chunks of the window runs once a chunk; kernels that walk rows have a loop around it.
     """
     steps, chunk = launch.arguments.get("T", 1), launch.arguments.get("CHUNK", 1)
     chunks = -(-steps // chunk)
     outer = 1 if "programs" in launch.kernel.arg_names else 0
     names = [p.name for p in launch.kernel.params if not launch.constant(p)]
-    labels = {m.group(1): m.start() for m in re.finditer(r"^(\$L__BB\w+):", ptx, re.MULTILINE)}
     pointers: dict[str, str] = {}
     origins: dict[str, set[str]] = defaultdict(set)
-    found: list[tuple[int, str, int, str]] = []
-    loops: dict[int, int] = {}
-    for line in _PTX_LINE.finditer(ptx):
-        opcode, operands = line.groups()
+    blocks, labels = [_Block([], [])], {}
+    for label, predicate, opcode, operands in _PTX_LINE.findall(ptx):
+        if label:
+            labels[label] = len(blocks)
+            blocks.append(_Block([], []))
+            continue
         registers = _REGISTER.findall(operands)
         if opcode.split(".")[0] == "bra":
-            start = labels[operands.split()[-1]]
-            if start < line.start():
-                loops[start] = max(line.start(), loops.get(start, 0))
+            blocks[-1].targets.append(operands.split()[-1])
+            blocks[-1].falls_through = bool(predicate)
+            blocks.append(_Block([], []))
+        elif opcode == "ret":
+            blocks[-1].falls_through = bool(predicate)
+            blocks.append(_Block([], []))
         elif access := _GLOBAL.match(opcode):
             width = int(access.group(2) or 1) * int(access.group(3)) // 8
-            address = operands[operands.index("[") :]
-            found.append((line.start(), access.group(1), width, _REGISTER.findall(address)[0]))
+            address = _REGISTER.findall(operands[operands.index("[") :])[0]
+            kind = "load" if access.group(1) == "ld" else "store"
+            blocks[-1].moves.append((width, kind, address))
         elif opcode.startswith("ld.param"):
             index = int(operands[operands.index("_param_") :].removeprefix("_param_").split("]")[0])
             if index < len(names) and isinstance(launch.arguments[names[index]], torch.Tensor):
@@ -375,20 +390,34 @@ def _accesses(ptx: str, launch: Launch, elements: int) -> tuple[Access, ...]:
         assert len(touched) == 1, f"{launch.kernel.__name__}: {register} points to {touched}"
         return touched.pop()
 
-    bytes_: dict[tuple[str, str], int] = defaultdict(int)
+    loops: dict[int, int] = {}  # first block -> last
+    before: dict[int, list[int]] = defaultdict(list)
+    for i, block in enumerate(blocks):
+        for j in [labels[target] for target in block.targets] + [i + 1] * block.falls_through:
+            if j <= i:
+                loops[j] = max(i, loops.get(j, 0))
+            else:
+                before[j].append(i)
+    # bytes by tensor and direction up to the end of each block, on the longest way there
+    moved: list[dict[tuple[str, str], int]] = []
     narrowest: dict[tuple[str, str], int] = {}
-    for place, kind, width, register in found:
-        depth = sum(start <= place <= end for start, end in loops.items())
-        if depth < outer:
-            continue  # once a program, not once a tile
-        key = (pointer(register), "load" if kind == "ld" else "store")
-        bytes_[key] += width * (chunks if depth > outer else 1)
-        narrowest[key] = min(width, narrowest.get(key, width))
+    for i, block in enumerate(blocks):
+        total: dict[tuple[str, str], int] = defaultdict(int)
+        for way in before[i]:
+            for key, bytes_ in moved[way].items():
+                total[key] = max(total[key], bytes_)
+        depth = sum(first <= i <= last for first, last in loops.items())
+        for width, kind, address in block.moves if depth >= outer else ():
+            key = (pointer(address), kind)
+            total[key] += width * (chunks if depth > outer else 1)
+            narrowest[key] = min(width, narrowest.get(key, width))
+        moved.append(total)
     largest = max(t.numel() for t in launch.arguments.values() if isinstance(t, torch.Tensor))
     result = []
-    for (name, kind), total in sorted(bytes_.items()):
+    for name, kind in sorted(narrowest):
         tensor = launch.arguments[name]
-        size, each = tensor.element_size(), total / tensor.element_size() / elements / chunks
+        size, total_bytes = tensor.element_size(), max(way[name, kind] for way in moved)
+        each = total_bytes / size / elements / chunks
         if name == "saved_ptr":  # masked off in one of the chunks
             passes = each * tensor.shape[0] / steps
         elif tensor.numel() == largest:

@@ -1,0 +1,237 @@
+"""Every kernel lowered for GPUs that need not be here: no spills, wide accesses, no byte twice.
+
+Triton's interpreter, which the other tests use, replaces its compiler, so one child process lowers
+all cases without it (profiling/lowering.py) and hands its reports back.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+LIF = ("lif inference", "lif forward", "lif backward")
+WALKS = ("bn_lif backward, sums", "bn_lif backward, dy", "bn_lif+residual backward")
+BATCH_NORM = ("statistics", "bn_lif forward", "bn_lif+residual forward", "norm backward", *WALKS)
+MAIN = ("lif backward", "statistics", "bn_lif forward", "bn_lif backward, dy")
+SURROGATES = ("fast_sigmoid", "atan", "sigmoid", "triangle", "rectangle", "gaussian")
+
+TABLE: dict[str, set[tuple[str, str]]] = {
+    "lif inference": {("x", "load"), ("s", "store")},
+    "lif forward": {("x", "load"), ("s", "store")},
+    "lif backward": {("x", "load"), ("grad_s", "load"), ("dx", "store")},
+    "statistics": {("y", "load")},
+    "bn_lif forward": {("x", "load"), ("s", "store")},
+    "bn_lif backward, sums": {("x", "load"), ("grad_s", "load")},
+    "bn_lif backward, dy": {("x", "load"), ("grad_s", "load"), ("dy", "store")},
+    "bn_lif+residual forward": {("x", "load"), ("residual", "load"), ("s", "store")},
+    "bn_lif+residual backward": {
+        ("x", "load"),
+        ("residual", "load"),
+        ("grad_s", "load"),
+        ("dx", "store"),
+    },
+    "norm backward": {("dx", "load"), ("y", "load"), ("dy", "store")},
+}
+"""The traffic table: which tensors of T x N elements a kernel moves, each of them exactly once."""
+
+BUDGET = {
+    "multistep_lif": (5, LIF[1:]),
+    "multistep_bn_lif": (8, ("statistics", "bn_lif forward", *WALKS[:2])),
+    # 10 would leave out that the backward, too, needs the residual to know the potentials
+    "multistep_bn_lif, residual": (
+        11,
+        ("statistics", "bn_lif+residual forward", WALKS[2], "norm backward"),
+    ),
+}
+"""Elements moved in one training step, and by which launches."""
+
+
+def key(given: dict[str, Any]) -> str:
+    return json.dumps(given, sort_keys=True)
+
+
+def name(given: dict[str, Any]) -> str:
+    return "-".join(str(value) for value in given.values())
+
+
+def cases(names, targets, dtypes, windows, layouts=("channels_last",), **options):
+    return [
+        dict(case=case, target=target, T=T, dtype=dtype, layout=layout) | options
+        for target in targets
+        for dtype in dtypes
+        for T in windows
+        for layout in layouts
+        for case in names
+    ]
+
+
+LAYOUTS = ("channels_last", "contiguous")
+QUICK = [
+    *cases((*LIF, *BATCH_NORM), ["sm_90"], ["bf16"], [10]),
+    *cases(("statistics", "bn_lif forward", *WALKS), ["sm_90"], ["bf16"], [10], ["contiguous"]),
+    *cases(MAIN, ["sm_90"], ["fp32", "fp16"], [4]),
+    *cases(("lif forward", "lif backward", *WALKS[:2]), ["sm_90"], ["bf16"], [32]),
+    *cases(MAIN, ["sm_80", "sm_100", "gfx942"], ["bf16"], [10]),
+    *cases(["lif backward"], ["sm_90"], ["bf16"], [16], reset="soft", detach_reset=False),
+]
+SLOW = [
+    *cases((*LIF, *BATCH_NORM), ["sm_90"], ["bf16", "fp16", "fp32"], [1, 4, 10, 16, 32], LAYOUTS),
+    *cases(
+        (*LIF, *BATCH_NORM),
+        ["sm_80", "sm_100", "gfx942"],
+        ["bf16", "fp16", "fp32"],
+        [1, 4, 10, 16, 32],
+    ),
+    *(
+        one
+        for surrogate in SURROGATES
+        for one in cases(
+            ("lif backward", *WALKS),
+            ["sm_90"],
+            ["bf16"],
+            [10, 16],
+            reset="soft",
+            detach_reset=False,
+            surrogate=surrogate,
+        )
+    ),
+]
+RAGGED = [
+    *cases(["lif backward"], ["sm_90", "gfx942"], ["bf16"], [3], size=[3, 5, 7, 9]),
+    *cases(["bn_lif backward, dy"], ["sm_90"], ["bf16"], [17], LAYOUTS, size=[3, 5, 7, 9]),
+    *cases(["lif backward, probe"], ["sm_90"], ["bf16"], [10]),
+]
+
+LOWER = """
+import dataclasses, json, sys
+from profiling import lowering
+from spiketriton_kernels import Surrogate
+for given in json.load(sys.stdin):
+    arguments = dict(given)
+    if "surrogate" in arguments:
+        arguments["surrogate"] = Surrogate(arguments["surrogate"])
+    try:
+        report = dataclasses.asdict(lowering.lower(**arguments)) | {"ptx": ""}
+    except Exception as error:
+        report = {"error": f"{type(error).__name__}: {error}"}
+    print(json.dumps([given, report]), flush=True)
+"""
+
+
+def lowered(wanted: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Reports by case, from a child process in which Triton compiles."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    done = subprocess.run(
+        [sys.executable, "-c", LOWER],
+        input=json.dumps(wanted),
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return {key(given): report for given, report in map(json.loads, done.stdout.splitlines())}
+
+
+@pytest.fixture(scope="module")
+def quick():
+    return lowered(QUICK)
+
+
+@pytest.fixture(scope="module")
+def slow():
+    return lowered(SLOW)
+
+
+@pytest.fixture(scope="module")
+def ragged():
+    return lowered(RAGGED)
+
+
+def vector_bytes(given: dict[str, Any]) -> int:
+    """16 bytes a thread; 8 where a walk back through batch norm would spill with as much.
+
+    The tiles are made for warps of 32; AMD's wavefronts of 64 leave half to a thread.
+    """
+    narrow = given["case"] in WALKS and given["dtype"] != "fp32" and given["T"] > 4
+    return (8 if narrow else 16) // (2 if given["target"] == "gfx942" else 1)
+
+
+def assert_lean(given: dict[str, Any], report: dict[str, Any]) -> None:
+    assert "error" not in report, report["error"]
+    assert report["spills"] == 0, f"spills {report['spills']} bytes a thread"
+    assert report["atomics"] == 0
+    assert report["vector_bytes"] == vector_bytes(given)
+    if given["target"] == "gfx942":
+        return  # the assembly's addresses are not traced to tensors
+    passes = {(a["tensor"], a["kind"]): a["passes"] for a in report["accesses"]}
+    checkpoints = {place: passes.pop(place) for place in list(passes) if place[0] == "saved"}
+    assert passes == pytest.approx(dict.fromkeys(TABLE[given["case"]], 1.0))
+    moved = len(TABLE[given["case"]]) * {"bf16": 2, "fp16": 2, "fp32": 4}[given["dtype"]]
+    assert report["bytes_per_element"] == pytest.approx(moved + 4 * sum(checkpoints.values()))
+    kept = given["T"] > 16 and given["case"] not in ("lif inference", "statistics", "norm backward")
+    direction = "store" if "forward" in given["case"] else "load"
+    assert list(checkpoints) == ([("saved", direction)] if kept else [])
+    assert sum(checkpoints.values()) < 0.13  # at most one float32 membrane in 8 steps
+
+
+@pytest.mark.parametrize("given", QUICK, ids=name)
+def test_no_spills_no_atomics_wide_accesses_and_each_byte_once(quick, given):
+    assert_lean(given, quick[key(given)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", SLOW, ids=name)
+def test_every_target_dtype_window_and_layout(slow, given):
+    assert_lean(given, slow[key(given)])
+
+
+@pytest.mark.parametrize("given", RAGGED, ids=name)
+def test_sizes_that_divide_nothing_and_probes_compile(ragged, given):
+    report = ragged[key(given)]
+    assert "error" not in report, report["error"]
+    assert report["spills"] == 0
+    assert report["atomics"] == 0
+
+
+@pytest.mark.parametrize("function", BUDGET)
+def test_a_training_step_moves_its_budget(quick, function):
+    """The launches of one step, summed: 5e, 8e, 11e with a residual; bf16, T = 10."""
+    elements, launches = BUDGET[function]
+    given = cases(launches, ["sm_90"], ["bf16"], [10])
+    total = sum(quick[key(one)]["bytes_per_element"] for one in given)
+    assert total == pytest.approx(2 * elements)
+
+
+def test_a_probe_costs_less_than_a_hundredth(ragged):
+    """One row of 8 sums a tile and step, beside what the neurons move."""
+    (given,) = [one for one in RAGGED if "probe" in one["case"]]
+    report = ragged[key(given)]
+    tile = report["elements_per_thread"] * 32 * report["warps"]
+    assert 8 * 4 / tile < 0.01 * report["bytes_per_element"]
+
+
+def test_the_interpreter_cannot_lower():
+    """Asked to under TRITON_INTERPRET, lowering says so instead of reporting nothing."""
+    environment = os.environ | {
+        "TRITON_INTERPRET": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")]),
+    }
+    code = "from profiling import lowering; lowering.lower('lif forward')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+        check=False,
+    )
+    assert "TRITON_INTERPRET is set: kernels are interpreted and cannot be lowered" in done.stderr
