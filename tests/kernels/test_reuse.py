@@ -1,0 +1,165 @@
+"""The package in someone else's project: copied, swapped in, and as its page says."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from spikingjelly.activation_based import neuron, surrogate
+from torch import nn
+
+from spiketriton_kernels import Surrogate, multistep_lif
+from tests.kernels.support import normal
+
+KERNELS = Path(__file__).parents[2] / "kernels"
+PACKAGE = KERNELS / "spiketriton_kernels"
+EXAMPLE = KERNELS / "examples/swap_neurons.py"
+
+
+def run(folder: Path, *command: str) -> subprocess.CompletedProcess:
+    """Python in a folder, with nothing of this repository on its path but what lies there."""
+    names = ("TRITON_INTERPRET", "SPIKETRITON_BACKEND")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    environment["PYTHONPATH"] = str(folder)
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_package_imports_torch_triton_and_itself_only():
+    allowed = {*sys.stdlib_module_names, "torch", "triton"}
+    for path in PACKAGE.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module]
+            else:
+                continue
+            foreign = {name.split(".")[0] for name in names} - allowed
+            assert not foreign, f"{path.name} imports {foreign}"
+
+
+def test_a_copy_of_the_folder_works_under_another_name(tmp_path):
+    shutil.copytree(PACKAGE, tmp_path / "neurons")
+    code = (
+        "import sys, torch, neurons; x = torch.ones(3, 2, 4, requires_grad=True);"
+        "neurons.multistep_lif(x).sum().backward(); print(neurons.__file__, x.grad.sum().item());"
+        "assert 'spiketriton_kernels' not in sys.modules and 'spiketriton' not in sys.modules"
+    )
+    done = run(tmp_path, "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(tmp_path))
+
+
+def test_the_example_runs_with_a_copied_folder(tmp_path):
+    shutil.copytree(PACKAGE, tmp_path / "spiketriton_kernels")
+    shutil.copy(EXAMPLE, tmp_path)
+    done = run(tmp_path, EXAMPLE.name)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["SpikingJelly style", "snnTorch style"]
+    for line in lines:
+        assert " 0 of 25600 spikes differ" in line
+        assert float(re.search(r"rate ([\d.]+)", line).group(1)) > 0.02, "a silent network"
+
+
+def test_the_example_swaps_a_real_spikingjelly_network():
+    """IFNode and LIFNode, soft and hard, ATan and Sigmoid: the same spikes and weight gradients."""
+    namespace: dict = {"__name__": "example"}
+    exec(compile(EXAMPLE.read_text(), str(EXAMPLE), "exec"), namespace)
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Linear(12, 20),
+        neuron.LIFNode(tau=2.0, step_mode="m", surrogate_function=surrogate.ATan()),
+        nn.Linear(20, 8),
+        nn.Sequential(
+            neuron.IFNode(v_reset=None, detach_reset=True, step_mode="m"), nn.Linear(8, 4)
+        ),
+    )
+    swapped = namespace["swap_nodes"](network)
+    assert not any("Node" in type(m).__module__ for m in swapped.modules())
+    assert sum(type(m).__name__ == "FusedNode" for m in swapped.modules()) == 2
+    x, results = normal((6, 5, 12), std=2.0), []
+    for net in (network, swapped):
+        out = net(x)
+        net[0].weight.grad = None
+        out.square().sum().backward()
+        results.append((out.detach(), net[0].weight.grad))
+    assert results[0][1].abs().sum() > 0
+    for one, two in zip(*results, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+
+
+def test_the_page_runs():
+    """Every Python block of kernels/README.md."""
+    blocks = re.findall(r"```python\n(.*?)```", (KERNELS / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(block, {})
+
+
+# ---- snnTorch's equations, as the page claims
+
+
+def leaky(x, beta, threshold, mechanism, delay):
+    """snnTorch 1.0's Leaky over a window, from its source: reset at the next step, or in this one."""
+    slope = lambda u: 1 / (1 + (torch.pi * u) ** 2)  # noqa: E731
+
+    def spike(u):
+        hard = (u > 0).to(u.dtype)
+        soft = slope(u.detach()) * u
+        return hard + soft - soft.detach()
+
+    mem, spikes = torch.zeros_like(x[0]), []
+    for current in x.unbind(0):
+        reset = (mem > threshold).to(mem.dtype)
+        if mechanism == "zero":
+            mem = beta * ((1 - reset) * mem) + current
+        else:
+            mem = beta * mem + current - (threshold * reset if mechanism == "subtract" else 0)
+        s = spike(mem - threshold)
+        if not delay:
+            mem = mem - (s - reset) * (mem if mechanism == "zero" else threshold)
+        spikes.append(s)
+    return torch.stack(spikes)
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "delay", "options"),
+    [
+        ("zero", True, dict(reset="hard", detach_reset=True)),
+        ("zero", False, dict(reset="hard", detach_reset=False)),
+        ("none", True, dict(reset="none")),
+    ],
+)
+def test_snntorchs_leaky_where_the_page_says_equal(backend, device, mechanism, delay, options):
+    results = []
+    for ours in (False, True):
+        x = normal((12, 4, 8), torch.float32, device, std=0.9).requires_grad_()
+        if ours:
+            slope = Surrogate.atan(2.0)
+            spikes = multistep_lif(x, decay=0.8, threshold=1.0, surrogate=slope, **options)
+        else:
+            spikes = leaky(x, 0.8, 1.0, mechanism, delay)
+        spikes.backward(normal(x.shape, device=device, seed=1))
+        results.append((spikes.detach(), x.grad))
+    assert torch.equal(results[0][0].round(), results[1][0])
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-5, atol=1e-5)
+
+
+def test_snntorchs_subtraction_is_another_neuron():
+    """What the page warns of: its threshold is taken off after the decay."""
+    x = normal((12, 4, 8), std=0.9)
+    theirs = leaky(x, 0.8, 1.0, "subtract", True)
+    assert not torch.equal(theirs.round(), multistep_lif(x, decay=0.8, reset="soft"))
