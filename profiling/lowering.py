@@ -329,7 +329,7 @@ def _output(*command: str | Path) -> str:
 
 _PTX_LINE = re.compile(r"^(?:(\$L__BB\w+):|\s*(@!?%\w+\s+)?([a-z][\w.:]*)\s*(.*?);)", re.MULTILINE)
 _REGISTER = re.compile(r"%[a-z]+\d+")
-_GLOBAL = re.compile(r"(ld|st)\.global\b.*?(?:\.v(\d+))?\.[bfsu](\d+)$")
+_GLOBAL = re.compile(r"(ld|st)(?:\.[a-z]+)*?\.global\b.*?(?:\.v(\d+))?\.[bfsu](\d+)$")
 
 
 @dataclass
