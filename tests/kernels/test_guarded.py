@@ -1,16 +1,21 @@
-"""Memory safety: every buffer lies between poisoned borders that are checked after each launch.
+"""Memory safety: every buffer lies between borders, and nobody goes there.
 
-Inputs sit in larger tensors full of NaN, so a read across an edge poisons the result; whatever the
-package allocates (outputs, partial sums, copies) is cut out of buffers whose borders hold a
-sentinel, so a write across an edge is found.
+Whatever the package allocates (outputs, partial sums, copies) is cut out of buffers whose borders
+hold a sentinel, so a write across an edge is found; inputs sit in larger tensors full of NaN, so a
+read across an edge poisons the result. Interpreted Triton is watched address by address besides,
+and the compiled pass runs once between pages of memory that nobody may touch.
 """
 
+import ctypes
 import math
+import mmap
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.multiprocessing as mp
 
 from spiketriton_kernels import (
     PROBE_FIELDS,
@@ -19,37 +24,15 @@ from spiketriton_kernels import (
     multistep_lif,
     pack_spikes,
     unpack_spikes,
+    use_backend,
 )
+from tests.conftest import CUDA, need_native
 from tests.kernels.support import as_layout, case_id, normal, pairwise
 
 BORDER = 8192
 """Elements on either side: more than a tile or block of any backend."""
 
 SENTINEL = {torch.uint8: 171}
-
-
-class Guard:
-    """Hands out tensors with borders, and looks at the borders afterwards."""
-
-    def __init__(self) -> None:
-        self.buffers: list[tuple[torch.Tensor, int]] = []
-
-    def cut(self, size: Any, stride: Any, dtype: torch.dtype, device: Any) -> torch.Tensor:
-        """An uninitialised (NaN) tensor of the given dense strides inside a bordered buffer."""
-        n = math.prod(size)
-        buffer = torch.full(
-            (n + 2 * BORDER,), SENTINEL.get(dtype, -77.0), dtype=dtype, device=device
-        )
-        buffer[BORDER : BORDER + n] = math.nan if dtype.is_floating_point else 0
-        self.buffers.append((buffer, n))
-        return buffer[BORDER:].as_strided(tuple(size), tuple(stride))
-
-    def check(self) -> None:
-        for buffer, n in self.buffers:
-            sentinel = SENTINEL.get(buffer.dtype, -77.0)
-            assert buffer[:BORDER].eq(sentinel).all(), "written before a buffer"
-            assert buffer[BORDER + n :].eq(sentinel).all(), "written behind a buffer"
-
 
 _empty_like = torch.empty_like
 
@@ -59,62 +42,134 @@ def dense_strides(x: torch.Tensor) -> tuple[int, ...]:
     return _empty_like(x, device="meta").stride()
 
 
-@pytest.fixture
-def guard(monkeypatch) -> Guard:
-    """All of the package's allocations go through a Guard."""
-    guard = Guard()
+class Guard:
+    """Hands out tensors with borders, and looks at the borders afterwards."""
+
+    def __init__(self) -> None:
+        self.buffers: list[tuple[torch.Tensor, int]] = []
+        self.inputs: list[tuple[torch.Tensor, int]] = []
+
+    def cut(self, size: Any, stride: Any, dtype: torch.dtype, device: Any) -> torch.Tensor:
+        """An uninitialised (NaN) tensor of the given dense strides inside a bordered buffer."""
+        n, sentinel = math.prod(size), SENTINEL.get(dtype, -77.0)
+        buffer = torch.full((n + 2 * BORDER,), sentinel, dtype=dtype, device=device)
+        buffer[BORDER : BORDER + n] = math.nan if dtype.is_floating_point else 0
+        self.buffers.append((buffer, n))
+        return buffer[BORDER:].as_strided(tuple(size), tuple(stride))
+
+    def poisoned(self, x: torch.Tensor) -> torch.Tensor:
+        """x inside a larger tensor of NaN, in its own layout."""
+        buffer = torch.full((x.numel() + 2 * BORDER,), math.nan, dtype=x.dtype, device=x.device)
+        self.inputs.append((buffer, x.numel()))
+        return buffer[BORDER:].as_strided(x.shape, dense_strides(x)).copy_(x).detach()
+
+    def check(self) -> None:
+        for buffer, n in self.buffers:
+            sentinel = SENTINEL.get(buffer.dtype, -77.0)
+            assert buffer[:BORDER].eq(sentinel).all(), "written before a buffer"
+            assert buffer[BORDER + n :].eq(sentinel).all(), "written behind a buffer"
+
+    def borders(self) -> np.ndarray:
+        """[2, borders]: first address and end of each, in order."""
+        found = []
+        for buffer, n in (*self.buffers, *self.inputs):
+            start, size = buffer.data_ptr(), buffer.element_size()
+            found.append((start, start + BORDER * size))
+            found.append((start + (BORDER + n) * size, start + (2 * BORDER + n) * size))
+        return np.array(sorted(found), dtype=np.uint64).T
+
+    def watch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Interpreted loads are checked address by address: even one whose value nobody uses."""
+        from triton.runtime.interpreter import InterpreterBuilder
+
+        load = InterpreterBuilder.create_masked_load
+
+        def watched(builder, pointers, mask, *rest):
+            if self.inputs:
+                first, end = self.borders()
+                touched = pointers.data[np.broadcast_to(mask.data, pointers.data.shape)]
+                place = np.searchsorted(first, touched, side="right") - 1
+                outside = (place >= 0) & (touched < end[place])
+                assert not outside.any(), "read outside a buffer"
+            return load(builder, pointers, mask, *rest)
+
+        monkeypatch.setattr(InterpreterBuilder, "create_masked_load", watched)
+
+
+def take_allocations(monkeypatch: pytest.MonkeyPatch, cut: Callable[..., torch.Tensor]) -> None:
+    """All of the package's allocations go through ``cut(size, stride, dtype, device)``."""
     contiguous = lambda size: torch.empty(size, device="meta").stride()  # noqa: E731
 
     def empty_like(x, dtype=None, **_):
-        return guard.cut(x.shape, dense_strides(x), dtype or x.dtype, x.device)
+        return cut(x.shape, dense_strides(x), dtype or x.dtype, x.device)
 
     def new_empty(x, *size, dtype=None, **_):
         size = size[0] if len(size) == 1 and not isinstance(size[0], int) else size
-        return guard.cut(size, contiguous(size), dtype or x.dtype, x.device)
+        return cut(size, contiguous(size), dtype or x.dtype, x.device)
 
     def new_zeros(x, *size, dtype=None, **_):
         return new_empty(x, *size, dtype=dtype).zero_()
 
     def empty_strided(size, stride, dtype=None, device=None):
-        return guard.cut(size, stride, dtype, device)
+        return cut(size, stride, dtype, device)
 
     monkeypatch.setattr(torch, "empty_like", empty_like)
     monkeypatch.setattr(torch, "empty_strided", empty_strided)
     monkeypatch.setattr(torch.Tensor, "new_empty", new_empty)
     monkeypatch.setattr(torch.Tensor, "new_zeros", new_zeros)
+
+
+@pytest.fixture
+def guard(monkeypatch) -> Guard:
+    guard = Guard()
+    take_allocations(monkeypatch, guard.cut)
+    if not CUDA:
+        guard.watch(monkeypatch)
     return guard
 
 
-def poisoned(x: torch.Tensor) -> torch.Tensor:
-    """x inside a larger tensor of NaN, in its own layout."""
-    buffer = torch.full((x.numel() + 2 * BORDER,), math.nan, dtype=x.dtype, device=x.device)
-    view = buffer[BORDER:].as_strided(x.shape, dense_strides(x))
-    return view.copy_(x).detach()
-
-
-def run(function: Callable[..., Any], tensors: dict[str, torch.Tensor], options: dict) -> list:
-    """Outputs and gradients, in order."""
-    given = {name: value.detach().requires_grad_() for name, value in tensors.items()}
-    buffers = {name: given.pop(name).detach().clone() for name in list(given) if "running" in name}
+def run(
+    function: Callable[..., Any],
+    tensors: dict[str, torch.Tensor],
+    options: dict,
+    place: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.clone,
+) -> list[torch.Tensor]:
+    """Outputs and gradients, in order; ``place`` says where inputs lie."""
+    given = {name: place(value).detach().requires_grad_() for name, value in tensors.items()}
+    buffers = {name: given.pop(name).detach() for name in list(given) if "running" in name}
     width = given.pop("width")
     arguments = given | buffers | options
     outs = function(**arguments, surrogate=Surrogate("atan", width=width), return_v=True)
     ends = [normal(out.shape, out.dtype, out.device, seed=9) for out in outs]
-    torch.autograd.backward(outs, [poisoned(end) for end in ends])
+    torch.autograd.backward(outs, [place(end) for end in ends])
     gradients = [value.grad for value in (*given.values(), width)]
     return [value.detach().clone() for value in (*outs, *gradients, *buffers.values())]
 
 
-def neuron_tensors(size: tuple[int, ...], T: int, device: torch.device) -> dict[str, torch.Tensor]:
+def arguments(function: str, case: dict, device: torch.device) -> tuple[dict, dict]:
+    """(tensors, options) of a call with every tensor argument."""
+    size, T, dtype = case["size"], case["T"], case["dtype"]
     C = size[1]
-    return {
-        "v_init": normal(size, device=device, seed=1, std=0.1),
-        "decay": torch.full((C,), 0.7, device=device),
-        "threshold": torch.full((C,), 0.9, device=device),
-        "width": torch.full((C,), 0.8, device=device),
-        "probe": torch.zeros(T, len(PROBE_FIELDS), device=device),
-    }
+    if function == "bn_lif":  # one value a channel has no variance
+        T = max(T, 3 if math.prod(size) == C else 1)
+    make = lambda seed: as_layout(  # noqa: E731
+        normal((T, *size), dtype, device, seed), case["layout"]
+    )
+    tensors = {"x" if function == "lif" else "y": make(0)}
+    tensors["v_init"] = normal(size, device=device, seed=1, std=0.1)
+    for name, value in dict(decay=0.7, threshold=0.9, width=0.8).items():
+        tensors[name] = torch.full((C,), value, device=device)
+    tensors["probe"] = torch.zeros(T, len(PROBE_FIELDS), device=device)
+    if function == "bn_lif":
+        tensors |= {"residual": make(2), "spike_add": make(3)}
+        names = ("bn_weight", "bn_bias", "running_mean", "running_var")
+        small = normal((4, C), device=device, seed=4, mean=1.0, std=0.1)
+        tensors |= dict(zip(names, small, strict=True))
+        tensors["step_gain"] = torch.linspace(0.8, 1.2, T, device=device)
+    return tensors, dict(reset=case["reset"], detach_reset=False)
 
+
+FUNCTIONS = {"lif": multistep_lif, "bn_lif": multistep_bn_lif}
 
 CASES = pairwise(
     dict(
@@ -128,34 +183,15 @@ CASES = pairwise(
 
 
 @pytest.mark.parametrize("case", CASES, ids=case_id)
-@pytest.mark.parametrize("function", ["lif", "bn_lif"])
+@pytest.mark.parametrize("function", FUNCTIONS)
 def test_no_byte_outside_is_read_or_written(backend, device, guard, function, case):
-    size, T, dtype = case["size"], case["T"], case["dtype"]
-    if function == "bn_lif" and T * math.prod(size) // size[1] < 2:
-        T = 2  # one value a channel has no variance
-    if backend == "triton" and size[1] > 100:
-        T = min(T, 2)
-    tensors = neuron_tensors(size, T, device)
-    x = as_layout(normal((T, *size), dtype, device), case["layout"])
-    options: dict[str, Any] = dict(reset=case["reset"], detach_reset=False)
-    if function == "lif":
-        tensors = {"x": x} | tensors
-    else:
-        tensors = {"y": x} | tensors
-        for i, name in enumerate(("residual", "spike_add")):
-            value = normal((T, *size), dtype, device, seed=2 + i)
-            tensors[name] = as_layout(value, case["layout"])
-        small = normal((4, size[1]), device=device, seed=4, mean=1.0, std=0.1)
-        for name, value in zip(
-            ("bn_weight", "bn_bias", "running_mean", "running_var"), small, strict=True
-        ):
-            tensors[name] = value
-        tensors["step_gain"] = torch.linspace(0.8, 1.2, T, device=device)
-    call = {"lif": multistep_lif, "bn_lif": multistep_bn_lif}[function]
-    expected = run(call, tensors, options)
+    if backend == "triton" and case["size"][1] > 100:
+        case = case | {"T": 2}
+    tensors, options = arguments(function, case, device)
+    expected = run(FUNCTIONS[function], tensors, options)
     guard.check()
     allocations = len(guard.buffers)
-    given = run(call, {name: poisoned(value) for name, value in tensors.items()}, options)
+    given = run(FUNCTIONS[function], tensors, options, guard.poisoned)
     guard.check()
     assert len(guard.buffers) > allocations > 3, "the package's allocations are not guarded"
     for one, two in zip(given, expected, strict=True):
@@ -166,7 +202,7 @@ def test_no_byte_outside_is_read_or_written(backend, device, guard, function, ca
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 4095, 4096, 4097])
 def test_packing_stays_inside(backend, device, guard, n):
     spikes = (normal((n,), device=device) > 0).float()
-    bits = pack_spikes(poisoned(spikes))
+    bits = pack_spikes(guard.poisoned(spikes))
     assert torch.equal(unpack_spikes(bits, spikes.shape, spikes.stride()), spikes)
     guard.check()
     assert guard.buffers
@@ -182,3 +218,60 @@ def test_the_guard_sees_a_stray_write(guard):
             guard.check()
         guard.buffers.clear()
         assert out.isnan().all()
+
+
+# ---- the compiled pass between forbidden pages
+
+
+class Cage:
+    """Tensors flush against a page of memory whose touch ends the process (SIGSEGV)."""
+
+    def __init__(self, flush: str) -> None:
+        self.flush, self.kept = flush, []
+        self.libc = ctypes.CDLL(None, use_errno=True)
+
+    def cut(self, size: Any, stride: Any, dtype: torch.dtype, device: Any) -> torch.Tensor:
+        n, page = math.prod(size), mmap.PAGESIZE
+        bytes_ = n * dtype.itemsize
+        pages = -(-max(bytes_, 1) // page)
+        memory = mmap.mmap(-1, (pages + 2) * page)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        for forbidden in (start, start + (pages + 1) * page):
+            assert self.libc.mprotect(ctypes.c_void_p(forbidden), page, 0) == 0
+        self.kept.append(memory)
+        offset = page if self.flush == "left" else (pages + 1) * page - bytes_
+        if n == 0:
+            return torch.empty(tuple(size), dtype=dtype)
+        flat = torch.frombuffer(memory, dtype=dtype, count=n, offset=offset)
+        return flat.as_strided(tuple(size), tuple(stride))
+
+    def place(self, x: torch.Tensor) -> torch.Tensor:
+        return self.cut(x.shape, dense_strides(x), x.dtype, x.device).copy_(x)
+
+
+def caged_main(rank: int, flush: str) -> None:
+    """The cases on the native backend, in a process of their own."""
+    cage = Cage(flush)
+    with pytest.MonkeyPatch.context() as patch, use_backend("native"):
+        take_allocations(patch, cage.cut)
+        for case in CASES:
+            for name, function in FUNCTIONS.items():
+                tensors, options = arguments(name, case, torch.device("cpu"))
+                for value in run(function, tensors, options, cage.place):
+                    assert value.isfinite().all()
+        spikes = cage.place((normal((4097,)) > 0).float())
+        assert torch.equal(unpack_spikes(pack_spikes(spikes), (4097,), (1,)), spikes)
+
+
+def trespass(rank: int, flush: str) -> None:
+    """A read of one element behind or before a caged tensor."""
+    tensor = Cage(flush).cut((3,), (1,), torch.float32, "cpu")
+    ctypes.c_float.from_address(tensor.data_ptr() + (12 if flush == "right" else -4)).value  # noqa: B018
+
+
+@pytest.mark.parametrize("flush", ["left", "right"])
+def test_the_compiled_pass_stays_between_forbidden_pages(flush):
+    need_native()
+    mp.spawn(caged_main, (flush,))
+    with pytest.raises(mp.ProcessExitedException, match="SIGSEGV"):
+        mp.spawn(trespass, (flush,))
