@@ -82,11 +82,14 @@ class Guard:
         """Interpreted loads are checked address by address: even one whose value nobody uses."""
         from triton.runtime.interpreter import InterpreterBuilder
 
-        load = InterpreterBuilder.create_masked_load
+        load, known = InterpreterBuilder.create_masked_load, {}
 
         def watched(builder, pointers, mask, *rest):
             if self.inputs:
-                first, end = self.borders()
+                count = len(self.buffers) + len(self.inputs)
+                if count not in known:
+                    known[count] = self.borders()
+                first, end = known[count]
                 touched = pointers.data[np.broadcast_to(mask.data, pointers.data.shape)]
                 place = np.searchsorted(first, touched, side="right") - 1
                 outside = (place >= 0) & (touched < end[place])
