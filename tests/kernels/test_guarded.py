@@ -176,7 +176,7 @@ FUNCTIONS = {"lif": multistep_lif, "bn_lif": multistep_bn_lif}
 
 CASES = pairwise(
     dict(
-        size=[(1, 1, 1), (3, 5, 7), (2, 4, 3, 3), (2, 3, 16, 8), (1, 2, 129), (1, 130, 1)],
+        size=[(1, 1, 1), (3, 5, 7), (2, 4, 3, 3), (1, 2, 16, 16), (1, 2, 129), (1, 130, 1)],
         T=[1, 2, 3, 17],
         layout=["contiguous", "channels_last", "permuted"],
         dtype=[torch.float32, torch.bfloat16],
