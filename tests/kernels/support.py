@@ -182,7 +182,11 @@ def assert_as_good_as_torch(
         if expected.numel() == 0:
             continue
         error, torchs = ((v.to(expected.dtype) - expected).abs() for v in (value, theirs))
-        floor = ulps * torch.finfo(membrane_dtype(value.dtype)).eps * max(1.0, float(expected.abs().max()))
+        floor = (
+            ulps
+            * torch.finfo(membrane_dtype(value.dtype)).eps
+            * max(1.0, float(expected.abs().max()))
+        )
         for measure, factor in ((rms, 2), (torch.max, 4)):
             given, bound = float(measure(error)), factor * float(measure(torchs)) + floor
             assert given <= bound, f"{name}: error {given:.3g}, accepted {bound:.3g}"
