@@ -216,7 +216,9 @@ class SpikeCounter:
     def _count(self, name: str, module: nn.Module, _: Any, out: Tensor) -> None:
         """Adds the chunk of a neuron, [k, B, ...], or of a pool, [k * B, ...]."""
         fan_out = self.work.fan_out[name]
-        events = out.ne(0).view(self.length, -1, *fan_out.shape).sum(1).cpu()
+        # float sums of a batch are exact, and twice as fast as integer ones
+        events = out.ne(0).view(self.length, -1, *fan_out.shape).sum(1, dtype=torch.float32)
+        events = events.cpu().long()
         chunk = slice(self.start, self.start + self.length)
         self.spikes[name][chunk] += events.flatten(1).sum(1)
         self.operations[name][chunk] += (events * fan_out).flatten(1).sum(1)

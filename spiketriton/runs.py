@@ -81,7 +81,7 @@ def load_run(
     model = _network(recipe, data, state)
     _load_weights(model, state, folder.path)
     device = environment.choose_device(recipe.train.device).value
-    environment.use_threads(recipe.train.threads)
+    environment.set_up(recipe.train, device)
     model.to(device, memory_format=_layout(recipe))  # type: ignore[call-overload]
     return Run(
         folder=folder,
