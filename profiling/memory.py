@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
+
+from spiketriton.models import Network
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,11 @@ def measure(
     forward: Callable[[], object],
     kept: Iterable[Tensor],
     device: torch.device,
+    model: nn.Module | None = None,
 ) -> Memory:
-    """Measures a warmed-up `call`; `forward` is its first half, `kept` is alive anyway."""
+    """Measures a warmed-up `call` (of `model`); `forward` is its first half, `kept` is alive anyway."""
     call()
-    return Memory(peak_bytes(call, device), saved_bytes(forward, kept))
+    return Memory(peak_bytes(call, device), saved_bytes(forward, kept, model))
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
@@ -60,7 +63,9 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
     return peak
 
 
-def saved_bytes(forward: Callable[[], object], kept: Iterable[Tensor]) -> int:
+def saved_bytes(
+    forward: Callable[[], object], kept: Iterable[Tensor], model: nn.Module | None = None
+) -> int:
     """Bytes of the distinct storages that autograd saves in `forward`, those of `kept` apart."""
     alive = {tensor.untyped_storage().data_ptr() for tensor in kept}
     saved: dict[int, int] = {}
@@ -74,7 +79,12 @@ def saved_bytes(forward: Callable[[], object], kept: Iterable[Tensor]) -> int:
     def unpack(tensor: Any) -> Any:
         return tensor
 
+    packs = isinstance(model, Network) and model.packed
+    if packs:  # torch shows saved tensors to the innermost hooks only, which are the network's own
+        model.on_save = pack
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         result = forward()  # kept until counted: a freed storage's address may come again
+    if packs:
+        model.on_save = None
     del result
     return sum(saved.values())

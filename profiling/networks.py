@@ -272,7 +272,7 @@ class Step:
         self()  # makes the optimizer's state
         kept = [*self.model.parameters(), *self.model.buffers()]
         kept += [tensor for batch in self.bench.batches for tensor in batch]
-        return measure(self, self.forward, kept, self.bench.device)
+        return measure(self, self.forward, kept, self.bench.device, self.model)
 
 
 class Reference(nn.Module):
@@ -348,6 +348,7 @@ class TrainingStep:
             make(OURS, bench.model, truth=truth),
             make(f"{OURS} unfused", lambda: bench.model("model.fused=false"), truth=truth),
             make(f"{OURS} compiled", bench.model, truth=truth, compiled=True),
+            make(f"{OURS} packed", lambda: bench.model("model.memory=packed"), truth=truth),
             make(TWIN, lambda: bench.model("neuron.kind=relu")),
             make(
                 "torch.compile",

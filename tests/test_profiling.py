@@ -417,6 +417,15 @@ def test_our_neuron_saves_its_input_alone(tmp_path):
     assert of["eager"]["peak_bytes"] > of[OURS]["peak_bytes"] > 0
 
 
+def test_a_step_with_packed_spikes_saves_less_and_what_it_saves_is_counted(tmp_path):
+    step = networks.TrainingStep([find_recipe("quickstart")])
+    section = cases.Weighed(step, step.specs)
+    only = (OURS, f"{OURS} packed")
+    rows = measured(section, step.specs(OPTIONS), tmp_path, only=only)
+    whole, packed = (row["saved_bytes"] for row in rows)
+    assert 0.3 * whole < packed < 0.9 * whole
+
+
 def test_a_loader_is_compared_with_the_step_that_it_feeds(tmp_path):
     section = loading.Loading([find_recipe("quickstart")])
     rows = measured(section, section.specs(OPTIONS), tmp_path, only=("no worker", loading.STEP))
