@@ -57,6 +57,8 @@ def accuracy(evaluations: list[Evaluation], title: str) -> Figure:
     if longest > 32:
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:g}")
+    else:
+        axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(title="Accuracy by time steps (diamond: the recipe's T)", ylabel="test accuracy (%)")
     axes.set_xlabel("time steps of the answer" + (" (log scale)" if longest > 32 else ""))
     axes.legend()
