@@ -52,6 +52,10 @@ class Checkpoints:
         """Writes best.pt; see `_save`."""
         return self._save(self.folder / "best.pt", state)
 
+    def save_as(self, path: Path, state: State) -> bool:
+        """Writes a state elsewhere, where no run goes on from it; see `_save`."""
+        return self._save(path, state)
+
     def _save(self, path: Path, state: State, keep: int = 1) -> bool:
         """Whether the file could be written; if not (disk full), all earlier ones are intact."""
         try:

@@ -129,6 +129,9 @@ class ModelConfig(Table):
     memory: Literal["standard", "packed"] = key(
         "standard", "`packed` keeps spikes at 1 bit until backward: same gradients, less memory"
     )
+    checkpoint_blocks: bool = key(
+        False, "compute each residual block again in backward: same gradients, less memory, slower"
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -193,6 +196,12 @@ class TrainConfig(Table):
     epochs: int = key(1, "passes over the training images", COUNT)
     batch_size: int = key(64, "images of one optimizer step, over all devices", COUNT)
     accumulate: int = key(1, "micro-batches of one step, a divisor of batch_size", COUNT)
+    micro_batch: int | Literal["auto"] = key(
+        0,
+        "images of a micro-batch on a device, in place of `accumulate`; 0: that says it; `auto`: "
+        "the largest that fits in memory. Batch norm's statistics are those of a micro-batch",
+        COUNT_OR_ZERO,
+    )
     max_steps: int = key(0, "end after so many optimizer steps; 0: no limit", COUNT_OR_ZERO)
     optimizer: Literal["sgd", "adamw"] = key("adamw", "torch's; biases and norms do not decay")
     lr: float = key(1e-3, "peak learning rate", Range(0, 1e3, open="low"))
@@ -204,6 +213,12 @@ class TrainConfig(Table):
     )
     warmup: float = key(0.1, "share of all steps in which the learning rate rises", SHARE)
     clip_grad_norm: float = key(0.0, "largest norm of the gradient; 0: not clipped", COUNT_OR_ZERO)
+    nonfinite: Literal["stop", "skip"] = key(
+        "stop",
+        "at a loss or gradient that is not finite: end the run, or leave the step out; either way "
+        "the step changes no weight, and the place where it began is named",
+    )
+    max_skips: int = key(10, "steps in a row that `skip` leaves out before the run ends", COUNT)
     precision: Literal["fp32", "bf16", "fp16"] = key(
         "fp32", "of convolutions and activations (autocast); membranes and weights stay fp32"
     )
@@ -393,10 +408,12 @@ def _idle(values: Mapping[str, Any]) -> dict[str, str]:
         (["data.classes"], "data.name", ("synthetic",)),
         (["model.stem"], "model.name", get_args(ResNet)),
         (["model.depth"], "model.name", get_args(PlainNet)),
+        (["model.checkpoint_blocks"], "model.name", get_args(ResNet) + get_args(SmallResNet)),
         (["neuron.tau", "neuron.decay_input"], "neuron.kind", ("lif", "plif", "relu")),
         (["neuron.detach_reset"], "neuron.reset", ("hard", "soft")),
         (["loss.tet_lambda"], "loss.kind", ("tet",)),
         (["train.momentum", "train.nesterov"], "train.optimizer", ("sgd",)),
+        (["train.max_skips"], "train.nonfinite", ("skip",)),
         (["monitor.every", "monitor.tensorboard"], "monitor.enabled", (True,)),
     ]
     idle = {
@@ -426,6 +443,22 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"train.accumulate = {parts} does not divide train.batch_size = {batch}; "
             "accepted: a divisor of it"
+        )
+    micro = values["train.micro_batch"]
+    if micro != 0 and parts != 1:
+        yield (
+            f"train.micro_batch = {_shown(micro)} and train.accumulate = {parts} both say how a "
+            "step is divided; accepted: one of them"
+        )
+    if micro not in (0, "auto") and batch % micro:
+        yield (
+            f"train.micro_batch = {micro} does not divide train.batch_size = {batch}; "
+            "accepted: a divisor of it"
+        )
+    if values["model.checkpoint_blocks"] and values["train.compile"]:
+        yield (
+            "model.checkpoint_blocks = true contradicts train.compile = true: torch.compile cannot "
+            "hold batch norm's statistics still; accepted: one of them"
         )
     if values["train.nesterov"] and values["train.momentum"] == 0:
         yield "train.nesterov = true needs train.momentum above 0, which is 0.0"

@@ -291,7 +291,8 @@ def announce_parts(
         display.note(f"threads: {torch.get_num_threads()}")
     if layers:
         display.note(f"neurons: {BACKENDS[backend_for(torch.empty(1, device=device))]}")
-    parts = f" in {recipe.train.accumulate} parts" if recipe.train.accumulate > 1 else ""
+    count = data.train.accumulate
+    parts = f" in {count} parts" if count > 1 else ""
     display.note(
         f"plan: {plan.steps} steps of {plan.batch_size} images{parts}, {plan.epoch_steps} steps an epoch\n"
     )

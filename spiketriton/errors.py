@@ -1,7 +1,8 @@
 """The user's mistakes and the exit codes: what every command of spiketriton says when it ends.
 
 0 done, 2 the user's mistake (one clear line on stderr, no traceback), 130 / 143 interrupted (by
-SIGINT, SIGTERM), 1 anything else, with its traceback: that mistake is ours.
+SIGINT, SIGTERM), 3 the numbers of a training went wrong (a loss or gradient that is not finite),
+1 anything else, with its traceback: that mistake is ours.
 """
 
 import sys
@@ -11,6 +12,7 @@ from typing import NoReturn
 EXIT_DONE = 0
 EXIT_ERROR = 1
 EXIT_USER = 2
+EXIT_NONFINITE = 3
 EXIT_SIGINT = 130
 EXIT_SIGTERM = 143
 

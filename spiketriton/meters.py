@@ -12,10 +12,6 @@ import torch
 from torch import Tensor
 
 
-class Diverged(Exception):
-    """The loss or the gradient is infinite or NaN: training cannot go on."""
-
-
 class Meters:
     """Adds up what happens between two `read`s, the only moment at which the device is waited for.
 
@@ -26,6 +22,7 @@ class Meters:
     def __init__(self, device: torch.device) -> None:
         self.loss = torch.zeros((), device=device, dtype=torch.float64)
         self.grad_norm = torch.zeros((), device=device)
+        self.left_out = torch.zeros((), device=device, dtype=torch.int64)
         self.steps = 0
         self._first: tuple[int, float, float] | None = None  # images, seconds, seconds waited
         self._restart()
@@ -33,8 +30,10 @@ class Meters:
     def _restart(self) -> None:
         self._images, self._waited, self._start = 0, 0.0, time.perf_counter()
 
-    def step(self, images: int, grad_norm: Tensor) -> None:
-        """Counts an optimizer step."""
+    def step(self, images: int, loss: Tensor, grad_norm: Tensor, withheld: Tensor) -> None:
+        """Counts an optimizer step; the loss of one that was `withheld` (a bool []) does not count."""
+        self.loss += torch.where(withheld, 0.0, loss)
+        self.left_out += withheld
         self.steps += 1
         self._images += images
         self.grad_norm = grad_norm
@@ -59,23 +58,11 @@ class Meters:
             self._start += time.perf_counter() - start
 
     def peek(self) -> tuple[float, float]:
-        """The mean loss since the last `read` (0 right after it), and the last step's norm."""
-        loss, norm = torch.stack([self.loss, self.grad_norm.double()]).tolist()
-        return loss / max(self.steps, 1), norm
-
-    def refuse_divergence(self, step: int, norm_may_overflow: bool) -> None:
-        """Diverged: the loss since the last row, or the last gradient, is infinite or NaN.
-
-        `norm_may_overflow`: a loss scaler finds its factor by trying and skips steps that overflow.
-        """
-        loss, norm = self.peek()
-        if math.isfinite(loss) and (math.isfinite(norm) or norm_may_overflow):
-            return
-        what = f"norm of the gradient is {norm}" if math.isfinite(loss) else f"loss is {loss}"
-        raise Diverged(
-            f"the {what} at step {step}; a lower train.lr, train.clip_grad_norm=1 or "
-            "train.precision=fp32 may help"
-        )
+        """The mean loss since the last `read` (nan without a step), and the last step's norm."""
+        numbers = torch.stack([self.loss, self.grad_norm.double(), self.left_out.double()])
+        loss, norm, left_out = numbers.tolist()
+        counted = self.steps - int(left_out)
+        return loss / counted if counted else math.nan, norm
 
     def read(self) -> dict[str, float]:
         """Mean loss, the last step's gradient norm, images/s, share of time spent waiting."""
@@ -85,6 +72,7 @@ class Meters:
         if images == 0 and self._first is not None:
             images, seconds, waited = self._first
         self.loss.zero_()
+        self.left_out.zero_()
         self.steps = 0
         self._restart()
         return {
@@ -95,11 +83,12 @@ class Meters:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        return {"loss": self.loss.item(), "steps": self.steps}
+        return {"loss": self.loss.item(), "steps": self.steps, "left_out": self.left_out.item()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.loss.fill_(state["loss"])
         self.steps = state["steps"]
+        self.left_out.fill_(state["left_out"])
 
 
 def peak_memory_mib(device: torch.device) -> float:

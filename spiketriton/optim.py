@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
@@ -22,8 +23,8 @@ def build_optimizer(cfg: TrainConfig, model: nn.Module) -> Optimizer:
 
     Weight decay reaches matrices and convolution kernels only: what has fewer than two dimensions
     (biases, scales of norms, gains, the leak of a neuron) has no scale that decay could choose.
-    Torch picks the loop (one multi-tensor kernel on a GPU); its `fused` variant stays off, since it
-    rounds differently from the plain one. Raises ValueError when nothing can be trained.
+    Torch's `fused` variant: it alone can be told on the device (`found_inf`) to leave a step out,
+    state and all, see guard.py. Raises ValueError when nothing can be trained.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
@@ -34,8 +35,13 @@ def build_optimizer(cfg: TrainConfig, model: nn.Module) -> Optimizer:
     ]
     groups = [group for group in groups if group["params"]]
     if cfg.optimizer == "sgd":
-        return SGD(groups, lr=cfg.lr, momentum=cfg.momentum, nesterov=cfg.nesterov)
-    return AdamW(groups, lr=cfg.lr)
+        sgd = SGD(groups, lr=cfg.lr, momentum=cfg.momentum, nesterov=cfg.nesterov, fused=True)
+        if cfg.momentum:
+            # as the first step would begin; torch leaves it undefined when that one is left out
+            for p in trained:
+                sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        return sgd
+    return AdamW(groups, lr=cfg.lr, fused=True)
 
 
 def build_schedule(cfg: TrainConfig, optimizer: Optimizer, total_steps: int) -> LRScheduler:

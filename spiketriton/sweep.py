@@ -24,7 +24,7 @@ from spiketriton.data import build_data
 from spiketriton.display import Display, duration, percent
 from spiketriton.environment import describe
 from spiketriton.errors import EXIT_DONE, UserError, one_line, run_command
-from spiketriton.meters import Diverged
+from spiketriton.nonfinite import Diverged
 from spiketriton.runfolder import RunFolder
 from spiketriton.trainer import Trainer
 

@@ -7,8 +7,8 @@ from spiketriton.commandline import Parser
 from spiketriton.data import build_data
 from spiketriton.display import announce_parts, announce_run, make_display, summary, what_next
 from spiketriton.environment import describe
-from spiketriton.errors import EXIT_ERROR, run_command
-from spiketriton.meters import Diverged
+from spiketriton.errors import EXIT_NONFINITE, run_command
+from spiketriton.nonfinite import Diverged
 from spiketriton.pictures import draw_run
 from spiketriton.runfolder import find_run
 from spiketriton.trainer import Trainer
@@ -20,8 +20,9 @@ examples:
   python -m spiketriton.train --resume runs/quickstart-20250101-120000
 
 Ctrl-C or SIGTERM finishes the step, saves, and prints the command that resumes the run.
-Exit codes: 0 done, 2 a mistake in the command or the recipe, 130 / 143 interrupted and saved,
-1 anything else. docs/recipes.md explains every key."""
+Exit codes: 0 done, 2 a mistake in the command or the recipe (too large for the memory, too),
+3 a loss or gradient that is not finite (nonfinite.json in the run folder says where it began),
+130 / 143 interrupted and saved, 1 anything else. docs/recipes.md explains every key."""
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -48,7 +49,7 @@ def main(arguments: list[str]) -> int:
         announce_run(display, recipe, folder.path)
         data = build_data(recipe)
         trainer = Trainer(recipe, data, folder, display)
-        announce_parts(display, recipe, data, trainer.model, trainer.plan)
+        announce_parts(display, recipe, trainer.data, trainer.model, trainer.plan)
         if args.resume:
             trainer.resume()
     except BaseException:
@@ -59,7 +60,7 @@ def main(arguments: list[str]) -> int:
         outcome = trainer.fit()
     except Diverged as error:
         print(f"error: {error}", file=sys.stderr)
-        return EXIT_ERROR
+        return EXIT_NONFINITE
     words = [args.recipe or str(folder.recipe), *args.overrides]
     summary(display, outcome, folder.path, draw_run(folder, recipe, data.synthetic))
     what_next(display, outcome, folder.path, recipe, words)

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, fields
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -19,10 +20,13 @@ from spiketriton.data import Data
 from spiketriton.display import Display, Outcome
 from spiketriton.errors import UserError
 from spiketriton.gradients import GradientMonitor, clipped_norm
+from spiketriton.guard import FiniteGuard
 from spiketriton.interrupts import StopSignals
 from spiketriton.losses import build_loss
+from spiketriton.memory_limit import explained, is_out_of_memory, settle
 from spiketriton.meters import Meters, peak_memory_mib
 from spiketriton.models import build_model
+from spiketriton.nonfinite import locate, report, scene
 from spiketriton.optim import build_optimizer, build_schedule
 from spiketriton.plan import Plan, Progress
 from spiketriton.randomness import random_state, seed_everything, set_random_state
@@ -40,10 +44,11 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, data: Data, folder: RunFolder, display: Display) -> None:
         cfg = recipe.train
-        self.recipe, self.data, self.folder, self.display = recipe, data, folder, display
+        self.recipe, self.folder, self.display = recipe, folder, display
         self.device = environment.choose_device(cfg.device).value
         precision = environment.choose_precision(cfg.precision, self.device).value
         environment.set_up(cfg, self.device)
+        self.data = data = settle(recipe, data, folder, display.note)
 
         seed_everything(recipe.seed)
         classes, channels, size = len(data.classes), data.channels, data.image_size
@@ -54,7 +59,7 @@ class Trainer:
         self.forward = environment.compiled(self.model) if cfg.compile else self.model
 
         self.plan = Plan.of(recipe, data)
-        self.accumulate = cfg.accumulate
+        self.accumulate = data.train.accumulate
         self.loss = build_loss(recipe.loss)
         self.optimizer = build_optimizer(cfg, self.model)
         self.schedule = build_schedule(cfg, self.optimizer, self.plan.steps)
@@ -63,13 +68,14 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
         # the scaler skips steps that overflow, the first one too; torch takes it for a mistake
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+        self.guard = FiniteGuard(self.model, self.optimizer, cfg, scaled=self.scaler.is_enabled())
         self.gradient_norm = partial(clipped_norm, list(model.parameters()), cfg.clip_grad_norm)
 
         self.tensorboard = TensorBoard(folder.path) if recipe.monitor.tensorboard else None
         self.monitor = GradientMonitor(
             self.model,
             due=self.plan.measures,
-            batch=cfg.batch_size // cfg.accumulate,
+            batch=cfg.batch_size // self.accumulate,
             image_shape=(channels, size, size),
             scale=self.scaler.get_scale,
             write=self.record_gradients,
@@ -88,7 +94,7 @@ class Trainer:
     def fit(self, until: int | None = None) -> Outcome:
         """Trains to the end, or to step `until`, or until a signal comes; saves before it returns.
 
-        Diverged: the loss or the gradient became infinite or NaN.
+        Diverged: a loss or gradient was infinite or NaN. OutOfMemory: a step needs more than there is.
         """
         end = self.plan.steps if until is None else min(until, self.plan.steps)
         if wants_calibration(self.recipe) and self.calibration is None:
@@ -119,22 +125,25 @@ class Trainer:
 
     def train_step(self) -> None:
         """One optimizer step: the micro-batches' gradients, summed, clipped and applied."""
+        losses = []
+        self.guard.begin()
         for part in range(self.accumulate):
             images, labels = self.next_batch()
             with self.monitor.watch(self.step + 1, last=part == self.accumulate - 1):
                 with self.autocast():
                     loss = self.loss(self.forward(images), labels) / self.accumulate
                 self.scaler.scale(loss).backward()
-            self.meters.loss += loss.detach()
+            losses.append(loss.detach().double())
         self.scaler.unscale_(self.optimizer)
-        norm = self.gradient_norm()
+        total, norm = torch.stack(losses).sum(), self.gradient_norm()
+        self.guard.judge(self.step + 1, total, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.lr = float(self.schedule.get_last_lr()[0])
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.step += 1
-        self.meters.step(self.recipe.train.batch_size, norm)
+        self.meters.step(self.recipe.train.batch_size, total, norm, self.guard.withheld)
         self.display.advance(self.step)
 
     def next_batch(self) -> tuple[Tensor, Tensor]:
@@ -145,6 +154,7 @@ class Trainer:
 
     def evaluate(self) -> None:
         """Tests the model, writes the row, and keeps the model if it is the best so far."""
+        self.refuse_nonfinite()
         start = time.perf_counter()
         with self.meters.aside():
             result = self.test()
@@ -187,7 +197,7 @@ class Trainer:
 
     def log(self) -> None:
         """Writes a row of the steps since the last one; waits for the device to do so."""
-        self.meters.refuse_divergence(self.step, self.scaler.is_enabled())
+        self.refuse_nonfinite()
         measured = self.meters.read()
         self.images_per_s = measured["images_per_s"]
         self.record(
@@ -197,6 +207,22 @@ class Trainer:
             firing_rate=self.monitor.summary.firing_rate,
             peak_memory_mib=peak_memory_mib(self.device),
         )
+
+    def refuse_nonfinite(self) -> None:
+        """Says which steps were left out; Diverged, with the place, when the guard ended training."""
+        counts = self.guard.read()
+        if not counts.halted_at:
+            if counts.new:
+                self.display.warn(counts.in_words())
+            return
+        with contextlib.closing(self.data.train.from_step(counts.halted_at - 1)) as stream:
+            parts = list(islice(stream, self.accumulate))
+        self.checkpoints.save_as(
+            self.folder.path / "nonfinite.pt", scene(self.state_dict(), counts.halted_at, parts)
+        )
+        batches = [(self.to_device(x), self.to_device(y)) for x, y in parts]
+        find = partial(locate, self.model, batches, self.loss, self.autocast)
+        raise report(self.recipe, self.folder.path, counts, find)
 
     def record(self, kind: str, **numbers: float | None) -> None:
         """A row of metrics.jsonl; `epoch` counts passes over the training images."""
@@ -216,7 +242,7 @@ class Trainer:
             self.tensorboard.add_gradients(rows)
 
     def save(self) -> None:
-        self.meters.refuse_divergence(self.step, self.scaler.is_enabled())
+        self.refuse_nonfinite()
         self.progress.seconds = self.seconds()
         if self.checkpoints.save_last(self.state_dict()):
             self.saved_at = self.step
@@ -281,7 +307,10 @@ class Trainer:
         set_random_state(self.random_state)
         try:
             yield
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, MemoryError, OSError) as error:
+            if is_out_of_memory(error):
+                images = self.data.test.batch_size
+                raise explained(error, self.recipe, self.device, images) from None
             if not self.stop.requested:
                 raise
             self.display.warn(f"step {self.step + 1} was cut off: {error}")
@@ -305,4 +334,4 @@ class Trainer:
         )
 
 
-_STATEFUL = ("model", "optimizer", "schedule", "scaler", "meters", "monitor")
+_STATEFUL = ("model", "optimizer", "schedule", "scaler", "guard", "meters", "monitor")

@@ -11,7 +11,7 @@ import torch
 
 from spiketriton import environment
 from spiketriton.config import load_recipe, to_toml
-from spiketriton.errors import EXIT_DONE, EXIT_ERROR, EXIT_USER, UserError
+from spiketriton.errors import EXIT_DONE, EXIT_NONFINITE, EXIT_USER, UserError
 from spiketriton.runfolder import RunFolder
 from spiketriton.train import main
 from tests.small_runs import SMALL, small_recipe, small_trainer
@@ -182,7 +182,7 @@ def test_a_damaged_run_folder_is_named(recipe, tmp_path, name):
 
 def test_divergence_is_an_error_in_one_line(recipe, capsys):
     diverging = ["train.optimizer=sgd", "train.lr=1e3", "model.norm=none", "neuron.kind=relu"]
-    assert main([recipe, *diverging, "--run-dir", "run"]) == EXIT_ERROR
+    assert main([recipe, *diverging, "--run-dir", "run"]) == EXIT_NONFINITE
     error = capsys.readouterr().err
     assert error.startswith("error: the ")
     assert error.count("\n") == 1

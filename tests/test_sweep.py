@@ -11,7 +11,7 @@ import pytest
 from spiketriton import sweep as module
 from spiketriton.config import Recipe, to_toml
 from spiketriton.errors import EXIT_SIGINT, UserError
-from spiketriton.meters import Diverged
+from spiketriton.nonfinite import Diverged
 from spiketriton.sweep import Cell, Group, grid, grouped, table
 from spiketriton.trainer import Trainer
 from tests.small_runs import small_recipe

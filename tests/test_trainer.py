@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from spiketriton import checkpoint
 from spiketriton.data import build_data
 from spiketriton.errors import UserError
-from spiketriton.meters import Diverged, Meters
+from spiketriton.meters import Meters
+from spiketriton.nonfinite import Diverged
 from spiketriton.plan import Plan
 from spiketriton.runfolder import RunFolder, _write_or_leave
 from tests.small_runs import Lines, assert_equal, last_state, small_recipe, small_trainer, untimed
@@ -353,31 +354,10 @@ def test_a_diverging_run_ends_with_an_error_and_good_checkpoints(tmp_path, log_e
     diverging = ["train.optimizer=sgd", "train.lr=1e3", "model.norm=none", "neuron.kind=relu"]
     diverging += [f"train.log_every={log_every}"]
     trainer = small_trainer(tmp_path / "run", *diverging, "checkpoint.every=1")
-    with pytest.raises(Diverged, match=r"at step \d+; a lower train\.lr"):
+    with pytest.raises(Diverged, match=r"at step \d+; .*a lower train\.lr"):
         trainer.fit()
     state = last_state(tmp_path / "run")
     assert all(torch.isfinite(value).all() for value in state["model"].values())
-
-
-@pytest.mark.parametrize(
-    ("loss", "norm", "scaled", "word"),
-    [
-        (math.nan, 1.0, False, "loss is nan"),
-        (math.inf, 1.0, True, "loss is inf"),
-        (1.0, math.nan, False, "norm of the gradient is nan"),
-        (1.0, math.inf, True, None),  # the scaler skips such a step
-        (1.0, 1.0, False, None),
-    ],
-)
-def test_what_counts_as_diverged(loss, norm, scaled, word):
-    meters = Meters(torch.device("cpu"))
-    meters.loss += loss
-    meters.step(4, torch.tensor(norm))
-    if word is None:
-        meters.refuse_divergence(3, scaled)
-    else:
-        with pytest.raises(Diverged, match=f"the {word} at step 3"):
-            meters.refuse_divergence(3, scaled)
 
 
 def test_the_time_of_tests_is_not_that_of_training(tmp_path, monkeypatch):
@@ -408,18 +388,17 @@ def test_meters_count_what_was_between_two_rows(monkeypatch):
     clock = iter(float(t) for t in (0, 2, 12, 20, 21, 24, 30, 34, 35, 36))
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     meters = Meters(torch.device("cpu"))  # at 0
-    meters.loss += 3.0
-    meters.step(8, torch.tensor(5.0))  # compiled from 0 to 2; measuring starts at 12
+    counts = torch.tensor(False)
+    meters.step(8, torch.tensor(3.0), torch.tensor(5.0), counts)  # compiled from 0 to 2; measuring starts at 12
     with meters.waiting():  # 20 to 21
         pass
     with meters.aside():  # 24 to 30: a test
         pass
-    meters.loss += 1.0
-    meters.step(8, torch.tensor(7.0))
-    assert meters.state_dict() == {"loss": 4.0, "steps": 2}
+    meters.step(8, torch.tensor(1.0), torch.tensor(7.0), counts)
+    assert meters.state_dict() == {"loss": 4.0, "steps": 2, "left_out": 0}
     row = meters.read()  # at 34: 22 s since 12, less 6
     assert row == {"loss": 2.0, "grad_norm": 7.0, "images_per_s": 8 / 16, "data_wait": 1 / 16}
-    assert meters.state_dict() == {"loss": 0.0, "steps": 0}
+    assert meters.state_dict() == {"loss": 0.0, "steps": 0, "left_out": 0}
 
 
 def test_one_step_alone_has_a_speed(tmp_path):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from spiketriton.config import Recipe
+from spiketriton.config import Recipe, TrainConfig
 from spiketriton.data.sources import SOURCES, Source
 from spiketriton.data.splits import ArraySplit
 from spiketriton.data.stream import Batches, Loading, TestSet, TrainStream, auto_workers, subset
@@ -38,11 +38,7 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
     folder it belongs in and data.root), damaged, or too few for a batch.
     """
     config, train = recipe.data, recipe.train
-    if train.batch_size % (train.accumulate * world_size):
-        raise UserError(
-            f"train.batch_size = {train.batch_size} does not divide into train.accumulate = "
-            f"{train.accumulate} micro-batches for {world_size} process(es)"
-        )
+    accumulate = _micro_batches(train, world_size)
     source = SOURCES[config.name](config)
     _check_counts(recipe, source)
     size = config.image_size or source.image_size
@@ -71,7 +67,7 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
             members=subset(source.train, config.train_images),
             seed=recipe.seed,
             batch_size=train.batch_size,
-            accumulate=train.accumulate,
+            accumulate=accumulate,
             rank=rank,
             world_size=world_size,
             loading=loading,
@@ -79,13 +75,26 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
         test=TestSet(
             dataset=Batches(source.test, transform),
             members=subset(source.test, config.test_images),
-            batch_size=train.batch_size // (train.accumulate * world_size),
+            batch_size=train.batch_size // (accumulate * world_size),
             rank=rank,
             world_size=world_size,
             loading=loading,
         ),
         synthetic=source.synthetic,
     )
+
+
+def _micro_batches(train: TrainConfig, world_size: int) -> int:
+    """The parts of a step on each rank; with train.micro_batch = "auto" one, until they are found."""
+    given = train.micro_batch not in (0, "auto")
+    key = "micro_batch" if given else "accumulate"
+    value = getattr(train, key)
+    if train.batch_size % (value * world_size):
+        raise UserError(
+            f"train.batch_size = {train.batch_size} does not divide by train.{key} = {value} on "
+            f"{world_size} process(es)"
+        )
+    return train.batch_size // (value * world_size) if given else value
 
 
 def _check_counts(recipe: Recipe, source: Source) -> None:

@@ -79,6 +79,7 @@ class Parts:
     fused: bool
     steps: int
     packed: bool
+    checkpoint_blocks: bool
 
     @classmethod
     def of(cls, recipe: Recipe) -> "Parts":
@@ -87,7 +88,8 @@ class Parts:
         if recipe.neuron.kind == "relu":
             norm, steps = ("none" if norm == "none" else "bn"), 1
         packed = recipe.model.memory == "packed" and recipe.neuron.kind != "relu"
-        return cls(recipe.neuron, norm, recipe.model.fused, steps, packed)
+        model = recipe.model
+        return cls(recipe.neuron, norm, model.fused, steps, packed, model.checkpoint_blocks)
 
     def neuron(self) -> nn.Module:
         return build_neuron(self.neuron_config)

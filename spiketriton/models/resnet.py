@@ -4,9 +4,14 @@ He et al. 2015 (arXiv 1512.03385); the stride of a bottleneck lies in its 3x3 co
 torchvision. With ReLU neurons and plain blocks they are torchvision's ResNets, name by name.
 """
 
+import contextlib
+from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from spiketriton.models.layers import (
     Parts,
@@ -19,6 +24,7 @@ from spiketriton.models.layers import (
 )
 from spiketriton.models.memory import mark_spikes
 from spiketriton.models.network import Network
+from spiketriton.neurons import Norm
 
 
 class Architecture(NamedTuple):
@@ -151,6 +157,34 @@ class MSBlock(Block):
         return norms[-1](spike_conv(convs[-1], spikes)) + shortcut
 
 
+def recomputed(block: nn.Module, x: Tensor) -> Tensor:
+    """`block(x)`, of which only x is kept: backward computes the rest again, bit for bit.
+
+    Batch norm's running statistics move the first time only. Probes are filled by backward, which
+    runs once.
+    """
+    context = partial(_contexts, block)
+    # nothing in a block is random, so no random state has to be kept
+    return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=context)
+
+
+def _contexts(block: nn.Module) -> tuple[contextlib.nullcontext, contextlib.AbstractContextManager]:
+    """The surroundings of the forward pass and of the one that is computed again."""
+    return contextlib.nullcontext(), _untracked(block)
+
+
+@contextlib.contextmanager
+def _untracked(block: nn.Module) -> Iterator[None]:
+    norms = [module for module in block.modules() if isinstance(module, Norm)]
+    for norm in norms:
+        norm.tracks = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.tracks = True
+
+
 BLOCKS: dict[str, type[Block]] = {"plain": PlainBlock, "sew": SEWBlock, "ms": MSBlock}
 
 
@@ -195,6 +229,7 @@ class ResNet(Network):
                 )
                 channels_in = blocks[-1].channels_out
             self.add_module(name, nn.Sequential(*blocks))
+        self.checkpoint_blocks = parts.checkpoint_blocks
         self.neuron_last = parts.neuron() if block == "ms" else None
         self.fc = nn.Linear(channels_in, classes)
         self._initialize()
@@ -208,8 +243,11 @@ class ResNet(Network):
             if self.is_spiking and self.neuron1 is not None:
                 x = mark_spikes(x)  # the largest of spikes is one
         x = over_time(x, steps)
+        learns = self.training and torch.is_grad_enabled() and not self.streaming
+        again = self.checkpoint_blocks and learns
         for name in self.stage_names:
-            x = self.get_submodule(name)(x)
+            for block in self.get_submodule(name).children():
+                x = recomputed(block, x) if again else block(x)
         if self.neuron_last is not None:
             x = fire(self.neuron_last, x)
         return x.mean((3, 4))

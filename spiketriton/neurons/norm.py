@@ -42,6 +42,7 @@ class Norm(nn.modules.batchnorm._BatchNorm):
         self.scale = scale
         self.fused = fused
         self.first_step = 0  # of the next call, when a window is streamed in chunks
+        self.tracks = True  # false while a batch that has been counted is computed again
         self.step_gain = nn.Parameter(torch.ones(steps)) if steps else None
 
     def forward(self, y: Tensor) -> Tensor:
@@ -60,10 +61,11 @@ class Norm(nn.modules.batchnorm._BatchNorm):
     def _normalise(self, y: Tensor) -> Tensor:
         self.count_batch()
         weight = self.weight if self.scale == 1 else self.weight * self.scale
+        mean, variance = self.statistics()
         current = F.batch_norm(
             y.flatten(0, 1),
-            self.running_mean,
-            self.running_var,
+            mean,
+            variance,
             weight,
             self.bias,
             self.training,
@@ -92,8 +94,14 @@ class Norm(nn.modules.batchnorm._BatchNorm):
 
     def count_batch(self) -> None:
         """Counts a training batch, as torch's batch norm does."""
-        if self.training:
+        if self.training and self.tracks:
             self.num_batches_tracked.add_(1)
+
+    def statistics(self) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Running mean and variance [C], which a training batch moves; None when it must not."""
+        if self.training and not self.tracks:
+            return None, None
+        return self.running_mean, self.running_var
 
     def extra_repr(self) -> str:
         steps = 0 if self.step_gain is None else len(self.step_gain)

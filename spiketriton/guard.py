@@ -1,0 +1,134 @@
+"""Watches for a loss or a gradient that is not finite, and never waits for the device.
+
+The verdict on a step is a boolean on the device. Where it is bad, the optimizer leaves its step out
+(`found_inf`, as for a loss scaler), and batch norm's running statistics are put back: weights,
+optimizer state and statistics are bit for bit those from before the step. The host reads the counts
+when it waits for the device anyway, in a row of metrics or a checkpoint.
+
+After more bad steps in a row than the recipe allows (none under `train.nonfinite = "stop"`) every
+later step is left out too, so whenever the host comes to read it, the model is the one that met the
+bad step.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from spiketriton.config import TrainConfig
+
+
+class Counts(NamedTuple):
+    """What the device has counted; steps are numbered from 1, 0 is none."""
+
+    in_a_row: int
+    skipped: int
+    new: int  # skipped since they were last read
+    last: int  # the last step that was left out
+    halted_at: int  # the step that ended training
+    loss: float  # of the last step that was left out
+    norm: float  # of its gradient
+
+    @property
+    def number(self) -> str:
+        """`the loss is nan`: what was not finite in the last step that was left out."""
+        if math.isfinite(self.loss):
+            return f"the norm of the gradient is {self.norm}"
+        return f"the loss is {self.loss}"
+
+    def in_words(self) -> str:
+        """That more steps were left out."""
+        steps = "1 step was" if self.new == 1 else f"{self.new} steps were"
+        return (
+            f"{steps} left out, the last one step {self.last}, where {self.number}; "
+            f"{self.in_a_row} in a row, {self.skipped} in all"
+        )
+
+
+class FiniteGuard:
+    """Keeps bad steps from changing anything.
+
+    Args:
+        model: whose buffers a bad step must not change.
+        optimizer: with torch's `fused=True`; the guard hooks its `step`.
+        cfg: `nonfinite` and `max_skips` are read.
+        scaled: a loss scaler looks for its factor by trying, so a gradient may overflow; it leaves
+            such steps out by itself, and only the loss is judged here.
+
+    Every rank of a run must be given the same `loss` and `norm`.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, cfg: TrainConfig, *, scaled: bool
+    ) -> None:
+        self.patience = cfg.max_skips if cfg.nonfinite == "skip" else 0
+        self.scaled = scaled
+        buffers = [buffer for buffer in model.buffers() if buffer is not None]
+        dtypes = sorted({buffer.dtype for buffer in buffers}, key=str)
+        self._buffers = [[b for b in buffers if b.dtype == dtype] for dtype in dtypes]
+        device = next(model.parameters()).device
+        zero = torch.zeros((), device=device)
+        self._in_a_row = self._skipped = self._last = self._halted_at = zero.long()
+        self._numbers = torch.stack([zero, zero]).double()  # loss and norm of the last bad step
+        self._told = 0
+        self.withheld = zero.bool()
+        optimizer.register_step_pre_hook(self._withhold)
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Before the first forward pass of a step: remembers the statistics."""
+        self._kept = [_flat(buffers) for buffers in self._buffers]
+
+    @torch.no_grad()
+    def judge(self, step: int, loss: Tensor, norm: Tensor) -> None:
+        """After backward, before the optimizer's step.
+
+        Args:
+            step: its number, from 1.
+            loss, norm: of the whole step, scalars on the device.
+        """
+        bad = ~loss.isfinite()
+        if not self.scaled:
+            bad |= ~norm.isfinite()
+        bad &= self._halted_at == 0
+        numbers = torch.stack([loss.double(), norm.double()])
+        self._in_a_row = torch.where(bad, self._in_a_row + 1, 0)
+        self._skipped = self._skipped + bad
+        self._last = torch.where(bad, step, self._last)
+        self._numbers = torch.where(bad, numbers, self._numbers)
+        self._halted_at = torch.where(self._in_a_row > self.patience, step, self._halted_at)
+        self.withheld = bad | (self._halted_at > 0)
+        for buffers, kept in zip(self._buffers, self._kept, strict=True):
+            chosen = torch.where(self.withheld, kept, _flat(buffers))
+            parts = chosen.split([buffer.numel() for buffer in buffers])
+            shaped = [part.view_as(b) for part, b in zip(parts, buffers, strict=True)]
+            torch._foreach_copy_(buffers, shaped)
+
+    def _withhold(self, optimizer: Any, *_: object) -> None:
+        withheld = self.withheld.float()
+        optimizer.found_inf = (
+            torch.maximum(optimizer.found_inf, withheld) if self.scaled else withheld
+        )
+
+    def read(self) -> Counts:
+        """Waits for the device."""
+        counts = [self._in_a_row, self._skipped, self._last, self._halted_at]
+        row, skipped, last, halted, loss, norm = torch.cat(
+            [torch.stack(counts).double(), self._numbers]
+        ).tolist()
+        new, self._told = int(skipped) - self._told, int(skipped)
+        return Counts(int(row), int(skipped), new, int(last), int(halted), loss, norm)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"in_a_row": int(self._in_a_row), "skipped": int(self._skipped)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._in_a_row = torch.full_like(self._in_a_row, state["in_a_row"])
+        self._skipped = torch.full_like(self._skipped, state["skipped"])
+        self._told = state["skipped"]
+
+
+def _flat(buffers: list[Tensor]) -> Tensor:
+    return torch.cat([buffer.flatten() for buffer in buffers])

@@ -1,0 +1,241 @@
+"""Out of memory: what a step needed, the keys that lower it, and the largest micro-batch that fits.
+
+`train.micro_batch = "auto"` really trains: for each divisor of a device's batch, from the whole down,
+a network of its own takes an optimizer step and a second forward and backward pass behind it, which
+is the most that any step holds (gradients, optimizer state and activations at once). What runs out
+of memory does not fit. The network is thrown away and the random generators are put back, so the
+run that follows is that of the same number in the recipe. The result is kept in the run folder:
+batch norm sees micro-batches, so a run that goes on elsewhere has to keep its own.
+"""
+
+import contextlib
+import gc
+import json
+import re
+import resource
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from spiketriton import environment
+from spiketriton.config import Recipe
+from spiketriton.data import Data
+from spiketriton.errors import UserError
+from spiketriton.losses import build_loss
+from spiketriton.meters import peak_memory_mib
+from spiketriton.models import build_model
+from spiketriton.optim import build_optimizer
+from spiketriton.randomness import random_state, set_random_state
+from spiketriton.runfolder import RunFolder
+
+# how torch, its allocators and C++ say it where the type of the exception does not
+_WORDS = ("can't allocate memory", "CUDA out of memory", "bad_alloc", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+class OutOfMemory(UserError):
+    """The recipe needs more memory than there is."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory on a GPU or the host ran out."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
+
+
+def explained(
+    error: BaseException, recipe: Recipe, device: torch.device, images: int
+) -> OutOfMemory:
+    """The one line for an error that is one of memory.
+
+    Args:
+        images: of the micro-batch that did not fit, on this device.
+    """
+    train, peak = recipe.train, peak_memory_mib(device)
+    asked = _asked(str(error))
+    had = "the peak allocated before" if device.type == "cuda" else "the peak of this process"
+    return OutOfMemory(
+        f"out of memory on {device.type}: {asked or 'memory'} more was asked for, {had} was "
+        f"{peak:.0f} MiB{_total(device)}; a micro-batch is {images} images (train.batch_size = "
+        f"{train.batch_size}); what lowers it: {', '.join(_remedies(recipe, images))}"
+    )
+
+
+def _asked(message: str) -> str:
+    """The size in the messages of torch's allocators: `2.00 GiB`, or of bytes."""
+    if found := re.search(r"[Tt]ried to allocate ([\d.]+ [KMG]iB)", message):
+        return found[1]
+    if found := re.search(r"tried to allocate (\d+) bytes", message):
+        return f"{int(found[1]) / 2**20:.1f} MiB"
+    return ""
+
+
+def _total(device: torch.device) -> str:
+    if device.type != "cuda":
+        return ""
+    return f" of {torch.cuda.get_device_properties(device).total_memory / 2**20:.0f} MiB"
+
+
+def _remedies(recipe: Recipe, images: int) -> list[str]:
+    """Changes of the recipe that this one has not made yet, the least costly first."""
+    train, model = recipe.train, recipe.model
+    spiking, tips = recipe.neuron.kind != "relu", []
+    if images > 1:
+        fewer = next(n for n in range(images // 2, 0, -1) if images % n == 0)
+        auto = "" if train.micro_batch == "auto" else " or auto"
+        tips.append(f"train.micro_batch={fewer}{auto} (the same batch in more parts)")
+    if model.memory == "standard" and spiking:
+        tips.append("model.memory=packed (the same gradients)")
+    if train.precision == "fp32":
+        tips.append("train.precision=bf16")
+    if train.batch_size > 1:
+        tips.append("a lower train.batch_size")
+    if not model.checkpoint_blocks and model.name not in ("plain", "mlp") and not train.compile:
+        tips.append("model.checkpoint_blocks=true (the same gradients, one more forward pass)")
+    return tips or ["a smaller model.width, data.image_size or time_steps"]
+
+
+Trial = Callable[[int], None]  # trains on so many images; an error of memory when they do not fit
+
+
+def settle(
+    recipe: Recipe,
+    data: Data,
+    folder: RunFolder,
+    note: Callable[[str], None],
+    trial: Trial | None = None,
+) -> Data:
+    """`data` in the micro-batches that fit, where the recipe leaves their size to be found.
+
+    OutOfMemory: not even one image fits.
+    """
+    if recipe.train.micro_batch != "auto":
+        return data
+    found = folder.path / "micro_batch.json"
+    share = data.train.batch_size // data.train.world_size
+    if found.exists():
+        size = _read(found, share)
+        note(f"micro-batch: {size} of {share} images, as this run began")
+    else:
+        size = largest_that_fits(share, trial or _trial_of(recipe, data), recipe)
+        note(f"micro-batch: {size} of {share} images, the largest that fits in memory")
+        found.write_text(json.dumps({"micro_batch": size}) + "\n", "utf-8")
+    train = replace(data.train, accumulate=share // size)
+    return replace(data, train=train, test=replace(data.test, batch_size=size))
+
+
+def _read(path: Path, share: int) -> int:
+    try:
+        size = int(json.loads(path.read_text("utf-8"))["micro_batch"])
+    except (ValueError, KeyError, TypeError):
+        size = 0
+    if size < 1 or share % size:
+        raise UserError(f"{path} is damaged: no divisor of {share} images is in it")
+    return size
+
+
+def largest_that_fits(images: int, trial: Trial, recipe: Recipe) -> int:
+    """The largest divisor of `images` on which `trial` raises no error of memory.
+
+    OutOfMemory: there is none.
+    """
+    before, device = random_state(), environment.choose_device(recipe.train.device).value
+    limit = _host_limit() if device.type == "cpu" else contextlib.nullcontext()
+    try:
+        with limit:
+            for size in (n for n in range(images, 1, -1) if images % n == 0):
+                if _failure(trial, size) is None:
+                    return size
+            if (failure := _failure(trial, 1)) is not None:
+                raise explained(failure, recipe, device, 1)
+            return 1
+    finally:
+        set_random_state(before)
+        torch.cuda.empty_cache()
+
+
+def _failure(trial: Trial, size: int) -> Exception | None:
+    """The error of memory that a trial ends with, without the tensors that its frames hold."""
+    try:
+        trial(size)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        failure = error.with_traceback(None)
+    else:
+        return None
+    gc.collect()
+    torch.cuda.empty_cache()
+    return failure
+
+
+def _trial_of(recipe: Recipe, data: Data) -> Trial:
+    """Trains a throw-away network of the recipe on noise of the data's shape."""
+    cfg = recipe.train
+    device = environment.choose_device(cfg.device).value
+    precision = environment.choose_precision(cfg.precision, device).value
+    layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
+    loss = build_loss(recipe.loss)
+
+    def trial(images: int) -> None:
+        size = data.image_size
+        model = build_model(
+            recipe, classes=len(data.classes), channels=data.channels, image_size=size
+        ).to(device, memory_format=layout)  # type: ignore[call-overload]
+        forward = environment.compiled(model) if cfg.compile else model
+        optimizer = build_optimizer(cfg, model)
+        batch = torch.randn(images, data.channels, size, size, device=device)
+        labels = torch.zeros(images, dtype=torch.int64, device=device)
+        for _ in range(2):
+            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+                value = loss(forward(batch.to(memory_format=layout)), labels)
+            value.backward()
+            optimizer.step()
+        value.item()  # waits for the device
+
+    return trial
+
+
+@contextlib.contextmanager
+def _host_limit() -> Iterator[None]:
+    """Lets allocations beyond the free memory of this machine fail; Linux would kill the process."""
+    available, used = available_host_memory(), _data_memory()
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if available is None or used is None:
+        yield
+        return
+    most = [used + available, *(x for x in (soft, hard) if x != resource.RLIM_INFINITY)]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(most), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def available_host_memory() -> int | None:
+    """Bytes that processes can still get, also within a container; None where Linux says nothing."""
+    kib = _field(Path("/proc/meminfo"), "MemAvailable")
+    if kib is None:
+        return None
+    free = [kib * 1024]
+    group = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, ValueError):  # no limit reads "max"
+        limit = int((group / "memory.max").read_text())
+        free.append(max(0, limit - int((group / "memory.current").read_text())))
+    return min(free)
+
+
+def _data_memory() -> int | None:
+    """Bytes of this process that RLIMIT_DATA counts."""
+    kib = _field(Path("/proc/self/status"), "VmData")
+    return None if kib is None else kib * 1024
+
+
+def _field(path: Path, name: str) -> int | None:
+    try:
+        found = re.search(rf"^{name}:\s+(\d+) kB", path.read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) if found else None

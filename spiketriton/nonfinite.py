@@ -1,0 +1,309 @@
+"""python -m spiketriton.nonfinite RUN/nonfinite.pt: where a step's numbers went wrong, once more.
+
+When a run ends at a loss or gradient that is not finite, the step is repeated layer by layer with
+norm and neuron apart, so that every current between them can be looked at. Named is the first layer
+and time step, in the order in which things are computed: forward the first value, else backward the
+first gradient, which meets the last layer and the last time step first.
+"""
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from spiketriton import environment
+from spiketriton.calibration import Calibration
+from spiketriton.checkpoint import State, read_checkpoint
+from spiketriton.commandline import Parser
+from spiketriton.config import Recipe, recipe_from_toml
+from spiketriton.errors import UserError, run_command
+from spiketriton.guard import Counts
+from spiketriton.losses import build_loss
+from spiketriton.memory_limit import is_out_of_memory
+from spiketriton.models import Network, build_model
+from spiketriton.neurons import Norm, SpikingNeuron
+from spiketriton.probing import Batch, Loss
+
+Autocast = Callable[[], AbstractContextManager[object]]
+
+EPILOG = """\
+FILE is the nonfinite.pt in the folder of a run that ended at a loss or gradient that was not
+finite. The step is repeated from it, and the layer and time step are named where that began.
+Exit codes: 0 done, 2 a mistake in the command or the file."""
+
+
+class Diverged(Exception):
+    """The loss or the gradient is infinite or NaN: training cannot go on."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Where the first value that is not finite appeared.
+
+    what: "the images", "input current", "output", "loss", "gradient" or "norm".
+    layer: dotted name of the module, or of the parameter; "" where there is none.
+    time_step: from 0; None without one.
+    count, of: values that are not finite, of how many in that time step (or tensor).
+    parameters: those that hold, or whose gradients hold, values that are not finite.
+    """
+
+    what: str
+    layer: str = ""
+    time_step: int | None = None
+    count: int = 0
+    of: int = 0
+    parameters: tuple[str, ...] = ()
+
+    def in_words(self) -> str:
+        if self.what == "norm":
+            return f"every gradient is finite, but their norm is not; the largest: {self.layer}"
+        if self.what == "loss":
+            return "every current is finite, but the loss is not"
+        when = "" if self.time_step is None else f" at time step {self.time_step}"
+        share = f"{self.count} of {self.of} values"
+        named = ", ".join(self.parameters[:3]) + ", ..." * (len(self.parameters) > 3)
+        if self.what == "the images":
+            return f"it began in the images ({share})"
+        if self.what == "gradient":
+            where = f"the gradient of {self.layer}{when} ({share})"
+            return f"forward is finite; backward it began in {where}"
+        behind = f", whose {named} is not finite" if self.parameters else ""
+        return f"it began in the {self.what} of {self.layer}{behind}{when} ({share})"
+
+
+def locate(
+    model: Network, batches: Sequence[Batch], loss: Loss, autocast: Autocast
+) -> Finding | None:
+    """Repeats a step and says where it went wrong; None when it does not, this time.
+
+    The model is left as it was, but for the gradients of its parameters, which end as None.
+
+    Args:
+        model: with the weights of before the step.
+        batches: its micro-batches on the model's device, images [b, C, H, W] and labels [b].
+        loss: currents [T, b, K], labels [b] -> scalar.
+        autocast: the precision of the forward pass.
+    """
+    with _one_by_one(model):
+        for images, labels in batches:
+            if not images.isfinite().all():
+                return Finding("the images", "", None, *_share(images))
+            with _Trace(model, len(images)) as trace:
+                with autocast():
+                    value = loss(model(images), labels) / len(batches)
+                if trace.found is not None:
+                    return trace.found
+                if not value.isfinite():
+                    return Finding("loss")
+                trace.forward = False
+                value.backward()
+            if trace.found is not None:
+                return trace.found
+        return _in_parameters(model)
+
+
+class _Trace:
+    """Looks at everything that flows through `model` while entered; keeps the first bad place."""
+
+    def __init__(self, model: Network, images: int) -> None:
+        self.steps, self.images, self.spiking = model.time_steps, images, model.is_spiking
+        self.found: Finding | None = None
+        self.forward = True  # recomputed layers pass by once more in backward
+        self._hooks = []
+        for name, module in model.named_modules():
+            if isinstance(module, SpikingNeuron):
+                hook = partial(self._enters, name)
+                self._hooks.append(module.register_forward_pre_hook(hook))
+            elif not list(module.children()):
+                self._hooks.append(module.register_forward_hook(partial(self._leaves, name)))
+
+    def __enter__(self) -> "_Trace":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _enters(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._look("input current", name, inputs[0], module)
+        self._watch_gradient(name, inputs[0])
+
+    def _leaves(self, name: str, module: nn.Module, inputs: object, output: Tensor) -> None:
+        self._look("output", name, output, module)
+        if not self.spiking:
+            self._watch_gradient(name, output)
+
+    def _look(self, what: str, name: str, x: Tensor, module: nn.Module) -> None:
+        if self.found is None and self.forward and not x.isfinite().all():
+            bad = [key for key, p in module.named_parameters() if not p.isfinite().all()]
+            time_step, share = self._place(x, first=True)
+            self.found = Finding(what, name, time_step, *share, tuple(bad))
+
+    def _watch_gradient(self, name: str, x: Tensor) -> None:
+        if x.requires_grad and self.forward:
+            x.register_hook(partial(self._look_back, name))
+
+    def _look_back(self, name: str, grad: Tensor) -> None:
+        if self.found is None and not grad.isfinite().all():
+            time_step, share = self._place(grad, first=False)
+            self.found = Finding("gradient", name, time_step, *share)
+
+    def _place(self, x: Tensor, *, first: bool) -> tuple[int | None, tuple[int, int]]:
+        """The first (or last) time step of `x` that is not finite, and how much of it."""
+        if x.shape[:2] != (self.steps, self.images):
+            if len(x) != self.steps * self.images:  # the stem's constant current, shown from 0 on
+                return 0 if self.spiking else None, _share(x)
+            x = x.unflatten(0, (self.steps, self.images))
+        steps = [t for t in range(self.steps) if not x[t].isfinite().all()]
+        time_step = steps[0 if first else -1]
+        return time_step if self.spiking else None, _share(x[time_step])
+
+
+def _share(x: Tensor) -> tuple[int, int]:
+    """How many values are not finite, of how many."""
+    return int((~x.isfinite()).sum()), x.numel()
+
+
+def _in_parameters(model: Network) -> Finding | None:
+    """Where only the parameters' own gradients are not finite, or only their norm."""
+    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    bad = [name for name, grad in grads.items() if not grad.isfinite().all()]
+    if bad:
+        return Finding("gradient", bad[-1], None, *_share(grads[bad[-1]]), tuple(bad))
+    if not nn.utils.get_total_norm(list(grads.values())).isfinite():
+        return Finding("norm", max(grads, key=lambda name: float(grads[name].abs().max())))
+    return None
+
+
+@contextlib.contextmanager
+def _one_by_one(model: Network) -> Iterator[None]:
+    """Norm and neuron apart; afterwards the model is as it was."""
+    norms = [module for module in model.modules() if isinstance(module, Norm)]
+    fused = [norm.fused for norm in norms]
+    training = model.training
+    kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model.train()
+    model.zero_grad(set_to_none=True)
+    for norm in norms:
+        norm.fused = False
+    try:
+        yield
+    finally:
+        for norm, was in zip(norms, fused, strict=True):
+            norm.fused = was
+        model.zero_grad(set_to_none=True)
+        model.train(training)
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(kept[name])
+
+
+def scene(recipe_and_weights: State, step: int, batches: Sequence[Batch]) -> State:
+    """What nonfinite.pt holds: the recipe and weights of a training state, and the step's batches.
+
+    Args:
+        recipe_and_weights: `Trainer.state_dict()`.
+        step: the bad one, from 1.
+        batches: its micro-batches.
+    """
+    kept = ("recipe", "name", "version", "calibration", "model")
+    images, labels = zip(*batches, strict=True)
+    return {
+        **{key: recipe_and_weights[key] for key in kept},
+        "step": step,
+        "images": torch.stack(images),
+        "labels": torch.stack(labels),
+    }
+
+
+def report(
+    recipe: Recipe, folder: Path, counts: Counts, find: Callable[[], Finding | None]
+) -> Diverged:
+    """Finds the place, writes nonfinite.json, and returns the error that ends the run.
+
+    Args:
+        counts: of the guard that ended it.
+        find: repeats the step.
+    """
+    finding = None
+    try:
+        finding = find()
+        place = finding.in_words() if finding else "repeated layer by layer, the step is finite"
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        place = "repeating it layer by layer ran out of memory"
+    message = f"{counts.number} at step {counts.halted_at}; {place}"
+    content = {
+        "step": counts.halted_at,
+        "message": message,
+        "found": asdict(finding) if finding else None,
+        "state": "nonfinite.pt",
+    }
+    (folder / "nonfinite.json").write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    return Diverged(
+        f"{message}; {_advice(recipe)} may help; the step changed no weight, and python -m "
+        f"spiketriton.nonfinite {folder / 'nonfinite.pt'} repeats it"
+    )
+
+
+def _advice(recipe: Recipe) -> str:
+    tips = ["a lower train.lr"]
+    if not recipe.train.clip_grad_norm:
+        tips.append("train.clip_grad_norm=1")
+    if recipe.train.precision != "fp32":
+        tips.append("train.precision=fp32")
+    if recipe.neuron.kind != "relu" and not isinstance(recipe.neuron.surrogate.width, str):
+        tips.append("neuron.surrogate.width=auto")
+    return ", ".join(tips[:-1]) + f" or {tips[-1]}" if len(tips) > 1 else tips[0]
+
+
+def repeat(state: State) -> Finding | None:
+    """Rebuilds the model of nonfinite.pt and repeats its step, on the recipe's device.
+
+    UserError: the state is that of a run, not of a bad step.
+    """
+    if "images" not in state:
+        raise UserError("the file holds a checkpoint, not a bad step; accepted: a nonfinite.pt")
+    recipe = recipe_from_toml(state["recipe"], state["name"])
+    device = environment.choose_device(recipe.train.device).value
+    precision = environment.choose_precision(recipe.train.precision, device).value
+    environment.set_up(recipe.train, device)
+    _, _, channels, size, _ = state["images"].shape
+    classes = len(state["model"]["fc.weight"])
+    model = build_model(recipe, classes=classes, channels=channels, image_size=size)
+    model.load_state_dict(state["model"])
+    if state["calibration"] is not None:
+        Calibration.of_state(state["calibration"]).apply(model)
+    layout = torch.channels_last if recipe.train.channels_last else torch.contiguous_format
+    model.to(device, memory_format=layout)  # type: ignore[call-overload]
+    there = partial(environment.to_device, device=device, layout=layout)
+    batches = [(there(x), there(y)) for x, y in zip(state["images"], state["labels"], strict=True)]
+    half = precision != torch.float32
+    autocast = partial(torch.autocast, device.type, precision, enabled=half)
+    return locate(model, batches, build_loss(recipe.loss), autocast)
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser("nonfinite", "Repeat the step at which a run's numbers went wrong.", EPILOG)
+    parser.add_argument("file", metavar="FILE", type=Path, help="nonfinite.pt of a run")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> None:
+    state = read_checkpoint(parse(arguments).file)
+    finding = repeat(state)
+    words = finding.in_words() if finding else "repeated layer by layer, the step is finite"
+    print(f"step {state['step']}: {words}", file=sys.stdout)
+
+
+if __name__ == "__main__":
+    run_command(main)
