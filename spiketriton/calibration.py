@@ -127,10 +127,11 @@ def probe_batches(
 ) -> list[Batch]:
     """The first `count` batches of the training stream, each cut to so many images (0: by device).
 
-    Always the same ones for a recipe, its seed and a kind of device.
+    Always the same ones for a recipe, its seed and a kind of device, on every rank.
     """
+    stream_of_all = replace(data.train, rank=0, world_size=1)
     most = images or (CPU_IMAGES if device.type == "cpu" else GPU_IMAGES)
-    with contextlib.closing(data.train.from_step(0)) as stream:
+    with contextlib.closing(stream_of_all.from_step(0)) as stream:
         return [(x[:most].to(device), y[:most].to(device)) for x, y in islice(stream, count)]
 
 

@@ -222,6 +222,9 @@ class TrainConfig(Table):
     precision: Literal["fp32", "bf16", "fp16"] = key(
         "fp32", "of convolutions and activations (autocast); membranes and weights stay fp32"
     )
+    sync_bn: bool = key(
+        False, "batch norm's statistics over all devices together; without effect on a single one"
+    )
     channels_last: bool = key(True, "memory layout of images and activations")
     compile: bool = key(False, "torch.compile the model")
     device: Literal["auto", "cpu", "cuda"] = key("auto", "`auto`: a GPU when there is one")

@@ -1,5 +1,6 @@
 """What a run shows: live bars on a terminal, plain lines without control codes anywhere else."""
 
+import io
 import os
 import shlex
 import sys
@@ -22,6 +23,7 @@ from spiketriton.data import Data
 from spiketriton.errors import one_line
 from spiketriton.models import Network, count_parameters
 from spiketriton.plan import Plan, Progress
+from spiketriton.ranks import Ranks
 from spiketriton.verdict import coloured
 from spiketriton_kernels import backend_for
 
@@ -139,6 +141,22 @@ class Display:
         plan = self.plan
         test = self.tests[-1] if self.tests else plan.test_images * TEST_SHARE / images_per_s
         return (plan.steps - step) * plan.batch_size / images_per_s + plan.tests_after(step) * test
+
+
+class Silent(Display):
+    """Shows nothing: what the ranks other than the first have."""
+
+    def __init__(self) -> None:
+        super().__init__(io.StringIO())
+
+    def note(self, text: str) -> None:
+        pass
+
+    def warn(self, text: str) -> None:
+        pass
+
+    def stopping(self, text: str) -> None:
+        pass
 
 
 class LiveDisplay(Display):
@@ -273,7 +291,12 @@ def announce_run(display: Display, recipe: Recipe, folder: Path) -> None:
 
 
 def announce_parts(
-    display: Display, recipe: Recipe, data: Data, model: Network, plan: Plan
+    display: Display,
+    recipe: Recipe,
+    data: Data,
+    model: Network,
+    plan: Plan,
+    ranks: Ranks | None = None,
 ) -> None:
     """The data, the network and the plan, and that images are synthetic where they are."""
     shape = f"{data.channels}x{data.image_size}x{data.image_size}"
@@ -293,6 +316,9 @@ def announce_parts(
         display.note(f"neurons: {BACKENDS[backend_for(torch.empty(1, device=device))]}")
     count = data.train.accumulate
     parts = f" in {count} parts" if count > 1 else ""
+    if ranks and (words := ranks.in_words()):
+        norms = "all ranks together" if recipe.train.sync_bn else "each rank by itself"
+        display.note(f"ranks: {words}; batch norm's statistics are those of {norms}")
     display.note(
         f"plan: {plan.steps} steps of {plan.batch_size} images{parts}, {plan.epoch_steps} steps an epoch\n"
     )
@@ -326,10 +352,15 @@ def summary(display: Display, outcome: Outcome, folder: Path, pictures: Iterable
 
 
 def what_next(
-    display: Display, outcome: Outcome, folder: Path, recipe: Recipe, arguments: Iterable[str]
+    display: Display,
+    outcome: Outcome,
+    folder: Path,
+    recipe: Recipe,
+    arguments: Iterable[str],
+    launcher: Iterable[str] = ("python",),
 ) -> None:
     """Commands to try after a run; `arguments` are those that made the recipe."""
-    train = ["python", "-m", "spiketriton.train"]
+    train = [*launcher, "-m", "spiketriton.train"]
     if not outcome.finished:
         saved = "no checkpoint" if outcome.saved_at is None else f"step {outcome.saved_at}"
         display.note(f"stopped at step {outcome.progress.step}; saved: {saved}. To go on:")

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 import spiketriton
 from spiketriton.config import TrainConfig
 from spiketriton.errors import UserError
+from spiketriton.ranks import Ranks
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -133,12 +135,13 @@ def compiled(model: nn.Module) -> Any:
     return torch.compile(model, dynamic=False)
 
 
-def describe(device: torch.device) -> dict[str, Any]:
+def describe(device: torch.device, ranks: Ranks | None = None) -> dict[str, Any]:
     """What a session's numbers depend on, for environment.json."""
     commit, dirty = commit_of_package()
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": command_line(),
+        "command": command_line(ranks.launcher if ranks else ("python",)),
+        "ranks": ranks.world_size if ranks else 1,
         "spiketriton": spiketriton.__version__,
         "commit": commit,
         "dirty": dirty,
@@ -152,10 +155,10 @@ def describe(device: torch.device) -> dict[str, Any]:
     }
 
 
-def command_line() -> str:
+def command_line(launcher: Sequence[str] = ("python",)) -> str:
     """The command that started this process, to be pasted into a shell."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    start = ["python", "-m", spec.name] if spec else ["python", sys.argv[0]]
+    start = [*launcher, "-m", spec.name] if spec else ["python", sys.argv[0]]
     return shlex.join(start + sys.argv[1:])
 
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from spiketriton.models import Network
+from spiketriton.ranks import Ranks
 from spiketriton_kernels import PROBE_FIELDS
 
 Row = dict[str, Any]
@@ -61,9 +62,10 @@ class GradientMonitor:
     Args:
         model: the network itself, not its compiled form; an ANN is never measured.
         due: whether the step with this number (the first is 1) is measured.
-        batch: images of a micro-batch.
+        batch: images of a micro-batch, over all ranks.
         image_shape: (C, H, W) of an image.
         scale: the present factor of the loss scaler.
+        ranks: what is measured is summed over them; each has an equal part of the micro-batch.
         write: called with the rows of each measurement, a row per layer and time step.
     """
 
@@ -76,9 +78,11 @@ class GradientMonitor:
         image_shape: tuple[int, int, int],
         scale: Callable[[], float],
         write: Callable[[list[Row]], None],
+        ranks: Ranks | None = None,
     ) -> None:
         self.layers = model.spiking_layers()
         self.due, self.scale, self.write = due, scale, write
+        self.ranks = ranks or Ranks()
         self.summary = Summary(step=0)
         if self.layers:
             device = next(model.parameters()).device
@@ -107,11 +111,14 @@ class GradientMonitor:
                 layer.probe = None
         # [layers, T, 8] in one copy from the device
         empty = torch.zeros_like(self.probes[0])
-        sums = torch.stack([empty if p.grad is None else p.grad for p in self.probes]).cpu()
+        own = torch.stack([empty if p.grad is None else p.grad for p in self.probes]).cpu().double()
+        sums, largest = self.ranks.total(own), PROBE_FIELDS.index("grad_input_max")
+        sums[..., largest] = self.ranks.largest(own[..., largest].contiguous())
         names = [name for name, _ in self.layers]
-        rows = measured_rows(step, names, sums.double(), self.elements, self.scale())
+        # each rank goes back from the mean over its own images, world_size times as large
+        rows = measured_rows(step, names, sums, self.elements, self.scale() * self.ranks.world_size)
         self.write(rows)
-        self.summary = summarize(step, rows, sums.double(), self.elements)
+        self.summary = summarize(step, rows, sums, self.elements)
 
     def state_dict(self) -> dict[str, Any]:
         return vars(self.summary).copy()

@@ -1,4 +1,8 @@
-"""Ctrl-C and SIGTERM: the first stops the run after its step, the second at once."""
+"""Ctrl-C and SIGTERM: the first stops the run after its step, the second at once.
+
+Of several ranks, one signal to any stops all after the same step, and a second one changes nothing:
+a scheduler sends signals to torchrun and to the ranks, and torchrun passes its own on to them.
+"""
 
 import signal
 import threading
@@ -7,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 from spiketriton.errors import EXIT_DONE, EXIT_SIGINT, EXIT_SIGTERM
+from spiketriton.ranks import Ranks
 
 _EXIT_CODES = {signal.SIGINT: EXIT_SIGINT, signal.SIGTERM: EXIT_SIGTERM}
 
@@ -19,14 +24,20 @@ class StopSignals:
     signals, nothing is watched.
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.say = say
+    def __init__(self, say: Callable[[str], None], ranks: Ranks | None = None) -> None:
+        self.say, self.ranks = say, ranks or Ranks()
         self.signal: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     @property
     def requested(self) -> bool:
         return self.signal is not None
+
+    def anywhere(self) -> bool:
+        """Whether a signal came to any rank; all ranks ask at the same moment."""
+        if number := int(self.ranks.most(self.signal or 0)):
+            self.signal = signal.Signals(number)
+        return self.requested
 
     @property
     def exit_code(self) -> int:
@@ -43,8 +54,12 @@ class StopSignals:
         self._before = {}
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
+        alone = self.ranks.world_size == 1
         if self.signal is not None:
-            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(EXIT_SIGTERM)
+            if alone:
+                raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(EXIT_SIGTERM)
+            return
         self.signal = signal.Signals(number)
         again = "Ctrl-C again" if number == signal.SIGINT else "a second signal"
-        self.say(f"{self.signal.name}: finishing this step, then saving; {again} stops at once")
+        hint = f"; {again} stops at once" if alone else ""
+        self.say(f"{self.signal.name}: finishing this step, then saving{hint}")

@@ -28,6 +28,7 @@ from spiketriton.meters import peak_memory_mib
 from spiketriton.models import build_model
 from spiketriton.optim import build_optimizer
 from spiketriton.randomness import random_state, set_random_state
+from spiketriton.ranks import Ranks
 from spiketriton.runfolder import RunFolder
 
 # how torch, its allocators and C++ say it where the type of the exception does not
@@ -106,22 +107,27 @@ def settle(
     folder: RunFolder,
     note: Callable[[str], None],
     trial: Trial | None = None,
+    ranks: Ranks | None = None,
 ) -> Data:
     """`data` in the micro-batches that fit, where the recipe leaves their size to be found.
 
+    All ranks take what fits on each of them.
     OutOfMemory: not even one image fits.
     """
     if recipe.train.micro_batch != "auto":
         return data
+    ranks = ranks or Ranks()
     found = folder.path / "micro_batch.json"
     share = data.train.batch_size // data.train.world_size
-    if found.exists():
-        size = _read(found, share)
+    size = ranks.decide(lambda: _read(found, share) if found.exists() else 0)
+    if size:
         note(f"micro-batch: {size} of {share} images, as this run began")
     else:
-        size = largest_that_fits(share, trial or _trial_of(recipe, data), recipe)
+        fits = largest_that_fits(share, trial or _trial_of(recipe, data), recipe)
+        size = -int(ranks.most(-fits))
         note(f"micro-batch: {size} of {share} images, the largest that fits in memory")
-        found.write_text(json.dumps({"micro_batch": size}) + "\n", "utf-8")
+        if ranks.first:
+            found.write_text(json.dumps({"micro_batch": size}) + "\n", "utf-8")
     train = replace(data.train, accumulate=share // size)
     return replace(data, train=train, test=replace(data.test, batch_size=size))
 

@@ -135,6 +135,23 @@ class RunFolder:
         return str(sessions[0]["recipe"]) if sessions else self.path.resolve().name
 
 
+class Onlooker(RunFolder):
+    """The folder as the ranks other than the first have it: nothing is written by them."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.metrics = self.gradients = NoRows(path)
+
+    def begin_session(self, recipe: Recipe, environment: Row) -> None:
+        pass
+
+    def write_calibration(self, calibration: Row) -> None:
+        pass
+
+    def discard_if_unused(self) -> None:
+        pass
+
+
 def find_run(
     recipe: str | None, overrides: Sequence[str], run_dir: str | None, resume: str | None
 ) -> tuple[Recipe, RunFolder]:
@@ -197,6 +214,16 @@ class Rows:
         if self.path.exists():
             kept = [json.dumps(row) + "\n" for row in self.read() if wanted(row)]
             _replace(self.path, "".join(kept))
+
+
+class NoRows(Rows):
+    """A file that another process writes."""
+
+    def append(self, rows: Iterable[Row]) -> None:
+        pass
+
+    def keep(self, wanted: Callable[[Row], bool]) -> None:
+        pass
 
 
 def _plain(row: Row) -> Row:

@@ -2,15 +2,24 @@
 
 import argparse
 import sys
+from functools import partial
 
 from spiketriton.commandline import Parser
 from spiketriton.data import build_data
-from spiketriton.display import announce_parts, announce_run, make_display, summary, what_next
+from spiketriton.display import (
+    Silent,
+    announce_parts,
+    announce_run,
+    make_display,
+    summary,
+    what_next,
+)
 from spiketriton.environment import describe
 from spiketriton.errors import EXIT_NONFINITE, run_command
 from spiketriton.nonfinite import Diverged
 from spiketriton.pictures import draw_run
-from spiketriton.runfolder import find_run
+from spiketriton.ranks import Ranks, ranks_of_torchrun
+from spiketriton.runfolder import Onlooker, find_run
 from spiketriton.trainer import Trainer
 
 EPILOG = """\
@@ -42,28 +51,41 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def main(arguments: list[str]) -> int:
-    args = parse(arguments)
-    recipe, folder = find_run(args.recipe, args.overrides, args.run_dir, args.resume)
-    display = make_display()
+    with ranks_of_torchrun() as ranks:
+        return train(parse(arguments), ranks)
+
+
+def train(args: argparse.Namespace, ranks: Ranks) -> int:
+    recipe, folder = ranks.decide(
+        partial(find_run, args.recipe, args.overrides, args.run_dir, args.resume)
+    )
+    display = make_display() if ranks.first else Silent()
+    folder = folder if ranks.first else Onlooker(folder.path)
     try:
+        ranks.claim_device(recipe.train.device)
         announce_run(display, recipe, folder.path)
-        data = build_data(recipe)
-        trainer = Trainer(recipe, data, folder, display)
-        announce_parts(display, recipe, trainer.data, trainer.model, trainer.plan)
+        data = build_data(recipe, rank=ranks.rank, world_size=ranks.world_size)
+        ranks.meet()
+        trainer = Trainer(recipe, data, folder, display, ranks)
+        announce_parts(display, recipe, trainer.data, trainer.model, trainer.plan, ranks)
         if args.resume:
             trainer.resume()
     except BaseException:
         folder.discard_if_unused()
         raise
-    folder.begin_session(recipe, describe(trainer.device))
+    folder.begin_session(recipe, describe(trainer.device, ranks))
     try:
         outcome = trainer.fit()
     except Diverged as error:
-        print(f"error: {error}", file=sys.stderr)
+        if ranks.first:
+            print(f"error: {error}", file=sys.stderr)
+        ranks.meet()  # the first one had to look for the place
         return EXIT_NONFINITE
+    if not ranks.first:
+        return outcome.exit_code
     words = [args.recipe or str(folder.recipe), *args.overrides]
     summary(display, outcome, folder.path, draw_run(folder, recipe, data.synthetic))
-    what_next(display, outcome, folder.path, recipe, words)
+    what_next(display, outcome, folder.path, recipe, words, ranks.launcher)
     return outcome.exit_code
 
 

@@ -26,10 +26,11 @@ from spiketriton.losses import build_loss
 from spiketriton.memory_limit import explained, is_out_of_memory, settle
 from spiketriton.meters import Meters, peak_memory_mib
 from spiketriton.models import build_model
-from spiketriton.nonfinite import locate, report, scene
+from spiketriton.nonfinite import Diverged, locate, report, scene
 from spiketriton.optim import build_optimizer, build_schedule
 from spiketriton.plan import Plan, Progress
 from spiketriton.randomness import random_state, seed_everything, set_random_state
+from spiketriton.ranks import Ranks
 from spiketriton.runfolder import Row, RunFolder
 from spiketriton.tensorboard import TensorBoard
 from spiketriton.verdict import Watch
@@ -42,13 +43,21 @@ class Trainer:
     UserError: the device, the compiler or a package that the recipe asks for is not there.
     """
 
-    def __init__(self, recipe: Recipe, data: Data, folder: RunFolder, display: Display) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: Data,
+        folder: RunFolder,
+        display: Display,
+        ranks: Ranks | None = None,
+    ) -> None:
         cfg = recipe.train
         self.recipe, self.folder, self.display = recipe, folder, display
+        self.ranks = ranks = ranks or Ranks()
         self.device = environment.choose_device(cfg.device).value
         precision = environment.choose_precision(cfg.precision, self.device).value
         environment.set_up(cfg, self.device)
-        self.data = data = settle(recipe, data, folder, display.note)
+        self.data = data = settle(recipe, data, folder, display.note, ranks=ranks)
 
         seed_everything(recipe.seed)
         classes, channels, size = len(data.classes), data.channels, data.image_size
@@ -56,7 +65,11 @@ class Trainer:
         layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
         self.model = model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         self.to_device = partial(environment.to_device, device=self.device, layout=layout)
-        self.forward = environment.compiled(self.model) if cfg.compile else self.model
+        forward = environment.compiled(self.model) if cfg.compile else self.model
+        self.forward = ranks.parallel(forward)
+        # each rank moves its own unless they are joined; averaged, so that one file holds them
+        moving = [] if cfg.sync_bn else self.model.buffers()
+        self.statistics = [buffer for buffer in moving if buffer.is_floating_point()]
 
         self.plan = Plan.of(recipe, data)
         self.accumulate = data.train.accumulate
@@ -71,7 +84,8 @@ class Trainer:
         self.guard = FiniteGuard(self.model, self.optimizer, cfg, scaled=self.scaler.is_enabled())
         self.gradient_norm = partial(clipped_norm, list(model.parameters()), cfg.clip_grad_norm)
 
-        self.tensorboard = TensorBoard(folder.path) if recipe.monitor.tensorboard else None
+        boards = recipe.monitor.tensorboard and ranks.first
+        self.tensorboard = TensorBoard(folder.path) if boards else None
         self.monitor = GradientMonitor(
             self.model,
             due=self.plan.measures,
@@ -79,11 +93,12 @@ class Trainer:
             image_shape=(channels, size, size),
             scale=self.scaler.get_scale,
             write=self.record_gradients,
+            ranks=ranks,
         )
         self.watch = Watch(recipe, display.warn)
         self.meters = Meters(self.device)
         self.checkpoints = Checkpoints(folder.checkpoints, recipe.checkpoint.keep, display.warn)
-        self.stop = StopSignals(display.stopping)
+        self.stop = StopSignals(display.stopping, ranks)
         self.calibration: Calibration | None = None
         self.progress = Progress()
         self.saved_at: int | None = None
@@ -99,13 +114,14 @@ class Trainer:
         end = self.plan.steps if until is None else min(until, self.plan.steps)
         if wants_calibration(self.recipe) and self.calibration is None:
             self.calibrate()
+        self.model.set_synchronised(self.recipe.train.sync_bn and self.ranks.world_size > 1)
         with self.stop, self.session():
             while True:
                 if self.plan.tests(self.step) and self.progress.tested_at < self.step:
                     self.evaluate()
                 if self.plan.saves(self.step) and self.saved_at != self.step:
                     self.save()
-                if self.stop.requested or self.step >= end:
+                if self.stop.anywhere() or self.step >= end:
                     break
                 self.train_step()
                 if self.plan.logs(self.step):
@@ -118,7 +134,8 @@ class Trainer:
         """Measures the surrogate's width on the first images; leaves it in calibration.json."""
         batches = probe_batches(self.data, self.device)
         found = calibrate(self.recipe, self.model, batches, self.loss, self.autocast)
-        self.calibration = found
+        self.calibration = found = self.ranks.decide(lambda: found)
+        found.apply(self.model)
         self.folder.write_calibration(found.state_dict())
         for line in found.lines():
             self.display.note(line)
@@ -129,13 +146,18 @@ class Trainer:
         self.guard.begin()
         for part in range(self.accumulate):
             images, labels = self.next_batch()
-            with self.monitor.watch(self.step + 1, last=part == self.accumulate - 1):
+            last = part == self.accumulate - 1
+            with (
+                self.monitor.watch(self.step + 1, last=last),
+                self.ranks.averages(self.forward, when=last),
+            ):
                 with self.autocast():
                     loss = self.loss(self.forward(images), labels) / self.accumulate
                 self.scaler.scale(loss).backward()
             losses.append(loss.detach().double())
         self.scaler.unscale_(self.optimizer)
-        total, norm = torch.stack(losses).sum(), self.gradient_norm()
+        self.ranks.average_(self.statistics)
+        total, norm = self.ranks.mean(torch.stack(losses).sum()), self.gradient_norm()
         self.guard.judge(self.step + 1, total, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -172,7 +194,7 @@ class Trainer:
         )
         if done.best_accuracy is None or done.test_accuracy > done.best_accuracy:
             done.best_accuracy, done.best_step = done.test_accuracy, self.step
-            self.checkpoints.save_best(self.state_dict())
+            self.ranks.decide(partial(self.checkpoints.save_best, self.state_dict()))
 
     @torch.no_grad()
     def test(self) -> tuple[float, float] | None:
@@ -181,31 +203,36 @@ class Trainer:
         loss = torch.zeros((), device=self.device, dtype=torch.float64)
         batches = len(self.data.test)
         self.model.eval()
-        for done, (images, labels) in enumerate(self.data.test, 1):
-            if self.stop.requested:
+        for done, batch in enumerate(self.data.test.rounds(), 1):
+            if self.stop.anywhere():
                 break
-            images, labels = self.to_device(images), self.to_device(labels)
+            if batch is None:
+                continue
+            images, labels = map(self.to_device, batch)
             with self.autocast():
                 currents = self.forward(images)
                 loss += self.loss(currents, labels) * len(labels)
             correct += (currents.mean(0).argmax(1) == labels).sum()
             self.display.testing(done, batches)
         self.model.train()
-        if self.stop.requested:
+        if self.stop.anywhere():
             return None
-        return correct.item() / self.data.test.images, loss.item() / self.data.test.images
+        sums = self.ranks.total(torch.stack([correct.double(), loss]))
+        accuracy, mean_loss = (sums / self.data.test.images).tolist()
+        return accuracy, mean_loss
 
     def log(self) -> None:
         """Writes a row of the steps since the last one; waits for the device to do so."""
         self.refuse_nonfinite()
         measured = self.meters.read()
+        measured["data_wait"] = self.ranks.most(measured["data_wait"])
         self.images_per_s = measured["images_per_s"]
         self.record(
             "train",
             lr=self.lr,
             **measured,
             firing_rate=self.monitor.summary.firing_rate,
-            peak_memory_mib=peak_memory_mib(self.device),
+            peak_memory_mib=self.ranks.most(peak_memory_mib(self.device)),
         )
 
     def refuse_nonfinite(self) -> None:
@@ -215,8 +242,12 @@ class Trainer:
             if counts.new:
                 self.display.warn(counts.in_words())
             return
-        with contextlib.closing(self.data.train.from_step(counts.halted_at - 1)) as stream:
-            parts = list(islice(stream, self.accumulate))
+        if not self.ranks.first:
+            raise Diverged("the first rank repeats the step of all and names the place")
+        self.model.set_synchronised(False)
+        whole = self.data.train.of_all_ranks()
+        with contextlib.closing(whole.from_step(counts.halted_at - 1)) as stream:
+            parts = list(islice(stream, whole.accumulate))
         self.checkpoints.save_as(
             self.folder.path / "nonfinite.pt", scene(self.state_dict(), counts.halted_at, parts)
         )
@@ -244,7 +275,7 @@ class Trainer:
     def save(self) -> None:
         self.refuse_nonfinite()
         self.progress.seconds = self.seconds()
-        if self.checkpoints.save_last(self.state_dict()):
+        if self.ranks.decide(partial(self.checkpoints.save_last, self.state_dict())):
             self.saved_at = self.step
 
     def resume(self) -> None:
@@ -252,7 +283,7 @@ class Trainer:
 
         UserError: no checkpoint is whole, or it is of another recipe.
         """
-        state = self.checkpoints.load()
+        state = self.ranks.decide(self.checkpoints.load)
         if state is None:
             self.display.note("no checkpoint had been written yet: starts anew")
         else:
@@ -267,7 +298,10 @@ class Trainer:
         self.folder.cut(self.step, self.progress.tested_at)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next step depends on; the data are a function of (seed, step)."""
+        """All that the next step depends on; the data are a function of (seed, step).
+
+        The same on every rank but for the random generators, from which no step of ours draws.
+        """
         return {
             **asdict(self.progress),
             "recipe": to_toml(self.recipe),
@@ -311,6 +345,7 @@ class Trainer:
             if is_out_of_memory(error):
                 images = self.data.test.batch_size
                 raise explained(error, self.recipe, self.device, images) from None
+            self.ranks.explain(error)
             if not self.stop.requested:
                 raise
             self.display.warn(f"step {self.step + 1} was cut off: {error}")
@@ -327,7 +362,7 @@ class Trainer:
             plan=self.plan,
             progress=self.progress,
             images_per_s=self.images_per_s,
-            peak_memory_mib=peak_memory_mib(self.device),
+            peak_memory_mib=self.ranks.most(peak_memory_mib(self.device)),
             firing_rate=self.monitor.summary.firing_rate,
             saved_at=self.saved_at,
             exit_code=self.stop.exit_code,

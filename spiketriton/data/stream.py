@@ -10,7 +10,7 @@ import os
 import signal
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -152,6 +152,10 @@ class TrainStream:
             raise ValueError(f"step must be at least 0, got {step}")
         return self.loading.batches(self.dataset, _TrainRequests(self, step))
 
+    def of_all_ranks(self) -> "TrainStream":
+        """The parts of all ranks for one process, as micro-batches one after the other."""
+        return replace(self, accumulate=self.accumulate * self.world_size, rank=0, world_size=1)
+
     def requests(self, step: int) -> Iterator[Request]:
         micro_batch = self.batch_size // self.accumulate
         part = micro_batch // self.world_size
@@ -207,6 +211,12 @@ class TestSet:
 
     def __iter__(self) -> Iterator[Batch]:
         return self.loading.batches(self.dataset, _TestRequests(self._mine, self.batch_size))
+
+    def rounds(self) -> Iterator[Batch | None]:
+        """The batches, and None as long as another rank still has one: all ranks get as many."""
+        mine, rounds = iter(self), -(-len(self.members) // (self.world_size * self.batch_size))
+        for _ in range(rounds):
+            yield next(mine, None)
 
     @property
     def _mine(self) -> np.ndarray:

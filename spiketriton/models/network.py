@@ -70,6 +70,11 @@ class Network(nn.Module):
             neuron.stateful = stateful
         self.reset()
 
+    def set_synchronised(self, synchronised: bool = True) -> None:
+        """Batch norm's training statistics are those of all ranks together, or of this one."""
+        for norm in self._norms():
+            norm.synchronised = synchronised
+
     def reset(self) -> None:
         """Starts a new window: forgets all membranes and the step that was reached."""
         for _, neuron in self.spiking_layers():

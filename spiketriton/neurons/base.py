@@ -115,6 +115,7 @@ class SpikingNeuron(nn.Module):
             norm.bias if gain is None else norm.bias * gain,
             *norm.statistics(),
             training=norm.training,
+            process_group=norm.process_group,
             momentum=norm.momentum,
             eps=norm.eps,
             bn_scale=norm.scale,

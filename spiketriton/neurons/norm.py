@@ -1,6 +1,7 @@
 """Batch norm on the input currents of spiking neurons."""
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -43,6 +44,7 @@ class Norm(nn.modules.batchnorm._BatchNorm):
         self.fused = fused
         self.first_step = 0  # of the next call, when a window is streamed in chunks
         self.tracks = True  # false while a batch that has been counted is computed again
+        self.synchronised = False  # training statistics are those of all ranks together
         self.step_gain = nn.Parameter(torch.ones(steps)) if steps else None
 
     def forward(self, y: Tensor) -> Tensor:
@@ -62,7 +64,8 @@ class Norm(nn.modules.batchnorm._BatchNorm):
         self.count_batch()
         weight = self.weight if self.scale == 1 else self.weight * self.scale
         mean, variance = self.statistics()
-        current = F.batch_norm(
+        batch_norm = F.batch_norm if self.process_group is None else _batch_norm_over_ranks
+        current = batch_norm(
             y.flatten(0, 1),
             mean,
             variance,
@@ -103,9 +106,74 @@ class Norm(nn.modules.batchnorm._BatchNorm):
             return None, None
         return self.running_mean, self.running_var
 
+    @property
+    def process_group(self) -> dist.ProcessGroup | None:
+        """The ranks whose statistics are joined in this call; None for this one's own."""
+        return dist.group.WORLD if self.synchronised and self.training else None
+
     def extra_repr(self) -> str:
         steps = 0 if self.step_gain is None else len(self.step_gain)
         return (
             f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, "
             f"scale={self.scale:g}, steps={steps}, fused={self.fused}"
         )
+
+
+def _batch_norm_over_ranks(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    """`F.batch_norm` in training, with the statistics of all ranks; torch has it for GPUs only.
+
+    Every rank has as many elements. Only x [N, C, ...] is kept for backward.
+    """
+    assert training
+    count = dist.get_world_size() * x.numel() // x.shape[1]
+    with torch.no_grad():
+        dims = [0, *range(2, x.ndim)]
+        own_var, own_mean = torch.var_mean(x.float(), dims, correction=0)
+        mean = _mean_over_ranks(own_mean)
+        var = _mean_over_ranks(own_var + (own_mean - mean).square())  # Chan et al. 1979
+        if running_mean is not None and running_var is not None:
+            running_mean.lerp_(mean, momentum)
+            running_var.lerp_(var * (count / (count - 1)), momentum)
+    return _Normalise.apply(x, mean, var, weight, bias, eps)
+
+
+class _Normalise(torch.autograd.Function):
+    """Batch norm by given statistics, whose dependence on x [N, C, ...] of all ranks backward knows.
+
+    As everywhere under DistributedDataParallel: the gradient by x is that of the sum of the ranks'
+    losses, and those by weight and bias are this rank's share of it.
+    """
+
+    @staticmethod
+    def forward(ctx, x, mean, var, weight, bias, eps):
+        ctx.save_for_backward(x, mean, var, weight)
+        ctx.eps = eps
+        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, mean, var, weight = ctx.saved_tensors
+        dims, by_channel = [0, *range(2, x.ndim)], [1, -1, *[1] * (x.ndim - 2)]
+        rstd = (var + ctx.eps).rsqrt()
+        wide = grad.float()
+        xhat = (x.float() - mean.view(by_channel)) * rstd.view(by_channel)
+        sums = torch.stack([wide.sum(dims), (wide * xhat).sum(dims)])
+        grad_bias, grad_weight = sums.unbind()
+        shift, slope = _mean_over_ranks(sums).div(x.numel() // x.shape[1]).view(2, *by_channel)
+        grad_x = (wide - shift - xhat * slope) * (weight * rstd).view(by_channel)
+        return grad_x.to(x.dtype), None, None, grad_weight, grad_bias, None
+
+
+def _mean_over_ranks(x: Tensor) -> Tensor:
+    x = x.clone()
+    dist.all_reduce(x)
+    return x / dist.get_world_size()
