@@ -252,7 +252,11 @@ class CheckpointConfig(Table):
     path: ClassVar[str] = "checkpoint"
 
     every: int = key(0, "steps between checkpoints; 0: at the end of each epoch", COUNT_OR_ZERO)
-    keep: int = key(1, "how many of the last checkpoints stay, beside the best", COUNT)
+    keep: int = key(
+        2,
+        "how many of the last checkpoints stay, beside the best; 1: none behind a damaged one",
+        COUNT,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -61,7 +61,8 @@ def test_a_run_from_the_command(recipe, capsys):
         "recipe.toml", "environment.json", "metrics.jsonl", "gradients.jsonl", "checkpoints",
         "curves.png", "gradients.png", "firing.png",
     }  # fmt: skip
-    assert {path.name for path in (run / "checkpoints").iterdir()} == {"last.pt", "best.pt"}
+    kept = {"last.pt", "last.1.pt", "best.pt"}
+    assert {path.name for path in (run / "checkpoints").iterdir()} == kept
     (session,) = json.loads((run / "environment.json").read_text())
     assert session["torch"] == torch.__version__
     assert session["device"] == "cpu"
