@@ -19,11 +19,13 @@ from torch.optim import Optimizer
 
 from spiketriton.config import TrainConfig
 
+# A loss scaler starts at 2^16 and halves: a gradient that overflows at 2^-8 is not the scale's fault.
+SCALER_TRIES = 24
+
 
 class Counts(NamedTuple):
     """What the device has counted; steps are numbered from 1, 0 is none."""
 
-    in_a_row: int
     skipped: int
     new: int  # skipped since they were last read
     last: int  # the last step that was left out
@@ -43,7 +45,7 @@ class Counts(NamedTuple):
         steps = "1 step was" if self.new == 1 else f"{self.new} steps were"
         return (
             f"{steps} left out, the last one step {self.last}, where {self.number}; "
-            f"{self.in_a_row} in a row, {self.skipped} in all"
+            f"{self.skipped} in all"
         )
 
 
@@ -54,8 +56,8 @@ class FiniteGuard:
         model: whose buffers a bad step must not change.
         optimizer: with torch's `fused=True`; the guard hooks its `step`.
         cfg: `nonfinite` and `max_skips` are read.
-        scaled: a loss scaler looks for its factor by trying, so a gradient may overflow; it leaves
-            such steps out by itself, and only the loss is judged here.
+        scaled: a loss scaler looks for its factor by trying, so gradients may overflow. Such steps
+            change nothing either, and are counted only when there is no end of them.
 
     Every rank of a run must be given the same `loss` and `norm`.
     """
@@ -70,7 +72,9 @@ class FiniteGuard:
         self._buffers = [[b for b in buffers if b.dtype == dtype] for dtype in dtypes]
         device = next(model.parameters()).device
         zero = torch.zeros((), device=device)
-        self._in_a_row = self._skipped = self._last = self._halted_at = zero.long()
+        self._in_a_row = self._overflows = self._skipped = self._last = self._halted_at = (
+            zero.long()
+        )
         self._numbers = torch.stack([zero, zero]).double()  # loss and norm of the last bad step
         self._told = 0
         self.withheld = zero.bool()
@@ -89,17 +93,17 @@ class FiniteGuard:
             step: its number, from 1.
             loss, norm: of the whole step, scalars on the device.
         """
-        bad = ~loss.isfinite()
-        if not self.scaled:
-            bad |= ~norm.isfinite()
-        bad &= self._halted_at == 0
+        overflow = ~norm.isfinite()
+        self._overflows = torch.where(overflow, self._overflows + 1, 0)
+        tries = SCALER_TRIES if self.scaled else 0
+        bad = (~loss.isfinite() | (self._overflows > tries)) & (self._halted_at == 0)
         numbers = torch.stack([loss.double(), norm.double()])
         self._in_a_row = torch.where(bad, self._in_a_row + 1, 0)
         self._skipped = self._skipped + bad
         self._last = torch.where(bad, step, self._last)
         self._numbers = torch.where(bad, numbers, self._numbers)
         self._halted_at = torch.where(self._in_a_row > self.patience, step, self._halted_at)
-        self.withheld = bad | (self._halted_at > 0)
+        self.withheld = bad | overflow | (self._halted_at > 0)
         for buffers, kept in zip(self._buffers, self._kept, strict=True):
             chosen = torch.where(self.withheld, kept, _flat(buffers))
             parts = chosen.split([buffer.numel() for buffer in buffers])
@@ -114,20 +118,24 @@ class FiniteGuard:
 
     def read(self) -> Counts:
         """Waits for the device."""
-        counts = [self._in_a_row, self._skipped, self._last, self._halted_at]
-        row, skipped, last, halted, loss, norm = torch.cat(
+        counts = [self._skipped, self._last, self._halted_at]
+        skipped, last, halted, loss, norm = torch.cat(
             [torch.stack(counts).double(), self._numbers]
         ).tolist()
         new, self._told = int(skipped) - self._told, int(skipped)
-        return Counts(int(row), int(skipped), new, int(last), int(halted), loss, norm)
+        return Counts(int(skipped), new, int(last), int(halted), loss, norm)
 
     def state_dict(self) -> dict[str, int]:
-        return {"in_a_row": int(self._in_a_row), "skipped": int(self._skipped)}
+        counts = torch.stack([self._in_a_row, self._overflows, self._skipped]).tolist()
+        return dict(zip(_SAVED, counts, strict=True))
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self._in_a_row = torch.full_like(self._in_a_row, state["in_a_row"])
-        self._skipped = torch.full_like(self._skipped, state["skipped"])
+        for name in _SAVED:
+            setattr(self, f"_{name}", torch.full_like(self._last, state[name]))
         self._told = state["skipped"]
+
+
+_SAVED = ("in_a_row", "overflows", "skipped")
 
 
 def _flat(buffers: list[Tensor]) -> Tensor:

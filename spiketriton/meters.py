@@ -30,10 +30,11 @@ class Meters:
     def _restart(self) -> None:
         self._images, self._waited, self._start = 0, 0.0, time.perf_counter()
 
-    def step(self, images: int, loss: Tensor, grad_norm: Tensor, withheld: Tensor) -> None:
-        """Counts an optimizer step; the loss of one that was `withheld` (a bool []) does not count."""
-        self.loss += torch.where(withheld, 0.0, loss)
-        self.left_out += withheld
+    def step(self, images: int, loss: Tensor, grad_norm: Tensor) -> None:
+        """Counts an optimizer step; a loss that is not finite is left out of the mean."""
+        finite = loss.isfinite()
+        self.loss += torch.where(finite, loss, 0.0)
+        self.left_out += ~finite
         self.steps += 1
         self._images += images
         self.grad_norm = grad_norm

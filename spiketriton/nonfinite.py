@@ -9,7 +9,6 @@ first gradient, which meets the last layer and the last time step first.
 import argparse
 import contextlib
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -67,16 +66,17 @@ class Finding:
             return f"every gradient is finite, but their norm is not; the largest: {self.layer}"
         if self.what == "loss":
             return "every current is finite, but the loss is not"
-        when = "" if self.time_step is None else f" at time step {self.time_step}"
-        share = f"{self.count} of {self.of} values"
-        named = ", ".join(self.parameters[:3]) + ", ..." * (len(self.parameters) > 3)
+        began = "it began"
+        if self.time_step is not None:
+            began += f" at time step {self.time_step} (of 0, 1, ...)"
+        share = f"({self.count} of {self.of} values)"
         if self.what == "the images":
-            return f"it began in the images ({share})"
+            return f"{began} in the images {share}"
         if self.what == "gradient":
-            where = f"the gradient of {self.layer}{when} ({share})"
-            return f"forward is finite; backward it began in {where}"
+            return f"forward is finite, backward {began} in the gradient of {self.layer} {share}"
+        named = ", ".join(self.parameters)
         behind = f", whose {named} is not finite" if self.parameters else ""
-        return f"it began in the {self.what} of {self.layer}{behind}{when} ({share})"
+        return f"{began} in the {self.what} of {self.layer} {share}{behind}"
 
 
 def locate(
@@ -248,7 +248,10 @@ def report(
         "found": asdict(finding) if finding else None,
         "state": "nonfinite.pt",
     }
-    (folder / "nonfinite.json").write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    try:
+        (folder / "nonfinite.json").write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    except OSError as error:
+        message += f"; {folder / 'nonfinite.json'} could not be written: {error.strerror}"
     return Diverged(
         f"{message}; {_advice(recipe)} may help; the step changed no weight, and python -m "
         f"spiketriton.nonfinite {folder / 'nonfinite.pt'} repeats it"
@@ -302,7 +305,7 @@ def main(arguments: list[str]) -> None:
     state = read_checkpoint(parse(arguments).file)
     finding = repeat(state)
     words = finding.in_words() if finding else "repeated layer by layer, the step is finite"
-    print(f"step {state['step']}: {words}", file=sys.stdout)
+    print(f"step {state['step']}: {words}")
 
 
 if __name__ == "__main__":

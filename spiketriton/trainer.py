@@ -165,7 +165,7 @@ class Trainer:
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.step += 1
-        self.meters.step(self.recipe.train.batch_size, total, norm, self.guard.withheld)
+        self.meters.step(self.recipe.train.batch_size, total, norm)
         self.display.advance(self.step)
 
     def next_batch(self) -> tuple[Tensor, Tensor]:

@@ -388,13 +388,12 @@ def test_meters_count_what_was_between_two_rows(monkeypatch):
     clock = iter(float(t) for t in (0, 2, 12, 20, 21, 24, 30, 34, 35, 36))
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     meters = Meters(torch.device("cpu"))  # at 0
-    counts = torch.tensor(False)
-    meters.step(8, torch.tensor(3.0), torch.tensor(5.0), counts)  # compiled from 0 to 2; measuring starts at 12
+    meters.step(8, torch.tensor(3.0), torch.tensor(5.0))  # compiled from 0 to 2; measuring starts at 12
     with meters.waiting():  # 20 to 21
         pass
     with meters.aside():  # 24 to 30: a test
         pass
-    meters.step(8, torch.tensor(1.0), torch.tensor(7.0), counts)
+    meters.step(8, torch.tensor(1.0), torch.tensor(7.0))
     assert meters.state_dict() == {"loss": 4.0, "steps": 2, "left_out": 0}
     row = meters.read()  # at 34: 22 s since 12, less 6
     assert row == {"loss": 2.0, "grad_norm": 7.0, "images_per_s": 8 / 16, "data_wait": 1 / 16}

@@ -1,0 +1,354 @@
+"""A loss or gradient that is not finite: nothing is changed by it, and its first place is named."""
+
+import copy
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from spiketriton import checkpoint, nonfinite
+from spiketriton.config import TrainConfig
+from spiketriton.data import TrainStream
+from spiketriton.errors import EXIT_DONE, EXIT_NONFINITE, UserError
+from spiketriton.guard import SCALER_TRIES, FiniteGuard
+from spiketriton.nonfinite import Diverged, Finding, locate
+from spiketriton.optim import build_optimizer
+from spiketriton.probing import Prober
+from spiketriton.runfolder import RunFolder
+from spiketriton.train import main
+from spiketriton.trainer import Trainer
+from tests.small_runs import SMALL, Lines, assert_equal, last_state, small_trainer
+from tests.test_trainer import weights
+
+SKIP = ["train.nonfinite=skip", "train.max_skips=2"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Poisoned(TrainStream):
+    """An image of each of the steps `bad` holds an infinity; batch norm's statistics do then, too."""
+
+    bad: tuple[int, ...]
+
+    def from_step(self, step: int) -> Generator[tuple[Tensor, Tensor], None, None]:
+        for part, (images, labels) in enumerate(super().from_step(step)):
+            if step + 1 + part // self.accumulate in self.bad:
+                images = images.clone()
+                images[0, 0, 0, 0] = math.inf
+            yield images, labels
+
+
+def poison(trainer: Trainer, *steps: int) -> Trainer:
+    stream = Poisoned(**vars(trainer.data.train), bad=steps)
+    trainer.data = dataclasses.replace(trainer.data, train=stream)
+    return trainer
+
+
+def all_state(trainer: Trainer) -> dict:
+    return copy.deepcopy(
+        {"model": trainer.model.state_dict(), "optimizer": trainer.optimizer.state_dict()["state"]}
+    )
+
+
+# ---- a bad step changes nothing
+
+KINDS = {
+    "adamw": ["train.accumulate=2", "train.weight_decay=0.1"],
+    "sgd": ["train.optimizer=sgd", "train.weight_decay=0.1", "train.clip_grad_norm=1"],
+    "sgd without momentum": ["train.optimizer=sgd", "train.momentum=0"],
+    "plif, tebn": ["neuron.kind=plif", "model.norm=tebn"],
+    "norm and neuron apart": ["model.fused=false"],
+    "fp16": ["train.precision=fp16"],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_skipped_step_changes_no_bit(tmp_path, kind):
+    trainer = poison(small_trainer(tmp_path / "run", *KINDS[kind], *SKIP), 3)
+    trainer.fit(until=2)
+    before = all_state(trainer)
+    trainer.fit(until=3)
+    assert_equal(all_state(trainer), before)
+    trainer.fit(until=9)
+    assert not torch.equal(trainer.model.fc.weight, before["model"]["fc.weight"])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_first_step_may_be_skipped(tmp_path, optimizer):
+    """Torch begins the optimizer's state in it."""
+    same = [f"train.optimizer={optimizer}", "train.schedule=constant", "train.warmup=0", *SKIP]
+    trainer = poison(small_trainer(tmp_path / "run", *same), 1)
+    before = copy.deepcopy(trainer.model.state_dict())
+    trainer.fit(until=1)
+    assert_equal(trainer.model.state_dict(), before)
+    assert all(
+        not value.any() for state in trainer.optimizer.state.values() for value in state.values()
+    )
+    trainer.fit(until=2)
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
+
+
+def test_under_stop_the_model_is_that_of_before_the_bad_step(tmp_path):
+    """Read five steps later, and yet exactly known."""
+    trainer = poison(small_trainer(tmp_path / "run", "train.log_every=8", "train.epochs=2"), 3)
+    clean = small_trainer(tmp_path / "clean", "train.log_every=8", "train.epochs=2")
+    clean.fit(until=2)
+    with pytest.raises(
+        Diverged, match=r"gradient is nan at step 3; it began in the images \(1 of 1024"
+    ):
+        trainer.fit()
+    assert trainer.step > 3
+    assert_equal(all_state(trainer), all_state(clean))
+
+
+def test_no_checkpoint_is_written_of_a_run_that_has_gone_wrong(tmp_path):
+    same = ["train.log_every=100", "checkpoint.every=2"]
+    trainer = poison(small_trainer(tmp_path / "run", *same), 3)
+    with pytest.raises(Diverged):
+        trainer.fit()
+    assert last_state(tmp_path / "run")["step"] == 2
+    trainer = poison(small_trainer(tmp_path / "tested", *same[:1]), 6)
+    with pytest.raises(Diverged):
+        trainer.fit()
+    assert not list((tmp_path / "tested" / "checkpoints").iterdir())  # step 7 ends an epoch
+
+
+# ---- skipping
+
+
+def test_a_bad_batch_is_left_out_and_told(tmp_path):
+    display = Lines()
+    trainer = poison(small_trainer(tmp_path / "run", *SKIP, display=display), 6)
+    outcome = trainer.fit()
+    assert outcome.finished
+    assert display.warnings == [
+        "1 step was left out, the last one step 6, where the norm of the gradient is nan; 1 in all"
+    ]
+    rows = [row for row in RunFolder(tmp_path / "run").metrics.read() if row["kind"] == "train"]
+    assert all(row["loss"] > 0 for row in rows)
+    assert all(value.isfinite().all() for value in last_state(tmp_path / "run")["model"].values())
+
+
+def test_the_loss_of_a_row_is_the_mean_over_the_steps_that_count(tmp_path):
+    same = [*SKIP, "neuron.kind=relu"]  # spikes would hide the infinity from the loss
+    trainer = poison(small_trainer(tmp_path / "run", *same, "train.log_every=1"), 3)
+    trainer.fit(until=4)
+    single = [row["loss"] for row in RunFolder(tmp_path / "run").metrics.read()]
+    trainer = poison(small_trainer(tmp_path / "mean", *same, "train.log_every=4"), 3)
+    trainer.fit(until=4)
+    (row,) = RunFolder(tmp_path / "mean").metrics.read()
+    assert single[2] is None
+    assert row["loss"] == pytest.approx((single[0] + single[1] + single[3]) / 3, rel=1e-6)
+
+
+@pytest.mark.parametrize(("steps", "ends"), [((2, 3, 5, 6, 8), None), ((2, 3, 5, 6, 7), 7)])
+def test_more_than_max_skips_in_a_row_end_the_run(tmp_path, steps, ends):
+    trainer = poison(small_trainer(tmp_path / "run", *SKIP, "train.log_every=9"), *steps)
+    if ends is None:
+        trainer.fit(until=9)
+        assert trainer.guard.read().skipped == len(steps)
+    else:
+        with pytest.raises(Diverged, match=f"at step {ends};"):
+            trainer.fit(until=9)
+
+
+def test_a_resumed_run_goes_on_counting(tmp_path):
+    poison(small_trainer(tmp_path / "run", *SKIP), 8, 9).fit(until=9)
+    display = Lines()
+    resumed = small_trainer(tmp_path / "run", *SKIP, resume=True, display=display)
+    poison(resumed, 11).fit(until=12)
+    assert [line[:16] + line[-8:] for line in display.warnings] == ["1 step was left 3 in all"]
+
+    poison(small_trainer(tmp_path / "row", *SKIP), 8, 9).fit(until=9)
+    resumed = small_trainer(tmp_path / "row", *SKIP, resume=True)
+    with pytest.raises(Diverged, match="at step 10;"):
+        poison(resumed, 10).fit()
+
+
+def judged(guard: FiniteGuard, loss: float, norm: float) -> None:
+    guard.begin()
+    guard.judge(1, torch.tensor(loss), torch.tensor(norm))
+
+
+def test_a_loss_scaler_may_try_but_not_for_ever():
+    net = torch.nn.Linear(2, 1)
+    guard = FiniteGuard(net, build_optimizer(TrainConfig(), net), TrainConfig(), scaled=True)
+    for _ in range(2):
+        for _ in range(SCALER_TRIES):
+            judged(guard, 1.0, math.inf)
+        assert guard.read().halted_at == guard.read().skipped == 0
+        judged(guard, 1.0, 1.0)
+    for _ in range(SCALER_TRIES + 1):
+        judged(guard, 1.0, math.nan)
+    assert guard.read().halted_at == 1
+
+
+def test_what_counts_as_bad():
+    """A step is left out where the guard says so, or the scaler."""
+    for scaled in (False, True):
+        net = torch.nn.Linear(2, 1)
+        optimizer = build_optimizer(TrainConfig(optimizer="sgd", momentum=0.0), net)
+        guard = FiniteGuard(net, optimizer, TrainConfig(nonfinite="skip"), scaled=scaled)
+        for loss, norm, bad in (
+            (1.0, 1.0, False),
+            (math.nan, 1.0, True),
+            (-math.inf, math.nan, True),
+            (1.0, math.inf, True),
+        ):
+            judged(guard, loss, norm)
+            for overflow in (0.0, 1.0) if scaled else (0.0,):
+                before = net.weight.detach().clone()
+                net.weight.grad = torch.ones_like(net.weight)
+                optimizer.found_inf = torch.tensor(overflow)  # as a scaler leaves it
+                optimizer.step()
+                moved = not torch.equal(net.weight, before)
+                assert moved == (not bad and not overflow), (scaled, loss, norm, overflow)
+
+
+# ---- naming the place
+
+
+def located(trainer: Trainer) -> Finding | None:
+    """What `locate` says of the next step; it leaves the model as it was."""
+    before = {name: x.nan_to_num(7.0) for name, x in trainer.model.state_dict().items()}
+    with trainer.session():
+        batches = [trainer.next_batch() for _ in range(trainer.accumulate)]
+    found = locate(trainer.model, batches, trainer.loss, trainer.autocast)
+    after = {name: x.nan_to_num(7.0) for name, x in trainer.model.state_dict().items()}
+    assert_equal(after, before)
+    assert all(p.grad is None for p in trainer.model.parameters())
+    return found
+
+
+def test_a_finite_step_has_no_place(tmp_path):
+    assert located(small_trainer(tmp_path / "run")) is None
+
+
+@pytest.mark.parametrize("neuron", ["lif", "relu"])
+def test_a_weight_is_named(tmp_path, neuron):
+    trainer = small_trainer(tmp_path / "run", f"neuron.kind={neuron}", "train.accumulate=2")
+    for name in ("layer2.0.conv1", "layer3.0.conv1"):  # the first one counts
+        trainer.model.get_submodule(name).weight.data[0, 0, 0, 0] = math.nan
+    found = located(trainer)
+    assert found is not None
+    assert (found.what, found.layer, found.parameters) == ("output", "layer2.0.conv1", ("weight",))
+    assert found.time_step == (0 if neuron == "lif" else None)
+    assert "layer2.0.conv1" in found.in_words()
+    assert "whose weight is not finite" in found.in_words()
+
+
+def test_a_time_step_is_named(tmp_path):
+    trainer = small_trainer(tmp_path / "run", "model.norm=tebn")
+    trainer.model.get_submodule("layer2.0.bn1").step_gain.data[1] = math.inf
+    found = located(trainer)
+    assert found is not None
+    assert (found.layer, found.time_step) == ("layer2.0.bn1", 1)
+    assert found.parameters == ("step_gain",)
+    assert found.in_words().startswith("it began at time step 1 ")
+
+
+def test_a_current_is_named_that_no_spike_shows(tmp_path):
+    """The stem's: a current that is not finite fires or not, and both are finite."""
+    trainer = small_trainer(tmp_path / "run")
+    trainer.model.bn1.bias.data[1] = math.nan  # type: ignore[union-attr]
+    found = located(trainer)
+    assert found is not None
+    assert (found.what, found.layer, found.time_step) == ("input current", "neuron1", 0)
+    batch = 16 * 4 * 8 * 8
+    assert (found.count, found.of) == (batch // 4, batch)  # one channel of four
+
+
+@pytest.mark.parametrize("detach", ["true", "false"])
+def test_the_first_gradient_on_the_way_back_is_named(tmp_path, detach):
+    """A surrogate so high that the gradient overflows; the kernels' own probes know where."""
+    high = ["neuron.surrogate.height=1e6", f"neuron.detach_reset={detach}"]
+    trainer = small_trainer(tmp_path / "run", *high)
+    with trainer.session():
+        batch = trainer.next_batch()
+    measured = Prober(trainer.model, [batch], trainer.loss).measure()
+    bad = [
+        (measured.names[layer], step)
+        for layer, steps in enumerate(measured.nonfinite)
+        for step, count in enumerate(steps)
+        if count
+    ]
+    found = located(trainer)
+    assert found is not None
+    assert found.what == "gradient"
+    assert (found.layer, found.time_step) == bad[-1]
+    assert 0 < len({layer for layer, _ in bad}) < len(measured.names)
+
+
+def test_a_loss_and_a_norm_may_overflow_by_themselves(tmp_path):
+    trainer = small_trainer(tmp_path / "run", "neuron.kind=relu", "loss.kind=tet")
+    trainer.model.fc.weight.data.fill_(1e20)
+    assert located(trainer) == Finding("loss")
+    trainer = small_trainer(tmp_path / "norm")
+    real = trainer.loss
+    trainer.loss = lambda currents, labels: 1e25 * real(currents, labels)
+    found = located(trainer)
+    assert found is not None
+    assert found.what == "norm"
+    assert found.layer in weights(trainer)
+
+
+# ---- through the command
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    Path("small.toml").write_text(SMALL)
+    return "small.toml"
+
+
+def test_a_weight_gone_wrong_ends_a_run_that_says_where(recipe, capsys):
+    tebn = "model.norm=tebn"
+    assert main([recipe, tebn, "train.max_steps=7", "--run-dir", "run"]) == EXIT_DONE
+    path = Path("run/checkpoints/last.pt")
+    state = checkpoint.read_checkpoint(path)
+    state["model"]["layer2.0.bn2.step_gain"][2] = math.nan
+    state["recipe"] = state["recipe"].replace("max_steps = 7", "max_steps = 0")
+    Path("run/recipe.toml").write_text(state["recipe"])
+    checkpoint._rename(checkpoint._write_part(path, state), path)
+    capsys.readouterr()
+    assert main(["--resume", "run"]) == EXIT_NONFINITE
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    place = "it began at time step 2 (of 0, 1, ...) in the output of layer2.0.bn2"
+    assert f"error: the norm of the gradient is nan at step 8; {place}" in error
+    for words in ("train.lr", "train.clip_grad_norm=1", "neuron.surrogate.width=auto"):
+        assert words in error
+
+    report = json.loads(Path("run/nonfinite.json").read_text())
+    assert report["step"] == 8
+    assert (report["found"]["layer"], report["found"]["time_step"]) == ("layer2.0.bn2", 2)
+    assert report["message"] in error
+    nonfinite.main(["run/nonfinite.pt"])
+    assert f"step 8: {place}" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"a checkpoint, not a bad step; accepted: a nonfinite\.pt"):
+        nonfinite.main(["run/checkpoints/last.pt"])
+
+
+def test_a_run_whose_gradient_explodes_names_the_layer(recipe, capsys):
+    """Nothing is injected: 7 layers of a surrogate 1e6 high."""
+    assert main([recipe, "neuron.surrogate.height=1e6", "--run-dir", "run"]) == EXIT_NONFINITE
+    error = capsys.readouterr().err
+    assert "the norm of the gradient is " in error
+    assert " at step 1; forward is finite, backward it began at time step " in error
+    assert re.search(r" in the gradient of (layer\d\.0\.)?neuron\d \(\d+ of \d+ values\);", error)
+    nonfinite.main(["run/nonfinite.pt"])
+    place = capsys.readouterr().out.strip().removeprefix("step 1: ")
+    assert place in error
+
+
+def test_only_tips_that_are_not_taken_are_given(tmp_path):
+    same = ["train.clip_grad_norm=1", "neuron.surrogate.width=auto", "train.precision=bf16"]
+    with pytest.raises(Diverged) as ended:
+        poison(small_trainer(tmp_path / "run", *same), 1).fit(until=1)
+    assert "a lower train.lr or train.precision=fp32 may help" in str(ended.value)
