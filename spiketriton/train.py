@@ -52,7 +52,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> int:
     with ranks_of_torchrun() as ranks:
-        return train(parse(arguments), ranks)
+        code = train(parse(arguments), ranks)
+        ranks.meet()  # torchrun kills all when one has left with another code than 0
+        return code
 
 
 def train(args: argparse.Namespace, ranks: Ranks) -> int:
@@ -79,13 +81,11 @@ def train(args: argparse.Namespace, ranks: Ranks) -> int:
     except Diverged as error:
         if ranks.first:
             print(f"error: {error}", file=sys.stderr)
-        ranks.meet()  # the first one had to look for the place
         return EXIT_NONFINITE
-    if not ranks.first:
-        return outcome.exit_code
-    words = [args.recipe or str(folder.recipe), *args.overrides]
-    summary(display, outcome, folder.path, draw_run(folder, recipe, data.synthetic))
-    what_next(display, outcome, folder.path, recipe, words, ranks.launcher)
+    if ranks.first:
+        words = [args.recipe or str(folder.recipe), *args.overrides]
+        summary(display, outcome, folder.path, draw_run(folder, recipe, data.synthetic))
+        what_next(display, outcome, folder.path, recipe, words, ranks.launcher)
     return outcome.exit_code
 
 

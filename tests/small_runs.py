@@ -4,6 +4,7 @@ from tests.small_runs import small_recipe, small_trainer
 """
 
 import io
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from spiketriton.checkpoint import read_checkpoint
 from spiketriton.config import Recipe, recipe_from_toml, replace
 from spiketriton.data import build_data
 from spiketriton.display import Display
-from spiketriton.runfolder import RunFolder
+from spiketriton.ranks import Ranks
+from spiketriton.runfolder import Onlooker, RunFolder
 from spiketriton.trainer import Trainer
 
 # 7 steps an epoch and 21 in all; 8 spiking layers of real images
@@ -58,12 +60,19 @@ class Lines(Display):
 
 
 def small_trainer(
-    path: Path, *overrides: str, resume: bool = False, display: Display | None = None
+    path: Path,
+    *overrides: str,
+    resume: bool = False,
+    display: Display | None = None,
+    ranks: Ranks | None = None,
 ) -> Trainer:
-    """A trainer in the run folder `path`, new or resumed."""
-    recipe = small_recipe(*overrides)
-    folder = RunFolder.open(path) if resume else RunFolder.create(path, recipe.name)
-    trainer = Trainer(recipe, build_data(recipe), folder, display or Lines())
+    """A trainer in the run folder `path`, new or resumed; as `spiketriton.train` makes it."""
+    recipe, ranks = small_recipe(*overrides), ranks or Ranks()
+    find = partial(RunFolder.open, path) if resume else partial(RunFolder.create, path, recipe.name)
+    folder = ranks.decide(find)
+    folder = folder if ranks.first else Onlooker(folder.path)
+    data = build_data(recipe, rank=ranks.rank, world_size=ranks.world_size)
+    trainer = Trainer(recipe, data, folder, display or Lines(), ranks)
     if resume:
         trainer.resume()
     folder.begin_session(recipe, {})

@@ -92,7 +92,7 @@ def _micro_batches(train: TrainConfig, world_size: int) -> int:
     if train.batch_size % (value * world_size):
         raise UserError(
             f"train.batch_size = {train.batch_size} does not divide by train.{key} = {value} on "
-            f"{world_size} process(es)"
+            f"{world_size} ranks; accepted: a multiple of {value * world_size}"
         )
     return train.batch_size // (value * world_size) if given else value
 

@@ -373,7 +373,7 @@ def test_a_subset_larger_than_the_data_set(key, most):
 
 def test_a_batch_that_does_not_divide_among_processes():
     message = mistake(data_recipe("digits", train="batch_size = 6"), rank=0, world_size=4)
-    mentions(message, "train.batch_size = 6", "4 process(es)")
+    mentions(message, "train.batch_size = 6", "4 ranks")
 
 
 def test_one_lock_serves_all_ranks(tmp_path, monkeypatch):

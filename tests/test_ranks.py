@@ -1,0 +1,327 @@
+"""Several ranks: the run is that of one rank, and ends as one.
+
+Two gloo processes, started by the launcher that users start. What needs no launch of its own runs
+in one of them, `play`, whose folders the tests read.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from spiketriton.checkpoint import read_checkpoint
+from spiketriton.config import to_toml
+from spiketriton.data import build_data
+from spiketriton.errors import EXIT_DONE, EXIT_SIGTERM, UserError, run_command
+from spiketriton.nonfinite import Diverged
+from spiketriton.ranks import ranks_of_torchrun
+from spiketriton.train import main
+from spiketriton.trainer import Trainer
+from tests.small_runs import assert_equal, last_state, small_recipe, small_trainer, untimed
+
+SHORT = ["train.max_steps=5", "train.log_every=2", "data.test_images=51", "data.train_images=80"]
+SYNC = [*SHORT, "train.sync_bn=true"]
+MLP = ["model.name=mlp", "model.depth=3", "model.width=16"]
+SAME = {
+    "resnet8": [],
+    "accumulate": [*MLP, "train.accumulate=2", "train.clip_grad_norm=0.5"],
+    "unfused": ["model.fused=false", "train.optimizer=sgd", "neuron.kind=plif"],
+    "ms": ["model.block=ms", "model.norm=tebn", "loss.kind=tet", "model.memory=packed"],
+    "twin": ["neuron.kind=relu", "train.optimizer=sgd"],
+    "calibrated": [*MLP, "neuron.surrogate.width=auto"],
+}
+
+
+def play(root: Path) -> None:
+    """All runs of two ranks that the tests look at; called by both."""
+    torch.set_num_threads(1)
+    with ranks_of_torchrun() as ranks:
+        for name, keys in SAME.items():
+            small_trainer(root / name, *SYNC, *keys, ranks=ranks).fit()
+
+        small_trainer(root / "apart", *SHORT, ranks=ranks).fit(until=2)
+        apart = small_trainer(root / "apart", *SHORT, resume=True, ranks=ranks)
+        apart.fit()
+        torch.save(apart.model.state_dict(), root / f"apart of rank {ranks.rank}.pt")
+        small_trainer(root / "unbroken", *SHORT, ranks=ranks).fit()
+
+        small_trainer(root / "two then one", *SYNC, ranks=ranks).fit(until=2)
+        small_trainer(root / "one then two", *SYNC, resume=True, ranks=ranks).fit()
+
+        stopped = small_trainer(root / "stopped", *SHORT, ranks=ranks)
+        signal_after(stopped, 3, rank=1)
+        assert stopped.fit().exit_code == EXIT_SIGTERM
+
+        broken = small_trainer(root / "broken", *SHORT, ranks=ranks)
+        break_loss_at(broken, 4, rank=1)
+        with pytest.raises(Diverged):
+            broken.fit()
+        torch.save(broken.model.state_dict(), root / f"broken of rank {ranks.rank}.pt")
+
+
+def signal_after(trainer: Trainer, step: int, rank: int) -> None:
+    def advance(done: int) -> None:
+        if done == step and trainer.ranks.rank == rank:
+            signal.raise_signal(signal.SIGTERM)
+
+    trainer.display.advance = advance  # type: ignore[method-assign]
+
+
+def break_loss_at(trainer: Trainer, step: int, rank: int) -> None:
+    loss = trainer.loss
+
+    def broken(currents: Tensor, labels: Tensor) -> Tensor:
+        bad = trainer.step == step - 1 and trainer.ranks.rank == rank
+        return loss(currents, labels) * (float("nan") if bad else 1.0)
+
+    trainer.loss = broken
+
+
+def launch(*arguments: str, folder: Path) -> subprocess.Popen:
+    """torchrun's module form, in a process group of its own, as a terminal would have it."""
+    root = Path(__file__).parent.parent
+    paths = [str(root), str(root / "kernels"), *sys.path]
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        + ["--nproc-per-node=2", *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
+    )
+
+
+def said(process: subprocess.Popen) -> str:
+    output, _ = process.communicate(timeout=100)
+    return output
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("played")
+    small_trainer(root / "one then two", *SYNC).fit(until=2)
+    process = launch(__file__, str(root), folder=root)
+    output = said(process)
+    assert process.returncode == EXIT_DONE, output
+    return root
+
+
+def rows(folder: Path, name: str) -> list[dict[str, Any]]:
+    """None of gradients, where there are no spiking layers."""
+    lines = (folder / name).read_text().splitlines() if (folder / name).exists() else []
+    return untimed([json.loads(line) for line in lines])
+
+
+def assert_close(one: Any, two: Any, where: str, rel: float = 2e-4, abs: float = 1e-5) -> None:
+    """Equal to float tolerance, all the way down."""
+    if isinstance(one, dict):
+        assert one.keys() == two.keys(), where
+        for key in one:
+            assert_close(one[key], two[key], f"{where}.{key}", rel, abs)
+    elif isinstance(one, list):
+        assert len(one) == len(two), where
+        for index, (a, b) in enumerate(zip(one, two, strict=True)):
+            assert_close(a, b, f"{where}[{index}]", rel, abs)
+    elif isinstance(one, Tensor) and one.is_floating_point():
+        torch.testing.assert_close(two, one, rtol=rel, atol=abs, msg=lambda m: f"{where}: {m}")
+    elif isinstance(one, float) and two is not None:
+        assert two == pytest.approx(one, rel=rel, abs=abs), where
+    else:
+        assert_equal(one, two, where)
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    """Weights, statistics of batch norm, metrics and gradients, to float tolerance."""
+    for name in ("metrics.jsonl", "gradients.jsonl"):
+        ours, theirs = rows(one, name), rows(two, name)
+        assert len(ours) == len(theirs)
+        for number, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            assert_close(a, b, f"{name}[{number}]", rel=1e-3)
+    assert_close(last_state(one)["model"], last_state(two)["model"], "model")
+
+
+@pytest.mark.parametrize("kind", SAME)
+def test_two_ranks_are_one_rank_with_the_same_batch(played, tmp_path, kind):
+    small_trainer(tmp_path / "one", *SYNC, *SAME[kind]).fit()
+    assert_same_run(tmp_path / "one", played / kind)
+    if kind == "calibrated":
+        one, two = (
+            json.loads((run / "calibration.json").read_text())
+            for run in (tmp_path / "one", played / kind)
+        )
+        assert_close(one, two, kind)
+
+
+def test_without_synchronised_statistics_ranks_hold_their_means(played, tmp_path, monkeypatch):
+    """Both ranks the same ones, which are in the checkpoint, and with which the test was made."""
+    zero, one = (torch.load(played / f"apart of rank {rank}.pt") for rank in range(2))
+    assert_equal(zero, one)
+    assert_equal(dict(last_state(played / "apart")["model"]), dict(zero))
+
+    small_trainer(tmp_path / "synchronised", *SYNC).fit()
+    with pytest.raises(AssertionError):
+        assert_same_run(tmp_path / "synchronised", played / "apart")
+
+    alone = small_trainer(tmp_path / "alone", *SHORT)
+    alone.model.load_state_dict(zero)
+    monkeypatch.setattr(alone.display, "testing", lambda *_: None)
+    accuracy, loss = alone.test() or (0.0, 0.0)
+    last = rows(played / "apart", "metrics.jsonl")[-1]
+    assert last["test_accuracy"] == pytest.approx(accuracy)
+    assert last["test_loss"] == pytest.approx(loss, rel=1e-5)
+    assert last["test_images"] == 51
+
+
+def test_a_resumed_run_of_two_ranks_has_the_same_bits(played):
+    assert_equal(last_state(played / "unbroken"), last_state(played / "apart"))
+    for name in ("metrics.jsonl", "gradients.jsonl"):
+        assert rows(played / "unbroken", name) == rows(played / "apart", name)
+
+
+@pytest.mark.parametrize("order", ["two then one", "one then two"])
+def test_a_run_goes_on_with_another_number_of_ranks(played, tmp_path, order):
+    if order == "two then one":
+        small_trainer(played / order, *SYNC, resume=True).fit()
+    small_trainer(tmp_path / "unbroken", *SYNC).fit()
+    assert_same_run(tmp_path / "unbroken", played / order)
+
+
+def test_a_signal_to_one_rank_stops_all_after_the_same_step(played):
+    assert last_state(played / "stopped")["step"] == 3
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_changes_no_weight_on_any(played, tmp_path):
+    zero, one = (torch.load(played / f"broken of rank {rank}.pt") for rank in range(2))
+    assert_equal(zero, one)
+    assert all(value.isfinite().all() for value in zero.values())
+    scene = read_checkpoint(played / "broken" / "nonfinite.pt")
+    assert "at step 4" in json.loads((played / "broken" / "nonfinite.json").read_text())["message"]
+    assert scene["step"] == 4
+
+
+def test_all_ranks_write_once(played):
+    """One session, and each row once: the second rank wrote nothing."""
+    steps = [row["step"] for row in rows(played / "resnet8", "metrics.jsonl")]
+    assert steps == [2, 4, 5, 5]
+    assert len(json.loads((played / "resnet8" / "environment.json").read_text())) == 1
+
+
+def recipe_file(folder: Path, *overrides: str) -> str:
+    (folder / "small.toml").write_text(to_toml(small_recipe(*overrides)))
+    return "small.toml"
+
+
+def test_the_command_on_two_ranks(tmp_path):
+    """What it says, and a signal to torchrun, which ends as it ends after any: with 1."""
+    name = recipe_file(tmp_path, "train.epochs=400", "train.log_every=2")
+    run = ["-m", "spiketriton.train", name, "--run-dir", "run"]
+    process = launch(*run, folder=tmp_path)
+    output = wait_for(process, "step ")
+    process.send_signal(signal.SIGTERM)
+    rest = said(process)
+    assert (
+        output.count("ranks: 2 ranks, by gloo; batch norm's statistics are those of each rank") == 1
+    )
+    assert rest.count("SIGTERM: finishing this step, then saving") == 1
+    assert rest.count("torchrun --nproc-per-node=2 -m spiketriton.train --resume run") == 1
+    assert "spiketriton/trainer.py" not in rest
+    state = last_state(tmp_path / "run")
+    last = rows(tmp_path / "run", "metrics.jsonl")[-1]
+    assert state["step"] >= last["step"] > 0
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert environment[0]["ranks"] == 2
+
+
+def wait_for(process: subprocess.Popen, word: str) -> str:
+    assert process.stdout is not None
+    seen = ""
+    for line in process.stdout:
+        seen += line
+        if line.startswith(word):
+            return seen
+    raise AssertionError(f"{word!r} never came:\n{seen}")
+
+
+def test_a_killed_rank_ends_the_run_with_one_message(tmp_path):
+    """The run that is left goes on from its last checkpoint, on one rank too."""
+    keys = ["train.epochs=400", "train.log_every=2", "checkpoint.every=2"]
+    process = launch(__file__, "killed", recipe_file(tmp_path, *keys), folder=tmp_path)
+    rest = said(process)
+    assert process.returncode == 1
+    assert rest.count("error: ") == 1, rest
+    assert "error: rank 1 was lost: it died or answers no more" in rest
+    assert "spiketriton/trainer.py" not in rest, "no traceback of ours"
+    resumed = small_trainer(tmp_path / "run", *keys, resume=True)
+    assert resumed.step == 4
+    assert resumed.fit(until=6).saved_at == 6
+
+
+@pytest.mark.parametrize("moment", ["start", "step"])
+def test_a_mistake_is_told_once(tmp_path, moment):
+    """One that all ranks make, before any work; and one of the second, in the middle of training."""
+    if moment == "start":
+        process = launch(
+            *["-m", "spiketriton.train", recipe_file(tmp_path, "train.batch_size=15")],
+            *["--run-dir", "run"],
+            folder=tmp_path,
+        )
+        message = "train.batch_size = 15 does not divide by train.accumulate = 1 on 2 ranks"
+    else:
+        process = launch(__file__, "mistaken", recipe_file(tmp_path), folder=tmp_path)
+        message = "on rank 1: no such image"
+    output = said(process)
+    assert process.returncode == 1
+    assert "exitcode  : 2" in output
+    assert output.count("error: ") == 1, output
+    assert f"error: {message}" in output
+    assert "spiketriton/trainer.py" not in output, "no traceback of ours"
+    assert (tmp_path / "run").exists() == (moment == "step"), "no work, no folder"
+
+
+def test_an_indivisible_batch_names_the_keys_and_the_ranks():
+    for keys in (["train.batch_size=18", "train.accumulate=3"], ["train.micro_batch=8"]):
+        recipe = small_recipe(*keys)
+        with pytest.raises(UserError, match=r"train\.batch_size = .* 4 ranks"):
+            build_data(recipe, rank=3, world_size=4)
+
+
+def end_at(step: int, how: Callable[[], None]) -> None:
+    """The real command, but that the second rank ends at a step as `how` says."""
+    train_step = Trainer.train_step
+
+    def until(self: Trainer) -> None:
+        if self.step == step - 1 and self.ranks.rank == 1:
+            how()
+        train_step(self)
+
+    Trainer.train_step = until  # type: ignore[method-assign]
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def make_a_mistake() -> None:
+    raise UserError("no such image")
+
+
+def started(arguments: Sequence[str]) -> None:
+    """What `launch(__file__, ...)` does on each rank."""
+    if arguments[0] in ("killed", "mistaken"):
+        end_at(5, die if arguments[0] == "killed" else make_a_mistake)
+        run_command(main, [arguments[1], "--run-dir", "run"])
+    play(Path(arguments[0]))
+
+
+if __name__ == "__main__":
+    started(sys.argv[1:])
