@@ -437,11 +437,14 @@ def _amd(assembly: str) -> tuple[int, int, int]:
 
 
 def _amd_vector(assembly: str) -> int:
-    """Bytes of the width at which most global bytes move."""
+    """Bytes of the width at which most global bytes move: in the loops, where there are any."""
+    labels = {m[1]: m.start() for m in re.finditer(r"^(\.L\w+):", assembly, re.MULTILINE)}
+    jumps = [(labels[m[1]], m.start()) for m in re.finditer(r"s_c?branch\w*\s+(\.L\w+)", assembly)]
+    loops = "".join(assembly[label:jump] for label, jump in jumps if label < jump)
     bytes_ = {"byte": 1, "short": 2, "dword": 4, "dwordx2": 8, "dwordx3": 12, "dwordx4": 16}
     moved: dict[int, int] = defaultdict(int)
     pattern = r"\b(?:global|buffer)_(?:load|store)_[us]?(byte|short|dword(?:x[234])?)"
-    for word in re.findall(pattern, assembly):
+    for word in re.findall(pattern, loops) or re.findall(pattern, assembly):
         moved[bytes_[word]] += bytes_[word]
     return max(moved, key=lambda width: moved[width])
 

@@ -241,7 +241,7 @@ def norm_backward_(
 def channel_statistics(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and biased variance of each channel (dim 2) of y [T, B, C, ...] over everything else, [C] each.
 
-    One pass, sums shifted by each channel's first element, so that a mean far above the deviation loses no digits.
+    One pass over memory. Neither a mean far from zero nor a few elements far from the rest lose digits.
     """
     return _backend(y).channel_statistics(y)
 

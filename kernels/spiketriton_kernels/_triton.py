@@ -547,9 +547,17 @@ def walk_kernel(
 
 
 @triton.jit
+def _over_channel(tile, BY_COLUMN: tl.constexpr):
+    """The sum of a tile over what its channels own: [1, BLOCK_L] by column, else [1, 1]."""
+    if not BY_COLUMN:
+        tile = tl.sum(tile, axis=1, keep_dims=True)
+    return tl.sum(tile, axis=0, keep_dims=True)
+
+
+@triton.jit
 def statistics_kernel(
     y_ptr,  # [T * R, C] channels_last, [T * R, C, L] contiguous
-    partial_ptr,  # [2, programs (* columns), C] out, float32
+    partial_ptr,  # [3, programs (* columns), C] out, float32: number, mean, squared deviations from it
     R,  # rows, time included
     C,
     L,
@@ -558,64 +566,79 @@ def statistics_kernel(
     BLOCK_L: tl.constexpr,
     BY_COLUMN: tl.constexpr,
 ):
-    """Sums of y and y^2 per channel, shifted by the channel's first element so that a far mean loses no digits."""
+    """Moments of each channel's share. Every lane follows its own mean (Welford 1962), so that neither a far mean nor
+    a far first element loses digits; the lanes' moments then join (Chan et al. 1979)."""
     first, column, channel = _tile(tl.program_id(0), R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN)
-    columns = tl.cdiv(L, BLOCK_L)
     offs, inside, channels, valid = _elements(
         first, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN
     )
-    if BY_COLUMN:
-        shift = tl.load(y_ptr + channels, mask=valid, other=0.0).to(tl.float32)
-    else:
-        shift = tl.load(y_ptr + channels * L, mask=valid, other=0.0).to(tl.float32)
-    total = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
-    squares = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
+    mean = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
+    spread = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
+    k = 0.0
     for row in range(first, tl.cdiv(R, BLOCK_R), programs):
         offs, inside, channels, valid = _elements(
             row, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN
         )
-        d = tl.load(y_ptr + offs, mask=inside, other=0.0).to(tl.float32) - shift
-        d = tl.where(inside, d, 0.0)
-        total += d
-        squares += d * d
-    if BY_COLUMN:
-        place = tl.cast(first, tl.int64) * C + column * BLOCK_L + tl.arange(0, BLOCK_L)
-        keep = column * BLOCK_L + tl.arange(0, BLOCK_L) < L
-        rows = tl.cast(programs, tl.int64) * C
-        tl.store(partial_ptr + place, tl.sum(total, axis=0), mask=keep)
-        tl.store(partial_ptr + rows + place, tl.sum(squares, axis=0), mask=keep)
-    else:
-        place = (tl.cast(first, tl.int64) * columns + column) * C + channel
-        rows = tl.cast(programs, tl.int64) * columns * C
-        tl.store(partial_ptr + place, _total(total))
-        tl.store(partial_ptr + rows + place, _total(squares))
+        y = tl.load(y_ptr + offs, mask=inside, other=0.0).to(tl.float32)
+        k += 1.0
+        weight = tl.where(k > 1.0, 1.0 / k, 1.0)
+        d = y - mean
+        mean += d * tl.where(inside, weight, 0.0)
+        spread += d * (d * tl.where(inside, 1.0 - weight, 0.0))
+    # Only the last visit can leave out a row that the others reach.
+    visits = tl.cdiv(tl.cdiv(R, BLOCK_R) - first, programs)
+    last = (first + (visits - 1) * programs) * BLOCK_R + tl.arange(0, BLOCK_R)[:, None]
+    number = tl.where(last < R, visits, visits - 1).to(tl.float32)
+    if not BY_COLUMN:
+        number = tl.where(column * BLOCK_L + tl.arange(0, BLOCK_L)[None, :] < L, number, 0.0)
+    count = _over_channel(number, BY_COLUMN)
+    joined = _over_channel(number * mean, BY_COLUMN) / count
+    joined += _over_channel(number * (mean - joined), BY_COLUMN) / count  # what rounding took
+    away = mean - joined
+    spread = _over_channel(spread + number * away * away, BY_COLUMN)
+    part = tl.cast(first, tl.int64)
+    parts = tl.cast(programs, tl.int64)
+    if not BY_COLUMN:
+        part = part * tl.cdiv(L, BLOCK_L) + column
+        parts = parts * tl.cdiv(L, BLOCK_L)
+    place = partial_ptr + part * C + channels
+    tl.store(place, count, mask=valid)
+    tl.store(place + parts * C, joined, mask=valid)
+    tl.store(place + 2 * parts * C, spread, mask=valid)
 
 
 @triton.jit(do_not_specialize=["count"])
 def join_statistics_kernel(
-    partial_ptr,  # [2, parts, C]
-    y_ptr,  # its first element of each channel is the shift
+    partial_ptr,  # [3, parts, C]
     mean_ptr,  # [C] out
     var_ptr,  # [C] out
     parts,
     C,
-    inner,
     count,
-    BLOCK: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):
-    """Mean and biased variance from the partial sums, in the order of the parts."""
-    c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    valid = c < C
-    total = tl.zeros([BLOCK], tl.float32)
-    squares = tl.zeros([BLOCK], tl.float32)
-    for part in range(parts):
-        total += tl.load(partial_ptr + part * C + c, mask=valid, other=0.0)
-        squares += tl.load(partial_ptr + (parts + part) * C + c, mask=valid, other=0.0)
-    shift = tl.load(y_ptr + tl.cast(c, tl.int64) * inner, mask=valid, other=0.0).to(tl.float32)
-    mean = total / count
-    var = squares / count - mean * mean
-    tl.store(mean_ptr + c, shift + mean, mask=valid)
-    tl.store(var_ptr + c, tl.where(var < 0.0, 0.0, var), mask=valid)
+    """Mean and biased variance of each channel from its parts, joined in a fixed order."""
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+    p = tl.arange(0, BLOCK_P)[:, None]
+    at = partial_ptr + p * C + c
+    plane = tl.cast(parts, tl.int64) * C
+    base = tl.load(partial_ptr + plane + c, mask=c < C, other=0.0)  # the first part's mean
+    total = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
+    for start in range(0, parts, BLOCK_P):
+        here = (start + p < parts) & (c < C)
+        number = tl.load(at + start * C, mask=here, other=0.0)
+        mean = tl.load(at + plane + start * C, mask=here, other=0.0)
+        total += number * (mean - base)
+    joined = base + tl.sum(total, axis=0, keep_dims=True) / count
+    spread = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
+    for start in range(0, parts, BLOCK_P):
+        here = (start + p < parts) & (c < C)
+        number = tl.load(at + start * C, mask=here, other=0.0)
+        away = tl.load(at + plane + start * C, mask=here, other=0.0) - joined
+        spread += tl.load(at + 2 * plane + start * C, mask=here, other=0.0) + number * away * away
+    tl.store(mean_ptr + c, joined, mask=c < C)
+    tl.store(var_ptr + c, tl.sum(spread, axis=0, keep_dims=True) / count, mask=c < C)
 
 
 @triton.jit(do_not_specialize=["eps", "bn_scale", "count"])
@@ -677,6 +700,7 @@ def norm_backward_kernel(
 # ---- launches -----------------------------------------------------------------------------------------------------
 
 WARPS = 4
+JOIN_PARTS, JOIN_CHANNELS = 64, 8  # of one tile; 8 float32 fill a sector of memory
 
 
 @dataclass(frozen=True)
@@ -868,18 +892,16 @@ def channel_statistics(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     tiles = Tiling(step.R * y.shape[0], step.C, step.L, step.block_r, step.block_l, step.by_column)
     programs = tiles.programs(walking=True)
     parts = programs * (1 if tiles.by_column else tiles.columns)
-    channels, inner = channel_axis(y)
-    partial = y.new_empty((2, parts, channels), dtype=torch.float32)
-    mean, var = (y.new_empty(channels, dtype=membrane_dtype(y.dtype)) for _ in range(2))
-    block = 32 * WARPS
+    partial = y.new_empty((3, parts, tiles.C), dtype=torch.float32)
+    mean, var = (y.new_empty(tiles.C, dtype=membrane_dtype(y.dtype)) for _ in range(2))
     with _device(y):
         statistics_kernel[(programs * tiles.lanes,)](
             y, partial, tiles.R, tiles.C, tiles.L, programs,
             BLOCK_R=tiles.block_r, BLOCK_L=tiles.block_l, BY_COLUMN=tiles.by_column, num_warps=WARPS,
-            enable_fp_fusion=False,
+            enable_fp_fusion=True,
         )  # fmt: skip
-        join_statistics_kernel[(-(-channels // block),)](
-            partial, y, mean, var, parts, channels, inner, float(y.numel() // channels), BLOCK=block,
-            num_warps=WARPS, enable_fp_fusion=False,
+        join_statistics_kernel[(-(-tiles.C // JOIN_CHANNELS),)](
+            partial, mean, var, parts, tiles.C, float(y.numel() // tiles.C),
+            BLOCK_P=JOIN_PARTS, BLOCK_C=JOIN_CHANNELS, num_warps=WARPS, enable_fp_fusion=True,
         )  # fmt: skip
     return mean, var

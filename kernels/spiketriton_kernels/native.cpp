@@ -653,69 +653,95 @@ void norm_backward(const Call &c) {
     }
 }
 
-// Mean and biased variance per channel, sums shifted by the channel's first element. Results in dx (mean), dy (var).
+// Sums over one channel, in double, of what lies away from a fixed `shift`.
+struct Moments {
+    double sum = 0, squares = 0;
+
+    // n elements whose distances from `mean` sum to s, their squares to q.
+    void add(double n, double mean, double s, double q, double shift) {
+        const double offset = mean - shift;
+        sum += s + n * offset;
+        squares += q + offset * (2 * s + n * offset);
+    }
+};
+
+// Mean and biased variance per channel. Floats are enough within a block, whatever it holds, because its elements are
+// shifted by the mean of its first eighth, about which the squares add up to 8 times those about the block's own mean
+// at most. Blocks join in double. Results in dx (mean), dy (var).
 template <class T, class A>
 void statistics(const Call &c) {
     const T *x = (const T *)c.x;
     const int64_t C = c.channels, inner = c.inner, rows = c.steps * c.neurons / (C * inner);
     const int64_t chunks = std::min(rows, chunk_count(rows * C * inner, 16384));
-    std::vector<A> shift(C);
+    std::vector<double> shift(C);
     for (int64_t j = 0; j < C; j++) shift[j] = load(x[j * inner]);
-    std::vector<std::vector<double>> sums(chunks, std::vector<double>(2 * C, 0.0));
+    std::vector<std::vector<Moments>> shares(chunks, std::vector<Moments>(C));
+    const auto eighth = [](int64_t n) { return std::max<int64_t>(1, (n + 7) / 8); };
 #pragma omp parallel for schedule(static) num_threads(c.threads)
     for (int64_t k = 0; k < chunks; k++) {
-        double *total = sums[k].data(), *squares = total + C;
+        Moments *share = shares[k].data();
         const int64_t first = rows * k / chunks, end = rows * (k + 1) / chunks;
         if (inner == 1) {
             // Several rows side by side, so that the vector units are full with few channels too.
             const int64_t side = std::max<int64_t>(1, 512 / C), lanes = side * C;
-            std::vector<A> s(lanes), q(lanes), base(lanes);
-            for (int64_t j = 0; j < lanes; j++) base[j] = shift[j % C];
-            for (int64_t row = first; row < end;) {
-                std::fill(s.begin(), s.end(), A(0));
-                std::fill(q.begin(), q.end(), A(0));
-                A *__restrict sp = s.data(), *__restrict qp = q.data();
-                const A *__restrict base_p = base.data();
-                for (const int64_t stop = std::min(end, row + 64 * side); row < stop; row += side) {
-                    const T *__restrict p = x + row * C;
-                    const int64_t n = std::min(lanes, (stop - row) * C);
+            std::vector<A> lane_s(lanes), lane_q(lanes), lane_mean(lanes);
+            A *__restrict s = lane_s.data(), *__restrict q = lane_q.data(), *__restrict mean = lane_mean.data();
+            for (int64_t start = first * C; start < end * C; start += 64 * lanes) {
+                const int64_t stop = std::min(end * C, start + 64 * lanes), full = (stop - start) / lanes,
+                              rest = (stop - start) % lanes, sample = eighth(full);
+                std::fill(mean, mean + lanes, A(0));
+                std::fill(s, s + lanes, A(0));
+                std::fill(q, q + lanes, A(0));
+                for (int64_t i = start; i < std::min(stop, start + sample * lanes); i += lanes) {
+                    const T *__restrict p = x + i;
+                    const int64_t n = std::min(lanes, stop - i);
+#pragma omp simd
+                    for (int64_t j = 0; j < n; j++) mean[j] += load(p[j]) / A(sample);
+                }
+                for (int64_t i = start; i < stop; i += lanes) {
+                    const T *__restrict p = x + i;
+                    const int64_t n = std::min(lanes, stop - i);
 #pragma omp simd
                     for (int64_t j = 0; j < n; j++) {
-                        A d = load(p[j]) - base_p[j];
-                        sp[j] += d;
-                        qp[j] += d * d;
+                        const A d = load(p[j]) - mean[j];
+                        s[j] += d;
+                        q[j] += d * d;
                     }
                 }
-                row = std::min(row, end);
-                for (int64_t j = 0; j < lanes; j++) { total[j % C] += s[j]; squares[j % C] += q[j]; }
+                for (int64_t j = 0; j < lanes; j += C)
+                    for (int64_t i = 0; i < C; i++)
+                        share[i].add(double(full + (j + i < rest)), mean[j + i], s[j + i], q[j + i], shift[i]);
             }
         } else {
             for (int64_t row = first; row < end; row++)
                 for (int64_t j = 0; j < C; j++)
                     for (int64_t i = 0; i < inner; i += 1024) {
                         const T *__restrict p = x + (row * C + j) * inner + i;
-                        const int64_t n = std::min<int64_t>(1024, inner - i);
-                        const A base = shift[j];
-                        A s = 0, q = 0;
+                        const int64_t n = std::min<int64_t>(1024, inner - i), sample = eighth(n);
+                        A mean = 0, s = 0, q = 0;
+#pragma omp simd reduction(+ : mean)
+                        for (int64_t l = 0; l < sample; l++) mean += load(p[l]);
+                        mean /= A(sample);
 #pragma omp simd reduction(+ : s, q)
                         for (int64_t l = 0; l < n; l++) {
-                            A d = load(p[l]) - base;
+                            const A d = load(p[l]) - mean;
                             s += d;
                             q += d * d;
                         }
-                        total[j] += s;
-                        squares[j] += q;
+                        share[j].add(double(n), mean, s, q, shift[j]);
                     }
         }
     }
     const double count = double(rows) * double(inner);
     for (int64_t j = 0; j < C; j++) {
-        double s = 0, q = 0;
-        for (const auto &part : sums) { s += part[j]; q += part[C + j]; }
-        const double mean = s / count;
-        ((A *)c.dx)[j] = A(double(shift[j]) + mean);
-        ((A *)c.dy)[j] = A(std::max(0.0, q / count - mean * mean));
-        if (std::isnan(q)) ((A *)c.dy)[j] = A(q);
+        Moments total;
+        for (const auto &share : shares) {
+            total.sum += share[j].sum;
+            total.squares += share[j].squares;
+        }
+        const double mean = total.sum / count, var = total.squares / count - mean * mean;
+        ((A *)c.dx)[j] = A(shift[j] + mean);
+        ((A *)c.dy)[j] = A(var < 0 ? 0 : var);  // a NaN stays one
     }
 }
 
