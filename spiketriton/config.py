@@ -575,7 +575,8 @@ def _unknown(dotted: str, is_table: bool) -> str:
         tip = f"known keys: {', '.join(siblings)}"
     else:
         tip = f"known tables: {', '.join(tables)}"
-    return f"unknown {'table' if is_table else 'key'} {_short(dotted)}; {tip}"
+    shown = _short(dotted) if dotted.isprintable() else _quoted(_short(dotted))
+    return f"unknown {'table' if is_table else 'key'} {shown}; {tip}"
 
 
 def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
