@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from spiketriton.checkpoint import read_checkpoint
 from spiketriton.config import to_toml
@@ -44,8 +46,13 @@ def play(root: Path) -> None:
     """All runs of two ranks that the tests look at; called by both."""
     torch.set_num_threads(1)
     with ranks_of_torchrun() as ranks:
+        exchanges: list[int] = []
         for name, keys in SAME.items():
-            small_trainer(root / name, *SYNC, *keys, ranks=ranks).fit()
+            trainer = small_trainer(root / name, *SYNC, *keys, ranks=ranks)
+            if name == "accumulate":
+                trainer.forward.register_comm_hook(exchanges, counted)
+            trainer.fit()
+        assert len(exchanges) == 5, "gradients are exchanged once a step, not once a micro-batch"
 
         small_trainer(root / "apart", *SHORT, ranks=ranks).fit(until=2)
         apart = small_trainer(root / "apart", *SHORT, resume=True, ranks=ranks)
@@ -65,6 +72,11 @@ def play(root: Path) -> None:
         with pytest.raises(Diverged):
             broken.fit()
         torch.save(broken.model.state_dict(), root / f"broken of rank {ranks.rank}.pt")
+
+
+def counted(exchanges: list[int], bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    exchanges.append(bucket.index())
+    return allreduce_hook(dist.group.WORLD, bucket)
 
 
 def signal_after(trainer: Trainer, step: int, rank: int) -> None:
