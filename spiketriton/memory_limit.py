@@ -6,6 +6,9 @@ is the most that any step holds (gradients, optimizer state and activations at o
 of memory does not fit. The network is thrown away and the random generators are put back, so the
 run that follows is that of the same number in the recipe. The result is kept in the run folder:
 batch norm sees micro-batches, so a run that goes on elsewhere has to keep its own.
+
+On a CPU the trials are processes of their own, with a limit where the free memory ends: Linux would
+not refuse memory but kill, and oneDNN computes no new convolution after memory was refused to it.
 """
 
 import contextlib
@@ -13,8 +16,11 @@ import gc
 import json
 import re
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -31,8 +37,14 @@ from spiketriton.randomness import random_state, set_random_state
 from spiketriton.ranks import Ranks
 from spiketriton.runfolder import RunFolder
 
-# how torch, its allocators and C++ say it where the type of the exception does not
-_WORDS = ("can't allocate memory", "CUDA out of memory", "bad_alloc", "CUBLAS_STATUS_ALLOC_FAILED")
+# how allocators and libraries say it where the type of the exception does not; oneDNN's is the last
+_WORDS = (
+    "can't allocate memory",
+    "CUDA out of memory",
+    "bad_alloc",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "could not create a primitive",
+)
 
 
 class OutOfMemory(UserError):
@@ -41,7 +53,8 @@ class OutOfMemory(UserError):
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that memory on a GPU or the host ran out."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    # a process that broke off was killed for its memory by Linux
+    if isinstance(error, torch.OutOfMemoryError | MemoryError | BrokenExecutor):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
 
@@ -148,15 +161,13 @@ def largest_that_fits(images: int, trial: Trial, recipe: Recipe) -> int:
     OutOfMemory: there is none.
     """
     before, device = random_state(), environment.choose_device(recipe.train.device).value
-    limit = _host_limit() if device.type == "cpu" else contextlib.nullcontext()
     try:
-        with limit:
-            for size in (n for n in range(images, 1, -1) if images % n == 0):
-                if _failure(trial, size) is None:
-                    return size
-            if (failure := _failure(trial, 1)) is not None:
-                raise explained(failure, recipe, device, 1)
-            return 1
+        for size in (n for n in range(images, 1, -1) if images % n == 0):
+            if _failure(trial, size) is None:
+                return size
+        if (failure := _failure(trial, 1)) is not None:
+            raise explained(failure, recipe, device, 1)
+        return 1
     finally:
         set_random_state(before)
         torch.cuda.empty_cache()
@@ -179,45 +190,50 @@ def _failure(trial: Trial, size: int) -> Exception | None:
 
 def _trial_of(recipe: Recipe, data: Data) -> Trial:
     """Trains a throw-away network of the recipe on noise of the data's shape."""
+    device = environment.choose_device(recipe.train.device).value
+    train = partial(_train, recipe, len(data.classes), data.channels, data.image_size, device)
+    if device.type != "cpu":
+        return train
+    free = available_host_memory()
+
+    def in_a_process(images: int) -> None:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            pool.submit(_within, free, train, images).result()
+
+    return in_a_process
+
+
+def _within(free: int | None, train: Trial, images: int) -> None:
+    """Trains in a process that gets no more than `free` bytes (None: where nothing tells them)."""
+    used = _data_memory()
+    if free is not None and used is not None:
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        most = used + free
+        limit = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+    train(images)
+
+
+def _train(
+    recipe: Recipe, classes: int, channels: int, size: int, device: torch.device, images: int
+) -> None:
+    """A step on `images` images [channels, size, size], and the passes of another one behind it."""
     cfg = recipe.train
-    device = environment.choose_device(cfg.device).value
     precision = environment.choose_precision(cfg.precision, device).value
+    environment.set_up(cfg, device)
     layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
-    loss = build_loss(recipe.loss)
-
-    def trial(images: int) -> None:
-        size = data.image_size
-        model = build_model(
-            recipe, classes=len(data.classes), channels=data.channels, image_size=size
-        ).to(device, memory_format=layout)  # type: ignore[call-overload]
-        forward = environment.compiled(model) if cfg.compile else model
-        optimizer = build_optimizer(cfg, model)
-        batch = torch.randn(images, data.channels, size, size, device=device)
-        labels = torch.zeros(images, dtype=torch.int64, device=device)
-        for _ in range(2):
-            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-                value = loss(forward(batch.to(memory_format=layout)), labels)
-            value.backward()
-            optimizer.step()
-        value.item()  # waits for the device
-
-    return trial
-
-
-@contextlib.contextmanager
-def _host_limit() -> Iterator[None]:
-    """Lets allocations beyond the free memory of this machine fail; Linux would kill the process."""
-    available, used = available_host_memory(), _data_memory()
-    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    if available is None or used is None:
-        yield
-        return
-    most = [used + available, *(x for x in (soft, hard) if x != resource.RLIM_INFINITY)]
-    resource.setrlimit(resource.RLIMIT_DATA, (min(most), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+    model = build_model(recipe, classes=classes, channels=channels, image_size=size)
+    model.to(device, memory_format=layout)  # type: ignore[call-overload]
+    forward = environment.compiled(model) if cfg.compile else model
+    optimizer, loss = build_optimizer(cfg, model), build_loss(recipe.loss)
+    batch = torch.randn(images, channels, size, size, device=device).to(memory_format=layout)
+    labels = torch.zeros(images, dtype=torch.int64, device=device)
+    for _ in range(2):
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            value = loss(forward(batch), labels)
+        value.backward()
+        optimizer.step()
+    value.item()  # waits for the device
 
 
 def available_host_memory() -> int | None:

@@ -112,10 +112,10 @@ class Trainer:
         Diverged: a loss or gradient was infinite or NaN. OutOfMemory: a step needs more than there is.
         """
         end = self.plan.steps if until is None else min(until, self.plan.steps)
-        if wants_calibration(self.recipe) and self.calibration is None:
-            self.calibrate()
-        self.model.set_synchronised(self.recipe.train.sync_bn and self.ranks.world_size > 1)
         with self.stop, self.session():
+            if wants_calibration(self.recipe) and self.calibration is None:
+                self.calibrate()
+            self.model.set_synchronised(self.recipe.train.sync_bn and self.ranks.world_size > 1)
             while True:
                 if self.plan.tests(self.step) and self.progress.tested_at < self.step:
                     self.evaluate()

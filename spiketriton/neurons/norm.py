@@ -100,10 +100,10 @@ class Norm(nn.modules.batchnorm._BatchNorm):
         if self.training and self.tracks:
             self.num_batches_tracked.add_(1)
 
-    def statistics(self) -> tuple[Tensor, Tensor] | tuple[None, None]:
-        """Running mean and variance [C], which a training batch moves; None when it must not."""
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Running mean and variance [C], which a training batch moves; copies when it must not."""
         if self.training and not self.tracks:
-            return None, None
+            return self.running_mean.clone(), self.running_var.clone()
         return self.running_mean, self.running_var
 
     @property

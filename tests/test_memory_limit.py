@@ -1,0 +1,355 @@
+"""Out of memory: what is said, the micro-batch that fits, and blocks that are computed again."""
+
+import copy
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from spiketriton import memory_limit
+from spiketriton.data import build_data
+from spiketriton.errors import EXIT_DONE, EXIT_USER, UserError
+from spiketriton.memory_limit import OutOfMemory, explained, is_out_of_memory, settle
+from spiketriton.models import build_model
+from spiketriton.probing import Prober
+from spiketriton.randomness import random_state, seed_everything
+from spiketriton.runfolder import RunFolder
+from spiketriton.train import main
+from tests.small_runs import SMALL, assert_equal, last_state, small_recipe, small_trainer, untimed
+
+ROOT = Path(__file__).parent.parent
+CPU = torch.device("cpu")
+GPU_ERROR = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has ...")
+CPU_ERROR = RuntimeError(
+    "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you "
+    "tried to allocate 1048576000 bytes. Error code 12 (Cannot allocate memory)"
+)
+
+# ---- the one line
+
+
+def test_what_counts_as_out_of_memory():
+    for error in (GPU_ERROR, CPU_ERROR, MemoryError(), RuntimeError("std::bad_alloc")):
+        assert is_out_of_memory(error)
+    for other in (RuntimeError("shapes differ"), OSError("can't allocate memory"), ValueError()):
+        assert not is_out_of_memory(other)
+
+
+@pytest.mark.parametrize(("error", "asked"), [(GPU_ERROR, "2.50 GiB"), (CPU_ERROR, "1000.0 MiB")])
+def test_the_line_says_what_was_asked_and_what_lowers_it(error, asked):
+    line = str(explained(error, small_recipe(), CPU, 16))
+    assert f"{asked} more was asked for, the peak of this process was " in line
+    assert "a micro-batch is 16 images (train.batch_size = 16)" in line
+    keys = [
+        "train.micro_batch=8 or auto",
+        "model.memory=packed",
+        "train.precision=bf16",
+        "a lower train.batch_size",
+        "model.checkpoint_blocks=true",
+    ]
+    places = [line.index(key) for key in keys]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize(
+    ("changes", "images", "gone"),
+    [
+        (["train.micro_batch=auto"], 8, "or auto"),
+        ([], 1, "train.micro_batch"),
+        (["model.memory=packed"], 8, "model.memory"),
+        (["neuron.kind=relu"], 8, "model.memory"),
+        (["train.precision=fp16"], 8, "train.precision"),
+        (["train.batch_size=1"], 1, "train.batch_size,"),
+        (["model.checkpoint_blocks=true"], 8, "checkpoint_blocks"),
+        (["model.name=plain", "model.width=4"], 8, "checkpoint_blocks"),
+        (["train.compile=true"], 8, "checkpoint_blocks"),
+    ],
+)
+def test_what_the_recipe_has_done_already_is_not_proposed(changes, images, gone):
+    line = str(explained(CPU_ERROR, small_recipe(*changes), CPU, images))
+    assert gone not in line.partition("lowers it:")[2]
+    assert line.partition("lowers it:")[2]
+
+
+LARGE = ["time_steps=8", "model.width=64", "data.image_size=32", "train.batch_size=120"]
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    Path("small.toml").write_text(SMALL)
+    return "small.toml"
+
+
+def test_a_run_that_is_too_large_says_so_in_one_line(recipe):
+    """Really: 252 MB for one tensor, of the 150 MB that the system gives to that process."""
+    small_trainer(Path("warm")).fit(until=1)  # a compiler would not live on so little
+    code = (
+        "import sys; from functools import partial; from spiketriton import memory_limit, train\n"
+        "from spiketriton.errors import run_command\n"
+        "memory_limit._within(150 * 2**20, partial(run_command, train.main), sys.argv[1:])"
+    )
+    words = [recipe, *LARGE, "--run-dir", "run"]
+    ended = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+    )
+    assert ended.returncode == EXIT_USER, ended.stderr
+    assert ended.stderr.startswith("error: out of memory on cpu: ")
+    assert "a micro-batch is 120 images" in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [GPU_ERROR, CPU_ERROR, MemoryError()])
+@pytest.mark.parametrize("place", ["calibrate", "train_step", "test"])
+def test_wherever_a_run_meets_it(tmp_path, monkeypatch, error, place):
+    changes = ["neuron.surrogate.width=auto", "train.micro_batch=8"]
+    trainer = small_trainer(tmp_path / "run", *changes)
+
+    def fails() -> None:
+        raise error
+
+    monkeypatch.setattr(trainer, place, fails)
+    with pytest.raises(OutOfMemory, match=r"a micro-batch is 8 images.*train\.micro_batch=4"):
+        trainer.fit()
+
+
+# ---- the micro-batch that fits
+
+
+def trial_of(limit: int, tried: list[int]) -> memory_limit.Trial:
+    """Fits so many images and no more; draws random numbers, as a real one does."""
+
+    def trial(images: int) -> None:
+        tried.append(images)
+        torch.rand(3)
+        if images > limit:
+            raise CPU_ERROR
+
+    return trial
+
+
+@pytest.mark.parametrize(
+    ("batch", "limit", "size", "tries"),
+    [(16, 99, 16, [16]), (16, 5, 4, [16, 8, 4]), (60, 19, 15, [60, 30, 20, 15]), (7, 6, 1, [7, 1])],
+)
+def test_the_largest_divisor_that_fits(tmp_path, batch, limit, size, tries):
+    recipe = small_recipe("train.micro_batch=auto", f"train.batch_size={batch}")
+    folder, tried, notes = RunFolder.create(tmp_path / "run", "small"), [], []
+    data = build_data(recipe)
+    seed_everything(5)
+    before = random_state()
+    found = settle(recipe, data, folder, notes.append, trial_of(limit, tried))
+    assert_equal(random_state(), before)
+    assert tried == tries
+    assert found.train.accumulate == batch // size
+    assert found.train.batch_size == batch
+    assert found.test.batch_size == size
+    assert notes == [f"micro-batch: {size} of {batch} images, the largest that fits in memory"]
+
+    again = settle(recipe, data, folder, notes.append, trial_of(1, tried))
+    assert tried == tries  # it is not tried again: the run has begun
+    assert again == found
+    assert notes[1] == f"micro-batch: {size} of {batch} images, as this run began"
+
+
+def test_not_even_one_image_fits(tmp_path):
+    recipe, folder = small_recipe("train.micro_batch=auto"), RunFolder.create(tmp_path, "small")
+    with pytest.raises(OutOfMemory, match="a micro-batch is 1 images"):
+        settle(recipe, build_data(recipe), folder, print, trial_of(0, []))
+    assert not (tmp_path / "micro_batch.json").exists()
+
+
+def test_another_mistake_of_a_trial_is_none_of_memory(tmp_path):
+    def trial(images: int) -> None:
+        raise RuntimeError("shapes differ")
+
+    recipe, folder = small_recipe("train.micro_batch=auto"), RunFolder.create(tmp_path, "small")
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        settle(recipe, build_data(recipe), folder, print, trial)
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"micro_batch": 3}', '{"micro_batch": 0}'])
+def test_a_damaged_result_is_named(tmp_path, content):
+    recipe, folder = small_recipe("train.micro_batch=auto"), RunFolder.create(tmp_path, "small")
+    (tmp_path / "micro_batch.json").write_text(content)
+    with pytest.raises(UserError, match=r"micro_batch\.json is damaged: no divisor of 16 images"):
+        settle(recipe, build_data(recipe), folder, print)
+
+
+def test_an_automatic_run_is_the_run_of_its_number_and_resumes(recipe, monkeypatch, capsys):
+    """It trains as the number that was found says, and goes on so where more would fit."""
+    tried: list[int] = []
+    monkeypatch.setattr(memory_limit, "_trial_of", lambda *_: trial_of(4, tried))
+    auto = ["train.micro_batch=auto", "train.max_steps=9"]
+    assert main([recipe, *auto, "--run-dir", "auto"]) == EXIT_DONE
+    shown = capsys.readouterr().out
+    assert "micro-batch: 4 of 16 images, the largest that fits" in shown
+    assert "9 steps of 16 images in 4 parts" in shown
+    assert json.loads(Path("auto/micro_batch.json").read_text()) == {"micro_batch": 4}
+
+    small_trainer(Path("broken"), *auto).fit(until=5)
+    monkeypatch.setattr(memory_limit, "_trial_of", lambda *_: trial_of(99, tried))
+    assert main(["--resume", "broken"]) == EXIT_DONE
+    small_trainer(Path("number"), "train.micro_batch=4", auto[1]).fit()
+    small_trainer(Path("parts"), "train.accumulate=4", auto[1]).fit()
+    states = {name: last_state(Path(name)) for name in ("auto", "broken", "number", "parts")}
+    for state in states.values():
+        del state["recipe"]
+    for name in ("broken", "number", "parts"):
+        assert_equal(states[name], states["auto"])
+        rows = [untimed(RunFolder(Path(run)).gradients.read()) for run in (name, "auto")]
+        assert rows[0] == rows[1]
+
+
+def test_a_real_trial_finds_less_than_the_whole_and_leaves_no_trace(tmp_path, monkeypatch):
+    """A process that gets 200 MB has room for one image, not for 13."""
+    small_trainer(tmp_path / "warm").fit(until=1)
+    recipe = small_recipe(*LARGE, "train.batch_size=13", "train.micro_batch=auto")
+    folder, data = RunFolder.create(tmp_path / "run", "small"), build_data(recipe)
+    monkeypatch.setattr(memory_limit, "available_host_memory", lambda: 200 * 2**20)
+    limit, before = resource.getrlimit(resource.RLIMIT_DATA), random_state()
+    found = settle(recipe, data, folder, print)
+    assert found.train.accumulate == 13
+    assert_equal(random_state(), before)
+    assert resource.getrlimit(resource.RLIMIT_DATA) == limit
+
+
+def test_the_free_memory_of_this_machine():
+    available = memory_limit.available_host_memory()
+    total = memory_limit._field(Path("/proc/meminfo"), "MemTotal")
+    assert available is not None
+    assert total is not None
+    assert 0 < available < total * 1024
+    assert memory_limit._field(Path("/proc/meminfo"), "NoSuchField") is None
+    assert memory_limit._field(Path("/no/such/file"), "MemTotal") is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["train.micro_batch=4", "train.accumulate=2"], "both say how a step is divided"),
+        (["train.micro_batch=auto", "train.accumulate=2"], 'train.micro_batch = "auto" and'),
+        (["train.micro_batch=5"], "train.micro_batch = 5 does not divide train.batch_size = 16"),
+        (["train.micro_batch=17"], "does not divide"),
+        (["model.checkpoint_blocks=true", "train.compile=true"], "accepted: one of them"),
+        (["model.name=plain", "model.checkpoint_blocks=true"], "has no effect"),
+    ],
+)
+def test_contradictions(changes, words):
+    with pytest.raises(UserError, match=words.replace(".", r"\.")):
+        small_recipe(*changes)
+
+
+def test_a_micro_batch_is_of_each_process():
+    data = build_data(small_recipe("train.micro_batch=4"), rank=1, world_size=2)
+    assert (data.train.accumulate, data.test.batch_size) == (2, 4)
+    with pytest.raises(UserError, match=r"train\.micro_batch = 16 on 2 ranks"):
+        build_data(small_recipe("train.micro_batch=16"), world_size=2)
+
+
+# ---- blocks that are computed again
+
+NETS = {
+    "plain": [],
+    "sew": ["model.block=sew"],
+    "ms": ["model.block=ms"],
+    "bottleneck": ["model.name=resnet50", "model.width=2"],
+    "apart": ["model.fused=false"],
+    "tebn, plif": ["model.norm=tebn", "neuron.kind=plif"],
+    "no norm": ["model.norm=none"],
+    "twin": ["neuron.kind=relu"],
+    "packed": ["model.memory=packed"],
+    "bf16": ["train.precision=bf16"],
+}
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_runs_with_and_without_are_the_same_to_the_last_bit(tmp_path, net):
+    """Weights, batch norm's statistics, and the monitor's measurements, none of them twice."""
+    for name, again in (("kept", "false"), ("again", "true")):
+        changes = [*NETS[net], f"model.checkpoint_blocks={again}", "monitor.every=1"]
+        small_trainer(tmp_path / name, *changes).fit(until=2)
+    kept, again = (last_state(tmp_path / name) for name in ("kept", "again"))
+    assert kept.pop("recipe") != again.pop("recipe")
+    assert_equal(again, kept)
+    rows = [untimed(RunFolder(tmp_path / name).gradients.read()) for name in ("kept", "again")]
+    assert rows[0] == rows[1]
+    counted = [value for key, value in kept["model"].items() if key.endswith("batches_tracked")]
+    assert all(value == 2 for value in counted)
+
+
+def net_of(*changes: str):
+    seed_everything(0)
+    recipe = small_recipe("model.width=8", *changes)
+    return build_model(recipe, classes=10, channels=1, image_size=8)
+
+
+def saved_bytes(run: Callable[[], Tensor]) -> int:
+    """Bytes kept between forward and backward, each memory once."""
+    kept: dict[int, int] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        out = run()
+    out.sum().backward()
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("block", ["plain", "sew", "ms"])
+def test_less_is_kept(block):
+    images = torch.randn(8, 1, 8, 8)
+    kept, again = (
+        saved_bytes(lambda net=net: net(images))
+        for net in (
+            net_of(f"model.block={block}"),
+            net_of(f"model.block={block}", "model.checkpoint_blocks=true"),
+        )
+    )
+    assert again < 0.7 * kept
+
+
+def test_probes_on_single_batches_agree():
+    images, labels = torch.randn(4, 1, 8, 8), torch.arange(4)
+    loss = torch.nn.functional.cross_entropy
+    found = []
+    for changes in ([], ["model.checkpoint_blocks=true"]):
+        net = net_of(*changes)
+        buffers = copy.deepcopy(dict(net.named_buffers()))
+        prober = Prober(net, [(images, labels)], lambda out, y: loss(out.mean(0), y))
+        found.append(prober.measure())
+        assert_equal(dict(net.named_buffers()), buffers)
+    for one, other in zip(*(vars(m).values() for m in found), strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_streams_and_tests_are_as_without():
+    """A membrane that is carried on would start again from its end."""
+    images = torch.randn(4, 1, 8, 8)
+    nets = net_of(), net_of("model.checkpoint_blocks=true")
+    for train in (True, False):
+        outs = []
+        for net in nets:
+            net.train(train)
+            net.set_stateful(True)
+            chunks = [net(images, time_steps=1), net(images, time_steps=2)]
+            sum(chunk.sum() for chunk in chunks).backward()
+            grads = [p.grad.clone() for p in net.parameters()]
+            membranes = [layer.v.detach() for _, layer in net.spiking_layers()]
+            outs.append([chunks[0].detach(), chunks[1].detach(), grads, membranes])
+            net.set_stateful(False)
+            net.zero_grad()
+        assert_equal(outs[1], outs[0])
