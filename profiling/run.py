@@ -32,6 +32,7 @@ from profiling.contenders import (  # noqa: E402
     Section,
     Spec,
 )
+from profiling.leak import leak  # noqa: E402
 from profiling.loading import Loading  # noqa: E402
 from profiling.networks import Monitoring, TrainingStep, find_recipe  # noqa: E402
 from profiling.peers import PEERS, version  # noqa: E402
@@ -52,6 +53,7 @@ commands:
                                every kernel lowered for --target, which needs no GPU
   all                          the lot, within 10 minutes (--minutes)
   trace RECIPE [key=value]     a chrome trace of some steps, and the operations that take most time
+  leak [RECIPE] [key=value]    resident memory over --steps of training; 1 when it keeps growing
   report                       docs/performance.md and the pictures, from the results in --out
 
 examples:
@@ -63,8 +65,9 @@ examples:
 RECIPE is a file, or a name in recipes/ (without a GPU fashion_mnist_r20, with one imagenette_r50).
 Ctrl-C keeps what has been measured. docs/performance.md explains how to read the results."""
 
-COMMANDS = ("kernels", "step", "memory", "gradients", "data", "compiled", "all", "trace", "report")
-WITH_RECIPE = ("step", "memory", "gradients", "data", "trace")
+COMMANDS = ("kernels", "step", "memory", "gradients", "data", "compiled", "all", "trace", "leak")
+COMMANDS += ("report",)
+WITH_RECIPE = ("step", "memory", "gradients", "data", "trace", "leak")
 WITH_BASE = ("kernels", "step", "memory", "all")
 QUICK_RECIPE = "quickstart"
 
@@ -84,6 +87,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--threads", type=int, default=0, metavar="N", help="CPU threads (0: torch's choice)")
     add("--minutes", type=float, metavar="M", help="begin no case later (all: 10; 0: no end)")
+    add("--steps", type=int, default=2000, metavar="N", help="of `leak` (2000)")
     args = parser.parse_intermixed_args(arguments)
     if args.words and args.command not in (*WITH_RECIPE, "compiled"):
         parser.error(f"{args.command} takes no {args.words[0]!r}")
@@ -91,6 +95,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error(f"--base goes with {', '.join(WITH_BASE)}, not with {args.command}")
     if args.command == "trace" and not args.words:
         parser.error("no RECIPE was given")
+    if args.steps < 8:
+        parser.error(f"--steps {args.steps}: accepted: 8 or more")
     if args.threads < 0 or (args.minutes or 0) < 0:
         parser.error("--threads and --minutes: accepted: numbers from 0")
     if args.minutes is None:
@@ -225,6 +231,17 @@ def main(arguments: list[str]) -> int:
             Console(highlight=False, width=None if sys.stdout.isatty() else 110).print(grid.rich())
             session.say(f"wrote {path} (open it at chrome://tracing or ui.perfetto.dev)")
         return 0
+    if args.command == "leak":
+        session = Session(options, args.out / "leak")  # apart: the report has no place for it
+        if not any("=" not in word for word in args.words):
+            args.words.insert(0, QUICK_RECIPE)
+        for recipe in recipes_of(args, options):
+            picture = session.picture(f"leak-{recipe.name}")
+            row = leak(recipe, args.steps, picture)
+            session.add("leak", [row])
+            print(f"{recipe.name}: {row['why']}; accepted: {row['tolerance_mib']:g} MiB")
+            session.say(f"wrote {picture} and {session.file}")
+        return EXIT_ERROR if any(row["status"] == "leaks" for row in session.rows) else 0
     return measure(args, options)
 
 

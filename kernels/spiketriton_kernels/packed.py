@@ -150,14 +150,19 @@ def unpack_spikes(
     """The spikes that ``pack_spikes`` packed: 0 and 1 in the given shape, strides and dtype.
 
     Raises:
-        TypeError: bits are not uint8, or the dtype is not floating. ValueError: strides with gaps, or a number of bytes
-            that does not fit the shape.
+        TypeError: bits are not uint8, or the dtype is not floating. ValueError: sizes and strides that do not fit,
+            strides with gaps, or a number of bytes that does not fit the shape.
     """
     if not isinstance(bits, torch.Tensor) or bits.dtype != torch.uint8:
         given = bits.dtype if isinstance(bits, torch.Tensor) else type(bits).__name__
         raise TypeError(f"bits must be a uint8 tensor, got {given}")
     if dtype not in DTYPES:
         raise TypeError(f"dtype {dtype} is not one of float16, bfloat16, float32, float64")
+    whole = all(isinstance(n, int | torch.SymInt) for n in (*size, *stride))
+    if not whole or len(size) != len(stride) or any(n < 0 for n in size):
+        raise ValueError(
+            f"size {tuple(size)} and strides {tuple(stride)} do not fit; accepted: as many integers each, sizes from 0"
+        )
     n = math.prod(size)
     if n and not gapless(size, stride):
         raise ValueError(
