@@ -30,7 +30,7 @@ from spiketriton_kernels import (
 from tests.kernels.support import BUFFERS, LAYOUTS, RESETS, as_layout, dyadic, membrane_dtype
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-EXAMPLES = {"triton": 12, "native": 60, "torch": 60}
+EXAMPLES = {"triton": 8, "native": 60, "torch": 60}
 MORE = 20  # times as many with --slow
 
 WRONG_NUMBERS = ["0.5", None, True, math.nan, math.inf, -math.inf, 1j, [0.5], 10**400]
