@@ -37,6 +37,8 @@ def draw_evaluations(folder: Path, evaluations: list[Evaluation]) -> list[Path]:
 
 def accuracy(evaluations: list[Evaluation], title: str) -> Figure:
     """Accuracy against time steps with 95 % intervals; ANNs are horizontal lines."""
+    from matplotlib.ticker import MaxNLocator
+
     figure = _figure(8, 5)
     axes = figure.subplots()
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
@@ -58,7 +60,7 @@ def accuracy(evaluations: list[Evaluation], title: str) -> Figure:
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:g}")
     else:
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(title="Accuracy by time steps (diamond: the recipe's T)", ylabel="test accuracy (%)")
     axes.set_xlabel("time steps of the answer" + (" (log scale)" if longest > 32 else ""))
     axes.legend()
