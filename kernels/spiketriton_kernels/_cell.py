@@ -47,13 +47,14 @@ class Plan:
 
     @staticmethod
     def of(words: str, floats: list[float]) -> Plan:
-        reset, shape, group, *flags = words.split(" ")
-        detach_reset, batch_statistics, save, return_v = (flag == "1" for flag in flags)
-        decay, gain, threshold, v_reset, height, width, eps, bn_scale = floats
-        return Plan(
-            decay, gain, threshold, v_reset, height, width, eps, bn_scale,
-            reset, shape, group, detach_reset, batch_statistics, save, return_v,
-        )  # fmt: skip
+        return Plan(*floats, *_parsed(words))  # type: ignore[arg-type]
+
+
+@functools.lru_cache
+def _parsed(words: str) -> tuple[str | bool, ...]:
+    """Plan's fields from ``reset`` on."""
+    reset, shape, group, *flags = words.split(" ")
+    return reset, shape, group, *(flag == "1" for flag in flags)
 
 
 def small(value: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:

@@ -59,10 +59,10 @@ def step_like(value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 def channel_axis(x: torch.Tensor) -> tuple[int, int]:
     """(number of channels, inner): the channel of the element at offset n of a time step is (n // inner) % channels."""
     if x.dim() < 3:
-        return 1, max(1, x[0].numel())
+        return 1, max(1, x.numel() // x.shape[0])
     channels = x.shape[2]
     if channels == 1:  # its stride says nothing
-        return 1, max(1, x[0].numel())
+        return 1, max(1, x.numel() // x.shape[0])
     return channels, x.stride(2)
 
 

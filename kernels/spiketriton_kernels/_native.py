@@ -213,14 +213,22 @@ def available(dtype: torch.dtype) -> bool:
     return True
 
 
+GRAIN = 32768
+"""Elements worth a thread, as in torch's own CPU kernels: a smaller pass ends before its helpers have woken."""
+
+
+def _threads(elements: int) -> int:
+    return max(1, min(torch.get_num_threads(), elements // GRAIN))
+
+
 def _run(pass_: int, x: torch.Tensor, cell: Cell | None = None, **fields: Any) -> None:
     channels, inner = channel_axis(x)
     call = _Call(
         steps=x.shape[0],
-        neurons=x[0].numel(),
+        neurons=x.numel() // x.shape[0],
         channels=channels,
         inner=inner,
-        threads=torch.get_num_threads(),
+        threads=_threads(x.numel()),
         x=x.data_ptr(),
     )
     if cell is not None:
@@ -317,7 +325,7 @@ def pack(spikes: torch.Tensor, bits: torch.Tensor) -> None:
     """Fill bits, uint8, from flat spikes."""
     call = _Call(
         neurons=spikes.numel(),
-        threads=torch.get_num_threads(),
+        threads=_threads(spikes.numel()),
         x=spikes.data_ptr(),
         spikes=bits.data_ptr(),
     )
@@ -328,7 +336,7 @@ def unpack(bits: torch.Tensor, spikes: torch.Tensor) -> None:
     """Fill flat spikes from bits, uint8."""
     call = _Call(
         neurons=spikes.numel(),
-        threads=torch.get_num_threads(),
+        threads=_threads(spikes.numel()),
         x=bits.data_ptr(),
         spikes=spikes.data_ptr(),
     )

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from spiketriton_kernels import multistep_bn_lif, multistep_lif, use_backend
+from spiketriton_kernels import _native, multistep_bn_lif, multistep_lif, use_backend
 from tests.conftest import need_native
 
 
 @pytest.fixture(autouse=True)
-def _native():
+def native():
     need_native()
     with use_backend("native"):
         yield
@@ -73,3 +73,20 @@ def test_threads_change_no_bit():
         results.append((out, grad, weight.grad))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_a_pass_takes_a_thread_only_where_there_is_work_for_it(monkeypatch):
+    used = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    real = _native.library(torch.float32)
+
+    class Recorder:
+        @staticmethod
+        def spiketriton_run(call, pass_):
+            used.append(call._obj.threads)
+            real.spiketriton_run(call, pass_)
+
+    monkeypatch.setattr(_native, "library", lambda dtype: Recorder)
+    for neurons in (1, _native.GRAIN // 2 - 1, _native.GRAIN, 4 * _native.GRAIN):
+        multistep_lif(torch.zeros(2, neurons))
+    assert used == [1, 1, 2, 3]
