@@ -254,6 +254,20 @@ def test_the_command_on_two_ranks(tmp_path):
     assert environment[0]["ranks"] == 2
 
 
+@pytest.mark.slow
+def test_compiled_ranks_join_their_statistics(tmp_path):
+    name = recipe_file(tmp_path, *SYNC, *MLP, "train.compile=true")
+    process = launch("-m", "spiketriton.train", name, "--run-dir", "run", folder=tmp_path)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == EXIT_DONE, output
+    small_trainer(tmp_path / "one", *SYNC, *MLP).fit()
+    losses = [
+        [row["loss"] for row in rows(run, "metrics.jsonl") if row["kind"] == "train"]
+        for run in (tmp_path / "one", tmp_path / "run")
+    ]
+    assert_close(*losses, "losses", rel=1e-3)
+
+
 def wait_for(process: subprocess.Popen, word: str) -> str:
     assert process.stdout is not None
     seen = ""

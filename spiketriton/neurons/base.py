@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from spiketriton.errors import UserError
@@ -11,6 +12,10 @@ from spiketriton.neurons.norm import Norm
 from spiketriton_kernels import Surrogate, multistep_bn_lif, multistep_lif
 
 RESETS = ("hard", "soft", "none")
+
+
+# a compiled graph cannot hold the process group
+_over_ranks = torch.compiler.disable(multistep_bn_lif)
 
 
 class SpikingNeuron(nn.Module):
@@ -109,7 +114,7 @@ class SpikingNeuron(nn.Module):
         norm.count_batch()
         gain = self.input_gain()
         return self._fire(
-            multistep_bn_lif,
+            multistep_bn_lif if norm.process_group is None else _over_ranks,
             y,
             norm.weight if gain is None else norm.weight * gain,
             norm.bias if gain is None else norm.bias * gain,

@@ -119,6 +119,7 @@ class Norm(nn.modules.batchnorm._BatchNorm):
         )
 
 
+@torch.compiler.disable  # its backward holds a process group, which a compiled graph cannot
 def _batch_norm_over_ranks(
     x: Tensor,
     running_mean: Tensor | None,
