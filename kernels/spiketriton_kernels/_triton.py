@@ -9,7 +9,8 @@ R rows of C channels; contiguous it is, for each channel, R samples of S pixels,
 
 Bytes per element and step, e per element of the I/O dtype: fire 2e; walk back 3e, or 2e when it only sums; replaying
 the membrane costs arithmetic, which is free here. Arithmetic is float32, never contracted into fused multiply-adds
-(``enable_fp_fusion=False``), in the order of the reference, so forward and replay agree with it bit for bit.
+(``enable_fp_fusion=False``; but in the statistics), in the order of the reference, so forward and replay agree with it
+bit for bit.
 Windows longer than a chunk keep one float32 membrane per chunk: 8 / CHUNK bytes more.
 """
 
@@ -761,8 +762,8 @@ def _rows(neurons: int, channels: int, inner: int, block: int) -> Tiling:
 def vector_width(x: torch.Tensor, replays_norm: bool = False) -> int:
     """Neighbouring elements a thread owns: 16 bytes.
 
-    A walk back through batch norm holds h and y of a whole chunk; 8 half-precision elements a thread would spill
-    beyond 4 steps, so it takes 4 (8 bytes a thread, still whole cache lines a warp).
+    A walk back through batch norm holds h and y of a whole chunk; beyond 4 steps it takes 4 half-precision elements (8
+    bytes a thread, still whole cache lines a warp): 8 would take all registers or spill (profiling/LOG.md).
     """
     return 4 if replays_norm and x.shape[0] > 4 else 16 // x.element_size()
 
@@ -843,6 +844,9 @@ def backward(
     decay, f_decay, decay_kind = _kind(cell.decay)
     threshold, f_threshold, threshold_kind = _kind(cell.threshold)
     width, f_width, width_kind = _kind(cell.width)
+    # Left alone, ptxas holds a long replay to 168 registers, for a third program on a processor, and spills for it.
+    chunked = chunk_length(T, cell.has_norm) < T
+    registers = {"maxnreg": 255} if emit.dy and chunked and not torch.version.hip else {}
     with _device(x):
         walk_kernel[(programs * tiles.lanes,)](
             grad_s, x, residual, saved, v_init, grad_v_last, decay, threshold, width,
@@ -859,7 +863,7 @@ def backward(
             V_INIT=v_init is not None, GRAD_V_LAST=grad_v_last is not None, BATCH=sums is not None,
             DX=emit.dx, DY=emit.dy, SUMS=emit.sums, DV_INIT=emit.v_init, PARAMETERS=parameters,
             D_STEP_GAIN=emit.step_gain, PROBE=emit.probe,
-            num_warps=WARPS, enable_fp_fusion=False,
+            num_warps=WARPS, enable_fp_fusion=False, **registers,
         )  # fmt: skip
     if partial_sums is not None:
         torch.sum(partial_sums, 1, out=out.sums)
