@@ -20,7 +20,7 @@ SHIPPED = [
     for path in sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
 ]
 EXAMPLES = 150
-MORE = 20  # times as many with --slow
+MORE = 10  # times as many with --slow
 
 
 def hunt(request: pytest.FixtureRequest, test: Callable[..., None]) -> None:

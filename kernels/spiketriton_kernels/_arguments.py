@@ -66,6 +66,8 @@ def check_float(name: str, value: object) -> None:
     """value must be a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a float, got {type(value).__name__}")
+    if isinstance(value, int) and value.bit_length() > 1000:
+        raise ValueError(f"{name} must be a float, got an integer of {value.bit_length()} bits")
     if not -math.inf < value < math.inf:  # which torch.compile can trace, unlike isfinite
         raise ValueError(f"{name} must be finite, got {value}")
 

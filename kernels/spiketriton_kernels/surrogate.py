@@ -20,6 +20,7 @@ gaussian         exp(-z^2 / 2)               sqrt(pi / 2) erf(z / sqrt 2)
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -89,7 +90,7 @@ class Surrogate:
             )
         if isinstance(self.height, bool) or not isinstance(self.height, int | float):
             raise TypeError(f"surrogate height must be a float, got {type(self.height).__name__}")
-        if not (math.isfinite(self.height) and self.height >= 0):
+        if not 0 <= self.height <= sys.float_info.max:
             raise ValueError(f"surrogate height must be finite and >= 0, got {self.height}")
         if isinstance(self.width, torch.Tensor):
             if not self.width.is_floating_point() or self.width.dim() > 1:
@@ -101,7 +102,7 @@ class Surrogate:
             raise TypeError(
                 f"surrogate width must be a float or a tensor, got {type(self.width).__name__}"
             )
-        elif not (math.isfinite(self.width) and self.width > 0):
+        elif not 0 < self.width <= sys.float_info.max:
             raise ValueError(f"surrogate width must be finite and > 0, got {self.width}")
 
     def slope(self, u: torch.Tensor) -> torch.Tensor:
