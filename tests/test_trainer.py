@@ -388,7 +388,9 @@ def test_meters_count_what_was_between_two_rows(monkeypatch):
     clock = iter(float(t) for t in (0, 2, 12, 20, 21, 24, 30, 34, 35, 36))
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     meters = Meters(torch.device("cpu"))  # at 0
-    meters.step(8, torch.tensor(3.0), torch.tensor(5.0))  # compiled from 0 to 2; measuring starts at 12
+    meters.step(
+        8, torch.tensor(3.0), torch.tensor(5.0)
+    )  # compiled from 0 to 2; measuring starts at 12
     with meters.waiting():  # 20 to 21
         pass
     with meters.aside():  # 24 to 30: a test
