@@ -371,7 +371,7 @@ def diagnose(subject: Subject, batches: int = 1) -> Diagnosis:
         why = (
             f"a depth gain of {TARGET_GAIN:g}, which SGD needs"
             if by_gain
-            else "half of the gradient passed on by each layer, which suits AdamW"
+            else f"{100 * TARGET_TRANSMISSION:.0f} % of the gradient passed on by each layer, which suits AdamW"
         )
         found = [cure for cure in found if not cure.change.startswith("neuron.surrogate.width")]
         found.insert(0, Cure("neuron.surrogate.width=auto", f"about {better:.2g}: {why}"))
@@ -465,7 +465,7 @@ def show(found: Diagnosis, console: Console) -> None:
         goal = (
             f"depth gain {TARGET_GAIN:g}"
             if recipe.train.optimizer == "sgd"
-            else "half of the gradient passed"
+            else f"{100 * TARGET_TRANSMISSION:.0f} % of the gradient passed"
         )
         told = (
             f"for {recipe.train.optimizer} a width of about {found.better_width:.2g} suits ({goal})"

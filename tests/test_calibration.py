@@ -95,7 +95,7 @@ def test_sgd_gets_its_depth_gain(seed):
 
 
 @pytest.mark.parametrize("seed", range(12, 20))
-def test_adamw_gets_half_of_the_gradient_through(seed):
+def test_adamw_gets_its_share_of_the_gradient_through(seed):
     recipe = random_recipe(seed, "adamw")
     model, batches = built(recipe)
     found = calibrate(recipe, model, batches)
@@ -173,7 +173,7 @@ def test_adamw_gets_a_wider_surrogate_than_sgd():
     for optimizer in ("sgd", "adamw"):
         recipe = small_recipe(*changes, f"train.optimizer={optimizer}")
         widths.append(calibrate(recipe, *built(recipe)).width)
-    assert widths[1] > 2 * widths[0]
+    assert widths[1] > 1.5 * widths[0]
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -194,7 +194,9 @@ def test_each_layer_meets_the_target_by_itself(optimizer, net):
         profile = Prober(model, batches, build_loss(recipe.loss)).measure().depth_profile
         assert profile[:-1] / profile[1:] == pytest.approx(TARGET_GAIN, rel=0.05)
     else:
-        assert transmission_of(recipe, model, batches) == pytest.approx(0.5, rel=0.05)
+        assert transmission_of(recipe, model, batches) == pytest.approx(
+            TARGET_TRANSMISSION, rel=0.05
+        )
 
 
 @pytest.mark.parametrize("mode", ["auto", "auto_per_layer"])
