@@ -12,6 +12,7 @@ from profiling.cases import BATCH_NORM
 from profiling.contenders import OK, OURS
 from profiling.networks import EVERY, TWIN
 from profiling.rows import Row, by_case, median, newest, read, times_ours
+from profiling.session import file_name
 from profiling.tables import Grid, percent, where
 from spiketriton.errors import UserError
 
@@ -156,7 +157,7 @@ def write(folder: Path, page: Path) -> list[Path]:
     parts = []
     for machine in dict.fromkeys(_machine(row) for row in rows):
         mine = [row for row in rows if _machine(row) == machine]
-        stem = machine.lower().replace(" ", "-").replace(",", "")
+        stem = file_name(machine)
         drawn = pictures.draw(mine, lambda what, stem=stem: folder / f"{stem}-{what}.png")
         written += drawn
         parts.append(f"### {machine}\n")

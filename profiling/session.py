@@ -75,7 +75,12 @@ def device_name(options: Options) -> str:
     name = known["device"]
     if options.device.type == "cpu":
         name += f" {known['threads']} threads"
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return file_name(name)
+
+
+def file_name(text: str) -> str:
+    """Lower-case letters, digits and single dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 class Session:

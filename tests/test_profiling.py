@@ -216,14 +216,18 @@ def test_compiled_definition_agrees_and_is_timed(tmp_path):
     assert "times_ours" not in rows[1]  # ours took no part
 
 
-def test_a_wrong_network_is_found_block_by_block():
-    recipe = find_recipe("quickstart")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_wrong_network_is_found_block_by_block(precision):
+    recipe = find_recipe("quickstart", [f"train.precision={precision}"])
     spec = TrainingStep([recipe]).specs(OPTIONS)[0]
     bench = networks.Bench(spec, CPU)
     truth = lambda: bench.truth  # noqa: E731
     right = networks.Step(bench, bench.model(), truth=truth).check()
     assert right.status == OK, right
-    for mistake in ("neuron.tau=2.2", "neuron.surrogate.width=0.4", "neuron.reset=soft"):
+    # what half precision itself is off by hides the finer mistakes, which fp32 must find
+    fine = ("neuron.tau=2.2", "neuron.surrogate.width=0.4", "neuron.reset=soft")
+    coarse = ("neuron.tau=10.0", "neuron.surrogate.width=0.05", "neuron.v_threshold=0.5")
+    for mistake in fine if precision == "fp32" else coarse:
         wrong = networks.Step(bench, bench.model(mistake), truth=truth).check()
         assert wrong.status == WRONG, (mistake, wrong)
         assert not wrong.measured
