@@ -4,6 +4,7 @@ from tests.small_runs import small_recipe, small_trainer
 """
 
 import io
+import subprocess
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -108,3 +109,14 @@ def untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of metrics without what depends on the clock and the machine."""
     clock = {"seconds", "images_per_s", "data_wait", "peak_memory_mib", "test_seconds"}
     return [{key: value for key, value in row.items() if key not in clock} for row in rows]
+
+
+def wait_for(process: subprocess.Popen, word: str) -> str:
+    """What a process printed, up to the first line that starts with `word`."""
+    assert process.stdout is not None
+    seen = ""
+    for line in process.stdout:
+        seen += line
+        if line.startswith(word):
+            return seen
+    raise AssertionError(f"{word!r} never came:\n{seen}")

@@ -27,7 +27,14 @@ from spiketriton.nonfinite import Diverged
 from spiketriton.ranks import ranks_of_torchrun
 from spiketriton.train import main
 from spiketriton.trainer import Trainer
-from tests.small_runs import assert_equal, last_state, small_recipe, small_trainer, untimed
+from tests.small_runs import (
+    assert_equal,
+    last_state,
+    small_recipe,
+    small_trainer,
+    untimed,
+    wait_for,
+)
 
 SHORT = ["train.max_steps=5", "train.log_every=2", "data.test_images=51", "data.train_images=80"]
 SYNC = [*SHORT, "train.sync_bn=true"]
@@ -266,16 +273,6 @@ def test_compiled_ranks_join_their_statistics(tmp_path):
         for run in (tmp_path / "one", tmp_path / "run")
     ]
     assert_close(*losses, "losses", rel=1e-3)
-
-
-def wait_for(process: subprocess.Popen, word: str) -> str:
-    assert process.stdout is not None
-    seen = ""
-    for line in process.stdout:
-        seen += line
-        if line.startswith(word):
-            return seen
-    raise AssertionError(f"{word!r} never came:\n{seen}")
 
 
 def test_a_killed_rank_ends_the_run_with_one_message(tmp_path):

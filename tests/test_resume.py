@@ -28,6 +28,7 @@ from tests.small_runs import (
     small_recipe,
     small_trainer,
     untimed,
+    wait_for,
 )
 
 STEPS = 21  # of the small recipe, 7 an epoch
@@ -244,16 +245,6 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen:
         start_new_session=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
     )
-
-
-def wait_for(process: subprocess.Popen, word: str) -> str:
-    assert process.stdout is not None
-    seen = ""
-    for line in process.stdout:
-        seen += line
-        if line.startswith(word):
-            return seen
-    raise AssertionError(f"{word!r} never came:\n{seen}")
 
 
 def long_recipe(folder: Path) -> Path:
