@@ -34,10 +34,14 @@ class StopSignals:
         return self.signal is not None
 
     def anywhere(self) -> bool:
-        """Whether a signal came to any rank; all ranks ask at the same moment."""
-        if number := int(self.ranks.most(self.signal or 0)):
+        """Whether a signal came to any rank; all ranks ask at the same moment.
+
+        One that comes to this rank while they ask is for the next time: all answer the same.
+        """
+        number = int(self.ranks.most(self.signal or 0))
+        if number:
             self.signal = signal.Signals(number)
-        return self.requested
+        return number != 0
 
     @property
     def exit_code(self) -> int:

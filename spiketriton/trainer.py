@@ -333,7 +333,8 @@ class Trainer:
         """Opens what lives as long as a call of `fit`, and closes it whatever happens.
 
         A step that fails after a signal (which reached data workers or a compiler too) ends the
-        session as the signal asked, without a checkpoint of the half-done step.
+        session as the signal asked, without a checkpoint of the half-done step; of several ranks,
+        which have lost each other by then, as any failure does.
         """
         self.spent, self.started = self.progress.seconds, time.perf_counter()
         self.stream = self.data.train.from_step(self.step)
@@ -346,7 +347,7 @@ class Trainer:
                 images = self.data.test.batch_size
                 raise explained(error, self.recipe, self.device, images) from None
             self.ranks.explain(error)
-            if not self.stop.requested:
+            if not self.stop.requested or self.ranks.world_size > 1:
                 raise
             self.display.warn(f"step {self.step + 1} was cut off: {error}")
         finally:

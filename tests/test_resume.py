@@ -19,6 +19,7 @@ from torch import Tensor
 from spiketriton.config import to_toml
 from spiketriton.errors import EXIT_DONE, EXIT_SIGINT, EXIT_SIGTERM, UserError
 from spiketriton.interrupts import StopSignals
+from spiketriton.ranks import Ranks
 from spiketriton.train import main
 from spiketriton.trainer import Trainer
 from tests.small_runs import (
@@ -199,6 +200,22 @@ def test_a_second_signal_stops_at_once(number):
         with pytest.raises(leaves):
             signal.raise_signal(number)
     assert len(said) == 1
+
+
+def test_a_signal_while_ranks_agree_is_for_their_next_agreement():
+    """Else this rank would stop and the other would wait for it in the next step."""
+
+    class Agreeing(Ranks):
+        world_size = 2
+
+        def most(self, value: float) -> float:
+            signal.raise_signal(signal.SIGTERM)
+            return value
+
+    with StopSignals(lambda text: None, Agreeing()) as stop:
+        assert not stop.anywhere()
+        assert stop.anywhere()
+        assert stop.exit_code == EXIT_SIGTERM
 
 
 def test_a_step_cut_off_by_the_signal_is_not_saved(tmp_path):
