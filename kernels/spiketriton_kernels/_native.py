@@ -15,7 +15,9 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +150,7 @@ def _build(dtype: torch.dtype) -> Path:
     errors = ""
     started = time.perf_counter()
     for extra in _EXTRAS:
-        part = folder / f"{target.stem}.{os.getpid()}.part"
+        part = folder / f"{target.stem}.{uuid.uuid4().hex}.part"
         command = [
             compiler,
             *_FLAGS,
@@ -162,7 +164,7 @@ def _build(dtype: torch.dtype) -> Path:
         if done.returncode == 0:
             os.replace(
                 part, target
-            )  # two processes may build at once; the last one wins with the same content
+            )  # of several processes the last one wins, with the same content
             log.info(
                 "compiled the CPU kernels for %s in %.1f s: %s",
                 name,
@@ -177,11 +179,16 @@ def _build(dtype: torch.dtype) -> Path:
     )
 
 
+_building = threading.Lock()
+
+
 @functools.cache
 def _load(dtype: torch.dtype) -> ctypes.CDLL | CompilerError:
     try:
+        with _building:  # threads that come at once wait for one build
+            path = _build(dtype)
         # torch's own OpenMP runtime is already loaded globally, so the library joins its thread pool.
-        loaded = ctypes.CDLL(str(_build(dtype)))
+        loaded = ctypes.CDLL(str(path))
     except CompilerError as error:
         return error
     except OSError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
+from torch.autograd import forward_ad
 
 from . import _torch
 from ._arguments import PROBE_FIELDS, Neuron, membrane_dtype
@@ -136,6 +137,10 @@ def neuron_backward(
         grad_s = like(grad_s.to(x.dtype), x)
         grad_v_last = None if grad_v_last is None else step_like(grad_v_last, x)
         backend = _backend(x)
+        if saved.shape[0] < checkpoints(x, mean is not None):
+            backend = (
+                _torch  # the forward ran on another backend, or vmap hid that a gradient is wanted
+            )
         if backend is _torch:
             out = _torch.backward(
                 grad_s, grad_v_last, x, v_init, residual, cell, wanted, sums, count
@@ -151,7 +156,8 @@ def neuron_backward(
 def _allocate(x: torch.Tensor, cell: Cell, emit: Emit) -> Gradients:
     wide = membrane_dtype(x.dtype)
     channels = channel_axis(x)[0]
-    size = max(p.numel() if isinstance(p, torch.Tensor) else 1 for p in cell.parameters)
+    sizes = [p.numel() if isinstance(p, torch.Tensor) else 1 for p in cell.parameters]
+    size = max(sizes) if min(sizes) else 0  # 0: no channels
     new = lambda *shape, dtype=wide: x.new_zeros(shape, dtype=dtype)  # noqa: E731
     return Gradients(
         dx=torch.empty_like(x) if emit.dx else None,
@@ -366,6 +372,15 @@ def _batch_norm_input_gradient(plan, x, named, out, walk, dx_is_wanted) -> torch
 neuron_forward.register_autograd(_backward, setup_context=_setup_context)
 
 
+def _refuse_tangents(*tensors: torch.Tensor | None) -> None:
+    """PyTorch would take the tangents of a custom operator's results for 0, and say nothing."""
+    for tensor in tensors:
+        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise RuntimeError(
+                "spiketriton's fused neurons have no forward-mode derivative (jvp); accepted: backward()"
+            )
+
+
 def fire(
     x: torch.Tensor,
     neuron: Neuron,
@@ -389,6 +404,8 @@ def fire(
     decay, threshold, width = (1.0 if isinstance(p, torch.Tensor) else float(p) for p in given)
     x = dense(x)
     learning = (x, v_init, residual, spike_add, *tensors, *norm, step_gain, probe)
+    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+        _refuse_tangents(*learning)
     plan = Plan(
         reset=neuron.reset,
         detach_reset=neuron.detach_reset,

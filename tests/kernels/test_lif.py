@@ -284,6 +284,15 @@ def test_small_and_empty_steps(backend, device, size):
     assert x.grad.isfinite().all()
 
 
+def test_parameters_of_no_channels(backend, device):
+    """(0,) and () beside each other: gradients of those shapes, all zero."""
+    x = torch.zeros(3, 2, 0, 4, device=device, requires_grad=True)
+    decay, threshold = (torch.ones(size, device=device, requires_grad=True) for size in ((0,), ()))
+    multistep_lif(x, decay, threshold=threshold).sum().backward()
+    assert decay.grad.shape == (0,)
+    assert threshold.grad.item() == 0.0
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("reset", RESETS)

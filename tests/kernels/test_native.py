@@ -1,5 +1,9 @@
 """What only the compiled CPU pass has: stores past the caches, threads, and its build."""
 
+import functools
+import threading
+import time
+
 import pytest
 import torch
 
@@ -90,3 +94,24 @@ def test_a_pass_takes_a_thread_only_where_there_is_work_for_it(monkeypatch):
     for neurons in (1, _native.GRAIN // 2 - 1, _native.GRAIN, 4 * _native.GRAIN):
         multistep_lif(torch.zeros(2, neurons))
     assert used == [1, 1, 2, 3]
+
+
+def test_threads_that_call_at_once_wait_for_one_build(monkeypatch):
+    path, building, most = _native._build(torch.float32), 0, 0
+
+    def build(dtype):
+        nonlocal building, most
+        building += 1
+        most = max(most, building)
+        time.sleep(0.05)
+        building -= 1
+        return path
+
+    monkeypatch.setattr(_native, "_build", build)
+    monkeypatch.setattr(_native, "_load", functools.cache(_native._load.__wrapped__))
+    threads = [threading.Thread(target=_native.library, args=(torch.float32,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1

@@ -189,6 +189,26 @@ def test_double_backward_is_refused_in_words(backend, device, function):
         grad.sum().backward()
 
 
+@pytest.mark.parametrize("given", ["x", "decay", "residual"])
+def test_forward_mode_is_refused_in_words(backend, device, given):
+    """PyTorch gives a custom operator tangents of 0 without a word."""
+    x = normal((3, 2, 3, 4), device=device)
+    affine = norm(3, device)[:2]
+    functions = {
+        "x": (multistep_lif, x),
+        "decay": (lambda decay: multistep_lif(x, decay), torch.tensor(0.5, device=device)),
+        "residual": (
+            lambda r: multistep_bn_lif(x, *affine, None, None, residual=r),
+            x,
+        ),
+    }
+    function, at = functions[given]
+    with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+        torch.func.jvp(function, (at,), (torch.ones_like(at),))
+    with torch.autograd.forward_ad.dual_level():
+        assert multistep_lif(x).shape == x.shape  # nothing is differentiated here
+
+
 # ---- the same bits every time
 
 
@@ -294,6 +314,34 @@ def test_checkpoints_of_long_windows(triton_backend, T, rows):
         checkpoints = [((rows, 10), torch.float32)] if rows and name == "triton" else []
         assert saved == sorted([large, *checkpoints]), name
     assert bytes_of([large]) == 2 * x.numel()
+
+
+@pytest.mark.parametrize("forward", ["torch", "native"])
+def test_backward_after_a_forward_that_kept_no_checkpoints(triton_backend, forward):
+    """A window beyond one chunk, begun on another backend: nothing is read where nothing was saved."""
+    if forward == "native":
+        need_native()
+    x = normal((33, 1, 2, 3))
+    for function in (multistep_lif, lambda x: multistep_bn_lif(x, None, None, None, None)):
+        found = []
+        for backends in ((forward, "triton"), ("torch", "torch")):
+            leaf = x.clone().requires_grad_()
+            with use_backend(backends[0]):
+                out = function(leaf)
+            with use_backend(backends[1]):
+                out.sum().backward()
+            found.append(leaf.grad)
+        torch.testing.assert_close(*found)
+
+
+def test_gradients_of_a_long_window_under_vmap(triton_backend):
+    """vmap hides from the forward that gradients are wanted, so it keeps no checkpoints."""
+    x = normal((2, 17, 1, 2, 3))
+    one, two = x.clone().requires_grad_(), x.clone().requires_grad_()
+    with use_backend("triton"):
+        torch.vmap(multistep_lif)(one).square().sum().backward()
+        torch.stack([multistep_lif(each) for each in two]).square().sum().backward()
+    torch.testing.assert_close(one.grad, two.grad)
 
 
 def test_without_gradients_nothing_is_kept(triton_backend):
