@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -56,6 +57,9 @@ ALLOWED = {
 the other side of the threshold now and then; half-precision currents, more often."""
 
 BATCH_NORM = "BatchNorm2d + "  # of torch, in front of a contender that is a neuron alone
+
+TELLING = 2 * len(OPERATIONS)
+"""Cases at the front: each operation on the largest input, forward and backward and alone."""
 
 LARGEST_CHECK = 2**27
 """Elements; a larger case is checked on the first images of its batch."""
@@ -259,7 +263,7 @@ class Operation:
         true_spikes, true_gradients = self.arena.truth(self.surrogate)
         spikes, gradients = self.results(self.arena.to_check)
         differ = (spikes != true_spikes).float().mean().item()
-        error = max(map(relative_error, gradients, true_gradients), default=0.0)
+        error = worst(map(relative_error, gradients, true_gradients))
         return agreement(differ, error, self.arena.case.allowed(), self.unequal)
 
     def memory(self) -> Memory:
@@ -271,6 +275,11 @@ class Operation:
 def relative_error(a: Tensor, b: Tensor) -> float:
     """Norm of the difference by the norm of b."""
     return (torch.dist(a.float(), b.float()) / b.float().norm().clamp(min=1e-30)).item()
+
+
+def worst(errors: Iterable[float]) -> float:
+    """The largest, NaN when one is NaN; 0 of none."""
+    return float(np.max([0.0, *errors]))
 
 
 class Copy:

@@ -213,7 +213,8 @@ def _log(axis: Axis, base: int) -> None:
         return f"{value:g}"
 
     getattr(axis.axes, f"set_{axis.axis_name}scale")("log", base=base)
-    axis.set_major_locator(LogLocator(base, numticks=6))
+    ticks = (1.0, 2.0, 5.0) if base == 10 else (1.0,)
+    axis.set_major_locator(LogLocator(base, subs=ticks, numticks=6))
     axis.set_major_formatter(FuncFormatter(words))
     axis.set_minor_formatter(NullFormatter())
 

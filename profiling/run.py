@@ -23,7 +23,7 @@ from rich.console import Console  # noqa: E402
 
 from profiling import compiled, pictures, report, tables  # noqa: E402
 from profiling.base import Base, answer_requests  # noqa: E402
-from profiling.cases import Kernels, Weighed, weighed_cases  # noqa: E402
+from profiling.cases import TELLING, Kernels, Weighed, weighed_cases  # noqa: E402
 from profiling.contenders import (  # noqa: E402
     MISSING,
     NOT_REACHED,
@@ -97,7 +97,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("no RECIPE was given")
     if args.steps < 8:
         parser.error(f"--steps {args.steps}: accepted: 8 or more")
-    if args.threads < 0 or (args.minutes or 0) < 0:
+    if args.threads < 0 or not (args.minutes or 0) >= 0:  # NaN is not
         parser.error("--threads and --minutes: accepted: numbers from 0")
     if args.minutes is None:
         args.minutes = 10.0 if args.command == "all" else 0.0
@@ -133,10 +133,13 @@ def recipes_of(args: argparse.Namespace, options: Options) -> list[Recipe]:
 
 
 def work_of(args: argparse.Namespace, options: Options) -> list[tuple[Section, list[Spec]]]:
-    """The sections of a command with their cases, in order; kernels, the longest, come last."""
+    """The sections of a command with their cases, in order.
+
+    The telling cases of the kernels come first in `all`, and the long tail of them last.
+    """
     names = [args.command]
     if args.command == "all":
-        names = ["step", "memory", "gradients", "data", "kernels"]
+        names = ["kernels", "step", "memory", "gradients", "data"]
     recipes = recipes_of(args, options) if names != ["kernels"] else []
     step = TrainingStep(recipes)
     sections: dict[str, list[Section]] = {
@@ -147,7 +150,12 @@ def work_of(args: argparse.Namespace, options: Options) -> list[tuple[Section, l
         "kernels": [Kernels()],
     }
     chosen = [section for name in names for section in sections[name]]
-    return [(section, section.specs(options)) for section in chosen]
+    work = [(section, section.specs(options)) for section in chosen]
+    if args.command == "all":
+        kernels, specs = work[0]
+        work[0] = (kernels, specs[:TELLING])
+        work.append((kernels, specs[TELLING:]))
+    return work
 
 
 def measure(args: argparse.Namespace, options: Options) -> int:
@@ -156,12 +164,14 @@ def measure(args: argparse.Namespace, options: Options) -> int:
     lowered = compiled.settings(args.words if args.command == "compiled" else ())
     work = [] if args.command == "compiled" else work_of(args, options)
     with ExitStack() as stack:
-        extend: Callable[[Spec], list[Contender]] = lambda spec: []  # noqa: E731
+        extend: Callable[[str, Spec], list[Contender]] = lambda section, spec: []  # noqa: E731
         if args.base:
             flags = [f"--device={args.device}", f"--threads={args.threads}"]
             flags += ["--quick"] * args.quick
             base = stack.enter_context(Base(args.base, flags))
-            extend = base.contenders
+            extend = lambda section, spec: (  # noqa: E731
+                base.contenders(spec) if section in WITH_BASE else []
+            )
         session = Session(options, args.out, args.minutes, extend)
         code = 0
         grid = [
@@ -210,7 +220,9 @@ def show(session: Session) -> None:
     drawn = pictures.draw(rows, session.picture) if rows else []
     late = len(session.rows) - len(rows)
     if late:
-        session.say(f"{late} cases were not reached within --minutes; the rows name them")
+        session.say(
+            f"{late} cases or contenders were not reached within --minutes; the rows name them"
+        )
     for path in [*drawn, session.file] if session.rows else []:
         session.say(f"wrote {path}")
 

@@ -6,9 +6,11 @@ import json
 import os
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -40,9 +42,11 @@ from profiling.contenders import (
 from profiling.peers import Unavailable
 from profiling.timing import FULL, QUICK, Timing, race
 from spiketriton import environment
-from spiketriton.errors import one_line
+from spiketriton.errors import UserError, one_line
 
 Row = dict[str, Any]
+
+LATE = {"status": NOT_REACHED, "why": "--minutes are over"}
 
 ALLOCATOR = {
     "MALLOC_MMAP_MAX_": "0",
@@ -88,9 +92,12 @@ class Session:
 
     Args:
         options: shared by all sections.
-        out: the folder of rows and pictures; made when the first row comes.
-        minutes: cases that have not begun by then are not measured, and rows say so; 0: no end.
-        extend: adds contenders (another commit's) to a case.
+        out: the folder of rows and pictures; made at once, so that nothing is measured in vain.
+        minutes: cases, and contenders of a case that has ours, which have not begun by then are
+            not measured, and rows say so; 0: no end.
+        extend: adds contenders (another commit's) to a case of the section of that name.
+
+    UserError: nothing can be written to `out`.
     """
 
     def __init__(
@@ -98,8 +105,9 @@ class Session:
         options: Options,
         out: Path,
         minutes: float = 0,
-        extend: Callable[[Spec], Iterable[Contender]] = lambda spec: (),
+        extend: Callable[[str, Spec], Iterable[Contender]] = lambda section, spec: (),
     ) -> None:
+        refuse_unwritable(out)
         self.options, self.out, self.extend = options, out, extend
         self.effort = QUICK if options.quick else FULL
         self.facts = facts(options) | {"command": environment.command_line()}
@@ -130,7 +138,6 @@ class Session:
     def add(self, section: str, rows: Iterable[Row]) -> None:
         """Keeps rows, in memory and on disk; prints a line for each that has no number."""
         made = [{"section": section, "run": self.run, **row, **self.facts} for row in rows]
-        self.out.mkdir(parents=True, exist_ok=True)
         with self.file.open("a") as file:
             file.writelines(json.dumps(row) + "\n" for row in made)
         self.rows += made
@@ -161,14 +168,13 @@ class Session:
         how = "memory" if section.name == "memory" else "time"
         for spec in specs:
             label = f"{section.name} {short(spec)}"
-            if time.monotonic() > self.deadline:
-                self.add(
-                    section.name, [{**spec, "status": NOT_REACHED, "why": "--minutes are over"}]
-                )
-                self.at(label, advance=1)
-                continue
-            self.add(section.name, self._case(section, spec, label, how))
+            over = self.seconds_left < 0
+            self.add(section.name, [spec | LATE] if over else self._case(section, spec, label, how))
             self.at(label, advance=1)
+
+    @property
+    def seconds_left(self) -> float:
+        return self.deadline - time.monotonic()
 
     def _wanted(self, name: str) -> bool:
         only = self.options.only
@@ -176,12 +182,15 @@ class Session:
 
     def _case(self, section: Section, spec: Spec, label: str, how: str) -> list[Row]:
         contenders = [c for c in section.contenders(spec, self.options) if self._wanted(c.name)]
-        contenders += self.extend(spec)
+        contenders += self.extend(section.name, spec)
         works: dict[str, Work] = {}
         rows: dict[str, Row] = {}
         for contender in contenders:
-            self.at(f"{label}: {contender.name}")
             row: Row = {**spec, "contender": contender.name, **contender.facts}
+            if OURS in rows and self.seconds_left < 0:
+                rows[contender.name] = row | LATE
+                continue
+            self.at(f"{label}: {contender.name}")
             with refusals(row):
                 work = contender.build()
                 verdict = work.check()
@@ -194,7 +203,8 @@ class Session:
             rows[contender.name] = row
         if works:
             self.at(f"{label}: {len(works)} taking turns")
-            timings = race(works, self.effort)
+            patience = min(self.effort.patience, max(0.0, self.seconds_left))
+            timings = race(works, replace(self.effort, patience=patience))
             for name, numbers in section_numbers(section, spec, timings).items():
                 rows[name] |= numbers
         return list(rows.values())
@@ -218,7 +228,7 @@ def refusals(row: Row) -> Iterator[None]:
     """What keeps a contender from being measured goes into its row; the others go on."""
     try:
         yield
-    except Unavailable as reason:
+    except (Unavailable, UserError) as reason:  # of a recipe's: its data are not there
         row |= {"status": MISSING, "why": one_line(reason)}
     except torch.OutOfMemoryError as error:
         row |= {"status": TOO_LARGE, "why": one_line(error)[:200]}
@@ -226,6 +236,18 @@ def refusals(row: Row) -> Iterator[None]:
         row |= {"status": FAILED, "why": f"{type(error).__name__}: {one_line(error)[:300]}"}
     if row["status"] in (TOO_LARGE, FAILED) and torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Makes the folder. UserError: there can be none, or no file in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--out {str(folder)!r}: {error.strerror}; accepted: a folder to write to"
+        ) from error
 
 
 def short(spec: Spec) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from profiling.contenders import Options
@@ -22,8 +24,8 @@ STEPS = 3
 def trace(recipe: Recipe, options: Options, path: Path) -> tuple[Grid, list[dict[str, Any]]]:
     """Writes the chrome trace of a few steps to `path`; the operations that take most time.
 
-    The table and the rows give each operation's own time a step, its share, and which are ours:
-    the operators spiketriton::*, and on a GPU the Triton kernels that they launch.
+    The table and the rows give each operation's own time a step, its share, and which are ours: on
+    a CPU the operators spiketriton::*, on a GPU the Triton kernels that they launch.
     """
     spec = recipe_spec(recipe, options)
     bench = Bench(spec, options.device)
@@ -38,27 +40,38 @@ def trace(recipe: Recipe, options: Options, path: Path) -> tuple[Grid, list[dict
                 step()
         if on_gpu:
             torch.cuda.synchronize(options.device)
-    path.parent.mkdir(parents=True, exist_ok=True)
     profiler.export_chrome_trace(str(path))
 
-    def seconds(event: Any) -> float:
-        """Own time, of the device that computes; profilers count microseconds."""
-        return 1e-6 * (event.self_device_time_total if on_gpu else event.self_cpu_time_total)
-
-    events = [e for e in profiler.key_averages() if not e.key.startswith("training step")]
-    total = sum(map(seconds, events)) or 1.0
+    events = own_seconds(profiler.key_averages(), on_gpu)
+    total = sum(seconds for _, seconds in events) or 1.0
     grid = Grid(
         f"operations of a training step of {recipe.name}: T={spec['T']}, batch {spec['batch']}",
         ["operation", "ms a step", "share", "calls a step"],
     )
     rows = []
-    for event in sorted(events, key=seconds, reverse=True):
+    for event, seconds in sorted(events, key=lambda pair: pair[1], reverse=True):
         ours = event.key.startswith((OUR_OPERATORS, *OUR_KERNELS))
         if len(rows) >= 15 and not ours:
             continue
-        ms, share = 1e3 * seconds(event) / STEPS, seconds(event) / total
+        ms, share = 1e3 * seconds / STEPS, seconds / total
         name = f"spiketriton: {event.key}" if ours else event.key
         grid.lines.append([name[:70], number(ms), percent(share), number(event.count / STEPS)])
         row = {"operation": event.key, "ours": ours, "ms": ms, "share": share}
         rows.append({k: spec[k] for k in ("recipe", "T", "batch")} | {"status": "ok"} | row)
     return grid, rows
+
+
+def own_seconds(averages: Iterable[Any], on_gpu: bool) -> list[tuple[Any, float]]:
+    """What computes, with its own time: operators on a CPU, and what runs on a GPU itself.
+
+    There a kernel's time is also told beside the operator that launched it, and beside every
+    annotation around it: neither is counted again.
+    """
+    if on_gpu:
+        return [
+            (event, 1e-6 * event.self_device_time_total)
+            for event in averages
+            if event.device_type != DeviceType.CPU and not event.is_user_annotation
+        ]
+    steps = [event for event in averages if not event.key.startswith("training step")]
+    return [(event, 1e-6 * event.self_cpu_time_total) for event in steps]

@@ -6,11 +6,23 @@ import subprocess
 import sys
 from dataclasses import replace as changed
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.autograd import DeviceType
 
-from profiling import cases, compiled, contenders, loading, networks, report, run, session
+from profiling import (
+    cases,
+    compiled,
+    contenders,
+    loading,
+    networks,
+    report,
+    run,
+    session,
+    tracing,
+)
 from profiling import rows as result_rows
 from profiling.cases import Case, Kernels, Operation
 from profiling.contenders import MISSING, NOT_REACHED, OK, OURS, UNEQUAL, WRONG, Options
@@ -135,6 +147,7 @@ def test_compiled_takes_lists_of_settings():
         (["kernels", "--base", "no-such-commit"], "--base 'no-such-commit': accepted:"),
         (["trace"], "no RECIPE was given"),
         (["kernels", "--minutes", "-1"], "--threads and --minutes: accepted: numbers from 0"),
+        (["kernels", "--minutes", "nan"], "--threads and --minutes: accepted: numbers from 0"),
         (["report"], "holds no results (*.jsonl)"),
     ],
 )
@@ -143,6 +156,34 @@ def test_a_mistake_is_refused_in_one_line(arguments, says, tmp_path):
         run.main([*arguments, "--out", str(tmp_path)])
     assert says in str(refused.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [["kernels"], ["trace", "quickstart"], ["leak"]], ids=" ".join)
+def test_a_folder_that_takes_no_files_is_refused_before_anything_is_measured(
+    words, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(session, "race", None)
+    taken = tmp_path / "file"
+    taken.write_text("")
+    with pytest.raises(UserError, match="accepted: a folder to write to"):
+        run.main([*words, "--quick", "--peers", "none", "--out", str(taken)])
+
+
+def test_a_rehearsal_has_no_more_steps_than_its_recipe():
+    spec = TrainingStep([find_recipe("quickstart", ["time_steps=1"])]).specs(OPTIONS)[0]
+    assert spec["T"] == 1
+
+
+def test_all_begins_with_the_telling_kernels_and_ends_with_their_long_tail():
+    work = run.work_of(run.parse(["all"]), Options(CPU))
+    names = [section.name for section, _ in work]
+    assert names == ["kernels", "step", "memory", "memory", "gradients", "data", "kernels"]
+    telling, tail = work[0][1], work[-1][1]
+    assert {(spec["op"], spec["mode"]) for spec in telling} == {
+        (op, mode) for op in cases.OPERATIONS for mode in ("training", "inference")
+    }
+    assert telling + tail == Kernels().specs(Options(CPU))
+    assert tail
 
 
 def test_a_mistake_ends_the_command_with_2_and_no_traceback():
@@ -175,6 +216,21 @@ def test_a_wrong_result_is_not_timed(mistake, monkeypatch, tmp_path):
     assert of["eager"]["status"] == OK
     assert "median_ms" in of["eager"]
     assert session.ours_failed(rows) == [of[OURS]]
+
+
+def without_a_gradient(x: torch.Tensor) -> torch.Tensor:
+    """x, whose gradient is NaN."""
+    x = x.clone()
+    x.register_hook(lambda grad: grad * float("nan"))
+    return x
+
+
+def test_a_single_gradient_that_is_nan_is_wrong(monkeypatch, tmp_path):
+    right = cases.multistep_bn_lif
+    mistake = lambda y, w, b, *rest, **o: right(y, w, without_a_gradient(b), *rest, **o)  # noqa: E731
+    monkeypatch.setattr(cases, "multistep_bn_lif", mistake)
+    spec = spec_of(changed(LIF, op="bn_lif"))
+    assert measured(Kernels(), [spec], tmp_path, only=(OURS,))[-1]["status"] == WRONG
 
 
 def test_only_names_that_nobody_has_are_refused(tmp_path):
@@ -231,6 +287,30 @@ def test_a_wrong_network_is_found_block_by_block(precision):
         wrong = networks.Step(bench, bench.model(mistake), truth=truth).check()
         assert wrong.status == WRONG, (mistake, wrong)
         assert not wrong.measured
+
+
+@pytest.mark.parametrize("model", ["resnet8", "plain", "mlp"])
+def test_blocks_of_a_large_batch_are_checked_on_its_first_images(model, monkeypatch):
+    changes = [f"model.name={model}", *(["model.depth=3"] if model != "resnet8" else [])]
+    recipe = find_recipe("quickstart", [*changes, "train.batch_size=4", "time_steps=2"])
+    spec = TrainingStep([recipe]).specs(Options(CPU))[0]
+    monkeypatch.setattr(networks, "MOST_CHECKED", 2 * 2 * 16 * 16)
+    bench = networks.Bench(spec, CPU)
+    for name, (_, _, grad, output, _) in bench.truth.blocks.items():
+        assert output.shape[:2] == grad.shape[:2] == (2, 2), name
+    for changes, status in ([], OK), (["neuron.tau=2.2"], WRONG):
+        step = networks.Step(bench, bench.model(*changes), truth=lambda: bench.truth)
+        assert step.check().status == status
+
+
+def test_a_block_whose_gradient_is_nan_is_wrong():
+    spec = TrainingStep([find_recipe("quickstart")]).specs(OPTIONS)[0]
+    bench = networks.Bench(spec, CPU)
+    step = networks.Step(bench, bench.model(), truth=lambda: bench.truth)
+    block = step.model.get_submodule(networks.blocks(step.model)[1])
+    block.register_forward_pre_hook(lambda _, x: (without_a_gradient(x[0]), *x[1:]))
+    assert bench.truth.errors(step)[1] != bench.truth.errors(step)[1]
+    assert step.check().status == WRONG
 
 
 # ---- peers
@@ -295,6 +375,13 @@ def test_a_missing_peer_is_named(monkeypatch, tmp_path, capsys):
     assert "norse: missing: norse is not installed" in capsys.readouterr().err
 
 
+def test_data_that_are_not_there_are_missing_and_no_failure_of_ours():
+    told: dict = {}
+    with session.refusals(told):
+        raise UserError("imagenette: its files are missing")
+    assert told == {"status": MISSING, "why": "imagenette: its files are missing"}
+
+
 # ---- rows are kept
 
 
@@ -325,6 +412,44 @@ def test_cases_beyond_the_minutes_are_named(tmp_path):
     (row,) = result_rows.read(tmp_path)
     assert row["status"] == NOT_REACHED
     assert row["op"] == "lif"
+
+
+def test_contenders_beyond_the_minutes_are_named_and_ours_is_kept(tmp_path):
+    one = session.Session(OPTIONS, tmp_path, minutes=1)
+
+    class Late(Kernels):
+        def contenders(self, spec, options):
+            one.deadline = 0  # while the case's first contender is built
+            return super().contenders(spec, options)
+
+    with one.progress(1):
+        one.measure(Late(), [spec_of(LIF)])
+    of = {row["contender"]: row for row in result_rows.read(tmp_path)}
+    assert of[OURS]["status"] == OK
+    assert of[OURS]["samples"] == QUICK.least
+    assert {of[name]["status"] for name in ("torch.compile", "eager")} == {NOT_REACHED}
+
+
+def test_another_commit_is_raced_where_its_process_measures(monkeypatch, tmp_path):
+    class Stub:
+        def __init__(self, *_): ...
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_): ...
+
+        def contenders(self, spec):
+            return [cases.missing("another commit")]
+
+    monkeypatch.setattr(run, "Base", Stub)
+    for section in ("gradients", "kernels"):
+        args = run.parse([section, "--quick", "--only", f"{OURS}*", "--out", str(tmp_path)])
+        args.base = "HEAD"  # as `all` has it for every section
+        assert run.measure(args, OPTIONS) == 0
+    rows = result_rows.read(tmp_path)
+    assert {row["section"] for row in rows if row["contender"] == "another commit"} == {"kernels"}
+    assert any("cost" in row for row in rows)
 
 
 def test_another_commit_takes_turns_in_a_process_of_its_own(tmp_path):
@@ -455,6 +580,26 @@ def test_a_trace_names_our_operators(tmp_path, capsys):
     events = json.loads(file.read_text())["traceEvents"]
     assert any(event.get("name") == "spiketriton::neuron_forward" for event in events)
     assert "spiketriton: spiketriton::neuron_backward" in capsys.readouterr().out
+
+
+def test_a_gpus_time_is_counted_once_and_where_it_is_spent():
+    def event(key: str, device: DeviceType, microseconds: float, annotation: bool = False):
+        return SimpleNamespace(
+            key=key,
+            device_type=device,
+            is_user_annotation=annotation,
+            self_device_time_total=microseconds,
+            self_cpu_time_total=7.0,
+        )
+
+    operator = event("spiketriton::neuron_forward", DeviceType.CPU, 5.0)  # its kernel's time again
+    kernel = event("fire_kernel", DeviceType.CUDA, 5.0)
+    around = event("training step 0", DeviceType.CUDA, 9.0, annotation=True)
+    step = event("training step 0", DeviceType.CPU, 0.0, annotation=True)
+    averages = [operator, kernel, around, step]
+    assert tracing.own_seconds(averages, on_gpu=True) == [(kernel, pytest.approx(5e-6))]
+    on_cpu = [e.key for e, _ in tracing.own_seconds([operator, step], on_gpu=False)]
+    assert on_cpu == [operator.key]
 
 
 def test_occupancy_and_roofline_follow_the_data_sheet():
