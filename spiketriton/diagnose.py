@@ -3,45 +3,21 @@
 import argparse
 import contextlib
 import json
-import math
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor
 
-from spiketriton import environment
-from spiketriton.calibration import (
-    FLAT,
-    TARGET_GAIN,
-    TARGET_TRANSMISSION,
-    Calibration,
-    calibrate,
-    probe_batches,
-    wants_calibration,
-)
-from spiketriton.checkpoint import Checkpoints
+from spiketriton.calibration import TARGET_GAIN, TARGET_TRANSMISSION
 from spiketriton.commandline import Parser
-from spiketriton.config import Recipe, load_recipe
-from spiketriton.config import replace as change
-from spiketriton.data import Data, build_data
+from spiketriton.diagnosis import Diagnosis, Switch, diagnose, find_subject, told
+from spiketriton.diagnosis_picture import draw
 from spiketriton.errors import EXIT_DONE, UserError, one_line, run_command
-from spiketriton.gradients import elements_per_image
-from spiketriton.losses import build_loss
-from spiketriton.models import Network, build_model
-from spiketriton.neurons import Norm, SpikingNeuron
-from spiketriton.probing import Batch, Prober
-from spiketriton.randomness import seed_everything
-from spiketriton.runfolder import RunFolder
-from spiketriton.verdict import COLOURS, Cure, Measurement, Verdict, cures, depth_gain, judge, times
+from spiketriton.verdict import COLOURS, Measurement, judge, times
 
 EPILOG = """\
 examples:
@@ -53,40 +29,7 @@ Nothing is trained. A recipe is measured at the weights that training starts fro
 its newest checkpoint. Exit codes: 0 whatever the verdict, 2 a mistake in the command or the recipe,
 1 anything else."""
 
-# neurons x time steps x images of one batch: how much is measured at a time
-BUDGET = {"cpu": 24e6, "cuda": 400e6}
-FEWEST, MOST = 2, 32
 BLOCKS = " ▁▂▃▄▅▆▇█"
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is diagnosed: a recipe with fresh weights, or a run with those of a checkpoint.
-
-    The calibration is the run's own; None where the width is a number or is still to be measured.
-    """
-
-    recipe: Recipe
-    title: str
-    state: dict[str, Tensor] | None = None
-    calibration: Calibration | None = None
-    step: int = 0
-
-
-@dataclass(frozen=True)
-class Switch:
-    """One thing changed, all else equal, and what was measured then.
-
-    change: the recipe line that does it; "" for what no recipe can do.
-    """
-
-    name: str
-    change: str
-    measured: Measurement
-
-    @property
-    def gain(self) -> float:
-        return depth_gain(self.measured)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -101,330 +44,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         parser.error(f"--batches {args.batches}: accepted: an integer from 1 to 1000")
     args.batches = int(args.batches)
     return args
-
-
-def find_subject(target: str, overrides: Sequence[str], warn: Callable[[str], None]) -> Subject:
-    """UserError: there is neither a recipe nor a run, or it has no spiking layers."""
-    path = Path(target)
-    if not path.is_dir():
-        subject = Subject(load_recipe(path, overrides), f"recipe {path}")
-    else:
-        folder = RunFolder(path)
-        if not folder.recipe.is_file():
-            raise UserError(
-                f"{path} holds no run (no recipe.toml); accepted: a recipe file or a run folder"
-            )
-        recipe = change(folder.load_recipe(), *overrides)
-        state = Checkpoints(folder.checkpoints, recipe.checkpoint.keep, warn).load()
-        if state is None:
-            raise UserError(f"{path} holds no checkpoint yet; diagnose its recipe instead")
-        kept = state.get("calibration")
-        subject = Subject(
-            recipe,
-            f"run {path}, after step {state['step']}",
-            state["model"],
-            Calibration.of_state(kept) if kept and wants_calibration(recipe) else None,
-            state["step"],
-        )
-    if subject.recipe.neuron.kind == "relu":
-        raise UserError(
-            'neuron.kind = "relu": an ANN has neither time nor a surrogate to diagnose; accepted: "if", "lif" or "plif"'
-        )
-    return subject
-
-
-class Clinic:
-    """Measures the subject and its variants on the same images, from the same weights."""
-
-    def __init__(self, subject: Subject, batches: int) -> None:
-        self.subject = subject
-        recipe = subject.recipe
-        self.device = environment.choose_device(recipe.train.device).value
-        environment.set_up(recipe.train, self.device)
-        probe = change(
-            recipe,
-            f"train.batch_size={MOST}",
-            "train.accumulate=1",
-            "data.workers=0",
-            "data.augment=none",
-        )
-        if recipe.data.train_images:
-            few = min(MOST, recipe.data.train_images)
-            probe = change(probe, f"train.batch_size={few}")
-        self.data: Data = build_data(probe)
-        self.loss = build_loss(recipe.loss)
-        model = self.build(recipe)
-        shape = (self.data.channels, self.data.image_size, self.data.image_size)
-        neurons = sum(elements_per_image(model, shape, self.device))
-        fit = int(BUDGET[self.device.type] / (neurons * recipe.time_steps))
-        images = min(MOST, max(FEWEST, fit))
-        self.batches: list[Batch] = probe_batches(self.data, self.device, batches, images)
-        self.calibration = subject.calibration
-        if wants_calibration(recipe) and self.calibration is None:
-            self.calibration = calibrate(recipe, model, self.batches, self.loss)
-        # a width for each layer, which every variant keeps unless the width is what it changes
-        width = recipe.neuron.surrogate.width
-        names = [name for name, _ in model.spiking_layers()]
-        self.widths = (
-            self.calibration.widths if self.calibration else {n: float(width) for n in names}
-        )
-
-    @property
-    def images(self) -> int:
-        return sum(len(images) for images, _ in self.batches)
-
-    def build(self, recipe: Recipe) -> Network:
-        """The net at the subject's weights; what the variant has no use for is left out."""
-        seed_everything(recipe.seed)
-        data = self.data
-        model = build_model(
-            recipe, classes=len(data.classes), channels=data.channels, image_size=data.image_size
-        )
-        if self.subject.state is not None:
-            try:
-                model.load_state_dict(self.subject.state, strict=False)
-            except RuntimeError as error:
-                raise UserError(
-                    f"the run's weights do not fit this recipe: {one_line(error)[:160]}"
-                ) from None
-        return model.to(self.device)
-
-    def measure(
-        self, *changes: str, scale: float = 1.0, prepare: Callable[[Network], None] | None = None
-    ) -> Measurement:
-        """With changes of the recipe, widths times `scale`, and whatever else `prepare` does."""
-        model = self.build(change(self.subject.recipe, *changes))
-        for name, layer in model.spiking_layers():
-            layer.surrogate = replace(layer.surrogate, width=self.widths[name] * scale)
-        if prepare:
-            prepare(model)
-        return Prober(model, self.batches, self.loss).measure()
-
-    def with_width(self, name: str, scale: float) -> Switch:
-        """All widths times `scale`."""
-        widths = {width * scale for width in self.widths.values()}
-        line = f"neuron.surrogate.width={widths.pop():.3g}" if len(widths) == 1 else ""
-        return Switch(name, line, self.measure(scale=scale))
-
-    def switches(self) -> list[Switch]:
-        """Everything that can be switched, one at a time."""
-        recipe, neuron = self.subject.recipe, self.subject.recipe.neuron
-        found: list[tuple[str, str]] = []
-        if neuron.surrogate.height != 1:
-            found.append(("surrogate height 1", "neuron.surrogate.height=1"))
-        if neuron.reset != "none":
-            detached = neuron.detach_reset
-            name = "gradient through the reset" if detached else "no gradient through the reset"
-            found.append((name, f"neuron.detach_reset={str(not detached).lower()}"))
-            found.append(("no reset", "neuron.reset=none"))
-        if neuron.kind == "if":
-            found.append(("a leak (tau 2)", "neuron.kind=lif"))
-        else:
-            found.append(("no leak", "neuron.kind=if"))
-        if self.subject.state is None:  # other norms have other weights
-            off = recipe.model.norm != "none"
-            found.append(("no norm", "model.norm=none") if off else ("batch norm", "model.norm=bn"))
-        made = [
-            self.with_width("surrogate half as wide", 0.5),
-            self.with_width("surrogate twice as wide", 2.0),
-        ]
-        made += [Switch(name, line, self.measure(line)) for name, line in found]
-        made.append(Switch("no gradient from step to step", "", self.measure(prepare=cut_time)))
-        return made
-
-
-def cut_time(model: Network) -> None:
-    """Cuts the membrane's gradient between time steps; spikes stay as they are."""
-    for module in model.modules():
-        if isinstance(module, Norm):
-            module.fused = False  # so that the neuron is called by itself
-    for _, layer in model.spiking_layers():
-        layer.forward = _Stepwise(layer)  # type: ignore[method-assign]
-
-
-class _Stepwise:
-    """Calls a neuron one time step after the other, the membrane detached in between."""
-
-    def __init__(self, neuron: SpikingNeuron) -> None:
-        self.neuron, self.call = neuron, neuron.forward
-
-    def __call__(self, x: Tensor) -> Tensor:
-        neuron, whole = self.neuron, self.neuron.probe
-        if neuron.stateful:  # neurons are being counted
-            return self.call(x)
-        neuron.stateful, spikes = True, []
-        try:
-            for t in range(len(x)):
-                neuron.probe = None if whole is None else whole[t : t + 1]
-                spikes.append(self.call(x[t : t + 1]))
-                neuron.detach()
-        finally:
-            neuron.stateful, neuron.probe = False, whole
-            neuron.reset()
-        return torch.cat(spikes)
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """All that was found; `as_json` is complete."""
-
-    subject: Subject
-    measured: Measurement
-    verdict: Verdict
-    switches: list[Switch]
-    width: float  # the geometric mean over layers
-    transmission: float
-    better_width: float | None
-    cures: list[Cure]
-    images: int
-    synthetic: bool
-    device: str
-
-    def causes(self) -> list[str]:
-        """For each axis that is not healthy, the switches that bring it nearest to even."""
-        told = []
-        for axis in self.verdict.axes:
-            if not axis.limits_reached or not axis.ratio:
-                continue
-            tried = []
-            for switch in self.switches:
-                judged = judge(switch.measured, self.subject.recipe.train.optimizer)
-                ratio = (judged.depth if axis.name == "depth" else judged.time).ratio
-                if ratio and abs(math.log(ratio)) < 0.9 * abs(math.log(axis.ratio)):
-                    tried.append((abs(math.log(ratio)), switch.change or switch.name, ratio))
-            best = [f"{name} ({times(ratio)})" for _, name, ratio in sorted(tried)[:3]]
-            told.append(
-                f"{axis.name}: {times(axis.ratio)}; nearest to even with {', '.join(best)}"
-                if best
-                else f"{axis.name}: {times(axis.ratio)}; nothing that was switched lessens it"
-            )
-        return told
-
-    def as_json(self) -> dict[str, Any]:
-        verdict = self.verdict
-        return _plain(
-            {
-                "subject": self.subject.title,
-                "recipe": self.subject.recipe.name,
-                "step": self.subject.step,
-                "data": self.subject.recipe.data.name,
-                "synthetic": self.synthetic,
-                "images": self.images,
-                "device": self.device,
-                "time_steps": self.measured.grad_input.shape[1],
-                "optimizer": self.subject.recipe.train.optimizer,
-                "verdict": {
-                    **asdict(verdict),
-                    "word": verdict.word,
-                    "line": verdict.line(),
-                    "findings": verdict.findings(),
-                },
-                "width": self.width,
-                "transmission": self.transmission,
-                "better_width": self.better_width,
-                "depth_profile": self.measured.depth_profile.tolist(),
-                "time_profile": self.measured.time_profile.tolist(),
-                "causes": self.causes(),
-                "switches": [
-                    {
-                        "name": switch.name,
-                        "change": switch.change,
-                        "depth_gain": switch.gain,
-                        "time_ratio": judge(switch.measured).time.ratio,
-                        "outside_share": float(switch.measured.outside.mean()),
-                        "firing_rate": float(switch.measured.firing.mean()),
-                        "depth_profile": switch.measured.depth_profile.tolist(),
-                    }
-                    for switch in self.switches
-                ],
-                "cures": [asdict(cure) for cure in self.cures],
-                "rows": self.measured.rows(),
-            }
-        )
-
-
-def diagnose(subject: Subject, batches: int = 1) -> Diagnosis:
-    """Measures the subject as it is and with each thing switched in turn."""
-    clinic = Clinic(subject, batches)
-    recipe = subject.recipe
-    measured = clinic.measure()
-    verdict = judge(measured, recipe.train.optimizer)
-    switches = clinic.switches()
-    flat = clinic.measure(prepare=_flatten).transmission
-    detached = [] if recipe.neuron.reset == "none" else ["neuron.detach_reset=true"]
-    by_gain = recipe.train.optimizer == "sgd"
-
-    def goal(scale: float) -> float:
-        """What the calibration aims at, with all widths times `scale`, by what it should be."""
-        if by_gain:
-            return depth_gain(clinic.measure(scale=scale)) / TARGET_GAIN
-        return _share(clinic.measure(*detached, scale=scale), flat) / TARGET_TRANSMISSION
-
-    factor = _root(goal)
-    width = float(np.exp(np.mean(np.log(list(clinic.widths.values())))))
-    better = None if factor is None else width * factor
-    found = cures(verdict, recipe)
-    far = factor is not None and not 0.5 < factor < 2
-    if factor is not None and far:
-        switches.insert(2, clinic.with_width("surrogate as wide as it should be", factor))
-    if far and not isinstance(recipe.neuron.surrogate.width, str):
-        why = (
-            f"a depth gain of {TARGET_GAIN:g}, which SGD needs"
-            if by_gain
-            else f"{100 * TARGET_TRANSMISSION:.0f} % of the gradient passed on by each layer, which suits AdamW"
-        )
-        found = [cure for cure in found if not cure.change.startswith("neuron.surrogate.width")]
-        found.insert(0, Cure("neuron.surrogate.width=auto", f"about {better:.2g}: {why}"))
-    return Diagnosis(
-        subject=subject,
-        measured=measured,
-        verdict=verdict,
-        switches=switches,
-        width=width,
-        transmission=_share(clinic.measure(*detached), flat),
-        better_width=better,
-        cures=found,
-        images=clinic.images,
-        synthetic=clinic.data.synthetic,
-        device=clinic.device.type,
-    )
-
-
-def _flatten(model: Network) -> None:
-    """A surrogate without edge, and the reset detached: all that the neurons could pass on."""
-    for _, layer in model.spiking_layers():
-        width = FLAT * layer.v_threshold
-        layer.surrogate = replace(layer.surrogate, width=width)
-        layer.detach_reset = True
-
-
-def _share(measured: Measurement, flat: np.ndarray) -> float:
-    shares = np.divide(measured.transmission, flat, out=np.zeros_like(flat), where=flat > 0)
-    return float(np.exp(np.log(shares).mean())) if (shares > 0).all() else 0.0
-
-
-def _root(goal: Callable[[float], float], rounds: int = 5) -> float | None:
-    """The scale at which goal(scale) is 1, by secants in logarithms; None when it is not found.
-
-    A few rounds, each a measurement, are enough for two digits.
-    """
-    x, slope = 0.0, 0.6  # that of most nets not far from their target
-    before: tuple[float, float] | None = None
-    for _ in range(rounds):
-        value = goal(math.exp(x))
-        if not 0 < value < math.inf:
-            # nothing arrives, or too much: half a decade on
-            x += 1.2 if value == 0 else -1.2
-            before = None
-            continue
-        y = math.log(value)
-        if abs(y) < 0.05:
-            return math.exp(x)
-        if before is not None:
-            slope = max(0.2, (y - before[1]) / (x - before[0]))
-        before = (x, y)
-        x -= float(np.clip(y / slope, -2.5, 2.5))
-    return math.exp(x) if before is not None and abs(before[1]) < 0.25 else None
 
 
 def show(found: Diagnosis, console: Console) -> None:
@@ -467,22 +86,29 @@ def show(found: Diagnosis, console: Console) -> None:
             if recipe.train.optimizer == "sgd"
             else f"{100 * TARGET_TRANSMISSION:.0f} % of the gradient passed"
         )
-        told = (
+        aim = (
             f"for {recipe.train.optimizer} a width of about {found.better_width:.2g} suits ({goal})"
         )
-        console.print(Text(told))
+        console.print(Text(aim))
     console.print(
         Text(
             f"firing rate {verdict.firing_rate:.3f}; a membrane's gradient keeps "
             f"{verdict.time_factor:.0%} from step to step"
         )
     )
+    console.print(Text(found.forgotten()), soft_wrap=True)
     console.print()
-    table = Table(title="one thing changed at a time", title_justify="left", box=SIMPLE_HEAD)
+    table = Table(
+        title="one thing changed at a time",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     table.add_column("", no_wrap=True)
-    for name in ("gain", "layers", "steps", "reach", "firing"):
+    for name in ("gain", "layers", "steps", "reach", "firing", "image"):
         table.add_column(name, justify="right", no_wrap=True)
-    for switch in (Switch("as it is", "", measured), *found.switches):
+    as_is = Switch("as it is", "", measured, float(found.overlap[-1]))
+    for switch in (as_is, *found.switches):
         judged = judge(switch.measured, recipe.train.optimizer)
         table.add_row(
             switch.change or switch.name,
@@ -491,12 +117,13 @@ def show(found: Diagnosis, console: Console) -> None:
             times(judged.time.ratio) if judged.time.ratio is not None else "-",
             f"{1 - judged.dead_share:.0%}",
             f"{judged.firing_rate:.3f}",
+            told(switch.overlap),
         )
     console.print(table)
     console.print(
         Text(
             "gain: through depth; layers, steps: dL/dx of the first by that of the last; reach: "
-            "neurons that the surrogate reaches"
+            "neurons that the surrogate reaches; image: what the last layer tells of it"
         )
     )
     for cause in found.causes():
@@ -575,62 +202,6 @@ def _colour(level: float) -> list[int]:
 def _log10(values: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore"):
         return np.log10(values)
-
-
-def draw(found: Diagnosis, path: Path) -> None:
-    """Heat map, depth profile with the surrogate halved and doubled, and time profile, as PNG."""
-    import matplotlib
-    from matplotlib.ticker import MaxNLocator
-
-    from spiketriton.pictures import BLUE, GREY, ORANGE, STYLE, _figure, _heat_map
-
-    measured = found.measured
-    note = " (synthetic images)" if found.synthetic else ""
-    with matplotlib.rc_context(STYLE):
-        figure = _figure(13, 3.4 + 0.13 * max(len(measured.names), 14))
-        heat, depth, time = figure.subplots(1, 3, width_ratios=[1.2, 1, 0.8])
-        title = f"{found.subject.recipe.name}{note}: {found.verdict.line()}"
-        figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
-        logs = _log10(measured.grad_input)
-        logs = np.where(np.isfinite(logs), logs, np.nan)
-        names = list(measured.names)
-        _heat_map(heat, logs, names, "viridis", "RMS of dL/dx", "log10 of the RMS of dL/dx")
-        lines = [("as it is", measured, BLUE)]
-        for switch in found.switches:
-            if switch.name.startswith("surrogate half"):
-                lines.append(("half as wide", switch.measured, GREY))
-            if switch.name.startswith("surrogate twice"):
-                lines.append(("twice as wide", switch.measured, ORANGE))
-        for label, shown, colour in lines:
-            for axes, profile, flip in (
-                (depth, shown.depth_profile, True),
-                (time, shown.time_profile, False),
-            ):
-                positive = np.where(profile > 0, profile, np.nan)
-                places = range(len(profile))
-                x, y = (positive, places) if flip else (places, positive)
-                axes.plot(x, y, color=colour, marker="o", ms=3, lw=1.3, label=label)
-        depth.set_xscale("log")
-        depth.set_ylim(heat.get_ylim())
-        depth.yaxis.set_major_locator(MaxNLocator(integer=True))
-        depth.set_ylim(heat.get_ylim())
-        gain = found.verdict.depth.gain
-        depth.set(title=f"Depth, gain {gain:.3g}" if gain else "Depth", xlabel="RMS of dL/dx")
-        depth.legend(fontsize=8)
-        time.set_yscale("log")
-        gain = found.verdict.time.gain
-        time.set(title=f"Time, gain {gain:.3g}" if gain else "Time", xlabel="time step")
-        time.set_ylabel("RMS of dL/dx, mean over layers")
-        figure.savefig(path)
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no word for what is not finite: null. Tuples become lists."""
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def main(arguments: list[str]) -> int:

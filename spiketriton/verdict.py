@@ -365,10 +365,12 @@ def coloured(line: str) -> Text:
 
 
 def times(ratio: float | None) -> str:
-    """A ratio as in `3.2x`, `1.0e-04x`; `without` when there is none to divide by."""
+    """A ratio as in `3.2x`, `7530x`, `1.0e-04x`; in words when there is none to divide by."""
     if ratio is None:
         return "against nothing in"
-    return f"{ratio:.3g}x" if 1e-3 <= ratio < 1e4 else f"{ratio:.1e}x"
+    if 100 <= ratio < 1e4:
+        return f"{ratio:.0f}x"
+    return f"{ratio:.3g}x" if 1e-3 <= ratio < 100 else f"{ratio:.1e}x"
 
 
 def _logs(values: np.ndarray) -> np.ndarray:

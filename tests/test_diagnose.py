@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,15 @@ import pytest
 import torch
 from rich.console import Console
 
-from spiketriton import diagnose as module
+from spiketriton import diagnosis as module
 from spiketriton.calibration import TARGET_GAIN, Calibration
 from spiketriton.config import Recipe, to_toml
-from spiketriton.diagnose import Clinic, Subject, cut_time, diagnose, find_subject, show
+from spiketriton.diagnose import main, show
+from spiketriton.diagnosis import Clinic, Subject, cut_time, diagnose, find_subject, forgets_at
 from spiketriton.errors import UserError
+from spiketriton.probing import _overlap
 from spiketriton.verdict import depth_gain
-from tests.small_runs import small_recipe, small_trainer
+from tests.small_runs import assert_equal, small_recipe, small_trainer
 
 PAGE = 80
 
@@ -106,6 +109,51 @@ def test_without_the_path_through_time_nothing_is_carried(net):
     assert cut.grad_input[-1, -1] == pytest.approx(whole.grad_input[-1, -1], rel=1e-3)
 
 
+def test_the_overlap_of_rates_by_hand():
+    """Two images and their copies: cosines 0.6 and 1 with themselves, 0 and 0.8 with the other."""
+    rates = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [0.0, 2.0]])
+    spikes = torch.stack([rates, rates])  # two time steps
+    same, other = (0.6 + 1) / 2, (0 + 0.8) / 2
+    assert _overlap(spikes) == pytest.approx((same - other) / (1 - other))
+    assert _overlap(torch.zeros(3, 8, 5)) == 0
+    assert _overlap(torch.ones(3, 8, 5)) == 0
+    assert math.isnan(_overlap(torch.ones(3, 2, 5)))
+
+
+@pytest.mark.parametrize(("noise", "expected"), [(0.0, 1.0), (1e4, 0.0)])
+def test_a_copy_without_noise_is_the_image_and_one_of_noise_is_none(noise, expected, monkeypatch):
+    monkeypatch.setattr("spiketriton.probing.NOISE", noise)
+    clinic = Clinic(subject(*DEEP), 2)
+    before = {
+        name: value.clone()
+        for name, value in clinic.build(small_recipe(*DEEP)).state_dict().items()
+    }
+    prober = clinic.prober()
+    state = torch.get_rng_state()
+    assert np.allclose(prober.overlap(), expected, atol=1e-5 if expected else 0.3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert_equal(before, dict(prober.model.state_dict()))
+
+
+def test_a_deep_plain_net_forgets_the_image_and_shortcuts_keep_it():
+    blocks = ("model.name=resnet20", "model.width=8", "time_steps=4")
+    plain, skips = (diagnose(subject(*blocks, f"model.block={kind}")) for kind in ("plain", "ms"))
+    assert plain.overlap[0] > 0.8 > skips.overlap[-1] > 0.1 > plain.overlap[-1]
+    names = plain.measured.names
+    lost = forgets_at(plain.overlap)
+    assert lost is not None
+    assert f"from {names[lost]} on it is as unlike as another image" in page(plain)
+    assert "another image" not in skips.forgotten()
+    # the number beside the cure is that of the net with it
+    cure = (
+        f"model.block=ms    # the last layer then sees the image (overlap {skips.overlap[-1]:.2f})"
+    )
+    assert cure in page(plain)
+    mlp = diagnose(subject(*DEEP, "model.depth=24", "model.width=128", "time_steps=10"))
+    lost = forgets_at(mlp.overlap)
+    assert f"model.depth={lost}" in [cure.change for cure in mlp.cures]
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -149,7 +197,7 @@ def test_the_page_has_colours_on_a_terminal():
 
 def test_a_recipe_ends_in_page_json_and_picture(tmp_path, capsys):
     path, out = recipe_file(tmp_path, small_recipe()), tmp_path / "out"
-    assert module.main([str(path), "time_steps=2", "--out", str(out)]) == 0
+    assert main([str(path), "time_steps=2", "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert "verdict: " in said
     assert str(out / "diagnosis.png") in said
@@ -161,7 +209,7 @@ def test_a_recipe_ends_in_page_json_and_picture(tmp_path, capsys):
 
 def test_json_is_all_that_is_printed_and_complete(tmp_path, capsys):
     path = recipe_file(tmp_path, small_recipe(*DEEP, WIDE))
-    assert module.main([str(path), "--json", "--batches", "2"]) == 0
+    assert main([str(path), "--json", "--batches", "2"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["images"] == 64
     assert found["verdict"]["word"] == "exploding"
@@ -199,7 +247,7 @@ def test_a_run_folder_is_left_as_it_is(tmp_path):
     run = tmp_path / "run"
     small_trainer(run, "train.max_steps=1").fit()
     before = sorted((path, path.stat().st_mtime_ns) for path in run.rglob("*"))
-    module.main([str(run), "--json"])
+    main([str(run), "--json"])
     assert sorted((path, path.stat().st_mtime_ns) for path in run.rglob("*")) == before
 
 
@@ -241,7 +289,7 @@ def test_mistakes_are_one_line(arguments, said, tmp_path):
     (run / "recipe.toml").write_text(to_toml(small_recipe()))
     names = {"recipe": str(recipe), "folder": str(tmp_path), "run": str(run)}
     with pytest.raises(UserError, match=said) as raised:
-        module.main([argument.format(**names) for argument in arguments])
+        main([argument.format(**names) for argument in arguments])
     assert "\n" not in str(raised.value)
 
 

@@ -1,0 +1,56 @@
+"""The picture of a diagnosis: heat map, depth profile and time profile."""
+
+from pathlib import Path
+
+import numpy as np
+
+from spiketriton.diagnosis import Diagnosis
+from spiketriton.pictures import BLUE, GREY, ORANGE, STYLE, _figure, _heat_map, _log10
+
+
+def draw(found: Diagnosis, path: Path) -> None:
+    """Heat map, depth profile with the surrogate halved and doubled, and time profile, as PNG."""
+    import matplotlib
+    from matplotlib.ticker import MaxNLocator
+
+    measured = found.measured
+    note = " (synthetic images)" if found.synthetic else ""
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(15, 3.4 + 0.13 * max(len(measured.names), 14))
+        heat, depth, time, image = figure.subplots(1, 4, width_ratios=[1.2, 1, 0.8, 0.6])
+        title = f"{found.subject.recipe.name}{note}: {found.verdict.line()}"
+        figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+        logs = _log10(measured.grad_input)
+        logs = np.where(np.isfinite(logs), logs, np.nan)
+        names = list(measured.names)
+        _heat_map(heat, logs, names, "viridis", "RMS of dL/dx", "log10 of the RMS of dL/dx")
+        lines = [("as it is", measured, BLUE)]
+        for switch in found.switches:
+            if switch.name.startswith("surrogate half"):
+                lines.append(("half as wide", switch.measured, GREY))
+            if switch.name.startswith("surrogate twice"):
+                lines.append(("twice as wide", switch.measured, ORANGE))
+        for label, shown, colour in lines:
+            for axes, profile, flip in (
+                (depth, shown.depth_profile, True),
+                (time, shown.time_profile, False),
+            ):
+                positive = np.where(profile > 0, profile, np.nan)
+                places = range(len(profile))
+                x, y = (positive, places) if flip else (places, positive)
+                axes.plot(x, y, color=colour, marker="o", ms=3, lw=1.3, label=label)
+        image.plot(found.overlap, range(len(found.overlap)), color=BLUE, marker="o", ms=3, lw=1.3)
+        image.set(title="Image kept", xlabel="overlap with 5 % noise")
+        image.set_xlim(-0.05, 1.05)
+        depth.set_xscale("log")
+        for axes in (depth, image):
+            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.set_ylim(heat.get_ylim())
+        gain = found.verdict.depth.gain
+        depth.set(title=f"Depth, gain {gain:.3g}" if gain else "Depth", xlabel="RMS of dL/dx")
+        depth.legend(fontsize=8)
+        time.set_yscale("log")
+        gain = found.verdict.time.gain
+        time.set(title=f"Time, gain {gain:.3g}" if gain else "Time", xlabel="time step")
+        time.set_ylabel("RMS of dL/dx, mean over layers")
+        figure.savefig(path)
