@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -173,10 +174,14 @@ class Clinic:
         return Prober(model, self.batches, self.loss)
 
     def measure(
-        self, *changes: str, scale: float = 1.0, prepare: Callable[[Network], None] | None = None
+        self,
+        *changes: str,
+        scale: float = 1.0,
+        prepare: Callable[[Network], None] | None = None,
+        tame: bool = False,
     ) -> Measurement:
-        """The gradients of `prober`'s net."""
-        return self.prober(*changes, scale=scale, prepare=prepare).measure()
+        """The gradients of `prober`'s net; `tame` as in Prober.measure."""
+        return self.prober(*changes, scale=scale, prepare=prepare).measure(tame)
 
     def with_width(self, name: str, scale: float) -> Switch:
         """All widths times `scale`."""
@@ -218,7 +223,8 @@ class Clinic:
                 made.append(self.forward("batch norm", "model.norm=bn"))
             else:
                 made.append(self.forward("no norm", "model.norm=none"))
-            if model.block == "plain" and model.name not in get_args(PlainNet):
+            lost = forgets_at(self.overlap) is not None
+            if lost and model.block == "plain" and model.name not in get_args(PlainNet):
                 made.append(self.forward("spikes added (SEW)", "model.block=sew"))
                 made.append(self.forward("membrane shortcut (MS)", "model.block=ms"))
         made.append(
@@ -358,15 +364,20 @@ def diagnose(subject: Subject, batches: int = 1) -> Diagnosis:
     measured = clinic.measure()
     verdict = judge(measured, recipe.train.optimizer)
     switches = clinic.switches()
-    flat = clinic.measure(prepare=_flatten).transmission
+    flat = clinic.measure(prepare=_flatten, tame=True).transmission
     detached = [] if recipe.neuron.reset == "none" else ["neuron.detach_reset=true"]
     by_gain = recipe.train.optimizer == "sgd"
 
+    @cache
+    def passed(scale: float) -> float:
+        return _share(clinic.measure(*detached, scale=scale, tame=True), flat)
+
     def goal(scale: float) -> float:
         """What the calibration aims at, with all widths times `scale`, by what it should be."""
-        if by_gain:
-            return depth_gain(clinic.measure(scale=scale)) / TARGET_GAIN
-        return _share(clinic.measure(*detached, scale=scale), flat) / TARGET_TRANSMISSION
+        if not by_gain:
+            return passed(scale) / TARGET_TRANSMISSION
+        there = measured if scale == 1 else clinic.measure(scale=scale)
+        return depth_gain(there) / TARGET_GAIN
 
     factor = _root(goal)
     better = None if factor is None else clinic.width * factor
@@ -389,7 +400,7 @@ def diagnose(subject: Subject, batches: int = 1) -> Diagnosis:
         switches=switches,
         overlap=clinic.overlap,
         width=clinic.width,
-        transmission=_share(clinic.measure(*detached), flat),
+        transmission=passed(1.0),
         better_width=better,
         cures=found,
         images=clinic.images,

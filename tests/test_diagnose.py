@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from spiketriton import diagnosis as module
-from spiketriton.calibration import TARGET_GAIN, Calibration
+from spiketriton.calibration import TARGET_GAIN, TARGET_TRANSMISSION, Calibration
 from spiketriton.config import Recipe, to_toml
 from spiketriton.diagnose import main, show
 from spiketriton.diagnosis import Clinic, Subject, cut_time, diagnose, find_subject, forgets_at
@@ -70,6 +70,15 @@ def test_the_better_width_is_one():
     again = diagnose(subject(*DEEP, f"neuron.surrogate.width={found.better_width}"))
     assert depth_gain(found.measured) != pytest.approx(TARGET_GAIN, rel=0.1)
     assert depth_gain(again.measured) == pytest.approx(TARGET_GAIN, rel=0.1)
+
+
+def test_what_is_passed_on_is_known_where_the_flat_gradient_explodes():
+    """Through 100 layers beyond float32: what one layer makes of it is measured all the same."""
+    deep = ("model.name=mlp", "model.depth=100", "model.width=16", "train.optimizer=adamw")
+    found = diagnose(subject(*deep, "neuron.surrogate.width=0.4"))
+    again = diagnose(subject(*deep, "neuron.surrogate.width=auto"))
+    assert 0.1 < found.transmission < again.transmission
+    assert again.transmission == pytest.approx(TARGET_TRANSMISSION, rel=0.03)
 
 
 def test_the_switches_change_what_they_say():
