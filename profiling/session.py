@@ -46,6 +46,9 @@ from spiketriton.errors import UserError, one_line
 
 Row = dict[str, Any]
 
+BESIDE = 44
+"""Columns that the progress bar, its count and its times take beside the words."""
+
 LATE = {"status": NOT_REACHED, "why": "--minutes are over"}
 
 ALLOCATOR = {
@@ -118,7 +121,7 @@ class Session:
         self.console = Console(stderr=True, highlight=False)
         self.bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=12),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
@@ -161,7 +164,8 @@ class Session:
         if advance and not self.console.is_terminal:
             done = int(self.bar.tasks[0].completed) + advance
             self.say(f"[{done}/{int(self.bar.tasks[0].total or 0)}] {what}")
-        self.bar.update(self.task, description=what[:60].ljust(60), advance=advance)
+        room = max(8, min(60, self.console.width - BESIDE))
+        self.bar.update(self.task, description=what[:room].ljust(room), advance=advance)
 
     def measure(self, section: Section, specs: list[Spec]) -> None:
         """All cases of a section: how long each contender takes (`memory`: how much memory)."""

@@ -1,5 +1,6 @@
 """The measuring instrument itself: `profiling/run.py`, on sizes that take no time."""
 
+import io
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from rich.console import Console
 from torch.autograd import DeviceType
 
 from profiling import (
@@ -403,6 +405,22 @@ def test_ctrl_c_keeps_the_rows_already_measured(monkeypatch, tmp_path, capsys):
     told = capsys.readouterr()
     assert "interrupted: 2 rows are kept in" in told.err
     assert "lif training" in told.out
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_a_narrow_terminal_shows_the_count_and_the_time_that_is_left(columns, tmp_path):
+    one = session.Session(OPTIONS, tmp_path)
+    one.console = Console(file=io.StringIO(), width=columns)
+    one.bar.update(one.task, total=12)
+    one.at("kernels bn_lif_residual training T=10 16x64x56x56 fp32: BatchNorm2d", advance=1)
+    screen = Console(file=io.StringIO(), width=columns)
+    screen.print(one.bar.get_renderable())
+    (line,) = screen.file.getvalue().splitlines()
+    assert line.startswith("kernels ")
+    assert "1/12" in line
+    assert "left" in line
+    assert ":" in line.split("left")[1]
+    assert "…" not in line
 
 
 def test_cases_beyond_the_minutes_are_named(tmp_path):
