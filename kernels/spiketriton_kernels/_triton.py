@@ -759,13 +759,22 @@ def _rows(neurons: int, channels: int, inner: int, block: int) -> Tiling:
     return Tiling(neurons // (channels * inner), channels, inner, block // block_l, block_l, False)
 
 
-def vector_width(x: torch.Tensor, replays_norm: bool = False) -> int:
+def vector_width(x: torch.Tensor, held: int = 1) -> int:
     """Neighbouring elements a thread owns: 16 bytes.
 
-    A walk back through batch norm holds h and y of a whole chunk; beyond 4 steps it takes 4 half-precision elements (8
-    bytes a thread, still whole cache lines a warp): 8 would take all registers or spill (profiling/LOG.md).
+    Where a walk back holds more than h of a whole chunk, beyond 4 steps: 4 elements (8 bytes in half precision, still
+    whole cache lines a warp) with batch norm or a learnt decay or threshold, 2 with a learnt width, whose slopes take
+    much arithmetic. More would take all registers or spill (profiling/LOG.md).
     """
-    return 4 if replays_norm and x.shape[0] > 4 else 16 // x.element_size()
+    widest = 16 // x.element_size()
+    return min(widest, (widest, 4, 2)[held - 1]) if x.shape[0] > 4 else widest
+
+
+def _held(cell: Cell, emit: Emit) -> int:
+    """How much a walk back holds, see ``vector_width``."""
+    if emit.parameters and isinstance(cell.width, torch.Tensor):
+        return 3
+    return 2 if emit.parameters or cell.has_norm else 1
 
 
 def _kind(value: float | torch.Tensor) -> tuple[torch.Tensor | None, float, int]:
@@ -824,7 +833,7 @@ def backward(
 ) -> None:
     """Fill what ``out`` holds tensors for: one launch, and one small sum for each kind of partial."""
     T = x.shape[0]
-    tiles = tiling(x, cell.per_channel, vector_width(x, replays_norm=cell.has_norm))
+    tiles = tiling(x, cell.per_channel, vector_width(x, _held(cell, emit)))
     walking = emit.sums or emit.parameters
     programs = tiles.programs(walking)
     parts = programs * (1 if tiles.by_column else tiles.columns)

@@ -74,6 +74,7 @@ def cases(names, targets, dtypes, windows, layouts=("channels_last",), **options
 
 
 LAYOUTS = ("channels_last", "contiguous")
+ATTACHED = dict(reset="soft", detach_reset=False)
 QUICK = [
     *cases((*LIF, *BATCH_NORM), ["sm_90"], ["bf16"], [10]),
     *cases(("statistics", "bn_lif forward", *WALKS), ["sm_90"], ["bf16"], [10], ["contiguous"]),
@@ -110,14 +111,22 @@ RAGGED = [
     *cases(["lif backward, probe"], ["sm_90"], ["bf16"], [10]),
 ]
 
+LEARNT = [
+    *cases(["lif backward"], ["sm_90"], ["bf16"], [16], learns=["decay"], **ATTACHED),
+    *cases(["lif backward"], ["sm_90"], ["bf16"], [16], learns=["width"], **ATTACHED),
+]
+"""A thread owns 4 elements with a learnt decay, 2 with a learnt width."""
+
 LOWER = """
 import dataclasses, json, sys
+import torch
 from profiling import lowering
 from spiketriton_kernels import Surrogate
 for given in json.load(sys.stdin):
     arguments = dict(given)
-    if "surrogate" in arguments:
-        arguments["surrogate"] = Surrogate(arguments["surrogate"])
+    learnt = {name: torch.ones((), requires_grad=True) for name in arguments.pop("learns", ())}
+    width = learnt.pop("width", 1.0)
+    arguments |= learnt | {"surrogate": Surrogate(arguments.get("surrogate", "atan"), width=width)}
     try:
         report = dataclasses.asdict(lowering.lower(**arguments)) | {"ptx": ""}
     except Exception as error:
@@ -158,11 +167,18 @@ def ragged():
     return lowered(RAGGED)
 
 
+@pytest.fixture(scope="module")
+def learnt():
+    return lowered(LEARNT)
+
+
 def vector_bytes(given: dict[str, Any]) -> int:
     """16 bytes a thread; 8 where a walk back through batch norm would spill with as much.
 
     The tiles are made for warps of 32; AMD's wavefronts of 64 leave half to a thread.
     """
+    if "learns" in given:
+        return 4 if "width" in given["learns"] else 8
     narrow = given["case"] in WALKS and given["dtype"] != "fp32" and given["T"] > 4
     return (8 if narrow else 16) // (2 if given["target"] == "gfx942" else 1)
 
@@ -204,6 +220,11 @@ def test_sizes_that_divide_nothing_and_probes_compile(ragged, given):
     # Triton 3.6 spills 8 bytes where T = 17 and no size divides; later versions none anywhere
     assert report["spills"] <= (8 if TRITON < (3, 7) and given["T"] == 17 else 0)
     assert report["atomics"] == 0
+
+
+@pytest.mark.parametrize("given", LEARNT, ids=name)
+def test_learnt_parameters_spill_nothing(learnt, given):
+    assert_lean(given, learnt[key(given)])
 
 
 @pytest.mark.parametrize("function", BUDGET)
