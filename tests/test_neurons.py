@@ -1,5 +1,6 @@
 """Neuron modules and the norm before them, against their equations written out."""
 
+import copy
 import math
 
 import pytest
@@ -134,6 +135,16 @@ def test_chunks_of_any_length_equal_the_whole_window(kind):
     assert not torch.equal(neuron(x), whole)  # goes on where it ended
     neuron.reset()
     assert torch.equal(neuron(x), whole)
+
+
+def test_a_copy_within_a_window_goes_on_with_it():
+    neuron = PLIF(v_reset=None, stateful=True).double()
+    x = currents(T, B, C)
+    neuron(x)  # the membrane has a gradient by the leak
+    copied = copy.deepcopy(neuron)
+    assert torch.equal(copied(x), neuron(x))
+    assert neuron.v.requires_grad
+    assert copied.v.data_ptr() != neuron.v.data_ptr()
 
 
 def test_nothing_is_kept_unless_asked_for():

@@ -167,6 +167,10 @@ class SpikingNeuron(nn.Module):
         if self.v is not None:
             self.v = self.v.detach()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: a membrane's value alone, as torch copies no graph."""
+        return self.__dict__ | {"v": None if self.v is None else self.v.detach()}
+
     def extra_repr(self) -> str:
         names = ("v_threshold", "v_reset", "reset_mode", "detach_reset", "surrogate", "stateful")
         return ", ".join(f"{name.removesuffix('_mode')}={getattr(self, name)}" for name in names)
