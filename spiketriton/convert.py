@@ -1,9 +1,9 @@
-"""python -m spiketriton.convert RUN [--method balanced|calibrated] [--per-channel] [--run-dir DIR]
+"""python -m spiketriton.convert RUN [--method balanced|calibrated|qcfs] [--per-channel]
 
-Turns a trained ANN twin (neuron.kind = "relu") into a spiking network, without training:
-batch norm folded into the weights, a ReLU replaced by an IF neuron with soft reset that starts half
-way to its threshold, the stem's max-pool moved before its neuron (see converted.py). Amplitudes are
-the thresholds, so residual sums stay in the units of the ANN whatever the thresholds are.
+Turns a trained ANN twin (neuron.kind = "relu") into a spiking network: batch norm folded into the
+weights, a ReLU replaced by an IF neuron with soft reset that starts half way to its threshold, the
+stem's max-pool moved before its neuron (see converted.py). Amplitudes are the thresholds, so
+residual sums stay in the units of the ANN whatever the thresholds are.
 
 balanced: a layer's threshold is a percentile of its activations on training images (Diehl et al.
 2015; 99.9 % by Rueckauer et al. 2017). Accurate when the window is long.
@@ -12,11 +12,15 @@ calibrated: for a short window of T steps. A layer's threshold is the one at whi
 lie closest to its activations in the mean square; then, from the input on, each channel's current
 is shifted by what its mean output on the images lacks (Li et al. 2021, "A Free Lunch From ANN:
 Towards Efficient, Accurate Spiking Neural Networks Calibration": MMSE thresholds and bias
-calibration; the half-threshold start is Bu et al. 2022's). Methods that retrain the ANN with a
-quantised activation (QCFS) go further at few steps, but need the training.
+calibration; the half-threshold start is Bu et al. 2022's). No training.
+
+qcfs: the ANN is first trained on, for a few epochs, with the T + 1 levels of a window of T steps
+in place of its ReLUs and those thresholds learnt (Bu et al. 2022, see quantised.py); then shifted
+as above. More accurate at few steps, for the time of the training.
 """
 
 import argparse
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -37,10 +41,11 @@ from spiketriton.environment import describe
 from spiketriton.errors import UserError, run_command
 from spiketriton.graph import folded_weights, graph_of, layers
 from spiketriton.models import Network
+from spiketriton.quantised import quantised, retrain
 from spiketriton.runfolder import RunFolder
 from spiketriton.runs import Run, load_run
 
-METHODS = {"balanced": 128, "calibrated": 16}  # and the T that each is given by default
+METHODS = {"balanced": 128, "calibrated": 16, "qcfs": 8}  # and the T that each is given by default
 SAMPLES = 1 << 18  # activations of a layer that are kept of each batch
 CANDIDATES = 100  # thresholds that are tried, up to the largest activation
 
@@ -48,19 +53,21 @@ EPILOG = """\
 examples:
   python -m spiketriton.convert runs/ann
   python -m spiketriton.convert runs/ann --method calibrated --steps 8 --run-dir runs/calibrated
+  python -m spiketriton.convert runs/ann --method qcfs --steps 4 --epochs 2
   python -m spiketriton.evaluate runs/converted --steps 1,4,16,64,256,1024 --against runs/ann
 
-The result is a run folder that evaluate and report take. Calibration reads training images only.
+The result is a run folder that evaluate and report take. Only training images are read.
 Exit codes: 0 done, 2 a mistake in the command or the run, 130 interrupted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     method: str = "balanced"
-    steps: int = 128  # T of the new recipe; "calibrated" is made for it
+    steps: int = 128  # T of the new recipe; "calibrated" and "qcfs" are made for it
     percentile: float = 99.9  # of "balanced"
     per_channel: bool = False
     images: int = 512
+    epochs: int = 1  # of retraining, "qcfs" only
 
 
 @torch.no_grad()
@@ -68,7 +75,7 @@ def convert(run: Run, options: Options) -> tuple[Recipe, Network]:
     """The recipe and the network of a converted ANN.
 
     Raises:
-        UserError: the run is no ANN.
+        UserError: the run is no ANN, or retraining it diverged.
     """
     if run.kind != "ann":
         raise UserError(
@@ -81,19 +88,25 @@ def convert(run: Run, options: Options) -> tuple[Recipe, Network]:
         recipe, classes=len(data.classes), channels=data.channels, image_size=data.image_size
     )
     model.to(run.device).eval()
-    for node in layers(graph_of(run.model), "weights"):
-        layer = model.get_submodule(node.name)
-        weight, bias = folded_weights(node)
-        layer.load_state_dict({"weight": weight, "bias": bias})
-
     images = calibration_images(run, options.images)
     with recording(run.model, sample) as activations:
         for batch in images:
             run.model(run.to_device(batch))
+    found = {name: thresholds(torch.cat(activations[name]), options) for name in activations}
+    if options.method == "qcfs":
+        starts = {name: t if options.per_channel else t[:1] for name, t in found.items()}
+        ann = quantised(run.model, starts, options.steps)
+        retrain(run, ann, options.epochs)
+        run = dataclasses.replace(run, model=ann)
+        found = {name: ann.get_submodule(name).used() for name in found}  # type: ignore[operator]
+
+    for node in layers(graph_of(run.model), "weights"):
+        layer = model.get_submodule(node.name)
+        weight, bias = folded_weights(node)
+        layer.load_state_dict({"weight": weight, "bias": bias})
     for name, neuron in neurons(model):
-        values = torch.cat(activations[name])
-        neuron.threshold.copy_(thresholds(values, options))
-    if options.method == "calibrated":
+        neuron.threshold.copy_(found[name])
+    if options.method != "balanced":
         calibrate(run, model, images, options.steps)
     return recipe, model
 
@@ -151,7 +164,7 @@ def levels(activations: Tensor, threshold: Tensor, steps: int) -> Tensor:
 
 
 def calibrate(run: Run, model: Network, images: list[Tensor], steps: int) -> None:
-    """Shifts each layer's current, from the input on, until its mean output is the ANN's.
+    """Shifts each layer's current, from the input on, by what its mean output lacks of the ANN's.
 
     Each layer is measured with all earlier ones corrected; the classifier's bias comes last.
     """
@@ -266,22 +279,26 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as data.root=/data")
     parser.add_argument("--method", choices=tuple(METHODS), default="balanced")
     parser.add_argument(
-        "--steps", type=int, metavar="T", help="time steps of the new run (128; calibrated: 16)"
+        "--steps", type=int, metavar="T", help="of the new run (128; calibrated: 16; qcfs: 8)"
     )
     parser.add_argument(
         "--percentile", type=float, metavar="P", help="of the activations, balanced only (99.9)"
     )
     parser.add_argument("--per-channel", action="store_true", help="a threshold for each channel")
+    parser.add_argument("--epochs", type=int, help="of retraining, qcfs only (1)")
     parser.add_argument("--images", type=int, default=512, help="training images to look at (512)")
     parser.add_argument("--checkpoint", choices=("last", "best"), default="last")
     parser.add_argument("--run-dir", metavar="DIR", help="run folder (runs/<recipe>_<method>-...)")
     args = parser.parse_intermixed_args(arguments)
     if args.percentile is not None and args.method != "balanced":
-        parser.error("--percentile has no effect with --method calibrated")
+        parser.error(f"--percentile has no effect with --method {args.method}")
+    if args.epochs is not None and args.method != "qcfs":
+        parser.error(f"--epochs has no effect with --method {args.method}")
     for option, value, low, high in (
         ("--steps", args.steps, 1, 65536),
         ("--percentile", args.percentile, 1, 100),
         ("--images", args.images, 1, 10**6),
+        ("--epochs", args.epochs, 1, 10**6),
     ):
         if value is not None and not low <= value <= high:
             parser.error(f"{option} {value}: accepted: from {low} to {high}")
@@ -296,6 +313,7 @@ def main(arguments: list[str]) -> None:
         percentile=args.percentile or Options.percentile,
         per_channel=args.per_channel,
         images=args.images,
+        epochs=args.epochs or Options.epochs,
     )
     run = load_run(args.run, *args.overrides, checkpoint=args.checkpoint, augment=False)
     folder = RunFolder.create(args.run_dir, f"{run.recipe.name}_{options.method}")

@@ -1,0 +1,112 @@
+"""The ANN retrained with the activation that a short window has: `convert --method qcfs`.
+
+Bu et al. 2022, "Optimal ANN-SNN Conversion for High-accuracy and Ultra-low-latency Spiking Neural
+Networks": the ReLU is replaced by quantisation, clip, floor and shift,
+
+    theta / T * clip(floor(a * T / theta + 1 / 2), 0, T)
+
+which is what a converted neuron gives of a constant current after T steps (see converted.py), with
+theta learnt. Here training goes on from the ANN's weights for a few epochs.
+"""
+
+import copy
+import math
+import sys
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+
+from spiketriton.config import replace
+from spiketriton.data import build_data
+from spiketriton.errors import UserError
+from spiketriton.graph import graph_of, layers
+from spiketriton.losses import build_loss
+from spiketriton.models import Network
+from spiketriton.optim import build_optimizer, build_schedule
+from spiketriton.runs import Run
+
+LR_SHARE = 0.25  # of the recipe's learning rate: the weights are trained already
+
+
+class QuantisedReLU(nn.Module):
+    """Activations [T, B, C, ...] -> the nearest of steps + 1 levels between 0 and `threshold`.
+
+    Backward takes the rounding for the identity. `threshold` ([C], or [1] for one of the whole
+    layer) is learnt, and used from a thousandth of its start on, so that it stays above 0.
+    """
+
+    least: Tensor
+
+    def __init__(self, threshold: Tensor, steps: int) -> None:
+        super().__init__()
+        self.threshold = nn.Parameter(threshold.clone())
+        self.register_buffer("least", threshold / 1000)
+        self.steps = steps
+
+    def used(self) -> Tensor:
+        """The threshold of each channel, or of the layer."""
+        return torch.maximum(self.threshold, self.least)
+
+    def forward(self, x: Tensor) -> Tensor:
+        threshold = self.used().view(-1, *[1] * (x.ndim - 3))
+        share = (x / threshold).clamp(0, 1)
+        rounded = (share * self.steps + 0.5).floor() / self.steps
+        return threshold * (share + (rounded - share).detach())
+
+    def extra_repr(self) -> str:
+        return f"steps={self.steps}"
+
+
+def quantised(model: Network, thresholds: dict[str, Tensor], steps: int) -> Network:
+    """A copy of an ANN with a `QuantisedReLU` of the threshold, [C] or [1], in place of each ReLU."""
+    model = copy.deepcopy(model)
+    for node in layers(graph_of(model), "neuron"):
+        place, _, last = node.name.rpartition(".")
+        activation = QuantisedReLU(thresholds[node.name], steps)
+        model.get_submodule(place)._modules[last] = activation
+    return model
+
+
+@torch.enable_grad()
+def retrain(run: Run, model: Network, epochs: int) -> None:
+    """Trains a quantised network, in float32, and leaves it in eval mode.
+
+    With the data, augmentation, loss and optimizer of the run's recipe, at a quarter of its
+    learning rate, which falls to 0 along a cosine. A function of the run and `epochs` alone.
+
+    Raises:
+        UserError: the loss is not finite.
+    """
+    recipe = replace(run.recipe, "train.schedule=cosine", "train.warmup=0.0")
+    recipe = replace(recipe, f"train.lr={recipe.train.lr * LR_SHARE}")
+    data = build_data(recipe)
+    steps = epochs * data.train.steps_per_epoch
+    loss_of = build_loss(recipe.loss)
+    optimizer = build_optimizer(recipe.train, model)
+    schedule = build_schedule(recipe.train, optimizer, steps)
+    model.train()
+    batches = data.train.from_step(0)
+    shown = track(
+        range(steps),
+        f"{epochs} epochs with quantised activations",
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )
+    try:
+        for step in shown:
+            for _ in range(data.train.accumulate):
+                images, labels = next(batches)
+                loss = loss_of(model(run.to_device(images)), labels.to(run.device))
+                (loss / data.train.accumulate).backward()
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+            looks = step % 50 == 0 or step == steps - 1
+            if looks and not math.isfinite(loss.item()):
+                raise UserError(f"retraining {run.folder.path} diverged: the loss is {loss.item()}")
+    finally:
+        batches.close()
+    model.eval()
