@@ -52,7 +52,11 @@ class Outcome:
 
     @property
     def finished(self) -> bool:
-        return self.progress.step == self.plan.steps
+        return self.plan.finished(self.progress)
+
+    @property
+    def saved(self) -> bool:
+        return self.saved_at == self.progress.step
 
 
 def make_display(stream: TextIO | None = None) -> "Display":
@@ -361,7 +365,7 @@ def what_next(
 ) -> None:
     """Commands to try after a run; `arguments` are those that made the recipe."""
     train = [*launcher, "-m", "spiketriton.train"]
-    if not outcome.finished:
+    if not (outcome.finished and outcome.saved):
         saved = "no checkpoint" if outcome.saved_at is None else f"step {outcome.saved_at}"
         display.note(f"stopped at step {outcome.progress.step}; saved: {saved}. To go on:")
         display.note("  " + shlex.join([*train, "--resume", str(folder)]))

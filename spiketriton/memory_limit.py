@@ -77,6 +77,14 @@ def explained(
     )
 
 
+def too_large(error: BaseException) -> OutOfMemory:
+    """The one line for an error of memory before the first step: no batch is there to be lowered."""
+    return OutOfMemory(
+        f"out of memory before the first step: {_asked(str(error)) or 'memory'} more was asked for; "
+        "what lowers it: a smaller model.width, model.depth, data.image_size or time_steps"
+    )
+
+
 def _asked(message: str) -> str:
     """The size in the messages of torch's allocators: `2.00 GiB`, or of bytes."""
     if found := re.search(r"[Tt]ried to allocate ([\d.]+ [KMG]iB)", message):
@@ -130,17 +138,18 @@ def settle(
     if recipe.train.micro_batch != "auto":
         return data
     ranks = ranks or Ranks()
-    found = folder.path / "micro_batch.json"
+    found = folder.micro_batch
     share = data.train.batch_size // data.train.world_size
     size = ranks.decide(lambda: _read(found, share) if found.exists() else 0)
     if size:
         note(f"micro-batch: {size} of {share} images, as this run began")
     else:
-        fits = largest_that_fits(share, trial or _trial_of(recipe, data), recipe)
+        trial = trial or _trial_of(recipe, data, ranks.ranks_here)
+        fits = largest_that_fits(share, trial, recipe)
+        ranks.meet()  # one may have tried for minutes longer than another
         size = -int(ranks.most(-fits))
         note(f"micro-batch: {size} of {share} images, the largest that fits in memory")
-        if ranks.first:
-            found.write_text(json.dumps({"micro_batch": size}) + "\n", "utf-8")
+        folder.write_micro_batch(size)
     train = replace(data.train, accumulate=share // size)
     return replace(data, train=train, test=replace(data.test, batch_size=size))
 
@@ -188,13 +197,17 @@ def _failure(trial: Trial, size: int) -> Exception | None:
     return failure
 
 
-def _trial_of(recipe: Recipe, data: Data) -> Trial:
-    """Trains a throw-away network of the recipe on noise of the data's shape."""
+def _trial_of(recipe: Recipe, data: Data, ranks_here: int = 1) -> Trial:
+    """Trains a throw-away network of the recipe on noise of the data's shape.
+
+    Ranks on one machine (`ranks_here`) try at the same time, so each may take its part of the memory.
+    """
     device = environment.choose_device(recipe.train.device).value
     train = partial(_train, recipe, len(data.classes), data.channels, data.image_size, device)
     if device.type != "cpu":
         return train
     free = available_host_memory()
+    free = free and free // ranks_here
 
     def in_a_process(images: int) -> None:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:

@@ -55,6 +55,10 @@ class Plan:
         """Passes over the training images after `step` steps."""
         return round(step / self.epoch_steps, 4)
 
+    def finished(self, progress: "Progress") -> bool:
+        """All steps are done, and the last test, before which a signal may have come."""
+        return progress.tested_at == self.steps
+
     def tests_after(self, step: int) -> int:
         """Tests still to come."""
         at_the_end = self.steps % self.test_every > 0 and step < self.steps

@@ -37,7 +37,7 @@ HEARD = 20.0  # seconds for the first rank to tell a mistake; torchrun kills 30 
 class Ranks:
     """One process: the first rank and the only one. Nothing has to be agreed on."""
 
-    rank, world_size, first = 0, 1, True
+    rank, world_size, ranks_here, first = 0, 1, 1, True  # ranks_here: on this machine
     launcher: tuple[str, ...] = ("python",)
 
     def __enter__(self) -> "Ranks":
@@ -92,8 +92,20 @@ class Ranks:
 
 
 def ranks_of_torchrun() -> Ranks:
-    """The ranks that this process belongs to, by the environment that torchrun gives it."""
-    return Group() if int(os.environ.get("WORLD_SIZE", 1)) > 1 else Ranks()
+    """The ranks that this process belongs to, by the environment that torchrun gives it.
+
+    UserError: it is half of one, as some schedulers leave it.
+    """
+    given = {name: os.environ.get(name, "") for name in ("WORLD_SIZE", "RANK", "MASTER_PORT")}
+    if given["WORLD_SIZE"] in ("", "1"):
+        return Ranks()
+    if not (all(text.isdecimal() for text in given.values()) and "MASTER_ADDR" in os.environ):
+        shown = ", ".join(f"{name}={text}" for name, text in given.items() if text)
+        raise UserError(
+            f"the environment says {shown}, as for one of several ranks, but no rank can be made of "
+            "it; accepted: the command through torchrun, or no WORLD_SIZE"
+        )
+    return Group()
 
 
 class Group(Ranks):
@@ -119,6 +131,8 @@ class Group(Ranks):
             world_size=self.world_size,
             timeout=TIMEOUT,
         )
+        # a first rank that writes to a slow disk is not lost; one that died is noticed at once
+        self.patient = dist.new_group(backend="gloo", timeout=timedelta(hours=1))
         self.on_gpus, self.meetings = False, 0
         return self
 
@@ -151,7 +165,7 @@ class Group(Ranks):
                 box[0] = make()
             except UserError as error:
                 box[1] = str(error)
-        dist.broadcast_object_list(box)
+        dist.broadcast_object_list(box, group=self.patient)
         if box[1]:
             raise UserError(box[1])
         return cast(T, box[0])
@@ -209,7 +223,8 @@ class Group(Ranks):
             self._post(EXIT_ERROR, f"{type(error).__name__}: {error} (see its traceback)")
         elif self.first:
             self._post(EXIT_USER, str(error))
-            self.store.add("told", 1)  # as it is about to be
+            if self.store.add("told", 1) > 1:  # by one that took this one for lost
+                raise SystemExit(EXIT_USER)
         else:
             self._post(EXIT_USER, str(error))
             self._end_with_the_others()

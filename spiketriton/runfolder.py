@@ -3,6 +3,7 @@
 recipe.toml        the resolved recipe
 environment.json   a JSON array, one object a session: versions, commit, device, command line
 calibration.json   the surrogate's widths and why, where the recipe leaves them to be measured
+micro_batch.json   images of a micro-batch, where the recipe leaves them to be found
 metrics.jsonl      one JSON object a row: {"kind": "train" | "eval", "step": ..., ...}
 gradients.jsonl    one row per measured step, spiking layer and time step
 checkpoints/       last.pt, best.pt (see checkpoint.py)
@@ -33,6 +34,7 @@ class RunFolder:
         self.recipe = path / "recipe.toml"
         self.environment = path / "environment.json"
         self.calibration = path / "calibration.json"
+        self.micro_batch = path / "micro_batch.json"
         self.checkpoints = path / "checkpoints"
         self.metrics = Rows(path / "metrics.jsonl")
         self.gradients = Rows(path / "gradients.jsonl")
@@ -82,6 +84,7 @@ class RunFolder:
         """Removes the folder of a run that never began, unless it holds the user's files."""
         if self.holds_a_run():
             return
+        self.micro_batch.unlink(missing_ok=True)
         for path in (self.checkpoints, self.path):
             try:
                 path.rmdir()
@@ -106,6 +109,10 @@ class RunFolder:
     def write_calibration(self, calibration: Row) -> None:
         """What was measured before training; the same numbers when it is measured again."""
         _replace(self.calibration, json.dumps(calibration, indent=2) + "\n")
+
+    def write_micro_batch(self, images: int) -> None:
+        """What `train.micro_batch = "auto"` found: a run that goes on elsewhere keeps it."""
+        _replace(self.micro_batch, json.dumps({"micro_batch": images}) + "\n")
 
     def read_calibration(self) -> Row | None:
         """What `write_calibration` left, or None. UserError: it is damaged."""
@@ -146,6 +153,9 @@ class Onlooker(RunFolder):
         pass
 
     def write_calibration(self, calibration: Row) -> None:
+        pass
+
+    def write_micro_batch(self, images: int) -> None:
         pass
 
     def discard_if_unused(self) -> None:
@@ -259,7 +269,11 @@ def _holds_files(folder: Path) -> bool:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Writes the whole file or leaves the old one."""
+    """Writes the whole file or leaves the old one. UserError: the disk is full, say."""
     part = path.with_name(path.name + ".part")
-    part.write_text(text, "utf-8")
-    os.replace(part, path)
+    try:
+        part.write_text(text, "utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None

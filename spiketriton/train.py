@@ -3,10 +3,13 @@
 import argparse
 import sys
 from functools import partial
+from pathlib import Path
 
 from spiketriton.commandline import Parser
+from spiketriton.config import Recipe
 from spiketriton.data import build_data
 from spiketriton.display import (
+    Display,
     Silent,
     announce_parts,
     announce_run,
@@ -16,10 +19,11 @@ from spiketriton.display import (
 )
 from spiketriton.environment import describe
 from spiketriton.errors import EXIT_NONFINITE, run_command
+from spiketriton.memory_limit import is_out_of_memory, too_large
 from spiketriton.nonfinite import Diverged
 from spiketriton.pictures import draw_run
 from spiketriton.ranks import Ranks, ranks_of_torchrun
-from spiketriton.runfolder import Onlooker, find_run
+from spiketriton.runfolder import Onlooker, RunFolder, find_run
 from spiketriton.trainer import Trainer
 
 EPILOG = """\
@@ -31,7 +35,8 @@ examples:
 Ctrl-C or SIGTERM finishes the step, saves, and prints the command that resumes the run.
 Exit codes: 0 done, 2 a mistake in the command or the recipe (too large for the memory, too),
 3 a loss or gradient that is not finite (nonfinite.json in the run folder says where it began),
-130 / 143 interrupted and saved, 1 anything else. docs/recipes.md explains every key."""
+130 / 143 interrupted and saved, 1 anything else (a disk too full for the last checkpoint, too).
+docs/recipes.md explains every key."""
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -72,10 +77,12 @@ def train(args: argparse.Namespace, ranks: Ranks) -> int:
         announce_parts(display, recipe, trainer.data, trainer.model, trainer.plan, ranks)
         if args.resume:
             trainer.resume()
-    except BaseException:
+        folder.begin_session(recipe, describe(trainer.device, ranks))
+    except BaseException as error:
         folder.discard_if_unused()
+        if is_out_of_memory(error):
+            raise too_large(error) from None
         raise
-    folder.begin_session(recipe, describe(trainer.device, ranks))
     try:
         outcome = trainer.fit()
     except Diverged as error:
@@ -84,9 +91,18 @@ def train(args: argparse.Namespace, ranks: Ranks) -> int:
         return EXIT_NONFINITE
     if ranks.first:
         words = [args.recipe or str(folder.recipe), *args.overrides]
-        summary(display, outcome, folder.path, draw_run(folder, recipe, data.synthetic))
+        summary(display, outcome, folder.path, pictures(folder, recipe, data.synthetic, display))
         what_next(display, outcome, folder.path, recipe, words, ranks.launcher)
     return outcome.exit_code
+
+
+def pictures(folder: RunFolder, recipe: Recipe, synthetic: bool, display: Display) -> list[Path]:
+    """Those of the run; none where they cannot be written, which costs no training."""
+    try:
+        return draw_run(folder, recipe, synthetic)
+    except OSError as error:
+        display.warn(f"the pictures in {folder.path} could not be written: {error.strerror}")
+        return []
 
 
 if __name__ == "__main__":

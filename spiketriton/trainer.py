@@ -18,7 +18,7 @@ from spiketriton.checkpoint import Checkpoints, refuse_another_recipe
 from spiketriton.config import Recipe, recipe_from_toml, to_toml
 from spiketriton.data import Data
 from spiketriton.display import Display, Outcome
-from spiketriton.errors import UserError
+from spiketriton.errors import EXIT_DONE, EXIT_ERROR, UserError
 from spiketriton.gradients import GradientMonitor, clipped_norm
 from spiketriton.guard import FiniteGuard
 from spiketriton.interrupts import StopSignals
@@ -53,6 +53,7 @@ class Trainer:
     ) -> None:
         cfg = recipe.train
         self.recipe, self.folder, self.display = recipe, folder, display
+        folder.metrics.warn = folder.gradients.warn = display.warn
         self.ranks = ranks = ranks or Ranks()
         self.device = environment.choose_device(cfg.device).value
         precision = environment.choose_precision(cfg.precision, self.device).value
@@ -184,6 +185,7 @@ class Trainer:
             return
         done = self.progress
         done.tested_at = self.step
+        self.saved_at = None  # one of this step, saved when a signal broke its test off, lacks it
         done.test_accuracy, done.test_loss = result
         self.record(
             "eval",
@@ -366,8 +368,14 @@ class Trainer:
             peak_memory_mib=self.ranks.most(peak_memory_mib(self.device)),
             firing_rate=self.monitor.summary.firing_rate,
             saved_at=self.saved_at,
-            exit_code=self.stop.exit_code,
+            exit_code=self.exit_code(),
         )
+
+    def exit_code(self) -> int:
+        """The signal's where it cut the run short: the same on all ranks, which have agreed on that."""
+        if not self.plan.finished(self.progress):
+            return self.stop.exit_code
+        return EXIT_DONE if self.saved_at == self.step else EXIT_ERROR
 
 
 _STATEFUL = ("model", "optimizer", "schedule", "scaler", "guard", "meters", "monitor")

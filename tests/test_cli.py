@@ -1,5 +1,6 @@
 """`python -m spiketriton.train`: what a user types, sees and finds."""
 
+import errno
 import json
 import re
 import subprocess
@@ -11,7 +12,7 @@ import torch
 
 from spiketriton import environment
 from spiketriton.config import load_recipe, to_toml
-from spiketriton.errors import EXIT_DONE, EXIT_NONFINITE, EXIT_USER, UserError
+from spiketriton.errors import EXIT_DONE, EXIT_ERROR, EXIT_NONFINITE, EXIT_USER, UserError
 from spiketriton.runfolder import RunFolder
 from spiketriton.train import main
 from tests.small_runs import SMALL, small_recipe, small_trainer
@@ -83,7 +84,7 @@ def test_the_command_itself(recipe):
         [sys.executable, "-m", "spiketriton.train", recipe, "train.lr=fast"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
     assert process.returncode == EXIT_USER
     assert process.stdout == ""
@@ -125,6 +126,72 @@ def test_mistakes_are_refused_in_one_line_and_leave_nothing(recipe, arguments, w
     assert words in refused(*arguments)
     left = [path for path in Path().rglob("*") if path not in before and path.name != "runs"]
     assert left == []
+
+
+def test_what_no_memory_holds_is_refused_before_the_first_step(recipe, monkeypatch):
+    def build(*_: object, **__: object) -> None:
+        raise RuntimeError(
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4194304 bytes"
+        )
+
+    monkeypatch.setattr("spiketriton.trainer.build_model", build)
+    assert "out of memory before the first step: 4.0 MiB more" in refused(
+        recipe, "--run-dir", "run"
+    )
+    assert not Path("run").exists()
+
+
+def test_a_batch_of_one_value_a_channel_is_refused(recipe):
+    mlp = ["model.name=mlp", "model.depth=2", "train.batch_size=1"]
+    assert "batch norm needs more than one value" in refused(recipe, *mlp)
+    assert main([recipe, *mlp, "model.norm=none", "train.max_steps=1"]) == EXIT_DONE
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_disk_that_is_full_from_the_start(recipe, monkeypatch):
+    write = Path.write_text
+
+    def full(path: Path, text: str, *args: str) -> None:
+        write(path, text[:9])
+        if text:
+            raise FULL
+
+    monkeypatch.setattr(Path, "write_text", full)
+    message = refused(recipe, "--run-dir", "run")
+    assert message == "run/environment.json cannot be written: No space left on device"
+    assert not Path("run").exists()
+
+
+def test_a_disk_that_is_full_at_the_end(recipe, monkeypatch, capsys):
+    """No pictures, which costs nothing; no last checkpoint, without which the run is not done."""
+
+    def full(*_: object) -> None:
+        raise FULL
+
+    monkeypatch.setattr("spiketriton.train.draw_run", full)
+    assert main([recipe, "--run-dir", "drawn", "train.max_steps=8"]) == EXIT_DONE
+    assert (
+        "warning: the pictures in drawn could not be written: No space" in capsys.readouterr().err
+    )
+
+    with monkeypatch.context() as patch:
+        patch.setattr("spiketriton.checkpoint._write_part", full)
+        assert main([recipe, "--run-dir", "run", "train.max_steps=8"]) == EXIT_ERROR
+    shown = capsys.readouterr().out
+    assert "stopped at step 8; saved: no checkpoint. To go on:" in shown
+    assert "python -m spiketriton.train --resume run" in shown
+    assert main(["--resume", "run"]) == EXIT_DONE
+
+
+@pytest.mark.parametrize("given", [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": "all", "RANK": "0"}])
+def test_half_an_environment_of_ranks_is_refused(recipe, monkeypatch, given):
+    for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, text in given.items():
+        monkeypatch.setenv(name, text)
+    assert f"WORLD_SIZE={given['WORLD_SIZE']}" in refused(recipe)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

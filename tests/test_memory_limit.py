@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from spiketriton.memory_limit import OutOfMemory, explained, is_out_of_memory, s
 from spiketriton.models import build_model
 from spiketriton.probing import Prober
 from spiketriton.randomness import random_state, seed_everything
+from spiketriton.ranks import Ranks
 from spiketriton.runfolder import RunFolder
 from spiketriton.train import main
 from tests.small_runs import SMALL, assert_equal, last_state, small_recipe, small_trainer, untimed
@@ -223,6 +225,45 @@ def test_a_real_trial_finds_less_than_the_whole_and_leaves_no_trace(tmp_path, mo
     assert found.train.accumulate == 13
     assert_equal(random_state(), before)
     assert resource.getrlimit(resource.RLIMIT_DATA) == limit
+
+
+def test_ranks_share_the_memory_and_wait_for_each_other(tmp_path, monkeypatch):
+    """The smaller one of what fits is taken by all, after they have met: tries take minutes."""
+    said: list[str] = []
+
+    class Two(Ranks):
+        ranks_here, world_size = 2, 2
+
+        def meet(self) -> None:
+            said.append("met")
+
+        def most(self, value: float) -> float:
+            said.append("agreed")
+            return max(value, -2.0)  # the other one has room for two
+
+    recipe = small_recipe("train.micro_batch=auto")
+    folder, data = RunFolder.create(tmp_path / "run", "small"), build_data(recipe)
+    found = settle(recipe, data, folder, print, trial=lambda images: None, ranks=Two())
+    assert found.train.accumulate == 8
+    assert said == ["met", "agreed"]
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, workers: int, mp_context: object) -> None:
+            super().__init__(workers)
+
+    given = []
+    monkeypatch.setattr(memory_limit, "available_host_memory", lambda: 1000)
+    monkeypatch.setattr(memory_limit, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(memory_limit, "_within", lambda free, *_: given.append(free))
+    memory_limit._trial_of(recipe, data, ranks_here=2)(4)
+    assert given == [500]
+
+
+def test_what_was_found_goes_with_a_run_that_never_began(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", "small")
+    folder.write_micro_batch(4)
+    folder.discard_if_unused()
+    assert not folder.path.exists()
 
 
 def test_the_free_memory_of_this_machine():

@@ -9,7 +9,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,9 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from spiketriton.checkpoint import read_checkpoint
 from spiketriton.config import to_toml
 from spiketriton.data import build_data
-from spiketriton.errors import EXIT_DONE, EXIT_SIGTERM, UserError, run_command
+from spiketriton.errors import EXIT_DONE, EXIT_SIGTERM, EXIT_USER, UserError, run_command
 from spiketriton.nonfinite import Diverged
-from spiketriton.ranks import ranks_of_torchrun
+from spiketriton.ranks import TIMEOUT, Group, Ranks, ranks_of_torchrun
 from spiketriton.train import main
 from spiketriton.trainer import Trainer
 from tests.small_runs import (
@@ -53,6 +55,7 @@ def play(root: Path) -> None:
     """All runs of two ranks that the tests look at; called by both."""
     torch.set_num_threads(1)
     with ranks_of_torchrun() as ranks:
+        wait_for_a_slow_disk(ranks)
         exchanges: list[int] = []
         for name, keys in SAME.items():
             trainer = small_trainer(root / name, *SYNC, *keys, ranks=ranks)
@@ -79,6 +82,14 @@ def play(root: Path) -> None:
         with pytest.raises(Diverged):
             broken.fit()
         torch.save(broken.model.state_dict(), root / f"broken of rank {ranks.rank}.pt")
+
+
+def wait_for_a_slow_disk(ranks: Ranks) -> None:
+    """The first rank may take longer for what all wait for than any collective may."""
+    set_timeout = dist.distributed_c10d._set_pg_timeout
+    set_timeout(timedelta(seconds=1))
+    assert ranks.decide(lambda: time.sleep(2) or "written") == "written"
+    set_timeout(TIMEOUT)
 
 
 def counted(exchanges: list[int], bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
@@ -121,8 +132,12 @@ def launch(*arguments: str, folder: Path) -> subprocess.Popen:
 
 
 def said(process: subprocess.Popen) -> str:
-    output, _ = process.communicate(timeout=100)
-    return output
+    """What is left to be read; a launch that hangs is ended, and what it said is the error."""
+    try:
+        return process.communicate(timeout=600)[0]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise AssertionError(f"it hangs:\n{process.communicate()[0]}") from None
 
 
 @pytest.fixture(scope="module")
@@ -265,7 +280,7 @@ def test_the_command_on_two_ranks(tmp_path):
 def test_compiled_ranks_join_their_statistics(tmp_path):
     name = recipe_file(tmp_path, *SYNC, *MLP, "train.compile=true")
     process = launch("-m", "spiketriton.train", name, "--run-dir", "run", folder=tmp_path)
-    output, _ = process.communicate(timeout=600)
+    output = said(process)
     assert process.returncode == EXIT_DONE, output
     small_trainer(tmp_path / "one", *SYNC, *MLP).fit()
     losses = [
@@ -316,6 +331,16 @@ def test_an_indivisible_batch_names_the_keys_and_the_ranks():
         recipe = small_recipe(*keys)
         with pytest.raises(UserError, match=r"train\.batch_size = .* 4 ranks"):
             build_data(recipe, rank=3, world_size=4)
+
+
+def test_a_mistake_that_another_rank_has_told_is_not_told_again(monkeypatch):
+    group = Group()
+    group.store, group.rank, group.first = dist.HashStore(), 0, True
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    group.explain(UserError("the first to tell it"))  # goes on: it is about to be printed
+    with pytest.raises(SystemExit) as left:
+        group.explain(UserError("told by then"))
+    assert left.value.code == EXIT_USER
 
 
 def end_at(step: int, how: Callable[[], None]) -> None:

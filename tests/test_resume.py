@@ -184,6 +184,7 @@ def test_a_signal_stops_after_the_step_and_saves(tmp_path, unbroken, number, cod
     assert outcome.exit_code == code
     assert outcome.saved_at == outcome.progress.step == moment.get("step", 7)
     assert "finishing this step, then saving" in display.text
+    assert not outcome.finished
 
     outcome = small_trainer(tmp_path / "resumed", resume=True).fit()
     assert outcome.exit_code == EXIT_DONE
@@ -216,6 +217,25 @@ def test_a_signal_while_ranks_agree_is_for_their_next_agreement():
         assert not stop.anywhere()
         assert stop.anywhere()
         assert stop.exit_code == EXIT_SIGTERM
+
+
+@pytest.mark.parametrize(("moment", "code"), [("test", EXIT_SIGTERM), ("save", EXIT_DONE)])
+def test_a_signal_at_the_very_end(tmp_path, unbroken, moment, code):
+    """In the last test there is something left to do; while the last state is saved there is none."""
+    trainer = small_trainer(tmp_path / "run")
+    doing = getattr(trainer, moment)
+
+    def interrupted() -> object:
+        if trainer.step == STEPS:
+            signal.raise_signal(signal.SIGTERM)
+        return doing()
+
+    setattr(trainer, moment, interrupted)
+    outcome = trainer.fit()
+    assert outcome.exit_code == code
+    assert outcome.finished == (code == EXIT_DONE)
+    small_trainer(tmp_path / "run", resume=True).fit()
+    assert_same_run(unbroken(), tmp_path / "run")
 
 
 def test_a_step_cut_off_by_the_signal_is_not_saved(tmp_path):
@@ -278,7 +298,7 @@ def test_ctrl_c_in_a_terminal(tmp_path):
     process = start(tmp_path, recipe.name, "--run-dir", "run")
     wait_for(process, "step ")
     os.killpg(process.pid, signal.SIGINT)
-    rest, _ = process.communicate(timeout=60)
+    rest, _ = process.communicate(timeout=600)
     assert process.returncode == EXIT_SIGINT, rest
     assert "Traceback" not in rest
     assert "python -m spiketriton.train --resume run" in rest
@@ -298,7 +318,7 @@ def test_kill_9_at_any_moment(tmp_path):
     wait_for(process, "step ")
     time.sleep(0.3)
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=600)
 
     resumed = small_trainer(tmp_path / "run", *keys, resume=True)
     assert resumed.step > 0

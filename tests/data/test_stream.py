@@ -218,7 +218,7 @@ def test_a_program_that_ends_with_an_open_stream_ends(tmp_path):
         env=os.environ | {"PYTHONPATH": paths},
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=600,
     )
     assert done.stdout == "over\n"
     assert done.returncode == 1
