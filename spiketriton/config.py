@@ -469,6 +469,8 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
         )
     if values["train.nesterov"] and values["train.momentum"] == 0:
         yield "train.nesterov = true needs train.momentum above 0, which is 0.0"
+    if values["neuron.kind"] == "plif" and values["neuron.tau"] == 1:
+        yield "neuron.tau = 1.0: plif learns 1 - 1/tau from above 0; accepted: a number above 1"
     reset, threshold = values["neuron.v_reset"], values["neuron.v_threshold"]
     if reset >= threshold:
         yield (

@@ -90,6 +90,10 @@ BAD_FILES = {
         GOOD + "[train]\nbatch_size = 10\naccumulate = 3",
         ["train.accumulate = 3", "train.batch_size = 10", "a divisor"],
     ),
+    "plif that leaves nothing": (
+        GOOD + '[neuron]\nkind = "plif"\ntau = 1',
+        ["neuron.tau = 1.0", "a number above 1"],
+    ),
     "nesterov without momentum": (
         GOOD + '[train]\noptimizer = "sgd"\nmomentum = 0\nnesterov = true',
         ["train.nesterov = true", "train.momentum above 0"],

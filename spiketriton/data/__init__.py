@@ -99,6 +99,10 @@ def _micro_batches(train: TrainConfig, world_size: int) -> int:
 
 def _check_counts(recipe: Recipe, source: Source) -> None:
     config = recipe.data
+    if len(source.classes) < 2:
+        raise UserError(
+            f"{config.name}: there is one class only, {source.classes[0]}; accepted: two or more"
+        )
     for key, wanted, split in (
         ("data.train_images", config.train_images, source.train),
         ("data.test_images", config.test_images, source.test),

@@ -111,7 +111,7 @@ class SpikingNeuron(nn.Module):
         when it is called. Forward hooks of the neuron and of the norm do not fire.
         """
         self._check(y)
-        norm.count_batch()
+        norm.count_batch(y)
         gain = self.input_gain()
         return self._fire(
             multistep_bn_lif if norm.process_group is None else _over_ranks,

@@ -61,7 +61,7 @@ class Norm(nn.modules.batchnorm._BatchNorm):
         return self._apply_gains(self._normalise(y.unsqueeze(0)), steps)
 
     def _normalise(self, y: Tensor) -> Tensor:
-        self.count_batch()
+        self.count_batch(y)
         weight = self.weight if self.scale == 1 else self.weight * self.scale
         mean, variance = self.statistics()
         batch_norm = F.batch_norm if self.process_group is None else _batch_norm_over_ranks
@@ -95,8 +95,14 @@ class Norm(nn.modules.batchnorm._BatchNorm):
             )
         return self.step_gain[self.first_step : end]
 
-    def count_batch(self) -> None:
-        """Counts a training batch, as torch's batch norm does."""
+    def count_batch(self, y: Tensor) -> None:
+        """Counts a training batch y [T, B, C, ...]. UserError: it has one value a channel."""
+        if self.training and y.numel() == y.shape[2] and self.process_group is None:
+            raise UserError(
+                "batch norm needs more than one value of each channel, and a micro-batch of one "
+                "image has no other here; accepted: two images or more in it (train.batch_size, "
+                'train.accumulate, train.micro_batch), or model.norm = "none"'
+            )
         if self.training and self.tracks:
             self.num_batches_tracked.add_(1)
 

@@ -251,6 +251,11 @@ def test_a_class_without_images(tmp_path):
     mentions(mistake(data_recipe("imagefolder", tmp_path)), tmp_path / "train", "bee")
 
 
+def test_a_single_class(tmp_path):
+    make_class_tree(tmp_path, ("train", "val"), ("cat",), 1)
+    mentions(mistake(data_recipe("imagefolder", tmp_path)), "one class only, cat")
+
+
 def test_no_class_folders(tmp_path):
     for name in ("train", "val"):
         (tmp_path / name).mkdir()
