@@ -149,6 +149,10 @@ def neuron_backward(
             backend.backward(
                 grad_s, grad_v_last, x, saved, v_init, residual, cell, wanted, sums, count, out
             )
+    else:
+        for total in (out.sums, out.parameters, out.step_gain, out.probe):
+            if total is not None:
+                total.zero_()
     fields = (out.dx, out.dy, out.sums, out.v_init, out.parameters, out.step_gain, out.probe)
     return tuple(x.new_empty(0) if f is None else f for f in fields)  # type: ignore[return-value]
 
@@ -158,7 +162,7 @@ def _allocate(x: torch.Tensor, cell: Cell, emit: Emit) -> Gradients:
     channels = channel_axis(x)[0]
     sizes = [p.numel() if isinstance(p, torch.Tensor) else 1 for p in cell.parameters]
     size = max(sizes) if min(sizes) else 0  # 0: no channels
-    new = lambda *shape, dtype=wide: x.new_zeros(shape, dtype=dtype)  # noqa: E731
+    new = lambda *shape, dtype=wide: x.new_empty(shape, dtype=dtype)  # noqa: E731
     return Gradients(
         dx=torch.empty_like(x) if emit.dx else None,
         dy=torch.empty_like(x) if emit.dy else None,
