@@ -9,6 +9,7 @@ knows nothing of latency, caches, clocks under load or launches.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,7 +85,13 @@ def settings(words: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def lowered(target: str, T: int, dtype: str, layout: str) -> Iterator[dict[str, Any]]:
-    """A row for each kernel, and one for each operation's sum, as they are ready."""
+    """A row for each kernel, and one for each operation's sum, as they are ready.
+
+    UserError: TRITON_INTERPRET is set, under which nothing is compiled.
+    """
+    interpret = os.environ.get("TRITON_INTERPRET", "0")
+    if interpret not in ("0", ""):
+        raise UserError(f"compiled: TRITON_INTERPRET is {interpret!r}; accepted: unset, or 0")
     from profiling import lowering
 
     card, elements = CARDS[target], T * math.prod(SHAPE)

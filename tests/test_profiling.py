@@ -348,6 +348,20 @@ def test_a_peer_that_cannot_be_equal_says_why_and_is_timed(peer, tmp_path):
     assert row["median_ms"] > 0
 
 
+@pytest.mark.parametrize(
+    ("differ", "error", "status"),
+    [(0.01, 0.5, UNEQUAL), (0.06, 0.5, WRONG), (0.0, float("nan"), WRONG), (0.0, 1e-6, OK)],
+)
+def test_a_reason_to_be_unequal_excuses_no_other_spikes_and_no_nan(differ, error, status):
+    assert contenders.agreement(differ, error, (0.0, 1e-5), "its reset").status == status
+
+
+def test_nothing_is_compiled_under_the_interpreter(monkeypatch, tmp_path):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(UserError, match="TRITON_INTERPRET is '1'; accepted: unset"):
+        run.main(["compiled", "--out", str(tmp_path)])
+
+
 def test_a_peer_whose_membrane_is_rounded_says_so(tmp_path):
     pytest.importorskip("norse")
     spec = spec_of(changed(LIF, T=10, shape=(4, 8, 16, 16), dtype="bf16"))
