@@ -224,7 +224,7 @@ def overtakes(one: Evaluation, other: Evaluation) -> str:
     for allowance, words in ((0.0, "reaches"), (0.01, "comes within 1 point of")):
         for t, accuracy in enumerate(one.accuracy, 1):
             if accuracy >= goal - allowance - 1e-12:
-                return f"It {words} {name} at {t} steps."
+                return f"It {words} {name} at {t} step{'s' * (t > 1)}."
     return f"It stays more than 1 point below {name} in {one.steps} steps."
 
 

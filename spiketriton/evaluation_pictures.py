@@ -63,7 +63,7 @@ def accuracy(evaluations: list[Evaluation], title: str) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(title="Accuracy by time steps (diamond: the recipe's T)", ylabel="test accuracy (%)")
     axes.set_xlabel("time steps of the answer" + (" (log scale)" if longest > 32 else ""))
-    axes.legend()
+    axes.legend(frameon=True, framealpha=0.85)  # it may lie over a line
     return figure
 
 
@@ -112,7 +112,7 @@ def rates(one: Evaluation, title: str) -> Figure:
     bars.set_xlim(0, 100)
     bars.set_yticks([])
     bars.set(title="Neurons that spike never, or always", xlabel="% of the layer's neurons")
-    bars.legend()
+    bars.legend(frameon=True, framealpha=0.85)  # it may lie over bars
     return figure
 
 

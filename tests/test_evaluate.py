@@ -2,13 +2,14 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from spiketriton.checkpoint import read_checkpoint
 from spiketriton.errors import UserError
-from spiketriton.evaluate import main
+from spiketriton.evaluate import main, overtakes
 from spiketriton.evaluation import Evaluation, evaluate, read_evaluation, wilson
 from spiketriton.runs import load_run
 from tests.small_runs import small_trainer
@@ -123,6 +124,12 @@ def test_the_command_compares_runs(runs, tmp_path, capsys):
     both = json.loads((out / "comparison.json").read_text())
     assert [one["kind"] for one in both] == ["spiking", "ann"]
     assert [len(one["accuracy"]) for one in both] == [6, 1]
+
+
+def test_one_step_is_no_steps(evaluation):
+    assert overtakes(evaluation, replace(evaluation, accuracy=[0.0] * 5)).endswith("at 1 step.")
+    late = replace(evaluation, accuracy=[0.0, 0.0, 1.0, 1.0, 1.0])
+    assert overtakes(late, late).endswith("at 3 steps.")
 
 
 def test_json_and_nothing_else(runs, tmp_path, capsys):
