@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ._triton_import import HAVE_TRITON
+from ._triton_import import HAVE_TRITON, INTERPRETED
 
 log = logging.getLogger("spiketriton_kernels")
 
@@ -22,8 +22,16 @@ _said: set[str] = set()
 
 
 def interpreting() -> bool:
-    """Whether Triton kernels run on CPU tensors: TRITON_INTERPRET=1, as it was when triton was imported."""
-    return os.environ.get("TRITON_INTERPRET", "0") not in ("0", "")
+    """Whether Triton kernels run on CPU tensors: TRITON_INTERPRET=1, which triton reads when it is imported.
+
+    Raises RuntimeError where it was set later: only some of the code would be interpreted.
+    """
+    wanted = os.environ.get("TRITON_INTERPRET", "0") not in ("0", "")
+    if wanted and HAVE_TRITON and not INTERPRETED:
+        raise RuntimeError(
+            "TRITON_INTERPRET is set, but was not when triton was imported; accepted: set before, or unset"
+        )
+    return wanted
 
 
 @contextlib.contextmanager

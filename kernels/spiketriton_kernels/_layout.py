@@ -27,14 +27,14 @@ def is_dense(x: torch.Tensor) -> bool:
 
 
 def gapless(size: Sequence[int], stride: Sequence[int]) -> bool:
-    """Whether the elements fill one block of memory, in whatever order of dimensions."""
+    """Whether the elements (there are some) fill one block of memory, in whatever order of dimensions."""
+    left = [(length, step) for length, step in zip(size, stride, strict=True) if length != 1]
     expected = 1
-    for length, step in sorted(zip(size, stride, strict=True), key=lambda pair: pair[1]):
-        if length == 1:
-            continue
-        if step != expected:
+    while left:  # not sorted by stride, which torch.compile cannot do with symbolic ones
+        fitting = [i for i, (_, step) in enumerate(left) if step == expected]
+        if not fitting:
             return False
-        expected *= length
+        expected *= left.pop(fitting[0])[0]
     return True
 
 

@@ -12,6 +12,7 @@ try:
     import triton.language as tl
 
     HAVE_TRITON = True
+    INTERPRETED = not isinstance(tl.cdiv, triton.JITFunction)
 except ModuleNotFoundError as missing:
     if missing.name != "triton":
         raise
@@ -26,6 +27,6 @@ except ModuleNotFoundError as missing:
             return function if function is not None else (lambda f: f)
 
     triton = tl = _Absent()
-    HAVE_TRITON = False
+    HAVE_TRITON = INTERPRETED = False
 
-__all__ = ["HAVE_TRITON", "tl", "triton"]
+__all__ = ["HAVE_TRITON", "INTERPRETED", "tl", "triton"]

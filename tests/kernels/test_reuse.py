@@ -50,6 +50,17 @@ def test_the_package_imports_torch_triton_and_itself_only():
             assert not foreign, f"{path.name} imports {foreign}"
 
 
+def test_an_interpreter_asked_for_after_triton_is_refused_in_words():
+    """Triton's own functions would be compiled ones, and fail in the middle of a kernel."""
+    pytest.importorskip("triton")
+    code = (
+        "import os, torch, triton; os.environ['TRITON_INTERPRET'] = '1'\n"
+        "from spiketriton_kernels import multistep_lif; multistep_lif(torch.zeros(2, 2))"
+    )
+    done = run(KERNELS, "-c", code)
+    assert "RuntimeError: TRITON_INTERPRET is set, but was not when triton was" in done.stderr
+
+
 def test_a_copy_of_the_folder_works_under_another_name(tmp_path):
     shutil.copytree(PACKAGE, tmp_path / "neurons")
     code = (
