@@ -1,6 +1,7 @@
 """neuron.surrogate.width = "auto" | "auto_per_layer": the width, measured before training.
 
-What a good width is depends on the optimizer (docs/gradient_flow.md shows the experiments):
+What a good width is depends on the optimizer and on the net (docs/gradient_flow.md shows the
+experiments):
 
 sgd     takes the gradient as it is, so it must neither shrink nor grow much on its way back: the
         depth gain (geometric mean of the ratios of dL/dx between consecutive spiking layers) shall
@@ -10,13 +11,15 @@ adamw   divides every weight's gradient by its own size, so a gain does no harm;
         if the surrogate were flat, the geometric mean over layers) shall be 0.4. A flat surrogate
         passes everything, a narrow one next to nothing; measured with the reset detached, because a
         flat surrogate would make the path through an attached reset explode.
+        In blocks that pass spikes or membranes on (`sew`, `ms`) a gradient arrives by the shortcuts
+        whatever the width is, and a wide surrogate only drowns it: the depth gain again.
 
 Both are measured on a few batches of the training images, always the same, in training mode. The
 forward pass does not depend on the width, so both are smooth functions of it: a coarse scan from
 narrow to wide finds the first crossing, bisection on log(width) the rest. Nothing is random.
 
-"auto_per_layer" starts there and lets each layer meet the target by itself: under sgd the ratio of
-its dL/dx to the next layer's, under adamw its own transmission.
+"auto_per_layer" starts there and lets each layer meet the target by itself: of a depth gain the
+ratio of its dL/dx to the next layer's, of a transmission its own.
 """
 
 import contextlib
@@ -25,7 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,8 +40,6 @@ from spiketriton.models import Network
 from spiketriton.probing import Batch, Loss, Prober
 from spiketriton.verdict import Measurement, depth_gain
 
-TARGET_GAIN = 1.15
-TARGET_TRANSMISSION = 0.4
 TOLERANCE = 0.01  # relative, of the value that was aimed at
 # of the threshold: the widths that are tried
 SCAN = tuple(0.02 * 4.0**k for k in range(8))
@@ -50,10 +51,47 @@ BATCHES, CPU_IMAGES, GPU_IMAGES = 2, 32, 64
 
 
 @dataclass(frozen=True)
+class Aim:
+    """What a width is measured by: "depth gain" or "transmission", what it should be, and why."""
+
+    goal: Literal["depth gain", "transmission"]
+    target: float
+    why: str
+
+    @property
+    def by_gain(self) -> bool:
+        return self.goal == "depth gain"
+
+
+SGD = Aim(
+    "depth gain",
+    1.15,
+    "SGD takes gradients as they are, so they should neither shrink nor grow much",
+)
+SHORTCUTS = Aim(
+    "depth gain",
+    1.1,
+    "shortcuts carry the gradient, so the layers beside them should not drown it",
+)
+ADAMW = Aim(
+    "transmission",
+    0.4,
+    "AdamW rescales gradients, so what counts is how many neurons pass them on",
+)
+
+
+def aim_of(recipe: Recipe) -> Aim:
+    """By optimizer and kind of block."""
+    if recipe.train.optimizer == "sgd":
+        return SGD
+    return ADAMW if recipe.model.block == "plain" else SHORTCUTS
+
+
+@dataclass(frozen=True)
 class Calibration:
     """What was chosen and why; plain data, saved with the run.
 
-    goal: "depth gain" or "transmission"; `target` is what it should be and `reached` what it is.
+    goal, target, why: the Aim; `reached` is what the goal is at the widths.
     width: the common one; `widths`: that of each spiking layer.
     met: whether the target was reached within the tolerance (of "auto_per_layer": by all layers).
     scan: (width, value of the goal) of the coarse scan, from narrow to wide.
@@ -61,8 +99,8 @@ class Calibration:
     """
 
     mode: str
-    optimizer: str
     goal: str
+    why: str
     target: float
     reached: float
     width: float
@@ -94,13 +132,9 @@ class Calibration:
         if per_layer:
             low, high = min(self.widths.values()), max(self.widths.values())
             chosen = f"{low:.4g} to {high:.4g} by layer (one for all: {chosen})"
-        why = {
-            "sgd": "SGD takes gradients as they are, so they should neither shrink nor grow much",
-            "adamw": "AdamW rescales gradients, so what counts is how many neurons pass them on",
-        }[self.optimizer]
         lines = [
             f"surrogate width: {chosen}; {self.goal} {self.reached:.3g}, wanted "
-            f"{self.target:g}: {why} ({self.images} images)"
+            f"{self.target:g}: {self.why} ({self.images} images)"
         ]
         if not self.met and not per_layer:
             low, high = (min(v for _, v in self.scan), max(v for _, v in self.scan))
@@ -162,9 +196,9 @@ def calibrate(
         met = not missed
     found = Calibration(
         mode=mode,
-        optimizer=recipe.train.optimizer,
-        goal=search.goal,
-        target=search.target,
+        goal=search.aim.goal,
+        why=search.aim.why,
+        target=search.aim.target,
         reached=value,
         width=float(width),
         widths={name: float(w) for (name, _), w in zip(search.layers, widths, strict=True)},
@@ -182,12 +216,10 @@ class _Search:
 
     def __init__(self, recipe: Recipe, prober: Prober) -> None:
         self.prober, self.layers = prober, prober.layers
-        self.by_gain = recipe.train.optimizer == "sgd"
-        self.goal = "depth gain" if self.by_gain else "transmission"
-        self.target = TARGET_GAIN if self.by_gain else TARGET_TRANSMISSION
+        self.aim = aim_of(recipe)
         self.unit = recipe.neuron.v_threshold
         self.scan: list[tuple[float, float]] = []
-        if not self.by_gain:
+        if not self.aim.by_gain:
             self.flat = self.measure(FLAT * self.unit).transmission
 
     def measure(self, widths: float | np.ndarray) -> Measurement:
@@ -195,8 +227,8 @@ class _Search:
         each = np.broadcast_to(widths, len(self.layers))
         for (_, layer), width in zip(self.layers, each, strict=True):
             layer.surrogate = replace(layer.surrogate, width=float(width))
-        with contextlib.nullcontext() if self.by_gain else self._detached():
-            return self.prober.measure(tame=not self.by_gain)
+        with contextlib.nullcontext() if self.aim.by_gain else self._detached():
+            return self.prober.measure(tame=not self.aim.by_gain)
 
     @contextlib.contextmanager
     def _detached(self) -> Iterator[None]:
@@ -211,15 +243,15 @@ class _Search:
 
     def value(self, measured: Measurement) -> float:
         """The goal, all layers together; 0 when nothing arrives, inf when it overflows."""
-        value = depth_gain(measured) if self.by_gain else _mean(self._shares(measured))
+        value = depth_gain(measured) if self.aim.by_gain else _mean(self._shares(measured))
         return value if math.isfinite(value) else math.inf
 
     def each(self, measured: Measurement) -> np.ndarray:
         """The goal of each layer, [layers]; the last one has no gain and counts as on target."""
-        if not self.by_gain:
+        if not self.aim.by_gain:
             return self._shares(measured)
         profile = measured.depth_profile
-        nearer = np.append(profile[1:], profile[-1] / self.target)
+        nearer = np.append(profile[1:], profile[-1] / self.aim.target)
         return np.divide(profile, nearer, out=np.zeros_like(profile), where=nearer > 0)
 
     def _shares(self, measured: Measurement) -> np.ndarray:
@@ -233,9 +265,9 @@ class _Search:
             self.scan.append((width, self.value(self.measure(width))))
         # infinity counts as too wide; the first crossing is the one where gradients are tame
         for (low, below), (high, above) in zip(self.scan, self.scan[1:], strict=False):
-            if below <= self.target <= above:
+            if below <= self.aim.target <= above:
                 return self._bisect(low, high)
-        distance = [abs(math.log(max(v, 1e-300) / self.target)) for _, v in self.scan]
+        distance = [abs(math.log(max(v, 1e-300) / self.aim.target)) for _, v in self.scan]
         width, value = self.scan[int(np.argmin(distance))]
         self.measure(width)
         return width, value, False
@@ -245,9 +277,9 @@ class _Search:
         for _ in range(24):
             width = math.sqrt(low * high)
             value = self.value(self.measure(width))
-            if abs(value / self.target - 1) < TOLERANCE:
+            if abs(value / self.aim.target - 1) < TOLERANCE:
                 return width, value, True
-            low, high = (width, high) if value < self.target else (low, width)
+            low, high = (width, high) if value < self.aim.target else (low, width)
         return width, value, False
 
     def layer_widths(self, common: float) -> tuple[np.ndarray, float, tuple[str, ...]]:
@@ -262,7 +294,7 @@ class _Search:
         best = (math.inf, logs, 0.0, np.zeros(len(logs)))
         for _ in range(LAYER_ROUNDS):
             measured = self.measure(np.exp(logs))
-            error = np.log(np.maximum(self.each(measured), 1e-6) / self.target)
+            error = np.log(np.maximum(self.each(measured), 1e-6) / self.aim.target)
             worst = float(np.abs(error).max())
             if worst < best[0]:
                 best = (worst, logs, self.value(measured), error)

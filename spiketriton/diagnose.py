@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from spiketriton.calibration import TARGET_GAIN, TARGET_TRANSMISSION
+from spiketriton.calibration import aim_of
 from spiketriton.commandline import Parser
 from spiketriton.diagnosis import Diagnosis, Switch, diagnose, find_subject, told
 from spiketriton.diagnosis_picture import draw
@@ -81,15 +81,14 @@ def show(found: Diagnosis, console: Console) -> None:
         )
     )
     if found.better_width is not None:
-        goal = (
-            f"depth gain {TARGET_GAIN:g}"
-            if recipe.train.optimizer == "sgd"
-            else f"{100 * TARGET_TRANSMISSION:.0f} % of the gradient passed"
+        aim = aim_of(recipe)
+        console.print(
+            Text(
+                f"a width of about {found.better_width:.2g} suits "
+                f"({aim.goal} {aim.target:g}: {aim.why})"
+            ),
+            soft_wrap=True,
         )
-        aim = (
-            f"for {recipe.train.optimizer} a width of about {found.better_width:.2g} suits ({goal})"
-        )
-        console.print(Text(aim))
     console.print(
         Text(
             f"firing rate {verdict.firing_rate:.3f}; a membrane's gradient keeps "

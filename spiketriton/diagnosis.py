@@ -14,9 +14,8 @@ from torch import Tensor
 from spiketriton import environment
 from spiketriton.calibration import (
     FLAT,
-    TARGET_GAIN,
-    TARGET_TRANSMISSION,
     Calibration,
+    aim_of,
     calibrate,
     probe_batches,
     wants_calibration,
@@ -366,7 +365,7 @@ def diagnose(subject: Subject, batches: int = 1) -> Diagnosis:
     switches = clinic.switches()
     flat = clinic.measure(prepare=_flatten, tame=True).transmission
     detached = [] if recipe.neuron.reset == "none" else ["neuron.detach_reset=true"]
-    by_gain = recipe.train.optimizer == "sgd"
+    aim = aim_of(recipe)
 
     @cache
     def passed(scale: float) -> float:
@@ -374,10 +373,10 @@ def diagnose(subject: Subject, batches: int = 1) -> Diagnosis:
 
     def goal(scale: float) -> float:
         """What the calibration aims at, with all widths times `scale`, by what it should be."""
-        if not by_gain:
-            return passed(scale) / TARGET_TRANSMISSION
+        if not aim.by_gain:
+            return passed(scale) / aim.target
         there = measured if scale == 1 else clinic.measure(scale=scale)
-        return depth_gain(there) / TARGET_GAIN
+        return depth_gain(there) / aim.target
 
     factor = _root(goal)
     better = None if factor is None else clinic.width * factor
@@ -386,13 +385,8 @@ def diagnose(subject: Subject, batches: int = 1) -> Diagnosis:
     if factor is not None and far:
         switches.insert(2, clinic.with_width("surrogate as wide as it should be", factor))
     if far and not isinstance(recipe.neuron.surrogate.width, str):
-        why = (
-            f"a depth gain of {TARGET_GAIN:g}, which SGD needs"
-            if by_gain
-            else f"{100 * TARGET_TRANSMISSION:.0f} % of the gradient passed on by each layer, which suits AdamW"
-        )
         found = [cure for cure in found if not cure.change.startswith("neuron.surrogate.width")]
-        found.insert(0, Cure("neuron.surrogate.width=auto", f"about {better:.2g}: {why}"))
+        found.insert(0, Cure("neuron.surrogate.width=auto", f"about {better:.2g}: {aim.why}"))
     return Diagnosis(
         subject=subject,
         measured=measured,

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from spiketriton import diagnosis as module
-from spiketriton.calibration import TARGET_GAIN, TARGET_TRANSMISSION, Calibration
+from spiketriton.calibration import ADAMW, SGD, Calibration
 from spiketriton.config import Recipe, to_toml
 from spiketriton.diagnose import main, show
 from spiketriton.diagnosis import Clinic, Subject, cut_time, diagnose, find_subject, forgets_at
@@ -68,8 +68,8 @@ def test_the_better_width_is_one():
     """With the width that is named the gain is nearly even."""
     found = diagnose(subject(*DEEP, "neuron.surrogate.width=1.5"))
     again = diagnose(subject(*DEEP, f"neuron.surrogate.width={found.better_width}"))
-    assert depth_gain(found.measured) != pytest.approx(TARGET_GAIN, rel=0.1)
-    assert depth_gain(again.measured) == pytest.approx(TARGET_GAIN, rel=0.1)
+    assert depth_gain(found.measured) != pytest.approx(SGD.target, rel=0.1)
+    assert depth_gain(again.measured) == pytest.approx(SGD.target, rel=0.1)
 
 
 def test_what_is_passed_on_is_known_where_the_flat_gradient_explodes():
@@ -78,7 +78,7 @@ def test_what_is_passed_on_is_known_where_the_flat_gradient_explodes():
     found = diagnose(subject(*deep, "neuron.surrogate.width=0.4"))
     again = diagnose(subject(*deep, "neuron.surrogate.width=auto"))
     assert 0.1 < found.transmission < again.transmission
-    assert again.transmission == pytest.approx(TARGET_TRANSMISSION, rel=0.03)
+    assert again.transmission == pytest.approx(ADAMW.target, rel=0.03)
 
 
 def test_the_switches_change_what_they_say():
