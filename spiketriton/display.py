@@ -1,5 +1,6 @@
 """What a run shows: live bars on a terminal, plain lines without control codes anywhere else."""
 
+import contextlib
 import io
 import os
 import shlex
@@ -66,6 +67,28 @@ def make_display(stream: TextIO | None = None) -> "Display":
     return LiveDisplay(stream) if live else Display(stream)
 
 
+class Lasting(io.FileIO):
+    """Standard output or error. A run goes on when who read it has gone, and then says nothing."""
+
+    def write(self, text: Any) -> int:
+        try:
+            return super().write(text)
+        except OSError:  # a closed pipe or terminal
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, self.fileno())
+            os.close(nothing)
+            return len(text)
+
+
+def outlive_readers() -> None:
+    """Makes standard output and error `Lasting`."""
+    for name in ("stdout", "stderr"):
+        old = getattr(sys, name)
+        raw = io.BufferedWriter(Lasting(old.fileno(), "w", closefd=False))
+        new = io.TextIOWrapper(raw, old.encoding, old.errors, line_buffering=True)
+        setattr(sys, name, new)
+
+
 class Display:
     """Plain lines, one for each row of metrics."""
 
@@ -84,7 +107,8 @@ class Display:
 
     def stopping(self, text: str) -> None:
         """Called in a signal handler, where the stream may be in use: writes past all buffers."""
-        os.write(2, f"\n{text}\n".encode())
+        with contextlib.suppress(OSError):  # the terminal itself may have gone
+            os.write(2, f"\n{text}\n".encode())
 
     def begin(self, plan: Plan, step: int, device_type: str) -> None:
         """Training starts after `step`."""

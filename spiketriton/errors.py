@@ -1,7 +1,7 @@
 """The user's mistakes and the exit codes: what every command of spiketriton says when it ends.
 
-0 done, 2 the user's mistake (one clear line on stderr, no traceback), 130 / 143 interrupted (by
-SIGINT, SIGTERM), 3 the numbers of a training went wrong (a loss or gradient that is not finite),
+0 done, 2 the user's mistake (one clear line on stderr, no traceback), 129 / 130 / 143 interrupted
+(by SIGHUP, SIGINT, SIGTERM), 3 the numbers of a training went wrong (a loss or gradient that is not finite),
 1 anything else, with its traceback: that mistake is ours.
 """
 
@@ -13,6 +13,7 @@ EXIT_DONE = 0
 EXIT_ERROR = 1
 EXIT_USER = 2
 EXIT_NONFINITE = 3
+EXIT_SIGHUP = 129
 EXIT_SIGINT = 130
 EXIT_SIGTERM = 143
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first stops the run after its step, the second at once.
+"""Ctrl-C, SIGTERM and a closed terminal: the first stops the run after its step, the second at once.
 
 Of several ranks, one signal to any stops all after the same step, and a second one changes nothing:
 a scheduler sends signals to torchrun and to the ranks, and torchrun passes its own on to them.
@@ -10,10 +10,14 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from spiketriton.errors import EXIT_DONE, EXIT_SIGINT, EXIT_SIGTERM
+from spiketriton.errors import EXIT_DONE, EXIT_SIGHUP, EXIT_SIGINT, EXIT_SIGTERM
 from spiketriton.ranks import Ranks
 
-_EXIT_CODES = {signal.SIGINT: EXIT_SIGINT, signal.SIGTERM: EXIT_SIGTERM}
+_EXIT_CODES = {
+    signal.SIGHUP: EXIT_SIGHUP,
+    signal.SIGINT: EXIT_SIGINT,
+    signal.SIGTERM: EXIT_SIGTERM,
+}
 
 
 class StopSignals:
@@ -49,7 +53,10 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._stop) for number in _EXIT_CODES}
+            for number in _EXIT_CODES:
+                # nohup asks to outlive the terminal
+                if (number, signal.getsignal(number)) != (signal.SIGHUP, signal.SIG_IGN):
+                    self._before[number] = signal.signal(number, self._stop)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -61,7 +68,9 @@ class StopSignals:
         alone = self.ranks.world_size == 1
         if self.signal is not None:
             if alone:
-                raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(EXIT_SIGTERM)
+                if number == signal.SIGINT:
+                    raise KeyboardInterrupt
+                raise SystemExit(_EXIT_CODES[signal.Signals(number)])
             return
         self.signal = signal.Signals(number)
         again = "Ctrl-C again" if number == signal.SIGINT else "a second signal"

@@ -14,6 +14,7 @@ from spiketriton.display import (
     announce_parts,
     announce_run,
     make_display,
+    outlive_readers,
     summary,
     what_next,
 )
@@ -32,10 +33,10 @@ examples:
   python -m spiketriton.train recipes/quickstart.toml train.epochs=1 neuron.kind=relu
   python -m spiketriton.train --resume runs/quickstart-20250101-120000
 
-Ctrl-C or SIGTERM finishes the step, saves, and prints the command that resumes the run.
+Ctrl-C, SIGTERM or a closed terminal finishes the step, saves, and prints the command that resumes the run.
 Exit codes: 0 done, 2 a mistake in the command or the recipe (too large for the memory, too),
 3 a loss or gradient that is not finite (nonfinite.json in the run folder says where it began),
-130 / 143 interrupted and saved, 1 anything else (a disk too full for the last checkpoint, too).
+129 / 130 / 143 interrupted and saved, 1 anything else (a disk too full for the last checkpoint, too).
 docs/recipes.md explains every key."""
 
 
@@ -106,4 +107,5 @@ def pictures(folder: RunFolder, recipe: Recipe, synthetic: bool, display: Displa
 
 
 if __name__ == "__main__":
+    outlive_readers()
     run_command(main)

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import pty
 import random
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from spiketriton.config import to_toml
-from spiketriton.errors import EXIT_DONE, EXIT_SIGINT, EXIT_SIGTERM, UserError
+from spiketriton.errors import EXIT_DONE, EXIT_SIGHUP, EXIT_SIGINT, EXIT_SIGTERM, UserError
 from spiketriton.interrupts import StopSignals
 from spiketriton.ranks import Ranks
 from spiketriton.train import main
@@ -191,7 +192,7 @@ def test_a_signal_stops_after_the_step_and_saves(tmp_path, unbroken, number, cod
     assert_same_run(unbroken(), tmp_path / "resumed")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_stops_at_once(number):
     said: list[str] = []
     leaves = KeyboardInterrupt if number == signal.SIGINT else SystemExit
@@ -271,6 +272,11 @@ def test_another_recipe_is_refused(tmp_path, given):
         small_trainer(tmp_path / "run", given, resume=True)
 
 
+def environment() -> dict[str, str]:
+    paths = os.pathsep.join(sys.path)
+    return {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": paths}
+
+
 def start(folder: Path, *arguments: str) -> subprocess.Popen:
     """The command itself, in a process group of its own, as a terminal would have it."""
     return subprocess.Popen(
@@ -280,7 +286,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        env=environment(),
     )
 
 
@@ -309,6 +315,46 @@ def test_ctrl_c_in_a_terminal(tmp_path):
     small_trainer(tmp_path / "unbroken", *keys).fit(until=resumed_to)
     small_trainer(tmp_path / "run", *keys, resume=True).fit(until=resumed_to)
     assert_same_run(tmp_path / "unbroken", tmp_path / "run")
+
+
+def test_a_terminal_that_closes(tmp_path):
+    """The hang-up reaches all processes on it, and nothing can be written any more."""
+    recipe = long_recipe(tmp_path)
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(tmp_path)
+        command = ["-m", "spiketriton.train", recipe.name, "--run-dir", "run"]
+        os.execve(sys.executable, [sys.executable, *command], environment())
+    seen = b""
+    while b"steps" not in seen or not (tmp_path / "run" / "metrics.jsonl").exists():
+        seen += os.read(terminal, 4096)
+    os.close(terminal)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == EXIT_SIGHUP, seen[-2000:]
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert last_state(tmp_path / "run")["step"] >= json.loads(rows[-1])["step"] > 0
+
+
+def test_nohup_keeps_training():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals(print) as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.requested
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_run_outlives_its_reader(tmp_path):
+    """`train ... 2>&1 | head -1`"""
+    (tmp_path / "small.toml").write_text(to_toml(small_recipe("train.log_every=1")))
+    process = start(tmp_path, "small.toml", "--run-dir", "run")
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=600) == EXIT_DONE
+    assert last_state(tmp_path / "run")["step"] == STEPS
 
 
 def test_kill_9_at_any_moment(tmp_path):

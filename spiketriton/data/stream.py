@@ -97,11 +97,13 @@ def _as_it_is(answer: Any) -> Any:
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM reach every process; workers serve on while the run saves.
+    """Ctrl-C, a scheduler's SIGTERM and a terminal that closes reach every process; workers serve on
+    while the run saves.
 
     They end when the parent closes the stream, or has died, or a minute after SIGTERM.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))
 
 
