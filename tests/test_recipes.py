@@ -81,6 +81,6 @@ def test_the_main_recipe_and_its_ann_twin_differ_in_one_word():
 def test_the_main_recipe_is_what_was_promised():
     recipe = load_recipe(RECIPES[NAMES.index("imagenette_r50")])
     assert (recipe.data.name, recipe.data.image_size) == ("imagenette", 224)
-    assert (recipe.model.name, recipe.model.block, recipe.model.norm) == ("resnet50", "plain", "bn")
+    assert (recipe.model.name, recipe.model.block, recipe.model.norm) == ("resnet50", "ms", "bn")
     assert (recipe.time_steps, recipe.train.precision) == (10, "bf16")
     assert (recipe.train.optimizer, recipe.train.schedule) == ("adamw", "one_cycle")
