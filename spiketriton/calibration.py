@@ -16,8 +16,9 @@ either  of them, in nets whose blocks pass spikes or membranes on (`sew`, `ms`):
         shall be 1.05.
 
 Both are measured on a few batches of the training images, always the same, in training mode. The
-forward pass does not depend on the width, so both are smooth functions of it: a coarse scan from
-narrow to wide finds the first crossing, bisection on log(width) the rest. Nothing is random.
+forward pass does not depend on the width, so both are smooth functions of it, which grow: steps of
+four from 1.28 thresholds find two widths with the target between them, regula falsi on log(width)
+the rest. Nothing is random.
 
 "auto_per_layer" starts there and lets each layer meet the target by itself: of a depth gain the
 ratio of its dL/dx to the next layer's, of a transmission its own.
@@ -36,6 +37,7 @@ import torch
 
 from spiketriton.config import Recipe
 from spiketriton.data import Data
+from spiketriton.gradients import elements_per_image
 from spiketriton.losses import build_loss
 from spiketriton.models import Network
 from spiketriton.probing import Batch, Loss, Prober
@@ -44,11 +46,15 @@ from spiketriton.verdict import Measurement, depth_gain
 TOLERANCE = 0.01  # relative, of the value that was aimed at
 # of the threshold: the widths that are tried
 SCAN = tuple(0.02 * 4.0**k for k in range(8))
+START = 3
 FLAT = 1e5  # of the threshold: as good as no edge
 # each layer stays within this factor of the common width
 LAYER_RANGE = 8.0
 LAYER_ROUNDS = 16
-BATCHES, CPU_IMAGES, GPU_IMAGES = 2, 32, 64
+BATCHES = 2
+# images of a batch: as many as keep to so many (neurons x time steps) at a time, between the two
+BUDGET = {"cpu": 24e6, "cuda": 4e9}
+FEWEST, MOST = 2, {"cpu": 32, "cuda": 64}
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ class Calibration:
     goal, target, why: the Aim; `reached` is what the goal is at the widths.
     width: the common one; `widths`: that of each spiking layer.
     met: whether the target was reached within the tolerance (of "auto_per_layer": by all layers).
-    scan: (width, value of the goal) of the coarse scan, from narrow to wide.
+    scan: (width, value of the goal) of the widths tried first, from narrow to wide.
     missed: the layers that stayed away from the target by more than 5 %.
     """
 
@@ -158,16 +164,20 @@ def wants_calibration(recipe: Recipe) -> bool:
 
 
 def probe_batches(
-    data: Data, device: torch.device, count: int = BATCHES, images: int = 0
+    data: Data, model: Network, device: torch.device, count: int = BATCHES, most: int = 0
 ) -> list[Batch]:
-    """The first `count` batches of the training stream, each cut to so many images (0: by device).
+    """The first `count` batches of the training stream, each cut to a few images.
 
-    Always the same ones for a recipe, its seed and a kind of device, on every rank.
+    As many as are quick to measure with `model` on `device` (at most `most` if given). Always the
+    same ones for a recipe, its seed and a kind of device, on every rank.
     """
+    shape = (data.channels, data.image_size, data.image_size)
+    neurons = sum(elements_per_image(model, shape, device))
+    fit = int(BUDGET[device.type] / (neurons * model.time_steps))
+    images = min(most or MOST[device.type], max(FEWEST, fit))
     stream_of_all = replace(data.train, rank=0, world_size=1)
-    most = images or (CPU_IMAGES if device.type == "cpu" else GPU_IMAGES)
     with contextlib.closing(stream_of_all.from_step(0)) as stream:
-        return [(x[:most].to(device), y[:most].to(device)) for x, y in islice(stream, count)]
+        return [(x[:images].to(device), y[:images].to(device)) for x, y in islice(stream, count)]
 
 
 def calibrate(
@@ -261,26 +271,52 @@ class _Search:
 
     def common_width(self) -> tuple[float, float, bool]:
         """One width for all layers, the goal there, and whether that is the target."""
-        for factor in SCAN:
-            width = factor * self.unit
-            self.scan.append((width, self.value(self.measure(width))))
-        # infinity counts as too wide; the first crossing is the one where gradients are tame
-        for (low, below), (high, above) in zip(self.scan, self.scan[1:], strict=False):
-            if below <= self.aim.target <= above:
-                return self._bisect(low, high)
+        place = START
+        self._scan(place)
+        step = 1 if self.scan[0][1] < self.aim.target else -1
+        while 0 <= (place := place + step) < len(SCAN):
+            self._scan(place)
+            # infinity counts as too wide
+            for (low, below), (high, above) in zip(self.scan, self.scan[1:], strict=False):
+                if below <= self.aim.target <= above:
+                    return self._between(low, below, high, above)
         distance = [abs(math.log(max(v, 1e-300) / self.aim.target)) for _, v in self.scan]
         width, value = self.scan[int(np.argmin(distance))]
         self.measure(width)
         return width, value, False
 
-    def _bisect(self, low: float, high: float) -> tuple[float, float, bool]:
+    def _scan(self, place: int) -> None:
+        width = SCAN[place] * self.unit
+        self.scan = sorted([*self.scan, (width, self.value(self.measure(width)))])
+
+    def _between(
+        self, low: float, below: float, high: float, above: float
+    ) -> tuple[float, float, bool]:
+        """Where the goal is met between two widths: regula falsi in logarithms, the Illinois way.
+
+        It halves where a value has no logarithm.
+        """
+        left, right = math.log(low), math.log(high)
+        short, excess = _distance(below, self.aim.target), _distance(above, self.aim.target)
         width = value = math.nan
+        side = 0
         for _ in range(24):
-            width = math.sqrt(low * high)
+            place = (left + right) / 2
+            if math.isfinite(short) and math.isfinite(excess):
+                place = (left * excess - right * short) / (excess - short)
+            width = math.exp(place)
             value = self.value(self.measure(width))
             if abs(value / self.aim.target - 1) < TOLERANCE:
                 return width, value, True
-            low, high = (width, high) if value < self.aim.target else (low, width)
+            missing = _distance(value, self.aim.target)
+            if missing < 0:
+                left, short = place, missing
+                excess *= 0.5 if side < 0 else 1.0
+                side = -1
+            else:
+                right, excess = place, missing
+                short *= 0.5 if side > 0 else 1.0
+                side = 1
         return width, value, False
 
     def layer_widths(self, common: float) -> tuple[np.ndarray, float, tuple[str, ...]]:
@@ -307,6 +343,11 @@ class _Search:
         _, logs, value, error = best
         names = np.array(self.prober.names)
         return np.exp(logs), value, tuple(str(name) for name in names[np.abs(error) > 0.05])
+
+
+def _distance(value: float, target: float) -> float:
+    """In logarithms; infinite for 0 and for infinity."""
+    return math.log(value / target) if value > 0 else -math.inf
 
 
 def _mean(shares: np.ndarray) -> float:

@@ -25,7 +25,6 @@ from spiketriton.config import PlainNet, Recipe, load_recipe
 from spiketriton.config import replace as change
 from spiketriton.data import Data, build_data
 from spiketriton.errors import UserError, one_line
-from spiketriton.gradients import elements_per_image
 from spiketriton.losses import build_loss
 from spiketriton.models import Network, build_model
 from spiketriton.neurons import Norm, SpikingNeuron
@@ -34,9 +33,7 @@ from spiketriton.randomness import seed_everything
 from spiketriton.runfolder import RunFolder
 from spiketriton.verdict import Cure, Measurement, Verdict, cures, depth_gain, judge, times
 
-# neurons x time steps x images of one batch: how much is measured at a time
-BUDGET = {"cpu": 24e6, "cuda": 400e6}
-FEWEST, MOST = 2, 32
+MOST = 32  # images of a batch
 FORGOTTEN = 0.1  # overlap below which a layer tells nothing of an image
 
 
@@ -123,11 +120,7 @@ class Clinic:
         self.data: Data = build_data(probe)
         self.loss = build_loss(recipe.loss)
         model = self.build(recipe)
-        shape = (self.data.channels, self.data.image_size, self.data.image_size)
-        neurons = sum(elements_per_image(model, shape, self.device))
-        fit = int(BUDGET[self.device.type] / (neurons * recipe.time_steps))
-        images = min(MOST, max(FEWEST, fit))
-        self.batches: list[Batch] = probe_batches(self.data, self.device, batches, images)
+        self.batches: list[Batch] = probe_batches(self.data, model, self.device, batches, MOST)
         self.calibration = subject.calibration
         if wants_calibration(recipe) and self.calibration is None:
             self.calibration = calibrate(recipe, model, self.batches, self.loss)

@@ -133,7 +133,7 @@ class Trainer:
 
     def calibrate(self) -> None:
         """Measures the surrogate's width on the first images; leaves it in calibration.json."""
-        batches = probe_batches(self.data, self.device)
+        batches = probe_batches(self.data, self.model, self.device)
         found = calibrate(self.recipe, self.model, batches, self.loss, self.autocast)
         self.calibration = found = self.ranks.decide(lambda: found)
         found.apply(self.model)

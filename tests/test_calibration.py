@@ -34,7 +34,7 @@ def built(recipe: Recipe) -> tuple[Network, list[Batch]]:
     data = build_data(recipe)
     torch.manual_seed(recipe.seed)
     model = build_model(recipe, classes=10, channels=data.channels, image_size=data.image_size)
-    return model, probe_batches(data, torch.device("cpu"))
+    return model, probe_batches(data, model, torch.device("cpu"))
 
 
 def set_width(model: Network, width: float) -> None:
@@ -183,7 +183,7 @@ def test_the_target_holds_for_images_it_did_not_see():
     model, batches = built(recipe)
     calibrate(recipe, model, batches)
     other = replace(recipe, "seed=99")
-    fresh = probe_batches(build_data(other), torch.device("cpu"))
+    fresh = probe_batches(build_data(other), model, torch.device("cpu"))
     assert not torch.equal(fresh[0][0], batches[0][0])
     assert gain_of(recipe, model, fresh) == pytest.approx(SGD.target, rel=0.1)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from spiketriton import calibration
 from spiketriton import diagnosis as module
 from spiketriton.calibration import ADAMW, SGD, Calibration
 from spiketriton.config import Recipe, to_toml
@@ -273,8 +274,8 @@ def test_synthetic_images_are_said_to_be_so():
 
 
 def test_large_nets_are_measured_on_few_images(monkeypatch):
-    monkeypatch.setitem(module.BUDGET, "cpu", 1.0)
-    assert Clinic(subject(), 1).images == module.FEWEST
+    monkeypatch.setitem(calibration.BUDGET, "cpu", 1.0)
+    assert Clinic(subject(), 1).images == calibration.FEWEST
 
 
 @pytest.mark.parametrize(
