@@ -418,8 +418,9 @@ def remembering(clinic: Clinic, switches: Sequence[Switch]) -> list[Cure]:
             return []
         why = "the layers behind see nothing of the image; a resnet with model.block=sew does"
         return [Cure(f"model.depth={lost}", why)]
-    best = max(switches, key=lambda switch: switch.overlap)
-    if not best.overlap >= FORGOTTEN or not best.change:
+    blocks = [switch for switch in switches if switch.change.startswith("model.block=")]
+    best = max(blocks, key=lambda switch: switch.overlap, default=None)
+    if best is None or not best.overlap >= FORGOTTEN:
         return []
     why = f"the last layer then sees the image (overlap {best.overlap:.2f})"
     return [Cure(best.change, why)]

@@ -159,6 +159,9 @@ def test_a_deep_plain_net_forgets_the_image_and_shortcuts_keep_it():
         f"model.block=ms    # the last layer then sees the image (overlap {skips.overlap[-1]:.2f})"
     )
     assert cure in page(plain)
+    # what else would keep it, as a net without norm that hardly fires, is no cure
+    silent = ("model.block=sew", "model.name=resnet32", "neuron.surrogate.width=0.3")
+    assert not any("norm" in cure.change for cure in diagnose(subject(*blocks, *silent)).cures)
     mlp = diagnose(subject(*DEEP, "model.depth=24", "model.width=128", "time_steps=10"))
     lost = forgets_at(mlp.overlap)
     assert f"model.depth={lost}" in [cure.change for cure in mlp.cures]
