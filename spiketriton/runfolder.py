@@ -7,9 +7,12 @@ micro_batch.json   images of a micro-batch, where the recipe leaves them to be f
 metrics.jsonl      one JSON object a row: {"kind": "train" | "eval", "step": ..., ...}
 gradients.jsonl    one row per measured step, spiking layer and time step
 checkpoints/       last.pt, best.pt (see checkpoint.py)
+.lock              locked by the process that trains here
 *.png              pictures
 """
 
+import errno
+import fcntl
 import json
 import math
 import os
@@ -67,14 +70,20 @@ class RunFolder:
     def _prepare(self) -> None:
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            trial = self.path / ".writable"
-            trial.write_text("")
-            trial.unlink()
+            self.lock = (self.path / ".lock").open("w")  # until this process ends
         except OSError as error:
             raise UserError(
                 f"run folder {self.path} cannot be written: {error.strerror}; a new run takes "
                 "another one by --run-dir"
             ) from None
+        try:
+            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):  # else the file system has no locks
+                raise UserError(
+                    f"run folder {self.path} is in use by another process; a new run takes another "
+                    "one by --run-dir"
+                ) from None
 
     def holds_a_run(self) -> bool:
         """A folder of the user's own files holds none; a file in its place does not either."""
@@ -84,7 +93,8 @@ class RunFolder:
         """Removes the folder of a run that never began, unless it holds the user's files."""
         if self.holds_a_run():
             return
-        self.micro_batch.unlink(missing_ok=True)
+        for path in (self.micro_batch, self.path / ".lock"):
+            path.unlink(missing_ok=True)
         for path in (self.checkpoints, self.path):
             try:
                 path.rmdir()

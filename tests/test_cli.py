@@ -59,7 +59,7 @@ def test_a_run_from_the_command(recipe, capsys):
     run = Path("run")
     assert load_recipe(run / "recipe.toml").train.epochs == 2
     assert {path.name for path in run.iterdir()} == {
-        "recipe.toml", "environment.json", "metrics.jsonl", "gradients.jsonl", "checkpoints",
+        "recipe.toml", "environment.json", "metrics.jsonl", "gradients.jsonl", "checkpoints", ".lock",
         "curves.png", "gradients.png", "firing.png",
     }  # fmt: skip
     kept = {"last.pt", "last.1.pt", "best.pt"}

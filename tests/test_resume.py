@@ -21,6 +21,7 @@ from spiketriton.config import to_toml
 from spiketriton.errors import EXIT_DONE, EXIT_SIGHUP, EXIT_SIGINT, EXIT_SIGTERM, UserError
 from spiketriton.interrupts import StopSignals
 from spiketriton.ranks import Ranks
+from spiketriton.runfolder import find_run
 from spiketriton.train import main
 from spiketriton.trainer import Trainer
 from tests.small_runs import (
@@ -344,6 +345,17 @@ def test_nohup_keeps_training():
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_two_processes_do_not_train_one_run(tmp_path):
+    """As when a job is requeued while the old one still saves. A lock ends with its process."""
+    process = start(tmp_path, long_recipe(tmp_path).name, "--run-dir", "run")
+    wait_for(process, "step ")
+    with pytest.raises(UserError, match="in use by another process"):
+        main(["--resume", str(tmp_path / "run")])
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=600)
+    assert find_run(None, [], None, str(tmp_path / "run"))[1].path == tmp_path / "run"
 
 
 def test_a_run_outlives_its_reader(tmp_path):
