@@ -1,5 +1,5 @@
 #!/bin/sh
-# Everything that docs/gradient_flow.md shows: about three hours of one CPU core.
+# Everything that docs/gradient_flow.md shows: about five hours of one CPU core.
 #   sh docs/gradient_flow.sh [FOLDER]
 # Cells that are finished are kept, so it goes on where it was stopped.
 set -eu
@@ -45,10 +45,35 @@ net d_sgd $resnet model.name=resnet20 $sgd
 blocks="$resnet model.name=resnet20 model.block=sew,ms $width=auto,0.2,0.42,1,4"
 $sweep $blocks $fast_adamw $seeds --out "$out/blocks_adamw"
 $sweep $blocks $sgd $seeds --out "$out/blocks_sgd"
-deep="$resnet model.name=resnet56 model.block=plain,sew,ms $width=auto,0.42,1"
-$sweep $deep $fast_adamw --out "$out/deep_adamw"
-$sweep $deep $sgd --out "$out/deep_sgd"
+deep="$resnet model.name=resnet56 model.block=plain,sew,ms"
+$sweep $deep $width=auto,0.42,1,4 $fast_adamw $seeds --out "$out/deep_adamw"
+$sweep $deep $width=auto,0.42,1 $sgd $seeds --out "$out/deep_sgd"
+# the main recipe's ResNet-50, small
+python -m spiketriton.sweep recipes/imagenette_r50.toml data.name=fashion_mnist data.image_size=16 \
+    data.augment=none data.workers=0 data.test_images=1000 model.width=16 time_steps=4 \
+    train.precision=fp32 train.epochs=1 train.max_steps=400 train.threads=1 train.log_every=100 \
+    model.block=plain,sew,ms $width=auto,1 --out "$out/r50"
 # (f) how deep a plain net still trains
-depths="model.depth=10,20,30,50 $width=auto,0.42,1,4 seed=0,1"
-$sweep $adamw $depths --out "$out/f_adamw"
-$sweep $sgd $depths --out "$out/f_sgd"
+depths="model.depth=10,20,30,50 $seeds"
+$sweep $adamw $depths $width=auto,0.42,1,4,10 --out "$out/f_adamw"
+$sweep $sgd $depths $width=auto,0.42,0.6,1,4 --out "$out/f_sgd"
+# a width for each layer
+per_layer="neuron.kind=lif,if $width=auto_per_layer $seeds"
+$sweep $adamw $per_layer --out "$out/layers_adamw"
+$sweep $sgd $per_layer --out "$out/layers_sgd"
+$sweep $resnet model.name=resnet20 $fast_adamw $per_layer --out "$out/layers_r20_adamw"
+$sweep $resnet model.name=resnet20 $sgd $per_layer --out "$out/layers_r20_sgd"
+# what of the image survives depth (the list "overlap"), and whether batches agree
+probe="python -m spiketriton.diagnose docs/gradient_flow.toml --json --batches 4 $width=1"
+for kind in lif if; do
+    for depth in 10 20 50; do
+        $probe neuron.kind=$kind model.depth=$depth >"$out/overlap_${kind}_$depth.json"
+    done
+done
+for net in resnet20 resnet56; do
+    for block in plain sew ms; do
+        $probe model.width=8 data.image_size=14 model.name=$net model.block=$block \
+            >"$out/overlap_${net}_$block.json"
+    done
+done
+for depth in 10 20 30 50; do python docs/gradient_agreement.py model.depth=$depth; done
