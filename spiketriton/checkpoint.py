@@ -43,6 +43,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int, warn: Callable[[str], None]) -> None:
         self.folder, self.keep, self.warn = folder, keep, warn
+        self.loaded: Path | None = None  # the file that `load` took
 
     def save_last(self, state: State) -> bool:
         """Writes last.pt, after moving earlier ones on; see `_save`."""
@@ -82,6 +83,7 @@ class Checkpoints:
         for path in self._newest_first():
             try:
                 whole.append((path, read_checkpoint(path)))
+                self.loaded = path
             except DamagedCheckpoint as error:
                 damaged.append(path)
                 self.warn(str(error))
@@ -90,6 +92,7 @@ class Checkpoints:
                     return whole[0][1]
         if whole:
             path, state = max(whole, key=lambda found: found[1]["step"])
+            self.loaded = path
             self.warn(f"{path} of step {state['step']} is used instead")
             return state
         if damaged:

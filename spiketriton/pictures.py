@@ -167,7 +167,9 @@ def _heat_map(
 ) -> None:
     """`values` [layers, T]: layers downwards from the input, time steps to the right."""
     low, high = limits or (None, None)
-    image = axes.imshow(values, aspect="auto", cmap=colours, vmin=low, vmax=high)
+    image = axes.imshow(
+        values, aspect="auto", cmap=colours, vmin=low, vmax=high, interpolation="nearest"
+    )
     axes.grid(False)
     axes.set(title=title, xlabel="time step", ylabel="spiking layer (input at the top)")
     axes.set_xticks(_thinned(values.shape[1], 12))

@@ -196,7 +196,7 @@ def _training(folder: RunFolder, rows: list[Row], title: str) -> Iterator[str]:
 
 
 def _without_rows(folder: RunFolder) -> str:
-    conversion = read_state(folder).get("conversion")
+    conversion = read_state(folder)[0].get("conversion")
     if conversion is None:
         return "The run has logged nothing yet."
     return f"Converted from {conversion['source']}, not trained: method {conversion['method']}."
@@ -286,7 +286,8 @@ def evaluation_of(path: str, overrides: Sequence[str]) -> Evaluation:
     stored = folder.path / "evaluation" / "evaluation.json"
     if stored.is_file():
         found = read_evaluation(stored)
-        if (found.checkpoint, found.training_step) == ("last", read_state(folder)["step"]):
+        state, _ = read_state(folder)
+        if (found.checkpoint, found.training_step) == ("last", state["step"]):
             return found
     return evaluate(load_run(path, *overrides))
 

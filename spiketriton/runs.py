@@ -76,7 +76,7 @@ def load_run(
     recipe = _moved(read_recipe(folder), overrides)
     if test_images is not None:
         recipe = replace(recipe, f"data.test_images={test_images}")
-    state = read_state(folder, checkpoint)
+    state, found = read_state(folder, checkpoint)
     data = build_data(recipe if augment else replace(recipe, "data.augment=none"))
     model = _network(recipe, data, state)
     _load_weights(model, state, folder.path)
@@ -90,7 +90,7 @@ def load_run(
         model=model.eval(),
         device=device,
         step=state["step"],
-        checkpoint=checkpoint,
+        checkpoint=found,
         conversion=state.get("conversion"),
     )
 
@@ -121,16 +121,21 @@ def _moved(recipe: Recipe, overrides: tuple[str, ...]) -> Recipe:
     return replace(recipe, *overrides)
 
 
-def read_state(folder: RunFolder, checkpoint: str = "last") -> State:
-    """The "last" or "best" checkpoint of a run. UserError: there is none that is whole."""
+def read_state(folder: RunFolder, checkpoint: str = "last") -> tuple[State, str]:
+    """The "last" or "best" checkpoint of a run, and which it is: a damaged last one is replaced.
+
+    UserError: there is none that is whole.
+    """
     if checkpoint == "best":
-        return read_checkpoint(folder.checkpoints / "best.pt")
-    state = Checkpoints(folder.checkpoints, keep=1, warn=_warn).load()
+        return read_checkpoint(folder.checkpoints / "best.pt"), "best"
+    checkpoints = Checkpoints(folder.checkpoints, keep=1, warn=_warn)
+    state = checkpoints.load()
     if state is None:
         raise UserError(
             f"{folder.path} holds no checkpoint yet: the run was stopped before its first one"
         )
-    return state
+    best = checkpoints.loaded is not None and checkpoints.loaded.name == "best.pt"
+    return state, "best" if best else "last"
 
 
 def _network(recipe: Recipe, data: Data, state: State) -> Network:

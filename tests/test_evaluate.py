@@ -179,6 +179,14 @@ def test_runs_without_weights_or_with_others_are_named(tmp_path):
     assert "No such file" in mistake([str(path), "--checkpoint", "best"])
 
 
+def test_a_damaged_last_checkpoint_is_not_called_last(tmp_path):
+    small_trainer(tmp_path / "run", "train.epochs=1", "checkpoint.keep=1").fit()
+    assert load_run(tmp_path / "run").checkpoint == "last"
+    last = tmp_path / "run" / "checkpoints" / "last.pt"
+    last.write_bytes(last.read_bytes()[:-100])
+    assert load_run(tmp_path / "run").checkpoint == "best"
+
+
 def test_tebn_has_no_steps_beyond_its_gains(tmp_path):
     small_trainer(tmp_path / "run", "model.norm=tebn", "train.max_steps=1").fit()
     assert "tebn has gains for 3" in mistake([str(tmp_path / "run"), "--steps", "4"])
