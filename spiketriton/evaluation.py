@@ -22,7 +22,7 @@ from spiketriton.data import TestSet
 from spiketriton.energy import Workload, ann_energy_pj, energy_pj, spike_sources, workload
 from spiketriton.errors import UserError
 from spiketriton.graph import Graph, graph_of
-from spiketriton.neurons import IF, Norm
+from spiketriton.neurons import IF, Norm, one_by_one
 from spiketriton.runs import Run
 
 CHUNK = 16  # time steps at once, so that memory does not grow with the window
@@ -193,25 +193,17 @@ class SpikeCounter:
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
-        """Counts what the model does in here; norms and neurons run one by one meanwhile.
-
-        (A fused neuron is no call of a module, so nobody could look at its spikes.)
-        """
-        norms = [m for m in model.modules() if isinstance(m, Norm)]
-        were_fused = [norm.fused for norm in norms]
+        """Counts what the model does in here."""
         hooks = []
-        for norm in norms:
-            norm.fused = False
         for source in self.sources:
             assert source.module is not None
             hooks.append(source.module.register_forward_hook(partial(self._count, source.name)))
         try:
-            yield
+            with one_by_one(model):
+                yield
         finally:
             for hook in hooks:
                 hook.remove()
-            for norm, fused in zip(norms, were_fused, strict=True):
-                norm.fused = fused
 
     def _count(self, name: str, module: nn.Module, _: Any, out: Tensor) -> None:
         """Adds the chunk of a neuron, [k, B, ...], or of a pool, [k * B, ...]."""

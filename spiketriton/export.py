@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from spiketriton.commandline import Parser
 from spiketriton.errors import EXIT_DONE, EXIT_ERROR, UserError, one_line, run_command
 from spiketriton.models import Network
-from spiketriton.neurons import Norm
+from spiketriton.neurons import one_by_one
 from spiketriton.nir_graph import import_nir, to_nir
 from spiketriton.nir_replay import replay
 from spiketriton.runs import Run, load_run
@@ -107,11 +107,11 @@ def spikes_of(model: Network, images: Tensor) -> dict[str, np.ndarray]:
     def keep(name: str, module: nn.Module, _: Any, out: Tensor) -> None:
         spikes[name] = out.numpy()
 
-    for norm in (m for m in model.modules() if isinstance(m, Norm)):
-        norm.fused = False
-    for name, neuron in model.spiking_layers():
-        neuron.register_forward_hook(partial(keep, name))
-    model.eval()(images)
+    hooks = [n.register_forward_hook(partial(keep, name)) for name, n in model.spiking_layers()]
+    with one_by_one(model):
+        model.eval()(images)
+    for hook in hooks:
+        hook.remove()
     return spikes
 
 

@@ -27,8 +27,8 @@ from spiketriton.errors import UserError, run_command
 from spiketriton.guard import Counts
 from spiketriton.losses import build_loss
 from spiketriton.memory_limit import is_out_of_memory
-from spiketriton.models import Network, build_model
-from spiketriton.neurons import Norm, SpikingNeuron
+from spiketriton.models import Network, build_model, trial
+from spiketriton.neurons import SpikingNeuron, one_by_one
 from spiketriton.probing import Batch, Loss
 
 Autocast = Callable[[], AbstractContextManager[object]]
@@ -92,7 +92,7 @@ def locate(
         loss: currents [T, b, K], labels [b] -> scalar.
         autocast: the precision of the forward pass.
     """
-    with _one_by_one(model):
+    with one_by_one(model), trial(model), _without_gradients(model):
         for images, labels in batches:
             if not images.isfinite().all():
                 return Finding("the images", "", None, *_share(images))
@@ -184,26 +184,12 @@ def _in_parameters(model: Network) -> Finding | None:
 
 
 @contextlib.contextmanager
-def _one_by_one(model: Network) -> Iterator[None]:
-    """Norm and neuron apart; afterwards the model is as it was."""
-    norms = [module for module in model.modules() if isinstance(module, Norm)]
-    fused = [norm.fused for norm in norms]
-    training = model.training
-    kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    model.train()
+def _without_gradients(model: Network) -> Iterator[None]:
     model.zero_grad(set_to_none=True)
-    for norm in norms:
-        norm.fused = False
     try:
         yield
     finally:
-        for norm, was in zip(norms, fused, strict=True):
-            norm.fused = was
         model.zero_grad(set_to_none=True)
-        model.train(training)
-        with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                buffer.copy_(kept[name])
 
 
 def scene(recipe_and_weights: State, step: int, batches: Sequence[Batch]) -> State:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spiketriton.gradients import elements_per_image
-from spiketriton.models import Network
+from spiketriton.models import Network, trial
 from spiketriton.verdict import Measurement
 from spiketriton_kernels import PROBE_FIELDS
 
@@ -102,18 +102,12 @@ class Prober:
 
     @contextlib.contextmanager
     def _untouched(self) -> Iterator[None]:
-        training = self.model.training
-        kept = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        self.model.train()
-        try:
-            yield
-        finally:
-            for _, layer in self.layers:
-                layer.probe = layer.on_fire = None
-            self.model.train(training)
-            with torch.no_grad():
-                for name, buffer in self.model.named_buffers():
-                    buffer.copy_(kept[name])
+        with trial(self.model):
+            try:
+                yield
+            finally:
+                for _, layer in self.layers:
+                    layer.probe = layer.on_fire = None
 
 
 NOISE = 0.05  # of the pixels' standard deviation

@@ -5,10 +5,10 @@ from torch import nn
 from spiketriton.config import Recipe
 from spiketriton.models.feedforward import MLP, PlainNet
 from spiketriton.models.layers import Parts
-from spiketriton.models.network import Network
+from spiketriton.models.network import Network, trial
 from spiketriton.models.resnet import ARCHITECTURES, IMAGENET_STEM_FROM, ResNet
 
-__all__ = ["Network", "build_model", "count_parameters"]
+__all__ = ["Network", "build_model", "count_parameters", "trial"]
 
 
 def build_model(recipe: Recipe, *, classes: int, channels: int, image_size: int) -> Network:

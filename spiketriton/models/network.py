@@ -1,8 +1,9 @@
 """The frame of every network: images in, currents of each class and time step out."""
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
+import torch
 from torch import Tensor, nn
 
 from spiketriton.errors import UserError
@@ -89,3 +90,18 @@ class Network(nn.Module):
         """All weights but the classifier's, which keep torch's own start as in torchvision."""
         layers = [m for m in self.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
         initialize([layer for layer in layers if layer is not self.fc])
+
+
+@contextmanager
+def trial(model: nn.Module) -> Iterator[None]:
+    """In training mode, and without a trace: the mode and all buffers are as before afterwards."""
+    training = model.training
+    kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model.train()
+    try:
+        yield
+    finally:
+        model.train(training)
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(kept[name])
