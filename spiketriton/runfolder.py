@@ -11,13 +11,14 @@ checkpoints/       last.pt, best.pt (see checkpoint.py)
 *.png              pictures
 """
 
+import contextlib
 import errno
 import fcntl
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -70,20 +71,31 @@ class RunFolder:
     def _prepare(self) -> None:
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            self.lock = (self.path / ".lock").open("w")  # until this process ends
+            trial = self.path / ".writable"
+            trial.write_text("")
+            trial.unlink()
         except OSError as error:
             raise UserError(
                 f"run folder {self.path} cannot be written: {error.strerror}; a new run takes "
                 "another one by --run-dir"
             ) from None
-        try:
-            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):  # else the file system has no locks
-                raise UserError(
-                    f"run folder {self.path} is in use by another process; a new run takes another "
-                    "one by --run-dir"
-                ) from None
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """The folder is this process's own in here, or until it ends, however it ends.
+
+        UserError: it is another one's.
+        """
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN):  # else there are no locks here
+                    raise UserError(
+                        f"run folder {self.path} is in use by another process; a new run takes "
+                        "another one by --run-dir"
+                    ) from None
+            yield
 
     def holds_a_run(self) -> bool:
         """A folder of the user's own files holds none; a file in its place does not either."""
@@ -158,6 +170,10 @@ class Onlooker(RunFolder):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.metrics = self.gradients = NoRows(path)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        yield
 
     def begin_session(self, recipe: Recipe, environment: Row) -> None:
         pass

@@ -58,17 +58,19 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> int:
     with ranks_of_torchrun() as ranks:
-        code = train(parse(arguments), ranks)
+        args = parse(arguments)
+        recipe, folder = ranks.decide(
+            partial(find_run, args.recipe, args.overrides, args.run_dir, args.resume)
+        )
+        folder = folder if ranks.first else Onlooker(folder.path)
+        with folder.held():
+            code = train(args, recipe, folder, ranks)
         ranks.meet()  # torchrun kills all when one has left with another code than 0
         return code
 
 
-def train(args: argparse.Namespace, ranks: Ranks) -> int:
-    recipe, folder = ranks.decide(
-        partial(find_run, args.recipe, args.overrides, args.run_dir, args.resume)
-    )
+def train(args: argparse.Namespace, recipe: Recipe, folder: RunFolder, ranks: Ranks) -> int:
     display = make_display() if ranks.first else Silent()
-    folder = folder if ranks.first else Onlooker(folder.path)
     try:
         ranks.claim_device(recipe.train.device)
         announce_run(display, recipe, folder.path)

@@ -36,7 +36,7 @@ def test_a_read_only_run_folder_is_named(tmp_path, monkeypatch):
     def refuse(path: Path, *_: object, **__: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system", str(path))
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(Path, "write_text", refuse)
     for begin in (
         lambda: RunFolder.open(tmp_path / "run"),
         lambda: RunFolder.create(tmp_path / "new", "x"),
