@@ -759,22 +759,24 @@ def _rows(neurons: int, channels: int, inner: int, block: int) -> Tiling:
     return Tiling(neurons // (channels * inner), channels, inner, block // block_l, block_l, False)
 
 
-def vector_width(x: torch.Tensor, held: int = 1) -> int:
-    """Neighbouring elements a thread owns: 16 bytes.
+def vector_width(x: torch.Tensor) -> int:
+    """Neighbouring elements a thread owns: 16 bytes."""
+    return 16 // x.element_size()
 
-    Where a walk back holds more than h of a whole chunk, beyond 4 steps: 4 elements (8 bytes in half precision, still
-    whole cache lines a warp) with batch norm or a learnt decay or threshold, 2 with a learnt width, whose slopes take
-    much arithmetic. More would take all registers or spill (profiling/LOG.md).
+
+def _walk_width(x: torch.Tensor, cell: Cell, emit: Emit) -> int:
+    """``vector_width`` of a walk back.
+
+    Where it holds more than h of a whole chunk, beyond 4 steps: 4 elements (8 bytes in half precision, still whole
+    cache lines a warp) with batch norm or a learnt decay or threshold, 2 with a learnt width, whose slopes take much
+    arithmetic. More would take all registers or spill (profiling/LOG.md).
     """
-    widest = 16 // x.element_size()
-    return min(widest, (widest, 4, 2)[held - 1]) if x.shape[0] > 4 else widest
-
-
-def _held(cell: Cell, emit: Emit) -> int:
-    """How much a walk back holds, see ``vector_width``."""
+    widest = vector_width(x)
+    if x.shape[0] <= 4:
+        return widest
     if emit.parameters and isinstance(cell.width, torch.Tensor):
-        return 3
-    return 2 if emit.parameters or cell.has_norm else 1
+        return 2
+    return min(widest, 4) if emit.parameters or cell.has_norm else widest
 
 
 def _kind(value: float | torch.Tensor) -> tuple[torch.Tensor | None, float, int]:
@@ -833,7 +835,7 @@ def backward(
 ) -> None:
     """Fill what ``out`` holds tensors for: one launch, and one small sum for each kind of partial."""
     T = x.shape[0]
-    tiles = tiling(x, cell.per_channel, vector_width(x, _held(cell, emit)))
+    tiles = tiling(x, cell.per_channel, _walk_width(x, cell, emit))
     walking = emit.sums or emit.parameters
     programs = tiles.programs(walking)
     parts = programs * (1 if tiles.by_column else tiles.columns)
