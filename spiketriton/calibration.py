@@ -254,40 +254,36 @@ class _Search:
 
     def value(self, measured: Measurement) -> float:
         """The goal, all layers together; 0 when nothing arrives, inf when it overflows."""
-        value = depth_gain(measured) if self.aim.by_gain else _mean(self._shares(measured))
+        value = depth_gain(measured) if self.aim.by_gain else transmission(measured, self.flat)
         return value if math.isfinite(value) else math.inf
 
     def each(self, measured: Measurement) -> np.ndarray:
         """The goal of each layer, [layers]; the last one has no gain and counts as on target."""
         if not self.aim.by_gain:
-            return self._shares(measured)
+            return shares(measured, self.flat)
         profile = measured.depth_profile
         nearer = np.append(profile[1:], profile[-1] / self.aim.target)
         return np.divide(profile, nearer, out=np.zeros_like(profile), where=nearer > 0)
 
-    def _shares(self, measured: Measurement) -> np.ndarray:
-        flat = self.flat
-        return np.divide(measured.transmission, flat, out=np.zeros_like(flat), where=flat > 0)
-
     def common_width(self) -> tuple[float, float, bool]:
         """One width for all layers, the goal there, and whether that is the target."""
-        place = START
-        self._scan(place)
-        step = 1 if self.scan[0][1] < self.aim.target else -1
-        while 0 <= (place := place + step) < len(SCAN):
-            self._scan(place)
-            # infinity counts as too wide
-            for (low, below), (high, above) in zip(self.scan, self.scan[1:], strict=False):
-                if below <= self.aim.target <= above:
-                    return self._between(low, below, high, above)
+        up = self._scan(START) < self.aim.target
+        for place in range(START + 1, len(SCAN)) if up else range(START - 1, -1, -1):
+            value = self._scan(place)
+            if value >= self.aim.target if up else value <= self.aim.target:
+                low, high = self.scan[-2:] if up else self.scan[:2]
+                return self._between(*low, *high)
         distance = [abs(math.log(max(v, 1e-300) / self.aim.target)) for _, v in self.scan]
         width, value = self.scan[int(np.argmin(distance))]
         self.measure(width)
         return width, value, False
 
-    def _scan(self, place: int) -> None:
+    def _scan(self, place: int) -> float:
+        """The goal at a place of SCAN; infinity counts as too wide."""
         width = SCAN[place] * self.unit
-        self.scan = sorted([*self.scan, (width, self.value(self.measure(width)))])
+        value = self.value(self.measure(width))
+        self.scan = sorted([*self.scan, (width, value)])
+        return value
 
     def _between(
         self, low: float, below: float, high: float, above: float
@@ -350,6 +346,12 @@ def _distance(value: float, target: float) -> float:
     return math.log(value / target) if value > 0 else -math.inf
 
 
-def _mean(shares: np.ndarray) -> float:
-    """Geometric mean; 0 as soon as one layer passes nothing on."""
-    return float(np.exp(np.log(shares).mean())) if (shares > 0).all() else 0.0
+def shares(measured: Measurement, flat: np.ndarray) -> np.ndarray:
+    """What each layer passes on of the gradient, by what it would with a flat surrogate, `flat`."""
+    return np.divide(measured.transmission, flat, out=np.zeros_like(flat), where=flat > 0)
+
+
+def transmission(measured: Measurement, flat: np.ndarray) -> float:
+    """The geometric mean of `shares`; 0 as soon as one layer passes nothing on."""
+    each = shares(measured, flat)
+    return float(np.exp(np.log(each).mean())) if (each > 0).all() else 0.0

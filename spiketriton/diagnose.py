@@ -14,7 +14,7 @@ from rich.text import Text
 
 from spiketriton.calibration import aim_of
 from spiketriton.commandline import Parser
-from spiketriton.diagnosis import Diagnosis, Switch, diagnose, find_subject, told
+from spiketriton.diagnosis import Diagnosis, Switch, diagnose, find_subject, two_digits
 from spiketriton.diagnosis_picture import draw
 from spiketriton.errors import EXIT_DONE, UserError, one_line, run_command
 from spiketriton.verdict import COLOURS, Measurement, judge, times
@@ -116,7 +116,7 @@ def show(found: Diagnosis, console: Console) -> None:
             times(judged.time.ratio) if judged.time.ratio is not None else "-",
             f"{1 - judged.dead_share:.0%}",
             f"{judged.firing_rate:.3f}",
-            told(switch.overlap),
+            two_digits(switch.overlap),
         )
     console.print(table)
     console.print(

@@ -18,6 +18,7 @@ from spiketriton.calibration import (
     aim_of,
     calibrate,
     probe_batches,
+    transmission,
     wants_calibration,
 )
 from spiketriton.checkpoint import Checkpoints
@@ -275,7 +276,7 @@ class Diagnosis:
 
     def forgotten(self) -> str:
         """What becomes of the image through depth, in a sentence."""
-        first, last = told(self.overlap[0]), told(self.overlap[-1])
+        first, last = two_digits(self.overlap[0]), two_digits(self.overlap[-1])
         text = f"an image with 5 % noise overlaps with itself by {first} at the first layer and by "
         text += f"{last} at the last"
         lost = forgets_at(self.overlap)
@@ -362,7 +363,7 @@ def diagnose(subject: Subject, batches: int = 1) -> Diagnosis:
 
     @cache
     def passed(scale: float) -> float:
-        return _share(clinic.measure(*detached, scale=scale, tame=True), flat)
+        return transmission(clinic.measure(*detached, scale=scale, tame=True), flat)
 
     def goal(scale: float) -> float:
         """What the calibration aims at, with all widths times `scale`, by what it should be."""
@@ -396,7 +397,7 @@ def diagnose(subject: Subject, batches: int = 1) -> Diagnosis:
     )
 
 
-def told(overlap: float) -> str:
+def two_digits(overlap: float) -> str:
     """Two digits; what is left of nothing may come out a little below it."""
     return "-" if math.isnan(overlap) else f"{max(overlap, 0.0):.2f}"
 
@@ -432,11 +433,6 @@ def _flatten(model: Network) -> None:
         width = FLAT * layer.v_threshold
         layer.surrogate = replace(layer.surrogate, width=width)
         layer.detach_reset = True
-
-
-def _share(measured: Measurement, flat: np.ndarray) -> float:
-    shares = np.divide(measured.transmission, flat, out=np.zeros_like(flat), where=flat > 0)
-    return float(np.exp(np.log(shares).mean())) if (shares > 0).all() else 0.0
 
 
 def _root(goal: Callable[[float], float], rounds: int = 5) -> float | None:
