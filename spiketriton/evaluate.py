@@ -15,6 +15,7 @@ from spiketriton.commandline import Parser
 from spiketriton.energy import BREAK_EVEN_RATES, MAC_PJ, WORD_PJ
 from spiketriton.errors import UserError, run_command
 from spiketriton.evaluation import Evaluation, evaluate
+from spiketriton.runfolder import make_writable
 from spiketriton.runs import Run, load_run
 
 EPILOG = """\
@@ -90,10 +91,7 @@ def output_folder(path: str | Path) -> Path:
     """The folder, made if need be. UserError: it cannot be written."""
     folder = Path(path)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        trial = folder / ".writable"
-        trial.write_text("")
-        trial.unlink()
+        make_writable(folder)
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written: {error.strerror}; --out takes another folder"

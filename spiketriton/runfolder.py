@@ -70,10 +70,8 @@ class RunFolder:
 
     def _prepare(self) -> None:
         try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            trial = self.path / ".writable"
-            trial.write_text("")
-            trial.unlink()
+            make_writable(self.path)
+            self.checkpoints.mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(
                 f"run folder {self.path} cannot be written: {error.strerror}; a new run takes "
@@ -281,6 +279,14 @@ def _write_or_leave(file: FileIO, content: bytes) -> None:
     except OSError:
         file.truncate(size)
         raise
+
+
+def make_writable(folder: Path) -> None:
+    """Makes the folder, if need be, and tries to write in it. OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    trial = folder / ".writable"
+    trial.write_text("")
+    trial.unlink()
 
 
 def _unused(root: Path, name: str) -> Path:
