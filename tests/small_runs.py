@@ -4,7 +4,9 @@ from tests.small_runs import small_recipe, small_trainer
 """
 
 import io
+import os
 import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -109,6 +111,13 @@ def untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of metrics without what depends on the clock and the machine."""
     clock = {"seconds", "images_per_s", "data_wait", "peak_memory_mib", "test_seconds"}
     return [{key: value for key, value in row.items() if key not in clock} for row in rows]
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """For a process that a test starts anywhere: this checkout, on one thread."""
+    root = Path(__file__).parent.parent
+    paths = os.pathsep.join([str(root), str(root / "kernels"), *sys.path])
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **variables}
 
 
 def wait_for(process: subprocess.Popen, word: str) -> str:

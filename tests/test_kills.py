@@ -24,9 +24,8 @@ from spiketriton.checkpoint import Checkpoints, read_checkpoint
 from spiketriton.config import to_toml
 from spiketriton.errors import EXIT_DONE
 from spiketriton.runfolder import Rows
-from tests.small_runs import assert_equal, small_recipe, untimed
+from tests.small_runs import assert_equal, environment, small_recipe, untimed
 
-ROOT = Path(__file__).parent.parent
 EVERY = 3
 KEYS = [
     "model.name=mlp",
@@ -145,13 +144,12 @@ class Killer:
 def killer(tmp_path_factory) -> Iterator[Killer]:
     recipe = tmp_path_factory.mktemp("recipe") / "small.toml"
     recipe.write_text(to_toml(small_recipe(*KEYS)))
-    path = os.pathsep.join([str(ROOT), *sys.path])
     with subprocess.Popen(
         [sys.executable, "-c", SERVER],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        env=environment(),
     ) as server:
         yield Killer(server, recipe)
         assert server.stdin is not None

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -25,9 +24,16 @@ from spiketriton.randomness import random_state, seed_everything
 from spiketriton.ranks import Ranks
 from spiketriton.runfolder import RunFolder
 from spiketriton.train import main
-from tests.small_runs import SMALL, assert_equal, last_state, small_recipe, small_trainer, untimed
+from tests.small_runs import (
+    SMALL,
+    assert_equal,
+    environment,
+    last_state,
+    small_recipe,
+    small_trainer,
+    untimed,
+)
 
-ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 GPU_ERROR = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has ...")
 CPU_ERROR = RuntimeError(
@@ -104,7 +110,7 @@ def test_a_run_that_is_too_large_says_so_in_one_line(recipe):
         [sys.executable, "-c", code, *words],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+        env=environment(),
     )
     assert ended.returncode == EXIT_USER, ended.stderr
     assert ended.stderr.startswith("error: out of memory on cpu: ")

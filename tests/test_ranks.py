@@ -31,6 +31,7 @@ from spiketriton.train import main
 from spiketriton.trainer import Trainer
 from tests.small_runs import (
     assert_equal,
+    environment,
     last_state,
     small_recipe,
     small_trainer,
@@ -117,8 +118,6 @@ def break_loss_at(trainer: Trainer, step: int, rank: int) -> None:
 
 def launch(*arguments: str, folder: Path) -> subprocess.Popen:
     """torchrun's module form, in a process group of its own, as a terminal would have it."""
-    root = Path(__file__).parent.parent
-    paths = [str(root), str(root / "kernels"), *sys.path]
     return subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         + ["--nproc-per-node=2", *arguments],
@@ -127,7 +126,7 @@ def launch(*arguments: str, folder: Path) -> subprocess.Popen:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
+        env=environment(),
     )
 
 

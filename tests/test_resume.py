@@ -27,6 +27,7 @@ from spiketriton.trainer import Trainer
 from tests.small_runs import (
     Lines,
     assert_equal,
+    environment,
     last_state,
     small_recipe,
     small_trainer,
@@ -273,11 +274,6 @@ def test_another_recipe_is_refused(tmp_path, given):
         small_trainer(tmp_path / "run", given, resume=True)
 
 
-def environment() -> dict[str, str]:
-    paths = os.pathsep.join(sys.path)
-    return {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": paths}
-
-
 def start(folder: Path, *arguments: str) -> subprocess.Popen:
     """The command itself, in a process group of its own, as a terminal would have it."""
     return subprocess.Popen(
@@ -287,7 +283,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        env=environment(),
+        env=environment(PYTHONUNBUFFERED="1"),
     )
 
 
@@ -325,7 +321,7 @@ def test_a_terminal_that_closes(tmp_path):
     if child == 0:
         os.chdir(tmp_path)
         command = ["-m", "spiketriton.train", recipe.name, "--run-dir", "run"]
-        os.execve(sys.executable, [sys.executable, *command], environment())
+        os.execve(sys.executable, [sys.executable, *command], environment(PYTHONUNBUFFERED="1"))
     seen = b""
     while b"steps" not in seen or not (tmp_path / "run" / "metrics.jsonl").exists():
         seen += os.read(terminal, 4096)
