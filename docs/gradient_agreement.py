@@ -13,9 +13,9 @@ import torch
 from spiketriton.config import load_recipe
 from spiketriton.data import build_data
 from spiketriton.errors import run_command
-from spiketriton.losses import build_loss
 from spiketriton.models import build_model
-from spiketriton.randomness import seed_everything
+from spiketriton.training.losses import build_loss
+from spiketriton.training.randomness import seed_everything
 
 BATCHES = 6
 WIDTHS = (0.2, 0.42, 0.6, 1, 2, 4, 10)

@@ -13,10 +13,10 @@ from typing import Any
 
 from spiketriton.config import Recipe, replace
 from spiketriton.data import build_data
-from spiketriton.display import Display
 from spiketriton.errors import UserError
-from spiketriton.pictures import BLUE, ORANGE, STYLE
-from spiketriton.runfolder import RunFolder
+from spiketriton.runs.folder import RunFolder
+from spiketriton.show.display import Display
+from spiketriton.show.run_pictures import BLUE, ORANGE, STYLE
 from spiketriton.trainer import Trainer
 
 SAMPLES = 200

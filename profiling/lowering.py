@@ -34,11 +34,11 @@ from spiketriton_kernels import (
     PROBE_FIELDS,
     SHAPES,
     Surrogate,
-    _ops,
-    _triton,
     multistep_bn_lif,
     multistep_lif,
+    operators,
 )
+from spiketriton_kernels.backends import triton_neuron
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -132,10 +132,10 @@ def recorded() -> Iterator[list[Launch]]:
     """Inside the with-block CPU tensors take the Triton path; launches are noted, not run."""
     launches: list[Launch] = []
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(_ops, "backend_for", return_value="triton"))
+        stack.enter_context(mock.patch.object(operators, "backend_for", return_value="triton"))
         for name in KERNELS:
-            recorder = _Recorder(getattr(_triton, name), launches)
-            stack.enter_context(mock.patch.object(_triton, name, recorder))
+            recorder = _Recorder(getattr(triton_neuron, name), launches)
+            stack.enter_context(mock.patch.object(triton_neuron, name, recorder))
         yield launches
 
 
@@ -215,7 +215,9 @@ def record(
         x = x.movedim(2, -1).contiguous().movedim(-1, 2)
     with recorded() as launches:
         function(x.requires_grad_(), **options)
-    return [one for one in launches if one.kernel is not _triton.join_statistics_kernel][index]
+    return [one for one in launches if one.kernel is not triton_neuron.join_statistics_kernel][
+        index
+    ]
 
 
 def _source(launch: Launch) -> ASTSource:

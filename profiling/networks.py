@@ -39,16 +39,16 @@ from profiling.contenders import (
 from profiling.memory import Memory, measure
 from profiling.peers import ATAN, Unavailable, Variant, variants, version
 from profiling.timing import Sampler, Timing
-from spiketriton import environment
 from spiketriton.config import Recipe, load_recipe, recipe_from_toml, replace, to_toml
 from spiketriton.errors import UserError
-from spiketriton.gradients import GradientMonitor
-from spiketriton.losses import build_loss
+from spiketriton.gradients.monitor import GradientMonitor
 from spiketriton.models import Network, build_model
 from spiketriton.models.feedforward import Layer
 from spiketriton.models.resnet import Block
 from spiketriton.neurons import Norm, SpikingNeuron
-from spiketriton.optim import build_optimizer
+from spiketriton.training import environment
+from spiketriton.training.losses import build_loss
+from spiketriton.training.optim import build_optimizer
 from spiketriton_kernels import multistep_lif_reference
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"

@@ -37,10 +37,10 @@ from profiling.loading import Loading  # noqa: E402
 from profiling.networks import Monitoring, TrainingStep, find_recipe  # noqa: E402
 from profiling.peers import PEERS, version  # noqa: E402
 from profiling.tracing import trace  # noqa: E402
-from spiketriton import environment  # noqa: E402
 from spiketriton.commandline import Parser  # noqa: E402
 from spiketriton.config import Recipe  # noqa: E402
 from spiketriton.errors import EXIT_ERROR, EXIT_SIGINT, UserError, run_command  # noqa: E402
+from spiketriton.training import environment  # noqa: E402
 
 EPILOG = """\
 commands:

@@ -41,8 +41,8 @@ from profiling.contenders import (
 )
 from profiling.peers import Unavailable
 from profiling.timing import FULL, QUICK, Timing, race
-from spiketriton import environment
 from spiketriton.errors import UserError, one_line
+from spiketriton.training import environment
 
 Row = dict[str, Any]
 

@@ -14,10 +14,10 @@ from profiling.contenders import Options
 from profiling.networks import Bench, Step, recipe_spec
 from profiling.tables import Grid, number, percent
 from spiketriton.config import Recipe
-from spiketriton_kernels import _triton
+from spiketriton_kernels.backends import triton_neuron
 
 OUR_OPERATORS = "spiketriton::"
-OUR_KERNELS = tuple(name for name in vars(_triton) if name.endswith("_kernel"))
+OUR_KERNELS = tuple(name for name in vars(triton_neuron) if name.endswith("_kernel"))
 STEPS = 3
 
 

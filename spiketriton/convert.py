@@ -33,17 +33,17 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from spiketriton import __version__
-from spiketriton.checkpoint import Checkpoints
 from spiketriton.commandline import Parser
 from spiketriton.config import Recipe, replace, to_toml
-from spiketriton.converted import ConvertedIF, converted_network
-from spiketriton.environment import describe
 from spiketriton.errors import UserError, run_command
-from spiketriton.graph import folded_weights, graph_of, layers
 from spiketriton.models import Network
-from spiketriton.quantised import quantised, retrain
-from spiketriton.runfolder import RunFolder
-from spiketriton.runs import Run, load_run
+from spiketriton.models.graph import folded_weights, graph_of, layers
+from spiketriton.runs.checkpoint import Checkpoints
+from spiketriton.runs.folder import RunFolder
+from spiketriton.trained.converted import ConvertedIF, converted_network
+from spiketriton.trained.quantised import quantised, retrain
+from spiketriton.trained.run import Run, load_run
+from spiketriton.training.environment import describe
 
 METHODS = {"balanced": 128, "calibrated": 16, "qcfs": 8}  # and the T that each is given by default
 SAMPLES = 1 << 18  # activations of a layer that are kept of each batch

@@ -12,12 +12,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from spiketriton.calibration import aim_of
 from spiketriton.commandline import Parser
-from spiketriton.diagnosis import Diagnosis, Switch, diagnose, find_subject, two_digits
-from spiketriton.diagnosis_picture import draw
 from spiketriton.errors import EXIT_DONE, UserError, one_line, run_command
-from spiketriton.verdict import COLOURS, Measurement, judge, times
+from spiketriton.gradients.calibration import aim_of
+from spiketriton.gradients.diagnosis import Diagnosis, Switch, diagnose, find_subject, two_digits
+from spiketriton.gradients.verdict import COLOURS, Measurement, judge, times
+from spiketriton.show.diagnosis_picture import draw
 
 EPILOG = """\
 examples:

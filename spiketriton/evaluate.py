@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from spiketriton.commandline import Parser
-from spiketriton.energy import BREAK_EVEN_RATES, MAC_PJ, WORD_PJ
 from spiketriton.errors import UserError, run_command
-from spiketriton.evaluation import Evaluation, evaluate
-from spiketriton.runfolder import make_writable
-from spiketriton.runs import Run, load_run
+from spiketriton.runs.folder import make_writable
+from spiketriton.trained.energy import BREAK_EVEN_RATES, MAC_PJ, WORD_PJ
+from spiketriton.trained.evaluation import Evaluation, evaluate
+from spiketriton.trained.run import Run, load_run
 
 EPILOG = """\
 examples:
@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> None:
 
 def write(folder: Path, evaluations: list[Evaluation]) -> list[Path]:
     """evaluation.json of the first run, comparison.json of all, and the pictures."""
-    from spiketriton.evaluation_pictures import draw_evaluations  # matplotlib takes a second
+    from spiketriton.show.evaluation_pictures import draw_evaluations  # matplotlib takes a second
 
     paths = [folder / "evaluation.json"]
     paths[0].write_text(evaluations[0].to_json(), "utf-8")

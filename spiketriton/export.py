@@ -16,9 +16,9 @@ from spiketriton.commandline import Parser
 from spiketriton.errors import EXIT_DONE, EXIT_ERROR, UserError, one_line, run_command
 from spiketriton.models import Network
 from spiketriton.neurons import one_by_one
-from spiketriton.nir_graph import import_nir, to_nir
-from spiketriton.nir_replay import replay
-from spiketriton.runs import Run, load_run
+from spiketriton.trained.nir_graph import import_nir, to_nir
+from spiketriton.trained.nir_replay import replay
+from spiketriton.trained.run import Run, load_run
 
 ENDINGS = {"nir": ".nir", "torch": ".pt2"}
 TIE = 1e-5  # of the threshold: nearer to it, rounding to float32 may decide whether a neuron fires

@@ -13,14 +13,15 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spiketriton import environment, evaluation_pictures, pictures
 from spiketriton.commandline import Parser
 from spiketriton.config import Recipe
 from spiketriton.errors import UserError, run_command
 from spiketriton.evaluate import chosen_steps, verdict
-from spiketriton.evaluation import Evaluation, evaluate, read_evaluation
-from spiketriton.runfolder import Row, RunFolder
-from spiketriton.runs import find_folder, load_run, read_recipe, read_state
+from spiketriton.runs.folder import Row, RunFolder
+from spiketriton.show import evaluation_pictures, run_pictures
+from spiketriton.trained.evaluation import Evaluation, evaluate, read_evaluation
+from spiketriton.trained.run import find_folder, load_run, read_recipe, read_state
+from spiketriton.training import environment
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,7 +76,7 @@ def page(folder: RunFolder, recipe: Recipe, evaluations: list[Evaluation]) -> st
     rows = folder.metrics.read()
     name, title = folder.path.resolve().name, f"{recipe.name} on {recipe.data.name}"
     synthetic = recipe.data.name == "synthetic"
-    with matplotlib.rc_context(pictures.STYLE):
+    with matplotlib.rc_context(run_pictures.STYLE):
         sections = {
             "Accuracy": "".join(_accuracy(evaluations, title)),
             "Cost": "".join(_cost(evaluations, title)),
@@ -188,7 +189,7 @@ def _cost(evaluations: list[Evaluation], title: str) -> Iterator[str]:
 
 
 def _training(folder: RunFolder, rows: list[Row], title: str) -> Iterator[str]:
-    figure = pictures.curves(rows, title)
+    figure = run_pictures.curves(rows, title)
     if figure is None:
         yield f"<p>{escape(_without_rows(folder))}</p>"
         return
@@ -203,7 +204,7 @@ def _without_rows(folder: RunFolder) -> str:
 
 
 def _gradients(folder: RunFolder, title: str) -> Iterator[str]:
-    figure = pictures.gradients(folder.gradients.read(), title)
+    figure = run_pictures.gradients(folder.gradients.read(), title)
     if figure is not None:
         yield _figure(figure, "gradient by layer and time step")
 

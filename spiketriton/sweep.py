@@ -21,12 +21,12 @@ from rich.table import Table
 from spiketriton.commandline import Parser
 from spiketriton.config import Recipe, load_recipe, to_toml
 from spiketriton.data import build_data
-from spiketriton.display import Display, duration, percent
-from spiketriton.environment import describe
 from spiketriton.errors import EXIT_DONE, UserError, one_line, run_command
-from spiketriton.nonfinite import Diverged
-from spiketriton.runfolder import RunFolder
+from spiketriton.runs.folder import RunFolder
+from spiketriton.show.display import Display, duration, percent
 from spiketriton.trainer import Trainer
+from spiketriton.training.environment import describe
+from spiketriton.training.nonfinite import Diverged
 
 EPILOG = """\
 examples:
@@ -199,7 +199,7 @@ def table(groups: Sequence[Group], synthetic: bool) -> Table:
 
 
 def main(arguments: list[str]) -> int:
-    from spiketriton.sweep_pictures import draw_sweep
+    from spiketriton.show.sweep_pictures import draw_sweep
 
     args = parse(arguments)
     out = Path(args.out or f"runs/sweep-{Path(args.recipe).stem}")

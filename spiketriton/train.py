@@ -8,7 +8,9 @@ from pathlib import Path
 from spiketriton.commandline import Parser
 from spiketriton.config import Recipe
 from spiketriton.data import build_data
-from spiketriton.display import (
+from spiketriton.errors import EXIT_NONFINITE, run_command
+from spiketriton.runs.folder import Onlooker, RunFolder, find_run
+from spiketriton.show.display import (
     Display,
     Silent,
     announce_parts,
@@ -18,14 +20,12 @@ from spiketriton.display import (
     summary,
     what_next,
 )
-from spiketriton.environment import describe
-from spiketriton.errors import EXIT_NONFINITE, run_command
-from spiketriton.memory_limit import is_out_of_memory, too_large
-from spiketriton.nonfinite import Diverged
-from spiketriton.pictures import draw_run
-from spiketriton.ranks import Ranks, ranks_of_torchrun
-from spiketriton.runfolder import Onlooker, RunFolder, find_run
+from spiketriton.show.run_pictures import draw_run
 from spiketriton.trainer import Trainer
+from spiketriton.training.environment import describe
+from spiketriton.training.memory_limit import is_out_of_memory, too_large
+from spiketriton.training.nonfinite import Diverged
+from spiketriton.training.ranks import Ranks, ranks_of_torchrun
 
 EPILOG = """\
 examples:

@@ -12,28 +12,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spiketriton import __version__, environment
-from spiketriton.calibration import Calibration, calibrate, probe_batches, wants_calibration
-from spiketriton.checkpoint import Checkpoints, refuse_another_recipe
+from spiketriton import __version__
 from spiketriton.config import Recipe, recipe_from_toml, to_toml
 from spiketriton.data import Data
-from spiketriton.display import Display, Outcome
 from spiketriton.errors import EXIT_DONE, EXIT_ERROR, UserError
-from spiketriton.gradients import GradientMonitor, clipped_norm
-from spiketriton.guard import FiniteGuard
-from spiketriton.interrupts import StopSignals
-from spiketriton.losses import build_loss
-from spiketriton.memory_limit import explained, is_out_of_memory, settle
-from spiketriton.meters import Meters, peak_memory_mib
+from spiketriton.gradients.calibration import (
+    Calibration,
+    calibrate,
+    probe_batches,
+    wants_calibration,
+)
+from spiketriton.gradients.monitor import GradientMonitor, clipped_norm
+from spiketriton.gradients.verdict import Watch
 from spiketriton.models import build_model
-from spiketriton.nonfinite import Diverged, locate, report, scene
-from spiketriton.optim import build_optimizer, build_schedule
-from spiketriton.plan import Plan, Progress
-from spiketriton.randomness import random_state, seed_everything, set_random_state
-from spiketriton.ranks import Ranks
-from spiketriton.runfolder import Row, RunFolder
-from spiketriton.tensorboard import TensorBoard
-from spiketriton.verdict import Watch
+from spiketriton.runs.checkpoint import Checkpoints, refuse_another_recipe
+from spiketriton.runs.folder import Row, RunFolder
+from spiketriton.runs.tensorboard import TensorBoard
+from spiketriton.show.display import Display, Outcome
+from spiketriton.training import environment
+from spiketriton.training.guard import FiniteGuard
+from spiketriton.training.interrupts import StopSignals
+from spiketriton.training.losses import build_loss
+from spiketriton.training.memory_limit import explained, is_out_of_memory, settle
+from spiketriton.training.meters import Meters, peak_memory_mib
+from spiketriton.training.nonfinite import Diverged, locate, report, scene
+from spiketriton.training.optim import build_optimizer, build_schedule
+from spiketriton.training.plan import Plan, Progress
+from spiketriton.training.randomness import random_state, seed_everything, set_random_state
+from spiketriton.training.ranks import Ranks
 
 
 class Trainer:

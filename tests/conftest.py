@@ -17,7 +17,7 @@ torch.set_num_threads(1)  # tests are small: a second thread mostly waits for th
 
 if not CUDA:
     os.environ["TRITON_INTERPRET"] = "1"
-    from spiketriton_kernels import _triton  # noqa: F401 - decorates the kernels as interpreted
+    from spiketriton_kernels.backends import triton_neuron  # noqa: F401 - decorates the kernels as interpreted
 
     del os.environ["TRITON_INTERPRET"]
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from spiketriton.checkpoint import read_checkpoint
 from spiketriton.config import Recipe, recipe_from_toml, replace
 from spiketriton.data import build_data
-from spiketriton.display import Display
-from spiketriton.ranks import Ranks
-from spiketriton.runfolder import Onlooker, RunFolder
+from spiketriton.runs.checkpoint import read_checkpoint
+from spiketriton.runs.folder import Onlooker, RunFolder
+from spiketriton.show.display import Display
 from spiketriton.trainer import Trainer
+from spiketriton.training.ranks import Ranks
 
 # 7 steps an epoch and 21 in all; 8 spiking layers of real images
 SMALL = """

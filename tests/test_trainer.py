@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spiketriton import checkpoint
 from spiketriton.data import build_data
 from spiketriton.errors import UserError
-from spiketriton.meters import Meters
-from spiketriton.nonfinite import Diverged
-from spiketriton.plan import Plan
-from spiketriton.runfolder import RunFolder, _write_or_leave
+from spiketriton.runs import checkpoint
+from spiketriton.runs.folder import RunFolder, _write_or_leave
+from spiketriton.training.meters import Meters
+from spiketriton.training.nonfinite import Diverged
+from spiketriton.training.plan import Plan
 from tests.small_runs import Lines, assert_equal, last_state, small_recipe, small_trainer, untimed
 
 TRAIN_KEYS = {
@@ -214,7 +214,7 @@ def test_rows_wait_while_the_disk_is_full(tmp_path, monkeypatch):
     rows.warn = warnings.append
     rows.append([{"step": 1}])
     with monkeypatch.context() as patch:
-        patch.setattr("spiketriton.runfolder._write_or_leave", half_then_full)
+        patch.setattr("spiketriton.runs.folder._write_or_leave", half_then_full)
         rows.append([{"step": 2}])
         rows.append([{"step": 3}])
     assert len(warnings) == 1

@@ -3,8 +3,8 @@
 Imports torch, triton, the standard library and itself: pip install it, or copy the folder into your project.
 """
 
-from ._arguments import PROBE_FIELDS
-from ._backend import backend_for, use_backend
+from .arguments import PROBE_FIELDS
+from .backends.choice import backend_for, use_backend
 from .bn_lif import multistep_bn_lif, multistep_bn_lif_reference
 from .lif import multistep_lif, multistep_lif_reference
 from .packed import pack_spikes, unpack_spikes

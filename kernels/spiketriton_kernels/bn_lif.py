@@ -16,10 +16,10 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from ._arguments import check_float, check_input, check_like, check_neuron, membrane_dtype
-from ._layout import dense
-from ._ops import channel_statistics, fire
+from .arguments import check_float, check_input, check_like, check_neuron, membrane_dtype
+from .layout import dense
 from .lif import DEFAULT_SURROGATE, multistep_lif_reference
+from .operators import channel_statistics, fire
 from .surrogate import Surrogate
 
 

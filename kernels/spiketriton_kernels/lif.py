@@ -21,8 +21,8 @@ from __future__ import annotations
 
 import torch
 
-from ._arguments import along_channels, check_neuron, membrane_dtype
-from ._ops import fire
+from .arguments import along_channels, check_neuron, membrane_dtype
+from .operators import fire
 from .surrogate import Surrogate, unit_primitive
 
 DEFAULT_SURROGATE = Surrogate("atan", height=1.0, width=1.0)

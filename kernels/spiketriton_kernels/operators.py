@@ -10,11 +10,11 @@ import torch
 import torch.distributed as dist
 from torch.autograd import forward_ad
 
-from . import _torch
-from ._arguments import PROBE_FIELDS, Neuron, membrane_dtype
-from ._backend import backend_for
-from ._cell import Cell, Emit, Gradients, Plan, small
-from ._layout import CHUNK, channel_axis, chunk_length, dense, like, step_like
+from .arguments import PROBE_FIELDS, Neuron, membrane_dtype
+from .backends import eager
+from .backends.cell import Cell, Emit, Gradients, Plan, small
+from .backends.choice import backend_for
+from .layout import CHUNK, channel_axis, chunk_length, dense, like, step_like
 
 
 def checkpoints(x: torch.Tensor, norm: bool) -> int:
@@ -27,14 +27,14 @@ def checkpoints(x: torch.Tensor, norm: bool) -> int:
 def _backend(x: torch.Tensor):
     name = backend_for(x)
     if name == "triton":
-        from . import _triton
+        from .backends import triton_neuron
 
-        return _triton
+        return triton_neuron
     if name == "native":
-        from . import _native
+        from .backends import native
 
-        return _native
-    return _torch
+        return native
+    return eager
 
 
 @torch.library.custom_op("spiketriton::neuron_forward", mutates_args=())
@@ -65,8 +65,8 @@ def neuron_forward(
     residual = None if residual is None else like(residual, x)
     spike_add = None if spike_add is None else like(spike_add, x)
     backend = _backend(x)
-    if backend is _torch:
-        spikes, v_last = _torch.forward(x, v_init, residual, spike_add, cell)
+    if backend is eager:
+        spikes, v_last = eager.forward(x, v_init, residual, spike_add, cell)
         saved = x.new_empty((0, x[0].numel()), dtype=membrane_dtype(x.dtype))
     else:
         rows = checkpoints(x, mean is not None) if save else 0
@@ -139,10 +139,10 @@ def neuron_backward(
         backend = _backend(x)
         if saved.shape[0] < checkpoints(x, mean is not None):
             backend = (
-                _torch  # the forward ran on another backend, or vmap hid that a gradient is wanted
+                eager  # the forward ran on another backend, or vmap hid that a gradient is wanted
             )
-        if backend is _torch:
-            out = _torch.backward(
+        if backend is eager:
+            out = eager.backward(
                 grad_s, grad_v_last, x, v_init, residual, cell, wanted, sums, count
             )
         else:

@@ -10,10 +10,10 @@ import math
 
 import torch
 
-from ._arguments import DTYPES
-from ._backend import backend_for
-from ._layout import gapless
-from ._triton_import import tl, triton
+from .arguments import DTYPES
+from .backends.choice import backend_for
+from .backends.triton_import import tl, triton
+from .layout import gapless
 
 _BLOCK = 512  # bytes a program writes
 
@@ -71,9 +71,9 @@ def _pack(spikes: torch.Tensor) -> torch.Tensor:
                 flat, bits, n, BLOCK=_BLOCK, num_warps=4
             )
     elif backend == "native":
-        from . import _native
+        from .backends import native
 
-        _native.pack(flat, bits)
+        native.pack(flat, bits)
     else:
         padded = torch.zeros(bits.numel() * 8, dtype=torch.bool, device=spikes.device)
         padded[:n] = flat != 0
@@ -102,9 +102,9 @@ def _unpack(
                 bits, flat, n, BLOCK=_BLOCK, num_warps=4
             )
     elif backend == "native":
-        from . import _native
+        from .backends import native
 
-        _native.unpack(bits, flat)
+        native.unpack(bits, flat)
     else:
         fired = bits.view(-1, 1).bitwise_and(_weights(bits.device)) != 0
         flat.copy_(fired.view(-1)[:n])

@@ -16,7 +16,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
-from spiketriton.errors import UserError, run_command
+from spiketriton.errors import UserError
 
 ResNet = Literal["resnet18", "resnet34", "resnet50", "resnet101"]  # either stem
 SmallResNet = Literal["resnet8", "resnet20", "resnet32", "resnet44", "resnet56"]  # CIFAR style
@@ -692,7 +692,3 @@ def main(argv: list[str]) -> None:
     if argv:
         raise UserError(f"unknown argument {argv[0]!r}; accepted: none, it prints docs/recipes.md")
     print(markdown(), end="")
-
-
-if __name__ == "__main__":
-    run_command(main)

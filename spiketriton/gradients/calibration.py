@@ -37,11 +37,11 @@ import torch
 
 from spiketriton.config import Recipe
 from spiketriton.data import Data
-from spiketriton.gradients import elements_per_image
-from spiketriton.losses import build_loss
+from spiketriton.gradients.monitor import elements_per_image
+from spiketriton.gradients.probing import Batch, Loss, Prober
+from spiketriton.gradients.verdict import Measurement, depth_gain
 from spiketriton.models import Network
-from spiketriton.probing import Batch, Loss, Prober
-from spiketriton.verdict import Measurement, depth_gain
+from spiketriton.training.losses import build_loss
 
 TOLERANCE = 0.01  # relative, of the value that was aimed at
 # of the threshold: the widths that are tried

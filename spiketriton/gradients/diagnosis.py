@@ -11,8 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spiketriton import environment
-from spiketriton.calibration import (
+from spiketriton.config import PlainNet, Recipe, load_recipe
+from spiketriton.config import replace as change
+from spiketriton.data import Data, build_data
+from spiketriton.errors import UserError, one_line
+from spiketriton.gradients.calibration import (
     FLAT,
     Calibration,
     aim_of,
@@ -21,18 +24,23 @@ from spiketriton.calibration import (
     transmission,
     wants_calibration,
 )
-from spiketriton.checkpoint import Checkpoints
-from spiketriton.config import PlainNet, Recipe, load_recipe
-from spiketriton.config import replace as change
-from spiketriton.data import Data, build_data
-from spiketriton.errors import UserError, one_line
-from spiketriton.losses import build_loss
+from spiketriton.gradients.probing import Batch, Prober
+from spiketriton.gradients.verdict import (
+    Cure,
+    Measurement,
+    Verdict,
+    cures,
+    depth_gain,
+    judge,
+    times,
+)
 from spiketriton.models import Network, build_model
 from spiketriton.neurons import Norm, SpikingNeuron
-from spiketriton.probing import Batch, Prober
-from spiketriton.randomness import seed_everything
-from spiketriton.runfolder import RunFolder
-from spiketriton.verdict import Cure, Measurement, Verdict, cures, depth_gain, judge, times
+from spiketriton.runs.checkpoint import Checkpoints
+from spiketriton.runs.folder import RunFolder
+from spiketriton.training import environment
+from spiketriton.training.losses import build_loss
+from spiketriton.training.randomness import seed_everything
 
 MOST = 32  # images of a batch
 FORGOTTEN = 0.1  # overlap below which a layer tells nothing of an image

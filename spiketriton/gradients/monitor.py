@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from spiketriton.models import Network
-from spiketriton.ranks import Ranks
+from spiketriton.training.ranks import Ranks
 from spiketriton_kernels import PROBE_FIELDS
 
 Row = dict[str, Any]

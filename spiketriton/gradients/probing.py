@@ -9,13 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spiketriton.gradients import elements_per_image
+from spiketriton.gradients.monitor import elements_per_image
+from spiketriton.gradients.verdict import Measurement
 from spiketriton.models import Network, trial
-from spiketriton.verdict import Measurement
+from spiketriton.training.losses import Batch, Loss
 from spiketriton_kernels import PROBE_FIELDS
-
-Batch = tuple[Tensor, Tensor]
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class Prober:

@@ -23,9 +23,9 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from spiketriton.checkpoint import refuse_another_recipe
 from spiketriton.config import Recipe, load_recipe, recipe_from_toml, replace, to_toml
 from spiketriton.errors import UserError
+from spiketriton.runs.checkpoint import refuse_another_recipe
 
 Row = dict[str, Any]
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from spiketriton.diagnosis import Diagnosis
-from spiketriton.pictures import BLUE, GREY, ORANGE, STYLE, _figure, _heat_map, _log10
+from spiketriton.gradients.diagnosis import Diagnosis
+from spiketriton.show.run_pictures import BLUE, GREY, ORANGE, STYLE, _figure, _heat_map, _log10
 
 
 def draw(found: Diagnosis, path: Path) -> None:

@@ -18,14 +18,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from spiketriton import environment
 from spiketriton.config import Recipe, to_toml
 from spiketriton.data import Data
 from spiketriton.errors import one_line
+from spiketriton.gradients.verdict import coloured
 from spiketriton.models import Network, count_parameters
-from spiketriton.plan import Plan, Progress
-from spiketriton.ranks import Ranks
-from spiketriton.verdict import coloured
+from spiketriton.training import environment
+from spiketriton.training.plan import Plan, Progress
+from spiketriton.training.ranks import Ranks
 from spiketriton_kernels import backend_for
 
 Row = dict[str, Any]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spiketriton.evaluation import Evaluation
-from spiketriton.pictures import BLUE, GREEN, GREY, ORANGE, STYLE, _figure, _heat_map
+from spiketriton.show.run_pictures import BLUE, GREEN, GREY, ORANGE, STYLE, _figure, _heat_map
+from spiketriton.trained.evaluation import Evaluation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spiketriton.config import Recipe
-from spiketriton.runfolder import Row, RunFolder
+from spiketriton.runs.folder import Row, RunFolder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

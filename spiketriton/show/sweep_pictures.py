@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spiketriton.pictures import GREY, STYLE, _figure
-from spiketriton.runfolder import RunFolder
+from spiketriton.runs.folder import RunFolder
+from spiketriton.show.run_pictures import GREY, STYLE, _figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from spiketriton.config import Recipe
-from spiketriton.graph import channels_of, graph_of
 from spiketriton.models import Network, build_model
+from spiketriton.models.graph import channels_of, graph_of
 from spiketriton.models.layers import folded
 from spiketriton.neurons import IF
 from spiketriton_kernels import multistep_lif

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
-from spiketriton.graph import Graph, Node, arrives, carries, layers, shapes_of
+from spiketriton.models.graph import Graph, Node, arrives, carries, layers, shapes_of
 
 MAC_PJ, AC_PJ, WORD_PJ = 4.6, 0.9, 5.0
 BREAK_EVEN_RATES = (0.057, 0.064)  # at T = 5, Yan et al. 2024

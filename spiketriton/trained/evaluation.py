@@ -17,13 +17,13 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from spiketriton import environment
 from spiketriton.data import TestSet
-from spiketriton.energy import Workload, ann_energy_pj, energy_pj, spike_sources, workload
 from spiketriton.errors import UserError
-from spiketriton.graph import Graph, graph_of
+from spiketriton.models.graph import Graph, graph_of
 from spiketriton.neurons import IF, Norm, one_by_one
-from spiketriton.runs import Run
+from spiketriton.trained.energy import Workload, ann_energy_pj, energy_pj, spike_sources, workload
+from spiketriton.trained.run import Run
+from spiketriton.training import environment
 
 CHUNK = 16  # time steps at once, so that memory does not grow with the window
 TIMED_BATCHES = 3

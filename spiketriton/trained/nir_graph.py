@@ -24,8 +24,8 @@ from torch import nn
 
 import spiketriton
 from spiketriton.errors import UserError
-from spiketriton.graph import Graph, Node, folded_weights, graph_of, layers, shapes_of
 from spiketriton.models import Network
+from spiketriton.models.graph import Graph, Node, folded_weights, graph_of, layers, shapes_of
 from spiketriton.neurons import SpikingNeuron
 
 

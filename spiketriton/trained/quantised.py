@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from spiketriton.config import replace
 from spiketriton.data import build_data
 from spiketriton.errors import UserError
-from spiketriton.graph import graph_of, layers
-from spiketriton.losses import build_loss
 from spiketriton.models import Network
-from spiketriton.optim import build_optimizer, build_schedule
-from spiketriton.runs import Run
+from spiketriton.models.graph import graph_of, layers
+from spiketriton.trained.run import Run
+from spiketriton.training.losses import build_loss
+from spiketriton.training.optim import build_optimizer, build_schedule
 
 LR_SHARE = 0.25  # of the recipe's learning rate: the weights are trained already
 

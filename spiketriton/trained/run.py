@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from spiketriton import environment
-from spiketriton.checkpoint import MOVABLE, Checkpoints, State, read_checkpoint
 from spiketriton.config import Recipe, replace
-from spiketriton.converted import converted_network
 from spiketriton.data import Data, build_data
 from spiketriton.errors import UserError
 from spiketriton.models import Network, build_model
-from spiketriton.runfolder import RunFolder
+from spiketriton.runs.checkpoint import MOVABLE, Checkpoints, State, read_checkpoint
+from spiketriton.runs.folder import RunFolder
+from spiketriton.trained.converted import converted_network
+from spiketriton.training import environment
 
 
 @dataclass(frozen=True, kw_only=True)

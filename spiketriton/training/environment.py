@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import spiketriton
 from spiketriton.config import TrainConfig
 from spiketriton.errors import UserError
-from spiketriton.ranks import Ranks
+from spiketriton.training.ranks import Ranks
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any
 
 from spiketriton.errors import EXIT_DONE, EXIT_SIGHUP, EXIT_SIGINT, EXIT_SIGTERM
-from spiketriton.ranks import Ranks
+from spiketriton.training.ranks import Ranks
 
 _EXIT_CODES = {
     signal.SIGHUP: EXIT_SIGHUP,

@@ -25,17 +25,17 @@ from pathlib import Path
 
 import torch
 
-from spiketriton import environment
 from spiketriton.config import Recipe
 from spiketriton.data import Data
 from spiketriton.errors import UserError
-from spiketriton.losses import build_loss
-from spiketriton.meters import peak_memory_mib
 from spiketriton.models import build_model
-from spiketriton.optim import build_optimizer
-from spiketriton.randomness import random_state, set_random_state
-from spiketriton.ranks import Ranks
-from spiketriton.runfolder import RunFolder
+from spiketriton.runs.folder import RunFolder
+from spiketriton.training import environment
+from spiketriton.training.losses import build_loss
+from spiketriton.training.meters import peak_memory_mib
+from spiketriton.training.optim import build_optimizer
+from spiketriton.training.randomness import random_state, set_random_state
+from spiketriton.training.ranks import Ranks
 
 # how allocators and libraries say it where the type of the exception does not; oneDNN's is the last
 _WORDS = (

@@ -1,4 +1,4 @@
-"""python -m spiketriton.nonfinite RUN/nonfinite.pt: where a step's numbers went wrong, once more.
+"""Where the numbers of a training step went wrong: the first layer and time step.
 
 When a run ends at a loss or gradient that is not finite, the step is repeated layer by layer with
 norm and neuron apart, so that every current between them can be looked at. Named is the first layer
@@ -6,7 +6,6 @@ and time step, in the order in which things are computed: forward the first valu
 first gradient, which meets the last layer and the last time step first.
 """
 
-import argparse
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -18,25 +17,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from spiketriton import environment
-from spiketriton.calibration import Calibration
-from spiketriton.checkpoint import State, read_checkpoint
-from spiketriton.commandline import Parser
-from spiketriton.config import Recipe, recipe_from_toml
-from spiketriton.errors import UserError, run_command
-from spiketriton.guard import Counts
-from spiketriton.losses import build_loss
-from spiketriton.memory_limit import is_out_of_memory
-from spiketriton.models import Network, build_model, trial
+from spiketriton.config import Recipe
+from spiketriton.models import Network, trial
 from spiketriton.neurons import SpikingNeuron, one_by_one
-from spiketriton.probing import Batch, Loss
+from spiketriton.runs.checkpoint import State
+from spiketriton.training.guard import Counts
+from spiketriton.training.losses import Batch, Loss
+from spiketriton.training.memory_limit import is_out_of_memory
 
 Autocast = Callable[[], AbstractContextManager[object]]
-
-EPILOG = """\
-FILE is the nonfinite.pt in the folder of a run that ended at a loss or gradient that was not
-finite. The step is repeated from it, and the layer and time step are named where that began.
-Exit codes: 0 done, 2 a mistake in the command or the file."""
 
 
 class Diverged(Exception):
@@ -253,46 +242,3 @@ def _advice(recipe: Recipe) -> str:
     if recipe.neuron.kind != "relu" and not isinstance(recipe.neuron.surrogate.width, str):
         tips.append("neuron.surrogate.width=auto")
     return ", ".join(tips[:-1]) + f" or {tips[-1]}" if len(tips) > 1 else tips[0]
-
-
-def repeat(state: State) -> Finding | None:
-    """Rebuilds the model of nonfinite.pt and repeats its step, on the recipe's device.
-
-    UserError: the state is that of a run, not of a bad step.
-    """
-    if "images" not in state:
-        raise UserError("the file holds a checkpoint, not a bad step; accepted: a nonfinite.pt")
-    recipe = recipe_from_toml(state["recipe"], state["name"])
-    device = environment.choose_device(recipe.train.device).value
-    precision = environment.choose_precision(recipe.train.precision, device).value
-    environment.set_up(recipe.train, device)
-    _, _, channels, size, _ = state["images"].shape
-    classes = len(state["model"]["fc.weight"])
-    model = build_model(recipe, classes=classes, channels=channels, image_size=size)
-    model.load_state_dict(state["model"])
-    if state["calibration"] is not None:
-        Calibration.of_state(state["calibration"]).apply(model)
-    layout = torch.channels_last if recipe.train.channels_last else torch.contiguous_format
-    model.to(device, memory_format=layout)  # type: ignore[call-overload]
-    there = partial(environment.to_device, device=device, layout=layout)
-    batches = [(there(x), there(y)) for x, y in zip(state["images"], state["labels"], strict=True)]
-    half = precision != torch.float32
-    autocast = partial(torch.autocast, device.type, precision, enabled=half)
-    return locate(model, batches, build_loss(recipe.loss), autocast)
-
-
-def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = Parser("nonfinite", "Repeat the step at which a run's numbers went wrong.", EPILOG)
-    parser.add_argument("file", metavar="FILE", type=Path, help="nonfinite.pt of a run")
-    return parser.parse_args(arguments)
-
-
-def main(arguments: list[str]) -> None:
-    state = read_checkpoint(parse(arguments).file)
-    finding = repeat(state)
-    words = finding.in_words() if finding else "repeated layer by layer, the step is finite"
-    print(f"step {state['step']}: {words}")
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -101,7 +101,7 @@ def test_a_stored_evaluation_is_shown_and_a_stale_one_is_not(tmp_path, monkeypat
     calls = []
 
     def spy(run, *rest):
-        from spiketriton.evaluation import evaluate
+        from spiketriton.trained.evaluation import evaluate
 
         calls.append(run)
         return evaluate(run, *rest)

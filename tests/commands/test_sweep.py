@@ -11,9 +11,9 @@ import pytest
 from spiketriton import sweep as module
 from spiketriton.config import Recipe, to_toml
 from spiketriton.errors import EXIT_SIGINT, UserError
-from spiketriton.nonfinite import Diverged
 from spiketriton.sweep import Cell, Group, grid, grouped, table
 from spiketriton.trainer import Trainer
+from spiketriton.training.nonfinite import Diverged
 from tests.small_runs import small_recipe
 
 FAST = ("train.max_steps=2", "model.name=mlp", "model.depth=2", "model.width=8")

@@ -24,7 +24,7 @@ from spiketriton.config import (
 )
 from spiketriton.errors import UserError, one_line, run_command
 
-DOCS = Path(__file__).parent.parent / "docs" / "recipes.md"
+DOCS = Path(__file__).parents[2] / "docs" / "recipes.md"
 
 GOOD = """
 [data]

@@ -17,7 +17,7 @@ from spiketriton.errors import UserError
 
 SHIPPED = [
     path.read_text("utf-8")
-    for path in sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
+    for path in sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
 ]
 EXAMPLES = 150
 MORE = 10  # times as many with --slow

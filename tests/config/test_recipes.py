@@ -6,7 +6,7 @@ import pytest
 
 from spiketriton.config import load_recipe, recipe_from_toml, replace, to_toml
 
-RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
 NAMES = [path.stem for path in RECIPES]
 
 each_recipe = pytest.mark.parametrize("path", RECIPES, ids=NAMES)

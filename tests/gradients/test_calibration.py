@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from spiketriton.calibration import (
+from spiketriton.config import Recipe, replace
+from spiketriton.data import build_data
+from spiketriton.gradients.calibration import (
     ADAMW,
     LAYER_RANGE,
     SGD,
@@ -20,12 +22,10 @@ from spiketriton.calibration import (
     probe_batches,
     wants_calibration,
 )
-from spiketriton.checkpoint import read_checkpoint
-from spiketriton.config import Recipe, replace
-from spiketriton.data import build_data
-from spiketriton.losses import build_loss
+from spiketriton.gradients.probing import Batch, Prober
 from spiketriton.models import Network, build_model
-from spiketriton.probing import Batch, Prober
+from spiketriton.runs.checkpoint import read_checkpoint
+from spiketriton.training.losses import build_loss
 from spiketriton_kernels import SHAPES, Surrogate
 from tests.small_runs import Lines, assert_equal, last_state, small_recipe, small_trainer
 

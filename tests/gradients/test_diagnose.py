@@ -10,15 +10,22 @@ import pytest
 import torch
 from rich.console import Console
 
-from spiketriton import calibration
-from spiketriton import diagnosis as module
-from spiketriton.calibration import ADAMW, SGD, Calibration
 from spiketriton.config import Recipe, to_toml
 from spiketriton.diagnose import main, show
-from spiketriton.diagnosis import Clinic, Subject, cut_time, diagnose, find_subject, forgets_at
 from spiketriton.errors import UserError
-from spiketriton.probing import _overlap
-from spiketriton.verdict import depth_gain
+from spiketriton.gradients import calibration
+from spiketriton.gradients import diagnosis as module
+from spiketriton.gradients.calibration import ADAMW, SGD, Calibration
+from spiketriton.gradients.diagnosis import (
+    Clinic,
+    Subject,
+    cut_time,
+    diagnose,
+    find_subject,
+    forgets_at,
+)
+from spiketriton.gradients.probing import _overlap
+from spiketriton.gradients.verdict import depth_gain
 from tests.small_runs import assert_equal, small_recipe, small_trainer
 
 PAGE = 80
@@ -132,7 +139,7 @@ def test_the_overlap_of_rates_by_hand():
 
 @pytest.mark.parametrize(("noise", "expected"), [(0.0, 1.0), (1e4, 0.0)])
 def test_a_copy_without_noise_is_the_image_and_one_of_noise_is_none(noise, expected, monkeypatch):
-    monkeypatch.setattr("spiketriton.probing.NOISE", noise)
+    monkeypatch.setattr("spiketriton.gradients.probing.NOISE", noise)
     clinic = Clinic(subject(*DEEP), 2)
     before = {
         name: value.clone()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import spiketriton.neurons.base as neuron_module
 from spiketriton.config import Recipe
-from spiketriton.gradients import (
+from spiketriton.gradients.monitor import (
     GradientMonitor,
     Summary,
     elements_per_image,

@@ -9,11 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from spiketriton.config import Recipe, replace
+from spiketriton.gradients.probing import Prober
+from spiketriton.gradients.verdict import (
+    LIMITS,
+    Measurement,
+    Watch,
+    coloured,
+    cures,
+    depth_gain,
+    judge,
+)
 from spiketriton.models.layers import Parts
 from spiketriton.models.network import Network
 from spiketriton.neurons import SpikingNeuron
-from spiketriton.probing import Prober
-from spiketriton.verdict import LIMITS, Measurement, Watch, coloured, cures, depth_gain, judge
 from spiketriton_kernels import Surrogate
 from tests.small_runs import small_recipe
 

@@ -7,12 +7,13 @@ import time
 import pytest
 import torch
 
-from spiketriton_kernels import _native, multistep_bn_lif, multistep_lif, use_backend
+from spiketriton_kernels import multistep_bn_lif, multistep_lif, use_backend
+from spiketriton_kernels.backends import native
 from tests.conftest import need_native
 
 
 @pytest.fixture(autouse=True)
-def native():
+def native_backend():
     need_native()
     with use_backend("native"):
         yield
@@ -82,7 +83,7 @@ def test_threads_change_no_bit():
 def test_a_pass_takes_a_thread_only_where_there_is_work_for_it(monkeypatch):
     used = []
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    real = _native.library(torch.float32)
+    real = native.library(torch.float32)
 
     class Recorder:
         @staticmethod
@@ -90,14 +91,14 @@ def test_a_pass_takes_a_thread_only_where_there_is_work_for_it(monkeypatch):
             used.append(call._obj.threads)
             real.spiketriton_run(call, pass_)
 
-    monkeypatch.setattr(_native, "library", lambda dtype: Recorder)
-    for neurons in (1, _native.GRAIN // 2 - 1, _native.GRAIN, 4 * _native.GRAIN):
+    monkeypatch.setattr(native, "library", lambda dtype: Recorder)
+    for neurons in (1, native.GRAIN // 2 - 1, native.GRAIN, 4 * native.GRAIN):
         multistep_lif(torch.zeros(2, neurons))
     assert used == [1, 1, 2, 3]
 
 
 def test_threads_that_call_at_once_wait_for_one_build(monkeypatch):
-    path, building, most = _native._build(torch.float32), 0, 0
+    path, building, most = native._build(torch.float32), 0, 0
 
     def build(dtype):
         nonlocal building, most
@@ -107,9 +108,9 @@ def test_threads_that_call_at_once_wait_for_one_build(monkeypatch):
         building -= 1
         return path
 
-    monkeypatch.setattr(_native, "_build", build)
-    monkeypatch.setattr(_native, "_load", functools.cache(_native._load.__wrapped__))
-    threads = [threading.Thread(target=_native.library, args=(torch.float32,)) for _ in range(4)]
+    monkeypatch.setattr(native, "_build", build)
+    monkeypatch.setattr(native, "_load", functools.cache(native._load.__wrapped__))
+    threads = [threading.Thread(target=native.library, args=(torch.float32,)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

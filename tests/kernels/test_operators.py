@@ -8,10 +8,10 @@ import torch
 from spiketriton_kernels import (
     PROBE_FIELDS,
     Surrogate,
-    _ops,
     backend_for,
     multistep_bn_lif,
     multistep_lif,
+    operators,
     pack_spikes,
     unpack_spikes,
     use_backend,
@@ -80,9 +80,9 @@ def leaf(value: Any, learns: bool) -> Any:
 
 @pytest.fixture
 def spies(monkeypatch):
-    found = {name: Spy(getattr(_ops, name)) for name in OPERATORS}
+    found = {name: Spy(getattr(operators, name)) for name in OPERATORS}
     for name, spy in found.items():
-        monkeypatch.setattr(_ops, name, spy)
+        monkeypatch.setattr(operators, name, spy)
     from spiketriton_kernels import bn_lif
 
     monkeypatch.setattr(bn_lif, "channel_statistics", found["channel_statistics"])
@@ -349,12 +349,12 @@ def test_without_gradients_nothing_is_kept(triton_backend):
     with use_backend("triton"):
         x = normal((33, 1, 2, 3)).requires_grad_()
         with torch.no_grad():
-            outs = Spy(_ops.neuron_forward)
+            outs = Spy(operators.neuron_forward)
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(_ops, "neuron_forward", outs)
+                patch.setattr(operators, "neuron_forward", outs)
                 spikes = multistep_lif(x)
             args, kwargs = outs.calls[0]
-            assert _ops.neuron_forward(*args, **kwargs)[2].numel() == 0
+            assert operators.neuron_forward(*args, **kwargs)[2].numel() == 0
         assert spikes.grad_fn is None
 
 

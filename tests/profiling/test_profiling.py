@@ -34,7 +34,7 @@ from profiling.timing import QUICK, Effort, Timing, buffers_beyond_cache, last_l
 from spiketriton.errors import EXIT_SIGINT, UserError
 from spiketriton_kernels import multistep_lif
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 OPTIONS = Options(CPU, quick=True)
 LIF = Case(op="lif", mode="training", T=3, shape=(2, 8, 4, 4))

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from spiketriton import environment
 from spiketriton.config import load_recipe, to_toml
 from spiketriton.errors import EXIT_DONE, EXIT_ERROR, EXIT_NONFINITE, EXIT_USER, UserError
-from spiketriton.runfolder import RunFolder
+from spiketriton.runs.folder import RunFolder
 from spiketriton.train import main
+from spiketriton.training import environment
 from tests.small_runs import SMALL, small_recipe, small_trainer
 
 
@@ -177,7 +177,7 @@ def test_a_disk_that_is_full_at_the_end(recipe, monkeypatch, capsys):
     )
 
     with monkeypatch.context() as patch:
-        patch.setattr("spiketriton.checkpoint._write_part", full)
+        patch.setattr("spiketriton.runs.checkpoint._write_part", full)
         assert main([recipe, "--run-dir", "run", "train.max_steps=8"]) == EXIT_ERROR
     shown = capsys.readouterr().out
     assert "stopped at step 8; saved: no checkpoint. To go on:" in shown

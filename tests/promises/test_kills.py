@@ -20,10 +20,10 @@ from typing import Any
 
 import pytest
 
-from spiketriton.checkpoint import Checkpoints, read_checkpoint
 from spiketriton.config import to_toml
 from spiketriton.errors import EXIT_DONE
-from spiketriton.runfolder import Rows
+from spiketriton.runs.checkpoint import Checkpoints, read_checkpoint
+from spiketriton.runs.folder import Rows
 from tests.small_runs import assert_equal, environment, small_recipe, untimed
 
 EVERY = 3
@@ -41,7 +41,7 @@ KEYS = [
 
 # ---- the process that is killed
 
-SERVER = "import tests.test_kills; tests.test_kills.serve()"
+SERVER = "import tests.promises.test_kills; tests.promises.test_kills.serve()"
 
 
 def serve() -> None:

@@ -21,14 +21,14 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-from spiketriton.checkpoint import read_checkpoint
 from spiketriton.config import to_toml
 from spiketriton.data import build_data
 from spiketriton.errors import EXIT_DONE, EXIT_SIGTERM, EXIT_USER, UserError, run_command
-from spiketriton.nonfinite import Diverged
-from spiketriton.ranks import TIMEOUT, Group, Ranks, ranks_of_torchrun
+from spiketriton.runs.checkpoint import read_checkpoint
 from spiketriton.train import main
 from spiketriton.trainer import Trainer
+from spiketriton.training.nonfinite import Diverged
+from spiketriton.training.ranks import TIMEOUT, Group, Ranks, ranks_of_torchrun
 from tests.small_runs import (
     assert_equal,
     environment,

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from spiketriton.errors import UserError
-from spiketriton.runfolder import RunFolder
+from spiketriton.runs.folder import RunFolder
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "reliability.md").read_text("utf-8")
 NAMED = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", PAGE)
 

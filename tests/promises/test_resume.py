@@ -19,11 +19,11 @@ from torch import Tensor
 
 from spiketriton.config import to_toml
 from spiketriton.errors import EXIT_DONE, EXIT_SIGHUP, EXIT_SIGINT, EXIT_SIGTERM, UserError
-from spiketriton.interrupts import StopSignals
-from spiketriton.ranks import Ranks
-from spiketriton.runfolder import RunFolder
+from spiketriton.runs.folder import RunFolder
 from spiketriton.train import main
 from spiketriton.trainer import Trainer
+from spiketriton.training.interrupts import StopSignals
+from spiketriton.training.ranks import Ranks
 from tests.small_runs import (
     Lines,
     assert_equal,

@@ -8,12 +8,12 @@ import torch
 
 from spiketriton.config import load_recipe
 from spiketriton.data import build_data
-from spiketriton.losses import build_loss
 from spiketriton.models import build_model
 from spiketriton.train import main
+from spiketriton.training.losses import build_loss
 from tests.small_data import accept_checksums, make_cifar100, make_imagenette
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 @pytest.fixture

@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 import torch
 
-from spiketriton.checkpoint import (
+from spiketriton.config import KEYS
+from spiketriton.errors import UserError
+from spiketriton.runs.checkpoint import (
     MOVABLE,
     Checkpoints,
     DamagedCheckpoint,
     read_checkpoint,
     refuse_another_recipe,
 )
-from spiketriton.config import KEYS
-from spiketriton.errors import UserError
-from spiketriton.randomness import random_state, set_random_state
+from spiketriton.training.randomness import random_state, set_random_state
 from tests.small_runs import assert_equal, small_recipe
 
 

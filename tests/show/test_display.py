@@ -14,7 +14,8 @@ from PIL import Image
 from rich.console import Console
 
 from spiketriton.config import replace
-from spiketriton.display import (
+from spiketriton.runs.folder import RunFolder
+from spiketriton.show.display import (
     Display,
     LiveDisplay,
     Outcome,
@@ -25,9 +26,8 @@ from spiketriton.display import (
     summary,
     what_next,
 )
-from spiketriton.pictures import draw_run, gradients
-from spiketriton.plan import Plan, Progress
-from spiketriton.runfolder import RunFolder
+from spiketriton.show.run_pictures import draw_run, gradients
+from spiketriton.training.plan import Plan, Progress
 from tests.small_runs import small_recipe, small_trainer
 
 PLAN = Plan(

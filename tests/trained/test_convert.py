@@ -15,12 +15,12 @@ from spiketriton.convert import (
     recording,
     thresholds,
 )
-from spiketriton.converted import ConvertedIF
 from spiketriton.errors import UserError
 from spiketriton.evaluate import main as evaluate_main
-from spiketriton.evaluation import evaluate
-from spiketriton.quantised import QuantisedReLU, retrain
-from spiketriton.runs import load_run
+from spiketriton.trained.converted import ConvertedIF
+from spiketriton.trained.evaluation import evaluate
+from spiketriton.trained.quantised import QuantisedReLU, retrain
+from spiketriton.trained.run import load_run
 from tests.small_runs import assert_equal, small_trainer
 
 

@@ -7,10 +7,10 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from spiketriton.config import Recipe, recipe_from_toml, replace
-from spiketriton.energy import ann_energy_pj, energy_pj, spike_sources, workload
-from spiketriton.evaluation import SpikeCounter
-from spiketriton.graph import graph_of
 from spiketriton.models import Network, build_model
+from spiketriton.models.graph import graph_of
+from spiketriton.trained.energy import ann_energy_pj, energy_pj, spike_sources, workload
+from spiketriton.trained.evaluation import SpikeCounter
 
 T, B, SIZE = 3, 2, 13  # an odd size: strides leave borders out
 

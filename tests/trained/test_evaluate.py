@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from spiketriton.checkpoint import read_checkpoint
 from spiketriton.errors import UserError
 from spiketriton.evaluate import main, overtakes
-from spiketriton.evaluation import Evaluation, evaluate, read_evaluation, wilson
-from spiketriton.runs import load_run
+from spiketriton.runs.checkpoint import read_checkpoint
+from spiketriton.trained.evaluation import Evaluation, evaluate, read_evaluation, wilson
+from spiketriton.trained.run import load_run
 from tests.small_runs import small_trainer
 
 
@@ -50,7 +50,7 @@ def test_every_step_is_the_answer_of_a_window_of_its_length(runs, evaluation):
 
 
 def test_chunks_change_nothing(runs, evaluation, monkeypatch):
-    monkeypatch.setattr("spiketriton.evaluation.CHUNK", 2)
+    monkeypatch.setattr("spiketriton.trained.evaluation.CHUNK", 2)
     again = evaluate(load_run(runs / "lif"), steps=5, batch_size=7)
     measured = {"images_per_s": 0.0}
     assert {**vars(again), **measured} == {**vars(evaluation), **measured}

@@ -11,8 +11,8 @@ from spiketriton.config import recipe_from_toml, replace
 from spiketriton.errors import EXIT_DONE, EXIT_ERROR, UserError
 from spiketriton.export import compare, main
 from spiketriton.models import Network, build_model
-from spiketriton.nir_graph import to_nir
-from spiketriton.nir_replay import replay
+from spiketriton.trained.nir_graph import to_nir
+from spiketriton.trained.nir_replay import replay
 from tests.small_runs import small_trainer
 
 nir = pytest.importorskip("nir", reason="the extra nir is not installed")

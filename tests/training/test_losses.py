@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from spiketriton.config import LossConfig
-from spiketriton.losses import build_loss
+from spiketriton.training.losses import build_loss
 
 T, B, K = 3, 4, 5
 

@@ -14,16 +14,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from spiketriton import memory_limit
 from spiketriton.data import build_data
 from spiketriton.errors import EXIT_DONE, EXIT_USER, UserError
-from spiketriton.memory_limit import OutOfMemory, explained, is_out_of_memory, settle
+from spiketriton.gradients.probing import Prober
 from spiketriton.models import build_model
-from spiketriton.probing import Prober
-from spiketriton.randomness import random_state, seed_everything
-from spiketriton.ranks import Ranks
-from spiketriton.runfolder import RunFolder
+from spiketriton.runs.folder import RunFolder
 from spiketriton.train import main
+from spiketriton.training import memory_limit
+from spiketriton.training.memory_limit import OutOfMemory, explained, is_out_of_memory, settle
+from spiketriton.training.randomness import random_state, seed_everything
+from spiketriton.training.ranks import Ranks
 from tests.small_runs import (
     SMALL,
     assert_equal,
@@ -101,7 +101,8 @@ def test_a_run_that_is_too_large_says_so_in_one_line(recipe):
     """Really: 252 MB for one tensor, of the 150 MB that the system gives to that process."""
     small_trainer(Path("warm")).fit(until=1)  # a compiler would not live on so little
     code = (
-        "import sys; from functools import partial; from spiketriton import memory_limit, train\n"
+        "import sys; from functools import partial; from spiketriton import train\n"
+        "from spiketriton.training import memory_limit\n"
         "from spiketriton.errors import run_command\n"
         "memory_limit._within(150 * 2**20, partial(run_command, train.main), sys.argv[1:])"
     )

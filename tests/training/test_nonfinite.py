@@ -12,17 +12,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from spiketriton import checkpoint, nonfinite
+from spiketriton import nonfinite
 from spiketriton.config import TrainConfig
 from spiketriton.data import TrainStream
 from spiketriton.errors import EXIT_DONE, EXIT_NONFINITE, UserError
-from spiketriton.guard import SCALER_TRIES, FiniteGuard
-from spiketriton.nonfinite import Diverged, Finding, locate
-from spiketriton.optim import build_optimizer
-from spiketriton.probing import Prober
-from spiketriton.runfolder import RunFolder
+from spiketriton.gradients.probing import Prober
+from spiketriton.runs import checkpoint
+from spiketriton.runs.folder import RunFolder
 from spiketriton.train import main
 from spiketriton.trainer import Trainer
+from spiketriton.training.guard import SCALER_TRIES, FiniteGuard
+from spiketriton.training.nonfinite import Diverged, Finding, locate
+from spiketriton.training.optim import build_optimizer
 from tests.small_runs import SMALL, Lines, assert_equal, last_state, small_trainer
 from tests.test_trainer import weights
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 from spiketriton.config import TrainConfig
-from spiketriton.optim import build_optimizer, build_schedule
+from spiketriton.training.optim import build_optimizer, build_schedule
 
 SCHEDULES = ["one_cycle", "cosine", "constant"]
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from ._arguments import membrane_dtype
+from ..arguments import membrane_dtype
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ._triton_import import HAVE_TRITON, INTERPRETED
+from .triton_import import HAVE_TRITON, INTERPRETED
 
 log = logging.getLogger("spiketriton_kernels")
 
@@ -64,11 +64,11 @@ def backend_for(x: torch.Tensor) -> str:
             f"the triton backend needs a CUDA tensor (or TRITON_INTERPRET=1), got {x.device}"
         )
     if _forced == "native":
-        from . import _native
+        from . import native
 
         if x.device.type != "cpu":
             raise RuntimeError(f"the native backend needs a CPU tensor, got {x.device}")
-        _native.library(x.dtype)  # raises with the compiler's message when it cannot be built
+        native.library(x.dtype)  # raises with the compiler's message when it cannot be built
     if _forced != "auto":
         return "torch" if _forced == "triton" and x.dtype == torch.float64 else _forced
     if on_gpu and HAVE_TRITON:
@@ -80,6 +80,6 @@ def backend_for(x: torch.Tensor) -> str:
         return "torch"
     if interpreting() and HAVE_TRITON and x.dtype != torch.float64:
         return "triton"
-    from . import _native
+    from . import native
 
-    return "native" if _native.available(x.dtype) else "torch"
+    return "native" if native.available(x.dtype) else "torch"

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from ._arguments import PROBE_FIELDS, along_channels, membrane_dtype
-from ._cell import Cell, Emit, Gradients
-from .surrogate import REACH, unit_primitive, unit_slope
+from ..arguments import PROBE_FIELDS, along_channels, membrane_dtype
+from ..surrogate import REACH, unit_primitive, unit_slope
+from .cell import Cell, Emit, Gradients
 
 
 def _channels_last_dim(step: torch.Tensor) -> list[int]:

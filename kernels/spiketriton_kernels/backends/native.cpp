@@ -25,7 +25,7 @@ constexpr double REACH = 0.01;
 
 }  // namespace
 
-// Mirrored field by field in _native.py.
+// Mirrored field by field in native.py.
 struct Call {
     int64_t steps, neurons, channels, inner;
     int64_t decay_size, threshold_size, width_size, parameter_size;

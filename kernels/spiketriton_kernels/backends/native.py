@@ -23,11 +23,11 @@ from typing import Any
 
 import torch
 
-from ._arguments import membrane_dtype
-from ._backend import log, say_once
-from ._cell import Cell, Emit, Gradients
-from ._layout import channel_axis
-from .surrogate import SHAPES
+from ..arguments import membrane_dtype
+from ..layout import channel_axis
+from ..surrogate import SHAPES
+from .cell import Cell, Emit, Gradients
+from .choice import log, say_once
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _RESETS = {"soft": 0, "hard": 1, "none": 2}
@@ -196,7 +196,7 @@ def _load(dtype: torch.dtype) -> ctypes.CDLL | CompilerError:
     loaded.spiketriton_run.argtypes = [ctypes.POINTER(_Call), ctypes.c_int]
     loaded.spiketriton_run.restype = None
     if loaded.spiketriton_call_size() != ctypes.sizeof(_Call):
-        raise AssertionError("native.cpp and _native.py disagree on Call")
+        raise AssertionError("native.cpp and native.py disagree on Call")
     return loaded
 
 

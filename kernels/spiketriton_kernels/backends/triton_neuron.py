@@ -20,11 +20,11 @@ from dataclasses import dataclass
 
 import torch
 
-from ._arguments import PROBE_FIELDS, membrane_dtype
-from ._cell import Cell, Emit, Gradients
-from ._layout import channel_axis, chunk_length
-from ._triton_import import tl, triton
-from .surrogate import REACH, phi, primitive
+from ..arguments import PROBE_FIELDS, membrane_dtype
+from ..layout import channel_axis, chunk_length
+from ..surrogate import REACH, phi, primitive
+from .cell import Cell, Emit, Gradients
+from .triton_import import tl, triton
 
 FLOAT, SCALAR, PER_CHANNEL = 1, 2, 3
 

@@ -1,0 +1,39 @@
+"""Recipes: TOML files, read strictly into frozen dataclasses."""
+
+from spiketriton.config.recipe import (
+    KEYS,
+    TABLES,
+    CheckpointConfig,
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    MonitorConfig,
+    NeuronConfig,
+    PlainNet,
+    Recipe,
+    SurrogateConfig,
+    TrainConfig,
+    load_recipe,
+    recipe_from_toml,
+    replace,
+    to_toml,
+)
+
+__all__ = [
+    "KEYS",
+    "TABLES",
+    "CheckpointConfig",
+    "DataConfig",
+    "LossConfig",
+    "ModelConfig",
+    "MonitorConfig",
+    "NeuronConfig",
+    "PlainNet",
+    "Recipe",
+    "SurrogateConfig",
+    "TrainConfig",
+    "load_recipe",
+    "recipe_from_toml",
+    "replace",
+    "to_toml",
+]
