@@ -1,7 +1,52 @@
-"""python -m spiketriton.config: prints docs/recipes.md."""
+"""python -m spiketriton.config: prints docs/recipes.md, the page that explains every key."""
 
-from spiketriton.config.recipe import main
-from spiketriton.errors import run_command
+import re
+
+from spiketriton.config.recipe import KEYS, TABLES, _shown
+from spiketriton.errors import UserError, run_command
+
+INTRODUCTION = """# Recipes
+
+One TOML file describes one run: `python -m spiketriton.train RECIPE [key=value ...]`.
+
+* Only `data.name` and `model.name` must be given; every other key has a default.
+* `key=value` on the command line overrides the file: `train.epochs=1 data.root=/data`. Values are
+  TOML; the quotes of a string may be left out. The last override of a key wins.
+* A recipe is checked before any work starts. An unknown key, a wrong type, a value out of range,
+  keys that contradict each other, or a key without effect end the command with one line and exit
+  code 2. Types are exact: a string is no number, `true` is no integer; `1` may stand for `1.0`.
+* A key of the file that an override leaves without effect falls back to its default:
+  `train.optimizer=adamw` drops the `train.momentum` of the file.
+* `neuron.kind=relu` turns every recipe into its ANN twin: the same network without time. Nothing
+  else has to change; `time_steps`, the other keys of `[neuron]`, `model.memory` and the spiking
+  part of `model.norm` (then plain batch norm) stay in the file and have no effect.
+* The resolved recipe, with every key that has an effect, is saved in the run folder: `recipe.toml`.
+
+This page is printed by `python -m spiketriton.config`.
+"""
+
+
+def markdown() -> str:
+    """docs/recipes.md: every key with its default, what is accepted and what it means."""
+    lines = [INTRODUCTION]
+    for path, table in TABLES.items():
+        lines += [f"## `[{path}]`" if path else "## Top level", ""]
+        lines += ["| key | default | accepted | meaning |", "| --- | --- | --- | --- |"]
+        for dotted, spec in KEYS.items():
+            if spec.table is table:
+                default = "must be given" if spec.required else f"`{_shown(spec.default)}`"
+                accepted = re.sub(r'("\w+")', r"`\1`", spec.accepted)
+                doc = spec.field.metadata["doc"]
+                lines.append(f"| `{dotted}` | {default} | {accepted} | {doc} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> None:
+    if argv:
+        raise UserError(f"unknown argument {argv[0]!r}; accepted: none, it prints docs/recipes.md")
+    print(markdown(), end="")
+
 
 if __name__ == "__main__":
     run_command(main)

@@ -22,6 +22,7 @@ from spiketriton.config import (
     replace,
     to_toml,
 )
+from spiketriton.config.__main__ import markdown
 from spiketriton.errors import UserError, one_line, run_command
 
 DOCS = Path(__file__).parents[2] / "docs" / "recipes.md"
@@ -394,7 +395,7 @@ def test_a_byte_order_mark_and_dos_line_ends_are_read(tmp_path):
 
 
 def test_the_page_of_all_keys_is_up_to_date():
-    assert DOCS.read_text(encoding="utf-8") == config.markdown(), (
+    assert DOCS.read_text(encoding="utf-8") == markdown(), (
         "run: python -m spiketriton.config > docs/recipes.md"
     )
 
@@ -410,7 +411,7 @@ def test_the_command_prints_the_page():
     done = subprocess.run(
         [sys.executable, "-m", "spiketriton.config"], capture_output=True, encoding="utf-8"
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, config.markdown(), "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, markdown(), "")
 
 
 def test_a_user_error_is_one_line_and_code_2(capsys):
