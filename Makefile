@@ -4,6 +4,7 @@ check:  ## what CI runs, in the current environment; needs no GPU
 	ruff check .
 	ruff format --check .
 	mypy
+	lint-imports
 	pytest
 
 fix:

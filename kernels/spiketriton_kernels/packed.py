@@ -12,8 +12,8 @@ import torch
 
 from .arguments import DTYPES
 from .backends.choice import backend_for
-from .backends.triton_import import tl, triton
 from .layout import gapless
+from .triton_import import tl, triton
 
 _BLOCK = 512  # bytes a program writes
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .backends.triton_import import tl, triton
+from .triton_import import tl, triton
 
 SHAPES = ("fast_sigmoid", "atan", "sigmoid", "triangle", "rectangle", "gaussian")
 

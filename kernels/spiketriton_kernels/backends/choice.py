@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import torch
 
-from .triton_import import HAVE_TRITON, INTERPRETED
+from ..triton_import import HAVE_TRITON, INTERPRETED
 
 log = logging.getLogger("spiketriton_kernels")
 

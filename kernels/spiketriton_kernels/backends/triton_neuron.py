@@ -23,8 +23,8 @@ import torch
 from ..arguments import PROBE_FIELDS, membrane_dtype
 from ..layout import channel_axis, chunk_length
 from ..surrogate import REACH, phi, primitive
+from ..triton_import import tl, triton
 from .cell import Cell, Emit, Gradients
-from .triton_import import tl, triton
 
 FLOAT, SCALAR, PER_CHANNEL = 1, 2, 3
 
