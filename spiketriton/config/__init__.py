@@ -1,5 +1,6 @@
 """Recipes: TOML files, read strictly into frozen dataclasses."""
 
+from spiketriton.config.reading import load_recipe, recipe_from_toml, replace, to_toml
 from spiketriton.config.recipe import (
     KEYS,
     TABLES,
@@ -9,15 +10,11 @@ from spiketriton.config.recipe import (
     ModelConfig,
     MonitorConfig,
     NeuronConfig,
-    PlainNet,
     Recipe,
     SurrogateConfig,
     TrainConfig,
-    load_recipe,
-    recipe_from_toml,
-    replace,
-    to_toml,
 )
+from spiketriton.config.rules import PlainNet
 
 __all__ = [
     "KEYS",

@@ -2,7 +2,8 @@
 
 import re
 
-from spiketriton.config.recipe import KEYS, TABLES, _shown
+from spiketriton.config.recipe import KEYS, TABLES
+from spiketriton.config.words import shown
 from spiketriton.errors import UserError, run_command
 
 INTRODUCTION = """# Recipes
@@ -13,13 +14,14 @@ One TOML file describes one run: `python -m spiketriton.train RECIPE [key=value 
 * `key=value` on the command line overrides the file: `train.epochs=1 data.root=/data`. Values are
   TOML; the quotes of a string may be left out. The last override of a key wins.
 * A recipe is checked before any work starts. An unknown key, a wrong type, a value out of range,
-  keys that contradict each other, or a key without effect end the command with one line and exit
-  code 2. Types are exact: a string is no number, `true` is no integer; `1` may stand for `1.0`.
+  keys that contradict each other, or a key without effect ends the command with one line and exit
+  code 2. Types are exact: a string is not a number, `true` is not an integer; `1` may stand
+  for `1.0`.
 * A key of the file that an override leaves without effect falls back to its default:
   `train.optimizer=adamw` drops the `train.momentum` of the file.
 * `neuron.kind=relu` turns every recipe into its ANN twin: the same network without time. Nothing
-  else has to change; `time_steps`, the other keys of `[neuron]`, `model.memory` and the spiking
-  part of `model.norm` (then plain batch norm) stay in the file and have no effect.
+  else has to change: `time_steps`, the other keys of `[neuron]` and `model.memory` may stay in the
+  file and have no effect, and `model.norm` is plain batch norm unless it is `none`.
 * The resolved recipe, with every key that has an effect, is saved in the run folder: `recipe.toml`.
 
 This page is printed by `python -m spiketriton.config`.
@@ -27,14 +29,14 @@ This page is printed by `python -m spiketriton.config`.
 
 
 def markdown() -> str:
-    """docs/recipes.md: every key with its default, what is accepted and what it means."""
+    """docs/recipes.md: every key with its default, the accepted values and the meaning."""
     lines = [INTRODUCTION]
     for path, table in TABLES.items():
         lines += [f"## `[{path}]`" if path else "## Top level", ""]
         lines += ["| key | default | accepted | meaning |", "| --- | --- | --- | --- |"]
         for dotted, spec in KEYS.items():
             if spec.table is table:
-                default = "must be given" if spec.required else f"`{_shown(spec.default)}`"
+                default = "must be given" if spec.required else f"`{shown(spec.default)}`"
                 accepted = re.sub(r'("\w+")', r"`\1`", spec.accepted)
                 doc = spec.field.metadata["doc"]
                 lines.append(f"| `{dotted}` | {default} | {accepted} | {doc} |")

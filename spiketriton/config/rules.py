@@ -1,0 +1,84 @@
+"""Which keys go together: keys without effect, and keys that contradict each other.
+
+The rules read a recipe as {dotted key: value}, whether it comes from a file or from Python.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, get_args
+
+from spiketriton.config.words import shown
+
+ResNet = Literal["resnet18", "resnet34", "resnet50", "resnet101"]  # either stem
+SmallResNet = Literal["resnet8", "resnet20", "resnet32", "resnet44", "resnet56"]  # CIFAR style
+PlainNet = Literal["plain", "mlp"]  # of any depth, without skip connections
+
+
+def idle(values: Mapping[str, Any]) -> dict[str, str]:
+    """The keys that have no effect in this recipe, each with the reason.
+
+    A recipe that sets one is refused: a key that is never read misleads. Keys that only the ANN
+    twin (neuron.kind "relu") ignores are allowed, so that a recipe and its twin differ in one word.
+    """
+    rules = [
+        (["data.variant"], "data.name", ("imagenette",)),
+        (["data.classes"], "data.name", ("synthetic",)),
+        (["model.stem"], "model.name", get_args(ResNet)),
+        (["model.depth"], "model.name", get_args(PlainNet)),
+        (["model.checkpoint_blocks"], "model.name", get_args(ResNet) + get_args(SmallResNet)),
+        (["neuron.tau", "neuron.decay_input"], "neuron.kind", ("lif", "plif", "relu")),
+        (["neuron.detach_reset"], "neuron.reset", ("hard", "soft")),
+        (["loss.tet_lambda"], "loss.kind", ("tet",)),
+        (["train.momentum", "train.nesterov"], "train.optimizer", ("sgd",)),
+        (["train.max_skips"], "train.nonfinite", ("skip",)),
+        (["monitor.every", "monitor.tensorboard"], "monitor.enabled", (True,)),
+    ]
+    if values["neuron.v_reset"] != 0:  # 0 may stand next to any reset
+        rules.append((["neuron.v_reset"], "neuron.reset", ("hard",)))
+    return {
+        dotted: f"{reader} is {shown(values[reader])}"
+        for keys, reader, active in rules
+        for dotted in keys
+        if values[reader] not in active
+    }
+
+
+def no_effect(dotted: str, value: Any, reason: str) -> str:
+    return f"{dotted} = {shown(value)} has no effect because {reason}; leave {dotted} out"
+
+
+def contradictions(values: Mapping[str, Any]) -> Iterator[str]:
+    """One line for each contradiction between keys that have an effect."""
+    name, block = values["model.name"], values["model.block"]
+    if name in get_args(PlainNet) and block != "plain":
+        yield (
+            f'model.block = "{block}" needs skip connections, which model.name = "{name}" lacks; '
+            'accepted with it: "plain"'
+        )
+    batch, parts = values["train.batch_size"], values["train.accumulate"]
+    micro = values["train.micro_batch"]
+    if micro != 0 and parts != 1:
+        yield (
+            f"train.micro_batch = {shown(micro)} and train.accumulate = {parts} both divide a "
+            "step; accepted: one of them"
+        )
+    for dotted, divisor in (("train.accumulate", parts), ("train.micro_batch", micro)):
+        if divisor not in (0, "auto") and batch % divisor:
+            yield (
+                f"{dotted} = {divisor} does not divide train.batch_size = {batch}; "
+                "accepted: a divisor of it"
+            )
+    if values["model.checkpoint_blocks"] and values["train.compile"]:
+        yield (
+            "model.checkpoint_blocks = true contradicts train.compile = true: a compiled block "
+            "would update batch norm's statistics twice; accepted: one of them"
+        )
+    if values["train.nesterov"] and values["train.momentum"] == 0:
+        yield "train.nesterov = true needs train.momentum above 0, which is 0.0"
+    if values["neuron.kind"] == "plif" and values["neuron.tau"] == 1:
+        yield "neuron.tau = 1.0: plif learns 1 - 1/tau from above 0; accepted: a number above 1"
+    reset, threshold = values["neuron.v_reset"], values["neuron.v_threshold"]
+    if reset >= threshold:
+        yield (
+            f"neuron.v_reset = {reset} would fire again at once; "
+            f"accepted: a number below neuron.v_threshold = {threshold}"
+        )

@@ -1,0 +1,46 @@
+"""How values of a recipe are written, in TOML and in errors."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+
+def short(value: Any, limit: int = 80) -> str:
+    """The text of a value, cut after `limit` characters."""
+    if type(value) is int and value.bit_length() > 128:  # Python refuses to print huge integers
+        return f"an integer of {value.bit_length()} bits"
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def number(value: float) -> str:
+    """The bound of a range as people write it: 1000, 1e6, 1e-6."""
+    return str(value) if isinstance(value, int) else re.sub(r"e\+?(-?)0*", r"e\1", f"{value:g}")
+
+
+def shown(value: Any) -> str:
+    """A value in TOML, cut if it is long; what TOML writes in several parts is only named."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return quoted(short(value))
+    if isinstance(value, (int, float)):
+        return short(value)
+    if isinstance(value, Mapping):
+        return "a table"
+    if isinstance(value, list):
+        return "an array"
+    return f"{short(value)} ({type(value).__name__})"
+
+
+def quoted(text: str) -> str:
+    """A TOML basic string; characters that do not print are escaped."""
+
+    def escaped(c: str) -> str:
+        if c in '"\\':
+            return "\\" + c
+        if c.isprintable():
+            return c
+        return f"\\u{ord(c):04X}" if ord(c) <= 0xFFFF else f"\\U{ord(c):08X}"
+
+    return '"' + "".join(map(escaped, text)) + '"'
