@@ -1,4 +1,4 @@
-"""Small data sets in the exact layouts of the real ones, made of noise, for tests of any room.
+"""Small data sets of noise in the exact layouts of the real ones, and what refusals must say.
 
 from tests.small_data import make_imagenette, make_cifar100, accept_checksums
 """
@@ -8,15 +8,19 @@ import hashlib
 import pickle
 import struct
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 from PIL import Image
 from torchvision import datasets
 
 from spiketriton.config import Recipe, recipe_from_toml
+from spiketriton.data import build_data
+from spiketriton.errors import UserError
 
 WNIDS = sorted(datasets.Imagenette._WNID_TO_CLASS)
 
@@ -162,3 +166,36 @@ def make_fashion_mnist(folder: Path, n: int = 40, *, zipped: bool = True) -> Pat
             path = folder / f"{prefix}-{name}-ubyte{'.gz' if zipped else ''}"
             path.write_bytes(gzip.compress(raw) if zipped else raw)
     return folder
+
+
+def all_of(
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """All images and all labels of some batches."""
+    images, labels = zip(*batches, strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
+def mistake(recipe: Recipe, **kwargs: int) -> str:
+    """What `build_data` says when it refuses the recipe: one line."""
+    with pytest.raises(UserError) as caught:
+        build_data(recipe, **kwargs)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def mentions(message: str, *words: object) -> None:
+    for word in words:
+        assert str(word) in message, f"{word!r} not in: {message}"
+
+
+def damage(path: Path, how: str) -> None:
+    if how == "empty":
+        path.write_bytes(b"")
+    elif how == "cut short":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif how == "no image":
+        path.write_text("<html>404</html>")
+    else:
+        path.unlink()

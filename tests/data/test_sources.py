@@ -1,29 +1,27 @@
-"""Each data set is found, read in full, labelled and normalised as it should be."""
+"""Each data set is found, read in full, labelled and normalised; damaged files are named."""
 
 import gzip
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torchvision import datasets
 
 from spiketriton.data import build_data
 from spiketriton.data.sources import DEBIAN_FASHION_MNIST, IMAGENETTE_ARCHIVES, SOURCES
-from spiketriton.data.splits import load_rgb
 from tests.small_data import (
+    WNIDS,
+    all_of,
+    damage,
     data_recipe,
     make_class_tree,
     make_fashion_mnist,
     make_imagenette,
-    noise_image,
+    mentions,
+    mistake,
 )
-
-
-def all_of(batches):
-    images, labels = zip(*batches, strict=True)
-    return torch.cat(images), torch.cat(labels)
 
 
 def raw(images: torch.Tensor, name: str, recipe) -> torch.Tensor:
@@ -74,25 +72,6 @@ def test_imagefolder(tmp_path, test_name):
     images, labels = all_of(data.test)
     assert images.shape == (8, 3, 40, 40)
     assert labels.tolist() == [0] * 4 + [1] * 4
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "I;16"])
-def test_png_of_any_mode_becomes_rgb(tmp_path, mode):
-    path = tmp_path / "image.png"
-    if mode == "I;16":
-        grey = np.arange(0, 65536, 1024, dtype=np.uint16).reshape(8, 8)
-        Image.fromarray(grey).save(path)
-    elif mode == "PA":
-        noise_image(np.random.default_rng(0), "P", (8, 8)).save(path, transparency=0)
-    else:
-        noise_image(np.random.default_rng(0), mode, (8, 8)).save(path)
-    image = load_rgb(path, "x")
-    assert image.mode == "RGB"
-    assert image.size == (8, 8)
-    pixels = np.asarray(image)
-    if mode == "I;16":
-        assert np.array_equal(pixels[..., 0], grey >> 8)
-    assert len(np.unique(pixels)) > 1
 
 
 @pytest.mark.parametrize(("name", "classes"), [("cifar10", 10), ("cifar100", 100)])
@@ -196,31 +175,6 @@ def test_synthetic_says_so_and_is_the_same_everywhere():
     assert (plain.train.images, plain.test.images, plain.image_size) == (1024, 256, 32)
 
 
-@pytest.mark.parametrize("size", [8, 28, 45])
-@pytest.mark.parametrize("augment", ["none", "standard", "strong"])
-def test_other_image_sizes_are_honoured(fashion_root, size, augment):
-    recipe = data_recipe(
-        "fashion_mnist", fashion_root, data=f'image_size = {size}\naugment = "{augment}"'
-    )
-    data = build_data(recipe)
-    assert data.image_size == size
-    assert next(data.train.from_step(0))[0].shape == (4, 1, size, size)
-    assert next(iter(data.test))[0].shape == (4, 1, size, size)
-
-
-def test_subsets_are_fixed_and_need_no_seed(fashion_root):
-    extra = "train_images = 12\ntest_images = 5"
-    one, two = (
-        build_data(data_recipe("fashion_mnist", fashion_root, data=extra, seed=seed))
-        for seed in (0, 1)
-    )
-    assert (one.train.images, one.test.images, one.train.steps_per_epoch) == (12, 5, 3)
-    assert np.array_equal(one.train.members, two.train.members)
-    assert len(set(one.train.members)) == 12
-    assert one.train.members.max() > 12  # not simply the first ones
-    assert len(all_of(one.test)[0]) == 5
-
-
 def test_fashion_mnist_half_unpacked(tmp_path):
     """Two files zipped, two not, as some unpackers leave them."""
     make_fashion_mnist(tmp_path, n=20)
@@ -228,3 +182,65 @@ def test_fashion_mnist_half_unpacked(tmp_path):
         path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
         path.unlink()
     assert build_data(data_recipe("fashion_mnist", tmp_path)).train.images == 20
+
+
+def test_imagefolder_without_folders(tmp_path):
+    mentions(mistake(data_recipe("imagefolder", tmp_path)), tmp_path / "train", "data.root")
+    (tmp_path / "train").mkdir()
+    mentions(mistake(data_recipe("imagefolder", tmp_path)), tmp_path / "test", "val/<class>/")
+
+
+def test_a_class_without_images(tmp_path):
+    folder = make_imagenette(tmp_path)
+    for path in (folder / "val" / WNIDS[2]).iterdir():
+        path.unlink()
+    mentions(mistake(data_recipe("imagenette", tmp_path)), folder / "val", WNIDS[2])
+    make_class_tree(tmp_path, ("train", "val"), ("ape",), 1)
+    (tmp_path / "train" / "bee").mkdir()
+    (tmp_path / "train" / "bee" / "notes.txt").write_text("")
+    mentions(mistake(data_recipe("imagefolder", tmp_path)), tmp_path / "train", "bee")
+
+
+def test_no_class_folders(tmp_path):
+    for name in ("train", "val"):
+        (tmp_path / name).mkdir()
+    mentions(mistake(data_recipe("imagefolder", tmp_path)), "class folder", tmp_path / "train")
+
+
+def test_imagenette_without_a_split_or_with_a_stranger(tmp_path):
+    folder = make_imagenette(tmp_path)
+    (folder / "train" / "n00000000").mkdir()
+    mentions(mistake(data_recipe("imagenette", tmp_path)), folder / "train", "n00000000")
+    (folder / "val").rename(folder / "test")
+    (folder / "train" / "n00000000").rmdir()
+    mentions(mistake(data_recipe("imagenette", tmp_path)), folder / "val", "No such file")
+
+
+def test_other_classes_in_the_test_split(tmp_path):
+    make_class_tree(tmp_path, ("train",), ("ape", "bee", "cat"), 1)
+    make_class_tree(tmp_path, ("val",), ("ape", "bee", "dog"), 1)
+    message = mistake(data_recipe("imagefolder", tmp_path))
+    mentions(message, "only in train: cat", "only in val: dog")
+
+
+@pytest.mark.parametrize("how", ["cut short", "gone"])
+@pytest.mark.parametrize("file", ["train", "test", "meta"])
+def test_a_damaged_cifar_file(cifar_archives, file, how):
+    root = cifar_archives["cifar100"].parent
+    build_data(data_recipe("cifar100", root))
+    path = root / "cifar-100-python" / file
+    damage(path, how)
+    message = mistake(data_recipe("cifar100", root))
+    mentions(message, path, "missing" if how == "gone" else "cut short", "remove", root)
+
+
+def test_a_hostile_pickle_is_not_opened(cifar_archives, tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "was here",)
+
+    root = cifar_archives["cifar10"].parent
+    build_data(data_recipe("cifar10", root))
+    (root / "cifar-10-batches-py" / "data_batch_3").write_bytes(pickle.dumps(Hostile()))
+    mentions(mistake(data_recipe("cifar10", root)), "data_batch_3", "damaged")
+    assert not (tmp_path / "was here").exists()

@@ -1,0 +1,56 @@
+"""build_data: what a recipe asks of its data, checked before any image is read."""
+
+import numpy as np
+import pytest
+
+from spiketriton.data import build_data
+from tests.small_data import all_of, data_recipe, make_class_tree, mentions, mistake
+
+
+def test_fewer_images_than_a_batch():
+    message = mistake(data_recipe("digits", train="batch_size = 2000"))
+    mentions(message, "train.batch_size = 2,000", "1,437 training images")
+    extra = "train_images = 100"
+    message = mistake(data_recipe("digits", data=extra, train="batch_size = 128"))
+    mentions(message, "128", "100 training images", "data.train_images = 100")
+
+
+@pytest.mark.parametrize(("key", "most"), [("train_images", "1,437"), ("test_images", "360")])
+def test_a_subset_larger_than_the_data_set(key, most):
+    message = mistake(data_recipe("digits", data=f"{key} = 5000"))
+    mentions(message, f"data.{key} = 5,000", f"only {most}")
+
+
+def test_a_batch_that_does_not_divide_among_processes():
+    message = mistake(data_recipe("digits", train="batch_size = 6"), rank=0, world_size=4)
+    mentions(message, "train.batch_size = 6", "4 ranks")
+
+
+def test_a_single_class(tmp_path):
+    make_class_tree(tmp_path, ("train", "val"), ("cat",), 1)
+    mentions(mistake(data_recipe("imagefolder", tmp_path)), "one class only, cat")
+
+
+@pytest.mark.parametrize("size", [8, 28, 45])
+@pytest.mark.parametrize("augment", ["none", "standard", "strong"])
+def test_other_image_sizes_are_honoured(fashion_root, size, augment):
+    recipe = data_recipe(
+        "fashion_mnist", fashion_root, data=f'image_size = {size}\naugment = "{augment}"'
+    )
+    data = build_data(recipe)
+    assert data.image_size == size
+    assert next(data.train.from_step(0))[0].shape == (4, 1, size, size)
+    assert next(iter(data.test))[0].shape == (4, 1, size, size)
+
+
+def test_subsets_are_fixed_and_need_no_seed(fashion_root):
+    extra = "train_images = 12\ntest_images = 5"
+    one, two = (
+        build_data(data_recipe("fashion_mnist", fashion_root, data=extra, seed=seed))
+        for seed in (0, 1)
+    )
+    assert (one.train.images, one.test.images, one.train.steps_per_epoch) == (12, 5, 3)
+    assert np.array_equal(one.train.members, two.train.members)
+    assert len(set(one.train.members)) == 12
+    assert one.train.members.max() > 12  # not simply the first ones
+    assert len(all_of(one.test)[0]) == 5

@@ -1,0 +1,57 @@
+"""Idx files: read as they were written, and refused by name when damaged."""
+
+import gzip
+
+import pytest
+
+from tests.small_data import data_recipe, mentions, mistake
+
+
+def idx_bytes(*shape: int, kind: int = 8, data: int | None = None) -> bytes:
+    size = 1
+    for side in shape:
+        size *= side
+    header = bytes([0, 0, kind, len(shape)]) + b"".join(side.to_bytes(4, "big") for side in shape)
+    return header + bytes(size if data is None else data)
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (b"", "it starts with nothing"),
+        (b"<html>", "it starts with 3c68746d"),
+        (idx_bytes(40, 28, 28, kind=13), "it starts with 00000d03, not 00000803"),
+        (idx_bytes(40), "it starts with 00000801, not 00000803"),
+        (idx_bytes(40, 28, 28)[:7], "cut short"),
+        (idx_bytes(40, 28, 28, data=31_000), "promises 31,360 bytes of data, it holds 31,000"),
+        (idx_bytes(40, 28, 28, data=31_361), "promises 31,360 bytes of data, it holds 31,361"),
+        (idx_bytes(2**32 - 1, 2**32 - 1, 2**32 - 1, data=5), "it holds 5"),
+        (idx_bytes(39, 28, 28), "holds 39 images, but"),
+        (idx_bytes(40, 32, 32), "not images of 28x28"),
+    ],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_damaged_idx_file(fashion_root, raw, words, zipped):
+    path = fashion_root / "train-images-idx3-ubyte.gz"
+    if zipped:
+        path.write_bytes(gzip.compress(raw))
+    else:
+        path.unlink()
+        path = path.with_suffix("")
+        path.write_bytes(raw)
+    mentions(mistake(data_recipe("fashion_mnist", fashion_root)), path, words)
+
+
+def test_a_damaged_gzip_and_a_wrong_label(fashion_root):
+    path = fashion_root / "t10k-labels-idx1-ubyte.gz"
+    whole = path.read_bytes()
+    raw = bytearray(gzip.decompress(whole))
+    raw[-1] = 10
+    for content, words in [
+        (whole[:-10], "end-of-stream"),
+        (b"no gzip", "Not a gzipped file"),
+        (whole[:20] + b"\xff\xff" + whole[22:], "cannot read"),
+        (gzip.compress(bytes(raw)), "the label 10"),
+    ]:
+        path.write_bytes(content)
+        mentions(mistake(data_recipe("fashion_mnist", fashion_root)), path, words)

@@ -1,0 +1,60 @@
+"""Images from files and from memory: any mode becomes RGB; an unreadable file is named with its class."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from spiketriton.data import build_data
+from spiketriton.data.splits import load_rgb
+from spiketriton.errors import UserError
+from tests.small_data import WNIDS, damage, data_recipe, make_imagenette, mentions, noise_image
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "I;16"])
+def test_png_of_any_mode_becomes_rgb(tmp_path, mode):
+    path = tmp_path / "image.png"
+    if mode == "I;16":
+        grey = np.arange(0, 65536, 1024, dtype=np.uint16).reshape(8, 8)
+        Image.fromarray(grey).save(path)
+    elif mode == "PA":
+        noise_image(np.random.default_rng(0), "P", (8, 8)).save(path, transparency=0)
+    else:
+        noise_image(np.random.default_rng(0), mode, (8, 8)).save(path)
+    image = load_rgb(path, "x")
+    assert image.mode == "RGB"
+    assert image.size == (8, 8)
+    pixels = np.asarray(image)
+    if mode == "I;16":
+        assert np.array_equal(pixels[..., 0], grey >> 8)
+    assert len(np.unique(pixels)) > 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("how", ["empty", "cut short", "no image", "gone"])
+def test_an_unreadable_photograph_names_its_file_and_class(tmp_path, how, workers):
+    folder = make_imagenette(tmp_path, per_class=1)
+    data = build_data(
+        data_recipe("imagenette", tmp_path, data=f"image_size = 32\nworkers = {workers}")
+    )
+    for split in ("train", "val"):
+        path = folder / split / WNIDS[3] / f"{WNIDS[3]}_{split}_0.JPEG"
+        damage(path, how)
+        with pytest.raises(UserError) as caught:
+            list(data.test if split == "val" else islice(data.train.from_step(0), 2))
+        mentions(str(caught.value), path, "n03000684 (chain saw)")
+        if how == "empty":
+            mentions(str(caught.value), "empty")
+        assert "\n" not in str(caught.value)
+
+
+def test_images_before_the_damaged_one_are_delivered(tmp_path):
+    folder = make_imagenette(tmp_path, per_class=1)
+    damage(folder / "val" / WNIDS[9] / f"{WNIDS[9]}_val_0.JPEG", "empty")
+    recipe = data_recipe("imagenette", tmp_path, data="image_size = 32\nworkers = 2")
+    batches = iter(build_data(recipe).test)
+    assert next(batches)[1].tolist() == [0, 1, 2, 3]
+    assert next(batches)[1].tolist() == [4, 5, 6, 7]
+    with pytest.raises(UserError, match="parachute"):
+        next(batches)
