@@ -1,10 +1,7 @@
 """python -m spiketriton.nonfinite RUN/nonfinite.pt: where a step's numbers went wrong, once more."""
 
 import argparse
-from functools import partial
 from pathlib import Path
-
-import torch
 
 from spiketriton.commandline import Parser
 from spiketriton.config import recipe_from_toml
@@ -12,9 +9,9 @@ from spiketriton.errors import UserError, run_command
 from spiketriton.gradients.calibration import Calibration
 from spiketriton.models import build_model
 from spiketriton.runs.checkpoint import State, read_checkpoint
-from spiketriton.training import environment
 from spiketriton.training.losses import build_loss
 from spiketriton.training.nonfinite import Finding, locate
+from spiketriton.training.placement import Placement
 
 EPILOG = """\
 FILE is the nonfinite.pt in the folder of a run that ended at a loss or gradient that was not
@@ -30,22 +27,15 @@ def repeat(state: State) -> Finding | None:
     if "images" not in state:
         raise UserError("the file holds a checkpoint, not a bad step; accepted: a nonfinite.pt")
     recipe = recipe_from_toml(state["recipe"], state["name"])
-    device = environment.choose_device(recipe.train.device).value
-    precision = environment.choose_precision(recipe.train.precision, device).value
-    environment.set_up(recipe.train, device)
+    placement = Placement.set_up(recipe.train)
     _, _, channels, size, _ = state["images"].shape
     classes = len(state["model"]["fc.weight"])
     model = build_model(recipe, classes=classes, channels=channels, image_size=size)
     model.load_state_dict(state["model"])
     if state["calibration"] is not None:
         Calibration.of_state(state["calibration"]).apply(model)
-    layout = torch.channels_last if recipe.train.channels_last else torch.contiguous_format
-    model.to(device, memory_format=layout)  # type: ignore[call-overload]
-    there = partial(environment.to_device, device=device, layout=layout)
-    batches = [(there(x), there(y)) for x, y in zip(state["images"], state["labels"], strict=True)]
-    half = precision != torch.float32
-    autocast = partial(torch.autocast, device.type, precision, enabled=half)
-    return locate(model, batches, build_loss(recipe.loss), autocast)
+    batches = placement.batches(zip(state["images"], state["labels"], strict=True))
+    return locate(placement.place(model), batches, build_loss(recipe.loss), placement.autocast)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

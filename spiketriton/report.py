@@ -17,10 +17,11 @@ from spiketriton.commandline import Parser
 from spiketriton.config import Recipe
 from spiketriton.errors import UserError, run_command
 from spiketriton.evaluate import chosen_steps, verdict
-from spiketriton.runs.folder import Row, RunFolder
+from spiketriton.runs.folder import RunFolder
+from spiketriton.runs.rows import Row
 from spiketriton.show import evaluation_pictures, run_pictures
 from spiketriton.trained.evaluation import Evaluation, evaluate, read_evaluation
-from spiketriton.trained.run import find_folder, load_run, read_recipe, read_state
+from spiketriton.trained.run import load_run, read_state
 from spiketriton.training import environment
 
 if TYPE_CHECKING:
@@ -283,7 +284,7 @@ def _figure(figure: "Figure", words: str) -> str:
 
 def evaluation_of(path: str, overrides: Sequence[str]) -> Evaluation:
     """The evaluation in the run folder if it is of the last checkpoint, else a new one."""
-    folder = find_folder(path)
+    folder = RunFolder.find(path)
     stored = folder.path / "evaluation" / "evaluation.json"
     if stored.is_file():
         found = read_evaluation(stored)
@@ -310,8 +311,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> None:
     args = parse(arguments)
-    folder = find_folder(args.run)
-    recipe = read_recipe(folder)
+    folder = RunFolder.find(args.run)
+    recipe = folder.load_recipe()
     evaluations = []
     if not args.no_evaluation:
         evaluations = [evaluation_of(path, args.overrides) for path in [args.run, *args.against]]

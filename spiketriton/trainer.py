@@ -26,9 +26,10 @@ from spiketriton.gradients.monitor import GradientMonitor, clipped_norm
 from spiketriton.gradients.verdict import Watch
 from spiketriton.models import build_model
 from spiketriton.runs.checkpoint import Checkpoints, refuse_another_recipe
-from spiketriton.runs.folder import Row, RunFolder
+from spiketriton.runs.folder import RunFolder
+from spiketriton.runs.rows import Row
 from spiketriton.runs.tensorboard import TensorBoard
-from spiketriton.show.display import Display, Outcome
+from spiketriton.show.display import Display
 from spiketriton.training import environment
 from spiketriton.training.guard import FiniteGuard
 from spiketriton.training.interrupts import StopSignals
@@ -37,7 +38,8 @@ from spiketriton.training.memory_limit import explained, is_out_of_memory, settl
 from spiketriton.training.meters import Meters, peak_memory_mib
 from spiketriton.training.nonfinite import Diverged, locate, report, scene
 from spiketriton.training.optim import build_optimizer, build_schedule
-from spiketriton.training.plan import Plan, Progress
+from spiketriton.training.placement import Placement
+from spiketriton.training.plan import Outcome, Plan, Progress
 from spiketriton.training.randomness import random_state, seed_everything, set_random_state
 from spiketriton.training.ranks import Ranks
 
@@ -61,17 +63,14 @@ class Trainer:
         self.recipe, self.folder, self.display = recipe, folder, display
         folder.metrics.warn = folder.gradients.warn = display.warn
         self.ranks = ranks = ranks or Ranks()
-        self.device = environment.choose_device(cfg.device).value
-        precision = environment.choose_precision(cfg.precision, self.device).value
-        environment.set_up(cfg, self.device)
+        self.placement = Placement.set_up(cfg)
+        self.device = self.placement.device
         self.data = data = settle(recipe, data, folder, display.note, ranks=ranks)
 
         seed_everything(recipe.seed)
         classes, channels, size = len(data.classes), data.channels, data.image_size
         model = build_model(recipe, classes=classes, channels=channels, image_size=size)
-        layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
-        self.model = model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
-        self.to_device = partial(environment.to_device, device=self.device, layout=layout)
+        self.model = self.placement.place(model)
         forward = environment.compiled(self.model) if cfg.compile else self.model
         self.forward = ranks.parallel(forward)
         # each rank moves its own unless they are joined; averaged, so that one file holds them
@@ -83,9 +82,7 @@ class Trainer:
         self.loss = build_loss(recipe.loss)
         self.optimizer = build_optimizer(cfg, self.model)
         self.schedule = build_schedule(cfg, self.optimizer, self.plan.steps)
-        half = precision != torch.float32
-        self.autocast = partial(torch.autocast, self.device.type, precision, enabled=half)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
+        self.scaler = self.placement.scaler()
         # the scaler skips steps that overflow, the first one too; torch takes it for a mistake
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
         self.guard = FiniteGuard(self.model, self.optimizer, cfg, scaled=self.scaler.is_enabled())
@@ -140,7 +137,7 @@ class Trainer:
     def calibrate(self) -> None:
         """Measures the surrogate's width on the first images; leaves it in calibration.json."""
         batches = probe_batches(self.data, self.model, self.device)
-        found = calibrate(self.recipe, self.model, batches, self.loss, self.autocast)
+        found = calibrate(self.recipe, self.model, batches, self.loss, self.placement.autocast)
         self.calibration = found = self.ranks.decide(lambda: found)
         found.apply(self.model)
         self.folder.write_calibration(found.state_dict())
@@ -158,7 +155,7 @@ class Trainer:
                 self.monitor.watch(self.step + 1, last=last),
                 self.ranks.averages(self.forward, when=last),
             ):
-                with self.autocast():
+                with self.placement.autocast():
                     loss = self.loss(self.forward(images), labels) / self.accumulate
                 self.scaler.scale(loss).backward()
             losses.append(loss.detach().double())
@@ -178,8 +175,8 @@ class Trainer:
     def next_batch(self) -> tuple[Tensor, Tensor]:
         """The next micro-batch on the device: images [b, C, H, W], labels [b]."""
         with self.meters.waiting():
-            images, labels = next(self.stream)
-        return self.to_device(images), self.to_device(labels)
+            batch = next(self.stream)
+        return self.placement.batches([batch])[0]
 
     def evaluate(self) -> None:
         """Tests the model, writes the row, and keeps the model if it is the best so far."""
@@ -216,8 +213,8 @@ class Trainer:
                 break
             if batch is None:
                 continue
-            images, labels = map(self.to_device, batch)
-            with self.autocast():
+            images, labels = map(self.placement.to_device, batch)
+            with self.placement.autocast():
                 currents = self.forward(images)
                 loss += self.loss(currents, labels) * len(labels)
             correct += (currents.mean(0).argmax(1) == labels).sum()
@@ -259,8 +256,8 @@ class Trainer:
         self.checkpoints.save_as(
             self.folder.path / "nonfinite.pt", scene(self.state_dict(), counts.halted_at, parts)
         )
-        batches = [(self.to_device(x), self.to_device(y)) for x, y in parts]
-        find = partial(locate, self.model, batches, self.loss, self.autocast)
+        batches = self.placement.batches(parts)
+        find = partial(locate, self.model, batches, self.loss, self.placement.autocast)
         raise report(self.recipe, self.folder.path, counts, find)
 
     def record(self, kind: str, **numbers: float | None) -> None:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from spiketriton.data import build_data
 from spiketriton.errors import UserError
 from spiketriton.runs import checkpoint
-from spiketriton.runs.folder import RunFolder, _write_or_leave
+from spiketriton.runs.folder import RunFolder
+from spiketriton.runs.rows import _write_or_leave
 from spiketriton.training.meters import Meters
 from spiketriton.training.nonfinite import Diverged
 from spiketriton.training.plan import Plan
@@ -214,7 +215,7 @@ def test_rows_wait_while_the_disk_is_full(tmp_path, monkeypatch):
     rows.warn = warnings.append
     rows.append([{"step": 1}])
     with monkeypatch.context() as patch:
-        patch.setattr("spiketriton.runs.folder._write_or_leave", half_then_full)
+        patch.setattr("spiketriton.runs.rows._write_or_leave", half_then_full)
         rows.append([{"step": 2}])
         rows.append([{"step": 3}])
     assert len(warnings) == 1
@@ -295,11 +296,11 @@ def test_half_precision(tmp_path, precision):
 def test_memory_layout(tmp_path, channels_last):
     trainer = small_trainer(tmp_path / "run", f"train.channels_last={channels_last}")
     weight = trainer.model.get_submodule("layer1.0.conv1").weight
-    image = trainer.to_device(torch.zeros(2, 3, 4, 4))
+    image = trainer.placement.to_device(torch.zeros(2, 3, 4, 4))
     wanted = torch.channels_last if channels_last == "true" else torch.contiguous_format
     for tensor in (weight, image):
         assert tensor.is_contiguous(memory_format=wanted)
-    assert trainer.to_device(torch.zeros(2)).shape == (2,)
+    assert trainer.placement.to_device(torch.zeros(2)).shape == (2,)
 
 
 def test_threads_and_deterministic_algorithms(tmp_path):

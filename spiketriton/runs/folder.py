@@ -14,20 +14,14 @@ checkpoints/       last.pt, best.pt (see checkpoint.py)
 import contextlib
 import errno
 import fcntl
-import json
-import math
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from io import FileIO
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from spiketriton.config import Recipe, load_recipe, recipe_from_toml, replace, to_toml
 from spiketriton.errors import UserError
 from spiketriton.runs.checkpoint import refuse_another_recipe
-
-Row = dict[str, Any]
+from spiketriton.runs.rows import NoRows, Row, Rows, read_json, replace_file, write_json
 
 
 class RunFolder:
@@ -60,12 +54,19 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: str | Path) -> "RunFolder":
-        """The folder of an earlier run. UserError: there is none at `path`, or it is read-only."""
+        """`find`, for a run that will be written to. UserError also if the folder is read-only."""
+        folder = cls.find(path)
+        folder._prepare()
+        return folder
+
+    @classmethod
+    def find(cls, path: str | Path) -> "RunFolder":
+        """The folder of an earlier run, which may be read-only. UserError: `path` holds no run."""
         folder = cls(Path(path))
         if not folder.recipe.is_file():
-            what = "holds no run (no recipe.toml)" if folder.path.is_dir() else "does not exist"
-            raise UserError(f"{folder.path} {what}; accepted: the run folder of an earlier run")
-        folder._prepare()
+            what = "is not a folder" if folder.path.exists() else "does not exist"
+            what = "holds no run (no recipe.toml)" if folder.path.is_dir() else what
+            raise UserError(f"{folder.path} {what}; accepted: the folder of an earlier run")
         return folder
 
     def _prepare(self) -> None:
@@ -117,31 +118,24 @@ class RunFolder:
             return recipe_from_toml(self.recipe.read_text("utf-8"), self._name())
         except UserError as error:
             raise UserError(f"{self.recipe}: {error}") from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"{self.recipe} is damaged: not UTF-8 at byte {error.start}") from None
 
     def begin_session(self, recipe: Recipe, environment: Row) -> None:
         """Notes who trains here from now on; the first session fixes the recipe."""
         sessions = self._sessions()
         sessions.append({"recipe": recipe.name, **environment})
-        _replace(self.environment, json.dumps(sessions, indent=2) + "\n")
+        write_json(self.environment, sessions)
         if not self.recipe.exists():
-            _replace(self.recipe, to_toml(recipe))
+            replace_file(self.recipe, to_toml(recipe))
 
     def write_calibration(self, calibration: Row) -> None:
         """What was measured before training; the same numbers when it is measured again."""
-        _replace(self.calibration, json.dumps(calibration, indent=2) + "\n")
+        write_json(self.calibration, calibration)
 
     def write_micro_batch(self, images: int) -> None:
         """What `train.micro_batch = "auto"` found: a run that goes on elsewhere keeps it."""
-        _replace(self.micro_batch, json.dumps({"micro_batch": images}) + "\n")
-
-    def read_calibration(self) -> Row | None:
-        """What `write_calibration` left, or None. UserError: it is damaged."""
-        if not self.calibration.exists():
-            return None
-        try:
-            return dict(json.loads(self.calibration.read_text("utf-8")))
-        except ValueError:
-            raise UserError(f"{self.calibration} is damaged: no JSON") from None
+        write_json(self.micro_batch, {"micro_batch": images}, indent=None)
 
     def cut(self, step: int, tested_at: int) -> None:
         """Drops the rows after a checkpoint of `step`, whose last test was at `tested_at`."""
@@ -153,9 +147,9 @@ class RunFolder:
         if not self.environment.exists():
             return []
         try:
-            return list(json.loads(self.environment.read_text("utf-8")))
-        except ValueError:
-            raise UserError(f"{self.environment} is damaged: no JSON; remove it to go on") from None
+            return list(read_json(self.environment))
+        except UserError as error:
+            raise UserError(f"{error}; remove it to continue") from None
 
     def _name(self) -> str:
         sessions = self._sessions()
@@ -204,83 +198,6 @@ def find_run(
     return given, folder
 
 
-class Rows:
-    """A file of JSON objects, one a line, written row by row so that none waits in a buffer.
-
-    NaN and infinities become null. When the disk is full the rows wait in memory, `warn` says so
-    once, and they are written with the next ones.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.warn: Callable[[str], None] = print
-        self._waiting = b""
-        self._warned = False
-
-    def append(self, rows: Iterable[Row]) -> None:
-        self._waiting += "".join(json.dumps(_plain(row)) + "\n" for row in rows).encode()
-        try:
-            with open(self.path, "ab", buffering=0) as file:
-                _write_or_leave(file, self._waiting)
-        except OSError as error:
-            if not self._warned:
-                self.warn(f"{self.path} cannot be written ({error.strerror}): its rows wait")
-            self._warned = True
-        else:
-            self._waiting, self._warned = b"", False
-
-    def read(self) -> list[Row]:
-        """All rows; a last line that was cut short is left out. UserError: another is damaged."""
-        if not self.path.exists():
-            return []
-        rows = []
-        for number, line in enumerate(self.path.read_bytes().splitlines(keepends=True), 1):
-            if not line.endswith(b"\n"):
-                continue
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                raise UserError(f"{self.path} is damaged: line {number} is no JSON") from None
-        return rows
-
-    def keep(self, wanted: Callable[[Row], bool]) -> None:
-        """Drops the rows that `wanted` refuses."""
-        if self.path.exists():
-            kept = [json.dumps(row) + "\n" for row in self.read() if wanted(row)]
-            _replace(self.path, "".join(kept))
-
-
-class NoRows(Rows):
-    """A file that another process writes."""
-
-    def append(self, rows: Iterable[Row]) -> None:
-        pass
-
-    def keep(self, wanted: Callable[[Row], bool]) -> None:
-        pass
-
-
-def _plain(row: Row) -> Row:
-    """Floats with 7 significant digits (float32 has no more), or null where JSON has no word."""
-    return {
-        key: (float(f"{value:.7g}") if math.isfinite(value) else None)
-        if isinstance(value, float)
-        else value
-        for key, value in row.items()
-    }
-
-
-def _write_or_leave(file: FileIO, content: bytes) -> None:
-    """Appends all of `content` or nothing of it. OSError."""
-    size, rest = file.seek(0, os.SEEK_END), memoryview(content)
-    try:
-        while rest:
-            rest = rest[file.write(rest) :]
-    except OSError:
-        file.truncate(size)
-        raise
-
-
 def make_writable(folder: Path) -> None:
     """Makes the folder, if need be, and tries to write in it. OSError."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -298,14 +215,3 @@ def _unused(root: Path, name: str) -> Path:
 
 def _holds_files(folder: Path) -> bool:
     return folder.is_dir() and any(folder.iterdir())
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes the whole file or leaves the old one. UserError: the disk is full, say."""
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(text, "utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None

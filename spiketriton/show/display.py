@@ -7,7 +7,6 @@ import shlex
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,7 +23,7 @@ from spiketriton.errors import one_line
 from spiketriton.gradients.verdict import coloured
 from spiketriton.models import Network, count_parameters
 from spiketriton.training import environment
-from spiketriton.training.plan import Plan, Progress
+from spiketriton.training.plan import Outcome, Plan
 from spiketriton.training.ranks import Ranks
 from spiketriton_kernels import backend_for
 
@@ -37,27 +36,6 @@ BACKENDS = {
 }
 COST_SECONDS, COST_STEPS = 2.0, 3  # how much is measured before the cost of the run is told
 TEST_SHARE = 1 / 3  # of a training image's time, until a test was measured: forward only
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How a session of training ended."""
-
-    plan: Plan
-    progress: Progress
-    images_per_s: float | None  # of training, in the last row
-    peak_memory_mib: float
-    firing_rate: float | None
-    saved_at: int | None  # step of the newest checkpoint on the disk
-    exit_code: int  # 0, or the signal's
-
-    @property
-    def finished(self) -> bool:
-        return self.plan.finished(self.progress)
-
-    @property
-    def saved(self) -> bool:
-        return self.saved_at == self.progress.step
 
 
 def make_display(stream: TextIO | None = None) -> "Display":

@@ -14,7 +14,7 @@ from spiketriton.models import Network, build_model
 from spiketriton.runs.checkpoint import MOVABLE, Checkpoints, State, read_checkpoint
 from spiketriton.runs.folder import RunFolder
 from spiketriton.trained.converted import converted_network
-from spiketriton.training import environment
+from spiketriton.training.placement import Placement
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class Run:
     recipe: Recipe
     data: Data
     model: Network
-    device: torch.device
+    placement: Placement
     step: int  # optimizer steps behind the weights
     checkpoint: str  # "last" or "best"
     conversion: dict[str, Any] | None  # how it came of an ANN; None for a run that was trained
@@ -42,14 +42,17 @@ class Run:
         """T of the recipe; 1 for an ANN."""
         return self.model.time_steps
 
+    @property
+    def device(self) -> torch.device:
+        return self.placement.device
+
     def to_device(self, images: torch.Tensor) -> torch.Tensor:
         """Images where the network is, in the memory layout it was trained with."""
-        return images.to(self.device, memory_format=_layout(self.recipe), non_blocking=True)
+        return self.placement.to_device(images)
 
     def autocast(self) -> torch.autocast:
         """The precision that the run was trained and tested with."""
-        dtype = environment.choose_precision(self.recipe.train.precision, self.device).value
-        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+        return self.placement.autocast()
 
 
 def load_run(
@@ -72,44 +75,25 @@ def load_run(
     Raises:
         UserError: no run, no whole checkpoint, weights of another shape, missing data.
     """
-    folder = find_folder(path)
-    recipe = _moved(read_recipe(folder), overrides)
+    folder = RunFolder.find(path)
+    recipe = _moved(folder.load_recipe(), overrides)
     if test_images is not None:
         recipe = replace(recipe, f"data.test_images={test_images}")
     state, found = read_state(folder, checkpoint)
     data = build_data(recipe if augment else replace(recipe, "data.augment=none"))
     model = _network(recipe, data, state)
     _load_weights(model, state, folder.path)
-    device = environment.choose_device(recipe.train.device).value
-    environment.set_up(recipe.train, device)
-    model.to(device, memory_format=_layout(recipe))  # type: ignore[call-overload]
+    placement = Placement.set_up(recipe.train)
     return Run(
         folder=folder,
         recipe=recipe,
         data=data,
-        model=model.eval(),
-        device=device,
+        model=placement.place(model).eval(),
+        placement=placement,
         step=state["step"],
         checkpoint=found,
         conversion=state.get("conversion"),
     )
-
-
-def find_folder(path: str | Path) -> RunFolder:
-    """The folder of a run. UserError: there is none at `path`."""
-    folder = RunFolder(Path(path))
-    if not folder.recipe.is_file():
-        what = "holds no run (no recipe.toml)" if folder.path.is_dir() else "is no folder"
-        raise UserError(f"{folder.path} {what}; accepted: the run folder of an earlier run")
-    return folder
-
-
-def read_recipe(folder: RunFolder) -> Recipe:
-    """The recipe of a run. UserError: it is damaged."""
-    try:
-        return folder.load_recipe()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{folder.recipe} is damaged: not UTF-8 at byte {error.start}") from None
 
 
 def _moved(recipe: Recipe, overrides: tuple[str, ...]) -> Recipe:
@@ -163,10 +147,6 @@ def _load_weights(model: Network, state: State, path: Path) -> None:
                 f"in it, and {needs} in the network"
             )
     model.load_state_dict(given)
-
-
-def _layout(recipe: Recipe) -> torch.memory_format:
-    return torch.channels_last if recipe.train.channels_last else torch.contiguous_format
 
 
 def _warn(text: str) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import spiketriton
 from spiketriton.config import TrainConfig
@@ -114,12 +114,6 @@ def use_deterministic_algorithms(wanted: bool, device: torch.device) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(wanted)
     torch.backends.cudnn.benchmark = not wanted and device.type == "cuda"
-
-
-def to_device(x: Tensor, *, device: torch.device, layout: torch.memory_format) -> Tensor:
-    """`x` on the device; images [b, C, H, W] in the memory layout."""
-    layout = layout if x.ndim == 4 else torch.preserve_format
-    return x.to(device, memory_format=layout, non_blocking=True)
 
 
 def compiled(model: nn.Module) -> Any:

@@ -34,6 +34,7 @@ from spiketriton.training import environment
 from spiketriton.training.losses import build_loss
 from spiketriton.training.meters import peak_memory_mib
 from spiketriton.training.optim import build_optimizer
+from spiketriton.training.placement import Placement
 from spiketriton.training.randomness import random_state, set_random_state
 from spiketriton.training.ranks import Ranks
 
@@ -203,7 +204,7 @@ def _trial_of(recipe: Recipe, data: Data, ranks_here: int = 1) -> Trial:
     Ranks on one machine (`ranks_here`) try at the same time, so each may take its part of the memory.
     """
     device = environment.choose_device(recipe.train.device).value
-    train = partial(_train, recipe, len(data.classes), data.channels, data.image_size, device)
+    train = partial(_train, recipe, len(data.classes), data.channels, data.image_size)
     if device.type != "cpu":
         return train
     free = available_host_memory()
@@ -227,22 +228,19 @@ def _within(free: int | None, train: Trial, images: int) -> None:
     train(images)
 
 
-def _train(
-    recipe: Recipe, classes: int, channels: int, size: int, device: torch.device, images: int
-) -> None:
+def _train(recipe: Recipe, classes: int, channels: int, size: int, images: int) -> None:
     """A step on `images` images [channels, size, size], and the passes of another one behind it."""
     cfg = recipe.train
-    precision = environment.choose_precision(cfg.precision, device).value
-    environment.set_up(cfg, device)
-    layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
+    placement = Placement.set_up(cfg)
     model = build_model(recipe, classes=classes, channels=channels, image_size=size)
-    model.to(device, memory_format=layout)  # type: ignore[call-overload]
+    placement.place(model)
     forward = environment.compiled(model) if cfg.compile else model
     optimizer, loss = build_optimizer(cfg, model), build_loss(recipe.loss)
-    batch = torch.randn(images, channels, size, size, device=device).to(memory_format=layout)
-    labels = torch.zeros(images, dtype=torch.int64, device=device)
+    noise = torch.randn(images, channels, size, size, device=placement.device)
+    batch = placement.to_device(noise)
+    labels = torch.zeros(images, dtype=torch.int64, device=placement.device)
     for _ in range(2):
-        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+        with placement.autocast():
             value = loss(forward(batch), labels)
         value.backward()
         optimizer.step()

@@ -7,7 +7,6 @@ first gradient, which meets the last layer and the last time step first.
 """
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -18,9 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from spiketriton.config import Recipe
+from spiketriton.errors import UserError
 from spiketriton.models import Network, trial
 from spiketriton.neurons import SpikingNeuron, one_by_one
 from spiketriton.runs.checkpoint import State
+from spiketriton.runs.rows import write_json
 from spiketriton.training.guard import Counts
 from spiketriton.training.losses import Batch, Loss
 from spiketriton.training.memory_limit import is_out_of_memory
@@ -224,9 +225,9 @@ def report(
         "state": "nonfinite.pt",
     }
     try:
-        (folder / "nonfinite.json").write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-    except OSError as error:
-        message += f"; {folder / 'nonfinite.json'} could not be written: {error.strerror}"
+        write_json(folder / "nonfinite.json", content)
+    except UserError as error:
+        message += f"; {error}"
     return Diverged(
         f"{message}; {_advice(recipe)} may help; the step changed no weight, and python -m "
         f"spiketriton.nonfinite {folder / 'nonfinite.pt'} repeats it"

@@ -1,4 +1,4 @@
-"""The plan of a run, when it logs, tests and saves, and how far it has come."""
+"""When a run logs, tests and saves, how far it has come, and how a session of it ended."""
 
 from dataclasses import dataclass
 
@@ -76,3 +76,24 @@ class Progress:
     test_loss: float | None = None
     best_accuracy: float | None = None
     best_step: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a session of training ended."""
+
+    plan: Plan
+    progress: Progress
+    images_per_s: float | None  # of training, in the last row
+    peak_memory_mib: float
+    firing_rate: float | None
+    saved_at: int | None  # step of the newest checkpoint on the disk
+    exit_code: int  # 0, or the signal's
+
+    @property
+    def finished(self) -> bool:
+        return self.plan.finished(self.progress)
+
+    @property
+    def saved(self) -> bool:
+        return self.saved_at == self.progress.step

@@ -137,7 +137,7 @@ def mistake(arguments: list[str]) -> str:
 
 def test_mistakes_are_named(runs, tmp_path):
     run = str(runs / "ann")
-    assert "is no folder" in mistake([str(tmp_path / "nothing")])
+    assert "does not exist" in mistake([str(tmp_path / "nothing")])
     assert "no effect" in mistake([run, "--against", run, "--no-evaluation"])
     assert "cannot be written" in mistake([run, "--no-evaluation", "--out", str(tmp_path)])
     small_trainer(tmp_path / "other", "data.name=synthetic", "train.max_steps=1").fit()

@@ -23,7 +23,7 @@ import pytest
 from spiketriton.config import to_toml
 from spiketriton.errors import EXIT_DONE
 from spiketriton.runs.checkpoint import Checkpoints, read_checkpoint
-from spiketriton.runs.folder import Rows
+from spiketriton.runs.rows import Rows
 from tests.small_runs import assert_equal, environment, small_recipe, untimed
 
 EVERY = 3

@@ -150,7 +150,7 @@ def test_mistakes_are_named(runs, tmp_path):
     lif = str(runs / "lif")
     assert "--steps '0'" in mistake([lif, "--steps", "1,0"])
     assert "--batch-size 'x'" in mistake([lif, "--batch-size", "x"])
-    assert "is no folder" in mistake([str(tmp_path / "nothing")])
+    assert "does not exist" in mistake([str(tmp_path / "nothing")])
     assert "no recipe.toml" in mistake([str(tmp_path)])
     assert "change no weight" in mistake([lif, "time_steps=9"])
     small_trainer(tmp_path / "other", "data.name=synthetic", "train.max_steps=1").fit()

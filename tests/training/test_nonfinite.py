@@ -219,7 +219,7 @@ def located(trainer: Trainer) -> Finding | None:
     before = {name: x.nan_to_num(7.0) for name, x in trainer.model.state_dict().items()}
     with trainer.session():
         batches = [trainer.next_batch() for _ in range(trainer.accumulate)]
-    found = locate(trainer.model, batches, trainer.loss, trainer.autocast)
+    found = locate(trainer.model, batches, trainer.loss, trainer.placement.autocast)
     after = {name: x.nan_to_num(7.0) for name, x in trainer.model.state_dict().items()}
     assert_equal(after, before)
     assert all(p.grad is None for p in trainer.model.parameters())
