@@ -286,7 +286,7 @@ def test_the_free_memory_of_this_machine():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (["train.micro_batch=4", "train.accumulate=2"], "both say how a step is divided"),
+        (["train.micro_batch=4", "train.accumulate=2"], "both divide a step"),
         (["train.micro_batch=auto", "train.accumulate=2"], 'train.micro_batch = "auto" and'),
         (["train.micro_batch=5"], "train.micro_batch = 5 does not divide train.batch_size = 16"),
         (["train.micro_batch=17"], "does not divide"),
