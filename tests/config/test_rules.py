@@ -1,0 +1,156 @@
+"""Keys that have no effect or contradict each other are refused; the ANN twin is one word away."""
+
+import pytest
+
+from spiketriton.config import recipe_from_toml, replace, to_toml
+from spiketriton.config.recipe import values_of
+from spiketriton.config.rules import idle
+from tests.config.support import GOOD, mine, refused
+
+
+def plain_net(extra=""):
+    return '[data]\nname = "digits"\n[model]\nname = "plain"\n' + extra
+
+
+BAD_COMBINATIONS = {
+    "block without skips": (plain_net('block = "sew"'), ['model.block = "sew"', '"plain"']),
+    "accumulate does not divide": (
+        GOOD + "[train]\nbatch_size = 10\naccumulate = 3",
+        ["train.accumulate = 3", "train.batch_size = 10", "a divisor"],
+    ),
+    "micro_batch does not divide": (
+        GOOD + "[train]\nbatch_size = 10\nmicro_batch = 3",
+        ["train.micro_batch = 3", "train.batch_size = 10", "a divisor"],
+    ),
+    "micro_batch and accumulate": (
+        GOOD + "[train]\nmicro_batch = 2\naccumulate = 2",
+        ["train.micro_batch = 2 and train.accumulate = 2", "one of them"],
+    ),
+    "automatic micro_batch and accumulate": (
+        GOOD + '[train]\nmicro_batch = "auto"\naccumulate = 2',
+        ['train.micro_batch = "auto" and train.accumulate = 2'],
+    ),
+    "checkpoint_blocks and compile": (
+        GOOD + "checkpoint_blocks = true\n[train]\ncompile = true",
+        ["model.checkpoint_blocks = true", "train.compile = true", "one of them"],
+    ),
+    "checkpoint_blocks without blocks": (
+        plain_net("checkpoint_blocks = true"),
+        ["model.checkpoint_blocks = true", 'model.name is "plain"'],
+    ),
+    "max_skips without skip": (
+        GOOD + "[train]\nmax_skips = 10",
+        ["train.max_skips = 10", 'train.nonfinite is "stop"'],
+    ),
+    "plif that leaves nothing": (
+        GOOD + '[neuron]\nkind = "plif"\ntau = 1',
+        ["neuron.tau = 1.0", "a number above 1"],
+    ),
+    "nesterov without momentum": (
+        GOOD + '[train]\noptimizer = "sgd"\nmomentum = 0\nnesterov = true',
+        ["train.nesterov = true", "train.momentum above 0"],
+    ),
+    "reset above the threshold": (
+        GOOD + "[neuron]\nv_reset = 1",
+        ["neuron.v_reset = 1.0", "below neuron.v_threshold = 1.0"],
+    ),
+    "v_reset with soft reset": (
+        GOOD + '[neuron]\nreset = "soft"\nv_reset = -1',
+        ["neuron.v_reset = -1.0 has no effect", 'neuron.reset is "soft"'],
+    ),
+    "stem of a small resnet": (GOOD + 'stem = "cifar"', ["model.stem", 'model.name is "resnet8"']),
+    "depth of a resnet": (GOOD + "depth = 20", ["model.depth = 20", 'model.name is "resnet8"']),
+    "variant without imagenette": (
+        'data.name = "digits"\ndata.variant = "320px"\nmodel.name = "mlp"',
+        ["data.variant", 'data.name is "digits"'],
+    ),
+    "classes without synthetic": (
+        'data.name = "digits"\ndata.classes = 10\nmodel.name = "mlp"',
+        ["data.classes", 'data.name is "digits"'],
+    ),
+    "momentum with adamw": (GOOD + "[train]\nmomentum = 0.9", ["train.momentum", '"adamw"']),
+    "nesterov with adamw": (GOOD + "[train]\nnesterov = false", ["train.nesterov", '"adamw"']),
+    "tet_lambda with cross-entropy": (
+        GOOD + "[loss]\ntet_lambda = 0.05",
+        ["loss.tet_lambda", 'loss.kind is "cross_entropy"'],
+    ),
+    "tau without a leak": (GOOD + '[neuron]\nkind = "if"\ntau = 2', ["neuron.tau", '"if"']),
+    "decay_input without a leak": (
+        GOOD + '[neuron]\nkind = "if"\ndecay_input = true',
+        ["neuron.decay_input = true", '"if"'],
+    ),
+    "detach_reset without reset": (
+        GOOD + '[neuron]\nreset = "none"\ndetach_reset = true',
+        ["neuron.detach_reset", 'neuron.reset is "none"'],
+    ),
+    "monitor off and configured": (
+        GOOD + "[monitor]\nenabled = false\nevery = 5",
+        ["monitor.every = 5", "monitor.enabled is false"],
+    ),
+    "tensorboard without monitor": (
+        GOOD + "[monitor]\nenabled = false\ntensorboard = true",
+        ["monitor.tensorboard = true", "monitor.enabled is false"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "said"), BAD_COMBINATIONS.values(), ids=BAD_COMBINATIONS)
+def test_keys_that_do_not_go_together_are_named(text, said):
+    refused(said, recipe_from_toml, text, "mine")
+
+
+@pytest.mark.parametrize("norm", ["bn", "tdbn", "tebn", "none"])
+@pytest.mark.parametrize("memory", ["standard", "packed"])
+def test_the_ann_twin_of_any_recipe_is_one_word_away(norm, memory):
+    recipe = recipe_from_toml(
+        GOOD + f'norm = "{norm}"\nmemory = "{memory}"\n[neuron]\nkind = "plif"\ntau = 3.0',
+        "mine",
+    )
+    twin = replace(recipe, "neuron.kind=relu")
+    ours, theirs = to_toml(recipe).splitlines(), to_toml(twin).splitlines()
+    assert [pair for pair in zip(ours, theirs, strict=True) if pair[0] != pair[1]] == [
+        ('kind = "plif"', 'kind = "relu"')
+    ]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["train.batch_size=12", "train.accumulate=3"],
+        ["train.batch_size=12", "train.micro_batch=4"],
+        ["train.micro_batch=auto"],
+        ["model.checkpoint_blocks=true"],
+        ["model.name=resnet50", "model.checkpoint_blocks=true", "model.stem=cifar"],
+        ["train.compile=true"],
+        ["neuron.tau=1"],
+        ["neuron.kind=plif", "neuron.tau=1.001"],
+        ["neuron.v_reset=0.999"],
+        ["neuron.reset=soft", "neuron.v_reset=0"],
+        ["neuron.reset=soft", "neuron.detach_reset=false"],
+        ["train.optimizer=sgd", "train.momentum=0.1", "train.nesterov=true"],
+        ["train.optimizer=sgd", "train.momentum=0"],
+        ["train.nonfinite=skip", "train.max_skips=1"],
+        ["model.name=mlp", "model.block=plain", "model.depth=2"],
+    ],
+    ids=str,
+)
+def test_keys_that_go_together_are_accepted(overrides):
+    values = values_of(replace(mine(), *overrides))
+    for override in overrides:
+        dotted, _, value = override.partition("=")
+        assert str(values[dotted]).lower().removesuffix(".0") == value
+
+
+def test_each_idle_key_comes_with_its_reason():
+    reasons = idle(values_of(mine()))
+    assert reasons["train.momentum"] == 'train.optimizer is "adamw"'
+    assert sorted(reasons) == [
+        "data.classes",
+        "data.variant",
+        "loss.tet_lambda",
+        "model.depth",
+        "model.stem",
+        "train.max_skips",
+        "train.momentum",
+        "train.nesterov",
+    ]

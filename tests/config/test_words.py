@@ -1,0 +1,68 @@
+"""How values are written in errors, on the page of all keys and in TOML."""
+
+import datetime
+import tomllib
+
+import pytest
+
+from spiketriton.config.words import number, quoted, short, shown
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (1_000_000_000, "1000000000"),
+        (2**63 - 1, "9223372036854775807"),
+        (1e3, "1000"),
+        (1e6, "1e6"),
+        (-1e6, "-1e6"),
+        (1e-6, "1e-6"),
+        (1e-10, "1e-10"),
+        (0.5, "0.5"),
+    ],
+)
+def test_bounds_are_written_as_people_do(value, text):
+    assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (True, "true"),
+        (False, "false"),
+        (3, "3"),
+        (2.0, "2.0"),
+        ('a "b"\\', '"a \\"b\\"\\\\"'),
+        ("x" * 81, '"' + "x" * 80 + '..."'),
+        ({"a": 1}, "a table"),
+        ([1], "an array"),
+        (None, "None (NoneType)"),
+        (datetime.date(2024, 1, 2), "datetime.date(2024, 1, 2) (date)"),
+        (2**128 - 1, "340282366920938463463374607431768211455"),
+        (2**128, "an integer of 129 bits"),
+    ],
+)
+def test_a_value_is_shown_as_toml_writes_it_or_named(value, text):
+    assert shown(value) == text
+
+
+def test_long_texts_are_cut():
+    assert short("x" * 80) == "x" * 80
+    assert short("abcdef", limit=3) == "abc..."
+    assert short(1.5) == "1.5"
+
+
+@pytest.mark.parametrize(
+    ("text", "toml"),
+    [
+        ("é 日本 🙂", '"é 日本 🙂"'),
+        ("\t\n", '"\\u0009\\u000A"'),
+        ("\uffff", '"\\uFFFF"'),
+        ("\U00010000", '"𐀀"'),
+        ("\U000f0000", '"\\U000F0000"'),
+    ],
+)
+def test_a_quoted_text_is_one_printable_line_that_toml_reads_back(text, toml):
+    assert quoted(text) == toml
+    assert tomllib.loads(f"x = {toml}")["x"] == text
