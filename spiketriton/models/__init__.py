@@ -15,8 +15,8 @@ def build_model(recipe: Recipe, *, classes: int, channels: int, image_size: int)
     """The network of a recipe for images [B, channels, image_size, image_size].
 
     Parameters are drawn from torch's global random state, on the current default device. With
-    `neuron.kind = "relu"` it is the ANN twin: the same names and shapes, and no time. `model.fused`
-    changes no name either, so checkpoints move freely between the three.
+    `neuron.kind = "relu"` it is the ANN twin: the same names and shapes without time. `model.fused`
+    does not change names either, so that checkpoints fit all three.
     """
     model, parts = recipe.model, Parts.of(recipe)
     if model.name in ARCHITECTURES:

@@ -1,4 +1,4 @@
-"""Networks of any depth without skip connections, for the study of gradients: `plain` and `mlp`."""
+"""Networks of any depth without skip connections, to study gradients: `plain` and `mlp`."""
 
 from torch import Tensor, nn
 
@@ -23,7 +23,7 @@ class Layer(nn.Module):
         self.neuron = neuron
 
     def forward(self, x: Tensor, steps: int | None = None) -> Tensor:
-        """The first layer of a network is told the `steps` for which it is shown x [B, ...]."""
+        """Only a network's first layer is given `steps`, for which it is shown x [B, ...]."""
         if steps is None:
             return norm_neuron(self.bn, self.neuron, spike_conv(self.weights, x))
         current = constant_current(self.bn, self.weights(x), steps)
@@ -31,7 +31,7 @@ class Layer(nn.Module):
 
 
 class FeedForward(Network):
-    """Spiking layers one after the other, and a classifier; a subclass makes the layers."""
+    """Spiking layers in a row and a classifier; a subclass makes the layers."""
 
     def __init__(
         self, parts: Parts, channels: int, layers: list[Layer], features: int, classes: int
@@ -50,7 +50,7 @@ class FeedForward(Network):
 
 
 class PlainNet(FeedForward):
-    """Convolutions 3x3 of one width; the size is halved at 1/3 and 2/3 of the depth."""
+    """3x3 convolutions of one width; the image is halved at 1/3 and 2/3 of the depth."""
 
     def __init__(
         self, parts: Parts, *, depth: int, width: int, classes: int, channels: int

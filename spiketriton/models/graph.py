@@ -1,10 +1,10 @@
-"""A network as a graph of weights, neurons and pools: what is counted, converted and exported.
+"""A network as a graph of weights, neurons and pools, for counting, conversion and export.
 
-Values that arrive at one node are summed there, so that residual connections are plain edges: the
-shortcut of a `plain` block ends at its last neuron, those of `sew` and `ms` blocks at whatever
-comes next.
+A node reads the sum of its inputs, so that residual connections are plain edges: the shortcut of a
+`plain` block ends at its last neuron, those of `sew` and `ms` blocks at the nodes that follow.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -12,21 +12,22 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from spiketriton.models import Network
 from spiketriton.models.feedforward import MLP, FeedForward, Layer
+from spiketriton.models.network import Network
 from spiketriton.models.resnet import Block, MSBlock, PlainBlock, ResNet, SEWBlock
 from spiketriton.neurons import Norm
 
 Kind = Literal["input", "weights", "neuron", "maxpool", "mean", "flatten"]
-Value = tuple[str, ...]  # the nodes whose sum it is
+Value = tuple[str, ...]  # the nodes of which it is the sum
+Signal = Literal["image", "currents", "spikes"]
 
 
 @dataclass(frozen=True)
 class Node:
     """One operation on the sum of its inputs, at each time step.
 
-    "weights" is a convolution or linear layer with the norm behind it, "mean" the mean over space,
-    "neuron" spikes, or is a ReLU in the ANN twin. Names are those of the network's modules.
+    "weights" is a convolution or linear layer with the norm that follows, "neuron" a spiking neuron
+    or the ANN twin's ReLU, "mean" the mean over space. Names are those of the network's modules.
     """
 
     name: str
@@ -85,7 +86,7 @@ class _Builder:
         return (name,)
 
     def weights(self, name: str, inputs: Value, layer: nn.Module, norm: nn.Module | None) -> Value:
-        """Weights and norm; a converted net's stem has its max-pool in the norm's place."""
+        """Weights and norm; the stem of a converted net has its max-pool in place of the norm."""
         batch_norm = norm if isinstance(norm, Norm) else None
         value = self.add(name, "weights", inputs, layer, batch_norm)
         pool = getattr(norm, "pool", None)
@@ -111,7 +112,7 @@ def _sew(build: _Builder, name: str, block: SEWBlock, x: Value) -> Value:
 
 
 def _inner(build: _Builder, name: str, block: Block, value: Value) -> Value:
-    """Convolutions and neurons up to and with the last convolution."""
+    """Convolutions and neurons, up to and including the last convolution."""
     for i, (conv, norm, neuron) in enumerate(block.stages(), start=1):
         value = build.weights(f"{name}conv{i}", value, conv, norm)
         if i < block.depth:
@@ -140,21 +141,20 @@ _BLOCKS: dict[type[nn.Module], Callable[..., Value]] = {
 }
 
 
-def carries(nodes: Graph, node: Node) -> Literal["image", "currents", "spikes"]:
-    """What a node gives: the constant image, analog currents at each step, or spikes."""
-    if node.kind in ("input", "weights", "neuron"):
-        return {"input": "image", "weights": "currents", "neuron": "spikes"}[node.kind]  # type: ignore[return-value]
-    return arrives(nodes, node)
+def carries(nodes: Graph, node: Node) -> Signal:
+    """What a node outputs: the constant image, analog currents at each step, or spikes."""
+    outputs: dict[Kind, Signal] = {"input": "image", "weights": "currents", "neuron": "spikes"}
+    return outputs.get(node.kind) or arrives(nodes, node)
 
 
-def arrives(nodes: Graph, node: Node) -> Literal["image", "currents", "spikes"]:
+def arrives(nodes: Graph, node: Node) -> Signal:
     """What a node reads."""
     (kind,) = {carries(nodes, nodes[name]) for name in node.inputs}
     return kind
 
 
 def channels_of(nodes: Graph, node: Node) -> int:
-    """Channels, or features, that a node gives."""
+    """Channels, or features, of a node's output."""
     if isinstance(node.module, nn.Conv2d):
         return node.module.out_channels
     if isinstance(node.module, nn.Linear):
@@ -163,7 +163,7 @@ def channels_of(nodes: Graph, node: Node) -> int:
 
 
 def shapes_of(nodes: Graph, image: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
-    """What each node gives for one image [C, H, W] and time step: (C, H, W) or (F,)."""
+    """Shape of each node's output for one image [C, H, W] and time step: (C, H, W) or (F,)."""
     shapes: dict[str, tuple[int, ...]] = {"input": image}
     for node in nodes.values():
         if node.kind != "input":
@@ -178,7 +178,7 @@ def _shape(node: Node, given: tuple[int, ...]) -> tuple[int, ...]:
     if node.kind == "mean":
         return given[:1]
     if node.kind == "flatten":
-        return (given[0] * given[1] * given[2],)
+        return (math.prod(given),)
     if isinstance(module, nn.Linear):
         return (module.out_features,)
     assert isinstance(module, nn.Conv2d | nn.MaxPool2d)
@@ -190,16 +190,16 @@ def _shape(node: Node, given: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _pair(value: object) -> tuple[int, int]:
-    """Torch's "one number for both sides of an image" as two."""
+    """Height and width, where torch also accepts one number for both."""
     height, width = value if isinstance(value, tuple) else (value, value)
     return int(height), int(width)
 
 
 @torch.no_grad()
 def folded_weights(node: Node) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a layer with its batch norm in eval mode folded in, in float64.
+    """Weight and bias of a layer, its batch norm (in eval mode) folded in, in float64.
 
-    ValueError: the norm has a gain for each time step (TEBN), which is no constant.
+    ValueError: the norm has a gain for each time step (TEBN).
     """
     layer, norm = node.module, node.norm
     assert isinstance(layer, nn.Conv2d | nn.Linear)

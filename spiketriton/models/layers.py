@@ -1,4 +1,4 @@
-"""What the networks are made of: time folded into the batch, and norm + neuron in one place."""
+"""Parts of the networks: layers over time, norm + neuron in one place, and how they are made."""
 
 import math
 from collections.abc import Callable
@@ -13,18 +13,18 @@ from spiketriton.neurons import Norm, SpikingNeuron, build_neuron
 
 
 def folded(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Applies a layer of images or vectors to every time step: [T, B, ...] -> [T, B, ...].
+    """Applies a layer to every time step: [T, B, ...] -> [T, B, ...].
 
-    Time is folded into the batch by views alone, so channels_last stays channels_last.
+    Time is folded into the batch by views alone, so that channels_last stays channels_last.
     """
     return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
 def spike_conv(layer: nn.Module, spikes: Tensor) -> Tensor:
-    """The door of spikes into a convolution or linear layer: [T, B, ...] -> currents [T, B, ...].
+    """A convolution or linear layer on spikes: [T, B, ...] -> currents [T, B, ...].
 
-    All spikes of a network pass here on their way to weights, and nothing else does: the place where
-    spikes are counted. (The ANN twin's activations and the sums of SEW blocks pass here too.)
+    All layers that read spikes (in the ANN twin activations, in SEW blocks sums of spikes) are
+    called here and no others, so that an operation for binary inputs has one place to go.
     """
     return folded(layer, spikes)
 
@@ -38,8 +38,8 @@ def norm_neuron(
 ) -> Tensor:
     """`neuron(norm(y) + residual) + spike_add`, all [T, B, C, ...].
 
-    The one place that decides between the fused operation and one after the other: fused when the
-    neuron spikes and the norm is a `Norm` whose `fused` is set. Both give the same to rounding.
+    The only place that decides between one fused operation and several: fused when the neuron spikes
+    and the norm is a `Norm` with `fused` set. Both agree up to rounding.
     """
     if isinstance(neuron, SpikingNeuron) and isinstance(norm, Norm) and norm.fused:
         out = neuron.fused_norm(y, norm, residual, spike_add)
@@ -52,27 +52,27 @@ def norm_neuron(
 
 
 def fire(neuron: nn.Module, current: Tensor) -> Tensor:
-    """A neuron on its own: what leaves a spiking one is marked as spikes."""
+    """Calls a neuron on its own; the output of a spiking one is marked as spikes."""
     out = neuron(current)
     return mark_spikes(out) if isinstance(neuron, SpikingNeuron) else out
 
 
 def constant_current(norm: nn.Module, y: Tensor, steps: int) -> Tensor:
-    """Norm of a current [B, C, ...] that is shown for `steps` steps: [1 or steps, B, C, ...]."""
+    """Norm of a current [B, C, ...] that lasts `steps` steps: [1 or steps, B, C, ...]."""
     return norm.constant(y, steps) if isinstance(norm, Norm) else norm(y.unsqueeze(0))
 
 
 def over_time(current: Tensor, steps: int) -> Tensor:
     """A current [1 or steps, B, ...] as [steps, B, ...], in its own memory format.
 
-    Neurons read dense memory, so the copies are made here, where channels_last is still known.
+    Neurons read dense memory; copying here keeps channels_last.
     """
     return current if len(current) == steps else current.expand(steps, *current.shape[1:]).clone()
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The choices of a recipe that all layers of a network share; makes their parts."""
+    """What all layers of a network share, by a recipe; makes their neurons, norms and weights."""
 
     neuron_config: NeuronConfig
     norm_kind: str
@@ -95,9 +95,9 @@ class Parts:
         return build_neuron(self.neuron_config)
 
     def norm(self, channels: int, *, before_sum: bool = False) -> nn.Module:
-        """The norm of `channels` currents; `before_sum` when it is one of two terms of a current.
+        """The norm of `channels` currents; `before_sum`: its output is one of two terms of a current.
 
-        tdBN then scales by v_threshold / sqrt(2), so that the sum has the threshold's width.
+        tdBN then scales by v_threshold / sqrt(2), so that the spread of the sum is the threshold.
         """
         if self.norm_kind == "none":
             return nn.Identity()
@@ -108,7 +108,7 @@ class Parts:
         return Norm(channels, scale=scale, steps=steps, fused=self.fused)
 
     def conv(self, channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-        """A convolution that keeps the size at stride 1; with a bias when no norm follows."""
+        """A convolution that keeps the size at stride 1; with a bias if no norm follows."""
         return nn.Conv2d(
             channels_in,
             channels_out,

@@ -1,8 +1,8 @@
-"""`model.memory = "packed"`: between forward and backward, spikes are kept at one bit each.
+"""`model.memory = "packed"`: between forward and backward, each spike is kept in one bit.
 
-A convolution keeps its input for its weight gradient, and a fused neuron its residual; when these are
-spikes, 32 bits of float32 (16 of bfloat16) hold one bit of information. Here autograd stores the bit.
-Gradients are the same bit for bit: what is unpacked is what was packed.
+A convolution keeps its input for the gradient of its weights, and a fused neuron its residual; when
+these are spikes, 32 bits of float32 (16 of bfloat16) hold one bit of information. Here autograd
+stores that bit. Packing loses nothing, so gradients are the same bit for bit.
 """
 
 import weakref
@@ -16,13 +16,13 @@ from torch import Tensor
 from spiketriton_kernels import pack_spikes, unpack_spikes
 
 _spikes: dict[int, weakref.ref] = {}
-"""Address of the memory of each living tensor that holds nothing but 0 and 1."""
+"""Each living tensor that holds nothing but 0 and 1, by the address of its memory."""
 
 
 def mark_spikes(spikes: Tensor) -> Tensor:
-    """Says that a tensor holds spikes and nothing else; forgotten when the tensor is.
+    """Records that a tensor holds nothing but 0 and 1, for as long as it lives; returns it.
 
-    Costs nothing while no `PackedSpikes` is open.
+    Does nothing while no `PackedSpikes` is open.
     """
     if not PackedSpikes.open:
         return spikes
@@ -37,7 +37,7 @@ def _forget(address: int, gone: weakref.ref) -> None:
 
 
 def _source(saved: Tensor) -> Tensor | None:
-    """The marked tensor whose memory `saved` is, whole, in whatever shape; else None."""
+    """The marked tensor of which `saved` is a view with all elements; else None."""
     reference = _spikes.get(saved.untyped_storage().data_ptr())
     source = reference() if reference is not None else None
     if source is None or source.numel() != saved.numel() or source.dtype != saved.dtype:
@@ -46,7 +46,7 @@ def _source(saved: Tensor) -> Tensor | None:
 
 
 class _Packed:
-    """Bits, and how to make the tensor that they stand for."""
+    """The bits of a tensor, and its dtype, shape and strides."""
 
     __slots__ = ("bits", "dtype", "size", "stride")
 
@@ -56,10 +56,10 @@ class _Packed:
 
 
 class PackedSpikes(AbstractContextManager):
-    """While open, what autograd saves of marked spikes is saved as bits, once per tensor.
+    """While open, autograd saves marked spikes as bits, once per tensor.
 
-    `on_save` is told each tensor as it is kept (torch shows saved tensors to one hook only, so a
-    meter outside would see nothing).
+    `on_save` is called with each tensor as it is kept: torch shows saved tensors to the innermost
+    hook only, so that a hook outside would see nothing.
     """
 
     open: ClassVar[int] = 0

@@ -1,4 +1,4 @@
-"""The frame of every network: images in, currents of each class and time step out."""
+"""The base class of the networks: images in, a current for each class and time step out."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -16,7 +16,7 @@ class Network(nn.Module):
     """Images [B, C, H, W] -> currents [T, B, K] in float32.
 
     The image is shown as a constant input current at each of the T time steps (direct coding), so
-    the first layer with weights runs once. The answer is the classifier's current at each step; its
+    the first layer with weights runs once. The output is the classifier's current at each step; its
     mean over time is the usual read-out. The ANN twin has no time: T is 1.
 
     A subclass sets `self.fc` and implements `features`.
@@ -36,7 +36,7 @@ class Network(nn.Module):
     def forward(self, images: Tensor, time_steps: int | None = None) -> Tensor:
         """Images [B, C, H, W] -> currents [T, B, K] in float32, T = `time_steps` or the recipe's.
 
-        Raises UserError when the images do not fit, or for another T than 1 of the ANN twin.
+        Raises UserError when the images do not fit, or when T is not 1 in the ANN twin.
         """
         steps = self.time_steps if time_steps is None else time_steps
         if images.ndim != 4 or images.shape[1] != self.channels:
@@ -62,9 +62,9 @@ class Network(nn.Module):
         return [(name, m) for name, m in self.named_modules() if isinstance(m, SpikingNeuron)]
 
     def set_stateful(self, stateful: bool = True) -> None:
-        """Streams the window: each call goes on where the last one ended (or not), from `reset()`.
+        """Whether each call continues the window where the last one ended; starts a new window.
 
-        In eval mode, calls of k1, k2, ... steps give exactly the currents of one call of their sum.
+        In eval mode, calls of k1, k2, ... steps give the currents of one call of their sum.
         """
         self.streaming = stateful
         for _, neuron in self.spiking_layers():
@@ -72,12 +72,12 @@ class Network(nn.Module):
         self.reset()
 
     def set_synchronised(self, synchronised: bool = True) -> None:
-        """Batch norm's training statistics are those of all ranks together, or of this one."""
+        """Whether batch norm takes its training statistics over all ranks, or over this one."""
         for norm in self._norms():
             norm.synchronised = synchronised
 
     def reset(self) -> None:
-        """Starts a new window: forgets all membranes and the step that was reached."""
+        """Starts a new window: forgets all membranes and the current step."""
         for _, neuron in self.spiking_layers():
             neuron.reset()
         for norm in self._norms():
@@ -87,14 +87,14 @@ class Network(nn.Module):
         return [m for m in self.modules() if isinstance(m, Norm)]
 
     def _initialize(self) -> None:
-        """All weights but the classifier's, which keep torch's own start as in torchvision."""
+        """For all weights but the classifier's, which keep torch's default as in torchvision."""
         layers = [m for m in self.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
         initialize([layer for layer in layers if layer is not self.fc])
 
 
 @contextmanager
 def trial(model: nn.Module) -> Iterator[None]:
-    """In training mode, and without a trace: the mode and all buffers are as before afterwards."""
+    """Training mode within the block; afterwards the mode and all buffers are as before."""
     training = model.training
     kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
     model.train()

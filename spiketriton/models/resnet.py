@@ -1,12 +1,11 @@
 """Spiking ResNets: torchvision's and the CIFAR-style ones, with three kinds of residual block.
 
-He et al. 2015 (arXiv 1512.03385); the stride of a bottleneck lies in its 3x3 convolution, as in
+He et al. 2015 (arXiv 1512.03385); a bottleneck has its stride in the 3x3 convolution, as in
 torchvision. With ReLU neurons and plain blocks they are torchvision's ResNets, name by name.
 """
 
 import contextlib
 from collections.abc import Iterator
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -45,13 +44,13 @@ ARCHITECTURES = {
     "resnet56": Architecture((9, 9, 9), False, 16),
 }
 
-IMAGENET_STEM_FROM = 96  # pixels: smaller images would reach the last stage as a single pixel
+IMAGENET_STEM_FROM = 96  # pixels; smaller images would reach the last stage as a single pixel
 
 
 class Block(nn.Module):
-    """A residual block, [T, B, C, H, W] -> [T, B, C', H', W']; the subclass says what flows in it.
+    """A residual block, [T, B, C, H, W] -> [T, B, C', H', W']; a subclass defines `forward`.
 
-    Layers are registered in the order in which spikes flow: the shortcut joins at the last norm.
+    Layers are registered in the order in which spikes flow: the shortcut comes before the last layer.
 
     Args:
         parts: makes the layers.
@@ -61,7 +60,7 @@ class Block(nn.Module):
         bottleneck: convolutions 1x1, 3x3, 1x1 and C' = 4 * width; else 3x3, 3x3 and C' = width.
     """
 
-    sums_currents = True  # the last norm and the shortcut are two terms of one current
+    sums_currents = True  # whether the last norm and the shortcut are two terms of one current
 
     def __init__(
         self, parts: Parts, channels_in: int, width: int, stride: int, bottleneck: bool
@@ -93,12 +92,12 @@ class Block(nn.Module):
         )
 
     def stages(self) -> list[list[nn.Module]]:
-        """Convolution, norm and neuron of each number, from first to last."""
+        """Convolution, norm and neuron of each layer, in forward order."""
         numbers = range(1, self.depth + 1)
         return [[getattr(self, f"{kind}{i}") for kind in ("conv", "bn", "neuron")] for i in numbers]
 
     def last_current(self, spikes: Tensor) -> Tensor:
-        """Spikes [T, B, C, H, W] -> what the last convolution says, before its norm."""
+        """Spikes [T, B, C, H, W] -> output of the last convolution, before its norm."""
         *inner, (last_conv, _, _) = self.stages()
         for conv, norm, neuron in inner:
             spikes = norm_neuron(norm, neuron, spike_conv(conv, spikes))
@@ -106,7 +105,7 @@ class Block(nn.Module):
 
 
 class PlainBlock(Block):
-    """out = neuron(BN(conv(...)) + shortcut): the shortcut's spikes are a current, too."""
+    """out = neuron(BN(conv(...)) + shortcut): the shortcut's spikes are added to the current."""
 
     def forward(self, x: Tensor) -> Tensor:
         current, shortcut = self.last_current(x), x
@@ -118,7 +117,7 @@ class PlainBlock(Block):
 
 
 class SEWBlock(Block):
-    """out = neuron(BN(conv(...))) + shortcut: spikes are added, so values are whole numbers.
+    """out = neuron(BN(conv(...))) + shortcut: spikes are added, so the output is whole numbers.
 
     SEW-ResNet with ADD (Fang et al. 2021, arXiv 2102.04159). A shortcut that changes shape ends in
     a neuron of its own.
@@ -142,7 +141,7 @@ class MSBlock(Block):
     """out = BN(conv(... neuron(x))) + shortcut: neurons fire before convolutions, currents add up.
 
     MS-ResNet (Hu et al. 2021, arXiv 2112.08954). A shortcut that changes shape is BN(conv1x1) of
-    the currents x, as in the authors' code: its few multiplications are with analog values.
+    the currents x, as in the authors' code, and so multiplies analog values.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -158,19 +157,17 @@ class MSBlock(Block):
 
 
 def recomputed(block: nn.Module, x: Tensor) -> Tensor:
-    """`block(x)`, of which only x is kept: backward computes the rest again, bit for bit.
+    """`block(x)`, keeping x alone for backward, which recomputes the rest bit for bit.
 
-    Batch norm's running statistics move the first time only. Probes are filled by backward, which
-    runs once.
+    Batch norm's running statistics are updated the first time only.
     """
-    context = partial(_contexts, block)
-    # nothing in a block is random, so no random state has to be kept
-    return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=context)
-
-
-def _contexts(block: nn.Module) -> tuple[contextlib.nullcontext, contextlib.AbstractContextManager]:
-    """The surroundings of the forward pass and of the one that is computed again."""
-    return contextlib.nullcontext(), _untracked(block)
+    return checkpoint(
+        block,
+        x,
+        use_reentrant=False,
+        preserve_rng_state=False,  # nothing in a block is random
+        context_fn=lambda: (contextlib.nullcontext(), _untracked(block)),
+    )
 
 
 @contextlib.contextmanager
@@ -193,7 +190,7 @@ class ResNet(Network):
 
     Args:
         parts: makes the layers.
-        architecture: blocks, bottleneck or not, and width; see `ARCHITECTURES`.
+        architecture: one of `ARCHITECTURES`, its width perhaps changed.
         block: "plain", "sew" or "ms". With "ms" currents flow between blocks: the stem has no
             neuron and one neuron fires before the classifier.
         stem: "imagenet" (7x7 stride 2, neuron, max-pool) or "cifar" (3x3, neuron).
@@ -241,13 +238,13 @@ class ResNet(Network):
         if self.maxpool is not None:
             x = folded(self.maxpool, x)
             if self.is_spiking and self.neuron1 is not None:
-                x = mark_spikes(x)  # the largest of spikes is one
+                x = mark_spikes(x)  # a maximum of spikes is a spike
         x = over_time(x, steps)
-        learns = self.training and torch.is_grad_enabled() and not self.streaming
-        again = self.checkpoint_blocks and learns
+        training = self.training and torch.is_grad_enabled() and not self.streaming
+        recompute = self.checkpoint_blocks and training
         for name in self.stage_names:
             for block in self.get_submodule(name).children():
-                x = recomputed(block, x) if again else block(x)
+                x = recomputed(block, x) if recompute else block(x)
         if self.neuron_last is not None:
             x = fire(self.neuron_last, x)
         return x.mean((3, 4))

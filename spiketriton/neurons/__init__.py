@@ -16,8 +16,8 @@ __all__ = ["IF", "LIF", "PLIF", "Norm", "SpikingNeuron", "build_neuron", "one_by
 def build_neuron(config: NeuronConfig) -> nn.Module:
     """The neuron of a recipe: a `SpikingNeuron`, or `torch.nn.ReLU` for the ANN twin.
 
-    A width that is to be calibrated ("auto", "auto_per_layer") is 1 until the calibrator replaces
-    the neuron's `surrogate`.
+    A width to be calibrated ("auto", "auto_per_layer") is 1 until calibration replaces the neuron's
+    `surrogate`.
     """
     if config.kind == "relu":
         return nn.ReLU()

@@ -1,8 +1,8 @@
-"""What all spiking neurons share: constants, the call of the kernel, and state if asked for."""
+"""What all spiking neurons share: constants, the call of the kernel, and optional state."""
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -13,20 +13,28 @@ from spiketriton_kernels import Surrogate, multistep_bn_lif, multistep_lif
 
 RESETS = ("hard", "soft", "none")
 
-
 # a compiled graph cannot hold the process group
 _over_ranks = torch.compiler.disable(multistep_bn_lif)
+
+
+class Options(TypedDict, total=False):
+    """Keyword arguments of every spiking neuron, explained in `SpikingNeuron`."""
+
+    reset: str | None
+    detach_reset: bool
+    surrogate: Surrogate | None
+    stateful: bool
 
 
 class SpikingNeuron(nn.Module):
     """A neuron over a whole time window: input currents [T, B, ...] -> spikes [T, B, ...].
 
-    Spikes are 0 or 1 in the dtype of the currents. A subclass says what it is made of in
-    `neuron_arguments()`; the equations are those of `spiketriton_multistep_lif`.
+    Spikes are 0 or 1 in the dtype of the currents. A subclass states its constants in
+    `neuron_arguments()`; the equations are those of `spiketriton_kernels.multistep_lif`.
 
-    Nothing is kept between calls unless `stateful`: then `v`, the membrane after the last step
-    ([B, ...], float32), is where the next call starts, so that chunks of any length give the spikes
-    of the whole window. Gradients flow through `v` from chunk to chunk; `detach()` cuts them there,
+    Nothing is kept between calls unless `stateful`: then the next call starts at `v`, the membrane
+    after the last step ([B, ...], float32), so that chunks of any length give the spikes of the
+    whole window. Gradients flow through `v` from chunk to chunk; `detach()` cuts them there, and
     `reset()` forgets the membrane.
 
     Args:
@@ -34,12 +42,13 @@ class SpikingNeuron(nn.Module):
         v_reset: potential after a hard reset, < v_threshold; None means soft reset.
         reset: "hard", "soft" or "none"; None takes it from `v_reset`, as SpikingJelly does.
         detach_reset: no gradient through the reset.
-        surrogate: stand-in for ds/dh in backward. A plain attribute: a calibrator may replace it.
+        surrogate: replaces ds/dh in backward. A plain attribute, which calibration may replace.
         stateful: keep the membrane between calls.
 
     Attributes:
         probe: None, or a float32 tensor [T, 8] that requires grad; backward fills its gradient with
             the sums named by `spiketriton_kernels.PROBE_FIELDS`.
+        on_fire: None, or a function that each call hands its spikes.
 
     Raises:
         UserError: a constant out of its range, here; too few dimensions or a chunk that does not
@@ -82,7 +91,7 @@ class SpikingNeuron(nn.Module):
         self.on_fire: Callable[[Tensor], object] | None = None
 
     def neuron_arguments(self) -> dict[str, Any]:
-        """The neuron's constants as keyword arguments of `spiketriton_multistep_lif`."""
+        """The neuron's constants as keyword arguments of `spiketriton_kernels.multistep_lif`."""
         return {
             "decay": 1.0,
             "gain": 1.0,
@@ -94,7 +103,7 @@ class SpikingNeuron(nn.Module):
         }
 
     def input_gain(self) -> Tensor | None:
-        """A learnt gain of the input, [] or [C], beside the kernel's constant one; or None."""
+        """A learnable gain of the input, [] or [C], on top of the kernel's constant one; or None."""
         return None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -107,8 +116,8 @@ class SpikingNeuron(nn.Module):
     ) -> Tensor:
         """`self(norm(y) + residual) + spike_add` in one operation.
 
-        Every tensor is [T, B, C, ...]; `norm` counts the batch and moves its running statistics as
-        when it is called. Forward hooks of the neuron and of the norm do not fire.
+        Every tensor is [T, B, C, ...]; `norm` counts the batch and updates its running statistics
+        as in a call. Forward hooks of the neuron and of the norm do not fire.
         """
         self._check(y)
         norm.count_batch(y)
@@ -130,7 +139,7 @@ class SpikingNeuron(nn.Module):
         )
 
     def _check(self, x: Tensor) -> None:
-        """Refuses currents that have no time and batch dimension, or do not continue the state."""
+        """Refuses currents without time and batch, and a chunk that does not fit the membrane."""
         if x.ndim < 2:
             raise UserError(
                 f"input of {type(self).__name__} has shape {tuple(x.shape)}; "
@@ -168,7 +177,7 @@ class SpikingNeuron(nn.Module):
             self.v = self.v.detach()
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: a membrane's value alone, as torch copies no graph."""
+        """Copies and pickles hold the membrane without its graph, which torch cannot copy."""
         return self.__dict__ | {"v": None if self.v is None else self.v.detach()}
 
     def extra_repr(self) -> str:

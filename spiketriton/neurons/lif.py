@@ -1,14 +1,13 @@
-"""IF, LIF and PLIF: integrate-and-fire without leak, with a leak, with a leak that is learnt."""
+"""IF, LIF and PLIF: integrate-and-fire without a leak, with one, with a learnable one."""
 
 import math
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from spiketriton.errors import UserError
-from spiketriton.neurons.base import SpikingNeuron
-from spiketriton_kernels import Surrogate
+from spiketriton.neurons.base import Options, SpikingNeuron
 
 
 class IF(SpikingNeuron):
@@ -35,20 +34,9 @@ class LIF(SpikingNeuron):
         decay_input: bool = True,
         v_threshold: float = 1.0,
         v_reset: float | None = 0.0,
-        *,
-        reset: str | None = None,
-        detach_reset: bool = True,
-        surrogate: Surrogate | None = None,
-        stateful: bool = False,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(
-            v_threshold,
-            v_reset,
-            reset=reset,
-            detach_reset=detach_reset,
-            surrogate=surrogate,
-            stateful=stateful,
-        )
+        super().__init__(v_threshold, v_reset, **options)
         if not (tau >= 1 and math.isfinite(tau)):
             raise UserError(f"tau {tau!r}: accepted: a finite number of at least 1")
         self.tau = float(tau)
@@ -65,12 +53,12 @@ class LIF(SpikingNeuron):
 class PLIF(SpikingNeuron):
     """LIF with a learnable leak: 1/tau = sigmoid(w) (Fang et al. 2021, arXiv 2007.05785).
 
-    With `decay_input` the gain 1/tau has its gradient too.
+    With `decay_input` gradients also flow through the gain 1/tau.
 
     Args:
         init_tau: time constant in steps at the start, > 1.
         decay_input: gain is 1/tau, else 1.
-        per_channel: number of channels C (dim 2 of the input) that each learn their own leak; None
+        per_channel: number of channels C (dim 2 of the input), each with a leak of its own; None
             for one leak. The parameter `w` has shape [C] or [].
         v_threshold, v_reset, options: see `SpikingNeuron`.
 
@@ -86,19 +74,9 @@ class PLIF(SpikingNeuron):
         v_reset: float | None = 0.0,
         *,
         per_channel: int | None = None,
-        reset: str | None = None,
-        detach_reset: bool = True,
-        surrogate: Surrogate | None = None,
-        stateful: bool = False,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(
-            v_threshold,
-            v_reset,
-            reset=reset,
-            detach_reset=detach_reset,
-            surrogate=surrogate,
-            stateful=stateful,
-        )
+        super().__init__(v_threshold, v_reset, **options)
         if not (init_tau > 1 and math.isfinite(init_tau)):
             raise UserError(f"init_tau {init_tau!r}: accepted: a finite number above 1")
         if per_channel is not None and per_channel < 1:

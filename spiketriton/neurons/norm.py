@@ -15,23 +15,23 @@ class Norm(nn.modules.batchnorm._BatchNorm):
     """Batch norm of currents [T, B, C, ...] with statistics per channel over T, B and space.
 
     The same as `torch.nn.BatchNorm2d` on the folded [T*B, C, H, W] (or `BatchNorm1d` on [T*B, C]),
-    with the same parameters and buffers. Two variants on top:
+    with the same parameters and buffers. Two variants are built in:
 
         current[t] = step_gain[t] * (weight * scale * xhat[t] + bias)
 
-    `scale`: tdBN's alpha * v_threshold (Zheng et al. 2021, arXiv 2011.05280), so that currents are
-    as wide as the threshold is high. `step_gain`: TEBN's learnable gain of each step, 1 at first
+    `scale`: tdBN's alpha * v_threshold (Zheng et al. 2021, arXiv 2011.05280), so that the
+    spread of the currents is the threshold. `step_gain`: TEBN's learnable gain of each step, 1 at first
     (Duan et al. 2022, "Temporal Effective Batch Normalization in Spiking Neural Networks").
 
     Args:
         channels: C.
         scale: a constant factor of the normalised current.
         steps: number of learnable step gains, T; 0 for none.
-        fused: whether a spiking neuron that follows runs in the same kernel (see
-            `spiketriton.models.layers.norm_neuron`, which reads it).
+        fused: whether the spiking neuron behind it runs in the same kernel; read by
+            `spiketriton.models.layers.norm_neuron`.
 
     Raises:
-        UserError: a call beyond the steps that have a gain.
+        UserError: a call for more steps than have a gain.
     """
 
     momentum: float
@@ -46,8 +46,8 @@ class Norm(nn.modules.batchnorm._BatchNorm):
         self.scale = scale
         self.fused = fused
         self.first_step = 0  # of the next call, when a window is streamed in chunks
-        self.tracks = True  # false while a batch that has been counted is computed again
-        self.synchronised = False  # training statistics are those of all ranks together
+        self.tracks = True  # false while a batch that was already counted is recomputed
+        self.synchronised = False  # whether training statistics are taken over all ranks
         self.step_gain = nn.Parameter(torch.ones(steps)) if steps else None
 
     def forward(self, y: Tensor) -> Tensor:
@@ -55,11 +55,11 @@ class Norm(nn.modules.batchnorm._BatchNorm):
         return self._apply_gains(self._normalise(y), y.shape[0])
 
     def constant(self, y: Tensor, steps: int) -> Tensor:
-        """The same for a current [B, C, ...] that is shown for `steps` steps, normalised once.
+        """A current [B, C, ...] that is the same at each of `steps` steps, normalised once.
 
         Returns [1, B, C, ...] when all steps are equal, else [steps, B, C, ...]. Mean and variance
-        over B are those over `steps` copies of it; only the running variance differs, in its
-        unbiased n / (n - 1), where n counts the copies once.
+        over B equal those over `steps` copies; only the running variance differs, by its unbiased
+        factor n / (n - 1), in which n counts the copies as one.
         """
         return self._apply_gains(self._normalise(y.unsqueeze(0)), steps)
 
@@ -93,31 +93,31 @@ class Norm(nn.modules.batchnorm._BatchNorm):
         end = self.first_step + steps
         if end > len(self.step_gain):
             raise UserError(
-                f"tebn has gains for {len(self.step_gain)} time steps, and {end} were asked for; "
-                "a net with model.norm = 'bn' or 'tdbn' runs for any number"
+                f"tebn has gains for {len(self.step_gain)} time steps, but {end} are needed; "
+                "with model.norm = 'bn' or 'tdbn' a network runs for any number"
             )
         return self.step_gain[self.first_step : end]
 
     def count_batch(self, y: Tensor) -> None:
-        """Counts a training batch y [T, B, C, ...]. UserError: it has one value a channel."""
+        """Counts a training batch y [T, B, C, ...]. UserError: it has one value per channel."""
         if self.training and y.numel() == y.shape[2] and self.process_group is None:
             raise UserError(
-                "batch norm needs more than one value of each channel, and a micro-batch of one "
-                "image has no other here; accepted: two images or more in it (train.batch_size, "
+                "batch norm needs more than one value per channel, and a micro-batch of one image "
+                "has only one here; accepted: two or more images (train.batch_size, "
                 'train.accumulate, train.micro_batch), or model.norm = "none"'
             )
         if self.training and self.tracks:
             self.num_batches_tracked.add_(1)
 
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """Running mean and variance [C], which a training batch moves; copies when it must not."""
+        """Running mean and variance [C] for a kernel to update; copies when it must not."""
         if self.training and not self.tracks:
             return self.running_mean.clone(), self.running_var.clone()
         return self.running_mean, self.running_var
 
     @property
     def process_group(self) -> dist.ProcessGroup | None:
-        """The ranks whose statistics are joined in this call; None for this one's own."""
+        """The ranks over which this call takes its statistics; None: this rank alone."""
         return dist.group.WORLD if self.synchronised and self.training else None
 
     def extra_repr(self) -> str:
@@ -131,17 +131,17 @@ class Norm(nn.modules.batchnorm._BatchNorm):
 @torch.compiler.disable  # its backward holds a process group, which a compiled graph cannot
 def _batch_norm_over_ranks(
     x: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
     weight: Tensor,
     bias: Tensor,
     training: bool,
     momentum: float,
     eps: float,
 ) -> Tensor:
-    """`F.batch_norm` in training, with the statistics of all ranks; torch has it for GPUs only.
+    """`F.batch_norm` in training, with statistics over all ranks; torch has this for GPUs only.
 
-    Every rank has as many elements. Only x [N, C, ...] is kept for backward.
+    All ranks have the same number of elements. Only x [N, C, ...] is kept for backward.
     """
     assert training
     count = dist.get_world_size() * x.numel() // x.shape[1]
@@ -150,16 +150,15 @@ def _batch_norm_over_ranks(
         own_var, own_mean = torch.var_mean(x.float(), dims, correction=0)
         mean = _mean_over_ranks(own_mean)
         var = _mean_over_ranks(own_var + (own_mean - mean).square())  # Chan et al. 1979
-        if running_mean is not None and running_var is not None:
-            running_mean.lerp_(mean, momentum)
-            running_var.lerp_(var * (count / (count - 1)), momentum)
+        running_mean.lerp_(mean, momentum)
+        running_var.lerp_(var * (count / (count - 1)), momentum)
     return _Normalise.apply(x, mean, var, weight, bias, eps)
 
 
 class _Normalise(torch.autograd.Function):
-    """Batch norm by given statistics, whose dependence on x [N, C, ...] of all ranks backward knows.
+    """Batch norm with given statistics; backward includes how they depend on all ranks' x [N, C, ...].
 
-    As everywhere under DistributedDataParallel: the gradient by x is that of the sum of the ranks'
+    As everywhere under DistributedDataParallel, the gradient by x is that of the sum of the ranks'
     losses, and those by weight and bias are this rank's share of it.
     """
 
@@ -191,7 +190,7 @@ def _mean_over_ranks(x: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def one_by_one(model: nn.Module) -> Iterator[None]:
-    """Norms and neurons run apart in here: a fused neuron is no call of a module to look at."""
+    """Within the block norms and neurons are called one by one, so that forward hooks see them."""
     norms = [module for module in model.modules() if isinstance(module, Norm)]
     were = [norm.fused for norm in norms]
     for norm in norms:

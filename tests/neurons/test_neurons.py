@@ -289,7 +289,7 @@ def test_tdbn_scales_the_current_and_tebn_each_step():
         stepwise.step_gain.copy_(gains)
     torch.testing.assert_close(scaled(y), (plain(y) - 3) / 2 + 3)
     torch.testing.assert_close(stepwise(y), plain(y) * gains.view(-1, 1, 1, 1, 1))
-    with pytest.raises(UserError, match=f"gains for {T} time steps, and {T + 1} were asked for"):
+    with pytest.raises(UserError, match=f"gains for {T} time steps, but {T + 1} are needed"):
         stepwise(currents(T + 1, B, C))
     stepwise.eval()
     stepwise.first_step = 2
