@@ -1,0 +1,61 @@
+"""Small networks and the images that they see."""
+
+import torch
+from torch import Tensor
+
+from spiketriton.config import DataConfig, ModelConfig, NeuronConfig, Recipe
+from spiketriton.models import Network, build_model
+
+T, B, CLASSES = 2, 3, 10
+BLOCKS = ("plain", "sew", "ms")
+NORMS = ("bn", "tdbn", "tebn", "none")
+EVERY_BLOCK = [{"block": block} for block in BLOCKS]
+SHALLOW_PLAIN = {"name": "plain", "depth": 4}
+SHALLOW_MLP = {"name": "mlp", "depth": 3}
+
+
+def recipe(name: str = "resnet8", *, time_steps: int = T, neuron: dict | None = None, **model):
+    return Recipe(
+        name="test",
+        time_steps=time_steps,
+        data=DataConfig(name="synthetic"),
+        model=ModelConfig(name=name, **model),
+        neuron=NeuronConfig(**(neuron or {})),
+    )
+
+
+def build(name: str = "resnet8", *, channels: int = 3, image_size: int = 16, seed=0, **options):
+    torch.manual_seed(seed)
+    return build_model(
+        recipe(name, **options), classes=CLASSES, channels=channels, image_size=image_size
+    )
+
+
+@torch.no_grad()
+def lively(model: Network) -> Network:
+    """Biases under which narrow, untrained layers fire at every depth: no test is vacuous."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.fill_(0.5)
+    return model
+
+
+def images(channels: int = 3, size: int = 16, batch: int = B, seed: int = 1) -> Tensor:
+    return torch.randn(batch, channels, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def backward(model: Network, x: Tensor) -> Tensor:
+    """A loss in which every class and step differs, so that no gradient is zero by symmetry."""
+    currents = model(x)
+    weights = torch.randn(currents.shape, generator=torch.Generator().manual_seed(2))
+    (currents * weights).sum().backward()
+    return currents
+
+
+def assert_healthy(model: Network, currents: Tensor, steps: int) -> None:
+    assert currents.shape == (steps, B, CLASSES)
+    assert currents.dtype == torch.float32
+    assert currents.isfinite().all()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name

@@ -1,0 +1,139 @@
+"""Parts of networks: fused and unfused agree, memory formats and dtypes stay, norms are scaled."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from spiketriton.neurons import Norm, SpikingNeuron
+from tests.models.support import (
+    BLOCKS,
+    EVERY_BLOCK,
+    NORMS,
+    SHALLOW_MLP,
+    T,
+    assert_healthy,
+    backward,
+    build,
+    images,
+    lively,
+)
+
+
+@pytest.mark.parametrize(
+    ("options", "before_a_sum"),
+    [
+        ({"block": "plain"}, ["layer3.0.downsample.1", "layer3.0.bn2"]),
+        ({"block": "ms"}, ["layer3.0.downsample.1", "layer3.0.bn2"]),
+        ({"block": "sew"}, []),
+        (SHALLOW_MLP, []),
+    ],
+)
+def test_tdbn_gives_the_sum_of_currents_the_width_of_the_threshold(options, before_a_sum):
+    """Zheng et al. 2021: v_threshold, over sqrt(2) for each of two terms; the ANN twin has none."""
+    model = build(**options, norm="tdbn", neuron={"v_threshold": 2.0})
+    scales = {name: m.scale for name, m in model.named_modules() if isinstance(m, Norm)}
+    reduced = [name for name, scale in scales.items() if scale == pytest.approx(2 / 2**0.5)]
+    assert [name for name in reduced if name.startswith("layer3")] == before_a_sum
+    assert all(scale == 2.0 for name, scale in scales.items() if name not in reduced)
+    twin = build(**options, norm="tdbn", neuron={"kind": "relu", "v_threshold": 2.0})
+    assert {m.scale for m in twin.modules() if isinstance(m, Norm)} == {1.0}
+
+
+def test_weights_start_as_torchvisions_do():
+    model = build("resnet18")
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.out_channels * module.kernel_size[0] ** 2
+            assert module.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.05), name
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            assert (module.weight == 1).all()
+            assert (module.bias == 0).all()
+    biased = build("plain", depth=2, norm="none")
+    assert all((m.bias == 0).all() for m in biased.modules() if isinstance(m, nn.Conv2d))
+
+
+@pytest.mark.parametrize("kind", ["lif", "plif"])
+@pytest.mark.parametrize("norm", ["bn", "tdbn", "tebn"])
+@pytest.mark.parametrize("options", [*EVERY_BLOCK, SHALLOW_MLP], ids=str)
+def test_fused_and_unfused_give_the_same(options, norm, kind):
+    """In float64, where a spike would flip only for currents that meet the threshold exactly."""
+    neuron = {"kind": kind, "decay_input": kind == "plif"}
+    fused = lively(build(**options, norm=norm, width=4, neuron=neuron, time_steps=3).double())
+    unfused = build(
+        **options, norm=norm, width=4, neuron=neuron, time_steps=3, fused=False
+    ).double()
+    unfused.load_state_dict(fused.state_dict())
+    x = images().double()
+    currents = [backward(model, x) for model in (fused, unfused)]
+    torch.testing.assert_close(*currents, rtol=1e-6, atol=1e-9)
+    for (name, p), q in zip(fused.named_parameters(), unfused.parameters(), strict=True):
+        scale = q.grad.abs().max().item()
+        assert scale > 0, name
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-6, atol=1e-7 * scale, msg=name)
+    for (name, p), q in zip(fused.named_buffers(), unfused.buffers(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-9, msg=name)
+    with torch.no_grad():
+        torch.testing.assert_close(fused.eval()(x), unfused.eval()(x), rtol=1e-6, atol=1e-9)
+
+
+def test_only_the_fused_net_uses_the_fused_operation(monkeypatch):
+    calls = []
+    original = SpikingNeuron.fused_norm
+    monkeypatch.setattr(
+        SpikingNeuron,
+        "fused_norm",
+        lambda self, *args, **kwargs: calls.append(self) or original(self, *args, **kwargs),
+    )
+    model = build()
+    model(images())
+    # the stem's constant current is normalised before its neuron, everything else in one operation
+    assert calls == [neuron for _, neuron in model.spiking_layers()][1:]
+    calls.clear()
+    build(fused=False)(images())
+    build(norm="none")(images())
+    build(neuron={"kind": "relu"})(images())
+    assert calls == []
+
+
+@pytest.mark.parametrize("kind", ["lif", "relu"])
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("norm", ["bn", "tebn", "none"])
+@pytest.mark.parametrize("block", BLOCKS)
+def test_channels_last_stays_channels_last(block, norm, fused, kind):
+    options = {"block": block, "norm": norm, "fused": fused, "neuron": {"kind": kind}, "width": 4}
+    model = lively(build("resnet18", stem="imagenet", **options))
+    plain_format = copy.deepcopy(model)
+    model = model.to(memory_format=torch.channels_last)
+    seen = []
+    convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    for conv in convs:
+        conv.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    for conv in convs[1:]:  # autograd sums the steps of the constant first current into NCHW
+        conv.register_full_backward_hook(lambda _, grads_in, grads_out: seen.append(grads_out[0]))
+    x = images(size=64)
+    currents = backward(model, x.to(memory_format=torch.channels_last))
+    assert len(seen) == 2 * len(convs) - 1
+    for tensor in seen:
+        assert tensor.is_contiguous(memory_format=torch.channels_last), tensor.stride()
+    torch.testing.assert_close(currents, plain_format(x), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [*({"block": b, "norm": n} for b in BLOCKS for n in NORMS), SHALLOW_MLP],
+    ids=str,
+)
+def test_bf16_autocast_trains(options, fused):
+    model = lively(build(**options, fused=fused, width=4, neuron={"kind": "plif"}))
+    inputs = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and name != "fc":
+            module.register_forward_hook(lambda _, args, out: inputs.append(out.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        currents = backward(model, images())
+    assert_healthy(model, currents, steps=T)
+    assert all(parameter.grad.abs().max() > 0 for parameter in model.parameters())
+    assert set(inputs) == {torch.bfloat16}
