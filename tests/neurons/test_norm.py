@@ -1,0 +1,173 @@
+"""Batch norm of input currents, also over several ranks."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from spiketriton.errors import UserError
+from spiketriton.neurons import Norm, one_by_one
+from spiketriton.neurons import norm as module
+from tests.neurons.support import B, C, T, currents
+
+
+@pytest.mark.parametrize("space", [(), (3, 2)])
+def test_norm_is_torchs_batch_norm_on_the_folded_tensor(space):
+    norm = Norm(C).double()
+    twin = (nn.BatchNorm2d(C) if space else nn.BatchNorm1d(C)).double()
+    with torch.no_grad():
+        norm.weight.copy_(torch.arange(1, C + 1))
+        norm.bias.copy_(torch.arange(C))
+    twin.load_state_dict(norm.state_dict())
+    for training in (True, True, False):
+        norm.train(training)
+        twin.train(training)
+        y = currents(T, B, C, *space)
+        assert torch.equal(norm(y).flatten(0, 1), twin(y.flatten(0, 1)))
+    for name, value in twin.state_dict().items():
+        assert torch.equal(norm.state_dict()[name], value)
+    assert norm.num_batches_tracked == 2
+
+
+def test_tdbn_scales_the_current_and_tebn_each_step():
+    y = currents(T, B, C, 6, 6)
+    plain, scaled, stepwise = Norm(C), Norm(C, scale=0.5), Norm(C, steps=T)
+    gains = torch.arange(1.0, T + 1)
+    for norm in (plain.double(), scaled.double(), stepwise.double()):
+        with torch.no_grad():
+            norm.bias.fill_(3.0)
+    assert torch.equal(stepwise(y), plain(y))  # gains are 1 at the start
+    with torch.no_grad():
+        stepwise.step_gain.copy_(gains)
+    torch.testing.assert_close(scaled(y), (plain(y) - 3) / 2 + 3)
+    torch.testing.assert_close(stepwise(y), plain(y) * gains.view(-1, 1, 1, 1, 1))
+    with pytest.raises(UserError, match=f"gains for {T} time steps, but {T + 1} are needed"):
+        stepwise(currents(T + 1, B, C))
+    stepwise.eval()
+    stepwise.first_step = 2
+    assert torch.equal(stepwise.gains(3), stepwise.step_gain[2:])
+
+
+@pytest.mark.parametrize("steps", [0, T])
+def test_a_constant_current_is_normalised_once_as_its_copies_would_be(steps):
+    once, copies = Norm(C, steps=steps).double(), Norm(C, steps=steps).double()
+    y = currents(B, C, 3, 2)
+    current = once.constant(y, T)
+    assert current.shape[0] == (T if steps else 1)
+    expected = copies(y.expand(T, -1, -1, -1, -1))
+    torch.testing.assert_close(current.expand_as(expected), expected)
+    torch.testing.assert_close(once.running_mean, copies.running_mean)
+    n = B * 6
+    biased = (copies.running_var - 0.9) * (T * n - 1) / (T * n)
+    torch.testing.assert_close(once.running_var - 0.9, biased * n / (n - 1))
+
+
+def test_a_constant_current_has_the_gains_of_its_window():
+    norm = Norm(C, steps=T).double().eval()
+    with torch.no_grad():
+        norm.step_gain.copy_(torch.arange(1.0, T + 1))
+    y = currents(B, C, 2, 2)
+    gains = torch.arange(1.0, T + 1).double().view(-1, 1, 1, 1, 1)
+    torch.testing.assert_close(norm.constant(y, T), gains * Norm(C).double().eval()(y[None]))
+
+
+def test_a_batch_with_one_value_per_channel_is_refused_in_training():
+    norm = Norm(C)
+    with pytest.raises(UserError, match=r"more than one value per channel.*accepted: two or more"):
+        norm(torch.zeros(1, 1, C))
+    assert norm.num_batches_tracked == 0
+    assert norm.eval()(torch.zeros(1, 1, C)).shape == (1, 1, C)
+    assert norm.train()(torch.zeros(2, 1, C)).shape == (2, 1, C)
+
+
+def test_a_recomputed_batch_moves_no_statistics():
+    norm, twin, y = Norm(C), Norm(C), currents(T, B, C).float()
+    norm.tracks = False
+    assert torch.equal(norm(y), twin(y))
+    assert norm.num_batches_tracked == 0
+    assert torch.equal(norm.running_mean, torch.zeros(C))
+    assert torch.equal(norm.running_var, torch.ones(C))
+    assert norm.statistics()[0] is not norm.running_mean
+    norm.eval()  # statistics are read, not moved
+    assert norm.statistics()[0] is norm.running_mean
+
+
+def test_repr_states_every_constant():
+    norm = repr(Norm(6, scale=0.5, steps=3, fused=False))
+    assert norm == "Norm(6, eps=1e-05, momentum=0.1, scale=0.5, steps=3, fused=False)"
+    assert repr(Norm(6)) == "Norm(6, eps=1e-05, momentum=0.1, scale=1, steps=0, fused=True)"
+
+
+def test_one_by_one_unfuses_and_restores_each_norm():
+    net = nn.Sequential(Norm(1), Norm(2, fused=False), nn.ReLU())
+    with one_by_one(net):
+        assert [norm.fused for norm in net[:2]] == [False, False]
+    assert [norm.fused for norm in net[:2]] == [True, False]
+
+
+@pytest.fixture
+def two_ranks(monkeypatch):
+    """torch.distributed as two threads see it that call it in step."""
+    barrier, parts = threading.Barrier(2, timeout=60), []
+
+    def all_reduce(x):
+        parts.append(x.clone())
+        barrier.wait()
+        total = parts[-1] + parts[-2]
+        barrier.wait()
+        x.copy_(total)
+
+    group = SimpleNamespace(WORLD="both")
+    fake = SimpleNamespace(group=group, get_world_size=lambda: 2, all_reduce=all_reduce)
+    monkeypatch.setattr(module, "dist", fake)
+
+
+@pytest.mark.parametrize(("training", "synchronised"), [(a, b) for a in (0, 1) for b in (0, 1)])
+def test_only_training_statistics_are_joined(two_ranks, training, synchronised):
+    norm = Norm(C).train(bool(training))
+    norm.synchronised = bool(synchronised)
+    assert norm.process_group == ("both" if training and synchronised else None)
+
+
+@pytest.mark.parametrize("space", [(), (2,)])
+def test_ranks_together_are_one_batch_norm_of_all_their_currents(two_ranks, space):
+    """Small and of different means: the spread between ranks and the unbiased factor both count."""
+    y = currents(1, 4, C, *space).float()
+    y[:, 2:] += 3.0
+    towards = currents(1, 4, C, *space, seed=1).float()
+    weight, bias = torch.linspace(0.5, 2, C), torch.linspace(-1, 1, C)
+
+    def rank(part: slice, synchronised: bool):
+        norm, x = Norm(C), y[:, part].clone().requires_grad_()
+        norm.synchronised, norm.momentum, norm.eps = synchronised, 0.3, 0.01
+        with torch.no_grad():
+            norm.weight.copy_(weight)
+            norm.bias.copy_(bias)
+        out = norm(x)
+        (out * towards[:, part]).sum().backward()
+        return norm, out.detach(), x.grad
+
+    with ThreadPoolExecutor(2) as pool:
+        one, two = pool.map(rank, [slice(0, 2), slice(2, 4)], [True, True])
+    norm, out, grad = rank(slice(0, 4), False)
+    torch.testing.assert_close(torch.cat([one[1], two[1]], 1), out, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(torch.cat([one[2], two[2]], 1), grad, rtol=1e-4, atol=1e-5)
+    for ours in (one[0], two[0]):
+        for name, buffer in norm.named_buffers():
+            torch.testing.assert_close(ours.get_buffer(name), buffer, rtol=1e-5, atol=1e-6)
+    for name, parameter in norm.named_parameters():  # each rank has its share
+        joined = one[0].get_parameter(name).grad + two[0].get_parameter(name).grad
+        torch.testing.assert_close(joined, parameter.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_one_value_per_channel_is_enough_on_each_of_two_ranks(two_ranks):
+    def rank(value: float):
+        norm = Norm(1)
+        norm.synchronised = True
+        return norm(torch.full((1, 1, 1), value)).item()
+
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(pool.map(rank, [1.0, 3.0])) == pytest.approx([-1.0, 1.0], abs=1e-4)
