@@ -16,7 +16,7 @@ from spiketriton.data import build_data
 from spiketriton.errors import UserError
 from spiketriton.runs.folder import RunFolder
 from spiketriton.show.display import Display
-from spiketriton.show.run_pictures import BLUE, ORANGE, STYLE
+from spiketriton.show.figures import BLUE, ORANGE, STYLE
 from spiketriton.trainer import Trainer
 
 SAMPLES = 200

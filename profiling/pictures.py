@@ -12,7 +12,7 @@ from profiling.contenders import NOT_REACHED, OURS, UNEQUAL
 from profiling.networks import TWIN
 from profiling.rows import Row, by_case
 from profiling.tables import number, where
-from spiketriton.show.run_pictures import BLUE, GREEN, GREY, ORANGE, STYLE
+from spiketriton.show.figures import BLUE, GREEN, GREY, ORANGE, STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

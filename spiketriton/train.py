@@ -10,17 +10,10 @@ from spiketriton.config import Recipe
 from spiketriton.data import build_data
 from spiketriton.errors import EXIT_NONFINITE, run_command
 from spiketriton.runs.folder import Onlooker, RunFolder, find_run
-from spiketriton.show.display import (
-    Display,
-    Silent,
-    announce_parts,
-    announce_run,
-    make_display,
-    outlive_readers,
-    summary,
-    what_next,
-)
+from spiketriton.show.announcements import announce_parts, announce_run, summary, what_next
+from spiketriton.show.display import Display, Quiet, make_display
 from spiketriton.show.run_pictures import draw_run
+from spiketriton.show.streams import survive_closed_output
 from spiketriton.trainer import Trainer
 from spiketriton.training.environment import describe
 from spiketriton.training.memory_limit import is_out_of_memory, too_large
@@ -70,7 +63,7 @@ def main(arguments: list[str]) -> int:
 
 
 def train(args: argparse.Namespace, recipe: Recipe, folder: RunFolder, ranks: Ranks) -> int:
-    display = make_display() if ranks.first else Silent()
+    display = make_display() if ranks.first else Quiet(warns=False)
     try:
         ranks.claim_device(recipe.train.device)
         announce_run(display, recipe, folder.path)
@@ -109,5 +102,5 @@ def pictures(folder: RunFolder, recipe: Recipe, synthetic: bool, display: Displa
 
 
 if __name__ == "__main__":
-    outlive_readers()
+    survive_closed_output()
     run_command(main)

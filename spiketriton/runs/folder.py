@@ -123,7 +123,7 @@ class RunFolder:
 
     def begin_session(self, recipe: Recipe, environment: Row) -> None:
         """Notes who trains here from now on; the first session fixes the recipe."""
-        sessions = self._sessions()
+        sessions = self.sessions()
         sessions.append({"recipe": recipe.name, **environment})
         write_json(self.environment, sessions)
         if not self.recipe.exists():
@@ -143,7 +143,7 @@ class RunFolder:
         self.metrics.keep(lambda row: row["step"] <= last[row["kind"]])
         self.gradients.keep(lambda row: row["step"] <= step)
 
-    def _sessions(self) -> list[Row]:
+    def sessions(self) -> list[Row]:
         if not self.environment.exists():
             return []
         try:
@@ -152,7 +152,7 @@ class RunFolder:
             raise UserError(f"{error}; remove it to continue") from None
 
     def _name(self) -> str:
-        sessions = self._sessions()
+        sessions = self.sessions()
         return str(sessions[0]["recipe"]) if sessions else self.path.resolve().name
 
 

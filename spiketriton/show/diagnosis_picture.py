@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from spiketriton.gradients.diagnosis import Diagnosis
-from spiketriton.show.run_pictures import BLUE, GREY, ORANGE, STYLE, _figure, _heat_map, _log10
+from spiketriton.show.figures import BLUE, GREY, ORANGE, STYLE, heat_map, log10, new_figure
 
 
 def draw(found: Diagnosis, path: Path) -> None:
@@ -16,14 +16,14 @@ def draw(found: Diagnosis, path: Path) -> None:
     measured = found.measured
     note = " (synthetic images)" if found.synthetic else ""
     with matplotlib.rc_context(STYLE):
-        figure = _figure(15, 3.4 + 0.13 * max(len(measured.names), 14))
+        figure = new_figure(15, 3.4 + 0.13 * max(len(measured.names), 14))
         heat, depth, time, image = figure.subplots(1, 4, width_ratios=[1.2, 1, 0.8, 0.6])
         title = f"{found.subject.recipe.name}{note}: {found.verdict.line()}"
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
-        logs = _log10(measured.grad_input)
+        logs = log10(measured.grad_input)
         logs = np.where(np.isfinite(logs), logs, np.nan)
         names = list(measured.names)
-        _heat_map(heat, logs, names, "viridis", "RMS of dL/dx", "log10 of the RMS of dL/dx")
+        heat_map(heat, logs, names, "viridis", "RMS of dL/dx", "log10 of the RMS of dL/dx")
         lines = [("as it is", measured, BLUE)]
         for switch in found.switches:
             if switch.name.startswith("surrogate half"):

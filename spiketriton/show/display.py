@@ -3,38 +3,21 @@
 import contextlib
 import io
 import os
-import shlex
 import sys
 import time
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, TextIO
 
-import torch
 from rich import progress as bars
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
-from spiketriton.config import Recipe, to_toml
-from spiketriton.data import Data
 from spiketriton.errors import one_line
-from spiketriton.gradients.verdict import coloured
-from spiketriton.models import Network, count_parameters
-from spiketriton.training import environment
-from spiketriton.training.plan import Outcome, Plan
-from spiketriton.training.ranks import Ranks
-from spiketriton_kernels import backend_for
+from spiketriton.runs.rows import Row
+from spiketriton.show.words import coloured, duration, percent
+from spiketriton.training.plan import Plan
 
-Row = dict[str, Any]
-
-BACKENDS = {
-    "triton": "Triton kernels",
-    "native": "compiled C++ passes",
-    "torch": "eager PyTorch, which is slow: no C++ compiler and no GPU serve them",
-}
-COST_SECONDS, COST_STEPS = 2.0, 3  # how much is measured before the cost of the run is told
+COST_SECONDS, COST_STEPS = 2.0, 3  # measured before the time that the run will take is reported
 TEST_SHARE = 1 / 3  # of a training image's time, until a test was measured: forward only
 
 
@@ -45,34 +28,12 @@ def make_display(stream: TextIO | None = None) -> "Display":
     return LiveDisplay(stream) if live else Display(stream)
 
 
-class Lasting(io.FileIO):
-    """Standard output or error. A run goes on when who read it has gone, and then says nothing."""
-
-    def write(self, text: Any) -> int:
-        try:
-            return super().write(text)
-        except OSError:  # a closed pipe or terminal
-            nothing = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nothing, self.fileno())
-            os.close(nothing)
-            return len(text)
-
-
-def outlive_readers() -> None:
-    """Makes standard output and error `Lasting`."""
-    for name in ("stdout", "stderr"):
-        old = getattr(sys, name)
-        raw = io.BufferedWriter(Lasting(old.fileno(), "w", closefd=False))
-        new = io.TextIOWrapper(raw, old.encoding, old.errors, line_buffering=True)
-        setattr(sys, name, new)
-
-
 class Display:
     """Plain lines, one for each row of metrics."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
-        self.suffix = ""  # beside every number of synthetic images
+        self.suffix = ""  # after every number of synthetic images
         self.console = Console(file=stream, force_terminal=stream.isatty(), highlight=False)
         self.plan: Plan | None = None
         self.tests: list[float] = []  # seconds of each test of this session
@@ -91,12 +52,12 @@ class Display:
     def begin(self, plan: Plan, step: int, device_type: str) -> None:
         """Training starts after `step`."""
         self.plan, self.epochs = plan, plan.epoch(plan.steps)
-        # a GPU runs behind the program, so that only rows tell its speed
+        # a GPU runs behind the program: only rows measure its speed
         self._timed = 0 if device_type == "cpu" else None
         self._clock = 0.0
 
     def advance(self, step: int) -> None:
-        """A step was done. On a CPU the first few tell the cost of the run."""
+        """A step was done. On a CPU the first few show how long the run will take."""
         if self._timed is None or self.plan is None:
             return
         if self._timed == 0:  # the first one compiles; measuring starts after it
@@ -116,7 +77,7 @@ class Display:
             self._timed = 0
 
     def row(self, row: Row, gradient: str) -> None:
-        """A row of metrics, and the last measurement of the gradient in words (or nothing)."""
+        """A row of metrics, and the last measurement of the gradient in words (or "")."""
         if row["kind"] == "eval":
             self.tests.append(row["test_seconds"])
             self.note(self.test_line(row) + self.suffix)
@@ -149,24 +110,27 @@ class Display:
         return (plan.steps - step) * plan.batch_size / images_per_s + plan.tests_after(step) * test
 
 
-class Silent(Display):
-    """Shows nothing: what the ranks other than the first have."""
+class Quiet(Display):
+    """Shows nothing but warnings, and with `warns=False` nothing at all."""
 
-    def __init__(self) -> None:
+    def __init__(self, warns: bool = True) -> None:
         super().__init__(io.StringIO())
+        self.warns = warns
 
     def note(self, text: str) -> None:
         pass
 
     def warn(self, text: str) -> None:
-        pass
+        if self.warns:
+            super().warn(text)
 
     def stopping(self, text: str) -> None:
-        pass
+        if self.warns:
+            super().stopping(text)
 
 
 class LiveDisplay(Display):
-    """Bars and numbers that stay in place; tests, notes and warnings scroll by above them."""
+    """Bars and numbers that stay in place; tests, notes and warnings scroll above them."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
@@ -267,7 +231,7 @@ class LiveDisplay(Display):
 
 
 def numbers(row: Row) -> list[str]:
-    """The numbers of a train row in words."""
+    """The numbers of a train row, each with its name or unit."""
     parts = [
         f"loss {row['loss']:.4f}",
         f"lr {row['lr']:.2e}",
@@ -279,117 +243,3 @@ def numbers(row: Row) -> list[str]:
     if row["firing_rate"] is not None:
         parts.insert(3, f"firing rate {row['firing_rate']:.3f}")
     return parts
-
-
-def announce_run(display: Display, recipe: Recipe, folder: Path) -> None:
-    """What is about to run, on what and why. UserError: the device is not there."""
-    device = environment.choose_device(recipe.train.device)
-    precision = environment.choose_precision(recipe.train.precision, device.value)
-    display.note(environment.version_line())
-    display.note(f"recipe {recipe.name}, resolved:\n\n{to_toml(recipe)}")
-    display.note(f"device: {device.value.type}, {device.reason}")
-    display.note(f"precision: {recipe.train.precision}, {precision.reason}")
-    if device.value.type == "cpu":
-        display.note(
-            "cost: there is no GPU in this run; its time is told once a few steps are measured"
-        )
-    display.note(f"run folder: {folder}")
-
-
-def announce_parts(
-    display: Display,
-    recipe: Recipe,
-    data: Data,
-    model: Network,
-    plan: Plan,
-    ranks: Ranks | None = None,
-) -> None:
-    """The data, the network and the plan, and that images are synthetic where they are."""
-    shape = f"{data.channels}x{data.image_size}x{data.image_size}"
-    if data.synthetic:
-        display.suffix = "  (synthetic images)"
-    display.note(
-        f"data: {data.name}{display.suffix}, {data.train.images} training and {data.test.images} "
-        f"test images of {shape}, {len(data.classes)} classes"
-    )
-    layers = len(model.spiking_layers())
-    kind = f"{layers} spiking layers over {recipe.time_steps} time steps" if layers else "an ANN"
-    display.note(f"network: {recipe.model.name}, {count_parameters(model):,} parameters, {kind}")
-    device = next(model.parameters()).device
-    if device.type == "cpu":
-        display.note(f"threads: {torch.get_num_threads()}")
-    if layers:
-        display.note(f"neurons: {BACKENDS[backend_for(torch.empty(1, device=device))]}")
-    count = data.train.accumulate
-    parts = f" in {count} parts" if count > 1 else ""
-    if ranks and (words := ranks.in_words()):
-        norms = "all ranks together" if recipe.train.sync_bn else "each rank by itself"
-        display.note(f"ranks: {words}; batch norm's statistics are those of {norms}")
-    display.note(
-        f"plan: {plan.steps} steps of {plan.batch_size} images{parts}, {plan.epoch_steps} steps an epoch\n"
-    )
-
-
-def summary(display: Display, outcome: Outcome, folder: Path, pictures: Iterable[Path]) -> None:
-    """The table at the end of a session."""
-    plan, done = outcome.plan, outcome.progress
-    rows = [("steps", f"{done.step} of {plan.steps}")]
-    if done.test_accuracy is not None and done.best_accuracy is not None:
-        best = f"{percent(done.best_accuracy)} (after epoch {plan.epoch(done.best_step):g})"
-        rows += [("test accuracy, last", percent(done.test_accuracy) + display.suffix)]
-        rows += [("test accuracy, best", best + display.suffix)]
-    rows += [("time", duration(done.seconds))]
-    if outcome.images_per_s is not None:
-        rows += [("training speed", f"{outcome.images_per_s:.4g} images/s")]
-    rows += [("peak memory", f"{outcome.peak_memory_mib:.0f} MiB")]
-    if outcome.firing_rate is not None:
-        rows += [("firing rate", f"{outcome.firing_rate:.3f} spikes a neuron and time step")]
-    rows += [("run folder", str(folder))]
-    rows += [("" if i else "pictures", str(path)) for i, path in enumerate(pictures)]
-    table = Table(show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(no_wrap=True)
-    for name, value in rows:
-        table.add_row(name, Text(value))
-    # as wide as its content: a path that is cut to the terminal's width is of no use
-    width = max(len(name) for name, _ in rows) + max(len(value) for _, value in rows) + 8
-    terminal = display.stream.isatty()
-    Console(file=display.stream, force_terminal=terminal, width=width).print(table)
-
-
-def what_next(
-    display: Display,
-    outcome: Outcome,
-    folder: Path,
-    recipe: Recipe,
-    arguments: Iterable[str],
-    launcher: Iterable[str] = ("python",),
-) -> None:
-    """Commands to try after a run; `arguments` are those that made the recipe."""
-    train = [*launcher, "-m", "spiketriton.train"]
-    if not (outcome.finished and outcome.saved):
-        saved = "no checkpoint" if outcome.saved_at is None else f"step {outcome.saved_at}"
-        display.note(f"stopped at step {outcome.progress.step}; saved: {saved}. To go on:")
-        display.note("  " + shlex.join([*train, "--resume", str(folder)]))
-        return
-    other = "lif" if recipe.neuron.kind == "relu" else "relu"
-    twin = "its spiking twin" if other == "lif" else "its ANN twin (the same network, no time)"
-    display.note("what to try next:")
-    for change, reason in (
-        (f"neuron.kind={other}", twin),
-        (f"train.epochs={2 * recipe.train.epochs}", "twice as long"),
-        (f"seed={recipe.seed + 1}", "another seed, to see the spread"),
-    ):
-        display.note(f"  {shlex.join([*train, *arguments, change])}    # {reason}")
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.2f} %"
-
-
-def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3.2 h` or `5.1 days`."""
-    for unit, length, limit in (("s", 1, 90), ("min", 60, 5400), ("h", 3600, 172800)):
-        if seconds < limit:
-            return f"{seconds / length:.3g} {unit}"
-    return f"{seconds / 86400:.3g} days"

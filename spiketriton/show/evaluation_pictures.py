@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spiketriton.show.run_pictures import BLUE, GREEN, GREY, ORANGE, STYLE, _figure, _heat_map
+from spiketriton.show import figures
+from spiketriton.show.figures import BLUE, GREEN, GREY, ORANGE, heat_map, layer_figure, new_figure
+from spiketriton.show.words import synthetic_note
 from spiketriton.trained.evaluation import Evaluation
 
 if TYPE_CHECKING:
@@ -17,33 +21,28 @@ COLOURS = (BLUE, ORANGE, GREEN, "#805ad5", "#c53030", GREY)
 
 
 def draw_evaluations(folder: Path, evaluations: list[Evaluation]) -> list[Path]:
-    """Draws all pictures of the first run, the others beside it where they compare."""
-    import matplotlib
-
+    """Draws all pictures of the first run, with the other runs where they are compared."""
     main = evaluations[0]
-    title = f"{main.recipe} on {main.data}" + (" (synthetic images)" if main.synthetic else "")
-    paths = []
-    with matplotlib.rc_context(STYLE):
-        for name, figure in (
-            ("accuracy.png", accuracy(evaluations, title)),
-            ("energy.png", energy(evaluations, title)),
-            ("rates.png", rates(main, title)),
-            ("confusion.png", confusion(main, title)),
-        ):
-            figure.savefig(folder / name)
-            paths.append(folder / name)
-    return paths
+    title = f"{main.recipe} on {main.data}{synthetic_note(main.synthetic)}"
+    return figures.save(
+        folder,
+        {
+            "accuracy.png": partial(accuracy, evaluations, title),
+            "energy.png": partial(energy, evaluations, title),
+            "rates.png": partial(rates, main, title),
+            "confusion.png": partial(confusion, main, title),
+        },
+    )
 
 
 def accuracy(evaluations: list[Evaluation], title: str) -> Figure:
     """Accuracy against time steps with 95 % intervals; ANNs are horizontal lines."""
     from matplotlib.ticker import MaxNLocator
 
-    figure = _figure(8, 5)
+    figure = new_figure(8, 5, title)
     axes = figure.subplots()
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     longest = max(one.steps for one in evaluations)
-    for one, colour in zip(evaluations, _colours(), strict=False):
+    for one, colour in zip(evaluations, cycle(COLOURS), strict=False):
         values = 100 * np.array(one.accuracy)
         low, high = 100 * np.array(one.interval).T
         if one.kind == "ann":
@@ -69,14 +68,13 @@ def accuracy(evaluations: list[Evaluation], title: str) -> Figure:
 
 def energy(evaluations: list[Evaluation], title: str) -> Figure:
     """Accuracy against energy of one image, by operations alone and with data movement."""
-    figure = _figure(11, 4.8)
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    figure = new_figure(11, 4.8, title)
     panels = figure.subplots(1, 2, sharey=True)
     for axes, field, name in (
         (panels[0], "energy_uj", "operations only (45 nm: 4.6 pJ a MAC, 0.9 pJ an AC)"),
         (panels[1], "energy_with_data_uj", "with data movement (5 pJ a word, no reuse)"),
     ):
-        for one, colour in zip(evaluations, _colours(), strict=False):
+        for one, colour in zip(evaluations, cycle(COLOURS), strict=False):
             marker = "*" if one.kind == "ann" else "o"
             few = one.steps <= 32
             axes.plot(
@@ -98,16 +96,16 @@ def energy(evaluations: list[Evaluation], title: str) -> Figure:
 def rates(one: Evaluation, title: str) -> Figure:
     """Firing rate by layer and time step, and what the layers cost."""
     names = [layer.name for layer in one.layers]
-    figure = _figure(11, 2.6 + 0.13 * max(len(names), 18))
+    figure = layer_figure(len(names), title)
     heat, bars = figure.subplots(1, 2)
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     rate = np.array([layer.rate for layer in one.layers])
     unit = "share of values above 0" if one.kind == "ann" else "spikes a neuron and time step"
-    _heat_map(heat, rate, names, "magma", "Activity", unit, (0, max(0.1, float(rate.max()))))
+    heat_map(heat, rate, names, "magma", "Activity", unit, (0, max(0.1, float(rate.max()))))
     at = np.arange(len(names))
-    share = [np.array([getattr(x, f) / x.neurons for x in one.layers]) for f in _SILENT]
-    bars.barh(at, 100 * share[0], color=GREY, label=f"never within T = {one.time_steps}")
-    bars.barh(at, 100 * share[1], left=100 * share[0], color=ORANGE, label="always")
+    dead = np.array([100 * layer.dead / layer.neurons for layer in one.layers])
+    always = np.array([100 * layer.saturated / layer.neurons for layer in one.layers])
+    bars.barh(at, dead, color=GREY, label=f"never within T = {one.time_steps}")
+    bars.barh(at, always, left=dead, color=ORANGE, label="always")
     bars.set_ylim(heat.get_ylim())
     bars.set_xlim(0, 100)
     bars.set_yticks([])
@@ -116,17 +114,13 @@ def rates(one: Evaluation, title: str) -> Figure:
     return figure
 
 
-_SILENT = ("dead", "saturated")
-
-
 def confusion(one: Evaluation, title: str) -> Figure:
     """Answers by true class, in % of the class; figures where classes are few."""
     counts = np.array(one.confusion, float)
     share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     few = len(one.classes) <= 20
-    figure = _figure(7.5, 6.5)
+    figure = new_figure(7.5, 6.5, title)
     axes = figure.subplots()
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
     axes.grid(False)
     axes.set(title="Answers by true class", xlabel="answer", ylabel="true class")
@@ -142,7 +136,3 @@ def confusion(one: Evaluation, title: str) -> Figure:
                     text = f"{share[row, column]:.0f}"
                     axes.text(column, row, text, ha="center", va="center", color=colour, size=8)
     return figure
-
-
-def _colours() -> list[str]:
-    return list(COLOURS) * 8

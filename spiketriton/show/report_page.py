@@ -1,42 +1,26 @@
-"""python -m spiketriton.report RUN [--against RUN ...] [--out FILE]
+"""One HTML page about a run that needs no server, no network and no other file."""
 
-One HTML page about a run that needs no server, no network and no other file.
-"""
-
-import argparse
 import base64
 import io
-import json
 import shlex
 from collections.abc import Iterator, Sequence
 from html import escape
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from spiketriton.commandline import Parser
 from spiketriton.config import Recipe
-from spiketriton.errors import UserError, run_command
-from spiketriton.evaluate import chosen_steps, verdict
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import Row
 from spiketriton.show import evaluation_pictures, run_pictures
-from spiketriton.trained.evaluation import Evaluation, evaluate, read_evaluation
-from spiketriton.trained.run import load_run, read_state
+from spiketriton.show.evaluation_tables import STEP_HEAD, layer_head, layer_rows, step_rows, verdict
+from spiketriton.show.figures import STYLE
+from spiketriton.trained.evaluation import Evaluation
+from spiketriton.trained.run import read_state
 from spiketriton.training import environment
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 160
-
-EPILOG = """\
-examples:
-  python -m spiketriton.report runs/fashion
-  python -m spiketriton.report runs/fashion --against runs/ann runs/converted --out report.html
-
-An evaluation that lies in RUN/evaluation and belongs to the last checkpoint is shown as it is;
-without one the run is evaluated now, which needs its data. Exit codes: 0 done, 2 a mistake in the
-command or the run, 130 interrupted."""
 
 CSS = """
 :root { --ink: #1a202c; --soft: #4a5568; --line: #e2e8f0; --blue: #2b6cb0; --page: #fff; }
@@ -77,7 +61,7 @@ def page(folder: RunFolder, recipe: Recipe, evaluations: list[Evaluation]) -> st
     rows = folder.metrics.read()
     name, title = folder.path.resolve().name, f"{recipe.name} on {recipe.data.name}"
     synthetic = recipe.data.name == "synthetic"
-    with matplotlib.rc_context(run_pictures.STYLE):
+    with matplotlib.rc_context(STYLE):
         sections = {
             "Accuracy": "".join(_accuracy(evaluations, title)),
             "Cost": "".join(_cost(evaluations, title)),
@@ -153,34 +137,8 @@ def _accuracy(evaluations: list[Evaluation], title: str) -> Iterator[str]:
 def _cost(evaluations: list[Evaluation], title: str) -> Iterator[str]:
     if not evaluations:
         return
-    head = (
-        "run",
-        "T",
-        "accuracy %",
-        "95 %",
-        "synaptic operations M",
-        "µJ",
-        "µJ with data",
-        "img/s",
-    )
-    body, own = [], []
-    for one in evaluations:
-        for t in chosen_steps(one, []):
-            low, high = one.interval[t - 1]
-            own.append(t == one.time_steps)
-            body.append(
-                (
-                    one.label,
-                    f"{t}",
-                    f"{100 * one.accuracy[t - 1]:.2f}",
-                    f"{100 * low:.1f}-{100 * high:.1f}",
-                    f"{one.synaptic_operations[t - 1] / 1e6:.3f}",
-                    f"{one.energy_uj[t - 1]:.3f}",
-                    f"{one.energy_with_data_uj[t - 1]:.3f}",
-                    f"{one.images_per_s:,.0f}" if own[-1] else "",
-                )
-            )
-    yield _table(head, body, own)
+    rows = [(t == one.time_steps, row) for one in evaluations for t, row in step_rows(one)]
+    yield _table(STEP_HEAD, [row for _, row in rows], [own for own, _ in rows])
     yield (
         "<p>Energy of one image at 45 nm, 32 bit: 4.6 pJ a multiply-accumulate, 0.9 pJ an "
         "accumulate. With data: 5 pJ more for each word read or written, with no reuse, in the "
@@ -214,32 +172,18 @@ def _activity(main: Evaluation | None, title: str) -> Iterator[str]:
     if main is None:
         return
     yield _figure(evaluation_pictures.rates(main, title), "activity by layer and time step")
-    head = ("layer", "neurons", "rate %", "never %", "always %", "synaptic operations M")
-    body = []
-    for layer in main.layers:
-        rate = layer.rate[: main.time_steps]
-        body.append(
-            (
-                layer.name,
-                f"{layer.neurons:,}",
-                f"{100 * sum(rate) / len(rate):.2f}",
-                f"{100 * layer.dead / layer.neurons:.1f}",
-                f"{100 * layer.saturated / layer.neurons:.1f}",
-                f"{layer.synaptic_operations / 1e6:.3f}",
-            )
-        )
-    yield _table(head, body)
+    yield _table(layer_head(main), list(layer_rows(main)))
 
 
 def _environment(folder: RunFolder) -> Iterator[str]:
-    for session in _sessions(folder):
+    for session in folder.sessions():
         body = [(key, str(value)) for key, value in session.items() if value is not None]
         yield _table(("session", str(session.get("time", ""))), body)
 
 
 def _commands(folder: RunFolder, evaluations: list[Evaluation]) -> Iterator[str]:
     path = shlex.quote(str(folder.path))
-    lines = [str(s["command"]) for s in _sessions(folder) if "command" in s]
+    lines = [str(s["command"]) for s in folder.sessions() if "command" in s]
     against = " ".join(shlex.quote(one.run) for one in evaluations[1:])
     tail = f" --against {against}" if against else ""
     lines += [
@@ -247,15 +191,6 @@ def _commands(folder: RunFolder, evaluations: list[Evaluation]) -> Iterator[str]
         f"python -m spiketriton.report {path}{tail}",
     ]
     yield f"<pre>{escape(chr(10).join(lines))}</pre>"
-
-
-def _sessions(folder: RunFolder) -> list[dict[str, Any]]:
-    if not folder.environment.exists():
-        return []
-    try:
-        return list(json.loads(folder.environment.read_text("utf-8")))
-    except ValueError:
-        raise UserError(f"{folder.environment} is damaged: no JSON") from None
 
 
 def _table(
@@ -280,62 +215,3 @@ def _figure(figure: "Figure", words: str) -> str:
     return (
         f'<figure><img{panels} alt="{escape(words)}" src="data:image/png;base64,{data}"></figure>'
     )
-
-
-def evaluation_of(path: str, overrides: Sequence[str]) -> Evaluation:
-    """The evaluation in the run folder if it is of the last checkpoint, else a new one."""
-    folder = RunFolder.find(path)
-    stored = folder.path / "evaluation" / "evaluation.json"
-    if stored.is_file():
-        found = read_evaluation(stored)
-        state, _ = read_state(folder)
-        if (found.checkpoint, found.training_step) == ("last", state["step"]):
-            return found
-    return evaluate(load_run(path, *overrides))
-
-
-def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = Parser("report", "One self-contained HTML page about a run.", EPILOG)
-    parser.add_argument("run", metavar="RUN", help="run folder")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as data.root=/data")
-    parser.add_argument("--against", nargs="+", default=[], metavar="RUN", help="runs to compare")
-    parser.add_argument("--out", metavar="FILE", help="(RUN/report.html)")
-    parser.add_argument(
-        "--no-evaluation", action="store_true", help="only what the run folder holds: no data"
-    )
-    args = parser.parse_intermixed_args(arguments)
-    if args.no_evaluation and args.against:
-        parser.error("--against has no effect with --no-evaluation")
-    return args
-
-
-def main(arguments: list[str]) -> None:
-    args = parse(arguments)
-    folder = RunFolder.find(args.run)
-    recipe = folder.load_recipe()
-    evaluations = []
-    if not args.no_evaluation:
-        evaluations = [evaluation_of(path, args.overrides) for path in [args.run, *args.against]]
-        refuse_other_data(evaluations)
-    out = Path(args.out or folder.path / "report.html")
-    text = page(folder, recipe, evaluations)
-    try:
-        out.write_text(text, "utf-8")
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror}") from None
-    print(f"{out}: {len(text) / 2**20:.1f} MiB, open it in any browser")
-
-
-def refuse_other_data(evaluations: list[Evaluation]) -> None:
-    """UserError: a run was tested on other images than the first."""
-    first = evaluations[0]
-    for one in evaluations[1:]:
-        if (one.data, one.classes, one.images) != (first.data, first.classes, first.images):
-            raise UserError(
-                f"{one.run} was tested on {one.images:,} images of {one.data}, and {first.run} on "
-                f"{first.images:,} of {first.data}; accepted by --against: runs of the same data"
-            )
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -1,53 +1,36 @@
-"""Pictures of a run, drawn from its rows: curves.png, gradients.png, firing.png.
-
-matplotlib is imported when something is drawn, so that training itself does not wait for it.
-"""
+"""Pictures of a run, drawn from its rows: curves.png, gradients.png, firing.png."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from spiketriton.config import Recipe
-from spiketriton.runs.folder import Row, RunFolder
+from spiketriton.runs.folder import RunFolder
+from spiketriton.runs.rows import Row
+from spiketriton.show import figures
+from spiketriton.show.figures import BLUE, GREEN, GREY, ORANGE, heat_map, layer_figure, log10
+from spiketriton.show.words import percent, synthetic_note
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-BLUE, ORANGE, GREEN, GREY = "#2b6cb0", "#dd6b20", "#2f855a", "#718096"
-STYLE: dict[Any, Any] = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e2e8f0",
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "legend.frameon": False,
-    "figure.dpi": 110,
-}
 
 
 def draw_run(folder: RunFolder, recipe: Recipe, synthetic: bool) -> list[Path]:
     """Draws all pictures for which the run has rows; returns their paths."""
-    import matplotlib
-
-    title = f"{recipe.name} on {recipe.data.name}" + (" (synthetic images)" if synthetic else "")
-    pictures = []
-    with matplotlib.rc_context(STYLE):
-        for name, figure in (
-            ("curves.png", curves(folder.metrics.read(), title)),
-            ("gradients.png", gradients(folder.gradients.read(), title)),
-            ("firing.png", firing(folder.gradients.read(), title)),
-        ):
-            if figure is not None:
-                figure.savefig(folder.path / name)
-                pictures.append(folder.path / name)
-    return pictures
+    title = f"{recipe.name} on {recipe.data.name}{synthetic_note(synthetic)}"
+    rows, gradient_rows = folder.metrics.read(), folder.gradients.read()
+    return figures.save(
+        folder.path,
+        {
+            "curves.png": partial(curves, rows, title),
+            "gradients.png": partial(gradients, gradient_rows, title),
+            "firing.png": partial(firing, gradient_rows, title),
+        },
+    )
 
 
 def curves(rows: list[Row], title: str) -> Figure | None:
@@ -56,9 +39,8 @@ def curves(rows: list[Row], title: str) -> Figure | None:
     tests = [row for row in rows if row["kind"] == "eval"]
     if not train:
         return None
-    figure = _figure(10, 7)
+    figure = figures.new_figure(10, 7, title)
     loss, accuracy, rate, norm = figure.subplots(2, 2, sharex=True).flat
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
 
     loss.plot(*_xy(train, "loss"), color=BLUE, lw=1.3, label="training")
     loss.plot(*_xy(tests, "test_loss"), color=ORANGE, marker="o", ms=4, lw=1.3, label="test")
@@ -67,7 +49,7 @@ def curves(rows: list[Row], title: str) -> Figure | None:
 
     x, y = _xy(tests, "test_accuracy")
     accuracy.plot(x, 100 * y, color=ORANGE, marker="o", ms=4, lw=1.3)
-    best = f", best {100 * y.max():.2f} %" if len(y) else ""
+    best = f", best {percent(y.max())}" if len(y) else ""
     accuracy.set(title=f"Test accuracy{best}", ylabel="accuracy (%)")
 
     rate.plot(*_xy(train, "lr"), color=GREEN, lw=1.3)
@@ -88,13 +70,12 @@ def gradients(rows: list[Row], title: str) -> Figure | None:
     measured = sorted({row["step"] for row in rows})
     chosen = sorted({measured[0], measured[len(measured) // 2], measured[-1]})
     names, last = _layers_by_time(rows, measured[-1], "grad_input_rms")
-    figure = _figure(11, 2.6 + 0.13 * max(len(names), 18))
+    figure = layer_figure(len(names), title)
     heat, depth = figure.subplots(1, 2, width_ratios=[1.15, 1])
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
 
-    _heat_map(
+    heat_map(
         heat,
-        _log10(last),
+        log10(last),
         names,
         "viridis",
         f"RMS of dL/dx at step {measured[-1]}",
@@ -116,16 +97,15 @@ def gradients(rows: list[Row], title: str) -> Figure | None:
 
 
 def firing(rows: list[Row], title: str) -> Figure | None:
-    """Firing rate by layer and time step, and the share of neurons out of the surrogate's reach."""
+    """Firing rate by layer and time step, and the share of neurons outside the surrogate's reach."""
     if not rows:
         return None
     step = max(row["step"] for row in rows)
     names, rate = _layers_by_time(rows, step, "firing_rate")
     _, outside = _layers_by_time(rows, step, "outside_share")
-    figure = _figure(11, 2.6 + 0.13 * max(len(names), 18))
+    figure = layer_figure(len(names), title)
     left, right = figure.subplots(1, 2)
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
-    _heat_map(
+    heat_map(
         left,
         rate,
         names,
@@ -134,7 +114,7 @@ def firing(rows: list[Row], title: str) -> Figure | None:
         "spikes a neuron and time step",
         (0, max(0.1, np.nanmax(rate))),
     )
-    _heat_map(
+    heat_map(
         right,
         100 * outside,
         names,
@@ -144,43 +124,6 @@ def firing(rows: list[Row], title: str) -> Figure | None:
         (0, max(1, 100 * np.nanmax(outside))),
     )
     return figure
-
-
-def _figure(width: float, height: float) -> Figure:
-    """A figure of its own, outside pyplot: no display, no global state."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _heat_map(
-    axes: Axes,
-    values: np.ndarray,
-    names: list[str],
-    colours: str,
-    title: str,
-    unit: str,
-    limits: tuple[float, float] | None = None,
-) -> None:
-    """`values` [layers, T]: layers downwards from the input, time steps to the right."""
-    low, high = limits or (None, None)
-    image = axes.imshow(
-        values, aspect="auto", cmap=colours, vmin=low, vmax=high, interpolation="nearest"
-    )
-    axes.grid(False)
-    axes.set(title=title, xlabel="time step", ylabel="spiking layer (input at the top)")
-    axes.set_xticks(_thinned(values.shape[1], 12))
-    ticks = _thinned(len(names), 26)
-    axes.set_yticks(ticks, [names[tick] for tick in ticks], fontsize=8)
-    assert axes.figure is not None
-    axes.figure.colorbar(image, ax=axes, label=unit)
-
-
-def _thinned(count: int, most: int) -> list[int]:
-    return list(range(0, count, -(-count // most)))
 
 
 def _layers_by_time(rows: list[Row], step: int, field: str) -> tuple[list[str], np.ndarray]:
@@ -193,11 +136,6 @@ def _layers_by_time(rows: list[Row], step: int, field: str) -> tuple[list[str], 
         if row[field] is not None:
             values[row["index"], row["time_step"]] = row[field]
     return [names[index] for index in sorted(names)], values
-
-
-def _log10(values: np.ndarray) -> np.ndarray:
-    """log10 where it exists; zero gradients stay empty."""
-    return np.log10(np.where(values > 0, values, np.nan))
 
 
 def _xy(rows: list[Row], field: str) -> tuple[Any, Any]:

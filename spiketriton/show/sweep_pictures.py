@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from spiketriton.runs.cells import Group
 from spiketriton.runs.folder import RunFolder
-from spiketriton.show.run_pictures import GREY, STYLE, _figure
+from spiketriton.show import figures
+from spiketriton.show.figures import GREY, new_figure
+from spiketriton.show.words import synthetic_note
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from spiketriton.sweep import Group
 
 MOST_PANELS = 12
 WIDTH = "neuron.surrogate.width"
@@ -23,28 +25,20 @@ WIDTH = "neuron.surrogate.width"
 
 def draw_sweep(groups: Sequence[Group], out: Path, synthetic: bool) -> list[Path]:
     """Draws what the swept keys allow; returns the paths."""
-    import matplotlib
-
     keys = list(groups[0].values)
     if not keys:
         return []
-    note = " (synthetic images)" if synthetic else ""
+    note = synthetic_note(synthetic)
     # the key along the axis: the width or the depth where it was swept, else the first
     along = next((key for key in (WIDTH, "model.depth") if key in keys), keys[0])
-    drawn = []
-    with matplotlib.rc_context(STYLE):
-        pictures: list[tuple[str, Figure | None]] = [
-            ("norms.png", norms(groups, along, _by_layer, "spiking layer", note)),
-            ("times.png", norms(groups, along, _by_time, "time step", note)),
-            ("accuracy.png", accuracy(groups, along, note)),
-        ]
-        if "model.depth" in keys and along != "model.depth":
-            pictures.append(("depth.png", accuracy(groups, "model.depth", note)))
-        for name, figure in pictures:
-            if figure is not None:
-                figure.savefig(out / name)
-                drawn.append(out / name)
-    return drawn
+    pictures: dict[str, Callable[[], Figure | None]] = {
+        "norms.png": partial(norms, groups, along, _by_layer, "spiking layer", note),
+        "times.png": partial(norms, groups, along, _by_time, "time step", note),
+        "accuracy.png": partial(accuracy, groups, along, note),
+    }
+    if "model.depth" in keys and along != "model.depth":
+        pictures["depth.png"] = partial(accuracy, groups, "model.depth", note)
+    return figures.save(out, pictures)
 
 
 def norms(
@@ -62,14 +56,15 @@ def norms(
     others = [key for key in groups[0].values if key != along]
     columns = len({group.values[others[-1]] for group in groups}) if others else 1
     rows = -(-len(panels) // columns)
-    figure = _figure(4.2 * columns + 1.6, 3.1 * rows + 0.6)
+    title = f"Gradient against {label}, before training{note}"
+    figure = new_figure(4.2 * columns + 1.6, 3.1 * rows + 0.6, title)
     axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.flat[len(panels) :]:
         ax.set_visible(False)
     values = _ordered({group.values[along] for group in groups})
     colours = dict(zip(values, _colours(len(values)), strict=True))
     shown = False
-    for ax, (title, members) in zip(axes.flat, panels.items(), strict=False):
+    for ax, (name, members) in zip(axes.flat, panels.items(), strict=False):
         for group in sorted(members, key=lambda g: values.index(g.values[along])):
             lines = [line for cell in group.cells if (line := _first_norms(cell.path)) is not None]
             if not lines:
@@ -83,7 +78,7 @@ def norms(
             ax.plot(places, mean, color=colours[value], label=value, **marked)
             shown = True
         ax.set_yscale("log")
-        ax.set_title(title or "", fontsize=9)
+        ax.set_title(name, fontsize=9)
         ax.set_xlabel(label)
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.set_ylabel("RMS of dL/dx")
@@ -93,26 +88,23 @@ def norms(
         (ax.get_legend_handles_labels() for ax in axes.flat), key=lambda h: len(h[1])
     )
     figure.legend(handles, labels, title=along.rpartition(".")[2], loc="outside right upper")
-    figure.suptitle(
-        f"Gradient against {label}, before training{note}", x=0.01, ha="left", fontweight="bold"
-    )
     return figure
 
 
-def accuracy(groups: Sequence[Group], along: str, note: str) -> Figure | None:
+def accuracy(groups: Sequence[Group], along: str, note: str) -> Figure:
     """Final test accuracy against `along`, mean and spread over seeds, a line per combination.
 
     Calibrated widths are stars, at the width that was chosen.
     """
     panels = _split(groups, along)
     fixed = [g for g in groups if _number(g.values[along]) is not None]
-    figure = _figure(8.4, 4.6)
+    figure = new_figure(8.4, 4.6)
     ax = figure.subplots()
     colours = _colours(len(panels))
     if fixed:
         ax.set_xscale("log")
     names = _ordered({g.values[along] for g in groups})
-    for colour, (title, members) in zip(colours, panels.items(), strict=True):
+    for colour, (name, members) in zip(colours, panels.items(), strict=True):
         points = []
         for group in members:
             number = _number(group.values[along])
@@ -137,7 +129,7 @@ def accuracy(groups: Sequence[Group], along: str, note: str) -> Figure | None:
         if points:
             x, y, e = np.array(sorted(points)).T
             ax.errorbar(x, y, e, color=colour, marker="o", ms=4, lw=1.3, capsize=2)
-        ax.plot([], [], color=colour, marker="o", ms=4, label=title or "accuracy")
+        ax.plot([], [], color=colour, marker="o", ms=4, label=name or "accuracy")
     if any(g.values[along].startswith("auto") for g in groups):
         ax.plot([], [], color=GREY, marker="*", ms=12, ls="", mec="black", label="auto")
     if not fixed:

@@ -1,4 +1,4 @@
-"""python -m spiketriton.convert RUN [--method balanced|calibrated|qcfs] [--per-channel]
+"""Conversion of a trained ANN twin (neuron.kind = "relu") to a spiking network.
 
 Turns a trained ANN twin (neuron.kind = "relu") into a spiking network: batch norm folded into the
 weights, a ReLU replaced by an IF neuron with soft reset that starts half way to its threshold, the
@@ -19,7 +19,6 @@ in place of its ReLUs and those thresholds learnt (Bu et al. 2022, see quantised
 as above. More accurate at few steps, for the time of the training.
 """
 
-import argparse
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -28,36 +27,23 @@ from functools import partial
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from spiketriton import __version__
-from spiketriton.commandline import Parser
 from spiketriton.config import Recipe, replace, to_toml
-from spiketriton.errors import UserError, run_command
+from spiketriton.errors import UserError
 from spiketriton.models import Network
 from spiketriton.models.graph import folded_weights, graph_of, layers
 from spiketriton.runs.checkpoint import Checkpoints
 from spiketriton.runs.folder import RunFolder
 from spiketriton.trained.converted import ConvertedIF, converted_network
 from spiketriton.trained.quantised import quantised, retrain
-from spiketriton.trained.run import Run, load_run
+from spiketriton.trained.run import Run
 from spiketriton.training.environment import describe
 
 METHODS = {"balanced": 128, "calibrated": 16, "qcfs": 8}  # and the T that each is given by default
 SAMPLES = 1 << 18  # activations of a layer that are kept of each batch
 CANDIDATES = 100  # thresholds that are tried, up to the largest activation
-
-EPILOG = """\
-examples:
-  python -m spiketriton.convert runs/ann
-  python -m spiketriton.convert runs/ann --method calibrated --steps 8 --run-dir runs/calibrated
-  python -m spiketriton.convert runs/ann --method qcfs --steps 4 --epochs 2
-  python -m spiketriton.evaluate runs/converted --steps 1,4,16,64,256,1024 --against runs/ann
-
-The result is a run folder that evaluate and report take. Only training images are read.
-Exit codes: 0 done, 2 a mistake in the command or the run, 130 interrupted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,76 +257,3 @@ def save(folder: RunFolder, run: Run, recipe: Recipe, model: Network, options: O
     )
     if failures:
         raise UserError(failures[0])
-
-
-def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = Parser("convert", "Turns a trained ANN twin into a spiking network.", EPILOG)
-    parser.add_argument("run", metavar="RUN", help="run folder of an ANN (neuron.kind = relu)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as data.root=/data")
-    parser.add_argument("--method", choices=tuple(METHODS), default="balanced")
-    parser.add_argument(
-        "--steps", type=int, metavar="T", help="of the new run (128; calibrated: 16; qcfs: 8)"
-    )
-    parser.add_argument(
-        "--percentile", type=float, metavar="P", help="of the activations, balanced only (99.9)"
-    )
-    parser.add_argument("--per-channel", action="store_true", help="a threshold for each channel")
-    parser.add_argument("--epochs", type=int, help="of retraining, qcfs only (1)")
-    parser.add_argument("--images", type=int, default=512, help="training images to look at (512)")
-    parser.add_argument("--checkpoint", choices=("last", "best"), default="last")
-    parser.add_argument("--run-dir", metavar="DIR", help="run folder (runs/<recipe>_<method>-...)")
-    args = parser.parse_intermixed_args(arguments)
-    if args.percentile is not None and args.method != "balanced":
-        parser.error(f"--percentile has no effect with --method {args.method}")
-    if args.epochs is not None and args.method != "qcfs":
-        parser.error(f"--epochs has no effect with --method {args.method}")
-    for option, value, low, high in (
-        ("--steps", args.steps, 1, 65536),
-        ("--percentile", args.percentile, 1, 100),
-        ("--images", args.images, 1, 10**6),
-        ("--epochs", args.epochs, 1, 10**6),
-    ):
-        if value is not None and not low <= value <= high:
-            parser.error(f"{option} {value}: accepted: from {low} to {high}")
-    return args
-
-
-def main(arguments: list[str]) -> None:
-    args = parse(arguments)
-    options = Options(
-        method=args.method,
-        steps=args.steps or METHODS[args.method],
-        percentile=args.percentile or Options.percentile,
-        per_channel=args.per_channel,
-        images=args.images,
-        epochs=args.epochs or Options.epochs,
-    )
-    run = load_run(args.run, *args.overrides, checkpoint=args.checkpoint, augment=False)
-    folder = RunFolder.create(args.run_dir, f"{run.recipe.name}_{options.method}")
-    try:
-        recipe, model = convert(run, options)
-    except BaseException:
-        folder.discard_if_unused()
-        raise
-    save(folder, run, recipe, model, options)
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(table(model))
-    console.print(f"converted for T = {options.steps}: {folder.path}")
-    console.print(f"next: python -m spiketriton.evaluate {folder.path} --against {args.run}")
-
-
-def table(model: Network) -> Table:
-    """Thresholds and shifts by layer."""
-    shown = Table(box=None, pad_edge=False)
-    shown.add_column("layer")
-    for head in ("threshold", "largest", "mean shift"):
-        shown.add_column(head, justify="right")
-    for name, neuron in neurons(model):
-        low, high = neuron.threshold.aminmax()
-        mean = neuron.shift.mean()
-        shown.add_row(name, f"{low:.4g}", f"{high:.4g}", f"{mean:+.3g}" if mean else "-")
-    return shown
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -86,10 +86,9 @@ def energy_pj(
     return operations, operations + WORD_PJ * words
 
 
-def ann_energy_pj(work: Workload) -> tuple[float, float]:
-    """The same for the ANN twin: each MAC, and the weight and the value that it reads."""
-    operations = MAC_PJ * work.ann_macs
-    return operations, operations + 2 * WORD_PJ * work.ann_macs
+def ann_energy_pj(macs: int) -> tuple[float, float]:
+    """The same for an ANN: each MAC, and the weight and the value that it reads."""
+    return MAC_PJ * macs, (MAC_PJ + 2 * WORD_PJ) * macs
 
 
 def _macs(node: Node, shape: tuple[int, ...]) -> int:

@@ -86,6 +86,15 @@ class Evaluation:
         how = {"ann": "ANN", "converted": f"converted, {self.method}", "spiking": self.neuron}
         return f"{Path(self.run).name} ({how[self.kind]})"
 
+    def accumulates(self, t: int) -> float:
+        """ACs of one image within t steps: synapses, and the membranes of neurons without leak."""
+        membranes = self.neurons * t * (self.kind != "ann" and not self.leaky)
+        return self.synaptic_operations[t - 1] + membranes
+
+    def macs(self, t: int) -> int:
+        """MACs of one image within t steps: synapses, and the membranes of leaky neurons."""
+        return self.macs_once + (self.macs_per_step + self.neurons * self.leaky) * t
+
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
 
@@ -135,7 +144,7 @@ def evaluate(run: Run, steps: int | None = None, batch_size: int = 0) -> Evaluat
     images_seen = int(confusion.sum())
     operations = [n / images_seen if spiking else 0.0 for n in counter.operations_within()]
     leaky = any(not isinstance(neuron, IF) for _, neuron in model.spiking_layers())
-    energy = [ann_energy_pj(work)]
+    energy = [ann_energy_pj(work.ann_macs)]
     if spiking:
         energy = [energy_pj(work, ops, t, leaky=leaky) for t, ops in enumerate(operations, 1)]
     return Evaluation(

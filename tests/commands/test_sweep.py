@@ -11,7 +11,8 @@ import pytest
 from spiketriton import sweep as module
 from spiketriton.config import Recipe, to_toml
 from spiketriton.errors import EXIT_SIGINT, UserError
-from spiketriton.sweep import Cell, Group, grid, grouped, table
+from spiketriton.runs.cells import Cell, Group, grid, grouped
+from spiketriton.sweep import table
 from spiketriton.trainer import Trainer
 from spiketriton.training.nonfinite import Diverged
 from tests.small_runs import small_recipe

@@ -180,7 +180,7 @@ def test_a_disk_that_is_full_at_the_end(recipe, monkeypatch, capsys):
         patch.setattr("spiketriton.runs.checkpoint._write_part", full)
         assert main([recipe, "--run-dir", "run", "train.max_steps=8"]) == EXIT_ERROR
     shown = capsys.readouterr().out
-    assert "stopped at step 8; saved: no checkpoint. To go on:" in shown
+    assert "stopped at step 8; saved: no checkpoint. To continue:" in shown
     assert "python -m spiketriton.train --resume run" in shown
     assert main(["--resume", "run"]) == EXIT_DONE
 

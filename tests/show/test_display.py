@@ -15,19 +15,11 @@ from rich.console import Console
 
 from spiketriton.config import replace
 from spiketriton.runs.folder import RunFolder
-from spiketriton.show.display import (
-    Display,
-    LiveDisplay,
-    Outcome,
-    duration,
-    make_display,
-    numbers,
-    percent,
-    summary,
-    what_next,
-)
+from spiketriton.show.announcements import summary, what_next
+from spiketriton.show.display import Display, LiveDisplay, make_display, numbers
 from spiketriton.show.run_pictures import draw_run, gradients
-from spiketriton.training.plan import Plan, Progress
+from spiketriton.show.words import duration, percent
+from spiketriton.training.plan import Outcome, Plan, Progress
 from tests.small_runs import small_recipe, small_trainer
 
 PLAN = Plan(
@@ -278,7 +270,7 @@ def test_after_an_interruption_the_resume_command_stands_alone_on_its_line():
     what_next(Display(stream), outcome(step=40), Path("my runs/x"), small_recipe(), [])
     lines = stream.getvalue().splitlines()
     assert lines == [
-        "stopped at step 40; saved: step 40. To go on:",
+        "stopped at step 40; saved: step 40. To continue:",
         "  python -m spiketriton.train --resume 'my runs/x'",
     ]
 

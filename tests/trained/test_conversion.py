@@ -4,19 +4,19 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from spiketriton.convert import (
+from spiketriton.convert import main
+from spiketriton.errors import UserError
+from spiketriton.evaluate import main as evaluate_main
+from spiketriton.trained.conversion import (
     METHODS,
     Options,
     convert,
     least_error,
     levels,
-    main,
     percentile,
     recording,
     thresholds,
 )
-from spiketriton.errors import UserError
-from spiketriton.evaluate import main as evaluate_main
 from spiketriton.trained.converted import ConvertedIF
 from spiketriton.trained.evaluation import evaluate
 from spiketriton.trained.quantised import QuantisedReLU, retrain
@@ -165,8 +165,8 @@ def test_a_converted_net_of_one_layer_gives_the_retrained_levels(net, tmp_path):
             retrain(run, model, epochs)
             kept.append(model)
 
-        patch.setattr("spiketriton.convert.retrain", keep)
-        patch.setattr("spiketriton.convert.calibrate", lambda *_: None)
+        patch.setattr("spiketriton.trained.conversion.retrain", keep)
+        patch.setattr("spiketriton.trained.conversion.calibrate", lambda *_: None)
         _, model = convert(run, Options(method="qcfs", steps=3, images=30))
     images = run.to_device(next(iter(run.data.test))[0])
     with (

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from spiketriton.errors import UserError
-from spiketriton.evaluate import main, overtakes
+from spiketriton.evaluate import main
 from spiketriton.runs.checkpoint import read_checkpoint
+from spiketriton.show.evaluation_tables import overtakes
 from spiketriton.trained.evaluation import Evaluation, evaluate, read_evaluation, wilson
 from spiketriton.trained.run import load_run
 from tests.small_runs import small_trainer

@@ -1,0 +1,117 @@
+"""python -m spiketriton.evaluate RUN [--steps 1,2,4] [--against RUN ...] [--json] [--out DIR]"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from spiketriton.commandline import Parser
+from spiketriton.errors import UserError, run_command
+from spiketriton.runs.folder import make_writable
+from spiketriton.show.evaluation_tables import show
+from spiketriton.trained.evaluation import Evaluation, evaluate
+from spiketriton.trained.run import Run, load_run
+
+EPILOG = """\
+examples:
+  python -m spiketriton.evaluate runs/fashion
+  python -m spiketriton.evaluate runs/fashion --steps 8,16 --against runs/ann runs/converted
+  python -m spiketriton.evaluate runs/fashion data.root=/data --json > answer.json
+
+Writes evaluation.json and pictures to DIR (RUN/evaluation). The answer after t steps is the mean
+current of the first t, for every t from one pass. docs/evaluation.md says what is counted and how.
+Exit codes: 0 done, 2 a mistake in the command or the run, 130 interrupted."""
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser("evaluate", "Accuracy, spikes, operations and energy of a run.", EPILOG)
+    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as data.root=/data")
+    parser.add_argument("--steps", metavar="1,2,4", help="time steps to show; beyond T too")
+    parser.add_argument("--against", nargs="+", default=[], metavar="RUN", help="runs to compare")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    parser.add_argument("--out", metavar="DIR", help="where files go (RUN/evaluation)")
+    parser.add_argument("--images", metavar="N", help="a fixed subset of the test images")
+    parser.add_argument("--batch-size", metavar="N", help="images at once (the recipe's)")
+    parser.add_argument("--checkpoint", choices=("last", "best"), default="last")
+    args = parser.parse_intermixed_args(arguments)
+    args.steps = [count(n, "--steps") for n in args.steps.split(",")] if args.steps else []
+    args.images = None if args.images is None else count(args.images, "--images")
+    args.batch_size = 0 if args.batch_size is None else count(args.batch_size, "--batch-size")
+    return args
+
+
+def count(text: str, option: str) -> int:
+    """A number of at least 1. UserError."""
+    if not (text.strip().isdecimal() and 1 <= int(text) <= 10**6):
+        raise UserError(f"{option} {text!r}: accepted: integers from 1 to 1000000")
+    return int(text)
+
+
+def main(arguments: list[str]) -> None:
+    args = parse(arguments)
+    runs = [
+        load_run(path, *args.overrides, checkpoint=args.checkpoint, test_images=args.images)
+        for path in [args.run, *args.against]
+    ]
+    refuse_other_tests(runs)
+    folder = output_folder(args.out or Path(args.run) / "evaluation")
+    steps = max(args.steps, default=0)
+    evaluations = [evaluate(run, steps, args.batch_size) for run in runs]
+    written = write(folder, evaluations)
+    if args.json:
+        print(json.dumps([asdict(one) for one in evaluations], indent=1))
+        return
+    console = Console(width=None if sys.stdout.isatty() else 118, highlight=False)
+    show(console, evaluations, args.steps)
+    console.print("\n".join(f"  {path}" for path in written), soft_wrap=True)
+
+
+def write(folder: Path, evaluations: list[Evaluation]) -> list[Path]:
+    """evaluation.json of the first run, comparison.json of all, and the pictures."""
+    from spiketriton.show.evaluation_pictures import draw_evaluations  # matplotlib takes a second
+
+    paths = [folder / "evaluation.json"]
+    paths[0].write_text(evaluations[0].to_json(), "utf-8")
+    if len(evaluations) > 1:
+        paths.append(folder / "comparison.json")
+        paths[1].write_text(json.dumps([asdict(one) for one in evaluations], indent=1) + "\n")
+    return paths + draw_evaluations(folder, evaluations)
+
+
+def output_folder(path: str | Path) -> Path:
+    """The folder, made if need be. UserError: it cannot be written."""
+    folder = Path(path)
+    try:
+        make_writable(folder)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written: {error.strerror}; --out takes another folder"
+        ) from None
+    return folder
+
+
+def refuse_other_tests(runs: list[Run]) -> None:
+    """UserError: a run was trained for other test images than the first."""
+    first = runs[0].data
+    for run in runs[1:]:
+        data = run.data
+        if (data.name, data.classes) != (first.name, first.classes):
+            raise UserError(
+                f"{run.folder.path} is of {data.name} with {len(data.classes)} classes, and "
+                f"{runs[0].folder.path} of {first.name} with {len(first.classes)}; accepted by "
+                "--against: runs of the same data"
+            )
+        if not np.array_equal(data.test.members, first.test.members):
+            raise UserError(
+                f"{run.folder.path} is tested on {data.test.images:,} images, and "
+                f"{runs[0].folder.path} on {first.test.images:,}; --images N gives both the same"
+            )
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,80 @@
+"""python -m spiketriton.report RUN [--against RUN ...] [--out FILE]"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from spiketriton.commandline import Parser
+from spiketriton.errors import UserError, run_command
+from spiketriton.runs.folder import RunFolder
+from spiketriton.show.report_page import page
+from spiketriton.trained.evaluation import Evaluation, evaluate, read_evaluation
+from spiketriton.trained.run import load_run, read_state
+
+EPILOG = """\
+examples:
+  python -m spiketriton.report runs/fashion
+  python -m spiketriton.report runs/fashion --against runs/ann runs/converted --out report.html
+
+An evaluation that lies in RUN/evaluation and belongs to the last checkpoint is shown as it is;
+without one the run is evaluated now, which needs its data. Exit codes: 0 done, 2 a mistake in the
+command or the run, 130 interrupted."""
+
+
+def evaluation_of(path: str, overrides: Sequence[str]) -> Evaluation:
+    """The evaluation in the run folder if it is of the last checkpoint, else a new one."""
+    folder = RunFolder.find(path)
+    stored = folder.path / "evaluation" / "evaluation.json"
+    if stored.is_file():
+        found = read_evaluation(stored)
+        state, _ = read_state(folder)
+        if (found.checkpoint, found.training_step) == ("last", state["step"]):
+            return found
+    return evaluate(load_run(path, *overrides))
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser("report", "One self-contained HTML page about a run.", EPILOG)
+    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as data.root=/data")
+    parser.add_argument("--against", nargs="+", default=[], metavar="RUN", help="runs to compare")
+    parser.add_argument("--out", metavar="FILE", help="(RUN/report.html)")
+    parser.add_argument(
+        "--no-evaluation", action="store_true", help="only what the run folder holds: no data"
+    )
+    args = parser.parse_intermixed_args(arguments)
+    if args.no_evaluation and args.against:
+        parser.error("--against has no effect with --no-evaluation")
+    return args
+
+
+def main(arguments: list[str]) -> None:
+    args = parse(arguments)
+    folder = RunFolder.find(args.run)
+    recipe = folder.load_recipe()
+    evaluations = []
+    if not args.no_evaluation:
+        evaluations = [evaluation_of(path, args.overrides) for path in [args.run, *args.against]]
+        refuse_other_data(evaluations)
+    out = Path(args.out or folder.path / "report.html")
+    text = page(folder, recipe, evaluations)
+    try:
+        out.write_text(text, "utf-8")
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror}") from None
+    print(f"{out}: {len(text) / 2**20:.1f} MiB, open it in any browser")
+
+
+def refuse_other_data(evaluations: list[Evaluation]) -> None:
+    """UserError: a run was tested on other images than the first."""
+    first = evaluations[0]
+    for one in evaluations[1:]:
+        if (one.data, one.classes, one.images) != (first.data, first.classes, first.images):
+            raise UserError(
+                f"{one.run} was tested on {one.images:,} images of {one.data}, and {first.run} on "
+                f"{first.images:,} of {first.data}; accepted by --against: runs of the same data"
+            )
+
+
+if __name__ == "__main__":
+    run_command(main)
