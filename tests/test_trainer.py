@@ -15,11 +15,8 @@ from spiketriton.data import build_data
 from spiketriton.errors import UserError
 from spiketriton.runs import checkpoint
 from spiketriton.runs.folder import RunFolder
-from spiketriton.runs.rows import _write_or_leave
-from spiketriton.training.meters import Meters
 from spiketriton.training.nonfinite import Diverged
-from spiketriton.training.plan import Plan
-from tests.small_runs import Lines, assert_equal, last_state, small_recipe, small_trainer, untimed
+from tests.small_runs import Lines, assert_equal, last_state, small_trainer, untimed
 
 TRAIN_KEYS = {
     "kind", "step", "epoch", "seconds", "lr", "loss", "grad_norm", "images_per_s", "data_wait",
@@ -208,40 +205,6 @@ def test_a_full_disk_does_not_end_the_run(tmp_path, monkeypatch):
     assert last_state(tmp_path / "run")["step"] == 21
 
 
-def test_rows_wait_while_the_disk_is_full(tmp_path, monkeypatch):
-    folder = RunFolder.create(tmp_path / "run", "x")
-    warnings: list[str] = []
-    rows = folder.metrics
-    rows.warn = warnings.append
-    rows.append([{"step": 1}])
-    with monkeypatch.context() as patch:
-        patch.setattr("spiketriton.runs.rows._write_or_leave", half_then_full)
-        rows.append([{"step": 2}])
-        rows.append([{"step": 3}])
-    assert len(warnings) == 1
-    assert "No space left" in warnings[0]
-    assert rows.read() == [{"step": 1}]
-    rows.append([{"step": 4}])
-    assert rows.read() == [{"step": step} for step in (1, 2, 3, 4)]
-
-
-def half_then_full(file, content: bytes) -> None:
-    """`_write_or_leave` on a disk that takes half of the content."""
-
-    class Full:
-        def __init__(self) -> None:
-            self.left = len(content) // 2
-            self.seek, self.truncate = file.seek, file.truncate
-
-        def write(self, part: memoryview) -> int:
-            if self.left == 0:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            written, self.left = file.write(part[: self.left]), 0
-            return written
-
-    _write_or_leave(Full(), content)
-
-
 READS = ("item", "tolist", "cpu", "__bool__", "__float__", "__int__", "__index__")
 
 
@@ -290,17 +253,6 @@ def test_half_precision(tmp_path, precision):
     losses = [row["loss"] for row in RunFolder(tmp_path / "run").metrics.read() if "loss" in row]
     assert losses[-1] < 0.95 * losses[0]
     assert trainer.scaler.is_enabled() == (precision == "fp16")
-
-
-@pytest.mark.parametrize("channels_last", ["true", "false"])
-def test_memory_layout(tmp_path, channels_last):
-    trainer = small_trainer(tmp_path / "run", f"train.channels_last={channels_last}")
-    weight = trainer.model.get_submodule("layer1.0.conv1").weight
-    image = trainer.placement.to_device(torch.zeros(2, 3, 4, 4))
-    wanted = torch.channels_last if channels_last == "true" else torch.contiguous_format
-    for tensor in (weight, image):
-        assert tensor.is_contiguous(memory_format=wanted)
-    assert trainer.placement.to_device(torch.zeros(2)).shape == (2,)
 
 
 def test_threads_and_deterministic_algorithms(tmp_path):
@@ -385,24 +337,6 @@ def test_the_time_of_tests_is_not_that_of_training(tmp_path, monkeypatch):
     assert rows[-1]["seconds"] == 3 * 4000 + 21
 
 
-def test_meters_count_what_was_between_two_rows(monkeypatch):
-    clock = iter(float(t) for t in (0, 2, 12, 20, 21, 24, 30, 34, 35, 36))
-    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
-    meters = Meters(torch.device("cpu"))  # at 0
-    meters.step(
-        8, torch.tensor(3.0), torch.tensor(5.0)
-    )  # compiled from 0 to 2; measuring starts at 12
-    with meters.waiting():  # 20 to 21
-        pass
-    with meters.aside():  # 24 to 30: a test
-        pass
-    meters.step(8, torch.tensor(1.0), torch.tensor(7.0))
-    assert meters.state_dict() == {"loss": 4.0, "steps": 2, "left_out": 0}
-    row = meters.read()  # at 34: 22 s since 12, less 6
-    assert row == {"loss": 2.0, "grad_norm": 7.0, "images_per_s": 8 / 16, "data_wait": 1 / 16}
-    assert meters.state_dict() == {"loss": 0.0, "steps": 0, "left_out": 0}
-
-
 def test_one_step_alone_has_a_speed(tmp_path):
     small_trainer(tmp_path / "run", "train.max_steps=1").fit()
     row = RunFolder(tmp_path / "run").metrics.read()[0]
@@ -443,30 +377,6 @@ def test_tensorboard_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(UserError, match="pip install tensorboard"):
         small_trainer(tmp_path / "run", "monitor.tensorboard=true")
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        [],
-        ["train.epochs=4", "train.eval_every=3"],
-        ["train.max_steps=9", "train.eval_every=1", "checkpoint.every=2"],
-        ["train.max_steps=1"],
-        ["train.max_steps=14", "train.eval_every=2", "monitor.every=5"],
-    ],
-)
-def test_the_plan_counts_the_tests_to_come(changes):
-    recipe = small_recipe(*changes)
-    plan = Plan.of(recipe, build_data(recipe))
-    for step in range(plan.steps + 1):
-        assert plan.tests_after(step) == sum(plan.tests(n) for n in range(step + 1, plan.steps + 1))
-    assert plan.tests(plan.steps)
-    assert plan.saves(plan.steps)
-    assert plan.logs(plan.steps)
-    assert plan.measures(1)
-    assert plan.measures(plan.steps)
-    assert not plan.tests(0)
-    assert not plan.saves(0)
 
 
 def test_two_calls_of_fit_are_one_run(tmp_path):

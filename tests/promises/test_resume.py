@@ -22,8 +22,6 @@ from spiketriton.errors import EXIT_DONE, EXIT_SIGHUP, EXIT_SIGINT, EXIT_SIGTERM
 from spiketriton.runs.folder import RunFolder
 from spiketriton.train import main
 from spiketriton.trainer import Trainer
-from spiketriton.training.interrupts import StopSignals
-from spiketriton.training.ranks import Ranks
 from tests.small_runs import (
     Lines,
     assert_equal,
@@ -194,34 +192,6 @@ def test_a_signal_stops_after_the_step_and_saves(tmp_path, unbroken, number, cod
     assert_same_run(unbroken(), tmp_path / "resumed")
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
-def test_a_second_signal_stops_at_once(number):
-    said: list[str] = []
-    leaves = KeyboardInterrupt if number == signal.SIGINT else SystemExit
-    with StopSignals(said.append) as stop:
-        signal.raise_signal(number)
-        assert stop.requested
-        with pytest.raises(leaves):
-            signal.raise_signal(number)
-    assert len(said) == 1
-
-
-def test_a_signal_while_ranks_agree_is_for_their_next_agreement():
-    """Else this rank would stop and the other would wait for it in the next step."""
-
-    class Agreeing(Ranks):
-        world_size = 2
-
-        def most(self, value: float) -> float:
-            signal.raise_signal(signal.SIGTERM)
-            return value
-
-    with StopSignals(lambda text: None, Agreeing()) as stop:
-        assert not stop.anywhere()
-        assert stop.anywhere()
-        assert stop.exit_code == EXIT_SIGTERM
-
-
 @pytest.mark.parametrize(("moment", "code"), [("test", EXIT_SIGTERM), ("save", EXIT_DONE)])
 def test_a_signal_at_the_very_end(tmp_path, unbroken, moment, code):
     """In the last test there is something left to do; while the last state is saved there is none."""
@@ -330,17 +300,6 @@ def test_a_terminal_that_closes(tmp_path):
     assert os.waitstatus_to_exitcode(status) == EXIT_SIGHUP, seen[-2000:]
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert last_state(tmp_path / "run")["step"] >= json.loads(rows[-1])["step"] > 0
-
-
-def test_nohup_keeps_training():
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with StopSignals(print) as stop:
-            signal.raise_signal(signal.SIGHUP)
-            assert not stop.requested
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGHUP, before)
 
 
 def test_two_processes_do_not_train_one_run(tmp_path):

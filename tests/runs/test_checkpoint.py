@@ -4,14 +4,12 @@ import hashlib
 import io
 import os
 import pickle
-import random
 import resource
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -24,7 +22,6 @@ from spiketriton.runs.checkpoint import (
     read_checkpoint,
     refuse_another_recipe,
 )
-from spiketriton.training.randomness import random_state, set_random_state
 from tests.small_runs import assert_equal, small_recipe
 
 
@@ -218,22 +215,3 @@ def test_what_only_moves_a_run_may_change():
     refuse_another_recipe(
         small_recipe("data.root=/elsewhere", "data.workers=3", "checkpoint.keep=5"), small_recipe()
     )
-
-
-def test_random_states_come_back():
-    # numpy's legacy generator, which transforms of other packages use
-    def draws() -> list[float]:
-        normal = float(np.random.standard_normal())  # noqa: NPY002
-        return [torch.rand(()).item(), normal, random.random(), random.gauss(0, 1)]
-
-    draws()  # numpy and Python keep the second of a pair of normal draws: that is state too
-    before = random_state()
-    first = draws()
-    assert draws() != first
-    set_random_state(before)
-    assert draws() == first
-    buffer = io.BytesIO()
-    torch.save(before, buffer)
-    buffer.seek(0)
-    set_random_state(torch.load(buffer, weights_only=True))
-    assert draws() == first

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from spiketriton import nonfinite
-from spiketriton.config import TrainConfig
 from spiketriton.data import TrainStream
 from spiketriton.errors import EXIT_DONE, EXIT_NONFINITE, UserError
 from spiketriton.gradients.probing import Prober
@@ -21,9 +20,7 @@ from spiketriton.runs import checkpoint
 from spiketriton.runs.folder import RunFolder
 from spiketriton.train import main
 from spiketriton.trainer import Trainer
-from spiketriton.training.guard import SCALER_TRIES, FiniteGuard
 from spiketriton.training.nonfinite import Diverged, Finding, locate
-from spiketriton.training.optim import build_optimizer
 from tests.small_runs import SMALL, Lines, assert_equal, last_state, small_trainer
 from tests.test_trainer import weights
 
@@ -169,46 +166,6 @@ def test_a_resumed_run_goes_on_counting(tmp_path):
     resumed = small_trainer(tmp_path / "row", *SKIP, resume=True)
     with pytest.raises(Diverged, match="at step 10;"):
         poison(resumed, 10).fit()
-
-
-def judged(guard: FiniteGuard, loss: float, norm: float) -> None:
-    guard.begin()
-    guard.judge(1, torch.tensor(loss), torch.tensor(norm))
-
-
-def test_a_loss_scaler_may_try_but_not_for_ever():
-    net = torch.nn.Linear(2, 1)
-    guard = FiniteGuard(net, build_optimizer(TrainConfig(), net), TrainConfig(), scaled=True)
-    for _ in range(2):
-        for _ in range(SCALER_TRIES):
-            judged(guard, 1.0, math.inf)
-        assert guard.read().halted_at == guard.read().skipped == 0
-        judged(guard, 1.0, 1.0)
-    for _ in range(SCALER_TRIES + 1):
-        judged(guard, 1.0, math.nan)
-    assert guard.read().halted_at == 1
-
-
-def test_what_counts_as_bad():
-    """A step is left out where the guard says so, or the scaler."""
-    for scaled in (False, True):
-        net = torch.nn.Linear(2, 1)
-        optimizer = build_optimizer(TrainConfig(optimizer="sgd", momentum=0.0), net)
-        guard = FiniteGuard(net, optimizer, TrainConfig(nonfinite="skip"), scaled=scaled)
-        for loss, norm, bad in (
-            (1.0, 1.0, False),
-            (math.nan, 1.0, True),
-            (-math.inf, math.nan, True),
-            (1.0, math.inf, True),
-        ):
-            judged(guard, loss, norm)
-            for overflow in (0.0, 1.0) if scaled else (0.0,):
-                before = net.weight.detach().clone()
-                net.weight.grad = torch.ones_like(net.weight)
-                optimizer.found_inf = torch.tensor(overflow)  # as a scaler leaves it
-                optimizer.step()
-                moved = not torch.equal(net.weight, before)
-                assert moved == (not bad and not overflow), (scaled, loss, norm, overflow)
 
 
 # ---- naming the place

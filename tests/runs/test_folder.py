@@ -1,0 +1,146 @@
+"""The folder of a run: made, found, held, and not left behind."""
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+
+from spiketriton.config import to_toml
+from spiketriton.errors import UserError
+from spiketriton.runs.folder import Onlooker, RunFolder, find_run
+from tests.small_runs import small_recipe
+
+
+def test_a_read_only_run_folder_is_named(tmp_path, monkeypatch):
+    """As on a read-only file system, which stops root too: nothing can be written in the folder."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.toml").write_text("")
+
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    for begin in (
+        lambda: RunFolder.open(tmp_path / "run"),
+        lambda: RunFolder.create(tmp_path / "new", "x"),
+    ):
+        with pytest.raises(UserError, match="cannot be written: Read-only file system") as caught:
+            begin()
+        assert str(tmp_path) in str(caught.value)
+
+
+def begun(path: Path, *overrides: str) -> RunFolder:
+    folder = RunFolder.create(path, "small")
+    folder.begin_session(small_recipe(*overrides), {"commit": "1a2b"})
+    return folder
+
+
+def test_a_run_is_found_and_what_is_none_is_named(tmp_path):
+    folder = begun(tmp_path / "run")
+    for find in (RunFolder.find, RunFolder.open):
+        assert find(str(folder.path)).path == folder.path
+        (tmp_path / "file").write_text("")
+        for name, why in (
+            ("nothing", "does not exist"),
+            ("file", "is not a folder"),
+            ("", r"holds no run \(no recipe\.toml\)"),
+        ):
+            with pytest.raises(UserError, match=f"{why}; accepted: the folder of an earlier run"):
+                find(tmp_path / name)
+
+
+def test_sessions_are_added_and_the_first_fixes_the_recipe(tmp_path):
+    folder = begun(tmp_path / "run")
+    folder.begin_session(small_recipe("seed=4"), {"commit": "5"})
+    sessions = json.loads(folder.environment.read_text())
+    assert sessions == [{"recipe": "small", "commit": c} for c in ("1a2b", "5")]
+    assert folder.load_recipe() == small_recipe()
+    folder.environment.write_text("[")
+    with pytest.raises(UserError, match=r"is damaged: .*; remove it to continue"):
+        folder.load_recipe()
+    folder.environment.unlink()
+    assert folder.load_recipe().name == "run"
+
+
+def test_a_damaged_recipe_is_named(tmp_path):
+    folder = begun(tmp_path / "run")
+    folder.recipe.write_bytes(b"seed = 0\xff")
+    with pytest.raises(UserError, match=r"recipe\.toml is damaged: not UTF-8 at byte 8"):
+        folder.load_recipe()
+    folder.recipe.write_text("sed = 0")
+    with pytest.raises(UserError, match=r"recipe\.toml: .*sed"):
+        folder.load_recipe()
+
+
+def test_a_folder_with_a_run_is_not_taken_again(tmp_path, monkeypatch):
+    begun(tmp_path / "run")
+    with pytest.raises(UserError, match="already holds a run; continue it with --resume"):
+        RunFolder.create(tmp_path / "run", "small")
+    for held in ("metrics.jsonl", "checkpoints/last.pt"):
+        path = tmp_path / held.replace("/", "-") / held
+        path.parent.mkdir(parents=True)
+        path.write_text("")
+        with pytest.raises(UserError, match="already holds a run"):
+            RunFolder.create(tmp_path / held.replace("/", "-"), "small")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda form: "now")
+    made = [RunFolder.create(None, "x").path for _ in range(3)]
+    assert made == [Path(f"runs/x-now{end}") for end in ("", "-2", "-3")]
+
+
+@pytest.mark.parametrize("users", [False, True])
+def test_a_folder_that_was_never_used_goes(tmp_path, users):
+    folder = RunFolder.create(tmp_path / "run", "small")
+    folder.write_micro_batch(4)
+    assert folder.micro_batch.read_text() == '{"micro_batch": 4}\n'
+    with folder.held():
+        assert (folder.path / ".lock").exists()
+    if users:
+        (folder.path / "notes.txt").write_text("")
+    folder.discard_if_unused()
+    left = [path.name for path in folder.path.iterdir()] if folder.path.exists() else None
+    assert left == (["notes.txt"] if users else None)
+    used = begun(tmp_path / "used")
+    used.discard_if_unused()
+    assert used.recipe.exists()
+    assert used.checkpoints.exists()
+
+
+def test_rows_behind_a_checkpoint_are_cut(tmp_path):
+    folder = begun(tmp_path / "run")
+    kinds = [("train", 4), ("eval", 5), ("train", 6), ("eval", 6), ("train", 7)]
+    folder.metrics.append([{"kind": kind, "step": step} for kind, step in kinds])
+    folder.gradients.append([{"step": step} for step in (5, 6, 7)])
+    folder.cut(6, tested_at=5)
+    left = [(row["kind"], row["step"]) for row in folder.metrics.read()]
+    assert left == [("train", 4), ("eval", 5), ("train", 6)]
+    assert [row["step"] for row in folder.gradients.read()] == [5, 6]
+
+
+def test_other_ranks_write_nothing(tmp_path):
+    other = Onlooker(tmp_path / "run")
+    other.begin_session(small_recipe(), {})
+    other.write_calibration({})
+    other.write_micro_batch(3)
+    other.metrics.append([{"step": 1}])
+    other.gradients.append([{"step": 1}])
+    with other.held():
+        other.discard_if_unused()
+    assert not other.path.exists()
+
+
+def test_the_recipe_of_a_new_run_and_of_a_resumed_one(tmp_path):
+    file = tmp_path / "small.toml"
+    file.write_text(to_toml(small_recipe()))
+    given, folder = find_run(str(file), ["seed=3"], str(tmp_path / "run"), None)
+    assert given == small_recipe("seed=3")
+    folder.begin_session(given, {})
+    for recipe, overrides in ((None, []), (str(file), ["seed=3"]), (None, ["data.workers=2"])):
+        again, found = find_run(recipe, overrides, None, str(folder.path))
+        assert found.path == folder.path
+        assert again.seed == 3
+        assert again.data.workers == (2 if "data.workers=2" in overrides else 0)
+    for recipe, overrides in ((str(file), []), (None, ["seed=4"])):
+        with pytest.raises(UserError, match=r"seed = \d \(the run: 3\)"):
+            find_run(recipe, overrides, None, str(folder.path))

@@ -1,0 +1,116 @@
+"""The guard: what counts as a bad step, and what it leaves as it was."""
+
+import math
+
+import pytest
+import torch
+
+from spiketriton.config import TrainConfig
+from spiketriton.training.guard import SCALER_TRIES, Counts, FiniteGuard
+from spiketriton.training.optim import build_optimizer
+
+
+def judged(guard: FiniteGuard, loss: float, norm: float) -> None:
+    guard.begin()
+    guard.judge(1, torch.tensor(loss), torch.tensor(norm))
+
+
+def test_a_loss_scaler_may_try_but_not_for_ever():
+    net = torch.nn.Linear(2, 1)
+    guard = FiniteGuard(net, build_optimizer(TrainConfig(), net), TrainConfig(), scaled=True)
+    for _ in range(2):
+        for _ in range(SCALER_TRIES):
+            judged(guard, 1.0, math.inf)
+        assert guard.read().halted_at == guard.read().skipped == 0
+        judged(guard, 1.0, 1.0)
+    for _ in range(SCALER_TRIES + 1):
+        judged(guard, 1.0, math.nan)
+    assert guard.read().halted_at == 1
+
+
+def test_what_counts_as_bad():
+    """A step is left out where the guard says so, or the scaler."""
+    for scaled in (False, True):
+        net = torch.nn.Linear(2, 1)
+        optimizer = build_optimizer(TrainConfig(optimizer="sgd", momentum=0.0), net)
+        guard = FiniteGuard(net, optimizer, TrainConfig(nonfinite="skip"), scaled=scaled)
+        for loss, norm, bad in (
+            (1.0, 1.0, False),
+            (math.nan, 1.0, True),
+            (-math.inf, math.nan, True),
+            (1.0, math.inf, True),
+        ):
+            judged(guard, loss, norm)
+            for overflow in (0.0, 1.0) if scaled else (0.0,):
+                before = net.weight.detach().clone()
+                net.weight.grad = torch.ones_like(net.weight)
+                optimizer.found_inf = torch.tensor(overflow)  # as a scaler leaves it
+                optimizer.step()
+                moved = not torch.equal(net.weight, before)
+                assert moved == (not bad and not overflow), (scaled, loss, norm, overflow)
+
+
+def guard_of(net: torch.nn.Module, **keys: object) -> FiniteGuard:
+    cfg = TrainConfig(**keys)  # type: ignore[arg-type]
+    return FiniteGuard(net, build_optimizer(cfg, net), cfg, scaled=False)
+
+
+@pytest.mark.parametrize(
+    ("keys", "allowed"),
+    [({}, 0), ({"max_skips": 5}, 0), ({"nonfinite": "skip", "max_skips": 2}, 2)],
+)
+def test_training_ends_after_more_bad_steps_in_a_row_than_allowed(keys, allowed):
+    guard = guard_of(torch.nn.Linear(2, 1), **keys)
+    steps = [True] * allowed + [False] + [True] * (allowed + 1) + [False, True]
+    for step, bad in enumerate(steps, 1):
+        guard.begin()
+        guard.judge(step, torch.tensor(math.nan if bad else 1.0), torch.tensor(2.0))
+    counts = guard.read()
+    ended = 2 * allowed + 2
+    assert counts[:4] == (2 * allowed + 1, 2 * allowed + 1, ended, ended)
+    assert math.isnan(counts.loss)
+    assert counts.norm == 2.0
+    assert bool(guard.withheld)  # every later step is left out, a good one too
+    assert guard.read().new == 0
+
+
+def test_statistics_of_a_bad_step_are_put_back():
+    net = torch.nn.BatchNorm1d(3)
+    guard = guard_of(net, nonfinite="skip")
+    for norm in (1.0, math.inf):
+        before = {name: buffer.clone() for name, buffer in net.named_buffers()}
+        guard.begin()
+        net(torch.randn(4, 3))
+        after = {name: buffer.clone() for name, buffer in net.named_buffers()}
+        guard.judge(1, torch.tensor(1.0), torch.tensor(norm))
+        wanted = after if math.isfinite(norm) else before
+        assert wanted.keys() == {"running_mean", "running_var", "num_batches_tracked"}
+        assert not torch.equal(before["running_mean"], after["running_mean"])
+        for name, buffer in net.named_buffers():
+            assert torch.equal(buffer, wanted[name]), name
+
+
+def test_counts_survive_a_resume():
+    guard = guard_of(torch.nn.Linear(2, 1), nonfinite="skip", max_skips=3)
+    for _ in range(2):
+        judged(guard, math.inf, math.inf)
+    state = guard.state_dict()
+    assert state == {"in_a_row": 2, "overflows": 2, "skipped": 2}
+    resumed = guard_of(torch.nn.Linear(2, 1), nonfinite="skip", max_skips=3)
+    resumed.load_state_dict(state)
+    assert resumed.read()[:4] == (2, 0, 0, 0)
+    judged(resumed, math.inf, math.inf)
+    assert resumed.read()[:4] == (3, 1, 1, 0)
+    judged(resumed, math.inf, math.inf)
+    assert resumed.read().halted_at == 1
+
+
+def test_counts_in_words():
+    one = Counts(skipped=4, new=1, last=7, halted_at=0, loss=math.nan, norm=1.0)
+    assert (
+        one.in_words()
+        == "1 step was left out, the last one step 7, where the loss is nan; 4 in all"
+    )
+    two = one._replace(new=2, loss=1.0, norm=math.inf)
+    assert two.in_words().startswith("2 steps were left out, ")
+    assert two.number == "the norm of the gradient is inf"

@@ -1,0 +1,59 @@
+"""Placement: one device, precision and memory layout for networks and batches."""
+
+import pytest
+import torch
+from torch import nn
+
+from spiketriton.config import TrainConfig
+from spiketriton.errors import UserError
+from spiketriton.training.placement import Placement
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_networks_and_images_take_the_layout(channels_last):
+    wanted = torch.channels_last if channels_last else torch.contiguous_format
+    placement = Placement.of(TrainConfig(device="cpu", channels_last=channels_last))
+    assert (placement.device, placement.layout) == (CPU, wanted)
+    net = nn.Conv2d(3, 4, 3)
+    assert placement.place(net) is net
+    ((images, labels),) = placement.batches([(torch.rand(2, 3, 4, 4), torch.tensor([1, 2]))])
+    for tensor in (net.weight, images):
+        assert tensor.is_contiguous(memory_format=wanted)
+    assert labels.tolist() == [1, 2]
+    events = torch.rand(2, 3, 3, 4, 4).transpose(0, 1)
+    assert placement.to_device(events).stride() == events.stride()
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)],
+)
+def test_the_forward_pass_takes_the_precision_and_fp16_alone_is_scaled(precision, dtype):
+    placement = Placement.of(TrainConfig(device="cpu", precision=precision))
+    assert placement.precision == dtype
+    with placement.autocast():
+        assert nn.Linear(2, 2)(torch.rand(1, 2)).dtype == dtype
+    assert placement.scaler().is_enabled() == (precision == "fp16")
+
+
+def test_the_process_is_set_up_by_the_recipe():
+    before = torch.get_num_threads()
+    try:
+        placement = Placement.set_up(TrainConfig(device="cpu", threads=2, deterministic=True))
+        assert placement.device == CPU
+        assert torch.get_num_threads() == 2
+        assert torch.are_deterministic_algorithms_enabled()
+        Placement.of(TrainConfig(device="cpu", threads=1))  # chooses only
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+        torch.use_deterministic_algorithms(False)
+
+
+def test_a_device_may_be_given(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="finds no GPU"):
+        Placement.of(TrainConfig(device="cuda"))
+    assert Placement.of(TrainConfig(device="cuda"), CPU).device == CPU

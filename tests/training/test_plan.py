@@ -1,0 +1,102 @@
+"""The plan: when a run logs, tests, saves and measures."""
+
+import dataclasses
+
+import pytest
+
+from spiketriton.config import replace
+from spiketriton.data import build_data
+from spiketriton.training.plan import Outcome, Plan, Progress
+from tests.small_runs import small_recipe
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [],
+        ["train.epochs=4", "train.eval_every=3"],
+        ["train.max_steps=9", "train.eval_every=1", "checkpoint.every=2"],
+        ["train.max_steps=1"],
+        ["train.max_steps=14", "train.eval_every=2", "monitor.every=5"],
+    ],
+)
+def test_the_plan_counts_the_tests_to_come(changes):
+    recipe = small_recipe(*changes)
+    plan = Plan.of(recipe, build_data(recipe))
+    for step in range(plan.steps + 1):
+        assert plan.tests_after(step) == sum(plan.tests(n) for n in range(step + 1, plan.steps + 1))
+    assert plan.tests(plan.steps)
+    assert plan.saves(plan.steps)
+    assert plan.logs(plan.steps)
+    assert plan.measures(1)
+    assert plan.measures(plan.steps)
+    assert not plan.tests(0)
+    assert not plan.saves(0)
+
+
+PLAN = Plan(
+    steps=10,
+    epoch_steps=4,
+    batch_size=2,
+    log_every=3,
+    test_every=4,
+    save_every=3,
+    measure_every=5,
+    test_images=7,
+)
+
+
+def test_when_things_are_due():
+    due = {
+        name: [step for step in range(1, 11) if getattr(PLAN, name)(step)]
+        for name in ("logs", "tests", "saves", "measures")
+    }
+    assert due == {
+        "logs": [3, 6, 9, 10],
+        "tests": [4, 8, 10],
+        "saves": [3, 4, 6, 8, 9, 10],
+        "measures": [1, 5, 10],
+    }
+    assert [PLAN.tests_after(step) for step in (0, 3, 4, 8, 9, 10)] == [3, 3, 2, 1, 1, 0]
+    assert [PLAN.epoch(step) for step in (0, 1, 10)] == [0.0, 0.25, 2.5]
+    assert dataclasses.replace(PLAN, epoch_steps=3).epoch(1) == 0.3333
+    never = dataclasses.replace(PLAN, measure_every=0)
+    assert not any(never.measures(step) for step in range(11))
+
+
+def test_the_plan_of_a_recipe():
+    recipe = small_recipe("train.eval_every=2", "data.train_images=80")  # 5 steps an epoch
+    data = build_data(recipe)
+    assert Plan.of(recipe, data) == Plan(
+        steps=15,
+        epoch_steps=5,
+        batch_size=16,
+        log_every=4,
+        test_every=10,
+        save_every=5,
+        measure_every=4,
+        test_images=50,
+    )
+    keys = ["train.max_steps=9", "checkpoint.every=2", "monitor.every=3"]
+    plan = Plan.of(replace(recipe, *keys), data)
+    assert (plan.steps, plan.save_every, plan.measure_every) == (9, 2, 3)
+    assert Plan.of(replace(recipe, "train.max_steps=99"), data).steps == 15
+    assert Plan.of(replace(recipe, "monitor.enabled=false"), data).measure_every == 0
+
+
+@pytest.mark.parametrize(
+    ("tested_at", "saved_at", "finished", "saved"),
+    [(10, 10, True, True), (8, 10, False, True), (10, 9, True, False), (10, None, True, False)],
+)
+def test_how_a_session_ended(tested_at, saved_at, finished, saved):
+    outcome = Outcome(
+        plan=PLAN,
+        progress=Progress(step=10, tested_at=tested_at),
+        images_per_s=None,
+        peak_memory_mib=1.0,
+        firing_rate=None,
+        saved_at=saved_at,
+        exit_code=0,
+    )
+    assert (outcome.finished, outcome.saved) == (finished, saved)
+    assert Progress() == Progress(step=0, seconds=0.0, tested_at=-1, best_step=0)
