@@ -1,6 +1,6 @@
 """Images for training and testing: `build_data(recipe)`.
 
-sources.py finds the images, transforms.py makes tensors of them, stream.py puts them into batches.
+sources.py finds the images, transforms.py turns them into tensors, stream.py batches them.
 """
 
 import os
@@ -28,11 +28,11 @@ class Data:
     image_size: int
     train: TrainStream
     test: TestSet
-    synthetic: bool  # random images: say so beside every number that comes of them
+    synthetic: bool  # random images: every number measured on them must say so
 
 
 def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
-    """The recipe's data for one of `world_size` ranks; every rank calls it with the same recipe.
+    """The recipe's data for one of `world_size` ranks; all ranks call it with the same recipe.
 
     Raises `UserError`, before any image is decoded, when data are missing (naming the archive, the
     folder it belongs in and data.root), damaged, or too few for a batch.
@@ -85,7 +85,7 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
 
 
 def _micro_batches(train: TrainConfig, world_size: int) -> int:
-    """The parts of a step on each rank; with train.micro_batch = "auto" one, until they are found."""
+    """Micro-batches per step on each rank; `accumulate` while micro_batch = "auto" is not found."""
     given = train.micro_batch not in (0, "auto")
     key = "micro_batch" if given else "accumulate"
     value = getattr(train, key)
@@ -101,7 +101,7 @@ def _check_counts(recipe: Recipe, source: Source) -> None:
     config = recipe.data
     if len(source.classes) < 2:
         raise UserError(
-            f"{config.name}: there is one class only, {source.classes[0]}; accepted: two or more"
+            f"{config.name} has only one class, {source.classes[0]}; accepted: two or more"
         )
     for key, wanted, split in (
         ("data.train_images", config.train_images, source.train),

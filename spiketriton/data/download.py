@@ -1,4 +1,4 @@
-"""Getting an archive and unpacking it, or one line on what is missing and where it belongs."""
+"""Downloads and unpacks archives; or says in one line what is missing and where it belongs."""
 
 import os
 import socket
@@ -18,13 +18,13 @@ from spiketriton.errors import UserError, one_line
 
 NETWORK_TIMEOUT = 15.0  # seconds without an answer (connecting, or between two packets)
 
-# What torchvision, the sockets, the disk and the decompressors raise when a fetch goes wrong.
+# Raised by torchvision, sockets, the disk and decompressors when a download or unpacking fails.
 FAILURES = (OSError, RuntimeError, HTTPException, EOFError, tarfile.TarError, zlib.error)
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file on the net and the MD5 checksum that tells whether a copy of it is whole."""
+    """A file on a server, with the MD5 checksum of a complete copy."""
 
     url: str
     md5: str
@@ -38,12 +38,12 @@ class RemoteFile:
 
 
 def data_root(config: DataConfig) -> Path:
-    """`data.root` as an absolute path, so that errors name a folder that can be found."""
+    """`data.root` as an absolute path, so that errors name a folder that users can find."""
     return Path(config.root).expanduser().absolute()
 
 
 def describe_missing(config: DataConfig, file: RemoteFile, folder: Path, why: str) -> UserError:
-    """The error for data that is not there: archive, address, checksum, folder, key."""
+    """The error for missing data: names archive, address, checksum, folder and key."""
     return UserError(
         f"{config.name}: {one_line(why)}; put {file.name} ({file.url}, md5 {file.md5}) into "
         f"{folder}, or set data.root to the folder that holds the data"
@@ -51,16 +51,16 @@ def describe_missing(config: DataConfig, file: RemoteFile, folder: Path, why: st
 
 
 def obtain(file: RemoteFile, folder: Path, config: DataConfig) -> Path:
-    """Path of a verified copy of `file` in `folder`, downloaded if it is missing and may be.
+    """Path of a verified copy of `file` in `folder`, downloaded if need be and allowed.
 
-    Raises `UserError` when it is missing or damaged and was not, or could not be, downloaded.
+    Raises `UserError` when it is missing or damaged and cannot be downloaded.
     """
     path = folder / file.name
     state = "is missing"
     if path.exists():
         if file.whole(path):
             return path
-        state = "is damaged or cut short (its md5 is another)"
+        state = "is damaged or cut short (its md5 differs)"
     if not config.download:
         raise describe_missing(config, file, folder, f"{path} {state} and data.download is false")
     part = path.with_name(file.name + ".part")
@@ -79,24 +79,24 @@ def obtain(file: RemoteFile, folder: Path, config: DataConfig) -> Path:
 def unpacked(archive: RemoteFile, name: str, config: DataConfig) -> Path:
     """The folder `name` in data.root, unpacked from `archive` (downloaded if need be).
 
-    Unpacks beside and renames, so that an interrupted run leaves no half-filled folder to be taken
-    for the data set; a lock lets one process of many on a machine do the work.
-    Raises `UserError` when the folder is not there and cannot be made.
+    Unpacks into a temporary folder and renames it, so that an interrupted run leaves no incomplete
+    data set; a lock lets one of the processes on a machine do the work.
+    Raises `UserError` when the folder is missing and cannot be made.
     """
     root = data_root(config)
     folder = root / name
     if folder.is_dir():
         return folder
     if not config.download and not (root / archive.name).exists():
-        why = f"there is no folder {folder} and data.download is false"
+        why = f"no folder {folder} and data.download is false"
         raise describe_missing(config, archive, root, why)
     try:
         with one_process_at_a_time(root):
             if not folder.is_dir():
                 path = obtain(archive, root, config)
-                with tempfile.TemporaryDirectory(dir=root, prefix=".unpacking-") as beside:
-                    extract_archive(path, beside)
-                    os.replace(Path(beside, name), folder)
+                with tempfile.TemporaryDirectory(dir=root, prefix=".unpacking-") as temporary:
+                    extract_archive(path, temporary)
+                    os.replace(Path(temporary, name), folder)
     except FAILURES as error:
         why = f"cannot prepare {folder} ({error})"
         raise describe_missing(config, archive, root, why) from error
@@ -105,11 +105,11 @@ def unpacked(archive: RemoteFile, name: str, config: DataConfig) -> Path:
 
 @contextmanager
 def one_process_at_a_time(folder: Path) -> Iterator[None]:
-    """Makes `folder`, and holds a lock in it: the ranks of a job share one download.
+    """Makes `folder` and holds a lock in it, so that the ranks of a job share one download.
 
     Raises OSError when the folder cannot be made or written.
     """
-    import fcntl  # not on Windows, where only this lock needs it
+    import fcntl  # missing on Windows; only this lock needs it
 
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".download.lock", "w") as lock:
@@ -119,7 +119,7 @@ def one_process_at_a_time(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _timeout(seconds: float) -> Iterator[None]:
-    """torchvision opens its connections without a timeout: give new sockets one meanwhile."""
+    """Gives new sockets a timeout within the block: torchvision opens connections without one."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

@@ -1,7 +1,7 @@
 """Random numbers as a function of integers: the same words give the same draw, in any order.
 
-A stateful generator ties a sample's augmentation to everything that was drawn before it, and so to
-the number of workers and to where a run was resumed. A hash of (seed, epoch, index) does not.
+With a stateful generator a sample's augmentation depends on everything drawn before it, and so on
+the number of workers and on where a run was resumed. A hash of (seed, epoch, index) does not.
 """
 
 from typing import TypeAlias

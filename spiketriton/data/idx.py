@@ -25,7 +25,7 @@ def find(folder: Path, name: str) -> Path | None:
 def read(path: Path, rank: int) -> np.ndarray:
     """The unsigned bytes of an idx file, gzipped or not, in its own shape (`rank` dimensions).
 
-    Raises `UserError` naming the file when it cannot be read, is cut short, or is something else.
+    Raises `UserError` naming the file when it cannot be read, is cut short or is not an idx file.
     """
     try:
         raw = path.read_bytes()
@@ -36,15 +36,15 @@ def read(path: Path, rank: int) -> np.ndarray:
     magic = bytes([0, 0, 0x08, rank])
     if raw[:4] != magic:
         raise UserError(
-            f"{path} is no idx file of {rank}-dimensional unsigned bytes: it starts with "
+            f"{path} is not an idx file of {rank}-dimensional unsigned bytes: it starts with "
             f"{raw[:4].hex() or 'nothing'}, not {magic.hex()}"
         )
     header = 4 + 4 * rank
     shape = tuple(int.from_bytes(raw[at : at + 4], "big") for at in range(4, header, 4))
-    held, promised = max(len(raw) - header, 0), math.prod(shape)
-    if held != promised or len(raw) < header:
+    held, promised = len(raw) - header, math.prod(shape)
+    if held != promised:
         raise UserError(
             f"{path} is damaged or cut short: its header promises {promised:,} bytes of data, "
-            f"it holds {held:,}"
+            f"it holds {max(held, 0):,}"
         )
     return np.frombuffer(raw, dtype=np.uint8, offset=header).reshape(shape)

@@ -1,8 +1,8 @@
-"""The data sets by name: what they hold, where it lies, and how their images are normalised.
+"""The data sets by name: what they hold, where to find it, and how images are normalised.
 
-Mean and standard deviation are those of the training images scaled to 0..1. ImageNet's and
-CIFAR-100's are the values in common use, CIFAR-10's too; Fashion-MNIST's and the digits' were
-computed from the files; synthetic images are uniform noise: 1/2 and 1/sqrt(12).
+Mean and standard deviation are those of the training images scaled to 0..1. ImageNet's and CIFAR's
+are the values in common use; Fashion-MNIST's and the digits' were computed from the files; synthetic
+images are uniform noise: 1/2 and 1/sqrt(12).
 """
 
 from collections.abc import Callable
@@ -48,7 +48,7 @@ IMAGENETTE_ARCHIVES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A data set at hand: its two splits and what the transforms need to know."""
+    """A data set: its two splits and what the transforms need to know."""
 
     train: ArraySplit | FileSplit
     test: ArraySplit | FileSplit
@@ -72,7 +72,7 @@ def imagenette(config: DataConfig) -> Source:
             )
         except KeyError as error:
             raise UserError(
-                f"imagenette: {folder / split} holds the folder {error.args[0]!r}, which is none "
+                f"imagenette: {folder / split} holds the folder {error.args[0]!r}, which is not one "
                 "of Imagenette's ten classes"
             ) from error
         names = [f"{wnid} ({found.classes[at][0]})" for at, wnid in enumerate(found.wnids)]
@@ -97,7 +97,7 @@ def imagefolder(config: DataConfig) -> Source:
     for name in ("train", test_name):
         if not (root / name).is_dir():
             raise UserError(
-                f"imagefolder: there is no folder {root / name}; data.root must hold "
+                f"imagefolder: no folder {root / name}; data.root must hold "
                 "train/<class>/ and val/<class>/ (or test/<class>/) with images"
             )
 
@@ -124,18 +124,18 @@ def _photo_splits(
     test_name: str,
     config: DataConfig,
 ) -> tuple[FileSplit, FileSplit]:
-    """Both splits of a tree of class folders; the same classes must stand in both."""
+    """Both splits of a tree of class folders; both must have the same classes."""
     splits = []
     for name in (train_name, test_name):
         try:
             classes, samples = read(name)
-        except OSError as error:  # no folder, no class folder, a class without images, no right
+        except OSError as error:  # no folder, no class folder, no images, no permission
             raise UserError(f"{config.name}: {folder / name}: {one_line(error)}") from error
         splits.append(FileSplit(samples, classes))
     train, test = splits
     if train.classes != test.classes:
         raise UserError(
-            f"{config.name}: {folder} has other classes in {train_name} than in {test_name}: "
+            f"{config.name}: {folder} has different classes in {train_name} and {test_name}: "
             f"only in {train_name}: {_some(set(train.classes) - set(test.classes))}; "
             f"only in {test_name}: {_some(set(test.classes) - set(train.classes))}"
         )
@@ -162,10 +162,8 @@ def _cifar(
     for name, md5 in [*dataset.train_list, *dataset.test_list, meta]:
         path = folder / name
         if not RemoteFile(name, md5).whole(path):
-            state = (
-                "is damaged or cut short (its md5 is another)" if path.exists() else "is missing"
-            )
-            why = f"{path} {state}; remove {folder} to have it unpacked again"
+            state = "is damaged or cut short (its md5 differs)" if path.exists() else "is missing"
+            why = f"{path} {state}; remove {folder} to unpack it again"
             raise describe_missing(config, archive, data_root(config), why)
 
     def split(train: bool) -> tuple[ArraySplit, tuple[str, ...]]:
@@ -197,8 +195,8 @@ def cifar100(config: DataConfig) -> Source:
 def fashion_mnist(config: DataConfig) -> Source:
     """Fashion-MNIST (arXiv 1708.07747): 60,000 + 10,000 grey images of 28 x 28, as idx files.
 
-    Looked for in data.root, data.root/FashionMNIST/raw (torchvision's place, and ours for a
-    download) and where Debian's package dataset-fashion-mnist puts them; gzipped or not.
+    Looked for, gzipped or not, in data.root, in data.root/FashionMNIST/raw (where torchvision and we
+    download them to) and in the folder of Debian's package dataset-fashion-mnist.
     """
     files = _find_fashion_mnist(config) or _fetch_fashion_mnist(config)
     classes = tuple(datasets.FashionMNIST.classes)
@@ -239,7 +237,7 @@ _FASHION_FILES = (
 
 
 def _find_fashion_mnist(config: DataConfig) -> dict[str, Path] | None:
-    """Paths of the four files in the first place that has them all."""
+    """Paths of the four files in the first folder that has them all."""
     root = data_root(config)
     for folder in (root, root / "FashionMNIST" / "raw", DEBIAN_FASHION_MNIST):
         found = {name: path for name in _FASHION_FILES if (path := idx.find(folder, name))}
@@ -265,16 +263,16 @@ def _fetch_fashion_mnist(config: DataConfig) -> dict[str, Path]:
         raise describe_missing(config, remote[0], folder, f"cannot write ({error})") from error
     except UserError as error:
         raise UserError(
-            f"{error}; {', '.join(_FASHION_FILES)}, gzipped or not, are looked for together in "
-            f"{root}, {folder} and {DEBIAN_FASHION_MNIST} (Debian's package dataset-fashion-mnist)"
+            f"{error}; searched for all of {', '.join(_FASHION_FILES)}, gzipped or not, in {root}, "
+            f"{folder} and {DEBIAN_FASHION_MNIST} (Debian's package dataset-fashion-mnist)"
         ) from error
 
 
 def digits(config: DataConfig) -> Source:
     """UCI optical digits, 8 x 8, 17 levels of grey, in the package (see digits.LICENSE.txt).
 
-    1,437 training and 360 test images: scikit-learn's 1,797, shuffled once, a fixed split. Seen by
-    the network at 16 x 16, bilinear, unless data.image_size says otherwise.
+    1,437 training and 360 test images: scikit-learn's 1,797, shuffled once, a fixed split. Enlarged
+    to 16 x 16 (bilinear) unless data.image_size is set.
     """
     file = resources.files("spiketriton.data") / "digits.npz"
     with file.open("rb") as stream, np.load(stream) as stored:
@@ -299,8 +297,8 @@ def digits(config: DataConfig) -> Source:
 def synthetic(config: DataConfig) -> Source:
     """Uniform noise with random labels, the same on every machine: for benchmarks, not learning.
 
-    1,024 + 256 images, or as many as data.train_images and data.test_images say, of which every
-    64 repeat, so that any number fits in memory.
+    1,024 + 256 images, or data.train_images and data.test_images of them. 64 images repeat, so that
+    any number fits in memory.
     """
     size = config.image_size or 32
     generator = torch.Generator().manual_seed(0)

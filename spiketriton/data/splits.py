@@ -1,6 +1,6 @@
 """Where images come from: `ArraySplit` holds all of them in memory, `FileSplit` opens files.
 
-Both answer `len`, `labels` (int64 [N]) and `read(indices)`: raw images, in the order asked for.
+Both have `len`, `labels` (int64 [N]) and `read(indices)`: raw images in the order of the indices.
 """
 
 import os
@@ -30,17 +30,17 @@ class ArraySplit:
 
 
 class RepeatedSplit(ArraySplit):
-    """Fewer images than labels: they come round again."""
+    """Fewer images than labels: the images repeat."""
 
     def read(self, indices: np.ndarray) -> torch.Tensor:
         return super().read(indices % len(self.images))
 
 
 class FileSplit:
-    """Image files. `read` opens one after the other and gives RGB PIL images of any size."""
+    """Image files. `read` opens them one by one and yields RGB PIL images of any size."""
 
     def __init__(self, samples: Sequence[tuple[str, int]], classes: Sequence[str]):
-        # Bytes in one array: workers share it, where a list of str is copied by reference counts.
+        # One array of bytes, which workers share; reference counts would copy a list of str.
         self.paths = np.array([os.fsencode(path) for path, _ in samples])
         self.labels = torch.tensor([label for _, label in samples])
         self.classes = tuple(classes)
@@ -57,7 +57,7 @@ class FileSplit:
 def load_rgb(path: Path, class_name: str) -> Image.Image:
     """The file as an RGB image, whatever its mode (grey, 16-bit grey, palette, CMYK, with alpha).
 
-    Raises `UserError` naming the file and its class when it is empty, cut short or no image.
+    Raises `UserError` naming the file and its class when it is empty, cut short or not an image.
     """
     try:
         with Image.open(path) as image:

@@ -25,12 +25,12 @@ Transform: TypeAlias = Callable[[Any, np.ndarray | None], torch.Tensor]
 Request: TypeAlias = tuple[np.ndarray, np.ndarray | None]  # image indices, augmentation keys
 Batch: TypeAlias = tuple[torch.Tensor, torch.Tensor]  # float32 [b, C, S, S], int64 [b]
 
-# Words that keep the two uses of one seed apart.
+# Keep the two uses of one seed apart.
 _ORDER, _AUGMENTATION = 1, 2
 
 
 class Batches(Dataset[Batch | UserError]):
-    """Answers a request with a batch, or with the user's mistake as a value.
+    """Turns a request into a batch, or into the `UserError` that it raised, as a value.
 
     DataLoader would wrap an exception raised in a worker into a page of traceback.
     """
@@ -50,7 +50,7 @@ class Batches(Dataset[Batch | UserError]):
 
 @dataclass(frozen=True)
 class Loading:
-    """How batches are loaded; what they hold does not depend on it."""
+    """How batches are loaded; their contents do not depend on it."""
 
     workers: int
     pin_memory: bool
@@ -71,7 +71,7 @@ class Loading:
         return batches
 
 
-# Closed at exit while their workers can still hear it; multiprocessing would wait for them.
+# Closed at exit, before multiprocessing waits for their workers.
 _open: "weakref.WeakSet[Generator[Batch, None, None]]" = weakref.WeakSet()
 
 
@@ -85,11 +85,11 @@ def _raise_mistakes(answers: Iterator[Batch | UserError]) -> Generator[Batch, No
     try:
         for answer in answers:
             if isinstance(answer, UserError):
-                # A new one: `answer` would refer to this frame, and keep itself and it alive.
+                # A new error: `answer` would refer to this frame and keep both alive.
                 raise UserError(str(answer))
             yield answer
     finally:
-        del answers  # ends the workers, also where a traceback holds on to this frame
+        del answers  # ends the workers even if a traceback keeps this frame alive
 
 
 def _as_it_is(answer: Any) -> Any:
@@ -97,10 +97,9 @@ def _as_it_is(answer: Any) -> Any:
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
-    """Ctrl-C, a scheduler's SIGTERM and a terminal that closes reach every process; workers serve on
-    while the run saves.
+    """Workers keep working while the run saves: Ctrl-C, SIGTERM and SIGHUP reach every process.
 
-    They end when the parent closes the stream, or has died, or a minute after SIGTERM.
+    They end when the parent closes the stream or has died, or a minute after SIGTERM.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -110,8 +109,8 @@ def _leave_signals_to_the_parent(worker: int) -> None:
 def auto_workers(*, in_memory: bool, cuda: bool, ranks_here: int) -> int:
     """Worker processes for `data.workers = "auto"`.
 
-    Images in memory cost microseconds: worth a process only where a GPU computes meanwhile and
-    cores are idle. Files are decoded by up to 8, one core left to the training process.
+    Images in memory take microseconds: worth a process only if a GPU computes meanwhile and cores
+    are idle. Files are decoded by up to 8 workers, which leave one core to the training process.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cores = (cores or 1) // ranks_here
@@ -122,7 +121,7 @@ def auto_workers(*, in_memory: bool, cuda: bool, ranks_here: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainStream:
-    """Training batches without end. `batch_size` counts the images of a step over all ranks."""
+    """Endless training batches. `batch_size` counts the images of a step over all ranks."""
 
     dataset: Batches
     members: np.ndarray  # indices of the images trained on
@@ -135,7 +134,7 @@ class TrainStream:
 
     @property
     def images(self) -> int:
-        """Images of an epoch (its last, ragged batch is dropped)."""
+        """Images of an epoch, with those of its last, incomplete batch, which is dropped."""
         return len(self.members)
 
     @property
@@ -143,11 +142,11 @@ class TrainStream:
         return len(self.members) // self.batch_size
 
     def from_step(self, step: int) -> Generator[Batch, None, None]:
-        """Micro-batches from global step `step` on, `accumulate` a step, for ever.
+        """Micro-batches from global step `step` on, `accumulate` per step, without end.
 
         Images float32 [b, C, S, S] and labels int64 [b] with b = batch_size / accumulate /
         world_size: this rank's contiguous part of the global micro-batch. Workers start at once
-        and live until the iterator is closed (`contextlib.closing`). Raises `UserError` at an
+        and live until the iterator is closed (`contextlib.closing`). Raises `UserError` for an
         image that cannot be read.
         """
         if step < 0:
@@ -155,7 +154,7 @@ class TrainStream:
         return self.loading.batches(self.dataset, _TrainRequests(self, step))
 
     def of_all_ranks(self) -> "TrainStream":
-        """The parts of all ranks for one process, as micro-batches one after the other."""
+        """The batches of all ranks for one process, as consecutive micro-batches."""
         return replace(self, accumulate=self.accumulate * self.world_size, rank=0, world_size=1)
 
     def requests(self, step: int) -> Iterator[Request]:
@@ -189,8 +188,8 @@ class _TrainRequests(Sampler[Request]):
 class TestSet:
     """The test images in a fixed order, unaugmented; each rank sees every world_size-th.
 
-    Iterating gives (images float32 [b, C, S, S], labels int64 [b]); the last batch may be smaller,
-    and a rank may get one image less than another, or none.
+    Iterating gives (images float32 [b, C, S, S], labels int64 [b]); the last batch may be smaller.
+    A rank may get one image fewer than another, or none.
     """
 
     __test__ = False  # pytest: not a class of tests
@@ -215,7 +214,7 @@ class TestSet:
         return self.loading.batches(self.dataset, _TestRequests(self._mine, self.batch_size))
 
     def rounds(self) -> Iterator[Batch | None]:
-        """The batches, and None as long as another rank still has one: all ranks get as many."""
+        """The batches, then None while another rank still has one: as many items on all ranks."""
         mine, rounds = iter(self), -(-len(self.members) // (self.world_size * self.batch_size))
         for _ in range(rounds):
             yield next(mine, None)
@@ -239,7 +238,7 @@ class _TestRequests(Sampler[Request]):
 
 
 def subset(split: Sized, count: int) -> np.ndarray:
-    """Indices of `count` images (0: all), in rising order: a fixed choice that no seed changes."""
+    """Indices of `count` images (0: all) in ascending order; the choice depends on no seed."""
     if count == 0:
         return np.arange(len(split))
     chosen = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:count]

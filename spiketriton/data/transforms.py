@@ -1,8 +1,8 @@
 """From raw images to what the network sees: augmented (training) or centred (test), normalised.
 
 A transform is called with raw images and keys: `transform(images, keys) -> float32 [b, C, S, S]`.
-`keys` (uint64 [b]) seed the augmentation, one key an image; None means test images. So an image's
-augmentation depends on its key alone: not on its neighbours, the worker, or any global state.
+`keys` (uint64 [b]) seed the augmentation, one key per image; None means test images. An image's
+augmentation thus depends on its key alone, not on its neighbours, the worker or global state.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,16 +19,16 @@ ERASING_PROBABILITY = 0.25
 
 
 def normalise(mean: tuple[float, ...], std: tuple[float, ...]) -> v2.Compose:
-    """uint8 (or floats in 0..1) -> float32 with about zero mean and unit spread by channel."""
+    """uint8 (or floats in 0..1) -> float32, about zero mean and unit deviation per channel."""
     return v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
 
 
 def seeded_each(
     transform: Callable, images: Iterable[Image.Image | torch.Tensor], keys: np.ndarray
 ) -> torch.Tensor:
-    """Stacks `transform(image)`, each drawn from torch's CPU generator seeded with its own key.
+    """Stacks `transform(image)`, each with torch's CPU generator seeded by the image's key.
 
-    torchvision's transforms draw from the global generator; it is given back as it was.
+    torchvision's transforms draw from the global generator; its state is restored.
     """
     state = torch.get_rng_state()
     try:
@@ -42,11 +42,11 @@ def seeded_each(
 
 
 class PhotoTransform:
-    """Photographs of any size (PIL). Training: a random part, mirrored for half of the images.
+    """Photographs of any size (PIL). Training: a random crop, mirrored in half of the images.
 
     standard: RandomResizedCrop (35 to 100 % of the area) and flip; strong: also TrivialAugmentWide
-    (arXiv 2103.10158) and RandomErasing (arXiv 1708.04896). none and test: the shorter side to
-    size * 256/224, then the centre.
+    (arXiv 2103.10158) and RandomErasing (arXiv 1708.04896). none and test: the shorter side is
+    resized to size * 256/224 and the centre cropped.
     """
 
     def __init__(
@@ -54,13 +54,13 @@ class PhotoTransform:
     ) -> None:
         finish = [v2.PILToTensor(), normalise(mean, std)]
         centre = [v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)]
-        part = [v2.RandomResizedCrop(size, scale=(0.35, 1.0)), v2.RandomHorizontalFlip()]
+        crop = [v2.RandomResizedCrop(size, scale=(0.35, 1.0)), v2.RandomHorizontalFlip()]
         self.test = v2.Compose([*centre, *finish])
         self.train = {
             "none": self.test,
-            "standard": v2.Compose([*part, *finish]),
+            "standard": v2.Compose([*crop, *finish]),
             "strong": v2.Compose(
-                [*part, v2.TrivialAugmentWide(), *finish, v2.RandomErasing(ERASING_PROBABILITY)]
+                [*crop, v2.TrivialAugmentWide(), *finish, v2.RandomErasing(ERASING_PROBABILITY)]
             ),
         }[augment]
 
@@ -73,19 +73,14 @@ class PhotoTransform:
 class ArrayTransform:
     """Small images in memory, uint8 [b, C, H, W]: resized and moved as a batch, for speed.
 
-    `move` is "crop" (objects: a window of the image padded by an eighth, mirrored for half) or
-    "affine" (characters, which a mirror would change: a small turn, shear, scale and shift).
-    standard: move; strong: crop also gets TrivialAugmentWide, affine twice the distance, and both
+    `move` is "crop" (objects: a window of the image padded by an eighth, mirrored in half of them) or
+    "affine" (characters, which must not be mirrored: a small turn, shear, scale and shift).
+    standard: move; strong: crop adds TrivialAugmentWide, affine moves twice as far, and both add
     RandomErasing, image by image through torchvision.
     """
 
     def __init__(
-        self,
-        size: int,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        augment: str,
-        move: str,
+        self, size: int, mean: tuple[float, ...], std: tuple[float, ...], augment: str, move: str
     ) -> None:
         self.size = size
         self.augment = augment
@@ -111,9 +106,9 @@ class ArrayTransform:
 
 
 def crop_and_flip(images: torch.Tensor, keys: np.ndarray, padding: int) -> torch.Tensor:
-    """A random window of each zero-padded image, mirrored for half of them. One gather.
+    """A random window of each zero-padded image, mirrored in half of them, in one gather.
 
-    images: [b, C, H, W] of any dtype; every window is equally likely.
+    images: [b, C, H, W] of any dtype; all windows are equally likely.
     """
     batch, channels, height, width = images.shape
     draws = torch.from_numpy(uniforms(keys, 3))
@@ -130,7 +125,7 @@ def crop_and_flip(images: torch.Tensor, keys: np.ndarray, padding: int) -> torch
 
 
 def affine(images: torch.Tensor, keys: np.ndarray, reach: float) -> torch.Tensor:
-    """A small random linear map and shift of each image, bilinear, zeros from outside.
+    """A small random linear map and shift of each image, bilinear, zero outside the image.
 
     images: uint8 [b, C, H, W] -> float32 in 0..1. With reach = 1 each coefficient is uniform in
     +-0.1 (scale), +-0.15 (turn and shear), +-0.1 (shift, in half image sides) about the identity.
@@ -141,7 +136,7 @@ def affine(images: torch.Tensor, keys: np.ndarray, reach: float) -> torch.Tensor
     maps = torch.eye(2, 3) + reach * spread * (2 * draws - 1)
     x = (2 * torch.arange(width)[:, None] + 1) / width - 1
     y = (2 * torch.arange(height)[:, None, None] + 1) / height - 1
-    # Not affine_grid: a matrix product may round by the size of the batch, and so by the ranks.
+    # Not affine_grid: its matrix product may round differently by batch size, so by number of ranks.
     grid = maps[..., 0] * x + maps[..., 1] * y + maps[..., 2]
     pixels = v2.functional.to_dtype(images, torch.float32, scale=True)
     return grid_sample(pixels, grid, mode="bilinear", align_corners=False)

@@ -2,21 +2,34 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
-from spiketriton.config.__main__ import markdown
+import pytest
 
-DOCS = Path(__file__).parents[2] / "docs" / "recipes.md"
-
-
-def test_the_page_of_all_keys_is_up_to_date():
-    assert DOCS.read_text(encoding="utf-8") == markdown(), (
-        "run: python -m spiketriton.config > docs/recipes.md"
-    )
+from spiketriton.config import TABLES
+from spiketriton.config.__main__ import main, markdown
+from spiketriton.errors import UserError
+from tests.config.support import DOCS
 
 
 def test_the_command_prints_the_page():
     done = subprocess.run(
         [sys.executable, "-m", "spiketriton.config"], capture_output=True, encoding="utf-8"
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, markdown(), "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, DOCS.read_text(encoding="utf-8"), "")
+
+
+def test_the_command_takes_no_argument():
+    with pytest.raises(UserError, match="unknown argument 'x'; accepted: none"):
+        main(["x"])
+
+
+def test_a_row_holds_key_default_range_and_meaning():
+    lines = markdown().splitlines()
+    assert "| `train.momentum` | `0.9` | a number from 0, below 1 | momentum of sgd |" in lines
+    assert any(
+        line.startswith('| `data.name` | must be given | `"imagenette"`, ') for line in lines
+    )
+    assert [line for line in lines if line.startswith("## ")] == [
+        "## Top level",
+        *(f"## `[{path}]`" for path in TABLES if path),
+    ]

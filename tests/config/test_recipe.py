@@ -18,9 +18,10 @@ from spiketriton.config import (
     recipe_from_toml,
     replace,
 )
+from spiketriton.config.__main__ import markdown
 from spiketriton.config.recipe import Range
 from spiketriton.errors import UserError
-from tests.config.support import GOOD, mine, refused
+from tests.config.support import DOCS, GOOD, mine, refused
 
 BAD_VALUES = {
     "table for a value": (GOOD + "[train.lr]\nx = 1", ["train.lr = a table", "a number above 0"]),
@@ -144,3 +145,9 @@ def test_tables_are_those_of_the_keys_and_subtables_follow_the_keys():
     assert list(KEYS)[:3] == ["seed", "time_steps", "data.name"]
     assert [dotted for dotted, spec in KEYS.items() if spec.required] == ["data.name", "model.name"]
     assert all(KEYS[dotted].dotted == dotted for dotted in KEYS)
+
+
+def test_the_page_of_all_keys_is_up_to_date():
+    assert DOCS.read_text(encoding="utf-8") == markdown(), (
+        "run: python -m spiketriton.config > docs/recipes.md"
+    )

@@ -21,6 +21,56 @@ def test_a_subset_larger_than_the_data_set(key, most):
     mentions(message, f"data.{key} = 5,000", f"only {most}")
 
 
+def test_a_subset_may_be_the_whole_data_set():
+    data = build_data(data_recipe("digits", data="train_images = 1437\ntest_images = 360"))
+    assert (data.train.images, data.test.images) == (1437, 360)
+    assert build_data(data_recipe("digits", train="batch_size = 1437")).train.steps_per_epoch == 1
+
+
+@pytest.mark.parametrize(
+    ("train", "world_size", "accumulate", "test_batch"),
+    [
+        ("batch_size = 24", 1, 1, 24),
+        ("batch_size = 24\naccumulate = 3", 2, 3, 4),
+        ("batch_size = 24\nmicro_batch = 3", 2, 4, 3),
+        ('batch_size = 24\nmicro_batch = "auto"', 2, 1, 12),
+    ],
+)
+def test_a_step_is_divided_into_micro_batches_and_ranks(train, world_size, accumulate, test_batch):
+    data = build_data(data_recipe("digits", train=train), rank=1, world_size=world_size)
+    assert (data.train.accumulate, data.train.world_size, data.train.rank) == (
+        accumulate,
+        world_size,
+        1,
+    )
+    assert (data.test.batch_size, data.test.world_size, data.test.rank) == (
+        test_batch,
+        world_size,
+        1,
+    )
+    images, labels = next(data.train.from_step(0))
+    assert len(images) == len(labels) == test_batch
+
+
+def test_data_does_not_divide_by_micro_batch_and_ranks():
+    message = mistake(data_recipe("digits", train="batch_size = 24\nmicro_batch = 8"), world_size=2)
+    mentions(message, "train.micro_batch = 8 on 2 ranks", "a multiple of 16")
+
+
+@pytest.mark.parametrize(
+    ("cuda", "device", "pinned"), [(1, "auto", 1), (0, "auto", 0), (1, "cpu", 0)]
+)
+def test_pages_are_pinned_and_workers_chosen_for_a_gpu(monkeypatch, cuda, device, pinned):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: bool(cuda))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    asked = {}
+    monkeypatch.setattr("spiketriton.data.auto_workers", lambda **given: asked.update(given) or 0)
+    recipe = data_recipe("digits", data='workers = "auto"', train=f'device = "{device}"')
+    data = build_data(recipe, world_size=4)
+    assert data.train.loading.pin_memory == bool(pinned)
+    assert asked == {"in_memory": True, "cuda": bool(pinned), "ranks_here": 3}
+
+
 def test_a_batch_that_does_not_divide_among_processes():
     message = mistake(data_recipe("digits", train="batch_size = 6"), rank=0, world_size=4)
     mentions(message, "train.batch_size = 6", "4 ranks")
@@ -28,7 +78,7 @@ def test_a_batch_that_does_not_divide_among_processes():
 
 def test_a_single_class(tmp_path):
     make_class_tree(tmp_path, ("train", "val"), ("cat",), 1)
-    mentions(mistake(data_recipe("imagefolder", tmp_path)), "one class only, cat")
+    mentions(mistake(data_recipe("imagefolder", tmp_path)), "only one class, cat")
 
 
 @pytest.mark.parametrize("size", [8, 28, 45])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torchvision import datasets
 
-from spiketriton.data import build_data
+from spiketriton.data import build_data, sources
 from spiketriton.data.sources import DEBIAN_FASHION_MNIST, IMAGENETTE_ARCHIVES, SOURCES
 from tests.small_data import (
     WNIDS,
@@ -50,6 +50,16 @@ def test_imagenette(tmp_path, variant):
 def test_imagenette_archives_are_torchvisions():
     known = {k: (file.url, file.md5) for k, file in IMAGENETTE_ARCHIVES.items()}
     assert known == datasets.Imagenette._ARCHIVES
+
+
+def test_images_are_normalised_by_these_numbers_for_ever():
+    """Or a trained network would see other inputs."""
+    assert sources.IMAGENET_STATISTICS == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert sources.CIFAR10_STATISTICS == ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+    assert sources.CIFAR100_STATISTICS == ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
+    assert sources.FASHION_STATISTICS == ((0.2860,), (0.3530,))
+    assert sources.DIGITS_STATISTICS == ((0.3054,), (0.3760,))
+    assert sources.SYNTHETIC_STATISTICS == ((0.5,) * 3, (0.2887,) * 3)
 
 
 def test_imagenette_grey_and_cmyk_photographs_become_rgb(imagenette_root):
@@ -154,7 +164,7 @@ def test_digits_are_scikit_learns():
     assert sorted(ours.tolist()) == sorted(theirs.tolist())
 
 
-def test_the_attribution_of_the_digits_stands_beside_them():
+def test_the_attribution_of_the_digits_is_in_the_package():
     text = (Path(build_data.__code__.co_filename).parent / "digits.LICENSE.txt").read_text()
     for words in ("E. Alpaydin", "C. Kaynak", "UCI Machine Learning Repository", "CC BY 4.0"):
         assert words in text

@@ -4,10 +4,11 @@ from itertools import islice
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from spiketriton.data import build_data
-from spiketriton.data.splits import load_rgb
+from spiketriton.data.splits import ArraySplit, FileSplit, RepeatedSplit, load_rgb
 from spiketriton.errors import UserError
 from tests.small_data import WNIDS, damage, data_recipe, make_imagenette, mentions, noise_image
 
@@ -58,3 +59,29 @@ def test_images_before_the_damaged_one_are_delivered(tmp_path):
     assert next(batches)[1].tolist() == [4, 5, 6, 7]
     with pytest.raises(UserError, match="parachute"):
         next(batches)
+
+
+def test_arrays_are_read_in_the_order_asked_for():
+    images = np.arange(6, dtype=np.uint8).reshape(3, 1, 2, 1)
+    split = ArraySplit(images, np.array([2, 1, 0], dtype=np.uint8))
+    assert len(split) == 3
+    assert split.labels.dtype == torch.int64
+    assert split.read(np.array([2, 0, 2])).flatten().tolist() == [4, 5, 0, 1, 4, 5]
+
+
+def test_repeated_images_come_round_again():
+    split = RepeatedSplit(np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1), np.arange(8))
+    assert len(split) == 8
+    assert split.read(np.arange(8)).flatten().tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+
+
+def test_files_are_opened_one_by_one(tmp_path):
+    for level in (10, 20):
+        Image.new("L", (2, 1), level).save(tmp_path / f"é{level}.png")
+    samples = [(str(tmp_path / f"é{level}.png"), label) for level, label in ((10, 1), (20, 0))]
+    split = FileSplit([*samples, (str(tmp_path / "gone.png"), 1)], ["ape", "bee"])
+    assert (len(split), split.labels.tolist(), split.classes) == (3, [1, 0, 1], ("ape", "bee"))
+    read = split.read(np.array([1, 0, 2]))
+    assert [next(read).getpixel((0, 0)) for _ in range(2)] == [(20,) * 3, (10,) * 3]
+    with pytest.raises(UserError, match=r"gone\.png \(class bee\)"):
+        next(read)

@@ -15,6 +15,8 @@ def test_depth_is_the_number_of_spiking_layers(name, depth):
     assert model(images(channels=1)).shape == (T, B, CLASSES)
     assert len(model.spiking_layers()) == depth
     if name == "plain":
+        kernels = {m.kernel_size for m in model.modules() if isinstance(m, nn.Conv2d)}
+        assert kernels == {(3, 3)}
         strides = [m.stride[0] for m in model.modules() if isinstance(m, nn.Conv2d)]
         halved = [i for i, stride in enumerate(strides) if stride == 2]
         assert halved == {1: [], 2: [1], 3: [1, 2], 20: [6, 13]}[depth]

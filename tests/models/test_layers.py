@@ -6,18 +6,22 @@ import pytest
 import torch
 from torch import nn
 
-from spiketriton.neurons import Norm, SpikingNeuron
+from spiketriton.models import memory
+from spiketriton.models.layers import Parts, norm_neuron, over_time
+from spiketriton.neurons import LIF, Norm, SpikingNeuron
 from tests.models.support import (
     BLOCKS,
     EVERY_BLOCK,
     NORMS,
     SHALLOW_MLP,
+    B,
     T,
     assert_healthy,
     backward,
     build,
     images,
     lively,
+    recipe,
 )
 
 
@@ -137,3 +141,49 @@ def test_bf16_autocast_trains(options, fused):
     assert_healthy(model, currents, steps=T)
     assert all(parameter.grad.abs().max() > 0 for parameter in model.parameters())
     assert set(inputs) == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("norm_kind", ["bn", "tdbn", "tebn", "none"])
+def test_the_parts_of_the_ann_twin_have_no_time(norm_kind):
+    spiking = Parts.of(recipe(norm=norm_kind, memory="packed", time_steps=3))
+    assert (spiking.norm_kind, spiking.steps, spiking.packed) == (norm_kind, 3, True)
+    twin = Parts.of(recipe(norm=norm_kind, memory="packed", neuron={"kind": "relu"}))
+    wanted = "none" if norm_kind == "none" else "bn"
+    assert (twin.norm_kind, twin.steps, twin.packed) == (wanted, 1, False)
+    assert not Parts.of(recipe()).packed
+
+
+def test_convolutions_keep_the_size_and_have_a_bias_without_a_norm():
+    parts = Parts.of(recipe())
+    for kernel in (1, 3, 7):
+        assert parts.conv(2, 5, kernel)(torch.zeros(1, 2, 8, 8)).shape == (1, 5, 8, 8)
+    assert parts.conv(2, 5, 3, 2)(torch.zeros(1, 2, 8, 8)).shape == (1, 5, 4, 4)
+    assert (parts.conv(2, 5, 3).bias, parts.linear(2, 5).bias) == (None, None)
+    bare = Parts.of(recipe(norm="none"))
+    assert (bare.conv(2, 5, 3).bias.shape, bare.linear(2, 5).bias.shape) == ((5,), (5,))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_spikes_are_marked_and_sums_of_spikes_are_not(fused):
+    y = torch.randn(T, B, 4, 2, 2)
+    norm, neuron = Norm(4, fused=fused), LIF()
+    with memory.PackedSpikes():
+        spikes = norm_neuron(norm, neuron, y)
+        total = norm_neuron(norm, neuron, y, spike_add=torch.ones_like(y))
+        residual = norm_neuron(norm, neuron, y, residual=torch.ones_like(y))
+        activation = norm_neuron(norm, nn.ReLU(), y)
+        assert memory._source(spikes) is spikes
+        assert memory._source(residual) is residual
+        assert memory._source(spikes.flatten(0, 1)) is spikes
+        assert memory._source(spikes[0]) is None
+        assert memory._source(total) is memory._source(activation) is None
+    assert set(total.unique().tolist()) == {1.0, 2.0}
+
+
+def test_a_constant_current_is_copied_once_over_time_in_its_memory_format():
+    current = torch.randn(1, B, 4, 3, 3).flatten(0, 1).to(memory_format=torch.channels_last)[None]
+    steps = over_time(current, 5)
+    assert torch.equal(steps, current.expand(5, -1, -1, -1, -1))
+    assert steps.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+    assert over_time(current, 1) is current
+    assert over_time(steps, 5) is steps

@@ -62,7 +62,7 @@ def test_the_ann_twin_computes_what_torchvision_computes(name):
         model = build(name, stem="imagenet", neuron={"kind": "relu"})
         model.load_state_dict(twin.state_dict())
         expected = twin.eval()(x)
-        assert expected.std(0).mean() > 0.1  # and the images can be told apart
+        assert expected.std(0).mean() > 0.1  # and the images give different outputs
         torch.testing.assert_close(model.eval()(x), expected.unsqueeze(0), rtol=1e-4, atol=1e-5)
 
 
