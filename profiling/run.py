@@ -73,7 +73,7 @@ QUICK_RECIPE = "quickstart"
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = Parser("profiling", "Measure kernels, training steps, memory and data.", EPILOG)
+    parser = Parser("profiling", EPILOG, "Measure kernels, training steps, memory and data.")
     parser.prog = "python profiling/run.py"
     add = parser.add_argument
     add("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")

@@ -1,18 +1,32 @@
-"""What the commands share: a parser whose errors are the user's mistakes, in one line."""
+"""The commands by name, and their parser, which reports the user's mistakes in one line."""
 
 import argparse
 from typing import NoReturn
 
 from spiketriton.errors import UserError
 
+COMMANDS = {
+    "train": "Train a network from one TOML recipe.",
+    "diagnose": "Measure gradients through depth and time, and explain them.",
+    "sweep": "Train a grid of recipes, one after another.",
+    "evaluate": "Accuracy, spikes, operations and energy of a run.",
+    "convert": "Convert a trained ANN twin to a spiking network.",
+    "export": "Write a trained network in a format that other programs read.",
+    "report": "Write one self-contained HTML page about a run.",
+    "nonfinite": "Repeat the step at which a run's numbers went wrong.",
+}
+
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises UserError instead of printing its usage and leaving."""
+    """An ArgumentParser that raises UserError instead of printing its usage and exiting.
 
-    def __init__(self, command: str, description: str, epilog: str) -> None:
+    `description` is needed for a command that is not in COMMANDS.
+    """
+
+    def __init__(self, command: str, epilog: str, description: str = "") -> None:
         super().__init__(
             prog=f"python -m spiketriton.{command}",
-            description=description,
+            description=description or COMMANDS[command],
             epilog=epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,

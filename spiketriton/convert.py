@@ -24,7 +24,7 @@ Exit codes: 0 done, 2 a mistake in the command or the run, 130 interrupted."""
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = Parser("convert", "Turns a trained ANN twin into a spiking network.", EPILOG)
+    parser = Parser("convert", EPILOG)
     parser.add_argument("run", metavar="RUN", help="run folder of an ANN (neuron.kind = relu)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as data.root=/data")
     parser.add_argument("--method", choices=tuple(METHODS), default="balanced")

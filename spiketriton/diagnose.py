@@ -33,7 +33,7 @@ BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = Parser("diagnose", "Measure gradients through depth and time, and say why.", EPILOG)
+    parser = Parser("diagnose", EPILOG)
     parser.add_argument("target", metavar="RECIPE|RUN", help="recipe file (TOML) or run folder")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
     parser.add_argument("--json", action="store_true", help="print JSON only, complete")

@@ -28,7 +28,7 @@ Exit codes: 0 done, 2 a mistake in the command or the run, 130 interrupted."""
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = Parser("evaluate", "Accuracy, spikes, operations and energy of a run.", EPILOG)
+    parser = Parser("evaluate", EPILOG)
     parser.add_argument("run", metavar="RUN", help="run folder")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as data.root=/data")
     parser.add_argument("--steps", metavar="1,2,4", help="time steps to show; beyond T too")

@@ -138,7 +138,7 @@ def export_torch(run: Run, path: Path, batch_size: int) -> float:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = Parser("export", "Writes a trained network in a form that others read.", EPILOG)
+    parser = Parser("export", EPILOG)
     parser.add_argument("run", metavar="RUN", help="run folder")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as data.root=/data")
     parser.add_argument("--to", choices=tuple(ENDINGS), required=True)

@@ -39,7 +39,7 @@ def repeat(state: State) -> Finding | None:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = Parser("nonfinite", "Repeat the step at which a run's numbers went wrong.", EPILOG)
+    parser = Parser("nonfinite", EPILOG)
     parser.add_argument("file", metavar="FILE", type=Path, help="nonfinite.pt of a run")
     return parser.parse_args(arguments)
 

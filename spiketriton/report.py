@@ -34,7 +34,7 @@ def evaluation_of(path: str, overrides: Sequence[str]) -> Evaluation:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = Parser("report", "One self-contained HTML page about a run.", EPILOG)
+    parser = Parser("report", EPILOG)
     parser.add_argument("run", metavar="RUN", help="run folder")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as data.root=/data")
     parser.add_argument("--against", nargs="+", default=[], metavar="RUN", help="runs to compare")

@@ -37,7 +37,7 @@ untrained net."""
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = Parser("sweep", "Train a grid of recipes, one after another.", EPILOG)
+    parser = Parser("sweep", EPILOG)
     parser.add_argument("recipe", metavar="RECIPE", help="recipe file (TOML)")
     parser.add_argument("axes", nargs="*", metavar="key=v1,v2", help="values of a key")
     parser.add_argument("--out", metavar="DIR", help="folder (runs/sweep-<recipe>)")

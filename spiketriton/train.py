@@ -34,7 +34,7 @@ docs/recipes.md explains every key."""
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = Parser("train", "Train a spiking network from one TOML recipe.", EPILOG)
+    parser = Parser("train", EPILOG)
     parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="recipe file (TOML)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
     parser.add_argument("--run-dir", metavar="DIR", help="run folder (runs/<recipe>-<time>)")

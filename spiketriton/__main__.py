@@ -1,0 +1,48 @@
+"""python -m spiketriton COMMAND ...: the same as python -m spiketriton.COMMAND ..."""
+
+import difflib
+import runpy
+import sys
+
+from spiketriton import __version__
+from spiketriton.commandline import COMMANDS
+from spiketriton.errors import UserError, run_command
+
+HELP = "\n".join(
+    [
+        "usage: spiketriton COMMAND ...",
+        "",
+        "Train deep spiking neural networks, and measure, convert, export and report them.",
+        "",
+        "commands:",
+        *(f"  {name:<10} {line}" for name, line in COMMANDS.items()),
+        "",
+        "spiketriton COMMAND --help explains a command, and spiketriton --version says which version",
+        "this is. spiketriton COMMAND is the same as python -m spiketriton.COMMAND.",
+    ]
+)
+
+
+def dispatch(arguments: list[str]) -> None:
+    """Runs a command as Python runs it by `-m`. UserError: there is no such command."""
+    name, *rest = arguments or ["--help"]
+    if name in ("-h", "--help"):
+        print(HELP)
+    elif name == "--version":
+        print(f"spiketriton {__version__}")
+    elif name in COMMANDS:
+        sys.argv[1:] = rest
+        runpy.run_module(f"spiketriton.{name}", run_name="__main__", alter_sys=True)
+    else:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"accepted: {', '.join(COMMANDS)}"
+        raise UserError(f"unknown command {name!r}; {hint}")
+
+
+def main() -> None:
+    """The console command `spiketriton`."""
+    run_command(dispatch)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""`spiketriton` and `python -m spiketriton`: the list of commands, and each command unchanged."""
+
+import json
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import spiketriton
+from spiketriton.__main__ import dispatch, main
+from spiketriton.commandline import COMMANDS, Parser
+from spiketriton.errors import EXIT_DONE, EXIT_USER, UserError, run_command
+from tests.small_runs import SMALL, environment
+
+
+def run(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, cwd=cwd, env=environment()
+    )
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_every_command_is_listed_with_its_line(arguments, capsys):
+    dispatch(arguments)
+    lines = capsys.readouterr().out.splitlines()
+    for name, line in COMMANDS.items():
+        assert [words for words in lines if words.split() == [name, *line.split()]], name
+
+
+def test_the_commands_are_the_modules_that_run_one():
+    folder = Path(spiketriton.__file__).parent
+    runnable = {
+        path.stem for path in folder.glob("*.py") if "run_command(main)" in path.read_text()
+    }
+    assert runnable == set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_opens_with_its_line(name, capsys):
+    with pytest.raises(SystemExit) as leaves:
+        import_module(f"spiketriton.{name}").main(["--help"])
+    assert leaves.value.code == EXIT_DONE
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: python -m spiketriton.{name} ")
+    assert COMMANDS[name] in shown
+    with pytest.raises(UserError, match=f"; python -m spiketriton.{name} --help shows what is acc"):
+        Parser(name, "").parse_args(["--no-such-option"])
+
+
+def test_version(capsys):
+    dispatch(["--version"])
+    assert capsys.readouterr().out == f"spiketriton {spiketriton.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("trian", "unknown command 'trian'; did you mean train?"),
+        ("xyz", "unknown command 'xyz'; accepted: train, diagnose, sweep"),
+        ("--verbose", "unknown command '--verbose'; accepted: train"),
+        ("trainer", "did you mean train?"),
+    ],
+)
+def test_an_unknown_command_is_one_line(name, words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["spiketriton", name, "recipe.toml"])
+    with pytest.raises(SystemExit) as leaves:
+        main()
+    assert leaves.value.code == EXIT_USER
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_the_list_does_not_wait_for_torch():
+    code = "import sys; from spiketriton.__main__ import dispatch; dispatch([]); print('torch' in sys.modules)"
+    assert run("-c", code).stdout.endswith("\nFalse\n")
+
+
+@pytest.mark.parametrize("arguments", [["nowhere"], ["--jsom"], ["--help"]])
+def test_a_command_leaves_as_by_its_own_name(arguments, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["spiketriton", "evaluate", *arguments])
+    with pytest.raises(SystemExit) as leaves:
+        main()
+    through = (leaves.value.code, capsys.readouterr())
+    with pytest.raises(SystemExit) as leaves:
+        run_command(import_module("spiketriton.evaluate").main, arguments)
+    assert through == (leaves.value.code, capsys.readouterr())
+    assert through[0] == (EXIT_DONE if arguments == ["--help"] else EXIT_USER)
+
+
+def test_a_run_records_the_command_of_its_module(tmp_path):
+    (tmp_path / "small.toml").write_text(SMALL)
+    arguments = ["train", "small.toml", "train.max_steps=1", "--run-dir", "a b"]
+    assert run("-m", "spiketriton", *arguments, cwd=tmp_path).returncode == EXIT_DONE
+    (session,) = json.loads((tmp_path / "a b" / "environment.json").read_text())
+    command = "python -m spiketriton.train small.toml train.max_steps=1 --run-dir 'a b'"
+    assert session["command"] == command
+
+
+def test_the_console_command_is_this_module():
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8")
+    assert '[project.scripts]\nspiketriton = "spiketriton.__main__:main"\n' in text
