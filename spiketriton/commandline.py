@@ -32,5 +32,15 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
 
+    def add_run(self, words: str = "run folder") -> None:
+        """The arguments of a command that takes a trained run: its folder and overrides."""
+        self.add_argument("run", metavar="RUN", help=words)
+        self.add_argument(
+            "overrides",
+            nargs="*",
+            metavar="key=value",
+            help="keys that change no weight, as data.root=/data",
+        )
+
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; {self.prog} --help shows what is accepted")

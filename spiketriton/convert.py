@@ -19,24 +19,37 @@ examples:
   python -m spiketriton.convert runs/ann --method qcfs --steps 4 --epochs 2
   python -m spiketriton.evaluate runs/converted --steps 1,4,16,64,256,1024 --against runs/ann
 
-The result is a run folder that evaluate and report take. Only training images are read.
+The result is a run folder for evaluate and report. Only training images are read.
 Exit codes: 0 done, 2 a mistake in the command or the run, 130 interrupted."""
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser("convert", EPILOG)
     parser.add_argument("run", metavar="RUN", help="run folder of an ANN (neuron.kind = relu)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as data.root=/data")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="changes that keep the weights: data.root=/data",
+    )
     parser.add_argument("--method", choices=tuple(METHODS), default="balanced")
     parser.add_argument(
-        "--steps", type=int, metavar="T", help="of the new run (128; calibrated: 16; qcfs: 8)"
+        "--steps",
+        type=int,
+        metavar="T",
+        help="time steps of the new run (128; calibrated: 16; qcfs: 8)",
     )
     parser.add_argument(
-        "--percentile", type=float, metavar="P", help="of the activations, balanced only (99.9)"
+        "--percentile",
+        type=float,
+        metavar="P",
+        help="balanced only: percentile of the activations (99.9)",
     )
     parser.add_argument("--per-channel", action="store_true", help="a threshold for each channel")
-    parser.add_argument("--epochs", type=int, help="of retraining, qcfs only (1)")
-    parser.add_argument("--images", type=int, default=512, help="training images to look at (512)")
+    parser.add_argument("--epochs", type=int, help="qcfs only: epochs of retraining (1)")
+    parser.add_argument(
+        "--images", type=int, default=512, help="training images to measure on (512)"
+    )
     parser.add_argument("--checkpoint", choices=("last", "best"), default="last")
     parser.add_argument("--run-dir", metavar="DIR", help="run folder (runs/<recipe>_<method>-...)")
     args = parser.parse_intermixed_args(arguments)

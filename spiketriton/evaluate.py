@@ -23,18 +23,23 @@ examples:
   python -m spiketriton.evaluate runs/fashion data.root=/data --json > answer.json
 
 Writes evaluation.json and pictures to DIR (RUN/evaluation). The answer after t steps is the mean
-current of the first t, for every t from one pass. docs/evaluation.md says what is counted and how.
+current of the first t, for every t from one pass. docs/evaluation.md explains what is counted and how.
 Exit codes: 0 done, 2 a mistake in the command or the run, 130 interrupted."""
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser("evaluate", EPILOG)
     parser.add_argument("run", metavar="RUN", help="run folder")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as data.root=/data")
-    parser.add_argument("--steps", metavar="1,2,4", help="time steps to show; beyond T too")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="changes that keep the weights: data.root=/data",
+    )
+    parser.add_argument("--steps", metavar="1,2,4", help="time steps to show, also beyond T")
     parser.add_argument("--against", nargs="+", default=[], metavar="RUN", help="runs to compare")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
-    parser.add_argument("--out", metavar="DIR", help="where files go (RUN/evaluation)")
+    parser.add_argument("--out", metavar="DIR", help="output folder (RUN/evaluation)")
     parser.add_argument("--images", metavar="N", help="a fixed subset of the test images")
     parser.add_argument("--batch-size", metavar="N", help="images at once (the recipe's)")
     parser.add_argument("--checkpoint", choices=("last", "best"), default="last")
@@ -72,7 +77,7 @@ def main(arguments: list[str]) -> None:
 
 
 def write(folder: Path, evaluations: list[Evaluation]) -> list[Path]:
-    """evaluation.json of the first run, comparison.json of all, and the pictures."""
+    """Writes evaluation.json of the first run, comparison.json of all, and the pictures."""
     from spiketriton.show.evaluation_pictures import draw_evaluations  # matplotlib takes a second
 
     paths = [folder / "evaluation.json"]
@@ -84,13 +89,13 @@ def write(folder: Path, evaluations: list[Evaluation]) -> list[Path]:
 
 
 def output_folder(path: str | Path) -> Path:
-    """The folder, made if need be. UserError: it cannot be written."""
+    """The folder, created if it does not exist. UserError: it cannot be written."""
     folder = Path(path)
     try:
         make_writable(folder)
     except OSError as error:
         raise UserError(
-            f"{folder} cannot be written: {error.strerror}; --out takes another folder"
+            f"{folder} cannot be written: {error.strerror}; give another folder with --out"
         ) from None
     return folder
 

@@ -16,9 +16,9 @@ examples:
   python -m spiketriton.report runs/fashion
   python -m spiketriton.report runs/fashion --against runs/ann runs/converted --out report.html
 
-An evaluation that lies in RUN/evaluation and belongs to the last checkpoint is shown as it is;
-without one the run is evaluated now, which needs its data. Exit codes: 0 done, 2 a mistake in the
-command or the run, 130 interrupted."""
+An evaluation of the last checkpoint in RUN/evaluation is used as it is; otherwise the run is
+evaluated now, which needs its data. Exit codes: 0 done, 2 a mistake in the command or the run,
+130 interrupted."""
 
 
 def evaluation_of(path: str, overrides: Sequence[str]) -> Evaluation:
@@ -36,11 +36,18 @@ def evaluation_of(path: str, overrides: Sequence[str]) -> Evaluation:
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser("report", EPILOG)
     parser.add_argument("run", metavar="RUN", help="run folder")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as data.root=/data")
-    parser.add_argument("--against", nargs="+", default=[], metavar="RUN", help="runs to compare")
-    parser.add_argument("--out", metavar="FILE", help="(RUN/report.html)")
     parser.add_argument(
-        "--no-evaluation", action="store_true", help="only what the run folder holds: no data"
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="changes that keep the weights: data.root=/data",
+    )
+    parser.add_argument("--against", nargs="+", default=[], metavar="RUN", help="runs to compare")
+    parser.add_argument("--out", metavar="FILE", help="output file (RUN/report.html)")
+    parser.add_argument(
+        "--no-evaluation",
+        action="store_true",
+        help="show only what the run folder holds; no data are needed",
     )
     args = parser.parse_intermixed_args(arguments)
     if args.no_evaluation and args.against:
@@ -62,7 +69,7 @@ def main(arguments: list[str]) -> None:
         out.write_text(text, "utf-8")
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror}") from None
-    print(f"{out}: {len(text) / 2**20:.1f} MiB, open it in any browser")
+    print(f"{out}: {len(text) / 2**20:.1f} MiB; open it in a browser")
 
 
 def refuse_other_data(evaluations: list[Evaluation]) -> None:

@@ -40,7 +40,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser("sweep", EPILOG)
     parser.add_argument("recipe", metavar="RECIPE", help="recipe file (TOML)")
     parser.add_argument("axes", nargs="*", metavar="key=v1,v2", help="values of a key")
-    parser.add_argument("--out", metavar="DIR", help="folder (runs/sweep-<recipe>)")
+    parser.add_argument("--out", metavar="DIR", help="output folder (runs/sweep-<recipe>)")
     return parser.parse_intermixed_args(arguments)
 
 
@@ -54,7 +54,7 @@ def train_cell(cell: Cell) -> Row | int:
         folder = RunFolder.open(cell.path)
         if to_toml(folder.load_recipe()) != to_toml(cell.recipe):
             raise UserError(
-                f"{cell.path} holds a cell of another sweep; accepted: a new folder by --out"
+                f"{cell.path} holds a cell of another sweep; accepted: a new folder, given with --out"
             )
         if (earlier := cell.result()) is not None:
             return earlier

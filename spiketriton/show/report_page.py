@@ -54,7 +54,7 @@ pre { background: #f7fafc; border: 1px solid var(--line); border-radius: 8px; pa
 
 
 def page(folder: RunFolder, recipe: Recipe, evaluations: list[Evaluation]) -> str:
-    """The page. `evaluations` begins with the run's own; empty: the page goes without."""
+    """The page. `evaluations` begins with the run's own, or is empty for a page without them."""
     import matplotlib
 
     main = evaluations[0] if evaluations else None
@@ -207,7 +207,7 @@ def _table(
 
 
 def _figure(figure: "Figure", words: str) -> str:
-    """A picture inline; one of two panels is wider than a phone, and scrolls there."""
+    """A picture inline; one with two panels is wider than a phone and scrolls there."""
     panels = ' class="two"' if figure.get_figwidth() > 9 else ""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=DPI)

@@ -61,10 +61,7 @@ def curves(rows: list[Row], title: str) -> Figure | None:
 
 
 def gradients(rows: list[Row], title: str) -> Figure | None:
-    """RMS of dL/dx by layer and time step, and its depth profile over training.
-
-    None for a run that measured none: an ANN twin has no spiking layers and no time steps.
-    """
+    """RMS of dL/dx by layer and time step, and its depth profile over training; None for an ANN."""
     if not rows:
         return None
     measured = sorted({row["step"] for row in rows})

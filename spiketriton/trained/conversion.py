@@ -1,9 +1,8 @@
 """Conversion of a trained ANN twin (neuron.kind = "relu") to a spiking network.
 
-Turns a trained ANN twin (neuron.kind = "relu") into a spiking network: batch norm folded into the
-weights, a ReLU replaced by an IF neuron with soft reset that starts half way to its threshold, the
-stem's max-pool moved before its neuron (see converted.py). Amplitudes are the thresholds, so
-residual sums stay in the units of the ANN whatever the thresholds are.
+Batch norm is folded into the weights, each ReLU replaced by an IF neuron with soft reset that
+starts half way to its threshold, the stem's max-pool moved before its neuron (see converted.py).
+Spikes are as high as the threshold, so residual sums stay in the units of the ANN.
 
 balanced: a layer's threshold is a percentile of its activations on training images (Diehl et al.
 2015; 99.9 % by Rueckauer et al. 2017). Accurate when the window is long.
@@ -41,8 +40,8 @@ from spiketriton.trained.quantised import quantised, retrain
 from spiketriton.trained.run import Run
 from spiketriton.training.environment import describe
 
-METHODS = {"balanced": 128, "calibrated": 16, "qcfs": 8}  # and the T that each is given by default
-SAMPLES = 1 << 18  # activations of a layer that are kept of each batch
+METHODS = {"balanced": 128, "calibrated": 16, "qcfs": 8}  # and the default T of each
+SAMPLES = 1 << 18  # activations kept per layer and batch
 CANDIDATES = 100  # thresholds that are tried, up to the largest activation
 
 
@@ -61,7 +60,7 @@ def convert(run: Run, options: Options) -> tuple[Recipe, Network]:
     """The recipe and the network of a converted ANN.
 
     Raises:
-        UserError: the run is no ANN, or retraining it diverged.
+        UserError: the run is not an ANN, or retraining it diverged.
     """
     if run.kind != "ann":
         raise UserError(
@@ -98,7 +97,7 @@ def convert(run: Run, options: Options) -> tuple[Recipe, Network]:
 
 
 def converted_recipe(recipe: Recipe, options: Options) -> Recipe:
-    """The ANN's recipe with what is different now."""
+    """The recipe of the converted network: the ANN's with the keys that conversion changes."""
     return replace(
         recipe,
         f"time_steps={options.steps}",
@@ -119,7 +118,7 @@ def thresholds(values: Tensor, options: Options) -> Tensor:
     else:
         found = least_error(groups, options.steps)
     silent = found <= 0
-    if silent.any():  # never active: any threshold of the layer's size will do
+    if silent.any():  # never active: the layer's largest activation serves as well as any
         largest = values.max()
         found = torch.where(silent, largest if largest > 0 else 1.0, found)
     return found.expand(values.shape[1])
@@ -132,7 +131,7 @@ def percentile(groups: Tensor, percent: float) -> Tensor:
 
 
 def least_error(groups: Tensor, steps: int) -> Tensor:
-    """The threshold of each column of [N, C] whose levels lie closest to it, in the mean square."""
+    """The threshold of each column of [N, C] whose levels are closest to it in the mean square."""
     largest = groups.amax(0)
     best, least = largest.clone(), torch.full_like(largest, torch.inf)
     for share in torch.linspace(1 / CANDIDATES, 1, CANDIDATES).tolist():
@@ -150,7 +149,7 @@ def levels(activations: Tensor, threshold: Tensor, steps: int) -> Tensor:
 
 
 def calibrate(run: Run, model: Network, images: list[Tensor], steps: int) -> None:
-    """Shifts each layer's current, from the input on, by what its mean output lacks of the ANN's.
+    """Shifts each layer's current, from the input on, by the ANN's mean output minus its own.
 
     Each layer is measured with all earlier ones corrected; the classifier's bias comes last.
     """
@@ -166,7 +165,7 @@ def calibrate(run: Run, model: Network, images: list[Tensor], steps: int) -> Non
 
 
 class _Reached(Exception):
-    """The layer that was wanted has answered: the rest of the network need not run."""
+    """The last layer to record has run: the rest of the network need not."""
 
 
 def run_until(model: Network, images: Tensor, steps: int) -> None:
@@ -181,9 +180,9 @@ def run_until(model: Network, images: Tensor, steps: int) -> None:
 def recording(
     model: Network, keep: Callable[[Tensor], Tensor], until: str | None = None
 ) -> Iterator[dict[str, list[Tensor]]]:
-    """What `keep` makes of each layer's output [T, B, C, ...], by name, for each batch in here.
+    """What `keep` makes of each layer's output [T, B, C, ...], by name, for each batch within this context.
 
-    Of an ANN's stem with a max-pool it is the pool's output: that is what its neuron will give.
+    For an ANN's stem with a max-pool it is the pool's output, which the converted neuron replaces.
     """
     kept: dict[str, list[Tensor]] = {}
 
@@ -238,7 +237,7 @@ def neurons(model: Network) -> list[tuple[str, ConvertedIF]]:
 
 
 def save(folder: RunFolder, run: Run, recipe: Recipe, model: Network, options: Options) -> None:
-    """Writes the run folder. UserError: the disk refuses."""
+    """Writes the run folder. UserError: it cannot be written."""
     folder.begin_session(recipe, describe(run.device))
     failures: list[str] = []
     Checkpoints(folder.checkpoints, keep=1, warn=failures.append).save_last(

@@ -7,7 +7,7 @@ steps of a constant current a, the mean output
 
 the ReLU of a, clipped at theta and rounded to T levels (Bu et al. 2022, "Optimal ANN-SNN
 Conversion for High-accuracy and Ultra-low-latency Spiking Neural Networks"). The amplitude is a
-factor of the weights behind the neuron: nothing but 0 or 1 has to travel.
+factor of the weights behind the neuron: only 0 or 1 has to be transmitted.
 """
 
 import torch

@@ -5,14 +5,14 @@ there are weights that read the place (fewer at the borders, or under a stride),
 
     synaptic operations = sum over time steps, neurons and places of spike * fan-out,
 
-never a mean rate times a number. A shortcut that carries spikes to a neuron is a synapse too. A
+not a mean rate times a number. A shortcut that carries spikes to a neuron is a synapse too. A
 multiply-accumulate (MAC) is a synapse with an analog input: those of the first layer, which runs
 once for a constant image, and of MS-ResNet's shortcuts, which read currents at each step. Each
 neuron's membrane costs a MAC a step if it leaks, else an AC.
 Not counted, in the spiking net as in the ANN: biases, batch norm (folded), pools, sums of currents.
 
-Conventions of energy, 45 nm, 32-bit floats (Horowitz, ISSCC 2014; Han et al. 2015): 4.6 pJ a MAC,
-0.9 pJ an AC. They leave out that data must be moved. The second estimate adds it for hardware
+Energy by convention, 45 nm, 32-bit floats (Horowitz, ISSCC 2014; Han et al. 2015): 4.6 pJ a MAC,
+0.9 pJ an AC. This leaves out data movement. The second estimate adds it for hardware
 that reuses nothing: 5 pJ for each 32-bit word to or from an 8 KB SRAM (Horowitz 2014); an AC reads
 a weight, and reads and writes a membrane; a MAC reads a weight and a value; a neuron's step reads
 and writes its membrane. By a finer model that counts data movement, a spiking net at T = 5 beats a

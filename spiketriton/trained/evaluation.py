@@ -44,7 +44,7 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The answer of one run; lists by time step begin with the first."""
+    """What was measured of one run; lists by time step begin with the first step."""
 
     run: str
     recipe: str
@@ -57,7 +57,7 @@ class Evaluation:
     synthetic: bool
     images: int
     classes: list[str]
-    time_steps: int  # T of the recipe; what has no time axis here is at T
+    time_steps: int  # T of the recipe; values without a time axis are at T
     accuracy: list[float]
     interval: list[tuple[float, float]]  # 95 %, Wilson
     confusion: list[list[int]]  # [true class][answer]
@@ -100,7 +100,7 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, text: str) -> "Evaluation":
-        """ValueError, TypeError or KeyError: the text is no evaluation."""
+        """ValueError, TypeError or KeyError: the text is not an evaluation."""
         values = json.loads(text)
         values["layers"] = [Layer(**layer) for layer in values["layers"]]
         values["interval"] = [tuple(pair) for pair in values["interval"]]
@@ -113,8 +113,8 @@ def evaluate(run: Run, steps: int | None = None, batch_size: int = 0) -> Evaluat
 
     Args:
         run: a loaded run.
-        steps: time steps to go, if more than the run's own; an ANN has 1 in any case.
-        batch_size: images at once; 0 for what the recipe trains with.
+        steps: time steps to run, if more than the run's T; an ANN always has 1.
+        batch_size: images at once; 0: the recipe's batch size.
 
     Raises:
         UserError: more steps than the network has gains for (TEBN).
@@ -122,7 +122,7 @@ def evaluate(run: Run, steps: int | None = None, batch_size: int = 0) -> Evaluat
     model, data, spiking = run.model, run.data, run.model.is_spiking
     last = max(run.time_steps, steps or 0) if spiking else 1
     for norm in (m for m in model.modules() if isinstance(m, Norm)):
-        norm.gains(last)  # TEBN refuses steps that it has not learnt
+        norm.gains(last)  # TEBN refuses steps for which it has learnt no gain
     test = data.test
     if batch_size:
         test = dataclasses.replace(test, batch_size=batch_size)
@@ -202,7 +202,7 @@ class SpikeCounter:
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
-        """Counts what the model does in here."""
+        """Counts the spikes of `model` within this context."""
         hooks = []
         for source in self.sources:
             assert source.module is not None
@@ -287,7 +287,7 @@ def _chunks(steps: int, within: int) -> Iterator[tuple[int, int]]:
 
 @contextmanager
 def _streaming(run: Run) -> Iterator[None]:
-    """The model's state is carried from call to call in here, from a fresh start."""
+    """Within this context the model's state is kept from call to call, from a fresh start."""
     run.model.set_stateful(run.model.is_spiking)
     try:
         yield
@@ -337,5 +337,5 @@ def read_evaluation(path: Path) -> Evaluation:
         return Evaluation.from_json(path.read_text("utf-8"))
     except (ValueError, TypeError, KeyError):
         raise UserError(
-            f"{path} is no evaluation of this version; run python -m spiketriton.evaluate again"
+            f"{path} is not an evaluation of this version; run python -m spiketriton.evaluate again"
         ) from None

@@ -7,10 +7,10 @@ NIR describes continuous-time neurons; one Euler step of length dt of its equati
 
 with v_leak = v_reset, as our membrane leaks toward v_reset. Batch norm is folded into the weights,
 the mean over space is an average pool, and residual connections are edges: what arrives at one node
-is summed. NIR has no words for the first membrane (v_reset), for a tie at the threshold (ours
-fires), for dt or for the number of steps: the graph's metadata says these.
+is summed. NIR has no fields for the first membrane (v_reset), for a tie at the threshold (ours
+fires), dt and the number of steps; these are in the graph's metadata.
 
-What NIR cannot say is refused: ReLU, soft reset and no reset, max-pool, TEBN's gains.
+What NIR cannot express is refused: ReLU, soft reset and no reset, max-pool, TEBN's gains.
 """
 
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ def import_nir() -> ModuleType:
     except ImportError:
         raise UserError(
             "--to nir needs the package nir, which is not installed; "
-            "pip install 'spiketriton[nir]' brings it"
+            "install it with pip install 'spiketriton[nir]'"
         ) from None
 
 
@@ -49,13 +49,13 @@ def to_nir(model: Network, image: tuple[int, int, int], dt: float = 1.0) -> Any:
         dt: length of a time step, in the unit of time of the graph.
 
     Raises:
-        UserError: the network holds what NIR cannot say, all of it named; or nir is missing.
+        UserError: NIR cannot express the network (every reason is given), or nir is not installed.
     """
     nir = import_nir()
     nodes = graph_of(model)
-    reasons = list(what_nir_cannot_say(nodes))
+    reasons = list(not_in_nir(nodes))
     if reasons:
-        raise UserError(f"NIR cannot say {'; nor '.join(reasons)}")
+        raise UserError(f"NIR cannot express {'; nor '.join(reasons)}")
     shapes = shapes_of(nodes, image)
     translated: dict[str, Any] = {}
     edges: list[tuple[str, str]] = []
@@ -82,8 +82,8 @@ def to_nir(model: Network, image: tuple[int, int, int], dt: float = 1.0) -> Any:
     return nir.NIRGraph(translated, edges, metadata=metadata)
 
 
-def what_nir_cannot_say(nodes: Graph) -> Iterator[str]:
-    """Reasons to refuse, each in words; none when the network can be exported."""
+def not_in_nir(nodes: Graph) -> Iterator[str]:
+    """What of a network NIR has no node for, in words; nothing if it can be exported."""
     neurons = [node.module for node in layers(nodes, "neuron")]
     if not all(isinstance(neuron, SpikingNeuron) for neuron in neurons):
         yield "ReLU (this is an ANN; export its spiking twin)"
@@ -104,7 +104,7 @@ def what_nir_cannot_say(nodes: Graph) -> Iterator[str]:
 def _translate(
     nir: ModuleType, node: Node, given: tuple[int, ...], dt: float
 ) -> Iterator[tuple[str, Any]]:
-    """NIR's nodes for one of ours, in a row, the last with our name; `given` is what it reads."""
+    """NIR's nodes for one of ours, in a chain, the last with our name; `given`: shape of its input."""
     module = node.module
     if node.kind == "input":
         yield node.name, nir.Input(np.array(given))

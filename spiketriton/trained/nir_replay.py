@@ -1,6 +1,6 @@
 """NIR's equations in numpy, step by step: reads a graph and nothing of spiketriton.
 
-An independent second opinion on an exported file. Explicit Euler with the metadata's dt; float64.
+An independent check of an exported file. Explicit Euler with the metadata's dt, in float64.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ def replay(graph: Any, images: Array, steps: int) -> tuple[dict[str, Array], dic
     the reset, [T, B, ...]; all in float64.
 
     Raises:
-        ValueError: a kind of node that it does not know, a cycle, or no dt in the metadata.
+        ValueError: an unknown kind of node, a cycle, or no dt in the metadata.
     """
     if "dt" not in graph.metadata:
         raise ValueError("the graph's metadata lacks dt, the length of a time step")
@@ -77,7 +77,7 @@ def _step(node: Any, dt: float, inclusive: bool, membranes: list[Array]) -> Step
         return _average(node)
     if kind in ("IF", "LIF"):
         return _Neuron(node, dt, inclusive, membranes)
-    raise ValueError(f"{kind} is no node that this interpreter knows")
+    raise ValueError(f"node {kind} is unknown to this interpreter")
 
 
 def _conv(node: Any) -> Step:

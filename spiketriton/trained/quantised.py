@@ -5,8 +5,8 @@ Networks": the ReLU is replaced by quantisation, clip, floor and shift,
 
     theta / T * clip(floor(a * T / theta + 1 / 2), 0, T)
 
-which is what a converted neuron gives of a constant current after T steps (see converted.py), with
-theta learnt. Here training goes on from the ANN's weights for a few epochs.
+which is the mean output of a converted neuron for a constant current after T steps (see
+converted.py), with theta learnt. Training continues from the ANN's weights for a few epochs.
 """
 
 import copy
@@ -33,8 +33,8 @@ LR_SHARE = 0.25  # of the recipe's learning rate: the weights are trained alread
 class QuantisedReLU(nn.Module):
     """Activations [T, B, C, ...] -> the nearest of steps + 1 levels between 0 and `threshold`.
 
-    Backward takes the rounding for the identity. `threshold` ([C], or [1] for one of the whole
-    layer) is learnt, and used from a thousandth of its start on, so that it stays above 0.
+    Backward treats the rounding as the identity. `threshold` ([C], or [1] for the whole layer) is
+    learnt; it never falls below a thousandth of its initial value.
     """
 
     least: Tensor
@@ -46,7 +46,7 @@ class QuantisedReLU(nn.Module):
         self.steps = steps
 
     def used(self) -> Tensor:
-        """The threshold of each channel, or of the layer."""
+        """The threshold in use: [C], or [1] for the whole layer."""
         return torch.maximum(self.threshold, self.least)
 
     def forward(self, x: Tensor) -> Tensor:

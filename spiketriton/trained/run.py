@@ -28,7 +28,7 @@ class Run:
     placement: Placement
     step: int  # optimizer steps behind the weights
     checkpoint: str  # "last" or "best"
-    conversion: dict[str, Any] | None  # how it came of an ANN; None for a run that was trained
+    conversion: dict[str, Any] | None  # how it was made from an ANN; None for a trained run
 
     @property
     def kind(self) -> str:

@@ -79,6 +79,7 @@ def test_the_list_does_not_wait_for_torch():
     assert run("-c", code).stdout.endswith("\nFalse\n")
 
 
+@pytest.mark.filterwarnings("ignore:'spiketriton.evaluate' found in sys.modules")
 @pytest.mark.parametrize("arguments", [["nowhere"], ["--jsom"], ["--help"]])
 def test_a_command_leaves_as_by_its_own_name(arguments, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["spiketriton", "evaluate", *arguments])

@@ -133,7 +133,7 @@ def test_a_stopped_cell_goes_on_and_ends_as_if_it_never_stopped(
 def test_the_cells_of_another_sweep_are_refused(recipe, tmp_path):
     out = tmp_path / "out"
     run(recipe, "seed=0,1", out=out)
-    with pytest.raises(UserError, match="another sweep; accepted: a new folder by --out"):
+    with pytest.raises(UserError, match="another sweep; accepted: a new folder, given with --out"):
         run(recipe, "seed=0,1", "time_steps=2", out=out)
 
 

@@ -9,8 +9,9 @@ import torch
 
 from spiketriton.config import recipe_from_toml, replace
 from spiketriton.errors import EXIT_DONE, EXIT_ERROR, UserError
-from spiketriton.export import compare, main
+from spiketriton.export import main
 from spiketriton.models import Network, build_model
+from spiketriton.trained.exports import compare
 from spiketriton.trained.nir_graph import to_nir
 from spiketriton.trained.nir_replay import replay
 from tests.small_runs import small_trainer
@@ -163,7 +164,7 @@ def test_the_command_fails_when_the_file_is_wrong(trained, tmp_path, capsys, mon
         graph.nodes["neuron1"].v_threshold *= 0.5
         return graph
 
-    monkeypatch.setattr("spiketriton.export.to_nir", wrong)
+    monkeypatch.setattr("spiketriton.trained.exports.to_nir", wrong)
     arguments = [str(trained), "--to", "nir", "--out", str(tmp_path / "net.nir")]
     assert main(arguments) == EXIT_ERROR
     assert "first difference: neuron1, time step" in capsys.readouterr().out

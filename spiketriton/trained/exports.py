@@ -1,0 +1,120 @@
+"""Files of a trained network for other programs: written, read back, compared with the network."""
+
+import copy
+import warnings
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from spiketriton.errors import UserError, one_line
+from spiketriton.models import Network
+from spiketriton.neurons import one_by_one
+from spiketriton.trained.nir_graph import import_nir, to_nir
+from spiketriton.trained.nir_replay import replay
+from spiketriton.trained.run import Run
+
+TIE = 1e-5  # of the threshold: nearer to it, rounding to float32 may decide whether a neuron fires
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Spikes of a NIR file against those of the network that it was written from."""
+
+    spikes: int  # of the network
+    compared: int  # neurons x time steps x images
+    different: int
+    first: str  # where the first difference is, in words; "" without one
+    margin: float  # how far that membrane is from its threshold, as a share of it
+
+
+def export_nir(run: Run, path: Path, dt: float, images: int) -> Comparison:
+    """Writes the network as NIR and compares the file with the network.
+
+    UserError: NIR cannot express the network, nir is not installed, or the file cannot be written.
+    """
+    nir = import_nir()
+    size = run.data.image_size
+    graph = to_nir(run.model, (run.data.channels, size, size), dt)
+    try:
+        nir.write(path, graph)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {one_line(error)}") from None
+    return compare(run.model, nir.read(path), sample_images(run, images))
+
+
+def sample_images(run: Run, count: int) -> Tensor:
+    """The first `count` test images, and as many of noise with a fixed seed: [2 * count, ...]."""
+    found: list[Tensor] = []
+    for images, _ in run.data.test:
+        found.append(images)
+        if sum(map(len, found)) >= count:
+            break
+    real = torch.cat(found)[:count]
+    noise = torch.randn(real.shape, generator=torch.Generator().manual_seed(0))
+    return torch.cat([real, noise])
+
+
+@torch.no_grad()
+def compare(model: Network, graph: Any, images: Tensor) -> Comparison:
+    """Replays a graph on images [B, C, H, W] and counts the spikes that differ from the network's.
+
+    Both compute in float64, the graph with its float32 weights.
+    """
+    ours = spikes_of(copy.deepcopy(model).cpu().double(), images.cpu().double())
+    theirs, membranes = replay(graph, images.cpu().numpy(), model.time_steps)
+    spikes = compared = different = 0
+    found: list[tuple[int, int, str, float]] = []  # time step, layer, words, margin
+    for index, (name, expected) in enumerate(ours.items()):
+        wrong = np.argwhere(theirs[name] != expected)
+        spikes, compared = spikes + int(expected.sum()), compared + expected.size
+        different += len(wrong)
+        if len(wrong):
+            at = tuple(wrong[0])
+            threshold = graph.nodes[name].v_threshold[at[2:]]
+            margin = float(abs(membranes[name][at] / threshold - 1))
+            place = f"{name}, time step {at[0]}, image {at[1]}, neuron {[int(i) for i in at[2:]]}"
+            found.append((int(at[0]), index, place, margin))
+    _, _, first, margin = min(found, default=(0, 0, "", 0.0))
+    return Comparison(spikes, compared, different, first, margin)
+
+
+def spikes_of(model: Network, images: Tensor) -> dict[str, np.ndarray]:
+    """The spikes of each layer by name, [T, B, ...], norms and neurons one by one."""
+    spikes: dict[str, np.ndarray] = {}
+
+    def keep(name: str, module: nn.Module, _: Any, out: Tensor) -> None:
+        spikes[name] = out.numpy()
+
+    hooks = [n.register_forward_hook(partial(keep, name)) for name, n in model.spiking_layers()]
+    with one_by_one(model):
+        model.eval()(images)
+    for hook in hooks:
+        hook.remove()
+    return spikes
+
+
+@torch.no_grad()
+def export_torch(run: Run, path: Path, batch_size: int) -> float:
+    """Writes `torch.export` of the network and reads it back: the largest difference of currents.
+
+    UserError: the file cannot be written.
+    """
+    size = run.data.image_size
+    shape = (batch_size, run.data.channels, size, size)
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(run.device)
+    images = run.to_device(images)
+    program = torch.export.export(run.model, (images,))
+    with warnings.catch_warnings():
+        # torch warns so about each buffer that is not part of a larger one
+        warnings.filterwarnings("ignore", "No complete tensor found in the group")
+        try:
+            torch.export.save(program, path)
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"{path} cannot be written: {one_line(error)}") from None
+        again = torch.export.load(path).module()
+    return float((again(images) - run.model(images)).abs().max())
