@@ -1,8 +1,8 @@
-"""The user's mistakes and the exit codes: what every command of spiketriton says when it ends.
+"""Errors of the user and exit codes, the same for every command.
 
-0 done, 2 the user's mistake (one clear line on stderr, no traceback), 129 / 130 / 143 interrupted
-(by SIGHUP, SIGINT, SIGTERM), 3 the numbers of a training went wrong (a loss or gradient that is not finite),
-1 anything else, with its traceback: that mistake is ours.
+0: done. 2: the user's mistake (one line on stderr, no traceback). 3: a loss or gradient of a training
+was not finite. 129, 130, 143: interrupted by SIGHUP, SIGINT, SIGTERM. 1: anything else, with its
+traceback, which is a bug of spiketriton.
 """
 
 import sys
@@ -23,18 +23,18 @@ class UserError(Exception):
 
 
 def one_line(message: object) -> str:
-    """`message` without line breaks of any kind: each becomes a space, with blanks around it."""
+    """`message` in one line: line breaks and the blanks around them become single spaces."""
     return " ".join(line.strip() for line in str(message).splitlines() if line.strip())
 
 
 def run_command(
     main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None
 ) -> NoReturn:
-    """Runs `main(arguments)` and leaves the process with its exit code (None counts as 0).
+    """Runs `main(arguments)` and exits with the code that it returns (None counts as 0).
 
     `argv` are the arguments without the program's name; None takes them from `sys.argv`. A
-    `UserError` is printed as one line on stderr and exits with 2, Ctrl-C exits with 130; every
-    other exception passes through, so that Python prints its traceback and exits with 1.
+    `UserError` is printed as one line on stderr and exits with 2, Ctrl-C exits with 130. Python
+    prints the traceback of every other exception and exits with 1.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:

@@ -1,4 +1,4 @@
-"""python -m spiketriton.nonfinite RUN/nonfinite.pt: where a step's numbers went wrong, once more."""
+"""python -m spiketriton.nonfinite RUN/nonfinite.pt: repeats the step that ended a run."""
 
 import argparse
 from pathlib import Path
@@ -14,15 +14,15 @@ from spiketriton.training.nonfinite import Finding, locate
 from spiketriton.training.placement import Placement
 
 EPILOG = """\
-FILE is the nonfinite.pt in the folder of a run that ended at a loss or gradient that was not
-finite. The step is repeated from it, and the layer and time step are named where that began.
+FILE is the nonfinite.pt in the folder of a run that ended because a loss or gradient was not
+finite. The step is repeated, and the first layer and time step that were not finite are named.
 Exit codes: 0 done, 2 a mistake in the command or the file."""
 
 
 def repeat(state: State) -> Finding | None:
     """Rebuilds the model of nonfinite.pt and repeats its step, on the recipe's device.
 
-    UserError: the state is that of a run, not of a bad step.
+    UserError: the file is a checkpoint of a run, not a nonfinite.pt.
     """
     if "images" not in state:
         raise UserError("the file holds a checkpoint, not a bad step; accepted: a nonfinite.pt")

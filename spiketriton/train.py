@@ -27,9 +27,9 @@ examples:
   python -m spiketriton.train --resume runs/quickstart-20250101-120000
 
 Ctrl-C, SIGTERM or a closed terminal finishes the step, saves, and prints the command that resumes the run.
-Exit codes: 0 done, 2 a mistake in the command or the recipe (too large for the memory, too),
+Exit codes: 0 done, 2 a mistake in the command or the recipe (also: too large for the memory),
 3 a loss or gradient that is not finite (nonfinite.json in the run folder says where it began),
-129 / 130 / 143 interrupted and saved, 1 anything else (a disk too full for the last checkpoint, too).
+129 / 130 / 143 interrupted and saved, 1 anything else (also: no disk space for the last checkpoint).
 docs/recipes.md explains every key."""
 
 
@@ -38,12 +38,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="recipe file (TOML)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
     parser.add_argument("--run-dir", metavar="DIR", help="run folder (runs/<recipe>-<time>)")
-    parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
+    parser.add_argument("--resume", metavar="RUN", help="continue the run in this folder")
     args = parser.parse_intermixed_args(arguments)
     if args.recipe is None and args.resume is None:
         parser.error("no RECIPE was given")
     if args.run_dir is not None and args.resume is not None:
-        parser.error("--run-dir contradicts --resume, which goes on in the folder of the run")
+        parser.error("--run-dir contradicts --resume, which continues in the folder of the run")
     if args.resume is not None and "=" in (args.recipe or ""):  # the recipe is that of the run
         args.recipe, args.overrides = None, [args.recipe, *args.overrides]
     return args
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
         folder = folder if ranks.first else Onlooker(folder.path)
         with folder.held():
             code = train(args, recipe, folder, ranks)
-        ranks.meet()  # torchrun kills all when one has left with another code than 0
+        ranks.meet()  # torchrun kills all ranks once one exits with another code than 0
         return code
 
 
@@ -93,7 +93,7 @@ def train(args: argparse.Namespace, recipe: Recipe, folder: RunFolder, ranks: Ra
 
 
 def pictures(folder: RunFolder, recipe: Recipe, synthetic: bool, display: Display) -> list[Path]:
-    """Those of the run; none where they cannot be written, which costs no training."""
+    """Draws the run's pictures; if they cannot be written, warns and returns none."""
     try:
         return draw_run(folder, recipe, synthetic)
     except OSError as error:

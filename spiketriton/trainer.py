@@ -1,4 +1,4 @@
-"""The training loop, and nothing that is not the loop."""
+"""The training loop."""
 
 import contextlib
 import time
@@ -45,10 +45,10 @@ from spiketriton.training.ranks import Ranks
 
 
 class Trainer:
-    """Trains the recipe's model on `data` and leaves everything in `folder`.
+    """Trains the recipe's model on `data` and writes everything to `folder`.
 
-    All that a recipe can choose is set up here, so that the loop has nothing to choose.
-    UserError: the device, the compiler or a package that the recipe asks for is not there.
+    Whatever a recipe can choose is set up in the constructor, so that the loop has no branches for it.
+    UserError: the device, the compiler or a package that the recipe asks for is missing.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Trainer:
         self.model = self.placement.place(model)
         forward = environment.compiled(self.model) if cfg.compile else self.model
         self.forward = ranks.parallel(forward)
-        # each rank moves its own unless they are joined; averaged, so that one file holds them
+        # without sync_bn each rank has its own: averaged, so that one checkpoint holds for all
         moving = [] if cfg.sync_bn else self.model.buffers()
         self.statistics = [buffer for buffer in moving if buffer.is_floating_point()]
 
@@ -83,7 +83,7 @@ class Trainer:
         self.optimizer = build_optimizer(cfg, self.model)
         self.schedule = build_schedule(cfg, self.optimizer, self.plan.steps)
         self.scaler = self.placement.scaler()
-        # the scaler skips steps that overflow, the first one too; torch takes it for a mistake
+        # torch warns if the scaler skips the first step, which is normal
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
         self.guard = FiniteGuard(self.model, self.optimizer, cfg, scaled=self.scaler.is_enabled())
         self.gradient_norm = partial(clipped_norm, list(model.parameters()), cfg.clip_grad_norm)
@@ -111,9 +111,9 @@ class Trainer:
         self.random_state = random_state()
 
     def fit(self, until: int | None = None) -> Outcome:
-        """Trains to the end, or to step `until`, or until a signal comes; saves before it returns.
+        """Trains to the end, to step `until`, or until a signal; saves before it returns.
 
-        Diverged: a loss or gradient was infinite or NaN. OutOfMemory: a step needs more than there is.
+        Diverged: a loss or gradient was infinite or NaN. OutOfMemory: a step does not fit in memory.
         """
         end = self.plan.steps if until is None else min(until, self.plan.steps)
         with self.stop, self.session():
@@ -135,7 +135,7 @@ class Trainer:
         return self.outcome()
 
     def calibrate(self) -> None:
-        """Measures the surrogate's width on the first images; leaves it in calibration.json."""
+        """Measures the surrogate's width on the first images, and writes calibration.json."""
         batches = probe_batches(self.data, self.model, self.device)
         found = calibrate(self.recipe, self.model, batches, self.loss, self.placement.autocast)
         self.calibration = found = self.ranks.decide(lambda: found)
@@ -145,7 +145,7 @@ class Trainer:
             self.display.note(line)
 
     def train_step(self) -> None:
-        """One optimizer step: the micro-batches' gradients, summed, clipped and applied."""
+        """One optimizer step with the clipped sum of the micro-batches' gradients."""
         losses = []
         self.guard.begin()
         for part in range(self.accumulate):
@@ -179,7 +179,7 @@ class Trainer:
         return self.placement.batches([batch])[0]
 
     def evaluate(self) -> None:
-        """Tests the model, writes the row, and keeps the model if it is the best so far."""
+        """Tests the model, writes a row, and saves the model if it is the best so far."""
         self.refuse_nonfinite()
         start = time.perf_counter()
         with self.meters.aside():
@@ -188,7 +188,7 @@ class Trainer:
             return
         done = self.progress
         done.tested_at = self.step
-        self.saved_at = None  # one of this step, saved when a signal broke its test off, lacks it
+        self.saved_at = None  # a checkpoint of this step, written when a signal broke off the test, lacks the result
         done.test_accuracy, done.test_loss = result
         self.record(
             "eval",
@@ -203,7 +203,7 @@ class Trainer:
 
     @torch.no_grad()
     def test(self) -> tuple[float, float] | None:
-        """Accuracy (0 to 1) and loss on the test images; None when a signal came in between."""
+        """Accuracy (0 to 1) and loss on the test images; None if a signal came meanwhile."""
         correct = torch.zeros((), device=self.device, dtype=torch.int64)
         loss = torch.zeros((), device=self.device, dtype=torch.float64)
         batches = len(self.data.test)
@@ -227,7 +227,7 @@ class Trainer:
         return accuracy, mean_loss
 
     def log(self) -> None:
-        """Writes a row of the steps since the last one; waits for the device to do so."""
+        """Writes a row about the steps since the last one; this waits for the device."""
         self.refuse_nonfinite()
         measured = self.meters.read()
         measured["data_wait"] = self.ranks.most(measured["data_wait"])
@@ -241,14 +241,14 @@ class Trainer:
         )
 
     def refuse_nonfinite(self) -> None:
-        """Says which steps were left out; Diverged, with the place, when the guard ended training."""
+        """Warns of steps that were left out. Diverged, with the place: the guard has ended training."""
         counts = self.guard.read()
         if not counts.halted_at:
             if counts.new:
                 self.display.warn(counts.in_words())
             return
         if not self.ranks.first:
-            raise Diverged("the first rank repeats the step of all and names the place")
+            raise Diverged("the first rank repeats the step of all ranks and names the place")
         self.model.set_synchronised(False)
         whole = self.data.train.of_all_ranks()
         with contextlib.closing(whole.from_step(counts.halted_at - 1)) as stream:
@@ -266,8 +266,8 @@ class Trainer:
         row = {"kind": kind, "step": self.step, "epoch": epoch, "seconds": self.seconds()}
         row |= {**numbers, **({"synthetic": True} if self.data.synthetic else {})}
         self.folder.metrics.append([row])
-        said = (self.monitor.summary.in_words(), self.watch.in_words())
-        self.display.row(row, ", ".join(filter(None, said)))
+        words = (self.monitor.summary.in_words(), self.watch.in_words())
+        self.display.row(row, ", ".join(filter(None, words)))
         if self.tensorboard:
             self.tensorboard.add(row)
 
@@ -284,13 +284,13 @@ class Trainer:
             self.saved_at = self.step
 
     def resume(self) -> None:
-        """Goes on from the newest whole checkpoint, and cuts the rows that were written after it.
+        """Continues from the newest valid checkpoint, and cuts the rows that were written after it.
 
-        UserError: no checkpoint is whole, or it is of another recipe.
+        UserError: all checkpoints are damaged, or of another recipe.
         """
         state = self.ranks.decide(self.checkpoints.load)
         if state is None:
-            self.display.note("no checkpoint had been written yet: starts anew")
+            self.display.note("no checkpoint had been written yet: starting from the beginning")
         else:
             if "conversion" in state:
                 raise UserError(
@@ -303,9 +303,9 @@ class Trainer:
         self.folder.cut(self.step, self.progress.tested_at)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next step depends on; the data are a function of (seed, step).
+        """Everything that the next step depends on; the data are a function of (seed, step).
 
-        The same on every rank but for the random generators, from which no step of ours draws.
+        Ranks differ in the random generators only, which no step draws from.
         """
         return {
             **asdict(self.progress),
@@ -335,11 +335,11 @@ class Trainer:
 
     @contextlib.contextmanager
     def session(self) -> Iterator[None]:
-        """Opens what lives as long as a call of `fit`, and closes it whatever happens.
+        """Opens what a call of `fit` needs, and closes it whatever happens.
 
-        A step that fails after a signal (which reached data workers or a compiler too) ends the
-        session as the signal asked, without a checkpoint of the half-done step; of several ranks,
-        which have lost each other by then, as any failure does.
+        A signal may also kill data workers or a compiler, so that the current step fails. The session
+        then ends as after any signal, but without a checkpoint of the unfinished step. With several
+        ranks, which have lost each other by then, the failure is an error like any other.
         """
         self.spent, self.started = self.progress.seconds, time.perf_counter()
         self.stream = self.data.train.from_step(self.step)
@@ -375,7 +375,7 @@ class Trainer:
         )
 
     def exit_code(self) -> int:
-        """The signal's where it cut the run short: the same on all ranks, which have agreed on that."""
+        """The signal's code if it cut the run short; the same on all ranks."""
         if not self.plan.finished(self.progress):
             return self.stop.exit_code
         return EXIT_DONE if self.saved_at == self.step else EXIT_ERROR

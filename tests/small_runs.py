@@ -83,7 +83,7 @@ def small_trainer(
 
 
 def last_state(path: Path) -> dict[str, Any]:
-    """last.pt without the one entry that tells the time of the day."""
+    """last.pt without the one entry that depends on the clock."""
     state = read_checkpoint(path / "checkpoints" / "last.pt")
     del state["seconds"]
     return state
@@ -128,4 +128,4 @@ def wait_for(process: subprocess.Popen, word: str) -> str:
         seen += line
         if line.startswith(word):
             return seen
-    raise AssertionError(f"{word!r} never came:\n{seen}")
+    raise AssertionError(f"{word!r} was not printed:\n{seen}")

@@ -1,9 +1,9 @@
-"""Checkpoints: written whole or not at all, verified before they are used, without code in them.
+"""Checkpoints: written completely or not at all, verified before use, and free of code.
 
-A checkpoint is an archive of `torch.save` that holds tensors, numbers, strings and containers of
-these only, so `torch.load(path, weights_only=True)` reads it anywhere. The archive's zip comment is
-the SHA-256 of all bytes before it: one file, hence one rename, and no moment at which data and
-checksum disagree.
+A checkpoint is an archive of `torch.save` that holds only tensors, numbers, strings and containers of
+these, so `torch.load(path, weights_only=True)` reads it anywhere. The archive's zip comment is the
+SHA-256 of all bytes before it: data and checksum are one file, so they can never disagree after a
+crash.
 
     checkpoints/last.pt     where --resume continues
     checkpoints/last.1.pt   the one before it, and so on (`checkpoint.keep` of them in all)
@@ -32,13 +32,13 @@ _END_OF_ARCHIVE = b"PK\x05\x06"  # the last record of a zip file: 22 bytes, then
 
 
 class DamagedCheckpoint(UserError):
-    """A file that is no whole checkpoint of spiketriton; the message names it and says why."""
+    """A file that is not a valid checkpoint; the message names it and the reason."""
 
 
 class Checkpoints:
     """The checkpoints of one run in `folder`: the last `keep` and the best.
 
-    What goes wrong without ending the run is told through `warn`.
+    `warn` is called with what goes wrong without ending the run.
     """
 
     def __init__(self, folder: Path, keep: int, warn: Callable[[str], None]) -> None:
@@ -46,7 +46,7 @@ class Checkpoints:
         self.loaded: Path | None = None  # the file that `load` took
 
     def save_last(self, state: State) -> bool:
-        """Writes last.pt, after moving earlier ones on; see `_save`."""
+        """Writes last.pt, after renaming the earlier ones; see `_save`."""
         return self._save(self._last(0), state, keep=self.keep)
 
     def save_best(self, state: State) -> bool:
@@ -54,7 +54,7 @@ class Checkpoints:
         return self._save(self.folder / "best.pt", state)
 
     def save_as(self, path: Path, state: State) -> bool:
-        """Writes a state elsewhere, where no run goes on from it; see `_save`."""
+        """Writes a state to another file, which no run resumes from; see `_save`."""
         return self._save(path, state)
 
     def _save(self, path: Path, state: State, keep: int = 1) -> bool:
@@ -68,37 +68,37 @@ class Checkpoints:
         except OSError as error:
             self.warn(
                 f"{path} of step {state['step']} could not be written: {error.strerror}. "
-                "Earlier checkpoints are intact, and the run goes on."
+                "Earlier checkpoints are intact, and the run continues."
             )
             return False
         return True
 
     def load(self) -> State | None:
-        """The newest checkpoint that is whole; None when the run was stopped before its first one.
+        """The newest valid checkpoint; None if the run was stopped before its first one.
 
-        A damaged file is named, and the newest of the others is taken instead.
-        UserError: there are checkpoints, and none is whole.
+        Damaged files are named in warnings, and the newest of the others is used instead.
+        UserError: all checkpoints are damaged.
         """
-        whole, damaged = [], []
+        valid, damaged = [], []
         for path in self._newest_first():
             try:
-                whole.append((path, read_checkpoint(path)))
+                valid.append((path, read_checkpoint(path)))
                 self.loaded = path
             except DamagedCheckpoint as error:
                 damaged.append(path)
                 self.warn(str(error))
             else:
                 if not damaged:
-                    return whole[0][1]
-        if whole:
-            path, state = max(whole, key=lambda found: found[1]["step"])
+                    return valid[0][1]
+        if valid:
+            path, state = max(valid, key=lambda found: found[1]["step"])
             self.loaded = path
             self.warn(f"{path} of step {state['step']} is used instead")
             return state
         if damaged:
             raise UserError(
-                f"no checkpoint in {self.folder} is whole: {', '.join(p.name for p in damaged)} "
-                "damaged; start the recipe anew in another run folder"
+                f"all checkpoints in {self.folder} are damaged: "
+                f"{', '.join(p.name for p in damaged)}; start the recipe again in another run folder"
             )
         return None
 
@@ -127,7 +127,7 @@ def read_checkpoint(path: str | Path) -> State:
     if not comment.startswith(_MARK):
         raise DamagedCheckpoint(
             f"{path} is damaged: it ends without a checksum ({len(content)} bytes), so it was cut "
-            "short or is no checkpoint of spiketriton"
+            "short or is not a checkpoint of spiketriton"
         )
     if comment != _checksum(archive):
         raise DamagedCheckpoint(f"{path} is damaged: its content does not match its checksum")
@@ -139,12 +139,12 @@ def read_checkpoint(path: str | Path) -> State:
             f"{path} is refused: it holds more than tensors, numbers and strings ({reason})"
         ) from None
     if not isinstance(state, dict) or "step" not in state:
-        raise DamagedCheckpoint(f"{path} is no checkpoint of a training run")
+        raise DamagedCheckpoint(f"{path} is not a checkpoint of a training run")
     return state
 
 
 def _write_part(path: Path, state: State) -> Path:
-    """Writes `state` beside `path` and to the disk; OSError leaves nothing behind."""
+    """Writes `state` to `path`.part and flushes it to the disk. OSError: the file is removed."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     buffer.seek(-22, io.SEEK_END)
@@ -167,7 +167,7 @@ def _write_part(path: Path, state: State) -> Path:
 
 
 def _rename(part: Path, path: Path) -> None:
-    """Puts a written file in its place, and the folder's entry of it on the disk."""
+    """Moves a written file to its place, and flushes the folder's entry to the disk."""
     os.replace(part, path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -180,7 +180,7 @@ def _checksum(archive: bytes | memoryview) -> bytes:
     return _MARK + hashlib.sha256(archive).hexdigest().encode()
 
 
-# Keys that may change between the sessions of a run: they move or watch it, and change no weight.
+# Keys that may change between the sessions of a run: they do not affect the weights.
 MOVABLE = (
     "data.root",
     "data.download",
@@ -203,8 +203,8 @@ def refuse_another_recipe(given: Recipe, trained: Recipe) -> None:
     ]
     if differing:
         raise UserError(
-            f"the run has another recipe: {'; '.join(differing)}; a resumed run goes on as it was "
-            f"begun, and only these keys may change: {', '.join(MOVABLE)}"
+            f"the run has another recipe: {'; '.join(differing)}; a resumed run keeps its recipe, "
+            f"and only these keys may change: {', '.join(MOVABLE)}"
         )
 
 

@@ -2,12 +2,12 @@
 
 recipe.toml        the resolved recipe
 environment.json   a JSON array, one object a session: versions, commit, device, command line
-calibration.json   the surrogate's widths and why, where the recipe leaves them to be measured
-micro_batch.json   images of a micro-batch, where the recipe leaves them to be found
+calibration.json   the surrogate's widths and why, if the recipe leaves them to be measured
+micro_batch.json   images of a micro-batch, if the recipe says "auto"
 metrics.jsonl      one JSON object a row: {"kind": "train" | "eval", "step": ..., ...}
 gradients.jsonl    one row per measured step, spiking layer and time step
 checkpoints/       last.pt, best.pt (see checkpoint.py)
-.lock              locked by the process that trains here
+.lock              locked by the process that trains in this folder
 *.png              pictures
 """
 
@@ -81,15 +81,15 @@ class RunFolder:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """The folder is this process's own in here, or until it ends, however it ends.
+        """Locks the folder while entered; the lock also ends with the process, however that ends.
 
-        UserError: it is another one's.
+        UserError: another process holds it.
         """
         with (self.path / ".lock").open("w") as file:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                if error.errno in (errno.EACCES, errno.EAGAIN):  # else there are no locks here
+                if error.errno in (errno.EACCES, errno.EAGAIN):  # else the file system has no locks
                     raise UserError(
                         f"run folder {self.path} is in use by another process; a new run takes "
                         "another one by --run-dir"
@@ -97,7 +97,7 @@ class RunFolder:
             yield
 
     def holds_a_run(self) -> bool:
-        """A folder of the user's own files holds none; a file in its place does not either."""
+        """Whether there is a run; other files in the folder do not count."""
         return self.recipe.exists() or self.metrics.path.exists() or _holds_files(self.checkpoints)
 
     def discard_if_unused(self) -> None:
@@ -122,7 +122,7 @@ class RunFolder:
             raise UserError(f"{self.recipe} is damaged: not UTF-8 at byte {error.start}") from None
 
     def begin_session(self, recipe: Recipe, environment: Row) -> None:
-        """Notes who trains here from now on; the first session fixes the recipe."""
+        """Adds a session to environment.json; the first one also writes the recipe."""
         sessions = self.sessions()
         sessions.append({"recipe": recipe.name, **environment})
         write_json(self.environment, sessions)
@@ -130,11 +130,11 @@ class RunFolder:
             replace_file(self.recipe, to_toml(recipe))
 
     def write_calibration(self, calibration: Row) -> None:
-        """What was measured before training; the same numbers when it is measured again."""
+        """Writes what was measured before training; measuring it again gives the same numbers."""
         write_json(self.calibration, calibration)
 
     def write_micro_batch(self, images: int) -> None:
-        """What `train.micro_batch = "auto"` found: a run that goes on elsewhere keeps it."""
+        """Writes what `train.micro_batch = "auto"` found; a resumed run keeps it."""
         write_json(self.micro_batch, {"micro_batch": images}, indent=None)
 
     def cut(self, step: int, tested_at: int) -> None:
@@ -157,7 +157,7 @@ class RunFolder:
 
 
 class Onlooker(RunFolder):
-    """The folder as the ranks other than the first have it: nothing is written by them."""
+    """The run folder for the ranks other than the first, which write nothing."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -199,7 +199,7 @@ def find_run(
 
 
 def make_writable(folder: Path) -> None:
-    """Makes the folder, if need be, and tries to write in it. OSError."""
+    """Creates the folder if it is missing, and tries to write in it. OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     trial = folder / ".writable"
     trial.write_text("")
@@ -207,7 +207,7 @@ def make_writable(folder: Path) -> None:
 
 
 def _unused(root: Path, name: str) -> Path:
-    """root/<name>-<time>, with a number behind when two runs begin in one second."""
+    """root/<name>-<time>, with a number at the end if two runs begin in the same second."""
     stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     paths = [root / stem, *(root / f"{stem}-{number}" for number in range(2, 100))]
     return next((path for path in paths if not path.exists()), paths[-1])

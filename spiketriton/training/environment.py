@@ -1,4 +1,4 @@
-"""Where a run takes place: the device and the precision with their reasons, versions and commit."""
+"""The machine of a run: its device and precision with the reasons, threads, versions and commit."""
 
 import ctypes
 import os
@@ -80,10 +80,10 @@ def set_up(cfg: TrainConfig, device: torch.device) -> None:
 
 
 def keep_freed_memory() -> bool:
-    """Lets this process keep the memory that it frees, where its C library is glibc; whether it is.
+    """Lets this process keep the memory that it frees; False where its C library is not glibc.
 
-    A training step frees and asks again for the same large tensors. By default glibc returns each to
-    the system and the system clears each page anew, which costs more than a neuron layer does.
+    Each training step frees and allocates the same large tensors. By default glibc returns them to
+    the system, which clears every page again: that costs more than a neuron layer does.
     """
     try:
         glibc = ctypes.CDLL(None)
@@ -91,11 +91,7 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError, TypeError):
         return False
     largest = 2**31 - 1
-    trim_threshold, top_pad, mmap_max = (
-        -1,
-        -2,
-        -4,
-    )  # malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # M_TRIM_THRESHOLD and so on in malloc.h
     settings = ((trim_threshold, largest), (top_pad, 64 * 2**20), (mmap_max, 0))
     return all([glibc.mallopt(name, value) for name, value in settings])
 

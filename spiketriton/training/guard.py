@@ -1,13 +1,13 @@
-"""Watches for a loss or a gradient that is not finite, and never waits for the device.
+"""Finds losses and gradients that are not finite without waiting for the device.
 
-The verdict on a step is a boolean on the device. Where it is bad, the optimizer leaves its step out
-(`found_inf`, as for a loss scaler), and batch norm's running statistics are put back: weights,
-optimizer state and statistics are bit for bit those from before the step. The host reads the counts
-when it waits for the device anyway, in a row of metrics or a checkpoint.
+The verdict on a step is a boolean on the device. If the step is bad, the optimizer skips it (`found_inf`,
+as for a loss scaler), and batch norm's running statistics are restored: weights, optimizer state
+and statistics keep the bits that they had before the step. The host reads the counts when it waits
+for the device anyway, for a row of metrics or a checkpoint.
 
 After more bad steps in a row than the recipe allows (none under `train.nonfinite = "stop"`) every
-later step is left out too, so whenever the host comes to read it, the model is the one that met the
-bad step.
+later step is skipped too, so the model is still the one that met the bad step when the host reads
+the counts.
 """
 
 import math
@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from spiketriton.config import TrainConfig
 
-# A loss scaler starts at 2^16 and halves: a gradient that overflows at 2^-8 is not the scale's fault.
+# A loss scaler starts at 2^16 and halves: a gradient that still overflows at 2^-8 is bad.
 SCALER_TRIES = 24
 
 
@@ -41,7 +41,7 @@ class Counts(NamedTuple):
         return f"the loss is {self.loss}"
 
     def in_words(self) -> str:
-        """That more steps were left out."""
+        """For the user: how many steps were left out since the last report, and why."""
         steps = "1 step was" if self.new == 1 else f"{self.new} steps were"
         return (
             f"{steps} left out, the last one step {self.last}, where {self.number}; "
@@ -56,8 +56,9 @@ class FiniteGuard:
         model: whose buffers a bad step must not change.
         optimizer: with torch's `fused=True`; the guard hooks its `step`.
         cfg: `nonfinite` and `max_skips` are read.
-        scaled: a loss scaler looks for its factor by trying, so gradients may overflow. Such steps
-            change nothing either, and are counted only when there is no end of them.
+        scaled: whether a loss scaler is used. It finds its factor by trial, so gradients may
+            overflow. Such steps change nothing either; they count as bad only after SCALER_TRIES
+            of them in a row.
 
     Every rank of a run must be given the same `loss` and `norm`.
     """
@@ -76,7 +77,7 @@ class FiniteGuard:
             zero.long()
         )
         self._numbers = torch.stack([zero, zero]).double()  # loss and norm of the last bad step
-        self._told = 0
+        self._reported = 0
         self.withheld = zero.bool()
         optimizer.register_step_pre_hook(self._withhold)
 
@@ -122,7 +123,7 @@ class FiniteGuard:
         skipped, last, halted, loss, norm = torch.cat(
             [torch.stack(counts).double(), self._numbers]
         ).tolist()
-        new, self._told = int(skipped) - self._told, int(skipped)
+        new, self._reported = int(skipped) - self._reported, int(skipped)
         return Counts(int(skipped), new, int(last), int(halted), loss, norm)
 
     def state_dict(self) -> dict[str, int]:
@@ -132,7 +133,7 @@ class FiniteGuard:
     def load_state_dict(self, state: dict[str, int]) -> None:
         for name in _SAVED:
             setattr(self, f"_{name}", torch.full_like(self._last, state[name]))
-        self._told = state["skipped"]
+        self._reported = state["skipped"]
 
 
 _SAVED = ("in_a_row", "overflows", "skipped")

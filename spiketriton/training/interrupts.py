@@ -1,7 +1,7 @@
 """Ctrl-C, SIGTERM and a closed terminal: the first stops the run after its step, the second at once.
 
-Of several ranks, one signal to any stops all after the same step, and a second one changes nothing:
-a scheduler sends signals to torchrun and to the ranks, and torchrun passes its own on to them.
+With several ranks, one signal to any of them stops all after the same step. Further signals are
+ignored, because a scheduler signals both torchrun and the ranks, and torchrun forwards its own.
 """
 
 import signal
@@ -21,11 +21,11 @@ _EXIT_CODES = {
 
 
 class StopSignals:
-    """Watches for the signals while it is entered; `requested` says whether one came.
+    """A context manager that catches the signals; `requested` is True once one has come.
 
     `say` is called in the signal handler with a line for the user, so it must not use a stream that
     the program may be writing to at that moment. Outside the main thread, where Python delivers no
-    signals, nothing is watched.
+    signals, it does nothing.
     """
 
     def __init__(self, say: Callable[[str], None], ranks: Ranks | None = None) -> None:
@@ -38,9 +38,9 @@ class StopSignals:
         return self.signal is not None
 
     def anywhere(self) -> bool:
-        """Whether a signal came to any rank; all ranks ask at the same moment.
+        """Whether any rank has received a signal; all ranks must call this together.
 
-        One that comes to this rank while they ask is for the next time: all answer the same.
+        A signal that arrives during the call counts in the next one, so that all ranks agree.
         """
         number = int(self.ranks.most(self.signal or 0))
         if number:
@@ -54,7 +54,7 @@ class StopSignals:
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
             for number in _EXIT_CODES:
-                # nohup asks to outlive the terminal
+                # nohup has asked for SIGHUP to be ignored
                 if (number, signal.getsignal(number)) != (signal.SIGHUP, signal.SIG_IGN):
                     self._before[number] = signal.signal(number, self._stop)
         return self

@@ -6,8 +6,8 @@ With o[t] the currents of step t, y the labels and CE the cross-entropy:
     tet             (1 - lambda) * mean_t CE(o[t], y) + lambda * mean (o - 1)^2
 
 TET is Deng et al., "Temporal Efficient Training of Spiking Neural Network via Gradient
-Re-weighting" (ICLR 2022, arXiv 2202.11946); the target 1.0 of its pull, which keeps single steps
-from running away, is the default `means=1.0` of the authors' `TET_loss`.
+Re-weighting" (ICLR 2022, arXiv 2202.11946); the target 1.0 of its second term, which keeps
+single steps from drifting, is the default `means=1.0` of the authors' `TET_loss`.
 """
 
 from collections.abc import Callable

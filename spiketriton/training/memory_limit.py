@@ -1,14 +1,15 @@
 """Out of memory: what a step needed, the keys that lower it, and the largest micro-batch that fits.
 
-`train.micro_batch = "auto"` really trains: for each divisor of a device's batch, from the whole down,
-a network of its own takes an optimizer step and a second forward and backward pass behind it, which
-is the most that any step holds (gradients, optimizer state and activations at once). What runs out
-of memory does not fit. The network is thrown away and the random generators are put back, so the
-run that follows is that of the same number in the recipe. The result is kept in the run folder:
-batch norm sees micro-batches, so a run that goes on elsewhere has to keep its own.
+`train.micro_batch = "auto"` tries each divisor of a device's batch, starting with the whole batch. A
+trial trains a throw-away network: one optimizer step, then a second forward and backward pass, when
+gradients, optimizer state and activations are held at once and memory peaks. The first size that
+does not run out of memory is used. The random generators are restored, so the run has the same bits
+as one with that number in its recipe. The result is kept in the run folder: batch norm sees
+micro-batches, so a run that is resumed on another machine must keep its size.
 
-On a CPU the trials are processes of their own, with a limit where the free memory ends: Linux would
-not refuse memory but kill, and oneDNN computes no new convolution after memory was refused to it.
+On a CPU each trial is a process whose memory is limited to what is free. Without the limit Linux
+would kill the process instead of refusing memory, and oneDNN computes no new convolution in a process
+that was refused memory once.
 """
 
 import contextlib
@@ -38,7 +39,7 @@ from spiketriton.training.placement import Placement
 from spiketriton.training.randomness import random_state, set_random_state
 from spiketriton.training.ranks import Ranks
 
-# how allocators and libraries say it where the type of the exception does not; oneDNN's is the last
+# messages of allocators and libraries that raise a plain RuntimeError; the last is oneDNN's
 _WORDS = (
     "can't allocate memory",
     "CUDA out of memory",
@@ -53,8 +54,8 @@ class OutOfMemory(UserError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory on a GPU or the host ran out."""
-    # a process that broke off was killed for its memory by Linux
+    """Whether `error` means that a GPU or the host ran out of memory."""
+    # Linux killed a trial's process for its memory
     if isinstance(error, torch.OutOfMemoryError | MemoryError | BrokenExecutor):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
@@ -63,7 +64,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def explained(
     error: BaseException, recipe: Recipe, device: torch.device, images: int
 ) -> OutOfMemory:
-    """The one line for an error that is one of memory.
+    """The one-line error for running out of memory in training.
 
     Args:
         images: of the micro-batch that did not fit, on this device.
@@ -79,7 +80,7 @@ def explained(
 
 
 def too_large(error: BaseException) -> OutOfMemory:
-    """The one line for an error of memory before the first step: no batch is there to be lowered."""
+    """The one-line error for running out of memory before training: a smaller batch would not help."""
     return OutOfMemory(
         f"out of memory before the first step: {_asked(str(error)) or 'memory'} more was asked for; "
         "what lowers it: a smaller model.width, model.depth, data.image_size or time_steps"
@@ -102,7 +103,7 @@ def _total(device: torch.device) -> str:
 
 
 def _remedies(recipe: Recipe, images: int) -> list[str]:
-    """Changes of the recipe that this one has not made yet, the least costly first."""
+    """Changes to the recipe that need less memory and are not made yet; the cheapest first."""
     train, model = recipe.train, recipe.model
     spiking, tips = recipe.neuron.kind != "relu", []
     if images > 1:
@@ -120,7 +121,7 @@ def _remedies(recipe: Recipe, images: int) -> list[str]:
     return tips or ["a smaller model.width, data.image_size or time_steps"]
 
 
-Trial = Callable[[int], None]  # trains on so many images; an error of memory when they do not fit
+Trial = Callable[[int], None]  # trains on this many images; raises if they do not fit in memory
 
 
 def settle(
@@ -131,10 +132,9 @@ def settle(
     trial: Trial | None = None,
     ranks: Ranks | None = None,
 ) -> Data:
-    """`data` in the micro-batches that fit, where the recipe leaves their size to be found.
+    """`data` with the largest micro-batches that fit, if the recipe says "auto".
 
-    All ranks take what fits on each of them.
-    OutOfMemory: not even one image fits.
+    All ranks use the smallest size found by any of them. OutOfMemory: not even one image fits.
     """
     if recipe.train.micro_batch != "auto":
         return data
@@ -147,7 +147,7 @@ def settle(
     else:
         trial = trial or _trial_of(recipe, data, ranks.ranks_here)
         fits = largest_that_fits(share, trial, recipe)
-        ranks.meet()  # one may have tried for minutes longer than another
+        ranks.meet()  # their trials may differ by minutes
         size = -int(ranks.most(-fits))
         note(f"micro-batch: {size} of {share} images, the largest that fits in memory")
         folder.write_micro_batch(size)
@@ -166,7 +166,7 @@ def _read(path: Path, share: int) -> int:
 
 
 def largest_that_fits(images: int, trial: Trial, recipe: Recipe) -> int:
-    """The largest divisor of `images` on which `trial` raises no error of memory.
+    """The largest divisor of `images` for which `trial` does not run out of memory.
 
     OutOfMemory: there is none.
     """
@@ -184,7 +184,7 @@ def largest_that_fits(images: int, trial: Trial, recipe: Recipe) -> int:
 
 
 def _failure(trial: Trial, size: int) -> Exception | None:
-    """The error of memory that a trial ends with, without the tensors that its frames hold."""
+    """The out-of-memory error of a trial, or None. Its frames, which hold tensors, are dropped."""
     try:
         trial(size)
     except (RuntimeError, MemoryError) as error:
@@ -199,9 +199,10 @@ def _failure(trial: Trial, size: int) -> Exception | None:
 
 
 def _trial_of(recipe: Recipe, data: Data, ranks_here: int = 1) -> Trial:
-    """Trains a throw-away network of the recipe on noise of the data's shape.
+    """A trial with the recipe's network, on noise of the data's shape.
 
-    Ranks on one machine (`ranks_here`) try at the same time, so each may take its part of the memory.
+    The ranks on this machine (`ranks_here`) run it at the same time, so each gets its share of the
+    free memory.
     """
     device = environment.choose_device(recipe.train.device).value
     train = partial(_train, recipe, len(data.classes), data.channels, data.image_size)
@@ -218,7 +219,7 @@ def _trial_of(recipe: Recipe, data: Data, ranks_here: int = 1) -> Trial:
 
 
 def _within(free: int | None, train: Trial, images: int) -> None:
-    """Trains in a process that gets no more than `free` bytes (None: where nothing tells them)."""
+    """Trains in this process, limited to `free` more bytes (None: no limit is known)."""
     used = _data_memory()
     if free is not None and used is not None:
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
@@ -229,7 +230,7 @@ def _within(free: int | None, train: Trial, images: int) -> None:
 
 
 def _train(recipe: Recipe, classes: int, channels: int, size: int, images: int) -> None:
-    """A step on `images` images [channels, size, size], and the passes of another one behind it."""
+    """A step on `images` images [channels, size, size], then forward and backward once more."""
     cfg = recipe.train
     placement = Placement.set_up(cfg)
     model = build_model(recipe, classes=classes, channels=channels, image_size=size)
@@ -248,7 +249,7 @@ def _train(recipe: Recipe, classes: int, channels: int, size: int, images: int) 
 
 
 def available_host_memory() -> int | None:
-    """Bytes that processes can still get, also within a container; None where Linux says nothing."""
+    """Bytes that can still be allocated, also in a container; None where /proc does not say."""
     kib = _field(Path("/proc/meminfo"), "MemAvailable")
     if kib is None:
         return None

@@ -1,4 +1,4 @@
-"""Loss, speed and waiting since the last row of metrics; sums of tensors stay on the device."""
+"""Loss, speed and time spent waiting since the last row of metrics; sums stay on the device."""
 
 import contextlib
 import math
@@ -13,10 +13,10 @@ from torch import Tensor
 
 
 class Meters:
-    """Adds up what happens between two `read`s, the only moment at which the device is waited for.
+    """Sums between two calls of `read`, which alone waits for the device.
 
-    Speed leaves out the first step of a session, in which kernels are compiled, unless there was
-    no other.
+    The speed leaves out a session's first step, in which kernels are compiled, unless it is the
+    only one.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -44,14 +44,14 @@ class Meters:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Time inside is spent waiting for data."""
+        """Counts the time inside as waiting for data."""
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """Time inside is not training: it does not count."""
+        """Leaves out the time inside, which is not spent on training."""
         start = time.perf_counter()
         try:
             yield

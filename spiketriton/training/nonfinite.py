@@ -1,9 +1,9 @@
 """Where the numbers of a training step went wrong: the first layer and time step.
 
-When a run ends at a loss or gradient that is not finite, the step is repeated layer by layer with
-norm and neuron apart, so that every current between them can be looked at. Named is the first layer
-and time step, in the order in which things are computed: forward the first value, else backward the
-first gradient, which meets the last layer and the last time step first.
+When a loss or gradient that is not finite ends a run, the step is repeated with norm and neuron
+computed apart, so that every current between them can be checked. The first bad value in the order of
+computation is reported: in the forward pass, or else in the backward pass, which starts at the last
+layer and the last time step.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ Autocast = Callable[[], AbstractContextManager[object]]
 
 
 class Diverged(Exception):
-    """The loss or the gradient is infinite or NaN: training cannot go on."""
+    """The loss or the gradient is infinite or NaN, and training has ended."""
 
 
 @dataclass(frozen=True)
@@ -65,19 +65,19 @@ class Finding:
         if self.what == "gradient":
             return f"forward is finite, backward {began} in the gradient of {self.layer} {share}"
         named = ", ".join(self.parameters)
-        behind = f", whose {named} is not finite" if self.parameters else ""
-        return f"{began} in the {self.what} of {self.layer} {share}{behind}"
+        whose = f", whose {named} is not finite" if self.parameters else ""
+        return f"{began} in the {self.what} of {self.layer} {share}{whose}"
 
 
 def locate(
     model: Network, batches: Sequence[Batch], loss: Loss, autocast: Autocast
 ) -> Finding | None:
-    """Repeats a step and says where it went wrong; None when it does not, this time.
+    """Repeats a step and returns where it went wrong; None if it was finite this time.
 
-    The model is left as it was, but for the gradients of its parameters, which end as None.
+    Afterwards the model is as before, and the gradients of its parameters are None.
 
     Args:
-        model: with the weights of before the step.
+        model: with the weights from before the step.
         batches: its micro-batches on the model's device, images [b, C, H, W] and labels [b].
         loss: currents [T, b, K], labels [b] -> scalar.
         autocast: the precision of the forward pass.
@@ -101,12 +101,12 @@ def locate(
 
 
 class _Trace:
-    """Looks at everything that flows through `model` while entered; keeps the first bad place."""
+    """While entered, checks all values and gradients in `model` and keeps the first bad place."""
 
     def __init__(self, model: Network, images: int) -> None:
         self.steps, self.images, self.spiking = model.time_steps, images, model.is_spiking
         self.found: Finding | None = None
-        self.forward = True  # recomputed layers pass by once more in backward
+        self.forward = True  # recomputed layers call the hooks again in backward
         self._hooks = []
         for name, module in model.named_modules():
             if isinstance(module, SpikingNeuron):
@@ -149,7 +149,9 @@ class _Trace:
     def _place(self, x: Tensor, *, first: bool) -> tuple[int | None, tuple[int, int]]:
         """The first (or last) time step of `x` that is not finite, and how much of it."""
         if x.shape[:2] != (self.steps, self.images):
-            if len(x) != self.steps * self.images:  # the stem's constant current, shown from 0 on
+            if (
+                len(x) != self.steps * self.images
+            ):  # the stem's current, which is the same at every step
                 return 0 if self.spiking else None, _share(x)
             x = x.unflatten(0, (self.steps, self.images))
         steps = [t for t in range(self.steps) if not x[t].isfinite().all()]
@@ -158,12 +160,12 @@ class _Trace:
 
 
 def _share(x: Tensor) -> tuple[int, int]:
-    """How many values are not finite, of how many."""
+    """The number of values that are not finite, and of all."""
     return int((~x.isfinite()).sum()), x.numel()
 
 
 def _in_parameters(model: Network) -> Finding | None:
-    """Where only the parameters' own gradients are not finite, or only their norm."""
+    """A parameter whose gradient is not finite, or the largest one if only the norm is not."""
     grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     bad = [name for name, grad in grads.items() if not grad.isfinite().all()]
     if bad:

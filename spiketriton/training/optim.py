@@ -22,9 +22,9 @@ def build_optimizer(cfg: TrainConfig, model: nn.Module) -> Optimizer:
     """SGD or AdamW over the trainable parameters of `model`.
 
     Weight decay reaches matrices and convolution kernels only: what has fewer than two dimensions
-    (biases, scales of norms, gains, the leak of a neuron) has no scale that decay could choose.
-    Torch's `fused` variant: it alone can be told on the device (`found_inf`) to leave a step out,
-    state and all, see guard.py. Raises ValueError when nothing can be trained.
+    (biases, scales of norms, gains, the leak of a neuron) has no scale for decay to choose.
+    Torch's `fused` variant is used because it alone can skip a step, state included, by a flag on
+    the device (`found_inf`, see guard.py). Raises ValueError if nothing can be trained.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
@@ -37,7 +37,7 @@ def build_optimizer(cfg: TrainConfig, model: nn.Module) -> Optimizer:
     if cfg.optimizer == "sgd":
         sgd = SGD(groups, lr=cfg.lr, momentum=cfg.momentum, nesterov=cfg.nesterov, fused=True)
         if cfg.momentum:
-            # as the first step would begin; torch leaves it undefined when that one is left out
+            # as torch's first step does; skipping that step would leave it undefined
             for p in trained:
                 sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
         return sgd

@@ -2,9 +2,10 @@
 
     torchrun --nproc-per-node=2 -m spiketriton.train RECIPE
 
-What the engine has to agree on, sum up or tell once goes through here, in words that mean nothing
-to a process alone (`Ranks`) and a collective to several (`Group`). Tensors of a GPU travel by NCCL,
-all else by gloo, so that no decision waits for a GPU. docs/many_gpus.md is the page for users.
+Whatever ranks must decide together, sum up or report once goes through this module. The methods do
+nothing for a single process (`Ranks`) and are collectives for several (`Group`). Tensors on a GPU
+are exchanged by NCCL, everything else by gloo, so that no decision waits for a GPU. The page for
+users is docs/many_gpus.md.
 """
 
 import contextlib
@@ -29,13 +30,15 @@ from spiketriton.errors import EXIT_ERROR, EXIT_SIGINT, EXIT_USER, UserError, on
 
 T = TypeVar("T")
 
-TIMEOUT = timedelta(seconds=45)  # of a collective: a rank that answers no more is lost
-PATIENCE = 5.0  # seconds for the survivors to find each other, once one of them noticed
-HEARD = 20.0  # seconds for the first rank to tell a mistake; torchrun kills 30 after a signal
+TIMEOUT = timedelta(seconds=45)  # of a collective: after it, a rank that does not respond is lost
+PATIENCE = 5.0  # seconds for the survivors to report, after the first of them noticed
+REPORTED = (
+    20.0  # seconds for the first rank to report; torchrun kills all ranks 30 s after a signal
+)
 
 
 class Ranks:
-    """One process: the first rank and the only one. Nothing has to be agreed on."""
+    """A single process, which is the first rank. There is nothing to exchange."""
 
     rank, world_size, ranks_here, first = 0, 1, 1, True  # ranks_here: on this machine
     launcher: tuple[str, ...] = ("python",)
@@ -54,11 +57,11 @@ class Ranks:
         """Makes this rank's GPU the current one. UserError: there are more ranks than GPUs."""
 
     def decide(self, make: Callable[[], T]) -> T:
-        """What `make()` returns, or the UserError it raises, on the first rank, for all."""
+        """Calls `make` on the first rank; all ranks return its result or raise its UserError."""
         return make()
 
     def meet(self) -> None:
-        """Waits for all ranks, as long as it takes: one may be downloading."""
+        """Waits for all ranks, without a timeout: one may be downloading."""
 
     def total(self, x: Tensor) -> Tensor:
         """The sum over ranks of a tensor."""
@@ -84,17 +87,17 @@ class Ranks:
         return module
 
     def averages(self, module: Any, when: bool) -> AbstractContextManager[None]:
-        """Inside, `module`'s backward averages only `when`; else it waits for a later one."""
+        """Inside, the backward of `module` averages gradients if `when` is true, else a later one does."""
         return contextlib.nullcontext()
 
     def explain(self, error: Exception) -> None:
-        """Ends the process if `error` came from the death or mistake of another rank."""
+        """Ends the process if `error` was caused by another rank."""
 
 
 def ranks_of_torchrun() -> Ranks:
-    """The ranks that this process belongs to, by the environment that torchrun gives it.
+    """The ranks that this process belongs to, by torchrun's environment variables.
 
-    UserError: it is half of one, as some schedulers leave it.
+    UserError: some of the variables are missing or wrong, as some schedulers leave them.
     """
     given = {name: os.environ.get(name, "") for name in ("WORLD_SIZE", "RANK", "MASTER_PORT")}
     if given["WORLD_SIZE"] in ("", "1"):
@@ -102,18 +105,19 @@ def ranks_of_torchrun() -> Ranks:
     if not (all(text.isdecimal() for text in given.values()) and "MASTER_ADDR" in os.environ):
         shown = ", ".join(f"{name}={text}" for name, text in given.items() if text)
         raise UserError(
-            f"the environment says {shown}, as for one of several ranks, but no rank can be made of "
-            "it; accepted: the command through torchrun, or no WORLD_SIZE"
+            f"the environment says {shown}, as for one of several ranks, but that is not enough "
+            "for one; accepted: the command through torchrun, or no WORLD_SIZE"
         )
     return Group()
 
 
 class Group(Ranks):
-    """Several processes. Inside of it, what ends one rank ends all, and is told once.
+    """Several processes. While it is entered, an error on one rank ends all, with one message.
 
-    A rank that fails posts why, breaks its connections, and so wakes the others from whatever they
-    wait in. They meet in the store, which torchrun keeps: the posted reasons, and who is missing
-    there, make the one message, told by the first rank, or by another if the first is lost.
+    A rank that fails posts the reason in the store (which torchrun keeps) and closes its
+    connections, so that collectives of the other ranks fail too. The others then look in the store:
+    the posted reasons, and which ranks posted nothing, make up the message. The first rank prints
+    it, or another one if the first is lost.
     """
 
     def __enter__(self) -> "Group":
@@ -131,7 +135,7 @@ class Group(Ranks):
             world_size=self.world_size,
             timeout=TIMEOUT,
         )
-        # a first rank that writes to a slow disk is not lost; one that died is noticed at once
+        # the first rank may write to a slow disk for long; if it dies, this is noticed at once
         self.patient = dist.new_group(backend="gloo", timeout=timedelta(hours=1))
         self.on_gpus, self.meetings = False, 0
         return self
@@ -223,14 +227,14 @@ class Group(Ranks):
             self._post(EXIT_ERROR, f"{type(error).__name__}: {error} (see its traceback)")
         elif self.first:
             self._post(EXIT_USER, str(error))
-            if self.store.add("told", 1) > 1:  # by one that took this one for lost
+            if self.store.add("reported", 1) > 1:  # another rank took this one for lost
                 raise SystemExit(EXIT_USER)
         else:
             self._post(EXIT_USER, str(error))
             self._end_with_the_others()
 
     def _post(self, code: int, reason: str) -> None:
-        """Leaves, and says why: what this rank knows of the end of the run, maybe nothing."""
+        """Posts why this rank ends (an empty reason: it does not know) and closes its connections."""
         for number in (signal.SIGTERM, signal.SIGINT):  # torchrun sends them to the survivors
             signal.signal(number, signal.SIG_IGN)
         if not self.store.check([f"failed/{self.rank}"]):
@@ -238,7 +242,7 @@ class Group(Ranks):
         self._leave()
 
     def _end_with_the_others(self) -> NoReturn:
-        """Waits until the reason is known and told, by this rank if it is its turn."""
+        """Waits until the reason is known and printed, and prints it if that is this rank's task."""
         self._post(EXIT_ERROR, "")
         start = time.monotonic()
         while True:
@@ -247,10 +251,10 @@ class Group(Ranks):
             reasons = {r: text for r, text in posted.items() if not text.endswith(" ")}
             missing = {*range(self.world_size)} - {*posted}
             known = reasons or not missing or waited > PATIENCE
-            mine = self.first or (0 in missing and waited > PATIENCE) or waited > HEARD
-            if known and mine and self.store.add("told", 1) == 1:
+            mine = self.first or (0 in missing and waited > PATIENCE) or waited > REPORTED
+            if known and mine and self.store.add("reported", 1) == 1:
                 print(f"error: {one_line(_reason(reasons, missing))}", file=sys.stderr, flush=True)
-            if self.store.check(["told"]):
+            if self.store.check(["reported"]):
                 codes = [int(text.split()[0]) for text in reasons.values()]
                 raise SystemExit(max(codes, default=EXIT_ERROR))
             time.sleep(0.05)
@@ -268,14 +272,14 @@ _TRANSPORT = re.compile(r"gloo|NCCL|timeout|timed out|Connection", re.IGNORECASE
 
 
 def _reason(reasons: dict[int, str], missing: set[int]) -> str:
-    """What ended the run; `reasons` are the posted ones by rank, `missing` who posted nothing."""
+    """The message: `reasons` as posted, by rank; `missing` are the ranks that posted nothing."""
     if reasons:
         rank, text = min(reasons.items())
         return f"on rank {rank}: {text.partition(' ')[2]}"
     if missing:
         names = ", ".join(map(str, sorted(missing)))
         return (
-            f"rank {names} was lost: it died or answers no more, and the others end with it; "
-            "--resume goes on from the last checkpoint"
+            f"rank {names} died or stopped responding; all ranks are stopping; "
+            "--resume continues from the last checkpoint"
         )
-    return "the ranks lost their connection; --resume goes on from the last checkpoint"
+    return "the ranks lost their connection; --resume continues from the last checkpoint"

@@ -1,8 +1,8 @@
-"""A run that cannot be lost: killed again and again at any instant, it ends with the same bits.
+"""A run that is killed again and again, at any instant, ends with the same bits.
 
 A server process imports everything once and forks a child for each session, so a kill costs a
 fraction of a second. The kills are SIGKILL from outside at random instants of the session, and
-deaths at chosen places of a checkpoint's way to the disk, which random instants rarely meet.
+deaths at chosen points while a checkpoint is written, which random instants rarely hit.
 """
 
 import contextlib
@@ -134,7 +134,7 @@ class Killer:
 
     @staticmethod
     def progress(folder: Path) -> tuple[int, int]:
-        """The step where a resumed run would go on, and the last one that was taken."""
+        """The step from which a resumed run would continue, and the last one that was taken."""
         state = Checkpoints(folder / "checkpoints", keep=1, warn=pytest.fail).load()
         steps = [row["step"] for row in Rows(folder / "metrics.jsonl").read()]
         return (state["step"] if state else 0), max(steps, default=0)
@@ -164,7 +164,7 @@ def unbroken(killer, tmp_path_factory) -> Path:
 
 
 def assert_same_bits(unbroken: Path, killed: Path) -> None:
-    """Checkpoints, rows and calibration of both runs, what tells the time left out."""
+    """Checkpoints, rows and calibration of both runs, without times."""
     for name in ("last.pt", "last.1.pt", "best.pt"):
         states = [read_checkpoint(run / "checkpoints" / name) for run in (unbroken, killed)]
         for state in states:

@@ -1,7 +1,7 @@
-"""Several ranks: the run is that of one rank, and ends as one.
+"""Several ranks: they compute the run of one rank, and end together.
 
-Two gloo processes, started by the launcher that users start. What needs no launch of its own runs
-in one of them, `play`, whose folders the tests read.
+Two gloo processes, started as users start them. What needs no launch of its own runs in a shared one,
+`play`; the tests read its folders.
 """
 
 import json
@@ -131,7 +131,7 @@ def launch(*arguments: str, folder: Path) -> subprocess.Popen:
 
 
 def said(process: subprocess.Popen) -> str:
-    """What is left to be read; a launch that hangs is ended, and what it said is the error."""
+    """The rest of the output; a launch that hangs is killed and fails with its output."""
     try:
         return process.communicate(timeout=600)[0]
     except subprocess.TimeoutExpired:
@@ -222,7 +222,7 @@ def test_a_resumed_run_of_two_ranks_has_the_same_bits(played):
 
 
 @pytest.mark.parametrize("order", ["two then one", "one then two"])
-def test_a_run_goes_on_with_another_number_of_ranks(played, tmp_path, order):
+def test_a_run_continues_with_another_number_of_ranks(played, tmp_path, order):
     if order == "two then one":
         small_trainer(played / order, *SYNC, resume=True).fit()
     small_trainer(tmp_path / "unbroken", *SYNC).fit()
@@ -290,13 +290,13 @@ def test_compiled_ranks_join_their_statistics(tmp_path):
 
 
 def test_a_killed_rank_ends_the_run_with_one_message(tmp_path):
-    """The run that is left goes on from its last checkpoint, on one rank too."""
+    """The run resumes from its last checkpoint, also on one rank."""
     keys = ["train.epochs=400", "train.log_every=2", "checkpoint.every=2"]
     process = launch(__file__, "killed", recipe_file(tmp_path, *keys), folder=tmp_path)
     rest = said(process)
     assert process.returncode == 1
     assert rest.count("error: ") == 1, rest
-    assert "error: rank 1 was lost: it died or answers no more" in rest
+    assert "error: rank 1 died or stopped responding; all ranks are stopping" in rest
     assert "spiketriton/trainer.py" not in rest, "no traceback of ours"
     resumed = small_trainer(tmp_path / "run", *keys, resume=True)
     assert resumed.step == 4
@@ -304,7 +304,7 @@ def test_a_killed_rank_ends_the_run_with_one_message(tmp_path):
 
 
 @pytest.mark.parametrize("moment", ["start", "step"])
-def test_a_mistake_is_told_once(tmp_path, moment):
+def test_a_mistake_is_reported_once(tmp_path, moment):
     """One that all ranks make, before any work; and one of the second, in the middle of training."""
     if moment == "start":
         process = launch(
@@ -332,13 +332,13 @@ def test_an_indivisible_batch_names_the_keys_and_the_ranks():
             build_data(recipe, rank=3, world_size=4)
 
 
-def test_a_mistake_that_another_rank_has_told_is_not_told_again(monkeypatch):
+def test_a_mistake_that_another_rank_has_reported_is_not_reported_again(monkeypatch):
     group = Group()
     group.store, group.rank, group.first = dist.HashStore(), 0, True
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    group.explain(UserError("the first to tell it"))  # goes on: it is about to be printed
+    group.explain(UserError("the first to report it"))  # returns: it is about to be printed
     with pytest.raises(SystemExit) as left:
-        group.explain(UserError("told by then"))
+        group.explain(UserError("reported by then"))
     assert left.value.code == EXIT_USER
 
 

@@ -78,8 +78,8 @@ def test_a_stopped_and_resumed_run_equals_the_unbroken_one(tmp_path, unbroken, k
     assert_same_run(unbroken(*KINDS[kind]), tmp_path / "resumed")
 
 
-def test_random_draws_go_on_where_they_were(tmp_path):
-    """A net with dropout, say: every generator that a step may draw from is restored."""
+def test_random_draws_continue_where_they_were(tmp_path):
+    """For example a net with dropout: every generator that a step may draw from is restored."""
 
     def trainer(path: Path, resume: bool = False) -> Trainer:
         made = small_trainer(path, resume=resume)
@@ -107,7 +107,7 @@ def test_the_twin_resumes_too(tmp_path):
     assert_equal(last_state(tmp_path / "unbroken"), last_state(tmp_path / "resumed"))
 
 
-def test_a_run_that_died_goes_on_from_its_last_checkpoint(tmp_path):
+def test_a_run_that_died_continues_from_its_last_checkpoint(tmp_path):
     """As after kill -9: rows and a torn line are there that no checkpoint knows of."""
 
     class Died(Exception):
@@ -134,7 +134,7 @@ def test_a_run_that_died_goes_on_from_its_last_checkpoint(tmp_path):
     assert_same_run(tmp_path / "unbroken", tmp_path / "resumed")
 
 
-def test_a_run_without_a_checkpoint_starts_anew(tmp_path, unbroken):
+def test_a_run_without_a_checkpoint_starts_from_the_beginning(tmp_path, unbroken):
     small_trainer(tmp_path / "resumed")  # and it was killed at once
     small_trainer(tmp_path / "resumed", resume=True).fit()
     assert_same_run(unbroken(), tmp_path / "resumed")
@@ -258,7 +258,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen:
 
 
 def long_recipe(folder: Path) -> Path:
-    """So many steps that a signal comes in time on any machine; workers, to be hit by it too."""
+    """Long enough for a signal to come in time on any machine; with workers, which get it too."""
     recipe = small_recipe("train.epochs=300", "train.log_every=2", "data.workers=1")
     path = folder / "long.toml"
     path.write_text(to_toml(recipe))
@@ -314,7 +314,7 @@ def test_two_processes_do_not_train_one_run(tmp_path):
         pass
 
 
-def test_a_run_outlives_its_reader(tmp_path):
+def test_a_run_continues_when_its_output_is_closed(tmp_path):
     """`train ... 2>&1 | head -1`"""
     (tmp_path / "small.toml").write_text(to_toml(small_recipe("train.log_every=1")))
     process = start(tmp_path, "small.toml", "--run-dir", "run")

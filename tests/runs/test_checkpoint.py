@@ -153,7 +153,7 @@ def test_plain_data_that_is_no_training_state_is_refused(tmp_path):
     buffer = io.BytesIO()
     torch.save([1, 2], buffer)
     (tmp_path / "last.pt").write_bytes(with_checksum(buffer.getvalue()))
-    with pytest.raises(DamagedCheckpoint, match="no checkpoint of a training run"):
+    with pytest.raises(DamagedCheckpoint, match="not a checkpoint of a training run"):
         read_checkpoint(tmp_path / "last.pt")
 
 

@@ -119,7 +119,7 @@ def test_no_checkpoint_is_written_of_a_run_that_has_gone_wrong(tmp_path):
 # ---- skipping
 
 
-def test_a_bad_batch_is_left_out_and_told(tmp_path):
+def test_a_bad_batch_is_left_out_and_reported(tmp_path):
     display = Lines()
     trainer = poison(small_trainer(tmp_path / "run", *SKIP, display=display), 6)
     outcome = trainer.fit()
@@ -155,7 +155,7 @@ def test_more_than_max_skips_in_a_row_end_the_run(tmp_path, steps, ends):
             trainer.fit(until=9)
 
 
-def test_a_resumed_run_goes_on_counting(tmp_path):
+def test_a_resumed_run_keeps_counting(tmp_path):
     poison(small_trainer(tmp_path / "run", *SKIP), 8, 9).fit(until=9)
     display = Lines()
     resumed = small_trainer(tmp_path / "run", *SKIP, resume=True, display=display)
