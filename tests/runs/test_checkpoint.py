@@ -99,7 +99,7 @@ def test_when_all_are_damaged_the_error_names_them(checkpoints, tmp_path):
     checkpoints.save_best(state(1))
     for path in tmp_path.iterdir():
         path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(UserError, match=r"last\.pt, best\.pt damaged"):
+    with pytest.raises(UserError, match=r"are damaged: last\.pt, best\.pt; start"):
         checkpoints.load()
 
 
