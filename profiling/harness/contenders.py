@@ -5,25 +5,33 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from profiling.memory import Memory
-from profiling.timing import Effort, Timing
+from profiling.harness.timing import Timed, Timing
 
 OURS = "spiketriton"
 
-OK = "ok"
-UNEQUAL = "not equal"  # measured; the row says why its result is another
-WRONG = "wrong result"  # not measured
-MISSING = "missing"  # a package or device is not there, or an option does not exist
-TOO_LARGE = "out of memory"
-FAILED = "failed"
-NOT_REACHED = "not reached"  # --minutes were over
+EXCUSED = 0.05
+"""Share of spikes that may differ where a contender cannot agree: a rounded membrane moves few, and
+a gradient through the reset none."""
 
-Spec = dict[str, Any]
-"""What a case is, in words that JSON holds: another process can build the same."""
+
+class Status:
+    """What became of a contender, in its row."""
+
+    OK = "ok"
+    UNEQUAL = "not equal"  # measured; the row says why its result differs
+    WRONG = "wrong result"  # not measured
+    MISSING = "missing"  # a package or device is not there, or an option does not exist
+    TOO_LARGE = "out of memory"
+    FAILED = "failed"
+    NOT_REACHED = "not reached"  # --minutes were over
+
+
+class Unavailable(Exception):
+    """A contender cannot run here, and why: a package, a device or an option is missing."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +44,6 @@ class Options:
     only: tuple[str, ...] = ()  # patterns of contenders' names; empty: all
 
 
-EXCUSED = 0.05
-"""Share of spikes that may differ where a contender cannot agree: a rounded membrane moves few, and
-a gradient through the reset none."""
-
-
 @dataclass(frozen=True)
 class Verdict:
     """How a contender's result compares with the definition; `numbers` go into the row."""
@@ -51,19 +54,18 @@ class Verdict:
 
     @property
     def measured(self) -> bool:
-        return self.status in (OK, UNEQUAL)
+        return self.status in (Status.OK, Status.UNEQUAL)
 
 
-class Work(Protocol):
+class Work(Timed):
     """A contender's work on its data, ready to be checked, timed and weighed."""
 
-    def check(self) -> Verdict: ...
+    def check(self) -> Verdict:
+        raise NotImplementedError
 
-    def prepare(self, effort: Effort) -> None: ...
-
-    def sample(self) -> float: ...
-
-    def memory(self) -> Memory: ...
+    def memory(self) -> dict[str, Any]:
+        """`peak_bytes` and `saved_bytes`, for the row."""
+        raise Unavailable("it has no backward")
 
 
 @dataclass(frozen=True)
@@ -75,26 +77,17 @@ class Contender:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-class Section(Protocol):
-    """One kind of measurement: its cases, who takes part in a case, and what is made of it."""
+class Case:
+    """What contenders are compared in; `spec` says what it is, in values that JSON can hold."""
 
-    name: str
+    spec: dict[str, Any]
 
-    def specs(self, options: Options) -> list[Spec]: ...
+    def contenders(self, options: Options) -> list[Contender]:
+        raise NotImplementedError
 
-    def contenders(self, spec: Spec, options: Options) -> list[Contender]: ...
-
-
-class Timed(Section, Protocol):
-    """Contenders take turns; `numbers` are what a row tells beside its milliseconds."""
-
-    def numbers(self, spec: Spec, timings: dict[str, Timing]) -> dict[str, dict[str, Any]]: ...
-
-
-class Weighed(Section, Protocol):
-    """Contenders are weighed; `weigh` makes a row of the bytes."""
-
-    def weigh(self, spec: Spec, memory: Memory) -> dict[str, float]: ...
+    def numbers(self, timings: dict[str, Timing]) -> dict[str, dict[str, Any]]:
+        """What the contenders' rows hold besides their milliseconds."""
+        raise NotImplementedError
 
 
 def agreement(
@@ -107,11 +100,9 @@ def agreement(
     """
     numbers = {"spikes_differ": differ, "gradient_error": error}
     if differ <= allowed[0] and error <= allowed[1]:  # NaN is not
-        return Verdict(OK, "", numbers)
+        return Verdict(Status.OK, "", numbers)
     if unequal and differ <= max(EXCUSED, allowed[0]) and math.isfinite(error):
-        return Verdict(UNEQUAL, unequal, numbers)
-    return Verdict(
-        WRONG,
-        f"spikes differ: {differ:.2g} (allowed {allowed[0]:.2g}), gradients by {error:.2g} (allowed {allowed[1]:.2g})",
-        numbers,
-    )
+        return Verdict(Status.UNEQUAL, unequal, numbers)
+    why = f"spikes differ: {differ:.2g} (allowed {allowed[0]:.2g}), "
+    why += f"gradients by {error:.2g} (allowed {allowed[1]:.2g})"
+    return Verdict(Status.WRONG, why, numbers)

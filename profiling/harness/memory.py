@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -13,33 +14,27 @@ from torch.profiler import ProfilerActivity, profile
 from spiketriton.models import Network
 
 
-@dataclass(frozen=True)
-class Memory:
-    """`peak_bytes`: tensors alive at once during a call, beyond those alive before it.
-    `saved_bytes`: of them, what the forward keeps for the backward (parameters apart)."""
-
-    peak_bytes: int
-    saved_bytes: int
-
-    def row(self) -> dict[str, int]:
-        return asdict(self)
-
-
 def measure(
     call: Callable[[], object],
     forward: Callable[[], object],
-    kept: Iterable[Tensor],
+    model: nn.Module,
     device: torch.device,
-    model: nn.Module | None = None,
-) -> Memory:
-    """Measures a warmed-up `call` (of `model`); `forward` is its first half, `kept` is alive anyway."""
+    kept: Iterable[Tensor] = (),
+) -> dict[str, int]:
+    """`peak_bytes` and `saved_bytes` of a warmed-up `call` of a model, for a row.
+
+    `forward` is its first half; `kept`, like the model's parameters, is alive anyway.
+    """
     call()
-    return Memory(peak_bytes(call, device), saved_bytes(forward, kept, model))
+    kept = [*model.parameters(), *model.buffers(), *kept]
+    peak = peak_bytes(call, device)
+    return {"peak_bytes": peak, "saved_bytes": saved_bytes(forward, kept, model)}
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
-    """By the allocator's own count, on the CPU too: exact, and free of the process's other memory.
+    """The most bytes of tensors alive at once during a call, beyond those alive before it.
 
+    By the allocator's own count, on the CPU too: exact, and free of the process's other memory.
     What libraries allocate past torch (oneDNN's scratch memory) is not counted there.
     """
     if device.type == "cuda":
@@ -51,14 +46,11 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
-    recorded = profiler.profiler
-    assert recorded is not None
-    assert recorded.kineto_results is not None
-    events = recorded.kineto_results.events()
-    changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
+    recorded: Any = profiler.profiler
+    events = [e for e in recorded.kineto_results.events() if e.name() == "[memory]"]
     alive = peak = 0
-    for _, change in sorted(changes, key=lambda pair: pair[0]):
-        alive += change
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        alive += event.nbytes()
         peak = max(peak, alive)
     return peak
 
@@ -76,15 +68,11 @@ def saved_bytes(
             saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    def unpack(tensor: Any) -> Any:
-        return tensor
-
-    packs = isinstance(model, Network) and model.packed
-    if packs:  # torch shows saved tensors to the innermost hooks only, which are the network's own
-        model.on_save = pack
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+    with ExitStack() as stack:
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x))
+        if isinstance(model, Network) and model.packed:
+            # torch shows saved tensors to the innermost hooks only, which are the network's own
+            stack.enter_context(mock.patch.object(model, "on_save", pack))
         result = forward()  # kept until counted: a freed storage's address may come again
-    if packs:
-        model.on_save = None
     del result
     return sum(saved.values())

@@ -1,4 +1,4 @@
-"""The other libraries' neurons, told what ours are told, in their fastest documented use.
+"""The other libraries' neurons, with the constants of ours, in their fastest documented use.
 
 A variant makes a module [T, B, ...] -> spikes [T, B, ...] of one of our neurons. Loops run over
 `unbind`, never over `x[t]`, whose gradient would be quadratic in T. Conventions are mapped so that
@@ -6,7 +6,7 @@ spikes and gradients agree with ours, which is checked before anything is timed:
 
 spikingjelly  the same update and the same `h >= threshold`. On a CPU its fastest use is torch.compile
               of `functional.lif_multi_step`; on a GPU the same function, which takes its Triton
-              operator in float32 and, told a storage dtype, its precision path in half precision.
+              operator in float32 and, given a storage dtype, its precision path in half precision.
 snntorch      `Leaky` with `reset_mechanism="zero"`, `reset_delay=False` (else it resets one step
               late); fires at `mem > threshold`, so ties differ; its reset carries a gradient.
 norse         `lif_box_feed_forward_step`, whose input decays with the membrane: the current is
@@ -19,30 +19,30 @@ their spikes cannot be ours: such a variant says why it is unequal, and is timed
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from profiling.harness.contenders import Contender, Unavailable, Work
 from spiketriton.neurons import IF, LIF, SpikingNeuron
 from spiketriton_kernels import Surrogate
 
+PEERS = ("spikingjelly", "snntorch", "norse")
 ATAN = Surrogate.atan(2.0)
 """The surrogate of every comparison: height 1, width 1 / pi, the default of two of the peers."""
 TRIANGLE = Surrogate.triangle(1.0)
-
-
-class Unavailable(Exception):
-    """A contender cannot run here, and why: a package, a device or an option is missing."""
 
 
 @dataclass(frozen=True)
 class Variant:
     """One use of a peer's neuron.
 
-    `compiled`: what holds the neuron is handed to torch.compile. `surrogate`: what its gradient is
+    `compiled`: what holds the neuron is compiled by torch.compile. `surrogate`: what its gradient is
     checked against. `unequal`: why its result cannot be that of the neuron at hand, or "".
     """
 
@@ -57,11 +57,49 @@ class Variant:
 def variants(
     peer: str, neuron: SpikingNeuron, device: torch.device, dtype: torch.dtype
 ) -> list[Variant]:
-    """The uses of an installed peer that stand for `neuron`, whose surrogate is ATAN.
+    """The uses of a peer that stand for `neuron`, whose surrogate is ATAN; `dtype`: the currents'."""
+    unequal = "" if dtype == torch.float32 else f"it keeps the membrane in {str(dtype)[6:]}"
+    if peer == "spikingjelly":
+        on_gpu = device.type == "cuda"
+        use = f"spikingjelly {'triton' if on_gpu else 'compiled'}"
+        node = partial(SpikingJelly, stateless=False)
+        return [
+            Variant("spikingjelly default", node, peer, unequal=unequal),
+            Variant(use, partial(SpikingJelly, stateless=True), peer, compiled=not on_gpu),
+        ]
+    if neuron.detach_reset and neuron.reset_mode != "none":
+        unequal = "its reset always carries a gradient"
+    if peer == "snntorch":
+        return [Variant(peer, SnnTorch, peer, unequal=unequal)]
+    return [Variant(peer, Norse, peer, surrogate=TRIANGLE, unequal=unequal)]
 
-    `dtype` is that of the currents.
-    """
-    return PEERS[peer](neuron, device, dtype)
+
+def contenders(
+    peers: Iterable[str],
+    neuron: SpikingNeuron,
+    device: torch.device,
+    dtype: torch.dtype,
+    build: Callable[[Variant], Work],
+    prefix: str = "",
+) -> list[Contender]:
+    """All uses of the peers, each built by `build`; of a peer that is not installed, its name."""
+    found = []
+    for peer in peers:
+        if version(peer) is None:
+            found.append(Contender(peer, partial(_missing, peer)))
+            continue
+        for variant in variants(peer, neuron, device, dtype):
+            facts = {"package": f"{peer} {version(peer)}"}
+            if variant.surrogate is not ATAN:
+                s = variant.surrogate
+                about = f"{s.shape} (height {s.height:g}, width {s.width:g})"
+                facts["note"] = f"surrogate {about}: has no ATan"
+            found.append(Contender(prefix + variant.name, partial(build, variant), facts))
+    return found
+
+
+def _missing(peer: str) -> Work:
+    raise Unavailable(f'{peer} is not installed; pip install -e ".[peers]" installs it')
 
 
 def version(package: str) -> str | None:
@@ -72,91 +110,40 @@ def version(package: str) -> str | None:
         return None
 
 
-def _half_membrane(dtype: torch.dtype) -> str:
-    return "" if dtype == torch.float32 else f"it keeps the membrane in {str(dtype)[6:]}"
-
-
-# ---- SpikingJelly
-
-
-def _spikingjelly(neuron: SpikingNeuron, device: torch.device, dtype: torch.dtype) -> list[Variant]:
-    use = "triton" if device.type == "cuda" else "compiled"
-    name, unequal = "spikingjelly", _half_membrane(dtype)
-    return [
-        Variant("spikingjelly default", SpikingJellyNode, name, unequal=unequal),
-        Variant(f"spikingjelly {use}", SpikingJelly, name, compiled=use == "compiled"),
-    ]
-
-
-def _spikingjelly_options(neuron: SpikingNeuron) -> dict:
-    from spikingjelly.activation_based import surrogate
-
-    if neuron.reset_mode == "none":
-        raise Unavailable("spikingjelly has no neuron without reset")
-    return dict(
-        v_threshold=neuron.v_threshold,
-        v_reset=neuron.v_reset,
-        surrogate_function=surrogate.ATan(2.0),
-        detach_reset=neuron.detach_reset,
-    )
-
-
 class SpikingJelly(nn.Module):
-    """`functional.lif_multi_step` or `if_multi_step`, which hold no state."""
+    """`functional.lif_multi_step` (IF: `if_multi_step`), or `LIFNode` reset before every window."""
 
-    def __init__(self, neuron: SpikingNeuron) -> None:
+    def __init__(self, neuron: SpikingNeuron, stateless: bool) -> None:
         super().__init__()
-        from spikingjelly.activation_based import functional
-
-        self.options = _spikingjelly_options(neuron)
-        if isinstance(neuron, LIF):
-            self.step = functional.lif_multi_step
-            self.options |= dict(tau=neuron.tau, decay_input=neuron.decay_input)
-        elif type(neuron) is IF:
-            self.step = functional.if_multi_step
-        else:
-            raise Unavailable(f"spikingjelly has no stateless {type(neuron).__name__}")
-
-    def forward(self, x: Tensor) -> Tensor:
-        start = self.options["v_reset"] or 0.0
-        v = torch.full_like(x[0], start, dtype=torch.float32)
-        storage = (
-            {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(x.dtype) if x.is_cuda else None
-        )
-        return self.step(x, v, **self.options, neuron_storage=storage)[0]
-
-
-class SpikingJellyNode(nn.Module):
-    """`LIFNode` or `IFNode` in multi-step mode, reset before every window."""
-
-    def __init__(self, neuron: SpikingNeuron) -> None:
-        super().__init__()
-        from spikingjelly.activation_based import functional
+        from spikingjelly.activation_based import functional, surrogate
         from spikingjelly.activation_based import neuron as nodes
 
-        self.reset = functional.reset_net
-        options = _spikingjelly_options(neuron) | dict(step_mode="m")
+        if neuron.reset_mode == "none":
+            raise Unavailable("spikingjelly has no neuron without reset")
+        if not isinstance(neuron, LIF) and type(neuron) is not IF:
+            raise Unavailable(f"{type(neuron).__name__} is not mapped to a spikingjelly neuron")
+        self.options: dict[str, Any] = dict(
+            v_threshold=neuron.v_threshold,
+            v_reset=neuron.v_reset,
+            surrogate_function=surrogate.ATan(2.0),
+            detach_reset=neuron.detach_reset,
+        )
+        kind = "LIF" if isinstance(neuron, LIF) else "IF"
         if isinstance(neuron, LIF):
-            options |= dict(tau=neuron.tau, decay_input=neuron.decay_input)
-            self.node = nodes.LIFNode(**options)
-        elif type(neuron) is IF:
-            self.node = nodes.IFNode(**options)
-        else:
-            raise Unavailable(f"{type(neuron).__name__} is not mapped to a spikingjelly node")
+            self.options |= dict(tau=neuron.tau, decay_input=neuron.decay_input)
+        self.reset = functional.reset_net
+        self.step = getattr(functional, f"{kind.lower()}_multi_step")
+        node = getattr(nodes, f"{kind}Node")
+        self.node = None if stateless else node(**self.options, step_mode="m")
 
     def forward(self, x: Tensor) -> Tensor:
-        self.reset(self.node)
-        return self.node(x)
-
-
-# ---- snnTorch
-
-
-def _snntorch(neuron: SpikingNeuron, device: torch.device, dtype: torch.dtype) -> list[Variant]:
-    unequal = _half_membrane(dtype)
-    if neuron.detach_reset and neuron.reset_mode != "none":
-        unequal = "its reset without delay always carries a gradient"
-    return [Variant("snntorch", SnnTorch, "snntorch", unequal=unequal)]
+        if self.node is not None:
+            self.reset(self.node)
+            return self.node(x)
+        v = torch.full_like(x[0], self.options["v_reset"] or 0.0, dtype=torch.float32)
+        half = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+        storage = half.get(x.dtype) if x.is_cuda else None
+        return self.step(x, v, **self.options, neuron_storage=storage)[0]
 
 
 class SnnTorch(nn.Module):
@@ -188,16 +175,7 @@ class SnnTorch(nn.Module):
         return torch.stack(spikes)
 
 
-# ---- norse
-
 STEP_OF_NORSE = 1e-3  # seconds, its default: only the product with tau_mem_inv matters
-
-
-def _norse(neuron: SpikingNeuron, device: torch.device, dtype: torch.dtype) -> list[Variant]:
-    unequal = _half_membrane(dtype)
-    if neuron.detach_reset and neuron.reset_mode != "none":
-        unequal = "its reset always carries a gradient"
-    return [Variant("norse", Norse, "norse", surrogate=TRIANGLE, unequal=unequal)]
 
 
 class Norse(nn.Module):
@@ -208,20 +186,15 @@ class Norse(nn.Module):
         from norse.torch.functional import lif_box, reset
 
         constants = neuron.neuron_arguments()
-        decay, gain = constants["decay"], constants["gain"]
+        decay, gain, v_start = (constants[name] for name in ("decay", "gain", "v_reset"))
         if neuron.reset_mode == "none" or isinstance(decay, Tensor) or decay == 1.0:
             raise Unavailable("norse's LIFBox has no IF, no PLIF and always resets")
         self.step, self.parameters_of = lif_box.lif_box_feed_forward_step, lif_box.LIFBoxParameters
         self.state = lif_box.LIFBoxFeedForwardState
         self.reset = {"hard": reset.reset_value, "soft": reset.reset_subtract}[neuron.reset_mode]
-        self.gain, self.v_start = gain / (1 - decay), constants["v_reset"]
-        for name, value in (
-            ("tau_mem_inv", (1 - decay) / STEP_OF_NORSE),
-            ("v_leak", self.v_start),
-            ("v_th", neuron.v_threshold),
-            ("v_reset", self.v_start),
-            ("alpha", 1.0),
-        ):
+        self.gain, self.v_start = gain / (1 - decay), v_start
+        values = dict(tau_mem_inv=(1 - decay) / STEP_OF_NORSE, v_leak=v_start, v_reset=v_start)
+        for name, value in (values | dict(v_th=neuron.v_threshold, alpha=1.0)).items():
             self.register_buffer(name, torch.tensor(value))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -234,6 +207,3 @@ class Norse(nn.Module):
             spike, state = self.step(x_t, state, constants, dt=STEP_OF_NORSE)
             spikes.append(spike)
         return torch.stack(spikes)
-
-
-PEERS = {"spikingjelly": _spikingjelly, "snntorch": _snntorch, "norse": _norse}

@@ -1,8 +1,8 @@
-"""Honest timing: warm-up, data beyond the cache, contenders taking turns, the median and its spread.
+"""Honest timing: warm-up, data beyond the cache, contenders in turn, the median and its spread.
 
-One sample is a handful of calls timed together: with CUDA events on a GPU, where no call waits for
-another, and with perf_counter on a CPU. Contenders of a case are sampled in turn within one run, so
-that what disturbs the machine disturbs them alike; who starts changes from round to round.
+A sample is a handful of calls timed together: by CUDA events on a GPU, where no call waits for
+another, by perf_counter on a CPU. The contenders of a case are sampled in turn within one run, so
+that what disturbs the machine disturbs all of them; who starts changes from round to round.
 """
 
 from __future__ import annotations
@@ -10,24 +10,25 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
 
 CACHES = 4
-"""Rotating buffers span so many times the last-level cache."""
+"""Rotating buffers span this many times the last-level cache."""
 MOST_BUFFERS = 256
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How long a case is measured: the samples of each contender, but no more after `patience`
-    seconds than the `least`; the seconds of a sample, and of the warm-up, at least."""
+    """How long a case is measured.
+
+    `rounds`: samples of each contender, fewer (but `least`) when they take over `patience` seconds.
+    `seconds`, `warm_up`: the shortest sample and warm-up.
+    """
 
     rounds: int
     seconds: float
@@ -40,24 +41,17 @@ FULL = Effort(rounds=15, seconds=0.02, warm_up=0.2)
 QUICK = Effort(rounds=3, seconds=0.0, warm_up=0.0, least=3)
 
 
-class Sampled(Protocol):
-    """What can be timed, here or in another process."""
+class Timed:
+    """Something whose call can be timed; it computes on `device`."""
 
-    def prepare(self, effort: Effort) -> None: ...
+    device: torch.device
+    calls = 1
 
-    def sample(self) -> float:
-        """Seconds of one call."""
-        ...
-
-
-class Sampler:
-    """Times a call of this process; its work is on `device`."""
-
-    def __init__(self, call: Callable[[], object], device: torch.device) -> None:
-        self.call, self.device, self.calls = call, device, 1
+    def __call__(self) -> object:
+        raise NotImplementedError
 
     def prepare(self, effort: Effort) -> None:
-        """Warms up, at least twice, and settles how many calls fill a sample."""
+        """Warms up, at least twice, and determines how many calls fill a sample."""
         self._seconds(1)  # compiles and allocates
         start, fastest = time.perf_counter(), self._seconds(1)
         while time.perf_counter() - start < effort.warm_up:
@@ -65,6 +59,7 @@ class Sampler:
         self.calls = max(1, math.ceil(effort.seconds / max(fastest, 1e-7)))
 
     def sample(self) -> float:
+        """Seconds of one call."""
         return self._seconds(self.calls) / self.calls
 
     def _seconds(self, calls: int) -> float:
@@ -73,13 +68,13 @@ class Sampler:
             torch.cuda.synchronize(self.device)
             start.record()
             for _ in range(calls):
-                self.call()
+                self()
             end.record()
             end.synchronize()
             return start.elapsed_time(end) / 1e3
         begin = time.perf_counter()
         for _ in range(calls):
-            self.call()
+            self()
         return time.perf_counter() - begin
 
 
@@ -98,44 +93,34 @@ class Timing:
 
     def row(self) -> dict[str, float | int]:
         """The numbers of a row, in milliseconds."""
-        return {
-            "median_ms": 1e3 * self.median,
-            "p20_ms": 1e3 * self.quantile(0.2),
-            "p80_ms": 1e3 * self.quantile(0.8),
-            "samples": len(self.seconds),
-        }
+        shares = {"median_ms": 0.5, "p20_ms": 0.2, "p80_ms": 0.8}
+        row = {name: 1e3 * self.quantile(share) for name, share in shares.items()}
+        return {**row, "samples": len(self.seconds)}
 
     def ratio_to(self, other: Timing) -> Timing:
         """This by the other, round by round: what disturbed a round divides out."""
         return Timing(tuple(a / b for a, b in zip(self.seconds, other.seconds, strict=True)))
 
 
-def race(contenders: Mapping[str, Sampled], effort: Effort) -> dict[str, Timing]:
+def race(contenders: Mapping[str, Timed], effort: Effort) -> dict[str, Timing]:
     """Samples prepared contenders in turn, as often as the effort allows, all equally often."""
     names = list(contenders)
     seconds: dict[str, list[float]] = {name: [] for name in names}
+    gc.collect()  # before, and not inside
+    collects = gc.isenabled()
+    gc.disable()
     start = time.perf_counter()
-    with no_garbage_collection():
+    try:
         for turn in range(effort.rounds):
             if turn >= effort.least and time.perf_counter() - start > effort.patience:
                 break
             first = turn % len(names)
             for name in names[first:] + names[:first]:
                 seconds[name].append(contenders[name].sample())
-    return {name: Timing(tuple(values)) for name, values in seconds.items()}
-
-
-@contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """Python's collector runs before, and not inside."""
-    gc.collect()
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
     finally:
-        if enabled:
+        if collects:
             gc.enable()
+    return {name: Timing(tuple(values)) for name, values in seconds.items()}
 
 
 def last_level_cache(device: torch.device) -> int:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from profiling.contenders import NOT_REACHED, OURS
+from profiling.harness.contenders import OURS, Status
+from profiling.harness.session import Row, machine
+from profiling.sections.compiled import OPERATIONS
+from profiling.sections.kernels import FLOOR, gb_per_s
 from spiketriton.errors import UserError
-
-Row = dict[str, Any]
 
 CASE = ("section", "op", "mode", "T", "shape", "dtype", "layout", "detach_reset")
 CASE += ("recipe", "batch", "precision", "target", "card")
@@ -28,24 +28,29 @@ def read(folder: Path) -> list[Row]:
         raise UserError(
             f"{folder} holds no results (*.jsonl); python profiling/run.py all makes them"
         )
-    rows = []
+    rows: list[Row] = []
     for file in files:
         for number, line in enumerate(file.read_text().splitlines(), 1):
             try:
-                rows.append(json.loads(line))
+                row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise UserError(f"{file}, line {number}: is not JSON ({error})") from error
+                raise UserError(f"{file}, line {number}: is not valid JSON ({error})") from error
+            if "copy_gb_per_s" in row:  # older rows count 10 passes with a residual instead of 11
+                row["gb_per_s"] = gb_per_s(row, row["median_ms"] / 1e3, row["contender"])
+                row["of_copy"] = row["gb_per_s"] / row["copy_gb_per_s"]
+            if "budget" in row:
+                row["budget"] = FLOOR[OPERATIONS[row["operation"]]][0]
+            rows.append(row)
     return sorted(rows, key=lambda row: row["run"])
 
 
 def newest(rows: Iterable[Row]) -> list[Row]:
     """For every machine and case the rows of the last run that measured it, rehearsals left out."""
-    last: dict[tuple[str, int, str], str] = {}
-    kept = [row for row in rows if not row["quick"] and row["status"] != NOT_REACHED]
-    place = lambda row: (row["device"], row["threads"], case_of(row))  # noqa: E731
+    last: dict[tuple[str, str], str] = {}
+    kept = [row for row in rows if not row["quick"] and row["status"] != Status.NOT_REACHED]
     for row in kept:
-        last[place(row)] = row["run"]
-    return [row for row in kept if last[place(row)] == row["run"]]
+        last[machine(row), case_of(row)] = row["run"]
+    return [row for row in kept if last[machine(row), case_of(row)] == row["run"]]
 
 
 def by_case(rows: Iterable[Row]) -> list[list[Row]]:
@@ -56,15 +61,14 @@ def by_case(rows: Iterable[Row]) -> list[list[Row]]:
     return list(groups.values())
 
 
-def median(rows: Iterable[Row], contender: str) -> float | None:
-    """Milliseconds of a contender in a case's rows; None if it was not timed."""
-    found = [row for row in rows if row.get("contender") == contender and "median_ms" in row]
-    return found[-1]["median_ms"] if found else None
+def find(rows: Iterable[Row], contender: str) -> Row:
+    """The row of a contender in a case's rows; empty if it took no part."""
+    return next((row for row in rows if row.get("contender") == contender), {})
 
 
 def times_ours(group: Iterable[Row], row: Row) -> float | None:
     """How many times ours a contender takes, round by round; None if either was not timed."""
-    ours = median(group, OURS)
+    ours = find(group, OURS).get("median_ms")
     if ours is None or "median_ms" not in row:
         return None
     return row.get("times_ours", row["median_ms"] / ours)  # rows before times_ours have medians

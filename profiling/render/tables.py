@@ -8,11 +8,15 @@ from dataclasses import dataclass, field
 
 from rich.table import Table
 
-from profiling.contenders import OK, OURS, UNEQUAL
-from profiling.networks import EVERY, OFF, TWIN
-from profiling.rows import Row, by_case, median, times_ours
+from profiling.harness.contenders import OURS, Status
+from profiling.harness.session import Row, machine
+from profiling.render.rows import by_case, find, times_ours
+from profiling.sections.gradients import OFF
+from profiling.sections.step import TWIN
 
 BLANK = "-"
+Cell = Callable[[Row, list[Row]], str]
+"""The words of a row, one of the rows of its case."""
 
 
 @dataclass
@@ -21,8 +25,8 @@ class Grid:
 
     title: str
     header: list[str]
+    lines: list[list[str]]
     left: int = 1
-    lines: list[list[str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def rich(self) -> Table:
@@ -43,8 +47,11 @@ class Grid:
         return f"**{self.title}**\n\n{body}{notes}\n"
 
 
+# ---- words
+
+
 def number(value: float | None, digits: int = 3) -> str:
-    """So many significant digits, without an exponent; thousands grouped."""
+    """This many significant digits, without an exponent; thousands grouped."""
     if value is None or not math.isfinite(value):
         return BLANK
     if value == 0:
@@ -57,32 +64,72 @@ def percent(value: float | None) -> str:
     return BLANK if value is None else f"{100 * value:.1f} %"
 
 
-def mebibytes(value: float | None) -> str:
-    return BLANK if value is None else f"{value / 2**20:,.1f}"
-
-
 def times(value: float | None) -> str:
     return BLANK if value is None else f"{value:.2f}x"
 
 
-def spread(row: Row) -> str:
+def mark(row: Row) -> str:
+    return " *" if row["status"] == Status.UNEQUAL else ""
+
+
+def key(name: str, words: Callable = number) -> Cell:
+    return lambda row, group: words(row.get(name))
+
+
+def name(row: Row, group: list[Row]) -> str:
+    return row["contender"]
+
+
+def spread(row: Row, group: list[Row]) -> str:
     """`12.3 (12.1-12.9)`: median, 20 % and 80 %."""
     if "median_ms" not in row:
         return row["status"]
     low, high = number(row["p20_ms"]), number(row["p80_ms"])
-    return f"{number(row['median_ms'])} ({low}-{high})" + _mark(row)
+    return f"{number(row['median_ms'])} ({low}-{high})" + mark(row)
 
 
-def _mark(row: Row) -> str:
-    return " *" if row["status"] == UNEQUAL else ""
+def faster(row: Row, group: list[Row]) -> str:
+    """How many times as fast ours is as a contender that does the same work."""
+    return BLANK if row["contender"] in ("copy", TWIN) else times(times_ours(group, row))
 
 
-def _notes(rows: list[Row]) -> list[str]:
-    """Why a contender is starred or has no number, once each; and what a peer was told."""
+def mebibytes(row: Row, group: list[Row]) -> str:
+    """Of the peak, with a star where the result is not equal."""
+    return f"{row['peak_bytes'] / 2**20:,.1f}" if "peak_bytes" in row else row["status"]
+
+
+def of_ours(row: Row, group: list[Row]) -> str:
+    peak, ours = row.get("peak_bytes"), find(group, OURS).get("peak_bytes")
+    return times(peak / ours if peak and ours else None)
+
+
+def cost(row: Row, group: list[Row]) -> str:
+    low, high = percent(row.get("cost_p20")), percent(row.get("cost_p80"))
+    return f"{percent(row['cost'])} ({low} to {high})" if "cost" in row else BLANK
+
+
+def setting(row: Row) -> str:
+    reset = ", reset detached" if row.get("detach_reset") else ""
+    return f"{row['dtype']}, {row['layout']}{reset}"
+
+
+def about(row: Row) -> dict[str, str]:
+    """What titles may name: a row's values, and its case in words."""
+    words = {
+        k: "x".join(map(str, v)) if isinstance(v, list | tuple) else str(v) for k, v in row.items()
+    }
+    if "shape" in row:
+        N = f"{math.prod(row['shape']):,}"
+        words["case"] = f"T={row['T']}, N={N} ({words['shape']}), {setting(row)}"
+    return words
+
+
+def notes(rows: list[Row]) -> list[str]:
+    """Why a contender is starred or has no number, once each; and what is special about a peer."""
     found: dict[str, None] = {}
     for row in rows:
-        star = "* " if row["status"] == UNEQUAL else ""
-        if row["status"] != OK:
+        if row["status"] != Status.OK:
+            star = mark(row).strip() + " " * bool(mark(row))
             found[f"{star}{row['contender']}: {row['status']}, {row.get('why', '')}"] = None
         if "note" in row:
             found[f"{row['contender']}: {row['note']}"] = None
@@ -90,44 +137,99 @@ def _notes(rows: list[Row]) -> list[str]:
 
 
 def where(row: Row) -> str:
-    """The machine of a row in words."""
-    threads = f", {row['threads']} threads" if row["device_type"] == "cpu" else ""
+    """The machine and the versions of a row in words."""
     commit = f", commit {row['commit'][:8]}" if row.get("commit") else ""
     dirty = " with changes" if row.get("dirty") else ""
     triton = f", triton {row['triton']}" if row.get("triton") else ""
-    return f"{row['device']}{threads}, torch {row['torch']}{triton}{commit}{dirty}"
+    return f"{machine(row)}, torch {row['torch']}{triton}{commit}{dirty}"
 
 
-def case_words(row: Row) -> str:
-    shape = "x".join(str(n) for n in row["shape"])
-    size = math.prod(row["shape"])
-    reset = ", reset detached" if row.get("detach_reset") else ""
-    return f"T={row['T']}, N={size:,} ({shape}), {row['dtype']}, {row['layout']}{reset}"
+# ---- tables
+
+OPERATION: dict[str, Cell] = {
+    "contender": lambda row, group: row["contender"] + mark(row),
+    "peak MiB": mebibytes,
+    "saved for backward MiB": key("saved_bytes", lambda n: f"{n / 2**20:,.1f}" if n else BLANK),
+    "peak B/element": key("peak_per_element"),
+    "saved B/element": key("saved_per_element"),
+}
+PREDICTED = (
+    "Predicted, not measured: the longer of memory at the data sheet's bandwidth and instructions "
+    "at its issue rate, for x of {predicted_for}."
+)
+LAYOUTS: list[tuple[str, str, str, dict[str, Cell]]] = [
+    ("kernels", "op", "{op} {mode}: {case}", {
+        "contender": name,
+        "ms (20-80 %)": spread,
+        "GB/s": key("gb_per_s"),
+        "of copy": key("of_copy", percent),
+        "ours is faster by": faster,
+    }),
+    ("step", "recipe", "training step of {recipe}: T={T}, batch {batch} of {image}, {precision}, {layout}", {
+        "contender": name,
+        "ms (20-80 %)": spread,
+        "images/s": key("images_per_s"),
+        "of T ANN steps": key("twin_ratio"),
+        "ours is faster by": faster,
+    }),
+    ("memory", "op", "memory of {op}: {case}", OPERATION),
+    ("memory", "recipe", "memory of a step of {recipe}: T={T}, batch {batch}",
+        dict(list(OPERATION.items())[:3]) | {"peak, of ours": of_ours}),
+    ("gradients", "cost", "cost of the gradient monitor, of a training step", {
+        "recipe": lambda row, group: "{recipe} (T={T}, batch {batch})".format(**row),
+        "off, ms": lambda row, group: number(find(group, OFF).get("median_ms")),
+        "measuring, ms": key("median_ms"),
+        "cost (20-80 %)": cost,
+        "in training": lambda row, group:
+            f"{percent(row['cost_in_training'])} (every {row['measures_every']} steps)",
+    }),
+    ("data", "recipe", "the loader alone, {recipe}: batch {batch}, augment {augment}, {cores} cores", {
+        "loaded by": lambda row, group:
+            row["contender"] + (f" ({row['workers']} workers)" if "workers" in row else ""),
+        "images/s": key("images_per_s"),
+        "ms a batch (20-80 %)": spread,
+        "of what a step takes": key("of_step", times),
+    }),
+    ("compiled", "kernel", "kernels lowered for {target} ({card}), T={T}, {dtype}, {layout}", {
+        "kernel": key("kernel", str),
+        "regs": key("registers", str),
+        "spills": key("spills", str),
+        "shared": key("shared", str),
+        "vector": key("vector_bytes", str),
+        "loads": key("loads"),
+        "stores": key("stores"),
+        "B/elem.": key("bytes_per_element"),
+        "instr.": key("instructions"),
+        "occup.": key("occupancy", percent),
+        "predicted ms": lambda row, group:
+            number(row["predicted_ms"]) + (f" ({row['bound_by']})" if row["bound_by"] else ""),
+    }),
+    ("compiled", "operation",
+        "operations lowered for {target} ({card}), T={T}, {dtype}, {layout}, forward + backward", {
+        "operation": key("operation", str),
+        "passes (e)": key("passes"),
+        "budget (e)": key("budget"),
+        "+ checkpoints B/elem.": key("checkpoint_bytes"),
+        "predicted ms": key("predicted_ms"),
+    }),
+]  # fmt: skip
+"""Section, the key that its rows have, title, and columns: a table for each case, in this order."""
+SECTIONS = tuple(dict.fromkeys(section for section, *_ in LAYOUTS))
 
 
-# ---- one function for each section
-
-
-def kernels(rows: list[Row]) -> list[Grid]:
-    grids = []
+def tables(rows: list[Row], section: str) -> list[Grid]:
+    """The tables of a section's rows; rows of `--minutes` that were over have none."""
+    grids: list[Grid] = []
+    rows = [r for r in rows if r["section"] == section and r["status"] != Status.NOT_REACHED]
     for group in by_case(rows):
-        first = group[0]
-        grid = Grid(
-            f"{first['op']} {first['mode']}: {case_words(first)}",
-            ["contender", "ms (20-80 %)", "GB/s", "of copy", "ours is faster by"],
-            notes=_notes(group),
-        )
-        for row in group:
-            grid.lines.append(
-                [
-                    row["contender"],
-                    spread(row),
-                    number(row.get("gb_per_s")),
-                    percent(row.get("of_copy")),
-                    times(times_ours(group, row) if row["contender"] != "copy" else None),
-                ]
-            )
-        grids.append(grid)
+        for _, having, title, columns in (layout for layout in LAYOUTS if layout[0] == section):
+            chosen = [row for row in group if having in row]
+            if chosen:
+                lines = [[cell(row, group) for cell in columns.values()] for row in chosen]
+                title = title.format(**about(chosen[0]))
+                grids.append(Grid(title, list(columns), lines, notes=notes(chosen)))
+                if having == "operation":
+                    grids[-1].notes = [PREDICTED.format(**about(chosen[0]))]
     return grids
 
 
@@ -137,176 +239,21 @@ def kernel_matrix(rows: list[Row]) -> list[Grid]:
     for op, mode in dict.fromkeys((row["op"], row["mode"]) for row in rows):
         chosen = [row for row in rows if (row["op"], row["mode"]) == (op, mode)]
         names = list(dict.fromkeys(row["contender"] for row in chosen))
-        grid = Grid(
-            f"{op}, {mode}: milliseconds (and how many times ours)",
-            ["T", "N", "dtype, layout", "GB/s (of copy)", *names],
-            left=0,
-            notes=_notes(chosen),
-        )
+        title = f"{op}, {mode}: milliseconds (and how many times ours)"
+        header = ["T", "N", "dtype, layout", "GB/s (of copy)", *names]
+        grid = Grid(title, header, [], left=0, notes=notes(chosen))
         for group in by_case(chosen):
-            ours = next((row for row in group if row["contender"] == OURS), {})
-            of = {row["contender"]: row for row in group}
-            first = group[0]
-            reset = ", reset detached" if first.get("detach_reset") else ""
-            line = [str(first["T"]), f"{math.prod(first['shape']):,}"]
-            line += [f"{first['dtype']}, {first['layout']}{reset}"]
-            line += [f"{number(ours.get('gb_per_s'))} ({percent(ours.get('of_copy'))})"]
-            for name in names:
-                row = of.get(name)
-                if row is None or "median_ms" not in row:
-                    line.append(BLANK if row is None else row["status"])
+            ours, first = find(group, OURS), group[0]
+            line = [str(first["T"]), f"{math.prod(first['shape']):,}", setting(first)]
+            line.append(f"{number(ours.get('gb_per_s'))} ({percent(ours.get('of_copy'))})")
+            for contender in names:
+                row = find(group, contender)
+                if "median_ms" not in row:
+                    line.append(row.get("status", BLANK))
                     continue
-                ratio = ""
-                by_ours = times_ours(group, row)
-                if name not in ("copy", OURS) and by_ours is not None:
-                    ratio = f" ({by_ours:.2f}x)"
-                line.append(number(row["median_ms"]) + ratio + _mark(row))
+                ratio = BLANK if contender == OURS else faster(row, group)
+                shown = "" if ratio == BLANK else f" ({ratio})"
+                line.append(number(row["median_ms"]) + shown + mark(row))
             grid.lines.append(line)
         grids.append(grid)
     return grids
-
-
-def step(rows: list[Row]) -> list[Grid]:
-    grids = []
-    for group in by_case(rows):
-        first = group[0]
-        image = "x".join(str(n) for n in first["image"])
-        grid = Grid(
-            f"training step of {first['recipe']}: T={first['T']}, batch {first['batch']} of {image}, "
-            f"{first['precision']}, {first['layout']}",
-            ["contender", "ms (20-80 %)", "images/s", "of T ANN steps", "ours is faster by"],
-            notes=_notes(group),
-        )
-        for row in group:
-            ratio = times_ours(group, row) if row["contender"] != TWIN else None
-            grid.lines.append(
-                [
-                    row["contender"],
-                    spread(row),
-                    number(row.get("images_per_s")),
-                    number(row.get("twin_ratio")),
-                    times(ratio),
-                ]
-            )
-        grids.append(grid)
-    return grids
-
-
-def memory(rows: list[Row]) -> list[Grid]:
-    grids = []
-    for group in by_case(rows):
-        first = group[0]
-        if "op" in first:
-            title = f"memory of {first['op']}: {case_words(first)}"
-        else:
-            title = f"memory of a step of {first['recipe']}: T={first['T']}, batch {first['batch']}"
-        per = "op" in first
-        header = ["contender", "peak MiB", "saved for backward MiB"]
-        header += ["peak B/element", "saved B/element"] if per else ["peak, of ours"]
-        grid = Grid(title, header, notes=_notes(group))
-        ours = next((row for row in group if row["contender"] == OURS), {}).get("peak_bytes")
-        for row in group:
-            peak, saved = row.get("peak_bytes"), row.get("saved_bytes")
-            line = [row["contender"], mebibytes(peak), mebibytes(saved)]
-            if peak is None:
-                line[1] = row["status"]
-            if per:
-                line += [number(row.get("peak_per_element")), number(row.get("saved_per_element"))]
-            else:
-                line.append(times(peak / ours if peak and ours else None))
-            line[0] += _mark(row)
-            grid.lines.append(line)
-        grids.append(grid)
-    return grids
-
-
-def gradients(rows: list[Row]) -> list[Grid]:
-    grid = Grid(
-        "cost of the gradient monitor, of a training step",
-        ["recipe", "off, ms", "measuring, ms", "cost (20-80 %)", "in training"],
-    )
-    for group in by_case(rows):
-        on = next((row for row in group if row["contender"] == EVERY), {})
-        cost = BLANK
-        if "cost" in on:
-            cost = f"{percent(on['cost'])} ({percent(on['cost_p20'])} to {percent(on['cost_p80'])})"
-        every = group[0]["measures_every"]
-        grid.lines.append(
-            [
-                f"{group[0]['recipe']} (T={group[0]['T']}, batch {group[0]['batch']})",
-                number(median(group, OFF)),
-                number(median(group, EVERY)),
-                cost,
-                f"{percent(on.get('cost_in_training'))} (every {every} steps)",
-            ]
-        )
-    return [grid]
-
-
-def data(rows: list[Row]) -> list[Grid]:
-    grids = []
-    for group in by_case(rows):
-        first = group[0]
-        grid = Grid(
-            f"the loader alone, {first['recipe']}: batch {first['batch']}, "
-            f"augment {first['augment']}, {first['cores']} cores",
-            ["loaded by", "images/s", "ms a batch (20-80 %)", "of what a step takes"],
-            notes=_notes(group),
-        )
-        for row in group:
-            workers = f" ({row['workers']} workers)" if "workers" in row else ""
-            images = number(row.get("images_per_s"))
-            grid.lines.append(
-                [row["contender"] + workers, images, spread(row), times(row.get("of_step"))]
-            )
-        grids.append(grid)
-    return grids
-
-
-def compiled(rows: list[Row]) -> list[Grid]:
-    grids = []
-    for group in by_case(rows):
-        first = group[0]
-        about = f"{first['target']} ({first['card']}), T={first['T']}, {first['dtype']}, {first['layout']}"
-        each = Grid(
-            f"kernels lowered for {about}",
-            ["kernel", "regs", "spills", "shared", "vector", "loads", "stores", "B/elem."]
-            + ["instr.", "occup.", "predicted ms"],
-        )
-        total = Grid(
-            f"operations lowered for {about}, forward + backward",
-            ["operation", "passes (e)", "budget (e)", "+ checkpoints B/elem.", "predicted ms"],
-            notes=[
-                "Predicted, not measured: the longer of memory at the data sheet's bandwidth and "
-                f"instructions at its issue rate, for x of {_times_of(group)}."
-            ],
-        )
-        for row in group:
-            if "kernel" in row:
-                keys = ("loads", "stores", "bytes_per_element", "instructions")
-                line = [row["kernel"]]
-                line += [str(row[key]) for key in ("registers", "spills", "shared", "vector_bytes")]
-                line += [number(row[key]) for key in keys] + [percent(row["occupancy"])]
-                bound = f" ({row['bound_by']})" if row["bound_by"] else ""
-                each.lines.append([*line, number(row["predicted_ms"]) + bound])
-            elif "operation" in row:
-                line = [row["operation"], number(row["passes"]), number(row["budget"])]
-                extra, ms = number(row["checkpoint_bytes"]), number(row["predicted_ms"])
-                total.lines.append([*line, extra, ms])
-        grids += [each, total]
-    return grids
-
-
-def _times_of(group: list[Row]) -> str:
-    shapes = [row["predicted_for"] for row in group if "predicted_for" in row]
-    return "x".join(str(n) for n in shapes[0]) if shapes else BLANK
-
-
-TABLES: dict[str, Callable[[list[Row]], list[Grid]]] = {
-    "kernels": kernels,
-    "step": step,
-    "memory": memory,
-    "gradients": gradients,
-    "data": data,
-    "compiled": compiled,
-}

@@ -1,8 +1,8 @@
-"""Section `compiled`: what the compiler makes of every kernel for a GPU that need not be here.
+"""Command `compiled`: what the compiler makes of every kernel for a GPU that need not be here.
 
 Registers, spills, shared memory, vector widths, bytes and instructions are read from the machine
-code (lowering.py). From them and the card's data sheet follow the occupancy and a roofline: the
-time that memory alone, or issuing alone, would take. That is a prediction, and labelled so: it
+code (harness/lowering.py). From them and the card's data sheet follow the occupancy and a roofline:
+the time that memory alone, or issuing alone, would take. That is a prediction, and labelled so: it
 knows nothing of latency, caches, clocks under load or launches.
 """
 
@@ -14,11 +14,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from profiling.cases import DTYPES, FLOOR
+from profiling.harness.contenders import Status
+from profiling.sections.kernels import FLOOR
 from spiketriton.errors import UserError
+from spiketriton.training.environment import PRECISIONS
 
-TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
-LAYOUTS = ("channels_last", "contiguous")
 SHAPE = (256, 64, 56, 56)
 """[B, C, H, W] that times are predicted for: a ResNet's first stage."""
 
@@ -43,12 +43,12 @@ class Card:
         by_shared = self.shared // (shared + 1024)  # 1 KiB is the system's
         return min(by_registers, by_shared, self.warps // warps, 32)
 
-    def seconds_of_memory(self, bytes_: float) -> float:
-        return bytes_ / (1e9 * self.gb_per_s)
+    def ms_of_memory(self, bytes_: float) -> float:
+        return 1e3 * bytes_ / (1e9 * self.gb_per_s)
 
-    def seconds_of_issue(self, thread_instructions: float) -> float:
+    def ms_of_issue(self, thread_instructions: float) -> float:
         rate = self.processors * self.issued * 1e9 * self.ghz
-        return thread_instructions / self.warp / rate
+        return 1e3 * thread_instructions / self.warp / rate
 
 
 CARDS = {
@@ -64,24 +64,34 @@ OPERATIONS = {
     "multistep_bn_lif": "bn_lif",
     "multistep_bn_lif, residual": "bn_lif_residual",
 }
-"""lowering.STEPS by the name of the operation in cases.py, whose floor is the budget."""
+"""lowering.STEPS by the name of the operation in kernels.py, whose floor is the budget."""
+
+ROW = ("registers", "spills", "shared", "vector_bytes", "loads", "stores", "bytes_per_element")
+ROW += ("instructions", "atomics", "predicted_ms")
+
+USUAL = {"T": ("10",), "dtype": ("bf16",), "layout": ("channels_last",)}
+ACCEPTED = {"dtype": tuple(PRECISIONS), "layout": ("channels_last", "contiguous")}
 
 
-def settings(words: Sequence[str]) -> dict[str, list[Any]]:
-    """`T=4,10 dtype=bf16,fp32 layout=contiguous` as lists; UserError on anything else."""
-    found: dict[str, list[Any]] = {"T": [10], "dtype": ["bf16"], "layout": ["channels_last"]}
-    accepted = {"dtype": tuple(DTYPES), "layout": LAYOUTS}
+def settings(words: Sequence[str]) -> list[dict[str, Any]]:
+    """`T=4,10 dtype=bf16,fp32 layout=contiguous` as cases; UserError on anything else."""
+    found = dict(USUAL)
     for word in words:
         key, _, values = word.partition("=")
         if key not in found or not values:
             raise UserError(f"compiled {word!r}: accepted: T=4,10 dtype=bf16 layout=contiguous")
-        found[key] = values.split(",")
+        found[key] = tuple(values.split(","))
         for value in found[key]:
             if key == "T" and not (value.isdecimal() and int(value) > 0):
                 raise UserError(f"compiled T={value!r}: accepted: whole numbers from 1")
-            if key != "T" and value not in accepted[key]:
-                raise UserError(f"compiled {key}={value!r}: accepted: {', '.join(accepted[key])}")
-    return found | {"T": [int(T) for T in found["T"]]}
+            if key != "T" and value not in ACCEPTED[key]:
+                raise UserError(f"compiled {key}={value!r}: accepted: {', '.join(ACCEPTED[key])}")
+    return [
+        {"T": int(T), "dtype": dtype, "layout": layout}
+        for T in found["T"]
+        for dtype in found["dtype"]
+        for layout in found["layout"]
+    ]
 
 
 def lowered(target: str, T: int, dtype: str, layout: str) -> Iterator[dict[str, Any]]:
@@ -92,59 +102,39 @@ def lowered(target: str, T: int, dtype: str, layout: str) -> Iterator[dict[str, 
     interpret = os.environ.get("TRITON_INTERPRET", "0")
     if interpret not in ("0", ""):
         raise UserError(f"compiled: TRITON_INTERPRET is {interpret!r}; accepted: unset, or 0")
-    from profiling import lowering
+    from profiling.harness import lowering
 
     card, elements = CARDS[target], T * math.prod(SHAPE)
     spec = {"target": target, "card": card.name, "T": T, "dtype": dtype, "layout": layout}
+    spec["status"] = Status.OK
     reports = {}
     for case in lowering.CASES:
         report = reports[case] = lowering.lower(case, target, T, dtype, layout)
-        resident = card.resident(report.registers, report.shared, report.warps)
-        memory = card.seconds_of_memory(report.bytes_per_element * elements)
-        issue = card.seconds_of_issue(report.instructions * elements)
-        traced = not math.isnan(memory)
-        yield {
-            **spec,
-            "status": "ok",
-            "kernel": case,
-            "registers": report.registers,
-            "spills": report.spills,
-            "shared": report.shared,
-            "vector_bytes": report.vector_bytes,
-            "loads": report.loads if traced else None,
-            "stores": report.stores if traced else None,
-            "bytes_per_element": report.bytes_per_element if traced else None,
-            "instructions": report.instructions,
-            "atomics": report.atomics,
-            "occupancy": resident * report.warps / card.warps,
-            "predicted_ms": 1e3 * max(memory, issue) if traced else None,
-            "bound_by": ("issue" if issue > memory else "memory") if traced else None,
-        }
-    size = DTYPES[dtype].itemsize
-    for operation, steps in lowering.STEPS.items():
-        budget = FLOOR[OPERATIONS[operation], "training"]
-        moved = sum(reports[case].bytes_per_element for case in steps)
-        traced = not math.isnan(moved)
-        seconds = sum(
-            max(
-                card.seconds_of_memory(reports[case].bytes_per_element * elements),
-                card.seconds_of_issue(reports[case].instructions * elements),
-            )
-            for case in steps
+        bound = ms = None
+        if report["bytes_per_element"] is not None:
+            issue = card.ms_of_issue(report["instructions"] * elements)
+            memory = card.ms_of_memory(report["bytes_per_element"] * elements)
+            bound, ms = "issue" if issue > memory else "memory", max(issue, memory)
+        report["predicted_ms"] = ms
+        resident = card.resident(report["registers"], report["shared"], report["warps"])
+        kept = {key: report[key] for key in ROW}
+        yield (
+            spec
+            | {"kernel": case, **kept, "bound_by": bound}
+            | {"occupancy": resident * report["warps"] / card.warps}
         )
-        yield {
-            **spec,
-            "status": "ok",
+    for operation, steps in lowering.STEPS.items():
+
+        def total(key: str, steps: Sequence[str] = steps) -> float | None:
+            numbers = [reports[case][key] for case in steps]
+            return None if None in numbers else sum(numbers)
+
+        moved = total("bytes_per_element")
+        yield spec | {
             "operation": operation,
-            "passes": moved / size if traced else None,
-            "budget": budget,
-            "checkpoint_bytes": _checkpoints(reports, steps) if traced else None,
-            "predicted_ms": 1e3 * seconds if traced else None,
+            "passes": None if moved is None else moved / PRECISIONS[dtype].itemsize,
+            "budget": FLOOR[OPERATIONS[operation]][0],
+            "checkpoint_bytes": total("checkpoint_bytes"),
+            "predicted_ms": total("predicted_ms"),
             "predicted_for": [T, *SHAPE],
         }
-
-
-def _checkpoints(reports: dict[str, Any], steps: Sequence[str]) -> float:
-    """Bytes per element of membranes that a long window keeps: beside the budget, not in it."""
-    accesses = [a for case in steps for a in reports[case].accesses if a.tensor == "saved"]
-    return sum(a.passes * a.element_bytes for a in accesses)

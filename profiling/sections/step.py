@@ -1,74 +1,65 @@
-"""Whole training steps of a recipe: ours, its ANN twin, the definition compiled, and the peers.
+"""Command `step`: a recipe's training step by us, its ANN twin, torch.compile and the peers.
 
 A step is forward, loss, backward and optimizer on one micro-batch of random images that lie on the
-device; the loader is a section of its own. All contenders start from the same weights. Their
+device; the loader has a section of its own. All contenders start from the same weights. Their
 neurons have one surrogate, SpikingJelly's ATan(2), because no other is common to all: it costs
 what any costs, and gradients can be compared.
 
-A whole deep network cannot be compared number by number: one spike that a rounding moves, moves
-many behind it, and float32 and float64 runs of the definition itself end up with unrelated
-gradients. So a network is checked block by block, each on the inputs and output gradients that the
-definition's blocks met, and as a whole by its loss and the norm of its gradient.
+A network is checked block by block, each on the inputs and output gradients that the definition's
+blocks met, and as a whole by its loss and the norm of its gradient (profiling/LOG.md says why).
 
-A peer's network is ours with its neurons, and for SpikingJelly its multi-step batch norm, put in
-the place of ours: the same convolutions, folded over time as its own layers fold them.
+A peer's network is ours with its neurons, and for SpikingJelly its multi-step batch norm, in the
+place of ours: the same convolutions, folded over time as its own layers fold them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from profiling.cases import missing, peer_facts, relative_error, worst
-from profiling.contenders import (
-    OK,
+from profiling.harness import memory, peers
+from profiling.harness.contenders import (
     OURS,
-    WRONG,
+    Case,
     Contender,
     Options,
-    Spec,
+    Status,
+    Unavailable,
     Verdict,
+    Work,
     agreement,
 )
-from profiling.memory import Memory, measure
-from profiling.peers import ATAN, Unavailable, Variant, variants, version
-from profiling.timing import Sampler, Timing
-from spiketriton.config import Recipe, load_recipe, recipe_from_toml, replace, to_toml
+from profiling.harness.peers import ATAN, Variant
+from profiling.harness.timing import Timing
+from profiling.sections.kernels import Reference, relative_error, worst
+from spiketriton.config import Recipe, load_recipe, replace, to_toml
 from spiketriton.errors import UserError
-from spiketriton.gradients.monitor import GradientMonitor
 from spiketriton.models import Network, build_model
 from spiketriton.models.feedforward import Layer
 from spiketriton.models.resnet import Block
 from spiketriton.neurons import Norm, SpikingNeuron
-from spiketriton.training import environment
 from spiketriton.training.losses import build_loss
 from spiketriton.training.optim import build_optimizer
-from spiketriton_kernels import multistep_lif_reference
+from spiketriton.training.placement import Placement
 
-RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+TWIN = "ANN twin"
 
 IMAGES = {
-    "imagenette": (3, 224, 10),
-    "imagefolder": (3, 224, 10),
+    **{name: (3, 224, 10) for name in ("imagenette", "imagefolder")},
     "cifar10": (3, 32, 10),
     "cifar100": (3, 32, 100),
+    "synthetic": (3, 32, None),
     "fashion_mnist": (1, 28, 10),
     "digits": (1, 8, 10),
-    "synthetic": (3, 32, None),
 }
 """Channels, side and classes of each data set's images: a step needs no data at hand."""
-
-COMMON_SURROGATE = (
-    "neuron.surrogate.shape=atan",
-    f"neuron.surrogate.height={ATAN.height!r}",
-    f"neuron.surrogate.width={ATAN.width!r}",
-)
 
 BATCHES = 4
 
@@ -81,68 +72,63 @@ MOST_CHECKED = 2**21
 """Pixels of all time steps: of larger batches blocks are checked on the first images, two or more
 because batch norm of a single vector has no statistics."""
 OF_ITS_OWN = 2
-"""In half precision, how many times the definition's own distance from float32 is allowed too."""
+"""In half precision, this many times the definition's own distance from float32 is allowed too."""
 
 
 def find_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     """A recipe by its path, or by its name in recipes/. UserError: there is none."""
-    path = Path(name)
-    if path.suffix != ".toml":
-        path = RECIPES / f"{name}.toml"
-        if not path.exists():
-            known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
-            raise UserError(f"recipe {name!r}: accepted: a TOML file, or one of {known}")
+    path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
+    if not name.endswith(".toml") and not path.exists():
+        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
+        raise UserError(f"recipe {name!r}: accepted: a TOML file, or one of {known}")
     return load_recipe(path, tuple(overrides))
 
 
-def recipe_spec(recipe: Recipe, options: Options) -> Spec:
-    """A step in words that JSON holds."""
-    if recipe.neuron.kind != "relu":
-        recipe = replace(recipe, *COMMON_SURROGATE)
-    if options.quick:
-        steps = f"time_steps={min(recipe.time_steps, 2)}"
-        recipe = replace(recipe, "train.batch_size=2", "train.accumulate=1", steps)
-    channels, side, classes = IMAGES[recipe.data.name]
-    return {
-        "recipe": recipe.name,
-        "toml": to_toml(recipe),
-        "T": recipe.time_steps,
-        "batch": recipe.train.batch_size // recipe.train.accumulate,
-        "image": [channels, recipe.data.image_size or side, recipe.data.image_size or side],
-        "classes": classes or recipe.data.classes,
-        "precision": recipe.train.precision,
-        "layout": "channels_last" if recipe.train.channels_last else "contiguous",
-    }
+class RecipeCase(Case):
+    """A recipe's training step as a case."""
 
+    def __init__(self, recipe: Recipe, options: Options) -> None:
+        if recipe.neuron.kind != "relu":
+            surrogate = {"shape": "atan", "height": ATAN.height, "width": ATAN.width}
+            recipe = replace(recipe, *(f"neuron.surrogate.{k}={v}" for k, v in surrogate.items()))
+        if options.quick:
+            steps = f"time_steps={min(recipe.time_steps, 2)}"
+            recipe = replace(recipe, "train.batch_size=2", "train.accumulate=1", steps)
+        channels, side, classes = IMAGES[recipe.data.name]
+        self.recipe = recipe
+        self.spec = {
+            "recipe": recipe.name,
+            "toml": to_toml(recipe),
+            "T": recipe.time_steps,
+            "batch": recipe.train.batch_size // recipe.train.accumulate,
+            "image": [channels, *[recipe.data.image_size or side] * 2],
+            "classes": classes or recipe.data.classes,
+            "precision": recipe.train.precision,
+            "layout": "channels_last" if recipe.train.channels_last else "contiguous",
+        }
 
-def refuse_ann(recipe: Recipe) -> None:
-    if recipe.neuron.kind == "relu":
-        raise UserError(
-            f"recipe {recipe.name}: neuron.kind is relu; accepted: a spiking recipe, whose ANN "
-            "twin is measured beside it"
-        )
+    def images_per_s(self, timings: dict[str, Timing]) -> dict[str, dict[str, Any]]:
+        batch = self.spec["batch"]
+        return {name: {"images_per_s": batch / timing.median} for name, timing in timings.items()}
 
 
 class Bench:
     """What the contenders of a recipe share: weights, batches and the truth."""
 
-    def __init__(self, spec: Spec, device: torch.device) -> None:
-        self.recipe = recipe_from_toml(spec["toml"], spec["recipe"])
-        self.spec, self.device = spec, device
-        self.exact = False  # while the definition is run in float32
-        train = self.recipe.train
-        self.dtype = environment.choose_precision(train.precision, device).value
+    def __init__(self, case: RecipeCase, device: torch.device) -> None:
+        self.recipe, self.spec = case.recipe, case.spec
+        self.place = Placement.of(self.recipe.train, device)
+        self.exact = dataclasses.replace(self.place, precision=torch.float32)
         torch.backends.cudnn.benchmark = device.type == "cuda"  # as the trainer does
-        self.layout = torch.channels_last if train.channels_last else torch.contiguous_format
         draws = torch.Generator().manual_seed(0)
-        shape = (spec["batch"], *spec["image"])
-        self.batches = [
+        shape, classes = (self.spec["batch"], *self.spec["image"]), self.spec["classes"]
+        self.batches = self.place.batches(
             (
-                torch.randn(shape, generator=draws).to(device, memory_format=self.layout),
-                torch.randint(spec["classes"], shape[:1], generator=draws).to(device),
+                torch.randn(shape, generator=draws),
+                torch.randint(classes, shape[:1], generator=draws),
             )
             for _ in range(BATCHES)
-        ]
+        )
 
     def model(self, *overrides: str) -> Network:
         """The recipe's network, with the weights that all contenders start from."""
@@ -151,28 +137,17 @@ class Bench:
         recipe = replace(self.recipe, *overrides)
         return build_model(recipe, classes=self.spec["classes"], channels=channels, image_size=side)
 
-    @property
-    def half(self) -> bool:
-        return self.dtype != torch.float32
-
-    def autocast(self) -> AbstractContextManager:
-        return torch.autocast(self.device.type, self.dtype, enabled=self.half and not self.exact)
+    def definition(self) -> Network:
+        return with_neurons(self.model("model.fused=false"), Reference)
 
     @cached_property
     def truth(self) -> Truth:
         """What the definition of the neuron makes of the first batch, in float32."""
-        definition = Step(self, with_neurons(self.model("model.fused=false"), Reference))
-        self.exact = True
+        definition = Step(self, self.definition(), place=self.exact)
         truth = Truth(definition)
-        self.exact = False
-        if self.half:
-            truth.allow(definition)
+        if self.place.precision != torch.float32:
+            truth.allow(Step(self, definition.model))
         return truth
-
-
-def blocks(model: nn.Module) -> list[str]:
-    """Names of the parts that a network is checked by, in forward order."""
-    return [name for name, module in model.named_modules() if isinstance(module, Block | Layer)]
 
 
 class Truth:
@@ -181,39 +156,35 @@ class Truth:
     allowed, allowed_whole = ALLOWED, ALLOWED_WHOLE
 
     def __init__(self, step: Step) -> None:
-        self.calls: dict[str, tuple[tuple[Any, ...], Tensor]] = {}
-        handles = [
-            step.model.get_submodule(name).register_forward_hook(partial(self._keep, name))
-            for name in blocks(step.model)
-        ]
+        spec, calls = step.bench.spec, {}
+
+        def keep(module: nn.Module, arguments: Any, output: Tensor) -> None:
+            calls[module] = (arguments, output)
+
+        names = {module: name for name, module in step.model.named_modules()}
+        parts = [module for module in names if isinstance(module, Block | Layer)]
+        handles = [module.register_forward_hook(keep) for module in parts]
         loss = step.forward()
         for handle in handles:
             handle.remove()
-        outputs = [output for _, output in self.calls.values()]
+        outputs = [output for _, output in calls.values()]
         every = torch.autograd.grad(loss, [*step.parameters, *outputs])
+        by_output = every[len(step.parameters) :]
         self.loss, self.norm = loss.item(), norm(every[: len(step.parameters)])
+        images = max(2, MOST_CHECKED // (spec["T"] * spec["image"][1] * spec["image"][2]))
         self.blocks = {}
-        _, height, width = step.bench.spec["image"]
-        images = max(2, MOST_CHECKED // (step.bench.spec["T"] * height * width))
-        for (name, (arguments, output)), grad in zip(
-            self.calls.items(), every[len(step.parameters) :], strict=True
-        ):
-            x, *rest = arguments
+        for (module, ((x, *rest), output)), grad in zip(calls.items(), by_output, strict=True):
             batch = 1 if x.ndim == output.ndim else 0  # a first layer's images have no time
             # a GPU's memory is for the contenders
             x = x.detach().narrow(batch, 0, min(images, x.shape[batch])).cpu()
-            grad = grad[:, :images].cpu()
-            self.blocks[name] = (x, rest, grad, *_by_input(step, name, x, rest, grad))
-        self.calls.clear()
-
-    def _keep(self, name: str, module: nn.Module, arguments: Any, output: Tensor) -> None:
-        self.calls[name] = (arguments, output)
+            given = (names[module], x, rest, grad[:, :images].cpu())
+            self.blocks[names[module]] = (given, *step.block(*given))
 
     def errors(self, step: Step) -> tuple[float, float]:
         """The worst share of differing outputs and error of gradients of a network's blocks."""
         differing, errors = [], []
-        for name, (x, rest, grad, output, by_input) in self.blocks.items():
-            mine, my_gradient = _by_input(step, name, x, rest, grad)
+        for given, output, by_input in self.blocks.values():
+            mine, my_gradient = step.block(*given)
             # spikes differ by 1, and so do their sums; currents (MS blocks) by less than this
             same = (mine - output).abs() <= 0.01  # NaN is not
             differing.append(1 - same.float().mean().item())
@@ -228,36 +199,20 @@ class Truth:
 
     def allow(self, definition: Step) -> None:
         """Allows what the definition itself is off by in the precision that is measured."""
-        own, whole = self.errors(definition), self.whole_errors(definition)
-        self.allowed = _wider(ALLOWED, own)
-        self.allowed_whole = _wider(ALLOWED_WHOLE_HALF, whole)
 
+        def wider(allowed: tuple[float, float], own: tuple[float, float]) -> tuple[float, float]:
+            return max(allowed[0], OF_ITS_OWN * own[0]), max(allowed[1], OF_ITS_OWN * own[1])
 
-def _wider(allowed: tuple[float, float], own: tuple[float, float]) -> tuple[float, float]:
-    first, second = (max(a, OF_ITS_OWN * b) for a, b in zip(allowed, own, strict=True))
-    return first, second
-
-
-def _by_input(
-    step: Step, name: str, x: Tensor, rest: list[Any], grad: Tensor
-) -> tuple[Tensor, Tensor]:
-    """A block's output and the gradient by its input, both on the CPU."""
-    bench = step.bench  # a block is given what autocast's convolutions and neurons give
-    x = x.to(bench.device, torch.float32 if bench.exact else bench.dtype).requires_grad_()
-    with bench.autocast():
-        output = step.model.get_submodule(name)(x, *rest)
-    size = grad.abs().max().clamp(min=1e-30)  # float16 holds no gradients as small as these
-    scaled = (grad / size).to(bench.device, output.dtype)
-    (by_input,) = torch.autograd.grad(output, x, scaled)
-    return output.detach().cpu(), by_input.float().cpu() * size
+        self.allowed = wider(ALLOWED, self.errors(definition))
+        self.allowed_whole = wider(ALLOWED_WHOLE_HALF, self.whole_errors(definition))
 
 
 def norm(tensors: Iterable[Tensor]) -> float:
     return torch.stack([t.float().norm() for t in tensors]).norm().item()
 
 
-class Step:
-    """A training step of one network (the Work of a contender)."""
+class Step(Work):
+    """A training step of one network; `checked`: against the definition (the ANN twin has none)."""
 
     def __init__(
         self,
@@ -265,66 +220,63 @@ class Step:
         model: nn.Module,
         *,
         compiled: bool = False,
-        truth: Callable[[], Truth] | None = None,
+        checked: bool = False,
         unequal: str = "",
+        place: Placement | None = None,
     ) -> None:
-        self.bench, self.truth, self.unequal = bench, truth, unequal
-        self.model = model.to(bench.device, memory_format=bench.layout)  # type: ignore[call-overload]
+        self.bench, self.checked, self.unequal = bench, checked, unequal
+        self.place, self.turn = place or bench.place, 0
+        self.device = self.place.device
+        self.model = self.place.place(model)
         self.network = torch.compile(self.model, dynamic=False) if compiled else self.model
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.loss = build_loss(bench.recipe.loss)
         self.optimizer = build_optimizer(bench.recipe.train, self.model)
-        scaled = bench.dtype == torch.float16
-        self.scaler = torch.amp.GradScaler(bench.device.type, enabled=scaled)
-        self.turn = 0
-        self.sampler = Sampler(self, bench.device)
-        self.prepare, self.sample = self.sampler.prepare, self.sampler.sample
+        self.scaler = self.place.scaler()
 
-    def forward(self, turn: int = 0) -> Tensor:
-        images, labels = self.bench.batches[turn % BATCHES]
-        with self.bench.autocast():
+    def forward(self) -> Tensor:
+        images, labels = self.bench.batches[self.turn % BATCHES]
+        with self.place.autocast():
             return self.loss(self.network(images), labels)
 
+    def backward(self) -> None:
+        self.scaler.scale(self.forward()).backward()
+
     def __call__(self) -> None:
-        loss = self.forward(self.turn)
+        self.backward()
         self.turn += 1
-        self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
 
+    def block(self, name: str, x: Tensor, rest: list[Any], grad: Tensor) -> tuple[Tensor, Tensor]:
+        """A block's output and the gradient by its input, both on the CPU."""
+        # a block is given what autocast's convolutions and neurons give
+        x = x.to(self.device, self.place.precision).requires_grad_()
+        with self.place.autocast():
+            output = self.model.get_submodule(name)(x, *rest)
+        size = grad.abs().max().clamp(min=1e-30)  # float16 holds no gradients as small as these
+        scaled = (grad / size).to(self.device, output.dtype)
+        (by_input,) = torch.autograd.grad(output, x, scaled)
+        return output.detach().cpu(), by_input.float().cpu() * size
+
     def check(self) -> Verdict:
-        """Against the definition, before the first step; the ANN twin has none."""
-        if self.truth is None:
-            return Verdict(OK, numbers={"loss": self.forward().item()})
-        truth = self.truth()
-        differ, error = truth.errors(self)
-        verdict = agreement(differ, error, truth.allowed, self.unequal)
+        """Before the first step."""
+        if not self.checked:
+            return Verdict(Status.OK, numbers={"loss": self.forward().item()})
+        truth = self.bench.truth
+        verdict = agreement(*truth.errors(self), truth.allowed, self.unequal)
         off, allowed = truth.whole_errors(self), truth.allowed_whole
         numbers = verdict.numbers | {"loss_error": off[0], "gradient_norm_error": off[1]}
-        if verdict.status == OK and not (off[0] <= allowed[0] and off[1] <= allowed[1]):
+        if verdict.status == Status.OK and not (off[0] <= allowed[0] and off[1] <= allowed[1]):
             why = f"loss differs by {off[0]:.2g}, the norm of the gradient by {off[1]:.2g}"
-            return Verdict(WRONG, why, numbers)
+            return Verdict(Status.WRONG, why, numbers)
         return Verdict(verdict.status, verdict.why, numbers)
 
-    def memory(self) -> Memory:
+    def memory(self) -> dict[str, int]:
         self()  # makes the optimizer's state
-        kept = [*self.model.parameters(), *self.model.buffers()]
-        kept += [tensor for batch in self.bench.batches for tensor in batch]
-        return measure(self, self.forward, kept, self.bench.device, self.model)
-
-
-class Reference(nn.Module):
-    """The definition of a neuron in plain PyTorch, in the neuron's place."""
-
-    def __init__(self, neuron: SpikingNeuron) -> None:
-        super().__init__()
-        self.neuron = neuron
-
-    def forward(self, x: Tensor) -> Tensor:
-        gain = self.neuron.input_gain()
-        x = x if gain is None else (x * gain).to(x.dtype)
-        return multistep_lif_reference(x, **self.neuron.neuron_arguments())
+        kept = [tensor for batch in self.bench.batches for tensor in batch]
+        return memory.measure(self, self.forward, self.model, self.device, kept)
 
 
 def with_neurons(
@@ -347,165 +299,50 @@ def spikingjelly_norm(norm: Norm) -> nn.Module:
 
     if norm.scale != 1 or norm.step_gain is not None:
         raise Unavailable("spikingjelly's batch norm has neither tdBN's scale nor TEBN's gains")
-    theirs = layer.BatchNorm2d(
-        norm.num_features, eps=norm.eps, momentum=norm.momentum, step_mode="m"
-    )
+    size = dict(eps=norm.eps, momentum=norm.momentum, step_mode="m")
+    theirs = layer.BatchNorm2d(norm.num_features, **size)
     theirs.load_state_dict(norm.state_dict())
     return theirs
 
 
-def contender(
-    bench: Bench,
-    name: str,
-    make: Callable[[], nn.Module],
-    facts: dict[str, Any] | None = None,
-    **step: Any,
-) -> Contender:
-    return Contender(name, lambda: Step(bench, make(), **step), facts or {})
+class TrainingStep(RecipeCase):
+    """UserError: the recipe is an ANN's."""
 
+    def __init__(self, recipe: Recipe, options: Options) -> None:
+        if recipe.neuron.kind == "relu":
+            about = "accepted: a spiking recipe, whose ANN twin is measured too"
+            raise UserError(f"recipe {recipe.name}: neuron.kind is relu; {about}")
+        super().__init__(recipe, options)
 
-class TrainingStep:
-    """Section `step`."""
-
-    name = "step"
-
-    def __init__(self, recipes: list[Recipe]) -> None:
-        self.recipes = recipes
-
-    def specs(self, options: Options) -> list[Spec]:
-        """UserError: a recipe is an ANN's."""
-        for recipe in self.recipes:
-            refuse_ann(recipe)
-        return [recipe_spec(recipe, options) for recipe in self.recipes]
-
-    def contenders(self, spec: Spec, options: Options) -> list[Contender]:
+    def contenders(self, options: Options) -> list[Contender]:
         torch._dynamo.reset()
-        bench = Bench(spec, options.device)
-        truth = lambda: bench.truth  # noqa: E731
-        make = partial(contender, bench)
-        everyone = [
-            make(OURS, bench.model, truth=truth),
-            make(f"{OURS} unfused", lambda: bench.model("model.fused=false"), truth=truth),
-            make(f"{OURS} packed", lambda: bench.model("model.memory=packed"), truth=truth),
-            make(TWIN, lambda: bench.model("neuron.kind=relu")),
-            make(f"{OURS} compiled", bench.model, truth=truth, compiled=True),
-            make(
-                "torch.compile",
-                lambda: with_neurons(bench.model("model.fused=false"), Reference),
-                truth=truth,
-                compiled=True,
-            ),
-        ]
-        for peer in options.peers:
-            everyone += self._peers(peer, bench)
-        return everyone
+        bench = Bench(self, options.device)
 
-    def _peers(self, peer: str, bench: Bench) -> list[Contender]:
-        if version(peer) is None:
-            return [missing(peer)]
-        neuron = bench.model().spiking_layers()[0][1]
-        found = []
-        for variant in variants(peer, neuron, bench.device, bench.dtype):
+        def contender(name: str, make: Callable[[], nn.Module], **how: Any) -> Contender:
+            return Contender(name, lambda: Step(bench, make(), **{"checked": True} | how))
+
+        def peer(variant: Variant) -> Step:
             unequal = variant.unequal or ("" if variant.surrogate is ATAN else "it has no ATan")
-            compiles = variant.compiled
-            found.append(
-                contender(
-                    bench,
-                    variant.name,
-                    partial(peer_network, bench, variant),
-                    peer_facts(variant),
-                    truth=lambda: bench.truth,
-                    unequal=unequal,
-                    compiled=compiles,
-                )
-            )
-        return found
+            norms = spikingjelly_norm if variant.package == "spikingjelly" else None
+            model = with_neurons(bench.model("model.fused=false"), variant.make, norms)
+            return Step(bench, model, compiled=variant.compiled, checked=True, unequal=unequal)
 
-    def numbers(self, spec: Spec, timings: dict[str, Timing]) -> dict[str, dict[str, Any]]:
+        neuron = bench.model().spiking_layers()[0][1]
+        return [
+            contender(OURS, bench.model),
+            contender(f"{OURS} unfused", lambda: bench.model("model.fused=false")),
+            contender(f"{OURS} packed", lambda: bench.model("model.memory=packed")),
+            contender(TWIN, lambda: bench.model("neuron.kind=relu"), checked=False),
+            contender(f"{OURS} compiled", bench.model, compiled=True),
+            contender("torch.compile", bench.definition, compiled=True),
+            *peers.contenders(options.peers, neuron, options.device, bench.place.precision, peer),
+        ]
+
+    def numbers(self, timings: dict[str, Timing]) -> dict[str, dict[str, Any]]:
         """Images per second, and the ratio to T steps of the ANN twin."""
-        rows = {}
-        for name, timing in timings.items():
-            row = {"images_per_s": spec["batch"] / timing.median}
-            if TWIN in timings and name != TWIN:
-                ratio = timing.ratio_to(timings[TWIN])
-                row["twin_ratio"] = ratio.median / spec["T"]
-            rows[name] = row
+        rows = self.images_per_s(timings)
+        for name in timings if TWIN in timings else ():
+            if name != TWIN:
+                ratio = timings[name].ratio_to(timings[TWIN])
+                rows[name]["twin_ratio"] = ratio.median / self.spec["T"]
         return rows
-
-
-TWIN = "ANN twin"
-
-
-def peer_network(bench: Bench, variant: Variant) -> Network:
-    norm = spikingjelly_norm if variant.package == "spikingjelly" else None
-    return with_neurons(bench.model("model.fused=false"), variant.make, norm)
-
-
-class Monitoring:
-    """Section `gradients`: the step with the gradient monitor off, and measuring every time."""
-
-    name = "gradients"
-
-    def __init__(self, recipes: list[Recipe]) -> None:
-        self.recipes = recipes
-
-    def specs(self, options: Options) -> list[Spec]:
-        """UserError: a recipe is an ANN's."""
-        for recipe in self.recipes:
-            refuse_ann(recipe)
-        return [
-            recipe_spec(recipe, options)
-            | {"measures_every": recipe.monitor.every or recipe.train.log_every}
-            for recipe in self.recipes
-        ]
-
-    def contenders(self, spec: Spec, options: Options) -> list[Contender]:
-        bench = Bench(spec, options.device)
-        return [
-            Contender(OFF, lambda: Step(bench, bench.model())),
-            Contender(EVERY, lambda: MonitoredStep(bench, bench.model())),
-        ]
-
-    def numbers(self, spec: Spec, timings: dict[str, Timing]) -> dict[str, dict[str, Any]]:
-        """`cost`: of a measured step; `cost_in_training`: spread over the steps between two."""
-        rows: dict[str, dict[str, Any]] = {name: {} for name in timings}
-        if len(timings) == 2:
-            ratio = timings[EVERY].ratio_to(timings[OFF])
-            rows[EVERY] = {
-                "cost": ratio.median - 1,
-                "cost_p20": ratio.quantile(0.2) - 1,
-                "cost_p80": ratio.quantile(0.8) - 1,
-                "cost_in_training": (ratio.median - 1) / spec["measures_every"],
-            }
-        return rows
-
-
-OFF, EVERY = f"{OURS} monitor off", f"{OURS} monitor on every step"
-
-
-class MonitoredStep(Step):
-    """A step whose gradients the trainer's own monitor measures."""
-
-    def __init__(self, bench: Bench, model: Network) -> None:
-        super().__init__(bench, model)
-        self.measurements: list[list[dict[str, Any]]] = []
-        self.monitor = GradientMonitor(
-            model,
-            due=lambda step: True,
-            batch=bench.spec["batch"],
-            image_shape=tuple(bench.spec["image"]),
-            scale=self.scaler.get_scale,
-            write=self.keep,
-        )
-
-    def keep(self, rows: list[dict[str, Any]]) -> None:
-        self.measurements = [rows]
-
-    def __call__(self) -> None:
-        with self.monitor.watch(self.turn + 1, last=True):
-            loss = self.forward(self.turn)
-            self.turn += 1
-            self.scaler.scale(loss).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)

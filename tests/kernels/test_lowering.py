@@ -1,7 +1,7 @@
 """Every kernel lowered for GPUs that need not be here: no spills, wide accesses, no byte twice.
 
 Triton's interpreter, which the other tests use, replaces its compiler, so one child process lowers
-all cases without it (profiling/lowering.py) and hands its reports back.
+all cases without it (profiling/harness/lowering.py) and hands its reports back.
 """
 
 import json
@@ -118,9 +118,9 @@ LEARNT = [
 """A thread owns 4 elements with a learnt decay, 2 with a learnt width."""
 
 LOWER = """
-import dataclasses, json, sys
+import json, sys
 import torch
-from profiling import lowering
+from profiling.harness import lowering
 from spiketriton_kernels import Surrogate
 for given in json.load(sys.stdin):
     arguments = dict(given)
@@ -128,7 +128,7 @@ for given in json.load(sys.stdin):
     width = learnt.pop("width", 1.0)
     arguments |= learnt | {"surrogate": Surrogate(arguments.get("surrogate", "atan"), width=width)}
     try:
-        report = dataclasses.asdict(lowering.lower(**arguments)) | {"ptx": ""}
+        report = lowering.lower(**arguments)
     except Exception as error:
         report = {"error": f"{type(error).__name__}: {error}"}
     print(json.dumps([given, report]), flush=True)
@@ -252,7 +252,7 @@ def test_the_interpreter_cannot_lower():
         "TRITON_INTERPRET": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")]),
     }
-    code = "from profiling import lowering; lowering.lower('lif forward')"
+    code = "from profiling.harness import lowering; lowering.lower('lif forward')"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

@@ -1,0 +1,84 @@
+"""Predictions follow from the machine code and the card's data sheet."""
+
+import pytest
+
+from profiling.harness import lowering
+from profiling.sections import compiled
+from profiling.sections.compiled import CARDS, lowered, settings
+from spiketriton.errors import UserError
+
+
+def test_lists_of_settings():
+    usual = {"T": 10, "dtype": "bf16", "layout": "channels_last"}
+    assert settings([]) == [usual]
+    given = settings(["T=4,10", "dtype=fp32,bf16"])
+    kinds = [(T, dtype) for T in (4, 10) for dtype in ("fp32", "bf16")]
+    assert given == [usual | {"T": T, "dtype": dtype} for T, dtype in kinds]
+    assert settings(["T=1", "layout=contiguous"])[0] == usual | {"T": 1, "layout": "contiguous"}
+
+
+def test_occupancy_and_roofline_follow_the_data_sheet():
+    card = CARDS["sm_90"]
+    # 65,536 registers: 16 programs of 4 warps at 32 registers a thread, 4 at 128
+    assert card.resident(32, 0, 4) == 16
+    assert card.resident(128, 0, 4) == 4
+    assert card.resident(121, 0, 4) == 4  # registers come in eights
+    assert card.resident(120, 0, 4) == 4
+    assert card.resident(113, 0, 4) == card.resident(120, 0, 4)
+    assert card.resident(32, 100 * 1024, 4) == 2
+    assert card.resident(32, 113 * 1024, 4) == 2  # 114 KiB with the system's own: exactly half
+    assert card.resident(32, 114 * 1024, 4) == 1
+    assert card.resident(8, 0, 1) == 32
+    assert card.ms_of_memory(3350e9) == pytest.approx(1000)
+    assert card.ms_of_issue(32 * 132 * 4 * 1.98e9) == pytest.approx(1000)
+    assert CARDS["gfx942"].ms_of_issue(64 * 304 * 2.1e9) == pytest.approx(1000)
+    assert CARDS.keys() == lowering.TARGETS.keys()
+
+
+@pytest.mark.parametrize("traced", [True, False])
+def test_rows_of_kernels_and_of_operations(traced, monkeypatch):
+    asked = []
+
+    def lower(case, target, T, dtype, layout):
+        asked.append((case, target, T, dtype, layout))
+        heavy = case == "statistics"
+        return {
+            "registers": 128, "spills": 0, "shared": 0, "warps": 4, "vector_bytes": 16, "loads": 1,
+            "stores": 1, "atomics": 0, "instructions": 80.0 if heavy else 1.0,
+            "bytes_per_element": 4.0 if traced else None,
+            "checkpoint_bytes": 0.5 if traced else None,
+        }  # fmt: skip
+
+    monkeypatch.setattr(lowering, "lower", lower)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    rows = list(lowered("sm_90", 4, "bf16", "contiguous"))
+    assert [given[1:] for given in asked] == [("sm_90", 4, "bf16", "contiguous")] * 11
+    of = {row.get("kernel") or row["operation"]: row for row in rows}
+    assert all(row["card"] == "H100 SXM" and row["status"] == "ok" for row in rows)
+    forward, sums = of["lif forward"], of["multistep_bn_lif"]
+    assert forward["occupancy"] == 0.25  # 4 programs of 4 warps, of 64
+    if not traced:
+        assert forward["predicted_ms"] is forward["bound_by"] is sums["passes"] is None
+        assert sums["predicted_ms"] is sums["checkpoint_bytes"] is None
+        return
+    elements = 4 * 256 * 64 * 56 * 56
+    memory = 1e3 * 4 * elements / 3350e9
+    issue = 1e3 * 80 * elements / (32 * 132 * 4 * 1.98e9)
+    assert issue > memory
+    assert forward["bound_by"] == "memory"
+    assert forward["predicted_ms"] == pytest.approx(memory)
+    assert of["statistics"]["bound_by"] == "issue"
+    assert of["statistics"]["predicted_ms"] == pytest.approx(issue)
+    assert sums["predicted_ms"] == pytest.approx(3 * memory + issue)
+    assert sums["passes"] == 8  # four launches of 4 bytes, of 2 an element
+    assert sums["checkpoint_bytes"] == 2
+    assert sums["predicted_for"] == [4, 256, 64, 56, 56]
+    budgets = [row["budget"] for row in rows if "operation" in row]
+    assert budgets == [5, 8, 11]
+
+
+def test_nothing_is_compiled_under_the_interpreter(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(UserError, match="TRITON_INTERPRET is '1'; accepted: unset"):
+        next(lowered("sm_90", 4, "bf16", "contiguous"))
+    assert compiled.SHAPE == (256, 64, 56, 56)

@@ -1,0 +1,70 @@
+"""The loader alone, and the step that it feeds."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from profiling.harness.contenders import Status
+from profiling.harness.timing import Effort
+from profiling.sections import data
+from profiling.sections.data import STEP, Loader, Loading
+from profiling.sections.step import find_recipe
+
+
+def test_a_loader_is_compared_with_the_step_that_it_feeds(measured, quick):
+    case = Loading(find_recipe("quickstart"), quick)
+    of = measured(case, "no worker", STEP, section="data")
+    loader, step = of["no worker"], of[STEP]
+    assert (loader["workers"], loader["augment"]) == (0, "standard")
+    assert loader["of_step"] == pytest.approx(loader["images_per_s"] / step["images_per_s"])
+    assert step["images_per_s"] == pytest.approx(2 / step["median_ms"] * 1e3)
+    assert "of_step" not in step
+    assert loader["cores"] >= 1
+
+
+def test_the_ways_of_loading(quick, monkeypatch):
+    monkeypatch.setattr(data.os, "cpu_count", lambda: 64)
+    case = Loading(find_recipe("quickstart"), quick)
+    assert [one.name for one in case.contenders(quick)] == ["auto", "no worker", "8 workers", STEP]
+
+
+def test_a_sample_is_far_more_than_what_may_be_ready_at_its_start(monkeypatch):
+    loader = Loader(find_recipe("quickstart"))
+    assert loader.check().status == Status.OK
+    monkeypatch.setattr(Loader, "_seconds", lambda self, batches: 0.1)
+    effort = Effort(rounds=1, seconds=0.02, warm_up=0)
+    loader.prepare(effort)
+    assert loader.batches == 4
+    loader.train = SimpleNamespace(loading=SimpleNamespace(workers=3))
+    loader.prepare(effort)
+    assert loader.batches == 4 * 7
+    monkeypatch.setattr(Loader, "_seconds", lambda self, batches: 0.001)
+    loader.prepare(effort)
+    assert loader.batches == 200
+    assert loader.sample() == 0.001
+
+
+def test_other_batches_with_workers_are_wrong(monkeypatch):
+    loader = Loader(find_recipe("quickstart", ["seed=1"]))
+    loader.recipe = find_recipe("quickstart", ["seed=2"])
+    verdict = loader.check()
+    assert verdict.status == Status.WRONG
+    assert "depends on the number of workers" in verdict.why
+
+
+def test_time_is_that_of_a_batch_once_the_first_is_there(monkeypatch):
+    loader, now = Loader(find_recipe("quickstart")), [0.0]
+    monkeypatch.setattr(data.time, "perf_counter", lambda: now[0])
+
+    def stream(step):
+        try:
+            while True:
+                now[0] += 1.0 if step else 50.0
+                step += 1
+                yield step
+        finally:
+            now.append(-1.0)
+
+    monkeypatch.setattr(type(loader.train), "from_step", lambda self, step: stream(step))
+    assert loader._seconds(4) == 1.0
+    assert now == [54.0, -1.0]

@@ -1,0 +1,142 @@
+"""The other libraries' neurons compute what ours do, or say why they cannot."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from profiling.harness import peers
+from profiling.harness.contenders import Status, Unavailable, Work
+from profiling.harness.peers import ATAN, TRIANGLE, variants
+from spiketriton.neurons import IF, LIF, PLIF
+
+CPU, FLOAT = torch.device("cpu"), torch.float32
+
+
+@pytest.mark.parametrize(
+    ("peer", "contender"),
+    [
+        ("spikingjelly", "spikingjelly default"),
+        ("spikingjelly", "spikingjelly compiled"),
+        ("snntorch", "snntorch"),
+        ("norse", "norse"),
+    ],
+)
+def test_a_peer_computes_the_same(peer, contender, measured, lif):
+    pytest.importorskip(peer)
+    case = replace(lif, T=2) if "compiled" in contender else lif
+    row = measured(case, contender, peers=(peer,))[contender]
+    assert row["status"] == Status.OK, row
+    assert row["spikes_differ"] == 0
+    assert row["package"].startswith(f"{peer} ")
+    assert ("has no ATan" in row.get("note", "")) == (peer == "norse")
+
+
+@pytest.mark.parametrize("peer", ["snntorch", "norse"])
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        (dict(detach_reset=True), "its reset always carries a gradient"),
+        (dict(T=10, shape=(4, 8, 16, 16), dtype="bf16"), "it keeps the membrane in bfloat16"),
+    ],
+    ids=["reset", "half"],
+)
+def test_a_peer_that_cannot_be_equal_says_why_and_is_timed(peer, changes, why, measured, lif):
+    pytest.importorskip(peer)
+    row = measured(replace(lif, **changes), peer, peers=(peer,))[peer]
+    if row["status"] != Status.OK:  # rounding alone may move no spike
+        assert row["status"] == Status.UNEQUAL
+        assert row["why"] == why
+    assert row["median_ms"] > 0
+    if peer == "norse" or "T" not in changes:
+        assert row["status"] == Status.UNEQUAL
+
+
+def test_the_uses_of_each_peer():
+    def of(peer, neuron, device="cpu", dtype=FLOAT):
+        return {v.name: v for v in variants(peer, neuron, torch.device(device), dtype)}
+
+    attached, detached = (LIF(surrogate=ATAN, detach_reset=detach) for detach in (False, True))
+    jelly = of("spikingjelly", detached)
+    assert list(jelly) == ["spikingjelly default", "spikingjelly compiled"]
+    assert [v.compiled for v in jelly.values()] == [False, True]
+    assert not any(v.unequal for v in jelly.values())
+    jelly = of("spikingjelly", detached, "cuda", torch.bfloat16)
+    assert [v.compiled for v in jelly.values()] == [False, False]
+    assert jelly["spikingjelly default"].unequal == "it keeps the membrane in bfloat16"
+    assert jelly["spikingjelly triton"].unequal == ""
+    for peer, surrogate in ("snntorch", ATAN), ("norse", TRIANGLE):
+        assert of(peer, attached)[peer].unequal == ""
+        assert of(peer, detached)[peer].unequal == "its reset always carries a gradient"
+        assert of(peer, LIF(reset="none", detach_reset=True))[peer].unequal == ""
+        assert of(peer, attached)[peer].surrogate == surrogate
+
+
+@pytest.mark.parametrize(
+    ("peer", "neuron", "why"),
+    [
+        ("spikingjelly", LIF(reset="none"), "no neuron without reset"),
+        ("spikingjelly", PLIF(), "PLIF is not mapped"),
+        ("snntorch", LIF(decay_input=True), "no input gain"),
+        ("snntorch", LIF(decay_input=False, v_reset=-1.0), "no v_reset"),
+        ("norse", IF(), "has no IF"),
+        ("norse", LIF(reset="none"), "always resets"),
+        ("norse", PLIF(), "no PLIF"),
+    ],
+)
+def test_what_a_peer_cannot_be_told_is_unavailable(peer, neuron, why):
+    pytest.importorskip(peer)
+    with pytest.raises(Unavailable, match=why):
+        variants(peer, neuron, CPU, FLOAT)[0].make(neuron)
+
+
+@pytest.mark.parametrize(
+    "neuron",
+    [
+        IF(surrogate=ATAN),
+        LIF(tau=3.0, v_reset=-0.5, surrogate=ATAN),
+        LIF(v_threshold=0.7, v_reset=None, detach_reset=False, surrogate=ATAN),
+    ],
+    ids=["if", "hard", "soft"],
+)
+def test_constants_are_mapped(neuron):
+    pytest.importorskip("spikingjelly")
+    x = torch.randn(5, 2, 50, generator=torch.Generator().manual_seed(1)) + 0.5
+    for variant in variants("spikingjelly", neuron, CPU, FLOAT):
+        results = []
+        for module in (neuron, variant.make(neuron)):
+            leaf = x.clone().requires_grad_()
+            spikes = module(leaf)
+            spikes.pow(2).sum().backward()
+            results.append((spikes.detach(), leaf.grad))
+        (ours, by_ours), (theirs, by_theirs) = results
+        assert torch.equal(ours, theirs), variant.name
+        torch.testing.assert_close(by_ours, by_theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_missing_peer_is_named(monkeypatch, measured, lif, capsys):
+    monkeypatch.setattr(peers, "version", lambda package: None)
+    row = measured(lif, "eager", "norse", peers=("norse",))["norse"]
+    assert row["status"] == Status.MISSING
+    assert 'pip install -e ".[peers]"' in row["why"]
+    assert "norse: missing: norse is not installed" in capsys.readouterr().err
+
+
+def test_contenders_have_a_prefix_and_say_what_was_installed(monkeypatch):
+    monkeypatch.setattr(peers, "version", lambda package: "9.9")
+    built = []
+
+    def build(variant) -> Work:
+        built.append(variant.name)
+        return Work()
+
+    found = peers.contenders(("norse", "snntorch"), LIF(surrogate=ATAN), CPU, FLOAT, build, "N + ")
+    assert [one.name for one in found] == ["N + norse", "N + snntorch"]
+    note = "surrogate triangle (height 1, width 1): has no ATan"
+    assert found[0].facts == {"package": "norse 9.9", "note": note}
+    assert found[1].facts == {"package": "snntorch 9.9"}
+    for one in found:
+        one.build()
+    assert built == ["norse", "snntorch"]
+    json.dumps([one.facts for one in found])

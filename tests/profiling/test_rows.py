@@ -1,0 +1,60 @@
+"""Which rows of the result files count, and how they are read."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from profiling.harness.contenders import OURS, Status
+from profiling.render.rows import by_case, find, newest, read, times_ours
+from spiketriton.errors import UserError
+
+
+def write(path, rows) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_the_newest_run_of_a_case_counts_and_rehearsals_do_not(tmp_path, lif_rows):
+    late = lif_rows("2026-01-04", 5.0, status=Status.NOT_REACHED)
+    write(tmp_path / "a.jsonl", [*lif_rows("2026-01-02", 2.0), *late])
+    write(tmp_path / "b.jsonl", [*lif_rows("2026-01-01", 9.0), *lif_rows("2026-01-03", quick=True)])
+    rows = read(tmp_path)
+    assert [row["run"] for row in rows] == sorted(row["run"] for row in rows)
+    kept = newest(rows)
+    assert len(kept) == 4
+    assert find(kept, OURS)["median_ms"] == 2.0
+    elsewhere = lif_rows("2026-01-01", 7.0, threads=4)
+    other = lif_rows("2026-01-01", 8.0, T=4)
+    assert len(newest(rows + elsewhere + other)) == 12
+    assert [len(group) for group in by_case(kept + other)] == [4, 4]
+
+
+def test_lines_that_are_no_rows_and_folders_without_any_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"holds no results \(\*\.jsonl\)"):
+        read(tmp_path)
+    (tmp_path / "b.jsonl").write_text("{}\nno json\n")
+    with pytest.raises(UserError, match=r"b\.jsonl, line 2: is not valid JSON"):
+        read(tmp_path)
+
+
+def test_older_rows_of_a_residual_are_counted_by_todays_floor(tmp_path, lif):
+    spec = replace(lif, op="bn_lif_residual", dtype="bf16").spec
+    given = spec | {"section": "kernels", "run": "1", "contender": OURS, "copy_gb_per_s": 8.0}
+    ms = 1e3 * 2 * 3 * 256 / 1e9
+    old = given | {"median_ms": ms, "gb_per_s": 10.0, "of_copy": 1.25}
+    sums = {"run": "1", "operation": "multistep_bn_lif, residual", "budget": 10}
+    write(tmp_path / "a.jsonl", [old, old | {"contender": "copy"}, sums])
+    ours, copy, budget = read(tmp_path)
+    assert ours["gb_per_s"] == pytest.approx(11)
+    assert ours["of_copy"] == pytest.approx(11 / 8)
+    assert copy["gb_per_s"] == pytest.approx(2)
+    assert budget["budget"] == 11
+
+
+def test_times_ours_are_counted_round_by_round_where_rows_have_them(lif_rows):
+    rows = lif_rows(ours=2.0)
+    assert times_ours(rows, find(rows, "snntorch")) == 15
+    assert times_ours(rows, find(rows, "snntorch") | {"times_ours": 14.0}) == 14
+    assert times_ours(rows, {"status": "failed"}) is None
+    assert times_ours(rows[2:], rows[2]) is None
+    assert find(rows, "nobody") == {}

@@ -1,0 +1,182 @@
+"""Rows on disk as they come, patience, and what becomes of a contender that fails."""
+
+import json
+import os
+import sys
+
+import pytest
+import torch
+
+from profiling.harness import session
+from profiling.harness.contenders import OURS, Case, Contender, Status, Unavailable, Verdict, Work
+from profiling.harness.session import ALLOCATOR, Session, file_name, machine, refusals, short
+from profiling.harness.timing import QUICK
+from spiketriton.errors import UserError
+
+EVERY_ROW = {
+    "section", "run", "status", "device", "device_type", "cpu", "threads", "spiketriton", "commit",
+    "dirty", "python", "torch", "triton", "allocator", "quick", "command", "cuda", "platform",
+}  # fmt: skip
+
+
+class Idle(Work):
+    """Takes one second more at each sample."""
+
+    device, taken = torch.device("cpu"), 0
+
+    def check(self) -> Verdict:
+        return Verdict(Status.OK, numbers={"spikes_differ": 0.0})
+
+    def prepare(self, effort) -> None: ...
+
+    def sample(self) -> float:
+        self.taken += 1
+        return self.taken
+
+
+class Wrong(Idle):
+    def check(self) -> Verdict:
+        return Verdict(Status.WRONG, "it guesses")
+
+    def prepare(self, effort) -> None:
+        raise AssertionError("what is wrong is not timed")
+
+    memory = prepare  # type: ignore[assignment]
+
+
+class Two(Case):
+    """Ours and others."""
+
+    def __init__(self, **builds) -> None:
+        self.spec, self.builds = {"recipe": "two", "T": 1}, builds
+
+    def contenders(self, options):
+        return [Contender(name, build, {"package": name}) for name, build in self.builds.items()]
+
+    def numbers(self, timings):
+        return {name: {"derived": timing.median} for name, timing in timings.items()}
+
+
+def test_a_row_has_its_case_its_numbers_and_where_it_was_measured(measured):
+    of = measured(Two(copy=Idle, spiketriton=Idle, wrong=Wrong, unwanted=Wrong), OURS, "wro*")
+    assert of.keys() == {"copy", OURS, "wrong"}
+    assert all(row.keys() >= EVERY_ROW for row in of.values())
+    ours = of[OURS]
+    assert ours["recipe"] == "two"
+    assert (ours["package"], ours["spikes_differ"]) == (OURS, 0.0)
+    assert (ours["median_ms"], ours["samples"], ours["derived"]) == (2000, QUICK.least, 2)
+    assert of["copy"]["times_ours"] == 1
+    assert of["wrong"]["status"] == Status.WRONG
+    assert "median_ms" not in of["wrong"]
+    told = [f"{name}={os.environ[name]}" for name in ALLOCATOR if name in os.environ]
+    assert ours["allocator"] == " ".join(told) or "default"
+
+
+def test_memory_is_weighed_and_a_copy_is_not(measured):
+    class Heavy(Idle):
+        def memory(self):
+            return {"peak_bytes": 1}
+
+    of = measured(Two(copy=Heavy, spiketriton=Heavy, wrong=Wrong, idle=Idle), section="memory")
+    assert of.keys() == {OURS, "wrong", "idle"}
+    assert of[OURS]["peak_bytes"] == 1
+    assert "median_ms" not in of[OURS]
+    assert of["idle"]["status"] == Status.MISSING
+    assert of["idle"]["why"] == "it has no backward"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "why"),
+    [
+        (Unavailable("no\nGPU"), Status.MISSING, "no GPU"),
+        (UserError("its files are missing"), Status.MISSING, "its files are missing"),
+        (torch.OutOfMemoryError("x" * 500), Status.TOO_LARGE, "x" * 200),
+        (ValueError("y" * 500), Status.FAILED, "ValueError: " + "y" * 300),
+    ],
+)
+def test_what_keeps_a_contender_away_is_in_its_row(error, status, why):
+    row: dict = {"status": Status.OK}
+    with refusals(row):
+        raise error
+    assert row == {"status": status, "why": why}
+
+
+def test_ctrl_c_is_no_contenders_failure():
+    with pytest.raises(KeyboardInterrupt), refusals({}):
+        raise KeyboardInterrupt
+
+
+def test_a_row_without_a_number_is_said_and_the_next_case_is_measured(quick, tmp_path, capsys):
+    def fails():
+        raise ValueError("no\nluck")
+
+    one = Session(quick, tmp_path)
+    one.total = 2
+    one.measure("step", [Two(broken=fails, spiketriton=Idle), Two(spiketriton=Idle)])
+    said = capsys.readouterr().err
+    assert "step: broken: failed: ValueError: no luck" in said
+    assert "[1/2] step two" in said
+    assert "[2/2] step two" in said
+    assert [row["status"] for row in one.rows] == ["failed", "ok", "ok"]
+
+
+def test_cases_beyond_the_minutes_are_named(quick, tmp_path):
+    one = Session(quick, tmp_path, minutes=1e-9)
+    one.measure("step", [Two(spiketriton=Idle)])
+    (line,) = one.file.read_text().splitlines()
+    row = json.loads(line)
+    assert (row["status"], row["recipe"]) == (Status.NOT_REACHED, "two")
+    assert "contender" not in row
+
+
+def test_contenders_beyond_the_minutes_are_named_and_ours_is_kept(quick, tmp_path):
+    one = Session(quick, tmp_path, minutes=1)
+
+    def late() -> Idle:
+        one.deadline = 0
+        return Idle()
+
+    one.measure("step", [Two(before=late, spiketriton=Idle, after=Idle)])
+    of = {row["contender"]: row for row in one.rows}
+    assert of[OURS]["samples"] == QUICK.least  # the race ends as early as it may
+    assert of["before"]["status"] == Status.OK
+    assert of["after"]["status"] == Status.NOT_REACHED
+
+
+@pytest.mark.parametrize("minutes", [0, 2])
+def test_the_deadline(quick, tmp_path, minutes, monkeypatch):
+    monkeypatch.setattr(session.time, "monotonic", lambda: 100.0)
+    expected = 220.0 if minutes else float("inf")
+    assert Session(quick, tmp_path, minutes).deadline == expected
+
+
+def test_names_of_files_and_cases(lif, quick, tmp_path):
+    row = {"device": "AMD EPYC (2 cores)", "device_type": "cpu", "threads": 2}
+    assert machine(row) == "AMD EPYC (2 cores), 2 threads"
+    assert machine(row | {"device_type": "cuda"}) == "AMD EPYC (2 cores)"
+    assert file_name(machine(row)) == "amd-epyc-2-cores-2-threads"
+    assert short(lif.spec) == "lif training T=3 2x8x4x4 fp32 contiguous"
+    assert short({"recipe": "r", "T": 3}) == "r"
+    one = Session(quick, tmp_path)
+    assert one.file.parent == tmp_path
+    assert one.file.name.endswith(".jsonl")
+    assert one.file.name.startswith(file_name(machine(one.facts)) + "-20")
+
+
+def test_a_folder_that_takes_no_files_is_refused(quick, tmp_path):
+    taken = tmp_path / "file"
+    taken.write_text("")
+    with pytest.raises(UserError, match="accepted: a folder to write to"):
+        Session(quick, taken)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's settings")
+def test_the_process_starts_anew_once_with_the_allocator(monkeypatch):
+    started = []
+    monkeypatch.setattr(os, "execve", lambda *given: started.append(given))
+    session.reexecute(["run.py", "all"], {"HOME": "/", "KINETO_LOG_LEVEL": "1"})
+    ((path, argv, environ),) = started
+    assert argv == [path, "run.py", "all"]
+    assert environ == {"HOME": "/", "KINETO_LOG_LEVEL": "1"} | ALLOCATOR
+    session.reexecute(argv, environ)
+    assert len(started) == 1

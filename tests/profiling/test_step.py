@@ -1,0 +1,178 @@
+"""A training step: the definition's check, block by block, and what takes part."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from profiling.harness.contenders import OURS, Options, Status
+from profiling.harness.timing import Timing
+from profiling.sections import step as steps
+from profiling.sections.step import TWIN, Bench, RecipeCase, Step, TrainingStep, find_recipe
+from spiketriton.config import recipe_from_toml
+from spiketriton.errors import UserError
+from spiketriton.models.resnet import Block
+
+CPU = torch.device("cpu")
+
+
+def bench(quick: Options, *changes: str) -> Bench:
+    return Bench(TrainingStep(find_recipe("quickstart", changes), quick), CPU)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_wrong_network_is_found_block_by_block(precision, quick):
+    one = bench(quick, f"train.precision={precision}")
+    right = Step(one, one.model(), checked=True).check()
+    assert right.status == Status.OK, right
+    assert right.numbers.keys() >= {"spikes_differ", "loss_error", "gradient_norm_error"}
+    # what half precision itself is off by hides the finer mistakes, which fp32 must find
+    fine = ("neuron.tau=2.2", "neuron.surrogate.width=0.4", "neuron.reset=soft")
+    coarse = ("neuron.tau=10.0", "neuron.surrogate.width=0.05", "neuron.v_threshold=0.5")
+    for mistake in fine if precision == "fp32" else coarse:
+        wrong = Step(one, one.model(mistake), checked=True).check()
+        assert wrong.status == Status.WRONG, (mistake, wrong)
+        assert not wrong.measured
+
+
+@pytest.mark.parametrize("model", ["resnet8", "plain", "mlp"])
+def test_blocks_of_a_large_batch_are_checked_on_its_first_images(model, monkeypatch):
+    changes = [f"model.name={model}", *(["model.depth=3"] if model != "resnet8" else [])]
+    changes += ["train.batch_size=4", "time_steps=2"]
+    monkeypatch.setattr(steps, "MOST_CHECKED", 2 * 2 * 16 * 16)
+    one = bench(Options(CPU), *changes)
+    for name, ((_, _, _, grad), output, _) in one.truth.blocks.items():
+        assert output.shape[:2] == grad.shape[:2] == (2, 2), name
+    for mistakes, status in ([], Status.OK), (["neuron.tau=2.2"], Status.WRONG):
+        assert Step(one, one.model(*mistakes), checked=True).check().status == status
+
+
+def test_a_block_whose_gradient_is_nan_is_wrong(quick):
+    def without_a_gradient(_, arguments):
+        x = arguments[0].clone()
+        x.register_hook(lambda grad: grad * float("nan"))
+        return (x, *arguments[1:])
+
+    one = bench(quick)
+    step = Step(one, one.model(), checked=True)
+    block = next(module for module in step.model.modules() if isinstance(module, Block))
+    block.register_forward_pre_hook(without_a_gradient)
+    assert one.truth.errors(step)[1] != one.truth.errors(step)[1]
+    assert step.check().status == Status.WRONG
+
+
+def test_right_blocks_with_a_wrong_loss_are_wrong(quick):
+    one = bench(quick)
+    step = Step(one, one.model(), checked=True)
+    right = step.loss
+    step.loss = lambda *given: 1.02 * right(*given)
+    verdict = step.check()
+    assert verdict.status == Status.WRONG
+    assert verdict.numbers["spikes_differ"] == 0
+    assert verdict.numbers["loss_error"] == pytest.approx(0.02, rel=1e-3)
+    assert verdict.numbers["gradient_norm_error"] == pytest.approx(0.02, rel=1e-2)
+
+
+def test_half_precision_allows_twice_what_the_definition_is_off_by(quick):
+    one = bench(quick, "train.precision=bf16")
+    definition = Step(one, one.definition())
+    own, whole = one.truth.errors(definition), one.truth.whole_errors(definition)
+    assert own[0] > 0
+    assert one.truth.allowed == tuple(max(a, 2 * b) for a, b in zip((1e-4, 0.05), own, strict=True))
+    expected = tuple(max(a, 2 * b) for a, b in zip((0.1, 0.5), whole, strict=True))
+    assert one.truth.allowed_whole == expected
+    exact = bench(quick)
+    assert exact.truth.allowed == (1e-4, 0.05)
+    assert exact.truth.allowed_whole == (0.01, 0.25)
+
+
+def test_a_step_trains_on_the_next_batch_and_leaves_no_gradient(quick):
+    one = bench(quick)
+    step = Step(one, one.model())
+    before = step.parameters[0].detach().clone()
+    losses = [step.forward().item()]
+    step()
+    losses.append(step.forward().item())
+    assert not torch.equal(step.parameters[0], before)
+    assert all(p.grad is None for p in step.parameters)
+    assert losses[0] != losses[1]
+    assert step.turn == 1
+    starts = [one.model().state_dict(), one.model().state_dict()]
+    assert all(torch.equal(starts[0][name], starts[1][name]) for name in starts[0])
+
+
+def test_who_takes_part(quick, monkeypatch):
+    case = TrainingStep(find_recipe("quickstart"), quick)
+    found = {one.name: one for one in case.contenders(quick)}
+    assert list(found) == [
+        OURS, f"{OURS} unfused", f"{OURS} packed", TWIN, f"{OURS} compiled", "torch.compile",
+    ]  # fmt: skip
+    built = {name: one.build() for name, one in found.items()}
+    assert {name for name, work in built.items() if not work.checked} == {TWIN}
+    compiled = {name for name, work in built.items() if work.network is not work.model}
+    assert compiled == {f"{OURS} compiled", "torch.compile"}
+    assert not built[TWIN].model.spiking_layers()
+    assert built[TWIN].check().numbers.keys() == {"loss"}
+    for name in (f"{OURS} unfused", f"{OURS} packed"):
+        assert built[name].check().status == Status.OK
+
+
+def test_a_peers_network_is_the_same_network(quick):
+    pytest.importorskip("spikingjelly")
+    from spikingjelly.activation_based import layer, neuron
+
+    case = TrainingStep(find_recipe("quickstart"), quick)
+    everyone = case.contenders(replace(quick, peers=("spikingjelly",)))
+    step = next(one for one in everyone if one.name == "spikingjelly default").build()
+    kinds = [type(module) for module in step.model.modules()]
+    assert kinds.count(neuron.LIFNode) == 7
+    assert kinds.count(layer.BatchNorm2d) == 9
+    assert step.check().status == Status.OK
+
+
+def test_packed_spikes_save_less_and_what_they_save_is_counted(measured, quick):
+    case = TrainingStep(find_recipe("quickstart"), quick)
+    of = measured(case, OURS, f"{OURS} packed", section="memory")
+    whole, packed = of[OURS]["saved_bytes"], of[f"{OURS} packed"]["saved_bytes"]
+    assert 0.3 * whole < packed < 0.9 * whole
+    assert of[OURS]["peak_bytes"] > 0
+
+
+def test_a_recipe_as_a_case():
+    changes = ["train.batch_size=6", "train.accumulate=2", "time_steps=3", "data.image_size=24"]
+    recipe = find_recipe("quickstart", [*changes, "neuron.surrogate.shape=sigmoid"])
+    spec = RecipeCase(recipe, Options(CPU)).spec
+    assert (spec["T"], spec["batch"], spec["image"], spec["classes"]) == (3, 3, [1, 24, 24], 10)
+    assert (spec["recipe"], spec["precision"]) == ("quickstart", "fp32")
+    surrogate = recipe_from_toml(spec["toml"], "quickstart").neuron.surrogate
+    assert (surrogate.shape, surrogate.height) == ("atan", 1.0)
+    assert surrogate.width == pytest.approx(1 / torch.pi)  # SpikingJelly's ATan(2)
+    spec = RecipeCase(recipe, Options(CPU, quick=True)).spec
+    assert (spec["T"], spec["batch"]) == (2, 2)
+    spec = RecipeCase(find_recipe("quickstart", ["time_steps=1"]), Options(CPU, quick=True)).spec
+    assert spec["T"] == 1
+    large = RecipeCase(find_recipe("imagenette_r50"), Options(CPU)).spec
+    assert large["image"][0] == 3
+    assert large["classes"] == 10
+
+
+def test_times_become_images_and_ratios(quick):
+    case = TrainingStep(find_recipe("quickstart"), quick)  # T = 2, a batch of 2
+    timings = {OURS: Timing((3.0, 4.0, 9.0)), TWIN: Timing((1.0, 2.0, 3.0))}
+    assert case.numbers(timings) == {
+        OURS: {"images_per_s": 0.5, "twin_ratio": 1.5},
+        TWIN: {"images_per_s": 1.0},
+    }
+    assert case.numbers({OURS: timings[OURS]}) == {OURS: {"images_per_s": 0.5}}
+
+
+def test_recipes_are_found_by_name_or_path(tmp_path):
+    assert find_recipe("quickstart").name == "quickstart"
+    path = steps.RECIPES / "quickstart.toml"
+    assert find_recipe(str(path), ["time_steps=7"]).time_steps == 7
+    with pytest.raises(UserError, match=r"accepted: a TOML file, or one of .*quickstart"):
+        find_recipe("resnet")
+    with pytest.raises(UserError):
+        find_recipe(str(tmp_path / "none.toml"))
+    with pytest.raises(UserError, match=r"neuron\.kind is relu; accepted: a spiking recipe"):
+        TrainingStep(find_recipe("quickstart", ["neuron.kind=relu"]), Options(CPU))

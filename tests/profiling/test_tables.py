@@ -1,0 +1,180 @@
+"""Rows as tables, cell by cell."""
+
+import json
+
+import pytest
+
+from profiling.harness.contenders import Status
+from profiling.render.tables import SECTIONS, kernel_matrix, number, percent, tables, times, where
+from profiling.sections.gradients import EVERY, OFF
+from profiling.sections.step import TWIN
+
+STEP = {
+    "section": "step", "recipe": "r", "T": 4, "batch": 64, "image": [1, 28, 28],
+    "precision": "fp32", "layout": "channels_last", "status": "ok",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, "-"),
+        (float("nan"), "-"),
+        (float("inf"), "-"),
+        (0, "0"),
+        (1, "1.00"),
+        (9.999, "10.00"),
+        (0.012345, "0.0123"),
+        (12.345, "12.3"),
+        (123.6, "124"),
+        (1234.5, "1,234"),
+        (-2.5, "-2.50"),
+        (9876543, "9,876,543"),
+    ],
+)
+def test_numbers_have_three_digits(value, words):
+    assert number(value) == words
+
+
+def test_shares_and_ratios():
+    assert (percent(0.1234), percent(None)) == ("12.3 %", "-")
+    assert (times(1.234), times(None)) == ("1.23x", "-")
+
+
+def test_a_case_of_kernels(lif_rows):
+    rows = lif_rows()
+    rows[3] |= {"status": Status.UNEQUAL, "why": "its reset", "note": "no ATan"}
+    late = rows[0] | {"contender": "late", "status": Status.NOT_REACHED}
+    (grid,) = tables([*rows, late], "kernels")
+    assert grid.title == "lif training: T=10, N=256 (2x8x4x4), fp32, contiguous"
+    assert grid.lines == [
+        ["copy", "1.00 (1.00-1.00)", "1.00", "50.0 %", "-"],
+        ["spiketriton", "2.00 (2.00-2.00)", "1.00", "50.0 %", "1.00x"],
+        ["torch.compile", "3.00 (3.00-3.00)", "1.00", "50.0 %", "1.50x"],
+        ["snntorch", "30.0 (30.0-30.0) *", "1.00", "50.0 %", "15.00x"],
+    ]
+    assert grid.notes == ["* snntorch: not equal, its reset", "snntorch: no ATan"]
+    text = grid.markdown()
+    assert text.startswith(f"**{grid.title}**\n\n| contender | ms (20-80 %) |")
+    assert "| --- | ---: | ---: |" in text
+    assert text.endswith("|\n\n* snntorch: not equal, its reset\n\nsnntorch: no ATan\n")
+
+
+def test_the_matrix_has_a_line_a_case_and_a_column_a_contender(lif_rows):
+    rows = lif_rows() + [
+        row for row in lif_rows(T=4, detach_reset=True) if row["contender"] != "snntorch"
+    ]
+    failed = {key: value for key, value in rows[2].items() if not key.endswith("_ms")}
+    rows[2] = failed | {"status": Status.FAILED, "why": "no compiler"}
+    (grid,) = kernel_matrix(rows)
+    assert grid.header[:4] == ["T", "N", "dtype, layout", "GB/s (of copy)"]
+    assert grid.header[4:] == ["copy", "spiketriton", "torch.compile", "snntorch"]
+    setting = "fp32, contiguous"
+    speed = "1.00 (50.0 %)"
+    assert grid.lines == [
+        ["10", "256", setting, speed, "1.00", "2.00", "failed", "30.0 (15.00x)"],
+        ["4", "256", f"{setting}, reset detached", speed, "1.00", "2.00", "3.00 (1.50x)", "-"],
+    ]
+    assert grid.notes == ["torch.compile: failed, no compiler"]
+    both = kernel_matrix(rows + [row | {"mode": "inference"} for row in rows])
+    assert [grid.title[:14] for grid in both] == ["lif, training:", "lif, inference"]
+
+
+def test_a_step_and_its_memory():
+    timed = dict(median_ms=8.0, p20_ms=7.0, p80_ms=9.0, images_per_s=8000.0)
+    rows = [
+        STEP | timed | {"contender": "spiketriton", "twin_ratio": 0.5},
+        STEP | timed | {"contender": TWIN},
+        STEP | {"contender": "norse", "status": Status.WRONG, "why": "spikes"},
+    ]
+    (grid,) = tables(rows, "step")
+    about = "training step of r: T=4, batch 64 of 1x28x28, fp32, channels_last"
+    assert grid.title == about
+    assert grid.lines[0] == ["spiketriton", "8.00 (7.00-9.00)", "8,000", "0.500", "1.00x"]
+    assert grid.lines[1][3:] == ["-", "-"]
+    assert grid.lines[2] == ["norse", "wrong result", "-", "-", "-"]
+    heavy = [
+        row | {"section": "memory", "peak_bytes": 2**20 * n, "saved_bytes": 2**19}
+        for n, row in enumerate(rows[:2], 1)
+    ]
+    heavy.append(rows[2] | {"section": "memory"})
+    (grid,) = tables(heavy, "memory")
+    assert grid.title == "memory of a step of r: T=4, batch 64"
+    assert grid.header[3:] == ["peak, of ours"]
+    assert grid.lines == [
+        ["spiketriton", "1.0", "0.5", "1.00x"],
+        [TWIN, "2.0", "0.5", "2.00x"],
+        ["norse", "wrong result", "-", "-"],
+    ]
+
+
+def test_the_memory_of_an_operation(lif):
+    row = json.loads(json.dumps(lif.spec)) | {"section": "memory", "contender": "eager"}
+    row |= {"status": Status.UNEQUAL, "peak_bytes": 3 * 2**20, "saved_bytes": 2**20}
+    (grid,) = tables([row | {"peak_per_element": 12.0, "saved_per_element": 4.0}], "memory")
+    assert grid.title == "memory of lif: T=3, N=256 (2x8x4x4), fp32, contiguous"
+    assert grid.lines == [["eager *", "3.0", "1.0", "12.0", "4.00"]]
+
+
+def test_what_the_monitor_costs_and_how_data_are_loaded():
+    of = STEP | {"section": "gradients", "measures_every": 10}
+    on = {"contender": EVERY, "median_ms": 8.4, "cost": 0.05, "cost_p20": -0.01, "cost_p80": 0.06}
+    rows = [of | {"contender": OFF, "median_ms": 8.0}, of | on | {"cost_in_training": 0.005}]
+    (grid,) = tables(rows, "gradients")
+    expected = [
+        "r (T=4, batch 64)",
+        "8.00",
+        "8.40",
+        "5.0 % (-1.0 % to 6.0 %)",
+        "0.5 % (every 10 steps)",
+    ]
+    assert grid.lines == [expected]
+    of = STEP | {
+        "section": "data",
+        "augment": "none",
+        "cores": 2,
+        "contender": "auto",
+        "workers": 3,
+    }
+    timed = dict(median_ms=8.0, p20_ms=7.0, p80_ms=9.0, images_per_s=80.0, of_step=2.0)
+    (grid,) = tables([of | timed], "data")
+    assert grid.title == "the loader alone, r: batch 64, augment none, 2 cores"
+    assert grid.lines == [["auto (3 workers)", "80.0", "8.00 (7.00-9.00)", "2.00x"]]
+
+
+def test_what_was_lowered():
+    of = {"section": "compiled", "status": "ok", "target": "sm_90", "card": "H100", "T": 4}
+    of |= {"dtype": "bf16", "layout": "contiguous"}
+    kernel = {
+        "kernel": "lif", "registers": 32, "spills": 0, "shared": 16, "vector_bytes": 8, "loads": 1.0,
+        "stores": None, "bytes_per_element": 4.0, "instructions": 9.876, "occupancy": 0.25,
+        "predicted_ms": 1.5, "bound_by": "issue",
+    }  # fmt: skip
+    total = {
+        "operation": "f", "passes": 5.0, "budget": 5, "checkpoint_bytes": 0, "predicted_ms": 2.0,
+        "predicted_for": [4, 2, 3],
+    }  # fmt: skip
+    each, sums = tables([of | kernel, of | kernel | {"bound_by": None}, of | total], "compiled")
+    assert each.title == "kernels lowered for sm_90 (H100), T=4, bf16, contiguous"
+    line = ["lif", "32", "0", "16", "8", "1.00", "-", "4.00", "9.88", "25.0 %", "1.50 (issue)"]
+    assert each.lines == [line, [*line[:-1], "1.50"]]
+    assert sums.title.startswith("operations lowered for sm_90")
+    assert sums.lines == [["f", "5.00", "5.00", "0", "2.00"]]
+    assert sums.notes[0].startswith("Predicted, not measured")
+    assert sums.notes[0].endswith("for x of 4x2x3.")
+
+
+def test_where_a_row_was_measured():
+    row = dict(device="A CPU", device_type="cpu", threads=2, torch="2.1", commit="0123456789")
+    assert where(row) == "A CPU, 2 threads, torch 2.1, commit 01234567"
+    row |= {"device_type": "cuda", "triton": "3", "dirty": True}
+    assert where(row) == "A CPU, torch 2.1, triton 3, commit 01234567 with changes"
+    assert SECTIONS == ("kernels", "step", "memory", "gradients", "data", "compiled")
+
+
+def test_the_terminals_table_has_the_same_cells(lif_rows):
+    (grid,) = tables(lif_rows(), "kernels")
+    table = grid.rich()
+    assert [column.header for column in table.columns] == grid.header
+    assert [column.justify for column in table.columns] == ["left"] + ["right"] * 4
+    assert [row.style for row in table.rows] == [None, "bold", None, None]
