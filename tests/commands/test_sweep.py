@@ -1,7 +1,6 @@
 """Sweeps: the grid, its results, going on after a stop, tables and pictures."""
 
 import json
-import math
 import signal
 from pathlib import Path
 
@@ -9,10 +8,8 @@ import numpy as np
 import pytest
 
 from spiketriton import sweep as module
-from spiketriton.config import Recipe, to_toml
+from spiketriton.config import to_toml
 from spiketriton.errors import EXIT_SIGINT, UserError
-from spiketriton.runs.cells import Cell, Group, grid, grouped
-from spiketriton.sweep import table
 from spiketriton.trainer import Trainer
 from spiketriton.training.nonfinite import Diverged
 from tests.small_runs import small_recipe
@@ -33,25 +30,6 @@ def run(recipe: str, *axes: str, out: Path) -> int:
 
 def results(out: Path) -> list[dict]:
     return json.loads((out / "results.json").read_text())
-
-
-def test_the_grid_is_the_product_and_single_values_are_set_everywhere(recipe, tmp_path):
-    cells = grid(recipe, ["seed=0,1", "neuron.surrogate.width=0.5,auto", "time_steps=5"], tmp_path)
-    assert [cell.values for cell in cells] == [
-        {"seed": seed, "neuron.surrogate.width": width}
-        for seed in ("0", "1")
-        for width in ("0.5", "auto")
-    ]
-    assert {cell.recipe.time_steps for cell in cells} == {5}
-    assert [cell.recipe.neuron.surrogate.width for cell in cells] == [0.5, "auto"] * 2
-    assert len({cell.path for cell in cells}) == 4
-    assert cells[1].path == tmp_path / "seed=0,width=auto"
-
-
-def test_no_axes_are_the_recipe_itself(recipe, tmp_path):
-    (cell,) = grid(recipe, [], tmp_path)
-    assert cell.values == {}
-    assert cell.recipe == small_recipe(*FAST)
 
 
 @pytest.mark.parametrize(
@@ -161,29 +139,3 @@ def test_an_ann_and_words_can_be_swept(recipe, tmp_path):
     assert run(recipe, "neuron.kind=lif,relu", out=out) == 0
     assert [row["neuron.kind"] for row in results(out)] == ["lif", "relu"]
     assert (out / "accuracy.png").exists()
-
-
-def a_group(*accuracies: float | None) -> Group:
-    cell = Cell({}, small_recipe(), Path())
-    made = [{"accuracy": a, "seconds": 1.0, "width": 0.5, "values": {}} for a in accuracies]
-    return Group({"model.depth": "2"}, made, [cell] * len(made))
-
-
-def test_means_and_spreads():
-    assert a_group(0.5, 0.7).mean == pytest.approx(0.6)
-    assert a_group(0.5, 0.7).spread == pytest.approx(math.sqrt(0.02))
-    assert math.isnan(a_group(0.5).spread)
-    assert math.isnan(a_group(None).mean)
-    assert a_group(None, 0.5, 0.7).mean == pytest.approx(0.6)
-    assert a_group(0.5).width == pytest.approx(0.5)
-
-
-def test_groups_differ_in_more_than_the_seed():
-    values = [{"time_steps": t, "seed": s} for t in "23" for s in "01"]
-    recipe: Recipe = small_recipe()
-    cells = [Cell(v, recipe, Path()) for v in values]
-    made = [{"accuracy": n / 10, "seconds": 1.0, "width": 1.0} for n in range(4)]
-    first, second = grouped(cells, made)
-    assert (first.values, first.accuracies) == ({"time_steps": "2"}, [0.0, 0.1])
-    assert (second.values, second.accuracies) == ({"time_steps": "3"}, [0.2, 0.3])
-    assert table([first, second], synthetic=True).title == "test accuracy (synthetic images)"

@@ -7,31 +7,16 @@ import re
 import select
 from pathlib import Path
 
-import numpy as np
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from PIL import Image
 from rich.console import Console
 
-from spiketriton.config import replace
-from spiketriton.runs.folder import RunFolder
 from spiketriton.show.announcements import summary, what_next
 from spiketriton.show.display import Display, LiveDisplay, make_display, numbers
-from spiketriton.show.run_pictures import draw_run, gradients
-from spiketriton.show.words import duration, percent
-from spiketriton.training.plan import Outcome, Plan, Progress
-from tests.small_runs import small_recipe, small_trainer
+from spiketriton.show.words import duration
+from spiketriton.training.plan import Plan
+from tests.show.support import PLAN, outcome
+from tests.small_runs import small_recipe
 
-PLAN = Plan(
-    steps=100,
-    epoch_steps=20,
-    batch_size=32,
-    log_every=10,
-    test_every=40,
-    save_every=20,
-    measure_every=10,
-    test_images=300,
-)
 TRAIN = {
     "kind": "train", "step": 30, "epoch": 1.5, "seconds": 9.0, "lr": 0.00123, "loss": 1.23456,
     "grad_norm": 4.567, "images_per_s": 320.0, "data_wait": 0.0234, "firing_rate": 0.1234,
@@ -48,27 +33,6 @@ CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
-
-
-def outcome(step: int = 100, **changes) -> Outcome:
-    values = {
-        "plan": PLAN,
-        "progress": Progress(
-            step=step,
-            seconds=200.0,
-            test_accuracy=0.9,
-            test_loss=0.3,
-            best_accuracy=0.95,
-            best_step=40,
-            tested_at=step,
-        ),
-        "images_per_s": 321.0,
-        "peak_memory_mib": 512.0,
-        "firing_rate": 0.123,
-        "saved_at": step,
-        "exit_code": 0,
-    }
-    return Outcome(**(values | changes))
 
 
 def test_lines_have_all_numbers_and_no_control_codes():
@@ -236,137 +200,3 @@ def test_synthetic_images_are_named_in_every_line_with_numbers():
     for line in lines:
         if "accuracy" in line or "loss" in line:
             assert "(synthetic images)" in line
-
-
-def test_the_summary_keeps_long_paths_whole():
-    stream = io.StringIO()
-    path = Path("runs") / ("long-" * 40)
-    summary(Display(stream), outcome(), path, [path / "curves.png", path / "gradients.png"])
-    text = stream.getvalue()
-    for words in (
-        f" {path} ",
-        f" {path}/curves.png ",
-        "100 of 100",
-        "90.00 %",
-        "95.00 % (after epoch 2)",
-        "3.33 min",
-        "321 images/s",
-        "512 MiB",
-        "0.123 spikes",
-    ):
-        assert words in text, words
-
-
-def test_the_summary_of_a_run_that_was_never_tested():
-    stream = io.StringIO()
-    early = outcome(images_per_s=None, firing_rate=None, progress=Progress(step=3, seconds=1.0))
-    summary(Display(stream), early, Path("x"), [])
-    assert "3 of 100" in stream.getvalue()
-    assert "accuracy" not in stream.getvalue()
-
-
-def test_after_an_interruption_the_resume_command_stands_alone_on_its_line():
-    stream = io.StringIO()
-    what_next(Display(stream), outcome(step=40), Path("my runs/x"), small_recipe(), [])
-    lines = stream.getvalue().splitlines()
-    assert lines == [
-        "stopped at step 40; saved: step 40. To continue:",
-        "  python -m spiketriton.train --resume 'my runs/x'",
-    ]
-
-
-def test_what_next_offers_commands_that_change_the_recipe():
-    for kind, other in (("lif", "relu"), ("relu", "lif")):
-        stream = io.StringIO()
-        recipe = small_recipe(f"neuron.kind={kind}")
-        given = ["a.toml", f"neuron.kind={kind}"]
-        what_next(Display(stream), outcome(), Path("x"), recipe, given)
-        commands = [line for line in stream.getvalue().splitlines() if line.startswith("  python")]
-        assert len(commands) == 3
-        start = f"  python -m spiketriton.train a.toml neuron.kind={kind} "
-        for command in commands:
-            override = command.removeprefix(start).split("    # ")[0]
-            assert replace(recipe, override) != recipe
-        assert f"neuron.kind={other}" in commands[0]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(0, "0 s"), (45.23, "45.2 s"), (720, "12 min"), (11520, "3.2 h"), (440640, "5.1 days")],
-)
-def test_durations(seconds, words):
-    assert duration(seconds) == words
-
-
-def test_percent():
-    assert percent(0.99166) == "99.17 %"
-
-
-# --- pictures ---
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> RunFolder:
-    path = tmp_path_factory.mktemp("pictures") / "run"
-    small_trainer(path).fit()
-    return RunFolder.open(path)
-
-
-def pixels(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"), dtype=float)
-
-
-def test_pictures_are_drawn_from_the_rows(run):
-    paths = draw_run(run, small_recipe(), synthetic=False)
-    assert [path.name for path in paths] == ["curves.png", "gradients.png", "firing.png"]
-    for path in paths:
-        image = pixels(path)
-        assert min(image.shape[:2]) >= 300
-        assert image.std() > 10
-        assert len(np.unique(image.reshape(-1, 3), axis=0)) > 50  # lines, text, colours
-
-
-def test_a_picture_shows_its_data(run):
-    """The same rows, the same bits; other gradients, another heat map."""
-
-    def drawn(rows: list[dict]) -> np.ndarray:
-        canvas = FigureCanvasAgg(gradients(rows, "title"))
-        canvas.draw()
-        return np.asarray(canvas.buffer_rgba(), dtype=float)
-
-    rows = run.gradients.read()
-    grown = [
-        row | {"grad_input_rms": row["grad_input_rms"] * 10 ** row["time_step"]} for row in rows
-    ]
-    before = drawn(rows)
-    assert np.array_equal(before, drawn(rows))
-    assert np.abs(before - drawn(grown)).mean() > 1
-
-
-def test_nothing_measured_nothing_drawn(tmp_path):
-    small_trainer(tmp_path / "twin", "neuron.kind=relu", "train.max_steps=4").fit()
-    paths = draw_run(RunFolder(tmp_path / "twin"), small_recipe(), synthetic=True)
-    assert [path.name for path in paths] == ["curves.png"]
-    small_trainer(tmp_path / "none").fit(until=0)
-    assert draw_run(RunFolder(tmp_path / "none"), small_recipe(), synthetic=False) == []
-
-
-def test_gradients_that_are_zero_or_not_finite_are_drawn_as_gaps(tmp_path):
-    folder = RunFolder.create(tmp_path / "run", "x")
-    values = [0.0, float("inf"), 1e-3, float("nan")]
-    folder.gradients.append(
-        {
-            "step": 1,
-            "layer": f"layer{index}",
-            "index": index,
-            "time_step": t,
-            "grad_input_rms": value,
-            "firing_rate": 0.0,
-            "outside_share": 1.0,
-        }
-        for index, value in enumerate(values)
-        for t in range(2)
-    )
-    paths = draw_run(folder, small_recipe(), synthetic=False)
-    assert [path.name for path in paths] == ["gradients.png", "firing.png"]

@@ -1,17 +1,21 @@
 """`python -m spiketriton.evaluate`: what it counts on trained nets, and what it says."""
 
-import json
-import math
+import dataclasses
 from dataclasses import replace
 
 import pytest
 import torch
 
 from spiketriton.errors import UserError
-from spiketriton.evaluate import main
 from spiketriton.runs.checkpoint import read_checkpoint
-from spiketriton.show.evaluation_tables import overtakes
-from spiketriton.trained.evaluation import Evaluation, evaluate, read_evaluation, wilson
+from spiketriton.trained.evaluation import (
+    Evaluation,
+    _chunks,
+    _images_per_s,
+    evaluate,
+    read_evaluation,
+    wilson,
+)
 from spiketriton.trained.run import load_run
 from tests.small_runs import small_trainer
 
@@ -114,89 +118,77 @@ def test_an_evaluation_survives_the_disk(evaluation, tmp_path):
         read_evaluation(path)
 
 
-def test_the_command_compares_runs(runs, tmp_path, capsys):
-    out = tmp_path / "out"
-    main([str(runs / "lif"), "--steps", "1,6", "--against", str(runs / "ann"), "--out", str(out)])
-    text = capsys.readouterr().out
-    assert "lif (lif)" in text
-    assert "ann (ANN)" in text
-    for name in ("accuracy", "energy", "rates", "confusion"):
-        assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG"), name
-    both = json.loads((out / "comparison.json").read_text())
-    assert [one["kind"] for one in both] == ["spiking", "ann"]
-    assert [len(one["accuracy"]) for one in both] == [6, 1]
-
-
-def test_one_step_is_no_steps(evaluation):
-    assert overtakes(evaluation, replace(evaluation, accuracy=[0.0] * 5)).endswith("at 1 step.")
-    late = replace(evaluation, accuracy=[0.0, 0.0, 1.0, 1.0, 1.0])
-    assert overtakes(late, late).endswith("at 3 steps.")
-
-
-def test_json_and_nothing_else(runs, tmp_path, capsys):
-    main([str(runs / "ann"), "--json", "--images", "20", "--out", str(tmp_path)])
-    (one,) = json.loads(capsys.readouterr().out)
-    assert one["images"] == 20
-    assert one["energy_uj"] == [pytest.approx(one["ann_macs"] * 4.6e-6)]
-    assert math.isfinite(one["images_per_s"])
-
-
-def mistake(arguments: list[str]) -> str:
-    with pytest.raises(UserError) as error:
-        main(arguments)
-    return str(error.value)
-
-
-def test_mistakes_are_named(runs, tmp_path):
-    lif = str(runs / "lif")
-    assert "--steps '0'" in mistake([lif, "--steps", "1,0"])
-    assert "--batch-size 'x'" in mistake([lif, "--batch-size", "x"])
-    assert "does not exist" in mistake([str(tmp_path / "nothing")])
-    assert "no recipe.toml" in mistake([str(tmp_path)])
-    assert "change no weight" in mistake([lif, "time_steps=9"])
-    small_trainer(tmp_path / "other", "data.name=synthetic", "train.max_steps=1").fit()
-    assert "same data" in mistake([lif, "--against", str(tmp_path / "other")])
-    small_trainer(tmp_path / "fewer", "data.test_images=40", "train.max_steps=1").fit()
-    assert "--images N gives both" in mistake([lif, "--against", str(tmp_path / "fewer")])
-
-
-def test_runs_without_weights_or_with_others_are_named(tmp_path):
-    path = tmp_path / "run"
-    small_trainer(path, "train.max_steps=1").fit()
-    recipe = path / "recipe.toml"
-    text = recipe.read_text()
-    recipe.write_text(text.replace("width = 4", "width = 6"))
-    assert "conv1.weight has shape [4, 1, 3, 3] in it, and [6, 1, 3, 3]" in mistake([str(path)])
-    recipe.write_bytes(b"seed = \xff")
-    assert "not UTF-8" in mistake([str(path)])
-    recipe.write_text(text)
-    for checkpoint in (path / "checkpoints").iterdir():
-        checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
-    assert "no checkpoint" in mistake([str(path)])
-    assert "is damaged" in mistake([str(path), "--checkpoint", "best"])
-    for checkpoint in (path / "checkpoints").iterdir():
-        checkpoint.unlink()
-    assert "no checkpoint yet" in mistake([str(path)])
-    assert "No such file" in mistake([str(path), "--checkpoint", "best"])
-
-
-def test_a_damaged_last_checkpoint_is_not_called_last(tmp_path):
-    small_trainer(tmp_path / "run", "train.epochs=1", "checkpoint.keep=1").fit()
-    assert load_run(tmp_path / "run").checkpoint == "last"
-    last = tmp_path / "run" / "checkpoints" / "last.pt"
-    last.write_bytes(last.read_bytes()[:-100])
-    assert load_run(tmp_path / "run").checkpoint == "best"
-
-
 def test_tebn_has_no_steps_beyond_its_gains(tmp_path):
     small_trainer(tmp_path / "run", "model.norm=tebn", "train.max_steps=1").fit()
-    assert "tebn has gains for 3" in mistake([str(tmp_path / "run"), "--steps", "4"])
-    assert evaluate(load_run(tmp_path / "run")).steps == 3
+    run = load_run(tmp_path / "run")
+    with pytest.raises(UserError, match="tebn has gains for 3"):
+        evaluate(run, steps=4)
+    assert evaluate(run).steps == 3
 
 
-def test_a_read_only_run_is_evaluated_elsewhere(runs, tmp_path, monkeypatch):
-    before = sorted(path for path in (runs / "lif").rglob("*"))
-    main([str(runs / "lif"), "--json", "--out", str(tmp_path)])
-    assert sorted(path for path in (runs / "lif").rglob("*")) == before
-    (tmp_path / "file").write_text("")
-    assert "cannot be written" in mistake([str(runs / "lif"), "--out", str(tmp_path / "file")])
+@pytest.mark.parametrize("kind", ["lif", "if"])
+def test_operations_and_energy_from_the_spikes_alone(runs, evaluation, kind, tmp_path):
+    """Each column once more: 4.6 pJ a MAC, 0.9 pJ an AC, 5 pJ a word, at every number of steps."""
+    one = evaluation
+    if kind == "if":
+        small_trainer(tmp_path / "if", "neuron.kind=if", "train.max_steps=1").fit()
+        one = evaluate(load_run(tmp_path / "if"), steps=5)
+    assert one.leaky == (kind == "lif")
+    assert one.neurons == sum(layer.neurons for layer in one.layers)
+    assert one.macs_once == one.layer_macs["conv1"] == 8 * 8 * 4 * 9
+    assert one.macs_per_step == 0
+    assert one.ann_macs == sum(one.layer_macs.values())
+    synapses = sum(layer.synaptic_operations for layer in one.layers)
+    assert one.synaptic_operations[2] == pytest.approx(synapses)
+    within = [sum(layer.rate[:3]) * layer.neurons for layer in one.layers]
+    assert one.mean_rate == pytest.approx(sum(within) / (3 * one.neurons))
+    for t, spikes in enumerate(one.synaptic_operations, 1):
+        membranes = t * one.neurons
+        macs = one.macs_once + (membranes if one.leaky else 0)
+        accumulates = spikes + (0 if one.leaky else membranes)
+        assert one.macs(t) == macs
+        assert one.accumulates(t) == pytest.approx(accumulates)
+        energy = 4.6 * macs + 0.9 * accumulates
+        assert one.energy_uj[t - 1] == pytest.approx(energy / 1e6)
+        words = 2 * one.macs_once + 3 * spikes + 2 * membranes
+        assert one.energy_with_data_uj[t - 1] == pytest.approx((energy + 5 * words) / 1e6)
+
+
+def test_the_energy_of_an_ann_with_and_without_its_data(runs):
+    one = evaluate(load_run(runs / "ann"), steps=9)
+    assert one.steps == 1
+    macs = sum(one.layer_macs.values())
+    assert one.energy_uj == [pytest.approx(4.6e-6 * macs)]
+    assert one.energy_with_data_uj == [pytest.approx((4.6 + 5 + 5) * 1e-6 * macs)]
+    assert (one.macs(1), one.accumulates(1)) == (macs, 0)
+    assert one.synaptic_operations == [0]
+    assert [layer.synaptic_operations for layer in one.layers] == [0] * len(one.layers)
+
+
+@pytest.mark.parametrize(
+    ("steps", "within", "chunks"),
+    [
+        (5, 3, [(0, 3), (3, 2)]),
+        (3, 3, [(0, 3)]),
+        (16, 16, [(0, 16)]),
+        (40, 17, [(0, 16), (16, 1), (17, 16), (33, 7)]),
+    ],
+)
+def test_a_chunk_ends_at_t(steps, within, chunks):
+    assert list(_chunks(steps, within)) == chunks
+
+
+def test_the_label_of_a_run(evaluation):
+    assert evaluation.label == "lif (lif)"
+    assert replace(evaluation, kind="ann").label == "lif (ANN)"
+    assert replace(evaluation, kind="converted", method="qcfs").label == "lif (converted, qcfs)"
+
+
+def test_images_per_second_are_of_the_batches_after_the_first(runs, monkeypatch):
+    """The clock advances by 2 s; batches of 16, 16, 16 and 2 of 50 images, three of them timed."""
+    ticks = iter([10.0, 12.0])
+    monkeypatch.setattr("spiketriton.trained.evaluation.time.perf_counter", lambda: next(ticks))
+    run = load_run(runs / "lif")
+    assert _images_per_s(run, run.data.test) == (16 + 16 + 2) / 2
+    ticks = iter([10.0, 12.0])
+    assert _images_per_s(run, dataclasses.replace(run.data.test, batch_size=50)) == 50 / 2

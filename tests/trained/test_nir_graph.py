@@ -1,20 +1,15 @@
 """Export: NIR files do what the network does, torch.export too, and what cannot be said is not."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
 
 from spiketriton.config import recipe_from_toml, replace
-from spiketriton.errors import EXIT_DONE, EXIT_ERROR, UserError
-from spiketriton.export import main
+from spiketriton.errors import UserError
 from spiketriton.models import Network, build_model
 from spiketriton.trained.exports import compare
 from spiketriton.trained.nir_graph import to_nir
 from spiketriton.trained.nir_replay import replay
-from tests.small_runs import small_trainer
 
 nir = pytest.importorskip("nir", reason="the extra nir is not installed")
 
@@ -94,40 +89,6 @@ def test_neurons_have_full_shapes_and_shortcuts_are_edges():
     assert ("layer1.0.neuron2", "layer2.0.downsample.0") in graph.edges
 
 
-def test_the_interpreter_by_hand():
-    """One LIF, tau = 2 steps: h = v / 2 + x with x = 0.75: 0.75, 1.125 fires at 1, 0.75, ..."""
-    one = np.array([1.0])
-    graph = nir.NIRGraph(
-        {
-            "in": nir.Input(np.array([1])),
-            "affine": nir.Affine(np.array([[3.0]]), np.array([-0.75])),
-            "lif": nir.LIF(tau=2 * one, r=2 * one, v_leak=0 * one, v_threshold=one),
-            "out": nir.Output(np.array([1])),
-        },
-        [("in", "affine"), ("affine", "lif"), ("lif", "out")],
-        metadata={"dt": 1.0},
-    )
-    given, membranes = replay(graph, np.array([[0.5]]), 4)
-    assert membranes["lif"].ravel().tolist() == [0.75, 1.125, 0.75, 1.125]
-    assert given["out"].ravel().tolist() == [0, 1, 0, 1]
-    # a current of 1 sits on the threshold: > does not fire, >= does
-    tie = np.array([[1.75 / 3]])
-    assert replay(graph, tie, 1)[0]["out"].ravel().tolist() == [0]
-    graph.metadata["spike_at"] = ">="
-    assert replay(graph, tie, 1)[0]["out"].ravel().tolist() == [1]
-
-
-def test_a_wrong_file_is_found_at_its_first_difference():
-    model = build()
-    graph = to_nir(model, (2, SIZE, SIZE))
-    graph.nodes["layer2.0.neuron1"].v_threshold[3] *= 1.5
-    found = compare(model, graph, images())
-    assert found.different > 0
-    assert found.first.startswith("layer2.0.neuron1, time step")
-    assert "neuron [3," in found.first
-    assert found.margin > 1e-3
-
-
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -142,64 +103,3 @@ def test_what_nir_cannot_say_is_refused_in_words(overrides, words):
     model = build(*overrides, size=32)
     with pytest.raises(UserError, match=words):
         to_nir(model, (2, 32, 32))
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    path = tmp_path_factory.mktemp("export") / "run"
-    small_trainer(path, "train.max_steps=7").fit()
-    return path
-
-
-def test_the_command_writes_and_compares(trained, tmp_path, capsys):
-    out = tmp_path / "net.nir"
-    assert main([str(trained), "--to", "nir", "--out", str(out), "--images", "2"]) == EXIT_DONE
-    assert ": 0 of " in capsys.readouterr().out
-    assert "neuron1" in nir.read(out).nodes
-
-
-def test_the_command_fails_when_the_file_is_wrong(trained, tmp_path, capsys, monkeypatch):
-    def wrong(model, image, dt):
-        graph = to_nir(model, image, dt)
-        graph.nodes["neuron1"].v_threshold *= 0.5
-        return graph
-
-    monkeypatch.setattr("spiketriton.trained.exports.to_nir", wrong)
-    arguments = [str(trained), "--to", "nir", "--out", str(tmp_path / "net.nir")]
-    assert main(arguments) == EXIT_ERROR
-    assert "first difference: neuron1, time step" in capsys.readouterr().out
-
-
-def test_torch_export_gives_the_same_currents_elsewhere(trained, tmp_path, capsys):
-    out = tmp_path / "net.pt2"
-    arguments = [str(trained), "--to", "torch", "--out", str(out), "--batch-size", "2"]
-    assert main(arguments) == EXIT_DONE
-    assert "differ by 0" in capsys.readouterr().out
-    code = (
-        "import sys, torch, spiketriton_kernels\n"
-        "net = torch.export.load(sys.argv[1]).module()\n"
-        "print(tuple(net(torch.zeros(2, 1, 8, 8)).shape))"
-    )
-    answer = subprocess.run(
-        [sys.executable, "-c", code, str(out)], capture_output=True, text=True, check=True
-    )
-    assert answer.stdout.strip() == "(3, 2, 10)"
-
-
-def mistake(arguments: list[str]) -> str:
-    with pytest.raises(UserError) as error:
-        main(arguments)
-    return str(error.value)
-
-
-def test_mistakes_are_named(trained, tmp_path, monkeypatch):
-    run = str(trained)
-    assert "--to" in mistake([run])
-    assert "no effect" in mistake([run, "--to", "torch", "--dt", "1"])
-    assert "no effect" in mistake([run, "--to", "nir", "--batch-size", "1"])
-    assert "--dt -1.0" in mistake([run, "--to", "nir", "--dt", "-1"])
-    nowhere = str(tmp_path / "no" / "folder")
-    assert "cannot be written" in mistake([run, "--to", "nir", "--out", nowhere])
-    assert "cannot be written" in mistake([run, "--to", "torch", "--out", nowhere])
-    monkeypatch.setitem(sys.modules, "nir", None)
-    assert "pip install 'spiketriton[nir]'" in mistake([run, "--to", "nir"])

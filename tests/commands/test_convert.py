@@ -1,0 +1,77 @@
+"""`convert`: the run folder that it writes, and the mistakes that it names."""
+
+import pytest
+import torch
+
+from spiketriton.convert import main
+from spiketriton.errors import UserError
+from spiketriton.evaluate import main as evaluate_main
+from spiketriton.trained.evaluation import evaluate
+from spiketriton.trained.run import load_run
+from tests.trained.support import ann
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    root = tmp_path_factory.mktemp("converted")
+    ann(root / "ann")
+    options = ["--steps", "5", "--per-channel", "--images", "30"]
+    main([str(root / "ann"), "--run-dir", str(root / "net"), *options])
+    return root
+
+
+def test_the_result_is_a_run(converted, tmp_path, capsys):
+    run = load_run(converted / "net")
+    assert run.kind == "converted"
+    assert run.recipe.neuron.kind == "if"
+    assert run.time_steps == 5
+    assert run.conversion["per_channel"]
+    args = [str(converted / "net"), "--steps", "40", "--against", str(converted / "ann")]
+    evaluate_main([*args, "--out", str(tmp_path)])
+    assert "net (converted, balanced)" in capsys.readouterr().out
+    one = evaluate(run, steps=20)
+    assert one.macs_per_step == 0
+    assert not one.leaky
+    assert one.synaptic_operations[-1] > one.synaptic_operations[0] > 0
+
+
+def test_a_long_window_runs_in_chunks_of_the_whole(converted):
+    run = load_run(converted / "net")
+    images = run.to_device(next(iter(run.data.test))[0])
+    lengths = []
+    run.model.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[1]))
+    evaluate(run, steps=70)
+    assert max(lengths) <= 16
+    with torch.inference_mode():
+        whole = run.model(images, 21)
+        run.model.set_stateful()
+        parts = [run.model(images, k) for k in (1, 16, 4)]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def mistake(arguments: list[str]) -> str:
+    with pytest.raises(UserError) as error:
+        main(arguments)
+    return str(error.value)
+
+
+def test_mistakes_are_named(converted, tmp_path):
+    net, source = str(converted / "net"), str(converted / "ann")
+    target = tmp_path / "target"
+    run_dir = ["--run-dir", str(target)]
+    assert "accepted: its ANN twin" in mistake([net, *run_dir])
+    assert not target.exists()
+    assert "already holds a run" in mistake([source, "--run-dir", net])
+    assert "--steps 0" in mistake([source, "--steps", "0"])
+    assert "--percentile 101" in mistake([source, "--percentile", "101"])
+    assert "no effect" in mistake([source, "--method", "calibrated", "--percentile", "99"])
+    assert "invalid choice" in mistake([source, "--method", "rmp"])
+    assert "--epochs has no effect" in mistake([source, "--epochs", "2"])
+    assert "--epochs 0" in mistake([source, "--method", "qcfs", "--epochs", "0"])
+
+
+def test_a_converted_run_is_not_trained_on(converted):
+    from spiketriton.train import main as train_main
+
+    with pytest.raises(UserError, match="converted"):
+        train_main(["--resume", str(converted / "net")])

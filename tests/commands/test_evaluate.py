@@ -1,0 +1,58 @@
+"""`evaluate`: its output, its files, and the mistakes that it names."""
+
+import json
+import math
+
+import pytest
+
+from spiketriton.errors import UserError
+from spiketriton.evaluate import main
+from tests.small_runs import small_trainer
+
+
+def test_the_command_compares_runs(runs, tmp_path, capsys):
+    out = tmp_path / "out"
+    main([str(runs / "lif"), "--steps", "1,6", "--against", str(runs / "ann"), "--out", str(out)])
+    text = capsys.readouterr().out
+    assert "lif (lif)" in text
+    assert "ann (ANN)" in text
+    for name in ("accuracy", "energy", "rates", "confusion"):
+        assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG"), name
+    both = json.loads((out / "comparison.json").read_text())
+    assert [one["kind"] for one in both] == ["spiking", "ann"]
+    assert [len(one["accuracy"]) for one in both] == [6, 1]
+
+
+def test_json_and_nothing_else(runs, tmp_path, capsys):
+    main([str(runs / "ann"), "--json", "--images", "20", "--out", str(tmp_path)])
+    (one,) = json.loads(capsys.readouterr().out)
+    assert one["images"] == 20
+    assert one["energy_uj"] == [pytest.approx(one["ann_macs"] * 4.6e-6)]
+    assert math.isfinite(one["images_per_s"])
+
+
+def mistake(arguments: list[str]) -> str:
+    with pytest.raises(UserError) as error:
+        main(arguments)
+    return str(error.value)
+
+
+def test_mistakes_are_named(runs, tmp_path):
+    lif = str(runs / "lif")
+    assert "--steps '0'" in mistake([lif, "--steps", "1,0"])
+    assert "--batch-size 'x'" in mistake([lif, "--batch-size", "x"])
+    assert "does not exist" in mistake([str(tmp_path / "nothing")])
+    assert "no recipe.toml" in mistake([str(tmp_path)])
+    assert "change no weight" in mistake([lif, "time_steps=9"])
+    small_trainer(tmp_path / "other", "data.name=synthetic", "train.max_steps=1").fit()
+    assert "same data" in mistake([lif, "--against", str(tmp_path / "other")])
+    small_trainer(tmp_path / "fewer", "data.test_images=40", "train.max_steps=1").fit()
+    assert "--images N gives both" in mistake([lif, "--against", str(tmp_path / "fewer")])
+
+
+def test_a_read_only_run_is_evaluated_elsewhere(runs, tmp_path, monkeypatch):
+    before = sorted(path for path in (runs / "lif").rglob("*"))
+    main([str(runs / "lif"), "--json", "--out", str(tmp_path)])
+    assert sorted(path for path in (runs / "lif").rglob("*")) == before
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in mistake([str(runs / "lif"), "--out", str(tmp_path / "file")])

@@ -1,0 +1,63 @@
+"""The cells of a sweep: the grid, means and spreads over seeds."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from spiketriton.config import Recipe, to_toml
+from spiketriton.runs.cells import Cell, Group, grid, grouped
+from tests.small_runs import small_recipe
+
+FAST = ("train.max_steps=2", "model.name=mlp", "model.depth=2", "model.width=8")
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    path = tmp_path / "small.toml"
+    path.write_text(to_toml(small_recipe(*FAST)), "utf-8")
+    return str(path)
+
+
+def test_the_grid_is_the_product_and_single_values_are_set_everywhere(recipe, tmp_path):
+    cells = grid(recipe, ["seed=0,1", "neuron.surrogate.width=0.5,auto", "time_steps=5"], tmp_path)
+    assert [cell.values for cell in cells] == [
+        {"seed": seed, "neuron.surrogate.width": width}
+        for seed in ("0", "1")
+        for width in ("0.5", "auto")
+    ]
+    assert {cell.recipe.time_steps for cell in cells} == {5}
+    assert [cell.recipe.neuron.surrogate.width for cell in cells] == [0.5, "auto"] * 2
+    assert len({cell.path for cell in cells}) == 4
+    assert cells[1].path == tmp_path / "seed=0,width=auto"
+
+
+def test_no_axes_are_the_recipe_itself(recipe, tmp_path):
+    (cell,) = grid(recipe, [], tmp_path)
+    assert cell.values == {}
+    assert cell.recipe == small_recipe(*FAST)
+
+
+def a_group(*accuracies: float | None) -> Group:
+    cell = Cell({}, small_recipe(), Path())
+    made = [{"accuracy": a, "seconds": 1.0, "width": 0.5, "values": {}} for a in accuracies]
+    return Group({"model.depth": "2"}, made, [cell] * len(made))
+
+
+def test_means_and_spreads():
+    assert a_group(0.5, 0.7).mean == pytest.approx(0.6)
+    assert a_group(0.5, 0.7).spread == pytest.approx(math.sqrt(0.02))
+    assert math.isnan(a_group(0.5).spread)
+    assert math.isnan(a_group(None).mean)
+    assert a_group(None, 0.5, 0.7).mean == pytest.approx(0.6)
+    assert a_group(0.5).width == pytest.approx(0.5)
+
+
+def test_groups_differ_in_more_than_the_seed():
+    values = [{"time_steps": t, "seed": s} for t in "23" for s in "01"]
+    recipe: Recipe = small_recipe()
+    cells = [Cell(v, recipe, Path()) for v in values]
+    made = [{"accuracy": n / 10, "seconds": 1.0, "width": 1.0} for n in range(4)]
+    first, second = grouped(cells, made)
+    assert (first.values, first.accuracies) == ({"time_steps": "2"}, [0.0, 0.1])
+    assert (second.values, second.accuracies) == ({"time_steps": "3"}, [0.2, 0.3])

@@ -1,0 +1,79 @@
+"""Pictures of evaluations hold what was counted."""
+
+import numpy as np
+import pytest
+
+from spiketriton.show.evaluation_pictures import (
+    accuracy,
+    confusion,
+    draw_evaluations,
+    energy,
+    rates,
+)
+from tests.show.support import ann, evaluation
+
+
+def test_accuracy_by_time_steps_with_the_ann_as_a_line():
+    (axes,) = accuracy([evaluation(), ann()], "title").axes
+    curve, diamond, line = axes.get_lines()
+    assert curve.get_xydata().tolist() == [[1, 50], [2, 62.5], [3, 75], [4, 81.25]]
+    assert curve.get_marker() == "o"
+    assert diamond.get_xydata().tolist() == [[3, 75]]
+    assert line.get_ydata() == [76, 76]
+    band = axes.collections[0].get_paths()[0].vertices
+    assert [band[:, 1].min(), band[:, 1].max()] == pytest.approx([40, 91.25])
+    assert axes.get_xscale() == "linear"
+
+
+@pytest.mark.parametrize(("steps", "scale", "marker"), [(32, "linear", "o"), (33, "log", "None")])
+def test_long_windows_have_a_log_scale_and_no_markers(steps, scale, marker):
+    one = evaluation(accuracy=[0.5] * steps, interval=[(0.4, 0.6)] * steps)
+    (axes,) = accuracy([one], "title").axes
+    assert axes.get_xscale() == scale
+    assert axes.get_lines()[0].get_marker() == marker
+    assert axes.get_xlabel().endswith("(log scale)") == (scale == "log")
+
+
+def test_energy_against_accuracy():
+    left, right = energy([evaluation(), ann()], "title").axes
+    points = np.array([50, 62.5, 75, 81.25])
+    for axes, own, twin in ((left, [1.5, 2.5, 4.6, 5.5], 46), (right, [10, 20, 36.5, 40], 146)):
+        net, star = axes.get_lines()
+        assert net.get_xydata().tolist() == np.stack([own, points], 1).tolist()
+        assert star.get_xydata().tolist() == [[twin, 76]]
+        assert (net.get_marker(), star.get_marker()) == ("o", "*")
+        assert axes.get_xscale() == "log"
+
+
+def test_rates_and_silent_neurons():
+    heat, bars, _ = rates(evaluation(), "title").axes
+    (image,) = heat.get_images()
+    assert image.get_array().tolist() == [[0.125, 0.25, 0.375, 0.9], [0.5] * 4]
+    assert image.get_clim() == (0, 0.9)
+    boxes = [(bar.get_x(), bar.get_width()) for bar in bars.patches]
+    assert boxes == [(0, 5), (0, 5), (5, 10), (5, 0)]
+    assert bars.get_xlim() == (0, 100)
+
+
+def test_confusion_in_percent_of_the_class():
+    figure = confusion(evaluation(), "title")
+    axes = figure.axes[0]
+    assert axes.get_images()[0].get_array().tolist() == [[75, 25], [50, 50]]
+    assert [text.get_text() for text in axes.texts] == ["75", "25", "50", "50"]
+    assert [text.get_color() for text in axes.texts] == ["white", "black", "black", "black"]
+    many = [str(n) for n in range(21)]
+    axes = confusion(evaluation(classes=many, confusion=np.eye(21).tolist()), "title").axes[0]
+    assert not axes.texts
+    empty = confusion(evaluation(confusion=[[0, 0], [199, 1]]), "title").axes[0]
+    assert [text.get_text() for text in empty.texts] == ["100", "0"]  # from half a percent on
+
+
+def test_all_pictures_are_saved(tmp_path):
+    paths = draw_evaluations(tmp_path, [evaluation(synthetic=True), ann()])
+    assert [path.name for path in paths] == [
+        "accuracy.png",
+        "energy.png",
+        "rates.png",
+        "confusion.png",
+    ]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)

@@ -1,0 +1,47 @@
+"""Figures: places of ticks, gaps, sizes, and what is saved."""
+
+import numpy as np
+import pytest
+
+from spiketriton.show.figures import heat_map, layer_figure, log10, new_figure, save, thinned
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "places"),
+    [(5, 12, range(5)), (12, 12, range(12)), (13, 12, range(0, 13, 2)), (25, 12, range(0, 25, 3))],
+)
+def test_at_most_so_many_places(count, most, places):
+    assert thinned(count, most) == [*places]
+    assert len(places) <= most
+
+
+def test_logarithms_have_gaps():
+    assert np.array_equal(log10(np.array([100.0, 0, -1, np.nan])), [2, *[np.nan] * 3], True)
+
+
+def test_figures_grow_with_their_layers():
+    assert layer_figure(1, "title").get_size_inches() == pytest.approx([11, 2.6 + 0.13 * 18])
+    assert layer_figure(50, "title").get_size_inches() == pytest.approx([11, 2.6 + 0.13 * 50])
+    assert layer_figure(50, "title").get_suptitle() == "title"
+    assert new_figure(2, 1).get_suptitle() == ""
+
+
+def test_a_heat_map_names_its_layers_and_thins_them():
+    axes = new_figure(5, 5).subplots()
+    names = [f"layer {n}" for n in range(30)]
+    values = np.arange(30 * 13.0).reshape(30, 13)
+    heat_map(axes, values, names, "viridis", "title", "unit", (-1, 500))
+    assert [label.get_text() for label in axes.get_yticklabels()] == names[::2]
+    assert axes.get_xticks().tolist() == list(range(0, 13, 2))
+    (image,) = axes.get_images()
+    assert np.array_equal(image.get_array(), values)
+    assert image.get_clim() == (-1, 500)
+    assert axes.get_ylim() == (29.5, -0.5)  # the input at the top
+    heat_map(axes, values, names, "viridis", "title", "unit")
+    assert axes.get_images()[1].get_clim() == (0, 389)
+
+
+def test_pictures_without_data_are_not_saved(tmp_path):
+    pictures = {"a.png": lambda: new_figure(2, 1), "b.png": lambda: None}
+    assert save(tmp_path, pictures) == [tmp_path / "a.png"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]

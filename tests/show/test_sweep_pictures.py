@@ -1,0 +1,113 @@
+"""Pictures of a sweep: norms of the untrained nets, accuracies over seeds, stars for "auto"."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spiketriton.runs.cells import Cell, Group
+from spiketriton.runs.folder import RunFolder
+from spiketriton.show import sweep_pictures
+from spiketriton.show.sweep_pictures import WIDTH, _by_layer, _by_time, accuracy, draw_sweep, norms
+from tests.small_runs import small_recipe
+
+NORMS = np.array([[1.0, 3.0], [4.0, 4.0]])
+
+
+def a_group(folder: Path, values: dict[str, str], *accuracies: float | None, width=0.5) -> Group:
+    cells, results = [], []
+    for seed, reached in enumerate(accuracies):
+        path = folder / ",".join([*values.values(), str(seed)])
+        run = RunFolder.create(path, "x")
+        for step, factor in ((1, 10.0**seed), (2, 7.0)):
+            run.gradients.append(
+                {
+                    "step": step, "layer": f"layer{i}", "index": i, "time_step": t,
+                    "grad_input_rms": factor * NORMS[i, t], "grad_membrane_rms": 1.0,
+                    "firing_rate": 0.5, "outside_share": 0.0, "transmission": 1.0,
+                }
+                for i in range(2)
+                for t in range(2)
+            )  # fmt: skip
+        cells.append(Cell(values, small_recipe(), path))
+        results.append({"accuracy": reached, "seconds": 1.0, "width": width})
+    return Group(values, results, cells)
+
+
+def test_norms_are_those_of_the_first_step_geometric_over_seeds(tmp_path):
+    groups = [
+        a_group(tmp_path, {WIDTH: "2"}, 0.5, 0.5),
+        a_group(tmp_path, {WIDTH: "auto"}, 0.5),
+        a_group(tmp_path, {WIDTH: "0.5"}, 0.5),
+    ]
+    axes = norms(groups, WIDTH, _by_layer, "spiking layer", "").axes[0]
+    lines = axes.get_lines()
+    assert [line.get_label() for line in lines] == ["0.5", "2", "auto"]
+    profile = np.array([math.sqrt(5), 4])  # RMS over time
+    assert lines[0].get_ydata() == pytest.approx(profile)
+    assert lines[1].get_ydata() == pytest.approx(profile * math.sqrt(10))  # of 1 and 10
+    assert lines[0].get_xdata().tolist() == [1, 2]
+    assert [line.get_linestyle() for line in lines] == ["-", "-", "--"]
+    axes = norms(groups, WIDTH, _by_time, "time step", "").axes[0]
+    assert axes.get_lines()[0].get_xdata().tolist() == [0, 1]
+    assert axes.get_lines()[0].get_ydata() == pytest.approx([2, math.sqrt(12)])
+
+
+def test_a_panel_for_each_other_value_and_none_for_too_many(tmp_path, monkeypatch):
+    groups = [
+        a_group(tmp_path, {WIDTH: "1", "a.depth": d, "tau": t}, 0.5) for d in "234" for t in "56"
+    ]
+    figure = norms(groups, WIDTH, _by_layer, "spiking layer", "")
+    assert figure.get_size_inches() == pytest.approx([4.2 * 2 + 1.6, 3.1 * 3 + 0.6])
+    assert figure.axes[0].get_title() == "depth 2, tau 5"
+    monkeypatch.setattr(sweep_pictures, "MOST_PANELS", 6)
+    assert norms(groups, WIDTH, _by_layer, "spiking layer", "") is not None
+    monkeypatch.setattr(sweep_pictures, "MOST_PANELS", 5)
+    assert norms(groups, WIDTH, _by_layer, "spiking layer", "") is None
+
+
+def test_accuracy_is_a_mean_with_its_spread_and_auto_is_a_star_at_its_width(tmp_path):
+    groups = [
+        a_group(tmp_path, {WIDTH: "2"}, 0.5, 0.7),
+        a_group(tmp_path, {WIDTH: "1"}, 0.4),
+        a_group(tmp_path, {WIDTH: "auto"}, 0.8, width=1.5),
+        a_group(tmp_path, {WIDTH: "3"}, None),
+    ]
+    axes = accuracy(groups, WIDTH, "").axes[0]
+    star, curve = (box.lines[0] for box in axes.containers)
+    assert star.get_xydata().tolist() == [[1.5, 80]]
+    assert curve.get_xydata() == pytest.approx(np.array([[1, 40], [2, 60]]))
+    bars = axes.containers[1].lines[2][0].get_segments()
+    assert bars[0][:, 1] == pytest.approx([40, 40])
+    assert bars[1][:, 1] == pytest.approx([60 - 100 * math.sqrt(0.02), 60 + 100 * math.sqrt(0.02)])
+    assert axes.get_xscale() == "log"
+    assert {text.get_text() for text in axes.get_legend().get_texts()} == {"accuracy", "auto"}
+
+
+def test_words_lie_side_by_side(tmp_path):
+    groups = [a_group(tmp_path, {"neuron.kind": kind}, 0.5) for kind in ("relu", "lif")]
+    axes = accuracy(groups, "neuron.kind", "").axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["lif", "relu"]
+    assert axes.containers[0].lines[0].get_xdata().tolist() == [0, 1]
+    assert axes.get_xscale() == "linear"
+
+
+@pytest.mark.parametrize(
+    ("keys", "names"),
+    [
+        ([], []),
+        (["tau"], ["norms.png", "times.png", "accuracy.png"]),
+        (["model.depth"], ["norms.png", "times.png", "accuracy.png"]),
+        (["model.depth", WIDTH], ["norms.png", "times.png", "accuracy.png", "depth.png"]),
+    ],
+)
+def test_what_is_drawn(tmp_path, keys, names):
+    groups = [a_group(tmp_path, dict.fromkeys(keys, "2"), 0.5)]
+    assert [path.name for path in draw_sweep(groups, tmp_path, False)] == names
+
+
+def test_the_norms_of_an_ann_are_not_drawn(tmp_path):
+    group = a_group(tmp_path, {"tau": "2"}, 0.5)
+    group.cells[0] = Cell({}, small_recipe(), tmp_path / "nothing")
+    assert norms([group], "tau", _by_layer, "spiking layer", "") is None

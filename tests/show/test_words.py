@@ -1,0 +1,35 @@
+"""How numbers and verdicts are written."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from spiketriton.show.words import coloured, duration, percent, synthetic_note
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0, "0 s"), (45.23, "45.2 s"), (89.9, "89.9 s"), (90, "1.5 min"), (720, "12 min"),
+        (5399, "90 min"), (5400, "1.5 h"), (11520, "3.2 h"), (172799, "48 h"), (172800, "2 days"),
+        (440640, "5.1 days"),
+    ],
+)  # fmt: skip
+def test_durations(seconds, words):
+    assert duration(seconds) == words
+
+
+def test_percent():
+    assert percent(0.99166) == "99.17 %"
+
+
+def test_synthetic_images_are_named():
+    assert synthetic_note(True) == " (synthetic images)"
+    assert synthetic_note(False) == ""
+
+
+def test_the_verdict_in_a_line_is_coloured():
+    console = Console(file=io.StringIO(), force_terminal=True, color_system="standard")
+    console.print(coloured("12% out of reach, exploding through depth"))
+    assert "\x1b[1;31mexploding\x1b[0m" in console.file.getvalue()  # type: ignore[attr-defined]

@@ -1,0 +1,77 @@
+"""Retraining with quantised activations: levels, gradients, what it gains."""
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from spiketriton.trained.conversion import Options, convert, levels, recording
+from spiketriton.trained.quantised import QuantisedReLU, retrain
+from tests.small_runs import assert_equal
+from tests.trained.support import NETS, ann
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_a_quantised_relu_has_levels_and_the_gradients_of_their_threshold(per_channel):
+    threshold = torch.tensor([0.5, 1.0, 3.0] if per_channel else [2.0])
+    activation = QuantisedReLU(threshold, steps=4)
+    current = torch.linspace(-2, 7, 300).view(1, 100, 3, 1).requires_grad_()
+    out = activation(current)
+    high = threshold.view(-1, 1)
+    assert torch.allclose(out, levels(current, high, 4), atol=1e-6)
+    out.sum().backward()
+    inside = (current > 0) & (current < high)
+    assert torch.equal(current.grad, inside.float())
+    # above the threshold 1, inside what the level is away from the current, in thresholds
+    by_threshold = torch.where(inside, (levels(current, high, 4) - current) / high, current > high)
+    expected = by_threshold.detach().sum((0, 1, 3))
+    expected = expected if per_channel else expected.sum()
+    assert torch.allclose(activation.threshold.grad, expected, atol=1e-4)
+    with torch.no_grad():
+        activation.threshold.fill_(-1)
+    assert (activation.used() > 0).all()
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_retraining_lowers_the_loss_at_few_steps(per_channel, tmp_path):
+    run = ann(tmp_path / "ann", "train.max_steps=21", "data.augment=none")
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    images, labels = next(run.data.train.from_step(0))
+    losses = {}
+    for method in ("calibrated", "qcfs"):
+        options = Options(method=method, steps=2, images=120, epochs=6, per_channel=per_channel)
+        _, model = convert(run, options)
+        with torch.inference_mode():
+            losses[method] = float(cross_entropy(model(images, 2).mean(0), labels))
+    assert losses["qcfs"] < 0.9 * losses["calibrated"]
+    _, again = convert(run, options)
+    assert_equal(dict(again.state_dict()), dict(model.state_dict()))
+    assert_equal(dict(run.model.state_dict()), before)  # the ANN is left as it was
+
+
+@pytest.mark.parametrize("net", ["plain", "pool", "mlp"])
+def test_a_converted_net_of_one_layer_gives_the_retrained_levels(net, tmp_path):
+    """The first neuron's current is constant: its mean output is the activation trained for it."""
+    run = ann(tmp_path / "ann", *NETS[net])
+    kept = []
+    with pytest.MonkeyPatch.context() as patch:
+
+        def keep(run, model, epochs):
+            retrain(run, model, epochs)
+            kept.append(model)
+
+        patch.setattr("spiketriton.trained.conversion.retrain", keep)
+        patch.setattr("spiketriton.trained.conversion.calibrate", lambda *_: None)
+        _, model = convert(run, Options(method="qcfs", steps=3, images=30))
+    images = run.to_device(next(iter(run.data.test))[0])
+    with (
+        torch.inference_mode(),
+        recording(kept[0], lambda x: x[0]) as wanted,
+        recording(model, lambda x: x.mean(0)) as got,
+    ):
+        kept[0](images)
+        model(images, 3)
+    first = next(iter(wanted))
+    level = kept[0].get_submodule(first).used() / 3
+    different = (wanted[first][0] - got[first][0]).abs()
+    assert (different > 0.01 * level).float().mean() < 0.002  # rounding at the edge of a level
+    assert wanted[first][0].max() > level

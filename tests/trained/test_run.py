@@ -1,0 +1,90 @@
+"""A trained run, loaded: its checkpoint, its overrides, and what is missing or does not fit."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from spiketriton.errors import UserError
+from spiketriton.runs.checkpoint import Checkpoints, read_checkpoint
+from spiketriton.trained.run import load_run
+from tests.small_runs import small_trainer
+
+
+def mistake(path: Path, *overrides: str, checkpoint: str = "last") -> str:
+    with pytest.raises(UserError) as error:
+        load_run(path, *overrides, checkpoint=checkpoint)
+    return str(error.value)
+
+
+def test_runs_without_weights_or_with_others_are_named(tmp_path):
+    path = tmp_path / "run"
+    small_trainer(path, "train.max_steps=1").fit()
+    recipe = path / "recipe.toml"
+    text = recipe.read_text()
+    recipe.write_text(text.replace("width = 4", "width = 6"))
+    assert "conv1.weight has shape [4, 1, 3, 3] in it, and [6, 1, 3, 3]" in mistake(path)
+    recipe.write_bytes(b"seed = \xff")
+    assert "not UTF-8" in mistake(path)
+    recipe.write_text(text)
+    for checkpoint in (path / "checkpoints").iterdir():
+        checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    assert "are damaged: last.pt, best.pt" in mistake(path)
+    assert "is damaged" in mistake(path, checkpoint="best")
+    for checkpoint in (path / "checkpoints").iterdir():
+        checkpoint.unlink()
+    assert "no checkpoint yet" in mistake(path)
+    assert "No such file" in mistake(path, checkpoint="best")
+
+
+def test_a_damaged_last_checkpoint_is_not_called_last(tmp_path):
+    small_trainer(tmp_path / "run", "train.epochs=1", "checkpoint.keep=1").fit()
+    assert load_run(tmp_path / "run").checkpoint == "last"
+    last = tmp_path / "run" / "checkpoints" / "last.pt"
+    last.write_bytes(last.read_bytes()[:-100])
+    assert load_run(tmp_path / "run").checkpoint == "best"
+
+
+def test_an_override_moves_a_run_and_changes_no_weight(tmp_path):
+    small_trainer(tmp_path / "run", "train.max_steps=1").fit()
+    assert load_run(tmp_path / "run", "train.device=cpu").recipe.train.device == "cpu"
+    message = mistake(tmp_path / "run", "time_steps=9")
+    assert message.startswith("override 'time_steps=9': a trained run takes only keys that change")
+
+
+def test_a_run_is_loaded_as_it_was_trained(tmp_path):
+    trainer = small_trainer(tmp_path / "run", "train.max_steps=3", "data.augment=strong")
+    trainer.fit()
+    run = load_run(tmp_path / "run")
+    assert (run.kind, run.time_steps, run.step, run.checkpoint) == ("spiking", 3, 3, "last")
+    assert not run.model.training
+    assert run.conversion is None
+    for name, value in run.model.state_dict().items():
+        assert torch.equal(value, trainer.model.state_dict()[name]), name
+    assert run.data.test.images == 50
+    assert load_run(tmp_path / "run", test_images=20).data.test.images == 20
+    first = next(run.data.train.from_step(0))[0]
+    plain = load_run(tmp_path / "run", augment=False)
+    assert not torch.equal(first, next(plain.data.train.from_step(0))[0])
+    small_trainer(tmp_path / "ann", "neuron.kind=relu", "train.max_steps=1").fit()
+    assert (load_run(tmp_path / "ann").kind, load_run(tmp_path / "ann").time_steps) == ("ann", 1)
+
+
+def test_weights_of_another_network_are_named(tmp_path):
+    small_trainer(tmp_path / "run", "train.max_steps=1").fit()
+    last = tmp_path / "run" / "checkpoints" / "last.pt"
+    state = read_checkpoint(last)
+    for change, words in (
+        (lambda model: model.pop("fc.bias"), "fc.bias has shape none in it, and [10] in the"),
+        (lambda model: model.update(extra=torch.ones(2)), "extra has shape [2] in it, and none"),
+    ):
+        changed = dict(state["model"])
+        change(changed)
+        assert words in refused(state | {"model": changed}, tmp_path / "run")
+    assert "holds no weights" in refused(state | {"model": None}, tmp_path / "run")
+
+
+def refused(state: dict, path: Path) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "load", lambda self: setattr(self, "loaded", None) or state)
+        return mistake(path)
