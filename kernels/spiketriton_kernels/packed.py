@@ -68,7 +68,7 @@ def _pack(spikes: torch.Tensor) -> torch.Tensor:
     if backend == "triton":
         with torch.cuda.device_of(spikes):
             pack_kernel[(triton.cdiv(bits.numel(), _BLOCK),)](
-                flat, bits, n, BLOCK=_BLOCK, num_warps=4
+                flat, bits, n, BLOCK=_BLOCK, num_warps=4, enable_fp_fusion=False
             )
     elif backend == "native":
         from .backends import native
@@ -99,7 +99,7 @@ def _unpack(
     if backend == "triton":
         with torch.cuda.device_of(bits):
             unpack_kernel[(triton.cdiv(bits.numel(), _BLOCK),)](
-                bits, flat, n, BLOCK=_BLOCK, num_warps=4
+                bits, flat, n, BLOCK=_BLOCK, num_warps=4, enable_fp_fusion=False
             )
     elif backend == "native":
         from .backends import native

@@ -58,7 +58,9 @@ def unit_primitive(shape: str, z: torch.Tensor) -> torch.Tensor:
     if shape == "sigmoid":
         return 2 * torch.tanh(z / 2)
     if shape == "triangle":
-        inside = z.clamp(-1, 1)
+        inside = torch.where(
+            z.abs() >= 1, z.sign(), z
+        )  # not clamp, which gives a NaN the gradient 0
         return inside - inside * inside.abs() / 2
     if shape == "rectangle":  # not clamp, whose gradient at |z| = 1 would be 1
         return torch.where(z.abs() < 1, z, z.sign())
@@ -113,11 +115,6 @@ class Surrogate:
         """The relaxed spike ``height * width * Phi(u / width)``, whose derivative by u is ``slope(u)``."""
         return self.height * self.width * unit_primitive(self.shape, u / self.width)
 
-    def width_slope(self, u: torch.Tensor) -> torch.Tensor:
-        """Derivative of the relaxed spike by the width: ``height * (Phi(z) - z * phi(z))``."""
-        z = u / self.width
-        return self.height * (unit_primitive(self.shape, z) - z * unit_slope(self.shape, z))
-
     @classmethod
     def atan(cls, alpha: float = 2.0) -> Surrogate:
         """ATan of SpikingJelly, snnTorch and jaxpike: ``(alpha/2) / (1 + (pi/2 alpha u)^2)``, unit area."""
@@ -162,7 +159,7 @@ def phi(z, SHAPE: tl.constexpr):
         r = 1.0 / (1.0 + e)
         value = 4.0 * e * r * r
     elif SHAPE == "triangle":
-        value = tl.maximum(1.0 - tl.abs(z), 0.0)
+        value = tl.maximum(1.0 - tl.abs(z), 0.0, propagate_nan=tl.PropagateNan.ALL)
     elif SHAPE == "rectangle":
         value = tl.where(tl.abs(z) < 1.0, 1.0, 0.0)
     else:
@@ -172,7 +169,7 @@ def phi(z, SHAPE: tl.constexpr):
 
 @triton.jit
 def primitive(z, SHAPE: tl.constexpr):
-    """Phi(z) of the table above. atan and erf are not in Triton's core: written out from exp and division."""
+    """Phi(z) of the table above, in float32. Triton's core has an erf, but no atan: see ``_atan``."""
     if SHAPE == "fast_sigmoid":
         value = z / (1.0 + tl.abs(z))
     elif SHAPE == "atan":

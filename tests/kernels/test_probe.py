@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch.nn import functional
 
-from spiketriton_kernels import PROBE_FIELDS, SHAPES, Surrogate, multistep_bn_lif, multistep_lif
+from spiketriton_kernels import (
+    PROBE_FIELDS,
+    SHAPES,
+    Surrogate,
+    multistep_bn_lif,
+    multistep_lif,
+    multistep_lif_reference,
+)
 from tests.kernels.support import RESETS, by_hand, case_id, normal, pairwise, probe_by_hand
 
 T, SIZE = 5, (2, 3, 4, 2)
@@ -186,3 +193,34 @@ def test_infinite_gradients_are_counted_and_left_out_of_the_largest(backend, dev
     assert row["nonfinite"] == 2
     assert row["spikes"] == 4
     assert row["grad_input_max"] == 3
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("reset", "detach_reset"), [("hard", True), ("hard", False), ("soft", False), ("none", True)]
+)
+def test_a_current_that_is_no_number_is_never_lost(backend, device, shape, reset, detach_reset):
+    """dL/dx is NaN where the equations say so, and nowhere else; the probe counts each one."""
+    x = torch.full((4, 1, 3), 0.6)
+    x[2, 0, 1] = float("nan")
+    fixed = dict(reset=reset, detach_reset=detach_reset)
+    current = x.double().requires_grad_()
+    trace = by_hand(current, shape=shape, **fixed)
+    (torch.stack(trace.out).sum() + trace.membrane[-1].sum()).backward()
+    expected = current.grad.isnan()
+    window = shape == "rectangle"  # |NaN| < 1 is false: its slope there is 0
+    assert expected.any() == (not window or (reset, detach_reset) == ("hard", False))
+
+    def gradient(function, place, **more):
+        leaf = x.clone().to(place).requires_grad_()
+        options = fixed | dict(surrogate=Surrogate(shape), return_v=True)
+        spikes, v_last = function(leaf, **options, **more)
+        (spikes.sum() + v_last.sum()).backward()
+        return leaf.grad.isnan().cpu()
+
+    given = probe(device, 4)
+    assert torch.equal(gradient(multistep_lif, device, probe=given), expected)
+    counted = given.grad[:, PROBE_FIELDS.index("nonfinite")].cpu()
+    assert torch.equal(counted, expected.flatten(1).sum(1).float())
+    if not window:
+        assert torch.equal(gradient(multistep_lif_reference, "cpu"), expected)

@@ -134,10 +134,6 @@ class Cell:
         return self.decay, self.threshold, self.width
 
     @property
-    def has_tensor_parameters(self) -> bool:
-        return any(isinstance(p, torch.Tensor) for p in self.parameters)
-
-    @property
     def per_channel(self) -> bool:
         """Whether any value of the cell differs between channels."""
         return self.has_norm or any(

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 
 from ..triton_import import HAVE_TRITON, INTERPRETED
+from . import native
 
 log = logging.getLogger("spiketriton_kernels")
 
@@ -64,8 +65,6 @@ def backend_for(x: torch.Tensor) -> str:
             f"the triton backend needs a CUDA tensor (or TRITON_INTERPRET=1), got {x.device}"
         )
     if _forced == "native":
-        from . import native
-
         if x.device.type != "cpu":
             raise RuntimeError(f"the native backend needs a CPU tensor, got {x.device}")
         native.library(x.dtype)  # raises with the compiler's message when it cannot be built
@@ -80,6 +79,9 @@ def backend_for(x: torch.Tensor) -> str:
         return "torch"
     if interpreting() and HAVE_TRITON and x.dtype != torch.float64:
         return "triton"
-    from . import native
-
-    return "native" if native.available(x.dtype) else "torch"
+    reason = native.failure(x.dtype)
+    if reason is None:
+        say_once("spiketriton kernels on cpu: compiled C++")
+        return "native"
+    say_once(f"spiketriton kernels on cpu: eager PyTorch, several times slower, because {reason}")
+    return "torch"

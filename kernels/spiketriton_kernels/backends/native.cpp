@@ -20,7 +20,8 @@ namespace {
 
 enum Reset { SOFT, HARD, NONE };
 enum Shape { FAST_SIGMOID, ATAN, SIGMOID, TRIANGLE, RECTANGLE, GAUSSIAN };
-constexpr int PROBE_FIELDS = 8;
+// The columns of a probe's row, in the order of PROBE_FIELDS in arguments.py.
+enum Probe { GRAD_SPIKE_SQ, GRAD_INPUT_SQ, GRAD_CARRY_SQ, TIME_FACTOR, OUTSIDE, SPIKE_COUNT, GRAD_INPUT_MAX, NONFINITE, PROBE_FIELDS };
 constexpr double REACH = 0.01;
 
 }  // namespace
@@ -94,7 +95,7 @@ inline A phi(A u, A width, A inverse_width) {
     if constexpr (SHAPE == FAST_SIGMOID) { A r = A(1) / (A(1) + a); return r * r; }
     if constexpr (SHAPE == ATAN) return A(1) / (A(1) + z * z);
     if constexpr (SHAPE == SIGMOID) { A e = exp_negative(-a); A r = A(1) / (A(1) + e); return A(4) * e * r * r; }
-    if constexpr (SHAPE == TRIANGLE) return a < A(1) ? A(1) - a : A(0);
+    if constexpr (SHAPE == TRIANGLE) return std::max(A(1) - a, A(0));  // in this order a NaN stays one
     if constexpr (SHAPE == RECTANGLE) return std::fabs(u) < width ? A(1) : A(0);
     return exp_negative(-z * z / A(2));
 }
@@ -500,10 +501,14 @@ void observe(const Block<A> &b, const Back<T, A> &s, Sums &mine, std::vector<A> 
             top = counted > top ? counted : top;
         }
         double *row = mine.probe.data() + t * PROBE_FIELDS;
-        const double sums[PROBE_FIELDS] = {double(grad_spike), double(grad_input), double(grad_carry), double(factor),
-                                           double(outside),    double(spikes),     0.0,                double(strange)};
-        for (int j = 0; j < PROBE_FIELDS; j++) row[j] += sums[j];
-        row[6] = std::max(row[6], double(top));
+        row[GRAD_SPIKE_SQ] += double(grad_spike);
+        row[GRAD_INPUT_SQ] += double(grad_input);
+        row[GRAD_CARRY_SQ] += double(grad_carry);
+        row[TIME_FACTOR] += double(factor);
+        row[OUTSIDE] += double(outside);
+        row[SPIKE_COUNT] += double(spikes);
+        row[GRAD_INPUT_MAX] = std::max(row[GRAD_INPUT_MAX], double(top));
+        row[NONFINITE] += double(strange);
     }
     if (c.out_parameters) {
         const A v_reset = A(c.v_reset), height = A(c.height);
@@ -612,7 +617,7 @@ void backward(const Call &c) {
         for (size_t i = 0; i < s.parameters.size(); i++) total.parameters[i] += s.parameters[i];
         for (size_t i = 0; i < s.step_gain.size(); i++) total.step_gain[i] += s.step_gain[i];
         for (size_t i = 0; i < s.probe.size(); i++) {
-            if (i % PROBE_FIELDS == 6) total.probe[i] = std::max(total.probe[i], s.probe[i]);
+            if (i % PROBE_FIELDS == GRAD_INPUT_MAX) total.probe[i] = std::max(total.probe[i], s.probe[i]);
             else total.probe[i] += s.probe[i];
         }
     }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -27,7 +28,8 @@ from ..arguments import membrane_dtype
 from ..layout import channel_axis
 from ..surrogate import SHAPES
 from .cell import Cell, Emit, Gradients
-from .choice import log, say_once
+
+log = logging.getLogger("spiketriton_kernels")
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _RESETS = {"soft": 0, "hard": 1, "none": 2}
@@ -201,23 +203,17 @@ def _load(dtype: torch.dtype) -> ctypes.CDLL | CompilerError:
 
 
 def library(dtype: torch.dtype) -> ctypes.CDLL:
-    """The compiled kernels of a dtype; raises CompilerError with the reason when there are none."""
+    """The compiled kernels of a dtype. Raises CompilerError with the reason when there are none."""
     loaded = _load(dtype)
     if isinstance(loaded, CompilerError):
         raise loaded
     return loaded
 
 
-def available(dtype: torch.dtype) -> bool:
-    """Whether the CPU kernels compiled here; says once in the log which path CPU tensors take, and why."""
+def failure(dtype: torch.dtype) -> CompilerError | None:
+    """Why there are no compiled kernels of a dtype; None where there are."""
     loaded = _load(dtype)
-    if isinstance(loaded, CompilerError):
-        say_once(
-            f"spiketriton kernels on cpu: eager PyTorch, several times slower, because {loaded}"
-        )
-        return False
-    say_once("spiketriton kernels on cpu: compiled C++")
-    return True
+    return loaded if isinstance(loaded, CompilerError) else None
 
 
 GRAIN = 32768
