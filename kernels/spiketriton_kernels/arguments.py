@@ -1,12 +1,12 @@
-"""What a neuron is told, checked once: every public function goes through ``check_neuron``."""
+"""The checks of a call's arguments: every public function goes through ``check_neuron``."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 
+from .neuron import Neuron, membrane_dtype
 from .surrogate import Surrogate
 
 RESETS = ("soft", "hard", "none")
@@ -23,33 +23,6 @@ PROBE_FIELDS = (
     "nonfinite",  # non-finite dL/dx
 )
 """The columns of a probe's gradient, in order; a row is one time step, a value sums over all its neurons."""
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Neuron:
-    """The neuron's constants; decay, threshold and the surrogate's width may be tensors () or (C,)."""
-
-    decay: float | torch.Tensor
-    gain: float
-    threshold: float | torch.Tensor
-    reset: str
-    v_reset: float
-    detach_reset: bool
-    surrogate: Surrogate
-
-    @property
-    def v_start(self) -> float:
-        """v[-1] when no v_init is given."""
-        return self.v_reset if self.reset == "hard" else 0.0
-
-    @property
-    def leaks_to_reset(self) -> bool:
-        return self.reset == "hard" and self.v_reset != 0.0
-
-
-def membrane_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float32 for half precision, so that the membrane never rounds to 16 bits; else the dtype itself."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def along_channels(
@@ -134,7 +107,7 @@ def check_neuron(
     v_init: torch.Tensor | None,
     probe: torch.Tensor | None = None,
 ) -> Neuron:
-    """Check every argument of a neuron against its input x [T, B, ...]; return the constants as one value.
+    """Check every argument of a neuron against its input x [T, B, ...]; return the constants as one record.
 
     Raises:
         TypeError: a wrong type or dtype. ValueError: a wrong value, shape or device. Both name what was given and
@@ -166,5 +139,7 @@ def check_neuron(
         reset=reset,
         v_reset=float(v_reset),
         detach_reset=detach_reset,
-        surrogate=surrogate,
+        shape=surrogate.shape,
+        height=surrogate.height,
+        width=surrogate.width,
     )

@@ -13,12 +13,15 @@ and weight. Both backward passes replay the membrane from y: nothing else of its
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.distributed as dist
 
-from .arguments import check_float, check_input, check_like, check_neuron, membrane_dtype
+from .arguments import check_float, check_input, check_like, check_neuron
 from .layout import dense
 from .lif import DEFAULT_SURROGATE, multistep_lif_reference
+from .neuron import Call, membrane_dtype
 from .operators import channel_statistics, fire
 from .surrogate import Surrogate
 
@@ -100,20 +103,24 @@ def multistep_bn_lif(
                 running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), momentum)
     else:
         mean, var = running_mean, running_var
-    spikes, v_last = fire(
-        y,
+    neuron = replace(
         neuron,
-        v_init=v_init,
-        return_v=return_v,
-        probe=probe,
-        residual=residual,
-        spike_add=spike_add,
-        norm=(mean, var, bn_weight, bn_bias),
+        mean=mean,
+        var=var,
+        weight=bn_weight,
+        bias=bn_bias,
         step_gain=step_gain,
         eps=float(eps),
         bn_scale=float(bn_scale),
-        batch_statistics=training,
-        group=group,
+    )
+    spikes, v_last = fire(
+        y,
+        neuron,
+        Call(group=group, batch_statistics=training, return_v=return_v),
+        v_init=v_init,
+        probe=probe,
+        residual=residual,
+        spike_add=spike_add,
     )
     return (spikes, v_last) if return_v else spikes
 

@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import torch
 
-from .arguments import along_channels, check_neuron, membrane_dtype
+from .arguments import along_channels, check_neuron
+from .neuron import Call, membrane_dtype
 from .operators import fire
 from .surrogate import Surrogate, unit_primitive
 
@@ -69,7 +70,7 @@ def multistep_lif(
     neuron = check_neuron(
         x, decay, gain, threshold, reset, v_reset, detach_reset, surrogate, v_init, probe
     )
-    spikes, v_last = fire(x, neuron, v_init=v_init, return_v=return_v, probe=probe)
+    spikes, v_last = fire(x, neuron, Call(return_v=return_v), v_init=v_init, probe=probe)
     return (spikes, v_last) if return_v else spikes
 
 

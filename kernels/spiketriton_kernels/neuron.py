@@ -1,75 +1,46 @@
-"""What every backend is handed: the constants and small tensors of one neuron layer, its norm included."""
+"""The one record of a neuron layer's constants, from the public functions to the kernels' launches.
+
+Beside it lies what the operators carry besides constants: what a call wants (``Call``), what a walk back writes
+(``Emit``) and what it returns (``Gradients``).
+"""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 
-from ..arguments import membrane_dtype
+
+def membrane_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float32 for half precision, so that the membrane never rounds to 16 bits; else the dtype itself."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a call holds beside its tensors.
+class Call(NamedTuple):
+    """What a call wants of a neuron. ``group``: the process group that shares the norm's statistics, by name."""
 
-    The operators take it as one string and one list of floats: their cost grows with each argument, and
-    torch.compile can carry a float that it does not know into a list, but not into a string.
-    """
-
-    decay: float
-    gain: float
-    threshold: float
-    v_reset: float
-    height: float
-    width: float
-    eps: float
-    bn_scale: float
-    reset: str
-    shape: str
-    group: str
-    detach_reset: bool
-    batch_statistics: bool
-    save: bool
-    return_v: bool
-
-    def words(self) -> str:
-        flags = (self.detach_reset, self.batch_statistics, self.save, self.return_v)
-        return " ".join((self.reset, self.shape, self.group, *("01"[flag] for flag in flags)))
-
-    def floats(self) -> list[float]:
-        return [
-            self.decay, self.gain, self.threshold, self.v_reset,
-            self.height, self.width, self.eps, self.bn_scale,
-        ]  # fmt: skip
+    group: str = ""
+    batch_statistics: bool = False
+    save: bool = False
+    return_v: bool = False
 
     @staticmethod
-    def of(words: str, floats: list[float]) -> Plan:
-        return Plan(*floats, *_parsed(words))  # type: ignore[arg-type]
-
-
-@functools.lru_cache
-def _parsed(words: str) -> tuple[str | bool, ...]:
-    """Plan's fields from ``reset`` on."""
-    reset, shape, group, *flags = words.split(" ")
-    return reset, shape, group, *(flag == "1" for flag in flags)
-
-
-def small(value: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:
-    """A parameter or norm tensor as the kernels read it: contiguous, in the membrane's dtype, 1-d."""
-    if value is None:
-        return None
-    wide = membrane_dtype(x.dtype)
-    if value.dtype == wide and value.dim() == 1 and value.is_contiguous():
-        return value
-    return value.detach().to(wide).reshape(-1).contiguous()
+    def of(words: str) -> Call:
+        return _parsed(words)[1]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Cell:
-    """Constants of one call. Tensors are contiguous, in the membrane's dtype: parameters (1,) or (C,), norm (C,)."""
+class Neuron:
+    """The constants of a neuron and of the batch norm in front of it (``mean`` is None: there is none).
+
+    ``check_neuron`` makes one of a caller's arguments: decay, threshold and width are floats or tensors () or (C,).
+    An operator takes it apart into tensors, one string and one list of floats, because its cost grows with each
+    argument and torch.compile can carry a float that it does not know into a list, but not into a string. ``of`` puts
+    it together again for the backends: tensors are then contiguous, 1-d and in the membrane's dtype.
+    """
 
     decay: float | torch.Tensor
     gain: float
@@ -88,37 +59,54 @@ class Cell:
     eps: float = 0.0
     bn_scale: float = 1.0
 
+    TENSORS: ClassVar = (
+        "decay",
+        "threshold",
+        "width",
+        "mean",
+        "var",
+        "weight",
+        "bias",
+        "step_gain",
+    )
+    FLOATS: ClassVar = (
+        "decay",
+        "gain",
+        "threshold",
+        "v_reset",
+        "height",
+        "width",
+        "eps",
+        "bn_scale",
+    )
+
+    def tensors(self) -> list[torch.Tensor | None]:
+        """In the order of ``TENSORS``; None for a float, and for what is not given."""
+        values = (getattr(self, name) for name in self.TENSORS)
+        return [value if isinstance(value, torch.Tensor) else None for value in values]
+
+    def floats(self) -> list[float]:
+        """In the order of ``FLOATS``; 1 in a tensor's place."""
+        values = (getattr(self, name) for name in self.FLOATS)
+        return [1.0 if isinstance(value, torch.Tensor) else float(value) for value in values]
+
+    def words(self, call: Call) -> str:
+        flags = (self.detach_reset, call.batch_statistics, call.save, call.return_v)
+        return " ".join((self.reset, self.shape, call.group, *("01"[flag] for flag in flags)))
+
     @staticmethod
     def of(
-        x: torch.Tensor,
-        plan: Plan,
-        parameters: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None],
-        norm: tuple[torch.Tensor | None, ...],
-    ) -> Cell:
-        """From a plan, the tensors (decay, threshold, width) in its floats' place, and (mean, ..., step_gain)."""
-        decay, threshold, width = (small(p, x) for p in parameters)
-        mean, var, weight, bias, step_gain = (small(p, x) for p in norm)
-        return Cell(
-            decay=plan.decay if decay is None else decay,
-            gain=plan.gain,
-            threshold=plan.threshold if threshold is None else threshold,
-            reset=plan.reset,
-            v_reset=plan.v_reset,
-            detach_reset=plan.detach_reset,
-            shape=plan.shape,
-            height=plan.height,
-            width=plan.width if width is None else width,
-            mean=mean,
-            var=var,
-            weight=weight,
-            bias=bias,
-            step_gain=step_gain,
-            eps=plan.eps,
-            bn_scale=plan.bn_scale,
-        )
+        x: torch.Tensor, tensors: Iterable[torch.Tensor | None], words: str, floats: list[float]
+    ) -> Neuron:
+        """For the input x, from what ``tensors``, ``words`` and ``floats`` gave."""
+        given = dict(zip(Neuron.FLOATS, floats, strict=True))
+        named = zip(Neuron.TENSORS, tensors, strict=True)
+        small = {name: as_small(value, x) for name, value in named if value is not None}
+        return Neuron(**_parsed(words)[0], **(given | small))  # type: ignore[arg-type]
 
     @property
     def v_start(self) -> float:
+        """v[-1] when no v_init is given."""
         return self.v_reset if self.reset == "hard" else 0.0
 
     @property
@@ -134,16 +122,36 @@ class Cell:
         return self.decay, self.threshold, self.width
 
     @property
+    def parameter_size(self) -> int:
+        """Values of the largest parameter; 0 where there are no channels."""
+        sizes = [p.numel() if isinstance(p, torch.Tensor) else 1 for p in self.parameters]
+        return max(sizes) if min(sizes) else 0
+
+    @property
     def per_channel(self) -> bool:
-        """Whether any value of the cell differs between channels."""
-        return self.has_norm or any(
-            isinstance(p, torch.Tensor) and p.numel() > 1 for p in self.parameters
-        )
+        """Whether anything differs between channels."""
+        return self.has_norm or self.parameter_size > 1
+
+
+@functools.lru_cache
+def _parsed(words: str) -> tuple[dict[str, str | bool], Call]:
+    """A neuron's fields that are words, and the call."""
+    reset, shape, group, *flags = words.split(" ")
+    detach_reset, *wanted = (flag == "1" for flag in flags)
+    return dict(reset=reset, shape=shape, detach_reset=detach_reset), Call(group, *wanted)
+
+
+def as_small(value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """A parameter or norm tensor as the kernels read it: contiguous, in the membrane's dtype, 1-d."""
+    wide = membrane_dtype(x.dtype)
+    if value.dtype == wide and value.dim() == 1 and value.is_contiguous():
+        return value
+    return value.detach().to(wide).reshape(-1).contiguous()
 
 
 @dataclass(frozen=True)
 class Emit:
-    """What one walk back writes, besides what its name says it always does.
+    """What one walk back writes.
 
     ``dx`` is the gradient by the neuron's current (also the residual's); ``dy`` the gradient by the norm's input.
     """

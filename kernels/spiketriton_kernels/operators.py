@@ -10,11 +10,11 @@ import torch
 import torch.distributed as dist
 from torch.autograd import forward_ad
 
-from .arguments import PROBE_FIELDS, Neuron, membrane_dtype
-from .backends import eager
-from .backends.cell import Cell, Emit, Gradients, Plan, small
+from .arguments import PROBE_FIELDS
+from .backends import eager, native, triton_neuron
 from .backends.choice import backend_for
 from .layout import CHUNK, channel_axis, chunk_length, dense, like, step_like
+from .neuron import Call, Emit, Gradients, Neuron, as_small, membrane_dtype
 
 
 def checkpoints(x: torch.Tensor, norm: bool) -> int:
@@ -24,17 +24,7 @@ def checkpoints(x: torch.Tensor, norm: bool) -> int:
     return -(-x.shape[0] // chunk_length(x.shape[0], norm)) - 1
 
 
-def _backend(x: torch.Tensor):
-    name = backend_for(x)
-    if name == "triton":
-        from .backends import triton_neuron
-
-        return triton_neuron
-    if name == "native":
-        from .backends import native
-
-        return native
-    return eager
+_BACKENDS = {"triton": triton_neuron, "native": native, "torch": eager}
 
 
 @torch.library.custom_op("spiketriton::neuron_forward", mutates_args=())
@@ -56,49 +46,32 @@ def neuron_forward(
     floats: list[float],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(spikes, v_last or empty, membrane checkpoints or empty). The probe speaks to the backward only."""
-    how = Plan.of(words, floats)
-    cell = Cell.of(x, how, (decay, threshold, width), (mean, var, weight, bias, step_gain))
-    save, return_v = how.save, how.return_v
+    tensors = (decay, threshold, width, mean, var, weight, bias, step_gain)
+    neuron, call = Neuron.of(x, tensors, words, floats), Call.of(words)
+    spikes, v_last, saved = _allocate_forward(x, neuron.has_norm, call)
     if x.numel() == 0:
-        return _empty_forward(x, cell, save, return_v)
+        return spikes, v_last.fill_(neuron.v_start), saved
     v_init = None if v_init is None else step_like(v_init, x)
     residual = None if residual is None else like(residual, x)
     spike_add = None if spike_add is None else like(spike_add, x)
-    backend = _backend(x)
-    if backend is eager:
-        spikes, v_last = eager.forward(x, v_init, residual, spike_add, cell)
-        saved = x.new_empty((0, x[0].numel()), dtype=membrane_dtype(x.dtype))
-    else:
-        rows = checkpoints(x, mean is not None) if save else 0
-        spikes = torch.empty_like(x)
-        wide = membrane_dtype(x.dtype)
-        v_last = torch.empty_like(x[0], dtype=wide) if return_v else x.new_empty(0)
-        saved = x.new_empty((rows, x[0].numel()), dtype=wide)
-        backend.forward(
-            x, v_init, residual, spike_add, cell, spikes, v_last if return_v else None, saved
-        )
-    return spikes, v_last if return_v else x.new_empty(0, dtype=membrane_dtype(x.dtype)), saved
-
-
-def _empty_forward(x, cell, save, return_v):
-    wide = membrane_dtype(x.dtype)
-    v_last = (
-        torch.full_like(x[0], cell.v_start, dtype=wide) if return_v else x.new_empty(0, dtype=wide)
+    _BACKENDS[backend_for(x)].forward(
+        x, v_init, residual, spike_add, neuron, spikes, v_last if call.return_v else None, saved
     )
-    rows = checkpoints(x, cell.has_norm) if save else 0
-    return torch.empty_like(x), v_last, x.new_empty((rows, 0), dtype=wide)
+    return spikes, v_last, saved
+
+
+def _allocate_forward(x: torch.Tensor, norm: bool, call: Call) -> tuple[torch.Tensor, ...]:
+    wide = membrane_dtype(x.dtype)
+    v_last = torch.empty_like(x[0], dtype=wide) if call.return_v else x.new_empty(0, dtype=wide)
+    rows = checkpoints(x, norm) if call.save else 0
+    return torch.empty_like(x), v_last, x.new_empty((rows, x[0].numel()), dtype=wide)
 
 
 @neuron_forward.register_fake
 def _(
     x, v_init, residual, spike_add, decay, threshold, width, mean, var, weight, bias, step_gain, probe, words, floats
 ):  # fmt: skip
-    how = Plan.of(words, floats)
-    save, return_v = how.save, how.return_v
-    wide = membrane_dtype(x.dtype)
-    v_last = torch.empty_like(x[0], dtype=wide) if return_v else x.new_empty(0, dtype=wide)
-    rows = checkpoints(x, mean is not None) if save else 0
-    return torch.empty_like(x), v_last, x.new_empty((rows, x[0].numel()), dtype=wide)
+    return _allocate_forward(x, mean is not None, Call.of(words))
 
 
 @torch.library.custom_op("spiketriton::neuron_backward", mutates_args=())
@@ -126,29 +99,20 @@ def neuron_backward(
     torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
 ]:
     """One walk back. ``emit`` names Emit's fields; what it does not ask for comes back empty."""
-    cell = Cell.of(
-        x, Plan.of(words, floats), (decay, threshold, width), (mean, var, weight, bias, step_gain)
-    )
-    wanted = Emit.decode(emit)
-    out = _allocate(x, cell, wanted)
+    tensors = (decay, threshold, width, mean, var, weight, bias, step_gain)
+    neuron, wanted = Neuron.of(x, tensors, words, floats), Emit.decode(emit)
+    out = _allocate(x, neuron, wanted)
     if x.numel() > 0:
         v_init = None if v_init is None else step_like(v_init, x)
         residual = None if residual is None else like(residual, x)
         grad_s = like(grad_s.to(x.dtype), x)
         grad_v_last = None if grad_v_last is None else step_like(grad_v_last, x)
-        backend = _backend(x)
-        if saved.shape[0] < checkpoints(x, mean is not None):
-            backend = (
-                eager  # the forward ran on another backend, or vmap hid that a gradient is wanted
-            )
-        if backend is eager:
-            out = eager.backward(
-                grad_s, grad_v_last, x, v_init, residual, cell, wanted, sums, count
-            )
-        else:
-            backend.backward(
-                grad_s, grad_v_last, x, saved, v_init, residual, cell, wanted, sums, count, out
-            )
+        # Missing checkpoints: the forward ran on another backend, or vmap hid that a gradient is wanted.
+        missing = saved.shape[0] < checkpoints(x, mean is not None)
+        backend = eager if missing else _BACKENDS[backend_for(x)]
+        backend.backward(
+            grad_s, grad_v_last, x, saved, v_init, residual, neuron, wanted, sums, count, out
+        )
     else:
         for total in (out.sums, out.parameters, out.step_gain, out.probe):
             if total is not None:
@@ -157,18 +121,16 @@ def neuron_backward(
     return tuple(x.new_empty(0) if f is None else f for f in fields)  # type: ignore[return-value]
 
 
-def _allocate(x: torch.Tensor, cell: Cell, emit: Emit) -> Gradients:
+def _allocate(x: torch.Tensor, neuron: Neuron, emit: Emit) -> Gradients:
     wide = membrane_dtype(x.dtype)
     channels = channel_axis(x)[0]
-    sizes = [p.numel() if isinstance(p, torch.Tensor) else 1 for p in cell.parameters]
-    size = max(sizes) if min(sizes) else 0  # 0: no channels
     new = lambda *shape, dtype=wide: x.new_empty(shape, dtype=dtype)  # noqa: E731
     return Gradients(
         dx=torch.empty_like(x) if emit.dx else None,
         dy=torch.empty_like(x) if emit.dy else None,
         sums=new(2, channels) if emit.sums else None,
         v_init=torch.empty_like(x[0], dtype=wide) if emit.v_init else None,
-        parameters=new(3, size) if emit.parameters else None,
+        parameters=new(3, neuron.parameter_size) if emit.parameters else None,
         step_gain=new(x.shape[0]) if emit.step_gain else None,
         probe=new(x.shape[0], len(PROBE_FIELDS), dtype=torch.float32) if emit.probe else None,
     )
@@ -179,10 +141,8 @@ def _(
     grad_s, grad_v_last, x, saved, v_init, residual, decay, threshold, width, mean, var, weight, bias, step_gain,
     sums, count, emit, words, floats,
 ):  # fmt: skip
-    cell = Cell.of(
-        x, Plan.of(words, floats), (decay, threshold, width), (mean, var, weight, bias, step_gain)
-    )
-    out = _allocate(x, cell, Emit.decode(emit))
+    tensors = (decay, threshold, width, mean, var, weight, bias, step_gain)
+    out = _allocate(x, Neuron.of(x, tensors, words, floats), Emit.decode(emit))
     fields = (out.dx, out.dy, out.sums, out.v_init, out.parameters, out.step_gain, out.probe)
     return tuple(x.new_empty(0) if f is None else f for f in fields)
 
@@ -199,8 +159,8 @@ neuron_backward.register_autograd(_no_double_backward)
 def _norm_backward(dx, y, mean, var, weight, step_gain, sums, eps, bn_scale, count, dy) -> None:
     if y.numel() == 0:
         return
-    mean, var, weight, step_gain = (small(p, y) for p in (mean, var, weight, step_gain))
-    _backend(y).norm_backward(dx, y, mean, var, weight, step_gain, sums, eps, bn_scale, count, dy)
+    small = [None if p is None else as_small(p, y) for p in (mean, var, weight, step_gain)]
+    _BACKENDS[backend_for(y)].norm_backward(dx, y, *small, sums, eps, bn_scale, count, dy)
 
 
 @torch.library.custom_op("spiketriton::norm_backward", mutates_args=())
@@ -253,7 +213,7 @@ def channel_statistics(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     One pass over memory. Neither a mean far from zero nor a few elements far from the rest lose digits.
     """
-    return _backend(y).channel_statistics(y)
+    return _BACKENDS[backend_for(y)].channel_statistics(y)
 
 
 @channel_statistics.register_fake
@@ -262,9 +222,7 @@ def _(y):
     return y.new_empty(y.shape[2], dtype=wide), y.new_empty(y.shape[2], dtype=wide)
 
 
-_TENSORS = (
-    "v_init", "residual", "spike_add", "decay", "threshold", "width", "mean", "var", "weight", "bias", "step_gain",
-)  # fmt: skip
+_TENSORS = ("v_init", "residual", "spike_add", *Neuron.TENSORS)
 
 
 def _setup_context(ctx, inputs, output):
@@ -281,12 +239,13 @@ def _backward(ctx, grad_s, grad_v_last, _grad_saved):
     x, saved, *rest = ctx.saved_tensors
     named = dict.fromkeys(_TENSORS) | dict(zip(ctx.names, rest, strict=True))
     del named["spike_add"]
-    plan = Plan.of(ctx.words, ctx.floats)
+    call = Call.of(ctx.words)
+    numbers = dict(zip(Neuron.FLOATS, ctx.floats, strict=True))
     needs = dict(
         zip(("x", *_TENSORS, "probe", "words", "floats"), ctx.needs_input_grad, strict=True)
     )
     grads: dict[str, torch.Tensor | None] = dict.fromkeys(needs)
-    if not plan.return_v:
+    if not call.return_v:
         grad_v_last = None  # of the empty tensor that stands for it
     if grad_s is None and grad_v_last is None:
         return tuple(grads.values())
@@ -319,7 +278,7 @@ def _backward(ctx, grad_s, grad_v_last, _grad_saved):
         out = walk(Emit(dx=True, **observed))
         grads["x"], grads["residual"] = out.dx, out.dx if needs["residual"] else None
     else:
-        batch = needs["x"] and plan.batch_statistics
+        batch = needs["x"] and call.batch_statistics
         # Replaying the membrane again is free where bytes are what costs, on a GPU; elsewhere dL/dx is kept.
         kept = batch and backend_for(x) != "triton"
         out = walk(
@@ -334,9 +293,11 @@ def _backward(ctx, grad_s, grad_v_last, _grad_saved):
         grads["x"], grads["step_gain"] = out.dy, out.step_gain
         grads["residual"] = out.dx if needs["residual"] else None
         if batch:
-            grads["x"] = _batch_norm_input_gradient(plan, x, named, out, walk, needs["residual"])
+            grads["x"] = _batch_norm_input_gradient(
+                call.group, numbers, x, named, out, walk, needs["residual"]
+            )
         assert out.sums is not None
-        grads["weight"] = out.sums[1] * plan.bn_scale if needs["weight"] else None
+        grads["weight"] = out.sums[1] * numbers["bn_scale"] if needs["weight"] else None
         grads["bias"] = out.sums[0] if needs["bias"] else None
     grads["v_init"], grads["probe"] = out.v_init, out.probe
     if out.parameters is not None:
@@ -353,19 +314,22 @@ def _backward(ctx, grad_s, grad_v_last, _grad_saved):
     return tuple(grads.values())
 
 
-def _batch_norm_input_gradient(plan, x, named, out, walk, dx_is_wanted) -> torch.Tensor:
+def _batch_norm_input_gradient(
+    group_name, numbers, x, named, out, walk, dx_is_wanted
+) -> torch.Tensor:
     """The second pass: from dL/dx where the first has stored it, else by replaying once more."""
     count = float(x.numel() // x.shape[2])
     sums = out.sums
-    if plan.group:
-        group = dist.distributed_c10d._resolve_process_group(plan.group)
+    if group_name:
+        group = dist.distributed_c10d._resolve_process_group(group_name)
         sums = sums.clone()
         dist.all_reduce(sums, group=group)
         count *= dist.get_world_size(group)
     if out.dx is None:
         return walk(Emit(dy=True), sums=sums, count=count).dy
     rest = (
-        x, named["mean"], named["var"], named["weight"], named["step_gain"], sums, plan.eps, plan.bn_scale, count,
+        x, named["mean"], named["var"], named["weight"], named["step_gain"], sums,
+        numbers["eps"], numbers["bn_scale"], count,
     )  # fmt: skip
     if dx_is_wanted:
         return norm_backward(out.dx, *rest)
@@ -388,55 +352,22 @@ def _refuse_tangents(*tensors: torch.Tensor | None) -> None:
 def fire(
     x: torch.Tensor,
     neuron: Neuron,
+    call: Call,
     *,
     v_init: torch.Tensor | None = None,
-    return_v: bool = False,
     probe: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
     spike_add: torch.Tensor | None = None,
-    norm: tuple[torch.Tensor | None, ...] = (None, None, None, None),
-    step_gain: torch.Tensor | None = None,
-    eps: float = 0.0,
-    bn_scale: float = 1.0,
-    batch_statistics: bool = False,
-    group: str = "",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Run checked arguments through the operator; (spikes, last membrane or empty)."""
-    surrogate = neuron.surrogate
-    given = (neuron.decay, neuron.threshold, surrogate.width)
-    tensors = [p if isinstance(p, torch.Tensor) else None for p in given]
-    decay, threshold, width = (1.0 if isinstance(p, torch.Tensor) else float(p) for p in given)
     x = dense(x)
-    learning = (x, v_init, residual, spike_add, *tensors, *norm, step_gain, probe)
+    tensors = neuron.tensors()
+    learning = (x, v_init, residual, spike_add, *tensors, probe)
     if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
         _refuse_tangents(*learning)
-    plan = Plan(
-        reset=neuron.reset,
-        detach_reset=neuron.detach_reset,
-        shape=surrogate.shape,
-        decay=decay,
-        gain=neuron.gain,
-        threshold=threshold,
-        v_reset=neuron.v_reset,
-        height=float(surrogate.height),
-        width=width,
-        eps=eps,
-        bn_scale=bn_scale,
-        batch_statistics=batch_statistics,
-        group=group,
-        save=torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in learning),
-        return_v=return_v,
-    )
+    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in learning)
+    words = neuron.words(call._replace(save=save))
     spikes, v_last, _ = neuron_forward(
-        x,
-        v_init,
-        residual,
-        spike_add,
-        *tensors,
-        *norm,
-        step_gain,
-        probe,
-        plan.words(),
-        plan.floats(),
+        x, v_init, residual, spike_add, *tensors, probe, words, neuron.floats()
     )
     return spikes, v_last

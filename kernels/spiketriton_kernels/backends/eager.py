@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from ..arguments import PROBE_FIELDS, along_channels, membrane_dtype
+from ..arguments import along_channels
+from ..neuron import Emit, Gradients, Neuron, membrane_dtype
 from ..surrogate import REACH, unit_primitive, unit_slope
-from .cell import Cell, Emit, Gradients
 
 
 def _channels_last_dim(step: torch.Tensor) -> list[int]:
@@ -21,27 +21,27 @@ def _channels_last_dim(step: torch.Tensor) -> list[int]:
 
 
 def _current(
-    x: torch.Tensor, residual: torch.Tensor | None, cell: Cell
+    x: torch.Tensor, residual: torch.Tensor | None, neuron: Neuron
 ) -> Callable[[int], tuple[Any, Any, Any]]:
     """A function of t giving (current, z, xhat) of one step: z is the normalised current before gain and residual."""
     wide = membrane_dtype(x.dtype)
     channel: Callable[[Any], Any] = lambda p: along_channels(p, x, wide)  # noqa: E731
-    if cell.has_norm:
-        mean = channel(cell.mean)
-        rstd = torch.rsqrt(channel(cell.var) + cell.eps)
-        weight = channel(cell.weight) if cell.weight is not None else 1.0
-        bias = channel(cell.bias) if cell.bias is not None else 0.0
-        scale = weight * cell.bn_scale * rstd
+    if neuron.has_norm:
+        mean = channel(neuron.mean)
+        rstd = torch.rsqrt(channel(neuron.var) + neuron.eps)
+        weight = channel(neuron.weight) if neuron.weight is not None else 1.0
+        bias = channel(neuron.bias) if neuron.bias is not None else 0.0
+        scale = weight * neuron.bn_scale * rstd
 
     def at(t: int) -> tuple[Any, Any, Any]:
         current = z = x[t].to(wide)
         xhat = None
-        if cell.has_norm:
+        if neuron.has_norm:
             centred = current - mean
             xhat = centred * rstd
             current = z = centred * scale + bias
-            if cell.step_gain is not None:
-                current = cell.step_gain[t] * current
+            if neuron.step_gain is not None:
+                current = neuron.step_gain[t] * current
         if residual is not None:
             current = current + residual[t].to(wide)
         return current, z, xhat
@@ -49,21 +49,23 @@ def _current(
     return at
 
 
-def _start(x: torch.Tensor, v_init: torch.Tensor | None, cell: Cell) -> torch.Tensor:
+def _start(x: torch.Tensor, v_init: torch.Tensor | None, neuron: Neuron) -> torch.Tensor:
     wide = membrane_dtype(x.dtype)
-    return torch.full_like(x[0], cell.v_start, dtype=wide) if v_init is None else v_init.to(wide)
+    return torch.full_like(x[0], neuron.v_start, dtype=wide) if v_init is None else v_init.to(wide)
 
 
-def _charge(v: torch.Tensor, current: torch.Tensor, decay: Any, cell: Cell) -> torch.Tensor:
-    if cell.leaks_to_reset:
-        return v + cell.gain * current - (1 - decay) * (v - cell.v_reset)
-    return decay * v + cell.gain * current
+def _charge(v: torch.Tensor, current: torch.Tensor, decay: Any, neuron: Neuron) -> torch.Tensor:
+    if neuron.leaks_to_reset:
+        return v + neuron.gain * current - (1 - decay) * (v - neuron.v_reset)
+    return decay * v + neuron.gain * current
 
 
-def _discharge(h: torch.Tensor, fired: torch.Tensor, threshold: Any, cell: Cell) -> torch.Tensor:
-    if cell.reset == "hard":
-        return torch.where(fired, cell.v_reset, h)
-    return h - threshold * fired.to(h.dtype) if cell.reset == "soft" else h
+def _discharge(
+    h: torch.Tensor, fired: torch.Tensor, threshold: Any, neuron: Neuron
+) -> torch.Tensor:
+    if neuron.reset == "hard":
+        return torch.where(fired, neuron.v_reset, h)
+    return h - threshold * fired.to(h.dtype) if neuron.reset == "soft" else h
 
 
 def forward(
@@ -71,61 +73,64 @@ def forward(
     v_init: torch.Tensor | None,
     residual: torch.Tensor | None,
     spike_add: torch.Tensor | None,
-    cell: Cell,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Spikes in the dtype and layout of x, and the last membrane."""
+    neuron: Neuron,
+    spikes: torch.Tensor,
+    v_last: torch.Tensor | None,
+    saved: torch.Tensor,
+) -> None:
+    """Fill spikes and v_last. ``saved`` stays empty: the walk back replays the whole window."""
     wide = membrane_dtype(x.dtype)
-    decay, threshold = along_channels(cell.decay, x, wide), along_channels(cell.threshold, x, wide)
-    at, v = _current(x, residual, cell), _start(x, v_init, cell)
-    spikes = torch.empty_like(x)
+    decay, threshold = (
+        along_channels(neuron.decay, x, wide),
+        along_channels(neuron.threshold, x, wide),
+    )
+    at, v = _current(x, residual, neuron), _start(x, v_init, neuron)
     for t in range(x.shape[0]):
-        h = _charge(v, at(t)[0], decay, cell)
+        h = _charge(v, at(t)[0], decay, neuron)
         fired = h >= threshold
-        v = _discharge(h, fired, threshold, cell)
+        v = _discharge(h, fired, threshold, neuron)
         spikes[t] = fired if spike_add is None else fired + spike_add[t].to(wide)
-    return spikes, v
+    if v_last is not None:
+        v_last.copy_(v)
 
 
 def backward(
     grad_s: torch.Tensor,
     grad_v_last: torch.Tensor | None,
     x: torch.Tensor,
+    saved: torch.Tensor,
     v_init: torch.Tensor | None,
     residual: torch.Tensor | None,
-    cell: Cell,
+    neuron: Neuron,
     emit: Emit,
     sums: torch.Tensor | None,
     count: float,
-) -> Gradients:
-    """Replay the membrane, walk back. ``sums`` and ``count`` are the channel sums that dy needs (None: frozen norm)."""
+    out: Gradients,
+) -> None:
+    """Replay the membrane, walk back, fill what ``out`` holds tensors for.
+
+    ``sums`` and ``count`` are the channel sums that dy needs (None: frozen norm).
+    """
     wide = membrane_dtype(x.dtype)
     T = x.shape[0]
-    decay, threshold, width = (along_channels(p, x, wide) for p in cell.parameters)
-    at, v = _current(x, residual, cell), _start(x, v_init, cell)
+    decay, threshold, width = (along_channels(p, x, wide) for p in neuron.parameters)
+    at, v = _current(x, residual, neuron), _start(x, v_init, neuron)
     before, potentials = [], []
     for t in range(T):
         before.append(v)
-        h = _charge(v, at(t)[0], decay, cell)
+        h = _charge(v, at(t)[0], decay, neuron)
         potentials.append(h)
-        v = _discharge(h, h >= threshold, threshold, cell)
+        v = _discharge(h, h >= threshold, threshold, neuron)
 
-    out = Gradients()
-    out.dx = torch.empty_like(x) if emit.dx else None
-    out.dy = torch.empty_like(x) if emit.dy else None
-    channels = x.shape[2] if x.dim() > 2 else 1
-    if emit.sums:
-        out.sums = torch.zeros(2, channels, dtype=wide, device=x.device)
-    if emit.parameters:
-        size = max(p.numel() if isinstance(p, torch.Tensor) else 1 for p in cell.parameters)
-        out.parameters = torch.zeros(3, size, dtype=wide, device=x.device)
-    if emit.step_gain:
-        out.step_gain = torch.zeros(T, dtype=wide, device=x.device)
-    if emit.probe:
-        out.probe = torch.zeros(T, len(PROBE_FIELDS), dtype=torch.float32, device=x.device)
+    for total in (out.sums, out.parameters):
+        if total is not None:
+            total.zero_()
     if emit.dy:
         channel: Callable[[Any], Any] = lambda p: along_channels(p, x, wide)  # noqa: E731
-        rstd = torch.rsqrt(channel(cell.var) + cell.eps)
-        scale = (channel(cell.weight) if cell.weight is not None else 1.0) * cell.bn_scale * rstd
+        rstd = torch.rsqrt(channel(neuron.var) + neuron.eps)
+        scale = (
+            (channel(neuron.weight) if neuron.weight is not None else 1.0) * neuron.bn_scale * rstd
+        )
         mean_dz, mean_dz_xhat = (
             (channel(s / count) for s in sums) if sums is not None else (0.0, 0.0)
         )
@@ -139,20 +144,20 @@ def backward(
         h = potentials[t]
         u = h - threshold
         fired = h >= threshold
-        unit = unit_slope(cell.shape, u / width)
-        slope = cell.height * unit
+        unit = unit_slope(neuron.shape, u / width)
+        slope = neuron.height * unit
         grad = grad_s[t].to(wide)
-        if cell.reset == "hard":
+        if neuron.reset == "hard":
             dv_dh = 1 - fired.to(wide)
-            if not cell.detach_reset:
-                dv_dh = dv_dh + (cell.v_reset - h) * slope
+            if not neuron.detach_reset:
+                dv_dh = dv_dh + (neuron.v_reset - h) * slope
         else:
             dv_dh = torch.ones_like(h)
-            if cell.reset == "soft" and not cell.detach_reset:
+            if neuron.reset == "soft" and not neuron.detach_reset:
                 dv_dh = dv_dh - threshold * slope
         dh = grad * slope + carry * dv_dh
-        dx = cell.gain * dh
-        dz = dx if cell.step_gain is None else cell.step_gain[t] * dx
+        dx = neuron.gain * dh
+        dz = dx if neuron.step_gain is None else neuron.step_gain[t] * dx
         if out.dx is not None:
             out.dx[t] = dx
         if out.dy is not None:
@@ -178,26 +183,25 @@ def backward(
             )
         if out.parameters is not None:
             z_u = u / width
-            d_width = cell.height * (unit_primitive(cell.shape, z_u) - z_u * unit)
+            d_width = neuron.height * (unit_primitive(neuron.shape, z_u) - z_u * unit)
             through_s = grad
             through_v = torch.zeros_like(h)  # dv/dthreshold beside the path through s
-            if cell.reset == "soft":
+            if neuron.reset == "soft":
                 through_v = -fired.to(wide)
-                if not cell.detach_reset:
+                if not neuron.detach_reset:
                     through_s = grad - carry * threshold
-            elif cell.reset == "hard" and not cell.detach_reset:
-                through_s = grad + carry * (cell.v_reset - h)
+            elif neuron.reset == "hard" and not neuron.detach_reset:
+                through_s = grad + carry * (neuron.v_reset - h)
             terms = (
-                dh * (before[t] - cell.v_reset if cell.leaks_to_reset else before[t]),
+                dh * (before[t] - neuron.v_reset if neuron.leaks_to_reset else before[t]),
                 carry * through_v - through_s * slope,
                 through_s * d_width,
             )
             for row, term in zip(out.parameters, terms, strict=True):
                 row += per_channel(term) if row.numel() > 1 else term.sum()
         carry = decay * dh
-    if emit.v_init:
-        out.v_init = carry
-    return out
+    if out.v_init is not None:
+        out.v_init.copy_(carry)
 
 
 def norm_backward(dx, y, mean, var, weight, step_gain, sums, eps, bn_scale, count, dy) -> None:

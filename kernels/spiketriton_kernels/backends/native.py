@@ -24,10 +24,9 @@ from typing import Any
 
 import torch
 
-from ..arguments import membrane_dtype
 from ..layout import channel_axis
+from ..neuron import Emit, Gradients, Neuron, membrane_dtype
 from ..surrogate import SHAPES
-from .cell import Cell, Emit, Gradients
 
 log = logging.getLogger("spiketriton_kernels")
 
@@ -224,7 +223,7 @@ def _threads(elements: int) -> int:
     return max(1, min(torch.get_num_threads(), elements // GRAIN))
 
 
-def _run(pass_: int, x: torch.Tensor, cell: Cell | None = None, **fields: Any) -> None:
+def _run(pass_: int, x: torch.Tensor, neuron: Neuron | None = None, **fields: Any) -> None:
     channels, inner = channel_axis(x)
     call = _Call(
         steps=x.shape[0],
@@ -234,22 +233,20 @@ def _run(pass_: int, x: torch.Tensor, cell: Cell | None = None, **fields: Any) -
         threads=_threads(x.numel()),
         x=x.data_ptr(),
     )
-    if cell is not None:
-        call.reset, call.shape = _RESETS[cell.reset], SHAPES.index(cell.shape)
-        call.detach_reset, call.leaks_to_reset = cell.detach_reset, cell.leaks_to_reset
+    if neuron is not None:
+        call.reset, call.shape = _RESETS[neuron.reset], SHAPES.index(neuron.shape)
+        call.detach_reset, call.leaks_to_reset = neuron.detach_reset, neuron.leaks_to_reset
         for name in ("gain", "v_reset", "v_start", "height", "eps", "bn_scale"):
-            setattr(call, name, getattr(cell, name))
-        call.parameter_size = max(
-            p.numel() if isinstance(p, torch.Tensor) else 1 for p in cell.parameters
-        )
-        for name, value in zip(("decay", "threshold", "width"), cell.parameters, strict=True):
+            setattr(call, name, getattr(neuron, name))
+        call.parameter_size = neuron.parameter_size
+        for name, value in zip(("decay", "threshold", "width"), neuron.parameters, strict=True):
             if isinstance(value, torch.Tensor):
                 setattr(call, f"{name}_p", value.data_ptr())
                 setattr(call, f"{name}_size", value.numel())
             else:
                 setattr(call, name, value)
         for name in ("mean", "var", "weight", "bias", "step_gain"):
-            fields.setdefault(name, getattr(cell, name))
+            fields.setdefault(name, getattr(neuron, name))
     for name, value in fields.items():
         if isinstance(value, torch.Tensor):
             setattr(call, name, value.data_ptr())
@@ -267,7 +264,7 @@ def forward(
     v_init: torch.Tensor | None,
     residual: torch.Tensor | None,
     spike_add: torch.Tensor | None,
-    cell: Cell,
+    neuron: Neuron,
     spikes: torch.Tensor,
     v_last: torch.Tensor | None,
     saved: torch.Tensor,
@@ -277,7 +274,7 @@ def forward(
     _run(
         _FORWARD,
         x,
-        cell,
+        neuron,
         v_init=v_init,
         residual=residual,
         spike_add=spike_add,
@@ -293,7 +290,7 @@ def backward(
     saved: torch.Tensor,
     v_init: torch.Tensor | None,
     residual: torch.Tensor | None,
-    cell: Cell,
+    neuron: Neuron,
     emit: Emit,
     sums: torch.Tensor | None,
     count: float,
@@ -302,7 +299,7 @@ def backward(
     """Fill what ``out`` holds tensors for."""
     v_init, grad_v_last = _wide(v_init, x), _wide(grad_v_last, x)
     _run(
-        _BACKWARD, x, cell,
+        _BACKWARD, x, neuron,
         grad_s=grad_s, grad_v_last=grad_v_last, v_init=v_init, residual=residual, sums=sums, count=count,
         dx=out.dx, dy=out.dy, out_sums=out.sums, out_v_init=out.v_init, out_parameters=out.parameters,
         out_step_gain=out.step_gain, probe=out.probe,

@@ -20,15 +20,21 @@ from dataclasses import dataclass
 
 import torch
 
-from ..arguments import PROBE_FIELDS, membrane_dtype
+from ..arguments import PROBE_FIELDS
 from ..layout import channel_axis, chunk_length
+from ..neuron import Emit, Gradients, Neuron, membrane_dtype
 from ..surrogate import REACH, phi, primitive
 from ..triton_import import tl, triton
-from .cell import Cell, Emit, Gradients
 
 FLOAT, SCALAR, PER_CHANNEL = 1, 2, 3
 
 _FLOATS = ["decay", "leak", "gain", "threshold", "v_reset", "v_start", "eps", "bn_scale"]
+
+
+@triton.jit
+def _blocks(n, BLOCK: tl.constexpr):
+    """Blocks that hold n >= 1 elements. Not ``tl.cdiv``: n + BLOCK - 1 leaves int32 where n is near its end."""
+    return (n - 1) // BLOCK + 1
 
 
 @triton.jit
@@ -89,7 +95,7 @@ def _current(
 @triton.jit
 def _tile(pid, R, C, L, BLOCK_R: tl.constexpr, BLOCK_L: tl.constexpr, BY_COLUMN: tl.constexpr):
     """(row, column) blocks of a program and its channel; programs run over columns first, then channels, then rows."""
-    columns = tl.cdiv(L, BLOCK_L)
+    columns = _blocks(L, BLOCK_L)
     column = pid % columns
     if BY_COLUMN:
         channel = 0
@@ -316,7 +322,7 @@ def walk_kernel(
     PROBE: tl.constexpr,
 ):
     first, column, channel = _tile(tl.program_id(0), R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN)
-    columns = tl.cdiv(L, BLOCK_L)
+    columns = _blocks(L, BLOCK_L)
     if BY_COLUMN:
         step = tl.cast(R, tl.int64) * L
     else:
@@ -358,7 +364,7 @@ def walk_kernel(
     d_width = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
 
     CHUNKS: tl.constexpr = (T + CHUNK - 1) // CHUNK
-    for row in range(first, tl.cdiv(R, BLOCK_R), programs):
+    for row in range(first, _blocks(R, BLOCK_R), programs):
         offs, inside, channels, valid = _elements(
             row, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN
         )
@@ -576,7 +582,7 @@ def statistics_kernel(
     mean = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
     spread = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
     k = 0.0
-    for row in range(first, tl.cdiv(R, BLOCK_R), programs):
+    for row in range(first, _blocks(R, BLOCK_R), programs):
         offs, inside, channels, valid = _elements(
             row, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN
         )
@@ -587,7 +593,7 @@ def statistics_kernel(
         mean += d * tl.where(inside, weight, 0.0)
         spread += d * (d * tl.where(inside, 1.0 - weight, 0.0))
     # Only the last visit can leave out a row that the others reach.
-    visits = tl.cdiv(tl.cdiv(R, BLOCK_R) - first, programs)
+    visits = tl.cdiv(_blocks(R, BLOCK_R) - first, programs)
     last = (first + (visits - 1) * programs) * BLOCK_R + tl.arange(0, BLOCK_R)[:, None]
     number = tl.where(last < R, visits, visits - 1).to(tl.float32)
     if not BY_COLUMN:
@@ -600,8 +606,8 @@ def statistics_kernel(
     part = tl.cast(first, tl.int64)
     parts = tl.cast(programs, tl.int64)
     if not BY_COLUMN:
-        part = part * tl.cdiv(L, BLOCK_L) + column
-        parts = parts * tl.cdiv(L, BLOCK_L)
+        part = part * _blocks(L, BLOCK_L) + column
+        parts = parts * _blocks(L, BLOCK_L)
     place = partial_ptr + part * C + channels
     tl.store(place, count, mask=valid)
     tl.store(place + parts * C, joined, mask=valid)
@@ -764,7 +770,7 @@ def vector_width(x: torch.Tensor) -> int:
     return 16 // x.element_size()
 
 
-def _walk_width(x: torch.Tensor, cell: Cell, emit: Emit) -> int:
+def _walk_width(x: torch.Tensor, neuron: Neuron, emit: Emit) -> int:
     """``vector_width`` of a walk back.
 
     Where it holds more than h of a whole chunk, beyond 4 steps: 4 elements (8 bytes in half precision, still whole
@@ -774,9 +780,9 @@ def _walk_width(x: torch.Tensor, cell: Cell, emit: Emit) -> int:
     widest = vector_width(x)
     if x.shape[0] <= 4:
         return widest
-    if emit.parameters and isinstance(cell.width, torch.Tensor):
+    if emit.parameters and isinstance(neuron.width, torch.Tensor):
         return 2
-    return min(widest, 4) if emit.parameters or cell.has_norm else widest
+    return min(widest, 4) if emit.parameters or neuron.has_norm else widest
 
 
 def _kind(value: float | torch.Tensor) -> tuple[torch.Tensor | None, float, int]:
@@ -795,26 +801,26 @@ def forward(
     v_init: torch.Tensor | None,
     residual: torch.Tensor | None,
     spike_add: torch.Tensor | None,
-    cell: Cell,
+    neuron: Neuron,
     spikes: torch.Tensor,
     v_last: torch.Tensor | None,
     saved: torch.Tensor,
 ) -> None:
     """Fill spikes, v_last and the membrane checkpoints."""
-    tiles = tiling(x, cell.per_channel, vector_width(x))
-    decay, f_decay, decay_kind = _kind(cell.decay)
-    threshold, f_threshold, threshold_kind = _kind(cell.threshold)
+    tiles = tiling(x, neuron.per_channel, vector_width(x))
+    decay, f_decay, decay_kind = _kind(neuron.decay)
+    threshold, f_threshold, threshold_kind = _kind(neuron.threshold)
     with _device(x):
         fire_kernel[(tiles.row_tiles * tiles.lanes,)](
-            x, residual, spike_add, v_init, decay, threshold, cell.mean, cell.var, cell.weight, cell.bias,
-            cell.step_gain, spikes, v_last, saved,
-            f_decay, 1.0 - f_decay, cell.gain, f_threshold, cell.v_reset, cell.v_start, cell.eps, cell.bn_scale,
-            tiles.R, tiles.C, tiles.L,
-            T=x.shape[0], CHUNK=chunk_length(x.shape[0], cell.has_norm),
+            x, residual, spike_add, v_init, decay, threshold, neuron.mean, neuron.var, neuron.weight, neuron.bias,
+            neuron.step_gain, spikes, v_last, saved,
+            f_decay, 1.0 - f_decay, neuron.gain, f_threshold, neuron.v_reset, neuron.v_start,
+            neuron.eps, neuron.bn_scale, tiles.R, tiles.C, tiles.L,
+            T=x.shape[0], CHUNK=chunk_length(x.shape[0], neuron.has_norm),
             BLOCK_R=tiles.block_r, BLOCK_L=tiles.block_l, BY_COLUMN=tiles.by_column,
-            RESET=cell.reset, LEAKS_TO_RESET=cell.leaks_to_reset, DECAY=decay_kind, THRESHOLD=threshold_kind,
-            NORM=cell.has_norm, WEIGHT=cell.weight is not None, BIAS=cell.bias is not None,
-            STEP_GAIN=cell.step_gain is not None, RESIDUAL=residual is not None, SPIKE_ADD=spike_add is not None,
+            RESET=neuron.reset, LEAKS_TO_RESET=neuron.leaks_to_reset, DECAY=decay_kind, THRESHOLD=threshold_kind,
+            NORM=neuron.has_norm, WEIGHT=neuron.weight is not None, BIAS=neuron.bias is not None,
+            STEP_GAIN=neuron.step_gain is not None, RESIDUAL=residual is not None, SPIKE_ADD=spike_add is not None,
             V_INIT=v_init is not None, V_LAST=v_last is not None, SAVE=saved.shape[0] > 0,
             num_warps=WARPS, enable_fp_fusion=False,
         )  # fmt: skip
@@ -827,7 +833,7 @@ def backward(
     saved: torch.Tensor,
     v_init: torch.Tensor | None,
     residual: torch.Tensor | None,
-    cell: Cell,
+    neuron: Neuron,
     emit: Emit,
     sums: torch.Tensor | None,
     count: float,
@@ -835,7 +841,7 @@ def backward(
 ) -> None:
     """Fill what ``out`` holds tensors for: one launch, and one small sum for each kind of partial."""
     T = x.shape[0]
-    tiles = tiling(x, cell.per_channel, _walk_width(x, cell, emit))
+    tiles = tiling(x, neuron.per_channel, _walk_width(x, neuron, emit))
     walking = emit.sums or emit.parameters
     programs = tiles.programs(walking)
     parts = programs * (1 if tiles.by_column else tiles.columns)
@@ -852,25 +858,25 @@ def backward(
     every_tile = tiles.row_tiles * tiles.lanes
     partial_step_gain = new(every_tile, T) if emit.step_gain else None
     partial_probe = new(every_tile, T, len(PROBE_FIELDS)) if emit.probe else None
-    decay, f_decay, decay_kind = _kind(cell.decay)
-    threshold, f_threshold, threshold_kind = _kind(cell.threshold)
-    width, f_width, width_kind = _kind(cell.width)
+    decay, f_decay, decay_kind = _kind(neuron.decay)
+    threshold, f_threshold, threshold_kind = _kind(neuron.threshold)
+    width, f_width, width_kind = _kind(neuron.width)
     # Left alone, ptxas holds a long replay to 168 registers, for a third program on a processor, and spills for it.
-    chunked = chunk_length(T, cell.has_norm) < T
+    chunked = chunk_length(T, neuron.has_norm) < T
     registers = {"maxnreg": 255} if emit.dy and chunked and not torch.version.hip else {}
     with _device(x):
         walk_kernel[(programs * tiles.lanes,)](
             grad_s, x, residual, saved, v_init, grad_v_last, decay, threshold, width,
-            cell.mean, cell.var, cell.weight, cell.bias, cell.step_gain, sums,
+            neuron.mean, neuron.var, neuron.weight, neuron.bias, neuron.step_gain, sums,
             out.dx, out.dy, out.v_init, partial_sums, partial_parameters, partial_step_gain, partial_probe,
-            f_decay, 1.0 - f_decay, cell.gain, f_threshold, cell.v_reset, cell.v_start, cell.height, f_width,
-            cell.eps, cell.bn_scale, count, tiles.R, tiles.C, tiles.L, programs,
-            T=T, CHUNK=chunk_length(T, cell.has_norm),
+            f_decay, 1.0 - f_decay, neuron.gain, f_threshold, neuron.v_reset, neuron.v_start, neuron.height, f_width,
+            neuron.eps, neuron.bn_scale, count, tiles.R, tiles.C, tiles.L, programs,
+            T=T, CHUNK=chunk_length(T, neuron.has_norm),
             BLOCK_R=tiles.block_r, BLOCK_L=tiles.block_l, BY_COLUMN=tiles.by_column,
-            RESET=cell.reset, DETACH=cell.detach_reset, LEAKS_TO_RESET=cell.leaks_to_reset,
-            SHAPE=cell.shape, REACH=REACH, DECAY=decay_kind, THRESHOLD=threshold_kind, WIDTH=width_kind,
-            NORM=cell.has_norm, WEIGHT=cell.weight is not None, BIAS=cell.bias is not None,
-            STEP_GAIN=cell.step_gain is not None, RESIDUAL=residual is not None,
+            RESET=neuron.reset, DETACH=neuron.detach_reset, LEAKS_TO_RESET=neuron.leaks_to_reset,
+            SHAPE=neuron.shape, REACH=REACH, DECAY=decay_kind, THRESHOLD=threshold_kind, WIDTH=width_kind,
+            NORM=neuron.has_norm, WEIGHT=neuron.weight is not None, BIAS=neuron.bias is not None,
+            STEP_GAIN=neuron.step_gain is not None, RESIDUAL=residual is not None,
             V_INIT=v_init is not None, GRAD_V_LAST=grad_v_last is not None, BATCH=sums is not None,
             DX=emit.dx, DY=emit.dy, SUMS=emit.sums, DV_INIT=emit.v_init, PARAMETERS=parameters,
             D_STEP_GAIN=emit.step_gain, PROBE=emit.probe,
