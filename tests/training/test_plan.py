@@ -60,6 +60,8 @@ def test_when_things_are_due():
     assert [PLAN.tests_after(step) for step in (0, 3, 4, 8, 9, 10)] == [3, 3, 2, 1, 1, 0]
     assert [PLAN.epoch(step) for step in (0, 1, 10)] == [0.0, 0.25, 2.5]
     assert dataclasses.replace(PLAN, epoch_steps=3).epoch(1) == 0.3333
+    always = dataclasses.replace(PLAN, measure_every=1)
+    assert all(always.measures(step) for step in range(1, 11))
     never = dataclasses.replace(PLAN, measure_every=0)
     assert not any(never.measures(step) for step in range(11))
 
