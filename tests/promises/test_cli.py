@@ -273,24 +273,6 @@ def test_bf16_on_a_cpu_says_so(recipe, capsys):
     assert "precision: bf16, by PyTorch's CPU autocast" in capsys.readouterr().out
 
 
-def test_versions_and_commit():
-    line = environment.version_line()
-    assert line.startswith("spiketriton ")
-    assert f"torch {torch.__version__}" in line
-    commit, dirty = environment.commit_of_package()
-    assert commit is None or re.fullmatch("[0-9a-f]{40}", commit)
-    assert isinstance(dirty, bool)
-
-
-def test_outside_a_repository_there_is_no_commit(tmp_path, monkeypatch):
-    package = tmp_path / "lib" / "spiketriton" / "__init__.py"
-    package.parent.mkdir(parents=True)
-    monkeypatch.setattr(environment.spiketriton, "__file__", str(package))
-    assert environment.commit_of_package() == (None, False)
-    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)  # somebody else's repository
-    assert environment.commit_of_package() == (None, False)
-
-
 def test_the_resolved_recipe_is_a_recipe(recipe, tmp_path):
     small_trainer(tmp_path / "run")
     text = (tmp_path / "run" / "recipe.toml").read_text()
