@@ -6,7 +6,7 @@ images are uniform noise: 1/2 and 1/sqrt(12).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Literal
@@ -78,15 +78,9 @@ def imagenette(config: DataConfig) -> Source:
         names = [f"{wnid} ({found.classes[at][0]})" for at, wnid in enumerate(found.wnids)]
         return names, [found[i] for i in range(len(found))]
 
-    train, test = _photo_splits(read, folder, "train", "val", config)
-    return Source(
-        train=train,
-        test=test,
-        classes=tuple(name.partition("(")[2].rstrip(")") for name in train.classes),
-        channels=3,
-        image_size=224,
-        statistics=IMAGENET_STATISTICS,
-        move="photo",
+    source = _photographs(read, folder, "train", "val", config)
+    return replace(
+        source, classes=tuple(name.partition("(")[2].rstrip(")") for name in source.classes)
     )
 
 
@@ -105,26 +99,17 @@ def imagefolder(config: DataConfig) -> Source:
         found = datasets.ImageFolder(root / split, loader=str)
         return found.classes, found.samples
 
-    train, test = _photo_splits(read, root, "train", test_name, config)
-    return Source(
-        train=train,
-        test=test,
-        classes=train.classes,
-        channels=3,
-        image_size=224,
-        statistics=IMAGENET_STATISTICS,
-        move="photo",
-    )
+    return _photographs(read, root, "train", test_name, config)
 
 
-def _photo_splits(
+def _photographs(
     read: Callable[[str], tuple[list[str], list[tuple[str, int]]]],
     folder: Path,
     train_name: str,
     test_name: str,
     config: DataConfig,
-) -> tuple[FileSplit, FileSplit]:
-    """Both splits of a tree of class folders; both must have the same classes."""
+) -> Source:
+    """Both splits of a tree of class folders, which must have the same classes."""
     splits = []
     for name in (train_name, test_name):
         try:
@@ -139,7 +124,15 @@ def _photo_splits(
             f"only in {train_name}: {_some(set(train.classes) - set(test.classes))}; "
             f"only in {test_name}: {_some(set(test.classes) - set(train.classes))}"
         )
-    return train, test
+    return Source(
+        train=train,
+        test=test,
+        classes=train.classes,
+        channels=3,
+        image_size=224,
+        statistics=IMAGENET_STATISTICS,
+        move="photo",
+    )
 
 
 def _some(names: set[str], most: int = 5) -> str:

@@ -9,13 +9,13 @@ import atexit
 import os
 import signal
 import weakref
-from collections.abc import Callable, Generator, Iterator, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from spiketriton.data.draws import mix
 from spiketriton.data.splits import ArraySplit, FileSplit
@@ -55,7 +55,9 @@ class Loading:
     workers: int
     pin_memory: bool
 
-    def batches(self, dataset: Batches, requests: Sampler[Request]) -> Generator[Batch, None, None]:
+    def batches(
+        self, dataset: Batches, requests: Iterable[Request]
+    ) -> Generator[Batch, None, None]:
         loader = DataLoader(
             dataset,
             batch_size=None,  # a request is already a batch
@@ -151,7 +153,7 @@ class TrainStream:
         """
         if step < 0:
             raise ValueError(f"step must be at least 0, got {step}")
-        return self.loading.batches(self.dataset, _TrainRequests(self, step))
+        return self.loading.batches(self.dataset, self.requests(step))
 
     def of_all_ranks(self) -> "TrainStream":
         """The batches of all ranks for one process, as consecutive micro-batches."""
@@ -173,15 +175,6 @@ class TrainStream:
     def _permutation(self, epoch: int) -> np.ndarray:
         generator = torch.Generator().manual_seed(int(mix(self.seed, _ORDER, epoch)[0]))
         return torch.randperm(len(self.members), generator=generator).numpy()
-
-
-class _TrainRequests(Sampler[Request]):
-    def __init__(self, stream: TrainStream, step: int) -> None:
-        self.stream = stream
-        self.step = step
-
-    def __iter__(self) -> Iterator[Request]:
-        return self.stream.requests(self.step)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +204,9 @@ class TestSet:
         return -(-len(self._mine) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        return self.loading.batches(self.dataset, _TestRequests(self._mine, self.batch_size))
+        mine, size = self._mine, self.batch_size
+        requests = ((mine[start : start + size], None) for start in range(0, len(mine), size))
+        return self.loading.batches(self.dataset, requests)
 
     def rounds(self) -> Iterator[Batch | None]:
         """The batches, then None while another rank still has one: as many items on all ranks."""
@@ -222,19 +217,6 @@ class TestSet:
     @property
     def _mine(self) -> np.ndarray:
         return self.members[self.rank :: self.world_size]
-
-
-class _TestRequests(Sampler[Request]):
-    def __init__(self, indices: np.ndarray, batch_size: int) -> None:
-        self.indices = indices
-        self.batch_size = batch_size
-
-    def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch_size)
-
-    def __iter__(self) -> Iterator[Request]:
-        for start in range(0, len(self.indices), self.batch_size):
-            yield self.indices[start : start + self.batch_size], None
 
 
 def subset(split: Sized, count: int) -> np.ndarray:

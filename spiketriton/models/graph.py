@@ -94,21 +94,15 @@ class _Builder:
 
 
 def _plain(build: _Builder, name: str, block: PlainBlock, x: Value) -> Value:
-    value = _inner(build, name, block, x)
-    shortcut = x if block.downsample is None else _downsample(build, name, block, x)
-    last = f"{name}neuron{block.depth}"
-    return build.add(last, "neuron", value + shortcut, block.get_submodule(f"neuron{block.depth}"))
+    current = _inner(build, name, block, x) + _downsample(build, name, block, x)
+    return _last_neuron(build, name, block, current)
 
 
 def _sew(build: _Builder, name: str, block: SEWBlock, x: Value) -> Value:
-    value = _inner(build, name, block, x)
-    shortcut = x
+    current, shortcut = _inner(build, name, block, x), _downsample(build, name, block, x)
     if block.downsample is not None:
-        shortcut = _downsample(build, name, block, x)
         shortcut = build.add(f"{name}downsample.2", "neuron", shortcut, block.downsample[2])
-    last = f"{name}neuron{block.depth}"
-    module = block.get_submodule(f"neuron{block.depth}")
-    return build.add(last, "neuron", value, module) + shortcut
+    return _last_neuron(build, name, block, current) + shortcut
 
 
 def _inner(build: _Builder, name: str, block: Block, value: Value) -> Value:
@@ -120,18 +114,24 @@ def _inner(build: _Builder, name: str, block: Block, value: Value) -> Value:
     return value
 
 
+def _last_neuron(build: _Builder, name: str, block: Block, current: Value) -> Value:
+    neuron = f"neuron{block.depth}"
+    return build.add(name + neuron, "neuron", current, block.get_submodule(neuron))
+
+
 def _ms(build: _Builder, name: str, block: MSBlock, x: Value) -> Value:
     value = x
     for i, (conv, norm, neuron) in enumerate(block.stages(), start=1):
         value = build.add(f"{name}neuron{i}", "neuron", value, neuron)
         value = build.weights(f"{name}conv{i}", value, conv, norm)
-    return value + (x if block.downsample is None else _downsample(build, name, block, x))
+    return value + _downsample(build, name, block, x)
 
 
 def _downsample(build: _Builder, name: str, block: Block, x: Value) -> Value:
-    assert block.downsample is not None
-    conv, norm = block.downsample[0], block.downsample[1]
-    return build.weights(f"{name}downsample.0", x, conv, norm)
+    """The shortcut, up to its norm: x itself where the block keeps the shape."""
+    if block.downsample is None:
+        return x
+    return build.weights(f"{name}downsample.0", x, block.downsample[0], block.downsample[1])
 
 
 _BLOCKS: dict[type[nn.Module], Callable[..., Value]] = {
