@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from spiketriton.data import build_data
+from spiketriton.data.transforms import PhotoTransform
 from tests.small_data import all_of, data_recipe, make_class_tree, mentions, mistake
 
 
@@ -104,3 +105,13 @@ def test_subsets_are_fixed_and_need_no_seed(fashion_root):
     assert len(set(one.train.members)) == 12
     assert one.train.members.max() > 12  # not simply the first ones
     assert len(all_of(one.test)[0]) == 5
+
+
+def test_photographs_and_arrays_have_transforms_of_their_own(tmp_path, fashion_root):
+    make_class_tree(tmp_path / "photos", ("train", "val"), ("ape", "bee"), per_class=4)
+    photos = build_data(data_recipe("imagefolder", tmp_path / "photos", data="image_size = 16"))
+    assert isinstance(photos.train.dataset.transform, PhotoTransform)
+    for name, move in (("digits", "affine"), ("fashion_mnist", "crop")):
+        data = build_data(data_recipe(name, fashion_root))
+        assert data.train.dataset.transform is data.test.dataset.transform
+        assert data.train.dataset.transform.move == move

@@ -183,6 +183,7 @@ def test_synthetic_says_so_and_is_the_same_everywhere():
     assert torch.equal(images, all_of(build_data(data_recipe("synthetic", data=extra)).test)[0])
     plain = build_data(data_recipe("synthetic"))
     assert (plain.train.images, plain.test.images, plain.image_size) == (1024, 256, 32)
+    assert plain.train.dataset.split.images.shape == (64, 3, 32, 32)
 
 
 def test_fashion_mnist_half_unpacked(tmp_path):
