@@ -22,12 +22,12 @@ from spiketriton.gradients.calibration import (
     probe_batches,
     wants_calibration,
 )
+from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.monitor import GradientMonitor, clipped_norm
 from spiketriton.gradients.verdict import Watch
 from spiketriton.models import build_model
 from spiketriton.runs.checkpoint import Checkpoints, refuse_another_recipe
 from spiketriton.runs.folder import RunFolder
-from spiketriton.runs.rows import Row
 from spiketriton.runs.tensorboard import TensorBoard
 from spiketriton.show.display import Display
 from spiketriton.training import environment
@@ -271,11 +271,11 @@ class Trainer:
         if self.tensorboard:
             self.tensorboard.add(row)
 
-    def record_gradients(self, rows: list[Row]) -> None:
-        self.folder.gradients.append(rows)
-        self.watch.look(rows)
+    def record_gradients(self, step: int, measured: Measurement) -> None:
+        self.folder.gradients.append(measured.rows(step))
+        self.watch.look(step, measured)
         if self.tensorboard:
-            self.tensorboard.add_gradients(rows)
+            self.tensorboard.add_gradients(step, measured.names, measured.depth_profile)
 
     def save(self) -> None:
         self.refuse_nonfinite()

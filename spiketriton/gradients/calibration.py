@@ -3,25 +3,25 @@
 What a good width is depends on the optimizer and on the net (docs/gradient_flow.md shows the
 experiments):
 
-sgd     takes the gradient as it is, so it must neither shrink nor grow much on its way back: the
-        depth gain (geometric mean of the ratios of dL/dx between consecutive spiking layers) shall
-        be 1.15. Below 1 the first layers of deep nets do not move; a little above, they do.
+sgd     takes the gradient as it is, so it must neither shrink nor grow much on its way back. The
+        target for the depth gain (geometric mean of the ratios of dL/dx between consecutive spiking
+        layers) is 1.15. Below 1 the first layers of deep nets do not move; a little above, they do.
 adamw   divides every weight's gradient by its own size, so a gain does no harm; what counts is how
-        many neurons take part. The transmission (RMS of dL/dx by that of dL/ds, by what it would be
-        if the surrogate were flat, the geometric mean over layers) shall be 0.4. A flat surrogate
-        passes everything, a narrow one next to nothing; measured with the reset detached, because a
-        flat surrogate would make the path through an attached reset explode.
+        many neurons take part. The target for the transmission (RMS of dL/dx by that of dL/ds,
+        relative to what it would be if the surrogate were flat, geometric mean over layers) is 0.4.
+        A flat surrogate passes everything, a narrow one next to nothing. It is measured with the
+        reset detached, because with a flat surrogate the path through an attached reset explodes.
 either  of them, in nets whose blocks pass spikes or membranes on (`sew`, `ms`): the gradient comes
-        through by the shortcuts, and what a wide surrogate adds to it drowns it. The depth gain
-        shall be 1.05.
+        through the shortcuts, and a wide surrogate adds so much to it that it is drowned. The
+        target for the depth gain is 1.05.
 
 Both are measured on a few batches of the training images, always the same, in training mode. The
-forward pass does not depend on the width, so both are smooth functions of it, which grow: steps of
-four from 1.28 thresholds find two widths with the target between them, regula falsi on log(width)
-the rest. Nothing is random.
+forward pass does not depend on the width, so both are smooth, growing functions of it. Widths in
+steps of four from 1.28 thresholds are tried until two have the target between them; regula falsi on
+log(width) finds the rest. Nothing is random.
 
-"auto_per_layer" starts there and lets each layer meet the target by itself: of a depth gain the
-ratio of its dL/dx to the next layer's, of a transmission its own.
+"auto_per_layer" starts from there and lets each layer meet the target by itself: of a depth gain
+the ratio of its dL/dx to the next layer's, of a transmission its own.
 """
 
 import contextlib
@@ -29,6 +29,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import islice
 from typing import Any, Literal
 
@@ -37,29 +38,29 @@ import torch
 
 from spiketriton.config import Recipe
 from spiketriton.data import Data
+from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.monitor import elements_per_image
 from spiketriton.gradients.probing import Batch, Loss, Prober
-from spiketriton.gradients.verdict import Measurement, depth_gain
 from spiketriton.models import Network
 from spiketriton.training.losses import build_loss
 
-TOLERANCE = 0.01  # relative, of the value that was aimed at
-# of the threshold: the widths that are tried
-SCAN = tuple(0.02 * 4.0**k for k in range(8))
-START = 3
-FLAT = 1e5  # of the threshold: as good as no edge
+TOLERANCE = 0.01  # relative, of the target
+# widths are in units of the threshold
+SCAN = tuple(0.02 * 4.0**k for k in range(8))  # those tried first ...
+START = 3  # ... beginning with this one
+FLAT = 1e5  # as good as no edge
 # each layer stays within this factor of the common width
 LAYER_RANGE = 8.0
 LAYER_ROUNDS = 16
 BATCHES = 2
-# images of a batch: as many as keep to so many (neurons x time steps) at a time, between the two
+# images of a batch: as many as keep (neurons x time steps) within the budget, from FEWEST to MOST
 BUDGET = {"cpu": 24e6, "cuda": 4e9}
 FEWEST, MOST = 2, {"cpu": 32, "cuda": 64}
 
 
 @dataclass(frozen=True)
 class Aim:
-    """What a width is measured by: "depth gain" or "transmission", what it should be, and why."""
+    """What a width is judged by: "depth gain" or "transmission", the target for it, and why."""
 
     goal: Literal["depth gain", "transmission"]
     target: float
@@ -78,7 +79,7 @@ SGD = Aim(
 SHORTCUTS = Aim(
     "depth gain",
     1.05,
-    "shortcuts carry the gradient, so the layers beside them should not drown it",
+    "shortcuts carry the gradient, and what the layers add should not drown it",
 )
 ADAMW = Aim(
     "transmission",
@@ -88,7 +89,7 @@ ADAMW = Aim(
 
 
 def aim_of(recipe: Recipe) -> Aim:
-    """By optimizer and kind of block."""
+    """The aim for the recipe's optimizer and kind of block."""
     if recipe.model.block != "plain":
         return SHORTCUTS
     return SGD if recipe.train.optimizer == "sgd" else ADAMW
@@ -98,11 +99,11 @@ def aim_of(recipe: Recipe) -> Aim:
 class Calibration:
     """What was chosen and why; plain data, saved with the run.
 
-    goal, target, why: the Aim; `reached` is what the goal is at the widths.
+    goal, target, why: the Aim; `reached` is the value of the goal at the widths.
     width: the common one; `widths`: that of each spiking layer.
     met: whether the target was reached within the tolerance (of "auto_per_layer": by all layers).
     scan: (width, value of the goal) of the widths tried first, from narrow to wide.
-    missed: the layers that stayed away from the target by more than 5 %.
+    missed: the layers that are off the target by more than 5 %.
     """
 
     mode: str
@@ -140,14 +141,14 @@ class Calibration:
             low, high = min(self.widths.values()), max(self.widths.values())
             chosen = f"{low:.4g} to {high:.4g} by layer (one for all: {chosen})"
         lines = [
-            f"surrogate width: {chosen}; {self.goal} {self.reached:.3g}, wanted "
+            f"surrogate width: {chosen}; {self.goal} {self.reached:.3g}, target "
             f"{self.target:g}: {self.why} ({self.images} images)"
         ]
         if not self.met and not per_layer:
             low, high = (min(v for _, v in self.scan), max(v for _, v in self.scan))
             lines.append(
                 f"no width reaches a {self.goal} of {self.target:g}: from {self.scan[0][0]:g} to "
-                f"{self.scan[-1][0]:g} it goes from {low:.3g} to {high:.3g}; the nearest was taken"
+                f"{self.scan[-1][0]:g} it goes from {low:.3g} to {high:.3g}; the nearest is taken"
             )
         elif not self.met:
             lines.append(
@@ -164,17 +165,17 @@ def wants_calibration(recipe: Recipe) -> bool:
 
 
 def probe_batches(
-    data: Data, model: Network, device: torch.device, count: int = BATCHES, most: int = 0
+    data: Data, model: Network, device: torch.device, count: int = BATCHES
 ) -> list[Batch]:
     """The first `count` batches of the training stream, each cut to a few images.
 
-    As many as are quick to measure with `model` on `device` (at most `most` if given). Always the
-    same ones for a recipe, its seed and a kind of device, on every rank.
+    As many as are quick to measure with `model` on `device`. Always the same ones for a recipe, its
+    seed and a kind of device, on every rank.
     """
     shape = (data.channels, data.image_size, data.image_size)
     neurons = sum(elements_per_image(model, shape, device))
     fit = int(BUDGET[device.type] / (neurons * model.time_steps))
-    images = min(most or MOST[device.type], max(FEWEST, fit))
+    images = min(MOST[device.type], max(FEWEST, fit))
     stream_of_all = replace(data.train, rank=0, world_size=1)
     with contextlib.closing(stream_of_all.from_step(0)) as stream:
         return [(x[:images].to(device), y[:images].to(device)) for x, y in islice(stream, count)]
@@ -187,7 +188,10 @@ def calibrate(
     loss: Loss | None = None,
     autocast: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
 ) -> Calibration:
-    """Measures the widths that `recipe` asks for and sets them in `model`.
+    """Finds the widths that `recipe` asks for and sets them in `model`.
+
+    Both the trainer and `diagnose` call it, with the batches of `probe_batches`: the width that
+    `diagnose` recommends is the one that training takes.
 
     Args:
         recipe: with neuron.surrogate.width "auto" or "auto_per_layer", not of an ANN twin.
@@ -197,22 +201,24 @@ def calibrate(
         autocast: the precision of the forward pass.
     """
     loss = build_loss(recipe.loss) if loss is None else loss
-    search = _Search(recipe, Prober(model, batches, loss, autocast))
+    aim, threshold = aim_of(recipe), recipe.neuron.v_threshold
+    net = WidthProber(Prober(model, batches, loss, autocast), threshold)
+    search = _Search(aim, net)
     mode = str(recipe.neuron.surrogate.width)
     width, value, met = search.common_width()
-    widths = np.full(len(search.layers), width)
+    widths = np.full(len(net.names), width)
     missed: tuple[str, ...] = ()
     if mode == "auto_per_layer":
         widths, value, missed = search.layer_widths(width)
         met = not missed
     found = Calibration(
         mode=mode,
-        goal=search.aim.goal,
-        why=search.aim.why,
-        target=search.aim.target,
+        goal=aim.goal,
+        why=aim.why,
+        target=aim.target,
         reached=value,
         width=float(width),
-        widths={name: float(w) for (name, _), w in zip(search.layers, widths, strict=True)},
+        widths={name: float(w) for name, w in zip(net.names, widths, strict=True)},
         met=met,
         images=sum(len(images) for images, _ in batches),
         scan=tuple(search.scan),
@@ -222,27 +228,43 @@ def calibrate(
     return found
 
 
-class _Search:
-    """Measures the goal of the recipe's optimizer at any width, and finds where it is met."""
+class WidthProber:
+    """Measures a network with any widths of its surrogates, and leaves them set.
 
-    def __init__(self, recipe: Recipe, prober: Prober) -> None:
-        self.prober, self.layers = prober, prober.layers
-        self.aim = aim_of(recipe)
-        self.unit = recipe.neuron.v_threshold
-        self.scan: list[tuple[float, float]] = []
-        if not self.aim.by_gain:
-            self.flat = self.measure(FLAT * self.unit).transmission
+    Args:
+        prober: of the network.
+        threshold: of its neurons.
+    """
 
-    def measure(self, widths: float | np.ndarray) -> Measurement:
-        """At one width for all layers, or one each."""
+    def __init__(self, prober: Prober, threshold: float) -> None:
+        self.prober, self.layers, self.names = prober, prober.layers, prober.names
+        self.threshold = threshold
+
+    def gradients(self, widths: float | np.ndarray, rescaled: bool = False) -> Measurement:
+        """The gradients with one width for all layers, or one each [layers]."""
         each = np.broadcast_to(widths, len(self.layers))
         for (_, layer), width in zip(self.layers, each, strict=True):
             layer.surrogate = replace(layer.surrogate, width=float(width))
-        with contextlib.nullcontext() if self.aim.by_gain else self._detached():
-            return self.prober.measure(tame=not self.aim.by_gain)
+        return self.prober.measure(rescaled)
+
+    def transmission(self, widths: float | np.ndarray) -> np.ndarray:
+        """What each layer passes on of the gradient, relative to a flat surrogate, [layers].
+
+        With the reset detached, and rescaled: flat surrogates make deep nets leave float32.
+        """
+        all_of_it, passed = self._flat, self._passed(widths)
+        return np.divide(passed, all_of_it, out=np.zeros_like(passed), where=all_of_it > 0)
+
+    @cached_property
+    def _flat(self) -> np.ndarray:
+        return self._passed(FLAT * self.threshold)
+
+    def _passed(self, widths: float | np.ndarray) -> np.ndarray:
+        with self._detached_reset():
+            return self.gradients(widths, rescaled=True).transmission
 
     @contextlib.contextmanager
-    def _detached(self) -> Iterator[None]:
+    def _detached_reset(self) -> Iterator[None]:
         kept = [layer.detach_reset for _, layer in self.layers]
         for _, layer in self.layers:
             layer.detach_reset = True
@@ -252,18 +274,29 @@ class _Search:
             for (_, layer), detach in zip(self.layers, kept, strict=True):
                 layer.detach_reset = detach
 
-    def value(self, measured: Measurement) -> float:
-        """The goal, all layers together; 0 when nothing arrives, inf when it overflows."""
-        value = depth_gain(measured) if self.aim.by_gain else transmission(measured, self.flat)
-        return value if math.isfinite(value) else math.inf
 
-    def each(self, measured: Measurement) -> np.ndarray:
-        """The goal of each layer, [layers]; the last one has no gain and counts as on target."""
-        if not self.aim.by_gain:
-            return shares(measured, self.flat)
-        profile = measured.depth_profile
-        nearer = np.append(profile[1:], profile[-1] / self.aim.target)
-        return np.divide(profile, nearer, out=np.zeros_like(profile), where=nearer > 0)
+class _Search:
+    """Finds the widths at which a network meets an aim."""
+
+    def __init__(self, aim: Aim, net: WidthProber) -> None:
+        self.aim, self.net = aim, net
+        self.scan: list[tuple[float, float]] = []
+
+    def goal(self, widths: float | np.ndarray) -> tuple[float, np.ndarray]:
+        """The value of the goal for all layers together, and for each, [layers].
+
+        0 when nothing arrives, inf when it overflows. The last layer has no gain of its own and
+        counts as on target.
+        """
+        if self.aim.by_gain:
+            measured = self.net.gradients(widths)
+            profile, value = measured.depth_profile, measured.depth_gain
+            nearer = np.append(profile[1:], profile[-1] / self.aim.target)
+            each = np.divide(profile, nearer, out=np.zeros_like(profile), where=nearer > 0)
+        else:
+            each = self.net.transmission(widths)
+            value = geometric_mean(each)
+        return value if math.isfinite(value) else math.inf, each
 
     def common_width(self) -> tuple[float, float, bool]:
         """One width for all layers, the goal there, and whether that is the target."""
@@ -274,14 +307,12 @@ class _Search:
                 low, high = self.scan[-2:] if up else self.scan[:2]
                 return self._between(*low, *high)
         distance = [abs(math.log(max(v, 1e-300) / self.aim.target)) for _, v in self.scan]
-        width, value = self.scan[int(np.argmin(distance))]
-        self.measure(width)
-        return width, value, False
+        return *self.scan[int(np.argmin(distance))], False
 
     def _scan(self, place: int) -> float:
         """The goal at a place of SCAN; infinity counts as too wide."""
-        width = SCAN[place] * self.unit
-        value = self.value(self.measure(width))
+        width = SCAN[place] * self.net.threshold
+        value, _ = self.goal(width)
         self.scan = sorted([*self.scan, (width, value)])
         return value
 
@@ -301,7 +332,7 @@ class _Search:
             if math.isfinite(short) and math.isfinite(excess):
                 place = (left * excess - right * short) / (excess - short)
             width = math.exp(place)
-            value = self.value(self.measure(width))
+            value, _ = self.goal(width)
             if abs(value / self.aim.target - 1) < TOLERANCE:
                 return width, value, True
             missing = _distance(value, self.aim.target)
@@ -318,26 +349,26 @@ class _Search:
     def layer_widths(self, common: float) -> tuple[np.ndarray, float, tuple[str, ...]]:
         """A width for each layer, the goal there, and the names of layers that miss the target.
 
-        A layer's value depends on its own width and hardly on the others', so all move at once: by
-        a power of what is missing, damped as long as a layer swings to and fro.
+        A layer's value depends on its own width and hardly on the others', so all change at once, by
+        a power of what is missing, damped where a layer oscillates.
         """
-        logs = np.full(len(self.layers), math.log(common))
+        logs = np.full(len(self.net.names), math.log(common))
         low, high = logs - math.log(LAYER_RANGE), logs + math.log(LAYER_RANGE)
         stride, before = np.full(len(logs), 1.3), np.zeros(len(logs))
         best = (math.inf, logs, 0.0, np.zeros(len(logs)))
         for _ in range(LAYER_ROUNDS):
-            measured = self.measure(np.exp(logs))
-            error = np.log(np.maximum(self.each(measured), 1e-6) / self.aim.target)
+            value, each = self.goal(np.exp(logs))
+            error = np.log(np.maximum(each, 1e-6) / self.aim.target)
             worst = float(np.abs(error).max())
             if worst < best[0]:
-                best = (worst, logs, self.value(measured), error)
+                best = (worst, logs, value, error)
             if worst < TOLERANCE:
                 break
             stride = np.where(error * before < 0, 0.6 * stride, stride)
             before = error
             logs = np.clip(logs - stride * error, low, high)
         _, logs, value, error = best
-        names = np.array(self.prober.names)
+        names = np.array(self.net.names)
         return np.exp(logs), value, tuple(str(name) for name in names[np.abs(error) > 0.05])
 
 
@@ -346,12 +377,6 @@ def _distance(value: float, target: float) -> float:
     return math.log(value / target) if value > 0 else -math.inf
 
 
-def shares(measured: Measurement, flat: np.ndarray) -> np.ndarray:
-    """What each layer passes on of the gradient, by what it would with a flat surrogate, `flat`."""
-    return np.divide(measured.transmission, flat, out=np.zeros_like(flat), where=flat > 0)
-
-
-def transmission(measured: Measurement, flat: np.ndarray) -> float:
-    """The geometric mean of `shares`; 0 as soon as one layer passes nothing on."""
-    each = shares(measured, flat)
+def geometric_mean(each: np.ndarray) -> float:
+    """0 as soon as one of them is."""
     return float(np.exp(np.log(each).mean())) if (each > 0).all() else 0.0

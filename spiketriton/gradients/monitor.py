@@ -1,39 +1,41 @@
-"""The gradient monitor: norms by spiking layer and time step, measured now and then.
+"""The gradient monitor: norms by spiking layer and time step, measured on some steps of a training.
 
-On a measured step every spiking layer gets a probe (`spiketriton_kernels.PROBE_FIELDS`), into whose
-gradient the kernels' backward sums what they hold in registers anyway: no hooks, no tensor kept, no
-second pass. On all other steps the probe is None and nothing is paid.
+On a measured step every spiking layer gets a probe (`spiketriton_kernels.PROBE_FIELDS`). The
+kernels' backward adds to its gradient what they hold in registers anyway: no hooks, no tensor kept,
+no second pass. On all other steps the probe is None and costs nothing.
 
-One micro-batch is measured, the last of its step. The norms are those of the true gradient of the
-whole step's loss, the mean over the global batch: the loss of a micro-batch is divided by their
-number before backward, which makes each element's dL/dx the true one, and the factor of the loss
-scaler (fp16) is divided out here. They are root mean squares over the elements of one time step.
+The last micro-batch of a step is measured. The norms are those of the true gradient of the whole
+step's loss, the mean over the global batch: the loss of a micro-batch is divided by the number of
+micro-batches before backward, so that each element's dL/dx is the true one, and the factor of the
+loss scaler (fp16) is divided out here. They are root mean squares over the elements of one time
+step.
 """
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spiketriton.gradients.measurement import Measurement
+from spiketriton.gradients.verdict import times
 from spiketriton.models import Network
 from spiketriton.training.ranks import Ranks
 from spiketriton_kernels import PROBE_FIELDS
 
-Row = dict[str, Any]
-
 
 @dataclass(frozen=True)
 class Summary:
-    """One measurement in four numbers; None where there is nothing to divide.
+    """One measurement in four numbers; plain data, saved in every checkpoint.
 
-    `depth_ratio` is the RMS of dL/dx (over all time steps) of the first spiking layer by the last
-    one's. `time_ratio` is that of the first time step by the last one's, the geometric mean over
-    layers. Both are above 1 when the gradient grows on its way back.
+    firing_rate: spikes per neuron and time step, over all neurons.
+    depth_ratio, time_ratio: those of the Measurement where they are finite, else None.
+    nonfinite: values of dL/dx that are not finite.
     """
 
     step: int
@@ -42,6 +44,17 @@ class Summary:
     time_ratio: float | None = None
     nonfinite: int = 0
 
+    @classmethod
+    def of(cls, step: int, measured: Measurement, elements: Sequence[int]) -> "Summary":
+        """`elements`: neurons of each layer, in any unit."""
+        return cls(
+            step=step,
+            firing_rate=float(np.average(measured.firing.mean(1), weights=elements)),
+            depth_ratio=_finite(measured.depth_ratio),
+            time_ratio=_finite(measured.time_ratio),
+            nonfinite=int(measured.nonfinite.sum()),
+        )
+
     def in_words(self) -> str:
         """`dL/dx: first layer 3.2x the last, first time step 0.41x the last`; "" before step 1."""
         if self.step == 0:
@@ -49,7 +62,7 @@ class Summary:
         if self.nonfinite:
             return f"dL/dx: {self.nonfinite} values are not finite"
         parts = [
-            f"first {what} {_times(ratio)} the last"
+            f"first {what} {times(ratio)} the last"
             for what, ratio in (("layer", self.depth_ratio), ("time step", self.time_ratio))
             if ratio is not None
         ]
@@ -66,7 +79,7 @@ class GradientMonitor:
         image_shape: (C, H, W) of an image.
         scale: the present factor of the loss scaler.
         ranks: what is measured is summed over them; each has an equal part of the micro-batch.
-        write: called with the rows of each measurement, a row per layer and time step.
+        write: called with the step and the Measurement.
     """
 
     def __init__(
@@ -77,7 +90,7 @@ class GradientMonitor:
         batch: int,
         image_shape: tuple[int, int, int],
         scale: Callable[[], float],
-        write: Callable[[list[Row]], None],
+        write: Callable[[int, Measurement], None],
         ranks: Ranks | None = None,
     ) -> None:
         self.layers = model.spiking_layers()
@@ -115,10 +128,11 @@ class GradientMonitor:
         sums, largest = self.ranks.total(own), PROBE_FIELDS.index("grad_input_max")
         sums[..., largest] = self.ranks.largest(own[..., largest].contiguous())
         names = [name for name, _ in self.layers]
-        # each rank goes back from the mean over its own images, world_size times as large
-        rows = measured_rows(step, names, sums, self.elements, self.scale() * self.ranks.world_size)
-        self.write(rows)
-        self.summary = summarize(step, rows, sums, self.elements)
+        # each rank's loss is the mean over its own images, so its gradients are world_size times as large
+        scale = self.scale() * self.ranks.world_size
+        measured = Measurement.of_sums(names, sums.numpy(), self.elements, scale)
+        self.summary = Summary.of(step, measured, self.elements)
+        self.write(step, measured)
 
     def state_dict(self) -> dict[str, Any]:
         return vars(self.summary).copy()
@@ -146,67 +160,8 @@ def elements_per_image(
         model.train(training)
 
 
-def measured_rows(
-    step: int, names: list[str], sums: Tensor, elements: list[int], scale: float
-) -> list[Row]:
-    """The rows of gradients.jsonl.
-
-    Args:
-        step, names: the measured step; the layers' names in forward order.
-        sums: the probes' gradients, float64 [layers, T, fields] in the order of PROBE_FIELDS.
-        elements: neurons of each layer times images, the count of one time step.
-        scale: factor of the loss scaler, divided out of every gradient.
-    """
-    rows = []
-    for index, (name, count, layer) in enumerate(zip(names, elements, sums.tolist(), strict=True)):
-        for time_step, values in enumerate(layer):
-            field = dict(zip(PROBE_FIELDS, values, strict=True))
-            rows.append(
-                {
-                    "step": step,
-                    "layer": name,
-                    "index": index,
-                    "time_step": time_step,
-                    "grad_spike_rms": math.sqrt(field["grad_spike_sq"] / count) / scale,
-                    "grad_input_rms": math.sqrt(field["grad_input_sq"] / count) / scale,
-                    "grad_carry_rms": math.sqrt(field["grad_carry_sq"] / count) / scale,
-                    "time_factor": field["time_factor"] / count,
-                    "outside_share": field["outside"] / count,
-                    "firing_rate": field["spikes"] / count,
-                    "grad_input_max": field["grad_input_max"] / scale,
-                    "nonfinite": int(field["nonfinite"]),
-                }
-            )
-    return rows
-
-
-def summarize(step: int, rows: list[Row], sums: Tensor, elements: list[int]) -> Summary:
-    """The measurement in a few numbers; `rows`, `sums` and `elements` as in `measured_rows`."""
-    layers, T, _ = sums.shape
-    count = torch.tensor(elements, dtype=torch.float64)
-    square = sums[..., PROBE_FIELDS.index("grad_input_sq")]  # [layers, T]
-    depth = (square.sum(1) / count).sqrt().tolist()
-    pairs = [(first, last) for first, last in square[:, [0, -1]].tolist() if first > 0 < last]
-    logs = [math.log(first / last) / 2 for first, last in pairs]
-    return Summary(
-        step=step,
-        firing_rate=float(sums[..., PROBE_FIELDS.index("spikes")].sum() / (T * count.sum())),
-        depth_ratio=_ratio(depth[0], depth[-1]) if layers > 1 else None,
-        time_ratio=_finite(math.exp(sum(logs) / len(logs))) if logs and T > 1 else None,
-        nonfinite=sum(row["nonfinite"] for row in rows),
-    )
-
-
-def _ratio(first: float, last: float) -> float | None:
-    return _finite(first / last) if last > 0 else None
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _times(ratio: float) -> str:
-    return f"{ratio:.3g}x" if 1e-3 <= ratio < 1e4 else f"{ratio:.1e}x"
+def _finite(ratio: float | None) -> float | None:
+    return None if ratio is None or math.isinf(ratio) else ratio
 
 
 def clipped_norm(parameters: list[nn.Parameter], limit: float) -> Tensor:

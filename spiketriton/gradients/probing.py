@@ -9,18 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.monitor import elements_per_image
-from spiketriton.gradients.verdict import Measurement
 from spiketriton.models import Network, trial
 from spiketriton.training.losses import Batch, Loss
 from spiketriton_kernels import PROBE_FIELDS
 
 
 class Prober:
-    """Measures `model` on always the same batches, so that two measurements differ in the net only.
+    """Measures `model` always on the same batches, so that measurements differ in the net only.
 
-    The net is in training mode, with the batches' own statistics, and is left as it was: running
-    statistics, gradients of parameters and random states do not move.
+    The net is put in training mode, with the batches' own statistics, and is left as it was:
+    running statistics, gradients of parameters and random states do not change.
 
     Args:
         model: a spiking network.
@@ -44,15 +44,15 @@ class Prober:
         per_image = elements_per_image(model, (channels, height, width), images.device)
         total = sum(len(images) for images, _ in batches)
         self.elements = [count * total for count in per_image]
-        # what one image of the mean loss contributes shall not depend on the number of batches
+        # so that the loss is the mean over the batches, however many there are
         self.share = 1 / len(batches)
 
-    def measure(self, tame: bool = False) -> Measurement:
+    def measure(self, rescaled: bool = False) -> Measurement:
         """One forward and backward pass of each batch; the loss is the mean over all of them.
 
-        `tame` keeps a gradient that explodes or vanishes within what float32 can hold: where it leaves
-        the range, it is scaled before it enters the layer. What a layer makes of it is unchanged, and
-        so are ratios within a layer; ratios between layers are not.
+        `rescaled` keeps a gradient that explodes or vanishes within float32: where it leaves the
+        range 1e-6 to 1e6, it is divided by its largest value before it enters the layer. What a
+        layer makes of it and ratios within a layer are unchanged; ratios between layers are not.
         """
         shape = (self.model.time_steps, len(PROBE_FIELDS))
         device = self.batches[0][0].device
@@ -60,7 +60,7 @@ class Prober:
         largest = PROBE_FIELDS.index("grad_input_max")
         with self._untouched():
             for _, layer in self.layers:
-                layer.on_fire = _hook_taming if tame else None
+                layer.on_fire = _hook_rescaling if rescaled else None
             for images, labels in self.batches:
                 probes = [torch.zeros(shape, device=device, requires_grad=True) for _ in self.names]
                 for (_, layer), probe in zip(self.layers, probes, strict=True):
@@ -76,13 +76,13 @@ class Prober:
 
     @torch.no_grad()
     def overlap(self) -> np.ndarray:
-        """How much of an image each layer still tells, [layers]: 1 all of it, 0 nothing.
+        """How much of an image each layer keeps, [layers]: 1 all of it, 0 nothing.
 
-        Beside each image goes a copy with noise of 5 % of the pixels' standard deviation. The overlap is
-        (same - other) / (1 - other): the cosine of a layer's firing rates for an image with those for
-        its copy, and with those for another image. A net that is chaotic at depth takes a copy
-        for another image (Poole et al. 2016, arXiv 1606.05340; rates are the mean over time steps).
-        It needs no gradient. NaN for a batch of one image, which has no other.
+        Each image is compared with a copy that has noise of 5 % of the pixels' standard deviation. The
+        overlap is (same - other) / (1 - other), where `same` is the cosine between a layer's firing
+        rates for an image and for its copy, and `other` that for two different images. In a net that
+        is chaotic at depth a copy is as different as another image (Poole et al. 2016, arXiv
+        1606.05340; rates are the mean over time steps). NaN for a batch of one image.
         """
         found = np.zeros(len(self.layers))
         with self._untouched():
@@ -90,12 +90,12 @@ class Prober:
                 images = images[: max(2, len(images) // 2)]  # twice as many are run
                 seeded = torch.Generator().manual_seed(0)
                 noise = torch.randn(images.shape, generator=seeded).to(images.device)
-                told: list[float] = []
+                overlaps: list[float] = []
                 for _, layer in self.layers:
-                    layer.on_fire = lambda spikes, told=told: told.append(_overlap(spikes))
+                    layer.on_fire = lambda s, found=overlaps: found.append(overlap_of(s))
                 with self.autocast():
                     self.model(torch.cat([images, images + NOISE * images.std() * noise]))
-                found += np.array(told) * self.share
+                found += np.array(overlaps) * self.share
         return found
 
     @contextlib.contextmanager
@@ -109,11 +109,11 @@ class Prober:
 
 
 NOISE = 0.05  # of the pixels' standard deviation
-TAME = 1e6
+LARGEST = 1e6
 
 
-def _overlap(spikes: Tensor) -> float:
-    """Of spikes [T, 2 n, ...], the copies behind the images; of those that make any neuron fire."""
+def overlap_of(spikes: Tensor) -> float:
+    """The overlap in spikes [T, 2 n, ...] of n images and their n copies, over those that fire."""
     rates = spikes.float().mean(0).flatten(1)
     images, copies = (rates / rates.norm(dim=1, keepdim=True).clamp_min(1e-12)).chunk(2)
     n, fires = len(images), images.any(1)
@@ -124,17 +124,17 @@ def _overlap(spikes: Tensor) -> float:
         return 0.0
     itself = torch.eye(n, dtype=torch.bool, device=rates.device)[fires]
     same, other = float(cosines[itself].mean()), float(cosines[~itself].mean())
-    # fires alike whatever is shown: nothing is told
+    # the same rates whatever is shown: nothing of the image is kept
     return (same - other) / (1 - other) if other < 1 - 1e-6 else 0.0
 
 
-def _hook_taming(spikes: Tensor) -> None:
+def _hook_rescaling(spikes: Tensor) -> None:
     if spikes.requires_grad:
-        spikes.register_hook(_tamed)
+        spikes.register_hook(_rescaled)
 
 
-def _tamed(grad: Tensor) -> Tensor:
-    """The gradient, divided by its largest value where that is beyond TAME or below 1 / TAME."""
+def _rescaled(grad: Tensor) -> Tensor:
+    """The gradient, divided by its largest value where that is above LARGEST or below 1 / LARGEST."""
     largest = grad.abs().max()
-    wild = (largest > TAME) | ((largest < 1 / TAME) & (largest > 0))
-    return torch.where(wild, grad / largest, grad)
+    beyond = (largest > LARGEST) | ((largest < 1 / LARGEST) & (largest > 0))
+    return torch.where(beyond, grad / largest, grad)

@@ -4,8 +4,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from spiketriton.errors import UserError
 
 
@@ -30,15 +28,10 @@ class TensorBoard:
             if key not in ("kind", "step") and value is not None:
                 self.writer.add_scalar(f"{row['kind']}/{key}", value, row["step"])
 
-    def add_gradients(self, rows: Iterable[dict[str, Any]]) -> None:
-        """A measurement of gradients.jsonl: each layer's RMS of dL/dx over all its time steps."""
-        layers: dict[str, list[float]] = {}
-        for row in rows:
-            layers.setdefault(row["layer"], []).append(row["grad_input_rms"])
-            step = row["step"]
-        for layer, values in layers.items():
-            rms = float(np.sqrt(np.mean(np.square(values))))
-            self.writer.add_scalar(f"grad_input_rms/{layer}", rms, step)
+    def add_gradients(self, step: int, layers: Iterable[str], rms: Iterable[float]) -> None:
+        """Each layer's RMS of dL/dx over all its time steps."""
+        for layer, value in zip(layers, rms, strict=True):
+            self.writer.add_scalar(f"grad_input_rms/{layer}", value, step)
 
     def close(self) -> None:
         self.writer.flush()

@@ -25,11 +25,11 @@ def draw(found: Diagnosis, path: Path) -> None:
         names = list(measured.names)
         heat_map(heat, logs, names, "viridis", "RMS of dL/dx", "log10 of the RMS of dL/dx")
         lines = [("as it is", measured, BLUE)]
-        for switch in found.switches:
-            if switch.name.startswith("surrogate half"):
-                lines.append(("half as wide", switch.measured, GREY))
-            if switch.name.startswith("surrogate twice"):
-                lines.append(("twice as wide", switch.measured, ORANGE))
+        for variant in found.variants:
+            if variant.name.startswith("surrogate half"):
+                lines.append(("half as wide", variant.measured, GREY))
+            if variant.name.startswith("surrogate twice"):
+                lines.append(("twice as wide", variant.measured, ORANGE))
         for label, shown, colour in lines:
             for axes, profile, flip in (
                 (depth, shown.depth_profile, True),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spiketriton.config import Recipe
+from spiketriton.gradients.measurement import Measurement
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import Row
 from spiketriton.show import figures
@@ -64,24 +65,24 @@ def gradients(rows: list[Row], title: str) -> Figure | None:
     """RMS of dL/dx by layer and time step, and its depth profile over training; None for an ANN."""
     if not rows:
         return None
-    measured = sorted({row["step"] for row in rows})
-    chosen = sorted({measured[0], measured[len(measured) // 2], measured[-1]})
-    names, last = _layers_by_time(rows, measured[-1], "grad_input_rms")
+    steps = sorted({row["step"] for row in rows})
+    chosen = sorted({steps[0], steps[len(steps) // 2], steps[-1]})
+    last = _measured(rows, steps[-1])
+    names = list(last.names)
     figure = layer_figure(len(names), title)
     heat, depth = figure.subplots(1, 2, width_ratios=[1.15, 1])
 
     heat_map(
         heat,
-        log10(last),
+        log10(last.grad_input),
         names,
         "viridis",
-        f"RMS of dL/dx at step {measured[-1]}",
+        f"RMS of dL/dx at step {steps[-1]}",
         "log10 of the RMS of dL/dx",
     )
     colours = (GREY, GREEN, BLUE)[-len(chosen) :]
     for step, colour in zip(chosen, colours, strict=True):
-        _, values = _layers_by_time(rows, step, "grad_input_rms")
-        profile = np.sqrt(np.mean(values**2, axis=1))
+        profile = _measured(rows, step).depth_profile
         positive = np.where(profile > 0, profile, np.nan)
         depth.plot(positive, range(len(names)), color=colour, marker="o", ms=3, lw=1.3)
         depth.plot([], [], color=colour, marker="o", ms=3, label=f"step {step}")
@@ -98,8 +99,8 @@ def firing(rows: list[Row], title: str) -> Figure | None:
     if not rows:
         return None
     step = max(row["step"] for row in rows)
-    names, rate = _layers_by_time(rows, step, "firing_rate")
-    _, outside = _layers_by_time(rows, step, "outside_share")
+    measured = _measured(rows, step)
+    names, rate, outside = list(measured.names), measured.firing, measured.outside
     figure = layer_figure(len(names), title)
     left, right = figure.subplots(1, 2)
     heat_map(
@@ -123,16 +124,8 @@ def firing(rows: list[Row], title: str) -> Figure | None:
     return figure
 
 
-def _layers_by_time(rows: list[Row], step: int, field: str) -> tuple[list[str], np.ndarray]:
-    """Names and values [layers, T] of one measurement; what was not finite is NaN."""
-    chosen = [row for row in rows if row["step"] == step]
-    names = {row["index"]: row["layer"] for row in chosen}
-    steps = 1 + max(row["time_step"] for row in chosen)
-    values = np.full((len(names), steps), np.nan)
-    for row in chosen:
-        if row[field] is not None:
-            values[row["index"], row["time_step"]] = row[field]
-    return [names[index] for index in sorted(names)], values
+def _measured(rows: list[Row], step: int) -> Measurement:
+    return Measurement.of_rows([row for row in rows if row["step"] == step])
 
 
 def _xy(rows: list[Row], field: str) -> tuple[Any, Any]:

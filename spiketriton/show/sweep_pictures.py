@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from spiketriton.gradients.measurement import Measurement
 from spiketriton.runs.cells import Group
 from spiketriton.runs.folder import RunFolder
 from spiketriton.show import figures
@@ -157,12 +158,7 @@ def _first_norms(path: Path) -> np.ndarray | None:
     rows = RunFolder(path).gradients.read()
     if not rows:
         return None
-    first = [row for row in rows if row["step"] == rows[0]["step"]]
-    values = np.full([1 + max(row[k] for row in first) for k in ("index", "time_step")], np.nan)
-    for row in first:
-        if row["grad_input_rms"] is not None:
-            values[row["index"], row["time_step"]] = row["grad_input_rms"]
-    return values
+    return Measurement.of_rows([row for row in rows if row["step"] == rows[0]["step"]]).grad_input
 
 
 def _by_layer(values: np.ndarray) -> np.ndarray:

@@ -122,7 +122,7 @@ def test_nets_with_shortcuts_get_theirs(seed, optimizer, block):
     assert (found.goal, found.target, found.why) == ("depth gain", SHORTCUTS.target, SHORTCUTS.why)
     assert found.met
     assert gain_of(recipe, model, batches) == pytest.approx(SHORTCUTS.target, rel=0.05)
-    assert f"wanted {SHORTCUTS.target:g}: shortcuts carry the gradient" in found.lines()[0]
+    assert f"target {SHORTCUTS.target:g}: shortcuts carry the gradient" in found.lines()[0]
 
 
 def test_nets_too_deep_for_float32_are_calibrated():
@@ -145,7 +145,7 @@ def test_nets_too_deep_for_float32_are_calibrated():
     set_width(model, 1e5)
     with np.errstate(all="ignore"):
         assert not np.isfinite(flat.measure().depth_profile).all()
-        assert np.isfinite(flat.measure(tame=True).depth_profile).all()
+        assert np.isfinite(flat.measure(rescaled=True).depth_profile).all()
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

@@ -11,21 +11,16 @@ import torch
 from rich.console import Console
 
 from spiketriton.config import Recipe, to_toml
-from spiketriton.diagnose import main, show
+from spiketriton.diagnose import main
 from spiketriton.errors import UserError
 from spiketriton.gradients import calibration
-from spiketriton.gradients import diagnosis as module
+from spiketriton.gradients import variants as module
 from spiketriton.gradients.calibration import ADAMW, SGD, Calibration
-from spiketriton.gradients.diagnosis import (
-    Clinic,
-    Subject,
-    cut_time,
-    diagnose,
-    find_subject,
-    forgets_at,
-)
-from spiketriton.gradients.probing import _overlap
-from spiketriton.gradients.verdict import depth_gain
+from spiketriton.gradients.diagnosis import Diagnosis, diagnose
+from spiketriton.gradients.probing import overlap_of
+from spiketriton.gradients.subject import Subject, find_subject
+from spiketriton.gradients.variants import Experiment, cut_time, lost_at
+from spiketriton.show.diagnosis_page import show
 from tests.small_runs import assert_equal, small_recipe, small_trainer
 
 PAGE = 80
@@ -35,7 +30,7 @@ def subject(*changes: str) -> Subject:
     return Subject(small_recipe(*changes), "recipe small.toml")
 
 
-def page(found: module.Diagnosis, **options: bool) -> str:
+def page(found: Diagnosis, **options: bool) -> str:
     console = Console(file=io.StringIO(), width=PAGE, highlight=False, **options)  # type: ignore[arg-type]
     show(found, console)
     return console.file.getvalue()  # type: ignore[attr-defined]
@@ -67,17 +62,15 @@ def test_a_wrong_width_is_found_and_a_better_one_named(change, word, better):
     assert found.better_width is not None
     assert (found.better_width > width) == (better == ">")
     # it is measured too, and comes out as what lessens the trouble most
-    assert (
-        f"nearest to even with neuron.surrogate.width={found.better_width:.3g}" in found.causes()[0]
-    )
+    assert f"nearest to 1 with neuron.surrogate.width={found.better_width:.3g}" in found.causes()[0]
 
 
 def test_the_better_width_is_one():
     """With the width that is named the gain is nearly even."""
     found = diagnose(subject(*DEEP, "neuron.surrogate.width=1.5"))
     again = diagnose(subject(*DEEP, f"neuron.surrogate.width={found.better_width}"))
-    assert depth_gain(found.measured) != pytest.approx(SGD.target, rel=0.1)
-    assert depth_gain(again.measured) == pytest.approx(SGD.target, rel=0.1)
+    assert found.measured.depth_gain != pytest.approx(SGD.target, rel=0.1)
+    assert again.measured.depth_gain == pytest.approx(SGD.target, rel=0.1)
 
 
 def test_what_is_passed_on_is_known_where_the_flat_gradient_explodes():
@@ -91,7 +84,7 @@ def test_what_is_passed_on_is_known_where_the_flat_gradient_explodes():
 
 def test_the_switches_change_what_they_say():
     found = diagnose(subject(*DEEP, "neuron.surrogate.height=2", "neuron.surrogate.width=0.3"))
-    names = [switch.name for switch in found.switches]
+    names = [switch.name for switch in found.variants]
     assert names == [
         "surrogate half as wide",
         "surrogate twice as wide",
@@ -102,11 +95,15 @@ def test_the_switches_change_what_they_say():
         "no norm",
         "no gradient from step to step",
     ]
-    by_name = {switch.name: switch for switch in found.switches}
-    base = depth_gain(found.measured)
-    assert by_name["surrogate half as wide"].gain < base < by_name["surrogate twice as wide"].gain
+    by_name = {switch.name: switch for switch in found.variants}
+    base = found.measured.depth_gain
+    assert (
+        by_name["surrogate half as wide"].measured.depth_gain
+        < base
+        < by_name["surrogate twice as wide"].measured.depth_gain
+    )
     # heights multiply every layer's gradient but the carried part's share is the same
-    assert by_name["surrogate height 1"].gain == pytest.approx(base / 2, rel=1e-3)
+    assert by_name["surrogate height 1"].measured.depth_gain == pytest.approx(base / 2, rel=1e-3)
     # backward switches leave the spikes alone
     for name in (*names[:4], names[-1]):
         assert np.array_equal(by_name[name].measured.firing, found.measured.firing)
@@ -117,8 +114,8 @@ def test_the_switches_change_what_they_say():
 @pytest.mark.parametrize("net", ["mlp", "resnet8", "ms", "sew"])
 def test_without_the_path_through_time_nothing_is_carried(net):
     changes = {"mlp": DEEP, "resnet8": ()}.get(net, (f"model.block={net}",))
-    clinic = Clinic(subject(*changes, "neuron.kind=plif"), 1)
-    whole, cut = clinic.measure(), clinic.measure(prepare=cut_time)
+    experiment = Experiment(subject(*changes, "neuron.kind=plif"), 1)
+    whole, cut = experiment.measure(), experiment.prober(prepare=cut_time).measure()
     assert (whole.grad_carry[:, :-1] > 0).any()
     assert (cut.grad_carry == 0).all()
     assert np.allclose(cut.firing, whole.firing, atol=1e-3)
@@ -131,21 +128,21 @@ def test_the_overlap_of_rates_by_hand():
     rates = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [0.0, 2.0]])
     spikes = torch.stack([rates, rates])  # two time steps
     same, other = (0.6 + 1) / 2, (0 + 0.8) / 2
-    assert _overlap(spikes) == pytest.approx((same - other) / (1 - other))
-    assert _overlap(torch.zeros(3, 8, 5)) == 0
-    assert _overlap(torch.ones(3, 8, 5)) == 0
-    assert math.isnan(_overlap(torch.ones(3, 2, 5)))
+    assert overlap_of(spikes) == pytest.approx((same - other) / (1 - other))
+    assert overlap_of(torch.zeros(3, 8, 5)) == 0
+    assert overlap_of(torch.ones(3, 8, 5)) == 0
+    assert math.isnan(overlap_of(torch.ones(3, 2, 5)))
 
 
 @pytest.mark.parametrize(("noise", "expected"), [(0.0, 1.0), (1e4, 0.0)])
 def test_a_copy_without_noise_is_the_image_and_one_of_noise_is_none(noise, expected, monkeypatch):
     monkeypatch.setattr("spiketriton.gradients.probing.NOISE", noise)
-    clinic = Clinic(subject(*DEEP), 2)
+    experiment = Experiment(subject(*DEEP), 2)
     before = {
         name: value.clone()
-        for name, value in clinic.build(small_recipe(*DEEP)).state_dict().items()
+        for name, value in experiment.build(small_recipe(*DEEP)).state_dict().items()
     }
-    prober = clinic.prober()
+    prober = experiment.prober()
     state = torch.get_rng_state()
     assert np.allclose(prober.overlap(), expected, atol=1e-5 if expected else 0.3)
     assert torch.equal(torch.get_rng_state(), state)
@@ -157,9 +154,9 @@ def test_a_deep_plain_net_forgets_the_image_and_shortcuts_keep_it():
     plain, skips = (diagnose(subject(*blocks, f"model.block={kind}")) for kind in ("plain", "ms"))
     assert plain.overlap[0] > 0.8 > skips.overlap[-1] > 0.1 > plain.overlap[-1]
     names = plain.measured.names
-    lost = forgets_at(plain.overlap)
+    lost = lost_at(plain.overlap)
     assert lost is not None
-    assert f"from {names[lost]} on it is as unlike as another image" in page(plain)
+    assert f"from {names[lost]} on it is as different as another image" in page(plain)
     assert "another image" not in skips.forgotten()
     # the number beside the cure is that of the net with it
     cure = (
@@ -170,7 +167,7 @@ def test_a_deep_plain_net_forgets_the_image_and_shortcuts_keep_it():
     silent = ("model.block=sew", "model.name=resnet32", "neuron.surrogate.width=0.3")
     assert not any("norm" in cure.change for cure in diagnose(subject(*blocks, *silent)).cures)
     mlp = diagnose(subject(*DEEP, "model.depth=24", "model.width=128", "time_steps=10"))
-    lost = forgets_at(mlp.overlap)
+    lost = lost_at(mlp.overlap)
     assert f"model.depth={lost}" in [cure.change for cure in mlp.cures]
 
 
@@ -249,18 +246,18 @@ def test_a_run_is_measured_at_its_weights_and_widths(tmp_path):
     trainer.fit()
     subject_of_run = find_subject(str(run), [], nothing)
     assert subject_of_run.step == 21
-    clinic = Clinic(subject_of_run, 1)
-    assert clinic.widths == json.loads((run / "calibration.json").read_text())["widths"]
-    model = clinic.build(subject_of_run.recipe)
+    experiment = Experiment(subject_of_run, 1)
+    assert experiment.widths == json.loads((run / "calibration.json").read_text())["widths"]
+    model = experiment.build(subject_of_run.recipe)
     for name, value in trainer.model.state_dict().items():
         assert torch.equal(model.state_dict()[name], value)
     fresh = diagnose(subject(*auto))
     trained = diagnose(subject_of_run)
     assert not np.allclose(fresh.measured.grad_input, trained.measured.grad_input)
-    assert "no norm" not in [switch.name for switch in trained.switches]
+    assert "no norm" not in [switch.name for switch in trained.variants]
     assert page(trained).startswith(f"run {run}, after step 21: gradients of 32 images\n")
     other = find_subject(str(run), ["neuron.surrogate.width=0.3"], nothing)
-    assert set(Clinic(other, 1).widths.values()) == {0.3}
+    assert set(Experiment(other, 1).widths.values()) == {0.3}
 
 
 def test_a_run_folder_is_left_as_it_is(tmp_path):
@@ -285,7 +282,7 @@ def test_synthetic_images_are_said_to_be_so():
 
 def test_large_nets_are_measured_on_few_images(monkeypatch):
     monkeypatch.setitem(calibration.BUDGET, "cpu", 1.0)
-    assert Clinic(subject(), 1).images == calibration.FEWEST
+    assert Experiment(subject(), 1).images == calibration.FEWEST
 
 
 @pytest.mark.parametrize(
@@ -324,4 +321,4 @@ def test_a_calibration_of_the_run_is_not_measured_again(tmp_path, monkeypatch):
     found = find_subject(str(tmp_path / "run"), [], nothing)
     assert isinstance(found.calibration, Calibration)
     monkeypatch.setattr(module, "calibrate", nothing)
-    Clinic(found, 1)
+    Experiment(found, 1)

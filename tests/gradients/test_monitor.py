@@ -10,12 +10,11 @@ from torch import Tensor
 
 import spiketriton.neurons.base as neuron_module
 from spiketriton.config import Recipe
+from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.monitor import (
     GradientMonitor,
     Summary,
     elements_per_image,
-    measured_rows,
-    summarize,
 )
 from spiketriton.models import Network, build_model
 from spiketriton_kernels import PROBE_FIELDS, multistep_lif_reference
@@ -38,7 +37,7 @@ def monitor_of(model: Network, rows: list, scale: float = 1.0, batch: int = B) -
         batch=batch,
         image_shape=SHAPE,
         scale=lambda: scale,
-        write=rows.extend,
+        write=lambda step, measured: rows.extend(measured.rows(step)),
     )
 
 
@@ -222,7 +221,7 @@ def test_nothing_is_attached_outside_a_measurement():
         batch=B,
         image_shape=SHAPE,
         scale=lambda: 1.0,
-        write=rows.extend,
+        write=lambda step, measured: rows.extend(measured.rows(step)),
     )
 
     def attached() -> set[bool]:
@@ -288,7 +287,7 @@ def sums(grad_input_sq: list[list[float]], nonfinite: float = 0.0) -> Tensor:
 def summary(grad_input_sq: list[list[float]], elements: list[int], **kw: float) -> Summary:
     made = sums(grad_input_sq, **kw)
     names = [str(index) for index in range(len(elements))]
-    return summarize(5, measured_rows(5, names, made, elements, 1.0), made, elements)
+    return Summary.of(5, Measurement.of_sums(names, made.numpy(), elements), elements)
 
 
 def test_ratios_of_an_exploding_gradient():

@@ -1,6 +1,5 @@
 """The verdict on hand-made nets and on hand-made numbers: word, layer, time step and cure."""
 
-import io
 import math
 
 import numpy as np
@@ -9,16 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from spiketriton.config import Recipe, replace
+from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.probing import Prober
-from spiketriton.gradients.verdict import (
-    LIMITS,
-    Measurement,
-    Watch,
-    coloured,
-    cures,
-    depth_gain,
-    judge,
-)
+from spiketriton.gradients.verdict import LIMITS, Watch, cures, judge
 from spiketriton.models.layers import Parts
 from spiketriton.models.network import Network
 from spiketriton.neurons import SpikingNeuron
@@ -72,7 +64,7 @@ def test_a_healthy_net_gets_no_finding():
         assert verdict.word == verdict.line() == "healthy"
         assert verdict.findings() == []
         assert cures(verdict, small_recipe()) == []
-    assert depth_gain(measured) == pytest.approx(1)
+    assert measured.depth_gain == pytest.approx(1)
 
 
 # the gradient passes factor i on its way from layer i into layer i - 1
@@ -95,7 +87,7 @@ def test_trouble_through_depth_is_found_and_located(factors, word, steepest, ext
     assert verdict.depth.ratio == pytest.approx(math.prod(factors[1:]), rel=1e-4)
     gain = math.prod(factors[1:]) ** 0.25
     assert verdict.depth.gain == pytest.approx(gain, rel=1e-4)
-    assert depth_gain(measured) == pytest.approx(gain, rel=1e-4)
+    assert measured.depth_gain == pytest.approx(gain, rel=1e-4)
     deviations = [math.log(f / gain) for f in factors[1:]]
     assert verdict.depth.spread == pytest.approx(math.exp(np.std(deviations)), rel=1e-4)
     assert f"{word} through depth" in verdict.line()
@@ -149,7 +141,7 @@ def test_dead_and_silent_layers_are_named():
     verdict = judge(made(outside=outside, firing=firing))
     assert (verdict.dead_layer, verdict.silent_layer) == (1, 2)
     assert verdict.findings() == [
-        "most neurons of b are out of the surrogate's reach",
+        "most neurons of b are outside the surrogate's reach",
         "c hardly ever fires",
     ]
     assert verdict.dead_share == pytest.approx(0.95 / 3)
@@ -173,7 +165,7 @@ def test_layers_without_any_gradient_vanish(dead):
     assert verdict.depth.word == "vanishing"
     assert verdict.depth.extreme[0] == dead[0]
     assert verdict.findings()
-    assert depth_gain(made(grad_input=grads)) == 0
+    assert made(grad_input=grads).depth_gain == 0
 
 
 def test_rows_and_measurements_are_the_same():
@@ -236,28 +228,19 @@ def test_a_run_is_warned_of_each_trouble_once_with_its_cure():
     said: list[str] = []
     watch = Watch(small_recipe(*SGD), said.append)
     assert watch.in_words() == ""
-    healthy = [row | {"step": 1} for row in made().rows()]
-    watch.look(healthy)
+    watch.look(1, made())
     assert watch.in_words() == "0% out of reach, healthy"
     assert said == []
     grads = np.array([1e6, 1e3, 1])[:, None] * np.ones((3, 2))
     for step in (2, 3):
-        watch.look([row | {"step": step} for row in made(grad_input=grads).rows()])
+        watch.look(step, made(grad_input=grads))
     assert len(said) == 1
     assert said[0].startswith("step 2: the gradient is exploding through depth")
     assert "largest at a, time step 0" in said[0]
     assert "neuron.surrogate.width=auto" in said[0]
-    watch.look([row | {"step": 4} for row in made(outside=np.ones((3, 2))).rows()])
+    watch.look(4, made(outside=np.ones((3, 2))))
     assert len(said) == 2
-    assert "out of the surrogate's reach" in said[1]
-
-
-def test_the_word_is_coloured():
-    from rich.console import Console
-
-    console = Console(file=io.StringIO(), force_terminal=True, color_system="standard")
-    console.print(coloured("12% out of reach, exploding through depth"))
-    assert "\x1b[1;31mexploding\x1b[0m" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "outside the surrogate's reach" in said[1]
 
 
 def test_every_limit_lies_around_one():

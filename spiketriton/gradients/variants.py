@@ -1,0 +1,225 @@
+"""A subject measured as it is and with one thing changed at a time, all else equal."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spiketriton.config import PlainNet, Recipe
+from spiketriton.config import replace as change
+from spiketriton.data import Data, build_data
+from spiketriton.errors import UserError, one_line
+from spiketriton.gradients.calibration import (
+    BATCHES,
+    Calibration,
+    WidthProber,
+    calibrate,
+    geometric_mean,
+    probe_batches,
+    wants_calibration,
+)
+from spiketriton.gradients.measurement import Measurement
+from spiketriton.gradients.probing import Prober
+from spiketriton.gradients.subject import Subject
+from spiketriton.models import Network, build_model
+from spiketriton.neurons import Norm, SpikingNeuron
+from spiketriton.training.losses import build_loss
+from spiketriton.training.placement import Placement
+from spiketriton.training.randomness import seed_everything
+
+FORGOTTEN = 0.1  # a layer with a smaller overlap keeps nothing of an image
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One thing changed, and what was measured then.
+
+    change: the recipe line that does it; "" for what no recipe can do.
+    overlap: what the last layer keeps of an image (`Prober.overlap`).
+    """
+
+    name: str
+    change: str
+    measured: Measurement
+    overlap: float
+
+
+class Experiment:
+    """Measures a subject and its variants on the same images, from the same weights.
+
+    Networks are placed, cast and calibrated by the code that trains them, on the images that
+    training calibrates on. `batches`: how many of them are measured.
+    """
+
+    def __init__(self, subject: Subject, batches: int = 1) -> None:
+        self.subject, self.recipe = subject, subject.recipe
+        recipe = self.recipe
+        self.placement = Placement.set_up(recipe.train)
+        self.data = _data(recipe)
+        self.loss = build_loss(recipe.loss)
+        model = self.build(recipe)
+        first = probe_batches(self.data, model, self.placement.device, max(batches, BATCHES))
+        self.batches, self._calibrated_on = first[:batches], first[:BATCHES]
+        self.calibration = subject.calibration
+        if wants_calibration(recipe) and self.calibration is None:
+            self.calibration = self._calibrate(recipe, model)
+        # a width for each layer, which every variant keeps unless the width is what it changes
+        width = recipe.neuron.surrogate.width
+        names = [name for name, _ in model.spiking_layers()]
+        self.widths = (
+            self.calibration.widths if self.calibration else {n: float(width) for n in names}
+        )
+        self.width = math.exp(np.mean(np.log(list(self.widths.values()))))
+        self.overlap = self.prober().overlap()
+
+    @property
+    def images(self) -> int:
+        return sum(len(images) for images, _ in self.batches)
+
+    def auto(self) -> Calibration:
+        """What training from these weights takes with neuron.surrogate.width = "auto"."""
+        known, fresh = self.calibration, self.subject.calibration is None
+        if known and fresh and known.mode == "auto":
+            return known
+        recipe = change(self.recipe, "neuron.surrogate.width=auto")
+        return self._calibrate(recipe, self.build(recipe))
+
+    def _calibrate(self, recipe: Recipe, model: Network) -> Calibration:
+        autocast = self.placement.autocast
+        return calibrate(recipe, model, self._calibrated_on, self.loss, autocast)
+
+    def build(self, recipe: Recipe) -> Network:
+        """The net at the subject's weights; those that the variant has no use for are left out."""
+        seed_everything(recipe.seed)
+        data = self.data
+        model = build_model(
+            recipe, classes=len(data.classes), channels=data.channels, image_size=data.image_size
+        )
+        if self.subject.state is not None:
+            try:
+                model.load_state_dict(self.subject.state, strict=False)
+            except RuntimeError as error:
+                raise UserError(
+                    f"the run's weights do not fit this recipe: {one_line(error)[:160]}"
+                ) from None
+        return self.placement.place(model)
+
+    def prober(
+        self, *changes: str, scale: float = 1.0, prepare: Callable[[Network], None] | None = None
+    ) -> Prober:
+        """Of the net with changes of the recipe, widths times `scale`, and what `prepare` does."""
+        model = self.build(change(self.recipe, *changes))
+        for name, layer in model.spiking_layers():
+            width = self.widths.get(name, self.width)  # other blocks may have other layers
+            layer.surrogate = replace(layer.surrogate, width=width * scale)
+        if prepare:
+            prepare(model)
+        return Prober(model, self.batches, self.loss, self.placement.autocast)
+
+    def measure(self) -> Measurement:
+        """The subject as it is."""
+        return self.prober().measure()
+
+    def transmission(self) -> float:
+        """What the neurons pass on of the gradient, relative to a flat surrogate: 0 to 1."""
+        net = WidthProber(self.prober(), self.recipe.neuron.v_threshold)
+        return geometric_mean(net.transmission(np.array(list(self.widths.values()))))
+
+    def scaled(self, name: str, scale: float) -> Variant:
+        """All widths times `scale`."""
+        widths = {width * scale for width in self.widths.values()}
+        line = f"neuron.surrogate.width={widths.pop():.3g}" if len(widths) == 1 else ""
+        return self._backward(name, line, self.prober(scale=scale))
+
+    def _backward(self, name: str, line: str, prober: Prober) -> Variant:
+        """A variant that changes no spike."""
+        return Variant(name, line, prober.measure(), float(self.overlap[-1]))
+
+    def _forward(self, name: str, line: str) -> Variant:
+        """A variant that changes the spikes."""
+        prober = self.prober(line)
+        return Variant(name, line, prober.measure(), float(prober.overlap()[-1]))
+
+    def variants(self) -> list[Variant]:
+        """All of them, one change each."""
+        model, neuron = self.recipe.model, self.recipe.neuron
+        made = [
+            self.scaled("surrogate half as wide", 0.5),
+            self.scaled("surrogate twice as wide", 2.0),
+        ]
+        if neuron.surrogate.height != 1:
+            line = "neuron.surrogate.height=1"
+            made.append(self._backward("surrogate height 1", line, self.prober(line)))
+        if neuron.reset != "none":
+            detached = neuron.detach_reset
+            name = "gradient through the reset" if detached else "no gradient through the reset"
+            line = f"neuron.detach_reset={str(not detached).lower()}"
+            made.append(self._backward(name, line, self.prober(line)))
+            made.append(self._forward("no reset", "neuron.reset=none"))
+        if neuron.kind == "if":
+            made.append(self._forward("a leak (tau 2)", "neuron.kind=lif"))
+        else:
+            made.append(self._forward("no leak", "neuron.kind=if"))
+        if self.subject.state is None:  # other norms and blocks have other weights
+            if model.norm == "none":
+                made.append(self._forward("batch norm", "model.norm=bn"))
+            else:
+                made.append(self._forward("no norm", "model.norm=none"))
+            lost = lost_at(self.overlap) is not None
+            if lost and model.block == "plain" and model.name not in get_args(PlainNet):
+                made.append(self._forward("spikes added (SEW)", "model.block=sew"))
+                made.append(self._forward("membrane shortcut (MS)", "model.block=ms"))
+        cut = self.prober(prepare=cut_time)
+        made.append(self._backward("no gradient from step to step", "", cut))
+        return made
+
+
+def _data(recipe: Recipe) -> Data:
+    """The data as training has them; a batch larger than a small data set is reduced to it."""
+    changes = ["data.workers=0"]
+    if 0 < recipe.data.train_images < recipe.train.batch_size:
+        few = recipe.data.train_images
+        changes += [f"train.batch_size={few}", "train.accumulate=1", "train.micro_batch=0"]
+    return build_data(change(recipe, *changes))
+
+
+def lost_at(overlap: np.ndarray) -> int | None:
+    """The layer from which on nothing is kept of an image; None if the last one keeps some."""
+    keeping = np.flatnonzero(~(overlap < FORGOTTEN))
+    after = int(keeping[-1]) + 1 if len(keeping) else 0
+    return after if after < len(overlap) else None
+
+
+def cut_time(model: Network) -> None:
+    """Cuts the membrane's gradient between time steps; spikes stay as they are."""
+    for module in model.modules():
+        if isinstance(module, Norm):
+            module.fused = False  # so that the neuron is called by itself
+    for _, layer in model.spiking_layers():
+        layer.forward = _Stepwise(layer)  # type: ignore[method-assign]
+
+
+class _Stepwise:
+    """Calls a neuron for one time step after another, and detaches the membrane in between."""
+
+    def __init__(self, neuron: SpikingNeuron) -> None:
+        self.neuron, self.call = neuron, neuron.forward
+
+    def __call__(self, x: Tensor) -> Tensor:
+        neuron, whole = self.neuron, self.neuron.probe
+        if neuron.stateful:  # neurons are being counted
+            return self.call(x)
+        neuron.stateful, spikes = True, []
+        try:
+            for t in range(len(x)):
+                neuron.probe = None if whole is None else whole[t : t + 1]
+                spikes.append(self.call(x[t : t + 1]))
+                neuron.detach()
+        finally:
+            neuron.stateful, neuron.probe = False, whole
+            neuron.reset()
+        return torch.cat(spikes)
