@@ -70,6 +70,7 @@ def show(found: Diagnosis, console: Console) -> None:
         title="one thing changed at a time",
         title_justify="left",
         box=SIMPLE_HEAD,
+        show_edge=False,  # so that it fits in 80 columns
         padding=(0, 1, 0, 0),
     )
     table.add_column("", no_wrap=True)

@@ -1,0 +1,80 @@
+"""diagnose: its page, its files and its exit codes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from spiketriton.config import Recipe, to_toml
+from spiketriton.diagnose import main
+from spiketriton.errors import UserError
+from tests.small_runs import small_recipe, small_trainer
+
+DEEP = ("model.name=mlp", "model.depth=8", "train.optimizer=sgd", "time_steps=5")
+WIDE = "neuron.surrogate.width=20"
+
+
+def recipe_file(folder: Path, recipe: Recipe) -> Path:
+    path = folder / "small.toml"
+    path.write_text(to_toml(recipe), "utf-8")
+    return path
+
+
+def test_a_recipe_ends_in_page_json_and_picture(tmp_path, capsys):
+    path, out = recipe_file(tmp_path, small_recipe()), tmp_path / "out"
+    assert main([str(path), "time_steps=2", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "verdict: " in said
+    assert str(out / "diagnosis.png") in said
+    assert (out / "diagnosis.png").read_bytes().startswith(b"\x89PNG")
+    found = json.loads((out / "diagnosis.json").read_text())
+    assert found["time_steps"] == 2
+    assert len(found["rows"]) == 2 * len(found["depth_profile"])
+
+
+def test_json_is_all_that_is_printed_and_complete(tmp_path, capsys):
+    path = recipe_file(tmp_path, small_recipe(*DEEP, WIDE))
+    assert main([str(path), "--json", "train.batch_size=32", "--batches", "2"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["images"] == 64
+    assert found["verdict"]["word"] == "exploding"
+    assert found["verdict"]["depth"]["gain"] > 1
+    assert found["verdict"]["depth"]["spread"] > 1
+    assert found["verdict"]["findings"]
+    assert found["cures"][0]["change"] == "neuron.surrogate.width=auto"
+    assert {"name", "change", "depth_gain", "time_ratio"} <= set(found["switches"][0])
+    assert {"layer", "time_step", "grad_input_rms", "outside_share"} <= set(found["rows"][0])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_folder_is_left_as_it_is(tmp_path):
+    run = tmp_path / "run"
+    small_trainer(run, "train.max_steps=1").fit()
+    before = sorted((path, path.stat().st_mtime_ns) for path in run.rglob("*"))
+    main([str(run), "--json"])
+    assert sorted((path, path.stat().st_mtime_ns) for path in run.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["missing.toml"], "no such recipe file"),
+        (["{recipe}", "neuron.kind=relu"], 'neuron.kind = "relu"'),
+        (["{recipe}", "neuron.kind=lof"], "accepted"),
+        (["{recipe}", "--batches", "0"], "--batches 0: accepted"),
+        (["{recipe}", "--batches", "two"], "--batches two: accepted"),
+        (["{folder}"], "holds no run"),
+        (["{run}"], "no checkpoint yet"),
+        (["{recipe}", "--out", "{recipe}/x"], "cannot be written"),
+        (["{recipe}", "data.name=imagenette", "data.root={folder}", "data.download=false"], "imag"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, said, tmp_path):
+    recipe = recipe_file(tmp_path, small_recipe())
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.toml").write_text(to_toml(small_recipe()))
+    names = {"recipe": str(recipe), "folder": str(tmp_path), "run": str(run)}
+    with pytest.raises(UserError, match=said) as raised:
+        main([argument.format(**names) for argument in arguments])
+    assert "\n" not in str(raised.value)

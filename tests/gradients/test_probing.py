@@ -1,0 +1,103 @@
+"""Measuring without training: gradients of the mean loss, kept within float32, and the overlap."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from spiketriton.gradients import probing
+from spiketriton.gradients.probing import Prober, overlap_of
+from spiketriton.models import Network, build_model
+from spiketriton.training.losses import Batch, build_loss
+from tests.small_runs import assert_equal, small_recipe
+
+
+def network(*changes: str) -> Network:
+    torch.manual_seed(0)
+    return build_model(small_recipe(*changes), classes=10, channels=1, image_size=8)
+
+
+def batches(count: int = 2, images: int = 8) -> list[Batch]:
+    drawn = torch.Generator().manual_seed(1)
+    return [
+        (torch.randn(images, 1, 8, 8, generator=drawn), torch.arange(images) % 10)
+        for _ in range(count)
+    ]
+
+
+def prober(model: Network, given: list[Batch]) -> Prober:
+    return Prober(model, given, build_loss(small_recipe().loss))
+
+
+def test_two_batches_measure_the_mean_of_their_losses():
+    """RMS over both: each batch has half of its own gradient, and its own statistics."""
+    model, both = network(), batches()
+    first, second = (prober(model, [batch]).measure() for batch in both)
+    joined = prober(model, both).measure()
+    mean = np.sqrt((first.grad_input**2 + second.grad_input**2) / 2) / 2
+    assert np.allclose(joined.grad_input, mean, rtol=1e-5)
+    assert np.allclose(joined.peak, np.maximum(first.peak, second.peak) / 2, rtol=1e-5)
+    assert np.allclose(joined.firing, (first.firing + second.firing) / 2, rtol=1e-6)
+
+
+def test_a_measurement_leaves_no_trace():
+    model = network()
+    model.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    found = prober(model, batches())
+    found.measure(rescaled=True)
+    found.overlap()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert_equal(before, dict(model.state_dict()))
+    assert not model.training
+    assert all(p.grad is None for p in model.parameters())
+    assert all(x.probe is None and x.on_fire is None for _, x in model.spiking_layers())
+
+
+def test_rescaling_changes_nothing_within_the_range_and_no_ratio_beyond_it():
+    model = network("model.name=mlp", "model.depth=4")
+    given = batches(1)
+    whole = prober(model, given)
+    plain, rescaled = whole.measure(), whole.measure(rescaled=True)
+    assert np.array_equal(plain.grad_input, rescaled.grad_input)
+    loss = build_loss(small_recipe().loss)
+    for factor in (1e-20, 1e20):
+        scaled = Prober(model, given, lambda out, y, factor=factor: factor * loss(out, y))
+        found = scaled.measure(rescaled=True)
+        assert np.allclose(found.transmission, plain.transmission, rtol=1e-4)
+        assert found.peak.max() < 1e6
+
+
+@pytest.mark.parametrize(
+    ("largest", "factor"), [(0.9e6, 1), (1.1e6, 1 / 1.1e6), (1.1e-6, 1), (0.9e-6, 1 / 0.9e-6)]
+)
+def test_a_gradient_beyond_the_range_is_divided_by_its_largest_value(largest, factor):
+    grad = torch.tensor([0.5, -1.0, 0.0], dtype=torch.float64) * largest
+    assert torch.allclose(probing._rescaled(grad), grad * factor, rtol=1e-6, atol=0)
+    assert torch.equal(probing._rescaled(torch.zeros(2)), torch.zeros(2))
+
+
+def test_only_firing_images_count_in_the_overlap():
+    rates = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.6, 0.8], [0.0, 2.0]])
+    # the second image is silent: the first has 0.6 with its copy and 0 with the other's
+    assert overlap_of(torch.stack([rates, rates])) == pytest.approx(0.6)
+
+
+def test_the_overlap_of_rates_by_hand():
+    """Two images and their copies: cosines 0.6 and 1 with themselves, 0 and 0.8 with the other."""
+    rates = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [0.0, 2.0]])
+    spikes = torch.stack([rates, rates])  # two time steps
+    same, other = (0.6 + 1) / 2, (0 + 0.8) / 2
+    assert overlap_of(spikes) == pytest.approx((same - other) / (1 - other))
+    assert overlap_of(torch.zeros(3, 8, 5)) == 0
+    assert overlap_of(torch.ones(3, 8, 5)) == 0
+    assert math.isnan(overlap_of(torch.ones(3, 2, 5)))
+
+
+@pytest.mark.parametrize(("noise", "expected"), [(0.0, 1.0), (1e4, 0.0)])
+def test_a_copy_without_noise_is_the_image_and_one_of_noise_is_none(noise, expected, monkeypatch):
+    monkeypatch.setattr("spiketriton.gradients.probing.NOISE", noise)
+    found = prober(network("model.name=mlp", "model.depth=8", "time_steps=5"), batches(2, 32))
+    assert np.allclose(found.overlap(), expected, atol=1e-5 if expected else 0.3)

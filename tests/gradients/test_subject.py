@@ -1,0 +1,41 @@
+"""What is diagnosed: a recipe file or a run folder."""
+
+import pytest
+
+from spiketriton.config import to_toml
+from spiketriton.errors import UserError
+from spiketriton.gradients.calibration import Calibration
+from spiketriton.gradients.subject import find_subject
+from tests.small_runs import small_recipe, small_trainer
+
+
+def nothing(text: str) -> None:
+    raise AssertionError(text)
+
+
+def test_a_recipe_has_fresh_weights(tmp_path):
+    path = tmp_path / "small.toml"
+    path.write_text(to_toml(small_recipe()))
+    found = find_subject(str(path), ["time_steps=2"], nothing)
+    assert (found.recipe.time_steps, found.title) == (2, f"recipe {path}")
+    assert (found.state, found.calibration, found.step) == (None, None, 0)
+    with pytest.raises(UserError, match="an ANN has neither time nor a surrogate"):
+        find_subject(str(path), ["neuron.kind=relu"], nothing)
+
+
+def test_a_run_has_its_weights_and_its_calibration_unless_the_width_is_given(tmp_path):
+    run = tmp_path / "run"
+    small_trainer(run, "neuron.surrogate.width=auto", "train.max_steps=1").fit()
+    found = find_subject(str(run), [], nothing)
+    assert (found.title, found.step) == (f"run {run}, after step 1", 1)
+    assert isinstance(found.calibration, Calibration)
+    assert found.state is not None
+    assert find_subject(str(run), ["neuron.surrogate.width=0.3"], nothing).calibration is None
+
+
+def test_folders_without_a_run_or_a_checkpoint(tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        find_subject(str(tmp_path), [], nothing)
+    (tmp_path / "recipe.toml").write_text(to_toml(small_recipe()))
+    with pytest.raises(UserError, match="no checkpoint yet; diagnose its recipe instead"):
+        find_subject(str(tmp_path), [], nothing)

@@ -1,0 +1,140 @@
+"""One thing changed at a time: what changes, and what does not."""
+
+import numpy as np
+import pytest
+
+from spiketriton.config import replace
+from spiketriton.errors import UserError
+from spiketriton.gradients import calibration
+from spiketriton.gradients import variants as module
+from spiketriton.gradients.calibration import ADAMW, Calibration
+from spiketriton.gradients.subject import Subject, find_subject
+from spiketriton.gradients.variants import Experiment, cut_time, lost_at
+from tests.small_runs import small_recipe, small_trainer
+
+
+def subject(*changes: str) -> Subject:
+    return Subject(small_recipe(*changes), "recipe small.toml")
+
+
+def nothing(text: str) -> None:
+    raise AssertionError(text)
+
+
+DEEP = ("model.name=mlp", "model.depth=8", "train.optimizer=sgd", "time_steps=5")
+
+
+@pytest.mark.parametrize(
+    ("overlap", "lost"),
+    [
+        ([0.9, 0.5, 0.1], None),  # the limit itself still keeps something
+        ([0.9, 0.5, 0.09], 2),
+        ([0.9, 0.05, 0.2], None),
+        ([0.9, 0.05, 0.0], 1),
+        ([0.0, 0.0], 0),
+        ([0.9, float("nan")], None),
+    ],
+)
+def test_the_layer_from_which_on_the_image_is_lost(overlap, lost):
+    assert lost_at(np.array(overlap)) == lost
+
+
+def test_a_batch_larger_than_a_small_data_set_is_reduced_to_it():
+    few = ("data.train_images=20", "train.batch_size=32", "train.accumulate=2")
+    assert Experiment(subject(*few), 2).images == 40
+    assert Experiment(subject("data.train_images=20", "train.batch_size=10"), 3).images == 30
+
+
+def test_the_variants_change_what_they_say():
+    changes = (*DEEP, "neuron.surrogate.height=2", "neuron.surrogate.width=0.3")
+    experiment = Experiment(subject(*changes))
+    measured, variants = experiment.measure(), experiment.variants()
+    names = [variant.name for variant in variants]
+    assert names == [
+        "surrogate half as wide",
+        "surrogate twice as wide",
+        "surrogate height 1",
+        "gradient through the reset",
+        "no reset",
+        "no leak",
+        "no norm",
+        "no gradient from step to step",
+    ]
+    assert [variant.change for variant in variants] == [
+        "neuron.surrogate.width=0.15",
+        "neuron.surrogate.width=0.6",
+        "neuron.surrogate.height=1",
+        "neuron.detach_reset=false",
+        "neuron.reset=none",
+        "neuron.kind=if",
+        "model.norm=none",
+        "",
+    ]
+    base, gains = measured.depth_gain, [variant.measured.depth_gain for variant in variants]
+    assert gains[0] < base < gains[1]
+    # heights multiply every layer's gradient but the carried part's share is the same
+    assert gains[2] == pytest.approx(base / 2, rel=1e-3)
+    for variant in variants:
+        # what acts on the backward pass alone leaves the spikes and the overlap as they are
+        forward = variant.name in ("no reset", "no leak", "no norm")
+        assert np.array_equal(variant.measured.firing, measured.firing) != forward
+        assert (variant.overlap == experiment.overlap[-1]) != forward
+    # the recipe line does what was measured
+    for variant in variants[:-1]:
+        again = Experiment(subject(*changes, variant.change)).measure()
+        assert np.allclose(again.grad_input, variant.measured.grad_input, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        (("neuron.kind=if", "model.norm=none"), {"a leak (tau 2)", "batch norm"}),
+        (("neuron.detach_reset=false",), {"no gradient through the reset", "no leak", "no norm"}),
+    ],
+)
+def test_a_variant_is_what_the_recipe_is_not(changes, names):
+    experiment = Experiment(subject(*changes))
+    variants = experiment.variants()
+    assert names <= {variant.name for variant in variants}
+    recipe = experiment.recipe
+    assert all(replace(recipe, v.change) != recipe for v in variants if v.change)
+
+
+@pytest.mark.parametrize("net", ["mlp", "resnet8", "ms", "sew"])
+def test_without_the_path_through_time_nothing_is_carried(net):
+    changes = {"mlp": DEEP, "resnet8": ()}.get(net, (f"model.block={net}",))
+    experiment = Experiment(subject(*changes, "neuron.kind=plif"), 1)
+    whole, cut = experiment.measure(), experiment.prober(prepare=cut_time).measure()
+    assert (whole.grad_carry[:, :-1] > 0).any()
+    assert (cut.grad_carry == 0).all()
+    assert np.allclose(cut.firing, whole.firing, atol=1e-3)
+    # the last layer's last step has no future in either
+    assert cut.grad_input[-1, -1] == pytest.approx(whole.grad_input[-1, -1], rel=1e-3)
+
+
+def test_large_nets_are_measured_on_few_images(monkeypatch):
+    monkeypatch.setitem(calibration.BUDGET, "cpu", 1.0)
+    assert Experiment(subject(), 1).images == calibration.FEWEST
+
+
+def test_a_calibration_of_the_run_is_not_measured_again(tmp_path, monkeypatch):
+    small_trainer(tmp_path / "run", "neuron.surrogate.width=auto", "train.max_steps=1").fit()
+    found = find_subject(str(tmp_path / "run"), [], nothing)
+    assert isinstance(found.calibration, Calibration)
+    monkeypatch.setattr(module, "calibrate", nothing)
+    Experiment(found, 1)
+
+
+def test_weights_that_do_not_fit_are_the_users_mistake(tmp_path):
+    small_trainer(tmp_path / "run", "train.max_steps=1").fit()
+    with pytest.raises(UserError, match="do not fit this recipe"):
+        Experiment(find_subject(str(tmp_path / "run"), ["model.width=6"], nothing))
+
+
+def test_what_is_passed_on_is_known_where_the_flat_gradient_explodes():
+    """Through 100 layers beyond float32: what one layer makes of it is measured all the same."""
+    deep = ("model.name=mlp", "model.depth=100", "model.width=16", "train.optimizer=adamw")
+    found = Experiment(subject(*deep, "neuron.surrogate.width=0.4")).transmission()
+    auto = Experiment(subject(*deep, "neuron.surrogate.width=auto"), 2).transmission()
+    assert 0.1 < found < auto
+    assert auto == pytest.approx(ADAMW.target, rel=0.01)
