@@ -48,7 +48,7 @@ class MonitoredStep(Step):
             batch=bench.spec["batch"],
             image_shape=tuple(bench.spec["image"]),
             scale=self.scaler.get_scale,
-            write=lambda rows: setattr(self, "rows", rows),
+            write=lambda step, measured: setattr(self, "rows", measured.rows(step)),
         )
 
     def backward(self) -> None:

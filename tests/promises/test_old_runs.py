@@ -14,7 +14,7 @@ import pytest
 from spiketriton.config import Recipe, load_recipe
 from spiketriton.data import build_data
 from spiketriton.errors import EXIT_DONE
-from spiketriton.gradients.diagnosis import find_subject
+from spiketriton.gradients.subject import find_subject
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import Rows
 from spiketriton.train import main
