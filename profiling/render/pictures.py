@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,8 +67,9 @@ def curves(rows: list[Row], title: str, axes_of: list[tuple[str, str, str]]) -> 
     panels = [(*one, chosen) for one in axes_of if (chosen := _along(rows, *one[:2]))]
     if not panels:
         return None
-    figure, grid = _figure(6.0 * len(panels) + 1.6, 4.8, len(panels))
-    for axes, (op, axis, key, chosen) in zip(grid, panels, strict=True):
+    lines = math.ceil(len(panels) / 3)
+    figure, grid = _figure(16, 0.9 + 3.9 * lines, math.ceil(len(panels) / lines), lines)
+    for axes, (op, axis, key, chosen) in zip(grid, panels, strict=False):
         first = chosen[0]
         fixed = f"T={first['T']}" if axis == "N" else f"N={first['N']:,}"
         layout = first["layout"].replace("_", " ")
@@ -179,11 +181,11 @@ def _bars(axes: Axes, values: dict[str, float], group: list[Row]) -> None:
     axes.margins(x=0.14)
 
 
-def _figure(width: float, height: float, panels: int) -> tuple[Figure, list[Axes]]:
+def _figure(width: float, height: float, panels: int, lines: int = 1) -> tuple[Figure, list[Axes]]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, list(figure.subplots(1, panels, squeeze=False)[0])
+    return figure, list(figure.subplots(lines, panels, squeeze=False).flat)
 
 
 def _legend(figure: Figure) -> None:
