@@ -130,7 +130,7 @@ def kernels() -> Iterator[tuple[Any, str]]:
 def record(
     case: str, T: int, dtype: str, layout: str, size: Sequence[int] = SIZE, **options: Any
 ) -> Launch:
-    """The launch that a case makes of the CPU, noted instead of run; arguments as ``lower``."""
+    """The launch that a case makes, from CPU tensors and not run; arguments as ``lower``."""
     function, index = CASES[case]
     x = torch.empty((T, *size), dtype=PRECISIONS[dtype])
     if layout == "channels_last":

@@ -94,7 +94,6 @@ def faster(row: Row, group: list[Row]) -> str:
 
 
 def mebibytes(row: Row, group: list[Row]) -> str:
-    """Of the peak, with a star where the result is not equal."""
     return f"{row['peak_bytes'] / 2**20:,.1f}" if "peak_bytes" in row else row["status"]
 
 
@@ -129,7 +128,7 @@ def notes(rows: list[Row]) -> list[str]:
     found: dict[str, None] = {}
     for row in rows:
         if row["status"] != Status.OK:
-            star = mark(row).strip() + " " * bool(mark(row))
+            star = "* " if mark(row) else ""
             found[f"{star}{row['contender']}: {row['status']}, {row.get('why', '')}"] = None
         if "note" in row:
             found[f"{row['contender']}: {row['note']}"] = None
