@@ -1,8 +1,9 @@
 """Verdicts at their limits."""
 
 import pytest
+import torch
 
-from profiling.harness.contenders import EXCUSED, Status, Verdict, agreement
+from profiling.harness.contenders import EXCUSED, Options, Status, Verdict, agreement
 
 NAN = float("nan")
 
@@ -39,3 +40,8 @@ def test_what_one_precision_allows_is_never_less_than_what_is_excused():
 def test_what_is_wrong_or_missing_is_not_measured():
     measured = {status for status in vars(Status).values() if Verdict(str(status)).measured}
     assert measured == {"ok", "not equal"}
+
+
+def test_measurements_are_no_rehearsals_unless_asked_for():
+    options = Options(torch.device("cpu"))
+    assert (options.quick, options.peers, options.only) == (False, (), ())

@@ -87,6 +87,7 @@ def test_a_timing_has_the_median_and_its_spread():
     assert found.row() == {
         "median_ms": 3000.0, "p20_ms": pytest.approx(1800.0), "p80_ms": pytest.approx(4200.0), "samples": 5,
     }  # fmt: skip
+    assert found.median == 3.0
     assert found.ratio_to(Timing((10.0, 1.0, 1.0, 1.0, 1.0))).seconds == (0.5, 1.0, 2.0, 4.0, 3.0)
 
 
