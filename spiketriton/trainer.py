@@ -31,7 +31,7 @@ from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.tensorboard import TensorBoard
 from spiketriton.show.display import Display
 from spiketriton.training import environment
-from spiketriton.training.guard import FiniteGuard
+from spiketriton.training.guard import Counts, FiniteGuard
 from spiketriton.training.interrupts import StopSignals
 from spiketriton.training.losses import build_loss
 from spiketriton.training.memory_limit import explained, is_out_of_memory, settle
@@ -243,12 +243,15 @@ class Trainer:
     def refuse_nonfinite(self) -> None:
         """Warns of steps that were left out. Diverged, with the place: the guard has ended training."""
         counts = self.guard.read()
-        if not counts.halted_at:
-            if counts.new:
-                self.display.warn(counts.in_words())
-            return
+        if counts.halted_at:
+            raise self.diverged(counts)
+        if counts.new:
+            self.display.warn(counts.in_words())
+
+    def diverged(self, counts: Counts) -> Diverged:
+        """The error that ends the run, after the first rank has saved and repeated the bad step."""
         if not self.ranks.first:
-            raise Diverged("the first rank repeats the step of all ranks and names the place")
+            return Diverged("the first rank repeats the step of all ranks and names the place")
         self.model.set_synchronised(False)
         whole = self.data.train.of_all_ranks()
         with contextlib.closing(whole.from_step(counts.halted_at - 1)) as stream:
@@ -258,7 +261,7 @@ class Trainer:
         )
         batches = self.placement.batches(parts)
         find = partial(locate, self.model, batches, self.loss, self.placement.autocast)
-        raise report(self.recipe, self.folder.path, counts, find)
+        return report(self.recipe, self.folder.path, counts, find)
 
     def record(self, kind: str, **numbers: float | None) -> None:
         """A row of metrics.jsonl; `epoch` counts passes over the training images."""
