@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from spiketriton.config import Recipe, replace
-from spiketriton.gradients.measurement import Measurement
+from spiketriton.gradients.measurement import KEYS, Measurement
 from spiketriton.gradients.probing import Prober
-from spiketriton.gradients.verdict import LIMITS, Watch, cures, judge
+from spiketriton.gradients.verdict import LIMITS, Watch, cures, judge, times
 from spiketriton.models.layers import Parts
 from spiketriton.models.network import Network
 from spiketriton.neurons import SpikingNeuron
@@ -168,14 +168,56 @@ def test_layers_without_any_gradient_vanish(dead):
     assert made(grad_input=grads).depth_gain == 0
 
 
-def test_rows_and_measurements_are_the_same():
-    measured = measure(HandMade([1, 3, 0.5], decay=0.5))
-    again = Measurement.of_rows(measured.rows())
-    assert again.names == measured.names
-    for field in ("grad_spike", "grad_input", "grad_carry", "time_factor", "outside", "firing"):
-        assert np.array_equal(getattr(again, field), getattr(measured, field))
-    rows = measured.rows()
-    rows[0]["grad_input_rms"] = None  # what JSON keeps of an infinity
+@pytest.mark.parametrize("axis", ["depth", "time"])
+@pytest.mark.parametrize(
+    ("optimizer", "low", "high"),
+    [("sgd", 1e-2, {"depth": 1e2, "time": 1e3}), ("adamw", 1e-2, {"depth": 1e12, "time": 1e3})],
+)
+def test_the_limits_of_the_ratios(axis, optimizer, low, high):
+    """At the limit a net is healthy, a little beyond it is not."""
+
+    def word(ratio: float) -> str:
+        grads = np.ones((2, 2))
+        grads[0 if axis == "depth" else (slice(None), 0)] = ratio
+        fields = {name: grads for name in KEYS} | {"outside": 0 * grads, "nonfinite": 0 * grads}
+        return getattr(judge(Measurement(("a", "b"), **fields), optimizer), axis).word
+
+    assert [word(low * f) for f in (0.99, 1.01)] == ["vanishing", "healthy"]
+    assert [word(high[axis] * f) for f in (0.99, 1.01)] == ["healthy", "exploding"]
+
+
+def test_the_limits_of_dead_and_silent_layers():
+    """Means over time steps of a layer: 90 % out of reach, a spike in 1,000 steps."""
+    for share, dead in ((0.9, None), (0.91, 1)):
+        outside = np.zeros((3, 2))
+        outside[1] = share - 0.05, share + 0.05
+        assert judge(made(outside=outside)).dead_layer == dead
+    for rate, silent in ((1.01e-3, None), (0.99e-3, 2)):
+        firing = np.full((3, 2), 0.2)
+        firing[2] = 0, 2 * rate
+        assert judge(made(firing=firing)).silent_layer == silent
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words"),
+    [
+        (None, "against nothing in"),
+        (99.94, "99.9x"),
+        (100, "100x"),
+        (9999, "9999x"),
+        (1e4, "1.0e+04x"),
+        (1e-3, "0.001x"),
+        (0.9e-3, "9.0e-04x"),
+        (3.217, "3.22x"),
+    ],
+)
+def test_ratios_in_words(ratio, words):
+    assert times(ratio) == words
+
+
+def test_what_json_keeps_of_an_infinity_counts_as_exploding():
+    rows = made().rows()
+    rows[0]["grad_input_rms"] = None
     assert judge(Measurement.of_rows(rows)).depth.word == "exploding"
 
 
