@@ -188,9 +188,11 @@ def test_a_negative_step_is_refused(make):
         (1, True, False, 1, 0),
         (64, True, False, 1, 0),  # training on the CPU needs the cores itself
         (4, True, True, 1, 0),
+        (5, True, True, 1, 4),
         (16, True, True, 1, 8),
         (1, False, False, 1, 0),
         (2, False, False, 1, 1),
+        (8, False, False, 1, 7),
         (64, False, True, 1, 8),
         (16, False, True, 4, 3),
     ],
@@ -198,6 +200,13 @@ def test_a_negative_step_is_refused(make):
 def test_auto_workers(monkeypatch, cores, in_memory, cuda, ranks, workers):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
     assert auto_workers(in_memory=in_memory, cuda=cuda, ranks_here=ranks) == workers
+
+
+def test_auto_workers_where_the_system_tells_less(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    for cores, workers in ((6, 5), (None, 0)):
+        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+        assert auto_workers(in_memory=False, cuda=False, ranks_here=1) == workers
 
 
 def test_a_program_that_ends_with_an_open_stream_ends(tmp_path):
