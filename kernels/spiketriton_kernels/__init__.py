@@ -1,6 +1,6 @@
 """Fused spiking-neuron kernels for PyTorch: whole time windows, forward and backward, at the memory-traffic floor.
 
-Imports torch, triton, the standard library and itself: pip install it, or copy the folder into your project.
+Imports torch, triton, the standard library and itself: install it with pip from a clone, or copy the folder.
 """
 
 from .arguments import PROBE_FIELDS

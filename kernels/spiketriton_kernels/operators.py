@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch.autograd import forward_ad
 
 from .arguments import PROBE_FIELDS
-from .backends import eager, native, triton_neuron
+from .backends import eager, native, triton_neuron, triton_norm
 from .backends.choice import backend_for
 from .layout import CHUNK, channel_axis, chunk_length, dense, like, step_like
 from .neuron import Call, Emit, Gradients, Neuron, as_small, membrane_dtype
@@ -24,7 +24,8 @@ def checkpoints(x: torch.Tensor, norm: bool) -> int:
     return -(-x.shape[0] // chunk_length(x.shape[0], norm)) - 1
 
 
-_BACKENDS = {"triton": triton_neuron, "native": native, "torch": eager}
+_NEURON = {"triton": triton_neuron, "native": native, "torch": eager}
+_NORM = {"triton": triton_norm, "native": native, "torch": eager}
 
 
 @torch.library.custom_op("spiketriton::neuron_forward", mutates_args=())
@@ -54,7 +55,7 @@ def neuron_forward(
     v_init = None if v_init is None else step_like(v_init, x)
     residual = None if residual is None else like(residual, x)
     spike_add = None if spike_add is None else like(spike_add, x)
-    _BACKENDS[backend_for(x)].forward(
+    _NEURON[backend_for(x)].forward(
         x, v_init, residual, spike_add, neuron, spikes, v_last if call.return_v else None, saved
     )
     return spikes, v_last, saved
@@ -109,7 +110,7 @@ def neuron_backward(
         grad_v_last = None if grad_v_last is None else step_like(grad_v_last, x)
         # Missing checkpoints: the forward ran on another backend, or vmap hid that a gradient is wanted.
         missing = saved.shape[0] < checkpoints(x, mean is not None)
-        backend = eager if missing else _BACKENDS[backend_for(x)]
+        backend = eager if missing else _NEURON[backend_for(x)]
         backend.backward(
             grad_s, grad_v_last, x, saved, v_init, residual, neuron, wanted, sums, count, out
         )
@@ -160,7 +161,7 @@ def _norm_backward(dx, y, mean, var, weight, step_gain, sums, eps, bn_scale, cou
     if y.numel() == 0:
         return
     small = [None if p is None else as_small(p, y) for p in (mean, var, weight, step_gain)]
-    _BACKENDS[backend_for(y)].norm_backward(dx, y, *small, sums, eps, bn_scale, count, dy)
+    _NORM[backend_for(y)].norm_backward(dx, y, *small, sums, eps, bn_scale, count, dy)
 
 
 @torch.library.custom_op("spiketriton::norm_backward", mutates_args=())
@@ -213,7 +214,7 @@ def channel_statistics(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     One pass over memory. Neither a mean far from zero nor a few elements far from the rest lose digits.
     """
-    return _BACKENDS[backend_for(y)].channel_statistics(y)
+    return _NORM[backend_for(y)].channel_statistics(y)
 
 
 @channel_statistics.register_fake

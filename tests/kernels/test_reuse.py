@@ -38,7 +38,7 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess:
 
 def test_the_package_imports_torch_triton_and_itself_only():
     allowed = {*sys.stdlib_module_names, "torch", "triton"}
-    for path in PACKAGE.glob("*.py"):
+    for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]

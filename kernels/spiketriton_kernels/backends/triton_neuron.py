@@ -1,52 +1,68 @@
-"""The Triton kernels and their launches: one that fires, one that walks back, three for batch norm around them.
-
-A time step is a gapless block of N elements. Without per-channel values it is one row of N columns; channels_last it is
-R rows of C channels; contiguous it is, for each channel, R samples of S pixels, C * S apart. A program owns a tile
-[BLOCK_R, BLOCK_L] of neurons and walks its whole window with the membranes in registers:
-
-    BY_COLUMN   element (r, l) at r * L + l, channel l              (channels_last; R = 1, L = N without channels)
-    else        element (r, l) at (r * C + c) * L + l, channel c    (contiguous; a program stays in one channel c)
+"""The neuron in Triton: one kernel that fires, one that walks back, and their launches. Tiles: see triton_tiles.
 
 Bytes per element and step, e per element of the I/O dtype: fire 2e; walk back 3e, or 2e when it only sums; replaying
 the membrane costs arithmetic, which is free here. Arithmetic is float32, never contracted into fused multiply-adds
-(``enable_fp_fusion=False``; but in the statistics), in the order of the reference, so forward and replay agree with it
-bit for bit.
+(``enable_fp_fusion=False``), in the order of the reference, so forward and replay agree with it bit for bit.
 Windows longer than a chunk keep one float32 membrane per chunk: 8 / CHUNK bytes more.
+
+What a call does not have or want is a pointer that is None: the kernels are compiled without it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from ..arguments import PROBE_FIELDS
-from ..layout import channel_axis, chunk_length
-from ..neuron import Emit, Gradients, Neuron, membrane_dtype
+from ..layout import chunk_length
+from ..neuron import Emit, Gradients, Neuron
 from ..surrogate import REACH, phi, primitive
 from ..triton_import import tl, triton
-
-FLOAT, SCALAR, PER_CHANNEL = 1, 2, 3
+from .triton_norm import channel_means, norm_constants
+from .triton_tiles import (
+    WARPS,
+    blocks,
+    elements,
+    own_tile,
+    step_size,
+    tiling,
+    time_step,
+    total,
+    vector_width,
+    where_below,
+)
 
 _FLOATS = ["decay", "leak", "gain", "threshold", "v_reset", "v_start", "eps", "bn_scale"]
 
 
 @triton.jit
-def _blocks(n, BLOCK: tl.constexpr):
-    """Blocks that hold n >= 1 elements. Not ``tl.cdiv``: n + BLOCK - 1 leaves int32 where n is near its end."""
-    return (n - 1) // BLOCK + 1
+def _parameter(ptr, value, channels, valid, KIND: tl.constexpr):
+    """A parameter that is a float, a tensor of one element (scalar), or one value per channel."""
+    if KIND == "float":
+        result = value
+    elif KIND == "scalar":
+        result = tl.load(ptr)
+    else:
+        result = tl.load(ptr + channels, mask=valid, other=1.0)
+    return result
 
 
 @triton.jit
-def _parameter(ptr, value, channel, valid, KIND: tl.constexpr):
-    """A float argument, a tensor of one element, or a value per channel."""
-    if KIND == 1:
-        result = value
-    elif KIND == 2:
-        result = tl.load(ptr)
-    else:
-        result = tl.load(ptr + channel, mask=valid, other=1.0)
-    return result
+def _load_current(
+    x_ptr, residual_ptr, step_gain_ptr, at, t, here, mean, scale, bias, T: tl.constexpr, NORM: tl.constexpr
+):  # fmt: skip
+    """x and the neuron's input current: the same operations in the same order in every kernel."""
+    x = tl.load(x_ptr + at, mask=here, other=0.0)
+    residual = x
+    if residual_ptr is not None:
+        residual = tl.load(residual_ptr + at, mask=here, other=0.0)
+    current = x.to(tl.float32)
+    if NORM:
+        current = (current - mean) * scale + bias
+        if step_gain_ptr is not None:
+            current = tl.load(step_gain_ptr + t, mask=t < T, other=0.0) * current
+    if residual_ptr is not None:
+        current = current + residual.to(tl.float32)
+    return x, current
 
 
 @triton.jit
@@ -70,74 +86,79 @@ def _discharge(h, fired, threshold, v_reset, RESET: tl.constexpr):
 
 
 @triton.jit
-def _current(
-    x,
-    residual,
-    mean,
-    scale,
-    bias,
-    step_gain,
-    NORM: tl.constexpr,
-    STEP_GAIN: tl.constexpr,
-    RESIDUAL: tl.constexpr,
+def _step_back(
+    h,
+    grad_s,
+    carry,
+    threshold,
+    width,
+    inverse_width,
+    v_reset,
+    height,
+    RESET: tl.constexpr,
+    DETACH: tl.constexpr,
+    SHAPE: tl.constexpr,
 ):
-    """The neuron's input current from what memory holds; the same operations in the same order in every kernel."""
-    current = x.to(tl.float32)
-    if NORM:
-        current = (current - mean) * scale + bias
-        if STEP_GAIN:
-            current = step_gain * current
-    if RESIDUAL:
-        current = current + residual.to(tl.float32)
-    return current
-
-
-@triton.jit
-def _tile(pid, R, C, L, BLOCK_R: tl.constexpr, BLOCK_L: tl.constexpr, BY_COLUMN: tl.constexpr):
-    """(row, column) blocks of a program and its channel; programs run over columns first, then channels, then rows."""
-    columns = _blocks(L, BLOCK_L)
-    column = pid % columns
-    if BY_COLUMN:
-        channel = 0
-        row = pid // columns
+    """(dL/dh, dv/dh, phi, slope) of one step; ``carry`` is dL/dv of it."""
+    u = h - threshold
+    if SHAPE == "rectangle":
+        unit = tl.where(tl.abs(u) < width, 1.0, 0.0)
     else:
-        channel = (pid // columns) % C
-        row = pid // columns // C
-    return row, column, channel
+        unit = phi(u * inverse_width, SHAPE)
+    slope = height * unit
+    if RESET == "hard":
+        jump = tl.where(h >= threshold, 0.0, 1.0)
+        if not DETACH:
+            jump = jump + (v_reset - h) * slope
+    else:
+        jump = tl.full(h.shape, 1.0, tl.float32)
+        if RESET == "soft" and not DETACH:
+            jump = jump - threshold * slope
+    return grad_s * slope + carry * jump, jump, unit, slope
 
 
 @triton.jit
-def _elements(
-    row,
-    column,
-    channel,
-    R,
-    C,
-    L,
-    BLOCK_R: tl.constexpr,
-    BLOCK_L: tl.constexpr,
-    BY_COLUMN: tl.constexpr,
+def _parts_of_reset(
+    h, grad_s, carry, threshold, v_reset, RESET: tl.constexpr, DETACH: tl.constexpr
 ):
-    """Offsets [BLOCK_R, BLOCK_L] within a time step, their mask, and each column's channel [1, BLOCK_L] and mask."""
-    r = row * BLOCK_R + tl.arange(0, BLOCK_R)
-    l = column * BLOCK_L + tl.arange(0, BLOCK_L)
-    inside = (r < R)[:, None] & (l < L)[None, :]
-    wide = r.to(tl.int64)
-    if BY_COLUMN:
-        offsets = (wide * L)[:, None] + l[None, :]
-        channels = l[None, :]
-        valid = (l < L)[None, :]
-    else:
-        offsets = ((wide * C + channel) * L)[:, None] + l[None, :]
-        channels = tl.full([1, 1], 0, tl.int32) + channel
-        valid = channels >= 0
-    return offsets, inside, channels, valid
+    """(dL/ds with what comes through the reset, dv/dthreshold besides that)."""
+    through_s = grad_s
+    through_v = tl.zeros(h.shape, tl.float32)
+    if RESET == "soft":
+        through_v = tl.where(h >= threshold, -1.0, 0.0)
+        if not DETACH:
+            through_s = grad_s - carry * threshold
+    if RESET == "hard" and not DETACH:
+        through_s = grad_s + carry * (v_reset - h)
+    return through_s, through_v
 
 
 @triton.jit
-def _where(inside, index, end):
-    """The mask, where the scalar index < end: written as a tile because the interpreter widens scalar booleans."""
-    return inside & (tl.full([1, 1], 0, tl.int32) + index < end)
+def _observe(row_ptr, here, kept, grad_s, dx, carry, factor, unit, fired, REACH: tl.constexpr):
+    """One row of a probe, in the order of ``PROBE_FIELDS``: this tile's share of one step."""
+    finite = tl.abs(dx) < float("inf")
+    largest = tl.max(tl.max(tl.where(here & finite, tl.abs(dx), 0.0), axis=1), axis=0)
+    tl.store(row_ptr, total(tl.where(here, 1.0, 0.0) * grad_s * grad_s), mask=kept)
+    tl.store(row_ptr + 1, total(tl.where(here, dx * dx, 0.0)), mask=kept)
+    tl.store(row_ptr + 2, total(tl.where(here, carry * carry, 0.0)), mask=kept)
+    tl.store(row_ptr + 3, total(tl.where(here, tl.abs(factor), 0.0)), mask=kept)
+    tl.store(row_ptr + 4, total(tl.where(here & (unit < REACH), 1.0, 0.0)), mask=kept)
+    tl.store(row_ptr + 5, total(tl.where(here & fired, 1.0, 0.0)), mask=kept)
+    tl.store(row_ptr + 6, largest, mask=kept)
+    tl.store(row_ptr + 7, total(tl.where(here & (finite == 0), 1.0, 0.0)), mask=kept)
+
+
+@triton.jit
+def _store_by_channel(
+    ptr, tile, first, column, channel, C, L, BLOCK_L: tl.constexpr, BY_COLUMN: tl.constexpr
+):
+    """A program's sum of each channel, into [parts, C]."""
+    if BY_COLUMN:
+        l = column * BLOCK_L + tl.arange(0, BLOCK_L)
+        tl.store(ptr + tl.cast(first, tl.int64) * C + l, tl.sum(tile, axis=0), mask=l < L)
+    else:
+        part = tl.cast(first, tl.int64) * blocks(L, BLOCK_L) + column
+        tl.store(ptr + part * C + channel, total(tile))
 
 
 @triton.jit(do_not_specialize=_FLOATS)
@@ -176,81 +197,47 @@ def fire_kernel(
     LEAKS_TO_RESET: tl.constexpr,
     DECAY: tl.constexpr,
     THRESHOLD: tl.constexpr,
-    NORM: tl.constexpr,
-    WEIGHT: tl.constexpr,
-    BIAS: tl.constexpr,
-    STEP_GAIN: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    SPIKE_ADD: tl.constexpr,
-    V_INIT: tl.constexpr,
-    V_LAST: tl.constexpr,
-    SAVE: tl.constexpr,
 ):
-    row, column, channel = _tile(tl.program_id(0), R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN)
-    offs, inside, channels, valid = _elements(
+    row, column, channel = own_tile(tl.program_id(0), C, L, BLOCK_L, BY_COLUMN)
+    offs, inside, channels, valid = elements(
         row, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN
     )
-    if BY_COLUMN:
-        step = tl.cast(R, tl.int64) * L
-    else:
-        step = tl.cast(R, tl.int64) * C * L
+    step = step_size(R, C, L, BY_COLUMN)
+    NORM: tl.constexpr = mean_ptr is not None
+    CHUNKS: tl.constexpr = (T + CHUNK - 1) // CHUNK
     decays = _parameter(decay_ptr, decay, channels, valid, DECAY)
     thresholds = _parameter(threshold_ptr, threshold, channels, valid, THRESHOLD)
     leaks = leak
-    if DECAY != 1:
+    if DECAY != "float":
         leaks = 1.0 - decays
-    mean = 0.0
-    scale = 1.0
-    bias = 0.0
-    if NORM:
-        mean = tl.load(mean_ptr + channels, mask=valid, other=0.0)
-        scale = 1.0 / tl.sqrt(tl.load(var_ptr + channels, mask=valid, other=1.0) + eps)
-        if WEIGHT:
-            scale = (tl.load(weight_ptr + channels, mask=valid, other=1.0) * bn_scale) * scale
-        else:
-            scale = bn_scale * scale
-        if BIAS:
-            bias = tl.load(bias_ptr + channels, mask=valid, other=0.0)
+    mean, rstd, affine, bias = norm_constants(
+        mean_ptr, var_ptr, weight_ptr, bias_ptr, eps, bn_scale, channels, valid
+    )
+    scale = affine * rstd
     v = tl.full([BLOCK_R, BLOCK_L], v_start, tl.float32)
-    if V_INIT:
+    if v_init_ptr is not None:
         v = tl.load(v_init_ptr + offs, mask=inside, other=0.0).to(tl.float32)
-
-    CHUNKS: tl.constexpr = (T + CHUNK - 1) // CHUNK
     for chunk in range(CHUNKS):
         k = tl.cast(chunk, tl.int32)
         for j in tl.static_range(CHUNK):
-            t = k * CHUNK + j
-            at = t * step + offs
-            here = inside
-            if T % CHUNK != 0:
-                here = _where(inside, t, T)
-            x = tl.load(x_ptr + at, mask=here, other=0.0)
-            residual = x
-            if RESIDUAL:
-                residual = tl.load(residual_ptr + at, mask=here, other=0.0)
-            gain_t = 1.0
-            if STEP_GAIN:
-                gain_t = tl.load(step_gain_ptr + t, mask=t < T, other=0.0)
-            current = _current(x, residual, mean, scale, bias, gain_t, NORM, STEP_GAIN, RESIDUAL)
+            t, at, here = time_step(k, j, offs, inside, step, T, CHUNK)
+            _, current = _load_current(
+                x_ptr, residual_ptr, step_gain_ptr, at, t, here, mean, scale, bias, T, NORM
+            )
             h = _charge(v, current, decays, leaks, gain, v_reset, LEAKS_TO_RESET)
             fired = h >= thresholds
             s = tl.where(fired, 1.0, 0.0)
-            if SPIKE_ADD:
+            if spike_add_ptr is not None:
                 s = s + tl.load(spike_add_ptr + at, mask=here, other=0.0).to(tl.float32)
             tl.store(s_ptr + at, s.to(s_ptr.dtype.element_ty), mask=here)
             after = _discharge(h, fired, thresholds, v_reset, RESET)
             if T % CHUNK != 0:
                 after = tl.where(t < T, after, v)
             v = after
-        if SAVE:
-            tl.store(saved_ptr + k * step + offs, v, mask=_where(inside, k, CHUNKS - 1))
-    if V_LAST:
+        if saved_ptr is not None:
+            tl.store(saved_ptr + k * step + offs, v, mask=where_below(inside, k, CHUNKS - 1))
+    if v_last_ptr is not None:
         tl.store(v_last_ptr + offs, v, mask=inside)
-
-
-@triton.jit
-def _total(tile):
-    return tl.sum(tl.sum(tile, axis=1), axis=0)
 
 
 @triton.jit(do_not_specialize=[*_FLOATS, "height", "width", "count"])
@@ -305,67 +292,35 @@ def walk_kernel(
     DECAY: tl.constexpr,
     THRESHOLD: tl.constexpr,
     WIDTH: tl.constexpr,
-    NORM: tl.constexpr,
-    WEIGHT: tl.constexpr,
-    BIAS: tl.constexpr,
-    STEP_GAIN: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    V_INIT: tl.constexpr,
-    GRAD_V_LAST: tl.constexpr,
-    BATCH: tl.constexpr,  # dy takes the gradient through the batch's statistics
-    DX: tl.constexpr,
-    DY: tl.constexpr,
-    SUMS: tl.constexpr,
-    DV_INIT: tl.constexpr,
-    PARAMETERS: tl.constexpr,  # 0: none, 1: one sum a program, 2: one a channel
-    D_STEP_GAIN: tl.constexpr,
-    PROBE: tl.constexpr,
 ):
-    first, column, channel = _tile(tl.program_id(0), R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN)
-    columns = _blocks(L, BLOCK_L)
-    if BY_COLUMN:
-        step = tl.cast(R, tl.int64) * L
-    else:
-        step = tl.cast(R, tl.int64) * C * L
-    offs, inside, channels, valid = _elements(
+    first, column, channel = own_tile(tl.program_id(0), C, L, BLOCK_L, BY_COLUMN)
+    offs, inside, channels, valid = elements(
         first, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN
     )
+    step = step_size(R, C, L, BY_COLUMN)
+    NORM: tl.constexpr = mean_ptr is not None
+    CHUNKS: tl.constexpr = (T + CHUNK - 1) // CHUNK
     decays = _parameter(decay_ptr, decay, channels, valid, DECAY)
     thresholds = _parameter(threshold_ptr, threshold, channels, valid, THRESHOLD)
     widths = _parameter(width_ptr, width, channels, valid, WIDTH)
     inverse_width = 1.0 / widths
     leaks = leak
-    if DECAY != 1:
+    if DECAY != "float":
         leaks = 1.0 - decays
-    mean = 0.0
-    rstd = 1.0
-    scale = 1.0
-    bias = 0.0
-    affine = 1.0
-    mean_dz = 0.0
-    mean_dz_xhat = 0.0
-    if NORM:
-        mean = tl.load(mean_ptr + channels, mask=valid, other=0.0)
-        rstd = 1.0 / tl.sqrt(tl.load(var_ptr + channels, mask=valid, other=1.0) + eps)
-        if WEIGHT:
-            affine = tl.load(weight_ptr + channels, mask=valid, other=1.0) * bn_scale
-        else:
-            affine = bn_scale
-        scale = affine * rstd
-        if BIAS:
-            bias = tl.load(bias_ptr + channels, mask=valid, other=0.0)
-        if BATCH and DY:
-            mean_dz = tl.load(sums_ptr + channels, mask=valid, other=0.0) / count
-            mean_dz_xhat = tl.load(sums_ptr + C + channels, mask=valid, other=0.0) / count
+    mean, rstd, affine, bias = norm_constants(
+        mean_ptr, var_ptr, weight_ptr, bias_ptr, eps, bn_scale, channels, valid
+    )
+    scale = affine * rstd
+    if sums_ptr is not None:
+        mean_dz, mean_dz_xhat = channel_means(sums_ptr, C, count, channels, valid)
     sum_dz = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
     sum_dz_xhat = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
     d_decay = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
     d_threshold = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
     d_width = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
-
-    CHUNKS: tl.constexpr = (T + CHUNK - 1) // CHUNK
-    for row in range(first, _blocks(R, BLOCK_R), programs):
-        offs, inside, channels, valid = _elements(
+    columns = blocks(L, BLOCK_L)
+    for row in range(first, blocks(R, BLOCK_R), programs):
+        offs, inside, channels, valid = elements(
             row, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN
         )
         if BY_COLUMN:
@@ -373,40 +328,28 @@ def walk_kernel(
         else:
             tile = (row * C + channel) * columns + column
         carry = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
-        if GRAD_V_LAST:
+        if grad_v_last_ptr is not None:
             carry = tl.load(grad_v_last_ptr + offs, mask=inside, other=0.0).to(tl.float32)
         for back in range(CHUNKS):
             k = tl.cast(CHUNKS - 1 - back, tl.int32)
-            is_first = k == 0
-            v = tl.full([BLOCK_R, BLOCK_L], v_start, tl.float32)
-            if V_INIT:
-                v = tl.load(v_init_ptr + offs, mask=_where(inside, k, 1), other=0.0).to(tl.float32)
+            start = tl.full([BLOCK_R, BLOCK_L], v_start, tl.float32)
+            if v_init_ptr is not None:
+                first_chunk = where_below(inside, k, 1)
+                start = tl.load(v_init_ptr + offs, mask=first_chunk, other=0.0).to(tl.float32)
             if CHUNKS > 1:
-                checkpoint = tl.load(
-                    saved_ptr + (k - 1) * step + offs, mask=_where(inside, -k, 0), other=0.0
-                )
-                v = tl.where(is_first, v, checkpoint)
+                later_chunk = where_below(inside, -k, 0)
+                saved = tl.load(saved_ptr + (k - 1) * step + offs, mask=later_chunk, other=0.0)
+                start = tl.where(k == 0, start, saved)
 
             # Forward through the chunk again. What the walk back needs stays in registers: the potentials, and with
             # batch norm what was read.
-            start = v
+            v = start
             potentials = ()
             inputs = ()
             for j in tl.static_range(CHUNK):
-                t = k * CHUNK + j
-                at = t * step + offs
-                here = inside
-                if T % CHUNK != 0:
-                    here = _where(inside, t, T)
-                x = tl.load(x_ptr + at, mask=here, other=0.0)
-                residual = x
-                if RESIDUAL:
-                    residual = tl.load(residual_ptr + at, mask=here, other=0.0)
-                gain_t = 1.0
-                if STEP_GAIN:
-                    gain_t = tl.load(step_gain_ptr + t, mask=t < T, other=0.0)
-                current = _current(
-                    x, residual, mean, scale, bias, gain_t, NORM, STEP_GAIN, RESIDUAL
+                t, at, here = time_step(k, j, offs, inside, step, T, CHUNK)
+                x, current = _load_current(
+                    x_ptr, residual_ptr, step_gain_ptr, at, t, here, mean, scale, bias, T, NORM
                 )
                 h = _charge(v, current, decays, leaks, gain, v_reset, LEAKS_TO_RESET)
                 potentials = potentials + (h,)  # type: ignore[assignment]
@@ -415,359 +358,91 @@ def walk_kernel(
                 v = _discharge(h, h >= thresholds, thresholds, v_reset, RESET)
 
             for j in tl.static_range(CHUNK - 1, -1, -1):
-                t = k * CHUNK + j
-                at = t * step + offs
-                here = inside
-                if T % CHUNK != 0:
-                    here = _where(inside, t, T)
+                t, at, here = time_step(k, j, offs, inside, step, T, CHUNK)
                 h = potentials[j]
-                u = h - thresholds
-                fired = h >= thresholds
                 grad_s = tl.load(grad_s_ptr + at, mask=here, other=0.0).to(tl.float32)
-                if SHAPE == "rectangle":
-                    unit = tl.where(tl.abs(u) < widths, 1.0, 0.0)
-                else:
-                    unit = phi(u * inverse_width, SHAPE)
-                slope = height * unit
-                if RESET == "hard":
-                    jump = tl.where(fired, 0.0, 1.0)
-                    if not DETACH:
-                        jump = jump + (v_reset - h) * slope
-                else:
-                    jump = tl.full([BLOCK_R, BLOCK_L], 1.0, tl.float32)
-                    if RESET == "soft" and not DETACH:
-                        jump = jump - thresholds * slope
-                dh = grad_s * slope + carry * jump
+                dh, jump, unit, slope = _step_back(
+                    h, grad_s, carry, thresholds, widths, inverse_width, v_reset, height, RESET, DETACH, SHAPE
+                )  # fmt: skip
                 dx = gain * dh
-                if DX:
+                if dx_ptr is not None:
                     tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=here)
-                if PARAMETERS:
-                    through_s = grad_s
-                    through_v = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
-                    if RESET == "soft":
-                        through_v = tl.where(fired, -1.0, 0.0)
-                        if not DETACH:
-                            through_s = grad_s - carry * thresholds
-                    if RESET == "hard" and not DETACH:
-                        through_s = grad_s + carry * (v_reset - h)
-                    if DECAY != 1:
-                        from_v = start
+                if partial_parameters_ptr is not None:
+                    through_s, through_v = _parts_of_reset(
+                        h, grad_s, carry, thresholds, v_reset, RESET, DETACH
+                    )
+                    if DECAY != "float":
+                        before = start
                         if j > 0:
                             last = potentials[j - 1]  # type: ignore[var-annotated]
-                            from_v = _discharge(
+                            before = _discharge(
                                 last, last >= thresholds, thresholds, v_reset, RESET
                             )
                         if LEAKS_TO_RESET:
-                            from_v = from_v - v_reset
-                        d_decay += tl.where(here, dh * from_v, 0.0)
-                    if THRESHOLD != 1:
+                            before = before - v_reset
+                        d_decay += tl.where(here, dh * before, 0.0)
+                    if THRESHOLD != "float":
                         d_threshold += tl.where(here, carry * through_v - through_s * slope, 0.0)
-                    if WIDTH != 1:
-                        z = u * inverse_width
-                        d_width += tl.where(
-                            here, through_s * height * (primitive(z, SHAPE) - z * unit), 0.0
-                        )
-                if PROBE:
+                    if WIDTH != "float":
+                        z = (h - thresholds) * inverse_width
+                        by_width = through_s * height * (primitive(z, SHAPE) - z * unit)
+                        d_width += tl.where(here, by_width, 0.0)
+                if partial_probe_ptr is not None:
                     row_ptr = partial_probe_ptr + (tl.cast(tile, tl.int64) * T + t) * 8
-                    kept = t < T
-                    counted = tl.where(here, 1.0, 0.0)
-                    finite = tl.abs(dx) < float("inf")
-                    tl.store(row_ptr, _total(counted * grad_s * grad_s), mask=kept)
-                    tl.store(row_ptr + 1, _total(tl.where(here, dx * dx, 0.0)), mask=kept)
-                    tl.store(row_ptr + 2, _total(tl.where(here, carry * carry, 0.0)), mask=kept)
-                    tl.store(
-                        row_ptr + 3, _total(tl.where(here, tl.abs(decays * jump), 0.0)), mask=kept
-                    )
-                    tl.store(
-                        row_ptr + 4, _total(tl.where(here & (unit < REACH), 1.0, 0.0)), mask=kept
-                    )
-                    tl.store(row_ptr + 5, _total(tl.where(here & fired, 1.0, 0.0)), mask=kept)
-                    largest = tl.max(
-                        tl.max(tl.where(here & finite, tl.abs(dx), 0.0), axis=1), axis=0
-                    )
-                    tl.store(row_ptr + 6, largest, mask=kept)
-                    tl.store(
-                        row_ptr + 7, _total(tl.where(here & (finite == 0), 1.0, 0.0)), mask=kept
+                    fired = h >= thresholds
+                    _observe(
+                        row_ptr, here, t < T, grad_s, dx, carry, decays * jump, unit, fired, REACH
                     )
                 if NORM:
                     xhat = (inputs[j].to(tl.float32) - mean) * rstd
-                    if D_STEP_GAIN:
-                        share = _total(tl.where(here, dx * (xhat * affine + bias), 0.0))
-                        tl.store(
-                            partial_step_gain_ptr + tl.cast(tile, tl.int64) * T + t,
-                            share,
-                            mask=t < T,
-                        )
+                    if partial_step_gain_ptr is not None:
+                        share_ptr = partial_step_gain_ptr + tl.cast(tile, tl.int64) * T + t
+                        share = total(tl.where(here, dx * (xhat * affine + bias), 0.0))
+                        tl.store(share_ptr, share, mask=t < T)
                     dz = dx
-                    if STEP_GAIN:
+                    if step_gain_ptr is not None:
                         dz = tl.load(step_gain_ptr + t, mask=t < T, other=0.0) * dx
-                    if SUMS:
+                    if partial_sums_ptr is not None:
                         sum_dz += tl.where(here, dz, 0.0)
                         sum_dz_xhat += tl.where(here, dz * xhat, 0.0)
-                    if DY:
-                        if BATCH:
+                    if dy_ptr is not None:
+                        if sums_ptr is not None:
                             dz = dz - mean_dz - xhat * mean_dz_xhat
                         tl.store(dy_ptr + at, (scale * dz).to(dy_ptr.dtype.element_ty), mask=here)
                 earlier = decays * dh
                 if T % CHUNK != 0:
                     earlier = tl.where(t < T, earlier, carry)
                 carry = earlier
-        if DV_INIT:
+        if dv_init_ptr is not None:
             tl.store(dv_init_ptr + offs, carry, mask=inside)
 
     # One partial sum per program and channel; the host joins them in a fixed order.
-    if SUMS or PARAMETERS == 2:
-        if BY_COLUMN:
-            place = tl.cast(first, tl.int64) * C + column * BLOCK_L + tl.arange(0, BLOCK_L)
-            keep = column * BLOCK_L + tl.arange(0, BLOCK_L) < L
-            rows = tl.cast(programs, tl.int64) * C
+    plane = tl.cast(programs, tl.int64) * C
+    if not BY_COLUMN:
+        plane = plane * columns
+    if partial_sums_ptr is not None:
+        _store_by_channel(
+            partial_sums_ptr, sum_dz, first, column, channel, C, L, BLOCK_L, BY_COLUMN
+        )
+        _store_by_channel(
+            partial_sums_ptr + plane, sum_dz_xhat, first, column, channel, C, L, BLOCK_L, BY_COLUMN
+        )
+    if partial_parameters_ptr is not None:
+        if (DECAY == "channel" or THRESHOLD == "channel") or WIDTH == "channel":
+            _store_by_channel(
+                partial_parameters_ptr, d_decay, first, column, channel, C, L, BLOCK_L, BY_COLUMN
+            )
+            _store_by_channel(
+                partial_parameters_ptr + plane, d_threshold, first, column, channel, C, L, BLOCK_L, BY_COLUMN
+            )  # fmt: skip
+            _store_by_channel(
+                partial_parameters_ptr + 2 * plane, d_width, first, column, channel, C, L, BLOCK_L, BY_COLUMN
+            )  # fmt: skip
         else:
-            place = (tl.cast(first, tl.int64) * columns + column) * C + channel
-            keep = channel >= 0
-            rows = tl.cast(programs, tl.int64) * columns * C
-        if SUMS:
-            if BY_COLUMN:
-                tl.store(partial_sums_ptr + place, tl.sum(sum_dz, axis=0), mask=keep)
-                tl.store(partial_sums_ptr + rows + place, tl.sum(sum_dz_xhat, axis=0), mask=keep)
-            else:
-                tl.store(partial_sums_ptr + place, _total(sum_dz), mask=keep)
-                tl.store(partial_sums_ptr + rows + place, _total(sum_dz_xhat), mask=keep)
-        if PARAMETERS == 2:
-            if BY_COLUMN:
-                tl.store(partial_parameters_ptr + place, tl.sum(d_decay, axis=0), mask=keep)
-                tl.store(
-                    partial_parameters_ptr + rows + place, tl.sum(d_threshold, axis=0), mask=keep
-                )
-                tl.store(
-                    partial_parameters_ptr + 2 * rows + place, tl.sum(d_width, axis=0), mask=keep
-                )
-            else:
-                tl.store(partial_parameters_ptr + place, _total(d_decay), mask=keep)
-                tl.store(partial_parameters_ptr + rows + place, _total(d_threshold), mask=keep)
-                tl.store(partial_parameters_ptr + 2 * rows + place, _total(d_width), mask=keep)
-    if PARAMETERS == 1:
-        pid = tl.program_id(0)
-        stride = tl.num_programs(0)
-        tl.store(partial_parameters_ptr + pid, _total(d_decay))
-        tl.store(partial_parameters_ptr + stride + pid, _total(d_threshold))
-        tl.store(partial_parameters_ptr + 2 * stride + pid, _total(d_width))
-
-
-@triton.jit
-def _over_channel(tile, BY_COLUMN: tl.constexpr):
-    """The sum of a tile over what its channels own: [1, BLOCK_L] by column, else [1, 1]."""
-    if not BY_COLUMN:
-        tile = tl.sum(tile, axis=1, keep_dims=True)
-    return tl.sum(tile, axis=0, keep_dims=True)
-
-
-@triton.jit
-def statistics_kernel(
-    y_ptr,  # [T * R, C] channels_last, [T * R, C, L] contiguous
-    partial_ptr,  # [3, programs (* columns), C] out, float32: number, mean, squared deviations from it
-    R,  # rows, time included
-    C,
-    L,
-    programs,
-    BLOCK_R: tl.constexpr,
-    BLOCK_L: tl.constexpr,
-    BY_COLUMN: tl.constexpr,
-):
-    """Moments of each channel's share. Every lane follows its own mean (Welford 1962), so that neither a far mean nor
-    a far first element loses digits; the lanes' moments then join (Chan et al. 1979)."""
-    first, column, channel = _tile(tl.program_id(0), R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN)
-    offs, inside, channels, valid = _elements(
-        first, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN
-    )
-    mean = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
-    spread = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
-    k = 0.0
-    for row in range(first, _blocks(R, BLOCK_R), programs):
-        offs, inside, channels, valid = _elements(
-            row, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN
-        )
-        y = tl.load(y_ptr + offs, mask=inside, other=0.0).to(tl.float32)
-        k += 1.0
-        weight = tl.where(k > 1.0, 1.0 / k, 1.0)
-        d = y - mean
-        mean += d * tl.where(inside, weight, 0.0)
-        spread += d * (d * tl.where(inside, 1.0 - weight, 0.0))
-    # Only the last visit can leave out a row that the others reach.
-    visits = tl.cdiv(_blocks(R, BLOCK_R) - first, programs)
-    last = (first + (visits - 1) * programs) * BLOCK_R + tl.arange(0, BLOCK_R)[:, None]
-    number = tl.where(last < R, visits, visits - 1).to(tl.float32)
-    if not BY_COLUMN:
-        number = tl.where(column * BLOCK_L + tl.arange(0, BLOCK_L)[None, :] < L, number, 0.0)
-    count = _over_channel(number, BY_COLUMN)
-    joined = _over_channel(number * mean, BY_COLUMN) / count
-    joined += _over_channel(number * (mean - joined), BY_COLUMN) / count  # what rounding took
-    away = mean - joined
-    spread = _over_channel(spread + number * away * away, BY_COLUMN)
-    part = tl.cast(first, tl.int64)
-    parts = tl.cast(programs, tl.int64)
-    if not BY_COLUMN:
-        part = part * _blocks(L, BLOCK_L) + column
-        parts = parts * _blocks(L, BLOCK_L)
-    place = partial_ptr + part * C + channels
-    tl.store(place, count, mask=valid)
-    tl.store(place + parts * C, joined, mask=valid)
-    tl.store(place + 2 * parts * C, spread, mask=valid)
-
-
-@triton.jit(do_not_specialize=["count"])
-def join_statistics_kernel(
-    partial_ptr,  # [3, parts, C]
-    mean_ptr,  # [C] out
-    var_ptr,  # [C] out
-    parts,
-    C,
-    count,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """Mean and biased variance of each channel from its parts, joined in a fixed order."""
-    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
-    p = tl.arange(0, BLOCK_P)[:, None]
-    at = partial_ptr + p * C + c
-    plane = tl.cast(parts, tl.int64) * C
-    base = tl.load(partial_ptr + plane + c, mask=c < C, other=0.0)  # the first part's mean
-    total = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
-    for start in range(0, parts, BLOCK_P):
-        here = (start + p < parts) & (c < C)
-        number = tl.load(at + start * C, mask=here, other=0.0)
-        mean = tl.load(at + plane + start * C, mask=here, other=0.0)
-        total += number * (mean - base)
-    joined = base + tl.sum(total, axis=0, keep_dims=True) / count
-    spread = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
-    for start in range(0, parts, BLOCK_P):
-        here = (start + p < parts) & (c < C)
-        number = tl.load(at + start * C, mask=here, other=0.0)
-        away = tl.load(at + plane + start * C, mask=here, other=0.0) - joined
-        spread += tl.load(at + 2 * plane + start * C, mask=here, other=0.0) + number * away * away
-    tl.store(mean_ptr + c, joined, mask=c < C)
-    tl.store(var_ptr + c, tl.sum(spread, axis=0, keep_dims=True) / count, mask=c < C)
-
-
-@triton.jit(do_not_specialize=["eps", "bn_scale", "count"])
-def norm_backward_kernel(
-    dx_ptr,  # [T, N]
-    y_ptr,  # [T, N]
-    mean_ptr,  # [C]
-    var_ptr,  # [C]
-    weight_ptr,  # [C]
-    step_gain_ptr,  # [T]
-    sums_ptr,  # [2, C]
-    dy_ptr,  # [T, N] out
-    eps,
-    bn_scale,
-    count,
-    R,
-    C,
-    L,
-    T: tl.constexpr,
-    CHUNK: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_L: tl.constexpr,
-    BY_COLUMN: tl.constexpr,
-    WEIGHT: tl.constexpr,
-    STEP_GAIN: tl.constexpr,
-):
-    """dy = scale * (dz - mean(dz) - xhat * mean(dz * xhat)) from the stored dx."""
-    row, column, channel = _tile(tl.program_id(0), R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN)
-    offs, inside, channels, valid = _elements(
-        row, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN
-    )
-    if BY_COLUMN:
-        step = tl.cast(R, tl.int64) * L
-    else:
-        step = tl.cast(R, tl.int64) * C * L
-    mean = tl.load(mean_ptr + channels, mask=valid, other=0.0)
-    rstd = 1.0 / tl.sqrt(tl.load(var_ptr + channels, mask=valid, other=1.0) + eps)
-    scale = bn_scale * rstd
-    if WEIGHT:
-        scale = (tl.load(weight_ptr + channels, mask=valid, other=1.0) * bn_scale) * rstd
-    mean_dz = tl.load(sums_ptr + channels, mask=valid, other=0.0) / count
-    mean_dz_xhat = tl.load(sums_ptr + C + channels, mask=valid, other=0.0) / count
-    for chunk in range((T + CHUNK - 1) // CHUNK):
-        k = tl.cast(chunk, tl.int32)
-        for j in tl.static_range(CHUNK):
-            t = k * CHUNK + j
-            at = t * step + offs
-            here = inside
-            if T % CHUNK != 0:
-                here = _where(inside, t, T)
-            dz = tl.load(dx_ptr + at, mask=here, other=0.0).to(tl.float32)
-            if STEP_GAIN:
-                dz = tl.load(step_gain_ptr + t, mask=t < T, other=0.0) * dz
-            xhat = (tl.load(y_ptr + at, mask=here, other=0.0).to(tl.float32) - mean) * rstd
-            dy = scale * (dz - mean_dz - xhat * mean_dz_xhat)
-            tl.store(dy_ptr + at, dy.to(dy_ptr.dtype.element_ty), mask=here)
-
-
-# ---- launches -----------------------------------------------------------------------------------------------------
-
-WARPS = 4
-JOIN_PARTS, JOIN_CHANNELS = 64, 8  # of one tile; 8 float32 fill a sector of memory
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """How a launch cuts a time step into tiles; see the module's docstring."""
-
-    R: int
-    C: int
-    L: int
-    block_r: int
-    block_l: int
-    by_column: bool
-
-    @property
-    def row_tiles(self) -> int:
-        return -(-self.R // self.block_r)
-
-    @property
-    def columns(self) -> int:
-        return -(-self.L // self.block_l)
-
-    @property
-    def lanes(self) -> int:
-        """Tiles side by side of one row of tiles."""
-        return self.columns if self.by_column else self.columns * self.C
-
-    def programs(self, walking: bool) -> int:
-        """Row programs of a launch: one a tile, or, where sums are kept, few enough that their partials are small."""
-        return min(self.row_tiles, max(1, 1024 // self.lanes)) if walking else self.row_tiles
-
-
-def _power_of_2(n: int) -> int:
-    return 1 << max(0, n - 1).bit_length()
-
-
-def tiling(x: torch.Tensor, per_channel: bool, vector: int) -> Tiling:
-    """Cut a time step of x [T, B, C, ...] so that a thread owns ``vector`` neighbouring elements."""
-    block = 32 * WARPS * vector
-    neurons = x[0].numel()
-    channels, inner = channel_axis(x)
-    if not per_channel or channels == 1:
-        return (
-            Tiling(1, 1, neurons, 1, block, True)
-            if not per_channel
-            else _rows(neurons, 1, neurons, block)
-        )
-    if inner == 1:
-        block_l = min(_power_of_2(channels), 128)
-        return Tiling(neurons // channels, channels, channels, block // block_l, block_l, True)
-    return _rows(neurons, channels, inner, block)
-
-
-def _rows(neurons: int, channels: int, inner: int, block: int) -> Tiling:
-    block_l = min(_power_of_2(inner), block)
-    return Tiling(neurons // (channels * inner), channels, inner, block // block_l, block_l, False)
-
-
-def vector_width(x: torch.Tensor) -> int:
-    """Neighbouring elements a thread owns: 16 bytes."""
-    return 16 // x.element_size()
+            place = partial_parameters_ptr + tl.program_id(0)
+            tl.store(place, total(d_decay))
+            tl.store(place + tl.num_programs(0), total(d_threshold))
+            tl.store(place + 2 * tl.num_programs(0), total(d_width))
 
 
 def _walk_width(x: torch.Tensor, neuron: Neuron, emit: Emit) -> int:
@@ -785,15 +460,11 @@ def _walk_width(x: torch.Tensor, neuron: Neuron, emit: Emit) -> int:
     return min(widest, 4) if emit.parameters or neuron.has_norm else widest
 
 
-def _kind(value: float | torch.Tensor) -> tuple[torch.Tensor | None, float, int]:
+def _kind(value: float | torch.Tensor) -> tuple[torch.Tensor | None, float, str]:
     """(pointer, float, KIND) of a parameter."""
     if isinstance(value, torch.Tensor):
-        return value, 0.0, SCALAR if value.numel() == 1 else PER_CHANNEL
-    return None, value, FLOAT
-
-
-def _device(x: torch.Tensor):
-    return torch.cuda.device_of(x)
+        return value, 0.0, "scalar" if value.numel() == 1 else "channel"
+    return None, value, "float"
 
 
 def forward(
@@ -810,18 +481,15 @@ def forward(
     tiles = tiling(x, neuron.per_channel, vector_width(x))
     decay, f_decay, decay_kind = _kind(neuron.decay)
     threshold, f_threshold, threshold_kind = _kind(neuron.threshold)
-    with _device(x):
+    with torch.cuda.device_of(x):
         fire_kernel[(tiles.row_tiles * tiles.lanes,)](
             x, residual, spike_add, v_init, decay, threshold, neuron.mean, neuron.var, neuron.weight, neuron.bias,
-            neuron.step_gain, spikes, v_last, saved,
+            neuron.step_gain, spikes, v_last, saved if saved.shape[0] else None,
             f_decay, 1.0 - f_decay, neuron.gain, f_threshold, neuron.v_reset, neuron.v_start,
             neuron.eps, neuron.bn_scale, tiles.R, tiles.C, tiles.L,
             T=x.shape[0], CHUNK=chunk_length(x.shape[0], neuron.has_norm),
             BLOCK_R=tiles.block_r, BLOCK_L=tiles.block_l, BY_COLUMN=tiles.by_column,
             RESET=neuron.reset, LEAKS_TO_RESET=neuron.leaks_to_reset, DECAY=decay_kind, THRESHOLD=threshold_kind,
-            NORM=neuron.has_norm, WEIGHT=neuron.weight is not None, BIAS=neuron.bias is not None,
-            STEP_GAIN=neuron.step_gain is not None, RESIDUAL=residual is not None, SPIKE_ADD=spike_add is not None,
-            V_INIT=v_init is not None, V_LAST=v_last is not None, SAVE=saved.shape[0] > 0,
             num_warps=WARPS, enable_fp_fusion=False,
         )  # fmt: skip
 
@@ -844,17 +512,13 @@ def backward(
     tiles = tiling(x, neuron.per_channel, _walk_width(x, neuron, emit))
     walking = emit.sums or emit.parameters
     programs = tiles.programs(walking)
-    parts = programs * (1 if tiles.by_column else tiles.columns)
+    parts = tiles.parts(programs)
     new = lambda *shape: x.new_empty(shape, dtype=torch.float32)  # noqa: E731
-    parameters = 0 if out.parameters is None else 2 if out.parameters.shape[1] > 1 else 1
     partial_sums = new(2, parts, tiles.C) if emit.sums else None
-    partial_parameters = (
-        new(3, programs * tiles.lanes, 1)
-        if parameters == 1
-        else new(3, parts, tiles.C)
-        if parameters
-        else None
-    )
+    partial_parameters = None
+    if emit.parameters:
+        one = neuron.parameter_size == 1  # then a program leaves one sum, not one per channel
+        partial_parameters = new(3, *((programs * tiles.lanes, 1) if one else (parts, tiles.C)))
     every_tile = tiles.row_tiles * tiles.lanes
     partial_step_gain = new(every_tile, T) if emit.step_gain else None
     partial_probe = new(every_tile, T, len(PROBE_FIELDS)) if emit.probe else None
@@ -864,7 +528,7 @@ def backward(
     # Left alone, ptxas holds a long replay to 168 registers, for a third program on a processor, and spills for it.
     chunked = chunk_length(T, neuron.has_norm) < T
     registers = {"maxnreg": 255} if emit.dy and chunked and not torch.version.hip else {}
-    with _device(x):
+    with torch.cuda.device_of(x):
         walk_kernel[(programs * tiles.lanes,)](
             grad_s, x, residual, saved, v_init, grad_v_last, decay, threshold, width,
             neuron.mean, neuron.var, neuron.weight, neuron.bias, neuron.step_gain, sums,
@@ -875,11 +539,6 @@ def backward(
             BLOCK_R=tiles.block_r, BLOCK_L=tiles.block_l, BY_COLUMN=tiles.by_column,
             RESET=neuron.reset, DETACH=neuron.detach_reset, LEAKS_TO_RESET=neuron.leaks_to_reset,
             SHAPE=neuron.shape, REACH=REACH, DECAY=decay_kind, THRESHOLD=threshold_kind, WIDTH=width_kind,
-            NORM=neuron.has_norm, WEIGHT=neuron.weight is not None, BIAS=neuron.bias is not None,
-            STEP_GAIN=neuron.step_gain is not None, RESIDUAL=residual is not None,
-            V_INIT=v_init is not None, GRAD_V_LAST=grad_v_last is not None, BATCH=sums is not None,
-            DX=emit.dx, DY=emit.dy, SUMS=emit.sums, DV_INIT=emit.v_init, PARAMETERS=parameters,
-            D_STEP_GAIN=emit.step_gain, PROBE=emit.probe,
             num_warps=WARPS, enable_fp_fusion=False, **registers,
         )  # fmt: skip
     if partial_sums is not None:
@@ -892,37 +551,3 @@ def backward(
         torch.sum(partial_probe, 0, out=out.probe)
         largest = PROBE_FIELDS.index("grad_input_max")
         out.probe[:, largest] = partial_probe[:, :, largest].amax(0)
-
-
-def norm_backward(dx, y, mean, var, weight, step_gain, sums, eps, bn_scale, count, dy) -> None:
-    """Fill dy, which may be dx itself, with dL/dy of batch norm from dL/dx and the channel sums."""
-    tiles = tiling(y, True, vector_width(y))
-    with _device(y):
-        norm_backward_kernel[(tiles.row_tiles * tiles.lanes,)](
-            dx, y, mean, var, weight, step_gain, sums, dy, eps, bn_scale, count, tiles.R, tiles.C, tiles.L,
-            T=y.shape[0], CHUNK=min(y.shape[0], 4),  # steps under way at once; more would spill
-            BLOCK_R=tiles.block_r, BLOCK_L=tiles.block_l, BY_COLUMN=tiles.by_column,
-            WEIGHT=weight is not None, STEP_GAIN=step_gain is not None,
-            num_warps=WARPS, enable_fp_fusion=False,
-        )  # fmt: skip
-
-
-def channel_statistics(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and biased variance of each channel of y [T, B, C, ...], [C] each."""
-    step = tiling(y, True, vector_width(y))
-    tiles = Tiling(step.R * y.shape[0], step.C, step.L, step.block_r, step.block_l, step.by_column)
-    programs = tiles.programs(walking=True)
-    parts = programs * (1 if tiles.by_column else tiles.columns)
-    partial = y.new_empty((3, parts, tiles.C), dtype=torch.float32)
-    mean, var = (y.new_empty(tiles.C, dtype=membrane_dtype(y.dtype)) for _ in range(2))
-    with _device(y):
-        statistics_kernel[(programs * tiles.lanes,)](
-            y, partial, tiles.R, tiles.C, tiles.L, programs,
-            BLOCK_R=tiles.block_r, BLOCK_L=tiles.block_l, BY_COLUMN=tiles.by_column, num_warps=WARPS,
-            enable_fp_fusion=True,
-        )  # fmt: skip
-        join_statistics_kernel[(-(-tiles.C // JOIN_CHANNELS),)](
-            partial, mean, var, parts, tiles.C, float(y.numel() // tiles.C),
-            BLOCK_P=JOIN_PARTS, BLOCK_C=JOIN_CHANNELS, num_warps=WARPS, enable_fp_fusion=True,
-        )  # fmt: skip
-    return mean, var

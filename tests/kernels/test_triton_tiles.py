@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from spiketriton_kernels.backends import triton_neuron
+from spiketriton_kernels.backends import triton_tiles
 from spiketriton_kernels.triton_import import tl, triton
 
-blocks = triton_neuron._blocks
+blocks = triton_tiles.blocks
 
 
 def count_kernel(

@@ -1,0 +1,224 @@
+"""Batch norm around the neuron in Triton: its statistics, its constants in a kernel, its second pass back.
+
+Bytes per element and step, e per element of the I/O dtype: statistics e; the second pass back from a stored dL/dx 3e.
+The statistics are the only arithmetic that may be contracted into fused multiply-adds (``enable_fp_fusion``).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..neuron import membrane_dtype
+from ..triton_import import tl, triton
+from .triton_tiles import (
+    WARPS,
+    Tiling,
+    blocks,
+    elements,
+    own_tile,
+    step_size,
+    tiling,
+    time_step,
+    vector_width,
+)
+
+JOIN_PARTS, JOIN_CHANNELS = 64, 8  # of one tile; 8 float32 fill a sector of memory
+
+
+@triton.jit
+def norm_constants(mean_ptr, var_ptr, weight_ptr, bias_ptr, eps, bn_scale, channels, valid):
+    """mean, 1 / standard deviation, weight * bn_scale and bias of each channel; (0, 1, 1, 0) without a norm."""
+    mean = 0.0
+    rstd = 1.0
+    affine = 1.0
+    bias = 0.0
+    if mean_ptr is not None:
+        mean = tl.load(mean_ptr + channels, mask=valid, other=0.0)
+        rstd = 1.0 / tl.sqrt(tl.load(var_ptr + channels, mask=valid, other=1.0) + eps)
+        affine = bn_scale
+        if weight_ptr is not None:
+            affine = tl.load(weight_ptr + channels, mask=valid, other=1.0) * bn_scale
+        if bias_ptr is not None:
+            bias = tl.load(bias_ptr + channels, mask=valid, other=0.0)
+    return mean, rstd, affine, bias
+
+
+@triton.jit
+def channel_means(sums_ptr, C, count, channels, valid):
+    """The means over a channel of dz and dz * xhat."""
+    mean_dz = tl.load(sums_ptr + channels, mask=valid, other=0.0) / count
+    mean_dz_xhat = tl.load(sums_ptr + C + channels, mask=valid, other=0.0) / count
+    return mean_dz, mean_dz_xhat
+
+
+@triton.jit
+def _over_channel(tile, BY_COLUMN: tl.constexpr):
+    """The sum of a tile over what its channels own: [1, BLOCK_L] by column, else [1, 1]."""
+    if not BY_COLUMN:
+        tile = tl.sum(tile, axis=1, keep_dims=True)
+    return tl.sum(tile, axis=0, keep_dims=True)
+
+
+@triton.jit
+def statistics_kernel(
+    y_ptr,  # [T * R, C] channels_last, [T * R, C, L] contiguous
+    partial_ptr,  # [3, programs (* columns), C] out, float32: number, mean, squared deviations from it
+    R,  # rows, time included
+    C,
+    L,
+    programs,
+    BLOCK_R: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BY_COLUMN: tl.constexpr,
+):
+    """Moments of each channel's share. Every lane follows its own mean (Welford 1962), so that neither a far mean nor
+    a far first element loses digits; the lanes' moments then join (Chan et al. 1979)."""
+    first, column, channel = own_tile(tl.program_id(0), C, L, BLOCK_L, BY_COLUMN)
+    offs, inside, channels, valid = elements(
+        first, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN
+    )
+    mean = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
+    spread = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
+    k = 0.0
+    for row in range(first, blocks(R, BLOCK_R), programs):
+        offs, inside, channels, valid = elements(
+            row, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN
+        )
+        y = tl.load(y_ptr + offs, mask=inside, other=0.0).to(tl.float32)
+        k += 1.0
+        weight = tl.where(k > 1.0, 1.0 / k, 1.0)
+        d = y - mean
+        mean += d * tl.where(inside, weight, 0.0)
+        spread += d * (d * tl.where(inside, 1.0 - weight, 0.0))
+    # Only the last visit can leave out a row that the others reach.
+    visits = tl.cdiv(blocks(R, BLOCK_R) - first, programs)
+    last = (first + (visits - 1) * programs) * BLOCK_R + tl.arange(0, BLOCK_R)[:, None]
+    number = tl.where(last < R, visits, visits - 1).to(tl.float32)
+    if not BY_COLUMN:
+        number = tl.where(column * BLOCK_L + tl.arange(0, BLOCK_L)[None, :] < L, number, 0.0)
+    count = _over_channel(number, BY_COLUMN)
+    joined = _over_channel(number * mean, BY_COLUMN) / count
+    joined += _over_channel(number * (mean - joined), BY_COLUMN) / count  # what rounding took
+    away = mean - joined
+    spread = _over_channel(spread + number * away * away, BY_COLUMN)
+    part = tl.cast(first, tl.int64)
+    parts = tl.cast(programs, tl.int64)
+    if not BY_COLUMN:
+        part = part * blocks(L, BLOCK_L) + column
+        parts = parts * blocks(L, BLOCK_L)
+    place = partial_ptr + part * C + channels
+    tl.store(place, count, mask=valid)
+    tl.store(place + parts * C, joined, mask=valid)
+    tl.store(place + 2 * parts * C, spread, mask=valid)
+
+
+@triton.jit(do_not_specialize=["count"])
+def join_statistics_kernel(
+    partial_ptr,  # [3, parts, C]
+    mean_ptr,  # [C] out
+    var_ptr,  # [C] out
+    parts,
+    C,
+    count,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Mean and biased variance of each channel from its parts, joined in a fixed order."""
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+    p = tl.arange(0, BLOCK_P)[:, None]
+    at = partial_ptr + p * C + c
+    plane = tl.cast(parts, tl.int64) * C
+    base = tl.load(partial_ptr + plane + c, mask=c < C, other=0.0)  # the first part's mean
+    total = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
+    for start in range(0, parts, BLOCK_P):
+        here = (start + p < parts) & (c < C)
+        number = tl.load(at + start * C, mask=here, other=0.0)
+        mean = tl.load(at + plane + start * C, mask=here, other=0.0)
+        total += number * (mean - base)
+    joined = base + tl.sum(total, axis=0, keep_dims=True) / count
+    spread = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
+    for start in range(0, parts, BLOCK_P):
+        here = (start + p < parts) & (c < C)
+        number = tl.load(at + start * C, mask=here, other=0.0)
+        away = tl.load(at + plane + start * C, mask=here, other=0.0) - joined
+        spread += tl.load(at + 2 * plane + start * C, mask=here, other=0.0) + number * away * away
+    tl.store(mean_ptr + c, joined, mask=c < C)
+    tl.store(var_ptr + c, tl.sum(spread, axis=0, keep_dims=True) / count, mask=c < C)
+
+
+@triton.jit(do_not_specialize=["eps", "bn_scale", "count"])
+def norm_backward_kernel(
+    dx_ptr,  # [T, N]
+    y_ptr,  # [T, N]
+    mean_ptr,  # [C]
+    var_ptr,  # [C]
+    weight_ptr,  # [C] or None
+    step_gain_ptr,  # [T] or None
+    sums_ptr,  # [2, C]
+    dy_ptr,  # [T, N] out
+    eps,
+    bn_scale,
+    count,
+    R,
+    C,
+    L,
+    T: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BY_COLUMN: tl.constexpr,
+):
+    """dy = scale * (dz - mean(dz) - xhat * mean(dz * xhat)) from the stored dx."""
+    row, column, channel = own_tile(tl.program_id(0), C, L, BLOCK_L, BY_COLUMN)
+    offs, inside, channels, valid = elements(
+        row, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN
+    )
+    step = step_size(R, C, L, BY_COLUMN)
+    mean, rstd, affine, _ = norm_constants(
+        mean_ptr, var_ptr, weight_ptr, None, eps, bn_scale, channels, valid
+    )
+    scale = affine * rstd
+    mean_dz, mean_dz_xhat = channel_means(sums_ptr, C, count, channels, valid)
+    for chunk in range((T + CHUNK - 1) // CHUNK):
+        k = tl.cast(chunk, tl.int32)
+        for j in tl.static_range(CHUNK):
+            t, at, here = time_step(k, j, offs, inside, step, T, CHUNK)
+            dz = tl.load(dx_ptr + at, mask=here, other=0.0).to(tl.float32)
+            if step_gain_ptr is not None:
+                dz = tl.load(step_gain_ptr + t, mask=t < T, other=0.0) * dz
+            xhat = (tl.load(y_ptr + at, mask=here, other=0.0).to(tl.float32) - mean) * rstd
+            dy = scale * (dz - mean_dz - xhat * mean_dz_xhat)
+            tl.store(dy_ptr + at, dy.to(dy_ptr.dtype.element_ty), mask=here)
+
+
+def norm_backward(dx, y, mean, var, weight, step_gain, sums, eps, bn_scale, count, dy) -> None:
+    """Fill dy, which may be dx itself, with dL/dy of batch norm from dL/dx and the channel sums."""
+    tiles = tiling(y, True, vector_width(y))
+    with torch.cuda.device_of(y):
+        norm_backward_kernel[(tiles.row_tiles * tiles.lanes,)](
+            dx, y, mean, var, weight, step_gain, sums, dy, eps, bn_scale, count, tiles.R, tiles.C, tiles.L,
+            T=y.shape[0], CHUNK=min(y.shape[0], 4),  # steps under way at once; more would spill
+            BLOCK_R=tiles.block_r, BLOCK_L=tiles.block_l, BY_COLUMN=tiles.by_column,
+            num_warps=WARPS, enable_fp_fusion=False,
+        )  # fmt: skip
+
+
+def channel_statistics(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and biased variance of each channel of y [T, B, C, ...], [C] each."""
+    step = tiling(y, True, vector_width(y))
+    tiles = Tiling(step.R * y.shape[0], step.C, step.L, step.block_r, step.block_l, step.by_column)
+    programs = tiles.programs(walking=True)
+    parts = tiles.parts(programs)
+    partial = y.new_empty((3, parts, tiles.C), dtype=torch.float32)
+    mean, var = (y.new_empty(tiles.C, dtype=membrane_dtype(y.dtype)) for _ in range(2))
+    with torch.cuda.device_of(y):
+        statistics_kernel[(programs * tiles.lanes,)](
+            y, partial, tiles.R, tiles.C, tiles.L, programs,
+            BLOCK_R=tiles.block_r, BLOCK_L=tiles.block_l, BY_COLUMN=tiles.by_column, num_warps=WARPS,
+            enable_fp_fusion=True,
+        )  # fmt: skip
+        join_statistics_kernel[(-(-tiles.C // JOIN_CHANNELS),)](
+            partial, mean, var, parts, tiles.C, float(y.numel() // tiles.C),
+            BLOCK_P=JOIN_PARTS, BLOCK_C=JOIN_CHANNELS, num_warps=WARPS, enable_fp_fusion=True,
+        )  # fmt: skip
+    return mean, var
