@@ -1,7 +1,7 @@
 #!/bin/sh
 # Everything that docs/gradient_flow.md shows: about five hours of one CPU core.
 #   sh docs/gradient_flow.sh [FOLDER]
-# Cells that are finished are kept, so it goes on where it was stopped.
+# Cells that are finished are kept, so it continues where it was stopped.
 set -eu
 out=${1:-runs/gradient_flow}
 sweep="python -m spiketriton.sweep docs/gradient_flow.toml"

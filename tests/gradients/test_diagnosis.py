@@ -89,7 +89,7 @@ def test_a_deep_plain_net_forgets_the_image_and_shortcuts_keep_it():
     assert lost is not None
     assert f"from {names[lost]} on it is as different as another image" in plain.forgotten()
     assert "another image" not in skips.forgotten()
-    # the number beside the cure is that of the net with it
+    # the number given with the cure is that of the net with it
     why = f"the last layer then sees the image (overlap {skips.overlap[-1]:.2f})"
     assert Cure("model.block=ms", why) in plain.cures
     # what else would keep it, as a net without norm that hardly fires, is no cure
