@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from spiketriton.trained.conversion import levels
-from spiketriton.trained.converted import ConvertedIF
+from spiketriton.trained.converted import ConvertedIF, PooledCurrent, converted_network
+from tests.small_runs import small_recipe
 
 
 @pytest.mark.parametrize("steps", [1, 4, 7])
@@ -16,3 +17,47 @@ def test_a_neuron_rounds_its_current_to_levels(steps):
     expected = levels(current[0], neuron.threshold, steps)
     assert torch.allclose(neuron(current).mean(0), expected, atol=1e-5)
     assert [len(column.unique()) for column in expected.T] == [steps + 1] * 3
+
+
+def test_a_neuron_starts_half_way_and_keeps_its_membrane_when_stateful():
+    """Threshold 1: 0.5 + 0.25 a step reaches it at the 2nd and, after a soft reset, the 6th."""
+    neuron = ConvertedIF(1)
+    current = torch.full((6, 1, 1), 0.25)
+    assert neuron(current).flatten().tolist() == [0, 1, 0, 0, 0, 1]
+    assert neuron(current[:3]).flatten().tolist() == [0, 1, 0]  # from the start again
+    neuron.stateful = True
+    assert torch.cat([neuron(current[:3]), neuron(current[3:])]).flatten().tolist() == [
+        0, 1, 0, 0, 0, 1,
+    ]  # fmt: skip
+    neuron.stateful, neuron.v = False, None
+    neuron.shift.fill_(0.25)
+    neuron.threshold.fill_(2.0)
+    assert neuron(current).flatten().tolist() == [0, 2, 0, 0, 0, 2]  # twice the current
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4), (2, 3, 4, 5, 6)])
+def test_thresholds_lie_along_the_channels(shape):
+    neuron = ConvertedIF(4)
+    neuron.threshold.copy_(torch.tensor([1.0, 2, 3, 4]))
+    out = neuron(torch.full(shape, 10.0))
+    assert torch.equal(out.movedim(2, -1), neuron.threshold.expand_as(out.movedim(2, -1)))
+
+
+def test_the_pool_of_the_stem_moves_before_its_neuron():
+    recipe = small_recipe(
+        "model.name=resnet18", "model.stem=imagenet", "neuron.kind=if", "neuron.reset=soft",
+        "model.norm=none",
+    )  # fmt: skip
+    net = converted_network(recipe, classes=10, channels=1, image_size=32)
+    assert isinstance(net.bn1, PooledCurrent)
+    assert net.maxpool is None
+    assert all(isinstance(neuron, ConvertedIF) for _, neuron in net.spiking_layers())
+    currents = torch.randn(3, 2, 4, 16, 16)
+    pooled = net.bn1(currents)
+    expected = torch.stack([torch.nn.functional.max_pool2d(x, 3, 2, 1) for x in currents])
+    assert torch.equal(pooled, expected)
+    assert net(torch.randn(2, 1, 32, 32), 2).shape == (2, 2, 10)
+    assert not hasattr(converted_network(
+        small_recipe("neuron.kind=if", "neuron.reset=soft", "model.norm=none"),
+        classes=10, channels=1, image_size=8,
+    ).bn1, "pool")  # fmt: skip

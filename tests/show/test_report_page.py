@@ -1,0 +1,95 @@
+"""The parts of the report's page, from evaluations and a run folder."""
+
+import json
+
+import pytest
+
+from spiketriton.runs.folder import RunFolder
+from spiketriton.show.figures import new_figure
+from spiketriton.show.report_page import _commands, _facts, _figure, _subtitle, _table, page
+from tests.show.support import ann, evaluation
+from tests.small_runs import small_recipe
+
+
+@pytest.fixture
+def folder(tmp_path) -> RunFolder:
+    folder = RunFolder.create(tmp_path / "a run", "x")
+    folder.begin_session(small_recipe(), {"command": "python -m x <y>", "time": "now", "gpu": None})
+    return folder
+
+
+def test_facts_are_those_at_t_and_of_the_last_row():
+    rows = [{"epoch": 1.0, "seconds": 1.0}, {"epoch": 2.5, "seconds": 90.0}]
+    facts = _facts(evaluation(), rows)
+    for shown in (
+        "<b>75.00 %</b><span>accuracy, 95 %: 65.0-85.0</span>",
+        "<b>3</b><span>time steps</span>",
+        "<b>4.6 µJ</b>",
+        "<b>32.1 %</b><span>mean rate</span>",
+        "<b>1,234</b><span>images/s</span>",
+        "<b>2.5</b><span>epochs, 1.5 minutes</span>",
+    ):
+        assert shown in facts, shown
+    assert "<b>32.1 %</b><span>active</span>" in _facts(ann(), [])
+    assert _facts(None, []) == '<div class="facts"></div>'
+
+
+def test_the_subtitle_names_the_net():
+    assert _subtitle(small_recipe()) == (
+        "resnet8, plain blocks, LIF neurons with hard reset, T = 3, on digits; surrogate atan, "
+        "height 1, width 1.0"
+    )
+    twin = _subtitle(small_recipe("neuron.kind=relu"))
+    assert twin == "resnet8, ANN twin (ReLU), on digits"
+
+
+def test_a_table_escapes_its_cells_and_marks_the_runs_own_row():
+    text = _table(("a<b",), [("1",), ("2&3",)], [False, True])
+    assert "<th>a&lt;b</th>" in text
+    assert '<tr><td>1</td></tr><tr class="own"><td>2&amp;3</td></tr>' in text
+    assert 'class="own"' not in _table(("a",), [("1",)])
+
+
+@pytest.mark.parametrize(("width", "two"), [(9, False), (9.5, True)])
+def test_only_wide_pictures_scroll(width, two):
+    text = _figure(new_figure(width, 1), 'a "b"')
+    assert ('class="two"' in text) == two
+    assert 'alt="a &quot;b&quot;" src="data:image/png;base64,iVBOR' in text
+
+
+def test_commands_are_those_of_the_sessions_and_how_to_see_more(folder):
+    (text,) = _commands(folder, [evaluation(), ann()])
+    path = str(folder.path)
+    assert text == (
+        f"<pre>python -m x &lt;y&gt;\npython -m spiketriton.evaluate &#x27;{path}&#x27; --against "
+        f"runs/twin\npython -m spiketriton.report &#x27;{path}&#x27; --against runs/twin</pre>"
+    )
+    (text,) = _commands(folder, [evaluation()])
+    assert "--against" not in text
+
+
+def test_a_page_has_the_sections_for_which_there_is_something(folder):
+    folder.metrics.append(
+        {"kind": "train", "step": s, "epoch": s / 2, "seconds": 2.0, "loss": 1.0, "lr": 0.1, "grad_norm": 2.0}
+        for s in (1, 2)
+    )  # fmt: skip
+    text = page(folder, small_recipe(), [evaluation(), ann()])
+    heads = [part.partition("</h2>")[0] for part in text.split("<h2>")[1:]]
+    assert heads == [
+        "Accuracy",
+        "Cost",
+        "Training",
+        "Activity",
+        "Recipe",
+        "Environment",
+        "Commands",
+    ]
+    assert text.count('<tr class="own">') == 2  # T of each run
+    assert text.count("<img") == 5
+    assert "gpu" not in text
+    assert "synthetic noise" not in text
+    text = page(folder, small_recipe("data.name=synthetic"), [])
+    assert "synthetic noise" in text
+    assert text.count("<h2>") == 4
+    folder.environment.write_text(json.dumps([]))
+    assert "<h2>Environment" not in page(folder, small_recipe(), [])
