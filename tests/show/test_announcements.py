@@ -3,10 +3,16 @@
 import io
 from pathlib import Path
 
-from spiketriton.config import replace
-from spiketriton.show.announcements import summary, what_next
+import pytest
+import torch
+
+from spiketriton.config import replace, to_toml
+from spiketriton.data import build_data
+from spiketriton.models import build_model
+from spiketriton.show.announcements import announce_parts, announce_run, summary, what_next
 from spiketriton.show.display import Display
-from spiketriton.training.plan import Progress
+from spiketriton.training.plan import Plan, Progress
+from spiketriton.training.ranks import Ranks
 from tests.show.support import outcome
 from tests.small_runs import small_recipe
 
@@ -61,3 +67,55 @@ def test_what_next_offers_commands_that_change_the_recipe():
             override = command.removeprefix(start).split("    # ")[0]
             assert replace(recipe, override) != recipe
         assert f"neuron.kind={other}" in commands[0]
+
+
+def announced(*overrides: str, ranks: Ranks | None = None) -> list[str]:
+    recipe = small_recipe(*overrides)
+    data = build_data(recipe)
+    model = build_model(recipe, classes=10, channels=data.channels, image_size=data.image_size)
+    display = Display(io.StringIO())
+    announce_parts(display, recipe, data, model, Plan.of(recipe, data), ranks)
+    return display.stream.getvalue().splitlines()
+
+
+def test_the_parts_of_a_run():
+    lines = announced()
+    assert lines[0] == ("data: digits, 120 training and 50 test images of 1x8x8, 10 classes")
+    assert lines[1].startswith("network: resnet8, ")
+    assert lines[1].endswith(" parameters, 7 spiking layers over 3 time steps")
+    assert lines[2] == f"threads: {torch.get_num_threads()}"
+    assert lines[3].startswith("neurons: ")
+    assert lines[4:] == ["plan: 21 steps of 16 images, 7 steps an epoch", ""]
+
+
+def test_an_ann_has_no_neurons_and_synthetic_images_are_named():
+    lines = announced("neuron.kind=relu", "data.name=synthetic", "train.accumulate=2")
+    assert lines[0].startswith("data: synthetic (synthetic images), ")
+    assert lines[1].endswith(" parameters, an ANN")
+    assert not [line for line in lines if line.startswith("neurons")]
+    assert lines[-2].startswith("plan: 21 steps of 16 images in 2 parts, ")
+
+
+@pytest.mark.parametrize(
+    ("sync", "norms"), [("true", "all ranks together"), ("false", "each rank by itself")]
+)
+def test_ranks_are_named_with_their_norms(sync, norms, monkeypatch):
+    monkeypatch.setattr(Ranks, "in_words", lambda self: "2 ranks, by gloo")
+    lines = announced(f"train.sync_bn={sync}", ranks=Ranks())
+    assert f"ranks: 2 ranks, by gloo; batch norm's statistics are those of {norms}" in lines
+
+
+def test_what_is_about_to_run_where_and_why():
+    display = Display(io.StringIO())
+    announce_run(display, small_recipe("train.device=cpu"), Path("runs/x"))
+    text = display.stream.getvalue()
+    for words in (
+        "spiketriton ",
+        "recipe small, resolved:\n\n",
+        to_toml(small_recipe("train.device=cpu")),
+        "device: cpu, ",
+        "precision: fp32, as the recipe says\n",
+        "cost: there is no GPU in this run",
+        "run folder: runs/x\n",
+    ):
+        assert words in text, words

@@ -61,3 +61,13 @@ def test_the_pool_of_the_stem_moves_before_its_neuron():
         small_recipe("neuron.kind=if", "neuron.reset=soft", "model.norm=none"),
         classes=10, channels=1, image_size=8,
     ).bn1, "pool")  # fmt: skip
+
+
+def test_a_pool_without_a_neuron_before_it_stays():
+    recipe = small_recipe(
+        "model.name=resnet18", "model.stem=imagenet", "model.block=ms", "neuron.kind=if",
+        "neuron.reset=soft", "model.norm=none",
+    )  # fmt: skip
+    net = converted_network(recipe, classes=10, channels=1, image_size=32)
+    assert isinstance(net.maxpool, torch.nn.MaxPool2d)
+    assert not isinstance(net.bn1, PooledCurrent)
