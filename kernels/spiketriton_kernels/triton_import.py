@@ -20,7 +20,9 @@ except ModuleNotFoundError as missing:
     class _Absent:
         """Stands where triton would: decorators pass the function through, annotations are inert."""
 
-        constexpr = Any
+        @staticmethod
+        def constexpr(value: Any) -> Any:
+            return value
 
         @staticmethod
         def jit(function: Any = None, **_: Any) -> Any:

@@ -33,6 +33,16 @@ from .triton_tiles import (
 
 _FLOATS = ["decay", "leak", "gain", "threshold", "v_reset", "v_start", "eps", "bn_scale"]
 
+PROBE_WIDTH = tl.constexpr(len(PROBE_FIELDS))
+GRAD_SPIKE_SQ = tl.constexpr(PROBE_FIELDS.index("grad_spike_sq"))
+GRAD_INPUT_SQ = tl.constexpr(PROBE_FIELDS.index("grad_input_sq"))
+GRAD_CARRY_SQ = tl.constexpr(PROBE_FIELDS.index("grad_carry_sq"))
+TIME_FACTOR = tl.constexpr(PROBE_FIELDS.index("time_factor"))
+OUTSIDE = tl.constexpr(PROBE_FIELDS.index("outside"))
+SPIKES = tl.constexpr(PROBE_FIELDS.index("spikes"))
+GRAD_INPUT_MAX = tl.constexpr(PROBE_FIELDS.index("grad_input_max"))
+NONFINITE = tl.constexpr(PROBE_FIELDS.index("nonfinite"))
+
 
 @triton.jit
 def _parameter(ptr, value, channels, valid, KIND: tl.constexpr):
@@ -88,6 +98,7 @@ def _discharge(h, fired, threshold, v_reset, RESET: tl.constexpr):
 @triton.jit
 def _step_back(
     h,
+    fired,
     grad_s,
     carry,
     threshold,
@@ -107,7 +118,7 @@ def _step_back(
         unit = phi(u * inverse_width, SHAPE)
     slope = height * unit
     if RESET == "hard":
-        jump = tl.where(h >= threshold, 0.0, 1.0)
+        jump = tl.where(fired, 0.0, 1.0)
         if not DETACH:
             jump = jump + (v_reset - h) * slope
     else:
@@ -119,13 +130,13 @@ def _step_back(
 
 @triton.jit
 def _parts_of_reset(
-    h, grad_s, carry, threshold, v_reset, RESET: tl.constexpr, DETACH: tl.constexpr
+    h, fired, grad_s, carry, threshold, v_reset, RESET: tl.constexpr, DETACH: tl.constexpr
 ):
     """(dL/ds with what comes through the reset, dv/dthreshold besides that)."""
     through_s = grad_s
     through_v = tl.zeros(h.shape, tl.float32)
     if RESET == "soft":
-        through_v = tl.where(h >= threshold, -1.0, 0.0)
+        through_v = tl.where(fired, -1.0, 0.0)
         if not DETACH:
             through_s = grad_s - carry * threshold
     if RESET == "hard" and not DETACH:
@@ -134,31 +145,46 @@ def _parts_of_reset(
 
 
 @triton.jit
-def _observe(row_ptr, here, kept, grad_s, dx, carry, factor, unit, fired, REACH: tl.constexpr):
-    """One row of a probe, in the order of ``PROBE_FIELDS``: this tile's share of one step."""
+def _observe(
+    row_ptr, here, kept, grad_s, dx, carry, decay, jump, unit, fired, REACH: tl.constexpr
+):  # fmt: skip
+    """One row of a probe: this tile's share of one step."""
+    counted = tl.where(here, 1.0, 0.0)
     finite = tl.abs(dx) < float("inf")
+    tl.store(row_ptr + GRAD_SPIKE_SQ, total(counted * grad_s * grad_s), mask=kept)
+    tl.store(row_ptr + GRAD_INPUT_SQ, total(tl.where(here, dx * dx, 0.0)), mask=kept)
+    tl.store(row_ptr + GRAD_CARRY_SQ, total(tl.where(here, carry * carry, 0.0)), mask=kept)
+    tl.store(row_ptr + TIME_FACTOR, total(tl.where(here, tl.abs(decay * jump), 0.0)), mask=kept)
+    tl.store(row_ptr + OUTSIDE, total(tl.where(here & (unit < REACH), 1.0, 0.0)), mask=kept)
+    tl.store(row_ptr + SPIKES, total(tl.where(here & fired, 1.0, 0.0)), mask=kept)
     largest = tl.max(tl.max(tl.where(here & finite, tl.abs(dx), 0.0), axis=1), axis=0)
-    tl.store(row_ptr, total(tl.where(here, 1.0, 0.0) * grad_s * grad_s), mask=kept)
-    tl.store(row_ptr + 1, total(tl.where(here, dx * dx, 0.0)), mask=kept)
-    tl.store(row_ptr + 2, total(tl.where(here, carry * carry, 0.0)), mask=kept)
-    tl.store(row_ptr + 3, total(tl.where(here, tl.abs(factor), 0.0)), mask=kept)
-    tl.store(row_ptr + 4, total(tl.where(here & (unit < REACH), 1.0, 0.0)), mask=kept)
-    tl.store(row_ptr + 5, total(tl.where(here & fired, 1.0, 0.0)), mask=kept)
-    tl.store(row_ptr + 6, largest, mask=kept)
-    tl.store(row_ptr + 7, total(tl.where(here & (finite == 0), 1.0, 0.0)), mask=kept)
+    tl.store(row_ptr + GRAD_INPUT_MAX, largest, mask=kept)
+    tl.store(row_ptr + NONFINITE, total(tl.where(here & (finite == 0), 1.0, 0.0)), mask=kept)
 
 
 @triton.jit
-def _store_by_channel(
-    ptr, tile, first, column, channel, C, L, BLOCK_L: tl.constexpr, BY_COLUMN: tl.constexpr
+def _channel_place(
+    first, column, channel, columns, C, L, BLOCK_L: tl.constexpr, BY_COLUMN: tl.constexpr
 ):
-    """A program's sum of each channel, into [parts, C]."""
+    """Where a program's sums of its channels go in [parts, C], and their mask."""
     if BY_COLUMN:
         l = column * BLOCK_L + tl.arange(0, BLOCK_L)
-        tl.store(ptr + tl.cast(first, tl.int64) * C + l, tl.sum(tile, axis=0), mask=l < L)
+        place = tl.cast(first, tl.int64) * C + l
+        keep = l < L
     else:
-        part = tl.cast(first, tl.int64) * blocks(L, BLOCK_L) + column
-        tl.store(ptr + part * C + channel, total(tile))
+        place = (tl.cast(first, tl.int64) * columns + column) * C + channel
+        keep = channel >= 0
+    return place, keep
+
+
+@triton.jit
+def _by_channel(tile, BY_COLUMN: tl.constexpr):
+    """A program's sum of each of its channels."""
+    if BY_COLUMN:
+        sums = tl.sum(tile, axis=0)
+    else:
+        sums = total(tile)
+    return sums
 
 
 @triton.jit(do_not_specialize=_FLOATS)
@@ -360,16 +386,17 @@ def walk_kernel(
             for j in tl.static_range(CHUNK - 1, -1, -1):
                 t, at, here = time_step(k, j, offs, inside, step, T, CHUNK)
                 h = potentials[j]
+                fired = h >= thresholds
                 grad_s = tl.load(grad_s_ptr + at, mask=here, other=0.0).to(tl.float32)
                 dh, jump, unit, slope = _step_back(
-                    h, grad_s, carry, thresholds, widths, inverse_width, v_reset, height, RESET, DETACH, SHAPE
+                    h, fired, grad_s, carry, thresholds, widths, inverse_width, v_reset, height, RESET, DETACH, SHAPE
                 )  # fmt: skip
                 dx = gain * dh
                 if dx_ptr is not None:
                     tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=here)
                 if partial_parameters_ptr is not None:
                     through_s, through_v = _parts_of_reset(
-                        h, grad_s, carry, thresholds, v_reset, RESET, DETACH
+                        h, fired, grad_s, carry, thresholds, v_reset, RESET, DETACH
                     )
                     if DECAY != "float":
                         before = start
@@ -388,10 +415,9 @@ def walk_kernel(
                         by_width = through_s * height * (primitive(z, SHAPE) - z * unit)
                         d_width += tl.where(here, by_width, 0.0)
                 if partial_probe_ptr is not None:
-                    row_ptr = partial_probe_ptr + (tl.cast(tile, tl.int64) * T + t) * 8
-                    fired = h >= thresholds
+                    row_ptr = partial_probe_ptr + (tl.cast(tile, tl.int64) * T + t) * PROBE_WIDTH
                     _observe(
-                        row_ptr, here, t < T, grad_s, dx, carry, decays * jump, unit, fired, REACH
+                        row_ptr, here, t < T, grad_s, dx, carry, decays, jump, unit, fired, REACH
                     )
                 if NORM:
                     xhat = (inputs[j].to(tl.float32) - mean) * rstd
@@ -420,24 +446,17 @@ def walk_kernel(
     plane = tl.cast(programs, tl.int64) * C
     if not BY_COLUMN:
         plane = plane * columns
+    place, keep = _channel_place(first, column, channel, columns, C, L, BLOCK_L, BY_COLUMN)
     if partial_sums_ptr is not None:
-        _store_by_channel(
-            partial_sums_ptr, sum_dz, first, column, channel, C, L, BLOCK_L, BY_COLUMN
-        )
-        _store_by_channel(
-            partial_sums_ptr + plane, sum_dz_xhat, first, column, channel, C, L, BLOCK_L, BY_COLUMN
-        )
+        at = partial_sums_ptr + place
+        tl.store(at, _by_channel(sum_dz, BY_COLUMN), mask=keep)
+        tl.store(at + plane, _by_channel(sum_dz_xhat, BY_COLUMN), mask=keep)
     if partial_parameters_ptr is not None:
         if (DECAY == "channel" or THRESHOLD == "channel") or WIDTH == "channel":
-            _store_by_channel(
-                partial_parameters_ptr, d_decay, first, column, channel, C, L, BLOCK_L, BY_COLUMN
-            )
-            _store_by_channel(
-                partial_parameters_ptr + plane, d_threshold, first, column, channel, C, L, BLOCK_L, BY_COLUMN
-            )  # fmt: skip
-            _store_by_channel(
-                partial_parameters_ptr + 2 * plane, d_width, first, column, channel, C, L, BLOCK_L, BY_COLUMN
-            )  # fmt: skip
+            at = partial_parameters_ptr + place
+            tl.store(at, _by_channel(d_decay, BY_COLUMN), mask=keep)
+            tl.store(at + plane, _by_channel(d_threshold, BY_COLUMN), mask=keep)
+            tl.store(at + 2 * plane, _by_channel(d_width, BY_COLUMN), mask=keep)
         else:
             place = partial_parameters_ptr + tl.program_id(0)
             tl.store(place, total(d_decay))
