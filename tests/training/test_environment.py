@@ -7,7 +7,9 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
+from spiketriton.config import TrainConfig
 from spiketriton.errors import UserError
 from spiketriton.training import environment
 from spiketriton.training.ranks import Ranks
@@ -15,28 +17,47 @@ from spiketriton.training.ranks import Ranks
 CPU = torch.device("cpu")
 
 COUNT = """
-import resource, sys, torch
+import resource, torch
 from spiketriton.training.environment import keep_freed_memory
 torch.set_num_threads(1)
-if sys.argv[1] == "keep":
-    assert keep_freed_memory()
-faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-torch.ones(4 * 2**20)  # the first use of memory faults either way
-before = faults()
-for _ in range(10):
-    torch.ones(4 * 2**20)
-print(faults() - before)
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(4 * 2**20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(faults())
+assert keep_freed_memory()
+faults()  # the first use of memory faults either way
+print(faults())
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 def test_freed_memory_is_kept():
-    def faults(mode: str) -> int:
-        command = [sys.executable, "-c", COUNT, mode]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        return int(done.stdout)
+    done = subprocess.run([sys.executable, "-c", COUNT], capture_output=True, text=True, check=True)
+    default, kept = map(int, done.stdout.split())
+    assert kept * 10 < default
 
-    assert faults("keep") * 10 < faults("default")
+
+def test_what_is_asked_of_the_c_library(monkeypatch):
+    class Glibc:
+        gnu_get_libc_version, refused, asked = "2.36", None, list[tuple[int, int]]()
+
+        def mallopt(self, name: int, value: int) -> int:
+            self.asked.append((name, value))
+            return int(name != self.refused)
+
+    libc = Glibc()
+    monkeypatch.setattr(environment.ctypes, "CDLL", lambda name: libc)
+    assert environment.keep_freed_memory() is True
+    # M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_MAX of malloc.h
+    assert libc.asked == [(-1, 2147483647), (-2, 67108864), (-4, 0)]
+    libc.refused = -2
+    assert environment.keep_freed_memory() is False
+    monkeypatch.setattr(environment.ctypes, "CDLL", lambda name: object())
+    assert environment.keep_freed_memory() is False
 
 
 def test_versions_and_commit():
@@ -46,6 +67,52 @@ def test_versions_and_commit():
     commit, dirty = environment.commit_of_package()
     assert commit is None or re.fullmatch("[0-9a-f]{40}", commit)
     assert isinstance(dirty, bool)
+
+
+def test_the_commit_of_a_checkout(tmp_path, monkeypatch):
+    def git(*words: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        done = subprocess.run(["git", "-C", str(tmp_path), *who, *words], capture_output=True)
+        return done.stdout.decode().strip()
+
+    package = tmp_path / "spiketriton" / "__init__.py"
+    package.parent.mkdir()
+    package.write_text("")
+    git("init", "-q")
+    git("add", "-A")
+    git("commit", "-q", "-m", "x")
+    monkeypatch.setattr(environment.spiketriton, "__file__", str(package))
+    commit = git("rev-parse", "HEAD")
+    (tmp_path / "untracked").write_text("")
+    assert environment.commit_of_package() == (commit, False)
+    assert f" (commit {commit[:8]}), torch" in environment.version_line()
+    package.write_text("changed = True")
+    assert environment.commit_of_package() == (commit, True)
+    assert f" (commit {commit[:8]}, with changes), torch" in environment.version_line()
+    monkeypatch.setattr(environment, "_version", lambda name: "9.8" if name == "triton" else None)
+    assert ", triton 9.8, Python 3" in environment.version_line()
+    monkeypatch.setattr(environment, "_version", lambda name: None)
+    assert f"torch {torch.__version__}, Python 3" in environment.version_line()
+    monkeypatch.setenv("PATH", "")  # no git
+    assert environment.commit_of_package() == (None, False)
+    assert "commit" not in environment.version_line()
+
+
+def test_the_processor(tmp_path, monkeypatch):
+    info = tmp_path / "cpuinfo"
+    info.write_text("model name\t: Fast: 9\nflags\t: sse amx_bf16\n\nmodel name\t: Slow\n")
+    monkeypatch.setattr(environment, "Path", lambda path: info)
+    found = environment._cpu_info.__wrapped__()
+    assert found == {"model name": "Fast: 9", "flags": "sse amx_bf16"}
+    info.unlink()
+    assert environment._cpu_info.__wrapped__() == {}
+    for read, name in ((found, "Fast: 9"), ({}, "x86"), ({"model name": ""}, "x86")):
+        monkeypatch.setattr(environment, "_cpu_info", lambda read=read: read)
+        monkeypatch.setattr(platform, "processor", lambda: "x86")
+        assert environment.cpu_name() == name
+        assert environment._cpu_flags() == ({"sse", "amx_bf16"} if "flags" in read else set())
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    assert environment.cpu_name() == platform.machine()
 
 
 def test_outside_a_repository_there_is_no_commit(tmp_path, monkeypatch):
@@ -68,6 +135,23 @@ def test_the_device_without_a_gpu(monkeypatch, wanted, reason):
     )
     with pytest.raises(UserError, match=r'train\.device = "cuda", but PyTorch .* finds no GPU'):
         environment.choose_device("cuda")
+
+
+@pytest.mark.parametrize("wanted", ["auto", "cuda", "cpu"])
+def test_the_device_with_a_gpu(monkeypatch, wanted):
+    class Properties:
+        name, total_memory = "H100", 80 * 2**30 - 1
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: Properties.name)
+    found = environment.choose_device(wanted)
+    if wanted == "cpu":
+        assert found.value == CPU
+    else:
+        assert found == environment.Choice(torch.device("cuda", 3), "H100, 80 GiB")
+        assert environment.describe(found.value)["device"] == "H100"
 
 
 @pytest.mark.parametrize(
@@ -108,6 +192,9 @@ def test_the_precision_on_a_gpu(monkeypatch, wanted, hardware, reason):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     found = environment.choose_precision(wanted, torch.device("cuda")).reason
     assert found == reason or (wanted == "fp32" and found.startswith(reason))
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    exact = environment.choose_precision("fp32", torch.device("cuda"))
+    assert exact == environment.Choice(torch.float32, "as the recipe says")
 
 
 def test_deterministic_algorithms_on_and_off(monkeypatch):
@@ -151,3 +238,36 @@ def test_what_a_session_notes(monkeypatch):
     assert (alone["device"], alone["threads"]) == ("cpu", torch.get_num_threads())
     assert alone["cpu"]
     assert environment._version("no-such-package") is None
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    assert environment.command_line(Eight.launcher) == "python train.py 'a b.toml'"
+
+
+def test_compiling_needs_a_compiler_on_a_cpu(monkeypatch):
+    def compiled(model: nn.Module, **options: object) -> tuple:
+        return model, options
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.delenv("CXX", raising=False)
+    there: set[str] = set()
+    monkeypatch.setattr(environment.shutil, "which", lambda name: name if name in there else None)
+    net, on_gpu = nn.Linear(1, 1), nn.Linear(1, 1, device="meta")
+    with pytest.raises(UserError, match=r"needs a C\+\+ compiler"):
+        environment.compiled(net)
+    assert environment.compiled(on_gpu) == (on_gpu, {"dynamic": False})
+    for compiler in ("g++", "clang++", "mine"):
+        monkeypatch.setenv("CXX", "mine" if compiler == "mine" else "")
+        there = {compiler}
+        assert environment.compiled(net) == (net, {"dynamic": False})
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_memory_is_kept_on_a_cpu_only(monkeypatch, device):
+    done: list[object] = []
+    for name in ("use_threads", "keep_freed_memory", "use_deterministic_algorithms"):
+        monkeypatch.setattr(
+            environment, name, lambda *given, name=name: done.append((name, *given))
+        )
+    where = torch.device(device)
+    environment.set_up(TrainConfig(threads=3, deterministic=True), where)
+    kept = [("keep_freed_memory",)] * (device == "cpu")
+    assert done == [("use_threads", 3), *kept, ("use_deterministic_algorithms", True, where)]
