@@ -198,7 +198,7 @@ def _failure(trial: Trial, size: int) -> Exception | None:
     return failure
 
 
-def _trial_of(recipe: Recipe, data: Data, ranks_here: int = 1) -> Trial:
+def _trial_of(recipe: Recipe, data: Data, ranks_here: int) -> Trial:
     """A trial with the recipe's network, on noise of the data's shape.
 
     The ranks on this machine (`ranks_here`) run it at the same time, so each gets its share of the

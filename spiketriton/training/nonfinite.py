@@ -177,11 +177,11 @@ def _in_parameters(model: Network) -> Finding | None:
 
 @contextlib.contextmanager
 def _without_gradients(model: Network) -> Iterator[None]:
-    model.zero_grad(set_to_none=True)
+    model.zero_grad()
     try:
         yield
     finally:
-        model.zero_grad(set_to_none=True)
+        model.zero_grad()
 
 
 def scene(recipe_and_weights: State, step: int, batches: Sequence[Batch]) -> State:

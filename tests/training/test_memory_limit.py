@@ -75,7 +75,7 @@ def test_the_line_says_what_was_asked_and_what_lowers_it(error, asked):
         (["model.memory=packed"], 8, "model.memory"),
         (["neuron.kind=relu"], 8, "model.memory"),
         (["train.precision=fp16"], 8, "train.precision"),
-        (["train.batch_size=1"], 1, "train.batch_size,"),
+        (["train.batch_size=1"], 1, "train.batch_size"),
         (["model.checkpoint_blocks=true"], 8, "checkpoint_blocks"),
         (["model.name=plain", "model.width=4"], 8, "checkpoint_blocks"),
         (["train.compile=true"], 8, "checkpoint_blocks"),
@@ -85,6 +85,37 @@ def test_what_the_recipe_has_done_already_is_not_proposed(changes, images, gone)
     line = str(explained(CPU_ERROR, small_recipe(*changes), CPU, images))
     assert gone not in line.partition("lowers it:")[2]
     assert line.partition("lowers it:")[2]
+
+
+@pytest.mark.parametrize(("images", "fewer"), [(2, 1), (7, 1), (9, 3), (15, 5), (16, 8)])
+def test_the_next_smaller_micro_batch_is_proposed(images, fewer):
+    tips = memory_limit._remedies(small_recipe("train.batch_size=2"), images)
+    assert tips[0] == f"train.micro_batch={fewer} or auto (the same batch in more parts)"
+    assert "a lower train.batch_size" in tips
+
+
+def test_a_recipe_that_has_done_everything_may_be_smaller():
+    done = ["train.batch_size=1", "train.precision=bf16", "neuron.kind=relu", "train.compile=true"]
+    tips = memory_limit._remedies(small_recipe(*done), 1)
+    assert tips == ["a smaller model.width, data.image_size or time_steps"]
+    for name in ("mlp", "plain"):
+        assert memory_limit._remedies(small_recipe(*done[:3], f"model.name={name}"), 1) == tips
+
+
+def test_on_a_gpu_the_line_has_its_memory(monkeypatch):
+    class Properties:
+        total_memory = 80 * 2**30
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**20)
+    line = str(explained(GPU_ERROR, small_recipe(), torch.device("cuda"), 16))
+    assert "2.50 GiB more was asked for, the peak allocated before was 3 MiB of 81920 MiB; " in line
+    assert "memory more was asked for" in str(explained(MemoryError(), small_recipe(), CPU, 16))
+
+
+def test_before_training_a_smaller_net_is_proposed():
+    assert "first step: 1000.0 MiB more was asked for" in str(memory_limit.too_large(CPU_ERROR))
+    assert "first step: memory more was asked for" in str(memory_limit.too_large(MemoryError()))
 
 
 LARGE = ["time_steps=8", "model.width=64", "data.image_size=32", "train.batch_size=120"]
@@ -150,7 +181,13 @@ def trial_of(limit: int, tried: list[int]) -> memory_limit.Trial:
 
 @pytest.mark.parametrize(
     ("batch", "limit", "size", "tries"),
-    [(16, 99, 16, [16]), (16, 5, 4, [16, 8, 4]), (60, 19, 15, [60, 30, 20, 15]), (7, 6, 1, [7, 1])],
+    [
+        (16, 99, 16, [16]),
+        (16, 5, 4, [16, 8, 4]),
+        (60, 19, 15, [60, 30, 20, 15]),
+        (6, 2, 2, [6, 3, 2]),
+        (7, 6, 1, [7, 1]),
+    ],
 )
 def test_the_largest_divisor_that_fits(tmp_path, batch, limit, size, tries):
     recipe = small_recipe("train.micro_batch=auto", f"train.batch_size={batch}")
@@ -249,13 +286,16 @@ def test_ranks_share_the_memory_and_wait_for_each_other(tmp_path, monkeypatch):
             return max(value, -2.0)  # the other one has room for two
 
     recipe = small_recipe("train.micro_batch=auto")
-    folder, data = RunFolder.create(tmp_path / "run", "small"), build_data(recipe)
-    found = settle(recipe, data, folder, print, trial=lambda images: None, ranks=Two())
-    assert found.train.accumulate == 8
+    folder, data = RunFolder.create(tmp_path / "run", "small"), build_data(recipe, world_size=2)
+    tried: list[int] = []
+    found = settle(recipe, data, folder, print, trial=tried.append, ranks=Two())
+    assert tried == [8]  # of 16 images on two ranks
+    assert found.train.accumulate == 4
     assert said == ["met", "agreed"]
 
     class Pool(ThreadPoolExecutor):
         def __init__(self, workers: int, mp_context: object) -> None:
+            assert workers == 1
             super().__init__(workers)
 
     given = []
@@ -264,6 +304,50 @@ def test_ranks_share_the_memory_and_wait_for_each_other(tmp_path, monkeypatch):
     monkeypatch.setattr(memory_limit, "_within", lambda free, *_: given.append(free))
     memory_limit._trial_of(recipe, data, ranks_here=2)(4)
     assert given == [500]
+
+
+@pytest.mark.parametrize(
+    ("free", "used", "hard", "limit"),
+    [
+        (300, 200, resource.RLIM_INFINITY, 500),
+        (300, 200, 450, 450),
+        (300, 200, 900, 500),
+        (None, 200, 900, None),
+        (300, None, 900, None),
+    ],
+)
+def test_a_trial_gets_what_is_free_and_never_more_than_allowed(
+    monkeypatch, free, used, hard, limit
+):
+    done: list[object] = []
+    monkeypatch.setattr(memory_limit, "_data_memory", lambda: used)
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (77, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda *given: done.append(given))
+    memory_limit._within(free, done.append, 4)
+    assert done == [*([(resource.RLIMIT_DATA, (limit, hard))] if limit else []), 4]
+
+
+def test_a_trial_is_a_step_and_one_more_backward_on_noise(monkeypatch):
+    """The second one has gradients, optimizer state and activations at once."""
+    seen: list[tuple] = []
+    loss_of = memory_limit.build_loss
+
+    def build_loss(cfg):
+        def loss(currents: Tensor, labels: Tensor) -> Tensor:
+            seen.append((list(currents.shape), labels.tolist()))
+            return loss_of(cfg)(currents, labels)
+
+        return loss
+
+    monkeypatch.setattr(memory_limit, "build_loss", build_loss)
+    compiled: list[object] = []
+    keep = lambda model: compiled.append(model) or model  # noqa: E731
+    monkeypatch.setattr(memory_limit.environment, "compiled", keep)
+    for word in ("false", "true"):
+        memory_limit._train(small_recipe(f"train.compile={word}"), 7, 2, 12, 5)
+        assert seen == [([3, 5, 7], [0] * 5)] * 2
+        assert len(compiled) == (word == "true")
+        seen.clear()
 
 
 def test_what_was_found_goes_with_a_run_that_never_began(tmp_path):
@@ -283,20 +367,22 @@ def test_the_free_memory_of_this_machine():
     assert memory_limit._field(Path("/no/such/file"), "MemTotal") is None
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        (["train.micro_batch=4", "train.accumulate=2"], "both divide a step"),
-        (["train.micro_batch=auto", "train.accumulate=2"], 'train.micro_batch = "auto" and'),
-        (["train.micro_batch=5"], "train.micro_batch = 5 does not divide train.batch_size = 16"),
-        (["train.micro_batch=17"], "does not divide"),
-        (["model.checkpoint_blocks=true", "train.compile=true"], "accepted: one of them"),
-        (["model.name=plain", "model.checkpoint_blocks=true"], "has no effect"),
-    ],
-)
-def test_contradictions(changes, words):
-    with pytest.raises(UserError, match=words.replace(".", r"\.")):
-        small_recipe(*changes)
+def test_the_free_memory_of_a_container(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory_limit, "Path", lambda path: tmp_path / path.lstrip("/"))
+    assert memory_limit.available_host_memory() is None
+    assert memory_limit._data_memory() is None
+    for path, text in (
+        ("proc/meminfo", "MemTotal: 999 kB\nMemAvailable:   100 kB\n"),
+        ("proc/self/status", "VmData:\t  30 kB\n"),
+        ("sys/fs/cgroup/memory.max", "max\n"),
+        ("sys/fs/cgroup/memory.current", "2000\n"),
+    ):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    assert memory_limit._data_memory() == 30 * 1024
+    for limit, free in (("max", 102_400), ("50000", 48_000), ("1000", 0), ("900000", 102_400)):
+        (tmp_path / "sys/fs/cgroup/memory.max").write_text(limit)
+        assert memory_limit.available_host_memory() == free
 
 
 def test_a_micro_batch_is_of_each_process():

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -20,8 +20,10 @@ from spiketriton.runs import checkpoint
 from spiketriton.runs.folder import RunFolder
 from spiketriton.train import main
 from spiketriton.trainer import Trainer
+from spiketriton.training import nonfinite as module
+from spiketriton.training.guard import Counts
 from spiketriton.training.nonfinite import Diverged, Finding, locate
-from tests.small_runs import SMALL, Lines, assert_equal, last_state, small_trainer
+from tests.small_runs import SMALL, Lines, assert_equal, last_state, small_recipe, small_trainer
 from tests.test_trainer import weights
 
 SKIP = ["train.nonfinite=skip", "train.max_skips=2"]
@@ -191,11 +193,13 @@ def test_a_finite_step_has_no_place(tmp_path):
 def test_a_weight_is_named(tmp_path, neuron):
     trainer = small_trainer(tmp_path / "run", f"neuron.kind={neuron}", "train.accumulate=2")
     for name in ("layer2.0.conv1", "layer3.0.conv1"):  # the first one counts
-        trainer.model.get_submodule(name).weight.data[0, 0, 0, 0] = math.nan
+        trainer.model.get_submodule(name).weight.data[0, 0, 1, 1] = math.nan
     found = located(trainer)
     assert found is not None
     assert (found.what, found.layer, found.parameters) == ("output", "layer2.0.conv1", ("weight",))
     assert found.time_step == (0 if neuron == "lif" else None)
+    assert found.of == 8 * 8 * 4 * 4  # of a micro-batch at one time step
+    assert found.count == found.of / 8  # one channel
     assert "layer2.0.conv1" in found.in_words()
     assert "whose weight is not finite" in found.in_words()
 
@@ -255,6 +259,138 @@ def test_a_loss_and_a_norm_may_overflow_by_themselves(tmp_path):
     assert found.layer in weights(trainer)
 
 
+def test_the_loss_that_is_repeated_is_that_of_the_step(tmp_path):
+    """Each part of it is divided by their number before it may overflow."""
+    trainer = small_trainer(tmp_path / "run", "train.accumulate=2")
+    trainer.loss = lambda currents, labels: 0 * currents.sum() + 3e38
+    assert located(trainer) is None
+    trainer.loss = lambda currents, labels: currents.new_tensor(math.inf)
+    assert located(trainer) == Finding("loss", "", None, 0, 0, ())
+
+
+@pytest.mark.parametrize(("neuron", "layer"), [("relu", "fc"), ("lif", "layer3.0.neuron2")])
+def test_a_gradient_that_the_loss_breaks_is_that_of_the_last_layer(tmp_path, neuron, layer):
+    trainer = small_trainer(tmp_path / "run", f"neuron.kind={neuron}")
+    trainer.loss = lambda currents, labels: (0 * currents).abs().sqrt().sum()  # 0 / 0 in backward
+    found = located(trainer)
+    assert found is not None
+    assert (found.what, found.layer, found.parameters) == ("gradient", layer, ())
+    assert found.time_step == (2 if neuron == "lif" else None)
+    assert found.count == found.of == (16 * 10 if neuron == "relu" else 16 * 16 * 2 * 2)
+
+
+class Parameters(torch.nn.Module):
+    """Parameters a, b and c with these gradients."""
+
+    def __init__(self, **grads: list[float] | None) -> None:
+        super().__init__()
+        for name, grad in grads.items():
+            p = torch.nn.Parameter(torch.zeros(0 if grad is None else len(grad)))
+            p.grad = None if grad is None else torch.tensor(grad)
+            self.register_parameter(name, p)
+
+
+@pytest.mark.parametrize(
+    ("grads", "finding"),
+    [
+        ({"a": [1.0, 2.0], "b": None, "c": [3.0]}, None),
+        (
+            {"a": [math.nan], "b": [math.inf, math.nan, 1.0], "c": [1.0]},
+            Finding("gradient", "b", None, 2, 3, ("a", "b")),
+        ),
+        ({"a": [1.0], "b": [1.0, -2e38, 2e38], "c": [3e38]}, Finding("norm", "c")),
+        ({"a": [1.0], "b": [3e38, -3.1e38], "c": [3e38]}, Finding("norm", "b")),
+    ],
+)
+def test_parameters_whose_gradient_is_not_finite(grads, finding):
+    assert module._in_parameters(Parameters(**grads)) == finding
+
+
+@pytest.mark.parametrize(
+    ("finding", "words"),
+    [
+        (Finding("norm", "fc"), "every gradient is finite, but their norm is not; the largest: fc"),
+        (Finding("loss"), "every current is finite, but the loss is not"),
+        (Finding("the images", "", None, 1, 9), "it began in the images (1 of 9 values)"),
+        (
+            Finding("gradient", "n1", 0, 2, 9),
+            "forward is finite, backward it began at time step 0 (of 0, 1, ...) in the gradient "
+            "of n1 (2 of 9 values)",
+        ),
+        (Finding("output", "fc", None, 3, 9), "it began in the output of fc (3 of 9 values)"),
+        (
+            Finding("input current", "n1", 2, 3, 9, ("weight", "bias")),
+            "it began at time step 2 (of 0, 1, ...) in the input current of n1 (3 of 9 values), "
+            "whose weight, bias is not finite",
+        ),
+    ],
+)
+def test_findings_in_words(finding, words):
+    assert finding.in_words() == words
+
+
+COUNTS = Counts(skipped=1, new=1, last=7, halted_at=7, loss=math.nan, norm=1.0)
+
+
+def test_the_report_of_a_step(tmp_path):
+    def report(find, folder: Path = tmp_path) -> tuple[str, dict]:
+        ended = str(module.report(small_recipe(), folder, COUNTS, find))
+        return ended, json.loads((tmp_path / "nonfinite.json").read_text())
+
+    ended, content = report(lambda: Finding("loss"))
+    assert ended.startswith(
+        "the loss is nan at step 7; every current is finite, but the loss is not; a lower train.lr, "
+    )
+    assert f"spiketriton.nonfinite {tmp_path / 'nonfinite.pt'} repeats it" in ended
+    assert content == {
+        "step": 7,
+        "message": "the loss is nan at step 7; every current is finite, but the loss is not",
+        "found": {
+            "what": "loss",
+            "layer": "",
+            "time_step": None,
+            "count": 0,
+            "of": 0,
+            "parameters": [],
+        },
+        "state": "nonfinite.pt",
+    }
+    ended, content = report(lambda: None)
+    assert "step 7; repeated layer by layer, the step is finite; " in ended
+    assert content["found"] is None
+
+    def raises(error: Exception) -> Callable[[], None]:
+        def find() -> None:
+            raise error
+
+        return find
+
+    assert "layer by layer ran out of memory; " in report(raises(MemoryError()))[0]
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        report(raises(RuntimeError("shapes differ")))
+    assert f"{tmp_path}/gone/nonfinite.json " in report(lambda: None, tmp_path / "gone")[0]
+
+
+@pytest.mark.parametrize(
+    ("keys", "advice"),
+    [
+        (["neuron.kind=relu", "train.clip_grad_norm=1"], "a lower train.lr"),
+        (["neuron.kind=relu"], "a lower train.lr or train.clip_grad_norm=1"),
+        (
+            ["train.precision=fp16"],
+            "a lower train.lr, train.clip_grad_norm=1, train.precision=fp32 or "
+            "neuron.surrogate.width=auto",
+        ),
+        (
+            ["neuron.surrogate.width=auto_per_layer", "train.clip_grad_norm=2"],
+            "a lower train.lr",
+        ),
+    ],
+)
+def test_only_advice_that_is_not_taken_is_given(keys, advice):
+    assert module._advice(small_recipe(*keys)) == advice
+
+
 # ---- through the command
 
 
@@ -303,10 +439,3 @@ def test_a_run_whose_gradient_explodes_names_the_layer(recipe, capsys):
     nonfinite.main(["run/nonfinite.pt"])
     place = capsys.readouterr().out.strip().removeprefix("step 1: ")
     assert place in error
-
-
-def test_only_tips_that_are_not_taken_are_given(tmp_path):
-    same = ["train.clip_grad_norm=1", "neuron.surrogate.width=auto", "train.precision=bf16"]
-    with pytest.raises(Diverged) as ended:
-        poison(small_trainer(tmp_path / "run", *same), 1).fit(until=1)
-    assert "a lower train.lr or train.precision=fp32 may help" in str(ended.value)
