@@ -51,6 +51,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(gpu)
 
 
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of the train command end without pictures, which take most of a short run's seconds."""
+    monkeypatch.setattr("spiketriton.train.draw_run", lambda *_: [])
+
+
 def need_native() -> None:
     """Skip where there is no C++ compiler. With one, a forced backend that does not build fails."""
     named = os.environ.get("CXX")

@@ -70,6 +70,7 @@ def test_a_run_from_the_command(recipe, capsys):
     assert session["threads"] == 1
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_run_folder_is_named_after_recipe_and_time(recipe):
     assert main([recipe, "train.max_steps=1"]) == EXIT_DONE
     assert main([recipe, "train.max_steps=1"]) == EXIT_DONE
@@ -141,6 +142,7 @@ def test_what_no_memory_holds_is_refused_before_the_first_step(recipe, monkeypat
     assert not Path("run").exists()
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_batch_of_one_value_a_channel_is_refused(recipe):
     mlp = ["model.name=mlp", "model.depth=2", "train.batch_size=1"]
     assert "batch norm needs more than one value" in refused(recipe, *mlp)
@@ -176,6 +178,7 @@ def test_a_disk_that_is_full_at_the_end(recipe, monkeypatch, capsys):
         "warning: the pictures in drawn could not be written: No space" in capsys.readouterr().err
     )
 
+    monkeypatch.setattr("spiketriton.train.draw_run", lambda *_: [])
     with monkeypatch.context() as patch:
         patch.setattr("spiketriton.runs.checkpoint._write_part", full)
         assert main([recipe, "--run-dir", "run", "train.max_steps=8"]) == EXIT_ERROR
@@ -208,6 +211,7 @@ def test_a_folder_that_holds_a_run_is_refused(recipe, tmp_path):
     assert {path: path.read_bytes() for path in before} == before
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_folder_of_the_users_own_files_is_taken_and_kept(recipe):
     Path("mine").mkdir()
     Path("mine/notes.txt").write_text("mine")
@@ -225,6 +229,7 @@ def test_resume_with_another_recipe_is_refused(recipe, tmp_path):
     assert (tmp_path / "run" / "checkpoints" / "last.pt").exists()
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("arguments", [["small.toml"], []])
 def test_resume_with_the_same_recipe_or_none(recipe, tmp_path, capsys, arguments):
     small_trainer(tmp_path / "run").fit(until=20)
@@ -234,6 +239,7 @@ def test_resume_with_the_same_recipe_or_none(recipe, tmp_path, capsys, arguments
     assert RunFolder.open("run").load_recipe() == small_recipe()
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_killed_run_whose_checkpoint_is_missing_resumes_from_the_start(recipe, tmp_path, capsys):
     small_trainer(tmp_path / "run")
     (tmp_path / "run" / "checkpoints").rmdir()
@@ -268,6 +274,7 @@ def test_the_twin_and_synthetic_images(recipe, capsys):
     assert "neuron.kind=lif" in shown
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_bf16_on_a_cpu_says_so(recipe, capsys):
     assert main([recipe, "train.precision=bf16", "train.max_steps=1"]) == EXIT_DONE
     assert "precision: bf16, by PyTorch's CPU autocast" in capsys.readouterr().out

@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -302,16 +303,40 @@ def test_a_terminal_that_closes(tmp_path):
     assert last_state(tmp_path / "run")["step"] >= json.loads(rows[-1])["step"] > 0
 
 
-def test_two_processes_do_not_train_one_run(tmp_path):
-    """As when a job is requeued while the old one still saves. A lock ends with its process."""
-    process = start(tmp_path, long_recipe(tmp_path).name, "--run-dir", "run")
+KILLED = ["train.epochs=300", "train.log_every=2", "data.workers=1", "checkpoint.every=1"]
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory) -> tuple[Path, str]:
+    """A run that was killed in training, and why it could not be resumed meanwhile."""
+    folder = tmp_path_factory.mktemp("killed")
+    recipe = long_recipe(folder)
+    process = start(folder, recipe.name, "checkpoint.every=1", "--run-dir", "run")
     wait_for(process, "step ")
-    with pytest.raises(UserError, match="in use by another process"):
-        main(["--resume", str(tmp_path / "run")])
+    with pytest.raises(UserError) as refusal:
+        main(["--resume", str(folder / "run")])
+    time.sleep(0.3)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=600)
-    with RunFolder.open(tmp_path / "run").held():
+    return folder / "run", str(refusal.value)
+
+
+def test_two_processes_do_not_train_one_run(killed):
+    """As when a job is requeued while the old one still saves. A lock ends with its process."""
+    run, refusal = killed
+    assert "in use by another process" in refusal
+    with RunFolder.open(run).held():
         pass
+
+
+def test_kill_9_at_any_moment(tmp_path, killed):
+    run = shutil.copytree(killed[0], tmp_path / "run")
+    resumed = small_trainer(run, *KILLED, resume=True)
+    assert resumed.step > 0
+    end = resumed.step + 3
+    resumed.fit(until=end)
+    small_trainer(tmp_path / "unbroken", *KILLED).fit(until=end)
+    assert_same_run(tmp_path / "unbroken", run)
 
 
 def test_a_run_continues_when_its_output_is_closed(tmp_path):
@@ -325,23 +350,7 @@ def test_a_run_continues_when_its_output_is_closed(tmp_path):
     assert last_state(tmp_path / "run")["step"] == STEPS
 
 
-def test_kill_9_at_any_moment(tmp_path):
-    recipe = long_recipe(tmp_path)
-    keys = ["train.epochs=300", "train.log_every=2", "data.workers=1", "checkpoint.every=1"]
-    process = start(tmp_path, recipe.name, "checkpoint.every=1", "--run-dir", "run")
-    wait_for(process, "step ")
-    time.sleep(0.3)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=600)
-
-    resumed = small_trainer(tmp_path / "run", *keys, resume=True)
-    assert resumed.step > 0
-    end = resumed.step + 3
-    resumed.fit(until=end)
-    small_trainer(tmp_path / "unbroken", *keys).fit(until=end)
-    assert_same_run(tmp_path / "unbroken", tmp_path / "run")
-
-
+@pytest.mark.usefixtures("no_pictures")
 def test_resume_by_the_command(tmp_path, unbroken, capsys):
     small_trainer(tmp_path / "run").fit(until=10)
     assert main(["--resume", str(tmp_path / "run"), "data.root=/nowhere"]) == EXIT_DONE
@@ -353,6 +362,7 @@ def test_resume_by_the_command(tmp_path, unbroken, capsys):
     assert_equal(expected, resumed)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_resuming_a_finished_run_changes_nothing(tmp_path, capsys):
     small_trainer(tmp_path / "run").fit()
     before = last_state(tmp_path / "run")

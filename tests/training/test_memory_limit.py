@@ -233,6 +233,7 @@ def test_a_damaged_result_is_named(tmp_path, content):
         settle(recipe, build_data(recipe), folder, print)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_an_automatic_run_is_the_run_of_its_number_and_resumes(recipe, monkeypatch, capsys):
     """It trains as the number that was found says, and goes on so where more would fit."""
     tried: list[int] = []

@@ -401,6 +401,7 @@ def recipe(tmp_path, monkeypatch) -> str:
     return "small.toml"
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_weight_gone_wrong_ends_a_run_that_says_where(recipe, capsys):
     tebn = "model.norm=tebn"
     assert main([recipe, tebn, "train.max_steps=7", "--run-dir", "run"]) == EXIT_DONE

@@ -200,6 +200,7 @@ class Clock:
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
+        assert self.now < 150, "nobody reports"
         for when in [when for when in self.events if self.now >= 100 + when]:
             self.events.pop(when)()
 
