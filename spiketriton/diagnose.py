@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from spiketriton.commandline import Parser
-from spiketriton.errors import EXIT_DONE, UserError, one_line, run_command
+from spiketriton.errors import EXIT_DONE, UserError, run_command, warn
 from spiketriton.gradients.diagnosis import diagnose
 from spiketriton.gradients.subject import find_subject
 from spiketriton.runs.rows import json_text
@@ -42,10 +42,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> int:
     args = parse(arguments)
-
-    def warn(text: str) -> None:
-        print(f"warning: {one_line(text)}", file=sys.stderr)
-
     subject = find_subject(args.target, args.overrides, warn)
     found = diagnose(subject, args.batches)
     text = json_text(found.as_json())

@@ -27,6 +27,11 @@ def one_line(message: object) -> str:
     return " ".join(line.strip() for line in str(message).splitlines() if line.strip())
 
 
+def warn(text: str) -> None:
+    """Prints a warning as one line on stderr."""
+    print(f"warning: {one_line(text)}", file=sys.stderr)
+
+
 def run_command(
     main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None
 ) -> NoReturn:

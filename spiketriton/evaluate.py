@@ -1,7 +1,6 @@
 """python -m spiketriton.evaluate RUN [--steps 1,2,4] [--against RUN ...] [--json] [--out DIR]"""
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +11,7 @@ from rich.console import Console
 from spiketriton.commandline import Parser
 from spiketriton.errors import UserError, run_command
 from spiketriton.runs.folder import make_writable
+from spiketriton.runs.rows import json_text, replace_file, write_json
 from spiketriton.show.evaluation_tables import show
 from spiketriton.trained.evaluation import Evaluation, evaluate
 from spiketriton.trained.run import Run, load_run
@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> None:
     evaluations = [evaluate(run, steps, args.batch_size) for run in runs]
     written = write(folder, evaluations)
     if args.json:
-        print(json.dumps([asdict(one) for one in evaluations], indent=1))
+        print(json_text([asdict(one) for one in evaluations], indent=1), end="")
         return
     console = Console(width=None if sys.stdout.isatty() else 118, highlight=False)
     show(console, evaluations, args.steps)
@@ -81,10 +81,10 @@ def write(folder: Path, evaluations: list[Evaluation]) -> list[Path]:
     from spiketriton.show.evaluation_pictures import draw_evaluations  # matplotlib takes a second
 
     paths = [folder / "evaluation.json"]
-    paths[0].write_text(evaluations[0].to_json(), "utf-8")
+    replace_file(paths[0], evaluations[0].to_json())
     if len(evaluations) > 1:
         paths.append(folder / "comparison.json")
-        paths[1].write_text(json.dumps([asdict(one) for one in evaluations], indent=1) + "\n")
+        write_json(paths[1], [asdict(one) for one in evaluations], indent=1)
     return paths + draw_evaluations(folder, evaluations)
 
 

@@ -101,7 +101,7 @@ class Trainer:
         )
         self.watch = Watch(recipe, display.warn)
         self.meters = Meters(self.device)
-        self.checkpoints = Checkpoints(folder.checkpoints, recipe.checkpoint.keep, display.warn)
+        self.checkpoints = Checkpoints(folder.checkpoints, display.warn, recipe.checkpoint.keep)
         self.stop = StopSignals(display.stopping, ranks)
         self.calibration: Calibration | None = None
         self.progress = Progress()

@@ -48,7 +48,7 @@ def find_subject(target: str, overrides: Sequence[str], warn: Callable[[str], No
 
 def _of_run(folder: RunFolder, overrides: Sequence[str], warn: Callable[[str], None]) -> Subject:
     recipe = replace(folder.load_recipe(), *overrides)
-    state = Checkpoints(folder.checkpoints, recipe.checkpoint.keep, warn).load()
+    state = Checkpoints(folder.checkpoints, warn, recipe.checkpoint.keep).load()
     if state is None:
         raise UserError(f"{folder.path} holds no checkpoint yet; diagnose its recipe instead")
     kept = state.get("calibration")

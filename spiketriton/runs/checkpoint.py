@@ -41,7 +41,7 @@ class Checkpoints:
     `warn` is called with what goes wrong without ending the run.
     """
 
-    def __init__(self, folder: Path, keep: int, warn: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, warn: Callable[[str], None], keep: int = 1) -> None:
         self.folder, self.keep, self.warn = folder, keep, warn
         self.loaded: Path | None = None  # the file that `load` took
 

@@ -14,6 +14,7 @@ checkpoints/       last.pt, best.pt (see checkpoint.py)
 import contextlib
 import errno
 import fcntl
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -209,8 +210,8 @@ def make_writable(folder: Path) -> None:
 def _unused(root: Path, name: str) -> Path:
     """root/<name>-<time>, with a number at the end if two runs begin in the same second."""
     stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    paths = [root / stem, *(root / f"{stem}-{number}" for number in range(2, 100))]
-    return next((path for path in paths if not path.exists()), paths[-1])
+    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+    return next(root / name for name in names if not (root / name).exists())
 
 
 def _holds_files(folder: Path) -> bool:

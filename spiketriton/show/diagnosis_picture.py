@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from spiketriton.gradients.diagnosis import Diagnosis
+from spiketriton.show import figures
 from spiketriton.show.figures import BLUE, GREY, ORANGE, STYLE, heat_map, log10, new_figure
 
 
@@ -21,7 +20,6 @@ def draw(found: Diagnosis, path: Path) -> None:
         title = f"{found.subject.recipe.name}{note}: {found.verdict.line()}"
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
         logs = log10(measured.grad_input)
-        logs = np.where(np.isfinite(logs), logs, np.nan)
         names = list(measured.names)
         heat_map(heat, logs, names, "viridis", "RMS of dL/dx", "log10 of the RMS of dL/dx")
         lines = [("as it is", measured, BLUE)]
@@ -31,15 +29,11 @@ def draw(found: Diagnosis, path: Path) -> None:
             if variant.name.startswith("surrogate twice"):
                 lines.append(("twice as wide", variant.measured, ORANGE))
         for label, shown, colour in lines:
-            for axes, profile, flip in (
-                (depth, shown.depth_profile, True),
-                (time, shown.time_profile, False),
-            ):
-                positive = np.where(profile > 0, profile, np.nan)
-                places = range(len(profile))
-                x, y = (positive, places) if flip else (places, positive)
-                axes.plot(x, y, color=colour, marker="o", ms=3, lw=1.3, label=label)
-        image.plot(found.overlap, range(len(found.overlap)), color=BLUE, marker="o", ms=3, lw=1.3)
+            style = {"color": colour, "marker": "o", "label": label}
+            profile = figures.positive(shown.depth_profile)
+            depth.plot(profile, range(len(profile)), **style)
+            time.plot(figures.positive(shown.time_profile), **style)
+        image.plot(found.overlap, range(len(found.overlap)), color=BLUE, marker="o")
         image.set(title="Image kept", xlabel="overlap with 5 % noise")
         image.set_xlim(-0.05, 1.05)
         depth.set_xscale("log")

@@ -12,7 +12,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from spiketriton.errors import one_line
+from spiketriton.errors import one_line, warn
 from spiketriton.runs.rows import Row
 from spiketriton.show.words import coloured, duration, percent
 from spiketriton.training.plan import Plan
@@ -34,7 +34,7 @@ class Display:
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
         self.suffix = ""  # after every number of synthetic images
-        self.console = Console(file=stream, force_terminal=stream.isatty(), highlight=False)
+        self.console = Console(file=stream, force_terminal=stream.isatty())
         self.plan: Plan | None = None
         self.tests: list[float] = []  # seconds of each test of this session
 
@@ -42,7 +42,7 @@ class Display:
         print(text, file=self.stream, flush=True)
 
     def warn(self, text: str) -> None:
-        print(f"warning: {one_line(text)}", file=sys.stderr, flush=True)
+        warn(text)
 
     def stopping(self, text: str) -> None:
         """Called in a signal handler, where the stream may be in use: writes past all buffers."""
@@ -54,7 +54,6 @@ class Display:
         self.plan, self.epochs = plan, plan.epoch(plan.steps)
         # a GPU runs behind the program: only rows measure its speed
         self._timed = 0 if device_type == "cpu" else None
-        self._clock = 0.0
 
     def advance(self, step: int) -> None:
         """A step was done. On a CPU the first few show how long the run will take."""
@@ -153,17 +152,14 @@ class LiveDisplay(Display):
         super().begin(plan, step, device_type)
         self.bars = bars.Progress(
             bars.TextColumn("{task.description:>6}", style="bold"),
-            bars.BarColumn(bar_width=40),
+            bars.BarColumn(),
             bars.TextColumn("{task.fields[count]}"),
-            auto_refresh=False,
         )
         self.epoch_bar = self.bars.add_task("epochs", total=self.epochs, count="")
         self.step_bar = self.bars.add_task("steps", total=plan.epoch_steps, count="")
         self.test_bar = self.bars.add_task("test", visible=False, count="")
         self.update_bars(step)
-        self.live = Live(
-            get_renderable=self.render, console=self.console, refresh_per_second=5, transient=True
-        )
+        self.live = Live(get_renderable=self.render, console=self.console, transient=True)
         self.live.start()
 
     def advance(self, step: int) -> None:

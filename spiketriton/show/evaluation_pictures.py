@@ -46,12 +46,12 @@ def accuracy(evaluations: list[Evaluation], title: str) -> Figure:
         values = 100 * np.array(one.accuracy)
         low, high = 100 * np.array(one.interval).T
         if one.kind == "ann":
-            axes.axhline(values[0], color=colour, ls="--", lw=1.3, label=one.label)
+            axes.axhline(values[0], color=colour, ls="--", label=one.label)
             axes.axhspan(low[0], high[0], color=colour, alpha=0.12, lw=0)
             continue
         steps = np.arange(1, one.steps + 1)
         marker = "o" if one.steps <= 32 else None
-        axes.plot(steps, values, color=colour, marker=marker, ms=4, lw=1.3, label=one.label)
+        axes.plot(steps, values, color=colour, marker=marker, label=one.label)
         axes.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
         at = one.time_steps
         axes.plot(at, values[at - 1], "D", color=colour, ms=7, mfc="white", mew=1.5)
@@ -81,8 +81,7 @@ def energy(evaluations: list[Evaluation], title: str) -> Figure:
                 getattr(one, field),
                 100 * np.array(one.accuracy),
                 marker=marker if few else None,
-                ms=11 if one.kind == "ann" else 4,
-                lw=1.3,
+                ms=11 if one.kind == "ann" else None,
                 color=colour,
                 label=one.label,
             )

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, GREEN, GREY = "#2b6cb0", "#dd6b20", "#2f855a", "#718096"
 STYLE: dict[Any, Any] = {
-    "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -26,6 +25,8 @@ STYLE: dict[Any, Any] = {
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "legend.frameon": False,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4,
     "figure.dpi": 110,
 }
 
@@ -88,6 +89,11 @@ def thinned(count: int, most: int) -> list[int]:
     return list(range(0, count, -(-count // most)))
 
 
+def positive(values: np.ndarray) -> np.ndarray:
+    """Finite `values` above 0, NaN (a gap in the picture) elsewhere."""
+    return np.where((values > 0) & np.isfinite(values), values, np.nan)
+
+
 def log10(values: np.ndarray) -> np.ndarray:
-    """log10 of what is above 0, NaN (a gap in the picture) elsewhere."""
-    return np.log10(np.where(values > 0, values, np.nan))
+    """log10 of `positive`."""
+    return np.log10(positive(values))

@@ -43,19 +43,19 @@ def curves(rows: list[Row], title: str) -> Figure | None:
     figure = figures.new_figure(10, 7, title)
     loss, accuracy, rate, norm = figure.subplots(2, 2, sharex=True).flat
 
-    loss.plot(*_xy(train, "loss"), color=BLUE, lw=1.3, label="training")
-    loss.plot(*_xy(tests, "test_loss"), color=ORANGE, marker="o", ms=4, lw=1.3, label="test")
+    loss.plot(*_xy(train, "loss"), color=BLUE, label="training")
+    loss.plot(*_xy(tests, "test_loss"), color=ORANGE, marker="o", label="test")
     loss.set(title="Loss", ylabel="loss (nats)")
     loss.legend()
 
     x, y = _xy(tests, "test_accuracy")
-    accuracy.plot(x, 100 * y, color=ORANGE, marker="o", ms=4, lw=1.3)
+    accuracy.plot(x, 100 * y, color=ORANGE, marker="o")
     best = f", best {percent(y.max())}" if len(y) else ""
     accuracy.set(title=f"Test accuracy{best}", ylabel="accuracy (%)")
 
-    rate.plot(*_xy(train, "lr"), color=GREEN, lw=1.3)
+    rate.plot(*_xy(train, "lr"), color=GREEN)
     rate.set(title="Learning rate", ylabel="learning rate", xlabel="epoch")
-    norm.plot(*_xy(train, "grad_norm"), color=GREY, lw=1.3)
+    norm.plot(*_xy(train, "grad_norm"), color=GREY)
     norm.set(title="Norm of the whole gradient", ylabel="norm (before clipping)", xlabel="epoch")
     norm.set_yscale("log")
     return figure
@@ -83,9 +83,10 @@ def gradients(rows: list[Row], title: str) -> Figure | None:
     colours = (GREY, GREEN, BLUE)[-len(chosen) :]
     for step, colour in zip(chosen, colours, strict=True):
         profile = _measured(rows, step).depth_profile
-        positive = np.where(profile > 0, profile, np.nan)
-        depth.plot(positive, range(len(names)), color=colour, marker="o", ms=3, lw=1.3)
-        depth.plot([], [], color=colour, marker="o", ms=3, label=f"step {step}")
+        places = range(len(names))
+        depth.plot(
+            figures.positive(profile), places, color=colour, marker="o", label=f"step {step}"
+        )
     depth.set_xscale("log")
     depth.set_ylim(heat.get_ylim())
     depth.set(title="Depth profile during training", xlabel="RMS of dL/dx over all time steps")

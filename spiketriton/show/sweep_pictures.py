@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MOST_PANELS = 12
 WIDTH = "neuron.surrogate.width"
+STAR: dict[str, Any] = {"marker": "*", "ms": 15, "mec": "black", "zorder": 3}  # above the lines
 
 
 def draw_sweep(groups: Sequence[Group], out: Path, synthetic: bool) -> list[Path]:
@@ -56,16 +57,14 @@ def norms(
     # the key that varies fastest goes to the right
     others = [key for key in groups[0].values if key != along]
     columns = len({group.values[others[-1]] for group in groups}) if others else 1
-    rows = -(-len(panels) // columns)
+    rows = len(panels) // columns  # whole, as the grid has every combination
     title = f"Gradient against {label}, before training{note}"
     figure = new_figure(4.2 * columns + 1.6, 3.1 * rows + 0.6, title)
     axes = figure.subplots(rows, columns, squeeze=False)
-    for ax in axes.flat[len(panels) :]:
-        ax.set_visible(False)
     values = _ordered({group.values[along] for group in groups})
     colours = dict(zip(values, _colours(len(values)), strict=True))
     shown = False
-    for ax, (name, members) in zip(axes.flat, panels.items(), strict=False):
+    for ax, (name, members) in zip(axes.flat, panels.items(), strict=True):
         for group in sorted(members, key=lambda g: values.index(g.values[along])):
             lines = [line for cell in group.cells if (line := _first_norms(cell.path)) is not None]
             if not lines:
@@ -74,9 +73,9 @@ def norms(
                 logs = np.log(np.stack([profile(line) for line in lines]))
             mean = np.exp(np.where(np.isfinite(logs), logs, np.nan).mean(0))
             value = group.values[along]
-            marked = {"ls": "--", "lw": 2.0} if value.startswith("auto") else {"lw": 1.3}
+            dashes = "--" if value.startswith("auto") else "-"
             places = np.arange(len(mean)) + (label != "time step")
-            ax.plot(places, mean, color=colours[value], label=value, **marked)
+            ax.plot(places, mean, color=colours[value], label=value, ls=dashes)
             shown = True
         ax.set_yscale("log")
         ax.set_title(name, fontsize=9)
@@ -115,24 +114,15 @@ def accuracy(groups: Sequence[Group], along: str, note: str) -> Figure:
                 continue
             error = 0.0 if math.isnan(group.spread) else 100 * group.spread
             if star:
-                ax.errorbar(
-                    x,
-                    100 * group.mean,
-                    error,
-                    color=colour,
-                    marker="*",
-                    ms=15,
-                    mec="black",
-                    zorder=3,
-                )
+                ax.errorbar(x, 100 * group.mean, error, color=colour, **STAR)
             else:
                 points.append((x, 100 * group.mean, error))
         if points:
             x, y, e = np.array(sorted(points)).T
-            ax.errorbar(x, y, e, color=colour, marker="o", ms=4, lw=1.3, capsize=2)
-        ax.plot([], [], color=colour, marker="o", ms=4, label=name or "accuracy")
+            ax.errorbar(x, y, e, color=colour, marker="o", capsize=2)
+        ax.plot([], [], color=colour, marker="o", label=name or "accuracy")
     if any(g.values[along].startswith("auto") for g in groups):
-        ax.plot([], [], color=GREY, marker="*", ms=12, ls="", mec="black", label="auto")
+        ax.plot([], [], color=GREY, ls="", label="auto", **STAR)
     if not fixed:
         ax.set_xticks(range(len(names)), names)
     if along == "model.depth" and fixed:

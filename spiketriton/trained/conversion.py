@@ -240,7 +240,7 @@ def save(folder: RunFolder, run: Run, recipe: Recipe, model: Network, options: O
     """Writes the run folder. UserError: it cannot be written."""
     folder.begin_session(recipe, describe(run.device))
     failures: list[str] = []
-    Checkpoints(folder.checkpoints, keep=1, warn=failures.append).save_last(
+    Checkpoints(folder.checkpoints, failures.append).save_last(
         {
             "step": run.step,
             "recipe": to_toml(recipe),

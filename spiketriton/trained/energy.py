@@ -128,7 +128,7 @@ def _synapses(layer: nn.Conv2d | nn.Linear, shape: tuple[int, ...]) -> Tensor:
     kernel = torch.ones(1, 1, *layer.kernel_size, dtype=torch.float64)
     outputs = torch.ones_like(F.conv2d(places, kernel, None, *geometry))
     count = conv2d_input(places.shape, kernel, outputs, *geometry)
-    return count[0].round().long() * (layer.out_channels // layer.groups)
+    return count[0].round().long() * layer.out_channels
 
 
 def _size(shape: tuple[int, ...]) -> int:

@@ -3,9 +3,8 @@
 import dataclasses
 import json
 import math
-import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,16 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
 from spiketriton.data import TestSet
 from spiketriton.errors import UserError
 from spiketriton.models.graph import Graph, graph_of
 from spiketriton.neurons import IF, Norm, one_by_one
+from spiketriton.runs.rows import json_text
 from spiketriton.trained.energy import Workload, ann_energy_pj, energy_pj, spike_sources, workload
-from spiketriton.trained.run import Run
+from spiketriton.trained.run import Run, with_bar
 from spiketriton.training import environment
 
 CHUNK = 16  # time steps at once, so that memory does not grow with the window
@@ -96,7 +94,7 @@ class Evaluation:
         return self.macs_once + (self.macs_per_step + self.neurons * self.leaky) * t
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+        return json_text(dataclasses.asdict(self), indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> "Evaluation":
@@ -135,7 +133,7 @@ def evaluate(run: Run, steps: int | None = None, batch_size: int = 0) -> Evaluat
     confusion = torch.zeros(classes * classes, dtype=torch.int64)
     images_per_s = _images_per_s(run, test)
     with counter.watching(model):
-        for images, labels in _shown(test, f"{run.folder.path.name}, {last} time steps"):
+        for images, labels in with_bar(test, f"{run.folder.path.name}, {last} time steps"):
             answers = _answers(run, images, last, counter)
             correct += (answers == labels).sum(1)
             pairs = labels * classes + answers[run.time_steps - 1]
@@ -198,7 +196,7 @@ class SpikeCounter:
         self.spikes = {s.name: torch.zeros(steps, dtype=torch.int64) for s in self.sources}
         self.operations = {s.name: torch.zeros(steps, dtype=torch.int64) for s in self.sources}
         self.by_neuron = {s.name: torch.zeros_like(work.fan_out[s.name]) for s in self.sources}
-        self.start, self.length = 0, 0  # of the chunk that the model is given next
+        self.start, self.length = 0, steps  # of the chunk that the model is given next
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
@@ -321,14 +319,6 @@ def _images_per_s(run: Run, test: TestSet) -> float:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _shown(test: TestSet, title: str) -> Iterable[tuple[Tensor, Tensor]]:
-    """The batches, with a bar on a terminal."""
-    console = Console(stderr=True)
-    return track(
-        test, title, len(test), console=console, transient=True, disable=not sys.stderr.isatty()
-    )
 
 
 def read_evaluation(path: Path) -> Evaluation:

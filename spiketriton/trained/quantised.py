@@ -11,11 +11,8 @@ converted.py), with theta learnt. Training continues from the ANN's weights for 
 
 import copy
 import math
-import sys
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
 from spiketriton.config import replace
@@ -23,7 +20,7 @@ from spiketriton.data import build_data
 from spiketriton.errors import UserError
 from spiketriton.models import Network
 from spiketriton.models.graph import graph_of, layers
-from spiketriton.trained.run import Run
+from spiketriton.trained.run import Run, with_bar
 from spiketriton.training.losses import build_loss
 from spiketriton.training.optim import build_optimizer, build_schedule
 
@@ -88,15 +85,8 @@ def retrain(run: Run, model: Network, epochs: int) -> None:
     schedule = build_schedule(recipe.train, optimizer, steps)
     model.train()
     batches = data.train.from_step(0)
-    shown = track(
-        range(steps),
-        f"{epochs} epochs with quantised activations",
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
     try:
-        for step in shown:
+        for step in with_bar(range(steps), f"{epochs} epochs with quantised activations"):
             for _ in range(data.train.accumulate):
                 images, labels = next(batches)
                 loss = loss_of(model(run.to_device(images)), labels.to(run.device))

@@ -1,20 +1,25 @@
 """A trained run: from its folder to its network. Shared by evaluate, convert, export, report."""
 
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from rich.console import Console
+from rich.progress import track
 
 from spiketriton.config import Recipe, replace
 from spiketriton.data import Data, build_data
-from spiketriton.errors import UserError
+from spiketriton.errors import UserError, warn
 from spiketriton.models import Network, build_model
 from spiketriton.runs.checkpoint import MOVABLE, Checkpoints, State, read_checkpoint
 from spiketriton.runs.folder import RunFolder
 from spiketriton.trained.converted import converted_network
 from spiketriton.training.placement import Placement
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +117,7 @@ def read_state(folder: RunFolder, checkpoint: str = "last") -> tuple[State, str]
     """
     if checkpoint == "best":
         return read_checkpoint(folder.checkpoints / "best.pt"), "best"
-    checkpoints = Checkpoints(folder.checkpoints, keep=1, warn=_warn)
+    checkpoints = Checkpoints(folder.checkpoints, warn)
     state = checkpoints.load()
     if state is None:
         raise UserError(
@@ -149,5 +154,7 @@ def _load_weights(model: Network, state: State, path: Path) -> None:
     model.load_state_dict(given)
 
 
-def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr)
+def with_bar(items: Iterable[T], title: str) -> Iterable[T]:
+    """The items, with a bar on stderr if that is a terminal; it goes when they end."""
+    console = Console(stderr=True)
+    return track(items, title, console=console, transient=True, disable=not sys.stderr.isatty())

@@ -61,3 +61,23 @@ def test_groups_differ_in_more_than_the_seed():
     first, second = grouped(cells, made)
     assert (first.values, first.accuracies) == ({"time_steps": "2"}, [0.0, 0.1])
     assert (second.values, second.accuracies) == ({"time_steps": "3"}, [0.2, 0.3])
+
+
+def test_names_of_cells_and_their_results(recipe, tmp_path):
+    first, second = grid(recipe, ["seed=0,1", "data.root=a/b"], tmp_path)
+    assert (first.label, first.path) == ("seed=0", tmp_path / "seed=0")
+    assert first.recipe.data.root == "a/b"
+    (alone,) = grid(recipe, [], tmp_path)
+    assert (alone.label, alone.path) == ("(the recipe)", tmp_path / "recipe")
+    odd, _ = grid(recipe, ["data.root=a/b c,x", "seed=7"], tmp_path)
+    assert odd.path == tmp_path / "root=a_b_c"
+    assert second.result() is None
+    second.path.mkdir()
+    second.result_file.write_text('{"accuracy": 0.5}')
+    assert second.result() == {"accuracy": 0.5}
+
+
+def test_the_width_is_a_geometric_mean():
+    cell = Cell({}, small_recipe(), Path())
+    made = [{"accuracy": 0.5, "width": width} for width in (0.5, 8.0)]
+    assert Group({}, made, [cell] * 2).width == pytest.approx(2)

@@ -215,3 +215,47 @@ def test_what_only_moves_a_run_may_change():
     refuse_another_recipe(
         small_recipe("data.root=/elsewhere", "data.workers=3", "checkpoint.keep=5"), small_recipe()
     )
+
+
+def test_the_older_ones_are_read_by_their_age_and_other_files_are_not(tmp_path, warnings):
+    checkpoints = Checkpoints(tmp_path, warnings.append)
+    for step, name in ((1, "last.10.pt"), (9, "last.2.pt"), (99, "last.old.pt")):
+        assert checkpoints.save_as(tmp_path / name, state(step))
+    assert checkpoints.load()["step"] == 9
+    assert checkpoints.loaded == tmp_path / "last.2.pt"
+    (tmp_path / "last.2.pt").write_bytes(b"")
+    assert checkpoints.load()["step"] == 1
+    assert warnings[1].endswith("last.10.pt of step 1 is used instead")
+
+
+def test_one_is_kept_by_default_and_other_files_rename_none(tmp_path):
+    checkpoints = Checkpoints(tmp_path, pytest.fail)
+    for step in (1, 2):
+        checkpoints.save_last(state(step))
+    checkpoints.save_best(state(2))
+    checkpoints.save_as(tmp_path / "other.pt", state(2))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "last.pt", "other.pt"]
+
+
+def test_the_format_by_hand(checkpoints, tmp_path):
+    """A zip archive whose comment, of 71 bytes, is the SHA-256 of all bytes before it."""
+    checkpoints.save_last(state(1))
+    content = (tmp_path / "last.pt").read_bytes()
+    digest = hashlib.sha256(content[:-71]).hexdigest()
+    assert content[-73:] == (71).to_bytes(2, "little") + b"sha256:" + digest.encode()
+    assert zipfile.ZipFile(tmp_path / "last.pt").comment == content[-71:]
+
+
+def test_a_dict_without_a_step_is_refused_and_the_reason_is_one_sentence(tmp_path):
+    buffer = io.BytesIO()
+    torch.save({"weights": 1}, buffer)
+    (tmp_path / "last.pt").write_bytes(with_checksum(buffer.getvalue()))
+    with pytest.raises(DamagedCheckpoint, match="not a checkpoint of a training run"):
+        read_checkpoint(tmp_path / "last.pt")
+    buffer = io.BytesIO()
+    torch.save({"step": 1, "weights": Bomb(tmp_path)}, buffer)
+    (tmp_path / "last.pt").write_bytes(with_checksum(buffer.getvalue()))
+    with pytest.raises(
+        DamagedCheckpoint, match=r"numbers and strings \(Weights only load failed\)$"
+    ):
+        read_checkpoint(tmp_path / "last.pt")

@@ -1,6 +1,7 @@
 """The folder of a run: made, found, held, and not left behind."""
 
 import errno
+import fcntl
 import json
 from pathlib import Path
 
@@ -144,3 +145,45 @@ def test_the_recipe_of_a_new_run_and_of_a_resumed_one(tmp_path):
     for recipe, overrides in ((str(file), []), (None, ["seed=4"])):
         with pytest.raises(UserError, match=r"seed = \d \(the run: 3\)"):
             find_run(recipe, overrides, None, str(folder.path))
+
+
+def test_a_folder_in_use_is_refused_where_the_file_system_has_locks(tmp_path, monkeypatch):
+    folder = RunFolder.create(tmp_path / "deep" / "run", "x")
+
+    def lock(code: int):
+        def refuse(file: object, how: int) -> None:
+            assert how == fcntl.LOCK_EX | fcntl.LOCK_NB
+            raise OSError(code, "")
+
+        monkeypatch.setattr(fcntl, "lockf", refuse)
+
+    for code in (errno.EACCES, errno.EAGAIN):
+        lock(code)
+        with pytest.raises(UserError, match="is in use by another process"), folder.held():
+            pass
+    lock(errno.ENOLCK)
+    with folder.held():
+        pass
+
+
+def test_an_empty_folder_is_taken_and_goes_even_if_it_was_never_locked(tmp_path):
+    (tmp_path / "run").mkdir()
+    folder = RunFolder.create(tmp_path / "run", "x")
+    assert folder.checkpoints.is_dir()
+    assert not (folder.path / ".writable").exists()
+    RunFolder.create(tmp_path / "run", "x").discard_if_unused()
+    assert not folder.path.exists()
+
+
+def test_what_was_measured_before_training_is_written(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", "x")
+    folder.write_calibration({"width": 0.5})
+    assert json.loads(folder.calibration.read_text()) == {"width": 0.5}
+
+
+def test_the_name_is_that_of_the_first_session(tmp_path):
+    folder = begun(tmp_path / "run")
+    for name in ("first", "second"):
+        sessions = [{"recipe": name}, {"recipe": "other"}]
+        folder.environment.write_text(json.dumps(sessions))
+        assert folder.load_recipe().name == name

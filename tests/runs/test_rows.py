@@ -71,7 +71,9 @@ def test_a_json_file_comes_back_and_a_damaged_one_is_named(tmp_path):
     path = tmp_path / "x.json"
     write_json(path, {"ü": [1, 2]})
     assert read_json(path) == {"ü": [1, 2]}
-    assert path.read_text("utf-8").count("\n") == 6
+    assert path.read_text("utf-8") == '{\n  "\\u00fc": [\n    1,\n    2\n  ]\n}\n'
+    write_json(path, [1], indent=None)
+    assert path.read_text("utf-8") == "[1]\n"
     for damaged in (b'{"a": ', b"\xff"):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match=r"x\.json is damaged: it is not valid JSON"):

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import numpy as np
+
+from spiketriton.gradients.measurement import Measurement
 from spiketriton.trained.evaluation import Evaluation, Layer
 from spiketriton.training.plan import Outcome, Plan, Progress
 
@@ -107,3 +110,11 @@ def ann(**changes: Any) -> Evaluation:
         "energy_with_data_uj": [146.0],
     }
     return evaluation(**(values | changes))
+
+
+def measurement(grad_input: np.ndarray, **fields: np.ndarray) -> Measurement:
+    """Layers `layer 0`, `layer 1`, ... with these gradients [layers, T]; all else is 0."""
+    names = ("grad_spike", "grad_carry", "time_factor", "outside", "firing", "peak", "nonfinite")
+    zeros = {name: np.zeros(grad_input.shape) for name in names}
+    layers = tuple(f"layer {i}" for i in range(len(grad_input)))
+    return Measurement(names=layers, grad_input=grad_input, **(zeros | fields))

@@ -2,8 +2,17 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from spiketriton.show.figures import heat_map, layer_figure, log10, new_figure, save, thinned
+from spiketriton.show.figures import (
+    heat_map,
+    layer_figure,
+    log10,
+    new_figure,
+    positive,
+    save,
+    thinned,
+)
 
 
 @pytest.mark.parametrize(
@@ -45,3 +54,41 @@ def test_pictures_without_data_are_not_saved(tmp_path):
     pictures = {"a.png": lambda: new_figure(2, 1), "b.png": lambda: None}
     assert save(tmp_path, pictures) == [tmp_path / "a.png"]
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_the_style_of_all_pictures(tmp_path):
+    def draw():
+        figure = new_figure(2, 1, "title")
+        axes = figure.subplots()
+        (line,) = axes.plot([0, 1], marker="o", label="x")
+        legend = axes.legend()
+        axes.set_title("t")
+        spines = {name for name, spine in axes.spines.items() if spine.get_visible()}
+        assert spines == {"left", "bottom"}
+        assert axes.xaxis.get_gridlines()[0].get_visible()
+        assert not legend.get_frame_on()
+        assert (line.get_linewidth(), line.get_markersize()) == (1.3, 4)
+        title = axes.title if axes.title.get_text() else axes._left_title
+        assert (title.get_fontsize(), title.get_weight()) == (11, "bold")
+        assert axes.get_title("left") == "t"
+        assert figure._suptitle.get_position()[0] == 0.01
+        return figure
+
+    (path,) = save(tmp_path, {"a.png": draw})
+    with Image.open(path) as image:
+        assert image.size == (220, 110)  # 110 dots an inch
+
+
+def test_only_finite_values_above_0_are_positive():
+    given = np.array([1e-9, 0, -1, np.inf, np.nan, 2])
+    assert np.array_equal(positive(given), [1e-9, *[np.nan] * 4, 2], equal_nan=True)
+
+
+def test_a_heat_map_thins_its_ticks_only_when_it_must():
+    axes = new_figure(5, 5).subplots()
+    heat_map(axes, np.zeros((26, 12)), [*"abcdefghijklmnopqrstuvwxyz"], "viridis", "title", "unit")
+    assert len(axes.get_yticks()) == 26
+    assert axes.get_xticks().tolist() == list(range(12))
+    assert not axes.xaxis.get_gridlines()[0].get_visible()
+    assert {label.get_fontsize() for label in axes.get_yticklabels()} == {8}
+    assert axes.figure.axes[1].get_ylabel() == "unit"

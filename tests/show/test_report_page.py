@@ -1,12 +1,28 @@
 """The parts of the report's page, from evaluations and a run folder."""
 
+import base64
+import io
 import json
 
 import pytest
+from PIL import Image
 
 from spiketriton.runs.folder import RunFolder
+from spiketriton.show import report_page
 from spiketriton.show.figures import new_figure
-from spiketriton.show.report_page import _commands, _facts, _figure, _subtitle, _table, page
+from spiketriton.show.report_page import (
+    _activity,
+    _commands,
+    _environment,
+    _facts,
+    _figure,
+    _gradients,
+    _subtitle,
+    _table,
+    _training,
+    _without_rows,
+    page,
+)
 from tests.show.support import ann, evaluation
 from tests.small_runs import small_recipe
 
@@ -93,3 +109,39 @@ def test_a_page_has_the_sections_for_which_there_is_something(folder):
     assert text.count("<h2>") == 4
     folder.environment.write_text(json.dumps([]))
     assert "<h2>Environment" not in page(folder, small_recipe(), [])
+
+
+def test_a_picture_has_160_dots_an_inch():
+    text = _figure(new_figure(2, 1), "words")
+    data = base64.b64decode(text.partition("base64,")[2].partition('"')[0])
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.size == (320, 160)
+
+
+def test_a_run_without_rows_says_why(folder, monkeypatch):
+    state = {}
+    monkeypatch.setattr(report_page, "read_state", lambda folder: (state, "last"))
+    assert _without_rows(folder) == "The run has logged nothing yet."
+    state["conversion"] = {"source": "runs/ann", "method": "qcfs"}
+    assert _without_rows(folder) == "Converted from runs/ann, not trained: method qcfs."
+    assert list(_training(folder, [], "")) == [
+        "<p>Converted from runs/ann, not trained: method qcfs.</p>"
+    ]
+
+
+def test_gradients_and_sessions_are_shown_where_there_are_some(folder):
+    assert list(_gradients(folder, "title")) == []
+    assert list(_activity(None, "title")) == []
+    folder.gradients.append(
+        {
+            "step": 1, "layer": "a", "index": 0, "time_step": t, "grad_input_rms": 1.0,
+            "firing_rate": 0.5, "outside_share": 0.5,
+        }
+        for t in range(2)
+    )  # fmt: skip
+    (figure,) = _gradients(folder, "title")
+    assert 'alt="gradient by layer and time step"' in figure
+    (session,) = _environment(folder)
+    assert "<th>session</th><th>now</th>" in session
+    assert "<td>time</td><td>now</td>" in session
+    assert "gpu" not in session  # it is null

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from spiketriton.show.streams import DroppingFile
+from spiketriton.show.streams import DroppingFile, survive_closed_output
 from tests.small_runs import environment
 
 CODE = """
@@ -41,3 +41,17 @@ def test_a_program_continues_when_its_reader_leaves():
     assert process.stderr.read() == b"done\n"
     assert process.wait() == 0
     process.stderr.close()
+
+
+def test_output_is_text_line_by_line_in_the_encoding_it_had(monkeypatch, tmp_path):
+    files = [(tmp_path / name).open("w", encoding="latin-1", errors="replace") for name in "oe"]
+    monkeypatch.setattr(sys, "stdout", files[0])
+    monkeypatch.setattr(sys, "stderr", files[1])
+    survive_closed_output()
+    print("ü€")
+    assert (tmp_path / "o").read_bytes() == b"\xfc?\n"  # at the end of the line, not of the program
+    sys.stdout.close()
+    sys.stderr.close()
+    for file in files:
+        file.write("still open")
+        file.close()

@@ -90,7 +90,6 @@ def test_operations_are_the_spikes_convolved_with_ones(name, override, monkeypat
     nodes = graph_of(model)
     work = workload(nodes, (2, size, size))
     counter = SpikeCounter(nodes, work, steps=T, within=T)
-    counter.length = T
 
     arrived, shortcuts, last = [], [], []
 

@@ -1,0 +1,81 @@
+"""The picture of a diagnosis holds what was measured."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from spiketriton.gradients.measurement import Measurement
+from spiketriton.show import diagnosis_picture
+from spiketriton.show.diagnosis_picture import draw
+from spiketriton.show.figures import BLUE, GREY, ORANGE
+from tests.show.support import measurement
+
+
+def found(measured: Measurement, gain: float | None = 1.25, synthetic: bool = False):
+    """A diagnosis, as far as it is drawn."""
+    variants = [
+        SimpleNamespace(name=name, measured=measurement(factor * measured.grad_input))
+        for name, factor in (("surrogate half as wide", 0.5), ("surrogate twice as wide", 2.0), ("relu", 9.0))
+    ]  # fmt: skip
+    axis = SimpleNamespace(gain=gain)
+    return SimpleNamespace(
+        measured=measured,
+        synthetic=synthetic,
+        subject=SimpleNamespace(recipe=SimpleNamespace(name="small")),
+        verdict=SimpleNamespace(line=lambda: "healthy", depth=axis, time=axis),
+        variants=variants,
+        overlap=np.array([0.75, 0.5]),
+    )
+
+
+def drawn(monkeypatch, path, *arguments):
+    """The figure, and the size of the file in pixels."""
+    made = []
+    new = diagnosis_picture.new_figure
+    monkeypatch.setattr(
+        diagnosis_picture, "new_figure", lambda *size: made.append(new(*size)) or made[-1]
+    )
+    draw(found(*arguments), path)
+    with Image.open(path) as image:
+        return made[0], image.size
+
+
+def test_every_panel_shows_its_numbers(tmp_path, monkeypatch):
+    grads = np.array([[1.0, 100.0], [0.0, 0.0]])
+    figure, pixels = drawn(monkeypatch, tmp_path / "x.png", measurement(grads))
+    heat, depth, time, image, _ = figure.axes
+    assert np.array_equal(heat.get_images()[0].get_array().filled(-9), [[0, 2], [-9, -9]])
+    profile = np.array([np.sqrt(5000.5), np.nan])  # a gap where nothing arrives
+    for axes, curve, vertical in ((depth, profile, True), (time, np.array([1.0, 100]), False)):
+        for line, factor, colour in zip(
+            axes.get_lines(), (1, 0.5, 2), (BLUE, GREY, ORANGE), strict=True
+        ):
+            x, y = line.get_data()
+            places, values = (y, x) if vertical else (x, y)
+            assert list(places) == [0, 1]
+            assert values == pytest.approx(factor * curve, nan_ok=True)
+            assert (line.get_color(), line.get_marker()) == (colour, "o")
+    labels = [text.get_text() for text in depth.get_legend().get_texts()]
+    assert labels == ["as it is", "half as wide", "twice as wide"]
+    assert image.get_lines()[0].get_xydata().tolist() == [[0.75, 0], [0.5, 1]]
+    assert image.get_xlim() == (-0.05, 1.05)
+    assert depth.get_ylim() == image.get_ylim() == heat.get_ylim() == (1.5, -0.5)
+    assert (depth.get_xscale(), time.get_yscale()) == ("log", "log")
+    assert (depth.get_title("left"), time.get_title("left")) == (
+        "Depth, gain 1.25",
+        "Time, gain 1.25",
+    )
+    assert figure.get_suptitle() == "small: healthy"
+    assert figure.get_size_inches() == pytest.approx([15, 3.4 + 0.13 * 14])
+    assert pixels == (15 * 110, int((3.4 + 0.13 * 14) * 110))
+    widths = [axes.get_position().width for axes in (heat, depth, time, image)]
+    assert widths == sorted(widths, reverse=True)
+
+
+def test_without_a_gain_the_titles_are_short_and_synthetic_images_are_named(tmp_path, monkeypatch):
+    figure, _ = drawn(monkeypatch, tmp_path / "x.png", measurement(np.ones((20, 1))), None, True)
+    assert [figure.axes[i].get_title("left") for i in (1, 2)] == ["Depth", "Time"]
+    assert figure.get_suptitle() == "small (synthetic images): healthy"
+    assert figure.get_size_inches()[1] == pytest.approx(3.4 + 0.13 * 20)
