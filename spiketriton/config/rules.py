@@ -19,12 +19,15 @@ def idle(values: Mapping[str, Any]) -> dict[str, str]:
     A recipe that sets one is refused: a key that is never read misleads. Keys that only the ANN
     twin (neuron.kind "relu") ignores are allowed, so that a recipe and its twin differ in one word.
     """
+    blocks = ["model.checkpoint_blocks", "model.residual_gain", "model.residual_bias"]
     rules = [
         (["data.variant"], "data.name", ("imagenette",)),
         (["data.classes"], "data.name", ("synthetic",)),
         (["model.stem"], "model.name", get_args(ResNet)),
-        (["model.depth"], "model.name", get_args(PlainNet)),
-        (["model.checkpoint_blocks"], "model.name", get_args(ResNet) + get_args(SmallResNet)),
+        (["model.depth", "model.start"], "model.name", get_args(PlainNet)),
+        (blocks, "model.name", get_args(ResNet) + get_args(SmallResNet)),
+        (["model.residual_gain", "model.residual_bias"], "model.norm", ("bn", "tdbn", "tebn")),
+        (["model.residual_bias"], "model.block", ("plain",)),
         (["neuron.tau", "neuron.decay_input"], "neuron.kind", ("lif", "plif", "relu")),
         (["neuron.detach_reset"], "neuron.reset", ("hard", "soft")),
         (["loss.tet_lambda"], "loss.kind", ("tet",)),

@@ -27,7 +27,7 @@ def build_model(recipe: Recipe, *, classes: int, channels: int, image_size: int)
         if stem == "auto":
             large = len(architecture.blocks) == 4 and image_size >= IMAGENET_STEM_FROM
             stem = "imagenet" if large else "cifar"
-        return ResNet(
+        net = ResNet(
             parts,
             architecture,
             block=model.block,
@@ -35,6 +35,9 @@ def build_model(recipe: Recipe, *, classes: int, channels: int, image_size: int)
             classes=classes,
             channels=channels,
         )
+        if model.norm != "none":
+            net.start_blocks(*_block_start(recipe))
+        return net
     if model.name == "plain":
         return PlainNet(
             parts, depth=model.depth, width=model.width or 16, classes=classes, channels=channels
@@ -47,6 +50,17 @@ def build_model(recipe: Recipe, *, classes: int, channels: int, image_size: int)
         channels=channels,
         image_size=image_size,
     )
+
+
+def _block_start(recipe: Recipe) -> tuple[float, float]:
+    """Weight and bias of the last norm of a block; 1 and 0 where calibration is still to set them.
+
+    The ANN twin has nothing to calibrate: under "auto" its blocks start as the identity.
+    """
+    gain, bias = recipe.model.residual_gain, recipe.model.residual_bias
+    if isinstance(gain, str):
+        gain = 0.0 if recipe.neuron.kind == "relu" else 1.0
+    return gain, 0.0 if isinstance(bias, str) else bias
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -61,6 +61,17 @@ class Network(nn.Module):
         """Dotted name and neuron of each spiking layer, in forward order; none for the ANN twin."""
         return [(name, m) for name, m in self.named_modules() if isinstance(m, SpikingNeuron)]
 
+    def trunk(self) -> list[str]:
+        """The spiking layers that lie on every path through the network, in forward order.
+
+        Between two of them lies a residual block or, without skip connections, a single layer: the
+        unit in which a gradient through depth is counted.
+        """
+        return [name for name, _ in self.spiking_layers()]
+
+    def start_blocks(self, gain: float, bias: float = 0.0) -> None:
+        """Sets weight and bias of the last norm of every residual block; nothing without blocks."""
+
     def set_stateful(self, stateful: bool = True) -> None:
         """Whether each call continues the window where the last one ended; starts a new window.
 

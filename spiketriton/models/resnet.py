@@ -60,6 +60,7 @@ class Block(nn.Module):
         bottleneck: convolutions 1x1, 3x3, 1x1 and C' = 4 * width; else 3x3, 3x3 and C' = width.
     """
 
+    trunk_neuron = -1  # the neuron through which every path runs: the last, or the first
     sums_currents = True  # whether the last norm and the shortcut are two terms of one current
 
     def __init__(
@@ -90,6 +91,15 @@ class Block(nn.Module):
                 parts.norm(self.channels_out, before_sum=self.sums_currents),
             ]
         )
+
+    def start(self, gain: float, bias: float) -> None:
+        """Sets weight and bias of the last norm.
+
+        With gain 0 the block passes its input on (Goyal et al. 2017, arXiv 1706.02677, section 5.1).
+        """
+        norm = self.stages()[-1][1]
+        nn.init.constant_(norm.weight, gain)
+        nn.init.constant_(norm.bias, bias)
 
     def stages(self) -> list[list[nn.Module]]:
         """Convolution, norm and neuron of each layer, in forward order."""
@@ -143,6 +153,8 @@ class MSBlock(Block):
     MS-ResNet (Hu et al. 2021, arXiv 2112.08954). A shortcut that changes shape is BN(conv1x1) of
     the currents x, as in the authors' code, and so multiplies analog values.
     """
+
+    trunk_neuron = 0
 
     def forward(self, x: Tensor) -> Tensor:
         convs, norms, neurons = zip(*self.stages(), strict=True)
@@ -230,6 +242,19 @@ class ResNet(Network):
         self.neuron_last = parts.neuron() if block == "ms" else None
         self.fc = nn.Linear(channels_in, classes)
         self._initialize()
+
+    def blocks(self) -> list[tuple[str, Block]]:
+        """Dotted name and block, in forward order."""
+        return [(name, m) for name, m in self.named_modules() if isinstance(m, Block)]
+
+    def trunk(self) -> list[str]:
+        names = {neuron: name for name, neuron in self.spiking_layers()}
+        neurons = [block.stages()[block.trunk_neuron][2] for _, block in self.blocks()]
+        return [names[neuron] for neuron in (self.neuron1, *neurons) if neuron in names]
+
+    def start_blocks(self, gain: float, bias: float = 0.0) -> None:
+        for _, block in self.blocks():
+            block.start(gain, bias)
 
     def features(self, images: Tensor, steps: int) -> Tensor:
         x = constant_current(self.bn1, self.conv1(images), steps)
