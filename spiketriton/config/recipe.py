@@ -122,6 +122,23 @@ class ModelConfig(Table):
         "resnet101, 16 for the smaller ResNets and `plain`, 128 for `mlp`)",
         Range(0, 65_536),
     )
+    residual_gain: float | Literal["auto"] = key(
+        1.0,
+        "what the weight of the last norm of every residual block starts at; with 0 a block starts "
+        "by passing its input on; `auto`: measured on a few batches, so that the image survives depth",
+        Range(0, 1e3),
+    )
+    residual_bias: float | Literal["auto"] = key(
+        "auto",
+        "what the bias of the last norm of a `plain` block starts at: how far a spike of the shortcut "
+        "lifts the current above the threshold; `auto`: 0, or measured if residual_gain is `auto`",
+        Range(-1e3, 1e3),
+    )
+    start: Literal["kaiming", "identity"] = key(
+        "kaiming",
+        "weights of the square layers of `plain` and `mlp`: Kaiming normal, or the identity plus a "
+        "tenth of that, with which 50 layers without skip connections train",
+    )
     fused: bool = key(True, "norm, shortcut and neuron in one kernel; false: one after the other")
     memory: Literal["standard", "packed"] = key(
         "standard",

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from spiketriton.models.layers import (
     Parts,
+    add_identity,
     constant_current,
     fire,
     norm_neuron,
@@ -40,6 +41,9 @@ class FeedForward(Network):
         self.layers = nn.ModuleList(layers)
         self.fc = nn.Linear(features, classes)
         self._initialize()
+        if parts.start == "identity":
+            for layer in layers[1:]:  # the first one has another number of inputs
+                add_identity(layer.weights)
 
     def features(self, images: Tensor, steps: int) -> Tensor:
         first, *rest = self.layers

@@ -98,6 +98,7 @@ class Block(nn.Module):
         With gain 0 the block passes its input on (Goyal et al. 2017, arXiv 1706.02677, section 5.1).
         """
         norm = self.stages()[-1][1]
+        assert isinstance(norm, Norm), "a block without a norm has no start"
         nn.init.constant_(norm.weight, gain)
         nn.init.constant_(norm.bias, bias)
 

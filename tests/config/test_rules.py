@@ -131,6 +131,10 @@ def test_the_ann_twin_of_any_recipe_is_one_word_away(norm, memory):
         ["train.optimizer=sgd", "train.momentum=0"],
         ["train.nonfinite=skip", "train.max_skips=1"],
         ["model.name=mlp", "model.block=plain", "model.depth=2"],
+        ["model.residual_gain=auto"],
+        ["model.residual_gain=0", "model.residual_bias=0.25"],
+        ["model.residual_gain=0.2", "model.block=ms"],
+        ["model.name=mlp", "model.start=identity"],
     ],
     ids=str,
 )
@@ -149,6 +153,7 @@ def test_each_idle_key_comes_with_its_reason():
         "data.variant",
         "loss.tet_lambda",
         "model.depth",
+        "model.start",
         "model.stem",
         "train.max_skips",
         "train.momentum",

@@ -141,3 +141,49 @@ def test_blocks_are_recomputed_only_where_backward_follows(monkeypatch):
     model.set_stateful(False)
     model.eval()(images())
     assert len(calls) == 3
+
+
+def starts(model) -> dict[str, tuple[float, float]]:
+    """Weight and bias of the last norm of each block, which are the same for all its channels."""
+    found = {}
+    for name, block in model.blocks():
+        norm = block.stages()[-1][1]
+        assert norm.weight.unique().numel() == norm.bias.unique().numel() == 1
+        found[name] = (norm.weight[0].item(), norm.bias[0].item())
+    return found
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet50"])
+def test_blocks_start_at_the_gain_and_bias_of_the_recipe(name):
+    assert set(starts(build(name)).values()) == {(1.0, 0.0)}
+    assert set(starts(build(name, residual_gain=0.25)).values()) == {(0.25, 0.0)}
+    both = build(name, residual_gain=0.0, residual_bias=0.5)
+    assert set(starts(both).values()) == {(0.0, 0.5)}
+    inner = [block.bn1 for _, block in both.blocks()]
+    assert all((norm.weight == 1).all() and (norm.bias == 0).all() for norm in inner)
+
+
+def test_under_auto_a_spiking_net_waits_for_its_calibration_and_the_ann_twin_starts_at_0():
+    assert set(starts(build(residual_gain="auto")).values()) == {(1.0, 0.0)}
+    twin = build(residual_gain="auto", neuron={"kind": "relu"})
+    assert set(starts(twin).values()) == {(0.0, 0.0)}
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.25])
+@pytest.mark.parametrize("kind", BLOCK_TYPES)
+def test_a_block_that_starts_at_0_passes_its_input_on(kind, bias):
+    parts = Parts.of(recipe(block=kind))
+    block = BLOCK_TYPES[kind](parts, 6, 6, 1, False)
+    block.start(0.0, bias if kind == "plain" else 0.0)
+    x = (torch.rand(T, B, 6, 4, 4) < 0.4).float()
+    assert torch.equal(block(x), x)
+
+
+def test_the_trunk_is_what_lies_on_every_path():
+    assert build("resnet8").trunk() == [
+        "neuron1",
+        *(f"layer{i}.0.neuron2" for i in (1, 2, 3)),
+    ]
+    assert build("resnet8", block="sew").trunk() == build("resnet8").trunk()
+    assert build("resnet8", block="ms").trunk() == [f"layer{i}.0.neuron1" for i in (1, 2, 3)]
+    assert build("resnet50").trunk()[-1] == "layer4.2.neuron3"
