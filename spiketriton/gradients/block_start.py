@@ -1,0 +1,112 @@
+"""model.residual_gain = "auto": what residual blocks start at, measured before training.
+
+A deep spiking net learns from what reaches its last layers, and from what of the gradient comes back.
+This module sets the way forward, `calibration` the way back.
+
+gain    A block adds its branch to what passes through. With the last norm's usual weight of 1 every
+        block of an untrained net replaces part of the image by chance, and after some twenty of
+        them nothing of it is left (`Prober.overlap`). Tried from 1 down to 0, the largest gain is
+        taken that keeps 90 % of the most that any of them lets through.
+bias    In a `plain` block the spikes of the shortcut enter a neuron again. A spike of 1 meets a
+        threshold of 1 exactly: as soon as the branch adds a little below zero, half of the spikes
+        are lost. A bias lifts them above the threshold. Tried are some that leave silent neurons
+        silent; the smallest is taken with which the image survives blocks that have opened a little.
+
+Nothing is random: the images are those of `probe_batches`.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from spiketriton.config import Recipe
+from spiketriton.gradients.probing import Prober
+from spiketriton.models import Network
+
+GAINS = (1.0, 0.5, 0.2, 0.1, 0.0)
+KEPT = 0.9
+GOOD_BIAS = 0.95
+MARGINS = (0.0, 0.1, 0.25, 0.4)  # of the threshold
+AJAR = 0.1  # the gain at which margins are compared
+
+
+@dataclass(frozen=True)
+class BlockStart:
+    """What the last norm of every residual block starts at; plain data, saved with the run.
+
+    gain, bias: weight and bias.
+    overlap: what the last layer keeps of an image with them.
+    tried: (gain, overlap), from closed to open, with that bias.
+    margins: (bias, overlap) of the biases that were compared; empty where there was no choice.
+    """
+
+    gain: float
+    bias: float
+    overlap: float
+    tried: tuple[tuple[float, float], ...]
+    margins: tuple[tuple[float, float], ...] = ()
+
+    def apply(self, model: Network) -> None:
+        """Sets the last norms of `model`."""
+        model.start_blocks(self.gain, self.bias)
+
+    def line(self) -> str:
+        """What was chosen and why, for the user."""
+        usual = self.tried[-1][1]
+        bias = f" and bias {self.bias:.3g}" if self.bias else ""
+        return (
+            f"residual blocks start at gain {self.gain:g}{bias}: the last layer keeps "
+            f"{_share(self.overlap)} of an image's identity, {_share(usual)} with gain "
+            f"{self.tried[-1][0]:g}"
+        )
+
+
+def wants_block_start(recipe: Recipe) -> bool:
+    """Whether the recipe leaves the start to be measured; the ANN twin always starts at 0."""
+    return recipe.model.residual_gain == "auto" and recipe.neuron.kind != "relu"
+
+
+def find_block_start(recipe: Recipe, model: Network, prober: Prober) -> BlockStart:
+    """Measures the start that `recipe` asks for, and sets it in `model`.
+
+    Args:
+        recipe: one with model.residual_gain "auto", not of an ANN twin.
+        model: its network, at the weights that training starts from.
+        prober: of that network.
+    """
+
+    def overlap(gain: float, bias: float) -> np.ndarray:
+        model.start_blocks(gain, bias)
+        return np.nan_to_num(prober.overlap())
+
+    bias = recipe.model.residual_bias
+    margins: list[tuple[float, float]] = []
+    if isinstance(bias, str):
+        bias = 0.0
+        if recipe.model.block == "plain":
+            margins = [(b, float(overlap(AJAR, b).mean())) for b in _biases(recipe)]
+            bias = _first_good(margins, GOOD_BIAS)
+    tried = [(gain, float(overlap(gain, bias)[-1])) for gain in reversed(GAINS)]
+    gain = _first_good(tried[::-1], KEPT)
+    found = BlockStart(gain, bias, dict(tried)[gain], tuple(tried), tuple(margins))
+    found.apply(model)
+    return found
+
+
+def _first_good(tried: list[tuple[float, float]], share: float) -> float:
+    """The first of (value, overlap) whose overlap is at least `share` of the largest one."""
+    most = max(kept for _, kept in tried)
+    return next(value for value, kept in tried if kept >= share * most or kept == most)
+
+
+def _biases(recipe: Recipe) -> list[float]:
+    """Biases with which a spike of the shortcut, by itself, lifts h above the threshold by a margin."""
+    neuron = recipe.neuron
+    gain = 1 / neuron.tau if neuron.decay_input and neuron.kind in ("lif", "plif") else 1.0
+    enough = neuron.v_threshold / gain
+    return sorted({0.0, *(enough * (1 + margin) - 1 for margin in MARGINS)})
+
+
+def _share(overlap: float) -> str:
+    return f"{100 * overlap:.0f} %" if math.isfinite(overlap) else "an unknown part"
