@@ -135,11 +135,11 @@ class Trainer:
         return self.outcome()
 
     def calibrate(self) -> None:
-        """Measures the surrogate's width on the first images, and writes calibration.json."""
+        """Measures what the recipe leaves open on the first images, and writes calibration.json."""
         batches = probe_batches(self.data, self.model, self.device)
         found = calibrate(self.recipe, self.model, batches, self.loss, self.placement.autocast)
         self.calibration = found = self.ranks.decide(lambda: found)
-        found.apply(self.model)
+        found.start(self.model)
         self.folder.write_calibration(found.state_dict())
         for line in found.lines():
             self.display.note(line)

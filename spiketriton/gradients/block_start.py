@@ -17,6 +17,7 @@ Nothing is random: the images are those of `probe_batches`.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -50,6 +51,12 @@ class BlockStart:
     def apply(self, model: Network) -> None:
         """Sets the last norms of `model`."""
         model.start_blocks(self.gain, self.bias)
+
+    @classmethod
+    def of_state(cls, state: dict[str, Any]) -> "BlockStart":
+        """From plain data, in which tuples may have become lists."""
+        pairs = {name: tuple(map(tuple, state[name])) for name in ("tried", "margins")}
+        return cls(**state | pairs)
 
     def line(self) -> str:
         """What was chosen and why, for the user."""
@@ -105,7 +112,7 @@ def _biases(recipe: Recipe) -> list[float]:
     neuron = recipe.neuron
     gain = 1 / neuron.tau if neuron.decay_input and neuron.kind in ("lif", "plif") else 1.0
     enough = neuron.v_threshold / gain
-    return sorted({0.0, *(enough * (1 + margin) - 1 for margin in MARGINS)})
+    return sorted({0.0, *(enough - 1 + margin * enough for margin in MARGINS)})
 
 
 def _share(overlap: float) -> str:

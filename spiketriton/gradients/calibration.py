@@ -1,4 +1,7 @@
-"""neuron.surrogate.width = "auto" | "auto_per_layer": the width, measured before training.
+"""What a recipe leaves to be measured before training: the surrogate's width, the start of blocks.
+
+model.residual_gain = "auto" is settled first (`block_start`), because it decides how images get
+through; then neuron.surrogate.width = "auto" | "auto_per_layer", which decides how gradients return.
 
 What a good width is depends on the optimizer and on the net (docs/gradient_flow.md shows the
 experiments):
@@ -15,8 +18,13 @@ either  of them, in nets whose blocks pass spikes or membranes on (`sew`, `ms`):
         through the shortcuts, and a wide surrogate adds so much to it that it is drowned. The
         target for the depth gain is 1.05.
 
-Both are measured on a few batches of the training images, always the same, in training mode. The
-forward pass does not depend on the width, so both are smooth, growing functions of it. Widths in
+blocks  that start with a gain below 0.2, under either optimizer: no gradient enters a block that
+        starts at 0, so the width is measured with the blocks opened to 0.2, as they soon are. The
+        target for the block gain (geometric mean of the ratios of dL/dx from one residual block to
+        the one before it) is 1.05.
+
+All are measured on a few batches of the training images, always the same, in training mode. The
+forward pass does not depend on the width, so all are smooth, growing functions of it. Widths in
 steps of four from 1.28 thresholds are tried until two have the target between them; regula falsi on
 log(width) finds the rest. Nothing is random.
 
@@ -38,7 +46,8 @@ import torch
 
 from spiketriton.config import Recipe
 from spiketriton.data import Data
-from spiketriton.gradients.measurement import Measurement
+from spiketriton.gradients.block_start import BlockStart, find_block_start, wants_block_start
+from spiketriton.gradients.measurement import Measurement, gain_through
 from spiketriton.gradients.monitor import elements_per_image
 from spiketriton.gradients.probing import Batch, Loss, Prober
 from spiketriton.models import Network
@@ -60,15 +69,11 @@ FEWEST, MOST = 2, {"cpu": 32, "cuda": 64}
 
 @dataclass(frozen=True)
 class Aim:
-    """What a width is judged by: "depth gain" or "transmission", the target for it, and why."""
+    """What a width is judged by, the target for it, and why."""
 
-    goal: Literal["depth gain", "transmission"]
+    goal: Literal["depth gain", "block gain", "transmission"]
     target: float
     why: str
-
-    @property
-    def by_gain(self) -> bool:
-        return self.goal == "depth gain"
 
 
 SGD = Aim(
@@ -88,8 +93,19 @@ ADAMW = Aim(
 )
 
 
+BLOCKS = Aim(
+    "block gain",
+    1.05,
+    "from block to block a gradient should neither shrink nor grow, once training has opened them",
+)
+OPENED = 0.2  # the gain that blocks soon have, whatever they start at
+
+
 def aim_of(recipe: Recipe) -> Aim:
     """The aim for the recipe's optimizer and kind of block."""
+    gain = recipe.model.residual_gain
+    if isinstance(gain, str) or gain < OPENED:
+        return BLOCKS
     if recipe.model.block != "plain":
         return SHORTCUTS
     return SGD if recipe.train.optimizer == "sgd" else ADAMW
@@ -104,6 +120,7 @@ class Calibration:
     met: whether the target was reached within the tolerance (of "auto_per_layer": by all layers).
     scan: (width, value of the goal) of the widths tried first, from narrow to wide.
     missed: the layers that are off the target by more than 5 %.
+    blocks: what residual blocks start at, where the recipe leaves that to be measured.
     """
 
     mode: str
@@ -117,9 +134,16 @@ class Calibration:
     images: int
     scan: tuple[tuple[float, float], ...]
     missed: tuple[str, ...] = ()
+    blocks: BlockStart | None = None
+
+    def start(self, model: Network) -> None:
+        """Makes a network with fresh weights start as was found."""
+        if self.blocks is not None:
+            self.blocks.apply(model)
+        self.apply(model)
 
     def apply(self, model: Network) -> None:
-        """Sets the widths of the spiking layers of `model`."""
+        """Sets the widths of the spiking layers of `model`, whatever its weights."""
         for name, layer in model.spiking_layers():
             layer.surrogate = replace(layer.surrogate, width=self.widths[name])
 
@@ -131,18 +155,27 @@ class Calibration:
     @classmethod
     def of_state(cls, state: dict[str, Any]) -> "Calibration":
         scan = tuple((float(width), float(value)) for width, value in state["scan"])
-        return cls(**{**state, "scan": scan, "missed": tuple(state["missed"])})
+        blocks = state.get("blocks")
+        return cls(
+            **state
+            | {"scan": scan, "missed": tuple(state["missed"])}
+            | {"blocks": BlockStart.of_state(blocks) if blocks else None}
+        )
 
     def lines(self) -> list[str]:
         """What was chosen and why, for the user."""
+        start = [self.blocks.line()] if self.blocks else []
+        if self.mode == GIVEN:
+            return start
         per_layer = self.mode == "auto_per_layer"
         chosen = f"{self.width:.4g}"
         if per_layer:
             low, high = min(self.widths.values()), max(self.widths.values())
             chosen = f"{low:.4g} to {high:.4g} by layer (one for all: {chosen})"
         lines = [
+            *start,
             f"surrogate width: {chosen}; {self.goal} {self.reached:.3g}, target "
-            f"{self.target:g}: {self.why} ({self.images} images)"
+            f"{self.target:g}: {self.why} ({self.images} images)",
         ]
         if not self.met and not per_layer:
             low, high = (min(v for _, v in self.scan), max(v for _, v in self.scan))
@@ -160,8 +193,9 @@ class Calibration:
 
 
 def wants_calibration(recipe: Recipe) -> bool:
-    """Whether the recipe asks for one; the ANN twin has no surrogate."""
-    return isinstance(recipe.neuron.surrogate.width, str) and recipe.neuron.kind != "relu"
+    """Whether the recipe asks for one; the ANN twin has no surrogate, and its blocks start at 0."""
+    measured = isinstance(recipe.neuron.surrogate.width, str) or wants_block_start(recipe)
+    return measured and recipe.neuron.kind != "relu"
 
 
 def probe_batches(
@@ -188,30 +222,69 @@ def calibrate(
     loss: Loss | None = None,
     autocast: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
 ) -> Calibration:
-    """Finds the widths that `recipe` asks for and sets them in `model`.
+    """Finds what `recipe` leaves to be measured and sets it in `model`.
 
-    Both the trainer and `diagnose` call it, with the batches of `probe_batches`: the width that
-    `diagnose` recommends is the one that training takes.
+    Both the trainer and `diagnose` call it, with the batches of `probe_batches`: what `diagnose`
+    recommends is what training takes.
 
     Args:
-        recipe: with neuron.surrogate.width "auto" or "auto_per_layer", not of an ANN twin.
+        recipe: one for which `wants_calibration` is true.
         model: the recipe's network, at the weights that training starts from.
         batches: what to measure on, on the model's device; see `probe_batches`.
         loss: the recipe's, unless given.
         autocast: the precision of the forward pass.
     """
     loss = build_loss(recipe.loss) if loss is None else loss
-    aim, threshold = aim_of(recipe), recipe.neuron.v_threshold
-    net = WidthProber(Prober(model, batches, loss, autocast), threshold)
-    search = _Search(aim, net)
-    mode = str(recipe.neuron.surrogate.width)
+    prober = Prober(model, batches, loss, autocast)
+    blocks = find_block_start(recipe, model, prober) if wants_block_start(recipe) else None
+    width = recipe.neuron.surrogate.width
+    if isinstance(width, str):
+        with _opened(recipe, model, blocks):
+            found = _find_widths(recipe, prober, width, model.trunk())
+    else:
+        widths = dict.fromkeys(prober.names, width)
+        found = Calibration(
+            mode=GIVEN, goal="", why="", target=0.0, reached=0.0, width=width, widths=widths,
+            met=True, images=0, scan=(),
+        )  # fmt: skip
+    images = sum(len(images) for images, _ in batches)
+    found = replace(found, blocks=blocks, images=images)
+    found.apply(model)
+    return found
+
+
+GIVEN = "given"  # the mode of a calibration that had no width to find
+
+
+@contextlib.contextmanager
+def _opened(recipe: Recipe, model: Network, blocks: BlockStart | None) -> Iterator[None]:
+    """Residual blocks at a gain of at least OPENED in here, if the aim is to be measured so."""
+    gain, bias = recipe.model.residual_gain, recipe.model.residual_bias
+    if blocks is not None:
+        gain, bias = blocks.gain, blocks.bias
+    if isinstance(gain, str) or gain >= OPENED:
+        yield
+        return
+    bias = 0.0 if isinstance(bias, str) else bias
+    model.start_blocks(OPENED, bias)
+    try:
+        yield
+    finally:
+        model.start_blocks(gain, bias)
+
+
+def _find_widths(recipe: Recipe, prober: Prober, mode: str, trunk: Sequence[str]) -> Calibration:
+    """Without the number of images, which `calibrate` adds."""
+    aim = aim_of(recipe)
+    net = WidthProber(prober, recipe.neuron.v_threshold)
+    search = _Search(aim, net, trunk)
     width, value, met = search.common_width()
     widths = np.full(len(net.names), width)
     missed: tuple[str, ...] = ()
     if mode == "auto_per_layer":
         widths, value, missed = search.layer_widths(width)
         met = not missed
-    found = Calibration(
+    return Calibration(
         mode=mode,
         goal=aim.goal,
         why=aim.why,
@@ -220,12 +293,10 @@ def calibrate(
         width=float(width),
         widths={name: float(w) for name, w in zip(net.names, widths, strict=True)},
         met=met,
-        images=sum(len(images) for images, _ in batches),
+        images=0,
         scan=tuple(search.scan),
         missed=missed,
     )
-    found.apply(model)
-    return found
 
 
 class WidthProber:
@@ -276,10 +347,13 @@ class WidthProber:
 
 
 class _Search:
-    """Finds the widths at which a network meets an aim."""
+    """Finds the widths at which a network meets an aim. `trunk`: names of `Network.trunk`."""
 
-    def __init__(self, aim: Aim, net: WidthProber) -> None:
+    def __init__(self, aim: Aim, net: WidthProber, trunk: Sequence[str]) -> None:
         self.aim, self.net = aim, net
+        self.places = np.arange(len(net.names))  # of the layers between which gains are counted
+        if aim.goal == "block gain":
+            self.places = np.array([net.names.index(name) for name in trunk])
         self.scan: list[tuple[float, float]] = []
 
     def goal(self, widths: float | np.ndarray) -> tuple[float, np.ndarray]:
@@ -288,14 +362,17 @@ class _Search:
         0 when nothing arrives, inf when it overflows. The last layer has no gain of its own and
         counts as on target.
         """
-        if self.aim.by_gain:
-            measured = self.net.gradients(widths)
-            profile, value = measured.depth_profile, measured.depth_gain
-            nearer = np.append(profile[1:], profile[-1] / self.aim.target)
-            each = np.divide(profile, nearer, out=np.zeros_like(profile), where=nearer > 0)
-        else:
+        if self.aim.goal == "transmission":
             each = self.net.transmission(widths)
             value = geometric_mean(each)
+        else:
+            profile = self.net.gradients(widths).depth_profile[self.places]
+            value = gain_through(profile)
+            nearer = np.append(profile[1:], profile[-1] / self.aim.target)
+            each = np.full(len(self.net.names), self.aim.target)  # others keep the common width
+            each[self.places] = np.divide(
+                profile, nearer, out=np.zeros_like(profile), where=nearer > 0
+            )
         return value if math.isfinite(value) else math.inf, each
 
     def common_width(self) -> tuple[float, float, bool]:

@@ -141,13 +141,17 @@ class Measurement:
     @property
     def depth_gain(self) -> float:
         """Geometric mean of the ratios of consecutive layers; 0 when the gradient dies."""
-        profile = self.depth_profile
-        if not profile[-1] > 0:
-            return 0.0
-        return float((profile[0] / profile[-1]) ** (1 / max(1, len(profile) - 1)))
+        return gain_through(self.depth_profile)
 
     @property
     def transmission(self) -> np.ndarray:
         """RMS of dL/dx by that of dL/ds of each layer, [layers]: what its neurons pass on."""
         spike = np.sqrt(np.mean(self.grad_spike**2, axis=1))
         return np.divide(self.depth_profile, spike, out=np.zeros_like(spike), where=spike > 0)
+
+
+def gain_through(profile: np.ndarray) -> float:
+    """Geometric mean of the ratios of consecutive places, walking backward; 0 if nothing arrives."""
+    if not profile[-1] > 0:
+        return 0.0
+    return float((profile[0] / profile[-1]) ** (1 / max(1, len(profile) - 1)))

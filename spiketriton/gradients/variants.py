@@ -112,7 +112,12 @@ class Experiment:
         self, *changes: str, scale: float = 1.0, prepare: Callable[[Network], None] | None = None
     ) -> Prober:
         """Of the net with changes of the recipe, widths times `scale`, and what `prepare` does."""
-        model = self.build(change(self.recipe, *changes))
+        recipe = change(self.recipe, *changes)
+        model = self.build(recipe)
+        blocks = self.calibration.blocks if self.calibration else None
+        fresh = self.subject.state is None
+        if blocks is not None and fresh and recipe.model.block == self.recipe.model.block:
+            blocks.apply(model)
         for name, layer in model.spiking_layers():
             width = self.widths.get(name, self.width)  # other blocks may have other layers
             layer.surrogate = replace(layer.surrogate, width=width * scale)
