@@ -240,7 +240,7 @@ def calibrate(
     width = recipe.neuron.surrogate.width
     if isinstance(width, str):
         with _opened(recipe, model, blocks):
-            found = _find_widths(recipe, prober, width, model.trunk())
+            found = _find_widths(recipe, prober, width, model.last_of_blocks())
     else:
         widths = dict.fromkeys(prober.names, width)
         found = Calibration(
@@ -273,11 +273,11 @@ def _opened(recipe: Recipe, model: Network, blocks: BlockStart | None) -> Iterat
         model.start_blocks(gain, bias)
 
 
-def _find_widths(recipe: Recipe, prober: Prober, mode: str, trunk: Sequence[str]) -> Calibration:
+def _find_widths(recipe: Recipe, prober: Prober, mode: str, ends: Sequence[str]) -> Calibration:
     """Without the number of images, which `calibrate` adds."""
     aim = aim_of(recipe)
     net = WidthProber(prober, recipe.neuron.v_threshold)
-    search = _Search(aim, net, trunk)
+    search = _Search(aim, net, ends)
     width, value, met = search.common_width()
     widths = np.full(len(net.names), width)
     missed: tuple[str, ...] = ()
@@ -347,13 +347,13 @@ class WidthProber:
 
 
 class _Search:
-    """Finds the widths at which a network meets an aim. `trunk`: names of `Network.trunk`."""
+    """Finds the widths at which a network meets an aim. `ends`: of `Network.last_of_blocks`."""
 
-    def __init__(self, aim: Aim, net: WidthProber, trunk: Sequence[str]) -> None:
+    def __init__(self, aim: Aim, net: WidthProber, ends: Sequence[str]) -> None:
         self.aim, self.net = aim, net
         self.places = np.arange(len(net.names))  # of the layers between which gains are counted
         if aim.goal == "block gain":
-            self.places = np.array([net.names.index(name) for name in trunk])
+            self.places = np.array([net.names.index(name) for name in ends])
         self.scan: list[tuple[float, float]] = []
 
     def goal(self, widths: float | np.ndarray) -> tuple[float, np.ndarray]:

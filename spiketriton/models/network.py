@@ -61,11 +61,10 @@ class Network(nn.Module):
         """Dotted name and neuron of each spiking layer, in forward order; none for the ANN twin."""
         return [(name, m) for name, m in self.named_modules() if isinstance(m, SpikingNeuron)]
 
-    def trunk(self) -> list[str]:
-        """The spiking layers that lie on every path through the network, in forward order.
+    def last_of_blocks(self) -> list[str]:
+        """The spiking layers between which gains from block to block are counted, in forward order.
 
-        Between two of them lies a residual block or, without skip connections, a single layer: the
-        unit in which a gradient through depth is counted.
+        The stem's and the last one of each residual block; all of them where there are no blocks.
         """
         return [name for name, _ in self.spiking_layers()]
 

@@ -60,7 +60,6 @@ class Block(nn.Module):
         bottleneck: convolutions 1x1, 3x3, 1x1 and C' = 4 * width; else 3x3, 3x3 and C' = width.
     """
 
-    trunk_neuron = -1  # the neuron through which every path runs: the last, or the first
     sums_currents = True  # whether the last norm and the shortcut are two terms of one current
 
     def __init__(
@@ -155,8 +154,6 @@ class MSBlock(Block):
     the currents x, as in the authors' code, and so multiplies analog values.
     """
 
-    trunk_neuron = 0
-
     def forward(self, x: Tensor) -> Tensor:
         convs, norms, neurons = zip(*self.stages(), strict=True)
         spikes = fire(neurons[0], x)
@@ -248,9 +245,9 @@ class ResNet(Network):
         """Dotted name and block, in forward order."""
         return [(name, m) for name, m in self.named_modules() if isinstance(m, Block)]
 
-    def trunk(self) -> list[str]:
+    def last_of_blocks(self) -> list[str]:
         names = {neuron: name for name, neuron in self.spiking_layers()}
-        neurons = [block.stages()[block.trunk_neuron][2] for _, block in self.blocks()]
+        neurons = [block.stages()[-1][2] for _, block in self.blocks()]
         return [names[neuron] for neuron in (self.neuron1, *neurons) if neuron in names]
 
     def start_blocks(self, gain: float, bias: float = 0.0) -> None:

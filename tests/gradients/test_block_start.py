@@ -139,7 +139,9 @@ def test_a_width_is_measured_through_opened_blocks(block, gain):
     assert start == (found.blocks.gain if found.blocks else float(gain))
     model.start_blocks(max(start, OPENED), bias)
     measured = Prober(model, batches, build_loss(recipe.loss)).measure()
-    profile = [measured.depth_profile[measured.names.index(name)] for name in model.trunk()]
+    profile = [
+        measured.depth_profile[measured.names.index(name)] for name in model.last_of_blocks()
+    ]
     reached = (profile[0] / profile[-1]) ** (1 / (len(profile) - 1))
     assert reached == pytest.approx(found.reached, rel=1e-6)
     if found.met:
@@ -150,9 +152,9 @@ def test_per_layer_only_the_layers_between_blocks_move():
     recipe = small_recipe("neuron.surrogate.width=auto_per_layer", AUTO, "model.name=resnet20")
     model, batches = built(recipe)
     found = calibrate(recipe, model, batches)
-    trunk = set(model.trunk())
-    assert {found.widths[name] for name in found.widths.keys() - trunk} == {found.width}
-    assert len({found.widths[name] for name in trunk}) > 1
+    ends = set(model.last_of_blocks())
+    assert {found.widths[name] for name in found.widths.keys() - ends} == {found.width}
+    assert len({found.widths[name] for name in ends}) > 1
 
 
 def test_the_state_is_json_and_comes_back():

@@ -179,11 +179,9 @@ def test_a_block_that_starts_at_0_passes_its_input_on(kind, bias):
     assert torch.equal(block(x), x)
 
 
-def test_the_trunk_is_what_lies_on_every_path():
-    assert build("resnet8").trunk() == [
-        "neuron1",
-        *(f"layer{i}.0.neuron2" for i in (1, 2, 3)),
-    ]
-    assert build("resnet8", block="sew").trunk() == build("resnet8").trunk()
-    assert build("resnet8", block="ms").trunk() == [f"layer{i}.0.neuron1" for i in (1, 2, 3)]
-    assert build("resnet50").trunk()[-1] == "layer4.2.neuron3"
+def test_gains_are_counted_from_the_last_layer_of_one_block_to_that_of_the_next():
+    last = [f"layer{i}.0.neuron2" for i in (1, 2, 3)]
+    assert build("resnet8").last_of_blocks() == ["neuron1", *last]
+    assert build("resnet8", block="sew").last_of_blocks() == ["neuron1", *last]
+    assert build("resnet8", block="ms").last_of_blocks() == last  # its stem has no neuron
+    assert build("resnet50").last_of_blocks()[-1] == "layer4.2.neuron3"
