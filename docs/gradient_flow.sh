@@ -1,5 +1,5 @@
 #!/bin/sh
-# Everything that docs/gradient_flow.md shows: about five hours of one CPU core.
+# Everything that docs/gradient_flow.md shows: about seven hours of one CPU core.
 #   sh docs/gradient_flow.sh [FOLDER]
 # Cells that are finished are kept, so it continues where it was stopped.
 set -eu
@@ -53,6 +53,24 @@ python -m spiketriton.sweep recipes/imagenette_r50.toml data.name=fashion_mnist 
     data.augment=none data.workers=0 data.test_images=1000 model.width=16 time_steps=4 \
     train.precision=fp32 train.epochs=1 train.max_steps=400 train.threads=1 train.log_every=100 \
     model.block=plain,sew,ms $width=auto,1 --out "$out/r50"
+# what blocks start at: the small ResNet-50 again, and what auto makes of it
+r50="python -m spiketriton.sweep recipes/imagenette_r50.toml data.name=fashion_mnist data.image_size=16
+    data.augment=none data.workers=0 data.test_images=1000 model.width=16 time_steps=4 train.precision=fp32
+    train.epochs=1 train.batch_size=32 train.max_steps=400 train.threads=1 train.optimizer=adamw train.lr=1e-3"
+$r50 model.block=plain,sew,ms model.residual_gain=0,0.2,1 $width=0.3,0.6,1,2.5 --out "$out/start"
+$r50 model.block=plain model.residual_gain=0 model.residual_bias=0.25 $width=0.6,1 --out "$out/start_bias"
+$r50 model.block=plain,sew,ms model.residual_gain=auto $width=auto $seeds --out "$out/start_auto"
+small="model.width=8 data.image_size=14 train.batch_size=32 train.max_steps=600 data.test_images=1000
+    train.optimizer=adamw train.lr=2e-3"
+$sweep $small model.name=resnet20,resnet56 model.block=plain model.residual_gain=0 model.residual_bias=0.25 \
+    $width=1 --out "$out/start_plain"
+$sweep $small model.name=resnet20 model.block=plain model.residual_gain=1 $width=0.6,1 --out "$out/start_usual"
+$sweep $small model.name=resnet20 model.block=ms model.residual_gain=0,0.2 $width=1 --out "$out/start_ms"
+$sweep $small model.name=resnet20 model.block=sew model.residual_gain=0,0.2,1 $width=0.6 --out "$out/start_sew"
+$sweep $small model.name=resnet20 model.block=ms model.residual_gain=1 $width=0.6 --out "$out/start_ms_usual"
+# plain nets that start as the identity
+$sweep $adamw model.depth=10,20,50 model.start=kaiming,identity $width=0.42,1,2 --out "$out/identity_adamw"
+$sweep $sgd model.depth=20,50 model.start=kaiming,identity $width=0.2,0.42,1 --out "$out/identity_sgd"
 # (f) how deep a plain net still trains
 depths="model.depth=10,20,30,50 $seeds"
 $sweep $adamw $depths $width=auto,0.42,1,4,10 --out "$out/f_adamw"
