@@ -50,6 +50,7 @@ from spiketriton.gradients.block_start import BlockStart, find_block_start, want
 from spiketriton.gradients.measurement import Measurement, gain_through
 from spiketriton.gradients.monitor import elements_per_image
 from spiketriton.gradients.probing import Batch, Loss, Prober
+from spiketriton.gradients.verdict import OPENED, starts_closed
 from spiketriton.models import Network
 from spiketriton.training.losses import build_loss
 
@@ -98,13 +99,11 @@ BLOCKS = Aim(
     1.05,
     "from block to block a gradient should neither shrink nor grow, once training has opened them",
 )
-OPENED = 0.2  # the gain that blocks soon have, whatever they start at
 
 
 def aim_of(recipe: Recipe) -> Aim:
     """The aim for the recipe's optimizer and kind of block."""
-    gain = recipe.model.residual_gain
-    if isinstance(gain, str) or gain < OPENED:
+    if starts_closed(recipe):
         return BLOCKS
     if recipe.model.block != "plain":
         return SHORTCUTS

@@ -11,7 +11,7 @@ from spiketriton.gradients.calibration import Calibration
 from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.subject import Subject
 from spiketriton.gradients.variants import FORGOTTEN, Experiment, Variant, lost_at
-from spiketriton.gradients.verdict import Cure, Verdict, cures, judge, times
+from spiketriton.gradients.verdict import Cure, Verdict, comparable, cures, judge, times
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def diagnose(subject: Subject, batches: int = 1) -> Diagnosis:
     experiment = Experiment(subject, batches)
     recipe = subject.recipe
     measured, auto = experiment.measure(), experiment.auto()
-    verdict = judge(measured, recipe.train.optimizer)
+    verdict = judge(comparable(measured, recipe), recipe.train.optimizer)
     variants = experiment.variants()
     found = cures(verdict, recipe) + _remembering(experiment, variants)
     factor = auto.width / experiment.width

@@ -6,7 +6,7 @@ made from a `Measurement`; `Measurement.of_rows` reads one back from a file.
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -101,6 +101,11 @@ class Measurement:
                 values["nonfinite"] = int(values["nonfinite"])
                 made.append({**start, "layer": name, "index": index, "time_step": t, **values})
         return made
+
+    def of_layers(self, chosen: Sequence[int]) -> "Measurement":
+        """That of some layers, by their indices."""
+        arrays = {f.name: getattr(self, f.name)[list(chosen)] for f in fields(self)[1:]}
+        return replace(self, names=tuple(self.names[i] for i in chosen), **arrays)
 
     @property
     def depth_profile(self) -> np.ndarray:

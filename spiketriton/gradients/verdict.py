@@ -143,6 +143,33 @@ def judge(measured: Measurement, optimizer: str = "sgd") -> Verdict:
     )
 
 
+OPENED = 0.2  # the gain that residual blocks soon have, whatever they start at
+
+
+def starts_closed(recipe: Recipe) -> bool:
+    """Whether residual blocks start with little or no gain."""
+    gain = recipe.model.residual_gain
+    return isinstance(gain, str) or gain < OPENED
+
+
+def comparable(measured: Measurement, recipe: Recipe) -> Measurement:
+    """The layers whose gradients can be compared: all, unless blocks start closed.
+
+    Inside a block that starts closed the gradient is as small as the block's gain, at any depth: the
+    last layer of each block stands for it. Where nothing arrives yet the block is still closed, and
+    its layer is left out.
+    """
+    if not starts_closed(recipe):
+        return measured
+    last: dict[str, int] = {}
+    for index, name in enumerate(measured.names):
+        block, _, layer = name.rpartition(".")
+        if layer.startswith("neuron") and layer != "neuron_last":
+            last[block] = index
+    reached = [i for i in last.values() if measured.grad_spike[i].any()]
+    return measured.of_layers(reached or [len(measured.names) - 1])
+
+
 def _axis(name: Literal["depth", "time"], measured: Measurement, optimizer: str) -> Axis:
     if name == "depth":
         profile, ratio = measured.depth_profile, measured.depth_ratio
@@ -226,7 +253,8 @@ class Watch:
 
     def look(self, step: int, measured: Measurement) -> None:
         """Judges what was measured at `step` of the training."""
-        self.verdict = verdict = judge(measured, self.recipe.train.optimizer)
+        shown = comparable(measured, self.recipe)
+        self.verdict = verdict = judge(shown, self.recipe.train.optimizer)
         kinds = [f"{axis.name} {axis.word}" for axis in verdict.axes if axis.limits_reached]
         kinds += ["dead"] if verdict.dead_layer is not None else []
         kinds += ["silent"] if verdict.silent_layer is not None else []

@@ -1,5 +1,6 @@
 """The verdict on hand-made nets and on hand-made numbers: word, layer, time step and cure."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from spiketriton.config import Recipe, replace
 from spiketriton.gradients.measurement import KEYS, Measurement
 from spiketriton.gradients.probing import Prober
-from spiketriton.gradients.verdict import LIMITS, Watch, cures, judge, times
+from spiketriton.gradients.verdict import LIMITS, Watch, comparable, cures, judge, times
 from spiketriton.models.layers import Parts
 from spiketriton.models.network import Network
 from spiketriton.neurons import SpikingNeuron
@@ -289,3 +290,36 @@ def test_every_limit_lies_around_one():
     assert {name for name, _ in LIMITS} == {"depth", "time"}
     assert {optimizer for _, optimizer in LIMITS} == {"sgd", "adamw"}
     assert all(low < 1 < high for low, high in LIMITS.values())
+
+
+BOTTLENECKS = (
+    "neuron1",
+    "layer1.0.neuron1",
+    "layer1.0.downsample.2",
+    "layer1.0.neuron2",
+    "layer1.1.neuron1",
+    "layer1.1.neuron2",
+    "neuron_last",
+)
+
+
+@pytest.mark.parametrize(
+    ("gain", "arrives", "chosen"),
+    [
+        ("1", [1, 1, 1, 1, 1, 1, 1], BOTTLENECKS),
+        ("0.2", [1, 1, 1, 1, 1, 1, 1], BOTTLENECKS),
+        ("0.19", [1, 1, 1, 1, 1, 1, 1], ("neuron1", "layer1.0.neuron2", "layer1.1.neuron2")),
+        ("auto", [1, 0, 0, 1, 0, 0, 1], ("neuron1", "layer1.0.neuron2")),
+        ("0", [0, 0, 0, 0, 0, 0, 1], ("neuron_last",)),  # before anything is learnt
+    ],
+)
+def test_blocks_that_start_closed_are_judged_by_their_last_layers(gain, arrives, chosen):
+    grads = np.array(arrives, float)[:, None] * [1e-3, 2e-3]
+    arrays = {f.name: grads for f in dataclasses.fields(Measurement)[1:]}
+    all_layers = Measurement(names=BOTTLENECKS, **arrays)
+    shown = comparable(all_layers, small_recipe(f"model.residual_gain={gain}"))
+    assert shown.names == chosen
+    rows = [BOTTLENECKS.index(name) for name in chosen]
+    np.testing.assert_array_equal(shown.grad_input, all_layers.grad_input[rows])
+    if gain == "0":
+        assert not judge(shown).depth.limits_reached
