@@ -74,7 +74,7 @@ def _read(path: Path) -> str:
 
 def _near_file(path: Path) -> str:
     there = {p.stem: p for p in sorted(path.parent.glob("*.toml"))}
-    near = difflib.get_close_matches(path.stem, there, n=1)
+    near = difflib.get_close_matches(path.stem, there)
     return f"; did you mean {there[near[0]]}?" if near else ""
 
 
@@ -108,7 +108,7 @@ def _unknown(dotted: str, is_table: bool) -> str:
     table, _, name = dotted.rpartition(".")
     known = tables if is_table else list(KEYS)
     near = [k for k in known if k.rpartition(".")[2] == name]  # right key, wrong or missing table
-    near = near or difflib.get_close_matches(short(dotted), known, n=1)
+    near = near or difflib.get_close_matches(short(dotted), known)
     siblings = [] if is_table else [k for k in KEYS if KEYS[k].table.path == table]
     if near:
         tip = f"did you mean {near[0]}?"

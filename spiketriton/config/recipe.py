@@ -361,7 +361,7 @@ class Spec:
             good = self.base is bool and type(value) is bool
         if not good:
             word = short(value) if isinstance(value, str) else ""
-            near = difflib.get_close_matches(word, self.words, n=1)
+            near = difflib.get_close_matches(word, self.words)
             tip = f'did you mean "{near[0]}"? ' if near else ""
             raise UserError(f"{self.dotted} = {shown(value)}: {tip}accepted: {self.accepted}")
         return float(value) if self.base is float and type(value) is int else value

@@ -186,6 +186,52 @@ def test_synthetic_says_so_and_is_the_same_everywhere():
     assert plain.train.dataset.split.images.shape == (64, 3, 32, 32)
 
 
+def test_synthetic_images_are_these_for_ever():
+    drawn = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (64, 3, 12, 12), dtype=torch.uint8, generator=drawn)
+    labels = [torch.randint(7, (count,), generator=drawn) for count in (200, 100)]
+    extra = "classes = 7\nimage_size = 12\ntrain_images = 200\ntest_images = 100"
+    made = SOURCES["synthetic"](data_recipe("synthetic", data=extra).data)
+    for split, expected in zip((made.train, made.test), labels, strict=True):
+        assert torch.equal(split.images, images)
+        assert torch.equal(split.labels, expected)
+
+
+@pytest.mark.parametrize(
+    ("shape", "labels", "said"),
+    [
+        ((2, 28, 28), [0, 9], None),
+        ((2, 28, 28), [0, 10], "holds the label 10, above 9"),
+        ((3, 28, 28), [0, 1], "holds 3 images, but"),
+        ((2, 28, 27), [0, 1], "holds an array of (2, 28, 27), not images of 28x28"),
+        ((2, 27, 28), [0, 1], "holds an array of (2, 27, 28), not images of 28x28"),
+        ((0, 28, 28), [], "holds an array of (0, 28, 28), not images of 28x28"),
+    ],
+)
+def test_what_the_files_of_fashion_mnist_hold(tmp_path, monkeypatch, shape, labels, said):
+    make_fashion_mnist(tmp_path, n=1)
+    held = {3: np.zeros(shape, np.uint8), 1: np.array(labels, np.uint8)}
+    monkeypatch.setattr(sources.idx, "read", lambda path, rank: held[rank])
+    recipe = data_recipe("fashion_mnist", tmp_path)
+    if said:
+        mentions(mistake(recipe), "fashion_mnist", tmp_path, said)
+    else:
+        assert SOURCES["fashion_mnist"](recipe.data).train.labels.tolist() == labels
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        ("", "none"),
+        ("ba", "a, b"),
+        ("edcba", "a, b, c, d, e"),
+        ("gfedcba", "a, b, c, d, e and 2 more"),
+    ],
+)
+def test_some_of_many_names_are_shown(names, shown):
+    assert sources._some(set(names)) == shown
+
+
 def test_fashion_mnist_half_unpacked(tmp_path):
     """Two files zipped, two not, as some unpackers leave them."""
     make_fashion_mnist(tmp_path, n=20)

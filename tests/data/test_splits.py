@@ -32,6 +32,13 @@ def test_png_of_any_mode_becomes_rgb(tmp_path, mode):
     assert len(np.unique(pixels)) > 1
 
 
+def test_grey_of_32_bits_is_read_as_16_bits(tmp_path):
+    levels = np.array([[-5, 0, 255, 256, 0x1234, 65535, 65536, 2**31 - 1]], dtype=np.int32)
+    Image.fromarray(levels).save(tmp_path / "image.tiff")
+    pixels = np.asarray(load_rgb(tmp_path / "image.tiff", "x"))
+    assert pixels[0, :, 1].tolist() == [0, 0, 0, 1, 0x12, 255, 255, 255]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("how", ["empty", "cut short", "no image", "gone"])
 def test_an_unreadable_photograph_names_its_file_and_class(tmp_path, how, workers):

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -15,7 +16,8 @@ import pytest
 import torch
 
 from spiketriton.data import build_data
-from spiketriton.data.stream import auto_workers
+from spiketriton.data.draws import mix
+from spiketriton.data.stream import _leave_signals_to_the_parent, auto_workers, subset
 from tests.small_data import data_recipe, make_class_tree
 
 
@@ -94,6 +96,52 @@ def test_the_seed_changes_the_batches(make):
     (one, one_keys), (two, two_keys) = (next(make(seed=s).train.requests(0)) for s in (0, 1))
     assert not np.array_equal(one, two)  # the order
     assert not set(one_keys) & set(two_keys)  # and the augmentation
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_the_batches_of_a_seed_are_these_for_ever(make, seed):
+    """Or a resumed run would see other images."""
+    requests = make(seed=seed).train.requests(4)
+    for epoch, at in ((0, 4), (1, 0)):
+        order = torch.Generator().manual_seed(int(mix(seed, 1, epoch)[0]))
+        indices = torch.randperm(22, generator=order).numpy()[4 * at : 4 * at + 4]
+        found, keys = next(requests)
+        assert np.array_equal(found, indices)
+        assert np.array_equal(keys, mix(seed, 2, epoch, indices))
+
+
+def test_one_process_gets_the_batches_of_all_ranks(make):
+    keys = {"train": "accumulate = 2", "world_size": 2}
+    ranks = [list(islice(make(rank=r, **keys).train.requests(3), 6)) for r in range(2)]
+    whole = make(rank=1, **keys).train.of_all_ranks()
+    assert (whole.accumulate, whole.rank, whole.world_size) == (4, 0, 1)
+    together = [indices for step in zip(*ranks, strict=True) for indices, _ in step]
+    ours = [indices for indices, _ in islice(whole.requests(3), 12)]
+    assert np.array_equal(ours, together)
+
+
+def test_a_subset_is_drawn_once_and_for_ever():
+    drawn = torch.randperm(50, generator=torch.Generator().manual_seed(0))
+    assert subset(range(50), 7).tolist() == sorted(drawn[:7].tolist())
+    assert subset(range(50), 0).tolist() == list(range(50))
+
+
+def test_all_ranks_test_in_as_many_rounds(make):
+    """17 images in batches of 2: the first rank has 5 images, the others 4."""
+    tests = [make(rank=r, world_size=4, train="accumulate = 1").test for r in range(4)]
+    tests = [replace(test, batch_size=2, members=test.members[:17]) for test in tests]
+    rounds = [[batch and len(batch[1]) for batch in test.rounds()] for test in tests]
+    assert rounds == [[2, 2, 1], [2, 2, None], [2, 2, None], [2, 2, None]]
+
+
+def test_workers_leave_signals_to_the_parent(monkeypatch):
+    given, alarms = {}, []
+    monkeypatch.setattr(signal, "signal", given.__setitem__)
+    monkeypatch.setattr(signal, "alarm", alarms.append)
+    _leave_signals_to_the_parent(0)
+    assert given[signal.SIGINT] == given[signal.SIGHUP] == signal.SIG_IGN
+    given[signal.SIGTERM](signal.SIGTERM, None)
+    assert alarms == [60]  # seconds, in which the parent saves
 
 
 def test_epochs_visit_every_image_once_in_a_new_order_and_look(make):

@@ -14,9 +14,11 @@ from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.monitor import (
     GradientMonitor,
     Summary,
+    clipped_norm,
     elements_per_image,
 )
 from spiketriton.models import Network, build_model
+from spiketriton.training.ranks import Ranks
 from spiketriton_kernels import PROBE_FIELDS, multistep_lif_reference
 from tests.small_runs import small_recipe, small_trainer
 
@@ -30,7 +32,13 @@ def network(*overrides: str) -> tuple[Recipe, Network]:
     return recipe, build_model(recipe, classes=10, channels=1, image_size=SIZE)
 
 
-def monitor_of(model: Network, rows: list, scale: float = 1.0, batch: int = B) -> GradientMonitor:
+def monitor_of(
+    model: Network,
+    rows: list,
+    scale: float = 1.0,
+    batch: int = B,
+    ranks: Ranks | None = None,
+) -> GradientMonitor:
     return GradientMonitor(
         model,
         due=lambda step: True,
@@ -38,6 +46,7 @@ def monitor_of(model: Network, rows: list, scale: float = 1.0, batch: int = B) -
         image_shape=SHAPE,
         scale=lambda: scale,
         write=lambda step, measured: rows.extend(measured.rows(step)),
+        ranks=ranks,
     )
 
 
@@ -326,6 +335,51 @@ def test_values_that_are_not_finite_are_counted_and_said():
     found = summary([[math.inf, 1.0]], [4], nonfinite=3)
     assert found.nonfinite == 3
     assert found.in_words() == "dL/dx: 3 values are not finite"
+
+
+def test_two_ranks_are_summed_and_each_loss_is_the_mean_of_its_own_images():
+    class Two(Ranks):
+        """The other rank has the same images and three times the largest value."""
+
+        world_size = 2
+
+        def total(self, x: Tensor) -> Tensor:
+            return 2 * x
+
+        def largest(self, x: Tensor) -> Tensor:
+            return 3 * x
+
+    alone, rows = measure(network()[1]), []
+    model = network()[1]
+    monitor = monitor_of(model, rows, scale=4.0, batch=2 * B, ranks=Two())
+    with monitor.watch(7, last=True):
+        (4.0 * loss_of(model)).backward()
+    for row, one in zip(rows, alone, strict=True):
+        assert row["grad_input_rms"] == pytest.approx(one["grad_input_rms"] / 2)
+        assert row["grad_input_max"] == pytest.approx(one["grad_input_max"] * 3 / 2)
+        assert row["firing_rate"] == pytest.approx(one["firing_rate"])
+    assert monitor.summary.step == 7
+    state = monitor.state_dict()
+    again = monitor_of(model, [])
+    again.load_state_dict(state)
+    assert again.summary == monitor.summary
+
+
+def test_without_a_backward_pass_the_gradient_is_zero():
+    rows: list[dict] = []
+    with monitor_of(network()[1], rows).watch(1, last=True):
+        pass
+    assert {row["grad_input_rms"] for row in rows} == {0.0}
+
+
+@pytest.mark.parametrize(("limit", "left"), [(0.0, 5.0), (2.0, 2.0), (9.0, 5.0)])
+def test_the_norm_is_that_of_before_clipping(limit, left):
+    parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(3)]
+    for p, grad in zip(parameters, (3.0, -4.0), strict=False):  # the third has none
+        p.grad = torch.tensor([grad])
+    assert float(clipped_norm(parameters, limit)) == pytest.approx(5)
+    norm = torch.stack([p.grad for p in parameters[:2]]).norm()
+    assert float(norm) == pytest.approx(left, rel=1e-5)
 
 
 def test_nothing_measured_nothing_said():

@@ -68,6 +68,8 @@ def test_rescaling_changes_nothing_within_the_range_and_no_ratio_beyond_it():
         found = scaled.measure(rescaled=True)
         assert np.allclose(found.transmission, plain.transmission, rtol=1e-4)
         assert found.peak.max() < 1e6
+    beyond = scaled.measure()  # not rescaled by itself
+    assert beyond.peak.max() == pytest.approx(1e20 * plain.peak.max(), rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -101,3 +103,18 @@ def test_a_copy_without_noise_is_the_image_and_one_of_noise_is_none(noise, expec
     monkeypatch.setattr("spiketriton.gradients.probing.NOISE", noise)
     found = prober(network("model.name=mlp", "model.depth=8", "time_steps=5"), batches(2, 32))
     assert np.allclose(found.overlap(), expected, atol=1e-5 if expected else 0.3)
+
+
+@pytest.mark.parametrize(("images", "compared"), [(1, 1), (3, 2), (4, 2), (8, 4)])
+def test_half_of_a_batch_is_compared_with_noisy_copies(images, compared):
+    """The noise is the same every time, 5 % of the pixels' standard deviation."""
+    model, given = network("model.name=mlp", "model.depth=2"), batches(1, images)
+    seen: list[torch.Tensor] = []
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    found = prober(model, given)
+    seen.clear()
+    found.overlap()
+    (shown,) = seen
+    one = given[0][0][:compared]
+    noise = torch.randn(one.shape, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(shown, torch.cat([one, one + 0.05 * one.std() * noise]))
