@@ -167,7 +167,7 @@ class Trainer:
         self.scaler.update()
         self.lr = float(self.schedule.get_last_lr()[0])
         self.schedule.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         self.progress.step += 1
         self.meters.step(self.recipe.train.batch_size, total, norm)
         self.display.advance(self.step)

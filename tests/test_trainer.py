@@ -1,10 +1,13 @@
 """The training loop: what it computes, what it writes, and what it leaves alone."""
 
 import errno
+import json
 import math
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -12,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from spiketriton.data import build_data
-from spiketriton.errors import UserError
+from spiketriton.errors import EXIT_ERROR, EXIT_SIGTERM, UserError
 from spiketriton.runs import checkpoint
 from spiketriton.runs.folder import RunFolder
+from spiketriton.training.memory_limit import OutOfMemory
 from spiketriton.training.nonfinite import Diverged
+from spiketriton.training.ranks import Ranks
 from tests.small_runs import Lines, assert_equal, last_state, small_trainer, untimed
 
 TRAIN_KEYS = {
@@ -143,6 +148,153 @@ def test_clipping(tmp_path):
     assert norms["0"] == norms["0.01"] > 0.01  # what is logged is the norm before clipping
     assert moved["0"] == pytest.approx(0.01 * norms["0"], rel=1e-3)
     assert moved["0.01"] == pytest.approx(0.01 * 0.01, rel=1e-3)
+
+
+def test_synchronised_statistics_change_nothing_on_one_device(tmp_path):
+    plain, synchronised = (
+        small_trainer(tmp_path / word, f"train.sync_bn={word}") for word in ("false", "true")
+    )
+    assert (len(plain.statistics), len(synchronised.statistics)) == (2 * 9, 0)
+    for trainer in (plain, synchronised):
+        trainer.fit(until=2)
+    assert_equal(weights(plain), weights(synchronised))
+
+
+def test_several_ranks_synchronise_only_if_asked(tmp_path, monkeypatch):
+    class Two(Ranks):
+        world_size = 2
+
+    for word in ("false", "true"):
+        asked: list[bool] = []
+        trainer = small_trainer(tmp_path / word, f"train.sync_bn={word}", ranks=Two())
+        monkeypatch.setattr(trainer.model, "set_synchronised", asked.append)
+        trainer.fit(until=0)
+        assert asked == [word == "true"]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("requested", [True, False])
+def test_a_failing_step_is_an_error_unless_a_signal_cut_it_off(tmp_path, requested, world_size):
+    """With several ranks, which have lost each other by then, it is one either way."""
+
+    class Some(Ranks):
+        pass
+
+    Some.world_size = world_size
+    display = Lines()
+    trainer = small_trainer(tmp_path / "run", display=display, ranks=Some())
+
+    def fails(currents: Tensor, labels: Tensor) -> Tensor:
+        trainer.stop.signal = signal.SIGTERM if requested else None
+        raise RuntimeError("worker exited")
+
+    trainer.loss = fails
+    if requested and world_size == 1:
+        outcome = trainer.fit()
+        assert (outcome.exit_code, outcome.saved_at) == (EXIT_SIGTERM, None)
+        assert display.warnings == ["step 1 was cut off: worker exited"]
+    else:
+        with pytest.raises(RuntimeError, match="worker exited"):
+            trainer.fit()
+        assert display.warnings == []
+
+
+def test_a_test_that_a_signal_breaks_off_counts_for_nothing(tmp_path):
+    class Breaks(Lines):
+        def testing(self, done: int, batches: int) -> None:
+            seen.append((done, batches))
+            if done == 2:
+                signal.raise_signal(signal.SIGTERM)
+
+    seen: list[tuple[int, int]] = []
+    trainer = small_trainer(tmp_path / "run", display=Breaks())
+    outcome = trainer.fit()
+    assert seen == [(1, 4), (2, 4)]
+    assert (outcome.exit_code, outcome.saved_at, outcome.finished) == (EXIT_SIGTERM, 7, False)
+    assert outcome.progress.tested_at == -1
+    assert trainer.model.training
+
+
+def test_a_run_whose_last_state_cannot_be_saved_is_not_done(tmp_path, monkeypatch):
+    trainer = small_trainer(tmp_path / "run", "train.max_steps=2")
+    monkeypatch.setattr(trainer.checkpoints, "save_last", lambda state: False)
+    outcome = trainer.fit()
+    assert (outcome.finished, outcome.saved_at, outcome.exit_code) == (True, None, EXIT_ERROR)
+
+
+def test_the_width_is_calibrated_once_and_kept(tmp_path, monkeypatch):
+    keys = ["neuron.surrogate.width=auto", "train.max_steps=2"]
+    trainer = small_trainer(tmp_path / "run", *keys)
+    trainer.fit(until=1)
+    found = trainer.calibration
+    assert found is not None
+    kept = json.loads((tmp_path / "run" / "calibration.json").read_text())
+    assert kept == found.state_dict()
+    resumed = small_trainer(tmp_path / "run", *keys, resume=True)
+    for again in (trainer, resumed):
+        monkeypatch.setattr(again, "calibrate", lambda: pytest.fail("calibrated again"))
+        again.fit()
+        assert again.calibration == found
+        assert {layer.surrogate.width for _, layer in again.model.spiking_layers()} == {found.width}
+    fixed = small_trainer(tmp_path / "fixed", "train.max_steps=1")
+    fixed.fit()
+    assert fixed.calibration is None
+
+
+def test_what_resuming_says(tmp_path):
+    begun, fresh = Lines(), Lines()
+    small_trainer(tmp_path / "run").fit(until=2)
+    assert small_trainer(tmp_path / "run", resume=True, display=begun).saved_at == 2
+    assert "resumes after step 2 of 21" in begun.text
+    small_trainer(tmp_path / "fresh")
+    small_trainer(tmp_path / "fresh", resume=True, display=fresh)
+    assert "no checkpoint had been written yet" in fresh.text
+    state = checkpoint.read_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")
+    trainer = small_trainer(tmp_path / "converted")
+    trainer.checkpoints.load = lambda: state | {"conversion": {}}  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="was converted, not trained: it has no next step"):
+        trainer.resume()
+
+
+def test_the_first_rank_alone_repeats_a_bad_step(tmp_path):
+    class Second(Ranks):
+        first = False
+
+    trainer = small_trainer(tmp_path / "run", "monitor.tensorboard=true", ranks=Second())
+    assert trainer.tensorboard is None
+    trainer.loss = lambda currents, labels: math.nan * currents.sum()
+    with pytest.raises(Diverged, match="the first rank repeats the step"):
+        trainer.fit()
+    assert not (tmp_path / "run" / "nonfinite.pt").exists()
+
+
+def test_the_scene_of_a_bad_step_is_that_step(tmp_path):
+    trainer = small_trainer(tmp_path / "run", "train.accumulate=2", "train.log_every=1")
+    expected = list(islice(trainer.data.train.from_step(2), 2))
+    loss = trainer.loss
+
+    def breaks(currents: Tensor, labels: Tensor) -> Tensor:
+        return loss(currents, labels) * (math.nan if trainer.step == 2 else 1.0)
+
+    trainer.loss = breaks
+    with pytest.raises(Diverged, match="the loss is nan at step 3; repeated layer by layer"):
+        trainer.fit()
+    scene = checkpoint.read_checkpoint(tmp_path / "run" / "nonfinite.pt")
+    assert scene["step"] == 3
+    for part, (images, labels) in enumerate(expected):
+        assert torch.equal(scene["images"][part], images)
+        assert torch.equal(scene["labels"][part], labels)
+
+
+def test_memory_that_runs_out_names_the_micro_batch(tmp_path):
+    trainer = small_trainer(tmp_path / "run", "train.micro_batch=8")
+
+    def fails(currents: Tensor, labels: Tensor) -> Tensor:
+        raise MemoryError
+
+    trainer.loss = fails
+    with pytest.raises(OutOfMemory, match="a micro-batch is 8 images"):
+        trainer.fit()
 
 
 def test_max_steps_ends_within_an_epoch_with_a_test_and_a_checkpoint(tmp_path):
