@@ -8,12 +8,9 @@ import torch
 from spiketriton_kernels import (
     PROBE_FIELDS,
     Surrogate,
-    backend_for,
     multistep_bn_lif,
     multistep_lif,
     operators,
-    pack_spikes,
-    unpack_spikes,
     use_backend,
 )
 from tests.conftest import need_native
@@ -356,103 +353,3 @@ def test_without_gradients_nothing_is_kept(triton_backend):
             args, kwargs = outs.calls[0]
             assert operators.neuron_forward(*args, **kwargs)[2].numel() == 0
         assert spikes.grad_fn is None
-
-
-# ---- spikes at one bit
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted"])
-def test_packed_spikes_come_back(backend, device, dtype, layout):
-    for size in [(1,) * 4, (2, 3, 5, 1), (3, 4, 5, 7), (4, 8, 8, 33)]:
-        spikes = as_layout((normal(size, device=device) > 0.5).to(dtype), layout)
-        bits = pack_spikes(spikes)
-        assert bits.dtype == torch.uint8
-        assert bits.numel() == -(-spikes.numel() // 8)
-        back = unpack_spikes(bits, spikes.shape, spikes.stride(), dtype)
-        assert torch.equal(back, spikes)
-        assert back.stride() == spikes.stride()
-
-
-def test_packed_bits_are_the_documented_ones(backend, device):
-    """Bit i of byte j is the spike at memory offset 8 j + i."""
-    spikes = torch.zeros(11, device=device)
-    spikes[[0, 3, 7, 9]] = 1.0
-    assert pack_spikes(spikes).tolist() == [1 + 8 + 128, 2]
-
-
-@pytest.mark.parametrize(
-    ("call", "error", "words"),
-    [
-        (lambda: pack_spikes(torch.ones(3).long()), TypeError, "got torch.int64"),
-        (lambda: pack_spikes([1.0]), TypeError, "got list"),
-        (lambda: pack_spikes(torch.ones(4, 4)[:, ::2]), ValueError, "gaps in memory"),
-        (
-            lambda: unpack_spikes(torch.zeros(2), torch.Size([9]), (1,)),
-            TypeError,
-            "bits must be a uint8 tensor, got torch.float32",
-        ),
-        (
-            lambda: unpack_spikes(torch.zeros(2, dtype=torch.uint8), torch.Size([17]), (1,)),
-            ValueError,
-            "2 bytes do not hold a shape of 17 spikes; accepted: 3 bytes",
-        ),
-        (
-            lambda: unpack_spikes(torch.zeros(2, dtype=torch.uint8), torch.Size([9]), (2,)),
-            ValueError,
-            "leave gaps in memory",
-        ),
-        (
-            lambda: unpack_spikes(
-                torch.zeros(2, dtype=torch.uint8), torch.Size([9]), (1,), torch.int64
-            ),
-            TypeError,
-            "dtype torch.int64 is not one of",
-        ),
-    ],
-)
-def test_what_cannot_be_packed_is_refused(call, error, words):
-    with pytest.raises(error, match=words):
-        call()
-
-
-def test_packing_compiles_whatever_the_sizes():
-    def there_and_back(x):
-        return unpack_spikes(pack_spikes(x), x.shape, x.stride(), x.dtype)
-
-    torch._dynamo.reset()
-    fast = torch.compile(there_and_back, backend="aot_eager", fullgraph=True, dynamic=True)
-    for size in ((3, 5), (4, 9)):
-        spikes = dyadic(size).gt(0).float()
-        assert torch.equal(fast(spikes), spikes)
-
-
-# ---- who serves a call
-
-
-def test_the_backend_follows_device_and_dtype(monkeypatch):
-    need_native()
-    x = torch.zeros(1, 1)
-    assert backend_for(x) == "native"
-    if not torch.cuda.is_available():  # where triton was imported to compile
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
-        assert backend_for(x) == "triton"
-        assert backend_for(x.double()) == "native"
-        with use_backend("triton"):
-            assert backend_for(x.double()) == "torch"
-    with use_backend("torch"):
-        assert backend_for(x) == "torch"
-    assert backend_for(torch.zeros(1, device="meta")) == "torch"
-
-
-def test_an_unknown_or_unusable_backend_is_refused():
-    with (
-        pytest.raises(ValueError, match="'cuda' is unknown; accepted: auto, triton, native, torch"),
-        use_backend("cuda"),
-    ):
-        pass
-    with use_backend("native"), pytest.raises(RuntimeError, match="needs a CPU tensor, got meta"):
-        backend_for(torch.zeros(1, device="meta"))
-    if not torch.cuda.is_available():
-        with use_backend("triton"), pytest.raises(RuntimeError, match="needs a CUDA tensor"):
-            multistep_lif(torch.zeros(1, 1))

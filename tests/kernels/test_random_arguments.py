@@ -334,31 +334,3 @@ def test_packing(request, backend):
         assert bits.numel() == (x.numel() + 7) // 8
 
     hunt(request, backend, tensors_of_spikes(), run)
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        (dict(bits=torch.zeros(2)), "bits must be a uint8 tensor, got torch.float32"),
-        (dict(bits=None), "bits must be a uint8 tensor, got NoneType"),
-        (dict(bits=torch.zeros(3, dtype=torch.uint8)), "3 bytes do not hold a shape of 12 spikes"),
-        (dict(size=(5, 5), stride=(5, 1)), "2 bytes do not hold a shape of 25 spikes"),
-        (dict(stride=(8, 1)), "leave gaps"),
-        (dict(stride=(0, 1)), "leave gaps"),
-        (dict(stride=(-4, 1)), "leave gaps"),
-        (dict(stride=(4,)), "strides (4,) do not fit"),
-        (dict(size=(-3, 4)), "size (-3, 4) and strides"),
-        (dict(size=(3.0, 4)), "size (3.0, 4) and strides"),
-        (dict(dtype=torch.int64), "dtype torch.int64"),
-        (dict(dtype="float32"), "dtype float32"),
-    ],
-)
-def test_wrong_calls_of_unpacking(changes, words):
-    good = dict(
-        bits=torch.zeros(2, dtype=torch.uint8), size=(3, 4), stride=(4, 1), dtype=torch.float32
-    )
-    assert unpack_spikes(**good).eq(0).all()
-    with pytest.raises((TypeError, ValueError)) as caught:
-        unpack_spikes(**good | changes)
-    assert words in str(caught.value)
-    assert "\n" not in str(caught.value)

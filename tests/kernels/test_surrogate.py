@@ -12,6 +12,8 @@ from spiketriton_kernels import (
     multistep_bn_lif_reference,
     multistep_lif_reference,
 )
+from spiketriton_kernels.surrogate import phi, primitive
+from spiketriton_kernels.triton_import import tl, triton
 from tests.kernels.support import PHI, RESETS, normal
 
 U = torch.linspace(-4, 4, 1601, dtype=torch.float64)
@@ -184,3 +186,24 @@ def test_defaults_of_the_classmethods():
 def test_wrong_surrogates_are_refused(arguments, error, words):
     with pytest.raises(error, match=words):
         Surrogate(*arguments)
+
+
+# ---- the kernels' copy of the formulas
+
+
+def both_kernel(z_ptr, phi_ptr, primitive_ptr, SHAPE: tl.constexpr):
+    at = tl.arange(0, 64)
+    z = tl.load(z_ptr + at)
+    tl.store(phi_ptr + at, phi(z, SHAPE))
+    tl.store(primitive_ptr + at, primitive(z, SHAPE))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels are compiled here")
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_kernels_formulas_are_those_of_torch(triton_backend, shape):
+    z = torch.cat([torch.linspace(-6, 6, 56), torch.tensor([0.0, -1, 1, 0.5, -0.5, 100, -100, 0])])
+    slope, area = torch.empty_like(z), torch.empty_like(z)
+    triton.jit(both_kernel)[(1,)](z, slope, area, SHAPE=shape)
+    exact = Surrogate(shape)
+    torch.testing.assert_close(slope.double(), exact.slope(z.double()), rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(area.double(), exact.primitive(z.double()), rtol=1e-6, atol=1e-7)

@@ -1,0 +1,117 @@
+"""The record of a neuron's constants: taken apart for an operator, put together for a backend."""
+
+import pytest
+import torch
+
+from spiketriton_kernels import SHAPES
+from spiketriton_kernels.neuron import Call, Emit, Neuron, as_small, membrane_dtype
+from tests.kernels.support import RESETS
+
+PLAIN = dict(
+    decay=0.5,
+    gain=0.25,
+    threshold=0.9,
+    reset="soft",
+    v_reset=0.0,
+    detach_reset=True,
+    shape="atan",
+    height=0.7,
+    width=0.3,
+)
+WIDE = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float32: torch.float32}
+
+
+def neuron(**changes) -> Neuron:
+    return Neuron(**PLAIN | changes)
+
+
+@pytest.mark.parametrize("dtype", [*WIDE, torch.float64], ids=str)
+def test_the_membrane_is_at_least_float32(dtype):
+    assert membrane_dtype(dtype) == WIDE.get(dtype, torch.float64)
+
+
+@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("detach", [True, False])
+def test_words_carry_the_call_and_the_neuron(reset, shape, detach):
+    given = neuron(reset=reset, shape=shape, detach_reset=detach)
+    for i in range(3):  # each flag by itself
+        call = Call("7" * i, *(i == j for j in range(3)))
+        words = given.words(call)
+        assert Call.of(words) == call
+        back = Neuron.of(torch.zeros(1), given.tensors(), words, given.floats())
+        assert (back.reset, back.shape, back.detach_reset) == (reset, shape, detach)
+
+
+def test_floats_and_tensors_keep_their_places():
+    values = torch.linspace(0.1, 0.8, 8, dtype=torch.float64)
+    names = dict(zip(Neuron.TENSORS, values, strict=True))
+    given = neuron(**names, eps=0.01, bn_scale=2.0)
+    assert given.floats() == [1.0, 0.25, 1.0, 0.0, 0.7, 1.0, 0.01, 2.0]
+    assert neuron(eps=0.01).floats() == [0.5, 0.25, 0.9, 0.0, 0.7, 0.3, 0.01, 1.0]
+    assert neuron().tensors() == [None] * 8
+    back = Neuron.of(torch.zeros(1).half(), given.tensors(), given.words(Call()), given.floats())
+    for name, value in names.items():
+        got = getattr(back, name)
+        assert got.dtype == torch.float32
+        assert got.shape == (1,)
+        assert got.item() == pytest.approx(value.item())
+    assert (back.gain, back.v_reset, back.height) == (0.25, 0.0, 0.7)
+    assert (back.eps, back.bn_scale) == (0.01, 2.0)
+
+
+def test_without_a_norm_its_constants_change_nothing():
+    plain = neuron()
+    assert (plain.eps, plain.bn_scale) == (0.0, 1.0)
+    assert not plain.has_norm
+    assert neuron(mean=torch.zeros(1)).has_norm
+
+
+@pytest.mark.parametrize(
+    ("reset", "v_reset", "start", "leaks"),
+    [
+        ("hard", -0.5, -0.5, True),
+        ("hard", 0.0, 0.0, False),
+        ("soft", -0.5, 0.0, False),
+        ("none", -0.5, 0.0, False),
+    ],
+)
+def test_only_a_hard_reset_knows_v_reset(reset, v_reset, start, leaks):
+    given = neuron(reset=reset, v_reset=v_reset)
+    assert given.v_start == start
+    assert given.leaks_to_reset == leaks
+
+
+def test_the_largest_parameter_says_whether_channels_differ():
+    assert neuron().parameter_size == 1
+    assert not neuron().per_channel
+    assert neuron(decay=torch.ones(())).parameter_size == 1
+    for name in ("decay", "threshold", "width"):
+        given = neuron(**{name: torch.ones(3)})
+        assert given.parameter_size == 3
+        assert given.per_channel
+        assert not neuron(**{name: torch.ones(1)}).per_channel
+        assert neuron(**{name: torch.ones(0)}).parameter_size == 0
+    assert neuron(mean=torch.zeros(1)).per_channel
+
+
+def test_small_tensors_are_copied_only_where_they_must():
+    x = torch.zeros(1, dtype=torch.bfloat16)
+    good = torch.ones(3)
+    assert as_small(good, x) is good
+    for other in (good.double(), torch.ones(()), torch.ones(6)[::2], good.half()):
+        small = as_small(other.requires_grad_(), x)
+        assert small.dtype == torch.float32
+        assert small.dim() == 1
+        assert small.is_contiguous()
+        assert not small.requires_grad
+    assert as_small(good, x.double()).dtype == torch.float64
+
+
+def test_what_a_walk_back_writes_survives_as_text():
+    for name in Emit.FIELDS:
+        one = Emit(**{name: True})
+        assert one.encode() == name
+        assert Emit.decode(name) == one
+    assert Emit.decode("") == Emit()
+    assert Emit(dx=True, probe=True).encode() == "dx probe"

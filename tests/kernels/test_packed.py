@@ -1,0 +1,101 @@
+"""Spikes at one bit: they come back in their layout, and what has gaps is refused."""
+
+import pytest
+import torch
+
+from spiketriton_kernels import pack_spikes, unpack_spikes
+from tests.kernels.support import DTYPES, as_layout, dyadic, normal
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted"])
+def test_packed_spikes_come_back(backend, device, dtype, layout):
+    for size in [(1,) * 4, (2, 3, 5, 1), (3, 4, 5, 7), (4, 8, 8, 33)]:
+        spikes = as_layout((normal(size, device=device) > 0.5).to(dtype), layout)
+        bits = pack_spikes(spikes)
+        assert bits.dtype == torch.uint8
+        assert bits.numel() == -(-spikes.numel() // 8)
+        back = unpack_spikes(bits, spikes.shape, spikes.stride(), dtype)
+        assert torch.equal(back, spikes)
+        assert back.stride() == spikes.stride()
+
+
+def test_packed_bits_are_the_documented_ones(backend, device):
+    """Bit i of byte j is the spike at memory offset 8 j + i."""
+    spikes = torch.zeros(11, device=device)
+    spikes[[0, 3, 7, 9]] = 1.0
+    assert pack_spikes(spikes).tolist() == [1 + 8 + 128, 2]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: pack_spikes(torch.ones(3).long()), TypeError, "got torch.int64"),
+        (lambda: pack_spikes([1.0]), TypeError, "got list"),
+        (lambda: pack_spikes(torch.ones(4, 4)[:, ::2]), ValueError, "gaps in memory"),
+        (
+            lambda: unpack_spikes(torch.zeros(2), torch.Size([9]), (1,)),
+            TypeError,
+            "bits must be a uint8 tensor, got torch.float32",
+        ),
+        (
+            lambda: unpack_spikes(torch.zeros(2, dtype=torch.uint8), torch.Size([17]), (1,)),
+            ValueError,
+            "2 bytes do not hold a shape of 17 spikes; accepted: 3 bytes",
+        ),
+        (
+            lambda: unpack_spikes(torch.zeros(2, dtype=torch.uint8), torch.Size([9]), (2,)),
+            ValueError,
+            "leave gaps in memory",
+        ),
+        (
+            lambda: unpack_spikes(
+                torch.zeros(2, dtype=torch.uint8), torch.Size([9]), (1,), torch.int64
+            ),
+            TypeError,
+            "dtype torch.int64 is not one of",
+        ),
+    ],
+)
+def test_what_cannot_be_packed_is_refused(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
+
+
+def test_packing_compiles_whatever_the_sizes():
+    def there_and_back(x):
+        return unpack_spikes(pack_spikes(x), x.shape, x.stride(), x.dtype)
+
+    torch._dynamo.reset()
+    fast = torch.compile(there_and_back, backend="aot_eager", fullgraph=True, dynamic=True)
+    for size in ((3, 5), (4, 9)):
+        spikes = dyadic(size).gt(0).float()
+        assert torch.equal(fast(spikes), spikes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (dict(bits=torch.zeros(2)), "bits must be a uint8 tensor, got torch.float32"),
+        (dict(bits=None), "bits must be a uint8 tensor, got NoneType"),
+        (dict(bits=torch.zeros(3, dtype=torch.uint8)), "3 bytes do not hold a shape of 12 spikes"),
+        (dict(size=(5, 5), stride=(5, 1)), "2 bytes do not hold a shape of 25 spikes"),
+        (dict(stride=(8, 1)), "leave gaps"),
+        (dict(stride=(0, 1)), "leave gaps"),
+        (dict(stride=(-4, 1)), "leave gaps"),
+        (dict(stride=(4,)), "strides (4,) do not fit"),
+        (dict(size=(-3, 4)), "size (-3, 4) and strides"),
+        (dict(size=(3.0, 4)), "size (3.0, 4) and strides"),
+        (dict(dtype=torch.int64), "dtype torch.int64"),
+        (dict(dtype="float32"), "dtype float32"),
+    ],
+)
+def test_wrong_calls_of_unpacking(changes, words):
+    good = dict(
+        bits=torch.zeros(2, dtype=torch.uint8), size=(3, 4), stride=(4, 1), dtype=torch.float32
+    )
+    assert unpack_spikes(**good).eq(0).all()
+    with pytest.raises((TypeError, ValueError)) as caught:
+        unpack_spikes(**good | changes)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
