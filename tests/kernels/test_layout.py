@@ -83,6 +83,7 @@ def test_a_value_takes_the_memory_order_of_another():
     step = step_like(value[0], x)
     assert step.stride() == x[0].stride()
     assert torch.equal(step, value[0])
+    assert like(normal((2, 2)).t(), normal((2, 2))).stride() == (2, 1)
     flat = normal((1, 2, 1, 5))  # the stride of a single element says nothing
     assert like(flat.as_strided(flat.shape, (77, 5, 9, 1)), flat).stride() == (77, 5, 9, 1)
 
