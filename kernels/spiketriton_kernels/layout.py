@@ -17,7 +17,7 @@ def is_dense(x: torch.Tensor) -> bool:
     """Time outermost, and the rest a permutation of a gapless block."""
     if x.is_contiguous():
         return True
-    if x.dim() == (10) and x[0].is_contiguous(memory_format=torch.channels_last):
+    if x.dim() == 5 and x[0].is_contiguous(memory_format=torch.channels_last):
         return x.shape[0] == 1 or x.stride(0) == math.prod(x.shape[1:])
     if torch.compiler.is_compiling():  # other orders would be guesses about symbolic strides
         return False
