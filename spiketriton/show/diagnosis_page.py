@@ -121,7 +121,7 @@ def heat_map(measured: Measurement, console: Console, most: int = 40) -> None:
     names = [measured.names[i] for i in range(0, layers, stride)]
     wide = max(len("time profile"), *(len(name) for name in names))
     head = "RMS of dL/dx, log scale; the input is at the top, time runs to the right"
-    console.print(Text(head + (f"; every {stride}th layer" if stride > 1 else "")))
+    console.print(Text(head + (f"; 1 layer in {stride}" if stride > 1 else "")), soft_wrap=True)
 
     def cells(values: np.ndarray) -> Text:
         line = Text()

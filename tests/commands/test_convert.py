@@ -3,24 +3,26 @@
 import pytest
 import torch
 
-from spiketriton.convert import main
+from spiketriton.convert import main, parse, table
 from spiketriton.errors import UserError
 from spiketriton.evaluate import main as evaluate_main
+from spiketriton.trained.conversion import Options
+from spiketriton.trained.converted import ConvertedIF
 from spiketriton.trained.evaluation import evaluate
 from spiketriton.trained.run import load_run
-from tests.trained.support import ann
 
 
 @pytest.fixture(scope="module")
-def converted(tmp_path_factory):
+def converted(runs, tmp_path_factory):
     root = tmp_path_factory.mktemp("converted")
-    ann(root / "ann")
+    (root / "ann").symlink_to(runs / "ann")
     options = ["--steps", "5", "--per-channel", "--images", "30"]
     main([str(root / "ann"), "--run-dir", str(root / "net"), *options])
     return root
 
 
-def test_the_result_is_a_run(converted, tmp_path, capsys):
+def test_the_result_is_a_run(converted, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("spiketriton.show.evaluation_pictures.draw_evaluations", lambda *_: [])
     run = load_run(converted / "net")
     assert run.kind == "converted"
     assert run.recipe.neuron.kind == "if"
@@ -75,3 +77,56 @@ def test_a_converted_run_is_not_trained_on(converted):
 
     with pytest.raises(UserError, match="converted"):
         train_main(["--resume", str(converted / "net")])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        ([], Options(method="balanced", steps=128, percentile=99.9, images=512, epochs=1)),
+        (["--percentile", "98", "--images", "9"], Options(percentile=98.0, images=9)),
+        (["--method", "calibrated", "--per-channel"],
+         Options(method="calibrated", steps=16, per_channel=True)),
+        (["--method", "qcfs"], Options(method="qcfs", steps=8)),
+        (["--method", "qcfs", "--epochs", "3", "--steps", "2"],
+         Options(method="qcfs", steps=2, epochs=3)),
+    ],
+)  # fmt: skip
+def test_options_and_their_defaults(arguments, options, runs, tmp_path, monkeypatch):
+    def stop(run, given):
+        assert given == options
+        assert run.recipe.data.augment != "none" or run.kind == "ann"
+        raise UserError("stopped")
+
+    monkeypatch.setattr("spiketriton.convert.convert", stop)
+    with pytest.raises(UserError, match="stopped"):
+        main([str(runs / "ann"), "--run-dir", str(tmp_path / "net"), *arguments])
+    assert not (tmp_path / "net").exists()  # nothing is left of what did not begin
+
+
+@pytest.mark.parametrize(
+    ("option", "low", "high", "below", "above"),
+    [
+        ("--steps", 1, 65536, 0, 65537),
+        ("--percentile", 1, 100, 0.99, 100.01),
+        ("--images", 1, 10**6, 0, 10**6 + 1),
+        ("--epochs", 1, 10**6, 0, 10**6 + 1),
+    ],
+)
+def test_limits_are_accepted_and_what_lies_beyond_is_not(option, low, high, below, above):
+    method = ["--method", "qcfs"] if option == "--epochs" else []
+    for value in (low, high):
+        assert getattr(parse(["run", option, str(value), *method]), option[2:]) == value
+    for value in (below, above):
+        with pytest.raises(UserError, match=f"{option} {value}: accepted: from {low} to {high}"):
+            parse(["run", option, str(value), *method])
+
+
+def test_the_table_has_thresholds_and_shifts(monkeypatch):
+    neurons = [ConvertedIF(2), ConvertedIF(2)]
+    neurons[0].threshold.copy_(torch.tensor([0.5, 2.0]))
+    neurons[0].shift.copy_(torch.tensor([0.5, -0.25]))
+    monkeypatch.setattr(
+        "spiketriton.convert.neurons", lambda model: zip("ab", neurons, strict=True)
+    )
+    columns = [list(column.cells) for column in table(None).columns]
+    assert columns == [["a", "b"], ["0.5", "1"], ["2", "1"], ["+0.125", "-"]]

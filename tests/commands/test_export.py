@@ -6,18 +6,16 @@ import sys
 import pytest
 
 from spiketriton.errors import EXIT_DONE, EXIT_ERROR, UserError
-from spiketriton.export import main
+from spiketriton.export import main, parse
+from spiketriton.trained.exports import TIE, Comparison
 from spiketriton.trained.nir_graph import to_nir
-from tests.small_runs import small_trainer
 
 nir = pytest.importorskip("nir", reason="the extra nir is not installed")
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    path = tmp_path_factory.mktemp("export") / "run"
-    small_trainer(path, "train.max_steps=7").fit()
-    return path
+@pytest.fixture
+def trained(runs):
+    return runs / "lif"
 
 
 def test_the_command_writes_and_compares(trained, tmp_path, capsys):
@@ -72,3 +70,59 @@ def test_mistakes_are_named(trained, tmp_path, monkeypatch):
     assert "cannot be written" in mistake([run, "--to", "torch", "--out", nowhere])
     monkeypatch.setitem(sys.modules, "nir", None)
     assert "pip install 'spiketriton[nir]'" in mistake([run, "--to", "nir"])
+
+
+@pytest.mark.parametrize(
+    ("different", "margin", "code"),
+    [(0, 0.0, EXIT_DONE), (0, 1.0, EXIT_DONE), (1, 0.9e-5, EXIT_DONE), (1, 1e-5, EXIT_ERROR)],
+)
+def test_a_difference_within_a_tie_is_forgiven(
+    different, margin, code, trained, tmp_path, monkeypatch, capsys
+):
+    given = []
+
+    def export(run, *rest):
+        given.append(rest)
+        return Comparison(7, 1234, different, "there" * different, margin)
+
+    monkeypatch.setattr("spiketriton.export.export_nir", export)
+    assert TIE == 1e-5
+    assert main([str(trained), "--to", "nir"]) == code
+    out = capsys.readouterr().out
+    assert f"replayed by NIR's equations: {different} of 1,234 differ (7 spikes)\n" in out
+    assert "7 spiking layers, dt = 1\n" in out
+    assert ("first difference: there" in out) == (different == 1)
+    assert main([str(trained), "--to", "nir", "--dt", "0.5", "--images", "3"]) == code
+    assert "dt = 0.5\n" in capsys.readouterr().out
+    path = trained / "small.nir"
+    assert given == [(path, 1.0, 4), (path, 0.5, 3)]
+
+
+@pytest.mark.parametrize(("difference", "code"), [(0.0, EXIT_DONE), (1e-9, EXIT_ERROR)])
+def test_any_difference_of_torchs_file_is_an_error(difference, code, trained, monkeypatch, capsys):
+    given = []
+    monkeypatch.setattr(
+        "spiketriton.export.export_torch", lambda run, *rest: given.append(rest) or difference
+    )
+    assert main([str(trained), "--to", "torch"]) == code
+    said = capsys.readouterr().out
+    assert f"currents differ by {difference:g}\n" in said
+    assert "1 image(s) per call, 3 time steps\n" in said
+    main([str(trained), "--to", "torch", "--batch-size", "5", "--out", "x"])
+    assert [(path.name, size) for path, size in given] == [("small.pt2", 1), ("x", 5)]
+
+
+@pytest.mark.parametrize(
+    ("to", "option", "inside", "outside"),
+    [
+        ("nir", "--dt", ["1e-09", "1000000000.0"], ["9e-10", "1000000001.0"]),
+        ("nir", "--images", ["1", "10000"], ["0", "10001"]),
+        ("torch", "--batch-size", ["1", "10000"], ["0", "10001"]),
+    ],
+)
+def test_limits_are_accepted_and_what_lies_beyond_is_not(to, option, inside, outside):
+    for value in inside:
+        parse(["run", "--to", to, option, value])
+    for value in outside:
+        with pytest.raises(UserError, match=f"{option} {value}: accepted: from "):
+            parse(["run", "--to", to, option, value])

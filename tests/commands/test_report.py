@@ -1,6 +1,7 @@
 """The report: one page that stands alone, holds what was asked for, and says what is missing."""
 
 import re
+import shutil
 from html.parser import HTMLParser
 
 import pytest
@@ -8,7 +9,8 @@ import pytest
 from spiketriton.convert import main as convert_main
 from spiketriton.errors import UserError
 from spiketriton.evaluate import main as evaluate_main
-from spiketriton.report import main
+from spiketriton.report import main, refuse_other_data
+from tests.show.support import evaluation
 from tests.small_runs import small_trainer
 
 OPEN_ENDED = {"meta", "img"}
@@ -50,18 +52,26 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    root = tmp_path_factory.mktemp("runs")
-    small_trainer(root / "a <b> & c", "train.epochs=1").fit()
-    small_trainer(root / "ann", "neuron.kind=relu", "train.epochs=1").fit()
+def compared(runs, tmp_path_factory):
+    """The runs, one under a name that HTML must escape, and the ANN converted."""
+    root = tmp_path_factory.mktemp("compared")
+    shutil.copytree(runs / "lif", root / "a <b> & c")
+    shutil.copytree(runs / "ann", root / "ann")
     convert_main([str(root / "ann"), "--run-dir", str(root / "net"), "--steps", "4"])
     return root
 
 
-def test_the_page_stands_alone_and_holds_everything(runs, tmp_path):
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory):
+    path = tmp_path_factory.mktemp("synthetic") / "run"
+    small_trainer(path, "data.name=synthetic", "train.max_steps=1").fit()
+    return path
+
+
+def test_the_page_stands_alone_and_holds_everything(compared, tmp_path):
     out = tmp_path / "page.html"
-    others = [str(runs / "ann"), str(runs / "net")]
-    main([str(runs / "a <b> & c"), "--against", *others, "--out", str(out)])
+    others = [str(compared / "ann"), str(compared / "net")]
+    main([str(compared / "a <b> & c"), "--against", *others, "--out", str(out)])
     text = out.read_text("utf-8")
     page = Page(text)
     assert page.sections == [
@@ -86,17 +96,19 @@ def test_the_page_stands_alone_and_holds_everything(runs, tmp_path):
     assert "ANN twin's energy" in page.words["accuracy"]
 
 
-def test_a_converted_run_has_no_training_to_show(runs, tmp_path):
+def test_a_converted_run_has_no_training_to_show(compared, tmp_path):
     out = tmp_path / "page.html"
-    main([str(runs / "net"), "--out", str(out)])
+    main([str(compared / "net"), "--out", str(out)])
     page = Page(out.read_text("utf-8"))
     assert "Converted from" in page.words["training"]
     assert "gradients" not in page.sections
 
 
-def test_a_stored_evaluation_is_shown_and_a_stale_one_is_not(tmp_path, monkeypatch):
+def test_a_stored_evaluation_is_shown_and_a_stale_one_is_not(runs, tmp_path, monkeypatch, capsys):
     path = tmp_path / "run"
-    small_trainer(path, "train.epochs=1").fit()
+    shutil.copytree(runs / "lif", path)
+    monkeypatch.setattr("spiketriton.show.evaluation_pictures.draw_evaluations", lambda *_: [])
+    monkeypatch.setattr("spiketriton.report.page", lambda *_: "x" * 7 * 2**19)
     evaluate_main([str(path), "--images", "20", "--json"])
     calls = []
 
@@ -109,6 +121,7 @@ def test_a_stored_evaluation_is_shown_and_a_stale_one_is_not(tmp_path, monkeypat
     monkeypatch.setattr("spiketriton.report.evaluate", spy)
     main([str(path)])
     assert not calls
+    assert capsys.readouterr().out.endswith("report.html: 3.5 MiB; open it in a browser\n")
     assert (path / "report.html").is_file()
     stored = path / "evaluation" / "evaluation.json"
     stored.write_text(stored.read_text().replace('"training_step": 7', '"training_step": 6'))
@@ -116,17 +129,16 @@ def test_a_stored_evaluation_is_shown_and_a_stale_one_is_not(tmp_path, monkeypat
     assert len(calls) == 1
 
 
-def test_without_evaluation_the_run_folder_is_enough(runs, tmp_path):
+def test_without_evaluation_the_run_folder_is_enough(compared, tmp_path):
     out = tmp_path / "page.html"
-    main([str(runs / "ann"), "--no-evaluation", "--out", str(out)])
+    main([str(compared / "ann"), "--no-evaluation", "--out", str(out)])
     page = Page(out.read_text("utf-8"))
     assert page.sections == ["training", "recipe", "environment", "commands"]
 
 
-def test_synthetic_images_are_labelled(tmp_path):
-    small_trainer(tmp_path / "run", "data.name=synthetic", "train.max_steps=1").fit()
-    main([str(tmp_path / "run")])
-    assert "synthetic noise" in (tmp_path / "run" / "report.html").read_text()
+def test_synthetic_images_are_labelled(synthetic):
+    main([str(synthetic)])
+    assert "synthetic noise" in (synthetic / "report.html").read_text()
 
 
 def mistake(arguments: list[str]) -> str:
@@ -135,12 +147,22 @@ def mistake(arguments: list[str]) -> str:
     return str(error.value)
 
 
-def test_mistakes_are_named(runs, tmp_path):
-    run = str(runs / "ann")
+def test_mistakes_are_named(compared, synthetic, tmp_path):
+    run = str(compared / "ann")
     assert "does not exist" in mistake([str(tmp_path / "nothing")])
     assert "no effect" in mistake([run, "--against", run, "--no-evaluation"])
     assert "cannot be written" in mistake([run, "--no-evaluation", "--out", str(tmp_path)])
-    small_trainer(tmp_path / "other", "data.name=synthetic", "train.max_steps=1").fit()
+    shutil.copytree(synthetic, tmp_path / "other")
     assert "same data" in mistake([run, "--against", str(tmp_path / "other")])
     (tmp_path / "other" / "environment.json").write_text("{")
     assert "environment.json" in mistake([str(tmp_path / "other"), "--no-evaluation"])
+
+
+@pytest.mark.parametrize("change", [{"data": "x"}, {"classes": ["a"]}, {"images": 9}])
+def test_every_run_is_compared_with_the_first(change):
+    first, other = evaluation(), evaluation(**change)
+    refuse_other_data([first])
+    refuse_other_data([first, evaluation(run="runs/again")])
+    for runs in ([first, other], [first, first, other]):
+        with pytest.raises(UserError, match="accepted by --against: runs of the same data"):
+            refuse_other_data(runs)

@@ -10,6 +10,7 @@ import pytest
 from spiketriton import sweep as module
 from spiketriton.config import to_toml
 from spiketriton.errors import EXIT_SIGINT, UserError
+from spiketriton.runs.cells import Group
 from spiketriton.trainer import Trainer
 from spiketriton.training.nonfinite import Diverged
 from tests.small_runs import small_recipe
@@ -139,3 +140,22 @@ def test_an_ann_and_words_can_be_swept(recipe, tmp_path):
     assert run(recipe, "neuron.kind=lif,relu", out=out) == 0
     assert [row["neuron.kind"] for row in results(out)] == ["lif", "relu"]
     assert (out / "accuracy.png").exists()
+
+
+def test_the_table_has_means_spreads_and_what_diverged():
+    def group(depth: str, *accuracies: float | None) -> Group:
+        results = [{"accuracy": a, "seconds": 60.0, "width": 0.5} for a in accuracies]
+        return Group({"model.depth": depth}, results, [])
+
+    made = module.table([group("2", 0.5, 0.75), group("3", None, 0.5), group("4", None)], True)
+    assert made.title == "test accuracy (synthetic images)"
+    assert [column.header for column in made.columns] == [
+        "depth", "width used", "accuracy", "spread", "seeds", "time",
+    ]  # fmt: skip
+    rows = list(zip(*(column.cells for column in made.columns), strict=True))
+    assert rows == [
+        ("2", "0.5", "62.50 %", "± 17.68", "2", "2 min"),
+        ("3", "0.5", "50.00 %", "", "2 (1 diverged)", "2 min"),
+        ("4", "0.5", "diverged", "", "1 (1 diverged)", "60 s"),
+    ]
+    assert all(column.no_wrap for column in made.columns)

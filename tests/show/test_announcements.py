@@ -119,3 +119,32 @@ def test_what_is_about_to_run_where_and_why():
         "run folder: runs/x\n",
     ):
         assert words in text, words
+
+
+def test_the_changes_that_are_offered_one_by_one():
+    display = Display(io.StringIO())
+    recipe = small_recipe("seed=3", "train.epochs=5")
+    what_next(display, outcome(), Path("x"), recipe, ["a.toml"], ["torchrun", "--n=2"])
+    start = "  torchrun --n=2 -m spiketriton.train a.toml"
+    assert display.stream.getvalue().splitlines() == [
+        "what to try next:",
+        f"{start} neuron.kind=relu    # its ANN twin (the same network, no time)",
+        f"{start} train.epochs=10    # twice as long",
+        f"{start} seed=4    # another seed, to see the spread",
+    ]
+
+
+def test_what_was_not_saved_is_named():
+    display = Display(io.StringIO())
+    what_next(display, outcome(saved_at=None, step=3), Path("x"), small_recipe(), [])
+    assert display.stream.getvalue().startswith("stopped at step 3; saved: no checkpoint. To cont")
+
+
+def test_the_summary_is_as_wide_as_its_content_and_has_no_head():
+    display = Display(io.StringIO())
+    summary(display, outcome(), Path("x"), [Path("a"), Path("b")])
+    lines = display.stream.getvalue().splitlines()
+    assert len(lines) == 2 + 10  # rows in a frame
+    assert lines[1].split() == ["│", "steps", "│", "100", "of", "100", "│"]
+    assert [line.split()[1] for line in lines[-3:-1]] == ["pictures", "│"]
+    assert len({len(line) for line in lines}) == 1

@@ -3,13 +3,15 @@
 import io
 import json
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from spiketriton.gradients.diagnosis import Diagnosis, diagnose
 from spiketriton.gradients.subject import Subject
 from spiketriton.runs.rows import json_text
-from spiketriton.show.diagnosis_page import show
+from spiketriton.show.diagnosis_page import _colour, heat_map, show
+from tests.show.support import measurement
 from tests.small_runs import small_recipe
 
 PAGE = 80
@@ -90,3 +92,53 @@ def test_synthetic_images_are_said_to_be_so():
     assert found.synthetic
     assert "(synthetic images)" in page(found)
     assert found.images == 20
+
+
+def mapped(grads: np.ndarray, **options: int) -> list[str]:
+    console = Console(file=io.StringIO(), width=PAGE)
+    heat_map(measurement(grads), console, **options)
+    return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+
+
+def test_a_heat_map_by_hand():
+    """From 1e-3 to 1e4 by 7 decades, a block for each: eight heights, the lowest not empty."""
+    head, *rows, profile, scale = mapped(
+        np.array([[1e-3, 1e-2, 0, np.inf], [1e4, 1e3, 1e-3, 1e-3]])
+    )
+    assert head.endswith("the input is at the top, time runs to the right")
+    assert rows[0].startswith("layer 0       ▁▁▂▂··!!  ")
+    assert rows[1].startswith("layer 1       ██▇▇▁▁▁▁  ")
+    assert rows[1].endswith(f"  5.0e+03 {'─' * 19}●")  # 10 to the 3.7: 6.7 of 7 decades, of 20
+    assert rows[0].endswith(" inf ●")
+    assert profile.startswith("time profile  ")
+    assert scale == "scale         1.0e-03 ▁▁▂▂▃▃▄▄▅▅▆▆▇▇██ 1.0e+04"
+
+
+@pytest.mark.parametrize(("layers", "rows"), [(1, 1), (4, 4), (5, 3), (9, 3)])
+def test_a_tall_heat_map_is_thinned(layers, rows):
+    lines = mapped(np.ones((layers, 1)), most=4)
+    shown = [line for line in lines if line.startswith("layer")]
+    stride = -(-layers // 4)
+    assert [line.split()[1] for line in shown] == [str(n) for n in range(0, layers, stride)]
+    assert len(shown) == rows
+    assert (f"; 1 layer in {stride}" in " ".join(lines)) == (stride > 1)
+
+
+@pytest.mark.parametrize(("steps", "cells"), [(32, 32), (33, 17), (65, 22)])
+def test_a_wide_heat_map_is_thinned(steps, cells):
+    assert mapped(np.ones((1, steps)))[1].count("▁") == 2 * cells
+
+
+def test_without_any_gradient_there_is_no_map():
+    assert mapped(np.zeros((2, 2))) == ["no gradient arrives at any layer"]
+    assert sum(line.startswith("layer") for line in mapped(np.ones((41, 1)))) == 21
+    assert sum(line.startswith("layer") for line in mapped(np.ones((40, 1)))) == 40
+
+
+@pytest.mark.parametrize(
+    ("level", "colour"),
+    [(0, (68, 1, 84)), (0.25, (59, 82, 139)), (0.5, (33, 145, 140)), (0.75, (94, 201, 98)),
+     (1, (253, 231, 37)), (0.125, (64, 42, 112)), (0.9375, (213, 224, 52))],
+)  # fmt: skip
+def test_colours_are_those_of_viridis(level, colour):
+    assert tuple(_colour(level)) == colour

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from spiketriton.show.announcements import summary, what_next
-from spiketriton.show.display import Display, LiveDisplay, make_display, numbers
+from spiketriton.show.display import Display, LiveDisplay, Quiet, make_display, numbers
 from spiketriton.show.words import duration
 from spiketriton.training.plan import Plan
 from tests.show.support import PLAN, outcome
@@ -200,3 +200,107 @@ def test_synthetic_images_are_named_in_every_line_with_numbers():
     for line in lines:
         if "accuracy" in line or "loss" in line:
             assert "(synthetic images)" in line
+
+
+@pytest.mark.parametrize(("seconds", "at"), [(0.5, 5), (0.49, 6), (2.0, 4), (9.0, 4)])
+def test_the_cost_takes_3_steps_and_2_seconds(seconds, at, monkeypatch):
+    """The first step compiles; then `seconds` a step are measured."""
+    now = 0.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    stream = io.StringIO()
+    display = Display(stream)
+    display.begin(PLAN, 0, "cpu")
+    for step in range(1, at + 1):
+        assert stream.getvalue() == ""
+        now += seconds
+        display.advance(step)
+    assert f" at {32 / seconds:.3g} images/s" in stream.getvalue()
+
+
+def test_a_test_while_the_cost_is_measured_starts_it_again(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    stream = io.StringIO()
+    display = Display(stream)
+    display.begin(PLAN, 0, "cpu")
+    for step in range(1, 8):
+        now += 1.0
+        display.advance(step)
+        if step == 3:
+            display.testing(1, 3)
+        assert (stream.getvalue() != "") == (step == 7)
+
+
+def test_every_line_is_flushed_and_a_signal_passes_all_buffers(capfd):
+    raw = io.BytesIO()
+    display = Display(io.TextIOWrapper(raw))
+    display.note("said")
+    assert raw.getvalue() == b"said\n"
+    display.stopping("SIGINT")
+    assert capfd.readouterr().err == "\nSIGINT\n"
+
+
+def test_the_quiet_display_warns_unless_it_must_not(capfd):
+    Quiet().note("nothing")
+    Quiet().warn("disk full")
+    Quiet().stopping("SIGINT")
+    assert capfd.readouterr() == ("", "warning: disk full\n\nSIGINT\n")
+    Quiet(warns=False).warn("disk full")
+    Quiet(warns=False).stopping("SIGINT")
+    assert capfd.readouterr() == ("", "")
+
+
+def rendered(display: LiveDisplay) -> list[str]:
+    console = Console(file=io.StringIO(), width=120)
+    console.print(display.render())
+    return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+
+
+def test_live_lines_one_by_one():
+    display = LiveDisplay(Terminal())
+    display.begin(PLAN, 20, "cuda")
+    try:
+        assert display.live.transient
+        assert len(rendered(display)) == 2
+        assert "1.00 of 5 " in rendered(display)[0]
+        assert rendered(display)[1].endswith("20 of 20   (step 20 of 100)")
+        display.row(TRAIN, GRADIENT)
+        display.row(EVAL, GRADIENT)
+        display.row(EVAL | {"test_accuracy": 0.5}, GRADIENT)
+        display.suffix = " (synthetic images)"
+        given = numbers(TRAIN)
+        assert [line.rstrip() for line in rendered(display)[2:]] == [
+            "       " + "  ".join(given[:4]),
+            "       " + "  ".join(given[4:]),
+            "       test accuracy 50.00 %, best 93.12 %",
+            "       " + GRADIENT,
+            "(synthetic images)",
+        ]
+        shown = [task.visible for task in display.bars.tasks]
+        display.testing(2, 3)
+        assert [shown, [task.visible for task in display.bars.tasks]] == [
+            [True, True, False],
+            [True] * 3,
+        ]
+        test = display.bars.tasks[display.test_bar]
+        assert (test.completed, test.total) == (2, 3)
+        display.advance(31)
+        assert not test.visible
+        steps, epochs = (display.bars.tasks[bar] for bar in (display.step_bar, display.epoch_bar))
+        assert (steps.completed, steps.total, epochs.completed) == (11, 20, 1.55)
+    finally:
+        display.end()
+
+
+def test_long_notes_and_warnings_of_a_terminal_are_not_broken():
+    stream = Terminal()
+    display = LiveDisplay(stream)
+    display.note("note " * 60)
+    display.warn("warning " * 60)
+    assert stream.getvalue().count("\n") == 2
+    assert "\x1b[1;31mwarning: warning" in stream.getvalue()
+
+
+def test_an_ann_has_no_firing_rate():
+    assert numbers(TRAIN)[3] == "firing rate 0.123"
+    assert len(numbers(TRAIN | {"firing_rate": None})) == 6

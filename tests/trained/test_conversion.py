@@ -3,15 +3,27 @@
 import pytest
 import torch
 
+from spiketriton.errors import UserError
+from spiketriton.models.graph import graph_of, layers
+from spiketriton.runs.checkpoint import read_checkpoint
+from spiketriton.runs.folder import RunFolder
 from spiketriton.trained.conversion import (
     METHODS,
     Options,
+    calibration_images,
+    channel_means,
     convert,
     least_error,
     levels,
+    neurons,
     percentile,
+    recording,
+    run_until,
+    sample,
+    save,
     thresholds,
 )
+from spiketriton.trained.run import Run, load_run
 from tests.trained.support import NETS, ann
 
 
@@ -85,3 +97,136 @@ def test_the_recipe_drops_what_the_ann_did_not_read(tmp_path):
     recipe, _ = convert(run, Options(images=10))
     assert (run.recipe.neuron.v_reset, recipe.neuron.v_reset) == (-0.5, 0)
     assert (recipe.neuron.reset, recipe.model.norm) == ("soft", "none")
+
+
+def test_options_by_default():
+    assert vars(Options()) == {
+        "method": "balanced", "steps": 128, "percentile": 99.9, "per_channel": False,
+        "images": 512, "epochs": 1,
+    }  # fmt: skip
+    assert METHODS == {"balanced": 128, "calibrated": 16, "qcfs": 8}
+
+
+def test_the_lowest_percentile_is_the_smallest_value():
+    assert percentile(torch.tensor([[3.0], [1.0], [2.0]]), 1).tolist() == [1]
+
+
+def test_levels_by_hand():
+    """Threshold 1 in 4 steps: halves of a level round up, and what lies outside is clipped."""
+    given = torch.tensor([-1.0, 0.12, 0.125, 0.37, 0.375, 0.9, 7.0])
+    assert levels(given, torch.ones(1), 4).tolist() == [0, 0, 0.25, 0.25, 0.5, 1, 1]
+    assert levels(given, torch.tensor([2.0]), 1).tolist() == [0, 0, 0, 0, 0, 0, 2]
+    assert levels(torch.zeros(2), torch.zeros(2), 4).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_thresholds_are_tried_by_hundredths_of_the_largest_activation(steps):
+    values = torch.rand(3000, 2, generator=torch.Generator().manual_seed(3)) ** 3
+    found = least_error(values, steps)
+    for column, threshold in zip(values.double().T, found.tolist(), strict=True):
+        largest = float(column.max())
+        errors = []
+        for k in range(1, 101):
+            step = largest * k / 100 / steps
+            nearest = (column / step + 0.5).floor().clamp(0, steps) * step
+            errors.append(float((nearest - column).square().mean()))
+        assert threshold == pytest.approx(largest * (1 + errors.index(min(errors))) / 100)
+    low = torch.full((100_000, 1), 0.01)
+    low[7] = 1.0  # one in a hundred thousand: the smallest share is best
+    assert least_error(low, 1).tolist() == pytest.approx([0.01])
+
+
+def test_samples_are_whole_places_at_even_distances(monkeypatch):
+    out = torch.arange(2.0 * 3 * 4 * 5).view(2, 3, 4, 5)  # [T, B, C, W]
+    places = out.permute(0, 1, 3, 2).reshape(-1, 4)
+    assert torch.equal(sample(out), places)
+    assert torch.equal(channel_means(out), places.mean(0))
+    for most, stride in ((120, 1), (119, 2), (60, 2), (59, 3)):
+        monkeypatch.setattr("spiketriton.trained.conversion.SAMPLES", most)
+        assert torch.equal(sample(out), places[::stride])
+
+
+def test_a_quarter_of_a_million_activations_are_kept():
+    assert len(sample(torch.zeros(1, 1, 2, 2**17))) == 2**17
+    assert len(sample(torch.zeros(1, 1, 2, 2**17 + 2))) == 2**16 + 1
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Run:
+    return ann(tmp_path_factory.mktemp("source") / "ann", *NETS["mlp"])
+
+
+def test_calibration_images_are_whole_batches_of_the_first_step_on(source):
+    stream = source.data.train.from_step(0)
+    first = next(stream)[0]
+    stream.close()
+    for count, batches in ((1, 1), (16, 1), (17, 2), (32, 2)):
+        found = calibration_images(source, count)
+        assert [len(batch) for batch in found] == [16] * batches
+        assert torch.equal(found[0], first)
+
+
+def test_after_calibration_the_mean_currents_are_the_anns(source):
+    """On the images of the calibration, of two batches; the classifier is linear."""
+    _, model = convert(source, Options(method="calibrated", steps=3, images=32))
+    images = torch.cat([source.to_device(x) for x in calibration_images(source, 32)])
+    with torch.no_grad():
+        wanted, got = source.model(images).mean((0, 1)), model(images, 3).mean((0, 1))
+    assert torch.allclose(got, wanted, atol=1e-5)
+    _, balanced = convert(source, Options(steps=3, images=32))
+    assert all(not neuron.shift.any() for _, neuron in neurons(balanced))
+    assert not torch.allclose(balanced(images, 3).mean((0, 1)), wanted, atol=1e-3)
+
+
+def test_the_first_shift_by_hand(source):
+    """Neuron after neuron; the first one's input does not depend on the others."""
+    options = Options(method="calibrated", steps=3, images=32)
+    _, model = convert(source, options)
+    images = torch.cat([source.to_device(x) for x in calibration_images(source, 32)])
+    name, neuron = neurons(model)[0]
+    shift = neuron.shift.clone()
+    neuron.shift.zero_()
+    with torch.no_grad(), recording(model, channel_means) as given:
+        model(images, 3)
+    with torch.no_grad(), recording(source.model, channel_means) as wanted:
+        source.model(images)
+    assert torch.allclose(shift, wanted[name][0] - given[name][0], atol=1e-6)
+
+
+def test_a_recording_ends_where_it_should_and_leaves_no_hook(source):
+    names = [node.name for node in layers(graph_of(source.model), "neuron")]
+    images = torch.zeros(2, 1, 8, 8)
+    with recording(source.model, channel_means, until=names[0]) as kept:
+        for _ in range(2):
+            run_until(source.model, images, 1)
+    assert {name: len(values) for name, values in kept.items()} == {names[0]: 2}
+    with recording(source.model, channel_means) as kept:
+        run_until(source.model, images, 1)
+    assert list(kept) == names
+    source.model(images)
+    assert [len(values) for values in kept.values()] == [1] * len(names)
+
+
+def test_what_is_saved(source, tmp_path, monkeypatch):
+    options = Options(steps=2, images=16)
+    recipe, model = convert(source, options)
+    folder = RunFolder.create(tmp_path / "net", "x")
+    save(folder, source, recipe, model, options)
+    state = read_checkpoint(folder.checkpoints / "last.pt")
+    assert [path.name for path in folder.checkpoints.iterdir()] == ["last.pt"]
+    assert (state["step"], state["name"]) == (source.step, recipe.name)
+    assert state["conversion"] == {
+        "source": str(source.folder.path), "checkpoint": "last", **vars(options),
+    }  # fmt: skip
+    loaded = load_run(folder.path)
+    assert loaded.kind == "converted"
+    assert torch.equal(loaded.model.fc.bias, model.fc.bias)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("spiketriton.runs.checkpoint._write_part", full)
+    with pytest.raises(UserError, match="could not be written: No space left"):
+        save(folder, source, recipe, model, options)
+    with pytest.raises(UserError, match="is a converted run"):
+        convert(loaded, options)

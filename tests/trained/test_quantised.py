@@ -1,9 +1,14 @@
 """Retraining with quantised activations: levels, gradients, what it gains."""
 
+import copy
+import math
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from spiketriton.errors import UserError
+from spiketriton.trained import quantised as quantised_module
 from spiketriton.trained.conversion import Options, convert, levels, recording
 from spiketriton.trained.quantised import QuantisedReLU, retrain
 from tests.small_runs import assert_equal
@@ -75,3 +80,56 @@ def test_a_converted_net_of_one_layer_gives_the_retrained_levels(net, tmp_path):
     different = (wanted[first][0] - got[first][0]).abs()
     assert (different > 0.01 * level).float().mean() < 0.002  # rounding at the edge of a level
     assert wanted[first][0].max() > level
+
+
+def test_the_threshold_never_falls_below_a_thousandth_of_its_first_value():
+    activation = QuantisedReLU(torch.tensor([2.0, 5.0]), steps=3)
+    assert activation.used().tolist() == [2, 5]
+    with torch.no_grad():
+        activation.threshold.copy_(torch.tensor([-1.0, 4.0]))
+    assert activation.used().tolist() == pytest.approx([0.002, 4])
+    assert activation.extra_repr() == "steps=3"
+
+
+def watched(run, monkeypatch, epochs: int, broken_from: int | None = None) -> list[float]:
+    """Retrains; the learning rate of each loss, which is NaN from one call on."""
+    made, rates = [], []
+    build = quantised_module.build_optimizer
+    monkeypatch.setattr(
+        quantised_module, "build_optimizer", lambda *a: made.append(build(*a)) or made[-1]
+    )
+
+    def loss(currents: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        rates.append(made[-1].param_groups[0]["lr"])
+        value = cross_entropy(currents.mean(0), labels)
+        return value * math.nan if broken_from is not None and len(rates) > broken_from else value
+
+    monkeypatch.setattr(quantised_module, "build_loss", lambda _: loss)
+    model = copy.deepcopy(run.model)
+    try:
+        retrain(run, model, epochs)
+        assert not model.training
+    except UserError as error:
+        assert "diverged: the loss is nan" in str(error)  # noqa: PT017
+        rates.append(math.nan)
+    return rates
+
+
+def test_the_learning_rate_is_a_quarter_and_falls_to_0_and_a_loss_that_is_nan_is_seen(
+    tmp_path, monkeypatch
+):
+    """7 steps an epoch; the loss is looked at every 50 steps and at the last."""
+    run = ann(tmp_path / "ann", *NETS["mlp"])
+    cosine = [0.01 / 4 * (1 + math.cos(math.pi * n / 14)) / 2 for n in range(14)]
+    assert watched(run, monkeypatch, 2) == pytest.approx(cosine, rel=1e-5)
+    assert len(watched(run, monkeypatch, 1, broken_from=2)) == 7 + 1
+    assert len(watched(run, monkeypatch, 1, broken_from=0)) == 1 + 1
+    assert len(watched(run, monkeypatch, 8, broken_from=40)) == 51 + 1
+
+
+def test_parts_of_a_step_are_accumulated(tmp_path, monkeypatch):
+    run = ann(tmp_path / "ann", *NETS["mlp"], "train.accumulate=2")
+    assert run.data.train.accumulate == 2
+    rates = watched(run, monkeypatch, 1)
+    assert len(rates) == 2 * run.data.train.steps_per_epoch
+    assert rates[::2] == rates[1::2]
