@@ -149,10 +149,9 @@ def measure(args: argparse.Namespace, options: Options) -> int:
     for name in tables.SECTIONS:
         for grid in tables.tables(session.rows, name):
             console.print(grid.rich(), "")
-    if session.rows:
-        drawn = pictures.draw(session.rows, session.stem)
-        for path in [*drawn, session.file]:
-            session.say(f"wrote {path}")
+    written = [*pictures.draw(session.rows, session.stem), session.file] if session.rows else []
+    for path in written:
+        session.say(f"wrote {path}")
     rivals = [row for row in session.rows if row.get("contender") != "copy"]
     if not code and not rivals:
         raise UserError(f"--only {args.only!r}: accepted: names of contenders, as the tables have")

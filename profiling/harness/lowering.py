@@ -1,6 +1,6 @@
 """Lowers the Triton kernels for a named GPU without one, and reads what the compiler made of them.
 
-A case calls the package's public function on CPU tensors with a recorder in place of the kernels,
+A case calls the package's public function on CPU tensors while launches are noted instead of run,
 so what is lowered here is what a GPU would be asked to run: the same tiles, options and
 specialisations. Registers, spills and the instruction count come from the machine code; loads
 and stores from the PTX, each traced back to the kernel argument that it touches, so that a kernel
@@ -9,15 +9,12 @@ which quietly reads a tensor twice shows.
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import os
-import pkgutil
 import re
 import subprocess
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +26,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from spiketriton.training.environment import PRECISIONS
-from spiketriton_kernels import PROBE_FIELDS, backends, multistep_bn_lif, multistep_lif, operators
+from spiketriton_kernels import PROBE_FIELDS, multistep_bn_lif, multistep_lif, operators
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -102,31 +99,6 @@ class Launch:
         return parameter.is_constexpr or value is None or one
 
 
-@dataclass(frozen=True)
-class _Recorder:
-    """Stands where a kernel stands and notes each launch."""
-
-    kernel: Any
-    launches: list[Launch]
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        def launch(*args: Any, **kwargs: Any) -> None:
-            names = self.kernel.arg_names
-            given = dict(zip(names, args, strict=False)) | kwargs
-            options = {name: given.pop(name) for name in list(given) if name not in names}
-            self.launches.append(Launch(self.kernel, given, options))
-
-        return launch
-
-
-def kernels() -> Iterator[tuple[Any, str]]:
-    """Every Triton module of the backends with the name of each kernel in it."""
-    for found in pkgutil.iter_modules(backends.__path__):
-        if found.name.startswith("triton_"):
-            module = importlib.import_module(f"{backends.__name__}.{found.name}")
-            yield from ((module, name) for name in vars(module) if name.endswith("_kernel"))
-
-
 def record(
     case: str, T: int, dtype: str, layout: str, size: Sequence[int] = SIZE, **options: Any
 ) -> Launch:
@@ -136,39 +108,36 @@ def record(
     if layout == "channels_last":
         x = x.movedim(2, -1).contiguous().movedim(-1, 2)
     launches: list[Launch] = []
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(operators, "backend_for", return_value="triton"))
-        for module, name in list(kernels()):
-            recorder = _Recorder(getattr(module, name), launches)
-            stack.enter_context(mock.patch.object(module, name, recorder))
+
+    def note(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        given = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
+        options = {name: given.pop(name) for name in list(given) if name not in kernel.arg_names}
+        launches.append(Launch(kernel, given, options))
+
+    with (
+        mock.patch.object(operators, "backend_for", return_value="triton"),
+        mock.patch.object(triton.JITFunction, "run", note),
+    ):
         function(x.requires_grad_(), **options)
     return [one for one in launches if one.kernel.__name__ != "join_statistics_kernel"][index]
 
 
 def compile_for(launch: Launch, target: str) -> Any:
-    """Triton's CompiledKernel of a launch for one of ``TARGETS``, as its launcher specialises it.
-
-    RuntimeError under TRITON_INTERPRET, which replaces the compiler.
-    """
-    if os.environ.get("TRITON_INTERPRET", "0") not in ("0", ""):
-        raise RuntimeError("TRITON_INTERPRET is set: kernels are interpreted and cannot be lowered")
+    """Triton's CompiledKernel of a launch for one of ``TARGETS``, as its launcher specialises it."""
     pointers = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
     signature: dict[str, str] = {}
     constants: dict[tuple[int], Any] = {}
     attributes: dict[tuple[int], list] = {}  # pointers and sizes divisible by 16 say so
     for i, parameter in enumerate(launch.kernel.params):
         value = launch.arguments[parameter.name]
+        tensor, whole = isinstance(value, torch.Tensor), isinstance(value, int)
         if launch.constant(parameter):
-            signature[parameter.name], constants[(i,)] = "constexpr", value
-        elif isinstance(value, torch.Tensor):
-            signature[parameter.name] = pointers[value.dtype]
-            attributes[(i,)] = [["tt.divisibility", 16]]
-        elif isinstance(value, int):
-            signature[parameter.name] = "i32"
-            if value % 16 == 0 and not parameter.do_not_specialize:
-                attributes[(i,)] = [["tt.divisibility", 16]]
+            kind, constants[(i,)] = "constexpr", value
         else:
-            signature[parameter.name] = "fp32"
+            kind = pointers[value.dtype] if tensor else "i32" if whole else "fp32"
+            if tensor or (whole and value % 16 == 0 and not parameter.do_not_specialize):
+                attributes[(i,)] = [["tt.divisibility", 16]]
+        signature[parameter.name] = kind
     source = ASTSource(launch.kernel, signature, constants, attributes)
     return triton.compile(source, target=TARGETS[target], options=launch.options)
 
@@ -189,6 +158,8 @@ def lower(
         T: time steps. layout: "channels_last" or "contiguous". size: [B, C, H, W].
         options: arguments of ``multistep_lif``: reset, detach_reset, surrogate, ...
 
+    RuntimeError under TRITON_INTERPRET, which replaces the compiler.
+
     Returns registers (of a thread), spills (bytes of a thread), shared (bytes of a program), warps,
     elements_per_thread, instructions (of a thread, per element and time step), atomics,
     vector_bytes (of the narrowest access to a tensor of T x N elements; AMD: of most accesses) and,
@@ -196,6 +167,8 @@ def lower(
     bytes_per_element (and time step), checkpoint_bytes (of them, those of membranes that a long
     window keeps) and accesses (dicts of tensor, kind, passes, vector_bytes, element_bytes).
     """
+    if os.environ.get("TRITON_INTERPRET", "0") not in ("0", ""):
+        raise RuntimeError("TRITON_INTERPRET is set: kernels are interpreted and cannot be lowered")
     launch = record(case, T, dtype, layout, size, **options)
     compiled = compile_for(launch, target)
     warps = compiled.metadata.num_warps
@@ -206,7 +179,7 @@ def lower(
         found = _nvidia(compiled.asm["cubin"]) | _traffic(_accesses(text, launch, elements))
     else:
         text = compiled.asm["amdgcn"]
-        found = _amd(text) | dict.fromkeys(_traffic([]), None) | {"vector_bytes": _amd_vector(text)}
+        found = dict.fromkeys(_traffic([]), None) | _amd(text)
     found["instructions"] /= elements * launch.arguments.get("CHUNK", 1)
     return found | {
         "shared": compiled.metadata.shared,
@@ -345,20 +318,14 @@ def _accesses(ptx: str, launch: Launch, elements: int) -> list[dict[str, Any]]:
 
 
 def _amd(assembly: str) -> dict[str, Any]:
+    """`vector_bytes`: the width at which most global bytes move."""
     number = lambda name: int(re.findall(rf"\.{name}:\s+(\d+)", assembly)[0])  # noqa: E731
-    code = re.findall(r"^\s+(?:v|s|global|buffer|ds|flat)_\w+", assembly, re.MULTILINE)
-    spills = max(4 * number("vgpr_spill_count"), number("private_segment_fixed_size"))
-    return {"registers": number("vgpr_count"), "spills": spills, "instructions": len(code)}
-
-
-def _amd_vector(assembly: str) -> int:
-    """Bytes of the width at which most global bytes move: in the loops, where there are any."""
-    labels = {m[1]: m.start() for m in re.finditer(r"^(\.L\w+):", assembly, re.MULTILINE)}
-    jumps = [(labels[m[1]], m.start()) for m in re.finditer(r"s_c?branch\w*\s+(\.L\w+)", assembly)]
-    loops = "".join(assembly[label:jump] for label, jump in jumps if label < jump)
-    bytes_ = {"byte": 1, "short": 2, "dword": 4, "dwordx2": 8, "dwordx3": 12, "dwordx4": 16}
-    moved: dict[int, int] = defaultdict(int)
+    widths = {"byte": 1, "short": 2, "dword": 4, "dwordx2": 8, "dwordx3": 12, "dwordx4": 16}
     pattern = r"\b(?:global|buffer)_(?:load|store)_[us]?(byte|short|dword(?:x[234])?)"
-    for word in re.findall(pattern, loops) or re.findall(pattern, assembly):
-        moved[bytes_[word]] += bytes_[word]
-    return max(moved, key=lambda width: moved[width])
+    moved = [widths[word] for word in re.findall(pattern, assembly)]
+    return {
+        "registers": number("vgpr_count"),
+        "spills": max(4 * number("vgpr_spill_count"), number("private_segment_fixed_size")),
+        "instructions": len(re.findall(r"(?m)^\s+(?:v|s|global|buffer|ds|flat)_\w+", assembly)),
+        "vector_bytes": max(moved, key=lambda width: width * moved.count(width)),
+    }

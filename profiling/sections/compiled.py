@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from profiling.harness.contenders import Status
@@ -66,8 +67,17 @@ OPERATIONS = {
 }
 """lowering.STEPS by the name of the operation in kernels.py, whose floor is the budget."""
 
-ROW = ("registers", "spills", "shared", "vector_bytes", "loads", "stores", "bytes_per_element")
-ROW += ("instructions", "atomics", "predicted_ms")
+ROW = (
+    "kernel",
+    "registers",
+    "spills",
+    "shared",
+    "vector_bytes",
+    "loads",
+    "stores",
+    "bytes_per_element",
+)
+ROW += ("instructions", "atomics", "predicted_ms", "bound_by", "occupancy")
 
 USUAL = {"T": ("10",), "dtype": ("bf16",), "layout": ("channels_last",)}
 ACCEPTED = {"dtype": tuple(PRECISIONS), "layout": ("channels_last", "contiguous")}
@@ -86,12 +96,7 @@ def settings(words: Sequence[str]) -> list[dict[str, Any]]:
                 raise UserError(f"compiled T={value!r}: accepted: whole numbers from 1")
             if key != "T" and value not in ACCEPTED[key]:
                 raise UserError(f"compiled {key}={value!r}: accepted: {', '.join(ACCEPTED[key])}")
-    return [
-        {"T": int(T), "dtype": dtype, "layout": layout}
-        for T in found["T"]
-        for dtype in found["dtype"]
-        for layout in found["layout"]
-    ]
+    return [{"T": int(T), "dtype": d, "layout": at} for T, d, at in product(*found.values())]
 
 
 def lowered(target: str, T: int, dtype: str, layout: str) -> Iterator[dict[str, Any]]:
@@ -110,19 +115,15 @@ def lowered(target: str, T: int, dtype: str, layout: str) -> Iterator[dict[str, 
     reports = {}
     for case in lowering.CASES:
         report = reports[case] = lowering.lower(case, target, T, dtype, layout)
-        bound = ms = None
+        report |= {"kernel": case, "predicted_ms": None, "bound_by": None}
         if report["bytes_per_element"] is not None:
             issue = card.ms_of_issue(report["instructions"] * elements)
             memory = card.ms_of_memory(report["bytes_per_element"] * elements)
-            bound, ms = "issue" if issue > memory else "memory", max(issue, memory)
-        report["predicted_ms"] = ms
+            report["bound_by"] = "issue" if issue > memory else "memory"
+            report["predicted_ms"] = max(issue, memory)
         resident = card.resident(report["registers"], report["shared"], report["warps"])
-        kept = {key: report[key] for key in ROW}
-        yield (
-            spec
-            | {"kernel": case, **kept, "bound_by": bound}
-            | {"occupancy": resident * report["warps"] / card.warps}
-        )
+        report["occupancy"] = resident * report["warps"] / card.warps
+        yield spec | {key: report[key] for key in ROW}
     for operation, steps in lowering.STEPS.items():
 
         def total(key: str, steps: Sequence[str] = steps) -> float | None:

@@ -52,7 +52,8 @@ RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 TWIN = "ANN twin"
 
 IMAGES = {
-    **{name: (3, 224, 10) for name in ("imagenette", "imagefolder")},
+    "imagenette": (3, 224, 10),
+    "imagefolder": (3, 224, 10),
     "cifar10": (3, 32, 10),
     "cifar100": (3, 32, 100),
     "synthetic": (3, 32, None),
@@ -122,13 +123,9 @@ class Bench:
         torch.backends.cudnn.benchmark = device.type == "cuda"  # as the trainer does
         draws = torch.Generator().manual_seed(0)
         shape, classes = (self.spec["batch"], *self.spec["image"]), self.spec["classes"]
-        self.batches = self.place.batches(
-            (
-                torch.randn(shape, generator=draws),
-                torch.randint(classes, shape[:1], generator=draws),
-            )
-            for _ in range(BATCHES)
-        )
+        images = [torch.randn(shape, generator=draws) for _ in range(BATCHES)]
+        labels = [torch.randint(classes, shape[:1], generator=draws) for _ in range(BATCHES)]
+        self.batches = self.place.batches(zip(images, labels, strict=True))
 
     def model(self, *overrides: str) -> Network:
         """The recipe's network, with the weights that all contenders start from."""
@@ -144,18 +141,15 @@ class Bench:
     def truth(self) -> Truth:
         """What the definition of the neuron makes of the first batch, in float32."""
         definition = Step(self, self.definition(), place=self.exact)
-        truth = Truth(definition)
-        if self.place.precision != torch.float32:
-            truth.allow(Step(self, definition.model))
-        return truth
+        half = self.place.precision != torch.float32
+        return Truth(definition, Step(self, definition.model) if half else None)
 
 
 class Truth:
     """Loss, norm of the gradient, and every block's arguments, output and gradients."""
 
-    allowed, allowed_whole = ALLOWED, ALLOWED_WHOLE
-
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: Step, half: Step | None) -> None:
+        """`half`: the definition in the half precision that is measured."""
         spec, calls = step.bench.spec, {}
 
         def keep(module: nn.Module, arguments: Any, output: Tensor) -> None:
@@ -179,6 +173,10 @@ class Truth:
             x = x.detach().narrow(batch, 0, min(images, x.shape[batch])).cpu()
             given = (names[module], x, rest, grad[:, :images].cpu())
             self.blocks[names[module]] = (given, *step.block(*given))
+        self.allowed, self.allowed_whole = ALLOWED, ALLOWED_WHOLE
+        if half is not None:
+            self.allowed = wider(ALLOWED, self.errors(half))
+            self.allowed_whole = wider(ALLOWED_WHOLE_HALF, self.whole_errors(half))
 
     def errors(self, step: Step) -> tuple[float, float]:
         """The worst share of differing outputs and error of gradients of a network's blocks."""
@@ -197,14 +195,10 @@ class Truth:
         gradient = norm(torch.autograd.grad(loss, step.parameters))
         return abs(loss.item() / self.loss - 1), abs(gradient / self.norm - 1)
 
-    def allow(self, definition: Step) -> None:
-        """Allows what the definition itself is off by in the precision that is measured."""
 
-        def wider(allowed: tuple[float, float], own: tuple[float, float]) -> tuple[float, float]:
-            return max(allowed[0], OF_ITS_OWN * own[0]), max(allowed[1], OF_ITS_OWN * own[1])
-
-        self.allowed = wider(ALLOWED, self.errors(definition))
-        self.allowed_whole = wider(ALLOWED_WHOLE_HALF, self.whole_errors(definition))
+def wider(allowed: tuple[float, float], own: tuple[float, float]) -> tuple[float, float]:
+    """Allows what the definition itself is off by, too."""
+    return max(allowed[0], OF_ITS_OWN * own[0]), max(allowed[1], OF_ITS_OWN * own[1])
 
 
 def norm(tensors: Iterable[Tensor]) -> float:
@@ -266,12 +260,13 @@ class Step(Work):
             return Verdict(Status.OK, numbers={"loss": self.forward().item()})
         truth = self.bench.truth
         verdict = agreement(*truth.errors(self), truth.allowed, self.unequal)
-        off, allowed = truth.whole_errors(self), truth.allowed_whole
-        numbers = verdict.numbers | {"loss_error": off[0], "gradient_norm_error": off[1]}
-        if verdict.status == Status.OK and not (off[0] <= allowed[0] and off[1] <= allowed[1]):
-            why = f"loss differs by {off[0]:.2g}, the norm of the gradient by {off[1]:.2g}"
-            return Verdict(Status.WRONG, why, numbers)
-        return Verdict(verdict.status, verdict.why, numbers)
+        loss, gradient = truth.whole_errors(self)
+        verdict.numbers.update(loss_error=loss, gradient_norm_error=gradient)
+        within = loss <= truth.allowed_whole[0] and gradient <= truth.allowed_whole[1]
+        if verdict.status != Status.OK or within:
+            return verdict
+        why = f"loss differs by {loss:.2g}, the norm of the gradient by {gradient:.2g}"
+        return Verdict(Status.WRONG, why, verdict.numbers)
 
     def memory(self) -> dict[str, int]:
         self()  # makes the optimizer's state
@@ -299,8 +294,7 @@ def spikingjelly_norm(norm: Norm) -> nn.Module:
 
     if norm.scale != 1 or norm.step_gain is not None:
         raise Unavailable("spikingjelly's batch norm has neither tdBN's scale nor TEBN's gains")
-    size = dict(eps=norm.eps, momentum=norm.momentum, step_mode="m")
-    theirs = layer.BatchNorm2d(norm.num_features, **size)
+    theirs = layer.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, step_mode="m")
     theirs.load_state_dict(norm.state_dict())
     return theirs
 
@@ -309,10 +303,10 @@ class TrainingStep(RecipeCase):
     """UserError: the recipe is an ANN's."""
 
     def __init__(self, recipe: Recipe, options: Options) -> None:
+        super().__init__(recipe, options)
         if recipe.neuron.kind == "relu":
             about = "accepted: a spiking recipe, whose ANN twin is measured too"
             raise UserError(f"recipe {recipe.name}: neuron.kind is relu; {about}")
-        super().__init__(recipe, options)
 
     def contenders(self, options: Options) -> list[Contender]:
         torch._dynamo.reset()
