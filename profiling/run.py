@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -107,21 +107,21 @@ def work_of(args: argparse.Namespace, options: Options) -> list[tuple[str, Seque
     names = names or ["quickstart" if options.quick else usual]
     recipes = [find_recipe(name, [word for word in words if "=" in word]) for name in names]
 
-    def of_recipes(kind: type[RecipeCase]) -> list[Case]:
-        return [kind(recipe, options) for recipe in recipes]
-
-    makers: list[tuple[str, Callable[[], Sequence[Case]]]] = [
-        ("kernels", lambda: cases(options)),
-        ("step", lambda: of_recipes(TrainingStep)),
-        ("memory", lambda: [*cases(options, weighed=True), *of_recipes(TrainingStep)]),
-        ("gradients", lambda: of_recipes(Monitoring)),
-        ("data", lambda: of_recipes(Loading)),
-    ]
-    work = [(name, make()) for name, make in makers if args.command in (name, "all")]
+    kinds: dict[str, type[RecipeCase]] = {
+        "step": TrainingStep,
+        "memory": TrainingStep,
+        "gradients": Monitoring,
+        "data": Loading,
+    }
+    kernels = cases(options)
+    work: list[tuple[str, Sequence[Case]]] = [("kernels", kernels)]
+    for section, kind in kinds.items():
+        if args.command in (section, "all"):
+            weighed = cases(options, weighed=True) if section == "memory" else []
+            work.append((section, [*weighed, *(kind(recipe, options) for recipe in recipes)]))
     if args.command == "all":
-        kernels = work[0][1]
-        work = [("kernels", kernels[:FIRST]), *work[1:], ("kernels", kernels[FIRST:])]
-    return work
+        return [("kernels", kernels[:FIRST]), *work[1:], ("kernels", kernels[FIRST:])]
+    return work if args.command == "kernels" else work[1:]
 
 
 def measure(args: argparse.Namespace, options: Options) -> int:

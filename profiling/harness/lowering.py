@@ -318,11 +318,14 @@ def _accesses(ptx: str, launch: Launch, elements: int) -> list[dict[str, Any]]:
 
 
 def _amd(assembly: str) -> dict[str, Any]:
-    """`vector_bytes`: the width at which most global bytes move."""
+    """`vector_bytes`: at which most global bytes move: in the loops, where there are any."""
+    labels = {m[1]: m.start() for m in re.finditer(r"(?m)^(\.L\w+):", assembly)}
+    jumps = [(labels[m[1]], m.start()) for m in re.finditer(r"s_c?branch\w*\s+(\.L\w+)", assembly)]
+    loops = "".join(assembly[label:jump] for label, jump in jumps if label < jump)
     number = lambda name: int(re.findall(rf"\.{name}:\s+(\d+)", assembly)[0])  # noqa: E731
     widths = {"byte": 1, "short": 2, "dword": 4, "dwordx2": 8, "dwordx3": 12, "dwordx4": 16}
     pattern = r"\b(?:global|buffer)_(?:load|store)_[us]?(byte|short|dword(?:x[234])?)"
-    moved = [widths[word] for word in re.findall(pattern, assembly)]
+    moved = [widths[word] for word in re.findall(pattern, loops) or re.findall(pattern, assembly)]
     return {
         "registers": number("vgpr_count"),
         "spills": max(4 * number("vgpr_spill_count"), number("private_segment_fixed_size")),

@@ -76,10 +76,6 @@ def key(name: str, words: Callable = number) -> Cell:
     return lambda row, group: words(row.get(name))
 
 
-def name(row: Row, group: list[Row]) -> str:
-    return row["contender"]
-
-
 def spread(row: Row, group: list[Row]) -> str:
     """`12.3 (12.1-12.9)`: median, 20 % and 80 %."""
     if "median_ms" not in row:
@@ -103,8 +99,7 @@ def of_ours(row: Row, group: list[Row]) -> str:
 
 
 def cost(row: Row, group: list[Row]) -> str:
-    low, high = percent(row.get("cost_p20")), percent(row.get("cost_p80"))
-    return f"{percent(row['cost'])} ({low} to {high})" if "cost" in row else BLANK
+    return "{} ({} to {})".format(*(percent(row[k]) for k in ("cost", "cost_p20", "cost_p80")))
 
 
 def setting(row: Row) -> str:
@@ -145,6 +140,7 @@ def where(row: Row) -> str:
 
 # ---- tables
 
+NAME = key("contender", str)
 OPERATION: dict[str, Cell] = {
     "contender": lambda row, group: row["contender"] + mark(row),
     "peak MiB": mebibytes,
@@ -158,14 +154,14 @@ PREDICTED = (
 )
 LAYOUTS: list[tuple[str, str, str, dict[str, Cell]]] = [
     ("kernels", "op", "{op} {mode}: {case}", {
-        "contender": name,
+        "contender": NAME,
         "ms (20-80 %)": spread,
         "GB/s": key("gb_per_s"),
         "of copy": key("of_copy", percent),
         "ours is faster by": faster,
     }),
     ("step", "recipe", "training step of {recipe}: T={T}, batch {batch} of {image}, {precision}, {layout}", {
-        "contender": name,
+        "contender": NAME,
         "ms (20-80 %)": spread,
         "images/s": key("images_per_s"),
         "of T ANN steps": key("twin_ratio"),
@@ -234,6 +230,13 @@ def tables(rows: list[Row], section: str) -> list[Grid]:
 
 def kernel_matrix(rows: list[Row]) -> list[Grid]:
     """One table for each operation and pass: a line for each case, a column for each contender."""
+
+    def cell(row: Row, group: list[Row]) -> str:
+        if "median_ms" not in row:
+            return row.get("status", BLANK)
+        ratio = BLANK if row["contender"] == OURS else faster(row, group)
+        return number(row["median_ms"]) + ("" if ratio == BLANK else f" ({ratio})") + mark(row)
+
     grids = []
     for op, mode in dict.fromkeys((row["op"], row["mode"]) for row in rows):
         chosen = [row for row in rows if (row["op"], row["mode"]) == (op, mode)]
@@ -243,16 +246,8 @@ def kernel_matrix(rows: list[Row]) -> list[Grid]:
         grid = Grid(title, header, [], left=0, notes=notes(chosen))
         for group in by_case(chosen):
             ours, first = find(group, OURS), group[0]
-            line = [str(first["T"]), f"{math.prod(first['shape']):,}", setting(first)]
-            line.append(f"{number(ours.get('gb_per_s'))} ({percent(ours.get('of_copy'))})")
-            for contender in names:
-                row = find(group, contender)
-                if "median_ms" not in row:
-                    line.append(row.get("status", BLANK))
-                    continue
-                ratio = BLANK if contender == OURS else faster(row, group)
-                shown = "" if ratio == BLANK else f" ({ratio})"
-                line.append(number(row["median_ms"]) + shown + mark(row))
-            grid.lines.append(line)
+            speed = f"{number(ours.get('gb_per_s'))} ({percent(ours.get('of_copy'))})"
+            line = [str(first["T"]), f"{math.prod(first['shape']):,}", setting(first), speed]
+            grid.lines.append(line + [cell(find(group, name), group) for name in names])
         grids.append(grid)
     return grids

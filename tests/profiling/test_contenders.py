@@ -32,16 +32,11 @@ def test_a_reason_to_be_unequal_excuses_few_spikes_and_no_nan(differ, error, sta
     assert ("(allowed 0.001)" in verdict.why) == (excused == Status.WRONG)
 
 
-def test_what_one_precision_allows_is_never_less_than_what_is_excused():
+def test_what_is_excused_measured_and_usual():
+    # what a precision allows is never less than what is excused
     assert agreement(0.2, 0.0, (0.2, 0.0), "its reset").status == Status.OK
     assert agreement(0.2, 0.1, (0.2, 0.0), "its reset").status == Status.UNEQUAL
-
-
-def test_what_is_wrong_or_missing_is_not_measured():
     measured = {status for status in vars(Status).values() if Verdict(str(status)).measured}
     assert measured == {"ok", "not equal"}
-
-
-def test_measurements_are_no_rehearsals_unless_asked_for():
     options = Options(torch.device("cpu"))
     assert (options.quick, options.peers, options.only) == (False, (), ())

@@ -27,7 +27,7 @@ def test_the_monitor_measures_in_the_steps_that_are_timed(case, quick):
     assert [one.name for one in case.contenders(quick)] == [OFF, EVERY]
 
 
-def test_the_cost_is_the_ratio_round_by_round_spread_over_the_steps_between(case):
+def test_the_cost_is_the_ratio_round_by_round_spread_over_the_steps_between(case, quick):
     timings = {OFF: Timing((1.0, 1.0, 2.0)), EVERY: Timing((1.1, 1.2, 2.6))}
     (name, row), *others = case.numbers(timings).items()
     assert not others
@@ -38,8 +38,5 @@ def test_the_cost_is_the_ratio_round_by_round_spread_over_the_steps_between(case
     assert row["cost_p20"] == pytest.approx(0.14)
     assert row["cost_p80"] == pytest.approx(0.26)
     assert case.numbers({OFF: timings[OFF]}) == {}
-
-
-def test_the_monitors_own_interval_comes_first(quick):
     recipe = find_recipe("quickstart", ["monitor.every=3", "train.log_every=5"])
     assert Monitoring(recipe, quick).spec["measures_every"] == 3

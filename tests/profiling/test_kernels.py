@@ -167,9 +167,7 @@ def test_all_sizes(device):
     weighed = cases(Options(torch.device(device)), weighed=True)
     assert [case.op for case in weighed] == list(OPERATIONS)
     assert {(case.mode, case.dtype, case.T) for case in weighed} == {("training", usual, 10)}
-
-
-def test_a_rehearsal_has_each_operation_and_one_inference(quick):
+    quick = Options(torch.device(device), quick=True)  # each operation and one inference
     kinds = [f"{case.op} {case.mode}" for case in cases(quick)]
     behind = [f"{op} training" for op in OPERATIONS[1:]]
     assert kinds == ["lif training", "lif inference", *behind]

@@ -157,12 +157,9 @@ def test_minutes_and_peers_by_default(monkeypatch):
     assert run.options_of(args).only == ("a", "b*")
 
 
-def test_only_names_that_nobody_has_are_refused(tmp_path):
+def test_a_session_that_measured_nothing_ends_with_an_error(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="--only 'theirs': accepted: names of contenders"):
         run.main(["kernels", "--quick", "--only", "theirs", "--out", str(tmp_path)])
-
-
-def test_a_session_of_missing_contenders_measured_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr("profiling.harness.peers.version", lambda package: None)
     arguments = ["kernels", "--quick", "--only", "norse", "--peers", "norse"]
     with pytest.raises(UserError, match="nothing was measured: norse is not installed"):

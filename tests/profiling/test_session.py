@@ -99,10 +99,7 @@ def test_what_keeps_a_contender_away_is_in_its_row(error, status, why):
     with refusals(row):
         raise error
     assert row == {"status": status, "why": why}
-
-
-def test_ctrl_c_is_no_contenders_failure():
-    with pytest.raises(KeyboardInterrupt), refusals({}):
+    with pytest.raises(KeyboardInterrupt), refusals({}):  # is no contender's failure
         raise KeyboardInterrupt
 
 
@@ -120,16 +117,13 @@ def test_a_row_without_a_number_is_said_and_the_next_case_is_measured(quick, tmp
     assert [row["status"] for row in one.rows] == ["failed", "ok", "ok"]
 
 
-def test_cases_beyond_the_minutes_are_named(quick, tmp_path):
+def test_what_is_beyond_the_minutes_is_named_and_ours_is_kept(quick, tmp_path):
     one = Session(quick, tmp_path, minutes=1e-9)
     one.measure("step", [Two(spiketriton=Idle)])
     (line,) = one.file.read_text().splitlines()
     row = json.loads(line)
     assert (row["status"], row["recipe"]) == (Status.NOT_REACHED, "two")
     assert "contender" not in row
-
-
-def test_contenders_beyond_the_minutes_are_named_and_ours_is_kept(quick, tmp_path):
     one = Session(quick, tmp_path, minutes=1)
 
     def late() -> Idle:
@@ -161,13 +155,6 @@ def test_names_of_files_and_cases(lif, quick, tmp_path):
     assert one.file.parent == tmp_path
     assert one.file.name.endswith(".jsonl")
     assert one.file.name.startswith(file_name(machine(one.facts)) + "-20")
-
-
-def test_a_folder_that_takes_no_files_is_refused(quick, tmp_path):
-    taken = tmp_path / "file"
-    taken.write_text("")
-    with pytest.raises(UserError, match="accepted: a folder to write to"):
-        Session(quick, taken)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's settings")
