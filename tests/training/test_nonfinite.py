@@ -225,11 +225,13 @@ def test_a_current_is_named_that_no_spike_shows(tmp_path):
     assert (found.count, found.of) == (batch // 4, batch)  # one channel of four
 
 
-@pytest.mark.parametrize("detach", ["true", "false"])
-def test_the_first_gradient_on_the_way_back_is_named(tmp_path, detach):
+@pytest.mark.parametrize(
+    "changed",
+    ["neuron.detach_reset=true", "neuron.detach_reset=false", "model.checkpoint_blocks=true"],
+)
+def test_the_first_gradient_on_the_way_back_is_named(tmp_path, changed):
     """A surrogate so high that the gradient overflows; the kernels' own probes know where."""
-    high = ["neuron.surrogate.height=1e6", f"neuron.detach_reset={detach}"]
-    trainer = small_trainer(tmp_path / "run", *high)
+    trainer = small_trainer(tmp_path / "run", "neuron.surrogate.height=1e6", changed)
     with trainer.session():
         batch = trainer.next_batch()
     measured = Prober(trainer.model, [batch], trainer.loss).measure()
