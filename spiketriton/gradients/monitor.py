@@ -123,8 +123,8 @@ class GradientMonitor:
             for _, layer in self.layers:
                 layer.probe = None
         # [layers, T, 8] in one copy from the device
-        empty = torch.zeros_like(self.probes[0])
-        own = torch.stack([empty if p.grad is None else p.grad for p in self.probes]).cpu().double()
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.probes]
+        own = torch.stack(grads).cpu().double()
         sums, largest = self.ranks.total(own), PROBE_FIELDS.index("grad_input_max")
         sums[..., largest] = self.ranks.largest(own[..., largest].contiguous())
         names = [name for name, _ in self.layers]

@@ -93,7 +93,6 @@ def locate(
                     return trace.found
                 if not value.isfinite():
                     return Finding("loss")
-                trace.forward = False
                 value.backward()
             if trace.found is not None:
                 return trace.found
@@ -106,7 +105,6 @@ class _Trace:
     def __init__(self, model: Network, images: int) -> None:
         self.steps, self.images, self.spiking = model.time_steps, images, model.is_spiking
         self.found: Finding | None = None
-        self.forward = True  # recomputed layers call the hooks again in backward
         self._hooks = []
         for name, module in model.named_modules():
             if isinstance(module, SpikingNeuron):
@@ -131,14 +129,15 @@ class _Trace:
         if not self.spiking:
             self._watch_gradient(name, output)
 
+    @torch.no_grad()  # a check that saves tensors would upset the blocks that are recomputed
     def _look(self, what: str, name: str, x: Tensor, module: nn.Module) -> None:
-        if self.found is None and self.forward and not x.isfinite().all():
+        if self.found is None and not x.isfinite().all():
             bad = [key for key, p in module.named_parameters() if not p.isfinite().all()]
             time_step, share = self._place(x, first=True)
             self.found = Finding(what, name, time_step, *share, tuple(bad))
 
     def _watch_gradient(self, name: str, x: Tensor) -> None:
-        if x.requires_grad and self.forward:
+        if x.requires_grad:
             x.register_hook(partial(self._look_back, name))
 
     def _look_back(self, name: str, grad: Tensor) -> None:

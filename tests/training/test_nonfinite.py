@@ -270,9 +270,11 @@ def test_the_loss_that_is_repeated_is_that_of_the_step(tmp_path):
     assert located(trainer) == Finding("loss", "", None, 0, 0, ())
 
 
+@pytest.mark.parametrize("again", ["true", "false"])
 @pytest.mark.parametrize(("neuron", "layer"), [("relu", "fc"), ("lif", "layer3.0.neuron2")])
-def test_a_gradient_that_the_loss_breaks_is_that_of_the_last_layer(tmp_path, neuron, layer):
-    trainer = small_trainer(tmp_path / "run", f"neuron.kind={neuron}")
+def test_a_gradient_that_the_loss_breaks_is_that_of_the_last_layer(tmp_path, neuron, layer, again):
+    keys = [f"neuron.kind={neuron}", f"model.checkpoint_blocks={again}"]
+    trainer = small_trainer(tmp_path / "run", *keys)
     trainer.loss = lambda currents, labels: (0 * currents).abs().sqrt().sum()  # 0 / 0 in backward
     found = located(trainer)
     assert found is not None
