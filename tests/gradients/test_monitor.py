@@ -384,6 +384,7 @@ def test_the_norm_is_that_of_before_clipping(limit, left):
 
 def test_nothing_measured_nothing_said():
     assert Summary(step=0).in_words() == ""
+    assert Summary(step=0) == Summary(0, None, None, None, 0)
 
 
 def test_a_run_measures_first_last_and_on_the_steps_asked_for(tmp_path):
