@@ -7,9 +7,14 @@ import pytest
 import torch
 
 from spiketriton.errors import UserError
+from spiketriton.models import build_model
+from spiketriton.models.graph import graph_of
 from spiketriton.runs.checkpoint import read_checkpoint
+from spiketriton.trained.energy import workload
 from spiketriton.trained.evaluation import (
+    CHUNK,
     Evaluation,
+    SpikeCounter,
     _chunks,
     _images_per_s,
     evaluate,
@@ -17,7 +22,7 @@ from spiketriton.trained.evaluation import (
     wilson,
 )
 from spiketriton.trained.run import load_run
-from tests.small_runs import small_trainer
+from tests.small_runs import small_recipe, small_trainer
 
 
 @pytest.fixture(scope="module")
@@ -192,3 +197,52 @@ def test_images_per_second_are_of_the_batches_after_the_first(runs, monkeypatch)
     assert _images_per_s(run, run.data.test) == (16 + 16 + 2) / 2
     ticks = iter([10.0, 12.0])
     assert _images_per_s(run, dataclasses.replace(run.data.test, batch_size=50)) == 50 / 2
+
+
+def test_the_operations_of_a_pool_are_those_of_its_neurons_layer():
+    """The stem's pool of spikes is a source of its own, and no layer."""
+    recipe = small_recipe("model.name=resnet18", "model.stem=imagenet", "neuron.kind=if")
+    torch.manual_seed(0)
+    model = build_model(recipe, classes=10, channels=1, image_size=16).eval()
+    nodes = graph_of(model)
+    counter = SpikeCounter(nodes, workload(nodes, (1, 16, 16)), steps=2, within=2)
+    kept = {}
+    for name, neuron in model.spiking_layers():
+        neuron.register_forward_hook(lambda _, x, out, name=name: kept.setdefault(name, out))
+    with torch.no_grad(), counter.watching(model):
+        for norm in (m for m in model.modules() if hasattr(m, "running_mean")):
+            norm.bias.fill_(0.6)
+        model(torch.randn(4, 1, 16, 16), 2)
+    found = counter.layers(4, True)
+    assert [layer.name for layer in found] == list(kept)
+    for layer in found:
+        events = kept[layer.name]
+        assert layer.neurons == events[0, 0].numel()
+        assert layer.rate == pytest.approx(events.mean((1, 2, 3, 4)).tolist())
+    total = counter.operations_within()
+    assert total == sorted(total)
+    assert total[1] == round(4 * sum(layer.synaptic_operations for layer in found))
+    assert found[0].synaptic_operations > 0
+    spikes = sum(float(kept[layer.name].sum()) for layer in found)
+    places = sum(layer.neurons for layer in found)
+    assert counter.mean_rate(4) == pytest.approx(spikes / (4 * 2 * places))
+    assert [layer.synaptic_operations for layer in counter.layers(4, False)] == [0] * len(found)
+
+
+def test_a_counter_takes_the_whole_window_at_once_by_default():
+    model = build_model(small_recipe(), classes=10, channels=1, image_size=8).eval()
+    nodes = graph_of(model)
+    counter = SpikeCounter(nodes, workload(nodes, (1, 8, 8)), steps=3, within=3)
+    with torch.no_grad(), counter.watching(model):
+        model(torch.randn(4, 1, 8, 8), 3)
+    assert len(counter.operations_within()) == 3
+    assert counter.mean_rate(4) > 0
+
+
+def test_three_batches_are_timed_and_the_text_is_indented_by_one(runs, evaluation, monkeypatch):
+    ticks = iter([10.0, 12.0])
+    monkeypatch.setattr("spiketriton.trained.evaluation.time.perf_counter", lambda: next(ticks))
+    run = load_run(runs / "lif")
+    assert _images_per_s(run, dataclasses.replace(run.data.test, batch_size=5)) == 3 * 5 / 2
+    assert evaluation.to_json().startswith('{\n "run": ')
+    assert (CHUNK, evaluation.to_json().endswith("}\n")) == (16, True)

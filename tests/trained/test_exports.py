@@ -1,10 +1,23 @@
 """Files that are written, read back and compared: differences are found where they begin."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 
-from spiketriton.trained.exports import Comparison, compare, sample_images, spikes_of
+from spiketriton.errors import UserError
+from spiketriton.trained.exports import (
+    TIE,
+    Comparison,
+    compare,
+    export_nir,
+    export_torch,
+    sample_images,
+    spikes_of,
+)
 from spiketriton.trained.nir_graph import to_nir
+from spiketriton.trained.nir_replay import replay
 from spiketriton.trained.run import load_run
 from tests.small_runs import small_trainer
 from tests.trained.test_nir_graph import SIZE, T, build, images
@@ -51,3 +64,57 @@ def test_samples_are_test_images_and_as_much_noise(tmp_path):
         assert len(sample) == 2 * count
         assert torch.equal(sample[:count], torch.cat(batches)[:count])
         assert 0.5 < float(sample[count:].std()) < 1.5
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("exports") / "run"
+    small_trainer(
+        path, "train.max_steps=1", "model.name=mlp", "model.depth=2", "model.width=8"
+    ).fit()
+    return load_run(path)
+
+
+def test_a_nir_file_is_compared_on_images_and_noise(run, tmp_path):
+    found = export_nir(run, tmp_path / "net.nir", 0.5, 3)
+    assert found.compared == 2 * 8 * 3 * 6  # layers of 8, 3 steps, 3 images and as much noise
+    assert found.different == 0
+    assert nir.read(tmp_path / "net.nir").metadata["dt"] == 0.5
+    with pytest.raises(UserError, match="cannot be written"):
+        export_nir(run, tmp_path / "no" / "net.nir", 0.5, 3)
+
+
+def test_a_torch_file_takes_batches_of_its_size_and_is_compared(run, tmp_path):
+    path = tmp_path / "net.pt2"
+    assert export_torch(run, path, 2) == 0
+    again = torch.export.load(path).module()
+    assert again(torch.zeros(2, 1, 8, 8)).shape == (3, 2, 10)
+    with pytest.MonkeyPatch.context() as patch:  # a file of which the currents are 0.5 higher
+        loaded = SimpleNamespace(
+            module=lambda: lambda x: again(x) + torch.tensor([0.5, *[0.0] * 9])
+        )
+        patch.setattr(torch.export, "load", lambda path: loaded)
+        assert export_torch(run, path, 2) == 0.5
+    with pytest.raises(UserError, match="cannot be written"):
+        export_torch(run, tmp_path / "no" / "net.pt2", 1)
+
+
+def test_the_margin_is_the_distance_from_the_threshold_in_thresholds():
+    model = build("model.name=mlp", "model.depth=2", "model.width=8")
+    graph = to_nir(model, (2, SIZE, SIZE))
+    graph.nodes["layers.0.neuron"].v_threshold *= 1.25
+    found = compare(model, graph, images())
+    theirs, membranes = replay(graph, images().numpy(), T)
+    with torch.no_grad():
+        ours = spikes_of(model.double(), images().double())["layers.0.neuron"]
+    at = tuple(np.argwhere(theirs["layers.0.neuron"] != ours)[0])
+    assert found.margin == pytest.approx(abs(membranes["layers.0.neuron"][at] / 1.25 - 1))
+    assert found.first == (
+        f"layers.0.neuron, time step {at[0]}, image {at[1]}, neuron {[int(at[2])]}"
+    )
+
+
+def test_the_noise_is_the_same_each_time_and_a_tie_is_a_hundred_thousandth(run):
+    noise = sample_images(run, 2)[2:]
+    assert torch.equal(noise, torch.randn(noise.shape, generator=torch.Generator().manual_seed(0)))
+    assert TIE == 1e-5

@@ -77,6 +77,7 @@ def test_what_nir_lacks_is_in_the_metadata(tmp_path):
     assert metadata["time_steps"] == T
     assert metadata["spike_at"] == ">="
     assert metadata["v_init"] == "v_reset"
+    assert to_nir(build(), (2, SIZE, SIZE)).metadata["dt"] == 1
 
 
 def test_neurons_have_full_shapes_and_shortcuts_are_edges():
