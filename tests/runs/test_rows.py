@@ -19,11 +19,13 @@ from spiketriton.runs.rows import (
 )
 
 
-def test_rows_wait_while_the_disk_is_full(tmp_path, monkeypatch):
+def test_rows_wait_while_the_disk_is_full(tmp_path, monkeypatch, capsys):
     folder = RunFolder.create(tmp_path / "run", "x")
     warnings: list[str] = []
     rows = folder.metrics
     rows.warn = warnings.append
+    Rows(tmp_path / "no" / "folder").append([])  # a warning of its own, to stdout
+    assert "cannot be written (No such file or directory)" in capsys.readouterr().out
     rows.append([{"step": 1}])
     with monkeypatch.context() as patch:
         patch.setattr("spiketriton.runs.rows._write_or_leave", half_then_full)
