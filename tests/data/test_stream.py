@@ -246,7 +246,8 @@ def test_a_negative_step_is_refused(make):
     ],
 )
 def test_auto_workers(monkeypatch, cores, in_memory, cuda, ranks, workers):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    of_this_process = {0: set(range(cores))}.__getitem__
+    monkeypatch.setattr(os, "sched_getaffinity", of_this_process, raising=False)
     assert auto_workers(in_memory=in_memory, cuda=cuda, ranks_here=ranks) == workers
 
 
