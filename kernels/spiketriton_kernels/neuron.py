@@ -1,7 +1,7 @@
 """The one record of a neuron layer's constants, from the public functions to the kernels' launches.
 
-Beside it lies what the operators carry besides constants: what a call wants (``Call``), what a walk back writes
-(``Emit``) and what it returns (``Gradients``).
+The operators carry three more records: what a call wants (``Call``), what a walk back writes (``Emit``) and what it
+returns (``Gradients``).
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ class Emit:
 
 @dataclass(eq=False, kw_only=True)
 class Gradients:
-    """What one walk back returns; None where ``Emit`` did not ask."""
+    """What one walk back returns; None for what ``Emit`` does not name."""
 
     dx: torch.Tensor | None = None
     dy: torch.Tensor | None = None

@@ -46,7 +46,7 @@ def neuron_forward(
     words: str,
     floats: list[float],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(spikes, v_last or empty, membrane checkpoints or empty). The probe speaks to the backward only."""
+    """(spikes, v_last or empty, membrane checkpoints or empty). Only the backward reads the probe."""
     tensors = (decay, threshold, width, mean, var, weight, bias, step_gain)
     neuron, call = Neuron.of(x, tensors, words, floats), Call.of(words)
     spikes, v_last, saved = _allocate_forward(x, neuron.has_norm, call)

@@ -18,7 +18,7 @@ except ModuleNotFoundError as missing:
         raise
 
     class _Absent:
-        """Stands where triton would: decorators pass the function through, annotations are inert."""
+        """A stand-in for triton: decorators return the function unchanged, constants stay plain values."""
 
         @staticmethod
         def constexpr(value: Any) -> Any:

@@ -13,6 +13,7 @@ from spiketriton_kernels import (
     multistep_lif,
     multistep_lif_reference,
 )
+from spiketriton_kernels.arguments import along_channels
 
 X = torch.zeros(4, 2, 3, 5)
 VECTOR = torch.ones(3)
@@ -221,3 +222,17 @@ def test_refusals_come_before_any_work():
         multistep_bn_lif(torch.ones(1, 1, 3), None, None, mean, var)
     assert mean.eq(0).all()
     assert var.eq(1).all()
+
+
+def test_a_parameter_takes_the_shape_of_a_channel():
+    """Of one time step [B, C, ...], in the membrane's dtype; floats and () broadcast as they are."""
+    assert along_channels(0.5, X, torch.float64) == 0.5
+    assert along_channels(torch.ones(()), X, torch.float64).shape == ()
+    for shape, expected in (
+        ((4, 2, 3), (3,)),
+        ((4, 2, 3, 5), (3, 1)),
+        ((4, 2, 3, 5, 6), (3, 1, 1)),
+    ):
+        value = along_channels(VECTOR, torch.zeros(shape), torch.float64)
+        assert value.shape == expected
+        assert value.dtype == torch.float64

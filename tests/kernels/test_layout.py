@@ -46,6 +46,14 @@ def test_gaps_between_steps_count_but_for_a_single_step(layout):
     assert is_dense(wide[2:4])
 
 
+def test_while_compiling_only_the_two_usual_orders_are_read_in_place(monkeypatch):
+    """Strides are symbols there; what they say of another order would be a guess."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    for layout in ("contiguous", "channels_last", "permuted"):
+        assert is_dense(as_layout(normal(SIZE), layout)) == (layout != "permuted")
+    assert not is_dense(as_layout(normal((6, *SIZE[1:])), "channels_last")[::2])
+
+
 def test_an_empty_tensor_is_not_copied():
     x = torch.zeros(3, 0, 4).transpose(0, 2)
     assert dense(x) is x

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from profiling.harness import lowering
+
 ROOT = Path(__file__).parents[2]
 TRITON = tuple(map(int, version("triton").split(".")[:2]))
 
@@ -154,22 +156,12 @@ def lowered(wanted: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def quick():
-    return lowered(QUICK)
+    return lowered([*QUICK, *RAGGED, *LEARNT])
 
 
 @pytest.fixture(scope="module")
 def slow():
     return lowered(SLOW)
-
-
-@pytest.fixture(scope="module")
-def ragged():
-    return lowered(RAGGED)
-
-
-@pytest.fixture(scope="module")
-def learnt():
-    return lowered(LEARNT)
 
 
 def vector_bytes(given: dict[str, Any]) -> int:
@@ -216,8 +208,8 @@ def test_every_target_dtype_window_and_layout(slow, given):
 
 
 @pytest.mark.parametrize("given", RAGGED, ids=name)
-def test_sizes_that_divide_nothing_and_probes_compile(ragged, given):
-    report = ragged[key(given)]
+def test_sizes_that_divide_nothing_and_probes_compile(quick, given):
+    report = quick[key(given)]
     assert "error" not in report, report["error"]
     # Triton 3.6 spills 8 bytes where T = 17 and no size divides; later versions none anywhere
     assert report["spills"] <= (8 if TRITON < (3, 7) and given["T"] == 17 else 0)
@@ -225,8 +217,8 @@ def test_sizes_that_divide_nothing_and_probes_compile(ragged, given):
 
 
 @pytest.mark.parametrize("given", LEARNT, ids=name)
-def test_learnt_parameters_spill_nothing(learnt, given):
-    assert_lean(given, learnt[key(given)])
+def test_learnt_parameters_spill_nothing(quick, given):
+    assert_lean(given, quick[key(given)])
 
 
 @pytest.mark.parametrize("function", BUDGET)
@@ -238,27 +230,16 @@ def test_a_training_step_moves_its_budget(quick, function):
     assert total == pytest.approx(2 * elements)
 
 
-def test_a_probe_costs_less_than_a_hundredth(ragged):
+def test_a_probe_costs_less_than_a_hundredth(quick):
     """One row of 8 sums a tile and step, beside what the neurons move."""
     (given,) = [one for one in RAGGED if "probe" in one["case"]]
-    report = ragged[key(given)]
+    report = quick[key(given)]
     tile = report["elements_per_thread"] * 32 * report["warps"]
     assert 8 * 4 / tile < 0.01 * report["bytes_per_element"]
 
 
-def test_the_interpreter_cannot_lower():
+def test_the_interpreter_cannot_lower(monkeypatch):
     """Asked to under TRITON_INTERPRET, lowering says so instead of reporting nothing."""
-    environment = os.environ | {
-        "TRITON_INTERPRET": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")]),
-    }
-    code = "from profiling.harness import lowering; lowering.lower('lif forward')"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=ROOT,
-        check=False,
-    )
-    assert "TRITON_INTERPRET is set: kernels are interpreted and cannot be lowered" in done.stderr
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(RuntimeError, match="kernels are interpreted and cannot be lowered"):
+        lowering.lower("lif forward")

@@ -1,4 +1,4 @@
-"""Which code runs a call: Triton, the compiled C++ pass, or eager PyTorch. Chosen by device, said once in the log."""
+"""Which code runs a call: Triton, the compiled C++ pass, or eager PyTorch. The device decides; the log says so once."""
 
 from __future__ import annotations
 

@@ -185,7 +185,7 @@ def backward(
             z_u = u / width
             d_width = neuron.height * (unit_primitive(neuron.shape, z_u) - z_u * unit)
             through_s = grad
-            through_v = torch.zeros_like(h)  # dv/dthreshold beside the path through s
+            through_v = torch.zeros_like(h)  # dv/dthreshold apart from the path through s
             if neuron.reset == "soft":
                 through_v = -fired.to(wide)
                 if not neuron.detach_reset:

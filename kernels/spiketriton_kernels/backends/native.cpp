@@ -346,7 +346,7 @@ inline int path_of(const Call &c) {
     return c.reset == SOFT && !c.detach_reset ? SOFT_ATTACHED : PASSES;
 }
 
-// What one step back leaves beside the carried gradient.
+// What one step back leaves besides the carried gradient.
 enum Mode {
     WRITE,     // dL/dx in memory: the neuron alone
     ACCUMULATE,  // the channel sums of dz and dz * xhat, and dL/dx in memory where asked for: batch norm

@@ -5,7 +5,7 @@ the membrane costs arithmetic, which is free here. Arithmetic is float32, never 
 (``enable_fp_fusion=False``), in the order of the reference, so forward and replay agree with it bit for bit.
 Windows longer than a chunk keep one float32 membrane per chunk: 8 / CHUNK bytes more.
 
-What a call does not have or want is a pointer that is None: the kernels are compiled without it.
+A pointer is None for what a call does not have or want; the kernel is then compiled without it.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def _step_back(
 def _parts_of_reset(
     h, fired, grad_s, carry, threshold, v_reset, RESET: tl.constexpr, DETACH: tl.constexpr
 ):
-    """(dL/ds with what comes through the reset, dv/dthreshold besides that)."""
+    """(dL/ds with what comes through the reset, dv/dthreshold apart from it)."""
     through_s = grad_s
     through_v = tl.zeros(h.shape, tl.float32)
     if RESET == "soft":

@@ -120,15 +120,15 @@ class Tiling:
 
     @property
     def lanes(self) -> int:
-        """Tiles side by side of one row of tiles."""
+        """Programs per row of tiles."""
         return self.columns if self.by_column else self.columns * self.C
 
     def programs(self, walking: bool) -> int:
-        """Row programs of a launch: one a tile, or, where sums are kept, few enough that their partials are small."""
+        """Row programs of a launch: one per tile, or, where sums are kept, so few that partial sums stay small."""
         return min(self.row_tiles, max(1, 1024 // self.lanes)) if walking else self.row_tiles
 
     def parts(self, programs: int) -> int:
-        """Partial sums of one channel that so many row programs leave."""
+        """Partial sums of one channel that this many row programs leave."""
         return programs * (1 if self.by_column else self.columns)
 
 
