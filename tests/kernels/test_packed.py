@@ -25,6 +25,7 @@ def test_packed_bits_are_the_documented_ones(backend, device):
     spikes = torch.zeros(11, device=device)
     spikes[[0, 3, 7, 9]] = 1.0
     assert pack_spikes(spikes).tolist() == [1 + 8 + 128, 2]
+    assert [pack_spikes(spikes[i : i + 1]).tolist() for i in (0, 1)] == [[1], [0]]
 
 
 @pytest.mark.parametrize(
