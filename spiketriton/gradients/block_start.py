@@ -5,8 +5,9 @@ This module sets the way forward, `calibration` the way back.
 
 gain    A block adds its branch to what passes through. With the last norm's usual weight of 1 every
         block of an untrained net replaces part of the image by chance, and after some twenty of
-        them nothing of it is left (`Prober.overlap`). Tried from 1 down to 0, the largest gain is
-        taken that keeps 90 % of the most that any of them lets through.
+        them nothing of it is left (`Prober.overlap`). Where 30 % get through all the same, as in
+        shallow nets, blocks start as usual, because open ones learn sooner. Else, from 1 down to 0,
+        the largest gain is taken that keeps 90 % of the most that any of them lets through.
 bias    In a `plain` block the spikes of the shortcut enter a neuron again. A spike of 1 meets a
         threshold of 1 exactly: as soon as the branch adds a little below zero, half of the spikes
         are lost. A bias lifts them above the threshold. Tried are some that leave silent neurons
@@ -26,6 +27,7 @@ from spiketriton.gradients.probing import Prober
 from spiketriton.models import Network
 
 GAINS = (1.0, 0.5, 0.2, 0.1, 0.0)
+ENOUGH = 0.3
 KEPT = 0.9
 GOOD_BIAS = 0.95
 MARGINS = (0.0, 0.1, 0.25, 0.4)  # of the threshold
@@ -38,7 +40,7 @@ class BlockStart:
 
     gain, bias: weight and bias.
     overlap: what the last layer keeps of an image with them.
-    tried: (gain, overlap), from closed to open, with that bias.
+    tried: (gain, overlap), from closed to open, with that bias; only the usual one if it will do.
     margins: (bias, overlap) of the biases that were compared; empty where there was no choice.
     """
 
@@ -61,6 +63,11 @@ class BlockStart:
     def line(self) -> str:
         """What was chosen and why, for the user."""
         usual = self.tried[-1][1]
+        if len(self.tried) == 1:
+            return (
+                f"residual blocks start at gain {self.gain:g}, as usual: the last layer keeps "
+                f"{_share(usual)} of an image's identity"
+            )
         bias = f" and bias {self.bias:.3g}" if self.bias else ""
         return (
             f"residual blocks start at gain {self.gain:g}{bias}: the last layer keeps "
@@ -88,6 +95,9 @@ def find_block_start(recipe: Recipe, model: Network, prober: Prober) -> BlockSta
         return np.nan_to_num(prober.overlap())
 
     bias = recipe.model.residual_bias
+    usual = float(overlap(1.0, 0.0 if isinstance(bias, str) else bias)[-1])
+    if usual >= ENOUGH:
+        return BlockStart(1.0, 0.0 if isinstance(bias, str) else bias, usual, ((1.0, usual),))
     margins: list[tuple[float, float]] = []
     if isinstance(bias, str):
         bias = 0.0

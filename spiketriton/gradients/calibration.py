@@ -101,9 +101,10 @@ BLOCKS = Aim(
 )
 
 
-def aim_of(recipe: Recipe) -> Aim:
-    """The aim for the recipe's optimizer and kind of block."""
-    if starts_closed(recipe):
+def aim_of(recipe: Recipe, blocks: BlockStart | None = None) -> Aim:
+    """The aim for the recipe's optimizer and kind of block, and for the start that was found."""
+    closed = starts_closed(recipe) if blocks is None else blocks.gain < 1
+    if closed:
         return BLOCKS
     if recipe.model.block != "plain":
         return SHORTCUTS
@@ -239,7 +240,8 @@ def calibrate(
     width = recipe.neuron.surrogate.width
     if isinstance(width, str):
         with _opened(recipe, model, blocks):
-            found = _find_widths(recipe, prober, width, model.last_of_blocks())
+            aim = aim_of(recipe, blocks)
+            found = _find_widths(recipe, aim, prober, width, model.last_of_blocks())
     else:
         widths = dict.fromkeys(prober.names, width)
         found = Calibration(
@@ -272,9 +274,10 @@ def _opened(recipe: Recipe, model: Network, blocks: BlockStart | None) -> Iterat
         model.start_blocks(gain, bias)
 
 
-def _find_widths(recipe: Recipe, prober: Prober, mode: str, ends: Sequence[str]) -> Calibration:
+def _find_widths(
+    recipe: Recipe, aim: Aim, prober: Prober, mode: str, ends: Sequence[str]
+) -> Calibration:
     """Without the number of images, which `calibrate` adds."""
-    aim = aim_of(recipe)
     net = WidthProber(prober, recipe.neuron.v_threshold)
     search = _Search(aim, net, ends)
     width, value, met = search.common_width()

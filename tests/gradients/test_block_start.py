@@ -57,8 +57,8 @@ def chosen(formula, *overrides: str) -> BlockStart:
 @pytest.mark.parametrize(
     ("kept", "gain"),
     [
-        ({0.0: 0.9, 0.1: 0.9, 0.2: 0.9, 0.5: 0.9, 1.0: 0.9}, 1.0),
-        ({0.0: 1.0, 0.1: 1.0, 0.2: 1.0, 0.5: 0.9, 1.0: 0.89}, 0.5),
+        ({0.0: 0.32, 0.1: 0.3, 0.2: 0.3, 0.5: 0.3, 1.0: 0.29}, 1.0),
+        ({0.0: 1.0, 0.1: 1.0, 0.2: 1.0, 0.5: 0.9, 1.0: 0.29}, 0.5),
         ({0.0: 1.0, 0.1: 0.95, 0.2: 0.6, 0.5: 0.1, 1.0: 0.0}, 0.1),
         ({0.0: 1.0, 0.1: 0.8, 0.2: 0.6, 0.5: 0.1, 1.0: 0.0}, 0.0),
         ({0.0: 0.0, 0.1: 0.1, 0.2: 0.5, 0.5: 0.6, 1.0: 0.2}, 0.5),  # closed blocks pass nothing
@@ -85,7 +85,7 @@ def test_the_largest_gain_is_taken_that_keeps_nine_tenths_of_the_most(kept, gain
     ],
 )
 def test_biases_lift_a_spike_of_the_shortcut_to_the_threshold_and_above(overrides, biases):
-    found = chosen(lambda g, b: 1.0, *overrides)
+    found = chosen(lambda g, b: float(g < 1), *overrides)
     assert [bias for bias, _ in found.margins] == pytest.approx(biases)
     assert found.bias == found.margins[0][0]  # the smallest of equals
 
@@ -93,9 +93,18 @@ def test_biases_lift_a_spike_of_the_shortcut_to_the_threshold_and_above(override
 def test_the_smallest_bias_is_taken_with_which_open_blocks_keep_the_image():
     opened = {0.0: 0.2, 0.1: 0.93, 0.25: 0.96, 0.4: 1.0}
     # the mean over layers is compared, of which the first keeps everything
-    found = chosen(lambda g, b: 2 * opened[b] - 1 if g == block_start.AJAR else 1.0)
+    found = chosen(lambda g, b: 2 * opened[b] - 1 if g == block_start.AJAR else float(g < 1))
     assert found.bias == 0.25
     assert dict(found.margins) == pytest.approx(opened)
+
+
+@pytest.mark.parametrize(("bias", "kept"), [("auto", 0.0), ("0.3", 0.3)])
+def test_blocks_start_as_usual_where_enough_gets_through(bias, kept):
+    found = chosen(lambda g, b: 0.3 if g == 1 else 1.0, f"model.residual_bias={bias}")
+    assert found == BlockStart(1.0, kept, 0.3, ((1.0, 0.3),))
+    assert found.line().startswith(
+        "residual blocks start at gain 1, as usual: the last layer keeps 30 %"
+    )
 
 
 def test_a_bias_of_the_recipe_is_kept():
@@ -126,11 +135,21 @@ def test_the_chosen_start_keeps_more_of_the_image_than_the_usual_one(block):
     assert found.lines() == [found.blocks.line()]
 
 
+def test_the_width_of_blocks_that_start_as_usual_is_the_usual_one():
+    changes = ("neuron.surrogate.width=auto", "model.block=ms", "time_steps=4")
+    recipes = [small_recipe(*changes), small_recipe(*changes, AUTO)]
+    usual, ours = (calibrate(recipe, *built(recipe)) for recipe in recipes)
+    assert ours.blocks is not None
+    assert ours.blocks.gain == 1
+    assert (ours.width, ours.goal) == (usual.width, usual.goal)
+
+
 @pytest.mark.parametrize("block", ["plain", "sew", "ms"])
 @pytest.mark.parametrize("gain", ["auto", "0", "0.1"])
 def test_a_width_is_measured_through_opened_blocks(block, gain):
+    deep = ["model.name=resnet44"] * (gain == "auto")  # else blocks may stay open
     recipe = small_recipe(
-        "neuron.surrogate.width=auto", f"model.block={block}", f"model.residual_gain={gain}"
+        "neuron.surrogate.width=auto", f"model.block={block}", f"model.residual_gain={gain}", *deep
     )
     model, batches = built(recipe)
     found = calibrate(recipe, model, batches)
