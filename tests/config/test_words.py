@@ -58,6 +58,8 @@ def test_long_texts_are_cut():
     [
         ("é 日本 🙂", '"é 日本 🙂"'),
         ("\t\n", '"\\u0009\\u000A"'),
+        ("\uffff\U00010ffe", '"\\uFFFF\\U00010FFE"'),  # the last with four digits
+        ("\U000e0001", '"\\U000E0001"'),
         ("\uffff", '"\\uFFFF"'),
         ("\U00010000", '"𐀀"'),
         ("\U0001fffe", '"\\U0001FFFE"'),

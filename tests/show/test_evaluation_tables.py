@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from spiketriton.show import evaluation_tables
 from spiketriton.show.evaluation_tables import (
     STEP_HEAD,
     chosen_steps,
@@ -117,3 +118,9 @@ def test_what_is_shown():
     show(Console(file=file, width=160), [evaluation()], [])
     assert "synthetic" not in file.getvalue()
     assert "best" not in file.getvalue()
+
+
+def test_a_table_has_a_column_for_each_word_of_its_head():
+    table = evaluation_tables._table("title", ("a", "b", "c"))
+    assert [column.header for column in table.columns] == ["a", "b", "c"]
+    assert [column.justify for column in table.columns] == ["left", "right", "right"]

@@ -46,6 +46,12 @@ def test_weight_decay_reaches_matrices_and_kernels_only(name, kind):
         torch.testing.assert_close(p.detach(), expected)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_optimizers_are_fused_because_the_guard_needs_found_inf(name):
+    optimizer = build_optimizer(TrainConfig(optimizer=name), nn.Linear(2, 2))
+    assert optimizer.defaults["fused"] is True
+
+
 def test_sgd_takes_momentum_and_nesterov():
     optimizer = build_optimizer(
         TrainConfig(optimizer="sgd", momentum=0.8, nesterov=True), small_net()
