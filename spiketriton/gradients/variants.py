@@ -116,7 +116,11 @@ class Experiment:
         model = self.build(recipe)
         blocks = self.calibration.blocks if self.calibration else None
         fresh = self.subject.state is None
-        if blocks is not None and fresh and recipe.model.block == self.recipe.model.block:
+        same = (recipe.model.block, recipe.model.norm) == (
+            self.recipe.model.block,
+            self.recipe.model.norm,
+        )
+        if blocks is not None and fresh and same:  # else other blocks, or none with a norm
             blocks.apply(model)
         for name, layer in model.spiking_layers():
             width = self.widths.get(name, self.width)  # other blocks may have other layers

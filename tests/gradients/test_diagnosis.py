@@ -125,3 +125,17 @@ def test_a_run_is_measured_at_its_weights_and_widths(tmp_path):
 def test_the_same_recipe_gets_the_same_diagnosis():
     first, second = (diagnose(subject("neuron.surrogate.width=auto")).as_json() for _ in range(2))
     assert first == second
+
+
+@pytest.mark.parametrize("block", ["plain", "sew", "ms"])
+def test_a_measured_start_is_diagnosed_as_training_begins(tmp_path, block):
+    changes = ("model.name=resnet20", f"model.block={block}", "model.residual_gain=auto")
+    changes += ("neuron.surrogate.width=auto", "train.max_steps=1")
+    small_trainer(tmp_path / "run", *changes).fit()
+    taken = json.loads((tmp_path / "run" / "calibration.json").read_text())
+    found = diagnose(subject(*changes), 2)
+    assert found.better_width == (taken["width"] if taken["met"] else None)
+    assert found.overlap[-1] == pytest.approx(taken["blocks"]["overlap"], abs=1e-6)
+    assert "vanishing" not in found.verdict.line()
+    names = [variant.change for variant in found.variants]
+    assert "model.norm=none" in names  # whose blocks have no norm to start from
