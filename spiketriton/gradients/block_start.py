@@ -16,7 +16,6 @@ bias    In a `plain` block the spikes of the shortcut enter a neuron again. A sp
 Nothing is random: the images are those of `probe_batches`.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,16 +93,15 @@ def find_block_start(recipe: Recipe, model: Network, prober: Prober) -> BlockSta
         model.start_blocks(gain, bias)
         return np.nan_to_num(prober.overlap())
 
-    bias = recipe.model.residual_bias
-    usual = float(overlap(1.0, 0.0 if isinstance(bias, str) else bias)[-1])
+    wanted = recipe.model.residual_bias
+    bias = 0.0 if isinstance(wanted, str) else wanted
+    usual = float(overlap(1.0, bias)[-1])
     if usual >= ENOUGH:
-        return BlockStart(1.0, 0.0 if isinstance(bias, str) else bias, usual, ((1.0, usual),))
+        return BlockStart(1.0, bias, usual, ((1.0, usual),))
     margins: list[tuple[float, float]] = []
-    if isinstance(bias, str):
-        bias = 0.0
-        if recipe.model.block == "plain":
-            margins = [(b, float(overlap(AJAR, b).mean())) for b in _biases(recipe)]
-            bias = _first_good(margins, GOOD_BIAS)
+    if wanted == "auto" and recipe.model.block == "plain":
+        margins = [(b, float(overlap(AJAR, b).mean())) for b in _biases(recipe)]
+        bias = _first_good(margins, GOOD_BIAS)
     tried = [(gain, float(overlap(gain, bias)[-1])) for gain in reversed(GAINS)]
     gain = _first_good(tried[::-1], KEPT)
     found = BlockStart(gain, bias, dict(tried)[gain], tuple(tried), tuple(margins))
@@ -126,4 +124,4 @@ def _biases(recipe: Recipe) -> list[float]:
 
 
 def _share(overlap: float) -> str:
-    return f"{100 * overlap:.0f} %" if math.isfinite(overlap) else "an unknown part"
+    return f"{100 * overlap:.0f} %"

@@ -92,8 +92,6 @@ ADAMW = Aim(
     0.4,
     "AdamW rescales gradients, so what counts is how many neurons pass them on",
 )
-
-
 BLOCKS = Aim(
     "block gain",
     1.05,

@@ -156,18 +156,19 @@ def comparable(measured: Measurement, recipe: Recipe) -> Measurement:
     """The layers whose gradients can be compared: all, unless blocks start closed.
 
     Inside a block that starts closed the gradient is as small as the block's gain, at any depth: the
-    last layer of each block stands for it. Where nothing arrives yet the block is still closed, and
-    its layer is left out.
+    last layer of each block stands for it. Before anything is learnt, none may be reached at all.
+    Values that are not finite are looked for in all layers.
     """
-    if not starts_closed(recipe):
+    if not starts_closed(recipe) or measured.nonfinite.any():
         return measured
     last: dict[str, int] = {}
     for index, name in enumerate(measured.names):
         block, _, layer = name.rpartition(".")
         if layer.startswith("neuron") and layer != "neuron_last":
             last[block] = index
-    reached = [i for i in last.values() if measured.grad_spike[i].any()]
-    return measured.of_layers(reached or [len(measured.names) - 1])
+    ends = list(last.values())
+    still_closed = not measured.grad_spike[ends].any()
+    return measured.of_layers([len(measured.names) - 1] if still_closed else ends)
 
 
 def _axis(name: Literal["depth", "time"], measured: Measurement, optimizer: str) -> Axis:

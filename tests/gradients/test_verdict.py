@@ -309,13 +309,15 @@ BOTTLENECKS = (
         ("1", [1, 1, 1, 1, 1, 1, 1], BOTTLENECKS),
         ("0.2", [1, 1, 1, 1, 1, 1, 1], BOTTLENECKS),
         ("0.19", [1, 1, 1, 1, 1, 1, 1], ("neuron1", "layer1.0.neuron2", "layer1.1.neuron2")),
-        ("auto", [1, 0, 0, 1, 0, 0, 1], ("neuron1", "layer1.0.neuron2")),
+        # a last layer that nothing reaches is no sign of closed blocks where others are reached
+        ("auto", [0, 0, 0, 1, 0, 1, 1], ("neuron1", "layer1.0.neuron2", "layer1.1.neuron2")),
         ("0", [0, 0, 0, 0, 0, 0, 1], ("neuron_last",)),  # before anything is learnt
     ],
 )
 def test_blocks_that_start_closed_are_judged_by_their_last_layers(gain, arrives, chosen):
     grads = np.array(arrives, float)[:, None] * [1e-3, 2e-3]
     arrays = {f.name: grads for f in dataclasses.fields(Measurement)[1:]}
+    arrays["nonfinite"] = 0 * grads
     all_layers = Measurement(names=BOTTLENECKS, **arrays)
     shown = comparable(all_layers, small_recipe(f"model.residual_gain={gain}"))
     assert shown.names == chosen
@@ -323,3 +325,10 @@ def test_blocks_that_start_closed_are_judged_by_their_last_layers(gain, arrives,
     np.testing.assert_array_equal(shown.grad_input, all_layers.grad_input[rows])
     if gain == "0":
         assert not judge(shown).depth.limits_reached
+    if not arrives[0]:
+        assert gain == "0" or judge(shown).depth.word == "vanishing"
+    arrays["nonfinite"] = 0 * grads
+    arrays["nonfinite"][1] = 3.0  # inside a block
+    bad = Measurement(names=BOTTLENECKS, **arrays)
+    judged = judge(comparable(bad, small_recipe(f"model.residual_gain={gain}")))
+    assert judged.nonfinite == (1, 1)
