@@ -143,11 +143,16 @@ def _check_norm(
     check_input("y", y)
     if y.dim() < 3:
         raise ValueError(
-            f"y has shape {tuple(y.shape)}; accepted: [T, B, C, ...], channels in dim 2"
+            f"y has shape {tuple(y.shape)}; accepted: [T, B, C, ...], channels are dim 2"
         )
     floats = (membrane_dtype(y.dtype), y.dtype)
     small = dict(bn_weight=weight, bn_bias=bias, running_mean=running_mean, running_var=running_var)
     for name, value in small.items():
+        if isinstance(value, torch.Tensor) and value.shape != y.shape[2:3]:
+            raise ValueError(
+                f"{name} has shape {tuple(value.shape)}; accepted: {tuple(y.shape[2:3])}, "
+                f"because channels are dim 2 of y, which has shape {tuple(y.shape)}"
+            )
         if value is not None:
             check_like(name, value, y, y.shape[2:3], floats)
     if (running_mean is None) != (running_var is None):

@@ -116,7 +116,7 @@ BATCH_NORM = {
     "y flat": (
         dict(y=torch.zeros(4, 2)),
         ValueError,
-        "accepted: [T, B, C, ...], channels in dim 2",
+        "accepted: [T, B, C, ...], channels are dim 2",
     ),
     "weight shape": (
         dict(bn_weight=torch.ones(2)),

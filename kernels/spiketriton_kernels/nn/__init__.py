@@ -1,0 +1,6 @@
+"""Modules over the kernels, for any PyTorch project: currents [T, B, ...] in, spikes out, nothing kept by default."""
+
+from .neurons import IF, LIF, PLIF, SpikingNeuron
+from .norm import BatchNormLIF
+
+__all__ = ["IF", "LIF", "PLIF", "BatchNormLIF", "SpikingNeuron"]

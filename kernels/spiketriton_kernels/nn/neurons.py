@@ -1,0 +1,317 @@
+"""Spiking neurons as modules over the kernels: currents [T, B, ...] -> spikes, time first, in SpikingJelly's words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..arguments import RESETS
+from ..lif import multistep_lif
+from ..surrogate import Surrogate
+
+STEP_MODES = ("m", "s")
+
+
+class SpikingNeuron(nn.Module):
+    """A neuron over a whole time window: input currents [T, B, ...] -> spikes [T, B, ...].
+
+    Spikes are 0 or 1 in the dtype of the currents. A subclass states its constants in ``neuron_arguments()``; the
+    equations are those of ``multistep_lif``. Channels, where something differs between them, are dimension 2.
+
+    Nothing is kept between calls unless ``stateful``: then the next call starts at ``v``, the membrane after the last
+    step ([B, ...], float32), so that chunks of any length give the spikes of the whole window. Gradients flow through
+    ``v`` from chunk to chunk; ``detach()`` cuts them there, and ``reset()`` forgets the membrane.
+
+    Args:
+        v_threshold: membrane potential at which it fires: a number above 0, or a tensor [] or [C]. A Parameter learns
+            and is part of the state_dict, another tensor is a buffer of it.
+        v_reset: potential after a hard reset, < v_threshold; None means soft reset.
+        reset: "hard", "soft" or "none"; None takes it from ``v_reset``, as SpikingJelly does.
+        detach_reset: no gradient through the reset.
+        surrogate: replaces ds/dh in backward; None: ``Surrogate("atan")``. A plain attribute, which may be replaced.
+        stateful: keep the membrane between calls.
+        step_mode: "m" takes windows [T, B, ...]; "s" one step [B, ...] a call, and keeps the membrane always.
+
+    Attributes:
+        probe: None, or a float32 tensor [T, 8] that requires grad; backward fills its gradient with the sums named by
+            ``PROBE_FIELDS``.
+
+    Raises:
+        ValueError, TypeError: a constant out of its range, here; too few dimensions or a chunk that does not fit the
+            kept membrane, in the call.
+    """
+
+    v: Tensor | None
+    probe: Tensor | None
+    v_threshold: float | Tensor
+
+    def __init__(
+        self,
+        v_threshold: float | Tensor = 1.0,
+        v_reset: float | None = 0.0,
+        *,
+        reset: str | None = None,
+        detach_reset: bool = True,
+        surrogate: Surrogate | None = None,
+        stateful: bool = False,
+        step_mode: str = "m",
+    ) -> None:
+        super().__init__()
+        if reset is None:
+            reset = "soft" if v_reset is None else "hard"
+        if reset not in RESETS:
+            raise ValueError(f"reset {reset!r}: accepted: hard, soft, none")
+        if step_mode not in STEP_MODES:
+            raise ValueError(
+                f"step_mode {step_mode!r}: accepted: 'm' (windows [T, B, ...]), 's' (steps [B, ...])"
+            )
+        lowest = _check_threshold(v_threshold)
+        if reset == "hard" and (v_reset is None or not -math.inf < v_reset < lowest):
+            raise ValueError(
+                f"v_reset {v_reset!r} of a hard reset: accepted: a finite number "
+                f"below v_threshold = {lowest}"
+            )
+        if surrogate is not None and not isinstance(surrogate, Surrogate):
+            raise TypeError(
+                f"surrogate {surrogate!r}: accepted: a spiketriton_kernels.Surrogate, or None"
+            )
+        keep(self, "v_threshold", v_threshold)
+        self.v_reset = float(v_reset) if reset == "hard" and v_reset is not None else None
+        self.reset_mode = reset
+        self.detach_reset = detach_reset
+        self.surrogate = Surrogate("atan") if surrogate is None else surrogate
+        self.stateful = stateful
+        self.step_mode = step_mode
+        self.v = None
+        self.probe = None
+
+    def neuron_arguments(self) -> dict[str, Any]:
+        """The neuron's constants as keyword arguments of ``multistep_lif``."""
+        return {
+            "decay": 1.0,
+            "gain": 1.0,
+            "threshold": self.v_threshold,
+            "reset": self.reset_mode,
+            "v_reset": 0.0 if self.v_reset is None else self.v_reset,
+            "detach_reset": self.detach_reset,
+            "surrogate": self.surrogate,
+        }
+
+    def input_gain(self) -> Tensor | None:
+        """A learnable gain of the input, [] or [C], on top of the kernel's constant one; or None."""
+        return None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Currents [T, B, ...] (with step_mode "s" [B, ...]) -> spikes of the same shape, dtype and memory layout."""
+        if self.step_mode == "s":
+            x = x.unsqueeze(0)
+        self._check(x)
+        spikes = self._fire(multistep_lif, amplified(x, self.input_gain()))
+        return spikes[0] if self.step_mode == "s" else spikes
+
+    def _check(self, x: Tensor) -> None:
+        """Refuses currents without time and batch, and a chunk that does not fit the membrane."""
+        if x.ndim < 2:
+            given, accepted = (
+                (tuple(x.shape), "[T, B, ...], time first")
+                if self.step_mode == "m"
+                else (tuple(x.shape[1:]), "[B, ...] with step_mode 's'")
+            )
+            raise ValueError(
+                f"input of {type(self).__name__} has shape {given}; accepted: {accepted}"
+            )
+        for name, value in (*self._parameters.items(), *self._buffers.items()):
+            if value is not None and value.ndim and x.shape[2:3] != value.shape:
+                raise ValueError(
+                    f"input of {type(self).__name__} has shape {tuple(x.shape)}; accepted with "
+                    f"{len(value)} values of {name}: [T, B, {len(value)}, ...], channels are dim 2"
+                )
+        if self.keeps_state and self.v is not None:
+            given_, kept = (x.shape[1:], x.device), (self.v.shape, self.v.device)
+            if given_ != kept:
+                raise ValueError(
+                    f"a chunk of shape {tuple(x.shape)} on {x.device} does not continue the "
+                    f"membrane of shape {tuple(self.v.shape)} on {self.v.device}; "
+                    "reset() starts a new window"
+                )
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether the next call starts where this one ends."""
+        return self.stateful or self.step_mode == "s"
+
+    def _fire(self, kernel: Callable[..., Any], x: Tensor, *tensors: Any, **options: Any) -> Tensor:
+        """Calls ``kernel`` on currents x, with the neuron's constants, its probe and its state."""
+        options |= self.neuron_arguments()
+        if self.probe is not None:
+            options["probe"] = self.probe
+        if self.keeps_state:
+            spikes, self.v = kernel(x, *tensors, **options, v_init=self.v, return_v=True)
+        else:
+            spikes = kernel(x, *tensors, **options)
+        return spikes
+
+    def reset(self) -> None:
+        """Forgets the membrane: the next call starts a new window."""
+        self.v = None
+
+    def detach(self) -> None:
+        """Keeps the membrane's value and cuts its gradient (truncated back-propagation)."""
+        if self.v is not None:
+            self.v = self.v.detach()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles hold the membrane without its graph, which torch cannot copy."""
+        return self.__dict__ | {"v": None if self.v is None else self.v.detach()}
+
+    def extra_repr(self) -> str:
+        names = ("v_threshold", "v_reset", "reset_mode", "detach_reset", "surrogate", "stateful")
+        words = [f"{name.removesuffix('_mode')}={words_of(getattr(self, name))}" for name in names]
+        return ", ".join(words if self.step_mode == "m" else [*words, "step_mode=s"])
+
+
+class IF(SpikingNeuron):
+    """Integrate and fire: h[t] = v[t-1] + x[t]. Arguments: see ``SpikingNeuron``."""
+
+
+class LIF(SpikingNeuron):
+    """Leaky integrate and fire: h[t] = (1 - 1/tau) * v[t-1] + gain * x[t].
+
+    With a hard reset the membrane leaks toward ``v_reset``. SpikingJelly's LIFNode, whose default is
+    ``detach_reset=False``.
+
+    Args:
+        tau: time constant in steps, >= 1.
+        decay_input: gain is 1/tau, else 1.
+        v_threshold, v_reset, options: see ``SpikingNeuron``.
+
+    Raises:
+        ValueError: a constant out of its range.
+    """
+
+    def __init__(
+        self,
+        tau: float = 2.0,
+        decay_input: bool = True,
+        v_threshold: float | Tensor = 1.0,
+        v_reset: float | None = 0.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(v_threshold, v_reset, **options)
+        if not (tau >= 1 and math.isfinite(tau)):
+            raise ValueError(f"tau {tau!r}: accepted: a finite number of at least 1")
+        self.tau = float(tau)
+        self.decay_input = decay_input
+
+    def neuron_arguments(self) -> dict[str, Any]:
+        gain = 1 / self.tau if self.decay_input else 1.0
+        return super().neuron_arguments() | {"decay": 1 - 1 / self.tau, "gain": gain}
+
+    def extra_repr(self) -> str:
+        return f"tau={self.tau}, decay_input={self.decay_input}, {super().extra_repr()}"
+
+
+class PLIF(SpikingNeuron):
+    """LIF with a learnable leak: 1/tau = sigmoid(w) (Fang et al. 2021, arXiv 2007.05785).
+
+    With ``decay_input`` gradients also flow through the gain 1/tau. SpikingJelly's ParametricLIFNode.
+
+    Args:
+        init_tau: time constant in steps at the start, > 1.
+        decay_input: gain is 1/tau, else 1.
+        per_channel: number of channels C (dim 2 of the input), each with a leak of its own; None for one leak. The
+            parameter ``w`` has shape [C] or [].
+        v_threshold, v_reset, options: see ``SpikingNeuron``.
+
+    Raises:
+        ValueError: a constant out of its range.
+    """
+
+    def __init__(
+        self,
+        init_tau: float = 2.0,
+        decay_input: bool = True,
+        v_threshold: float | Tensor = 1.0,
+        v_reset: float | None = 0.0,
+        *,
+        per_channel: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(v_threshold, v_reset, **options)
+        if not (init_tau > 1 and math.isfinite(init_tau)):
+            raise ValueError(f"init_tau {init_tau!r}: accepted: a finite number above 1")
+        if per_channel is not None and per_channel < 1:
+            raise ValueError(
+                f"per_channel {per_channel!r}: accepted: a number of channels, or None"
+            )
+        self.init_tau = float(init_tau)
+        self.decay_input = decay_input
+        self.per_channel = per_channel
+        shape = () if per_channel is None else (per_channel,)
+        self.w = nn.Parameter(torch.full(shape, -math.log(init_tau - 1)))
+
+    def neuron_arguments(self) -> dict[str, Any]:
+        # sigmoid(-w) = 1 - sigmoid(w) without the cancellation at a large tau
+        return super().neuron_arguments() | {"decay": torch.sigmoid(-wide(self.w))}
+
+    def input_gain(self) -> Tensor | None:
+        return torch.sigmoid(wide(self.w)) if self.decay_input else None
+
+    def extra_repr(self) -> str:
+        return (
+            f"init_tau={self.init_tau}, decay_input={self.decay_input}, "
+            f"per_channel={self.per_channel}, {super().extra_repr()}"
+        )
+
+
+def _check_threshold(value: float | Tensor) -> float:
+    """The lowest threshold; ValueError where one is not a finite number above 0."""
+    if isinstance(value, Tensor):
+        if not value.is_floating_point() or value.ndim > 1 or value.numel() == 0:
+            raise ValueError(
+                f"v_threshold of shape {tuple(value.shape)} and {value.dtype}: "
+                "accepted as a tensor: floating point, [] or [C]"
+            )
+        lowest, highest = float(value.detach().min()), float(value.detach().max())
+    else:
+        lowest = highest = value
+    if not (lowest > 0 and math.isfinite(highest)):
+        raise ValueError(f"v_threshold {words_of(value)}: accepted: a finite number above 0")
+    return lowest
+
+
+def keep(module: nn.Module, name: str, value: float | Tensor) -> None:
+    """Sets a constant: a Parameter learns, another tensor is a buffer, a number is an attribute."""
+    if isinstance(value, nn.Parameter):
+        module.register_parameter(name, value)
+    elif isinstance(value, Tensor):
+        module.register_buffer(name, value)
+    else:
+        setattr(module, name, float(value))
+
+
+def words_of(value: object) -> str:
+    """A constant for a repr or an error: a tensor of several values by its shape."""
+    if not isinstance(value, Tensor):
+        return str(value)
+    if value.ndim == 0:
+        return f"{value.item():g}"
+    return f"[{len(value)} values from {value.min().item():g} to {value.max().item():g}]"
+
+
+def wide(value: Tensor) -> Tensor:
+    """A parameter of half precision in float32: a leak that is rounded to 16 bits is another leak."""
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+
+
+def amplified(current: Tensor, gain: Tensor | None) -> Tensor:
+    """gain * current in the dtype of the current; a gain [C] belongs to dimension 2."""
+    if gain is None:
+        return current
+    if gain.ndim:
+        gain = gain.view(-1, *[1] * (current.ndim - 3))
+    return (current * gain).to(current.dtype)
