@@ -302,6 +302,8 @@ class Trainer:
             refuse_another_recipe(self.recipe, recipe_from_toml(state["recipe"], state["name"]))
             self.load_state_dict(state)
             self.saved_at = self.step
+            if not self.recipe.train.threads and (sessions := self.folder.sessions()):
+                environment.use_threads_of(sessions[-1])
             self.display.note(f"resumes after step {self.step} of {self.plan.steps}")
         self.folder.cut(self.step, self.progress.tested_at)
 

@@ -18,6 +18,7 @@ from spiketriton.data import build_data
 from spiketriton.errors import EXIT_ERROR, EXIT_SIGTERM, UserError
 from spiketriton.runs import checkpoint
 from spiketriton.runs.folder import RunFolder
+from spiketriton.training.environment import describe
 from spiketriton.training.memory_limit import OutOfMemory
 from spiketriton.training.nonfinite import Diverged
 from spiketriton.training.ranks import Ranks
@@ -539,3 +540,24 @@ def test_two_calls_of_fit_are_one_run(tmp_path):
     assert_equal(last_state(tmp_path / "once"), last_state(tmp_path / "twice"))
     rows = [untimed(RunFolder(tmp_path / name).metrics.read()) for name in ("once", "twice")]
     assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize(("chosen", "kept"), [(0, 2), (1, 1)])
+def test_a_resumed_run_has_the_threads_that_it_had(tmp_path, monkeypatch, chosen, kept):
+    """They change the bits; a processor that is busy now must not."""
+    monkeypatch.setattr("spiketriton.processors.usable", lambda: 2)
+    monkeypatch.setattr("spiketriton.processors.taken", lambda: 0.0)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        words = [f"train.threads={chosen}", "train.max_steps=4"]
+        run = small_trainer(tmp_path / "run", *words)
+        run.folder.begin_session(run.recipe, describe(run.device))
+        run.fit(until=2)
+        monkeypatch.setattr("spiketriton.processors.taken", lambda: 1.0)
+        small_trainer(tmp_path / "run", *words, resume=True)
+        assert torch.get_num_threads() == kept
+        small_trainer(tmp_path / "new", *words)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

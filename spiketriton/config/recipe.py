@@ -253,7 +253,9 @@ class TrainConfig(Table):
     channels_last: bool = key(True, "channels_last memory format for images and activations")
     compile: bool = key(False, "compile the model with torch.compile")
     device: Literal["auto", "cpu", "cuda"] = key("auto", "`auto`: a GPU if there is one")
-    threads: int = key(0, "CPU threads per operation; 0: torch's default", Range(0, 4096))
+    threads: int = key(
+        0, "CPU threads per operation; 0: one for each processor that is free", Range(0, 4096)
+    )
     log_every: int = key(10, "steps between rows of metrics.jsonl", COUNT)
     eval_every: int = key(1, "epochs between evaluations", COUNT)
     deterministic: bool = key(False, "only algorithms that give the same bits in every run")

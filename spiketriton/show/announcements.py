@@ -61,7 +61,7 @@ def announce_parts(
     display.note(f"network: {recipe.model.name}, {count_parameters(model):,} parameters, {kind}")
     device = next(model.parameters()).device
     if device.type == "cpu":
-        display.note(f"threads: {torch.get_num_threads()}")
+        display.note(f"threads: {environment.thread_words(recipe.train.threads)}")
     if layers:
         display.note(f"neurons: {BACKENDS[backend_for(torch.empty(1, device=device))]}")
     count = data.train.accumulate

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 import spiketriton
+from spiketriton import processors
 from spiketriton.config import TrainConfig
 from spiketriton.errors import UserError
 from spiketriton.training.ranks import Ranks
@@ -97,10 +98,33 @@ def keep_freed_memory() -> bool:
 
 
 def use_threads(threads: int) -> int:
-    """Sets the CPU threads of one operation (0: torch's choice) and returns their number."""
+    """Sets the CPU threads of one operation and returns their number.
+
+    0 takes torch's choice, but no more than there are processors that other processes leave free,
+    unless OMP_NUM_THREADS (which torchrun sets) has chosen.
+    """
+    if not threads and "OMP_NUM_THREADS" not in os.environ:
+        threads = min(torch.get_num_threads(), processors.free())
     if threads:
         torch.set_num_threads(threads)
     return torch.get_num_threads()
+
+
+def use_threads_of(session: Mapping[str, Any]) -> None:
+    """The threads of an earlier session on this machine: another number gives other bits."""
+    if session.get("cpu") == cpu_name() and 1 <= session.get("threads", 0) <= processors.usable():
+        torch.set_num_threads(session["threads"])
+
+
+def thread_words(chosen: int) -> str:
+    """`2`, or why there are fewer, as `1 of 2: other processes use 1.0 processors; ...`."""
+    threads, usable = torch.get_num_threads(), processors.usable()
+    if chosen or not threads == processors.free() < usable:
+        return f"{threads}"
+    return (
+        f"{threads} of {usable}: other processes use {processors.taken():.1f} processors; "
+        f"train.threads={usable} takes all"
+    )
 
 
 def use_deterministic_algorithms(wanted: bool, device: torch.device) -> None:

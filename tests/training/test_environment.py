@@ -211,13 +211,41 @@ def test_deterministic_algorithms_on_and_off(monkeypatch):
         torch.backends.cudnn.benchmark = before
 
 
-def test_threads_are_set_or_left():
+@pytest.fixture
+def threads(monkeypatch):
+    """Four processors of which one is taken, and the number of threads as it was afterwards."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(environment.processors, "usable", lambda: 4)
+    monkeypatch.setattr(environment.processors, "taken", lambda: 1.2)
     before = torch.get_num_threads()
-    try:
-        assert environment.use_threads(2) == torch.get_num_threads() == 2
-        assert environment.use_threads(0) == torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_threads_are_those_of_the_recipe_or_the_processors_that_are_free(threads, monkeypatch):
+    assert environment.use_threads(5) == torch.get_num_threads() == 5
+    assert environment.thread_words(5) == "5"
+    assert environment.use_threads(0) == torch.get_num_threads() == 3
+    assert environment.thread_words(0) == (
+        "3 of 4: other processes use 1.2 processors; train.threads=4 takes all"
+    )
+    assert environment.thread_words(3) == "3"
+    assert environment.use_threads(2) == 2
+    assert environment.use_threads(0) == 2  # torch's choice, which is less than what is free
+    assert environment.thread_words(0) == "2"
+    environment.use_threads(4)
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert environment.use_threads(0) == 4
+
+
+def test_a_resumed_run_keeps_its_threads_on_the_same_machine_only(threads):
+    cpu = environment.cpu_name()
+    torch.set_num_threads(1)
+    for session in ({}, {"cpu": "another", "threads": 2}, {"cpu": cpu, "threads": 5}):
+        environment.use_threads_of(session)
+        assert torch.get_num_threads() == 1
+    environment.use_threads_of({"cpu": cpu, "threads": 3})
+    assert torch.get_num_threads() == 3
 
 
 def test_what_a_session_notes(monkeypatch):
