@@ -1,0 +1,504 @@
+"""Files of events: `read_events` and `write_events` for AEDAT 2, AEDAT 3.1, 5-byte .bin, .npy and .npz.
+
+aedat2   DVS128 by jAER (CIFAR10-DVS): text lines that begin with #, then pairs of big-endian uint32,
+         an address (bit 0 polarity, 0 is ON; bits 1-7 and 8-14 the pixel; bit 15 an external signal,
+         which is no event) and microseconds, which may wrap around. Turned as CIFAR10-DVS is: x is
+         127 minus bits 8-14, y is 127 minus bits 1-7.
+aedat3   AEDAT 3.1 (DVS128 Gesture): text up to "#!END-HEADER", then packets: a header of 28 bytes and
+         its events, little-endian. Polarity events (type 1) are 8 bytes: bit 0 valid, bit 1 polarity,
+         bits 2-16 y, bits 17-31 x; 31 bits of microseconds, with the packet's overflows above. Other
+         packets and events that the camera's filters marked as invalid are left out, as the format asks.
+bin      ATIS (N-MNIST, N-Caltech101): 5 bytes an event: x, y, then a bit of polarity and 23 bits of
+         microseconds, big-endian. y = 240 is no event: from there on, time is 8192 microseconds later.
+npy      a structured array with the fields t, x, y, p, or an array [N, 4] of these columns.
+npz      the arrays t, x, y, p.
+
+Sources: https://docs.inivation.com/software/software-advanced-usage/file-formats (AEDAT 2 and 3.1);
+https://www.garrickorchard.com/datasets/n-mnist (.bin, and the overflows in its Matlab reader).
+"""
+
+import contextlib
+import io
+import os
+import struct
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from spiketriton.errors import UserError, one_line
+
+EVENT = np.dtype([("t", "<i8"), ("x", "<u2"), ("y", "<u2"), ("p", "u1")])
+"""An event: microseconds, column from the left, row from the top, polarity (1: brighter)."""
+
+Sensor = tuple[int, int]  # height, width in pixels
+Backward = Literal["refuse", "sort"]
+
+DVS128: Sensor = (128, 128)
+ATIS_OVERFLOW_ROW, ATIS_OVERFLOW_US = 240, 8192
+
+
+class DamagedEvents(UserError):
+    """A file that does not hold what its format promises; names the place and the events before it."""
+
+    def __init__(self, path: Path, offset: int | None, events: int, why: str) -> None:
+        where = "" if offset is None else f" at byte {offset:,}"
+        super().__init__(f"{path} is damaged{where}, after {events:,} events: {why}")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What a format's reader finds: four columns, and where and why the file ends too early."""
+
+    t: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+    p: np.ndarray
+    offset: Callable[[int], int | None]  # byte at which an event lies, if that can be said
+    damage: tuple[int | None, str] | None = None  # behind these events
+
+
+def read_events(
+    path: str | Path,
+    format: str = "auto",
+    *,
+    sensor: Sensor | None = None,
+    backward: Backward = "refuse",
+) -> np.ndarray:
+    """The events of a file: an array of `EVENT`, ordered by time.
+
+    Args:
+        path: the file.
+        format: a key of `FORMATS`; "auto": by its ending and first bytes.
+        sensor: height and width; events outside are refused. None: what the format can express.
+        backward: what to do when time runs backward: "refuse" the file, or "sort" its events, those
+            of equal time as they were.
+
+    Raises:
+        UserError: the file cannot be read, or the format is not known.
+        DamagedEvents: it is cut short, or holds events that cannot be; names the byte and the number
+            of whole events before it.
+    """
+    path = Path(path)
+    if format != "auto" and format not in FORMATS:
+        raise UserError(f'format "{format}": accepted: auto, {", ".join(FORMATS)}')
+    if backward not in ("refuse", "sort"):
+        raise UserError(f'backward = "{backward}": accepted: refuse, sort')
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    found = FORMATS[_format_of(path, raw) if format == "auto" else format]
+    columns = found.read(path, raw)
+    return _checked(path, columns, sensor or found.sensor, backward)
+
+
+def write_events(path: str | Path, events: np.ndarray, format: str) -> None:
+    """Writes an array of `EVENT`, ordered by time, so that `read_events` gives it back.
+
+    UserError: the format cannot express the events, or the file cannot be written.
+    """
+    path = Path(path)
+    if format not in FORMATS:
+        raise UserError(f'format "{format}": accepted: {", ".join(FORMATS)}')
+    if events.dtype != EVENT or events.ndim != 1:
+        raise UserError(f"events of {events.dtype}{list(events.shape)}: accepted: {EVENT}[N]")
+    if (events["t"][1:] < events["t"][:-1]).any():
+        raise UserError(f"{path}: the events to write are not ordered by time")
+    if (events["p"] > 1).any():
+        raise UserError(f"{path}: a polarity above 1 cannot be written; accepted: 0 and 1")
+    height, width, duration = FORMATS[format].limits
+    for field, limit in (("x", width), ("y", height), ("t", duration)):
+        values = events[field].astype(np.int64)
+        if len(events) and (values.min() < 0 or values.max() >= limit):
+            wrong = values.min() if values.min() < 0 else values.max()
+            raise UserError(f"{path}: {format} holds {field} from 0 to {limit - 1}, not {wrong}")
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(FORMATS[format].write(events))
+        os.replace(part, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _format_of(path: Path, raw: bytes) -> str:
+    ending = path.suffix.lower()
+    if ending == ".aedat" or raw.startswith(b"#!AER-DAT"):
+        for name, start in (("aedat2", b"#!AER-DAT2."), ("aedat3", b"#!AER-DAT3.")):
+            if raw.startswith(start):
+                return name
+        raise UserError(
+            f"{path} begins with {raw[:14]!r}; accepted of .aedat: #!AER-DAT2. and #!AER-DAT3."
+        )
+    if ending[1:] in FORMATS:
+        return ending[1:]
+    raise UserError(
+        f"{path}: its ending says nothing of its format; accepted: .aedat, .bin, .npy, .npz"
+    )
+
+
+def _checked(path: Path, found: Columns, sensor: Sensor | None, backward: Backward) -> np.ndarray:
+    """The columns as one array; refuses the first event that cannot be, then the end of the file."""
+    t, x, y = found.t, found.x, found.y
+    wrong: list[tuple[int, str]] = []
+    height, width = sensor or (1 << 16, 1 << 16)
+    for name, values, limit in (("x", x, width), ("y", y, height)):
+        if len(values) and (values.min() < 0 or values.max() >= limit):
+            at = int(np.argmax((values < 0) | (values >= limit)))
+            size = f"the sensor of {width} x {height}" if sensor else "0 to 65535"
+            wrong.append((at, f"{name} = {values[at]} is outside {size}"))
+    if backward == "refuse" and (behind := t[1:] < t[:-1]).any():
+        at = int(np.argmax(behind)) + 1
+        why = f'time runs backward, from {t[at - 1]} to {t[at]} µs; backward = "sort" accepts that'
+        wrong.append((at, why))
+    if wrong:
+        at, why = min(wrong)
+        raise DamagedEvents(path, found.offset(at), at, why)
+    if found.damage is not None:
+        raise DamagedEvents(path, found.damage[0], len(t), found.damage[1])
+    events = np.empty(len(t), EVENT)
+    for name in ("t", "x", "y", "p"):
+        events[name] = getattr(found, name)
+    if backward == "sort":
+        events = events[np.argsort(events["t"], kind="stable")]
+    return events
+
+
+def _cut(held: int, record: int) -> str:
+    return f"the file is cut short: {held} of the {record} bytes of an event"
+
+
+# AEDAT 2
+
+
+def _read_aedat2(path: Path, raw: bytes) -> Columns:
+    start = 0
+    if not raw.startswith(b"#!AER-DAT2."):
+        raise DamagedEvents(path, 0, 0, f"it begins with {raw[:11]!r}, not with '#!AER-DAT2.'")
+    while raw[start : start + 1] == b"#":
+        end = raw.find(b"\n", start)
+        if end < 0:
+            raise DamagedEvents(path, len(raw), 0, "the file is cut short within its text")
+        start = end + 1
+    count, rest = divmod(len(raw) - start, 8)
+    words = np.frombuffer(raw, ">u4", 2 * count, start).astype(np.uint32)
+    address, stamp = words[0::2], words[1::2]
+    damage = (start + 8 * count, _cut(rest, 8)) if rest else None
+    if count and address.max() > 0xFFFF:
+        count = int(np.argmax(address > 0xFFFF))
+        damage = (start + 8 * count, f"the address {address[count]:#010x} is not one of a DVS128")
+        address, stamp = address[:count], stamp[:count]
+    external = address & 0x8000 != 0
+    place = np.arange(count)
+    t = _unwrapped(stamp)
+    if external.any():
+        address, t, place = address[~external], t[~external], place[~external]
+    return Columns(
+        t=t,
+        x=127 - (address >> 8 & 127).astype(np.int16),
+        y=127 - (address >> 1 & 127).astype(np.int16),
+        p=(address & 1 ^ 1).astype(np.uint8),
+        offset=lambda event: start + 8 * int(place[event]),
+        damage=damage,
+    )
+
+
+def _unwrapped(stamp: np.ndarray) -> np.ndarray:
+    """uint32 microseconds that wrap around every 71 minutes -> int64, from the first on."""
+    steps = np.empty(len(stamp), np.int64)
+    steps[:1] = stamp[:1]
+    steps[1:] = np.diff(stamp).view(np.int32)  # modulo 2^32: the nearer way, forward or backward
+    return np.cumsum(steps, out=steps)
+
+
+def _write_aedat2(events: np.ndarray) -> bytes:
+    words = np.empty((len(events), 2), ">u4")
+    column, row = 127 - events["x"].astype(np.uint32), 127 - events["y"].astype(np.uint32)
+    words[:, 0] = column << 8 | row << 1 | (events["p"] ^ 1)
+    words[:, 1] = events["t"]
+    return b"#!AER-DAT2.0\r\n# written by spiketriton\r\n" + words.tobytes()
+
+
+# AEDAT 3.1
+
+_PACKET = struct.Struct("<hhiiiiii")
+_POLARITY, _EVENT_BYTES = 1, 8
+_END_OF_TEXT = b"#!END-HEADER\r\n"
+_EVENTS_A_PACKET = 8192  # written
+
+
+def _read_aedat3(path: Path, raw: bytes) -> Columns:
+    if not raw.startswith(b"#!AER-DAT3."):
+        raise DamagedEvents(path, 0, 0, f"it begins with {raw[:11]!r}, not with '#!AER-DAT3.'")
+    at = raw.find(_END_OF_TEXT) + len(_END_OF_TEXT)
+    if at < len(_END_OF_TEXT):
+        raise DamagedEvents(path, len(raw), 0, "its text has no line #!END-HEADER")
+    chunks: list[np.ndarray] = []
+    firsts, starts, overflows = [0], [at], []  # of each packet: its first event, first byte, time
+    damage: tuple[int, str] | None = None
+    while at < len(raw) and damage is None:
+        held = len(raw) - at
+        if held < _PACKET.size:
+            damage = (at, f"the file is cut short: {held} of the 28 bytes of a packet's header")
+            break
+        kind, _, size, stamp, overflow, capacity, number, _ = _PACKET.unpack_from(raw, at)
+        why = _impossible_packet(kind, size, stamp, overflow, capacity, number)
+        if why:
+            damage = (at, why)
+            break
+        whole = min(number, (held - _PACKET.size) // size)
+        if size * capacity > held - _PACKET.size:
+            why = f"a packet promises {size * capacity:,} bytes, the file holds"
+            damage = (at + _PACKET.size + whole * size, f"{why} {held - _PACKET.size:,}")
+        if kind == _POLARITY and whole:
+            chunks.append(np.frombuffer(raw, "<u4", 2 * whole, at + _PACKET.size))
+            starts.append(at + _PACKET.size)
+            firsts.append(firsts[-1] + whole)
+            overflows.append(overflow)
+        at += _PACKET.size + size * capacity
+    words = np.concatenate(chunks) if chunks else np.empty(0, np.uint32)
+    data, stamp = words[0::2], words[1::2]
+    high = np.repeat(np.array(overflows, np.int64) << 31, np.diff(firsts))
+    place = np.arange(len(data))
+    early = stamp > 0x7FFFFFFF
+    t = high | stamp
+    if early.any():
+        stop = int(np.argmax(early))
+        damage = (0, f"the time stamp {stamp[stop]:#010x} has more than 31 bits")
+        data, t, place = data[:stop], t[:stop], place[:stop]
+    valid = data & 1 != 0
+    if not valid.all():
+        data, t, place = data[valid], t[valid], place[valid]
+
+    def offset(event: int) -> int:
+        return _aedat3_offset(int(place[event]), firsts, starts)
+
+    if early.any():
+        assert damage is not None
+        damage = (_aedat3_offset(stop, firsts, starts), damage[1])
+    return Columns(
+        t=t,
+        x=data >> 17,
+        y=data >> 2 & 0x7FFF,
+        p=(data >> 1 & 1).astype(np.uint8),
+        offset=offset,
+        damage=damage,
+    )
+
+
+def _aedat3_offset(event: int, firsts: list[int], starts: list[int]) -> int:
+    packet = int(np.searchsorted(firsts, event, side="right"))
+    return starts[packet] + _EVENT_BYTES * (event - firsts[packet - 1])
+
+
+def _impossible_packet(
+    kind: int, size: int, stamp: int, overflow: int, capacity: int, number: int
+) -> str:
+    """What cannot be in the header of a packet, in words."""
+    if size < 1 or capacity < 0 or not 0 <= number <= capacity or overflow < 0 or kind < 0:
+        return (
+            f"a packet of type {kind} has {number} of {capacity} events of {size} bytes, "
+            f"overflow {overflow}"
+        )
+    if kind == _POLARITY and (size, stamp) != (_EVENT_BYTES, 4):
+        return f"polarity events of {size} bytes with the time at byte {stamp}; known: 8 and 4"
+    return ""
+
+
+def _write_aedat3(events: np.ndarray) -> bytes:
+    text = b"#!AER-DAT3.1\r\n#Format: RAW\r\n#Source 1: DVS128\r\n" + _END_OF_TEXT
+    parts = [text]
+    words = np.empty((len(events), 2), "<u4")
+    x, y, p = (events[name].astype(np.uint32) for name in ("x", "y", "p"))
+    words[:, 0] = x << 17 | y << 2 | p << 1 | 1
+    words[:, 1] = events["t"] & 0x7FFFFFFF
+    overflow = events["t"] >> 31
+    cuts = {*range(0, len(events), _EVENTS_A_PACKET), *(np.flatnonzero(np.diff(overflow)) + 1)}
+    for start, end in pairwise([*sorted(int(cut) for cut in cuts), len(events)]):
+        n, high = end - start, int(overflow[start])
+        parts.append(_PACKET.pack(_POLARITY, 1, _EVENT_BYTES, 4, high, n, n, n))
+        parts.append(words[start:end].tobytes())
+    return b"".join(parts)
+
+
+# ATIS, 5 bytes an event
+
+
+def _read_bin(path: Path, raw: bytes) -> Columns:
+    count, rest = divmod(len(raw), 5)
+    rows = np.frombuffer(raw, np.uint8, 5 * count).reshape(-1, 5)
+    damage = (5 * count, _cut(rest, 5)) if rest else None
+    x, y, high = rows[:, 0], rows[:, 1], rows[:, 2]
+    t = (high & 127).astype(np.int64)
+    for byte in (3, 4):
+        t <<= 8
+        t |= rows[:, byte]
+    p = high >> 7
+    place = np.arange(count)
+    overflows = y == ATIS_OVERFLOW_ROW
+    if overflows.any():
+        t += np.cumsum(overflows) * ATIS_OVERFLOW_US
+        x, y, t, p, place = (column[~overflows] for column in (x, y, t, p, place))
+    return Columns(t, x, y, p, lambda event: 5 * int(place[event]), damage)
+
+
+def _write_bin(events: np.ndarray) -> bytes:
+    late = np.maximum(events["t"] - (1 << 23) + ATIS_OVERFLOW_US, 0) // ATIS_OVERFLOW_US
+    before = np.diff(late, prepend=0)  # overflows that must precede each event
+    t = events["t"] - late * ATIS_OVERFLOW_US
+    rows = np.zeros((len(events), 5), np.uint8)
+    rows[:, 0], rows[:, 1] = events["x"], events["y"]
+    rows[:, 2] = events["p"] << 7 | (t >> 16).astype(np.uint8)
+    rows[:, 3], rows[:, 4] = t >> 8 & 255, t & 255
+    marks = np.repeat(np.arange(len(events)), before)
+    mark = np.array([0, ATIS_OVERFLOW_ROW, 0, 0, 0], np.uint8)
+    return np.insert(rows, marks, mark, axis=0).tobytes()
+
+
+# numpy
+
+
+def _read_npy(path: Path, raw: bytes) -> Columns:
+    array, start, damage = _array(path, raw, "")
+    names = array.dtype.names
+    if names is not None:
+        if array.ndim != 1 or not {"t", "x", "y", "p"} <= {*names}:
+            raise _not_events(
+                path, f"an array {list(array.shape)} of the fields {', '.join(names)}"
+            )
+        columns = [array[name] for name in ("t", "x", "y", "p")]
+    elif array.ndim == 2 and array.shape[1] == 4:
+        columns = list(array.T)
+    else:
+        raise _not_events(path, f"an array {list(array.shape)} of {array.dtype}")
+    stride = array.strides[0] if len(array) else 0
+    return _columns(path, columns, lambda event: start + stride * event, damage)
+
+
+def _read_npz(path: Path, raw: bytes) -> Columns:
+    try:
+        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+            stored = {name: archive.read(name) for name in archive.namelist()}
+    except Exception as error:  # zipfile and its decompressors raise anything on damaged input
+        why = one_line(error) or type(error).__name__
+        raise DamagedEvents(path, None, 0, f"it is not a whole .npz archive ({why})") from None
+    missing = [name for name in "txyp" if f"{name}.npy" not in stored]
+    if missing:
+        held = ", ".join(sorted(stored)) or "nothing"
+        raise _not_events(path, f"{held}, without {', '.join(missing)}")
+    arrays = [_array(path, stored[f"{name}.npy"], f"{name} ") for name in "txyp"]
+    columns = [array for array, _, _ in arrays]
+    damage = next((damage for _, _, damage in arrays if damage is not None), None)
+    lengths = {len(column) for column in columns if column.ndim == 1}
+    if any(column.ndim != 1 for column in columns) or (len(lengths) > 1 and damage is None):
+        shapes = ", ".join(
+            f"{name} {list(c.shape)}" for name, c in zip("txyp", columns, strict=True)
+        )
+        raise _not_events(path, f"arrays of other lengths: {shapes}")
+    whole = min(lengths)
+    cut = (None, damage[1]) if damage else None  # a byte within a compressed file says nothing
+    return _columns(path, [column[:whole] for column in columns], lambda event: None, cut)
+
+
+def _not_events(path: Path, held: str) -> UserError:
+    return UserError(
+        f"{path} holds {held}; accepted: t, x, y, p as arrays, as fields, or as the columns [N, 4]"
+    )
+
+
+def _array(path: Path, raw: bytes, name: str) -> tuple[np.ndarray, int, tuple[int, str] | None]:
+    """An array in numpy's format, as much of it as is there; where its data begin; how it ends."""
+    stream = io.BytesIO(raw)
+    try:
+        version = np.lib.format.read_magic(stream)
+        if version == (1, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+        else:
+            shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
+    except Exception as error:  # numpy parses the header as Python and raises anything
+        why = f"{name}its header is not one of numpy's arrays ({one_line(error)[:80]})"
+        raise DamagedEvents(path, stream.tell(), 0, why) from None
+    start = stream.tell()
+    fields = [dtype[n] for n in dtype.names] if dtype.names else [dtype]
+    if any(field.kind not in "iufb" or field.shape for field in fields):
+        raise _not_events(path, f"{name or 'an array '}of {dtype}")
+    if not shape or any(side < 0 for side in shape):
+        raise _not_events(path, f"{name or 'an array '}of shape {list(shape)}")
+    row = dtype.itemsize
+    for side in shape[1:]:
+        row *= side
+    held = len(raw) - start
+    if held >= row * shape[0]:
+        count = shape[0]
+        array = np.frombuffer(raw, dtype, row * count // dtype.itemsize, start)
+        return array.reshape(shape, order="F" if fortran else "C"), start, None
+    count = 0 if (fortran and len(shape) > 1) or not row else held // row
+    array = np.frombuffer(raw, dtype, row * count // dtype.itemsize, start)
+    why = f"{name}promises {row * shape[0]:,} bytes of data, the file holds {held:,}"
+    return array.reshape(count, *shape[1:]), start, (start + row * count, why)
+
+
+def _columns(
+    path: Path,
+    columns: list[np.ndarray],
+    offset: Callable[[int], int | None],
+    damage: tuple[int | None, str] | None,
+) -> Columns:
+    """Columns of any numbers as integers. DamagedEvents: a value is no whole number, or too large."""
+    whole = []
+    for name, column in zip("txyp", columns, strict=True):
+        if column.dtype.kind == "f":
+            bad = ~(np.abs(column) < 2.0**63) | (column != np.floor(column))
+        else:
+            bad = column > (1 << 63) - 1 if column.dtype.kind == "u" else np.zeros(1, bool)
+        if bad.any():
+            at = int(np.argmax(bad))
+            why = f"{name} = {column[at]} is not a whole number of 64 bits"
+            raise DamagedEvents(path, offset(at), at, why)
+        whole.append(column.astype(np.int64))
+    t, x, y, p = whole
+    if len(p) and (p.min() < -1 or p.max() > 1):
+        at = int(np.argmax((p < -1) | (p > 1)))
+        why = f"p = {p[at]} is no polarity; accepted: 0 and 1, or -1 and 1"
+        raise DamagedEvents(path, offset(at), at, why)
+    return Columns(t, x, y, (p > 0).astype(np.uint8), offset, damage)
+
+
+def _write_npy(events: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, events, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _write_npz(events: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    t, x, y, p = (events[name] for name in "txyp")
+    np.savez_compressed(buffer, t=t, x=x, y=y, p=p)
+    return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class Format:
+    """A file format: how it is read and written, and what it can express."""
+
+    read: Callable[[Path, bytes], Columns]
+    write: Callable[[np.ndarray], bytes]
+    ending: str
+    limits: tuple[int, int, int]  # height, width, microseconds
+    sensor: Sensor | None = None  # where a file of this format is always of one camera
+
+
+FORMATS = {
+    "aedat2": Format(_read_aedat2, _write_aedat2, ".aedat", (*DVS128, 1 << 32), DVS128),
+    "aedat3": Format(_read_aedat3, _write_aedat3, ".aedat", (1 << 15, 1 << 15, 1 << 62)),
+    "bin": Format(_read_bin, _write_bin, ".bin", (ATIS_OVERFLOW_ROW, 256, 1 << 40)),
+    "npy": Format(_read_npy, _write_npy, ".npy", (1 << 16, 1 << 16, 1 << 62)),
+    "npz": Format(_read_npz, _write_npz, ".npz", (1 << 16, 1 << 16, 1 << 62)),
+}

@@ -1,0 +1,348 @@
+import re
+import struct
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from spiketriton.data.events import EVENT, FORMATS, read_events, write_events
+from spiketriton.errors import UserError
+from tests.data.events.support import stream
+
+NAMES = sorted(FORMATS)
+
+
+def file_of(folder: Path, format: str, events: np.ndarray) -> Path:
+    path = folder / f"recording{FORMATS[format].ending}"
+    write_events(path, events, format)
+    return path
+
+
+def refused(path: Path, *args: object, **options: object) -> str:
+    with pytest.raises(UserError) as caught:
+        read_events(path, *args, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(path) in message
+    return message
+
+
+def attempt(path: Path, *args: object, **options: object) -> np.ndarray | str:
+    """The events, or the one line that refuses them."""
+    try:
+        return read_events(path, *args, **options)
+    except UserError as error:
+        message = str(error)
+    assert "\n" not in message
+    return message
+
+
+def place(message: str) -> tuple[int, int]:
+    """Byte and number of events that a message about damage names."""
+    found = re.search(r"damaged at byte ([\d,]+), after ([\d,]+) events", message)
+    assert found, message
+    byte, events = (int(number.replace(",", "")) for number in found.groups())
+    return byte, events
+
+
+@pytest.mark.parametrize("format", NAMES)
+@pytest.mark.parametrize("count", [0, 1, 2, 20_000])
+def test_what_is_written_is_read_back(format, count, tmp_path):
+    events = stream(count)
+    path = file_of(tmp_path, format, events)
+    for read in (read_events(path), read_events(str(path), format)):
+        assert read.dtype == EVENT
+        assert np.array_equal(read, events)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("format", NAMES)
+def test_the_largest_values_of_a_format_are_read_back(format, tmp_path):
+    height, width, end = FORMATS[format].limits
+    events = np.zeros(3, EVENT)
+    events["t"], events["x"], events["y"] = [0, end // 2 - 1, end - 1], width - 1, height - 1
+    if format == "bin":
+        events["t"] = [0, 2**23 - 1, 2**23 + 5 * 8192]
+    if format == "aedat2":
+        events["t"] = [2**31 + 5, 2**32 - 2, 2**32 - 1]
+    assert np.array_equal(read_events(file_of(tmp_path, format, events)), events)
+    for field, value in (("x", width), ("y", height), ("t", end)):
+        beyond = events.copy()
+        if value > np.iinfo(EVENT[field]).max:
+            continue
+        beyond[field][-1] = value
+        with pytest.raises(UserError, match=rf"{format} holds {field} from 0 to {value - 1}"):
+            write_events(tmp_path / "beyond", beyond, format)
+    assert not (tmp_path / "beyond").exists()
+
+
+@pytest.mark.parametrize("format", NAMES)
+def test_a_file_cut_anywhere_is_named_or_holds_a_prefix(format, tmp_path):
+    events = stream(40)
+    path = file_of(tmp_path, format, events)
+    whole = path.read_bytes()
+    silent = 0
+    for size in range(len(whole)):
+        path.write_bytes(whole[:size])
+        read = attempt(path, format)
+        if not isinstance(read, str):
+            silent += 1
+            assert np.array_equal(read, events[: len(read)])
+            assert len(read) < 40
+        elif format == "npz":  # its index is at the end: nothing is found without it
+            assert "is damaged, after 0 events: " in read
+        else:
+            byte, before = place(read)
+            assert byte <= size
+            assert before * 4 <= size  # no format stores an event in fewer bytes
+            assert before <= 40
+    # formats without a count of their events end after any of them
+    assert silent == {"bin": 40, "aedat2": 41, "aedat3": 1, "npy": 0, "npz": 0}[format]
+
+
+def test_a_cut_file_says_how_many_events_are_whole(tmp_path):
+    for format, bytes_each in (("aedat2", 8), ("aedat3", 8), ("bin", 5), ("npy", EVENT.itemsize)):
+        path = file_of(tmp_path, format, stream(100))
+        whole = path.read_bytes()
+        path.write_bytes(whole[: -(3 * bytes_each + 2)])
+        byte, before = place(refused(path, format))
+        assert before == 96
+        assert byte == len(whole) - 4 * bytes_each
+
+
+@pytest.mark.parametrize("format", NAMES)
+def test_changed_bytes_never_crash_or_leave_the_sensor(format, tmp_path):
+    rng = np.random.default_rng(0)
+    path = file_of(tmp_path, format, stream(30))
+    whole = np.frombuffer(path.read_bytes(), np.uint8)
+    outcomes = {"read": 0, "refused": 0}
+    for _ in range(400):
+        raw = whole.copy()
+        at = rng.integers(0, len(raw), rng.integers(1, 4))
+        raw[at] = rng.integers(0, 256, len(at))
+        path.write_bytes(raw.tobytes())
+        read = attempt(path, format, sensor=(34, 34))
+        outcomes["refused" if isinstance(read, str) else "read"] += 1
+        if not isinstance(read, str):
+            assert (read["x"] < 34).all()
+            assert (read["y"] < 34).all()
+            assert (np.diff(read["t"]) >= 0).all()
+    assert min(outcomes.values()) > 0
+
+
+@pytest.mark.parametrize("format", NAMES)
+def test_random_bytes_never_crash(format, tmp_path):
+    rng = np.random.default_rng(1)
+    whole = file_of(tmp_path, format, stream(3)).read_bytes()
+    path = tmp_path / "noise"
+    for kept in (0, 12, 40, 90):  # noise behind more and more of a valid beginning
+        for size in (0, 1, 4, 5, 27, 28, 100, 1000):
+            path.write_bytes(whole[:kept] + rng.bytes(size))
+            attempt(path, format)
+
+
+def test_huge_counts_are_refused_without_their_memory(tmp_path):
+    path = file_of(tmp_path, "aedat3", stream(10))
+    raw = bytearray(path.read_bytes())
+    header = raw.index(b"#!END-HEADER\r\n") + 14
+    for capacity, number in ((2**31 - 1, 10), (2**31 - 1, 2**31 - 1), (5, 10), (-1, -1)):
+        raw[header + 16 : header + 24] = struct.pack("<ii", capacity, number)
+        path.write_bytes(raw)
+        message = refused(path)
+        wanted = "promises" if capacity > 10 else "a packet of type 1"
+        assert wanted in message
+        assert place(message)[1] == (10 if capacity > 10 else 0)
+    with (tmp_path / "huge.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": EVENT.descr, "fortran_order": False, "shape": (10**14,)}
+        )
+        file.write(stream(10).tobytes())
+    message = refused(tmp_path / "huge.npy")
+    assert "promises 1,300,000,000,000,000 bytes of data, the file holds 130" in message
+    assert place(message)[1] == 10
+
+
+@pytest.mark.parametrize("format", NAMES)
+def test_an_event_outside_the_sensor_is_named(format, tmp_path):
+    events = stream(50, side=30)
+    events["x"][20], events["y"][31] = 30, 33
+    path = file_of(tmp_path, format, events)
+    message = refused(path, sensor=(34, 30))
+    assert "x = 30 is outside the sensor of 30 x 34" in message
+    assert ", after 20 events: " in message
+    if format != "npz":
+        byte, _ = place(message)
+        each = {"bin": 5, "npy": EVENT.itemsize}.get(format, 8)
+        assert byte == path.stat().st_size - each * 30
+    assert "y = 33 is outside the sensor of 31 x 33" in refused(path, sensor=(33, 31))
+    assert len(read_events(path, sensor=(34, 31))) == 50
+
+
+@pytest.mark.parametrize("format", ["aedat2", "aedat3", "bin", "npy", "npz"])
+def test_time_that_runs_backward_is_refused_or_sorted(format, tmp_path):
+    events = stream(50, end=9000)
+    events["t"] = np.arange(50) * 100
+    events["t"][30:32] = 7, 9
+    path = tmp_path / f"backward{FORMATS[format].ending}"
+    path.write_bytes(FORMATS[format].write(events))
+    message = refused(path)
+    assert "time runs backward, from 2900 to 7" in message
+    assert ", after 30 events: " in message
+    assert 'backward = "sort"' in message
+    read = read_events(path, backward="sort")
+    assert np.array_equal(read, events[np.argsort(events["t"], kind="stable")])
+
+
+def test_aedat2_is_read_as_spikingjelly_reads_cifar10_dvs(tmp_path, monkeypatch):
+    # its folder imports torchaudio, which this data set does not need and may not fit torch
+    monkeypatch.setitem(sys.modules, "torchaudio", ModuleType("torchaudio"))
+    peer = pytest.importorskip("spikingjelly.datasets.cifar10_dvs")
+    rng = np.random.default_rng(0)
+    words = np.empty((5000, 2), ">u4")
+    words[:, 0], words[:, 1] = rng.integers(0, 1 << 15, 5000), np.sort(rng.integers(0, 2**31, 5000))
+    path = tmp_path / "cifar10_cat_3.aedat"
+    path.write_bytes(b"#!AER-DAT2.0\r\n# a comment\r\n" + words.tobytes())
+    ours, theirs = read_events(path), peer._load_origin_data(path)
+    for field in "txyp":
+        assert np.array_equal(ours[field], theirs[field].astype(np.int64)), field
+
+
+def test_aedat3_is_read_as_spikingjelly_reads_dvs_gesture(tmp_path):
+    peer = pytest.importorskip("spikingjelly.datasets.utils")
+    events = stream(20_000, side=128)
+    events["t"] += 2**31 - 150_000  # the 31 bits overflow on the way
+    path = file_of(tmp_path, "aedat3", events)
+    theirs = peer.load_aedat_v3(path)
+    ours = read_events(path)
+    for field in "txyp":
+        assert np.array_equal(ours[field], theirs[field].astype(np.int64)), field
+
+
+def test_bin_is_read_as_spikingjelly_reads_n_mnist(tmp_path):
+    peer = pytest.importorskip("spikingjelly.datasets.utils")
+    path = file_of(tmp_path, "bin", stream(3000))
+    theirs, ours = peer.load_ATIS_bin(path), read_events(path)
+    for field in "txyp":
+        assert np.array_equal(ours[field], theirs[field].astype(np.int64)), field
+
+
+def test_bin_counts_overflows(tmp_path):
+    path = tmp_path / "late.bin"
+    event, overflow = bytes([3, 4, 128, 0, 5]), bytes([0, 240, 0, 0, 0])
+    path.write_bytes(event + overflow + event + overflow + overflow + event)
+    read = read_events(path)
+    assert read["t"].tolist() == [5, 5 + 8192, 5 + 3 * 8192]
+    assert len(read) == 3
+    path.write_bytes(event + overflow + bytes([99, 4, 128, 0, 5]))
+    assert place(refused(path, sensor=(34, 34))) == (10, 1)
+
+
+def test_aedat2_unwraps_time_and_leaves_out_external_signals(tmp_path):
+    words = np.array([[0, 2**32 - 2], [0x8000, 2**32 - 1], [1, 3]], ">u4")
+    path = tmp_path / "wraps.aedat"
+    path.write_bytes(b"#!AER-DAT2.0\r\n" + words.tobytes())
+    read = read_events(path)
+    assert read["t"].tolist() == [2**32 - 2, 2**32 + 3]
+    assert read["p"].tolist() == [1, 0]
+    words[2, 0] = 0x10001
+    path.write_bytes(b"#!AER-DAT2.0\r\n" + words.tobytes())
+    message = refused(path)
+    assert place(message) == (14 + 16, 1)
+    assert "0x00010001" in message
+
+
+def test_aedat3_leaves_out_other_packets_and_invalid_events(tmp_path):
+    events = stream(10)
+    path = file_of(tmp_path, "aedat3", events)
+    raw = bytearray(path.read_bytes())
+    header = raw.index(b"#!END-HEADER\r\n") + 14
+    special = struct.pack("<hhiiiiii", 0, 1, 12, 4, 0, 2, 2, 2) + bytes(24)
+    raw[header + 28 + 8 * 4] &= 0xFE
+    raw[header:header] = special
+    path.write_bytes(raw)
+    assert np.array_equal(read_events(path), np.delete(events, 4))
+    raw[header + len(special) + 28 + 8 * 6 + 7] |= 0x80
+    path.write_bytes(raw)
+    message = refused(path)
+    assert place(message) == (header + len(special) + 28 + 8 * 6, 5)
+    assert "more than 31 bits" in message
+
+
+@pytest.mark.parametrize("dtype", ["<i4", ">i8", "<u2", "<f8", "<f4"])
+def test_numbers_of_any_type_are_read(dtype, tmp_path):
+    events = stream(100, end=30_000)
+    table = np.stack([events[name].astype(np.int64) for name in "txyp"], axis=1).astype(dtype)
+    for order in "CF":
+        np.save(tmp_path / "table.npy", np.asarray(table, order=order))
+        assert np.array_equal(read_events(tmp_path / "table.npy"), events)
+    np.savez(tmp_path / "table.npz", **{name: table[:, i] for i, name in enumerate("txyp")})
+    assert np.array_equal(read_events(tmp_path / "table.npz"), events)
+
+
+def test_polarities_may_be_booleans_or_signs(tmp_path):
+    events = stream(100)
+    columns = {name: events[name] for name in "txy"}
+    for p in (events["p"].astype(bool), 2 * events["p"].astype(np.int8) - 1):
+        np.savez(tmp_path / "signs.npz", **columns, p=p)
+        assert np.array_equal(read_events(tmp_path / "signs.npz"), events)
+    np.savez(tmp_path / "signs.npz", **columns, p=events["p"] + np.uint8(1))
+    assert "p = 2 is no polarity" in refused(tmp_path / "signs.npz")
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(0.5, "t = 0.5"), (np.nan, "t = nan"), (np.inf, "t = inf"), (1e19, "t = 1e+19")],
+)
+def test_times_that_are_no_whole_numbers_are_refused(value, words, tmp_path):
+    columns = {name: np.zeros(3) for name in "txyp"}
+    columns["t"][1] = value
+    np.savez(tmp_path / "odd.npz", **columns)
+    message = refused(tmp_path / "odd.npz")
+    assert words in message
+    assert "after 1 events" in message
+
+
+def test_other_contents_are_named(tmp_path):
+    npy, npz = tmp_path / "a.npy", tmp_path / "a.npz"
+    for array, words in (
+        (np.zeros((5, 3)), "[5, 3]"),
+        (np.zeros(5, [("t", "i8"), ("x", "i8")]), "the fields t, x"),
+        (np.array(["text"]), "<U4"),
+        (np.zeros(()), "shape []"),
+    ):
+        np.save(npy, array)
+        assert words in refused(npy)
+    np.save(npy, np.array([{}], dtype=object), allow_pickle=True)
+    assert "|O" in refused(npy) or "object" in refused(npy)
+    np.savez(npz, t=np.zeros(3), x=np.zeros(3), y=np.zeros(3))
+    assert "without p" in refused(npz)
+    np.savez(npz, t=np.zeros(3), x=np.zeros(3), y=np.zeros(3), p=np.zeros(2))
+    assert "other lengths" in refused(npz)
+    for name, content, words in (
+        ("a.txt", b"1 2 3", "accepted: .aedat, .bin, .npy, .npz"),
+        ("a.aedat", b"#!AER-DAT4.0\r\n", "accepted of .aedat"),
+        ("missing.bin", None, "No such file"),
+    ):
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        assert words in refused(tmp_path / name)
+    with pytest.raises(UserError, match='format "avi": accepted: auto, aedat2'):
+        read_events(npz, "avi")
+    with pytest.raises(UserError, match='backward = "drop": accepted: refuse, sort'):
+        read_events(npz, backward="drop")
+
+
+def test_what_cannot_be_written_is_refused(tmp_path):
+    path = tmp_path / "a.npy"
+    with pytest.raises(UserError, match="not ordered by time"):
+        write_events(path, stream(9)[::-1], "npy")
+    with pytest.raises(UserError, match='format "aedat"'):
+        write_events(path, stream(9), "aedat")
+    with pytest.raises(UserError, match="accepted"):
+        write_events(path, np.zeros((3, 4)), "npy")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        write_events(tmp_path / "file" / "a.npy", stream(9), "npy")
+    assert not path.exists()
