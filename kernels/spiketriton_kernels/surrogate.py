@@ -141,6 +141,26 @@ class Surrogate:
         return cls("rectangle", height=1 / a, width=a / 2)
 
     @classmethod
+    def piecewise_quadratic(cls, alpha: float = 1.0) -> Surrogate:
+        """SpikingJelly's PiecewiseQuadratic: its slope ``alpha max(0, 1 - alpha |u|)`` is a triangle, unit area."""
+        return cls("triangle", height=alpha, width=1 / alpha)
+
+    @classmethod
+    def soft_sign(cls, alpha: float = 2.0) -> Surrogate:
+        """SpikingJelly's SoftSign: ``alpha / (2 (1 + alpha |u|)^2)``, unit area."""
+        return cls("fast_sigmoid", height=alpha / 2, width=1 / alpha)
+
+    @classmethod
+    def super_spike(cls, alpha: float = 1.0) -> Surrogate:
+        """SpikingJelly's SuperSpike, norse's "super" (alpha 1): ``alpha / (1 + |u|)^2``."""
+        return cls("fast_sigmoid", height=alpha, width=1.0)
+
+    @classmethod
+    def erf(cls, alpha: float = 2.0) -> Surrogate:
+        """SpikingJelly's Erf: ``alpha / sqrt(pi) exp(-(alpha u)^2)``, unit area."""
+        return cls("gaussian", height=alpha / math.sqrt(math.pi), width=1 / (alpha * math.sqrt(2)))
+
+    @classmethod
     def gaussian(cls, sigma: float = 1.0) -> Surrogate:
         """The normal density of standard deviation sigma, unit area."""
         return cls("gaussian", height=1 / (sigma * math.sqrt(2 * math.pi)), width=sigma)

@@ -2,5 +2,6 @@
 
 from .neurons import IF, LIF, PLIF, SpikingNeuron
 from .norm import BatchNormLIF
+from .swap import SwapReport, swap
 
-__all__ = ["IF", "LIF", "PLIF", "BatchNormLIF", "SpikingNeuron"]
+__all__ = ["IF", "LIF", "PLIF", "BatchNormLIF", "SpikingNeuron", "SwapReport", "swap"]

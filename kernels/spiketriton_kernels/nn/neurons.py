@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import RESETS
+from ..bn_lif import multistep_bn_lif
 from ..lif import multistep_lif
 from ..surrogate import Surrogate
 
@@ -88,6 +89,7 @@ class SpikingNeuron(nn.Module):
         self.step_mode = step_mode
         self.v = None
         self.probe = None
+        self.handed_on: tuple[nn.Module, ...] = ()  # the norm in front, where swap fused one
 
     def neuron_arguments(self) -> dict[str, Any]:
         """The neuron's constants as keyword arguments of ``multistep_lif``."""
@@ -107,11 +109,24 @@ class SpikingNeuron(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Currents [T, B, ...] (with step_mode "s" [B, ...]) -> spikes of the same shape, dtype and memory layout."""
+        if self.handed_on:
+            return self._fire_normalised(x)
         if self.step_mode == "s":
             x = x.unsqueeze(0)
         self._check(x)
         spikes = self._fire(multistep_lif, amplified(x, self.input_gain()))
         return spikes[0] if self.step_mode == "s" else spikes
+
+    def _fire_normalised(self, x: Tensor) -> Tensor:
+        """The call of a neuron that ``swap`` has joined with the norm in front, which hands its input on."""
+        (norm,) = self.handed_on
+        if self.step_mode != "m":
+            raise ValueError(
+                "a neuron that is fused with its batch norm has step_mode 's'; accepted: 'm', "
+                "because a step alone has other statistics than a window"
+            )
+        norm.check(x)  # type: ignore[operator]
+        return norm_then_neuron(norm, self, x)
 
     def _check(self, x: Tensor) -> None:
         """Refuses currents without time and batch, and a chunk that does not fit the membrane."""
@@ -266,6 +281,47 @@ class PLIF(SpikingNeuron):
             f"init_tau={self.init_tau}, decay_input={self.decay_input}, "
             f"per_channel={self.per_channel}, {super().extra_repr()}"
         )
+
+
+def norm_then_neuron(
+    norm: Any, neuron: SpikingNeuron, y: Tensor, *, residual: Tensor | None = None, **options: Any
+) -> Tensor:
+    """``neuron(norm(y) + residual)`` in one operation, for any module with the tensors of torch's batch norm.
+
+    Counts the batch and updates the running statistics as torch's module does. ``options`` are those of
+    ``multistep_bn_lif``.
+    """
+    if y.ndim >= 3 and y.shape[2] != norm.num_features:
+        raise ValueError(
+            f"input of batch norm has shape {tuple(y.shape)}; accepted: [T, B, {norm.num_features}, ...]: "
+            f"channels are dim 2, and here {norm.num_features}"
+        )
+    neuron._check(y)
+    tracked = norm.running_mean is not None
+    momentum = 0.0 if norm.momentum is None else norm.momentum
+    if norm.training and tracked:
+        norm.num_batches_tracked.add_(1)
+        if norm.momentum is None:
+            momentum = 1.0 / float(norm.num_batches_tracked)
+    gain = neuron.input_gain()
+    weight, bias = norm.weight, norm.bias
+    if gain is not None:
+        ones = torch.ones(norm.num_features, dtype=gain.dtype, device=gain.device)
+        weight = (ones if weight is None else weight) * gain
+        bias = None if bias is None else bias * gain
+    return neuron._fire(
+        multistep_bn_lif,
+        y,
+        weight,
+        bias,
+        norm.running_mean,
+        norm.running_var,
+        training=norm.training or not tracked,
+        momentum=momentum,
+        eps=norm.eps,
+        residual=None if residual is None else amplified(residual, gain),
+        **options,
+    )
 
 
 def _check_threshold(value: float | Tensor) -> float:

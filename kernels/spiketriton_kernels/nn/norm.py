@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..bn_lif import multistep_bn_lif
-from .neurons import LIF, SpikingNeuron, amplified
+from .neurons import LIF, SpikingNeuron, norm_then_neuron
 
 
 class BatchNormLIF(nn.modules.batchnorm._NormBase):
@@ -82,44 +78,3 @@ class BatchNormLIF(nn.modules.batchnorm._NormBase):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, scale={self.scale:g}"
-
-
-def norm_then_neuron(
-    norm: Any, neuron: SpikingNeuron, y: Tensor, *, residual: Tensor | None = None, **options: Any
-) -> Tensor:
-    """``neuron(norm(y) + residual)`` in one operation, for any module with the tensors of torch's batch norm.
-
-    Counts the batch and updates the running statistics as torch's module does. ``options`` are those of
-    ``multistep_bn_lif``.
-    """
-    if y.ndim >= 3 and y.shape[2] != norm.num_features:
-        raise ValueError(
-            f"input of batch norm has shape {tuple(y.shape)}; accepted: [T, B, {norm.num_features}, ...]: "
-            f"channels are dim 2, and here {norm.num_features}"
-        )
-    neuron._check(y)
-    tracked = norm.running_mean is not None
-    momentum = 0.0 if norm.momentum is None else norm.momentum
-    if norm.training and tracked:
-        norm.num_batches_tracked.add_(1)
-        if norm.momentum is None:
-            momentum = 1.0 / float(norm.num_batches_tracked)
-    gain = neuron.input_gain()
-    weight, bias = norm.weight, norm.bias
-    if gain is not None:
-        ones = torch.ones(norm.num_features, dtype=gain.dtype, device=gain.device)
-        weight = (ones if weight is None else weight) * gain
-        bias = None if bias is None else bias * gain
-    return neuron._fire(
-        multistep_bn_lif,
-        y,
-        weight,
-        bias,
-        norm.running_mean,
-        norm.running_var,
-        training=norm.training or not tracked,
-        momentum=momentum,
-        eps=norm.eps,
-        residual=None if residual is None else amplified(residual, gain),
-        **options,
-    )

@@ -1,0 +1,253 @@
+"""``swap``: our neurons in place of another library's, in any network, with a report of every one."""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from .fuse import fuse as fuse_norms
+from .neurons import SpikingNeuron
+from .peers import Left, translate
+
+
+@dataclass
+class SwapReport:
+    """What ``swap`` did, by the modules' names in the network. ``print(report)`` lists it.
+
+    Attributes:
+        swapped: name -> what it was and what it is.
+        left: name of a neuron that stays as it was -> why.
+        fused: name of a swapped neuron -> name of the batch norm that now runs in its kernel.
+        unfused: with ``fuse=True``, name of another swapped neuron -> why not.
+        check: None, or the largest relative differences that ``check=batch`` found: "outputs", "gradients", "buffers",
+            and the "dtype" that it ran in.
+    """
+
+    swapped: dict[str, str] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+    fused: dict[str, str] = field(default_factory=dict)
+    unfused: dict[str, str] = field(default_factory=dict)
+    check: dict[str, Any] | None = None
+
+    def __str__(self) -> str:
+        lines = [f"swapped {len(self.swapped)} neurons, left {len(self.left)}"]
+        lines += [
+            f"  {name}: {what}" + (f", with {self.fused[name]}" if name in self.fused else "")
+            for name, what in self.swapped.items()
+        ]
+        lines += [f"  {name}: left, {why}" for name, why in self.left.items()]
+        lines += [f"  {name}: not fused, {why}" for name, why in self.unfused.items()]
+        if self.check is not None:
+            found = ", ".join(
+                f"{k} differ by {v:.1e}" for k, v in self.check.items() if k != "dtype"
+            )
+            lines.append(f"checked in {self.check['dtype']}: {found}")
+        return "\n".join(lines)
+
+
+def swap(net: nn.Module, *, fuse: bool = False, check: Any = None) -> SwapReport:
+    """Puts our neurons in place of SpikingJelly's in a network, in place, and says what it did.
+
+    Swapped are SpikingJelly's IFNode, LIFNode, ParametricLIFNode (their Simple and MultiStep forms, step_mode "m" and
+    "s", every backend), with the same constants, the same Parameter objects and state_dict keys, their hooks, mode and
+    membrane. They keep their membrane between calls until ``reset()`` (SpikingJelly's ``reset_net`` calls it), as the
+    originals do. A module that is used in several places stays one module. Everything else that is a neuron of these
+    libraries is left and named, with the reason.
+
+    Args:
+        net: any module that contains neurons. It must not be compiled or scripted yet.
+        fuse: also join the batch norm in front of a neuron with it, where torch.fx shows that nothing else reads
+            between. The norm keeps its name, parameters and buffers. Forward hooks see its input from then on.
+        check: a batch (or a tuple of arguments) on which outputs, gradients and buffers are compared on copies before
+            anything is changed: in float64 where the network runs in it, so that rounding decides no spike.
+
+    Returns:
+        The report; ``print`` it.
+
+    Raises:
+        TypeError: net is no module, or is itself a neuron, which nothing can put another in place of.
+        ValueError: a compiled or scripted part; or ``check`` found a difference, and nothing was swapped.
+    """
+    _refuse(net)
+    report = SwapReport()
+    if check is not None:
+        report.check = _compare(net, fuse, check)
+    neurons = _put_in_place(net, report)
+    if fuse:
+        report.fused, report.unfused = fuse_norms(net, neurons)
+    _forget_lists_of_neurons()
+    return report
+
+
+def _refuse(net: object) -> None:
+    if not isinstance(net, nn.Module):
+        raise TypeError(
+            f"net is a {type(net).__name__}; accepted: a torch.nn.Module that contains neurons"
+        )
+    try:
+        alone = translate(net) is not None
+    except Left:
+        alone = True
+    if alone:
+        raise TypeError(
+            f"net is a neuron itself ({type(net).__name__}); accepted: a module that contains neurons"
+        )
+    for name, module in net.named_modules():
+        compiled = hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+        if compiled or isinstance(module, torch.jit.ScriptModule):
+            what = "compiled by torch.compile" if compiled else "scripted by torch.jit"
+            raise ValueError(f"{name or 'net'} is {what}; accepted: swap first, then compile")
+
+
+def _put_in_place(net: nn.Module, report: SwapReport) -> dict[str, SpikingNeuron]:
+    """Replaces what can be replaced; the new neurons by name, a shared one by its first."""
+    made: dict[int, SpikingNeuron | str | None] = {}
+    kept: list[nn.Module] = []  # so that no id is given away twice
+    neurons: dict[str, SpikingNeuron] = {}
+    for parent_name, parent in list(net.named_modules()):
+        for child_name, child in parent._modules.items():
+            if child is None:
+                continue
+            name = f"{parent_name}.{child_name}" if parent_name else child_name
+            if id(child) not in made:
+                kept.append(child)
+                try:
+                    made[id(child)] = translate(child)
+                except Left as reason:
+                    made[id(child)] = str(reason)
+                ours = made[id(child)]
+                if isinstance(ours, SpikingNeuron):
+                    _take_over(child, ours)
+                    neurons[name] = ours
+            ours = made[id(child)]
+            if isinstance(ours, str):
+                report.left[name] = ours
+            elif ours is not None:
+                parent._modules[child_name] = ours
+                report.swapped[name] = f"{type(child).__name__} -> {type(ours).__name__}"
+    return neurons
+
+
+_HOOKS = (
+    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
+    "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks", "_backward_pre_hooks", "_is_full_backward_hook",
+    "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
+)  # fmt: skip
+
+
+def _take_over(old: nn.Module, new: nn.Module) -> None:
+    """Mode and hooks. The dictionaries themselves, so that the handles of hooks still remove them."""
+    for name in _HOOKS:
+        setattr(new, name, getattr(old, name))
+    new.train(old.training)
+
+
+def _forget_lists_of_neurons() -> None:
+    """SpikingJelly's reset_net remembers the modules of a network; the next call has to look again."""
+    config = sys.modules.get("spikingjelly.activation_based.functional.net_config")
+    remembered = getattr(config, "_RESET_MODULE_CACHE", None)
+    if remembered is not None:
+        remembered.clear()
+
+
+# ---- check=batch
+
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+
+
+def _compare(net: nn.Module, fuse: bool, batch: Any) -> dict[str, Any]:
+    """Runs copies of the network before and after on the batch; ValueError where they differ."""
+    inputs = batch if isinstance(batch, tuple) else (batch,)
+    after = _copied(net)
+    neurons = _put_in_place(after, SwapReport())
+    if fuse:
+        fuse_norms(after, neurons)
+    before = _copied(net)
+    dtype = torch.float64
+    try:
+        expected = _run(before.double(), _cast(inputs, dtype))
+    except RuntimeError:  # not every library computes in float64
+        dtype = torch.float32
+        before = _copied(net)
+        expected = _run(before.float(), _cast(inputs, dtype))
+    found = _run(after.to(dtype), _cast(inputs, dtype))
+    differences = {kind: _difference(found[kind], values) for kind, values in expected.items()}
+    worst = max(differences.values())
+    if not worst <= _TOLERANCE[dtype]:
+        text = ", ".join(f"{kind} differ by {value:.1e}" for kind, value in differences.items())
+        raise ValueError(
+            f"check: after swapping, {text} of their size ({str(dtype).removeprefix('torch.')}); "
+            f"accepted: {_TOLERANCE[dtype]:.0e}. Nothing was swapped"
+        )
+    return {**differences, "dtype": str(dtype).removeprefix("torch.")}
+
+
+def _copied(net: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(net)
+    except RuntimeError as error:  # torch copies no tensor that has a graph
+        raise ValueError(
+            "check: the network cannot be copied, because it is in the middle of a window; "
+            f"accepted: after reset_net(net), or without check ({error})".splitlines()[0]
+        ) from error
+
+
+def _cast(inputs: tuple, dtype: torch.dtype) -> tuple:
+    def one(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return value.detach().to(dtype, copy=True).requires_grad_()
+        return value
+
+    return pytree.tree_map(one, inputs)
+
+
+def _run(net: nn.Module, inputs: tuple) -> dict[str, dict[str, Tensor]]:
+    """Outputs, gradients of a fixed random sum of them by parameters and inputs, and buffers, by name."""
+    with torch.random.fork_rng(), torch.enable_grad():
+        torch.manual_seed(0)
+        outputs = [o for o in pytree.tree_leaves(net(*inputs)) if isinstance(o, Tensor)]
+        for parameter in net.parameters():
+            parameter.grad = None
+        learning = [o for o in outputs if o.requires_grad]
+        if learning:
+            torch.autograd.backward(learning, [torch.randn_like(o) for o in learning])
+    leaves = {
+        f"input {i}": v for i, v in enumerate(pytree.tree_leaves(inputs)) if isinstance(v, Tensor)
+    }
+    learnt = leaves | dict(net.named_parameters())
+    return {
+        "outputs": {str(i): o.detach() for i, o in enumerate(outputs)},
+        "gradients": {n: p.grad for n, p in learnt.items() if p.grad is not None},
+        "buffers": {n: b for n, b in net.named_buffers() if b.is_floating_point()},
+    }
+
+
+def _difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """The largest of the tensors' root mean square differences, each by its own size.
+
+    A tensor of almost nothing beside the others is rounding (the gradient of a bias in front of a batch norm), and is
+    measured by a millionth of theirs.
+    """
+    if found.keys() != expected.keys():
+        return math.inf
+    sizes = {name: _rms(value) for name, value in expected.items()}
+    floor = 1e-6 * max(sizes.values(), default=0.0) or 1.0
+    return max(
+        (
+            _rms(found[name].double() - expected[name].double()) / max(size, floor)
+            for name, size in sizes.items()
+        ),
+        default=0.0,
+    )
+
+
+def _rms(value: Tensor) -> float:
+    return float(value.double().square().mean().sqrt()) if value.numel() else 0.0
