@@ -1,6 +1,13 @@
-"""Random streams of events, for the tests of this folder."""
+"""Random streams of events, and SpikingJelly's data sets, for the tests of this folder."""
+
+import functools
+import importlib
+import sys
+from types import ModuleType
+from unittest.mock import patch
 
 import numpy as np
+import pytest
 
 from spiketriton.data.events import EVENT
 
@@ -13,3 +20,11 @@ def stream(count: int, *, seed: int = 0, side: int = 34, end: int = 300_000) -> 
     events["x"], events["y"] = rng.integers(0, side, (2, count))
     events["p"] = rng.integers(0, 2, count)
     return events
+
+
+@functools.cache
+def spikingjelly(name: str) -> ModuleType:
+    """The module spikingjelly.datasets.<name>, without torchaudio, which only its sounds need."""
+    pytest.importorskip("spikingjelly")
+    with patch.dict(sys.modules, {"torchaudio": ModuleType("torchaudio")}):
+        return importlib.import_module(f"spikingjelly.datasets.{name}")

@@ -1,0 +1,58 @@
+"""Named splits of data sets that come without one: which recordings are tested on.
+
+first100   recordings 0 to 99 of each class, by the number in their file's name, as in TEBN (Duan et
+           al. 2022) and SpikingJelly's CIFAR10DVSTEBNSplit; scores higher than a random split
+random90   a tenth of each class (rounded down), drawn by a seed and the recordings' numbers
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from spiketriton.data.draws import mix
+from spiketriton.errors import UserError
+
+FIRST = 100
+
+
+def number_of(path: Path) -> int:
+    """The last number in a file's name. UserError: there is none."""
+    digits = re.findall(r"\d+", path.stem)
+    if not digits:
+        raise UserError(f"{path}: no number in its name, which the named splits go by")
+    return int(digits[-1])
+
+
+def first100(labels: np.ndarray, numbers: np.ndarray, seed: int) -> np.ndarray:
+    """Whether each recording is tested on, bool [N]; `seed` changes nothing."""
+    return numbers < FIRST
+
+
+def random90(labels: np.ndarray, numbers: np.ndarray, seed: int) -> np.ndarray:
+    """Whether each recording is tested on, bool [N]: in each class the tenth with the least draws."""
+    draws = mix(seed, labels.astype(np.uint64), numbers.astype(np.uint64))
+    tested = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        (members,) = np.nonzero(labels == label)
+        tested[members[np.argsort(draws[members], kind="stable")][: len(members) // 10]] = True
+    return tested
+
+
+SPLITS: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {
+    "first100": first100,
+    "random90": random90,
+}
+
+
+def held_out(name: str, labels: Sequence[int], numbers: Sequence[int], seed: int) -> np.ndarray:
+    """Whether each recording belongs to the test set, bool [N].
+
+    Args:
+        name: a key of `SPLITS`.
+        labels: the recordings' classes.
+        numbers: their numbers within the class.
+        seed: of the random ones.
+    """
+    return SPLITS[name](np.array(labels), np.array(numbers), seed)

@@ -1,0 +1,102 @@
+"""Bins equal SpikingJelly's, pixels are binned by area, and no event is lost."""
+
+import numpy as np
+import pytest
+
+from spiketriton.data.events import EVENT
+from spiketriton.data.events.frames import bin_edges, to_bytes, to_frames
+from tests.data.events.support import spikingjelly, stream
+
+
+def theirs(events, split_by, steps, side):
+    columns = {name: events[name] for name in "txyp"}
+    utils = spikingjelly("utils")
+    return utils.integrate_events_by_fixed_frames_number(columns, split_by, steps, side, side)
+
+
+@pytest.mark.parametrize("bins", ["number", "time"])
+@pytest.mark.parametrize("seed", range(6))
+def test_bins_equal_spikingjellys(bins, seed):
+    rng = np.random.default_rng(seed)
+    steps, count = int(rng.integers(1, 21)), int(rng.integers(2_000, 20_000))
+    events = stream(count, seed=seed, end=int(rng.integers(50_000, 2_000_000)))
+    frames = to_frames(events, (34, 34), steps=steps, bins=bins, size=34)
+    assert np.array_equal(frames, theirs(events, bins, steps, 34))
+
+
+@pytest.mark.parametrize("count", [1, 3, 10, 11])
+def test_few_events_are_binned_by_number_as_there(count):
+    """Fewer events than bins: all lie in the last one."""
+    events = stream(count)
+    frames = to_frames(events, (34, 34), steps=10, bins="number", size=34)
+    assert np.array_equal(frames, theirs(events, "number", 10, 34))
+
+
+def test_bins_by_time_without_an_event_are_empty():
+    events = stream(40)
+    events["t"] = np.repeat([0, 100, 900, 1000], 10)
+    assert bin_edges(events["t"], 5, "time").tolist() == [0, 20, 20, 20, 20, 40]
+    frames = to_frames(events, (34, 34), steps=5, bins="time", size=34)
+    assert frames.sum((1, 2, 3)).tolist() == [20, 0, 0, 0, 20]
+
+
+@pytest.mark.parametrize("bins", ["number", "time"])
+def test_a_recording_without_events_is_black(bins):
+    frames = to_frames(np.empty(0, EVENT), (34, 34), steps=3, bins=bins, size=8)
+    assert frames.shape == (3, 2, 8, 8)
+    assert not frames.any()
+
+
+def test_events_at_one_moment_lie_in_the_last_bin_of_time():
+    events = stream(50)
+    events["t"] = 7
+    frames = to_frames(events, (34, 34), steps=4, bins="time", size=34)
+    assert frames.sum((1, 2, 3)).tolist() == [0, 0, 0, 50]
+
+
+def test_polarity_row_and_column_have_their_places():
+    events = np.array([(0, 5, 2, 1)], EVENT)
+    frames = to_frames(events, (8, 8), steps=1, bins="number", size=8)
+    assert np.argwhere(frames).tolist() == [[0, 1, 2, 5]]
+
+
+@pytest.mark.parametrize("size", [1, 7, 17, 24, 33, 34, 50])
+def test_every_event_counts_once_at_any_size(size):
+    events = stream(5_000)
+    frames = to_frames(events, (34, 34), steps=4, bins="number", size=size)
+    assert frames.shape == (4, 2, size, size)
+    assert frames.sum((1, 2, 3)).tolist() == [1250] * 4
+    assert frames[:, 1].sum() == events["p"].sum()
+
+
+def test_cells_of_whole_pixels_are_sums_over_them():
+    events = stream(5_000, side=32)
+    whole = to_frames(events, (32, 32), steps=2, bins="time", size=32)
+    sums = whole.reshape(2, 2, 8, 4, 8, 4).sum((3, 5))
+    assert np.array_equal(to_frames(events, (32, 32), steps=2, bins="time", size=8), sums)
+
+
+def test_cells_get_the_share_of_a_pixel_that_they_cover():
+    """128 to 48 pixels, as for CIFAR10-DVS: cells of 8/3 x 8/3 pixels, all equally bright."""
+    per_pixel = 100
+    y, x = np.divmod(np.arange(128 * 128), 128)
+    events = np.zeros(per_pixel * len(x), EVENT)
+    order = np.random.default_rng(0).permutation(len(events))
+    events["x"], events["y"] = (np.tile(v, per_pixel)[order] for v in (x, y))
+    frame = to_frames(events, (128, 128), steps=1, bins="number", size=48)[0, 0]
+    expected = per_pixel * (128 / 48) ** 2
+    # chance alone: 2 % (one standard deviation); by the centres of pixels it would be off by 44 %
+    assert abs(frame / expected - 1).max() < 0.1
+
+
+def test_a_sensor_that_is_not_square_lies_in_the_middle():
+    events = np.array([(0, 0, 0, 0), (1, 239, 179, 1)], EVENT)
+    frames = to_frames(events, (180, 240), steps=1, bins="number", size=240)
+    assert np.argwhere(frames).tolist() == [[0, 0, 30, 0], [0, 1, 209, 239]]
+
+
+def test_counts_above_255_are_255_and_are_told():
+    counts = np.array([0, 255, 256, 1255])
+    kept, lost = to_bytes(counts)
+    assert kept.tolist() == [0, 255, 255, 255]
+    assert lost == 1001
