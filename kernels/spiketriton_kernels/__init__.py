@@ -8,19 +8,37 @@ from .backends.choice import backend_for, use_backend
 from .bn_lif import multistep_bn_lif, multistep_bn_lif_reference
 from .lif import multistep_lif, multistep_lif_reference
 from .packed import pack_spikes, unpack_spikes
+from .states import (
+    States,
+    multistep_alif,
+    multistep_alif_reference,
+    multistep_clif,
+    multistep_clif_reference,
+    multistep_ilif,
+    multistep_ilif_reference,
+    virtual_steps,
+)
 from .surrogate import REACH, SHAPES, Surrogate
 
 __all__ = [
     "PROBE_FIELDS",
     "REACH",
     "SHAPES",
+    "States",
     "Surrogate",
     "backend_for",
+    "multistep_alif",
+    "multistep_alif_reference",
     "multistep_bn_lif",
     "multistep_bn_lif_reference",
+    "multistep_clif",
+    "multistep_clif_reference",
+    "multistep_ilif",
+    "multistep_ilif_reference",
     "multistep_lif",
     "multistep_lif_reference",
     "pack_spikes",
     "unpack_spikes",
     "use_backend",
+    "virtual_steps",
 ]

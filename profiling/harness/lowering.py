@@ -26,7 +26,16 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from spiketriton.training.environment import PRECISIONS
-from spiketriton_kernels import PROBE_FIELDS, multistep_bn_lif, multistep_lif, operators
+from spiketriton_kernels import (
+    PROBE_FIELDS,
+    multistep_alif,
+    multistep_bn_lif,
+    multistep_clif,
+    multistep_ilif,
+    multistep_lif,
+    operators,
+    states,
+)
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -59,6 +68,12 @@ def _with_residual(x: torch.Tensor, **options: Any) -> None:
     _bn_lif(x, residual=torch.empty_like(x, requires_grad=True), **options)
 
 
+def _training(function: Callable[..., Any]) -> Callable[..., None]:
+    return lambda x, **options: function(x, **options).backward(x.detach())
+
+
+_STATES = {"ilif": multistep_ilif, "clif": multistep_clif, "alif": multistep_alif}
+
 CASES: dict[str, tuple[Callable[..., None], int]] = {
     "lif inference": (_inference, 0),
     "lif forward": (_lif, 0),
@@ -71,6 +86,8 @@ CASES: dict[str, tuple[Callable[..., None], int]] = {
     "bn_lif+residual forward": (_with_residual, 1),
     "bn_lif+residual backward": (_with_residual, 2),
     "norm backward": (_with_residual, 3),
+    **{f"{name} forward": (_training(function), 0) for name, function in _STATES.items()},
+    **{f"{name} backward": (_training(function), 1) for name, function in _STATES.items()},
 }
 """What is run, and which of its launches over the whole input is meant."""
 
@@ -116,6 +133,7 @@ def record(
 
     with (
         mock.patch.object(operators, "backend_for", return_value="triton"),
+        mock.patch.object(states, "backend_for", return_value="triton"),
         mock.patch.object(triton.JITFunction, "run", note),
     ):
         function(x.requires_grad_(), **options)

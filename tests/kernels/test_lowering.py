@@ -22,6 +22,7 @@ TRITON = tuple(map(int, version("triton").split(".")[:2]))
 LIF = ("lif inference", "lif forward", "lif backward")
 WALKS = ("bn_lif backward, sums", "bn_lif backward, dy", "bn_lif+residual backward")
 BATCH_NORM = ("statistics", "bn_lif forward", "bn_lif+residual forward", "norm backward", *WALKS)
+STATES = ("ilif", "clif", "alif")
 MAIN = ("lif backward", "statistics", "bn_lif forward", "bn_lif backward, dy")
 SURROGATES = ("fast_sigmoid", "atan", "sigmoid", "triangle", "rectangle", "gaussian")
 
@@ -41,6 +42,8 @@ TABLE: dict[str, set[tuple[str, str]]] = {
         ("dx", "store"),
     },
     "norm backward": {("dx", "load"), ("y", "load"), ("dy", "store")},
+    **{f"{name} forward": {("x", "load"), ("s", "store")} for name in STATES},
+    **{f"{name} backward": {("x", "load"), ("grad_s", "load"), ("dx", "store")} for name in STATES},
 }
 """The traffic table: which tensors of T x N elements a kernel moves, each of them exactly once."""
 
@@ -52,6 +55,7 @@ BUDGET = {
         11,
         ("statistics", "bn_lif+residual forward", WALKS[2], "norm backward"),
     ),
+    **{f"multistep_{name}": (5, (f"{name} forward", f"{name} backward")) for name in STATES},
 }
 """Elements moved in one training step, and by which launches."""
 
@@ -76,6 +80,7 @@ def cases(names, targets, dtypes, windows, layouts=("channels_last",), **options
 
 
 LAYOUTS = ("channels_last", "contiguous")
+WAYS = ("forward", "backward")
 ATTACHED = dict(reset="soft", detach_reset=False)
 QUICK = [
     *cases((*LIF, *BATCH_NORM), ["sm_90"], ["bf16"], [10]),
@@ -84,6 +89,8 @@ QUICK = [
     *cases(("lif forward", "lif backward", *WALKS[:2]), ["sm_90"], ["bf16"], [32]),
     *cases(MAIN, ["sm_80", "sm_100", "gfx942"], ["bf16"], [10]),
     *cases(["lif backward"], ["sm_90"], ["bf16"], [16], reset="soft", detach_reset=False),
+    *cases([f"{n} {way}" for n in STATES for way in WAYS], ["sm_90"], ["bf16"], [10]),
+    *cases(["clif backward", "alif backward"], ["sm_90"], ["bf16"], [16]),
 ]
 SLOW = [
     *cases((*LIF, *BATCH_NORM), ["sm_90"], ["bf16", "fp16", "fp32"], [1, 4, 10, 16, 32], LAYOUTS),
@@ -92,6 +99,12 @@ SLOW = [
         ["sm_80", "sm_100", "gfx942"],
         ["bf16", "fp16", "fp32"],
         [1, 4, 10, 16, 32],
+    ),
+    *cases(
+        [f"{name} {way}" for name in STATES for way in WAYS],
+        ["sm_80", "sm_90", "sm_100"],
+        ["bf16", "fp32"],
+        [1, 4, 8, 16, 32],
     ),
     *(
         one
@@ -173,7 +186,11 @@ def vector_bytes(given: dict[str, Any]) -> int:
         return 4 if "width" in given["learns"] else 8
     if TRITON < (3, 7) and (given["case"], given["target"]) == ("statistics", "gfx942"):
         return 4  # in half precision that version's AMD backend splits the loads
-    narrow = given["case"] in WALKS and given["dtype"] != "fp32" and given["T"] > 4
+    kind, _, way = given["case"].partition(" ")
+    if kind == "clif" and way == "backward" and given["T"] > 8:
+        return 8 if given["dtype"] == "fp32" else 4  # both states of a window in registers
+    walk = given["case"] in WALKS or (kind in STATES and way == "backward")
+    narrow = walk and given["dtype"] != "fp32" and given["T"] > 4
     return (8 if narrow else 16) // (2 if given["target"] == "gfx942" else 1)
 
 
@@ -193,7 +210,8 @@ def assert_lean(given: dict[str, Any], report: dict[str, Any]) -> None:
     kept = given["T"] > 16 and given["case"] not in ("lif inference", "statistics", "norm backward")
     direction = "store" if "forward" in given["case"] else "load"
     assert list(checkpoints) == ([("saved", direction)] if kept else [])
-    assert sum(checkpoints.values()) < 0.13  # at most one float32 membrane in 8 steps
+    states = 2 if given["case"].startswith(("clif", "alif")) else 1
+    assert sum(checkpoints.values()) < 0.13 * states  # at most one of each in 8 steps
 
 
 @pytest.mark.parametrize("given", QUICK, ids=name)

@@ -98,9 +98,9 @@ def test_a_pass_takes_a_thread_only_where_there_is_work_for_it(monkeypatch):
 
 
 def test_threads_that_call_at_once_wait_for_one_build(monkeypatch):
-    path, building, most = native._build(torch.float32), 0, 0
+    path, building, most = native._build(torch.float32, native._SOURCE), 0, 0
 
-    def build(dtype):
+    def build(dtype, source):
         nonlocal building, most
         building += 1
         most = max(most, building)
@@ -109,7 +109,7 @@ def test_threads_that_call_at_once_wait_for_one_build(monkeypatch):
         return path
 
     monkeypatch.setattr(native, "_build", build)
-    monkeypatch.setattr(native, "_load", functools.cache(native._load.__wrapped__))
+    monkeypatch.setattr(native, "load", functools.cache(native.load.__wrapped__))
     threads = [threading.Thread(target=native.library, args=(torch.float32,)) for _ in range(4)]
     for thread in threads:
         thread.start()

@@ -26,7 +26,7 @@ def described() -> set[str]:
 
 def there() -> set[str]:
     files = {path for folder in SHOWN for path in (ROOT / folder).rglob("*") if path.is_file()}
-    code = {path for path in files if path.suffix in (".py", ".cpp")}
+    code = {path for path in files if path.suffix in (".py", ".cpp", ".h")}
     return {str(path.relative_to(ROOT)) for path in code if path.name != "__init__.py"}
 
 

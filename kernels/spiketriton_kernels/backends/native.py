@@ -34,6 +34,7 @@ _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16:
 _RESETS = {"soft": 0, "hard": 1, "none": 2}
 _FORWARD, _BACKWARD, _NORM_BACKWARD, _STATISTICS, _PACK, _UNPACK = range(6)
 _SOURCE = Path(__file__).with_name("native.cpp")
+_HEADER = _SOURCE.with_suffix(".h")
 _FLAGS = (
     "-O3",
     "-std=c++17",
@@ -130,15 +131,16 @@ def _machine() -> str:
     )
 
 
-def _build(dtype: torch.dtype) -> Path:
+def _build(dtype: torch.dtype, source: Path) -> Path:
     compiler = _compiler()
     version = subprocess.run(
         [compiler, "--version"], capture_output=True, text=True, check=False
     ).stdout
-    key = "\n".join([_SOURCE.read_text(), version, _machine(), repr((_FLAGS, _EXTRAS, dtype))])
+    texts = (_HEADER.read_text(), source.read_text())
+    key = "\n".join([*texts, version, _machine(), repr((_FLAGS, _EXTRAS, dtype))])
     folder = _cache_folder()
     name = str(dtype).removeprefix("torch.")
-    target = folder / f"native-{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    target = folder / f"{source.stem}-{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     if target.exists():
         return target
     try:
@@ -157,7 +159,7 @@ def _build(dtype: torch.dtype) -> Path:
             *_FLAGS,
             f"-DSPIKETRITON_DTYPE={_DTYPES[dtype]}",
             *extra,
-            str(_SOURCE),
+            str(source),
             "-o",
             str(part),
         ]
@@ -176,7 +178,7 @@ def _build(dtype: torch.dtype) -> Path:
         errors = errors or done.stderr
         part.unlink(missing_ok=True)
     raise CompilerError(
-        f"{compiler} cannot compile {_SOURCE.name} for {name}: {errors.strip().splitlines()[:3]}"
+        f"{compiler} cannot compile {source.name} for {name}: {errors.strip().splitlines()[:3]}"
     )
 
 
@@ -184,26 +186,29 @@ _building = threading.Lock()
 
 
 @functools.cache
-def _load(dtype: torch.dtype) -> ctypes.CDLL | CompilerError:
+def load(
+    dtype: torch.dtype, source: Path, call: type[ctypes.Structure]
+) -> ctypes.CDLL | CompilerError:
+    """The compiled ``source`` for a dtype, whose ``Call`` is the structure ``call``; or why there is none."""
     try:
         with _building:  # threads that come at once wait for one build
-            path = _build(dtype)
+            path = _build(dtype, source)
         # torch's own OpenMP runtime is already loaded globally, so the library joins its thread pool.
         loaded = ctypes.CDLL(str(path))
     except CompilerError as error:
         return error
     except OSError as error:
         return CompilerError(f"the compiled CPU kernels do not load: {error}")
-    loaded.spiketriton_run.argtypes = [ctypes.POINTER(_Call), ctypes.c_int]
+    loaded.spiketriton_run.argtypes = [ctypes.POINTER(call), ctypes.c_int]
     loaded.spiketriton_run.restype = None
-    if loaded.spiketriton_call_size() != ctypes.sizeof(_Call):
-        raise AssertionError("native.cpp and native.py disagree on Call")
+    if loaded.spiketriton_call_size() != ctypes.sizeof(call):
+        raise AssertionError(f"{source.name} and its caller disagree on Call")
     return loaded
 
 
 def library(dtype: torch.dtype) -> ctypes.CDLL:
     """The compiled kernels of a dtype. Raises CompilerError with the reason when there are none."""
-    loaded = _load(dtype)
+    loaded = load(dtype, _SOURCE, _Call)
     if isinstance(loaded, CompilerError):
         raise loaded
     return loaded
@@ -211,7 +216,7 @@ def library(dtype: torch.dtype) -> ctypes.CDLL:
 
 def failure(dtype: torch.dtype) -> CompilerError | None:
     """Why there are no compiled kernels of a dtype; None where there are."""
-    loaded = _load(dtype)
+    loaded = load(dtype, _SOURCE, _Call)
     return loaded if isinstance(loaded, CompilerError) else None
 
 

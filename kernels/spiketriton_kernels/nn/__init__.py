@@ -2,6 +2,18 @@
 
 from .neurons import IF, LIF, PLIF, SpikingNeuron
 from .norm import BatchNormLIF
+from .states import ALIF, CLIF, ILIF
 from .swap import SwapReport, swap
 
-__all__ = ["IF", "LIF", "PLIF", "BatchNormLIF", "SpikingNeuron", "SwapReport", "swap"]
+__all__ = [
+    "ALIF",
+    "CLIF",
+    "IF",
+    "ILIF",
+    "LIF",
+    "PLIF",
+    "BatchNormLIF",
+    "SpikingNeuron",
+    "SwapReport",
+    "swap",
+]

@@ -117,6 +117,8 @@ def _norm_in_front(
         return f"it is called {len(calls)} times in {type(part).__name__}.forward"
     if places[id(neuron)] > 1:
         return "it is shared between several places"
+    if not neuron.takes_norm:
+        return f"{type(neuron).__name__} has no batch norm in its kernel"
     if neuron.step_mode != "m":
         return "a single step has other statistics than a window"
     if _has_hooks(neuron):

@@ -46,6 +46,9 @@ class SpikingNeuron(nn.Module):
             kept membrane, in the call.
     """
 
+    takes_norm = True
+    """Whether its kernel can normalise the current: ``BatchNormLIF``, and ``swap(net, fuse=True)``."""
+
     v: Tensor | None
     probe: Tensor | None
     v_threshold: float | Tensor

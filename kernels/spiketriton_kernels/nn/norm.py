@@ -41,9 +41,10 @@ class BatchNormLIF(nn.modules.batchnorm._NormBase):
         if not isinstance(num_features, int) or num_features < 1:
             raise ValueError(f"num_features {num_features!r}: accepted: a number of channels")
         neuron = LIF() if neuron is None else neuron
-        if not isinstance(neuron, SpikingNeuron):
+        if not isinstance(neuron, SpikingNeuron) or not neuron.takes_norm:
             raise TypeError(
-                f"neuron is a {type(neuron).__name__}; accepted: IF, LIF, PLIF or another SpikingNeuron"
+                f"neuron is a {type(neuron).__name__}; accepted: IF, LIF, PLIF or another SpikingNeuron of "
+                "equation h = decay * v + gain * x"
             )
         if neuron.step_mode != "m":
             raise ValueError(

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..state_neuron import MAX_LEVELS
 from ..surrogate import Surrogate
 from .neurons import IF, LIF, PLIF, SpikingNeuron
+from .states import CLIF, ILIF
 
 
 class Left(Exception):
@@ -108,7 +110,8 @@ _SPIKINGJELLY_SLOPES: dict[str, Callable[[float], Surrogate]] = {
 }
 
 
-def _spikingjelly_options(node: Any) -> dict[str, Any]:
+def _spikingjelly_call(node: Any) -> dict[str, Any]:
+    """What every node has: how it is called, and that it keeps its state."""
     if getattr(node, "store_v_seq", False):
         raise Left("store_v_seq=True: a swapped neuron keeps the last membrane only")
     if getattr(node, "_neuron_precision", None) is not None:
@@ -116,11 +119,16 @@ def _spikingjelly_options(node: Any) -> dict[str, Any]:
     windows = type(node).__name__.startswith("MultiStep")  # versions before step_mode
     return dict(
         v_threshold=_number(node.v_threshold, "v_threshold"),
-        v_reset=None if node.v_reset is None else _number(node.v_reset, "v_reset"),
         detach_reset=node.detach_reset,
-        surrogate=_spikingjelly_surrogate(node.surrogate_function),
         step_mode="m" if windows else getattr(node, "step_mode", "s"),
         stateful=True,  # theirs keep v until reset_net
+    )
+
+
+def _spikingjelly_options(node: Any) -> dict[str, Any]:
+    return _spikingjelly_call(node) | dict(
+        v_reset=None if node.v_reset is None else _number(node.v_reset, "v_reset"),
+        surrogate=_spikingjelly_surrogate(node.surrogate_function),
     )
 
 
@@ -148,6 +156,26 @@ def _plif(node: Any) -> SpikingNeuron:
     return _with_state(node, ours)
 
 
+def _ilif(node: Any) -> SpikingNeuron:
+    count = node.surrogate_function
+    window, levels = (count.grad_min, count.grad_max), int(count.max_spike_count)
+    if window != (0, levels):
+        raise Left(f"a gradient window of {window}; accepted: {(0.0, float(levels))}")
+    if levels > MAX_LEVELS:
+        raise Left(f"{levels} spikes a step; accepted: up to {MAX_LEVELS}")
+    return _with_state(node, ILIF(node.tau, levels=levels, **_spikingjelly_call(node)))
+
+
+def _clif(node: Any) -> SpikingNeuron:
+    if node.store_state_seqs:
+        raise Left("store_state_seqs=True: a swapped neuron keeps the last states only")
+    slope = _spikingjelly_surrogate(node.surrogate_function)
+    ours = CLIF(node.tau, surrogate=slope, **_spikingjelly_call(node))
+    if isinstance(node.m, torch.Tensor):
+        ours.m = node.m if node.m.dtype == torch.float64 else node.m.float()
+    return _with_state(node, ours)
+
+
 def _simple(make: Callable[[Any], SpikingNeuron]) -> Callable[[Any], SpikingNeuron]:
     """SimpleIFNode and SimpleLIFNode start at 0, not at v_reset."""
 
@@ -164,6 +192,8 @@ _LIBRARIES: dict[str, dict[str, Callable[[Any], SpikingNeuron]]] = {
         "IFNode": _if,
         "LIFNode": _lif,
         "ParametricLIFNode": _plif,
+        "ILIFNode": _ilif,
+        "ComplementaryLIFNode": _clif,
         "SimpleIFNode": _simple(_if),
         "SimpleLIFNode": _simple(_lif),
         "MultiStepIFNode": _if,

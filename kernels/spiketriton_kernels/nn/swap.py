@@ -55,11 +55,11 @@ class SwapReport:
 def swap(net: nn.Module, *, fuse: bool = False, check: Any = None) -> SwapReport:
     """Puts our neurons in place of SpikingJelly's in a network, in place, and says what it did.
 
-    Swapped are SpikingJelly's IFNode, LIFNode, ParametricLIFNode (their Simple and MultiStep forms, step_mode "m" and
-    "s", every backend), with the same constants, the same Parameter objects and state_dict keys, their hooks, mode and
-    membrane. They keep their membrane between calls until ``reset()`` (SpikingJelly's ``reset_net`` calls it), as the
-    originals do. A module that is used in several places stays one module. Everything else that is a neuron of these
-    libraries is left and named, with the reason.
+    Swapped are SpikingJelly's IFNode, LIFNode, ParametricLIFNode (their Simple and MultiStep forms), ILIFNode and
+    ComplementaryLIFNode (step_mode "m" and "s", every backend), with the same constants, the same Parameter objects and
+    state_dict keys, their hooks, mode and membrane. They keep their membrane between calls until ``reset()``
+    (SpikingJelly's ``reset_net`` calls it), as the originals do. A module that is used in several places stays one
+    module. Everything else that is a neuron of these libraries is left and named, with the reason.
 
     Args:
         net: any module that contains neurons. It must not be compiled or scripted yet.
