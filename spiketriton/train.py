@@ -3,26 +3,23 @@
 import argparse
 import sys
 from functools import partial
-from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+from spiketriton import session
 from spiketriton.commandline import Parser
 from spiketriton.config import Recipe
-from spiketriton.data import build_data
 from spiketriton.errors import EXIT_NONFINITE, run_command
 from spiketriton.runs.folder import Onlooker, RunFolder, find_run
-from spiketriton.show.announcements import announce_parts, announce_run, summary, what_next
-from spiketriton.show.display import Display, Quiet, make_display
-from spiketriton.show.run_pictures import draw_run
+from spiketriton.show.announcements import what_next
+from spiketriton.show.display import Quiet, make_display
 from spiketriton.show.streams import survive_closed_output
-from spiketriton.trainer import Trainer
-from spiketriton.training.environment import describe
-from spiketriton.training.memory_limit import is_out_of_memory, too_large
 from spiketriton.training.nonfinite import Diverged
 from spiketriton.training.ranks import Ranks, ranks_of_torchrun
 
 EPILOG = """\
 examples:
-  python -m spiketriton.train recipes/quickstart.toml
+  python -m spiketriton.train quickstart
   python -m spiketriton.train recipes/quickstart.toml train.epochs=1 neuron.kind=relu
   python -m spiketriton.train --resume runs/quickstart-20250101-120000
 
@@ -35,7 +32,12 @@ docs/recipes.md explains every key."""
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser("train", EPILOG)
-    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="recipe file (TOML)")
+    parser.add_argument(
+        "recipe",
+        nargs="?",
+        metavar="RECIPE",
+        help="recipe file (TOML), or the name of a shipped one",
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
     parser.add_argument("--run-dir", metavar="DIR", help="run folder (runs/<recipe>-<time>)")
     parser.add_argument("--resume", metavar="RUN", help="continue the run in this folder")
@@ -65,41 +67,28 @@ def main(arguments: list[str]) -> int:
 def train(args: argparse.Namespace, recipe: Recipe, folder: RunFolder, ranks: Ranks) -> int:
     display = make_display() if ranks.first else Quiet(warns=False)
     try:
-        ranks.claim_device(recipe.train.device)
-        announce_run(display, recipe, folder.path)
-        data = build_data(recipe, rank=ranks.rank, world_size=ranks.world_size)
-        ranks.meet()
-        trainer = Trainer(recipe, data, folder, display, ranks)
-        announce_parts(display, recipe, trainer.data, trainer.model, trainer.plan, ranks)
-        if args.resume:
-            trainer.resume()
-        folder.begin_session(recipe, describe(trainer.device, ranks))
-    except BaseException as error:
-        folder.discard_if_unused()
-        if is_out_of_memory(error):
-            raise too_large(error) from None
-        raise
-    try:
-        outcome = trainer.fit()
+        outcome = session.train(recipe, folder, display, ranks, resume=args.resume is not None)
     except Diverged as error:
         if ranks.first:
             print(f"error: {error}", file=sys.stderr)
         return EXIT_NONFINITE
     if ranks.first:
         words = [args.recipe or str(folder.recipe), *args.overrides]
-        summary(display, outcome, folder.path, pictures(folder, recipe, data.synthetic, display))
         what_next(display, outcome, folder.path, recipe, words, ranks.launcher)
     return outcome.exit_code
 
 
-def pictures(folder: RunFolder, recipe: Recipe, synthetic: bool, display: Display) -> list[Path]:
-    """Draws the run's pictures; if they cannot be written, warns and returns none."""
-    try:
-        return draw_run(folder, recipe, synthetic)
-    except OSError as error:
-        display.warn(f"the pictures in {folder.path} could not be written: {error.strerror}")
-        return []
+class _Command(ModuleType):
+    """The module `spiketriton.train`, which is also the function: `spiketriton.train(...)`."""
 
+    def __call__(self, *args: Any, **keys: Any) -> Any:
+        """`spiketriton.api.train`."""
+        from spiketriton import api  # the command does not need it
+
+        return api.train(*args, **keys)
+
+
+sys.modules[__name__].__class__ = _Command
 
 if __name__ == "__main__":
     survive_closed_output()

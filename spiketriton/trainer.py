@@ -317,6 +317,7 @@ class Trainer:
             "recipe": to_toml(self.recipe),
             "name": self.recipe.name,
             "version": __version__,
+            "data": self.data.facts.state_dict(),
             **{name: getattr(self, name).state_dict() for name in _STATEFUL},
             "random": random_state(),
             "calibration": self.calibration.state_dict() if self.calibration else None,

@@ -12,8 +12,8 @@ import shutil
 # networks of the tests have, with AVX2 and later instructions. It reads this when torch is imported.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
 CUDA = torch.cuda.is_available()
 

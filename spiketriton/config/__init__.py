@@ -1,6 +1,12 @@
 """Recipes: TOML files, read strictly into frozen dataclasses."""
 
-from spiketriton.config.reading import load_recipe, recipe_from_toml, replace, to_toml
+from spiketriton.config.reading import (
+    load_recipe,
+    recipe_from_toml,
+    replace,
+    to_toml,
+    values_by_key,
+)
 from spiketriton.config.recipe import (
     KEYS,
     TABLES,
@@ -33,4 +39,5 @@ __all__ = [
     "recipe_from_toml",
     "replace",
     "to_toml",
+    "values_by_key",
 ]

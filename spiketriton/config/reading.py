@@ -15,19 +15,24 @@ from typing import Any, get_type_hints
 
 from spiketriton.config import rules
 from spiketriton.config.recipe import KEYS, TABLES, Recipe, Spec, Table, join, values_of
+from spiketriton.config.shipped import find_recipe
 from spiketriton.config.words import quoted, short, shown
 from spiketriton.errors import UserError
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Reads a recipe file and applies `key=value` overrides, in order; the last one wins.
+def load_recipe(
+    path: str | Path, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None
+) -> Recipe:
+    """Reads a recipe and applies `key=value` overrides, in order; the last one wins.
 
+    `path` is a file, or the name of a shipped recipe as `quickstart`.
     Values are TOML; a string may be given without its quotes (`data.root=/data`). A key of the file
-    that an override leaves without effect falls back to its default.
+    that an override leaves without effect falls back to its default. `values` are overrides as
+    Python values, {dotted key: value}.
     Raises UserError for any mistake in the file, the overrides or the recipe.
     """
-    path = Path(path)
-    text, changes = _read(path), _parse_overrides(overrides)
+    path = find_recipe(path)
+    text, changes = _read(path), {**_parse_overrides(overrides), **_checked(values or {})}
     try:
         return _assemble(_parse(text), changes, path.stem)
     except UserError as error:
@@ -39,9 +44,29 @@ def recipe_from_toml(text: str, name: str) -> Recipe:
     return _assemble(_parse(text), {}, name)
 
 
-def replace(recipe: Recipe, *overrides: str) -> Recipe:
-    """The recipe with `key=value` overrides, as in `load_recipe`. Raises UserError."""
-    return _assemble(_effective(recipe), _parse_overrides(overrides), recipe.name)
+def replace(recipe: Recipe, *overrides: str, values: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe with `key=value` overrides and `values`, as in `load_recipe`. Raises UserError."""
+    changes = {**_parse_overrides(overrides), **_checked(values or {})}
+    return _assemble(_effective(recipe), changes, recipe.name)
+
+
+def values_by_key(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """{dotted key: checked value} from keyword arguments.
+
+    A bare name is a key of the top level or of [train]. UserError: an unknown key or a wrong value.
+    """
+
+    def dotted(key: str) -> str:
+        return key if "." in key or key in KEYS or key in TABLES else f"train.{key}"
+
+    return _checked({dotted(key): value for key, value in keys.items()})
+
+
+def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
+    for dotted in values:
+        if dotted not in KEYS:
+            raise UserError(_unknown(dotted, is_table=dotted in TABLES))
+    return {dotted: KEYS[dotted].check(value) for dotted, value in values.items()}
 
 
 def to_toml(recipe: Recipe) -> str:
@@ -61,21 +86,11 @@ def to_toml(recipe: Recipe) -> str:
 
 def _read(path: Path) -> str:
     try:
-        if path.is_dir():
-            raise UserError(f"{path} is a folder; accepted: a recipe file (TOML)")
-        if not path.is_file():
-            raise UserError(f"{path}: no such recipe file{_near_file(path)}")
         return path.read_bytes().decode("utf-8-sig")  # some editors write a byte order mark first
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 at byte {error.start}; TOML files are UTF-8") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def _near_file(path: Path) -> str:
-    there = {p.stem: p for p in sorted(path.parent.glob("*.toml"))}
-    near = difflib.get_close_matches(path.stem, there)
-    return f"; did you mean {there[near[0]]}?" if near else ""
 
 
 def _parse(text: str) -> dict[str, Any]:

@@ -5,30 +5,49 @@ sources.py finds the images, transforms.py turns them into tensors, stream.py ba
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 
-from spiketriton.config import Recipe, TrainConfig
+from spiketriton.config import DataConfig, Recipe, TrainConfig
+from spiketriton.data.facts import Facts, GivenSplit
 from spiketriton.data.sources import SOURCES, Source
 from spiketriton.data.splits import ArraySplit
 from spiketriton.data.stream import Batches, Loading, TestSet, TrainStream, auto_workers, subset
 from spiketriton.data.transforms import ArrayTransform, PhotoTransform
 from spiketriton.errors import UserError
 
-__all__ = ["Data", "TestSet", "TrainStream", "build_data"]
+__all__ = ["Data", "Facts", "TestSet", "TrainStream", "build_data", "given_images"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
     """A data set ready to train on; images are float32 [b, channels, image_size, image_size]."""
 
-    name: str
-    classes: tuple[str, ...]
-    channels: int
-    image_size: int
+    facts: Facts
     train: TrainStream
     test: TestSet
-    synthetic: bool  # random images: every number measured on them must say so
+
+    @property
+    def name(self) -> str:
+        return self.facts.name
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.facts.classes
+
+    @property
+    def channels(self) -> int:
+        return self.facts.channels
+
+    @property
+    def image_size(self) -> int:
+        return self.facts.image_size
+
+    @property
+    def synthetic(self) -> bool:
+        return self.facts.synthetic
 
 
 def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
@@ -41,12 +60,8 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
     accumulate = _micro_batches(train, world_size)
     source = SOURCES[config.name](config)
     _check_counts(recipe, source)
-    size = config.image_size or source.image_size
-    transform: PhotoTransform | ArrayTransform
-    if source.move == "photo":
-        transform = PhotoTransform(size, *source.statistics, config.augment)
-    else:
-        transform = ArrayTransform(size, *source.statistics, config.augment, source.move)
+    facts = _facts(config, source)
+    transform = _transform(facts, config.augment)
 
     cuda = train.device != "cpu" and torch.cuda.is_available()
     workers = config.workers
@@ -58,10 +73,7 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
         )
     loading = Loading(workers=workers, pin_memory=cuda)
     return Data(
-        name=config.name,
-        classes=source.classes,
-        channels=source.channels,
-        image_size=size,
+        facts=facts,
         train=TrainStream(
             dataset=Batches(source.train, transform),
             members=subset(source.train, config.train_images),
@@ -80,8 +92,40 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
             world_size=world_size,
             loading=loading,
         ),
+    )
+
+
+def given_images(images: Any, facts: Facts, batch_size: int) -> TestSet:
+    """Images of one's own as batches, prepared as the test images of `facts` are; see `GivenSplit`."""
+    split = GivenSplit(images, facts)
+    return TestSet(
+        dataset=Batches(split, _transform(facts, "none")),
+        members=np.arange(len(split)),
+        batch_size=batch_size,
+        rank=0,
+        world_size=1,
+        loading=Loading(workers=0, pin_memory=False),
+    )
+
+
+def _facts(config: DataConfig, source: Source) -> Facts:
+    mean, std = source.statistics
+    return Facts(
+        name=config.name,
+        classes=source.classes,
+        channels=source.channels,
+        image_size=config.image_size or source.image_size,
+        mean=mean,
+        std=std,
+        move=source.move,
         synthetic=source.synthetic,
     )
+
+
+def _transform(facts: Facts, augment: str) -> PhotoTransform | ArrayTransform:
+    if facts.move == "photo":
+        return PhotoTransform(facts.image_size, facts.mean, facts.std, augment)
+    return ArrayTransform(facts.image_size, facts.mean, facts.std, augment, facts.move)
 
 
 def _micro_batches(train: TrainConfig, world_size: int) -> int:

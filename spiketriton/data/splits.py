@@ -6,12 +6,24 @@ Both have `len`, `labels` (int64 [N]) and `read(indices)`: raw images in the ord
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 
 from spiketriton.errors import UserError, one_line
+
+
+class Split(Protocol):
+    """A set of labelled images."""
+
+    labels: torch.Tensor  # int64 [N]
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: np.ndarray) -> Any:
+        """Raw images, in the order of the indices."""
 
 
 class ArraySplit:

@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from spiketriton.data.draws import mix
-from spiketriton.data.splits import ArraySplit, FileSplit
+from spiketriton.data.splits import Split
 from spiketriton.errors import UserError
 
 Transform: TypeAlias = Callable[[Any, np.ndarray | None], torch.Tensor]
@@ -35,7 +35,7 @@ class Batches(Dataset[Batch | UserError]):
     DataLoader would wrap an exception raised in a worker into a page of traceback.
     """
 
-    def __init__(self, split: ArraySplit | FileSplit, transform: Transform) -> None:
+    def __init__(self, split: Split, transform: Transform) -> None:
         self.split = split
         self.transform = transform
 

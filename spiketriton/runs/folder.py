@@ -16,8 +16,9 @@ import errno
 import fcntl
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from spiketriton.config import Recipe, load_recipe, recipe_from_toml, replace, to_toml
 from spiketriton.errors import UserError
@@ -182,19 +183,29 @@ class Onlooker(RunFolder):
 
 
 def find_run(
-    recipe: str | None, overrides: Sequence[str], run_dir: str | None, resume: str | None
+    recipe: str | None,
+    overrides: Sequence[str],
+    run_dir: str | None,
+    resume: str | None,
+    values: Mapping[str, Any] | None = None,
 ) -> tuple[Recipe, RunFolder]:
     """The recipe and the folder of a new run, or of the one to `resume`.
+
+    `values` are overrides as Python values.
 
     UserError: either cannot be used, or the recipe is not that of the run.
     """
     if resume is None:
         assert recipe is not None
-        given = load_recipe(recipe, overrides)
+        given = load_recipe(recipe, overrides, values)
         return given, RunFolder.create(run_dir, given.name)
     folder = RunFolder.open(resume)
     begun = folder.load_recipe()
-    given = load_recipe(recipe, overrides) if recipe else replace(begun, *overrides)
+    given = (
+        load_recipe(recipe, overrides, values)
+        if recipe
+        else replace(begun, *overrides, values=values)
+    )
     refuse_another_recipe(given, begun)
     return given, folder
 

@@ -68,9 +68,9 @@ def convert(run: Run, options: Options) -> tuple[Recipe, Network]:
             "accepted: its ANN twin, trained with neuron.kind=relu"
         )
     recipe = converted_recipe(run.recipe, options)
-    data = run.data
+    facts = run.facts
     model = converted_network(
-        recipe, classes=len(data.classes), channels=data.channels, image_size=data.image_size
+        recipe, classes=len(facts.classes), channels=facts.channels, image_size=facts.image_size
     )
     model.to(run.device).eval()
     images = calibration_images(run, options.images)
@@ -246,6 +246,7 @@ def save(folder: RunFolder, run: Run, recipe: Recipe, model: Network, options: O
             "recipe": to_toml(recipe),
             "name": recipe.name,
             "version": __version__,
+            "data": run.facts.state_dict(),
             "model": model.state_dict(),
             "conversion": {
                 "source": str(run.folder.path),

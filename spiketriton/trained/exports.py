@@ -38,8 +38,8 @@ def export_nir(run: Run, path: Path, dt: float, images: int) -> Comparison:
     UserError: NIR cannot express the network, nir is not installed, or the file cannot be written.
     """
     nir = import_nir()
-    size = run.data.image_size
-    graph = to_nir(run.model, (run.data.channels, size, size), dt)
+    size = run.facts.image_size
+    graph = to_nir(run.model, (run.facts.channels, size, size), dt)
     try:
         nir.write(path, graph)
     except OSError as error:
@@ -104,8 +104,8 @@ def export_torch(run: Run, path: Path, batch_size: int) -> float:
 
     UserError: the file cannot be written.
     """
-    size = run.data.image_size
-    shape = (batch_size, run.data.channels, size, size)
+    size = run.facts.image_size
+    shape = (batch_size, run.facts.channels, size, size)
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(run.device)
     images = run.to_device(images)
     program = torch.export.export(run.model, (images,))

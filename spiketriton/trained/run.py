@@ -1,8 +1,9 @@
 """A trained run: from its folder to its network. Shared by evaluate, convert, export, report."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 
 from spiketriton.config import Recipe, replace
-from spiketriton.data import Data, build_data
+from spiketriton.data import Data, Facts, build_data
 from spiketriton.errors import UserError, warn
 from spiketriton.models import Network, build_model
 from spiketriton.runs.checkpoint import MOVABLE, Checkpoints, State, read_checkpoint
@@ -24,16 +25,22 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A network with the weights of a checkpoint, in eval mode, and the data of its recipe."""
+    """A network with the weights of a checkpoint, in eval mode, and what it was trained on."""
 
     folder: RunFolder
     recipe: Recipe
-    data: Data
+    facts: Facts
     model: Network
     placement: Placement
     step: int  # optimizer steps behind the weights
     checkpoint: str  # "last" or "best"
     conversion: dict[str, Any] | None  # how it was made from an ANN; None for a trained run
+    augment: bool = True  # whether training images are augmented as the recipe says
+
+    @cached_property
+    def data(self) -> Data:
+        """The data of the recipe. UserError: they are missing."""
+        return build_data(self.recipe if self.augment else _as_they_are(self.recipe))
 
     @property
     def kind(self) -> str:
@@ -63,6 +70,7 @@ class Run:
 def load_run(
     path: str | Path,
     *overrides: str,
+    values: Mapping[str, Any] | None = None,
     checkpoint: str = "last",
     test_images: int | None = None,
     augment: bool = True,
@@ -72,42 +80,54 @@ def load_run(
     Args:
         path: a run folder.
         overrides: `key=value` of the keys that move a run and change no weight, as `data.root=...`.
+        values: the same as Python values, {dotted key: value}.
         checkpoint: "last" (the end of the training) or "best" (at the best test accuracy; its
             accuracy on the same test images flatters it).
         test_images: a fixed subset of the test images; 0 for all, None for what the recipe says.
         augment: False takes the training images as they are.
 
+    The data are looked for when `Run.data` is used.
+
     Raises:
-        UserError: no run, no whole checkpoint, weights of another shape, missing data.
+        UserError: no run, no whole checkpoint, weights of another shape; missing data, if the
+            checkpoint is of a version that recorded nothing about them.
     """
     folder = RunFolder.find(path)
-    recipe = _moved(folder.load_recipe(), overrides)
+    recipe = _moved(folder.load_recipe(), overrides, values or {})
     if test_images is not None:
         recipe = replace(recipe, f"data.test_images={test_images}")
     state, found = read_state(folder, checkpoint)
-    data = build_data(recipe if augment else replace(recipe, "data.augment=none"))
-    model = _network(recipe, data, state)
+    kept = state.get("data")
+    facts = Facts.of_state(kept) if kept else build_data(recipe).facts
+    model = _network(recipe, facts, state)
     _load_weights(model, state, folder.path)
     placement = Placement.set_up(recipe.train)
     return Run(
         folder=folder,
         recipe=recipe,
-        data=data,
+        facts=facts,
         model=placement.place(model).eval(),
         placement=placement,
         step=state["step"],
         checkpoint=found,
         conversion=state.get("conversion"),
+        augment=augment,
     )
 
 
-def _moved(recipe: Recipe, overrides: tuple[str, ...]) -> Recipe:
-    for text in overrides:
-        if text.partition("=")[0].strip() not in MOVABLE:
+def _as_they_are(recipe: Recipe) -> Recipe:
+    return replace(recipe, "data.augment=none")
+
+
+def _moved(recipe: Recipe, overrides: tuple[str, ...], values: Mapping[str, Any]) -> Recipe:
+    given = {text.partition("=")[0].strip(): f"override {text!r}" for text in overrides}
+    given |= {dotted: dotted for dotted in values}
+    for dotted, words in given.items():
+        if dotted not in MOVABLE:
             raise UserError(
-                f"override {text!r}: a trained run takes only keys that change no weight: {', '.join(MOVABLE)}"
+                f"{words}: a trained run takes only keys that change no weight: {', '.join(MOVABLE)}"
             )
-    return replace(recipe, *overrides)
+    return replace(recipe, *overrides, values=values)
 
 
 def read_state(folder: RunFolder, checkpoint: str = "last") -> tuple[State, str]:
@@ -127,11 +147,11 @@ def read_state(folder: RunFolder, checkpoint: str = "last") -> tuple[State, str]
     return state, "best" if best else "last"
 
 
-def _network(recipe: Recipe, data: Data, state: State) -> Network:
+def _network(recipe: Recipe, facts: Facts, state: State) -> Network:
     sizes = {
-        "classes": len(data.classes),
-        "channels": data.channels,
-        "image_size": data.image_size,
+        "classes": len(facts.classes),
+        "channels": facts.channels,
+        "image_size": facts.image_size,
     }
     if "conversion" in state:
         return converted_network(recipe, **sizes)

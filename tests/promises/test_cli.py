@@ -172,13 +172,13 @@ def test_a_disk_that_is_full_at_the_end(recipe, monkeypatch, capsys):
     def full(*_: object) -> None:
         raise FULL
 
-    monkeypatch.setattr("spiketriton.train.draw_run", full)
+    monkeypatch.setattr("spiketriton.session.draw_run", full)
     assert main([recipe, "--run-dir", "drawn", "train.max_steps=8"]) == EXIT_DONE
     assert (
         "warning: the pictures in drawn could not be written: No space" in capsys.readouterr().err
     )
 
-    monkeypatch.setattr("spiketriton.train.draw_run", lambda *_: [])
+    monkeypatch.setattr("spiketriton.session.draw_run", lambda *_: [])
     with monkeypatch.context() as patch:
         patch.setattr("spiketriton.runs.checkpoint._write_part", full)
         assert main([recipe, "--run-dir", "run", "train.max_steps=8"]) == EXIT_ERROR

@@ -1,0 +1,185 @@
+"""spiketriton in Python: train a recipe, load a run, look at images with it. docs/python.md shows each use.
+
+run = spiketriton.train("quickstart", epochs=2, **{"neuron.kind": "if"})
+run = spiketriton.load_run("runs/quickstart-20260101-120000")
+"""
+
+import contextlib
+import importlib.util
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spiketriton import session
+from spiketriton.config import Recipe, values_by_key
+from spiketriton.data import Facts, given_images
+from spiketriton.errors import EXIT_DONE, EXIT_SIGINT, UserError
+from spiketriton.models import Network
+from spiketriton.runs.folder import find_run
+from spiketriton.runs.rows import Row
+from spiketriton.show.display import Quiet, make_display
+from spiketriton.trained import run as trained
+from spiketriton.trained.evaluation import Evaluation, evaluate
+from spiketriton.training.randomness import random_state, set_random_state
+from spiketriton.training.ranks import Ranks
+
+
+def train(
+    recipe: str | Path | None = None,
+    *,
+    run_dir: str | Path | None = None,
+    resume: str | Path | None = None,
+    quiet: bool = False,
+    **keys: Any,
+) -> "Run":
+    """Trains a recipe as the command `spiketriton train` does, with the same run folder, and loads it.
+
+    The random generators of torch, numpy and Python are afterwards as they were before.
+
+    Args:
+        recipe: a recipe file, or the name of a shipped recipe.
+        run_dir: the run folder; None: runs/<recipe>-<time>.
+        resume: the folder of a run to continue, instead of `recipe` and `run_dir`.
+        quiet: show warnings only.
+        keys: changes to the recipe: a key of [train] or of the top level by its name (`epochs=2`,
+            `seed=1`), any other with its table (`**{"neuron.kind": "if"}`).
+
+    Raises:
+        UserError: a mistake in the recipe or the keys, missing data, a folder in use, a full disk.
+        spiketriton.training.nonfinite.Diverged: a loss or gradient was not finite.
+        KeyboardInterrupt: Ctrl-C; the run is saved, and `resume` continues it.
+    """
+    if (recipe is None) == (resume is None):
+        raise UserError("accepted: either a recipe, or resume=RUN")
+    if resume is not None and run_dir is not None:
+        raise UserError("run_dir contradicts resume, which continues in the folder of the run")
+    given, folder = find_run(
+        None if recipe is None else str(recipe),
+        (),
+        None if run_dir is None else str(run_dir),
+        None if resume is None else str(resume),
+        values_by_key(keys),
+    )
+    display = Quiet() if quiet else make_display()
+    with undisturbed_draws(), folder.held():
+        outcome = session.train(given, folder, display, Ranks(), resume=resume is not None)
+    if outcome.exit_code == EXIT_SIGINT:
+        display.note(f'continue with spiketriton.train(resume="{folder.path}")')
+        raise KeyboardInterrupt
+    if outcome.exit_code != EXIT_DONE and not outcome.saved:
+        raise UserError(
+            f"{folder.path}: the last state could not be saved, and the run is not done"
+        )
+    return load_run(folder.path)
+
+
+def load_run(path: str | Path, *, checkpoint: str = "last", **keys: Any) -> "Run":
+    """Loads the run in a folder, which may be read-only. Its data are needed for `Run.evaluate` alone.
+
+    Args:
+        path: a run folder.
+        checkpoint: "last": the end of the training.
+        keys: those that move a run and change no weight, as `**{"data.root": "/data"}`.
+
+    Raises:
+        UserError: there is no run, or no whole checkpoint of it.
+    """
+    with undisturbed_draws():
+        return Run(trained.load_run(path, values=values_by_key(keys), checkpoint=checkpoint))
+
+
+@contextlib.contextmanager
+def undisturbed_draws() -> Iterator[None]:
+    """The random generators of torch, numpy and Python are afterwards as they were before."""
+    before = random_state()
+    try:
+        yield
+    finally:
+        set_random_state(before)
+
+
+class Run:
+    """A trained run: its network in eval mode, on the device that its recipe chooses.
+
+    Attributes:
+        path: the run folder.
+        recipe: the resolved recipe.
+        model: the network: normalised images [B, C, H, W] -> currents [T, B, K].
+        classes: the names of the K classes.
+        step: optimizer steps behind the weights.
+    """
+
+    def __init__(self, run: trained.Run) -> None:
+        self._run = run
+        self.path: Path = run.folder.path
+        self.recipe: Recipe = run.recipe
+        self.model: Network = run.model
+        self.facts: Facts = run.facts
+        self.classes: tuple[str, ...] = run.facts.classes
+        self.step: int = run.step
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, {self.recipe.model.name} on {self.facts.name}, step {self.step})"
+
+    @torch.inference_mode()
+    def predict(self, images: Tensor | np.ndarray | Sequence[Any], batch_size: int = 0) -> Tensor:
+        """Probabilities [B, K] of the classes, float32 on the CPU: softmax of the mean current.
+
+        Images are prepared as the recipe prepares its test images: resized, cropped, normalised.
+
+        Args:
+            images: float [B, C, H, W] in 0..1 or uint8 [B, C, H, W]; or a list of PIL images and
+                paths of image files; or one of these.
+            batch_size: images at once; 0: the recipe's batch size.
+
+        Raises:
+            UserError: other shapes, dtypes or values; a file that is no image.
+        """
+        test = given_images(images, self.facts, batch_size or self.recipe.train.batch_size)
+        found = []
+        for batch, _ in test:
+            with self._run.autocast():
+                currents = self.model(self._run.to_device(batch))
+            found.append(currents.float().mean(0).softmax(1).cpu())
+        return torch.cat(found)
+
+    def evaluate(self, steps: int | None = None) -> Evaluation:
+        """Accuracy by time step, confusion, spikes, operations and energy on the test images.
+
+        steps: time steps to run, if more than the recipe's T. UserError: the data are missing.
+        """
+        return evaluate(self._run, steps)
+
+    @property
+    def metrics(self) -> Any:
+        """The rows of metrics.jsonl: a pandas DataFrame where pandas is installed, else a numpy
+        structured array. Numbers that a kind of row does not have are nan.
+        """
+        return table(self._run.folder.metrics.read())
+
+
+def table(rows: list[Row]) -> Any:
+    """Rows as a table with a column for each key, in the order in which they first appear."""
+    names = list(dict.fromkeys(key for row in rows for key in row))
+    if importlib.util.find_spec("pandas") is not None:
+        import pandas
+
+        return pandas.DataFrame(rows, columns=names)
+    columns = {}
+    for name in names:
+        values = [row.get(name) for row in rows]
+        words = any(isinstance(value, str) for value in values)
+        if words:
+            columns[name] = np.array(["" if value is None else str(value) for value in values])
+        else:
+            columns[name] = np.array(
+                [np.nan if value is None else value for value in values], np.float64
+            )
+    found = np.empty(len(rows), [(name, column.dtype) for name, column in columns.items()])
+    for name, column in columns.items():
+        found[name] = column
+    return found

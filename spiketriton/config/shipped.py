@@ -1,0 +1,87 @@
+"""The recipes that come with spiketriton: found by name from any folder, and what their headers say.
+
+A wheel holds them in `spiketriton/shipped`; a clone has them in `recipes/`, beside the package.
+
+A header is the comment at the top of a file. Its first sentence is the title. A paragraph that begins with
+one of `NOTES` and a colon ends at the next empty comment line:
+
+    # Memory: about 20 GB for a batch of 32, computed.
+"""
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from spiketriton.errors import UserError
+
+NOTES = ("Memory", "Measured", "Published")
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A shipped recipe: its file, what it trains, and the notes of its header by name."""
+
+    path: Path
+    title: str
+    notes: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+
+def folder_of_recipes() -> Path:
+    """The folder of the shipped recipes."""
+    inside = _PACKAGE / "shipped"
+    return inside if inside.is_dir() else _PACKAGE.parent / "recipes"
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The files of the shipped recipes by name, sorted."""
+    return {path.stem: path for path in sorted(folder_of_recipes().glob("*.toml"))}
+
+
+def find_recipe(given: str | Path) -> Path:
+    """The recipe file `given`: a path, or the bare name of a shipped recipe. A file wins over a name.
+
+    UserError: there is neither.
+    """
+    path, shipped = Path(given), shipped_recipes()
+    try:
+        if path.is_file():
+            return path
+    except OSError as error:  # a name that is too long, for example
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if str(given) in shipped:
+        return shipped[str(given)]
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; accepted: a recipe file (TOML)")
+    raise UserError(f"{path}: no such recipe file{_near(path)}")
+
+
+def _near(path: Path) -> str:
+    """What may have been meant: a file of the same folder, or the name of a shipped recipe."""
+    there = {p.stem: str(p) for p in sorted(path.parent.glob("*.toml"))}
+    names = {name: f"{name} (shipped)" for name in shipped_recipes()}
+    known = {**names, **there}
+    near = difflib.get_close_matches(path.stem, known)
+    return f"; did you mean {known[near[0]]}?" if near else ""
+
+
+def read_header(path: Path) -> Shipped:
+    """Title and notes of a recipe file."""
+    lines = []
+    for line in path.read_text("utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.lstrip("#").strip())
+    paragraphs = [" ".join(part.split()) for part in "\n".join(lines).split("\n\n")]
+    title = re.split(r"[.:](?: |$)", paragraphs[0], maxsplit=1)[0]
+    notes = {}
+    for paragraph in paragraphs[1:]:
+        name, colon, text = paragraph.partition(": ")
+        if colon and name in NOTES:
+            notes[name] = text
+    return Shipped(path, title, notes)

@@ -1,0 +1,118 @@
+"""What a network was trained on, without the images: enough to build it again and to show it others."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from spiketriton.data.splits import load_rgb
+from spiketriton.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """The properties of a data set that its networks depend on. Every checkpoint holds them."""
+
+    name: str
+    classes: tuple[str, ...]
+    channels: int
+    image_size: int  # side of the square images that the network sees
+    mean: tuple[float, ...]  # by channel, of pixels in 0..1
+    std: tuple[float, ...]
+    move: str  # kind of augmentation, see transforms.py
+    synthetic: bool = False  # random images: every number measured on them must say so
+
+    def state_dict(self) -> dict[str, Any]:
+        """The facts as plain data."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def of_state(cls, state: dict[str, Any]) -> "Facts":
+        """What `state_dict` returned."""
+        known = {field.name for field in fields(cls)}
+        values: dict[str, Any] = {k: v for k, v in state.items() if k in known}
+        for name in ("classes", "mean", "std"):
+            values[name] = tuple(values[name])
+        return cls(**values)
+
+
+class GivenSplit:
+    """Images that somebody hands over, as raw images; see `splits.py`. Their labels are 0.
+
+    Args:
+        images: float [B, C, H, W] in 0..1 or uint8 [B, C, H, W], rounded to 8 bits as data sets are;
+            or a sequence of PIL images and paths of image files.
+        facts: of the network that will see them.
+
+    UserError: other shapes, dtypes, values or files.
+    """
+
+    def __init__(self, images: Tensor | np.ndarray | Sequence[Any], facts: Facts) -> None:
+        self.photographs = facts.move == "photo"
+        self.channels, self.image_size = facts.channels, facts.image_size
+        if isinstance(images, str | Path | Image.Image):
+            images = [images]
+        if isinstance(images, Tensor | np.ndarray):
+            self.images: Any = _as_bytes(torch.as_tensor(images), facts.channels)
+        else:
+            self.images = list(images)
+        if len(self.images) == 0:
+            raise UserError("no image was given; accepted: one or more")
+        self.labels = torch.zeros(len(self.images), dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, indices: np.ndarray) -> Any:
+        """PIL images for networks of photographs; else uint8 [b, C, H, W]."""
+        chosen = (self.images[int(index)] for index in indices)
+        if self.photographs:
+            return (self._photograph(image) for image in chosen)
+        pixels = [self._pixels(image) for image in chosen]
+        if len({image.shape for image in pixels}) > 1:  # as the transform does with a batch
+            side = [self.image_size] * 2
+            pixels = [F.resize(image, side, antialias=True) for image in pixels]
+        return torch.stack(pixels)
+
+    def _photograph(self, image: Any) -> Image.Image:
+        if isinstance(image, Tensor):
+            return F.to_pil_image(image)
+        return _opened(image).convert("RGB")
+
+    def _pixels(self, image: Any) -> Tensor:
+        if isinstance(image, Tensor):
+            return image
+        return F.pil_to_tensor(_opened(image).convert("L" if self.channels == 1 else "RGB"))
+
+
+def _as_bytes(images: Tensor, channels: int) -> Tensor:
+    accepted = (
+        f"float [B, {channels}, H, W] in 0..1, uint8 [B, {channels}, H, W], PIL images, paths"
+    )
+    if images.ndim != 4 or images.shape[1] != channels or 0 in images.shape[1:]:
+        raise UserError(f"images of shape {tuple(images.shape)}; accepted: {accepted}")
+    images = images.detach().cpu()
+    if images.dtype == torch.uint8:
+        return images
+    if not images.is_floating_point():
+        raise UserError(f"images of {images.dtype}; accepted: {accepted}")
+    if not bool(((images >= 0) & (images <= 1)).all()):  # refuses NaN too
+        low, high = images.min().item(), images.max().item()
+        raise UserError(f"images with values from {low:g} to {high:g}; accepted: {accepted}")
+    return (images * 255).round().to(torch.uint8)
+
+
+def _opened(image: Any) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, str | Path):
+        return load_rgb(Path(image), "given")
+    raise UserError(
+        f"an image is a {type(image).__name__}; accepted: PIL images and paths, or one tensor of all"
+    )

@@ -1,0 +1,54 @@
+"""One session of training: from a recipe and a run folder to the outcome, for the command and for Python."""
+
+from pathlib import Path
+
+from spiketriton.config import Recipe
+from spiketriton.data import build_data
+from spiketriton.runs.folder import RunFolder
+from spiketriton.show.announcements import announce_parts, announce_run, summary
+from spiketriton.show.display import Display
+from spiketriton.show.run_pictures import draw_run
+from spiketriton.trainer import Trainer
+from spiketriton.training.environment import describe
+from spiketriton.training.memory_limit import is_out_of_memory, too_large
+from spiketriton.training.plan import Outcome
+from spiketriton.training.ranks import Ranks
+
+
+def train(
+    recipe: Recipe, folder: RunFolder, display: Display, ranks: Ranks, *, resume: bool
+) -> Outcome:
+    """Trains in a folder that is held, draws the pictures, and shows the summary.
+
+    Diverged: a loss or gradient was not finite. UserError: the user's mistake; a folder of a run that
+    never began is removed again.
+    """
+    try:
+        ranks.claim_device(recipe.train.device)
+        announce_run(display, recipe, folder.path)
+        data = build_data(recipe, rank=ranks.rank, world_size=ranks.world_size)
+        ranks.meet()
+        trainer = Trainer(recipe, data, folder, display, ranks)
+        announce_parts(display, recipe, trainer.data, trainer.model, trainer.plan, ranks)
+        if resume:
+            trainer.resume()
+        folder.begin_session(recipe, describe(trainer.device, ranks))
+    except BaseException as error:
+        folder.discard_if_unused()
+        if is_out_of_memory(error):
+            raise too_large(error) from None
+        raise
+    outcome = trainer.fit()
+    if ranks.first:
+        drawn = pictures(folder, recipe, data.synthetic, display)
+        summary(display, outcome, folder.path, drawn)
+    return outcome
+
+
+def pictures(folder: RunFolder, recipe: Recipe, synthetic: bool, display: Display) -> list[Path]:
+    """Draws the run's pictures; if they cannot be written, warns and returns none."""
+    try:
+        return draw_run(folder, recipe, synthetic)
+    except OSError as error:
+        display.warn(f"the pictures in {folder.path} could not be written: {error.strerror}")
+        return []

@@ -1,0 +1,81 @@
+"""Shipped recipes are found by name from any folder, and their headers say what they need."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from spiketriton.config import load_recipe, shipped
+from spiketriton.config.shipped import (
+    NOTES,
+    find_recipe,
+    folder_of_recipes,
+    read_header,
+    shipped_recipes,
+)
+from spiketriton.errors import UserError
+from tests.config.support import GOOD
+
+
+def test_a_name_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe("quickstart", ["seed=4"])
+    assert (recipe.name, recipe.seed, recipe.data.name) == ("quickstart", 4, "digits")
+
+
+def test_a_file_wins_over_a_name_and_a_name_over_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").mkdir()
+    assert find_recipe("quickstart") == shipped_recipes()["quickstart"]
+    (tmp_path / "quickstart").rmdir()
+    (tmp_path / "quickstart").write_text(GOOD)
+    assert load_recipe("quickstart").train.epochs == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("quikstart", "quikstart: no such recipe file; did you mean quickstart (shipped)?"),
+        ("recipes/quickstart.toml", "did you mean quickstart (shipped)?"),
+        ("zzz.toml", "zzz.toml: no such recipe file"),
+        (".", ". is a folder"),
+    ],
+)
+def test_what_is_not_found_is_named_with_what_was_meant(tmp_path, monkeypatch, given, words):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        find_recipe(given)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_a_header_has_a_title_and_says_how_much_memory_a_training_needs(name):
+    header = read_header(shipped_recipes()[name])
+    assert header.name == name
+    assert 10 < len(header.title) < 160
+    assert header.notes["Memory"]
+    assert set(header.notes) <= set(NOTES)
+
+
+def test_notes_end_at_an_empty_line_and_other_words_before_a_colon_are_none(tmp_path):
+    path = tmp_path / "a.toml"
+    path.write_text(
+        "# A net. More of it.\n#\n#   a command\n#\n# Memory: 3 GB,\n#   computed.\n#\n"
+        "# To save it: less.\n#\n# Measured: 5 %.\nseed = 1\n# Published: no header\n"
+    )
+    header = read_header(path)
+    assert header.title == "A net"
+    assert header.notes == {"Memory": "3 GB, computed.", "Measured": "5 %."}
+
+
+def test_a_wheel_holds_the_recipes_inside_the_package(tmp_path, monkeypatch):
+    """Where pyproject.toml puts them is where the package looks first."""
+    root = Path(__file__).parents[2]
+    assert folder_of_recipes() == root / "recipes"
+    project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))
+    included = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    assert included == {"recipes": "spiketriton/shipped"}
+    (tmp_path / "shipped").mkdir()
+    (tmp_path / "shipped" / "one.toml").write_text(GOOD)
+    monkeypatch.setattr(shipped, "_PACKAGE", tmp_path)
+    assert load_recipe("one").data.name == "digits"

@@ -1,0 +1,24 @@
+"""docs/python.md, line by line."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).parents[2] / "docs" / "python.md"
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = PAGE.read_text("utf-8")
+    names: dict = {}
+    for block in re.finditer(r"```python\n(.*?)```", text, re.DOTALL):
+        line = text[: block.start()].count("\n") + 1
+        exec(compile("\n" * line + block[1], str(PAGE), "exec"), names)
+    shown = capsys.readouterr().out
+    assert "runs/first resnet8 ('0', '1'," in shown
+    assert "torch.Size([4, 2, 10])" in shown
+    assert names["probabilities"].shape == (2, 10)
+    assert names["run"].step == 44
+    assert 0.2 < names["found"].accuracy[-1] <= 1

@@ -1,0 +1,261 @@
+"""spiketriton in Python: the same run as by the command, loaded without its data."""
+
+import builtins
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import spiketriton
+from spiketriton import api
+from spiketriton.config import to_toml
+from spiketriton.data import build_data
+from spiketriton.errors import UserError
+from spiketriton.runs.folder import RunFolder
+from spiketriton.train import main
+from tests.small_data import make_class_tree
+from tests.small_runs import (
+    Lines,
+    assert_equal,
+    environment,
+    last_state,
+    small_recipe,
+    small_trainer,
+    untimed,
+)
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    Path("small.toml").write_text(to_toml(small_recipe()))
+    return "small.toml"
+
+
+def test_python_and_the_command_make_the_same_run(recipe, capsys):
+    keys = {"neuron.kind": "if", "model.width": 8}
+    run = spiketriton.train(recipe, run_dir="python", epochs=2, seed=3, **keys)
+    shown = capsys.readouterr().out
+    overrides = ["train.epochs=2", "seed=3", "neuron.kind=if", "model.width=8"]
+    assert main([recipe, *overrides, "--run-dir", "command"]) == 0
+    assert_equal(last_state(Path("command")), last_state(Path("python")))
+    rows = [untimed(RunFolder(Path(name)).metrics.read()) for name in ("command", "python")]
+    assert rows[0] == rows[1]
+    assert "plan: 14 steps of 16 images" in shown
+    assert (run.path, run.step, run.recipe.train.epochs) == (Path("python"), 14, 2)
+    assert repr(run) == "Run('python', resnet8 on digits, step 14)"
+
+
+def test_the_random_generators_of_a_notebook_are_left_alone(recipe):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    spiketriton.train(recipe, run_dir="run", quiet=True, max_steps=1)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_quiet_prints_nothing(recipe, capsys):
+    spiketriton.train(recipe, run_dir="run", quiet=True, max_steps=1)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: spiketriton.train(), "either a recipe, or resume=RUN"),
+        (lambda: spiketriton.train("small.toml", resume="run"), "either a recipe"),
+        (lambda: spiketriton.train(resume="run", run_dir="a"), "run_dir contradicts resume"),
+        (
+            lambda: spiketriton.train("small.toml", epoch=2),
+            "unknown key train.epoch; did you mean train.epochs?",
+        ),
+        (lambda: spiketriton.train("small.toml", epochs="2"), 'train.epochs = "2"'),
+        (lambda: spiketriton.train("small.toml", **{"neuron.kid": 1}), "did you mean neuron.kind"),
+        (lambda: spiketriton.train("small.toml", train={}), "unknown table train"),
+        (lambda: spiketriton.train("smal.toml"), "did you mean small.toml"),
+        (lambda: spiketriton.load_run("nowhere"), "nowhere does not exist"),
+        (lambda: spiketriton.load_run("nowhere", epochs=3), "nowhere does not exist"),
+    ],
+)
+def test_mistakes_are_named(recipe, call, words):
+    with pytest.raises(UserError) as caught:
+        call()
+    assert words in str(caught.value)
+    assert [path.name for path in Path().iterdir()] == [recipe]
+
+
+def test_a_folder_that_another_process_trains_in_is_refused(recipe, tmp_path):
+    small_trainer(tmp_path / "run").fit(until=2)
+    holder = (
+        "import time; from pathlib import Path; from spiketriton.runs.folder import RunFolder\n"
+        "with RunFolder(Path('run')).held():\n print('held', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", holder], stdout=subprocess.PIPE, text=True, env=environment()
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="in use by another process"):
+            spiketriton.train(resume="run")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_ctrl_c_saves_and_is_raised_and_the_run_continues_with_the_same_bits(
+    recipe, tmp_path, monkeypatch
+):
+    small_trainer(tmp_path / "unbroken").fit()
+
+    class Interrupts(Lines):
+        def advance(self, step: int) -> None:
+            if step == 9:
+                signal.raise_signal(signal.SIGINT)
+
+        def stopping(self, text: str) -> None:
+            self.note(text)
+
+    display = Interrupts()
+    monkeypatch.setattr(api, "make_display", lambda: display)
+    with pytest.raises(KeyboardInterrupt):
+        spiketriton.train(recipe, run_dir="run")
+    assert 'continue with spiketriton.train(resume="run")' in display.text
+    assert last_state(tmp_path / "run")["step"] == 9
+    run = spiketriton.train(resume="run", quiet=True)
+    assert run.step == 21
+    assert_equal(last_state(tmp_path / "unbroken"), last_state(tmp_path / "run"))
+
+
+def test_a_run_is_loaded_without_its_data(tmp_path, monkeypatch):
+    """And it answers as it did in the test at the end of its training."""
+    run, data = tmp_path / "run", build_data(small_recipe())
+    trainer = small_trainer(run)
+    accuracy = trainer.fit().progress.test_accuracy
+    monkeypatch.setattr("spiketriton.trained.run.build_data", lambda _: pytest.fail("data"))
+    loaded = spiketriton.load_run(run)
+    raw = data.test.dataset.split.read(data.test.members)
+    labels = data.test.dataset.split.labels[torch.from_numpy(data.test.members)]
+    found = loaded.predict(raw)
+    assert found.shape == (50, 10)
+    assert torch.allclose(found.sum(1), torch.ones(50))
+    assert (found.argmax(1) == labels).double().mean().item() == accuracy
+    assert torch.equal(loaded.predict(raw.double() / 255), found)
+    assert torch.equal(loaded.predict((raw.float() / 255).numpy(), batch_size=50), found)
+    grey = [Image.fromarray(image[0].numpy()) for image in raw[:3]]
+    assert torch.equal(loaded.predict(grey), found[:3])
+    assert torch.equal(loaded.predict(grey[1]), found[1:2])
+    grey[2].save(tmp_path / "two.png")
+    assert torch.equal(loaded.predict([tmp_path / "two.png"]), found[2:3])
+    large = grey[0].resize((24, 16), Image.Resampling.BILINEAR)
+    assert torch.equal(loaded.predict([large, grey[1]])[1:], found[1:2])
+    assert torch.allclose(loaded.predict([large, grey[1]])[:1], loaded.predict(large), atol=1e-6)
+    assert loaded.classes == tuple("0123456789")
+    assert not loaded.model.training
+
+
+def test_photographs_are_cropped_as_the_test_images_are(tmp_path):
+    make_class_tree(tmp_path / "data", ("train", "val"), ("a", "b"), 3)
+    keys = [
+        "data.name=imagefolder", f"data.root={tmp_path / 'data'}", "data.train_images=0",
+        "data.test_images=0", "train.batch_size=2", "data.image_size=32", "train.max_steps=2",
+    ]  # fmt: skip
+    trainer = small_trainer(tmp_path / "run", *keys)
+    trainer.fit()
+    run = spiketriton.load_run(tmp_path / "run")
+    paths = sorted((tmp_path / "data" / "val").rglob("*.JPEG"))
+    images = torch.cat([images for images, _ in trainer.data.test])
+    with torch.no_grad():
+        expected = run.model(images).mean(0).softmax(1)
+    assert torch.allclose(run.predict(paths), expected, atol=1e-6)
+    pictures = [Image.open(path) for path in paths]
+    assert torch.allclose(run.predict(pictures), expected, atol=1e-6)
+    square = torch.rand(2, 3, 40, 50)
+    assert run.predict(square).shape == (2, 2)
+
+
+WRONG = {
+    "no image": ([], "no image was given"),
+    "other channels": (torch.zeros(1, 3, 8, 8), "images of shape (1, 3, 8, 8)"),
+    "no batch": (torch.zeros(1, 8, 8), "images of shape (1, 8, 8)"),
+    "too bright": (torch.full((1, 1, 8, 8), 1.01), "values from 1.01 to 1.01"),
+    "nan": (torch.full((1, 1, 8, 8), torch.nan), "values from nan"),
+    "integers": (torch.zeros(1, 1, 8, 8, dtype=torch.int64), "images of torch.int64"),
+    "a word": ("nowhere.png", "cannot read image nowhere.png"),
+    "a number": ([3], "an image is a int"),
+}
+
+
+@pytest.mark.parametrize(("images", "words"), WRONG.values(), ids=WRONG)
+def test_images_that_do_not_fit_are_refused(small_run, images, words):
+    with pytest.raises(UserError) as caught:
+        small_run.predict(images)
+    assert words in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("small") / "run"
+    small_trainer(path, "train.max_steps=2").fit()
+    return spiketriton.load_run(path)
+
+
+def test_a_run_is_evaluated_as_by_the_command(small_run):
+    found = small_run.evaluate()
+    assert found.images == 50
+    assert len(found.accuracy) == 3
+
+
+def test_a_key_that_changes_weights_is_refused(small_run):
+    with pytest.raises(UserError, match=r"train\.epochs: a trained run takes only keys"):
+        spiketriton.load_run(small_run.path, epochs=3)
+    moved = spiketriton.load_run(small_run.path, **{"data.root": "/elsewhere"})
+    assert moved.recipe.data.root == "/elsewhere"
+
+
+def test_metrics_as_a_table(small_run, monkeypatch):
+    find_spec = api.importlib.util.find_spec
+    monkeypatch.setattr(
+        api.importlib.util, "find_spec", lambda name: None if name == "pandas" else find_spec(name)
+    )
+    rows = RunFolder(small_run.path).metrics.read()
+    found = small_run.metrics
+    assert list(found["kind"]) == ["train", "eval"]
+    assert found["loss"][0] == rows[0]["loss"]
+    assert np.isnan(found["loss"][1])
+    assert list(found["step"]) == [2, 2]
+
+
+def test_metrics_as_a_data_frame_where_pandas_is_installed(monkeypatch):
+    class Pandas:
+        DataFrame = staticmethod(lambda rows, columns: (rows, columns))
+
+    monkeypatch.setattr(api.importlib.util, "find_spec", lambda name: name == "pandas")
+    monkeypatch.setitem(sys.modules, "pandas", Pandas)
+    rows = [{"kind": "train", "step": 1}, {"kind": "eval", "test_accuracy": 0.5}]
+    assert api.table(rows) == (rows, ["kind", "step", "test_accuracy"])
+
+
+def test_importing_spiketriton_does_not_wait_for_torch():
+    code = (
+        "import sys, spiketriton; assert 'torch' not in sys.modules\n"
+        "spiketriton.load_run; assert 'torch' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment())
+
+
+def test_train_is_a_module_and_a_function():
+    import spiketriton.train as module
+
+    assert spiketriton.train is module
+    assert callable(module)
+    assert module.main is main
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        builtins.getattr(spiketriton, "trian")  # noqa: B009
