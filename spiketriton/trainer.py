@@ -269,8 +269,7 @@ class Trainer:
         row = {"kind": kind, "step": self.step, "epoch": epoch, "seconds": self.seconds()}
         row |= {**numbers, **({"synthetic": True} if self.data.synthetic else {})}
         self.folder.metrics.append([row])
-        words = (self.monitor.summary.in_words(), self.watch.in_words())
-        self.display.row(row, ", ".join(filter(None, words)))
+        self.display.row(row, self.watch.in_words())
         if self.tensorboard:
             self.tensorboard.add(row)
 

@@ -237,7 +237,7 @@ def calibrate(
     blocks = find_block_start(recipe, model, prober) if wants_block_start(recipe) else None
     width = recipe.neuron.surrogate.width
     if isinstance(width, str):
-        with _opened(recipe, model, blocks):
+        with opened(recipe, model, blocks):
             aim = aim_of(recipe, blocks)
             found = _find_widths(recipe, aim, prober, width, model.last_of_blocks())
     else:
@@ -256,18 +256,18 @@ GIVEN = "given"  # the mode of a calibration that had no width to find
 
 
 @contextlib.contextmanager
-def _opened(recipe: Recipe, model: Network, blocks: BlockStart | None) -> Iterator[None]:
-    """Residual blocks at a gain of at least OPENED in here, if the aim is to be measured so."""
+def opened(recipe: Recipe, model: Network, blocks: BlockStart | None) -> Iterator[bool]:
+    """Residual blocks that start closed, opened to OPENED in here; whether there are any."""
     gain, bias = recipe.model.residual_gain, recipe.model.residual_bias
     if blocks is not None:
         gain, bias = blocks.gain, blocks.bias
     if isinstance(gain, str) or gain >= OPENED:
-        yield
+        yield False
         return
     bias = 0.0 if isinstance(bias, str) else bias
     model.start_blocks(OPENED, bias)
     try:
-        yield
+        yield True
     finally:
         model.start_blocks(gain, bias)
 

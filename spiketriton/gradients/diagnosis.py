@@ -10,16 +10,31 @@ from spiketriton.config import PlainNet
 from spiketriton.gradients.calibration import Calibration
 from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.subject import Subject
-from spiketriton.gradients.variants import FORGOTTEN, Experiment, Variant, lost_at
-from spiketriton.gradients.verdict import Cure, Verdict, comparable, cures, judge, times
+from spiketriton.gradients.variants import Experiment, Variant
+from spiketriton.gradients.verdict import (
+    FORGOTTEN,
+    OPENED,
+    Cure,
+    Verdict,
+    comparable,
+    cures,
+    judge,
+    lost_at,
+    may_be_silent,
+    times,
+)
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All that was found; `as_json` is complete."""
+    """All that was found; `as_json` is complete.
+
+    opened: whether residual blocks that start closed were opened for `measured` (`Experiment.measure`).
+    """
 
     subject: Subject
     measured: Measurement
+    opened: bool
     verdict: Verdict
     variants: list[Variant]
     overlap: np.ndarray  # [layers], see Prober.overlap
@@ -39,12 +54,40 @@ class Diagnosis:
     def forgotten(self) -> str:
         """What becomes of the image through depth, in a sentence."""
         first, last = two_digits(self.overlap[0]), two_digits(self.overlap[-1])
-        text = f"an image with 5 % noise overlaps with itself by {first} at the first layer and by "
-        text += f"{last} at the last"
+        text = f"of an image's identity the first layer keeps {first} and the last {last}"
         lost = lost_at(self.overlap)
         if lost is not None:
-            text += f"; from {self.measured.names[lost]} on it is as different as another image"
+            name = self.measured.names[lost]
+            text += f"; from {name} on an image with 5 % noise is as different as another image"
         return text
+
+    def opening(self) -> str:
+        """What was done to see through blocks that start closed; "" where there are none."""
+        if not self.opened:
+            return ""
+        return (
+            f"gradients are measured with the residual blocks opened to a gain of {OPENED:g}, as training "
+            "soon opens them: as they start, no gradient enters them"
+        )
+
+    def conclusion(self) -> str:
+        """What all of it comes to, in one sentence; what to change is in `cures`."""
+        verdict, width = self.verdict, self.width
+        if verdict.word != "healthy":
+            trouble = f"this net has a problem ({verdict.line()})"
+            return trouble + (
+                "; change this:" if self.cures else ", and no change that was tried cures it"
+            )
+        if self.cures:
+            return "the gradient is in order, but a change promises more:"
+        if self.better_width is None:
+            return f"nothing to change: {verdict.line()}"
+        if abs(math.log(self.better_width / width)) < 0.01:
+            return f"nothing to change: the width is the one that auto chooses ({width:.3g})"
+        return (
+            f"nothing to change: the width of {width:.3g} is within a factor of two of the one that auto "
+            f"would choose ({self.better_width:.3g})"
+        )
 
     def causes(self) -> list[str]:
         """For each axis that is not healthy, the changes that bring its ratio nearest to 1."""
@@ -84,7 +127,10 @@ class Diagnosis:
                 "word": verdict.word,
                 "line": verdict.line(),
                 "findings": verdict.findings(),
+                "sentences": verdict.sentences(),
             },
+            "opened": self.opened,
+            "conclusion": self.conclusion(),
             "width": self.width,
             "transmission": self.transmission,
             "better_width": self.better_width,
@@ -115,8 +161,15 @@ def diagnose(subject: Subject, batches: int = 1) -> Diagnosis:
     """Measures the subject as it is and with one thing changed at a time, on the first batches."""
     experiment = Experiment(subject, batches)
     recipe = subject.recipe
-    measured, auto = experiment.measure(), experiment.auto()
-    verdict = judge(comparable(measured, recipe), recipe.train.optimizer)
+    measured, auto = experiment.measure(experiment.prober()), experiment.auto()
+    opens = experiment.opens
+    verdict = judge(
+        measured,
+        recipe.train.optimizer,
+        overlap=experiment.overlap,
+        among=None if opens else comparable(measured, recipe),
+        may_be_silent=may_be_silent(measured.names, recipe),
+    )
     variants = experiment.variants()
     found = cures(verdict, recipe) + _remembering(experiment, variants)
     factor = auto.width / experiment.width
@@ -129,6 +182,7 @@ def diagnose(subject: Subject, batches: int = 1) -> Diagnosis:
     return Diagnosis(
         subject=subject,
         measured=measured,
+        opened=opens,
         verdict=verdict,
         variants=variants,
         overlap=experiment.overlap,

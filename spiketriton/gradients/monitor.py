@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 
 from spiketriton.gradients.measurement import Measurement
-from spiketriton.gradients.verdict import times
 from spiketriton.models import Network
 from spiketriton.training.ranks import Ranks
 from spiketriton_kernels import PROBE_FIELDS
@@ -54,19 +53,6 @@ class Summary:
             time_ratio=_finite(measured.time_ratio),
             nonfinite=int(measured.nonfinite.sum()),
         )
-
-    def in_words(self) -> str:
-        """`dL/dx: first layer 3.2x the last, first time step 0.41x the last`; "" before step 1."""
-        if self.step == 0:
-            return ""
-        if self.nonfinite:
-            return f"dL/dx: {self.nonfinite} values are not finite"
-        parts = [
-            f"first {what} {times(ratio)} the last"
-            for what, ratio in (("layer", self.depth_ratio), ("time step", self.time_ratio))
-            if ratio is not None
-        ]
-        return "dL/dx: " + (", ".join(parts) or "zero in the last layer or time step")
 
 
 class GradientMonitor:

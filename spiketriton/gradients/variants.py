@@ -1,7 +1,9 @@
 """A subject measured as it is and with one thing changed at a time, all else equal."""
 
+import contextlib
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -13,25 +15,26 @@ from spiketriton.config import PlainNet, Recipe
 from spiketriton.config import replace as change
 from spiketriton.data import Data, build_data
 from spiketriton.errors import UserError, one_line
+from spiketriton.gradients.block_start import BlockStart
 from spiketriton.gradients.calibration import (
     BATCHES,
     Calibration,
     WidthProber,
     calibrate,
     geometric_mean,
+    opened,
     probe_batches,
     wants_calibration,
 )
 from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.probing import Prober
 from spiketriton.gradients.subject import Subject
+from spiketriton.gradients.verdict import lost_at
 from spiketriton.models import Network, build_model
 from spiketriton.neurons import Norm, SpikingNeuron
 from spiketriton.training.losses import build_loss
 from spiketriton.training.placement import Placement
 from spiketriton.training.randomness import seed_everything
-
-FORGOTTEN = 0.1  # a layer with a smaller overlap keeps nothing of an image
 
 
 @dataclass(frozen=True)
@@ -114,13 +117,8 @@ class Experiment:
         """Of the net with changes of the recipe, widths times `scale`, and what `prepare` does."""
         recipe = change(self.recipe, *changes)
         model = self.build(recipe)
-        blocks = self.calibration.blocks if self.calibration else None
-        fresh = self.subject.state is None
-        same = (recipe.model.block, recipe.model.norm) == (
-            self.recipe.model.block,
-            self.recipe.model.norm,
-        )
-        if blocks is not None and fresh and same:  # else other blocks, or none with a norm
+        blocks = self._blocks(recipe)
+        if blocks is not None:
             blocks.apply(model)
         for name, layer in model.spiking_layers():
             width = self.widths.get(name, self.width)  # other blocks may have other layers
@@ -129,14 +127,39 @@ class Experiment:
             prepare(model)
         return Prober(model, self.batches, self.loss, self.placement.autocast)
 
-    def measure(self) -> Measurement:
-        """The subject as it is."""
-        return self.prober().measure()
+    @property
+    def opens(self) -> bool:
+        """Whether gradients are measured with the blocks opened, see `measure`."""
+        with self._opened(self.recipe, self.build(self.recipe)) as opens:
+            return opens
+
+    def measure(self, prober: Prober, *changes: str) -> Measurement:
+        """The gradients of the net that `prober(*changes)` made.
+
+        Into a residual block that starts closed no gradient enters, which says nothing about training:
+        fresh ones are opened to a gain of 0.2 for this, as they soon are and as `calibrate` does.
+        """
+        with self._opened(change(self.recipe, *changes), prober.model):
+            return prober.measure()
+
+    def _opened(self, recipe: Recipe, model: Network) -> AbstractContextManager[bool]:
+        if self.subject.state is not None:
+            return contextlib.nullcontext(False)
+        return opened(recipe, model, self._blocks(recipe))
+
+    def _blocks(self, recipe: Recipe) -> BlockStart | None:
+        """The start that was measured; None for a run, for other blocks, and without a norm."""
+        mine = self.recipe.model
+        same = (recipe.model.block, recipe.model.norm) == (mine.block, mine.norm)
+        fresh = self.subject.state is None
+        return self.calibration.blocks if self.calibration and fresh and same else None
 
     def transmission(self) -> float:
         """What the neurons pass on of the gradient, relative to a flat surrogate: 0 to 1."""
-        net = WidthProber(self.prober(), self.recipe.neuron.v_threshold)
-        return geometric_mean(net.transmission(np.array(list(self.widths.values()))))
+        prober = self.prober()
+        net = WidthProber(prober, self.recipe.neuron.v_threshold)
+        with self._opened(self.recipe, prober.model):
+            return geometric_mean(net.transmission(np.array(list(self.widths.values()))))
 
     def scaled(self, name: str, scale: float) -> Variant:
         """All widths times `scale`."""
@@ -146,12 +169,13 @@ class Experiment:
 
     def _backward(self, name: str, line: str, prober: Prober) -> Variant:
         """A variant that changes no spike."""
-        return Variant(name, line, prober.measure(), float(self.overlap[-1]))
+        return Variant(name, line, self.measure(prober), float(self.overlap[-1]))
 
     def _forward(self, name: str, line: str) -> Variant:
         """A variant that changes the spikes."""
         prober = self.prober(line)
-        return Variant(name, line, prober.measure(), float(prober.overlap()[-1]))
+        kept = float(prober.overlap()[-1])
+        return Variant(name, line, self.measure(prober, line), kept)
 
     def variants(self) -> list[Variant]:
         """All of them, one change each."""
@@ -194,13 +218,6 @@ def _data(recipe: Recipe) -> Data:
         few = recipe.data.train_images
         changes += [f"train.batch_size={few}", "train.accumulate=1", "train.micro_batch=0"]
     return build_data(change(recipe, *changes))
-
-
-def lost_at(overlap: np.ndarray) -> int | None:
-    """The layer from which on nothing is kept of an image; None if the last one keeps some."""
-    keeping = np.flatnonzero(~(overlap < FORGOTTEN))
-    after = int(keeping[-1]) + 1 if len(keeping) else 0
-    return after if after < len(overlap) else None
 
 
 def cut_time(model: Network) -> None:

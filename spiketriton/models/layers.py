@@ -70,6 +70,21 @@ def over_time(current: Tensor, steps: int) -> Tensor:
     return current if len(current) == steps else current.expand(steps, *current.shape[1:]).clone()
 
 
+class StridedPointwise(nn.Conv2d):
+    """A 1x1 convolution with a stride, which on a CPU reads the pixels that it needs as a pool.
+
+    The same numbers, and no overrun: with channels_last and four input channels, the gradient of the
+    weights is written past its end on processors with AVX2 but without AVX-512 (torch 2.13, oneDNN).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or self.in_channels % 8 == 0:
+            return super().forward(x)
+        return nn.functional.conv2d(
+            nn.functional.avg_pool2d(x, 1, self.stride), self.weight, self.bias
+        )
+
+
 @dataclass(frozen=True)
 class Parts:
     """What all layers of a network share, by a recipe; makes their neurons, norms and weights."""
@@ -112,7 +127,7 @@ class Parts:
 
     def conv(self, channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
         """A convolution that keeps the size at stride 1; with a bias if no norm follows."""
-        return nn.Conv2d(
+        return (StridedPointwise if kernel == 1 and stride > 1 else nn.Conv2d)(
             channels_in,
             channels_out,
             kernel,

@@ -26,45 +26,29 @@ def show(found: Diagnosis, console: Console) -> None:
     words = Text("verdict: ")
     words.append(verdict.line(), style=f"bold {COLOURS[verdict.word]}")
     words.append(f" (for {recipe.train.optimizer})")
-    console.print(words)
-    for finding in verdict.findings():
-        console.print(Text(f"  {finding}"), soft_wrap=True)
+    console.print(words, soft_wrap=True)
+    for sentence in verdict.sentences():
+        console.print(Text(f"  {sentence}"), soft_wrap=True)
+    if note := found.opening():
+        console.print(Text(f"  {note}"), soft_wrap=True)
     console.print()
     heat_map(measured, console)
     console.print()
-    for axis in verdict.axes:
-        if axis.gain is not None:
-            what = "layer" if axis.name == "depth" else "time step"
-            console.print(
-                Text(
-                    f"{axis.name} gain {axis.gain:.3g}, spread x/÷ {axis.spread:.2f}: "
-                    f"first {what} {times(axis.ratio)} the last"
-                )
-            )
     console.print(
         Text(
             f"surrogate: {recipe.neuron.surrogate.shape}, height "
-            f"{recipe.neuron.surrogate.height:g}, width {found.width:.3g}; passes "
-            f"{found.transmission:.0%} of the gradient; {verdict.dead_share:.0%} of the neurons "
-            "are outside its reach"
-        )
+            f"{recipe.neuron.surrogate.height:g}, width {found.width:.3g}; its neurons pass on "
+            f"{found.transmission:.0%} of what they would if it were flat"
+        ),
+        soft_wrap=True,
     )
-    if found.better_width is not None:
-        auto = found.auto
-        console.print(
-            Text(
-                f"auto would choose a width of {found.better_width:.4g} "
-                f"({auto.goal} {auto.target:g}: {auto.why})"
-            ),
-            soft_wrap=True,
-        )
     console.print(
         Text(
-            f"firing rate {verdict.firing_rate:.3f}; a membrane's gradient keeps "
+            f"neurons fire {verdict.firing_rate:.3f} times per time step; a membrane's gradient keeps "
             f"{verdict.time_factor:.0%} from step to step"
-        )
+        ),
+        soft_wrap=True,
     )
-    console.print(Text(found.forgotten()), soft_wrap=True)
     console.print()
     table = Table(
         title="one thing changed at a time",
@@ -92,19 +76,18 @@ def show(found: Diagnosis, console: Console) -> None:
     console.print(table)
     console.print(
         Text(
-            "gain: through depth; layers, steps: dL/dx of the first / last one; reach: neurons "
-            "that the surrogate reaches; image: what the last layer keeps of it"
-        )
+            "gain: growth of the gradient from a layer to the one before it; layers, steps: the gradient at "
+            "the first one by that at the last; reach: neurons that the surrogate reaches; firing: spikes per "
+            "neuron and time step; image: what the last layer keeps of an image (1: all, 0: nothing)"
+        ),
+        soft_wrap=True,
     )
     for cause in found.causes():
         console.print(Text(cause), soft_wrap=True)
     console.print()
-    if found.cures:
-        console.print(Text("what to change:"))
-        for cure in found.cures:
-            console.print(Text(f"  {cure.change}    # {cure.reason}"), soft_wrap=True)
-    else:
-        console.print(Text("nothing to change"))
+    console.print(Text(f"conclusion: {found.conclusion()}", style="bold"), soft_wrap=True)
+    for cure in found.cures:
+        console.print(Text(f"  {cure.change}    # {cure.reason}"), soft_wrap=True)
 
 
 def heat_map(measured: Measurement, console: Console, most: int = 40) -> None:
@@ -120,7 +103,7 @@ def heat_map(measured: Measurement, console: Console, most: int = 40) -> None:
     stride, skip = -(-layers // most), -(-steps // 32)
     names = [measured.names[i] for i in range(0, layers, stride)]
     wide = max(len("time profile"), *(len(name) for name in names))
-    head = "RMS of dL/dx, log scale; the input is at the top, time runs to the right"
+    head = "size of the gradient (RMS of dL/dx), log scale; the input is at the top, time runs to the right"
     console.print(Text(head + (f"; 1 layer in {stride}" if stride > 1 else "")), soft_wrap=True)
 
     def cells(values: np.ndarray) -> Text:

@@ -2,7 +2,15 @@
 
 from rich.text import Text
 
-COLOURS = {"healthy": "green", "vanishing": "blue", "exploding": "red"}
+COLOURS = {
+    "healthy": "green",
+    "vanishing": "blue",
+    "exploding": "red",
+    "blocked": "blue",
+    "silent": "blue",
+    "lost": "red",
+    "not finite": "red",
+}
 
 
 def coloured(line: str) -> Text:

@@ -9,8 +9,8 @@ import torch
 from spiketriton.gradients.calibration import SGD
 from spiketriton.gradients.diagnosis import diagnose, two_digits
 from spiketriton.gradients.subject import Subject, find_subject
-from spiketriton.gradients.variants import Experiment, lost_at
-from spiketriton.gradients.verdict import Cure
+from spiketriton.gradients.variants import Experiment
+from spiketriton.gradients.verdict import Cure, lost_at
 from tests.small_runs import small_recipe, small_trainer
 
 
@@ -87,7 +87,10 @@ def test_a_deep_plain_net_forgets_the_image_and_shortcuts_keep_it():
     names = plain.measured.names
     lost = lost_at(plain.overlap)
     assert lost is not None
-    assert f"from {names[lost]} on it is as different as another image" in plain.forgotten()
+    assert (
+        f"from {names[lost]} on an image with 5 % noise is as different as another image"
+        in plain.forgotten()
+    )
     assert "another image" not in skips.forgotten()
     # the number given with the cure is that of the net with it
     why = f"the last layer then sees the image (overlap {skips.overlap[-1]:.2f})"

@@ -9,7 +9,8 @@ from spiketriton.gradients import calibration
 from spiketriton.gradients import variants as module
 from spiketriton.gradients.calibration import ADAMW, Calibration
 from spiketriton.gradients.subject import Subject, find_subject
-from spiketriton.gradients.variants import Experiment, cut_time, lost_at
+from spiketriton.gradients.variants import Experiment, cut_time
+from spiketriton.gradients.verdict import lost_at
 from tests.small_runs import small_recipe, small_trainer
 
 
@@ -48,7 +49,7 @@ def test_a_batch_larger_than_a_small_data_set_is_reduced_to_it():
 def test_the_variants_change_what_they_say():
     changes = (*DEEP, "neuron.surrogate.height=2", "neuron.surrogate.width=0.3")
     experiment = Experiment(subject(*changes))
-    measured, variants = experiment.measure(), experiment.variants()
+    measured, variants = experiment.measure(experiment.prober()), experiment.variants()
     names = [variant.name for variant in variants]
     assert names == [
         "surrogate half as wide",
@@ -81,7 +82,8 @@ def test_the_variants_change_what_they_say():
         assert (variant.overlap == experiment.overlap[-1]) != forward
     # the recipe line does what was measured
     for variant in variants[:-1]:
-        again = Experiment(subject(*changes, variant.change)).measure()
+        other = Experiment(subject(*changes, variant.change))
+        again = other.measure(other.prober())
         assert np.allclose(again.grad_input, variant.measured.grad_input, rtol=1e-4)
 
 
@@ -104,7 +106,10 @@ def test_a_variant_is_what_the_recipe_is_not(changes, names):
 def test_without_the_path_through_time_nothing_is_carried(net):
     changes = {"mlp": DEEP, "resnet8": ()}.get(net, (f"model.block={net}",))
     experiment = Experiment(subject(*changes, "neuron.kind=plif"), 1)
-    whole, cut = experiment.measure(), experiment.prober(prepare=cut_time).measure()
+    whole, cut = (
+        experiment.measure(experiment.prober()),
+        experiment.prober(prepare=cut_time).measure(),
+    )
     assert (whole.grad_carry[:, :-1] > 0).any()
     assert (cut.grad_carry == 0).all()
     assert np.allclose(cut.firing, whole.firing, atol=1e-3)

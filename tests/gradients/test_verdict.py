@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import numpy as np
 import pytest
@@ -11,7 +12,18 @@ from torch import Tensor, nn
 from spiketriton.config import Recipe, replace
 from spiketriton.gradients.measurement import KEYS, Measurement
 from spiketriton.gradients.probing import Prober
-from spiketriton.gradients.verdict import LIMITS, Watch, comparable, cures, judge, times
+from spiketriton.gradients.verdict import (
+    FORGOTTEN,
+    LIMITS,
+    SILENT_RATE,
+    Watch,
+    comparable,
+    cures,
+    judge,
+    lost_at,
+    may_be_silent,
+    times,
+)
 from spiketriton.models.layers import Parts
 from spiketriton.models.network import Network
 from spiketriton.neurons import SpikingNeuron
@@ -62,7 +74,10 @@ def test_a_healthy_net_gets_no_finding():
     measured = measure(HandMade([1.0] * 5))
     for optimizer in ("sgd", "adamw"):
         verdict = judge(measured, optimizer)
-        assert verdict.word == verdict.line() == "healthy"
+        assert verdict.word == "healthy"
+        assert verdict.line() == "gradient healthy, all layers fire"
+        seen = judge(measured, optimizer, overlap=np.full(5, 0.5))
+        assert seen.line() == "healthy, forward and backward"
         assert verdict.findings() == []
         assert cures(verdict, small_recipe()) == []
     assert measured.depth_gain == pytest.approx(1)
@@ -143,8 +158,11 @@ def test_dead_and_silent_layers_are_named():
     assert (verdict.dead_layer, verdict.silent_layer) == (1, 2)
     assert verdict.findings() == [
         "most neurons of b are outside the surrogate's reach",
-        "c hardly ever fires",
+        "silent: c fires 0.0001 times per neuron and time step, below the limit of 0.001; the layers "
+        "after it see nothing",
     ]
+    assert verdict.line() == "forward silent, backward blocked at b"
+    assert (verdict.word, verdict.backward) == ("blocked", "blocked")
     assert verdict.dead_share == pytest.approx(0.95 / 3)
 
 
@@ -202,7 +220,8 @@ def test_the_limits_of_dead_and_silent_layers():
 @pytest.mark.parametrize(
     ("ratio", "words"),
     [
-        (None, "against nothing in"),
+        (None, "-"),
+        (0.0, "0x"),
         (99.94, "99.9x"),
         (100, "100x"),
         (9999, "9999x"),
@@ -272,7 +291,8 @@ def test_a_run_is_warned_of_each_trouble_once_with_its_cure():
     watch = Watch(small_recipe(*SGD), said.append)
     assert watch.in_words() == ""
     watch.look(1, made())
-    assert watch.in_words() == "0% out of reach, healthy"
+    depth, time = "depth 1x (limit 100x)", "time 1x (limit 1000x)"
+    assert watch.in_words() == f"gradient healthy, all layers fire: {depth}, {time}"
     assert said == []
     grads = np.array([1e6, 1e3, 1])[:, None] * np.ones((3, 2))
     for step in (2, 3):
@@ -289,7 +309,7 @@ def test_a_run_is_warned_of_each_trouble_once_with_its_cure():
 def test_every_limit_lies_around_one():
     assert {name for name, _ in LIMITS} == {"depth", "time"}
     assert {optimizer for _, optimizer in LIMITS} == {"sgd", "adamw"}
-    assert all(low < 1 < high for low, high in LIMITS.values())
+    assert all(limits.low < 1 < limits.high for limits in LIMITS.values())
 
 
 BOTTLENECKS = (
@@ -306,29 +326,141 @@ BOTTLENECKS = (
 @pytest.mark.parametrize(
     ("gain", "arrives", "chosen"),
     [
-        ("1", [1, 1, 1, 1, 1, 1, 1], BOTTLENECKS),
-        ("0.2", [1, 1, 1, 1, 1, 1, 1], BOTTLENECKS),
-        ("0.19", [1, 1, 1, 1, 1, 1, 1], ("neuron1", "layer1.0.neuron2", "layer1.1.neuron2")),
+        ("1", [1, 1, 1, 1, 1, 1, 1], None),
+        ("0.2", [1, 1, 1, 1, 1, 1, 1], None),
+        ("0.19", [1, 1, 1, 1, 1, 1, 1], ["neuron1", "layer1.0.neuron2", "layer1.1.neuron2"]),
         # a last layer that nothing reaches is no sign of closed blocks where others are reached
-        ("auto", [0, 0, 0, 1, 0, 1, 1], ("neuron1", "layer1.0.neuron2", "layer1.1.neuron2")),
-        ("0", [0, 0, 0, 0, 0, 0, 1], ("neuron_last",)),  # before anything is learnt
+        ("auto", [0, 0, 0, 1, 0, 1, 1], ["neuron1", "layer1.0.neuron2", "layer1.1.neuron2"]),
+        ("0", [0, 0, 0, 0, 0, 0, 1], []),  # before anything is learnt
     ],
 )
 def test_blocks_that_start_closed_are_judged_by_their_last_layers(gain, arrives, chosen):
     grads = np.array(arrives, float)[:, None] * [1e-3, 2e-3]
     arrays = {f.name: grads for f in dataclasses.fields(Measurement)[1:]}
-    arrays["nonfinite"] = 0 * grads
-    all_layers = Measurement(names=BOTTLENECKS, **arrays)
-    shown = comparable(all_layers, small_recipe(f"model.residual_gain={gain}"))
-    assert shown.names == chosen
-    rows = [BOTTLENECKS.index(name) for name in chosen]
-    np.testing.assert_array_equal(shown.grad_input, all_layers.grad_input[rows])
-    if gain == "0":
-        assert not judge(shown).depth.limits_reached
-    if not arrives[0]:
-        assert gain == "0" or judge(shown).depth.word == "vanishing"
+    arrays |= {"nonfinite": 0 * grads, "firing": 0 * grads + 0.1, "outside": 0 * grads}
+    measured = Measurement(names=BOTTLENECKS, **arrays)
+    recipe = small_recipe(f"model.residual_gain={gain}")
+    among = comparable(measured, recipe)
+    assert (among if among is None else [BOTTLENECKS[i] for i in among]) == chosen
+    verdict = judge(measured, among=among)
+    assert verdict.closed == (chosen == [])
+    if chosen == []:
+        assert verdict.word == "healthy"
+        assert "still closed" in verdict.sentences()[1]
+        assert "blocks still closed" in verdict.brief()
+    elif not arrives[0]:
+        assert verdict.depth.word == "vanishing"
+        assert verdict.depth.extreme[0] == 0  # of all layers, not of those compared
+        assert verdict.depth.steepest == 0
     arrays["nonfinite"] = 0 * grads
     arrays["nonfinite"][1] = 3.0  # inside a block
     bad = Measurement(names=BOTTLENECKS, **arrays)
-    judged = judge(comparable(bad, small_recipe(f"model.residual_gain={gain}")))
-    assert judged.nonfinite == (1, 1)
+    assert judge(bad, among=comparable(bad, recipe)).nonfinite == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("block", "gain", "silent"),
+    [("sew", "auto", []), ("sew", "0.1", []), ("sew", "1", [3, 5]), ("plain", "0.1", [3, 5])],
+)
+def test_closed_branches_of_sew_blocks_may_be_silent(block, gain, silent):
+    recipe = small_recipe(f"model.block={block}", f"model.residual_gain={gain}")
+    firing = np.full((7, 2), 0.1)
+    firing[[3, 5]] = 0  # the last neurons of both blocks
+    fields = {name: np.ones((7, 2)) for name in KEYS} | {"firing": firing}
+    fields |= {"outside": 0 * firing, "nonfinite": 0 * firing}
+    measured = Measurement(BOTTLENECKS, **fields)
+    verdict = judge(measured, may_be_silent=may_be_silent(BOTTLENECKS, recipe))
+    assert (verdict.silent_layer in silent) if silent else (verdict.silent_layer is None)
+
+
+NUMBER = r"(\d[\d.e+-]*)x"
+WORDS = ("healthy", "vanishing", "exploding", "blocked", "silent", "lost", "not finite")
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_no_sentence_contradicts_its_numbers(seed):
+    """Every word is recomputed from the numbers that stand beside it in the same sentence."""
+    rng = np.random.default_rng(seed)
+    layers, steps = int(rng.integers(1, 7)), int(rng.integers(1, 5))
+    shape = (layers, steps)
+
+    def slopes(scale: float) -> np.ndarray:
+        depth = rng.normal() * scale * np.arange(layers)[:, None]
+        return depth + rng.normal() * 0.5 * scale * np.arange(steps)
+
+    grads = np.exp(slopes(rng.choice([0.1, 2, 8])))
+    if rng.random() < 0.2:
+        grads[int(rng.integers(layers))] = 0
+    nonfinite = np.zeros(shape)
+    if rng.random() < 0.1:
+        nonfinite[int(rng.integers(layers)), int(rng.integers(steps))] = 4
+        grads = np.where(nonfinite > 0, rng.choice([np.nan, np.inf]), grads)
+    firing = np.full(shape, rng.choice([0.2, 5e-4, 2e-3])) * rng.uniform(0.5, 1.5, shape)
+    outside = np.full(shape, rng.choice([0.0, 0.5, 0.95]))
+    overlap = rng.uniform(-0.05, 0.99, layers) if rng.random() < 0.7 else None
+    fields = {name: np.ones(shape) for name in KEYS} | {"grad_input": grads, "firing": firing}
+    fields |= {"outside": outside, "nonfinite": nonfinite}
+    names = tuple(f"layer{i}" for i in range(layers))
+    optimizer = str(rng.choice(["sgd", "adamw"]))
+    verdict = judge(Measurement(names, **fields), optimizer, overlap)
+
+    forward, *backward = verdict.sentences()
+    if firing.mean(1).min() < SILENT_RATE:
+        assert forward.startswith("forward: silent")
+        assert verdict.silent_layer is not None
+        assert f"layer{firing.mean(1).argmin()} fires" in forward
+    elif overlap is not None:
+        kept = float(re.search(r"keeps (\d+) %", forward)[1]) / 100
+        assert kept == pytest.approx(max(overlap[-1], 0), abs=0.0051)
+        lost = lost_at(overlap)
+        word = "healthy" if lost is None else "lost"
+        assert forward.startswith(f"forward: {word}")
+        assert verdict.forward.word == word
+        assert (overlap[-1] < FORGOTTEN) == (word == "lost")
+    else:
+        assert "not measured" in forward
+        assert "healthy" not in forward
+    if nonfinite.any():
+        assert verdict.word == "not finite"
+        assert "not finite" in backward[0]
+        assert "healthy" not in verdict.line()
+        assert "healthy" not in backward[0]
+        return
+    for axis, sentence in zip(verdict.axes, backward, strict=False):
+        limits = LIMITS[axis.name, optimizer]
+        assert f"through {axis.name}" in sentence
+        said = [word for word in WORDS if f": {word}:" in sentence]
+        if axis.places == 1:
+            assert said == []
+            assert axis.word == "healthy"
+            continue
+        assert said == [axis.word]
+        if axis.ratio is None:
+            assert "no gradient arrives" in sentence
+            assert axis.word == "vanishing"
+            continue
+        ratio, *limit = [float(x) for x in re.findall(NUMBER, sentence)]
+        assert ratio == pytest.approx(axis.ratio, rel=0.06)
+        if axis.word == "healthy":
+            assert limit == [limits.low, limits.high]
+            assert limits.low <= ratio * 1.06
+            assert ratio <= limits.high * 1.06
+        elif axis.word == "exploding":
+            assert limit == [limits.high]
+            assert ratio >= limits.high * 0.94
+        else:
+            assert limit == [limits.low]
+            assert ratio <= limits.low * 1.06
+    blocked = outside.mean() > 0.9
+    assert ("blocks it" in backward[-1]) == blocked == (verdict.dead_layer is not None)
+    share = float(re.search(r"(\d+) %", backward[-1])[1]) / 100
+    assert share == pytest.approx(outside.mean(), abs=0.0051)
+    # the line and the word follow from the parts, and trouble always has a finding
+    troubles = [axis.word for axis in verdict.axes if axis.limits_reached]
+    assert (verdict.backward == "healthy") == (not troubles and not blocked)
+    assert (verdict.word == "healthy") == (verdict.findings() == [])
+    line = verdict.line()
+    assert all(word in line for word in troubles)
+    assert verdict.brief().startswith(line)
+    if verdict.word == "healthy":
+        assert not any(word in line for word in WORDS[1:])

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from spiketriton.models import memory
-from spiketriton.models.layers import Parts, norm_neuron, over_time
+from spiketriton.models.layers import Parts, StridedPointwise, norm_neuron, over_time
 from spiketriton.neurons import LIF, Norm, SpikingNeuron
 from tests.models.support import (
     BLOCKS,
@@ -187,3 +187,24 @@ def test_a_constant_current_is_copied_once_over_time_in_its_memory_format():
     assert steps.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
     assert over_time(current, 1) is current
     assert over_time(steps, 5) is steps
+
+
+@pytest.mark.parametrize("stride", [2, 3])
+def test_a_strided_pointwise_convolution_is_one(stride):
+    """Forward and backward equal torch's, in both layouts; and nothing is written past its end."""
+    torch.manual_seed(0)
+    for channels in (3, 4, 8):
+        ours = StridedPointwise(channels, 6, 1, stride=stride, bias=True).double()
+        theirs = nn.Conv2d(channels, 6, 1, stride=stride, bias=True).double()
+        theirs.load_state_dict(ours.state_dict())
+        for layout in (torch.contiguous_format, torch.channels_last):
+            x = torch.randn(5, channels, 7, 9, dtype=torch.float64).contiguous(memory_format=layout)
+            found = []
+            for conv in (ours, theirs):
+                conv.zero_grad()
+                given = x.clone(memory_format=torch.preserve_format).requires_grad_()
+                out = conv(given)
+                out.square().sum().backward()
+                found.append((out, given.grad, conv.weight.grad, conv.bias.grad))
+            for mine, expected in zip(*found, strict=True):
+                torch.testing.assert_close(mine, expected)

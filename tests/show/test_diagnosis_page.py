@@ -49,26 +49,30 @@ def test_every_kind_of_recipe_gets_a_page(changes):
     found = diagnose(subject(*changes))
     text = page(found)
     assert "verdict:" in text
-    assert "what to change:" in text or "nothing to change" in text
+    assert text.count("conclusion: ") == 1
+    assert ("conclusion: nothing to change" in text) == (
+        not found.cures and found.verdict.word == "healthy"
+    )
+    assert all(f"  {cure.change}    # {cure.reason}" in text for cure in found.cures)
     json.loads(json_text(found.as_json()))
 
 
 def test_the_page_is_plain_where_it_is_piped(narrow):
     text = page(narrow)
     assert text.startswith("recipe small.toml: gradients of 32 images\n")
-    assert f"auto would choose a width of {narrow.better_width:.4g} (depth gain 1.15: SGD" in text
-    assert f"width 0.05; passes {narrow.transmission:.0%} of the gradient" in text
-    assert narrow.forgotten() in text
+    assert f"width 0.05; its neurons pass on {narrow.transmission:.0%} of what they" in text
+    for sentence in narrow.verdict.sentences():
+        assert f"  {sentence}\n" in text
     for cause in narrow.causes():
         assert cause in text
     assert "\x1b" not in text
-    assert "vanishing through depth (for sgd)" in text
+    assert "verdict: forward healthy, backward vanishing through depth and blocked at" in text
     assert "layers.0.neuron" in text
     rows = [line for line in text.splitlines() if line.startswith("layers.") and "●" in line]
     assert len(rows) == 8
     assert rows[-1].count("█") > 0 == rows[0].count("█")
     assert "neuron.surrogate.width=auto" in text
-    table = text[text.index("one thing changed") : text.index("gain: through depth")]
+    table = text[text.index("one thing changed") : text.index("gain: growth of")]
     assert "…" not in table
 
 
@@ -77,7 +81,7 @@ def test_the_page_has_colours_on_a_terminal(narrow):
     show(narrow, console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "\x1b[48;2;68;1;84m" in text  # the darkest of the scale
-    assert "\x1b[1;34mvanishing" in text
+    assert "verdict: \x1b[1;34mforward healthy, backward vanishing" in text
 
 
 def test_synthetic_images_are_said_to_be_so():
@@ -142,3 +146,17 @@ def test_without_any_gradient_there_is_no_map():
 )  # fmt: skip
 def test_colours_are_those_of_viridis(level, colour):
     assert tuple(_colour(level)) == colour
+
+
+@pytest.mark.parametrize("block", ["sew", "ms", "plain"])
+def test_blocks_that_start_closed_are_opened_to_be_measured_and_the_page_says_so(block):
+    changes = ("model.name=resnet8", f"model.block={block}", "model.residual_gain=0")
+    found = diagnose(subject(*changes))
+    assert found.opened
+    assert found.opening() in page(found)
+    assert found.as_json()["opened"]
+    assert (found.measured.depth_profile > 0).all()  # though no gradient enters a block at 0
+    assert found.transmission > 0.01
+    usual = diagnose(subject("model.name=resnet8", f"model.block={block}"))
+    assert not usual.opened
+    assert "opened" not in page(usual)
