@@ -8,10 +8,6 @@ for the triton backend, CPU tensors go where they go for a user, and so do child
 import os
 import shutil
 
-# oneDNN in torch 2.13 writes past a buffer in strided 1x1 convolutions of few channels, which the small
-# networks of the tests have, with AVX2 and later instructions. It reads this when torch is imported.
-os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX")
-
 import pytest
 import torch
 
