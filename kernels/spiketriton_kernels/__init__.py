@@ -18,7 +18,7 @@ from .states import (
     multistep_ilif_reference,
     virtual_steps,
 )
-from .surrogate import REACH, SHAPES, Surrogate
+from .surrogate import REACH, SHAPES, Surrogate, register_surrogate
 
 __all__ = [
     "PROBE_FIELDS",
@@ -38,6 +38,7 @@ __all__ = [
     "multistep_lif",
     "multistep_lif_reference",
     "pack_spikes",
+    "register_surrogate",
     "unpack_spikes",
     "use_backend",
     "virtual_steps",

@@ -98,7 +98,7 @@ def check_like(
 def check_neuron(
     x: torch.Tensor,
     decay: float | torch.Tensor,
-    gain: float,
+    gain: float | torch.Tensor,
     threshold: float | torch.Tensor,
     reset: str,
     v_reset: float,
@@ -121,7 +121,7 @@ def check_neuron(
             f"surrogate must be a spiketriton_kernels.Surrogate, got {type(surrogate).__name__}"
         )
     _check_parameter("decay", decay, x)
-    check_float("gain", gain)
+    _check_parameter("gain", gain, x)
     _check_parameter("threshold", threshold, x)
     check_float("v_reset", v_reset)
     if isinstance(surrogate.width, torch.Tensor):
@@ -134,7 +134,7 @@ def check_neuron(
         check_like("probe", probe, x, torch.Size([x.shape[0], len(PROBE_FIELDS)]), (torch.float32,))
     return Neuron(
         decay=decay,
-        gain=float(gain),
+        gain=gain if isinstance(gain, torch.Tensor) else float(gain),
         threshold=threshold,
         reset=reset,
         v_reset=float(v_reset),

@@ -18,12 +18,12 @@ from dataclasses import replace
 import torch
 import torch.distributed as dist
 
-from .arguments import check_float, check_input, check_like, check_neuron
+from .arguments import along_channels, check_float, check_input, check_like, check_neuron
 from .layout import dense
 from .lif import DEFAULT_SURROGATE, multistep_lif_reference
 from .neuron import Call, membrane_dtype
 from .operators import channel_statistics, fire
-from .surrogate import Surrogate
+from .surrogate import SHAPES, Surrogate
 
 
 def multistep_bn_lif(
@@ -37,7 +37,7 @@ def multistep_bn_lif(
     eps: float = 1e-5,
     residual: torch.Tensor | None = None,
     decay: float | torch.Tensor = 0.5,
-    gain: float = 1.0,
+    gain: float | torch.Tensor = 1.0,
     threshold: float | torch.Tensor = 1.0,
     reset: str = "hard",
     v_reset: float = 0.0,
@@ -80,10 +80,19 @@ def multistep_bn_lif(
     neuron = check_neuron(
         y, decay, gain, threshold, reset, v_reset, detach_reset, surrogate, v_init, probe
     )
+    if surrogate.shape not in SHAPES:
+        raise ValueError(
+            f"surrogate {surrogate.shape!r} is one of one's own; accepted behind batch norm: {', '.join(SHAPES)}"
+        )
     _check_norm(
         y, bn_weight, bn_bias, running_mean, running_var, training, residual, spike_add, step_gain
     )
     _check_constants(momentum=momentum, eps=eps, bn_scale=bn_scale)
+    if isinstance(
+        gain, torch.Tensor
+    ):  # a factor of what the norm gives: nothing to do in the kernels
+        bn_weight, bn_bias, residual = _amplified(y, gain, bn_weight, bn_bias, residual)
+        neuron = replace(neuron, gain=1.0)
     y = dense(y)
     group = ""
     if training:
@@ -123,6 +132,16 @@ def multistep_bn_lif(
         spike_add=spike_add,
     )
     return (spikes, v_last) if return_v else spikes
+
+
+def _amplified(y, gain, weight, bias, residual):
+    """gain * (weight * xhat + bias + residual), as weight, bias and residual."""
+    gains = gain.to(membrane_dtype(y.dtype))
+    weight = gains.expand(y.shape[2]) if weight is None else weight * gains
+    bias = None if bias is None else bias * gains
+    if residual is not None:
+        residual = (residual * along_channels(gains, y, gains.dtype)).to(y.dtype)
+    return weight, bias, residual
 
 
 def _over_ranks(
@@ -188,7 +207,7 @@ def multistep_bn_lif_reference(
     eps: float = 1e-5,
     residual: torch.Tensor | None = None,
     decay: float | torch.Tensor = 0.5,
-    gain: float = 1.0,
+    gain: float | torch.Tensor = 1.0,
     threshold: float | torch.Tensor = 1.0,
     reset: str = "hard",
     v_reset: float = 0.0,

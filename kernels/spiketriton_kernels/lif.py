@@ -22,9 +22,11 @@ from __future__ import annotations
 import torch
 
 from .arguments import along_channels, check_neuron
-from .neuron import Call, membrane_dtype
+from .neuron import Call, Neuron, membrane_dtype
 from .operators import fire
-from .surrogate import Surrogate, unit_primitive
+from .state_neuron import StateNeuron
+from .state_operators import fire_states
+from .surrogate import SHAPES, Surrogate, unit_primitive
 
 DEFAULT_SURROGATE = Surrogate("atan", height=1.0, width=1.0)
 
@@ -32,7 +34,7 @@ DEFAULT_SURROGATE = Surrogate("atan", height=1.0, width=1.0)
 def multistep_lif(
     x: torch.Tensor,
     decay: float | torch.Tensor = 0.5,
-    gain: float = 1.0,
+    gain: float | torch.Tensor = 1.0,
     threshold: float | torch.Tensor = 1.0,
     reset: str = "hard",
     v_reset: float = 0.0,
@@ -41,15 +43,17 @@ def multistep_lif(
     v_init: torch.Tensor | None = None,
     return_v: bool = False,
     *,
+    return_trace: bool = False,
+    reset_delay: bool = False,
     probe: torch.Tensor | None = None,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+) -> torch.Tensor | tuple[torch.Tensor, ...]:
     """Spikes of leaky integrate-and-fire neurons over a whole time window, in one fused pass each way.
 
     Args:
         x: input currents [T, B, ...], float16, bfloat16, float32 or float64. Any dense layout with time outermost
             (contiguous, channels_last) is read in place; another is copied once.
         decay: membrane kept per step, a float or a tensor () or (C,) with C = dim 2 of x; tensors get gradients.
-        gain: scale of the input current.
+        gain: scale of the input current, a float or a tensor () or (C,), with gradient.
         threshold: a neuron fires where h >= threshold; a float or a tensor () or (C,), with gradient.
         reset: "soft" (subtract the threshold), "hard" (set to v_reset) or "none".
         v_reset: membrane after a hard reset, and where the leak pulls to.
@@ -57,11 +61,17 @@ def multistep_lif(
         surrogate: stand-in for ds/dh; its width may be a tensor () or (C,), with gradient.
         v_init: membrane before the first step, [B, ...] in the membrane's dtype or x's; gets a gradient.
         return_v: also return the membrane after the last step.
+        return_trace: also return the membrane after every step, with its gradient.
+        reset_delay: snnTorch's timing: a step's reset is applied when the next one begins, v[t] is h[t], and
+            ``h[t+1] = decay * v[t] + gain * x[t+1] - threshold * s[t]`` ("soft"; "hard": of 0 in place of v[t]). Goes
+            with ``detach_reset`` and ``v_reset=0``.
         probe: float32 [T, 8] that requires grad; its gradient receives the sums named in ``PROBE_FIELDS``.
 
     Returns:
         Spikes (0 or 1) in the shape, dtype and layout of x; with ``return_v`` also v[T-1], [B, ...], in float32
-        (float64 for float64 input).
+        (float64 for float64 input); with ``return_trace`` then v[0..T-1], [T, B, ...], in the same dtype.
+        A trace, a gain that is a tensor, a delayed reset and a surrogate of one's own have an operator of their own,
+        without a probe and with a float as the surrogate's width.
 
     Raises:
         TypeError, ValueError: naming the argument, what was given and what is accepted.
@@ -70,8 +80,47 @@ def multistep_lif(
     neuron = check_neuron(
         x, decay, gain, threshold, reset, v_reset, detach_reset, surrogate, v_init, probe
     )
+    rarer = {
+        "return_trace": return_trace,
+        "reset_delay": reset_delay,
+        "a tensor gain": isinstance(gain, torch.Tensor),
+        "a surrogate of one's own": surrogate.shape not in SHAPES,
+    }
+    if any(rarer.values()):
+        return _fire_rarer(x, neuron, rarer, v_init, probe, return_v)
     spikes, v_last = fire(x, neuron, Call(return_v=return_v), v_init=v_init, probe=probe)
     return (spikes, v_last) if return_v else spikes
+
+
+def _fire_rarer(x, neuron, rarer, v_init, probe, return_v):
+    """What the operator of ``state_operators`` serves."""
+    wanted = ", ".join(name for name, given in rarer.items() if given)
+    if probe is not None:
+        raise ValueError(f"probe goes without {wanted}; accepted: one of them")
+    if isinstance(neuron.width, torch.Tensor):
+        raise TypeError(f"surrogate width is a tensor; accepted with {wanted}: a float")
+    reset = _delayed(neuron) if rarer["reset_delay"] else neuron.reset
+    leaky = StateNeuron(
+        kind="leaky", decay=neuron.decay, gain=neuron.gain, threshold=neuron.threshold, reset=reset,
+        v_reset=neuron.v_reset, detach_reset=neuron.detach_reset, shape=neuron.shape, height=neuron.height,
+        width=neuron.width,
+    )  # fmt: skip
+    traced = rarer["return_trace"]
+    spikes, last, trace = fire_states(x, leaky, v_init, last=return_v, traced=traced)
+    rest = (*([last.v] if return_v else []), *([trace] if traced else []))
+    return (spikes, *rest) if rest else spikes
+
+
+def _delayed(neuron: Neuron) -> str:
+    """The name of a delayed reset; ValueError where there is none."""
+    if neuron.reset == "none":
+        return "none"
+    if not neuron.detach_reset or neuron.v_reset != 0.0:
+        raise ValueError(
+            f"reset_delay goes with detach_reset=True and v_reset=0.0; got detach_reset={neuron.detach_reset}, "
+            f"v_reset={neuron.v_reset}"
+        )
+    return f"delayed {neuron.reset}"
 
 
 class _WithGradientOf(torch.autograd.Function):
@@ -89,7 +138,7 @@ class _WithGradientOf(torch.autograd.Function):
 def multistep_lif_reference(
     x: torch.Tensor,
     decay: float | torch.Tensor = 0.5,
-    gain: float = 1.0,
+    gain: float | torch.Tensor = 1.0,
     threshold: float | torch.Tensor = 1.0,
     reset: str = "hard",
     v_reset: float = 0.0,
@@ -98,8 +147,10 @@ def multistep_lif_reference(
     v_init: torch.Tensor | None = None,
     return_v: bool = False,
     *,
+    return_trace: bool = False,
+    reset_delay: bool = False,
     smooth: bool = False,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+) -> torch.Tensor | tuple[torch.Tensor, ...]:
     """The definition of ``multistep_lif``: plain PyTorch and its autograd, with the same arguments and results.
 
     ``smooth=True`` replaces each spike by the surrogate's primitive. The result is differentiable in the ordinary
@@ -112,11 +163,18 @@ def multistep_lif_reference(
     decay = along_channels(decay, x, wide)
     threshold = along_channels(threshold, x, wide)
     width = along_channels(surrogate.width, x, wide)
+    gain = along_channels(gain, x, wide)
+    if reset_delay:
+        reset = _delayed(neuron)
     v = torch.full_like(x[0], neuron.v_start, dtype=wide) if v_init is None else v_init.to(wide)
-    spikes = []
+    spikes, trace = [], []
     for x_t in x.to(wide).unbind(0):
         if neuron.leaks_to_reset:
             h = v + gain * x_t - (1 - decay) * (v - v_reset)
+        elif reset == "delayed soft":
+            h = decay * v + gain * x_t - threshold * (v >= threshold).to(wide)
+        elif reset == "delayed hard":
+            h = decay * torch.where(v >= threshold, 0.0, v) + gain * x_t
         else:
             h = decay * v + gain * x_t
         relaxed = (
@@ -134,5 +192,7 @@ def multistep_lif_reference(
         else:
             v = h
         spikes.append(s)
+        trace.append(v)
     out = torch.stack(spikes).to(x.dtype)
-    return (out, v) if return_v else out
+    rest = (*([v] if return_v else []), *([torch.stack(trace)] if return_trace else []))
+    return (out, *rest) if rest else out

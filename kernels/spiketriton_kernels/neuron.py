@@ -43,7 +43,7 @@ class Neuron:
     """
 
     decay: float | torch.Tensor
-    gain: float
+    gain: float | torch.Tensor
     threshold: float | torch.Tensor
     reset: str
     v_reset: float

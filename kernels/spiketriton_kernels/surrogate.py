@@ -21,7 +21,9 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -33,8 +35,66 @@ REACH = 0.01
 """A neuron is outside the surrogate's reach where phi(z) < REACH: it passes less than 1 % of the peak gradient."""
 
 
+@dataclass(frozen=True)
+class OwnSurrogate:
+    """A user's own phi and Phi; ``compiled``: both are @triton.jit, else both take and give tensors."""
+
+    name: str
+    slope: Callable[..., Any]
+    primitive: Callable[..., Any]
+    compiled: bool
+
+
+_own: dict[str, OwnSurrogate] = {}
+
+
+def register_surrogate(name: str, slope: Callable[..., Any], primitive: Callable[..., Any]) -> None:
+    """Makes ``Surrogate(name, height, width)`` a surrogate of one's own, for ``multistep_lif`` and the neurons of it.
+
+    Args:
+        name: a word that is none of ``SHAPES``. Registered again, it means the new functions.
+        slope: phi(z) with phi(0) = 1. A ``@triton.jit`` function of a float32 tile is compiled into the kernels and
+            serves GPUs; a function of a tensor serves every device, in eager PyTorch.
+        primitive: Phi(z) with Phi(0) = 0 and the derivative phi, of the same kind.
+
+    Raises:
+        ValueError: a name that is taken or no word, one function of each kind.
+    """
+    if name in SHAPES or not name.isidentifier():
+        raise ValueError(
+            f"surrogate name {name!r}: accepted: a word other than {', '.join(SHAPES)}"
+        )
+    kinds = {hasattr(function, "arg_names") for function in (slope, primitive)}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"surrogate {name!r}: one function is @triton.jit, the other is not; accepted: both, or none"
+        )
+    _own[name] = OwnSurrogate(name, slope, primitive, kinds.pop())
+
+
+def own_surrogate(shape: str) -> OwnSurrogate | None:
+    """What was registered under the name; None for one of ``SHAPES``."""
+    return _own.get(shape)
+
+
+def own_slope(shape: str) -> Any:
+    """The @triton.jit phi that was registered under the name, or None."""
+    return _own[shape].slope if shape in _own else None
+
+
+def _in_torch(shape: str, function: str, z: torch.Tensor) -> torch.Tensor:
+    own = _own[shape]
+    if own.compiled:
+        raise RuntimeError(
+            f"surrogate {shape!r} is written in Triton, and has no definition in PyTorch"
+        )
+    return getattr(own, function)(z)
+
+
 def unit_slope(shape: str, z: torch.Tensor) -> torch.Tensor:
-    """phi(z) of the table above."""
+    """phi(z) of the table above, or the user's own."""
+    if shape in _own:
+        return _in_torch(shape, "slope", z)
     if shape == "fast_sigmoid":
         return 1 / (1 + z.abs()) ** 2
     if shape == "atan":
@@ -50,7 +110,9 @@ def unit_slope(shape: str, z: torch.Tensor) -> torch.Tensor:
 
 
 def unit_primitive(shape: str, z: torch.Tensor) -> torch.Tensor:
-    """Phi(z) of the table above."""
+    """Phi(z) of the table above, or the user's own."""
+    if shape in _own:
+        return _in_torch(shape, "primitive", z)
     if shape == "fast_sigmoid":
         return z / (1 + z.abs())
     if shape == "atan":
@@ -72,7 +134,7 @@ class Surrogate:
     """The slope that stands in for the derivative of the spike.
 
     Args:
-        shape: one of ``SHAPES``.
+        shape: one of ``SHAPES``, or a name given to ``register_surrogate``.
         height: slope at the threshold; finite, >= 0.
         width: scale of the membrane axis; finite, > 0. A tensor of shape ``()`` or ``(C,)`` (C is dim 2 of the
             neuron's input) gets the gradient of the relaxed spike ``height * width * Phi((h - threshold) / width)``.
@@ -86,9 +148,9 @@ class Surrogate:
     width: float | torch.Tensor = 1.0
 
     def __post_init__(self) -> None:
-        if self.shape not in SHAPES:
+        if self.shape not in SHAPES and self.shape not in _own:
             raise ValueError(
-                f"surrogate shape {self.shape!r} is unknown; accepted: {', '.join(SHAPES)}"
+                f"surrogate shape {self.shape!r} is unknown; accepted: {', '.join((*SHAPES, *_own))}"
             )
         if isinstance(self.height, bool) or not isinstance(self.height, int | float):
             raise TypeError(f"surrogate height must be a float, got {type(self.height).__name__}")

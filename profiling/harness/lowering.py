@@ -34,7 +34,7 @@ from spiketriton_kernels import (
     multistep_ilif,
     multistep_lif,
     operators,
-    states,
+    state_operators,
 )
 
 TARGETS = {
@@ -133,7 +133,7 @@ def record(
 
     with (
         mock.patch.object(operators, "backend_for", return_value="triton"),
-        mock.patch.object(states, "backend_for", return_value="triton"),
+        mock.patch.object(state_operators, "backend_for", return_value="triton"),
         mock.patch.object(triton.JITFunction, "run", note),
     ):
         function(x.requires_grad_(), **options)

@@ -96,7 +96,7 @@ def test_every_backend_is_the_definition(kind, options, shape, backend, device):
 @every_kind
 def test_parameters_learn(kind, size, backend, device):
     function, reference = FUNCTIONS[kind]
-    names = {"decay": 0.5, "threshold": 0.75}
+    names = {"decay": 0.5, "threshold": 0.75, "gain": 0.875}
     if kind == "alif":
         names |= {"rho": 0.8, "beta": 0.5}
     values = {
@@ -283,10 +283,10 @@ def test_the_operator_is_well_formed(kind, backend, device):
     words = {
         "ilif": "integer soft atan 0 4", "clif": "complementary soft atan 0 1", "alif": "adaptive hard atan 1 1"
     }[kind]  # fmt: skip
-    floats = [0.5, 1.0, 0.9, 1.0, 1.0, 1.0, 1.0]
-    for tensors in ((x, v, None, decay, None, None, None), (x, *(None,) * 6)):
+    floats = [0.5, 1.0, 0.9, 1.0, 1.0, 0.0, 1.0, 1.0]
+    for tensors in ((x, v, None, decay, None, None, None, None), (x, *(None,) * 7)):
         torch.library.opcheck(
-            torch.ops.spiketriton.states_forward, (*tensors, words, floats, True, True)
+            torch.ops.spiketriton.states_forward, (*tensors, words, floats, True, True, True)
         )
 
 

@@ -5,18 +5,19 @@
 
 namespace {
 
-enum Kind { INTEGER, COMPLEMENTARY, ADAPTIVE };
-enum Parameter { DECAY, THRESHOLD, RHO, BETA, PARAMETERS };
+enum Kind { INTEGER, COMPLEMENTARY, ADAPTIVE, LEAKY };
+enum Parameter { DECAY, THRESHOLD, RHO, BETA, GAIN, PARAMETERS };
+enum Delayed { DELAYED_SOFT = NONE + 1, DELAYED_HARD };  // further resets
 
 }  // namespace
 
 // Mirrored field by field in native_states.py.
 struct Call {
     int64_t steps, neurons, channels, inner, parameter_size, sizes[PARAMETERS];
-    int32_t kind, reset, detach_reset, levels, shape, threads;
-    double values[PARAMETERS], gain, height, width;
-    const void *x, *v_init, *m_init, *grad_s, *grad_v, *grad_m, *parameters[PARAMETERS];
-    void *spikes, *v_last, *m_last, *dx, *dv_init, *dm_init, *out_parameters;
+    int32_t kind, reset, detach_reset, leaks_to_reset, levels, shape, threads;
+    double values[PARAMETERS], v_reset, v_start, height, width;
+    const void *x, *v_init, *m_init, *grad_s, *grad_v, *grad_m, *grad_trace, *parameters[PARAMETERS];
+    void *spikes, *v_last, *m_last, *trace, *dx, *dv_init, *dm_init, *out_parameters;
 };
 
 namespace {
@@ -58,9 +59,21 @@ struct Block {
     }
 };
 
+// h of a step from the membrane before it; a delayed reset comes first.
+template <class A, int KIND>
+inline A charge(A v, A x, A decay, A leak, A threshold, A gain, A v_reset, int reset, bool leaks) {
+    if constexpr (KIND == LEAKY) {
+        if (leaks) return v + gain * x - leak * (v - v_reset);
+        if (reset == DELAYED_HARD && v >= threshold) v = A(0);
+        const A h = decay * v + gain * x;
+        return reset == DELAYED_SOFT && v >= threshold ? h - threshold : h;
+    }
+    return decay * v + gain * x;
+}
+
 // Spikes, membrane and second state after a step with the potential h and the second state m before it.
 template <class A, int KIND>
-inline A settle(A h, A leak, A threshold, A rho, A beta, A levels, int reset, A &v, A &m) {
+inline A settle(A h, A leak, A threshold, A rho, A beta, A v_reset, A levels, int reset, A &v, A &m) {
     if constexpr (KIND == INTEGER) {
         const A s = level(h / threshold, levels);
         v = h - threshold * s;
@@ -72,9 +85,9 @@ inline A settle(A h, A leak, A threshold, A rho, A beta, A levels, int reset, A 
         v = h - s * (threshold + sigmoid(m));
         return s;
     }
-    const A top = threshold + beta * m, s = h >= top ? A(1) : A(0);
-    m = rho * m + (A(1) - rho) * s;
-    v = reset == SOFT ? h - top * s : reset == HARD && s > 0 ? A(0) : h;
+    const A top = KIND == ADAPTIVE ? threshold + beta * m : threshold, s = h >= top ? A(1) : A(0);
+    if constexpr (KIND == ADAPTIVE) m = rho * m + (A(1) - rho) * s;
+    v = reset == SOFT ? h - top * s : reset == HARD && s > 0 ? v_reset : h;
     return s;
 }
 
@@ -82,16 +95,17 @@ inline A settle(A h, A leak, A threshold, A rho, A beta, A levels, int reset, A 
 int block_size(const Call &c) { return int(std::max<int64_t>(64, std::min<int64_t>(512, 16384 / c.steps / 64 * 64))); }
 
 template <class A>
-void start_state(const void *given, int64_t start, int n, A *state) {
+void start_state(const void *given, int64_t start, int n, A *state, A value = 0) {
     if (given) std::memcpy(state, (const A *)given + start, n * sizeof(A));
-    else std::fill(state, state + n, A(0));
+    else std::fill(state, state + n, value);
 }
 
 template <class T, class A, int KIND>
 void forward(const Call &c) {
     const int size = block_size(c), reset = c.reset;
     const int64_t chunks = chunk_count(c.neurons, 4 * size);
-    const A gain = A(c.gain), levels = A(c.levels);
+    const A levels = A(c.levels), v_reset = A(c.v_reset);
+    const bool leaks = c.leaks_to_reset;
 #pragma omp parallel for schedule(static) num_threads(c.threads)
     for (int64_t k = 0; k < chunks; k++) {
         Block<A> b(c, size);
@@ -99,21 +113,22 @@ void forward(const Call &c) {
         A *__restrict v = states_v.data(), *__restrict m = states_m.data();
         const A *__restrict decay = b.values[DECAY].data(), *__restrict threshold = b.values[THRESHOLD].data(),
                            *__restrict rho = b.values[RHO].data(), *__restrict beta = b.values[BETA].data(),
-                           *__restrict leak = b.leak.data();
+                           *__restrict gain = b.values[GAIN].data(), *__restrict leak = b.leak.data();
         const int64_t end = c.neurons * (k + 1) / chunks;
         for (int64_t start = c.neurons * k / chunks; start < end; start += size) {
             const int n = int(std::min<int64_t>(size, end - start));
             b.at(start, n);
-            start_state(c.v_init, start, n, v);
+            start_state(c.v_init, start, n, v, A(c.v_start));
             start_state(c.m_init, start, n, m);
             for (int64_t t = 0; t < c.steps; t++) {
                 const T *__restrict x = (const T *)c.x + t * c.neurons + start;
                 T *__restrict out = (T *)c.spikes + t * c.neurons + start;
 #pragma omp simd
                 for (int i = 0; i < n; i++) {
-                    const A h = decay[i] * v[i] + gain * A(load(x[i]));
-                    store(out + i, settle<A, KIND>(h, leak[i], threshold[i], rho[i], beta[i], levels, reset, v[i], m[i]));
+                    const A h = charge<A, KIND>(v[i], A(load(x[i])), decay[i], leak[i], threshold[i], gain[i], v_reset, reset, leaks);
+                    store(out + i, settle<A, KIND>(h, leak[i], threshold[i], rho[i], beta[i], v_reset, levels, reset, v[i], m[i]));
                 }
+                if (c.trace) std::memcpy((A *)c.trace + t * c.neurons + start, v, n * sizeof(A));
             }
             if (c.v_last) std::memcpy((A *)c.v_last + start, v, n * sizeof(A));
             if (c.m_last) std::memcpy((A *)c.m_last + start, m, n * sizeof(A));
@@ -152,7 +167,8 @@ void backward(const Call &c) {
     const int64_t chunks = chunk_count(c.neurons, 4 * size), row = c.parameter_size;
     const bool learning = c.out_parameters, attached = !c.detach_reset;
     const int reset = c.reset;
-    const A gain = A(c.gain), levels = A(c.levels);
+    const A levels = A(c.levels), v_reset = A(c.v_reset);
+    const bool leaks = c.leaks_to_reset;
     std::vector<std::vector<double>> sums(chunks, std::vector<double>(learning ? PARAMETERS * row : 0));
 #pragma omp parallel for schedule(static) num_threads(c.threads)
     for (int64_t k = 0; k < chunks; k++) {
@@ -164,15 +180,15 @@ void backward(const Call &c) {
         A *__restrict v = states[0].data(), *__restrict m = states[1].data(), *__restrict by_v = states[2].data(),
                      *__restrict by_m = states[3].data(), *__restrict slope_of = states[4].data();
         A *d_decay = learnt[DECAY].data(), *d_threshold = learnt[THRESHOLD].data(), *d_rho = learnt[RHO].data(),
-          *d_beta = learnt[BETA].data();
+          *d_beta = learnt[BETA].data(), *d_gain = learnt[GAIN].data();
         const A *__restrict decay = b.values[DECAY].data(), *__restrict threshold = b.values[THRESHOLD].data(),
                            *__restrict rho = b.values[RHO].data(), *__restrict beta = b.values[BETA].data(),
-                           *__restrict leak = b.leak.data();
+                           *__restrict gain = b.values[GAIN].data(), *__restrict leak = b.leak.data();
         const int64_t end = c.neurons * (k + 1) / chunks;
         for (int64_t start = c.neurons * k / chunks; start < end; start += size) {
             const int n = int(std::min<int64_t>(size, end - start));
             b.at(start, n);
-            start_state(c.v_init, start, n, v);
+            start_state(c.v_init, start, n, v, A(c.v_start));
             start_state(c.m_init, start, n, m);
             for (int64_t t = 0; t < c.steps; t++) {
                 const T *__restrict x = (const T *)c.x + t * c.neurons + start;
@@ -180,11 +196,11 @@ void backward(const Call &c) {
                              *__restrict vs = window[2].data() + t * size;
 #pragma omp simd
                 for (int i = 0; i < n; i++) {
-                    const A h = decay[i] * v[i] + gain * A(load(x[i]));
+                    const A h = charge<A, KIND>(v[i], A(load(x[i])), decay[i], leak[i], threshold[i], gain[i], v_reset, reset, leaks);
                     hs[i] = h;
                     ms[i] = m[i];
                     vs[i] = v[i];
-                    settle<A, KIND>(h, leak[i], threshold[i], rho[i], beta[i], levels, reset, v[i], m[i]);
+                    settle<A, KIND>(h, leak[i], threshold[i], rho[i], beta[i], v_reset, levels, reset, v[i], m[i]);
                 }
             }
             start_state(c.grad_v, start, n, by_v);
@@ -192,15 +208,20 @@ void backward(const Call &c) {
             for (auto &l : learnt) std::fill(l.begin(), l.end(), A(0));
             for (int64_t t = c.steps - 1; t >= 0; t--) {
                 const T *__restrict gs = (const T *)c.grad_s + t * c.neurons + start;
+                const T *__restrict x = (const T *)c.x + t * c.neurons + start;
                 T *__restrict dx = (T *)c.dx + t * c.neurons + start;
                 const A *__restrict hs = window[0].data() + t * size, *__restrict ms = window[1].data() + t * size,
                                    *__restrict vs = window[2].data() + t * size;
+                if (c.grad_trace) {
+                    const A *__restrict more = (const A *)c.grad_trace + t * c.neurons + start;
+                    for (int i = 0; i < n; i++) by_v[i] += more[i];
+                }
                 if constexpr (KIND != INTEGER) slopes(b, hs, ms, slope_of, n);
 #pragma omp simd
                 for (int i = 0; i < n; i++) {
                     const A h = hs[i], before = ms[i], grad = A(load(gs[i]));
                     A after_v = 0, after_m = before;
-                    const A s = settle<A, KIND>(h, leak[i], threshold[i], rho[i], beta[i], levels, reset, after_v, after_m);
+                    const A s = settle<A, KIND>(h, leak[i], threshold[i], rho[i], beta[i], v_reset, levels, reset, after_v, after_m);
                     A c_v = by_v[i], c_m = by_m[i], by_h, by_decay = 0, by_threshold, by_rho = 0, by_beta = 0, earlier_m = 0;
                     if constexpr (KIND == INTEGER) {
                         const A z = h / threshold[i], slope = z >= 0 && z <= levels ? A(1) / threshold[i] : A(0);
@@ -218,24 +239,34 @@ void backward(const Call &c) {
                         earlier_m = c_m * q;
                         by_threshold = -through * slope - c_v * s;
                     } else {
-                        const A slope = slope_of[i], top = threshold[i] + beta[i] * before;
-                        A through = grad + (A(1) - rho[i]) * c_m, kept = reset == HARD ? c_v * (A(1) - s) : c_v;
+                        const A slope = slope_of[i], top = KIND == ADAPTIVE ? threshold[i] + beta[i] * before : threshold[i];
+                        A through = KIND == ADAPTIVE ? grad + (A(1) - rho[i]) * c_m : grad, kept = reset == HARD ? c_v * (A(1) - s) : c_v;
                         if (attached && reset == SOFT) through = through - c_v * top;
-                        if (attached && reset == HARD) through = through - c_v * h;
+                        if (attached && reset == HARD) through = through + c_v * (v_reset - h);
                         by_h = through * slope + kept;
                         by_threshold = (reset == SOFT ? -c_v * s : A(0)) - through * slope;
-                        earlier_m = rho[i] * c_m + beta[i] * by_threshold;
-                        by_rho = c_m * (before - s);
-                        by_beta = by_threshold * before;
+                        if constexpr (KIND == ADAPTIVE) {
+                            earlier_m = rho[i] * c_m + beta[i] * by_threshold;
+                            by_rho = c_m * (before - s);
+                            by_beta = by_threshold * before;
+                        }
                     }
-                    store(dx + i, gain * by_h);
+                    store(dx + i, gain[i] * by_h);
+                    A earlier_v = decay[i] * by_h, v_before = vs[i];
+                    if constexpr (KIND == LEAKY) {
+                        const bool fired_before = v_before >= threshold[i];
+                        if (reset == DELAYED_SOFT && fired_before) by_threshold = by_threshold - by_h;
+                        if (reset == DELAYED_HARD && fired_before) earlier_v = v_before = A(0);
+                        if (leaks) v_before = v_before - v_reset;
+                    }
                     if (learning) {
-                        d_decay[i] += by_h * vs[i] + by_decay;
+                        d_decay[i] += by_h * v_before + by_decay;
+                        d_gain[i] += by_h * A(load(x[i]));
                         d_threshold[i] += by_threshold;
                         d_rho[i] += by_rho;
                         d_beta[i] += by_beta;
                     }
-                    by_v[i] = decay[i] * by_h;
+                    by_v[i] = earlier_v;
                     by_m[i] = earlier_m;
                 }
             }
@@ -259,7 +290,8 @@ void run(const Call &c, bool forwards) {
     switch (c.kind) {
         case INTEGER: return forwards ? forward<T, A, INTEGER>(c) : backward<T, A, INTEGER>(c);
         case COMPLEMENTARY: return forwards ? forward<T, A, COMPLEMENTARY>(c) : backward<T, A, COMPLEMENTARY>(c);
-        default: return forwards ? forward<T, A, ADAPTIVE>(c) : backward<T, A, ADAPTIVE>(c);
+        case ADAPTIVE: return forwards ? forward<T, A, ADAPTIVE>(c) : backward<T, A, ADAPTIVE>(c);
+        default: return forwards ? forward<T, A, LEAKY>(c) : backward<T, A, LEAKY>(c);
     }
 }
 

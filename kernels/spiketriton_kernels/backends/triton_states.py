@@ -11,7 +11,7 @@ import torch
 
 from ..layout import chunk_length
 from ..state_neuron import StateNeuron
-from ..surrogate import phi
+from ..surrogate import own_slope, phi
 from ..triton_import import tl, triton
 from .triton_neuron import _by_channel, _channel_place, _kind, _parameter
 from .triton_tiles import (
@@ -27,7 +27,7 @@ from .triton_tiles import (
     where_below,
 )
 
-_FLOATS = ["decay", "leak", "gain", "threshold", "rho", "beta"]
+_FLOATS = ["decay", "leak", "threshold", "rho", "beta", "gain", "v_reset"]
 
 
 @triton.jit
@@ -44,8 +44,22 @@ def _level(z, LEVELS: tl.constexpr):
 
 
 @triton.jit
+def _charge(v, x, decay, leak, threshold, gain, v_reset, RESET: tl.constexpr, LEAKS: tl.constexpr):
+    """h of a step from the membrane before it; a delayed reset comes first."""
+    if LEAKS:
+        h = v + gain * x - leak * (v - v_reset)
+    elif RESET == "delayed soft":
+        h = decay * v + gain * x - tl.where(v >= threshold, threshold, 0.0)
+    elif RESET == "delayed hard":
+        h = decay * tl.where(v >= threshold, 0.0, v) + gain * x
+    else:
+        h = decay * v + gain * x
+    return h
+
+
+@triton.jit
 def _settle(
-    h, m, leak, threshold, rho, beta, KIND: tl.constexpr, RESET: tl.constexpr, LEVELS: tl.constexpr
+    h, m, leak, threshold, rho, beta, v_reset, KIND: tl.constexpr, RESET: tl.constexpr, LEVELS: tl.constexpr
 ):  # fmt: skip
     """(spikes, membrane, second state) after a step with the potential h and the second state m before it."""
     if KIND == "integer":
@@ -56,28 +70,32 @@ def _settle(
         m = m * _sigmoid(leak * h) + s
         v = h - s * (threshold + _sigmoid(m))
     else:
-        height = threshold + beta * m
-        fired = h >= height
+        level = threshold
+        if KIND == "adaptive":
+            level = threshold + beta * m
+        fired = h >= level
         s = tl.where(fired, 1.0, 0.0)
-        m = rho * m + (1.0 - rho) * s
+        if KIND == "adaptive":
+            m = rho * m + (1.0 - rho) * s
         v = h
         if RESET == "soft":
-            v = h - height * s
+            v = h - level * s
         if RESET == "hard":
-            v = tl.where(fired, 0.0, h)
+            v = tl.where(fired, v_reset, h)
     return s, v, m
 
 
 @triton.jit
 def _back(
-    h, m, grad_s, by_v, by_m, leak, threshold, width, inverse_width, height, rho, beta,
+    h, m, grad_s, by_v, by_m, leak, threshold, width, inverse_width, height, rho, beta, v_reset,
     KIND: tl.constexpr, RESET: tl.constexpr, DETACH: tl.constexpr, SHAPE: tl.constexpr, LEVELS: tl.constexpr,
+    OWN: tl.constexpr,
 ):  # fmt: skip
     """Gradients (h, m before, decay through the second state, threshold, rho, beta) of one step.
 
     ``by_v`` and ``by_m`` are dL/dv and dL/dm after it.
     """
-    s, _, after = _settle(h, m, leak, threshold, rho, beta, KIND, RESET, LEVELS)
+    s, _, after = _settle(h, m, leak, threshold, rho, beta, v_reset, KIND, RESET, LEVELS)
     zero = tl.zeros(h.shape, tl.float32)
     before, by_decay, by_rho, by_beta = zero, zero, zero, zero
     if KIND == "integer":
@@ -93,7 +111,9 @@ def _back(
         if KIND == "adaptive":
             level = threshold + beta * m
         u = h - level
-        if SHAPE == "rectangle":
+        if OWN is not None:
+            slope = height * OWN(u * inverse_width)
+        elif SHAPE == "rectangle":
             slope = tl.where(tl.abs(u) < width, height, 0.0)
         else:
             slope = height * phi(u * inverse_width, SHAPE)
@@ -110,7 +130,9 @@ def _back(
             before = by_m * q
             by_threshold = -through * slope - by_v * s
         else:
-            through = grad_s + (1.0 - rho) * by_m
+            through = grad_s
+            if KIND == "adaptive":
+                through = grad_s + (1.0 - rho) * by_m
             kept = by_v
             by_threshold = zero
             if RESET == "soft":
@@ -120,12 +142,13 @@ def _back(
             if RESET == "hard":
                 kept = by_v * (1.0 - s)
                 if not DETACH:
-                    through = through - by_v * h
+                    through = through + by_v * (v_reset - h)
             by_h = through * slope + kept
             by_threshold = by_threshold - through * slope
-            before = rho * by_m + beta * by_threshold
-            by_rho = by_m * (m - s)
-            by_beta = by_threshold * m
+            if KIND == "adaptive":
+                before = rho * by_m + beta * by_threshold
+                by_rho = by_m * (m - s)
+                by_beta = by_threshold * m
     return by_h, before, by_decay, by_threshold, by_rho, by_beta
 
 
@@ -134,20 +157,24 @@ def fire_states_kernel(
     x_ptr,  # [T, N]
     v_init_ptr,  # [N] float32
     m_init_ptr,  # [N] float32
-    decay_ptr,  # () or [C], and so the next three
+    decay_ptr,  # () or [C], and so the next four
     threshold_ptr,
     rho_ptr,
     beta_ptr,
+    gain_ptr,
     s_ptr,  # [T, N] out
     v_last_ptr,  # [N] out, float32
     m_last_ptr,  # [N] out, float32
+    trace_ptr,  # [T, N] out, float32: the membrane after each step
     saved_ptr,  # [chunks - 1, 2, N] out, float32: both states between chunks
     decay,
     leak,
-    gain,
     threshold,
     rho,
     beta,
+    gain,
+    v_reset,
+    v_start,
     R,
     C,
     L,
@@ -163,6 +190,8 @@ def fire_states_kernel(
     THRESHOLD: tl.constexpr,
     RHO: tl.constexpr,
     BETA: tl.constexpr,
+    GAIN: tl.constexpr,
+    LEAKS: tl.constexpr,
 ):
     row, column, channel = own_tile(tl.program_id(0), C, L, BLOCK_L, BY_COLUMN)
     offs, inside, channels, valid = elements(
@@ -174,11 +203,12 @@ def fire_states_kernel(
     thresholds = _parameter(threshold_ptr, threshold, channels, valid, THRESHOLD)
     rhos = _parameter(rho_ptr, rho, channels, valid, RHO)
     betas = _parameter(beta_ptr, beta, channels, valid, BETA)
+    gains = _parameter(gain_ptr, gain, channels, valid, GAIN)
     leaks = leak
     if DECAY != "float":
         leaks = 1.0 - decays
-    v = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
-    m = v
+    v = tl.full([BLOCK_R, BLOCK_L], v_start, tl.float32)
+    m = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
     if v_init_ptr is not None:
         v = tl.load(v_init_ptr + offs, mask=inside, other=0.0)
     if m_init_ptr is not None:
@@ -188,9 +218,13 @@ def fire_states_kernel(
         for j in tl.static_range(CHUNK):
             t, at, here = time_step(k, j, offs, inside, step, T, CHUNK)
             x = tl.load(x_ptr + at, mask=here, other=0.0).to(tl.float32)
-            h = decays * v + gain * x
-            s, v_after, m_after = _settle(h, m, leaks, thresholds, rhos, betas, KIND, RESET, LEVELS)
+            h = _charge(v, x, decays, leaks, thresholds, gains, v_reset, RESET, LEAKS)
+            s, v_after, m_after = _settle(
+                h, m, leaks, thresholds, rhos, betas, v_reset, KIND, RESET, LEVELS
+            )
             tl.store(s_ptr + at, s.to(s_ptr.dtype.element_ty), mask=here)
+            if trace_ptr is not None:
+                tl.store(trace_ptr + at, v_after, mask=here)
             if T % CHUNK != 0:
                 v_after = tl.where(t < T, v_after, v)
                 m_after = tl.where(t < T, m_after, m)
@@ -199,7 +233,7 @@ def fire_states_kernel(
         if saved_ptr is not None:
             keep = where_below(inside, k, CHUNKS - 1)
             tl.store(saved_ptr + 2 * k * step + offs, v, mask=keep)
-            if KIND != "integer":
+            if KIND == "complementary" or KIND == "adaptive":
                 tl.store(saved_ptr + (2 * k + 1) * step + offs, m, mask=keep)
     if v_last_ptr is not None:
         tl.store(v_last_ptr + offs, v, mask=inside)
@@ -215,20 +249,24 @@ def walk_states_kernel(
     m_init_ptr,  # [N] float32
     grad_v_ptr,  # [N] float32: dL/dv[T-1]
     grad_m_ptr,  # [N] float32: dL/dm[T-1]
-    decay_ptr,  # () or [C], and so the next three
+    grad_trace_ptr,  # [T, N] float32
+    decay_ptr,  # () or [C], and so the next four
     threshold_ptr,
     rho_ptr,
     beta_ptr,
+    gain_ptr,
     dx_ptr,  # [T, N] out
     dv_init_ptr,  # [N] out, float32
     dm_init_ptr,  # [N] out, float32
-    partial_ptr,  # [4, programs, C or 1] out, float32
+    partial_ptr,  # [5, programs, C or 1] out, float32
     decay,
     leak,
-    gain,
     threshold,
     rho,
     beta,
+    gain,
+    v_reset,
+    v_start,
     height,
     width,
     R,
@@ -249,6 +287,10 @@ def walk_states_kernel(
     THRESHOLD: tl.constexpr,
     RHO: tl.constexpr,
     BETA: tl.constexpr,
+    GAIN: tl.constexpr,
+    LEAKS: tl.constexpr,
+    PER_CHANNEL: tl.constexpr,
+    OWN: tl.constexpr,
 ):
     first, column, channel = own_tile(tl.program_id(0), C, L, BLOCK_L, BY_COLUMN)
     offs, inside, channels, valid = elements(
@@ -260,12 +302,13 @@ def walk_states_kernel(
     thresholds = _parameter(threshold_ptr, threshold, channels, valid, THRESHOLD)
     rhos = _parameter(rho_ptr, rho, channels, valid, RHO)
     betas = _parameter(beta_ptr, beta, channels, valid, BETA)
+    gains = _parameter(gain_ptr, gain, channels, valid, GAIN)
     leaks = leak
     if DECAY != "float":
         leaks = 1.0 - decays
     inverse_width = 1.0 / width
     zero = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
-    d_decay, d_threshold, d_rho, d_beta = zero, zero, zero, zero
+    d_decay, d_threshold, d_rho, d_beta, d_gain = zero, zero, zero, zero, zero
     columns = blocks(L, BLOCK_L)
     for row in range(first, blocks(R, BLOCK_R), programs):
         offs, inside, channels, valid = elements(
@@ -279,7 +322,7 @@ def walk_states_kernel(
             by_m = tl.load(grad_m_ptr + offs, mask=inside, other=0.0)
         for back in range(CHUNKS):
             k = tl.cast(CHUNKS - 1 - back, tl.int32)
-            v = zero
+            v = zero + v_start
             m = zero
             first_chunk = where_below(inside, k, 1)
             if v_init_ptr is not None:
@@ -300,27 +343,41 @@ def walk_states_kernel(
             for j in tl.static_range(CHUNK):
                 t, at, here = time_step(k, j, offs, inside, step, T, CHUNK)
                 x = tl.load(x_ptr + at, mask=here, other=0.0).to(tl.float32)
-                h = decays * v + gain * x
+                h = _charge(v, x, decays, leaks, thresholds, gains, v_reset, RESET, LEAKS)
                 potentials = potentials + (h,)  # type: ignore[assignment]
                 seconds = seconds + (m,)  # type: ignore[assignment]
-                _, v, m = _settle(h, m, leaks, thresholds, rhos, betas, KIND, RESET, LEVELS)
+                _, v, m = _settle(
+                    h, m, leaks, thresholds, rhos, betas, v_reset, KIND, RESET, LEVELS
+                )
 
             for j in tl.static_range(CHUNK - 1, -1, -1):
                 t, at, here = time_step(k, j, offs, inside, step, T, CHUNK)
                 grad_s = tl.load(grad_s_ptr + at, mask=here, other=0.0).to(tl.float32)
+                if grad_trace_ptr is not None:
+                    by_v += tl.load(grad_trace_ptr + at, mask=here, other=0.0)
                 by_h, before, by_decay, by_threshold, by_rho, by_beta = _back(
                     potentials[j], seconds[j], grad_s, by_v, by_m, leaks, thresholds, width, inverse_width, height,
-                    rhos, betas, KIND, RESET, DETACH, SHAPE, LEVELS,
+                    rhos, betas, v_reset, KIND, RESET, DETACH, SHAPE, LEVELS, OWN,
                 )  # fmt: skip
-                tl.store(dx_ptr + at, (gain * by_h).to(dx_ptr.dtype.element_ty), mask=here)
+                tl.store(dx_ptr + at, (gains * by_h).to(dx_ptr.dtype.element_ty), mask=here)
+                earlier = decays * by_h
+                if partial_ptr is not None or RESET == "delayed hard":
+                    v_before = start
+                    if j > 0:
+                        _, v_before, _ = _settle(
+                            potentials[j - 1], seconds[j - 1], leaks, thresholds, rhos, betas, v_reset,
+                            KIND, RESET, LEVELS,
+                        )  # fmt: skip
+                    if RESET == "delayed hard":
+                        earlier = tl.where(v_before >= thresholds, 0.0, earlier)
                 if partial_ptr is not None:
+                    if RESET == "delayed soft":
+                        by_threshold = by_threshold - tl.where(v_before >= thresholds, by_h, 0.0)
+                    if RESET == "delayed hard":
+                        v_before = tl.where(v_before >= thresholds, 0.0, v_before)
+                    if LEAKS:
+                        v_before = v_before - v_reset
                     if DECAY != "float":
-                        v_before = start
-                        if j > 0:
-                            _, v_before, _ = _settle(
-                                potentials[j - 1], seconds[j - 1], leaks, thresholds, rhos, betas,
-                                KIND, RESET, LEVELS,
-                            )  # fmt: skip
                         d_decay += tl.where(here, by_h * v_before + by_decay, 0.0)
                     if THRESHOLD != "float":
                         d_threshold += tl.where(here, by_threshold, 0.0)
@@ -328,7 +385,9 @@ def walk_states_kernel(
                         d_rho += tl.where(here, by_rho, 0.0)
                     if BETA != "float":
                         d_beta += tl.where(here, by_beta, 0.0)
-                earlier = decays * by_h
+                    if GAIN != "float":  # x once more: held, it would take a register a step
+                        again = tl.load(x_ptr + at, mask=here, other=0.0).to(tl.float32)
+                        d_gain += tl.where(here, by_h * again, 0.0)
                 if T % CHUNK != 0:
                     earlier = tl.where(t < T, earlier, by_v)
                     before = tl.where(t < T, before, by_m)
@@ -340,9 +399,7 @@ def walk_states_kernel(
             tl.store(dm_init_ptr + offs, by_m, mask=inside)
 
     if partial_ptr is not None:
-        if (
-            (DECAY == "channel" or THRESHOLD == "channel") or RHO == "channel"
-        ) or BETA == "channel":
+        if PER_CHANNEL:
             plane = tl.cast(programs, tl.int64) * C
             if not BY_COLUMN:
                 plane = plane * columns
@@ -352,12 +409,14 @@ def walk_states_kernel(
             tl.store(at + plane, _by_channel(d_threshold, BY_COLUMN), mask=keep)
             tl.store(at + 2 * plane, _by_channel(d_rho, BY_COLUMN), mask=keep)
             tl.store(at + 3 * plane, _by_channel(d_beta, BY_COLUMN), mask=keep)
+            tl.store(at + 4 * plane, _by_channel(d_gain, BY_COLUMN), mask=keep)
         else:
             at = partial_ptr + tl.program_id(0)
             tl.store(at, total(d_decay))
             tl.store(at + tl.num_programs(0), total(d_threshold))
             tl.store(at + 2 * tl.num_programs(0), total(d_rho))
             tl.store(at + 3 * tl.num_programs(0), total(d_beta))
+            tl.store(at + 4 * tl.num_programs(0), total(d_gain))
 
 
 def _width(x: torch.Tensor, neuron: StateNeuron) -> int:
@@ -379,6 +438,7 @@ def forward(
     spikes: torch.Tensor,
     v_last: torch.Tensor | None,
     m_last: torch.Tensor | None,
+    trace: torch.Tensor | None,
     saved: torch.Tensor,
 ) -> None:
     """Fill spikes, both last states and the states between chunks."""
@@ -386,13 +446,13 @@ def forward(
     pointers, values, kinds = zip(*map(_kind, neuron.parameters), strict=True)
     with torch.cuda.device_of(x):
         fire_states_kernel[(tiles.row_tiles * tiles.lanes,)](
-            x, v_init, m_init, *pointers, spikes, v_last, m_last, saved if saved.numel() else None,
-            values[0], 1.0 - values[0], neuron.gain, *values[1:], tiles.R, tiles.C, tiles.L,
+            x, v_init, m_init, *pointers, spikes, v_last, m_last, trace, saved if saved.numel() else None,
+            values[0], 1.0 - values[0], *values[1:], neuron.v_reset, neuron.v_start, tiles.R, tiles.C, tiles.L,
             T=x.shape[0], CHUNK=chunk_length(x.shape[0], True),
             BLOCK_R=tiles.block_r, BLOCK_L=tiles.block_l, BY_COLUMN=tiles.by_column,
             KIND=neuron.kind, RESET=neuron.reset, LEVELS=neuron.levels,
-            DECAY=kinds[0], THRESHOLD=kinds[1], RHO=kinds[2], BETA=kinds[3],
-            num_warps=WARPS, enable_fp_fusion=False,
+            DECAY=kinds[0], THRESHOLD=kinds[1], RHO=kinds[2], BETA=kinds[3], GAIN=kinds[4],
+            LEAKS=neuron.leaks_to_reset, num_warps=WARPS, enable_fp_fusion=False,
         )  # fmt: skip
 
 
@@ -400,6 +460,7 @@ def backward(
     grad_s: torch.Tensor,
     grad_v: torch.Tensor | None,
     grad_m: torch.Tensor | None,
+    grad_trace: torch.Tensor | None,
     x: torch.Tensor,
     saved: torch.Tensor,
     v_init: torch.Tensor | None,
@@ -410,7 +471,7 @@ def backward(
     dm_init: torch.Tensor | None,
     parameters: torch.Tensor | None,
 ) -> None:
-    """Fill dx and what else is not None; ``parameters`` is [4, C or 1]."""
+    """Fill dx and what else is not None; ``parameters`` is [5, C or 1]."""
     T = x.shape[0]
     tiles = tiling(x, neuron.parameter_size > 1, _width(x, neuron))
     programs = tiles.programs(parameters is not None)
@@ -418,18 +479,19 @@ def backward(
     if parameters is not None:
         one = neuron.parameter_size == 1
         rows = (programs * tiles.lanes, 1) if one else (tiles.parts(programs), tiles.C)
-        partial = x.new_empty((4, *rows), dtype=torch.float32)
+        partial = x.new_empty((5, *rows), dtype=torch.float32)
     pointers, values, kinds = zip(*map(_kind, neuron.parameters), strict=True)
     with torch.cuda.device_of(x):
         walk_states_kernel[(programs * tiles.lanes,)](
-            grad_s, x, saved if saved.numel() else None, v_init, m_init, grad_v, grad_m, *pointers,
+            grad_s, x, saved if saved.numel() else None, v_init, m_init, grad_v, grad_m, grad_trace, *pointers,
             dx, dv_init, dm_init, partial,
-            values[0], 1.0 - values[0], neuron.gain, *values[1:], neuron.height, neuron.width,
+            values[0], 1.0 - values[0], *values[1:], neuron.v_reset, neuron.v_start, neuron.height, neuron.width,
             tiles.R, tiles.C, tiles.L, programs,
             T=T, CHUNK=chunk_length(T, True),
             BLOCK_R=tiles.block_r, BLOCK_L=tiles.block_l, BY_COLUMN=tiles.by_column,
             KIND=neuron.kind, RESET=neuron.reset, DETACH=neuron.detach_reset, SHAPE=neuron.shape,
-            LEVELS=neuron.levels, DECAY=kinds[0], THRESHOLD=kinds[1], RHO=kinds[2], BETA=kinds[3],
+            LEVELS=neuron.levels, DECAY=kinds[0], THRESHOLD=kinds[1], RHO=kinds[2], BETA=kinds[3], GAIN=kinds[4],
+            LEAKS=neuron.leaks_to_reset, PER_CHANNEL=neuron.parameter_size > 1, OWN=own_slope(neuron.shape),
             num_warps=WARPS, enable_fp_fusion=False,
         )  # fmt: skip
     if partial is not None:
