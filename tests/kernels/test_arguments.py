@@ -36,7 +36,7 @@ NEURON = {
     "decay nan": (dict(decay=math.nan), ValueError, "decay must be finite, got nan"),
     "decay bool": (dict(decay=True), TypeError, "decay must be a float, got bool"),
     "gain inf": (dict(gain=math.inf), ValueError, "gain must be finite, got inf"),
-    "gain tensor": (dict(gain=torch.ones(())), TypeError, "gain must be a float, got Tensor"),
+    "gain None": (dict(gain=None), TypeError, "gain must be a float, got NoneType"),
     "threshold None": (dict(threshold=None), TypeError, "threshold must be a float, got NoneType"),
     "v_reset None": (dict(v_reset=None), TypeError, "v_reset must be a float, got NoneType"),
     "reset": (
