@@ -1,5 +1,6 @@
 """Modules over the kernels, for any PyTorch project: currents [T, B, ...] in, spikes out, nothing kept by default."""
 
+from .leaky import Leaky
 from .neurons import IF, LIF, PLIF, SpikingNeuron
 from .norm import BatchNormLIF
 from .states import ALIF, CLIF, ILIF
@@ -13,6 +14,7 @@ __all__ = [
     "LIF",
     "PLIF",
     "BatchNormLIF",
+    "Leaky",
     "SpikingNeuron",
     "SwapReport",
     "swap",

@@ -7,6 +7,8 @@ constructor: what else a subclass changes cannot be seen from here.
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import nn
 
 from ..state_neuron import MAX_LEVELS
 from ..surrogate import Surrogate
+from .calls import CellOnKernel, LeakyOnKernel, OnKernel, on_kernel
 from .neurons import IF, LIF, PLIF, SpikingNeuron
 from .states import CLIF, ILIF
 
@@ -23,8 +26,13 @@ class Left(Exception):
     """Why a peer's neuron is left as it is."""
 
 
-def translate(module: nn.Module) -> SpikingNeuron | None:
-    """Ours for a peer's neuron; None for what is no neuron. Raises ``Left`` with the reason for one that stays."""
+def translate(module: nn.Module) -> nn.Module | None:
+    """Ours for a peer's neuron, which may be the same object; None for what is no neuron of theirs any more.
+
+    Raises ``Left`` with the reason for one that stays.
+    """
+    if isinstance(module, OnKernel):
+        return None
     library = next((name for name in _LIBRARIES if _is_neuron(module, name)), None)
     if library is None:
         return None
@@ -36,6 +44,8 @@ def translate(module: nn.Module) -> SpikingNeuron | None:
     if kind not in kinds:
         raise Left(f"{kind}: its equation is none of ours; swapped are {', '.join(kinds)}")
     ours = kinds[kind](module)
+    if ours is module:
+        return ours
     extra = set(dict(module.named_parameters())) - set(dict(ours.named_parameters()))
     if extra:
         raise Left(f"{kind} with parameters of its own: {', '.join(sorted(extra))}")
@@ -46,10 +56,21 @@ def _is_neuron(module: nn.Module, library: str) -> bool:
     return any(_of(cls, library) for cls in type(module).__mro__)
 
 
+def is_neuron(module: nn.Module) -> bool:
+    """Whether it is a neuron of one of the libraries, equal to one of ours or not."""
+    return any(_is_neuron(module, library) for library in _LIBRARIES)
+
+
 def _of(cls: type, library: str) -> bool:
-    """Whether a class is one of the library's neurons: its module's path says so."""
+    """Whether a class is one of the library's neurons: its module's path, and for norse its bases, say so."""
     root, *rest = cls.__module__.split(".")
-    return root == library and "neuron" in rest and issubclass(cls, nn.Module)
+    if root != library or _FOLDERS[library] not in rest or not issubclass(cls, nn.Module):
+        return False
+    return library != "norse" or any(c.__name__ in _NORSE_BASES for c in cls.__mro__[1:])
+
+
+_FOLDERS = {"spikingjelly": "neuron", "snntorch": "_neurons", "norse": "module"}
+_NORSE_BASES = ("SNN", "SNNCell", "SNNRecurrent", "SNNRecurrentCell")
 
 
 _HARMLESS = {"__module__", "__doc__", "__init__", "extra_repr", "__annotations__", "__qualname__"}
@@ -187,7 +208,150 @@ def _simple(make: Callable[[Any], SpikingNeuron]) -> Callable[[Any], SpikingNeur
     return checked
 
 
-_LIBRARIES: dict[str, dict[str, Callable[[Any], SpikingNeuron]]] = {
+# ---- snnTorch
+
+
+def _snntorch_surrogate(function: Any) -> Surrogate:
+    """A closure of ``snntorch.surrogate``, by its name and the number that it holds."""
+    name = getattr(function, "__name__", type(function).__name__)
+    if getattr(function, "__module__", "") == "snntorch.surrogate":
+        name = function.__qualname__.split(".")[0]
+    else:
+        name = f"{name} of your own"
+    if name not in _SNNTORCH_SLOPES:
+        raise Left(f"surrogate {name} has no equal here; accepted: {', '.join(_SNNTORCH_SLOPES)}")
+    (number,) = inspect.getclosurevars(function).nonlocals.values()
+    return _SNNTORCH_SLOPES[name](_number(number, f"the constant of surrogate {name}"))
+
+
+_SNNTORCH_SLOPES: dict[str, Callable[[float], Surrogate]] = {
+    "atan": Surrogate.atan,
+    "fast_sigmoid": Surrogate.fast_sigmoid,
+    "sigmoid": Surrogate.sigmoid,
+}
+
+
+def _check_leaky(leaky: Any) -> None:
+    for name, harmless in (
+        ("inhibition", False),
+        ("state_quant", False),
+        ("surrogate_disable", False),
+    ):
+        if getattr(leaky, name) != harmless:
+            raise Left(f"{name}={getattr(leaky, name)}")
+    factor = leaky.graded_spikes_factor
+    if isinstance(factor, nn.Parameter) or factor.numel() != 1 or float(factor) != 1.0:
+        raise Left("graded_spikes_factor: its spikes are not 0 and 1")
+    if leaky.reset_mechanism == "subtract" and not leaky.reset_delay:
+        raise Left(
+            "reset_mechanism subtract without reset_delay subtracts twice after 2 thresholds"
+        )
+
+
+def _leaky(leaky: Any) -> nn.Module:
+    _check_leaky(leaky)
+    slope = _snntorch_surrogate(leaky.spike_grad)
+    leaky.__class__ = on_kernel(LeakyOnKernel, type(leaky))
+    leaky.surrogate = slope
+    return leaky
+
+
+def read_snntorch(leaky: nn.Module) -> dict[str, Any]:
+    """Arguments of ``Leaky`` for a snnTorch Leaky; ValueError where it has no equal."""
+    if not any(c.__module__ == "snntorch._neurons.leaky" for c in type(leaky).__mro__):
+        raise ValueError(f"{type(leaky).__name__}; accepted: a snntorch.Leaky")
+    module: Any = leaky
+    try:
+        _check_leaky(module)
+        slope = (
+            module.surrogate
+            if isinstance(leaky, OnKernel)
+            else _snntorch_surrogate(module.spike_grad)
+        )
+    except Left as reason:
+        raise ValueError(f"{type(leaky).__name__} has no equal here: {reason}") from reason
+    return dict(
+        beta=module.beta,
+        v_threshold=module.threshold,
+        v_reset=0.0 if module.reset_mechanism == "zero" else None,
+        reset="none" if module.reset_mechanism == "none" else None,
+        detach_reset=module.reset_delay,
+        reset_delay=module.reset_delay,
+        surrogate=slope,
+    )
+
+
+# ---- norse
+
+_NORSE_SLOPES: dict[str, Callable[[float], Surrogate]] = {
+    "super": lambda alpha: Surrogate.super_spike(1.0),  # norse's does not use its alpha
+    "triangle": lambda alpha: Surrogate("triangle", height=alpha, width=1.0),
+    "tanh": lambda alpha: Surrogate("sigmoid", height=1.0, width=0.5 / alpha),
+    "heavi_erfc": lambda alpha: Surrogate(
+        "gaussian", height=2 / math.sqrt(math.pi), width=1 / (alpha * math.sqrt(2))
+    ),
+}
+
+
+def _norse_constants(cell: Any) -> dict[str, Any]:
+    """Arguments of ``multistep_lif``; Left where a cell has no equal."""
+    p, leaks = cell.p, hasattr(cell.p, "tau_mem_inv")
+    if p.method not in _NORSE_SLOPES:
+        raise Left(f"method {p.method} has no equal here; accepted: {', '.join(_NORSE_SLOPES)}")
+    if getattr(cell, "record_states", False):
+        raise Left("record_states=True: a swapped module keeps the last state only")
+    rate = cell.dt * _number(p.tau_mem_inv, "tau_mem_inv") if leaks else 0.0
+    if not 0 <= rate <= 1:
+        raise Left(f"dt * tau_mem_inv = {rate}; accepted: 0 to 1")
+    v_reset = p.v_reset
+    if isinstance(v_reset, torch.Tensor) and not isinstance(v_reset, nn.Parameter):
+        v_reset = v_reset.detach()  # norse's IAF marks it as learning, to start from it
+    v_reset, threshold = _number(v_reset, "v_reset"), _number(p.v_th, "v_th")
+    method = getattr(getattr(p, "reset_method", None), "__name__", "reset_value")
+    rest = _number(p.v_leak, "v_leak") if leaks else v_reset
+    if method not in ("reset_value", "reset_subtract"):
+        raise Left(f"reset_method {method}; accepted: reset_value, reset_subtract")
+    pull = v_reset if method == "reset_value" else 0.0
+    if rest != pull:
+        raise Left(f"v_leak {rest}; accepted: {pull}, where the reset goes")
+    if threshold <= pull:
+        raise Left(f"v_th {threshold}; accepted: above {pull}")
+    return dict(
+        decay=1 - rate,
+        gain=rate if leaks else 1.0,
+        threshold=threshold,
+        reset="hard" if method == "reset_value" else "soft",
+        v_reset=v_reset if method == "reset_value" else 0.0,
+        detach_reset=False,
+        surrogate=_NORSE_SLOPES[p.method](_number(p.alpha, "alpha")),
+    )
+
+
+def _cell(cell: Any) -> nn.Module:
+    constants = _norse_constants(cell)
+    synapse = getattr(cell.p, "tau_syn_inv", None)
+    cell.__class__ = on_kernel(CellOnKernel, type(cell))
+    cell.constants = constants
+    cell.synapse = None if synapse is None else cell.dt * _number(synapse, "tau_syn_inv")
+    return cell
+
+
+def read_norse(cell: nn.Module) -> dict[str, Any]:
+    """Arguments of ``Leaky`` for a norse cell; ValueError where it has no equal."""
+    module: Any = cell
+    kinds = [name for name in _LIBRARIES["norse"] if not name.startswith("LIF") or "Box" in name]
+    if not any(c.__name__ in kinds and _of(c, "norse") for c in type(cell).__mro__):
+        raise ValueError(f"{type(cell).__name__}; accepted: norse's {', '.join(kinds)}")
+    try:
+        constants = module.constants if isinstance(cell, OnKernel) else _norse_constants(module)
+    except Left as reason:
+        raise ValueError(f"{type(cell).__name__} has no equal here: {reason}") from reason
+    renamed = dict(constants, beta=constants["decay"], v_threshold=constants["threshold"])
+    renamed["v_reset"] = constants["v_reset"] if constants["reset"] == "hard" else None
+    return {n: v for n, v in renamed.items() if n not in ("decay", "threshold", "reset")}
+
+
+_LIBRARIES: dict[str, dict[str, Callable[[Any], nn.Module]]] = {
     "spikingjelly": {
         "IFNode": _if,
         "LIFNode": _lif,
@@ -200,4 +364,6 @@ _LIBRARIES: dict[str, dict[str, Callable[[Any], SpikingNeuron]]] = {
         "MultiStepLIFNode": _lif,
         "MultiStepParametricLIFNode": _plif,
     },
+    "snntorch": {"Leaky": _leaky},
+    "norse": {"LIFBoxCell": _cell, "IAFCell": _cell, "LIFCell": _cell, "IAF": _cell, "LIF": _cell},
 }

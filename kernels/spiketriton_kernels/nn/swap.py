@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from .fuse import fuse as fuse_norms
 from .neurons import SpikingNeuron
-from .peers import Left, translate
+from .peers import Left, is_neuron, translate
 
 
 @dataclass
@@ -53,13 +53,18 @@ class SwapReport:
 
 
 def swap(net: nn.Module, *, fuse: bool = False, check: Any = None) -> SwapReport:
-    """Puts our neurons in place of SpikingJelly's in a network, in place, and says what it did.
+    """Puts our neurons in place of SpikingJelly's, snnTorch's and norse's in a network, in place, and reports each.
 
     Swapped are SpikingJelly's IFNode, LIFNode, ParametricLIFNode (their Simple and MultiStep forms), ILIFNode and
     ComplementaryLIFNode (step_mode "m" and "s", every backend), with the same constants, the same Parameter objects and
     state_dict keys, their hooks, mode and membrane. They keep their membrane between calls until ``reset()``
     (SpikingJelly's ``reset_net`` calls it), as the originals do. A module that is used in several places stays one
-    module. Everything else that is a neuron of these libraries is left and named, with the reason.
+    module.
+
+    snnTorch's Leaky and norse's LIFBoxCell, IAFCell, LIFCell, IAF and LIF stay the objects that they are, called as
+    before, one step at a time, and run on our kernels; ``Leaky.from_snntorch`` and ``Leaky.from_norse`` take a whole
+    window at once, which is where the speed is. Everything else that is a neuron of these libraries is left and named,
+    with the reason.
 
     Args:
         net: any module that contains neurons. It must not be compiled or scripted yet.
@@ -91,11 +96,7 @@ def _refuse(net: object) -> None:
         raise TypeError(
             f"net is a {type(net).__name__}; accepted: a torch.nn.Module that contains neurons"
         )
-    try:
-        alone = translate(net) is not None
-    except Left:
-        alone = True
-    if alone:
+    if is_neuron(net):
         raise TypeError(
             f"net is a neuron itself ({type(net).__name__}); accepted: a module that contains neurons"
         )
@@ -108,7 +109,9 @@ def _refuse(net: object) -> None:
 
 def _put_in_place(net: nn.Module, report: SwapReport) -> dict[str, SpikingNeuron]:
     """Replaces what can be replaced; the new neurons by name, a shared one by its first."""
-    made: dict[int, SpikingNeuron | str | None] = {}
+    made: dict[
+        int, tuple[nn.Module | str | None, str]
+    ] = {}  # by id: ours, or why it stays; what it was
     kept: list[nn.Module] = []  # so that no id is given away twice
     neurons: dict[str, SpikingNeuron] = {}
     for parent_name, parent in list(net.named_modules()):
@@ -118,20 +121,23 @@ def _put_in_place(net: nn.Module, report: SwapReport) -> dict[str, SpikingNeuron
             name = f"{parent_name}.{child_name}" if parent_name else child_name
             if id(child) not in made:
                 kept.append(child)
+                kind = type(child).__name__
                 try:
-                    made[id(child)] = translate(child)
+                    ours: nn.Module | str | None = translate(child)
                 except Left as reason:
-                    made[id(child)] = str(reason)
-                ours = made[id(child)]
+                    ours = str(reason)
+                made[id(child)] = ours, kind
                 if isinstance(ours, SpikingNeuron):
                     _take_over(child, ours)
                     neurons[name] = ours
-            ours = made[id(child)]
+            ours, kind = made[id(child)]
             if isinstance(ours, str):
                 report.left[name] = ours
+            elif ours is child:
+                report.swapped[name] = f"{kind} on our kernel"
             elif ours is not None:
                 parent._modules[child_name] = ours
-                report.swapped[name] = f"{type(child).__name__} -> {type(ours).__name__}"
+                report.swapped[name] = f"{kind} -> {type(ours).__name__}"
     return neurons
 
 

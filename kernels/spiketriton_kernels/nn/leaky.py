@@ -1,0 +1,116 @@
+"""Leaky: LIF by its decay, in the words of snnTorch and norse, which `from_snntorch` and `from_norse` read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..lif import multistep_lif
+from .neurons import SpikingNeuron, keep, wide, words_of
+
+
+class Leaky(SpikingNeuron):
+    """Leaky integrate and fire: h[t] = beta * v[t-1] + gain * x[t], over a whole window [T, B, ...].
+
+    With ``reset_delay`` it is snnTorch's Leaky: a step's reset is applied when the next one begins, so that the
+    membrane of a step is the potential that decided on its spike, which read-outs train on.
+
+    Args:
+        beta: membrane kept per step: a number, or a tensor [] or [C], clamped to 0..1 in the call; a Parameter learns.
+        v_threshold, v_reset, options: see ``SpikingNeuron``.
+        gain: scale of the input.
+        reset_delay: snnTorch's timing of the reset; goes with ``detach_reset`` and a hard reset to 0.
+        return_mem: calls give (spikes, membranes), the second [T, B, ...] in float32, with its gradient.
+
+    Raises:
+        ValueError: a constant out of its range.
+    """
+
+    beta: float | Tensor
+
+    def __init__(
+        self,
+        beta: float | Tensor,
+        v_threshold: float | Tensor = 1.0,
+        v_reset: float | None = None,
+        *,
+        gain: float = 1.0,
+        reset_delay: bool = False,
+        return_mem: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(v_threshold, v_reset, **options)
+        if not isinstance(beta, Tensor) and not 0 <= beta <= 1:
+            raise ValueError(f"beta {beta!r}: accepted: a number from 0 to 1, or a tensor")
+        if reset_delay and not (self.detach_reset and v_reset in (None, 0.0)):
+            raise ValueError(
+                f"reset_delay with detach_reset={self.detach_reset}, v_reset={v_reset}; "
+                "accepted: detach_reset=True and v_reset None or 0.0"
+            )
+        keep(self, "beta", beta)
+        self.gain = gain
+        self.reset_delay = reset_delay
+        self.return_mem = return_mem
+
+    @property
+    def takes_norm(self) -> bool:  # type: ignore[override]
+        return not (self.reset_delay or self.return_mem)
+
+    def neuron_arguments(self) -> dict[str, Any]:
+        beta = wide(self.beta).clamp(0, 1) if isinstance(self.beta, Tensor) else self.beta
+        return super().neuron_arguments() | {"decay": beta, "gain": self.gain}
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Currents [T, B, ...] (with step_mode "s" [B, ...]) -> spikes, with ``return_mem`` also the membranes."""
+        if self.takes_norm:
+            return super().forward(x)
+        if self.step_mode == "s":
+            x = x.unsqueeze(0)
+        self._check(x)
+        spikes, v, trace = multistep_lif(
+            x, **self.neuron_arguments(), v_init=self.v if self.keeps_state else None,
+            return_v=True, return_trace=True, reset_delay=self.reset_delay, probe=self.probe,
+        )  # fmt: skip
+        if self.keeps_state:
+            self.v = v
+        if self.step_mode == "s":
+            spikes, trace = spikes[0], trace[0]
+        return (spikes, trace) if self.return_mem else spikes
+
+    def extra_repr(self) -> str:
+        return f"beta={words_of(self.beta)}, reset_delay={self.reset_delay}, {super().extra_repr()}"
+
+    @classmethod
+    def from_snntorch(cls, leaky: nn.Module, *, return_mem: bool = True, **options: Any) -> Leaky:
+        """What a ``snntorch.Leaky`` computes in a loop over time steps, for a whole window at once.
+
+        beta, threshold, reset mechanism, reset delay and surrogate are those of ``leaky``; what learns there is the
+        same Parameter here. It gives spikes and membranes, as snnTorch's does.
+
+        Args:
+            leaky: the module.
+            return_mem: else calls give spikes only.
+            options: ``stateful``, ``step_mode``.
+
+        Raises:
+            ValueError: what has no equal here, by its name.
+        """
+        from .peers import read_snntorch
+
+        return cls(**read_snntorch(leaky), return_mem=return_mem, **options)
+
+    @classmethod
+    def from_norse(cls, cell: nn.Module, **options: Any) -> Leaky:
+        """What a norse ``LIFBoxCell`` or ``IAFCell`` computes in a loop over time steps, for a whole window at once.
+
+        Args:
+            cell: the module, or one over time (``IAF``).
+            options: ``stateful``, ``step_mode``, ``return_mem``.
+
+        Raises:
+            ValueError: what has no equal here, by its name.
+        """
+        from .peers import read_norse
+
+        return cls(**read_norse(cell), **options)
