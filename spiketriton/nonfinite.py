@@ -35,7 +35,9 @@ def repeat(state: State) -> Finding | None:
     if state["calibration"] is not None:
         Calibration.of_state(state["calibration"]).apply(model)
     batches = placement.batches(zip(state["images"], state["labels"], strict=True))
-    return locate(placement.place(model), batches, build_loss(recipe.loss), placement.autocast)
+    counts = state.get("data", {}).get("class_counts", ())
+    loss = build_loss(recipe.loss, counts)
+    return locate(placement.place(model), batches, loss, placement.autocast)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spiketriton import __version__
 from spiketriton.config import Recipe, recipe_from_toml, to_toml
-from spiketriton.data import Data
+from spiketriton.data import Data, TestSet
 from spiketriton.errors import EXIT_DONE, EXIT_ERROR, UserError
 from spiketriton.gradients.calibration import (
     Calibration,
@@ -79,7 +79,7 @@ class Trainer:
 
         self.plan = Plan.of(recipe, data)
         self.accumulate = data.train.accumulate
-        self.loss = build_loss(recipe.loss)
+        self.loss = build_loss(recipe.loss, data.facts.class_counts)
         self.optimizer = build_optimizer(cfg, self.model)
         self.schedule = build_schedule(cfg, self.optimizer, self.plan.steps)
         self.scaler = self.placement.scaler()
@@ -179,36 +179,53 @@ class Trainer:
         return self.placement.batches([batch])[0]
 
     def evaluate(self) -> None:
-        """Tests the model, writes a row, and saves the model if it is the best so far."""
+        """Tests the model, writes a row, and saves the model if it is the best so far.
+
+        The best is chosen by the images held out of training alone, never by the test images.
+        """
         self.refuse_nonfinite()
-        start = time.perf_counter()
+        start, held_out = time.perf_counter(), None
         with self.meters.aside():
-            result = self.test()
-        if result is None:
+            result = self.test(self.data.test)
+            if result is not None and self.data.validation is not None:
+                held_out = self.test(self.data.validation)
+        if result is None or (held_out is None and self.data.validation is not None):
             return
         done = self.progress
         done.tested_at = self.step
         self.saved_at = None  # a checkpoint of this step, written when a signal broke off the test, lacks the result
         done.test_accuracy, done.test_loss = result
+        validated = {}
+        if held_out is not None and self.data.validation is not None:
+            done.validation_accuracy = held_out[0]
+            validated = {
+                "validation_accuracy": held_out[0],
+                "validation_loss": held_out[1],
+                "validation_images": self.data.validation.images,
+            }
         self.record(
             "eval",
             test_accuracy=done.test_accuracy,
             test_loss=done.test_loss,
             test_images=self.data.test.images,
             test_seconds=time.perf_counter() - start,
+            **validated,
         )
-        if done.best_accuracy is None or done.test_accuracy > done.best_accuracy:
-            done.best_accuracy, done.best_step = done.test_accuracy, self.step
+        if held_out is not None and (
+            done.best_accuracy is None or held_out[0] > done.best_accuracy
+        ):
+            done.best_accuracy, done.best_step = held_out[0], self.step
+            done.best_test_accuracy = done.test_accuracy
             self.ranks.decide(partial(self.checkpoints.save_best, self.state_dict()))
 
     @torch.no_grad()
-    def test(self) -> tuple[float, float] | None:
-        """Accuracy (0 to 1) and loss on the test images; None if a signal came meanwhile."""
+    def test(self, images_of: TestSet) -> tuple[float, float] | None:
+        """Accuracy (0 to 1) and loss on a set of images; None if a signal came meanwhile."""
         correct = torch.zeros((), device=self.device, dtype=torch.int64)
         loss = torch.zeros((), device=self.device, dtype=torch.float64)
-        batches = len(self.data.test)
+        batches = len(images_of)
         self.model.eval()
-        for done, batch in enumerate(self.data.test.rounds(), 1):
+        for done, batch in enumerate(images_of.rounds(), 1):
             if self.stop.anywhere():
                 break
             if batch is None:
@@ -223,7 +240,7 @@ class Trainer:
         if self.stop.anywhere():
             return None
         sums = self.ranks.total(torch.stack([correct.double(), loss]))
-        accuracy, mean_loss = (sums / self.data.test.images).tolist()
+        accuracy, mean_loss = (sums / images_of.images).tolist()
         return accuracy, mean_loss
 
     def log(self) -> None:
@@ -323,7 +340,10 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.progress = Progress(**{field.name: state[field.name] for field in fields(Progress)})
+        known = (field.name for field in fields(Progress) if field.name in state)
+        self.progress = Progress(**{name: state[name] for name in known})
+        if self.data.validation is None:  # versions before 0.2 chose the best by the test images
+            self.progress.best_accuracy = None
         for name in _STATEFUL:
             getattr(self, name).load_state_dict(state[name])
         self.random_state = state["random"]

@@ -42,7 +42,7 @@ def test_it_learns(tmp_path):
     outcome = small_trainer(tmp_path / "run", "train.epochs=8", "model.width=12").fit()
     losses = [row["loss"] for row in RunFolder(tmp_path / "run").metrics.read() if "loss" in row]
     assert losses[-1] < 0.7 * losses[0]
-    assert outcome.progress.best_accuracy > 0.5  # of ten classes
+    assert outcome.progress.test_accuracy > 0.5  # of ten classes
 
 
 def test_rows_of_metrics(tmp_path):
@@ -307,24 +307,49 @@ def test_max_steps_ends_within_an_epoch_with_a_test_and_a_checkpoint(tmp_path):
     assert last_state(tmp_path / "run")["step"] == 10
 
 
-def test_best_and_last_are_kept(tmp_path):
-    trainer = small_trainer(tmp_path / "run", "train.epochs=5", "train.lr=0.003")
-    outcome = trainer.fit()
+def test_without_images_held_out_nothing_is_called_the_best(tmp_path):
+    outcome = small_trainer(tmp_path / "run").fit()
+    assert outcome.progress.best_accuracy is None
+    assert not (tmp_path / "run" / "checkpoints" / "best.pt").exists()
+
+
+def test_the_best_is_chosen_by_validation_and_the_last_is_kept(tmp_path):
+    keys = ["train.epochs=5", "train.lr=0.003", "data.validation=0.1"]
+    trainer = small_trainer(tmp_path / "run", *keys)
+    outcome, held_out = trainer.fit(), trainer.data.validation.images
     tests = [row for row in RunFolder(tmp_path / "run").metrics.read() if row["kind"] == "eval"]
-    best = max(tests, key=lambda row: row["test_accuracy"])  # the first of the best
+    assert [row["validation_images"] for row in tests] == [held_out] * 5
+    best = max(tests, key=lambda row: row["validation_accuracy"])  # the first of the best
     saved = checkpoint.read_checkpoint(tmp_path / "run" / "checkpoints" / "best.pt")
     assert saved["step"] == outcome.progress.best_step == best["step"]
-    assert saved["best_accuracy"] == outcome.progress.best_accuracy == best["test_accuracy"]
+    found = outcome.progress
+    assert saved["best_accuracy"] == found.best_accuracy
+    assert found.best_accuracy == pytest.approx(best["validation_accuracy"], rel=1e-6)
+    assert found.best_test_accuracy == best["test_accuracy"]
     assert last_state(tmp_path / "run")["step"] == 35
 
 
-def test_the_first_of_equals_is_the_best(tmp_path, monkeypatch):
-    trainer = small_trainer(tmp_path / "run")
-    results = iter([(0.5, 1.0), (0.5, 0.9), (0.4, 0.8)])
-    monkeypatch.setattr(trainer, "test", lambda: next(results))
+def test_the_test_images_choose_nothing_and_the_first_of_equals_is_the_best(tmp_path, monkeypatch):
+    trainer = small_trainer(tmp_path / "run", "data.validation=0.1")
+    results = {True: [0.1, 0.9, 0.8], False: [0.5, 0.5, 0.4]}
+    monkeypatch.setattr(
+        trainer, "test", lambda images: (results[images is trainer.data.test].pop(0), 1.0)
+    )
     done = trainer.fit().progress
-    assert (done.best_accuracy, done.best_step) == (0.5, 7)
-    assert (done.test_accuracy, done.test_loss, done.tested_at) == (0.4, 0.8, 21)
+    assert (done.best_accuracy, done.best_step, done.best_test_accuracy) == (0.5, 7, 0.1)
+    assert (done.test_accuracy, done.validation_accuracy, done.tested_at) == (0.8, 0.4, 21)
+
+
+def test_a_class_of_few_images_weighs_as_much_as_one_of_many(tmp_path):
+    trainer = small_trainer(tmp_path / "run", "loss.class_weights=balanced")
+    counts = torch.tensor(trainer.data.facts.class_counts)
+    assert counts.sum() == 120
+    currents, labels = torch.zeros(3, 120, 10), torch.arange(10).repeat_interleave(counts)
+    assert trainer.loss(currents, labels).item() == pytest.approx(math.log(10), rel=1e-6)
+    each = [trainer.loss(currents[:, :1], torch.tensor([k])).item() for k in range(10)]
+    weighted = [n * value for n, value in zip(counts.tolist(), each, strict=True)]
+    assert weighted == pytest.approx([weighted[0]] * 10)
+    trainer.fit(until=1)
 
 
 @pytest.mark.parametrize("every", [0, 4])
@@ -502,7 +527,7 @@ def test_the_twin_trains_and_has_no_spikes(tmp_path):
     assert outcome.firing_rate is None
     assert folder.metrics.read()[0]["firing_rate"] is None
     assert not folder.gradients.path.exists()
-    assert outcome.progress.best_accuracy > 0.2
+    assert outcome.progress.test_accuracy > 0.2
 
 
 def test_synthetic_images_are_named_in_every_row(tmp_path):

@@ -86,6 +86,17 @@ class DataConfig(Table):
     )
     train_images: int = key(0, "train on a fixed subset of this many images; 0: all", COUNT_OR_ZERO)
     test_images: int = key(0, "test on a fixed subset of this many images; 0: all", COUNT_OR_ZERO)
+    validation: float | str = key(
+        0.0,
+        "training images that are held out to choose weights by: a share of them, the same of every "
+        "class and for every seed, or the folder of an `imagefolder` that holds them; 0: none",
+        SHARE,
+    )
+    sampler: Literal["shuffle", "balanced"] = key(
+        "shuffle",
+        "an epoch shows every training image once, or as many of each class: those of small classes "
+        "more often, those of large ones not all",
+    )
     classes: int = key(10, "number of classes of `synthetic`", Range(2, 1_000_000))
 
 
@@ -207,6 +218,9 @@ class LossConfig(Table):
         "cross-entropy of the mean current over time, or TET: the mean of the steps' losses",
     )
     label_smoothing: float = key(0.0, "probability spread evenly over all classes", SHARE)
+    class_weights: Literal["none", "balanced"] = key(
+        "none", "`balanced`: each class weighs as much, however many training images it has"
+    )
     tet_lambda: float = key(0.05, "weight of TET's pull of each current towards 1", Range(0, 1))
 
 
@@ -327,6 +341,7 @@ class Spec:
     field: dataclasses.Field
     base: type | None
     words: tuple[str, ...]
+    text: bool = False  # whether any text is accepted, besides numbers of the base type
 
     @property
     def required(self) -> bool:
@@ -347,6 +362,8 @@ class Spec:
         elif self.base is not None:
             noun = "an integer" if self.base is int else "a number"
             parts.append(f"{noun} {self.field.metadata['numbers']}")
+        if self.text:
+            parts.append("text that is not empty and has no NUL")
         if self.words:
             parts.append(", ".join(f'"{word}"' for word in self.words))
         return " or ".join(parts)
@@ -354,7 +371,8 @@ class Spec:
     def check(self, value: Any) -> Any:
         """The value as its field stores it: integers become floats where a number is accepted."""
         if isinstance(value, str):
-            good = value in self.words or (self.base is str and _is_text(value))
+            free = self.text or self.base is str
+            good = value in self.words or (free and _is_text(value))
         elif self.base in (int, float):
             # not isinstance: to Python, a boolean is an integer
             numeric = type(value) is int or (self.base is float and type(value) is float)
@@ -378,7 +396,8 @@ def _specs(table: type[Table]) -> Iterator[tuple[str, Spec]]:
             words = tuple(w for c in choices if get_origin(c) is Literal for w in get_args(c))
             bases = [t for t in (hint, *get_args(hint)) if t in (bool, int, float, str)]
             dotted = join(table.path, field.name)
-            yield dotted, Spec(dotted, table, field, bases[0] if bases else None, words)
+            text = len(bases) > 1 and str in bases
+            yield dotted, Spec(dotted, table, field, bases[0] if bases else None, words, text)
     for field in dataclasses.fields(table):  # subtables follow the keys, as TOML asks
         if isinstance(hints[field.name], type) and issubclass(hints[field.name], Table):
             yield from _specs(hints[field.name])

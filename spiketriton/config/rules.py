@@ -52,6 +52,12 @@ def no_effect(dotted: str, value: Any, reason: str) -> str:
 def contradictions(values: Mapping[str, Any]) -> Iterator[str]:
     """One line for each contradiction between keys that have an effect."""
     name, block = values["model.name"], values["model.block"]
+    validation = values["data.validation"]
+    if isinstance(validation, str) and values["data.name"] != "imagefolder":
+        yield (
+            f"data.validation = {shown(validation)}: {values['data.name']} has no folders of splits; "
+            "accepted with it: a number from 0, below 1"
+        )
     if name in get_args(PlainNet) and block != "plain":
         yield (
             f'model.block = "{block}" needs skip connections, which model.name = "{name}" lacks; '

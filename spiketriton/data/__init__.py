@@ -11,14 +11,18 @@ import numpy as np
 import torch
 
 from spiketriton.config import DataConfig, Recipe, TrainConfig
+from spiketriton.data.draws import mix
 from spiketriton.data.facts import Facts, GivenSplit
 from spiketriton.data.sources import SOURCES, Source
-from spiketriton.data.splits import ArraySplit
+from spiketriton.data.splits import ArraySplit, Split
 from spiketriton.data.stream import Batches, Loading, TestSet, TrainStream, auto_workers, subset
 from spiketriton.data.transforms import ArrayTransform, PhotoTransform
 from spiketriton.errors import UserError
 
 __all__ = ["Data", "Facts", "TestSet", "TrainStream", "build_data", "given_images"]
+
+
+_VALIDATION = 3  # keeps these draws apart from those of stream.py
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,7 @@ class Data:
     facts: Facts
     train: TrainStream
     test: TestSet
+    validation: TestSet | None = None  # images held out of training, to choose weights by
 
     @property
     def name(self) -> str:
@@ -59,8 +64,10 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
     config, train = recipe.data, recipe.train
     accumulate = _micro_batches(train, world_size)
     source = SOURCES[config.name](config)
-    _check_counts(recipe, source)
-    facts = _facts(config, source)
+    held_out = _held_out(config, source)
+    training = subset(np.flatnonzero(~held_out), config.train_images)
+    _check_counts(recipe, source, int((~held_out).sum()))
+    facts = _facts(config, source, training)
     transform = _transform(facts, config.augment)
 
     cuda = train.device != "cpu" and torch.cuda.is_available()
@@ -72,11 +79,28 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
             ranks_here=int(os.environ.get("LOCAL_WORLD_SIZE", world_size)),
         )
     loading = Loading(workers=workers, pin_memory=cuda)
+
+    def tested(split: Split, members: np.ndarray) -> TestSet:
+        return TestSet(
+            dataset=Batches(split, transform),
+            members=members,
+            batch_size=train.batch_size // (accumulate * world_size),
+            rank=rank,
+            world_size=world_size,
+            loading=loading,
+        )
+
+    validation = None
+    if source.validation is not None:
+        validation = tested(source.validation, np.arange(len(source.validation)))
+    elif held_out.any():
+        validation = tested(source.train, np.flatnonzero(held_out))
     return Data(
         facts=facts,
         train=TrainStream(
             dataset=Batches(source.train, transform),
-            members=subset(source.train, config.train_images),
+            members=training,
+            balanced=config.sampler == "balanced",
             seed=recipe.seed,
             batch_size=train.batch_size,
             accumulate=accumulate,
@@ -84,14 +108,8 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
             world_size=world_size,
             loading=loading,
         ),
-        test=TestSet(
-            dataset=Batches(source.test, transform),
-            members=subset(source.test, config.test_images),
-            batch_size=train.batch_size // (accumulate * world_size),
-            rank=rank,
-            world_size=world_size,
-            loading=loading,
-        ),
+        test=tested(source.test, subset(np.arange(len(source.test)), config.test_images)),
+        validation=validation,
     )
 
 
@@ -108,8 +126,29 @@ def given_images(images: Any, facts: Facts, batch_size: int) -> TestSet:
     )
 
 
-def _facts(config: DataConfig, source: Source) -> Facts:
+def _held_out(config: DataConfig, source: Source) -> np.ndarray:
+    """Which training images a share of `data.validation` takes out: bool [N].
+
+    In each class the nearest number of images to the share, at least one, and never all. Which ones
+    depends on their indices alone, so that runs of different seeds are validated on the same images.
+    """
+    labels = source.train.labels.numpy()
+    held_out = np.zeros(len(labels), bool)
+    share = config.validation
+    if isinstance(share, str) or share == 0:
+        return held_out
+    draws = mix(_VALIDATION, np.arange(len(labels)))
+    for label in range(len(source.classes)):
+        members = np.flatnonzero(labels == label)
+        count = min(max(1, round(share * len(members))), len(members) - 1)
+        if count > 0:
+            held_out[members[np.argsort(draws[members], kind="stable")[:count]]] = True
+    return held_out
+
+
+def _facts(config: DataConfig, source: Source, training: np.ndarray) -> Facts:
     mean, std = source.statistics
+    labels = source.train.labels.numpy()[training]
     return Facts(
         name=config.name,
         classes=source.classes,
@@ -118,6 +157,7 @@ def _facts(config: DataConfig, source: Source) -> Facts:
         mean=mean,
         std=std,
         move=source.move,
+        class_counts=tuple(np.bincount(labels, minlength=len(source.classes)).tolist()),
         synthetic=source.synthetic,
     )
 
@@ -141,19 +181,23 @@ def _micro_batches(train: TrainConfig, world_size: int) -> int:
     return train.batch_size // (value * world_size) if given else value
 
 
-def _check_counts(recipe: Recipe, source: Source) -> None:
+def _check_counts(recipe: Recipe, source: Source, available: int) -> None:
+    """`available`: training images that are not held out."""
     config = recipe.data
     if len(source.classes) < 2:
         raise UserError(
             f"{config.name} has only one class, {source.classes[0]}; accepted: two or more"
         )
-    for key, wanted, split in (
-        ("data.train_images", config.train_images, source.train),
-        ("data.test_images", config.test_images, source.test),
+    left = "" if available == len(source.train) else " left beside data.validation"
+    for key, wanted, there, where in (
+        ("data.train_images", config.train_images, available, left),
+        ("data.test_images", config.test_images, len(source.test), ""),
     ):
-        if wanted > len(split):
-            raise UserError(f"{key} = {wanted:,}, but {config.name} has only {len(split):,} images")
-    images = config.train_images or len(source.train)
+        if wanted > there:
+            raise UserError(
+                f"{key} = {wanted:,}, but {config.name} has only {there:,} images{where}"
+            )
+    images = config.train_images or available
     if images < recipe.train.batch_size:
         raise UserError(
             f"train.batch_size = {recipe.train.batch_size:,} is more than the {images:,} training "

@@ -26,6 +26,7 @@ class Facts:
     mean: tuple[float, ...]  # by channel, of pixels in 0..1
     std: tuple[float, ...]
     move: str  # kind of augmentation, see transforms.py
+    class_counts: tuple[int, ...] = ()  # training images of each class
     synthetic: bool = False  # random images: every number measured on them must say so
 
     def state_dict(self) -> dict[str, Any]:
@@ -37,8 +38,8 @@ class Facts:
         """What `state_dict` returned."""
         known = {field.name for field in fields(cls)}
         values: dict[str, Any] = {k: v for k, v in state.items() if k in known}
-        for name in ("classes", "mean", "std"):
-            values[name] = tuple(values[name])
+        for name in ("classes", "mean", "std", "class_counts"):
+            values[name] = tuple(values.get(name, ()))
         return cls(**values)
 
 

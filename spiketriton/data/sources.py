@@ -5,7 +5,7 @@ are the values in common use; Fashion-MNIST's and the digits' were computed from
 images are uniform noise: 1/2 and 1/sqrt(12).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -52,6 +52,7 @@ class Source:
 
     train: ArraySplit | FileSplit
     test: ArraySplit | FileSplit
+    validation: ArraySplit | FileSplit | None = None  # of its own, beside the training images
     classes: tuple[str, ...]
     channels: int
     image_size: int  # default side of the square images that the network sees
@@ -78,7 +79,7 @@ def imagenette(config: DataConfig) -> Source:
         names = [f"{wnid} ({found.classes[at][0]})" for at, wnid in enumerate(found.wnids)]
         return names, [found[i] for i in range(len(found))]
 
-    source = _photographs(read, folder, "train", "val", config)
+    source = _photographs(read, folder, ["train", "val"], config)
     return replace(
         source, classes=tuple(name.partition("(")[2].rstrip(")") for name in source.classes)
     )
@@ -87,46 +88,53 @@ def imagenette(config: DataConfig) -> Source:
 def imagefolder(config: DataConfig) -> Source:
     """Your own photographs: root/train/<class>/*, and root/val/<class>/* or root/test/<class>/*."""
     root = data_root(config)
-    test_name = "val" if (root / "val").is_dir() else "test"
-    for name in ("train", test_name):
+    held_out = [config.validation] if isinstance(config.validation, str) else []
+    test_name = "val" if (root / "val").is_dir() and held_out != ["val"] else "test"
+    for name in ("train", test_name, *held_out):
         if not (root / name).is_dir():
             raise UserError(
                 f"imagefolder: no folder {root / name}; data.root must hold "
                 "train/<class>/ and val/<class>/ (or test/<class>/) with images"
             )
+    if set(held_out) & {"train", test_name}:
+        raise UserError(
+            f'imagefolder: data.validation = "{held_out[0]}" is the folder of other images; accepted: '
+            "a folder beside train and test, or a share"
+        )
 
     def read(split: str) -> tuple[list[str], list[tuple[str, int]]]:
         found = datasets.ImageFolder(root / split, loader=str)
         return found.classes, found.samples
 
-    return _photographs(read, root, "train", test_name, config)
+    return _photographs(read, root, ["train", test_name, *held_out], config)
 
 
 def _photographs(
     read: Callable[[str], tuple[list[str], list[tuple[str, int]]]],
     folder: Path,
-    train_name: str,
-    test_name: str,
+    names: Sequence[str],
     config: DataConfig,
 ) -> Source:
-    """Both splits of a tree of class folders, which must have the same classes."""
+    """Splits of a tree of class folders, which must have the same classes: train, test, validation."""
     splits = []
-    for name in (train_name, test_name):
+    for name in names:
         try:
             classes, samples = read(name)
         except OSError as error:  # no folder, no class folder, no images, no permission
             raise UserError(f"{config.name}: {folder / name}: {one_line(error)}") from error
         splits.append(FileSplit(samples, classes))
-    train, test = splits
-    if train.classes != test.classes:
-        raise UserError(
-            f"{config.name}: {folder} has different classes in {train_name} and {test_name}: "
-            f"only in {train_name}: {_some(set(train.classes) - set(test.classes))}; "
-            f"only in {test_name}: {_some(set(test.classes) - set(train.classes))}"
-        )
+    train, *others = splits
+    for name, other in zip(names[1:], others, strict=True):
+        if train.classes != other.classes:
+            raise UserError(
+                f"{config.name}: {folder} has different classes in {names[0]} and {name}: "
+                f"only in {names[0]}: {_some(set(train.classes) - set(other.classes))}; "
+                f"only in {name}: {_some(set(other.classes) - set(train.classes))}"
+            )
     return Source(
         train=train,
-        test=test,
+        test=others[0],
+        validation=others[1] if len(others) > 1 else None,
         classes=train.classes,
         channels=3,
         image_size=224,

@@ -9,7 +9,7 @@ import atexit
 import os
 import signal
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -26,7 +26,7 @@ Request: TypeAlias = tuple[np.ndarray, np.ndarray | None]  # image indices, augm
 Batch: TypeAlias = tuple[torch.Tensor, torch.Tensor]  # float32 [b, C, S, S], int64 [b]
 
 # Keep the two uses of one seed apart.
-_ORDER, _AUGMENTATION = 1, 2
+_ORDER, _AUGMENTATION, _BALANCE = 1, 2, 4
 
 
 class Batches(Dataset[Batch | UserError]):
@@ -133,6 +133,7 @@ class TrainStream:
     rank: int
     world_size: int
     loading: Loading
+    balanced: bool = False  # as many images of each class in an epoch
 
     @property
     def images(self) -> int:
@@ -164,13 +165,37 @@ class TrainStream:
         part = micro_batch // self.world_size
         while True:
             epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
-            order = self.members[self._permutation(epoch)]
+            order, repeats = self._order(epoch)
             for at in range(step_of_epoch, self.steps_per_epoch):
                 for micro in range(self.accumulate):
                     start = at * self.batch_size + micro * micro_batch + self.rank * part
                     indices = order[start : start + part]
-                    yield indices, mix(self.seed, _AUGMENTATION, epoch, indices)
+                    keys = mix(self.seed, _AUGMENTATION, epoch, indices)
+                    if repeats is not None:
+                        keys = mix(keys, repeats[start : start + part])
+                    yield indices, keys
             step = (epoch + 1) * self.steps_per_epoch
+
+    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """The images of an epoch in order, and how often each has been shown before in it.
+
+        None: all of them once. Balanced: classes take turns, each in the order of a permutation of its
+        own, which begins again when it is used up; then all are shuffled.
+        """
+        permutation = self._permutation(epoch)
+        if not self.balanced:
+            return self.members[permutation], None
+        order = self.members[permutation]
+        labels = self.dataset.split.labels.numpy()[order]
+        classes = [order[labels == label] for label in np.unique(labels)]
+        turns = np.arange(-(-len(order) // len(classes)))
+        chosen = np.stack([members[turns % len(members)] for members in classes], 1).ravel()
+        repeats = np.stack([turns // len(members) for members in classes], 1).ravel()
+        shuffled = np.argsort(
+            mix(self.seed, _BALANCE, epoch, np.arange(len(chosen))), kind="stable"
+        )
+        shuffled = shuffled[: len(order)]
+        return chosen[shuffled], repeats[shuffled]
 
     def _permutation(self, epoch: int) -> np.ndarray:
         generator = torch.Generator().manual_seed(int(mix(self.seed, _ORDER, epoch)[0]))
@@ -219,9 +244,9 @@ class TestSet:
         return self.members[self.rank :: self.world_size]
 
 
-def subset(split: Sized, count: int) -> np.ndarray:
-    """Indices of `count` images (0: all) in ascending order; the choice depends on no seed."""
+def subset(members: np.ndarray, count: int) -> np.ndarray:
+    """`count` of the indices `members` (0: all), in ascending order; the choice depends on no seed."""
     if count == 0:
-        return np.arange(len(split))
-    chosen = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:count]
-    return chosen.sort().values.numpy()
+        return members
+    chosen = torch.randperm(len(members), generator=torch.Generator().manual_seed(0))[:count]
+    return members[chosen.sort().values.numpy()]

@@ -63,7 +63,7 @@ class Experiment:
         recipe = self.recipe
         self.placement = Placement.set_up(recipe.train)
         self.data = _data(recipe)
-        self.loss = build_loss(recipe.loss)
+        self.loss = build_loss(recipe.loss, self.data.facts.class_counts)
         model = self.build(recipe)
         first = probe_batches(self.data, model, self.placement.device, max(batches, BATCHES))
         self.batches, self._calibrated_on = first[:batches], first[:BATCHES]

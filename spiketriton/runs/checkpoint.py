@@ -7,7 +7,7 @@ crash.
 
     checkpoints/last.pt     where --resume continues
     checkpoints/last.1.pt   the one before it, and so on (`checkpoint.keep` of them in all)
-    checkpoints/best.pt     at the best test accuracy so far
+    checkpoints/best.pt     at the best validation accuracy so far, if the recipe holds images out for it
 """
 
 import hashlib

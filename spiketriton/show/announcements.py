@@ -55,6 +55,7 @@ def announce_parts(
     display.note(
         f"data: {data.name}{display.suffix}, {data.train.images} training and {data.test.images} "
         f"test images of {shape}, {len(data.classes)} classes"
+        + (f"; {data.validation.images} images held out for validation" if data.validation else "")
     )
     layers = len(model.spiking_layers())
     kind = f"{layers} spiking layers over {recipe.time_steps} time steps" if layers else "an ANN"
@@ -78,10 +79,13 @@ def summary(display: Display, outcome: Outcome, folder: Path, pictures: Iterable
     """The table at the end of a session."""
     plan, done = outcome.plan, outcome.progress
     rows = [("steps", f"{done.step} of {plan.steps}")]
-    if done.test_accuracy is not None and done.best_accuracy is not None:
+    if done.test_accuracy is not None:
+        rows += [("test accuracy", f"{percent(done.test_accuracy)}{display.suffix}")]
+    if done.best_accuracy is not None and done.best_test_accuracy is not None:
+        rows[-1] = ("test accuracy, last", rows[-1][1])
         best = f"{percent(done.best_accuracy)} (after epoch {plan.epoch(done.best_step):g})"
-        rows += [("test accuracy, last", percent(done.test_accuracy) + display.suffix)]
-        rows += [("test accuracy, best", best + display.suffix)]
+        rows += [("validation accuracy, best", best + display.suffix)]
+        rows += [("test accuracy there", percent(done.best_test_accuracy) + display.suffix)]
     rows += [("time", duration(done.seconds))]
     if outcome.images_per_s is not None:
         rows += [("training speed", f"{outcome.images_per_s:.4g} images/s")]

@@ -95,8 +95,11 @@ class Display:
         return f"{step}  epoch {row['epoch']:.2f}/{self.epochs:g}"
 
     def test_line(self, row: Row) -> str:
+        held_out = ""
+        if "validation_accuracy" in row:
+            held_out = f"validation accuracy {percent(row['validation_accuracy'])}  "
         return (
-            f"{self.position(row)}  test accuracy {percent(row['test_accuracy'])}  "
+            f"{self.position(row)}  {held_out}test accuracy {percent(row['test_accuracy'])}  "
             f"test loss {row['test_loss']:.4f}  ({row['test_images']} images in "
             f"{duration(row['test_seconds'])})"
         )
@@ -198,7 +201,7 @@ class LiveDisplay(Display):
     def row(self, row: Row, gradient: str) -> None:
         self.gradient = gradient
         if row["kind"] == "eval":
-            self.test, self.best = row, max(self.best, row["test_accuracy"])
+            self.test, self.best = row, max(self.best, row.get("validation_accuracy", 0.0))
             super().row(row, gradient)
         else:
             self.train = row
@@ -214,7 +217,10 @@ class LiveDisplay(Display):
             lines += ["  ".join(part) for part in (shown[:middle], shown[middle:]) if part]
         if self.test is not None:
             accuracy = percent(self.test["test_accuracy"])
-            lines.append(f"test accuracy {accuracy}, best {percent(self.best)}")
+            lines.append(f"test accuracy {accuracy}")
+            if "validation_accuracy" in self.test:
+                held_out = percent(self.test["validation_accuracy"])
+                lines[-1] += f", validation accuracy {held_out}, best {percent(self.best)}"
         lines += [Text("       ") + coloured(self.gradient)] if self.gradient else []
         lines += [Text(self.suffix.strip(), style="yellow")] if self.suffix else []
         lines += [Text(self.signal, style="bold red")] if self.signal else []

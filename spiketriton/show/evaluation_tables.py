@@ -19,7 +19,7 @@ def show(console: Console, evaluations: list[Evaluation], asked: list[int]) -> N
     note = ", synthetic images: the accuracy means nothing" if first.synthetic else ""
     console.print(f"{first.images:,} test images of {first.data}{note}; {first.device}")
     if first.checkpoint == "best":
-        console.print("checkpoint: best, chosen on these test images, which flatters it")
+        console.print("checkpoint: best, chosen by its validation accuracy")
     costs = _table("Accuracy and cost of one image", STEP_HEAD)
     for one in evaluations:
         for t, cells in step_rows(one, asked):

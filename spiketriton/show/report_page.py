@@ -132,6 +132,14 @@ def _accuracy(evaluations: list[Evaluation], title: str) -> Iterator[str]:
     yield _figure(evaluation_pictures.accuracy(evaluations, title), "accuracy by time steps")
     yield f"<ul>{''.join(f'<li>{escape(verdict(e, evaluations))}</li>' for e in evaluations)}</ul>"
     yield _figure(evaluation_pictures.confusion(evaluations[0], title), "confusion matrix")
+    yield _table(("class", "test images", "accuracy"), list(_class_rows(evaluations[0])))
+
+
+def _class_rows(one: Evaluation) -> Iterator[tuple[str, str, str]]:
+    """Each class with its accuracy, the worst first."""
+    rows = zip(one.classes, map(sum, one.confusion), one.class_accuracy, strict=True)
+    for name, images, accuracy in sorted(rows, key=lambda row: (row[1] == 0, row[2])):
+        yield name, f"{images:,}", f"{100 * accuracy:.1f} %" if images else "-"
 
 
 def _cost(evaluations: list[Evaluation], title: str) -> Iterator[str]:

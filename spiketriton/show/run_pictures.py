@@ -50,8 +50,13 @@ def curves(rows: list[Row], title: str) -> Figure | None:
 
     x, y = _xy(tests, "test_accuracy")
     accuracy.plot(x, 100 * y, color=ORANGE, marker="o")
-    best = f", best {percent(y.max())}" if len(y) else ""
-    accuracy.set(title=f"Test accuracy{best}", ylabel="accuracy (%)")
+    last = f", last {percent(y[-1])}" if len(y) else ""
+    held_out = [row for row in tests if "validation_accuracy" in row]
+    if held_out:
+        x, share = _xy(held_out, "validation_accuracy")
+        accuracy.plot(x, 100 * share, color=BLUE, marker=".", label="validation")
+        accuracy.legend(["test", "validation"])
+    accuracy.set(title=f"Test accuracy{last}", ylabel="accuracy (%)")
 
     rate.plot(*_xy(train, "lr"), color=GREEN)
     rate.set(title="Learning rate", ylabel="learning rate", xlabel="epoch")

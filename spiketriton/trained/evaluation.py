@@ -79,6 +79,11 @@ class Evaluation:
         return len(self.accuracy)
 
     @property
+    def class_accuracy(self) -> list[float]:
+        """The share of each class's images that were answered right at T; nan without images."""
+        return [row[i] / sum(row) if sum(row) else math.nan for i, row in enumerate(self.confusion)]
+
+    @property
     def label(self) -> str:
         """A short name for tables and pictures."""
         how = {"ann": "ANN", "converted": f"converted, {self.method}", "spiking": self.neuron}

@@ -80,7 +80,7 @@ def retrain(run: Run, model: Network, epochs: int) -> None:
     recipe = replace(recipe, f"train.lr={recipe.train.lr * LR_SHARE}")
     data = build_data(recipe)
     steps = epochs * data.train.steps_per_epoch
-    loss_of = build_loss(recipe.loss)
+    loss_of = build_loss(recipe.loss, data.facts.class_counts)
     optimizer = build_optimizer(recipe.train, model)
     schedule = build_schedule(recipe.train, optimizer, steps)
     model.train()

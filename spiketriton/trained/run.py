@@ -81,8 +81,8 @@ def load_run(
         path: a run folder.
         overrides: `key=value` of the keys that move a run and change no weight, as `data.root=...`.
         values: the same as Python values, {dotted key: value}.
-        checkpoint: "last" (the end of the training) or "best" (at the best test accuracy; its
-            accuracy on the same test images flatters it).
+        checkpoint: "last" (the end of the training) or "best" (at the best validation
+            accuracy; only with data.validation).
         test_images: a fixed subset of the test images; 0 for all, None for what the recipe says.
         augment: False takes the training images as they are.
 
@@ -136,7 +136,13 @@ def read_state(folder: RunFolder, checkpoint: str = "last") -> tuple[State, str]
     UserError: there is none that is whole.
     """
     if checkpoint == "best":
-        return read_checkpoint(folder.checkpoints / "best.pt"), "best"
+        path = folder.checkpoints / "best.pt"
+        if not path.exists():
+            raise UserError(
+                f"{folder.path} has no best checkpoint: its recipe holds no images out to choose by "
+                "(data.validation); accepted: the last one"
+            )
+        return read_checkpoint(path), "best"
     checkpoints = Checkpoints(folder.checkpoints, warn)
     state = checkpoints.load()
     if state is None:

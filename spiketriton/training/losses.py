@@ -10,7 +10,8 @@ Re-weighting" (ICLR 2022, arXiv 2202.11946); the target 1.0 of its second term, 
 single steps from drifting, is the default `means=1.0` of the authors' `TET_loss`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,13 +25,19 @@ Batch = tuple[Tensor, Tensor]  # images [b, C, H, W], labels [b]
 TET_TARGET = 1.0
 
 
-def build_loss(cfg: LossConfig) -> Loss:
+def build_loss(cfg: LossConfig, class_counts: Sequence[int] = ()) -> Loss:
     """The loss of a recipe: (currents `[T, B, K]` of any float, labels `[B]` int64) -> scalar.
+
+    With balanced class weights the cross-entropy of an image of class k is multiplied by N / (K n[k]),
+    where n[k] are the `class_counts` of the N training images, and the mean is taken over images, not
+    over weights, so that parts of a batch add up.
 
     The scalar is the mean over the batch, computed in float32 or wider whatever the currents'
     dtype. Label smoothing spreads its share evenly over all K classes. Raises ValueError for other
     shapes.
     """
+    weights = _class_weights(class_counts) if cfg.class_weights == "balanced" else None
+    fit = CrossEntropy(cfg.label_smoothing, weights)
     loss = {"cross_entropy": _cross_entropy, "tet": _tet}[cfg.kind]
 
     def checked(currents: Tensor, labels: Tensor) -> Tensor:
@@ -41,18 +48,42 @@ def build_loss(cfg: LossConfig) -> Loss:
             )
         if currents.dtype in (torch.float16, torch.bfloat16):
             currents = currents.float()
-        return loss(cfg, currents, labels)
+        return loss(cfg, fit, currents, labels)
 
     return checked
 
 
-def _cross_entropy(cfg: LossConfig, currents: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(currents.mean(0), labels, label_smoothing=cfg.label_smoothing)
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Cross-entropy of currents [B, K] and labels [B], the mean over images."""
+
+    smoothing: float
+    weights: Tensor | None  # of the classes
+
+    def __call__(self, currents: Tensor, labels: Tensor) -> Tensor:
+        if self.weights is None:
+            return F.cross_entropy(currents, labels, label_smoothing=self.smoothing)
+        weights = self.weights.to(currents)
+        each = F.cross_entropy(
+            currents, labels, weights, label_smoothing=self.smoothing, reduction="none"
+        )
+        return each.mean()
 
 
-def _tet(cfg: LossConfig, currents: Tensor, labels: Tensor) -> Tensor:
+def _class_weights(counts: Sequence[int]) -> Tensor:
+    """N / (K n[k]) over the K classes that have images; 0 for a class without any."""
+    if not any(counts):
+        raise ValueError("balanced class weights need the number of training images of each class")
+    n = torch.tensor(counts, dtype=torch.float64)
+    return torch.where(n > 0, n.sum() / (n.count_nonzero() * n.clamp(min=1)), 0.0)
+
+
+def _cross_entropy(cfg: LossConfig, fit: CrossEntropy, currents: Tensor, labels: Tensor) -> Tensor:
+    return fit(currents.mean(0), labels)
+
+
+def _tet(cfg: LossConfig, fit: CrossEntropy, currents: Tensor, labels: Tensor) -> Tensor:
     # every step has as many images, so the mean over steps and images is the mean of the means
     each_step = labels.expand(currents.shape[0], -1).flatten()
-    fit = F.cross_entropy(currents.flatten(0, 1), each_step, label_smoothing=cfg.label_smoothing)
     pull = (currents - TET_TARGET).square().mean()
-    return (1 - cfg.tet_lambda) * fit + cfg.tet_lambda * pull
+    return (1 - cfg.tet_lambda) * fit(currents.flatten(0, 1), each_step) + cfg.tet_lambda * pull

@@ -152,7 +152,8 @@ def settle(
         note(f"micro-batch: {size} of {share} images, the largest that fits in memory")
         folder.write_micro_batch(size)
     train = replace(data.train, accumulate=share // size)
-    return replace(data, train=train, test=replace(data.test, batch_size=size))
+    held_out = data.validation and replace(data.validation, batch_size=size)
+    return replace(data, train=train, test=replace(data.test, batch_size=size), validation=held_out)
 
 
 def _read(path: Path, share: int) -> int:
@@ -236,7 +237,7 @@ def _train(recipe: Recipe, classes: int, channels: int, size: int, images: int) 
     model = build_model(recipe, classes=classes, channels=channels, image_size=size)
     placement.place(model)
     forward = environment.compiled(model) if cfg.compile else model
-    optimizer, loss = build_optimizer(cfg, model), build_loss(recipe.loss)
+    optimizer, loss = build_optimizer(cfg, model), build_loss(recipe.loss, [1] * classes)
     noise = torch.randn(images, channels, size, size, device=placement.device)
     batch = placement.to_device(noise)
     labels = torch.zeros(images, dtype=torch.int64, device=placement.device)

@@ -74,8 +74,10 @@ class Progress:
     tested_at: int = -1  # step of the last test
     test_accuracy: float | None = None
     test_loss: float | None = None
-    best_accuracy: float | None = None
+    validation_accuracy: float | None = None  # these four only with data.validation
+    best_accuracy: float | None = None  # the best of them
     best_step: int = 0
+    best_test_accuracy: float | None = None  # of the weights with the best validation accuracy
 
 
 @dataclass(frozen=True, kw_only=True)

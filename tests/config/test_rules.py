@@ -60,6 +60,10 @@ BAD_COMBINATIONS = {
     ),
     "stem of a small resnet": (GOOD + 'stem = "cifar"', ["model.stem", 'model.name is "resnet8"']),
     "depth of a resnet": (GOOD + "depth = 20", ["model.depth = 20", 'model.name is "resnet8"']),
+    "a folder of validation without folders": (
+        GOOD.replace("[data]", '[data]\nvalidation = "val"', 1),
+        ['data.validation = "val"', "digits has no folders", "from 0, below 1"],
+    ),
     "variant without imagenette": (
         'data.name = "digits"\ndata.variant = "320px"\nmodel.name = "mlp"',
         ["data.variant", 'data.name is "digits"'],

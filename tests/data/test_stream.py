@@ -122,8 +122,8 @@ def test_one_process_gets_the_batches_of_all_ranks(make):
 
 def test_a_subset_is_drawn_once_and_for_ever():
     drawn = torch.randperm(50, generator=torch.Generator().manual_seed(0))
-    assert subset(range(50), 7).tolist() == sorted(drawn[:7].tolist())
-    assert subset(range(50), 0).tolist() == list(range(50))
+    assert subset(np.arange(50), 7).tolist() == sorted(drawn[:7].tolist())
+    assert subset(np.arange(50), 0).tolist() == list(range(50))
 
 
 def test_all_ranks_test_in_as_many_rounds(make):

@@ -48,7 +48,7 @@ def test_a_run_from_the_command(recipe, capsys):
         "120 training and 50 test images of 1x8x8, 10 classes",
         "7 spiking layers over 3 time steps",
         "plan: 14 steps of 16 images, 7 steps an epoch",
-        "test accuracy, best",
+        "test accuracy",
         "run/curves.png",
         "run/gradients.png",
         "python -m spiketriton.train small.toml train.epochs=2 seed=3 neuron.kind=relu",
@@ -62,7 +62,7 @@ def test_a_run_from_the_command(recipe, capsys):
         "recipe.toml", "environment.json", "metrics.jsonl", "gradients.jsonl", "checkpoints", ".lock",
         "curves.png", "gradients.png", "firing.png",
     }  # fmt: skip
-    kept = {"last.pt", "last.1.pt", "best.pt"}
+    kept = {"last.pt", "last.1.pt"}
     assert {path.name for path in (run / "checkpoints").iterdir()} == kept
     (session,) = json.loads((run / "environment.json").read_text())
     assert session["torch"] == torch.__version__

@@ -33,6 +33,7 @@ KEYS = [
     "model.width=32",
     "neuron.surrogate.width=auto",
     "data.augment=strong",
+    "data.validation=0.05",
     "train.log_every=1",
     "train.accumulate=2",
     "monitor.every=2",

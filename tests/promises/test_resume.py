@@ -53,6 +53,7 @@ KINDS = {
     "adamw": ["train.accumulate=2", "train.clip_grad_norm=1"],
     "sgd": ["train.optimizer=sgd", "train.schedule=cosine", "train.accumulate=2"],
     "plif": ["neuron.kind=plif", "model.norm=tebn", "loss.kind=tet", "train.log_every=5"],
+    "held out": ["data.validation=0.1", "data.sampler=balanced", "loss.class_weights=balanced"],
     "fp16": ["train.precision=fp16", "monitor.every=3"],
 }
 
@@ -199,10 +200,10 @@ def test_a_signal_at_the_very_end(tmp_path, unbroken, moment, code):
     trainer = small_trainer(tmp_path / "run")
     doing = getattr(trainer, moment)
 
-    def interrupted() -> object:
+    def interrupted(*arguments: object) -> object:
         if trainer.step == STEPS:
             signal.raise_signal(signal.SIGTERM)
-        return doing()
+        return doing(*arguments)
 
     setattr(trainer, moment, interrupted)
     outcome = trainer.fit()

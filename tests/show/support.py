@@ -30,6 +30,8 @@ def outcome(step: int = 100, **changes) -> Outcome:
             test_loss=0.3,
             best_accuracy=0.95,
             best_step=40,
+            validation_accuracy=0.94,
+            best_test_accuracy=0.91,
             tested_at=step,
         ),
         "images_per_s": 321.0,

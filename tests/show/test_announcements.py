@@ -144,7 +144,7 @@ def test_the_summary_is_as_wide_as_its_content_and_has_no_head():
     display = Display(io.StringIO())
     summary(display, outcome(), Path("x"), [Path("a"), Path("b")])
     lines = display.stream.getvalue().splitlines()
-    assert len(lines) == 2 + 10  # rows in a frame
+    assert len(lines) == 2 + 11  # rows in a frame
     assert lines[1].split() == ["│", "steps", "│", "100", "of", "100", "│"]
     assert [line.split()[1] for line in lines[-3:-1]] == ["pictures", "│"]
     assert len({len(line) for line in lines}) == 1

@@ -147,7 +147,7 @@ def test_curves_against_epochs():
     assert second.get_xydata().tolist() == [[1, 0.25], [2, 0.5]]
     assert [text.get_text() for text in loss.get_legend().get_texts()] == ["training", "test"]
     assert accuracy.get_lines()[0].get_xydata().tolist() == [[1, 75], [2, 50]]
-    assert accuracy.get_title() == "Test accuracy, best 75.00 %"
+    assert accuracy.get_title() == "Test accuracy, last 50.00 %"
     assert rate.get_lines()[0].get_ydata().tolist() == [0.1, 0.2, 0]
     assert norm.get_lines()[0].get_xydata().tolist() == [[0.5, 3], [1, 6]]
     assert (norm.get_yscale(), rate.get_yscale()) == ("log", "linear")

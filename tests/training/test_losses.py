@@ -76,3 +76,32 @@ def test_wrong_shapes_are_named(kind, currents, labels):
         build_loss(LossConfig(kind=kind))(torch.zeros(currents), torch.zeros(labels).long())
     assert str(list(currents)) in str(raised.value)
     assert str(list(labels)) in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", ["cross_entropy", "tet"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_class_weights_against_their_definition(batch, kind, smoothing):
+    """N / (K n[k]) times the cross-entropy of each image; a class without images counts for none."""
+    currents, labels = batch
+    counts = [10, 0, 5, 20, 1]
+    weights = torch.tensor([36 / (4 * n) if n else 0.0 for n in counts], dtype=torch.float64)
+    cfg = LossConfig(kind=kind, label_smoothing=smoothing, class_weights="balanced")
+    target = F.one_hot(labels, K) * (1 - smoothing) + smoothing / K
+    steps = currents if kind == "tet" else currents.mean(0, keepdim=True)
+    expected = sum(-(target * weights * logits.log_softmax(-1)).sum(-1).mean() for logits in steps)
+    expected = expected / len(steps)
+    if kind == "tet":
+        expected = 0.95 * expected + 0.05 * (currents - 1).square().mean()
+    torch.testing.assert_close(build_loss(cfg, counts)(currents, labels), expected)
+
+
+def test_class_weights_of_parts_add_up(batch):
+    currents, labels = batch
+    loss = build_loss(LossConfig(class_weights="balanced"), [1, 2, 3, 4, 5])
+    halves = (loss(currents[:, :2], labels[:2]) + loss(currents[:, 2:], labels[2:])) / 2
+    torch.testing.assert_close(loss(currents, labels), halves)
+
+
+def test_class_weights_need_the_counts():
+    with pytest.raises(ValueError, match="number of training images of each class"):
+        build_loss(LossConfig(class_weights="balanced"))
