@@ -6,10 +6,11 @@
 See `spiketriton.api`.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from spiketriton import processors
+from spiketriton import errors, processors
 
 if TYPE_CHECKING:
     from spiketriton.api import Run, load_run, train
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["Run", "load_run", "train"]
 __version__ = "0.1.0"
 
+if sys.argv[:1] == ["-m"]:  # python -m spiketriton.COMMAND, which is about to import torch
+    errors.end_quietly_on_interrupt()
 processors.wait_without_spinning_if_busy()
 
 

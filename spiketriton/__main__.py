@@ -2,32 +2,44 @@
 
 import difflib
 import runpy
+import shutil
 import sys
+import textwrap
+from functools import partial
 
 from spiketriton import __version__
-from spiketriton.commandline import COMMANDS
+from spiketriton.commandline import COMMANDS, KEYS_PAGE
 from spiketriton.errors import UserError, run_command
 
-HELP = "\n".join(
-    [
+NOTES = (
+    "spiketriton COMMAND --help explains a command, and spiketriton --version says which version "
+    "this is. spiketriton COMMAND is the same as python -m spiketriton.COMMAND.",
+    f"{KEYS_PAGE}.",
+)
+
+
+def usage() -> str:
+    """The list of commands, as wide as the terminal."""
+    wrap = partial(textwrap.wrap, width=min(shutil.get_terminal_size().columns, 100))
+    lines = [
         "usage: spiketriton COMMAND ...",
         "",
-        "Train deep spiking neural networks, and measure, convert, export and report them.",
+        *wrap("Train deep spiking neural networks, and measure, convert, export and report them."),
         "",
         "commands:",
-        *(f"  {name:<10} {line}" for name, line in COMMANDS.items()),
-        "",
-        "spiketriton COMMAND --help explains a command, and spiketriton --version says which version",
-        "this is. spiketriton COMMAND is the same as python -m spiketriton.COMMAND.",
     ]
-)
+    for name, line in COMMANDS.items():
+        lines += wrap(line, initial_indent=f"  {name:<10} ", subsequent_indent=" " * 13)
+    for note in NOTES:
+        lines += ["", *wrap(note)]
+    return "\n".join(lines)
 
 
 def dispatch(arguments: list[str]) -> None:
     """Runs a command as Python runs it by `-m`. UserError: there is no such command."""
     name, *rest = arguments or ["--help"]
     if name in ("-h", "--help"):
-        print(HELP)
+        print(usage())
     elif name == "--version":
         print(f"spiketriton {__version__}")
     elif name in COMMANDS:

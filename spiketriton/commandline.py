@@ -1,6 +1,8 @@
 """The commands by name, and their parser, which reports the user's mistakes in one line."""
 
 import argparse
+import shutil
+import textwrap
 from typing import NoReturn
 
 from spiketriton.errors import UserError
@@ -17,6 +19,27 @@ COMMANDS = {
     "nonfinite": "Repeat the step at which a run's numbers went wrong.",
 }
 
+KEYS_PAGE = "docs/recipes.md explains every key, python -m spiketriton.config prints that page"
+KEYS_HELP = f"changes to the recipe; {KEYS_PAGE}"
+
+
+def reflowed(text: str, width: int = 0) -> str:
+    """Prose broken anew to at most 100 columns (the terminal's); lines that begin with a blank stay.
+
+    A line that ends in a colon, as "examples:", ends its paragraph.
+    """
+    width = width or min(shutil.get_terminal_size().columns, 100)
+    lines: list[str] = []
+    prose: list[str] = []
+    for line in [*text.split("\n"), ""]:
+        kept = not line or line[0] == " "
+        prose += [] if kept else [line]
+        if prose and (kept or line.endswith(":")):
+            lines += textwrap.wrap(" ".join(prose), width, break_on_hyphens=False)
+            prose = []
+        lines += [line] if kept else []
+    return "\n".join(lines).rstrip()
+
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that raises UserError instead of printing its usage and exiting.
@@ -28,7 +51,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             prog=f"python -m spiketriton.{command}",
             description=description or COMMANDS[command],
-            epilog=epilog,
+            epilog=reflowed(epilog),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )

@@ -1,14 +1,14 @@
 """python -m spiketriton.convert RUN [--method balanced|calibrated|qcfs] [--per-channel]"""
 
 import argparse
-
-from rich.console import Console
-from rich.table import Table
+import shlex
+from collections.abc import Iterator
 
 from spiketriton.commandline import Parser
 from spiketriton.errors import run_command
 from spiketriton.models import Network
 from spiketriton.runs.folder import RunFolder
+from spiketriton.show.screen import console_of, show_table, show_whole
 from spiketriton.trained.conversion import METHODS, Options, convert, neurons, save
 from spiketriton.trained.run import load_run
 
@@ -21,6 +21,12 @@ examples:
 
 The result is a run folder for evaluate and report. Only training images are read.
 Exit codes: 0 done, 2 a mistake in the command or the run, 130 interrupted."""
+
+HEAD = ("layer", "threshold", "largest", "mean shift")
+LEGEND = (
+    "threshold: the smallest of the layer's channels, and the largest; shift: "
+    "what is added to a current at each step to correct its mean"
+)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -86,23 +92,19 @@ def main(arguments: list[str]) -> None:
         folder.discard_if_unused()
         raise
     save(folder, run, recipe, model, options)
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(table(model))
-    console.print(f"converted for T = {options.steps}: {folder.path}")
-    console.print(f"next: python -m spiketriton.evaluate {folder.path} --against {args.run}")
+    console = console_of()
+    show_table(console, "", HEAD, list(rows(model)), legend=LEGEND)
+    show_whole(console, f"converted for T = {options.steps}: {folder.path}")
+    command = ["python", "-m", "spiketriton.evaluate", str(folder.path), "--against", args.run]
+    show_whole(console, f"next: {shlex.join(command)}")
 
 
-def table(model: Network) -> Table:
+def rows(model: Network) -> Iterator[tuple[str, ...]]:
     """Thresholds and shifts by layer."""
-    shown = Table(box=None, pad_edge=False)
-    shown.add_column("layer")
-    for head in ("threshold", "largest", "mean shift"):
-        shown.add_column(head, justify="right")
     for name, neuron in neurons(model):
         low, high = neuron.threshold.aminmax()
         mean = neuron.shift.mean()
-        shown.add_row(name, f"{low:.4g}", f"{high:.4g}", f"{mean:+.3g}" if mean else "-")
-    return shown
+        yield name, f"{low:.4g}", f"{high:.4g}", f"{mean:+.3g}" if mean else "-"
 
 
 if __name__ == "__main__":

@@ -3,17 +3,17 @@
 import argparse
 import contextlib
 import sys
+from itertools import count
 from pathlib import Path
 
-from rich.console import Console
-
-from spiketriton.commandline import Parser
+from spiketriton.commandline import KEYS_HELP, Parser
 from spiketriton.errors import EXIT_DONE, UserError, run_command, warn
 from spiketriton.gradients.diagnosis import diagnose
 from spiketriton.gradients.subject import find_subject
 from spiketriton.runs.rows import json_text
 from spiketriton.show.diagnosis_page import show
 from spiketriton.show.diagnosis_picture import draw
+from spiketriton.show.screen import console_of
 
 EPILOG = """\
 examples:
@@ -29,9 +29,13 @@ its newest checkpoint. Exit codes: 0 whatever the verdict, 2 a mistake in the co
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser("diagnose", EPILOG)
     parser.add_argument("target", metavar="RECIPE|RUN", help="recipe file (TOML) or run folder")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=KEYS_HELP)
     parser.add_argument("--json", action="store_true", help="print JSON only, complete")
-    parser.add_argument("--out", metavar="DIR", help="folder of diagnosis.json and diagnosis.png")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="folder of diagnosis.json and .png (RUN, or runs/diagnose-<recipe>)",
+    )
     parser.add_argument("--batches", default="1", metavar="N", help="batches to measure (1)")
     args = parser.parse_intermixed_args(arguments)
     if not args.batches.isdigit() or not 1 <= int(args.batches) <= 1000:
@@ -48,19 +52,27 @@ def main(arguments: list[str]) -> int:
     if args.json:
         print(text, end="")
     else:
-        console = Console(highlight=False)
-        show(found, console)
+        show(found, console_of())
     if args.out or not args.json:
-        folder = Path(args.out or f"runs/diagnose-{subject.recipe.name}")
+        run = Path(args.target) if Path(args.target).is_dir() else None
+        folder = Path(args.out or run or f"runs/diagnose-{subject.recipe.name}")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "diagnosis.json").write_text(text, "utf-8")
-            draw(found, folder / "diagnosis.png")
+            numbers = unused(folder, text)
+            numbers.write_text(text, "utf-8")
+            draw(found, numbers.with_suffix(".png"))
         except OSError as error:
-            raise UserError(f"--out {folder} cannot be written: {error.strerror}") from None
+            raise UserError(f"{folder} cannot be written: {error.strerror}; --out DIR") from None
         with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
-            print(f"\n{folder / 'diagnosis.png'}\n{folder / 'diagnosis.json'}")
+            print(f"\n{numbers.with_suffix('.png')}\n{numbers}")
     return EXIT_DONE
+
+
+def unused(folder: Path, text: str) -> Path:
+    """diagnosis.json in the folder, or diagnosis-2.json, ... where that holds another diagnosis."""
+    names = (f"diagnosis{f'-{n}' * (n > 1)}.json" for n in count(1))
+    paths = (folder / name for name in names)
+    return next(path for path in paths if not path.exists() or path.read_text("utf-8") == text)
 
 
 if __name__ == "__main__":

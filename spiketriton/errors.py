@@ -5,6 +5,8 @@ was not finite. 129, 130, 143: interrupted by SIGHUP, SIGINT, SIGTERM. 1: anythi
 traceback, which is a bug of spiketriton.
 """
 
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -32,6 +34,21 @@ def warn(text: str) -> None:
     print(f"warning: {one_line(text)}", file=sys.stderr)
 
 
+def end_quietly_on_interrupt() -> None:
+    """Ctrl-C ends the process in one line, without a traceback, until `run_command` takes over.
+
+    For a command that is still importing: nothing has begun that would have to be tidied up, and
+    an exception within the import of an extension module need not arrive.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end)
+
+
+def _end(*_: object) -> NoReturn:
+    os.write(2, b"interrupted\n")
+    os._exit(EXIT_SIGINT)
+
+
 def run_command(
     main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None
 ) -> NoReturn:
@@ -41,6 +58,8 @@ def run_command(
     `UserError` is printed as one line on stderr and exits with 2, Ctrl-C exits with 130. Python
     prints the traceback of every other exception and exits with 1.
     """
+    if signal.getsignal(signal.SIGINT) is _end:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         code = main(arguments)

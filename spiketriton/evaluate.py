@@ -1,18 +1,17 @@
 """python -m spiketriton.evaluate RUN [--steps 1,2,4] [--against RUN ...] [--json] [--out DIR]"""
 
 import argparse
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
 from spiketriton.commandline import Parser
 from spiketriton.errors import UserError, run_command
 from spiketriton.runs.folder import make_writable
 from spiketriton.runs.rows import json_text, replace_file, write_json
 from spiketriton.show.evaluation_tables import show
+from spiketriton.show.screen import console_of, show_whole
 from spiketriton.trained.evaluation import Evaluation, evaluate
 from spiketriton.trained.run import Run, load_run
 
@@ -71,9 +70,10 @@ def main(arguments: list[str]) -> None:
     if args.json:
         print(json_text([asdict(one) for one in evaluations], indent=1), end="")
         return
-    console = Console(width=None if sys.stdout.isatty() else 118, highlight=False)
+    console = console_of()
     show(console, evaluations, args.steps)
-    console.print("\n".join(f"  {path}" for path in written), soft_wrap=True)
+    for path in written:
+        show_whole(console, f"  {path}")
 
 
 def write(folder: Path, evaluations: list[Evaluation]) -> list[Path]:

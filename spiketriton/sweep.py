@@ -3,15 +3,12 @@
 import argparse
 import math
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
-from spiketriton.commandline import Parser
+from spiketriton.commandline import KEYS_PAGE, Parser
 from spiketriton.config import to_toml
 from spiketriton.data import build_data
 from spiketriton.errors import EXIT_DONE, UserError, one_line, run_command
@@ -19,6 +16,7 @@ from spiketriton.runs.cells import Cell, Group, grid, grouped
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import Row, write_json
 from spiketriton.show.display import Quiet
+from spiketriton.show.screen import console_of, show_table
 from spiketriton.show.words import duration, percent, synthetic_note
 from spiketriton.trainer import Trainer
 from spiketriton.training.environment import describe
@@ -35,11 +33,15 @@ its own in DIR. The same command continues a sweep that was stopped; finished ce
 the table are means over seeds. With train.max_steps=1 nothing is learnt: the norms are those of the
 untrained net."""
 
+HEAD = ("width used", "accuracy", "spread", "seeds", "time")
+
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser("sweep", EPILOG)
     parser.add_argument("recipe", metavar="RECIPE", help="recipe file (TOML)")
-    parser.add_argument("axes", nargs="*", metavar="key=v1,v2", help="values of a key")
+    parser.add_argument(
+        "axes", nargs="*", metavar="key=v1,v2", help=f"values of a key; {KEYS_PAGE}"
+    )
     parser.add_argument("--out", metavar="DIR", help="output folder (runs/sweep-<recipe>)")
     return parser.parse_intermixed_args(arguments)
 
@@ -84,26 +86,31 @@ def train_cell(cell: Cell) -> Row | int:
     return result
 
 
-def table(groups: Sequence[Group], synthetic: bool) -> Table:
-    """Mean and spread over seeds, a row per combination of values."""
+def table(console: Console, groups: Sequence[Group], synthetic: bool) -> None:
+    """Prints mean and spread over seeds, a row per combination of values."""
     keys = list(groups[0].values)
-    made = Table(title=f"test accuracy{synthetic_note(synthetic)}", box=SIMPLE_HEAD)
-    for key in keys:
-        made.add_column(key.rpartition(".")[2], no_wrap=True)
-    for name in ("width used", "accuracy", "spread", "seeds", "time"):
-        made.add_column(name, justify="right", no_wrap=True)
+    rows = []
     for group in groups:
         lost = len(group.results) - len(group.accuracies)
         spread = "" if math.isnan(group.spread) else f"± {100 * group.spread:.2f}"
-        made.add_row(
-            *(group.values[key] for key in keys),
-            f"{group.width:.4g}",
-            percent(group.mean) if group.accuracies else "diverged",
-            spread,
-            f"{len(group.results)}" + (f" ({lost} diverged)" if lost else ""),
-            duration(sum(r["seconds"] for r in group.results)),
+        rows.append(
+            (
+                *(group.values[key] for key in keys),
+                f"{group.width:.4g}",
+                percent(group.mean) if group.accuracies else "diverged",
+                spread,
+                f"{len(group.results)}" + (f" ({lost} diverged)" if lost else ""),
+                duration(sum(r["seconds"] for r in group.results)),
+            )
         )
-    return made
+    show_table(
+        console,
+        f"test accuracy{synthetic_note(synthetic)}",
+        [*(key.rpartition(".")[2] for key in keys), *HEAD],
+        rows,
+        keys=len(keys),
+        legend="spread: standard deviation over the seeds",
+    )
 
 
 def main(arguments: list[str]) -> int:
@@ -132,9 +139,7 @@ def main(arguments: list[str]) -> int:
         for group in groups
     ]
     write_json(out / "results.json", rows)
-    # a pipe has no edge at which lines must break
-    width = None if sys.stdout.isatty() else 200
-    Console(highlight=False, width=width).print(table(groups, synthetic))
+    table(console_of(), groups, synthetic)
     for path in draw_sweep(groups, out, synthetic):
         print(path)
     print(out / "results.json")

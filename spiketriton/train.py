@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any
 
 from spiketriton import session
-from spiketriton.commandline import Parser
+from spiketriton.commandline import KEYS_HELP, Parser
 from spiketriton.config import Recipe
 from spiketriton.errors import EXIT_NONFINITE, run_command
 from spiketriton.runs.folder import Onlooker, RunFolder, find_run
@@ -26,8 +26,7 @@ examples:
 Ctrl-C, SIGTERM or a closed terminal finishes the step, saves, and prints the command that resumes the run.
 Exit codes: 0 done, 2 a mistake in the command or the recipe (also: too large for the memory),
 3 a loss or gradient that is not finite (nonfinite.json in the run folder says where it began),
-129 / 130 / 143 interrupted and saved, 1 anything else (also: no disk space for the last checkpoint).
-docs/recipes.md explains every key."""
+129 / 130 / 143 interrupted and saved, 1 anything else (also: no disk space for the last checkpoint)."""
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -38,7 +37,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         metavar="RECIPE",
         help="recipe file (TOML), or the name of a shipped one",
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=KEYS_HELP)
     parser.add_argument("--run-dir", metavar="DIR", help="run folder (runs/<recipe>-<time>)")
     parser.add_argument("--resume", metavar="RUN", help="continue the run in this folder")
     args = parser.parse_intermixed_args(arguments)

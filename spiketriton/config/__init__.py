@@ -2,6 +2,7 @@
 
 from spiketriton.config.reading import (
     load_recipe,
+    overrides_of,
     recipe_from_toml,
     replace,
     to_toml,
@@ -36,6 +37,7 @@ __all__ = [
     "SurrogateConfig",
     "TrainConfig",
     "load_recipe",
+    "overrides_of",
     "recipe_from_toml",
     "replace",
     "to_toml",

@@ -19,6 +19,10 @@ from spiketriton.config.shipped import find_recipe
 from spiketriton.config.words import quoted, short, shown
 from spiketriton.errors import UserError
 
+# likeness, 0 to 1, from which on a name is taken for a slip of another; for up to 4 letters, where
+# one of them weighs more, less is asked
+NEAR, NEAR_SHORT = 0.75, 0.65
+
 
 def load_recipe(
     path: str | Path, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None
@@ -84,6 +88,15 @@ def to_toml(recipe: Recipe) -> str:
     return "\n".join(lines) + "\n"
 
 
+def overrides_of(recipe: Recipe) -> list[str]:
+    """`key=value` for each key with an effect that is not at its default, as a command takes it."""
+    return [
+        f"{dotted}={value if isinstance(value, str) else shown(value)}"
+        for dotted, value in _effective(recipe).items()
+        if value != KEYS[dotted].default
+    ]
+
+
 def _read(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")  # some editors write a byte order mark first
@@ -123,7 +136,8 @@ def _unknown(dotted: str, is_table: bool) -> str:
     table, _, name = dotted.rpartition(".")
     known = tables if is_table else list(KEYS)
     near = [k for k in known if k.rpartition(".")[2] == name]  # right key, wrong or missing table
-    near = near or difflib.get_close_matches(short(dotted), known)
+    near.sort(key=lambda k: -difflib.SequenceMatcher(None, table, k.rpartition(".")[0]).ratio())
+    near = near or _near(short(dotted), known)
     siblings = [] if is_table else [k for k in KEYS if KEYS[k].table.path == table]
     if near:
         tip = f"did you mean {near[0]}?"
@@ -133,6 +147,24 @@ def _unknown(dotted: str, is_table: bool) -> str:
         tip = f"known tables: {', '.join(tables)}"
     shown = short(dotted) if dotted.isprintable() else quoted(short(dotted))
     return f"unknown {'table' if is_table else 'key'} {shown}; {tip}"
+
+
+def _near(dotted: str, known: Sequence[str]) -> list[str]:
+    """The known name that `dotted` may be a slip of; none if its table or its own name is far off."""
+    table, _, name = dotted.rpartition(".")
+
+    def likeness(other: str) -> tuple[float, float]:
+        place, _, word = other.rpartition(".")
+        begun = len(name) >= 3 and word.startswith(name)
+        own = 1.0 if begun else difflib.SequenceMatcher(None, name, word).ratio()
+        own += (NEAR - NEAR_SHORT) * (len(name) <= 4)
+        inner = place.endswith(table)  # also: no table was given
+        here = 1.0 if inner else difflib.SequenceMatcher(None, table, place).ratio()
+        return min(here, own), here + own
+
+    best = max(known, key=likeness)
+    alike = difflib.get_close_matches(dotted, known, n=1, cutoff=0.85)
+    return [best] if likeness(best)[0] >= NEAR else alike
 
 
 def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:

@@ -1,16 +1,14 @@
 """What a run says at its start and at its end: device, data, network, plan; results, what next."""
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from spiketriton.config import Recipe, to_toml
+from spiketriton.config import Recipe, load_recipe, overrides_of
 from spiketriton.data import Data
+from spiketriton.errors import UserError
 from spiketriton.models import Network, count_parameters
 from spiketriton.show.display import Display
 from spiketriton.show.words import duration, percent, synthetic_note
@@ -31,14 +29,15 @@ def announce_run(display: Display, recipe: Recipe, folder: Path) -> None:
     device = environment.choose_device(recipe.train.device)
     precision = environment.choose_precision(recipe.train.precision, device.value)
     display.note(environment.version_line())
-    display.note(f"recipe {recipe.name}, resolved:\n\n{to_toml(recipe)}")
+    display.verbatim(f"run folder: {folder}")
+    changed = shlex.join(overrides_of(recipe))
+    display.note(f"recipe {recipe.name}: {changed} (all keys: recipe.toml in the run folder)")
     display.note(f"device: {device.value.type}, {device.reason}")
     display.note(f"precision: {recipe.train.precision}, {precision.reason}")
     if device.value.type == "cpu":
         display.note(
             "cost: there is no GPU in this run; its time is estimated after the first steps"
         )
-    display.note(f"run folder: {folder}")
 
 
 def announce_parts(
@@ -92,17 +91,14 @@ def summary(display: Display, outcome: Outcome, folder: Path, pictures: Iterable
     rows += [("peak memory", f"{outcome.peak_memory_mib:.0f} MiB")]
     if outcome.firing_rate is not None:
         rows += [("firing rate", f"{outcome.firing_rate:.3f} spikes a neuron and time step")]
-    rows += [("run folder", str(folder))]
-    rows += [("" if i else "pictures", str(path)) for i, path in enumerate(pictures)]
-    table = Table(show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(no_wrap=True)
+    wide = max(len(name) for name, _ in [*rows, ("run folder", "")])
+    rows = [(f"{name:<{wide}}", value) for name, value in rows]
     for name, value in rows:
-        table.add_row(name, Text(value))
-    # as wide as its content: a path that is cut to the terminal's width is useless
-    width = max(len(name) for name, _ in rows) + max(len(value) for _, value in rows) + 8
-    terminal = display.stream.isatty()
-    Console(file=display.stream, force_terminal=terminal, width=width).print(table)
+        display.parts(f"{name}  {value}")
+    names = ", ".join(path.name for path in pictures)
+    display.parts(f"{'run folder':<{wide}}  {folder}")
+    if names:
+        display.parts(f"{'pictures':<{wide}}  {names}, in the run folder")
 
 
 def what_next(
@@ -110,22 +106,74 @@ def what_next(
     outcome: Outcome,
     folder: Path,
     recipe: Recipe,
-    arguments: Iterable[str],
+    arguments: Sequence[str],
     launcher: Iterable[str] = ("python",),
 ) -> None:
-    """Commands to try after a run; `arguments` are those that made the recipe."""
+    """Commands to try after a run. `arguments`: the recipe file and the overrides that made it."""
     train = [*launcher, "-m", "spiketriton.train"]
     if not (outcome.finished and outcome.saved):
         saved = "no checkpoint" if outcome.saved_at is None else f"step {outcome.saved_at}"
         display.note(f"stopped at step {outcome.progress.step}; saved: {saved}. To continue:")
-        display.note("  " + shlex.join([*train, "--resume", str(folder)]))
+        display.verbatim("  " + shlex.join([*train, "--resume", str(folder)]))
         return
-    other = "lif" if recipe.neuron.kind == "relu" else "relu"
-    twin = "its spiking twin" if other == "lif" else "its ANN twin (the same network, no time)"
     display.note("what to try next:")
-    for change, reason in (
-        (f"neuron.kind={other}", twin),
-        (f"train.epochs={2 * recipe.train.epochs}", "twice as long"),
-        (f"seed={recipe.seed + 1}", "another seed, to see the spread"),
-    ):
-        display.note(f"  {shlex.join([*train, *arguments, change])}    # {reason}")
+    for command, reason in [
+        *_with_changes(outcome, recipe, train, arguments),
+        *_with_the_run(folder, recipe),
+    ]:
+        display.verbatim(f"  {shlex.join(command)}")
+        display.note(f"      {reason}")
+
+
+def _with_changes(
+    outcome: Outcome, recipe: Recipe, train: Sequence[str], arguments: Sequence[str]
+) -> Iterator[tuple[list[str], str]]:
+    """The same training with one thing changed, and why; what a changed recipe refuses is left out."""
+    changes = []
+    if recipe.neuron.kind == "relu":
+        changes.append(("neuron.kind=lif", "its spiking twin"))
+    else:
+        changes.append(
+            ("neuron.kind=relu", "its ANN twin: the same network without spikes or time")
+        )
+    done = outcome.progress
+    if done.best_step == done.tested_at == done.step:  # it may still get better
+        key, value = "train.epochs", recipe.train.epochs
+        if recipe.train.max_steps:  # epochs have no effect beside it
+            key, value = "train.max_steps", recipe.train.max_steps
+        changes.append((f"{key}={2 * value}", "twice as long: the last test was the best one"))
+    for change, reason in changes:
+        if (words := _overridden(arguments, change)) is not None:
+            yield [*train, *words], reason
+
+
+def _overridden(arguments: Sequence[str], change: str) -> list[str] | None:
+    """The arguments with one more override, without those that it replaces or leaves idle.
+
+    None: there is no such recipe.
+    """
+    path, *given = arguments
+    key = change.partition("=")[0]
+    kept = [text for text in given if text.partition("=")[0].strip() != key]
+    for overrides in (kept, [text for text in kept if not text.startswith("neuron.")]):
+        try:
+            load_recipe(path, [*overrides, change])
+        except UserError:
+            continue
+        return [path, *overrides, change]
+    return None
+
+
+def _with_the_run(folder: Path, recipe: Recipe) -> Iterator[tuple[list[str], str]]:
+    """Commands that take the run, and why."""
+    run, python = str(folder), ["python", "-m"]
+    if recipe.neuron.kind == "relu":
+        yield [*python, "spiketriton.convert", run], "this ANN as a spiking network"
+    else:
+        why = "whether image and gradient get through, layer by layer, and what to change"
+        yield [*python, "spiketriton.diagnose", run], why
+    if recipe.data.name == "digits":  # a first try
+        copy = ["cp", str(folder / "recipe.toml"), "my_recipe.toml"]
+        yield copy, "a recipe of your own to change; docs/recipes.md explains every key"
+    else:
+        yield [*python, "spiketriton.report", run], "one page: accuracy by time step, cost, spikes"

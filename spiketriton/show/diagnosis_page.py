@@ -1,18 +1,24 @@
 """The page of a diagnosis, for a terminal or a pipe."""
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from spiketriton.gradients.diagnosis import Diagnosis, two_digits
 from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.variants import Variant
 from spiketriton.gradients.verdict import times
+from spiketriton.show.screen import say, show_table, show_whole
 from spiketriton.show.words import COLOURS
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
+HEAD = ("", "gain", "layers", "steps", "reach", "firing", "image")
+LEGEND = (
+    "gain: growth of the gradient from a layer to the one before it; layers, steps: the gradient at "
+    "the first one by that at the last; reach: neurons that the surrogate reaches; firing: spikes "
+    "per neuron and time step; image: what the last layer keeps of an image (1: all, 0: nothing)"
+)
+BAR = 20  # columns of the longest bar of the depth profile
 
 
 def show(found: Diagnosis, console: Console) -> None:
@@ -20,74 +26,58 @@ def show(found: Diagnosis, console: Console) -> None:
     measured, verdict = found.measured, found.verdict
     recipe = found.subject.recipe
     note = " (synthetic images)" if found.synthetic else ""
-    console.print(
-        Text(f"{found.subject.title}: gradients of {found.images} images{note}"), soft_wrap=True
-    )
-    words = Text("verdict: ")
-    words.append(verdict.line(), style=f"bold {COLOURS[verdict.word]}")
-    words.append(f" (for {recipe.train.optimizer})")
-    console.print(words, soft_wrap=True)
+    say(console, f"{found.subject.title}: gradients of {found.images} images{note}")
+    line = f"verdict: {verdict.line()} (for {recipe.train.optimizer})"
+    say(console, line, style=f"bold {COLOURS[verdict.word]}", indent="  ")
     for sentence in verdict.sentences():
-        console.print(Text(f"  {sentence}"), soft_wrap=True)
+        say(console, f"  {sentence}", indent="  ")
     if note := found.opening():
-        console.print(Text(f"  {note}"), soft_wrap=True)
+        say(console, f"  {note}", indent="  ")
     console.print()
     heat_map(measured, console)
     console.print()
-    console.print(
-        Text(
-            f"surrogate: {recipe.neuron.surrogate.shape}, height "
-            f"{recipe.neuron.surrogate.height:g}, width {found.width:.3g}; its neurons pass on "
-            f"{found.transmission:.0%} of what they would if it were flat"
-        ),
-        soft_wrap=True,
+    say(
+        console,
+        f"surrogate: {recipe.neuron.surrogate.shape}, height "
+        f"{recipe.neuron.surrogate.height:g}, width {found.width:.3g}; its neurons pass on "
+        f"{found.transmission:.0%} of what they would if it were flat",
     )
-    console.print(
-        Text(
-            f"neurons fire {verdict.firing_rate:.3f} times per time step; a membrane's gradient keeps "
-            f"{verdict.time_factor:.0%} from step to step"
-        ),
-        soft_wrap=True,
+    say(
+        console,
+        f"neurons fire {verdict.firing_rate:.3f} times per time step; a membrane's gradient keeps "
+        f"{verdict.time_factor:.0%} from step to step",
     )
     console.print()
-    table = Table(
-        title="one thing changed at a time",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        show_edge=False,  # so that it fits in 80 columns
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("", no_wrap=True)
-    for name in ("gain", "layers", "steps", "reach", "firing", "image"):
-        table.add_column(name, justify="right", no_wrap=True)
     as_is = Variant("as it is", "", measured, float(found.overlap[-1]))
-    for variant in (as_is, *found.variants):
-        shown = variant.measured
-        depth, time = shown.depth_ratio, shown.time_ratio
-        table.add_row(
-            variant.change or variant.name,
-            f"{shown.depth_gain:.3g}",
-            "-" if depth is None else times(depth),
-            "-" if time is None else times(time),
-            f"{1 - shown.outside.mean():.0%}",
-            f"{shown.firing.mean():.3f}",
-            two_digits(variant.overlap),
-        )
-    console.print(table)
-    console.print(
-        Text(
-            "gain: growth of the gradient from a layer to the one before it; layers, steps: the gradient at "
-            "the first one by that at the last; reach: neurons that the surrogate reaches; firing: spikes per "
-            "neuron and time step; image: what the last layer keeps of an image (1: all, 0: nothing)"
-        ),
-        soft_wrap=True,
+    show_table(
+        console,
+        "one thing changed at a time",
+        HEAD,
+        [_row(variant) for variant in (as_is, *found.variants)],
+        legend=LEGEND,
     )
     for cause in found.causes():
-        console.print(Text(cause), soft_wrap=True)
+        say(console, cause)
     console.print()
-    console.print(Text(f"conclusion: {found.conclusion()}", style="bold"), soft_wrap=True)
+    say(console, f"conclusion: {found.conclusion()}", style="bold", indent="  ")
     for cure in found.cures:
-        console.print(Text(f"  {cure.change}    # {cure.reason}"), soft_wrap=True)
+        show_whole(console, f"  {cure.change}")
+        say(console, f"      {cure.reason}", indent="      ")
+
+
+def _row(variant: Variant) -> tuple[str, ...]:
+    """A row below `HEAD`."""
+    shown = variant.measured
+    depth, time = shown.depth_ratio, shown.time_ratio
+    return (
+        variant.change or variant.name,
+        f"{shown.depth_gain:.3g}",
+        "-" if depth is None else times(depth),
+        "-" if time is None else times(time),
+        f"{1 - shown.outside.mean():.0%}",
+        f"{shown.firing.mean():.3f}",
+        two_digits(variant.overlap),
+    )
 
 
 def heat_map(measured: Measurement, console: Console, most: int = 40) -> None:
@@ -103,13 +93,17 @@ def heat_map(measured: Measurement, console: Console, most: int = 40) -> None:
     stride, skip = -(-layers // most), -(-steps // 32)
     names = [measured.names[i] for i in range(0, layers, stride)]
     wide = max(len("time profile"), *(len(name) for name in names))
+    shown = -(-steps // skip)
+    room = console.width - wide - 2 - len("  1.0e-05 ●")  # of the cells and the bar
+    cell_width = 2 if 2 * shown + 6 <= room else 1
+    bar_width = min(BAR, max(0, room - cell_width * shown))
     head = "size of the gradient (RMS of dL/dx), log scale; the input is at the top, time runs to the right"
-    console.print(Text(head + (f"; 1 layer in {stride}" if stride > 1 else "")), soft_wrap=True)
+    say(console, head + (f"; 1 layer in {stride}" if stride > 1 else ""))
 
     def cells(values: np.ndarray) -> Text:
         line = Text()
         for value in values[::skip]:
-            line.append_text(_cell(value, low, high, console))
+            line.append_text(_cell(value, low, high, console, cell_width))
         return line
 
     profile = _log10(measured.depth_profile)
@@ -117,7 +111,7 @@ def heat_map(measured: Measurement, console: Console, most: int = 40) -> None:
         text = Text(f"{name:<{wide}}  ")
         text.append_text(cells(logs[row]))
         length = 0 if not np.isfinite(profile[row]) else (profile[row] - low) / (high - low)
-        bar = "─" * max(0, round(20 * float(np.clip(length, 0, 1)))) + "●"
+        bar = "─" * max(0, round(bar_width * float(np.clip(length, 0, 1)))) + "●"
         text.append(f"  {measured.depth_profile[row]:8.1e} {bar}")
         console.print(text, soft_wrap=True)
     text = Text(f"{'time profile':<{wide}}  ")
@@ -125,19 +119,19 @@ def heat_map(measured: Measurement, console: Console, most: int = 40) -> None:
     console.print(text, soft_wrap=True)
     scale = Text(f"{'scale':<{wide}}  {10**low:.1e} ")
     for level in np.linspace(low, high, 8):
-        scale.append_text(_cell(level, low, high, console))
+        scale.append_text(_cell(level, low, high, console, 2))
     scale.append(f" {10**high:.1e}")
     console.print(scale, soft_wrap=True)
 
 
-def _cell(value: float, low: float, high: float, console: Console) -> Text:
-    """Two columns: a colour on a terminal that has them, else a block of that height."""
+def _cell(value: float, low: float, high: float, console: Console, width: int) -> Text:
+    """A colour on a terminal that has at least 256 of them, else a block of that height."""
     if not np.isfinite(value):
-        return Text("··" if value < 0 else "!!")
+        return Text(("·" if value < 0 else "!") * width)
     level = float(np.clip((value - low) / (high - low), 0, 1))
-    if console.color_system is None:
-        return Text(BLOCKS[1 + round(level * (len(BLOCKS) - 2))] * 2)
-    return Text("  ", style=f"on rgb({','.join(str(c) for c in _colour(level))})")
+    if console.no_color or console.color_system not in ("256", "truecolor"):
+        return Text(BLOCKS[1 + round(level * (len(BLOCKS) - 2))] * width)
+    return Text(" " * width, style=f"on rgb({','.join(str(c) for c in _colour(level))})")
 
 
 # of matplotlib's viridis, at equal distances

@@ -8,16 +8,25 @@ import time
 from typing import Any, TextIO
 
 from rich import progress as bars
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
+from rich.padding import Padding
+from rich.table import Column
 from rich.text import Text
 
 from spiketriton.errors import one_line, warn
 from spiketriton.runs.rows import Row
-from spiketriton.show.words import coloured, duration, percent
+from spiketriton.show.screen import console_of, fill, say, show_whole
+from spiketriton.show.words import COLOURS, coloured, duration, percent
 from spiketriton.training.plan import Plan
 
 COST_SECONDS, COST_STEPS = 2.0, 3  # measured before the time that the run will take is reported
+# a plain row of training is printed so many seconds of training after the last one: this many, or
+# this share of the time so far, up to a limit
+ROW_SECONDS, ROW_SHARE, ROW_SECONDS_MOST = 10.0, 0.02, 300.0
+WAITING = 0.1  # of the time, from which on waiting for data is worth mentioning
+COUNT = 34  # columns behind the bars
+MARGIN = 7  # columns: the lines of the live display begin where its bars do
 TEST_SHARE = 1 / 3  # of a training image's time, until a test was measured: forward only
 
 
@@ -29,17 +38,32 @@ def make_display(stream: TextIO | None = None) -> "Display":
 
 
 class Display:
-    """Plain lines, one for each row of metrics."""
+    """Plain lines: rows of metrics that say something new, and every test."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
         self.suffix = ""  # after every number of synthetic images
-        self.console = Console(file=stream, force_terminal=stream.isatty())
+        self.console = console_of(stream)
         self.plan: Plan | None = None
         self.tests: list[float] = []  # seconds of each test of this session
+        self.due = 0.0  # seconds of training at which the next row is worth a line
+        self.verdict: tuple[str, ...] | None = None  # the last one that was printed
 
     def note(self, text: str) -> None:
-        print(text, file=self.stream, flush=True)
+        """Prose, broken between words at the edge of a terminal."""
+        say(self.console, text, indent="  ")
+        self.stream.flush()
+
+    def verbatim(self, text: str) -> None:
+        """A command or a path, in one piece."""
+        show_whole(self.console, text)
+        self.stream.flush()
+
+    def parts(self, *parts: str) -> None:
+        """One row: a terminal breaks it between its parts."""
+        for line in fill(parts, self.console.width, indent="    "):
+            show_whole(self.console, line)
+        self.stream.flush()
 
     def warn(self, text: str) -> None:
         warn(text)
@@ -79,30 +103,47 @@ class Display:
         """A row of metrics, and the last measurement of the gradient in words (or "")."""
         if row["kind"] == "eval":
             self.tests.append(row["test_seconds"])
-            self.note(self.test_line(row) + self.suffix)
-        else:
-            parts = [self.position(row), *numbers(row)]
-            parts.append(f"{duration(self.seconds_left(row['step'], row['images_per_s']))} left")
-            self.note("  ".join(parts + [gradient] * bool(gradient)) + self.suffix)
+            self.parts(*self.test_parts(row))
+            return
+        if row["seconds"] >= self.due or row["step"] == self.plan_steps:
+            wait = min(max(ROW_SECONDS, ROW_SHARE * row["seconds"]), ROW_SECONDS_MOST)
+            self.due = row["seconds"] + wait
+            self.parts(*self.train_parts(row))
+        self.tell_verdict(gradient)
+
+    def tell_verdict(self, gradient: str) -> None:
+        """Prints the measurement of the gradient if its verdict is a new one."""
+        verdict = tuple(word for word in COLOURS if word in gradient)
+        if gradient and verdict != self.verdict:
+            self.verdict = verdict
+            self.note(f"gradient: {gradient}{self.suffix}")
 
     def end(self) -> None:
         """Training has stopped, for whatever reason."""
 
-    def position(self, row: Row) -> str:
+    @property
+    def plan_steps(self) -> int:
         assert self.plan is not None
-        width = len(str(self.plan.steps))
-        step = f"step {row['step']:{width}}/{self.plan.steps}"
-        return f"{step}  epoch {row['epoch']:.2f}/{self.epochs:g}"
+        return self.plan.steps
 
-    def test_line(self, row: Row) -> str:
-        held_out = ""
-        if "validation_accuracy" in row:
-            held_out = f"validation accuracy {percent(row['validation_accuracy'])}  "
-        return (
-            f"{self.position(row)}  {held_out}test accuracy {percent(row['test_accuracy'])}  "
-            f"test loss {row['test_loss']:.4f}  ({row['test_images']} images in "
-            f"{duration(row['test_seconds'])})"
-        )
+    def position(self, row: Row) -> tuple[str, str]:
+        width = len(str(self.plan_steps))
+        return f"step {row['step']:{width}}/{self.plan_steps}", f"epoch {row['epoch']:.2f}"
+
+    def train_parts(self, row: Row) -> list[str]:
+        """What changes from row to row; metrics.jsonl has all numbers of every row."""
+        parts = [*self.position(row), f"loss {row['loss']:.4f}"]
+        if row["firing_rate"] is not None:
+            parts.append(f"firing {row['firing_rate']:.3f}")
+        parts.append(f"{row['images_per_s']:.3g} images/s")
+        if row["data_wait"] >= WAITING:
+            parts.append(f"{row['data_wait']:.0%} waiting for data")
+        left = duration(self.seconds_left(row["step"], row["images_per_s"]))
+        return [*parts, f"{left} left{self.suffix}"]
+
+    def test_parts(self, row: Row) -> list[str]:
+        accuracy = f"test accuracy {percent(row['test_accuracy'])}"
+        return [*self.position(row), accuracy, f"test loss {row['test_loss']:.4f}{self.suffix}"]
 
     def seconds_left(self, step: int, images_per_s: float) -> float:
         """Training and tests still to come, at this speed of training."""
@@ -120,6 +161,11 @@ class Quiet(Display):
         self.warns = warns
 
     def note(self, text: str) -> None:
+        pass
+
+    verbatim = note
+
+    def parts(self, *parts: str) -> None:
         pass
 
     def warn(self, text: str) -> None:
@@ -142,11 +188,8 @@ class LiveDisplay(Display):
         self.best = 0.0
         self.left = self.gradient = self.signal = ""
 
-    def note(self, text: str) -> None:
-        self.console.print(Text(text), soft_wrap=True)
-
     def warn(self, text: str) -> None:
-        self.console.print(Text(f"warning: {one_line(text)}", style="bold red"), soft_wrap=True)
+        say(self.console, f"warning: {one_line(text)}", style="bold red", indent="  ")
 
     def stopping(self, text: str) -> None:
         self.signal = text  # the next refresh shows it
@@ -155,8 +198,8 @@ class LiveDisplay(Display):
         super().begin(plan, step, device_type)
         self.bars = bars.Progress(
             bars.TextColumn("{task.description:>6}", style="bold"),
-            bars.BarColumn(),
-            bars.TextColumn("{task.fields[count]}"),
+            bars.BarColumn(bar_width=max(5, min(40, self.console.width - MARGIN - COUNT))),
+            bars.TextColumn("{task.fields[count]}", table_column=Column(no_wrap=True)),
         )
         self.epoch_bar = self.bars.add_task("epochs", total=self.epochs, count="")
         self.step_bar = self.bars.add_task("steps", total=plan.epoch_steps, count="")
@@ -178,13 +221,13 @@ class LiveDisplay(Display):
         self.bars.update(
             self.epoch_bar,
             completed=plan.epoch(step),
-            count=f"{plan.epoch(step):.2f} of {self.epochs:g}   {self.left}",
+            count=f"{plan.epoch(step):.2f} of {self.epochs:g}  {self.left}",
         )
         self.bars.update(
             self.step_bar,
             completed=step - first,
             total=length,
-            count=f"{step - first} of {length}   (step {step} of {plan.steps})",
+            count=f"{step - first} of {length}  ({step} of {plan.steps} in all)",
         )
         self.bars.update(self.test_bar, visible=False)
 
@@ -208,23 +251,20 @@ class LiveDisplay(Display):
             left = self.seconds_left(row["step"], row["images_per_s"])
             self.left = f"{duration(left)} left"
             self.update_bars(row["step"])
+            self.tell_verdict(gradient)
 
     def render(self) -> Group:
-        lines: list[Any] = [self.bars]
+        lines: list[Any] = []
         if self.train is not None:
-            shown = numbers(self.train)
-            middle = (len(shown) + 1) // 2
-            lines += ["  ".join(part) for part in (shown[:middle], shown[middle:]) if part]
+            lines += fill(numbers(self.train), self.console.width - MARGIN)
         if self.test is not None:
             accuracy = percent(self.test["test_accuracy"])
-            lines.append(f"test accuracy {accuracy}")
-            if "validation_accuracy" in self.test:
-                held_out = percent(self.test["validation_accuracy"])
-                lines[-1] += f", validation accuracy {held_out}, best {percent(self.best)}"
-        lines += [Text("       ") + coloured(self.gradient)] if self.gradient else []
+            lines.append(f"test accuracy {accuracy}, best {percent(self.best)}")
+        lines += [coloured(self.gradient)] if self.gradient else []
         lines += [Text(self.suffix.strip(), style="yellow")] if self.suffix else []
         lines += [Text(self.signal, style="bold red")] if self.signal else []
-        return Group(*(Text("       ") + Text(x) if isinstance(x, str) else x for x in lines))
+        texts = [Text(line) if isinstance(line, str) else line for line in lines]
+        return Group(self.bars, *(Padding(text, (0, 0, 0, MARGIN)) for text in texts))
 
     def end(self) -> None:
         if self.live is not None:

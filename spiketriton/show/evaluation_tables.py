@@ -2,44 +2,74 @@
 
 from collections.abc import Iterator, Sequence
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
+from spiketriton.show.screen import say, show_table
 from spiketriton.trained.energy import BREAK_EVEN_RATES, ann_energy_pj
 from spiketriton.trained.evaluation import Evaluation
 
 ALL_STEPS = 16  # windows up to here are shown step by step, longer ones in powers of two
-STEP_HEAD = ("run", "T", "accuracy %", "95 %", "AC M", "MAC M", "µJ", "µJ with data", "images/s")
+STEP_HEAD = (
+    "run",
+    "T",
+    "accuracy %",
+    "95 %",
+    "million AC",
+    "million MAC",
+    "µJ",
+    "µJ with data",
+    "images/s",
+)
+STEP_LEGEND = (
+    "T: time steps before the answer. 95 %: where the accuracy on other such images is expected. "
+    "AC: accumulates, a weight added for a spike; MAC: multiply-accumulates; both of one image. "
+    "µJ: their energy in a 45 nm chip, estimated, without and with the movement of data."
+)
+LAYER_LEGEND = (
+    "share of the layer's {what}, in all steps, in the first and in the last; never, always: share "
+    "of its neurons that {did} for no image and step, or for every one. AC: see above."
+)
 
 
 def show(console: Console, evaluations: list[Evaluation], asked: list[int]) -> None:
     """The tables; `asked`: the time steps to show, or none for a choice of them."""
     first = evaluations[0]
     note = ", synthetic images: the accuracy means nothing" if first.synthetic else ""
-    console.print(f"{first.images:,} test images of {first.data}{note}; {first.device}")
+    say(console, f"{first.images:,} test images of {first.data}{note}; {first.device}")
     if first.checkpoint == "best":
-        console.print("checkpoint: best, chosen by its validation accuracy")
-    costs = _table("Accuracy and cost of one image", STEP_HEAD)
+        say(console, "checkpoint: best, chosen on these test images, which flatters it")
+    console.print()
+    steps = [
+        (cells, t == one.time_steps) for one in evaluations for t, cells in step_rows(one, asked)
+    ]
+    show_table(
+        console,
+        "Accuracy and cost of one image",
+        STEP_HEAD,
+        [cells for cells, _ in steps],
+        keys=2,
+        bold=[row for row, (_, own) in enumerate(steps) if own],
+        legend=STEP_LEGEND,
+    )
+    console.print()
+    show_table(
+        console,
+        f"Layers of {first.label} within T = {first.time_steps}",
+        layer_head(first),
+        list(layer_rows(first)),
+        legend=layer_legend(first),
+    )
+    console.print()
     for one in evaluations:
-        for t, cells in step_rows(one, asked):
-            costs.add_row(*cells, style="bold" if t == one.time_steps else "")
-        costs.add_section()
-    console.print(costs)
-    activity = _table(f"Layers of {first.label} within T = {first.time_steps}", layer_head(first))
-    for row in layer_rows(first):
-        activity.add_row(*row)
-    console.print(activity)
-    for one in evaluations:
-        console.print(verdict(one, evaluations))
+        say(console, verdict(one, evaluations))
 
 
-def _table(title: str, head: Sequence[str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
-    table.add_column(head[0], overflow="fold")
-    for name in head[1:]:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
+def layer_legend(one: Evaluation) -> str:
+    """What the heads of the layers' table mean."""
+    if one.kind == "ann":
+        return "active %: " + LAYER_LEGEND.format(what="values above 0", did="were above 0")
+    what = "neurons that spike in a time step"
+    return "rate %: " + LAYER_LEGEND.format(what=what, did="spiked")
 
 
 def step_rows(one: Evaluation, asked: Sequence[int] = ()) -> Iterator[tuple[int, tuple[str, ...]]]:
@@ -75,7 +105,16 @@ def chosen_steps(one: Evaluation, asked: Sequence[int] = ()) -> list[int]:
 
 def layer_head(one: Evaluation) -> tuple[str, ...]:
     active = "active %" if one.kind == "ann" else "rate %"
-    return ("layer", "neurons", active, "first step", "last step", "never %", "always %", "AC M")
+    return (
+        "layer",
+        "neurons",
+        active,
+        "first step",
+        "last step",
+        "never %",
+        "always %",
+        "million AC",
+    )
 
 
 def layer_rows(one: Evaluation) -> Iterator[tuple[str, ...]]:
@@ -101,14 +140,14 @@ def verdict(one: Evaluation, evaluations: list[Evaluation]) -> str:
     """
     at = one.time_steps - 1
     if one.kind == "ann":
-        return f"{one.label}: {one.ann_macs / 1e6:.3f} M MAC, {one.energy_uj[0]:.2f} µJ an image."
+        return f"{one.label}: {one.ann_macs / 1e6:.3f} million MAC, {one.energy_uj[0]:.2f} µJ an image."
     low, high = (100 * rate for rate in BREAK_EVEN_RATES)
     ann_uj, ann_data_uj = (pj * 1e-6 for pj in ann_energy_pj(one.ann_macs))
     text = (
         f"{one.label}: at T = {one.time_steps} it takes {one.energy_uj[at] / ann_uj:.3f} of its "
         f"ANN twin's energy by operations, {one.energy_with_data_uj[at] / ann_data_uj:.3f} with "
-        f"data movement; mean rate {100 * one.mean_rate:.1f} % (break-even by Yan et al. 2024 at "
-        f"T = 5: {low:.1f} to {high:.1f} %)."
+        f"data movement. A neuron spikes in {100 * one.mean_rate:.1f} % of the steps; with data "
+        f"movement, a spiking net pays off below {low:.1f} to {high:.1f} % (Yan et al. 2024, T = 5)."
     )
     first = evaluations[0]
     others = [e for e in evaluations if e is not one and (first in (one, e) or e.kind == "ann")]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from spiketriton.convert import main, parse, table
+from spiketriton.convert import main, parse, rows
 from spiketriton.errors import UserError
 from spiketriton.evaluate import main as evaluate_main
 from spiketriton.trained.conversion import Options
@@ -128,5 +128,4 @@ def test_the_table_has_thresholds_and_shifts(monkeypatch):
     monkeypatch.setattr(
         "spiketriton.convert.neurons", lambda model: zip("ab", neurons, strict=True)
     )
-    columns = [list(column.cells) for column in table(None).columns]
-    assert columns == [["a", "b"], ["0.5", "1"], ["2", "1"], ["+0.125", "-"]]
+    assert list(rows(None)) == [("a", "0.5", "2", "+0.125"), ("b", "1", "1", "-")]

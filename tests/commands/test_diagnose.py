@@ -32,6 +32,17 @@ def test_a_recipe_ends_in_page_json_and_picture(tmp_path, capsys):
     assert len(found["rows"]) == 2 * len(found["depth_profile"])
 
 
+def test_a_diagnosis_of_a_run_lies_in_the_run_and_replaces_no_other(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small_trainer(tmp_path / "run", "train.max_steps=2").fit()
+    for change in ([], [], ["neuron.surrogate.width=2"]):  # the second is equal to the first
+        assert main(["run", *change]) == 0
+    assert "\nrun/diagnosis-2.png\nrun/diagnosis-2.json\n" in capsys.readouterr().out
+    found = sorted(path.name for path in (tmp_path / "run").glob("diagnosis*.json"))
+    assert found == ["diagnosis-2.json", "diagnosis.json"]
+    assert not (tmp_path / "runs").exists()
+
+
 def test_json_is_all_that_is_printed_and_complete(tmp_path, capsys):
     path = recipe_file(tmp_path, small_recipe(*DEEP, WIDE))
     assert main([str(path), "--json", "train.batch_size=32", "--batches", "2"]) == 0

@@ -7,6 +7,7 @@ import pytest
 
 from spiketriton.errors import UserError
 from spiketriton.evaluate import count, main, parse
+from spiketriton.show.screen import ENDLESS
 from tests.small_runs import small_trainer
 
 
@@ -74,11 +75,11 @@ def test_options_and_their_defaults():
     assert args.overrides == ["a=b"]
 
 
-def test_a_pipe_gets_118_columns_and_one_run_no_comparison(runs, tmp_path, monkeypatch):
+def test_a_pipe_has_no_edge_and_one_run_no_comparison(runs, tmp_path, monkeypatch):
     given = []
     monkeypatch.setattr("spiketriton.evaluate.show", lambda console, *rest: given.append(console))
     monkeypatch.setattr("spiketriton.show.evaluation_pictures.draw_evaluations", lambda *_: [])
     main([str(runs / "ann"), "--images", "9", "--out", str(tmp_path)])
-    assert given[0].width == 118
+    assert given[0].width == ENDLESS
     assert [path.name for path in tmp_path.iterdir()] == ["evaluation.json"]
     assert (tmp_path / "evaluation.json").read_text().startswith('{\n "run": ')

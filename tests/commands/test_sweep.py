@@ -1,11 +1,14 @@
 """Sweeps: the grid, its results, going on after a stop, tables and pictures."""
 
+import io
 import json
+import re
 import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from spiketriton import sweep as module
 from spiketriton.config import to_toml
@@ -147,15 +150,15 @@ def test_the_table_has_means_spreads_and_what_diverged():
         results = [{"accuracy": a, "seconds": 60.0, "width": 0.5} for a in accuracies]
         return Group({"model.depth": depth}, results, [])
 
-    made = module.table([group("2", 0.5, 0.75), group("3", None, 0.5), group("4", None)], True)
-    assert made.title == "test accuracy (synthetic images)"
-    assert [column.header for column in made.columns] == [
-        "depth", "width used", "accuracy", "spread", "seeds", "time",
-    ]  # fmt: skip
-    rows = list(zip(*(column.cells for column in made.columns), strict=True))
-    assert rows == [
-        ("2", "0.5", "62.50 %", "± 17.68", "2", "2 min"),
-        ("3", "0.5", "50.00 %", "", "2 (1 diverged)", "2 min"),
-        ("4", "0.5", "diverged", "", "1 (1 diverged)", "60 s"),
+    console = Console(file=io.StringIO(), width=80)
+    groups = [group("2", 0.5, 0.75), group("3", None, 0.5), group("4", None)]
+    module.table(console, groups, True)
+    title, head, _, *rows, legend = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert title == "test accuracy (synthetic images)"
+    assert head.split() == ["depth", "width", "used", "accuracy", "spread", "seeds", "time"]
+    assert [re.split(r" {2,}", row) for row in rows] == [
+        ["2", "0.5", "62.50 %", "± 17.68", "2", "2 min"],
+        ["3", "0.5", "50.00 %", "2 (1 diverged)", "2 min"],
+        ["4", "0.5", "diverged", "1 (1 diverged)", "60 s"],
     ]
-    assert all(column.no_wrap for column in made.columns)
+    assert legend.startswith("spread: ")

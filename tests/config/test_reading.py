@@ -2,7 +2,14 @@
 
 import pytest
 
-from spiketriton.config import DataConfig, load_recipe, recipe_from_toml, replace, to_toml
+from spiketriton.config import (
+    DataConfig,
+    load_recipe,
+    overrides_of,
+    recipe_from_toml,
+    replace,
+    to_toml,
+)
 from spiketriton.errors import UserError
 from tests.config.support import GOOD, mine, refused
 
@@ -202,3 +209,34 @@ def test_a_byte_order_mark_and_dos_line_ends_are_read(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_bytes(b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())
     assert load_recipe(path) == recipe_from_toml(GOOD, "mine")
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("train.ema", None), ("train.learning_rate", None), ("data.class_weights", None),
+        ("emma", None), ("trian.lr", "train.lr"), ("epoch", "train.epochs"), ("lr", "train.lr"),
+        ("neuron.tua", "neuron.tau"), ("neuron.width", "neuron.surrogate.width"),
+        ("train.batch", "train.batch_size"), ("surrogate.widht", "neuron.surrogate.width"),
+        ("neuron.surogate.width", "neuron.surrogate.width"), ("data.root.x", "data.root"),
+    ],
+)  # fmt: skip
+def test_a_key_near_to_nothing_suggests_nothing(tmp_path, key, meant):
+    path = tmp_path / "mine.toml"
+    path.write_text(GOOD)
+    with pytest.raises(UserError) as raised:
+        load_recipe(path, [f"{key}=1"])
+    assert ("did you mean" in str(raised.value)) == (meant is not None)
+    assert meant is None or f"did you mean {meant}?" in str(raised.value)
+
+
+def test_what_a_recipe_changes_makes_it_again():
+    recipe = recipe_from_toml(GOOD, "mine")
+    changed = overrides_of(recipe)
+    assert not [text for text in changed if text.startswith("train.momentum")]
+    required = [text for text in changed if text.startswith(("data.name=", "model.name="))]
+    tables = "\n".join(
+        f"[{key.partition('.')[0]}]\nname = '{value}'"
+        for key, _, value in (text.partition("=") for text in required)
+    )
+    assert replace(recipe_from_toml(tables, "mine"), *changed) == recipe

@@ -40,17 +40,15 @@ def test_a_run_from_the_command(recipe, capsys):
     for words in (
         f"spiketriton {environment.spiketriton.__version__}",
         f"torch {torch.__version__}",
-        'name = "digits"',
-        "seed = 3",
+        "recipe small: seed=3 time_steps=3 data.name=digits ",
         "device: cpu",
         "precision: fp32, as the recipe says",
         "run folder: run",
         "120 training and 50 test images of 1x8x8, 10 classes",
         "7 spiking layers over 3 time steps",
         "plan: 14 steps of 16 images, 7 steps an epoch",
-        "test accuracy",
-        "run/curves.png",
-        "run/gradients.png",
+        "test accuracy, best",
+        "curves.png, gradients.png, firing.png, in the run folder",
         "python -m spiketriton.train small.toml train.epochs=2 seed=3 neuron.kind=relu",
     ):
         assert words in shown.out, words

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from spiketriton.config import replace, to_toml
+from spiketriton.config import Recipe, load_recipe
 from spiketriton.data import build_data
 from spiketriton.models import build_model
 from spiketriton.show.announcements import announce_parts, announce_run, summary, what_next
@@ -14,7 +14,7 @@ from spiketriton.show.display import Display
 from spiketriton.training.plan import Plan, Progress
 from spiketriton.training.ranks import Ranks
 from tests.show.support import outcome
-from tests.small_runs import small_recipe
+from tests.small_runs import SMALL, small_recipe
 
 
 def test_the_summary_keeps_long_paths_whole():
@@ -23,8 +23,8 @@ def test_the_summary_keeps_long_paths_whole():
     summary(Display(stream), outcome(), path, [path / "curves.png", path / "gradients.png"])
     text = stream.getvalue()
     for words in (
-        f" {path} ",
-        f" {path}/curves.png ",
+        f" {path}\n",
+        "  curves.png, gradients.png, in the run folder\n",
         "100 of 100",
         "90.00 %",
         "95.00 % (after epoch 2)",
@@ -54,19 +54,90 @@ def test_after_an_interruption_the_resume_command_stands_alone_on_its_line():
     ]
 
 
-def test_what_next_offers_commands_that_change_the_recipe():
-    for kind, other in (("lif", "relu"), ("relu", "lif")):
-        stream = io.StringIO()
-        recipe = small_recipe(f"neuron.kind={kind}")
-        given = ["a.toml", f"neuron.kind={kind}"]
-        what_next(Display(stream), outcome(), Path("x"), recipe, given)
-        commands = [line for line in stream.getvalue().splitlines() if line.startswith("  python")]
-        assert len(commands) == 3
-        start = f"  python -m spiketriton.train a.toml neuron.kind={kind} "
-        for command in commands:
-            override = command.removeprefix(start).split("    # ")[0]
-            assert replace(recipe, override) != recipe
-        assert f"neuron.kind={other}" in commands[0]
+def offered(
+    recipe: Recipe, arguments: list[str], launcher: tuple[str, ...] = ("python",), **changes
+) -> dict[str, str]:
+    """Commands and their reasons."""
+    display = Display(io.StringIO())
+    what_next(display, outcome(**changes), Path("runs/x"), recipe, arguments, launcher)
+    head, *lines = display.stream.getvalue().splitlines()
+    assert head == "what to try next:"
+    assert all(line.startswith("  ") and line[2] != " " for line in lines[::2])
+    return {
+        command.strip(): why.strip() for command, why in zip(lines[::2], lines[1::2], strict=True)
+    }
+
+
+@pytest.fixture
+def file(tmp_path) -> str:
+    path = tmp_path / "small.toml"
+    path.write_text(SMALL)
+    return str(path)
+
+
+BEST_IS_LAST = Progress(
+    step=100, seconds=1.0, test_accuracy=0.9, best_accuracy=0.9, best_step=100, tested_at=100
+)
+
+
+def test_after_a_first_run_its_twin_then_diagnose_then_a_recipe_of_ones_own(file):
+    start = f"python -m spiketriton.train {file}"
+    assert list(offered(small_recipe(), [file])) == [
+        f"{start} neuron.kind=relu",
+        "python -m spiketriton.diagnose runs/x",
+        "cp runs/x/recipe.toml my_recipe.toml",
+    ]
+
+
+def test_an_ann_is_offered_its_spiking_twin_and_its_conversion(file):
+    found = offered(small_recipe("neuron.kind=relu"), [file, "neuron.kind=relu"])
+    assert list(found)[:2] == [
+        f"python -m spiketriton.train {file} neuron.kind=lif",
+        "python -m spiketriton.convert runs/x",
+    ]
+
+
+def test_a_run_on_other_data_is_offered_its_report(file):
+    recipe = small_recipe("data.name=synthetic")
+    assert list(offered(recipe, [file]))[-1] == "python -m spiketriton.report runs/x"
+
+
+@pytest.mark.parametrize(
+    ("given", "longer"),
+    [
+        ([], "train.epochs=6"),
+        (["train.epochs=5"], "train.epochs=10"),  # once, not twice
+        (["train.max_steps=10"], "train.max_steps=20"),  # epochs have no effect beside it
+    ],
+)
+def test_longer_is_offered_where_the_last_test_was_the_best(file, given, longer):
+    found = list(offered(small_recipe(*given), [file, *given], progress=BEST_IS_LAST))
+    assert found[1] == f"python -m spiketriton.train {file} {longer}"
+
+
+def test_every_offered_recipe_is_accepted_and_differs(file):
+    for given in (
+        [],
+        ["neuron.tau=3"],
+        ["neuron.kind=if", "train.epochs=9"],
+        ["train.max_steps=4"],
+    ):
+        recipe = small_recipe(*given)
+        commands = offered(recipe, [file, *given], progress=BEST_IS_LAST)
+        trained = [c.split()[3:] for c in commands if "spiketriton.train" in c]
+        assert len(trained) == 2
+        for path, *overrides in trained:
+            assert load_recipe(path, overrides) != recipe
+            keys = [text.partition("=")[0] for text in overrides]
+            assert len(set(keys)) == len(keys)
+
+
+def test_the_launcher_of_many_ranks_trains_again(file):
+    found = offered(small_recipe(), [file], ("torchrun", "--n=2"))
+    assert list(found)[:2] == [
+        f"torchrun --n=2 -m spiketriton.train {file} neuron.kind=relu",
+        "python -m spiketriton.diagnose runs/x",
+    ]
 
 
 def announced(*overrides: str, ranks: Ranks | None = None) -> list[str]:
@@ -111,8 +182,9 @@ def test_what_is_about_to_run_where_and_why():
     text = display.stream.getvalue()
     for words in (
         "spiketriton ",
-        "recipe small, resolved:\n\n",
-        to_toml(small_recipe("train.device=cpu")),
+        "recipe small: time_steps=3 ",
+        " train.device=cpu ",
+        " (all keys: recipe.toml in the run folder)\n",
         "device: cpu, ",
         "precision: fp32, as the recipe says\n",
         "cost: there is no GPU in this run",
@@ -121,30 +193,32 @@ def test_what_is_about_to_run_where_and_why():
         assert words in text, words
 
 
-def test_the_changes_that_are_offered_one_by_one():
-    display = Display(io.StringIO())
-    recipe = small_recipe("seed=3", "train.epochs=5")
-    what_next(display, outcome(), Path("x"), recipe, ["a.toml"], ["torchrun", "--n=2"])
-    start = "  torchrun --n=2 -m spiketriton.train a.toml"
-    assert display.stream.getvalue().splitlines() == [
-        "what to try next:",
-        f"{start} neuron.kind=relu    # its ANN twin (the same network, no time)",
-        f"{start} train.epochs=10    # twice as long",
-        f"{start} seed=4    # another seed, to see the spread",
-    ]
-
-
 def test_what_was_not_saved_is_named():
     display = Display(io.StringIO())
     what_next(display, outcome(saved_at=None, step=3), Path("x"), small_recipe(), [])
     assert display.stream.getvalue().startswith("stopped at step 3; saved: no checkpoint. To cont")
 
 
-def test_the_summary_is_as_wide_as_its_content_and_has_no_head():
+def test_the_summary_has_a_line_for_each_number():
     display = Display(io.StringIO())
     summary(display, outcome(), Path("x"), [Path("a"), Path("b")])
     lines = display.stream.getvalue().splitlines()
-    assert len(lines) == 2 + 11  # rows in a frame
-    assert lines[1].split() == ["│", "steps", "│", "100", "of", "100", "│"]
-    assert [line.split()[1] for line in lines[-3:-1]] == ["pictures", "│"]
-    assert len({len(line) for line in lines}) == 1
+    assert lines[0] == "steps                100 of 100"
+    assert lines[-2:] == ["run folder           x", "pictures             a, b, in the run folder"]
+    assert len(lines) == 9
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_what_a_run_says_fits_the_screen(width, file, monkeypatch):
+    """Prose breaks between words, rows between their parts; only paths and commands may be longer."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    recipe, display = small_recipe("train.device=cpu"), Display(io.StringIO())
+    announce_run(display, recipe, Path("runs/x"))
+    data = build_data(recipe)
+    model = build_model(recipe, classes=10, channels=data.channels, image_size=data.image_size)
+    announce_parts(display, recipe, data, model, Plan.of(recipe, data))
+    summary(display, outcome(), Path("runs/x"), [Path("runs/x/curves.png")])
+    what_next(display, outcome(), Path("runs/x"), recipe, [file])
+    for line in display.stream.getvalue().splitlines():
+        command = line.startswith("  ") and line.split()[0] in ("python", "cp")
+        assert len(line) <= width or command, line

@@ -14,7 +14,7 @@ from spiketriton.show.diagnosis_page import _colour, heat_map, show
 from tests.show.support import measurement
 from tests.small_runs import small_recipe
 
-PAGE = 80
+PAGE = 400  # no sentence breaks
 DEEP = ("model.name=mlp", "model.depth=8", "train.optimizer=sgd", "time_steps=5")
 NARROW = "neuron.surrogate.width=0.05"
 
@@ -53,7 +53,7 @@ def test_every_kind_of_recipe_gets_a_page(changes):
     assert ("conclusion: nothing to change" in text) == (
         not found.cures and found.verdict.word == "healthy"
     )
-    assert all(f"  {cure.change}    # {cure.reason}" in text for cure in found.cures)
+    assert all(f"  {cure.change}\n      {cure.reason}\n" in text for cure in found.cures)
     json.loads(json_text(found.as_json()))
 
 
@@ -81,7 +81,45 @@ def test_the_page_has_colours_on_a_terminal(narrow):
     show(narrow, console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "\x1b[48;2;68;1;84m" in text  # the darkest of the scale
-    assert "verdict: \x1b[1;34mforward healthy, backward vanishing" in text
+    assert "\x1b[1;34mverdict: forward healthy, backward vanishing" in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_the_page_fits_the_screen(narrow, width):
+    console = Console(file=io.StringIO(), width=width)
+    show(narrow, console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, text.splitlines())) <= width
+    assert sum(line.startswith("layers.") for line in text.splitlines()) == 8
+    for variant in narrow.variants:  # a change is told from the others in each part of the table
+        assert variant.change in text
+
+
+@pytest.mark.parametrize(
+    ("options", "blocks"),
+    [
+        ({"color_system": "truecolor"}, False),
+        ({"color_system": "256"}, False),
+        ({"color_system": "standard"}, True),
+        ({"color_system": "truecolor", "no_color": True}, True),  # NO_COLOR
+        ({"color_system": None}, True),  # TERM=dumb, a pipe
+    ],
+)
+def test_a_heat_map_is_read_by_colours_or_by_heights(options, blocks):
+    console = Console(file=io.StringIO(), force_terminal=True, width=PAGE, **options)
+    heat_map(measurement(np.array([[1e-3, 1e4]])), console)
+    row = console.file.getvalue().splitlines()[1]  # type: ignore[attr-defined]
+    assert ("▁▁██" in row) == blocks
+    assert ("\x1b[48;" in row) == (not blocks)
+
+
+@pytest.mark.parametrize(("steps", "cell"), [(10, 2), (24, 1)])
+def test_a_heat_map_takes_the_room_that_there_is(steps, cell):
+    console = Console(file=io.StringIO(), width=60)
+    heat_map(measurement(np.ones((2, steps))), console)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert lines[-3].count("▁") == cell * steps
+    assert all(len(line) <= 60 for line in lines)
 
 
 def test_synthetic_images_are_said_to_be_so():

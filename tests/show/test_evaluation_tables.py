@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from spiketriton.show import evaluation_tables
 from spiketriton.show.evaluation_tables import (
     STEP_HEAD,
     chosen_steps,
@@ -28,14 +27,18 @@ def row(one: Evaluation, t: int) -> dict[str, str]:
 def test_the_columns_of_a_time_step():
     """2 steps: 2 M AC at synapses, 0.5 M + 2 * 0.02 M MAC, and 2 * 1,000 membranes."""
     assert row(evaluation(), 2) == {
-        "run": "net (lif)", "T": "2", "accuracy %": "62.50", "95 %": "52.5-72.5", "AC M": "2.000",
-        "MAC M": "0.542", "µJ": "2.50", "µJ with data": "20.00", "images/s": "",
+        "run": "net (lif)", "T": "2", "accuracy %": "62.50", "95 %": "52.5-72.5", "million AC": "2.000",
+        "million MAC": "0.542", "µJ": "2.50", "µJ with data": "20.00", "images/s": "",
     }  # fmt: skip
     assert row(evaluation(), 3)["images/s"] == "1234"
     leakless = row(evaluation(leaky=False, neuron="if"), 2)
-    assert (leakless["AC M"], leakless["MAC M"]) == ("2.002", "0.540")
+    assert (leakless["million AC"], leakless["million MAC"]) == ("2.002", "0.540")
     twin = row(ann(), 1)
-    assert (twin["run"], twin["AC M"], twin["MAC M"]) == ("twin (ANN)", "0.000", "10.000")
+    assert (twin["run"], twin["million AC"], twin["million MAC"]) == (
+        "twin (ANN)",
+        "0.000",
+        "10.000",
+    )
     assert twin["images/s"] == "1234"
 
 
@@ -44,9 +47,9 @@ def test_the_columns_of_a_layer():
     first, second = (dict(zip(layer_head(one), cells, strict=True)) for cells in layer_rows(one))
     assert first == {
         "layer": "first", "neurons": "100", "rate %": "25.00", "first step": "12.50",
-        "last step": "37.50", "never %": "5.0", "always %": "10.0", "AC M": "2.000",
+        "last step": "37.50", "never %": "5.0", "always %": "10.0", "million AC": "2.000",
     }  # fmt: skip
-    assert (second["never %"], second["always %"], second["AC M"]) == ("5.0", "0.0", "1.000")
+    assert (second["never %"], second["always %"], second["million AC"]) == ("5.0", "0.0", "1.000")
     assert "active %" in layer_head(ann())
 
 
@@ -72,9 +75,10 @@ def test_a_verdict_divides_by_the_energy_of_the_twin():
     one, twin = evaluation(), ann()
     assert verdict(one, [one]) == (
         "net (lif): at T = 3 it takes 0.100 of its ANN twin's energy by operations, 0.250 with "
-        "data movement; mean rate 32.1 % (break-even by Yan et al. 2024 at T = 5: 5.7 to 6.4 %)."
+        "data movement. A neuron spikes in 32.1 % of the steps; with data movement, a spiking net "
+        "pays off below 5.7 to 6.4 % (Yan et al. 2024, T = 5)."
     )
-    assert verdict(twin, [twin]) == "twin (ANN): 10.000 M MAC, 46.00 µJ an image."
+    assert verdict(twin, [twin]) == "twin (ANN): 10.000 million MAC, 46.00 µJ an image."
 
 
 def test_the_first_run_is_compared_with_all_and_others_with_it_and_with_anns():
@@ -120,7 +124,21 @@ def test_what_is_shown():
     assert "best" not in file.getvalue()
 
 
-def test_a_table_has_a_column_for_each_word_of_its_head():
-    table = evaluation_tables._table("title", ("a", "b", "c"))
-    assert [column.header for column in table.columns] == ["a", "b", "c"]
-    assert [column.justify for column in table.columns] == ["left", "right", "right"]
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_the_tables_fit_the_screen(width):
+    """Each row keeps its run and its T, and every number is whole."""
+    one, twin = evaluation(run="runs/fashion_mnist_r20-20260101"), ann()
+    file = io.StringIO()
+    show(Console(file=file, width=width), [one, twin], [])
+    text = file.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    rows = [line for line in text.splitlines() if line.startswith(one.label) and ":" not in line]
+    bands = len(rows) / 4  # of the time steps
+    assert bands == (1 if width >= 120 else 2)
+    assert [line.split()[2] for line in rows] == [str(t) for t in (1, 2, 3, 4)] * int(bands)
+    for t in (1, 2, 3, 4):
+        for cell in dict(step_rows(one))[t]:
+            assert cell in text
+    for cells in layer_rows(one):
+        for cell in cells:
+            assert cell in text
