@@ -90,7 +90,7 @@ def summary(display: Display, outcome: Outcome, folder: Path, pictures: Iterable
         rows += [("training speed", f"{outcome.images_per_s:.4g} images/s")]
     rows += [("peak memory", f"{outcome.peak_memory_mib:.0f} MiB")]
     if outcome.firing_rate is not None:
-        rows += [("firing rate", f"{outcome.firing_rate:.3f} spikes a neuron and time step")]
+        rows += [("firing rate", f"{outcome.firing_rate:.3f} spikes per neuron and step")]
     wide = max(len(name) for name, _ in [*rows, ("run folder", "")])
     rows = [(f"{name:<{wide}}", value) for name, value in rows]
     for name, value in rows:
@@ -137,11 +137,11 @@ def _with_changes(
             ("neuron.kind=relu", "its ANN twin: the same network without spikes or time")
         )
     done = outcome.progress
-    if done.best_step == done.tested_at == done.step:  # it may still get better
+    if done.best_accuracy is not None and done.best_step == done.step:  # it may still get better
         key, value = "train.epochs", recipe.train.epochs
         if recipe.train.max_steps:  # epochs have no effect beside it
             key, value = "train.max_steps", recipe.train.max_steps
-        changes.append((f"{key}={2 * value}", "twice as long: the last test was the best one"))
+        changes.append((f"{key}={2 * value}", "twice as long: validation was still getting better"))
     for change, reason in changes:
         if (words := _overridden(arguments, change)) is not None:
             yield [*train, *words], reason

@@ -142,8 +142,11 @@ class Display:
         return [*parts, f"{left} left{self.suffix}"]
 
     def test_parts(self, row: Row) -> list[str]:
-        accuracy = f"test accuracy {percent(row['test_accuracy'])}"
-        return [*self.position(row), accuracy, f"test loss {row['test_loss']:.4f}{self.suffix}"]
+        parts = list(self.position(row))
+        if "validation_accuracy" in row:
+            parts.append(f"validation accuracy {percent(row['validation_accuracy'])}")
+        parts.append(f"test accuracy {percent(row['test_accuracy'])}")
+        return [*parts, f"test loss {row['test_loss']:.4f}{self.suffix}"]
 
     def seconds_left(self, step: int, images_per_s: float) -> float:
         """Training and tests still to come, at this speed of training."""
@@ -258,8 +261,11 @@ class LiveDisplay(Display):
         if self.train is not None:
             lines += fill(numbers(self.train), self.console.width - MARGIN)
         if self.test is not None:
-            accuracy = percent(self.test["test_accuracy"])
-            lines.append(f"test accuracy {accuracy}, best {percent(self.best)}")
+            parts = [f"test accuracy {percent(self.test['test_accuracy'])}"]
+            if "validation_accuracy" in self.test:
+                held_out = percent(self.test["validation_accuracy"])
+                parts.append(f"validation accuracy {held_out}, best {percent(self.best)}")
+            lines += fill(parts, self.console.width - MARGIN)
         lines += [coloured(self.gradient)] if self.gradient else []
         lines += [Text(self.suffix.strip(), style="yellow")] if self.suffix else []
         lines += [Text(self.signal, style="bold red")] if self.signal else []

@@ -37,7 +37,7 @@ def show(console: Console, evaluations: list[Evaluation], asked: list[int]) -> N
     note = ", synthetic images: the accuracy means nothing" if first.synthetic else ""
     say(console, f"{first.images:,} test images of {first.data}{note}; {first.device}")
     if first.checkpoint == "best":
-        say(console, "checkpoint: best, chosen on these test images, which flatters it")
+        say(console, "checkpoint: best, chosen by its validation accuracy")
     console.print()
     steps = [
         (cells, t == one.time_steps) for one in evaluations for t, cells in step_rows(one, asked)

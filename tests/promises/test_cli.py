@@ -47,7 +47,7 @@ def test_a_run_from_the_command(recipe, capsys):
         "120 training and 50 test images of 1x8x8, 10 classes",
         "7 spiking layers over 3 time steps",
         "plan: 14 steps of 16 images, 7 steps an epoch",
-        "test accuracy, best",
+        "test accuracy  ",
         "curves.png, gradients.png, firing.png, in the run folder",
         "python -m spiketriton.train small.toml train.epochs=2 seed=3 neuron.kind=relu",
     ):

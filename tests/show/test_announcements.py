@@ -75,9 +75,7 @@ def file(tmp_path) -> str:
     return str(path)
 
 
-BEST_IS_LAST = Progress(
-    step=100, seconds=1.0, test_accuracy=0.9, best_accuracy=0.9, best_step=100, tested_at=100
-)
+BEST_IS_LAST = Progress(step=100, best_accuracy=0.9, best_step=100, tested_at=100)
 
 
 def test_after_a_first_run_its_twin_then_diagnose_then_a_recipe_of_ones_own(file):
@@ -110,7 +108,7 @@ def test_a_run_on_other_data_is_offered_its_report(file):
         (["train.max_steps=10"], "train.max_steps=20"),  # epochs have no effect beside it
     ],
 )
-def test_longer_is_offered_where_the_last_test_was_the_best(file, given, longer):
+def test_longer_is_offered_where_the_last_weights_are_the_best(file, given, longer):
     found = list(offered(small_recipe(*given), [file, *given], progress=BEST_IS_LAST))
     assert found[1] == f"python -m spiketriton.train {file} {longer}"
 
@@ -203,9 +201,12 @@ def test_the_summary_has_a_line_for_each_number():
     display = Display(io.StringIO())
     summary(display, outcome(), Path("x"), [Path("a"), Path("b")])
     lines = display.stream.getvalue().splitlines()
-    assert lines[0] == "steps                100 of 100"
-    assert lines[-2:] == ["run folder           x", "pictures             a, b, in the run folder"]
-    assert len(lines) == 9
+    assert lines[0] == "steps                     100 of 100"
+    assert lines[-2:] == [
+        "run folder                x",
+        "pictures                  a, b, in the run folder",
+    ]
+    assert len(lines) == 10
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
