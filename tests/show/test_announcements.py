@@ -201,7 +201,7 @@ def test_the_summary_has_a_line_for_each_number():
     display = Display(io.StringIO())
     summary(display, outcome(), Path("x"), [Path("a"), Path("b")])
     lines = display.stream.getvalue().splitlines()
-    assert lines[0] == "steps                     100 of 100"
+    assert lines[0] == f"{'steps':<25}  100 of 100"
     assert lines[-2:] == [
         "run folder                x",
         "pictures                  a, b, in the run folder",
