@@ -28,7 +28,7 @@ def repeat(state: State) -> Finding | None:
         raise UserError("the file holds a checkpoint, not a bad step; accepted: a nonfinite.pt")
     recipe = recipe_from_toml(state["recipe"], state["name"])
     placement = Placement.set_up(recipe.train)
-    _, _, channels, size, _ = state["images"].shape
+    *_, channels, size, _ = state["images"].shape
     classes = len(state["model"]["fc.weight"])
     model = build_model(recipe, classes=classes, channels=channels, image_size=size)
     model.load_state_dict(state["model"])

@@ -98,6 +98,7 @@ class Trainer:
             scale=self.scaler.get_scale,
             write=self.record_gradients,
             ranks=ranks,
+            frames=data.frames,
         )
         self.watch = Watch(recipe, display.warn)
         self.meters = Meters(self.device)
@@ -173,7 +174,7 @@ class Trainer:
         self.display.advance(self.step)
 
     def next_batch(self) -> tuple[Tensor, Tensor]:
-        """The next micro-batch on the device: images [b, C, H, W], labels [b]."""
+        """The next micro-batch on the device: images [b, C, H, W] or [T, b, C, H, W], labels [b]."""
         with self.meters.waiting():
             batch = next(self.stream)
         return self.placement.batches([batch])[0]
@@ -285,6 +286,8 @@ class Trainer:
         epoch = self.plan.epoch(self.step)
         row = {"kind": kind, "step": self.step, "epoch": epoch, "seconds": self.seconds()}
         row |= {**numbers, **({"synthetic": True} if self.data.synthetic else {})}
+        if self.data.facts.split and kind == "eval":
+            row["split"] = self.data.facts.split
         self.folder.metrics.append([row])
         self.display.row(row, self.watch.in_words())
         if self.tensorboard:

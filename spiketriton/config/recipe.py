@@ -11,7 +11,7 @@ from operator import attrgetter
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from spiketriton.config import rules
-from spiketriton.config.rules import PlainNet, ResNet, SmallResNet
+from spiketriton.config.rules import Events, Images, PlainNet, PooledNet, ResNet, SmallResNet
 from spiketriton.config.words import number, short, shown
 from spiketriton.errors import UserError
 
@@ -62,14 +62,44 @@ class Table:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class AugmentationConfig(Table):
+    """How recordings of event cameras are changed in training; `auto`: as data.augment says."""
+
+    path: ClassVar[str] = "data.augmentation"
+
+    flip: bool | Literal["auto"] = key("auto", "mirror half of the recordings")
+    roll: int | Literal["auto"] = key(
+        "auto",
+        "shift by up to this many pixels; what leaves at one side enters at the other",
+        Range(0, 65_536),
+    )
+    rotate: float | Literal["auto"] = key("auto", "turn by up to this many degrees", Range(0, 180))
+    shear: float | Literal["auto"] = key(
+        "auto", "move rows by up to this share of their distance from the middle", Range(0, 2)
+    )
+    cutout: int | Literal["auto"] = key(
+        "auto", "side in pixels of a square that is left without events", Range(0, 65_536)
+    )
+    drop: float = key(0.0, "leave out up to this share of the events, each by chance", SHARE)
+    delete: int = key(
+        0,
+        "random temporal delete: train on time_steps minus this many frames, drawn anew for each "
+        "recording, and test on all",
+        Range(0, 65_535),
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig(Table):
-    """The images."""
+    """The images, or the recordings of event cameras."""
 
     path: ClassVar[str] = "data"
 
-    name: Literal[
-        "imagenette", "cifar10", "cifar100", "fashion_mnist", "imagefolder", "digits", "synthetic"
-    ] = key(..., "data set; `synthetic`: random images for benchmarks")
+    name: Literal[Images, Events] = key(
+        ...,
+        "data set; `synthetic`: random images for benchmarks; the last six are recordings of event "
+        "cameras",
+    )
     root: str = key("data", "folder of the data sets; `digits` and `synthetic` need none")
     variant: Literal["full", "320px", "160px"] = key(
         "320px", "archive of Imagenette: full size, or a shorter side of 320 or 160 pixels"
@@ -98,6 +128,32 @@ class DataConfig(Table):
         "more often, those of large ones not all",
     )
     classes: int = key(10, "number of classes of `synthetic`", Range(2, 1_000_000))
+    split: Literal["official", "first100", "random90"] = key(
+        "official",
+        "which recordings are tested on: those that the data set names, numbers 0 to 99 of each "
+        "class, or a tenth of each class by split_seed",
+    )
+    split_seed: int = key(0, "seed of `random90`", Range(0, 2**63 - 1))
+    bins: Literal["number", "time"] = key(
+        "number", "time_steps bins of a recording: of equally many events, or equally long"
+    )
+    count: Literal["log", "clip", "raw"] = key(
+        "log", "what the network sees of n events of a pixel and bin: ln(1 + n), 1 if any, or n"
+    )
+    format: Literal["auto", "aedat2", "aedat3", "bin", "npy", "npz"] = key(
+        "auto",
+        "file format of `eventfolder` (`auto`: by ending and first bytes) and of the recordings "
+        "that `digits_dvs` makes (`auto`: bin)",
+    )
+    sensor: str = key(
+        "auto",
+        "pixels of the camera of `eventfolder`, as 346x260 (width x height); `auto`: 128x128 of "
+        "AEDAT 2 files",
+    )
+    cache: str = key(
+        "auto", "folder for frames of events, built once; `auto`: event_frames in data.root"
+    )
+    augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,9 +162,10 @@ class ModelConfig(Table):
 
     path: ClassVar[str] = "model"
 
-    name: Literal[ResNet, SmallResNet, PlainNet] = key(
+    name: Literal[ResNet, SmallResNet, PlainNet, PooledNet] = key(
         ...,
-        "architecture; `plain` (convolutions) and `mlp` (fully connected) have no skip connections",
+        "architecture; `plain` (convolutions), `mlp` (fully connected) and `vggsnn` have no skip "
+        "connections; `net7b`: seven small blocks, each halving the image",
     )
     block: Literal["plain", "sew", "ms"] = key(
         "plain",
@@ -306,7 +363,11 @@ class Recipe(Table):
 
     name: str
     seed: int = key(0, "seed of weights, data order and augmentation", Range(0, 2**63 - 1))
-    time_steps: int = key(4, "T, number of steps for which an image is shown", Range(1, 65_536))
+    time_steps: int = key(
+        4,
+        "T, number of steps for which an image is shown, or of frames of a recording",
+        Range(1, 65_536),
+    )
     data: DataConfig
     model: ModelConfig
     neuron: NeuronConfig = dataclasses.field(default_factory=NeuronConfig)

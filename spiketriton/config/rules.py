@@ -3,6 +3,7 @@
 The rules read a recipe as {dotted key: value}, whether it comes from a file or from Python.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args
 
@@ -11,6 +12,32 @@ from spiketriton.config.words import shown
 ResNet = Literal["resnet18", "resnet34", "resnet50", "resnet101"]  # either stem
 SmallResNet = Literal["resnet8", "resnet20", "resnet32", "resnet44", "resnet56"]  # CIFAR style
 PlainNet = Literal["plain", "mlp"]  # of any depth, without skip connections
+PooledNet = Literal["vggsnn", "net7b"]  # of the papers on event data
+
+Images = Literal[
+    "imagenette", "cifar10", "cifar100", "fashion_mnist", "imagefolder", "digits", "synthetic"
+]
+Events = Literal[
+    "dvs_gesture", "cifar10_dvs", "n_mnist", "n_caltech101", "eventfolder", "digits_dvs"
+]
+
+SPLITS_OF = {
+    "dvs_gesture": ("official",),
+    "cifar10_dvs": ("first100", "random90"),
+    "n_mnist": ("official",),
+    "n_caltech101": ("random90",),
+    "eventfolder": ("official", "first100", "random90"),
+    "digits_dvs": ("official",),
+}
+
+
+EVENT_KEYS = [
+    *(f"data.{name}" for name in ("split", "bins", "count", "cache")),
+    *(
+        f"data.augmentation.{name}"
+        for name in ("flip", "roll", "rotate", "shear", "cutout", "drop", "delete")
+    ),
+]
 
 
 def idle(values: Mapping[str, Any]) -> dict[str, str]:
@@ -23,9 +50,12 @@ def idle(values: Mapping[str, Any]) -> dict[str, str]:
     rules = [
         (["data.variant"], "data.name", ("imagenette",)),
         (["data.classes"], "data.name", ("synthetic",)),
+        (EVENT_KEYS, "data.name", get_args(Events)),
+        (["data.sensor"], "data.name", ("eventfolder",)),
+        (["data.format"], "data.name", ("eventfolder", "digits_dvs")),
         (["model.stem"], "model.name", get_args(ResNet)),
         (["model.depth", "model.start"], "model.name", get_args(PlainNet)),
-        (blocks, "model.name", get_args(ResNet) + get_args(SmallResNet)),
+        (blocks, "model.name", (*get_args(ResNet), *get_args(SmallResNet), "net7b")),
         (["model.residual_gain", "model.residual_bias"], "model.norm", ("bn", "tdbn", "tebn")),
         (["model.residual_bias"], "model.block", ("plain",)),
         (["neuron.tau", "neuron.decay_input"], "neuron.kind", ("lif", "plif", "relu")),
@@ -35,6 +65,10 @@ def idle(values: Mapping[str, Any]) -> dict[str, str]:
         (["train.max_skips"], "train.nonfinite", ("skip",)),
         (["monitor.every", "monitor.tensorboard"], "monitor.enabled", (True,)),
     ]
+    if values["data.name"] in get_args(Events):
+        rules.append((["data.split_seed"], "data.split", ("random90",)))
+    else:
+        rules.append((["data.split_seed"], "data.name", get_args(Events)))
     if values["neuron.v_reset"] != 0:  # 0 may stand next to any reset
         rules.append((["neuron.v_reset"], "neuron.reset", ("hard",)))
     return {
@@ -58,11 +92,12 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[str]:
             f"data.validation = {shown(validation)}: {values['data.name']} has no folders of splits; "
             "accepted with it: a number from 0, below 1"
         )
-    if name in get_args(PlainNet) and block != "plain":
+    if name in (*get_args(PlainNet), "vggsnn") and block != "plain":
         yield (
             f'model.block = "{block}" needs skip connections, which model.name = "{name}" lacks; '
             'accepted with it: "plain"'
         )
+    yield from _of_events(values)
     batch, parts = values["train.batch_size"], values["train.accumulate"]
     micro = values["train.micro_batch"]
     if micro != 0 and parts != 1:
@@ -90,4 +125,25 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"neuron.v_reset = {reset} would fire again at once; "
             f"accepted: a number below neuron.v_threshold = {threshold}"
+        )
+
+
+def _of_events(values: Mapping[str, Any]) -> Iterator[str]:
+    """Contradictions between the keys of recordings."""
+    data, split, sensor = (values[f"data.{name}"] for name in ("name", "split", "sensor"))
+    if data not in get_args(Events):
+        return
+    if split not in SPLITS_OF[data]:
+        accepted = ", ".join(shown(name) for name in SPLITS_OF[data])
+        yield (
+            f"data.split = {shown(split)}, which data.name = {shown(data)} does not have; "
+            f"accepted: {accepted}"
+        )
+    if sensor != "auto" and not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", sensor):
+        yield f'data.sensor = {shown(sensor)}: accepted: "auto", or pixels as "346x260"'
+    deleted, steps = values["data.augmentation.delete"], values["time_steps"]
+    if deleted >= steps:
+        yield (
+            f"data.augmentation.delete = {deleted} leaves no frame of time_steps = {steps}; "
+            f"accepted: from 0 to {steps - 1}"
         )

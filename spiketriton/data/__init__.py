@@ -1,6 +1,7 @@
-"""Images for training and testing: `build_data(recipe)`.
+"""Images, or recordings of event cameras, for training and testing: `build_data(recipe)`.
 
-sources.py finds the images, transforms.py turns them into tensors, stream.py batches them.
+sources.py finds the images, transforms.py turns them into tensors, stream.py batches them; events/
+does the first two for recordings, as frames that were computed once.
 """
 
 import os
@@ -12,9 +13,11 @@ import torch
 
 from spiketriton.config import DataConfig, Recipe, TrainConfig
 from spiketriton.data.draws import mix
+from spiketriton.data.events.moves import EventTransform, GivenFrames, Moves
+from spiketriton.data.events.source import event_source
 from spiketriton.data.facts import Facts, GivenSplit
 from spiketriton.data.sources import SOURCES, Source
-from spiketriton.data.splits import ArraySplit, Split
+from spiketriton.data.splits import FileSplit, Split
 from spiketriton.data.stream import Batches, Loading, TestSet, TrainStream, auto_workers, subset
 from spiketriton.data.transforms import ArrayTransform, PhotoTransform
 from spiketriton.errors import UserError
@@ -27,12 +30,18 @@ _VALIDATION = 3  # keeps these draws apart from those of stream.py
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """A data set ready to train on; images are float32 [b, channels, image_size, image_size]."""
+    """A data set ready to train on.
+
+    Images are float32 [b, channels, image_size, image_size], recordings have time first:
+    [T, b, channels, image_size, image_size].
+    """
 
     facts: Facts
     train: TrainStream
     test: TestSet
     validation: TestSet | None = None  # images held out of training, to choose weights by
+    frames: int = 0  # of a training recording, without those that are left out; 0: constant images
+    bin_ms: np.ndarray | None = None  # of each test recording, milliseconds; None: not bins of time
 
     @property
     def name(self) -> str:
@@ -54,6 +63,10 @@ class Data:
     def synthetic(self) -> bool:
         return self.facts.synthetic
 
+    @property
+    def label(self) -> str:
+        return self.facts.label
+
 
 def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
     """The recipe's data for one of `world_size` ranks; all ranks call it with the same recipe.
@@ -63,18 +76,21 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
     """
     config, train = recipe.data, recipe.train
     accumulate = _micro_batches(train, world_size)
-    source = SOURCES[config.name](config)
+    source = SOURCES[config.name](config) if config.name in SOURCES else event_source(recipe)
     held_out = _held_out(config, source)
     training = subset(np.flatnonzero(~held_out), config.train_images)
     _check_counts(recipe, source, int((~held_out).sum()))
-    facts = _facts(config, source, training)
-    transform = _transform(facts, config.augment)
+    facts = _facts(recipe, source, training)
+    transform, frames = _transform(facts, config.augment), 0
+    if source.move == "events":
+        moves = Moves.of(config, facts.image_size, mirrors=source.mirrors)
+        transform, frames = EventTransform(config.count, moves), facts.frames - moves.delete
 
     cuda = train.device != "cpu" and torch.cuda.is_available()
     workers = config.workers
     if workers == "auto":
         workers = auto_workers(
-            in_memory=isinstance(source.train, ArraySplit),
+            in_memory=not isinstance(source.train, FileSplit),
             cuda=cuda,
             ranks_here=int(os.environ.get("LOCAL_WORLD_SIZE", world_size)),
         )
@@ -110,12 +126,14 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
         ),
         test=tested(source.test, subset(np.arange(len(source.test)), config.test_images)),
         validation=validation,
+        frames=frames,
+        bin_ms=source.bin_ms,
     )
 
 
 def given_images(images: Any, facts: Facts, batch_size: int) -> TestSet:
     """Images of one's own as batches, prepared as the test images of `facts` are; see `GivenSplit`."""
-    split = GivenSplit(images, facts)
+    split = GivenFrames(images, facts) if facts.frames else GivenSplit(images, facts)
     return TestSet(
         dataset=Batches(split, _transform(facts, "none")),
         members=np.arange(len(split)),
@@ -146,8 +164,9 @@ def _held_out(config: DataConfig, source: Source) -> np.ndarray:
     return held_out
 
 
-def _facts(config: DataConfig, source: Source, training: np.ndarray) -> Facts:
-    mean, std = source.statistics
+def _facts(recipe: Recipe, source: Source, training: np.ndarray) -> Facts:
+    config, (mean, std) = recipe.data, source.statistics
+    events = source.move == "events"
     labels = source.train.labels.numpy()[training]
     return Facts(
         name=config.name,
@@ -159,10 +178,15 @@ def _facts(config: DataConfig, source: Source, training: np.ndarray) -> Facts:
         move=source.move,
         class_counts=tuple(np.bincount(labels, minlength=len(source.classes)).tolist()),
         synthetic=source.synthetic,
+        split=source.split,
+        frames=recipe.time_steps if events else 0,
+        count=config.count if events else "",
     )
 
 
-def _transform(facts: Facts, augment: str) -> PhotoTransform | ArrayTransform:
+def _transform(facts: Facts, augment: str) -> PhotoTransform | ArrayTransform | EventTransform:
+    if facts.frames:
+        return EventTransform(facts.count, Moves())
     if facts.move == "photo":
         return PhotoTransform(facts.image_size, facts.mean, facts.std, augment)
     return ArrayTransform(facts.image_size, facts.mean, facts.std, augment, facts.move)

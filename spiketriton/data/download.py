@@ -24,14 +24,20 @@ FAILURES = (OSError, RuntimeError, HTTPException, EOFError, tarfile.TarError, zl
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file on a server, with the MD5 checksum of a complete copy."""
+    """A file on a server, with the MD5 checksum of a complete copy.
+
+    `file`: its name, if that is not the end of the address. `by_hand`: the address is a page that
+    leads to the file.
+    """
 
     url: str
     md5: str
+    file: str = ""
+    by_hand: bool = False
 
     @property
     def name(self) -> str:
-        return self.url.rpartition("/")[2]
+        return self.file or self.url.rpartition("/")[2]
 
     def whole(self, path: Path) -> bool:
         return bool(check_integrity(path, self.md5))
@@ -63,6 +69,9 @@ def obtain(file: RemoteFile, folder: Path, config: DataConfig) -> Path:
         state = "is damaged or cut short (its md5 differs)"
     if not config.download:
         raise describe_missing(config, file, folder, f"{path} {state} and data.download is false")
+    if file.by_hand:
+        why = f"{path} {state} and can only be downloaded by hand"
+        raise describe_missing(config, file, folder, why)
     part = path.with_name(file.name + ".part")
     try:
         with _timeout(NETWORK_TIMEOUT):

@@ -28,6 +28,14 @@ class Facts:
     move: str  # kind of augmentation, see transforms.py
     class_counts: tuple[int, ...] = ()  # training images of each class
     synthetic: bool = False  # random images: every number measured on them must say so
+    split: str = ""  # which recordings are tested on; "": images, which have one split only
+    frames: int = 0  # of a recording; 0: constant images
+    count: str = ""  # what the network sees of a frame's counts, see events/moves.py
+
+    @property
+    def label(self) -> str:
+        """The name, with the split where there may be several: for tables and titles."""
+        return f"{self.name} ({self.split})" if self.split else self.name
 
     def state_dict(self) -> dict[str, Any]:
         """The facts as plain data."""

@@ -26,6 +26,7 @@ from spiketriton.data.download import (
     one_process_at_a_time,
     unpacked,
 )
+from spiketriton.data.events.cache import FrameSplit
 from spiketriton.data.splits import ArraySplit, FileSplit, RepeatedSplit
 from spiketriton.errors import UserError, one_line
 
@@ -50,15 +51,18 @@ IMAGENETTE_ARCHIVES = {
 class Source:
     """A data set: its two splits and what the transforms need to know."""
 
-    train: ArraySplit | FileSplit
-    test: ArraySplit | FileSplit
+    train: ArraySplit | FileSplit | FrameSplit
+    test: ArraySplit | FileSplit | FrameSplit
     validation: ArraySplit | FileSplit | None = None  # of its own, beside the training images
     classes: tuple[str, ...]
     channels: int
     image_size: int  # default side of the square images that the network sees
     statistics: tuple[tuple[float, ...], tuple[float, ...]]  # mean, std by channel
-    move: Literal["photo", "crop", "affine"]  # kind of augmentation, see transforms.py
+    move: Literal["photo", "crop", "affine", "events"]  # kind of augmentation, see transforms.py
     synthetic: bool = False
+    mirrors: bool = True  # of events: whether a mirrored recording is still of its class
+    split: str = ""  # of events: which recordings are tested on
+    bin_ms: np.ndarray | None = None  # of events in bins of time: of each test recording
 
 
 def imagenette(config: DataConfig) -> Source:

@@ -210,7 +210,11 @@ def probe_batches(
     images = min(MOST[device.type], max(FEWEST, fit))
     stream_of_all = replace(data.train, rank=0, world_size=1)
     with contextlib.closing(stream_of_all.from_step(0)) as stream:
-        return [(x[:images].to(device), y[:images].to(device)) for x, y in islice(stream, count)]
+        found = []
+        for x, y in islice(stream, count):
+            few = min(images, len(y))
+            found.append((x.narrow(-4, 0, few).to(device), y[:few].to(device)))
+        return found
 
 
 def calibrate(
@@ -246,7 +250,7 @@ def calibrate(
             mode=GIVEN, goal="", why="", target=0.0, reached=0.0, width=width, widths=widths,
             met=True, images=0, scan=(),
         )  # fmt: skip
-    images = sum(len(images) for images, _ in batches)
+    images = sum(len(labels) for _, labels in batches)
     found = replace(found, blocks=blocks, images=images)
     found.apply(model)
     return found

@@ -63,6 +63,7 @@ class GradientMonitor:
         due: whether the step with this number (the first is 1) is measured.
         batch: images of a micro-batch, over all ranks.
         image_shape: (C, H, W) of an image.
+        frames: of a training recording; 0: constant images, for the network's time steps.
         scale: the present factor of the loss scaler.
         ranks: what is measured is summed over them; each has an equal part of the micro-batch.
         write: called with the step and the Measurement.
@@ -78,6 +79,7 @@ class GradientMonitor:
         scale: Callable[[], float],
         write: Callable[[int, Measurement], None],
         ranks: Ranks | None = None,
+        frames: int = 0,
     ) -> None:
         self.layers = model.spiking_layers()
         self.due, self.scale, self.write = due, scale, write
@@ -89,7 +91,7 @@ class GradientMonitor:
                 batch * count for count in elements_per_image(model, image_shape, device)
             ]
             # one tensor per layer for the whole run: torch.compile sees the same one every time
-            shape = (model.time_steps, len(PROBE_FIELDS))
+            shape = (frames or model.time_steps, len(PROBE_FIELDS))
             self.probes = [
                 torch.zeros(shape, device=device, requires_grad=True) for _ in self.layers
             ]

@@ -24,7 +24,8 @@ class Prober:
 
     Args:
         model: a spiking network.
-        batches: images [b, C, H, W] and labels [b] on the model's device, all of one size.
+        batches: images [b, C, H, W] or frames [T, b, C, H, W], and labels [b], on the model's
+            device, all of one size.
         loss: currents [T, b, K], labels [b] -> scalar.
         autocast: the precision of the forward pass.
     """
@@ -40,9 +41,10 @@ class Prober:
         self.layers = model.spiking_layers()
         self.names = tuple(name for name, _ in self.layers)
         images = batches[0][0]
-        channels, height, width = images.shape[1:]
+        channels, height, width = images.shape[-3:]
+        self.steps = len(images) if images.ndim == 5 else model.time_steps
         per_image = elements_per_image(model, (channels, height, width), images.device)
-        total = sum(len(images) for images, _ in batches)
+        total = sum(len(labels) for _, labels in batches)
         self.elements = [count * total for count in per_image]
         # so that the loss is the mean over the batches, however many there are
         self.share = 1 / len(batches)
@@ -54,7 +56,7 @@ class Prober:
         range 1e-6 to 1e6, it is divided by its largest value before it enters the layer. What a
         layer makes of it and ratios within a layer are unchanged; ratios between layers are not.
         """
-        shape = (self.model.time_steps, len(PROBE_FIELDS))
+        shape = (self.steps, len(PROBE_FIELDS))
         device = self.batches[0][0].device
         sums = np.zeros((len(self.layers), *shape))
         largest = PROBE_FIELDS.index("grad_input_max")
@@ -87,14 +89,15 @@ class Prober:
         found = np.zeros(len(self.layers))
         with self._untouched():
             for images, _ in self.batches:
-                images = images[: max(2, len(images) // 2)]  # twice as many are run
+                half = max(2, images.shape[-4] // 2)  # twice as many are run
+                images = images.narrow(-4, 0, min(half, images.shape[-4]))
                 seeded = torch.Generator().manual_seed(0)
                 noise = torch.randn(images.shape, generator=seeded).to(images.device)
                 overlaps: list[float] = []
                 for _, layer in self.layers:
                     layer.on_fire = lambda s, found=overlaps: found.append(overlap_of(s))
                 with self.autocast():
-                    self.model(torch.cat([images, images + NOISE * images.std() * noise]))
+                    self.model(torch.cat([images, images + NOISE * images.std() * noise], dim=-4))
                 found += np.array(overlaps) * self.share
         return found
 

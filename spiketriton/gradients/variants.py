@@ -81,7 +81,7 @@ class Experiment:
 
     @property
     def images(self) -> int:
-        return sum(len(images) for images, _ in self.batches)
+        return sum(len(labels) for _, labels in self.batches)
 
     def auto(self) -> Calibration:
         """What training from these weights takes with neuron.surrogate.width = "auto"."""

@@ -1,18 +1,20 @@
-"""Networks from recipes: images [B, C, H, W] -> currents [T, B, K]."""
+"""Networks from recipes: images [B, C, H, W] or frames [T, B, C, H, W] -> currents [T, B, K]."""
 
 from torch import nn
 
 from spiketriton.config import Recipe
+from spiketriton.errors import UserError
 from spiketriton.models.feedforward import MLP, PlainNet
 from spiketriton.models.layers import Parts
 from spiketriton.models.network import Network, trial
+from spiketriton.models.pooled import VGGSNN, BlockNet
 from spiketriton.models.resnet import ARCHITECTURES, IMAGENET_STEM_FROM, ResNet
 
 __all__ = ["Network", "build_model", "count_parameters", "trial"]
 
 
 def build_model(recipe: Recipe, *, classes: int, channels: int, image_size: int) -> Network:
-    """The network of a recipe for images [B, channels, image_size, image_size].
+    """The network of a recipe for images, or frames, of [..., channels, image_size, image_size].
 
     Parameters are drawn from torch's global random state, on the current default device. With
     `neuron.kind = "relu"` it is the ANN twin: the same names and shapes without time. `model.fused`
@@ -38,6 +40,31 @@ def build_model(recipe: Recipe, *, classes: int, channels: int, image_size: int)
         if model.norm != "none":
             net.start_blocks(*_block_start(recipe))
         return net
+    if model.name == "vggsnn":
+        if image_size < VGGSNN.smallest:
+            raise UserError(
+                f"data.image_size = {image_size} is too small for vggsnn, which halves it four "
+                f"times; accepted: {VGGSNN.smallest} or more"
+            )
+        return VGGSNN(
+            parts,
+            width=model.width or 64,
+            classes=classes,
+            channels=channels,
+            image_size=image_size,
+        )
+    if model.name == "net7b":
+        small = BlockNet(
+            parts,
+            block=model.block,
+            width=model.width or 32,
+            classes=classes,
+            channels=channels,
+            image_size=image_size,
+        )
+        if model.norm != "none":
+            small.start_blocks(*_block_start(recipe))
+        return small
     if model.name == "plain":
         return PlainNet(
             parts, depth=model.depth, width=model.width or 16, classes=classes, channels=channels

@@ -5,10 +5,8 @@ from torch import Tensor, nn
 from spiketriton.models.layers import (
     Parts,
     add_identity,
-    constant_current,
-    fire,
+    first_layer,
     norm_neuron,
-    over_time,
     spike_conv,
 )
 from spiketriton.models.network import Network
@@ -24,11 +22,10 @@ class Layer(nn.Module):
         self.neuron = neuron
 
     def forward(self, x: Tensor, steps: int | None = None) -> Tensor:
-        """Only a network's first layer is given `steps`, for which it is shown x [B, ...]."""
+        """Only a network's first layer is given `steps`, for which it is shown an image or frames."""
         if steps is None:
             return norm_neuron(self.bn, self.neuron, spike_conv(self.weights, x))
-        current = constant_current(self.bn, self.weights(x), steps)
-        return fire(self.neuron, over_time(current, steps))
+        return first_layer(self.weights, self.bn, self.neuron, x, steps)
 
 
 class FeedForward(Network):
@@ -92,4 +89,4 @@ class MLP(FeedForward):
         super().__init__(parts, channels, layers, width, classes)
 
     def features(self, images: Tensor, steps: int) -> Tensor:
-        return super().features(images.flatten(1), steps)
+        return super().features(images.flatten(-3), steps)

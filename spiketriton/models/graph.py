@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from spiketriton.models.feedforward import MLP, FeedForward, Layer
 from spiketriton.models.network import Network
+from spiketriton.models.pooled import VGGSNN, BlockNet
 from spiketriton.models.resnet import Block, MSBlock, PlainBlock, ResNet, SEWBlock
 from spiketriton.neurons import Norm
 
-Kind = Literal["input", "weights", "neuron", "maxpool", "mean", "flatten"]
+Kind = Literal["input", "weights", "neuron", "maxpool", "avgpool", "mean", "flatten"]
 Value = tuple[str, ...]  # the nodes of which it is the sum
 Signal = Literal["image", "currents", "spikes"]
 
@@ -27,7 +28,8 @@ class Node:
     """One operation on the sum of its inputs, at each time step.
 
     "weights" is a convolution or linear layer with the norm that follows, "neuron" a spiking neuron
-    or the ANN twin's ReLU, "mean" the mean over space. Names are those of the network's modules.
+    or the ANN twin's ReLU, "avgpool" the mean over windows, "mean" the mean over space. Names are
+    those of the network's modules.
     """
 
     name: str
@@ -42,11 +44,13 @@ Graph = dict[str, Node]  # by name, each node after its inputs
 
 def graph_of(model: Network) -> Graph:
     """The graph of a network, from "input" to "fc"."""
-    if not isinstance(model, ResNet | FeedForward):
-        raise TypeError(f"graph_of takes a ResNet or FeedForward, got {type(model).__name__}")
+    if not isinstance(model, ResNet | FeedForward | VGGSNN | BlockNet):
+        raise TypeError(f"graph_of takes a network of this package, got {type(model).__name__}")
     build = _Builder()
     value = build.add("input", "input", ())
-    if isinstance(model, ResNet):
+    if isinstance(model, VGGSNN | BlockNet):
+        value = _pooled(build, model, value)
+    elif isinstance(model, ResNet):
         value = build.weights("conv1", value, model.conv1, model.bn1)
         if model.neuron1 is not None:
             value = build.add("neuron1", "neuron", value, model.neuron1)
@@ -64,10 +68,33 @@ def graph_of(model: Network) -> Graph:
             assert isinstance(layer, Layer)
             value = build.weights(f"layers.{i}.weights", value, layer.weights, layer.bn)
             value = build.add(f"layers.{i}.neuron", "neuron", value, layer.neuron)
-    if not isinstance(model, MLP):
+    if not isinstance(model, MLP | VGGSNN | BlockNet):
         value = build.add("mean", "mean", value)
     build.weights("fc", value, model.fc, None)
     return build.nodes
+
+
+def _pooled(build: "_Builder", model: VGGSNN | BlockNet, value: Value) -> Value:
+    """Layers with a pool behind each, or each second one, up to the flattened image."""
+    kind: Kind = "maxpool" if isinstance(model, BlockNet) else "avgpool"
+    each = 1 if isinstance(model, BlockNet) else 2
+    if isinstance(model, BlockNet):
+        value = build.weights("conv1", value, model.conv1, model.bn1)
+        if model.neuron1 is not None:
+            value = build.add("neuron1", "neuron", value, model.neuron1)
+    for number, layer in enumerate(model.layers, 1):
+        name = f"layers.{number - 1}."
+        if isinstance(layer, Layer):
+            value = build.weights(f"{name}weights", value, layer.weights, layer.bn)
+            value = build.add(f"{name}neuron", "neuron", value, layer.neuron)
+        else:
+            value = _BLOCKS[type(layer)](build, name, layer, value)
+        pool, rest = divmod(number, each)
+        if rest == 0 and pool <= len(model.pools):
+            value = build.add(f"pools.{pool - 1}", kind, value, model.pools[pool - 1])
+    if isinstance(model, BlockNet) and model.neuron_last is not None:
+        value = build.add("neuron_last", "neuron", value, model.neuron_last)
+    return build.add("flatten", "flatten", value)
 
 
 class _Builder:
@@ -181,7 +208,7 @@ def _shape(node: Node, given: tuple[int, ...]) -> tuple[int, ...]:
         return (math.prod(given),)
     if isinstance(module, nn.Linear):
         return (module.out_features,)
-    assert isinstance(module, nn.Conv2d | nn.MaxPool2d)
+    assert isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d)
     geometry = (module.kernel_size, module.stride, module.padding)
     kernel, stride, padding = (_pair(value) for value in geometry)
     channels = module.out_channels if isinstance(module, nn.Conv2d) else given[0]

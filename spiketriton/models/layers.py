@@ -85,6 +85,22 @@ class StridedPointwise(nn.Conv2d):
         )
 
 
+def first_layer(
+    weights: nn.Module, norm: nn.Module, neuron: nn.Module | None, shown: Tensor, steps: int
+) -> Tensor:
+    """Weights, norm and neuron of the layer that reads what is shown: [steps, B, ...].
+
+    Of an image [B, C, H, W] or [B, F], the same at all steps, weights and norm run once; of frames
+    [steps, B, C, H, W] or [steps, B, F] at every step. Without a neuron the currents are returned,
+    [1, B, ...] where all steps are equal.
+    """
+    if shown.ndim in (3, 5):
+        current = folded(weights, shown)
+        return norm(current) if neuron is None else norm_neuron(norm, neuron, current)
+    current = constant_current(norm, weights(shown), steps)
+    return current if neuron is None else fire(neuron, over_time(current, steps))
+
+
 @dataclass(frozen=True)
 class Parts:
     """What all layers of a network share, by a recipe; makes their neurons, norms and weights."""

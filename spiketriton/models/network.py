@@ -1,4 +1,4 @@
-"""The base class of the networks: images in, a current for each class and time step out."""
+"""The base class of the networks: images or frames in, a current for each class and step out."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,11 +13,12 @@ from spiketriton.neurons import Norm, SpikingNeuron
 
 
 class Network(nn.Module):
-    """Images [B, C, H, W] -> currents [T, B, K] in float32.
+    """Images [B, C, H, W], or frames of events [T, B, C, H, W] -> currents [T, B, K] in float32.
 
-    The image is shown as a constant input current at each of the T time steps (direct coding), so
-    the first layer with weights runs once. The output is the classifier's current at each step; its
-    mean over time is the usual read-out. The ANN twin has no time: T is 1.
+    An image is shown as a constant input current at each of the T time steps (direct coding), so
+    the first layer with weights runs once. Frames are shown one at each step, and it runs on all of
+    them. The output is the classifier's current at each step; its mean over time is the usual
+    read-out. The ANN twin has no time: T is 1 for an image, and it answers each frame by itself.
 
     A subclass sets `self.fc` and implements `features`.
     """
@@ -34,16 +35,25 @@ class Network(nn.Module):
         self.on_save: Callable[[Tensor], None] | None = None  # see PackedSpikes
 
     def forward(self, images: Tensor, time_steps: int | None = None) -> Tensor:
-        """Images [B, C, H, W] -> currents [T, B, K] in float32, T = `time_steps` or the recipe's.
+        """Images [B, C, H, W] or frames [T, B, C, H, W] -> currents [T, B, K] in float32.
 
-        Raises UserError when the images do not fit, or when T is not 1 in the ANN twin.
+        T of an image is `time_steps`, or the recipe's. Raises UserError when the input does not
+        fit, when frames are not `time_steps` in number, or when T is not 1 for an image in the ANN
+        twin.
         """
         steps = self.time_steps if time_steps is None else time_steps
-        if images.ndim != 4 or images.shape[1] != self.channels:
+        if images.ndim not in (4, 5) or images.shape[-3] != self.channels:
             raise UserError(
-                f"images have shape {tuple(images.shape)}; accepted: [B, {self.channels}, H, W]"
+                f"images have shape {tuple(images.shape)}; accepted: images [B, {self.channels}, "
+                f"H, W] and frames [T, B, {self.channels}, H, W]"
             )
-        if steps < 1 or not (self.is_spiking or steps == 1):
+        if images.ndim == 5:
+            if time_steps not in (None, len(images)) or not len(images):
+                raise UserError(
+                    f"{len(images)} frames are shown in as many time steps, not in {time_steps}"
+                )
+            steps = len(images)
+        elif steps < 1 or not (self.is_spiking or steps == 1):
             accepted = "1 or more" if self.is_spiking else "1 (an ANN has no time)"
             raise UserError(f"time_steps {steps}: accepted: {accepted}")
         with PackedSpikes(self.on_save) if self.packed else nullcontext():
@@ -54,7 +64,7 @@ class Network(nn.Module):
         return currents
 
     def features(self, images: Tensor, steps: int) -> Tensor:
-        """Images [B, C, H, W] -> what the classifier reads, [steps, B, F]."""
+        """Images [B, C, H, W] or frames [steps, B, C, H, W] -> what the classifier reads, [steps, B, F]."""
         raise NotImplementedError
 
     def spiking_layers(self) -> list[tuple[str, SpikingNeuron]]:

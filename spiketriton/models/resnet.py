@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from spiketriton.models.layers import (
     Parts,
-    constant_current,
     fire,
+    first_layer,
     folded,
     norm_neuron,
     over_time,
@@ -255,9 +255,7 @@ class ResNet(Network):
             block.start(gain, bias)
 
     def features(self, images: Tensor, steps: int) -> Tensor:
-        x = constant_current(self.bn1, self.conv1(images), steps)
-        if self.neuron1 is not None:
-            x = fire(self.neuron1, over_time(x, steps))
+        x = first_layer(self.conv1, self.bn1, self.neuron1, images, steps)
         if self.maxpool is not None:
             x = folded(self.maxpool, x)
             if self.is_spiking and self.neuron1 is not None:

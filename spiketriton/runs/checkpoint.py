@@ -183,6 +183,7 @@ def _checksum(archive: bytes | memoryview) -> bytes:
 # Keys that may change between the sessions of a run: they do not affect the weights.
 MOVABLE = (
     "data.root",
+    "data.cache",
     "data.download",
     "data.workers",
     "train.device",

@@ -50,11 +50,14 @@ def announce_parts(
 ) -> None:
     """The data, the network and the plan; and that the images are synthetic, if they are."""
     shape = f"{data.channels}x{data.image_size}x{data.image_size}"
+    what = "images"
+    if data.frames:
+        what, shape = "recordings", f"{recipe.time_steps} frames of {shape}"
     display.suffix = synthetic_note(data.synthetic)
     display.note(
-        f"data: {data.name}{display.suffix}, {data.train.images} training and {data.test.images} "
-        f"test images of {shape}, {len(data.classes)} classes"
-        + (f"; {data.validation.images} images held out for validation" if data.validation else "")
+        f"data: {data.label}{display.suffix}, {data.train.images} training and {data.test.images} "
+        f"test {what} of {shape}, {len(data.classes)} classes"
+        + (f"; {data.validation.images} {what} held out for validation" if data.validation else "")
     )
     layers = len(model.spiking_layers())
     kind = f"{layers} spiking layers over {recipe.time_steps} time steps" if layers else "an ANN"

@@ -45,7 +45,7 @@ def accuracy(evaluations: list[Evaluation], title: str) -> Figure:
     for one, colour in zip(evaluations, cycle(COLOURS), strict=False):
         values = 100 * np.array(one.accuracy)
         low, high = 100 * np.array(one.interval).T
-        if one.kind == "ann":
+        if one.kind == "ann" and one.steps == 1:
             axes.axhline(values[0], color=colour, ls="--", label=one.label)
             axes.axhspan(low[0], high[0], color=colour, alpha=0.12, lw=0)
             continue

@@ -35,7 +35,8 @@ def show(console: Console, evaluations: list[Evaluation], asked: list[int]) -> N
     """The tables; `asked`: the time steps to show, or none for a choice of them."""
     first = evaluations[0]
     note = ", synthetic images: the accuracy means nothing" if first.synthetic else ""
-    say(console, f"{first.images:,} test images of {first.data}{note}; {first.device}")
+    what = "recordings" if first.events else "images"
+    say(console, f"{first.images:,} test {what} of {first.data}{note}; {first.device}")
     if first.checkpoint == "best":
         say(console, "checkpoint: best, chosen by its validation accuracy")
     console.print()
@@ -140,9 +141,10 @@ def verdict(one: Evaluation, evaluations: list[Evaluation]) -> str:
     """
     at = one.time_steps - 1
     if one.kind == "ann":
-        return f"{one.label}: {one.ann_macs / 1e6:.3f} million MAC, {one.energy_uj[0]:.2f} µJ an image."
+        macs, energy = one.macs(one.time_steps), one.energy_uj[at]
+        return f"{one.label}: {macs / 1e6:.3f} million MAC, {energy:.2f} µJ an image."
     low, high = (100 * rate for rate in BREAK_EVEN_RATES)
-    ann_uj, ann_data_uj = (pj * 1e-6 for pj in ann_energy_pj(one.ann_macs))
+    ann_uj, ann_data_uj = (pj * 1e-6 for pj in ann_energy_pj(one.twin_macs(at + 1)))
     text = (
         f"{one.label}: at T = {one.time_steps} it takes {one.energy_uj[at] / ann_uj:.3f} of its "
         f"ANN twin's energy by operations, {one.energy_with_data_uj[at] / ann_data_uj:.3f} with "

@@ -67,6 +67,17 @@ def convert(run: Run, options: Options) -> tuple[Recipe, Network]:
             f"{run.folder.path} is a {run.kind} run (neuron.kind = {run.recipe.neuron.kind!r}); "
             "accepted: its ANN twin, trained with neuron.kind=relu"
         )
+    if run.facts.frames:
+        raise UserError(
+            f"{run.folder.path} sees recordings of {run.data.name}, a frame at each step: a converted "
+            "net needs its input to stay the same for many steps; accepted: a run on images, or train "
+            "its spiking twin"
+        )
+    if run.recipe.model.name == "net7b":
+        raise UserError(
+            f"{run.folder.path}: the max-pools of net7b lie behind sums of spikes, whose maximum is "
+            "not that of the rates; accepted: networks without them, as vggsnn or a ResNet"
+        )
     recipe = converted_recipe(run.recipe, options)
     facts = run.facts
     model = converted_network(

@@ -7,7 +7,8 @@ there are weights that read the place (fewer at the borders, or under a stride),
 
 not a mean rate times a number. A shortcut that carries spikes to a neuron is a synapse too. A
 multiply-accumulate (MAC) is a synapse with an analog input: those of the first layer, which runs
-once for a constant image, and of MS-ResNet's shortcuts, which read currents at each step. Each
+once for a constant image and on every frame of events, all zeros counted, and of MS-ResNet's
+shortcuts, which read currents at each step. Each
 neuron's membrane costs a MAC a step if it leaks, else an AC.
 Not counted, in the spiking net as in the ANN: biases, batch norm (folded), pools, sums of currents.
 
@@ -49,16 +50,17 @@ class Workload:
         return sum(self.layer_macs.values())
 
 
-def workload(nodes: Graph, image: tuple[int, int, int]) -> Workload:
-    """The workload of a network for images [C, H, W]."""
+def workload(nodes: Graph, image: tuple[int, int, int], *, constant: bool = True) -> Workload:
+    """The workload of a network for images [C, H, W], constant or another one at each step."""
     shapes = shapes_of(nodes, image)
     weights = list(layers(nodes, "weights"))
     macs = {node.name: _macs(node, shapes[node.name]) for node in weights}
     source = {node.name: arrives(nodes, node) for node in weights}
+    each_step = {"currents"} if constant else {"currents", "image"}
     return Workload(
         layer_macs=macs,
-        macs_once=sum(macs[name] for name in macs if source[name] == "image"),
-        macs_per_step=sum(macs[name] for name in macs if source[name] == "currents"),
+        macs_once=sum(macs[name] for name in macs if source[name] == "image" and constant),
+        macs_per_step=sum(macs[name] for name in macs if source[name] in each_step),
         neurons=sum(_size(shapes[node.name]) for node in layers(nodes, "neuron")),
         fan_out={node.name: _fan_out(nodes, node, shapes) for node in spike_sources(nodes)},
     )
@@ -110,9 +112,21 @@ def _fan_out(nodes: Graph, node: Node, shapes: dict[str, tuple[int, ...]]) -> Te
             assert isinstance(reader.module, nn.Conv2d | nn.Linear)
             total += _synapses(reader.module, shape)
         else:
-            inner = _fan_out(nodes, reader, shapes)
-            total += inner.view(-1, 1, 1) if reader.kind == "mean" else inner.view(shape)
+            total += _through(reader, _fan_out(nodes, reader, shapes), shape)
     return total
+
+
+def _through(pool: Node, behind: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Synapses behind each place of an input [C, H, W] that a mean or a flattening hands on."""
+    if pool.kind == "mean":
+        return behind.view(-1, 1, 1)
+    if pool.kind == "flatten":
+        return behind.view(shape)
+    assert isinstance(pool.module, nn.AvgPool2d)
+    side = int(pool.module.kernel_size)  # type: ignore[arg-type]
+    whole = behind.repeat_interleave(side, 1).repeat_interleave(side, 2)
+    # what a window no longer covers at the right and below reaches nothing
+    return F.pad(whole, (0, shape[2] - whole.shape[2], 0, shape[1] - whole.shape[1]))
 
 
 def _synapses(layer: nn.Conv2d | nn.Linear, shape: tuple[int, ...]) -> Tensor:

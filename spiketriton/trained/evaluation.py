@@ -1,23 +1,29 @@
 """What a run does on its test images: accuracy by time step, spikes, operations, energy, speed."""
 
+from __future__ import annotations
+
+import base64
 import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from spiketriton.data import TestSet
 from spiketriton.errors import UserError
 from spiketriton.models.graph import Graph, graph_of
-from spiketriton.neurons import IF, Norm, one_by_one
+from spiketriton.neurons import IF, Norm, SpikingNeuron, one_by_one
 from spiketriton.runs.rows import json_text
 from spiketriton.trained.energy import Workload, ann_energy_pj, energy_pj, spike_sources, workload
 from spiketriton.trained.run import Run, with_bar
@@ -25,6 +31,7 @@ from spiketriton.training import environment
 
 CHUNK = 16  # time steps at once, so that memory does not grow with the window
 TIMED_BATCHES = 3
+SAMPLES = 4  # recordings in pictures
 Z95 = 1.959964  # two-sided 95 % of the normal distribution
 
 
@@ -41,6 +48,36 @@ class Layer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A test recording, small enough for a picture, and what the network says to it."""
+
+    label: str
+    answers: list[str]  # after each time step
+    shape: list[int]  # T, 2, S, S
+    counts: str  # uint8, compressed by zlib, in base64
+
+    @classmethod
+    def of(cls, label: str, frames: Tensor, answers: list[str]) -> Sample:
+        """Of frames uint8 [T, 2, S, S]; more than 64 pixels become the largest count of a window."""
+        window = -(-frames.shape[-1] // 64)
+        small = F.max_pool2d(frames.float(), window, ceil_mode=True).to(torch.uint8)
+        packed = zlib.compress(small.numpy().tobytes(), 9)
+        return cls(
+            label=label,
+            answers=answers,
+            shape=list(small.shape),
+            counts=base64.b64encode(packed).decode(),
+        )
+
+    @property
+    def frames(self) -> np.ndarray:
+        """uint8 [T, 2, S, S]."""
+        return np.frombuffer(zlib.decompress(base64.b64decode(self.counts)), np.uint8).reshape(
+            self.shape
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """What was measured of one run; lists by time step begin with the first step."""
 
@@ -51,7 +88,7 @@ class Evaluation:
     method: str | None  # of the conversion
     checkpoint: str
     training_step: int
-    data: str
+    data: str  # and its split
     synthetic: bool
     images: int
     classes: list[str]
@@ -72,6 +109,11 @@ class Evaluation:
     energy_with_data_uj: list[float]  # and with data movement
     images_per_s: float  # at T, with nothing counted
     device: str
+    events: bool = False  # recordings, a frame at each step, instead of constant images
+    ms_per_step: float | None = (
+        None  # of the recordings, in the mean; None: bins of no fixed length
+    )
+    samples: list[Sample] = dataclasses.field(default_factory=list)  # of events, for pictures
 
     @property
     def steps(self) -> int:
@@ -98,15 +140,20 @@ class Evaluation:
         """MACs of one image within t steps: synapses, and the membranes of leaky neurons."""
         return self.macs_once + (self.macs_per_step + self.neurons * self.leaky) * t
 
+    def twin_macs(self, t: int) -> int:
+        """MACs of the ANN twin, which sees a constant image once and each of t frames."""
+        return self.ann_macs * (t if self.events else 1)
+
     def to_json(self) -> str:
         return json_text(dataclasses.asdict(self), indent=1)
 
     @classmethod
-    def from_json(cls, text: str) -> "Evaluation":
+    def from_json(cls, text: str) -> Evaluation:
         """ValueError, TypeError or KeyError: the text is not an evaluation."""
         values = json.loads(text)
         values["layers"] = [Layer(**layer) for layer in values["layers"]]
         values["interval"] = [tuple(pair) for pair in values["interval"]]
+        values["samples"] = [Sample(**sample) for sample in values.get("samples", [])]
         return cls(**values)
 
 
@@ -116,21 +163,26 @@ def evaluate(run: Run, steps: int | None = None, batch_size: int = 0) -> Evaluat
 
     Args:
         run: a loaded run.
-        steps: time steps to run, if more than the run's T; an ANN always has 1.
+        steps: time steps to run, if more than the run's T; an ANN always has 1, recordings T.
         batch_size: images at once; 0: the recipe's batch size.
 
     Raises:
-        UserError: more steps than the network has gains for (TEBN).
+        UserError: more steps than the network has gains for (TEBN), or than recordings have frames.
     """
     model, data, spiking = run.model, run.data, run.model.is_spiking
-    last = max(run.time_steps, steps or 0) if spiking else 1
+    last = run.time_steps
+    if data.facts.frames and (steps or 0) > last:
+        raise UserError(f"{run.folder.path}: recordings of {last} frames have no step {steps}")
+    if spiking:
+        last = max(last, steps or 0)
     for norm in (m for m in model.modules() if isinstance(m, Norm)):
         norm.gains(last)  # TEBN refuses steps for which it has learnt no gain
     test = data.test
     if batch_size:
         test = dataclasses.replace(test, batch_size=batch_size)
     nodes = graph_of(model)
-    work = workload(nodes, (data.channels, data.image_size, data.image_size))
+    image = (data.channels, data.image_size, data.image_size)
+    work = workload(nodes, image, constant=not data.facts.frames)
     counter = SpikeCounter(nodes, work, steps=last, within=run.time_steps)
 
     classes = len(data.classes)
@@ -139,7 +191,7 @@ def evaluate(run: Run, steps: int | None = None, batch_size: int = 0) -> Evaluat
     images_per_s = _images_per_s(run, test)
     with counter.watching(model):
         for images, labels in with_bar(test, f"{run.folder.path.name}, {last} time steps"):
-            answers = _answers(run, images, last, counter)
+            answers = _answers(run, images, last, counter.follow)
             correct += (answers == labels).sum(1)
             pairs = labels * classes + answers[run.time_steps - 1]
             confusion += pairs.bincount(minlength=classes * classes)
@@ -147,7 +199,7 @@ def evaluate(run: Run, steps: int | None = None, batch_size: int = 0) -> Evaluat
     images_seen = int(confusion.sum())
     operations = [n / images_seen if spiking else 0.0 for n in counter.operations_within()]
     leaky = any(not isinstance(neuron, IF) for _, neuron in model.spiking_layers())
-    energy = [ann_energy_pj(work.ann_macs)]
+    energy = [ann_energy_pj(work.ann_macs * t) for t in range(1, last + 1)]
     if spiking:
         energy = [energy_pj(work, ops, t, leaky=leaky) for t, ops in enumerate(operations, 1)]
     return Evaluation(
@@ -158,7 +210,7 @@ def evaluate(run: Run, steps: int | None = None, batch_size: int = 0) -> Evaluat
         method=run.conversion["method"] if run.conversion else None,
         checkpoint=run.checkpoint,
         training_step=run.step,
-        data=data.name,
+        data=data.label,
         synthetic=data.synthetic,
         images=images_seen,
         classes=list(data.classes),
@@ -170,8 +222,8 @@ def evaluate(run: Run, steps: int | None = None, batch_size: int = 0) -> Evaluat
         mean_rate=counter.mean_rate(images_seen),
         synaptic_operations=operations,
         neurons=work.neurons,
-        macs_once=work.macs_once if spiking else work.ann_macs,
-        macs_per_step=work.macs_per_step if spiking else 0,
+        macs_once=work.macs_once if spiking else work.ann_macs * (not data.facts.frames),
+        macs_per_step=work.macs_per_step if spiking else work.ann_macs * bool(data.facts.frames),
         ann_macs=work.ann_macs,
         layer_macs=work.layer_macs,
         leaky=leaky,
@@ -181,6 +233,9 @@ def evaluate(run: Run, steps: int | None = None, batch_size: int = 0) -> Evaluat
         device=torch.cuda.get_device_name(run.device)
         if run.device.type == "cuda"
         else environment.cpu_name(),
+        events=bool(data.facts.frames),
+        ms_per_step=None if data.bin_ms is None else float(data.bin_ms[test.members].mean()),
+        samples=_samples(run) if data.facts.frames else [],
     )
 
 
@@ -197,6 +252,8 @@ class SpikeCounter:
 
     def __init__(self, nodes: Graph, work: Workload, *, steps: int, within: int) -> None:
         self.sources = spike_sources(nodes)
+        spiking = any(isinstance(node.module, SpikingNeuron) for node in nodes.values())
+        self.pools = {s.name for s in self.sources if s.kind == "maxpool" and spiking}
         self.work, self.within = work, within
         self.spikes = {s.name: torch.zeros(steps, dtype=torch.int64) for s in self.sources}
         self.operations = {s.name: torch.zeros(steps, dtype=torch.int64) for s in self.sources}
@@ -217,11 +274,17 @@ class SpikeCounter:
             for hook in hooks:
                 hook.remove()
 
+    def follow(self, start: int, length: int) -> None:
+        """Tells which time steps the model is given next."""
+        self.start, self.length = start, length
+
     def _count(self, name: str, module: nn.Module, _: Any, out: Tensor) -> None:
         """Adds the chunk of a neuron, [k, B, ...], or of a pool, [k * B, ...]."""
         fan_out = self.work.fan_out[name]
         # float sums of a batch are exact, and twice as fast as integer ones
-        events = out.ne(0).view(self.length, -1, *fan_out.shape).sum(1, dtype=torch.float32)
+        # a pool may hand on sums of spikes, those of several synapses
+        spikes = out if name in self.pools else out.ne(0)
+        events = spikes.view(self.length, -1, *fan_out.shape).sum(1, dtype=torch.float32)
         events = events.cpu().long()
         chunk = slice(self.start, self.start + self.length)
         self.spikes[name][chunk] += events.flatten(1).sum(1)
@@ -265,18 +328,31 @@ class SpikeCounter:
         return [s.name for s in self.sources if s.kind == "maxpool" and name in s.inputs]
 
 
-def _answers(run: Run, images: Tensor, steps: int, counter: SpikeCounter) -> Tensor:
-    """The class of the largest mean current after each of `steps` steps: [steps, B]."""
+def _answers(
+    run: Run, images: Tensor, steps: int, follow: Callable[[int, int], object] = lambda *_: None
+) -> Tensor:
+    """The class of the largest mean current after each of `steps` steps: [steps, B].
+
+    follow: told the start and length of each chunk before the model is given it.
+    """
     images = run.to_device(images)
     total = torch.zeros((), dtype=torch.float64, device=run.device)
     answers = []
     with _streaming(run), run.autocast():
-        for counter.start, counter.length in _chunks(steps, run.time_steps):
-            currents = run.model(images, counter.length).double()
+        for start, length in _chunks(steps, run.time_steps):
+            follow(start, length)
+            currents = _shown(run, images, start, length).double()
             sums = total + currents.cumsum(0)
             answers.append(sums.argmax(2))
             total = sums[-1]
     return torch.cat(answers).cpu()
+
+
+def _shown(run: Run, images: Tensor, start: int, length: int) -> Tensor:
+    """Currents [length, B, K] of the steps from `start` on: of constant images, or of their frames."""
+    if images.ndim == 5:
+        return run.model(images[start : start + length])
+    return run.model(images, length)
 
 
 def _chunks(steps: int, within: int) -> Iterator[tuple[int, int]]:
@@ -309,8 +385,8 @@ def _images_per_s(run: Run, test: TestSet) -> float:
 
     def answer(images: Tensor) -> None:
         with _streaming(run), run.autocast():
-            for _, length in _chunks(run.time_steps, run.time_steps):
-                run.model(images, length)
+            for start, length in _chunks(run.time_steps, run.time_steps):
+                _shown(run, images, start, length)
 
     answer(batches[0])
     _wait(run.device)
@@ -318,7 +394,22 @@ def _images_per_s(run: Run, test: TestSet) -> float:
     for images in batches[1:]:
         answer(images)
     _wait(run.device)
-    return sum(map(len, batches[1:])) / (time.perf_counter() - start)
+    return sum(images.shape[-4] for images in batches[1:]) / (time.perf_counter() - start)
+
+
+def _samples(run: Run) -> list[Sample]:
+    """The first test recording of each of a few classes, and the answers to it."""
+    test = run.data.test
+    labels = test.dataset.split.labels[torch.from_numpy(test.members)]
+    firsts = [int(at[0]) for at in (labels.eq(c).nonzero() for c in labels.unique()) if len(at)]
+    chosen = test.members[np.array(firsts[:SAMPLES])]
+    frames = test.dataset.split.read(chosen)
+    answers = _answers(run, test.dataset.transform(frames, None), run.time_steps)
+    classes = run.data.classes
+    return [
+        Sample.of(classes[int(test.dataset.split.labels[index])], frame, [classes[a] for a in said])
+        for index, frame, said in zip(chosen, frames, answers.T.tolist(), strict=True)
+    ]
 
 
 def _wait(device: torch.device) -> None:

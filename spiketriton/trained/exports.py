@@ -39,7 +39,8 @@ def export_nir(run: Run, path: Path, dt: float, images: int) -> Comparison:
     """
     nir = import_nir()
     size = run.facts.image_size
-    graph = to_nir(run.model, (run.facts.channels, size, size), dt)
+    image = (run.facts.channels, size, size)
+    graph = to_nir(run.model, image, dt, frames=bool(run.facts.frames))
     try:
         nir.write(path, graph)
     except OSError as error:
@@ -48,25 +49,31 @@ def export_nir(run: Run, path: Path, dt: float, images: int) -> Comparison:
 
 
 def sample_images(run: Run, count: int) -> Tensor:
-    """The first `count` test images, and as many of noise with a fixed seed: [2 * count, ...]."""
+    """The first `count` test images (or recordings), and as many of noise with a fixed seed.
+
+    [2 * count, C, H, W], or [T, 2 * count, C, H, W].
+    """
     found: list[Tensor] = []
     for images, _ in run.data.test:
         found.append(images)
-        if sum(map(len, found)) >= count:
+        if sum(one.shape[-4] for one in found) >= count:
             break
-    real = torch.cat(found)[:count]
+    real = torch.cat(found, dim=-4)
+    real = real.narrow(-4, 0, min(count, real.shape[-4]))
     noise = torch.randn(real.shape, generator=torch.Generator().manual_seed(0))
-    return torch.cat([real, noise])
+    return torch.cat([real, noise], dim=-4)
 
 
 @torch.no_grad()
 def compare(model: Network, graph: Any, images: Tensor) -> Comparison:
-    """Replays a graph on images [B, C, H, W] and counts the spikes that differ from the network's.
+    """Replays a graph on images [B, C, H, W], or frames [T, B, C, H, W], and counts the spikes that
+    differ from the network's.
 
     Both compute in float64, the graph with its float32 weights.
     """
     ours = spikes_of(copy.deepcopy(model).cpu().double(), images.cpu().double())
-    theirs, membranes = replay(graph, images.cpu().numpy(), model.time_steps)
+    steps = len(images) if images.ndim == 5 else model.time_steps
+    theirs, membranes = replay(graph, images.cpu().numpy(), steps)
     spikes = compared = different = 0
     found: list[tuple[int, int, str, float]] = []  # time step, layer, words, margin
     for index, (name, expected) in enumerate(ours.items()):
@@ -105,7 +112,9 @@ def export_torch(run: Run, path: Path, batch_size: int) -> float:
     UserError: the file cannot be written.
     """
     size = run.facts.image_size
-    shape = (batch_size, run.facts.channels, size, size)
+    shape: tuple[int, ...] = (batch_size, run.facts.channels, size, size)
+    if run.facts.frames:
+        shape = (run.time_steps, *shape)
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(run.device)
     images = run.to_device(images)
     program = torch.export.export(run.model, (images,))

@@ -40,13 +40,16 @@ def import_nir() -> ModuleType:
         ) from None
 
 
-def to_nir(model: Network, image: tuple[int, int, int], dt: float = 1.0) -> Any:
+def to_nir(
+    model: Network, image: tuple[int, int, int], dt: float = 1.0, *, frames: bool = False
+) -> Any:
     """The `nir.NIRGraph` of a network for images [C, H, W], in float32.
 
     Args:
         model: in eval mode its currents are those of the graph's output.
         image: C, H, W.
         dt: length of a time step, in the unit of time of the graph.
+        frames: whether it is shown a frame of events at each step, not one image at all of them.
 
     Raises:
         UserError: NIR cannot express the network (every reason is given), or nir is not installed.
@@ -76,7 +79,9 @@ def to_nir(model: Network, image: tuple[int, int, int], dt: float = 1.0) -> Any:
         "spike_at": ">=",
         "reset": first.reset_mode,
         "v_init": "v_reset",
-        "input": "the image, at each time step",
+        "input": "a frame of events for each time step"
+        if frames
+        else "the image, at each time step",
         "read_out": "mean over time of the output",
     }
     return nir.NIRGraph(translated, edges, metadata=metadata)
@@ -93,7 +98,7 @@ def not_in_nir(nodes: Graph) -> Iterator[str]:
     if "none" in resets:
         yield 'a neuron without reset (neuron.reset = "none")'
     if any(layers(nodes, "maxpool")):
-        yield "max-pool (the stem of model.stem = 'imagenet')"
+        yield "max-pool (the stem of model.stem = 'imagenet', and model.name = 'net7b')"
     gains = (node.norm.step_gain for node in layers(nodes, "weights") if node.norm is not None)
     if any(gain is not None for gain in gains):
         yield "a gain for each time step (model.norm = 'tebn')"
@@ -115,6 +120,10 @@ def _translate(
         pool = nir.AvgPool2d(kernel_size=sides, stride=sides, padding=np.array([0, 0]))
         yield f"{node.name}.pool", pool
         yield node.name, nir.Flatten(np.array([given[0], 1, 1]), start_dim=0, end_dim=-1)
+    elif node.kind == "avgpool":
+        assert isinstance(module, nn.AvgPool2d)
+        sides = np.full(2, module.kernel_size)
+        yield node.name, nir.AvgPool2d(kernel_size=sides, stride=sides, padding=np.array([0, 0]))
     elif node.kind == "neuron":
         assert isinstance(module, SpikingNeuron)
         yield node.name, _neuron(nir, module, given, dt)

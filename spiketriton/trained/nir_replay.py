@@ -13,7 +13,9 @@ Step: TypeAlias = Callable[[Array], Array]  # the sum of a node's inputs [B, ...
 
 
 def replay(graph: Any, images: Array, steps: int) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Shows images [B, C, H, W] to a `nir.NIRGraph` at each of `steps` time steps.
+    """Shows images [B, C, H, W] to a `nir.NIRGraph` at each of `steps` time steps, or their frames.
+
+    Frames are [steps, B, C, H, W], one for each step.
 
     Returns, by node, what each gives at each step, [T, B, ...], and of neurons the membrane before
     the reset, [T, B, ...]; all in float64.
@@ -35,10 +37,11 @@ def replay(graph: Any, images: Array, steps: int) -> tuple[dict[str, Array], dic
     }
     order = _order(sources)
     given: dict[str, list[Array]] = {name: [] for name in order}
-    for _ in range(steps):
+    for step in range(steps):
+        shown = images[step] if images.ndim == 5 else images
         now: dict[str, Array] = {}
         for name in order:
-            arrives = [now[source] for source in sources[name]] or [images.astype(np.float64)]
+            arrives = [now[source] for source in sources[name]] or [shown.astype(np.float64)]
             now[name] = run[name](sum(arrives[1:], arrives[0]))
             given[name].append(now[name])
     stacked = {name: np.stack(values) for name, values in given.items()}

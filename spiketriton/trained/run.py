@@ -51,8 +51,8 @@ class Run:
 
     @property
     def time_steps(self) -> int:
-        """T of the recipe; 1 for an ANN."""
-        return self.model.time_steps
+        """T of the recipe; 1 for an ANN that is shown constant images."""
+        return self.facts.frames or self.model.time_steps
 
     @property
     def device(self) -> torch.device:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from spiketriton.config import LossConfig
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-Batch = tuple[Tensor, Tensor]  # images [b, C, H, W], labels [b]
+Batch = tuple[Tensor, Tensor]  # images [b, C, H, W] or frames [T, b, C, H, W], labels [b]
 
 TET_TARGET = 1.0
 

@@ -206,7 +206,7 @@ def _trial_of(recipe: Recipe, data: Data, ranks_here: int) -> Trial:
     free memory.
     """
     device = environment.choose_device(recipe.train.device).value
-    train = partial(_train, recipe, len(data.classes), data.channels, data.image_size)
+    train = partial(_train, recipe, len(data.classes), data.frames, data.channels, data.image_size)
     if device.type != "cpu":
         return train
     free = available_host_memory()
@@ -230,15 +230,21 @@ def _within(free: int | None, train: Trial, images: int) -> None:
     train(images)
 
 
-def _train(recipe: Recipe, classes: int, channels: int, size: int, images: int) -> None:
-    """A step on `images` images [channels, size, size], then forward and backward once more."""
+def _train(
+    recipe: Recipe, classes: int, frames: int, channels: int, size: int, images: int
+) -> None:
+    """A step on `images` images [channels, size, size], then forward and backward once more.
+
+    frames: of a recording; 0: constant images.
+    """
     cfg = recipe.train
     placement = Placement.set_up(cfg)
     model = build_model(recipe, classes=classes, channels=channels, image_size=size)
     placement.place(model)
     forward = environment.compiled(model) if cfg.compile else model
     optimizer, loss = build_optimizer(cfg, model), build_loss(recipe.loss, [1] * classes)
-    noise = torch.randn(images, channels, size, size, device=placement.device)
+    shape = (images, channels, size, size)
+    noise = torch.randn((frames, *shape) if frames else shape, device=placement.device)
     batch = placement.to_device(noise)
     labels = torch.zeros(images, dtype=torch.int64, device=placement.device)
     for _ in range(2):

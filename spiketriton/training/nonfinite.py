@@ -78,7 +78,8 @@ def locate(
 
     Args:
         model: with the weights from before the step.
-        batches: its micro-batches on the model's device, images [b, C, H, W] and labels [b].
+        batches: its micro-batches on the model's device, images [b, C, H, W] or frames
+            [T, b, C, H, W], and labels [b].
         loss: currents [T, b, K], labels [b] -> scalar.
         autocast: the precision of the forward pass.
     """
@@ -86,7 +87,7 @@ def locate(
         for images, labels in batches:
             if not images.isfinite().all():
                 return Finding("the images", "", None, *_share(images))
-            with _Trace(model, len(images)) as trace:
+            with _Trace(model, images) as trace:
                 with autocast():
                     value = loss(model(images), labels) / len(batches)
                 if trace.found is not None:
@@ -102,8 +103,9 @@ def locate(
 class _Trace:
     """While entered, checks all values and gradients in `model` and keeps the first bad place."""
 
-    def __init__(self, model: Network, images: int) -> None:
-        self.steps, self.images, self.spiking = model.time_steps, images, model.is_spiking
+    def __init__(self, model: Network, images: Tensor) -> None:
+        self.steps = len(images) if images.ndim == 5 else model.time_steps
+        self.images, self.spiking = images.shape[-4], model.is_spiking
         self.found: Finding | None = None
         self._hooks = []
         for name, module in model.named_modules():

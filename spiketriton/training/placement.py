@@ -51,7 +51,9 @@ class Placement:
         return model.to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
 
     def to_device(self, x: Tensor) -> Tensor:
-        """`x` on the device; images [b, C, H, W] in the memory layout."""
+        """`x` on the device; images [b, C, H, W] and frames [T, b, C, H, W] in the memory layout."""
+        if x.ndim == 5:
+            return self.to_device(x.flatten(0, 1)).unflatten(0, x.shape[:2])
         layout = self.layout if x.ndim == 4 else torch.preserve_format
         return x.to(self.device, memory_format=layout, non_blocking=True)
 

@@ -134,6 +134,7 @@ def test_tables_are_those_of_the_keys_and_subtables_follow_the_keys():
     assert list(TABLES) == [
         "",
         "data",
+        "data.augmentation",
         "model",
         "neuron",
         "neuron.surrogate",

@@ -12,6 +12,11 @@ def plain_net(extra=""):
     return '[data]\nname = "digits"\n[model]\nname = "plain"\n' + extra
 
 
+def with_data(line: str, name: str = "n_mnist") -> str:
+    """A recipe for recordings, with a line in its table of data."""
+    return f'[data]\nname = "{name}"\n{line}\n[model]\nname = "resnet8"\n'
+
+
 BAD_COMBINATIONS = {
     "block without skips": (plain_net('block = "sew"'), ['model.block = "sew"', '"plain"']),
     "accumulate does not divide": (
@@ -71,6 +76,42 @@ BAD_COMBINATIONS = {
     "classes without synthetic": (
         'data.name = "digits"\ndata.classes = 10\nmodel.name = "mlp"',
         ["data.classes", 'data.name is "digits"'],
+    ),
+    "bins of images": (
+        GOOD.replace('"digits"', '"digits"\nbins = "time"'),
+        ["data.bins", '"digits"'],
+    ),
+    "roll of images": (
+        GOOD + "[data.augmentation]\nroll = 1",
+        ["data.augmentation.roll", '"digits"'],
+    ),
+    "a seed without a random split": (
+        with_data("split_seed = 1"),
+        ["data.split_seed = 1", 'data.split is "official"'],
+    ),
+    "a sensor that is known": (
+        with_data('sensor = "34x34"'),
+        ["data.sensor", 'data.name is "n_mnist"'],
+    ),
+    "a split that cifar10_dvs lacks": (
+        with_data("", name="cifar10_dvs"),
+        ['data.split = "official"', "cifar10_dvs", 'accepted: "first100", "random90"'],
+    ),
+    "a split that n_mnist lacks": (
+        with_data('split = "random90"'),
+        ['data.split = "random90"', "n_mnist", 'accepted: "official"'],
+    ),
+    "a sensor in other words": (
+        with_data('sensor = "346 x 260"', name="eventfolder"),
+        ['data.sensor = "346 x 260"', 'accepted: "auto", or pixels as "346x260"'],
+    ),
+    "no frame is left": (
+        with_data("augmentation.delete = 4"),
+        ["data.augmentation.delete = 4", "time_steps = 4", "from 0 to 3"],
+    ),
+    "blocks of vggsnn": (
+        with_data("").replace('"resnet8"', '"vggsnn"\nblock = "sew"'),
+        ['model.block = "sew"', 'model.name = "vggsnn"'],
     ),
     "momentum with adamw": (GOOD + "[train]\nmomentum = 0.9", ["train.momentum", '"adamw"']),
     "nesterov with adamw": (GOOD + "[train]\nnesterov = false", ["train.nesterov", '"adamw"']),
@@ -139,6 +180,11 @@ def test_the_ann_twin_of_any_recipe_is_one_word_away(norm, memory):
         ["model.residual_gain=0", "model.residual_bias=0.25"],
         ["model.residual_gain=0.2", "model.block=ms"],
         ["model.name=mlp", "model.start=identity"],
+        ["data.name=n_mnist", "data.bins=time", "data.augmentation.delete=3"],
+        ["data.name=eventfolder", "data.sensor=346x260", "data.split=random90"],
+        ["data.name=cifar10_dvs", "data.split=random90", "data.split_seed=7"],
+        ["data.name=digits_dvs", "data.format=aedat3", "model.name=vggsnn"],
+        ["model.name=net7b", "model.block=sew", "model.residual_gain=0"],
     ],
     ids=str,
 )
@@ -153,7 +199,21 @@ def test_each_idle_key_comes_with_its_reason():
     reasons = idle(values_of(mine()))
     assert reasons["train.momentum"] == 'train.optimizer is "adamw"'
     assert sorted(reasons) == [
+        "data.augmentation.cutout",
+        "data.augmentation.delete",
+        "data.augmentation.drop",
+        "data.augmentation.flip",
+        "data.augmentation.roll",
+        "data.augmentation.rotate",
+        "data.augmentation.shear",
+        "data.bins",
+        "data.cache",
         "data.classes",
+        "data.count",
+        "data.format",
+        "data.sensor",
+        "data.split",
+        "data.split_seed",
         "data.variant",
         "loss.tet_lambda",
         "model.depth",

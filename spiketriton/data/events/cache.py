@@ -1,0 +1,323 @@
+"""Frames of all recordings of a data set, computed once: a memory map of uint8 for each setting.
+
+    <data.cache>/<data set>-<digest>/
+        frames.npy      uint8 [N, T, 2, S, S], numpy's format: np.load(path, mmap_mode="r") reads it
+        facts.npy       for each recording: whether it is done, its events, its duration, events above
+                        255 of one pixel and bin, which are lost
+        settings.json   what the frames depend on, in words; the digest is this file's
+
+Recordings are binned by several processes, file by file, and marked as done one by one, so that a
+build that was killed continues where it stopped. The disk space is taken before the work begins. One
+process builds, others that need the same frames wait for it. The same files and settings give the
+same bytes, whoever builds them and however often he was interrupted.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch.utils.data import DataLoader, Dataset
+
+from spiketriton.config import DataConfig
+from spiketriton.data.download import data_root
+from spiketriton.data.events.formats import read_events
+from spiketriton.data.events.frames import to_bytes, to_frames
+from spiketriton.data.events.recordings import CACHE, Recording, Recordings
+from spiketriton.errors import UserError
+
+VERSION = 1  # of the frames: another one for the same settings if they come out otherwise
+
+FACTS = np.dtype([("done", "u1"), ("events", "<i8"), ("duration_us", "<i8"), ("lost", "<i8")])
+
+
+class FrameSplit:
+    """Recordings as frames on the disk. `read` gives uint8 [b, T, 2, S, S]."""
+
+    def __init__(
+        self, path: Path, rows: np.ndarray, labels: Sequence[int], facts: np.ndarray
+    ) -> None:
+        """`rows`: of the recordings in the file, int64 [N]; `facts`: of `FACTS` [N]."""
+        self.path, self.rows, self.facts = path, rows, facts
+        self.labels = torch.tensor(labels, dtype=torch.int64)
+        self._frames: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def duration_us(self) -> np.ndarray:
+        """From the first to the last event of each recording, int64 [N]."""
+        return self.facts["duration_us"]
+
+    def read(self, indices: np.ndarray) -> torch.Tensor:
+        if self._frames is None:
+            self._frames = np.load(self.path, mmap_mode="r")
+        return torch.from_numpy(self._frames[self.rows[indices]])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A worker process opens the file itself; a pickled memory map would be a copy of it."""
+        return {**self.__dict__, "_frames": None}
+
+
+def frames_of(
+    recordings: Recordings, config: DataConfig, *, steps: int, size: int, workers: int
+) -> tuple[FrameSplit, FrameSplit]:
+    """The training and test recordings as frames, built now if they are not on the disk yet.
+
+    Args:
+        recordings: of the data set.
+        config: the recipe's data.
+        steps: frames of a recording.
+        size: height and width of a frame.
+        workers: processes that build; 0: this one.
+
+    Raises:
+        UserError: a recording is damaged, the folder cannot be written, or the disk is too small.
+    """
+    every = sorted({*recordings.train, *recordings.test}, key=lambda r: (str(r.path), r.span))
+    job = Job(recordings, every, config.bins, steps, size)
+    root = data_root(config) / CACHE if config.cache == "auto" else Path(config.cache).expanduser()
+    folder = root.absolute() / f"{config.name}-{job.digest[:16]}"
+    facts = _complete(folder, job)
+    if facts is None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with _one_at_a_time(folder):
+                facts = _complete(folder, job)
+                if facts is None:
+                    facts = _build(folder, job, workers, config.name)
+        except OSError as error:
+            raise UserError(
+                f"{config.name}: frames cannot be written to {folder} ({error.strerror}); "
+                "data.cache names another folder"
+            ) from None
+    row = {recording: index for index, recording in enumerate(every)}
+
+    def split(part: Sequence[Recording]) -> FrameSplit:
+        rows = np.array([row[recording] for recording in part], np.int64)
+        labels = [recording.label for recording in part]
+        return FrameSplit(folder / "frames.npy", rows, labels, facts[rows])
+
+    return split(recordings.train), split(recordings.test)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be built: recordings, ordered by file, and how they become frames."""
+
+    recordings: Recordings
+    every: Sequence[Recording]
+    bins: str
+    steps: int
+    size: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.every), self.steps, 2, self.size, self.size)
+
+    @property
+    def bytes(self) -> int:
+        return int(np.prod(self.shape))
+
+    @cached_property
+    def settings(self) -> str:
+        """What the frames depend on, as JSON. UserError: a file is missing."""
+        files: dict[str, list[Any]] = {}
+        for one in self.every:
+            name = os.path.relpath(one.path, self.recordings.root)
+            if name not in files:
+                try:
+                    found = one.path.stat()
+                except OSError as error:
+                    raise UserError(f"{one.path} cannot be read: {error.strerror}") from None
+                files[name] = [found.st_size, found.st_mtime_ns]
+            files[name].append(one.span)
+        known = {
+            "version": VERSION,
+            "format": self.recordings.format,
+            "sensor (height, width)": self.recordings.sensor,
+            "bins": self.bins,
+            "time_steps": self.steps,
+            "image_size": self.size,
+            "files (bytes, changed, spans in µs)": files,
+        }
+        return json.dumps(known, indent=0)
+
+    @cached_property
+    def digest(self) -> str:
+        return hashlib.sha256(self.settings.encode()).hexdigest()
+
+
+def _complete(folder: Path, job: Job) -> np.ndarray | None:
+    """The facts of a finished build of exactly this job; None if there is none."""
+    facts = _begun(folder, job)
+    return facts if facts is not None and facts["done"].all() else None
+
+
+def _begun(folder: Path, job: Job) -> np.ndarray | None:
+    """The facts of a build of exactly this job whose files are whole; None if there is none."""
+    try:
+        stored = (folder / "settings.json").read_bytes()
+        frames = np.load(folder / "frames.npy", mmap_mode="r")  # ValueError: it is cut short
+        facts = np.load(folder / "facts.npy")
+    except (OSError, ValueError, EOFError):
+        return None
+    same = (
+        hashlib.sha256(stored).hexdigest() == job.digest
+        and (frames.shape, frames.dtype) == (job.shape, np.uint8)
+        and (facts.shape, facts.dtype) == (job.shape[:1], FACTS)
+    )
+    return facts if same else None
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Holds a lock in the folder; says so if another process has it. It ends with the process."""
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _say(f"another process builds the frames in {folder}: waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _build(folder: Path, job: Job, workers: int, name: str) -> np.ndarray:
+    """Builds what is missing and returns the facts. UserError, OSError."""
+    frames, facts = _opened(folder, job, name)
+    files: dict[Path, list[int]] = {}
+    for index, recording in enumerate(job.every):
+        if not facts["done"][index]:
+            files.setdefault(recording.path, []).append(index)
+    done = len(job.every) - sum(map(len, files.values()))
+    _say(
+        f"frames of {name}: {job.bytes / 1e9:.3g} GB in {folder}, built once"
+        + (f"; {done:,} of {len(job.every):,} recordings are there" if done else "")
+    )
+    requests = _Requests(folder, job, list(files.values()))
+    loader = DataLoader(
+        requests,
+        batch_size=None,
+        num_workers=min(workers, len(files)),
+        collate_fn=_as_it_is,
+        worker_init_fn=_leave_ctrl_c_to_the_parent,
+        generator=torch.Generator(),
+    )
+    quiet = not sys.stderr.isatty()
+    console = Console(stderr=True)
+    for answer in track(
+        loader, f"frames of {name}", console=console, transient=True, disable=quiet
+    ):
+        if isinstance(answer, UserError):
+            raise UserError(str(answer))
+        for index, *numbers in answer:
+            facts[index] = (1, *numbers)
+    frames.flush()
+    facts.flush()
+    if lost := int(facts["lost"].sum()):
+        _say(
+            f"frames of {name}: {lost:,} of {int(facts['events'].sum()):,} events are left out, "
+            "because a pixel had more than 255 of them in one bin; more time_steps or a larger "
+            "data.image_size keep them"
+        )
+    return np.array(facts)
+
+
+def _opened(folder: Path, job: Job, name: str) -> tuple[np.memmap, np.memmap]:
+    """The two files for writing: those of an interrupted build, or new ones with all their space."""
+    paths = folder / "frames.npy", folder / "facts.npy"
+    settings = folder / "settings.json"
+    if _begun(folder, job) is None:
+        for path in (*paths, settings):
+            path.unlink(missing_ok=True)
+        free = shutil.disk_usage(folder).free
+        if free < job.bytes:
+            raise UserError(
+                f"{name}: its frames need {job.bytes / 1e9:.3g} GB in {folder}, where "
+                f"{free / 1e9:.3g} GB are free; data.cache names another folder, and a smaller "
+                "data.image_size or time_steps needs less"
+            )
+        try:
+            np.lib.format.open_memmap(paths[0], "w+", np.uint8, job.shape).flush()
+            np.lib.format.open_memmap(paths[1], "w+", FACTS, job.shape[:1]).flush()
+            for path in paths:
+                _take_space(path)
+        except OSError:
+            for path in paths:
+                path.unlink(missing_ok=True)
+            raise
+        settings.write_text(job.settings, "utf-8")
+    return tuple(np.lib.format.open_memmap(path, "r+") for path in paths)  # type: ignore[return-value]
+
+
+def _take_space(path: Path) -> None:
+    """Reserves the blocks of a sparse file: a full disk is an error now, not a crash while writing."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
+class _Requests(Dataset[Any]):
+    """A file's recordings, binned and written to the memory map by whoever asks for the item."""
+
+    def __init__(self, folder: Path, job: Job, groups: list[list[int]]) -> None:
+        self.folder, self.job, self.groups = folder, job, groups
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, item: int) -> list[tuple[int, int, int, int]] | UserError:
+        """Index, events, duration and lost events of each, once its frames are written."""
+        if item >= len(self.groups):
+            raise IndexError
+        job, group = self.job, self.groups[item]
+        frames = np.lib.format.open_memmap(self.folder / "frames.npy", "r+")
+        known = job.recordings
+        try:
+            events = read_events(
+                job.every[group[0]].path, known.format, sensor=known.sensor, backward="sort"
+            )
+        except UserError as error:
+            return UserError(str(error))  # its own kind cannot be pickled for the parent
+        answers = []
+        for index in group:
+            start, end = np.searchsorted(events["t"], job.every[index].span)
+            part = events[start:end]
+            counts = to_frames(
+                part,
+                known.sensor,
+                steps=job.steps,
+                bins=job.bins,  # type: ignore[arg-type]
+                size=job.size,
+            )
+            frames[index], lost = to_bytes(counts)
+            duration = int(part["t"][-1] - part["t"][0]) if len(part) else 0
+            answers.append((index, len(part), duration, lost))
+        return answers
+
+
+def _as_it_is(answer: Any) -> Any:
+    return answer
+
+
+def _leave_ctrl_c_to_the_parent(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _say(text: str) -> None:
+    """A line on stderr: the data are prepared before a run has a display."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,321 @@
+"""The recordings of each data set of event cameras: files, classes, and which are tested on.
+
+Archives are unpacked in a folder of the data set's name in data.root:
+
+    dvs_gesture     DvsGesture.tar.gz: user01_led.aedat, user01_led_labels.csv, trials_to_train.txt, ...
+    cifar10_dvs     airplane.zip ... truck.zip: airplane/cifar10_airplane_0.aedat, ...
+    n_mnist         Train.zip and Test.zip: Train/0/00002.bin, ...
+    n_caltech101    Caltech101.zip: Caltech101/accordion/image_0001.bin, ...
+
+eventfolder reads your own: root/train/<class>/* and root/val/<class>/* (or root/test/<class>/*) with
+the split "official", root/<class>/* with another one.
+"""
+
+import csv
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from spiketriton.config import DataConfig
+from spiketriton.data.download import RemoteFile, data_root, unpacked
+from spiketriton.data.events import simulated
+from spiketriton.data.events.formats import DVS128, FORMATS, Sensor
+from spiketriton.data.events.partition import held_out, number_of
+from spiketriton.errors import UserError, one_line
+
+ENDINGS = tuple(sorted({format.ending for format in FORMATS.values()}))
+WHOLE = (-(1 << 63), (1 << 63) - 1)
+
+_GESTURE = RemoteFile(
+    "https://ibm.ent.box.com/s/3hiq58ww1pbbjrinh367ykfdf60xsfm8/folder/50167556794",
+    "8a5c71fb11e24e5ca5b11866ca6c00a1",
+    "DvsGesture.tar.gz",
+    by_hand=True,
+)
+GESTURES = (
+    "hand clapping",
+    "right hand wave",
+    "left hand wave",
+    "right arm clockwise",
+    "right arm counter clockwise",
+    "left arm clockwise",
+    "left arm counter clockwise",
+    "arm roll",
+    "air drums",
+    "air guitar",
+    "other gestures",
+)
+_CIFAR10 = {
+    "airplane": ("7712788", "0afd5c4bf9ae06af762a77b180354fdd"),
+    "automobile": ("7712791", "8438dfeba3bc970c94962d995b1b9bdd"),
+    "bird": ("7712794", "a9c207c91c55b9dc2002dc21c684d785"),
+    "cat": ("7712812", "52c63c677c2b15fa5146a8daf4d56687"),
+    "deer": ("7712815", "b6bf21f6c04d21ba4e23fc3e36c8a4a3"),
+    "dog": ("7712818", "f379ebdf6703d16e0a690782e62639c3"),
+    "frog": ("7712842", "cad6ed91214b1c7388a5f6ee56d08803"),
+    "horse": ("7712851", "e7cbbf77bec584ffbf913f00e682782a"),
+    "ship": ("7712836", "41c7bd7d6b251be82557c6cce9a7d5c9"),
+    "truck": ("7712839", "89f3922fd147d9aeff89e76a2b0b70a7"),
+}
+_N_MNIST = {
+    "Train": "20959b8e626244a1b502305a9e6e2031",
+    "Test": "69ca8762b2fe404d9b9bad1103e97832",
+}
+_N_CALTECH101 = RemoteFile(
+    "https://www.garrickorchard.com/datasets/n-caltech101",
+    "66201824eabb0239c7ab992480b50ba3",
+    "Caltech101.zip",
+    by_hand=True,
+)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A file of events, or the part of it from `span[0]` to just before `span[1]` microseconds."""
+
+    path: Path
+    label: int
+    span: tuple[int, int] = WHOLE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recordings:
+    """A data set: its recordings, and what is known of the camera."""
+
+    root: Path  # folder to which the files' names are relative
+    classes: tuple[str, ...]
+    train: Sequence[Recording]
+    test: Sequence[Recording]
+    format: str  # a key of `FORMATS`, or "auto"
+    sensor: Sensor
+    size: int  # default side in pixels of the frames
+    mirrors: bool  # whether a mirrored recording is still of its class
+
+
+def dvs_gesture(config: DataConfig) -> Recordings:
+    """DVS128 Gesture (Amir et al. 2017): 11 gestures, parts of 122 files, 1,176 + 288 recordings."""
+    folder = unpacked(_GESTURE, "DvsGesture", _inside(config, "dvs_gesture"))
+
+    def read(part: str) -> list[Recording]:
+        names = _text(folder / f"trials_to_{part}.txt").split()
+        return [recording for name in names for recording in _gestures(folder / name)]
+
+    return Recordings(
+        root=folder,
+        classes=GESTURES,
+        train=read("train"),
+        test=read("test"),
+        format="aedat3",
+        sensor=DVS128,
+        size=128,
+        mirrors=False,
+    )
+
+
+def _gestures(path: Path) -> list[Recording]:
+    """The parts of a file that its table of labels names."""
+    table = path.with_name(f"{path.stem}_labels.csv")
+    found = []
+    for number, row in enumerate(csv.reader(_text(table).splitlines()), 1):
+        try:
+            label, start, end = map(int, row)
+        except ValueError:
+            if number == 1:  # class,startTime_usec,endTime_usec
+                continue
+            label = start = end = 0
+        if not (1 <= label <= len(GESTURES) and start < end):
+            raise UserError(
+                f"{table}, line {number}: {','.join(row)!r}; accepted: a class from 1 to "
+                f"{len(GESTURES)}, the microsecond of its start and a later one of its end"
+            )
+        found.append(Recording(path, label - 1, (start, end)))
+    return found
+
+
+def cifar10_dvs(config: DataConfig) -> Recordings:
+    """CIFAR10-DVS (Li et al. 2017): 10,000 recordings of CIFAR-10's images, moved on a screen."""
+    inside = _inside(config, "cifar10_dvs")
+    for name, (number, md5) in _CIFAR10.items():
+        address = f"https://ndownloader.figshare.com/files/{number}"
+        unpacked(RemoteFile(address, md5, f"{name}.zip"), name, inside)
+    found = Recordings(
+        root=Path(inside.root),
+        classes=tuple(_CIFAR10),
+        train=_in_classes(Path(inside.root), tuple(_CIFAR10), config),
+        test=(),
+        format="aedat2",
+        sensor=DVS128,
+        size=48,
+        mirrors=True,
+    )
+    return _partitioned(found, config)
+
+
+def n_mnist(config: DataConfig) -> Recordings:
+    """N-MNIST (Orchard et al. 2015): 60,000 + 10,000 recordings of MNIST's digits by saccades."""
+    inside, classes = _inside(config, "n_mnist"), tuple("0123456789")
+    page = "https://www.garrickorchard.com/datasets/n-mnist"
+    parts = {}
+    for name, md5 in _N_MNIST.items():
+        folder = unpacked(RemoteFile(page, md5, f"{name}.zip", by_hand=True), name, inside)
+        parts[name] = _in_classes(folder, classes, config)
+    return Recordings(
+        root=Path(inside.root),
+        classes=classes,
+        train=parts["Train"],
+        test=parts["Test"],
+        format="bin",
+        sensor=(34, 34),
+        size=34,
+        mirrors=False,
+    )
+
+
+def n_caltech101(config: DataConfig) -> Recordings:
+    """N-Caltech101 (Orchard et al. 2015): 8,709 recordings of 101 classes by saccades."""
+    folder = unpacked(_N_CALTECH101, "Caltech101", _inside(config, "n_caltech101"))
+    classes = _class_folders(folder, config)
+    found = Recordings(
+        root=folder,
+        classes=classes,
+        train=_in_classes(folder, classes, config),
+        test=(),
+        format="bin",
+        sensor=(180, 240),
+        size=48,
+        mirrors=True,
+    )
+    return _partitioned(found, config)
+
+
+def eventfolder(config: DataConfig) -> Recordings:
+    """Your own recordings, a folder for each class."""
+    root, sensor = data_root(config), sensor_of(config)
+    found = Recordings(
+        root=root,
+        classes=(),
+        train=(),
+        test=(),
+        format=config.format,
+        sensor=sensor,
+        size=max(sensor),
+        mirrors=True,
+    )
+    if config.split != "official":
+        classes = _class_folders(root, config)
+        found = replace(found, classes=classes, train=_in_classes(root, classes, config))
+        return _partitioned(found, config)
+    names = ("train", "val" if (root / "val").is_dir() else "test")
+    for name in names:
+        if not (root / name).is_dir():
+            raise UserError(
+                f"eventfolder: no folder {root / name}; data.root must hold train/<class>/ and "
+                'val/<class>/ (or test/<class>/) with recordings, or <class>/ with data.split = "random90"'
+            )
+    classes, others = (_class_folders(root / name, config) for name in names)
+    if classes != others:
+        raise UserError(
+            f"eventfolder: {root} has different classes in {names[0]} ({', '.join(classes)}) and "
+            f"{names[1]} ({', '.join(others)})"
+        )
+    train, test = (_in_classes(root / name, classes, config) for name in names)
+    return replace(found, classes=classes, train=train, test=test)
+
+
+def digits_dvs(config: DataConfig) -> Recordings:
+    """The packaged digits as a simulated camera sees them, moved by three saccades: 1,437 + 360."""
+    classes = tuple("0123456789")
+    format = "bin" if config.format == "auto" else config.format
+    folder = simulated.digits(data_root(config), format)
+    return Recordings(
+        root=folder,
+        classes=classes,
+        train=_in_classes(folder / "train", classes, config),
+        test=_in_classes(folder / "test", classes, config),
+        format=format,
+        sensor=simulated.SENSOR,
+        size=max(simulated.SENSOR),
+        mirrors=False,
+    )
+
+
+RECORDINGS: dict[str, Callable[[DataConfig], Recordings]] = {
+    "dvs_gesture": dvs_gesture,
+    "cifar10_dvs": cifar10_dvs,
+    "n_mnist": n_mnist,
+    "n_caltech101": n_caltech101,
+    "eventfolder": eventfolder,
+    "digits_dvs": digits_dvs,
+}
+
+
+def sensor_of(config: DataConfig) -> Sensor:
+    """Height and width of eventfolder's camera. UserError: the recipe does not say it."""
+    if config.sensor != "auto":
+        width, height = map(int, config.sensor.split("x"))
+        return height, width
+    if config.format == "aedat2":
+        return DVS128
+    raise UserError(
+        f'data.sensor = "auto": eventfolder needs the camera\'s pixels, as "346x260"; only '
+        f'data.format = "aedat2" says them, not {config.format!r}'
+    )
+
+
+def _inside(config: DataConfig, name: str) -> DataConfig:
+    """The recipe's data with data.root at a folder of it."""
+    return replace(config, root=str(data_root(config) / name))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {one_line(error)}") from None
+
+
+def _class_folders(folder: Path, config: DataConfig) -> tuple[str, ...]:
+    """The names of the folders in a folder. UserError: there are none."""
+    try:
+        found = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    except OSError as error:
+        raise UserError(f"{config.name}: {folder}: {error.strerror}") from None
+    # the cache of frames may lie next to the classes
+    names = tuple(name for name in found if not name.startswith(".") and name != CACHE)
+    if not names:
+        raise UserError(f"{config.name}: {folder} holds no folder of a class")
+    return names
+
+
+CACHE = "event_frames"  # name of the folder in data.root that holds frames
+
+
+def _in_classes(folder: Path, classes: Sequence[str], config: DataConfig) -> list[Recording]:
+    """The recordings in folder/<class>/, by class and number. UserError: a class has none."""
+    found = []
+    for label, name in enumerate(classes):
+        try:
+            paths = [p for p in (folder / name).iterdir() if p.suffix.lower() in ENDINGS]
+        except OSError as error:
+            raise UserError(f"{config.name}: {folder / name}: {error.strerror}") from None
+        if not paths:
+            raise UserError(
+                f"{config.name}: {folder / name} holds no recording; accepted: {', '.join(ENDINGS)}"
+            )
+        found += [Recording(path, label) for path in sorted(paths)]
+    return found
+
+
+def _partitioned(found: Recordings, config: DataConfig) -> Recordings:
+    """All recordings, in `train`, divided by the recipe's split. UserError: a set would be empty."""
+    labels = [recording.label for recording in found.train]
+    numbers = [number_of(recording.path) for recording in found.train]
+    tested = held_out(config.split, labels, numbers, config.split_seed)
+    sets = [[r for r, t in zip(found.train, tested, strict=True) if t == part] for part in (0, 1)]
+    if not all(sets):
+        which = "training" if not sets[0] else "test"
+        raise UserError(
+            f"data.split = {config.split!r} leaves no {which} recording of the "
+            f"{len(labels):,} of {config.name}"
+        )
+    return replace(found, train=sets[0], test=sets[1])

@@ -1,0 +1,34 @@
+"""A recipe's recordings as a source of frames, ready to be batched."""
+
+import os
+
+from spiketriton.config import Recipe
+from spiketriton.data.events.cache import frames_of
+from spiketriton.data.events.recordings import RECORDINGS
+from spiketriton.data.sources import Source
+
+
+def event_source(recipe: Recipe) -> Source:
+    """The two sets of a data set of event cameras; computes their frames the first time.
+
+    UserError: recordings are missing or damaged, or the frames cannot be written.
+    """
+    config = recipe.data
+    found = RECORDINGS[config.name](config)
+    size = config.image_size or found.size
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    workers = (cores or 1) if config.workers == "auto" else int(config.workers)
+    train, test = frames_of(found, config, steps=recipe.time_steps, size=size, workers=workers)
+    seed = f", seed {config.split_seed}" if config.split == "random90" else ""
+    return Source(
+        train=train,
+        test=test,
+        classes=found.classes,
+        channels=2,
+        image_size=size,
+        statistics=((), ()),
+        move="events",
+        mirrors=found.mirrors,
+        split=f"split {config.split}{seed}",
+        bin_ms=test.duration_us / recipe.time_steps / 1000 if config.bins == "time" else None,
+    )

@@ -1,0 +1,187 @@
+"""Each data set in its real layout: its files, classes, splits, and what is refused."""
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from spiketriton.data.download import RemoteFile
+from spiketriton.data.events.partition import number_of
+from spiketriton.data.events.recordings import GESTURES, RECORDINGS, Recordings
+from spiketriton.errors import UserError
+from tests.small_data import data_recipe
+from tests.small_events import make_events
+
+SPLIT = {"cifar10_dvs": "first100", "n_caltech101": "random90"}
+
+
+def read(name: str, root: Path, data: str = "") -> Recordings:
+    if "split " not in data and name in SPLIT:
+        data += f'\nsplit = "{SPLIT[name]}"'
+    return RECORDINGS[name](data_recipe(name, root, data=f"download = false\n{data}").data)
+
+
+def labels(part):
+    return Counter(recording.label for recording in part)
+
+
+def test_gesture_has_the_parts_of_each_file_that_its_table_names(tmp_path):
+    folder = make_events(tmp_path, "dvs_gesture")
+    found = read("dvs_gesture", tmp_path)
+    assert (found.classes, found.sensor, found.size, found.mirrors) == (
+        GESTURES,
+        (128, 128),
+        128,
+        False,
+    )
+    assert {r.path.name for r in found.train} == {"user01_led.aedat", "user02_led.aedat"}
+    assert {r.path.name for r in found.test} == {"user24_led.aedat", "user25_led.aedat"}
+    assert labels(found.train) == labels(found.test) == {label: 2 for label in range(11)}
+    third = found.train[2]
+    assert (third.path, third.label) == (folder / "user01_led.aedat", 2)
+    assert third.span == (12_000_000, 12_200_000)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("12,10,20", "line 3: '12,10,20'; accepted: a class from 1 to 11"),
+        ("1,20,20", "line 3: '1,20,20'"),
+        ("1,x,20", "line 3: '1,x,20'"),
+        ("1,10", "line 3: '1,10'"),
+    ],
+)
+def test_a_wrong_line_of_a_table_of_gestures_is_named(tmp_path, line, words):
+    folder = make_events(tmp_path, "dvs_gesture")
+    table = folder / "user02_led_labels.csv"
+    table.write_text(f"class,startTime_usec,endTime_usec\n1,5,6\n{line}\n")
+    with pytest.raises(UserError, match=words) as error:
+        read("dvs_gesture", tmp_path)
+    assert str(table) in str(error.value)
+
+
+def test_a_missing_table_of_gestures_is_named(tmp_path):
+    folder = make_events(tmp_path, "dvs_gesture")
+    (folder / "user24_led_labels.csv").unlink()
+    with pytest.raises(UserError, match=r"user24_led_labels\.csv cannot be read: .*No such file"):
+        read("dvs_gesture", tmp_path)
+
+
+def test_cifar10_dvs_has_two_splits(tmp_path):
+    make_events(tmp_path, "cifar10_dvs")
+    found = read("cifar10_dvs", tmp_path)
+    assert len(found.classes) == 10
+    assert all(number_of(r.path) < 100 for r in found.test)
+    assert all(number_of(r.path) >= 100 for r in found.train)
+    assert labels(found.test) == {label: 3 for label in range(10)}
+    one, again, other = (
+        read("cifar10_dvs", tmp_path, f'split = "random90"\nsplit_seed = {seed}')
+        for seed in (0, 0, 1)
+    )
+    assert labels(one.test) == {label: 1 for label in range(10)}
+    assert labels(one.train) == {label: 11 for label in range(10)}
+    assert one.test == again.test != other.test
+    assert not {*one.train} & {*one.test}
+
+
+def test_n_mnist_has_the_split_of_its_folders(tmp_path):
+    folder = make_events(tmp_path, "n_mnist", per_class=2)
+    found = read("n_mnist", tmp_path)
+    assert labels(found.train) == labels(found.test) == {label: 2 for label in range(10)}
+    assert all(r.path.parents[1] == folder / "Test" for r in found.test)
+    assert all(r.path.parent.name == str(r.label) for r in found.train)
+
+
+def test_n_caltech101_has_the_classes_of_its_folders(tmp_path):
+    make_events(tmp_path, "n_caltech101")
+    found = read("n_caltech101", tmp_path)
+    assert found.classes == ("accordion", "bonsai", "camera")
+    assert (found.sensor, found.size) == ((180, 240), 48)
+    assert (len(found.train), len(found.test)) == (33, 3)
+
+
+FOLDER = 'sensor = "50x40"'
+
+
+def test_an_eventfolder_has_any_format_and_the_split_of_its_folders(tmp_path):
+    make_events(tmp_path, "eventfolder")
+    found = read("eventfolder", tmp_path, FOLDER)
+    assert found.classes == ("ape", "bee", "cow")
+    assert (found.sensor, found.size, found.format) == ((40, 50), 50, "auto")
+    assert {r.path.suffix for r in found.train} == {".aedat", ".bin", ".npy", ".npz"}
+    assert (len(found.train), len(found.test)) == (36, 36)
+    assert all("val" in r.path.parts for r in found.test)
+
+
+def test_an_eventfolder_of_classes_alone_takes_a_split_at_random(tmp_path):
+    make_events(tmp_path, "eventfolder")
+    (tmp_path / "train" / "event_frames").mkdir()  # a cache next to the classes is not one of them
+    found = read("eventfolder", tmp_path / "train", f'{FOLDER}\nsplit = "random90"')
+    assert found.classes == ("ape", "bee", "cow")
+    assert (len(found.train), len(found.test)) == (33, 3)
+
+
+def test_what_an_eventfolder_lacks_is_named(tmp_path):
+    def refused(words, data=FOLDER, root=tmp_path):
+        with pytest.raises(UserError, match=words):
+            read("eventfolder", root, data)
+
+    refused(r"no folder .*train; data\.root must hold train/<class>/ and val/<class>/")
+    make_events(tmp_path, "eventfolder", per_class=1)
+    refused(r'data\.sensor = "auto": eventfolder needs the camera\'s pixels', "")
+    refused(
+        "leaves no test recording of the 3", f'{FOLDER}\nsplit = "random90"', tmp_path / "train"
+    )
+    refused(
+        "leaves no training recording of the 3",
+        f'{FOLDER}\nsplit = "first100"',
+        tmp_path / "train",
+    )
+    (tmp_path / "val" / "dog").mkdir()
+    refused(r"different classes in train \(ape, bee, cow\) and val \(ape, bee, cow, dog\)")
+    (tmp_path / "train" / "dog").mkdir()
+    refused(r"train/dog holds no recording; accepted: \.aedat, \.bin, \.npy, \.npz")
+
+
+def test_aedat2_says_its_sensor(tmp_path):
+    make_events(tmp_path, "eventfolder", per_class=1)
+    assert read("eventfolder", tmp_path, 'format = "aedat2"').sensor == (128, 128)
+
+
+@pytest.mark.parametrize(
+    ("name", "archive", "md5"),
+    [
+        ("dvs_gesture", "DvsGesture.tar.gz", "8a5c71fb11e24e5ca5b11866ca6c00a1"),
+        ("cifar10_dvs", "airplane.zip", "0afd5c4bf9ae06af762a77b180354fdd"),
+        ("n_mnist", "Train.zip", "20959b8e626244a1b502305a9e6e2031"),
+        ("n_caltech101", "Caltech101.zip", "66201824eabb0239c7ab992480b50ba3"),
+    ],
+)
+def test_missing_data_are_named_with_their_archive(tmp_path, name, archive, md5):
+    with pytest.raises(UserError) as error:
+        read(name, tmp_path)
+    for word in (name, archive, md5, str(tmp_path / name), "data.root", "https://"):
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["dvs_gesture", "n_mnist", "n_caltech101"])
+def test_archives_behind_a_page_are_not_downloaded(tmp_path, name):
+    recipe = data_recipe(name, tmp_path, data='split = "random90"' if name in SPLIT else "")
+    with pytest.raises(UserError, match="can only be downloaded by hand"):
+        RECORDINGS[name](recipe.data)
+
+
+def test_archives_that_lie_in_the_folder_are_unpacked(tmp_path, monkeypatch):
+    folder = make_events(tmp_path, "n_mnist", per_class=1)
+    for part in ("Train", "Test"):
+        shutil.make_archive(str(folder / part), "zip", folder, part)
+        shutil.rmtree(folder / part)
+    checked = []
+    monkeypatch.setattr(RemoteFile, "whole", lambda file, path: not checked.append(file.md5))
+    found = read("n_mnist", tmp_path)
+    assert (len(found.train), len(found.test)) == (10, 10)
+    assert checked == [
+        "20959b8e626244a1b502305a9e6e2031",
+        "69ca8762b2fe404d9b9bad1103e97832",
+    ]
