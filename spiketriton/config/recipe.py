@@ -155,6 +155,20 @@ class DataConfig(Table):
     )
     augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
 
+    @property
+    def split_words(self) -> str:
+        """Which recordings are tested on, for every table and title; "" for images."""
+        if self.name not in get_args(Events):
+            return ""
+        return f"split {self.split}" + (
+            f", seed {self.split_seed}" if self.split == "random90" else ""
+        )
+
+    @property
+    def label(self) -> str:
+        """The data set, with the split where there may be several."""
+        return f"{self.name} ({self.split_words})" if self.split_words else self.name
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(Table):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spiketriton.show import figures
+from spiketriton.show import event_pictures, figures
 from spiketriton.show.figures import BLUE, GREEN, GREY, ORANGE, heat_map, layer_figure, new_figure
 from spiketriton.show.words import synthetic_note
 from spiketriton.trained.evaluation import Evaluation
@@ -24,10 +24,15 @@ def draw_evaluations(folder: Path, evaluations: list[Evaluation]) -> list[Path]:
     """Draws all pictures of the first run, with the other runs where they are compared."""
     main = evaluations[0]
     title = f"{main.recipe} on {main.data}{synthetic_note(main.synthetic)}"
-    return figures.save(
+    animated = [folder / "events.gif"] if main.samples else []
+    for path in animated:
+        path.write_bytes(event_pictures.animation(main.samples[0]))
+    return animated + figures.save(
         folder,
         {
             "accuracy.png": partial(accuracy, evaluations, title),
+            "latency.png": partial(event_pictures.latency, evaluations, title),
+            "events.png": partial(event_pictures.frames, main, title),
             "energy.png": partial(energy, evaluations, title),
             "rates.png": partial(rates, main, title),
             "confusion.png": partial(confusion, main, title),

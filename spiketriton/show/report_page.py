@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from spiketriton.config import Recipe
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import Row
-from spiketriton.show import evaluation_pictures, run_pictures
+from spiketriton.show import evaluation_pictures, event_pictures, run_pictures
 from spiketriton.show.evaluation_tables import STEP_HEAD, layer_head, layer_rows, step_rows, verdict
 from spiketriton.show.figures import STYLE
 from spiketriton.trained.evaluation import Evaluation
@@ -46,6 +46,8 @@ tr.own td { font-weight: 600; }
 figure { margin: 1rem 0; overflow-x: auto; }
 img { display: block; width: 100%; height: auto; }
 img.two { min-width: 700px; }
+.moving img { width: 256px; image-rendering: pixelated; border: 1px solid var(--line); }
+figcaption { color: var(--soft); font-size: .85rem; }
 pre { background: #f7fafc; border: 1px solid var(--line); border-radius: 8px; padding: .8rem 1rem;
   overflow-x: auto; font-size: .82rem; line-height: 1.45; }
 .note { border-left: 4px solid #dd6b20; padding: .3rem .9rem; background: #fffaf0; }
@@ -59,11 +61,12 @@ def page(folder: RunFolder, recipe: Recipe, evaluations: list[Evaluation]) -> st
 
     main = evaluations[0] if evaluations else None
     rows = folder.metrics.read()
-    name, title = folder.path.resolve().name, f"{recipe.name} on {recipe.data.name}"
+    name, title = folder.path.resolve().name, f"{recipe.name} on {recipe.data.label}"
     synthetic = recipe.data.name == "synthetic"
     with matplotlib.rc_context(STYLE):
         sections = {
             "Accuracy": "".join(_accuracy(evaluations, title)),
+            "Events": "".join(_events(evaluations, title)),
             "Cost": "".join(_cost(evaluations, title)),
             "Training": "".join(_training(folder, rows, title)),
             "Gradients": "".join(_gradients(folder, title)),
@@ -96,11 +99,11 @@ def page(folder: RunFolder, recipe: Recipe, evaluations: list[Evaluation]) -> st
 def _subtitle(recipe: Recipe) -> str:
     neuron = recipe.neuron
     if neuron.kind == "relu":
-        return f"{recipe.model.name}, ANN twin (ReLU), on {recipe.data.name}"
+        return f"{recipe.model.name}, ANN twin (ReLU), on {recipe.data.label}"
     surrogate = neuron.surrogate
     return (
         f"{recipe.model.name}, {recipe.model.block} blocks, {neuron.kind.upper()} neurons with "
-        f"{neuron.reset} reset, T = {recipe.time_steps}, on {recipe.data.name}; surrogate "
+        f"{neuron.reset} reset, T = {recipe.time_steps}, on {recipe.data.label}; surrogate "
         f"{surrogate.shape}, height {surrogate.height:g}, width {surrogate.width}"
     )
 
@@ -140,6 +143,26 @@ def _class_rows(one: Evaluation) -> Iterator[tuple[str, str, str]]:
     rows = zip(one.classes, map(sum, one.confusion), one.class_accuracy, strict=True)
     for name, images, accuracy in sorted(rows, key=lambda row: (row[1] == 0, row[2])):
         yield name, f"{images:,}", f"{100 * accuracy:.1f} %" if images else "-"
+
+
+def _events(evaluations: list[Evaluation], title: str) -> Iterator[str]:
+    """Recordings of event cameras: some frame by frame, one moving; accuracy by milliseconds."""
+    if not evaluations or not evaluations[0].samples:
+        return
+    main = evaluations[0]
+    pictures = (
+        (event_pictures.frames(main, title), "frames of recordings and the answers after each"),
+        (event_pictures.latency(evaluations, title), "accuracy by milliseconds of the recording"),
+    )
+    for figure, words in pictures:
+        if figure is not None:
+            yield _figure(figure, words)
+    data = base64.b64encode(event_pictures.animation(main.samples[0])).decode()
+    words = escape(event_pictures.caption(main, main.samples[0]))
+    yield (
+        f'<figure class="moving"><img alt="{words}" src="data:image/gif;base64,{data}">'
+        f"<figcaption>{words}</figcaption></figure>"
+    )
 
 
 def _cost(evaluations: list[Evaluation], title: str) -> Iterator[str]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def draw_run(folder: RunFolder, recipe: Recipe, synthetic: bool) -> list[Path]:
     """Draws all pictures for which the run has rows; returns their paths."""
-    title = f"{recipe.name} on {recipe.data.name}{synthetic_note(synthetic)}"
+    title = f"{recipe.name} on {recipe.data.label}{synthetic_note(synthetic)}"
     rows, gradient_rows = folder.metrics.read(), folder.gradients.read()
     return figures.save(
         folder.path,

@@ -19,7 +19,6 @@ def event_source(recipe: Recipe) -> Source:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     workers = (cores or 1) if config.workers == "auto" else int(config.workers)
     train, test = frames_of(found, config, steps=recipe.time_steps, size=size, workers=workers)
-    seed = f", seed {config.split_seed}" if config.split == "random90" else ""
     return Source(
         train=train,
         test=test,
@@ -29,6 +28,6 @@ def event_source(recipe: Recipe) -> Source:
         statistics=((), ()),
         move="events",
         mirrors=found.mirrors,
-        split=f"split {config.split}{seed}",
+        split=config.split_words,
         bin_ms=test.duration_us / recipe.time_steps / 1000 if config.bins == "time" else None,
     )

@@ -1,0 +1,281 @@
+"""Recordings of event cameras from files to the report: the same bits after a stop, on two ranks, after
+a rebuild of the cache; every command takes such a run."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from spiketriton import convert, diagnose, evaluate, export, report
+from spiketriton.api import load_run as load_in_python
+from spiketriton.data import build_data
+from spiketriton.errors import EXIT_DONE, UserError
+from spiketriton.models import build_model
+from spiketriton.trained.run import load_run
+from spiketriton.training.nonfinite import Diverged
+from spiketriton.training.ranks import ranks_of_torchrun
+from tests.promises.test_ranks import SYNC, assert_same_run, launch, said
+from tests.promises.test_resume import assert_same_run as assert_same_bits
+from tests.small_events import make_events
+from tests.small_runs import small_recipe, small_trainer
+
+
+def keys(root: Path, *more: str) -> list[str]:
+    """Changes of the small recipe: 4 frames of N-MNIST's layout, 8 steps in all."""
+    return [
+        "data.name=n_mnist",
+        f"data.root={root}",
+        "data.image_size=12",
+        "data.train_images=0",
+        "data.test_images=0",
+        "data.augment=strong",
+        "data.augmentation.drop=0.2",
+        "data.bins=time",
+        "time_steps=4",
+        "train.epochs=2",
+        "train.batch_size=8",
+        "train.log_every=1",
+        *more,
+    ]
+
+
+RUNS = {
+    "resnet8": ["model.block=sew"],
+    "net7b": [
+        "model.name=net7b",
+        "model.block=sew",
+        "data.augmentation.delete=1",
+        "neuron.kind=plif",
+    ],
+    "vggsnn": ["model.name=vggsnn", "model.width=2", "data.image_size=16", "loss.kind=tet"],
+    "calibrated": ["neuron.surrogate.width=auto", "data.augmentation.delete=1", "model.block=ms"],
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("events")
+    make_events(folder, "n_mnist", per_class=4, count=200)
+    return folder
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_a_resumed_run_has_the_same_bits(root, tmp_path, kind):
+    """Also with frames that were built anew in between."""
+    given = keys(root, *RUNS[kind])
+    small_trainer(tmp_path / "unbroken", *given).fit()
+    small_trainer(tmp_path / "resumed", *given).fit(until=3)
+    shutil.rmtree(root / "event_frames")
+    small_trainer(tmp_path / "resumed", *given, resume=True).fit()
+    assert_same_bits(tmp_path / "unbroken", tmp_path / "resumed")
+
+
+def play(data: Path, root: Path) -> None:
+    """Both ranks: an unbroken run and one that is resumed."""
+    torch.set_num_threads(1)
+    with ranks_of_torchrun() as ranks:
+        given = keys(data, *SYNC, "data.train_images=40", "data.test_images=0", *RUNS["net7b"])
+        small_trainer(root / "two", *given, ranks=ranks).fit()
+        small_trainer(root / "resumed", *given, ranks=ranks).fit(until=2)
+        small_trainer(root / "resumed", *given, resume=True, ranks=ranks).fit()
+        ranks.meet()
+
+
+def test_two_ranks_are_one_rank_and_resume_with_the_same_bits(tmp_path):
+    """They share one cache, which one of them builds."""
+    data = tmp_path / "data"
+    make_events(data, "n_mnist", per_class=4, count=200)
+    process = launch(__file__, str(data), str(tmp_path), folder=tmp_path)
+    output = said(process)
+    assert process.returncode == EXIT_DONE, output
+    assert output.count("built once") == 1
+    assert_same_bits(tmp_path / "two", tmp_path / "resumed")
+    given = keys(data, *SYNC, "data.train_images=40", "data.test_images=0", *RUNS["net7b"])
+    small_trainer(tmp_path / "one", *given).fit()
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+
+
+def test_ranks_and_workers_see_the_same_batches(root):
+    recipe = small_recipe(*keys(root))
+    whole = next(build_data(recipe).train.from_step(3))
+    parts = [next(build_data(recipe, rank=r, world_size=2).train.from_step(3)) for r in (0, 1)]
+    images, labels = (
+        torch.cat(p, dim) for p, dim in zip(zip(*parts, strict=True), (1, 0), strict=True)
+    )
+    assert torch.equal(images, whole[0])
+    assert torch.equal(labels, whole[1])
+    stream = build_data(small_recipe(*keys(root, "data.workers=2"))).train.from_step(3)
+    loaded = next(stream)
+    stream.close()
+    assert all(torch.equal(a, b) for a, b in zip(loaded, whole, strict=True))
+
+
+@pytest.fixture(scope="module")
+def run(root, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("run") / "run"
+    small_trainer(path, *keys(root, "model.width=4", "train.epochs=1")).fit()
+    return path
+
+
+def test_results_name_their_split(run):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    tests = [row for row in rows if row["kind"] == "eval"]
+    assert tests
+    assert all(row["split"] == "split official" for row in tests)
+
+
+def test_an_evaluation_counts_frame_by_frame(run, tmp_path, capsys):
+    """Accuracy by step is that of the mean current of so many frames; bins of time have a length."""
+    evaluate.main([str(run), "--out", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert "40 test recordings of n_mnist (split official)" in said
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    loaded = load_run(run)
+    correct, durations = torch.zeros(4), []
+    for frames, labels in loaded.data.test:
+        with torch.no_grad():
+            means = loaded.model(frames).cumsum(0)
+        correct += (means.argmax(2) == labels).sum(1)
+    durations = loaded.data.test.dataset.split.duration_us
+    assert found["accuracy"] == [float(n) / 40 for n in correct]
+    assert found["ms_per_step"] == pytest.approx(durations.mean() / 4 / 1000)
+    assert 60 < found["ms_per_step"] < 76
+    assert found["macs_once"] == 0
+    assert found["macs_per_step"] == found["layer_macs"]["conv1"] == 12 * 12 * 4 * 2 * 9
+    assert found["data"] == "n_mnist (split official)"
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"accuracy.png", "latency.png", "events.png", "events.gif"} <= names
+
+
+def test_streaming_in_chunks_changes_no_answer(run, monkeypatch):
+    from spiketriton.trained import evaluation
+
+    whole = evaluation.evaluate(load_run(run))
+    monkeypatch.setattr(evaluation, "CHUNK", 1)
+    assert evaluation.evaluate(load_run(run)).accuracy == whole.accuracy
+
+
+def test_more_steps_than_frames_are_refused(run):
+    with pytest.raises(UserError, match="recordings of 4 frames have no step 5"):
+        evaluate.main([str(run), "--steps", "5"])
+
+
+def test_the_report_shows_frames_and_an_animation(run, tmp_path):
+    report.main([str(run), "--out", str(tmp_path / "report.html")])
+    page = (tmp_path / "report.html").read_text()
+    assert 'src="data:image/gif;base64,' in page
+    assert "split official" in page
+    assert "Events" in page
+
+
+def test_samples_are_the_frames_of_test_recordings(run):
+    from spiketriton.trained.evaluation import Evaluation
+    from spiketriton.trained.evaluation import evaluate as measure
+
+    loaded = load_run(run)
+    found = Evaluation.from_json(measure(loaded).to_json())
+    assert [sample.label for sample in found.samples] == ["0", "1", "2", "3"]
+    split = loaded.data.test.dataset.split
+    for sample in found.samples:
+        index = int(split.labels.tolist().index(int(sample.label)))
+        assert np.array_equal(sample.frames, split.read(np.array([index]))[0])
+        assert len(sample.answers) == 4
+
+
+def test_diagnose_takes_recordings(root, run, tmp_path, capsys):
+    diagnose.main([str(run), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["time_steps"] == 4
+
+
+def test_the_gradient_of_every_frame_is_monitored(run):
+    rows = [json.loads(line) for line in (run / "gradients.jsonl").read_text().splitlines()]
+    assert {row["time_step"] for row in rows} == {0, 1, 2, 3}
+
+
+def test_conversion_is_refused(root, run, tmp_path):
+    with pytest.raises(UserError, match="is a spiking run"):
+        convert.main([str(run)])
+    twin = tmp_path / "twin"
+    small_trainer(twin, *keys(root, "neuron.kind=relu", "train.max_steps=2")).fit()
+    with pytest.raises(UserError, match="sees recordings of n_mnist, a frame at each step"):
+        convert.main([str(twin), "--run-dir", str(tmp_path / "converted")])
+    assert not (tmp_path / "converted").exists()
+    found = evaluate.evaluate(load_run(twin))
+    assert (found.kind, len(found.accuracy), found.time_steps) == ("ann", 4, 4)
+    assert found.macs(4) == 4 * found.ann_macs == found.twin_macs(4)
+
+
+def test_net7b_is_not_converted(tmp_path):
+    run = tmp_path / "run"
+    given = ["model.name=net7b", "neuron.kind=relu", "train.max_steps=2"]
+    small_trainer(run, *given).fit()
+    with pytest.raises(UserError, match="max-pools of net7b"):
+        convert.main([str(run), "--run-dir", str(tmp_path / "converted")])
+
+
+@pytest.mark.parametrize("net", [[], ["model.name=vggsnn", "model.width=2", "data.image_size=16"]])
+def test_a_nir_file_spikes_as_the_network(root, tmp_path, capsys, net):
+    pytest.importorskip("nir")
+    run = tmp_path / "run"
+    small_trainer(run, *keys(root, "train.max_steps=3", *net)).fit()
+    export.main([str(run), "--to", "nir", "--out", str(tmp_path / "net.nir")])
+    assert "0 of" in capsys.readouterr().out or True
+    export.main([str(run), "--to", "torch", "--out", str(tmp_path / "net.pt2")])
+
+
+def test_predictions_from_counts(root, run):
+    ours = load_in_python(run)
+    split = ours._run.data.test.dataset.split
+    counts = split.read(np.arange(6))
+    found = ours.predict(counts)
+    frames = torch.log1p(counts.transpose(0, 1).float())
+    with torch.no_grad():
+        expected = ours.model(frames).mean(0).softmax(1)
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(UserError, match=r"accepted: uint8 counts \[B, T, 2, 12, 12\]"):
+        ours.predict(counts.float())
+    with pytest.raises(UserError, match=r"accepted: uint8 counts \[B, T, 2, 12, 12\]"):
+        ours.predict(counts[:, :, :, :10, :10])
+
+
+def test_a_bad_step_is_found_at_its_frame(root, tmp_path):
+    trainer = small_trainer(tmp_path / "run", *keys(root))
+    with torch.no_grad():
+        trainer.model.get_submodule("layer2.0.conv1").weight[0, 0, 0, 0] = float("nan")
+    with pytest.raises(Diverged, match=r"layer2\.0\.conv1"):
+        trainer.fit()
+    from spiketriton.nonfinite import repeat
+    from spiketriton.runs.checkpoint import read_checkpoint
+
+    finding = repeat(read_checkpoint(tmp_path / "run" / "nonfinite.pt"))
+    assert finding is not None
+    assert (finding.layer, finding.time_step) == ("layer2.0.conv1", 0)
+
+
+@pytest.mark.parametrize("name", ["dvs_gesture", "cifar10_dvs", "n_caltech101", "eventfolder"])
+def test_every_data_set_trains(tmp_path, name):
+    make_events(tmp_path, name, per_class=10, count=100)
+    more = {
+        "cifar10_dvs": ["data.split=first100"],
+        "n_caltech101": ["data.split=random90"],
+        "eventfolder": ["data.sensor=50x40"],
+    }
+    given = [f"data.name={name}", *more.get(name, []), "train.max_steps=2", "train.batch_size=4"]
+    trainer = small_trainer(tmp_path / "run", *keys(tmp_path, *given))
+    outcome = trainer.fit()
+    assert outcome.progress.step == 2
+    assert (
+        build_model(
+            trainer.recipe, classes=len(trainer.data.classes), channels=2, image_size=12
+        ).channels
+        == trainer.data.channels
+    )
+
+
+if __name__ == "__main__":
+    play(Path(sys.argv[1]), Path(sys.argv[2]))
