@@ -26,8 +26,8 @@ def test_the_command_writes_and_compares(trained, tmp_path, capsys):
 
 
 def test_the_command_fails_when_the_file_is_wrong(trained, tmp_path, capsys, monkeypatch):
-    def wrong(model, image, dt):
-        graph = to_nir(model, image, dt)
+    def wrong(model, image, dt, **options):
+        graph = to_nir(model, image, dt, **options)
         graph.nodes["neuron1"].v_threshold *= 0.5
         return graph
 

@@ -345,7 +345,7 @@ def test_a_trial_is_a_step_and_one_more_backward_on_noise(monkeypatch):
     keep = lambda model: compiled.append(model) or model  # noqa: E731
     monkeypatch.setattr(memory_limit.environment, "compiled", keep)
     for word in ("false", "true"):
-        memory_limit._train(small_recipe(f"train.compile={word}"), 7, 2, 12, 5)
+        memory_limit._train(small_recipe(f"train.compile={word}"), 7, 0, 2, 12, 5)
         assert seen == [([3, 5, 7], [0] * 5)] * 2
         assert len(compiled) == (word == "true")
         seen.clear()

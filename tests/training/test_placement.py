@@ -22,8 +22,10 @@ def test_networks_and_images_take_the_layout(channels_last):
     for tensor in (net.weight, images):
         assert tensor.is_contiguous(memory_format=wanted)
     assert labels.tolist() == [1, 2]
-    events = torch.rand(2, 3, 3, 4, 4).transpose(0, 1)
-    assert placement.to_device(events).stride() == events.stride()
+    frames = torch.rand(5, 2, 3, 4, 4)  # [T, b, C, H, W]: each step's in the layout of images
+    placed = placement.to_device(frames)
+    assert torch.equal(placed, frames)
+    assert placed.flatten(0, 1).is_contiguous(memory_format=wanted)
 
 
 @pytest.mark.parametrize(
