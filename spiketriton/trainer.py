@@ -318,7 +318,9 @@ class Trainer:
                 raise UserError(
                     f"{self.folder.path} was converted, not trained: it has no next step"
                 )
-            refuse_another_recipe(self.recipe, recipe_from_toml(state["recipe"], state["name"]))
+            refuse_another_recipe(
+                self.recipe, recipe_from_toml(state["recipe"], state["name"], self.own_plugins())
+            )
             self.load_state_dict(state)
             self.saved_at = self.step
             if not self.recipe.train.threads and (sessions := self.folder.sessions()):
@@ -353,6 +355,11 @@ class Trainer:
         if state["calibration"] is not None:
             self.calibration = Calibration.of_state(state["calibration"])
             self.calibration.apply(self.model)
+
+    def own_plugins(self) -> dict[str, Any]:
+        """The plugins of this session, which may lie elsewhere than when the run began."""
+        modules = self.recipe.plugins.modules
+        return {"plugins.modules": modules} if modules else {}
 
     @property
     def step(self) -> int:

@@ -2,6 +2,7 @@
 
 from spiketriton.config.reading import (
     load_recipe,
+    moved_plugins,
     overrides_of,
     recipe_from_toml,
     replace,
@@ -17,6 +18,7 @@ from spiketriton.config.recipe import (
     ModelConfig,
     MonitorConfig,
     NeuronConfig,
+    PluginsConfig,
     Recipe,
     SurrogateConfig,
     TrainConfig,
@@ -33,10 +35,12 @@ __all__ = [
     "MonitorConfig",
     "NeuronConfig",
     "PlainNet",
+    "PluginsConfig",
     "Recipe",
     "SurrogateConfig",
     "TrainConfig",
     "load_recipe",
+    "moved_plugins",
     "overrides_of",
     "recipe_from_toml",
     "replace",

@@ -1,10 +1,15 @@
-"""python -m spiketriton.config: prints docs/recipes.md, the page that explains every key."""
+"""python -m spiketriton.config [PLUGIN ...]: prints docs/recipes.md, the page that explains every key.
+
+PLUGIN is a module or file with parts of one's own, whose keys are added at the end.
+"""
 
 import re
+from collections.abc import Mapping
 
-from spiketriton.config.recipe import KEYS, TABLES
+from spiketriton.config import parts
+from spiketriton.config.recipe import KEYS, TABLES, PartOptions, Table
 from spiketriton.config.words import shown
-from spiketriton.errors import UserError, run_command
+from spiketriton.errors import run_command
 
 INTRODUCTION = """# Recipes
 
@@ -30,8 +35,14 @@ This page is printed by `python -m spiketriton.config`.
 
 def markdown() -> str:
     """docs/recipes.md: every key with its default, the accepted values and the meaning."""
-    lines = [INTRODUCTION]
-    for path, table in TABLES.items():
+    built_in = {path: t for path, t in TABLES.items() if not issubclass(t, PartOptions)}
+    return INTRODUCTION + "\n" + tables(built_in)
+
+
+def tables(chosen: Mapping[str, type[Table]]) -> str:
+    """A table of keys for each table of the recipe."""
+    lines: list[str] = []
+    for path, table in chosen.items():
         lines += [f"## `[{path}]`" if path else "## Top level", ""]
         lines += ["| key | default | accepted | meaning |", "| --- | --- | --- | --- |"]
         for dotted, spec in KEYS.items():
@@ -45,9 +56,10 @@ def markdown() -> str:
 
 
 def main(argv: list[str]) -> None:
-    if argv:
-        raise UserError(f"unknown argument {argv[0]!r}; accepted: none, it prints docs/recipes.md")
+    before = set(TABLES)
+    parts.load(argv)
     print(markdown(), end="")
+    print(tables({path: table for path, table in TABLES.items() if path not in before}), end="")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ a value of the wrong type or out of range, keys that contradict each other, or a
 no effect.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import re
@@ -13,8 +14,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from spiketriton.config import rules
-from spiketriton.config.recipe import KEYS, TABLES, Recipe, Spec, Table, join, values_of
+from spiketriton.config import parts, rules
+from spiketriton.config.recipe import (
+    KEYS,
+    TABLES,
+    Recipe,
+    Spec,
+    Table,
+    chosen_part,
+    join,
+    selector_of,
+    values_of,
+)
 from spiketriton.config.shipped import find_recipe
 from spiketriton.config.words import quoted, short, shown
 from spiketriton.errors import UserError
@@ -22,6 +33,7 @@ from spiketriton.errors import UserError
 # likeness, 0 to 1, from which on a name is taken for a slip of another; for up to 4 letters, where
 # one of them weighs more, less is asked
 NEAR, NEAR_SHORT = 0.75, 0.65
+PLUGINS = "plugins.modules"
 
 
 def load_recipe(
@@ -36,20 +48,34 @@ def load_recipe(
     Raises UserError for any mistake in the file, the overrides or the recipe.
     """
     path = find_recipe(path)
-    text, changes = _read(path), {**_parse_overrides(overrides), **_checked(values or {})}
+    text = _read(path)
+    _load_plugins(overrides, values or {})
+    with _named(path):
+        given = _parse(text, path.parent)
+    changes = {**_parse_overrides(overrides), **_checked(values or {})}
+    with _named(path):
+        return _assemble(given, changes, path.stem)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Puts the file's path in front of mistakes."""
     try:
-        return _assemble(_parse(text), changes, path.stem)
+        yield
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def recipe_from_toml(text: str, name: str) -> Recipe:
-    """The recipe that a TOML text holds. Raises UserError."""
-    return _assemble(_parse(text), {}, name)
+def recipe_from_toml(text: str, name: str, values: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe that a TOML text holds, with `values` as in `load_recipe`. Raises UserError."""
+    _load_plugins((), values or {})
+    given = _parse(text, Path(), plugins="plugins.modules" not in (values or {}))
+    return _assemble(given, _checked(values or {}), name)
 
 
 def replace(recipe: Recipe, *overrides: str, values: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe with `key=value` overrides and `values`, as in `load_recipe`. Raises UserError."""
+    _load_plugins(overrides, values or {})
     changes = {**_parse_overrides(overrides), **_checked(values or {})}
     return _assemble(_effective(recipe), changes, recipe.name)
 
@@ -106,15 +132,48 @@ def _read(path: Path) -> str:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _parse(text: str) -> dict[str, Any]:
-    """TOML text -> {dotted key: checked value}."""
+def moved_plugins(
+    overrides: Sequence[str], values: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The plugins among overrides, {dotted key: value}: a run whose plugins have moved needs them first."""
+    given = [text for text in overrides if text.partition("=")[0].strip() == PLUGINS]
+    chosen = {key: value for key, value in (values or {}).items() if key == PLUGINS}
+    return {**_parse_overrides(given), **chosen}
+
+
+def _load_plugins(overrides: Sequence[str], values: Mapping[str, Any]) -> None:
+    """Imports the plugins that overrides name, so that their parts and keys are known."""
+    given = [text for text in overrides if text.partition("=")[0].strip() == PLUGINS]
+    for modules in (*_parse_overrides(given).values(), values.get(PLUGINS, ())):
+        parts.load(KEYS[PLUGINS].check(modules))
+
+
+def _parse(text: str, folder: Path, plugins: bool = True) -> dict[str, Any]:
+    """TOML text -> {dotted key: checked value}. Its plugins are imported first, files from `folder`."""
     try:
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: Python's limit on long integers
         end = f"at the end, line {len(text.splitlines())}"
         reason = str(error).replace("at end of document", end)
         raise UserError(f"invalid TOML: {reason}") from None
+    table = document.get("plugins")
+    if plugins and isinstance(table, dict) and "modules" in table:
+        given = KEYS[PLUGINS].check(table["modules"])
+        table["modules"] = [_absolute(entry, folder) for entry in given]
+        parts.load(table["modules"])
+    for dotted in parts.KINDS.values():  # an installed package is imported when it is named
+        path, _, key = dotted.rpartition(".")
+        name = document.get(path, {})
+        name = name.get(key) if isinstance(name, Mapping) else None
+        kind = parts.kind_of(dotted)
+        if isinstance(name, str) and name not in KEYS[dotted].words and kind:
+            parts.find(kind, name)
     return dict(_flatten(document, ""))
+
+
+def _absolute(entry: str, folder: Path) -> str:
+    """A plugin's file with its whole path, so that a resumed run finds it from anywhere."""
+    return str((folder / entry).absolute()) if entry.endswith(".py") else entry
 
 
 def _flatten(table: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
@@ -180,7 +239,10 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
             )
         if dotted not in KEYS:
             raise UserError(f"override {short(text)!r}: {_unknown(dotted, is_table=False)}")
-        changes[dotted] = KEYS[dotted].check(_parse_value(value, KEYS[dotted]))
+        checked = KEYS[dotted].check(_parse_value(value, KEYS[dotted]))
+        if dotted == PLUGINS:
+            checked = tuple(_absolute(entry, Path()) for entry in checked)
+        changes[dotted] = checked
     return changes
 
 
@@ -189,10 +251,17 @@ def _parse_value(text: str, spec: Spec) -> Any:
     try:
         document = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):
-        return text
+        return [text] if spec.items is str and _is_name(text) else text
     value = document["value"]
-    bare = spec.base in (str, None) and not isinstance(value, str)  # data.root=2024
+    bare = (
+        spec.base in (str, None) and spec.items is None and not isinstance(value, str)
+    )  # data.root=2024
     return text if bare or len(document) > 1 else value
+
+
+def _is_name(text: str) -> bool:
+    """Whether a text can stand for an array of one text, as in train.freeze=conv1."""
+    return bool(text) and not set(text) & set("[]\"',")
 
 
 def _assemble(given: Mapping[str, Any], changes: Mapping[str, Any], name: str) -> Recipe:
@@ -216,6 +285,10 @@ def _build(table: type[Table], values: Mapping[str, Any], **extra: Any) -> Any:
         dotted = join(table.path, field.name)
         if dotted in values:
             extra[field.name] = values[dotted]
+        elif field.name == "options":
+            part = chosen_part(table.path, values[f"{table.path}.{selector_of(table.path)}"])
+            if part is not None and part.options is not None:
+                extra["options"] = _build(part.options, values)
         elif field.name not in extra:
             extra[field.name] = _build(hints[field.name], values)
     return table(**extra)

@@ -6,12 +6,14 @@ string is not a number and `true` is not an integer; an integer may stand for a 
 
 import dataclasses
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from operator import attrgetter
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from spiketriton.config import rules
 from spiketriton.config.rules import Events, Images, PlainNet, PooledNet, ResNet, SmallResNet
+from spiketriton.config import parts, rules
+from spiketriton.config.rules import PlainNet, ResNet, SmallResNet
 from spiketriton.config.words import number, short, shown
 from spiketriton.errors import UserError
 
@@ -61,6 +63,10 @@ class Table:
                 raise UserError(f"{dotted} = {value!r}: accepted: a {TABLES[dotted].__name__}")
 
 
+class PartOptions(Table):
+    """The keys of a part of one's own: a frozen, keyword-only dataclass, all of whose keys have defaults."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AugmentationConfig(Table):
     """How recordings of event cameras are changed in training; `auto`: as data.augment says."""
@@ -92,6 +98,28 @@ class AugmentationConfig(Table):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig(Table):
     """The images, or the recordings of event cameras."""
+class TableOfPart(Table):
+    """A table that chooses a part by name. `options`: the keys of a part of one's own, if it has some."""
+
+    options: Table | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        part = chosen_part(self.path, getattr(self, selector_of(self.path)))
+        if part is None or part.options is None:
+            if self.options is not None:
+                raise UserError(f"{self.path}.options = {self.options!r}: accepted: None")
+        elif self.options is None:
+            object.__setattr__(self, "options", part.options())
+        elif not isinstance(self.options, part.options):
+            raise UserError(
+                f"{self.path}.options = {self.options!r}: accepted: a {part.options.__name__}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig(TableOfPart):
+    """The images."""
 
     path: ClassVar[str] = "data"
 
@@ -171,7 +199,7 @@ class DataConfig(Table):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig(Table):
+class ModelConfig(TableOfPart):
     """The network around the neurons."""
 
     path: ClassVar[str] = "model"
@@ -250,7 +278,7 @@ class SurrogateConfig(Table):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NeuronConfig(Table):
+class NeuronConfig(TableOfPart):
     """The neuron of every layer."""
 
     path: ClassVar[str] = "neuron"
@@ -279,7 +307,7 @@ class NeuronConfig(Table):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LossConfig(Table):
+class LossConfig(TableOfPart):
     """What is minimised."""
 
     path: ClassVar[str] = "loss"
@@ -372,6 +400,21 @@ class CheckpointConfig(Table):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PluginsConfig(Table):
+    """Parts of one's own: see docs/plugins.md."""
+
+    path: ClassVar[str] = "plugins"
+
+    modules: tuple[str, ...] = key(
+        (), "Python modules, or files relative to the recipe, that register parts of one's own"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parts.load(self.modules)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe(Table):
     """A whole run. `name`, the file's stem, is not a key. Equal recipes compare and hash equal."""
 
@@ -389,17 +432,65 @@ class Recipe(Table):
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     monitor: MonitorConfig = dataclasses.field(default_factory=MonitorConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    plugins: PluginsConfig = dataclasses.field(default_factory=PluginsConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.name, str) or not self.name or set(self.name) & set("/\\\0"):
             raise UserError(f"recipe name {self.name!r}: accepted: a file name without its ending")
         values = values_of(self)
+        for part in parts_of(values):
+            if not parts.provided(part, self.plugins.modules):
+                raise UserError(
+                    f'{part.selector} = "{part.name}" is registered by {part.module}, which the recipe '
+                    f'does not list; accepted: plugins.modules = ["{part.module}"]'
+                )
         for dotted, reason in rules.idle(values).items():
             if values[dotted] != KEYS[dotted].default:
                 raise UserError(rules.no_effect(dotted, values[dotted], reason))
         for message in rules.contradictions(values):
             raise UserError(message)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As text: another process imports the plugins before it reads the rest."""
+        from spiketriton.config.reading import recipe_from_toml, to_toml
+
+        return recipe_from_toml, (to_toml(self), self.name)
+
+
+def selector_of(path: str) -> str:
+    """The key of a table that names a part."""
+    return next(
+        dotted for dotted in parts.KINDS.values() if dotted.startswith(f"{path}.")
+    ).rpartition(".")[2]
+
+
+def chosen_part(path: str, name: str) -> parts.Part | None:
+    """The part of one's own that the table at `path` names; None for built-in ones."""
+    dotted = f"{path}.{selector_of(path)}"
+    kind = parts.kind_of(dotted)
+    if kind is None or name in KEYS[dotted].words:
+        return None
+    return parts.find(kind, name)
+
+
+def parts_of(values: Mapping[str, Any]) -> list[parts.Part]:
+    """The parts of one's own that a recipe uses."""
+    found = (
+        chosen_part(dotted.rpartition(".")[0], values[dotted]) for dotted in parts.KINDS.values()
+    )
+    return [part for part in found if part is not None]
+
+
+def register_part(part: parts.Part) -> None:
+    """Registers a part and its keys, which recipes then accept. UserError: the name is taken."""
+    if part.name in KEYS[part.selector].words:
+        raise UserError(f'{part.selector} = "{part.name}" is built in; accepted: another name')
+    parts.register(part)
+    if part.options is not None:
+        part.options.path = part.table
+        KEYS.update(_specs(part.options))
+        TABLES[part.table] = part.options
 
 
 def join(path: str, name: str) -> str:
@@ -417,6 +508,7 @@ class Spec:
     base: type | None
     words: tuple[str, ...]
     text: bool = False  # whether any text is accepted, besides numbers of the base type
+    items: type | None = None  # of an array
 
     @property
     def required(self) -> bool:
@@ -429,25 +521,45 @@ class Spec:
     @property
     def accepted(self) -> str:
         """What is accepted, in words, for errors and for docs/recipes.md."""
-        parts = []
+        return self.accepts(self.words)
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The words, and the names of parts of one's own."""
+        kind = parts.kind_of(self.dotted)
+        return self.words + (tuple(parts.names(kind)) if kind else ())
+
+    def accepts(self, words: tuple[str, ...]) -> str:
+        """What is accepted, with these words."""
+        said = []
+        if self.items is not None:
+            noun = "texts" if self.items is str else f"numbers {self.field.metadata['numbers']}"
+            said.append(f"an array of {noun}")
         if self.base is bool:
-            parts.append("true or false")
+            said.append("true or false")
         elif self.base is str:
-            parts.append("text that is not empty and has no NUL")
+            said.append("text that is not empty and has no NUL")
         elif self.base is not None:
             noun = "an integer" if self.base is int else "a number"
-            parts.append(f"{noun} {self.field.metadata['numbers']}")
+            said.append(f"{noun} {self.field.metadata['numbers']}")
         if self.text:
-            parts.append("text that is not empty and has no NUL")
-        if self.words:
-            parts.append(", ".join(f'"{word}"' for word in self.words))
-        return " or ".join(parts)
+            said.append("text that is not empty and has no NUL")
+        if words:
+            said.append(", ".join(f'"{word}"' for word in words))
+        return " or ".join(said)
 
     def check(self, value: Any) -> Any:
         """The value as its field stores it: integers become floats where a number is accepted."""
+        words = self.words
         if isinstance(value, str):
             free = self.text or self.base is str
-            good = value in self.words or (free and _is_text(value))
+            good = value in words or (free and _is_text(value))
+            if not good and (kind := parts.kind_of(self.dotted)):
+                words = self.choices
+                good = parts.find(kind, value) is not None
+        elif self.items is not None:
+            good = isinstance(value, list | tuple) and all(map(self._is_item, value))
+            value = tuple(value) if good else value
         elif self.base in (int, float):
             # not isinstance: to Python, a boolean is an integer
             numeric = type(value) is int or (self.base is float and type(value) is float)
@@ -456,10 +568,15 @@ class Spec:
             good = self.base is bool and type(value) is bool
         if not good:
             word = short(value) if isinstance(value, str) else ""
-            near = difflib.get_close_matches(word, self.words)
+            near = difflib.get_close_matches(word, words)
             tip = f'did you mean "{near[0]}"? ' if near else ""
-            raise UserError(f"{self.dotted} = {shown(value)}: {tip}accepted: {self.accepted}")
+            raise UserError(f"{self.dotted} = {shown(value)}: {tip}accepted: {self.accepts(words)}")
         return float(value) if self.base is float and type(value) is int else value
+
+    def _is_item(self, value: Any) -> bool:
+        if self.items is str:
+            return isinstance(value, str) and _is_text(value)
+        return type(value) in (int, float) and value in self.field.metadata["numbers"]
 
 
 def _specs(table: type[Table]) -> Iterator[tuple[str, Spec]]:
@@ -472,7 +589,9 @@ def _specs(table: type[Table]) -> Iterator[tuple[str, Spec]]:
             bases = [t for t in (hint, *get_args(hint)) if t in (bool, int, float, str)]
             dotted = join(table.path, field.name)
             text = len(bases) > 1 and str in bases
-            yield dotted, Spec(dotted, table, field, bases[0] if bases else None, words, text)
+            items = bases[0] if get_origin(hint) is tuple else None
+            base = bases[0] if bases and items is None else None
+            yield dotted, Spec(dotted, table, field, base, words, text, items)
     for field in dataclasses.fields(table):  # subtables follow the keys, as TOML asks
         if isinstance(hints[field.name], type) and issubclass(hints[field.name], Table):
             yield from _specs(hints[field.name])
@@ -483,8 +602,17 @@ TABLES: dict[str, type[Table]] = {spec.table.path: spec.table for spec in KEYS.v
 
 
 def values_of(recipe: Recipe) -> dict[str, Any]:
-    """{dotted key: value}."""
-    return {dotted: attrgetter(dotted)(recipe) for dotted in KEYS}
+    """{dotted key: value}; keys of parts that the recipe does not use have their defaults."""
+    values = {}
+    for dotted, spec in KEYS.items():
+        if issubclass(spec.table, PartOptions):
+            top = dotted.partition(".")[0]
+            options = getattr(recipe, top).options
+            mine = type(options) is spec.table
+            values[dotted] = getattr(options, spec.field.name) if mine else spec.default
+        else:
+            values[dotted] = attrgetter(dotted)(recipe)
+    return values
 
 
 def _is_text(value: str) -> bool:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args
 
+from spiketriton.config.parts import PARTS
 from spiketriton.config.words import shown
 
 ResNet = Literal["resnet18", "resnet34", "resnet50", "resnet101"]  # either stem
@@ -71,6 +72,10 @@ def idle(values: Mapping[str, Any]) -> dict[str, str]:
         rules.append((["data.split_seed"], "data.name", get_args(Events)))
     if values["neuron.v_reset"] != 0:  # 0 may stand next to any reset
         rules.append((["neuron.v_reset"], "neuron.reset", ("hard",)))
+    for part in PARTS.values():
+        if part.options is not None:
+            keys = [dotted for dotted in values if dotted.startswith(f"{part.table}.")]
+            rules.append((keys, part.selector, (part.name,)))
     return {
         dotted: f"{reader} is {shown(values[reader])}"
         for keys, reader, active in rules

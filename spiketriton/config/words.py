@@ -28,6 +28,8 @@ def shown(value: Any) -> str:
         return short(value)
     if isinstance(value, Mapping):
         return "a table"
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(shown, value))}]"
     if isinstance(value, list):
         return "an array"
     return f"{short(value)} ({type(value).__name__})"

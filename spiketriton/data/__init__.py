@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from spiketriton.config import DataConfig, Recipe, TrainConfig
+from spiketriton.config.recipe import chosen_part
 from spiketriton.data.draws import mix
 from spiketriton.data.events.moves import EventTransform, GivenFrames, Moves
 from spiketriton.data.events.source import event_source
@@ -77,6 +78,7 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
     config, train = recipe.data, recipe.train
     accumulate = _micro_batches(train, world_size)
     source = SOURCES[config.name](config) if config.name in SOURCES else event_source(recipe)
+    source = _source(config)
     held_out = _held_out(config, source)
     training = subset(np.flatnonzero(~held_out), config.train_images)
     _check_counts(recipe, source, int((~held_out).sum()))
@@ -129,6 +131,19 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
         frames=frames,
         bin_ms=source.bin_ms,
     )
+
+
+def _source(config: DataConfig) -> Source:
+    own = chosen_part("data", config.name)
+    if own is None:
+        return SOURCES[config.name](config)
+    made = own.make(config)
+    if not isinstance(made, Source):
+        raise UserError(
+            f'data.name = "{own.name}" of the plugin {own.module} made a {type(made).__name__}; '
+            "accepted: a spiketriton.data.sources.Source"
+        )
+    return made
 
 
 def given_images(images: Any, facts: Facts, batch_size: int) -> TestSet:

@@ -3,6 +3,7 @@
 from torch import nn
 
 from spiketriton.config import Recipe
+from spiketriton.config.recipe import chosen_part
 from spiketriton.errors import UserError
 from spiketriton.models.feedforward import MLP, PlainNet
 from spiketriton.models.layers import Parts
@@ -21,6 +22,15 @@ def build_model(recipe: Recipe, *, classes: int, channels: int, image_size: int)
     does not change names either, so that checkpoints fit all three.
     """
     model, parts = recipe.model, Parts.of(recipe)
+    own = chosen_part("model", model.name)
+    if own is not None:
+        made = own.make(recipe, parts, classes=classes, channels=channels, image_size=image_size)
+        if not isinstance(made, Network):
+            raise UserError(
+                f'model.name = "{own.name}" of the plugin {own.module} made a {type(made).__name__}; '
+                "accepted: a spiketriton.models.Network"
+            )
+        return made
     if model.name in ARCHITECTURES:
         architecture = ARCHITECTURES[model.name]
         if model.width:

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from spiketriton.errors import UserError
 from spiketriton.models.feedforward import MLP, FeedForward, Layer
 from spiketriton.models.network import Network
 from spiketriton.models.pooled import VGGSNN, BlockNet
@@ -46,6 +47,12 @@ def graph_of(model: Network) -> Graph:
     """The graph of a network, from "input" to "fc"."""
     if not isinstance(model, ResNet | FeedForward | VGGSNN | BlockNet):
         raise TypeError(f"graph_of takes a network of this package, got {type(model).__name__}")
+    if not isinstance(model, ResNet | FeedForward):
+        raise UserError(
+            f"{type(model).__name__} has no graph by which operations are counted and networks "
+            "converted and exported; accepted: a ResNet or FeedForward of spiketriton.models, or a "
+            "subclass of one"
+        )
     build = _Builder()
     value = build.add("input", "input", ())
     if isinstance(model, VGGSNN | BlockNet):

@@ -5,6 +5,8 @@ from typing import Any
 from torch import nn
 
 from spiketriton.config import NeuronConfig
+from spiketriton.config.recipe import chosen_part
+from spiketriton.errors import UserError
 from spiketriton.neurons.base import SpikingNeuron
 from spiketriton.neurons.lif import IF, LIF, PLIF
 from spiketriton.neurons.norm import Norm, one_by_one
@@ -21,6 +23,15 @@ def build_neuron(config: NeuronConfig) -> nn.Module:
     """
     if config.kind == "relu":
         return nn.ReLU()
+    own = chosen_part("neuron", config.kind)
+    if own is not None:
+        made = own.make(config)
+        if not isinstance(made, SpikingNeuron):
+            raise UserError(
+                f'neuron.kind = "{own.name}" of the plugin {own.module} made a {type(made).__name__}; '
+                "accepted: a spiketriton.neurons.SpikingNeuron"
+            )
+        return made
     width = config.surrogate.width
     common: dict[str, Any] = {
         "v_threshold": config.v_threshold,

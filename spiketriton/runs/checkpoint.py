@@ -191,6 +191,7 @@ MOVABLE = (
     "checkpoint.every",
     "checkpoint.keep",
     "monitor.tensorboard",
+    "plugins.modules",
 )
 
 

@@ -4,6 +4,7 @@ recipe.toml        the resolved recipe
 environment.json   a JSON array, one object a session: versions, commit, device, command line
 calibration.json   the surrogate's widths and why, if the recipe leaves them to be measured
 micro_batch.json   images of a micro-batch, if the recipe says "auto"
+plugins.json       the modules of parts of one's own: version, file and its checksum
 metrics.jsonl      one JSON object a row: {"kind": "train" | "eval", "step": ..., ...}
 gradients.jsonl    one row per measured step, spiking layer and time step
 checkpoints/       last.pt, best.pt (see checkpoint.py)
@@ -20,7 +21,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spiketriton.config import Recipe, load_recipe, recipe_from_toml, replace, to_toml
+from spiketriton.config import (
+    Recipe,
+    load_recipe,
+    moved_plugins,
+    parts,
+    recipe_from_toml,
+    replace,
+    to_toml,
+)
+from spiketriton.config.recipe import parts_of, values_of
 from spiketriton.errors import UserError
 from spiketriton.runs.checkpoint import refuse_another_recipe
 from spiketriton.runs.rows import NoRows, Row, Rows, read_json, replace_file, write_json
@@ -35,6 +45,7 @@ class RunFolder:
         self.environment = path / "environment.json"
         self.calibration = path / "calibration.json"
         self.micro_batch = path / "micro_batch.json"
+        self.plugins = path / "plugins.json"
         self.checkpoints = path / "checkpoints"
         self.metrics = Rows(path / "metrics.jsonl")
         self.gradients = Rows(path / "gradients.jsonl")
@@ -114,12 +125,15 @@ class RunFolder:
             except OSError:  # not empty: a run, or the user's files
                 return
 
-    def load_recipe(self) -> Recipe:
-        """The recipe of the run. UserError: it is damaged."""
+    def load_recipe(self, values: Mapping[str, Any] | None = None) -> Recipe:
+        """The recipe of the run, with `values` as in `recipe_from_toml`.
+
+        UserError: it is damaged, or a plugin is missing, which is named with the version that the run used.
+        """
         try:
-            return recipe_from_toml(self.recipe.read_text("utf-8"), self._name())
+            return recipe_from_toml(self.recipe.read_text("utf-8"), self._name(), values)
         except UserError as error:
-            raise UserError(f"{self.recipe}: {error}") from None
+            raise UserError(f"{self.recipe}: {error}{self._plugins_in_words()}") from None
         except UnicodeDecodeError as error:
             raise UserError(f"{self.recipe} is damaged: not UTF-8 at byte {error.start}") from None
 
@@ -130,6 +144,34 @@ class RunFolder:
         write_json(self.environment, sessions)
         if not self.recipe.exists():
             replace_file(self.recipe, to_toml(recipe))
+        self._record_plugins(recipe)
+
+    def _record_plugins(self, recipe: Recipe) -> None:
+        """Writes plugins.json when a run begins; later sessions warn if the code is another."""
+        now = parts.record(recipe.plugins.modules, parts_of(values_of(recipe)))
+        if not self.plugins.exists():
+            if now:
+                write_json(self.plugins, now)
+            return
+        begun = read_json(self.plugins)
+        for then, row in zip(begun, now, strict=False):
+            if then["sha256"] != row["sha256"] or then["version"] != row["version"]:
+                self.metrics.warn(
+                    f"the plugin {row['module']} differs from the one that the run began with "
+                    f"(version {then['version']} then, {row['version']} now; {self.plugins})"
+                )
+
+    def _plugins_in_words(self) -> str:
+        if not self.plugins.exists():
+            return ""
+        used = [
+            f"{row['module']}{' ' + row['version'] if row['version'] else ''} ({row['file']})"
+            for row in read_json(self.plugins)
+        ]
+        return (
+            f"; the run used the plugin {', '.join(used)}: install it, or give its new place with "
+            "plugins.modules=..."
+        )
 
     def write_calibration(self, calibration: Row) -> None:
         """Writes what was measured before training; measuring it again gives the same numbers."""
@@ -200,7 +242,8 @@ def find_run(
         given = load_recipe(recipe, overrides, values)
         return given, RunFolder.create(run_dir, given.name)
     folder = RunFolder.open(resume)
-    begun = folder.load_recipe()
+    moved = moved_plugins(overrides, values)
+    begun = folder.load_recipe(moved)
     given = (
         load_recipe(recipe, overrides, values)
         if recipe

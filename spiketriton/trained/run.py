@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from spiketriton.config import Recipe, replace
+from spiketriton.config import Recipe, moved_plugins, replace
 from spiketriton.data import Data, Facts, build_data
 from spiketriton.errors import UserError, warn
 from spiketriton.models import Network, build_model
@@ -93,7 +93,8 @@ def load_run(
             checkpoint is of a version that recorded nothing about them.
     """
     folder = RunFolder.find(path)
-    recipe = _moved(folder.load_recipe(), overrides, values or {})
+    begun = folder.load_recipe(moved_plugins(overrides, values))
+    recipe = _moved(begun, overrides, values or {})
     if test_images is not None:
         recipe = replace(recipe, f"data.test_images={test_images}")
     state, found = read_state(folder, checkpoint)

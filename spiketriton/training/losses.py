@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from spiketriton.config import LossConfig
+from spiketriton.config.recipe import chosen_part
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Batch = tuple[Tensor, Tensor]  # images [b, C, H, W] or frames [T, b, C, H, W], labels [b]
@@ -38,7 +39,12 @@ def build_loss(cfg: LossConfig, class_counts: Sequence[int] = ()) -> Loss:
     """
     weights = _class_weights(class_counts) if cfg.class_weights == "balanced" else None
     fit = CrossEntropy(cfg.label_smoothing, weights)
-    loss = {"cross_entropy": _cross_entropy, "tet": _tet}[cfg.kind]
+    own = chosen_part("loss", cfg.kind)
+    if own is not None:
+        made = own.make(cfg)
+        loss = lambda cfg, fit, currents, labels: made(currents, labels)  # noqa: E731
+    else:
+        loss = {"cross_entropy": _cross_entropy, "tet": _tet}[cfg.kind]
 
     def checked(currents: Tensor, labels: Tensor) -> Tensor:
         if currents.dim() != 3 or labels.shape != currents.shape[1:2]:

@@ -75,6 +75,13 @@ def good_value(dotted: str) -> st.SearchStrategy[str]:
     spec = KEYS[dotted]
     numbers = spec.field.metadata["numbers"]
     choices = [st.sampled_from([f'"{word}"' for word in spec.words])] if spec.words else []
+    if spec.items is str:  # plugins must be there to be imported
+        choices.append(st.just("[]" if dotted == "plugins.modules" else '["fc", "conv*"]'))
+    elif spec.items is not None:
+        inside = st.floats(numbers.low, numbers.high, exclude_min=True, exclude_max=True)
+        choices.append(
+            st.lists(inside.map(repr), max_size=3).map(lambda all: f"[{', '.join(all)}]")
+        )
     if spec.base is bool:
         choices.append(st.sampled_from(["true", "false"]))
     elif spec.base is int:

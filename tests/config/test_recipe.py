@@ -142,6 +142,7 @@ def test_tables_are_those_of_the_keys_and_subtables_follow_the_keys():
         "train",
         "monitor",
         "checkpoint",
+        "plugins",
     ]
     assert list(KEYS)[:3] == ["seed", "time_steps", "data.name"]
     assert [dotted for dotted, spec in KEYS.items() if spec.required] == ["data.name", "model.name"]

@@ -1,0 +1,188 @@
+"""Parts of one's own: models, data sets, losses and neurons that other packages add, by name.
+
+A module registers its parts when it is imported. It is imported because the recipe lists it
+(`plugins.modules`), or because an installed package names it in an entry point of the group
+`spiketriton.models`, `.data`, `.losses` or `.neurons`. The names for users are in `spiketriton.plugins`.
+"""
+
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from spiketriton.errors import UserError, one_line
+
+KINDS = {
+    "models": "model.name",
+    "data": "data.name",
+    "losses": "loss.kind",
+    "neurons": "neuron.kind",
+}
+"""The key of the recipe that names a part, by kind of part."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A registered part: what makes it, the table of its own keys, and the module it comes from."""
+
+    kind: str
+    name: str
+    make: Callable[..., Any]
+    options: Any  # a subclass of `spiketriton.config.recipe.Table`, or None
+    module: str
+
+    @property
+    def selector(self) -> str:
+        """The key that chooses it: "model.name"."""
+        return KINDS[self.kind]
+
+    @property
+    def table(self) -> str:
+        """The table of its own keys: "model.two_layers"."""
+        return f"{self.selector.partition('.')[0]}.{self.name}"
+
+
+PARTS: dict[tuple[str, str], Part] = {}
+_files: dict[str, str] = {}  # path of a plugin's file -> name of its module
+
+
+def register(part: Part) -> None:
+    """Adds a part. UserError: the name is taken by another module."""
+    earlier = PARTS.get((part.kind, part.name))
+    if earlier is not None and earlier.module != part.module:
+        raise UserError(
+            f"{part.selector} = {part.name!r} of the plugin {part.module} is registered by "
+            f"{earlier.module} already; accepted: another name"
+        )
+    PARTS[part.kind, part.name] = part
+
+
+def kind_of(selector: str) -> str | None:
+    """The kind of part that a key names; None for other keys."""
+    return next((kind for kind, key in KINDS.items() if key == selector), None)
+
+
+@cache
+def entry_points(kind: str) -> dict[str, metadata.EntryPoint]:
+    """The parts that installed packages offer, by name; nothing is imported yet."""
+    return {point.name: point for point in metadata.entry_points(group=f"spiketriton.{kind}")}
+
+
+def names(kind: str) -> list[str]:
+    """The names of all parts of a kind that are registered or installed."""
+    return sorted({name for of, name in PARTS if of == kind} | set(entry_points(kind)))
+
+
+def find(kind: str, name: str) -> Part | None:
+    """A part by name, its package imported if need be. UserError: that package is broken."""
+    if (kind, name) not in PARTS and name in entry_points(kind):
+        point = entry_points(kind)[name]
+        with _as_a_mistake(f"the plugin {_distribution(point)} ({point.value})"):
+            point.load()
+        if (kind, name) not in PARTS:
+            raise UserError(
+                f"the plugin {_distribution(point)} offers {KINDS[kind]} = {name!r}, but its module "
+                f"{point.module} registers none"
+            )
+    return PARTS.get((kind, name))
+
+
+def load(modules: Sequence[str]) -> None:
+    """Imports plugins: names of modules, or paths of Python files. UserError: one cannot be imported."""
+    for given in modules:
+        if given.endswith(".py"):
+            _load_file(given)
+        else:
+            with _as_a_mistake(f"plugins.modules: {given}"), _current_folder_first():
+                importlib.import_module(given)
+
+
+def provided(part: Part, modules: Sequence[str]) -> bool:
+    """Whether a recipe with these plugins may use a part: one of them registers it, or it is installed."""
+    return listed(part, modules) or part.name in entry_points(part.kind)
+
+
+def listed(part: Part, modules: Sequence[str]) -> bool:
+    """Whether one of the modules registers a part."""
+    roots = {_files.get(os.path.abspath(given), given) for given in modules}
+    return any(part.module == root or part.module.startswith(f"{root}.") for root in roots)
+
+
+def record(modules: Sequence[str], used: Sequence[Part]) -> list[dict[str, Any]]:
+    """What a run folder keeps of its plugins: module, version, file and its checksum, and its parts."""
+    rows = []
+    for given in [*modules, *sorted({p.module for p in used if not listed(p, modules)})]:
+        name = _files.get(os.path.abspath(given), given)
+        module = sys.modules.get(name)
+        file = getattr(module, "__file__", None)
+        rows.append(
+            {
+                "module": given,
+                "version": getattr(module, "__version__", None) or _installed_version(name),
+                "file": file,
+                "sha256": hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None,
+                "parts": [f"{p.selector} = {p.name}" for p in used if p.module.startswith(name)],
+            }
+        )
+    return rows
+
+
+def _load_file(given: str) -> None:
+    path = os.path.abspath(given)
+    if path in _files:
+        return
+    if not os.path.isfile(path):
+        raise UserError(f"plugins.modules: no such file {path}")
+    name = f"spiketriton_plugin_{Path(path).stem}_{hashlib.sha256(path.encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        with _as_a_mistake(f"plugins.modules: {path}"):
+            spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    _files[path] = name
+
+
+@contextlib.contextmanager
+def _as_a_mistake(what: str) -> Iterator[None]:
+    """Reports whatever an import raises in one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        why = f"{type(error).__name__}: {one_line(error)}"
+        raise UserError(f"{what} cannot be imported: {why}") from error
+
+
+@contextlib.contextmanager
+def _current_folder_first() -> Iterator[None]:
+    """Imports from the current folder too, as `python -m` does and console commands do not."""
+    sys.path.insert(0, os.getcwd())
+    try:
+        yield
+    finally:
+        sys.path.remove(os.getcwd())
+
+
+def _distribution(point: metadata.EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else point.value
+
+
+def _installed_version(module: str) -> str | None:
+    top = module.partition(".")[0]
+    found = metadata.packages_distributions().get(top, [])
+    return metadata.version(found[0]) if found else None

@@ -1,0 +1,188 @@
+"""Parts of one's own: registered by modules and entry points, their names and keys checked strictly."""
+
+import pickle
+import sys
+from importlib import metadata
+
+import pytest
+
+from spiketriton.config import KEYS, TABLES, load_recipe, parts, recipe_from_toml, replace, to_toml
+from spiketriton.config.__main__ import main as print_page
+from spiketriton.errors import UserError
+from tests.config.support import refused
+
+SOURCE = """
+from dataclasses import dataclass
+from spiketriton.plugins import PartOptions, Range, key, model, neuron, loss, data
+__version__ = "3.1"
+@dataclass(frozen=True, kw_only=True)
+class Keys(PartOptions):
+    hidden: int = key(16, "hidden neurons", Range(1, 64))
+    share: float = key(0.5, "a share of something", Range(0, 1))
+@model("my_net", options=Keys)
+def my_net(recipe, parts, *, classes, channels, image_size):
+    return recipe.model.options.hidden
+@neuron("my_neuron")
+def my_neuron(config):
+    return config
+@loss("my_loss")
+def my_loss(config):
+    return lambda currents, labels: currents.sum() * 0 + 7
+@data("my_data")
+def my_data(config):
+    return 3
+"""
+
+TEXT = """
+[plugins]
+modules = ["my_parts.py"]
+[data]
+name = "digits"
+[model]
+name = "my_net"
+"""
+
+
+@pytest.fixture(autouse=True)
+def clean():
+    """Every test starts without parts, and leaves none."""
+    keys, tables = dict(KEYS), dict(TABLES)
+    before, files = dict(parts.PARTS), dict(parts._files)
+    yield
+    for mapping, then in (
+        (KEYS, keys),
+        (TABLES, tables),
+        (parts.PARTS, before),
+        (parts._files, files),
+    ):
+        mapping.clear()
+        mapping.update(then)
+    parts.entry_points.cache_clear()
+    for name in [n for n in sys.modules if n.startswith(("spiketriton_plugin_my", "my_"))]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "my_parts.py").write_text(SOURCE)
+    (tmp_path / "my.toml").write_text(TEXT)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_file_beside_the_recipe_is_imported_from_anywhere(folder, tmp_path_factory, monkeypatch):
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    recipe = load_recipe(folder / "my.toml", ["model.my_net.hidden=7"])
+    assert recipe.model.options.hidden == 7
+    assert recipe.model.options.share == 0.5
+    text = to_toml(recipe)
+    assert f'modules = ["{folder}/my_parts.py"]' in text
+    assert "[model.my_net]\nhidden = 7" in text
+    assert recipe_from_toml(text, "my") == recipe
+    assert replace(recipe, "model.my_net.share=0.25").model.options.share == 0.25
+    assert pickle.loads(pickle.dumps(recipe)) == recipe
+    assert hash(recipe) == hash(recipe_from_toml(text, "my"))
+
+
+def test_a_module_is_imported_by_name_from_the_current_folder(folder):
+    text = TEXT.replace("my_parts.py", "my_parts")
+    assert recipe_from_toml(text, "my").plugins.modules == ("my_parts",)
+
+
+MISTAKES = {
+    "name": ("name = 'my_nt'", ["model.name", 'did you mean "my_net"?']),
+    "value": ("name = 'my_net'\nmy_net.hidden = 65", ["model.my_net.hidden = 65", "from 1 to 64"]),
+    "type": ("name = 'my_net'\nmy_net.hidden = '1'", ["model.my_net.hidden", "an integer"]),
+    "key": (
+        "name = 'my_net'\nmy_net.hiden = 1",
+        ["model.my_net.hiden", "did you mean model.my_net.hid"],
+    ),
+    "no table": ("name = 'my_net'\nmy_net = 1", ["model.my_net = 1", "a table, [model.my_net]"]),
+    "idle": (
+        "name = 'resnet8'\nmy_net.hidden = 1",
+        ["model.my_net.hidden = 1 has no effect", '"resnet8"'],
+    ),
+}
+
+
+@pytest.mark.parametrize(("lines", "said"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_are_named_as_those_of_built_in_keys(folder, lines, said):
+    refused(said, recipe_from_toml, TEXT.replace('name = "my_net"', lines), "my")
+
+
+@pytest.mark.parametrize(
+    ("modules", "said"),
+    [
+        ('["nowhere.py"]', ["plugins.modules: no such file", "nowhere.py"]),
+        (
+            '["no_such_module_of_mine"]',
+            ["no_such_module_of_mine cannot be imported", "No module named"],
+        ),
+        ('["broken.py"]', ["broken.py cannot be imported: ZeroDivisionError"]),
+        ('"my_parts.py"', ["plugins.modules", "an array of texts"]),
+        ("[1]", ["plugins.modules", "an array of texts"]),
+        ('["thief.py"]', ['model.name = "resnet8" is built in']),
+    ],
+)
+def test_plugins_that_cannot_be_used_are_named(folder, modules, said):
+    (folder / "broken.py").write_text("1 / 0")
+    (folder / "thief.py").write_text(
+        "from spiketriton.plugins import model\n@model('resnet8')\ndef f(): pass"
+    )
+    refused(said, recipe_from_toml, TEXT.replace('["my_parts.py"]', modules), "my")
+
+
+def test_a_part_of_a_module_that_the_recipe_does_not_list_is_refused(folder):
+    recipe_from_toml(TEXT, "my")
+    text = TEXT.replace('[plugins]\nmodules = ["my_parts.py"]', "")
+    refused(
+        ['model.name = "my_net"', "does not list", "plugins.modules"], recipe_from_toml, text, "x"
+    )
+
+
+def test_two_modules_cannot_share_a_name(folder):
+    (folder / "my_other.py").write_text(SOURCE)
+    text = TEXT.replace('["my_parts.py"]', '["my_parts.py", "my_other.py"]')
+    refused(["is registered by", "accepted: another name"], recipe_from_toml, text, "x")
+
+
+def test_an_override_names_a_plugin(folder):
+    (folder / "plain.toml").write_text('data.name = "digits"\nmodel.name = "resnet8"')
+    recipe = load_recipe("plain.toml", ["plugins.modules=my_parts.py", "model.name=my_net"])
+    assert recipe.plugins.modules == (str(folder / "my_parts.py"),)
+    assert recipe.model.options.hidden == 16
+
+
+def test_an_installed_package_offers_parts_by_entry_points(folder, monkeypatch):
+    point = metadata.EntryPoint("my_net", "my_parts:my_net", "spiketriton.models")
+    empty = metadata.EntryPoint("nothing", "my_parts:my_net", "spiketriton.models")
+    monkeypatch.setattr(
+        metadata,
+        "entry_points",
+        lambda group: [point, empty] if group == "spiketriton.models" else [],
+    )
+    monkeypatch.syspath_prepend(folder)
+    parts.entry_points.cache_clear()
+    text = TEXT.replace('[plugins]\nmodules = ["my_parts.py"]', "") + "my_net.hidden = 3"
+    assert recipe_from_toml(text, "x").model.options.hidden == 3
+    refused(['did you mean "my_net"'], recipe_from_toml, text.replace('"my_net"', '"my_ne"'), "x")
+    refused(
+        ["registers none"],
+        recipe_from_toml,
+        text.replace('name = "my_net"', 'name = "nothing"'),
+        "x",
+    )
+
+
+def test_the_page_of_keys_has_a_place_for_parts(folder, capsys):
+    print_page([])
+    built_in = capsys.readouterr().out
+    print_page(["my_parts.py"])
+    page = capsys.readouterr().out
+    assert page.startswith(built_in)
+    assert "## `[model.my_net]`" in page
+    assert "| `model.my_net.hidden` | `16` | an integer from 1 to 64 | hidden neurons |" in page
+    print_page([])
+    assert capsys.readouterr().out == built_in
+    with pytest.raises(UserError, match="no such file"):
+        print_page(["nowhere.py"])

@@ -1,0 +1,126 @@
+"""Parts of one's own in a training: each kind serves, is recorded, resumes, and is named when it is missing."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import spiketriton
+from spiketriton.config import to_toml
+from spiketriton.errors import EXIT_DONE, EXIT_USER, UserError
+from tests.small_runs import assert_equal, environment, last_state, small_recipe
+
+MINE = """
+import torch
+from torch.nn import functional as F
+from spiketriton.models import Network
+from spiketriton.models.feedforward import FeedForward, Layer
+from spiketriton.neurons import LIF
+from spiketriton.plugins import loss, model, neuron
+
+__version__ = "2.5"
+
+@model("mine_{tag}")
+def net(recipe, parts, *, classes, channels, image_size):
+    layer = Layer(parts.conv(channels, 8, 3, 2), parts.norm(8), parts.neuron())
+    return FeedForward(parts, channels, [layer], 8, classes)
+
+@neuron("slow_{tag}")
+def slow(config):
+    return LIF(4.0, v_threshold=config.v_threshold)
+
+@loss("mse_{tag}")
+def mse(config):
+    return lambda currents, labels: F.mse_loss(currents.mean(0), F.one_hot(labels, 10).float())
+
+@model("wrong_{tag}")
+def wrong(recipe, parts, *, classes, channels, image_size):
+    return torch.nn.Linear(1, 1)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, request):
+    """A recipe and a plugin beside it, whose parts have names of this test alone."""
+    tag = f"{abs(hash(request.node.name)) % 10**8}"
+    (tmp_path / "mine.py").write_text(MINE.replace("{tag}", tag))
+    text = to_toml(small_recipe("model.width=0", "train.epochs=2"))
+    text = text.replace('name = "resnet8"', f'name = "mine_{tag}"')
+    text = text.replace('kind = "lif"', f'kind = "slow_{tag}"').replace("tau = 2.0\n", "")
+    text = text.replace('kind = "cross_entropy"', f'kind = "mse_{tag}"')
+    for idle in ("residual_gain", "residual_bias", "checkpoint_blocks", "decay_input"):
+        text = "\n".join(line for line in text.splitlines() if not line.startswith(idle)) + "\n"
+    text = text.replace("modules = []", 'modules = ["mine.py"]')
+    (tmp_path / "mine.toml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("spiketriton.session.draw_run", lambda *_: [])
+    return tmp_path
+
+
+def command(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "spiketriton.train", *words],
+        cwd=cwd, capture_output=True, text=True, env=environment(),
+    )  # fmt: skip
+
+
+def test_own_parts_train_and_are_recorded_and_resume_in_another_process(folder):
+    run = spiketriton.train("mine.toml", run_dir="unbroken", quiet=True)
+    assert [type(n).__name__ for _, n in run.model.spiking_layers()] == ["LIF"]
+    assert run.model.spiking_layers()[0][1].extra_repr().startswith("tau=4")
+    (row,) = json.loads(Path("unbroken/plugins.json").read_text())
+    assert (row["module"], row["version"]) == (str(folder / "mine.py"), "2.5")
+    assert len(row["sha256"]) == 64
+    assert [part.split(" = ")[0] for part in row["parts"]] == [
+        "model.name",
+        "loss.kind",
+        "neuron.kind",
+    ]
+
+    spiketriton.train(
+        "mine.toml", run_dir="run", quiet=True, **{"checkpoint.every": 3, "max_steps": 5}
+    )
+    assert run.metrics["loss"][0] < 1  # the mean square of currents near 0: no cross-entropy
+    shutil.copytree("unbroken", "killed")
+    first = Path("killed/checkpoints/last.1.pt")
+    first.rename("killed/checkpoints/last.pt")
+    (folder / "elsewhere").mkdir()
+    done = command("--resume", "../killed", cwd=folder / "elsewhere")
+    assert done.returncode == EXIT_DONE, done.stderr
+    assert_equal(last_state(Path("unbroken")), last_state(Path("killed")))
+
+
+def test_a_missing_plugin_is_named_and_may_have_moved_or_changed(folder):
+    assert command("mine.toml", "train.max_steps=2", "--run-dir", "run", cwd=folder).returncode == 0
+    (folder / "new").mkdir()
+    (folder / "mine.py").rename(folder / "new" / "mine.py")
+    done = command("--resume", "run", cwd=folder)
+    assert done.returncode == EXIT_USER
+    assert done.stderr.count("\n") == 1
+    for words in (
+        "no such file",
+        "mine.py",
+        "the run used the plugin",
+        " 2.5 ",
+        "plugins.modules=...",
+    ):
+        assert words in done.stderr, words
+    done = command("--resume", "run", "plugins.modules=new/mine.py", cwd=folder)
+    assert (done.returncode, done.stderr) == (EXIT_DONE, "")
+    with (folder / "new" / "mine.py").open("a") as file:
+        file.write("# changed\n")
+    done = command("--resume", "run", "plugins.modules=new/mine.py", cwd=folder)
+    assert done.returncode == EXIT_DONE
+    assert "warning: the plugin" in done.stderr
+    assert "differs from the one that the run began with" in done.stderr
+
+
+def test_what_a_part_makes_is_checked(folder):
+    text = Path("mine.toml").read_text().replace('name = "mine_', 'name = "wrong_')
+    Path("wrong.toml").write_text(text)
+    with pytest.raises(UserError, match=r"made a Linear; accepted: a spiketriton\.models\.Network"):
+        spiketriton.train("wrong.toml", run_dir="run", quiet=True)
+    assert not Path("run").exists()
