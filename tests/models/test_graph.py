@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spiketriton.errors import UserError
 from spiketriton.models.graph import (
     Graph,
     arrives,
@@ -103,5 +104,5 @@ def test_tebn_cannot_be_folded_and_other_models_have_no_graph():
     nodes = graph_of(build(norm="tebn"))
     with pytest.raises(ValueError, match="conv1 is followed by TEBN"):
         folded_weights(nodes["conv1"])
-    with pytest.raises(TypeError, match="got Linear"):
+    with pytest.raises(UserError, match="Linear has no graph"):
         graph_of(nn.Linear(1, 1))
