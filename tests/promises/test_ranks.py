@@ -208,7 +208,7 @@ def test_without_synchronised_statistics_ranks_hold_their_means(played, tmp_path
     alone = small_trainer(tmp_path / "alone", *SHORT)
     alone.model.load_state_dict(zero)
     monkeypatch.setattr(alone.display, "testing", lambda *_: None)
-    accuracy, loss = alone.test() or (0.0, 0.0)
+    accuracy, loss = alone.test(alone.data.test) or (0.0, 0.0)
     last = rows(played / "apart", "metrics.jsonl")[-1]
     assert last["test_accuracy"] == pytest.approx(accuracy)
     assert last["test_loss"] == pytest.approx(loss, rel=1e-5)
