@@ -10,10 +10,8 @@ from collections.abc import Iterator, Mapping
 from operator import attrgetter
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
-from spiketriton.config import rules
-from spiketriton.config.rules import Events, Images, PlainNet, PooledNet, ResNet, SmallResNet
 from spiketriton.config import parts, rules
-from spiketriton.config.rules import PlainNet, ResNet, SmallResNet
+from spiketriton.config.rules import Events, Images, PlainNet, PooledNet, ResNet, SmallResNet
 from spiketriton.config.words import number, short, shown
 from spiketriton.errors import UserError
 
@@ -96,8 +94,6 @@ class AugmentationConfig(Table):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig(Table):
-    """The images, or the recordings of event cameras."""
 class TableOfPart(Table):
     """A table that chooses a part by name. `options`: the keys of a part of one's own, if it has some."""
 
@@ -119,7 +115,7 @@ class TableOfPart(Table):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig(TableOfPart):
-    """The images."""
+    """The images, or the recordings of event cameras."""
 
     path: ClassVar[str] = "data"
 

@@ -77,8 +77,7 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
     """
     config, train = recipe.data, recipe.train
     accumulate = _micro_batches(train, world_size)
-    source = SOURCES[config.name](config) if config.name in SOURCES else event_source(recipe)
-    source = _source(config)
+    source = _source(recipe)
     held_out = _held_out(config, source)
     training = subset(np.flatnonzero(~held_out), config.train_images)
     _check_counts(recipe, source, int((~held_out).sum()))
@@ -133,10 +132,11 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
     )
 
 
-def _source(config: DataConfig) -> Source:
+def _source(recipe: Recipe) -> Source:
+    config = recipe.data
     own = chosen_part("data", config.name)
     if own is None:
-        return SOURCES[config.name](config)
+        return SOURCES[config.name](config) if config.name in SOURCES else event_source(recipe)
     made = own.make(config)
     if not isinstance(made, Source):
         raise UserError(
