@@ -8,6 +8,7 @@ from typing import NoReturn
 from spiketriton.errors import UserError
 
 COMMANDS = {
+    "doctor": "Will it run here, and right? Checks this machine and every kernel.",
     "train": "Train a network from one TOML recipe.",
     "diagnose": "Measure gradients through depth and time, and explain them.",
     "sweep": "Train a grid of recipes, one after another.",

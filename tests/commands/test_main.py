@@ -58,8 +58,8 @@ def test_version(capsys):
     ("name", "words"),
     [
         ("trian", "unknown command 'trian'; did you mean train?"),
-        ("xyz", "unknown command 'xyz'; accepted: train, diagnose, sweep"),
-        ("--verbose", "unknown command '--verbose'; accepted: train"),
+        ("xyz", "unknown command 'xyz'; accepted: doctor, train, diagnose, sweep"),
+        ("--verbose", "unknown command '--verbose'; accepted: doctor, train"),
         ("trainer", "did you mean train?"),
     ],
 )

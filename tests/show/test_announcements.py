@@ -201,12 +201,13 @@ def test_the_summary_has_a_line_for_each_number():
     display = Display(io.StringIO())
     summary(display, outcome(), Path("x"), [Path("a"), Path("b")])
     lines = display.stream.getvalue().splitlines()
-    assert lines[0] == f"{'steps':<25}  100 of 100"
-    assert lines[-2:] == [
-        "run folder                x",
-        "pictures                  a, b, in the run folder",
-    ]
+    assert lines[0].startswith("steps  ")
+    assert lines[0].endswith("  100 of 100")
+    assert lines[-2].split() == ["run", "folder", "x"]
+    assert lines[-1].split() == ["pictures", "a,", "b,", "in", "the", "run", "folder"]
     assert len(lines) == 10
+    values = {len(line) - len(line.split("  ")[-1].lstrip()) for line in lines}
+    assert len(values) == 1  # in one column
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])

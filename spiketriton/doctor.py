@@ -1,0 +1,405 @@
+"""python -m spiketriton.doctor [key=value ...] [--json]"""
+
+import argparse
+import itertools
+import math
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import spiketriton_kernels as kernels
+from spiketriton import processors
+from spiketriton.commandline import Parser
+from spiketriton.config import Recipe, load_recipe, replace
+from spiketriton.data import build_data
+from spiketriton.data.sources import SOURCES
+from spiketriton.errors import EXIT_DONE, EXIT_ERROR, UserError, one_line, run_command
+from spiketriton.runs.folder import RunFolder
+from spiketriton.runs.rows import json_text
+from spiketriton.show.display import Quiet
+from spiketriton.show.screen import console_of, say
+from spiketriton.trainer import Trainer
+from spiketriton.training import environment
+from spiketriton_kernels.backends import native
+
+EPILOG = """\
+examples:
+  python -m spiketriton.doctor
+  python -m spiketriton.doctor data.root=/data
+  python -m spiketriton.doctor train.device=cpu --json
+
+Will it run here, and right? Every kernel is compared with its definition in plain PyTorch on this
+device, forward and backward, in every dtype; then a small network is trained for a few steps. The
+first time, the CPU kernels are compiled, which takes most of a minute.
+Exit codes: 0 everything is right, 1 something is wrong, 2 a mistake in the command."""
+
+COLOURS = {"ok": "green", "slow": "yellow", "wrong": "bold red"}
+SUPPORTED = {  # distribution: the oldest and the newest version that were tested
+    "torch": ((2, 11), (2, 13)),
+    "triton": ((3, 6), (3, 9)),
+}
+# largest difference from the definition, relative to its largest value: in half precision four roundings
+TOLERANCE = {
+    torch.float32: 1e-4,
+    torch.bfloat16: 1.6e-2,
+    torch.float16: 2e-3,
+    torch.float64: 1e-9,
+}
+SHAPE = (5, 3, 7, 5, 3)  # T, B, C, H, W: no size is a multiple of a block
+COPY_SHARE = {"cpu": 0.2, "cuda": 0.5}  # of a copy's bandwidth, below which a kernel is slow
+STEPS = 6  # of the small training
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: what was looked at, "ok", "slow" or "wrong", what was found, and what to do."""
+
+    name: str
+    state: str
+    found: str
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A public function and its definition: both take x [T, B, C, H, W] and leaves with gradients."""
+
+    name: str
+    fused: Callable[..., Any]
+    definition: Callable[..., Any]
+    leaves: tuple[str, ...] = ()  # names of per-channel parameters (C,)
+    constants: tuple[tuple[str, Any], ...] = ()
+
+
+KERNELS = (
+    Kernel("LIF, hard reset", kernels.multistep_lif, kernels.multistep_lif_reference),
+    Kernel(
+        "LIF, soft reset, learnt decay and threshold",
+        kernels.multistep_lif,
+        kernels.multistep_lif_reference,
+        ("decay", "threshold"),
+        (("reset", "soft"), ("detach_reset", False)),
+    ),
+    Kernel(
+        "batch norm + LIF",
+        kernels.multistep_bn_lif,
+        kernels.multistep_bn_lif_reference,
+        ("bn_weight", "bn_bias"),
+    ),
+    Kernel("I-LIF", kernels.multistep_ilif, kernels.multistep_ilif_reference),
+    Kernel("CLIF", kernels.multistep_clif, kernels.multistep_clif_reference),
+    Kernel("ALIF", kernels.multistep_alif, kernels.multistep_alif_reference),
+)
+
+
+def findings(recipe: Recipe) -> Iterator[Finding]:
+    """Everything that is looked at, one after another; what fails to run is wrong."""
+    device = environment.choose_device(recipe.train.device).value
+    looks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
+        ("versions", versions),
+        ("device", partial(devices, device)),
+        ("processors", busy),
+        ("backends", partial(backends, device)),
+        *(
+            (f"{kernel.name}, {_name(dtype)}", partial(compared, kernel, dtype, device))
+            for kernel, dtype in itertools.product(KERNELS, TOLERANCE)
+        ),
+        ("packed spikes", partial(packed, device)),
+        ("bandwidth", partial(bandwidth, device)),
+        ("training", partial(trained, recipe, device)),
+        ("data", partial(data_sets, recipe)),
+    ]
+    for name, look in looks:
+        try:
+            yield from look()
+        except Exception as error:
+            words = one_line(f"{type(error).__name__}: {error}")[:300]
+            yield Finding(name, "wrong", words, "please report it with the output of --json")
+
+
+def versions() -> Iterator[Finding]:
+    """Python, torch and triton against the versions that were tested."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    fine = sys.version_info >= (3, 11)
+    yield Finding("Python", "ok" if fine else "wrong", python, "" if fine else "3.11 or newer")
+    for package, (oldest, newest) in SUPPORTED.items():
+        try:
+            text = version(package)
+        except PackageNotFoundError:
+            fine = package == "triton" and not sys.platform.startswith("linux")
+            advice = "" if fine else f"pip install {package}"
+            yield Finding(package, "ok" if fine else "wrong", "not installed", advice)
+            continue
+        number = tuple(int(part) for part in text.split("+")[0].split(".")[:2])
+        if number < oldest:
+            advice = f"pip install -U '{package}>={oldest[0]}.{oldest[1]}'"
+            yield Finding(package, "wrong", text, advice)
+        else:
+            newer = f", newer than the tested {newest[0]}.{newest[1]}" if number > newest else ""
+            yield Finding(package, "ok", text + newer)
+
+
+def devices(device: torch.device) -> Iterator[Finding]:
+    """The device of a training, and its memory."""
+    if device.type == "cuda":
+        free, total = (size / 2**30 for size in torch.cuda.mem_get_info(device))
+        name = torch.cuda.get_device_name(device)
+        major, minor = torch.cuda.get_device_capability(device)
+        full = free < total / 2
+        yield Finding(
+            "GPU",
+            "slow" if full or major < 8 else "ok",
+            f"{name}, compute capability {major}.{minor}, {free:.0f} of {total:.0f} GiB free",
+            "another process holds the memory" if full else "tested from 8.0 on" * (major < 8),
+        )
+    else:
+        why = "asked for" if torch.cuda.is_available() else "PyTorch finds no GPU"
+        yield Finding("CPU", "ok", f"{environment.cpu_name()} ({why})")
+    memory = _memory_gib()
+    if memory is not None:
+        few = memory[0] < 2
+        advice = "close other programs; a small training takes 0.5 GiB" if few else ""
+        words = f"{memory[0]:.1f} of {memory[1]:.1f} GiB available"
+        yield Finding("memory", "slow" if few else "ok", words, advice)
+
+
+def busy() -> Iterator[Finding]:
+    """Processors, and what other processes take of them."""
+    usable, taken = processors.usable(), processors.taken()
+    advice = "a training takes the others; see which processes run" if taken >= usable / 2 else ""
+    words = f"{usable}, of which other processes use {taken:.1f}"
+    yield Finding("processors", "slow" if advice else "ok", words, advice)
+
+
+def backends(device: torch.device) -> Iterator[Finding]:
+    """Which code serves each dtype, and why."""
+    for dtype in TOLERANCE:
+        backend = kernels.backend_for(torch.empty(1, dtype=dtype, device=device))
+        name = f"backend, {_name(dtype)}"
+        if backend == "native":
+            compiler = next(filter(shutil.which, ("c++", "g++", "clang++")), "CXX")
+            yield Finding(name, "ok", f"compiled C++, by {compiler}")
+        elif backend == "triton":
+            yield Finding(name, "ok", "Triton")
+        elif dtype == torch.float64 and device.type == "cuda":
+            yield Finding(name, "ok", "eager PyTorch: float64 has no kernel on a GPU")
+        else:
+            why = native.failure(dtype) if device.type == "cpu" else "triton is not installed"
+            yield Finding(name, "slow", f"eager PyTorch: {one_line(why)}", "install g++ or clang++")
+
+
+def compared(kernel: Kernel, dtype: torch.dtype, device: torch.device) -> Iterator[Finding]:
+    """A kernel and its definition on the same numbers: spikes, and every gradient."""
+    name = f"{kernel.name}, {_name(dtype)}"
+    (spikes, *grads), (wanted, *right) = (
+        _pass(function, kernel, dtype, device) for function in (kernel.fused, kernel.definition)
+    )
+    different = int((spikes != wanted).sum())
+    if different:
+        words = f"{different} of {spikes.numel()} spikes differ from the definition"
+        yield Finding(name, "wrong", words, "do not train on this device; please report it")
+        return
+    error = max(map(_difference, grads, right))
+    fine = error <= TOLERANCE[dtype]  # NaN is not
+    words = f"spikes equal, gradients within {error:.1e} ({TOLERANCE[dtype]:.1e} allowed)"
+    advice = "" if fine else "do not train on this device; please report it"
+    yield Finding(name, "ok" if fine else "wrong", words, advice)
+
+
+def _pass(
+    function: Callable[..., Any], kernel: Kernel, dtype: torch.dtype, device: torch.device
+) -> list[Tensor]:
+    """Spikes, and the gradients of the input and of the parameters."""
+    random = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=random, dtype=torch.float64)
+
+    x = (normal(*SHAPE) + 0.3).to(device, dtype).requires_grad_()
+    arrives = normal(*SHAPE).to(device, dtype)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    leaves = {
+        leaf: (0.6 + 0.1 * normal(SHAPE[2]).tanh()).to(device, wide).requires_grad_()
+        for leaf in kernel.leaves
+    }
+    statistics_of = {}
+    if "bn_weight" in leaves:
+        statistics_of = {
+            "running_mean": torch.zeros(SHAPE[2], device=device, dtype=wide),
+            "running_var": torch.ones(SHAPE[2], device=device, dtype=wide),
+        }
+    spikes: Tensor = function(x, **leaves, **statistics_of, **dict(kernel.constants))
+    spikes.backward(arrives)
+    return [spikes.detach(), *(t.grad for t in (x, *leaves.values()) if t.grad is not None)]
+
+
+def _difference(found: Tensor, right: Tensor) -> float:
+    """The largest difference, relative to the largest value; infinite where one is not finite."""
+    found, right = found.double(), right.double()
+    error = float((found - right).abs().max() / right.abs().max().clamp_min(1e-30))
+    return error if math.isfinite(error) else math.inf
+
+
+def packed(device: torch.device) -> Iterator[Finding]:
+    """Spikes at one bit each, and back."""
+    for dtype in TOLERANCE:
+        spikes = (torch.rand(1001, generator=torch.Generator().manual_seed(0)) < 0.3).to(
+            device, dtype
+        )
+        bits = kernels.pack_spikes(spikes)
+        back = kernels.unpack_spikes(bits, spikes.shape, spikes.stride(), dtype)
+        same = torch.equal(back, spikes)
+        words = "come back as they were" if same else "come back changed"
+        advice = "" if same else 'keep model.memory = "standard"; please report it'
+        yield Finding(f"packed spikes, {_name(dtype)}", "ok" if same else "wrong", words, advice)
+
+
+def bandwidth(device: torch.device) -> Iterator[Finding]:
+    """Bytes a second of the LIF kernel, forward and backward, beside those of a copy."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    neurons = 2**23 if device.type == "cuda" else 2**20
+    x = torch.randn(8, neurons, dtype=dtype, device=device).requires_grad_()
+    arrives, target = torch.ones_like(x), torch.empty_like(x)
+
+    def both() -> None:
+        x.grad = None
+        torch.autograd.backward(kernels.multistep_lif(x), arrives)
+
+    size = x.numel() * x.element_size()
+    copy = 2 * size / _seconds(lambda: target.copy_(x.detach()), device)
+    ours = 5 * size / _seconds(both, device)
+    slow = ours < COPY_SHARE[device.type] * copy
+    yield Finding(
+        "bandwidth",
+        "slow" if slow else "ok",
+        f"LIF, forward and backward: {ours / 1e9:.3g} GB/s; a copy: {copy / 1e9:.3g} GB/s",
+        "see which processes run, and which backend serves" if slow else "",
+    )
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Median of a few calls, after one that compiles."""
+    times = []
+    for _ in range(6):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def trained(recipe: Recipe, device: torch.device) -> Iterator[Finding]:
+    """A small network, trained by the definition's code and as a recipe would, in each precision."""
+    with kernels.use_backend("torch"):
+        right, _ = _losses(recipe)
+    precisions = ("fp32", "bf16") if device.type == "cuda" else ("fp32",)
+    for precision in precisions:
+        losses, speed = _losses(replace(recipe, f"train.precision={precision}"))
+        first = abs(losses[0] - right[0]) / right[0]
+        fine = all(map(math.isfinite, losses)) and first <= (1e-3 if precision == "fp32" else 5e-2)
+        words = f"loss {losses[0]:.4f} (eager PyTorch: {right[0]:.4f}), {speed:.0f} images/s"
+        advice = "" if fine else "do not train on this device; please report it"
+        yield Finding(f"training, {precision}", "ok" if fine else "wrong", words, advice)
+
+
+def _losses(recipe: Recipe) -> tuple[list[float], float]:
+    """The loss of each of a few steps, and images a second in the last."""
+    with tempfile.TemporaryDirectory() as path:
+        folder = RunFolder.create(str(Path(path) / "run"), recipe.name)
+        trainer = Trainer(recipe, build_data(recipe), folder, Quiet(warns=False))
+        trainer.fit()
+        rows = [row for row in folder.metrics.read() if row["kind"] == "train"]
+    return [row["loss"] for row in rows], rows[-1]["images_per_s"]
+
+
+def data_sets(recipe: Recipe) -> Iterator[Finding]:
+    """Which data sets are there; none is downloaded."""
+    for name, find in SOURCES.items():
+        if name in ("imagefolder", "synthetic"):  # the user's own, and none
+            continue
+        extra = ["data.variant=full"] if name == "imagenette" else []
+        try:
+            config = replace(recipe, f"data.name={name}", "data.download=false", *extra).data
+            source = find(config)
+        except UserError:
+            words = f"not in {recipe.data.root}; a training downloads it, or give data.root=..."
+        else:
+            words = f"{len(source.train):,} training and {len(source.test):,} test images"
+            words += "" if name == "digits" else f", in {recipe.data.root}"
+        yield Finding(f"data, {name}", "ok", words)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _memory_gib() -> tuple[float, float] | None:
+    """Available and total memory; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    sizes = {line.split(":")[0]: int(line.split()[1]) / 2**20 for line in lines if "kB" in line}
+    return sizes["MemAvailable"], sizes["MemTotal"]
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser("doctor", EPILOG)
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="data.root=DIR, train.device=cpu"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, for a bug report")
+    return parser.parse_intermixed_args(arguments)
+
+
+def small_recipe(overrides: Sequence[str]) -> Recipe:
+    """The quickstart, cut to a few steps on the digits of the package."""
+    short = [f"train.max_steps={STEPS}", "train.log_every=1", "data.workers=0"]
+    return load_recipe("quickstart", [*short, *overrides])
+
+
+def main(arguments: list[str]) -> int:
+    args = parse(arguments)
+    recipe = small_recipe(args.overrides)
+    console = console_of()
+    found = []
+    if not args.json:
+        say(console, environment.version_line())
+    for finding in findings(recipe):
+        found.append(finding)
+        if not args.json:
+            advice = f" -> {finding.advice}" if finding.advice else ""
+            line = f"{finding.state:<6}{finding.name}: {finding.found}{advice}"
+            style = COLOURS[finding.state] if finding.state != "ok" else ""
+            say(console, line, style=style, indent=" " * 6)
+    states = [finding.state for finding in found]
+    if args.json:
+        head = {"version": environment.version_line(), "findings": [asdict(f) for f in found]}
+        print(json_text(head, indent=1), end="")
+    else:
+        say(console, f"{len(found)} looked at: {_conclusion(states)}", style="bold")
+    return EXIT_ERROR if "wrong" in states else EXIT_DONE
+
+
+def _conclusion(states: Sequence[str]) -> str:
+    if wrong := states.count("wrong"):
+        return f"{wrong} wrong; see the lines that begin with it"
+    if slow := states.count("slow"):
+        return f"it runs and is right, but {slow} slow"
+    return "it runs and is right"
+
+
+if __name__ == "__main__":
+    run_command(main)

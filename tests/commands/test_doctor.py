@@ -1,0 +1,136 @@
+"""doctor: right on this machine, and whatever is broken is said to be wrong."""
+
+import json
+import sys
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+
+import spiketriton_kernels as kernels
+from spiketriton import doctor, processors
+from spiketriton.doctor import KERNELS, TOLERANCE, compared, main
+from spiketriton.errors import EXIT_DONE, EXIT_ERROR
+
+CPU = torch.device("cpu")
+
+
+def test_this_machine_is_right(capsys, tmp_path):
+    """All of it: versions, backends, every kernel in every dtype, a training, the data sets."""
+    assert (
+        main(["train.device=cpu", f"data.root={tmp_path}", "--json", "train.threads=1"])
+        == EXIT_DONE
+    )
+    found = json.loads(capsys.readouterr().out)
+    lines = {finding["name"]: finding for finding in found["findings"]}
+    assert "wrong" not in {finding["state"] for finding in lines.values()}
+    assert found["version"].startswith("spiketriton ")
+    for kernel in KERNELS:
+        for dtype in ("float32", "bfloat16", "float16", "float64"):
+            assert lines[f"{kernel.name}, {dtype}"]["found"].startswith("spikes equal")
+    for name in ("Python", "torch", "CPU", "memory", "processors", "backend, float32", "bandwidth"):
+        assert lines[name]["found"]
+    assert "1,437 training and 360 test" in lines["data, digits"]["found"]
+    assert "not in" in lines["data, cifar10"]["found"]
+    assert lines["training, fp32"]["state"] == "ok"
+
+
+class Scaled(torch.autograd.Function):
+    """The identity with a gradient that is a little wrong, or wrong in one element."""
+
+    @staticmethod
+    def forward(ctx, x, where, factor):
+        ctx.where, ctx.factor = where, factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad = grad.clone()
+        grad.view(-1)[ctx.where] *= ctx.factor
+        return grad, None, None
+
+
+def late(x, **options):
+    """The last element spikes where it must not, or not where it must."""
+    spikes = kernels.multistep_lif(x, **options)
+    flipped = torch.zeros_like(spikes)
+    flipped.view(-1)[-1] = 1
+    return (spikes - flipped).abs()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (late, "1 of 1575 spikes differ"),
+        (lambda x, **o: kernels.multistep_lif(Scaled.apply(x, slice(None), 1.1), **o), "gradients"),
+        (lambda x, **o: kernels.multistep_lif(Scaled.apply(x, -1, torch.nan), **o), "gradients"),
+        (lambda x, **o: kernels.multistep_lif(x, **(o | {"decay": 0.53})), ""),
+    ],
+)
+def test_a_broken_kernel_is_wrong(broken, said, dtype):
+    (finding,) = compared(replace(KERNELS[0], fused=broken), dtype, CPU)
+    assert finding.state == "wrong"
+    assert said in finding.found
+    assert "do not train" in finding.advice
+
+
+def test_an_error_is_wrong_and_the_others_are_looked_at(monkeypatch, capsys):
+    def fails(*_, **__):
+        raise RuntimeError("no kernel image\nis available")
+
+    monkeypatch.setattr(doctor, "KERNELS", (replace(KERNELS[0], fused=fails),))
+    for name in ("backends", "packed", "bandwidth", "trained", "data_sets"):
+        monkeypatch.setattr(doctor, name, lambda *_: iter(()))
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main(["train.device=cpu"]) == EXIT_ERROR
+    lines = capsys.readouterr().out.splitlines()
+    wrong = [line for line in lines if line.startswith("wrong ")]
+    assert len(wrong) == len(TOLERANCE)
+    assert "RuntimeError: no kernel image is available" in " ".join(" ".join(lines).split())
+    assert lines[-1].endswith("4 wrong; see the lines that begin with it")
+    assert all(len(line) <= 60 for line in lines)
+
+
+def test_a_network_that_trains_otherwise_than_eager_pytorch_is_wrong(monkeypatch):
+    losses = iter([([2.3, 2.0], 100.0), ([2.31, 2.0], 100.0)])
+    monkeypatch.setattr(doctor, "_losses", lambda recipe: next(losses))
+    (finding,) = doctor.trained(doctor.small_recipe([]), CPU)
+    assert (finding.name, finding.state) == ("training, fp32", "wrong")
+
+
+@pytest.mark.parametrize(
+    ("installed", "state"),
+    [("2.10.1", "wrong"), ("2.11.0", "ok"), ("2.13.0+cpu", "ok"), ("3.0.0", "ok")],
+)
+def test_versions(installed, state, monkeypatch):
+    monkeypatch.setattr(doctor, "version", lambda name: installed if name == "torch" else "3.6.0")
+    found = {finding.name: finding for finding in doctor.versions()}
+    assert found["torch"].state == state
+    assert ("newer than the tested" in found["torch"].found) == (installed == "3.0.0")
+    assert found["triton"].state == "ok"
+    monkeypatch.setattr(sys, "version_info", (3, 10, 1))
+    assert next(doctor.versions()).state == "wrong"
+
+
+def test_a_busy_machine_and_one_without_a_compiler_are_slow(monkeypatch):
+    monkeypatch.setattr(processors, "taken", lambda: processors.usable() / 2)
+    assert next(doctor.busy()).state == "slow"
+    monkeypatch.setattr(processors, "taken", lambda: 0.0)
+    assert next(doctor.busy()).state == "ok"
+    with kernels.use_backend("torch"):
+        states = [finding.state for finding in doctor.backends(CPU)]
+    assert states == ["slow"] * 4
+
+
+def test_a_slow_kernel_is_slow(monkeypatch):
+    for copy, ours, state in ((1.0, 12.4, "ok"), (1.0, 12.6, "slow")):  # 5 bytes to 2, a fifth
+        seconds = iter([copy, ours])
+        monkeypatch.setattr(doctor, "_seconds", lambda *_, left=seconds: next(left))
+        assert next(doctor.bandwidth(CPU)).state == state
+
+
+def test_tolerances_grow_with_the_roundings_of_the_dtype():
+    for finer, coarser in pairwise((torch.float64, torch.float32, torch.float16, torch.bfloat16)):
+        assert TOLERANCE[finer] < TOLERANCE[coarser]
