@@ -156,7 +156,7 @@ def test_wherever_a_run_meets_it(tmp_path, monkeypatch, error, place):
     changes = ["neuron.surrogate.width=auto", "train.micro_batch=8"]
     trainer = small_trainer(tmp_path / "run", *changes)
 
-    def fails() -> None:
+    def fails(*_: object) -> None:
         raise error
 
     monkeypatch.setattr(trainer, place, fails)
@@ -333,10 +333,10 @@ def test_a_trial_is_a_step_and_one_more_backward_on_noise(monkeypatch):
     seen: list[tuple] = []
     loss_of = memory_limit.build_loss
 
-    def build_loss(cfg):
+    def build_loss(cfg, counts):
         def loss(currents: Tensor, labels: Tensor) -> Tensor:
             seen.append((list(currents.shape), labels.tolist()))
-            return loss_of(cfg)(currents, labels)
+            return loss_of(cfg, counts)(currents, labels)
 
         return loss
 
