@@ -212,7 +212,7 @@ def compared(kernel: Kernel, dtype: torch.dtype, device: torch.device) -> Iterat
         return
     error = max(map(_difference, grads, right))
     fine = error <= TOLERANCE[dtype]  # NaN is not
-    words = f"spikes equal, gradients within {error:.1e} ({TOLERANCE[dtype]:.1e} allowed)"
+    words = f"spikes equal, gradients off by {error:.1e} (allowed: {TOLERANCE[dtype]:.1e})"
     advice = "" if fine else "do not train on this device; please report it"
     yield Finding(name, "ok" if fine else "wrong", words, advice)
 

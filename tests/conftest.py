@@ -21,11 +21,32 @@ if not CUDA:
 
     del os.environ["TRITON_INTERPRET"]
 
+from spiketriton import processors  # noqa: E402
 from spiketriton_kernels import use_backend  # noqa: E402 - Triton must be imported after that
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
+
+
+CORE_MINUTES = 30  # of the whole suite on a CPU: 15 minutes on two cores
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """How long it takes here, and what it needs."""
+    where = "on the GPU" if CUDA else "interpreted, as there is no GPU"
+    compiler = next(filter(shutil.which, [os.environ.get("CXX") or "c++", "g++", "clang++"]), None)
+    whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS
+    workers = min(processors.free(), 4)
+    minutes = f"about {CORE_MINUTES / workers:.0f} minutes on the {workers} free core(s)"
+    return [
+        f"spiketriton: {f'the whole suite, {minutes} here' if whole else 'a part of the suite'}; "
+        "it needs no network, no GPU and no account",
+        f"kernels: Triton {where}; compiled C++ "
+        + (
+            f"by {compiler}" if compiler else "is skipped: no C++ compiler (install g++ or clang++)"
+        ),
+    ]
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
