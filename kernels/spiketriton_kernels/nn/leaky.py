@@ -72,6 +72,7 @@ class Leaky(SpikingNeuron):
             x, **self.neuron_arguments(), v_init=self.v if self.keeps_state else None,
             return_v=True, return_trace=True, reset_delay=self.reset_delay, probe=self.probe,
         )  # fmt: skip
+        self.v_seq = trace if self.store_v_seq else None
         if self.keeps_state:
             self.v = v
         if self.step_mode == "s":

@@ -36,8 +36,10 @@ class SpikingNeuron(nn.Module):
         surrogate: replaces ds/dh in backward; None: ``Surrogate("atan")``. A plain attribute, which may be replaced.
         stateful: keep the membrane between calls.
         step_mode: "m" takes windows [T, B, ...]; "s" one step [B, ...] a call, and keeps the membrane always.
+        store_v_seq: keep the membrane after every step of the last call as ``v_seq``, [T, B, ...], with its gradient.
 
     Attributes:
+        v_seq: see ``store_v_seq``; None otherwise.
         probe: None, or a float32 tensor [T, 8] that requires grad; backward fills its gradient with the sums named by
             ``PROBE_FIELDS``.
 
@@ -63,6 +65,7 @@ class SpikingNeuron(nn.Module):
         surrogate: Surrogate | None = None,
         stateful: bool = False,
         step_mode: str = "m",
+        store_v_seq: bool = False,
     ) -> None:
         super().__init__()
         if reset is None:
@@ -90,6 +93,8 @@ class SpikingNeuron(nn.Module):
         self.surrogate = Surrogate("atan") if surrogate is None else surrogate
         self.stateful = stateful
         self.step_mode = step_mode
+        self.store_v_seq = store_v_seq
+        self.v_seq: Tensor | None = None
         self.v = None
         self.probe = None
         self.handed_on: tuple[nn.Module, ...] = ()  # the norm in front, where swap fused one
@@ -117,7 +122,15 @@ class SpikingNeuron(nn.Module):
         if self.step_mode == "s":
             x = x.unsqueeze(0)
         self._check(x)
-        spikes = self._fire(multistep_lif, amplified(x, self.input_gain()))
+        current = amplified(x, self.input_gain())
+        if self.store_v_seq:
+            spikes, v, self.v_seq = multistep_lif(
+                current, **self.neuron_arguments(), v_init=self.v if self.keeps_state else None,
+                return_v=True, return_trace=True, probe=self.probe,
+            )  # fmt: skip
+            self.v = v if self.keeps_state else None
+        else:
+            spikes = self._fire(multistep_lif, current)
         return spikes[0] if self.step_mode == "s" else spikes
 
     def _fire_normalised(self, x: Tensor) -> Tensor:
@@ -175,7 +188,7 @@ class SpikingNeuron(nn.Module):
 
     def reset(self) -> None:
         """Forgets the membrane: the next call starts a new window."""
-        self.v = None
+        self.v = self.v_seq = None
 
     def detach(self) -> None:
         """Keeps the membrane's value and cuts its gradient (truncated back-propagation)."""
@@ -183,8 +196,8 @@ class SpikingNeuron(nn.Module):
             self.v = self.v.detach()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles hold the membrane without its graph, which torch cannot copy."""
-        return self.__dict__ | {"v": None if self.v is None else self.v.detach()}
+        """Copies and pickles hold the membrane without its graph, which torch cannot copy, and no ``v_seq``."""
+        return self.__dict__ | {"v": None if self.v is None else self.v.detach(), "v_seq": None}
 
     def extra_repr(self) -> str:
         names = ("v_threshold", "v_reset", "reset_mode", "detach_reset", "surrogate", "stateful")
@@ -300,6 +313,10 @@ def norm_then_neuron(
             f"channels are dim 2, and here {norm.num_features}"
         )
     neuron._check(y)
+    if neuron.store_v_seq:
+        raise ValueError(
+            "store_v_seq=True behind a fused batch norm; accepted: a norm of its own in front of the neuron"
+        )
     tracked = norm.running_mean is not None
     momentum = 0.0 if norm.momentum is None else norm.momentum
     if norm.training and tracked:

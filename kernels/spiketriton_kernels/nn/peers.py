@@ -133,8 +133,6 @@ _SPIKINGJELLY_SLOPES: dict[str, Callable[[float], Surrogate]] = {
 
 def _spikingjelly_call(node: Any) -> dict[str, Any]:
     """What every node has: how it is called, and that it keeps its state."""
-    if getattr(node, "store_v_seq", False):
-        raise Left("store_v_seq=True: a swapped neuron keeps the last membrane only")
     if getattr(node, "_neuron_precision", None) is not None:
         raise Left("its precision was set by prepare_model_for_precision")
     windows = type(node).__name__.startswith("MultiStep")  # versions before step_mode
@@ -148,6 +146,7 @@ def _spikingjelly_call(node: Any) -> dict[str, Any]:
 
 def _spikingjelly_options(node: Any) -> dict[str, Any]:
     return _spikingjelly_call(node) | dict(
+        store_v_seq=getattr(node, "store_v_seq", False),
         v_reset=None if node.v_reset is None else _number(node.v_reset, "v_reset"),
         surrogate=_spikingjelly_surrogate(node.surrogate_function),
     )
@@ -178,6 +177,8 @@ def _plif(node: Any) -> SpikingNeuron:
 
 
 def _ilif(node: Any) -> SpikingNeuron:
+    if node.store_v_seq:
+        raise Left("store_v_seq=True: an ILIF keeps the last membrane only")
     count = node.surrogate_function
     window, levels = (count.grad_min, count.grad_max), int(count.max_spike_count)
     if window != (0, levels):

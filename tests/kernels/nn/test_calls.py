@@ -332,5 +332,7 @@ def test_leaky_says_what_it_accepts():
     window, steps = Leaky(0.9, reset_delay=True), Leaky(0.9, reset_delay=True, step_mode="s")
     assert torch.equal(torch.stack([steps(step) for step in x]), window(x))
     assert "beta=0.9" in repr(window)
+    stored = Leaky(0.9, reset_delay=True, return_mem=True, store_v_seq=True)
+    assert stored(x)[1] is stored.v_seq
     assert Leaky(0.9).takes_norm
     assert not window.takes_norm

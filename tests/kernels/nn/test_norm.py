@@ -109,3 +109,9 @@ def test_mistakes_are_refused_in_one_line(make, names):
     assert "\n" not in str(error.value)
     for name in names:
         assert name in str(error.value)
+
+
+def test_membranes_are_not_stored_behind_a_fused_norm():
+    fused = nn.BatchNormLIF(4, nn.LIF(store_v_seq=True))
+    with pytest.raises(ValueError, match="store_v_seq=True behind a fused batch norm"):
+        fused(torch.zeros(2, 3, 4))

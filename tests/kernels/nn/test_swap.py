@@ -178,6 +178,26 @@ def test_state_is_kept_until_reset_net_as_before():
     assert not after.sn1.v.requires_grad
 
 
+@pytest.mark.parametrize("kind", ["if", "lif_decay_input", "plif"])
+def test_the_membranes_of_every_step_are_stored_as_before(kind):
+    """store_v_seq: the same v_seq, and the same gradients of a loss on it."""
+    options = dict(surrogate_function=surrogate.ATan(), store_v_seq=True)
+    before = torch_nn.Sequential(layer.Linear(6, C), NODES[kind](step_mode="m", **options)).double()
+    after = copy.deepcopy(before)
+    assert swap(after, fuse=True).left == {}
+    runs = []
+    for net in (before, after):
+        x = normal((T, B, 6), torch.float64, std=2.0).requires_grad_()
+        spikes, v_seq = net(x), net[1].v_seq
+        (spikes.sum() + (v_seq * normal(v_seq.shape, torch.float64, seed=1)).sum()).backward()
+        runs.append([spikes, v_seq, x.grad, *(p.grad for p in net.parameters())])
+    for found, expected in zip(*reversed(runs), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+    functional.reset_net(after)
+    assert after[1].v_seq is None
+    assert copy.deepcopy(after)[1].store_v_seq
+
+
 # ---- what survives
 
 
@@ -326,7 +346,7 @@ def with_learnt_alpha():
             ["spiking=False"],
         ),
         (lambda: neuron.SimpleIFNode(v_reset=-1.0), ["SimpleIFNode with v_reset -1.0 starts at 0"]),
-        (lambda: neuron.IFNode(store_v_seq=True), ["store_v_seq"]),
+        (lambda: neuron.ILIFNode(store_v_seq=True), ["store_v_seq"]),
         (
             lambda: neuron.ComplementaryLIFNode(store_state_seqs=True),
             ["store_state_seqs=True"],
