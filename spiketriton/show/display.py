@@ -116,7 +116,7 @@ class Display:
         verdict = tuple(word for word in COLOURS if word in gradient)
         if gradient and verdict != self.verdict:
             self.verdict = verdict
-            self.note(f"gradient: {gradient}{self.suffix}")
+            self.note(gradient + self.suffix)
 
     def end(self) -> None:
         """Training has stopped, for whatever reason."""

@@ -119,20 +119,26 @@ def rates(one: Evaluation, title: str) -> Figure:
 
 
 def confusion(one: Evaluation, title: str) -> Figure:
-    """Answers by true class, in % of the class; figures where classes are few."""
+    """Answers by true class, in % of the class; names up to 120 classes, figures up to 20."""
     counts = np.array(one.confusion, float)
     share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    few = len(one.classes) <= 20
-    figure = new_figure(7.5, 6.5, title)
+    few, named = len(one.classes) <= 20, len(one.classes) <= 120
+    side = 6.5 if few else 9.0
+    figure = new_figure(side + 1, side, title)
     axes = figure.subplots()
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
     axes.grid(False)
     axes.set(title="Answers by true class", xlabel="answer", ylabel="true class")
     figure.colorbar(image, ax=axes, label="% of the true class")
+    ticks = range(len(one.classes))
+    if named:
+        size = min(9.0, 72 * 0.75 * side / len(one.classes))  # points, for a row of the picture
+        angle = 45 if few else 90
+        axes.set_xticks(
+            ticks, one.classes, rotation=angle, ha="right" if few else "center", fontsize=size
+        )
+        axes.set_yticks(ticks, one.classes, fontsize=size)
     if few:
-        ticks = range(len(one.classes))
-        axes.set_xticks(ticks, one.classes, rotation=45, ha="right")
-        axes.set_yticks(ticks, one.classes)
         for row in ticks:
             for column in ticks:
                 if share[row, column] >= 0.5:

@@ -8,10 +8,20 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from spiketriton.config import Recipe
+from spiketriton.gradients.measurement import Measurement
+from spiketriton.gradients.verdict import comparable, judge, may_be_silent
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import Row
 from spiketriton.show import evaluation_pictures, event_pictures, run_pictures
-from spiketriton.show.evaluation_tables import STEP_HEAD, layer_head, layer_rows, step_rows, verdict
+from spiketriton.show.evaluation_tables import (
+    STEP_HEAD,
+    STEP_LEGEND,
+    layer_head,
+    layer_legend,
+    layer_rows,
+    step_rows,
+)
+from spiketriton.show.evaluation_tables import verdict as run_in_sentences
 from spiketriton.show.figures import STYLE
 from spiketriton.trained.evaluation import Evaluation
 from spiketriton.trained.run import read_state
@@ -21,6 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 160
+HINT = '<p class="hint">scroll sideways for the rest &rarr;</p>'  # on a narrow screen
 
 CSS = """
 :root { --ink: #1a202c; --soft: #4a5568; --line: #e2e8f0; --blue: #2b6cb0; --page: #fff; }
@@ -38,6 +49,13 @@ nav a { margin-right: 1rem; color: var(--blue); white-space: nowrap; }
 .facts b { display: block; font-size: 1.35rem; line-height: 1.3; }
 .facts span { color: var(--soft); font-size: .85rem; }
 .wide { overflow-x: auto; }
+.wide th:first-child, .wide td:first-child { position: sticky; left: 0; background: var(--page); }
+.hint { display: none; color: var(--soft); font-size: .8rem; margin: .4rem 0 .2rem; }
+@media (max-width: 720px) {
+  .hint { display: block; }
+  .wide, figure { border-right: 2px solid var(--line); }
+  .wide td:first-child, .wide th:first-child { white-space: normal; min-width: 7rem; }
+}
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line);
   white-space: nowrap; }
@@ -69,7 +87,7 @@ def page(folder: RunFolder, recipe: Recipe, evaluations: list[Evaluation]) -> st
             "Events": "".join(_events(evaluations, title)),
             "Cost": "".join(_cost(evaluations, title)),
             "Training": "".join(_training(folder, rows, title)),
-            "Gradients": "".join(_gradients(folder, title)),
+            "Gradients": "".join(_gradients(folder, recipe, title)),
             "Activity": "".join(_activity(main, title)),
             "Recipe": f"<pre>{escape(folder.recipe.read_text('utf-8'))}</pre>",
             "Environment": "".join(_environment(folder)),
@@ -120,7 +138,10 @@ def _facts(main: Evaluation | None, rows: list[Row]) -> str:
             ),
             (f"{main.time_steps}", "time steps"),
             (f"{main.energy_uj[at]:.3g} µJ", "energy of an image (operations)"),
-            (f"{100 * main.mean_rate:.1f} %", "active" if main.kind == "ann" else "mean rate"),
+            (
+                f"{100 * main.mean_rate:.1f} %",
+                "of the neurons active" if main.kind == "ann" else "of the neurons spike in a step",
+            ),
             (f"{main.images_per_s:,.0f}", "images/s"),
         ]
     if rows:
@@ -133,7 +154,7 @@ def _accuracy(evaluations: list[Evaluation], title: str) -> Iterator[str]:
     if not evaluations:
         return
     yield _figure(evaluation_pictures.accuracy(evaluations, title), "accuracy by time steps")
-    yield f"<ul>{''.join(f'<li>{escape(verdict(e, evaluations))}</li>' for e in evaluations)}</ul>"
+    yield f"<ul>{''.join(f'<li>{escape(run_in_sentences(e, evaluations))}</li>' for e in evaluations)}</ul>"
     yield _figure(evaluation_pictures.confusion(evaluations[0], title), "confusion matrix")
     yield _table(("class", "test images", "accuracy"), list(_class_rows(evaluations[0])))
 
@@ -170,6 +191,7 @@ def _cost(evaluations: list[Evaluation], title: str) -> Iterator[str]:
         return
     rows = [(t == one.time_steps, row) for one in evaluations for t, row in step_rows(one)]
     yield _table(STEP_HEAD, [row for _, row in rows], [own for own, _ in rows])
+    yield f"<p>{STEP_LEGEND}</p>"
     yield (
         "<p>Energy of one image at 45 nm, 32 bit: 4.6 pJ a multiply-accumulate, 0.9 pJ an "
         "accumulate. With data: 5 pJ more for each word read or written, with no reuse, in the "
@@ -193,10 +215,23 @@ def _without_rows(folder: RunFolder) -> str:
     return f"Converted from {conversion['source']}, not trained: method {conversion['method']}."
 
 
-def _gradients(folder: RunFolder, title: str) -> Iterator[str]:
-    figure = run_pictures.gradients(folder.gradients.read(), title)
-    if figure is not None:
-        yield _figure(figure, "gradient by layer and time step")
+def _gradients(folder: RunFolder, recipe: Recipe, title: str) -> Iterator[str]:
+    """The verdict on the last measurement, both ways, and the picture of them all."""
+    rows = folder.gradients.read()
+    figure = run_pictures.gradients(rows, title)
+    if figure is None:
+        return
+    last = max(row["step"] for row in rows)
+    measured = Measurement.of_rows([row for row in rows if row["step"] == last])
+    verdict = judge(
+        measured,
+        recipe.train.optimizer,
+        among=comparable(measured, recipe),
+        may_be_silent=may_be_silent(measured.names, recipe),
+    )
+    yield f"<p><strong>After step {last}: {escape(verdict.line())}.</strong></p>"
+    yield f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in verdict.sentences())}</ul>"
+    yield _figure(figure, "gradient by layer and time step")
 
 
 def _activity(main: Evaluation | None, title: str) -> Iterator[str]:
@@ -204,6 +239,7 @@ def _activity(main: Evaluation | None, title: str) -> Iterator[str]:
         return
     yield _figure(evaluation_pictures.rates(main, title), "activity by layer and time step")
     yield _table(layer_head(main), list(layer_rows(main)))
+    yield f"<p>{layer_legend(main)}</p>"
 
 
 def _environment(folder: RunFolder) -> Iterator[str]:
@@ -234,7 +270,8 @@ def _table(
     marks = own or [False] * len(body)
     rows = "".join(row(cells, "td", mark) for cells, mark in zip(body, marks, strict=True))
     head_row = row(head, "th", False)
-    return f'<div class="wide"><table><thead>{head_row}</thead><tbody>{rows}</tbody></table></div>'
+    hint = HINT if len(head) > 3 else ""
+    return f'{hint}<div class="wide"><table><thead>{head_row}</thead><tbody>{rows}</tbody></table></div>'
 
 
 def _figure(figure: "Figure", words: str) -> str:
@@ -243,6 +280,5 @@ def _figure(figure: "Figure", words: str) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=DPI)
     data = base64.b64encode(buffer.getvalue()).decode()
-    return (
-        f'<figure><img{panels} alt="{escape(words)}" src="data:image/png;base64,{data}"></figure>'
-    )
+    hint = HINT if panels else ""
+    return f'{hint}<figure><img{panels} alt="{escape(words)}" src="data:image/png;base64,{data}"></figure>'

@@ -41,12 +41,12 @@ def test_facts_are_those_at_t_and_of_the_last_row():
         "<b>75.00 %</b><span>accuracy, 95 %: 65.0-85.0</span>",
         "<b>3</b><span>time steps</span>",
         "<b>4.6 µJ</b>",
-        "<b>32.1 %</b><span>mean rate</span>",
+        "<b>32.1 %</b><span>of the neurons spike in a step</span>",
         "<b>1,234</b><span>images/s</span>",
         "<b>2.5</b><span>epochs, 1.5 minutes</span>",
     ):
         assert shown in facts, shown
-    assert "<b>32.1 %</b><span>active</span>" in _facts(ann(), [])
+    assert "<b>32.1 %</b><span>of the neurons active</span>" in _facts(ann(), [])
     assert _facts(None, []) == '<div class="facts"></div>'
 
 
@@ -64,6 +64,12 @@ def test_a_table_escapes_its_cells_and_marks_the_runs_own_row():
     assert "<th>a&lt;b</th>" in text
     assert '<tr><td>1</td></tr><tr class="own"><td>2&amp;3</td></tr>' in text
     assert 'class="own"' not in _table(("a",), [("1",)])
+
+
+def test_what_scrolls_says_so_on_a_narrow_screen():
+    assert [report_page.HINT in _table(["h"] * n, []) for n in (3, 4)] == [False, True]
+    assert [report_page.HINT in _figure(new_figure(w, 1), "") for w in (9, 9.5)] == [False, True]
+    assert "@media (max-width: 720px) {\n  .hint { display: block; }" in report_page.CSS
 
 
 @pytest.mark.parametrize(("width", "two"), [(9, False), (9.5, True)])
@@ -130,7 +136,7 @@ def test_a_run_without_rows_says_why(folder, monkeypatch):
 
 
 def test_gradients_and_sessions_are_shown_where_there_are_some(folder):
-    assert list(_gradients(folder, "title")) == []
+    assert list(_gradients(folder, small_recipe(), "title")) == []
     assert list(_activity(None, "title")) == []
     folder.gradients.append(
         {
@@ -139,7 +145,10 @@ def test_gradients_and_sessions_are_shown_where_there_are_some(folder):
         }
         for t in range(2)
     )  # fmt: skip
-    (figure,) = _gradients(folder, "title")
+    line, sentences, figure = _gradients(folder, small_recipe(), "title")
+    assert line == "<p><strong>After step 1: gradient healthy, all layers fire.</strong></p>"
+    for way in ("<li>forward: ", "<li>backward through depth: ", "<li>backward through time: "):
+        assert way in sentences
     assert 'alt="gradient by layer and time step"' in figure
     (session,) = _environment(folder)
     assert "<th>session</th><th>now</th>" in session
