@@ -82,7 +82,8 @@ def load_run(path: str | Path, *, checkpoint: str = "last", **keys: Any) -> "Run
 
     Args:
         path: a run folder.
-        checkpoint: "last": the end of the training.
+        checkpoint: "last": the end of the training; "best": by validation, with data.validation;
+            "ema": the averaged weights, with train.ema.
         keys: those that move a run and change no weight, as `**{"data.root": "/data"}`.
 
     Raises:

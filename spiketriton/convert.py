@@ -56,7 +56,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--images", type=int, default=512, help="training images to measure on (512)"
     )
-    parser.add_argument("--checkpoint", choices=("last", "best"), default="last")
+    parser.add_argument("--checkpoint", choices=("last", "best", "ema"), default="last")
     parser.add_argument("--run-dir", metavar="DIR", help="run folder (runs/<recipe>_<method>-...)")
     args = parser.parse_intermixed_args(arguments)
     if args.percentile is not None and args.method != "balanced":

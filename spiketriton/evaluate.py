@@ -41,7 +41,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", metavar="DIR", help="output folder (RUN/evaluation)")
     parser.add_argument("--images", metavar="N", help="a fixed subset of the test images")
     parser.add_argument("--batch-size", metavar="N", help="images at once (the recipe's)")
-    parser.add_argument("--checkpoint", choices=("last", "best"), default="last")
+    parser.add_argument("--checkpoint", choices=("last", "best", "ema"), default="last")
     args = parser.parse_intermixed_args(arguments)
     args.steps = [count(n, "--steps") for n in args.steps.split(",")] if args.steps else []
     args.images = None if args.images is None else count(args.images, "--images")

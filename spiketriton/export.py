@@ -36,7 +36,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--to", choices=tuple(ENDINGS), required=True)
     parser.add_argument("--out", metavar="FILE", help="output file (RUN/<recipe>.nir or .pt2)")
-    parser.add_argument("--checkpoint", choices=("last", "best"), default="last")
+    parser.add_argument("--checkpoint", choices=("last", "best", "ema"), default="last")
     parser.add_argument("--dt", type=float, help="nir: length of a time step (1)")
     parser.add_argument("--images", type=int, help="nir: test images of the comparison (4)")
     parser.add_argument("--batch-size", type=int, help="torch: images per call (1)")

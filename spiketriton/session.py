@@ -32,6 +32,8 @@ def train(
         announce_parts(display, recipe, trainer.data, trainer.model, trainer.plan, ranks)
         if resume:
             trainer.resume()
+        else:
+            trainer.begin()
         folder.begin_session(recipe, describe(trainer.device, ranks))
     except BaseException as error:
         folder.discard_if_unused()

@@ -66,6 +66,8 @@ def train_cell(cell: Cell) -> Row | int:
     trainer = Trainer(cell.recipe, data, folder, Quiet())
     if resume:
         trainer.resume()
+    else:
+        trainer.begin()
     folder.begin_session(cell.recipe, describe(trainer.device))
     result: Row = {"values": cell.values, "synthetic": data.synthetic}
     try:

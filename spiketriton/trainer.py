@@ -31,6 +31,7 @@ from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.tensorboard import TensorBoard
 from spiketriton.show.display import Display
 from spiketriton.training import environment
+from spiketriton.training.ema import MovingAverage
 from spiketriton.training.guard import Counts, FiniteGuard
 from spiketriton.training.interrupts import StopSignals
 from spiketriton.training.losses import build_loss
@@ -42,6 +43,7 @@ from spiketriton.training.placement import Placement
 from spiketriton.training.plan import Outcome, Plan, Progress
 from spiketriton.training.randomness import random_state, seed_everything, set_random_state
 from spiketriton.training.ranks import Ranks
+from spiketriton.training.start import find_weights, freeze, take_weights
 
 
 class Trainer:
@@ -70,6 +72,7 @@ class Trainer:
         seed_everything(recipe.seed)
         classes, channels, size = len(data.classes), data.channels, data.image_size
         model = build_model(recipe, classes=classes, channels=channels, image_size=size)
+        freeze(model, cfg.freeze)
         self.model = self.placement.place(model)
         forward = environment.compiled(self.model) if cfg.compile else self.model
         self.forward = ranks.parallel(forward)
@@ -102,6 +105,10 @@ class Trainer:
         )
         self.watch = Watch(recipe, display.warn)
         self.meters = Meters(self.device)
+        self.ema = MovingAverage(self.model, cfg.ema) if cfg.ema else None
+        self.stateful = {name: getattr(self, name) for name in _STATEFUL}
+        if self.ema is not None:
+            self.stateful["ema"] = self.ema
         self.checkpoints = Checkpoints(folder.checkpoints, display.warn, recipe.checkpoint.keep)
         self.stop = StopSignals(display.stopping, ranks)
         self.calibration: Calibration | None = None
@@ -123,10 +130,11 @@ class Trainer:
             self.model.set_synchronised(self.recipe.train.sync_bn and self.ranks.world_size > 1)
             while True:
                 if self.plan.tests(self.step) and self.progress.tested_at < self.step:
+                    self.save_before_test()
                     self.evaluate()
                 if self.plan.saves(self.step) and self.saved_at != self.step:
                     self.save()
-                if self.stop.anywhere() or self.step >= end:
+                if self.stop.anywhere() or self.step >= end or self.plan.exhausted(self.progress):
                     break
                 self.train_step()
                 if self.plan.logs(self.step):
@@ -169,6 +177,8 @@ class Trainer:
         self.lr = float(self.schedule.get_last_lr()[0])
         self.schedule.step()
         self.optimizer.zero_grad()
+        if self.ema is not None:
+            self.ema.update()
         self.progress.step += 1
         self.meters.step(self.recipe.train.batch_size, total, norm)
         self.display.advance(self.step)
@@ -190,16 +200,24 @@ class Trainer:
             result = self.test(self.data.test)
             if result is not None and self.data.validation is not None:
                 held_out = self.test(self.data.validation)
+            averaged = None
+            if result is not None and self.ema is not None:
+                with self.ema.applied():
+                    averaged = self.test(self.data.test)
         if result is None or (held_out is None and self.data.validation is not None):
+            return
+        if averaged is None and self.ema is not None:
             return
         done = self.progress
         done.tested_at = self.step
         self.saved_at = None  # a checkpoint of this step, written when a signal broke off the test, lacks the result
         done.test_accuracy, done.test_loss = result
         validated = {}
+        if averaged is not None:
+            validated = {"ema_accuracy": averaged[0], "ema_loss": averaged[1]}
         if held_out is not None and self.data.validation is not None:
             done.validation_accuracy = held_out[0]
-            validated = {
+            validated |= {
                 "validation_accuracy": held_out[0],
                 "validation_loss": held_out[1],
                 "validation_images": self.data.validation.images,
@@ -216,8 +234,10 @@ class Trainer:
             done.best_accuracy is None or held_out[0] > done.best_accuracy
         ):
             done.best_accuracy, done.best_step = held_out[0], self.step
-            done.best_test_accuracy = done.test_accuracy
+            done.best_test_accuracy, done.since_best = done.test_accuracy, 0
             self.ranks.decide(partial(self.checkpoints.save_best, self.state_dict()))
+        else:
+            done.since_best += held_out is not None
 
     @torch.no_grad()
     def test(self, images_of: TestSet) -> tuple[float, float] | None:
@@ -299,6 +319,22 @@ class Trainer:
         if self.tensorboard:
             self.tensorboard.add_gradients(step, measured.names, measured.depth_profile)
 
+    def begin(self) -> None:
+        """What a new run begins with: the weights that `train.init_from` names, as far as they fit."""
+        source = self.recipe.train.init_from
+        if source == NOTHING:
+            return
+        weights = self.ranks.decide(partial(find_weights, source))
+        for line in take_weights(self.model, weights, source).lines():
+            self.display.note(line)
+        if self.ema is not None:
+            self.ema = self.stateful["ema"] = MovingAverage(self.model, self.ema.decay)
+
+    def save_before_test(self) -> None:
+        """A test may fail, for example at a file that cannot be read; the steps before it are kept."""
+        if self.saved_at != self.step:
+            self.save()
+
     def save(self) -> None:
         self.refuse_nonfinite()
         self.progress.seconds = self.seconds()
@@ -313,6 +349,7 @@ class Trainer:
         state = self.ranks.decide(self.checkpoints.load)
         if state is None:
             self.display.note("no checkpoint had been written yet: starting from the beginning")
+            self.begin()
         else:
             if "conversion" in state:
                 raise UserError(
@@ -339,7 +376,7 @@ class Trainer:
             "name": self.recipe.name,
             "version": __version__,
             "data": self.data.facts.state_dict(),
-            **{name: getattr(self, name).state_dict() for name in _STATEFUL},
+            **{name: part.state_dict() for name, part in self.stateful.items()},
             "random": random_state(),
             "calibration": self.calibration.state_dict() if self.calibration else None,
         }
@@ -349,8 +386,8 @@ class Trainer:
         self.progress = Progress(**{name: state[name] for name in known})
         if self.data.validation is None:  # versions before 0.2 chose the best by the test images
             self.progress.best_accuracy = None
-        for name in _STATEFUL:
-            getattr(self, name).load_state_dict(state[name])
+        for name, part in self.stateful.items():
+            part.load_state_dict(state[name])
         self.random_state = state["random"]
         if state["calibration"] is not None:
             self.calibration = Calibration.of_state(state["calibration"])
@@ -416,4 +453,5 @@ class Trainer:
         return EXIT_DONE if self.saved_at == self.step else EXIT_ERROR
 
 
+NOTHING = "-"  # train.init_from without a source
 _STATEFUL = ("model", "optimizer", "schedule", "scaler", "guard", "meters", "monitor")

@@ -78,6 +78,8 @@ def small_trainer(
     trainer = Trainer(recipe, data, folder, display or Lines(), ranks)
     if resume:
         trainer.resume()
+    else:
+        trainer.begin()
     folder.begin_session(recipe, {})
     return trainer
 

@@ -361,7 +361,10 @@ def test_checkpoints_are_written_when_due(tmp_path, every, monkeypatch):
         trainer.checkpoints, "save_last", lambda state: steps.append(state["step"]) or save(state)
     )
     trainer.fit()
-    assert steps == ([7, 14, 21] if every == 0 else [4, 7, 8, 12, 14, 16, 20, 21])
+    assert list(dict.fromkeys(steps)) == (
+        [7, 14, 21] if every == 0 else [4, 7, 8, 12, 14, 16, 20, 21]
+    )
+    assert [step for step in steps if steps.count(step) == 2] == [7, 7, 14, 14, 21, 21]  # tested
 
 
 def test_a_full_disk_does_not_end_the_run(tmp_path, monkeypatch):
@@ -586,3 +589,34 @@ def test_a_resumed_run_has_the_threads_that_it_had(tmp_path, monkeypatch, chosen
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_run_stops_early_when_patience_runs_out_and_is_finished(tmp_path, monkeypatch):
+    keys = ["data.validation=0.1", "train.patience=2", "train.epochs=9"]
+    trainer = small_trainer(tmp_path / "run", *keys)
+    held_out = [0.1, 0.5, 0.5, 0.4, 0.9]
+    monkeypatch.setattr(
+        trainer,
+        "test",
+        lambda images: (0.3 if images is trainer.data.test else held_out.pop(0), 1.0),
+    )
+    outcome = trainer.fit()
+    assert outcome.progress.step == outcome.saved_at == 4 * 7
+    assert outcome.progress.best_step == 2 * 7
+    assert outcome.finished
+    assert outcome.exit_code == 0
+    again = small_trainer(tmp_path / "run", *keys, resume=True)
+    assert again.fit().progress.step == 4 * 7  # nothing is left to do
+
+
+def test_a_test_that_fails_costs_no_step(tmp_path, monkeypatch):
+    trainer = small_trainer(tmp_path / "run")
+    monkeypatch.setattr(trainer, "test", lambda images: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trainer.fit()
+    assert last_state(tmp_path / "run")["step"] == 7
+    small_trainer(tmp_path / "run", resume=True).fit()
+    small_trainer(tmp_path / "unbroken").fit()
+    assert_equal(last_state(tmp_path / "unbroken"), last_state(tmp_path / "run"))
+    older = checkpoint.read_checkpoint(tmp_path / "unbroken" / "checkpoints" / "last.1.pt")
+    assert older["step"] == 14  # the one before the test gave way to the one after it

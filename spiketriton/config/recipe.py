@@ -326,6 +326,29 @@ class TrainConfig(Table):
     path: ClassVar[str] = "train"
 
     epochs: int = key(1, "passes over the training images", COUNT)
+    init_from: str = key(
+        "-",
+        "weights to begin with, as far as they fit: a run folder, a checkpoint or state_dict file, or "
+        "`torchvision:NAME` for a pretrained ANN; `-`: the recipe's own",
+    )
+    freeze: tuple[str, ...] = key(
+        (),
+        "parameters that stay as they are: names of layers, or patterns as `layer1.*`; a batch norm "
+        "whose weight stays keeps its statistics, too",
+    )
+    ema: float = key(
+        0.0,
+        "decay of an exponential moving average of the weights, tested besides them; 0: none",
+        SHARE,
+    )
+    patience: int = key(
+        0,
+        "stop after this many tests without a better validation accuracy; 0: never",
+        COUNT_OR_ZERO,
+    )
+    decay_norms: bool = key(
+        False, "weight decay of biases, norms, gains and leaks, too, as in many papers' code"
+    )
     batch_size: int = key(64, "images per optimizer step, over all devices", COUNT)
     accumulate: int = key(1, "micro-batches per step, a divisor of batch_size", COUNT)
     micro_batch: int | Literal["auto"] = key(
@@ -341,10 +364,17 @@ class TrainConfig(Table):
     weight_decay: float = key(0.0, "L2 penalty of sgd, decoupled in adamw", Range(0, 1e3))
     momentum: float = key(0.9, "momentum of sgd", SHARE)
     nesterov: bool = key(False, "Nesterov momentum in sgd")
-    schedule: Literal["one_cycle", "cosine", "constant"] = key(
+    schedule: Literal["one_cycle", "cosine", "constant", "step"] = key(
         "one_cycle",
-        "learning rate: cosine up, cosine down; linear up, cosine down; linear up, then constant",
+        "learning rate: cosine up, cosine down; linear up, cosine down; linear up, then constant; "
+        "linear up, then lower after each of `milestones`",
     )
+    milestones: tuple[float, ...] = key(
+        (0.5, 0.75),
+        "shares of all steps after which the rate of `step` is multiplied by `gamma`",
+        Range(0, 1, open="high"),
+    )
+    gamma: float = key(0.1, "factor of `step` at each milestone", Range(0, 1, open="low"))
     warmup: float = key(0.1, "fraction of all steps in which the learning rate rises", SHARE)
     clip_grad_norm: float = key(0.0, "largest gradient norm; 0: no clipping", COUNT_OR_ZERO)
     nonfinite: Literal["stop", "skip"] = key(

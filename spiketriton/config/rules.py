@@ -63,6 +63,7 @@ def idle(values: Mapping[str, Any]) -> dict[str, str]:
         (["neuron.detach_reset"], "neuron.reset", ("hard", "soft")),
         (["loss.tet_lambda"], "loss.kind", ("tet",)),
         (["train.momentum", "train.nesterov"], "train.optimizer", ("sgd",)),
+        (["train.milestones", "train.gamma"], "train.schedule", ("step",)),
         (["train.max_skips"], "train.nonfinite", ("skip",)),
         (["monitor.every", "monitor.tensorboard"], "monitor.enabled", (True,)),
     ]
@@ -92,6 +93,14 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[str]:
     """One line for each contradiction between keys that have an effect."""
     name, block = values["model.name"], values["model.block"]
     validation = values["data.validation"]
+    if values["train.patience"] and validation == 0:
+        yield (
+            f"train.patience = {values['train.patience']} needs images held out of training, but "
+            "data.validation is 0.0"
+        )
+    stones = values["train.milestones"]
+    if list(stones) != sorted(set(stones)):
+        yield f"train.milestones = {shown(stones)}: accepted: shares that rise, each once"
     if isinstance(validation, str) and values["data.name"] != "imagefolder":
         yield (
             f"data.validation = {shown(validation)}: {values['data.name']} has no folders of splits; "

@@ -31,6 +31,7 @@ class Network(nn.Module):
         self.time_steps = parts.steps
         self.is_spiking = parts.neuron_config.kind != "relu"
         self.streaming = False
+        self.frozen: list[Norm] = []  # norms that keep their statistics in training
         self.packed = parts.packed
         self.on_save: Callable[[Tensor], None] | None = None  # see PackedSpikes
 
@@ -62,6 +63,13 @@ class Network(nn.Module):
             for norm in self._norms():
                 norm.first_step += steps
         return currents
+
+    def train(self, mode: bool = True) -> "Network":
+        """As in torch, but norms in `frozen` stay in eval mode."""
+        super().train(mode)
+        for norm in self.frozen:
+            norm.eval()
+        return self
 
     def features(self, images: Tensor, steps: int) -> Tensor:
         """Images [B, C, H, W] or frames [steps, B, C, H, W] -> what the classifier reads, [steps, B, F]."""

@@ -44,10 +44,15 @@ class Checkpoints:
     def __init__(self, folder: Path, warn: Callable[[str], None], keep: int = 1) -> None:
         self.folder, self.keep, self.warn = folder, keep, warn
         self.loaded: Path | None = None  # the file that `load` took
+        self._newest_step: int | None = None  # that this process has saved
 
     def save_last(self, state: State) -> bool:
-        """Writes last.pt, after renaming the earlier ones; see `_save`."""
-        return self._save(self._last(0), state, keep=self.keep)
+        """Writes last.pt, after renaming the earlier ones; in place of one of the same step. See `_save`."""
+        again = self._newest_step == state["step"] and self._last(0).exists()
+        saved = self._save(self._last(0), state, keep=1 if again else self.keep)
+        if saved:
+            self._newest_step = state["step"]
+        return saved
 
     def save_best(self, state: State) -> bool:
         """Writes best.pt; see `_save`."""

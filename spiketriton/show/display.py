@@ -146,6 +146,8 @@ class Display:
         if "validation_accuracy" in row:
             parts.append(f"validation accuracy {percent(row['validation_accuracy'])}")
         parts.append(f"test accuracy {percent(row['test_accuracy'])}")
+        if "ema_accuracy" in row:
+            parts.append(f"averaged {percent(row['ema_accuracy'])}")
         return [*parts, f"test loss {row['test_loss']:.4f}{self.suffix}"]
 
     def seconds_left(self, step: int, images_per_s: float) -> float:

@@ -144,6 +144,11 @@ def read_state(folder: RunFolder, checkpoint: str = "last") -> tuple[State, str]
                 "(data.validation); accepted: the last one"
             )
         return read_checkpoint(path), "best"
+    if checkpoint == "ema":
+        last, _ = read_state(folder)
+        if "ema" not in last:
+            raise UserError(f"{folder.path} has no average of its weights: its train.ema is 0")
+        return {**last, "model": {**last["model"], **last["ema"]["average"]}}, "ema"
     checkpoints = Checkpoints(folder.checkpoints, warn)
     state = checkpoints.load()
     if state is None:

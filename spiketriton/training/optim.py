@@ -1,7 +1,7 @@
 """Optimizer and learning-rate schedule of a recipe: torch's own classes, which save and resume."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -21,17 +21,18 @@ END_FACTOR = START_FACTOR / 1e4
 def build_optimizer(cfg: TrainConfig, model: nn.Module) -> Optimizer:
     """SGD or AdamW over the trainable parameters of `model`.
 
-    Weight decay reaches matrices and convolution kernels only: what has fewer than two dimensions
-    (biases, scales of norms, gains, the leak of a neuron) has no scale for decay to choose.
+    Unless `decay_norms` is set, weight decay reaches matrices and convolution kernels only: what has
+    fewer than two dimensions (biases, scales of norms, gains, the leak of a neuron) has no scale for decay to choose.
     Torch's `fused` variant is used because it alone can skip a step, state included, by a flag on
     the device (`found_inf`, see guard.py). Raises ValueError if nothing can be trained.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise ValueError(f"{type(model).__name__} has no trainable parameters")
+    small = cfg.weight_decay if cfg.decay_norms else 0.0
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": cfg.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": small},
     ]
     groups = [group for group in groups if group["params"]]
     if cfg.optimizer == "sgd":
@@ -51,13 +52,19 @@ def build_schedule(cfg: TrainConfig, optimizer: Optimizer, total_steps: int) -> 
     `warmup` of all steps, cosine down to lr/250000. Where OneCycleLR would have no step near the
     peak (a rise of less than one step, or of all but less than one) the first step, or the last but
     one, is the peak. cosine: linear up to lr, cosine down towards 0. constant: linear up to lr,
-    then level. After the last step the rate stays where it is.
+    then level. step: linear up to lr, then multiplied by `gamma` after each of the `milestones`, shares
+    of all steps. After the last step the rate stays where it is.
     Raises ValueError for `total_steps` below 1.
     """
     if total_steps < 1:
         raise ValueError(f"total_steps = {total_steps}: accepted: an integer from 1")
-    factor = {"one_cycle": _one_cycle, "cosine": _cosine, "constant": _constant}[cfg.schedule]
-    return LambdaLR(optimizer, partial(_clamped, factor, cfg.warmup, total_steps))
+    factors: dict[str, Factor] = {
+        "one_cycle": _one_cycle,
+        "cosine": _cosine,
+        "constant": _constant,
+        "step": partial(_step, cfg.milestones, cfg.gamma),
+    }
+    return LambdaLR(optimizer, partial(_clamped, factors[cfg.schedule], cfg.warmup, total_steps))
 
 
 def _clamped(factor: Factor, warmup: float, total: int, step: int) -> float:
@@ -80,6 +87,11 @@ def _cosine(step: int, rise: float, total: int) -> float:
 
 def _constant(step: int, rise: float, total: int) -> float:
     return min(1.0, (step + 1) / rise) if rise else 1.0
+
+
+def _step(milestones: Sequence[float], gamma: float, step: int, rise: float, total: int) -> float:
+    passed = sum(step >= max(1, round(share * total)) for share in milestones)
+    return _constant(step, rise, total) * gamma**passed
 
 
 def _cosine_between(start: float, end: float, share: float) -> float:

@@ -18,6 +18,7 @@ class Plan:
     save_every: int
     measure_every: int  # of the gradient monitor; 0: never
     test_images: int
+    patience: int = 0  # tests without a better validation accuracy; 0: any number
 
     @classmethod
     def of(cls, recipe: Recipe, data: Data) -> "Plan":
@@ -32,6 +33,7 @@ class Plan:
             save_every=recipe.checkpoint.every or epoch_steps,
             measure_every=(recipe.monitor.every or train.log_every) * recipe.monitor.enabled,
             test_images=data.test.images,
+            patience=train.patience,
         )
 
     def logs(self, step: int) -> bool:
@@ -56,8 +58,12 @@ class Plan:
         return round(step / self.epoch_steps, 4)
 
     def finished(self, progress: "Progress") -> bool:
-        """All steps are done, and the last test, before which a signal may have come."""
-        return progress.tested_at == self.steps
+        """All steps are done, and the last test, before which a signal may have come; or it stopped early."""
+        return progress.tested_at == self.steps or self.exhausted(progress)
+
+    def exhausted(self, progress: "Progress") -> bool:
+        """Whether `train.patience` has run out."""
+        return 0 < self.patience <= progress.since_best
 
     def tests_after(self, step: int) -> int:
         """Tests still to come."""
@@ -77,6 +83,7 @@ class Progress:
     validation_accuracy: float | None = None  # these four only with data.validation
     best_accuracy: float | None = None  # the best of them
     best_step: int = 0
+    since_best: int = 0  # tests since then
     best_test_accuracy: float | None = None  # of the weights with the best validation accuracy
 
 

@@ -69,6 +69,23 @@ BAD_COMBINATIONS = {
         GOOD.replace("[data]", '[data]\nvalidation = "val"', 1),
         ['data.validation = "val"', "digits has no folders", "from 0, below 1"],
     ),
+    "patience without validation": (
+        GOOD + "[train]\npatience = 3",
+        ["train.patience = 3", "images held out", "data.validation is 0.0"],
+    ),
+    "milestones that fall": (
+        GOOD + '[train]\nschedule = "step"\nmilestones = [0.7, 0.5]',
+        ["train.milestones = [0.7, 0.5]", "shares that rise"],
+    ),
+    "milestones of a cosine": (
+        GOOD + '[train]\nschedule = "cosine"\nmilestones = [0.5]',
+        ["train.milestones = [0.5] has no effect", 'train.schedule is "cosine"'],
+    ),
+    "gamma of a cosine": (GOOD + "[train]\ngamma = 0.1", ["train.gamma = 0.1 has no effect"]),
+    "a milestone at the end": (
+        GOOD + '[train]\nschedule = "step"\nmilestones = [1]',
+        ["train.milestones = an array", "numbers from 0, below 1"],
+    ),
     "variant without imagenette": (
         'data.name = "digits"\ndata.variant = "320px"\nmodel.name = "mlp"',
         ["data.variant", 'data.name is "digits"'],
@@ -219,7 +236,9 @@ def test_each_idle_key_comes_with_its_reason():
         "model.depth",
         "model.start",
         "model.stem",
+        "train.gamma",
         "train.max_skips",
+        "train.milestones",
         "train.momentum",
         "train.nesterov",
     ]

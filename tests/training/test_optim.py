@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from spiketriton.config import TrainConfig
 from spiketriton.training.optim import build_optimizer, build_schedule
 
-SCHEDULES = ["one_cycle", "cosine", "constant"]
+SCHEDULES = ["one_cycle", "cosine", "constant", "step"]
 
 
 def small_net():
@@ -116,7 +116,7 @@ def test_a_run_of_one_step_takes_it_at_the_peak_rate(schedule, warmup):
 
 
 @pytest.mark.parametrize("warmup", [0.0, 0.5, 0.99])
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", SCHEDULES[:3])  # `step` falls at a milestone within the rise
 def test_two_steps_work_and_the_peak_is_among_them(schedule, warmup):
     lrs = rates(TrainConfig(schedule=schedule, lr=0.3, warmup=warmup), 2)
     assert max(lrs) == pytest.approx(0.3, rel=0.02)
@@ -168,3 +168,18 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, name, schedule):
     for mine, theirs in zip(resumed[0].parameters(), unbroken[0].parameters(), strict=True):
         assert torch.equal(mine, theirs)
     assert resumed[2].get_last_lr() == unbroken[2].get_last_lr()
+
+
+def test_a_step_schedule_falls_at_its_milestones():
+    """torch's MultiStepLR behind a linear rise."""
+    cfg = TrainConfig(schedule="step", lr=0.8, warmup=0.1, milestones=(0.3, 0.55), gamma=0.5)
+    expected = [0.4, 0.8, *[0.8] * 4, *[0.4] * 5, *[0.2] * 9]
+    assert rates(cfg, 20) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_norms_decay_on_request(name):
+    net = small_net()
+    cfg = TrainConfig(optimizer=name, weight_decay=0.1, lr=0.5, decay_norms=True)
+    groups = build_optimizer(cfg, net).param_groups
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.1]

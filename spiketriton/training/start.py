@@ -1,0 +1,163 @@
+"""What a network begins with: weights of another one, as far as they fit, and parameters that stay."""
+
+import difflib
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import Tensor
+
+from spiketriton.errors import UserError, one_line, warn
+from spiketriton.models import Network
+from spiketriton.neurons import Norm
+from spiketriton.runs.checkpoint import Checkpoints, DamagedCheckpoint, read_checkpoint
+from spiketriton.runs.folder import RunFolder
+
+Weights = dict[str, Tensor]
+TORCHVISION = "torchvision:"
+NESTED = ("model", "state_dict", "model_state_dict", "net")  # where other trainers keep the weights
+
+
+@dataclass
+class Taken:
+    """What was taken of other weights, and what was left, with the reason."""
+
+    source: str
+    taken: list[str] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)  # of the source, and why
+    fresh: list[str] = field(default_factory=list)  # of the network
+
+    def lines(self) -> list[str]:
+        """In words, a few names of each."""
+        lines = [f"weights: {len(self.taken)} tensors taken from {self.source}"]
+        reasons: dict[str, list[str]] = {}
+        for name, why in self.left.items():
+            reasons.setdefault(why, []).append(name)
+        lines += [f"  left, {why}: {_some(names)}" for why, names in reasons.items()]
+        return lines + [f"  not in it, as the recipe begins: {_some(self.fresh)}"] * bool(
+            self.fresh
+        )
+
+
+def find_weights(source: str) -> Weights:
+    """The weights that `train.init_from` names, on the CPU. UserError: there are none.
+
+    The ANN twins of plain-block ResNets have torchvision's names, and so have SpikingJelly's spiking
+    ResNets but for their neurons; "module." in front, which parallel training leaves, is dropped.
+    """
+    if source.startswith(TORCHVISION):
+        found = _of_torchvision(source.removeprefix(TORCHVISION))
+    elif Path(source).is_dir():
+        folder = RunFolder.find(source)
+        state = Checkpoints(folder.checkpoints, warn).load()
+        if state is None:
+            raise UserError(f"train.init_from: {source} holds no checkpoint yet")
+        found = state["model"]
+    else:
+        found = _of_file(Path(source))
+    return {name.removeprefix("module."): value for name, value in found.items()}
+
+
+def _of_torchvision(name: str) -> Weights:
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        tip = (
+            f"did you mean {TORCHVISION}{near[0]}?" if near else "accepted: as torchvision:resnet50"
+        )
+        raise UserError(f"train.init_from: torchvision has no model {name!r}; {tip}")
+    try:
+        return torchvision.models.get_model(name, weights="DEFAULT").state_dict()
+    except OSError as error:
+        raise UserError(
+            f"train.init_from: the weights of {TORCHVISION}{name} cannot be downloaded ({one_line(error)}); "
+            "put the file into torch's cache, or give its path"
+        ) from None
+
+
+def _of_file(path: Path) -> Weights:
+    if not path.is_file():
+        raise UserError(
+            f"train.init_from: {path} does not exist; accepted: a run folder, a file of weights, or "
+            "torchvision:NAME"
+        )
+    try:
+        state = read_checkpoint(path)
+    except DamagedCheckpoint:  # or another program's
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+            raise UserError(
+                f"train.init_from: {path} is no file of weights: {one_line(error).split('. ')[0]}"
+            ) from None
+    for name in NESTED:
+        if isinstance(state, dict) and isinstance(state.get(name), dict):
+            state = state[name]
+    weights = (
+        {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, dict) else {}
+    )
+    if not weights:
+        raise UserError(
+            f"train.init_from: {path} holds no weights; accepted: a state_dict of tensors"
+        )
+    return weights
+
+
+@torch.no_grad()
+def take_weights(model: Network, weights: Weights, source: str) -> Taken:
+    """Copies what fits by name and shape. A head for other classes stays new.
+
+    UserError: nothing fits.
+    """
+    own = model.state_dict()
+    report = Taken(source)
+    for name, value in weights.items():
+        if name not in own:
+            report.left[name] = "which this network does not have"
+        elif own[name].shape != value.shape:
+            report.left[name] = "of another shape" + " (a new head)" * name.startswith("fc.")
+        else:
+            own[name].copy_(value)
+            report.taken.append(name)
+    report.fresh = [name for name in own if name not in weights]
+    if not report.taken:
+        raise UserError(
+            f"train.init_from: nothing in {source} fits this network: it holds {_some(list(weights))}, and "
+            f"the network {_some(list(own))}"
+        )
+    return report
+
+
+def freeze(model: Network, patterns: Sequence[str]) -> None:
+    """Keeps the parameters that `train.freeze` names as they are. UserError: a pattern names none.
+
+    A pattern is the name of a parameter or of a layer, with * for any text.
+    """
+    parameters = dict(model.named_parameters())
+    for pattern in patterns:
+        named = [n for n in parameters if fnmatchcase(n, pattern) or fnmatchcase(n, f"{pattern}.*")]
+        if not named:
+            layers = sorted({n.rpartition(".")[0] for n in parameters})
+            near = difflib.get_close_matches(pattern, layers) or layers[:3]
+            raise UserError(
+                f'train.freeze: "{pattern}" names no parameter; accepted: as {", ".join(near)}'
+            )
+        for name in named:
+            parameters[name].requires_grad_(False)
+    if not any(p.requires_grad for p in parameters.values()):
+        raise UserError(
+            "train.freeze leaves nothing to train; accepted: patterns that leave a layer"
+        )
+    model.frozen = [
+        norm for norm in model.modules() if isinstance(norm, Norm) and not norm.weight.requires_grad
+    ]
+    model.train(model.training)
+
+
+def _some(names: Sequence[str], most: int = 4) -> str:
+    shown = ", ".join(names[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,125 @@
+"""What a network begins with: what is taken of other weights and what is left; parameters that stay."""
+
+import pytest
+import torch
+import torchvision
+
+from spiketriton.config import recipe_from_toml
+from spiketriton.errors import UserError
+from spiketriton.models import build_model
+from spiketriton.training.start import find_weights, freeze, take_weights
+from tests.small_runs import Lines, small_recipe, small_trainer
+
+
+def network(*overrides, classes=10):
+    return build_model(small_recipe(*overrides), classes=classes, channels=1, image_size=8)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    path = tmp_path_factory.mktemp("trained") / "run"
+    small_trainer(path, "train.max_steps=3").fit()
+    return path
+
+
+@pytest.mark.parametrize("of", ["run", "checkpoint", "state_dict", "nested", "parallel"])
+def test_weights_are_found_in_runs_and_files(trained, tmp_path, of):
+    state = torch.load(trained / "checkpoints" / "last.pt", weights_only=True)["model"]
+    path = tmp_path / "other.pt"
+    if of == "run":
+        path = trained
+    elif of == "checkpoint":
+        path = trained / "checkpoints" / "last.pt"
+    elif of == "state_dict":
+        torch.save(state, path)
+    elif of == "nested":
+        torch.save({"epoch": 3, "state_dict": state}, path)
+    else:
+        torch.save({f"module.{name}": value for name, value in state.items()}, path)
+    found = find_weights(str(path))
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], value) for name, value in state.items())
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("nowhere", "nowhere does not exist"),
+        ("text", "is no file of weights"),
+        ("empty", "holds no weights"),
+        (".", "holds no run"),
+        ("torchvision:resnet5", "did you mean torchvision:resnet50?"),
+    ],
+)
+def test_sources_without_weights_are_named(tmp_path, monkeypatch, source, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text").write_text("no weights")
+    torch.save({"epoch": 3}, tmp_path / "empty")
+    with pytest.raises(UserError) as caught:
+        find_weights(source)
+    assert words in str(caught.value)
+
+
+def test_an_ann_of_torchvision_fits_the_plain_resnet_name_by_name(monkeypatch):
+    text = (
+        'data.name="imagenette"\nmodel.name="resnet18"\nmodel.stem="imagenet"\nneuron.kind="{}"\n'
+    )
+    theirs = torchvision.models.resnet18()
+    monkeypatch.setattr(torchvision.models, "get_model", lambda name, weights: theirs)
+    for kind in ("relu", "lif"):
+        recipe = recipe_from_toml(text.format(kind), "x")
+        ours = build_model(recipe, classes=10, channels=3, image_size=64)
+        report = take_weights(ours, find_weights("torchvision:resnet18"), "torchvision:resnet18")
+        assert report.left == {
+            name: "of another shape (a new head)" for name in ("fc.weight", "fc.bias")
+        }
+        assert report.fresh == []
+        assert torch.equal(ours.layer4[1].conv2.weight, theirs.layer4[1].conv2.weight)
+
+
+def test_another_number_of_classes_gets_a_new_head_and_the_report_says_so(trained):
+    net = network(classes=5)
+    head = net.fc.weight.detach().clone()
+    report = take_weights(net, find_weights(str(trained)) | {"extra": torch.ones(1)}, "a run")
+    assert torch.equal(net.fc.weight, head)
+    lines = report.lines()
+    assert lines[0] == f"weights: {len(report.taken)} tensors taken from a run"
+    assert "  left, of another shape (a new head): fc.weight, fc.bias" in lines
+    assert "  left, which this network does not have: extra" in lines
+
+
+def test_weights_of_which_nothing_fits_are_refused():
+    with pytest.raises(UserError, match="nothing in there fits this network: it holds a, and"):
+        take_weights(network(), {"a": torch.ones(1)}, "there")
+
+
+def test_a_run_begins_with_the_weights_and_says_so(trained, tmp_path):
+    display = Lines()
+    trainer = small_trainer(tmp_path / "run", f"train.init_from={trained}", display=display)
+    state = torch.load(trained / "checkpoints" / "last.pt", weights_only=True)["model"]
+    assert all(torch.equal(v, state[name]) for name, v in trainer.model.state_dict().items())
+    assert "tensors taken from" in display.text
+
+
+@pytest.mark.parametrize("patterns", [("conv1", "bn1"), ("layer1.*",), ("*.conv?.weight",)])
+def test_what_is_frozen_stays_and_the_rest_learns(tmp_path, patterns):
+    listed = ", ".join(f'"{p}"' for p in patterns)
+    trainer = small_trainer(tmp_path / "run", f"train.freeze=[{listed}]", "train.weight_decay=0.1")
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    frozen = {n for n, p in trainer.model.named_parameters() if not p.requires_grad}
+    assert frozen
+    trainer.fit(until=3)
+    norms = {name for name, m in trainer.model.named_modules() if m in trainer.model.frozen}
+    for name, value in trainer.model.state_dict().items():
+        kept = name in frozen or name.rpartition(".")[0] in norms
+        assert torch.equal(value, before[name]) == kept, name
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [("conv9", '"conv9" names no parameter'), ("*", "leaves nothing to train")],
+)
+def test_patterns_that_name_nothing_or_all_are_refused(pattern, words):
+    with pytest.raises(UserError) as caught:
+        freeze(network(), [pattern])
+    assert words in str(caught.value)
