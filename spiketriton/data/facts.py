@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from spiketriton.data.splits import load_rgb
+from spiketriton.data.splits import load_rgb, on_white
 from spiketriton.errors import UserError
 
 
@@ -92,12 +92,13 @@ class GivenSplit:
     def _photograph(self, image: Any) -> Image.Image:
         if isinstance(image, Tensor):
             return F.to_pil_image(image)
-        return _opened(image).convert("RGB")
+        return on_white(_opened(image))
 
     def _pixels(self, image: Any) -> Tensor:
         if isinstance(image, Tensor):
             return image
-        return F.pil_to_tensor(_opened(image).convert("L" if self.channels == 1 else "RGB"))
+        shown = on_white(_opened(image))
+        return F.pil_to_tensor(shown.convert("L") if self.channels == 1 else shown)
 
 
 def _as_bytes(images: Tensor, channels: int) -> Tensor:

@@ -107,10 +107,29 @@ def imagefolder(config: DataConfig) -> Source:
         )
 
     def read(split: str) -> tuple[list[str], list[tuple[str, int]]]:
-        found = datasets.ImageFolder(root / split, loader=str)
+        found = _VisibleFolders(root / split, loader=str, is_valid_file=_is_image)
         return found.classes, found.samples
 
     return _photographs(read, root, ["train", test_name, *held_out], config)
+
+
+IMAGE_ENDINGS = (*datasets.folder.IMG_EXTENSIONS, ".gif")
+
+
+def _is_image(path: str) -> bool:
+    name = path.rpartition("/")[2].lower()
+    return name.endswith(IMAGE_ENDINGS) and not name.startswith(".")
+
+
+class _VisibleFolders(datasets.ImageFolder):
+    """Class folders whose names begin with a dot, as .ipynb_checkpoints, are none."""
+
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        classes, _ = super().find_classes(directory)
+        shown = [name for name in classes if not name.startswith(".")]
+        if not shown:
+            raise FileNotFoundError(f"no class folder in {directory}")
+        return shown, {name: index for index, name in enumerate(shown)}
 
 
 def _photographs(

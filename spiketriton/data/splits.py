@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from spiketriton.errors import UserError, one_line
 
@@ -69,6 +69,8 @@ class FileSplit:
 def load_rgb(path: Path, class_name: str) -> Image.Image:
     """The file as an RGB image, whatever its mode (grey, 16-bit grey, palette, CMYK, with alpha).
 
+    It is turned as its EXIF tag says, transparent parts are blended onto white, and of an animation
+    the first frame is taken.
     Raises `UserError` naming the file and its class when it is empty, cut short or not an image.
     """
     try:
@@ -76,8 +78,16 @@ def load_rgb(path: Path, class_name: str) -> Image.Image:
             if image.mode.startswith("I"):  # 16-bit grey: convert("RGB") would clip it to white
                 high_byte = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255)
                 return Image.fromarray(high_byte.astype(np.uint8)).convert("RGB")
-            return image.convert("RGB")
+            return on_white(ImageOps.exif_transpose(image))
     except Exception as error:  # Pillow's decoders raise anything on damaged input
         empty = path.exists() and path.stat().st_size == 0
         why = "the file is empty" if empty else one_line(error) or type(error).__name__
         raise UserError(f"cannot read image {path} (class {class_name}): {why}") from error
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """An image of any 8-bit mode as RGB, its transparent parts blended onto white."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
