@@ -36,6 +36,7 @@ def draw_evaluations(folder: Path, evaluations: list[Evaluation]) -> list[Path]:
             "energy.png": partial(energy, evaluations, title),
             "rates.png": partial(rates, main, title),
             "confusion.png": partial(confusion, main, title),
+            "sample.png": partial(sample, main, title),
         },
     )
 
@@ -145,4 +146,39 @@ def confusion(one: Evaluation, title: str) -> Figure:
                     colour = "white" if share[row, column] > 55 else "black"
                     text = f"{share[row, column]:.0f}"
                     axes.text(column, row, text, ha="center", va="center", color=colour, size=8)
+    return figure
+
+
+def sample(one: Evaluation, title: str) -> Figure | None:
+    """One test image, the answer after each step, and the spikes of some neurons of every layer."""
+    found = one.raster
+    if found is None:
+        return None
+    names = list(found.spikes)
+    figure = new_figure(11, 2.6 + 0.3 * len(names), title)
+    left, right = figure.subplots(1, 2, width_ratios=[1, 2.2])
+    left.imshow(np.array(found.image), cmap="gray", interpolation="nearest")
+    left.grid(False)
+    left.set_xticks([])
+    left.set_yticks([])
+    answers = [
+        f"after {t}: {answer} ({share:.0%})"
+        for t, (answer, share) in enumerate(zip(found.answers, found.shares, strict=True), 1)
+    ]
+    most = 8  # lines below the image; of more steps, the first and the last ones
+    if len(answers) > most:
+        answers = [*answers[: most // 2], "...", *answers[-most // 2 :]]
+    left.set(title=f"A test image: {found.label}", xlabel="\n".join(answers))
+    height = 1
+    for place, name in enumerate(names):
+        spikes = np.array(found.spikes[name])  # [T, neurons]
+        step, neuron = np.nonzero(spikes)
+        heights = place + 0.1 + 0.8 * (neuron + 0.5) / spikes.shape[1]
+        right.scatter(step + 1, heights, s=14, marker="|", color=COLOURS[place % 2])
+        height = len(spikes)
+    right.set(title="Spikes of some neurons of each layer", xlabel="time step")
+    right.set_yticks(np.arange(len(names)) + 0.5, names, fontsize=8)
+    right.set_ylim(len(names), 0)  # the input is at the top
+    right.set_xticks([1 + tick for tick in figures.thinned(height, 12)])
+    right.set_xlim(0.5, height + 0.5)
     return figure

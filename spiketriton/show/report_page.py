@@ -237,6 +237,9 @@ def _gradients(folder: RunFolder, recipe: Recipe, title: str) -> Iterator[str]:
 def _activity(main: Evaluation | None, title: str) -> Iterator[str]:
     if main is None:
         return
+    picture = evaluation_pictures.sample(main, title)
+    if picture is not None:
+        yield _figure(picture, "one test image, its answers and its spikes")
     yield _figure(evaluation_pictures.rates(main, title), "activity by layer and time step")
     yield _table(layer_head(main), list(layer_rows(main)))
     yield f"<p>{layer_legend(main)}</p>"

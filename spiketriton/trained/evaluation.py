@@ -26,6 +26,7 @@ from spiketriton.models.graph import Graph, graph_of
 from spiketriton.neurons import IF, Norm, SpikingNeuron, one_by_one
 from spiketriton.runs.rows import json_text
 from spiketriton.trained.energy import Workload, ann_energy_pj, energy_pj, spike_sources, workload
+from spiketriton.trained.raster import Raster, raster_of
 from spiketriton.trained.run import Run, with_bar
 from spiketriton.training import environment
 
@@ -114,6 +115,7 @@ class Evaluation:
         None  # of the recordings, in the mean; None: bins of no fixed length
     )
     samples: list[Sample] = dataclasses.field(default_factory=list)  # of events, for pictures
+    raster: Raster | None = None  # of one image, for a picture
 
     @property
     def steps(self) -> int:
@@ -153,6 +155,7 @@ class Evaluation:
         values = json.loads(text)
         values["layers"] = [Layer(**layer) for layer in values["layers"]]
         values["interval"] = [tuple(pair) for pair in values["interval"]]
+        values["raster"] = Raster(**values["raster"]) if values.get("raster") else None
         values["samples"] = [Sample(**sample) for sample in values.get("samples", [])]
         return cls(**values)
 
@@ -236,6 +239,7 @@ def evaluate(run: Run, steps: int | None = None, batch_size: int = 0) -> Evaluat
         events=bool(data.facts.frames),
         ms_per_step=None if data.bin_ms is None else float(data.bin_ms[test.members].mean()),
         samples=_samples(run) if data.facts.frames else [],
+        raster=raster_of(run),
     )
 
 
