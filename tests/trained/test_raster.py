@@ -36,7 +36,7 @@ def test_answers_and_spikes_are_the_networks_own(tmp_path):
     image, raster = figure.axes
     assert image.get_title() == f"A test image: {found.label}"
     assert image.get_xlabel().count("after ") == 3
-    drawn = sum(len(ticks.get_offsets()) for ticks in raster.collections)
+    drawn = sum(len(ticks.get_segments()) for ticks in raster.collections)
     assert drawn == sum(sum(row) for steps in found.spikes.values() for row in steps)
 
 
