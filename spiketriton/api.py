@@ -33,6 +33,7 @@ def train(
     *,
     run_dir: str | Path | None = None,
     resume: str | Path | None = None,
+    extend: int | None = None,
     quiet: bool = False,
     **keys: Any,
 ) -> "Run":
@@ -44,6 +45,7 @@ def train(
         recipe: a recipe file, or the name of a shipped recipe.
         run_dir: the run folder; None: runs/<recipe>-<time>.
         resume: the folder of a run to continue, instead of `recipe` and `run_dir`.
+        extend: with `resume`, train to this many epochs in all.
         quiet: show warnings only.
         keys: changes to the recipe: a key of [train] or of the top level by its name (`epochs=2`,
             `seed=1`), any other with its table (`**{"neuron.kind": "if"}`).
@@ -55,6 +57,8 @@ def train(
     """
     if (recipe is None) == (resume is None):
         raise UserError("accepted: either a recipe, or resume=RUN")
+    if extend is not None and resume is None:
+        raise UserError("extend needs resume=RUN, the run to extend")
     if resume is not None and run_dir is not None:
         raise UserError("run_dir contradicts resume, which continues in the folder of the run")
     given, folder = find_run(
@@ -63,6 +67,7 @@ def train(
         None if run_dir is None else str(run_dir),
         None if resume is None else str(resume),
         values_by_key(keys),
+        extend,
     )
     display = Quiet() if quiet else make_display()
     with undisturbed_draws(), folder.held():

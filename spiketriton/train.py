@@ -22,6 +22,7 @@ examples:
   python -m spiketriton.train quickstart
   python -m spiketriton.train recipes/quickstart.toml train.epochs=1 neuron.kind=relu
   python -m spiketriton.train --resume runs/quickstart-20250101-120000
+  python -m spiketriton.train --resume runs/quickstart-20250101-120000 --extend 20
 
 Ctrl-C, SIGTERM or a closed terminal finishes the step, saves, and prints the command that resumes the run.
 Exit codes: 0 done, 2 a mistake in the command or the recipe (also: too large for the memory),
@@ -40,9 +41,18 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=KEYS_HELP)
     parser.add_argument("--run-dir", metavar="DIR", help="run folder (runs/<recipe>-<time>)")
     parser.add_argument("--resume", metavar="RUN", help="continue the run in this folder")
+    parser.add_argument(
+        "--extend", metavar="EPOCHS", help="with --resume: train to this many epochs in all"
+    )
     args = parser.parse_intermixed_args(arguments)
     if args.recipe is None and args.resume is None:
         parser.error("no RECIPE was given")
+    if args.extend is not None:
+        if args.resume is None:
+            parser.error("--extend needs --resume RUN, the run to extend")
+        if not args.extend.isdecimal() or not 1 <= int(args.extend) <= 10**9:
+            parser.error(f"--extend {args.extend}: accepted: a number of epochs")
+        args.extend = int(args.extend)
     if args.run_dir is not None and args.resume is not None:
         parser.error("--run-dir contradicts --resume, which continues in the folder of the run")
     if args.resume is not None and "=" in (args.recipe or ""):  # the recipe is that of the run
@@ -54,7 +64,9 @@ def main(arguments: list[str]) -> int:
     with ranks_of_torchrun() as ranks:
         args = parse(arguments)
         recipe, folder = ranks.decide(
-            partial(find_run, args.recipe, args.overrides, args.run_dir, args.resume)
+            partial(
+                find_run, args.recipe, args.overrides, args.run_dir, args.resume, extend=args.extend
+            )
         )
         folder = folder if ranks.first else Onlooker(folder.path)
         with folder.held():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from spiketriton import __version__
-from spiketriton.config import Recipe, recipe_from_toml, to_toml
+from spiketriton.config import Recipe, recipe_from_toml, replace, to_toml
 from spiketriton.data import Data, TestSet
 from spiketriton.errors import EXIT_DONE, EXIT_ERROR, UserError
 from spiketriton.gradients.calibration import (
@@ -355,15 +355,36 @@ class Trainer:
                 raise UserError(
                     f"{self.folder.path} was converted, not trained: it has no next step"
                 )
-            refuse_another_recipe(
-                self.recipe, recipe_from_toml(state["recipe"], state["name"], self.own_plugins())
-            )
+            own = self.own_plugins()
+            trained = recipe_from_toml(state["recipe"], state["name"], own)
+            before, epochs = trained.train.epochs, self.recipe.train.epochs
+            if before < epochs:  # the folder's recipe, which was compared before, has been extended
+                trained = replace(trained, values={"train.epochs": epochs})
+            refuse_another_recipe(self.recipe, trained)
             self.load_state_dict(state)
             self.saved_at = self.step
+            if before < self.recipe.train.epochs:
+                self.extend(before)
             if not self.recipe.train.threads and (sessions := self.folder.sessions()):
                 environment.use_threads_of(sessions[-1])
             self.display.note(f"resumes after step {self.step} of {self.plan.steps}")
         self.folder.cut(self.step, self.progress.tested_at)
+
+    def extend(self, before: int) -> None:
+        """Continues a run of `before` epochs on the schedule of the longer one."""
+        rates = [
+            base * factor(self.step)
+            for base, factor in zip(self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
+        ]
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        self.schedule._last_lr = rates
+        self.progress.since_best = 0
+        self.display.note(
+            f"extended from {before} to {self.recipe.train.epochs} epochs: the learning rate continues as "
+            f"in a run of {self.recipe.train.epochs} epochs, {rates[0]:.3g} at step {self.step + 1} of "
+            f"{self.plan.steps}"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on; the data are a function of (seed, step).

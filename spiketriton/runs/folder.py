@@ -17,6 +17,7 @@ import errno
 import fcntl
 import itertools
 import time
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -142,9 +143,12 @@ class RunFolder:
         sessions = self.sessions()
         sessions.append({"recipe": recipe.name, **environment})
         write_json(self.environment, sessions)
-        if not self.recipe.exists():
+        if not self.recipe.exists() or self._epochs() != recipe.train.epochs:  # new, or extended
             replace_file(self.recipe, to_toml(recipe))
         self._record_plugins(recipe)
+
+    def _epochs(self) -> int:
+        return int(tomllib.loads(self.recipe.read_text("utf-8"))["train"]["epochs"])
 
     def _record_plugins(self, recipe: Recipe) -> None:
         """Writes plugins.json when a run begins; later sessions warn if the code is another."""
@@ -230,8 +234,9 @@ def find_run(
     run_dir: str | None,
     resume: str | None,
     values: Mapping[str, Any] | None = None,
+    extend: int | None = None,
 ) -> tuple[Recipe, RunFolder]:
-    """The recipe and the folder of a new run, or of the one to `resume`.
+    """The recipe and the folder of a new run, or of the one to `resume`, perhaps to `extend` epochs.
 
     `values` are overrides as Python values.
 
@@ -250,7 +255,22 @@ def find_run(
         else replace(begun, *overrides, values=values)
     )
     refuse_another_recipe(given, begun)
-    return given, folder
+    return (given if extend is None else _extended(given, extend)), folder
+
+
+def _extended(recipe: Recipe, epochs: int) -> Recipe:
+    """The recipe with more epochs. UserError: it has as many already, or ends by its steps."""
+    if recipe.train.max_steps:
+        raise UserError(
+            f"--extend {epochs} has no effect on a run that ends after train.max_steps = "
+            f"{recipe.train.max_steps} steps"
+        )
+    if epochs <= recipe.train.epochs:
+        raise UserError(
+            f"--extend {epochs}: the run has {recipe.train.epochs} epochs already; accepted: more, "
+            "counted from its beginning"
+        )
+    return replace(recipe, values={"train.epochs": epochs})
 
 
 def make_writable(folder: Path) -> None:

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 from spiketriton.config import TrainConfig
 
@@ -45,7 +45,7 @@ def build_optimizer(cfg: TrainConfig, model: nn.Module) -> Optimizer:
     return AdamW(groups, lr=cfg.lr, fused=True)
 
 
-def build_schedule(cfg: TrainConfig, optimizer: Optimizer, total_steps: int) -> LRScheduler:
+def build_schedule(cfg: TrainConfig, optimizer: Optimizer, total_steps: int) -> LambdaLR:
     """The learning rate over `total_steps` optimizer steps; call `.step()` after each of them.
 
     one_cycle: torch's OneCycleLR without momentum cycling: cosine up from lr/25 to lr in the first

@@ -243,7 +243,7 @@ def test_without_a_signal_a_failing_step_is_an_error(tmp_path):
         trainer.fit()
 
 
-@pytest.mark.parametrize("given", ["train.lr=0.5", "train.epochs=9", "model.width=8"])
+@pytest.mark.parametrize("given", ["train.lr=0.5", "train.epochs=2", "model.width=8"])
 def test_another_recipe_is_refused(tmp_path, given):
     small_trainer(tmp_path / "run").fit(until=2)
     with pytest.raises(UserError, match=given.split("=")[0]):
@@ -374,3 +374,41 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path, capsys):
     assert main(["--resume", str(tmp_path / "run")]) == EXIT_DONE
     assert "21 of 21" in capsys.readouterr().out
     assert_equal(before, last_state(tmp_path / "run"))
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_finished_run_is_extended_on_the_schedule_of_the_longer_one(tmp_path, capsys):
+    run, longer = tmp_path / "run", ["train.epochs=5", "train.schedule=cosine"]
+    small_trainer(run, "train.schedule=cosine").fit()
+    expected = small_trainer(tmp_path / "longer", *longer)
+    expected.fit(until=25)
+    assert main(["--resume", str(run), "--extend", "5"]) == EXIT_DONE
+    assert "extended from 3 to 5 epochs: the learning rate continues as in a run of 5 epochs, " in (
+        capsys.readouterr().out
+    )
+    rows = RunFolder(run).metrics.read()
+    assert [row["step"] for row in rows if row["kind"] == "eval"] == [7, 14, 21, 28, 35]
+    ours = {row["step"]: row["lr"] for row in rows if row["kind"] == "train"}
+    theirs = RunFolder(tmp_path / "longer").metrics.read()
+    rates = {row["step"]: row["lr"] for row in theirs if row["kind"] == "train"}
+    assert ours[24] == pytest.approx(rates[24], rel=1e-6)
+    assert last_state(run)["step"] == 35
+    assert RunFolder(run).load_recipe().train.epochs == 5
+    assert main(["--resume", str(run)]) == EXIT_DONE  # it is a run of five epochs now
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--extend", "5"], "no RECIPE was given"),
+        (["a.toml", "--extend", "5"], "--extend needs --resume"),
+        (["--resume", "run", "--extend", "x"], "--extend x: accepted: a number of epochs"),
+        (["--resume", "run", "--extend", "3"], "the run has 3 epochs already"),
+    ],
+)
+def test_extensions_that_extend_nothing_are_refused(tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    small_trainer(tmp_path / "run").fit(until=1)
+    with pytest.raises(UserError) as caught:
+        main(arguments)
+    assert words in str(caught.value)
