@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from spiketriton.config import load_recipe, recipe_from_toml, replace, to_toml
+from spiketriton.errors import UserError
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
 NAMES = [path.stem for path in RECIPES]
@@ -27,6 +28,9 @@ def test_the_promised_recipes_are_there():
         "imagenette_r18",
         "imagenette_r50",
         "imagenette_r50_ann",
+        "digits_dvs",
+        "cifar10_dvs_vggsnn",
+        "dvs_gesture_7b",
     }
 
 
@@ -64,6 +68,10 @@ def test_the_head_of_a_recipe_has_its_command(path):
     ],
 )
 def test_a_recipe_takes_the_usual_overrides(path, override):
+    if (path.stem, override) == ("cifar10_dvs_vggsnn", "model.block=sew"):
+        with pytest.raises(UserError, match="needs skip connections"):
+            load_recipe(path, [override])
+        return
     recipe = load_recipe(path, [override])
     assert recipe == replace(load_recipe(path), override)
     assert recipe_from_toml(to_toml(recipe), path.stem) == recipe
@@ -84,3 +92,34 @@ def test_the_main_recipe_is_what_was_promised():
     assert (recipe.model.name, recipe.model.block, recipe.model.norm) == ("resnet50", "ms", "bn")
     assert (recipe.time_steps, recipe.train.precision) == (10, "bf16")
     assert (recipe.train.optimizer, recipe.train.schedule) == ("adamw", "one_cycle")
+
+
+def test_the_recipe_on_cifar10_dvs_is_the_papers():
+    """TET (Deng et al. 2022): recipe, network and neuron of the authors' code."""
+    recipe = load_recipe(RECIPES[NAMES.index("cifar10_dvs_vggsnn")])
+    assert (recipe.model.name, recipe.time_steps, recipe.data.image_size) == ("vggsnn", 10, 48)
+    neuron, train = recipe.neuron, recipe.train
+    assert (neuron.kind, 1 - 1 / neuron.tau, neuron.decay_input) == ("lif", 0.5, False)
+    assert (neuron.reset, neuron.detach_reset, neuron.v_threshold) == ("hard", False, 1.0)
+    surrogate = neuron.surrogate
+    assert (surrogate.shape, surrogate.height, surrogate.width) == ("triangle", 1.0, 1.0)
+    assert (recipe.loss.kind, recipe.loss.tet_lambda) == ("tet", 1e-3)
+    assert (train.optimizer, train.lr, train.weight_decay) == ("adamw", 1e-3, 0.0)  # is Adam
+    assert (train.batch_size, train.epochs, train.schedule) == (128, 150, "cosine")
+    augmentation = recipe.data.augmentation
+    assert (augmentation.flip, augmentation.roll) == (True, 5)
+
+
+def test_the_recipe_on_gesture_is_the_papers():
+    """SEW-ResNet (Fang et al. 2021): trained on 12 of 16 frames, a tenth of the rate every 64 epochs."""
+    recipe = load_recipe(RECIPES[NAMES.index("dvs_gesture_7b")])
+    assert (recipe.model.name, recipe.model.block) == ("net7b", "sew")
+    assert (recipe.time_steps, recipe.data.augmentation.delete) == (16, 4)
+    assert (recipe.data.bins, recipe.data.count, recipe.data.augment) == ("number", "raw", "none")
+    neuron, train = recipe.neuron, recipe.train
+    assert (neuron.kind, neuron.tau, neuron.decay_input) == ("plif", 2.0, True)
+    assert (neuron.reset, neuron.detach_reset) == ("hard", True)
+    assert (train.optimizer, train.lr, train.momentum, train.weight_decay) == ("sgd", 1e-3, 0.9, 0)
+    assert (train.batch_size, train.epochs) == (16, 192)
+    assert (train.schedule, train.gamma) == ("step", 0.1)
+    assert [round(192 * share, 9) for share in train.milestones] == [64, 128]

@@ -88,8 +88,8 @@ def record(images: np.ndarray, keys: np.ndarray) -> list[np.ndarray]:
     height, width = SENSOR
     pixels = height * width
     enlarged = _enlarged(images)
-    draws = uniforms(mix(keys, _SPREAD), 2 * pixels).reshape(2, len(images), height, width)
-    spread = np.sqrt(-2 * np.log1p(-draws[0])) * np.cos(2 * math.pi * draws[1])  # Box and Muller
+    draws = uniforms(mix(keys, _SPREAD), 2 * pixels).reshape(len(images), 2, height, width)
+    spread = _normal(draws[:, 0], draws[:, 1])
     threshold = THRESHOLD * np.maximum(1 + THRESHOLD_SPREAD * spread, 0.5)
 
     before = _brightness(enlarged, 0.0)
@@ -160,12 +160,17 @@ def _rolled(images: np.ndarray, by: int, axis: int) -> np.ndarray:
     return np.roll(images, by, axis)
 
 
+def _normal(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Standard normal draws of two uniform ones each (Box and Muller 1958)."""
+    return np.sqrt(-2 * np.log1p(-first)) * np.cos(2 * math.pi * second)
+
+
 def _noise(keys: np.ndarray) -> np.ndarray:
     """Events of no cause: [5, N] of image, t, x, y, p."""
     height, width = SENSOR
     mean = NOISE_HZ * height * width * DURATION_US * 1e-6
     draws = uniforms(mix(keys, _COUNT), 2)
-    normal = np.sqrt(-2 * np.log1p(-draws[:, 0])) * np.cos(2 * math.pi * draws[:, 1])
+    normal = _normal(draws[:, 0], draws[:, 1])  # of a mean of 600, a Poisson number is normal
     counts = np.maximum(np.rint(mean + math.sqrt(mean) * normal), 0).astype(np.int64)
     image = np.repeat(np.arange(len(keys)), counts)
     numbers = np.arange(len(image)) - np.repeat(np.cumsum(counts) - counts, counts)

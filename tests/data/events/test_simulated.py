@@ -1,0 +1,149 @@
+"""The simulated camera: events where brightness moves, the same each time, in every format."""
+
+import numpy as np
+import pytest
+
+from spiketriton.data.draws import mix
+from spiketriton.data.events import FORMATS, read_events, simulated
+from spiketriton.data.events.recordings import RECORDINGS
+from spiketriton.data.events.simulated import DURATION_US, REFRACTORY_US, SENSOR, record
+from spiketriton.errors import UserError
+from tests.small_data import data_recipe
+
+KEYS = mix(3, np.arange(4, dtype=np.uint64))
+
+
+def images(count=4):
+    return np.random.default_rng(0).random((count, 8, 8)).round(1)
+
+
+def without_noise(monkeypatch):
+    monkeypatch.setattr(simulated, "NOISE_HZ", 0.0)
+
+
+def test_events_are_ordered_and_lie_on_the_sensor():
+    for events in record(images(), KEYS):
+        assert len(events) > 1000
+        assert (np.diff(events["t"]) >= 0).all()
+        assert events["t"].min() >= 0
+        assert events["t"].max() < DURATION_US
+        assert events["x"].max() < SENSOR[1]
+        assert events["y"].max() < SENSOR[0]
+        assert {*events["p"]} == {0, 1}
+
+
+def test_a_recording_depends_on_its_image_and_key_alone():
+    pictures = images()
+    together = record(pictures, KEYS)
+    for at in range(4):
+        (alone,) = record(pictures[at : at + 1], KEYS[at : at + 1])
+        assert np.array_equal(alone, together[at])
+    (other,) = record(pictures[:1], KEYS[1:2])
+    assert not np.array_equal(other, together[0])
+
+
+def test_a_black_image_gives_noise_alone_at_the_rate_that_is_promised():
+    keys = mix(1, np.arange(20, dtype=np.uint64))
+    counts = [len(events) for events in record(np.zeros((20, 8, 8)), keys)]
+    expected = 2.0 * 32 * 32 * 0.3
+    assert np.mean(counts) == pytest.approx(expected, rel=0.02)
+    assert np.std(counts) == pytest.approx(np.sqrt(expected), rel=0.5)
+
+
+def test_a_still_scene_gives_no_event(monkeypatch):
+    without_noise(monkeypatch)
+    monkeypatch.setattr(simulated, "CORNERS", ((0.0, 0.0),) * 4)
+    (events,) = record(images(1), KEYS[:1])
+    assert len(events) == 0
+
+
+def test_an_edge_gives_the_events_of_its_step_in_brightness(monkeypatch):
+    """ON where the bar arrives, OFF where it leaves, as many as thresholds fit in the step."""
+    without_noise(monkeypatch)
+    monkeypatch.setattr(simulated, "THRESHOLD_SPREAD", 0.0)
+    monkeypatch.setattr(simulated, "REFRACTORY_US", 0)
+    monkeypatch.setattr(simulated, "CORNERS", ((0.0, 0.0), (4.0, 0.0), (4.0, 0.0), (4.0, 0.0)))
+    bar = np.zeros((1, 8, 8))
+    bar[:, :, 2:4] = 1.0
+    (events,) = record(bar, KEYS[:1])
+    assert events["t"].max() < 100_000
+    row = events[events["y"] == 16]
+    before = simulated._brightness(simulated._enlarged(bar), 0.0)[0, 16]
+    after = simulated._brightness(simulated._enlarged(bar), 1.0)[0, 16]
+    for x in range(32):
+        there = row[row["x"] == x]
+        net = int((there["p"] == 1).sum()) - int((there["p"] == 0).sum())
+        assert abs(net - (after[x] - before[x]) / 0.25) < 1
+    first = row[row["p"] == 1]["x"]
+    assert first.min() > row[row["p"] == 0]["x"].min()
+
+
+def test_no_pixel_fires_within_its_refractory_time(monkeypatch):
+    without_noise(monkeypatch)
+    (events,) = record(images(1), KEYS[:1])
+    pixel = events["y"].astype(int) * 32 + events["x"]
+    order = np.lexsort((events["t"], pixel))
+    gaps = np.diff(events["t"][order])[np.diff(pixel[order]) == 0]
+    assert len(gaps) > 100
+    assert gaps.min() >= REFRACTORY_US
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Twelve digits of each set instead of 1,797."""
+    write = simulated.np.load
+
+    class Few:
+        def __init__(self, stored):
+            self.stored = stored
+
+        def __enter__(self):
+            pick = {}
+            for name in ("train", "test"):
+                labels = self.stored[f"{name}_labels"]
+                firsts = [int(np.flatnonzero(labels == digit)[0]) for digit in range(10)]
+                pick |= {
+                    f"{name}_{k}": self.stored[f"{name}_{k}"][firsts] for k in ("images", "labels")
+                }
+            return pick
+
+        def __exit__(self, *_):
+            self.stored.close()
+
+    monkeypatch.setattr(simulated.np, "load", lambda stream: Few(write(stream)))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_same_events_are_written_and_read_in_each_format(few, tmp_path, format):
+    config = data_recipe("digits_dvs", tmp_path, data=f'format = "{format}"').data
+    found = RECORDINGS["digits_dvs"](config)
+    assert (len(found.train), len(found.test), found.sensor) == (10, 10, (32, 32))
+    assert found.format == format
+    stored = np.load  # of the real package, through the fixture
+    with stored(open(simulated.resources.files("spiketriton.data") / "digits.npz", "rb")) as digits:
+        for split, (name, part) in enumerate((("train", found.train), ("test", found.test))):
+            keys = mix(split, np.arange(10, dtype=np.uint64))
+            expected = record(digits[f"{name}_images"] / 16, keys)
+            for one in part:
+                assert one.path.suffix == FORMATS[format].ending
+                events = read_events(one.path, format, sensor=(32, 32))
+                assert np.array_equal(events, expected[int(one.path.stem)])
+                assert one.label == digits[f"{name}_labels"][int(one.path.stem)]
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [
+        f"digits_dvs_{format}_v1"
+    ]
+
+
+def test_recordings_are_made_once_and_never_half(few, tmp_path, monkeypatch):
+    folder = simulated.digits(tmp_path, "bin")
+    stamp = folder.stat().st_mtime_ns
+    assert simulated.digits(tmp_path, "bin") == folder
+    assert folder.stat().st_mtime_ns == stamp
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(simulated, "write_events", full)
+    with pytest.raises(UserError, match=r"digits_dvs_npy_v1 cannot be written: No space left"):
+        simulated.digits(tmp_path, "npy")
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [folder.name]
