@@ -46,12 +46,10 @@ Graph = dict[str, Node]  # by name, each node after its inputs
 def graph_of(model: Network) -> Graph:
     """The graph of a network, from "input" to "fc"."""
     if not isinstance(model, ResNet | FeedForward | VGGSNN | BlockNet):
-        raise TypeError(f"graph_of takes a network of this package, got {type(model).__name__}")
-    if not isinstance(model, ResNet | FeedForward):
         raise UserError(
             f"{type(model).__name__} has no graph by which operations are counted and networks "
-            "converted and exported; accepted: a ResNet or FeedForward of spiketriton.models, or a "
-            "subclass of one"
+            "converted and exported; accepted: a ResNet, FeedForward, VGGSNN or BlockNet of "
+            "spiketriton.models, or a subclass of one"
         )
     build = _Builder()
     value = build.add("input", "input", ())

@@ -224,7 +224,7 @@ def test_a_nir_file_spikes_as_the_network(root, tmp_path, capsys, net):
     run = tmp_path / "run"
     small_trainer(run, *keys(root, "train.max_steps=3", *net)).fit()
     export.main([str(run), "--to", "nir", "--out", str(tmp_path / "net.nir")])
-    assert "0 of " in capsys.readouterr().out
+    assert "replayed by NIR's equations: 0 of " in capsys.readouterr().out
     export.main([str(run), "--to", "torch", "--out", str(tmp_path / "net.pt2")])
 
 
