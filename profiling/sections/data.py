@@ -40,6 +40,10 @@ class Loading(RecipeCase):
     def numbers(self, timings: dict[str, Timing]) -> dict[str, dict[str, Any]]:
         """Images per second, and how often a loader feeds the step: below 1 the step starves."""
         rows = self.images_per_s(timings)
+        if self.spec["frames"]:  # the training process alone is one core
+            shown = self.recipe.time_steps - self.recipe.data.augmentation.delete
+            for row in rows.values():
+                row["frames_per_s"] = row["images_per_s"] * shown
         for name in timings if STEP in timings else ():
             if name != STEP:
                 rows[name]["of_step"] = timings[STEP].median / timings[name].median

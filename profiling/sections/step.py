@@ -59,6 +59,11 @@ IMAGES = {
     "synthetic": (3, 32, None),
     "fashion_mnist": (1, 28, 10),
     "digits": (1, 8, 10),
+    "dvs_gesture": (2, 128, 11),
+    "cifar10_dvs": (2, 48, 10),
+    "n_mnist": (2, 34, 10),
+    "n_caltech101": (2, 48, 101),
+    "digits_dvs": (2, 32, 10),
 }
 """Channels, side and classes of each data set's images: a step needs no data at hand."""
 
@@ -103,6 +108,7 @@ class RecipeCase(Case):
             "T": recipe.time_steps,
             "batch": recipe.train.batch_size // recipe.train.accumulate,
             "image": [channels, *[recipe.data.image_size or side] * 2],
+            "frames": [recipe.time_steps] if recipe.data.split_words else [],
             "classes": classes or recipe.data.classes,
             "precision": recipe.train.precision,
             "layout": "channels_last" if recipe.train.channels_last else "contiguous",
@@ -122,9 +128,10 @@ class Bench:
         self.exact = dataclasses.replace(self.place, precision=torch.float32)
         torch.backends.cudnn.benchmark = device.type == "cuda"  # as the trainer does
         draws = torch.Generator().manual_seed(0)
-        shape, classes = (self.spec["batch"], *self.spec["image"]), self.spec["classes"]
+        batch, classes = self.spec["batch"], self.spec["classes"]
+        shape = (*self.spec["frames"], batch, *self.spec["image"])
         images = [torch.randn(shape, generator=draws) for _ in range(BATCHES)]
-        labels = [torch.randint(classes, shape[:1], generator=draws) for _ in range(BATCHES)]
+        labels = [torch.randint(classes, (batch,), generator=draws) for _ in range(BATCHES)]
         self.batches = self.place.batches(zip(images, labels, strict=True))
 
     def model(self, *overrides: str) -> Network:

@@ -69,11 +69,19 @@ class EventTransform:
         self.moves = moves
 
     def __call__(self, frames: Tensor, keys: np.ndarray | None) -> Tensor:
+        return self.finish(self.load(frames, keys))
+
+    def load(self, frames: Tensor, keys: np.ndarray | None) -> Tensor:
+        """The first half: augmented, time first, uint8 [T', b, 2, S, S]."""
         if keys is not None:
             draws = uniforms(keys, 8)
             each = zip(frames, keys, draws, strict=True)
             frames = torch.stack([self._moved(frame, key, draw) for frame, key, draw in each])
-        counts = frames.transpose(0, 1).to(torch.float32, memory_format=torch.contiguous_format)
+        return frames.transpose(0, 1).contiguous()
+
+    def finish(self, frames: Tensor) -> Tensor:
+        """The second half, on any device: counts as the network sees them, float32."""
+        counts = frames.float()
         if self.count == "log":
             return counts.log1p_()
         return counts.clamp_(max=1) if self.count == "clip" else counts
