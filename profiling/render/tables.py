@@ -182,6 +182,7 @@ LAYOUTS: list[tuple[str, str, str, dict[str, Cell]]] = [
         "loaded by": lambda row, group:
             row["contender"] + (f" ({row['workers']} workers)" if "workers" in row else ""),
         "images/s": key("images_per_s"),
+        "frames/s, of recordings": key("frames_per_s"),
         "ms a batch (20-80 %)": spread,
         "of what a step takes": key("of_step", times),
     }),
