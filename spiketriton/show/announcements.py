@@ -101,7 +101,7 @@ def summary(display: Display, outcome: Outcome, folder: Path, pictures: Iterable
     names = ", ".join(path.name for path in pictures)
     display.parts(f"{'run folder':<{wide}}  {folder}")
     if names:
-        display.parts(f"{'pictures':<{wide}}  {names}, in the run folder")
+        display.note(f"{'pictures':<{wide}}  {names}, in the run folder", indent=" " * (wide + 2))
 
 
 def what_next(
@@ -125,7 +125,7 @@ def what_next(
         *_with_the_run(folder, recipe),
     ]:
         display.verbatim(f"  {shlex.join(command)}")
-        display.note(f"      {reason}")
+        display.note(f"      {reason}", indent=" " * 6)
 
 
 def _with_changes(

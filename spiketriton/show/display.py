@@ -49,9 +49,9 @@ class Display:
         self.due = 0.0  # seconds of training at which the next row is worth a line
         self.verdict: tuple[str, ...] | None = None  # the last one that was printed
 
-    def note(self, text: str) -> None:
-        """Prose, broken between words at the edge of a terminal."""
-        say(self.console, text, indent="  ")
+    def note(self, text: str, indent: str = "  ") -> None:
+        """Prose, broken between words at the edge of a terminal; later lines are indented."""
+        say(self.console, text, indent=indent)
         self.stream.flush()
 
     def verbatim(self, text: str) -> None:
@@ -165,10 +165,11 @@ class Quiet(Display):
         super().__init__(io.StringIO())
         self.warns = warns
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, indent: str = "") -> None:
         pass
 
-    verbatim = note
+    def verbatim(self, text: str) -> None:
+        pass
 
     def parts(self, *parts: str) -> None:
         pass
@@ -226,7 +227,7 @@ class LiveDisplay(Display):
         self.bars.update(
             self.epoch_bar,
             completed=plan.epoch(step),
-            count=f"{plan.epoch(step):.2f} of {self.epochs:g}  {self.left}",
+            count=f"{plan.epoch(step):.2f} of {self.epochs:.3g}  {self.left}",
         )
         self.bars.update(
             self.step_bar,

@@ -219,7 +219,8 @@ def test_what_a_run_says_fits_the_screen(width, file, monkeypatch):
     data = build_data(recipe)
     model = build_model(recipe, classes=10, channels=data.channels, image_size=data.image_size)
     announce_parts(display, recipe, data, model, Plan.of(recipe, data))
-    summary(display, outcome(), Path("runs/x"), [Path("runs/x/curves.png")])
+    drawn = [Path(f"runs/x/{name}.png") for name in ("curves", "gradients", "firing")]
+    summary(display, outcome(), Path("runs/x"), drawn)
     what_next(display, outcome(), Path("runs/x"), recipe, [file])
     for line in display.stream.getvalue().splitlines():
         command = line.startswith("  ") and line.split()[0] in ("python", "cp")
