@@ -62,11 +62,11 @@ struct Block {
 // h of a step from the membrane before it; a delayed reset comes first.
 template <class A, int KIND>
 inline A charge(A v, A x, A decay, A leak, A threshold, A gain, A v_reset, int reset, bool leaks) {
-    if constexpr (KIND == LEAKY) {
-        if (leaks) return v + gain * x - leak * (v - v_reset);
-        if (reset == DELAYED_HARD && v >= threshold) v = A(0);
-        const A h = decay * v + gain * x;
-        return reset == DELAYED_SOFT && v >= threshold ? h - threshold : h;
+    if constexpr (KIND == LEAKY) {  // no branches, so that compilers vectorise it
+        const bool fired = v >= threshold, zeroed = (reset == DELAYED_HARD) & fired, taken = (reset == DELAYED_SOFT) & fired;
+        const A plain = decay * (zeroed ? A(0) : v) + gain * x, pulled = v + gain * x - leak * (v - v_reset);
+        const A h = leaks ? pulled : plain;
+        return taken ? h - threshold : h;
     }
     return decay * v + gain * x;
 }
@@ -87,7 +87,8 @@ inline A settle(A h, A leak, A threshold, A rho, A beta, A v_reset, A levels, in
     }
     const A top = KIND == ADAPTIVE ? threshold + beta * m : threshold, s = h >= top ? A(1) : A(0);
     if constexpr (KIND == ADAPTIVE) m = rho * m + (A(1) - rho) * s;
-    v = reset == SOFT ? h - top * s : reset == HARD && s > 0 ? v_reset : h;
+    const A soft = h - top * s, hard = s > 0 ? v_reset : h;
+    v = reset == SOFT ? soft : reset == HARD ? hard : h;
     return s;
 }
 
