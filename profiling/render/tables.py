@@ -76,6 +76,12 @@ def key(name: str, words: Callable = number) -> Cell:
     return lambda row, group: words(row.get(name))
 
 
+def with_frames(row: Row, group: list[Row]) -> str:
+    """Images per second; of recordings, also their frames."""
+    frames = f" ({number(row['frames_per_s'])} frames/s)" if "frames_per_s" in row else ""
+    return number(row.get("images_per_s")) + frames
+
+
 def spread(row: Row, group: list[Row]) -> str:
     """`12.3 (12.1-12.9)`: median, 20 % and 80 %."""
     if "median_ms" not in row:
@@ -181,8 +187,7 @@ LAYOUTS: list[tuple[str, str, str, dict[str, Cell]]] = [
     ("data", "recipe", "the loader alone, {recipe}: batch {batch}, augment {augment}, {cores} cores", {
         "loaded by": lambda row, group:
             row["contender"] + (f" ({row['workers']} workers)" if "workers" in row else ""),
-        "images/s": key("images_per_s"),
-        "frames/s, of recordings": key("frames_per_s"),
+        "images/s": with_frames,
         "ms a batch (20-80 %)": spread,
         "of what a step takes": key("of_step", times),
     }),

@@ -6,9 +6,11 @@ import pytest
 
 from profiling.harness.contenders import Status
 from profiling.harness.timing import Effort
+from profiling.render import tables
 from profiling.sections import data
 from profiling.sections.data import STEP, Loader, Loading
 from profiling.sections.step import find_recipe
+from tests.small_events import make_events
 
 
 def test_a_loader_is_compared_with_the_step_that_it_feeds(measured, quick):
@@ -20,6 +22,19 @@ def test_a_loader_is_compared_with_the_step_that_it_feeds(measured, quick):
     assert step["images_per_s"] == pytest.approx(2 / step["median_ms"] * 1e3)
     assert "of_step" not in step
     assert loader["cores"] >= 1
+
+
+def test_recordings_are_counted_in_frames_too(measured, quick, tmp_path, capsys):
+    """What a core loads in a second: the training process alone, without workers."""
+    make_events(tmp_path, "n_mnist", per_class=2, count=50)
+    changes = ["data.name=n_mnist", f"data.root={tmp_path}", "data.augmentation.delete=1"]
+    case = Loading(find_recipe("digits_dvs", changes), quick)
+    row = measured(case, "no worker", section="data")["no worker"]
+    assert row["status"] == "ok"
+    assert case.recipe.time_steps == 2  # of the quick measurement
+    assert row["frames_per_s"] == pytest.approx(row["images_per_s"] * 1)
+    assert tables.with_frames(row, [row]).endswith(" frames/s)")
+    assert "frames" not in tables.with_frames({"images_per_s": 80.0}, [])
 
 
 def test_the_ways_of_loading(quick, monkeypatch):
