@@ -85,7 +85,7 @@ def test_the_page_stands_alone_and_holds_everything(compared, tmp_path):
         "commands",
     ]
     assert page.anchors == [f"#{section}" for section in page.sections]
-    assert len(page.pictures) == 6
+    assert len(page.pictures) == 7
     assert all(re.match(r"#|data:image/png;base64,", source) for source in page.sources)
     assert "url(" not in text
     assert "width=device-width" in text
