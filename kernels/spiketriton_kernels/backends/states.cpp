@@ -162,26 +162,27 @@ void slopes(const Block<A> &b, const A *h, const A *m, A *slope, int n) {
     }
 }
 
-template <class T, class A, int KIND>
+template <class T, class A, int KIND, bool LEARNING>
 void backward(const Call &c) {
     const int size = block_size(c);
     const int64_t chunks = chunk_count(c.neurons, 4 * size), row = c.parameter_size;
-    const bool learning = c.out_parameters, attached = !c.detach_reset;
+    const bool attached = !c.detach_reset;
     const int reset = c.reset;
     const A levels = A(c.levels), v_reset = A(c.v_reset);
     const bool leaks = c.leaks_to_reset;
-    std::vector<std::vector<double>> sums(chunks, std::vector<double>(learning ? PARAMETERS * row : 0));
+    std::vector<std::vector<double>> sums(chunks, std::vector<double>(LEARNING ? PARAMETERS * row : 0));
 #pragma omp parallel for schedule(static) num_threads(c.threads)
     for (int64_t k = 0; k < chunks; k++) {
         Block<A> b(c, size);
         std::vector<A> states[5], window[3], learnt[PARAMETERS];
         for (auto &s : states) s.resize(size);
         for (auto &w : window) w.resize(size * c.steps);
-        for (auto &l : learnt) l.resize(learning ? size : 0);
+        for (auto &l : learnt) l.resize(LEARNING ? size : 0);
         A *__restrict v = states[0].data(), *__restrict m = states[1].data(), *__restrict by_v = states[2].data(),
                      *__restrict by_m = states[3].data(), *__restrict slope_of = states[4].data();
-        A *d_decay = learnt[DECAY].data(), *d_threshold = learnt[THRESHOLD].data(), *d_rho = learnt[RHO].data(),
-          *d_beta = learnt[BETA].data(), *d_gain = learnt[GAIN].data();
+        A *__restrict d_decay = learnt[DECAY].data(), *__restrict d_threshold = learnt[THRESHOLD].data(),
+                     *__restrict d_rho = learnt[RHO].data(), *__restrict d_beta = learnt[BETA].data(),
+                     *__restrict d_gain = learnt[GAIN].data();
         const A *__restrict decay = b.values[DECAY].data(), *__restrict threshold = b.values[THRESHOLD].data(),
                            *__restrict rho = b.values[RHO].data(), *__restrict beta = b.values[BETA].data(),
                            *__restrict gain = b.values[GAIN].data(), *__restrict leak = b.leak.data();
@@ -242,8 +243,8 @@ void backward(const Call &c) {
                     } else {
                         const A slope = slope_of[i], top = KIND == ADAPTIVE ? threshold[i] + beta[i] * before : threshold[i];
                         A through = KIND == ADAPTIVE ? grad + (A(1) - rho[i]) * c_m : grad, kept = reset == HARD ? c_v * (A(1) - s) : c_v;
-                        if (attached && reset == SOFT) through = through - c_v * top;
-                        if (attached && reset == HARD) through = through + c_v * (v_reset - h);
+                        const A soft = through - c_v * top, hard = through + c_v * (v_reset - h);
+                        through = attached & (reset == SOFT) ? soft : attached & (reset == HARD) ? hard : through;
                         by_h = through * slope + kept;
                         by_threshold = (reset == SOFT ? -c_v * s : A(0)) - through * slope;
                         if constexpr (KIND == ADAPTIVE) {
@@ -256,11 +257,12 @@ void backward(const Call &c) {
                     A earlier_v = decay[i] * by_h, v_before = vs[i];
                     if constexpr (KIND == LEAKY) {
                         const bool fired_before = v_before >= threshold[i];
-                        if (reset == DELAYED_SOFT && fired_before) by_threshold = by_threshold - by_h;
-                        if (reset == DELAYED_HARD && fired_before) earlier_v = v_before = A(0);
-                        if (leaks) v_before = v_before - v_reset;
+                        const bool taken = (reset == DELAYED_SOFT) & fired_before, zeroed = (reset == DELAYED_HARD) & fired_before;
+                        by_threshold = taken ? by_threshold - by_h : by_threshold;
+                        earlier_v = zeroed ? A(0) : earlier_v;
+                        v_before = zeroed ? A(0) : leaks ? v_before - v_reset : v_before;
                     }
-                    if (learning) {
+                    if constexpr (LEARNING) {
                         d_decay[i] += by_h * v_before + by_decay;
                         d_gain[i] += by_h * A(load(x[i]));
                         d_threshold[i] += by_threshold;
@@ -273,12 +275,12 @@ void backward(const Call &c) {
             }
             if (c.dv_init) std::memcpy((A *)c.dv_init + start, by_v, n * sizeof(A));
             if (c.dm_init) std::memcpy((A *)c.dm_init + start, by_m, n * sizeof(A));
-            if (learning)
+            if constexpr (LEARNING)
                 for (int p = 0; p < PARAMETERS; p++)
                     for (int i = 0; i < n; i++) sums[k][p * row + (row > 1 ? b.channel[i] : 0)] += double(learnt[p][i]);
         }
     }
-    if (!learning) return;
+    if constexpr (!LEARNING) return;
     for (int64_t i = 0; i < PARAMETERS * row; i++) {
         double total = 0;
         for (const auto &share : sums) total += share[i];
@@ -286,13 +288,20 @@ void backward(const Call &c) {
     }
 }
 
+template <class T, class A, int KIND>
+void pass(const Call &c, bool forwards) {
+    if (forwards) return forward<T, A, KIND>(c);
+    if (c.out_parameters) return backward<T, A, KIND, true>(c);
+    return backward<T, A, KIND, false>(c);
+}
+
 template <class T, class A>
 void run(const Call &c, bool forwards) {
     switch (c.kind) {
-        case INTEGER: return forwards ? forward<T, A, INTEGER>(c) : backward<T, A, INTEGER>(c);
-        case COMPLEMENTARY: return forwards ? forward<T, A, COMPLEMENTARY>(c) : backward<T, A, COMPLEMENTARY>(c);
-        case ADAPTIVE: return forwards ? forward<T, A, ADAPTIVE>(c) : backward<T, A, ADAPTIVE>(c);
-        default: return forwards ? forward<T, A, LEAKY>(c) : backward<T, A, LEAKY>(c);
+        case INTEGER: return pass<T, A, INTEGER>(c, forwards);
+        case COMPLEMENTARY: return pass<T, A, COMPLEMENTARY>(c, forwards);
+        case ADAPTIVE: return pass<T, A, ADAPTIVE>(c, forwards);
+        default: return pass<T, A, LEAKY>(c, forwards);
     }
 }
 
