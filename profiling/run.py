@@ -23,7 +23,7 @@ from profiling.harness.contenders import OURS, Case, Options, Status  # noqa: E4
 from profiling.harness.peers import PEERS, version  # noqa: E402
 from profiling.render import pictures, report, tables  # noqa: E402
 from profiling.sections import compiled  # noqa: E402
-from profiling.sections.data import Loading  # noqa: E402
+from profiling.sections.data import Loading, one_core  # noqa: E402
 from profiling.sections.gradients import Monitoring  # noqa: E402
 from profiling.sections.kernels import FIRST, cases  # noqa: E402
 from profiling.sections.step import RecipeCase, TrainingStep, find_recipe  # noqa: E402
@@ -118,7 +118,17 @@ def work_of(args: argparse.Namespace, options: Options) -> list[tuple[str, Seque
     for section, kind in kinds.items():
         if args.command in (section, "all"):
             weighed = cases(options, weighed=True) if section == "memory" else []
-            work.append((section, [*weighed, *(kind(recipe, options) for recipe in recipes)]))
+            on_one_core = section == "data" and not args.words
+            work.append(
+                (
+                    section,
+                    [
+                        *weighed,
+                        *(kind(recipe, options) for recipe in recipes),
+                        *(one_core(options) if on_one_core else []),
+                    ],
+                )
+            )
     if args.command == "all":
         return [("kernels", kernels[:FIRST]), *work[1:], ("kernels", kernels[FIRST:])]
     return work if args.command == "kernels" else work[1:]

@@ -186,8 +186,8 @@ class Trainer:
     def next_batch(self) -> tuple[Tensor, Tensor]:
         """The next micro-batch on the device: images [b, C, H, W] or [T, b, C, H, W], labels [b]."""
         with self.meters.waiting():
-            batch = next(self.stream)
-        return self.placement.batches([batch])[0]
+            images, labels = next(self.stream)
+        return self.placement.to_device(images), labels
 
     def evaluate(self) -> None:
         """Tests the model, writes a row, and saves the model if it is the best so far.
@@ -246,7 +246,7 @@ class Trainer:
         loss = torch.zeros((), device=self.device, dtype=torch.float64)
         batches = len(images_of)
         self.model.eval()
-        for done, batch in enumerate(images_of.rounds(), 1):
+        for done, batch in enumerate(images_of.rounds(self.device), 1):
             if self.stop.anywhere():
                 break
             if batch is None:
@@ -292,7 +292,7 @@ class Trainer:
             return Diverged("the first rank repeats the step of all ranks and names the place")
         self.model.set_synchronised(False)
         whole = self.data.train.of_all_ranks()
-        with contextlib.closing(whole.from_step(counts.halted_at - 1)) as stream:
+        with contextlib.closing(whole.from_step(counts.halted_at - 1, self.device)) as stream:
             parts = list(islice(stream, whole.accumulate))
         self.checkpoints.save_as(
             self.folder.path / "nonfinite.pt", scene(self.state_dict(), counts.halted_at, parts)
@@ -435,7 +435,7 @@ class Trainer:
         ranks, which have lost each other by then, the failure is an error like any other.
         """
         self.spent, self.started = self.progress.seconds, time.perf_counter()
-        self.stream = self.data.train.from_step(self.step)
+        self.stream = self.data.train.from_step(self.step, self.device)
         self.display.begin(self.plan, self.step, self.device.type)
         set_random_state(self.random_state)
         try:

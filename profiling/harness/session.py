@@ -176,6 +176,8 @@ def short(spec: Row) -> str:
     """A case in a few words."""
     if "recipe" in spec:
         return spec["recipe"]
+    if "images_of" in spec:
+        return "{images_of}, {augment}".format(**spec)
     shape = "x".join(map(str, spec["shape"]))
     return "{op} {mode} T={T} {0} {dtype} {layout}".format(shape, **spec)
 

@@ -13,7 +13,7 @@ from profiling.sections.kernels import FLOOR, gb_per_s
 from spiketriton.errors import UserError
 
 CASE = ("section", "op", "mode", "T", "shape", "dtype", "layout", "detach_reset")
-CASE += ("recipe", "batch", "precision", "target", "card")
+CASE += ("recipe", "batch", "precision", "target", "card", "images_of", "augment")
 """Keys that say what a case is: its contenders are compared within one run."""
 
 

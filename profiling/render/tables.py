@@ -191,6 +191,12 @@ LAYOUTS: list[tuple[str, str, str, dict[str, Cell]]] = [
         "ms a batch (20-80 %)": spread,
         "of what a step takes": key("of_step", times),
     }),
+    ("data", "images_of", "images on one core: {images_of}, augment {augment}", {
+        "prepared by": NAME,
+        "images/s a core": key("images_per_s"),
+        "ms a batch (20-80 %)": spread,
+        "ours is faster by": faster,
+    }),
     ("compiled", "kernel", "kernels lowered for {target} ({card}), T={T}, {dtype}, {layout}", {
         "kernel": key("kernel", str),
         "regs": key("registers", str),

@@ -1,19 +1,39 @@
-"""Command `data`: the loader alone, in images per second; if the step is faster, the GPU starves."""
+"""Command `data`: the loader alone, in images per second; if the step is faster, the GPU starves.
+
+And what one core makes of images of a kind, beside torchvision's transforms, image by image.
+"""
 
 from __future__ import annotations
 
 import os
+import tempfile
 import time
+from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
 
-from profiling.harness.contenders import OURS, Contender, Options, Status, Verdict, Work
+from profiling.harness.contenders import OURS, Case, Contender, Options, Status, Verdict, Work
 from profiling.harness.timing import Effort, Timing
 from profiling.sections.step import Bench, RecipeCase, Step
 from spiketriton.config import Recipe, replace
 from spiketriton.data import build_data
+from spiketriton.data.draws import mix
+from spiketriton.data.splits import Photo
+from spiketriton.data.transforms import (
+    ERASING_PROBABILITY,
+    ArrayTransform,
+    PhotoTransform,
+    crop_and_flip,
+    seeded_each,
+    windows,
+)
 
 PREFETCHED = 2  # batches that torch's DataLoader lets each worker make ahead
 STEP = f"{OURS}'s training step"
@@ -83,3 +103,139 @@ class Loader(Work):
             for _ in range(batches):
                 next(stream)
             return (time.perf_counter() - start) / batches
+
+
+KINDS = {
+    "CIFAR": (32, 32),
+    "photographs of 500x375": (500, 375),
+    "photographs of 1600x1200": (1600, 1200),
+}
+"""Width and height; photographs become 224x224."""
+STATISTICS = (0.5,) * 3, (0.25,) * 3
+TORCHVISION = "torchvision, image by image"
+
+
+class OnOneCore(Case):
+    """A batch of images of one kind on one core: what a worker does, and with what the device does."""
+
+    def __init__(self, kind: str, augment: str, options: Options) -> None:
+        few, many = (2, 8) if kind != "CIFAR" else (4, 128)
+        self.count = few if options.quick else many
+        self.spec = {"images_of": kind, "augment": augment, "batch": self.count}
+
+    def contenders(self, options: Options) -> list[Contender]:
+        kind, augment, count = self.spec["images_of"], self.spec["augment"], self.count
+
+        if kind == "CIFAR":
+            transform: Any = ArrayTransform(32, *STATISTICS, augment, "crop")
+        else:
+            transform = PhotoTransform(224, *STATISTICS, augment)
+        ways = {
+            OURS: transform.load,
+            f"{OURS}, finished on the CPU": transform,
+            TORCHVISION: Torchvision(kind, augment),
+        }
+
+        def contender(name: str, way: Callable[..., Any]) -> Contender:
+            whole = transform if name == OURS else way
+            return Contender(name, lambda: Preparing(kind, count, augment, way, whole))
+
+        return [contender(name, way) for name, way in ways.items()]
+
+    def numbers(self, timings: dict[str, Timing]) -> dict[str, dict[str, Any]]:
+        return {name: {"images_per_s": self.count / t.median} for name, t in timings.items()}
+
+
+def one_core(options: Options) -> list[OnOneCore]:
+    """All kinds of images with both augmentations."""
+    return [OnOneCore(kind, way, options) for kind in KINDS for way in ("standard", "strong")]
+
+
+class Preparing(Work):
+    """One call prepares a batch of images for training, on one thread."""
+
+    device = torch.device("cpu")
+
+    def __init__(
+        self,
+        kind: str,
+        count: int,
+        augment: str,
+        way: Callable[..., Any],
+        whole: Callable[..., Tensor],
+    ) -> None:
+        """`way` is timed; `whole` goes all the way to floats, which can be compared."""
+        self.kind, self.augment, self.way, self.whole = kind, augment, way, whole
+        self.keys = mix(0, np.arange(count))
+        if kind == "CIFAR":
+            draws = torch.Generator().manual_seed(0)
+            self.images = torch.randint(0, 256, (count, 3, 32, 32), generator=draws).byte()
+        else:
+            self.folder = tempfile.TemporaryDirectory()
+            self.path = Path(self.folder.name) / "photograph.jpg"
+            photograph(*KINDS[kind]).save(self.path, quality=90)
+
+    def __call__(self) -> object:
+        return self.way(self.raw(), self.keys)
+
+    def raw(self) -> Any:
+        if self.kind == "CIFAR":
+            return self.images
+        return (Photo(self.path, "a photograph") for _ in self.keys)
+
+    def check(self) -> Verdict:
+        """Arrays are torchvision's bit for bit; reduced photographs are cut at whole pixels."""
+        expected = Torchvision(self.kind, self.augment)(self.raw(), self.keys)
+        error = (self.whole(self.raw(), self.keys) - expected).abs().mean().item()
+        allowed = 0.0 if self.kind == "CIFAR" else 0.1  # of a deviation of 1
+        verdict = Status.OK if error <= allowed else Status.WRONG
+        why = "" if verdict == Status.OK else f"off by {error:.2g} on average (allowed {allowed})"
+        return Verdict(verdict, why, {"mean_error": error})
+
+    def _seconds(self, calls: int) -> float:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return super()._seconds(calls)
+        finally:
+            torch.set_num_threads(threads)
+
+
+class Torchvision:
+    """The same augmentation by torchvision's transforms, one image after the other, to floats."""
+
+    def __init__(self, kind: str, augment: str) -> None:
+        ready = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(*STATISTICS)]
+        colours, erasing = v2.TrivialAugmentWide(), v2.RandomErasing(ERASING_PROBABILITY)
+        crop = [v2.RandomResizedCrop(224, scale=(0.35, 1.0)), v2.RandomHorizontalFlip()]
+        self.is_array, strong = kind == "CIFAR", augment == "strong"
+        self.each = v2.Compose(
+            [
+                *([] if self.is_array else crop),
+                *([colours] if strong else []),
+                *([] if self.is_array else [v2.PILToTensor()]),
+                *ready,
+                *([erasing] if strong else []),
+            ]
+        )
+
+    def __call__(self, images: Any, keys: np.ndarray) -> Tensor:
+        if self.is_array:
+            images = crop_and_flip(images, windows(keys, 4), 4)
+        else:
+            images = (photo.decode() for photo in images)
+        return torch.stack(seeded_each(self.each, images, keys))
+
+
+def photograph(width: int, height: int) -> Image.Image:
+    """Noise on all scales with the spectrum of photographs, which fall off as one over frequency."""
+    draws = np.random.default_rng(0)
+    pixels = np.zeros((height, width, 3))
+    for level in range(1, 9):
+        shape = (-(-height // 2**level) + 1, -(-width // 2**level) + 1)
+        coarse = draws.normal(size=(*shape, 3))
+        fine = torch.from_numpy(coarse).permute(2, 0, 1)[None]
+        grown = torch.nn.functional.interpolate(fine, (height, width), mode="bilinear")[0]
+        pixels += 2.0**level * grown.permute(1, 2, 0).numpy()
+    pixels = (pixels - pixels.mean()) / pixels.std()
+    return Image.fromarray((127 + 50 * pixels).clip(0, 255).astype(np.uint8))

@@ -91,7 +91,7 @@ def find_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
 
 
 class RecipeCase(Case):
-    """A recipe's training step as a case."""
+    """A recipe's training step as a case. UserError: IMAGES lacks its data set."""
 
     def __init__(self, recipe: Recipe, options: Options) -> None:
         if recipe.neuron.kind != "relu":
@@ -100,6 +100,11 @@ class RecipeCase(Case):
         if options.quick:
             steps = f"time_steps={min(recipe.time_steps, 2)}"
             recipe = replace(recipe, "train.batch_size=2", "train.accumulate=1", steps)
+        if recipe.data.name not in IMAGES:
+            raise UserError(
+                f"recipe {recipe.name}: profiling does not know the images of data.name = "
+                f"{recipe.data.name!r}; accepted: {', '.join(IMAGES)}"
+            )
         channels, side, classes = IMAGES[recipe.data.name]
         self.recipe = recipe
         self.spec = {

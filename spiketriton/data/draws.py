@@ -7,6 +7,7 @@ the number of workers and on where a run was resumed. A hash of (seed, epoch, in
 from typing import TypeAlias
 
 import numpy as np
+import torch
 
 Words: TypeAlias = "int | np.ndarray"
 
@@ -35,3 +36,27 @@ def uniforms(keys: np.ndarray, count: int) -> np.ndarray:
     """`count` draws from [0, 1) for each key: keys uint64 [b] -> float64 [b, count]."""
     words = mix(keys[:, None], np.arange(count, dtype=np.uint64))
     return (words >> np.uint64(11)) * 2.0**-53
+
+
+def torch_words(keys: np.ndarray, count: int) -> np.ndarray:
+    """The first 32-bit words of torch's CPU generator seeded by each key: uint32 [b, count].
+
+    That generator is the Mersenne twister of Matsumoto and Nishimura (1998), as is numpy's legacy
+    one, whose stream is frozen. Both are seeded by the lower half of a key.
+    """
+    generator = np.random.RandomState()
+    words = []
+    for seed in (keys & np.uint64(0xFFFFFFFF)).tolist():
+        generator.seed(seed)
+        words.append(generator.bytes(4 * count))
+    return np.frombuffer(b"".join(words), dtype="<u4").reshape(len(keys), count)
+
+
+def unit(words: np.ndarray) -> np.ndarray:
+    """Words as `torch.rand` makes numbers in [0, 1) of them: float32."""
+    return (words & np.uint32(0xFFFFFF)).astype(np.float32) * np.float32(2.0**-24)
+
+
+def on_device(draws: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Draws as a tensor on the device, which the host does not wait for."""
+    return torch.from_numpy(draws).to(device, non_blocking=True)

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from spiketriton.data.splits import load_rgb, on_white
+from spiketriton.data.splits import DecodedPhoto, Photo, on_white
 from spiketriton.errors import UserError
 
 
@@ -79,7 +79,7 @@ class GivenSplit:
         return len(self.images)
 
     def read(self, indices: np.ndarray) -> Any:
-        """PIL images for networks of photographs; else uint8 [b, C, H, W]."""
+        """Photographs for networks of photographs; else uint8 [b, C, H, W]."""
         chosen = (self.images[int(index)] for index in indices)
         if self.photographs:
             return (self._photograph(image) for image in chosen)
@@ -89,10 +89,12 @@ class GivenSplit:
             pixels = [F.resize(image, side, antialias=True) for image in pixels]
         return torch.stack(pixels)
 
-    def _photograph(self, image: Any) -> Image.Image:
+    def _photograph(self, image: Any) -> Photo | DecodedPhoto:
+        if isinstance(image, str | Path):
+            return Photo(Path(image), "given")
         if isinstance(image, Tensor):
-            return F.to_pil_image(image)
-        return on_white(_opened(image))
+            return DecodedPhoto(F.to_pil_image(image))
+        return DecodedPhoto(on_white(_opened(image)))
 
     def _pixels(self, image: Any) -> Tensor:
         if isinstance(image, Tensor):
@@ -122,7 +124,7 @@ def _opened(image: Any) -> Image.Image:
     if isinstance(image, Image.Image):
         return image
     if isinstance(image, str | Path):
-        return load_rgb(Path(image), "given")
+        return Photo(Path(image), "given").decode()
     raise UserError(
         f"an image is a {type(image).__name__}; accepted: PIL images and paths, or one tensor of all"
     )

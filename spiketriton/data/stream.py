@@ -9,7 +9,7 @@ import atexit
 import os
 import signal
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -18,19 +18,21 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from spiketriton.data.draws import mix
+from spiketriton.data.feeding import Batch, Loaded, finished
 from spiketriton.data.splits import Split
+from spiketriton.data.transforms import Transform
 from spiketriton.errors import UserError
 
-Transform: TypeAlias = Callable[[Any, np.ndarray | None], torch.Tensor]
 Request: TypeAlias = tuple[np.ndarray, np.ndarray | None]  # image indices, augmentation keys
-Batch: TypeAlias = tuple[torch.Tensor, torch.Tensor]  # float32 [b, C, S, S], int64 [b]
+
+CPU = torch.device("cpu")
 
 # Keep the two uses of one seed apart.
 _ORDER, _AUGMENTATION, _BALANCE = 1, 2, 4
 
 
-class Batches(Dataset[Batch | UserError]):
-    """Turns a request into a batch, or into the `UserError` that it raised, as a value.
+class Batches(Dataset[Loaded | UserError]):
+    """Turns a request into what was loaded, or into the `UserError` that it raised, as a value.
 
     DataLoader would wrap an exception raised in a worker into a page of traceback.
     """
@@ -39,13 +41,17 @@ class Batches(Dataset[Batch | UserError]):
         self.split = split
         self.transform = transform
 
-    def __getitem__(self, request: Request) -> Batch | UserError:
+    def __getitem__(self, request: Request) -> Loaded | UserError:
         indices, keys = request
         try:
-            images = self.transform(self.split.read(indices), keys)
+            images, draws = self.transform.load(self.split.read(indices), keys)
         except UserError as error:
             return error
-        return images, self.split.labels[torch.from_numpy(indices)]
+        return Loaded(images, self.split.labels[torch.from_numpy(indices)], draws)
+
+    def whole(self, images: Any) -> torch.Tensor:
+        """Raw images, as the split has them, as tests show them to a network."""
+        return self.transform.finish(*self.transform.load(images, None))
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ class Loading:
     pin_memory: bool
 
     def batches(
-        self, dataset: Batches, requests: Iterable[Request]
+        self, dataset: Batches, requests: Iterable[Request], device: torch.device
     ) -> Generator[Batch, None, None]:
         loader = DataLoader(
             dataset,
@@ -68,7 +74,8 @@ class Loading:
             worker_init_fn=_leave_signals_to_the_parent,
             generator=torch.Generator(),  # or it would draw a seed from the global one
         )
-        batches = _raise_mistakes(iter(loader))
+        loaded = _raise_mistakes(iter(loader))
+        batches = finished(loaded, dataset.transform.finish, device)
         _open.add(batches)
         return batches
 
@@ -83,7 +90,7 @@ def _close_all() -> None:
         batches.close()
 
 
-def _raise_mistakes(answers: Iterator[Batch | UserError]) -> Generator[Batch, None, None]:
+def _raise_mistakes(answers: Iterator[Loaded | UserError]) -> Generator[Loaded, None, None]:
     try:
         for answer in answers:
             if isinstance(answer, UserError):
@@ -111,14 +118,14 @@ def _leave_signals_to_the_parent(worker: int) -> None:
 def auto_workers(*, in_memory: bool, cuda: bool, ranks_here: int) -> int:
     """Worker processes for `data.workers = "auto"`.
 
-    Images in memory take microseconds: worth a process only if a GPU computes meanwhile and cores
-    are idle. Files are decoded by up to 8 workers, which leave one core to the training process.
+    Images in memory take microseconds: worth up to 4 processes, and only if a GPU computes meanwhile
+    and cores are idle. Files are decoded by as many as leave one core to the training process.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cores = (cores or 1) // ranks_here
     if in_memory and not (cuda and cores > 4):
         return 0
-    return max(0, min(8, cores - 1))
+    return max(0, min(4, cores - 1) if in_memory else cores - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +151,8 @@ class TrainStream:
     def steps_per_epoch(self) -> int:
         return len(self.members) // self.batch_size
 
-    def from_step(self, step: int) -> Generator[Batch, None, None]:
-        """Micro-batches from global step `step` on, `accumulate` per step, without end.
+    def from_step(self, step: int, device: torch.device = CPU) -> Generator[Batch, None, None]:
+        """Micro-batches on `device` from global step `step` on, `accumulate` per step, without end.
 
         Images float32 [b, C, S, S] and labels int64 [b] with b = batch_size / accumulate /
         world_size: this rank's contiguous part of the global micro-batch. Workers start at once
@@ -154,7 +161,7 @@ class TrainStream:
         """
         if step < 0:
             raise ValueError(f"step must be at least 0, got {step}")
-        return self.loading.batches(self.dataset, self.requests(step))
+        return self.loading.batches(self.dataset, self.requests(step), device)
 
     def of_all_ranks(self) -> "TrainStream":
         """The batches of all ranks for one process, as consecutive micro-batches."""
@@ -229,13 +236,18 @@ class TestSet:
         return -(-len(self._mine) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
+        return self.batches()
+
+    def batches(self, device: torch.device = CPU) -> Generator[Batch, None, None]:
+        """The batches on `device`."""
         mine, size = self._mine, self.batch_size
         requests = ((mine[start : start + size], None) for start in range(0, len(mine), size))
-        return self.loading.batches(self.dataset, requests)
+        return self.loading.batches(self.dataset, requests, device)
 
-    def rounds(self) -> Iterator[Batch | None]:
+    def rounds(self, device: torch.device = CPU) -> Iterator[Batch | None]:
         """The batches, then None while another rank still has one: as many items on all ranks."""
-        mine, rounds = iter(self), -(-len(self.members) // (self.world_size * self.batch_size))
+        mine = self.batches(device)
+        rounds = -(-len(self.members) // (self.world_size * self.batch_size))
         for _ in range(rounds):
             yield next(mine, None)
 

@@ -1,32 +1,190 @@
 """From raw images to what the network sees: augmented (training) or centred (test), normalised.
 
-A transform is called with raw images and keys: `transform(images, keys) -> float32 [b, C, S, S]`.
+A transform works in two halves. `load(images, keys)` runs where images are read, in a worker or in
+the training process: uint8 images [b, C, S, S] and the draws of their augmentation. `finish(images,
+draws)` runs on the device that they were copied to: what is left of the augmentation, and float32,
+normalised. Called, a transform does both: `transform(images, keys) -> float32 [b, C, S, S]`.
+
 `keys` (uint64 [b]) seed the augmentation, one key per image; None means test images. An image's
 augmentation thus depends on its key alone, not on its neighbours, the worker or global state.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache, partial
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.nn.functional import grid_sample, pad
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
 
-from spiketriton.data.draws import uniforms
+from spiketriton.data import trivial_augment
+from spiketriton.data.draws import on_device, torch_words, uniforms, unit
+from spiketriton.data.splits import DecodedPhoto, Photo
+
+Draws: TypeAlias = Mapping[str, np.ndarray]
+"""What was drawn for each image of a batch, by name; it stays on the host. Empty for test images."""
 
 ERASING_PROBABILITY = 0.25
 
+_ERASING = v2.RandomErasing(ERASING_PROBABILITY)
+_ERASING_TRIES = 10
+_ERASING_WORDS = 1 + 2 * _ERASING_TRIES + 2
+_NO_BOX = (0, 0, 0, 0)
 
-def normalise(mean: tuple[float, ...], std: tuple[float, ...]) -> v2.Compose:
-    """uint8 (or floats in 0..1) -> float32, about zero mean and unit deviation per channel."""
-    return v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
+Raw = TypeVar("Raw", contravariant=True)
+Answer = TypeVar("Answer")
+
+
+class Transform(Protocol[Raw]):
+    """What turns the raw images of a split into those that the network sees."""
+
+    def load(self, images: Raw, keys: np.ndarray | None) -> tuple[Tensor, Draws]:
+        """On the host, where images are read."""
+        ...
+
+    def finish(self, images: Tensor, draws: Draws) -> Tensor:
+        """On the device of `images`, which may be changed; without waiting for it."""
+        ...
+
+
+class _Normalised:
+    """The last half of every transform of images: floats, normalised, with a box erased."""
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        self.mean, self.std = mean, std
+
+    def __call__(self, images: Any, keys: np.ndarray | None) -> Tensor:
+        return self.finish(*self.load(images, keys))
+
+    def load(self, images: Any, keys: np.ndarray | None) -> tuple[Tensor, Draws]:
+        raise NotImplementedError
+
+    def finish(self, images: Tensor, draws: Draws) -> Tensor:
+        """images: uint8, or floats in 0..1."""
+        images = normalise(images, self.mean, self.std)
+        return erase(images, draws["erase"]) if "erase" in draws else images
+
+
+class PhotoTransform(_Normalised):
+    """Photographs of any size. Training: a random crop, mirrored in half of the images.
+
+    standard: RandomResizedCrop (35 to 100 % of the area) and flip; strong: also TrivialAugmentWide
+    (arXiv 2103.10158) and RandomErasing (arXiv 1708.04896). none and test: the shorter side is
+    resized to size * 256/224 and the centre cropped.
+
+    What is to be cut out is known before a file is decoded, so a JPEG is decoded at a half, a
+    quarter or an eighth of its size where the cut still has at least `size` pixels each way.
+    """
+
+    def __init__(
+        self, size: int, mean: tuple[float, ...], std: tuple[float, ...], augment: str
+    ) -> None:
+        super().__init__(mean, std)
+        self.size = size
+        self.augment = augment
+        self.crop = v2.RandomResizedCrop(size, scale=(0.35, 1.0))
+        self.colours = v2.TrivialAugmentWide()
+
+    def load(
+        self, images: Iterable[Photo | DecodedPhoto], keys: np.ndarray | None
+    ) -> tuple[Tensor, Draws]:
+        if keys is None or self.augment == "none":
+            return torch.stack([self._centre(photo) for photo in images]), {}
+        loaded, boxes = zip(*seeded_each(self._random, images, keys), strict=True)
+        draws = {"erase": np.array(boxes)} if self.augment == "strong" else {}
+        return torch.stack(loaded), draws
+
+    def _centre(self, photo: Photo | DecodedPhoto) -> Tensor:
+        """The test crop: uint8 [3, S, S]."""
+        size, shorter = self.size, round(self.size * 256 / 224)
+        image = photo.decode(reduce=_whole(min(photo.size) / shorter))
+        return F.center_crop(F.resize(_tensor(image), [shorter], antialias=True), [size, size])
+
+    def _random(self, photo: Photo | DecodedPhoto) -> tuple[Tensor, tuple[int, int, int, int]]:
+        """A training crop, uint8 [3, S, S], and the box to be erased from it.
+
+        Drawn from torch's global generator, in torchvision's order.
+        """
+        size, (width, height) = self.size, photo.size
+        window = self.crop.make_params([torch.empty((1, height, width), device="meta")])
+        mirrored = torch.rand(1) < 0.5
+        top, left, high, wide = (window[name] for name in ("top", "left", "height", "width"))
+        image = photo.decode(reduce=_whole(min(high, wide) / size))
+        across, down = image.width / width, image.height / height
+        box = (left * across, top * down, (left + wide) * across, (top + high) * down)
+        cut = image.crop(tuple(round(edge) for edge in box))
+        pixels = F.resize(_tensor(cut), [size, size], antialias=True)
+        if mirrored:
+            pixels = pixels.flip(-1)
+        if self.augment == "standard":
+            return pixels, _NO_BOX
+        coloured = self.colours(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
+        return _tensor(coloured), self._box(pixels)
+
+    def _box(self, pixels: Tensor) -> tuple[int, int, int, int]:
+        if torch.rand(1) >= ERASING_PROBABILITY:
+            return _NO_BOX
+        drawn = _ERASING.make_params([pixels])
+        if drawn["v"] is None:
+            return _NO_BOX
+        return drawn["i"], drawn["j"], drawn["h"], drawn["w"]
+
+
+class ArrayTransform(_Normalised):
+    """Small images in memory, uint8 [b, C, H, W]: resized and moved as a batch, for speed.
+
+    `move` is "crop" (objects: a window of the image padded by an eighth, mirrored in half of them) or
+    "affine" (characters, which must not be mirrored: a small turn, shear, scale and shift).
+    standard: move; strong: crop adds TrivialAugmentWide, affine moves twice as far, and both add
+    RandomErasing. Only the draws are made on the host.
+    """
+
+    def __init__(
+        self, size: int, mean: tuple[float, ...], std: tuple[float, ...], augment: str, move: str
+    ) -> None:
+        super().__init__(mean, std)
+        self.size = size
+        self.augment = augment
+        self.move = move
+        self.padding = max(1, round(size / 8))
+
+    def load(self, images: Tensor, keys: np.ndarray | None) -> tuple[Tensor, Draws]:
+        if images.shape[-2:] != (self.size, self.size):
+            images = F.resize(images, [self.size, self.size], antialias=True)
+        if keys is None or self.augment == "none":
+            return images, {}
+        strong = self.augment == "strong"
+        draws: dict[str, np.ndarray] = {}
+        used = np.zeros(len(keys), dtype=np.int64)
+        words = torch_words(keys, trivial_augment.WORDS + _ERASING_WORDS) if strong else None
+        if self.move == "crop":
+            draws["window"] = windows(keys, self.padding)
+            if words is not None:
+                draws["operation"], draws["row"], used = trivial_augment.draw(words)
+        else:
+            draws["map"] = small_maps(keys, reach=2.0 if strong else 1.0)
+        if words is not None:
+            draws["erase"] = erased_boxes(words, used, self.size, self.size)
+        return images, draws
+
+    def finish(self, images: Tensor, draws: Draws) -> Tensor:
+        if "window" in draws:
+            images = crop_and_flip(images, draws["window"], self.padding)
+        if "map" in draws:
+            images = affine(images, draws["map"])
+        if "operation" in draws:
+            images = trivial_augment.augment(images, draws["operation"], draws["row"])
+        return super().finish(images, draws)
 
 
 def seeded_each(
-    transform: Callable, images: Iterable[Image.Image | torch.Tensor], keys: np.ndarray
-) -> torch.Tensor:
-    """Stacks `transform(image)`, each with torch's CPU generator seeded by the image's key.
+    transform: Callable[[Any], Answer], images: Iterable[Any], keys: np.ndarray
+) -> list[Answer]:
+    """`transform(image)` of each, with torch's CPU generator seeded by the image's key.
 
     torchvision's transforms draw from the global generator; its state is restored.
     """
@@ -36,107 +194,130 @@ def seeded_each(
         for image, key in zip(images, keys, strict=True):
             torch.default_generator.manual_seed(int(key))
             outputs.append(transform(image))
-        return torch.stack(outputs)
+        return outputs
     finally:
         torch.set_rng_state(state)
 
 
-class PhotoTransform:
-    """Photographs of any size (PIL). Training: a random crop, mirrored in half of the images.
+def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """uint8 (or floats in 0..1) -> float32, about zero mean and unit deviation per channel.
 
-    standard: RandomResizedCrop (35 to 100 % of the area) and flip; strong: also TrivialAugmentWide
-    (arXiv 2103.10158) and RandomErasing (arXiv 1708.04896). none and test: the shorter side is
-    resized to size * 256/224 and the centre cropped.
+    torchvision's arithmetic, without its copy of the constants to the device at every call.
     """
-
-    def __init__(
-        self, size: int, mean: tuple[float, ...], std: tuple[float, ...], augment: str
-    ) -> None:
-        finish = [v2.PILToTensor(), normalise(mean, std)]
-        centre = [v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)]
-        crop = [v2.RandomResizedCrop(size, scale=(0.35, 1.0)), v2.RandomHorizontalFlip()]
-        self.test = v2.Compose([*centre, *finish])
-        self.train = {
-            "none": self.test,
-            "standard": v2.Compose([*crop, *finish]),
-            "strong": v2.Compose(
-                [*crop, v2.TrivialAugmentWide(), *finish, v2.RandomErasing(ERASING_PROBABILITY)]
-            ),
-        }[augment]
-
-    def __call__(self, images: Iterable[Image.Image], keys: np.ndarray | None) -> torch.Tensor:
-        if keys is None:
-            return torch.stack([self.test(image) for image in images])
-        return seeded_each(self.train, images, keys)
+    floats = images.float()
+    if not images.is_floating_point():
+        floats = floats * (1.0 / 255)
+    mean_of, std_of = _constants(mean, std, images.device)
+    return (floats - mean_of).div_(std_of)
 
 
-class ArrayTransform:
-    """Small images in memory, uint8 [b, C, H, W]: resized and moved as a batch, for speed.
-
-    `move` is "crop" (objects: a window of the image padded by an eighth, mirrored in half of them) or
-    "affine" (characters, which must not be mirrored: a small turn, shear, scale and shift).
-    standard: move; strong: crop adds TrivialAugmentWide, affine moves twice as far, and both add
-    RandomErasing, image by image through torchvision.
-    """
-
-    def __init__(
-        self, size: int, mean: tuple[float, ...], std: tuple[float, ...], augment: str, move: str
-    ) -> None:
-        self.size = size
-        self.augment = augment
-        self.move = move
-        self.normalise = normalise(mean, std)
-        extra = [v2.TrivialAugmentWide()] if move == "crop" else []
-        self.finish_strong = v2.Compose(
-            [*extra, self.normalise, v2.RandomErasing(ERASING_PROBABILITY)]
-        )
-
-    def __call__(self, images: torch.Tensor, keys: np.ndarray | None) -> torch.Tensor:
-        if images.shape[-2:] != (self.size, self.size):
-            images = v2.functional.resize(images, [self.size, self.size], antialias=True)
-        if keys is None or self.augment == "none":
-            return self.normalise(images)
-        if self.move == "crop":
-            images = crop_and_flip(images, keys, padding=max(1, round(self.size / 8)))
-        else:
-            images = affine(images, keys, reach=2.0 if self.augment == "strong" else 1.0)
-        if self.augment == "standard":
-            return self.normalise(images)
-        return seeded_each(self.finish_strong, images, keys)
+@lru_cache(maxsize=16)
+def _constants(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Both as float32 [C, 1, 1]."""
+    one, two = (torch.tensor(values).view(-1, 1, 1).to(device) for values in (mean, std))
+    return one, two
 
 
-def crop_and_flip(images: torch.Tensor, keys: np.ndarray, padding: int) -> torch.Tensor:
-    """A random window of each zero-padded image, mirrored in half of them, in one gather.
+def windows(keys: np.ndarray, padding: int) -> np.ndarray:
+    """Of each image: top and left edge of a window, and whether it is mirrored. int64 [b, 3]."""
+    draws = uniforms(keys, 3)
+    edges = (draws[:, :2] * (2 * padding + 1)).astype(np.int64)
+    return np.concatenate([edges, draws[:, 2:] < 0.5], axis=1)
 
-    images: [b, C, H, W] of any dtype; all windows are equally likely.
+
+def crop_and_flip(images: Tensor, windows: np.ndarray, padding: int) -> Tensor:
+    """A window of each zero-padded image, mirrored in some of them, in one gather.
+
+    images: [b, C, H, W] of any dtype; windows: see `windows`, which makes all equally likely.
     """
     batch, channels, height, width = images.shape
-    draws = torch.from_numpy(uniforms(keys, 3))
-    top, left = (draws[:, :2] * (2 * padding + 1)).long().T
-    rows = top[:, None] + torch.arange(height)
-    columns = torch.arange(width).expand(batch, -1)
-    columns = left[:, None] + torch.where(draws[:, 2:] < 0.5, columns.flip(1), columns)
+    top, left, mirrored = on_device(windows.T.copy(), images.device)[:, :, None]
+    each = partial(torch.arange, device=images.device)
+    rows = top + each(height)
+    columns = left + torch.where(mirrored > 0, width - 1 - each(width), each(width))
     return pad(images, [padding] * 4)[
-        torch.arange(batch)[:, None, None, None],
-        torch.arange(channels)[:, None, None],
+        each(batch)[:, None, None, None],
+        each(channels)[:, None, None],
         rows[:, None, :, None],
         columns[:, None, None, :],
     ]
 
 
-def affine(images: torch.Tensor, keys: np.ndarray, reach: float) -> torch.Tensor:
-    """A small random linear map and shift of each image, bilinear, zero outside the image.
+def small_maps(keys: np.ndarray, reach: float) -> np.ndarray:
+    """A small random linear map and shift of each image: float32 [b, 2, 3].
 
-    images: uint8 [b, C, H, W] -> float32 in 0..1. With reach = 1 each coefficient is uniform in
-    +-0.1 (scale), +-0.15 (turn and shear), +-0.1 (shift, in half image sides) about the identity.
+    With reach = 1 each coefficient is uniform in +-0.1 (scale), +-0.15 (turn and shear), +-0.1 (shift,
+    in half image sides) about the identity.
+    """
+    spread = torch.tensor([[0.1, 0.15, 0.1], [0.15, 0.1, 0.1]])
+    draws = torch.from_numpy(uniforms(keys, 6)).float().view(-1, 2, 3)
+    return (torch.eye(2, 3) + reach * spread * (2 * draws - 1)).numpy()
+
+
+def affine(images: Tensor, maps: np.ndarray) -> Tensor:
+    """Each image [C, H, W] through its map [2, 3], bilinear, zero outside the image.
+
+    images: uint8 [b, C, H, W] -> float32 in 0..1.
     """
     height, width = images.shape[-2:]
-    spread = torch.tensor([[0.1, 0.15, 0.1], [0.15, 0.1, 0.1]])
-    draws = torch.from_numpy(uniforms(keys, 6)).float().view(-1, 1, 1, 2, 3)
-    maps = torch.eye(2, 3) + reach * spread * (2 * draws - 1)
-    x = (2 * torch.arange(width)[:, None] + 1) / width - 1
-    y = (2 * torch.arange(height)[:, None, None] + 1) / height - 1
+    each = partial(torch.arange, device=images.device)
+    of = on_device(maps, images.device).view(-1, 1, 1, 2, 3)
+    x = (2 * each(width)[:, None] + 1) / width - 1
+    y = (2 * each(height)[:, None, None] + 1) / height - 1
     # Not affine_grid: its matrix product may round differently by batch size, so by number of ranks.
-    grid = maps[..., 0] * x + maps[..., 1] * y + maps[..., 2]
-    pixels = v2.functional.to_dtype(images, torch.float32, scale=True)
-    return grid_sample(pixels, grid, mode="bilinear", align_corners=False)
+    grid = of[..., 0] * x + of[..., 1] * y + of[..., 2]
+    return grid_sample(images.float() * (1.0 / 255), grid, mode="bilinear", align_corners=False)
+
+
+def erased_boxes(words: np.ndarray, used: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The boxes that torchvision's RandomErasing draws: top, left, height, width, int64 [b, 4].
+
+    words: uint32 [b, n] of torch's generator (`torch_words`), the first `used` [b] of which are
+    spent. No box, or none that fits in ten tries: all 0.
+    """
+    each = np.arange(len(words))
+
+    def uniform(at: np.ndarray, low: float, high: float) -> np.ndarray:
+        least, most = np.float32(low), np.float32(high)
+        return unit(words[each, at]) * (most - least) + least
+
+    boxes = np.zeros((len(words), 4), dtype=np.int64)
+    wanted = unit(words[each, used]) < np.float32(ERASING_PROBABILITY)
+    low, high = torch.log(torch.tensor(_ERASING.ratio)).tolist()
+    at = used + 1
+    for _ in range(_ERASING_TRIES):
+        if not wanted.any():
+            break
+        area = height * width * uniform(at, *_ERASING.scale).astype(np.float64)
+        logarithm = torch.from_numpy(uniform(at + 1, low, high))
+        aspect = torch.exp(logarithm).double().numpy()
+        high_of, wide_of = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
+        size = np.stack([high_of, wide_of]).astype(np.int64)
+        fits = wanted & (size[0] < height) & (size[1] < width)
+        for column, (side, part) in enumerate(zip((height, width), size, strict=True)):
+            edge = words[each, at + 2 + column] % np.maximum(side - part + 1, 1).astype(np.uint32)
+            boxes[fits, column], boxes[fits, column + 2] = edge[fits], part[fits]
+        wanted, at = wanted & ~fits, at + 2
+    return boxes
+
+
+def erase(images: Tensor, boxes: np.ndarray) -> Tensor:
+    """Zero, which after normalising is the mean, in a box [top, left, height, width] of each image."""
+    height, width = images.shape[-2:]
+    top, left, high, wide = on_device(boxes.T.copy(), images.device)[:, :, None]
+    each = partial(torch.arange, device=images.device)
+    rows = (each(height) >= top) & (each(height) < top + high)
+    columns = (each(width) >= left) & (each(width) < left + wide)
+    return images.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
+
+
+def _whole(ratio: float) -> int:
+    """The largest of 1, 2, 4, 8 up to `ratio`: what JPEGs can be reduced by while decoding."""
+    return max((part for part in (2, 4, 8) if part <= ratio), default=1)
+
+
+def _tensor(image: Image.Image) -> Tensor:
+    """uint8 [3, H, W], a view of pixels that lie as Pillow has them."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)

@@ -408,7 +408,7 @@ def _samples(run: Run) -> list[Sample]:
     firsts = [int(at[0]) for at in (labels.eq(c).nonzero() for c in labels.unique()) if len(at)]
     chosen = test.members[np.array(firsts[:SAMPLES])]
     frames = test.dataset.split.read(chosen)
-    answers = _answers(run, test.dataset.transform(frames, None), run.time_steps)
+    answers = _answers(run, test.dataset.whole(frames), run.time_steps)
     classes = run.data.classes
     return [
         Sample.of(classes[int(test.dataset.split.labels[index])], frame, [classes[a] for a in said])

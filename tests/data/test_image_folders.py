@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from spiketriton.data import build_data
-from spiketriton.data.splits import load_rgb, on_white
+from spiketriton.data.splits import Photo, on_white
 from tests.small_data import data_recipe, make_class_tree, mentions, mistake
 
 ORIENTATION = 0x0112
@@ -31,7 +31,9 @@ def test_a_photograph_is_turned_as_its_tag_says(tmp_path, tag):
     exif[ORIENTATION] = tag
     path = tmp_path / "photo.png"
     image.save(path, exif=exif)
-    assert np.array_equal(np.asarray(load_rgb(path, "a")), upright)
+    photo = Photo(path, "a")
+    assert photo.size == upright.shape[1::-1]
+    assert np.array_equal(np.asarray(photo.decode()), upright)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
@@ -46,7 +48,7 @@ def test_transparent_parts_are_white(tmp_path, mode):
         paletted.save(path, transparency=1)
     else:
         image.convert(mode).save(path)
-    shown = np.asarray(load_rgb(path, "a"))
+    shown = np.asarray(Photo(path, "a").decode())
     assert (shown[:, :2] == 0).all()
     assert (shown[:, 2:] == 255).all()
 
@@ -61,7 +63,7 @@ def test_animations_show_their_first_frame(tmp_path, ending):
     frames = [Image.new("RGB", (8, 8), color) for color in ((250, 0, 0), (0, 0, 250))]
     path = tmp_path / f"a.{ending}"
     frames[0].save(path, save_all=True, append_images=frames[1:])
-    red, _, blue = load_rgb(path, "a").getpixel((4, 4))
+    red, _, blue = Photo(path, "a").decode().getpixel((4, 4))
     assert red > 200 > 50 > blue
 
 

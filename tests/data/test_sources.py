@@ -65,7 +65,7 @@ def test_images_are_normalised_by_these_numbers_for_ever():
 def test_imagenette_grey_and_cmyk_photographs_become_rgb(imagenette_root):
     data = build_data(data_recipe("imagenette", imagenette_root, data="image_size = 32"))
     split = data.test.dataset.split
-    rgb, grey, cmyk = split.read(np.arange(3))
+    rgb, grey, cmyk = (photo.decode() for photo in split.read(np.arange(3)))
     assert {image.mode for image in (rgb, grey, cmyk)} == {"RGB"}
     pixels = np.asarray(grey)
     assert (pixels == pixels[..., :1]).all()

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from spiketriton.data import build_data
-from spiketriton.data.splits import ArraySplit, FileSplit, RepeatedSplit, load_rgb
+from spiketriton.data.splits import ArraySplit, FileSplit, Photo, RepeatedSplit
 from spiketriton.errors import UserError
 from tests.small_data import WNIDS, damage, data_recipe, make_imagenette, mentions, noise_image
 
@@ -23,7 +23,7 @@ def test_png_of_any_mode_becomes_rgb(tmp_path, mode):
         noise_image(np.random.default_rng(0), "P", (8, 8)).save(path, transparency=0)
     else:
         noise_image(np.random.default_rng(0), mode, (8, 8)).save(path)
-    image = load_rgb(path, "x")
+    image = Photo(path, "x").decode()
     assert image.mode == "RGB"
     assert image.size == (8, 8)
     pixels = np.asarray(image)
@@ -35,7 +35,7 @@ def test_png_of_any_mode_becomes_rgb(tmp_path, mode):
 def test_grey_of_32_bits_is_read_as_16_bits(tmp_path):
     levels = np.array([[-5, 0, 255, 256, 0x1234, 65535, 65536, 2**31 - 1]], dtype=np.int32)
     Image.fromarray(levels).save(tmp_path / "image.tiff")
-    pixels = np.asarray(load_rgb(tmp_path / "image.tiff", "x"))
+    pixels = np.asarray(Photo(tmp_path / "image.tiff", "x").decode())
     assert pixels[0, :, 1].tolist() == [0, 0, 0, 1, 0x12, 255, 255, 255]
 
 
@@ -89,6 +89,25 @@ def test_files_are_opened_one_by_one(tmp_path):
     split = FileSplit([*samples, (str(tmp_path / "gone.png"), 1)], ["ape", "bee"])
     assert (len(split), split.labels.tolist(), split.classes) == (3, [1, 0, 1], ("ape", "bee"))
     read = split.read(np.array([1, 0, 2]))
-    assert [next(read).getpixel((0, 0)) for _ in range(2)] == [(20,) * 3, (10,) * 3]
+    assert [next(read).decode().getpixel((0, 0)) for _ in range(2)] == [(20,) * 3, (10,) * 3]
     with pytest.raises(UserError, match=r"gone\.png \(class bee\)"):
         next(read)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_a_jpeg_is_reduced_while_it_is_decoded(tmp_path, mode):
+    path, small = tmp_path / "image.jpg", np.random.default_rng(0).integers(0, 256, (5, 7, 3))
+    blocks = small.astype(np.uint8).repeat(16, 0).repeat(16, 1)
+    Image.fromarray(blocks).convert(mode).save(path, quality=95)
+    whole = np.asarray(Photo(path, "x").decode()).astype(int)
+    for reduce, size in ((1, (112, 80)), (2, (56, 40)), (4, (28, 20)), (8, (14, 10))):
+        photo = Photo(path, "x")
+        image = photo.decode(reduce=reduce)
+        assert (photo.size, image.size, image.mode) == ((112, 80), size, "RGB")
+        means = whole.reshape(size[1], reduce, size[0], reduce, 3).mean((1, 3))
+        assert np.abs(np.asarray(image) - means).mean() < 6  # of 255
+
+
+def test_other_formats_keep_their_size(tmp_path):
+    Image.new("RGB", (32, 16)).save(tmp_path / "image.png")
+    assert Photo(tmp_path / "image.png", "x").decode(reduce=4).size == (32, 16)

@@ -222,7 +222,11 @@ def test_datasets_travel_to_workers_that_are_not_forked(make):
     dataset = make().train.dataset
     indices, keys = next(iter(make().train.requests(0)))
     copy = pickle.loads(pickle.dumps(dataset))
-    assert same([copy[indices, keys]], [dataset[indices, keys]])
+    one, two = (given[indices, keys] for given in (copy, dataset))
+    assert same([one[:2]], [two[:2]])
+    assert {name: draw.tolist() for name, draw in one.draws.items()} == {
+        name: draw.tolist() for name, draw in two.draws.items()
+    }
 
 
 def test_a_negative_step_is_refused(make):
@@ -237,11 +241,11 @@ def test_a_negative_step_is_refused(make):
         (64, True, False, 1, 0),  # training on the CPU needs the cores itself
         (4, True, True, 1, 0),
         (5, True, True, 1, 4),
-        (16, True, True, 1, 8),
+        (16, True, True, 1, 4),
         (1, False, False, 1, 0),
         (2, False, False, 1, 1),
         (8, False, False, 1, 7),
-        (64, False, True, 1, 8),
+        (64, False, True, 1, 63),
         (16, False, True, 4, 3),
     ],
 )

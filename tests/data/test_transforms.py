@@ -3,10 +3,37 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torchvision.transforms import v2
 
-from spiketriton.data.draws import mix, uniforms
-from spiketriton.data.transforms import ArrayTransform, PhotoTransform, affine, crop_and_flip
+from spiketriton.data import trivial_augment
+from spiketriton.data.draws import mix, torch_words, uniforms
+from spiketriton.data.splits import Photo
+from spiketriton.data.transforms import (
+    ArrayTransform,
+    PhotoTransform,
+    affine,
+    crop_and_flip,
+    erased_boxes,
+    normalise,
+    seeded_each,
+    small_maps,
+    windows,
+)
 from tests.small_data import noise_image
+
+ZERO, ONE = (0.0,) * 3, (1.0,) * 3
+
+
+class Opened:
+    """A photograph that lies in memory; it remembers how it was decoded."""
+
+    def __init__(self, image):
+        self.image, self.size, self.reduced = image, image.size, []
+
+    def decode(self, *, reduce=1):
+        self.reduced.append(reduce)
+        return self.image
 
 
 def keys_of(count: int) -> np.ndarray:
@@ -21,7 +48,7 @@ def noise(count: int, channels: int = 3, size: int = 12) -> torch.Tensor:
 
 def test_crop_and_flip_equals_slicing_one_image_at_a_time():
     images, keys, padding = noise(50)[..., :9], keys_of(50), 3
-    batch = crop_and_flip(images, keys, padding)
+    batch = crop_and_flip(images, windows(keys, padding), padding)
     seen = set()
     for image, crop, (u_top, u_left, u_flip) in zip(images, batch, uniforms(keys, 3), strict=True):
         top, left = int(u_top * 7), int(u_left * 7)
@@ -36,8 +63,8 @@ def test_crop_and_flip_equals_slicing_one_image_at_a_time():
 def test_affine_moves_a_little_and_keeps_the_identity_between():
     images = torch.zeros(400, 1, 33, 33, dtype=torch.uint8)
     images[..., 16, 16] = 255  # a dot in the centre
-    moved = affine(images, keys_of(400), reach=1.0)
-    still = affine(images, keys_of(400), reach=0.0)
+    moved = affine(images, small_maps(keys_of(400), reach=1.0))
+    still = affine(images, small_maps(keys_of(400), reach=0.0))
     torch.testing.assert_close(still, images / 255, atol=1e-5, rtol=0)
     y, x = np.unravel_index(moved.flatten(1).argmax(1).numpy(), (33, 33))
     shift = np.stack([x, y]) - 16
@@ -88,7 +115,7 @@ def test_smaller_images_are_averages_not_samples():
 def test_strong_moves_characters_twice_as_far():
     images, keys = noise(100, 1), keys_of(100)
     strong = arrays("affine", "strong", 12, 1)(images, keys)
-    moved = (affine(images, keys, reach=2.0) - 0.5) / 0.25
+    moved = (affine(images, small_maps(keys, reach=2.0)) - 0.5) / 0.25
     unerased = (strong == moved).flatten(1).all(1).float().mean()
     assert 0.55 < float(unerased) < 0.9  # all but the quarter that was erased
 
@@ -107,7 +134,7 @@ def test_strong_erases_and_changes_colours_beyond_standard():
 def test_characters_are_never_mirrored():
     images = torch.zeros(300, 1, 16, 16, dtype=torch.uint8)
     images[..., :, :4] = 255  # bright on the left
-    moved = affine(images, keys_of(300), reach=2.0)
+    moved = affine(images, small_maps(keys_of(300), reach=2.0))
     assert bool((moved[..., :8].sum((1, 2, 3)) > moved[..., 8:].sum((1, 2, 3))).all())
 
 
@@ -115,7 +142,7 @@ def test_characters_are_never_mirrored():
 @pytest.mark.parametrize("size", [(64, 48), (31, 90), (300, 20), (1, 1)])
 def test_photographs_of_any_size(size, augment):
     transform = PhotoTransform(24, (0.5,) * 3, (0.25,) * 3, augment)
-    photo = noise_image(np.random.default_rng(0), "RGB", size)
+    photo = Opened(noise_image(np.random.default_rng(0), "RGB", size))
     keys = keys_of(6)
     batch = transform([photo] * 6, keys)
     assert batch.shape == (6, 3, 24, 24)
@@ -135,4 +162,165 @@ def test_the_centre_of_a_photograph_is_tested():
     cut = photo.crop((144, 16, 368, 240))
     transform = PhotoTransform(224, (0.0,) * 3, (1.0,) * 3, "standard")
     expected = torch.from_numpy(np.array(cut)).permute(2, 0, 1) / 255
-    torch.testing.assert_close(transform([photo], None)[0], expected)
+    torch.testing.assert_close(transform([Opened(photo)], None)[0], expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("move", ["crop", "affine"])
+@pytest.mark.parametrize("augment", ["none", "standard", "strong"])
+def test_a_batch_equals_torchvision_image_by_image(move, augment, channels):
+    """Bit for bit: torchvision's own transforms, each image's with the generator seeded by its key."""
+    count, size = 400, 14
+    images, keys = noise(count, channels, size), keys_of(count)
+    images[::5] //= 3  # something for contrast and equalisation to do
+    statistics = (0.4,) * channels, (0.3,) * channels
+    ready = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(*statistics)])
+    moved = images
+    if augment != "none" and move == "crop":
+        moved = crop_and_flip(images, windows(keys, 2), 2)
+    elif augment != "none":
+        moved = affine(images, small_maps(keys, 2.0 if augment == "strong" else 1.0))
+    colours = [v2.TrivialAugmentWide()] if move == "crop" else []
+    strong = v2.Compose([*colours, ready, v2.RandomErasing(0.25)])
+    expected = torch.stack(
+        seeded_each(strong, moved, keys) if augment == "strong" else [ready(one) for one in moved]
+    )
+    transform = ArrayTransform(size, *statistics, augment, move)
+    assert torch.equal(transform(images, keys), expected)
+
+
+@pytest.mark.parametrize(("channels", "height", "width"), [(3, 32, 32), (1, 9, 13), (3, 2, 2)])
+def test_every_operation_of_trivial_augment_equals_torchvision(channels, height, width):
+    count = 700
+    generator = torch.Generator().manual_seed(0)
+    shape = (count, channels, height, width)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    images[::3] = images[::3] // 4 + 60
+    images[5::97] = 7  # nothing to stretch or equalise
+    keys = keys_of(count)
+    operation, row, _ = trivial_augment.draw(torch_words(keys, trivial_augment.WORDS))
+    assert set(operation) == set(range(14))
+    assert len(set(zip(operation, row, strict=True))) > 250
+    expected = torch.stack(seeded_each(v2.TrivialAugmentWide(), images, keys))
+    before = images.clone()
+    assert torch.equal(trivial_augment.augment(images, operation, row), expected)
+    assert torch.equal(images, before)
+
+
+def test_words_are_those_of_torchs_generator():
+    keys = np.array([0, 1, 2**32 + 5, 2**64 - 1], dtype=np.uint64)
+    for key, words in zip(keys, torch_words(keys, 700).tolist(), strict=True):
+        generator = torch.Generator().manual_seed(int(key))
+        drawn = [int(torch.randint(1009, (), generator=generator)) for _ in words]
+        assert drawn == [word % 1009 for word in words]
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (9, 40), (1, 1)])
+def test_boxes_are_those_of_random_erasing(height, width):
+    keys, pixels = keys_of(2000), torch.ones(3, height, width)
+    boxes = erased_boxes(torch_words(keys, 23), np.zeros(2000, np.int64), height, width)
+    erasing = v2.RandomErasing(0.25)
+    for box, image in zip(boxes, seeded_each(erasing, [pixels] * 2000, keys), strict=True):
+        top, left, high, wide = box
+        expected = pixels.clone()
+        expected[:, top : top + high, left : left + wide] = 0
+        assert torch.equal(image, expected)
+    assert (boxes[:, 2] > 0).any() == (height * width > 1)
+
+
+@pytest.mark.parametrize("move", ["crop", "affine"])
+def test_finishing_reads_nothing_back_from_the_device(move):
+    """Tensors of the meta device have no values, so whatever depends on one fails."""
+    transform = arrays(move, "strong", 12)
+    images, draws = transform.load(noise(400), keys_of(400))
+    assert transform.finish(images.to("meta"), draws).shape == (400, 3, 12, 12)
+
+
+def test_what_is_loaded_is_bytes():
+    for transform in (arrays("crop", "strong", 12), arrays("affine", "strong", 20)):
+        images, draws = transform.load(noise(5), keys_of(5))
+        assert images.dtype == torch.uint8
+        assert {draw.shape[0] for draw in draws.values()} == {5}
+        assert transform.load(noise(5), None)[1] == {}
+
+
+def test_normalising_is_torchvisions():
+    images, statistics = noise(50), ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+    ready = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(*statistics)])
+    assert torch.equal(normalise(images, *statistics), ready(images))
+    assert torch.equal(normalise(images / 255, *statistics), ready(images / 255))
+
+
+@pytest.mark.parametrize("augment", ["standard", "strong"])
+def test_a_photograph_is_cut_and_coloured_as_torchvision_does(augment):
+    """But for the resizing, which rounds by at most one level: the photograph is one flat colour."""
+    photo, keys, size = Image.new("RGB", (90, 60), (200, 90, 30)), keys_of(60), 24
+    statistics = (0.4,) * 3, (0.3,) * 3
+    crop = [v2.RandomResizedCrop(size, scale=(0.35, 1.0)), v2.RandomHorizontalFlip()]
+    ready = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(*statistics)]
+    strong = [v2.TrivialAugmentWide(), *ready, v2.RandomErasing(0.25)]
+    whole = v2.Compose([*crop, *(strong if augment == "strong" else ready)])
+    expected = torch.stack(seeded_each(whole, [photo] * 60, keys))
+    got = PhotoTransform(size, *statistics, augment)([Opened(photo)] * 60, keys)
+    assert torch.equal(got, expected)
+
+
+def test_a_crop_of_a_photograph_is_torchvisions_within_a_level():
+    photo, keys, size = noise_image(np.random.default_rng(0), "RGB", (90, 60)), keys_of(40), 24
+    crop = v2.Compose(
+        [
+            v2.RandomResizedCrop(size, scale=(0.35, 1.0)),
+            v2.RandomHorizontalFlip(),
+            v2.PILToTensor(),
+        ]
+    )
+    expected = torch.stack(seeded_each(crop, [photo] * 40, keys)).int()
+    transform = PhotoTransform(size, (0.0,) * 3, (1.0,) * 3, "standard")
+    got, draws = transform.load([Opened(photo)] * 40, keys)
+    assert draws == {}
+    assert int((got - expected).abs().max()) <= 1
+
+
+@pytest.mark.parametrize(
+    ("size", "reduced"),
+    [((255, 300), 1), ((256, 900), 1), ((511, 600), 1), ((512, 600), 2), ((5000, 1100), 4)],
+)
+def test_a_test_photograph_is_reduced_to_no_less_than_it_needs(size, reduced):
+    photo = Opened(Image.new("RGB", size))
+    PhotoTransform(224, (0.5,) * 3, (0.5,) * 3, "standard").load([photo], None)
+    assert photo.reduced == [reduced]
+
+
+def test_a_random_crop_is_reduced_to_no_less_than_it_needs():
+    transform, keys = PhotoTransform(24, (0.5,) * 3, (0.5,) * 3, "standard"), keys_of(60)
+    for key in keys:
+        photo = Opened(Image.new("RGB", (200, 150)))
+        transform.load([photo], np.array([key]))
+        (window,) = seeded_each(transform.crop.make_params, [[photo.image]], [key])
+        smaller = min(window["height"], window["width"])
+        (by,) = photo.reduced
+        assert smaller // by >= 24
+        assert by == 8 or smaller // (2 * by) < 24
+
+
+def test_a_reduced_photograph_shows_the_same(tmp_path):
+    y, x = np.mgrid[:600, :800] / 40
+    waves = np.stack([np.sin(x + shift) * np.cos(y) for shift in range(3)], axis=-1)
+    Image.fromarray((127 + 120 * waves).astype(np.uint8)).save(tmp_path / "w.jpg", quality=95)
+    path, transform, keys = (
+        tmp_path / "w.jpg",
+        PhotoTransform(32, ZERO, ONE, "standard"),
+        keys_of(12),
+    )
+    assert [Photo(path, "x").decode(reduce=by).size for by in (1, 2, 8)] == [
+        (800, 600),
+        (400, 300),
+        (100, 75),
+    ]
+    with Image.open(path) as image:
+        whole = Opened(image.convert("RGB"))
+    for chosen in (keys, None):
+        reduced = transform([Photo(path, "x") for _ in keys], chosen)
+        full = transform([whole] * len(keys), chosen)
+        assert max(whole.reduced[-len(keys) :]) >= 4
+        assert 0 < (reduced - full).abs().mean() < 0.02  # a crop's edges are whole pixels

@@ -3,12 +3,22 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from profiling.harness.contenders import Status
 from profiling.harness.timing import Effort
 from profiling.render import tables
 from profiling.sections import data
-from profiling.sections.data import STEP, Loader, Loading
+from profiling.sections.data import (
+    KINDS,
+    STEP,
+    TORCHVISION,
+    Loader,
+    Loading,
+    OnOneCore,
+    Preparing,
+    one_core,
+)
 from profiling.sections.step import find_recipe
 from tests.small_events import make_events
 
@@ -83,3 +93,38 @@ def test_time_is_that_of_a_batch_once_the_first_is_there(monkeypatch):
     monkeypatch.setattr(type(loader.train), "from_step", lambda self, step: stream(step))
     assert loader._seconds(4) == 1.0
     assert now == [54.0, -1.0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("augment", ["standard", "strong"])
+def test_what_one_core_prepares_is_torchvisions(measured, quick, kind, augment):
+    rows = measured(OnOneCore(kind, augment, quick), section="data")
+    assert list(rows) == ["spiketriton", "spiketriton, finished on the CPU", TORCHVISION]
+    for name, row in rows.items():
+        assert (row["status"], row["images_of"], row["augment"]) == (Status.OK, kind, augment)
+        assert row["images_per_s"] == pytest.approx(row["batch"] / row["median_ms"] * 1e3)
+        assert (row["mean_error"] == 0) == (kind == "CIFAR" or name == TORCHVISION)
+
+
+def test_one_core_prepares_all_kinds(quick):
+    kinds = [(case.spec["images_of"], case.spec["augment"]) for case in one_core(quick)]
+    assert kinds == [(kind, augment) for kind in KINDS for augment in ("standard", "strong")]
+
+
+def test_another_augmentation_is_wrong():
+    def other(images, keys):
+        return 0.1 + data.Torchvision("CIFAR", "strong")(images, keys)
+
+    verdict = Preparing("CIFAR", 4, "strong", other, other).check()
+    assert verdict.status == Status.WRONG
+    assert "off by 0.1 on average (allowed 0.0)" in verdict.why
+
+
+def test_images_are_prepared_by_one_thread(monkeypatch):
+    seen = []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    work = Preparing("CIFAR", 1, "standard", lambda *_: seen.append(torch.get_num_threads()), len)
+    work.sample()
+    assert (seen, torch.get_num_threads()) == ([1], 2)
+    torch.set_num_threads(threads)

@@ -25,7 +25,7 @@ MEASURED = {
     "step": {"recipe", "T", "batch", "image", "precision", "contender", "images_per_s"},
     "memory": {"contender", "peak_bytes", "saved_bytes"},
     "gradients": {"recipe", "contender", "median_ms", "measures_every"},
-    "data": {"recipe", "batch", "contender", "images_per_s", "cores"},
+    "data": {"augment", "batch", "contender", "images_per_s"},
     "compiled": {"target", "T", "dtype", "layout", "predicted_ms", "card"},
 }
 

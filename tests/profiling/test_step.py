@@ -10,6 +10,7 @@ from profiling.harness.timing import Timing
 from profiling.sections import step as steps
 from profiling.sections.step import TWIN, Bench, RecipeCase, Step, TrainingStep, find_recipe
 from spiketriton.config import recipe_from_toml
+from spiketriton.data.sources import SOURCES
 from spiketriton.errors import UserError
 from spiketriton.models.resnet import Block
 
@@ -176,3 +177,16 @@ def test_recipes_are_found_by_name_or_path(tmp_path):
         find_recipe(str(tmp_path / "none.toml"))
     with pytest.raises(UserError, match=r"neuron\.kind is relu; accepted: a spiking recipe"):
         TrainingStep(find_recipe("quickstart", ["neuron.kind=relu"]), Options(CPU))
+
+
+def test_every_data_set_has_its_images_here():
+    """Or `step` would not know what to feed a recipe's network."""
+    assert set(steps.IMAGES) == set(SOURCES)
+
+
+def test_a_data_set_without_images_here_is_refused_by_name(quick, monkeypatch):
+    monkeypatch.delitem(steps.IMAGES, "digits")
+    with pytest.raises(
+        UserError, match=r"recipe quickstart: .* data\.name = 'digits'; accepted: im"
+    ):
+        RecipeCase(find_recipe("quickstart"), quick)

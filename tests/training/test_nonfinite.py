@@ -14,6 +14,7 @@ from torch import Tensor
 
 from spiketriton import nonfinite
 from spiketriton.data import TrainStream
+from spiketriton.data.stream import CPU
 from spiketriton.errors import EXIT_DONE, EXIT_NONFINITE, UserError
 from spiketriton.gradients.probing import Prober
 from spiketriton.runs import checkpoint
@@ -35,8 +36,10 @@ class Poisoned(TrainStream):
 
     bad: tuple[int, ...]
 
-    def from_step(self, step: int) -> Generator[tuple[Tensor, Tensor], None, None]:
-        for part, (images, labels) in enumerate(super().from_step(step)):
+    def from_step(
+        self, step: int, device: torch.device = CPU
+    ) -> Generator[tuple[Tensor, Tensor], None, None]:
+        for part, (images, labels) in enumerate(super().from_step(step, device)):
             if step + 1 + part // self.accumulate in self.bad:
                 images = images.clone()
                 images[0, 0, 0, 0] = math.inf

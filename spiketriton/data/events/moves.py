@@ -18,6 +18,7 @@ from torch.nn.functional import grid_sample
 from spiketriton.config import DataConfig
 from spiketriton.data.draws import mix, uniforms
 from spiketriton.data.facts import Facts
+from spiketriton.data.transforms import Draws
 from spiketriton.errors import UserError
 
 _DROP, _DELETE = 1, 2  # keep the draws of one key apart
@@ -69,17 +70,17 @@ class EventTransform:
         self.moves = moves
 
     def __call__(self, frames: Tensor, keys: np.ndarray | None) -> Tensor:
-        return self.finish(self.load(frames, keys))
+        return self.finish(*self.load(frames, keys))
 
-    def load(self, frames: Tensor, keys: np.ndarray | None) -> Tensor:
-        """The first half: augmented, time first, uint8 [T', b, 2, S, S]."""
+    def load(self, frames: Tensor, keys: np.ndarray | None) -> tuple[Tensor, Draws]:
+        """The first half: augmented, time first, uint8 [T', b, 2, S, S]; no draw is left."""
         if keys is not None:
             draws = uniforms(keys, 8)
             each = zip(frames, keys, draws, strict=True)
             frames = torch.stack([self._moved(frame, key, draw) for frame, key, draw in each])
-        return frames.transpose(0, 1).contiguous()
+        return frames.transpose(0, 1).contiguous(), {}
 
-    def finish(self, frames: Tensor) -> Tensor:
+    def finish(self, frames: Tensor, draws: Draws) -> Tensor:
         """The second half, on any device: counts as the network sees them, float32."""
         counts = frames.float()
         if self.count == "log":

@@ -1,0 +1,78 @@
+"""From loaded images to batches on the device: copied as bytes, finished there, one batch ahead.
+
+On a GPU the copy and the rest of the augmentation run on a stream of their own while the step before
+still computes. On the CPU a batch is finished when it is asked for.
+"""
+
+from collections.abc import Callable, Generator
+from contextlib import closing
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from spiketriton.data.transforms import Draws
+
+Batch: TypeAlias = tuple[Tensor, Tensor]  # float32 [b, C, S, S], int64 [b]
+
+
+class Loaded(NamedTuple):
+    """What a worker makes of a request."""
+
+    images: Tensor  # uint8 [b, C, S, S]
+    labels: Tensor  # int64 [b]
+    draws: Draws  # what their augmentation drew
+
+
+Finish: TypeAlias = Callable[[Tensor, Draws], Tensor]
+
+
+def finished(
+    loaded: Generator[Loaded, None, None], finish: Finish, device: torch.device
+) -> Generator[Batch, None, None]:
+    """The batches of `loaded` on `device`, in order; closing it closes `loaded`."""
+    if device.type == "cuda":
+        return _ahead(loaded, finish, device, torch.cuda)
+    return _on_demand(loaded, finish, device)
+
+
+def _on_demand(
+    loaded: Generator[Loaded, None, None], finish: Finish, device: torch.device
+) -> Generator[Batch, None, None]:
+    with closing(loaded):
+        for one in loaded:
+            yield _finished(one, finish, device)
+
+
+def _finished(loaded: Loaded, finish: Finish, device: torch.device) -> Batch:
+    images, labels = (x.to(device, non_blocking=True) for x in loaded[:2])
+    return finish(images, loaded.draws), labels
+
+
+def _ahead(
+    loaded: Generator[Loaded, None, None], finish: Finish, device: torch.device, cuda: Any
+) -> Generator[Batch, None, None]:
+    """Each batch, after the next one was put on its way; `cuda` is torch.cuda.
+
+    The consumer's stream waits for a batch, the host never does. A mistake in a batch is raised one
+    batch early.
+    """
+    side = cuda.Stream(device)
+    waiting: tuple[Batch, Any] | None = None
+
+    def deliver(batch: Batch, ready: Any) -> Batch:
+        consumer = cuda.current_stream(device)
+        consumer.wait_event(ready)
+        for tensor in batch:
+            tensor.record_stream(consumer)  # its memory was taken from the side stream's
+        return batch
+
+    with closing(loaded):
+        for one in loaded:
+            with cuda.stream(side):
+                on_its_way = _finished(one, finish, device), side.record_event()
+            if waiting is not None:
+                yield deliver(*waiting)
+            waiting = on_its_way
+    if waiting is not None:
+        yield deliver(*waiting)

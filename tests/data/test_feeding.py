@@ -1,0 +1,145 @@
+"""Batches on the device: finished there, on a GPU one batch ahead on a stream of its own."""
+
+import contextlib
+
+import pytest
+import torch
+
+from spiketriton.data import feeding
+from spiketriton.data.feeding import Loaded, finished
+from spiketriton.errors import UserError
+
+CUDA = torch.device("cuda", 0)
+
+
+class Source:
+    """Three loaded batches, the last of which may be a mistake; logs what is asked of it."""
+
+    def __init__(self, log, mistake=False):
+        self.log, self.mistake = log, mistake
+
+    def __call__(self):
+        try:
+            for at in range(3):
+                if self.mistake and at == 2:
+                    raise UserError("a damaged file")
+                self.log.append(f"load {at}")
+                yield Loaded(torch.full((2, 1), at, dtype=torch.uint8), torch.tensor([at]), {})
+        finally:
+            self.log.append("closed")
+
+
+class FakeCuda:
+    """Stands for torch.cuda, and logs the order of events."""
+
+    def __init__(self, log):
+        self.log, self.at = log, "consumer"
+
+    def Stream(self, device):
+        assert device == CUDA
+        return FakeStream(self.log, "side")
+
+    @contextlib.contextmanager
+    def stream(self, stream):
+        self.at = stream.name
+        yield
+        self.at = "consumer"
+
+    def current_stream(self, device):
+        assert device == CUDA
+        return FakeStream(self.log, self.at)
+
+
+class FakeStream:
+    def __init__(self, log, name):
+        self.log, self.name = log, name
+
+    def record_event(self):
+        self.log.append(f"event on {self.name}")
+        return len(self.log)
+
+    def wait_event(self, event):
+        self.log.append(f"{self.name} waits for {event}")
+
+
+class FakeTensor:
+    def __init__(self, log, name):
+        self.log, self.name = log, name
+
+    def record_stream(self, stream):
+        self.log.append(f"{self.name} lives on {stream.name}")
+
+
+def test_on_a_cpu_a_batch_is_made_when_it_is_asked_for():
+    log = []
+
+    def finish(images, draws):
+        log.append("finish")
+        return images.float() + 1
+
+    batches = finished(Source(log)(), finish, torch.device("cpu"))
+    assert log == []
+    images, labels = next(batches)
+    assert (images.tolist(), labels.tolist()) == ([[1.0], [1.0]], [0])
+    assert log == ["load 0", "finish"]
+    assert [labels.item() for _, labels in batches] == [1, 2]
+    assert log[-1] == "closed"
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch):
+    """`on_a_gpu(log, **source) -> batches` on a fake GPU, whose batches are logged by name."""
+
+    def start(log, **source):
+        cuda = FakeCuda(log)
+
+        def copied(loaded, finish, device):
+            assert (device, cuda.at) == (CUDA, "side")
+            at = int(loaded.labels)
+            log.append(f"finish {at}")
+            return FakeTensor(log, f"images {at}"), FakeTensor(log, f"labels {at}")
+
+        monkeypatch.setattr(feeding, "_finished", copied)
+        return feeding._ahead(Source(log, **source)(), lambda *_: None, CUDA, cuda)
+
+    return start
+
+
+def test_on_a_gpu_the_next_batch_is_on_its_way_before_one_is_given(on_a_gpu):
+    log = []
+    batches = on_a_gpu(log)
+    given = next(batches)
+    assert [tensor.name for tensor in given] == ["images 0", "labels 0"]
+    assert log == [
+        *("load 0", "finish 0", "event on side"),
+        *("load 1", "finish 1", "event on side"),
+        "consumer waits for 3",
+        "images 0 lives on consumer",
+        "labels 0 lives on consumer",
+    ]
+    assert [images.name for images, _ in batches] == ["images 1", "images 2"]
+    waits = [line for line in log if "waits" in line]
+    assert waits == ["consumer waits for 3", "consumer waits for 6", "consumer waits for 12"]
+
+
+def test_closing_on_a_gpu_ends_the_workers(on_a_gpu):
+    log = []
+    batches = on_a_gpu(log)
+    next(batches)
+    batches.close()
+    assert log[-1] == "closed"
+
+
+def test_a_mistake_is_raised_on_a_gpu_too(on_a_gpu):
+    batches = on_a_gpu([], mistake=True)
+    assert next(batches)[0].name == "images 0"
+    with pytest.raises(UserError, match="a damaged file"):
+        next(batches)
+
+
+def test_a_stream_on_a_gpu_runs_ahead(monkeypatch):
+    asked = []
+    monkeypatch.setattr(feeding, "_ahead", lambda *given: asked.append(given) or iter(()))
+    source = Source([])()
+    assert list(finished(source, len, CUDA)) == []
+    assert asked == [(source, len, CUDA, torch.cuda)]
