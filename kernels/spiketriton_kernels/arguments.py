@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -46,8 +47,8 @@ def check_float(name: str, value: object) -> None:
 
 
 def _check_parameter(name: str, value: object, x: torch.Tensor) -> None:
+    """A parameter as a tensor must fit x."""
     if not isinstance(value, torch.Tensor):
-        check_float(name, value)
         return
     if not value.is_floating_point():
         raise TypeError(f"{name} as a tensor must be floating point, got {value.dtype}")
@@ -84,6 +85,8 @@ def check_like(
     """value must have the shape, one of the dtypes and the device of the input."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if value.shape == shape and value.dtype in dtypes and value.device == x.device:
+        return
     if value.shape != shape:
         raise ValueError(f"{name} has shape {tuple(value.shape)}; accepted: {tuple(shape)}")
     if value.dtype not in dtypes:
@@ -114,24 +117,52 @@ def check_neuron(
             what is accepted.
     """
     check_input("x", x)
+    simple = (
+        type(decay) is type(gain) is type(threshold) is type(v_reset) is float
+        and type(reset) is str
+        and type(detach_reset) is bool
+        and type(surrogate) is Surrogate
+        and type(surrogate.width) is float
+    )
+    record = _remembered if simple and not torch.compiler.is_compiling() else _record
+    neuron = record(decay, gain, threshold, reset, v_reset, detach_reset, surrogate)
+    if not simple:
+        _check_parameter("decay", decay, x)
+        _check_parameter("gain", gain, x)
+        _check_parameter("threshold", threshold, x)
+        _check_parameter("surrogate width", surrogate.width, x)
+    if v_init is not None:
+        check_like("v_init", v_init, x, x.shape[1:], (membrane_dtype(x.dtype), x.dtype))
+    if probe is not None:
+        check_like("probe", probe, x, torch.Size([x.shape[0], len(PROBE_FIELDS)]), (torch.float32,))
+    return neuron
+
+
+def _record(
+    decay: float | torch.Tensor,
+    gain: float | torch.Tensor,
+    threshold: float | torch.Tensor,
+    reset: str,
+    v_reset: float,
+    detach_reset: bool,
+    surrogate: Surrogate,
+) -> Neuron:
+    """The checks that need no input, and the record."""
     if reset not in RESETS:
         raise ValueError(f"reset {reset!r} is unknown; accepted: {', '.join(RESETS)}")
     if not isinstance(surrogate, Surrogate):
         raise TypeError(
             f"surrogate must be a spiketriton_kernels.Surrogate, got {type(surrogate).__name__}"
         )
-    _check_parameter("decay", decay, x)
-    _check_parameter("gain", gain, x)
-    _check_parameter("threshold", threshold, x)
+    if not isinstance(decay, torch.Tensor):
+        check_float("decay", decay)
+    if not isinstance(gain, torch.Tensor):
+        check_float("gain", gain)
+    if not isinstance(threshold, torch.Tensor):
+        check_float("threshold", threshold)
     check_float("v_reset", v_reset)
-    if isinstance(surrogate.width, torch.Tensor):
-        _check_parameter("surrogate width", surrogate.width, x)
     if not isinstance(detach_reset, bool):
         raise TypeError(f"detach_reset must be True or False, got {detach_reset!r}")
-    if v_init is not None:
-        check_like("v_init", v_init, x, x.shape[1:], (membrane_dtype(x.dtype), x.dtype))
-    if probe is not None:
-        check_like("probe", probe, x, torch.Size([x.shape[0], len(PROBE_FIELDS)]), (torch.float32,))
     return Neuron(
         decay=decay,
         gain=gain if isinstance(gain, torch.Tensor) else float(gain),
@@ -143,3 +174,7 @@ def check_neuron(
         height=surrogate.height,
         width=surrogate.width,
     )
+
+
+_remembered = functools.lru_cache(maxsize=256)(_record)
+"""Networks call a few kinds of neurons again and again: equal floats give equal records; surrogates never change."""

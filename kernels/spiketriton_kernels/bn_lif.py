@@ -13,16 +13,15 @@ and weight. Both backward passes replay the membrane from y: nothing else of its
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 import torch.distributed as dist
 
 from .arguments import along_channels, check_float, check_input, check_like, check_neuron
+from .backends.eager import update_running
+from .fire import channel_statistics, fire
 from .layout import dense
 from .lif import DEFAULT_SURROGATE, multistep_lif_reference
 from .neuron import Call, membrane_dtype
-from .operators import channel_statistics, fire
 from .surrogate import SHAPES, Surrogate
 
 
@@ -46,12 +45,13 @@ def multistep_bn_lif(
     v_init: torch.Tensor | None = None,
     return_v: bool = False,
     *,
+    return_current: bool = False,
     spike_add: torch.Tensor | None = None,
     bn_scale: float = 1.0,
     step_gain: torch.Tensor | None = None,
     probe: torch.Tensor | None = None,
     process_group: dist.ProcessGroup | None = None,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+) -> torch.Tensor | tuple[torch.Tensor, ...]:
     """Spikes of batch-normed currents over a whole time window: normalise, add the residual, fire.
 
     Args:
@@ -64,14 +64,17 @@ def multistep_bn_lif(
         momentum, eps: as torch's.
         residual: [T, B, C, ...] in the dtype of y, added to the normalised current before the neuron; gets a gradient.
         decay ... return_v: the neuron, see ``multistep_lif``.
+        return_current: also return x, what the neuron integrates, in the dtype of y: the sum of currents that an
+            MS-ResNet hands from block to block. Its gradient joins that of the neuron on the way back.
         spike_add: like y, added to the spikes at the store (SEW's ADD); gets a gradient.
         bn_scale: tdBN's alpha * v_threshold.
         step_gain: TEBN's (T,) gain per time step; gets a gradient.
-        probe: see ``multistep_lif``; dL/dx is the gradient at the neuron's input current.
+        probe: see ``multistep_lif``; dL/dx is the gradient at the neuron's input current, through the neuron alone.
         process_group: training statistics are those of all its ranks together, each with the same number of elements.
 
     Returns:
-        Spikes (plus spike_add) in the shape, dtype and layout of y; with ``return_v`` also the last membrane.
+        Spikes (plus spike_add) in the shape, dtype and layout of y; with ``return_v`` then the last membrane, with
+        ``return_current`` then the current, like the spikes.
 
     Raises:
         TypeError, ValueError: naming the argument, what was given and what is accepted.
@@ -87,51 +90,48 @@ def multistep_bn_lif(
     _check_norm(
         y, bn_weight, bn_bias, running_mean, running_var, training, residual, spike_add, step_gain
     )
-    _check_constants(momentum=momentum, eps=eps, bn_scale=bn_scale)
-    if isinstance(
-        gain, torch.Tensor
-    ):  # a factor of what the norm gives: nothing to do in the kernels
+    _check_constants(momentum, eps, bn_scale)
+    if isinstance(gain, torch.Tensor):  # a factor of what the norm gives: nothing to do in the kernels
         bn_weight, bn_bias, residual = _amplified(y, gain, bn_weight, bn_bias, residual)
-        neuron = replace(neuron, gain=1.0)
+        neuron = neuron._replace(gain=1.0)
     y = dense(y)
     group = ""
+    mean, var, running = running_mean, running_var, None
     if training:
-        with torch.no_grad():
-            mean, var = channel_statistics(y.detach())
-            count = y.numel() // y.shape[2]
-            if process_group is not None:
-                group = process_group.group_name
-                mean, var = _over_ranks(mean, var, process_group)
-                count *= dist.get_world_size(process_group)
-            if count < 2:
-                raise ValueError(
-                    f"batch norm needs more than 1 value per channel when training, got y of shape {tuple(y.shape)}"
-                )
-            if running_mean is not None and running_var is not None:
-                running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-                running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), momentum)
-    else:
-        mean, var = running_mean, running_var
-    neuron = replace(
+        ranks = 1 if process_group is None else dist.get_world_size(process_group)
+        count = y.numel() // y.shape[2] * ranks
+        if count < 2:
+            raise ValueError(
+                f"batch norm needs more than 1 value per channel when training, got y of shape {tuple(y.shape)}"
+            )
+        if running_mean is not None and running_var is not None:
+            running = running_mean, running_var, momentum
+        mean = var = None  # measured on the way
+        if process_group is not None:
+            group = process_group.group_name
+            with torch.no_grad():
+                mean, var = _over_ranks(*channel_statistics(y, None), process_group)
+                if running is not None:
+                    update_running(mean, var, count, running)
+    neuron = neuron._replace(eps=float(eps), bn_scale=float(bn_scale))
+    spikes, v_last, current = fire(
+        y,
         neuron,
+        Call(group, training, return_v=return_v, return_current=return_current),
+        running,
+        v_init=v_init,
+        residual=residual,
         mean=mean,
         var=var,
         weight=bn_weight,
         bias=bn_bias,
         step_gain=step_gain,
-        eps=float(eps),
-        bn_scale=float(bn_scale),
-    )
-    spikes, v_last = fire(
-        y,
-        neuron,
-        Call(group=group, batch_statistics=training, return_v=return_v),
-        v_init=v_init,
-        probe=probe,
-        residual=residual,
         spike_add=spike_add,
+        probe=probe,
     )
-    return (spikes, v_last) if return_v else spikes
+    results = (spikes, v_last, current)
+    wanted = tuple(result for result in results if result is not None)
+    return wanted if len(wanted) > 1 else spikes
 
 
 def _amplified(y, gain, weight, bias, residual):
@@ -164,16 +164,17 @@ def _check_norm(
         raise ValueError(
             f"y has shape {tuple(y.shape)}; accepted: [T, B, C, ...], channels are dim 2"
         )
-    floats = (membrane_dtype(y.dtype), y.dtype)
+    floats, channels = (membrane_dtype(y.dtype), y.dtype), y.shape[2:3]
     small = dict(bn_weight=weight, bn_bias=bias, running_mean=running_mean, running_var=running_var)
     for name, value in small.items():
-        if isinstance(value, torch.Tensor) and value.shape != y.shape[2:3]:
+        if value is None:
+            continue
+        if isinstance(value, torch.Tensor) and value.shape != channels:
             raise ValueError(
-                f"{name} has shape {tuple(value.shape)}; accepted: {tuple(y.shape[2:3])}, "
+                f"{name} has shape {tuple(value.shape)}; accepted: {tuple(channels)}, "
                 f"because channels are dim 2 of y, which has shape {tuple(y.shape)}"
             )
-        if value is not None:
-            check_like(name, value, y, y.shape[2:3], floats)
+        check_like(name, value, y, channels, floats)
     if (running_mean is None) != (running_var is None):
         raise ValueError("running_mean and running_var go together; one of them is None")
     if not training and running_mean is None:
@@ -182,18 +183,20 @@ def _check_norm(
         raise ValueError(
             f"batch norm has no statistics of an empty batch: y has shape {tuple(y.shape)}"
         )
-    for name, value in dict(residual=residual, spike_add=spike_add).items():
-        if value is not None:
-            check_like(name, value, y, y.shape, (y.dtype,))
+    if residual is not None:
+        check_like("residual", residual, y, y.shape, (y.dtype,))
+    if spike_add is not None:
+        check_like("spike_add", spike_add, y, y.shape, (y.dtype,))
     if step_gain is not None:
         check_like("step_gain", step_gain, y, y.shape[:1], floats)
 
 
-def _check_constants(**constants: float) -> None:
-    for name, value in constants.items():
-        check_float(name, value)
-    if constants["eps"] < 0:
-        raise ValueError(f"eps must be >= 0, got {constants['eps']}")
+def _check_constants(momentum: float, eps: float, bn_scale: float) -> None:
+    check_float("momentum", momentum)
+    check_float("eps", eps)
+    check_float("bn_scale", bn_scale)
+    if eps < 0:
+        raise ValueError(f"eps must be >= 0, got {eps}")
 
 
 def multistep_bn_lif_reference(
@@ -216,17 +219,18 @@ def multistep_bn_lif_reference(
     v_init: torch.Tensor | None = None,
     return_v: bool = False,
     *,
+    return_current: bool = False,
     spike_add: torch.Tensor | None = None,
     bn_scale: float = 1.0,
     step_gain: torch.Tensor | None = None,
     smooth: bool = False,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+) -> torch.Tensor | tuple[torch.Tensor, ...]:
     """The definition of ``multistep_bn_lif``: torch's batch_norm on the folded tensor, then the reference neuron."""
     check_neuron(y, decay, gain, threshold, reset, v_reset, detach_reset, surrogate, v_init)
     _check_norm(
         y, bn_weight, bn_bias, running_mean, running_var, training, residual, spike_add, step_gain
     )
-    _check_constants(momentum=momentum, eps=eps, bn_scale=bn_scale)
+    _check_constants(momentum, eps, bn_scale)
     wide = membrane_dtype(y.dtype)
     weight = None if bn_weight is None else bn_weight.to(wide) * bn_scale
     if weight is None and bn_scale != 1.0:
@@ -254,5 +258,9 @@ def multistep_bn_lif_reference(
     )
     if spike_add is not None:
         spikes = spikes + spike_add.to(wide)
-    spikes = spikes.to(y.dtype)
-    return (spikes, v_last) if return_v else spikes
+    wanted = [spikes.to(y.dtype)]
+    if return_v:
+        wanted.append(v_last)
+    if return_current:
+        wanted.append(x.to(y.dtype))
+    return tuple(wanted) if len(wanted) > 1 else wanted[0]

@@ -45,6 +45,8 @@ def dense(x: torch.Tensor) -> torch.Tensor:
 
 def like(value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """value in the memory order of x: itself when the strides agree, else one copy."""
+    if value.stride() == x.stride():
+        return value
     pairs = zip(value.shape, value.stride(), x.stride(), strict=True)
     if value.numel() == 0 or all(a == b for size, a, b in pairs if size > 1):
         return value

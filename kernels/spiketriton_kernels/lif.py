@@ -22,8 +22,8 @@ from __future__ import annotations
 import torch
 
 from .arguments import along_channels, check_neuron
+from .fire import fire
 from .neuron import Call, Neuron, membrane_dtype
-from .operators import fire
 from .state_neuron import StateNeuron
 from .state_operators import fire_states
 from .surrogate import SHAPES, Surrogate, unit_primitive
@@ -80,16 +80,16 @@ def multistep_lif(
     neuron = check_neuron(
         x, decay, gain, threshold, reset, v_reset, detach_reset, surrogate, v_init, probe
     )
-    rarer = {
-        "return_trace": return_trace,
-        "reset_delay": reset_delay,
-        "a tensor gain": isinstance(gain, torch.Tensor),
-        "a surrogate of one's own": surrogate.shape not in SHAPES,
-    }
-    if any(rarer.values()):
+    if return_trace or reset_delay or isinstance(gain, torch.Tensor) or surrogate.shape not in SHAPES:
+        rarer = {
+            "return_trace": return_trace,
+            "reset_delay": reset_delay,
+            "a tensor gain": isinstance(gain, torch.Tensor),
+            "a surrogate of one's own": surrogate.shape not in SHAPES,
+        }
         return _fire_rarer(x, neuron, rarer, v_init, probe, return_v)
-    spikes, v_last = fire(x, neuron, Call(return_v=return_v), v_init=v_init, probe=probe)
-    return (spikes, v_last) if return_v else spikes
+    spikes, v_last, _ = fire(x, neuron, Call(return_v=return_v), v_init=v_init, probe=probe)
+    return spikes if v_last is None else (spikes, v_last)
 
 
 def _fire_rarer(x, neuron, rarer, v_init, probe, return_v):

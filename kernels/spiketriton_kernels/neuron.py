@@ -7,9 +7,9 @@ returns (``Gradients``).
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,27 +19,45 @@ def membrane_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+Running = tuple[torch.Tensor, torch.Tensor, float]
+"""Running mean, running variance and momentum of a batch norm."""
+
+
 class Call(NamedTuple):
-    """What a call wants of a neuron. ``group``: the process group that shares the norm's statistics, by name."""
+    """What a call wants of a neuron.
+
+    ``group``: the process group that shares the norm's statistics, by name. ``batch_statistics``: they are those of the
+    batch, measured by the forward pass where none are given.
+    """
 
     group: str = ""
     batch_statistics: bool = False
     save: bool = False
     return_v: bool = False
+    return_current: bool = False
 
     @staticmethod
     def of(words: str) -> Call:
         return _parsed(words)[1]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Neuron:
+PARAMETERS = ("decay", "threshold", "width")
+NORM = ("mean", "var", "weight", "bias", "step_gain")
+TENSORS = (*PARAMETERS, *NORM)
+"""Of a neuron, in the operators' order."""
+
+FLOATS = ("decay", "gain", "threshold", "v_reset", "height", "width", "eps", "bn_scale")
+"""Of a neuron, in the operators' order."""
+
+
+class Neuron(NamedTuple):
     """The constants of a neuron and of the batch norm in front of it (``mean`` is None: there is none).
 
     ``check_neuron`` makes one of a caller's arguments: decay, threshold and width are floats or tensors () or (C,).
     An operator takes it apart into tensors, one string and one list of floats, because its cost grows with each
     argument and torch.compile can carry a float that it does not know into a list, but not into a string. ``of`` puts
-    it together again for the backends: tensors are then contiguous, 1-d and in the membrane's dtype.
+    it together again for the backends, as ``adapted`` does where a call needs no operator: tensors are then
+    contiguous, 1-d and in the membrane's dtype.
     """
 
     decay: float | torch.Tensor
@@ -59,39 +77,13 @@ class Neuron:
     eps: float = 0.0
     bn_scale: float = 1.0
 
-    TENSORS: ClassVar = (
-        "decay",
-        "threshold",
-        "width",
-        "mean",
-        "var",
-        "weight",
-        "bias",
-        "step_gain",
-    )
-    FLOATS: ClassVar = (
-        "decay",
-        "gain",
-        "threshold",
-        "v_reset",
-        "height",
-        "width",
-        "eps",
-        "bn_scale",
-    )
-
-    def tensors(self) -> list[torch.Tensor | None]:
-        """In the order of ``TENSORS``; None for a float, and for what is not given."""
-        values = (getattr(self, name) for name in self.TENSORS)
-        return [value if isinstance(value, torch.Tensor) else None for value in values]
-
     def floats(self) -> list[float]:
         """In the order of ``FLOATS``; 1 in a tensor's place."""
-        values = (getattr(self, name) for name in self.FLOATS)
+        values = (getattr(self, name) for name in FLOATS)
         return [1.0 if isinstance(value, torch.Tensor) else float(value) for value in values]
 
     def words(self, call: Call) -> str:
-        flags = (self.detach_reset, call.batch_statistics, call.save, call.return_v)
+        flags = (self.detach_reset, *call[1:])
         return " ".join((self.reset, self.shape, call.group, *("01"[flag] for flag in flags)))
 
     @staticmethod
@@ -99,10 +91,19 @@ class Neuron:
         x: torch.Tensor, tensors: Iterable[torch.Tensor | None], words: str, floats: list[float]
     ) -> Neuron:
         """For the input x, from what ``tensors``, ``words`` and ``floats`` gave."""
-        given = dict(zip(Neuron.FLOATS, floats, strict=True))
-        named = zip(Neuron.TENSORS, tensors, strict=True)
+        given = dict(zip(FLOATS, floats, strict=True))
+        named = zip(TENSORS, tensors, strict=True)
         small = {name: as_small(value, x) for name, value in named if value is not None}
         return Neuron(**_parsed(words)[0], **(given | small))  # type: ignore[arg-type]
+
+    def adapted(self, x: torch.Tensor, tensors: Mapping[str, torch.Tensor | None]) -> Neuron:
+        """These constants for the input x, with ``tensors``' own of ``TENSORS``; itself where nothing changes."""
+        new = {}
+        for name in TENSORS:
+            value = tensors.get(name)
+            if value is not None and value is not getattr(self, name):
+                new[name] = as_small(value, x)
+        return self._replace(**new) if new else self  # type: ignore[arg-type]
 
     @property
     def v_start(self) -> float:
@@ -120,6 +121,11 @@ class Neuron:
     @property
     def parameters(self) -> tuple[float | torch.Tensor, float | torch.Tensor, float | torch.Tensor]:
         return self.decay, self.threshold, self.width
+
+    @property
+    def norm(self) -> tuple[Any, ...]:
+        """Mean, variance, weight, bias, step gain; None for what is not given."""
+        return self[9:14]
 
     @property
     def parameter_size(self) -> int:
@@ -149,8 +155,7 @@ def as_small(value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return value.detach().to(wide).reshape(-1).contiguous()
 
 
-@dataclass(frozen=True)
-class Emit:
+class Emit(NamedTuple):
     """What one walk back writes.
 
     ``dx`` is the gradient by the neuron's current (also the residual's); ``dy`` the gradient by the norm's input.
@@ -164,10 +169,8 @@ class Emit:
     step_gain: bool = False
     probe: bool = False
 
-    FIELDS: ClassVar = ("dx", "dy", "sums", "v_init", "parameters", "step_gain", "probe")
-
     def encode(self) -> str:
-        return " ".join(name for name in self.FIELDS if getattr(self, name))
+        return " ".join(name for name in self._fields if getattr(self, name))
 
     @staticmethod
     @functools.lru_cache
@@ -175,7 +178,7 @@ class Emit:
         return Emit(**dict.fromkeys(text.split(), True))
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, kw_only=True, slots=True)
 class Gradients:
     """What one walk back returns; None for what ``Emit`` does not name."""
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from spiketriton_kernels import SHAPES
-from spiketriton_kernels.neuron import Call, Emit, Neuron, as_small, membrane_dtype
+from spiketriton_kernels.neuron import TENSORS, Call, Emit, Neuron, as_small, membrane_dtype
 from tests.kernels.support import RESETS
 
 PLAIN = dict(
@@ -35,27 +35,29 @@ def test_the_membrane_is_at_least_float32(dtype):
 @pytest.mark.parametrize("detach", [True, False])
 def test_words_carry_the_call_and_the_neuron(reset, shape, detach):
     given = neuron(reset=reset, shape=shape, detach_reset=detach)
-    for i in range(3):  # each flag by itself
-        call = Call("7" * i, *(i == j for j in range(3)))
+    for i in range(4):  # each flag by itself
+        call = Call("7" * i, *(i == j for j in range(4)))
         words = given.words(call)
         assert Call.of(words) == call
-        back = Neuron.of(torch.zeros(1), given.tensors(), words, given.floats())
+        back = Neuron.of(torch.zeros(1), [None] * len(TENSORS), words, given.floats())
         assert (back.reset, back.shape, back.detach_reset) == (reset, shape, detach)
 
 
 def test_floats_and_tensors_keep_their_places():
     values = torch.linspace(0.1, 0.8, 8, dtype=torch.float64)
-    names = dict(zip(Neuron.TENSORS, values, strict=True))
+    names = dict(zip(TENSORS, values, strict=True))
     given = neuron(**names, eps=0.01, bn_scale=2.0)
     assert given.floats() == [1.0, 0.25, 1.0, 0.0, 0.7, 1.0, 0.01, 2.0]
     assert neuron(eps=0.01).floats() == [0.5, 0.25, 0.9, 0.0, 0.7, 0.3, 0.01, 1.0]
-    assert neuron().tensors() == [None] * 8
-    back = Neuron.of(torch.zeros(1).half(), given.tensors(), given.words(Call()), given.floats())
+    x = torch.zeros(1).half()
+    back = Neuron.of(x, values, given.words(Call()), given.floats())
+    adapted = neuron(eps=0.01, bn_scale=2.0).adapted(x, names)
     for name, value in names.items():
-        got = getattr(back, name)
-        assert got.dtype == torch.float32
-        assert got.shape == (1,)
-        assert got.item() == pytest.approx(value.item())
+        for got in (getattr(back, name), getattr(adapted, name)):
+            assert got.dtype == torch.float32
+            assert got.shape == (1,)
+            assert got.item() == pytest.approx(value.item())
+    assert adapted.adapted(x, {name: getattr(adapted, name) for name in TENSORS}) is adapted
     assert (back.gain, back.v_reset, back.height) == (0.25, 0.0, 0.7)
     assert (back.eps, back.bn_scale) == (0.01, 2.0)
 
@@ -109,7 +111,7 @@ def test_small_tensors_are_copied_only_where_they_must():
 
 
 def test_what_a_walk_back_writes_survives_as_text():
-    for name in Emit.FIELDS:
+    for name in Emit._fields:
         one = Emit(**{name: True})
         assert one.encode() == name
         assert Emit.decode(name) == one

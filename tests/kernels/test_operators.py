@@ -8,9 +8,11 @@ import torch
 from spiketriton_kernels import (
     PROBE_FIELDS,
     Surrogate,
+    fire,
     multistep_bn_lif,
     multistep_lif,
     operators,
+    passes,
     use_backend,
 )
 from tests.conftest import need_native
@@ -53,19 +55,20 @@ class Spy:
 
     def __init__(self, operator: Any) -> None:
         self.operator, self.calls = operator, []
+        self.__name__ = getattr(operator, "__name__", "operator")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.calls.append((args, kwargs))
         return self.operator(*args, **kwargs)
 
 
-OPERATORS = (
-    "neuron_forward",
-    "neuron_backward",
-    "norm_backward",
-    "norm_backward_",
-    "channel_statistics",
-)
+OPERATORS = ("neuron_forward", "neuron_backward", "norm_backward", "channel_statistics")
+
+
+@pytest.fixture
+def as_operators(monkeypatch):
+    """Calls take the way of a traced graph: by the operators."""
+    monkeypatch.setattr(fire, "traced", lambda tensors: True)
 
 
 def leaf(value: Any, learns: bool) -> Any:
@@ -76,13 +79,10 @@ def leaf(value: Any, learns: bool) -> Any:
 
 
 @pytest.fixture
-def spies(monkeypatch):
+def spies(monkeypatch, as_operators):
     found = {name: Spy(getattr(operators, name)) for name in OPERATORS}
     for name, spy in found.items():
         monkeypatch.setattr(operators, name, spy)
-    from spiketriton_kernels import bn_lif
-
-    monkeypatch.setattr(bn_lif, "channel_statistics", found["channel_statistics"])
     return found
 
 
@@ -113,10 +113,19 @@ def test_opcheck_of_the_neuron(backend, device, spies, size):
 def test_opcheck_of_the_neuron_behind_batch_norm(backend, device, spies, layout, given):
     y = as_layout(normal((3, 2, 3, 4, 2), device=device), layout).requires_grad_()
     options = everything(y) | extras(y) if given != "nothing" else dict(return_v=True)
-    out, v_last = multistep_bn_lif(y, *norm(3, device), **options)
-    (out.sum() + v_last.sum()).backward()
-    second = "norm_backward" if given != "nothing" else "norm_backward_"
-    check(spies, {"neuron_forward", "neuron_backward", "channel_statistics", second})
+    options["return_current"] = given != "nothing"
+    outs = multistep_bn_lif(y, *norm(3, device), **options)
+    sum(out.sum() for out in outs).backward()
+    check(spies, {"neuron_forward", "neuron_backward", "channel_statistics"})
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"], indirect=True)
+def test_opcheck_of_the_second_pass_over_ranks(backend, device):
+    """Alone: it runs where ranks share the statistics."""
+    x, sums = normal((3, 2, 3, 4), device=device), normal((2, 3), device=device)
+    mean, var = operators.channel_statistics(x)
+    args = (x, x + 1, mean, var, None, None, sums, 1e-5, 1.0, 24.0)
+    torch.library.opcheck(operators.norm_backward, args)
 
 
 def test_opcheck_of_one_interpreted_call(triton_backend, spies):
@@ -125,6 +134,134 @@ def test_opcheck_of_one_interpreted_call(triton_backend, spies):
         x = normal((17, 1, 1, 3)).requires_grad_()
         multistep_lif(x).sum().backward()
         check(spies, {"neuron_forward", "neuron_backward"})
+
+
+# ---- two ways: passes called directly, and as operators where something looks at operators
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_both_ways_give_the_same_bits(backend, device, dtype, layout, monkeypatch):
+    x = as_layout(normal((3, 2, 3, 4, 2), dtype, device, mean=0.3), layout)
+    direct = results(x)
+    calls = Spy(operators.neuron_forward)
+    monkeypatch.setattr(operators, "neuron_forward", calls)
+    monkeypatch.setattr(fire, "traced", lambda tensors: True)
+    traced = results(x)
+    assert len(calls.calls) == 2
+    *values, mean, var = zip(direct, traced, strict=True)
+    for one, two in values:
+        assert torch.equal(one, two)
+    for one, two in (mean, var):  # torch's lerp contracts, the kernels do not
+        torch.testing.assert_close(one, two)
+
+
+def seen(run) -> set[str]:
+    """The package's operators that a dispatch mode sees."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    found = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+            if operator.namespace == "spiketriton":
+                found.add(operator._opname)
+            return operator(*args, **(kwargs or {}))
+
+    with Watch():
+        run()
+    return found
+
+
+def test_a_dispatch_mode_sees_operators(backend, device):
+    y = normal((3, 2, 3, 4), device=device).requires_grad_()
+    run = lambda: multistep_bn_lif(y, *norm(3, device)).sum().backward()  # noqa: E731
+    assert seen(run) == {"neuron_forward", "neuron_backward", "channel_statistics"}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_who_looks_at_operators_gets_them(monkeypatch):
+    """Without one of these a call is not traced."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    x = torch.zeros(2, 3)
+    plain = [x, torch.nn.Parameter(x)]
+    assert not fire.traced(plain)
+    assert fire.traced([torch.zeros(2, 3, device="meta")])
+    with FakeTensorMode() as mode:
+        assert fire.traced(plain)
+    assert fire.traced([mode.from_tensor(x)])
+
+    class Own(torch.Tensor):
+        pass
+
+    assert fire.traced([x, x.as_subclass(Own)])
+    found = []
+    torch.vmap(lambda one: found.append(fire.traced(plain)) or one)(x)
+    torch.jit.trace(lambda one: found.append(fire.traced(plain)) or one * 2, x, check_trace=False)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert [*found, fire.traced(plain)] == [True] * 3
+
+
+def test_exported_programs_hold_operators():
+    class Module(torch.nn.Module):
+        def forward(self, x):
+            return multistep_lif(x * 2)
+
+    program = torch.export.export(Module(), (torch.zeros(3, 2, 4),))
+    assert "spiketriton.neuron_forward" in program.graph_module.code
+    x = normal((3, 2, 4))
+    assert torch.equal(program.module()(x), multistep_lif(x * 2))
+
+
+@pytest.mark.parametrize("road", ["directly", "as operators"])
+def test_autocast_changes_nothing(backend, device, road, request):
+    if road == "as operators":
+        request.getfixturevalue("as_operators")
+    x = normal((3, 2, 3, 4), device=device, mean=0.3)
+    expected = results(x)
+    with torch.autocast(torch.device(device).type, torch.bfloat16):
+        given = results(x)
+    for one, two in zip(given, expected, strict=True):
+        assert one.dtype == two.dtype
+        assert torch.equal(one, two)
+
+
+def test_a_profiler_sees_the_passes_by_their_operators_names(backend, device):
+    y = normal((3, 2, 3, 4), device=device).requires_grad_()
+    with torch.profiler.profile() as profile:
+        multistep_bn_lif(y, *norm(3, device)).sum().backward()
+    names = {event.key for event in profile.key_averages()}
+    assert {"spiketriton::neuron_forward", "spiketriton::neuron_backward"} <= names
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_running_statistics_that_change_are_noticed_by_autograd(backend, device, dtype):
+    """Frozen statistics that a forward has kept must not change before its backward."""
+    y = normal((3, 2, 3, 4), device=device).to(dtype).requires_grad_()
+    weight, bias, mean, var = norm(3, device)
+    frozen = multistep_bn_lif(y, weight, bias, mean, var, training=False)
+    before = mean.clone(), var.clone()
+    multistep_bn_lif(y.detach(), weight, bias, mean, var)
+    assert not torch.equal(mean, before[0])
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        frozen.sum().backward()
+
+
+def test_what_is_kept_passes_through_hooks(backend, device):
+    y = normal((3, 2, 3, 4), device=device).requires_grad_()
+    multistep_bn_lif(y, *norm(3, device)).square().sum().backward()
+    expected, y.grad = y.grad, None
+    stored = []
+
+    def pack(tensor):
+        stored.append(tensor.double() if tensor.is_floating_point() else tensor)
+        return len(stored) - 1, tensor.dtype
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda at: stored[at[0]].to(at[1])):
+        spikes = multistep_bn_lif(y, *norm(3, device))
+        spikes.square().sum().backward()
+    assert torch.equal(y.grad, expected)
 
 
 # ---- torch.compile
@@ -173,8 +310,11 @@ def test_compiled_by_inductor():
 # ---- derivatives of derivatives
 
 
+@pytest.mark.parametrize("road", ["directly", "as operators"])
 @pytest.mark.parametrize("function", ["lif", "bn_lif", "bn_lif and residual"])
-def test_double_backward_is_refused_in_words(backend, device, function):
+def test_double_backward_is_refused_in_words(backend, device, function, road, request):
+    if road == "as operators":
+        request.getfixturevalue("as_operators")
     x = normal((3, 2, 3, 4), device=device).requires_grad_()
     if function == "lif":
         out = multistep_lif(x)
@@ -346,10 +486,10 @@ def test_without_gradients_nothing_is_kept(triton_backend):
     with use_backend("triton"):
         x = normal((33, 1, 2, 3)).requires_grad_()
         with torch.no_grad():
-            outs = Spy(operators.neuron_forward)
+            found = Spy(passes.neuron_forward)
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(operators, "neuron_forward", outs)
+                patch.setattr(passes, "neuron_forward", found)
                 spikes = multistep_lif(x)
-            args, kwargs = outs.calls[0]
-            assert operators.neuron_forward(*args, **kwargs)[2].numel() == 0
+            args, kwargs = found.calls[0]
+            assert passes.neuron_forward(*args, **kwargs)[2] is None
         assert spikes.grad_fn is None

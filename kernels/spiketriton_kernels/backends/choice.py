@@ -60,6 +60,30 @@ def say_once(message: str) -> None:
 def backend_for(x: torch.Tensor) -> str:
     """The backend that serves tensors like x: its device and dtype decide, unless one is forced."""
     on_gpu = x.device.type == "cuda"
+    if _forced != "auto":
+        return _forced_backend(x, on_gpu)
+    if on_gpu and HAVE_TRITON:
+        return "torch" if x.dtype == torch.float64 else "triton"
+    if x.device.type != "cpu":
+        say_once(
+            f"spiketriton kernels on {x.device.type}: eager PyTorch (no fused kernel for this device)"
+        )
+        return "torch"
+    # Where Triton compiles, the variable is looked at once: reading it costs as much as the rest.
+    if (INTERPRETED or not _said) and interpreting() and HAVE_TRITON and x.dtype != torch.float64:
+        return "triton"
+    reason = native.failure(x.dtype)
+    if reason is None:
+        say_once(_NATIVE)
+        return "native"
+    say_once(f"spiketriton kernels on cpu: eager PyTorch, several times slower, because {reason}")
+    return "torch"
+
+
+_NATIVE = "spiketriton kernels on cpu: compiled C++"
+
+
+def _forced_backend(x: torch.Tensor, on_gpu: bool) -> str:
     if _forced == "triton" and not (HAVE_TRITON and (on_gpu or interpreting())):
         raise RuntimeError(
             f"the triton backend needs a CUDA tensor (or TRITON_INTERPRET=1), got {x.device}"
@@ -68,20 +92,4 @@ def backend_for(x: torch.Tensor) -> str:
         if x.device.type != "cpu":
             raise RuntimeError(f"the native backend needs a CPU tensor, got {x.device}")
         native.library(x.dtype)  # raises with the compiler's message when it cannot be built
-    if _forced != "auto":
-        return "torch" if _forced == "triton" and x.dtype == torch.float64 else _forced
-    if on_gpu and HAVE_TRITON:
-        return "torch" if x.dtype == torch.float64 else "triton"
-    if x.device.type != "cpu":
-        say_once(
-            f"spiketriton kernels on {x.device.type}: eager PyTorch (no fused kernel for this device)"
-        )
-        return "torch"
-    if interpreting() and HAVE_TRITON and x.dtype != torch.float64:
-        return "triton"
-    reason = native.failure(x.dtype)
-    if reason is None:
-        say_once("spiketriton kernels on cpu: compiled C++")
-        return "native"
-    say_once(f"spiketriton kernels on cpu: eager PyTorch, several times slower, because {reason}")
-    return "torch"
+    return "torch" if _forced == "triton" and x.dtype == torch.float64 else _forced

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..arguments import along_channels
-from ..neuron import Emit, Gradients, Neuron, membrane_dtype
+from ..neuron import Gradients, Neuron, Running, membrane_dtype
 from ..surrogate import REACH, unit_primitive, unit_slope
 
 
@@ -76,9 +76,15 @@ def forward(
     neuron: Neuron,
     spikes: torch.Tensor,
     v_last: torch.Tensor | None,
-    saved: torch.Tensor,
+    saved: torch.Tensor | None,
+    current: torch.Tensor | None,
+    measures: bool,
+    running: Running | None,
 ) -> None:
-    """Fill spikes and v_last. ``saved`` stays empty: the walk back replays the whole window."""
+    """See ``passes.neuron_forward``. ``saved`` stays as it is: the walk back replays the whole window."""
+    if measures:
+        mean, var, *_ = neuron.norm
+        channel_statistics(x, mean, var, running)
     wide = membrane_dtype(x.dtype)
     decay, threshold = (
         along_channels(neuron.decay, x, wide),
@@ -86,7 +92,10 @@ def forward(
     )
     at, v = _current(x, residual, neuron), _start(x, v_init, neuron)
     for t in range(x.shape[0]):
-        h = _charge(v, at(t)[0], decay, neuron)
+        charge = at(t)[0]
+        if current is not None:
+            current[t] = charge
+        h = _charge(v, charge, decay, neuron)
         fired = h >= threshold
         v = _discharge(h, fired, threshold, neuron)
         spikes[t] = fired if spike_add is None else fired + spike_add[t].to(wide)
@@ -97,20 +106,17 @@ def forward(
 def backward(
     grad_s: torch.Tensor,
     grad_v_last: torch.Tensor | None,
+    grad_current: torch.Tensor | None,
     x: torch.Tensor,
-    saved: torch.Tensor,
+    saved: torch.Tensor | None,
     v_init: torch.Tensor | None,
     residual: torch.Tensor | None,
     neuron: Neuron,
-    emit: Emit,
-    sums: torch.Tensor | None,
     count: float,
+    sums: torch.Tensor | None,
     out: Gradients,
 ) -> None:
-    """Replay the membrane, walk back, fill what ``out`` holds tensors for.
-
-    ``sums`` and ``count`` are the channel sums that dy needs (None: frozen norm).
-    """
+    """Replay the membrane, walk back, fill what ``out`` holds tensors for. See ``passes.neuron_backward``."""
     wide = membrane_dtype(x.dtype)
     T = x.shape[0]
     decay, threshold, width = (along_channels(p, x, wide) for p in neuron.parameters)
@@ -125,7 +131,10 @@ def backward(
     for total in (out.sums, out.parameters):
         if total is not None:
             total.zero_()
-    if emit.dy:
+    second_pass = out.dy is not None and count > 0 and sums is None
+    kept = out.dy if second_pass and out.dx is None else out.dx
+    dy = None if second_pass else out.dy
+    if dy is not None:
         channel: Callable[[Any], Any] = lambda p: along_channels(p, x, wide)  # noqa: E731
         rstd = torch.rsqrt(channel(neuron.var) + neuron.eps)
         scale = (
@@ -156,12 +165,14 @@ def backward(
             if neuron.reset == "soft" and not neuron.detach_reset:
                 dv_dh = dv_dh - threshold * slope
         dh = grad * slope + carry * dv_dh
-        dx = neuron.gain * dh
+        dx = own = neuron.gain * dh
+        if grad_current is not None:
+            dx = own + grad_current[t].to(wide)
         dz = dx if neuron.step_gain is None else neuron.step_gain[t] * dx
-        if out.dx is not None:
-            out.dx[t] = dx
-        if out.dy is not None:
-            out.dy[t] = scale * (dz - mean_dz - xhat * mean_dz_xhat)
+        if kept is not None:
+            kept[t] = dx
+        if dy is not None:
+            dy[t] = scale * (dz - mean_dz - xhat * mean_dz_xhat)
         if out.sums is not None:
             out.sums[0] += per_channel(dz)
             out.sums[1] += per_channel(dz * xhat)
@@ -170,13 +181,13 @@ def backward(
         if out.probe is not None:
             fields = (
                 grad.square().sum(),
-                dx.square().sum(),
+                own.square().sum(),
                 carry.square().sum(),
                 (decay * dv_dh).abs().sum(),
                 (unit < REACH).sum(),
                 fired.sum(),
-                dx.abs().nan_to_num(0.0, 0.0).max() if dx.numel() else 0.0,
-                (~torch.isfinite(dx)).sum(),
+                own.abs().nan_to_num(0.0, 0.0).max() if own.numel() else 0.0,
+                (~torch.isfinite(own)).sum(),
             )
             out.probe[t] = torch.stack(
                 [torch.as_tensor(f, dtype=torch.float32, device=x.device) for f in fields]
@@ -202,6 +213,11 @@ def backward(
         carry = decay * dh
     if out.v_init is not None:
         out.v_init.copy_(carry)
+    if second_pass:
+        norm_backward(
+            kept, x, neuron.mean, neuron.var, neuron.weight, neuron.step_gain, out.sums, neuron.eps, neuron.bn_scale,
+            count, out.dy,
+        )  # fmt: skip
 
 
 def norm_backward(dx, y, mean, var, weight, step_gain, sums, eps, bn_scale, count, dy) -> None:
@@ -217,8 +233,20 @@ def norm_backward(dx, y, mean, var, weight, step_gain, sums, eps, bn_scale, coun
     dy.copy_(scale * (dz - channel(sums[0] / count) - xhat * channel(sums[1] / count)))
 
 
-def channel_statistics(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and biased variance of each channel of y [T, B, C, ...], [C] each."""
+def channel_statistics(
+    y: torch.Tensor, mean: torch.Tensor, var: torch.Tensor, running: Running | None
+) -> None:
+    """Fill mean and biased variance of each channel of y [T, B, C, ...]; running statistics move towards them."""
     dims = [d for d in range(y.dim()) if d != 2]
-    var, mean = torch.var_mean(y.to(membrane_dtype(y.dtype)), dim=dims, correction=0)
-    return mean, var
+    found = torch.var_mean(y.to(membrane_dtype(y.dtype)), dim=dims, correction=0)
+    var.copy_(found[0])
+    mean.copy_(found[1])
+    if running is not None:
+        update_running(mean, var, y.numel() // y.shape[2], running)
+
+
+def update_running(mean: torch.Tensor, var: torch.Tensor, count: int, running: Running) -> None:
+    """As torch's batch norm does it: the running variance is the unbiased one. ``count``: elements a channel."""
+    running_mean, running_var, momentum = running
+    running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+    running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), momentum)

@@ -22,13 +22,15 @@ constexpr double REACH = 0.01;
 // Mirrored field by field in native.py.
 struct Call {
     int64_t steps, neurons, channels, inner;
+    int32_t threads, measures;
+    int32_t reset, detach_reset, leaks_to_reset, shape;
     int64_t decay_size, threshold_size, width_size, parameter_size;
-    int32_t reset, detach_reset, leaks_to_reset, shape, threads;
-    double decay, gain, threshold, v_reset, v_start, height, width, eps, bn_scale, count;
-    const void *x, *v_init, *residual, *spike_add, *grad_s, *grad_v_last;
+    double decay, gain, threshold, v_reset, v_start, height, width, eps, bn_scale, count, momentum;
     const void *decay_p, *threshold_p, *width_p;                         // float (double for double), null: the number
-    const void *mean, *var, *weight, *bias, *step_gain, *sums;           // likewise; mean null: no norm
-    void *spikes, *v_last, *dx, *dy, *out_sums, *out_v_init, *out_parameters, *out_step_gain;
+    const void *mean, *var, *weight, *bias, *step_gain;                  // likewise; mean null: no norm
+    const void *x, *v_init, *residual, *spike_add, *grad_s, *grad_v_last, *grad_current, *sums;
+    void *spikes, *v_last, *current, *dx, *dy, *out_sums, *out_v_init, *out_parameters, *out_step_gain;
+    void *running_mean, *running_var;
     float *probe;
 };
 
@@ -64,6 +66,7 @@ struct Cut {
         if (aligned) size = int(size / c.channels * c.channels);
         unit = aligned ? c.channels : 1;
         chunks = chunk_count(c.neurons, 4 * size);
+        size = int(std::min<int64_t>(size, c.neurons));  // no more memory than there are neurons
     }
     int64_t edge(const Call &c, int64_t k) const { return c.neurons / unit * k / chunks * unit; }
 };
@@ -123,9 +126,11 @@ struct Block {
     int longest = 0;
 
     Block(const Call &call, int size, bool aligned_)
-        : decay(size), leak(size), threshold(size), width(size), inverse_width(size), mean(size), scale(size), bias(size), rstd(size),
-          affine(size), mean_dz(size), mean_dz_xhat(size), c(call), aligned(aligned_) {
+        : decay(size), leak(call.leaks_to_reset ? size : 0), threshold(size), width(size), inverse_width(size), c(call), aligned(aligned_) {
         if (!c.mean) return;
+        for (auto *values : {&mean, &scale, &bias, &rstd}) values->resize(size);
+        if (c.out_step_gain) affine.resize(size);
+        if (c.dy) for (auto *values : {&mean_dz, &mean_dz_xhat}) values->resize(size);
         channel_scale.resize(c.channels);
         channel_rstd.resize(c.channels);
         channel_affine.resize(c.channels);
@@ -221,8 +226,9 @@ inline A discharge(A h, A threshold, A v_reset) {
 }
 
 // One step of a block from memory's x (and residual r): out receives h (A) or, with FIRE, spikes (in memory's dtype).
-template <class T, class A, class O, int KIND, bool NORM, bool RESIDUAL, bool FIRE>
-void step_loop(const Block<A> &b, const T *__restrict x, const T *__restrict r, A k, A *__restrict v, O *__restrict out, int n) {
+template <class T, class A, class O, int KIND, bool NORM, bool RESIDUAL, bool FIRE, bool KEEP>
+void step_loop(const Block<A> &b, const T *__restrict x, const T *__restrict r, A k, A *__restrict v, O *__restrict out,
+               T *__restrict kept, int n) {
     const A *__restrict decay = b.decay.data(), *__restrict leak = b.leak.data(), *__restrict threshold = b.threshold.data(),
                        *__restrict mean = b.mean.data(), *__restrict scale = b.scale.data(), *__restrict bias = b.bias.data();
     const A gain = A(b.c.gain), v_reset = A(b.c.v_reset);
@@ -231,6 +237,7 @@ void step_loop(const Block<A> &b, const T *__restrict x, const T *__restrict r, 
         A current = load(x[i]);
         if constexpr (NORM) current = k * ((current - mean[i]) * scale[i] + bias[i]);
         if constexpr (RESIDUAL) current = current + load(r[i]);
+        if constexpr (KEEP) store(kept + i, current);
         const A h = charge<A, KIND>(v[i], current, decay[i], leak[i], gain, v_reset);
         if constexpr (FIRE) store(out + i, h >= threshold[i] ? A(1) : A(0));
         else out[i] = h;
@@ -238,16 +245,17 @@ void step_loop(const Block<A> &b, const T *__restrict x, const T *__restrict r, 
     }
 }
 
-template <class T, class A, class O, int KIND, bool FIRE>
-void step_kind(const Block<A> &b, const T *x, const T *r, A k, A *v, O *out, int n) {
-    if (b.c.mean && r) return step_loop<T, A, O, KIND, true, true, FIRE>(b, x, r, k, v, out, n);
-    if (b.c.mean) return step_loop<T, A, O, KIND, true, false, FIRE>(b, x, r, k, v, out, n);
-    if (r) return step_loop<T, A, O, KIND, false, true, FIRE>(b, x, r, k, v, out, n);
-    return step_loop<T, A, O, KIND, false, false, FIRE>(b, x, r, k, v, out, n);
+template <class T, class A, class O, int KIND, bool FIRE, bool KEEP>
+void step_kind(const Block<A> &b, const T *x, const T *r, A k, A *v, O *out, T *kept, int n) {
+    if (b.c.mean && r) return step_loop<T, A, O, KIND, true, true, FIRE, KEEP>(b, x, r, k, v, out, kept, n);
+    if (b.c.mean) return step_loop<T, A, O, KIND, true, false, FIRE, KEEP>(b, x, r, k, v, out, kept, n);
+    if constexpr (KEEP) return;  // without a norm the current is x
+    else if (r) return step_loop<T, A, O, KIND, false, true, FIRE, KEEP>(b, x, r, k, v, out, kept, n);
+    else return step_loop<T, A, O, KIND, false, false, FIRE, KEEP>(b, x, r, k, v, out, kept, n);
 }
 
-template <class T, class A, class O, bool FIRE>
-void step(const Block<A> &b, int64_t t, int64_t start, A *v, O *out, int n) {
+template <class T, class A, class O, bool FIRE, bool KEEP>
+void step(const Block<A> &b, int64_t t, int64_t start, A *v, O *out, T *kept, int n) {
     const Call &c = b.c;
     const T *x = (const T *)c.x + t * c.neurons + start;
     const T *r = c.residual ? (const T *)c.residual + t * c.neurons + start : nullptr;
@@ -255,10 +263,10 @@ void step(const Block<A> &b, int64_t t, int64_t start, A *v, O *out, int n) {
     prefetch_next(x, n);
     if (r) prefetch_next(r, n);
     switch (kind_of(c)) {
-        case SUBTRACT: return step_kind<T, A, O, SUBTRACT, FIRE>(b, x, r, k, v, out, n);
-        case TO_ZERO_LEAK: return step_kind<T, A, O, TO_ZERO_LEAK, FIRE>(b, x, r, k, v, out, n);
-        case TO_RESET_LEAK: return step_kind<T, A, O, TO_RESET_LEAK, FIRE>(b, x, r, k, v, out, n);
-        default: return step_kind<T, A, O, NO_RESET, FIRE>(b, x, r, k, v, out, n);
+        case SUBTRACT: return step_kind<T, A, O, SUBTRACT, FIRE, KEEP>(b, x, r, k, v, out, kept, n);
+        case TO_ZERO_LEAK: return step_kind<T, A, O, TO_ZERO_LEAK, FIRE, KEEP>(b, x, r, k, v, out, kept, n);
+        case TO_RESET_LEAK: return step_kind<T, A, O, TO_RESET_LEAK, FIRE, KEEP>(b, x, r, k, v, out, kept, n);
+        default: return step_kind<T, A, O, NO_RESET, FIRE, KEEP>(b, x, r, k, v, out, kept, n);
     }
 }
 
@@ -290,18 +298,19 @@ enum Mode {
 template <class T, class A>
 struct Back {
     const T *x, *grad_s;  // memory at (t, start)
+    const T *grad_current;  // likewise, or null
     T *out;               // memory at (t, start), or null
     const A *h;
     A k;                  // step gain
     A *carry, *sum_dz, *sum_dz_xhat, *dx, *phi, *jump, *dh, *before;
 };
 
-template <class T, class A, int SHAPE, int PATH, int MODE, bool OUT>
+template <class T, class A, int SHAPE, int PATH, int MODE, bool OUT, bool JOIN>
 void back_loop(const Block<A> &b, const Back<T, A> &s, int n) {
     const A *__restrict decay = b.decay.data(), *__restrict threshold = b.threshold.data(),
                        *__restrict width = b.width.data(), *__restrict inverse_width = b.inverse_width.data(),
                        *__restrict mean = b.mean.data(), *__restrict rstd = b.rstd.data(), *__restrict h = s.h;
-    const T *__restrict gs = s.grad_s, *__restrict x = s.x;
+    const T *__restrict gs = s.grad_s, *__restrict x = s.x, *__restrict gc = s.grad_current;
     A *__restrict carry = s.carry, *__restrict sum_dz = s.sum_dz, *__restrict sum_dz_xhat = s.sum_dz_xhat;
     T *__restrict out = s.out;
     const A gain = A(b.c.gain), v_reset = A(b.c.v_reset), height = A(b.c.height), k = s.k;
@@ -312,7 +321,9 @@ void back_loop(const Block<A> &b, const Back<T, A> &s, int n) {
         if constexpr (PATH == STOPS_AT_SPIKE || PATH == HARD_ATTACHED) jump = h[i] >= threshold[i] ? A(0) : A(1);
         if constexpr (PATH == HARD_ATTACHED) jump = jump + (v_reset - h[i]) * slope;
         if constexpr (PATH == SOFT_ATTACHED) jump = A(1) - threshold[i] * slope;
-        const A dh = A(load(gs[i])) * slope + carry[i] * jump, dx = gain * dh;
+        const A dh = A(load(gs[i])) * slope + carry[i] * jump;
+        A dx = gain * dh;
+        if constexpr (JOIN) dx = dx + load(gc[i]);
         if constexpr (MODE == OBSERVE) {
             s.dx[i] = dx;
             s.phi[i] = unit;
@@ -332,10 +343,12 @@ void back_loop(const Block<A> &b, const Back<T, A> &s, int n) {
 
 template <class T, class A, int SHAPE, int PATH>
 void back_mode(const Block<A> &b, const Back<T, A> &s, int n, int mode) {
-    if (mode == WRITE) return back_loop<T, A, SHAPE, PATH, WRITE, true>(b, s, n);
-    if (mode == OBSERVE) return back_loop<T, A, SHAPE, PATH, OBSERVE, false>(b, s, n);
-    if (s.out) return back_loop<T, A, SHAPE, PATH, ACCUMULATE, true>(b, s, n);
-    return back_loop<T, A, SHAPE, PATH, ACCUMULATE, false>(b, s, n);
+    if (mode == WRITE) return back_loop<T, A, SHAPE, PATH, WRITE, true, false>(b, s, n);
+    if (mode == OBSERVE) return back_loop<T, A, SHAPE, PATH, OBSERVE, false, false>(b, s, n);
+    if (s.grad_current && s.out) return back_loop<T, A, SHAPE, PATH, ACCUMULATE, true, true>(b, s, n);
+    if (s.grad_current) return back_loop<T, A, SHAPE, PATH, ACCUMULATE, false, true>(b, s, n);
+    if (s.out) return back_loop<T, A, SHAPE, PATH, ACCUMULATE, true, false>(b, s, n);
+    return back_loop<T, A, SHAPE, PATH, ACCUMULATE, false, false>(b, s, n);
 }
 
 template <class T, class A, int SHAPE>
@@ -351,6 +364,7 @@ void back_path(const Block<A> &b, const Back<T, A> &s, int n, int mode) {
 template <class T, class A>
 void step_back(const Block<A> &b, const Back<T, A> &s, int n, int mode) {
     prefetch_next(s.grad_s, n);
+    if (s.grad_current) prefetch_next(s.grad_current, n);
     switch (b.c.shape) {
         case FAST_SIGMOID: return back_path<T, A, FAST_SIGMOID>(b, s, n, mode);
         case ATAN: return back_path<T, A, ATAN>(b, s, n, mode);
@@ -375,7 +389,7 @@ void forward(const Call &c) {
     for (int64_t k = 0; k < cut.chunks; k++) {
         Block<A> b(c, size, cut.aligned);
         std::vector<A> v(size);
-        std::vector<T> line(size);
+        std::vector<T> line(size), current_line(c.current ? size : 0);
         const bool beyond = streams<T>(c);
         const int64_t end = cut.edge(c, k + 1);
         for (int64_t start = cut.edge(c, k); start < end; start += size) {
@@ -384,7 +398,13 @@ void forward(const Call &c) {
             start_membrane(c, start, n, v.data());
             for (int64_t t = 0; t < c.steps; t++) {
                 T *place = (T *)c.spikes + t * c.neurons + start, *s = beyond ? line.data() : place;
-                step<T, A, T, true>(b, t, start, v.data(), s, n);
+                if (c.current) {
+                    T *current = (T *)c.current + t * c.neurons + start, *kept = beyond ? current_line.data() : current;
+                    step<T, A, T, true, true>(b, t, start, v.data(), s, kept, n);
+                    if (beyond) stream(current, kept, n);
+                } else {
+                    step<T, A, T, true, false>(b, t, start, v.data(), s, (T *)nullptr, n);
+                }
                 if (c.spike_add) {
                     const T *__restrict add = (const T *)c.spike_add + t * c.neurons + start;
 #pragma omp simd
@@ -413,8 +433,6 @@ void observe(const Block<A> &b, const Back<T, A> &s, Sums &mine, std::vector<A> 
     const Call &c = b.c;
     const A *threshold = b.threshold.data(), *decay = b.decay.data();
     const T *gs = s.grad_s;
-    if (s.out)
-        for (int i = 0; i < n; i++) store(s.out + i, s.dx[i]);
     if (c.probe) {
         const A *__restrict dx = s.dx, *__restrict carried = s.before, *__restrict jump = s.jump, *__restrict unit = s.phi,
                            *__restrict h = s.h;
@@ -444,6 +462,10 @@ void observe(const Block<A> &b, const Back<T, A> &s, Sums &mine, std::vector<A> 
         row[GRAD_INPUT_MAX] = std::max(row[GRAD_INPUT_MAX], double(top));
         row[NONFINITE] += double(strange);
     }
+    if (s.grad_current)  // after the probe, which measures what passes the neuron
+        for (int i = 0; i < n; i++) s.dx[i] = s.dx[i] + load(s.grad_current[i]);
+    if (s.out)
+        for (int i = 0; i < n; i++) store(s.out + i, s.dx[i]);
     if (c.out_parameters) {
         const A v_reset = A(c.v_reset), height = A(c.height);
         if (t) membrane_after(b, window + (t - 1) * size, v, n);
@@ -477,7 +499,7 @@ void observe(const Block<A> &b, const Back<T, A> &s, Sums &mine, std::vector<A> 
 }
 
 template <class T, class A>
-void backward(const Call &c) {
+void walk_back(const Call &c) {
     const Cut cut(c);
     const int size = cut.size;
     std::vector<Sums> sums(cut.chunks, Sums(c));
@@ -508,7 +530,8 @@ void backward(const Call &c) {
             const int n = int(std::min<int64_t>(size, end - start));
             b.at(start, n);
             start_membrane(c, start, n, v.data());
-            for (int64_t t = 0; t < c.steps; t++) step<T, A, A, false>(b, t, start, v.data(), window.data() + t * size, n);
+            for (int64_t t = 0; t < c.steps; t++) 
+                step<T, A, A, false, false>(b, t, start, v.data(), window.data() + t * size, (T *)nullptr, n);
             if (c.grad_v_last) std::memcpy(carry.data(), (const A *)c.grad_v_last + start, n * sizeof(A));
             else std::fill(carry.begin(), carry.end(), A(0));
             // Aligned blocks share their channels: a few of them add up in float before they join the channel's sum.
@@ -523,6 +546,7 @@ void backward(const Call &c) {
                 const int64_t at = t * c.neurons + start;
                 back.x = (const T *)c.x + at;
                 back.grad_s = (const T *)c.grad_s + at;
+                back.grad_current = c.grad_current ? (const T *)c.grad_current + at : nullptr;
                 back.out = beyond ? line.data() : c.dx ? (T *)c.dx + at : nullptr;
                 back.h = window.data() + t * size;
                 back.k = c.step_gain ? ((const A *)c.step_gain)[t] : A(1);
@@ -590,6 +614,20 @@ void norm_backward(const Call &c) {
             }
         }
     }
+}
+
+// The walk back, and through the statistics of a batch the second pass, from dL/dx in the place of dy where nobody wants it.
+template <class T, class A>
+void backward(const Call &c) {
+    if (!c.dy || c.count == 0 || c.sums) return walk_back<T, A>(c);
+    Call first = c, second = c;
+    first.dx = c.dx ? c.dx : c.dy;
+    first.dy = nullptr;
+    walk_back<T, A>(first);
+    second.grad_s = first.dx;
+    second.sums = c.out_sums;
+    second.out_step_gain = nullptr;
+    norm_backward<T, A>(second);
 }
 
 // Sums over one channel, in double, of what lies away from a fixed `shift`.
@@ -679,8 +717,13 @@ void statistics(const Call &c) {
             total.squares += share[j].squares;
         }
         const double mean = total.sum / count, var = total.squares / count - mean * mean;
-        ((A *)c.dx)[j] = A(shift[j] + mean);
-        ((A *)c.dy)[j] = A(var < 0 ? 0 : var);  // a NaN stays one
+        const A mean_a = A(shift[j] + mean), var_a = A(var < 0 ? 0 : var);  // a NaN stays one
+        ((A *)c.dx)[j] = mean_a;
+        ((A *)c.dy)[j] = var_a;
+        if (!c.running_mean) continue;
+        A &running_mean = ((A *)c.running_mean)[j], &running_var = ((A *)c.running_var)[j];
+        running_mean += A(c.momentum) * (mean_a - running_mean);
+        running_var += A(c.momentum) * (var_a * A(count / (count - 1)) - running_var);
     }
 }
 
@@ -711,12 +754,24 @@ void unpack(const Call &c) {
     }
 }
 
+// Where the call measures, mean and var are of this very x, and filled first.
+template <class T, class A>
+void measure_and_fire(const Call &c) {
+    if (c.measures) {
+        Call statistics_of = c;
+        statistics_of.dx = const_cast<void *>(c.mean);
+        statistics_of.dy = const_cast<void *>(c.var);
+        statistics<T, A>(statistics_of);
+    }
+    forward<T, A>(c);
+}
+
 enum Pass { FORWARD, BACKWARD, NORM_BACKWARD, STATISTICS, PACK, UNPACK };
 
 template <class T, class A>
 void run(const Call &c, int pass) {
     switch (pass) {
-        case FORWARD: return forward<T, A>(c);
+        case FORWARD: return measure_and_fire<T, A>(c);
         case BACKWARD: return backward<T, A>(c);
         case NORM_BACKWARD: return norm_backward<T, A>(c);
         case STATISTICS: return statistics<T, A>(c);

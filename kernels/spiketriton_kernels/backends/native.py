@@ -14,6 +14,7 @@ import logging
 import os
 import platform
 import shutil
+import struct
 import subprocess
 import tempfile
 import threading
@@ -25,13 +26,14 @@ from typing import Any
 import torch
 
 from ..layout import channel_axis
-from ..neuron import Emit, Gradients, Neuron, membrane_dtype
+from ..neuron import Gradients, Neuron, Running, membrane_dtype
 from ..surrogate import SHAPES
 
 log = logging.getLogger("spiketriton_kernels")
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _RESETS = {"soft": 0, "hard": 1, "none": 2}
+_SHAPES = {shape: number for number, shape in enumerate(SHAPES)}
 _FORWARD, _BACKWARD, _NORM_BACKWARD, _STATISTICS, _PACK, _UNPACK = range(6)
 _SOURCE = Path(__file__).with_name("native.cpp")
 _HEADER = _SOURCE.with_suffix(".h")
@@ -53,47 +55,8 @@ _EXTRAS = (
     (),
 )
 
-_INTS64 = (
-    "steps",
-    "neurons",
-    "channels",
-    "inner",
-    "decay_size",
-    "threshold_size",
-    "width_size",
-    "parameter_size",
-)
-_INTS32 = ("reset", "detach_reset", "leaks_to_reset", "shape", "threads")
-_DOUBLES = (
-    "decay",
-    "gain",
-    "threshold",
-    "v_reset",
-    "v_start",
-    "height",
-    "width",
-    "eps",
-    "bn_scale",
-    "count",
-)
-_POINTERS = (
-    "x", "v_init", "residual", "spike_add", "grad_s", "grad_v_last",
-    "decay_p", "threshold_p", "width_p",
-    "mean", "var", "weight", "bias", "step_gain", "sums",
-    "spikes", "v_last", "dx", "dy", "out_sums", "out_v_init", "out_parameters", "out_step_gain",
-    "probe",
-)  # fmt: skip
-
-
-class _Call(ctypes.Structure):
-    """native.cpp's Call, field by field."""
-
-    _fields_ = (
-        [(n, ctypes.c_int64) for n in _INTS64]
-        + [(n, ctypes.c_int32) for n in _INTS32]
-        + [(n, ctypes.c_double) for n in _DOUBLES]
-        + [(n, ctypes.c_void_p) for n in _POINTERS]
-    )
+_CALL = struct.Struct("@4q2i4i4q11d28P")
+"""native.cpp's Call: the input's sizes and threads; the neuron's options, sizes and numbers; all pointers."""
 
 
 class CompilerError(RuntimeError):
@@ -186,10 +149,8 @@ _building = threading.Lock()
 
 
 @functools.cache
-def load(
-    dtype: torch.dtype, source: Path, call: type[ctypes.Structure]
-) -> ctypes.CDLL | CompilerError:
-    """The compiled ``source`` for a dtype, whose ``Call`` is the structure ``call``; or why there is none."""
+def load(dtype: torch.dtype, source: Path, size: int) -> ctypes.CDLL | CompilerError:
+    """The compiled ``source`` for a dtype, whose ``Call`` has this size; or why there is none."""
     try:
         with _building:  # threads that come at once wait for one build
             path = _build(dtype, source)
@@ -199,16 +160,16 @@ def load(
         return error
     except OSError as error:
         return CompilerError(f"the compiled CPU kernels do not load: {error}")
-    loaded.spiketriton_run.argtypes = [ctypes.POINTER(call), ctypes.c_int]
+    loaded.spiketriton_run.argtypes = [ctypes.c_void_p, ctypes.c_int]
     loaded.spiketriton_run.restype = None
-    if loaded.spiketriton_call_size() != ctypes.sizeof(call):
+    if loaded.spiketriton_call_size() != size:
         raise AssertionError(f"{source.name} and its caller disagree on Call")
     return loaded
 
 
 def library(dtype: torch.dtype) -> ctypes.CDLL:
     """The compiled kernels of a dtype. Raises CompilerError with the reason when there are none."""
-    loaded = load(dtype, _SOURCE, _Call)
+    loaded = load(dtype, _SOURCE, _CALL.size)
     if isinstance(loaded, CompilerError):
         raise loaded
     return loaded
@@ -216,7 +177,7 @@ def library(dtype: torch.dtype) -> ctypes.CDLL:
 
 def failure(dtype: torch.dtype) -> CompilerError | None:
     """Why there are no compiled kernels of a dtype; None where there are."""
-    loaded = load(dtype, _SOURCE, _Call)
+    loaded = load(dtype, _SOURCE, _CALL.size)
     return loaded if isinstance(loaded, CompilerError) else None
 
 
@@ -225,39 +186,52 @@ GRAIN = 32768
 
 
 def _threads(elements: int) -> int:
-    return max(1, min(torch.get_num_threads(), elements // GRAIN))
+    return 1 if elements < 2 * GRAIN else min(torch.get_num_threads(), elements // GRAIN)
 
 
-def _run(pass_: int, x: torch.Tensor, neuron: Neuron | None = None, **fields: Any) -> None:
+def _at(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _sizes(x: torch.Tensor) -> tuple[int, ...]:
+    """Of the input x [T, B, ...]: steps, neurons a step, channels, inner; and threads."""
+    steps, elements = x.shape[0], x.numel()
     channels, inner = channel_axis(x)
-    call = _Call(
-        steps=x.shape[0],
-        neurons=x.numel() // x.shape[0],
-        channels=channels,
-        inner=inner,
-        threads=_threads(x.numel()),
-        x=x.data_ptr(),
-    )
-    if neuron is not None:
-        call.reset, call.shape = _RESETS[neuron.reset], SHAPES.index(neuron.shape)
-        call.detach_reset, call.leaks_to_reset = neuron.detach_reset, neuron.leaks_to_reset
-        for name in ("gain", "v_reset", "v_start", "height", "eps", "bn_scale"):
-            setattr(call, name, getattr(neuron, name))
-        call.parameter_size = neuron.parameter_size
-        for name, value in zip(("decay", "threshold", "width"), neuron.parameters, strict=True):
-            if isinstance(value, torch.Tensor):
-                setattr(call, f"{name}_p", value.data_ptr())
-                setattr(call, f"{name}_size", value.numel())
-            else:
-                setattr(call, name, value)
-        for name in ("mean", "var", "weight", "bias", "step_gain"):
-            fields.setdefault(name, getattr(neuron, name))
-    for name, value in fields.items():
-        if isinstance(value, torch.Tensor):
-            setattr(call, name, value.data_ptr())
-        elif value is not None:
-            setattr(call, name, value)
-    library(x.dtype).spiketriton_run(ctypes.byref(call), pass_)
+    return steps, elements // steps, channels, inner, _threads(elements)
+
+
+def _parameters(neuron: Neuron) -> tuple[tuple[int, ...], tuple[float, ...], tuple[int, ...]]:
+    """(options and sizes, numbers, pointers) of the neuron and its norm, in the order of Call."""
+    decay: Any
+    threshold: Any
+    width: Any
+    decay, threshold, width = neuron.parameters
+    decay_p = threshold_p = width_p = 0
+    decay_size = threshold_size = width_size = parameter_size = 0
+    if isinstance(decay, torch.Tensor):
+        decay, decay_p, decay_size = 0.0, decay.data_ptr(), decay.numel()
+    if isinstance(threshold, torch.Tensor):
+        threshold, threshold_p, threshold_size = 0.0, threshold.data_ptr(), threshold.numel()
+    if isinstance(width, torch.Tensor):
+        width, width_p, width_size = 0.0, width.data_ptr(), width.numel()
+    if decay_p or threshold_p or width_p:
+        parameter_size = neuron.parameter_size
+    options = (
+        _RESETS[neuron.reset], neuron.detach_reset, neuron.leaks_to_reset, _SHAPES[neuron.shape],
+        decay_size, threshold_size, width_size, parameter_size,
+    )  # fmt: skip
+    numbers = (
+        decay, neuron.gain, threshold, neuron.v_reset, neuron.v_start, neuron.height, width,
+        neuron.eps, neuron.bn_scale,
+    )  # fmt: skip
+    norm = (0, 0, 0, 0, 0)
+    if neuron.mean is not None:
+        mean, var, weight, bias, step_gain = neuron.norm
+        norm = mean.data_ptr(), var.data_ptr(), _at(weight), _at(bias), _at(step_gain)
+    return options, numbers, (decay_p, threshold_p, width_p, *norm)
+
+
+_NO_NEURON = (0,) * 8
 
 
 def _wide(value: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:
@@ -272,77 +246,90 @@ def forward(
     neuron: Neuron,
     spikes: torch.Tensor,
     v_last: torch.Tensor | None,
-    saved: torch.Tensor,
+    saved: torch.Tensor | None,
+    current: torch.Tensor | None,
+    measures: bool,
+    running: Running | None,
 ) -> None:
-    """Fill spikes and v_last. ``saved`` stays empty: a block of neurons replays its whole window from cache."""
+    """See ``passes.neuron_forward``. ``saved`` is None: a block of neurons replays its window from cache."""
     v_init = _wide(v_init, x)
-    _run(
-        _FORWARD,
-        x,
-        neuron,
-        v_init=v_init,
-        residual=residual,
-        spike_add=spike_add,
-        spikes=spikes,
-        v_last=v_last,
-    )
+    options, numbers, parameters = _parameters(neuron)
+    running_mean, running_var, momentum = (None, None, 0.0) if running is None else running
+    call = _CALL.pack(
+        *_sizes(x), measures, *options, *numbers, 0.0, momentum, *parameters,
+        x.data_ptr(), _at(v_init), _at(residual), _at(spike_add), 0, 0, 0, 0,
+        spikes.data_ptr(), _at(v_last), _at(current), 0, 0, 0, 0, 0, 0,
+        _at(running_mean), _at(running_var), 0,
+    )  # fmt: skip
+    library(x.dtype).spiketriton_run(call, _FORWARD)
 
 
 def backward(
     grad_s: torch.Tensor,
     grad_v_last: torch.Tensor | None,
+    grad_current: torch.Tensor | None,
     x: torch.Tensor,
-    saved: torch.Tensor,
+    saved: torch.Tensor | None,
     v_init: torch.Tensor | None,
     residual: torch.Tensor | None,
     neuron: Neuron,
-    emit: Emit,
-    sums: torch.Tensor | None,
     count: float,
+    sums: torch.Tensor | None,
     out: Gradients,
 ) -> None:
-    """Fill what ``out`` holds tensors for."""
+    """Fill what ``out`` holds tensors for. See ``passes.neuron_backward``."""
     v_init, grad_v_last = _wide(v_init, x), _wide(grad_v_last, x)
-    _run(
-        _BACKWARD, x, neuron,
-        grad_s=grad_s, grad_v_last=grad_v_last, v_init=v_init, residual=residual, sums=sums, count=count,
-        dx=out.dx, dy=out.dy, out_sums=out.sums, out_v_init=out.v_init, out_parameters=out.parameters,
-        out_step_gain=out.step_gain, probe=out.probe,
+    options, numbers, parameters = _parameters(neuron)
+    call = _CALL.pack(
+        *_sizes(x), False, *options, *numbers, count, 0.0, *parameters,
+        x.data_ptr(), _at(v_init), _at(residual), 0, grad_s.data_ptr(), _at(grad_v_last), _at(grad_current), _at(sums),
+        0, 0, 0, _at(out.dx), _at(out.dy), _at(out.sums), _at(out.v_init), _at(out.parameters), _at(out.step_gain),
+        0, 0, _at(out.probe),
     )  # fmt: skip
+    library(x.dtype).spiketriton_run(call, _BACKWARD)
 
 
 def norm_backward(dx, y, mean, var, weight, step_gain, sums, eps, bn_scale, count, dy) -> None:
     """Fill dy, which may be dx itself, with dL/dy of batch norm from dL/dx and the channel sums."""
-    _run(
-        _NORM_BACKWARD, y, grad_s=dx, mean=mean, var=var, weight=weight, step_gain=step_gain, sums=sums,
-        eps=eps, bn_scale=bn_scale, count=count, dy=dy,
+    numbers = (0.0,) * 7
+    call = _CALL.pack(
+        *_sizes(y), False, *_NO_NEURON, *numbers, eps, bn_scale, count, 0.0,
+        0, 0, 0, mean.data_ptr(), var.data_ptr(), _at(weight), 0, _at(step_gain),
+        y.data_ptr(), 0, 0, 0, dx.data_ptr(), 0, 0, sums.data_ptr(),
+        0, 0, 0, 0, dy.data_ptr(), 0, 0, 0, 0, 0, 0, 0,
+    )  # fmt: skip
+    library(y.dtype).spiketriton_run(call, _NORM_BACKWARD)
+
+
+def channel_statistics(
+    y: torch.Tensor, mean: torch.Tensor, var: torch.Tensor, running: Running | None
+) -> None:
+    """Fill mean and biased variance of each channel, [C] each; running statistics move towards them."""
+    running_mean, running_var, momentum = (None, None, 0.0) if running is None else running
+    _run_simple(
+        _STATISTICS, y, y.data_ptr(), momentum=momentum, dx=mean.data_ptr(), dy=var.data_ptr(),
+        running_mean=_at(running_mean), running_var=_at(running_var),
     )  # fmt: skip
 
 
-def channel_statistics(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and biased variance of each channel, [C] each."""
-    mean, var = (y.new_empty(y.shape[2], dtype=membrane_dtype(y.dtype)) for _ in range(2))
-    _run(_STATISTICS, y, dx=mean, dy=var)
-    return mean, var
+def _run_simple(
+    pass_: int, x: torch.Tensor, source: int, spikes: int = 0, dx: int = 0, dy: int = 0,
+    running_mean: int = 0, running_var: int = 0, momentum: float = 0.0,
+) -> None:  # fmt: skip
+    """A pass without neuron or norm."""
+    numbers, parameters = (0.0,) * 10, (0,) * 8
+    call = _CALL.pack(
+        *_sizes(x), False, *_NO_NEURON, *numbers, momentum, *parameters, source, 0, 0, 0, 0, 0, 0, 0,
+        spikes, 0, 0, dx, dy, 0, 0, 0, 0, running_mean, running_var, 0,
+    )  # fmt: skip
+    library(x.dtype).spiketriton_run(call, pass_)
 
 
 def pack(spikes: torch.Tensor, bits: torch.Tensor) -> None:
     """Fill bits, uint8, from flat spikes."""
-    call = _Call(
-        neurons=spikes.numel(),
-        threads=_threads(spikes.numel()),
-        x=spikes.data_ptr(),
-        spikes=bits.data_ptr(),
-    )
-    library(spikes.dtype).spiketriton_run(ctypes.byref(call), _PACK)
+    _run_simple(_PACK, spikes.view(1, 1, -1), spikes.data_ptr(), spikes=bits.data_ptr())
 
 
 def unpack(bits: torch.Tensor, spikes: torch.Tensor) -> None:
     """Fill flat spikes from bits, uint8."""
-    call = _Call(
-        neurons=spikes.numel(),
-        threads=_threads(spikes.numel()),
-        x=bits.data_ptr(),
-        spikes=spikes.data_ptr(),
-    )
-    library(spikes.dtype).spiketriton_run(ctypes.byref(call), _UNPACK)
+    _run_simple(_UNPACK, spikes.view(1, 1, -1), bits.data_ptr(), spikes=spikes.data_ptr())

@@ -38,7 +38,7 @@ class _Call(ctypes.Structure):
 
 
 def _run(pass_: int, x: torch.Tensor, neuron: StateNeuron, **tensors: torch.Tensor | None) -> None:
-    loaded = native.load(x.dtype, _SOURCE, _Call)
+    loaded = native.load(x.dtype, _SOURCE, ctypes.sizeof(_Call))
     if isinstance(loaded, native.CompilerError):
         raise loaded
     channels, inner = channel_axis(x)

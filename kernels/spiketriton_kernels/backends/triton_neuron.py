@@ -10,14 +10,16 @@ A pointer is None for what a call does not have or want; the kernel is then comp
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from ..arguments import PROBE_FIELDS
 from ..layout import chunk_length
-from ..neuron import Emit, Gradients, Neuron
+from ..neuron import Gradients, Neuron, Running
 from ..surrogate import REACH, phi, primitive
 from ..triton_import import tl, triton
-from .triton_norm import channel_means, norm_constants
+from .triton_norm import channel_means, channel_statistics, norm_backward, norm_constants
 from .triton_tiles import (
     WARPS,
     blocks,
@@ -203,6 +205,7 @@ def fire_kernel(
     s_ptr,  # [T, N] out
     v_last_ptr,  # [N] out, float32
     saved_ptr,  # [chunks - 1, N] out, float32: the membrane between chunks
+    current_ptr,  # [T, N] out
     decay,
     leak,
     gain,
@@ -250,6 +253,8 @@ def fire_kernel(
             _, current = _load_current(
                 x_ptr, residual_ptr, step_gain_ptr, at, t, here, mean, scale, bias, T, NORM
             )
+            if current_ptr is not None:
+                tl.store(current_ptr + at, current.to(current_ptr.dtype.element_ty), mask=here)
             h = _charge(v, current, decays, leaks, gain, v_reset, LEAKS_TO_RESET)
             fired = h >= thresholds
             s = tl.where(fired, 1.0, 0.0)
@@ -269,6 +274,7 @@ def fire_kernel(
 @triton.jit(do_not_specialize=[*_FLOATS, "height", "width", "count"])
 def walk_kernel(
     grad_s_ptr,  # [T, N]
+    grad_current_ptr,  # [T, N]
     x_ptr,  # [T, N]
     residual_ptr,  # [T, N]
     saved_ptr,  # [chunks - 1, N] float32
@@ -391,7 +397,10 @@ def walk_kernel(
                 dh, jump, unit, slope = _step_back(
                     h, fired, grad_s, carry, thresholds, widths, inverse_width, v_reset, height, RESET, DETACH, SHAPE
                 )  # fmt: skip
-                dx = gain * dh
+                own = gain * dh  # what comes through the neuron; a probe measures that alone
+                dx = own
+                if grad_current_ptr is not None:
+                    dx = own + tl.load(grad_current_ptr + at, mask=here, other=0.0).to(tl.float32)
                 if dx_ptr is not None:
                     tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=here)
                 if partial_parameters_ptr is not None:
@@ -417,7 +426,7 @@ def walk_kernel(
                 if partial_probe_ptr is not None:
                     row_ptr = partial_probe_ptr + (tl.cast(tile, tl.int64) * T + t) * PROBE_WIDTH
                     _observe(
-                        row_ptr, here, t < T, grad_s, dx, carry, decays, jump, unit, fired, REACH
+                        row_ptr, here, t < T, grad_s, own, carry, decays, jump, unit, fired, REACH
                     )
                 if NORM:
                     xhat = (inputs[j].to(tl.float32) - mean) * rstd
@@ -464,7 +473,7 @@ def walk_kernel(
             tl.store(place + 2 * tl.num_programs(0), total(d_width))
 
 
-def _walk_width(x: torch.Tensor, neuron: Neuron, emit: Emit) -> int:
+def _walk_width(x: torch.Tensor, neuron: Neuron, out: Gradients) -> int:
     """``vector_width`` of a walk back.
 
     Where it holds more than h of a whole chunk, beyond 4 steps: 4 elements (8 bytes in half precision, still whole
@@ -474,9 +483,10 @@ def _walk_width(x: torch.Tensor, neuron: Neuron, emit: Emit) -> int:
     widest = vector_width(x)
     if x.shape[0] <= 4:
         return widest
-    if emit.parameters and isinstance(neuron.width, torch.Tensor):
+    learns = out.parameters is not None
+    if learns and isinstance(neuron.width, torch.Tensor):
         return 2
-    return min(widest, 4) if emit.parameters or neuron.has_norm else widest
+    return min(widest, 4) if learns or neuron.has_norm else widest
 
 
 def _kind(value: float | torch.Tensor) -> tuple[torch.Tensor | None, float, str]:
@@ -494,16 +504,22 @@ def forward(
     neuron: Neuron,
     spikes: torch.Tensor,
     v_last: torch.Tensor | None,
-    saved: torch.Tensor,
+    saved: torch.Tensor | None,
+    current: torch.Tensor | None,
+    measures: bool,
+    running: Running | None,
 ) -> None:
-    """Fill spikes, v_last and the membrane checkpoints."""
+    """See ``passes.neuron_forward``."""
+    if measures:
+        mean, var, *_ = neuron.norm
+        channel_statistics(x, mean, var, running)
     tiles = tiling(x, neuron.per_channel, vector_width(x))
     decay, f_decay, decay_kind = _kind(neuron.decay)
     threshold, f_threshold, threshold_kind = _kind(neuron.threshold)
     with torch.cuda.device_of(x):
         fire_kernel[(tiles.row_tiles * tiles.lanes,)](
             x, residual, spike_add, v_init, decay, threshold, neuron.mean, neuron.var, neuron.weight, neuron.bias,
-            neuron.step_gain, spikes, v_last, saved if saved.shape[0] else None,
+            neuron.step_gain, spikes, v_last, saved, current,
             f_decay, 1.0 - f_decay, neuron.gain, f_threshold, neuron.v_reset, neuron.v_start,
             neuron.eps, neuron.bn_scale, tiles.R, tiles.C, tiles.L,
             T=x.shape[0], CHUNK=chunk_length(x.shape[0], neuron.has_norm),
@@ -516,40 +532,67 @@ def forward(
 def backward(
     grad_s: torch.Tensor,
     grad_v_last: torch.Tensor | None,
+    grad_current: torch.Tensor | None,
     x: torch.Tensor,
-    saved: torch.Tensor,
+    saved: torch.Tensor | None,
     v_init: torch.Tensor | None,
     residual: torch.Tensor | None,
     neuron: Neuron,
-    emit: Emit,
-    sums: torch.Tensor | None,
     count: float,
+    sums: torch.Tensor | None,
     out: Gradients,
 ) -> None:
-    """Fill what ``out`` holds tensors for: one launch, and one small sum for each kind of partial."""
+    """Fill what ``out`` holds tensors for. See ``passes.neuron_backward``."""
+    inputs = (grad_s, grad_v_last, grad_current, x, saved, v_init, residual, neuron, count)
+    if out.dy is None or count == 0 or sums is not None:
+        return _walk_back(*inputs, sums, out)
+    first, dy = replace(out, dy=None), out.dy
+    _walk_back(*inputs, None, first)
+    if out.dx is None:  # replaying once more reads less than storing and reading dL/dx
+        return _walk_back(*inputs, out.sums, Gradients(dy=dy))
+    norm_backward(
+        out.dx, x, neuron.mean, neuron.var, neuron.weight, neuron.step_gain, out.sums, neuron.eps, neuron.bn_scale,
+        count, dy,
+    )  # fmt: skip
+
+
+def _walk_back(
+    grad_s: torch.Tensor,
+    grad_v_last: torch.Tensor | None,
+    grad_current: torch.Tensor | None,
+    x: torch.Tensor,
+    saved: torch.Tensor | None,
+    v_init: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    neuron: Neuron,
+    count: float,
+    sums: torch.Tensor | None,
+    out: Gradients,
+) -> None:
+    """One launch, and one small sum for each kind of partial."""
     T = x.shape[0]
-    tiles = tiling(x, neuron.per_channel, _walk_width(x, neuron, emit))
-    walking = emit.sums or emit.parameters
+    tiles = tiling(x, neuron.per_channel, _walk_width(x, neuron, out))
+    walking = out.sums is not None or out.parameters is not None
     programs = tiles.programs(walking)
     parts = tiles.parts(programs)
     new = lambda *shape: x.new_empty(shape, dtype=torch.float32)  # noqa: E731
-    partial_sums = new(2, parts, tiles.C) if emit.sums else None
+    partial_sums = new(2, parts, tiles.C) if out.sums is not None else None
     partial_parameters = None
-    if emit.parameters:
+    if out.parameters is not None:
         one = neuron.parameter_size == 1  # then a program leaves one sum, not one per channel
         partial_parameters = new(3, *((programs * tiles.lanes, 1) if one else (parts, tiles.C)))
     every_tile = tiles.row_tiles * tiles.lanes
-    partial_step_gain = new(every_tile, T) if emit.step_gain else None
-    partial_probe = new(every_tile, T, len(PROBE_FIELDS)) if emit.probe else None
+    partial_step_gain = new(every_tile, T) if out.step_gain is not None else None
+    partial_probe = new(every_tile, T, len(PROBE_FIELDS)) if out.probe is not None else None
     decay, f_decay, decay_kind = _kind(neuron.decay)
     threshold, f_threshold, threshold_kind = _kind(neuron.threshold)
     width, f_width, width_kind = _kind(neuron.width)
     # Left alone, ptxas holds a long replay to 168 registers, for a third program on a processor, and spills for it.
     chunked = chunk_length(T, neuron.has_norm) < T
-    registers = {"maxnreg": 255} if emit.dy and chunked and not torch.version.hip else {}
+    registers = {"maxnreg": 255} if out.dy is not None and chunked and not torch.version.hip else {}
     with torch.cuda.device_of(x):
         walk_kernel[(programs * tiles.lanes,)](
-            grad_s, x, residual, saved, v_init, grad_v_last, decay, threshold, width,
+            grad_s, grad_current, x, residual, saved, v_init, grad_v_last, decay, threshold, width,
             neuron.mean, neuron.var, neuron.weight, neuron.bias, neuron.step_gain, sums,
             out.dx, out.dy, out.v_init, partial_sums, partial_parameters, partial_step_gain, partial_probe,
             f_decay, 1.0 - f_decay, neuron.gain, f_threshold, neuron.v_reset, neuron.v_start, neuron.height, f_width,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from ..neuron import membrane_dtype
+from ..neuron import Running
 from ..triton_import import tl, triton
 from .triton_tiles import (
     WARPS,
@@ -112,14 +112,17 @@ def statistics_kernel(
     tl.store(place + 2 * parts * C, spread, mask=valid)
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit(do_not_specialize=["count", "momentum"])
 def join_statistics_kernel(
     partial_ptr,  # [3, parts, C]
     mean_ptr,  # [C] out
     var_ptr,  # [C] out
+    running_mean_ptr,  # [C] in and out
+    running_var_ptr,  # [C] in and out
     parts,
     C,
     count,
+    momentum,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -142,8 +145,14 @@ def join_statistics_kernel(
         number = tl.load(at + start * C, mask=here, other=0.0)
         away = tl.load(at + plane + start * C, mask=here, other=0.0) - joined
         spread += tl.load(at + 2 * plane + start * C, mask=here, other=0.0) + number * away * away
+    squares = tl.sum(spread, axis=0, keep_dims=True)
     tl.store(mean_ptr + c, joined, mask=c < C)
-    tl.store(var_ptr + c, tl.sum(spread, axis=0, keep_dims=True) / count, mask=c < C)
+    tl.store(var_ptr + c, squares / count, mask=c < C)
+    if running_mean_ptr is not None:  # as torch's batch norm: the unbiased variance
+        mean = tl.load(running_mean_ptr + c, mask=c < C, other=0.0)
+        var = tl.load(running_var_ptr + c, mask=c < C, other=0.0)
+        tl.store(running_mean_ptr + c, mean + momentum * (joined - mean), mask=c < C)
+        tl.store(running_var_ptr + c, var + momentum * (squares / (count - 1.0) - var), mask=c < C)
 
 
 @triton.jit(do_not_specialize=["eps", "bn_scale", "count"])
@@ -203,14 +212,16 @@ def norm_backward(dx, y, mean, var, weight, step_gain, sums, eps, bn_scale, coun
         )  # fmt: skip
 
 
-def channel_statistics(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and biased variance of each channel of y [T, B, C, ...], [C] each."""
+def channel_statistics(
+    y: torch.Tensor, mean: torch.Tensor, var: torch.Tensor, running: Running | None
+) -> None:
+    """Fill mean and biased variance of each channel of y [T, B, C, ...]; running statistics move towards them."""
+    running_mean, running_var, momentum = (None, None, 0.0) if running is None else running
     step = tiling(y, True, vector_width(y))
     tiles = Tiling(step.R * y.shape[0], step.C, step.L, step.block_r, step.block_l, step.by_column)
     programs = tiles.programs(walking=True)
     parts = tiles.parts(programs)
     partial = y.new_empty((3, parts, tiles.C), dtype=torch.float32)
-    mean, var = (y.new_empty(tiles.C, dtype=membrane_dtype(y.dtype)) for _ in range(2))
     with torch.cuda.device_of(y):
         statistics_kernel[(programs * tiles.lanes,)](
             y, partial, tiles.R, tiles.C, tiles.L, programs,
@@ -218,7 +229,6 @@ def channel_statistics(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             enable_fp_fusion=True,
         )  # fmt: skip
         join_statistics_kernel[(-(-tiles.C // JOIN_CHANNELS),)](
-            partial, mean, var, parts, tiles.C, float(y.numel() // tiles.C),
+            partial, mean, var, running_mean, running_var, parts, tiles.C, float(y.numel() // tiles.C), momentum,
             BLOCK_P=JOIN_PARTS, BLOCK_C=JOIN_CHANNELS, num_warps=WARPS, enable_fp_fusion=True,
         )  # fmt: skip
-    return mean, var

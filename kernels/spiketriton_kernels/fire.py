@@ -1,0 +1,170 @@
+"""One way into the kernels for every neuron: passes called directly, or as operators where something traces them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+
+from . import operators, passes
+from .backends.eager import update_running
+from .gradient import ARGUMENTS, SAVED, gradients
+from .layout import dense
+from .neuron import PARAMETERS, Call, Emit, Gradients, Neuron, Running
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+_NONE_NEEDED = dict.fromkeys(ARGUMENTS, False)
+_NOTHING_SAVED: dict[str, torch.Tensor | None] = dict.fromkeys(SAVED)
+
+
+def traced(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether something looks at operators: a compiler, export, vmap, a dispatch mode, a tensor of its own class."""
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state() is not None
+    ):
+        return True
+    return any(type(t) not in _PLAIN or t.is_meta for t in tensors)
+
+
+def _recorded(pass_: Callable[..., Any]) -> Callable[..., Any]:
+    """The pass, which a profiler that runs sees under the name of its operator."""
+    if not torch.autograd._profiler_enabled():
+        return pass_
+
+    def run(*args: Any) -> Any:
+        with torch.profiler.record_function(f"spiketriton::{pass_.__name__}"):
+            return pass_(*args)
+
+    return run
+
+
+def _forward(
+    given: dict[str, torch.Tensor], neuron: Neuron, call: Call, running: Running | None
+) -> Any:
+    """The forward passes, called directly: the neuron as they saw it, and ``passes.neuron_forward``'s results.
+
+    Statistics that they measure join ``given``.
+    """
+    x, get = given["x"], given.get
+    measures = call.batch_statistics and "mean" not in given
+    if measures:
+        given["mean"], given["var"] = passes.statistics_like(x)
+    neuron = neuron.adapted(x, given)
+    return neuron, *_recorded(passes.neuron_forward)(
+        x, get("v_init"), get("residual"), get("spike_add"), neuron, call, measures, running
+    )
+
+
+class _Fire(torch.autograd.Function):
+    """A call's passes as one node of autograd's graph."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        neuron: Neuron,
+        call: Call,
+        running: Running | None,
+        names: tuple[str, ...],
+        *tensors: torch.Tensor,
+    ) -> Any:
+        """``names``: those of ``ARGUMENTS`` that are given, because even a None costs time."""
+        given = dict(zip(names, tensors, strict=True))
+        neuron, spikes, v_last, saved, current = _forward(given, neuron, call, running)
+        kept = [name for name in given if name in _NOTHING_SAVED]
+        ctx.neuron, ctx.call, ctx.names, ctx.kept = neuron, call, names, kept
+        ctx.save_for_backward(saved, *[given[name] for name in kept])
+        ctx.set_materialize_grads(False)
+        return spikes, v_last, current
+
+    @staticmethod
+    def backward(ctx: Any, grad_s: Any, grad_v_last: Any, grad_current: Any) -> Any:
+        if grad_s is None and grad_v_last is None and grad_current is None:
+            return (None,) * len(ctx.needs_input_grad)
+        saved, *rest = ctx.saved_tensors
+        given = _NOTHING_SAVED | dict(zip(ctx.kept, rest, strict=True))
+        call, x = ctx.call, rest[0]
+        neuron = ctx.neuron.adapted(x, given)
+        upstream = torch.zeros_like(x) if grad_s is None else grad_s
+        if torch.is_grad_enabled():  # create_graph=True: the operators refuse to be differentiated
+            walk = operators.walk(
+                (upstream, grad_v_last, grad_current), saved, given, neuron.words(call), neuron.floats()
+            )  # fmt: skip
+            norm_backward: Callable[..., Any] = operators.norm_backward
+        else:
+            v_init, residual = given["v_init"], given["residual"]
+
+            def walk(emit: Emit, count: float, sums: torch.Tensor | None) -> Gradients:
+                return _recorded(passes.neuron_backward)(
+                    upstream, grad_v_last, grad_current, saved, x, v_init, residual, neuron, emit, count, sums
+                )  # fmt: skip
+
+            norm_backward = passes.norm_backward
+        needs = _NONE_NEEDED | dict(zip(ctx.names, ctx.needs_input_grad[4:], strict=True))
+        eps, bn_scale = neuron.eps, neuron.bn_scale
+        found = gradients(grad_s, given, call, eps, bn_scale, needs, walk, norm_backward)
+        return None, None, None, None, *[found[name] for name in ctx.names]
+
+
+def fire(
+    x: torch.Tensor,
+    neuron: Neuron,
+    call: Call,
+    running: Running | None = None,
+    **arguments: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Spikes of checked arguments, and where the call wants them the last membrane and the current.
+
+    A call with ``batch_statistics`` and no mean measures them, and moves ``running`` towards them.
+    """
+    x = dense(x)
+    given = {"x": x}
+    for name, parameter in zip(PARAMETERS, neuron.parameters, strict=True):
+        if isinstance(parameter, torch.Tensor):
+            given[name] = parameter
+    for name, value in arguments.items():
+        if value is not None:
+            given[name] = value
+    tensors = given.values()
+    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+        _refuse_tangents(tensors)
+    learns = torch.is_grad_enabled() and any([value.requires_grad for value in tensors])
+    if learns:
+        call = call._replace(save=True)
+    if traced(tensors):
+        if call.batch_statistics and "mean" not in given:
+            given["mean"], given["var"] = channel_statistics(x, running)
+        spikes, v_last, _, current = operators.neuron_forward(
+            *[given.get(name) for name in ARGUMENTS], neuron.words(call), neuron.floats()
+        )
+        return spikes, v_last if call.return_v else None, current if call.return_current else None
+    if learns:
+        return _Fire.apply(neuron, call, running, tuple(given), *tensors)
+    _, spikes, v_last, _, current = _forward(given, neuron, call, running)
+    return spikes, v_last, current
+
+
+def channel_statistics(
+    y: torch.Tensor, running: Running | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``passes.channel_statistics`` of a dense y, without gradient."""
+    with torch.no_grad():
+        y = y.detach()
+        if not traced((y,)):
+            return _recorded(passes.channel_statistics)(y, running)
+        mean, var = operators.channel_statistics(y)
+        if running is not None:
+            update_running(mean, var, y.numel() // y.shape[2], running)
+        return mean, var
+
+
+def _refuse_tangents(tensors: Iterable[torch.Tensor]) -> None:
+    """PyTorch would take the tangents of a custom operator's results for 0, and say nothing."""
+    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise RuntimeError(
+            "spiketriton's fused neurons have no forward-mode derivative (jvp); accepted: backward()"
+        )
