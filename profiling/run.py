@@ -25,6 +25,7 @@ from profiling.render import pictures, report, tables  # noqa: E402
 from profiling.sections import compiled  # noqa: E402
 from profiling.sections.data import Loading, one_core  # noqa: E402
 from profiling.sections.gradients import Monitoring  # noqa: E402
+from profiling.sections.host import HostTime  # noqa: E402
 from profiling.sections.kernels import FIRST, cases  # noqa: E402
 from profiling.sections.step import RecipeCase, TrainingStep, find_recipe  # noqa: E402
 from spiketriton.commandline import Parser  # noqa: E402
@@ -37,6 +38,7 @@ commands:
   step [RECIPE] [key=value]    a whole training step: ours, its ANN twin, torch.compile, the peers
   memory [RECIPE] [key=value]  peak and saved-for-backward bytes of the same
   gradients [RECIPE]           what the gradient monitor costs
+  host                         process time of a call on tiny tensors, against F.batch_norm + relu
   data [RECIPE]                the loader alone, in images per second
   compiled [T=4,10] [dtype=..] [layout=..]
                                every kernel lowered for --target, which needs no GPU
@@ -52,7 +54,7 @@ RECIPE is a file, or a name in recipes/ (without a GPU fashion_mnist_r20, with o
 Ctrl-C keeps what has been measured. docs/performance.md explains how to read the results."""
 
 WITH_RECIPE = ("step", "memory", "gradients", "data")
-COMMANDS = ("kernels", *WITH_RECIPE, "compiled", "all", "report")
+COMMANDS = ("kernels", *WITH_RECIPE, "host", "compiled", "all", "report")
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -129,6 +131,8 @@ def work_of(args: argparse.Namespace, options: Options) -> list[tuple[str, Seque
                     ],
                 )
             )
+    if args.command in ("host", "all"):
+        work.append(("host", [HostTime()]))
     if args.command == "all":
         return [("kernels", kernels[:FIRST]), *work[1:], ("kernels", kernels[FIRST:])]
     return work if args.command == "kernels" else work[1:]

@@ -33,7 +33,7 @@ from spiketriton_kernels import (
     multistep_clif,
     multistep_ilif,
     multistep_lif,
-    operators,
+    passes,
     state_operators,
 )
 
@@ -132,7 +132,7 @@ def record(
         launches.append(Launch(kernel, given, options))
 
     with (
-        mock.patch.object(operators, "backend_for", return_value="triton"),
+        mock.patch.object(passes, "backend_for", return_value="triton"),
         mock.patch.object(state_operators, "backend_for", return_value="triton"),
         mock.patch.object(triton.JITFunction, "run", note),
     ):

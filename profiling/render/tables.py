@@ -90,6 +90,14 @@ def spread(row: Row, group: list[Row]) -> str:
     return f"{number(row['median_ms'])} ({low}-{high})" + mark(row)
 
 
+def microseconds(row: Row, group: list[Row]) -> str:
+    """As `spread`, in millionths of a second."""
+    if "median_ms" not in row:
+        return row["status"]
+    middle, low, high = (number(1e3 * row[key]) for key in ("median_ms", "p20_ms", "p80_ms"))
+    return f"{middle} ({low}-{high})"
+
+
 def faster(row: Row, group: list[Row]) -> str:
     """How many times as fast ours is as a contender that does the same work."""
     return BLANK if row["contender"] in ("copy", TWIN) else times(times_ours(group, row))
@@ -196,6 +204,12 @@ LAYOUTS: list[tuple[str, str, str, dict[str, Cell]]] = [
         "images/s a core": key("images_per_s"),
         "ms a batch (20-80 %)": spread,
         "ours is faster by": faster,
+    }),
+    ("host", "op", "process time of one layer, forward and backward: T={T}, [B, C, H, W] = {shape}", {
+        "layer": NAME,
+        "us (20-80 %)": microseconds,
+        "of F.batch_norm + relu": key("of_reference", times),
+        "at most": key("allowed", times),
     }),
     ("compiled", "kernel", "kernels lowered for {target} ({card}), T={T}, {dtype}, {layout}", {
         "kernel": key("kernel", str),

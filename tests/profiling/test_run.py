@@ -26,6 +26,7 @@ MEASURED = {
     "memory": {"contender", "peak_bytes", "saved_bytes"},
     "gradients": {"recipe", "contender", "median_ms", "measures_every"},
     "data": {"augment", "batch", "contender", "images_per_s"},
+    "host": {"contender", "median_ms", "shape"},
     "compiled": {"target", "T", "dtype", "layout", "predicted_ms", "card"},
 }
 
@@ -43,7 +44,7 @@ def command(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_all_measures_every_section_and_says_where(tmp_path):
-    only = "spiketriton,spiketriton m*,spiketriton's*,ANN twin,no worker"
+    only = "spiketriton,F.batch_norm*,spiketriton m*,spiketriton's*,ANN twin,no worker"
     arguments = ["--peers", "none", "--only", only, "--target", "sm_80", "--out", tmp_path]
     done = command("all", "--quick", *arguments)
     assert done.returncode == 0, done.stderr
