@@ -101,8 +101,10 @@ class Neuron(NamedTuple):
         new = {}
         for name in TENSORS:
             value = tensors.get(name)
-            if value is not None and value is not getattr(self, name):
-                new[name] = as_small(value, x)
+            if value is not None:
+                small = as_small(value, x)
+                if small is not getattr(self, name):
+                    new[name] = small
         return self._replace(**new) if new else self  # type: ignore[arg-type]
 
     @property
