@@ -91,7 +91,9 @@ def multistep_bn_lif(
         y, bn_weight, bn_bias, running_mean, running_var, training, residual, spike_add, step_gain
     )
     _check_constants(momentum, eps, bn_scale)
-    if isinstance(gain, torch.Tensor):  # a factor of what the norm gives: nothing to do in the kernels
+    if isinstance(
+        gain, torch.Tensor
+    ):  # a factor of what the norm gives: nothing to do in the kernels
         bn_weight, bn_bias, residual = _amplified(y, gain, bn_weight, bn_bias, residual)
         neuron = neuron._replace(gain=1.0)
     y = dense(y)

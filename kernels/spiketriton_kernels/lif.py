@@ -80,7 +80,12 @@ def multistep_lif(
     neuron = check_neuron(
         x, decay, gain, threshold, reset, v_reset, detach_reset, surrogate, v_init, probe
     )
-    if return_trace or reset_delay or isinstance(gain, torch.Tensor) or surrogate.shape not in SHAPES:
+    if (
+        return_trace
+        or reset_delay
+        or isinstance(gain, torch.Tensor)
+        or surrogate.shape not in SHAPES
+    ):
         rarer = {
             "return_trace": return_trace,
             "reset_delay": reset_delay,

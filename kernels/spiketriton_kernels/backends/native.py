@@ -200,7 +200,7 @@ def _sizes(x: torch.Tensor) -> tuple[int, ...]:
     return steps, elements // steps, channels, inner, _threads(elements)
 
 
-def _parameters(neuron: Neuron) -> tuple[tuple[int, ...], tuple[float, ...], tuple[int, ...]]:
+def _parameters(neuron: Neuron) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[int, ...]]:
     """(options and sizes, numbers, pointers) of the neuron and its norm, in the order of Call."""
     decay: Any
     threshold: Any
