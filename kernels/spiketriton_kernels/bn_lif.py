@@ -96,7 +96,6 @@ def multistep_bn_lif(
     ):  # a factor of what the norm gives: nothing to do in the kernels
         bn_weight, bn_bias, residual = _amplified(y, gain, bn_weight, bn_bias, residual)
         neuron = neuron._replace(gain=1.0)
-    y = dense(y)
     group = ""
     mean, var, running = running_mean, running_var, None
     if training:
@@ -112,7 +111,7 @@ def multistep_bn_lif(
         if process_group is not None:
             group = process_group.group_name
             with torch.no_grad():
-                mean, var = _over_ranks(*channel_statistics(y, None), process_group)
+                mean, var = _over_ranks(*channel_statistics(dense(y), None), process_group)
                 if running is not None:
                     update_running(mean, var, count, running)
     neuron = neuron._replace(eps=float(eps), bn_scale=float(bn_scale))

@@ -85,7 +85,8 @@ def gradients(
                 row = out.parameters[i]
                 grads[name] = row if parameter.dim() else row.sum()
     for name, value in given.items():
-        grad = grads[name]
-        if grad is not None and value is not None and grad.dtype != value.dtype:
-            grads[name] = grad.to(value.dtype)
+        if value is not None:
+            grad = grads[name]
+            if grad is not None and grad.dtype != value.dtype:
+                grads[name] = grad.to(value.dtype)
     return grads
