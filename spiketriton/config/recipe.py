@@ -240,10 +240,11 @@ class ModelConfig(TableOfPart):
         "lifts the current above the threshold; `auto`: 0, or measured if residual_gain is `auto`",
         Range(-1e3, 1e3),
     )
-    start: Literal["kaiming", "identity"] = key(
+    start: Literal["auto", "kaiming", "identity"] = key(
         "kaiming",
         "weights of the square layers of `plain` and `mlp`: Kaiming normal, or the identity plus a "
-        "tenth of that, with which 50 layers without skip connections train",
+        "tenth of that, with which 50 layers without skip connections train; `auto`: Kaiming normal "
+        "where the image reaches the last layer all the same, else the identity",
     )
     fused: bool = key(True, "norm, shortcut and neuron in one kernel; false: one after the other")
     memory: Literal["standard", "packed"] = key(
@@ -383,8 +384,10 @@ class TrainConfig(Table):
         "weights stay as they were, and the place where it arose is named",
     )
     max_skips: int = key(10, "consecutive steps that `skip` leaves out before the run ends", COUNT)
-    precision: Literal["fp32", "bf16", "fp16"] = key(
-        "fp32", "dtype of convolutions and activations (autocast); membranes and weights stay fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = key(
+        "fp32",
+        "dtype of convolutions and activations (autocast); membranes and weights stay fp32; `auto`: "
+        "bf16 where the processor has instructions for it, else fp32",
     )
     sync_bn: bool = key(
         False, "batch norm's statistics over all devices together; no effect on a single device"

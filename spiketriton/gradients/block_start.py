@@ -5,9 +5,10 @@ This module sets the way forward, `calibration` the way back.
 
 gain    A block adds its branch to what passes through. With the last norm's usual weight of 1 every
         block of an untrained net replaces part of the image by chance, and after some twenty of
-        them nothing of it is left (`Prober.overlap`). Where 30 % get through all the same, as in
-        shallow nets, blocks start as usual, because open ones learn sooner. Else, from 1 down to 0,
-        the largest gain is taken that keeps 90 % of the most that any of them lets through.
+        them nothing of it is left (`Prober.overlap`). Where the last layer keeps 30 % of an image's
+        identity all the same, as in shallow nets, blocks start as usual, because open ones learn
+        sooner. Else the largest gain is taken with which it keeps as much; with `plain` blocks, which
+        hand on nothing but spikes, the gain with which it keeps most.
 bias    In a `plain` block the spikes of the shortcut enter a neuron again. A spike of 1 meets a
         threshold of 1 exactly: as soon as the branch adds a little below zero, half of the spikes
         are lost. A bias lifts them above the threshold. Tried are some that leave silent neurons
@@ -25,10 +26,9 @@ from spiketriton.config import Recipe
 from spiketriton.gradients.probing import Prober
 from spiketriton.models import Network
 
-GAINS = (1.0, 0.5, 0.2, 0.1, 0.0)
+GAINS = (1.0, 0.7, 0.5, 0.35, 0.2, 0.1, 0.0)
 ENOUGH = 0.3
-KEPT = 0.9
-GOOD_BIAS = 0.95
+GOOD_BIAS = 0.95  # of the mean overlap with the best bias
 MARGINS = (0.0, 0.1, 0.25, 0.4)  # of the threshold
 AJAR = 0.1  # the gain at which margins are compared
 
@@ -39,7 +39,7 @@ class BlockStart:
 
     gain, bias: weight and bias.
     overlap: what the last layer keeps of an image with them.
-    tried: (gain, overlap), from closed to open, with that bias; only the usual one if it will do.
+    tried: (gain, overlap), from closed to open, with that bias, as far as they had to be tried.
     margins: (bias, overlap) of the biases that were compared; empty where there was no choice.
     """
 
@@ -62,7 +62,7 @@ class BlockStart:
     def line(self) -> str:
         """What was chosen and why, for the user."""
         usual = self.tried[-1][1]
-        if len(self.tried) == 1:
+        if self.gain == GAINS[0]:
             return (
                 f"residual blocks start at gain {self.gain:g}, as usual: the last layer keeps "
                 f"{_share(usual)} of an image's identity"
@@ -95,24 +95,30 @@ def find_block_start(recipe: Recipe, model: Network, prober: Prober) -> BlockSta
 
     wanted = recipe.model.residual_bias
     bias = 0.0 if isinstance(wanted, str) else wanted
-    usual = float(overlap(1.0, bias)[-1])
-    if usual >= ENOUGH:
-        return BlockStart(1.0, bias, usual, ((1.0, usual),))
+    plain = recipe.model.block == "plain"
+    usual = float(overlap(GAINS[0], bias)[-1])
+    tried = [(GAINS[0], usual)]
     margins: list[tuple[float, float]] = []
-    if wanted == "auto" and recipe.model.block == "plain":
-        margins = [(b, float(overlap(AJAR, b).mean())) for b in _biases(recipe)]
-        bias = _first_good(margins, GOOD_BIAS)
-    tried = [(gain, float(overlap(gain, bias)[-1])) for gain in reversed(GAINS)]
-    gain = _first_good(tried[::-1], KEPT)
-    found = BlockStart(gain, bias, dict(tried)[gain], tuple(tried), tuple(margins))
+    if usual < ENOUGH:
+        if wanted == "auto" and plain:
+            margins = [(b, float(overlap(AJAR, b).mean())) for b in _biases(recipe)]
+            bias = _smallest_good(margins)
+            tried[0] = (GAINS[0], float(overlap(GAINS[0], bias)[-1]))
+        for gain in GAINS[1:]:
+            if tried[-1][1] >= ENOUGH and not plain:
+                break
+            tried.append((gain, float(overlap(gain, bias)[-1])))
+    good = [pair for pair in tried if pair[1] >= ENOUGH and not plain]
+    gain, kept = good[0] if good else max(tried, key=lambda pair: pair[1])
+    found = BlockStart(gain, bias, kept, tuple(reversed(tried)), tuple(margins))
     found.apply(model)
     return found
 
 
-def _first_good(tried: list[tuple[float, float]], share: float) -> float:
-    """The first of (value, overlap) whose overlap is at least `share` of the largest one."""
-    most = max(kept for _, kept in tried)
-    return next(value for value, kept in tried if kept >= share * most or kept == most)
+def _smallest_good(margins: list[tuple[float, float]]) -> float:
+    """The first of (bias, overlap) whose overlap is nearly the best."""
+    most = max(kept for _, kept in margins)
+    return next(bias for bias, kept in margins if kept >= GOOD_BIAS * most or kept == most)
 
 
 def _biases(recipe: Recipe) -> list[float]:

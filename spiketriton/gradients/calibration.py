@@ -1,7 +1,8 @@
-"""What a recipe leaves to be measured before training: the surrogate's width, the start of blocks.
+"""What a recipe leaves to be measured before training: the surrogate's width, the start of weights.
 
-model.residual_gain = "auto" is settled first (`block_start`), because it decides how images get
-through; then neuron.surrogate.width = "auto" | "auto_per_layer", which decides how gradients return.
+model.residual_gain = "auto" (`block_start`) and model.start = "auto" (`layer_start`) are settled
+first, because they decide how images get through; then
+neuron.surrogate.width = "auto" | "auto_per_layer", which decides how gradients return.
 
 What a good width is depends on the optimizer and on the net (docs/gradient_flow.md shows the
 experiments):
@@ -14,14 +15,15 @@ adamw   divides every weight's gradient by its own size, so a gain does no harm;
         relative to what it would be if the surrogate were flat, geometric mean over layers) is 0.4.
         A flat surrogate passes everything, a narrow one next to nothing. It is measured with the
         reset detached, because with a flat surrogate the path through an attached reset explodes.
-either  of them, in nets whose blocks pass spikes or membranes on (`sew`, `ms`): the gradient comes
+blocks  that pass spikes or membranes on (`sew`, `ms`), under either optimizer: the gradient comes
         through the shortcuts, and a wide surrogate adds so much to it that it is drowned. The
-        target for the depth gain is 1.05.
+        targets for the block gain (geometric mean of the ratios of dL/dx from one residual block to
+        the one before it) are 1 and 1.05: it hardly grows from block to block.
+plain   blocks that start with a gain below 0.5: the same, but 1.35 under AdamW and 1.5 under SGD,
+        because all of the gradient has to pass neurons.
 
-blocks  that start with a gain below 0.2, under either optimizer: no gradient enters a block that
-        starts at 0, so the width is measured with the blocks opened to 0.2, as they soon are. The
-        target for the block gain (geometric mean of the ratios of dL/dx from one residual block to
-        the one before it) is 1.05.
+        No gradient enters a block that starts at 0, so both are measured with closed blocks opened
+        to 0.5, as training opens them.
 
 All are measured on a few batches of the training images, always the same, in training mode. The
 forward pass does not depend on the width, so all are smooth, growing functions of it. Widths in
@@ -47,6 +49,7 @@ import torch
 from spiketriton.config import Recipe
 from spiketriton.data import Data
 from spiketriton.gradients.block_start import BlockStart, find_block_start, wants_block_start
+from spiketriton.gradients.layer_start import LayerStart, find_layer_start, wants_layer_start
 from spiketriton.gradients.measurement import Measurement, gain_through
 from spiketriton.gradients.monitor import elements_per_image
 from spiketriton.gradients.probing import Batch, Loss, Prober
@@ -63,9 +66,11 @@ FLAT = 1e5  # as good as no edge
 LAYER_RANGE = 8.0
 LAYER_ROUNDS = 16
 BATCHES = 2
-# images of a batch: as many as keep (neurons x time steps) within the budget, from FEWEST to MOST
+# images of a batch: as many as keep (neurons x time steps) within the budget, from FEWEST to MOST;
+# where not even FEWEST do, they are cropped, to a multiple of CROP
 BUDGET = {"cpu": 24e6, "cuda": 4e9}
-FEWEST, MOST = 2, {"cpu": 32, "cuda": 64}
+FEWEST, MOST = 4, {"cpu": 32, "cuda": 64}
+CROP = 32
 
 
 @dataclass(frozen=True)
@@ -82,30 +87,34 @@ SGD = Aim(
     1.15,
     "SGD takes gradients as they are, so they should neither shrink nor grow much",
 )
-SHORTCUTS = Aim(
-    "depth gain",
-    1.05,
-    "shortcuts carry the gradient, and what the layers add should not drown it",
-)
 ADAMW = Aim(
     "transmission",
     0.4,
     "AdamW rescales gradients, so what counts is how many neurons pass them on",
 )
-BLOCKS = Aim(
-    "block gain",
-    1.05,
-    "from block to block a gradient should neither shrink nor grow, once training has opened them",
-)
+DROWNED = "shortcuts carry the gradient, and what the branches add should not drown it"
+SHORTCUTS = {"sew": Aim("block gain", 1.0, DROWNED), "ms": Aim("block gain", 1.05, DROWNED)}
+PLAIN_BLOCKS = {
+    "adamw": Aim(
+        "block gain",
+        1.35,
+        "all of the gradient passes neurons, so it should grow a little from block to block",
+    ),
+    "sgd": Aim(
+        "block gain",
+        1.5,
+        "SGD takes gradients as they are, and all of the gradient passes neurons",
+    ),
+}
 
 
 def aim_of(recipe: Recipe, blocks: BlockStart | None = None) -> Aim:
     """The aim for the recipe's optimizer and kind of block, and for the start that was found."""
-    closed = starts_closed(recipe) if blocks is None else blocks.gain < 1
-    if closed:
-        return BLOCKS
     if recipe.model.block != "plain":
-        return SHORTCUTS
+        return SHORTCUTS[recipe.model.block]
+    closed = starts_closed(recipe) if blocks is None else blocks.gain < OPENED
+    if closed:
+        return PLAIN_BLOCKS[recipe.train.optimizer]
     return SGD if recipe.train.optimizer == "sgd" else ADAMW
 
 
@@ -119,6 +128,7 @@ class Calibration:
     scan: (width, value of the goal) of the widths tried first, from narrow to wide.
     missed: the layers that are off the target by more than 5 %.
     blocks: what residual blocks start at, where the recipe leaves that to be measured.
+    layers: the same of layers without skip connections.
     """
 
     mode: str
@@ -133,11 +143,14 @@ class Calibration:
     scan: tuple[tuple[float, float], ...]
     missed: tuple[str, ...] = ()
     blocks: BlockStart | None = None
+    layers: LayerStart | None = None
 
     def start(self, model: Network) -> None:
         """Makes a network with fresh weights start as was found."""
         if self.blocks is not None:
             self.blocks.apply(model)
+        if self.layers is not None:
+            self.layers.apply(model)
         self.apply(model)
 
     def apply(self, model: Network) -> None:
@@ -153,16 +166,17 @@ class Calibration:
     @classmethod
     def of_state(cls, state: dict[str, Any]) -> "Calibration":
         scan = tuple((float(width), float(value)) for width, value in state["scan"])
-        blocks = state.get("blocks")
+        blocks, layers = state.get("blocks"), state.get("layers")
         return cls(
             **state
             | {"scan": scan, "missed": tuple(state["missed"])}
             | {"blocks": BlockStart.of_state(blocks) if blocks else None}
+            | {"layers": LayerStart.of_state(layers) if layers else None}
         )
 
     def lines(self) -> list[str]:
         """What was chosen and why, for the user."""
-        start = [self.blocks.line()] if self.blocks else []
+        start = [found.line() for found in (self.blocks, self.layers) if found]
         if self.mode == GIVEN:
             return start
         per_layer = self.mode == "auto_per_layer"
@@ -192,8 +206,8 @@ class Calibration:
 
 def wants_calibration(recipe: Recipe) -> bool:
     """Whether the recipe asks for one; the ANN twin has no surrogate, and its blocks start at 0."""
-    measured = isinstance(recipe.neuron.surrogate.width, str) or wants_block_start(recipe)
-    return measured and recipe.neuron.kind != "relu"
+    width = isinstance(recipe.neuron.surrogate.width, str) and recipe.neuron.kind != "relu"
+    return width or wants_block_start(recipe) or wants_layer_start(recipe)
 
 
 def probe_batches(
@@ -201,19 +215,25 @@ def probe_batches(
 ) -> list[Batch]:
     """The first `count` batches of the training stream, each cut to a few images.
 
-    As many as are quick to measure with `model` on `device`. Always the same ones for a recipe, its
-    seed and a kind of device, on every rank.
+    As many as are quick to measure with `model` on `device`, and only their middles where few large
+    ones would be slow: what a network of convolutions makes of a gradient depends little on the size
+    of its images. Always the same ones for a recipe, its seed and a kind of device, on every rank.
     """
-    shape = (data.channels, data.image_size, data.image_size)
-    neurons = sum(elements_per_image(model, shape, device))
-    fit = int(BUDGET[device.type] / (neurons * model.time_steps))
-    images = min(MOST[device.type], max(FEWEST, fit))
+    size = data.image_size
+    neurons = sum(elements_per_image(model, (data.channels, size, size), device))
+    fit = BUDGET[device.type] / (neurons * model.time_steps)
+    if model.takes_any_size and fit < FEWEST:
+        size = min(size, max(2 * CROP, int(size * math.sqrt(fit / FEWEST)) // CROP * CROP))
+        fit *= (data.image_size / size) ** 2
+    images, margin = min(MOST[device.type], max(FEWEST, int(fit))), (data.image_size - size) // 2
+    middle = slice(margin, margin + size)
     stream_of_all = replace(data.train, rank=0, world_size=1)
     with contextlib.closing(stream_of_all.from_step(0)) as stream:
         found = []
         for x, y in islice(stream, count):
             few = min(images, len(y))
-            found.append((x.narrow(-4, 0, few).to(device), y[:few].to(device)))
+            cropped = x.narrow(-4, 0, few)[..., middle, middle].contiguous()
+            found.append((cropped.to(device), y[:few].to(device)))
         return found
 
 
@@ -239,6 +259,7 @@ def calibrate(
     loss = build_loss(recipe.loss) if loss is None else loss
     prober = Prober(model, batches, loss, autocast)
     blocks = find_block_start(recipe, model, prober) if wants_block_start(recipe) else None
+    layers = find_layer_start(model, prober) if wants_layer_start(recipe) else None
     width = recipe.neuron.surrogate.width
     if isinstance(width, str):
         with opened(recipe, model, blocks):
@@ -251,7 +272,7 @@ def calibrate(
             met=True, images=0, scan=(),
         )  # fmt: skip
     images = sum(len(labels) for _, labels in batches)
-    found = replace(found, blocks=blocks, images=images)
+    found = replace(found, blocks=blocks, layers=layers, images=images)
     found.apply(model)
     return found
 

@@ -120,6 +120,8 @@ class Experiment:
         blocks = self._blocks(recipe)
         if blocks is not None:
             blocks.apply(model)
+        if self.calibration and self.calibration.layers and self.subject.state is None:
+            self.calibration.layers.apply(model)
         for name, layer in model.spiking_layers():
             width = self.widths.get(name, self.width)  # other blocks may have other layers
             layer.surrogate = replace(layer.surrogate, width=width * scale)

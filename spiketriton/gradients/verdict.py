@@ -332,7 +332,7 @@ def lost_at(overlap: np.ndarray) -> int | None:
     return after if after < len(overlap) else None
 
 
-OPENED = 0.2  # the gain that residual blocks soon have, whatever they start at
+OPENED = 0.5  # a gain that residual blocks get to in training, whatever they start at
 
 
 def starts_closed(recipe: Recipe) -> bool:

@@ -38,9 +38,17 @@ class FeedForward(Network):
         self.layers = nn.ModuleList(layers)
         self.fc = nn.Linear(features, classes)
         self._initialize()
+        self.starts_as_identity = False
         if parts.start == "identity":
-            for layer in layers[1:]:  # the first one has another number of inputs
+            self.start_as_identity()
+
+    def start_as_identity(self) -> None:
+        """Of all layers but the first, which has another number of inputs; once is enough."""
+        if not self.starts_as_identity:
+            for layer in list(self.layers)[1:]:
+                assert isinstance(layer, Layer)
                 add_identity(layer.weights)
+        self.starts_as_identity = True
 
     def features(self, images: Tensor, steps: int) -> Tensor:
         first, *rest = self.layers
@@ -52,6 +60,8 @@ class FeedForward(Network):
 
 class PlainNet(FeedForward):
     """3x3 convolutions of one width; the image is halved at 1/3 and 2/3 of the depth."""
+
+    takes_any_size = True
 
     def __init__(
         self, parts: Parts, *, depth: int, width: int, classes: int, channels: int

@@ -208,6 +208,8 @@ class ResNet(Network):
         channels: of the images.
     """
 
+    takes_any_size = True
+
     def __init__(
         self,
         parts: Parts,

@@ -33,7 +33,7 @@ def announce_run(display: Display, recipe: Recipe, folder: Path) -> None:
     changed = shlex.join(overrides_of(recipe))
     display.note(f"recipe {recipe.name}: {changed} (all keys: recipe.toml in the run folder)")
     display.note(f"device: {device.value.type}, {device.reason}")
-    display.note(f"precision: {recipe.train.precision}, {precision.reason}")
+    display.note(f"precision: {environment.name_of(precision.value)}, {precision.reason}")
     if device.value.type == "cpu":
         display.note(
             "cost: there is no GPU in this run; its time is estimated after the first steps"

@@ -53,6 +53,8 @@ def choose_device(wanted: str) -> Choice:
 
 def choose_precision(wanted: str, device: torch.device) -> Choice:
     """The torch.dtype of convolutions for train.precision; membranes and weights are float32."""
+    if wanted == "auto":
+        return _fast_precision(device)
     dtype = PRECISIONS[wanted]
     if wanted == "fp32":
         tf32 = device.type == "cuda" and torch.backends.cudnn.allow_tf32
@@ -70,6 +72,22 @@ def choose_precision(wanted: str, device: torch.device) -> Choice:
         return Choice(dtype, "by autocast, emulated on this GPU: fp16 is faster")
     scaled = ", the loss scaled against underflow" if wanted == "fp16" else ""
     return Choice(dtype, f"by autocast{scaled}")
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """As train.precision has it."""
+    return next(name for name, value in PRECISIONS.items() if value == dtype)
+
+
+def _fast_precision(device: torch.device) -> Choice:
+    """bfloat16 where the processor has instructions for it, as emulated ones are slower than float32."""
+    if device.type == "cpu":
+        found = sorted(_cpu_flags() & {"avx512_bf16", "amx_bf16"})
+        fast, who = bool(found), f"this CPU has {', '.join(found) or 'no bf16'} instructions"
+    else:
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        who = f"this GPU has {'' if fast else 'no '}bf16 arithmetic"
+    return Choice(torch.bfloat16 if fast else torch.float32, f"because {who}")
 
 
 def set_up(cfg: TrainConfig, device: torch.device) -> None:

@@ -327,8 +327,8 @@ BOTTLENECKS = (
     ("gain", "arrives", "chosen"),
     [
         ("1", [1, 1, 1, 1, 1, 1, 1], None),
-        ("0.2", [1, 1, 1, 1, 1, 1, 1], None),
-        ("0.19", [1, 1, 1, 1, 1, 1, 1], ["neuron1", "layer1.0.neuron2", "layer1.1.neuron2"]),
+        ("0.5", [1, 1, 1, 1, 1, 1, 1], None),
+        ("0.49", [1, 1, 1, 1, 1, 1, 1], ["neuron1", "layer1.0.neuron2", "layer1.1.neuron2"]),
         # a last layer that nothing reaches is no sign of closed blocks where others are reached
         ("auto", [0, 0, 0, 1, 0, 1, 1], ["neuron1", "layer1.0.neuron2", "layer1.1.neuron2"]),
         ("0", [0, 0, 0, 0, 0, 0, 1], []),  # before anything is learnt

@@ -177,6 +177,34 @@ def test_the_precision_on_a_cpu(monkeypatch, wanted, flags, dtype, reason):
 
 
 @pytest.mark.parametrize(
+    ("flags", "dtype", "reason"),
+    [
+        (
+            {"avx512_bf16", "amx_bf16"},
+            torch.bfloat16,
+            "this CPU has amx_bf16, avx512_bf16 instructions",
+        ),
+        ({"avx2", "amx_fp16"}, torch.float32, "this CPU has no bf16 instructions"),
+    ],
+)
+def test_auto_takes_bf16_where_the_cpu_has_it(monkeypatch, flags, dtype, reason):
+    monkeypatch.setattr(environment, "_cpu_flags", lambda: flags)
+    assert environment.choose_precision("auto", CPU) == environment.Choice(
+        dtype, f"because {reason}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("hardware", "dtype", "reason"),
+    [(True, torch.bfloat16, "has bf16"), (False, torch.float32, "has no bf16")],
+)
+def test_auto_takes_bf16_where_the_gpu_has_it(monkeypatch, hardware, dtype, reason):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: hardware)
+    found = environment.choose_precision("auto", torch.device("cuda"))
+    assert found == environment.Choice(dtype, f"because this GPU {reason} arithmetic")
+
+
+@pytest.mark.parametrize(
     ("wanted", "hardware", "reason"),
     [
         ("bf16", True, "by autocast"),
