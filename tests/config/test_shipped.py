@@ -31,6 +31,7 @@ def test_the_promised_recipes_are_there():
         "digits_dvs",
         "cifar10_dvs_vggsnn",
         "dvs_gesture_7b",
+        "imagenette_r50_paper",
     }
 
 
