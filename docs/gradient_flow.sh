@@ -56,10 +56,17 @@ python -m spiketriton.sweep recipes/imagenette_r50.toml data.name=fashion_mnist 
 # what blocks start at: the small ResNet-50 again, and what auto makes of it
 r50="python -m spiketriton.sweep recipes/imagenette_r50.toml data.name=fashion_mnist data.image_size=16
     data.augment=none data.workers=0 data.test_images=1000 model.width=16 time_steps=4 train.precision=fp32
-    train.epochs=1 train.batch_size=32 train.max_steps=400 train.threads=1 train.optimizer=adamw train.lr=1e-3"
+    train.epochs=1 train.batch_size=32 train.max_steps=400 train.threads=1"
+r50_sgd="$r50 $sgd"
+r50="$r50 $adamw"
 $r50 model.block=plain,sew,ms model.residual_gain=0,0.2,1 $width=0.3,0.6,1,2.5 --out "$out/start"
 $r50 model.block=plain model.residual_gain=0 model.residual_bias=0.25 $width=0.6,1 --out "$out/start_bias"
 $r50 model.block=plain,sew,ms model.residual_gain=auto $width=auto $seeds --out "$out/start_auto"
+identity="model.block=plain model.residual_gain=0 model.residual_bias=0.25"
+$r50_sgd $identity $width=0.4,0.6,0.8,1 --out "$out/start_sgd"
+$r50_sgd $identity train.clip_grad_norm=1 $width=0.4,0.6 --out "$out/start_sgd_clipped"
+$r50_sgd train.lr=0.03 $identity $width=0.4,0.6 --out "$out/start_sgd_slow"
+$r50_sgd model.block=plain,sew,ms model.residual_gain=auto $width=auto --out "$out/start_auto_sgd"
 small="model.width=8 data.image_size=14 train.batch_size=32 train.max_steps=600 data.test_images=1000
     train.optimizer=adamw train.lr=2e-3"
 $sweep $small model.name=resnet20,resnet56 model.block=plain model.residual_gain=0 model.residual_bias=0.25 \
@@ -68,8 +75,18 @@ $sweep $small model.name=resnet20 model.block=plain model.residual_gain=1 $width
 $sweep $small model.name=resnet20 model.block=ms model.residual_gain=0,0.2 $width=1 --out "$out/start_ms"
 $sweep $small model.name=resnet20 model.block=sew model.residual_gain=0,0.2,1 $width=0.6 --out "$out/start_sew"
 $sweep $small model.name=resnet20 model.block=ms model.residual_gain=1 $width=0.6 --out "$out/start_ms_usual"
+$sweep $small model.name=resnet20,resnet56 model.block=plain,sew,ms model.residual_gain=auto $width=auto \
+    --out "$out/start_small_auto"
+$sweep $resnet model.name=resnet56 model.block=sew $fast_adamw model.residual_gain=0.35 $width=0.6,0.96 \
+    --out "$out/start_sew56"
+$sweep $resnet model.name=resnet56 model.block=sew $fast_adamw model.residual_gain=0.5,0.7,1 $width=0.42 \
+    --out "$out/start_sew56_open"
 # plain nets that start as the identity
 $sweep $adamw model.depth=10,20,50 model.start=kaiming,identity $width=0.42,1,2 --out "$out/identity_adamw"
+for optimizer in adamw sgd; do
+    eval "settings=\$$optimizer"
+    $sweep $settings model.depth=50 model.start=auto $width=auto --out "$out/identity_auto_$optimizer"
+done
 $sweep $sgd model.depth=20,50 model.start=kaiming,identity $width=0.2,0.42,1 --out "$out/identity_sgd"
 # (f) how deep a plain net still trains
 depths="model.depth=10,20,30,50 $seeds"
