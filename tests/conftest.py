@@ -49,6 +49,12 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     ]
 
 
+@pytest.fixture(autouse=True)
+def no_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pytest-xdist sets COLUMNS, which would give every pipe an edge."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Several processes for the whole suite on a CPU; a part starts sooner in this process alone.
 

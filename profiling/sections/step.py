@@ -64,6 +64,7 @@ IMAGES = {
     "n_mnist": (2, 34, 10),
     "n_caltech101": (2, 48, 101),
     "digits_dvs": (2, 32, 10),
+    "eventfolder": (2, 128, 10),
 }
 """Channels, side and classes of each data set's images: a step needs no data at hand."""
 

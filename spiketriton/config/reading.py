@@ -27,7 +27,7 @@ from spiketriton.config.recipe import (
     values_of,
 )
 from spiketriton.config.shipped import find_recipe
-from spiketriton.config.words import quoted, short, shown
+from spiketriton.config.words import quoted, short, shown, whole
 from spiketriton.errors import UserError
 
 # likeness, 0 to 1, from which on a name is taken for a slip of another; for up to 4 letters, where
@@ -110,14 +110,14 @@ def to_toml(recipe: Recipe) -> str:
         if path != table:
             lines += ["", f"[{path}]"]
             table = path
-        lines.append(f"{name} = {quoted(value) if isinstance(value, str) else shown(value)}")
+        lines.append(f"{name} = {whole(value)}")
     return "\n".join(lines) + "\n"
 
 
 def overrides_of(recipe: Recipe) -> list[str]:
     """`key=value` for each key with an effect that is not at its default, as a command takes it."""
     return [
-        f"{dotted}={value if isinstance(value, str) else shown(value)}"
+        f"{dotted}={value if isinstance(value, str) else whole(value)}"
         for dotted, value in _effective(recipe).items()
         if value != KEYS[dotted].default
     ]

@@ -35,6 +35,13 @@ def shown(value: Any) -> str:
     return f"{short(value)} ({type(value).__name__})"
 
 
+def whole(value: Any) -> str:
+    """A value in TOML, however long."""
+    if isinstance(value, str):
+        return quoted(value)
+    return f"[{', '.join(map(whole, value))}]" if isinstance(value, tuple) else shown(value)
+
+
 def quoted(text: str) -> str:
     """A TOML basic string; characters that do not print are escaped."""
 

@@ -121,7 +121,7 @@ def test_all_begins_with_the_most_important_kernels_and_ends_with_the_others():
     options = Options(torch.device("cpu"))
     work = run.work_of(run.parse(["all"]), options)
     names = [section for section, _ in work]
-    assert names == ["kernels", "step", "memory", "gradients", "data", "kernels"]
+    assert names == ["kernels", "step", "memory", "gradients", "data", "host", "kernels"]
     first, rest = work[0][1], work[-1][1]
     assert len(first) == FIRST
     assert [*first, *rest] == cases(options)

@@ -1,6 +1,7 @@
 """A training step: the definition's check, block by block, and what takes part."""
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from profiling.harness.timing import Timing
 from profiling.sections import step as steps
 from profiling.sections.step import TWIN, Bench, RecipeCase, Step, TrainingStep, find_recipe
 from spiketriton.config import recipe_from_toml
+from spiketriton.config.rules import Events
 from spiketriton.data.sources import SOURCES
 from spiketriton.errors import UserError
 from spiketriton.models.resnet import Block
@@ -181,7 +183,7 @@ def test_recipes_are_found_by_name_or_path(tmp_path):
 
 def test_every_data_set_has_its_images_here():
     """Or `step` would not know what to feed a recipe's network."""
-    assert set(steps.IMAGES) == set(SOURCES)
+    assert set(steps.IMAGES) == {*SOURCES, *get_args(Events)}
 
 
 def test_a_data_set_without_images_here_is_refused_by_name(quick, monkeypatch):

@@ -104,7 +104,7 @@ def watched(run, monkeypatch, epochs: int, broken_from: int | None = None) -> li
         value = cross_entropy(currents.mean(0), labels)
         return value * math.nan if broken_from is not None and len(rates) > broken_from else value
 
-    monkeypatch.setattr(quantised_module, "build_loss", lambda _: loss)
+    monkeypatch.setattr(quantised_module, "build_loss", lambda *_: loss)
     model = copy.deepcopy(run.model)
     try:
         retrain(run, model, epochs)
