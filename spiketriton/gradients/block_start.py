@@ -24,6 +24,7 @@ import numpy as np
 
 from spiketriton.config import Recipe
 from spiketriton.gradients.probing import Prober
+from spiketriton.gradients.verdict import in_percent
 from spiketriton.models import Network
 
 GAINS = (1.0, 0.7, 0.5, 0.35, 0.2, 0.1, 0.0)
@@ -65,12 +66,12 @@ class BlockStart:
         if self.gain == GAINS[0]:
             return (
                 f"residual blocks start at gain {self.gain:g}, as usual: the last layer keeps "
-                f"{_share(usual)} of an image's identity"
+                f"{in_percent(usual)} of an image's identity"
             )
         bias = f" and bias {self.bias:.3g}" if self.bias else ""
         return (
             f"residual blocks start at gain {self.gain:g}{bias}: the last layer keeps "
-            f"{_share(self.overlap)} of an image's identity, {_share(usual)} with gain "
+            f"{in_percent(self.overlap)} of an image's identity, {in_percent(usual)} with gain "
             f"{self.tried[-1][0]:g}"
         )
 
@@ -127,7 +128,3 @@ def _biases(recipe: Recipe) -> list[float]:
     gain = 1 / neuron.tau if neuron.decay_input and neuron.kind in ("lif", "plif") else 1.0
     enough = neuron.v_threshold / gain
     return sorted({0.0, *(enough - 1 + margin * enough for margin in MARGINS)})
-
-
-def _share(overlap: float) -> str:
-    return f"{100 * overlap:.0f} %"

@@ -280,21 +280,32 @@ def calibrate(
 GIVEN = "given"  # the mode of a calibration that had no width to find
 
 
+def opens(recipe: Recipe, blocks: BlockStart | None) -> bool:
+    """Whether residual blocks start so closed that gradients are measured with them opened."""
+    gain, _ = _start(recipe, blocks)
+    return not isinstance(gain, str) and gain < OPENED
+
+
 @contextlib.contextmanager
-def opened(recipe: Recipe, model: Network, blocks: BlockStart | None) -> Iterator[bool]:
-    """Residual blocks that start closed, opened to OPENED in here; whether there are any."""
-    gain, bias = recipe.model.residual_gain, recipe.model.residual_bias
-    if blocks is not None:
-        gain, bias = blocks.gain, blocks.bias
+def opened(recipe: Recipe, model: Network, blocks: BlockStart | None) -> Iterator[None]:
+    """Residual blocks that start closed, opened to OPENED in here."""
+    gain, bias = _start(recipe, blocks)
     if isinstance(gain, str) or gain >= OPENED:
-        yield False
+        yield
         return
-    bias = 0.0 if isinstance(bias, str) else bias
     model.start_blocks(OPENED, bias)
     try:
-        yield True
+        yield
     finally:
         model.start_blocks(gain, bias)
+
+
+def _start(recipe: Recipe, blocks: BlockStart | None) -> tuple[float | str, float]:
+    """The gain and bias of blocks, as measured or else as the recipe has them."""
+    if blocks is not None:
+        return blocks.gain, blocks.bias
+    gain, bias = recipe.model.residual_gain, recipe.model.residual_bias
+    return gain, 0.0 if isinstance(bias, str) else bias
 
 
 def _find_widths(

@@ -14,6 +14,7 @@ import numpy as np
 from spiketriton.config import Recipe
 from spiketriton.gradients.block_start import ENOUGH
 from spiketriton.gradients.probing import Prober
+from spiketriton.gradients.verdict import in_percent
 from spiketriton.models import Network
 
 
@@ -39,14 +40,14 @@ class LayerStart:
 
     def line(self) -> str:
         """What was chosen and why, for the user."""
-        usual = f"{100 * self.usual:.0f} %"
+        usual = in_percent(self.usual)
         if not self.identity:
             return (
                 f"layers start with Kaiming's weights, as usual: the last one keeps {usual} of an "
                 "image's identity"
             )
         return (
-            f"layers start as the identity: the last one keeps {100 * self.overlap:.0f} % of an image's "
+            f"layers start as the identity: the last one keeps {in_percent(self.overlap)} of an image's "
             f"identity, {usual} with Kaiming's weights"
         )
 

@@ -23,6 +23,7 @@ from spiketriton.gradients.calibration import (
     calibrate,
     geometric_mean,
     opened,
+    opens,
     probe_batches,
     wants_calibration,
 )
@@ -132,8 +133,7 @@ class Experiment:
     @property
     def opens(self) -> bool:
         """Whether gradients are measured with the blocks opened, see `measure`."""
-        with self._opened(self.recipe, self.build(self.recipe)) as opens:
-            return opens
+        return self.subject.state is None and opens(self.recipe, self._blocks(self.recipe))
 
     def measure(self, prober: Prober, *changes: str) -> Measurement:
         """The gradients of the net that `prober(*changes)` made.
@@ -144,9 +144,9 @@ class Experiment:
         with self._opened(change(self.recipe, *changes), prober.model):
             return prober.measure()
 
-    def _opened(self, recipe: Recipe, model: Network) -> AbstractContextManager[bool]:
+    def _opened(self, recipe: Recipe, model: Network) -> AbstractContextManager[None]:
         if self.subject.state is not None:
-            return contextlib.nullcontext(False)
+            return contextlib.nullcontext()
         return opened(recipe, model, self._blocks(recipe))
 
     def _blocks(self, recipe: Recipe) -> BlockStart | None:

@@ -86,13 +86,13 @@ class Forward:
             )
         if self.lost_from is not None:
             return (
-                f"forward: lost: the last layer keeps {_share(self.kept)} of an image's identity; from "
-                f"{names[self.lost_from]} on less than {_share(FORGOTTEN)}, so an image with 5 % noise "
+                f"forward: lost: the last layer keeps {in_percent(self.kept)} of an image's identity; from "
+                f"{names[self.lost_from]} on less than {in_percent(FORGOTTEN)}, so an image with 5 % noise "
                 "is as different as another image"
             )
         return (
-            f"forward: healthy: the last layer keeps {_share(self.kept)} of an image's identity "
-            f"(at least {_share(FORGOTTEN)} is needed); {quiet}"
+            f"forward: healthy: the last layer keeps {in_percent(self.kept)} of an image's identity "
+            f"(at least {in_percent(FORGOTTEN)} is needed); {quiet}"
         )
 
 
@@ -248,12 +248,10 @@ class Verdict:
         else:
             said.append(self.depth.sentence())
         said.append(self.time.sentence())
-        share = _share(self.dead_share)
+        share = in_percent(self.dead_share)
         reach = f"{share} of the neurons are too far from their threshold to pass a gradient on"
         if self.dead_layer is not None:
-            reach += (
-                f", and over {_share(DEAD_SHARE)} in {self.names[self.dead_layer]}, which blocks it"
-            )
+            reach += f", and over {in_percent(DEAD_SHARE)} in {self.names[self.dead_layer]}, which blocks it"
         said.append(f"backward, reach of the surrogate: {reach}")
         return said
 
@@ -493,8 +491,8 @@ def times(ratio: float | None) -> str:
     return f"{ratio:.3g}x" if 1e-3 <= ratio < 100 else f"{ratio:.1e}x"
 
 
-def _share(share: float) -> str:
-    """In whole percent; noise may take an overlap of nothing a little below 0."""
+def in_percent(share: float) -> str:
+    """A share in whole percent; noise may take an overlap of nothing a little below 0."""
     return f"{100 * max(share, 0.0):.0f} %"
 
 
