@@ -137,6 +137,9 @@ class Group(Ranks):
         )
         # the first rank may write to a slow disk for long; if it dies, this is noticed at once
         self.patient = dist.new_group(backend="gloo", timeout=timedelta(hours=1))
+        # DDP never lets go of the default group, so that its threads live on while Python ends. One of
+        # them that still holds a tensor then aborts the process: what comes last goes through here.
+        self.on_cpu = dist.new_group(backend="gloo", timeout=TIMEOUT)
         self.on_gpus, self.meetings = False, 0
         return self
 
@@ -185,7 +188,7 @@ class Group(Ranks):
 
     def total(self, x: Tensor) -> Tensor:
         x = x.clone()
-        dist.all_reduce(x)
+        dist.all_reduce(x, group=self._group(x))
         return x
 
     def mean(self, x: Tensor) -> Tensor:
@@ -193,7 +196,7 @@ class Group(Ranks):
 
     def largest(self, x: Tensor) -> Tensor:
         x = x.clone()
-        dist.all_reduce(x, dist.ReduceOp.MAX)
+        dist.all_reduce(x, dist.ReduceOp.MAX, group=self._group(x))
         return x
 
     def most(self, value: float) -> float:
@@ -262,9 +265,14 @@ class Group(Ranks):
     def _listed(self, what: str) -> set[int]:
         return {rank for rank in range(self.world_size) if self.store.check([f"{what}/{rank}"])}
 
+    def _group(self, x: Tensor) -> dist.ProcessGroup | None:
+        return None if x.is_cuda else self.on_cpu
+
     def _leave(self) -> None:
+        """Closes the connections and ends gloo's threads, which wait for the last reference."""
         if dist.is_initialized():
             dist.destroy_process_group()
+        self.patient = self.on_cpu = None
 
 
 # what gloo, NCCL and torch say when a collective fails

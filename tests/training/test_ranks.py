@@ -5,6 +5,7 @@ import socket
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -129,7 +130,7 @@ def test_a_group_knows_its_place_and_sets_its_timeouts(monkeypatch, rank, here, 
             pass
         assert calls[1]["backend"] == backend
     seconds = [call["timeout"].total_seconds() for call in calls]
-    assert seconds == [45, 45, 3600]
+    assert seconds == [45, 45, 3600, 45]
     assert (calls[1]["rank"], calls[1]["world_size"]) == (rank, 4)
     assert (group.rank, group.world_size, group.first) == (rank, 4, rank == 0)
     assert (group.local_rank, group.ranks_here) == ((1, 2) if here else (0, 4))
@@ -153,6 +154,37 @@ def alone(monkeypatch):
     assert not dist.is_initialized()
 
 
+def gloo_threads() -> int:
+    names = [task.joinpath("comm").read_text() for task in Path("/proc/self/task").iterdir()]
+    return sum("gloo" in name for name in names)
+
+
+def test_no_thread_outlives_the_group(request):
+    """One that holds the tensor of a last collective while Python ends aborts the process."""
+    before = gloo_threads()
+    group = request.getfixturevalue("alone")
+    group.most(1.0)
+    group.decide(lambda: 1)
+    assert gloo_threads() > before
+    group.__exit__(None, None, None)
+    assert gloo_threads() == before
+
+
+def test_numbers_do_not_pass_the_group_that_ddp_keeps(alone, monkeypatch):
+    groups = []
+    all_reduce = dist.all_reduce
+
+    def seen(*args, group=None):
+        groups.append(group)
+        return all_reduce(*args, group=group)
+
+    monkeypatch.setattr(dist, "all_reduce", seen)
+    alone.total(torch.ones(2))
+    alone.largest(torch.ones(2))
+    assert groups == [alone.on_cpu, alone.on_cpu]
+    assert alone.on_cpu is not dist.group.WORLD
+
+
 def refuse() -> None:
     raise UserError("no such folder")
 
@@ -173,7 +205,7 @@ def test_collectives(alone, monkeypatch):
         with alone.averages(net, when):
             assert net.require_backward_grad_sync == when
 
-    def two(x: torch.Tensor, op: dist.ReduceOp = dist.ReduceOp.SUM) -> None:
+    def two(x: torch.Tensor, op: dist.ReduceOp = dist.ReduceOp.SUM, group: object = None) -> None:
         """The other rank has 10."""
         x.copy_(torch.maximum(x, torch.tensor(10.0)) if op == dist.ReduceOp.MAX else x + 10)
 
