@@ -184,7 +184,10 @@ class Trainer:
         self.display.advance(self.step)
 
     def next_batch(self) -> tuple[Tensor, Tensor]:
-        """The next micro-batch on the device: images [b, C, H, W] or [T, b, C, H, W], labels [b]."""
+        """The next micro-batch on the device: images [b, C, H, W] or [T, b, C, H, W], labels [b].
+
+        Of mixed images, labels are [b, K], the probabilities of the classes.
+        """
         with self.meters.waiting():
             images, labels = next(self.stream)
         return self.placement.to_device(images), labels

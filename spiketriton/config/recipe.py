@@ -11,7 +11,15 @@ from operator import attrgetter
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from spiketriton.config import parts, rules
-from spiketriton.config.rules import Events, Images, PlainNet, PooledNet, ResNet, SmallResNet
+from spiketriton.config.rules import (
+    Events,
+    Images,
+    Loss,
+    PlainNet,
+    PooledNet,
+    ResNet,
+    SmallResNet,
+)
 from spiketriton.config.words import number, short, shown
 from spiketriton.errors import UserError
 
@@ -309,7 +317,7 @@ class LossConfig(TableOfPart):
 
     path: ClassVar[str] = "loss"
 
-    kind: Literal["cross_entropy", "tet"] = key(
+    kind: Literal[Loss] = key(
         "cross_entropy",
         "cross-entropy of the mean current over time, or TET: the mean of the steps' losses",
     )
@@ -342,6 +350,18 @@ class TrainConfig(Table):
         "decay of an exponential moving average of the weights, tested besides them; 0: none",
         SHARE,
     )
+    mixup: float = key(
+        0.0,
+        "alpha of mixup: neighbours in a batch are blended in pairs, their labels by the same shares; "
+        "0: none",
+        Range(0, 1000),
+    )
+    cutmix: float = key(
+        0.0,
+        "alpha of CutMix: the images of a pair exchange a box; 0: none. With `mixup`, too, each pair "
+        "gets one of the two by chance",
+        Range(0, 1000),
+    )
     patience: int = key(
         0,
         "stop after this many tests without a better validation accuracy; 0: never",
@@ -360,7 +380,9 @@ class TrainConfig(Table):
         COUNT_OR_ZERO,
     )
     max_steps: int = key(0, "stop after this many steps; 0: no limit", COUNT_OR_ZERO)
-    optimizer: Literal["sgd", "adamw"] = key("adamw", "torch's; biases and norms do not decay")
+    optimizer: Literal["sgd", "adamw"] = key(
+        "adamw", "torch's; biases and norms do not decay, unless `decay_norms` says so"
+    )
     lr: float = key(1e-3, "peak learning rate", Range(0, 1e3, open="low"))
     weight_decay: float = key(0.0, "L2 penalty of sgd, decoupled in adamw", Range(0, 1e3))
     momentum: float = key(0.9, "momentum of sgd", SHARE)
@@ -401,6 +423,11 @@ class TrainConfig(Table):
     log_every: int = key(10, "steps between rows of metrics.jsonl", COUNT)
     eval_every: int = key(1, "epochs between evaluations", COUNT)
     deterministic: bool = key(False, "only algorithms that give the same bits in every run")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether training images are mixed in pairs."""
+        return self.mixup > 0 or self.cutmix > 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

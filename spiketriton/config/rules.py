@@ -15,6 +15,8 @@ SmallResNet = Literal["resnet8", "resnet20", "resnet32", "resnet44", "resnet56"]
 PlainNet = Literal["plain", "mlp"]  # of any depth, without skip connections
 PooledNet = Literal["vggsnn", "net7b"]  # of the papers on event data
 
+Loss = Literal["cross_entropy", "tet"]
+
 Images = Literal[
     "imagenette", "cifar10", "cifar100", "fashion_mnist", "imagefolder", "digits", "synthetic"
 ]
@@ -98,6 +100,13 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[str]:
             f"train.patience = {values['train.patience']} needs images held out of training, but "
             "data.validation is 0.0"
         )
+    for dotted in ("train.mixup", "train.cutmix"):
+        if values[dotted] and values["loss.kind"] not in get_args(Loss):
+            accepted = ", ".join(shown(kind) for kind in get_args(Loss))
+            yield (
+                f"{dotted} = {values[dotted]} makes labels of several classes, which loss.kind = "
+                f"{shown(values['loss.kind'])} of a plugin does not take; accepted with it: {accepted}"
+            )
     stones = values["train.milestones"]
     if list(stones) != sorted(set(stones)):
         yield f"train.milestones = {shown(stones)}: accepted: shares that rise, each once"

@@ -17,6 +17,7 @@ from spiketriton.data.draws import mix
 from spiketriton.data.events.moves import EventTransform, GivenFrames, Moves
 from spiketriton.data.events.source import event_source
 from spiketriton.data.facts import Facts, GivenSplit
+from spiketriton.data.mixing import Mixing
 from spiketriton.data.sources import SOURCES, Source
 from spiketriton.data.splits import FileSplit, Split
 from spiketriton.data.stream import Batches, Loading, TestSet, TrainStream, auto_workers, subset
@@ -77,6 +78,13 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
     """
     config, train = recipe.data, recipe.train
     accumulate = _micro_batches(train, world_size)
+    part = train.batch_size // (accumulate * world_size)
+    if train.mixes and part % 2:
+        raise UserError(
+            f"train.batch_size = {train.batch_size} in {accumulate} micro-batches on {world_size} "
+            f"ranks leaves {part} images, of which train.mixup and train.cutmix cannot make pairs; "
+            "accepted: an even number"
+        )
     source = _source(recipe)
     held_out = _held_out(config, source)
     training = subset(np.flatnonzero(~held_out), config.train_images)
@@ -101,12 +109,13 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
         return TestSet(
             dataset=Batches(split, transform),
             members=members,
-            batch_size=train.batch_size // (accumulate * world_size),
+            batch_size=part,
             rank=rank,
             world_size=world_size,
             loading=loading,
         )
 
+    mixing = Mixing(train.mixup, train.cutmix, len(facts.classes)) if train.mixes else None
     validation = None
     if source.validation is not None:
         validation = tested(source.validation, np.arange(len(source.validation)))
@@ -115,7 +124,7 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
     return Data(
         facts=facts,
         train=TrainStream(
-            dataset=Batches(source.train, transform),
+            dataset=Batches(source.train, transform, mixing),
             members=training,
             balanced=config.sampler == "balanced",
             seed=recipe.seed,

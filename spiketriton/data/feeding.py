@@ -8,12 +8,15 @@ from collections.abc import Callable, Generator
 from contextlib import closing
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from spiketriton.data.transforms import Draws
 
-Batch: TypeAlias = tuple[Tensor, Tensor]  # float32 [b, C, S, S], int64 [b]
+Batch: TypeAlias = tuple[
+    Tensor, Tensor
+]  # float32 [b, C, S, S]; int64 [b], or mixed: float32 [b, K]
 
 
 class Loaded(NamedTuple):
@@ -22,9 +25,10 @@ class Loaded(NamedTuple):
     images: Tensor  # uint8 [b, C, S, S]
     labels: Tensor  # int64 [b]
     draws: Draws  # what their augmentation drew
+    pairs: np.ndarray | None = None  # how pairs of them are to be mixed, see mixing.py
 
 
-Finish: TypeAlias = Callable[[Tensor, Draws], Tensor]
+Finish: TypeAlias = Callable[[Loaded], Batch]
 
 
 def finished(
@@ -46,7 +50,7 @@ def _on_demand(
 
 def _finished(loaded: Loaded, finish: Finish, device: torch.device) -> Batch:
     images, labels = (x.to(device, non_blocking=True) for x in loaded[:2])
-    return finish(images, loaded.draws), labels
+    return finish(loaded._replace(images=images, labels=labels))
 
 
 def _ahead(

@@ -11,7 +11,7 @@ import signal
 import weakref
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,15 +19,23 @@ from torch.utils.data import DataLoader, Dataset
 
 from spiketriton.data.draws import mix
 from spiketriton.data.feeding import Batch, Loaded, finished
+from spiketriton.data.mixing import Mixing
 from spiketriton.data.splits import Split
 from spiketriton.data.transforms import Transform
 from spiketriton.errors import UserError
 
-Request: TypeAlias = tuple[np.ndarray, np.ndarray | None]  # image indices, augmentation keys
+
+class Request(NamedTuple):
+    """A batch to be loaded."""
+
+    indices: np.ndarray  # of its images
+    keys: np.ndarray | None = None  # of their augmentation; None: test images
+    pairs: np.ndarray | None = None  # how pairs of them are to be mixed; None: not at all
+
 
 CPU = torch.device("cpu")
 
-# Keep the two uses of one seed apart.
+# Keep the uses of one seed apart; 3 and 5 are taken elsewhere.
 _ORDER, _AUGMENTATION, _BALANCE = 1, 2, 4
 
 
@@ -37,17 +45,25 @@ class Batches(Dataset[Loaded | UserError]):
     DataLoader would wrap an exception raised in a worker into a page of traceback.
     """
 
-    def __init__(self, split: Split, transform: Transform) -> None:
+    def __init__(self, split: Split, transform: Transform, mixing: Mixing | None = None) -> None:
         self.split = split
         self.transform = transform
+        self.mixing = mixing
 
     def __getitem__(self, request: Request) -> Loaded | UserError:
-        indices, keys = request
         try:
-            images, draws = self.transform.load(self.split.read(indices), keys)
+            images, draws = self.transform.load(self.split.read(request.indices), request.keys)
         except UserError as error:
             return error
-        return Loaded(images, self.split.labels[torch.from_numpy(indices)], draws)
+        labels = self.split.labels[torch.from_numpy(request.indices)]
+        return Loaded(images, labels, draws, request.pairs)
+
+    def finish(self, loaded: Loaded) -> Batch:
+        """What is left to be done on the device of what was loaded."""
+        images, labels = self.transform.finish(loaded.images, loaded.draws), loaded.labels
+        if self.mixing is None or loaded.pairs is None:
+            return images, labels
+        return self.mixing.mixed(images, labels, loaded.pairs)
 
     def whole(self, images: Any) -> torch.Tensor:
         """Raw images, as the split has them, as tests show them to a network."""
@@ -75,7 +91,7 @@ class Loading:
             generator=torch.Generator(),  # or it would draw a seed from the global one
         )
         loaded = _raise_mistakes(iter(loader))
-        batches = finished(loaded, dataset.transform.finish, device)
+        batches = finished(loaded, dataset.finish, device)
         _open.add(batches)
         return batches
 
@@ -155,7 +171,8 @@ class TrainStream:
         """Micro-batches on `device` from global step `step` on, `accumulate` per step, without end.
 
         Images float32 [b, C, S, S] and labels int64 [b] with b = batch_size / accumulate /
-        world_size: this rank's contiguous part of the global micro-batch. Workers start at once
+        world_size: this rank's contiguous part of the global micro-batch. The labels of mixed
+        images are float32 [b, K], the probabilities of their classes. Workers start at once
         and live until the iterator is closed (`contextlib.closing`). Raises `UserError` for an
         image that cannot be read.
         """
@@ -170,17 +187,24 @@ class TrainStream:
     def requests(self, step: int) -> Iterator[Request]:
         micro_batch = self.batch_size // self.accumulate
         part = micro_batch // self.world_size
+        mixing, pairs = self.dataset.mixing, None
         while True:
             epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
             order, repeats = self._order(epoch)
             for at in range(step_of_epoch, self.steps_per_epoch):
+                if mixing is not None:
+                    of_step = epoch * self.steps_per_epoch + at
+                    drawn = mixing.draw(self.seed, of_step, self.batch_size // 2)
                 for micro in range(self.accumulate):
-                    start = at * self.batch_size + micro * micro_batch + self.rank * part
+                    of_batch = micro * micro_batch + self.rank * part
+                    start = at * self.batch_size + of_batch
                     indices = order[start : start + part]
                     keys = mix(self.seed, _AUGMENTATION, epoch, indices)
                     if repeats is not None:
                         keys = mix(keys, repeats[start : start + part])
-                    yield indices, keys
+                    if mixing is not None:
+                        pairs = drawn[of_batch // 2 : (of_batch + part) // 2]
+                    yield Request(indices, keys, pairs)
             step = (epoch + 1) * self.steps_per_epoch
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -241,7 +265,7 @@ class TestSet:
     def batches(self, device: torch.device = CPU) -> Generator[Batch, None, None]:
         """The batches on `device`."""
         mine, size = self._mine, self.batch_size
-        requests = ((mine[start : start + size], None) for start in range(0, len(mine), size))
+        requests = (Request(mine[start : start + size]) for start in range(0, len(mine), size))
         return self.loading.batches(self.dataset, requests, device)
 
     def rounds(self, device: torch.device = CPU) -> Iterator[Batch | None]:

@@ -72,6 +72,13 @@ def announce_parts(
     if ranks and (words := ranks.in_words()):
         norms = "all ranks together" if recipe.train.sync_bn else "each rank by itself"
         display.note(f"ranks: {words}; batch norm's statistics are those of {norms}")
+    if recipe.train.mixes:
+        alphas = {"mixup": recipe.train.mixup, "CutMix": recipe.train.cutmix}
+        by = " and ".join(f"{name} (alpha {alpha:g})" for name, alpha in alphas.items() if alpha)
+        display.note(
+            f"mixed: pairs of training {what} by {by}; the loss in training is that of mixed {what}, "
+            "tests are not mixed"
+        )
     display.note(
         f"plan: {plan.steps} steps of {plan.batch_size} images{parts}, {plan.epoch_steps} steps an epoch\n"
     )

@@ -21,13 +21,17 @@ from spiketriton.config import LossConfig
 from spiketriton.config.recipe import chosen_part
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-Batch = tuple[Tensor, Tensor]  # images [b, C, H, W] or frames [T, b, C, H, W], labels [b]
+Batch = tuple[Tensor, Tensor]  # images [b, C, H, W] or frames [T, b, C, H, W]; labels [b] or [b, K]
 
 TET_TARGET = 1.0
 
 
 def build_loss(cfg: LossConfig, class_counts: Sequence[int] = ()) -> Loss:
     """The loss of a recipe: (currents `[T, B, K]` of any float, labels `[B]` int64) -> scalar.
+
+    The built-in ones also take labels `[B, K]` of floats, the probabilities of the classes: they are
+    linear in the labels, so an image that is labelled s of one class and 1 - s of another has s times
+    the loss of the one and 1 - s times that of the other, class weights included.
 
     With balanced class weights the cross-entropy of an image of class k is multiplied by N / (K n[k]),
     where n[k] are the `class_counts` of the N training images, and the mean is taken over images, not
@@ -47,10 +51,11 @@ def build_loss(cfg: LossConfig, class_counts: Sequence[int] = ()) -> Loss:
         loss = {"cross_entropy": _cross_entropy, "tet": _tet}[cfg.kind]
 
     def checked(currents: Tensor, labels: Tensor) -> Tensor:
-        if currents.dim() != 3 or labels.shape != currents.shape[1:2]:
+        of_images = currents.shape[1:] if labels.is_floating_point() else currents.shape[1:2]
+        if currents.dim() != 3 or labels.shape != of_images:
             raise ValueError(
-                f"currents {list(currents.shape)} and labels {list(labels.shape)}: "
-                "accepted: [T, B, K] and [B]"
+                f"currents {list(currents.shape)} and labels {list(labels.shape)} of {labels.dtype}: "
+                "accepted: [T, B, K] and [B], or probabilities [B, K]"
             )
         if currents.dtype in (torch.float16, torch.bfloat16):
             currents = currents.float()
@@ -61,12 +66,14 @@ def build_loss(cfg: LossConfig, class_counts: Sequence[int] = ()) -> Loss:
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Cross-entropy of currents [B, K] and labels [B], the mean over images."""
+    """Cross-entropy of currents [B, K] and labels [B] or [B, K], the mean over images."""
 
     smoothing: float
     weights: Tensor | None  # of the classes
 
     def __call__(self, currents: Tensor, labels: Tensor) -> Tensor:
+        if labels.is_floating_point():
+            labels = labels.to(currents)
         if self.weights is None:
             return F.cross_entropy(currents, labels, label_smoothing=self.smoothing)
         weights = self.weights.to(currents)
@@ -90,6 +97,6 @@ def _cross_entropy(cfg: LossConfig, fit: CrossEntropy, currents: Tensor, labels:
 
 def _tet(cfg: LossConfig, fit: CrossEntropy, currents: Tensor, labels: Tensor) -> Tensor:
     # every step has as many images, so the mean over steps and images is the mean of the means
-    each_step = labels.expand(currents.shape[0], -1).flatten()
+    each_step = labels.expand(currents.shape[0], *labels.shape).flatten(0, 1)
     pull = (currents - TET_TARGET).square().mean()
     return (1 - cfg.tet_lambda) * fit(currents.flatten(0, 1), each_step) + cfg.tet_lambda * pull

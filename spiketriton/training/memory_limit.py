@@ -17,7 +17,7 @@ import gc
 import json
 import re
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -141,12 +141,15 @@ def settle(
     ranks = ranks or Ranks()
     found = folder.micro_batch
     share = data.train.batch_size // data.train.world_size
-    size = ranks.decide(lambda: _read(found, share) if found.exists() else 0)
+    sizes = [
+        n for n in range(share, 0, -1) if share % n == 0 and not (recipe.train.mixes and n % 2)
+    ]
+    size = ranks.decide(lambda: _read(found, sizes) if found.exists() else 0)
     if size:
         note(f"micro-batch: {size} of {share} images, as this run began")
     else:
         trial = trial or _trial_of(recipe, data, ranks.ranks_here)
-        fits = largest_that_fits(share, trial, recipe)
+        fits = largest_that_fits(sizes, trial, recipe)
         ranks.meet()  # their trials may differ by minutes
         size = -int(ranks.most(-fits))
         note(f"micro-batch: {size} of {share} images, the largest that fits in memory")
@@ -156,29 +159,28 @@ def settle(
     return replace(data, train=train, test=replace(data.test, batch_size=size), validation=held_out)
 
 
-def _read(path: Path, share: int) -> int:
+def _read(path: Path, sizes: Sequence[int]) -> int:
     try:
         size = int(json.loads(path.read_text("utf-8"))["micro_batch"])
     except (ValueError, KeyError, TypeError):
         size = 0
-    if size < 1 or share % size:
-        raise UserError(f"{path} is damaged: no divisor of {share} images is in it")
+    if size not in sizes:
+        raise UserError(f"{path} is damaged: no divisor of {sizes[0]} images is in it")
     return size
 
 
-def largest_that_fits(images: int, trial: Trial, recipe: Recipe) -> int:
-    """The largest divisor of `images` for which `trial` does not run out of memory.
+def largest_that_fits(sizes: Sequence[int], trial: Trial, recipe: Recipe) -> int:
+    """The first of some falling numbers of images for which `trial` does not run out of memory.
 
     OutOfMemory: there is none.
     """
     before, device = random_state(), environment.choose_device(recipe.train.device).value
     try:
-        for size in (n for n in range(images, 1, -1) if images % n == 0):
-            if _failure(trial, size) is None:
+        for size in sizes:
+            if (failure := _failure(trial, size)) is None:
                 return size
-        if (failure := _failure(trial, 1)) is not None:
-            raise explained(failure, recipe, device, 1)
-        return 1
+        assert failure is not None
+        raise explained(failure, recipe, device, size)
     finally:
         set_random_state(before)
         torch.cuda.empty_cache()

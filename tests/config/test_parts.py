@@ -105,6 +105,17 @@ MISTAKES = {
 }
 
 
+@pytest.mark.parametrize("mix", ["mixup", "cutmix"])
+def test_losses_of_ones_own_are_not_given_mixed_labels(folder, mix):
+    text = f'{TEXT}[loss]\nkind = "my_loss"\n[train]\n{mix} = 0.2'
+    said = [
+        f"train.{mix} = 0.2",
+        'loss.kind = "my_loss"',
+        'accepted with it: "cross_entropy", "tet"',
+    ]
+    refused(said, recipe_from_toml, text, "my")
+
+
 @pytest.mark.parametrize(("lines", "said"), MISTAKES.values(), ids=MISTAKES)
 def test_mistakes_are_named_as_those_of_built_in_keys(folder, lines, said):
     refused(said, recipe_from_toml, TEXT.replace('name = "my_net"', lines), "my")

@@ -73,9 +73,9 @@ class FakeTensor:
 def test_on_a_cpu_a_batch_is_made_when_it_is_asked_for():
     log = []
 
-    def finish(images, draws):
+    def finish(one):
         log.append("finish")
-        return images.float() + 1
+        return one.images.float() + 1, one.labels
 
     batches = finished(Source(log)(), finish, torch.device("cpu"))
     assert log == []

@@ -93,7 +93,7 @@ def test_micro_batches_share_the_batch_of_a_step_in_order(make):
 
 def test_the_seed_changes_the_batches(make):
     assert not same(take(make(), 1), take(make(seed=1), 1))
-    (one, one_keys), (two, two_keys) = (next(make(seed=s).train.requests(0)) for s in (0, 1))
+    (one, one_keys, _), (two, two_keys, _) = (next(make(seed=s).train.requests(0)) for s in (0, 1))
     assert not np.array_equal(one, two)  # the order
     assert not set(one_keys) & set(two_keys)  # and the augmentation
 
@@ -105,7 +105,7 @@ def test_the_batches_of_a_seed_are_these_for_ever(make, seed):
     for epoch, at in ((0, 4), (1, 0)):
         order = torch.Generator().manual_seed(int(mix(seed, 1, epoch)[0]))
         indices = torch.randperm(22, generator=order).numpy()[4 * at : 4 * at + 4]
-        found, keys = next(requests)
+        found, keys, _ = next(requests)
         assert np.array_equal(found, indices)
         assert np.array_equal(keys, mix(seed, 2, epoch, indices))
 
@@ -115,8 +115,8 @@ def test_one_process_gets_the_batches_of_all_ranks(make):
     ranks = [list(islice(make(rank=r, **keys).train.requests(3), 6)) for r in range(2)]
     whole = make(rank=1, **keys).train.of_all_ranks()
     assert (whole.accumulate, whole.rank, whole.world_size) == (4, 0, 1)
-    together = [indices for step in zip(*ranks, strict=True) for indices, _ in step]
-    ours = [indices for indices, _ in islice(whole.requests(3), 12)]
+    together = [indices for step in zip(*ranks, strict=True) for indices, *_ in step]
+    ours = [indices for indices, *_ in islice(whole.requests(3), 12)]
     assert np.array_equal(ours, together)
 
 
@@ -220,9 +220,9 @@ def test_workers_outlive_ctrl_c_and_a_scheduler_and_end_with_the_stream(make):
 
 def test_datasets_travel_to_workers_that_are_not_forked(make):
     dataset = make().train.dataset
-    indices, keys = next(iter(make().train.requests(0)))
+    request = next(iter(make().train.requests(0)))
     copy = pickle.loads(pickle.dumps(dataset))
-    one, two = (given[indices, keys] for given in (copy, dataset))
+    one, two = (given[request] for given in (copy, dataset))
     assert same([one[:2]], [two[:2]])
     assert {name: draw.tolist() for name, draw in one.draws.items()} == {
         name: draw.tolist() for name, draw in two.draws.items()

@@ -120,7 +120,7 @@ def test_an_image_that_is_repeated_is_augmented_anew(tmp_path):
     stream = unbalanced(tmp_path).train
     shown = [
         (int(index), int(key))
-        for (indices, keys), _ in zip(stream.requests(0), range(3), strict=False)
+        for (indices, keys, _), _ in zip(stream.requests(0), range(3), strict=False)
         for index, key in zip(indices, keys, strict=True)
     ]
     assert len(set(shown)) == 12
@@ -130,7 +130,7 @@ def test_an_image_that_is_repeated_is_augmented_anew(tmp_path):
 def test_balanced_batches_depend_on_no_rank_and_no_start(tmp_path):
     whole = unbalanced(tmp_path).train
     parts = [unbalanced_again(tmp_path, rank=rank, world_size=2).train for rank in range(2)]
-    for step, (indices, keys) in zip(range(4), whole.requests(0), strict=False):
+    for step, (indices, keys, _) in zip(range(4), whole.requests(0), strict=False):
         halves = [next(part.requests(step)) for part in parts]
         assert np.array_equal(np.concatenate([half[0] for half in halves]), indices)
         assert np.array_equal(np.concatenate([half[1] for half in halves]), keys)

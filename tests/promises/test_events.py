@@ -51,7 +51,10 @@ RUNS = {
         "data.augmentation.delete=1",
         "neuron.kind=plif",
     ],
-    "vggsnn": ["model.name=vggsnn", "model.width=2", "data.image_size=16", "loss.kind=tet"],
+    "vggsnn": [
+        *("model.name=vggsnn", "model.width=2", "data.image_size=16", "loss.kind=tet"),
+        *("train.mixup=0.4", "train.cutmix=1"),
+    ],
     "calibrated": ["neuron.surrogate.width=auto", "data.augmentation.delete=1", "model.block=ms"],
 }
 

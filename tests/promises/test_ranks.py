@@ -48,6 +48,20 @@ SAME = {
     "unfused": ["model.fused=false", "train.optimizer=sgd", "neuron.kind=plif"],
     "ms": ["model.block=ms", "model.norm=tebn", "loss.kind=tet", "model.memory=packed"],
     "twin": ["neuron.kind=relu", "train.optimizer=sgd"],
+    "mixed": [*MLP, "train.mixup=0.2", "train.cutmix=1", "loss.kind=tet", "train.accumulate=2"],
+    # without spikes: a membrane within rounding of the threshold would make two runs differ
+    "averaged": [
+        *MLP,
+        "neuron.kind=relu",
+        *(
+            "train.ema=0.9",
+            "train.freeze=layers.0",
+            "train.decay_norms=true",
+            "train.weight_decay=0.1",
+        ),
+        *("train.schedule=step", "train.milestones=[0.4]", "data.sampler=balanced"),
+        *("data.validation=0.1", "loss.class_weights=balanced"),
+    ],
     "calibrated": [*MLP, "neuron.surrogate.width=auto"],
 }
 

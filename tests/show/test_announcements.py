@@ -157,6 +157,20 @@ def test_the_parts_of_a_run():
     assert lines[4:] == ["plan: 21 steps of 16 images, 7 steps an epoch", ""]
 
 
+@pytest.mark.parametrize(
+    ("keys", "by"),
+    [
+        (["train.mixup=0.2"], "mixup (alpha 0.2)"),
+        (["train.mixup=0.2", "train.cutmix=1"], "mixup (alpha 0.2) and CutMix (alpha 1)"),
+    ],
+)
+def test_mixed_images_are_named_with_what_is_measured_on_them(keys, by):
+    assert announced(*keys)[4] == (
+        f"mixed: pairs of training images by {by}; the loss in training is that of mixed images, "
+        "tests are not mixed"
+    )
+
+
 def test_an_ann_has_no_neurons_and_synthetic_images_are_named():
     lines = announced("neuron.kind=relu", "data.name=synthetic", "train.accumulate=2")
     assert lines[0].startswith("data: synthetic (synthetic images), ")

@@ -72,7 +72,7 @@ def test_low_precision_currents_give_a_float32_loss_and_their_own_gradient(batch
     ("currents", "labels"), [((B, K), (B,)), ((T, B, K), (B + 1,)), ((T, B, K), (B, K))]
 )
 def test_wrong_shapes_are_named(kind, currents, labels):
-    with pytest.raises(ValueError, match=r"accepted: \[T, B, K\] and \[B\]") as raised:
+    with pytest.raises(ValueError, match=r"accepted: \[T, B, K\] and \[B\], or") as raised:
         build_loss(LossConfig(kind=kind))(torch.zeros(currents), torch.zeros(labels).long())
     assert str(list(currents)) in str(raised.value)
     assert str(list(labels)) in str(raised.value)
@@ -105,3 +105,28 @@ def test_class_weights_of_parts_add_up(batch):
 def test_class_weights_need_the_counts():
     with pytest.raises(ValueError, match="number of training images of each class"):
         build_loss(LossConfig(class_weights="balanced"))
+
+
+@pytest.mark.parametrize("weights", ["none", "balanced"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("kind", ["cross_entropy", "tet"])
+def test_the_loss_of_mixed_labels_is_the_mixed_loss(batch, kind, smoothing, weights):
+    """Image by image: s times the loss of the one label and 1 - s times that of the other."""
+    currents, labels = batch
+    cfg = LossConfig(kind=kind, label_smoothing=smoothing, class_weights=weights)
+    loss = build_loss(cfg, [10, 1, 5, 20, 3])
+    others, share = labels.flip(0), torch.tensor([1.0, 0.7, 0.5, 0.2])
+    mixed = share[:, None] * F.one_hot(labels, K) + (1 - share[:, None]) * F.one_hot(others, K)
+    expected = sum(
+        s * loss(currents[:, at : at + 1], labels[at : at + 1])
+        + (1 - s) * loss(currents[:, at : at + 1], others[at : at + 1])
+        for at, s in enumerate(share.double())
+    )
+    torch.testing.assert_close(loss(currents, mixed), expected / B, rtol=1e-6, atol=0)
+    torch.testing.assert_close(loss(currents, F.one_hot(labels, K).float()), loss(currents, labels))
+
+
+@pytest.mark.parametrize("shape", [(B,), (B, K + 1), (B + 1, K)])
+def test_probabilities_of_another_shape_are_named(batch, shape):
+    with pytest.raises(ValueError, match=r"of torch.float32: accepted: .* probabilities \[B, K\]"):
+        build_loss(LossConfig())(batch[0], torch.zeros(shape))

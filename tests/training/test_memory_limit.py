@@ -180,17 +180,18 @@ def trial_of(limit: int, tried: list[int]) -> memory_limit.Trial:
 
 
 @pytest.mark.parametrize(
-    ("batch", "limit", "size", "tries"),
+    ("batch", "limit", "size", "tries", "more"),
     [
-        (16, 99, 16, [16]),
-        (16, 5, 4, [16, 8, 4]),
-        (60, 19, 15, [60, 30, 20, 15]),
-        (6, 2, 2, [6, 3, 2]),
-        (7, 6, 1, [7, 1]),
+        (16, 99, 16, [16], []),
+        (16, 5, 4, [16, 8, 4], []),
+        (60, 19, 15, [60, 30, 20, 15], []),
+        (6, 2, 2, [6, 3, 2], []),
+        (7, 6, 1, [7, 1], []),
+        (60, 19, 12, [60, 30, 20, 12], ["train.mixup=1"]),  # only even ones make pairs
     ],
 )
-def test_the_largest_divisor_that_fits(tmp_path, batch, limit, size, tries):
-    recipe = small_recipe("train.micro_batch=auto", f"train.batch_size={batch}")
+def test_the_largest_divisor_that_fits(tmp_path, batch, limit, size, tries, more):
+    recipe = small_recipe("train.micro_batch=auto", f"train.batch_size={batch}", *more)
     folder, tried, notes = RunFolder.create(tmp_path / "run", "small"), [], []
     data = build_data(recipe)
     seed_everything(5)

@@ -1,0 +1,109 @@
+"""mixup and CutMix: training images mixed in pairs, and their labels by the same shares.
+
+A batch is in random order, so its neighbours 2k and 2k + 1 are a random pair. Both are mixed with the
+other by one draw, which depends on the seed, the step and the place of the pair in the step's batch
+alone: not on how the batch is cut into micro-batches or divided among ranks.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spiketriton.data.draws import mix, on_device
+
+_MIXING = 5  # keeps these draws apart from those of stream.py
+_SMALLEST = 1e-6  # alpha below which a beta distribution cannot be told from a coin, nor computed
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """How pairs are mixed; with both of them above 0 a fair coin chooses for each pair.
+
+    mixup: alpha of Zhang et al. 2018 (arXiv 1710.09412): an image keeps the share s ~ Beta(alpha, alpha)
+        of its pixel values.
+    cutmix: alpha of Yun et al. 2019 (arXiv 1905.04899): a box of the share 1 - s of the area, its
+        centre anywhere, is cut off at the borders and comes from the other image.
+    classes: K, number of classes.
+    """
+
+    mixup: float
+    cutmix: float
+    classes: int
+
+    def draw(self, seed: int, step: int, pairs: int) -> np.ndarray:
+        """For all pairs of a step: whether boxes are cut, share, centre of the box; float64 [pairs, 4].
+
+        The centre is in shares of height and width, from [0, 1).
+        """
+        generator = np.random.RandomState(int(mix(seed, _MIXING, step)[0]) % (1 << 32))
+        coins, down, across = generator.random_sample((3, pairs))
+        if self.mixup > 0 and self.cutmix > 0:
+            cuts = coins < 0.5
+        else:
+            cuts = np.full(pairs, self.cutmix > 0)
+        blended, cut = (
+            generator.beta(max(alpha, _SMALLEST), max(alpha, _SMALLEST), pairs)
+            for alpha in (self.mixup, self.cutmix)
+        )
+        return np.stack([cuts, np.where(cuts, cut, blended), down, across], 1)
+
+    def mixed(self, images: Tensor, labels: Tensor, draws: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Mixed images, and the probabilities of their classes, on the device of `images`.
+
+        Args:
+            images: floats [..., b, C, H, W] with an even b; all frames of a recording are cut alike.
+            labels: int64 [b].
+            draws: some rows of `draw`, [b / 2, 4].
+
+        Returns:
+            images like those given; float32 [b, K].
+        """
+        cuts, share, box = draws[:, 0] > 0, draws[:, 1], boxes(draws, *images.shape[-2:])
+        share = np.where(
+            cuts, 1 - box[:, 2] * box[:, 3] / (images.shape[-2] * images.shape[-1]), share
+        )
+        others = _exchanged(images, -4)
+        if not cuts.all():
+            kept = _of_each(np.where(cuts, 1.0, share), images).view(-1, 1, 1, 1)
+            images = images * kept + others * (1 - kept)  # not lerp, which may round by batch size
+        if cuts.any():
+            images = torch.where(_inside(box, images), others, images)
+        number = torch.arange(self.classes, device=labels.device)
+        one = (labels[:, None] == number).float()
+        mine = _of_each(share, images).view(-1, 1)
+        return images, one * mine + _exchanged(one, -2) * (1 - mine)
+
+
+def boxes(draws: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The box that each pair exchanges: top, left, height, width, int64 [pairs, 4]; 0 for mixup."""
+    cuts, share, *centre = draws.T
+    edges = []
+    for middle, size in zip(centre, (height, width), strict=True):
+        side = (size * np.sqrt(1 - share)).astype(np.int64)
+        start = (middle * size).astype(np.int64) - side // 2
+        low, high = start.clip(0, size), (start + side).clip(0, size)
+        edges.append((low, high - low))
+    (top, high), (left, wide) = edges
+    return np.stack([top, left, high, wide], 1) * (cuts > 0)[:, None].astype(np.int64)
+
+
+def _exchanged(x: Tensor, dim: int) -> Tensor:
+    """Each entry 2k in place of 2k + 1 and the other way round; `dim` counts from the end, -1 is the last."""
+    return x.unflatten(dim, (-1, 2)).flip(dim).flatten(dim - 1, dim)
+
+
+def _of_each(of_pairs: np.ndarray, images: Tensor) -> Tensor:
+    """A number of each pair for both of its images, float32 [b]."""
+    return on_device(of_pairs.astype(np.float32).repeat(2), images.device)
+
+
+def _inside(box: np.ndarray, images: Tensor) -> Tensor:
+    """Which pixels lie in the box of their pair: bool [b, 1, H, W]."""
+    height, width = images.shape[-2:]
+    top, left, high, wide = on_device(box.repeat(2, 0).T.copy(), images.device)[:, :, None]
+    row = torch.arange(height, device=images.device)
+    column = torch.arange(width, device=images.device)
+    rows, columns = (row >= top) & (row < top + high), (column >= left) & (column < left + wide)
+    return (rows[:, :, None] & columns[:, None, :])[:, None]

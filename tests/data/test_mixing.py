@@ -1,0 +1,160 @@
+"""mixup and CutMix: pixel for pixel, and a batch stays a function of (seed, step)."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from spiketriton.data import build_data
+from spiketriton.data.mixing import Mixing, boxes
+from tests.small_data import data_recipe, mentions, mistake
+from tests.small_events import make_events
+
+MIXES = ["mixup = 0.4", "cutmix = 1", "mixup = 0.2\ncutmix = 1"]
+
+
+def images_and_labels(b: int = 6, size: tuple[int, int] = (8, 10)):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(b, 3, *size, generator=generator)
+    return images, torch.tensor([0, 1, 2, 2, 3, 0])[:b]
+
+
+def test_mixup_blends_the_images_of_a_pair_and_their_labels():
+    mixing = Mixing(0.4, 0.0, classes=4)
+    images, labels = images_and_labels()
+    draws = mixing.draw(seed=3, step=7, pairs=3)
+    found, probabilities = mixing.mixed(images, labels, draws)
+    for at, other in ((0, 1), (1, 0), (2, 3), (3, 2), (4, 5), (5, 4)):
+        share = draws[at // 2, 1]
+        expected = share * images[at].double() + (1 - share) * images[other].double()
+        torch.testing.assert_close(found[at].double(), expected, rtol=0, atol=1e-6)
+        wanted = torch.zeros(4)
+        wanted[labels[at]] += share
+        wanted[labels[other]] += 1 - share
+        torch.testing.assert_close(probabilities[at], wanted)
+
+
+def test_cutmix_exchanges_a_box_and_labels_by_its_area():
+    mixing = Mixing(0.0, 1.0, classes=4)
+    images, labels = images_and_labels()
+    draws = mixing.draw(seed=3, step=7, pairs=3)
+    found, probabilities = mixing.mixed(images, labels, draws)
+    for at, other in ((0, 1), (1, 0), (2, 3), (3, 2), (4, 5), (5, 4)):
+        top, left, high, wide = boxes(draws, 8, 10)[at // 2]
+        expected = images[at].clone()
+        inside = slice(top, top + high), slice(left, left + wide)
+        expected[:, *inside] = images[other][:, *inside]
+        assert torch.equal(found[at], expected)
+        wanted = torch.zeros(4)
+        wanted[labels[at]] += 1 - high * wide / 80
+        wanted[labels[other]] += high * wide / 80
+        torch.testing.assert_close(probabilities[at], wanted)
+
+
+def test_boxes_have_the_share_of_the_area_before_they_are_cut_off():
+    draws = np.array([[1, 0.75, 0.5, 0.5], [1, 0.75, 0.0, 0.95], [1, 1, 0.3, 0.3], [0, 0.5, 0, 0]])
+    found = boxes(draws, 20, 40).tolist()
+    assert found == [[5, 10, 10, 20], [0, 28, 5, 12], [6, 12, 0, 0], [0, 0, 0, 0]]
+    whole = boxes(np.array([[1.0, 0.0, 0.5, 0.5]]), 20, 40).tolist()
+    assert whole == [[0, 0, 20, 40]]
+
+
+def test_all_frames_of_a_recording_are_cut_alike():
+    mixing = Mixing(0.3, 1.0, classes=4)
+    images, labels = images_and_labels()
+    draws = mixing.draw(0, 0, 3)
+    assert set(draws[:, 0]) == {0, 1}
+    frames = torch.stack([images, images + 1])
+    found, _ = mixing.mixed(frames, labels, draws)
+    for at in range(2):
+        assert torch.equal(found[at], mixing.mixed(frames[at], labels, draws)[0])
+
+
+@pytest.mark.parametrize("alpha", [1e-300, 0.2, 1.0, 1000.0])
+def test_shares_follow_the_beta_distribution(alpha):
+    share = Mixing(alpha, 0.0, classes=2).draw(1, 2, 20_000)[:, 1]
+    assert np.isfinite(share).all()
+    assert share.mean() == pytest.approx(0.5, abs=0.02)
+    assert share.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.05)
+
+
+def test_draws_depend_on_the_seed_and_the_step_alone():
+    mixing = Mixing(0.2, 1.0, classes=2)
+    first = mixing.draw(0, 0, 64)
+    assert np.array_equal(first, mixing.draw(0, 0, 64))
+    assert not np.isin(first, mixing.draw(0, 1, 64)[:, 1:]).any()
+    assert not np.isin(first, mixing.draw(1, 0, 64)[:, 1:]).any()
+    assert first[:, 0].mean() == pytest.approx(0.5, abs=0.2)
+    assert not Mixing(0.2, 0.0, 2).draw(0, 0, 64)[:, 0].any()
+    assert Mixing(0.0, 0.2, 2).draw(0, 0, 64)[:, 0].all()
+
+
+def test_the_draws_of_a_seed_are_these_for_ever():
+    """Or a resumed run would see other images."""
+    found = Mixing(0.2, 1.0, classes=2).draw(5, 11, 2)
+    np.testing.assert_allclose(found, KNOWN, rtol=1e-12)
+
+
+KNOWN = [
+    [1.0, 0.3159642415622104, 0.3319720997107789, 0.4530145527439867],
+    [0.0, 0.8761450463218005, 0.6488610604592847, 0.3070395613567445],
+]
+
+
+def take(train: str, count: int, step: int = 0, **more):
+    data = more.pop("data", "")
+    ranks = {name: more.pop(name) for name in ("rank", "world_size") if name in more}
+    recipe = data_recipe("digits", data=data, train=f"batch_size = 16\n{train}")
+    stream = build_data(recipe, **ranks).train.from_step(step)
+    batches = list(islice(stream, count))
+    stream.close()
+    return batches
+
+
+def joined(batches):
+    return tuple(torch.cat(part) for part in zip(*batches, strict=True))
+
+
+def same(one, two):
+    return all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+@pytest.mark.parametrize("mixes", MIXES)
+def test_a_batch_is_the_same_on_ranks_in_parts_with_workers_and_after_a_stop(mixes):
+    whole = take(mixes, 2, step=88)  # the last of an epoch of 89 steps, and the first of the next
+    for batch in whole:
+        assert batch[1].shape == (16, 10)
+        torch.testing.assert_close(batch[1].sum(1), torch.ones(16))
+    assert same(whole[1], take(mixes, 1, step=89)[0])
+    parts = take(f"{mixes}\naccumulate = 4", 8, step=88)
+    ranks = [take(mixes, 2, step=88, rank=rank, world_size=2) for rank in range(2)]
+    workers = take(mixes, 2, step=88, data="workers = 1")
+    for at in range(2):
+        assert same(whole[at], joined(parts[4 * at : 4 * at + 4]))
+        assert same(whole[at], joined([of[at] for of in ranks]))
+        assert same(whole[at], workers[at])
+
+
+def test_tests_are_not_mixed():
+    data = build_data(data_recipe("digits", data="validation = 0.1", train="mixup = 1"))
+    plain = build_data(data_recipe("digits", data="validation = 0.1"))
+    for mixed, ours in ((data.test, plain.test), (data.validation, plain.validation)):
+        assert same(next(iter(mixed)), next(iter(ours)))
+
+
+def test_frames_are_mixed_too(tmp_path):
+    make_events(tmp_path, "n_mnist", per_class=2, count=200)
+    recipe = data_recipe("n_mnist", tmp_path, train="mixup = 1", data="image_size = 12")
+    frames, probabilities = next(build_data(recipe).train.from_step(0))
+    assert frames.shape == (4, 4, 2, 12, 12)
+    assert ((probabilities > 0).sum(1) == 2).any()
+
+
+@pytest.mark.parametrize(
+    ("train", "ranks"),
+    [("batch_size = 15", 1), ("batch_size = 12\naccumulate = 4", 1), ("batch_size = 6", 2)],
+)
+def test_images_that_make_no_pairs_are_refused(train, ranks):
+    message = mistake(data_recipe("digits", train=f"mixup = 1\n{train}"), world_size=ranks)
+    mentions(message, "train.batch_size = ", f"on {ranks} ranks leaves", "accepted: an even number")
