@@ -30,6 +30,7 @@ from spiketriton.runs.checkpoint import Checkpoints, refuse_another_recipe
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.tensorboard import TensorBoard
 from spiketriton.show.display import Display
+from spiketriton.show.words import duration
 from spiketriton.training import environment
 from spiketriton.training.ema import MovingAverage
 from spiketriton.training.guard import Counts, FiniteGuard
@@ -145,6 +146,7 @@ class Trainer:
 
     def calibrate(self) -> None:
         """Measures what the recipe leaves open on the first images, and writes calibration.json."""
+        started = time.monotonic()
         batches = probe_batches(self.data, self.model, self.device)
         found = calibrate(self.recipe, self.model, batches, self.loss, self.placement.autocast)
         self.calibration = found = self.ranks.decide(lambda: found)
@@ -152,6 +154,7 @@ class Trainer:
         self.folder.write_calibration(found.state_dict())
         for line in found.lines():
             self.display.note(line)
+        self.display.note(f"measured before training, in {duration(time.monotonic() - started)}")
 
     def train_step(self) -> None:
         """One optimizer step with the clipped sum of the micro-batches' gradients."""

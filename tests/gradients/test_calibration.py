@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -302,6 +303,7 @@ def test_a_run_keeps_its_widths_and_resumes_with_them(tmp_path: Path):
     widths = {layer.surrogate.width for _, layer in trainer.model.spiking_layers()}
     assert widths == {kept["width"]}
     assert "surrogate width: " in display.text
+    assert re.search(r"measured before training, in \d\S* s", display.text)
     assert "depth gain" in display.text
 
     small_trainer(parts, *AUTO).fit(until=9)
