@@ -2,6 +2,7 @@
 
 import difflib
 import pickle
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -20,6 +21,17 @@ from spiketriton.runs.folder import RunFolder
 Weights = dict[str, Tensor]
 TORCHVISION = "torchvision:"
 NESTED = ("model", "state_dict", "model_state_dict", "net")  # where other trainers keep the weights
+SPIKINGJELLY = (  # its names, as patterns, and what they are here
+    (r"\b(?:sn|spike)(\d)\.", r"neuron\1."),  # spiking_resnet and sew_resnet; ms_resnet
+    (r"\bdownsample_sn\.", r"downsample.2."),  # sew_resnet
+    (r"^stem\.0\.", "conv1."),  # ms_resnet, to the end
+    (r"^stem\.1\.", "bn1."),
+    (r"^head_lif\.", "neuron_last."),
+    (r"^head\.", "fc."),
+    (r"\bconv(\d)\.module\.0\.", r"conv\1."),  # the code of the SEW-ResNet paper, to the end
+    (r"\bconv(\d)\.module\.1\.", r"bn\1."),
+    (r"\bdownsample\.0\.module\.(\d)\.", r"downsample.\1."),
+)
 
 
 @dataclass
@@ -28,12 +40,16 @@ class Taken:
 
     source: str
     taken: list[str] = field(default_factory=list)
+    renamed: dict[str, str] = field(default_factory=dict)  # of these, the source's name and ours
     left: dict[str, str] = field(default_factory=dict)  # of the source, and why
     fresh: list[str] = field(default_factory=list)  # of the network
 
     def lines(self) -> list[str]:
         """In words, a few names of each."""
         lines = [f"weights: {len(self.taken)} tensors taken from {self.source}"]
+        if self.renamed:
+            pairs = [f"{theirs} as {ours}" for theirs, ours in self.renamed.items()]
+            lines.append(f"  under SpikingJelly's names: {_some(pairs)}")
         reasons: dict[str, list[str]] = {}
         for name, why in self.left.items():
             reasons.setdefault(why, []).append(name)
@@ -46,8 +62,8 @@ class Taken:
 def find_weights(source: str) -> Weights:
     """The weights that `train.init_from` names, on the CPU. UserError: there are none.
 
-    The ANN twins of plain-block ResNets have torchvision's names, and so have SpikingJelly's spiking
-    ResNets but for their neurons; "module." in front, which parallel training leaves, is dropped.
+    The ANN twins of plain-block ResNets have torchvision's names; "module." in front, which parallel
+    training leaves, is dropped.
     """
     if source.startswith(TORCHVISION):
         found = _of_torchvision(source.removeprefix(TORCHVISION))
@@ -111,25 +127,40 @@ def _of_file(path: Path) -> Weights:
 def take_weights(model: Network, weights: Weights, source: str) -> Taken:
     """Copies what fits by name and shape. A head for other classes stays new.
 
+    A name that the network does not have may be one of SpikingJelly's `spiking_resnet`, `sew_resnet` (or
+    of the paper's code) and `ms_resnet`: see `SPIKINGJELLY`. They compute the same as blocks "plain",
+    "sew" with ADD, and "ms" with stem "strided".
+
     UserError: nothing fits.
     """
     own = model.state_dict()
     report = Taken(source)
-    for name, value in weights.items():
-        if name not in own:
-            report.left[name] = "which this network does not have"
+    for given, value in weights.items():
+        name = given if given in own else _ours(given)
+        if name not in own or (name != given and name in weights):
+            report.left[given] = "which this network does not have"
         elif own[name].shape != value.shape:
-            report.left[name] = "of another shape" + " (a new head)" * name.startswith("fc.")
+            report.left[given] = "of another shape" + " (a new head)" * name.startswith("fc.")
         else:
             own[name].copy_(value)
             report.taken.append(name)
-    report.fresh = [name for name in own if name not in weights]
+            if name != given:
+                report.renamed[given] = name
+    known = {*weights, *map(_ours, weights)}
+    report.fresh = [name for name in own if name not in known]
     if not report.taken:
         raise UserError(
             f"train.init_from: nothing in {source} fits this network: it holds {_some(list(weights))}, and "
             f"the network {_some(list(own))}"
         )
     return report
+
+
+def _ours(name: str) -> str:
+    """SpikingJelly's name of a tensor, translated."""
+    for pattern, ours in SPIKINGJELLY:
+        name = re.sub(pattern, ours, name)
+    return name
 
 
 def freeze(model: Network, patterns: Sequence[str]) -> None:

@@ -77,6 +77,99 @@ def test_an_ann_of_torchvision_fits_the_plain_resnet_name_by_name(monkeypatch):
         assert torch.equal(ours.layer4[1].conv2.weight, theirs.layer4[1].conv2.weight)
 
 
+STEPS = 3
+RENAMED = {  # a name of each SpikingJelly network, and ours
+    "plain": {},  # its neurons have no tensors, and all other names are torchvision's
+    "sew": {"sn1.w": "neuron1.w", "layer2.0.downsample_sn.w": "layer2.0.downsample.2.w"},
+    "ms": {"stem.0.weight": "conv1.weight", "head.weight": "fc.weight"},
+}
+
+
+def of_spikingjelly(block):
+    """One of its spiking ResNet-18, in float64 and multi-step, and the recipe lines of the same network."""
+    pytest.importorskip("spikingjelly")
+    from spikingjelly.activation_based import functional, neuron
+    from spikingjelly.activation_based.model import ms_resnet, sew_resnet, spiking_resnet
+
+    if block == "plain":
+        net = spiking_resnet.spiking_resnet18(spiking_neuron=neuron.LIFNode, num_classes=10)
+        lines = 'stem="imagenet"\n[neuron]\nkind="lif"\ndecay_input=true\n'
+    elif block == "sew":
+        plif = neuron.ParametricLIFNode
+        net = sew_resnet.sew_resnet18(spiking_neuron=plif, cnf="ADD", num_classes=10)
+        lines = 'stem="imagenet"\n[neuron]\nkind="plif"\ndecay_input=true\n'
+    else:
+        net = ms_resnet.ms_resnet18(T=STEPS, num_classes=10)
+        lines = 'stem="strided"\n[neuron]\ntau=1.3333333333333333\nv_threshold=0.5\n'
+    functional.set_step_mode(net, "m")
+    return net.double(), lines, functional.reset_net
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("block", RENAMED)
+def test_a_spiking_resnet_of_spikingjelly_computes_the_same(tmp_path, block):
+    torch.manual_seed(0)
+    theirs, lines, reset = of_spikingjelly(block)
+    for parameter in theirs.parameters():
+        if parameter.ndim < 2:  # norms, leaks and the head's bias: all of their own
+            parameter.add_(torch.rand_like(parameter) * 0.5)
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    frames = x.expand(STEPS, -1, -1, -1, -1)
+    for _ in range(2):  # statistics that are not the first ones
+        theirs(frames)
+        reset(theirs)
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pt")
+
+    recipe = recipe_from_toml(
+        f'time_steps={STEPS}\n[data]\nname="imagenette"\n[model]\nname="resnet18"\nblock="{block}"\n'
+        + lines, "x",
+    )  # fmt: skip
+    ours = build_model(recipe, classes=10, channels=3, image_size=64).double().eval()
+    report = take_weights(ours, find_weights(str(tmp_path / "theirs.pt")), "theirs")
+    assert (report.left, report.fresh) == ({}, [])
+    assert len(report.taken) == len(ours.state_dict()) == len(theirs.state_dict())
+    expected = theirs.eval()(frames)
+    found = ours(x)
+    if block == "ms":  # gives the mean
+        found = found.mean(0)
+    assert found.std() > 1e-3
+    torch.testing.assert_close(found, expected.float())
+    assert report.renamed.items() >= RENAMED[block].items()
+    said = "\n".join(report.lines())
+    assert ("under SpikingJelly's names: " in said) == (block != "plain") == bool(report.renamed)
+    for name, here in list(RENAMED[block].items())[:1]:
+        assert f"{name} as {here}" in said
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("layer1.0.spike2.w", "layer1.0.neuron2.w"),
+        ("head_lif.w", "neuron_last.w"),
+        ("layer1.0.conv1.module.0.weight", "layer1.0.conv1.weight"),
+        ("layer1.0.conv2.module.1.running_mean", "layer1.0.bn2.running_mean"),
+        ("layer2.0.downsample.0.module.0.weight", "layer2.0.downsample.0.weight"),
+        ("layer2.0.downsample.0.module.1.bias", "layer2.0.downsample.1.bias"),
+    ],
+)
+def test_the_names_of_other_code_are_known(theirs, ours):
+    """Of learnt leaks in ms_resnet, and of the SEW-ResNet paper's own code."""
+    net = network("model.block=" + ("ms" if theirs.endswith(".w") else "sew"), "neuron.kind=plif")
+    value = torch.randn_like(net.state_dict()[ours])
+    report = take_weights(net, {theirs: value}, "a file")
+    assert report.renamed == {theirs: ours}
+    assert torch.equal(net.state_dict()[ours], value)
+    assert ours not in report.fresh
+
+
+def test_what_spikingjelly_has_and_this_network_lacks_is_left_and_named():
+    net = network("model.block=sew")
+    given = {"sn1.w": torch.ones(()), "conv1.weight": net.conv1.weight.detach() + 1}
+    report = take_weights(net, given, "a file")
+    assert report.left == {"sn1.w": "which this network does not have"}  # its neurons learn no leak
+    assert report.taken == ["conv1.weight"]
+
+
 def test_another_number_of_classes_gets_a_new_head_and_the_report_says_so(trained):
     net = network(classes=5)
     head = net.fc.weight.detach().clone()
