@@ -213,19 +213,26 @@ class ModelConfig(TableOfPart):
         "architecture; `plain` (convolutions), `mlp` (fully connected) and `vggsnn` have no skip "
         "connections; `net7b`: seven small blocks, each halving the image",
     )
-    block: Literal["plain", "sew", "ms"] = key(
+    block: Literal["plain", "sew", "ms", "preact"] = key(
         "plain",
-        "residual block: neuron(BN(conv) + shortcut), SEW-ResNet with ADD, or MS-ResNet; "
-        "only `plain` for networks without skip connections",
+        "residual block: neuron(BN(conv) + shortcut), SEW-ResNet with ADD, MS-ResNet, or "
+        "pre-activation with spikes in the shortcut; only `plain` for networks without skip connections",
     )
-    stem: Literal["auto", "imagenet", "cifar"] = key(
+    stem: Literal["auto", "imagenet", "strided", "cifar"] = key(
         "auto",
-        "first layer of resnet18 to resnet101: 7x7 and max-pool, or 3x3; `auto`: by image size",
+        "first layer of resnet18 to resnet101: 7x7 and max-pool, 7x7 and a stride in the first block in "
+        "place of the pool, or 3x3; `auto`: by image size, `imagenet` or `cifar`",
     )
-    norm: Literal["bn", "tdbn", "tebn", "none"] = key(
+    norm: Literal["bn", "step_bn", "tdbn", "tebn", "none"] = key(
         "bn",
-        "normalisation of the input currents: batch norm over time and batch, tdBN (scaled by the "
-        "threshold), TEBN (a gain per time step; plain `bn` in the ANN twin), or none",
+        "normalisation of the input currents: batch norm over time and batch, of each time step by its "
+        "own statistics, tdBN (scaled by the threshold), TEBN (a gain per time step), or none; in the "
+        "ANN twin `bn` or none",
+    )
+    norm_gain: float = key(
+        1.0,
+        "what the weight of every norm starts at, except where residual_gain says otherwise",
+        Range(0, 1e3),
     )
     depth: int = key(
         20, "number of layers of `plain` and `mlp` before the classifier", Range(1, 10_000)
@@ -337,8 +344,9 @@ class TrainConfig(Table):
     epochs: int = key(1, "passes over the training images", COUNT)
     init_from: str = key(
         "-",
-        "weights to begin with, as far as they fit: a run folder, a checkpoint or state_dict file, or "
-        "`torchvision:NAME` for a pretrained ANN; `-`: the recipe's own",
+        "weights to begin with, as far as they fit: a run folder, a checkpoint or state_dict file (that of "
+        "a spiking ResNet of SpikingJelly, too), or `torchvision:NAME` for a pretrained ANN; `-`: the "
+        "recipe's own",
     )
     freeze: tuple[str, ...] = key(
         (),

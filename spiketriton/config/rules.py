@@ -59,7 +59,12 @@ def idle(values: Mapping[str, Any]) -> dict[str, str]:
         (["model.stem"], "model.name", get_args(ResNet)),
         (["model.depth", "model.start"], "model.name", get_args(PlainNet)),
         (blocks, "model.name", (*get_args(ResNet), *get_args(SmallResNet), "net7b")),
-        (["model.residual_gain", "model.residual_bias"], "model.norm", ("bn", "tdbn", "tebn")),
+        (
+            ["model.residual_gain", "model.residual_bias", "model.norm_gain"],
+            "model.norm",
+            ("bn", "step_bn", "tdbn", "tebn"),
+        ),
+        (["model.residual_gain"], "model.block", ("plain", "sew", "ms")),
         (["model.residual_bias"], "model.block", ("plain",)),
         (["neuron.tau", "neuron.decay_input"], "neuron.kind", ("lif", "plif", "relu")),
         (["neuron.detach_reset"], "neuron.reset", ("hard", "soft")),
@@ -119,6 +124,11 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f'model.block = "{block}" needs skip connections, which model.name = "{name}" lacks; '
             'accepted with it: "plain"'
+        )
+    if name == "net7b" and block == "preact":
+        yield (
+            'model.block = "preact" is for ResNets, and model.name = "net7b"; accepted with it: "plain", '
+            '"sew" or "ms"'
         )
     yield from _of_events(values)
     batch, parts = values["train.batch_size"], values["train.accumulate"]

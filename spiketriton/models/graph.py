@@ -16,10 +16,11 @@ from spiketriton.errors import UserError
 from spiketriton.models.feedforward import MLP, FeedForward, Layer
 from spiketriton.models.network import Network
 from spiketriton.models.pooled import VGGSNN, BlockNet
+from spiketriton.models.preact import PreActBlock, PreActResNet
 from spiketriton.models.resnet import Block, MSBlock, PlainBlock, ResNet, SEWBlock
 from spiketriton.neurons import Norm
 
-Kind = Literal["input", "weights", "neuron", "maxpool", "avgpool", "mean", "flatten"]
+Kind = Literal["input", "weights", "norm", "neuron", "maxpool", "avgpool", "mean", "flatten"]
 Value = tuple[str, ...]  # the nodes of which it is the sum
 Signal = Literal["image", "currents", "spikes"]
 
@@ -28,9 +29,9 @@ Signal = Literal["image", "currents", "spikes"]
 class Node:
     """One operation on the sum of its inputs, at each time step.
 
-    "weights" is a convolution or linear layer with the norm that follows, "neuron" a spiking neuron
-    or the ANN twin's ReLU, "avgpool" the mean over windows, "mean" the mean over space. Names are
-    those of the network's modules.
+    "weights" is a convolution or linear layer with the norm that follows, "norm" one that takes a
+    sum, "neuron" a spiking neuron or the ANN twin's ReLU, "avgpool" the mean over windows, "mean"
+    the mean over space. Names are those of the network's modules.
     """
 
     name: str
@@ -45,16 +46,24 @@ Graph = dict[str, Node]  # by name, each node after its inputs
 
 def graph_of(model: Network) -> Graph:
     """The graph of a network, from "input" to "fc"."""
-    if not isinstance(model, ResNet | FeedForward | VGGSNN | BlockNet):
+    if not isinstance(model, ResNet | PreActResNet | FeedForward | VGGSNN | BlockNet):
         raise UserError(
             f"{type(model).__name__} has no graph by which operations are counted and networks "
-            "converted and exported; accepted: a ResNet, FeedForward, VGGSNN or BlockNet of "
-            "spiketriton.models, or a subclass of one"
+            "converted and exported; accepted: a ResNet, PreActResNet, FeedForward, VGGSNN or BlockNet "
+            "of spiketriton.models, or a subclass of one"
         )
     build = _Builder()
     value = build.add("input", "input", ())
     if isinstance(model, VGGSNN | BlockNet):
         value = _pooled(build, model, value)
+    elif isinstance(model, PreActResNet):
+        value = build.weights("conv1", value, model.conv1, None)
+        if model.maxpool is not None:
+            value = build.add("maxpool", "maxpool", value, model.maxpool)
+        for name, preact in model.blocks():
+            value = _preact(build, f"{name}.", preact, value)
+        value = build.norm("bn_last", value, model.bn_last)
+        value = build.add("neuron_last", "neuron", value, model.neuron_last)
     elif isinstance(model, ResNet):
         value = build.weights("conv1", value, model.conv1, model.bn1)
         if model.neuron1 is not None:
@@ -124,6 +133,10 @@ class _Builder:
         pool = getattr(norm, "pool", None)
         return value if pool is None else self.add("maxpool", "maxpool", value, pool)
 
+    def norm(self, name: str, inputs: Value, norm: nn.Module) -> Value:
+        """A norm of a sum; nothing where there is none."""
+        return self.add(name, "norm", inputs, norm) if isinstance(norm, Norm) else inputs
+
 
 def _plain(build: _Builder, name: str, block: PlainBlock, x: Value) -> Value:
     current = _inner(build, name, block, x) + _downsample(build, name, block, x)
@@ -159,6 +172,20 @@ def _ms(build: _Builder, name: str, block: MSBlock, x: Value) -> Value:
     return value + _downsample(build, name, block, x)
 
 
+def _preact(build: _Builder, name: str, block: PreActBlock, x: Value) -> Value:
+    norms, neurons, convs = zip(*block.stages(), strict=True)
+    value = shortcut = build.add(
+        f"{name}neuron1", "neuron", build.norm(f"{name}bn1", x, norms[0]), neurons[0]
+    )
+    if block.downsample is not None:
+        shortcut = build.weights(f"{name}downsample", value, block.downsample, None)
+    for i, (conv, norm) in enumerate(zip(convs, [*norms[1:], None], strict=True), start=1):
+        value = build.weights(f"{name}conv{i}", value, conv, norm)
+        if i < block.depth:
+            value = build.add(f"{name}neuron{i + 1}", "neuron", value, neurons[i])
+    return value + shortcut
+
+
 def _downsample(build: _Builder, name: str, block: Block, x: Value) -> Value:
     """The shortcut, up to its norm: x itself where the block keeps the shape."""
     if block.downsample is None:
@@ -175,7 +202,12 @@ _BLOCKS: dict[type[nn.Module], Callable[..., Value]] = {
 
 def carries(nodes: Graph, node: Node) -> Signal:
     """What a node outputs: the constant image, analog currents at each step, or spikes."""
-    outputs: dict[Kind, Signal] = {"input": "image", "weights": "currents", "neuron": "spikes"}
+    outputs: dict[Kind, Signal] = {
+        "input": "image",
+        "weights": "currents",
+        "norm": "currents",
+        "neuron": "spikes",
+    }
     return outputs.get(node.kind) or arrives(nodes, node)
 
 
@@ -205,7 +237,7 @@ def shapes_of(nodes: Graph, image: tuple[int, int, int]) -> dict[str, tuple[int,
 
 def _shape(node: Node, given: tuple[int, ...]) -> tuple[int, ...]:
     module = node.module
-    if node.kind == "neuron":
+    if node.kind in ("norm", "neuron"):
         return given
     if node.kind == "mean":
         return given[:1]

@@ -112,6 +112,7 @@ class Parts:
     packed: bool
     checkpoint_blocks: bool
     start: str = "kaiming"
+    norm_gain: float = 1.0
 
     @classmethod
     def of(cls, recipe: Recipe) -> "Parts":
@@ -122,7 +123,14 @@ class Parts:
         packed = recipe.model.memory == "packed" and recipe.neuron.kind != "relu"
         model = recipe.model
         return cls(
-            recipe.neuron, norm, model.fused, steps, packed, model.checkpoint_blocks, model.start
+            recipe.neuron,
+            norm,
+            model.fused,
+            steps,
+            packed,
+            model.checkpoint_blocks,
+            model.start,
+            model.norm_gain,
         )
 
     def neuron(self) -> nn.Module:
@@ -139,7 +147,10 @@ class Parts:
         if self.norm_kind == "tdbn":
             scale = self.neuron_config.v_threshold * (math.sqrt(0.5) if before_sum else 1.0)
         steps = self.steps if self.norm_kind == "tebn" else 0
-        return Norm(channels, scale=scale, steps=steps, fused=self.fused)
+        each_step = self.norm_kind == "step_bn"
+        norm = Norm(channels, scale=scale, steps=steps, fused=self.fused, each_step=each_step)
+        nn.init.constant_(norm.weight, self.norm_gain)
+        return norm
 
     def conv(self, channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
         """A convolution that keeps the size at stride 1; with a bias if no norm follows."""

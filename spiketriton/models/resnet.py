@@ -203,7 +203,8 @@ class ResNet(Network):
         architecture: one of `ARCHITECTURES`, its width perhaps changed.
         block: "plain", "sew" or "ms". With "ms" currents flow between blocks: the stem has no
             neuron and one neuron fires before the classifier.
-        stem: "imagenet" (7x7 stride 2, neuron, max-pool) or "cifar" (3x3, neuron).
+        stem: "imagenet" (7x7 stride 2, neuron, max-pool), "strided" (the same without the pool, and
+            the first block has stride 2 in its place) or "cifar" (3x3, neuron).
         classes: K.
         channels: of the images.
     """
@@ -222,7 +223,7 @@ class ResNet(Network):
     ) -> None:
         super().__init__(parts, channels)
         width = architecture.width
-        kernel, stride = (7, 2) if stem == "imagenet" else (3, 1)
+        kernel, stride = (3, 1) if stem == "cifar" else (7, 2)
         self.conv1 = parts.conv(channels, width, kernel, stride)
         self.bn1 = parts.norm(width)
         self.neuron1 = None if block == "ms" else parts.neuron()
@@ -232,7 +233,7 @@ class ResNet(Network):
         for i, (name, count) in enumerate(zip(self.stage_names, architecture.blocks, strict=True)):
             blocks = []
             for j in range(count):
-                stride = 2 if i > 0 and j == 0 else 1
+                stride = 2 if (i > 0 or stem == "strided") and j == 0 else 1
                 blocks.append(
                     BLOCKS[block](parts, channels_in, width << i, stride, architecture.bottleneck)
                 )

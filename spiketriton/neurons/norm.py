@@ -29,6 +29,9 @@ class Norm(nn.modules.batchnorm._BatchNorm):
         steps: number of learnable step gains, T; 0 for none.
         fused: whether the spiking neuron behind it runs in the same kernel; read by
             `spiketriton.models.layers.norm_neuron`.
+        each_step: whether each step of a training batch is normalised by its own statistics, as by
+            `BatchNorm2d` in a network that is called once for each step; the running statistics take in
+            one step after the other. Not fused.
 
     Raises:
         UserError: a call for more steps than have a gain.
@@ -40,11 +43,18 @@ class Norm(nn.modules.batchnorm._BatchNorm):
     num_batches_tracked: Tensor
 
     def __init__(
-        self, channels: int, *, scale: float = 1.0, steps: int = 0, fused: bool = True
+        self,
+        channels: int,
+        *,
+        scale: float = 1.0,
+        steps: int = 0,
+        fused: bool = True,
+        each_step: bool = False,
     ) -> None:
         super().__init__(channels)
         self.scale = scale
-        self.fused = fused
+        self.each_step = each_step
+        self.fused = fused and not each_step
         self.first_step = 0  # of the next call, when a window is streamed in chunks
         self.tracks = True  # false while a batch that was already counted is recomputed
         self.synchronised = False  # whether training statistics are taken over all ranks
@@ -52,7 +62,11 @@ class Norm(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, y: Tensor) -> Tensor:
         """Currents [T, B, C, ...] -> normalised currents of the same shape, dtype and layout."""
-        return self._apply_gains(self._normalise(y), y.shape[0])
+        if self.each_step and self.training:
+            current = torch.cat([self._normalise(step[None], self.momentum) for step in y])
+        else:
+            current = self._normalise(y, self.momentum)
+        return self._apply_gains(current, y.shape[0])
 
     def constant(self, y: Tensor, steps: int) -> Tensor:
         """A current [B, C, ...] that is the same at each of `steps` steps, normalised once.
@@ -61,9 +75,12 @@ class Norm(nn.modules.batchnorm._BatchNorm):
         over B equal those over `steps` copies; only the running variance differs, by its unbiased
         factor n / (n - 1), in which n counts the copies as one.
         """
-        return self._apply_gains(self._normalise(y.unsqueeze(0)), steps)
+        momentum = self.momentum
+        if self.each_step:
+            momentum = 1 - (1 - momentum) ** steps  # of as many equal batches
+        return self._apply_gains(self._normalise(y.unsqueeze(0), momentum), steps)
 
-    def _normalise(self, y: Tensor) -> Tensor:
+    def _normalise(self, y: Tensor, momentum: float) -> Tensor:
         self.count_batch(y)
         weight = self.weight if self.scale == 1 else self.weight * self.scale
         mean, variance = self.statistics()
@@ -75,7 +92,7 @@ class Norm(nn.modules.batchnorm._BatchNorm):
             weight,
             self.bias,
             self.training,
-            self.momentum,
+            momentum,
             self.eps,
         )
         return current.unflatten(0, y.shape[:2])
@@ -124,7 +141,7 @@ class Norm(nn.modules.batchnorm._BatchNorm):
         steps = 0 if self.step_gain is None else len(self.step_gain)
         return (
             f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, "
-            f"scale={self.scale:g}, steps={steps}, fused={self.fused}"
+            f"scale={self.scale:g}, steps={steps}, fused={self.fused}, each_step={self.each_step}"
         )
 
 

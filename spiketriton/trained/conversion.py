@@ -78,6 +78,11 @@ def convert(run: Run, options: Options) -> tuple[Recipe, Network]:
             f"{run.folder.path}: the max-pools of net7b lie behind sums of spikes, whose maximum is "
             "not that of the rates; accepted: networks without them, as vggsnn or a ResNet"
         )
+    if run.recipe.model.block == "preact":
+        raise UserError(
+            f"{run.folder.path}: a norm of preact blocks takes a sum and folds into no weights; accepted: "
+            'networks with model.block = "plain", "sew" or "ms"'
+        )
     recipe = converted_recipe(run.recipe, options)
     facts = run.facts
     model = converted_network(

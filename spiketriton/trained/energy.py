@@ -117,7 +117,9 @@ def _fan_out(nodes: Graph, node: Node, shapes: dict[str, tuple[int, ...]]) -> Te
 
 
 def _through(pool: Node, behind: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Synapses behind each place of an input [C, H, W] that a mean or a flattening hands on."""
+    """Synapses behind each place of an input [C, H, W] that a norm, mean or flattening hands on."""
+    if pool.kind == "norm":
+        return behind
     if pool.kind == "mean":
         return behind.view(-1, 1, 1)
     if pool.kind == "flatten":

@@ -99,6 +99,8 @@ def not_in_nir(nodes: Graph) -> Iterator[str]:
         yield 'a neuron without reset (neuron.reset = "none")'
     if any(layers(nodes, "maxpool")):
         yield "max-pool (the stem of model.stem = 'imagenet', and model.name = 'net7b')"
+    if any(layers(nodes, "norm")):
+        yield "batch norm of a sum (model.block = 'preact')"
     gains = (node.norm.step_gain for node in layers(nodes, "weights") if node.norm is not None)
     if any(gain is not None for gain in gains):
         yield "a gain for each time step (model.norm = 'tebn')"

@@ -19,6 +19,19 @@ def with_data(line: str, name: str = "n_mnist") -> str:
 
 BAD_COMBINATIONS = {
     "block without skips": (plain_net('block = "sew"'), ['model.block = "sew"', '"plain"']),
+    "preact blocks of net7b": (
+        '[data]\nname = "digits"\n[model]\nname = "net7b"\nblock = "preact"',
+        ['model.block = "preact" is for ResNets', 'model.name = "net7b"', '"ms"'],
+    ),
+    "preact blocks without skips": (plain_net('block = "preact"'), ['model.block = "preact"']),
+    "preact blocks have no last norm": (
+        GOOD + 'block = "preact"\nresidual_gain = 0.5',
+        ["model.residual_gain = 0.5", 'model.block is "preact"'],
+    ),
+    "a start of norms that are not there": (
+        GOOD + 'norm = "none"\nnorm_gain = 0.5',
+        ["model.norm_gain = 0.5", 'model.norm is "none"'],
+    ),
     "accumulate does not divide": (
         GOOD + "[train]\nbatch_size = 10\naccumulate = 3",
         ["train.accumulate = 3", "train.batch_size = 10", "a divisor"],

@@ -32,6 +32,11 @@ def test_the_promised_recipes_are_there():
         "cifar10_dvs_vggsnn",
         "dvs_gesture_7b",
         "imagenette_r50_paper",
+        "cifar10_preact18",
+        "cifar100_preact18",
+        "imagenet_ms34",
+        "imagenet_sew18",
+        "imagenet_sew34",
     }
 
 
@@ -69,8 +74,12 @@ def test_the_head_of_a_recipe_has_its_command(path):
     ],
 )
 def test_a_recipe_takes_the_usual_overrides(path, override):
-    if (path.stem, override) == ("cifar10_dvs_vggsnn", "model.block=sew"):
-        with pytest.raises(UserError, match="needs skip connections"):
+    refusals = {
+        ("cifar10_dvs_vggsnn", "model.block=sew"): "needs skip connections",
+        ("imagenet_sew18", "train.batch_size=2"): "train.micro_batch = 32 does not divide",
+    }
+    if words := refusals.get((path.stem, override)):
+        with pytest.raises(UserError, match=words):
             load_recipe(path, [override])
         return
     recipe = load_recipe(path, [override])

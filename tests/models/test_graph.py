@@ -24,6 +24,10 @@ NETS = [
     {"block": "ms", "norm": "tdbn"},
     {"name": "resnet18", "stem": "imagenet"},
     {"name": "resnet50", "block": "sew"},
+    {"name": "resnet18", "stem": "strided", "block": "ms"},
+    {"block": "preact"},
+    {"name": "resnet50", "block": "preact", "stem": "imagenet", "norm": "tdbn"},
+    {"block": "preact", "norm": "none"},
     {"name": "plain", "depth": 4},
     SHALLOW_MLP,
 ]
@@ -43,6 +47,16 @@ def run(nodes: Graph, image: Tensor, steps: int) -> dict[str, Tensor]:
                 out = F.conv2d(flat, weight, bias, node.module.stride, node.module.padding)
             else:
                 out = F.linear(flat, weight, bias)
+        elif node.kind == "norm":
+            norm = node.module
+            out = F.batch_norm(
+                flat,
+                norm.running_mean,
+                norm.running_var,
+                norm.weight * norm.scale,
+                norm.bias,
+                eps=norm.eps,
+            )
         elif node.kind == "neuron":
             out = node.module(x).flatten(0, 1)
         elif node.kind == "maxpool":

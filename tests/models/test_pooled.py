@@ -20,6 +20,9 @@ NETS = [
     {"name": "resnet18", "width": 4, "stem": "imagenet"},
     {"name": "resnet18", "width": 4, "stem": "imagenet", "block": "ms"},
     {"name": "resnet50", "width": 4},
+    {"name": "resnet8", "width": 4, "block": "preact"},
+    {"name": "resnet18", "width": 4, "block": "preact", "stem": "strided"},
+    {"name": "resnet50", "width": 4, "block": "preact", "stem": "imagenet"},
     {"name": "plain", "depth": 3},
     {"name": "mlp", "depth": 2},
 ]

@@ -65,6 +65,24 @@ def test_a_constant_current_is_normalised_once_as_its_copies_would_be(steps):
     torch.testing.assert_close(once.running_var - 0.9, biased * n / (n - 1))
 
 
+def test_each_step_may_have_its_own_statistics():
+    norm, twin = Norm(C, each_step=True).double(), nn.BatchNorm2d(C).double()
+    for training in (True, True, False):
+        norm.train(training)
+        twin.train(training)
+        y = currents(T, B, C, 3, 2) * torch.arange(1.0, T + 1).view(-1, 1, 1, 1, 1)
+        torch.testing.assert_close(norm(y), torch.stack([twin(step) for step in y]))
+    once, copies = (Norm(C, each_step=True).double() for _ in range(2))
+    y = currents(B, C, 3, 2)
+    expected = copies(y.expand(T, -1, -1, -1, -1))
+    torch.testing.assert_close(once.constant(y, T).expand_as(expected), expected)
+    for name in ("running_mean", "running_var"):
+        torch.testing.assert_close(getattr(norm, name), getattr(twin, name))
+        torch.testing.assert_close(getattr(once, name), getattr(copies, name))
+    with pytest.raises(UserError, match="more than one value per channel"):
+        Norm(C, each_step=True)(torch.zeros(T, 1, C))
+
+
 def test_a_constant_current_has_the_gains_of_its_window():
     norm = Norm(C, steps=T).double().eval()
     with torch.no_grad():
@@ -103,8 +121,10 @@ def test_a_recomputed_batch_moves_no_statistics():
 
 def test_repr_states_every_constant():
     norm = repr(Norm(6, scale=0.5, steps=3, fused=False))
-    assert norm == "Norm(6, eps=1e-05, momentum=0.1, scale=0.5, steps=3, fused=False)"
-    assert repr(Norm(6)) == "Norm(6, eps=1e-05, momentum=0.1, scale=1, steps=0, fused=True)"
+    constants = "eps=1e-05, momentum=0.1, scale=0.5, steps=3, fused=False, each_step=False"
+    assert norm == f"Norm(6, {constants})"
+    constants = "eps=1e-05, momentum=0.1, scale=1, steps=0, fused=False, each_step=True"
+    assert repr(Norm(6, each_step=True)) == f"Norm(6, {constants})"
 
 
 def test_one_by_one_unfuses_and_restores_each_norm():

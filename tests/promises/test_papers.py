@@ -9,15 +9,18 @@ from torch.nn import functional as F
 from spiketriton.config import load_recipe
 from spiketriton.data import build_data
 from spiketriton.models import build_model
-from spiketriton.neurons import build_neuron
+from spiketriton.models.preact import PreActResNet
+from spiketriton.neurons import Norm, build_neuron
 from spiketriton.runs.folder import RunFolder
 from spiketriton.trainer import Trainer
 from spiketriton.training.losses import build_loss
 from spiketriton.training.optim import build_optimizer, build_schedule
-from tests.small_data import make_class_tree
+from tests.small_data import accept_checksums, make_cifar10, make_cifar100, make_class_tree
 from tests.small_runs import Lines
 
-PAPERS = ["imagenet_sew34", "imagenet_ms34"]
+SEW = ["imagenet_sew34", "imagenet_sew18"]
+CLIF = ["cifar10_preact18", "cifar100_preact18"]
+PAPERS = [*SEW, "imagenet_ms34", *CLIF]
 
 
 class Step(torch.autograd.Function):
@@ -56,7 +59,24 @@ def ms(x):
     return torch.stack(spikes)
 
 
-@pytest.mark.parametrize(("name", "definition"), list(zip(PAPERS, (sew, ms), strict=True)))
+def clif(x):
+    """The LIF of CLIF's authors: tau 2, soft reset with its gradient, slope 1 within 0.5 of the threshold."""
+    v, spikes = torch.zeros_like(x[0]), []
+    for current in x:
+        h = v * 0.5 + current
+        u = h - 1
+        s = Step.apply(u, (u.detach().abs() <= 0.5).to(u))
+        v = h - s
+        spikes.append(s)
+    return torch.stack(spikes)
+
+
+def each(of_sew, of_ms, *of_clif):
+    """Each recipe with what its authors have."""
+    return list(zip(PAPERS, (of_sew, of_sew, of_ms, of_clif[0], of_clif[-1]), strict=True))
+
+
+@pytest.mark.parametrize(("name", "definition"), each(sew, ms, clif))
 def test_the_neuron_is_the_authors(name, definition):
     recipe = load_recipe(name)
     x = torch.randn(recipe.time_steps, 64, 16, dtype=torch.float64, requires_grad=True)
@@ -68,16 +88,40 @@ def test_the_neuron_is_the_authors(name, definition):
     torch.testing.assert_close(*gradients)
 
 
-@pytest.mark.parametrize(("name", "smoothing"), list(zip(PAPERS, (0.0, 0.1), strict=True)))
-def test_the_loss_is_the_authors(name, smoothing):
+def of_mean(smoothing):
+    """Cross-entropy of the mean over time, labels smoothed."""
+
+    def loss(currents, target):
+        target = target * (1 - smoothing) + smoothing / target.shape[1]
+        return -(target * currents.mean(0).log_softmax(1)).sum(1).mean()
+
+    return loss
+
+
+def of_each_step(currents, target):
+    """TET with lambda 0.05: cross-entropy of each step, and the mean square of the distance from 1."""
+    fit = sum(-(target * step.log_softmax(1)).sum(1).mean() for step in currents) / len(currents)
+    return 0.95 * fit + 0.05 * ((currents - 1) ** 2).mean()
+
+
+@pytest.mark.parametrize(("name", "definition"), each(of_mean(0.0), of_mean(0.1), of_each_step))
+def test_the_loss_is_the_authors(name, definition):
     recipe = load_recipe(name)
     currents, labels = torch.randn(recipe.time_steps, 8, 1000), torch.randint(1000, (8,))
-    target = F.one_hot(labels, 1000) * (1 - smoothing) + smoothing / 1000
-    expected = -(target * currents.mean(0).log_softmax(1)).sum(1).mean()
+    expected = definition(currents, F.one_hot(labels, 1000))
     torch.testing.assert_close(build_loss(recipe.loss)(currents, labels), expected)
 
 
-@pytest.mark.parametrize(("name", "decay"), list(zip(PAPERS, (0.0, 1e-5), strict=True)))
+@pytest.mark.parametrize(
+    ("name", "plan"),
+    each((4, 256, 320), (6, 256, 125), (6, 128, 200)),
+)
+def test_steps_batch_and_epochs_are_the_authors(name, plan):
+    recipe = load_recipe(name)
+    assert (recipe.time_steps, recipe.train.batch_size, recipe.train.epochs) == plan
+
+
+@pytest.mark.parametrize(("name", "decay"), each(0.0, 1e-5, 5e-5, 5e-4))
 def test_the_schedule_and_the_decay_are_the_authors(name, decay):
     train = load_recipe(name).train
     layers = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3))
@@ -93,28 +137,67 @@ def test_the_schedule_and_the_decay_are_the_authors(name, decay):
         schedule.step()
 
 
-def test_the_networks_are_the_authors():
-    """Parameters of torchvision's ResNet-34; MS blocks begin as the identity, tdBN scales to the threshold."""
-    for name in PAPERS:
-        model = build_model(load_recipe(name), classes=1000, channels=3, image_size=224)
-        assert sum(p.numel() for p in model.parameters()) == 21_797_672
-    gains = {float(block.bn2.weight.detach().abs().max()) for _, block in model.blocks()}
-    assert gains == {0.0}
-    assert model.layer1[0].bn1.scale == 0.5
+TORCHVISION = {
+    "imagenet_sew18": 11_689_512,
+    "imagenet_sew34": 21_797_672,
+}  # its ResNets' parameters
+
+
+@pytest.mark.parametrize("name", SEW)
+def test_sew_resnets_have_torchvisions_parameters(name):
+    model = build_model(load_recipe(name), classes=1000, channels=3, image_size=224)
+    assert sum(p.numel() for p in model.parameters()) == TORCHVISION[name]
+    assert {type(block).__name__ for _, block in model.blocks()} == {"SEWBlock"}
+
+
+def test_the_single_gpu_sees_batches_as_each_of_eight_does():
+    one, eight = (load_recipe(name).train for name in ("imagenet_sew18", "imagenet_sew34"))
+    assert one.micro_batch == eight.batch_size // 8 == 32
+    assert not eight.sync_bn
+
+
+def test_ms_resnet_halves_in_its_first_block_and_norms_start_at_the_threshold():
+    """One shortcut convolution and its norm more than torchvision's ResNet-34; blocks begin as the identity."""
+    model = build_model(load_recipe("imagenet_ms34"), classes=1000, channels=3, image_size=224)
+    more = 64 * 64 + 2 * 64
+    assert sum(p.numel() for p in model.parameters()) == TORCHVISION["imagenet_sew34"] + more
+    norms = {name: m for name, m in model.named_modules() if isinstance(m, Norm)}
+    last = [f"{name}.bn2" for name, _ in model.blocks()]
+    for name, norm in norms.items():
+        assert norm.scale == 1
+        assert set(norm.weight.tolist()) == {0.0 if name in last else 0.5}, name
+    with torch.no_grad():
+        assert model(torch.randn(1, 3, 64, 64), time_steps=1).shape == (1, 1, 1000)
+        assert model.eval().layer4(torch.randn(1, 1, 256, 4, 4)).shape[-1] == 2
+
+
+def test_the_preact_resnet_takes_statistics_of_each_step():
+    """tests/models/test_preact.py holds the network against one that is called step by step."""
+    for name, classes in zip(CLIF, (10, 100), strict=True):
+        model = build_model(load_recipe(name), classes=classes, channels=3, image_size=32)
+        assert isinstance(model, PreActResNet)
+        norms = [m for m in model.modules() if isinstance(m, Norm)]
+        assert len(norms) == 17
+        assert all(norm.each_step for norm in norms)
 
 
 @pytest.mark.parametrize("name", PAPERS)
-def test_three_steps_on_a_small_folder(tmp_path, name):
-    make_class_tree(tmp_path / "imagenet", ("train", "val"), ("n01", "n02"), 3)
+def test_three_steps_on_a_small_folder(tmp_path, monkeypatch, name):
+    root = tmp_path / "data"
+    if name in CLIF:
+        make = make_cifar10 if "cifar10_" in name else make_cifar100
+        accept_checksums(make(root), monkeypatch.setattr)
+    else:
+        make_class_tree(root, ("train", "val"), ("n01", "n02"), 3)
     keys = [
-        f"data.root={tmp_path / 'imagenet'}", "data.image_size=32", "data.workers=0",
-        "train.batch_size=2", "train.max_steps=3", "train.precision=fp32", "model.width=8",
+        f"data.root={root}", "data.image_size=32", "data.workers=0", "train.batch_size=4",
+        "train.micro_batch=2", "train.max_steps=3", "train.precision=fp32", "model.width=8",
         "train.threads=1",
     ]  # fmt: skip
     recipe = load_recipe(name, keys)
     folder = RunFolder.create(tmp_path / "run", recipe.name)
     trainer = Trainer(recipe, build_data(recipe), folder, Lines())
-    before = trainer.model.layer4[2].bn2.weight.detach().clone()
+    before = trainer.model.layer4[-1].bn2.weight.detach().clone()
     outcome = trainer.fit()
     assert outcome.progress.step == 3
-    assert not torch.equal(trainer.model.layer4[2].bn2.weight, before)
+    assert not torch.equal(trainer.model.layer4[-1].bn2.weight, before)

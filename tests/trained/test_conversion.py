@@ -99,6 +99,12 @@ def test_the_recipe_drops_what_the_ann_did_not_read(tmp_path):
     assert (recipe.neuron.reset, recipe.model.norm) == ("soft", "none")
 
 
+def test_norms_of_sums_fold_into_no_weights(tmp_path):
+    run = ann(tmp_path / "run", "model.block=preact")
+    with pytest.raises(UserError, match="preact blocks takes a sum and folds into no weights"):
+        convert(run, Options())
+
+
 def test_options_by_default():
     assert vars(Options()) == {
         "method": "balanced", "steps": 128, "percentile": 99.9, "per_channel": False,

@@ -38,6 +38,7 @@ NETS = [
     ("resnet8", "model.block=plain"),
     ("resnet8", "model.block=sew"),
     ("resnet8", "model.block=ms"),
+    ("resnet8", "model.block=preact"),
     ("resnet50", "model.block=plain"),
     ("resnet18", "model.stem=imagenet"),
     ("plain", "model.depth=5"),
@@ -120,9 +121,14 @@ def test_operations_are_the_spikes_convolved_with_ones(name, override, monkeypat
         if block.downsample is None:
             shortcuts.append(inputs[0].double().sum())
 
+    def at_preact_shortcut(neuron: nn.Module, inputs: object, spikes: torch.Tensor) -> None:
+        shortcuts.append(spikes.double().sum())
+
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.register_forward_pre_hook(at_weights)
+        if type(module).__name__ == "PreActBlock" and module.downsample is None:
+            module.neuron1.register_forward_hook(at_preact_shortcut)
         if type(module).__name__ == "PlainBlock":
             module.register_forward_pre_hook(at_plain_block)
     features = model.features

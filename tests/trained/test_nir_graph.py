@@ -97,6 +97,7 @@ def test_neurons_have_full_shapes_and_shortcuts_are_edges():
         (["neuron.reset=soft"], "soft reset"),
         (["neuron.reset=none"], "without reset"),
         (["model.name=resnet18", "model.stem=imagenet"], "max-pool"),
+        (["model.block=preact"], "batch norm of a sum"),
         (["model.norm=tebn", "neuron.reset=soft"], "gain for each time step"),
     ],
 )

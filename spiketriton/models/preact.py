@@ -1,0 +1,119 @@
+"""Pre-activation ResNets: norm and neuron come before each convolution, and the shortcut carries spikes.
+
+He et al. 2016 (arXiv 1603.05027), with spiking neurons as in the ResNet-18 of CLIF (Huang et al. 2024,
+arXiv 2402.04663).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from spiketriton.models.layers import Parts, folded, norm_neuron, over_time, spike_conv
+from spiketriton.models.network import Network
+from spiketriton.models.resnet import Architecture, recomputed
+
+
+class PreActBlock(nn.Module):
+    """s = neuron(BN(x)); out = conv(neuron(BN(conv(s)))) + shortcut(s): currents -> currents.
+
+    Both are [T, B, C, H, W]. The shortcut is s itself, or a convolution of it where the shape changes,
+    without a norm: the next block's norm takes the sum. The authors' convolutions have a bias, which
+    that norm takes away again; ours have none. A bottleneck has its stride in the 3x3 convolution.
+
+    Args:
+        parts: makes the layers.
+        channels_in: C.
+        width: channels inside the block.
+        stride: of the first 3x3 convolution and of the shortcut.
+        bottleneck: convolutions 1x1, 3x3, 1x1 and 4 * width channels out; else 3x3, 3x3 and width.
+    """
+
+    def __init__(
+        self, parts: Parts, channels_in: int, width: int, stride: int, bottleneck: bool
+    ) -> None:
+        super().__init__()
+        plan = [(3, width, stride), (3, width, 1)]
+        if bottleneck:
+            plan = [(1, width, 1), (3, width, stride), (1, 4 * width, 1)]
+        self.depth, self.channels_out = len(plan), plan[-1][1]
+        channels = channels_in
+        for i, (kernel, channels_next, conv_stride) in enumerate(plan, start=1):
+            self.add_module(f"bn{i}", parts.norm(channels))
+            self.add_module(f"neuron{i}", parts.neuron())
+            self.add_module(f"conv{i}", parts.conv(channels, channels_next, kernel, conv_stride))
+            channels = channels_next
+        self.downsample: nn.Module | None = None
+        if stride != 1 or channels_in != self.channels_out:
+            self.downsample = parts.conv(channels_in, self.channels_out, 1, stride)
+
+    def stages(self) -> list[list[nn.Module]]:
+        """Norm, neuron and convolution of each layer, in forward order."""
+        numbers = range(1, self.depth + 1)
+        return [[getattr(self, f"{kind}{i}") for kind in ("bn", "neuron", "conv")] for i in numbers]
+
+    def forward(self, x: Tensor) -> Tensor:
+        (norm, neuron, conv), *rest = self.stages()
+        spikes = norm_neuron(norm, neuron, x)
+        shortcut = spikes if self.downsample is None else spike_conv(self.downsample, spikes)
+        current = spike_conv(conv, spikes)
+        for norm, neuron, conv in rest:
+            current = spike_conv(conv, norm_neuron(norm, neuron, current))
+        return current + shortcut
+
+
+class PreActResNet(Network):
+    """A ResNet of pre-activation blocks. The stem is a convolution alone; a norm and a neuron end the net.
+
+    Args:
+        parts: makes the layers.
+        architecture: one of `resnet.ARCHITECTURES`, its width perhaps changed.
+        stem: "imagenet" (7x7 stride 2, max-pool), "strided" (the same without the pool, and the first
+            block has stride 2 in its place) or "cifar" (3x3).
+        classes: K.
+        channels: of the images.
+    """
+
+    takes_any_size = True
+
+    def __init__(
+        self, parts: Parts, architecture: Architecture, *, stem: str, classes: int, channels: int
+    ) -> None:
+        super().__init__(parts, channels)
+        width = architecture.width
+        kernel, stride = (3, 1) if stem == "cifar" else (7, 2)
+        self.conv1 = parts.conv(channels, width, kernel, stride)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem == "imagenet" else None
+        channels_in = width
+        self.stage_names = [f"layer{i}" for i in range(1, len(architecture.blocks) + 1)]
+        for i, (name, count) in enumerate(zip(self.stage_names, architecture.blocks, strict=True)):
+            blocks = []
+            for j in range(count):
+                stride = 2 if (i > 0 or stem == "strided") and j == 0 else 1
+                block = PreActBlock(parts, channels_in, width << i, stride, architecture.bottleneck)
+                channels_in = block.channels_out
+                blocks.append(block)
+            self.add_module(name, nn.Sequential(*blocks))
+        self.checkpoint_blocks = parts.checkpoint_blocks
+        self.bn_last, self.neuron_last = parts.norm(channels_in), parts.neuron()
+        self.fc = nn.Linear(channels_in, classes)
+        nn.init.zeros_(self.fc.bias)
+        self._initialize()
+
+    def blocks(self) -> list[tuple[str, PreActBlock]]:
+        """Dotted name and block, in forward order."""
+        return [(name, m) for name, m in self.named_modules() if isinstance(m, PreActBlock)]
+
+    def last_of_blocks(self) -> list[str]:
+        """The neurons that read the sums: the first one of each block, and the net's last."""
+        if not self.is_spiking:
+            return []
+        return [f"{name}.neuron1" for name, _ in self.blocks()] + ["neuron_last"]
+
+    def features(self, images: Tensor, steps: int) -> Tensor:
+        x = folded(self.conv1, images if images.ndim == 5 else images.unsqueeze(0))
+        if self.maxpool is not None:
+            x = folded(self.maxpool, x)
+        x = over_time(x, steps)
+        training = self.training and torch.is_grad_enabled() and not self.streaming
+        for _, block in self.blocks():
+            x = recomputed(block, x) if self.checkpoint_blocks and training else block(x)
+        return norm_neuron(self.bn_last, self.neuron_last, x).mean((3, 4))
