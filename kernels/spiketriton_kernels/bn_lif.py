@@ -65,7 +65,8 @@ def multistep_bn_lif(
         residual: [T, B, C, ...] in the dtype of y, added to the normalised current before the neuron; gets a gradient.
         decay ... return_v: the neuron, see ``multistep_lif``.
         return_current: also return x, what the neuron integrates, in the dtype of y: the sum of currents that an
-            MS-ResNet hands from block to block. Its gradient joins that of the neuron on the way back.
+            MS-ResNet hands from block to block. Its gradient joins that of the neuron on the way back. ``gain`` must
+            be a number.
         spike_add: like y, added to the spikes at the store (SEW's ADD); gets a gradient.
         bn_scale: tdBN's alpha * v_threshold.
         step_gain: TEBN's (T,) gain per time step; gets a gradient.
@@ -94,6 +95,11 @@ def multistep_bn_lif(
     if isinstance(
         gain, torch.Tensor
     ):  # a factor of what the norm gives: nothing to do in the kernels
+        if return_current:
+            raise ValueError(
+                f"gain is a tensor of shape {tuple(gain.shape)}; accepted with return_current=True: a number, "
+                "because a learnt gain multiplies the current before the neuron reads it"
+            )
         bn_weight, bn_bias, residual = _amplified(y, gain, bn_weight, bn_bias, residual)
         neuron = neuron._replace(gain=1.0)
     group = ""

@@ -68,6 +68,13 @@ def _with_residual(x: torch.Tensor, **options: Any) -> None:
     _bn_lif(x, residual=torch.empty_like(x, requires_grad=True), **options)
 
 
+def _with_current(x: torch.Tensor, **options: Any) -> None:
+    statistics = (torch.ones(x.shape[2]) for _ in range(4))
+    residual = torch.empty_like(x, requires_grad=True)
+    outs = multistep_bn_lif(x, *statistics, residual=residual, return_current=True, **options)
+    torch.autograd.backward(outs, (x.detach(), x.detach()))
+
+
 def _training(function: Callable[..., Any]) -> Callable[..., None]:
     return lambda x, **options: function(x, **options).backward(x.detach())
 
@@ -86,6 +93,8 @@ CASES: dict[str, tuple[Callable[..., None], int]] = {
     "bn_lif+residual forward": (_with_residual, 1),
     "bn_lif+residual backward": (_with_residual, 2),
     "norm backward": (_with_residual, 3),
+    "bn_lif+current forward": (_with_current, 1),
+    "bn_lif+current backward": (_with_current, 2),
     **{f"{name} forward": (_training(function), 0) for name, function in _STATES.items()},
     **{f"{name} backward": (_training(function), 1) for name, function in _STATES.items()},
 }
@@ -93,10 +102,12 @@ CASES: dict[str, tuple[Callable[..., None], int]] = {
 
 _PLAIN = ("bn_lif forward", "bn_lif backward, sums", "bn_lif backward, dy")
 _RESIDUAL = ("bn_lif+residual forward", "bn_lif+residual backward", "norm backward")
+_CURRENT = ("bn_lif+current forward", "bn_lif+current backward", "norm backward")
 STEPS = {
     "multistep_lif": ("lif forward", "lif backward"),
     "multistep_bn_lif": ("statistics", *_PLAIN),
     "multistep_bn_lif, residual": ("statistics", *_RESIDUAL),
+    "multistep_bn_lif, residual and current": ("statistics", *_CURRENT),
 }
 """The launches of one training step of each function: their bytes add up to its traffic."""
 

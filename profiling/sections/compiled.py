@@ -64,6 +64,7 @@ OPERATIONS = {
     "multistep_lif": "lif",
     "multistep_bn_lif": "bn_lif",
     "multistep_bn_lif, residual": "bn_lif_residual",
+    "multistep_bn_lif, residual and current": "bn_lif_current",
 }
 """lowering.STEPS by the name of the operation in kernels.py, whose floor is the budget."""
 

@@ -33,7 +33,13 @@ from spiketriton_kernels import (
 
 OPERATIONS = ("lif", "bn_lif", "bn_lif_residual")
 
-FLOOR = {"lif": (5, 2), "bn_lif": (8, 2), "bn_lif_residual": (11, 3), "copy": (2, 2)}
+FLOOR = {
+    "lif": (5, 2),
+    "bn_lif": (8, 2),
+    "bn_lif_residual": (11, 3),
+    "bn_lif_current": (13, 4),
+    "copy": (2, 2),
+}
 """Passes over memory in training and inference, in elements of the I/O dtype, of the fused operation
 (docs/performance.md). Every contender's GB/s counts these bytes, whatever it really moves."""
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -38,10 +39,9 @@ def norm_neuron(
 ) -> Tensor:
     """`neuron(norm(y) + residual) + spike_add`, all [T, B, C, ...].
 
-    The only place that decides between one fused operation and several: fused when the neuron spikes
-    and the norm is a `Norm` with `fused` set. Both agree up to rounding.
+    One fused operation or several, which agree up to rounding.
     """
-    if isinstance(neuron, SpikingNeuron) and isinstance(norm, Norm) and norm.fused:
+    if isinstance(neuron, SpikingNeuron) and _fused(norm):
         out = neuron.fused_norm(y, norm, residual, spike_add)
         return out if spike_add is not None else mark_spikes(out)
     current = norm(y)
@@ -49,6 +49,24 @@ def norm_neuron(
         current = current + residual
     out = fire(neuron, current)
     return out if spike_add is None else out + spike_add
+
+
+def norm_current_neuron(
+    norm: Norm, neuron: SpikingNeuron, y: Tensor, residual: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`current = norm(y) + residual` and `neuron(current)` by one operation; where `gives_current`."""
+    spikes, current = neuron.fused_norm(y, norm, residual, return_current=True)
+    return current, mark_spikes(spikes)
+
+
+def gives_current(norm: nn.Module, neuron: nn.Module | None) -> bool:
+    """Whether `norm_current_neuron` serves. A learnable gain of the input is folded into the current."""
+    return _fused(norm) and isinstance(neuron, SpikingNeuron) and neuron.input_gain() is None
+
+
+def _fused(norm: nn.Module) -> TypeGuard[Norm]:
+    """Whether a spiking neuron behind this norm is called with it, in one operation."""
+    return isinstance(norm, Norm) and norm.fused
 
 
 def fire(neuron: nn.Module, current: Tensor) -> Tensor:

@@ -3,13 +3,12 @@
 Both also take constant images.
 """
 
-import torch
 from torch import Tensor, nn
 
 from spiketriton.models.feedforward import Layer
-from spiketriton.models.layers import Parts, fire, first_layer, folded, over_time
+from spiketriton.models.layers import Parts, first_layer, folded, over_time
 from spiketriton.models.network import Network
-from spiketriton.models.resnet import BLOCKS, Block, recomputed
+from spiketriton.models.resnet import BLOCKS, BlockNetwork
 
 
 class VGGSNN(Network):
@@ -45,7 +44,7 @@ class VGGSNN(Network):
         return x.flatten(2)
 
 
-class BlockNet(Network):
+class BlockNet(BlockNetwork):
     """Seven small residual blocks of one width, each followed by a max-pool that halves the image.
 
     The network for DVS Gesture of Fang et al. 2021 (SEW-ResNet, arXiv 2102.04159), "7B-Net", with
@@ -54,7 +53,7 @@ class BlockNet(Network):
     are no more pools than the image has sides to halve: 7 from 128 pixels on.
     """
 
-    blocks = 7
+    number_of_blocks = 7
 
     def __init__(
         self,
@@ -71,35 +70,15 @@ class BlockNet(Network):
         self.bn1 = parts.norm(width)
         self.neuron1 = None if block == "ms" else parts.neuron()
         self.layers = nn.ModuleList(
-            BLOCKS[block](parts, width, width, 1, False) for _ in range(self.blocks)
+            BLOCKS[block](parts, width, width, 1, False) for _ in range(self.number_of_blocks)
         )
-        halvings = min(self.blocks, image_size.bit_length() - 1)
+        halvings = min(self.number_of_blocks, image_size.bit_length() - 1)
         self.pools = nn.ModuleList(nn.MaxPool2d(2) for _ in range(halvings))
         self.checkpoint_blocks = parts.checkpoint_blocks
         self.neuron_last = parts.neuron() if block == "ms" else None
         self.fc = nn.Linear(width * (image_size >> halvings) ** 2, classes)
         self._initialize()
 
-    def last_of_blocks(self) -> list[str]:
-        names = {neuron: name for name, neuron in self.spiking_layers()}
-        neurons = [block.stages()[-1][2] for block in self._blocks()]
-        return [names[neuron] for neuron in (self.neuron1, *neurons) if neuron in names]
-
-    def start_blocks(self, gain: float, bias: float = 0.0) -> None:
-        for block in self._blocks():
-            block.start(gain, bias)
-
-    def _blocks(self) -> list[Block]:
-        return [block for block in self.layers if isinstance(block, Block)]
-
     def features(self, images: Tensor, steps: int) -> Tensor:
         x = over_time(first_layer(self.conv1, self.bn1, self.neuron1, images, steps), steps)
-        training = self.training and torch.is_grad_enabled() and not self.streaming
-        recompute = self.checkpoint_blocks and training
-        for number, block in enumerate(self.layers):
-            x = recomputed(block, x) if recompute else block(x)
-            if number < len(self.pools):
-                x = folded(self.pools[number], x)
-        if self.neuron_last is not None:
-            x = fire(self.neuron_last, x)
-        return x.flatten(2)
+        return self.through(self.layers, x, self.pools).flatten(2)

@@ -5,8 +5,9 @@ torchvision. With ReLU neurons and plain blocks they are torchvision's ResNets, 
 """
 
 import contextlib
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +18,15 @@ from spiketriton.models.layers import (
     fire,
     first_layer,
     folded,
+    gives_current,
+    norm_current_neuron,
     norm_neuron,
     over_time,
     spike_conv,
 )
-from spiketriton.models.memory import mark_spikes
+from spiketriton.models.memory import PackedSpikes, mark_spikes
 from spiketriton.models.network import Network
-from spiketriton.neurons import Norm
+from spiketriton.neurons import Norm, SpikingNeuron
 
 
 class Architecture(NamedTuple):
@@ -154,30 +157,52 @@ class MSBlock(Block):
     the currents x, as in the authors' code, and so multiplies analog values.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, spikes: Tensor | None = None, reader: SpikingNeuron | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Currents x -> currents; with `reader` also the spikes of that neuron, which reads them.
+
+        `spikes`: those of the block's own first neuron, where the block in front has made them.
+        """
         convs, norms, neurons = zip(*self.stages(), strict=True)
-        spikes = fire(neurons[0], x)
+        if spikes is None:
+            spikes = fire(neurons[0], x)
         for conv, norm, neuron in zip(convs[:-1], norms[:-1], neurons[1:], strict=True):
             spikes = norm_neuron(norm, neuron, spike_conv(conv, spikes))
         shortcut = x
         if self.downsample is not None:
             conv, norm = self.downsample
             shortcut = norm(folded(conv, x))
-        return norms[-1](spike_conv(convs[-1], spikes)) + shortcut
+        current = spike_conv(convs[-1], spikes)
+        if reader is None:
+            return norms[-1](current) + shortcut
+        return norm_current_neuron(norms[-1], reader, current, shortcut)
 
 
-def recomputed(block: nn.Module, x: Tensor) -> Tensor:
-    """`block(x)`, keeping x alone for backward, which recomputes the rest bit for bit.
+def recomputed(
+    block: nn.Module,
+    x: Tensor,
+    *handed: Any,
+    on_save: Callable[[Tensor], None] | None = None,
+) -> Any:
+    """`block(x, *handed)`, keeping x, and of spikes that are handed on the bits, for backward.
 
-    Batch norm's running statistics are updated the first time only.
+    Backward recomputes the rest, bit for bit. Batch norm's running statistics are updated the first
+    time only. `on_save`: see `PackedSpikes`.
     """
-    return checkpoint(
-        block,
-        x,
-        use_reentrant=False,
-        preserve_rng_state=False,  # nothing in a block is random
-        context_fn=lambda: (contextlib.nullcontext(), _untracked(block)),
-    )
+    spikes = handed[0] if handed else None
+    packs = spikes is not None and not PackedSpikes.open  # else they are marked already
+    with PackedSpikes(on_save) if packs else contextlib.nullcontext():
+        if spikes is not None:
+            mark_spikes(spikes)
+        return checkpoint(
+            block,
+            x,
+            *handed,
+            use_reentrant=False,
+            preserve_rng_state=False,  # nothing in a block is random
+            context_fn=lambda: (contextlib.nullcontext(), _untracked(block)),
+        )
 
 
 @contextlib.contextmanager
@@ -195,7 +220,57 @@ def _untracked(block: nn.Module) -> Iterator[None]:
 BLOCKS: dict[str, type[Block]] = {"plain": PlainBlock, "sew": SEWBlock, "ms": MSBlock}
 
 
-class ResNet(Network):
+class BlockNetwork(Network):
+    """What networks of residual blocks share. With MS blocks currents flow between the blocks.
+
+    Between two MS blocks one operation gives the sum of currents and the spikes of the neuron that
+    reads it: norm, sum and neuron move 5 tensors forward and 8 back, one by one they move 8 and 11.
+    """
+
+    checkpoint_blocks: bool
+    neuron1: nn.Module | None  # of the stem; none with MS blocks
+    neuron_last: nn.Module | None  # behind the last MS block
+
+    def blocks(self) -> list[tuple[str, Block]]:
+        """Dotted name and block, in forward order."""
+        return [(name, m) for name, m in self.named_modules() if isinstance(m, Block)]
+
+    def last_of_blocks(self) -> list[str]:
+        names = {neuron: name for name, neuron in self.spiking_layers()}
+        neurons = [block.stages()[-1][2] for _, block in self.blocks()]
+        return [names[neuron] for neuron in (self.neuron1, *neurons) if neuron in names]
+
+    def start_blocks(self, gain: float, bias: float = 0.0) -> None:
+        for _, block in self.blocks():
+            block.start(gain, bias)
+
+    def through(
+        self, chain: Iterable[nn.Module], x: Tensor, pools: Sequence[nn.Module] | nn.ModuleList = ()
+    ) -> Tensor:
+        """x [T, B, C, H, W] through blocks and `neuron_last`; the first blocks have a pool behind them."""
+        blocks = cast(list[Block], list(chain))
+        training = self.training and torch.is_grad_enabled() and not self.streaming
+        recompute = self.checkpoint_blocks and training
+        run = partial(recomputed, on_save=self.on_save) if recompute else _call
+        readers = [*(block.stages()[0][2] for block in blocks[1:]), self.neuron_last]
+        spikes = None
+        for number, (block, reader) in enumerate(zip(blocks, readers, strict=True)):
+            currents, pooled = isinstance(block, MSBlock), number < len(pools)
+            joins = currents and not pooled and gives_current(block.stages()[-1][1], reader)
+            out = run(block, x, *((spikes, reader if joins else None) if currents else ()))
+            x, spikes = out if joins else (out, None)
+            if pooled:
+                x = folded(pools[number], x)
+        if self.neuron_last is None:
+            return x
+        return fire(self.neuron_last, x) if spikes is None else spikes
+
+
+def _call(block: nn.Module, *given: object) -> Any:
+    return block(*given)
+
+
+class ResNet(BlockNetwork):
     """A spiking ResNet.
 
     Args:
@@ -244,31 +319,12 @@ class ResNet(Network):
         self.fc = nn.Linear(channels_in, classes)
         self._initialize()
 
-    def blocks(self) -> list[tuple[str, Block]]:
-        """Dotted name and block, in forward order."""
-        return [(name, m) for name, m in self.named_modules() if isinstance(m, Block)]
-
-    def last_of_blocks(self) -> list[str]:
-        names = {neuron: name for name, neuron in self.spiking_layers()}
-        neurons = [block.stages()[-1][2] for _, block in self.blocks()]
-        return [names[neuron] for neuron in (self.neuron1, *neurons) if neuron in names]
-
-    def start_blocks(self, gain: float, bias: float = 0.0) -> None:
-        for _, block in self.blocks():
-            block.start(gain, bias)
-
     def features(self, images: Tensor, steps: int) -> Tensor:
         x = first_layer(self.conv1, self.bn1, self.neuron1, images, steps)
         if self.maxpool is not None:
             x = folded(self.maxpool, x)
             if self.is_spiking and self.neuron1 is not None:
                 x = mark_spikes(x)  # a maximum of spikes is a spike
-        x = over_time(x, steps)
-        training = self.training and torch.is_grad_enabled() and not self.streaming
-        recompute = self.checkpoint_blocks and training
-        for name in self.stage_names:
-            for block in self.get_submodule(name).children():
-                x = recomputed(block, x) if recompute else block(x)
-        if self.neuron_last is not None:
-            x = fire(self.neuron_last, x)
-        return x.mean((3, 4))
+        stages = map(self.get_submodule, self.stage_names)
+        blocks = (block for stage in stages for block in stage.children())
+        return self.through(blocks, over_time(x, steps)).mean((3, 4))

@@ -34,12 +34,20 @@ class SpikingNeuron(kernels.SpikingNeuron):
         self.on_fire: Callable[[Tensor], object] | None = None
 
     def fused_norm(
-        self, y: Tensor, norm: Norm, residual: Tensor | None = None, spike_add: Tensor | None = None
-    ) -> Tensor:
+        self,
+        y: Tensor,
+        norm: Norm,
+        residual: Tensor | None = None,
+        spike_add: Tensor | None = None,
+        *,
+        return_current: bool = False,
+    ) -> Any:
         """`self(norm(y) + residual) + spike_add` in one operation.
 
         Every tensor is [T, B, C, ...]; `norm` counts the batch and updates its running statistics
-        as in a call. Forward hooks of the neuron and of the norm do not fire.
+        as in a call. Forward hooks of the neuron and of the norm do not fire. With `return_current`,
+        which a neuron with a learnable gain of its input does not have, returns these spikes and
+        `norm(y) + residual`.
         """
         self._check(y)
         norm.count_batch(y)
@@ -58,6 +66,7 @@ class SpikingNeuron(kernels.SpikingNeuron):
             step_gain=norm.gains(y.shape[0]),
             residual=None if residual is None else amplified(residual, gain),
             spike_add=spike_add,
+            return_current=return_current,
         )
 
     def _check(self, x: Tensor) -> None:
@@ -66,8 +75,8 @@ class SpikingNeuron(kernels.SpikingNeuron):
         except ValueError as error:
             raise UserError(str(error)) from None
 
-    def _fire(self, kernel: Callable[..., Any], x: Tensor, *tensors: Any, **options: Any) -> Tensor:
-        spikes = super()._fire(kernel, x, *tensors, **options)
+    def _fire(self, kernel: Callable[..., Any], x: Tensor, *tensors: Any, **options: Any) -> Any:
+        fired = super()._fire(kernel, x, *tensors, **options)
         if self.on_fire is not None:
-            self.on_fire(spikes)
-        return spikes
+            self.on_fire(fired[0] if isinstance(fired, tuple) else fired)
+        return fired

@@ -21,6 +21,7 @@ TRITON = tuple(map(int, version("triton").split(".")[:2]))
 
 LIF = ("lif inference", "lif forward", "lif backward")
 WALKS = ("bn_lif backward, sums", "bn_lif backward, dy", "bn_lif+residual backward")
+CURRENT = ("bn_lif+current forward", "bn_lif+current backward")
 BATCH_NORM = ("statistics", "bn_lif forward", "bn_lif+residual forward", "norm backward", *WALKS)
 STATES = ("ilif", "clif", "alif")
 MAIN = ("lif backward", "statistics", "bn_lif forward", "bn_lif backward, dy")
@@ -42,6 +43,19 @@ TABLE: dict[str, set[tuple[str, str]]] = {
         ("dx", "store"),
     },
     "norm backward": {("dx", "load"), ("y", "load"), ("dy", "store")},
+    "bn_lif+current forward": {
+        ("x", "load"),
+        ("residual", "load"),
+        ("s", "store"),
+        ("current", "store"),
+    },
+    "bn_lif+current backward": {
+        ("x", "load"),
+        ("residual", "load"),
+        ("grad_s", "load"),
+        ("grad_current", "load"),
+        ("dx", "store"),
+    },
     **{f"{name} forward": {("x", "load"), ("s", "store")} for name in STATES},
     **{f"{name} backward": {("x", "load"), ("grad_s", "load"), ("dx", "store")} for name in STATES},
 }
@@ -55,6 +69,7 @@ BUDGET = {
         11,
         ("statistics", "bn_lif+residual forward", WALKS[2], "norm backward"),
     ),
+    "multistep_bn_lif, residual and current": (13, ("statistics", *CURRENT, "norm backward")),
     **{f"multistep_{name}": (5, (f"{name} forward", f"{name} backward")) for name in STATES},
 }
 """Elements moved in one training step, and by which launches."""
@@ -83,7 +98,7 @@ LAYOUTS = ("channels_last", "contiguous")
 WAYS = ("forward", "backward")
 ATTACHED = dict(reset="soft", detach_reset=False)
 QUICK = [
-    *cases((*LIF, *BATCH_NORM), ["sm_90"], ["bf16"], [10]),
+    *cases((*LIF, *BATCH_NORM, *CURRENT), ["sm_90"], ["bf16"], [10]),
     *cases(("statistics", "bn_lif forward", *WALKS), ["sm_90"], ["bf16"], [10], ["contiguous"]),
     *cases(MAIN, ["sm_90"], ["fp32", "fp16"], [4]),
     *cases(("lif forward", "lif backward", *WALKS[:2]), ["sm_90"], ["bf16"], [32]),
@@ -93,7 +108,13 @@ QUICK = [
     *cases(["clif backward", "alif backward"], ["sm_90"], ["bf16"], [16]),
 ]
 SLOW = [
-    *cases((*LIF, *BATCH_NORM), ["sm_90"], ["bf16", "fp16", "fp32"], [1, 4, 10, 16, 32], LAYOUTS),
+    *cases(
+        (*LIF, *BATCH_NORM, *CURRENT),
+        ["sm_90"],
+        ["bf16", "fp16", "fp32"],
+        [1, 4, 10, 16, 32],
+        LAYOUTS,
+    ),
     *cases(
         (*LIF, *BATCH_NORM),
         ["sm_80", "sm_100", "gfx942"],
@@ -191,7 +212,7 @@ def vector_bytes(given: dict[str, Any]) -> int:
     kind, _, way = given["case"].partition(" ")
     if kind == "clif" and way == "backward" and given["T"] > 8:
         return 8 if given["dtype"] == "fp32" else 4  # both states of a window in registers
-    walk = given["case"] in WALKS or (kind in STATES and way == "backward")
+    walk = given["case"] in (*WALKS, CURRENT[1]) or (kind in STATES and way == "backward")
     narrow = walk and given["dtype"] != "fp32" and given["T"] > 4
     return (8 if narrow else 16) // (2 if given["target"] == "gfx942" else 1)
 
@@ -243,7 +264,7 @@ def test_learnt_parameters_spill_nothing(quick, given):
 
 @pytest.mark.parametrize("function", BUDGET)
 def test_a_training_step_moves_its_budget(quick, function):
-    """The launches of one step, summed: 5e, 8e, 11e with a residual; bf16, T = 10."""
+    """The launches of one step, summed: 5e, 8e, 11e with a residual, 13e with its current; bf16, T = 10."""
     elements, launches = BUDGET[function]
     given = cases(launches, ["sm_90"], ["bf16"], [10])
     total = sum(quick[key(one)]["bytes_per_element"] for one in given)

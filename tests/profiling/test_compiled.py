@@ -52,7 +52,7 @@ def test_rows_of_kernels_and_of_operations(traced, monkeypatch):
     monkeypatch.setattr(lowering, "lower", lower)
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     rows = list(lowered("sm_90", 4, "bf16", "contiguous"))
-    assert [given[1:] for given in asked] == [("sm_90", 4, "bf16", "contiguous")] * 17
+    assert [given[1:] for given in asked] == [("sm_90", 4, "bf16", "contiguous")] * 19
     of = {row.get("kernel") or row["operation"]: row for row in rows}
     assert all(row["card"] == "H100 SXM" and row["status"] == "ok" for row in rows)
     forward, sums = of["lif forward"], of["multistep_bn_lif"]
@@ -74,7 +74,7 @@ def test_rows_of_kernels_and_of_operations(traced, monkeypatch):
     assert sums["checkpoint_bytes"] == 2
     assert sums["predicted_for"] == [4, 256, 64, 56, 56]
     budgets = [row["budget"] for row in rows if "operation" in row]
-    assert budgets == [5, 8, 11]
+    assert budgets == [5, 8, 11, 13]
 
 
 def test_nothing_is_compiled_under_the_interpreter(monkeypatch):

@@ -175,16 +175,18 @@ class SpikingNeuron(nn.Module):
         """Whether the next call starts where this one ends."""
         return self.stateful or self.step_mode == "s"
 
-    def _fire(self, kernel: Callable[..., Any], x: Tensor, *tensors: Any, **options: Any) -> Tensor:
-        """Calls ``kernel`` on currents x, with the neuron's constants, its probe and its state."""
+    def _fire(self, kernel: Callable[..., Any], x: Tensor, *tensors: Any, **options: Any) -> Any:
+        """Calls ``kernel`` on currents x, with the neuron's constants, its probe and its state.
+
+        Returns spikes, with ``return_current`` among the options also the current.
+        """
         options |= self.neuron_arguments()
         if self.probe is not None:
             options["probe"] = self.probe
-        if self.keeps_state:
-            spikes, self.v = kernel(x, *tensors, **options, v_init=self.v, return_v=True)
-        else:
-            spikes = kernel(x, *tensors, **options)
-        return spikes
+        if not self.keeps_state:
+            return kernel(x, *tensors, **options)
+        spikes, self.v, *current = kernel(x, *tensors, **options, v_init=self.v, return_v=True)
+        return (spikes, *current) if current else spikes
 
     def reset(self) -> None:
         """Forgets the membrane: the next call starts a new window."""

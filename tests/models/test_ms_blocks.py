@@ -1,0 +1,157 @@
+"""MS blocks: the last norm, the shortcut and the neuron that follows are one operation between two blocks."""
+
+import pytest
+import torch
+from torch import nn
+
+from spiketriton.gradients.probing import Prober
+from spiketriton.neurons import Norm, SpikingNeuron, one_by_one
+from tests.models.support import B, backward, build, images, lively
+
+NETS = [
+    {"name": "resnet8", "width": 4},
+    {"name": "resnet18", "stem": "imagenet", "width": 4},
+    {"name": "resnet50", "width": 2},
+    {"name": "net7b", "width": 4},  # a pool behind four of its seven blocks
+]
+every_net = pytest.mark.parametrize("options", NETS, ids=lambda o: o["name"])
+DTYPES = [torch.float32, torch.float64]
+
+
+def pair(dtype=torch.float64, **options) -> tuple[nn.Module, nn.Module]:
+    """A network and its like with norms and neurons called one by one, of the same weights."""
+    fused = lively(build(block="ms", **options).to(dtype))
+    apart = build(block="ms", **options, fused=False).to(dtype)
+    apart.load_state_dict(fused.state_dict())
+    return fused, apart
+
+
+def assert_same(fused, apart, x, tolerance=1e-6) -> None:
+    """Loss, currents, every gradient and every buffer of one training step; and then in eval mode."""
+    results = [backward(model, x) for model in (fused, apart)]
+    torch.testing.assert_close(*results, rtol=tolerance, atol=tolerance)
+    scales = [q.grad.abs().max().item() for q in apart.parameters()]
+    least = 1e-4 * max(
+        scales
+    )  # net7b's last blocks see one pixel, of which batch norm leaves little
+    assert sum(scale > 0 for scale in scales) > 0.6 * len(scales)
+    for (name, p), q, scale in zip(
+        fused.named_parameters(), apart.parameters(), scales, strict=True
+    ):
+        torch.testing.assert_close(
+            p.grad, q.grad, rtol=0, atol=tolerance * max(scale, least), msg=name
+        )
+    for (name, p), q in zip(fused.named_buffers(), apart.buffers(), strict=True):
+        torch.testing.assert_close(p, q, rtol=tolerance, atol=tolerance, msg=name)
+    with torch.no_grad():
+        together, one = fused.eval()(x), apart.eval()(x)
+    torch.testing.assert_close(together, one, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("reset", ["hard", "soft", "none"])
+@pytest.mark.parametrize("time_steps", [1, 3, 18])
+@every_net
+def test_one_operation_gives_what_norm_sum_and_neuron_give(options, time_steps, reset):
+    if time_steps == 18 and (options["name"] != "resnet8"):
+        pytest.skip("windows of more than one chunk: once is enough")
+    neuron = {"reset": reset, "detach_reset": reset == "none"}
+    fused, apart = pair(**options, time_steps=time_steps, neuron=neuron)
+    assert_same(fused, apart, images(batch=2).double())
+
+
+@pytest.mark.parametrize("norm", ["tdbn", "tebn"])
+def test_other_norms_too(norm):
+    assert_same(*pair(name="resnet18", width=4, norm=norm), images().double())
+
+
+def test_frames_too():
+    shown = torch.randn(4, B, 2, 16, 16, generator=torch.Generator().manual_seed(0)).double()
+    assert_same(*pair(name="resnet8", channels=2, width=4), shown)
+
+
+@pytest.mark.parametrize("options", NETS[:3], ids=lambda o: o["name"])
+def test_in_float32_no_spike_flips_in_a_net_this_small(options):
+    """Both round, in another order: the same spikes give the same sums to 1e-4."""
+    fused, apart = pair(torch.float32, **options)
+    assert_same(fused, apart, images(), 1e-3)
+
+
+@every_net
+def test_every_pair_of_blocks_is_joined(options, monkeypatch):
+    """And the last block with the neuron behind it; where a pool lies between them, nothing is."""
+    joins = []
+    original = SpikingNeuron.fused_norm
+
+    def spy(self, *args, return_current=False, **kwargs):
+        joins.extend([self] if return_current else [])
+        return original(self, *args, return_current=return_current, **kwargs)
+
+    monkeypatch.setattr(SpikingNeuron, "fused_norm", spy)
+    model = build(block="ms", **options)
+    blocks = [block for _, block in model.blocks()]
+    readers = [*(block.neuron1 for block in blocks[1:]), model.neuron_last]
+    model(images())
+    assert joins == readers[4 if options["name"] == "net7b" else 0 :]
+    joins.clear()
+    with one_by_one(model):
+        model(images())
+    build(block="ms", **options, fused=False)(images())
+    build(block="ms", **options, norm="none")(images())
+    # a learnable gain of the input would be part of the current
+    build(block="ms", **options, neuron={"kind": "plif", "decay_input": True})(images())
+    assert joins == []
+    build(block="ms", **options, neuron={"kind": "plif", "decay_input": False})(images())
+    assert len(joins) == (3 if options["name"] == "net7b" else len(readers))
+
+
+def test_hooks_see_every_layer_in_order():
+    """As evaluation, exports and the search for numbers that are not finite see them."""
+    model, seen = build(block="ms"), []
+    for name, module in model.named_modules():
+        if isinstance(module, Norm | SpikingNeuron):
+            module.register_forward_hook(lambda *_, name=name: seen.append(name))
+    with one_by_one(model):
+        model(images())
+    neurons = [name for name in seen if "neuron" in name]
+    assert neurons == [name for name, _ in model.spiking_layers()]
+    norms = 6 + 2  # of the blocks, of their shortcuts; the stem's takes another way
+    assert len(seen) == len(set(seen)) == len(neurons) + norms
+
+
+@pytest.mark.parametrize("rescaled", [False, True])
+def test_probes_measure_the_same(rescaled):
+    fused, apart = pair(torch.float32, name="resnet8", width=4)
+    batch = images(), torch.arange(B)
+    loss = lambda currents, labels: nn.functional.cross_entropy(currents.mean(0), labels)  # noqa: E731
+    found = [Prober(model, [batch], loss).measure(rescaled) for model in (fused, apart)]
+    assert found[0].names == found[1].names
+    for name in ("grad_spike", "grad_input", "firing", "outside"):
+        ours, theirs = (torch.as_tensor(getattr(one, name)) for one in found)
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-9)
+
+
+def test_a_window_may_be_streamed():
+    model = lively(build(block="ms", width=4, time_steps=5)).eval()
+    with torch.no_grad():
+        whole = model(images())
+        model.set_stateful()
+        parts = [model(images(), time_steps=steps) for steps in (2, 3)]
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("memory", ["standard", "packed"])
+def test_between_recomputed_blocks_currents_and_bits_are_kept(memory):
+    """Of each pair of blocks one tensor of currents and one of spikes, an eighth of a byte each."""
+    model = lively(build("resnet32", block="ms", checkpoint_blocks=True, memory=memory, width=8))
+    kept, hooks = {}, torch.autograd.graph.saved_tensors_hooks
+    model.on_save = lambda saved: kept.setdefault(saved.data_ptr(), saved)
+    with hooks(model.on_save, lambda saved: saved):
+        currents = model(images(batch=4))
+    currents.sum().backward()
+    blocks = len(model.blocks())
+    print([(tuple(v.shape), v.dtype) for v in kept.values()])
+    bits = [saved for saved in kept.values() if saved.dtype == torch.uint8]
+    assert len(bits) >= blocks - 1
+    whole = [s for s in kept.values() if s.ndim == 5 and s.is_floating_point()]
+    # one for each block; the last join keeps its own: packed, only norm and sum of it are whole
+    assert len(whole) <= blocks + 2
