@@ -29,6 +29,7 @@ from spiketriton.data.splits import Photo
 from spiketriton.data.transforms import (
     ERASING_PROBABILITY,
     ArrayTransform,
+    Augmentation,
     PhotoTransform,
     crop_and_flip,
     seeded_each,
@@ -126,10 +127,11 @@ class OnOneCore(Case):
     def contenders(self, options: Options) -> list[Contender]:
         kind, augment, count = self.spec["images_of"], self.spec["augment"], self.count
 
+        asked = Augmentation(augment, erasing=ERASING_PROBABILITY if augment == "strong" else 0.0)
         if kind == "CIFAR":
-            transform: Any = ArrayTransform(32, *STATISTICS, augment, "crop")
+            transform: Any = ArrayTransform(32, *STATISTICS, asked, "crop")
         else:
-            transform = PhotoTransform(224, *STATISTICS, augment)
+            transform = PhotoTransform(224, *STATISTICS, asked)
         ways = {
             OURS: transform.load,
             f"{OURS}, finished on the CPU": transform,

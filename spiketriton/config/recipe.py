@@ -75,7 +75,7 @@ class PartOptions(Table):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AugmentationConfig(Table):
-    """How recordings of event cameras are changed in training; `auto`: as data.augment says."""
+    """How training images and recordings of event cameras are changed; `auto`: as data.augment says."""
 
     path: ClassVar[str] = "data.augmentation"
 
@@ -90,7 +90,20 @@ class AugmentationConfig(Table):
         "auto", "move rows by up to this share of their distance from the middle", Range(0, 2)
     )
     cutout: int | Literal["auto"] = key(
-        "auto", "side in pixels of a square that is left without events", Range(0, 65_536)
+        "auto",
+        "side in pixels of a square without events, or of the mean colour in images, where `auto` is 0",
+        Range(0, 65_536),
+    )
+    erasing: float | Literal["auto"] = key(
+        "auto",
+        "probability of random erasing in images: a box of any size, shape and place in the mean colour; "
+        "`auto`: 0.25 if data.augment is `strong`, else 0",
+        Range(0, 1),
+    )
+    crop_scale: tuple[float, ...] = key(
+        (0.35, 1.0),
+        "least and largest share of a photograph's area that a random crop takes",
+        Range(0, 1, open="low"),
     )
     drop: float = key(0.0, "leave out up to this share of the events, each by chance", SHARE)
     delete: int = key(
@@ -623,7 +636,7 @@ class Spec:
                 good = parts.find(kind, value) is not None
         elif self.items is not None:
             good = isinstance(value, list | tuple) and all(map(self._is_item, value))
-            value = tuple(value) if good else value
+            value = tuple(map(self.items, value)) if good else value
         elif self.base in (int, float):
             # not isinstance: to Python, a boolean is an integer
             numeric = type(value) is int or (self.base is float and type(value) is float)

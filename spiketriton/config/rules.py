@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args
 
-from spiketriton.config.parts import PARTS
+from spiketriton.config.parts import PARTS, names
 from spiketriton.config.words import shown
 
 ResNet = Literal["resnet18", "resnet34", "resnet50", "resnet101"]  # either stem
@@ -24,6 +24,8 @@ Events = Literal[
     "dvs_gesture", "cifar10_dvs", "n_mnist", "n_caltech101", "eventfolder", "digits_dvs"
 ]
 
+PHOTOGRAPHS = ("imagenette", "imagefolder")  # of any size, so that crops of them are resized
+
 SPLITS_OF = {
     "dvs_gesture": ("official",),
     "cifar10_dvs": ("first100", "random90"),
@@ -38,7 +40,7 @@ EVENT_KEYS = [
     *(f"data.{name}" for name in ("split", "bins", "count", "cache")),
     *(
         f"data.augmentation.{name}"
-        for name in ("flip", "roll", "rotate", "shear", "cutout", "drop", "delete")
+        for name in ("flip", "roll", "rotate", "shear", "drop", "delete")
     ),
 ]
 
@@ -54,6 +56,9 @@ def idle(values: Mapping[str, Any]) -> dict[str, str]:
         (["data.variant"], "data.name", ("imagenette",)),
         (["data.classes"], "data.name", ("synthetic",)),
         (EVENT_KEYS, "data.name", get_args(Events)),
+        (["data.augmentation.erasing"], "data.name", (*get_args(Images), *names("data"))),
+        (["data.augmentation.crop_scale"], "data.name", (*PHOTOGRAPHS, *names("data"))),
+        (["data.augmentation.crop_scale"], "data.augment", ("standard", "strong")),
         (["data.sensor"], "data.name", ("eventfolder",)),
         (["data.format"], "data.name", ("eventfolder", "digits_dvs")),
         (["model.stem"], "model.name", get_args(ResNet)),
@@ -112,6 +117,12 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[str]:
                 f"{dotted} = {values[dotted]} makes labels of several classes, which loss.kind = "
                 f"{shown(values['loss.kind'])} of a plugin does not take; accepted with it: {accepted}"
             )
+    scale = values["data.augmentation.crop_scale"]
+    if len(scale) != 2 or scale[0] > scale[1]:
+        yield (
+            f"data.augmentation.crop_scale = {shown(scale)}: accepted: two shares of the area, the "
+            "larger one last"
+        )
     stones = values["train.milestones"]
     if list(stones) != sorted(set(stones)):
         yield f"train.milestones = {shown(stones)}: accepted: shares that rise, each once"

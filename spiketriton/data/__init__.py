@@ -13,6 +13,7 @@ import torch
 
 from spiketriton.config import DataConfig, Recipe, TrainConfig
 from spiketriton.config.recipe import chosen_part
+from spiketriton.config.words import shown
 from spiketriton.data.draws import mix
 from spiketriton.data.events.moves import EventTransform, GivenFrames, Moves
 from spiketriton.data.events.source import event_source
@@ -21,7 +22,12 @@ from spiketriton.data.mixing import Mixing
 from spiketriton.data.sources import SOURCES, Source
 from spiketriton.data.splits import FileSplit, Split
 from spiketriton.data.stream import Batches, Loading, TestSet, TrainStream, auto_workers, subset
-from spiketriton.data.transforms import ArrayTransform, PhotoTransform
+from spiketriton.data.transforms import (
+    NO_AUGMENTATION,
+    ArrayTransform,
+    Augmentation,
+    PhotoTransform,
+)
 from spiketriton.errors import UserError
 
 __all__ = ["Data", "Facts", "TestSet", "TrainStream", "build_data", "given_images"]
@@ -89,8 +95,9 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
     held_out = _held_out(config, source)
     training = subset(np.flatnonzero(~held_out), config.train_images)
     _check_counts(recipe, source, int((~held_out).sum()))
+    _refuse_idle(config, source)
     facts = _facts(recipe, source, training)
-    transform, frames = _transform(facts, config.augment), 0
+    transform, frames = _transform(facts, Augmentation.of(config)), 0
     if source.move == "events":
         moves = Moves.of(config, facts.image_size, mirrors=source.mirrors)
         transform, frames = EventTransform(config.count, moves), facts.frames - moves.delete
@@ -159,7 +166,7 @@ def given_images(images: Any, facts: Facts, batch_size: int) -> TestSet:
     """Images of one's own as batches, prepared as the test images of `facts` are; see `GivenSplit`."""
     split = GivenFrames(images, facts) if facts.frames else GivenSplit(images, facts)
     return TestSet(
-        dataset=Batches(split, _transform(facts, "none")),
+        dataset=Batches(split, _transform(facts, NO_AUGMENTATION)),
         members=np.arange(len(split)),
         batch_size=batch_size,
         rank=0,
@@ -208,12 +215,27 @@ def _facts(recipe: Recipe, source: Source, training: np.ndarray) -> Facts:
     )
 
 
-def _transform(facts: Facts, augment: str) -> PhotoTransform | ArrayTransform | EventTransform:
+def _transform(
+    facts: Facts, augmentation: Augmentation
+) -> PhotoTransform | ArrayTransform | EventTransform:
     if facts.frames:
         return EventTransform(facts.count, Moves())
-    if facts.move == "photo":
-        return PhotoTransform(facts.image_size, facts.mean, facts.std, augment)
-    return ArrayTransform(facts.image_size, facts.mean, facts.std, augment, facts.move)
+    given = facts.image_size, facts.mean, facts.std, augmentation
+    return PhotoTransform(*given) if facts.move == "photo" else ArrayTransform(*given, facts.move)
+
+
+def _refuse_idle(config: DataConfig, source: Source) -> None:
+    """Refuses keys without effect on the images of a plugin, whose kind no rule of recipes knows."""
+    keys = config.augmentation
+    idle = {
+        "crop_scale": source.move != "photo" and keys.crop_scale != NO_AUGMENTATION.crop_scale,
+        "erasing": source.move == "events" and keys.erasing != "auto",
+    }
+    for name in (name for name, useless in idle.items() if useless):
+        raise UserError(
+            f"data.augmentation.{name} = {shown(getattr(keys, name))} has no effect on the data of "
+            f'data.name = "{config.name}", whose move is "{source.move}"; leave it out'
+        )
 
 
 def _micro_batches(train: TrainConfig, world_size: int) -> int:

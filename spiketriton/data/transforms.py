@@ -10,6 +10,7 @@ augmentation thus depends on its key alone, not on its neighbours, the worker or
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, Protocol, TypeAlias, TypeVar
 
@@ -21,15 +22,17 @@ from torch.nn.functional import grid_sample, pad
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from spiketriton.config import DataConfig
 from spiketriton.data import trivial_augment
-from spiketriton.data.draws import on_device, torch_words, uniforms, unit
+from spiketriton.data.draws import mix, on_device, torch_words, uniforms, unit
 from spiketriton.data.splits import DecodedPhoto, Photo
 
 Draws: TypeAlias = Mapping[str, np.ndarray]
 """What was drawn for each image of a batch, by name; it stays on the host. Empty for test images."""
 
-ERASING_PROBABILITY = 0.25
+ERASING_PROBABILITY = 0.25  # of "strong"
 
+_CUTOUT = 6  # keeps these draws of a key apart from all others
 _ERASING = v2.RandomErasing(ERASING_PROBABILITY)
 _ERASING_TRIES = 10
 _ERASING_WORDS = 1 + 2 * _ERASING_TRIES + 2
@@ -51,11 +54,57 @@ class Transform(Protocol[Raw]):
         ...
 
 
-class _Normalised:
-    """The last half of every transform of images: floats, normalised, with a box erased."""
+@dataclass(frozen=True)
+class Augmentation:
+    """How training images are changed.
 
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    preset: "none", "standard" or "strong", see the transforms.
+    crop_scale: least and largest share of a photograph's area that a crop takes.
+    erasing: probability of RandomErasing (Zhong et al. 2017, arXiv 1708.04896).
+    cutout: side of Cutout's square (DeVries and Taylor 2017, arXiv 1708.04552); 0: none.
+    """
+
+    preset: str
+    crop_scale: tuple[float, ...] = (0.35, 1.0)
+    erasing: float = 0.0
+    cutout: int = 0
+
+    @classmethod
+    def of(cls, config: DataConfig) -> "Augmentation":
+        """What a recipe asks for; of the presets, "strong" alone erases."""
+        keys, strong = config.augmentation, config.augment == "strong"
+        usual = ERASING_PROBABILITY if strong else 0.0
+        return cls(
+            config.augment,
+            keys.crop_scale,
+            usual if keys.erasing == "auto" else keys.erasing,
+            0 if keys.cutout == "auto" else keys.cutout,
+        )
+
+
+NO_AUGMENTATION = Augmentation("none")
+
+
+class _Transform:
+    """What all transforms of images share: floats, normalised, with boxes erased.
+
+    Args:
+        size: height and width of what the network sees.
+        mean: of each channel, of pixels in 0..1.
+        std: of each channel.
+        augmentation: of training images.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        augmentation: Augmentation,
+    ) -> None:
+        self.size = size
         self.mean, self.std = mean, std
+        self.augmentation = augmentation
 
     def __call__(self, images: Any, keys: np.ndarray | None) -> Tensor:
         return self.finish(*self.load(images, keys))
@@ -66,36 +115,45 @@ class _Normalised:
     def finish(self, images: Tensor, draws: Draws) -> Tensor:
         """images: uint8, or floats in 0..1."""
         images = normalise(images, self.mean, self.std)
-        return erase(images, draws["erase"]) if "erase" in draws else images
+        for name in ("erase", "cut"):
+            if name in draws:
+                images = erase(images, draws[name])
+        return images
 
 
-class PhotoTransform(_Normalised):
+class PhotoTransform(_Transform):
     """Photographs of any size. Training: a random crop, mirrored in half of the images.
 
-    standard: RandomResizedCrop (35 to 100 % of the area) and flip; strong: also TrivialAugmentWide
-    (arXiv 2103.10158) and RandomErasing (arXiv 1708.04896). none and test: the shorter side is
-    resized to size * 256/224 and the centre cropped.
+    standard: RandomResizedCrop (`crop_scale` of the area) and flip; strong: also TrivialAugmentWide
+    (arXiv 2103.10158) and RandomErasing. none and test: the shorter side is resized to size * 256/224
+    and the centre cropped.
 
     What is to be cut out is known before a file is decoded, so a JPEG is decoded at a half, a
     quarter or an eighth of its size where the cut still has at least `size` pixels each way.
     """
 
     def __init__(
-        self, size: int, mean: tuple[float, ...], std: tuple[float, ...], augment: str
+        self,
+        size: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        augmentation: Augmentation,
     ) -> None:
-        super().__init__(mean, std)
-        self.size = size
-        self.augment = augment
-        self.crop = v2.RandomResizedCrop(size, scale=(0.35, 1.0))
+        super().__init__(size, mean, std, augmentation)
+        self.crop = v2.RandomResizedCrop(size, scale=augmentation.crop_scale)
         self.colours = v2.TrivialAugmentWide()
 
     def load(
         self, images: Iterable[Photo | DecodedPhoto], keys: np.ndarray | None
     ) -> tuple[Tensor, Draws]:
-        if keys is None or self.augment == "none":
+        if keys is None:
             return torch.stack([self._centre(photo) for photo in images]), {}
         loaded, boxes = zip(*seeded_each(self._random, images, keys), strict=True)
-        draws = {"erase": np.array(boxes)} if self.augment == "strong" else {}
+        draws: dict[str, np.ndarray] = {}
+        if self.augmentation.erasing:
+            draws["erase"] = np.array(boxes)
+        if self.augmentation.cutout:
+            draws["cut"] = squares(keys, self.size, self.augmentation.cutout)
         return torch.stack(loaded), draws
 
     def _centre(self, photo: Photo | DecodedPhoto) -> Tensor:
@@ -105,10 +163,17 @@ class PhotoTransform(_Normalised):
         return F.center_crop(F.resize(_tensor(image), [shorter], antialias=True), [size, size])
 
     def _random(self, photo: Photo | DecodedPhoto) -> tuple[Tensor, tuple[int, int, int, int]]:
-        """A training crop, uint8 [3, S, S], and the box to be erased from it.
+        """A training image, uint8 [3, S, S], and the box to be erased from it.
 
         Drawn from torch's global generator, in torchvision's order.
         """
+        pixels = self._centre(photo) if self.augmentation.preset == "none" else self._crop(photo)
+        if self.augmentation.preset == "strong":
+            pixels = _tensor(self.colours(Image.fromarray(pixels.permute(1, 2, 0).numpy())))
+        return pixels, self._box(pixels) if self.augmentation.erasing else _NO_BOX
+
+    def _crop(self, photo: Photo | DecodedPhoto) -> Tensor:
+        """A random crop, mirrored or not: uint8 [3, S, S]."""
         size, (width, height) = self.size, photo.size
         window = self.crop.make_params([torch.empty((1, height, width), device="meta")])
         mirrored = torch.rand(1) < 0.5
@@ -118,15 +183,10 @@ class PhotoTransform(_Normalised):
         box = (left * across, top * down, (left + wide) * across, (top + high) * down)
         cut = image.crop(tuple(round(edge) for edge in box))
         pixels = F.resize(_tensor(cut), [size, size], antialias=True)
-        if mirrored:
-            pixels = pixels.flip(-1)
-        if self.augment == "standard":
-            return pixels, _NO_BOX
-        coloured = self.colours(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
-        return _tensor(coloured), self._box(pixels)
+        return pixels.flip(-1) if mirrored else pixels
 
     def _box(self, pixels: Tensor) -> tuple[int, int, int, int]:
-        if torch.rand(1) >= ERASING_PROBABILITY:
+        if torch.rand(1) >= self.augmentation.erasing:
             return _NO_BOX
         drawn = _ERASING.make_params([pixels])
         if drawn["v"] is None:
@@ -134,7 +194,7 @@ class PhotoTransform(_Normalised):
         return drawn["i"], drawn["j"], drawn["h"], drawn["w"]
 
 
-class ArrayTransform(_Normalised):
+class ArrayTransform(_Transform):
     """Small images in memory, uint8 [b, C, H, W]: resized and moved as a batch, for speed.
 
     `move` is "crop" (objects: a window of the image padded by an eighth, mirrored in half of them) or
@@ -144,31 +204,38 @@ class ArrayTransform(_Normalised):
     """
 
     def __init__(
-        self, size: int, mean: tuple[float, ...], std: tuple[float, ...], augment: str, move: str
+        self,
+        size: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        augmentation: Augmentation,
+        move: str,
     ) -> None:
-        super().__init__(mean, std)
-        self.size = size
-        self.augment = augment
+        super().__init__(size, mean, std, augmentation)
         self.move = move
         self.padding = max(1, round(size / 8))
 
     def load(self, images: Tensor, keys: np.ndarray | None) -> tuple[Tensor, Draws]:
         if images.shape[-2:] != (self.size, self.size):
             images = F.resize(images, [self.size, self.size], antialias=True)
-        if keys is None or self.augment == "none":
-            return images, {}
-        strong = self.augment == "strong"
         draws: dict[str, np.ndarray] = {}
-        used = np.zeros(len(keys), dtype=np.int64)
-        words = torch_words(keys, trivial_augment.WORDS + _ERASING_WORDS) if strong else None
-        if self.move == "crop":
+        if keys is None:
+            return images, draws
+        asked, crops = self.augmentation, self.move == "crop"
+        moves, strong = asked.preset != "none", asked.preset == "strong"
+        if moves and crops:
             draws["window"] = windows(keys, self.padding)
-            if words is not None:
-                draws["operation"], draws["row"], used = trivial_augment.draw(words)
-        else:
+        elif moves:
             draws["map"] = small_maps(keys, reach=2.0 if strong else 1.0)
-        if words is not None:
-            draws["erase"] = erased_boxes(words, used, self.size, self.size)
+        if (strong and crops) or asked.erasing:
+            words = torch_words(keys, trivial_augment.WORDS + _ERASING_WORDS)
+            used = np.zeros(len(keys), dtype=np.int64)
+            if strong and crops:
+                draws["operation"], draws["row"], used = trivial_augment.draw(words)
+            if asked.erasing:
+                draws["erase"] = erased_boxes(words, used, self.size, self.size, asked.erasing)
+        if asked.cutout:
+            draws["cut"] = squares(keys, self.size, asked.cutout)
         return images, draws
 
     def finish(self, images: Tensor, draws: Draws) -> Tensor:
@@ -271,7 +338,22 @@ def affine(images: Tensor, maps: np.ndarray) -> Tensor:
     return grid_sample(images.float() * (1.0 / 255), grid, mode="bilinear", align_corners=False)
 
 
-def erased_boxes(words: np.ndarray, used: np.ndarray, height: int, width: int) -> np.ndarray:
+def squares(keys: np.ndarray, size: int, side: int) -> np.ndarray:
+    """Cutout's squares, about any pixel of each image: top, left, height, width, int64 [b, 4].
+
+    They may reach over its borders.
+    """
+    middles = (uniforms(mix(keys, _CUTOUT), 2) * size).astype(np.int64)
+    return np.concatenate([middles - side // 2, np.full((len(keys), 2), side)], 1)
+
+
+def erased_boxes(
+    words: np.ndarray,
+    used: np.ndarray,
+    height: int,
+    width: int,
+    probability: float,
+) -> np.ndarray:
     """The boxes that torchvision's RandomErasing draws: top, left, height, width, int64 [b, 4].
 
     words: uint32 [b, n] of torch's generator (`torch_words`), the first `used` [b] of which are
@@ -284,7 +366,7 @@ def erased_boxes(words: np.ndarray, used: np.ndarray, height: int, width: int) -
         return unit(words[each, at]) * (most - least) + least
 
     boxes = np.zeros((len(words), 4), dtype=np.int64)
-    wanted = unit(words[each, used]) < np.float32(ERASING_PROBABILITY)
+    wanted = unit(words[each, used]) < np.float32(probability)
     low, high = torch.log(torch.tensor(_ERASING.ratio)).tolist()
     at = used + 1
     for _ in range(_ERASING_TRIES):

@@ -115,6 +115,32 @@ BAD_COMBINATIONS = {
         GOOD + "[data.augmentation]\nroll = 1",
         ["data.augmentation.roll", '"digits"'],
     ),
+    "erasing in recordings": (
+        with_data("augmentation.erasing = 0.1"),
+        ["data.augmentation.erasing = 0.1", '"n_mnist"'],
+    ),
+    "crops of small images": (
+        GOOD + "[data.augmentation]\ncrop_scale = [0.08, 1]",
+        ["data.augmentation.crop_scale = [0.08, 1.0] has no effect", '"digits"'],
+    ),
+    "crops without augmentation": (
+        with_data('augment = "none"\naugmentation.crop_scale = [0.08, 1]', name="imagefolder"),
+        ["data.augmentation.crop_scale", 'data.augment is "none"'],
+    ),
+    "crops that shrink": (
+        with_data("augmentation.crop_scale = [0.9, 0.5]", name="imagefolder"),
+        ["data.augmentation.crop_scale = [0.9, 0.5]", "two shares", "the larger one last"],
+    ),
+    "one share of a crop": (
+        with_data("augmentation.crop_scale = [0.9]", name="imagefolder"),
+        ["data.augmentation.crop_scale = [0.9]", "two shares"],
+    ),
+    "crops of nothing": (
+        with_data("augmentation.crop_scale = [0, 1]", name="imagefolder"),
+        ["data.augmentation.crop_scale", "numbers above 0, at most 1"],
+    ),
+    "a negative alpha": (GOOD + "[train]\nmixup = -1", ["train.mixup = -1", "from 0 to 1000"]),
+    "an alpha in words": (GOOD + '[train]\ncutmix = "yes"', ['train.cutmix = "yes"', "a number"]),
     "a seed without a random split": (
         with_data("split_seed = 1"),
         ["data.split_seed = 1", 'data.split is "official"'],
@@ -210,6 +236,7 @@ def test_the_ann_twin_of_any_recipe_is_one_word_away(norm, memory):
         ["model.residual_gain=0", "model.residual_bias=0.25"],
         ["model.residual_gain=0.2", "model.block=ms"],
         ["model.name=mlp", "model.start=identity"],
+        ["data.augmentation.cutout=3", "data.augmentation.erasing=0.5", "train.mixup=0.2"],
         ["data.name=n_mnist", "data.bins=time", "data.augmentation.delete=3"],
         ["data.name=eventfolder", "data.sensor=346x260", "data.split=random90"],
         ["data.name=cifar10_dvs", "data.split=random90", "data.split_seed=7"],
@@ -229,7 +256,7 @@ def test_each_idle_key_comes_with_its_reason():
     reasons = idle(values_of(mine()))
     assert reasons["train.momentum"] == 'train.optimizer is "adamw"'
     assert sorted(reasons) == [
-        "data.augmentation.cutout",
+        "data.augmentation.crop_scale",
         "data.augmentation.delete",
         "data.augmentation.drop",
         "data.augmentation.flip",

@@ -1,5 +1,7 @@
 """Augmentation: what it does to the pixels, and that an image's key alone decides it."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from spiketriton.data.draws import mix, torch_words, uniforms
 from spiketriton.data.splits import Photo
 from spiketriton.data.transforms import (
     ArrayTransform,
+    Augmentation,
     PhotoTransform,
     affine,
     crop_and_flip,
@@ -18,6 +21,7 @@ from spiketriton.data.transforms import (
     normalise,
     seeded_each,
     small_maps,
+    squares,
     windows,
 )
 from tests.small_data import noise_image
@@ -34,6 +38,11 @@ class Opened:
     def decode(self, *, reduce=1):
         self.reduced.append(reduce)
         return self.image
+
+
+def asked(preset: str) -> Augmentation:
+    """A preset as it is."""
+    return Augmentation(preset, erasing=0.25 if preset == "strong" else 0.0)
 
 
 def keys_of(count: int) -> np.ndarray:
@@ -74,7 +83,7 @@ def test_affine_moves_a_little_and_keeps_the_identity_between():
 
 
 def arrays(move: str, augment: str, size: int, channels: int = 3) -> ArrayTransform:
-    return ArrayTransform(size, (0.5,) * channels, (0.25,) * channels, augment, move)
+    return ArrayTransform(size, (0.5,) * channels, (0.25,) * channels, asked(augment), move)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -141,7 +150,7 @@ def test_characters_are_never_mirrored():
 @pytest.mark.parametrize("augment", ["none", "standard", "strong"])
 @pytest.mark.parametrize("size", [(64, 48), (31, 90), (300, 20), (1, 1)])
 def test_photographs_of_any_size(size, augment):
-    transform = PhotoTransform(24, (0.5,) * 3, (0.25,) * 3, augment)
+    transform = PhotoTransform(24, (0.5,) * 3, (0.25,) * 3, asked(augment))
     photo = Opened(noise_image(np.random.default_rng(0), "RGB", size))
     keys = keys_of(6)
     batch = transform([photo] * 6, keys)
@@ -160,7 +169,7 @@ def test_the_centre_of_a_photograph_is_tested():
     """The shorter side becomes 256/224 of the size, then the centre is cut out."""
     photo = noise_image(np.random.default_rng(0), "L", (512, 256)).convert("RGB")
     cut = photo.crop((144, 16, 368, 240))
-    transform = PhotoTransform(224, (0.0,) * 3, (1.0,) * 3, "standard")
+    transform = PhotoTransform(224, (0.0,) * 3, (1.0,) * 3, asked("standard"))
     expected = torch.from_numpy(np.array(cut)).permute(2, 0, 1) / 255
     torch.testing.assert_close(transform([Opened(photo)], None)[0], expected)
 
@@ -185,7 +194,7 @@ def test_a_batch_equals_torchvision_image_by_image(move, augment, channels):
     expected = torch.stack(
         seeded_each(strong, moved, keys) if augment == "strong" else [ready(one) for one in moved]
     )
-    transform = ArrayTransform(size, *statistics, augment, move)
+    transform = ArrayTransform(size, *statistics, asked(augment), move)
     assert torch.equal(transform(images, keys), expected)
 
 
@@ -218,7 +227,7 @@ def test_words_are_those_of_torchs_generator():
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (9, 40), (1, 1)])
 def test_boxes_are_those_of_random_erasing(height, width):
     keys, pixels = keys_of(2000), torch.ones(3, height, width)
-    boxes = erased_boxes(torch_words(keys, 23), np.zeros(2000, np.int64), height, width)
+    boxes = erased_boxes(torch_words(keys, 23), np.zeros(2000, np.int64), height, width, 0.25)
     erasing = v2.RandomErasing(0.25)
     for box, image in zip(boxes, seeded_each(erasing, [pixels] * 2000, keys), strict=True):
         top, left, high, wide = box
@@ -231,7 +240,8 @@ def test_boxes_are_those_of_random_erasing(height, width):
 @pytest.mark.parametrize("move", ["crop", "affine"])
 def test_finishing_reads_nothing_back_from_the_device(move):
     """Tensors of the meta device have no values, so whatever depends on one fails."""
-    transform = arrays(move, "strong", 12)
+    more = Augmentation("strong", erasing=0.5, cutout=4)
+    transform = ArrayTransform(12, ZERO, ONE, more, move)
     images, draws = transform.load(noise(400), keys_of(400))
     assert transform.finish(images.to("meta"), draws).shape == (400, 3, 12, 12)
 
@@ -261,7 +271,7 @@ def test_a_photograph_is_cut_and_coloured_as_torchvision_does(augment):
     strong = [v2.TrivialAugmentWide(), *ready, v2.RandomErasing(0.25)]
     whole = v2.Compose([*crop, *(strong if augment == "strong" else ready)])
     expected = torch.stack(seeded_each(whole, [photo] * 60, keys))
-    got = PhotoTransform(size, *statistics, augment)([Opened(photo)] * 60, keys)
+    got = PhotoTransform(size, *statistics, asked(augment))([Opened(photo)] * 60, keys)
     assert torch.equal(got, expected)
 
 
@@ -275,7 +285,7 @@ def test_a_crop_of_a_photograph_is_torchvisions_within_a_level():
         ]
     )
     expected = torch.stack(seeded_each(crop, [photo] * 40, keys)).int()
-    transform = PhotoTransform(size, (0.0,) * 3, (1.0,) * 3, "standard")
+    transform = PhotoTransform(size, (0.0,) * 3, (1.0,) * 3, asked("standard"))
     got, draws = transform.load([Opened(photo)] * 40, keys)
     assert draws == {}
     assert int((got - expected).abs().max()) <= 1
@@ -287,12 +297,12 @@ def test_a_crop_of_a_photograph_is_torchvisions_within_a_level():
 )
 def test_a_test_photograph_is_reduced_to_no_less_than_it_needs(size, reduced):
     photo = Opened(Image.new("RGB", size))
-    PhotoTransform(224, (0.5,) * 3, (0.5,) * 3, "standard").load([photo], None)
+    PhotoTransform(224, (0.5,) * 3, (0.5,) * 3, asked("standard")).load([photo], None)
     assert photo.reduced == [reduced]
 
 
 def test_a_random_crop_is_reduced_to_no_less_than_it_needs():
-    transform, keys = PhotoTransform(24, (0.5,) * 3, (0.5,) * 3, "standard"), keys_of(60)
+    transform, keys = PhotoTransform(24, (0.5,) * 3, (0.5,) * 3, asked("standard")), keys_of(60)
     for key in keys:
         photo = Opened(Image.new("RGB", (200, 150)))
         transform.load([photo], np.array([key]))
@@ -309,7 +319,7 @@ def test_a_reduced_photograph_shows_the_same(tmp_path):
     Image.fromarray((127 + 120 * waves).astype(np.uint8)).save(tmp_path / "w.jpg", quality=95)
     path, transform, keys = (
         tmp_path / "w.jpg",
-        PhotoTransform(32, ZERO, ONE, "standard"),
+        PhotoTransform(32, ZERO, ONE, asked("standard")),
         keys_of(12),
     )
     assert [Photo(path, "x").decode(reduce=by).size for by in (1, 2, 8)] == [
@@ -324,3 +334,76 @@ def test_a_reduced_photograph_shows_the_same(tmp_path):
         full = transform([whole] * len(keys), chosen)
         assert max(whole.reduced[-len(keys) :]) >= 4
         assert 0 < (reduced - full).abs().mean() < 0.02  # a crop's edges are whole pixels
+
+
+@pytest.mark.parametrize("preset", ["none", "standard", "strong"])
+@pytest.mark.parametrize("kind", ["crop", "affine", "photo"])
+def test_erasing_on_its_own_is_random_erasing(kind, preset):
+    """With its own probability, beside any preset; without it, the same images stay whole."""
+    keys, count, size = keys_of(200), 200, 14
+    if kind == "photo":
+        images = [Opened(noise_image(np.random.default_rng(0), "RGB", (30, 20)))] * count
+        make = PhotoTransform
+    else:
+        images = noise(count, size=size)
+        make = partial(ArrayTransform, move=kind)
+    statistics = size, (0.5,) * 3, (0.25,) * 3
+    erased = make(*statistics, Augmentation(preset, erasing=0.6))(images, keys)
+    whole = make(*statistics, Augmentation(preset))(images, keys)
+    boxes = [(one != other).any(0).nonzero() for one, other in zip(erased, whole, strict=True)]
+    hit = [box for box in boxes if len(box)]
+    assert len(hit) / count == pytest.approx(0.6, abs=0.1)
+    for box in hit:
+        (top, left), (bottom, right) = box.min(0).values, box.max(0).values
+        share = float((bottom - top + 1) * (right - left + 1)) / size**2
+        assert 0.01 < share < 0.4  # of 0.02 to 1/3, rounded
+    if preset == "none" and kind != "photo":
+        ready = v2.Compose(
+            [v2.ToDtype(torch.float32, scale=True), v2.Normalize(*statistics[1:])]
+            + [v2.RandomErasing(0.6)]
+        )
+        assert torch.equal(erased, torch.stack(seeded_each(ready, images, keys)))
+
+
+def test_a_square_of_cutout_is_about_any_pixel():
+    """DeVries and Taylor's: it may reach over the border, where less is cut out."""
+    keys, size, side = keys_of(2000), 12, 4
+    images = noise(2000)
+    statistics = size, (0.5,) * 3, (0.25,) * 3
+    cut = ArrayTransform(*statistics, Augmentation("none", cutout=side), "crop")(images, keys)
+    whole = ArrayTransform(*statistics, Augmentation("none"), "crop")(images, keys)
+    middles = squares(keys, size, side)[:, :2] + side // 2
+    assert set(middles.flatten()) == set(range(size))
+    for one, other, (down, across) in zip(cut, whole, middles, strict=True):
+        rows = slice(max(0, down - 2), down + 2)
+        columns = slice(max(0, across - 2), across + 2)
+        expected = other.clone()
+        expected[:, rows, columns] = 0
+        assert torch.equal(one, expected)
+
+
+def test_erasing_and_cutout_change_no_test_image():
+    more = Augmentation("strong", erasing=1.0, cutout=6)
+    images, photo = noise(5), Opened(Image.new("RGB", (30, 20), (200, 90, 30)))
+    statistics = 12, (0.5,) * 3, (0.25,) * 3
+    for make, given in (
+        (PhotoTransform, [photo] * 5),
+        (partial(ArrayTransform, move="crop"), images),
+    ):
+        assert torch.equal(
+            make(*statistics, more)(given, None),
+            make(*statistics, Augmentation("none"))(given, None),
+        )
+
+
+@pytest.mark.parametrize("scale", [(0.08, 1.0), (0.5, 0.5)])
+def test_a_crop_takes_the_share_that_is_asked_for(scale):
+    photo, keys, size = Image.new("RGB", (90, 60), (200, 90, 30)), keys_of(60), 24
+    transform = PhotoTransform(size, ZERO, ONE, Augmentation("standard", crop_scale=scale))
+    ours = seeded_each(transform.crop.make_params, [[photo]] * 60, keys)
+    theirs = seeded_each(v2.RandomResizedCrop(size, scale=scale).make_params, [[photo]] * 60, keys)
+    assert ours == theirs
+    shares = [one["height"] * one["width"] / 5400 for one in ours]
+    assert min(shares) == pytest.approx(scale[0], abs=0.1)
+    if scale[0] == scale[1]:
+        assert max(shares) == pytest.approx(scale[1], abs=0.02)

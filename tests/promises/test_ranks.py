@@ -48,7 +48,11 @@ SAME = {
     "unfused": ["model.fused=false", "train.optimizer=sgd", "neuron.kind=plif"],
     "ms": ["model.block=ms", "model.norm=tebn", "loss.kind=tet", "model.memory=packed"],
     "twin": ["neuron.kind=relu", "train.optimizer=sgd"],
-    "mixed": [*MLP, "train.mixup=0.2", "train.cutmix=1", "loss.kind=tet", "train.accumulate=2"],
+    "mixed": [
+        *("data.augmentation.cutout=3", "data.augmentation.erasing=0.3"),
+        *MLP,
+        *("train.mixup=0.2", "train.cutmix=1", "train.accumulate=2", "loss.kind=tet"),
+    ],
     # without spikes: a membrane within rounding of the threshold would make two runs differ
     "averaged": [
         *MLP,

@@ -55,7 +55,10 @@ KINDS = {
     "plif": ["neuron.kind=plif", "model.norm=tebn", "loss.kind=tet", "train.log_every=5"],
     "held out": ["data.validation=0.1", "data.sampler=balanced", "loss.class_weights=balanced"],
     "ema": ["train.ema=0.9", "train.schedule=step", "train.freeze=conv1", "train.decay_norms=true"],
-    "mixed": ["train.mixup=0.2", "train.cutmix=1", "train.accumulate=2", "loss.kind=tet"],
+    "mixed": [
+        *("data.augmentation.cutout=3", "data.augmentation.erasing=0.3"),
+        *("train.mixup=0.2", "train.cutmix=1", "train.accumulate=2", "loss.kind=tet"),
+    ],
     "fp16": ["train.precision=fp16", "monitor.every=3"],
 }
 
