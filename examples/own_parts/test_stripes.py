@@ -34,7 +34,3 @@ def test_its_keys_are_checked(folder):
         spiketriton.train("stripes.toml", **{"model.two_layers.hiden": 4})
     with pytest.raises(UserError, match=r"hidden = 0: accepted: an integer from 1 to 4096"):
         spiketriton.train("stripes.toml", **{"model.two_layers.hidden": 0})
-    with pytest.raises(
-        UserError, match=r'crop_scale = .* has no effect .*"stripes", whose'
-    ):
-        spiketriton.train("stripes.toml", **{"data.augmentation.crop_scale": [0.1, 1]})

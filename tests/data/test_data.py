@@ -1,9 +1,12 @@
 """build_data: what a recipe asks of its data, checked before any image is read."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from spiketriton.data import build_data
+from spiketriton.data.sources import SOURCES
 from spiketriton.data.transforms import PhotoTransform
 from tests.small_data import all_of, data_recipe, make_class_tree, mentions, mistake
 
@@ -115,3 +118,14 @@ def test_photographs_and_arrays_have_transforms_of_their_own(tmp_path, fashion_r
         data = build_data(data_recipe(name, fashion_root))
         assert data.train.dataset.transform is data.test.dataset.transform
         assert data.train.dataset.transform.move == move
+
+
+@pytest.mark.parametrize(
+    ("line", "move"), [("crop_scale = [0.1, 1.0]", "crop"), ("erasing = 0.5", "events")]
+)
+def test_keys_without_effect_on_the_images_of_a_plugin_are_refused(monkeypatch, line, move):
+    """No rule of recipes knows what it will make; here it stands in for the image folders."""
+    made = replace(SOURCES["digits"](data_recipe("digits", "x").data), move=move)
+    monkeypatch.setitem(SOURCES, "imagefolder", lambda config: made)
+    message = mistake(data_recipe("imagefolder", "x", data=f"augmentation.{line}"))
+    mentions(message, f"data.augmentation.{line} has no effect", f'whose move is "{move}"')
