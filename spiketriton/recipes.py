@@ -1,17 +1,16 @@
 """python -m spiketriton.recipes [NAME]: lists the shipped recipes, or prints one."""
 
 import argparse
-import sys
+import re
+from collections.abc import Iterator, Mapping
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from spiketriton.commandline import Parser
 from spiketriton.config.reading import load_recipe
 from spiketriton.config.shipped import find_recipe, read_header, shipped_recipes
 from spiketriton.errors import run_command
+from spiketriton.show.screen import console_of, say, show_table, show_whole
 
 EPILOG = """\
 examples:
@@ -20,6 +19,13 @@ examples:
   python -m spiketriton.train quickstart train.epochs=1
 
 Every command that takes a recipe takes the name of a shipped one, from any folder."""
+
+HEAD = ("recipe", "data", "network", "T", "memory", "ours", "paper")
+LEGEND = (
+    "T: time steps; memory: kept for the backward pass at the recipe's batch size; ours: test accuracy in "
+    "%, measured (-: not yet); paper: the published one"
+)
+_MEMORY, _PERCENT = re.compile(r"[\d.]+ [MG]B"), re.compile(r"[\d.]+(?= %)")
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -33,35 +39,41 @@ def main(arguments: list[str]) -> None:
     if args.name is not None:
         print(find_recipe(args.name).read_text("utf-8"), end="")
         return
-    terminal = sys.stdout.isatty()
-    console = Console(width=None if terminal else 118, highlight=False)
-    console.print(listing())
-    console.print("one of them: spiketriton recipes NAME; train it: spiketriton train NAME")
+    show(console_of())
 
 
-def listing() -> Table:
-    """A row for each shipped recipe: data, network, T, memory, and what has been measured."""
-    table = Table(box=SIMPLE_HEAD)
-    for head in ("recipe", "data", "network", "T"):
-        table.add_column(head, overflow="fold")
-    for head in ("memory", "measured"):
-        table.add_column(head, ratio=1)
+def show(console: Console) -> None:
+    """A row for each shipped recipe, how each number of ours was measured, and what to do with a name."""
+    notes = {name: read_header(path).notes for name, path in shipped_recipes().items()}
+    show_table(console, "", HEAD, list(rows(notes)), words=(1, 2), legend=LEGEND)
+    console.print()
+    for name, said in notes.items():
+        if _first(_PERCENT, said.get("Measured", "")) != "-":
+            say(console, f"{name}: {said['Measured']}", indent="  ")
+    console.print()
+    show_whole(console, "spiketriton recipes NAME prints one, spiketriton train NAME trains it")
+
+
+def rows(notes: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[str, ...]]:
+    """A row below `HEAD` for each shipped recipe; `notes` are those of its header."""
     for name, path in shipped_recipes().items():
-        recipe, notes = load_recipe(path), read_header(path).notes
-        ann = recipe.neuron.kind == "relu"
-        block = "" if recipe.model.block == "plain" else f", {recipe.model.block} blocks"
-        network = f"{recipe.model.name}{block}, {recipe.neuron.kind}"
-        measured = first_sentence(notes.get("Measured", "not yet"))
-        if "Published" in notes:
-            measured += f" (published: {first_sentence(notes['Published'])})"
-        window = "-" if ann else str(recipe.time_steps)
-        row = (name, recipe.data.name, network, window, first_sentence(notes["Memory"]), measured)
-        table.add_row(*map(Text, row))
-    return table
+        recipe, said = load_recipe(path), notes[name]
+        block = "" if recipe.model.block == "plain" else f" {recipe.model.block}"
+        yield (
+            name,
+            recipe.data.name,
+            f"{recipe.model.name}{block} {recipe.neuron.kind}",
+            "-" if recipe.neuron.kind == "relu" else str(recipe.time_steps),
+            _first(_MEMORY, said["Memory"]),
+            _first(_PERCENT, said.get("Measured", "")),
+            _first(_PERCENT, said.get("Published", "")),
+        )
 
 
-def first_sentence(text: str) -> str:
-    return text.partition(". ")[0].rstrip(".")
+def _first(number: re.Pattern[str], text: str) -> str:
+    """The first number of that kind in the text; a dash without one."""
+    found = number.search(text)
+    return found[0] if found else "-"
 
 
 if __name__ == "__main__":

@@ -70,6 +70,7 @@ def show_table(
     rows: Sequence[Sequence[str]],
     *,
     keys: int = 1,
+    words: Collection[int] = (),
     bold: Collection[int] = (),
     legend: str = "",
 ) -> None:
@@ -77,6 +78,7 @@ def show_table(
 
     Where the columns do not fit side by side they are printed below each other, each time with the
     keys in front. Keys too long for that stand on lines of their own. No cell is cut or broken.
+    `words`: columns that begin at the left, as the keys do; numbers end at the right.
     `bold`: numbers of the rows to print in bold. `legend`: prose below, what the heads mean.
     """
     if title:
@@ -90,7 +92,7 @@ def show_table(
             console.print()
         columns = [keys + place for place in band]
         columns = columns if apart else [*range(keys), *columns]
-        line = partial(_line, widths=widths, columns=columns, keys=keys)
+        line = partial(_line, widths=widths, columns=columns, left={*range(keys), *words})
         top = line(head)
         show_whole(console, top, style="bold")
         show_whole(console, "─" * cell_len(top))
@@ -103,12 +105,14 @@ def show_table(
         say(console, legend)
 
 
-def _line(row: Sequence[str], widths: Sequence[int], columns: Sequence[int], keys: int) -> str:
-    """The chosen columns of a row: keys at the left of their column, all else at the right."""
+def _line(
+    row: Sequence[str], widths: Sequence[int], columns: Sequence[int], left: Collection[int]
+) -> str:
+    """The chosen columns of a row: those of `left` at the left of their column, all else at the right."""
     cells = []
     for column in columns:
         blanks = " " * (widths[column] - cell_len(row[column]))
-        cells.append(row[column] + blanks if column < keys else blanks + row[column])
+        cells.append(row[column] + blanks if column in left else blanks + row[column])
     margin = "" if 0 in columns else " " * GAP
     return (margin + (" " * GAP).join(cells)).rstrip()
 

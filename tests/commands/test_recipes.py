@@ -1,20 +1,38 @@
 """`spiketriton recipes`: the list has every recipe, and a name prints the file."""
 
+import re
+
 import pytest
 
-from spiketriton.config.shipped import shipped_recipes
+from spiketriton.config.shipped import read_header, shipped_recipes
 from spiketriton.errors import UserError
 from spiketriton.recipes import main
 
 
 def test_every_recipe_is_listed_with_its_data_window_memory_and_result(capsys):
     main([])
-    shown = capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split()[0]: line.split()[1:] for line in lines[2 : 2 + len(shipped_recipes())]}
+    assert rows.keys() == shipped_recipes().keys()
+    assert rows["fashion_mnist_r20"] == ["fashion_mnist", "resnet20", "lif", "4", "0.3", "GB", "89.22", "-"]  # fmt: skip
+    assert rows["imagenet_sew34"][-2:] == ["-", "67.04"]
+    assert any(line.startswith("quickstart: 99.2 % of 360") for line in lines)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_list_fits_the_screen_with_whole_names(capsys, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    main([])
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert last.startswith("spiketriton recipes NAME")  # a command, which is never broken
+    assert max(map(len, lines)) <= width
     for name in shipped_recipes():
-        assert name in shown
-    line = next(line for line in shown.splitlines() if " fashion_mnist_r20 " in line)
-    assert line.split()[:5] == ["fashion_mnist_r20", "fashion_mnist", "resnet20,", "lif", "4"]
-    assert "not yet" in shown
+        assert sum(line.startswith(f"{name} ") for line in lines) == (2 if width == 60 else 1)
+
+
+def test_every_header_says_how_much_memory_is_kept_for_backward():
+    for path in shipped_recipes().values():
+        assert re.match(r"(about )?[\d.]+ [MG]B kept for backward", read_header(path).notes["Memory"])
 
 
 def test_a_name_prints_the_file(capsys):
