@@ -69,10 +69,16 @@ def main(arguments: list[str]) -> int:
 
 
 def unused(folder: Path, text: str) -> Path:
-    """diagnosis.json in the folder, or diagnosis-2.json, ... where that holds another diagnosis."""
+    """diagnosis.json in the folder, or diagnosis-2.json, ... where that or its picture is another's."""
     names = (f"diagnosis{f'-{n}' * (n > 1)}.json" for n in count(1))
     paths = (folder / name for name in names)
-    return next(path for path in paths if not path.exists() or path.read_text("utf-8") == text)
+
+    def free(path: Path) -> bool:
+        if path.exists():
+            return path.read_text("utf-8") == text
+        return not path.with_suffix(".png").exists()
+
+    return next(filter(free, paths))
 
 
 if __name__ == "__main__":

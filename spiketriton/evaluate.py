@@ -1,6 +1,7 @@
 """python -m spiketriton.evaluate RUN [--steps 1,2,4] [--against RUN ...] [--json] [--out DIR]"""
 
 import argparse
+import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import numpy as np
 
 from spiketriton.commandline import Parser
 from spiketriton.errors import UserError, run_command
-from spiketriton.runs.folder import make_writable
+from spiketriton.runs.folder import RunFolder, make_writable
+from spiketriton.runs.outputs import refuse_foreign
 from spiketriton.runs.rows import json_text, replace_file, write_json
 from spiketriton.show.evaluation_tables import show
 from spiketriton.show.screen import console_of, show_whole
@@ -21,8 +23,9 @@ examples:
   python -m spiketriton.evaluate runs/fashion --steps 8,16 --against runs/ann runs/converted
   python -m spiketriton.evaluate runs/fashion data.root=/data --json > answer.json
 
-Writes evaluation.json and pictures to DIR (RUN/evaluation). The answer after t steps is the mean
-current of the first t, for every t from one pass. docs/evaluation.md explains what is counted and how.
+Writes evaluation.json and pictures to DIR (RUN/evaluation); files of another run there are not
+overwritten but named. The answer after t steps is the mean current of the first t, for every t from
+one pass. docs/evaluation.md explains what is counted and how.
 Exit codes: 0 done, 2 a mistake in the command or the run, 130 interrupted."""
 
 
@@ -58,12 +61,15 @@ def count(text: str, option: str) -> int:
 
 def main(arguments: list[str]) -> None:
     args = parse(arguments)
+    own = Path(args.run) / "evaluation"
+    if args.out and Path(args.out).resolve() != own.resolve():
+        refuse_foreign_results(Path(args.out), args.run)
     runs = [
         load_run(path, *args.overrides, checkpoint=args.checkpoint, test_images=args.images)
         for path in [args.run, *args.against]
     ]
     refuse_other_tests(runs)
-    folder = output_folder(args.out or Path(args.run) / "evaluation")
+    folder = output_folder(args.out or own)
     steps = max(args.steps, default=0)
     evaluations = [evaluate(run, steps, args.batch_size) for run in runs]
     written = write(folder, evaluations)
@@ -86,6 +92,17 @@ def write(folder: Path, evaluations: list[Evaluation]) -> list[Path]:
         paths.append(folder / "comparison.json")
         write_json(paths[1], [asdict(one) for one in evaluations], indent=1)
     return paths + draw_evaluations(folder, evaluations)
+
+
+def refuse_foreign_results(folder: Path, run: str) -> None:
+    """UserError: the folder has files of these names, and no evaluation.json of this run."""
+    from spiketriton.show.evaluation_pictures import PICTURES
+
+    mark = f'"run": {json.dumps(str(RunFolder.find(run).path))}'
+    numbers = folder / "evaluation.json"
+    refuse_foreign([numbers], mark)
+    if not numbers.exists():
+        refuse_foreign((folder / name for name in ("comparison.json", *PICTURES)), mark)
 
 
 def output_folder(path: str | Path) -> Path:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from spiketriton.commandline import Parser
 from spiketriton.errors import EXIT_DONE, EXIT_ERROR, run_command
+from spiketriton.runs.folder import RunFolder
+from spiketriton.runs.outputs import mark_of, refuse_foreign
 from spiketriton.trained.exports import TIE, export_nir, export_torch
 from spiketriton.trained.nir_graph import import_nir
 from spiketriton.trained.run import load_run
@@ -56,15 +58,18 @@ def main(arguments: list[str]) -> int:
     args = parse(arguments)
     if args.to == "nir":
         import_nir()  # fails before data are loaded
+    mark = mark_of(RunFolder.find(args.run), "export")
+    if args.out:
+        refuse_foreign([Path(args.out)], mark)
     run = load_run(args.run, *args.overrides, checkpoint=args.checkpoint)
     path = Path(args.out or run.folder.path / (run.recipe.name + ENDINGS[args.to]))
     if args.to == "torch":
         batch_size = args.batch_size or 1
-        difference = export_torch(run, path, batch_size)
+        difference = export_torch(run, path, batch_size, mark)
         print(f"{path}: {batch_size} image(s) per call, {run.time_steps} time steps")
         print(f"read back: currents differ by {difference:g}")
         return EXIT_DONE if difference == 0 else EXIT_ERROR
-    found = export_nir(run, path, args.dt or 1.0, args.images or 4)
+    found = export_nir(run, path, args.dt or 1.0, args.images or 4, mark)
     print(f"{path}: {len(run.model.spiking_layers())} spiking layers, dt = {args.dt or 1.0:g}")
     print(
         f"replayed by NIR's equations: {found.different:,} of {found.compared:,} differ "

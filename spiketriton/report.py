@@ -7,6 +7,7 @@ from pathlib import Path
 from spiketriton.commandline import Parser
 from spiketriton.errors import UserError, run_command
 from spiketriton.runs.folder import RunFolder
+from spiketriton.runs.outputs import mark_of, refuse_foreign
 from spiketriton.show.report_page import page
 from spiketriton.trained.evaluation import Evaluation, evaluate, read_evaluation
 from spiketriton.trained.run import load_run, read_state
@@ -59,12 +60,15 @@ def main(arguments: list[str]) -> None:
     args = parse(arguments)
     folder = RunFolder.find(args.run)
     recipe = folder.load_recipe()
+    own, mark = folder.path / "report.html", mark_of(folder, "report")
+    out = Path(args.out or own)
+    if out.resolve() != own.resolve():
+        refuse_foreign([out], mark)
     evaluations = []
     if not args.no_evaluation:
         evaluations = [evaluation_of(path, args.overrides) for path in [args.run, *args.against]]
         refuse_other_data(evaluations)
-    out = Path(args.out or folder.path / "report.html")
-    text = page(folder, recipe, evaluations)
+    text = page(folder, recipe, evaluations, mark)
     try:
         out.write_text(text, "utf-8")
     except OSError as error:

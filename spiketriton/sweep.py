@@ -14,7 +14,7 @@ from spiketriton.data import build_data
 from spiketriton.errors import EXIT_DONE, UserError, one_line, run_command
 from spiketriton.runs.cells import Cell, Group, grid, grouped
 from spiketriton.runs.folder import RunFolder
-from spiketriton.runs.rows import Row, write_json
+from spiketriton.runs.rows import Row, read_json, write_json
 from spiketriton.show.display import Quiet
 from spiketriton.show.screen import console_of, show_table
 from spiketriton.show.words import duration, percent, synthetic_note
@@ -33,6 +33,7 @@ its own in DIR. The same command continues a sweep that was stopped; finished ce
 the table are means over seeds. With train.max_steps=1 nothing is learnt: the norms are those of the
 untrained net."""
 
+RESULTS = ("width", "mean", "spread", "accuracies")  # keys of results.json beside the swept ones
 HEAD = ("width used", "accuracy", "spread", "seeds", "time")
 
 
@@ -88,6 +89,21 @@ def train_cell(cell: Cell) -> Row | int:
     return result
 
 
+def refuse_other_sweep(path: Path, cells: Sequence[Cell]) -> None:
+    """UserError: results of an earlier sweep are there that this one will not have, and would be lost."""
+    if not path.exists():
+        return
+    known = [{k: v for k, v in cell.values.items() if k != "seed"} for cell in cells]
+    for row in read_json(path):
+        values = {key: value for key, value in row.items() if key not in RESULTS}
+        if values not in known:
+            words = " ".join(f"{key}={value}" for key, value in values.items()) or "the recipe"
+            raise UserError(
+                f"{path} has results of {words}, which is not in this sweep; accepted: a new folder, given with "
+                "--out, or a sweep that includes it"
+            )
+
+
 def table(console: Console, groups: Sequence[Group], synthetic: bool) -> None:
     """Prints mean and spread over seeds, a row per combination of values."""
     keys = list(groups[0].values)
@@ -122,6 +138,7 @@ def main(arguments: list[str]) -> int:
     out = Path(args.out or f"runs/sweep-{Path(args.recipe).stem}")
     cells = grid(args.recipe, args.axes, out)
     print(f"{len(cells)} cells in {out}", flush=True)
+    refuse_other_sweep(out / "results.json", cells)
     results = []
     for number, cell in enumerate(cells, 1):
         result = train_cell(cell)

@@ -52,9 +52,10 @@ def _of_run(folder: RunFolder, overrides: Sequence[str], warn: Callable[[str], N
     if state is None:
         raise UserError(f"{folder.path} holds no checkpoint yet; diagnose its recipe instead")
     kept = state.get("calibration")
+    changed = f", with {' '.join(overrides)}" if overrides else ""
     return Subject(
         recipe,
-        f"run {folder.path}, after step {state['step']}",
+        f"run {folder.path}, after step {state['step']}{changed}",
         state["model"],
         Calibration.of_state(kept) if kept and wants_calibration(recipe) else None,
         state["step"],

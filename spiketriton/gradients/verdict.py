@@ -82,7 +82,8 @@ class Forward:
             )
         if self.kept is None or math.isnan(self.kept):
             return (
-                f"forward: every layer fires; {quiet}; what is left of the image was not measured"
+                f"forward: every layer fires; {quiet}; what is left of the image is measured by "
+                "spiketriton diagnose"
             )
         if self.lost_from is not None:
             return (

@@ -7,7 +7,7 @@ from rich.text import Text
 from spiketriton.gradients.diagnosis import Diagnosis, two_digits
 from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.variants import Variant
-from spiketriton.gradients.verdict import times
+from spiketriton.gradients.verdict import in_percent, times
 from spiketriton.show.screen import say, show_table, show_whole
 from spiketriton.show.words import COLOURS
 
@@ -40,12 +40,12 @@ def show(found: Diagnosis, console: Console) -> None:
         console,
         f"surrogate: {recipe.neuron.surrogate.shape}, height "
         f"{recipe.neuron.surrogate.height:g}, width {found.width:.3g}; its neurons pass on "
-        f"{found.transmission:.0%} of what they would if it were flat",
+        f"{in_percent(found.transmission)} of what they would if it were flat",
     )
     say(
         console,
         f"neurons fire {verdict.firing_rate:.3f} times per time step; a membrane's gradient keeps "
-        f"{verdict.time_factor:.0%} from step to step",
+        f"{in_percent(verdict.time_factor)} from step to step",
     )
     console.print()
     as_is = Variant("as it is", "", measured, float(found.overlap[-1]))
@@ -74,7 +74,7 @@ def _row(variant: Variant) -> tuple[str, ...]:
         f"{shown.depth_gain:.3g}",
         "-" if depth is None else times(depth),
         "-" if time is None else times(time),
-        f"{1 - shown.outside.mean():.0%}",
+        in_percent(1 - shown.outside.mean()),
         f"{shown.firing.mean():.3f}",
         two_digits(variant.overlap),
     )
@@ -97,7 +97,10 @@ def heat_map(measured: Measurement, console: Console, most: int = 40) -> None:
     room = console.width - wide - 2 - len("  1.0e-05 ●")  # of the cells and the bar
     cell_width = 2 if 2 * shown + 6 <= room else 1
     bar_width = min(BAR, max(0, room - cell_width * shown))
-    head = "size of the gradient (RMS of dL/dx), log scale; the input is at the top, time runs to the right"
+    head = (
+        "size of the gradient by layer and time step (root mean square, log scale); the input is at the top, "
+        "time runs to the right"
+    )
     say(console, head + (f"; 1 layer in {stride}" if stride > 1 else ""))
 
     def cells(values: np.ndarray) -> Text:

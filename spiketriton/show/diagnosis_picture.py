@@ -21,7 +21,15 @@ def draw(found: Diagnosis, path: Path) -> None:
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
         logs = log10(measured.grad_input)
         names = list(measured.names)
-        heat_map(heat, logs, names, "viridis", "RMS of dL/dx", "log10 of the RMS of dL/dx")
+        heat_map(
+            heat,
+            logs,
+            names,
+            "viridis",
+            "Size of the gradient",
+            "gradient (RMS, log scale)",
+            logs=True,
+        )
         lines = [("as it is", measured, BLUE)]
         for variant in found.variants:
             if variant.name.startswith("surrogate half"):
@@ -34,17 +42,22 @@ def draw(found: Diagnosis, path: Path) -> None:
             depth.plot(profile, range(len(profile)), **style)
             time.plot(figures.positive(shown.time_profile), **style)
         image.plot(found.overlap, range(len(found.overlap)), color=BLUE, marker="o")
-        image.set(title="Image kept", xlabel="overlap with 5 % noise")
+        image.set(title="Image", xlabel="what is left (1: all)")
         image.set_xlim(-0.05, 1.05)
-        depth.set_xscale("log")
+        figures.log_scale(depth, "x")
         for axes in (depth, image):
             axes.yaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set_ylim(heat.get_ylim())
         gain = found.verdict.depth.gain
-        depth.set(title=f"Depth, gain {gain:.3g}" if gain else "Depth", xlabel="RMS of dL/dx")
+        depth.set_title("Through depth" + (f": {gain:.3g}x a layer" if gain else ""))
+        depth.set_xlabel("gradient (RMS, log scale)")
         depth.legend(fontsize=8)
-        time.set_yscale("log")
+        figures.log_scale(time, "y")
         gain = found.verdict.time.gain
-        time.set(title=f"Time, gain {gain:.3g}" if gain else "Time", xlabel="time step")
-        time.set_ylabel("RMS of dL/dx, mean over layers")
+        time.set_title("Through time" + (f": {gain:.3g}x a step" if gain else ""))
+        time.set(xlabel="time step", ylabel="gradient (RMS, mean over layers)")
+        figures.explain(
+            figure,
+            f"{figures.GRADIENT}. Image: overlap of the spikes for an image and for the same with 5 % noise",
+        )
         figure.savefig(path)

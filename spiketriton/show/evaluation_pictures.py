@@ -17,6 +17,10 @@ from spiketriton.trained.evaluation import Evaluation
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+PICTURES = (
+    "events.gif", "accuracy.png", "latency.png", "events.png", "energy.png", "rates.png", "confusion.png", "sample.png"
+)  # fmt: skip
+"""Names of all files that ``draw_evaluations`` may write."""
 COLOURS = (BLUE, ORANGE, GREEN, "#805ad5", "#c53030", GREY)
 
 
@@ -67,7 +71,7 @@ def accuracy(evaluations: list[Evaluation], title: str) -> Figure:
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(title="Accuracy by time steps (diamond: the recipe's T)", ylabel="test accuracy (%)")
-    axes.set_xlabel("time steps of the answer" + (" (log scale)" if longest > 32 else ""))
+    axes.set_xlabel("time steps before the answer" + (" (log scale)" if longest > 32 else ""))
     axes.legend(frameon=True, framealpha=0.85)  # it may lie over a line
     return figure
 
@@ -77,8 +81,8 @@ def energy(evaluations: list[Evaluation], title: str) -> Figure:
     figure = new_figure(11, 4.8, title)
     panels = figure.subplots(1, 2, sharey=True)
     for axes, field, name in (
-        (panels[0], "energy_uj", "operations only (45 nm: 4.6 pJ a MAC, 0.9 pJ an AC)"),
-        (panels[1], "energy_with_data_uj", "with data movement (5 pJ a word, no reuse)"),
+        (panels[0], "energy_uj", "Operations alone"),
+        (panels[1], "energy_with_data_uj", "With the movement of data"),
     ):
         for one, colour in zip(evaluations, cycle(COLOURS), strict=False):
             marker = "*" if one.kind == "ann" else "o"
@@ -91,10 +95,15 @@ def energy(evaluations: list[Evaluation], title: str) -> Figure:
                 color=colour,
                 label=one.label,
             )
-        axes.set_xscale("log")
+        figures.log_scale(axes, "x")
         axes.set(title=name, xlabel="energy of one image (µJ, log scale)")
     panels[0].set_ylabel("test accuracy (%)")
     panels[0].legend()
+    figures.explain(
+        figure,
+        "by convention, in a 45 nm chip: 0.9 pJ an accumulate (the weight of one spike), 4.6 pJ a "
+        "multiply-accumulate, 5 pJ more for each word that is read or written",
+    )
     return figure
 
 
@@ -104,8 +113,16 @@ def rates(one: Evaluation, title: str) -> Figure:
     figure = layer_figure(len(names), title)
     heat, bars = figure.subplots(1, 2)
     rate = np.array([layer.rate for layer in one.layers])
-    unit = "share of values above 0" if one.kind == "ann" else "spikes a neuron and time step"
-    heat_map(heat, rate, names, "magma", "Activity", unit, (0, max(0.1, float(rate.max()))))
+    unit = "share of values above 0" if one.kind == "ann" else "spikes per neuron and time step"
+    heat_map(
+        heat,
+        rate,
+        names,
+        "magma",
+        "Activity by layer and time step",
+        unit,
+        (0, max(0.1, float(rate.max()))),
+    )
     at = np.arange(len(names))
     dead = np.array([100 * layer.dead / layer.neurons for layer in one.layers])
     always = np.array([100 * layer.saturated / layer.neurons for layer in one.layers])
@@ -114,7 +131,7 @@ def rates(one: Evaluation, title: str) -> Figure:
     bars.set_ylim(heat.get_ylim())
     bars.set_xlim(0, 100)
     bars.set_yticks([])
-    bars.set(title="Neurons that spike never, or always", xlabel="% of the layer's neurons")
+    bars.set(title="Neurons that never spike, or always", xlabel="% of the layer's neurons")
     bars.legend(frameon=True, framealpha=0.85)  # it may lie over bars
     return figure
 
@@ -162,13 +179,13 @@ def sample(one: Evaluation, title: str) -> Figure | None:
     left.set_xticks([])
     left.set_yticks([])
     answers = [
-        f"after {t}: {answer} ({share:.0%})"
+        f"after step {t}: {answer} ({100 * share:.0f} %)"
         for t, (answer, share) in enumerate(zip(found.answers, found.shares, strict=True), 1)
     ]
     most = 8  # lines below the image; of more steps, the first and the last ones
     if len(answers) > most:
         answers = [*answers[: most // 2], "...", *answers[-most // 2 :]]
-    left.set(title=f"A test image: {found.label}", xlabel="\n".join(answers))
+    left.set(title=f"A test image of class {found.label}", xlabel="\n".join(answers))
     height = 1
     for place, name in enumerate(names):
         spikes = np.array(found.spikes[name])  # [T, neurons]

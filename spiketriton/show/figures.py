@@ -5,16 +5,23 @@ matplotlib is imported when something is drawn, so that training itself does not
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
+# what dL/dx is, where a picture has no room for docs/reading.md
+GRADIENT = (
+    "gradient: how the loss changes with the input current of a neuron, dL/dx; its size is the RMS (root mean square) "
+    "over the neurons"
+)
 BLUE, ORANGE, GREEN, GREY = "#2b6cb0", "#dd6b20", "#2f855a", "#718096"
 STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
@@ -56,6 +63,11 @@ def new_figure(width: float, height: float, title: str = "") -> Figure:
     return figure
 
 
+def explain(figure: Figure, text: str) -> None:
+    """A line below everything else: what the words in the picture mean."""
+    figure.supxlabel(text, x=0.01, ha="left", fontsize=8, color=GREY)
+
+
 def layer_figure(layers: int, title: str) -> Figure:
     """A figure whose panels have a line for each layer."""
     return new_figure(11, 2.6 + 0.13 * max(layers, 18), title)
@@ -69,8 +81,12 @@ def heat_map(
     title: str,
     unit: str,
     limits: tuple[float, float] | None = None,
+    logs: bool = False,
 ) -> None:
-    """`values` [layers, T]: layers downwards from the input, time steps to the right."""
+    """`values` [layers, T]: layers downwards from the input, time steps to the right.
+
+    logs: they are logarithms to base 10; the colour bar has the numbers themselves.
+    """
     low, high = limits or (None, None)
     image = axes.imshow(
         values, aspect="auto", cmap=colours, vmin=low, vmax=high, interpolation="nearest"
@@ -81,7 +97,45 @@ def heat_map(
     ticks = thinned(len(names), 26)
     axes.set_yticks(ticks, [names[tick] for tick in ticks], fontsize=8)
     assert axes.figure is not None
-    axes.figure.colorbar(image, ax=axes, label=unit)
+    bar = axes.figure.colorbar(image, ax=axes, label=unit)
+    if logs:
+        low, high = image.get_clim()
+        powers = list(range(math.ceil(low), math.floor(high) + 1)) if high > low else []
+        if len(powers) > 1:
+            bar.set_ticks(powers[:: -(-len(powers) // 8)])
+        bar.formatter = lambda log, _: short(10.0**log)
+        bar.update_ticks()
+
+
+def log_scale(axes: Axes, axis: Literal["x", "y"]) -> None:
+    """A log scale with a few numbers that do not overlap, for what has been drawn.
+
+    Powers of ten where two of them are in view; of fewer decades 1, 2 and 5 times those, or all whole times.
+    """
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
+
+    (axes.set_xscale if axis == "x" else axes.set_yscale)("log")
+    ruler: Axis = axes.xaxis if axis == "x" else axes.yaxis
+    ruler.set_minor_formatter(NullFormatter())
+    ruler.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    low, high = ruler.get_view_interval()
+    for factors in ((1,), (1, 2, 5), range(1, 10), np.arange(1, 10, 0.2)):
+        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        places = [f * 10.0**p for p in powers for f in factors if low <= f * 10.0**p <= high]
+        if len(places) > 1:
+            break
+    else:
+        ruler.set_major_locator(LogLocator())
+        return
+    ruler.set_major_locator(FixedLocator(places[:: -(-len(places) // 6)]))
+
+
+def short(value: float) -> str:
+    """A number on an axis in few letters: `0.02`, `500`, `2e-5`, `1e12`."""
+    if 1e-2 <= value < 1e4:
+        return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+    digits, _, power = f"{value:.1e}".partition("e")
+    return f"{digits.removesuffix('.0')}e{int(power)}"
 
 
 def thinned(count: int, most: int) -> list[int]:

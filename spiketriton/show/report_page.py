@@ -7,11 +7,13 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from spiketriton.config import Recipe
 from spiketriton.gradients.measurement import Measurement
-from spiketriton.gradients.verdict import comparable, judge, may_be_silent
+from spiketriton.gradients.verdict import FORGOTTEN, comparable, in_percent, judge, may_be_silent
 from spiketriton.runs.folder import RunFolder
-from spiketriton.runs.rows import Row
+from spiketriton.runs.rows import Row, read_json
 from spiketriton.show import evaluation_pictures, event_pictures, run_pictures
 from spiketriton.show.evaluation_tables import (
     STEP_HEAD,
@@ -73,8 +75,13 @@ pre { background: #f7fafc; border: 1px solid var(--line); border-radius: 8px; pa
 """
 
 
-def page(folder: RunFolder, recipe: Recipe, evaluations: list[Evaluation]) -> str:
-    """The page. `evaluations` begins with the run's own, or is empty for a page without them."""
+def page(
+    folder: RunFolder, recipe: Recipe, evaluations: list[Evaluation], mark: str = "spiketriton"
+) -> str:
+    """The page. `evaluations` begins with the run's own, or is empty for a page without them.
+
+    mark: what the page says about who wrote it (`runs.outputs`).
+    """
     import matplotlib
 
     main = evaluations[0] if evaluations else None
@@ -106,6 +113,7 @@ def page(folder: RunFolder, recipe: Recipe, evaluations: list[Evaluation]) -> st
     )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="generator" content="{mark}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(name)} - spiketriton</title><style>{CSS}</style></head><body>\n"
         f"<header><h1>{escape(name)}</h1><p>{escape(_subtitle(recipe))}</p></header>{warning}"
@@ -226,12 +234,35 @@ def _gradients(folder: RunFolder, recipe: Recipe, title: str) -> Iterator[str]:
     verdict = judge(
         measured,
         recipe.train.optimizer,
+        overlap=_diagnosed(folder, last),
         among=comparable(measured, recipe),
         may_be_silent=may_be_silent(measured.names, recipe),
     )
     yield f"<p><strong>After step {last}: {escape(verdict.line())}.</strong></p>"
-    yield f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in verdict.sentences())}</ul>"
+    sentences = [*verdict.sentences(), *_before_training(folder)]
+    yield f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in sentences)}</ul>"
     yield _figure(figure, "gradient by layer and time step")
+
+
+def _diagnosed(folder: RunFolder, step: int) -> np.ndarray | None:
+    """What each layer keeps of an image, where `diagnose RUN` has measured it after this step."""
+    for path in sorted(folder.path.glob("diagnosis*.json")):
+        found = read_json(path)
+        if found["subject"].endswith(f"after step {step}"):  # and nothing changed
+            return np.array(found["overlap"], float)
+    return None
+
+
+def _before_training(folder: RunFolder) -> Iterator[str]:
+    """What the last layer kept of an image before training, where the recipe left the start to be measured."""
+    if not folder.calibration.exists():
+        return
+    found = read_json(folder.calibration)
+    for start in filter(None, (found.get("blocks"), found.get("layers"))):
+        yield (
+            f"forward, before training: the last layer kept {in_percent(start['overlap'])} of an image's identity "
+            f"(at least {in_percent(FORGOTTEN)} is needed)"
+        )
 
 
 def _activity(main: Evaluation | None, title: str) -> Iterator[str]:

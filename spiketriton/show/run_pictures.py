@@ -62,12 +62,12 @@ def curves(rows: list[Row], title: str) -> Figure | None:
     rate.set(title="Learning rate", ylabel="learning rate", xlabel="epoch")
     norm.plot(*_xy(train, "grad_norm"), color=GREY)
     norm.set(title="Norm of the whole gradient", ylabel="norm (before clipping)", xlabel="epoch")
-    norm.set_yscale("log")
+    figures.log_scale(norm, "y")
     return figure
 
 
 def gradients(rows: list[Row], title: str) -> Figure | None:
-    """RMS of dL/dx by layer and time step, and its depth profile over training; None for an ANN."""
+    """The gradient by layer and time step, and by layer over training; None for an ANN."""
     if not rows:
         return None
     steps = sorted({row["step"] for row in rows})
@@ -82,8 +82,9 @@ def gradients(rows: list[Row], title: str) -> Figure | None:
         log10(last.grad_input),
         names,
         "viridis",
-        f"RMS of dL/dx at step {steps[-1]}",
-        "log10 of the RMS of dL/dx",
+        f"Size of the gradient at step {steps[-1]}",
+        "gradient (RMS, log scale)",
+        logs=True,
     )
     colours = (GREY, GREEN, BLUE)[-len(chosen) :]
     for step, colour in zip(chosen, colours, strict=True):
@@ -92,11 +93,14 @@ def gradients(rows: list[Row], title: str) -> Figure | None:
         depth.plot(
             figures.positive(profile), places, color=colour, marker="o", label=f"step {step}"
         )
-    depth.set_xscale("log")
+    figures.log_scale(depth, "x")
     depth.set_ylim(heat.get_ylim())
-    depth.set(title="Depth profile during training", xlabel="RMS of dL/dx over all time steps")
+    depth.set(
+        title="By layer, during training", xlabel="gradient (RMS over all time steps, log scale)"
+    )
     depth.set_ylabel("spiking layer (input at the top)")
     depth.legend()
+    figures.explain(figure, figures.GRADIENT)
     return figure
 
 
@@ -115,7 +119,7 @@ def firing(rows: list[Row], title: str) -> Figure | None:
         names,
         "magma",
         f"Firing rate at step {step}",
-        "spikes a neuron and time step",
+        "spikes per neuron and time step",
         (0, max(0.1, np.nanmax(rate))),
     )
     heat_map(
@@ -123,8 +127,8 @@ def firing(rows: list[Row], title: str) -> Figure | None:
         100 * outside,
         names,
         "cividis",
-        "Neurons without gradient",
-        "surrogate below 1 % of its height (% of neurons)",
+        "Neurons that do not learn from this image",
+        "too far from the threshold (% of neurons)",
         (0, max(1, 100 * np.nanmax(outside))),
     )
     return figure

@@ -77,11 +77,11 @@ def norms(
             places = np.arange(len(mean)) + (label != "time step")
             ax.plot(places, mean, color=colours[value], label=value, ls=dashes)
             shown = True
-        ax.set_yscale("log")
+        figures.log_scale(ax, "y")
         ax.set_title(name, fontsize=9)
         ax.set_xlabel(label)
         ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.set_ylabel("RMS of dL/dx")
+        ax.set_ylabel("gradient (RMS)")
     if not shown:
         return None
     handles, labels = max(
@@ -101,8 +101,6 @@ def accuracy(groups: Sequence[Group], along: str, note: str) -> Figure:
     figure = new_figure(8.4, 4.6)
     ax = figure.subplots()
     colours = _colours(len(panels))
-    if fixed:
-        ax.set_xscale("log")
     names = _ordered({g.values[along] for g in groups})
     for colour, (name, members) in zip(colours, panels.items(), strict=True):
         points = []
@@ -123,7 +121,9 @@ def accuracy(groups: Sequence[Group], along: str, note: str) -> Figure:
         ax.plot([], [], color=colour, marker="o", label=name or "accuracy")
     if any(g.values[along].startswith("auto") for g in groups):
         ax.plot([], [], color=GREY, ls="", label="auto", **STAR)
-    if not fixed:
+    if fixed:
+        figures.log_scale(ax, "x")
+    else:
         ax.set_xticks(range(len(names)), names)
     if along == "model.depth" and fixed:
         ticks = sorted({number for g in fixed if (number := _number(g.values[along])) is not None})

@@ -32,17 +32,25 @@ class Comparison:
     margin: float  # how far that membrane is from its threshold, as a share of it
 
 
-def export_nir(run: Run, path: Path, dt: float, images: int) -> Comparison:
+def export_nir(
+    run: Run, path: Path, dt: float, images: int, mark: str = "spiketriton"
+) -> Comparison:
     """Writes the network as NIR and compares the file with the network.
+
+    mark: what the file says about who wrote it (`runs.outputs`), an attribute of the HDF5 file.
 
     UserError: NIR cannot express the network, nir is not installed, or the file cannot be written.
     """
     nir = import_nir()
+    import h5py  # comes with nir
+
     size = run.facts.image_size
     image = (run.facts.channels, size, size)
     graph = to_nir(run.model, image, dt, frames=bool(run.facts.frames))
     try:
         nir.write(path, graph)
+        with h5py.File(path, "a") as file:
+            file.attrs["written_by"] = np.bytes_(mark)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {one_line(error)}") from None
     return compare(run.model, nir.read(path), sample_images(run, images))
@@ -106,8 +114,10 @@ def spikes_of(model: Network, images: Tensor) -> dict[str, np.ndarray]:
 
 
 @torch.no_grad()
-def export_torch(run: Run, path: Path, batch_size: int) -> float:
+def export_torch(run: Run, path: Path, batch_size: int, mark: str = "spiketriton") -> float:
     """Writes `torch.export` of the network and reads it back: the largest difference of currents.
+
+    mark: what the file says about who wrote it (`runs.outputs`), an extra file of the archive.
 
     UserError: the file cannot be written.
     """
@@ -122,7 +132,7 @@ def export_torch(run: Run, path: Path, batch_size: int) -> float:
         # torch warns so about each buffer that is not part of a larger one
         warnings.filterwarnings("ignore", "No complete tensor found in the group")
         try:
-            torch.export.save(program, path)
+            torch.export.save(program, path, extra_files={"written_by": mark})
         except (OSError, RuntimeError) as error:
             raise UserError(f"{path} cannot be written: {one_line(error)}") from None
         again = torch.export.load(path).module()

@@ -60,7 +60,7 @@ def test_every_kind_of_recipe_gets_a_page(changes):
 def test_the_page_is_plain_where_it_is_piped(narrow):
     text = page(narrow)
     assert text.startswith("recipe small.toml: gradients of 32 images\n")
-    assert f"width 0.05; its neurons pass on {narrow.transmission:.0%} of what they" in text
+    assert f"width 0.05; its neurons pass on {100 * narrow.transmission:.0f} % of what they" in text
     for sentence in narrow.verdict.sentences():
         assert f"  {sentence}\n" in text
     for cause in narrow.causes():

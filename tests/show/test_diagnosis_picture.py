@@ -64,8 +64,8 @@ def test_every_panel_shows_its_numbers(tmp_path, monkeypatch):
     assert depth.get_ylim() == image.get_ylim() == heat.get_ylim() == (1.5, -0.5)
     assert (depth.get_xscale(), time.get_yscale()) == ("log", "log")
     assert (depth.get_title("left"), time.get_title("left")) == (
-        "Depth, gain 1.25",
-        "Time, gain 1.25",
+        "Through depth: 1.25x a layer",
+        "Through time: 1.25x a step",
     )
     assert figure.get_suptitle() == "small: healthy"
     assert figure.get_size_inches() == pytest.approx([15, 3.4 + 0.13 * 14])
@@ -76,6 +76,6 @@ def test_every_panel_shows_its_numbers(tmp_path, monkeypatch):
 
 def test_without_a_gain_the_titles_are_short_and_synthetic_images_are_named(tmp_path, monkeypatch):
     figure, _ = drawn(monkeypatch, tmp_path / "x.png", measurement(np.ones((20, 1))), None, True)
-    assert [figure.axes[i].get_title("left") for i in (1, 2)] == ["Depth", "Time"]
+    assert [figure.axes[i].get_title("left") for i in (1, 2)] == ["Through depth", "Through time"]
     assert figure.get_suptitle() == "small (synthetic images): healthy"
     assert figure.get_size_inches()[1] == pytest.approx(3.4 + 0.13 * 20)

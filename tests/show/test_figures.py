@@ -1,5 +1,7 @@
 """Figures: places of ticks, gaps, sizes, and what is saved."""
 
+import itertools
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,9 +10,11 @@ from spiketriton.show.figures import (
     heat_map,
     layer_figure,
     log10,
+    log_scale,
     new_figure,
     positive,
     save,
+    short,
     thinned,
 )
 
@@ -48,6 +52,47 @@ def test_a_heat_map_names_its_layers_and_thins_them():
     assert axes.get_ylim() == (29.5, -0.5)  # the input at the top
     heat_map(axes, values, names, "viridis", "title", "unit")
     assert axes.get_images()[1].get_clim() == (0, 389)
+
+
+def test_the_colours_of_logarithms_are_told_as_numbers():
+    figure = new_figure(5, 5)
+    axes = figure.subplots()
+    heat_map(axes, np.array([[-4.5, 0.2], [-1.0, np.nan]]), ["a", "b"], "viridis", "t", "u", logs=True)  # fmt: skip
+    figure.draw_without_rendering()
+    labels = [label.get_text() for label in figure.axes[1].get_yticklabels()]
+    assert labels == ["1e-4", "1e-3", "0.01", "0.1", "1"]
+
+
+def test_numbers_on_axes_are_short():
+    numbers = (2e-5, 1.5e-3, 0.02, 1, 500, 1500, 1e12)
+    assert [*map(short, numbers)] == ["2e-5", "1.5e-3", "0.02", "1", "500", "1500", "1e12"]
+
+
+@pytest.mark.parametrize("values", [(2.1, 2.4), (2, 9), (1e-5, 3e-4), (1e-5, 1e-2), (1e-30, 1e9)])
+def test_the_numbers_of_a_log_scale_do_not_overlap(values):
+    """From a part of one decade to forty: two numbers at least, and none over another."""
+    figure = new_figure(4, 3)
+    axes = figure.subplots()
+    axes.plot(values, [0, 1])
+    log_scale(axes, "x")
+    figure.draw_without_rendering()
+    low, high = axes.get_xlim()
+    shown = [
+        label.get_window_extent()
+        for label in (*axes.get_xticklabels(), *axes.get_xticklabels(minor=True))
+        if label.get_text() and low <= label.get_position()[0] <= high
+    ]
+    assert len(shown) >= 2
+    assert all(a.x1 + 2 < b.x0 for a, b in itertools.pairwise(shown))
+
+
+@pytest.mark.parametrize("values", [(), (np.nan, np.nan), (3.0, 3.0)])
+def test_a_log_scale_of_nothing_can_be_drawn(values):
+    figure = new_figure(4, 3)
+    axes = figure.subplots()
+    axes.plot(values, values)
+    log_scale(axes, "y")
+    figure.draw_without_rendering()
 
 
 def test_pictures_without_data_are_not_saved(tmp_path):

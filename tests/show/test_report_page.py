@@ -117,6 +117,21 @@ def test_a_page_has_the_sections_for_which_there_is_something(folder):
     assert "<h2>Environment" not in page(folder, small_recipe(), [])
 
 
+def test_what_is_left_of_the_image_is_told_where_it_was_measured(folder):
+    row = {"layer": "a", "index": 0, "time_step": 0, "firing_rate": 0.5, "outside_share": 0.5}
+    folder.gradients.append([{"step": 9, "grad_input_rms": 1.0, **row}])
+    for number, (subject, overlap) in enumerate(
+        [("run x, after step 8", 0.2), ("run x, after step 9, with time_steps=2", 0.3), ("run x, after step 9", 0.77)]
+    ):  # fmt: skip
+        path = folder.path / f"diagnosis-{number}.json"
+        path.write_text(json.dumps({"subject": subject, "overlap": [overlap]}))
+    folder.write_calibration({"blocks": {"overlap": 0.34}, "layers": None})
+    line, sentences, _ = _gradients(folder, small_recipe(), "title")
+    assert "After step 9: healthy, forward and backward" in line
+    assert "forward: healthy: the last layer keeps 77 % of an image" in sentences
+    assert "before training: the last layer kept 34 % of an image" in sentences
+
+
 def test_a_picture_has_160_dots_an_inch():
     text = _figure(new_figure(2, 1), "words")
     data = base64.b64decode(text.partition("base64,")[2].partition('"')[0])
@@ -150,6 +165,8 @@ def test_gradients_and_sessions_are_shown_where_there_are_some(folder):
     for way in ("<li>forward: ", "<li>backward through depth: ", "<li>backward through time: "):
         assert way in sentences
     assert 'alt="gradient by layer and time step"' in figure
+    assert "is measured by spiketriton diagnose" in sentences
+    assert "before training" not in sentences
     (session,) = _environment(folder)
     assert "<th>session</th><th>now</th>" in session
     assert "<td>time</td><td>now</td>" in session

@@ -103,7 +103,7 @@ def rows_of(steps: list[int], grads: list[list[float]], **fields: float) -> list
 def test_depth_profiles_of_the_first_middle_and_last_step(steps, chosen, colours):
     heat, depth, _ = gradients(rows_of(steps, [[3.0, 4.0], [0.0, 0.0]]), "title").axes
     assert heat.get_images()[0].get_array()[0].tolist() == pytest.approx(np.log10([30, 40]))
-    assert heat.get_title() == "RMS of dL/dx at step 10"
+    assert heat.get_title() == "Size of the gradient at step 10"
     assert [line.get_label() for line in depth.get_lines()] == [f"step {n}" for n in chosen]
     assert [line.get_color() for line in depth.get_lines()] == colours
     for line, step in zip(depth.get_lines(), chosen, strict=True):

@@ -34,8 +34,8 @@ def test_answers_and_spikes_are_the_networks_own(tmp_path):
     figure = sample(whole, "title")
     assert figure is not None
     image, raster = figure.axes
-    assert image.get_title() == f"A test image: {found.label}"
-    assert image.get_xlabel().count("after ") == 3
+    assert image.get_title() == f"A test image of class {found.label}"
+    assert image.get_xlabel().count("after step ") == 3
     drawn = sum(len(ticks.get_segments()) for ticks in raster.collections)
     assert drawn == sum(sum(row) for steps in found.spikes.values() for row in steps)
 

@@ -1,0 +1,30 @@
+"""Nothing overwrites another's file silently: what a command about a run may replace.
+
+In its own place in the run folder (RUN/evaluation, RUN/report.html, RUN/<recipe>.nir) it replaces what is there. With
+--out it replaces only what the same command wrote about the same run, which the file itself says: it contains a mark.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from spiketriton.errors import UserError
+from spiketriton.runs.folder import RunFolder
+
+
+def mark_of(folder: RunFolder, command: str) -> str:
+    """What a file says that `command` wrote about the run; the run's path is not legible in it."""
+    run = hashlib.sha256(str(folder.path.resolve()).encode()).hexdigest()[:16]
+    return f"spiketriton {command} {run}"
+
+
+def refuse_foreign(paths: Iterable[Path], mark: str) -> None:
+    """UserError: there is a file at one of the paths that does not contain the mark, or no file."""
+    for path in paths:
+        if not path.exists():
+            continue
+        if not path.is_file() or mark.encode() not in path.read_bytes():
+            raise UserError(
+                f"{path} exists, and is not what this command wrote about this run earlier; accepted by --out: "
+                "a new name, or remove it first"
+            )
