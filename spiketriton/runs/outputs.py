@@ -19,11 +19,11 @@ def mark_of(folder: RunFolder, command: str) -> str:
 
 
 def refuse_foreign(paths: Iterable[Path], mark: str) -> None:
-    """UserError: there is a file at one of the paths that does not contain the mark, or no file."""
+    """UserError: at one of the paths there is a folder, or a file that does not contain the mark."""
     for path in paths:
-        if not path.exists():
-            continue
-        if not path.is_file() or mark.encode() not in path.read_bytes():
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; accepted: the name of a file")
+        if path.exists() and mark.encode() not in path.read_bytes():
             raise UserError(
                 f"{path} exists, and is not what this command wrote about this run earlier; accepted by --out: "
                 "a new name, or remove it first"

@@ -82,7 +82,8 @@ def test_a_difference_within_a_tie_is_forgiven(
     given = []
 
     def export(run, *rest):
-        given.append(rest)
+        given.append(rest[:-1])
+        assert rest[-1].startswith("spiketriton export ")  # the mark
         return Comparison(7, 1234, different, "there" * different, margin)
 
     monkeypatch.setattr("spiketriton.export.export_nir", export)
@@ -109,7 +110,7 @@ def test_any_difference_of_torchs_file_is_an_error(difference, code, trained, mo
     assert f"currents differ by {difference:g}\n" in said
     assert "1 image(s) per call, 3 time steps\n" in said
     main([str(trained), "--to", "torch", "--batch-size", "5", "--out", "x"])
-    assert [(path.name, size) for path, size in given] == [("small.pt2", 1), ("x", 5)]
+    assert [(path.name, size) for path, size, _ in given] == [("small.pt2", 1), ("x", 5)]
 
 
 @pytest.mark.parametrize(
