@@ -22,8 +22,8 @@ Every command that takes a recipe takes the name of a shipped one, from any fold
 
 HEAD = ("recipe", "data", "network", "T", "memory", "ours", "paper")
 LEGEND = (
-    "T: time steps; memory: kept for the backward pass at the recipe's batch size; ours: test accuracy in "
-    "%, measured (-: not yet); paper: the published one"
+    "network: of LIF neurons unless it names others; T: time steps; memory: kept for the backward pass at the "
+    "recipe's batch size; ours: test accuracy in %, measured (-: not yet); paper: the published one"
 )
 _MEMORY, _PERCENT = re.compile(r"[\d.]+ [MG]B"), re.compile(r"[\d.]+(?= %)")
 
@@ -58,12 +58,13 @@ def rows(notes: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[str, ...]]:
     """A row below `HEAD` for each shipped recipe; `notes` are those of its header."""
     for name, path in shipped_recipes().items():
         recipe, said = load_recipe(path), notes[name]
-        block = "" if recipe.model.block == "plain" else f" {recipe.model.block}"
+        neuron = recipe.neuron.kind
+        words = (recipe.model.name, recipe.model.block, neuron)
         yield (
             name,
             recipe.data.name,
-            f"{recipe.model.name}{block} {recipe.neuron.kind}",
-            "-" if recipe.neuron.kind == "relu" else str(recipe.time_steps),
+            " ".join(word for word in words if word not in ("plain", "lif")),
+            "-" if neuron == "relu" else str(recipe.time_steps),
             _first(_MEMORY, said["Memory"]),
             _first(_PERCENT, said.get("Measured", "")),
             _first(_PERCENT, said.get("Published", "")),

@@ -87,6 +87,8 @@ def heat_map(
 
     logs: they are logarithms to base 10; the colour bar has the numbers themselves.
     """
+    from matplotlib.ticker import FuncFormatter
+
     low, high = limits or (None, None)
     image = axes.imshow(
         values, aspect="auto", cmap=colours, vmin=low, vmax=high, interpolation="nearest"
@@ -103,7 +105,7 @@ def heat_map(
         powers = list(range(math.ceil(low), math.floor(high) + 1)) if high > low else []
         if len(powers) > 1:
             bar.set_ticks(powers[:: -(-len(powers) // 8)])
-        bar.formatter = lambda log, _: short(10.0**log)
+        bar.formatter = FuncFormatter(lambda log, _: short(10.0**log))
         bar.update_ticks()
 
 
