@@ -11,7 +11,8 @@ from spiketriton.config.parts import PARTS, names
 from spiketriton.config.words import shown
 
 ResNet = Literal["resnet18", "resnet34", "resnet50", "resnet101"]  # either stem
-SmallResNet = Literal["resnet8", "resnet20", "resnet32", "resnet44", "resnet56"]  # CIFAR style
+# CIFAR style
+SmallResNet = Literal["resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"]
 PlainNet = Literal["plain", "mlp"]  # of any depth, without skip connections
 PooledNet = Literal["vggsnn", "net7b"]  # of the papers on event data
 

@@ -45,6 +45,7 @@ ARCHITECTURES = {
     "resnet32": Architecture((5, 5, 5), False, 16),
     "resnet44": Architecture((7, 7, 7), False, 16),
     "resnet56": Architecture((9, 9, 9), False, 16),
+    "resnet110": Architecture((18, 18, 18), False, 16),
 }
 
 IMAGENET_STEM_FROM = 96  # pixels; smaller images would reach the last stage as a single pixel

@@ -97,10 +97,16 @@ def test_blocks_compute_their_equations(kind, fused):
 
 @pytest.mark.parametrize(
     ("name", "thousands"),
-    [("resnet20", 270), ("resnet32", 460), ("resnet44", 660), ("resnet56", 850)],
+    [
+        ("resnet20", 270),
+        ("resnet32", 460),
+        ("resnet44", 660),
+        ("resnet56", 850),
+        ("resnet110", 1730),
+    ],
 )
 def test_cifar_resnets_have_the_published_size(name, thousands):
-    """He et al. 2015, table 6: 0.27, 0.46, 0.66, 0.85 million; 1x1 shortcuts add 2.5 thousand."""
+    """He et al. 2015, table 6: 0.27, 0.46, 0.66, 0.85, 1.7 million; 1x1 shortcuts add 2.5 thousand."""
     with torch.device("meta"):
         model = build(name, image_size=32)
     assert count_parameters(model) == pytest.approx(thousands * 1e3 + 2.5e3, abs=6e3)
