@@ -1,4 +1,4 @@
-"""Pictures of evaluations: accuracy by time step, rates, confusion, energy and accuracy."""
+"""Pictures of evaluations: accuracy by time step, learning, rates, confusion, energy and accuracy."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from spiketriton.runs.rows import Rows
 from spiketriton.show import event_pictures, figures
 from spiketriton.show.figures import BLUE, GREEN, GREY, ORANGE, heat_map, layer_figure, new_figure
 from spiketriton.show.words import synthetic_note
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PICTURES = (
-    "events.gif", "accuracy.png", "latency.png", "events.png", "energy.png", "rates.png", "confusion.png", "sample.png"
+    "events.gif", "accuracy.png", "learning.png", "latency.png", "events.png", "energy.png", "rates.png",
+    "confusion.png", "sample.png"
 )  # fmt: skip
 """Names of all files that ``draw_evaluations`` may write."""
 COLOURS = (BLUE, ORANGE, GREEN, "#805ad5", "#c53030", GREY)
@@ -35,6 +37,7 @@ def draw_evaluations(folder: Path, evaluations: list[Evaluation]) -> list[Path]:
         folder,
         {
             "accuracy.png": partial(accuracy, evaluations, title),
+            "learning.png": partial(learning, evaluations, title),
             "latency.png": partial(event_pictures.latency, evaluations, title),
             "events.png": partial(event_pictures.frames, main, title),
             "energy.png": partial(energy, evaluations, title),
@@ -73,6 +76,24 @@ def accuracy(evaluations: list[Evaluation], title: str) -> Figure:
     axes.set(title="Accuracy by time steps (diamond: the recipe's T)", ylabel="test accuracy (%)")
     axes.set_xlabel("time steps before the answer" + (" (log scale)" if longest > 32 else ""))
     axes.legend(frameon=True, framealpha=0.85)  # it may lie over a line
+    return figure
+
+
+def learning(evaluations: list[Evaluation], title: str) -> Figure | None:
+    """Test accuracy during training, of all runs; None unless there are several to compare."""
+    figure = new_figure(8, 5, title)
+    axes = figure.subplots()
+    for one, colour in zip(evaluations, cycle(COLOURS), strict=False):
+        rows = [
+            row for row in Rows(Path(one.run) / "metrics.jsonl").read() if row["kind"] == "eval"
+        ]
+        if rows:
+            points = [(row["epoch"], 100 * row["test_accuracy"]) for row in rows]
+            axes.plot(*zip(*points, strict=True), color=colour, marker="o", label=one.label)
+    if len(axes.get_lines()) < 2:
+        return None
+    axes.set(title="Test accuracy during training", xlabel="epoch", ylabel="test accuracy (%)")
+    axes.legend()
     return figure
 
 

@@ -1,15 +1,18 @@
 """Pictures of evaluations hold what was counted."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from spiketriton.runs.rows import Rows
 from spiketriton.show.evaluation_pictures import (
     accuracy,
     confusion,
     draw_evaluations,
     energy,
+    learning,
     rates,
 )
 from tests.show.support import ann, evaluation
@@ -34,6 +37,23 @@ def test_long_windows_have_a_log_scale_and_no_markers(steps, scale, marker):
     assert axes.get_xscale() == scale
     assert axes.get_lines()[0].get_marker() == marker
     assert axes.get_xlabel().endswith("(log scale)") == (scale == "log")
+
+
+def test_learning_of_several_runs(tmp_path: Path):
+    runs = [evaluation(run=str(tmp_path / name)) for name in ("one", "two")]
+    for one, share in zip(runs, (0.5, 0.25), strict=True):
+        rows = Rows(Path(one.run) / "metrics.jsonl")
+        rows.path.parent.mkdir()
+        rows.append(
+            {"kind": kind, "step": 4 * epoch, "epoch": epoch, "test_accuracy": share * epoch}
+            for epoch in (1, 2)
+            for kind in ("train", "eval")
+        )
+    (axes,) = learning([*runs, ann()], "title").axes
+    drawn = [line.get_xydata().tolist() for line in axes.get_lines()]
+    assert drawn == [[[1, 50], [2, 100]], [[1, 25], [2, 50]]]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [r.label for r in runs]
+    assert learning([runs[0], ann()], "title") is None
 
 
 def test_energy_against_accuracy():
