@@ -3,7 +3,7 @@
 import contextlib
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
 from functools import partial
 from itertools import islice
@@ -33,6 +33,7 @@ from spiketriton.show.display import Display
 from spiketriton.show.words import duration
 from spiketriton.training import environment
 from spiketriton.training.ema import MovingAverage
+from spiketriton.training.graphs import CudaGraphs, Steps, obstacle_of, tensors_of
 from spiketriton.training.guard import Counts, FiniteGuard
 from spiketriton.training.interrupts import StopSignals
 from spiketriton.training.losses import build_loss
@@ -107,6 +108,16 @@ class Trainer:
         self.watch = Watch(recipe, display.warn)
         self.meters = Meters(self.device)
         self.ema = MovingAverage(self.model, cfg.ema) if cfg.ema else None
+        self.number = torch.zeros((), dtype=torch.int64, device=self.device)  # of the step
+        self.run = Steps(
+            self.work,
+            self.optimizer,
+            mode=cfg.graph,
+            obstacle=obstacle_of(self.device, ranks.world_size, self.scaler.is_enabled()),
+            state=self.changed,
+            note=display.note,
+            graphs=partial(CudaGraphs, self.device),
+        )
         self.stateful = {name: getattr(self, name) for name in _STATEFUL}
         if self.ema is not None:
             self.stateful["ema"] = self.ema
@@ -158,10 +169,24 @@ class Trainer:
 
     def train_step(self) -> None:
         """One optimizer step with the clipped sum of the micro-batches' gradients."""
+        self.number.fill_(self.step + 1)
+        parts = (self.next_batch() for _ in range(self.accumulate))
+        measured = bool(self.monitor.layers) and self.plan.measures(self.step + 1)
+        total, norm = self.run(parts, watched=measured)
+        self.lr = float(self.schedule.get_last_lr()[0])
+        self.schedule.step()
+        self.progress.step += 1
+        self.meters.step(self.recipe.train.batch_size, total, norm)
+        self.display.advance(self.step)
+
+    def work(self, parts: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """All that the device does in a step: the loss and the gradient's norm, on the device.
+
+        No number of Python's that changes from step to step may reach a kernel here: see `graphs`.
+        """
         losses = []
         self.guard.begin()
-        for part in range(self.accumulate):
-            images, labels = self.next_batch()
+        for part, (images, labels) in enumerate(parts):
             last = part == self.accumulate - 1
             with (
                 self.monitor.watch(self.step + 1, last=last),
@@ -174,17 +199,20 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         self.ranks.average_(self.statistics)
         total, norm = self.ranks.mean(torch.stack(losses).sum()), self.gradient_norm()
-        self.guard.judge(self.step + 1, total, norm)
+        self.guard.judge(self.number, total, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.lr = float(self.schedule.get_last_lr()[0])
-        self.schedule.step()
         self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.update()
-        self.progress.step += 1
-        self.meters.step(self.recipe.train.batch_size, total, norm)
-        self.display.advance(self.step)
+        return total, norm
+
+    def changed(self) -> list[Tensor]:
+        """Every tensor that `work` changes."""
+        average = [*self.ema.average.values(), self.ema.steps] if self.ema is not None else []
+        optimizer = tensors_of(self.optimizer)
+        model = [*self.model.parameters(), *self.model.buffers()]
+        return [*model, *optimizer, *self.guard.tensors(), *average]
 
     def next_batch(self) -> tuple[Tensor, Tensor]:
         """The next micro-batch on the device: images [b, C, H, W] or [T, b, C, H, W], labels [b].

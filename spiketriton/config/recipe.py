@@ -437,6 +437,11 @@ class TrainConfig(Table):
     )
     channels_last: bool = key(True, "channels_last memory format for images and activations")
     compile: bool = key(False, "compile the model with torch.compile")
+    graph: bool | Literal["auto"] = key(
+        False,
+        "on a GPU, replay the whole step as a CUDA graph; `auto`: where its first step equals the eager "
+        "one; no effect on a CPU, on several devices and in fp16",
+    )
     device: Literal["auto", "cpu", "cuda"] = key("auto", "`auto`: a GPU if there is one")
     threads: int = key(
         0, "CPU threads per operation; 0: one for each processor that is free", Range(0, 4096)

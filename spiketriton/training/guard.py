@@ -73,10 +73,11 @@ class FiniteGuard:
         self._buffers = [[b for b in buffers if b.dtype == dtype] for dtype in dtypes]
         device = next(model.parameters()).device
         zero = torch.zeros((), device=device)
-        self._in_a_row = self._overflows = self._skipped = self._last = self._halted_at = (
-            zero.long()
-        )
-        self._numbers = torch.stack([zero, zero]).double()  # loss and norm of the last bad step
+        # changed in place alone, so that a CUDA graph of the step finds them
+        self._in_a_row, self._overflows, self._skipped, self._last, self._halted_at = torch.zeros(
+            5, dtype=torch.int64, device=device
+        ).unbind()
+        self._numbers = zero.double().expand(2).clone()  # loss and norm of the last bad step
         self._reported = 0
         self.withheld = zero.bool()
         optimizer.register_step_pre_hook(self._withhold)
@@ -87,24 +88,24 @@ class FiniteGuard:
         self._kept = [_flat(buffers) for buffers in self._buffers]
 
     @torch.no_grad()
-    def judge(self, step: int, loss: Tensor, norm: Tensor) -> None:
+    def judge(self, step: Tensor, loss: Tensor, norm: Tensor) -> None:
         """After backward, before the optimizer's step.
 
         Args:
-            step: its number, from 1.
+            step: its number, from 1, an int64 scalar on the device.
             loss, norm: of the whole step, scalars on the device.
         """
         overflow = ~norm.isfinite()
-        self._overflows = torch.where(overflow, self._overflows + 1, 0)
+        _set(self._overflows, overflow, self._overflows + 1, 0)
         tries = SCALER_TRIES if self.scaled else 0
         bad = (~loss.isfinite() | (self._overflows > tries)) & (self._halted_at == 0)
         numbers = torch.stack([loss.double(), norm.double()])
-        self._in_a_row = torch.where(bad, self._in_a_row + 1, 0)
-        self._skipped = self._skipped + bad
-        self._last = torch.where(bad, step, self._last)
-        self._numbers = torch.where(bad, numbers, self._numbers)
-        self._halted_at = torch.where(self._in_a_row > self.patience, step, self._halted_at)
-        self.withheld = bad | overflow | (self._halted_at > 0)
+        _set(self._in_a_row, bad, self._in_a_row + 1, 0)
+        self._skipped += bad
+        _set(self._last, bad, step, self._last)
+        _set(self._numbers, bad, numbers, self._numbers)
+        _set(self._halted_at, self._in_a_row > self.patience, step, self._halted_at)
+        self.withheld.copy_(bad | overflow | (self._halted_at > 0))
         for buffers, kept in zip(self._buffers, self._kept, strict=True):
             chosen = torch.where(self.withheld, kept, _flat(buffers))
             parts = chosen.split([buffer.numel() for buffer in buffers])
@@ -116,6 +117,11 @@ class FiniteGuard:
         optimizer.found_inf = (
             torch.maximum(optimizer.found_inf, withheld) if self.scaled else withheld
         )
+
+    def tensors(self) -> list[Tensor]:
+        """What `judge` changes besides the model's buffers."""
+        counts = [self._in_a_row, self._overflows, self._skipped, self._last, self._halted_at]
+        return [*counts, self._numbers, self.withheld]
 
     def read(self) -> Counts:
         """Waits for the device."""
@@ -132,11 +138,15 @@ class FiniteGuard:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         for name in _SAVED:
-            setattr(self, f"_{name}", torch.full_like(self._last, state[name]))
+            getattr(self, f"_{name}").fill_(state[name])
         self._reported = state["skipped"]
 
 
 _SAVED = ("in_a_row", "overflows", "skipped")
+
+
+def _set(target: Tensor, condition: Tensor, value: Tensor | int, otherwise: Tensor | int) -> None:
+    target.copy_(torch.where(condition, value, otherwise))
 
 
 def _flat(buffers: list[Tensor]) -> Tensor:

@@ -64,7 +64,7 @@ def build_loss(cfg: LossConfig, class_counts: Sequence[int] = ()) -> Loss:
     return checked
 
 
-@dataclass(frozen=True)
+@dataclass
 class CrossEntropy:
     """Cross-entropy of currents [B, K] and labels [B] or [B, K], the mean over images."""
 
@@ -76,7 +76,8 @@ class CrossEntropy:
             labels = labels.to(currents)
         if self.weights is None:
             return F.cross_entropy(currents, labels, label_smoothing=self.smoothing)
-        weights = self.weights.to(currents)
+        self.weights = self.weights.to(currents.device)  # once: a copy to the device waits for it
+        weights = self.weights.to(currents.dtype)
         each = F.cross_entropy(
             currents, labels, weights, label_smoothing=self.smoothing, reduction="none"
         )

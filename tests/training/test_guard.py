@@ -12,7 +12,7 @@ from spiketriton.training.optim import build_optimizer
 
 def judged(guard: FiniteGuard, loss: float, norm: float) -> None:
     guard.begin()
-    guard.judge(1, torch.tensor(loss), torch.tensor(norm))
+    guard.judge(torch.tensor(1), torch.tensor(loss), torch.tensor(norm))
 
 
 def test_a_loss_scaler_may_try_but_not_for_ever():
@@ -64,7 +64,7 @@ def test_training_ends_after_more_bad_steps_in_a_row_than_allowed(keys, allowed)
     steps = [True] * allowed + [False] + [True] * (allowed + 1) + [False, True]
     for step, bad in enumerate(steps, 1):
         guard.begin()
-        guard.judge(step, torch.tensor(math.nan if bad else 1.0), torch.tensor(2.0))
+        guard.judge(torch.tensor(step), torch.tensor(math.nan if bad else 1.0), torch.tensor(2.0))
     counts = guard.read()
     ended = 2 * allowed + 2
     assert counts[:4] == (2 * allowed + 1, 2 * allowed + 1, ended, ended)
@@ -82,7 +82,7 @@ def test_statistics_of_a_bad_step_are_put_back():
         guard.begin()
         net(torch.randn(4, 3))
         after = {name: buffer.clone() for name, buffer in net.named_buffers()}
-        guard.judge(1, torch.tensor(1.0), torch.tensor(norm))
+        guard.judge(torch.tensor(1), torch.tensor(1.0), torch.tensor(norm))
         wanted = after if math.isfinite(norm) else before
         assert wanted.keys() == {"running_mean", "running_var", "num_batches_tracked"}
         assert not torch.equal(before["running_mean"], after["running_mean"])

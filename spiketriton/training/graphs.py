@@ -1,0 +1,264 @@
+"""`train.graph`: a training step as one CUDA graph, replayed without Python between its kernels.
+
+The work of a step (forward, loss, backward, clipping, guard, optimizer, average of the weights) is
+captured once for each shape of the batch. What changes from step to step lies in tensors that the
+graph reads: the batch, the learning rates and the step's number. Measured steps run eagerly, because
+they call other kernels.
+
+With "auto" a graph proves itself: it is captured around a batch of zeros, a learning rate of 0 and no
+step's number, then its first replay is compared with the same step run eagerly from the same state. A
+number that was frozen into it shows. On any difference or error, training goes on eagerly.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves, tree_map
+
+from spiketriton.errors import one_line
+from spiketriton.training.losses import Batch
+
+Numbers = tuple[Tensor, Tensor]  # loss and norm of the gradient of a step, scalars on the device
+Work = Callable[[Iterable[Batch]], Numbers]
+
+WARM_UP = 3
+"""Eager steps of a shape before it is captured: kernels are compiled, convolutions tuned, and the
+optimizer has its state."""
+MOST_SHAPES = 4
+"""Batches of further shapes run eagerly: each graph keeps the memory of its own activations."""
+
+LOSS, NORM, UPDATE = 1e-4, 1e-2, 0.05
+"""Relative differences that "auto" allows. The forward pass is the same kernels in the same order; sums
+in cuDNN's backward come in any order, and Adam's first steps follow the sign of small gradients."""
+
+
+class Graphs(Protocol):
+    """How work is captured."""
+
+    def warm_up(self, call: Callable[[], Numbers]) -> Numbers:
+        """Runs a call where it will be captured later."""
+
+    def capture(self, call: Callable[[], Numbers]) -> tuple[Callable[[], object], Numbers]:
+        """The call's graph as a function that runs it, and the tensors in which it leaves its results."""
+
+
+class CudaGraphs:
+    """Captures on a stream of its own."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device)
+
+    def warm_up(self, call: Callable[[], Numbers]) -> Numbers:
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            numbers = call()
+        current.wait_stream(self.stream)
+        for tensor in numbers:
+            tensor.record_stream(current)
+        return numbers
+
+    def capture(self, call: Callable[[], Numbers]) -> tuple[Callable[[], object], Numbers]:
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: threads that load data may go on calling CUDA
+        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+            numbers = call()
+        return graph.replay, numbers
+
+
+class Captured:
+    """The graph of the work on batches of one shape."""
+
+    def __init__(
+        self, work: Work, batches: Sequence[Batch], optimizer: Optimizer, graphs: Graphs
+    ) -> None:
+        device = tree_leaves(batches)[0].device
+        self.groups = optimizer.param_groups
+        self.batches = tree_map(torch.zeros_like, list(batches))
+        self.rates = [torch.zeros((), device=device) for _ in self.groups]
+        with rates_in_tensors(optimizer, self.rates):
+            self.replay, self.numbers = graphs.capture(lambda: work(self.batches))
+
+    def __call__(self, batches: Sequence[Batch]) -> Numbers:
+        for kept, given in zip(tree_leaves(self.batches), tree_leaves(batches), strict=True):
+            kept.copy_(given, non_blocking=True)
+        for rate, group in zip(self.rates, self.groups, strict=True):
+            rate.fill_(group["lr"])
+        self.replay()
+        loss, norm = self.numbers
+        return loss.clone(), norm.clone()  # the next replay overwrites them
+
+
+@contextlib.contextmanager
+def rates_in_tensors(optimizer: Optimizer, rates: Sequence[Tensor]) -> Iterator[None]:
+    """Within the block the optimizer reads its learning rates from tensors, one of each group."""
+    groups: list[dict[str, Any]] = optimizer.param_groups
+    were = [group.copy() for group in groups]
+    for group, rate in zip(groups, rates, strict=True):
+        group["lr"] = rate
+        if "capturable" in group:
+            group["capturable"] = True
+    try:
+        yield
+    finally:
+        for group, own in zip(groups, were, strict=True):
+            group.update(own)
+
+
+class Steps:
+    """Runs the work of steps, eagerly or by graphs.
+
+    Args:
+        work: of one step, on its micro-batches: everything that the device does. It waits for nothing,
+            and no number of Python's that changes from step to step reaches a kernel.
+        optimizer: whose learning rates the schedule sets between steps.
+        mode: `train.graph`. With True a graph is used unproven, and an error in its capture is raised.
+        obstacle: why there can be no graph here; empty if there can.
+        state: every tensor that the work changes, as soon as the first step is done; the weights are
+            parameters, counters have no dimension.
+        note: called with one line, whenever the way in which steps run is decided.
+        graphs: how work is captured.
+    """
+
+    def __init__(
+        self,
+        work: Work,
+        optimizer: Optimizer,
+        *,
+        mode: bool | str,
+        obstacle: str,
+        state: Callable[[], list[Tensor]],
+        note: Callable[[str], object],
+        graphs: Callable[[], Graphs],
+    ) -> None:
+        self.work, self.optimizer, self.mode = work, optimizer, mode
+        self.state, self.note = state, note
+        self.captured: dict[tuple, Captured] = {}
+        self.seen: dict[tuple, int] = {}
+        self.graphs = None if mode is False or obstacle else graphs()
+        if obstacle and mode is not False:
+            self._run_eagerly(obstacle)
+
+    def __call__(self, parts: Iterable[Batch], *, watched: bool) -> Numbers:
+        """One step on its micro-batches, which are drawn one by one if it runs eagerly.
+
+        watched: whether other kernels than usual are called, which measure.
+        """
+        if self.graphs is None or watched:
+            return self.work(parts)
+        batches = list(parts)
+        shape = tuple((x.shape, x.stride(), x.dtype) for x in tree_leaves(batches))
+        if shape in self.captured:
+            return self.captured[shape](batches)
+        seen = self.seen[shape] = self.seen.get(shape, 0) + 1
+        if seen <= WARM_UP:
+            return self.graphs.warm_up(lambda: self.work(batches))
+        if len(self.captured) == MOST_SHAPES:
+            if seen == WARM_UP + 1:
+                self.note(
+                    f"{self._key}: batches of a further shape run eagerly, beyond {MOST_SHAPES}"
+                )
+            return self.work(batches)
+        return self._first(shape, batches, self.graphs)
+
+    def _first(self, shape: tuple, batches: list[Batch], graphs: Graphs) -> Numbers:
+        """The step in which a shape is captured."""
+        if self.mode is True:
+            self.captured[shape] = Captured(self.work, batches, self.optimizer, graphs)
+            self.note(f"{self._key}: from here on steps of this shape are replayed, unproven")
+            return self.captured[shape](batches)
+        state = self.state()
+        before = [tensor.clone() for tensor in state]
+        try:
+            graph = Captured(self.work, batches, self.optimizer, graphs)
+            replayed = graph(batches)
+            by_graph = [tensor.clone() for tensor in state]
+            _restore(state, before)
+            eager = self.work(batches)
+            differs = _difference(replayed, eager, before, by_graph, state)
+        except (
+            Exception
+        ) as error:  # whatever it is: if the graph is not to blame, the eager step raises it
+            # the graph's memory goes before the eager step needs it
+            graph = by_graph = replayed = None  # type: ignore[assignment]
+            _restore(state, before)
+            self.optimizer.zero_grad()
+            self._run_eagerly(one_line(error))
+            return self.work(batches)
+        if differs is None:
+            self.captured[shape] = graph
+            self.note(
+                f"{self._key}: steps of this shape are replayed as a CUDA graph, whose first step had "
+                "the loss, norm and weights of the eager one"
+            )
+        elif differs:
+            self._run_eagerly(differs)
+        return eager
+
+    @property
+    def _key(self) -> str:
+        return f"train.graph = {'true' if self.mode is True else self.mode}"
+
+    def _run_eagerly(self, reason: str) -> None:
+        self.graphs = None
+        self.captured.clear()
+        self.note(f"{self._key}: steps run eagerly, because {reason}")
+
+
+@torch.no_grad()
+def _restore(state: Sequence[Tensor], before: Sequence[Tensor]) -> None:
+    for tensor, kept in zip(state, before, strict=True):
+        tensor.copy_(kept)
+
+
+@torch.no_grad()
+def _difference(
+    replayed: Numbers,
+    eager: Numbers,
+    before: Sequence[Tensor],
+    by_graph: Sequence[Tensor],
+    by_eager: Sequence[Tensor],
+) -> str | None:
+    """None: the same. Else in what the replay differs; empty when the eager step proves nothing."""
+    found = zip(("loss", "norm of the gradient"), replayed, eager, (LOSS, NORM), strict=True)
+    for name, ours, theirs, allowed in found:
+        mine, true = float(ours), float(theirs)
+        if not math.isfinite(true):
+            return ""  # a step that the guard leaves out: the next one is compared
+        if not abs(mine - true) <= allowed * abs(true):
+            return f"the {name} of its first replay is {mine:.7g} instead of {true:.7g}"
+    weights = [i for i, tensor in enumerate(by_eager) if isinstance(tensor, nn.Parameter)]
+    moved, apart = (
+        float(
+            torch.stack([(by_eager[i].double() - other[i].double()).norm() for i in weights]).norm()
+        )
+        for other in (before, by_graph)
+    )
+    if not apart <= UPDATE * moved:
+        return f"its first replay leaves weights {apart:.3g} off, where the step moves them by {moved:.3g}"
+    counts = [i for i, tensor in enumerate(by_eager) if tensor.ndim == 0 and i not in weights]
+    if not all(torch.equal(by_graph[i], by_eager[i]) for i in counts):
+        return "its first replay counts otherwise"
+    return None
+
+
+def tensors_of(optimizer: Optimizer) -> list[Tensor]:
+    """The state of an optimizer."""
+    return [x for x in tree_leaves(list(optimizer.state.values())) if isinstance(x, Tensor)]
+
+
+def obstacle_of(device: torch.device, ranks: int, scaled: bool) -> str:
+    """Why there can be no graph of a step; empty if there can."""
+    if device.type != "cuda":
+        return f"a CUDA graph needs a GPU, and the device is {device.type}"
+    if ranks > 1:
+        return f"{ranks} ranks exchange gradients, which no graph here captures"
+    if scaled:
+        return 'the loss scaler of train.precision = "fp16" keeps what it does on the host'
+    return ""

@@ -1,0 +1,536 @@
+"""`train.graph`: what a CUDA graph of a step forbids, and how steps come to run by one.
+
+There is no GPU here. `Tape` stands in for a CUDA graph: it records the operations of a step with their
+tensors and numbers, and a replay calls exactly these again, on the same tensors. So it freezes what a
+graph freezes, and refuses what a capture refuses. What it cannot show: memory, streams, kernels.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from spiketriton.training import graphs
+from spiketriton.training.graphs import Steps, obstacle_of, rates_in_tensors
+from tests.small_runs import Lines, assert_equal, small_trainer, untimed
+
+aten = torch.ops.aten
+WAITS = {
+    aten._local_scalar_dense.default,
+    aten.is_nonzero.default,
+    aten.equal.default,
+    aten.nonzero.default,
+    aten.masked_select.default,
+    aten._unique2.default,
+    aten.unique_consecutive.default,
+    aten.lift_fresh.default,  # torch.tensor(...): a copy from the host
+}
+"""Operations that the host and the device do together: a capture ends with an error at them."""
+READS = ("tolist", "cpu", "numpy", "pin_memory")
+"""Methods that do so and are no operations where the device is the CPU."""
+
+
+def waits(name: str) -> RuntimeError:
+    """CUDA's words, and the reason."""
+    return RuntimeError(f"operation not permitted when stream is capturing: {name}")
+
+
+@contextmanager
+def reads_refused() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in READS:
+
+            def refuse(self: Tensor, *_: Any, name: str = name) -> None:
+                raise waits(name)
+
+            patch.setattr(Tensor, name, refuse)
+        yield
+
+
+class Tape(TorchDispatchMode):
+    """One recorded call: its operations with their tensors and numbers; refuses what waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, Any, Any, list[Tensor | None]]] = []
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        tensors = tensors_in((args, kwargs))
+        masked = function is aten.index.Tensor and any(x.dtype == torch.bool for x in tensors)
+        if function in WAITS or masked:
+            raise waits(str(function))
+        out = function(*args, **kwargs)
+        if function.namespace == "profiler":
+            return out
+        # views, and what is changed in place, follow by themselves
+        given = {x.untyped_storage().data_ptr() for x in tensors}
+        fresh = [None if x.untyped_storage().data_ptr() in given else x for x in tensors_in(out)]
+        self.calls.append((function, args, kwargs, fresh))
+        return out
+
+    def numbers(self) -> list[tuple[str, list[Any]]]:
+        """Each operation and what in its arguments is no tensor: a graph would freeze it."""
+        return [
+            (str(function), [x for x in tree_leaves((args, kwargs)) if not isinstance(x, Tensor)])
+            for function, args, kwargs, _ in self.calls
+        ]
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        for function, args, kwargs, fresh in self.calls:
+            for kept, new in zip(fresh, tensors_in(function(*args, **kwargs)), strict=True):
+                if kept is not None:
+                    kept.copy_(new)
+
+
+def tensors_in(values: Any) -> list[Tensor]:
+    return [x for x in tree_leaves(values) if isinstance(x, Tensor)]
+
+
+class Tapes:
+    """Stands in for `CudaGraphs`."""
+
+    def __init__(self, state: Callable[[], list[Tensor]]) -> None:
+        self.state, self.warmed, self.captures, self.replays = state, 0, 0, 0
+
+    def warm_up(self, call):
+        self.warmed += 1
+        return call()
+
+    def capture(self, call):
+        self.captures += 1
+        before = [(tensor, tensor.clone()) for tensor in self.state()]
+        with reads_refused(), Tape() as tape:
+            numbers = call()
+        with torch.no_grad():  # a capture runs nothing
+            for tensor, kept in before:
+                tensor.copy_(kept)
+
+        def replay() -> None:
+            self.replays += 1
+            tape.replay()
+
+        return replay, numbers
+
+
+def taped(trainer) -> Tapes:
+    """Lets a trainer with `train.graph` set run by tapes, as if there were a GPU."""
+    tapes = Tapes(trainer.changed)
+    trainer.display.stream.truncate(0)  # what the CPU stands in the way of
+    trainer.display.stream.seek(0)
+    trainer.run = Steps(
+        trainer.work,
+        trainer.optimizer,
+        mode=trainer.recipe.train.graph,
+        obstacle="",
+        state=trainer.changed,
+        note=trainer.display.note,
+        graphs=lambda: tapes,
+    )
+    return tapes
+
+
+KINDS = {
+    "adamw": [],
+    "sgd": ["train.optimizer=sgd", "train.nesterov=true", "train.weight_decay=0.01"],
+    "clipped": ["train.clip_grad_norm=0.5", "train.accumulate=2", "train.nonfinite=skip"],
+    "averaged": ["train.ema=0.9", "loss.label_smoothing=0.1"],
+    "tet": ["loss.kind=tet", "loss.class_weights=balanced", "neuron.kind=plif"],
+    "ms": ["model.name=resnet8", "model.block=ms", "model.width=4", "train.channels_last=true"],
+    "sew": ["model.name=resnet8", "model.block=sew", "model.width=4", "model.memory=packed"],
+    "recomputed": ["model.name=resnet8", "model.width=4", "model.checkpoint_blocks=true"],
+    "tebn": ["model.name=resnet8", "model.width=4", "model.norm=tebn", "model.block=ms"],
+    "mixed": ["train.mixup=0.2"],
+    "twin": ["neuron.kind=relu"],
+}
+every_kind = pytest.mark.parametrize("overrides", KINDS.values(), ids=KINDS)
+
+
+def a_step(trainer) -> list[tuple[str, list[Any]]]:
+    """Operations of the next step, with its learning rates in tensors as in a graph; it is done."""
+    trainer.number.fill_(trainer.step + 1)
+    batches = [trainer.next_batch() for _ in range(trainer.accumulate)]
+    rates = [torch.tensor(float(group["lr"])) for group in trainer.optimizer.param_groups]
+    with rates_in_tensors(trainer.optimizer, rates), reads_refused(), Tape() as tape:
+        trainer.work(batches)
+    trainer.schedule.step()
+    trainer.progress.step += 1
+    return tape.numbers()
+
+
+@every_kind
+def test_a_step_waits_for_nothing_and_hands_kernels_no_number_that_changes(tmp_path, overrides):
+    trainer = small_trainer(tmp_path, *overrides, "train.log_every=100")
+    trainer.fit(until=2)
+    with trainer.session():
+        first, second = a_step(trainer), a_step(trainer)
+    assert len(first) > 50
+    assert [name for name, _ in first] == [name for name, _ in second]
+    assert first == second
+
+
+def breaks_rate(trainer, monkeypatch):
+    monkeypatch.setattr("tests.training.test_graphs.rates_in_tensors", lambda *_: nullcontext())
+
+
+def breaks_number(trainer, monkeypatch):
+    judge = trainer.guard.judge
+    monkeypatch.setattr(trainer.guard, "judge", lambda step, *rest: judge(trainer.step + 1, *rest))
+
+
+def breaks_item(trainer, monkeypatch):
+    loss = trainer.loss
+    monkeypatch.setattr(
+        trainer, "loss", lambda *given: loss(*given) * float(given[0].detach().sum() > 0)
+    )
+
+
+def breaks_list(trainer, monkeypatch):
+    loss = trainer.loss
+    monkeypatch.setattr(trainer, "loss", lambda c, labels: loss(c, labels) * len(labels.tolist()))
+
+
+def breaks_constant(trainer, monkeypatch):
+    loss = trainer.loss
+    monkeypatch.setattr(trainer, "loss", lambda *given: loss(*given) * torch.tensor(2.0))
+
+
+@pytest.mark.parametrize(
+    ("breaks", "seen"),
+    [
+        (breaks_rate, "changed: aten._fused_sgd_.default"),
+        (breaks_number, "changed: aten.scalar_tensor"),
+        (breaks_item, "_local_scalar_dense"),
+        (breaks_list, "tolist"),
+        (breaks_constant, "lift_fresh"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_the_search_finds_what_is_forbidden(tmp_path, breaks, seen, monkeypatch):
+    """What the test above shows is absent, put in on purpose."""
+    trainer = small_trainer(tmp_path, "train.log_every=100", "train.optimizer=sgd")
+    trainer.fit(until=2)
+    breaks(trainer, monkeypatch)
+    with trainer.session():
+        try:
+            first, second = a_step(trainer), a_step(trainer)
+        except RuntimeError as error:
+            found = [str(error)]
+        else:
+            found = [
+                f"changed: {name}"
+                for (name, a), (_, b) in zip(first, second, strict=True)
+                if a != b
+            ]
+    assert any(seen in one for one in found), found
+
+
+EXACT = (
+    "train.lr=0.0078125",  # halves of it are exact in float32, in which a graph reads them
+    "train.schedule=step",
+    "train.milestones=[0.2, 0.4]",
+    "train.gamma=0.5",
+    "train.warmup=0",
+)
+STEPS = 12  # of which the first, 4, 8 and 12 are measured
+
+
+def trained(path, *overrides: str, tape: bool = True) -> tuple[Any, Tapes | None]:
+    trainer = small_trainer(path, *EXACT, *overrides)
+    tapes = taped(trainer) if tape else None
+    trainer.fit(until=STEPS)
+    return trainer, tapes
+
+
+@pytest.fixture(scope="module")
+def eager_run(tmp_path_factory):
+    """The small run, eagerly."""
+    return trained(tmp_path_factory.mktemp("eager"), tape=False)[0]
+
+
+def assert_same_run(ours, theirs) -> None:
+    """Bit for bit, but for running statistics, which operators that are traced sum in another order."""
+    a, b = (trainer.state_dict() for trainer in (ours, theirs))
+    for state in (a, b):
+        for name in ("seconds", "recipe", "random"):
+            del state[name]
+        for part in (state["model"], state.get("ema", {}).get("average", {})):
+            for name in [name for name in part if "running" in name]:
+                del part[name]
+    assert_equal(a, b)
+    for (name, x), y in zip(ours.model.named_buffers(), theirs.model.buffers(), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6, msg=name)
+    rows = [trainer.folder.metrics.read() for trainer in (ours, theirs)]
+    assert untimed(rows[0]) == untimed(rows[1])
+    assert ours.folder.gradients.read() == theirs.folder.gradients.read()
+
+
+@every_kind
+def test_a_replayed_run_is_the_eager_run(tmp_path, overrides):
+    """Learning rates, step numbers, counts of the guard, averages and rows included."""
+    replayed, tapes = trained(tmp_path / "auto", *overrides, "train.graph=auto")
+    eager, _ = trained(tmp_path / "eager", *overrides, tape=False)
+    measured = 0 if "neuron.kind=relu" in overrides else 4
+    assert tapes.warmed == graphs.WARM_UP
+    assert tapes.captures == 1
+    assert tapes.replays == STEPS - measured - graphs.WARM_UP
+    assert (
+        "train.graph = auto: steps of this shape are replayed as a CUDA graph"
+        in replayed.display.text
+    )
+    assert_same_run(replayed, eager)
+
+
+def test_without_proof_if_the_recipe_says_true(tmp_path, eager_run):
+    replayed, tapes = trained(tmp_path, "train.graph=true")
+    assert (tapes.captures, tapes.replays) == (1, STEPS - 4 - graphs.WARM_UP)
+    assert (
+        "train.graph = true: from here on steps of this shape are replayed" in replayed.display.text
+    )
+    assert_same_run(replayed, eager_run)
+
+
+def test_with_true_an_error_is_an_error(tmp_path):
+    trainer = small_trainer(tmp_path, "train.graph=true")
+    tapes = taped(trainer)
+    tapes.capture = lambda call: (_ for _ in ()).throw(RuntimeError("no capture today"))
+    with pytest.raises(RuntimeError, match="no capture today"):
+        trainer.fit(until=STEPS)
+
+
+def fails_to_capture(trainer, tapes, monkeypatch):
+    loss = trainer.loss
+
+    def reads(currents: Tensor, labels: Tensor) -> Tensor:
+        return loss(currents, labels) * (2.0 if float(currents.detach().sum()) > 1e30 else 1.0)
+
+    monkeypatch.setattr(trainer, "loss", reads)
+
+
+def freezes_the_batch(trainer, tapes, monkeypatch):
+    monkeypatch.setattr(Tensor, "copy_", _not_from_batches(Tensor.copy_))
+
+
+def _not_from_batches(copy):
+    def copy_(self: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+        return self if non_blocking else copy(self, source)
+
+    return copy_
+
+
+def replays_another_norm(trainer, tapes, monkeypatch):
+    capture = tapes.capture
+
+    def captured(call):
+        replay, (loss, norm) = capture(call)
+        return lambda: (replay(), norm.mul_(1.1)), (loss, norm)
+
+    tapes.capture = captured
+
+
+def moves_weights_otherwise(trainer, tapes, monkeypatch):
+    capture = tapes.capture
+
+    @torch.no_grad()
+    def spoil() -> None:
+        next(iter(trainer.model.parameters())).add_(0.01)
+
+    def captured(call):
+        replay, numbers = capture(call)
+        return lambda: (replay(), spoil()), numbers
+
+    tapes.capture = captured
+
+
+def counts_otherwise(trainer, tapes, monkeypatch):
+    capture = tapes.capture
+
+    def captured(call):
+        replay, numbers = capture(call)
+        return lambda: (replay(), trainer.guard._skipped.add_(1)), numbers
+
+    tapes.capture = captured
+
+
+def has_no_memory_for_both(trainer, tapes, monkeypatch):
+    capture, work = tapes.capture, trainer.run.work
+
+    def captured(call):
+        replay, numbers = capture(call)
+
+        def no_memory(parts):
+            trainer.run.work = work
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+
+        trainer.run.work = no_memory
+        return replay, numbers
+
+    tapes.capture = captured
+
+
+@pytest.mark.parametrize(
+    ("breaks", "reason"),
+    [
+        (fails_to_capture, "operation not permitted when stream is capturing"),
+        (freezes_the_batch, "the loss of its first replay is"),
+        (replays_another_norm, "the norm of the gradient of its first replay is"),
+        (moves_weights_otherwise, "its first replay leaves weights"),
+        (counts_otherwise, "its first replay counts otherwise"),
+        (has_no_memory_for_both, "CUDA out of memory. Tried to allocate 2 GiB"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_auto_falls_back_in_one_line_and_the_run_is_the_eager_run(
+    tmp_path, breaks, reason, monkeypatch, eager_run
+):
+    trainer = small_trainer(tmp_path, *EXACT, "train.graph=auto")
+    tapes = taped(trainer)
+    with monkeypatch.context() as patch:
+        breaks(trainer, tapes, patch)
+        trainer.fit(until=STEPS)
+    lines = [line for line in trainer.display.text.splitlines() if "train.graph" in line]
+    assert len(lines) == 1
+    assert f"train.graph = auto: steps run eagerly, because {reason}" in lines[0]
+    assert not trainer.run.captured
+    assert_same_run(trainer, eager_run)
+
+
+def test_a_rate_that_is_frozen_shows_in_the_first_replay(tmp_path, monkeypatch):
+    """It was captured as 0."""
+    trainer = small_trainer(tmp_path, *EXACT, "train.graph=auto", "train.optimizer=sgd")
+    taped(trainer)
+    fill = Tensor.fill_
+    monkeypatch.setattr(Tensor, "fill_", lambda x, v: x if isinstance(v, float) else fill(x, v))
+    trainer.fit(until=STEPS)
+    assert "its first replay leaves weights" in trainer.display.text
+
+
+def test_a_step_that_is_not_finite_proves_nothing_and_the_next_one_does(tmp_path, monkeypatch):
+    trainer = small_trainer(tmp_path, *EXACT, "train.graph=auto", "train.nonfinite=skip")
+    tapes = taped(trainer)
+    draw, drawn = trainer.next_batch, []
+
+    def batch():
+        images, labels = draw()
+        drawn.append(len(drawn))
+        return (images * float("nan") if len(drawn) in (6, 10) else images), labels
+
+    monkeypatch.setattr(trainer, "next_batch", batch)
+    trainer.fit(until=STEPS)
+    assert tapes.captures == 2  # in step 6, which proves nothing, and in step 7
+    assert len(trainer.run.captured) == 1
+    counts = trainer.guard.read()
+    assert (counts.skipped, counts.last) == (2, 10)  # the second by a replay
+
+
+def test_each_shape_has_its_graph_and_further_ones_run_eagerly():
+    calls: list[int] = []
+    weight = torch.nn.Parameter(torch.ones(()))
+
+    def work(parts):
+        ((images, _),) = parts
+        calls.append(len(images))
+        with torch.no_grad():
+            weight.add_(images.mean())
+        return images.sum(), images.norm()
+
+    optimizer, lines = torch.optim.SGD([weight], lr=0.5), Lines()
+    steps = Steps(
+        work, optimizer, mode="auto", obstacle="", state=lambda: [weight],
+        note=lines.note, graphs=lambda: Tapes(lambda: [weight]),
+    )  # fmt: skip
+    for images in range(1, 7):
+        for _ in range(graphs.WARM_UP + 2):
+            batch = torch.randn(images, 2) + 1
+            loss, _ = steps([(batch, torch.zeros(images))], watched=False)
+            assert loss == batch.sum()
+    assert len(steps.captured) == graphs.MOST_SHAPES
+    # warm-up, capture, the eager step beside the first replay; then nothing. Further shapes: each step
+    by_shape = [calls.count(images) for images in range(1, 7)]
+    assert by_shape == [graphs.WARM_UP + 2] * 6
+    assert lines.text.count("replayed as a CUDA graph") == graphs.MOST_SHAPES
+    assert lines.text.count("batches of a further shape run eagerly, beyond 4") == 2
+    steps([(torch.ones(1, 2), torch.zeros(1))], watched=True)
+    assert calls[-1] == 1  # a watched step is no replay
+
+
+@pytest.mark.parametrize("graph", ["auto", "true", "false"])
+def test_on_a_cpu_it_changes_nothing_and_says_why_in_one_line(tmp_path, graph):
+    trainer = small_trainer(tmp_path / graph, f"train.graph={graph}")
+    trainer.fit(until=6)
+    plain = small_trainer(tmp_path / "plain")
+    plain.fit(until=6)
+    assert_same_run(trainer, plain)
+    lines = [line for line in trainer.display.text.splitlines() if "train.graph" in line]
+    reason = "steps run eagerly, because a CUDA graph needs a GPU, and the device is cpu"
+    assert lines == ([] if graph == "false" else [f"train.graph = {graph}: {reason}"])
+
+
+def test_what_stands_in_the_way_is_said():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert obstacle_of(gpu, ranks=1, scaled=False) == ""
+    assert "the device is cpu" in obstacle_of(cpu, ranks=1, scaled=False)
+    assert "2 ranks exchange gradients" in obstacle_of(gpu, ranks=2, scaled=False)
+    assert 'precision = "fp16"' in obstacle_of(gpu, ranks=1, scaled=True)
+
+
+def test_adamw_is_told_that_it_is_captured():
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([weight], lr=0.25, fused=True)
+    (group,) = optimizer.param_groups
+    rate = torch.zeros(())
+    with rates_in_tensors(optimizer, [rate]):
+        assert group["lr"] is rate
+        assert group["capturable"] is True
+    assert (group["lr"], group["capturable"]) == (0.25, False)
+
+
+def test_cuda_is_asked_to_capture_on_one_stream_with_errors_of_this_thread_alone(monkeypatch):
+    """Only what is asked for: there is no GPU to answer."""
+    asked: list[Any] = []
+
+    class Stream:
+        def __init__(self, device):
+            self.waited = []
+
+        def wait_stream(self, other):
+            self.waited.append(other)
+
+    class Scalar:
+        def record_stream(self, stream):
+            asked.append(("kept for", stream))
+
+    main = Stream(None)
+
+    @contextmanager
+    def graph(of, *, stream, capture_error_mode):
+        asked.append((of, stream, capture_error_mode))
+        yield
+
+    fake = {
+        "Stream": Stream,
+        "current_stream": lambda device: main,
+        "stream": lambda stream: nullcontext(asked.append(("on", stream))),
+        "CUDAGraph": lambda: SimpleNamespace(replay="replay"),
+        "graph": graph,
+    }
+    for name, value in fake.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    cuda = graphs.CudaGraphs(torch.device("cuda"))
+    numbers = (Scalar(), Scalar())
+    assert cuda.warm_up(lambda: numbers) is numbers
+    assert asked == [("on", cuda.stream), ("kept for", main), ("kept for", main)]
+    assert (cuda.stream.waited, main.waited) == ([main], [cuda.stream])
+    asked.clear()
+    assert cuda.capture(lambda: numbers) == ("replay", numbers)
+    ((_, stream, mode),) = asked
+    assert (stream, mode) == (cuda.stream, "thread_local")
