@@ -59,7 +59,7 @@ def test_all_measures_every_section_and_says_where(tmp_path):
             assert row["samples"] == 3
         assert row["quick"]
     passes = {row["operation"]: row["passes"] for row in rows if "operation" in row}
-    assert list(passes.values()) == pytest.approx([5, 8, 11])
+    assert list(passes.values()) == pytest.approx([5, 8, 11, 13])
     lowered = {row["kernel"]: row for row in rows if "kernel" in row}
     assert lowered["lif inference"]["bytes_per_element"] == pytest.approx(2 * 2)
     assert lowered["lif inference"]["spills"] == 0
