@@ -14,10 +14,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spiketriton.data import build_data
+from spiketriton.data import TestSet, build_data
 from spiketriton.errors import EXIT_ERROR, EXIT_SIGTERM, UserError
 from spiketriton.runs import checkpoint
 from spiketriton.runs.folder import RunFolder
+from spiketriton.trainer import Trainer
 from spiketriton.training.environment import describe
 from spiketriton.training.memory_limit import OutOfMemory
 from spiketriton.training.nonfinite import Diverged
@@ -407,9 +408,18 @@ def reads(monkeypatch) -> Iterator[list[str]]:
         yield found
 
 
-def test_a_step_reads_nothing_back_and_a_row_does(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["train.mixup=0.2", "train.cutmix=1", "data.augmentation.cutout=3", "loss.kind=tet"],
+        ["data.augmentation.erasing=0.5", "train.ema=0.9", "loss.class_weights=balanced"],
+    ],
+    ids=["plain", "mixed", "averaged"],
+)
+def test_a_step_reads_nothing_back_and_a_row_does(tmp_path, monkeypatch, more):
     """(SGD: AdamW keeps its step count on the host and reads it there, which waits for nothing.)"""
-    overrides = ["train.optimizer=sgd", "train.accumulate=2", "train.clip_grad_norm=1"]
+    overrides = ["train.optimizer=sgd", "train.accumulate=2", "train.clip_grad_norm=1", *more]
     trainer = small_trainer(tmp_path / "run", *overrides, "train.log_every=100")
     trainer.fit(until=2)
     with trainer.session():
@@ -591,15 +601,20 @@ def test_a_resumed_run_has_the_threads_that_it_had(tmp_path, monkeypatch, chosen
         torch.set_num_threads(before)
 
 
-def test_a_run_stops_early_when_patience_runs_out_and_is_finished(tmp_path, monkeypatch):
+@pytest.mark.parametrize("stop", [None, 10, 7 * 3])
+def test_a_run_stops_early_when_patience_runs_out_and_is_finished(tmp_path, monkeypatch, stop):
+    """Tests are counted across a stop, too."""
     keys = ["data.validation=0.1", "train.patience=2", "train.epochs=9"]
     trainer = small_trainer(tmp_path / "run", *keys)
     held_out = [0.1, 0.5, 0.5, 0.4, 0.9]
-    monkeypatch.setattr(
-        trainer,
-        "test",
-        lambda images: (0.3 if images is trainer.data.test else held_out.pop(0), 1.0),
-    )
+
+    def test(self: Trainer, images: TestSet) -> tuple[float, float]:
+        return 0.3 if images is self.data.test else held_out.pop(0), 1.0
+
+    monkeypatch.setattr(Trainer, "test", test)
+    if stop is not None:
+        trainer.fit(until=stop)
+        trainer = small_trainer(tmp_path / "run", *keys, resume=True)
     outcome = trainer.fit()
     assert outcome.progress.step == outcome.saved_at == 4 * 7
     assert outcome.progress.best_step == 2 * 7

@@ -159,6 +159,15 @@ class DataConfig(TableOfPart):
     workers: int | Literal["auto"] = key(
         "auto", "processes that load images; 0: the training process loads them", Range(0, 1024)
     )
+    check: Literal["fast", "full", "off"] = key(
+        "fast",
+        "image files that cannot be read are found before training, once: by their headers and ends, or "
+        "by all of their pixels",
+    )
+    broken: Literal["stop", "skip"] = key(
+        "stop",
+        "what `check` does about image files that cannot be read: name them, or leave them out",
+    )
     train_images: int = key(0, "train on a fixed subset of this many images; 0: all", COUNT_OR_ZERO)
     test_images: int = key(0, "test on a fixed subset of this many images; 0: all", COUNT_OR_ZERO)
     validation: float | str = key(
@@ -196,7 +205,9 @@ class DataConfig(TableOfPart):
         "AEDAT 2 files",
     )
     cache: str = key(
-        "auto", "folder for frames of events, built once; `auto`: event_frames in data.root"
+        "auto",
+        "folder for frames of events, built once, and for what `check` has found; `auto`: event_frames or "
+        ".checked_images in data.root",
     )
     augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
 

@@ -38,7 +38,7 @@ SPLITS_OF = {
 
 
 EVENT_KEYS = [
-    *(f"data.{name}" for name in ("split", "bins", "count", "cache")),
+    *(f"data.{name}" for name in ("split", "bins", "count")),
     *(
         f"data.augmentation.{name}"
         for name in ("flip", "roll", "rotate", "shear", "drop", "delete")
@@ -60,6 +60,8 @@ def idle(values: Mapping[str, Any]) -> dict[str, str]:
         (["data.augmentation.erasing"], "data.name", (*get_args(Images), *names("data"))),
         (["data.augmentation.crop_scale"], "data.name", (*PHOTOGRAPHS, *names("data"))),
         (["data.augmentation.crop_scale"], "data.augment", ("standard", "strong")),
+        (["data.check", "data.broken"], "data.name", (*PHOTOGRAPHS, *names("data"))),
+        (["data.broken"], "data.check", ("fast", "full")),
         (["data.sensor"], "data.name", ("eventfolder",)),
         (["data.format"], "data.name", ("eventfolder", "digits_dvs")),
         (["model.stem"], "model.name", get_args(ResNet)),
@@ -83,6 +85,8 @@ def idle(values: Mapping[str, Any]) -> dict[str, str]:
     if values["data.name"] in get_args(Events):
         rules.append((["data.split_seed"], "data.split", ("random90",)))
     else:
+        rules.append((["data.cache"], "data.check", ("fast", "full")))
+        rules.append((["data.cache"], "data.name", (*PHOTOGRAPHS, *names("data"))))
         rules.append((["data.split_seed"], "data.name", get_args(Events)))
     if values["neuron.v_reset"] != 0:  # 0 may stand next to any reset
         rules.append((["neuron.v_reset"], "neuron.reset", ("hard",)))

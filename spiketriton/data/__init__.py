@@ -6,14 +6,16 @@ does the first two for recordings, as frames that were computed once.
 
 import os
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 import torch
 
 from spiketriton.config import DataConfig, Recipe, TrainConfig
-from spiketriton.config.recipe import chosen_part
+from spiketriton.config.recipe import KEYS, chosen_part
 from spiketriton.config.words import shown
+from spiketriton.data.checking import checked
 from spiketriton.data.draws import mix
 from spiketriton.data.events.moves import EventTransform, GivenFrames, Moves
 from spiketriton.data.events.source import event_source
@@ -48,6 +50,9 @@ class Data:
     train: TrainStream
     test: TestSet
     validation: TestSet | None = None  # images held out of training, to choose weights by
+    skipped: tuple[
+        str, ...
+    ] = ()  # image files that cannot be read and were left out, each with why
     frames: int = 0  # of a training recording, without those that are left out; 0: constant images
     bin_ms: np.ndarray | None = None  # of each test recording, milliseconds; None: not bins of time
 
@@ -92,10 +97,11 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
             "accepted: an even number"
         )
     source = _source(recipe)
+    _refuse_idle(config, source)
+    source, skipped = checked(config, source)
     held_out = _held_out(config, source)
     training = subset(np.flatnonzero(~held_out), config.train_images)
     _check_counts(recipe, source, int((~held_out).sum()))
-    _refuse_idle(config, source)
     facts = _facts(recipe, source, training)
     transform, frames = _transform(facts, Augmentation.of(config)), 0
     if source.move == "events":
@@ -143,6 +149,7 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
         ),
         test=tested(source.test, subset(np.arange(len(source.test)), config.test_images)),
         validation=validation,
+        skipped=skipped,
         frames=frames,
         bin_ms=source.bin_ms,
     )
@@ -226,16 +233,21 @@ def _transform(
 
 def _refuse_idle(config: DataConfig, source: Source) -> None:
     """Refuses keys without effect on the images of a plugin, whose kind no rule of recipes knows."""
-    keys = config.augmentation
-    idle = {
-        "crop_scale": source.move != "photo" and keys.crop_scale != NO_AUGMENTATION.crop_scale,
-        "erasing": source.move == "events" and keys.erasing != "auto",
+    files = isinstance(source.train, FileSplit)
+    useless = {
+        "augmentation.crop_scale": source.move != "photo",
+        "augmentation.erasing": source.move == "events",
+        "check": not files,
+        "broken": not files,
     }
-    for name in (name for name, useless in idle.items() if useless):
-        raise UserError(
-            f"data.augmentation.{name} = {shown(getattr(keys, name))} has no effect on the data of "
-            f'data.name = "{config.name}", whose move is "{source.move}"; leave it out'
-        )
+    for name in (name for name, idle in useless.items() if idle):
+        value = attrgetter(name)(config)
+        if value != KEYS[f"data.{name}"].default:
+            raise UserError(
+                f"data.{name} = {shown(value)} has no effect on the data of data.name = "
+                f'"{config.name}", {"files" if files else "arrays"} that move as "{source.move}"; '
+                "leave it out"
+            )
 
 
 def _micro_batches(train: TrainConfig, world_size: int) -> int:

@@ -4,6 +4,7 @@ Both have `len`, `labels` (int64 [N]) and `read(indices)`: raw images in the ord
 """
 
 import contextlib
+import copy
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -61,10 +62,22 @@ class FileSplit:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def path(self, index: int) -> Path:
+        return Path(os.fsdecode(self.paths[index]))
+
+    def class_of(self, index: int) -> str:
+        return self.classes[int(self.labels[index])]
+
+    def without(self, indices: Sequence[int]) -> "FileSplit":
+        """The other files."""
+        kept = np.setdiff1d(np.arange(len(self)), indices)
+        rest = copy.copy(self)
+        rest.paths, rest.labels = self.paths[kept], self.labels[torch.from_numpy(kept)]
+        return rest
+
     def read(self, indices: np.ndarray) -> Iterator["Photo"]:
         for index in indices:
-            name = self.classes[int(self.labels[index])]
-            yield Photo(Path(os.fsdecode(self.paths[index])), name)
+            yield Photo(self.path(index), self.class_of(index))
 
 
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
@@ -79,7 +92,7 @@ class Photo:
 
     def __init__(self, path: Path, class_name: str) -> None:
         self.path, self.class_name = path, class_name
-        with self._mistakes():
+        with _mistakes(path, class_name):
             self._image = Image.open(path)
             width, height = self._image.size
             lies = self._image.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS
@@ -93,7 +106,7 @@ class Photo:
         reduce: 1, 2, 4 or 8. A JPEG gets so many times smaller each way, rounded up, in a fraction
         of the time: its decoder leaves out frequencies. Other formats keep their size.
         """
-        with self._mistakes(), self._image as image:
+        with _mistakes(self.path, self.class_name), self._image as image:
             width, height = image.size
             if reduce > 1:
                 image.draft(None, (width // reduce, height // reduce))
@@ -102,15 +115,46 @@ class Photo:
                 return Image.fromarray(high_byte.astype(np.uint8)).convert("RGB")
             return on_white(ImageOps.exif_transpose(image))
 
-    @contextlib.contextmanager
-    def _mistakes(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # Pillow's decoders raise anything on damaged input
-            path = self.path
-            empty = path.exists() and path.stat().st_size == 0
-            why = "the file is empty" if empty else one_line(error) or type(error).__name__
-            raise UserError(f"cannot read image {path} (class {self.class_name}): {why}") from error
+
+@contextlib.contextmanager
+def _mistakes(path: Path, class_name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # Pillow's decoders raise anything on damaged input
+        empty = path.exists() and path.stat().st_size == 0
+        why = "the file is empty" if empty else one_line(error) or type(error).__name__
+        raise UserError(f"cannot read image {path} (class {class_name}): {why}") from error
+
+
+def check_file(path: Path, class_name: str, *, pixels: bool) -> None:
+    """Raises the `UserError` that `Photo` would raise for a damaged file.
+
+    With pixels = False they are decoded only where the file does not end as its format says: a file
+    cut short is found, and changed bytes in the middle are not.
+    """
+    with _mistakes(path, class_name), Image.open(path) as image:
+        whole = not pixels and _ends_well(path, image.format or "")
+    if not whole:
+        Photo(path, class_name).decode()
+
+
+_TAIL = 4096  # bytes at the end of a file: cameras and programs write some behind the image
+
+
+def _ends_well(path: Path, format: str) -> bool:
+    """Whether the file holds the end of its image; False for formats that have no mark for it."""
+    with path.open("rb") as file:
+        head = file.read(8)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _TAIL))
+        tail = file.read()
+    if format == "WEBP":  # RIFF: its length follows the first four bytes
+        return size >= 8 + int.from_bytes(head[4:8], "little")
+    if format == "GIF":
+        return tail.endswith(b"\x00;")
+    # neither can stand in what is compressed before it, or with a chance of one in a million
+    mark = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}.get(format)
+    return mark is not None and mark in tail
 
 
 class DecodedPhoto:

@@ -59,6 +59,10 @@ def announce_parts(
         f"test {what} of {shape}, {len(data.classes)} classes"
         + (f"; {data.validation.images} {what} held out for validation" if data.validation else "")
     )
+    if data.skipped:
+        first, *more = data.skipped
+        rest = f" and {len(more):,} more" if more else ""
+        display.note(f"left out: image files that cannot be read, {first}{rest}")
     layers = len(model.spiking_layers())
     kind = f"{layers} spiking layers over {recipe.time_steps} time steps" if layers else "an ANN"
     display.note(f"network: {recipe.model.name}, {count_parameters(model):,} parameters, {kind}")

@@ -139,6 +139,22 @@ BAD_COMBINATIONS = {
         with_data("augmentation.crop_scale = [0, 1]", name="imagefolder"),
         ["data.augmentation.crop_scale", "numbers above 0, at most 1"],
     ),
+    "a check of images in memory": (
+        with_data('check = "full"', name="digits"),
+        ['data.check = "full" has no effect', '"digits"'],
+    ),
+    "broken files that nobody looks for": (
+        with_data('check = "off"\nbroken = "skip"', name="imagefolder"),
+        ['data.broken = "skip" has no effect', 'data.check is "off"'],
+    ),
+    "a check in other words": (
+        with_data("check = true", name="imagefolder"),
+        ["data.check = true", 'accepted: "fast", "full", "off"'],
+    ),
+    "a folder for what is not checked": (
+        with_data('check = "off"\ncache = "x"', name="imagefolder"),
+        ['data.cache = "x" has no effect', 'data.check is "off"'],
+    ),
     "a negative alpha": (GOOD + "[train]\nmixup = -1", ["train.mixup = -1", "from 0 to 1000"]),
     "an alpha in words": (GOOD + '[train]\ncutmix = "yes"', ['train.cutmix = "yes"', "a number"]),
     "a seed without a random split": (
@@ -236,6 +252,7 @@ def test_the_ann_twin_of_any_recipe_is_one_word_away(norm, memory):
         ["model.residual_gain=0", "model.residual_bias=0.25"],
         ["model.residual_gain=0.2", "model.block=ms"],
         ["model.name=mlp", "model.start=identity"],
+        ["data.name=imagefolder", "data.check=full", "data.broken=skip", "data.cache=known"],
         ["data.augmentation.cutout=3", "data.augmentation.erasing=0.5", "train.mixup=0.2"],
         ["data.name=n_mnist", "data.bins=time", "data.augmentation.delete=3"],
         ["data.name=eventfolder", "data.sensor=346x260", "data.split=random90"],
@@ -264,7 +281,9 @@ def test_each_idle_key_comes_with_its_reason():
         "data.augmentation.rotate",
         "data.augmentation.shear",
         "data.bins",
+        "data.broken",
         "data.cache",
+        "data.check",
         "data.classes",
         "data.count",
         "data.format",

@@ -128,4 +128,4 @@ def test_keys_without_effect_on_the_images_of_a_plugin_are_refused(monkeypatch, 
     made = replace(SOURCES["digits"](data_recipe("digits", "x").data), move=move)
     monkeypatch.setitem(SOURCES, "imagefolder", lambda config: made)
     message = mistake(data_recipe("imagefolder", "x", data=f"augmentation.{line}"))
-    mentions(message, f"data.augmentation.{line} has no effect", f'whose move is "{move}"')
+    mentions(message, f"data.augmentation.{line} has no effect", f'that move as "{move}"')

@@ -1,6 +1,7 @@
 """What a run says at its start and at its end."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -138,9 +139,11 @@ def test_the_launcher_of_many_ranks_trains_again(file):
     ]
 
 
-def announced(*overrides: str, ranks: Ranks | None = None) -> list[str]:
+def announced(
+    *overrides: str, ranks: Ranks | None = None, skipped: tuple[str, ...] = ()
+) -> list[str]:
     recipe = small_recipe(*overrides)
-    data = build_data(recipe)
+    data = replace(build_data(recipe), skipped=skipped)
     model = build_model(recipe, classes=10, channels=data.channels, image_size=data.image_size)
     display = Display(io.StringIO())
     announce_parts(display, recipe, data, model, Plan.of(recipe, data), ranks)
@@ -169,6 +172,18 @@ def test_mixed_images_are_named_with_what_is_measured_on_them(keys, by):
         f"mixed: pairs of training images by {by}; the loss in training is that of mixed images, "
         "tests are not mixed"
     )
+
+
+@pytest.mark.parametrize(
+    ("skipped", "said"),
+    [
+        (("a.png (class a): empty",), "a.png (class a): empty"),
+        (("a.png (class a): empty", "b.png (class b): cut"), "a.png (class a): empty and 1 more"),
+    ],
+)
+def test_image_files_that_were_left_out_are_named(skipped, said):
+    line = announced(skipped=skipped)[1]
+    assert line == f"left out: image files that cannot be read, {said}"
 
 
 def test_an_ann_has_no_neurons_and_synthetic_images_are_named():

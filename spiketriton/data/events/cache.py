@@ -191,7 +191,7 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _say(f"another process builds the frames in {folder}: waiting for it")
+            say(f"another process builds the frames in {folder}: waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -204,7 +204,7 @@ def _build(folder: Path, job: Job, workers: int, name: str) -> np.ndarray:
         if not facts["done"][index]:
             files.setdefault(recording.path, []).append(index)
     done = len(job.every) - sum(map(len, files.values()))
-    _say(
+    say(
         f"frames of {name}: {job.bytes / 1e9:.3g} GB in {folder}, built once"
         + (f"; {done:,} of {len(job.every):,} recordings are there" if done else "")
     )
@@ -214,7 +214,7 @@ def _build(folder: Path, job: Job, workers: int, name: str) -> np.ndarray:
         batch_size=None,
         num_workers=min(workers, len(files)),
         collate_fn=_as_it_is,
-        worker_init_fn=_leave_ctrl_c_to_the_parent,
+        worker_init_fn=leave_ctrl_c_to_the_parent,
         generator=torch.Generator(),
     )
     quiet = not sys.stderr.isatty()
@@ -229,7 +229,7 @@ def _build(folder: Path, job: Job, workers: int, name: str) -> np.ndarray:
     frames.flush()
     facts.flush()
     if lost := int(facts["lost"].sum()):
-        _say(
+        say(
             f"frames of {name}: {lost:,} of {int(facts['events'].sum()):,} events are left out, "
             "because a pixel had more than 255 of them in one bin; more time_steps or a larger "
             "data.image_size keep them"
@@ -314,10 +314,10 @@ def _as_it_is(answer: Any) -> Any:
     return answer
 
 
-def _leave_ctrl_c_to_the_parent(worker: int) -> None:
+def leave_ctrl_c_to_the_parent(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     """A line on stderr: the data are prepared before a run has a display."""
     print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,212 @@
+"""Image files that cannot be read, found before training begins (`data.check`), and named or left out.
+
+What was found is kept in a file, so that each image is checked once, and again when its path, size or
+time of change differs.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch.utils.data import DataLoader, Dataset
+
+from spiketriton.config import DataConfig
+from spiketriton.data.download import data_root, one_process_at_a_time
+from spiketriton.data.events.cache import leave_ctrl_c_to_the_parent, say
+from spiketriton.data.sources import Source
+from spiketriton.data.splits import FileSplit, check_file
+from spiketriton.errors import UserError
+
+FOLDER = ".checked_images"  # in data.root
+CHUNK = 128  # files that a process checks at a time
+NAMED = 3  # broken files in an error
+_AT_ONCE = 16  # threads that ask for sizes and times, for network disks
+
+
+def checked(config: DataConfig, source: Source) -> tuple[Source, tuple[str, ...]]:
+    """The source without its broken image files, and those: "PATH (class NAME): why".
+
+    Images in memory are whole. UserError: files are broken and data.broken is "stop", or a class or a
+    split would have none left.
+    """
+    splits = {"train": source.train, "test": source.test, "validation": source.validation}
+    files = {name: split for name, split in splits.items() if isinstance(split, FileSplit)}
+    if config.check == "off" or not files:
+        return source, ()
+    whys = _found(config, list(files.values()))
+    kept: dict[str, Any] = {}
+    skipped: list[str] = []
+    start = 0
+    for name, split in files.items():
+        mine = {at: why for at, why in enumerate(whys[start : start + len(split)]) if why}
+        kept[name], start = split.without(list(mine)), start + len(split)
+        skipped += list(mine.values())
+        _refuse_empty(config, name, split, kept[name], skipped)
+    if skipped and config.broken == "stop":
+        raise UserError(
+            f"{config.name}: {len(skipped):,} of {len(whys):,} image files cannot be read: "
+            f'{_some(skipped)}; accepted: whole images, or data.broken = "skip"'
+        )
+    return replace(source, **kept), tuple(skipped)
+
+
+def _refuse_empty(
+    config: DataConfig, name: str, split: FileSplit, kept: FileSplit, skipped: Sequence[str]
+) -> None:
+    """Training needs an image of each class that had some, a test any image."""
+    had, has = (np.bincount(s.labels, minlength=len(s.classes)) for s in (split, kept))
+    gone = [split.classes[at] for at in np.flatnonzero((had > 0) & (has == 0))]
+    if gone and (name == "train" or not len(kept)):
+        raise UserError(
+            f"{config.name}: no {name} image of {gone[0]} can be read: {_some(skipped)}; accepted: "
+            "one or more"
+        )
+
+
+def _some(skipped: Sequence[str]) -> str:
+    more = len(skipped) - NAMED
+    return "; ".join(skipped[:NAMED]) + (f"; and {more:,} more" if more > 0 else "")
+
+
+def _found(config: DataConfig, splits: Sequence[FileSplit]) -> list[str]:
+    """Why each file of the splits is broken; "" if it is whole."""
+    folder = (
+        data_root(config) / FOLDER if config.cache == "auto" else Path(config.cache).expanduser()
+    )
+    cache = folder.absolute() / f"{config.name}-{config.check}.npz"
+    files = [(split.path(at), split.class_of(at)) for split in splits for at in range(len(split))]
+    keys = _keys([path for path, _ in files])
+    known = _Known.read(cache)
+    if known.lacks(keys).any():
+        try:
+            with one_process_at_a_time(cache.parent):  # ranks and other runs wait for the first
+                known = _Known.read(cache)
+                _check(config, files, keys, known)
+                known.write(cache)
+        except OSError as error:
+            say(
+                f"{config.name}: which images were checked cannot be kept in {cache.parent} "
+                f"({error.strerror}); data.cache names another folder"
+            )
+            _check(config, files, keys, known)
+    return [known.broken.get(key, "") for key in keys.tolist()]
+
+
+class _Known:
+    """The files that were checked, by key: uint64 of path, size and time of change."""
+
+    def __init__(self, whole: np.ndarray, broken: dict[int, str]) -> None:
+        self.whole, self.broken = whole, broken
+
+    @classmethod
+    def read(cls, path: Path) -> "_Known":
+        """What a file holds; nothing if it is missing or damaged."""
+        try:
+            with np.load(path) as stored:
+                broken = json.loads(stored["broken"].tobytes())
+                return cls(stored["whole"], {int(key): why for key, why in broken.items()})
+        except Exception:  # numpy and zipfile raise many kinds on damaged files
+            return cls(np.zeros(0, np.uint64), {})
+
+    def write(self, path: Path) -> None:
+        """Replaces the file as a whole. OSError."""
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        try:
+            with part.open("wb") as file:
+                text = json.dumps({str(key): why for key, why in self.broken.items()}).encode()
+                np.savez(file, whole=self.whole, broken=np.frombuffer(text, np.uint8))
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def lacks(self, keys: np.ndarray) -> np.ndarray:
+        """Which files were not checked yet."""
+        broken = np.fromiter(self.broken, np.uint64, len(self.broken))
+        return ~(np.isin(keys, self.whole) | np.isin(keys, broken))
+
+
+def _keys(paths: Sequence[Path]) -> np.ndarray:
+    """A number for path, size and time of change of each file; uint64 [N]."""
+
+    def of(some: Sequence[Path]) -> list[int]:
+        return [_key(path) for path in some]
+
+    chunks = [paths[at : at + CHUNK] for at in range(0, len(paths), CHUNK)]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return np.array([key for keys in pool.map(of, chunks) for key in keys], np.uint64)
+
+
+def _key(path: Path) -> int:
+    try:
+        found = path.stat()
+        state = f"{found.st_size} {found.st_mtime_ns}"
+    except OSError:  # a link to nothing; opening it says why
+        state = "missing"
+    name = hashlib.blake2b(os.fsencode(path), digest_size=8)
+    name.update(f"\0{state}".encode())
+    return int.from_bytes(name.digest(), "little")
+
+
+def _check(
+    config: DataConfig, files: Sequence[tuple[Path, str]], keys: np.ndarray, known: _Known
+) -> None:
+    """Checks the files that are not known yet, in several processes if they are many."""
+    new = np.flatnonzero(known.lacks(keys))
+    chunks = [new[at : at + CHUNK] for at in range(0, len(new), CHUNK)]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    workers = (cores or 1) if config.workers == "auto" else int(config.workers)
+    many = len(chunks) > 2 and workers > 1
+    if many:
+        say(
+            f"{config.name}: {len(new):,} image files are checked once (data.check = {config.check})"
+        )
+    loader = DataLoader(
+        _Chunks([[files[at] for at in chunk] for chunk in chunks], pixels=config.check == "full"),
+        batch_size=None,
+        num_workers=min(workers, len(chunks)) if many else 0,
+        worker_init_fn=leave_ctrl_c_to_the_parent,
+        generator=torch.Generator(),
+    )
+    quiet, console = not sys.stderr.isatty(), Console(stderr=True)
+    title = f"images of {config.name}"
+    answers = track(loader, title, console=console, transient=True, disable=quiet)
+    whys = [why for answer in answers for why in answer]
+    for key, why in zip(keys[new].tolist(), whys, strict=True):
+        if why:
+            known.broken[key] = why
+    whole = keys[new][[not why for why in whys]]
+    known.whole = np.union1d(known.whole, whole)
+
+
+class _Chunks(Dataset[list[str]]):
+    """Why each file of a chunk is broken."""
+
+    def __init__(self, chunks: Sequence[Sequence[tuple[Path, str]]], *, pixels: bool) -> None:
+        self.chunks, self.pixels = chunks, pixels
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, item: int) -> list[str]:
+        if item >= len(self.chunks):
+            raise IndexError
+        return [why_broken(*file, pixels=self.pixels) for file in self.chunks[item]]
+
+
+def why_broken(path: Path, class_name: str, *, pixels: bool) -> str:
+    """ "PATH (class NAME): why", or "" if the file is whole."""
+    try:
+        check_file(path, class_name, pixels=pixels)
+    except UserError as error:
+        return str(error).removeprefix("cannot read image ")
+    return ""

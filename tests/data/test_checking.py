@@ -1,0 +1,204 @@
+"""Broken image files: found before training, once, by their ends or by all pixels; named, or left out."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from spiketriton.data import build_data, checking
+from spiketriton.data.checking import why_broken
+from tests.small_data import (
+    all_of,
+    damage,
+    data_recipe,
+    make_class_tree,
+    mentions,
+    mistake,
+    noise_image,
+)
+
+FORMATS = ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"]
+
+
+def folder_of(root: Path, per_class: int = 6) -> Path:
+    make_class_tree(root, ("train", "val"), ("ape", "bee"), per_class)
+    return root
+
+
+def file(root: Path, at: int = 0, split: str = "train", name: str = "ape") -> Path:
+    return root / split / name / f"{name}_{split}_{at}.JPEG"
+
+
+def recipe(root: Path, lines: str = ""):
+    return data_recipe("imagefolder", root, data=f"image_size = 16\n{lines}")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("pixels", [False, True])
+def test_a_whole_file_is_none_of_them(tmp_path, format, pixels):
+    path = tmp_path / "a.image"
+    noise_image(np.random.default_rng(0), "RGB", (80, 60)).save(path, format)
+    assert why_broken(path, "ape", pixels=pixels) == ""
+
+
+@pytest.mark.parametrize("pixels", [False, True])
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.97])
+def test_a_file_cut_short_is_found_and_says_why(tmp_path, format, share, pixels):
+    path = tmp_path / "a.image"
+    noise_image(np.random.default_rng(0), "RGB", (80, 60)).save(path, format)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    said = why_broken(path, "ape", pixels=pixels)
+    assert said.startswith(f"{path} (class ape): ")
+    assert share > 0 or said.endswith("the file is empty")
+
+
+def test_bytes_behind_the_image_are_no_damage(tmp_path):
+    path = tmp_path / "a.jpg"
+    noise_image(np.random.default_rng(0), "RGB", (80, 60)).save(path)
+    for more in (b"\0" * 100, b"\0" * 100_000):  # beyond what is looked at, the image is decoded
+        path.write_bytes(path.read_bytes() + more)
+        assert why_broken(path, "ape", pixels=False) == ""
+
+
+def test_only_the_full_check_reads_the_middle_of_a_file(tmp_path):
+    path = tmp_path / "a.png"
+    noise_image(np.random.default_rng(0), "RGB", (80, 60)).save(path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    assert why_broken(path, "ape", pixels=False) == ""
+    assert "(class ape): " in why_broken(path, "ape", pixels=True)
+
+
+@pytest.mark.parametrize("how", ["empty", "cut short", "no image"])
+def test_broken_files_are_named_before_training(tmp_path, how):
+    root = folder_of(tmp_path)
+    damage(file(root, 2), how)
+    damage(file(root, 0, "val", "bee"), how)
+    message = mistake(recipe(root))
+    mentions(message, "imagefolder: 2 of 24 image files cannot be read", file(root, 2))
+    mentions(message, "(class ape)", file(root, 0, "val", "bee"), 'data.broken = "skip"')
+
+
+def test_of_many_broken_files_a_few_are_named(tmp_path):
+    root = folder_of(tmp_path)
+    for at in range(5):
+        damage(file(root, at), "empty")
+    mentions(mistake(recipe(root)), "5 of 24 image files", "; and 2 more; ")
+
+
+def test_broken_files_are_left_out_and_counted(tmp_path):
+    root = folder_of(tmp_path)
+    whole = build_data(recipe(root))
+    damage(file(root, 2), "cut short")
+    damage(file(root, 0, "val", "bee"), "empty")
+    data = build_data(recipe(root, 'broken = "skip"'))
+    assert (data.train.images, data.test.images) == (11, 11)
+    assert data.facts.class_counts == (5, 6)
+    assert [said.partition(" (")[0] for said in data.skipped] == [
+        str(file(root, 2)),
+        str(file(root, 0, "val", "bee")),
+    ]
+    paths = [os.fsdecode(path) for path in data.train.dataset.split.paths]
+    assert str(file(root, 2)) not in paths
+    assert len(all_of(data.test)[0]) == 11
+    assert whole.skipped == ()
+    other = build_data(recipe(root, 'broken = "skip"'), rank=1, world_size=2)
+    assert other.skipped == data.skipped
+    assert np.array_equal(other.train.members, data.train.members)
+
+
+def test_off_checks_nothing(tmp_path):
+    root = folder_of(tmp_path)
+    damage(file(root, 2), "empty")
+    data = build_data(recipe(root, 'check = "off"'))
+    assert data.train.images == 12
+    assert not (root / checking.FOLDER).exists()
+
+
+@pytest.mark.parametrize(
+    ("split", "words"), [("train", "no train image of ape"), ("val", "no test")]
+)
+def test_a_class_without_a_whole_training_image_is_refused(tmp_path, split, words):
+    root = folder_of(tmp_path, per_class=2)
+    for name in ("ape",) if split == "train" else ("ape", "bee"):
+        for at in range(2):
+            damage(file(root, at, split, name), "empty")
+    mentions(mistake(recipe(root, 'broken = "skip"')), words, "the file is empty", "one or more")
+
+
+@pytest.fixture
+def opened(monkeypatch) -> list[Path]:
+    """The files that are opened, in this process."""
+    found: list[Path] = []
+
+    def counted(path: Path, class_name: str, *, pixels: bool) -> str:
+        found.append(path)
+        return why_broken(path, class_name, pixels=pixels)
+
+    monkeypatch.setattr(checking, "why_broken", counted)
+    return found
+
+
+def test_a_file_is_checked_once_and_again_when_it_changes(tmp_path, opened):
+    root = folder_of(tmp_path)
+    damage(file(root, 2), "empty")
+    lines = 'broken = "skip"'
+    build_data(recipe(root, lines))
+    assert len(opened) == 24
+    opened.clear()
+    assert len(build_data(recipe(root, lines)).skipped) == 1
+    assert opened == []
+    Image.new("RGB", (20, 20)).save(file(root, 2), "JPEG")
+    os.utime(file(root, 3), ns=(1, 1))
+    assert build_data(recipe(root, lines)).skipped == ()
+    assert sorted(opened) == [file(root, 2), file(root, 3)]
+    opened.clear()
+    build_data(recipe(root, 'check = "full"'))
+    assert len(opened) == 24  # a fast check is none of pixels
+
+
+def test_a_damaged_record_is_made_anew(tmp_path, opened):
+    root = folder_of(tmp_path)
+    build_data(recipe(root))
+    record = root / checking.FOLDER / "imagefolder-fast.npz"
+    record.write_bytes(record.read_bytes()[:-9])
+    opened.clear()
+    build_data(recipe(root))
+    assert len(opened) == 24
+
+
+def test_data_cache_names_the_folder_of_the_record(tmp_path):
+    root = folder_of(tmp_path / "data")
+    build_data(recipe(root, f'cache = "{tmp_path / "known"}"'))
+    assert (tmp_path / "known" / "imagefolder-fast.npz").exists()
+    assert not (root / checking.FOLDER).exists()
+
+
+def test_a_folder_that_cannot_be_written_is_no_mistake(tmp_path, capsys):
+    root = folder_of(tmp_path / "data")
+    (tmp_path / "file").write_text("no folder")
+    damage(file(root, 2), "empty")
+    data = build_data(recipe(root, f'broken = "skip"\ncache = "{tmp_path / "file"}"'))
+    assert len(data.skipped) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"cannot be kept in {tmp_path / 'file'}" in said
+    assert "data.cache names another folder" in said
+
+
+def test_many_files_are_checked_by_several_processes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(checking, "CHUNK", 4)
+    root = folder_of(tmp_path)
+    damage(file(root, 5), "cut short")
+    damage(file(root, 1, "val", "bee"), "empty")
+    parts = build_data(recipe(root, 'broken = "skip"\nworkers = 2'))
+    assert (
+        "imagefolder: 24 image files are checked once (data.check = fast)"
+        in capsys.readouterr().err
+    )
+    assert parts.skipped == build_data(recipe(root, 'check = "full"\nbroken = "skip"')).skipped
