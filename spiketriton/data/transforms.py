@@ -34,6 +34,7 @@ ERASING_PROBABILITY = 0.25  # of "strong"
 
 _CUTOUT = 6  # keeps these draws of a key apart from all others
 _ERASING = v2.RandomErasing(ERASING_PROBABILITY)
+_ERASING_LOG_RATIO: list[float] = torch.log(torch.tensor(_ERASING.ratio)).tolist()
 _ERASING_TRIES = 10
 _ERASING_WORDS = 1 + 2 * _ERASING_TRIES + 2
 _NO_BOX = (0, 0, 0, 0)
@@ -367,13 +368,12 @@ def erased_boxes(
 
     boxes = np.zeros((len(words), 4), dtype=np.int64)
     wanted = unit(words[each, used]) < np.float32(probability)
-    low, high = torch.log(torch.tensor(_ERASING.ratio)).tolist()
     at = used + 1
     for _ in range(_ERASING_TRIES):
         if not wanted.any():
             break
         area = height * width * uniform(at, *_ERASING.scale).astype(np.float64)
-        logarithm = torch.from_numpy(uniform(at + 1, low, high))
+        logarithm = torch.from_numpy(uniform(at + 1, *_ERASING_LOG_RATIO))
         aspect = torch.exp(logarithm).double().numpy()
         high_of, wide_of = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
         size = np.stack([high_of, wide_of]).astype(np.int64)
