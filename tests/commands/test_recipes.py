@@ -1,6 +1,7 @@
 """`spiketriton recipes`: the list has every recipe, and a name prints the file."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -45,3 +46,14 @@ def test_a_name_prints_the_file(capsys):
 def test_an_unknown_name_is_refused():
     with pytest.raises(UserError, match=r"did you mean quickstart \(shipped\)"):
         main(["quickstrat"])
+
+
+def test_the_front_page_has_the_numbers_of_the_headers():
+    front = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    for name, path in shipped_recipes().items():
+        for head in ("Published", "Measured"):
+            number = re.search(r"[\d.]+ %", read_header(path).notes.get(head, ""))
+            if number:
+                rounded = f"{float(number[0][:-2]):.1f} %"
+                assert f"`{name}`" in front, name
+                assert number[0] in front or rounded in front, (name, number[0])
