@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 import uuid
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -145,14 +146,14 @@ def _build(dtype: torch.dtype, source: Path) -> Path:
     )
 
 
-_building = threading.Lock()
+_building: dict[tuple[torch.dtype, Path], threading.Lock] = defaultdict(threading.Lock)
 
 
 @functools.cache
 def load(dtype: torch.dtype, source: Path, size: int) -> ctypes.CDLL | CompilerError:
     """The compiled ``source`` for a dtype, whose ``Call`` has this size; or why there is none."""
     try:
-        with _building:  # threads that come at once wait for one build
+        with _building[dtype, source]:  # threads that come at once wait for one build
             path = _build(dtype, source)
         # torch's own OpenMP runtime is already loaded globally, so the library joins its thread pool.
         loaded = ctypes.CDLL(str(path))

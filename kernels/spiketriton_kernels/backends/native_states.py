@@ -37,10 +37,15 @@ class _Call(ctypes.Structure):
     )
 
 
-def _run(pass_: int, x: torch.Tensor, neuron: StateNeuron, **tensors: torch.Tensor | None) -> None:
-    loaded = native.load(x.dtype, _SOURCE, ctypes.sizeof(_Call))
+def library(dtype: torch.dtype) -> ctypes.CDLL:
+    """The compiled kernels of a dtype. Raises CompilerError with the reason when there are none."""
+    loaded = native.load(dtype, _SOURCE, ctypes.sizeof(_Call))
     if isinstance(loaded, native.CompilerError):
         raise loaded
+    return loaded
+
+
+def _run(pass_: int, x: torch.Tensor, neuron: StateNeuron, **tensors: torch.Tensor | None) -> None:
     channels, inner = channel_axis(x)
     call = _Call(
         steps=x.shape[0],
@@ -69,7 +74,7 @@ def _run(pass_: int, x: torch.Tensor, neuron: StateNeuron, **tensors: torch.Tens
     for name, tensor in tensors.items():
         if tensor is not None:
             setattr(call, name, tensor.data_ptr())
-    loaded.spiketriton_run(ctypes.byref(call), pass_)
+    library(x.dtype).spiketriton_run(ctypes.byref(call), pass_)
 
 
 def forward(

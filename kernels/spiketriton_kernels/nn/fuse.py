@@ -1,15 +1,19 @@
 """Joins a batch norm and the spiking neuron behind it, where a graph shows that nothing else reads between.
 
 torch.fx traces the network, or where it cannot the largest parts of it that it can. The norm stays in its place with
-its parameters, buffers and keys, but hands its input on; the neuron normalises it in its own kernel.
+its parameters, buffers and keys, but hands its input on; the neuron normalises it in its own kernel, and adds what a
+residual block adds in between.
 """
 
 from __future__ import annotations
 
 import logging
+import operator
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from .neurons import SpikingNeuron
@@ -21,6 +25,57 @@ _FOLDS = ("reshape", "view", "unflatten", "contiguous")
 """What may lie between a norm of [T*B, C, ...] and a neuron of [T, B, C, ...]; checked in every call."""
 
 
+_ADDS = {"call_function": (operator.add, operator.iadd, torch.add), "call_method": ("add", "add_")}
+"""What may lie between, once, and becomes the residual of the fused operation."""
+
+
+@dataclass(eq=False)
+class Handed:
+    """What a norm hands on where something is added before the neuron: y, and what was added.
+
+    It has only the operations that the graph showed between the two, so that no other can read a y that is not normalised.
+    """
+
+    y: Tensor
+    residual: Tensor | None = None
+
+    def __add__(self, other: Tensor) -> Handed:
+        dtype = torch.promote_types(self.y.dtype, other.dtype)
+        return Handed(self.y.to(dtype), other.to(dtype).expand_as(self.y))
+
+    __iadd__ = __radd__ = add = add_ = __add__
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Handed:
+        if (
+            function not in (torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__)
+            or kwargs
+        ):
+            raise TypeError(
+                f"{function} of a batch norm whose neuron normalises for it; accepted: one addition"
+            )
+        ours, other = args if isinstance(args[0], Handed) else args[::-1]
+        return ours + other  # type: ignore[no-any-return]
+
+    def _folded(self, method: str, *args: Any, **options: Any) -> Handed:
+        y = getattr(self.y, method)(*args, **options)
+        return Handed(y, None if self.residual is None else self.residual.reshape(y.shape))
+
+    def reshape(self, *args: Any, **options: Any) -> Handed:
+        return self._folded("reshape", *args, **options)
+
+    def view(self, *args: Any, **options: Any) -> Handed:
+        return self._folded("view", *args, **options)
+
+    def unflatten(self, *args: Any, **options: Any) -> Handed:
+        return self._folded("unflatten", *args, **options)
+
+    def contiguous(self, *args: Any, **options: Any) -> Handed:
+        return self._folded("contiguous", *args, **options)
+
+
 class NormHandedOn(nn.Module):
     """A batch norm whose neuron normalises for it: the same tensors under the same names, and y is handed on as it is.
 
@@ -28,7 +83,7 @@ class NormHandedOn(nn.Module):
     normalise a second time.
     """
 
-    def __init__(self, norm: nn.Module, folded: bool) -> None:
+    def __init__(self, norm: nn.Module, folded: bool, adds: bool = False) -> None:
         super().__init__()
         for name in ("num_features", "eps", "momentum", "affine", "track_running_stats"):
             setattr(self, name, getattr(norm, name))
@@ -37,13 +92,14 @@ class NormHandedOn(nn.Module):
         if hasattr(norm, "step_mode"):
             self.step_mode = norm.step_mode
         self.folded = folded
+        self.adds = adds
         self.seen: tuple[int, ...] = ()
         self.train(norm.training)
 
-    def forward(self, y: Tensor) -> Tensor:
+    def forward(self, y: Tensor) -> Tensor | Handed:
         if self.folded:
             self.seen = tuple(y.shape[1:])
-        return y
+        return Handed(y) if self.adds else y
 
     def check(self, x: Tensor) -> None:
         """Refuses currents [T, B, C, ...] that are no unfolding of the y [T*B, C, ...] handed on."""
@@ -83,7 +139,7 @@ def fuse(
                 visit(f"{prefix}{child_name}.", child)
             return
         for name in inside:
-            found = _norm_in_front(net, part, prefix, graph, name, places)
+            found = _norm_in_front(part, prefix, graph, name, places)
             if isinstance(found, str):
                 reasons[name] = found
             else:
@@ -107,9 +163,12 @@ class _Tracer(fx.Tracer):
 
 
 def _norm_in_front(
-    net: nn.Module, part: nn.Module, prefix: str, graph: fx.Graph, name: str, places: Counter[int]
-) -> tuple[str, bool] | str:
-    """(name of the norm that alone feeds the neuron, whether it sees folded steps), or why there is none."""
+    part: nn.Module, prefix: str, graph: fx.Graph, name: str, places: Counter[int]
+) -> tuple[str, bool, bool] | str:
+    """(name of the norm in front of the neuron, whether it sees folded steps, whether something is added behind it).
+
+    Or why there is none.
+    """
     target = name[len(prefix) :]
     neuron = part.get_submodule(target)
     calls = [n for n in graph.nodes if n.op == "call_module" and _is(part, n, neuron)]
@@ -125,18 +184,42 @@ def _norm_in_front(
         return "a single step has other statistics than a window"
     if _has_hooks(neuron):
         return "hooks on it read the current"
-    node, folds = calls[0].args[0] if calls[0].args else None, False
+    return _norm_behind(part, prefix, graph, calls[0].args[0] if calls[0].args else None, places)
+
+
+def _norm_behind(
+    part: nn.Module,
+    prefix: str,
+    graph: fx.Graph,
+    node: Any,
+    places: Counter[int],
+    folds: bool = False,
+    added: bool = False,
+) -> tuple[str, bool, bool] | str:
+    """``_norm_in_front`` from a node on: through folds, and through one addition of two tensors."""
     while isinstance(node, fx.Node) and node.op == "call_method" and node.target in _FOLDS:
         if len(node.users) > 1:
             return f"{node.name} in front of it is read elsewhere"
         node, folds = node.args[0], True
+    if not added and isinstance(node, fx.Node) and node.target in _ADDS.get(node.op, ()):
+        if len(node.users) > 1:
+            return f"{node.name} in front of it is read elsewhere"
+        if node.kwargs or not all(isinstance(a, fx.Node) for a in node.args):
+            return f"{node.name} in front of it adds more than a tensor"
+        reasons = []
+        for term in node.args:
+            found = _norm_behind(part, prefix, graph, term, places, folds, added=True)
+            if not isinstance(found, str):
+                return found
+            reasons.append(f"of {node.name} in front of it: {found}")
+        return reasons[0]
     if not isinstance(node, fx.Node) or node.op != "call_module":
         what = node.name if isinstance(node, fx.Node) else "nothing"
         return f"{what} is in front of it, no batch norm"
-    found = _ending_norm(part.get_submodule(str(node.target)), str(node.target), folds)
-    if isinstance(found, str):
-        return found
-    norm, path, container = found
+    ending = _ending_norm(part.get_submodule(str(node.target)), str(node.target), folds)
+    if isinstance(ending, str):
+        return ending
+    norm, path, container = ending
     if len(node.users) > 1:
         return f"{node.target} in front of it is read elsewhere"
     if (
@@ -152,7 +235,7 @@ def _norm_in_front(
         return f"{path} in front of it is shared between several places"
     if _has_hooks(norm) or _has_hooks(container):
         return f"hooks on {path} read what it gives"
-    return prefix + path, folds
+    return prefix + path, folds, added
 
 
 def _is(part: nn.Module, node: fx.Node, module: nn.Module) -> bool:
@@ -194,10 +277,10 @@ def _has_hooks(module: nn.Module) -> bool:
     return any(hooks)
 
 
-def _join(net: nn.Module, neuron: SpikingNeuron, norm_name: str, folded: bool) -> None:
+def _join(net: nn.Module, neuron: SpikingNeuron, norm_name: str, folded: bool, adds: bool) -> None:
     parent_name, _, child_name = norm_name.rpartition(".")
     holder = net.get_submodule(parent_name)._modules
-    norm = NormHandedOn(holder[child_name], folded)  # type: ignore[arg-type]
+    norm = NormHandedOn(holder[child_name], folded, adds)  # type: ignore[arg-type]
     holder[child_name] = norm
     neuron.handed_on = (norm,)
 

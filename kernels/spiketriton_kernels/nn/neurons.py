@@ -141,8 +141,11 @@ class SpikingNeuron(nn.Module):
                 "a neuron that is fused with its batch norm has step_mode 's'; accepted: 'm', "
                 "because a step alone has other statistics than a window"
             )
+        residual = None
+        if norm.adds:
+            x, residual = x.y, x.residual  # type: ignore[attr-defined]
         norm.check(x)  # type: ignore[operator]
-        return norm_then_neuron(norm, self, x)
+        return norm_then_neuron(norm, self, x, residual=residual)
 
     def _check(self, x: Tensor) -> None:
         """Refuses currents without time and batch, and a chunk that does not fit the membrane."""
