@@ -27,37 +27,46 @@ _FOLDS = ("reshape", "view", "unflatten", "contiguous")
 
 _ADDS = {"call_function": (operator.add, operator.iadd, torch.add), "call_method": ("add", "add_")}
 """What may lie between, once, and becomes the residual of the fused operation."""
+_PLUS = (
+    *_ADDS["call_function"],
+    Tensor.add,
+    Tensor.add_,
+    Tensor.__add__,
+    Tensor.__radd__,
+    Tensor.__iadd__,
+)
 
 
 @dataclass(eq=False)
 class Handed:
     """What a norm hands on where something is added before the neuron: y, and what was added.
 
-    It has only the operations that the graph showed between the two, so that no other can read a y that is not normalised.
+    It has only the operations that may lie between the two, so that no other can read a y that is not normalised.
     """
 
     y: Tensor
     residual: Tensor | None = None
 
-    def __add__(self, other: Tensor) -> Handed:
-        dtype = torch.promote_types(self.y.dtype, other.dtype)
-        return Handed(self.y.to(dtype), other.to(dtype).expand_as(self.y))
+    def plus(self, other: Tensor) -> Handed:
+        if other.dtype != self.y.dtype:
+            raise TypeError(
+                f"{other.dtype} is added to a batch norm's {self.y.dtype} in front of a fused neuron; accepted: the "
+                "same dtype, or swap without fuse"
+            )
+        return Handed(self.y, other.expand_as(self.y))
 
-    __iadd__ = __radd__ = add = add_ = __add__
+    __add__ = __radd__ = __iadd__ = add = add_ = plus
 
     @classmethod
     def __torch_function__(
         cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Handed:
-        if (
-            function not in (torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__)
-            or kwargs
-        ):
+        if function not in _PLUS or kwargs:
             raise TypeError(
                 f"{function} of a batch norm whose neuron normalises for it; accepted: one addition"
             )
         ours, other = args if isinstance(args[0], Handed) else args[::-1]
-        return ours + other  # type: ignore[no-any-return]
+        return ours.plus(other)  # type: ignore[no-any-return]
 
     def _folded(self, method: str, *args: Any, **options: Any) -> Handed:
         y = getattr(self.y, method)(*args, **options)

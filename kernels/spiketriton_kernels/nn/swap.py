@@ -69,7 +69,8 @@ def swap(net: nn.Module, *, fuse: bool = False, check: Any = None) -> SwapReport
     Args:
         net: any module that contains neurons. It must not be compiled or scripted yet.
         fuse: also join the batch norm in front of a neuron with it, where torch.fx shows that nothing else reads
-            between. The norm keeps its name, parameters and buffers. Forward hooks see its input from then on.
+            between, and with it the tensor that a residual block adds between the two. The norm keeps its name,
+            parameters and buffers. Forward hooks see its input from then on.
         check: a batch (or a tuple of arguments) on which outputs, gradients and buffers are compared on copies before
             anything is changed: in float64 where the network runs in it, so that rounding decides no spike.
 

@@ -120,7 +120,11 @@ def resnet(make, node, **options):
 
 
 NETWORKS = {
-    "spiking_resnet18, IF": (lambda: resnet(spiking_resnet.spiking_resnet18, neuron.IFNode), 17, 17),
+    "spiking_resnet18, IF": (
+        lambda: resnet(spiking_resnet.spiking_resnet18, neuron.IFNode),
+        17,
+        17,
+    ),
     "spiking_resnet18, LIF with decay_input": (
         lambda: resnet(spiking_resnet.spiking_resnet18, neuron.LIFNode, tau=2.0),
         17,

@@ -452,6 +452,24 @@ def folding(*shape):
     return forward
 
 
+def adding(m, x):
+    """As SpikingJelly's residual blocks: in place, what was added first."""
+    out = m.norm(x)
+    identity = m.pool(x)
+    out += identity
+    return m.node(out)
+
+
+def adding_folded(m, x):
+    """The addition among folded steps, and a fold behind it."""
+    x = x.flatten(0, 1)
+    return m.node((x + m.norm(x)).view(T, B, C, 6))
+
+
+def adding_unfolded(m, x):
+    return m.node(m.norm(x.flatten(0, 1)).unflatten(0, (T, B)).contiguous() + x)
+
+
 def branching(m, x):
     return plain(m, x) if x.sum() > 0 else plain(m, 2 * x)
 
@@ -461,7 +479,35 @@ def branching(m, x):
     [
         (lambda: Between(plain), None),
         (lambda: Between(lambda m, x: m.node(m.pool(m.norm(x)))), "pool (MaxPool1d) is in front"),
-        (lambda: Between(lambda m, x: m.node(m.norm(x) + x)), "add is in front of it"),
+        (lambda: Between(lambda m, x: m.node(m.norm(x) + x)), None),
+        (lambda: Between(lambda m, x: m.node(x + m.norm(x))), None),
+        (lambda: Between(lambda m, x: m.node(torch.add(x, m.norm(x)))), None),
+        (lambda: Between(lambda m, x: m.node(torch.add(m.norm(x), x))), None),
+        (lambda: Between(lambda m, x: m.node(m.norm(x).add(x))), None),
+        (lambda: Between(lambda m, x: m.node(m.norm(x).add_(x))), None),
+        (lambda: Between(lambda m, x: m.node(x.add(m.norm(x)))), None),
+        (lambda: Between(lambda m, x: m.node(m.norm(x) + x[:, :, :, :1])), None),
+        (lambda: Between(adding, node=neuron.ParametricLIFNode(step_mode="m")), None),
+        (lambda: Between(adding_folded, torch_nn.BatchNorm1d(C)), None),
+        (lambda: Between(adding_unfolded, torch_nn.BatchNorm1d(C)), None),
+        (lambda: Between(lambda m, x: m.node(m.norm(x) + 0.25)), "adds more than a tensor"),
+        (
+            lambda: Between(lambda m, x: m.node(torch.add(m.norm(x), x, alpha=0.5))),
+            "adds more than a tensor",
+        ),
+        (
+            lambda: Between(lambda m, x: m.node(x + x)),
+            "of add in front of it: input_1 is in front of it",
+        ),
+        (lambda: Between(lambda m, x: m.node(m.norm(x) + x + x)), "of add_1 in front of it: add"),
+        (
+            lambda: Between(lambda m, x: m.node(y := m.norm(x) + x) + y),
+            "add in front of it is read elsewhere",
+        ),
+        (
+            lambda: Between(lambda m, x: m.node((y := m.norm(x)) + x) + y),
+            "norm in front of it is read elsewhere",
+        ),
         (lambda: Between(lambda m, x: m.node(x)), "is in front of it, no batch norm"),
         (
             lambda: Between(lambda m, x: (m.node(y := m.norm(x)), y)[0] + y),
@@ -558,6 +604,41 @@ def test_parts_that_trace_are_fused_where_the_whole_does_not():
 
     assert swap(net := Whole(), fuse=True).fused == {"part.node": "part.norm"}
     assert net(normal((T, B, C, 6))).shape == (T, B, C, 6)
+
+
+def test_what_the_graph_did_not_show_cannot_read_a_norm_that_hands_on():
+    """A forward that looks at something else than its input is not what was traced."""
+    net = Between(lambda m, x: m.node(m.norm(x) + x) if m.training else m.norm(x) * 2)
+    assert swap(net, fuse=True).fused == {"node": "norm"}
+    with pytest.raises(TypeError, match="unsupported operand"):
+        net.eval()(normal((T, B, C, 6)))
+    net = Between(lambda m, x: m.node(m.norm(x) + x) if m.training else torch.relu(m.norm(x)))
+    swap(net, fuse=True)
+    with pytest.raises(TypeError, match="whose neuron normalises for it; accepted: one addition"):
+        net.eval()(normal((T, B, C, 6)))
+
+
+def test_a_residual_of_another_dtype_or_a_larger_shape_is_refused_in_the_call():
+    other = normal((T, B, C, 6), dtype=torch.float64)
+    net = Between(lambda m, x: m.node(m.norm(x) + other))
+    assert swap(net, fuse=True).fused == {"node": "norm"}
+    with pytest.raises(TypeError, match=r"float64 is added to a batch norm's torch.float32 in fr"):
+        net(normal((T, B, C, 6)))
+    with pytest.raises(RuntimeError, match="expanded size"):
+        net.double()(normal((T, B, C, 1), dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_fused_residual_block_compiles_in_one_graph(dtype):
+    net = Between(adding).to(dtype)
+    swap(net, fuse=True)
+    x = normal((T, B, C, 6), dtype=dtype)
+    expected = net(x)
+    functional.reset_net(net)
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), expected)
+    compiled(x).float().sum().backward()
+    assert net.norm.weight.grad.isfinite().all()
 
 
 def test_an_unfolding_that_is_none_is_refused_in_the_call():
