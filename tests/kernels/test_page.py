@@ -14,7 +14,7 @@ from spikingjelly.activation_based import layer, neuron
 from torch import nn as torch_nn
 
 import spiketriton_kernels
-from spiketriton_kernels import nn
+from spiketriton_kernels import Surrogate, nn, register_surrogate
 from spiketriton_kernels.nn import leaky, neurons, swap
 from spiketriton_kernels.nn import states as state_modules
 from tests.kernels.support import dyadic, normal
@@ -184,3 +184,84 @@ def test_the_kernel_and_its_bytes(row, monkeypatch):
     made(row)(normal((T, B, C), torch.float64))
     assert called == [name]
     assert row[4] == f"{BUDGET[name][0]}e"
+
+
+# ---- what goes with what
+
+CAN = [
+    [cell.strip() for cell in line.strip("|").split(" | ")]
+    for line in PAGE[PAGE.index("| neuron | learnt constants") :].split("\n\n")[0].splitlines()
+]
+
+
+def module_with(row, **options):
+    """The neuron of a row with these options besides its own."""
+    text = row.strip("`").removesuffix(")")
+    return eval(f"{text}{', ' * (text[-1] != '(')}**options)", vars(nn) | {"options": options})
+
+
+def learnt_threshold(row):
+    threshold = torch_nn.Parameter(torch.ones(C))
+    return module_with(row, v_threshold=threshold), lambda: threshold.grad
+
+
+def learnt_width(row):
+    width = torch.ones((), requires_grad=True)
+    return module_with(row, surrogate=Surrogate("atan", 1.0, width)), lambda: width.grad
+
+
+def own_surrogate(row):
+    register_surrogate(
+        "of_the_page", lambda z: 1 / (1 + 4 * z * z), lambda z: torch.atan(2 * z) / 2
+    )
+    return module_with(row, surrogate=Surrogate("of_the_page", 1.0, 1.0)), None
+
+
+def probe(row):
+    module = module_with(row)
+    module.probe = torch.zeros(T, 8, requires_grad=True)
+    return module, lambda: module.probe.grad
+
+
+def batch_norm(row):
+    return nn.BatchNormLIF(C, module_with(row)), None
+
+
+def kept_membranes(row):
+    module = module_with(row, store_v_seq=True)
+    return module, lambda: module.v_seq
+
+
+@pytest.mark.parametrize("column", range(1, 7), ids=CAN[0][1:])
+@pytest.mark.parametrize("row", CAN[2:], ids=[row[0] for row in CAN[2:]])
+def test_what_goes_with_what(row, column):
+    make = (learnt_threshold, learnt_width, own_surrogate, probe, batch_norm, kept_membranes)[column - 1]  # fmt: skip
+    x = normal((T, B, C), mean=1.0, std=3.0).requires_grad_()
+
+    def used():
+        module, result = make(row[0])
+        module(x).sum().backward()
+        return x.grad if result is None else result()
+
+    if row[column] == "yes":
+        assert used().abs().sum() > 0
+    else:
+        assert row[column] == "no"
+        named = ("", "", "width|surrogate", "surrogate", "probe", "neuron is a", "store_v_seq")
+        with pytest.raises((TypeError, ValueError), match=named[column]):
+            used()
+
+
+def test_a_surrogate_of_ones_own_is_refused_behind_a_fused_norm():
+    module, _ = own_surrogate("`LIF()`")
+    with pytest.raises(ValueError, match="accepted behind batch norm: fast_sigmoid, atan"):
+        nn.BatchNormLIF(C, module)(normal((T, B, C)))
+
+
+def test_a_cell_with_a_synapse_is_named_with_what_takes_its_window():
+    with pytest.raises(
+        ValueError, match=r"LIFCell filters its current by a synapse.*norse's LIF over"
+    ):
+        nn.Leaky.from_norse(norse.LIFCell())
+    with pytest.raises(ValueError, match="LIF filters its current by a synapse"):
+        nn.Leaky.from_norse(norse.LIF())

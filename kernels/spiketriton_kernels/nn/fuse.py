@@ -66,7 +66,7 @@ class Handed:
                 f"{function} of a batch norm whose neuron normalises for it; accepted: one addition"
             )
         ours, other = args if isinstance(args[0], Handed) else args[::-1]
-        return ours.plus(other)  # type: ignore[no-any-return]
+        return ours.plus(other)
 
     def _folded(self, method: str, *args: Any, **options: Any) -> Handed:
         y = getattr(self.y, method)(*args, **options)

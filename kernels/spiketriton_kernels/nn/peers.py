@@ -341,6 +341,11 @@ def read_norse(cell: nn.Module) -> dict[str, Any]:
     """Arguments of ``Leaky`` for a norse cell; ValueError where it has no equal."""
     module: Any = cell
     kinds = [name for name in _LIBRARIES["norse"] if not name.startswith("LIF") or "Box" in name]
+    if hasattr(getattr(cell, "p", None), "tau_syn_inv"):
+        raise ValueError(
+            f"{type(cell).__name__} filters its current by a synapse, which Leaky has not; accepted: "
+            f"{', '.join(kinds)}, or norse's LIF over the whole window, which swap(net) runs on the kernels"
+        )
     if not any(c.__name__ in kinds and _of(c, "norse") for c in type(cell).__mro__):
         raise ValueError(f"{type(cell).__name__}; accepted: norse's {', '.join(kinds)}")
     try:
