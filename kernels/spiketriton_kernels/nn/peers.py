@@ -341,7 +341,7 @@ def read_norse(cell: nn.Module) -> dict[str, Any]:
     """Arguments of ``Leaky`` for a norse cell; ValueError where it has no equal."""
     module: Any = cell
     kinds = [name for name in _LIBRARIES["norse"] if not name.startswith("LIF") or "Box" in name]
-    if hasattr(getattr(cell, "p", None), "tau_syn_inv"):
+    if any(c.__name__ in ("LIFCell", "LIF") and _of(c, "norse") for c in type(cell).__mro__):
         raise ValueError(
             f"{type(cell).__name__} filters its current by a synapse, which Leaky has not; accepted: "
             f"{', '.join(kinds)}, or norse's LIF over the whole window, which swap(net) runs on the kernels"
