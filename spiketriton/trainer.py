@@ -29,6 +29,7 @@ from spiketriton.models import build_model
 from spiketriton.runs.checkpoint import Checkpoints, refuse_another_recipe
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.tensorboard import TensorBoard
+from spiketriton.runs.weights_and_biases import WeightsAndBiases
 from spiketriton.show.display import Display
 from spiketriton.show.words import duration
 from spiketriton.training import environment
@@ -93,8 +94,11 @@ class Trainer:
         self.guard = FiniteGuard(self.model, self.optimizer, cfg, scaled=self.scaler.is_enabled())
         self.gradient_norm = partial(clipped_norm, list(model.parameters()), cfg.clip_grad_norm)
 
-        boards = recipe.monitor.tensorboard and ranks.first
-        self.tensorboard = TensorBoard(folder.path) if boards else None
+        self.boards: list[TensorBoard | WeightsAndBiases] = []
+        if recipe.monitor.tensorboard and ranks.first:
+            self.boards.append(TensorBoard(folder.path))
+        if recipe.monitor.wandb != "off" and ranks.first:
+            self.boards.append(WeightsAndBiases(folder.path, recipe))
         self.monitor = GradientMonitor(
             self.model,
             due=self.plan.measures,
@@ -344,14 +348,14 @@ class Trainer:
             row["split"] = self.data.facts.split
         self.folder.metrics.append([row])
         self.display.row(row, self.watch.in_words())
-        if self.tensorboard:
-            self.tensorboard.add(row)
+        for board in self.boards:
+            board.add(row)
 
     def record_gradients(self, step: int, measured: Measurement) -> None:
         self.folder.gradients.append(measured.rows(step))
         self.watch.look(step, measured)
-        if self.tensorboard:
-            self.tensorboard.add_gradients(step, measured.names, measured.depth_profile)
+        for board in self.boards:
+            board.add_gradients(step, measured.names, measured.depth_profile)
 
     def begin(self) -> None:
         """What a new run begins with: the weights that `train.init_from` names, as far as they fit."""
@@ -487,8 +491,8 @@ class Trainer:
             self.progress.seconds = self.seconds()
             self.stream.close()
             self.display.end()
-            if self.tensorboard:
-                self.tensorboard.close()
+            for board in self.boards:
+                board.close()
 
     def outcome(self) -> Outcome:
         return Outcome(

@@ -4,10 +4,12 @@ import errno
 import json
 import math
 import signal
+import struct
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -262,8 +264,9 @@ def test_the_first_rank_alone_repeats_a_bad_step(tmp_path):
     class Second(Ranks):
         first = False
 
-    trainer = small_trainer(tmp_path / "run", "monitor.tensorboard=true", ranks=Second())
-    assert trainer.tensorboard is None
+    boards = ["monitor.tensorboard=true", "monitor.wandb=offline"]
+    trainer = small_trainer(tmp_path / "run", *boards, ranks=Second())
+    assert trainer.boards == []
     trainer.loss = lambda currents, labels: math.nan * currents.sum()
     with pytest.raises(Diverged, match="the first rank repeats the step"):
         trainer.fit()
@@ -562,6 +565,65 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
     assert logged == pytest.approx({row["step"]: row["loss"] for row in rows}, rel=1e-6)
     assert len(events.Scalars("eval/test_accuracy")) == 1
     assert [e.step for e in events.Scalars("grad_input_rms/layer1.0.neuron1")] == [1, 4, 7]
+
+
+def wandb_rows(path: Path) -> list[dict[str, Any]]:
+    """What an offline run of Weights & Biases holds: its log has LevelDB's format, after 7 bytes."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, at, parts, found = path.read_bytes(), 7, b"", []
+    while at < len(content):
+        at += 32768 - at % 32768 if 32768 - at % 32768 < 7 else 0
+        length, kind = struct.unpack_from("<HB", content, at + 4)
+        parts += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            record, parts = Record.FromString(parts), b""
+            items = record.history.item
+            row = {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items}
+            found += [row] if row else []
+    return found
+
+
+def test_weights_and_biases_gets_the_same_numbers_offline(tmp_path):
+    """One run there, also after a stop, and no random draw of the training is used for it."""
+    pytest.importorskip("wandb")
+    keys = ["monitor.wandb=offline", "train.epochs=1"]
+    small_trainer(tmp_path / "run", *keys).fit(until=4)
+    small_trainer(tmp_path / "run", *keys, resume=True).fit()
+    small_trainer(tmp_path / "plain", "train.epochs=1").fit()
+    ours, plain = last_state(tmp_path / "run"), last_state(tmp_path / "plain")
+    assert ours.pop("recipe") != plain.pop("recipe")
+    assert_equal(ours, plain)
+    files = sorted((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+    (name,) = {file.name for file in files}
+    assert name == f"run-{(tmp_path / 'run' / 'wandb_id').read_text()}.wandb"
+    logged = [row for file in files for row in wandb_rows(file)]
+    for row in RunFolder(tmp_path / "run").metrics.read():
+        kind, step = row.pop("kind"), row.pop("step")
+        found = [r for r in logged if r["step"] == step and f"{kind}/seconds" in r]
+        expected = {f"{kind}/{key}": value for key, value in row.items() if value is not None}
+        assert {key: found[0][key] for key in expected} == pytest.approx(expected, rel=1e-6)
+    rms = [r["step"] for r in logged if "grad_input_rms/layer1.0.neuron1" in r]
+    assert rms == [1, 4, 7]
+
+
+def test_weights_and_biases_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"pip install 'spiketriton\[wandb\]'"):
+        small_trainer(tmp_path / "run", "monitor.wandb=online")
+
+
+def test_weights_and_biases_that_refuses_is_named(tmp_path, monkeypatch):
+    """As without a login."""
+    wandb = pytest.importorskip("wandb")
+
+    def init(**given: Any) -> None:
+        raise wandb.errors.UsageError("No API key\nconfigured")
+
+    monkeypatch.setattr(wandb, "init", init)
+    with pytest.raises(UserError, match=r'monitor.wandb = "online": .*: No API key configured'):
+        small_trainer(tmp_path / "run", "monitor.wandb=online")
 
 
 def test_tensorboard_that_is_not_there(tmp_path, monkeypatch):

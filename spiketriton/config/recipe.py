@@ -476,6 +476,10 @@ class MonitorConfig(Table):
     enabled: bool = key(True, "record gradient norms by layer and time step")
     every: int = key(0, "steps between measurements; 0: at each logged step", COUNT_OR_ZERO)
     tensorboard: bool = key(False, "also write TensorBoard event files")
+    wandb: Literal["off", "offline", "online"] = key(
+        "off", "also log to Weights & Biases; `offline`: in the run folder, for `wandb sync`"
+    )
+    wandb_project: str = key("spiketriton", "project of Weights & Biases")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

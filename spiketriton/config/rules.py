@@ -80,7 +80,8 @@ def idle(values: Mapping[str, Any]) -> dict[str, str]:
         (["train.momentum", "train.nesterov"], "train.optimizer", ("sgd",)),
         (["train.milestones", "train.gamma"], "train.schedule", ("step",)),
         (["train.max_skips"], "train.nonfinite", ("skip",)),
-        (["monitor.every", "monitor.tensorboard"], "monitor.enabled", (True,)),
+        (["monitor.wandb_project"], "monitor.wandb", ("offline", "online")),
+        (["monitor.every", "monitor.tensorboard", "monitor.wandb"], "monitor.enabled", (True,)),
     ]
     if values["data.name"] in get_args(Events):
         rules.append((["data.split_seed"], "data.split", ("random90",)))

@@ -196,6 +196,8 @@ MOVABLE = (
     "checkpoint.every",
     "checkpoint.keep",
     "monitor.tensorboard",
+    "monitor.wandb",
+    "monitor.wandb_project",
     "plugins.modules",
 )
 

@@ -6,6 +6,7 @@ calibration.json   the surrogate's widths and why, if the recipe leaves them to 
 micro_batch.json   images of a micro-batch, if the recipe says "auto"
 plugins.json       the modules of parts of one's own: version, file and its checksum
 metrics.jsonl      one JSON object a row: {"kind": "train" | "eval", "step": ..., ...}
+wandb_id           the run's id at Weights & Biases, if the recipe asks for it
 gradients.jsonl    one row per measured step, spiking layer and time step
 checkpoints/       last.pt, best.pt (see checkpoint.py)
 .lock              locked by the process that trains in this folder

@@ -204,6 +204,18 @@ BAD_COMBINATIONS = {
         GOOD + "[monitor]\nenabled = false\nevery = 5",
         ["monitor.every = 5", "monitor.enabled is false"],
     ),
+    "wandb without monitor": (
+        GOOD + '[monitor]\nenabled = false\nwandb = "offline"',
+        ['monitor.wandb = "offline"', "monitor.enabled is false"],
+    ),
+    "a project without wandb": (
+        GOOD + '[monitor]\nwandb_project = "mine"',
+        ['monitor.wandb_project = "mine" has no effect', 'monitor.wandb is "off"'],
+    ),
+    "wandb in other words": (
+        GOOD + "[monitor]\nwandb = true",
+        ["monitor.wandb = true", 'accepted: "off", "offline", "online"'],
+    ),
     "tensorboard without monitor": (
         GOOD + "[monitor]\nenabled = false\ntensorboard = true",
         ["monitor.tensorboard = true", "monitor.enabled is false"],
@@ -295,6 +307,7 @@ def test_each_idle_key_comes_with_its_reason():
         "model.depth",
         "model.start",
         "model.stem",
+        "monitor.wandb_project",
         "train.gamma",
         "train.max_skips",
         "train.milestones",

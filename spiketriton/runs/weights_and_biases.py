@@ -1,0 +1,77 @@
+"""Weights & Biases, for those who ask for it (`monitor.wandb = "online"` or `"offline"`)."""
+
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from spiketriton.config import Recipe
+from spiketriton.config.recipe import values_of
+from spiketriton.errors import UserError, one_line
+
+
+class WeightsAndBiases:
+    """Writes the recipe, and rows of metrics and gradients, to a run of Weights & Biases.
+
+    All sessions of a run folder are one run there; its id is in `wandb_id`. Offline, everything is written
+    to `wandb/` in the folder, one offline run a session, which `wandb sync --append` uploads.
+
+    UserError: the package is not installed, or it refuses to begin, for example without a login.
+    """
+
+    def __init__(self, folder: Path, recipe: Recipe) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise UserError(
+                f'monitor.wandb = "{recipe.monitor.wandb}" needs the package wandb: '
+                "pip install 'spiketriton[wandb]'"
+            ) from None
+        self.wandb: Any = wandb
+        self.folder, self.recipe = folder, recipe
+        self.run: Any = None
+        self._open()
+
+    def _open(self) -> None:
+        monitor, id_of = self.recipe.monitor, self.folder / "wandb_id"
+        try:
+            id = id_of.read_text().strip() if id_of.exists() else uuid.uuid4().hex
+            self.run = self.wandb.init(
+                project=monitor.wandb_project,
+                name=self.folder.name,
+                id=id,
+                dir=str(self.folder),
+                mode=monitor.wandb,
+                resume="allow",
+                config=values_of(self.recipe),
+                settings=self.wandb.Settings(console="off", silent=monitor.wandb == "offline"),
+            )
+            id_of.write_text(id)
+        except (self.wandb.errors.Error, OSError) as error:
+            raise UserError(
+                f'monitor.wandb = "{monitor.wandb}": Weights & Biases does not begin: {one_line(error)}'
+            ) from error
+        self.run.define_metric("*", step_metric="step")
+
+    def add(self, row: dict[str, Any]) -> None:
+        """A row of metrics.jsonl: train/loss, eval/test_accuracy, ..."""
+        values = {
+            f"{row['kind']}/{key}": v for key, v in row.items() if key not in ("kind", "step")
+        }
+        self._log(row["step"], {key: value for key, value in values.items() if value is not None})
+
+    def add_gradients(self, step: int, layers: Iterable[str], rms: Iterable[float]) -> None:
+        """Each layer's RMS of dL/dx over all its time steps."""
+        pairs = zip(layers, rms, strict=True)
+        self._log(step, {f"grad_input_rms/{layer}": value for layer, value in pairs})
+
+    def _log(self, step: int, values: dict[str, Any]) -> None:
+        if self.run is None:  # training goes on after a session was closed
+            self._open()
+        self.run.log({"step": step, **values})
+
+    def close(self) -> None:
+        """Waits until all is written, or uploaded."""
+        if self.run is not None:
+            self.run.finish()
+            self.run = None
