@@ -27,7 +27,7 @@ from profiling.sections.data import Loading, one_core  # noqa: E402
 from profiling.sections.gradients import Monitoring  # noqa: E402
 from profiling.sections.host import HostTime  # noqa: E402
 from profiling.sections.kernels import FIRST, cases  # noqa: E402
-from profiling.sections.step import RecipeCase, TrainingStep, find_recipe  # noqa: E402
+from profiling.sections.step import RecipeCase, TrainingStep, find_recipe, modes  # noqa: E402
 from spiketriton.commandline import Parser  # noqa: E402
 from spiketriton.errors import EXIT_ERROR, EXIT_SIGINT, UserError, run_command  # noqa: E402
 from spiketriton.training import environment  # noqa: E402
@@ -36,13 +36,14 @@ EPILOG = """\
 commands:
   kernels                      each operation over sizes, T, dtypes and layouts
   step [RECIPE] [key=value]    a whole training step: ours, its ANN twin, torch.compile, the peers
+  modes [RECIPE] [key=value]   plain, sew and ms blocks: eagerly, compiled and as a CUDA graph
   memory [RECIPE] [key=value]  peak and saved-for-backward bytes of the same
   gradients [RECIPE]           what the gradient monitor costs
   host                         process time of a call on tiny tensors, against F.batch_norm + relu
   data [RECIPE]                the loader alone, in images per second
   compiled [T=4,10] [dtype=..] [layout=..]
                                every kernel lowered for --target, which needs no GPU
-  all                          all of these, within 10 minutes (--minutes)
+  all                          all of these, within 10 minutes (--minutes); modes on a GPU only
   report                       docs/performance.md and the pictures, from the results in --out
 
 examples:
@@ -50,10 +51,14 @@ examples:
   python profiling/run.py step fashion_mnist_r20 time_steps=8 --only 'spiketriton,ANN twin'
   python profiling/run.py compiled --target sm_90
 
-RECIPE is a file, or a name in recipes/ (without a GPU fashion_mnist_r20, with one imagenette_r50).
+RECIPE is a file, or a name in recipes/ (without a GPU fashion_mnist_r20, with one imagenette_r50), or
+spikingjelly_740: SEW-ResNet-18, T=4, bf16, batch 112, 224 pixels, SpikingJelly's issue 740.
 Ctrl-C keeps what has been measured. docs/performance.md explains how to read the results."""
 
-WITH_RECIPE = ("step", "memory", "gradients", "data")
+WITH_RECIPE = ("step", "modes", "memory", "gradients", "data")
+ON_GPU = ("cifar_r20", "imagenette_r18"), ("cifar100_r18", "imagenette_r50")
+"""Whose modes `all` measures on a GPU first, and after the most important kernels: networks that Python slows
+down, and networks that fill the GPU. torch.compile takes most of the time."""
 COMMANDS = ("kernels", *WITH_RECIPE, "host", "compiled", "all", "report")
 
 
@@ -101,7 +106,8 @@ def options_of(args: argparse.Namespace) -> Options:
 def work_of(args: argparse.Namespace, options: Options) -> list[tuple[str, Sequence[Case]]]:
     """The sections of a command with their cases, in order.
 
-    `all` begins with the most important cases of the kernels, and ends with the rest of them.
+    `all` begins with the most important cases of the kernels, and ends with the rest of them. On a GPU
+    it begins with whole steps: their modes, and the setting of SpikingJelly's issue 740.
     """
     words = args.words if args.command in WITH_RECIPE else []
     usual = "imagenette_r50" if options.device.type == "cuda" else "fashion_mnist_r20"
@@ -131,10 +137,20 @@ def work_of(args: argparse.Namespace, options: Options) -> list[tuple[str, Seque
                     ],
                 )
             )
+    if args.command == "modes":
+        return [("modes", [case for recipe in recipes for case in modes(recipe, options)])]
     if args.command in ("host", "all"):
         work.append(("host", [HostTime()]))
     if args.command == "all":
-        return [("kernels", kernels[:FIRST]), *work[1:], ("kernels", kernels[FIRST:])]
+        first: list[tuple[str, Sequence[Case]]] = []
+        then: list[tuple[str, Sequence[Case]]] = []
+        if options.device.type == "cuda":
+            first, then = (
+                [("modes", modes(find_recipe(name), options)) for name in names] for names in ON_GPU
+            )
+            first.insert(1, ("step", [TrainingStep(find_recipe("spikingjelly_740"), options)]))
+        middle = [("kernels", kernels[:FIRST]), *then, *work[1:]]
+        return [*first, *middle, ("kernels", kernels[FIRST:])]
     return work if args.command == "kernels" else work[1:]
 
 
@@ -145,16 +161,19 @@ def measure(args: argparse.Namespace, options: Options) -> int:
     work = work_of(args, options)
     session = Session(options, args.out, args.minutes)
     session.total = sum(len(cases) for _, cases in work) + len(lowered)
-    code = 0
+    code, on_gpu = 0, options.device.type == "cuda"
     try:
         with session.status:
+            # a GPU's minutes are for what only a GPU can tell
+            for section, cases_of in work if on_gpu else ():
+                session.measure(section, cases_of)
             for setting in lowered:
                 label = f"compiled {args.target} T={setting['T']} {setting['dtype']}"
                 for row in compiled.lowered(args.target, **setting):
                     session.at(f"{label}: {row.get('kernel', 'sums')}")
                     session.add("compiled", [row])
                 session.at(label, done=True)
-            for section, cases_of in work:
+            for section, cases_of in work if not on_gpu else ():
                 session.measure(section, cases_of)
     except KeyboardInterrupt:
         session.say(f"interrupted: {len(session.rows)} rows are kept in {session.file}")

@@ -63,6 +63,10 @@ class Work(Timed):
     def check(self) -> Verdict:
         raise NotImplementedError
 
+    def device_time(self, seconds: float) -> dict[str, Any]:
+        """What the device does during a call that takes `seconds`, for the row."""
+        return {}
+
     def memory(self) -> dict[str, Any]:
         """`peak_bytes` and `saved_bytes`, for the row."""
         raise Unavailable("it has no backward")
@@ -78,9 +82,13 @@ class Contender:
 
 
 class Case:
-    """What contenders are compared in; `spec` says what it is, in values that JSON can hold."""
+    """What contenders are compared in; `spec` says what it is, in values that JSON can hold.
+
+    Once the contender `first` is measured, the others are left out when time is over.
+    """
 
     spec: dict[str, Any]
+    first = OURS
 
     def contenders(self, options: Options) -> list[Contender]:
         raise NotImplementedError

@@ -130,7 +130,7 @@ class Session:
         for one in case.contenders(self.options):
             if not self._wanted(one.name) or (weighs and one.name == "copy"):
                 continue
-            late = OURS in rows and time.monotonic() > self.deadline
+            late = case.first in rows and time.monotonic() > self.deadline
             row = rows[one.name] = {**case.spec, "contender": one.name, **one.facts}
             if late:
                 row |= LATE
@@ -152,6 +152,10 @@ class Session:
             derived = case.numbers(timings)
             for name, timing in timings.items():
                 rows[name] |= timing.row() | derived.get(name, {})
+                if works[name].timed:
+                    rows[name]["timed"] = works[name].timed
+                with refusals(rows[name]):
+                    rows[name] |= works[name].device_time(timing.median)
                 if OURS in timings:  # round by round: noise in one leaves the median alone
                     rows[name]["times_ours"] = timing.ratio_to(timings[OURS]).median
         return list(rows.values())

@@ -139,6 +139,8 @@ def notes(rows: list[Row]) -> list[str]:
         if row["status"] != Status.OK:
             star = "* " if mark(row) else ""
             found[f"{star}{row['contender']}: {row['status']}, {row.get('why', '')}"] = None
+        if "because" in row.get("timed", ""):
+            found[f"{row['contender']}: timed by {row['timed']}"] = None
         if "note" in row:
             found[f"{row['contender']}: {row['note']}"] = None
     return list(found)
@@ -180,6 +182,23 @@ LAYOUTS: list[tuple[str, str, str, dict[str, Cell]]] = [
         "images/s": key("images_per_s"),
         "of T ANN steps": key("twin_ratio"),
         "ours is faster by": faster,
+    }),
+    ("step", "busy", "the GPU in a training step of {recipe}: T={T}, batch {batch} of {image}, {precision}", {
+        "contender": NAME,
+        "ms": key("median_ms"),
+        "GPU ms": key("device_ms"),
+        "GPU busy": key("busy", percent),
+        "launches": key("launches"),
+        "kernels": key("kernels"),
+    }),
+    ("modes", "recipe", "blocks and modes, training step of {recipe}: T={T}, batch {batch} of {image}, {precision}", {
+        "blocks, mode": NAME,
+        "ms (20-80 %)": spread,
+        "images/s": key("images_per_s"),
+        "GPU ms": key("device_ms"),
+        "GPU busy": key("busy", percent),
+        "launches": key("launches"),
+        "kernels": key("kernels"),
     }),
     ("memory", "op", "memory of {op}: {case}", OPERATION),
     ("memory", "recipe", "memory of a step of {recipe}: T={T}, batch {batch}",

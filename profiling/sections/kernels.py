@@ -246,12 +246,15 @@ def compiled(module: nn.Module) -> nn.Module:
 class Operation(Work):
     """A module at work on the arena's data."""
 
+    captures = True
+
     def __init__(
         self, arena: Arena, module: nn.Module, surrogate: Surrogate = ATAN, unequal: str = ""
     ) -> None:
         self.module = module.to(arena.device).train(arena.case.training)
         self.arena, self.surrogate, self.unequal = arena, surrogate, unequal
         self.device, self.turn = arena.device, 0
+        self.rotation = len(arena.inputs)
 
     def forward(self, inputs: Inputs) -> Tensor:
         with torch.set_grad_enabled(self.arena.case.training):
@@ -292,9 +295,12 @@ class Operation(Work):
 class Copy(Work):
     """A copy of the same bytes: the bandwidth that the machine has to offer in this very run."""
 
+    captures = True
+
     def __init__(self, arena: Arena) -> None:
         self.device, self.turn = arena.device, -1
         self.sources = [inputs.grad for inputs in arena.inputs]
+        self.rotation = len(self.sources)
         self.target = torch.empty_like(self.sources[0])
 
     def __call__(self) -> None:

@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from profiling.harness import memory, peers
+from profiling.harness import device, memory, peers
 from profiling.harness.contenders import (
     OURS,
     Case,
@@ -36,14 +36,15 @@ from profiling.harness.contenders import (
     agreement,
 )
 from profiling.harness.peers import ATAN, Variant
-from profiling.harness.timing import Timing
+from profiling.harness.timing import Effort, Timing
 from profiling.sections.kernels import Reference, relative_error, worst
 from spiketriton.config import Recipe, load_recipe, replace, to_toml
 from spiketriton.errors import UserError
 from spiketriton.models import Network, build_model
 from spiketriton.models.feedforward import Layer
-from spiketriton.models.resnet import Block
+from spiketriton.models.resnet import BLOCKS, Block
 from spiketriton.neurons import Norm, SpikingNeuron
+from spiketriton.training.graphs import WARM_UP, CudaGraphs, Graphs, Steps, obstacle_of, tensors_of
 from spiketriton.training.losses import build_loss
 from spiketriton.training.optim import build_optimizer
 from spiketriton.training.placement import Placement
@@ -82,11 +83,25 @@ OF_ITS_OWN = 2
 """In half precision, this many times the definition's own distance from float32 is allowed too."""
 
 
+NAMED = {
+    "spikingjelly_740": (
+        "imagenette_r18",
+        ("model.block=sew", "time_steps=4", "train.precision=bf16", "train.batch_size=112"),
+    ),
+    "cifar_r20": ("cifar100_r18", ("model.name=resnet20", "time_steps=4", "train.batch_size=128")),
+}
+"""Cases that are no recipes: a recipe and changes to it. spikingjelly_740 is the setting of SpikingJelly's issue 740:
+SEW-ResNet-18, T = 4, bf16, 112 images of 224 pixels."""
+
+
 def find_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
-    """A recipe by its path, or by its name in recipes/. UserError: there is none."""
+    """A recipe by its path, or by its name in recipes/ or NAMED. UserError: there is none."""
+    if name in NAMED:
+        base, changes = NAMED[name]
+        return dataclasses.replace(find_recipe(base, (*changes, *overrides)), name=name)
     path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
     if not name.endswith(".toml") and not path.exists():
-        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
+        known = ", ".join(sorted([*(p.stem for p in RECIPES.glob("*.toml")), *NAMED]))
         raise UserError(f"recipe {name!r}: accepted: a TOML file, or one of {known}")
     return load_recipe(path, tuple(overrides))
 
@@ -281,10 +296,66 @@ class Step(Work):
         why = f"loss differs by {loss:.2g}, the norm of the gradient by {gradient:.2g}"
         return Verdict(Status.WRONG, why, verdict.numbers)
 
+    def device_time(self, seconds: float) -> dict[str, Any]:
+        return device.of_call(self, self.device, seconds)
+
     def memory(self) -> dict[str, int]:
         self()  # makes the optimizer's state
         kept = [tensor for batch in self.bench.batches for tensor in batch]
         return memory.measure(self, self.forward, self.model, self.device, kept)
+
+
+class Replayed(Step):
+    """A step that is captured as `train.graph = "auto"` does: once it has proved itself."""
+
+    def __init__(
+        self, bench: Bench, model: nn.Module, make: Callable[[], Graphs] | None = None
+    ) -> None:
+        obstacle = obstacle_of(bench.place.device, 1, bench.place.scaler().is_enabled())
+        if obstacle and make is None:
+            raise Unavailable(obstacle)
+        super().__init__(bench, model, checked=True)
+        self.said: list[str] = []
+        self.steps = Steps(
+            self._work,
+            self.optimizer,
+            mode="auto",
+            obstacle="",
+            state=self.state,
+            note=self.said.append,
+            graphs=make or partial(CudaGraphs, self.device),
+        )
+
+    def _work(self, parts: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        ((images, labels),) = parts
+        with self.place.autocast():
+            loss = self.loss(self.network(images), labels)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.detach(), loss.detach()
+
+    def state(self) -> list[Tensor]:
+        return [*self.model.parameters(), *self.model.buffers(), *tensors_of(self.optimizer)]
+
+    def __call__(self) -> None:
+        self.steps([self.bench.batches[self.turn % BATCHES]], watched=False)
+        self.turn += 1
+
+    def prepare(self, effort: Effort) -> None:
+        """RuntimeError: the graph has not proved itself; eager steps would be timed in its name."""
+        for _ in range(WARM_UP + 1):
+            self()
+        if not self.steps.captured:
+            raise RuntimeError("; ".join(self.said) or "no finite step to capture")
+        super().prepare(effort)
+
+
+def graph(bench: Bench, name: str) -> list[Contender]:
+    """The contender that replays a CUDA graph; none without a GPU."""
+    if bench.place.device.type != "cuda":
+        return []
+    return [Contender(f"{name} graph", lambda: Replayed(bench, bench.model()))]
 
 
 def with_neurons(
@@ -341,6 +412,7 @@ class TrainingStep(RecipeCase):
             contender(f"{OURS} packed", lambda: bench.model("model.memory=packed")),
             contender(TWIN, lambda: bench.model("neuron.kind=relu"), checked=False),
             contender(f"{OURS} compiled", bench.model, compiled=True),
+            *graph(bench, OURS),
             contender("torch.compile", bench.definition, compiled=True),
             *peers.contenders(options.peers, neuron, options.device, bench.place.precision, peer),
         ]
@@ -353,3 +425,35 @@ class TrainingStep(RecipeCase):
                 ratio = timings[name].ratio_to(timings[TWIN])
                 rows[name]["twin_ratio"] = ratio.median / self.spec["T"]
         return rows
+
+
+class Modes(TrainingStep):
+    """Command `modes`: one kind of residual block eagerly, compiled and as a CUDA graph.
+
+    The kinds are cases of their own, so that few networks lie in memory at once; their rows make one table.
+    """
+
+    def __init__(self, recipe: Recipe, options: Options, block: str) -> None:
+        super().__init__(replace(recipe, f"model.block={block}"), options)
+        self.first = block
+
+    def contenders(self, options: Options) -> list[Contender]:
+        torch._dynamo.reset()
+        bench, block = Bench(self, options.device), self.first
+
+        def eager(compiled: bool = False) -> Step:
+            return Step(bench, bench.model(), compiled=compiled, checked=True)
+
+        return [
+            Contender(block, eager),
+            *graph(bench, block),
+            Contender(f"{block} compiled", lambda: eager(True)),
+        ]
+
+    def numbers(self, timings: dict[str, Timing]) -> dict[str, dict[str, Any]]:
+        return self.images_per_s(timings)
+
+
+def modes(recipe: Recipe, options: Options) -> list[Modes]:
+    """A case for each kind of block."""
+    return [Modes(recipe, options, block) for block in BLOCKS]

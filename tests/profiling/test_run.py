@@ -129,6 +129,26 @@ def test_all_begins_with_the_most_important_kernels_and_ends_with_the_others():
     assert [case.spec.get("recipe") for case in work[2][1]] == [None] * 3 + ["fashion_mnist_r20"]
 
 
+def test_on_a_gpu_all_begins_with_whole_steps():
+    """Their modes and kinds of blocks, and the setting that SpikingJelly publishes; no GPU is needed to list them."""
+    options = Options(torch.device("cuda"))
+    work = run.work_of(run.parse(["all"]), options)
+    listed = [(section, cases_of[0].spec.get("recipe")) for section, cases_of in work[:6]]
+    assert listed == [
+        ("modes", "cifar_r20"),
+        ("step", "spikingjelly_740"),
+        ("modes", "imagenette_r18"),
+        ("kernels", None),
+        ("modes", "cifar100_r18"),
+        ("modes", "imagenette_r50"),
+    ]
+    assert [len(cases_of) for section, cases_of in work if section == "modes"] == [3] * 4
+    args = run.parse(["modes", "quickstart"])
+    ((section, found),) = run.work_of(args, Options(torch.device("cpu")))
+    assert (section, [case.first for case in found]) == ("modes", ["plain", "sew", "ms"])
+    assert run.parse(["all"]).minutes == 10
+
+
 def test_recipes_and_their_changes():
     args = run.parse(["memory", "quickstart", "cifar100_r18", "time_steps=3"])
     ((section, found),) = run.work_of(args, Options(torch.device("cpu")))

@@ -6,15 +6,29 @@ from typing import get_args
 import pytest
 import torch
 
-from profiling.harness.contenders import OURS, Options, Status
-from profiling.harness.timing import Timing
+from profiling.harness import device
+from profiling.harness.contenders import OURS, Options, Status, Unavailable
+from profiling.harness.timing import QUICK, Timing
+from profiling.render import tables
+from profiling.render.rows import case_of
 from profiling.sections import step as steps
-from profiling.sections.step import TWIN, Bench, RecipeCase, Step, TrainingStep, find_recipe
+from profiling.sections.step import (
+    TWIN,
+    Bench,
+    RecipeCase,
+    Replayed,
+    Step,
+    TrainingStep,
+    find_recipe,
+    modes,
+)
 from spiketriton.config import recipe_from_toml
 from spiketriton.config.rules import Events
 from spiketriton.data.sources import SOURCES
 from spiketriton.errors import UserError
-from spiketriton.models.resnet import Block
+from spiketriton.models.resnet import BLOCKS, Block
+from spiketriton.training.graphs import WARM_UP
+from tests.training.test_graphs import Tapes
 
 CPU = torch.device("cpu")
 
@@ -192,3 +206,75 @@ def test_a_data_set_without_images_here_is_refused_by_name(quick, monkeypatch):
         UserError, match=r"recipe quickstart: .* data\.name = 'digits'; accepted: im"
     ):
         RecipeCase(find_recipe("quickstart"), quick)
+
+
+@pytest.mark.parametrize(("number", "block"), enumerate(BLOCKS))
+def test_each_kind_of_block_in_each_mode(measured, quick, number, block):
+    """Without a GPU eagerly and compiled. Each kind is a case; their rows are one table."""
+    cases = modes(find_recipe("quickstart", ["time_steps=2"]), quick)
+    case = cases[number]
+    assert [one.name for one in case.contenders(quick)] == [block, f"{block} compiled"]
+    (row,) = measured(case, block, section="modes").values()
+    assert row["status"] == Status.OK, row
+    assert row["images_per_s"] > 0
+    assert f'block = "{block}"' in row["toml"]
+    assert len({case_of({"section": "modes"} | one.spec) for one in cases}) == 1
+    (grid,) = tables.tables([row, row | {"contender": f"{block} graph", "busy": 0.5}], "modes")
+    assert "50.0 %" in grid.lines[1]
+
+
+def test_with_a_gpu_a_graph_takes_part(monkeypatch):
+    monkeypatch.setattr(steps, "Bench", lambda case, device: one)
+    one = bench(Options(CPU, quick=True))
+    one.place = replace(one.place, device=torch.device("cuda"))
+    options = Options(torch.device("cuda"), quick=True)
+    (case, *_) = modes(find_recipe("quickstart"), options)
+    assert [each.name for each in case.contenders(options)] == [
+        "plain", "plain graph", "plain compiled",
+    ]  # fmt: skip
+
+
+def replayed(quick: Options, *changes: str) -> tuple[Replayed, Tapes]:
+    """A step by a tape of its operations, in place of a CUDA graph."""
+    tapes = Tapes(lambda: step.state())
+    one = bench(quick, *changes)
+    step = Replayed(one, one.model(), lambda: tapes)
+    return step, tapes
+
+
+def test_a_graph_is_timed_once_it_has_proved_itself(quick):
+    step, tapes = replayed(quick)
+    assert step.check().status == Status.OK
+    step.prepare(QUICK)
+    assert (tapes.warmed, tapes.captures) == (WARM_UP, 1)
+    before, replays = step.parameters[0].detach().clone(), tapes.replays
+    step.sample()
+    assert tapes.replays == replays + 1
+    assert not torch.equal(step.parameters[0], before)
+
+
+def test_eager_steps_are_not_timed_in_the_name_of_a_graph(quick):
+    step, tapes = replayed(quick)
+    tapes.capture = lambda call: (_ for _ in ()).throw(RuntimeError("no capture today"))
+    with pytest.raises(RuntimeError, match="steps run eagerly, because no capture today"):
+        step.prepare(QUICK)
+    with pytest.raises(Unavailable, match="a CUDA graph needs a GPU"):
+        Replayed(step.bench, step.bench.model())
+
+
+def test_the_setting_of_spikingjellys_issue():
+    spec = RecipeCase(find_recipe("spikingjelly_740"), Options(CPU)).spec
+    assert (spec["T"], spec["batch"], spec["precision"]) == (4, 112, "bf16")
+    assert spec["image"] == [3, 224, 224]
+    assert spec["recipe"] == "spikingjelly_740"
+    recipe = find_recipe("spikingjelly_740", ["time_steps=2"])
+    assert (recipe.time_steps, recipe.model.name, recipe.model.block) == (2, "resnet18", "sew")
+
+
+def test_a_step_asks_for_its_time_on_the_device(quick, monkeypatch):
+    asked = []
+    monkeypatch.setattr(device, "of_call", lambda *given: asked.append(given) or {"busy": 0.5})
+    one = bench(quick)
+    step = Step(one, one.model())
+    assert step.device_time(0.25) == {"busy": 0.5}
+    assert asked == [(step, CPU, 0.25)]

@@ -169,7 +169,16 @@ def test_where_a_row_was_measured():
     assert where(row) == "A CPU, 2 threads, torch 2.1, commit 01234567"
     row |= {"device_type": "cuda", "triton": "3", "dirty": True}
     assert where(row) == "A CPU, torch 2.1, triton 3, commit 01234567 with changes"
-    assert SECTIONS == ("kernels", "step", "memory", "gradients", "data", "host", "compiled")
+    assert SECTIONS == (
+        "kernels",
+        "step",
+        "modes",
+        "memory",
+        "gradients",
+        "data",
+        "host",
+        "compiled",
+    )
 
 
 def test_the_terminals_table_has_the_same_cells(lif_rows):

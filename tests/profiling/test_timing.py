@@ -105,3 +105,80 @@ def test_efforts_are_those_of_the_docs():
     full = timing.FULL
     assert (full.rounds, full.seconds, full.least, full.patience) == (15, 0.02, 5, 60.0)
     assert replace(QUICK, patience=0).rounds == QUICK.least == 3
+
+
+class OnGpu(Timed):
+    """A call on a made-up GPU, which takes `milliseconds`; events read the clock that it moves."""
+
+    device = torch.device("cuda")
+    captures = True
+
+    def __init__(self, monkeypatch, milliseconds: float) -> None:
+        self.milliseconds, self.now, self.replayed = milliseconds, 0.0, 0
+        work = self
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                self.at = work.now
+
+            def synchronize(self) -> None:
+                pass
+
+            def elapsed_time(self, end: "Event") -> float:
+                return end.at - self.at
+
+        def capture(call, count: int, device: torch.device):
+            def replay() -> None:
+                work.replayed += 1
+                work.now += count * milliseconds / 2  # without Python between the calls
+
+            assert (call, device) == (work, work.device)
+            return replay
+
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+        monkeypatch.setattr(timing, "capture", capture)
+
+    def __call__(self) -> None:
+        self.now += self.milliseconds
+
+
+def test_below_a_millisecond_replays_of_a_graph_are_timed(monkeypatch):
+    work = OnGpu(monkeypatch, 0.25)
+    work.rotation = 7  # more than fill a millisecond
+    work.prepare(Effort(rounds=1, seconds=0.004, warm_up=0))
+    assert work.timed == "replays of a CUDA graph of 7 calls"
+    assert work.calls == 5  # replays of 0.875 ms fill 4 ms
+    assert work.sample() == pytest.approx(0.125e-3)
+    assert work.replayed == 2 + 5
+    work = OnGpu(monkeypatch, 0.25)
+    work.prepare(QUICK)
+    assert work.timed == "replays of a CUDA graph of 4 calls"
+
+
+@pytest.mark.parametrize(("milliseconds", "captures"), [(1.5, True), (0.25, False)])
+def test_longer_calls_and_those_that_no_graph_can_hold_are_timed_as_they_are(
+    monkeypatch, milliseconds, captures
+):
+    work = OnGpu(monkeypatch, milliseconds)
+    work.captures = captures
+    work.prepare(QUICK)
+    assert work.timed == "calls, by CUDA events"
+    assert work.sample() == pytest.approx(milliseconds / 1e3)
+    assert work.replayed == 0
+
+
+def test_what_cannot_be_captured_says_so_and_is_timed_as_it_is(monkeypatch):
+    work = OnGpu(monkeypatch, 0.25)
+
+    def refuse(*_):
+        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    monkeypatch.setattr(timing, "capture", refuse)
+    work.prepare(QUICK)
+    reason = "operation not permitted when stream is capturing"
+    assert work.timed == f"calls, by CUDA events, because {reason}"
+    assert work.sample() == pytest.approx(0.25e-3)

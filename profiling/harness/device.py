@@ -1,0 +1,73 @@
+"""What a GPU does during a call, by torch's profiler: how long its kernels run, and how many are launched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+CALLS = 3
+LAUNCHES = (
+    "cudaLaunchKernel",
+    "cuLaunchKernel",
+    "cudaGraphLaunch",
+    "cudaMemcpyAsync",
+    "cudaMemsetAsync",
+)
+"""How the names of the runtime's calls begin that put work on a stream; on AMD's GPUs hip instead of cuda."""
+
+
+class Event(NamedTuple):
+    """One event of a profile, in nanoseconds."""
+
+    name: str
+    on_device: bool
+    start: int
+    length: int
+
+
+def of_call(call: Callable[[], object], device: torch.device, seconds: float) -> dict[str, Any]:
+    """`summary` of a warmed-up call that takes `seconds` without a profiler; empty without a GPU."""
+    if device.type != "cuda":
+        return {}
+    torch.cuda.synchronize(device)
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        for _ in range(CALLS):
+            call()
+        torch.cuda.synchronize(device)
+    recorded: Any = profiler.profiler
+    events = [
+        Event(
+            e.name(),
+            e.device_type() == torch.autograd.DeviceType.CUDA,
+            e.start_ns(),
+            e.duration_ns(),
+        )
+        for e in recorded.kineto_results.events()
+    ]
+    return summary(events, CALLS, seconds)
+
+
+def summary(events: Iterable[Event], calls: int, seconds: float) -> dict[str, Any]:
+    """Of one call: device_ms (in which at least one kernel or copy runs), kernels, launches, and busy.
+
+    busy: the share of the call's `seconds` in which the GPU works. The profiler slows the host down, not the
+    kernels, so the time of the call is taken without it.
+    """
+    events = list(events)
+    ran = sorted((e.start, e.start + e.length) for e in events if e.on_device)
+    total = reached = 0
+    for start, end in ran:
+        total += max(0, end - max(start, reached))
+        reached = max(reached, end)
+    host = sum(
+        not e.on_device and e.name.replace("hip", "cuda").startswith(LAUNCHES) for e in events
+    )
+    return {
+        "device_ms": total / calls / 1e6,
+        "busy": total / calls / 1e9 / seconds,
+        "kernels": len(ran) / calls,
+        "launches": host / calls,
+    }

@@ -1,0 +1,40 @@
+"""What is read from a profile of a GPU. There is no GPU here: the events are made up."""
+
+import pytest
+import torch
+
+from profiling.harness.device import Event, of_call, summary
+
+MS = 1_000_000
+
+
+def test_overlapping_kernels_count_once_and_every_launch_counts():
+    events = [
+        Event("kernel", True, 0, 2 * MS),
+        Event("kernel", True, 1 * MS, 3 * MS),  # on another stream
+        Event("Memcpy HtoD", True, 2 * MS, 1 * MS),
+        Event("kernel", True, 6 * MS, 2 * MS),
+        Event("aten::add", False, 0, 9 * MS),
+        *(Event(name, False, 0, MS) for name in ("cudaLaunchKernel", "cuLaunchKernelEx")),
+        *(Event(name, False, 0, MS) for name in ("cudaMemcpyAsync", "hipLaunchKernel")),
+        Event("cudaStreamSynchronize", False, 0, MS),
+    ]
+    found = summary(events, calls=2, seconds=0.006)
+    # 0 to 4 and 6 to 8 ms, in two calls of 6 ms each
+    assert found == {
+        "device_ms": pytest.approx(3.0),
+        "busy": pytest.approx(0.5),
+        "kernels": 2.0,
+        "launches": 2.0,
+    }
+
+
+def test_a_graph_is_one_launch_and_nothing_is_nothing():
+    kernels = [Event("kernel", True, i * MS, MS) for i in range(100)]
+    found = summary([*kernels, Event("cudaGraphLaunch", False, 0, 10)], calls=1, seconds=0.1)
+    assert (found["launches"], found["kernels"], found["busy"]) == (1, 100, pytest.approx(1.0))
+    assert summary([], calls=3, seconds=1.0)["device_ms"] == 0
+
+
+def test_without_a_gpu_there_is_no_device_time():
+    assert of_call(lambda: 1 / 0, torch.device("cpu"), 1.0) == {}
