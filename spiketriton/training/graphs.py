@@ -176,30 +176,40 @@ class Steps:
         state = self.state()
         before = [tensor.clone() for tensor in state]
         try:
-            graph = Captured(self.work, batches, self.optimizer, graphs)
-            replayed = graph(batches)
-            by_graph = [tensor.clone() for tensor in state]
-            _restore(state, before)
-            eager = self.work(batches)
-            differs = _difference(replayed, eager, before, by_graph, state)
-        except (
-            Exception
-        ) as error:  # whatever it is: if the graph is not to blame, the eager step raises it
-            # the graph's memory goes before the eager step needs it
-            graph = by_graph = replayed = None  # type: ignore[assignment]
-            _restore(state, before)
-            self.optimizer.zero_grad()
-            self._run_eagerly(one_line(error))
-            return self.work(batches)
-        if differs is None:
-            self.captured[shape] = graph
-            self.note(
-                f"{self._key}: steps of this shape are replayed as a CUDA graph, whose first step had "
-                "the loss, norm and weights of the eager one"
-            )
-        elif differs:
-            self._run_eagerly(differs)
-        return eager
+            graph, eager, differs = self._compared(batches, graphs, state, before)
+        # whatever it is: if the graph is not to blame, the eager step below raises it
+        except Exception as caught:
+            error = one_line(caught)[:300] or type(caught).__name__
+        else:
+            if differs is None:
+                self.captured[shape] = graph
+                self.note(
+                    f"{self._key}: steps of this shape are replayed as a CUDA graph, whose first step "
+                    "had the loss, norm and weights of the eager one"
+                )
+            elif differs:
+                self._run_eagerly(differs)
+            return eager
+        # no traceback holds the graph's memory any more, which the eager step needs
+        _restore(state, before)
+        self.optimizer.zero_grad()
+        self._run_eagerly(error)
+        return self.work(batches)
+
+    def _compared(
+        self,
+        batches: list[Batch],
+        graphs: Graphs,
+        state: Sequence[Tensor],
+        before: Sequence[Tensor],
+    ) -> tuple[Captured, Numbers, str | None]:
+        """The graph, the eager step, after which the state is, and `_difference` of the two."""
+        graph = Captured(self.work, batches, self.optimizer, graphs)
+        replayed = graph(batches)
+        by_graph = [tensor.clone() for tensor in state]
+        _restore(state, before)
+        eager = self.work(batches)
+        return graph, eager, _difference(replayed, eager, before, by_graph, state)
 
     @property
     def _key(self) -> str:
