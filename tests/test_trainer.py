@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from spiketriton.data import TestSet, build_data
 from spiketriton.errors import EXIT_ERROR, EXIT_SIGTERM, UserError
+from spiketriton.nonfinite import repeat
 from spiketriton.runs import checkpoint
 from spiketriton.runs.folder import RunFolder
 from spiketriton.trainer import Trainer
@@ -273,8 +274,9 @@ def test_the_first_rank_alone_repeats_a_bad_step(tmp_path):
     assert not (tmp_path / "run" / "nonfinite.pt").exists()
 
 
-def test_the_scene_of_a_bad_step_is_that_step(tmp_path):
-    trainer = small_trainer(tmp_path / "run", "train.accumulate=2", "train.log_every=1")
+@pytest.mark.parametrize("more", [[], ["train.mixup=0.2", "loss.class_weights=balanced"]])
+def test_the_scene_of_a_bad_step_is_that_step(tmp_path, more):
+    trainer = small_trainer(tmp_path / "run", "train.accumulate=2", "train.log_every=1", *more)
     expected = list(islice(trainer.data.train.from_step(2), 2))
     loss = trainer.loss
 
@@ -289,6 +291,7 @@ def test_the_scene_of_a_bad_step_is_that_step(tmp_path):
     for part, (images, labels) in enumerate(expected):
         assert torch.equal(scene["images"][part], images)
         assert torch.equal(scene["labels"][part], labels)
+    assert repeat(scene) is None  # the network is whole
 
 
 def test_memory_that_runs_out_names_the_micro_batch(tmp_path):

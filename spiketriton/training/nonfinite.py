@@ -186,14 +186,14 @@ def _without_gradients(model: Network) -> Iterator[None]:
 
 
 def scene(recipe_and_weights: State, step: int, batches: Sequence[Batch]) -> State:
-    """What nonfinite.pt holds: the recipe and weights of a training state, and the step's batches.
+    """What nonfinite.pt holds: recipe, facts of the data and weights of a training state, and the step's batches.
 
     Args:
         recipe_and_weights: `Trainer.state_dict()`.
         step: the bad one, from 1.
         batches: its micro-batches.
     """
-    kept = ("recipe", "name", "version", "calibration", "model")
+    kept = ("recipe", "name", "version", "data", "calibration", "model")
     images, labels = zip(*batches, strict=True)
     return {
         **{key: recipe_and_weights[key] for key in kept},

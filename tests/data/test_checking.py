@@ -1,6 +1,8 @@
 """Broken image files: found before training, once, by their ends or by all pixels; named, or left out."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +162,23 @@ def test_a_file_is_checked_once_and_again_when_it_changes(tmp_path, opened):
     opened.clear()
     build_data(recipe(root, 'check = "full"'))
     assert len(opened) == 24  # a fast check is none of pixels
+
+
+def test_a_process_that_waited_for_another_checks_nothing_again(tmp_path, monkeypatch, opened):
+    """As the ranks of a job, which begin at the same time."""
+    root = folder_of(tmp_path)
+    lock = checking.one_process_at_a_time
+
+    @contextmanager
+    def held_by_another(folder: Path) -> Iterator[None]:
+        monkeypatch.setattr(checking, "one_process_at_a_time", lock)
+        build_data(recipe(root), rank=0, world_size=2)
+        with lock(folder):
+            yield
+
+    monkeypatch.setattr(checking, "one_process_at_a_time", held_by_another)
+    build_data(recipe(root), rank=1, world_size=2)
+    assert len(opened) == 24
 
 
 def test_a_damaged_record_is_made_anew(tmp_path, opened):
