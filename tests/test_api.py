@@ -1,6 +1,7 @@
 """spiketriton in Python: the same run as by the command, loaded without its data."""
 
 import builtins
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,6 +54,19 @@ def test_python_and_the_command_make_the_same_run(recipe, capsys):
     assert repr(run) == "Run('python', resnet8 on digits, step 14)"
 
 
+def test_a_run_is_extended_as_by_the_command(recipe):
+    spiketriton.train(recipe, run_dir="python", quiet=True, epochs=1)
+    shutil.copytree("python", "command")
+    run = spiketriton.train(resume="python", extend=2, quiet=True)
+    assert (run.step, run.recipe.train.epochs) == (14, 2)
+    assert main(["--resume", "command", "--extend", "2"]) == 0
+    assert_equal(last_state(Path("command")), last_state(Path("python")))
+    for epochs, words in ((2, "the run has 2 epochs already"), ("3", 'train.epochs = "3"')):
+        with pytest.raises(UserError) as caught:
+            spiketriton.train(resume="python", extend=epochs, quiet=True)
+        assert words in str(caught.value)
+
+
 def test_the_random_generators_of_a_notebook_are_left_alone(recipe):
     torch.manual_seed(5)
     expected = torch.rand(3)
@@ -72,6 +86,7 @@ def test_quiet_prints_nothing(recipe, capsys):
         (lambda: spiketriton.train(), "either a recipe, or resume=RUN"),
         (lambda: spiketriton.train("small.toml", resume="run"), "either a recipe"),
         (lambda: spiketriton.train(resume="run", run_dir="a"), "run_dir contradicts resume"),
+        (lambda: spiketriton.train("small.toml", extend=5), "extend needs resume=RUN"),
         (
             lambda: spiketriton.train("small.toml", epoch=2),
             "unknown key train.epoch; did you mean train.epochs?",

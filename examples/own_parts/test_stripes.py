@@ -1,9 +1,14 @@
-"""The example works from outside of the package: it learns, resumes with the same bits, and is evaluated."""
+"""The example works from outside of the package: it learns, resumes with the same bits, and is evaluated.
+
+It is copied to another folder, and no file of the package is changed; tests/promises/test_wheel.py holds the same of
+a plugin beside an installed wheel.
+"""
 
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 import spiketriton
 from spiketriton.errors import UserError
@@ -11,13 +16,19 @@ from spiketriton.errors import UserError
 HERE = Path(__file__).parent
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory):
+    """One folder for all tests: a process knows a part by one file."""
+    folder = tmp_path_factory.mktemp("mine")
     for name in ("stripes.py", "stripes.toml"):
-        shutil.copy(HERE / name, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("spiketriton.session.draw_run", lambda *_: [])
-    return tmp_path
+        shutil.copy(HERE / name, folder)
+    return folder
+
+
+@pytest.fixture
+def folder(copied, monkeypatch):
+    monkeypatch.chdir(copied)
+    return copied
 
 
 def test_it_learns_and_is_loaded_and_evaluated(folder):
@@ -27,6 +38,20 @@ def test_it_learns_and_is_loaded_and_evaluated(folder):
     assert found.classes == ["level", "upright", "rising", "falling"]
     assert found.layers[0].name == "layers.0.neuron"
     assert run.recipe.model.options.hidden == 16
+
+
+def test_it_is_continued_with_the_same_bits(folder):
+    keys = {"epochs": 2, "data.stripes.images": 64, "model.two_layers.hidden": 4, "threads": 1}
+    whole = spiketriton.train("stripes.toml", run_dir="whole", quiet=True, **keys)
+    shutil.copytree("whole", "killed")  # as it was after its first epoch
+    Path("killed/checkpoints/last.1.pt").rename("killed/checkpoints/last.pt")
+    assert spiketriton.load_run("killed").step == 2
+    continued = spiketriton.train(resume="killed", quiet=True)
+    assert continued.step == whole.step == 4
+    expected = whole.model.state_dict()
+    assert continued.model.state_dict().keys() == expected.keys()
+    for name, value in continued.model.state_dict().items():
+        assert torch.equal(value, expected[name]), name
 
 
 def test_its_keys_are_checked(folder):

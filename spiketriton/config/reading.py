@@ -81,22 +81,25 @@ def replace(recipe: Recipe, *overrides: str, values: Mapping[str, Any] | None = 
 
 
 def values_by_key(keys: Mapping[str, Any]) -> dict[str, Any]:
-    """{dotted key: checked value} from keyword arguments.
+    """{dotted key: value} from keyword arguments; a bare name is a key of the top level or of [train].
 
-    A bare name is a key of the top level or of [train]. UserError: an unknown key or a wrong value.
+    They are checked where they change a recipe, whose plugins may add keys.
     """
 
     def dotted(key: str) -> str:
         return key if "." in key or key in KEYS or key in TABLES else f"train.{key}"
 
-    return _checked({dotted(key): value for key, value in keys.items()})
+    return {dotted(key): value for key, value in keys.items()}
 
 
 def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
     for dotted in values:
         if dotted not in KEYS:
             raise UserError(_unknown(dotted, is_table=dotted in TABLES))
-    return {dotted: KEYS[dotted].check(value) for dotted, value in values.items()}
+    checked = {dotted: KEYS[dotted].check(value) for dotted, value in values.items()}
+    if PLUGINS in checked:
+        checked[PLUGINS] = tuple(_absolute(entry, Path()) for entry in checked[PLUGINS])
+    return checked
 
 
 def to_toml(recipe: Recipe) -> str:

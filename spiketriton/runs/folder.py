@@ -266,12 +266,13 @@ def _extended(recipe: Recipe, epochs: int) -> Recipe:
             f"--extend {epochs} has no effect on a run that ends after train.max_steps = "
             f"{recipe.train.max_steps} steps"
         )
+    longer = replace(recipe, values={"train.epochs": epochs})
     if epochs <= recipe.train.epochs:
         raise UserError(
             f"--extend {epochs}: the run has {recipe.train.epochs} epochs already; accepted: more, "
             "counted from its beginning"
         )
-    return replace(recipe, values={"train.epochs": epochs})
+    return longer
 
 
 def make_writable(folder: Path) -> None:

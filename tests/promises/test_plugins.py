@@ -41,6 +41,20 @@ def wrong(recipe, parts, *, classes, channels, image_size):
     return torch.nn.Linear(1, 1)
 """
 
+KEYED = """
+from dataclasses import dataclass
+from spiketriton.neurons import LIF
+from spiketriton.plugins import PartOptions, Range, key, neuron
+
+@dataclass(frozen=True, kw_only=True)
+class Keys(PartOptions):
+    tau: float = key(2.0, "time constant", Range(1, 100))
+
+@neuron("keyed", options=Keys)
+def keyed(config):
+    return LIF(config.options.tau)
+"""
+
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch, request):
@@ -116,6 +130,25 @@ def test_a_missing_plugin_is_named_and_may_have_moved_or_changed(folder):
     assert done.returncode == EXIT_DONE
     assert "warning: the plugin" in done.stderr
     assert "differs from the one that the run began with" in done.stderr
+
+
+def test_python_names_plugins_and_their_keys_as_the_command_does(folder):
+    """In a process that has not met the plugin: first its file, then the parts and keys that it adds."""
+    Path("keyed.py").write_text(KEYED)
+    Path("plain.toml").write_text(to_toml(small_recipe("train.max_steps=1")))
+    code = (
+        "import spiketriton\n"
+        "from spiketriton.config import load_recipe\n"
+        "keys = {'neuron.kind': 'keyed', 'neuron.keyed.tau': 3.0, 'plugins.modules': ['keyed.py']}\n"
+        "run = spiketriton.train('plain.toml', run_dir='python', quiet=True, **keys)\n"
+        "given = ['neuron.kind=keyed', 'neuron.keyed.tau=3.0', 'plugins.modules=keyed.py']\n"
+        "assert run.recipe == load_recipe('plain.toml', given), run.recipe\n"
+        "print(run.model.spiking_layers()[0][1].tau)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, env=environment()
+    )
+    assert (done.returncode, done.stdout) == (0, "3.0\n"), done.stderr
 
 
 def test_what_a_part_makes_is_checked(folder):

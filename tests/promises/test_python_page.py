@@ -4,6 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+
+import spiketriton
 
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
 
@@ -20,5 +23,9 @@ def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     assert "runs/first resnet8 ('0', '1'," in shown
     assert "torch.Size([4, 2, 10])" in shown
     assert names["probabilities"].shape == (2, 10)
-    assert names["run"].step == 44
+    assert names["run"].step == 88  # 44 an epoch
+    tuned, first = (spiketriton.load_run(f"runs/{name}") for name in ("tuned", "first"))
+    assert tuned.step == 20
+    assert torch.equal(tuned.model.conv1.weight, first.model.conv1.weight)
+    assert not torch.equal(tuned.model.fc.weight, first.model.fc.weight)
     assert 0.2 < names["found"].accuracy[-1] <= 1

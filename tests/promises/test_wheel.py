@@ -1,0 +1,188 @@
+"""What a user has: the wheel alone, in an environment and a folder far from any checkout.
+
+The network of the quickstart is trained there, looks at images without its data, is fine-tuned on five classes of
+Fashion-MNIST with mixup and an average of the weights, killed, and continued with the same bits.
+"""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+import venv
+from pathlib import Path
+
+import pytest
+import torch
+
+from spiketriton.data.sources import DEBIAN_FASHION_MNIST
+from tests.small_data import make_fashion_mnist
+from tests.small_runs import assert_equal, last_state
+
+ROOT = Path(__file__).parents[2]
+STEPS = 30
+FIVE = '''
+"""The first five classes of Fashion-MNIST: a data set of one's own, made of a built-in one."""
+import dataclasses
+from spiketriton.data.sources import fashion_mnist
+from spiketriton.data.splits import ArraySplit
+from spiketriton.plugins import data
+
+@data("five_fashions")
+def five_fashions(config):
+    whole = fashion_mnist(config)
+    def five(split):
+        keep = split.labels < 5
+        return ArraySplit(split.images[keep], split.labels[keep])
+    return dataclasses.replace(
+        whole, train=five(whole.train), test=five(whole.test), classes=whole.classes[:5]
+    )
+'''
+FINE_TUNE = {
+    "data.name": "five_fashions", "plugins.modules": ["five.py"], "train.init_from": "base",
+    "data.train_images": 80, "data.test_images": 20, "train.batch_size": 8, "train.epochs": 3,
+    "train.mixup": 0.4, "train.ema": 0.9, "train.threads": 1, "train.log_every": 1, "checkpoint.every": 2,
+}  # fmt: skip
+USE = """
+import ast, sys, torch, spiketriton, spiketriton_kernels
+for module in (spiketriton, spiketriton_kernels):
+    assert module.__file__.startswith(sys.prefix), module.__file__
+run = spiketriton.load_run("base")
+shown = run.predict(torch.rand(3, 1, 20, 20))
+assert shown.shape == (3, 10) and torch.allclose(shown.sum(1), torch.ones(3)), shown
+try:
+    run.evaluate()
+except FileNotFoundError as error:
+    print("no data:", error)
+spiketriton.train("quickstart", run_dir="whole", **ast.literal_eval(sys.argv[1]))
+"""
+READ = """
+import spiketriton
+run = spiketriton.train(resume="killed", quiet=True)
+print(run, run.classes)
+found = run.evaluate()
+averaged = spiketriton.load_run("killed", checkpoint="ema").evaluate()
+print("accuracies", found.accuracy[-1], averaged.accuracy[-1])
+rows = run.metrics
+(last,) = rows[(rows["kind"] == "eval") & (rows["epoch"] == 3)]["test_accuracy"]
+assert abs(last - found.accuracy[-1]) < 1e-6, (last, found.accuracy)
+"""
+
+
+class Machine:
+    """An environment with a wheel of this checkout in it, and torch; nothing of the checkout itself."""
+
+    def __init__(self, folder: Path) -> None:
+        self.work, self.environment = folder / "work", folder / "environment"
+        self.work.mkdir()
+        wheels = folder / "wheels"
+        run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(wheels)], ROOT)
+        venv.create(self.environment, with_pip=False, symlinks=True)
+        (self.packages,) = self.environment.glob("lib/python*/site-packages")
+        # as paths, so that no .pth of an editable installation is read from there
+        elsewhere = {Path(torch.__file__).parents[1], Path(sysconfig.get_paths()["purelib"])}
+        (self.packages / "elsewhere.pth").write_text("\n".join(map(str, elsewhere)))
+        (wheel,) = wheels.glob("*.whl")
+        install = ["install", "--quiet", "--no-deps", "--no-index", "--no-compile", str(wheel)]
+        run([sys.executable, "-m", "pip", "--python", str(self.environment), *install], self.work)
+
+    def words(self, *words: str) -> list[str]:
+        return [str(self.environment / "bin" / words[0]), *words[1:]]
+
+    def do(self, *words: str) -> str:
+        return run(self.words(*words), self.work)
+
+    def code(self) -> dict[str, str]:
+        """The installed files of both packages, by their checksums."""
+        files = [path for path in self.packages.glob("spiketriton*/**/*") if path.is_file()]
+        return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def alone() -> dict[str, str]:
+    """The variables of a process that knows nothing of this checkout."""
+    given = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return {**given, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def run(words: list[str], folder: Path) -> str:
+    done = subprocess.run(words, cwd=folder, env=alone(), capture_output=True, text=True)
+    assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory):
+    pytest.importorskip("hatchling")
+    machine = Machine(tmp_path_factory.mktemp("machine"))
+    before = machine.code()
+    yield machine
+    assert machine.code() == before, "nothing that a user does changes the package"
+
+
+@pytest.fixture(scope="module")
+def trained(machine):
+    """A network of the quickstart, by the console command."""
+    given = ["train.max_steps=8", "train.threads=1", "--run-dir", "base"]
+    machine.do("spiketriton", "train", "quickstart", *given)
+
+
+@pytest.fixture(scope="module")
+def keys(machine):
+    """Those of the fine-tuning, and the data set of its own beside it."""
+    root = DEBIAN_FASHION_MNIST
+    if not (root / "train-images-idx3-ubyte.gz").exists():
+        root = make_fashion_mnist(machine.work / "data", 200)
+    (machine.work / "five.py").write_text(FIVE)
+    return {**FINE_TUNE, "data.root": str(root)}
+
+
+@pytest.fixture(scope="module")
+def tuned(machine, trained, keys, tmp_path_factory):
+    """What a script prints that loads the network without its data and fine-tunes it."""
+    digits = machine.packages / "spiketriton" / "data" / "digits.npz"
+    elsewhere = digits.rename(tmp_path_factory.mktemp("digits") / "digits.npz")
+    try:
+        return machine.do("python", "-c", USE, repr(keys))
+    finally:
+        elsewhere.rename(digits)
+
+
+def test_the_wheel_is_whole(machine):
+    root = ROOT / "spiketriton"
+    names = {str(Path(path).relative_to(machine.packages)) for path in machine.code()}
+    for path in root.rglob("*.py"):
+        assert str(path.relative_to(ROOT)) in names
+    recipes = {path.stem for path in (ROOT / "recipes").glob("*.toml")}
+    assert {f"spiketriton/shipped/{name}.toml" for name in recipes} <= names
+    listed = machine.do("spiketriton", "recipes")
+    assert all(name in listed for name in recipes)
+
+
+def test_a_trained_network_needs_no_data_and_is_fine_tuned(tuned):
+    for words in (
+        "no data: ",
+        "digits.npz",
+        "tensors taken from base",
+        "left, of another shape (a new head): fc.weight, fc.bias",
+    ):
+        assert words in tuned
+
+
+def test_a_killed_fine_tuning_continues_with_the_same_bits_and_is_read(machine, tuned, keys):
+    given = [f"{name}={value}" for name, value in keys.items()]
+    words = machine.words("spiketriton", "train", "quickstart", *given, "--run-dir", "killed")
+    last = machine.work / "killed" / "checkpoints" / "last.pt"
+    process = subprocess.Popen(words, cwd=machine.work, env=alone(), stdout=subprocess.DEVNULL)
+    while process.poll() is None and not last.exists():
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, "it had ended already"
+    assert 0 < last_state(machine.work / "killed")["step"] < STEPS
+    shown = machine.do("python", "-c", READ)
+    assert f"step {STEPS}) ('T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat')" in shown
+    assert "accuracies " in shown
+    whole, killed = (last_state(machine.work / name) for name in ("whole", "killed"))
+    assert_equal(whole, killed)
+    assert "ema" in whole
