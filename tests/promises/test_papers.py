@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from spiketriton.config import load_recipe
 from spiketriton.data import build_data
+from spiketriton.data.transforms import Augmentation
 from spiketriton.models import build_model
 from spiketriton.models.preact import PreActResNet
 from spiketriton.neurons import Norm, build_neuron
@@ -135,6 +136,17 @@ def test_the_schedule_and_the_decay_are_the_authors(name, decay):
         assert optimizer.param_groups[0]["lr"] == pytest.approx(cosine)
         optimizer.step()
         schedule.step()
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_images_are_changed_as_the_authors_change_them(name):
+    """RandomResizedCrop with torchvision's scale on ImageNet; on CIFAR a box is cut out of half of them."""
+    changes = Augmentation.of(load_recipe(name).data)
+    if name in CLIF:
+        assert changes == Augmentation("standard", erasing=0.5)
+    else:
+        preset = "standard" if name in SEW else "strong"
+        assert changes == Augmentation(preset, crop_scale=(0.08, 1.0))
 
 
 TORCHVISION = {
