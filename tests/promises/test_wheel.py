@@ -6,6 +6,7 @@ Fashion-MNIST with mixup and an average of the weights, killed, and continued wi
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,9 +18,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import spiketriton
+from spiketriton.config import to_toml
 from spiketriton.data.sources import DEBIAN_FASHION_MNIST
 from tests.small_data import make_fashion_mnist
-from tests.small_runs import assert_equal, last_state
+from tests.small_runs import assert_equal, last_state, small_recipe
 
 ROOT = Path(__file__).parents[2]
 STEPS = 30
@@ -160,6 +163,29 @@ def test_the_wheel_is_whole(machine):
     assert all(name in listed for name in recipes)
 
 
+def test_the_quickstart_trains_from_any_folder(machine, trained):
+    assert last_state(machine.work / "base")["step"] == 8
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_fine_tuning_continues_with_the_same_bits(tmp_path, monkeypatch):
+    """The quick version of what follows: in this process, a small network, not killed but as if."""
+    monkeypatch.chdir(tmp_path)
+    Path("small.toml").write_text(to_toml(small_recipe()))
+    spiketriton.train("small.toml", run_dir="base", quiet=True, max_steps=2)
+    Path("five.py").write_text(FIVE)
+    keys = {**FINE_TUNE, "data.root": str(make_fashion_mnist(Path("data"), 200)), "train.epochs": 2}
+    whole = spiketriton.train("small.toml", run_dir="whole", quiet=True, **keys)
+    shutil.copytree("whole", "killed")
+    Path("killed/checkpoints/last.1.pt").rename("killed/checkpoints/last.pt")
+    assert spiketriton.load_run("killed").step < whole.step
+    continued = spiketriton.train(resume="killed", quiet=True)
+    assert continued.classes == ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat")
+    assert_equal(last_state(Path("whole")), last_state(Path("killed")))
+    assert continued.evaluate().accuracy[-1] == whole.evaluate().accuracy[-1]
+
+
+@pytest.mark.slow  # half a minute of a processor, most of it imports
 def test_a_trained_network_needs_no_data_and_is_fine_tuned(tuned):
     for words in (
         "no data: ",
@@ -170,6 +196,7 @@ def test_a_trained_network_needs_no_data_and_is_fine_tuned(tuned):
         assert words in tuned
 
 
+@pytest.mark.slow
 def test_a_killed_fine_tuning_continues_with_the_same_bits_and_is_read(machine, tuned, keys):
     given = [f"{name}={value}" for name, value in keys.items()]
     words = machine.words("spiketriton", "train", "quickstart", *given, "--run-dir", "killed")
