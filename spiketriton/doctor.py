@@ -192,6 +192,8 @@ def backends(device: torch.device) -> Iterator[Finding]:
         if backend == "native":
             compiler = next(filter(shutil.which, ("c++", "g++", "clang++")), "CXX")
             yield Finding(name, "ok", f"compiled C++, by {compiler}")
+        elif backend == "triton" and device.type == "cpu":
+            yield Finding(name, "slow", "Triton, interpreted", "unset TRITON_INTERPRET to train")
         elif backend == "triton":
             yield Finding(name, "ok", "Triton")
         elif dtype == torch.float64 and device.type == "cuda":
@@ -289,7 +291,12 @@ def packed(device: torch.device) -> Iterator[Finding]:
 
 
 def bandwidth(device: torch.device) -> Iterator[Finding]:
-    """Bytes a second of the LIF kernel, forward and backward, beside those of a copy."""
+    """Bytes a second of the LIF kernel, forward and backward, beside those of a copy.
+
+    Interpreted kernels have none worth a measurement, which would take minutes.
+    """
+    if device.type == "cpu" and choice.interpreting():
+        return
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     neurons = 2**23 if device.type == "cuda" else 2**20
     x = torch.randn(8, neurons, dtype=dtype, device=device).requires_grad_()
@@ -324,7 +331,12 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def trained(recipe: Recipe, device: torch.device) -> Iterator[Finding]:
-    """A small network, trained by the definition's code and as a recipe would, in each precision."""
+    """A small network, trained by the definition's code and as a recipe would, in each precision.
+
+    Interpreted kernels would take minutes.
+    """
+    if device.type == "cpu" and choice.interpreting():
+        return
     with kernels.use_backend("torch"):
         right, _ = _losses(recipe)
     precisions = ("fp32", "bf16") if device.type == "cuda" else ("fp32",)

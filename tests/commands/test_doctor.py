@@ -12,6 +12,7 @@ import spiketriton_kernels as kernels
 from spiketriton import doctor, processors
 from spiketriton.doctor import KERNELS, TOLERANCE, compared, main
 from spiketriton.errors import EXIT_DONE, EXIT_ERROR
+from spiketriton_kernels.backends import choice, native
 
 CPU = torch.device("cpu")
 
@@ -122,6 +123,25 @@ def test_a_busy_machine_and_one_without_a_compiler_are_slow(monkeypatch):
     with kernels.use_backend("torch"):
         states = [finding.state for finding in doctor.backends(CPU)]
     assert states == ["slow"] * 4
+
+
+def test_interpreted_kernels_are_slow_and_not_timed(monkeypatch):
+    monkeypatch.setattr(choice, "interpreting", lambda: True)
+    with kernels.use_backend("triton"):
+        found = list(doctor.backends(CPU))
+    assert {finding.state for finding in found[:3]} == {"slow"}
+    assert "unset TRITON_INTERPRET" in found[0].advice
+    assert list(doctor.bandwidth(CPU)) == []
+    assert list(doctor.compiled(CPU)) == []
+    assert list(doctor.trained(doctor.small_recipe([]), CPU)) == []
+
+
+def test_without_a_compiler_nothing_is_compiled(monkeypatch):
+    def missing(dtype):
+        raise native.CompilerError("none")
+
+    monkeypatch.setattr(native, "library", missing)
+    assert list(doctor.compiled(CPU)) == []
 
 
 def test_a_slow_kernel_is_slow(monkeypatch):
