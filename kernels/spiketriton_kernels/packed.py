@@ -28,7 +28,12 @@ def pack_kernel(
     byte = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     bit = tl.arange(0, 8)
     offs = byte[:, None] * 8 + bit[None, :]
-    fired = tl.load(spikes_ptr + offs, mask=offs < n, other=0.0).to(tl.float32) != 0.0
+    whole = n // 8  # one mask for the spikes of a byte, so that they are one access, whatever n is
+    spikes = tl.load(spikes_ptr + offs, mask=(byte < whole)[:, None], other=0.0)
+    if tl.program_id(0) == tl.num_programs(0) - 1:
+        rest = (byte == whole)[:, None] & (offs < n)
+        spikes += tl.load(spikes_ptr + offs, mask=rest, other=0.0)
+    fired = spikes.to(tl.float32) != 0.0
     value = tl.sum(fired.to(tl.int32) << bit[None, :], axis=1)
     tl.store(bits_ptr + byte, value.to(tl.uint8), mask=byte * 8 < n)
 
@@ -44,8 +49,11 @@ def unpack_kernel(
     bit = tl.arange(0, 8)
     offs = byte[:, None] * 8 + bit[None, :]
     value = tl.load(bits_ptr + byte, mask=byte * 8 < n, other=0).to(tl.int32)
-    fired = (value[:, None] >> bit[None, :]) & 1
-    tl.store(spikes_ptr + offs, fired.to(tl.float32).to(spikes_ptr.dtype.element_ty), mask=offs < n)
+    fired = ((value[:, None] >> bit[None, :]) & 1).to(tl.float32).to(spikes_ptr.dtype.element_ty)
+    whole = n // 8  # as above
+    tl.store(spikes_ptr + offs, fired, mask=(byte < whole)[:, None])
+    if tl.program_id(0) == tl.num_programs(0) - 1:
+        tl.store(spikes_ptr + offs, fired, mask=(byte == whole)[:, None] & (offs < n))
 
 
 def _flat(x: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ which quietly reads a tensor twice shows.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
@@ -39,12 +40,22 @@ from spiketriton_kernels import (
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_89": GPUTarget("cuda", 89, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
     "sm_100": GPUTarget("cuda", 100, 32),
+    "sm_120": GPUTarget("cuda", 120, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 SIZE = (4, 64, 16, 16)
 """[B, C, H, W] of the lowered launches. Sizes are runtime arguments: only divisibility matters."""
+
+SHAPES = ((32, 64, 56, 56), (32, 256, 14, 14), (32, 512, 7, 7), (32, 24, 56, 56))
+"""A ResNet's stages, two of which have images that 16 does not divide, and few channels that 16 does not divide."""
+
+BY_SHAPE = (
+    "statistics", "bn_lif forward", "bn_lif backward, sums", "bn_lif backward, dy", "norm backward"
+)  # fmt: skip
+"""The cases whose accesses depend on the shape."""
 
 
 def _lif(x: torch.Tensor, **options: Any) -> None:
@@ -194,7 +205,9 @@ def lower(
     vector_bytes (of the narrowest access to a tensor of T x N elements; AMD: of most accesses) and,
     None for AMD, whose addresses are not traced: loads, stores (passes over such tensors),
     bytes_per_element (and time step), checkpoint_bytes (of them, those of membranes that a long
-    window keeps) and accesses (dicts of tensor, kind, passes, vector_bytes, element_bytes).
+    window keeps), bytes_per_request (a warp's access to such a tensor, on average: 512 are the
+    most), accesses (dicts of tensor, kind, passes, vector_bytes, element_bytes, requests: a
+    thread's) and bytes_in_flight (of a warp, see ``_in_flight``).
     """
     if os.environ.get("TRITON_INTERPRET", "0") not in ("0", ""):
         raise RuntimeError("TRITON_INTERPRET is set: kernels are interpreted and cannot be lowered")
@@ -205,10 +218,11 @@ def lower(
     elements = max(1, tile // (warps * TARGETS[target].warp_size))
     if target.startswith("sm_"):
         text = compiled.asm["ptx"]
-        found = _nvidia(compiled.asm["cubin"]) | _traffic(_accesses(text, launch, elements))
+        traffic = _traffic(_accesses(text, launch, elements), _fill(launch))
+        found = _nvidia(compiled.asm["cubin"]) | traffic
     else:
         text = compiled.asm["amdgcn"]
-        found = dict.fromkeys(_traffic([]), None) | _amd(text)
+        found = dict.fromkeys([*_traffic([], 1.0), "bytes_in_flight"], None) | _amd(text)
     found["instructions"] /= elements * launch.arguments.get("CHUNK", 1)
     return found | {
         "shared": compiled.metadata.shared,
@@ -218,8 +232,18 @@ def lower(
     }
 
 
-def _traffic(accesses: list[dict[str, Any]]) -> dict[str, Any]:
+def _fill(launch: Launch) -> float:
+    """The share of the tiles' elements that there are."""
+    names = ("R", "units", "ALIGN", "BLOCK_R", "BLOCK_L")
+    R, units, align, block_r, block_l = (launch.arguments[name] for name in names)
+    rows, columns = -(-R // block_r) * block_r, -(-units * align // block_l) * block_l
+    return R * units * align / (rows * columns)
+
+
+def _traffic(accesses: list[dict[str, Any]], fill: float) -> dict[str, Any]:
     whole = [a for a in accesses if a["tensor"] != "saved"]
+    requests = sum(a["requests"] for a in whole)
+    moved = sum(a["passes"] * a["element_bytes"] for a in whole)
     bytes_ = [(a["passes"] * a["element_bytes"], a["tensor"] == "saved") for a in accesses]
     return {
         "vector_bytes": min((a["vector_bytes"] for a in whole), default=0),
@@ -227,6 +251,7 @@ def _traffic(accesses: list[dict[str, Any]]) -> dict[str, Any]:
         "stores": sum(a["passes"] for a in whole if a["kind"] == "store"),
         "bytes_per_element": sum(each for each, _ in bytes_),
         "checkpoint_bytes": sum(each for each, saved in bytes_ if saved),
+        "bytes_per_request": 32 * fill * moved / requests if requests else 0.0,
         "accesses": accesses,
     }
 
@@ -246,7 +271,58 @@ def _nvidia(cubin: bytes) -> dict[str, Any]:
         "registers": int(re.findall(r"REG:(\d+)", usage)[0]),
         "spills": sum(int(width.group(1)) // 8 if width else 4 for width in spilled),
         "instructions": sum(name != "NOP" for name in code),
+        "bytes_in_flight": _in_flight(sass),
     }
+
+
+_SASS = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)\s*([^;]*);")
+
+
+def _in_flight(sass: str) -> float:
+    """Bytes that a warp loads in the time of one round trip to memory, on average.
+
+    A warp issues in order, and waits where an instruction names a register that a load has yet to
+    fill (for ``LDGSTS``, where it waits for a group). Instructions count as if they took no time,
+    round trips as if all were equally long. Loops run 8 times, other conditional jumps are not taken.
+    """
+    code = [(int(at, 16), bool(when), name, rest) for at, when, name, rest in _SASS.findall(sass)]
+    index = {at: i for i, (at, *_) in enumerate(code)}
+    pending: dict[int, float] = {}  # register -> when it is filled
+    groups: list[float] = []
+    taken: dict[int, int] = defaultdict(int)
+    now, loaded, last, i = 0.0, 0, 0.0, 0
+    while i < len(code):
+        at, conditional, name, rest = code[i]
+        i += 1
+        kind, *options = name.split(".")
+        now += 1e-9
+        for register in map(int, re.findall(r"\bR(\d+)", rest)):
+            now = max(now, pending.pop(register, 0.0))
+        width = next((int(o) // 8 for o in options if o in ("64", "128", "256")), 4)
+        if kind == "LDG":
+            width = next(
+                (int(o[-2:]) // 8 for o in options if o in ("U8", "S8", "U16", "S16")), width
+            )
+            first = int(re.findall(r"\bR(\d+)", rest)[0])
+            pending |= dict.fromkeys(range(first, first + max(1, width // 4)), now + 1)
+        elif kind == "LDGSTS":
+            last = now + 1
+        elif kind == "LDGDEPBAR":
+            groups.append(last)
+        elif kind == "DEPBAR" and rest.startswith("SB0"):
+            left = int(rest.split(",")[1].strip(), 16)
+            now = max([now, *groups[: len(groups) - left]])
+        elif kind == "EXIT" and not conditional:
+            break
+        elif kind == "BRA":
+            target = int(re.findall(r"0x[0-9a-f]+", rest)[-1], 16)
+            if target <= at and taken[at] < 7:
+                taken[at] += 1
+                i = index[target]
+            elif target > at and not conditional:
+                i = index[target]
+        loaded += 32 * width if kind in ("LDG", "LDGSTS") else 0
+    return loaded / max(1, math.floor(now))
 
 
 _PTX_LINE = re.compile(r"^(?:(\$L__BB\w+):|\s*(@!?%\w+\s+)?([a-z][\w.:]*)\s*(.*?);)", re.MULTILINE)
@@ -287,6 +363,9 @@ def _accesses(ptx: str, launch: Launch, elements: int) -> list[dict[str, Any]]:
             blocks[-1].targets += operands.split()[-1:]
             blocks[-1].falls_through = bool(predicate)
             blocks.append(_Block([], []))
+        elif opcode.startswith("cp.async.c") and ".global" in opcode:
+            source, width = operands.split("[")[2], operands.split(",")[2]
+            blocks[-1].moves.append((int(width, 0), "load", _REGISTER.findall(source)[0]))
         elif access := _GLOBAL.match(opcode):
             width = int(access.group(2) or 1) * int(access.group(3)) // 8
             address = _REGISTER.findall(operands[operands.index("[") :])[0]
@@ -317,32 +396,36 @@ def _accesses(ptx: str, launch: Launch, elements: int) -> list[dict[str, Any]]:
                 loops[j] = max(i, loops.get(j, 0))
             else:
                 before[j].append(i)
-    # bytes by tensor and direction up to the end of each block, on the longest way there
-    moved: list[dict[tuple[str, str], int]] = []
+    # bytes and accesses by tensor and direction up to the end of each block, on the longest way there
+    moved: list[dict[tuple[str, str], tuple[int, int]]] = []
     narrowest: dict[tuple[str, str], int] = {}
     for i, block in enumerate(blocks):
-        total: dict[tuple[str, str], int] = defaultdict(int)
+        total: dict[tuple[str, str], tuple[int, int]] = defaultdict(lambda: (0, 0))
         for way in before[i]:
-            for key, bytes_ in moved[way].items():
-                total[key] = max(total[key], bytes_)
+            for key, most in moved[way].items():
+                total[key] = max(total[key], most)
         depth = sum(first <= i <= last for first, last in loops.items())
         for width, kind, address in block.moves if depth >= outer else ():
             key = (pointer(address), kind)
-            total[key] += width * (chunks if depth > outer else 1)
+            times = chunks if depth > outer else 1
+            total[key] = (total[key][0] + width * times, total[key][1] + times)
             narrowest[key] = min(width, narrowest.get(key, width))
         moved.append(total)
     largest = max(t.numel() for t in launch.arguments.values() if isinstance(t, torch.Tensor))
     result = []
     for name, kind in sorted(narrowest):
         tensor = launch.arguments[name]
-        size, total_bytes = tensor.element_size(), max(way[name, kind] for way in moved)
-        passes = total_bytes / size / elements / chunks / chunk
+        size = tensor.element_size()
+        total_bytes, total_accesses = max(way[name, kind] for way in moved)
+        moves = elements * chunks * chunk
+        passes, requests = total_bytes / size / moves, total_accesses / moves
         if name == "saved_ptr":  # masked off in one of the chunks
             passes *= chunk * tensor.shape[0] / steps
         elif tensor.numel() != largest:
             continue
         access = {"tensor": name.removesuffix("_ptr"), "kind": kind, "passes": passes}
-        result.append(access | {"vector_bytes": narrowest[name, kind], "element_bytes": size})
+        access |= {"vector_bytes": narrowest[name, kind], "element_bytes": size}
+        result.append(access | {"requests": requests})
     return result
 
 

@@ -156,6 +156,11 @@ def where(row: Row) -> str:
 
 # ---- tables
 
+
+def request(kernel: str) -> Cell:
+    return lambda row, group: number(row["requests"][kernel])
+
+
 NAME = key("contender", str)
 OPERATION: dict[str, Cell] = {
     "contender": lambda row, group: row["contender"] + mark(row),
@@ -240,7 +245,9 @@ LAYOUTS: list[tuple[str, str, str, dict[str, Cell]]] = [
         "stores": key("stores"),
         "B/elem.": key("bytes_per_element"),
         "instr.": key("instructions"),
+        "B/request": key("bytes_per_request"),
         "occup.": key("occupancy", percent),
+        "KB in flight": key("kb_in_flight"),
         "predicted ms": lambda row, group:
             number(row["predicted_ms"]) + (f" ({row['bound_by']})" if row["bound_by"] else ""),
     }),
@@ -251,6 +258,14 @@ LAYOUTS: list[tuple[str, str, str, dict[str, Cell]]] = [
         "budget (e)": key("budget"),
         "+ checkpoints B/elem.": key("checkpoint_bytes"),
         "predicted ms": key("predicted_ms"),
+    }),
+    ("compiled", "requests", "bytes of a warp's request to memory, {target} ({card}), T={T}, {dtype}, {layout}", {
+        "[B, C, H, W]": lambda row, group: "x".join(map(str, row["size"])),
+        "statistics": request("statistics"),
+        "forward": request("bn_lif forward"),
+        "backward, sums": request("bn_lif backward, sums"),
+        "backward, dy": request("bn_lif backward, dy"),
+        "norm backward": request("norm backward"),
     }),
 ]  # fmt: skip
 """Section, the key that its rows have, title, and columns: a table for each case, in this order."""

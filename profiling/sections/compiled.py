@@ -1,7 +1,8 @@
 """Command `compiled`: what the compiler makes of every kernel for a GPU that need not be here.
 
-Registers, spills, shared memory, vector widths, bytes and instructions are read from the machine
-code (harness/lowering.py). From them and the card's data sheet follow the occupancy and a roofline:
+Registers, spills, shared memory, vector widths, bytes, those of a warp's request and instructions are
+read from the machine code (harness/lowering.py), and from the order of its loads how many bytes are
+under way at once. From them and the card's data sheet follow the occupancy and a roofline:
 the time that memory alone, or issuing alone, would take. That is a prediction, and labelled so: it
 knows nothing of latency, caches, clocks under load or launches.
 """
@@ -54,8 +55,10 @@ class Card:
 
 CARDS = {
     "sm_80": Card("A100 80 GB SXM", 2039, 108, 1.41, 4, 32, 64, 65536, 164 * 1024),
+    "sm_89": Card("RTX 4090", 1008, 128, 2.52, 4, 32, 48, 65536, 100 * 1024),
     "sm_90": Card("H100 SXM", 3350, 132, 1.98, 4, 32, 64, 65536, 228 * 1024),
     "sm_100": Card("B200", 8000, 148, 1.96, 4, 32, 64, 65536, 228 * 1024),
+    "sm_120": Card("RTX 5090", 1792, 170, 2.41, 4, 32, 48, 65536, 100 * 1024),
     # four 16-lane units, each busy for 4 clocks with a wave of 64; 512 registers a lane and unit
     "gfx942": Card("MI300X", 5300, 304, 2.1, 1, 64, 32, 4 * 512 * 64, 64 * 1024),
 }
@@ -79,8 +82,9 @@ ROW = (
     "bytes_per_element",
 )
 ROW += ("instructions", "atomics", "predicted_ms", "bound_by", "occupancy")
+ROW += ("bytes_per_request", "kb_in_flight")
 
-USUAL = {"T": ("10",), "dtype": ("bf16",), "layout": ("channels_last",)}
+USUAL = {"T": ("10",), "dtype": ("bf16",), "layout": ("channels_last", "contiguous")}
 ACCEPTED = {"dtype": tuple(PRECISIONS), "layout": ("channels_last", "contiguous")}
 
 
@@ -101,7 +105,7 @@ def settings(words: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def lowered(target: str, T: int, dtype: str, layout: str) -> Iterator[dict[str, Any]]:
-    """A row for each kernel, and one for each operation's sum, as they are ready.
+    """A row for each kernel, for each operation's sum, and for each shape's requests, as they are ready.
 
     UserError: TRITON_INTERPRET is set, under which nothing is compiled.
     """
@@ -124,6 +128,8 @@ def lowered(target: str, T: int, dtype: str, layout: str) -> Iterator[dict[str, 
             report["predicted_ms"] = max(issue, memory)
         resident = card.resident(report["registers"], report["shared"], report["warps"])
         report["occupancy"] = resident * report["warps"] / card.warps
+        one = report["bytes_in_flight"]  # of a warp
+        report["kb_in_flight"] = None if one is None else one * resident * report["warps"] / 1024
         yield spec | {key: report[key] for key in ROW}
     for operation, steps in lowering.STEPS.items():
 
@@ -140,3 +146,9 @@ def lowered(target: str, T: int, dtype: str, layout: str) -> Iterator[dict[str, 
             "predicted_ms": total("predicted_ms"),
             "predicted_for": [T, *SHAPE],
         }
+    for shape in lowering.SHAPES:
+        moved = {
+            case: lowering.lower(case, target, T, dtype, layout, shape)["bytes_per_request"]
+            for case in lowering.BY_SHAPE
+        }
+        yield spec | {"size": list(shape), "requests": moved}

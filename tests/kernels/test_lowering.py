@@ -106,6 +106,13 @@ QUICK = [
     *cases(["lif backward"], ["sm_90"], ["bf16"], [16], reset="soft", detach_reset=False),
     *cases([f"{n} {way}" for n in STATES for way in WAYS], ["sm_90"], ["bf16"], [10]),
     *cases(["clif backward", "alif backward"], ["sm_90"], ["bf16"], [16]),
+    *(
+        one
+        for size in ([8, 32, 14, 14], [8, 32, 7, 7])
+        for one in cases(lowering.BY_SHAPE, ["sm_90"], ["bf16"], [10], ["contiguous"], size=size)
+    ),
+    *cases(lowering.BY_SHAPE, ["sm_90"], ["bf16"], [10], size=[8, 24, 14, 14]),
+    *cases(["bn_lif backward, dy"], ["sm_89", "sm_120"], ["bf16"], [10]),
 ]
 SLOW = [
     *cases(
@@ -225,6 +232,8 @@ def assert_lean(given: dict[str, Any], report: dict[str, Any]) -> None:
         assert report["vector_bytes"] >= vector_bytes(given)
         return
     assert report["vector_bytes"] == vector_bytes(given)
+    assert 0.9 < report["bytes_per_request"] / (32 * vector_bytes(given)) <= 1  # few lanes idle
+    assert report["bytes_in_flight"] >= 32 * vector_bytes(given)
     passes = {(a["tensor"], a["kind"]): a["passes"] for a in report["accesses"]}
     checkpoints = {place: passes.pop(place) for place in list(passes) if place[0] == "saved"}
     assert passes == pytest.approx(dict.fromkeys(TABLE[given["case"]], 1.0))

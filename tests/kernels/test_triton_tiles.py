@@ -1,5 +1,7 @@
 """The arithmetic of the Triton kernels' tiles, interpreted."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from tests.kernels.support import as_layout
 
 blocks, own_tile, elements = triton_tiles.blocks, triton_tiles.own_tile, triton_tiles.elements
 step_size, time_step, total = triton_tiles.step_size, triton_tiles.time_step, triton_tiles.total
+partial_place = triton_tiles.partial_place
 
 
 def count_kernel(
@@ -29,22 +32,74 @@ def test_blocks_of_any_number_that_int32_holds(triton_backend, n):
     assert out.item() == -(-n // 1024)
 
 
+def last_kernel(
+    out_ptr,  # [4] out: the last offset of the last step, its channel, the last partial sum, those of one kind
+    pid,
+    R,
+    C,
+    units,
+    S,
+    programs,
+    T: tl.constexpr,
+    ALIGN: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BY_COLUMN: tl.constexpr,
+):
+    L = units * ALIGN
+    row, column, channel = own_tile(pid, C, L, BLOCK_L, BY_COLUMN)
+    offs, inside, channels, _ = elements(
+        row, column, channel, R, C, L, S, BLOCK_R, BLOCK_L, BY_COLUMN
+    )
+    step = step_size(R, C, L, BY_COLUMN)
+    _, at, here = time_step(0, T - 1, offs, inside, step, T, T)
+    place, keep, plane = partial_place(row, column, channel, programs, C, L, BLOCK_L, BY_COLUMN)
+    tl.store(out_ptr, tl.max(tl.max(tl.where(here, at, -1), axis=1), axis=0))
+    tl.store(out_ptr + 1, tl.max(tl.max(tl.where(here, channels, -1), axis=1), axis=0))
+    tl.store(out_ptr + 2, tl.max(tl.max(tl.where(keep, place, -1), axis=1), axis=0))
+    tl.store(out_ptr + 3, plane)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels are compiled here")
+@pytest.mark.parametrize(
+    ("channels", "inner", "samples"),
+    [(64, 1, 2**26), (24, 1, 2**27), (512, 49, 2**18), (64, 2**16, 2**10), (1, 2**31 - 1, 2)],
+    ids=str,
+)
+@pytest.mark.parametrize("rows", [1, 10])
+def test_the_last_element_of_more_than_int32_holds(triton_backend, channels, inner, samples, rows):
+    """Of batch norm's kernels; those of the statistics count the steps among the rows."""
+    neurons = channels * inner * samples
+    assert neurons > 2**31
+    step = triton_tiles._cut(channels, inner, neurons, 1024)
+    tiles = replace(step, R=step.R * rows)
+    T = 10 // rows
+    out = torch.zeros(4, dtype=torch.int64)
+    last = tiles.row_tiles * tiles.lanes - 1
+    triton.jit(last_kernel)[(1,)](out, last, programs=tiles.row_tiles, T=T, **tiles.geometry)
+    parts = tiles.row_tiles * (tiles.L if tiles.by_column else tiles.columns * channels)
+    assert out.tolist() == [10 * neurons - 1, channels - 1, parts - 1, parts]
+
+
 def visit_kernel(
     visits_ptr,  # [T, N]: how often an element was visited
     channel_ptr,  # [T, N]: the channel it was given
     sums_ptr,  # [programs]: elements of a program
     R,
     C,
-    L,
+    units,
+    S,
     T: tl.constexpr,
     CHUNK: tl.constexpr,
+    ALIGN: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BY_COLUMN: tl.constexpr,
 ):
+    L = units * ALIGN
     row, column, channel = own_tile(tl.program_id(0), C, L, BLOCK_L, BY_COLUMN)
     offs, inside, channels, valid = elements(
-        row, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN
+        row, column, channel, R, C, L, S, BLOCK_R, BLOCK_L, BY_COLUMN
     )
     step = step_size(R, C, L, BY_COLUMN)
     for chunk in range((T + CHUNK - 1) // CHUNK):
@@ -67,6 +122,11 @@ def visit_kernel(
         ((3, 1, 4, 4), "contiguous", 3),
         ((1, 130, 5, 1), "channels_last", 2),
         ((2, 3, 24, 25), "contiguous", 2),
+        ((8, 6, 7, 7), "contiguous", 2),
+        ((2, 32, 7, 7), "contiguous", 3),
+        ((3, 2, 8, 8), "contiguous", 2),
+        ((5, 24, 6, 1), "channels_last", 2),
+        ((2, 7, 7, 7), "permuted", 2),
     ],
     ids=str,
 )
@@ -79,9 +139,8 @@ def test_every_element_is_visited_once_with_its_own_channel(
     visits, channels = (torch.full_like(x, n, dtype=torch.int32) for n in (0, -1))
     sums = torch.zeros(tiles.row_tiles * tiles.lanes, dtype=torch.int32)
     triton.jit(visit_kernel)[(len(sums),)](
-        visits, channels, sums, tiles.R, tiles.C, tiles.L,
-        T=T, CHUNK=chunk, BLOCK_R=tiles.block_r, BLOCK_L=tiles.block_l, BY_COLUMN=tiles.by_column,
-    )  # fmt: skip
+        visits, channels, sums, T=T, CHUNK=chunk, **tiles.geometry
+    )
     assert visits.eq(1).all()
     assert sums.sum() == x[0].numel()
     assert sums.gt(0).all(), "a program without work"
@@ -94,21 +153,46 @@ def test_every_element_is_visited_once_with_its_own_channel(
     ("size", "layout", "per_channel", "expected"),
     [
         ((2, 8, 4, 4), "contiguous", False, Tiling(1, 1, 256, 1, 512, True)),
-        ((2, 8, 4, 4), "channels_last", True, Tiling(32, 8, 8, 64, 8, True)),
-        ((2, 200, 4, 4), "channels_last", True, Tiling(32, 200, 200, 4, 128, True)),
-        ((2, 9, 4, 4), "channels_last", True, Tiling(32, 9, 9, 32, 16, True)),
-        ((2, 8, 4, 5), "contiguous", True, Tiling(2, 8, 20, 16, 32, False)),
+        ((2, 128, 4, 4), "channels_last", True, Tiling(32, 128, 128, 4, 128, True)),
+        ((2, 16, 4, 4), "channels_last", True, Tiling(32, 16, 16, 32, 16, True)),
+        ((2, 208, 4, 4), "channels_last", True, Tiling(4, 208, 1664, 4, 128, True, 1)),
         ((2, 8, 40, 40), "contiguous", True, Tiling(2, 8, 1600, 1, 512, False)),
+        ((2, 8, 4, 4), "contiguous", True, Tiling(2, 8, 16, 32, 16, False)),
         ((2, 1, 4, 4), "contiguous", True, Tiling(1, 1, 32, 16, 32, False)),
+        # rows joined, until few lanes lie idle: 8 of 48, 16 of 24
+        ((2, 48, 4, 8), "channels_last", True, Tiling(8, 48, 384, 4, 128, True, 1)),
+        ((2, 24, 8, 8), "channels_last", True, Tiling(8, 24, 384, 4, 128, True, 1)),
+        # and until 16 divides a row of columns: 2 of 8, 16 of 9, or as many as there are of 9
+        ((2, 8, 4, 4), "channels_last", True, Tiling(16, 8, 16, 32, 16, True, 1)),
+        ((2, 9, 4, 4), "channels_last", True, Tiling(2, 9, 144, 2, 256, True, 1)),
+        ((2, 9, 3, 3), "channels_last", True, Tiling(9, 9, 18, 16, 32, True, 1)),
+        ((1, 9, 3, 3), "channels_last", True, Tiling(9, 9, 9, 32, 16, True)),
+        # whole samples as rows, where 16 does not divide the pixels of a channel
+        ((8, 16, 14, 14), "contiguous", True, Tiling(8, 16, 3136, 4, 128, True, 196)),
+        ((8, 16, 7, 7), "contiguous", True, Tiling(4, 16, 1568, 4, 128, True, 49)),
+        ((8, 8, 7, 7), "contiguous", True, Tiling(4, 8, 784, 4, 128, True, 49)),
+        ((1, 16, 7, 7), "contiguous", True, Tiling(1, 16, 784, 1, 512, True, 49)),
+        ((3, 16, 7, 7), "contiguous", True, Tiling(3, 16, 784, 1, 512, True, 49)),
     ],
     ids=str,
 )
 def test_tiles(size, layout, per_channel, expected):
-    """128 threads with 4 elements each; at most 128 channels a tile."""
+    """128 threads with 4 elements each; 128 channels a tile, more where there are few rows."""
     x = as_layout(torch.zeros(3, *size), layout)
     assert tiling(x, per_channel, 4) == expected
     assert expected.block_r * expected.block_l == 512
     assert tiling(x, per_channel, 8).block_r * tiling(x, per_channel, 8).block_l == 1024
+
+
+@pytest.mark.parametrize(
+    ("L", "align"),
+    [(48, 1), (24, 8), (20, 4), (18, 2), (9, 1), (2**31 - 8, 8), (2**31 + 8, 1), (2**31, 1)],
+)
+def test_kernels_are_told_what_divides_a_row(L, align):
+    """Triton's launcher sees 16 by itself; of 2**31 columns it must see all, to count in 64 bits."""
+    tiles = Tiling(1, L, L, 4, 128, True)
+    assert tiles.align == align
+    assert tiles.geometry["units"] * tiles.geometry["ALIGN"] == L
 
 
 def test_launches():
@@ -116,12 +200,30 @@ def test_launches():
     by_column = Tiling(10_000, 300, 300, 4, 128, True)
     assert (by_column.row_tiles, by_column.columns, by_column.lanes) == (2500, 3, 3)
     assert (by_column.programs(False), by_column.programs(True)) == (2500, 341)
-    assert by_column.parts(341) == 341
     by_row = Tiling(33, 700, 1600, 16, 1024, False)
     assert (by_row.row_tiles, by_row.columns, by_row.lanes) == (3, 2, 1400)
     assert (by_row.programs(False), by_row.programs(True)) == (3, 1)
-    assert by_row.parts(1) == 2
     assert Tiling(2, 8, 8, 64, 8, True).programs(True) == 1
+
+
+@pytest.mark.parametrize(
+    ("tiles", "parts"),
+    [
+        (Tiling(9, 3, 3, 4, 128, True), (5, 3, 1)),
+        (Tiling(9, 3, 12, 4, 128, True, 1), (20, 3, 1)),
+        (Tiling(9, 3, 12, 4, 128, True, 2), (10, 3, 2)),
+        (Tiling(9, 3, 300, 1, 128, False), (15, 3, 1)),
+    ],
+    ids=str,
+)
+def test_partial_sums_join_by_channel(tiles, parts):
+    """Of 5 row programs: their columns of one channel, and the programs."""
+    partial = tiles.partial(torch.zeros(1), 2, 5)
+    values = torch.randint(9, (2, *parts), generator=torch.Generator().manual_seed(0)).float()
+    partial.copy_(values.view_as(partial))
+    out = torch.empty(2, 3)
+    tiles.join(partial, out)
+    assert torch.equal(out, values.sum((1, 3)))
 
 
 def test_a_thread_owns_16_bytes():

@@ -10,8 +10,8 @@ from spiketriton.errors import UserError
 
 def test_lists_of_settings():
     usual = {"T": 10, "dtype": "bf16", "layout": "channels_last"}
-    assert settings([]) == [usual]
-    given = settings(["T=4,10", "dtype=fp32,bf16"])
+    assert settings([]) == [usual, usual | {"layout": "contiguous"}]
+    given = settings(["T=4,10", "dtype=fp32,bf16", "layout=channels_last"])
     kinds = [(T, dtype) for T in (4, 10) for dtype in ("fp32", "bf16")]
     assert given == [usual | {"T": T, "dtype": dtype} for T, dtype in kinds]
     assert settings(["T=1", "layout=contiguous"])[0] == usual | {"T": 1, "layout": "contiguous"}
@@ -39,24 +39,32 @@ def test_occupancy_and_roofline_follow_the_data_sheet():
 def test_rows_of_kernels_and_of_operations(traced, monkeypatch):
     asked = []
 
-    def lower(case, target, T, dtype, layout):
-        asked.append((case, target, T, dtype, layout))
+    def lower(case, target, T, dtype, layout, *size):
+        asked.append((case, target, T, dtype, layout, *size))
         heavy = case == "statistics"
         return {
             "registers": 128, "spills": 0, "shared": 0, "warps": 4, "vector_bytes": 16, "loads": 1,
             "stores": 1, "atomics": 0, "instructions": 80.0 if heavy else 1.0,
             "bytes_per_element": 4.0 if traced else None,
             "checkpoint_bytes": 0.5 if traced else None,
+            "bytes_per_request": 512.0 if traced else None,
+            "bytes_in_flight": 1024.0 if traced else None,
         }  # fmt: skip
 
     monkeypatch.setattr(lowering, "lower", lower)
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     rows = list(lowered("sm_90", 4, "bf16", "contiguous"))
-    assert [given[1:] for given in asked] == [("sm_90", 4, "bf16", "contiguous")] * 19
-    of = {row.get("kernel") or row["operation"]: row for row in rows}
+    plain = [given[1:] for given in asked if len(given) == 5]
+    assert plain == [("sm_90", 4, "bf16", "contiguous")] * len(lowering.CASES)
+    shaped = [(given[0], given[5]) for given in asked if len(given) == 6]
+    assert shaped == [(case, shape) for shape in lowering.SHAPES for case in lowering.BY_SHAPE]
+    moved = [row["requests"] for row in rows if "requests" in row]
+    assert moved == [dict.fromkeys(lowering.BY_SHAPE, 512.0 if traced else None)] * 4
+    of = {row.get("kernel") or row["operation"]: row for row in rows if "requests" not in row}
     assert all(row["card"] == "H100 SXM" and row["status"] == "ok" for row in rows)
     forward, sums = of["lif forward"], of["multistep_bn_lif"]
     assert forward["occupancy"] == 0.25  # 4 programs of 4 warps, of 64
+    assert forward["kb_in_flight"] == (16 if traced else None)
     if not traced:
         assert forward["predicted_ms"] is forward["bound_by"] is sums["passes"] is None
         assert sums["predicted_ms"] is sums["checkpoint_bytes"] is None
@@ -74,7 +82,7 @@ def test_rows_of_kernels_and_of_operations(traced, monkeypatch):
     assert sums["checkpoint_bytes"] == 2
     assert sums["predicted_for"] == [4, 256, 64, 56, 56]
     budgets = [row["budget"] for row in rows if "operation" in row]
-    assert budgets == [5, 8, 11, 13]
+    assert budgets == [5, 8, 11]
 
 
 def test_nothing_is_compiled_under_the_interpreter(monkeypatch):

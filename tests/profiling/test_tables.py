@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from profiling.harness import lowering
 from profiling.harness.contenders import Status
 from profiling.render.tables import SECTIONS, kernel_matrix, number, percent, tables, times, where
 from profiling.sections.gradients import EVERY, OFF
@@ -148,20 +149,28 @@ def test_what_was_lowered():
     kernel = {
         "kernel": "lif", "registers": 32, "spills": 0, "shared": 16, "vector_bytes": 8, "loads": 1.0,
         "stores": None, "bytes_per_element": 4.0, "instructions": 9.876, "occupancy": 0.25,
-        "predicted_ms": 1.5, "bound_by": "issue",
+        "predicted_ms": 1.5, "bound_by": "issue", "bytes_per_request": 256.0, "kb_in_flight": 32.0,
     }  # fmt: skip
     total = {
         "operation": "f", "passes": 5.0, "budget": 5, "checkpoint_bytes": 0, "predicted_ms": 2.0,
         "predicted_for": [4, 2, 3],
     }  # fmt: skip
-    each, sums = tables([of | kernel, of | kernel | {"bound_by": None}, of | total], "compiled")
+    moved = dict.fromkeys(lowering.BY_SHAPE, 512.0) | {"norm backward": None}
+    shape = {"size": [2, 3, 7, 7], "requests": moved}
+    rows = [of | kernel, of | kernel | {"bound_by": None}, of | total, of | shape]
+    each, sums, requests = tables(rows, "compiled")
     assert each.title == "kernels lowered for sm_90 (H100), T=4, bf16, contiguous"
-    line = ["lif", "32", "0", "16", "8", "1.00", "-", "4.00", "9.88", "25.0 %", "1.50 (issue)"]
+    line = ["lif", "32", "0", "16", "8", "1.00", "-", "4.00", "9.88", "256", "25.0 %", "32.0"]
+    line.append("1.50 (issue)")
     assert each.lines == [line, [*line[:-1], "1.50"]]
     assert sums.title.startswith("operations lowered for sm_90")
     assert sums.lines == [["f", "5.00", "5.00", "0", "2.00"]]
     assert sums.notes[0].startswith("Predicted, not measured")
     assert sums.notes[0].endswith("for x of 4x2x3.")
+    assert requests.title == (
+        "bytes of a warp's request to memory, sm_90 (H100), T=4, bf16, contiguous"
+    )
+    assert requests.lines == [["2x3x7x7", *["512"] * 4, "-"]]
 
 
 def test_where_a_row_was_measured():

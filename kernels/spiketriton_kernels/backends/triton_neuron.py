@@ -1,8 +1,11 @@
 """The neuron in Triton: one kernel that fires, one that walks back, and their launches. Tiles: see triton_tiles.
 
 Bytes per element and step, e per element of the I/O dtype: fire 2e; walk back 3e, or 2e when it only sums; replaying
-the membrane costs arithmetic, which is free here. Arithmetic is float32, never contracted into fused multiply-adds
-(``enable_fp_fusion=False``), in the order of the reference, so forward and replay agree with it bit for bit.
+the membrane costs arithmetic, which is free here. Arithmetic is float32. The membrane's is never contracted into fused
+multiply-adds (``enable_fp_fusion=False``) and in the order of the reference, so forward and replay agree with it bit
+for bit; the gradient's takes them where they are written out.
+AHEAD: so many steps are read before the step at work stores. The numbers are those that keep most bytes under way in a
+processor without a program fewer on it (``profiling/run.py compiled``, profiling/LOG.md).
 Windows longer than a chunk keep one float32 membrane per chunk: 8 / CHUNK bytes more.
 
 A pointer is None for what a call does not have or want; the kernel is then compiled without it.
@@ -24,7 +27,10 @@ from .triton_tiles import (
     WARPS,
     blocks,
     elements,
+    over_owned,
     own_tile,
+    partial_place,
+    read_ahead,
     step_size,
     tiling,
     time_step,
@@ -59,22 +65,18 @@ def _parameter(ptr, value, channels, valid, KIND: tl.constexpr):
 
 
 @triton.jit
-def _load_current(
-    x_ptr, residual_ptr, step_gain_ptr, at, t, here, mean, scale, bias, T: tl.constexpr, NORM: tl.constexpr
+def _current(
+    x, residual, step_gain_ptr, t, mean, scale, bias, T: tl.constexpr, NORM: tl.constexpr
 ):  # fmt: skip
-    """x and the neuron's input current: the same operations in the same order in every kernel."""
-    x = tl.load(x_ptr + at, mask=here, other=0.0)
-    residual = x
-    if residual_ptr is not None:
-        residual = tl.load(residual_ptr + at, mask=here, other=0.0)
+    """The neuron's input current: the same operations in the same order in every kernel."""
     current = x.to(tl.float32)
     if NORM:
         current = (current - mean) * scale + bias
         if step_gain_ptr is not None:
             current = tl.load(step_gain_ptr + t, mask=t < T, other=0.0) * current
-    if residual_ptr is not None:
+    if residual is not None:
         current = current + residual.to(tl.float32)
-    return x, current
+    return current
 
 
 @triton.jit
@@ -127,7 +129,7 @@ def _step_back(
         jump = tl.full(h.shape, 1.0, tl.float32)
         if RESET == "soft" and not DETACH:
             jump = jump - threshold * slope
-    return grad_s * slope + carry * jump, jump, unit, slope
+    return tl.fma(grad_s, slope, carry * jump), jump, unit, slope
 
 
 @triton.jit
@@ -164,31 +166,6 @@ def _observe(
     tl.store(row_ptr + NONFINITE, total(tl.where(here & (finite == 0), 1.0, 0.0)), mask=kept)
 
 
-@triton.jit
-def _channel_place(
-    first, column, channel, columns, C, L, BLOCK_L: tl.constexpr, BY_COLUMN: tl.constexpr
-):
-    """Where a program's sums of its channels go in [parts, C], and their mask."""
-    if BY_COLUMN:
-        l = column * BLOCK_L + tl.arange(0, BLOCK_L)
-        place = tl.cast(first, tl.int64) * C + l
-        keep = l < L
-    else:
-        place = (tl.cast(first, tl.int64) * columns + column) * C + channel
-        keep = channel >= 0
-    return place, keep
-
-
-@triton.jit
-def _by_channel(tile, BY_COLUMN: tl.constexpr):
-    """A program's sum of each of its channels."""
-    if BY_COLUMN:
-        sums = tl.sum(tile, axis=0)
-    else:
-        sums = total(tile)
-    return sums
-
-
 @triton.jit(do_not_specialize=_FLOATS)
 def fire_kernel(
     x_ptr,  # [T, N]
@@ -216,9 +193,12 @@ def fire_kernel(
     bn_scale,
     R,
     C,
-    L,
+    units,
+    S,
     T: tl.constexpr,
     CHUNK: tl.constexpr,
+    AHEAD: tl.constexpr,
+    ALIGN: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BY_COLUMN: tl.constexpr,
@@ -227,9 +207,10 @@ def fire_kernel(
     DECAY: tl.constexpr,
     THRESHOLD: tl.constexpr,
 ):
+    L = units * ALIGN
     row, column, channel = own_tile(tl.program_id(0), C, L, BLOCK_L, BY_COLUMN)
     offs, inside, channels, valid = elements(
-        row, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN
+        row, column, channel, R, C, L, S, BLOCK_R, BLOCK_L, BY_COLUMN
     )
     step = step_size(R, C, L, BY_COLUMN)
     NORM: tl.constexpr = mean_ptr is not None
@@ -248,18 +229,37 @@ def fire_kernel(
         v = tl.load(v_init_ptr + offs, mask=inside, other=0.0).to(tl.float32)
     for chunk in range(CHUNKS):
         k = tl.cast(chunk, tl.int32)
-        for j in tl.static_range(CHUNK):
-            t, at, here = time_step(k, j, offs, inside, step, T, CHUNK)
-            _, current = _load_current(
-                x_ptr, residual_ptr, step_gain_ptr, at, t, here, mean, scale, bias, T, NORM
+        inputs = ()
+        residuals = ()
+        additions = ()
+        for n in tl.static_range(AHEAD):
+            inputs = read_ahead(inputs, x_ptr, n, k, offs, inside, step, T, CHUNK, False)
+            residuals = read_ahead(
+                residuals, residual_ptr, n, k, offs, inside, step, T, CHUNK, False
             )
+            additions = read_ahead(
+                additions, spike_add_ptr, n, k, offs, inside, step, T, CHUNK, False
+            )
+        for j in tl.static_range(CHUNK):
+            inputs = read_ahead(inputs, x_ptr, j + AHEAD, k, offs, inside, step, T, CHUNK, False)
+            residuals = read_ahead(
+                residuals, residual_ptr, j + AHEAD, k, offs, inside, step, T, CHUNK, False
+            )
+            additions = read_ahead(
+                additions, spike_add_ptr, j + AHEAD, k, offs, inside, step, T, CHUNK, False
+            )
+            t, at, here = time_step(k, j, offs, inside, step, T, CHUNK)
+            residual = None
+            if residual_ptr is not None:
+                residual = residuals[j]
+            current = _current(inputs[j], residual, step_gain_ptr, t, mean, scale, bias, T, NORM)
             if current_ptr is not None:
                 tl.store(current_ptr + at, current.to(current_ptr.dtype.element_ty), mask=here)
             h = _charge(v, current, decays, leaks, gain, v_reset, LEAKS_TO_RESET)
             fired = h >= thresholds
             s = tl.where(fired, 1.0, 0.0)
             if spike_add_ptr is not None:
-                s = s + tl.load(spike_add_ptr + at, mask=here, other=0.0).to(tl.float32)
+                s = s + additions[j].to(tl.float32)
             tl.store(s_ptr + at, s.to(s_ptr.dtype.element_ty), mask=here)
             after = _discharge(h, fired, thresholds, v_reset, RESET)
             if T % CHUNK != 0:
@@ -292,8 +292,8 @@ def walk_kernel(
     dx_ptr,  # [T, N] out
     dy_ptr,  # [T, N] out
     dv_init_ptr,  # [N] out, float32
-    partial_sums_ptr,  # [2, programs, C] out, float32
-    partial_parameters_ptr,  # [3, programs, C or 1] out, float32
+    partial_sums_ptr,  # [2, parts, L or C] out, float32
+    partial_parameters_ptr,  # [3, parts, L or C] or [3, programs] out, float32
     partial_step_gain_ptr,  # [tiles, T] out, float32
     partial_probe_ptr,  # [tiles, T, 8] out, float32
     decay,
@@ -309,10 +309,13 @@ def walk_kernel(
     count,
     R,
     C,
-    L,
+    units,
+    S,
     programs,  # row programs; each walks every programs-th row tile
     T: tl.constexpr,
     CHUNK: tl.constexpr,
+    AHEAD: tl.constexpr,
+    ALIGN: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BY_COLUMN: tl.constexpr,
@@ -325,9 +328,10 @@ def walk_kernel(
     THRESHOLD: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
+    L = units * ALIGN
     first, column, channel = own_tile(tl.program_id(0), C, L, BLOCK_L, BY_COLUMN)
     offs, inside, channels, valid = elements(
-        first, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN
+        first, column, channel, R, C, L, S, BLOCK_R, BLOCK_L, BY_COLUMN
     )
     step = step_size(R, C, L, BY_COLUMN)
     NORM: tl.constexpr = mean_ptr is not None
@@ -353,7 +357,7 @@ def walk_kernel(
     columns = blocks(L, BLOCK_L)
     for row in range(first, blocks(R, BLOCK_R), programs):
         offs, inside, channels, valid = elements(
-            row, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN
+            row, column, channel, R, C, L, S, BLOCK_R, BLOCK_L, BY_COLUMN
         )
         if BY_COLUMN:
             tile = row * columns + column
@@ -380,27 +384,51 @@ def walk_kernel(
             inputs = ()
             for j in tl.static_range(CHUNK):
                 t, at, here = time_step(k, j, offs, inside, step, T, CHUNK)
-                x, current = _load_current(
-                    x_ptr, residual_ptr, step_gain_ptr, at, t, here, mean, scale, bias, T, NORM
-                )
+                x = tl.load(x_ptr + at, mask=here, other=0.0)
+                residual = None
+                if residual_ptr is not None:
+                    residual = tl.load(residual_ptr + at, mask=here, other=0.0)
+                current = _current(x, residual, step_gain_ptr, t, mean, scale, bias, T, NORM)
                 h = _charge(v, current, decays, leaks, gain, v_reset, LEAKS_TO_RESET)
                 potentials = potentials + (h,)  # type: ignore[assignment]
                 if NORM:
                     inputs = inputs + (x,)  # type: ignore[assignment]
                 v = _discharge(h, h >= thresholds, thresholds, v_reset, RESET)
 
+            grads = ()
+            through = ()
+            for n in tl.static_range(AHEAD):
+                grads = read_ahead(grads, grad_s_ptr, n, k, offs, inside, step, T, CHUNK, True)
+                through = read_ahead(
+                    through, grad_current_ptr, n, k, offs, inside, step, T, CHUNK, True
+                )
             for j in tl.static_range(CHUNK - 1, -1, -1):
+                grads = read_ahead(
+                    grads, grad_s_ptr, CHUNK - 1 - j + AHEAD, k, offs, inside, step, T, CHUNK, True
+                )
+                through = read_ahead(
+                    through,
+                    grad_current_ptr,
+                    CHUNK - 1 - j + AHEAD,
+                    k,
+                    offs,
+                    inside,
+                    step,
+                    T,
+                    CHUNK,
+                    True,
+                )
                 t, at, here = time_step(k, j, offs, inside, step, T, CHUNK)
                 h = potentials[j]
                 fired = h >= thresholds
-                grad_s = tl.load(grad_s_ptr + at, mask=here, other=0.0).to(tl.float32)
+                grad_s = grads[CHUNK - 1 - j].to(tl.float32)
                 dh, jump, unit, slope = _step_back(
                     h, fired, grad_s, carry, thresholds, widths, inverse_width, v_reset, height, RESET, DETACH, SHAPE
                 )  # fmt: skip
                 own = gain * dh  # what comes through the neuron; a probe measures that alone
                 dx = own
                 if grad_current_ptr is not None:
-                    dx = own + tl.load(grad_current_ptr + at, mask=here, other=0.0).to(tl.float32)
+                    dx = own + through[CHUNK - 1 - j].to(tl.float32)
                 if dx_ptr is not None:
                     tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=here)
                 if partial_parameters_ptr is not None:
@@ -438,11 +466,15 @@ def walk_kernel(
                     if step_gain_ptr is not None:
                         dz = tl.load(step_gain_ptr + t, mask=t < T, other=0.0) * dx
                     if partial_sums_ptr is not None:
-                        sum_dz += tl.where(here, dz, 0.0)
-                        sum_dz_xhat += tl.where(here, dz * xhat, 0.0)
+                        if (
+                            T % CHUNK != 0
+                        ):  # beyond the window dz is no gradient; beyond the tensor it is 0
+                            dz = tl.where(here, dz, 0.0)
+                        sum_dz += dz
+                        sum_dz_xhat = tl.fma(dz, xhat, sum_dz_xhat)
                     if dy_ptr is not None:
                         if sums_ptr is not None:
-                            dz = dz - mean_dz - xhat * mean_dz_xhat
+                            dz = tl.fma(-mean_dz_xhat, xhat, dz - mean_dz)
                         tl.store(dy_ptr + at, (scale * dz).to(dy_ptr.dtype.element_ty), mask=here)
                 earlier = decays * dh
                 if T % CHUNK != 0:
@@ -452,20 +484,17 @@ def walk_kernel(
             tl.store(dv_init_ptr + offs, carry, mask=inside)
 
     # One partial sum per program and channel; the host joins them in a fixed order.
-    plane = tl.cast(programs, tl.int64) * C
-    if not BY_COLUMN:
-        plane = plane * columns
-    place, keep = _channel_place(first, column, channel, columns, C, L, BLOCK_L, BY_COLUMN)
+    place, keep, plane = partial_place(first, column, channel, programs, C, L, BLOCK_L, BY_COLUMN)
     if partial_sums_ptr is not None:
         at = partial_sums_ptr + place
-        tl.store(at, _by_channel(sum_dz, BY_COLUMN), mask=keep)
-        tl.store(at + plane, _by_channel(sum_dz_xhat, BY_COLUMN), mask=keep)
+        tl.store(at, over_owned(sum_dz, BY_COLUMN), mask=keep)
+        tl.store(at + plane, over_owned(sum_dz_xhat, BY_COLUMN), mask=keep)
     if partial_parameters_ptr is not None:
         if (DECAY == "channel" or THRESHOLD == "channel") or WIDTH == "channel":
             at = partial_parameters_ptr + place
-            tl.store(at, _by_channel(d_decay, BY_COLUMN), mask=keep)
-            tl.store(at + plane, _by_channel(d_threshold, BY_COLUMN), mask=keep)
-            tl.store(at + 2 * plane, _by_channel(d_width, BY_COLUMN), mask=keep)
+            tl.store(at, over_owned(d_decay, BY_COLUMN), mask=keep)
+            tl.store(at + plane, over_owned(d_threshold, BY_COLUMN), mask=keep)
+            tl.store(at + 2 * plane, over_owned(d_width, BY_COLUMN), mask=keep)
         else:
             place = partial_parameters_ptr + tl.program_id(0)
             tl.store(place, total(d_decay))
@@ -521,9 +550,9 @@ def forward(
             x, residual, spike_add, v_init, decay, threshold, neuron.mean, neuron.var, neuron.weight, neuron.bias,
             neuron.step_gain, spikes, v_last, saved, current,
             f_decay, 1.0 - f_decay, neuron.gain, f_threshold, neuron.v_reset, neuron.v_start,
-            neuron.eps, neuron.bn_scale, tiles.R, tiles.C, tiles.L,
-            T=x.shape[0], CHUNK=chunk_length(x.shape[0], neuron.has_norm),
-            BLOCK_R=tiles.block_r, BLOCK_L=tiles.block_l, BY_COLUMN=tiles.by_column,
+            neuron.eps, neuron.bn_scale,
+            T=x.shape[0], CHUNK=chunk_length(x.shape[0], neuron.has_norm), AHEAD=2 if neuron.has_norm else 1,
+            **tiles.geometry,
             RESET=neuron.reset, LEAKS_TO_RESET=neuron.leaks_to_reset, DECAY=decay_kind, THRESHOLD=threshold_kind,
             num_warps=WARPS, enable_fp_fusion=False,
         )  # fmt: skip
@@ -574,13 +603,14 @@ def _walk_back(
     tiles = tiling(x, neuron.per_channel, _walk_width(x, neuron, out))
     walking = out.sums is not None or out.parameters is not None
     programs = tiles.programs(walking)
-    parts = tiles.parts(programs)
     new = lambda *shape: x.new_empty(shape, dtype=torch.float32)  # noqa: E731
-    partial_sums = new(2, parts, tiles.C) if out.sums is not None else None
+    partial_sums = tiles.partial(x, 2, programs) if out.sums is not None else None
     partial_parameters = None
-    if out.parameters is not None:
-        one = neuron.parameter_size == 1  # then a program leaves one sum, not one per channel
-        partial_parameters = new(3, *((programs * tiles.lanes, 1) if one else (parts, tiles.C)))
+    if out.parameters is not None:  # a program leaves one sum of each, or one per channel
+        one = neuron.parameter_size == 1
+        partial_parameters = (
+            new(3, programs * tiles.lanes) if one else tiles.partial(x, 3, programs)
+        )
     every_tile = tiles.row_tiles * tiles.lanes
     partial_step_gain = new(every_tile, T) if out.step_gain is not None else None
     partial_probe = new(every_tile, T, len(PROBE_FIELDS)) if out.probe is not None else None
@@ -596,17 +626,20 @@ def _walk_back(
             neuron.mean, neuron.var, neuron.weight, neuron.bias, neuron.step_gain, sums,
             out.dx, out.dy, out.v_init, partial_sums, partial_parameters, partial_step_gain, partial_probe,
             f_decay, 1.0 - f_decay, neuron.gain, f_threshold, neuron.v_reset, neuron.v_start, neuron.height, f_width,
-            neuron.eps, neuron.bn_scale, count, tiles.R, tiles.C, tiles.L, programs,
-            T=T, CHUNK=chunk_length(T, neuron.has_norm),
-            BLOCK_R=tiles.block_r, BLOCK_L=tiles.block_l, BY_COLUMN=tiles.by_column,
+            neuron.eps, neuron.bn_scale, count,
+            T=T, CHUNK=chunk_length(T, neuron.has_norm), AHEAD=4 if neuron.has_norm else 2,
+            programs=programs, **tiles.geometry,
             RESET=neuron.reset, DETACH=neuron.detach_reset, LEAKS_TO_RESET=neuron.leaks_to_reset,
             SHAPE=neuron.shape, REACH=REACH, DECAY=decay_kind, THRESHOLD=threshold_kind, WIDTH=width_kind,
             num_warps=WARPS, enable_fp_fusion=False, **registers,
         )  # fmt: skip
-    if partial_sums is not None:
-        torch.sum(partial_sums, 1, out=out.sums)
-    if partial_parameters is not None:
-        torch.sum(partial_parameters, 1, out=out.parameters)
+    if partial_sums is not None and out.sums is not None:
+        tiles.join(partial_sums, out.sums)
+    if partial_parameters is not None and out.parameters is not None:
+        if partial_parameters.dim() == 2:
+            torch.sum(partial_parameters, 1, keepdim=True, out=out.parameters)
+        else:
+            tiles.join(partial_parameters, out.parameters)
     if partial_step_gain is not None:
         torch.sum(partial_step_gain, 0, out=out.step_gain)
     if partial_probe is not None and out.probe is not None:

@@ -1,27 +1,33 @@
 """Batch norm around the neuron in Triton: its statistics, its constants in a kernel, its second pass back.
 
 Bytes per element and step, e per element of the I/O dtype: statistics e; the second pass back from a stored dL/dx 3e.
-The statistics are the only arithmetic that may be contracted into fused multiply-adds (``enable_fp_fusion``).
+The statistics are the only arithmetic that a compiler may contract into fused multiply-adds (``enable_fp_fusion``).
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
+from ..layout import chunk_length
 from ..neuron import Running
 from ..triton_import import tl, triton
 from .triton_tiles import (
     WARPS,
-    Tiling,
     blocks,
     elements,
+    over_owned,
     own_tile,
+    partial_place,
+    read_ahead,
     step_size,
     tiling,
     time_step,
     vector_width,
 )
 
+STAGES = 4  # of the statistics' loop: three tiles are under way while one is summed
 JOIN_PARTS, JOIN_CHANNELS = 64, 8  # of one tile; 8 float32 fill a sector of memory
 
 
@@ -52,38 +58,29 @@ def channel_means(sums_ptr, C, count, channels, valid):
 
 
 @triton.jit
-def _over_channel(tile, BY_COLUMN: tl.constexpr):
-    """The sum of a tile over what its channels own: [1, BLOCK_L] by column, else [1, 1]."""
-    if not BY_COLUMN:
-        tile = tl.sum(tile, axis=1, keep_dims=True)
-    return tl.sum(tile, axis=0, keep_dims=True)
-
-
-@triton.jit
 def statistics_kernel(
-    y_ptr,  # [T * R, C] channels_last, [T * R, C, L] contiguous
-    partial_ptr,  # [3, programs (* columns), C] out, float32: number, mean, squared deviations from it
+    y_ptr,  # [T * R, L] by column, else [T * R, C, L]
+    partial_ptr,  # [3, parts, L or C] out, float32: number, mean, squared deviations from it
     R,  # rows, time included
     C,
-    L,
+    units,
+    S,
     programs,
+    STAGES: tl.constexpr,
+    ALIGN: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BY_COLUMN: tl.constexpr,
 ):
     """Moments of each channel's share. Every lane follows its own mean (Welford 1962), so that neither a far mean nor
     a far first element loses digits; the lanes' moments then join (Chan et al. 1979)."""
+    L = units * ALIGN
     first, column, channel = own_tile(tl.program_id(0), C, L, BLOCK_L, BY_COLUMN)
-    offs, inside, channels, valid = elements(
-        first, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN
-    )
     mean = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
     spread = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
     k = 0.0
-    for row in range(first, blocks(R, BLOCK_R), programs):
-        offs, inside, channels, valid = elements(
-            row, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN
-        )
+    for row in tl.range(first, blocks(R, BLOCK_R), programs, num_stages=STAGES):
+        offs, inside, _, _ = elements(row, column, channel, R, C, L, S, BLOCK_R, BLOCK_L, BY_COLUMN)
         y = tl.load(y_ptr + offs, mask=inside, other=0.0).to(tl.float32)
         k += 1.0
         weight = tl.where(k > 1.0, 1.0 / k, 1.0)
@@ -96,31 +93,34 @@ def statistics_kernel(
     number = tl.where(last < R, visits, visits - 1).to(tl.float32)
     if not BY_COLUMN:
         number = tl.where(column * BLOCK_L + tl.arange(0, BLOCK_L)[None, :] < L, number, 0.0)
-    count = _over_channel(number, BY_COLUMN)
-    joined = _over_channel(number * mean, BY_COLUMN) / count
-    joined += _over_channel(number * (mean - joined), BY_COLUMN) / count  # what rounding took
+    count = over_owned(number, BY_COLUMN)
+    joined = over_owned(number * mean, BY_COLUMN) / count
+    joined += over_owned(number * (mean - joined), BY_COLUMN) / count  # what rounding took
     away = mean - joined
-    spread = _over_channel(spread + number * away * away, BY_COLUMN)
-    part = tl.cast(first, tl.int64)
-    parts = tl.cast(programs, tl.int64)
-    if not BY_COLUMN:
-        part = part * blocks(L, BLOCK_L) + column
-        parts = parts * blocks(L, BLOCK_L)
-    place = partial_ptr + part * C + channels
-    tl.store(place, count, mask=valid)
-    tl.store(place + parts * C, joined, mask=valid)
-    tl.store(place + 2 * parts * C, spread, mask=valid)
+    spread = over_owned(spread + number * away * away, BY_COLUMN)
+    place, keep, plane = partial_place(first, column, channel, programs, C, L, BLOCK_L, BY_COLUMN)
+    tl.store(partial_ptr + place, count, mask=keep)
+    tl.store(partial_ptr + plane + place, joined, mask=keep)
+    tl.store(partial_ptr + 2 * plane + place, spread, mask=keep)
+
+
+@triton.jit
+def _part(partial_ptr, part, c, parts, C, S):
+    """Where the parts of some channels are in [parts / S, C, S], and their mask."""
+    place = ((part // S).to(tl.int64) * C + c) * S + part % S
+    return partial_ptr + place, (part < parts) & (c < C)
 
 
 @triton.jit(do_not_specialize=["count", "momentum"])
 def join_statistics_kernel(
-    partial_ptr,  # [3, parts, C]
+    partial_ptr,  # [3, parts / S, C, S]: of what ``statistics_kernel`` wrote, a view
     mean_ptr,  # [C] out
     var_ptr,  # [C] out
     running_mean_ptr,  # [C] in and out
     running_var_ptr,  # [C] in and out
     parts,
     C,
+    S,
     count,
     momentum,
     BLOCK_P: tl.constexpr,
@@ -129,22 +129,21 @@ def join_statistics_kernel(
     """Mean and biased variance of each channel from its parts, joined in a fixed order."""
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
     p = tl.arange(0, BLOCK_P)[:, None]
-    at = partial_ptr + p * C + c
     plane = tl.cast(parts, tl.int64) * C
-    base = tl.load(partial_ptr + plane + c, mask=c < C, other=0.0)  # the first part's mean
+    base = tl.load(partial_ptr + plane + c * S, mask=c < C, other=0.0)  # the first part's mean
     total = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     for start in range(0, parts, BLOCK_P):
-        here = (start + p < parts) & (c < C)
-        number = tl.load(at + start * C, mask=here, other=0.0)
-        mean = tl.load(at + plane + start * C, mask=here, other=0.0)
+        at, here = _part(partial_ptr, start + p, c, parts, C, S)
+        number = tl.load(at, mask=here, other=0.0)
+        mean = tl.load(at + plane, mask=here, other=0.0)
         total += number * (mean - base)
     joined = base + tl.sum(total, axis=0, keep_dims=True) / count
     spread = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     for start in range(0, parts, BLOCK_P):
-        here = (start + p < parts) & (c < C)
-        number = tl.load(at + start * C, mask=here, other=0.0)
-        away = tl.load(at + plane + start * C, mask=here, other=0.0) - joined
-        spread += tl.load(at + 2 * plane + start * C, mask=here, other=0.0) + number * away * away
+        at, here = _part(partial_ptr, start + p, c, parts, C, S)
+        number = tl.load(at, mask=here, other=0.0)
+        away = tl.load(at + plane, mask=here, other=0.0) - joined
+        spread += tl.load(at + 2 * plane, mask=here, other=0.0) + number * away * away
     squares = tl.sum(spread, axis=0, keep_dims=True)
     tl.store(mean_ptr + c, joined, mask=c < C)
     tl.store(var_ptr + c, squares / count, mask=c < C)
@@ -170,17 +169,21 @@ def norm_backward_kernel(
     count,
     R,
     C,
-    L,
+    units,
+    S,
     T: tl.constexpr,
     CHUNK: tl.constexpr,
+    AHEAD: tl.constexpr,
+    ALIGN: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BY_COLUMN: tl.constexpr,
 ):
     """dy = scale * (dz - mean(dz) - xhat * mean(dz * xhat)) from the stored dx."""
+    L = units * ALIGN
     row, column, channel = own_tile(tl.program_id(0), C, L, BLOCK_L, BY_COLUMN)
     offs, inside, channels, valid = elements(
-        row, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN
+        row, column, channel, R, C, L, S, BLOCK_R, BLOCK_L, BY_COLUMN
     )
     step = step_size(R, C, L, BY_COLUMN)
     mean, rstd, affine, _ = norm_constants(
@@ -190,13 +193,20 @@ def norm_backward_kernel(
     mean_dz, mean_dz_xhat = channel_means(sums_ptr, C, count, channels, valid)
     for chunk in range((T + CHUNK - 1) // CHUNK):
         k = tl.cast(chunk, tl.int32)
+        grads = ()
+        inputs = ()
+        for n in tl.static_range(AHEAD):
+            grads = read_ahead(grads, dx_ptr, n, k, offs, inside, step, T, CHUNK, False)
+            inputs = read_ahead(inputs, y_ptr, n, k, offs, inside, step, T, CHUNK, False)
         for j in tl.static_range(CHUNK):
+            grads = read_ahead(grads, dx_ptr, j + AHEAD, k, offs, inside, step, T, CHUNK, False)
+            inputs = read_ahead(inputs, y_ptr, j + AHEAD, k, offs, inside, step, T, CHUNK, False)
             t, at, here = time_step(k, j, offs, inside, step, T, CHUNK)
-            dz = tl.load(dx_ptr + at, mask=here, other=0.0).to(tl.float32)
+            dz = grads[j].to(tl.float32)
             if step_gain_ptr is not None:
                 dz = tl.load(step_gain_ptr + t, mask=t < T, other=0.0) * dz
-            xhat = (tl.load(y_ptr + at, mask=here, other=0.0).to(tl.float32) - mean) * rstd
-            dy = scale * (dz - mean_dz - xhat * mean_dz_xhat)
+            xhat = (inputs[j].to(tl.float32) - mean) * rstd
+            dy = scale * tl.fma(-mean_dz_xhat, xhat, dz - mean_dz)
             tl.store(dy_ptr + at, dy.to(dy_ptr.dtype.element_ty), mask=here)
 
 
@@ -205,9 +215,9 @@ def norm_backward(dx, y, mean, var, weight, step_gain, sums, eps, bn_scale, coun
     tiles = tiling(y, True, vector_width(y))
     with torch.cuda.device_of(y):
         norm_backward_kernel[(tiles.row_tiles * tiles.lanes,)](
-            dx, y, mean, var, weight, step_gain, sums, dy, eps, bn_scale, count, tiles.R, tiles.C, tiles.L,
-            T=y.shape[0], CHUNK=min(y.shape[0], 4),  # steps under way at once; more would spill
-            BLOCK_R=tiles.block_r, BLOCK_L=tiles.block_l, BY_COLUMN=tiles.by_column,
+            dx, y, mean, var, weight, step_gain, sums, dy, eps, bn_scale, count,
+            T=y.shape[0], CHUNK=chunk_length(y.shape[0], False), AHEAD=3,
+            **tiles.geometry,
             num_warps=WARPS, enable_fp_fusion=False,
         )  # fmt: skip
 
@@ -218,17 +228,15 @@ def channel_statistics(
     """Fill mean and biased variance of each channel of y [T, B, C, ...]; running statistics move towards them."""
     running_mean, running_var, momentum = (None, None, 0.0) if running is None else running
     step = tiling(y, True, vector_width(y))
-    tiles = Tiling(step.R * y.shape[0], step.C, step.L, step.block_r, step.block_l, step.by_column)
+    tiles = replace(step, R=step.R * y.shape[0])
     programs = tiles.programs(walking=True)
-    parts = tiles.parts(programs)
-    partial = y.new_empty((3, parts, tiles.C), dtype=torch.float32)
+    partial = tiles.partial(y, 3, programs)
     with torch.cuda.device_of(y):
         statistics_kernel[(programs * tiles.lanes,)](
-            y, partial, tiles.R, tiles.C, tiles.L, programs,
-            BLOCK_R=tiles.block_r, BLOCK_L=tiles.block_l, BY_COLUMN=tiles.by_column, num_warps=WARPS,
-            enable_fp_fusion=True,
+            y, partial, programs=programs, STAGES=STAGES, **tiles.geometry, num_warps=WARPS, enable_fp_fusion=True,
         )  # fmt: skip
         join_statistics_kernel[(-(-tiles.C // JOIN_CHANNELS),)](
-            partial, mean, var, running_mean, running_var, parts, tiles.C, float(y.numel() // tiles.C), momentum,
+            partial, mean, var, running_mean, running_var, partial[0].numel() // tiles.C, tiles.C, tiles.S or 1,
+            float(y.numel() // tiles.C), momentum,
             BLOCK_P=JOIN_PARTS, BLOCK_C=JOIN_CHANNELS, num_warps=WARPS, enable_fp_fusion=True,
         )  # fmt: skip

@@ -13,12 +13,14 @@ from ..layout import chunk_length
 from ..state_neuron import StateNeuron
 from ..surrogate import own_slope, phi
 from ..triton_import import tl, triton
-from .triton_neuron import _by_channel, _channel_place, _kind, _parameter
+from .triton_neuron import _kind, _parameter
 from .triton_tiles import (
     WARPS,
     blocks,
     elements,
+    over_owned,
     own_tile,
+    partial_place,
     step_size,
     tiling,
     time_step,
@@ -177,9 +179,11 @@ def fire_states_kernel(
     v_start,
     R,
     C,
-    L,
+    units,
+    S,
     T: tl.constexpr,
     CHUNK: tl.constexpr,
+    ALIGN: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BY_COLUMN: tl.constexpr,
@@ -193,9 +197,10 @@ def fire_states_kernel(
     GAIN: tl.constexpr,
     LEAKS: tl.constexpr,
 ):
+    L = units * ALIGN
     row, column, channel = own_tile(tl.program_id(0), C, L, BLOCK_L, BY_COLUMN)
     offs, inside, channels, valid = elements(
-        row, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN
+        row, column, channel, R, C, L, S, BLOCK_R, BLOCK_L, BY_COLUMN
     )
     step = step_size(R, C, L, BY_COLUMN)
     CHUNKS: tl.constexpr = (T + CHUNK - 1) // CHUNK
@@ -271,10 +276,12 @@ def walk_states_kernel(
     width,
     R,
     C,
-    L,
+    units,
+    S,
     programs,  # row programs; each walks every programs-th row tile
     T: tl.constexpr,
     CHUNK: tl.constexpr,
+    ALIGN: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BY_COLUMN: tl.constexpr,
@@ -292,9 +299,10 @@ def walk_states_kernel(
     PER_CHANNEL: tl.constexpr,
     OWN: tl.constexpr,
 ):
+    L = units * ALIGN
     first, column, channel = own_tile(tl.program_id(0), C, L, BLOCK_L, BY_COLUMN)
     offs, inside, channels, valid = elements(
-        first, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN
+        first, column, channel, R, C, L, S, BLOCK_R, BLOCK_L, BY_COLUMN
     )
     step = step_size(R, C, L, BY_COLUMN)
     CHUNKS: tl.constexpr = (T + CHUNK - 1) // CHUNK
@@ -309,10 +317,9 @@ def walk_states_kernel(
     inverse_width = 1.0 / width
     zero = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
     d_decay, d_threshold, d_rho, d_beta, d_gain = zero, zero, zero, zero, zero
-    columns = blocks(L, BLOCK_L)
     for row in range(first, blocks(R, BLOCK_R), programs):
         offs, inside, channels, valid = elements(
-            row, column, channel, R, C, L, BLOCK_R, BLOCK_L, BY_COLUMN
+            row, column, channel, R, C, L, S, BLOCK_R, BLOCK_L, BY_COLUMN
         )
         by_v = zero
         by_m = zero
@@ -400,16 +407,15 @@ def walk_states_kernel(
 
     if partial_ptr is not None:
         if PER_CHANNEL:
-            plane = tl.cast(programs, tl.int64) * C
-            if not BY_COLUMN:
-                plane = plane * columns
-            place, keep = _channel_place(first, column, channel, columns, C, L, BLOCK_L, BY_COLUMN)
+            place, keep, plane = partial_place(
+                first, column, channel, programs, C, L, BLOCK_L, BY_COLUMN
+            )
             at = partial_ptr + place
-            tl.store(at, _by_channel(d_decay, BY_COLUMN), mask=keep)
-            tl.store(at + plane, _by_channel(d_threshold, BY_COLUMN), mask=keep)
-            tl.store(at + 2 * plane, _by_channel(d_rho, BY_COLUMN), mask=keep)
-            tl.store(at + 3 * plane, _by_channel(d_beta, BY_COLUMN), mask=keep)
-            tl.store(at + 4 * plane, _by_channel(d_gain, BY_COLUMN), mask=keep)
+            tl.store(at, over_owned(d_decay, BY_COLUMN), mask=keep)
+            tl.store(at + plane, over_owned(d_threshold, BY_COLUMN), mask=keep)
+            tl.store(at + 2 * plane, over_owned(d_rho, BY_COLUMN), mask=keep)
+            tl.store(at + 3 * plane, over_owned(d_beta, BY_COLUMN), mask=keep)
+            tl.store(at + 4 * plane, over_owned(d_gain, BY_COLUMN), mask=keep)
         else:
             at = partial_ptr + tl.program_id(0)
             tl.store(at, total(d_decay))
@@ -447,9 +453,9 @@ def forward(
     with torch.cuda.device_of(x):
         fire_states_kernel[(tiles.row_tiles * tiles.lanes,)](
             x, v_init, m_init, *pointers, spikes, v_last, m_last, trace, saved if saved.numel() else None,
-            values[0], 1.0 - values[0], *values[1:], neuron.v_reset, neuron.v_start, tiles.R, tiles.C, tiles.L,
+            values[0], 1.0 - values[0], *values[1:], neuron.v_reset, neuron.v_start,
             T=x.shape[0], CHUNK=chunk_length(x.shape[0], True),
-            BLOCK_R=tiles.block_r, BLOCK_L=tiles.block_l, BY_COLUMN=tiles.by_column,
+            **tiles.geometry,
             KIND=neuron.kind, RESET=neuron.reset, LEVELS=neuron.levels,
             DECAY=kinds[0], THRESHOLD=kinds[1], RHO=kinds[2], BETA=kinds[3], GAIN=kinds[4],
             LEAKS=neuron.leaks_to_reset, num_warps=WARPS, enable_fp_fusion=False,
@@ -477,22 +483,25 @@ def backward(
     programs = tiles.programs(parameters is not None)
     partial = None
     if parameters is not None:
-        one = neuron.parameter_size == 1
-        rows = (programs * tiles.lanes, 1) if one else (tiles.parts(programs), tiles.C)
-        partial = x.new_empty((5, *rows), dtype=torch.float32)
+        if neuron.parameter_size == 1:
+            partial = x.new_empty((5, programs * tiles.lanes), dtype=torch.float32)
+        else:
+            partial = tiles.partial(x, 5, programs)
     pointers, values, kinds = zip(*map(_kind, neuron.parameters), strict=True)
     with torch.cuda.device_of(x):
         walk_states_kernel[(programs * tiles.lanes,)](
             grad_s, x, saved if saved.numel() else None, v_init, m_init, grad_v, grad_m, grad_trace, *pointers,
             dx, dv_init, dm_init, partial,
             values[0], 1.0 - values[0], *values[1:], neuron.v_reset, neuron.v_start, neuron.height, neuron.width,
-            tiles.R, tiles.C, tiles.L, programs,
             T=T, CHUNK=chunk_length(T, True),
-            BLOCK_R=tiles.block_r, BLOCK_L=tiles.block_l, BY_COLUMN=tiles.by_column,
+            programs=programs, **tiles.geometry,
             KIND=neuron.kind, RESET=neuron.reset, DETACH=neuron.detach_reset, SHAPE=neuron.shape,
             LEVELS=neuron.levels, DECAY=kinds[0], THRESHOLD=kinds[1], RHO=kinds[2], BETA=kinds[3], GAIN=kinds[4],
             LEAKS=neuron.leaks_to_reset, PER_CHANNEL=neuron.parameter_size > 1, OWN=own_slope(neuron.shape),
             num_warps=WARPS, enable_fp_fusion=False,
         )  # fmt: skip
-    if partial is not None:
-        torch.sum(partial, 1, out=parameters)
+    if partial is not None and parameters is not None:
+        if partial.dim() == 2:
+            torch.sum(partial, 1, keepdim=True, out=parameters)
+        else:
+            tiles.join(partial, parameters)

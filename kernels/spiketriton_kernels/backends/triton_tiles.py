@@ -4,12 +4,19 @@ A time step is a gapless block of N elements. Without per-channel values it is o
 R rows of C channels; contiguous it is, for each channel, R samples of S pixels, C * S apart. A program owns a tile
 [BLOCK_R, BLOCK_L] of neurons and walks its whole window with the membranes in registers:
 
-    BY_COLUMN   element (r, l) at r * L + l, channel l              (channels_last; R = 1, L = N without channels)
-    else        element (r, l) at (r * C + c) * L + l, channel c    (contiguous; a program stays in one channel c)
+    BY_COLUMN   element (r, l) at r * L + l, channel l, or (l // S) % C   (channels_last; R = 1, L = N without channels)
+    else        element (r, l) at (r * C + c) * L + l, channel c          (contiguous; a program stays in one channel c)
+
+An access moves 16 bytes where Triton can prove that its address allows it: where L is a multiple of 16. Where the
+pixels of a channel are not (14 x 14, 7 x 7), or the channels of a row (24), whole samples or several rows make one row
+of columns, which is, and each column's channel is computed from S. Where nothing helps, a kernel is given L as
+``units * ALIGN``, ALIGN the largest power of two that divides it: the accesses are as wide as that allows.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +55,7 @@ def elements(
     R,
     C,
     L,
+    S,  # neighbouring columns of one channel; None: every column is a channel
     BLOCK_R: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BY_COLUMN: tl.constexpr,
@@ -60,6 +68,8 @@ def elements(
     if BY_COLUMN:
         offsets = (wide * L)[:, None] + l[None, :]
         channels = l[None, :]
+        if S is not None:
+            channels = (channels // S) % C
         valid = (l < L)[None, :]
     else:
         offsets = ((wide * C + channel) * L)[:, None] + l[None, :]
@@ -95,8 +105,51 @@ def time_step(k, j, offsets, inside, step, T: tl.constexpr, CHUNK: tl.constexpr)
 
 
 @triton.jit
+def read_ahead(
+    queue, ptr, n: tl.constexpr, k, offsets, inside, step, T: tl.constexpr, CHUNK: tl.constexpr, BACK: tl.constexpr
+):  # fmt: skip
+    """The queue, and behind it what the n-th step that a chunk's walk visits holds, where there is such a step.
+
+    Pointers may alias for all that a compiler knows, so it moves no load before a store of an earlier step: what shall
+    be under way by then has to be asked for first.
+    """
+    if ptr is not None and n < CHUNK:
+        j: tl.constexpr = CHUNK - 1 - n if BACK else n
+        _, at, here = time_step(k, j, offsets, inside, step, T, CHUNK)
+        queue = queue + (tl.load(ptr + at, mask=here, other=0.0),)
+    return queue
+
+
+@triton.jit
 def total(tile):
     return tl.sum(tl.sum(tile, axis=1), axis=0)
+
+
+@triton.jit
+def over_owned(tile, BY_COLUMN: tl.constexpr):
+    """The sum of a tile over what each of its columns ([1, BLOCK_L]), or its channel ([1, 1]), owns of it."""
+    if not BY_COLUMN:
+        tile = tl.sum(tile, axis=1, keep_dims=True)
+    return tl.sum(tile, axis=0, keep_dims=True)
+
+
+@triton.jit
+def partial_place(
+    first, column, channel, programs, C, L, BLOCK_L: tl.constexpr, BY_COLUMN: tl.constexpr
+):
+    """Where a program's ``over_owned`` goes in [parts, L or C], their mask, and the elements of that plane."""
+    if BY_COLUMN:
+        l = column * BLOCK_L + tl.arange(0, BLOCK_L)[None, :]
+        place = tl.cast(first, tl.int64) * L + l
+        keep = l < L
+        plane = tl.cast(programs, tl.int64) * L
+    else:
+        columns = blocks(L, BLOCK_L)
+        part = tl.cast(first, tl.int64) * columns + column
+        place = part * C + channel + tl.full([1, 1], 0, tl.int64)
+        keep = place >= 0
+        plane = tl.cast(programs, tl.int64) * columns * C
+    return place, keep, plane
 
 
 @dataclass(frozen=True)
@@ -109,6 +162,20 @@ class Tiling:
     block_r: int
     block_l: int
     by_column: bool
+    S: int | None = None
+
+    @property
+    def align(self) -> int:
+        """The power of two that a kernel has to be told; of 16 Triton's launcher sees itself that it divides L."""
+        return 1 if self.L % 16 == 0 or self.L >= 2**31 else self.L & -self.L
+
+    @functools.cached_property
+    def geometry(self) -> dict[str, int | bool | None]:
+        """The arguments of a kernel, by name."""
+        return dict(
+            R=self.R, C=self.C, units=self.L // self.align, S=self.S,
+            ALIGN=self.align, BLOCK_R=self.block_r, BLOCK_L=self.block_l, BY_COLUMN=self.by_column,
+        )  # fmt: skip
 
     @property
     def row_tiles(self) -> int:
@@ -127,9 +194,14 @@ class Tiling:
         """Row programs of a launch: one per tile, or, where sums are kept, so few that partial sums stay small."""
         return min(self.row_tiles, max(1, 1024 // self.lanes)) if walking else self.row_tiles
 
-    def parts(self, programs: int) -> int:
-        """Partial sums of one channel that this many row programs leave."""
-        return programs * (1 if self.by_column else self.columns)
+    def partial(self, x: torch.Tensor, kinds: int, programs: int) -> torch.Tensor:
+        """Room for what this many row programs leave of so many kinds of sums, float32: [kinds, parts, L or C]."""
+        rows = (programs, self.L) if self.by_column else (programs * self.columns, self.C)
+        return x.new_empty((kinds, *rows), dtype=torch.float32)
+
+    def join(self, partial: torch.Tensor, out: torch.Tensor) -> None:
+        """Sum a ``partial`` by channel, [kinds, C]."""
+        torch.sum(partial.view(len(partial), -1, self.C, self.S or 1), (1, 3), out=out)
 
 
 def _power_of_2(n: int) -> int:
@@ -138,17 +210,37 @@ def _power_of_2(n: int) -> int:
 
 def tiling(x: torch.Tensor, per_channel: bool, vector: int) -> Tiling:
     """Cut a time step of x [T, B, C, ...] so that a thread owns ``vector`` neighbouring elements."""
-    block = 32 * WARPS * vector
-    neurons = x[0].numel()
+    block, neurons = 32 * WARPS * vector, x[0].numel()
     if not per_channel:
         return Tiling(1, 1, neurons, 1, block, True)
     channels, inner = channel_axis(x)
-    if channels > 1 and inner == 1:
-        block_l = min(_power_of_2(channels), 128)
-        return Tiling(neurons // channels, channels, channels, block // block_l, block_l, True)
-    inner = inner if channels > 1 else neurons
-    block_l = min(_power_of_2(inner), block)
-    return Tiling(neurons // (channels * inner), channels, inner, block // block_l, block_l, False)
+    return _cut(channels, inner if channels > 1 else neurons, neurons, block)
+
+
+@functools.lru_cache(maxsize=4096)
+def _cut(channels: int, inner: int, neurons: int, block: int) -> Tiling:
+    """Tiles of a step of so many neurons, where the channel of the element at n is (n // inner) % channels."""
+    R, L = neurons // (channels * inner), channels * inner
+    if channels == 1 or inner % 16 == 0:
+        block_l = min(_power_of_2(inner), block)
+        return Tiling(R, channels, inner, block // block_l, block_l, False)
+    # Columns of 128 leave the fewest partial sums; fewer rows and more columns, or more rows in one, only where lanes
+    # would lie idle.
+    cuts = []
+    for fold in (1, 2, 4, 8, 16, 32, 64, 128):
+        if R % fold == 0:
+            widest = min(_power_of_2(L * fold), block)
+            widths = [n for n in (128, 256, 512, 1024) if n <= widest] or [widest]
+            cuts += [(fold, block // n, n) for n in widths]
+    aligned = max(math.gcd(L * fold, 16) for fold, *_ in cuts)
+    cuts = [cut for cut in cuts if math.gcd(L * cut[0], 16) == aligned]
+    worked = [-(-R // f // r) * r * -(-L * f // n) * n for f, r, n in cuts]
+    best = next(
+        cut for cut, each in zip(cuts, worked, strict=True) if 16 * each <= 17 * min(worked)
+    )
+    fold, block_r, block_l = best
+    own = inner == 1 and fold == 1  # every column is a channel
+    return Tiling(R // fold, channels, L * fold, block_r, block_l, True, None if own else inner)
 
 
 def vector_width(x: torch.Tensor) -> int:
