@@ -19,8 +19,10 @@ blocks  that pass spikes or membranes on (`sew`, `ms`), under either optimizer: 
         through the shortcuts, and a wide surrogate adds so much to it that it is drowned. The
         targets for the block gain (geometric mean of the ratios of dL/dx from one residual block to
         the one before it) are 1 and 1.05: it hardly grows from block to block.
-plain   blocks that start with a gain below 0.5: the same, but 1.35 under AdamW and 1.5 under SGD,
-        because all of the gradient has to pass neurons.
+plain   blocks that start with a gain below 0.5: the same, but 1.35 under AdamW, because all of the
+        gradient has to pass neurons; under SGD 1.5 for bottlenecks and 1 for blocks of two layers.
+layers  that start as the identity: a depth gain of 0.8, under either optimizer. They hand the image
+        on, so that what lies far from the loss can wait; wider, the gradient explodes once they move.
 
         No gradient enters a block that starts at 0, so both are measured with closed blocks opened
         to 0.5, as training opens them.
@@ -55,6 +57,7 @@ from spiketriton.gradients.monitor import elements_per_image
 from spiketriton.gradients.probing import Batch, Loss, Prober
 from spiketriton.gradients.verdict import OPENED, starts_closed
 from spiketriton.models import Network
+from spiketriton.models.resnet import ARCHITECTURES
 from spiketriton.training.losses import build_loss
 
 TOLERANCE = 0.01  # relative, of the target
@@ -102,19 +105,32 @@ PLAIN_BLOCKS = {
     ),
     "sgd": Aim(
         "block gain",
-        1.5,
-        "SGD takes gradients as they are, and all of the gradient passes neurons",
+        1.0,
+        "SGD takes gradients as they are, so they should not grow from block to block",
     ),
 }
+SGD_BOTTLENECKS = replace(PLAIN_BLOCKS["sgd"], target=1.5, why=PLAIN_BLOCKS["adamw"].why)
+IDENTITY = Aim(
+    "depth gain",
+    0.8,
+    "layers that start as the identity carry the image, and a wider surrogate explodes as they move",
+)
 
 
-def aim_of(recipe: Recipe, blocks: BlockStart | None = None) -> Aim:
+def aim_of(
+    recipe: Recipe, blocks: BlockStart | None = None, layers: LayerStart | None = None
+) -> Aim:
     """The aim for the recipe's optimizer and kind of block, and for the start that was found."""
+    if recipe.model.start == "identity" or (layers is not None and layers.identity):
+        return IDENTITY
     if recipe.model.block != "plain":
         return SHORTCUTS[recipe.model.block]
     closed = starts_closed(recipe) if blocks is None else blocks.gain < OPENED
     if closed:
-        return PLAIN_BLOCKS[recipe.train.optimizer]
+        architecture = ARCHITECTURES.get(recipe.model.name)
+        deep = architecture is not None and architecture.bottleneck
+        optimizer = recipe.train.optimizer
+        return SGD_BOTTLENECKS if deep and optimizer == "sgd" else PLAIN_BLOCKS[optimizer]
     return SGD if recipe.train.optimizer == "sgd" else ADAMW
 
 
@@ -263,7 +279,7 @@ def calibrate(
     width = recipe.neuron.surrogate.width
     if isinstance(width, str):
         with opened(recipe, model, blocks):
-            aim = aim_of(recipe, blocks)
+            aim = aim_of(recipe, blocks, layers)
             found = _find_widths(recipe, aim, prober, width, model.last_of_blocks())
     else:
         widths = dict.fromkeys(prober.names, width)

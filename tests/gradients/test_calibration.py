@@ -23,6 +23,7 @@ from spiketriton.gradients.calibration import (
     probe_batches,
     wants_calibration,
 )
+from spiketriton.gradients.layer_start import LayerStart
 from spiketriton.gradients.probing import Batch, Prober
 from spiketriton.models import Network, build_model
 from spiketriton.runs.checkpoint import read_checkpoint
@@ -88,6 +89,43 @@ def random_recipe(seed: int, optimizer: str, mode: str = "auto") -> Recipe:
     changes += [f"neuron.surrogate.shape={SHAPES[seed % len(SHAPES)]}"]
     changes += [f"neuron.v_threshold={draw.choice([0.5, 1.0, 1.5])}"]
     return replace(small_recipe(), "train.batch_size=32", *changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "goal", "target"),
+    [
+        (["train.optimizer=sgd"], "depth gain", 1.15),
+        (["train.optimizer=adamw"], "transmission", 0.4),
+        (["train.optimizer=adamw", "model.residual_gain=0"], "block gain", 1.35),
+        (["train.optimizer=sgd", "model.residual_gain=0"], "block gain", 1.0),
+        (
+            ["train.optimizer=sgd", "model.residual_gain=0", "model.name=resnet50"],
+            "block gain",
+            1.5,
+        ),
+        (["train.optimizer=sgd", "model.block=ms"], "block gain", 1.05),
+        (["train.optimizer=sgd", "model.name=mlp", "model.start=identity"], "depth gain", 0.8),
+        (["train.optimizer=adamw", "model.name=mlp", "model.start=identity"], "depth gain", 0.8),
+    ],
+)
+def test_what_a_width_is_judged_by(changes, goal, target):
+    aim = aim_of(replace(small_recipe(), *changes))
+    assert (aim.goal, aim.target) == (goal, target)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_layers_that_start_as_the_identity_get_a_narrow_surrogate(optimizer):
+    changes = ("model.name=mlp", "model.depth=16", "neuron.surrogate.width=auto")
+    recipe = small_recipe(*changes, f"train.optimizer={optimizer}", "model.start=identity")
+    model, batches = built(recipe)
+    found = calibrate(recipe, model, batches)
+    assert (found.goal, found.target, found.met) == ("depth gain", 0.8, True)
+    assert gain_of(recipe, model, batches) == pytest.approx(0.8, rel=0.05)
+
+    either = replace(recipe, "model.start=auto")
+    for identity in (True, False):
+        layers = LayerStart(identity=identity, usual=0.0, overlap=0.5)
+        assert (aim_of(either, layers=layers) == aim_of(recipe)) == identity
 
 
 @pytest.mark.parametrize("seed", range(8))
