@@ -88,6 +88,45 @@ for optimizer in adamw sgd; do
     $sweep $settings model.depth=50 model.start=auto $width=auto --out "$out/identity_auto_$optimizer"
 done
 $sweep $sgd model.depth=20,50 model.start=kaiming,identity $width=0.2,0.42,1 --out "$out/identity_sgd"
+# nets that the rule was not made on, and what fixed settings reach there
+held="$sweep $small model.residual_gain=auto $width=auto"
+plif="model.name=resnet32 model.block=ms neuron.kind=plif"
+$held $plif --out "$out/held_plif"
+$sweep $small $plif model.residual_gain=1 $width=0.6 --out "$out/held_plif_usual"
+$sweep $small $plif model.residual_gain=0.2 $width=0.6,1 --out "$out/held_plif_closed"
+soft="model.name=resnet44 model.block=sew neuron.reset=soft"
+$held $soft --out "$out/held_soft"
+$sweep $small $soft model.residual_gain=1 $width=0.3,0.6 --out "$out/held_soft_usual"
+$sweep $small $soft model.residual_gain=0.2 $width=0.6 --out "$out/held_soft_closed"
+digits="model.name=resnet44 model.block=ms data.name=digits data.image_size=8 data.test_images=0 train.epochs=20
+    train.max_steps=400"
+$held $digits --out "$out/held_digits"
+$sweep $small $digits model.residual_gain=1 $width=0.6 --out "$out/held_digits_usual"
+$sweep $small $digits model.residual_gain=0.2 $width=0.6,1 --out "$out/held_digits_closed"
+paper="model.block=plain neuron.kind=if time_steps=10"
+$r50 $paper model.residual_gain=auto $width=auto --out "$out/held_paper"
+$r50 $paper model.residual_gain=0 $width=0.2,0.4,0.7,1 --out "$out/held_paper_fixed"
+slow="model.name=resnet32 model.block=plain $sgd"
+$held $slow --out "$out/held_sgd"
+$sweep $small $slow model.residual_gain=0 model.residual_bias=0.25 $width=0.6,0.9 --out "$out/held_sgd_fixed"
+for optimizer in adamw sgd; do
+    eval "settings=\$$optimizer"
+    $sweep $settings model.depth=50 model.start=identity $width=0.52,0.62 --out "$out/held_identity_$optimizer"
+done
+# ten epochs of the small ResNet-50: MS blocks, plain blocks, the ANN twin
+whole="data.name=fashion_mnist data.image_size=16 data.augment=none data.workers=0 data.test_images=10000
+    model.width=16 time_steps=4 train.precision=fp32 train.epochs=10 train.batch_size=128 train.threads=1"
+train="python -m spiketriton.train"
+$train recipes/imagenette_r50.toml $whole model.block=ms --run-dir "$out/ms"
+$train recipes/imagenette_r50.toml $whole model.block=plain --run-dir "$out/plain"
+$train recipes/imagenette_r50_ann.toml $whole --run-dir "$out/ann"
+python -m spiketriton.evaluate "$out/ms" --against "$out/plain" "$out/ann"
+# two hundred more steps of the plain one, with narrower surrogates
+for w in 0.2 0.3 0.51; do
+    $train recipes/imagenette_r50.toml $whole model.block=plain model.residual_gain=0 model.residual_bias=0.25 \
+        $width=$w data.test_images=2000 train.init_from="$out/plain" train.epochs=1 train.lr=3e-4 \
+        train.max_steps=200 --run-dir "$out/plain_$w"
+done
 # (f) how deep a plain net still trains
 depths="model.depth=10,20,30,50 $seeds"
 $sweep $adamw $depths $width=auto,0.42,1,4,10 --out "$out/f_adamw"
