@@ -82,7 +82,7 @@ def test_rows_of_kernels_and_of_operations(traced, monkeypatch):
     assert sums["checkpoint_bytes"] == 2
     assert sums["predicted_for"] == [4, 256, 64, 56, 56]
     budgets = [row["budget"] for row in rows if "operation" in row]
-    assert budgets == [5, 8, 11]
+    assert budgets == [5, 8, 11, 13]
 
 
 def test_nothing_is_compiled_under_the_interpreter(monkeypatch):
