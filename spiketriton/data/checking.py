@@ -7,7 +7,6 @@ time of change differs.
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,14 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from rich.console import Console
-from rich.progress import track
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from spiketriton.config import DataConfig
-from spiketriton.data.download import data_root, one_process_at_a_time
-from spiketriton.data.events.cache import leave_ctrl_c_to_the_parent, say
+from spiketriton.data.download import one_process_at_a_time
+from spiketriton.data.once import in_processes, kept_in, say, workers_of
 from spiketriton.data.sources import Source
 from spiketriton.data.splits import FileSplit, check_file
 from spiketriton.errors import UserError
@@ -80,10 +76,7 @@ def _some(skipped: Sequence[str]) -> str:
 
 def _found(config: DataConfig, splits: Sequence[FileSplit]) -> list[str]:
     """Why each file of the splits is broken; "" if it is whole."""
-    folder = (
-        data_root(config) / FOLDER if config.cache == "auto" else Path(config.cache).expanduser()
-    )
-    cache = folder.absolute() / f"{config.name}-{config.check}.npz"
+    cache = kept_in(config, FOLDER) / f"{config.name}-{config.check}.npz"
     files = [(split.path(at), split.class_of(at)) for split in splits for at in range(len(split))]
     keys = _keys([path for path, _ in files])
     known = _Known.read(cache)
@@ -163,23 +156,17 @@ def _check(
     """Checks the files that are not known yet, in several processes if they are many."""
     new = np.flatnonzero(known.lacks(keys))
     chunks = [new[at : at + CHUNK] for at in range(0, len(new), CHUNK)]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = (cores or 1) if config.workers == "auto" else int(config.workers)
+    workers = workers_of(config)
     many = len(chunks) > 2 and workers > 1
     if many:
         say(
             f"{config.name}: {len(new):,} image files are checked once (data.check = {config.check})"
         )
-    loader = DataLoader(
-        _Chunks([[files[at] for at in chunk] for chunk in chunks], pixels=config.check == "full"),
-        batch_size=None,
-        num_workers=min(workers, len(chunks)) if many else 0,
-        worker_init_fn=leave_ctrl_c_to_the_parent,
-        generator=torch.Generator(),
+    items = _Chunks(
+        [[files[at] for at in chunk] for chunk in chunks], pixels=config.check == "full"
     )
-    quiet, console = not sys.stderr.isatty(), Console(stderr=True)
-    title = f"images of {config.name}"
-    answers = track(loader, title, console=console, transient=True, disable=quiet)
+    processes = min(workers, len(chunks)) if many else 0
+    answers = in_processes(items, f"images of {config.name}", processes)
     whys = [why for answer in answers for why in answer]
     for key, why in zip(keys[new].tolist(), whys, strict=True):
         if why:

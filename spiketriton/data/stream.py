@@ -6,7 +6,6 @@ number of workers, nor the step at which a run starts, nor the number of ranks c
 """
 
 import atexit
-import os
 import signal
 import weakref
 from collections.abc import Generator, Iterable, Iterator
@@ -23,6 +22,7 @@ from spiketriton.data.mixing import Mixing
 from spiketriton.data.splits import Split
 from spiketriton.data.transforms import Transform
 from spiketriton.errors import UserError
+from spiketriton.processors import usable
 
 
 class Request(NamedTuple):
@@ -137,8 +137,7 @@ def auto_workers(*, in_memory: bool, cuda: bool, ranks_here: int) -> int:
     Images in memory take microseconds: worth up to 4 processes, and only if a GPU computes meanwhile
     and cores are idle. Files are decoded by as many as leave one core to the training process.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cores = (cores or 1) // ranks_here
+    cores = usable() // ranks_here
     if in_memory and not (cuda and cores > 4):
         return 0
     return max(0, min(4, cores - 1) if in_memory else cores - 1)

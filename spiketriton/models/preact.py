@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from spiketriton.models.layers import Parts, folded, norm_neuron, over_time, spike_conv
 from spiketriton.models.network import Network
-from spiketriton.models.resnet import Architecture, recomputed
+from spiketriton.models.resnet import Architecture, convolutions, recomputed
 
 
 class PreActBlock(nn.Module):
@@ -31,9 +31,7 @@ class PreActBlock(nn.Module):
         self, parts: Parts, channels_in: int, width: int, stride: int, bottleneck: bool
     ) -> None:
         super().__init__()
-        plan = [(3, width, stride), (3, width, 1)]
-        if bottleneck:
-            plan = [(1, width, 1), (3, width, stride), (1, 4 * width, 1)]
+        plan = convolutions(width, stride, bottleneck)
         self.depth, self.channels_out = len(plan), plan[-1][1]
         channels = channels_in
         for i, (kernel, channels_next, conv_stride) in enumerate(plan, start=1):

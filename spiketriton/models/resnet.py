@@ -51,6 +51,13 @@ ARCHITECTURES = {
 IMAGENET_STEM_FROM = 96  # pixels; smaller images would reach the last stage as a single pixel
 
 
+def convolutions(width: int, stride: int, bottleneck: bool) -> list[tuple[int, int, int]]:
+    """Kernel, channels out and stride of each convolution of a block."""
+    if bottleneck:
+        return [(1, width, 1), (3, width, stride), (1, 4 * width, 1)]
+    return [(3, width, stride), (3, width, 1)]
+
+
 class Block(nn.Module):
     """A residual block, [T, B, C, H, W] -> [T, B, C', H', W']; a subclass defines `forward`.
 
@@ -70,9 +77,7 @@ class Block(nn.Module):
         self, parts: Parts, channels_in: int, width: int, stride: int, bottleneck: bool
     ) -> None:
         super().__init__()
-        plan = [(3, width, stride), (3, width, 1)]
-        if bottleneck:
-            plan = [(1, width, 1), (3, width, stride), (1, 4 * width, 1)]
+        plan = convolutions(width, stride, bottleneck)
         self.depth = len(plan)
         self.channels_out = plan[-1][1]
         channels = channels_in

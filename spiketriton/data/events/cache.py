@@ -18,8 +18,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,15 +26,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from spiketriton.config import DataConfig
-from spiketriton.data.download import data_root
 from spiketriton.data.events.formats import read_events
 from spiketriton.data.events.frames import to_bytes, to_frames
 from spiketriton.data.events.recordings import CACHE, Recording, Recordings
+from spiketriton.data.once import in_processes, kept_in, say
 from spiketriton.errors import UserError
 
 VERSION = 1  # of the frames: another one for the same settings if they come out otherwise
@@ -90,8 +86,7 @@ def frames_of(
     """
     every = sorted({*recordings.train, *recordings.test}, key=lambda r: (str(r.path), r.span))
     job = Job(recordings, every, config.bins, steps, size)
-    root = data_root(config) / CACHE if config.cache == "auto" else Path(config.cache).expanduser()
-    folder = root.absolute() / f"{config.name}-{job.digest[:16]}"
+    folder = kept_in(config, CACHE) / f"{config.name}-{job.digest[:16]}"
     facts = _complete(folder, job)
     if facts is None:
         try:
@@ -209,19 +204,7 @@ def _build(folder: Path, job: Job, workers: int, name: str) -> np.ndarray:
         + (f"; {done:,} of {len(job.every):,} recordings are there" if done else "")
     )
     requests = _Requests(folder, job, list(files.values()))
-    loader = DataLoader(
-        requests,
-        batch_size=None,
-        num_workers=min(workers, len(files)),
-        collate_fn=_as_it_is,
-        worker_init_fn=leave_ctrl_c_to_the_parent,
-        generator=torch.Generator(),
-    )
-    quiet = not sys.stderr.isatty()
-    console = Console(stderr=True)
-    for answer in track(
-        loader, f"frames of {name}", console=console, transient=True, disable=quiet
-    ):
+    for answer in in_processes(requests, f"frames of {name}", min(workers, len(files))):
         if isinstance(answer, UserError):
             raise UserError(str(answer))
         for index, *numbers in answer:
@@ -308,16 +291,3 @@ class _Requests(Dataset[Any]):
             duration = int(part["t"][-1] - part["t"][0]) if len(part) else 0
             answers.append((index, len(part), duration, lost))
         return answers
-
-
-def _as_it_is(answer: Any) -> Any:
-    return answer
-
-
-def leave_ctrl_c_to_the_parent(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def say(text: str) -> None:
-    """A line on stderr: the data are prepared before a run has a display."""
-    print(text, file=sys.stderr, flush=True)

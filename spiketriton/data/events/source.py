@@ -1,10 +1,9 @@
 """A recipe's recordings as a source of frames, ready to be batched."""
 
-import os
-
 from spiketriton.config import Recipe
 from spiketriton.data.events.cache import frames_of
 from spiketriton.data.events.recordings import RECORDINGS
+from spiketriton.data.once import workers_of
 from spiketriton.data.sources import Source
 
 
@@ -16,8 +15,7 @@ def event_source(recipe: Recipe) -> Source:
     config = recipe.data
     found = RECORDINGS[config.name](config)
     size = config.image_size or found.size
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = (cores or 1) if config.workers == "auto" else int(config.workers)
+    workers = workers_of(config)
     train, test = frames_of(found, config, steps=recipe.time_steps, size=size, workers=workers)
     return Source(
         train=train,
