@@ -85,8 +85,6 @@ def check_like(
     """value must have the shape, one of the dtypes and the device of the input."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-    if value.shape == shape and value.dtype in dtypes and value.device == x.device:
-        return
     if value.shape != shape:
         raise ValueError(f"{name} has shape {tuple(value.shape)}; accepted: {tuple(shape)}")
     if value.dtype not in dtypes:
@@ -154,12 +152,9 @@ def _record(
         raise TypeError(
             f"surrogate must be a spiketriton_kernels.Surrogate, got {type(surrogate).__name__}"
         )
-    if not isinstance(decay, torch.Tensor):
-        check_float("decay", decay)
-    if not isinstance(gain, torch.Tensor):
-        check_float("gain", gain)
-    if not isinstance(threshold, torch.Tensor):
-        check_float("threshold", threshold)
+    for name, value in (("decay", decay), ("gain", gain), ("threshold", threshold)):
+        if not isinstance(value, torch.Tensor):
+            check_float(name, value)
     check_float("v_reset", v_reset)
     if not isinstance(detach_reset, bool):
         raise TypeError(f"detach_reset must be True or False, got {detach_reset!r}")

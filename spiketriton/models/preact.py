@@ -4,12 +4,14 @@ He et al. 2016 (arXiv 1603.05027), with spiking neurons as in the ResNet-18 of C
 arXiv 2402.04663).
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from spiketriton.models.layers import Parts, folded, norm_neuron, over_time, spike_conv
 from spiketriton.models.network import Network
-from spiketriton.models.resnet import Architecture, convolutions, recomputed
+from spiketriton.models.resnet import Architecture, add_stages, convolutions, recomputed
 
 
 class PreActBlock(nn.Module):
@@ -80,16 +82,8 @@ class PreActResNet(Network):
         kernel, stride = (3, 1) if stem == "cifar" else (7, 2)
         self.conv1 = parts.conv(channels, width, kernel, stride)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem == "imagenet" else None
-        channels_in = width
-        self.stage_names = [f"layer{i}" for i in range(1, len(architecture.blocks) + 1)]
-        for i, (name, count) in enumerate(zip(self.stage_names, architecture.blocks, strict=True)):
-            blocks = []
-            for j in range(count):
-                stride = 2 if (i > 0 or stem == "strided") and j == 0 else 1
-                block = PreActBlock(parts, channels_in, width << i, stride, architecture.bottleneck)
-                channels_in = block.channels_out
-                blocks.append(block)
-            self.add_module(name, nn.Sequential(*blocks))
+        make = partial(PreActBlock, parts, bottleneck=architecture.bottleneck)
+        self.stage_names, channels_in = add_stages(self, architecture, stem == "strided", make)
         self.checkpoint_blocks = parts.checkpoint_blocks
         self.bn_last, self.neuron_last = parts.norm(channels_in), parts.neuron()
         self.fc = nn.Linear(channels_in, classes)

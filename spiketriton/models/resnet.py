@@ -58,6 +58,27 @@ def convolutions(width: int, stride: int, bottleneck: bool) -> list[tuple[int, i
     return [(3, width, stride), (3, width, 1)]
 
 
+def add_stages(
+    net: nn.Module, architecture: Architecture, strided: bool, make: Callable[..., Any]
+) -> tuple[list[str], int]:
+    """Adds the stages `layer1`, `layer2`, ... to a network; returns their names, and the channels at their end.
+
+    Args:
+        strided: whether the first stage halves the image too, as all others do.
+        make: makes a block of (channels_in, width, stride).
+    """
+    names, channels = [], architecture.width
+    for i, count in enumerate(architecture.blocks):
+        blocks = []
+        for j in range(count):
+            stride = 2 if (i > 0 or strided) and j == 0 else 1
+            blocks.append(make(channels, architecture.width << i, stride))
+            channels = blocks[-1].channels_out
+        names.append(f"layer{i + 1}")
+        net.add_module(names[-1], nn.Sequential(*blocks))
+    return names, channels
+
+
 class Block(nn.Module):
     """A residual block, [T, B, C, H, W] -> [T, B, C', H', W']; a subclass defines `forward`.
 
@@ -309,17 +330,8 @@ class ResNet(BlockNetwork):
         self.bn1 = parts.norm(width)
         self.neuron1 = None if block == "ms" else parts.neuron()
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem == "imagenet" else None
-        channels_in = width
-        self.stage_names = [f"layer{i}" for i in range(1, len(architecture.blocks) + 1)]
-        for i, (name, count) in enumerate(zip(self.stage_names, architecture.blocks, strict=True)):
-            blocks = []
-            for j in range(count):
-                stride = 2 if (i > 0 or stem == "strided") and j == 0 else 1
-                blocks.append(
-                    BLOCKS[block](parts, channels_in, width << i, stride, architecture.bottleneck)
-                )
-                channels_in = blocks[-1].channels_out
-            self.add_module(name, nn.Sequential(*blocks))
+        make = partial(BLOCKS[block], parts, bottleneck=architecture.bottleneck)
+        self.stage_names, channels_in = add_stages(self, architecture, stem == "strided", make)
         self.checkpoint_blocks = parts.checkpoint_blocks
         self.neuron_last = parts.neuron() if block == "ms" else None
         self.fc = nn.Linear(channels_in, classes)
