@@ -54,21 +54,21 @@ python -m spiketriton.sweep recipes/imagenette_r50.toml data.name=fashion_mnist 
     train.precision=fp32 train.epochs=1 train.max_steps=400 train.threads=1 train.log_every=100 \
     model.block=plain,sew,ms $width=auto,1 --out "$out/r50"
 # what blocks start at: the small ResNet-50 again, and what auto makes of it
-r50="python -m spiketriton.sweep recipes/imagenette_r50.toml data.name=fashion_mnist data.image_size=16
-    data.augment=none data.workers=0 data.test_images=1000 model.width=16 time_steps=4 train.precision=fp32
+r50_any="python -m spiketriton.sweep recipes/imagenette_r50.toml data.name=fashion_mnist data.image_size=16
+    data.augment=none data.workers=0 data.test_images=1000 model.width=16 train.precision=fp32
     train.epochs=1 train.batch_size=32 train.max_steps=400 train.threads=1"
-r50_sgd="$r50 $sgd"
-r50="$r50 $adamw"
+r50_sgd="$r50_any time_steps=4 $sgd"
+r50="$r50_any time_steps=4 $adamw"
 $r50 model.block=plain,sew,ms model.residual_gain=0,0.2,1 $width=0.3,0.6,1,2.5 --out "$out/start"
 $r50 model.block=plain model.residual_gain=0 model.residual_bias=0.25 $width=0.6,1 --out "$out/start_bias"
 $r50 model.block=plain,sew,ms model.residual_gain=auto $width=auto $seeds --out "$out/start_auto"
 identity="model.block=plain model.residual_gain=0 model.residual_bias=0.25"
 $r50_sgd $identity $width=0.4,0.6,0.8,1 --out "$out/start_sgd"
 $r50_sgd $identity train.clip_grad_norm=1 $width=0.4,0.6 --out "$out/start_sgd_clipped"
-$r50_sgd train.lr=0.03 $identity $width=0.4,0.6 --out "$out/start_sgd_slow"
+$r50_any time_steps=4 train.optimizer=sgd train.lr=0.03 $identity $width=0.4,0.6 --out "$out/start_sgd_slow"
 $r50_sgd model.block=plain,sew,ms model.residual_gain=auto $width=auto --out "$out/start_auto_sgd"
-small="model.width=8 data.image_size=14 train.batch_size=32 train.max_steps=600 data.test_images=1000
-    train.optimizer=adamw train.lr=2e-3"
+small_any="model.width=8 data.image_size=14 train.batch_size=32 train.max_steps=600 data.test_images=1000"
+small="$small_any $fast_adamw"
 $sweep $small model.name=resnet20,resnet56 model.block=plain model.residual_gain=0 model.residual_bias=0.25 \
     $width=1 --out "$out/start_plain"
 $sweep $small model.name=resnet20 model.block=plain model.residual_gain=1 $width=0.6,1 --out "$out/start_usual"
@@ -98,17 +98,17 @@ soft="model.name=resnet44 model.block=sew neuron.reset=soft"
 $held $soft --out "$out/held_soft"
 $sweep $small $soft model.residual_gain=1 $width=0.3,0.6 --out "$out/held_soft_usual"
 $sweep $small $soft model.residual_gain=0.2 $width=0.6 --out "$out/held_soft_closed"
-digits="model.name=resnet44 model.block=ms data.name=digits data.image_size=8 data.test_images=0 train.epochs=20
-    train.max_steps=400"
-$held $digits --out "$out/held_digits"
-$sweep $small $digits model.residual_gain=1 $width=0.6 --out "$out/held_digits_usual"
-$sweep $small $digits model.residual_gain=0.2 $width=0.6,1 --out "$out/held_digits_closed"
-paper="model.block=plain neuron.kind=if time_steps=10"
-$r50 $paper model.residual_gain=auto $width=auto --out "$out/held_paper"
-$r50 $paper model.residual_gain=0 $width=0.2,0.4,0.7,1 --out "$out/held_paper_fixed"
-slow="model.name=resnet32 model.block=plain $sgd"
-$held $slow --out "$out/held_sgd"
-$sweep $small $slow model.residual_gain=0 model.residual_bias=0.25 $width=0.6,0.9 --out "$out/held_sgd_fixed"
+digits="$sweep model.name=resnet44 model.block=ms model.width=8 data.name=digits data.image_size=8 data.test_images=0
+    train.batch_size=32 train.epochs=20 train.max_steps=400 $fast_adamw"
+$digits model.residual_gain=auto $width=auto --out "$out/held_digits"
+$digits model.residual_gain=1 $width=0.6 --out "$out/held_digits_usual"
+$digits model.residual_gain=0.2 $width=0.6,1 --out "$out/held_digits_closed"
+paper="$r50_any model.block=plain neuron.kind=if time_steps=10 $adamw"
+$paper model.residual_gain=auto $width=auto --out "$out/held_paper"
+$paper model.residual_gain=0 $width=0.2,0.4,0.7,1 --out "$out/held_paper_fixed"
+by_sgd="$sweep $small_any model.name=resnet32 model.block=plain $sgd"
+$by_sgd model.residual_gain=auto $width=auto --out "$out/held_sgd"
+$by_sgd model.residual_gain=0 model.residual_bias=0.25 $width=0.6,0.9 --out "$out/held_sgd_fixed"
 for optimizer in adamw sgd; do
     eval "settings=\$$optimizer"
     $sweep $settings model.depth=50 model.start=identity $width=0.52,0.62 --out "$out/held_identity_$optimizer"
