@@ -4,33 +4,10 @@ model.residual_gain = "auto" (`block_start`) and model.start = "auto" (`layer_st
 first, because they decide how images get through; then
 neuron.surrogate.width = "auto" | "auto_per_layer", which decides how gradients return.
 
-What a good width is depends on the optimizer and on the net (docs/gradient_flow.md shows the
-experiments):
-
-sgd     takes the gradient as it is, so it must neither shrink nor grow much on its way back. The
-        target for the depth gain (geometric mean of the ratios of dL/dx between consecutive spiking
-        layers) is 1.15. Below 1 the first layers of deep nets do not move; a little above, they do.
-adamw   divides every weight's gradient by its own size, so a gain does no harm; what counts is how
-        many neurons take part. The target for the transmission (RMS of dL/dx by that of dL/ds,
-        relative to what it would be if the surrogate were flat, geometric mean over layers) is 0.4.
-        A flat surrogate passes everything, a narrow one next to nothing. It is measured with the
-        reset detached, because with a flat surrogate the path through an attached reset explodes.
-blocks  that pass spikes or membranes on (`sew`, `ms`), under either optimizer: the gradient comes
-        through the shortcuts, and a wide surrogate adds so much to it that it is drowned. The
-        targets for the block gain (geometric mean of the ratios of dL/dx from one residual block to
-        the one before it) are 1 and 1.05: it hardly grows from block to block.
-plain   blocks that start with a gain below 0.5: the same, but 1.35 under AdamW, because all of the
-        gradient has to pass neurons; under SGD 1.5 for bottlenecks and 1 for blocks of two layers.
-layers  that start as the identity: a depth gain of 0.8, under either optimizer. They hand the image
-        on, so that what lies far from the loss can wait; wider, the gradient explodes once they move.
-
-        No gradient enters a block that starts at 0, so both are measured with closed blocks opened
-        to 0.5, as training opens them.
-
-All are measured on a few batches of the training images, always the same, in training mode. The
-forward pass does not depend on the width, so all are smooth, growing functions of it. Widths in
-steps of four from 1.28 thresholds are tried until two have the target between them; regula falsi on
-log(width) finds the rest. Nothing is random.
+What a width is judged by stands in `aims`. It is measured on a few batches of the training images,
+always the same, in training mode. The forward pass does not depend on the width, so that all goals
+are smooth, growing functions of it. Widths in steps of four from 1.28 thresholds are tried until two
+have the target between them; regula falsi on log(width) finds the rest. Nothing is random.
 
 "auto_per_layer" starts from there and lets each layer meet the target by itself: of a depth gain
 the ratio of its dL/dx to the next layer's, of a transmission its own.
@@ -43,21 +20,20 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from spiketriton.config import Recipe
 from spiketriton.data import Data
+from spiketriton.gradients.aims import OPENED, Aim, aim_of
 from spiketriton.gradients.block_start import BlockStart, find_block_start, wants_block_start
 from spiketriton.gradients.layer_start import LayerStart, find_layer_start, wants_layer_start
 from spiketriton.gradients.measurement import Measurement, gain_through
 from spiketriton.gradients.monitor import elements_per_image
 from spiketriton.gradients.probing import Batch, Loss, Prober
-from spiketriton.gradients.verdict import OPENED, starts_closed
 from spiketriton.models import Network
-from spiketriton.models.resnet import ARCHITECTURES
 from spiketriton.training.losses import build_loss
 
 TOLERANCE = 0.01  # relative, of the target
@@ -74,64 +50,6 @@ BATCHES = 2
 BUDGET = {"cpu": 24e6, "cuda": 4e9}
 FEWEST, MOST = 4, {"cpu": 32, "cuda": 64}
 CROP = 32
-
-
-@dataclass(frozen=True)
-class Aim:
-    """What a width is judged by, the target for it, and why."""
-
-    goal: Literal["depth gain", "block gain", "transmission"]
-    target: float
-    why: str
-
-
-SGD = Aim(
-    "depth gain",
-    1.15,
-    "SGD takes gradients as they are, so they should neither shrink nor grow much",
-)
-ADAMW = Aim(
-    "transmission",
-    0.4,
-    "AdamW rescales gradients, so what counts is how many neurons pass them on",
-)
-DROWNED = "shortcuts carry the gradient, and what the branches add should not drown it"
-SHORTCUTS = {"sew": Aim("block gain", 1.0, DROWNED), "ms": Aim("block gain", 1.05, DROWNED)}
-PLAIN_BLOCKS = {
-    "adamw": Aim(
-        "block gain",
-        1.35,
-        "all of the gradient passes neurons, so it should grow a little from block to block",
-    ),
-    "sgd": Aim(
-        "block gain",
-        1.0,
-        "SGD takes gradients as they are, so they should not grow from block to block",
-    ),
-}
-SGD_BOTTLENECKS = replace(PLAIN_BLOCKS["sgd"], target=1.5, why=PLAIN_BLOCKS["adamw"].why)
-IDENTITY = Aim(
-    "depth gain",
-    0.8,
-    "layers that start as the identity carry the image, and a wider surrogate explodes as they move",
-)
-
-
-def aim_of(
-    recipe: Recipe, blocks: BlockStart | None = None, layers: LayerStart | None = None
-) -> Aim:
-    """The aim for the recipe's optimizer and kind of block, and for the start that was found."""
-    if recipe.model.start == "identity" or (layers is not None and layers.identity):
-        return IDENTITY
-    if recipe.model.block != "plain":
-        return SHORTCUTS[recipe.model.block]
-    closed = starts_closed(recipe) if blocks is None else blocks.gain < OPENED
-    if closed:
-        architecture = ARCHITECTURES.get(recipe.model.name)
-        deep = architecture is not None and architecture.bottleneck
-        optimizer = recipe.train.optimizer
-        return SGD_BOTTLENECKS if deep and optimizer == "sgd" else PLAIN_BLOCKS[optimizer]
-    return SGD if recipe.train.optimizer == "sgd" else ADAMW
 
 
 @dataclass(frozen=True)
@@ -279,7 +197,11 @@ def calibrate(
     width = recipe.neuron.surrogate.width
     if isinstance(width, str):
         with opened(recipe, model, blocks):
-            aim = aim_of(recipe, blocks, layers)
+            aim = aim_of(
+                recipe,
+                gain=None if blocks is None else blocks.gain,
+                identity=None if layers is None else layers.identity,
+            )
             found = _find_widths(recipe, aim, prober, width, model.last_of_blocks())
     else:
         widths = dict.fromkeys(prober.names, width)

@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 
 from spiketriton.config import Recipe
+from spiketriton.gradients.aims import Aim, aim_of, starts_closed
 from spiketriton.gradients.measurement import Measurement
 
 Word = Literal["healthy", "vanishing", "exploding", "blocked", "silent", "lost", "not finite"]
@@ -43,6 +44,7 @@ LIMITS: dict[tuple[str, str], Limits] = {
     ("time", "sgd"): Limits(1e-2, 1e3, THROUGH_TIME),
     ("time", "adamw"): Limits(1e-2, 1e3, THROUGH_TIME),
 }
+ROOM = (0.1, 10.0)  # around the ratio that the width was chosen for, where that lies further out
 # a layer with more of its neurons outside the surrogate's reach hardly learns
 DEAD_SHARE = 0.9
 # spikes per neuron and time step: with fewer, the layers after this one see nothing
@@ -157,7 +159,7 @@ class Axis:
         return f"backward through {self.name}: {self.word}: {judged}: {self.limits.why}"
 
     def brief(self) -> str:
-        """`depth 223x (limit 1.0e+12x)`; "" where there is nothing to compare."""
+        """`depth 223x (limit 1e12x)`; "" where there is nothing to compare."""
         if self.places == 1:
             return ""
         if self.ratio is None:
@@ -287,6 +289,7 @@ def judge(
     overlap: np.ndarray | None = None,
     among: Sequence[int] | None = None,
     may_be_silent: Sequence[int] = (),
+    aim: Aim | None = None,
 ) -> Verdict:
     """The verdict on a measurement.
 
@@ -297,6 +300,8 @@ def judge(
         among: the layers whose gradients are compared through depth (`comparable`): None for all,
             none of them while residual blocks are closed.
         may_be_silent: layers that need not fire (`may_be_silent`).
+        aim: what the surrogate's width is chosen by (`aim_of`); what it asks for through depth is no
+            trouble, at any depth.
     """
     bad = np.argwhere(measured.nonfinite[::-1, ::-1] > 0)
     layers, steps = measured.grad_input.shape
@@ -313,8 +318,8 @@ def judge(
             kept=None if overlap is None else float(overlap[-1]),
             lost_from=None if overlap is None else lost_at(overlap),
         ),
-        depth=_axis("depth", measured, compared, optimizer),
-        time=_axis("time", measured, compared, optimizer),
+        depth=_axis("depth", measured, compared, _depth_limits(measured.names, optimizer, aim)),
+        time=_axis("time", measured, compared, LIMITS["time", optimizer]),
         dead_share=float(measured.outside.mean()),
         dead_layer=int(outside.argmax()) if outside.max() > DEAD_SHARE else None,
         firing_rate=float(measured.firing.mean()),
@@ -329,15 +334,6 @@ def lost_at(overlap: np.ndarray) -> int | None:
     keeping = np.flatnonzero(~(overlap < FORGOTTEN))
     after = int(keeping[-1]) + 1 if len(keeping) else 0
     return after if after < len(overlap) else None
-
-
-OPENED = 0.5  # a gain that residual blocks get to in training, whatever they start at
-
-
-def starts_closed(recipe: Recipe) -> bool:
-    """Whether residual blocks start with little or no gain."""
-    gain = recipe.model.residual_gain
-    return isinstance(gain, str) or gain < OPENED
 
 
 def comparable(measured: Measurement, recipe: Recipe) -> list[int] | None:
@@ -370,8 +366,22 @@ def may_be_silent(names: Sequence[str], recipe: Recipe) -> list[int]:
     return [i for i in last_layers(names) if "." in names[i]] if closed else []
 
 
+def _depth_limits(names: Sequence[str], optimizer: str, aim: Aim | None) -> Limits:
+    """Those of the optimizer, or as wide around what is aimed at where that needs more."""
+    usual = LIMITS["depth", optimizer]
+    if aim is None:
+        return usual
+    growth = aim.growth(len(last_layers(names) if aim.goal == "block gain" else names))
+    limits = Limits(
+        min(usual.low, ROOM[0] * growth),
+        max(usual.high, ROOM[1] * growth),
+        f"a {aim.goal} of {aim.target:g} is aimed at, {times(growth)} over all of them: {aim.why}",
+    )
+    return usual if (limits.low, limits.high) == (usual.low, usual.high) else limits
+
+
 def _axis(
-    name: Literal["depth", "time"], measured: Measurement, among: Sequence[int], optimizer: str
+    name: Literal["depth", "time"], measured: Measurement, among: Sequence[int], limits: Limits
 ) -> Axis:
     shown = measured.of_layers(among)
     if name == "depth":
@@ -383,7 +393,6 @@ def _axis(
         logs = np.log(finite)
         jumps = logs[:-1] - logs[1:]  # from a place to the one before it, walking backward
     known = jumps[np.isfinite(jumps)]
-    limits = LIMITS[name, optimizer]
     word: Literal["healthy", "vanishing", "exploding"] = "healthy"
     if np.isinf(finite).any() or (ratio is not None and ratio > limits.high):
         word = "exploding"
@@ -465,6 +474,7 @@ class Watch:
             recipe.train.optimizer,
             among=comparable(measured, recipe),
             may_be_silent=may_be_silent(measured.names, recipe),
+            aim=aim_of(recipe),
         )
         kinds = [f"{axis.name} {axis.word}" for axis in verdict.axes if axis.limits_reached]
         kinds += ["dead"] if verdict.dead_layer is not None else []
@@ -482,14 +492,17 @@ class Watch:
 
 
 def times(ratio: float | None) -> str:
-    """A ratio as in `3.2x`, `7530x`, `1.0e-04x`; `-` when there is none."""
+    """A ratio as in `3.2x`, `7530x`, `1.5e-4x`, `1e12x`; `-` when there is none."""
     if ratio is None:
         return "-"
     if 100 <= ratio < 1e4:
         return f"{ratio:.0f}x"
     if ratio == 0 or math.isinf(ratio):
         return "0x" if ratio == 0 else "more than 1e38x"
-    return f"{ratio:.3g}x" if 1e-3 <= ratio < 100 else f"{ratio:.1e}x"
+    if 1e-3 <= ratio < 100:
+        return f"{ratio:.3g}x"
+    digits, exponent = f"{ratio:.1e}".split("e")
+    return f"{digits.removesuffix('.0')}e{int(exponent)}x"
 
 
 def in_percent(share: float) -> str:

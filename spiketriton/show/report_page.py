@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spiketriton.config import Recipe
+from spiketriton.gradients.aims import aim_of
 from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.verdict import FORGOTTEN, comparable, in_percent, judge, may_be_silent
 from spiketriton.runs.folder import RunFolder
@@ -237,6 +238,7 @@ def _gradients(folder: RunFolder, recipe: Recipe, title: str) -> Iterator[str]:
         overlap=_diagnosed(folder, last),
         among=comparable(measured, recipe),
         may_be_silent=may_be_silent(measured.names, recipe),
+        aim=aim_of(recipe),
     )
     yield f"<p><strong>After step {last}: {escape(verdict.line())}.</strong></p>"
     sentences = [*verdict.sentences(), *_before_training(folder)]

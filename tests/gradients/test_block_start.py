@@ -10,8 +10,9 @@ import torch
 from spiketriton.config import Recipe
 from spiketriton.data import build_data
 from spiketriton.gradients import block_start
+from spiketriton.gradients.aims import OPENED
 from spiketriton.gradients.block_start import BlockStart, find_block_start, wants_block_start
-from spiketriton.gradients.calibration import OPENED, calibrate, probe_batches, wants_calibration
+from spiketriton.gradients.calibration import calibrate, probe_batches, wants_calibration
 from spiketriton.gradients.probing import Batch, Prober
 from spiketriton.models import Network, build_model
 from spiketriton.training.losses import build_loss

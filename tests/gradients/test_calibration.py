@@ -12,18 +12,14 @@ import torch
 
 from spiketriton.config import Recipe, replace
 from spiketriton.data import build_data
+from spiketriton.gradients.aims import ADAMW, SGD, SHORTCUTS, aim_of
 from spiketriton.gradients.calibration import (
-    ADAMW,
     LAYER_RANGE,
-    SGD,
-    SHORTCUTS,
     Calibration,
-    aim_of,
     calibrate,
     probe_batches,
     wants_calibration,
 )
-from spiketriton.gradients.layer_start import LayerStart
 from spiketriton.gradients.probing import Batch, Prober
 from spiketriton.models import Network, build_model
 from spiketriton.runs.checkpoint import read_checkpoint
@@ -124,8 +120,7 @@ def test_layers_that_start_as_the_identity_get_a_narrow_surrogate(optimizer):
 
     either = replace(recipe, "model.start=auto")
     for identity in (True, False):
-        layers = LayerStart(identity=identity, usual=0.0, overlap=0.5)
-        assert (aim_of(either, layers=layers) == aim_of(recipe)) == identity
+        assert (aim_of(either, identity=identity) == aim_of(recipe)) == identity
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from spiketriton.gradients.calibration import SGD
+from spiketriton.gradients.aims import SGD
 from spiketriton.gradients.diagnosis import diagnose, two_digits
 from spiketriton.gradients.subject import Subject, find_subject
 from spiketriton.gradients.variants import Experiment

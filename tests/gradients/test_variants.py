@@ -7,7 +7,8 @@ from spiketriton.config import replace
 from spiketriton.errors import UserError
 from spiketriton.gradients import calibration
 from spiketriton.gradients import variants as module
-from spiketriton.gradients.calibration import ADAMW, Calibration
+from spiketriton.gradients.aims import ADAMW
+from spiketriton.gradients.calibration import Calibration
 from spiketriton.gradients.subject import Subject, find_subject
 from spiketriton.gradients.variants import Experiment, cut_time
 from spiketriton.gradients.verdict import lost_at

@@ -26,9 +26,7 @@ EVAL = {
     "kind": "eval", "step": 40, "epoch": 2.0, "seconds": 12.0, "test_accuracy": 0.9312,
     "test_loss": 0.2, "test_images": 300, "test_seconds": 2.0,
 }  # fmt: skip
-GRADIENT = (
-    "gradient healthy, all layers fire: depth 3.2x (limit 1.0e+12x), time 0.41x (limit 1000x)"
-)
+GRADIENT = "gradient healthy, all layers fire: depth 3.2x (limit 1e12x), time 0.41x (limit 1000x)"
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 
 
