@@ -7,10 +7,6 @@
 
 #include "native.h"
 
-#ifdef __AVX__
-#include <immintrin.h>
-#endif
-
 namespace {
 
 // The columns of a probe's row, in the order of PROBE_FIELDS in arguments.py.
@@ -53,15 +49,15 @@ inline A primitive(A z, int shape) {
 
 // ---- chunks of neurons, blocks inside them ---------------------------------------------------------------------------
 
-// How the neurons of a time step are cut. A block's window (h and xhat of every step) stays in the second-level cache.
-// With channels innermost, blocks hold whole runs of channels, so that every block sees the same per-channel values.
+// How the neurons of a time step are cut. A block's window (h of every step) stays in the cache. With channels innermost,
+// blocks hold whole runs of channels, so that every block sees the same per-channel values.
 struct Cut {
     int size;
     bool aligned;
     int64_t chunks, unit;
 
     explicit Cut(const Call &c) {
-        size = int(std::max<int64_t>(64, std::min<int64_t>(512, 16384 / c.steps / 64 * 64)));
+        size = int(std::max<int64_t>(64, std::min<int64_t>(512, 4096 / c.steps / 64 * 64)));
         aligned = c.inner == 1 && c.channels <= size;
         if (aligned) size = int(size / c.channels * c.channels);
         unit = aligned ? c.channels : 1;
@@ -69,6 +65,8 @@ struct Cut {
         size = int(std::min<int64_t>(size, c.neurons));  // no more memory than there are neurons
     }
     int64_t edge(const Call &c, int64_t k) const { return c.neurons / unit * k / chunks * unit; }
+    // What arrays of a block hold: whole vectors, so that only memory has ragged ends.
+    int padded() const { return (size + LANES - 1) / LANES * LANES; }
 };
 
 // Per-channel values spread over the elements [start, start + n) of a time step.
@@ -92,6 +90,14 @@ void spread(A *out, const A *values, int64_t start, int n, const Call &c) {
     }
 }
 
+template <class A>
+double total(const A *values, int n) {
+    double sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int i = 0; i < n; i++) sum += double(values[i]);
+    return sum;
+}
+
 // The reverse: add the elements of a block to their channels' sums.
 template <class A>
 void gather(double *sums, const A *values, int64_t start, int n, const Call &c) {
@@ -105,9 +111,7 @@ void gather(double *sums, const A *values, int64_t start, int n, const Call &c) 
             row += run;
         } else {
             int run = int(std::min<int64_t>(n - i, c.inner - within));
-            double sum = 0;
-            for (int j = 0; j < run; j++) sum += double(values[i + j]);
-            sums[channel] += sum;
+            sums[channel] += total(values + i, run);
             i += run;
             within = 0;
             row++;
@@ -115,35 +119,53 @@ void gather(double *sums, const A *values, int64_t start, int n, const Call &c) 
     }
 }
 
+// What the norm makes of its statistics, channel by channel: current = (x - mean) * scale + bias, and on the way back
+// dy = scale * dz + (slope * (x - mean) + offset), slope and offset being 0 where the statistics were given.
+template <class A>
+struct Norm {
+    std::vector<A> scale, bias, rstd, affine, slope, offset;
+
+    explicit Norm(const Call &c) {
+        if (!c.mean) return;
+        const size_t channels = size_t(c.channels);
+        scale.resize(channels);
+        rstd.resize(channels);
+        affine.resize(channels);
+        bias.assign(channels, A(0));
+        if (c.bias) std::memcpy(bias.data(), c.bias, channels * sizeof(A));
+        for (size_t k = 0; k < channels; k++) {
+            rstd[k] = A(1) / std::sqrt(((const A *)c.var)[k] + A(c.eps));
+            affine[k] = (c.weight ? ((const A *)c.weight)[k] : A(1)) * A(c.bn_scale);
+            scale[k] = affine[k] * rstd[k];
+        }
+        if (!c.dy) return;
+        slope.assign(channels, A(0));
+        offset.assign(channels, A(0));
+        if (!c.sums) return;
+        for (size_t k = 0; k < channels; k++) {
+            slope[k] = -scale[k] * rstd[k] * (((const A *)c.sums)[channels + k] / A(c.count));
+            offset[k] = -scale[k] * (((const A *)c.sums)[k] / A(c.count));
+        }
+    }
+};
+
 // One layer's constants, spread over the block at hand.
 template <class A>
 struct Block {
-    std::vector<A> decay, leak, threshold, width, inverse_width, mean, scale, bias, rstd, affine, mean_dz,
-        mean_dz_xhat;
     const Call &c;
-    std::vector<A> channel_scale, channel_rstd, channel_affine, channel_bias, channel_mean_dz, channel_mean_dz_xhat;
-    bool aligned, filled = false;
+    const Norm<A> &norm;
+    std::vector<A> decay, leak, threshold, width, inverse_width, mean, scale, bias, rstd, affine, slope, offset;
+    bool aligned;
     int longest = 0;
 
-    Block(const Call &call, int size, bool aligned_)
-        : decay(size), leak(call.leaks_to_reset ? size : 0), threshold(size), width(size), inverse_width(size), c(call), aligned(aligned_) {
+    Block(const Call &call, const Norm<A> &norm_, const Cut &cut) : c(call), norm(norm_), aligned(cut.aligned) {
+        const size_t size = size_t(cut.padded());
+        for (auto *values : {&decay, &threshold, &width, &inverse_width}) values->resize(size);
+        if (c.leaks_to_reset) leak.resize(size);
         if (!c.mean) return;
         for (auto *values : {&mean, &scale, &bias, &rstd}) values->resize(size);
         if (c.out_step_gain) affine.resize(size);
-        if (c.dy) for (auto *values : {&mean_dz, &mean_dz_xhat}) values->resize(size);
-        channel_scale.resize(c.channels);
-        channel_rstd.resize(c.channels);
-        channel_affine.resize(c.channels);
-        channel_bias.assign(c.channels, A(0));
-        for (int64_t k = 0; k < c.channels; k++) {
-            channel_rstd[k] = A(1) / std::sqrt(((const A *)c.var)[k] + A(c.eps));
-            channel_affine[k] = (c.weight ? ((const A *)c.weight)[k] : A(1)) * A(c.bn_scale);
-            channel_scale[k] = channel_affine[k] * channel_rstd[k];
-            if (c.bias) channel_bias[k] = ((const A *)c.bias)[k];
-            if (!c.sums) continue;
-            channel_mean_dz.push_back(((const A *)c.sums)[k] / A(c.count));
-            channel_mean_dz_xhat.push_back(((const A *)c.sums)[c.channels + k] / A(c.count));
-        }
+        if (c.dy) for (auto *values : {&slope, &offset}) values->resize(size);
     }
 
     void parameter(std::vector<A> &out, double number, const void *values, int64_t size, int64_t start, int n) {
@@ -156,53 +178,38 @@ struct Block {
     void at(int64_t start, int n) {
         const bool constant = aligned || !(c.mean || c.decay_size > 1 || c.threshold_size > 1 || c.width_size > 1);
         if (constant && n <= longest) return;
-        longest = n;
-        parameter(decay, c.decay, c.decay_p, c.decay_size, start, n);
-        parameter(threshold, c.threshold, c.threshold_p, c.threshold_size, start, n);
-        parameter(width, c.width, c.width_p, c.width_size, start, n);
-        for (int i = 0; i < n; i++) inverse_width[i] = A(1) / width[i];
-        if (c.leaks_to_reset)
-            for (int i = 0; i < n; i++) leak[i] = c.decay_p ? A(1) - decay[i] : A(1 - c.decay);
+        const bool first = longest == 0;
+        longest = std::max(longest, n);
+        if (first || c.decay_size > 1) {
+            parameter(decay, c.decay, c.decay_p, c.decay_size, start, n);
+            if (c.leaks_to_reset)
+                for (int i = 0; i < n; i++) leak[i] = c.decay_p ? A(1) - decay[i] : A(1 - c.decay);
+        }
+        if (first || c.threshold_size > 1) parameter(threshold, c.threshold, c.threshold_p, c.threshold_size, start, n);
+        if (first || c.width_size > 1) {
+            parameter(width, c.width, c.width_p, c.width_size, start, n);
+            for (int i = 0; i < n; i++) inverse_width[i] = A(1) / width[i];
+        }
         if (!c.mean) return;
         spread(mean.data(), (const A *)c.mean, start, n, c);
-        spread(scale.data(), channel_scale.data(), start, n, c);
-        spread(bias.data(), channel_bias.data(), start, n, c);
-        spread(rstd.data(), channel_rstd.data(), start, n, c);
-        if (c.out_step_gain) spread(affine.data(), channel_affine.data(), start, n, c);
-        if (!c.sums) return;
-        spread(mean_dz.data(), channel_mean_dz.data(), start, n, c);
-        spread(mean_dz_xhat.data(), channel_mean_dz_xhat.data(), start, n, c);
+        spread(scale.data(), norm.scale.data(), start, n, c);
+        spread(bias.data(), norm.bias.data(), start, n, c);
+        spread(rstd.data(), norm.rstd.data(), start, n, c);
+        if (c.out_step_gain) spread(affine.data(), norm.affine.data(), start, n, c);
+        if (!c.dy) return;
+        spread(slope.data(), norm.slope.data(), start, n, c);
+        spread(offset.data(), norm.offset.data(), start, n, c);
     }
 };
-
-// Rows of a time window lie far apart, and hardware prefetchers restart on each: ask for the next block's part early.
-template <class T>
-inline void prefetch_next(const T *row, int n) {
-    const char *p = (const char *)(row + n);
-    for (size_t i = 0; i < n * sizeof(T); i += 64) __builtin_prefetch(p + i, 0, 2);
-}
 
 // Tensors beyond the caches are written past them: an ordinary store would first read the line that it overwrites.
 constexpr int64_t BEYOND_CACHES = int64_t(1) << 25;
 
+// Whether steps of this tensor are written past the caches: whole lines of it, or a line would travel twice.
 template <class T>
-bool streams(const Call &c) { return c.steps * c.neurons * int64_t(sizeof(T)) > BEYOND_CACHES; }
-
-template <class T>
-void stream(T *to, const T *from, int n) {
-    size_t bytes = n * sizeof(T), done = 0;
-#ifdef __AVX__
-    if (reinterpret_cast<uintptr_t>(to) % 32 == 0)
-        for (; done + 32 <= bytes; done += 32)
-            _mm256_stream_si256((__m256i *)((char *)to + done), _mm256_loadu_si256((const __m256i *)((const char *)from + done)));
-#endif
-    std::memcpy((char *)to + done, (const char *)from + done, bytes - done);
-}
-
-inline void finish_stream() {
-#ifdef __AVX__
-    _mm_sfence();
-#endif
+bool streams(const Call &c, const void *to) {
+    const int64_t row = c.neurons * int64_t(sizeof(T));
+    return to && c.steps * row > BEYOND_CACHES && row % 64 == 0 && reinterpret_cast<uintptr_t>(to) % 64 == 0;
 }
 
 // The recurrence, written once: (v, current) -> (h, v). KIND is the reset, and for hard reset where the leak pulls.
@@ -212,71 +219,110 @@ inline int kind_of(const Call &c) {
     return c.reset == SOFT ? SUBTRACT : c.reset == NONE ? NO_RESET : c.leaks_to_reset ? TO_RESET_LEAK : TO_ZERO_LEAK;
 }
 
-template <class A, int KIND>
-inline A charge(A v, A current, A decay, A leak, A gain, A v_reset) {
+template <int KIND>
+inline V charge(V v, V current, V decay, V leak, Accumulator gain, Accumulator v_reset) {
     if constexpr (KIND == TO_RESET_LEAK) return v + gain * current - leak * (v - v_reset);
     return decay * v + gain * current;
 }
 
-template <class A, int KIND>
-inline A discharge(A h, A threshold, A v_reset) {
+template <int KIND>
+inline V discharge(V h, V threshold, Accumulator v_reset) {
     if constexpr (KIND == SUBTRACT) return h >= threshold ? h - threshold : h;
     if constexpr (KIND == NO_RESET) return h;
-    return h >= threshold ? v_reset : h;
+    if constexpr (KIND == TO_ZERO_LEAK) return h >= threshold ? V{} : h;  // v_reset is 0
+    return h >= threshold ? all(v_reset) : h;
 }
 
-// One step of a block from memory's x (and residual r): out receives h (A) or, with FIRE, spikes (in memory's dtype).
-template <class T, class A, class O, int KIND, bool NORM, bool RESIDUAL, bool FIRE, bool KEEP>
-void step_loop(const Block<A> &b, const T *__restrict x, const T *__restrict r, A k, A *__restrict v, O *__restrict out,
-               T *__restrict kept, int n) {
-    const A *__restrict decay = b.decay.data(), *__restrict leak = b.leak.data(), *__restrict threshold = b.threshold.data(),
-                       *__restrict mean = b.mean.data(), *__restrict scale = b.scale.data(), *__restrict bias = b.bias.data();
+// The way of a block through the window. Memory is at (0, start), its steps `stride` apart; those of h are `size` apart.
+template <class T, class A>
+struct Forth {
+    const T *x, *residual, *spike_add;  // the last two may be null
+    T *spikes, *current;                // null: h alone is wanted; null: it is not kept
+    A *h, *v;
+    const A *step_gain;  // or null
+    int64_t steps, stride;
+    int size, n;
+    bool past;
+};
+
+// U vectors of neurons through all steps, their membranes and constants in registers.
+template <class T, class A, int KIND, bool NORM, bool RESIDUAL, bool FIRE, int U, bool PART>
+inline void forth_tile(const Block<A> &b, const Forth<T, A> &given, int i, int m) {
+    const Forth<T, A> s = given;  // a copy, which no store can reach, stays in registers
     const A gain = A(b.c.gain), v_reset = A(b.c.v_reset);
-#pragma omp simd
-    for (int i = 0; i < n; i++) {
-        A current = load(x[i]);
-        if constexpr (NORM) current = k * ((current - mean[i]) * scale[i] + bias[i]);
-        if constexpr (RESIDUAL) current = current + load(r[i]);
-        if constexpr (KEEP) store(kept + i, current);
-        const A h = charge<A, KIND>(v[i], current, decay[i], leak[i], gain, v_reset);
-        if constexpr (FIRE) store(out + i, h >= threshold[i] ? A(1) : A(0));
-        else out[i] = h;
-        v[i] = discharge<A, KIND>(h, threshold[i], v_reset);
+    V v[U], decay[U], leak[U], threshold[U], mean[U], scale[U], bias[U];
+    for (int u = 0; u < U; u++) {
+        const int at = i + u * LANES;
+        v[u] = load(s.v + at);
+        decay[u] = load(b.decay.data() + at);
+        threshold[u] = load(b.threshold.data() + at);
+        leak[u] = KIND == TO_RESET_LEAK ? load(b.leak.data() + at) : V{};
+        if constexpr (NORM) {
+            mean[u] = load(b.mean.data() + at);
+            scale[u] = load(b.scale.data() + at);
+            bias[u] = load(b.bias.data() + at);
+        }
     }
+    for (int64_t t = 0; t < s.steps; t++) {
+        const int64_t row = t * s.stride + i;
+        const A k = s.step_gain ? s.step_gain[t] : A(1);
+        prefetch(s.x + row + s.size, U * LANES);
+        if constexpr (RESIDUAL) prefetch(s.residual + row + s.size, U * LANES);
+        for (int u = 0; u < U; u++) {
+            const int64_t at = row + u * LANES;
+            V current = get<PART>(s.x + at, m);
+            if constexpr (NORM) current = k * ((current - mean[u]) * scale[u] + bias[u]);
+            if constexpr (RESIDUAL) current = current + get<PART>(s.residual + at, m);
+            const V h = charge<KIND>(v[u], current, decay[u], leak[u], gain, v_reset);
+            if constexpr (FIRE) {
+                if (NORM && s.current) put<PART>(s.current + at, current, m, s.past);
+                V spike = h >= threshold[u] ? all(A(1)) : V{};
+                if (s.spike_add) spike = spike + get<PART>(s.spike_add + at, m);
+                put<PART>(s.spikes + at, spike, m, s.past);
+            } else {
+                store(s.h + t * s.size + i + u * LANES, h);
+            }
+            v[u] = discharge<KIND>(h, threshold[u], v_reset);
+        }
+    }
+    for (int u = 0; u < U; u++) store(s.v + i + u * LANES, v[u]);
 }
 
-template <class T, class A, class O, int KIND, bool FIRE, bool KEEP>
-void step_kind(const Block<A> &b, const T *x, const T *r, A k, A *v, O *out, T *kept, int n) {
-    if (b.c.mean && r) return step_loop<T, A, O, KIND, true, true, FIRE, KEEP>(b, x, r, k, v, out, kept, n);
-    if (b.c.mean) return step_loop<T, A, O, KIND, true, false, FIRE, KEEP>(b, x, r, k, v, out, kept, n);
-    if constexpr (KEEP) return;  // without a norm the current is x
-    else if (r) return step_loop<T, A, O, KIND, false, true, FIRE, KEEP>(b, x, r, k, v, out, kept, n);
-    else return step_loop<T, A, O, KIND, false, false, FIRE, KEEP>(b, x, r, k, v, out, kept, n);
+template <class T, class A, int KIND, bool NORM, bool RESIDUAL, bool FIRE>
+void forth_block(const Block<A> &b, const Forth<T, A> &s) {
+    constexpr int U = NORM ? 2 : 4;
+    tiles<U>(
+        s.n, [&](int i) { forth_tile<T, A, KIND, NORM, RESIDUAL, FIRE, U, false>(b, s, i, LANES); },
+        [&](int i, int m) { forth_tile<T, A, KIND, NORM, RESIDUAL, FIRE, 1, true>(b, s, i, m); });
 }
 
-template <class T, class A, class O, bool FIRE, bool KEEP>
-void step(const Block<A> &b, int64_t t, int64_t start, A *v, O *out, T *kept, int n) {
-    const Call &c = b.c;
-    const T *x = (const T *)c.x + t * c.neurons + start;
-    const T *r = c.residual ? (const T *)c.residual + t * c.neurons + start : nullptr;
-    const A k = c.step_gain ? ((const A *)c.step_gain)[t] : A(1);
-    prefetch_next(x, n);
-    if (r) prefetch_next(r, n);
-    switch (kind_of(c)) {
-        case SUBTRACT: return step_kind<T, A, O, SUBTRACT, FIRE, KEEP>(b, x, r, k, v, out, kept, n);
-        case TO_ZERO_LEAK: return step_kind<T, A, O, TO_ZERO_LEAK, FIRE, KEEP>(b, x, r, k, v, out, kept, n);
-        case TO_RESET_LEAK: return step_kind<T, A, O, TO_RESET_LEAK, FIRE, KEEP>(b, x, r, k, v, out, kept, n);
-        default: return step_kind<T, A, O, NO_RESET, FIRE, KEEP>(b, x, r, k, v, out, kept, n);
+template <class T, class A, int KIND, bool FIRE>
+void forth_kind(const Block<A> &b, const Forth<T, A> &s) {
+    if (b.c.mean && s.residual) return forth_block<T, A, KIND, true, true, FIRE>(b, s);
+    if (b.c.mean) return forth_block<T, A, KIND, true, false, FIRE>(b, s);
+    if (s.residual) return forth_block<T, A, KIND, false, true, FIRE>(b, s);
+    return forth_block<T, A, KIND, false, false, FIRE>(b, s);
+}
+
+template <class T, class A, bool FIRE>
+void forth(const Block<A> &b, const Forth<T, A> &s) {
+    switch (kind_of(b.c)) {
+        case SUBTRACT: return forth_kind<T, A, SUBTRACT, FIRE>(b, s);
+        case TO_ZERO_LEAK: return forth_kind<T, A, TO_ZERO_LEAK, FIRE>(b, s);
+        case TO_RESET_LEAK: return forth_kind<T, A, TO_RESET_LEAK, FIRE>(b, s);
+        default: return forth_kind<T, A, NO_RESET, FIRE>(b, s);
     }
 }
 
 // v after the reset of a stored h.
 template <class A>
-void membrane_after(const Block<A> &b, const A *h, A *v, int n) {
-    const A v_reset = A(b.c.v_reset);
+void membrane_after(const Block<A> &b, const A *__restrict h, A *__restrict v, int n) {
+    const A v_reset = A(b.c.v_reset), *__restrict threshold = b.threshold.data();
+    const int reset = b.c.reset;
+#pragma omp simd
     for (int i = 0; i < n; i++) {
-        const bool fired = h[i] >= b.threshold[i];
-        v[i] = !fired || b.c.reset == NONE ? h[i] : b.c.reset == HARD ? v_reset : h[i] - b.threshold[i];
+        const A after = reset == HARD ? v_reset : h[i] - threshold[i];
+        v[i] = (h[i] >= threshold[i]) & (reset != NONE) ? after : h[i];
     }
 }
 
@@ -288,90 +334,129 @@ inline int path_of(const Call &c) {
     return c.reset == SOFT && !c.detach_reset ? SOFT_ATTACHED : PASSES;
 }
 
-// What one step back leaves besides the carried gradient.
+// What the way back leaves besides the carried gradient.
 enum Mode {
-    WRITE,     // dL/dx in memory: the neuron alone
-    ACCUMULATE,  // the channel sums of dz and dz * xhat, and dL/dx in memory where asked for: batch norm
-    OBSERVE,   // dL/dx, phi, dv/dh, dL/dh and the incoming c in cache, for everything rarer
+    WRITE,       // dL/dx in memory: the neuron alone
+    ACCUMULATE,  // the channel sums of dz and dz * (x - mean), and in memory dL/dx or dy where asked for: batch norm
+    OBSERVE,     // dL/dx, phi, dv/dh, dL/dh and the incoming c in cache, for everything rarer: a step at a time
 };
 
+// The way of a block back through the steps [first, last). Memory and h as in Forth.
 template <class T, class A>
 struct Back {
-    const T *x, *grad_s;  // memory at (t, start)
-    const T *grad_current;  // likewise, or null
-    T *out;               // memory at (t, start), or null
-    const A *h;
-    A k;                  // step gain
-    A *carry, *sum_dz, *sum_dz_xhat, *dx, *phi, *jump, *dh, *before;
+    const T *x, *grad_s, *grad_current;  // the last may be null
+    T *out, *dy;                         // dL/dx, and dL/dy where it needs no sums; or null
+    const A *h, *step_gain;
+    A *carry, *sum_dz, *sum_dz_x, *dx, *phi, *jump, *dh, *before;
+    int64_t stride;
+    int size, n;
+    bool past;
 };
 
-template <class T, class A, int SHAPE, int PATH, int MODE, bool OUT, bool JOIN>
-void back_loop(const Block<A> &b, const Back<T, A> &s, int n) {
-    const A *__restrict decay = b.decay.data(), *__restrict threshold = b.threshold.data(),
-                       *__restrict width = b.width.data(), *__restrict inverse_width = b.inverse_width.data(),
-                       *__restrict mean = b.mean.data(), *__restrict rstd = b.rstd.data(), *__restrict h = s.h;
-    const T *__restrict gs = s.grad_s, *__restrict x = s.x, *__restrict gc = s.grad_current;
-    A *__restrict carry = s.carry, *__restrict sum_dz = s.sum_dz, *__restrict sum_dz_xhat = s.sum_dz_xhat;
-    T *__restrict out = s.out;
-    const A gain = A(b.c.gain), v_reset = A(b.c.v_reset), height = A(b.c.height), k = s.k;
-#pragma omp simd
-    for (int i = 0; i < n; i++) {
-        const A unit = phi<A, SHAPE>(h[i] - threshold[i], width[i], inverse_width[i]), slope = height * unit;
-        A jump = A(1);
-        if constexpr (PATH == STOPS_AT_SPIKE || PATH == HARD_ATTACHED) jump = h[i] >= threshold[i] ? A(0) : A(1);
-        if constexpr (PATH == HARD_ATTACHED) jump = jump + (v_reset - h[i]) * slope;
-        if constexpr (PATH == SOFT_ATTACHED) jump = A(1) - threshold[i] * slope;
-        const A dh = A(load(gs[i])) * slope + carry[i] * jump;
-        A dx = gain * dh;
-        if constexpr (JOIN) dx = dx + load(gc[i]);
-        if constexpr (MODE == OBSERVE) {
-            s.dx[i] = dx;
-            s.phi[i] = unit;
-            s.jump[i] = jump;
-            s.dh[i] = dh;
-            s.before[i] = carry[i];
-        }
+template <class T, class A, int SHAPE, int PATH, int MODE, int U, bool PART>
+inline void back_tile(const Block<A> &b, const Back<T, A> &given, int64_t first, int64_t last, int i, int m) {
+    const Back<T, A> s = given;  // a copy, which no store can reach, stays in registers
+    const A gain = A(b.c.gain), v_reset = A(b.c.v_reset), height = A(b.c.height);
+    V carry[U], decay[U], threshold[U], width[U], inverse_width[U], mean[U], sum_dz[U], sum_dz_x[U];
+    for (int u = 0; u < U; u++) {
+        const int at = i + u * LANES;
+        carry[u] = load(s.carry + at);
+        decay[u] = load(b.decay.data() + at);
+        threshold[u] = load(b.threshold.data() + at);
+        width[u] = load(b.width.data() + at);
+        inverse_width[u] = load(b.inverse_width.data() + at);
         if constexpr (MODE == ACCUMULATE) {
-            const A dz = k * dx;
-            sum_dz[i] += dz;
-            sum_dz_xhat[i] += dz * ((load(x[i]) - mean[i]) * rstd[i]);
+            mean[u] = load(b.mean.data() + at);
+            sum_dz[u] = sum_dz_x[u] = V{};
         }
-        if constexpr (OUT) store(out + i, dx);
-        carry[i] = decay[i] * dh;
     }
+    for (int64_t t = last - 1; t >= first; t--) {
+        const int64_t row = t * s.stride + i;
+        const A k = s.step_gain ? s.step_gain[t] : A(1);
+        prefetch(s.grad_s + row + s.size, U * LANES);
+        if (s.grad_current) prefetch(s.grad_current + row + s.size, U * LANES);
+        for (int u = 0; u < U; u++) {
+            const int64_t at = row + u * LANES;
+            const int here = i + u * LANES;
+            const V h = load(s.h + t * s.size + here);
+            const V unit = phi<SHAPE>(h - threshold[u], width[u], inverse_width[u]), slope = height * unit;
+            // Through the spike (also by way of the reset, where that carries a gradient), and past it.
+            V through = get<PART>(s.grad_s + at, m), past = carry[u];
+            if constexpr (PATH == SOFT_ATTACHED) through = through - carry[u] * threshold[u];
+            if constexpr (PATH == HARD_ATTACHED) through = through + carry[u] * (v_reset - h);
+            if constexpr (PATH == HARD_ATTACHED) past = h >= threshold[u] ? V{} : past;
+            if constexpr (PATH == STOPS_AT_SPIKE) past = past * (h >= threshold[u] ? V{} : all(A(1)));  // 0 * NaN stays one
+            const V dh = through * slope + past;
+            V dx = gain * dh;
+            if constexpr (MODE == OBSERVE) {
+                V jump = all(A(1));
+                if constexpr (PATH == STOPS_AT_SPIKE || PATH == HARD_ATTACHED) jump = h >= threshold[u] ? V{} : jump;
+                if constexpr (PATH == HARD_ATTACHED) jump = jump + (v_reset - h) * slope;
+                if constexpr (PATH == SOFT_ATTACHED) jump = A(1) - threshold[u] * slope;
+                store(s.dx + here, dx);
+                store(s.phi + here, unit);
+                store(s.jump + here, jump);
+                store(s.dh + here, dh);
+                store(s.before + here, carry[u]);
+            } else {
+                if (s.grad_current) dx = dx + get<PART>(s.grad_current + at, m);
+                if (MODE == WRITE || s.out) put<PART>(s.out + at, dx, m, s.past);
+            }
+            if constexpr (MODE == ACCUMULATE) {
+                const V dz = k * dx, centred = get<PART>(s.x + at, m) - mean[u];
+                sum_dz[u] += dz;
+                sum_dz_x[u] += dz * centred;
+                if (s.dy) {
+                    const V scale = load(b.scale.data() + here), tilt = load(b.slope.data() + here);
+                    put<PART>(s.dy + at, scale * dz + (tilt * centred + load(b.offset.data() + here)), m, s.past);
+                }
+            }
+            carry[u] = decay[u] * dh;
+        }
+    }
+    for (int u = 0; u < U; u++) {
+        const int at = i + u * LANES;
+        store(s.carry + at, carry[u]);
+        if constexpr (MODE == ACCUMULATE) {
+            store(s.sum_dz + at, load(s.sum_dz + at) + sum_dz[u]);
+            store(s.sum_dz_x + at, load(s.sum_dz_x + at) + sum_dz_x[u]);
+        }
+    }
+}
+
+template <class T, class A, int SHAPE, int PATH, int MODE>
+void back_block(const Block<A> &b, const Back<T, A> &s, int64_t first, int64_t last) {
+    tiles<2>(
+        s.n, [&](int i) { back_tile<T, A, SHAPE, PATH, MODE, 2, false>(b, s, first, last, i, LANES); },
+        [&](int i, int m) { back_tile<T, A, SHAPE, PATH, MODE, 1, true>(b, s, first, last, i, m); });
 }
 
 template <class T, class A, int SHAPE, int PATH>
-void back_mode(const Block<A> &b, const Back<T, A> &s, int n, int mode) {
-    if (mode == WRITE) return back_loop<T, A, SHAPE, PATH, WRITE, true, false>(b, s, n);
-    if (mode == OBSERVE) return back_loop<T, A, SHAPE, PATH, OBSERVE, false, false>(b, s, n);
-    if (s.grad_current && s.out) return back_loop<T, A, SHAPE, PATH, ACCUMULATE, true, true>(b, s, n);
-    if (s.grad_current) return back_loop<T, A, SHAPE, PATH, ACCUMULATE, false, true>(b, s, n);
-    if (s.out) return back_loop<T, A, SHAPE, PATH, ACCUMULATE, true, false>(b, s, n);
-    return back_loop<T, A, SHAPE, PATH, ACCUMULATE, false, false>(b, s, n);
+void back_mode(const Block<A> &b, const Back<T, A> &s, int64_t first, int64_t last, int mode) {
+    if (mode == WRITE) return back_block<T, A, SHAPE, PATH, WRITE>(b, s, first, last);
+    if (mode == OBSERVE) return back_block<T, A, SHAPE, PATH, OBSERVE>(b, s, first, last);
+    return back_block<T, A, SHAPE, PATH, ACCUMULATE>(b, s, first, last);
 }
 
 template <class T, class A, int SHAPE>
-void back_path(const Block<A> &b, const Back<T, A> &s, int n, int mode) {
+void back_path(const Block<A> &b, const Back<T, A> &s, int64_t first, int64_t last, int mode) {
     switch (path_of(b.c)) {
-        case PASSES: return back_mode<T, A, SHAPE, PASSES>(b, s, n, mode);
-        case STOPS_AT_SPIKE: return back_mode<T, A, SHAPE, STOPS_AT_SPIKE>(b, s, n, mode);
-        case SOFT_ATTACHED: return back_mode<T, A, SHAPE, SOFT_ATTACHED>(b, s, n, mode);
-        default: return back_mode<T, A, SHAPE, HARD_ATTACHED>(b, s, n, mode);
+        case PASSES: return back_mode<T, A, SHAPE, PASSES>(b, s, first, last, mode);
+        case STOPS_AT_SPIKE: return back_mode<T, A, SHAPE, STOPS_AT_SPIKE>(b, s, first, last, mode);
+        case SOFT_ATTACHED: return back_mode<T, A, SHAPE, SOFT_ATTACHED>(b, s, first, last, mode);
+        default: return back_mode<T, A, SHAPE, HARD_ATTACHED>(b, s, first, last, mode);
     }
 }
 
 template <class T, class A>
-void step_back(const Block<A> &b, const Back<T, A> &s, int n, int mode) {
-    prefetch_next(s.grad_s, n);
-    if (s.grad_current) prefetch_next(s.grad_current, n);
+void back(const Block<A> &b, const Back<T, A> &s, int64_t first, int64_t last, int mode) {
     switch (b.c.shape) {
-        case FAST_SIGMOID: return back_path<T, A, FAST_SIGMOID>(b, s, n, mode);
-        case ATAN: return back_path<T, A, ATAN>(b, s, n, mode);
-        case SIGMOID: return back_path<T, A, SIGMOID>(b, s, n, mode);
-        case TRIANGLE: return back_path<T, A, TRIANGLE>(b, s, n, mode);
-        case RECTANGLE: return back_path<T, A, RECTANGLE>(b, s, n, mode);
-        default: return back_path<T, A, GAUSSIAN>(b, s, n, mode);
+        case FAST_SIGMOID: return back_path<T, A, FAST_SIGMOID>(b, s, first, last, mode);
+        case ATAN: return back_path<T, A, ATAN>(b, s, first, last, mode);
+        case SIGMOID: return back_path<T, A, SIGMOID>(b, s, first, last, mode);
+        case TRIANGLE: return back_path<T, A, TRIANGLE>(b, s, first, last, mode);
+        case RECTANGLE: return back_path<T, A, RECTANGLE>(b, s, first, last, mode);
+        default: return back_path<T, A, GAUSSIAN>(b, s, first, last, mode);
     }
 }
 
@@ -382,36 +467,40 @@ void start_membrane(const Call &c, int64_t start, int n, A *v) {
 }
 
 template <class T, class A>
+Forth<T, A> forth_of(const Call &c, int64_t start, int n, int size, A *v) {
+    Forth<T, A> s{};
+    s.x = (const T *)c.x + start;
+    s.residual = c.residual ? (const T *)c.residual + start : nullptr;
+    s.v = v;
+    s.step_gain = (const A *)c.step_gain;
+    s.steps = c.steps;
+    s.stride = c.neurons;
+    s.size = size;
+    s.n = n;
+    return s;
+}
+
+template <class T, class A>
 void forward(const Call &c) {
     const Cut cut(c);
-    const int size = cut.size;
-#pragma omp parallel for schedule(static) num_threads(c.threads)
+    const int size = cut.padded();
+    const Norm<A> norm(c);
+    const bool past = streams<T>(c, c.spikes) && (!c.current || streams<T>(c, c.current));
+#pragma omp parallel for schedule(static) num_threads(c.threads) if (c.threads > 1)
     for (int64_t k = 0; k < cut.chunks; k++) {
-        Block<A> b(c, size, cut.aligned);
+        Block<A> b(c, norm, cut);
         std::vector<A> v(size);
-        std::vector<T> line(size), current_line(c.current ? size : 0);
-        const bool beyond = streams<T>(c);
         const int64_t end = cut.edge(c, k + 1);
-        for (int64_t start = cut.edge(c, k); start < end; start += size) {
-            const int n = int(std::min<int64_t>(size, end - start));
+        for (int64_t start = cut.edge(c, k); start < end; start += cut.size) {
+            const int n = int(std::min<int64_t>(cut.size, end - start));
             b.at(start, n);
             start_membrane(c, start, n, v.data());
-            for (int64_t t = 0; t < c.steps; t++) {
-                T *place = (T *)c.spikes + t * c.neurons + start, *s = beyond ? line.data() : place;
-                if (c.current) {
-                    T *current = (T *)c.current + t * c.neurons + start, *kept = beyond ? current_line.data() : current;
-                    step<T, A, T, true, true>(b, t, start, v.data(), s, kept, n);
-                    if (beyond) stream(current, kept, n);
-                } else {
-                    step<T, A, T, true, false>(b, t, start, v.data(), s, (T *)nullptr, n);
-                }
-                if (c.spike_add) {
-                    const T *__restrict add = (const T *)c.spike_add + t * c.neurons + start;
-#pragma omp simd
-                    for (int i = 0; i < n; i++) store(s + i, A(load(s[i])) + A(load(add[i])));
-                }
-                if (beyond) stream(place, s, n);
-            }
+            Forth<T, A> s = forth_of<T>(c, start, n, size, v.data());
+            s.spike_add = c.spike_add ? (const T *)c.spike_add + start : nullptr;
+            s.spikes = (T *)c.spikes + start;
+            s.current = c.current ? (T *)c.current + start : nullptr;
+            s.past = past && start % LANES == 0;
+            forth<T, A, true>(b, s);
             if (c.v_last) std::memcpy((A *)c.v_last + start, v.data(), n * sizeof(A));
         }
         finish_stream();
@@ -428,14 +517,16 @@ struct Sums {
 
 // The rarer results of one step back, from what OBSERVE left in cache.
 template <class T, class A>
-void observe(const Block<A> &b, const Back<T, A> &s, Sums &mine, std::vector<A> *d_parameters, const A *window, A *v,
-             int64_t t, int64_t start, int n, bool attached, int size) {
+void observe(const Block<A> &b, const Back<T, A> &s, Sums &mine, std::vector<A> *d_parameters, A *v, int64_t t,
+             int64_t start, bool attached) {
     const Call &c = b.c;
-    const A *threshold = b.threshold.data(), *decay = b.decay.data();
-    const T *gs = s.grad_s;
+    const int n = s.n;
+    const A *threshold = b.threshold.data(), *decay = b.decay.data(), *here = s.h + t * s.size;
+    const A k = s.step_gain ? s.step_gain[t] : A(1);
+    const T *gs = s.grad_s + t * s.stride, *x = s.x + t * s.stride;
     if (c.probe) {
         const A *__restrict dx = s.dx, *__restrict carried = s.before, *__restrict jump = s.jump, *__restrict unit = s.phi,
-                           *__restrict h = s.h;
+                           *__restrict h = here;
         A grad_spike = 0, grad_input = 0, grad_carry = 0, factor = 0, top = 0;
         int outside = 0, spikes = 0, strange = 0;
 #pragma omp simd reduction(+ : grad_spike, grad_input, grad_carry, factor, outside, spikes, strange) reduction(max : top)
@@ -463,37 +554,41 @@ void observe(const Block<A> &b, const Back<T, A> &s, Sums &mine, std::vector<A> 
         row[NONFINITE] += double(strange);
     }
     if (s.grad_current)  // after the probe, which measures what passes the neuron
-        for (int i = 0; i < n; i++) s.dx[i] = s.dx[i] + load(s.grad_current[i]);
+        for (int i = 0; i < n; i++) s.dx[i] = s.dx[i] + load(s.grad_current[t * s.stride + i]);
     if (s.out)
-        for (int i = 0; i < n; i++) store(s.out + i, s.dx[i]);
+        for (int i = 0; i < n; i++) store(s.out + t * s.stride + i, s.dx[i]);
     if (c.out_parameters) {
         const A v_reset = A(c.v_reset), height = A(c.height);
-        if (t) membrane_after(b, window + (t - 1) * size, v, n);
+        if (t) membrane_after(b, here - s.size, v, n);
         else start_membrane(c, start, n, v);
+        const bool soft = c.reset == SOFT, follows = soft && attached, jumps = attached && !soft, pulls = c.leaks_to_reset;
+        const A *__restrict h = here, *__restrict before = s.before, *__restrict unit = s.phi, *__restrict dh = s.dh,
+                           *__restrict top = threshold, *__restrict membrane = v;
+        A *__restrict d_decay = d_parameters[0].data(), *__restrict d_threshold = d_parameters[1].data(),
+                     *__restrict d_width = d_parameters[2].data();
+#pragma omp simd
         for (int i = 0; i < n; i++) {
-            const A z = (s.h[i] - threshold[i]) / b.width[i], g = load(gs[i]);
-            const bool fired = s.h[i] >= threshold[i];
-            A through_s = g, through_v = A(0);
-            if (c.reset == SOFT) {
-                through_v = fired ? A(-1) : A(0);
-                if (attached) through_s = g - s.before[i] * threshold[i];
-            } else if (attached) {
-                through_s = g + s.before[i] * (v_reset - s.h[i]);
-            }
-            d_parameters[0][i] += s.dh[i] * (c.leaks_to_reset ? v[i] - v_reset : v[i]);
-            d_parameters[1][i] += s.before[i] * through_v - through_s * (height * s.phi[i]);
-            d_parameters[2][i] += through_s * height * (primitive(z, c.shape) - z * s.phi[i]);
+            const A g = load(gs[i]), by_soft = g - before[i] * top[i], by_hard = g + before[i] * (v_reset - h[i]);
+            const A through_s = follows ? by_soft : jumps ? by_hard : g;
+            const A through_v = soft & (h[i] >= top[i]) ? A(-1) : A(0);
+            d_decay[i] += dh[i] * (pulls ? membrane[i] - v_reset : membrane[i]);
+            d_threshold[i] += before[i] * through_v - through_s * (height * unit[i]);
         }
+        if (c.width_p)  // its primitive takes longer than all of the rest
+            for (int i = 0; i < n; i++) {
+                const A z = (h[i] - top[i]) / b.width[i], g = load(gs[i]);
+                const A through_s = follows ? g - before[i] * top[i] : jumps ? g + before[i] * (v_reset - h[i]) : g;
+                d_width[i] += through_s * height * (primitive(z, c.shape) - z * unit[i]);
+            }
     }
     if (!c.mean) return;
     double step_gain = 0;
-    T *dy = c.dy ? (T *)c.dy + t * c.neurons + start : nullptr;
     for (int i = 0; i < n; i++) {
-        const A xhat = (load(s.x[i]) - b.mean[i]) * b.rstd[i], dz = s.k * s.dx[i];
-        if (c.out_step_gain) step_gain += double(s.dx[i] * (xhat * b.affine[i] + b.bias[i]));
+        const A centred = load(x[i]) - b.mean[i], dz = k * s.dx[i];
+        if (c.out_step_gain) step_gain += double(s.dx[i] * (centred * b.rstd[i] * b.affine[i] + b.bias[i]));
         s.sum_dz[i] += dz;
-        s.sum_dz_xhat[i] += dz * xhat;
-        if (dy) store(dy + i, b.scale[i] * (dz - b.mean_dz[i] - xhat * b.mean_dz_xhat[i]));
+        s.sum_dz_x[i] += dz * centred;
+        if (s.dy) store(s.dy + t * s.stride + i, b.scale[i] * dz + (b.slope[i] * centred + b.offset[i]));
     }
     if (c.out_step_gain) mine.step_gain[t] += step_gain;
 }
@@ -501,118 +596,147 @@ void observe(const Block<A> &b, const Back<T, A> &s, Sums &mine, std::vector<A> 
 template <class T, class A>
 void walk_back(const Call &c) {
     const Cut cut(c);
-    const int size = cut.size;
+    const int size = cut.padded();
+    const Norm<A> norm(c);
     std::vector<Sums> sums(cut.chunks, Sums(c));
     const bool attached = !c.detach_reset && c.reset != NONE;
-    const bool rare = c.probe || c.out_parameters || c.out_step_gain || c.dy;
-    const int mode = rare ? OBSERVE : c.out_sums ? ACCUMULATE : WRITE;
-#pragma omp parallel for schedule(static) num_threads(c.threads)
+    const bool rare = c.probe || c.out_parameters || c.out_step_gain;
+    const int mode = rare ? OBSERVE : c.mean ? ACCUMULATE : WRITE;
+    const bool past = (!c.dx || streams<T>(c, c.dx)) && (!c.dy || streams<T>(c, c.dy));
+#pragma omp parallel for schedule(static) num_threads(c.threads) if (c.threads > 1)
     for (int64_t k = 0; k < cut.chunks; k++) {
         Sums &mine = sums[k];
-        Block<A> b(c, size, cut.aligned);
-        std::vector<A> v(size), window(size * c.steps), carry(size), sum_dz(size), sum_dz_xhat(size);
+        Block<A> b(c, norm, cut);
+        std::vector<A> v(size), window(size * c.steps), carry(size), sum_dz(size), sum_dz_x(size);
         std::vector<A> observed[5], d_parameters[3];
-        std::vector<T> line(size);
-        const bool beyond = c.dx && streams<T>(c);
         if (rare) for (auto &o : observed) o.resize(size);
         if (c.out_parameters) for (auto &d : d_parameters) d.resize(size);
-        Back<T, A> back{};
-        back.carry = carry.data();
-        back.sum_dz = sum_dz.data();
-        back.sum_dz_xhat = sum_dz_xhat.data();
-        back.dx = observed[0].data();
-        back.phi = observed[1].data();
-        back.jump = observed[2].data();
-        back.dh = observed[3].data();
-        back.before = observed[4].data();
+        Back<T, A> s{};
+        s.h = window.data();
+        s.step_gain = (const A *)c.step_gain;
+        s.carry = carry.data();
+        s.sum_dz = sum_dz.data();
+        s.sum_dz_x = sum_dz_x.data();
+        s.dx = observed[0].data();
+        s.phi = observed[1].data();
+        s.jump = observed[2].data();
+        s.dh = observed[3].data();
+        s.before = observed[4].data();
+        s.stride = c.neurons;
+        s.size = size;
         const int64_t end = cut.edge(c, k + 1);
-        for (int64_t start = cut.edge(c, k), blocks = 0; start < end; start += size, blocks++) {
-            const int n = int(std::min<int64_t>(size, end - start));
+        for (int64_t start = cut.edge(c, k), blocks = 0; start < end; start += cut.size, blocks++) {
+            const int n = s.n = int(std::min<int64_t>(cut.size, end - start));
             b.at(start, n);
             start_membrane(c, start, n, v.data());
-            for (int64_t t = 0; t < c.steps; t++) 
-                step<T, A, A, false, false>(b, t, start, v.data(), window.data() + t * size, (T *)nullptr, n);
+            Forth<T, A> replay = forth_of<T>(c, start, n, size, v.data());
+            replay.h = window.data();
+            forth<T, A, false>(b, replay);
+            std::fill(carry.begin(), carry.end(), A(0));
             if (c.grad_v_last) std::memcpy(carry.data(), (const A *)c.grad_v_last + start, n * sizeof(A));
-            else std::fill(carry.begin(), carry.end(), A(0));
             // Aligned blocks share their channels: a few of them add up in float before they join the channel's sum.
             const bool fresh = !cut.aligned || blocks % 16 == 0;
-            const bool flush = !cut.aligned || blocks % 16 == 15 || start + size >= end;
+            const bool flush = !cut.aligned || blocks % 16 == 15 || start + cut.size >= end;
             if (fresh) {
                 std::fill(sum_dz.begin(), sum_dz.end(), A(0));
-                std::fill(sum_dz_xhat.begin(), sum_dz_xhat.end(), A(0));
+                std::fill(sum_dz_x.begin(), sum_dz_x.end(), A(0));
             }
             for (auto &d : d_parameters) std::fill(d.begin(), d.end(), A(0));
-            for (int64_t t = c.steps - 1; t >= 0; t--) {
-                const int64_t at = t * c.neurons + start;
-                back.x = (const T *)c.x + at;
-                back.grad_s = (const T *)c.grad_s + at;
-                back.grad_current = c.grad_current ? (const T *)c.grad_current + at : nullptr;
-                back.out = beyond ? line.data() : c.dx ? (T *)c.dx + at : nullptr;
-                back.h = window.data() + t * size;
-                back.k = c.step_gain ? ((const A *)c.step_gain)[t] : A(1);
-                step_back(b, back, n, mode);
-                if (rare) observe(b, back, mine, d_parameters, window.data(), v.data(), t, start, n, attached, size);
-                if (beyond) stream((T *)c.dx + at, line.data(), n);
-            }
+            s.x = (const T *)c.x + start;
+            s.grad_s = (const T *)c.grad_s + start;
+            s.grad_current = c.grad_current ? (const T *)c.grad_current + start : nullptr;
+            s.out = c.dx ? (T *)c.dx + start : nullptr;
+            s.dy = c.dy ? (T *)c.dy + start : nullptr;
+            s.past = past && start % LANES == 0;
+            if (!rare) back(b, s, 0, c.steps, mode);
+            else
+                for (int64_t t = c.steps - 1; t >= 0; t--) {
+                    back(b, s, t, t + 1, mode);
+                    observe(b, s, mine, d_parameters, v.data(), t, start, attached);
+                }
             if (c.out_v_init) std::memcpy((A *)c.out_v_init + start, carry.data(), n * sizeof(A));
             if (c.out_sums && flush) {
-                const int lanes = cut.aligned ? size : n;
+                const int lanes = cut.aligned ? cut.size : n;
                 gather(mine.norm.data(), sum_dz.data(), start, lanes, c);
-                gather(mine.norm.data() + c.channels, sum_dz_xhat.data(), start, lanes, c);
+                gather(mine.norm.data() + c.channels, sum_dz_x.data(), start, lanes, c);
             }
             if (c.out_parameters)
                 for (int p = 0; p < 3; p++) {
                     double *row = mine.parameters.data() + p * c.parameter_size;
                     if (c.parameter_size > 1) gather(row, d_parameters[p].data(), start, n, c);
-                    else for (int i = 0; i < n; i++) *row += double(d_parameters[p][i]);
+                    else *row += total(d_parameters[p].data(), n);
                 }
         }
         finish_stream();
     }
-    Sums total(c);
+    Sums joined(c);
     for (const Sums &s : sums) {
-        for (size_t i = 0; i < s.norm.size(); i++) total.norm[i] += s.norm[i];
-        for (size_t i = 0; i < s.parameters.size(); i++) total.parameters[i] += s.parameters[i];
-        for (size_t i = 0; i < s.step_gain.size(); i++) total.step_gain[i] += s.step_gain[i];
+        for (size_t i = 0; i < s.norm.size(); i++) joined.norm[i] += s.norm[i];
+        for (size_t i = 0; i < s.parameters.size(); i++) joined.parameters[i] += s.parameters[i];
+        for (size_t i = 0; i < s.step_gain.size(); i++) joined.step_gain[i] += s.step_gain[i];
         for (size_t i = 0; i < s.probe.size(); i++) {
-            if (i % PROBE_FIELDS == GRAD_INPUT_MAX) total.probe[i] = std::max(total.probe[i], s.probe[i]);
-            else total.probe[i] += s.probe[i];
+            if (i % PROBE_FIELDS == GRAD_INPUT_MAX) joined.probe[i] = std::max(joined.probe[i], s.probe[i]);
+            else joined.probe[i] += s.probe[i];
         }
     }
-    for (size_t i = 0; i < total.norm.size(); i++) ((A *)c.out_sums)[i] = A(total.norm[i]);
-    for (size_t i = 0; i < total.parameters.size(); i++) ((A *)c.out_parameters)[i] = A(total.parameters[i]);
-    for (size_t i = 0; i < total.step_gain.size(); i++) ((A *)c.out_step_gain)[i] = A(total.step_gain[i]);
-    for (size_t i = 0; i < total.probe.size(); i++) c.probe[i] = float(total.probe[i]);
+    for (size_t i = 0; i < joined.norm.size(); i++) {  // dz * xhat is dz * (x - mean) * rstd
+        const bool second = i >= size_t(c.channels);
+        ((A *)c.out_sums)[i] = A(second ? joined.norm[i] * double(norm.rstd[i - c.channels]) : joined.norm[i]);
+    }
+    for (size_t i = 0; i < joined.parameters.size(); i++) ((A *)c.out_parameters)[i] = A(joined.parameters[i]);
+    for (size_t i = 0; i < joined.step_gain.size(); i++) ((A *)c.out_step_gain)[i] = A(joined.step_gain[i]);
+    for (size_t i = 0; i < joined.probe.size(); i++) c.probe[i] = float(joined.probe[i]);
 }
 
-// Second pass of batch norm where dL/dx is stored: dy = scale * (dz - mean_dz - xhat * mean_dz_xhat). dy may be dL/dx.
+// Second pass of batch norm where dL/dx is stored: dy = scale * dz + (slope * (x - mean) + offset). dy may be dL/dx.
+template <class T, class A, int U, bool PART>
+inline void norm_tile(const Block<A> &b, const Back<T, A> &s, int64_t steps, int i, int m) {
+    V mean[U], scale[U], slope[U], offset[U];
+    for (int u = 0; u < U; u++) {
+        const int at = i + u * LANES;
+        mean[u] = load(b.mean.data() + at);
+        scale[u] = load(b.scale.data() + at);
+        slope[u] = load(b.slope.data() + at);
+        offset[u] = load(b.offset.data() + at);
+    }
+    for (int64_t t = 0; t < steps; t++) {
+        const int64_t row = t * s.stride + i;
+        const A k = s.step_gain ? s.step_gain[t] : A(1);
+        prefetch(s.x + row + s.size, U * LANES);
+        prefetch(s.grad_s + row + s.size, U * LANES);
+        for (int u = 0; u < U; u++) {
+            const int64_t at = row + u * LANES;
+            const V centred = get<PART>(s.x + at, m) - mean[u], dz = k * get<PART>(s.grad_s + at, m);
+            put<PART>(s.dy + at, scale[u] * dz + (slope[u] * centred + offset[u]), m, s.past);
+        }
+    }
+}
+
 template <class T, class A>
 void norm_backward(const Call &c) {
     const Cut cut(c);
-    const int size = cut.size;
-#pragma omp parallel for schedule(static) num_threads(c.threads)
+    const Norm<A> norm(c);
+    const bool past = streams<T>(c, c.dy);
+#pragma omp parallel for schedule(static) num_threads(c.threads) if (c.threads > 1)
     for (int64_t k = 0; k < cut.chunks; k++) {
-        Block<A> b(c, size, cut.aligned);
+        Block<A> b(c, norm, cut);
+        Back<T, A> s{};
+        s.step_gain = (const A *)c.step_gain;
+        s.stride = c.neurons;
+        s.size = cut.size;
         const int64_t end = cut.edge(c, k + 1);
-        for (int64_t start = cut.edge(c, k); start < end; start += size) {
-            const int n = int(std::min<int64_t>(size, end - start));
-            b.at(start, n);
-            const A *__restrict mean = b.mean.data(), *__restrict scale = b.scale.data(), *__restrict rstd = b.rstd.data(),
-                               *__restrict m0 = b.mean_dz.data(), *__restrict m1 = b.mean_dz_xhat.data();
-            for (int64_t t = 0; t < c.steps; t++) {
-                const T *__restrict x = (const T *)c.x + t * c.neurons + start;
-                const T *g = (const T *)c.grad_s + t * c.neurons + start;
-                T *out = (T *)c.dy + t * c.neurons + start;
-                prefetch_next(x, n);
-                prefetch_next(g, n);
-                const A kt = c.step_gain ? ((const A *)c.step_gain)[t] : A(1);
-#pragma omp simd
-                for (int i = 0; i < n; i++) {
-                    A xhat = (load(x[i]) - mean[i]) * rstd[i];
-                    store(out + i, scale[i] * (kt * load(g[i]) - m0[i] - xhat * m1[i]));
-                }
-            }
+        for (int64_t start = cut.edge(c, k); start < end; start += cut.size) {
+            s.n = int(std::min<int64_t>(cut.size, end - start));
+            b.at(start, s.n);
+            s.x = (const T *)c.x + start;
+            s.grad_s = (const T *)c.grad_s + start;
+            s.dy = (T *)c.dy + start;
+            s.past = past && start % LANES == 0;
+            tiles<2>(
+                s.n, [&](int i) { norm_tile<T, A, 2, false>(b, s, c.steps, i, LANES); },
+                [&](int i, int m) { norm_tile<T, A, 1, true>(b, s, c.steps, i, m); });
         }
+        finish_stream();
     }
 }
 
@@ -654,7 +778,7 @@ void statistics(const Call &c) {
     for (int64_t j = 0; j < C; j++) shift[j] = load(x[j * inner]);
     std::vector<std::vector<Moments>> shares(chunks, std::vector<Moments>(C));
     const auto eighth = [](int64_t n) { return std::max<int64_t>(1, (n + 7) / 8); };
-#pragma omp parallel for schedule(static) num_threads(c.threads)
+#pragma omp parallel for schedule(static) num_threads(c.threads) if (c.threads > 1)
     for (int64_t k = 0; k < chunks; k++) {
         Moments *share = shares[k].data();
         const int64_t first = rows * k / chunks, end = rows * (k + 1) / chunks;
@@ -669,13 +793,26 @@ void statistics(const Call &c) {
                 std::fill(mean, mean + lanes, A(0));
                 std::fill(s, s + lanes, A(0));
                 std::fill(q, q + lanes, A(0));
+                const A part = A(1) / A(sample);
                 for (int64_t i = start; i < std::min(stop, start + sample * lanes); i += lanes) {
                     const T *__restrict p = x + i;
                     const int64_t n = std::min(lanes, stop - i);
 #pragma omp simd
-                    for (int64_t j = 0; j < n; j++) mean[j] += load(p[j]) / A(sample);
+                    for (int64_t j = 0; j < n; j++) mean[j] += load(p[j]) * part;
                 }
-                for (int64_t i = start; i < stop; i += lanes) {
+                int64_t i = start;
+                for (; i + 4 * lanes <= stop; i += 4 * lanes) {  // four rows for each time that the sums are fetched
+                    const T *__restrict p0 = x + i, *__restrict p1 = p0 + lanes, *__restrict p2 = p1 + lanes,
+                                       *__restrict p3 = p2 + lanes;
+#pragma omp simd
+                    for (int64_t j = 0; j < lanes; j++) {
+                        const A d0 = load(p0[j]) - mean[j], d1 = load(p1[j]) - mean[j], d2 = load(p2[j]) - mean[j],
+                                d3 = load(p3[j]) - mean[j];
+                        s[j] += (d0 + d1) + (d2 + d3);
+                        q[j] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3);
+                    }
+                }
+                for (; i < stop; i += lanes) {
                     const T *__restrict p = x + i;
                     const int64_t n = std::min(lanes, stop - i);
 #pragma omp simd
@@ -733,7 +870,7 @@ void pack(const Call &c) {
     const T *x = (const T *)c.x;
     uint8_t *bits = (uint8_t *)c.spikes;
     const int64_t n = c.neurons, bytes = (n + 7) / 8;
-#pragma omp parallel for schedule(static) num_threads(c.threads)
+#pragma omp parallel for schedule(static) num_threads(c.threads) if (c.threads > 1)
     for (int64_t j = 0; j < bytes; j++) {
         unsigned byte = 0;
         const int m = int(std::min<int64_t>(8, n - 8 * j));
@@ -747,7 +884,7 @@ void unpack(const Call &c) {
     const uint8_t *bits = (const uint8_t *)c.x;
     T *out = (T *)c.spikes;
     const int64_t n = c.neurons, bytes = (n + 7) / 8;
-#pragma omp parallel for schedule(static) num_threads(c.threads)
+#pragma omp parallel for schedule(static) num_threads(c.threads) if (c.threads > 1)
     for (int64_t j = 0; j < bytes; j++) {
         const int m = int(std::min<int64_t>(8, n - 8 * j));
         for (int i = 0; i < m; i++) store(out + 8 * j + i, A(bits[j] >> i & 1));

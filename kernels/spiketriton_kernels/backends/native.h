@@ -9,14 +9,32 @@
 #include <limits>
 #include <vector>
 
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
 namespace {
 
 enum Reset { SOFT, HARD, NONE };
 enum Shape { FAST_SIGMOID, ATAN, SIGMOID, TRIANGLE, RECTANGLE, GAUSSIAN };
 
-// ---- element types: T in memory, A in registers -----------------------------------------------------------------
+// ---- element types: T in memory, A in registers. One build each, so that a user waits for the one in use only --------
 
 struct bf16 { uint16_t bits; };
+
+#if SPIKETRITON_DTYPE == 0
+using Element = float;
+using Accumulator = float;
+#elif SPIKETRITON_DTYPE == 1
+using Element = double;
+using Accumulator = double;
+#elif SPIKETRITON_DTYPE == 2
+using Element = bf16;
+using Accumulator = float;
+#else
+using Element = _Float16;
+using Accumulator = float;
+#endif
 
 inline float load(float v) { return v; }
 inline double load(double v) { return v; }
@@ -39,37 +57,183 @@ inline float load(_Float16 v) { return float(v); }
 inline void store(_Float16 *p, float v) { *p = _Float16(v); }
 #endif
 
+// ---- vectors: a register full of accumulators --------------------------------------------------------------------
+
+#if defined(__AVX512F__)
+constexpr int WIDTH = 64;
+#elif defined(__AVX__)
+constexpr int WIDTH = 32;
+#else
+constexpr int WIDTH = 16;
+#endif
+constexpr int LANES = WIDTH / int(sizeof(Accumulator));
+
+typedef Accumulator V __attribute__((vector_size(WIDTH)));
+using Mask = decltype(V{} < V{});  // integers: -1 where true
+
+inline V all(Accumulator x) { return x - V{}; }
+inline V absolute(V x) { return (V)((Mask)x & ~(Mask)all(Accumulator(-0.0))); }
+
+// LANES elements of memory as accumulators, and back.
+inline V load(const Accumulator *p) {
+    V v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+inline void store(Accumulator *p, V v) { std::memcpy(p, &v, sizeof v); }
+
+#if SPIKETRITON_DTYPE >= 2
+typedef uint16_t Halves __attribute__((vector_size(WIDTH / 2)));
+typedef uint32_t Words __attribute__((vector_size(WIDTH)));
+
+#if SPIKETRITON_DTYPE == 2
+inline V widen(Halves h) { return (V)(__builtin_convertvector(h, Words) << 16); }
+inline Halves narrow(V v) {
+    const Words word = (Words)v, rounded = (word + 0x7fffu + ((word >> 16) & 1u)) >> 16;
+    return __builtin_convertvector((word & 0x7fffffffu) > 0x7f800000u ? Words{} + 0x7fc0u : rounded, Halves);
+}
+#elif defined(__AVX512F__)
+inline V widen(Halves h) { return (V)_mm512_cvtph_ps((__m256i)h); }
+inline Halves narrow(V v) { return (Halves)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+#elif defined(__F16C__)
+inline V widen(Halves h) { return (V)_mm256_cvtph_ps((__m128i)h); }
+inline Halves narrow(V v) { return (Halves)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT); }
+#else
+inline V widen(Halves h) {
+    _Float16 in[LANES];
+    V out;
+    std::memcpy(in, &h, sizeof in);
+    for (int i = 0; i < LANES; i++) out[i] = float(in[i]);
+    return out;
+}
+inline Halves narrow(V v) {
+    _Float16 out[LANES];
+    Halves h;
+    for (int i = 0; i < LANES; i++) out[i] = _Float16(v[i]);
+    std::memcpy(&h, out, sizeof h);
+    return h;
+}
+#endif
+
+inline V load(const Element *p) {
+    Halves h;
+    std::memcpy(&h, p, sizeof h);
+    return widen(h);
+}
+inline void store(Element *p, V v) {
+    const Halves h = narrow(v);
+    std::memcpy(p, &h, sizeof h);
+}
+#endif
+
+// The first n of LANES elements; the rest reads as 0 and is not written.
+template <class T>
+inline V load(const T *p, int n) {
+    T line[LANES] = {};
+    std::memcpy(line, p, n * sizeof(T));
+    return load((const T *)line);
+}
+template <class T>
+inline void store(T *p, V v, int n) {
+    T line[LANES];
+    store((T *)line, v);
+    std::memcpy(p, line, n * sizeof(T));
+}
+
+// Past the caches, to an address that is a multiple of what is written.
+template <class T>
+inline void stream(T *p, V v) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == sizeof(Accumulator)) {
+        __m512i bits;
+        std::memcpy(&bits, &v, sizeof bits);
+        return _mm512_stream_si512((__m512i *)p, bits);
+    } else {
+        T line[LANES];
+        store((T *)line, v);
+        return _mm256_stream_si256((__m256i *)p, _mm256_loadu_si256((const __m256i *)line));
+    }
+#elif defined(__AVX__)
+    if constexpr (sizeof(T) == sizeof(Accumulator)) {
+        __m256i bits;
+        std::memcpy(&bits, &v, sizeof bits);
+        return _mm256_stream_si256((__m256i *)p, bits);
+    } else {
+        T line[LANES];
+        store((T *)line, v);
+        return _mm_stream_si128((__m128i *)p, _mm_loadu_si128((const __m128i *)line));
+    }
+#endif
+    store(p, v);
+}
+
+inline void finish_stream() {
+#ifdef __AVX__
+    _mm_sfence();
+#endif
+}
+
+// A vector of memory: PART of it where a block ends, m elements then.
+template <bool PART, class T>
+inline V get(const T *p, int m) {
+    if constexpr (PART) return load(p, m);
+    return load(p);
+}
+
+template <bool PART, class T>
+inline void put(T *p, V v, int m, bool past) {
+    if constexpr (PART) store(p, v, m);
+    else if (past) stream(p, v);
+    else store(p, v);
+}
+
+// Rows of a time window lie far apart, and hardware prefetchers restart on each: ask for the next block's part early.
+template <class T>
+inline void prefetch(const T *p, int n) {
+    for (int i = 0; i < n * int(sizeof(T)); i += 64) __builtin_prefetch((const char *)p + i, 0, 2);
+}
+
+// Whole tiles of a block, then vectors of what is left.
+template <int U, class Whole, class Rest>
+inline void tiles(int n, Whole whole, Rest rest) {
+    int i = 0;
+    for (; i + U * LANES <= n; i += U * LANES) whole(i);
+    for (; i < n; i += LANES) rest(i, std::min(LANES, n - i));
+}
+
 // ---- surrogate ----------------------------------------------------------------------------------------------------
 
-inline double exp_negative(double x) { return std::exp(x); }
-
-// exp for x <= 0, written out so that compilers vectorise it (Cephes expf, about 1 ulp).
-inline float exp_negative(float x) {
-    x = std::max(x, -87.0f);
-    float n = std::floor(x * 1.44269504088896341f + 0.5f);
-    float r = x - n * 0.693359375f - n * -2.12194440e-4f;
-    float p = 1.9875691500e-4f;
+// exp for x <= 0; of floats written out (Cephes expf, about 1 ulp).
+inline V exp_negative(V x) {
+#if SPIKETRITON_DTYPE == 1
+    for (int i = 0; i < LANES; i++) x[i] = std::exp(x[i]);
+    return x;
+#else
+    x = x < -87.0f ? all(-87.0f) : x;
+    // A float of 1.5 * 2^23 has no room for a fraction: the sum rounds, and its last bits are the whole number.
+    const V shifted = x * 1.44269504088896341f + 12582912.0f, n = shifted - 12582912.0f;
+    const V r = x - n * 0.693359375f - n * -2.12194440e-4f;
+    V p = all(1.9875691500e-4f);
     p = p * r + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    int32_t bits = (int32_t(n) + 127) << 23;
-    float scale;
-    std::memcpy(&scale, &bits, 4);
-    return p * scale;
+    return p * (V)(((Mask)shifted + 127) << 23);
+#endif
 }
 
 // phi(u / width). The rectangle's edge is compared, not divided, so that ties fall as in the reference.
-template <class A, int SHAPE>
-inline A phi(A u, A width, A inverse_width) {
-    const A z = u * inverse_width, a = std::fabs(z);
-    if constexpr (SHAPE == FAST_SIGMOID) { A r = A(1) / (A(1) + a); return r * r; }
+template <int SHAPE>
+inline V phi(V u, V width, V inverse_width) {
+    using A = Accumulator;
+    const V z = u * inverse_width, a = absolute(z);
+    if constexpr (SHAPE == FAST_SIGMOID) { const V r = A(1) / (A(1) + a); return r * r; }
     if constexpr (SHAPE == ATAN) return A(1) / (A(1) + z * z);
-    if constexpr (SHAPE == SIGMOID) { A e = exp_negative(-a); A r = A(1) / (A(1) + e); return A(4) * e * r * r; }
-    if constexpr (SHAPE == TRIANGLE) return std::max(A(1) - a, A(0));  // in this order a NaN stays one
-    if constexpr (SHAPE == RECTANGLE) return std::fabs(u) < width ? A(1) : A(0);
+    if constexpr (SHAPE == SIGMOID) { const V e = exp_negative(-a), r = A(1) / (A(1) + e); return A(4) * e * r * r; }
+    if constexpr (SHAPE == TRIANGLE) { const V left = A(1) - a; return left < 0 ? V{} : left; }  // in this order a NaN stays one
+    if constexpr (SHAPE == RECTANGLE) return absolute(u) < width ? all(A(1)) : V{};
     return exp_negative(-z * z / A(2));
 }
 
@@ -77,18 +241,3 @@ inline A phi(A u, A width, A inverse_width) {
 inline int64_t chunk_count(int64_t items, int64_t least) { return std::max<int64_t>(1, std::min<int64_t>(64, items / least)); }
 
 }  // namespace
-
-// One build per element type, so that a user waits for the one in use only.
-#if SPIKETRITON_DTYPE == 0
-using Element = float;
-using Accumulator = float;
-#elif SPIKETRITON_DTYPE == 1
-using Element = double;
-using Accumulator = double;
-#elif SPIKETRITON_DTYPE == 2
-using Element = bf16;
-using Accumulator = float;
-#else
-using Element = _Float16;
-using Accumulator = float;
-#endif
