@@ -18,6 +18,7 @@ from spiketriton.data import Data, TestSet
 from spiketriton.errors import EXIT_DONE, EXIT_ERROR, UserError
 from spiketriton.gradients.calibration import (
     Calibration,
+    aim_after,
     calibrate,
     probe_batches,
     wants_calibration,
@@ -166,6 +167,7 @@ class Trainer:
         found = calibrate(self.recipe, self.model, batches, self.loss, self.placement.autocast)
         self.calibration = found = self.ranks.decide(lambda: found)
         found.start(self.model)
+        self.watch.aim = aim_after(self.recipe, found)
         self.folder.write_calibration(found.state_dict())
         for line in found.lines():
             self.display.note(line)
@@ -451,6 +453,7 @@ class Trainer:
         if state["calibration"] is not None:
             self.calibration = Calibration.of_state(state["calibration"])
             self.calibration.apply(self.model)
+            self.watch.aim = aim_after(self.recipe, self.calibration)
 
     def own_plugins(self) -> dict[str, Any]:
         """The plugins of this session, which may lie elsewhere than when the run began."""

@@ -19,23 +19,35 @@ _BLOCK = 512  # bytes a program writes
 
 
 @triton.jit
+def _places(n, BLOCK: tl.constexpr):
+    """Bytes [BLOCK] of a program, their spikes [BLOCK, 8], and which of both are of four whole bytes.
+
+    Four bytes share one mask, and so do the spikes of each: then they are one access, whatever n is. What is left of
+    n lies in the last program.
+    """
+    byte = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    offs = byte[:, None] * 8 + tl.arange(0, 8)[None, :]
+    return byte, offs, byte // 4 < n // 32
+
+
+@triton.jit
 def pack_kernel(
     spikes_ptr,  # [n]
     bits_ptr,  # [(n + 7) // 8] uint8 out
     n,
     BLOCK: tl.constexpr,
 ):
-    byte = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    bit = tl.arange(0, 8)
-    offs = byte[:, None] * 8 + bit[None, :]
-    whole = n // 8  # one mask for the spikes of a byte, so that they are one access, whatever n is
-    spikes = tl.load(spikes_ptr + offs, mask=(byte < whole)[:, None], other=0.0)
-    if tl.program_id(0) == tl.num_programs(0) - 1:
-        rest = (byte == whole)[:, None] & (offs < n)
+    byte, offs, whole = _places(n, BLOCK)
+    last = tl.program_id(0) == tl.num_programs(0) - 1
+    spikes = tl.load(spikes_ptr + offs, mask=whole[:, None], other=0.0)
+    if last:
+        rest = (whole == 0)[:, None] & (offs < n)
         spikes += tl.load(spikes_ptr + offs, mask=rest, other=0.0)
     fired = spikes.to(tl.float32) != 0.0
-    value = tl.sum(fired.to(tl.int32) << bit[None, :], axis=1)
-    tl.store(bits_ptr + byte, value.to(tl.uint8), mask=byte * 8 < n)
+    value = tl.sum(fired.to(tl.int32) << tl.arange(0, 8)[None, :], axis=1).to(tl.uint8)
+    tl.store(bits_ptr + byte, value, mask=whole)
+    if last:
+        tl.store(bits_ptr + byte, value, mask=(whole == 0) & (byte * 8 < n))
 
 
 @triton.jit
@@ -45,15 +57,16 @@ def unpack_kernel(
     n,
     BLOCK: tl.constexpr,
 ):
-    byte = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    bit = tl.arange(0, 8)
-    offs = byte[:, None] * 8 + bit[None, :]
-    value = tl.load(bits_ptr + byte, mask=byte * 8 < n, other=0).to(tl.int32)
-    fired = ((value[:, None] >> bit[None, :]) & 1).to(tl.float32).to(spikes_ptr.dtype.element_ty)
-    whole = n // 8  # as above
-    tl.store(spikes_ptr + offs, fired, mask=(byte < whole)[:, None])
-    if tl.program_id(0) == tl.num_programs(0) - 1:
-        tl.store(spikes_ptr + offs, fired, mask=(byte == whole)[:, None] & (offs < n))
+    byte, offs, whole = _places(n, BLOCK)
+    last = tl.program_id(0) == tl.num_programs(0) - 1
+    value = tl.load(bits_ptr + byte, mask=whole, other=0)
+    if last:
+        value += tl.load(bits_ptr + byte, mask=(whole == 0) & (byte * 8 < n), other=0)
+    fired = (value.to(tl.int32)[:, None] >> tl.arange(0, 8)[None, :]) & 1
+    spikes = fired.to(tl.float32).to(spikes_ptr.dtype.element_ty)
+    tl.store(spikes_ptr + offs, spikes, mask=whole[:, None])
+    if last:
+        tl.store(spikes_ptr + offs, spikes, mask=(whole == 0)[:, None] & (offs < n))
 
 
 def _flat(x: torch.Tensor) -> torch.Tensor:

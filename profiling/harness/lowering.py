@@ -34,8 +34,11 @@ from spiketriton_kernels import (
     multistep_clif,
     multistep_ilif,
     multistep_lif,
+    pack_spikes,
+    packed,
     passes,
     state_operators,
+    unpack_spikes,
 )
 
 TARGETS = {
@@ -86,6 +89,10 @@ def _with_current(x: torch.Tensor, **options: Any) -> None:
     torch.autograd.backward(outs, (x.detach(), x.detach()))
 
 
+def _packed(x: torch.Tensor) -> None:
+    unpack_spikes(pack_spikes(x), x.shape, x.stride(), x.dtype)
+
+
 def _training(function: Callable[..., Any]) -> Callable[..., None]:
     return lambda x, **options: function(x, **options).backward(x.detach())
 
@@ -106,6 +113,8 @@ CASES: dict[str, tuple[Callable[..., None], int]] = {
     "norm backward": (_with_residual, 3),
     "bn_lif+current forward": (_with_current, 1),
     "bn_lif+current backward": (_with_current, 2),
+    "pack": (_packed, 0),
+    "unpack": (_packed, 1),
     **{f"{name} forward": (_training(function), 0) for name, function in _STATES.items()},
     **{f"{name} backward": (_training(function), 1) for name, function in _STATES.items()},
 }
@@ -156,6 +165,7 @@ def record(
     with (
         mock.patch.object(passes, "backend_for", return_value="triton"),
         mock.patch.object(state_operators, "backend_for", return_value="triton"),
+        mock.patch.object(packed, "backend_for", return_value="triton"),
         mock.patch.object(triton.JITFunction, "run", note),
     ):
         function(x.requires_grad_(), **options)
@@ -164,7 +174,12 @@ def record(
 
 def compile_for(launch: Launch, target: str) -> Any:
     """Triton's CompiledKernel of a launch for one of ``TARGETS``, as its launcher specialises it."""
-    pointers = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
+    pointers = {
+        torch.bfloat16: "*bf16",
+        torch.float16: "*fp16",
+        torch.float32: "*fp32",
+        torch.uint8: "*u8",
+    }
     signature: dict[str, str] = {}
     constants: dict[tuple[int], Any] = {}
     attributes: dict[tuple[int], list] = {}  # pointers and sizes divisible by 16 say so
@@ -214,8 +229,7 @@ def lower(
     launch = record(case, T, dtype, layout, size, **options)
     compiled = compile_for(launch, target)
     warps = compiled.metadata.num_warps
-    tile = launch.arguments["BLOCK_R"] * launch.arguments["BLOCK_L"]
-    elements = max(1, tile // (warps * TARGETS[target].warp_size))
+    elements = max(1, _tile(launch) // (warps * TARGETS[target].warp_size))
     if target.startswith("sm_"):
         text = compiled.asm["ptx"]
         traffic = _traffic(_accesses(text, launch, elements), _fill(launch))
@@ -232,8 +246,22 @@ def lower(
     }
 
 
+def _packs(launch: Launch) -> bool:
+    """Whether it works on bytes of 8 spikes: such kernels have no rows and columns."""
+    return "BLOCK" in launch.arguments
+
+
+def _tile(launch: Launch) -> int:
+    """Elements of a program."""
+    if _packs(launch):
+        return 8 * launch.arguments["BLOCK"]
+    return launch.arguments["BLOCK_R"] * launch.arguments["BLOCK_L"]
+
+
 def _fill(launch: Launch) -> float:
     """The share of the tiles' elements that there are."""
+    if _packs(launch):
+        return launch.arguments["n"] / (-(-launch.arguments["n"] // _tile(launch)) * _tile(launch))
     names = ("R", "units", "ALIGN", "BLOCK_R", "BLOCK_L")
     R, units, align, block_r, block_l = (launch.arguments[name] for name in names)
     rows, columns = -(-R // block_r) * block_r, -(-units * align // block_l) * block_l
@@ -301,7 +329,7 @@ def _in_flight(sass: str) -> float:
         width = next((int(o) // 8 for o in options if o in ("64", "128", "256")), 4)
         if kind == "LDG":
             width = next(
-                (int(o[-2:]) // 8 for o in options if o in ("U8", "S8", "U16", "S16")), width
+                (int(o[1:]) // 8 for o in options if o in ("U8", "S8", "U16", "S16")), width
             )
             first = int(re.findall(r"\bR(\d+)", rest)[0])
             pending |= dict.fromkeys(range(first, first + max(1, width // 4)), now + 1)
@@ -340,11 +368,12 @@ class _Block:
 
 
 def _accesses(ptx: str, launch: Launch, elements: int) -> list[dict[str, Any]]:
-    """Every global access to a tensor of T x N elements (or to ``saved``), summed by tensor.
+    """Every global access to a tensor of T x N elements (to their bits, to ``saved``), summed by tensor.
 
     An address is traced to the one pointer argument that it is computed from. The sum is that of
     the longest way through the code: of two versions of a loop only one runs. The body of the loop
-    over chunks of the window runs once a chunk; kernels that walk rows have a loop around it.
+    over chunks of the window runs once a chunk; kernels that walk rows have a loop around it. What the
+    packing kernels jump over is for the last program alone, and left out.
     """
     steps, chunk = launch.arguments.get("T", 1), launch.arguments.get("CHUNK", 1)
     chunks = -(-steps // chunk)
@@ -389,6 +418,7 @@ def _accesses(ptx: str, launch: Launch, elements: int) -> list[dict[str, Any]]:
         return touched.pop()
 
     loops: dict[int, int] = {}  # first block -> last
+    passed_over: set[int] = set()
     before: dict[int, list[int]] = defaultdict(list)
     for i, block in enumerate(blocks):
         for j in [labels[target] for target in block.targets] + [i + 1] * block.falls_through:
@@ -396,6 +426,8 @@ def _accesses(ptx: str, launch: Launch, elements: int) -> list[dict[str, Any]]:
                 loops[j] = max(i, loops.get(j, 0))
             else:
                 before[j].append(i)
+                passed_over.update(range(i + 1, j))
+    rare = passed_over if _packs(launch) else set()
     # bytes and accesses by tensor and direction up to the end of each block, on the longest way there
     moved: list[dict[tuple[str, str], tuple[int, int]]] = []
     narrowest: dict[tuple[str, str], int] = {}
@@ -405,7 +437,7 @@ def _accesses(ptx: str, launch: Launch, elements: int) -> list[dict[str, Any]]:
             for key, most in moved[way].items():
                 total[key] = max(total[key], most)
         depth = sum(first <= i <= last for first, last in loops.items())
-        for width, kind, address in block.moves if depth >= outer else ():
+        for width, kind, address in block.moves if depth >= outer and i not in rare else ():
             key = (pointer(address), kind)
             times = chunks if depth > outer else 1
             total[key] = (total[key][0] + width * times, total[key][1] + times)
@@ -421,7 +453,7 @@ def _accesses(ptx: str, launch: Launch, elements: int) -> list[dict[str, Any]]:
         passes, requests = total_bytes / size / moves, total_accesses / moves
         if name == "saved_ptr":  # masked off in one of the chunks
             passes *= chunk * tensor.shape[0] / steps
-        elif tensor.numel() != largest:
+        elif tensor.numel() != largest and tensor.dtype != torch.uint8:
             continue
         access = {"tensor": name.removesuffix("_ptr"), "kind": kind, "passes": passes}
         access |= {"vector_bytes": narrowest[name, kind], "element_bytes": size}

@@ -138,6 +138,19 @@ class Calibration:
         return lines
 
 
+def aim_after(recipe: Recipe, found: Calibration | None) -> Aim:
+    """The aim of the recipe's width, with what was found before training, if anything was."""
+    return aim_of(recipe) if found is None else _aim(recipe, found.blocks, found.layers)
+
+
+def _aim(recipe: Recipe, blocks: BlockStart | None, layers: LayerStart | None) -> Aim:
+    return aim_of(
+        recipe,
+        gain=None if blocks is None else blocks.gain,
+        identity=None if layers is None else layers.identity,
+    )
+
+
 def wants_calibration(recipe: Recipe) -> bool:
     """Whether the recipe asks for one; the ANN twin has no surrogate, and its blocks start at 0."""
     width = isinstance(recipe.neuron.surrogate.width, str) and recipe.neuron.kind != "relu"
@@ -197,11 +210,7 @@ def calibrate(
     width = recipe.neuron.surrogate.width
     if isinstance(width, str):
         with opened(recipe, model, blocks):
-            aim = aim_of(
-                recipe,
-                gain=None if blocks is None else blocks.gain,
-                identity=None if layers is None else layers.identity,
-            )
+            aim = _aim(recipe, blocks, layers)
             found = _find_widths(recipe, aim, prober, width, model.last_of_blocks())
     else:
         widths = dict.fromkeys(prober.names, width)

@@ -7,8 +7,8 @@ from typing import Any, get_args
 import numpy as np
 
 from spiketriton.config import PlainNet
-from spiketriton.gradients.aims import OPENED, aim_of
-from spiketriton.gradients.calibration import Calibration
+from spiketriton.gradients.aims import OPENED
+from spiketriton.gradients.calibration import Calibration, aim_after
 from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.subject import Subject
 from spiketriton.gradients.variants import Experiment, Variant
@@ -169,7 +169,7 @@ def diagnose(subject: Subject, batches: int = 1) -> Diagnosis:
         overlap=experiment.overlap,
         among=None if opens else comparable(measured, recipe),
         may_be_silent=may_be_silent(measured.names, recipe),
-        aim=aim_of(recipe),
+        aim=aim_after(recipe, experiment.calibration),
     )
     variants = experiment.variants()
     found = cures(verdict, recipe) + _remembering(experiment, variants)

@@ -463,6 +463,7 @@ class Watch:
 
     def __init__(self, recipe: Recipe, warn: Callable[[str], None]) -> None:
         self.recipe, self.warn = recipe, warn
+        self.aim = aim_of(recipe)  # until more is known
         self.verdict: Verdict | None = None
         self._warned: set[str] = set()
 
@@ -474,7 +475,7 @@ class Watch:
             recipe.train.optimizer,
             among=comparable(measured, recipe),
             may_be_silent=may_be_silent(measured.names, recipe),
-            aim=aim_of(recipe),
+            aim=self.aim,
         )
         kinds = [f"{axis.name} {axis.word}" for axis in verdict.axes if axis.limits_reached]
         kinds += ["dead"] if verdict.dead_layer is not None else []

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spiketriton.config import Recipe
-from spiketriton.gradients.aims import aim_of
+from spiketriton.gradients.calibration import Calibration, aim_after
 from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.verdict import FORGOTTEN, comparable, in_percent, judge, may_be_silent
 from spiketriton.runs.folder import RunFolder
@@ -238,12 +238,18 @@ def _gradients(folder: RunFolder, recipe: Recipe, title: str) -> Iterator[str]:
         overlap=_diagnosed(folder, last),
         among=comparable(measured, recipe),
         may_be_silent=may_be_silent(measured.names, recipe),
-        aim=aim_of(recipe),
+        aim=aim_after(recipe, _calibration(folder)),
     )
     yield f"<p><strong>After step {last}: {escape(verdict.line())}.</strong></p>"
     sentences = [*verdict.sentences(), *_before_training(folder)]
     yield f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in sentences)}</ul>"
     yield _figure(figure, "gradient by layer and time step")
+
+
+def _calibration(folder: RunFolder) -> Calibration | None:
+    """What was measured before training, where the recipe left it open."""
+    found = folder.calibration
+    return Calibration.of_state(read_json(found)) if found.exists() else None
 
 
 def _diagnosed(folder: RunFolder, step: int) -> np.ndarray | None:
@@ -257,12 +263,12 @@ def _diagnosed(folder: RunFolder, step: int) -> np.ndarray | None:
 
 def _before_training(folder: RunFolder) -> Iterator[str]:
     """What the last layer kept of an image before training, where the recipe left the start to be measured."""
-    if not folder.calibration.exists():
-        return
-    found = read_json(folder.calibration)
-    for start in filter(None, (found.get("blocks"), found.get("layers"))):
+    found = _calibration(folder)
+    for start in () if found is None else (found.blocks, found.layers):
+        if start is None:
+            continue
         yield (
-            f"forward, before training: the last layer kept {in_percent(start['overlap'])} of an image's identity "
+            f"forward, before training: the last layer kept {in_percent(start.overlap)} of an image's identity "
             f"(at least {in_percent(FORGOTTEN)} is needed)"
         )
 

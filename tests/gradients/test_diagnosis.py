@@ -80,6 +80,21 @@ def test_the_better_width_is_one():
     assert again.measured.depth_gain == pytest.approx(SGD.target, rel=0.01)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_width_that_auto_chose_is_not_called_sick(optimizer):
+    """Of 40 layers that start as the identity, by measurement: 0.8 from layer to layer is 2e-4 over all."""
+    start = ("model.depth=40", "model.start=auto", "neuron.surrogate.width=auto")
+    found = diagnose(subject(*DEEP, *start, f"train.optimizer={optimizer}"), 2)
+    depth = found.verdict.depth
+    assert found.auto.layers is not None
+    assert found.auto.layers.identity
+    assert depth.ratio < 1e-3
+    assert depth.word == "healthy"
+    assert "a depth gain of 0.8 is aimed at" in depth.sentence()
+    narrow = diagnose(subject(*DEEP, *start[:2], "neuron.surrogate.width=0.05"), 2)
+    assert narrow.verdict.depth.word == "vanishing"
+
+
 def test_a_deep_plain_net_forgets_the_image_and_shortcuts_keep_it():
     blocks = ("model.name=resnet20", "model.width=8", "time_steps=4")
     plain, skips = (diagnose(subject(*blocks, f"model.block={kind}")) for kind in ("plain", "ms"))

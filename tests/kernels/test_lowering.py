@@ -160,6 +160,11 @@ LEARNT = [
 ]
 """A thread owns 4 elements with a learnt decay, 2 with a learnt width."""
 
+PACKS = [
+    *cases(("pack", "unpack"), ["sm_80", "sm_90", "sm_100", "gfx942"], ["bf16", "fp32"], [10]),
+    *cases(("pack", "unpack"), ["sm_90", "gfx942"], ["fp16", "fp32"], [3], size=[3, 5, 7, 9]),
+]
+
 LOWER = """
 import json, sys
 import torch
@@ -170,7 +175,7 @@ for given in json.load(sys.stdin):
     learnt = {name: torch.ones((), requires_grad=True) for name in arguments.pop("learns", ())}
     width = learnt.pop("width", 1.0)
     arguments |= learnt
-    if not given["case"].startswith("ilif"):  # whose slope is its own
+    if not given["case"].startswith(("ilif", "pack", "unpack")):  # with a slope of their own, or none
         arguments["surrogate"] = Surrogate(arguments.get("surrogate", "atan"), width=width)
     try:
         report = lowering.lower(**arguments)
@@ -199,7 +204,7 @@ def lowered(wanted: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def quick():
-    return lowered([*QUICK, *RAGGED, *LEARNT])
+    return lowered([*QUICK, *RAGGED, *LEARNT, *PACKS])
 
 
 @pytest.fixture(scope="module")
@@ -269,6 +274,24 @@ def test_sizes_that_divide_nothing_and_probes_compile(quick, given):
 @pytest.mark.parametrize("given", LEARNT, ids=name)
 def test_learnt_parameters_spill_nothing(quick, given):
     assert_lean(given, quick[key(given)])
+
+
+@pytest.mark.parametrize("given", PACKS, ids=name)
+def test_packing_moves_16_bytes_of_spikes_and_4_of_bits_whatever_the_size(quick, given):
+    """A warp's access is a whole one of 512 bytes, or of 128: of every program but the last."""
+    report = quick[key(given)]
+    assert "error" not in report, report["error"]
+    assert report["spills"] == report["atomics"] == 0
+    if given["target"] == "gfx942":  # which counts the accesses of the last program too
+        assert report["vector_bytes"] == 16 or "size" in given
+        return
+    bits, spikes = report["accesses"]
+    directions = ("store", "load") if given["case"] == "pack" else ("load", "store")
+    assert (bits["tensor"], bits["kind"]) == ("bits", directions[0])
+    assert (spikes["tensor"], spikes["kind"]) == ("spikes", directions[1])
+    assert (bits["passes"], bits["vector_bytes"]) == (1 / 8, 4)
+    assert (spikes["passes"], spikes["vector_bytes"]) == (1, 16)
+    assert report["bytes_per_element"] == {"bf16": 2, "fp16": 2, "fp32": 4}[given["dtype"]] + 1 / 8
 
 
 @pytest.mark.parametrize("function", BUDGET)

@@ -7,6 +7,8 @@ import json
 import pytest
 from PIL import Image
 
+from spiketriton.gradients.block_start import BlockStart
+from spiketriton.gradients.calibration import Calibration
 from spiketriton.runs.folder import RunFolder
 from spiketriton.show import report_page
 from spiketriton.show.figures import new_figure
@@ -125,7 +127,11 @@ def test_what_is_left_of_the_image_is_told_where_it_was_measured(folder):
     ):  # fmt: skip
         path = folder.path / f"diagnosis-{number}.json"
         path.write_text(json.dumps({"subject": subject, "overlap": [overlap]}))
-    folder.write_calibration({"blocks": {"overlap": 0.34}, "layers": None})
+    found = Calibration(
+        mode="auto", goal="block gain", why="why", target=1.0, reached=1.0, width=1.0, widths={"a": 1.0}, met=True,
+        images=4, scan=((1.0, 1.0),), blocks=BlockStart(gain=0.0, bias=0.25, overlap=0.34, tried=((0.0, 0.34),)),
+    )  # fmt: skip
+    folder.write_calibration(found.state_dict())
     line, sentences, _ = _gradients(folder, small_recipe(), "title")
     assert "After step 9: healthy, forward and backward" in line
     assert "forward: healthy: the last layer keeps 77 % of an image" in sentences
