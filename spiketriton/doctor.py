@@ -1,7 +1,6 @@
 """python -m spiketriton.doctor [key=value ...] [--json]"""
 
 import argparse
-import itertools
 import math
 import shutil
 import statistics
@@ -9,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -105,29 +104,40 @@ KERNELS = (
 
 
 def findings(recipe: Recipe) -> Iterator[Finding]:
-    """Everything that is looked at, one after another; what fails to run is wrong."""
+    """Everything that is looked at, one after another; what fails to run is wrong.
+
+    By dtype, in the order in which the compiler hands over their kernels. What is timed comes after it.
+    """
     device = environment.choose_device(recipe.train.device).value
+    builds = Builds(device)
     looks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
         ("versions", versions),
         ("device", partial(devices, device)),
         ("processors", busy),
-        ("compiler", partial(compiled, device)),
-        ("backends", partial(backends, device)),
-        *(
+        ("compiler", builds.begin),
+    ]
+    for dtype in TOLERANCE:
+        looks.append((f"backend, {_name(dtype)}", partial(backend, dtype, device)))
+        looks += [
             (f"{kernel.name}, {_name(dtype)}", partial(compared, kernel, dtype, device))
-            for kernel, dtype in itertools.product(KERNELS, TOLERANCE)
-        ),
-        ("packed spikes", partial(packed, device)),
+            for kernel in KERNELS
+        ]
+        looks.append((f"packed spikes, {_name(dtype)}", partial(packed, dtype, device)))
+    looks += [
+        ("compiler", builds.end),
         ("bandwidth", partial(bandwidth, device)),
         ("training", partial(trained, recipe, device)),
         ("data", partial(data_sets, recipe)),
     ]
-    for name, look in looks:
-        try:
-            yield from look()
-        except Exception as error:
-            words = one_line(f"{type(error).__name__}: {error}")[:300]
-            yield Finding(name, "wrong", words, "please report it with the output of --json")
+    try:
+        for name, look in looks:
+            try:
+                yield from look()
+            except Exception as error:
+                words = one_line(f"{type(error).__name__}: {error}")[:300]
+                yield Finding(name, "wrong", words, "please report it with the output of --json")
+    finally:
+        builds.pool.shutdown(wait=False, cancel_futures=True)
 
 
 def versions() -> Iterator[Finding]:
@@ -184,44 +194,55 @@ def busy() -> Iterator[Finding]:
     yield Finding("processors", "slow" if advice else "ok", words, advice)
 
 
-def backends(device: torch.device) -> Iterator[Finding]:
-    """Which code serves each dtype, and why."""
-    for dtype in TOLERANCE:
-        backend = kernels.backend_for(torch.empty(1, dtype=dtype, device=device))
-        name = f"backend, {_name(dtype)}"
-        if backend == "native":
-            compiler = next(filter(shutil.which, ("c++", "g++", "clang++")), "CXX")
-            yield Finding(name, "ok", f"compiled C++, by {compiler}")
-        elif backend == "triton" and device.type == "cpu":
-            yield Finding(name, "slow", "Triton, interpreted", "unset TRITON_INTERPRET to train")
-        elif backend == "triton":
-            yield Finding(name, "ok", "Triton")
-        elif dtype == torch.float64 and device.type == "cuda":
-            yield Finding(name, "ok", "eager PyTorch: float64 has no kernel on a GPU")
-        else:
-            why = native.failure(dtype) if device.type == "cpu" else "triton is not installed"
-            yield Finding(name, "slow", f"eager PyTorch: {one_line(why)}", "install g++ or clang++")
+def backend(dtype: torch.dtype, device: torch.device) -> Iterator[Finding]:
+    """Which code serves a dtype, and why."""
+    name = f"backend, {_name(dtype)}"
+    serves = kernels.backend_for(torch.empty(1, dtype=dtype, device=device))
+    if serves == "native":
+        compiler = next(filter(shutil.which, ("c++", "g++", "clang++")), "CXX")
+        yield Finding(name, "ok", f"compiled C++, by {compiler}")
+    elif serves == "triton" and device.type == "cpu":
+        yield Finding(name, "slow", "Triton, interpreted", "unset TRITON_INTERPRET to train")
+    elif serves == "triton":
+        yield Finding(name, "ok", "Triton")
+    elif dtype == torch.float64 and device.type == "cuda":
+        yield Finding(name, "ok", "eager PyTorch: float64 has no kernel on a GPU")
+    else:
+        why = native.failure(dtype) if device.type == "cpu" else "triton is not installed"
+        yield Finding(name, "slow", f"eager PyTorch: {one_line(why)}", "install g++ or clang++")
 
 
-def compiled(device: torch.device) -> Iterator[Finding]:
-    """Compiles what this machine has not compiled yet, several at a time: one after another takes most of a minute."""
-    if device.type != "cpu" or choice.interpreting():
-        return
-    begun = time.perf_counter()
-    with ThreadPoolExecutor(max(1, processors.usable())) as pool:
-        jobs = [
-            pool.submit(library, dtype)
-            for library in (native.library, native_states.library)
-            for dtype in TOLERANCE
-        ]
+class Builds:
+    """Compiles what this machine has not compiled yet, on all processors, while the rest is looked at.
+
+    One after another would take most of a minute. Who needs a library waits for its build.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.needed = device.type == "cpu" and not choice.interpreting()
+        self.pool = ThreadPoolExecutor(processors.usable())
+        self.jobs: list[Future[object]] = []
+
+    def begin(self) -> Iterator[Finding]:
+        if self.needed:
+            self.begun = time.perf_counter()
+            self.jobs = [
+                self.pool.submit(library, dtype)
+                for dtype in TOLERANCE
+                for library in (native.library, native_states.library)
+            ]
+        yield from ()
+
+    def end(self) -> Iterator[Finding]:
         try:
-            for job in jobs:
+            for job in self.jobs:
                 job.result()
         except native.CompilerError:
-            return  # `backends` says why
-    seconds = time.perf_counter() - begun
-    how = f"in {seconds:.0f} s" if seconds > 1 else "earlier"
-    yield Finding("compiler", "ok", f"the kernels of all dtypes are compiled, {how}")
+            return  # `backend` says why
+        if self.jobs:
+            seconds = time.perf_counter() - self.begun
+            how = f"in {seconds:.0f} s" if seconds > 1 else "earlier"
+            yield Finding("compiler", "ok", f"the kernels of all dtypes are compiled, {how}")
 
 
 def compared(kernel: Kernel, dtype: torch.dtype, device: torch.device) -> Iterator[Finding]:
@@ -276,18 +297,16 @@ def _difference(found: Tensor, right: Tensor) -> float:
     return error if math.isfinite(error) else math.inf
 
 
-def packed(device: torch.device) -> Iterator[Finding]:
+def packed(dtype: torch.dtype, device: torch.device) -> Iterator[Finding]:
     """Spikes at one bit each, and back."""
-    for dtype in TOLERANCE:
-        spikes = (torch.rand(1001, generator=torch.Generator().manual_seed(0)) < 0.3).to(
-            device, dtype
-        )
-        bits = kernels.pack_spikes(spikes)
-        back = kernels.unpack_spikes(bits, spikes.shape, spikes.stride(), dtype)
-        same = torch.equal(back, spikes)
-        words = "come back as they were" if same else "come back changed"
-        advice = "" if same else 'keep model.memory = "standard"; please report it'
-        yield Finding(f"packed spikes, {_name(dtype)}", "ok" if same else "wrong", words, advice)
+    random = torch.Generator().manual_seed(0)
+    spikes = (torch.rand(1001, generator=random) < 0.3).to(device, dtype)
+    bits = kernels.pack_spikes(spikes)
+    back = kernels.unpack_spikes(bits, spikes.shape, spikes.stride(), dtype)
+    same = torch.equal(back, spikes)
+    words = "come back as they were" if same else "come back changed"
+    advice = "" if same else 'keep model.memory = "standard"; please report it'
+    yield Finding(f"packed spikes, {_name(dtype)}", "ok" if same else "wrong", words, advice)
 
 
 def bandwidth(device: torch.device) -> Iterator[Finding]:

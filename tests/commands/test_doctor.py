@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 from dataclasses import replace
 from itertools import pairwise
 
@@ -12,7 +13,7 @@ import spiketriton_kernels as kernels
 from spiketriton import doctor, processors
 from spiketriton.doctor import KERNELS, TOLERANCE, compared, main
 from spiketriton.errors import EXIT_DONE, EXIT_ERROR
-from spiketriton_kernels.backends import choice, native
+from spiketriton_kernels.backends import choice, native, native_states
 
 CPU = torch.device("cpu")
 
@@ -82,7 +83,7 @@ def test_an_error_is_wrong_and_the_others_are_looked_at(monkeypatch, capsys):
         raise RuntimeError("no kernel image\nis available")
 
     monkeypatch.setattr(doctor, "KERNELS", (replace(KERNELS[0], fused=fails),))
-    for name in ("backends", "packed", "bandwidth", "trained", "data_sets"):
+    for name in ("backend", "packed", "bandwidth", "trained", "data_sets"):
         monkeypatch.setattr(doctor, name, lambda *_: iter(()))
     monkeypatch.setenv("COLUMNS", "60")
     assert main(["train.device=cpu"]) == EXIT_ERROR
@@ -121,18 +122,19 @@ def test_a_busy_machine_and_one_without_a_compiler_are_slow(monkeypatch):
     monkeypatch.setattr(processors, "taken", lambda: 0.0)
     assert next(doctor.busy()).state == "ok"
     with kernels.use_backend("torch"):
-        states = [finding.state for finding in doctor.backends(CPU)]
+        states = [finding.state for dtype in TOLERANCE for finding in doctor.backend(dtype, CPU)]
     assert states == ["slow"] * 4
 
 
 def test_interpreted_kernels_are_slow_and_not_timed(monkeypatch):
     monkeypatch.setattr(choice, "interpreting", lambda: True)
     with kernels.use_backend("triton"):
-        found = list(doctor.backends(CPU))
-    assert {finding.state for finding in found[:3]} == {"slow"}
-    assert "unset TRITON_INTERPRET" in found[0].advice
+        (found,) = doctor.backend(torch.float32, CPU)
+    assert found.state == "slow"
+    assert "unset TRITON_INTERPRET" in found.advice
     assert list(doctor.bandwidth(CPU)) == []
-    assert list(doctor.compiled(CPU)) == []
+    builds = doctor.Builds(CPU)
+    assert [*builds.begin(), *builds.end()] == []
     assert list(doctor.trained(doctor.small_recipe([]), CPU)) == []
 
 
@@ -141,7 +143,31 @@ def test_without_a_compiler_nothing_is_compiled(monkeypatch):
         raise native.CompilerError("none")
 
     monkeypatch.setattr(native, "library", missing)
-    assert list(doctor.compiled(CPU)) == []
+    builds = doctor.Builds(CPU)
+    assert [*builds.begin(), *builds.end()] == []
+
+
+def test_kernels_are_looked_at_while_others_are_compiled(monkeypatch):
+    """The build of float64 lasts until the float32 kernels have been compared."""
+    looked = threading.Event()
+
+    def built(dtype):
+        if dtype == torch.float64:
+            assert looked.wait(60)
+
+    monkeypatch.setattr(native, "library", built)
+    monkeypatch.setattr(native_states, "library", lambda dtype: None)
+    monkeypatch.setattr(doctor, "KERNELS", ())
+    for name in ("bandwidth", "trained", "data_sets"):
+        monkeypatch.setattr(doctor, name, lambda *_: iter(()))
+    monkeypatch.setattr(doctor, "packed", lambda *_: iter(()))
+    states = {}
+    for finding in doctor.findings(doctor.small_recipe(["train.device=cpu"])):
+        states[finding.name] = finding.state
+        if finding.name == "backend, float32":
+            assert "compiler" not in states
+            looked.set()
+    assert states["compiler"] == "ok"
 
 
 def test_a_slow_kernel_is_slow(monkeypatch):

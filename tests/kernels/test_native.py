@@ -2,6 +2,7 @@
 
 import functools
 import struct
+import subprocess
 import threading
 import time
 
@@ -117,3 +118,24 @@ def test_threads_that_call_at_once_wait_for_one_build(monkeypatch):
     for thread in threads:
         thread.join()
     assert most == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [(-2, ""), (1, "c++: fatal error: Killed signal terminated program cc1plus")],
+    ids=["Ctrl-C", "too little memory"],
+)
+def test_an_interrupted_compiler_leaves_no_slower_library(code, said, monkeypatch, tmp_path):
+    calls = []
+
+    def interrupted(command, **_):
+        calls.append(command)
+        version = "--version" in command
+        return subprocess.CompletedProcess(command, 0 if version else code, "c++ 12", said)
+
+    monkeypatch.setenv("SPIKETRITON_CACHE", str(tmp_path))
+    monkeypatch.setattr(native.subprocess, "run", interrupted)
+    with pytest.raises(native.CompilerError, match="interrupted"):
+        native._build(torch.float32, native._SOURCE)
+    assert len(calls) == 2
+    assert list(tmp_path.iterdir()) == []

@@ -139,8 +139,11 @@ def _build(dtype: torch.dtype, source: Path) -> Path:
                 target,
             )
             return target
-        errors = errors or done.stderr
         part.unlink(missing_ok=True)
+        if done.returncode < 0 or "signal terminated" in done.stderr:
+            # Ctrl-C or too little memory is no verdict on the flags: with less, the machine would keep a slow library
+            raise CompilerError(f"{compiler} was interrupted")
+        errors = errors or done.stderr
     raise CompilerError(
         f"{compiler} cannot compile {source.name} for {name}: {errors.strip().splitlines()[:3]}"
     )
