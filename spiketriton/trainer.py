@@ -5,7 +5,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from typing import Any
 
@@ -23,6 +23,7 @@ from spiketriton.gradients.calibration import (
     probe_batches,
     wants_calibration,
 )
+from spiketriton.gradients.holding import hold, holds, interval
 from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.monitor import GradientMonitor, clipped_norm
 from spiketriton.gradients.verdict import Watch
@@ -144,7 +145,7 @@ class Trainer:
         with self.stop, self.session():
             if wants_calibration(self.recipe) and self.calibration is None:
                 self.calibrate()
-            self.model.set_synchronised(self.recipe.train.sync_bn and self.ranks.world_size > 1)
+            self.model.set_synchronised(self.synchronised)
             while True:
                 if self.plan.tests(self.step) and self.progress.tested_at < self.step:
                     self.save_before_test()
@@ -153,6 +154,7 @@ class Trainer:
                     self.save()
                 if self.stop.anywhere() or self.step >= end or self.plan.exhausted(self.progress):
                     break
+                self.hold()
                 self.train_step()
                 if self.plan.logs(self.step):
                     self.log()
@@ -163,8 +165,8 @@ class Trainer:
     def calibrate(self) -> None:
         """Measures what the recipe leaves open on the first images, and writes calibration.json."""
         started = time.monotonic()
-        batches = probe_batches(self.data, self.model, self.device)
-        found = calibrate(self.recipe, self.model, batches, self.loss, self.placement.autocast)
+        autocast = self.placement.autocast
+        found = calibrate(self.recipe, self.model, self.probe_batches, self.loss, autocast)
         self.calibration = found = self.ranks.decide(lambda: found)
         found.start(self.model)
         self.watch.aim = aim_after(self.recipe, found)
@@ -172,6 +174,49 @@ class Trainer:
         for line in found.lines():
             self.display.note(line)
         self.display.note(f"measured before training, in {duration(time.monotonic() - started)}")
+
+    def hold(self) -> None:
+        """Narrows the surrogate where the gradient has begun to grow through depth: see `holding`."""
+        recipe, found = self.recipe, self.calibration
+        if found is None or not self.step or not holds(recipe, found):
+            return
+        if self.step % interval(self.plan.steps, recipe.train.batch_size, found.images):
+            return
+        self.model.set_synchronised(False)
+        with self.meters.aside():
+            held = self.ranks.decide(
+                lambda: hold(
+                    self.model,
+                    found,
+                    self.step,
+                    recipe.neuron.v_threshold,
+                    self.probe_batches,
+                    self.loss,
+                    self.placement.autocast,
+                )
+            )
+        self.model.set_synchronised(self.synchronised)
+        self.calibration = held or found
+        self.calibration.apply(self.model)
+        if held is None:
+            return
+        self.run.forget()
+        self.folder.write_calibration(held.state_dict())
+        _, gain, width = held.held[-1]
+        self.display.note(
+            f"step {self.step}: from block to block the gradient has begun to grow, {gain:.2f}x; surrogate width "
+            f"{found.width:.3g} -> {width:.3g}"
+        )
+
+    @cached_property
+    def probe_batches(self) -> list[tuple[Tensor, Tensor]]:
+        """What widths are measured on: always the same images."""
+        return probe_batches(self.data, self.model, self.device)
+
+    @property
+    def synchronised(self) -> bool:
+        """Whether the statistics of batch norms are those of all ranks."""
+        return self.recipe.train.sync_bn and self.ranks.world_size > 1
 
     def train_step(self) -> None:
         """One optimizer step with the clipped sum of the micro-batches' gradients."""

@@ -311,6 +311,11 @@ class SurrogateConfig(Table):
         "before training: `auto`, one width for all layers; `auto_per_layer`, one for each",
         Range(1e-6, 1e6),
     )
+    hold: bool = key(
+        True,
+        "a width that `auto` found for `plain` blocks that start closed is measured again during training, and "
+        "narrowed where the gradient has begun to grow from block to block",
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

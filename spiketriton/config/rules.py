@@ -52,7 +52,8 @@ def idle(values: Mapping[str, Any]) -> dict[str, str]:
     A recipe that sets one is refused: a key that is never read misleads. Keys that only the ANN
     twin (neuron.kind "relu") ignores are allowed, so that a recipe and its twin differ in one word.
     """
-    blocks = ["model.checkpoint_blocks", "model.residual_gain", "model.residual_bias"]
+    start = ["model.residual_gain", "model.residual_bias"]
+    blocks = ["model.checkpoint_blocks", "neuron.surrogate.hold", *start]
     rules = [
         (["data.variant"], "data.name", ("imagenette",)),
         (["data.classes"], "data.name", ("synthetic",)),
@@ -68,12 +69,13 @@ def idle(values: Mapping[str, Any]) -> dict[str, str]:
         (["model.depth", "model.start"], "model.name", get_args(PlainNet)),
         (blocks, "model.name", (*get_args(ResNet), *get_args(SmallResNet), "net7b")),
         (
-            ["model.residual_gain", "model.residual_bias", "model.norm_gain"],
+            [*start, "model.norm_gain"],
             "model.norm",
             ("bn", "step_bn", "tdbn", "tebn"),
         ),
         (["model.residual_gain"], "model.block", ("plain", "sew", "ms")),
-        (["model.residual_bias"], "model.block", ("plain",)),
+        (["model.residual_bias", "neuron.surrogate.hold"], "model.block", ("plain",)),
+        (["neuron.surrogate.hold"], "neuron.surrogate.width", ("auto", "auto_per_layer")),
         (["neuron.tau", "neuron.decay_input"], "neuron.kind", ("lif", "plif", "relu")),
         (["neuron.detach_reset"], "neuron.reset", ("hard", "soft")),
         (["loss.tet_lambda"], "loss.kind", ("tet",)),

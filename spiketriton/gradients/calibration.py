@@ -63,6 +63,8 @@ class Calibration:
     missed: the layers that are off the target by more than 5 %.
     blocks: what residual blocks start at, where the recipe leaves that to be measured.
     layers: the same of layers without skip connections.
+    held: (step, block gain that was found, width since then) of each time that the widths were
+        narrowed during training (`holding`).
     """
 
     mode: str
@@ -78,6 +80,7 @@ class Calibration:
     missed: tuple[str, ...] = ()
     blocks: BlockStart | None = None
     layers: LayerStart | None = None
+    held: tuple[tuple[int, float, float], ...] = ()
 
     def start(self, model: Network) -> None:
         """Makes a network with fresh weights start as was found."""
@@ -94,8 +97,8 @@ class Calibration:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data, for JSON and for checkpoints."""
-        scan = [list(pair) for pair in self.scan]
-        return {**asdict(self), "scan": scan, "missed": list(self.missed)}
+        scan, held = ([list(row) for row in rows] for rows in (self.scan, self.held))
+        return {**asdict(self), "scan": scan, "missed": list(self.missed), "held": held}
 
     @classmethod
     def of_state(cls, state: dict[str, Any]) -> "Calibration":
@@ -104,6 +107,7 @@ class Calibration:
         return cls(
             **state
             | {"scan": scan, "missed": tuple(state["missed"])}
+            | {"held": tuple((step, gain, width) for step, gain, width in state.get("held", ()))}
             | {"blocks": BlockStart.of_state(blocks) if blocks else None}
             | {"layers": LayerStart.of_state(layers) if layers else None}
         )
@@ -260,7 +264,7 @@ def _find_widths(
 ) -> Calibration:
     """Without the number of images, which `calibrate` adds."""
     net = WidthProber(prober, recipe.neuron.v_threshold)
-    search = _Search(aim, net, ends)
+    search = Search(aim, net, ends)
     width, value, met = search.common_width()
     widths = np.full(len(net.names), width)
     missed: tuple[str, ...] = ()
@@ -329,11 +333,22 @@ class WidthProber:
                 layer.detach_reset = detach
 
 
-class _Search:
-    """Finds the widths at which a network meets an aim. `ends`: of `Network.last_of_blocks`."""
+class Search:
+    """Finds the widths at which a network meets an aim.
 
-    def __init__(self, aim: Aim, net: WidthProber, ends: Sequence[str]) -> None:
-        self.aim, self.net = aim, net
+    Args:
+        ends: of `Network.last_of_blocks`.
+        relative: the width of each layer by the common one, [layers] or one for all.
+    """
+
+    def __init__(
+        self,
+        aim: Aim,
+        net: WidthProber,
+        ends: Sequence[str],
+        relative: float | np.ndarray = 1.0,
+    ) -> None:
+        self.aim, self.net, self.relative = aim, net, relative
         self.places = np.arange(len(net.names))  # of the layers between which gains are counted
         if aim.goal == "block gain":
             self.places = np.array([net.names.index(name) for name in ends])
@@ -345,6 +360,7 @@ class _Search:
         0 when nothing arrives, inf when it overflows. The last layer has no gain of its own and
         counts as on target.
         """
+        widths = widths * self.relative
         if self.aim.goal == "transmission":
             each = self.net.transmission(widths)
             value = geometric_mean(each)

@@ -167,6 +167,11 @@ class Steps:
             return self.work(batches)
         return self._first(shape, batches, self.graphs)
 
+    def forget(self) -> None:
+        """Something that graphs have frozen has changed: they are captured again."""
+        self.captured.clear()
+        self.seen.clear()
+
     def _first(self, shape: tuple, batches: list[Batch], graphs: Graphs) -> Numbers:
         """The step in which a shape is captured."""
         if self.mode is True:

@@ -308,6 +308,7 @@ def test_each_idle_key_comes_with_its_reason():
         "model.start",
         "model.stem",
         "monitor.wandb_project",
+        "neuron.surrogate.hold",
         "train.gamma",
         "train.max_skips",
         "train.milestones",

@@ -5,6 +5,7 @@ tensors and numbers, and a replay calls exactly these again, on the same tensors
 graph freezes, and refuses what a capture refuses. What it cannot show: memory, streams, kernels.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
@@ -297,6 +298,27 @@ def test_without_proof_if_the_recipe_says_true(tmp_path, eager_run):
         "train.graph = true: from here on steps of this shape are replayed" in replayed.display.text
     )
     assert_same_run(replayed, eager_run)
+
+
+def test_what_is_forgotten_is_captured_again(tmp_path):
+    """A surrogate's width is a number that a graph freezes: after a change the old one would be wrong."""
+
+    def narrow(trainer) -> None:
+        for _, layer in trainer.model.spiking_layers():
+            layer.surrogate = dataclasses.replace(layer.surrogate, width=0.3)
+        trainer.run.forget()
+
+    runs = []
+    for name, tape in (("replayed", True), ("eager", False)):
+        trainer = small_trainer(tmp_path / name, *EXACT, "train.graph=auto")
+        tapes = taped(trainer) if tape else None
+        trainer.fit(until=STEPS)
+        narrow(trainer)
+        trainer.fit(until=STEPS + 6)
+        runs.append((trainer, tapes))
+    (replayed, tapes), (eager, _) = runs
+    assert tapes.captures == 2
+    assert_same_run(replayed, eager)
 
 
 def test_with_true_an_error_is_an_error(tmp_path):

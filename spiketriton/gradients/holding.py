@@ -1,0 +1,77 @@
+"""neuron.surrogate.hold: a width that `auto` chose is measured again during training, and narrowed.
+
+Plain blocks that start closed hand spikes on as they are, and the gradient hardly grows from one to
+the next. While they learn they open, and with the width of the start it begins to grow: in a
+ResNet-50 the block gain rises from 0.8 to 1.15 within ten epochs, and as it passes 1.1, training loses
+what it had learnt (docs/gradient_flow.md). So the block gain is measured again now and then, on the
+batches of the start; where it is above GROWN, the width is narrowed until it is EVEN. It is never
+widened again, so that it changes few times: each one costs a compiled step its code.
+
+Blocks with shortcuts around their neurons (`sew`, `ms`) need none of this: what is added to their
+gradient stays small.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+
+import numpy as np
+
+from spiketriton.config import Recipe
+from spiketriton.gradients.aims import Aim
+from spiketriton.gradients.calibration import Calibration, Search, WidthProber
+from spiketriton.gradients.probing import Batch, Loss, Prober
+from spiketriton.models import Network
+
+GROWN = 1.05  # block gain from which on the width is narrowed,
+EVEN = 0.95  # and the one that it is narrowed to
+TIMES = 40  # in a training, and
+SHARE = 0.03  # of the images that are trained on, at most
+
+
+def holds(recipe: Recipe, found: Calibration) -> bool:
+    """Whether the width is measured again during the recipe's training."""
+    plain = found.goal == "block gain" and recipe.model.block == "plain"
+    return recipe.neuron.surrogate.hold and plain
+
+
+def interval(steps: int, batch_size: int, images: int) -> int:
+    """Steps from one measurement, which takes `images`, to the next."""
+    return max(1, steps // TIMES, math.ceil(images / (SHARE * batch_size)))
+
+
+def hold(
+    model: Network,
+    found: Calibration,
+    step: int,
+    threshold: float,
+    batches: Sequence[Batch],
+    loss: Loss,
+    autocast: Callable[[], AbstractContextManager[object]],
+) -> Calibration | None:
+    """The calibration with narrower widths; None where the gradient does not grow.
+
+    Args:
+        model: during training, with the widths of `found`; other widths are set when this returns.
+        found: what was measured before training, or after the last change.
+        step: optimizer steps done.
+        threshold: of the neurons.
+        batches, loss, autocast: those that `found` was measured with.
+    """
+    net = WidthProber(Prober(model, batches, loss, autocast), threshold)
+    widths = np.array([found.widths[name] for name in net.names])
+    search = Search(Aim("block gain", EVEN, ""), net, model.last_of_blocks(), widths / found.width)
+    gain, _ = search.goal(found.width)
+    if gain <= GROWN:
+        return None
+    width, _, _ = search.common_width()
+    if width >= found.width:
+        return None
+    factor = width / found.width
+    return replace(
+        found,
+        width=width,
+        widths={name: own * factor for name, own in found.widths.items()},
+        held=(*found.held, (step, gain, width)),
+    )
