@@ -92,10 +92,10 @@ def aim_of(recipe: Recipe, gain: float | None = None, identity: bool | None = No
     """
     if recipe.model.start == "identity" or identity:
         return IDENTITY
-    if recipe.model.block != "plain":
+    if recipe.model.block in SHORTCUTS:
         return SHORTCUTS[recipe.model.block]
     closed = starts_closed(recipe) if gain is None else gain < OPENED
-    if closed:
+    if closed and recipe.model.block == "plain":
         architecture = ARCHITECTURES.get(recipe.model.name)
         deep = architecture is not None and architecture.bottleneck
         optimizer = recipe.train.optimizer

@@ -99,6 +99,7 @@ def random_recipe(seed: int, optimizer: str, mode: str = "auto") -> Recipe:
             "block gain",
             1.5,
         ),
+        (["train.optimizer=sgd", "model.name=resnet18", "model.block=preact"], "depth gain", 1.15),
         (["train.optimizer=sgd", "model.block=ms"], "block gain", 1.05),
         (["train.optimizer=sgd", "model.name=mlp", "model.start=identity"], "depth gain", 0.8),
         (["train.optimizer=adamw", "model.name=mlp", "model.start=identity"], "depth gain", 0.8),
