@@ -21,6 +21,7 @@ COMMANDS = {
 }
 
 KEYS_PAGE = "docs/recipes.md explains every key, python -m spiketriton.config prints that page"
+RECIPE_HELP = "recipe file (TOML), or the name of a shipped one"
 KEYS_HELP = f"changes to the recipe; {KEYS_PAGE}"
 
 

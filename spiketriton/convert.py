@@ -10,7 +10,7 @@ from spiketriton.models import Network
 from spiketriton.runs.folder import RunFolder
 from spiketriton.show.screen import console_of, show_table, show_whole
 from spiketriton.trained.conversion import METHODS, Options, convert, neurons, save
-from spiketriton.trained.run import load_run
+from spiketriton.trained.run import CHECKPOINTS, CHECKPOINTS_HELP, load_run
 
 EPILOG = """\
 examples:
@@ -31,14 +31,14 @@ LEGEND = (
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser("convert", EPILOG)
-    parser.add_argument("run", metavar="RUN", help="run folder of an ANN (neuron.kind = relu)")
+    parser.add_run("run folder of an ANN (neuron.kind = relu)")
     parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="changes that keep the weights: data.root=/data",
+        "--method",
+        choices=tuple(METHODS),
+        default="balanced",
+        help="thresholds from activations (balanced), corrected layer by layer for a short window "
+        "(calibrated), or the ANN retrained for it (qcfs)",
     )
-    parser.add_argument("--method", choices=tuple(METHODS), default="balanced")
     parser.add_argument(
         "--steps",
         type=int,
@@ -56,7 +56,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--images", type=int, default=512, help="training images to measure on (512)"
     )
-    parser.add_argument("--checkpoint", choices=("last", "best", "ema"), default="last")
+    parser.add_argument("--checkpoint", choices=CHECKPOINTS, default="last", help=CHECKPOINTS_HELP)
     parser.add_argument("--run-dir", metavar="DIR", help="run folder (runs/<recipe>_<method>-...)")
     args = parser.parse_intermixed_args(arguments)
     if args.percentile is not None and args.method != "balanced":

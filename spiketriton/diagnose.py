@@ -6,7 +6,7 @@ import sys
 from itertools import count
 from pathlib import Path
 
-from spiketriton.commandline import KEYS_HELP, Parser
+from spiketriton.commandline import KEYS_HELP, RECIPE_HELP, Parser
 from spiketriton.errors import EXIT_DONE, UserError, run_command, warn
 from spiketriton.gradients.diagnosis import diagnose
 from spiketriton.gradients.subject import find_subject
@@ -17,8 +17,8 @@ from spiketriton.show.screen import console_of
 
 EPILOG = """\
 examples:
-  python -m spiketriton.diagnose recipes/quickstart.toml
-  python -m spiketriton.diagnose recipes/imagenette_r50.toml data.name=synthetic
+  python -m spiketriton.diagnose quickstart
+  python -m spiketriton.diagnose imagenette_r50 data.name=synthetic
   python -m spiketriton.diagnose runs/quickstart-20250101-120000 --json
 
 Nothing is trained. A recipe is measured at the weights that training starts from, a run at those of
@@ -28,7 +28,11 @@ its newest checkpoint. Exit codes: 0 whatever the verdict, 2 a mistake in the co
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser("diagnose", EPILOG)
-    parser.add_argument("target", metavar="RECIPE|RUN", help="recipe file (TOML) or run folder")
+    parser.add_argument(
+        "target",
+        metavar="RECIPE|RUN",
+        help=f"run folder, {RECIPE_HELP}",
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=KEYS_HELP)
     parser.add_argument("--json", action="store_true", help="print JSON only, complete")
     parser.add_argument(

@@ -15,7 +15,7 @@ from spiketriton.runs.rows import json_text, replace_file, write_json
 from spiketriton.show.evaluation_tables import show
 from spiketriton.show.screen import console_of, show_whole
 from spiketriton.trained.evaluation import Evaluation, evaluate
-from spiketriton.trained.run import Run, load_run
+from spiketriton.trained.run import CHECKPOINTS, CHECKPOINTS_HELP, Run, load_run
 
 EPILOG = """\
 examples:
@@ -31,20 +31,14 @@ Exit codes: 0 done, 2 a mistake in the command or the run, 130 interrupted."""
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser("evaluate", EPILOG)
-    parser.add_argument("run", metavar="RUN", help="run folder")
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="changes that keep the weights: data.root=/data",
-    )
+    parser.add_run()
     parser.add_argument("--steps", metavar="1,2,4", help="time steps to show, also beyond T")
     parser.add_argument("--against", nargs="+", default=[], metavar="RUN", help="runs to compare")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.add_argument("--out", metavar="DIR", help="output folder (RUN/evaluation)")
     parser.add_argument("--images", metavar="N", help="a fixed subset of the test images")
     parser.add_argument("--batch-size", metavar="N", help="images at once (the recipe's)")
-    parser.add_argument("--checkpoint", choices=("last", "best", "ema"), default="last")
+    parser.add_argument("--checkpoint", choices=CHECKPOINTS, default="last", help=CHECKPOINTS_HELP)
     args = parser.parse_intermixed_args(arguments)
     args.steps = [count(n, "--steps") for n in args.steps.split(",")] if args.steps else []
     args.images = None if args.images is None else count(args.images, "--images")

@@ -9,7 +9,7 @@ from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.outputs import mark_of, refuse_foreign
 from spiketriton.trained.exports import TIE, export_nir, export_torch
 from spiketriton.trained.nir_graph import import_nir
-from spiketriton.trained.run import load_run
+from spiketriton.trained.run import CHECKPOINTS, CHECKPOINTS_HELP, load_run
 
 ENDINGS = {"nir": ".nir", "torch": ".pt2"}
 
@@ -29,16 +29,15 @@ Exit codes: 0 done, 2 a mistake in the command or the run, 1 the file and the ne
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser("export", EPILOG)
-    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.add_run()
     parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="changes that keep the weights: data.root=/data",
+        "--to",
+        choices=tuple(ENDINGS),
+        required=True,
+        help="for snnTorch, norse, chips (nir), or a PyTorch program (torch)",
     )
-    parser.add_argument("--to", choices=tuple(ENDINGS), required=True)
     parser.add_argument("--out", metavar="FILE", help="output file (RUN/<recipe>.nir or .pt2)")
-    parser.add_argument("--checkpoint", choices=("last", "best", "ema"), default="last")
+    parser.add_argument("--checkpoint", choices=CHECKPOINTS, default="last", help=CHECKPOINTS_HELP)
     parser.add_argument("--dt", type=float, help="nir: length of a time step (1)")
     parser.add_argument("--images", type=int, help="nir: test images of the comparison (4)")
     parser.add_argument("--batch-size", type=int, help="torch: images per call (1)")

@@ -36,13 +36,7 @@ def evaluation_of(path: str, overrides: Sequence[str]) -> Evaluation:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser("report", EPILOG)
-    parser.add_argument("run", metavar="RUN", help="run folder")
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="changes that keep the weights: data.root=/data",
-    )
+    parser.add_run()
     parser.add_argument("--against", nargs="+", default=[], metavar="RUN", help="runs to compare")
     parser.add_argument("--out", metavar="FILE", help="output file (RUN/report.html)")
     parser.add_argument(

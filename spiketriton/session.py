@@ -1,5 +1,6 @@
 """One session of training: from a recipe and a run folder to the outcome, for the command and for Python."""
 
+from functools import partial
 from pathlib import Path
 
 from spiketriton.config import Recipe
@@ -13,6 +14,7 @@ from spiketriton.training.environment import describe
 from spiketriton.training.memory_limit import is_out_of_memory, too_large
 from spiketriton.training.plan import Outcome
 from spiketriton.training.ranks import Ranks
+from spiketriton.training.start import NOTHING, refuse_missing_weights
 
 
 def train(
@@ -25,6 +27,8 @@ def train(
     """
     try:
         ranks.claim_device(recipe.train.device)
+        if not resume and recipe.train.init_from != NOTHING:
+            ranks.decide(partial(refuse_missing_weights, recipe.train.init_from))
         announce_run(display, recipe, folder.path)
         data = build_data(recipe, rank=ranks.rank, world_size=ranks.world_size)
         ranks.meet()

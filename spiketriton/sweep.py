@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from spiketriton.commandline import KEYS_PAGE, Parser
+from spiketriton.commandline import KEYS_PAGE, RECIPE_HELP, Parser
 from spiketriton.config import to_toml
 from spiketriton.data import build_data
 from spiketriton.errors import EXIT_DONE, UserError, one_line, run_command
@@ -24,8 +24,8 @@ from spiketriton.training.nonfinite import Diverged
 
 EPILOG = """\
 examples:
-  python -m spiketriton.sweep recipes/quickstart.toml neuron.surrogate.width=0.1,1,auto seed=0,1,2
-  python -m spiketriton.sweep recipes/fashion_mnist_r20.toml model.name=mlp model.depth=5,10,20 \\
+  python -m spiketriton.sweep quickstart neuron.surrogate.width=0.1,1,auto seed=0,1,2
+  python -m spiketriton.sweep fashion_mnist_r20 model.name=mlp model.depth=5,10,20 \\
       train.max_steps=200 --out runs/depth
 
 A key with one value is set in every cell. The cells run one after another, each in a run folder of
@@ -39,7 +39,7 @@ HEAD = ("width used", "accuracy", "spread", "seeds", "time")
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser("sweep", EPILOG)
-    parser.add_argument("recipe", metavar="RECIPE", help="recipe file (TOML)")
+    parser.add_argument("recipe", metavar="RECIPE", help=RECIPE_HELP)
     parser.add_argument(
         "axes", nargs="*", metavar="key=v1,v2", help=f"values of a key; {KEYS_PAGE}"
     )

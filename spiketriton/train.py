@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any
 
 from spiketriton import session
-from spiketriton.commandline import KEYS_HELP, Parser
+from spiketriton.commandline import KEYS_HELP, RECIPE_HELP, Parser
 from spiketriton.config import Recipe
 from spiketriton.errors import EXIT_NONFINITE, run_command
 from spiketriton.runs.folder import Onlooker, RunFolder, find_run
@@ -20,7 +20,7 @@ from spiketriton.training.ranks import Ranks, ranks_of_torchrun
 EPILOG = """\
 examples:
   python -m spiketriton.train quickstart
-  python -m spiketriton.train recipes/quickstart.toml train.epochs=1 neuron.kind=relu
+  python -m spiketriton.train my_recipe.toml train.epochs=1 neuron.kind=relu
   python -m spiketriton.train --resume runs/quickstart-20250101-120000
   python -m spiketriton.train --resume runs/quickstart-20250101-120000 --extend 20
 
@@ -36,7 +36,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "recipe",
         nargs="?",
         metavar="RECIPE",
-        help="recipe file (TOML), or the name of a shipped one",
+        help=RECIPE_HELP,
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=KEYS_HELP)
     parser.add_argument("--run-dir", metavar="DIR", help="run folder (runs/<recipe>-<time>)")

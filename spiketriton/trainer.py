@@ -48,7 +48,7 @@ from spiketriton.training.placement import Placement
 from spiketriton.training.plan import Outcome, Plan, Progress
 from spiketriton.training.randomness import random_state, seed_everything, set_random_state
 from spiketriton.training.ranks import Ranks
-from spiketriton.training.start import find_weights, freeze, take_weights
+from spiketriton.training.start import NOTHING, find_weights, freeze, take_weights
 
 
 class Trainer:
@@ -560,5 +560,4 @@ class Trainer:
         return EXIT_DONE if self.saved_at == self.step else EXIT_ERROR
 
 
-NOTHING = "-"  # train.init_from without a source
 _STATEFUL = ("model", "optimizer", "schedule", "scaler", "guard", "meters", "monitor")

@@ -203,8 +203,9 @@ WRONG = {
     "too bright": (torch.full((1, 1, 8, 8), 1.01), "values from 1.01 to 1.01"),
     "nan": (torch.full((1, 1, 8, 8), torch.nan), "values from nan"),
     "integers": (torch.zeros(1, 1, 8, 8, dtype=torch.int64), "images of torch.int64"),
-    "a word": ("nowhere.png", "cannot read image nowhere.png"),
-    "a number": ([3], "an image is a int"),
+    "a word": ("nowhere.png", "cannot read image nowhere.png: "),
+    "a number": ([3], "an image of type int"),
+    "no sequence": (3, "images: a value of type int; accepted: float [B, 1, H, W]"),
 }
 
 
@@ -226,6 +227,11 @@ def test_a_run_is_evaluated_as_by_the_command(small_run):
     found = small_run.evaluate()
     assert found.images == 50
     assert len(found.accuracy) == 3
+
+
+def test_a_checkpoint_of_no_kind_is_refused(small_run):
+    with pytest.raises(UserError, match=r"checkpoint 'worst'; accepted: last, best, ema"):
+        spiketriton.load_run(small_run.path, checkpoint="worst")
 
 
 def test_a_key_that_changes_weights_is_refused(small_run):

@@ -67,7 +67,9 @@ def _near(path: Path) -> str:
     names = {name: f"{name} (shipped)" for name in shipped_recipes()}
     known = {**names, **there}
     near = difflib.get_close_matches(path.stem, known)
-    return f"; did you mean {known[near[0]]}?" if near else ""
+    if near:
+        return f"; did you mean {known[near[0]]}?"
+    return "; accepted: a TOML file, or a name that `spiketriton recipes` lists"
 
 
 def read_header(path: Path) -> Shipped:

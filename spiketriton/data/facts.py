@@ -1,6 +1,6 @@
 """What a network was trained on, without the images: enough to build it again and to show it others."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -69,8 +69,12 @@ class GivenSplit:
             images = [images]
         if isinstance(images, Tensor | np.ndarray):
             self.images: Any = _as_bytes(torch.as_tensor(images), facts.channels)
-        else:
+        elif isinstance(images, Iterable):
             self.images = list(images)
+        else:
+            raise UserError(
+                f"images: a value of type {type(images).__name__}; accepted: {_accepted(facts.channels)}"
+            )
         if len(self.images) == 0:
             raise UserError("no image was given; accepted: one or more")
         self.labels = torch.zeros(len(self.images), dtype=torch.int64)
@@ -91,7 +95,7 @@ class GivenSplit:
 
     def _photograph(self, image: Any) -> Photo | DecodedPhoto:
         if isinstance(image, str | Path):
-            return Photo(Path(image), "given")
+            return Photo(Path(image), "")
         if isinstance(image, Tensor):
             return DecodedPhoto(F.to_pil_image(image))
         return DecodedPhoto(on_white(_opened(image)))
@@ -103,10 +107,12 @@ class GivenSplit:
         return F.pil_to_tensor(shown.convert("L") if self.channels == 1 else shown)
 
 
+def _accepted(channels: int) -> str:
+    return f"float [B, {channels}, H, W] in 0..1, uint8 [B, {channels}, H, W], PIL images, paths"
+
+
 def _as_bytes(images: Tensor, channels: int) -> Tensor:
-    accepted = (
-        f"float [B, {channels}, H, W] in 0..1, uint8 [B, {channels}, H, W], PIL images, paths"
-    )
+    accepted = _accepted(channels)
     if images.ndim != 4 or images.shape[1] != channels or 0 in images.shape[1:]:
         raise UserError(f"images of shape {tuple(images.shape)}; accepted: {accepted}")
     images = images.detach().cpu()
@@ -124,7 +130,7 @@ def _opened(image: Any) -> Image.Image:
     if isinstance(image, Image.Image):
         return image
     if isinstance(image, str | Path):
-        return Photo(Path(image), "given").decode()
+        return Photo(Path(image), "").decode()
     raise UserError(
-        f"an image is a {type(image).__name__}; accepted: PIL images and paths, or one tensor of all"
+        f"an image of type {type(image).__name__}; accepted: PIL images and paths, or one tensor of all"
     )

@@ -123,7 +123,8 @@ def _mistakes(path: Path, class_name: str) -> Iterator[None]:
     except Exception as error:  # Pillow's decoders raise anything on damaged input
         empty = path.exists() and path.stat().st_size == 0
         why = "the file is empty" if empty else one_line(error) or type(error).__name__
-        raise UserError(f"cannot read image {path} (class {class_name}): {why}") from error
+        of = f" (class {class_name})" if class_name else ""
+        raise UserError(f"cannot read image {path}{of}: {why}") from error
 
 
 def check_file(path: Path, class_name: str, *, pixels: bool) -> None:

@@ -21,6 +21,11 @@ from spiketriton.trained.converted import converted_network
 from spiketriton.training.placement import Placement
 
 T = TypeVar("T")
+CHECKPOINTS = ("last", "best", "ema")
+CHECKPOINTS_HELP = (
+    "weights: at the end (last), by validation accuracy (best: with data.validation), or averaged "
+    "(ema: with train.ema)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +86,8 @@ def load_run(
         path: a run folder.
         overrides: `key=value` of the keys that move a run and change no weight, as `data.root=...`.
         values: the same as Python values, {dotted key: value}.
-        checkpoint: "last" (the end of the training) or "best" (at the best validation
-            accuracy; only with data.validation).
+        checkpoint: "last" (the end of the training), "best" (at the best validation accuracy;
+            only with data.validation) or "ema" (the averaged weights; only with train.ema).
         test_images: a fixed subset of the test images; 0 for all, None for what the recipe says.
         augment: False takes the training images as they are.
 
@@ -132,10 +137,12 @@ def _moved(recipe: Recipe, overrides: tuple[str, ...], values: Mapping[str, Any]
 
 
 def read_state(folder: RunFolder, checkpoint: str = "last") -> tuple[State, str]:
-    """The "last" or "best" checkpoint of a run, and which it is: a damaged last one is replaced.
+    """One of the `CHECKPOINTS` of a run, and which it is: a damaged last one is replaced.
 
-    UserError: there is none that is whole.
+    UserError: there is none of this name, or none that is whole.
     """
+    if checkpoint not in CHECKPOINTS:
+        raise UserError(f"checkpoint {checkpoint!r}; accepted: {', '.join(CHECKPOINTS)}")
     if checkpoint == "best":
         path = folder.checkpoints / "best.pt"
         if not path.exists():

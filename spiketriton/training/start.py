@@ -20,6 +20,7 @@ from spiketriton.runs.folder import RunFolder
 
 Weights = dict[str, Tensor]
 TORCHVISION = "torchvision:"
+NOTHING = "-"  # train.init_from without a source
 NESTED = ("model", "state_dict", "model_state_dict", "net")  # where other trainers keep the weights
 SPIKINGJELLY = (  # its names, as patterns, and what they are here
     (r"\b(?:sn|spike)(\d)\.", r"neuron\1."),  # spiking_resnet and sew_resnet; ms_resnet
@@ -59,12 +60,24 @@ class Taken:
         )
 
 
+def refuse_missing_weights(source: str) -> None:
+    """UserError: `train.init_from` names nothing that there is. Quick: it is asked before data are looked at."""
+    if source.startswith(TORCHVISION):
+        _known(source.removeprefix(TORCHVISION))
+    elif not Path(source).exists():
+        raise UserError(
+            f"train.init_from: {source} does not exist; accepted: a run folder, a file of weights, or "
+            "torchvision:NAME"
+        )
+
+
 def find_weights(source: str) -> Weights:
     """The weights that `train.init_from` names, on the CPU. UserError: there are none.
 
     The ANN twins of plain-block ResNets have torchvision's names; "module." in front, which parallel
     training leaves, is dropped.
     """
+    refuse_missing_weights(source)
     if source.startswith(TORCHVISION):
         found = _of_torchvision(source.removeprefix(TORCHVISION))
     elif Path(source).is_dir():
@@ -78,7 +91,7 @@ def find_weights(source: str) -> Weights:
     return {name.removeprefix("module."): value for name, value in found.items()}
 
 
-def _of_torchvision(name: str) -> Weights:
+def _known(name: str) -> None:
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
@@ -86,6 +99,9 @@ def _of_torchvision(name: str) -> Weights:
             f"did you mean {TORCHVISION}{near[0]}?" if near else "accepted: as torchvision:resnet50"
         )
         raise UserError(f"train.init_from: torchvision has no model {name!r}; {tip}")
+
+
+def _of_torchvision(name: str) -> Weights:
     try:
         return torchvision.models.get_model(name, weights="DEFAULT").state_dict()
     except OSError as error:
@@ -96,11 +112,6 @@ def _of_torchvision(name: str) -> Weights:
 
 
 def _of_file(path: Path) -> Weights:
-    if not path.is_file():
-        raise UserError(
-            f"train.init_from: {path} does not exist; accepted: a run folder, a file of weights, or "
-            "torchvision:NAME"
-        )
     try:
         state = read_checkpoint(path)
     except DamagedCheckpoint:  # or another program's

@@ -37,7 +37,7 @@ def test_a_file_wins_over_a_name_and_a_name_over_a_folder(tmp_path, monkeypatch)
     [
         ("quikstart", "quikstart: no such recipe file; did you mean quickstart (shipped)?"),
         ("recipes/quickstart.toml", "did you mean quickstart (shipped)?"),
-        ("zzz.toml", "zzz.toml: no such recipe file"),
+        ("zzz.toml", "zzz.toml: no such recipe file; accepted: a TOML file, or a name that"),
         (".", ". is a folder"),
     ],
 )

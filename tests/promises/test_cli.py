@@ -117,6 +117,10 @@ def test_help(capsys):
         (["small.toml", "--run-dir", "small.toml"], "small.toml cannot be written"),
         (["small.toml", "--run-dir", "small.toml/x"], "small.toml/x cannot be written"),
         (["small.toml", "data.name=imagefolder", "data.root=nowhere"], "nowhere"),
+        (
+            ["small.toml", "train.init_from=x", "data.name=imagefolder"],
+            "init_from: x does not exist",
+        ),
         (["small.toml", "train.batch_size=999"], "train.batch_size = 999"),
     ],
 )
