@@ -6,13 +6,14 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)  # instead of the script's folder: `profiling` is imported as a package
 
-from profiling.harness.session import Session, reexecute  # noqa: E402
+from profiling.harness.session import Session, reexecute, short  # noqa: E402
 
 if __name__ == "__main__":
     reexecute(sys.argv, dict(os.environ))
@@ -70,6 +71,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("words", nargs="*", metavar="RECIPE key=value", help="a recipe and changes to it")
     add("--peers", metavar="NAMES", help="of spikingjelly,snntorch,norse; none (those installed)")
     add("--only", metavar="NAMES", help="contenders of these names; * stands for any text")
+    add("--cases", metavar="NAMES", help="kernels of these names: 'lif training T=4 *'")
     add("--out", metavar="DIR", default=ROOT / "profiling/results", type=Path, help="for results")
     add("--target", choices=compiled.CARDS, default="sm_90", help="GPU of `compiled` (sm_90)")
     add("--quick", action="store_true", help="tiny sizes: a rehearsal, not a measurement")
@@ -79,6 +81,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_intermixed_args(arguments)
     if args.words and args.command not in (*WITH_RECIPE, "compiled"):
         parser.error(f"{args.command} takes no {args.words[0]!r}")
+    if args.cases and args.command not in ("kernels", "all"):
+        parser.error(f"{args.command} takes no --cases, which are of kernels")
     if args.threads < 0 or not (args.minutes or 0) >= 0:  # NaN is not
         parser.error("--threads and --minutes: accepted: numbers from 0")
     if args.minutes is None:
@@ -122,6 +126,13 @@ def work_of(args: argparse.Namespace, options: Options) -> list[tuple[str, Seque
         "data": Loading,
     }
     kernels = cases(options)
+    if args.cases:
+        labels = {case: short(case.spec) for case in kernels}
+        wanted = args.cases.split(",")
+        kernels = [c for c in kernels if any(fnmatchcase(labels[c], one) for one in wanted)]
+        if not kernels:
+            accepted = "; ".join(labels.values())
+            raise UserError(f"--cases {args.cases!r}: accepted: patterns of {accepted}")
     work: list[tuple[str, Sequence[Case]]] = [("kernels", kernels)]
     for section, kind in kinds.items():
         if args.command in (section, "all"):

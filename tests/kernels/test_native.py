@@ -32,14 +32,22 @@ def gradients(x, run):
     return out.detach(), x.grad
 
 
-# 2**25 bytes is where tensors count as larger than the caches; odd sizes, so that lines end anywhere.
+# 2**23 bytes is where tensors count as larger than the caches. They are written past them where rows are whole lines,
+# so there are sizes of both kinds.
 @pytest.mark.parametrize(
-    ("dtype", "neurons"), [(torch.float32, 2_100_003), (torch.bfloat16, 4_200_007)]
+    ("dtype", "neurons"),
+    [
+        (torch.float32, 526_336),
+        (torch.float32, 525_003),
+        (torch.bfloat16, 1_052_672),
+        (torch.bfloat16, 1_050_007),
+        (torch.float64, 263_176),
+    ],
 )
 def test_tensors_beyond_the_caches_come_out_the_same(dtype, neurons):
     torch.manual_seed(0)
     x = torch.randn(4, neurons).to(dtype)
-    assert x.numel() * x.element_size() > 2**25
+    assert x.numel() * x.element_size() > 2**23
     out, grad = gradients(x, multistep_lif)
     parts = [
         gradients(part.contiguous(), multistep_lif) for part in x[:, :2_000].split(1_000, dim=1)
@@ -53,14 +61,38 @@ def test_tensors_beyond_the_caches_come_out_the_same(dtype, neurons):
     )
 
 
-def test_added_spikes_beyond_the_caches():
+@pytest.mark.parametrize("inner", [176_000, 175_003])
+def test_added_spikes_beyond_the_caches(inner):
     torch.manual_seed(0)
-    y = torch.randn(4, 1, 3, 700_003)
+    y = torch.randn(4, 1, 3, inner)
     add = (torch.rand_like(y) < 0.3).float()
     arguments = (torch.ones(3), torch.zeros(3), torch.zeros(3), torch.ones(3), False)
     out = multistep_bn_lif(y, *arguments, spike_add=add)
     plain = multistep_bn_lif(y, *arguments)
     assert torch.equal(out, plain + add)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("joined", [False, True], ids=["alone", "residual"])
+def test_a_probe_changes_no_bit_of_a_gradient(last, joined):
+    """With one the sums are made a step at a time, from what the walk leaves in cache."""
+    torch.manual_seed(0)
+    shape = (5, 3, 33, 29, 16) if last else (5, 3, 16, 33, 29)
+    y, residual, grad = (torch.randn(shape) for _ in range(3))
+    if last:
+        y, residual, grad = (tensor.movedim(-1, 2) for tensor in (y, residual, grad))
+    found = []
+    for probe in (None, torch.zeros(5, 8, requires_grad=True)):
+        leaves = [y.clone().requires_grad_(), residual.clone().requires_grad_()]
+        weight = torch.linspace(0.5, 1.5, 16).requires_grad_()
+        bias = torch.zeros(16, requires_grad=True)
+        out = multistep_bn_lif(
+            leaves[0], weight, bias, None, None, residual=leaves[1] if joined else None, probe=probe
+        )
+        out.backward(grad)
+        found.append([leaf.grad for leaf in (*leaves, weight, bias) if leaf.grad is not None])
+    assert len(found[0]) == 3 + joined
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_threads_change_no_bit():

@@ -188,6 +188,26 @@ def test_a_session_that_measured_nothing_ends_with_an_error(monkeypatch, tmp_pat
         run.main([*arguments, "--out", str(tmp_path)])
 
 
+def test_cases_are_chosen_by_name():
+    def names(*arguments):
+        args = run.parse(["kernels", "--device", "cpu", *arguments])
+        (_, chosen), *_ = run.work_of(args, run.options_of(args))
+        return [session.short(case.spec) for case in chosen]
+
+    chosen = names("--cases", "lif training T=4 *,bn_lif inference *")
+    assert [name.split(" ", 3)[:3] for name in chosen] == [
+        ["bn_lif", "inference", "T=10"],
+        ["lif", "training", "T=4"],
+    ]
+    assert set(chosen) < set(names())
+    with pytest.raises(
+        UserError, match="--cases 'theirs': accepted: patterns of lif training T=10"
+    ):
+        names("--cases", "theirs")
+    with pytest.raises(UserError, match="step takes no --cases"):
+        run.parse(["step", "--cases", "lif*"])
+
+
 def test_a_wrong_result_of_ours_ends_the_command_with_1(monkeypatch, tmp_path):
     mistake = lambda x, **o: multistep_lif(x, **o | dict(reset="none"))  # noqa: E731
     monkeypatch.setattr(kernels, "multistep_lif", mistake)

@@ -49,22 +49,23 @@ inline A primitive(A z, int shape) {
 
 // ---- chunks of neurons, blocks inside them ---------------------------------------------------------------------------
 
-// How the neurons of a time step are cut. A block's window (h of every step) stays in the cache. With channels innermost,
-// blocks hold whole runs of channels, so that every block sees the same per-channel values.
+// How the neurons of a time step are cut. A block's window (h of every step) stays in the second-level cache, and its rows
+// are long runs of memory: as short as lines, with one from each step in turn, they come at half the speed. With channels
+// innermost, blocks hold whole runs of channels, so that every block sees the same per-channel values.
 struct Cut {
     int size;
     bool aligned;
     int64_t chunks, unit;
 
     explicit Cut(const Call &c) {
-        size = int(std::max<int64_t>(64, std::min<int64_t>(512, 4096 / c.steps / 64 * 64)));
+        size = int(std::max<int64_t>(64, std::min<int64_t>(1024, 16384 / c.steps / 64 * 64)));
         aligned = c.inner == 1 && c.channels <= size;
         if (aligned) size = int(size / c.channels * c.channels);
-        unit = aligned ? c.channels : 1;
-        chunks = chunk_count(c.neurons, 4 * size);
+        unit = aligned ? c.channels : 64;
+        chunks = chunk_count(c.neurons, size);
         size = int(std::min<int64_t>(size, c.neurons));  // no more memory than there are neurons
     }
-    int64_t edge(const Call &c, int64_t k) const { return c.neurons / unit * k / chunks * unit; }
+    int64_t edge(const Call &c, int64_t k) const { return k == chunks ? c.neurons : c.neurons / unit * k / chunks * unit; }
     // What arrays of a block hold: whole vectors, so that only memory has ragged ends.
     int padded() const { return (size + LANES - 1) / LANES * LANES; }
 };
@@ -156,7 +157,8 @@ struct Block {
     const Norm<A> &norm;
     std::vector<A> decay, leak, threshold, width, inverse_width, mean, scale, bias, rstd, affine, slope, offset;
     bool aligned;
-    int longest = 0;
+    int filled = 0;       // values
+    int64_t one = -1;     // the channel of all of them, if it is one
 
     Block(const Call &call, const Norm<A> &norm_, const Cut &cut) : c(call), norm(norm_), aligned(cut.aligned) {
         const size_t size = size_t(cut.padded());
@@ -170,25 +172,26 @@ struct Block {
 
     void parameter(std::vector<A> &out, double number, const void *values, int64_t size, int64_t start, int n) {
         if (size > 1) return spread(out.data(), (const A *)values, start, n, c);
-        std::fill(out.begin(), out.begin() + n, values ? *(const A *)values : A(number));
+        std::fill(out.begin(), out.end(), values ? *(const A *)values : A(number));
     }
 
-    // Values for the block [start, start + n). Where blocks are aligned, or nothing depends on the channel, the values
-    // of an earlier block at least as long still hold.
+    // Values for the block [start, start + n). Those of an earlier block at least as long still hold where blocks are
+    // aligned, nothing depends on the channel, or both lie in the same channel.
     void at(int64_t start, int n) {
+        const int64_t run = start / c.inner, channel = (start + n - 1) / c.inner == run ? run % c.channels : -1;
         const bool constant = aligned || !(c.mean || c.decay_size > 1 || c.threshold_size > 1 || c.width_size > 1);
-        if (constant && n <= longest) return;
-        const bool first = longest == 0;
-        longest = std::max(longest, n);
+        if (n <= filled && (constant || (channel >= 0 && channel == one))) return;
+        const bool first = filled == 0;
+        filled = n;
+        one = channel;
         if (first || c.decay_size > 1) {
             parameter(decay, c.decay, c.decay_p, c.decay_size, start, n);
-            if (c.leaks_to_reset)
-                for (int i = 0; i < n; i++) leak[i] = c.decay_p ? A(1) - decay[i] : A(1 - c.decay);
+            for (size_t i = 0; i < leak.size(); i++) leak[i] = c.decay_p ? A(1) - decay[i] : A(1 - c.decay);
         }
         if (first || c.threshold_size > 1) parameter(threshold, c.threshold, c.threshold_p, c.threshold_size, start, n);
         if (first || c.width_size > 1) {
             parameter(width, c.width, c.width_p, c.width_size, start, n);
-            for (int i = 0; i < n; i++) inverse_width[i] = A(1) / width[i];
+            for (size_t i = 0; i < width.size(); i++) inverse_width[i] = A(1) / width[i];
         }
         if (!c.mean) return;
         spread(mean.data(), (const A *)c.mean, start, n, c);
@@ -202,10 +205,11 @@ struct Block {
     }
 };
 
-// Tensors beyond the caches are written past them: an ordinary store would first read the line that it overwrites.
-constexpr int64_t BEYOND_CACHES = int64_t(1) << 25;
+// Tensors beyond the caches are written past them: an ordinary store would first read the line that it overwrites. With
+// what is read and written beside it, such a tensor fills what a core has of a shared cache.
+constexpr int64_t BEYOND_CACHES = int64_t(1) << 23;
 
-// Whether steps of this tensor are written past the caches: whole lines of it, or a line would travel twice.
+// Whether this tensor is written past the caches: rows of whole lines, or a line would travel twice.
 template <class T>
 bool streams(const Call &c, const void *to) {
     const int64_t row = c.neurons * int64_t(sizeof(T));
@@ -245,55 +249,41 @@ struct Forth {
     bool past;
 };
 
-// U vectors of neurons through all steps, their membranes and constants in registers.
-template <class T, class A, int KIND, bool NORM, bool RESIDUAL, bool FIRE, int U, bool PART>
-inline void forth_tile(const Block<A> &b, const Forth<T, A> &given, int i, int m) {
-    const Forth<T, A> s = given;  // a copy, which no store can reach, stays in registers
-    const A gain = A(b.c.gain), v_reset = A(b.c.v_reset);
-    V v[U], decay[U], leak[U], threshold[U], mean[U], scale[U], bias[U];
-    for (int u = 0; u < U; u++) {
-        const int at = i + u * LANES;
-        v[u] = load(s.v + at);
-        decay[u] = load(b.decay.data() + at);
-        threshold[u] = load(b.threshold.data() + at);
-        leak[u] = KIND == TO_RESET_LEAK ? load(b.leak.data() + at) : V{};
-        if constexpr (NORM) {
-            mean[u] = load(b.mean.data() + at);
-            scale[u] = load(b.scale.data() + at);
-            bias[u] = load(b.bias.data() + at);
-        }
-    }
-    for (int64_t t = 0; t < s.steps; t++) {
-        const int64_t row = t * s.stride + i;
-        const A k = s.step_gain ? s.step_gain[t] : A(1);
-        prefetch(s.x + row + s.size, U * LANES);
-        if constexpr (RESIDUAL) prefetch(s.residual + row + s.size, U * LANES);
-        for (int u = 0; u < U; u++) {
-            const int64_t at = row + u * LANES;
-            V current = get<PART>(s.x + at, m);
-            if constexpr (NORM) current = k * ((current - mean[u]) * scale[u] + bias[u]);
-            if constexpr (RESIDUAL) current = current + get<PART>(s.residual + at, m);
-            const V h = charge<KIND>(v[u], current, decay[u], leak[u], gain, v_reset);
-            if constexpr (FIRE) {
-                if (NORM && s.current) put<PART>(s.current + at, current, m, s.past);
-                V spike = h >= threshold[u] ? all(A(1)) : V{};
-                if (s.spike_add) spike = spike + get<PART>(s.spike_add + at, m);
-                put<PART>(s.spikes + at, spike, m, s.past);
-            } else {
-                store(s.h + t * s.size + i + u * LANES, h);
-            }
-            v[u] = discharge<KIND>(h, threshold[u], v_reset);
-        }
-    }
-    for (int u = 0; u < U; u++) store(s.v + i + u * LANES, v[u]);
-}
-
 template <class T, class A, int KIND, bool NORM, bool RESIDUAL, bool FIRE>
 void forth_block(const Block<A> &b, const Forth<T, A> &s) {
-    constexpr int U = NORM ? 2 : 4;
-    tiles<U>(
-        s.n, [&](int i) { forth_tile<T, A, KIND, NORM, RESIDUAL, FIRE, U, false>(b, s, i, LANES); },
-        [&](int i, int m) { forth_tile<T, A, KIND, NORM, RESIDUAL, FIRE, 1, true>(b, s, i, m); });
+    const A gain = A(b.c.gain), v_reset = A(b.c.v_reset);
+    const A *decays = b.decay.data(), *leaks = b.leak.data(), *thresholds = b.threshold.data(), *means = b.mean.data(),
+            *scales = b.scale.data(), *biases = b.bias.data();
+    A *vs = s.v;
+    for (int64_t t = 0; t < s.steps; t++) {
+        const int64_t row = t * s.stride, next = later(t, s.steps, s.stride, s.size);
+        const T *x = s.x + row;
+        const T *residual = RESIDUAL ? s.residual + row : nullptr, *spike_add = FIRE && s.spike_add ? s.spike_add + row : nullptr;
+        T *spikes = FIRE ? s.spikes + row : nullptr, *currents = FIRE && NORM && s.current ? s.current + row : nullptr;
+        A *hs = FIRE ? nullptr : s.h + t * s.size;
+        const bool past = s.past;
+        const A k = s.step_gain ? s.step_gain[t] : A(1);
+        vectors(s.n, [&](auto part, int i, int m) {
+            constexpr bool PART = decltype(part)::value;
+            prefetch(x + next + i, LANES);
+            if (FIRE && !past) prefetch_for_writing(spikes + next + i);
+            if constexpr (RESIDUAL) prefetch(residual + next + i, LANES);
+            V current = get<PART>(x + i, m);
+            if constexpr (NORM) current = k * ((current - load(means + i)) * load(scales + i) + load(biases + i));
+            if constexpr (RESIDUAL) current = current + get<PART>(residual + i, m);
+            const V threshold = load(thresholds + i), leak = KIND == TO_RESET_LEAK ? load(leaks + i) : V{};
+            const V h = charge<KIND>(load(vs + i), current, load(decays + i), leak, gain, v_reset);
+            if constexpr (FIRE) {
+                if (NORM && currents) put<PART>(currents + i, current, m, past);
+                V spike = h >= threshold ? all(A(1)) : V{};
+                if (spike_add) spike = spike + get<PART>(spike_add + i, m);
+                put<PART>(spikes + i, spike, m, past);
+            } else {
+                store(hs + i, h);
+            }
+            store(vs + i, discharge<KIND>(h, threshold, v_reset));
+        });
+    }
 }
 
 template <class T, class A, int KIND, bool FIRE>
@@ -353,82 +343,60 @@ struct Back {
     bool past;
 };
 
-template <class T, class A, int SHAPE, int PATH, int MODE, int U, bool PART>
-inline void back_tile(const Block<A> &b, const Back<T, A> &given, int64_t first, int64_t last, int i, int m) {
-    const Back<T, A> s = given;  // a copy, which no store can reach, stays in registers
+template <class T, class A, int SHAPE, int PATH, int MODE>
+void back_block(const Block<A> &b, const Back<T, A> &s, int64_t first, int64_t last) {
     const A gain = A(b.c.gain), v_reset = A(b.c.v_reset), height = A(b.c.height);
-    V carry[U], decay[U], threshold[U], width[U], inverse_width[U], mean[U], sum_dz[U], sum_dz_x[U];
-    for (int u = 0; u < U; u++) {
-        const int at = i + u * LANES;
-        carry[u] = load(s.carry + at);
-        decay[u] = load(b.decay.data() + at);
-        threshold[u] = load(b.threshold.data() + at);
-        width[u] = load(b.width.data() + at);
-        inverse_width[u] = load(b.inverse_width.data() + at);
-        if constexpr (MODE == ACCUMULATE) {
-            mean[u] = load(b.mean.data() + at);
-            sum_dz[u] = sum_dz_x[u] = V{};
-        }
-    }
+    const A *decays = b.decay.data(), *thresholds = b.threshold.data(), *widths = b.width.data(),
+            *inverse_widths = b.inverse_width.data(), *means = b.mean.data(), *scales = b.scale.data(), *tilts = b.slope.data(),
+            *offsets = b.offset.data();
+    A *carries = s.carry, *sum_dz = s.sum_dz, *sum_dz_x = s.sum_dz_x, *dxs = s.dx, *phis = s.phi, *jumps = s.jump, *dhs = s.dh,
+      *befores = s.before;
     for (int64_t t = last - 1; t >= first; t--) {
-        const int64_t row = t * s.stride + i;
+        const int64_t row = t * s.stride;
         const A k = s.step_gain ? s.step_gain[t] : A(1);
-        prefetch(s.grad_s + row + s.size, U * LANES);
-        if (s.grad_current) prefetch(s.grad_current + row + s.size, U * LANES);
-        for (int u = 0; u < U; u++) {
-            const int64_t at = row + u * LANES;
-            const int here = i + u * LANES;
-            const V h = load(s.h + t * s.size + here);
-            const V unit = phi<SHAPE>(h - threshold[u], width[u], inverse_width[u]), slope = height * unit;
+        const T *gs = s.grad_s + row, *x = s.x + row, *grad_current = s.grad_current ? s.grad_current + row : nullptr;
+        const int64_t next = earlier(t, b.c.steps, s.stride, s.size);
+        T *out = s.out ? s.out + row : nullptr, *dy = s.dy ? s.dy + row : nullptr;
+        const A *hs = s.h + t * s.size;
+        const bool past_caches = s.past;
+        vectors(s.n, [&](auto part, int i, int m) {
+            constexpr bool PART = decltype(part)::value;
+            prefetch(gs + next + i, LANES);
+            if (out && !past_caches) prefetch_for_writing(out + next + i);
+            if (grad_current) prefetch(grad_current + next + i, LANES);
+            const V h = load(hs + i), threshold = load(thresholds + i), carry = load(carries + i);
+            const V unit = phi<SHAPE>(h - threshold, load(widths + i), load(inverse_widths + i)), slope = height * unit;
             // Through the spike (also by way of the reset, where that carries a gradient), and past it.
-            V through = get<PART>(s.grad_s + at, m), past = carry[u];
-            if constexpr (PATH == SOFT_ATTACHED) through = through - carry[u] * threshold[u];
-            if constexpr (PATH == HARD_ATTACHED) through = through + carry[u] * (v_reset - h);
-            if constexpr (PATH == HARD_ATTACHED) past = h >= threshold[u] ? V{} : past;
-            if constexpr (PATH == STOPS_AT_SPIKE) past = past * (h >= threshold[u] ? V{} : all(A(1)));  // 0 * NaN stays one
+            V through = get<PART>(gs + i, m), past = carry;
+            if constexpr (PATH == SOFT_ATTACHED) through = through - carry * threshold;
+            if constexpr (PATH == HARD_ATTACHED) through = through + carry * (v_reset - h);
+            if constexpr (PATH == HARD_ATTACHED) past = h >= threshold ? V{} : past;
+            if constexpr (PATH == STOPS_AT_SPIKE) past = past * (h >= threshold ? V{} : all(A(1)));  // 0 * NaN stays one
             const V dh = through * slope + past;
             V dx = gain * dh;
             if constexpr (MODE == OBSERVE) {
                 V jump = all(A(1));
-                if constexpr (PATH == STOPS_AT_SPIKE || PATH == HARD_ATTACHED) jump = h >= threshold[u] ? V{} : jump;
+                if constexpr (PATH == STOPS_AT_SPIKE || PATH == HARD_ATTACHED) jump = h >= threshold ? V{} : jump;
                 if constexpr (PATH == HARD_ATTACHED) jump = jump + (v_reset - h) * slope;
-                if constexpr (PATH == SOFT_ATTACHED) jump = A(1) - threshold[u] * slope;
-                store(s.dx + here, dx);
-                store(s.phi + here, unit);
-                store(s.jump + here, jump);
-                store(s.dh + here, dh);
-                store(s.before + here, carry[u]);
+                if constexpr (PATH == SOFT_ATTACHED) jump = A(1) - threshold * slope;
+                store(dxs + i, dx);
+                store(phis + i, unit);
+                store(jumps + i, jump);
+                store(dhs + i, dh);
+                store(befores + i, carry);
             } else {
-                if (s.grad_current) dx = dx + get<PART>(s.grad_current + at, m);
-                if (MODE == WRITE || s.out) put<PART>(s.out + at, dx, m, s.past);
+                if (grad_current) dx = dx + get<PART>(grad_current + i, m);
+                if (MODE == WRITE || out) put<PART>(out + i, dx, m, past_caches);
             }
             if constexpr (MODE == ACCUMULATE) {
-                const V dz = k * dx, centred = get<PART>(s.x + at, m) - mean[u];
-                sum_dz[u] += dz;
-                sum_dz_x[u] += dz * centred;
-                if (s.dy) {
-                    const V scale = load(b.scale.data() + here), tilt = load(b.slope.data() + here);
-                    put<PART>(s.dy + at, scale * dz + (tilt * centred + load(b.offset.data() + here)), m, s.past);
-                }
+                const V dz = k * dx, centred = get<PART>(x + i, m) - load(means + i);
+                store(sum_dz + i, load(sum_dz + i) + dz);
+                store(sum_dz_x + i, load(sum_dz_x + i) + dz * centred);
+                if (dy) put<PART>(dy + i, load(scales + i) * dz + (load(tilts + i) * centred + load(offsets + i)), m, past_caches);
             }
-            carry[u] = decay[u] * dh;
-        }
+            store(carries + i, load(decays + i) * dh);
+        });
     }
-    for (int u = 0; u < U; u++) {
-        const int at = i + u * LANES;
-        store(s.carry + at, carry[u]);
-        if constexpr (MODE == ACCUMULATE) {
-            store(s.sum_dz + at, load(s.sum_dz + at) + sum_dz[u]);
-            store(s.sum_dz_x + at, load(s.sum_dz_x + at) + sum_dz_x[u]);
-        }
-    }
-}
-
-template <class T, class A, int SHAPE, int PATH, int MODE>
-void back_block(const Block<A> &b, const Back<T, A> &s, int64_t first, int64_t last) {
-    tiles<2>(
-        s.n, [&](int i) { back_tile<T, A, SHAPE, PATH, MODE, 2, false>(b, s, first, last, i, LANES); },
-        [&](int i, int m) { back_tile<T, A, SHAPE, PATH, MODE, 1, true>(b, s, first, last, i, m); });
 }
 
 template <class T, class A, int SHAPE, int PATH>
@@ -486,22 +454,25 @@ void forward(const Call &c) {
     const int size = cut.padded();
     const Norm<A> norm(c);
     const bool past = streams<T>(c, c.spikes) && (!c.current || streams<T>(c, c.current));
-#pragma omp parallel for schedule(static) num_threads(c.threads) if (c.threads > 1)
-    for (int64_t k = 0; k < cut.chunks; k++) {
+#pragma omp parallel num_threads(c.threads) if (c.threads > 1)
+    {
         Block<A> b(c, norm, cut);
         std::vector<A> v(size);
-        const int64_t end = cut.edge(c, k + 1);
-        for (int64_t start = cut.edge(c, k); start < end; start += cut.size) {
-            const int n = int(std::min<int64_t>(cut.size, end - start));
-            b.at(start, n);
-            start_membrane(c, start, n, v.data());
-            Forth<T, A> s = forth_of<T>(c, start, n, size, v.data());
-            s.spike_add = c.spike_add ? (const T *)c.spike_add + start : nullptr;
-            s.spikes = (T *)c.spikes + start;
-            s.current = c.current ? (T *)c.current + start : nullptr;
-            s.past = past && start % LANES == 0;
-            forth<T, A, true>(b, s);
-            if (c.v_last) std::memcpy((A *)c.v_last + start, v.data(), n * sizeof(A));
+#pragma omp for schedule(static)
+        for (int64_t k = 0; k < cut.chunks; k++) {
+            const int64_t end = cut.edge(c, k + 1);
+            for (int64_t start = cut.edge(c, k); start < end; start += cut.size) {
+                const int n = int(std::min<int64_t>(cut.size, end - start));
+                b.at(start, n);
+                start_membrane(c, start, n, v.data());
+                Forth<T, A> s = forth_of<T>(c, start, n, size, v.data());
+                s.spike_add = c.spike_add ? (const T *)c.spike_add + start : nullptr;
+                s.spikes = (T *)c.spikes + start;
+                s.current = c.current ? (T *)c.current + start : nullptr;
+                s.past = past && start % LANES == 0;
+                forth<T, A, true>(b, s);
+                if (c.v_last) std::memcpy((A *)c.v_last + start, v.data(), n * sizeof(A));
+            }
         }
         finish_stream();
     }
@@ -603,9 +574,8 @@ void walk_back(const Call &c) {
     const bool rare = c.probe || c.out_parameters || c.out_step_gain;
     const int mode = rare ? OBSERVE : c.mean ? ACCUMULATE : WRITE;
     const bool past = (!c.dx || streams<T>(c, c.dx)) && (!c.dy || streams<T>(c, c.dy));
-#pragma omp parallel for schedule(static) num_threads(c.threads) if (c.threads > 1)
-    for (int64_t k = 0; k < cut.chunks; k++) {
-        Sums &mine = sums[k];
+#pragma omp parallel num_threads(c.threads) if (c.threads > 1)
+    {
         Block<A> b(c, norm, cut);
         std::vector<A> v(size), window(size * c.steps), carry(size), sum_dz(size), sum_dz_x(size);
         std::vector<A> observed[5], d_parameters[3];
@@ -624,48 +594,52 @@ void walk_back(const Call &c) {
         s.before = observed[4].data();
         s.stride = c.neurons;
         s.size = size;
-        const int64_t end = cut.edge(c, k + 1);
-        for (int64_t start = cut.edge(c, k), blocks = 0; start < end; start += cut.size, blocks++) {
-            const int n = s.n = int(std::min<int64_t>(cut.size, end - start));
-            b.at(start, n);
-            start_membrane(c, start, n, v.data());
-            Forth<T, A> replay = forth_of<T>(c, start, n, size, v.data());
-            replay.h = window.data();
-            forth<T, A, false>(b, replay);
-            std::fill(carry.begin(), carry.end(), A(0));
-            if (c.grad_v_last) std::memcpy(carry.data(), (const A *)c.grad_v_last + start, n * sizeof(A));
-            // Aligned blocks share their channels: a few of them add up in float before they join the channel's sum.
-            const bool fresh = !cut.aligned || blocks % 16 == 0;
-            const bool flush = !cut.aligned || blocks % 16 == 15 || start + cut.size >= end;
-            if (fresh) {
-                std::fill(sum_dz.begin(), sum_dz.end(), A(0));
-                std::fill(sum_dz_x.begin(), sum_dz_x.end(), A(0));
-            }
-            for (auto &d : d_parameters) std::fill(d.begin(), d.end(), A(0));
-            s.x = (const T *)c.x + start;
-            s.grad_s = (const T *)c.grad_s + start;
-            s.grad_current = c.grad_current ? (const T *)c.grad_current + start : nullptr;
-            s.out = c.dx ? (T *)c.dx + start : nullptr;
-            s.dy = c.dy ? (T *)c.dy + start : nullptr;
-            s.past = past && start % LANES == 0;
-            if (!rare) back(b, s, 0, c.steps, mode);
-            else
-                for (int64_t t = c.steps - 1; t >= 0; t--) {
-                    back(b, s, t, t + 1, mode);
-                    observe(b, s, mine, d_parameters, v.data(), t, start, attached);
+#pragma omp for schedule(static)
+        for (int64_t k = 0; k < cut.chunks; k++) {
+            Sums &mine = sums[k];
+            const int64_t end = cut.edge(c, k + 1);
+            for (int64_t start = cut.edge(c, k), blocks = 0; start < end; start += cut.size, blocks++) {
+                const int n = s.n = int(std::min<int64_t>(cut.size, end - start));
+                b.at(start, n);
+                start_membrane(c, start, n, v.data());
+                Forth<T, A> replay = forth_of<T>(c, start, n, size, v.data());
+                replay.h = window.data();
+                forth<T, A, false>(b, replay);
+                std::fill(carry.begin(), carry.end(), A(0));
+                if (c.grad_v_last) std::memcpy(carry.data(), (const A *)c.grad_v_last + start, n * sizeof(A));
+                // Aligned blocks share their channels: a few of them add up in float before they join the channel's sum.
+                const bool fresh = !cut.aligned || blocks % 16 == 0;
+                const bool flush = !cut.aligned || blocks % 16 == 15 || start + cut.size >= end;
+                if (fresh) {
+                    std::fill(sum_dz.begin(), sum_dz.end(), A(0));
+                    std::fill(sum_dz_x.begin(), sum_dz_x.end(), A(0));
                 }
-            if (c.out_v_init) std::memcpy((A *)c.out_v_init + start, carry.data(), n * sizeof(A));
-            if (c.out_sums && flush) {
-                const int lanes = cut.aligned ? cut.size : n;
-                gather(mine.norm.data(), sum_dz.data(), start, lanes, c);
-                gather(mine.norm.data() + c.channels, sum_dz_x.data(), start, lanes, c);
-            }
-            if (c.out_parameters)
-                for (int p = 0; p < 3; p++) {
-                    double *row = mine.parameters.data() + p * c.parameter_size;
-                    if (c.parameter_size > 1) gather(row, d_parameters[p].data(), start, n, c);
-                    else *row += total(d_parameters[p].data(), n);
+                for (auto &d : d_parameters) std::fill(d.begin(), d.end(), A(0));
+                s.x = (const T *)c.x + start;
+                s.grad_s = (const T *)c.grad_s + start;
+                s.grad_current = c.grad_current ? (const T *)c.grad_current + start : nullptr;
+                s.out = c.dx ? (T *)c.dx + start : nullptr;
+                s.dy = c.dy ? (T *)c.dy + start : nullptr;
+                s.past = past && start % LANES == 0;
+                if (!rare) back(b, s, 0, c.steps, mode);
+                else
+                    for (int64_t t = c.steps - 1; t >= 0; t--) {
+                        back(b, s, t, t + 1, mode);
+                        observe(b, s, mine, d_parameters, v.data(), t, start, attached);
+                    }
+                if (c.out_v_init) std::memcpy((A *)c.out_v_init + start, carry.data(), n * sizeof(A));
+                if (c.out_sums && flush) {
+                    const int lanes = cut.aligned ? cut.size : n;
+                    gather(mine.norm.data(), sum_dz.data(), start, lanes, c);
+                    gather(mine.norm.data() + c.channels, sum_dz_x.data(), start, lanes, c);
                 }
+                if (c.out_parameters)
+                    for (int p = 0; p < 3; p++) {
+                        double *row = mine.parameters.data() + p * c.parameter_size;
+                        if (c.parameter_size > 1) gather(row, d_parameters[p].data(), start, n, c);
+                        else *row += total(d_parameters[p].data(), n);
+                    }
+            }
         }
         finish_stream();
     }
@@ -689,26 +663,23 @@ void walk_back(const Call &c) {
 }
 
 // Second pass of batch norm where dL/dx is stored: dy = scale * dz + (slope * (x - mean) + offset). dy may be dL/dx.
-template <class T, class A, int U, bool PART>
-inline void norm_tile(const Block<A> &b, const Back<T, A> &s, int64_t steps, int i, int m) {
-    V mean[U], scale[U], slope[U], offset[U];
-    for (int u = 0; u < U; u++) {
-        const int at = i + u * LANES;
-        mean[u] = load(b.mean.data() + at);
-        scale[u] = load(b.scale.data() + at);
-        slope[u] = load(b.slope.data() + at);
-        offset[u] = load(b.offset.data() + at);
-    }
+template <class T, class A>
+void norm_block(const Block<A> &b, const Back<T, A> &s, int64_t steps) {
+    const A *means = b.mean.data(), *scales = b.scale.data(), *tilts = b.slope.data(), *offsets = b.offset.data();
     for (int64_t t = 0; t < steps; t++) {
-        const int64_t row = t * s.stride + i;
+        const int64_t next = later(t, steps, s.stride, s.size);
         const A k = s.step_gain ? s.step_gain[t] : A(1);
-        prefetch(s.x + row + s.size, U * LANES);
-        prefetch(s.grad_s + row + s.size, U * LANES);
-        for (int u = 0; u < U; u++) {
-            const int64_t at = row + u * LANES;
-            const V centred = get<PART>(s.x + at, m) - mean[u], dz = k * get<PART>(s.grad_s + at, m);
-            put<PART>(s.dy + at, scale[u] * dz + (slope[u] * centred + offset[u]), m, s.past);
-        }
+        const T *x = s.x + t * s.stride, *grad = s.grad_s + t * s.stride;
+        T *dy = s.dy + t * s.stride;
+        const bool past = s.past;
+        vectors(s.n, [&](auto part, int i, int m) {
+            constexpr bool PART = decltype(part)::value;
+            prefetch(x + next + i, LANES);
+            prefetch(grad + next + i, LANES);
+            if (!past && dy != grad) prefetch_for_writing(dy + next + i);
+            const V centred = get<PART>(x + i, m) - load(means + i), dz = k * get<PART>(grad + i, m);
+            put<PART>(dy + i, load(scales + i) * dz + (load(tilts + i) * centred + load(offsets + i)), m, past);
+        });
     }
 }
 
@@ -717,24 +688,25 @@ void norm_backward(const Call &c) {
     const Cut cut(c);
     const Norm<A> norm(c);
     const bool past = streams<T>(c, c.dy);
-#pragma omp parallel for schedule(static) num_threads(c.threads) if (c.threads > 1)
-    for (int64_t k = 0; k < cut.chunks; k++) {
+#pragma omp parallel num_threads(c.threads) if (c.threads > 1)
+    {
         Block<A> b(c, norm, cut);
         Back<T, A> s{};
         s.step_gain = (const A *)c.step_gain;
         s.stride = c.neurons;
         s.size = cut.size;
-        const int64_t end = cut.edge(c, k + 1);
-        for (int64_t start = cut.edge(c, k); start < end; start += cut.size) {
-            s.n = int(std::min<int64_t>(cut.size, end - start));
-            b.at(start, s.n);
-            s.x = (const T *)c.x + start;
-            s.grad_s = (const T *)c.grad_s + start;
-            s.dy = (T *)c.dy + start;
-            s.past = past && start % LANES == 0;
-            tiles<2>(
-                s.n, [&](int i) { norm_tile<T, A, 2, false>(b, s, c.steps, i, LANES); },
-                [&](int i, int m) { norm_tile<T, A, 1, true>(b, s, c.steps, i, m); });
+#pragma omp for schedule(static)
+        for (int64_t k = 0; k < cut.chunks; k++) {
+            const int64_t end = cut.edge(c, k + 1);
+            for (int64_t start = cut.edge(c, k); start < end; start += cut.size) {
+                s.n = int(std::min<int64_t>(cut.size, end - start));
+                b.at(start, s.n);
+                s.x = (const T *)c.x + start;
+                s.grad_s = (const T *)c.grad_s + start;
+                s.dy = (T *)c.dy + start;
+                s.past = past && start % LANES == 0;
+                norm_block(b, s, c.steps);
+            }
         }
         finish_stream();
     }
@@ -783,9 +755,10 @@ void statistics(const Call &c) {
         Moments *share = shares[k].data();
         const int64_t first = rows * k / chunks, end = rows * (k + 1) / chunks;
         if (inner == 1) {
-            // Several rows side by side, so that the vector units are full with few channels too.
-            const int64_t side = std::max<int64_t>(1, 512 / C), lanes = side * C;
-            std::vector<A> lane_s(lanes), lane_q(lanes), lane_mean(lanes);
+            // Several rows side by side, so that the vector units are full with few channels too, but no more: then a
+            // block fits into the first-level cache, and four rows are one run of memory.
+            const int64_t side = std::max<int64_t>(1, 64 / C), lanes = side * C;
+            std::vector<A> lane_s(lanes + LANES), lane_q(lanes + LANES), lane_mean(lanes + LANES);
             A *__restrict s = lane_s.data(), *__restrict q = lane_q.data(), *__restrict mean = lane_mean.data();
             for (int64_t start = first * C; start < end * C; start += 64 * lanes) {
                 const int64_t stop = std::min(end * C, start + 64 * lanes), full = (stop - start) / lanes,
@@ -802,15 +775,15 @@ void statistics(const Call &c) {
                 }
                 int64_t i = start;
                 for (; i + 4 * lanes <= stop; i += 4 * lanes) {  // four rows for each time that the sums are fetched
-                    const T *__restrict p0 = x + i, *__restrict p1 = p0 + lanes, *__restrict p2 = p1 + lanes,
-                                       *__restrict p3 = p2 + lanes;
-#pragma omp simd
-                    for (int64_t j = 0; j < lanes; j++) {
-                        const A d0 = load(p0[j]) - mean[j], d1 = load(p1[j]) - mean[j], d2 = load(p2[j]) - mean[j],
-                                d3 = load(p3[j]) - mean[j];
-                        s[j] += (d0 + d1) + (d2 + d3);
-                        q[j] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3);
-                    }
+                    const T *p0 = x + i, *p1 = p0 + lanes, *p2 = p1 + lanes, *p3 = p2 + lanes;
+                    vectors(int(lanes), [&](auto part, int j, int m) {
+                        constexpr bool PART = decltype(part)::value;
+                        const V about = load(mean + j);
+                        const V d0 = get<PART>(p0 + j, m) - about, d1 = get<PART>(p1 + j, m) - about,
+                                d2 = get<PART>(p2 + j, m) - about, d3 = get<PART>(p3 + j, m) - about;
+                        store(s + j, load(s + j) + ((d0 + d1) + (d2 + d3)));
+                        store(q + j, load(q + j) + ((d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)));
+                    });
                 }
                 for (; i < stop; i += lanes) {
                     const T *__restrict p = x + i;
@@ -836,8 +809,21 @@ void statistics(const Call &c) {
 #pragma omp simd reduction(+ : mean)
                         for (int64_t l = 0; l < sample; l++) mean += load(p[l]);
                         mean /= A(sample);
-#pragma omp simd reduction(+ : s, q)
-                        for (int64_t l = 0; l < n; l++) {
+                        V sums[2] = {}, squares[2] = {};  // two chains of additions, and what comes next asked for early
+                        int64_t l = 0;
+                        for (; l + 2 * LANES <= n; l += 2 * LANES) {
+                            prefetch(p + l + 1024, 2 * LANES);
+                            for (int u = 0; u < 2; u++) {
+                                const V d = load(p + l + u * LANES) - mean;
+                                sums[u] += d;
+                                squares[u] += d * d;
+                            }
+                        }
+                        for (int u = 0; u < LANES; u++) {
+                            s += sums[0][u] + sums[1][u];
+                            q += squares[0][u] + squares[1][u];
+                        }
+                        for (; l < n; l++) {
                             const A d = load(p[l]) - mean;
                             s += d;
                             q += d * d;

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 #if defined(__AVX__)
@@ -75,12 +76,9 @@ inline V all(Accumulator x) { return x - V{}; }
 inline V absolute(V x) { return (V)((Mask)x & ~(Mask)all(Accumulator(-0.0))); }
 
 // LANES elements of memory as accumulators, and back.
-inline V load(const Accumulator *p) {
-    V v;
-    std::memcpy(&v, p, sizeof v);
-    return v;
-}
-inline void store(Accumulator *p, V v) { std::memcpy(p, &v, sizeof v); }
+typedef Accumulator Line __attribute__((vector_size(WIDTH), aligned(alignof(Accumulator))));  // a vector anywhere
+inline V load(const Accumulator *p) { return *(const Line *)p; }
+inline void store(Accumulator *p, V v) { *(Line *)p = v; }
 
 #if SPIKETRITON_DTYPE >= 2
 typedef uint16_t Halves __attribute__((vector_size(WIDTH / 2)));
@@ -187,18 +185,30 @@ inline void put(T *p, V v, int m, bool past) {
     else store(p, v);
 }
 
-// Rows of a time window lie far apart, and hardware prefetchers restart on each: ask for the next block's part early.
+// Rows of a time window lie far apart, and hardware prefetchers restart on each: ask early for what is read, or written.
 template <class T>
 inline void prefetch(const T *p, int n) {
     for (int i = 0; i < n * int(sizeof(T)); i += 64) __builtin_prefetch((const char *)p + i, 0, 2);
 }
 
-// Whole tiles of a block, then vectors of what is left.
-template <int U, class Whole, class Rest>
-inline void tiles(int n, Whole whole, Rest rest) {
+inline void prefetch_for_writing(const void *p) { __builtin_prefetch(p, 1, 2); }
+
+// The distance to the row that comes AHEAD rows later: of this block, or of the next one, which begins `size` elements on.
+constexpr int64_t AHEAD = 2;
+inline int64_t later(int64_t t, int64_t steps, int64_t stride, int size) {
+    return ((t + AHEAD) % steps - t) * stride + (t + AHEAD) / steps * size;
+}
+inline int64_t earlier(int64_t t, int64_t steps, int64_t stride, int size) {  // the same on the way back
+    const int64_t done = steps - 1 - t;
+    return (done - (done + AHEAD) % steps) * stride + (done + AHEAD) / steps * size;
+}
+
+// A row, vector by vector, and what is left of it.
+template <class Cell>
+inline void vectors(int n, Cell cell) {
     int i = 0;
-    for (; i + U * LANES <= n; i += U * LANES) whole(i);
-    for (; i < n; i += LANES) rest(i, std::min(LANES, n - i));
+    for (; i + LANES <= n; i += LANES) cell(std::false_type{}, i, LANES);
+    if (i < n) cell(std::true_type{}, i, n - i);
 }
 
 // ---- surrogate ----------------------------------------------------------------------------------------------------

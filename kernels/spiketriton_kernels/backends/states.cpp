@@ -73,18 +73,23 @@ struct Rule {
     A v_reset, levels;
     int reset;
     bool leaks;
+};
 
-    void at(const Block &b, int i) {
-        decay = load(b.values[DECAY].data() + i);
-        leak = load(b.leak.data() + i);
-        threshold = load(b.values[THRESHOLD].data() + i);
-        rho = load(b.values[RHO].data() + i);
-        beta = load(b.values[BETA].data() + i);
-        gain = load(b.values[GAIN].data() + i);
-        v_reset = A(b.c.v_reset);
-        levels = A(b.c.levels);
-        reset = b.c.reset;
-        leaks = b.c.leaks_to_reset;
+// The rules of a block: a copy on the stack of where they are, which no store can reach.
+struct Rules {
+    const A *decay, *leak, *threshold, *rho, *beta, *gain;
+    A v_reset, levels;
+    int reset;
+    bool leaks;
+
+    explicit Rules(const Block &b)
+        : decay(b.values[DECAY].data()), leak(b.leak.data()), threshold(b.values[THRESHOLD].data()), rho(b.values[RHO].data()),
+          beta(b.values[BETA].data()), gain(b.values[GAIN].data()), v_reset(A(b.c.v_reset)), levels(A(b.c.levels)),
+          reset(b.c.reset), leaks(b.c.leaks_to_reset) {}
+
+    Rule at(int i) const {
+        return {load(decay + i), load(leak + i), load(threshold + i), load(rho + i), load(beta + i), load(gain + i),
+                v_reset, levels, reset, leaks};
     }
 };
 
@@ -122,7 +127,7 @@ inline V settle(const Rule &r, V h, V &v, V &m) {
 }
 
 // Cut as in native.cpp: a block's window of up to four values a step stays in the second-level cache.
-int block_size(const Call &c) { return int(std::max<int64_t>(64, std::min<int64_t>(512, 8192 / c.steps / 64 * 64))); }
+int block_size(const Call &c) { return int(std::max<int64_t>(64, std::min<int64_t>(1024, 16384 / c.steps / 64 * 64))); }
 
 void start_state(const void *given, int64_t start, int n, A *state, A value = 0) {
     if (given) std::memcpy(state, (const A *)given + start, n * sizeof(A));
@@ -142,67 +147,64 @@ struct Place {
     A *v, *m;  // states
 };
 
-// U vectors of neurons through all steps, to spikes or to the window.
-template <int KIND, bool FIRE, int U, bool PART>
-inline void forth_tile(const Block &b, const Place &p, Window *kept, int i, int part) {
-    const Call &c = b.c;
-    const T *x = (const T *)c.x + p.start;
-    T *spikes = (T *)c.spikes + p.start;
-    A *trace = c.trace ? (A *)c.trace + p.start : nullptr;
-    Rule r[U];
-    V v[U], m[U];
-    for (int u = 0; u < U; u++) {
-        r[u].at(b, i + u * LANES);
-        v[u] = load(p.v + i + u * LANES);
-        m[u] = load(p.m + i + u * LANES);
-    }
-    for (int64_t t = 0; t < c.steps; t++) {
-        prefetch(x + t * c.neurons + i + p.size, U * LANES);
-        for (int u = 0; u < U; u++) {
-            const int64_t at = t * c.neurons + i + u * LANES, here = t * p.size + i + u * LANES;
-            const V h = charge<KIND>(r[u], v[u], get<PART>(x + at, part));
-            if constexpr (!FIRE) {
-                store(kept->h.data() + here, h);
-                if constexpr (remembers<KIND>) store(kept->m.data() + here, m[u]);
-                if (!kept->v.empty()) store(kept->v.data() + here, v[u]);
-            }
-            const V s = settle<KIND>(r[u], h, v[u], m[u]);
-            if constexpr (FIRE) {
-                put<PART>(spikes + at, s, part, false);
-                if (trace) put<PART>(trace + at, v[u], part, false);
-            }
-        }
-    }
-    for (int u = 0; u < U; u++) {
-        store(p.v + i + u * LANES, v[u]);
-        store(p.m + i + u * LANES, m[u]);
-    }
-}
-
+// A block through all steps, to spikes or to the window.
 template <int KIND, bool FIRE>
 void forth(const Block &b, const Place &p, Window *kept) {
-    start_state(b.c.v_init, p.start, p.n, p.v, A(b.c.v_start));
-    start_state(b.c.m_init, p.start, p.n, p.m);
-    tiles<2>(
-        p.n, [&](int i) { forth_tile<KIND, FIRE, 2, false>(b, p, kept, i, LANES); },
-        [&](int i, int part) { forth_tile<KIND, FIRE, 1, true>(b, p, kept, i, part); });
+    const Call &c = b.c;
+    const Rules rules(b);
+    start_state(c.v_init, p.start, p.n, p.v, A(c.v_start));
+    start_state(c.m_init, p.start, p.n, p.m);
+    for (int64_t t = 0; t < c.steps; t++) {
+        const int64_t row = t * c.neurons + p.start, next = later(t, c.steps, c.neurons, p.size);
+        const T *x = (const T *)c.x + row;
+        T *spikes = (T *)c.spikes + row;
+        A *trace = c.trace ? (A *)c.trace + row : nullptr, *vs = p.v, *ms = p.m, *h_at = nullptr, *m_at = nullptr, *v_at = nullptr;
+        if constexpr (!FIRE) {
+            h_at = kept->h.data() + t * p.size;
+            if (remembers<KIND>) m_at = kept->m.data() + t * p.size;
+            if (!kept->v.empty()) v_at = kept->v.data() + t * p.size;
+        }
+        vectors(p.n, [&](auto part, int i, int left) {
+            constexpr bool PART = decltype(part)::value;
+            prefetch(x + next + i, LANES);
+            const Rule r = rules.at(i);
+            V v = load(vs + i), m = load(ms + i);
+            const V h = charge<KIND>(r, v, get<PART>(x + i, left));
+            if constexpr (!FIRE) {
+                store(h_at + i, h);
+                if constexpr (remembers<KIND>) store(m_at + i, m);
+                if (v_at) store(v_at + i, v);
+            }
+            const V s = settle<KIND>(r, h, v, m);
+            if constexpr (FIRE) {
+                prefetch_for_writing(spikes + next + i);
+                put<PART>(spikes + i, s, left, false);
+                if (trace) put<PART>(trace + i, v, left, false);
+            }
+            store(vs + i, v);
+            if constexpr (remembers<KIND>) store(ms + i, m);
+        });
+    }
 }
 
 template <int KIND>
 void forward(const Call &c) {
     const int size = block_size(c);
-    const int64_t chunks = chunk_count(c.neurons, 4 * size);
-#pragma omp parallel for schedule(static) num_threads(c.threads) if (c.threads > 1)
-    for (int64_t k = 0; k < chunks; k++) {
+    const int64_t chunks = chunk_count(c.neurons, size);
+#pragma omp parallel num_threads(c.threads) if (c.threads > 1)
+    {
         Block b(c, size);
         std::vector<A> v(size), m(size);
-        const int64_t end = c.neurons * (k + 1) / chunks;
-        for (int64_t start = c.neurons * k / chunks; start < end; start += size) {
-            const Place p{start, size, int(std::min<int64_t>(size, end - start)), v.data(), m.data()};
-            b.at(start, p.n);
-            forth<KIND, true>(b, p, nullptr);
-            if (c.v_last) std::memcpy((A *)c.v_last + start, v.data(), p.n * sizeof(A));
-            if (c.m_last) std::memcpy((A *)c.m_last + start, m.data(), p.n * sizeof(A));
+#pragma omp for schedule(static)
+        for (int64_t k = 0; k < chunks; k++) {
+            const int64_t end = c.neurons * (k + 1) / chunks;
+            for (int64_t start = c.neurons * k / chunks; start < end; start += size) {
+                const Place p{start, size, int(std::min<int64_t>(size, end - start)), v.data(), m.data()};
+                b.at(start, p.n);
+                forth<KIND, true>(b, p, nullptr);
+                if (c.v_last) std::memcpy((A *)c.v_last + start, v.data(), p.n * sizeof(A));
+                if (c.m_last) std::memcpy((A *)c.m_last + start, m.data(), p.n * sizeof(A));
+            }
         }
     }
 }
@@ -213,14 +215,13 @@ void slope_loop(const Block &b, const Place &p, Window &w) {
     const A height = A(b.c.height);
     const V width = all(A(b.c.width)), inverse_width = A(1) / width;
     const bool adaptive = b.c.kind == ADAPTIVE;
-    for (int i = 0; i < p.n; i += LANES) {
-        const V threshold = load(b.values[THRESHOLD].data() + i), beta = load(b.values[BETA].data() + i);
-        for (int64_t t = 0; t < b.c.steps; t++) {
+    for (int64_t t = 0; t < b.c.steps; t++)
+        for (int i = 0; i < p.n; i += LANES) {
             const int64_t here = t * p.size + i;
-            const V top = adaptive ? threshold + beta * load(w.m.data() + here) : threshold;
+            V top = load(b.values[THRESHOLD].data() + i);
+            if (adaptive) top = top + load(b.values[BETA].data() + i) * load(w.m.data() + here);
             store(w.slope.data() + here, height * phi<SHAPE>(load(w.h.data() + here) - top, width, inverse_width));
         }
-    }
 }
 
 void slopes(const Block &b, const Place &p, Window &w) {
@@ -234,33 +235,31 @@ void slopes(const Block &b, const Place &p, Window &w) {
     }
 }
 
-// U vectors of neurons back through all steps, from the gradients of the last states to those of the first.
-template <int KIND, bool LEARNING, int U, bool PART>
-inline void back_tile(const Block &b, const Place &p, const Window &w, std::vector<A> *learnt, int i, int part) {
+// A block back through all steps, from the gradients of the last states to those of the first.
+template <int KIND, bool LEARNING>
+void back(const Block &b, const Place &p, const Window &w, std::vector<A> *learnt) {
     const Call &c = b.c;
-    const T *gs = (const T *)c.grad_s + p.start, *x = (const T *)c.x + p.start;
-    const A *more = c.grad_trace ? (const A *)c.grad_trace + p.start : nullptr;
-    T *dx = (T *)c.dx + p.start;
+    const Rules rules(b);
     const bool attached = !c.detach_reset;
     const V one = all(A(1));
-    Rule rules[U];
-    V by_v[U], by_m[U], d[U][PARAMETERS];
-    for (int u = 0; u < U; u++) {
-        rules[u].at(b, i + u * LANES);
-        by_v[u] = load(p.v + i + u * LANES);
-        by_m[u] = load(p.m + i + u * LANES);
-        for (V &sum : d[u]) sum = V{};
-    }
+    A *by_vs = p.v, *by_ms = p.m, *sums[PARAMETERS];
+    for (int k = 0; k < PARAMETERS; k++) sums[k] = learnt[k].data();
     for (int64_t t = c.steps - 1; t >= 0; t--) {
-        prefetch(gs + t * c.neurons + i + p.size, U * LANES);
-        for (int u = 0; u < U; u++) {
-            const Rule &r = rules[u];
-            const int64_t at = t * c.neurons + i + u * LANES, here = t * p.size + i + u * LANES;
-            const V h = load(w.h.data() + here), grad = get<PART>(gs + at, part);
-            const V before = remembers<KIND> ? load(w.m.data() + here) : V{};
-            V c_v = by_v[u], c_m = by_m[u], by_h, by_threshold, by_decay = {}, by_rho = {}, by_beta = {};
-            if (more) c_v = c_v + get<PART>(more + at, part);
-            by_m[u] = V{};
+        const int64_t row = t * c.neurons + p.start, kept = t * p.size, next = earlier(t, c.steps, c.neurons, p.size);
+        const T *gs = (const T *)c.grad_s + row, *x = (const T *)c.x + row;
+        const A *more = c.grad_trace ? (const A *)c.grad_trace + row : nullptr, *hs = w.h.data() + kept,
+                *ms = remembers<KIND> ? w.m.data() + kept : nullptr, *slope_at = KIND == INTEGER ? nullptr : w.slope.data() + kept,
+                *vs = w.v.empty() ? nullptr : w.v.data() + kept;
+        T *dx = (T *)c.dx + row;
+        vectors(p.n, [&](auto part, int i, int left) {
+            constexpr bool PART = decltype(part)::value;
+            prefetch(gs + next + i, LANES);
+            prefetch_for_writing(dx + next + i);
+            const Rule r = rules.at(i);
+            const V h = load(hs + i), grad = get<PART>(gs + i, left);
+            const V before = remembers<KIND> ? load(ms + i) : V{};
+            V c_v = load(by_vs + i), c_m = load(by_ms + i), by_h, by_threshold, by_decay = {}, by_rho = {}, by_beta = {}, earlier_m = {};
+            if (more) c_v = c_v + get<PART>(more + i, left);
             if constexpr (KIND == INTEGER) {
                 const V z = h / r.threshold, s = level(z, r.levels);
                 const V slope = (z >= A(0)) & (z <= r.levels) ? one / r.threshold : V{};
@@ -269,65 +268,63 @@ inline void back_tile(const Block &b, const Place &p, const Window &w, std::vect
                 by_threshold = -(through * slope * z) - c_v * s;
             } else if constexpr (KIND == COMPLEMENTARY) {
                 const V s = h >= r.threshold ? one : V{}, q = sigmoid(r.leak * h), g = sigmoid(before * q + s);
-                const V slope = load(w.slope.data() + here);
+                const V slope = load(slope_at + i);
                 c_m = c_m - c_v * s * g * (A(1) - g);
                 V through = grad + c_m;
                 if (attached) through = through - c_v * (r.threshold + g);
                 const V bend = c_m * before * q * (A(1) - q);
                 by_h = through * slope + c_v + bend * r.leak;
                 by_decay = -bend * h;
-                by_m[u] = c_m * q;
+                earlier_m = c_m * q;
                 by_threshold = -through * slope - c_v * s;
             } else {
                 const V top = KIND == ADAPTIVE ? r.threshold + r.beta * before : r.threshold, s = h >= top ? one : V{};
-                const V slope = load(w.slope.data() + here);
+                const V slope = load(slope_at + i);
                 V through = KIND == ADAPTIVE ? grad + (A(1) - r.rho) * c_m : grad;
                 if (attached && r.reset == SOFT) through = through - c_v * top;
                 if (attached && r.reset == HARD) through = through + c_v * (r.v_reset - h);
                 by_h = through * slope + (r.reset == HARD ? c_v * (A(1) - s) : c_v);
                 by_threshold = (r.reset == SOFT ? -c_v * s : V{}) - through * slope;
                 if constexpr (KIND == ADAPTIVE) {
-                    by_m[u] = r.rho * c_m + r.beta * by_threshold;
+                    earlier_m = r.rho * c_m + r.beta * by_threshold;
                     by_rho = c_m * (before - s);
                     by_beta = by_threshold * before;
                 }
             }
-            put<PART>(dx + at, r.gain * by_h, part, false);
-            by_v[u] = r.decay * by_h;
-            V v_before = w.v.empty() ? V{} : load(w.v.data() + here);
+            put<PART>(dx + i, r.gain * by_h, left, false);
+            V earlier_v = r.decay * by_h, v_before = vs ? load(vs + i) : V{};
             if constexpr (KIND == LEAKY) {
                 if (r.reset == DELAYED_SOFT) by_threshold = v_before >= r.threshold ? by_threshold - by_h : by_threshold;
                 if (r.reset == DELAYED_HARD) {
                     const Mask zeroed = v_before >= r.threshold;
-                    by_v[u] = zeroed ? V{} : by_v[u];
+                    earlier_v = zeroed ? V{} : earlier_v;
                     v_before = zeroed ? V{} : v_before;
                 } else if (r.leaks) v_before = v_before - r.v_reset;
             }
             if constexpr (LEARNING) {
-                d[u][DECAY] += by_h * v_before + by_decay;
-                d[u][THRESHOLD] += by_threshold;
-                d[u][RHO] += by_rho;
-                d[u][BETA] += by_beta;
-                d[u][GAIN] += by_h * get<PART>(x + at, part);
+                const auto add = [&](Parameter to, V amount) { store(sums[to] + i, load(sums[to] + i) + amount); };
+                add(DECAY, by_h * v_before + by_decay);
+                add(THRESHOLD, by_threshold);
+                add(GAIN, by_h * get<PART>(x + i, left));
+                if constexpr (KIND == ADAPTIVE) {
+                    add(RHO, by_rho);
+                    add(BETA, by_beta);
+                }
             }
-        }
-    }
-    for (int u = 0; u < U; u++) {
-        store(p.v + i + u * LANES, by_v[u]);
-        store(p.m + i + u * LANES, by_m[u]);
-        if constexpr (LEARNING)
-            for (int k = 0; k < PARAMETERS; k++) store(learnt[k].data() + i + u * LANES, d[u][k]);
+            store(by_vs + i, earlier_v);
+            store(by_ms + i, earlier_m);
+        });
     }
 }
 
 template <int KIND, bool LEARNING>
 void backward(const Call &c) {
     const int size = block_size(c);
-    const int64_t chunks = chunk_count(c.neurons, 4 * size), row = c.parameter_size;
+    const int64_t chunks = chunk_count(c.neurons, size), row = c.parameter_size;
     const bool delayed = c.reset == DELAYED_SOFT || c.reset == DELAYED_HARD;
     std::vector<std::vector<double>> sums(chunks, std::vector<double>(LEARNING ? PARAMETERS * row : 0));
-#pragma omp parallel for schedule(static) num_threads(c.threads) if (c.threads > 1)
-    for (int64_t k = 0; k < chunks; k++) {
+#pragma omp parallel num_threads(c.threads) if (c.threads > 1)
+    {
         Block b(c, size);
         Window w;
         w.h.resize(size * c.steps);
@@ -336,22 +333,24 @@ void backward(const Call &c) {
         if (LEARNING || delayed) w.v.resize(size * c.steps);
         std::vector<A> v(size), m(size), learnt[PARAMETERS];
         for (auto &l : learnt) l.resize(LEARNING ? size : 0);
-        const int64_t end = c.neurons * (k + 1) / chunks;
-        for (int64_t start = c.neurons * k / chunks; start < end; start += size) {
-            const Place p{start, size, int(std::min<int64_t>(size, end - start)), v.data(), m.data()};
-            b.at(start, p.n);
-            forth<KIND, false>(b, p, &w);
-            if (KIND != INTEGER) slopes(b, p, w);
-            start_state(c.grad_v, start, p.n, p.v);
-            start_state(c.grad_m, start, p.n, p.m);
-            tiles<2>(
-                p.n, [&](int i) { back_tile<KIND, LEARNING, 2, false>(b, p, w, learnt, i, LANES); },
-                [&](int i, int part) { back_tile<KIND, LEARNING, 1, true>(b, p, w, learnt, i, part); });
-            if (c.dv_init) std::memcpy((A *)c.dv_init + start, p.v, p.n * sizeof(A));
-            if (c.dm_init) std::memcpy((A *)c.dm_init + start, p.m, p.n * sizeof(A));
-            if constexpr (LEARNING)
-                for (int j = 0; j < PARAMETERS; j++)
-                    for (int i = 0; i < p.n; i++) sums[k][j * row + (row > 1 ? b.channel[i] : 0)] += double(learnt[j][i]);
+#pragma omp for schedule(static)
+        for (int64_t k = 0; k < chunks; k++) {
+            const int64_t end = c.neurons * (k + 1) / chunks;
+            for (int64_t start = c.neurons * k / chunks; start < end; start += size) {
+                const Place p{start, size, int(std::min<int64_t>(size, end - start)), v.data(), m.data()};
+                b.at(start, p.n);
+                forth<KIND, false>(b, p, &w);
+                if (KIND != INTEGER) slopes(b, p, w);
+                start_state(c.grad_v, start, p.n, p.v);
+                start_state(c.grad_m, start, p.n, p.m);
+                for (auto &l : learnt) std::fill(l.begin(), l.end(), A(0));
+                back<KIND, LEARNING>(b, p, w, learnt);
+                if (c.dv_init) std::memcpy((A *)c.dv_init + start, p.v, p.n * sizeof(A));
+                if (c.dm_init) std::memcpy((A *)c.dm_init + start, p.m, p.n * sizeof(A));
+                if constexpr (LEARNING)
+                    for (int j = 0; j < PARAMETERS; j++)
+                        for (int i = 0; i < p.n; i++) sums[k][j * row + (row > 1 ? b.channel[i] : 0)] += double(learnt[j][i]);
+            }
         }
     }
     if constexpr (!LEARNING) return;
