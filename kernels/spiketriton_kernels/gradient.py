@@ -83,7 +83,9 @@ def gradients(
             parameter = given[name]
             if parameter is not None and needs[name]:
                 row = out.parameters[i]
-                grads[name] = row if parameter.dim() else row.sum()
+                if parameter.dim() == 0:  # where another parameter has channels, all have
+                    row = row.squeeze(0) if row.numel() == 1 else row.sum()
+                grads[name] = row
     for name, value in given.items():
         if value is not None:
             grad = grads[name]

@@ -99,7 +99,7 @@ def _training(function: Callable[..., Any]) -> Callable[..., None]:
 
 _STATES = {"ilif": multistep_ilif, "clif": multistep_clif, "alif": multistep_alif}
 
-CASES: dict[str, tuple[Callable[..., None], int]] = {
+CASES: dict[str, tuple[Callable[..., None], int | str]] = {
     "lif inference": (_inference, 0),
     "lif forward": (_lif, 0),
     "lif backward": (_lif, 1),
@@ -115,10 +115,13 @@ CASES: dict[str, tuple[Callable[..., None], int]] = {
     "bn_lif+current backward": (_with_current, 2),
     "pack": (_packed, 0),
     "unpack": (_packed, 1),
+    "join statistics": (_bn_lif, "join_statistics_kernel"),
+    "join sums": (_bn_lif, "join_kernel"),
+    "join probe": (_probed, "join_groups_kernel"),
     **{f"{name} forward": (_training(function), 0) for name, function in _STATES.items()},
     **{f"{name} backward": (_training(function), 1) for name, function in _STATES.items()},
 }
-"""What is run, and which of its launches over the whole input is meant."""
+"""What is run, and which of its launches is meant: of those over the whole input, or the kernel's name."""
 
 _PLAIN = ("bn_lif forward", "bn_lif backward, sums", "bn_lif backward, dy")
 _RESIDUAL = ("bn_lif+residual forward", "bn_lif+residual backward", "norm backward")
@@ -151,7 +154,7 @@ def record(
     case: str, T: int, dtype: str, layout: str, size: Sequence[int] = SIZE, **options: Any
 ) -> Launch:
     """The launch that a case makes, from CPU tensors and not run; arguments as ``lower``."""
-    function, index = CASES[case]
+    function, which = CASES[case]
     x = torch.empty((T, *size), dtype=PRECISIONS[dtype])
     if layout == "channels_last":
         x = x.movedim(2, -1).contiguous().movedim(-1, 2)
@@ -169,7 +172,14 @@ def record(
         mock.patch.object(triton.JITFunction, "run", note),
     ):
         function(x.requires_grad_(), **options)
-    return [one for one in launches if one.kernel.__name__ != "join_statistics_kernel"][index]
+    if isinstance(which, str):
+        return next(one for one in launches if one.kernel.__name__ == which)
+    return [one for one in launches if not _joins(one)][which]
+
+
+def _joins(launch: Launch) -> bool:
+    """Whether it sums what other launches left: a few kilobytes."""
+    return launch.kernel.__name__.startswith("join_")
 
 
 def compile_for(launch: Launch, target: str) -> Any:
@@ -222,33 +232,41 @@ def lower(
     bytes_per_element (and time step), checkpoint_bytes (of them, those of membranes that a long
     window keeps), bytes_per_request (a warp's access to such a tensor, on average: 512 are the
     most), accesses (dicts of tensor, kind, passes, vector_bytes, element_bytes, requests: a
-    thread's) and bytes_in_flight (of a warp, see ``_in_flight``).
+    thread's) and bytes_in_flight (of a warp, see ``_in_flight``). Joins have no such tensors; for
+    them all that counts elements is None.
     """
     if os.environ.get("TRITON_INTERPRET", "0") not in ("0", ""):
         raise RuntimeError("TRITON_INTERPRET is set: kernels are interpreted and cannot be lowered")
     launch = record(case, T, dtype, layout, size, **options)
     compiled = compile_for(launch, target)
     warps = compiled.metadata.num_warps
-    elements = max(1, _tile(launch) // (warps * TARGETS[target].warp_size))
-    if target.startswith("sm_"):
-        text = compiled.asm["ptx"]
-        traffic = _traffic(_accesses(text, launch, elements), _fill(launch))
-        found = _nvidia(compiled.asm["cubin"]) | traffic
+    nvidia = target.startswith("sm_")
+    untraced = dict.fromkeys(_traffic([], 1.0), None)
+    text = compiled.asm["ptx" if nvidia else "amdgcn"]
+    found = _nvidia(compiled.asm["cubin"]) if nvidia else {"bytes_in_flight": None} | _amd(text)
+    elements = None
+    if _joins(launch):
+        found["instructions"] = None
     else:
-        text = compiled.asm["amdgcn"]
-        found = dict.fromkeys([*_traffic([], 1.0), "bytes_in_flight"], None) | _amd(text)
-    found["instructions"] /= elements * launch.arguments.get("CHUNK", 1)
-    return found | {
-        "shared": compiled.metadata.shared,
-        "warps": warps,
-        "elements_per_thread": elements,
-        "atomics": len(re.findall(r"\b(?:atom|red)\.\w|_atomic_", text)),
-    }
+        elements = max(1, _tile(launch) // (warps * TARGETS[target].warp_size))
+        found["instructions"] /= elements * launch.arguments.get("CHUNK", 1)
+        if nvidia:
+            found |= _traffic(_accesses(text, launch, elements), _fill(launch))
+    return (
+        untraced
+        | found
+        | {
+            "shared": compiled.metadata.shared,
+            "warps": warps,
+            "elements_per_thread": elements,
+            "atomics": len(re.findall(r"\b(?:atom|red)\.\w|_atomic_", text)),
+        }
+    )
 
 
 def _packs(launch: Launch) -> bool:
     """Whether it works on bytes of 8 spikes: such kernels have no rows and columns."""
-    return "BLOCK" in launch.arguments
+    return launch.kernel in (packed.pack_kernel, packed.unpack_kernel)
 
 
 def _tile(launch: Launch) -> int:

@@ -164,6 +164,12 @@ PACKS = [
     *cases(("pack", "unpack"), ["sm_80", "sm_90", "sm_100", "gfx942"], ["bf16", "fp32"], [10]),
     *cases(("pack", "unpack"), ["sm_90", "gfx942"], ["fp16", "fp32"], [3], size=[3, 5, 7, 9]),
 ]
+JOINS = cases(
+    ("join statistics", "join sums", "join probe"),
+    ["sm_80", "sm_90", "sm_100", "gfx942"],
+    ["bf16"],
+    [10],
+)
 
 LOWER = """
 import json, sys
@@ -204,7 +210,7 @@ def lowered(wanted: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def quick():
-    return lowered([*QUICK, *RAGGED, *LEARNT, *PACKS])
+    return lowered([*QUICK, *RAGGED, *LEARNT, *PACKS, *JOINS])
 
 
 @pytest.fixture(scope="module")
@@ -292,6 +298,13 @@ def test_packing_moves_16_bytes_of_spikes_and_4_of_bits_whatever_the_size(quick,
     assert (bits["passes"], bits["vector_bytes"]) == (1 / 8, 4)
     assert (spikes["passes"], spikes["vector_bytes"]) == (1, 16)
     assert report["bytes_per_element"] == {"bf16": 2, "fp16": 2, "fp32": 4}[given["dtype"]] + 1 / 8
+
+
+@pytest.mark.parametrize("given", JOINS, ids=name)
+def test_joins_of_partial_sums_compile(quick, given):
+    report = quick[key(given)]
+    assert "error" not in report, report["error"]
+    assert report["spills"] == report["atomics"] == 0
 
 
 @pytest.mark.parametrize("function", BUDGET)

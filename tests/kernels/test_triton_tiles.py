@@ -1,14 +1,16 @@
 """The arithmetic of the Triton kernels' tiles, interpreted."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from spiketriton_kernels import multistep_bn_lif, passes
 from spiketriton_kernels.backends import triton_tiles
 from spiketriton_kernels.backends.triton_tiles import Tiling, tiling, vector_width
 from spiketriton_kernels.triton_import import tl, triton
-from tests.kernels.support import as_layout
+from tests.kernels.support import as_layout, normal
 
 blocks, own_tile, elements = triton_tiles.blocks, triton_tiles.own_tile, triton_tiles.elements
 step_size, time_step, total = triton_tiles.step_size, triton_tiles.time_step, triton_tiles.total
@@ -196,14 +198,45 @@ def test_kernels_are_told_what_divides_a_row(L, align):
 
 
 def test_launches():
-    """A program for each tile; where sums are kept, about 1024 in all and at least one a lane."""
+    """Where sums are kept, about so many programs in all, and at least one a lane."""
     by_column = Tiling(10_000, 300, 300, 4, 128, True)
     assert (by_column.row_tiles, by_column.columns, by_column.lanes) == (2500, 3, 3)
-    assert (by_column.programs(False), by_column.programs(True)) == (2500, 341)
+    assert (by_column.programs(1024), by_column.programs(9000)) == (341, 2500)
     by_row = Tiling(33, 700, 1600, 16, 1024, False)
     assert (by_row.row_tiles, by_row.columns, by_row.lanes) == (3, 2, 1400)
-    assert (by_row.programs(False), by_row.programs(True)) == (3, 1)
-    assert Tiling(2, 8, 8, 64, 8, True).programs(True) == 1
+    assert (by_row.programs(1024), by_row.programs(2800)) == (1, 2)
+    assert Tiling(2, 8, 8, 64, 8, True).programs(1024) == 1
+
+
+def test_programs_follow_the_number_of_processors(monkeypatch):
+    """A GPU's own; a constant elsewhere, so that what is interpreted and lowered is the same everywhere."""
+    card = SimpleNamespace(multi_processor_count=20)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: {3: card}[index])
+    triton_tiles._of_gpu.cache_clear()
+    try:
+        assert triton_tiles.processors(torch.device("cuda", 3)) == 20
+        assert triton_tiles.processors(torch.device("cpu")) == triton_tiles.PROCESSORS == 132
+    finally:
+        triton_tiles._of_gpu.cache_clear()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU's number is its own")
+def test_another_number_of_processors_sums_in_another_order(triton_backend, monkeypatch):
+    """Statistics and gradients of a batch norm: as close as float32 sums are, and equal for equal numbers."""
+    y = normal((2, 4, 8, 24, 24), mean=1.0).movedim(2, -1).contiguous().movedim(-1, 2)
+    weight = torch.ones(8, requires_grad=True)
+
+    def sums():
+        spikes = multistep_bn_lif(y, weight, torch.zeros(8), None, None)
+        (gradient,) = torch.autograd.grad(spikes, weight, y)
+        return *passes.channel_statistics(y), gradient
+
+    many, again = sums(), sums()
+    assert all(map(torch.equal, many, again))
+    monkeypatch.setattr(triton_tiles, "PROCESSORS", 1)
+    few = sums()
+    torch.testing.assert_close(few, many, rtol=1e-5, atol=1e-5)
+    assert not any(map(torch.equal, few, many))
 
 
 @pytest.mark.parametrize(
@@ -213,10 +246,11 @@ def test_launches():
         (Tiling(9, 3, 12, 4, 128, True, 1), (20, 3, 1)),
         (Tiling(9, 3, 12, 4, 128, True, 2), (10, 3, 2)),
         (Tiling(9, 3, 300, 1, 128, False), (15, 3, 1)),
+        (Tiling(9, 3, 39_000, 1, 128, False), (1525, 3, 1)),
     ],
     ids=str,
 )
-def test_partial_sums_join_by_channel(tiles, parts):
+def test_partial_sums_join_by_channel(triton_backend, tiles, parts):
     """Of 5 row programs: their columns of one channel, and the programs."""
     partial = tiles.partial(torch.zeros(1), 2, 5)
     values = torch.randint(9, (2, *parts), generator=torch.Generator().manual_seed(0)).float()
@@ -224,6 +258,23 @@ def test_partial_sums_join_by_channel(tiles, parts):
     out = torch.empty(2, 3)
     tiles.join(partial, out)
     assert torch.equal(out, values.sum((1, 3)))
+
+
+@pytest.mark.parametrize("n", [1, 32, 4096, 9001])
+def test_groups_join(triton_backend, n):
+    """The sum of each field; of every three the maximum of the last. What pads a group counts nothing."""
+    values = torch.randint(9, (6, n), generator=torch.Generator().manual_seed(0)).float()
+    values[5, -1] = 99.0
+    partial = triton_tiles.grouped(values, n, 6)
+    padded = torch.full((6, partial.numel() // 6), float("nan"))
+    padded[:, :n] = values
+    partial.copy_(padded.view(6, -1, 32).transpose(0, 1))
+    out = torch.full((2, 3), float("nan"))
+    triton_tiles.join_groups(partial, out, n)
+    assert torch.equal(out.view(6), values.sum(1))
+    triton_tiles.join_groups(partial, out, n, period=3, maximum=2)
+    assert torch.equal(out[:, :2], values.view(2, 3, n)[:, :2].sum(2))
+    assert torch.equal(out[:, 2], values.view(2, 3, n)[:, 2].amax(1))
 
 
 def test_a_thread_owns_16_bytes():

@@ -24,12 +24,18 @@ from ..surrogate import REACH, phi, primitive
 from ..triton_import import tl, triton
 from .triton_norm import channel_means, channel_statistics, norm_backward, norm_constants
 from .triton_tiles import (
+    GROUP,
+    WALKS,
     WARPS,
     blocks,
     elements,
+    grouped,
+    in_group,
+    join_groups,
     over_owned,
     own_tile,
     partial_place,
+    processors,
     read_ahead,
     step_size,
     tiling,
@@ -150,20 +156,28 @@ def _parts_of_reset(
 
 @triton.jit
 def _observe(
-    row_ptr, here, kept, grad_s, dx, carry, decay, jump, unit, fired, REACH: tl.constexpr
+    share_ptr, here, kept, grad_s, dx, carry, decay, jump, unit, fired, REACH: tl.constexpr
 ):  # fmt: skip
-    """One row of a probe: this tile's share of one step."""
+    """This tile's share of one step of a probe, whose fields are ``GROUP`` apart."""
     counted = tl.where(here, 1.0, 0.0)
     finite = tl.abs(dx) < float("inf")
-    tl.store(row_ptr + GRAD_SPIKE_SQ, total(counted * grad_s * grad_s), mask=kept)
-    tl.store(row_ptr + GRAD_INPUT_SQ, total(tl.where(here, dx * dx, 0.0)), mask=kept)
-    tl.store(row_ptr + GRAD_CARRY_SQ, total(tl.where(here, carry * carry, 0.0)), mask=kept)
-    tl.store(row_ptr + TIME_FACTOR, total(tl.where(here, tl.abs(decay * jump), 0.0)), mask=kept)
-    tl.store(row_ptr + OUTSIDE, total(tl.where(here & (unit < REACH), 1.0, 0.0)), mask=kept)
-    tl.store(row_ptr + SPIKES, total(tl.where(here & fired, 1.0, 0.0)), mask=kept)
+    tl.store(share_ptr + GRAD_SPIKE_SQ * GROUP, total(counted * grad_s * grad_s), mask=kept)
+    tl.store(share_ptr + GRAD_INPUT_SQ * GROUP, total(tl.where(here, dx * dx, 0.0)), mask=kept)
+    tl.store(
+        share_ptr + GRAD_CARRY_SQ * GROUP, total(tl.where(here, carry * carry, 0.0)), mask=kept
+    )
+    tl.store(
+        share_ptr + TIME_FACTOR * GROUP, total(tl.where(here, tl.abs(decay * jump), 0.0)), mask=kept
+    )
+    tl.store(
+        share_ptr + OUTSIDE * GROUP, total(tl.where(here & (unit < REACH), 1.0, 0.0)), mask=kept
+    )
+    tl.store(share_ptr + SPIKES * GROUP, total(tl.where(here & fired, 1.0, 0.0)), mask=kept)
     largest = tl.max(tl.max(tl.where(here & finite, tl.abs(dx), 0.0), axis=1), axis=0)
-    tl.store(row_ptr + GRAD_INPUT_MAX, largest, mask=kept)
-    tl.store(row_ptr + NONFINITE, total(tl.where(here & (finite == 0), 1.0, 0.0)), mask=kept)
+    tl.store(share_ptr + GRAD_INPUT_MAX * GROUP, largest, mask=kept)
+    tl.store(
+        share_ptr + NONFINITE * GROUP, total(tl.where(here & (finite == 0), 1.0, 0.0)), mask=kept
+    )
 
 
 @triton.jit(do_not_specialize=_FLOATS)
@@ -293,9 +307,9 @@ def walk_kernel(
     dy_ptr,  # [T, N] out
     dv_init_ptr,  # [N] out, float32
     partial_sums_ptr,  # [2, parts, L or C] out, float32
-    partial_parameters_ptr,  # [3, parts, L or C] or [3, programs] out, float32
-    partial_step_gain_ptr,  # [tiles, T] out, float32
-    partial_probe_ptr,  # [tiles, T, 8] out, float32
+    partial_parameters_ptr,  # [3, parts, L or C] or [groups, 3, GROUP] out, float32
+    partial_step_gain_ptr,  # [groups, T, GROUP] out, float32
+    partial_probe_ptr,  # [groups, T, 8, GROUP] out, float32
     decay,
     leak,
     gain,
@@ -452,14 +466,15 @@ def walk_kernel(
                         by_width = through_s * height * (primitive(z, SHAPE) - z * unit)
                         d_width += tl.where(here, by_width, 0.0)
                 if partial_probe_ptr is not None:
-                    row_ptr = partial_probe_ptr + (tl.cast(tile, tl.int64) * T + t) * PROBE_WIDTH
+                    share_ptr = partial_probe_ptr + in_group(tile, T * PROBE_WIDTH)
+                    share_ptr += t * PROBE_WIDTH * GROUP
                     _observe(
-                        row_ptr, here, t < T, grad_s, own, carry, decays, jump, unit, fired, REACH
+                        share_ptr, here, t < T, grad_s, own, carry, decays, jump, unit, fired, REACH
                     )
                 if NORM:
                     xhat = (inputs[j].to(tl.float32) - mean) * rstd
                     if partial_step_gain_ptr is not None:
-                        share_ptr = partial_step_gain_ptr + tl.cast(tile, tl.int64) * T + t
+                        share_ptr = partial_step_gain_ptr + in_group(tile, T) + t * GROUP
                         share = total(tl.where(here, dx * (xhat * affine + bias), 0.0))
                         tl.store(share_ptr, share, mask=t < T)
                     dz = dx
@@ -496,10 +511,10 @@ def walk_kernel(
             tl.store(at + plane, over_owned(d_threshold, BY_COLUMN), mask=keep)
             tl.store(at + 2 * plane, over_owned(d_width, BY_COLUMN), mask=keep)
         else:
-            place = partial_parameters_ptr + tl.program_id(0)
-            tl.store(place, total(d_decay))
-            tl.store(place + tl.num_programs(0), total(d_threshold))
-            tl.store(place + 2 * tl.num_programs(0), total(d_width))
+            at = partial_parameters_ptr + in_group(tl.program_id(0), 3)
+            tl.store(at, total(d_decay))
+            tl.store(at + GROUP, total(d_threshold))
+            tl.store(at + 2 * GROUP, total(d_width))
 
 
 def _walk_width(x: torch.Tensor, neuron: Neuron, out: Gradients) -> int:
@@ -602,18 +617,18 @@ def _walk_back(
     T = x.shape[0]
     tiles = tiling(x, neuron.per_channel, _walk_width(x, neuron, out))
     walking = out.sums is not None or out.parameters is not None
-    programs = tiles.programs(walking)
-    new = lambda *shape: x.new_empty(shape, dtype=torch.float32)  # noqa: E731
+    programs = tiles.programs(WALKS * processors(x.device)) if walking else tiles.row_tiles
+    launched, every_tile = programs * tiles.lanes, tiles.row_tiles * tiles.lanes
     partial_sums = tiles.partial(x, 2, programs) if out.sums is not None else None
-    partial_parameters = None
-    if out.parameters is not None:  # a program leaves one sum of each, or one per channel
+    partial_parameters = partial_step_gain = partial_probe = None
+    one = False  # a program leaves one sum of each, or one per channel
+    if out.parameters is not None:
         one = neuron.parameter_size == 1
-        partial_parameters = (
-            new(3, programs * tiles.lanes) if one else tiles.partial(x, 3, programs)
-        )
-    every_tile = tiles.row_tiles * tiles.lanes
-    partial_step_gain = new(every_tile, T) if out.step_gain is not None else None
-    partial_probe = new(every_tile, T, len(PROBE_FIELDS)) if out.probe is not None else None
+        partial_parameters = grouped(x, launched, 3) if one else tiles.partial(x, 3, programs)
+    if out.step_gain is not None:
+        partial_step_gain = grouped(x, every_tile, T)
+    if out.probe is not None:
+        partial_probe = grouped(x, every_tile, T * len(PROBE_FIELDS))
     decay, f_decay, decay_kind = _kind(neuron.decay)
     threshold, f_threshold, threshold_kind = _kind(neuron.threshold)
     width, f_width, width_kind = _kind(neuron.width)
@@ -621,7 +636,7 @@ def _walk_back(
     chunked = chunk_length(T, neuron.has_norm) < T
     registers = {"maxnreg": 255} if out.dy is not None and chunked and not torch.version.hip else {}
     with torch.cuda.device_of(x):
-        walk_kernel[(programs * tiles.lanes,)](
+        walk_kernel[(launched,)](
             grad_s, grad_current, x, residual, saved, v_init, grad_v_last, decay, threshold, width,
             neuron.mean, neuron.var, neuron.weight, neuron.bias, neuron.step_gain, sums,
             out.dx, out.dy, out.v_init, partial_sums, partial_parameters, partial_step_gain, partial_probe,
@@ -636,13 +651,12 @@ def _walk_back(
     if partial_sums is not None and out.sums is not None:
         tiles.join(partial_sums, out.sums)
     if partial_parameters is not None and out.parameters is not None:
-        if partial_parameters.dim() == 2:
-            torch.sum(partial_parameters, 1, keepdim=True, out=out.parameters)
+        if one:
+            join_groups(partial_parameters, out.parameters, launched)
         else:
             tiles.join(partial_parameters, out.parameters)
-    if partial_step_gain is not None:
-        torch.sum(partial_step_gain, 0, out=out.step_gain)
+    if partial_step_gain is not None and out.step_gain is not None:
+        join_groups(partial_step_gain, out.step_gain, every_tile)
     if partial_probe is not None and out.probe is not None:
-        torch.sum(partial_probe, 0, out=out.probe)
         largest = PROBE_FIELDS.index("grad_input_max")
-        out.probe[:, largest] = partial_probe[:, :, largest].amax(0)
+        join_groups(partial_probe, out.probe, every_tile, len(PROBE_FIELDS), largest)

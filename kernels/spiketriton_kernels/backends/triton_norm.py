@@ -14,12 +14,16 @@ from ..layout import chunk_length
 from ..neuron import Running
 from ..triton_import import tl, triton
 from .triton_tiles import (
+    JOIN_CHANNELS,
+    JOIN_PARTS,
     WARPS,
     blocks,
     elements,
     over_owned,
     own_tile,
+    part_place,
     partial_place,
+    processors,
     read_ahead,
     step_size,
     tiling,
@@ -28,7 +32,7 @@ from .triton_tiles import (
 )
 
 STAGES = 4  # of the statistics' loop: three tiles are under way while one is summed
-JOIN_PARTS, JOIN_CHANNELS = 64, 8  # of one tile; 8 float32 fill a sector of memory
+MEASURING = 10  # programs of the statistics on a processor: as many as run at once
 
 
 @triton.jit
@@ -104,13 +108,6 @@ def statistics_kernel(
     tl.store(partial_ptr + 2 * plane + place, spread, mask=keep)
 
 
-@triton.jit
-def _part(partial_ptr, part, c, parts, C, S):
-    """Where the parts of some channels are in [parts / S, C, S], and their mask."""
-    place = ((part // S).to(tl.int64) * C + c) * S + part % S
-    return partial_ptr + place, (part < parts) & (c < C)
-
-
 @triton.jit(do_not_specialize=["count", "momentum"])
 def join_statistics_kernel(
     partial_ptr,  # [3, parts / S, C, S]: of what ``statistics_kernel`` wrote, a view
@@ -133,14 +130,16 @@ def join_statistics_kernel(
     base = tl.load(partial_ptr + plane + c * S, mask=c < C, other=0.0)  # the first part's mean
     total = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     for start in range(0, parts, BLOCK_P):
-        at, here = _part(partial_ptr, start + p, c, parts, C, S)
+        place, here = part_place(start + p, c, parts, C, S)
+        at = partial_ptr + place
         number = tl.load(at, mask=here, other=0.0)
         mean = tl.load(at + plane, mask=here, other=0.0)
         total += number * (mean - base)
     joined = base + tl.sum(total, axis=0, keep_dims=True) / count
     spread = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     for start in range(0, parts, BLOCK_P):
-        at, here = _part(partial_ptr, start + p, c, parts, C, S)
+        place, here = part_place(start + p, c, parts, C, S)
+        at = partial_ptr + place
         number = tl.load(at, mask=here, other=0.0)
         away = tl.load(at + plane, mask=here, other=0.0) - joined
         spread += tl.load(at + 2 * plane, mask=here, other=0.0) + number * away * away
@@ -229,7 +228,7 @@ def channel_statistics(
     running_mean, running_var, momentum = (None, None, 0.0) if running is None else running
     step = tiling(y, True, vector_width(y))
     tiles = replace(step, R=step.R * y.shape[0])
-    programs = tiles.programs(walking=True)
+    programs = tiles.programs(MEASURING * processors(y.device))
     partial = tiles.partial(y, 3, programs)
     with torch.cuda.device_of(y):
         statistics_kernel[(programs * tiles.lanes,)](

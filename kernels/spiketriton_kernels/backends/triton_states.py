@@ -15,12 +15,18 @@ from ..surrogate import own_slope, phi
 from ..triton_import import tl, triton
 from .triton_neuron import _kind, _parameter
 from .triton_tiles import (
+    GROUP,
+    WALKS,
     WARPS,
     blocks,
     elements,
+    grouped,
+    in_group,
+    join_groups,
     over_owned,
     own_tile,
     partial_place,
+    processors,
     step_size,
     tiling,
     time_step,
@@ -263,7 +269,7 @@ def walk_states_kernel(
     dx_ptr,  # [T, N] out
     dv_init_ptr,  # [N] out, float32
     dm_init_ptr,  # [N] out, float32
-    partial_ptr,  # [5, programs, C or 1] out, float32
+    partial_ptr,  # [5, parts, L or C] or [groups, 5, GROUP] out, float32
     decay,
     leak,
     threshold,
@@ -417,12 +423,12 @@ def walk_states_kernel(
             tl.store(at + 3 * plane, over_owned(d_beta, BY_COLUMN), mask=keep)
             tl.store(at + 4 * plane, over_owned(d_gain, BY_COLUMN), mask=keep)
         else:
-            at = partial_ptr + tl.program_id(0)
+            at = partial_ptr + in_group(tl.program_id(0), 5)
             tl.store(at, total(d_decay))
-            tl.store(at + tl.num_programs(0), total(d_threshold))
-            tl.store(at + 2 * tl.num_programs(0), total(d_rho))
-            tl.store(at + 3 * tl.num_programs(0), total(d_beta))
-            tl.store(at + 4 * tl.num_programs(0), total(d_gain))
+            tl.store(at + GROUP, total(d_threshold))
+            tl.store(at + 2 * GROUP, total(d_rho))
+            tl.store(at + 3 * GROUP, total(d_beta))
+            tl.store(at + 4 * GROUP, total(d_gain))
 
 
 def _width(x: torch.Tensor, neuron: StateNeuron) -> int:
@@ -480,11 +486,12 @@ def backward(
     """Fill dx and what else is not None; ``parameters`` is [5, C or 1]."""
     T = x.shape[0]
     tiles = tiling(x, neuron.parameter_size > 1, _width(x, neuron))
-    programs = tiles.programs(parameters is not None)
+    programs = tiles.row_tiles
     partial = None
     if parameters is not None:
+        programs = tiles.programs(WALKS * processors(x.device))
         if neuron.parameter_size == 1:
-            partial = x.new_empty((5, programs * tiles.lanes), dtype=torch.float32)
+            partial = grouped(x, programs * tiles.lanes, 5)
         else:
             partial = tiles.partial(x, 5, programs)
     pointers, values, kinds = zip(*map(_kind, neuron.parameters), strict=True)
@@ -501,7 +508,7 @@ def backward(
             num_warps=WARPS, enable_fp_fusion=False,
         )  # fmt: skip
     if partial is not None and parameters is not None:
-        if partial.dim() == 2:
-            torch.sum(partial, 1, keepdim=True, out=parameters)
+        if neuron.parameter_size == 1:
+            join_groups(partial, parameters, programs * tiles.lanes)
         else:
             tiles.join(partial, parameters)

@@ -25,6 +25,11 @@ from ..layout import channel_axis
 from ..triton_import import tl, triton
 
 WARPS = 4
+PROCESSORS = 132  # an H100's: where a launch is interpreted, or lowered for a GPU that is not here
+WALKS = 12  # on a processor, of walks that keep sums: 2, 3, 4 or 6 run at once, so these are whole waves
+JOIN_PARTS, JOIN_CHANNELS = 128, 8  # of one tile; 8 float32 fill a sector of memory
+JOIN_ROW = 4096
+GROUP = tl.constexpr(32)  # of neighbouring partial sums: a cache line
 
 
 @triton.jit
@@ -152,6 +157,66 @@ def partial_place(
     return place, keep, plane
 
 
+@triton.jit
+def part_place(part, c, parts, C, S):
+    """Where the parts of some channels are in [parts / S, C, S], and their mask."""
+    return ((part // S).to(tl.int64) * C + c) * S + part % S, (part < parts) & (c < C)
+
+
+@triton.jit
+def join_kernel(
+    partial_ptr,  # [kinds, parts / S, C, S]
+    out_ptr,  # [kinds, C] out
+    parts,
+    C,
+    S,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """The sum of each kind's parts, by channel."""
+    kind = tl.program_id(1).to(tl.int64)
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+    p = tl.arange(0, BLOCK_P)[:, None]
+    own_ptr = partial_ptr + kind * parts * C
+    total = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
+    for start in range(0, parts, BLOCK_P):
+        place, here = part_place(start + p, c, parts, C, S)
+        total += tl.load(own_ptr + place, mask=here, other=0.0)
+    tl.store(out_ptr + kind * C + c, tl.sum(total, axis=0, keep_dims=True), mask=c < C)
+
+
+@triton.jit
+def in_group(index, fields):
+    """Where the first field of the index-th of many is in [groups, fields, GROUP]."""
+    return (index // GROUP).to(tl.int64) * (fields * GROUP) + index % GROUP
+
+
+@triton.jit
+def join_groups_kernel(
+    partial_ptr,  # [groups, fields, GROUP]
+    out_ptr,  # [fields] out
+    n,
+    PERIOD: tl.constexpr,
+    MAXIMUM: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The sum of each field over the first n, or its maximum."""
+    field = tl.program_id(0)
+    total = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, n, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        place = in_group(i, tl.num_programs(0)) + field * GROUP
+        value = tl.load(partial_ptr + place, mask=i < n, other=0.0)
+        if MAXIMUM is None:
+            total += value
+        else:
+            total = tl.where(field % PERIOD == MAXIMUM, tl.maximum(total, value), total + value)
+    result = tl.sum(total, axis=0)
+    if MAXIMUM is not None:
+        result = tl.where(field % PERIOD == MAXIMUM, tl.max(total, axis=0), result)
+    tl.store(out_ptr + field, result)
+
+
 @dataclass(frozen=True)
 class Tiling:
     """How a launch cuts a time step into tiles; see the module's docstring."""
@@ -190,9 +255,9 @@ class Tiling:
         """Programs per row of tiles."""
         return self.columns if self.by_column else self.columns * self.C
 
-    def programs(self, walking: bool) -> int:
-        """Row programs of a launch: one per tile, or, where sums are kept, so few that partial sums stay small."""
-        return min(self.row_tiles, max(1, 1024 // self.lanes)) if walking else self.row_tiles
+    def programs(self, most: int) -> int:
+        """Row programs of a launch that keeps sums: about ``most`` programs in all, so that partial sums stay few."""
+        return min(self.row_tiles, max(1, most // self.lanes))
 
     def partial(self, x: torch.Tensor, kinds: int, programs: int) -> torch.Tensor:
         """Room for what this many row programs leave of so many kinds of sums, float32: [kinds, parts, L or C]."""
@@ -200,8 +265,45 @@ class Tiling:
         return x.new_empty((kinds, *rows), dtype=torch.float32)
 
     def join(self, partial: torch.Tensor, out: torch.Tensor) -> None:
-        """Sum a ``partial`` by channel, [kinds, C]."""
-        torch.sum(partial.view(len(partial), -1, self.C, self.S or 1), (1, 3), out=out)
+        """Sum a ``partial`` by channel: out [kinds, C], float32, in a fixed order."""
+        parts = partial[0].numel() // self.C
+        with torch.cuda.device_of(partial):
+            join_kernel[(-(-self.C // JOIN_CHANNELS), len(partial))](
+                partial, out, parts, self.C, self.S or 1,
+                BLOCK_P=JOIN_PARTS, BLOCK_C=JOIN_CHANNELS, num_warps=WARPS, enable_fp_fusion=False,
+            )  # fmt: skip
+
+
+def grouped(x: torch.Tensor, n: int, fields: int) -> torch.Tensor:
+    """Room for n sums of each field, float32: [groups, fields, GROUP].
+
+    The sums of a field fill cache lines, and the distance of two fields is constant, which costs a kernel no register.
+    """
+    return x.new_empty((-(-n // GROUP.value), fields, GROUP.value), dtype=torch.float32)
+
+
+def join_groups(
+    partial: torch.Tensor, out: torch.Tensor, n: int, period: int = 1, maximum: int | None = None
+) -> None:
+    """Sum the first n of each field of ``grouped`` into out, float32, in a fixed order.
+
+    Of every ``period`` fields the one at ``maximum``, which is never negative, gives its maximum.
+    """
+    with torch.cuda.device_of(partial):
+        join_groups_kernel[(partial.shape[1],)](
+            partial, out, n, PERIOD=period, MAXIMUM=maximum,
+            BLOCK=JOIN_ROW, num_warps=WARPS, enable_fp_fusion=False,
+        )  # fmt: skip
+
+
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a GPU."""
+    return _of_gpu(device.index) if device.type == "cuda" else PROCESSORS
+
+
+@functools.cache
+def _of_gpu(index: int) -> int:
+    return torch.cuda.get_device_properties(index).multi_processor_count
 
 
 def _power_of_2(n: int) -> int:
