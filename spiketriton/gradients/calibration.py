@@ -32,7 +32,7 @@ from spiketriton.gradients.block_start import BlockStart, find_block_start, want
 from spiketriton.gradients.layer_start import LayerStart, find_layer_start, wants_layer_start
 from spiketriton.gradients.measurement import Measurement, gain_through
 from spiketriton.gradients.monitor import elements_per_image
-from spiketriton.gradients.probing import Batch, Loss, Prober
+from spiketriton.gradients.probing import Batch, Loss, Prober, cut_time
 from spiketriton.models import Network
 from spiketriton.training.losses import build_loss
 
@@ -298,12 +298,18 @@ class WidthProber:
         self.prober, self.layers, self.names = prober, prober.layers, prober.names
         self.threshold = threshold
 
-    def gradients(self, widths: float | np.ndarray, rescaled: bool = False) -> Measurement:
-        """The gradients with one width for all layers, or one each [layers]."""
+    def gradients(
+        self, widths: float | np.ndarray, rescaled: bool = False, in_step: bool = False
+    ) -> Measurement:
+        """The gradients with one width for all layers, or one each [layers].
+
+        in_step: what comes back within a time step: membranes carry no gradient.
+        """
         each = np.broadcast_to(widths, len(self.layers))
         for (_, layer), width in zip(self.layers, each, strict=True):
             layer.surrogate = replace(layer.surrogate, width=float(width))
-        return self.prober.measure(rescaled)
+        with cut_time(self.prober.model) if in_step else contextlib.nullcontext():
+            return self.prober.measure(rescaled)
 
     def transmission(self, widths: float | np.ndarray) -> np.ndarray:
         """What each layer passes on of the gradient, relative to a flat surrogate, [layers].
@@ -350,7 +356,7 @@ class Search:
     ) -> None:
         self.aim, self.net, self.relative = aim, net, relative
         self.places = np.arange(len(net.names))  # of the layers between which gains are counted
-        if aim.goal == "block gain":
+        if aim.goal.startswith("block gain"):
             self.places = np.array([net.names.index(name) for name in ends])
         self.scan: list[tuple[float, float]] = []
 
@@ -365,7 +371,8 @@ class Search:
             each = self.net.transmission(widths)
             value = geometric_mean(each)
         else:
-            profile = self.net.gradients(widths).depth_profile[self.places]
+            in_step = self.aim.goal == "block gain in a step"
+            profile = self.net.gradients(widths, in_step=in_step).depth_profile[self.places]
             value = gain_through(profile)
             nearer = np.append(profile[1:], profile[-1] / self.aim.target)
             each = np.full(len(self.net.names), self.aim.target)  # others keep the common width

@@ -32,7 +32,7 @@ SHARE = 0.03  # of the images that are trained on, at most
 
 def holds(recipe: Recipe, found: Calibration) -> bool:
     """Whether the width is measured again during the recipe's training."""
-    plain = found.goal == "block gain" and recipe.model.block == "plain"
+    plain = found.goal.startswith("block gain") and recipe.model.block == "plain"
     return recipe.neuron.surrogate.hold and plain
 
 
@@ -68,10 +68,9 @@ def hold(
     width, _, _ = search.common_width()
     if width >= found.width:
         return None
-    factor = width / found.width
     return replace(
         found,
         width=width,
-        widths={name: own * factor for name, own in found.widths.items()},
+        widths={name: width * (own / found.width) for name, own in found.widths.items()},
         held=(*found.held, (step, gain, width)),
     )

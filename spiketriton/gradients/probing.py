@@ -12,6 +12,8 @@ from torch import Tensor
 from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.monitor import elements_per_image
 from spiketriton.models import Network, trial
+from spiketriton.neurons import SpikingNeuron
+from spiketriton.neurons.norm import one_by_one
 from spiketriton.training.losses import Batch, Loss
 from spiketriton_kernels import PROBE_FIELDS
 
@@ -109,6 +111,42 @@ class Prober:
             finally:
                 for _, layer in self.layers:
                     layer.probe = layer.on_fire = None
+
+
+@contextlib.contextmanager
+def cut_time(model: Network) -> Iterator[None]:
+    """Within the block no gradient goes from step to step by the membranes; spikes stay as they are."""
+    layers = [layer for _, layer in model.spiking_layers()]
+    with one_by_one(model):  # so that each neuron is called by itself
+        for layer in layers:
+            layer.forward = _Stepwise(layer)  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            for layer in layers:
+                del layer.forward  # the class's own is back
+
+
+class _Stepwise:
+    """Calls a neuron for one time step after another, and detaches the membrane in between."""
+
+    def __init__(self, neuron: SpikingNeuron) -> None:
+        self.neuron, self.call = neuron, neuron.forward
+
+    def __call__(self, x: Tensor) -> Tensor:
+        neuron, whole = self.neuron, self.neuron.probe
+        if neuron.stateful:  # neurons are being counted
+            return self.call(x)
+        neuron.stateful, spikes = True, []
+        try:
+            for t in range(len(x)):
+                neuron.probe = None if whole is None else whole[t : t + 1]
+                spikes.append(self.call(x[t : t + 1]))
+                neuron.detach()
+        finally:
+            neuron.stateful, neuron.probe = False, whole
+            neuron.reset()
+        return torch.cat(spikes)
 
 
 NOISE = 0.05  # of the pixels' standard deviation

@@ -2,14 +2,11 @@
 
 import contextlib
 import math
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import get_args
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from spiketriton.config import PlainNet, Recipe
 from spiketriton.config import replace as change
@@ -28,11 +25,10 @@ from spiketriton.gradients.calibration import (
     wants_calibration,
 )
 from spiketriton.gradients.measurement import Measurement
-from spiketriton.gradients.probing import Prober
+from spiketriton.gradients.probing import Prober, cut_time
 from spiketriton.gradients.subject import Subject
 from spiketriton.gradients.verdict import lost_at
 from spiketriton.models import Network, build_model
-from spiketriton.neurons import Norm, SpikingNeuron
 from spiketriton.training.losses import build_loss
 from spiketriton.training.placement import Placement
 from spiketriton.training.randomness import seed_everything
@@ -112,10 +108,8 @@ class Experiment:
                 ) from None
         return self.placement.place(model)
 
-    def prober(
-        self, *changes: str, scale: float = 1.0, prepare: Callable[[Network], None] | None = None
-    ) -> Prober:
-        """Of the net with changes of the recipe, widths times `scale`, and what `prepare` does."""
+    def prober(self, *changes: str, scale: float = 1.0) -> Prober:
+        """Of the net with changes of the recipe, widths times `scale`."""
         recipe = change(self.recipe, *changes)
         model = self.build(recipe)
         blocks = self._blocks(recipe)
@@ -126,8 +120,6 @@ class Experiment:
         for name, layer in model.spiking_layers():
             width = self.widths.get(name, self.width)  # other blocks may have other layers
             layer.surrogate = replace(layer.surrogate, width=width * scale)
-        if prepare:
-            prepare(model)
         return Prober(model, self.batches, self.loss, self.placement.autocast)
 
     @property
@@ -139,7 +131,7 @@ class Experiment:
         """The gradients of the net that `prober(*changes)` made.
 
         Into a residual block that starts closed no gradient enters, which says nothing about training:
-        fresh ones are opened to a gain of 0.2 for this, as they soon are and as `calibrate` does.
+        fresh ones are opened for this, as they soon are and as `calibrate` does.
         """
         with self._opened(change(self.recipe, *changes), prober.model):
             return prober.measure()
@@ -208,8 +200,9 @@ class Experiment:
             if lost and model.block == "plain" and model.name not in get_args(PlainNet):
                 made.append(self._forward("spikes added (SEW)", "model.block=sew"))
                 made.append(self._forward("membrane shortcut (MS)", "model.block=ms"))
-        cut = self.prober(prepare=cut_time)
-        made.append(self._backward("no gradient from step to step", "", cut))
+        prober = self.prober()
+        with cut_time(prober.model):
+            made.append(self._backward("no gradient from step to step", "", prober))
         return made
 
 
@@ -220,34 +213,3 @@ def _data(recipe: Recipe) -> Data:
         few = recipe.data.train_images
         changes += [f"train.batch_size={few}", "train.accumulate=1", "train.micro_batch=0"]
     return build_data(change(recipe, *changes))
-
-
-def cut_time(model: Network) -> None:
-    """Cuts the membrane's gradient between time steps; spikes stay as they are."""
-    for module in model.modules():
-        if isinstance(module, Norm):
-            module.fused = False  # so that the neuron is called by itself
-    for _, layer in model.spiking_layers():
-        layer.forward = _Stepwise(layer)  # type: ignore[method-assign]
-
-
-class _Stepwise:
-    """Calls a neuron for one time step after another, and detaches the membrane in between."""
-
-    def __init__(self, neuron: SpikingNeuron) -> None:
-        self.neuron, self.call = neuron, neuron.forward
-
-    def __call__(self, x: Tensor) -> Tensor:
-        neuron, whole = self.neuron, self.neuron.probe
-        if neuron.stateful:  # neurons are being counted
-            return self.call(x)
-        neuron.stateful, spikes = True, []
-        try:
-            for t in range(len(x)):
-                neuron.probe = None if whole is None else whole[t : t + 1]
-                spikes.append(self.call(x[t : t + 1]))
-                neuron.detach()
-        finally:
-            neuron.stateful, neuron.probe = False, whole
-            neuron.reset()
-        return torch.cat(spikes)

@@ -92,7 +92,12 @@ def random_recipe(seed: int, optimizer: str, mode: str = "auto") -> Recipe:
     [
         (["train.optimizer=sgd"], "depth gain", 1.15),
         (["train.optimizer=adamw"], "transmission", 0.4),
-        (["train.optimizer=adamw", "model.residual_gain=0"], "block gain", 1.35),
+        (["train.optimizer=adamw", "model.residual_gain=0"], "block gain in a step", 0.8),
+        (
+            ["train.optimizer=adamw", "model.residual_gain=0", "model.name=resnet50"],
+            "block gain in a step",
+            1.1,
+        ),
         (["train.optimizer=sgd", "model.residual_gain=0"], "block gain", 1.0),
         (
             ["train.optimizer=sgd", "model.residual_gain=0", "model.name=resnet50"],

@@ -9,8 +9,10 @@ from spiketriton.gradients import calibration
 from spiketriton.gradients import variants as module
 from spiketriton.gradients.aims import ADAMW
 from spiketriton.gradients.calibration import Calibration
+from spiketriton.gradients.measurement import KEYS
+from spiketriton.gradients.probing import cut_time
 from spiketriton.gradients.subject import Subject, find_subject
-from spiketriton.gradients.variants import Experiment, cut_time
+from spiketriton.gradients.variants import Experiment
 from spiketriton.gradients.verdict import lost_at
 from tests.small_runs import small_recipe, small_trainer
 
@@ -107,10 +109,12 @@ def test_a_variant_is_what_the_recipe_is_not(changes, names):
 def test_without_the_path_through_time_nothing_is_carried(net):
     changes = {"mlp": DEEP, "resnet8": ()}.get(net, (f"model.block={net}",))
     experiment = Experiment(subject(*changes, "neuron.kind=plif"), 1)
-    whole, cut = (
-        experiment.measure(experiment.prober()),
-        experiment.prober(prepare=cut_time).measure(),
-    )
+    prober = experiment.prober()
+    whole = prober.measure()
+    with cut_time(prober.model):
+        cut = prober.measure()
+    again = prober.measure()
+    assert all(np.array_equal(getattr(whole, name), getattr(again, name)) for name in KEYS)
     assert (whole.grad_carry[:, :-1] > 0).any()
     assert (cut.grad_carry == 0).all()
     assert np.allclose(cut.firing, whole.firing, atol=1e-3)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spiketriton.config import Recipe, replace
-from spiketriton.gradients.aims import ADAMW, IDENTITY, SGD_BOTTLENECKS, SHORTCUTS, Aim
+from spiketriton.gradients.aims import ADAMW, IDENTITY, PLAIN_BLOCKS, SHORTCUTS, Aim
 from spiketriton.gradients.aims import SGD as SGD_AIM
 from spiketriton.gradients.measurement import KEYS, Measurement
 from spiketriton.gradients.probing import Prober
@@ -345,7 +345,7 @@ def test_a_block_gain_counts_blocks_and_the_reason_names_it():
     fields = {name: np.ones(shape) for name in KEYS} | {"outside": np.zeros(shape)}
     fields |= {"nonfinite": np.zeros(shape)}
     fields["grad_input"] = np.geomspace(1.5**16, 1, len(names))[:, None]
-    depth = judge(Measurement(names, **fields), "sgd", aim=SGD_BOTTLENECKS).depth
+    depth = judge(Measurement(names, **fields), "sgd", aim=PLAIN_BLOCKS["sgd", True]).depth
     assert (depth.word, depth.limits.high) == ("healthy", pytest.approx(10 * 1.5**16))
     assert "a block gain of 1.5 is aimed at, 657x over all of them" in depth.sentence()
     # 1.05 from block to block stays within the usual limits, so their reason stands
