@@ -119,13 +119,14 @@ whole="data.name=fashion_mnist data.image_size=16 data.augment=none data.workers
 train="python -m spiketriton.train"
 $train recipes/imagenette_r50.toml $whole model.block=ms --run-dir "$out/ms"
 $train recipes/imagenette_r50.toml $whole model.block=plain --run-dir "$out/plain"
+$train recipes/imagenette_r50.toml $whole model.block=plain neuron.surrogate.hold=false --run-dir "$out/plain_fixed"
 $train recipes/imagenette_r50_ann.toml $whole --run-dir "$out/ann"
-python -m spiketriton.evaluate "$out/ms" --against "$out/plain" "$out/ann"
-# two hundred more steps of the plain one, with narrower surrogates
+python -m spiketriton.evaluate "$out/ms" --against "$out/plain" "$out/plain_fixed" "$out/ann"
+# two hundred more steps of the plain one with a fixed width, with narrower surrogates
 for w in 0.2 0.3 0.51; do
     $train recipes/imagenette_r50.toml $whole model.block=plain model.residual_gain=0 model.residual_bias=0.25 \
-        $width=$w data.test_images=2000 train.init_from="$out/plain" train.epochs=1 train.lr=3e-4 \
-        train.max_steps=200 --run-dir "$out/plain_$w"
+        $width=$w data.test_images=2000 train.init_from="$out/plain_fixed" train.epochs=1 train.lr=3e-4 \
+        train.max_steps=200 --run-dir "$out/plain_fixed_$w"
 done
 # (f) how deep a plain net still trains
 depths="model.depth=10,20,30,50 $seeds"

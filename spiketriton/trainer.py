@@ -204,8 +204,8 @@ class Trainer:
         self.folder.write_calibration(held.state_dict())
         _, gain, width = held.held[-1]
         self.display.note(
-            f"step {self.step}: from block to block the gradient has begun to grow, {gain:.2f}x; surrogate width "
-            f"{found.width:.3g} -> {width:.3g}"
+            f"step {self.step}: the gradient has begun to grow through depth ({found.goal} {gain:.3g}); "
+            f"surrogate width {found.width:.3g} -> {width:.3g}"
         )
 
     @cached_property

@@ -13,6 +13,8 @@ bias    In a `plain` block the spikes of the shortcut enter a neuron again. A sp
         threshold of 1 exactly: as soon as the branch adds a little below zero, half of the spikes
         are lost. A bias lifts them above the threshold. Tried are some that leave silent neurons
         silent; the smallest is taken with which the image survives blocks that have opened a little.
+        A neuron without a leak (`if`) keeps what it was given and fires a step later, so it gets no
+        margin: a bias would add up over the time steps.
 
 Nothing is random: the images are those of `probe_batches`.
 """
@@ -127,4 +129,5 @@ def _biases(recipe: Recipe) -> list[float]:
     neuron = recipe.neuron
     gain = 1 / neuron.tau if neuron.decay_input and neuron.kind in ("lif", "plif") else 1.0
     enough = neuron.v_threshold / gain
-    return sorted({0.0, *(enough - 1 + margin * enough for margin in MARGINS)})
+    margins = MARGINS if neuron.kind in ("lif", "plif") else (0.0,)
+    return sorted({0.0, *(enough - 1 + margin * enough for margin in margins)})

@@ -27,7 +27,7 @@ import torch
 
 from spiketriton.config import Recipe
 from spiketriton.data import Data
-from spiketriton.gradients.aims import OPENED, Aim, aim_of
+from spiketriton.gradients.aims import OPENED, Aim, Goal, aim_of
 from spiketriton.gradients.block_start import BlockStart, find_block_start, wants_block_start
 from spiketriton.gradients.layer_start import LayerStart, find_layer_start, wants_layer_start
 from spiketriton.gradients.measurement import Measurement, gain_through
@@ -68,7 +68,7 @@ class Calibration:
     """
 
     mode: str
-    goal: str
+    goal: Goal | None
     why: str
     target: float
     reached: float
@@ -106,7 +106,7 @@ class Calibration:
         blocks, layers = state.get("blocks"), state.get("layers")
         return cls(
             **state
-            | {"scan": scan, "missed": tuple(state["missed"])}
+            | {"goal": state["goal"] or None, "scan": scan, "missed": tuple(state["missed"])}
             | {"held": tuple((step, gain, width) for step, gain, width in state.get("held", ()))}
             | {"blocks": BlockStart.of_state(blocks) if blocks else None}
             | {"layers": LayerStart.of_state(layers) if layers else None}
@@ -219,7 +219,7 @@ def calibrate(
     else:
         widths = dict.fromkeys(prober.names, width)
         found = Calibration(
-            mode=GIVEN, goal="", why="", target=0.0, reached=0.0, width=width, widths=widths,
+            mode=GIVEN, goal=None, why="", target=0.0, reached=0.0, width=width, widths=widths,
             met=True, images=0, scan=(),
         )  # fmt: skip
     images = sum(len(labels) for _, labels in batches)

@@ -3,9 +3,9 @@
 Plain blocks that start closed hand spikes on as they are, and the gradient hardly grows from one to
 the next. While they learn they open, and with the width of the start it begins to grow: in a
 ResNet-50 the block gain rises from 0.8 to 1.15 within ten epochs, and as it passes 1.1, training loses
-what it had learnt (docs/gradient_flow.md). So the block gain is measured again now and then, on the
-batches of the start; where it is above GROWN, the width is narrowed until it is EVEN. It is never
-widened again, so that it changes few times: each one costs a compiled step its code.
+what it had learnt (docs/gradient_flow.md). So the gain that the width was chosen by is measured again
+now and then, on the same batches; where it has grown too far, the width is narrowed. It is never
+widened again, and narrowed by steps, so that it changes few times: a compiled step is compiled anew.
 
 Blocks with shortcuts around their neurons (`sew`, `ms`) need none of this: what is added to their
 gradient stays small.
@@ -19,20 +19,23 @@ from dataclasses import replace
 import numpy as np
 
 from spiketriton.config import Recipe
-from spiketriton.gradients.aims import Aim
+from spiketriton.gradients.aims import Aim, Goal
 from spiketriton.gradients.calibration import Calibration, Search, WidthProber
 from spiketriton.gradients.probing import Batch, Loss, Prober
 from spiketriton.models import Network
 
-GROWN = 1.05  # block gain from which on the width is narrowed,
-EVEN = 0.95  # and the one that it is narrowed to
+# of each goal: the value from which on the width is narrowed, and the one that it is narrowed to
+LIMITS: dict[Goal, tuple[float, float]] = {
+    "block gain": (1.05, 0.95),
+    "block gain in a step": (0.87, 0.8),
+}
 TIMES = 40  # in a training, and
 SHARE = 0.03  # of the images that are trained on, at most
 
 
 def holds(recipe: Recipe, found: Calibration) -> bool:
     """Whether the width is measured again during the recipe's training."""
-    plain = found.goal.startswith("block gain") and recipe.model.block == "plain"
+    plain = found.goal in LIMITS and recipe.model.block == "plain"
     return recipe.neuron.surrogate.hold and plain
 
 
@@ -61,9 +64,12 @@ def hold(
     """
     net = WidthProber(Prober(model, batches, loss, autocast), threshold)
     widths = np.array([found.widths[name] for name in net.names])
-    search = Search(Aim("block gain", EVEN, ""), net, model.last_of_blocks(), widths / found.width)
+    assert found.goal is not None  # see `holds`
+    grown, even = LIMITS[found.goal]
+    aim = Aim(found.goal, even, found.why)
+    search = Search(aim, net, model.last_of_blocks(), widths / found.width)
     gain, _ = search.goal(found.width)
-    if gain <= GROWN:
+    if gain <= grown:
         return None
     width, _, _ = search.common_width()
     if width >= found.width:

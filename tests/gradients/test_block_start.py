@@ -95,7 +95,8 @@ def test_plain_blocks_get_the_gain_with_which_most_is_kept(kept, gain):
     ("overrides", "biases"),
     [
         ([], [0.0, 0.1, 0.25, 0.4]),
-        (["neuron.kind=if"], [0.0, 0.1, 0.25, 0.4]),
+        (["neuron.kind=if"], [0.0]),  # it keeps what it was given: no margin
+        (["neuron.kind=if", "neuron.v_threshold=0.5"], [-0.5, 0.0]),
         (["neuron.v_threshold=0.5"], [-0.5, -0.45, -0.375, -0.3, 0.0]),
         # the current is halved, so that a spike of 1 must become 2 to reach the threshold
         (["neuron.decay_input=true"], [0.0, 1.0, 1.2, 1.5, 1.8]),

@@ -10,7 +10,7 @@ from spiketriton.config import Recipe
 from spiketriton.data import build_data
 from spiketriton.gradients import holding
 from spiketriton.gradients.calibration import Calibration, calibrate, probe_batches
-from spiketriton.gradients.holding import EVEN, GROWN, SHARE, TIMES, hold, holds, interval
+from spiketriton.gradients.holding import LIMITS, SHARE, TIMES, hold, holds, interval
 from spiketriton.gradients.probing import Batch
 from spiketriton.models import Network, build_model
 from spiketriton.training.losses import build_loss
@@ -59,9 +59,10 @@ def test_measuring_stays_a_small_share_of_the_training(steps, batch_size, images
     assert (steps // every) * images <= SHARE * steps * batch_size
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("mode", ["auto", "auto_per_layer"])
-def test_a_gradient_that_grows_is_evened_and_another_is_left_alone(mode):
-    recipe = small_recipe(*PLAIN, f"neuron.surrogate.width={mode}")
+def test_a_gradient_that_grows_is_evened_and_another_is_left_alone(mode, optimizer):
+    recipe = small_recipe(*PLAIN, f"neuron.surrogate.width={mode}", f"train.optimizer={optimizer}")
     model, batches, found = calibrated(recipe)
     loss, autocast = build_loss(recipe.loss), torch.enable_grad
 
@@ -77,23 +78,23 @@ def test_a_gradient_that_grows_is_evened_and_another_is_left_alone(mode):
     assert held is not None
     step, gain, width = held.held[-1]
     assert (step, width) == (7, held.width)
-    assert gain > GROWN
+    grown, evened = LIMITS[found.goal]
+    assert gain > grown
     assert width < found.width
     factors = [held.widths[name] / own for name, own in found.widths.items()]
     assert factors == pytest.approx([width / found.width] * len(factors))
     # measured again, it is even, and nothing is left to do
     assert again(held) is None
     net = holding.WidthProber(holding.Prober(model, batches, loss), recipe.neuron.v_threshold)
-    aim = holding.Aim("block gain", EVEN, "")
+    aim = holding.Aim(found.goal, evened, "")
     relative = torch.tensor(list(held.widths.values())).double().numpy() / width
     even, _ = holding.Search(aim, net, model.last_of_blocks(), relative).goal(width)
-    assert even == pytest.approx(EVEN, rel=0.02)
+    assert even == pytest.approx(evened, rel=0.02)
     assert Calibration.of_state(json.loads(json.dumps(held.state_dict()))) == held
 
 
 def test_a_run_narrows_its_widths_says_so_and_resumes_with_them(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(holding, "GROWN", 0.0)
-    monkeypatch.setattr(holding, "EVEN", 0.2)
+    monkeypatch.setitem(holding.LIMITS, "block gain in a step", (0.0, 0.2))
     monkeypatch.setattr(holding, "SHARE", 0.5)  # every 4 or 8 steps
     whole, parts, display = tmp_path / "whole", tmp_path / "parts", Lines()
     trainer = small_trainer(whole, *PLAIN, display=display)
@@ -105,7 +106,10 @@ def test_a_run_narrows_its_widths_says_so_and_resumes_with_them(tmp_path: Path, 
     assert kept["width"] == kept["held"][-1][2]
     widths = {layer.surrogate.width for _, layer in trainer.model.spiking_layers()}
     assert widths == {kept["width"]}
-    assert f"step {steps[0]}: from block to block the gradient has begun to grow" in display.text
+    assert (
+        f"step {steps[0]}: the gradient has begun to grow through depth (block gain in a step "
+        in display.text
+    )
 
     small_trainer(parts, *PLAIN).fit(until=steps[0])  # saved just before it is measured
     small_trainer(parts, *PLAIN, resume=True).fit(until=steps[0] + 1)
