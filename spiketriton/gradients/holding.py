@@ -29,6 +29,9 @@ LIMITS: dict[Goal, tuple[float, float]] = {
     "block gain": (1.05, 0.95),
     "block gain in a step": (0.87, 0.8),
 }
+AT_ONCE = (
+    0.8  # a width is narrowed to this share of itself at most: where the gain hardly depends on it
+)
 TIMES = 40  # in a training, and
 SHARE = 0.03  # of the images that are trained on, at most
 
@@ -71,7 +74,8 @@ def hold(
     gain, _ = search.goal(found.width)
     if gain <= grown:
         return None
-    width, _, _ = search.common_width()
+    even_width, _, _ = search.common_width()
+    width = max(even_width, AT_ONCE * found.width)
     if width >= found.width:
         return None
     return replace(

@@ -10,7 +10,7 @@ from spiketriton.config import Recipe
 from spiketriton.data import build_data
 from spiketriton.gradients import holding
 from spiketriton.gradients.calibration import Calibration, calibrate, probe_batches
-from spiketriton.gradients.holding import LIMITS, SHARE, TIMES, hold, holds, interval
+from spiketriton.gradients.holding import AT_ONCE, LIMITS, SHARE, TIMES, hold, holds, interval
 from spiketriton.gradients.probing import Batch
 from spiketriton.models import Network, build_model
 from spiketriton.training.losses import build_loss
@@ -80,16 +80,19 @@ def test_a_gradient_that_grows_is_evened_and_another_is_left_alone(mode, optimiz
     assert (step, width) == (7, held.width)
     grown, evened = LIMITS[found.goal]
     assert gain > grown
-    assert width < found.width
+    assert AT_ONCE * found.width <= width < found.width
     factors = [held.widths[name] / own for name, own in found.widths.items()]
     assert factors == pytest.approx([width / found.width] * len(factors))
-    # measured again, it is even, and nothing is left to do
-    assert again(held) is None
+    # measured again until it is even, and nothing is left to do
+    while (narrower := again(held)) is not None:
+        assert AT_ONCE * held.width <= narrower.width < held.width
+        assert narrower.held[:-1] == held.held
+        held, width = narrower, narrower.width
     net = holding.WidthProber(holding.Prober(model, batches, loss), recipe.neuron.v_threshold)
     aim = holding.Aim(found.goal, evened, "")
     relative = torch.tensor(list(held.widths.values())).double().numpy() / width
     even, _ = holding.Search(aim, net, model.last_of_blocks(), relative).goal(width)
-    assert even == pytest.approx(evened, rel=0.02)
+    assert evened * 0.98 <= even <= grown
     assert Calibration.of_state(json.loads(json.dumps(held.state_dict()))) == held
 
 
