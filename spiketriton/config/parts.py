@@ -45,6 +45,11 @@ class Part:
         return KINDS[self.kind]
 
     @property
+    def home(self) -> str:
+        """The file or module that registers it, as `plugins.modules` names it."""
+        return next((path for path, name in _files.items() if name == self.module), self.module)
+
+    @property
     def table(self) -> str:
         """The table of its own keys: "model.two_layers"."""
         return f"{self.selector.partition('.')[0]}.{self.name}"
@@ -59,8 +64,8 @@ def register(part: Part) -> None:
     earlier = PARTS.get((part.kind, part.name))
     if earlier is not None and earlier.module != part.module:
         raise UserError(
-            f"{part.selector} = {part.name!r} of the plugin {part.module} is registered by "
-            f"{earlier.module} already; accepted: another name"
+            f"{part.selector} = {part.name!r} of the plugin {part.home} is registered by "
+            f"{earlier.home} already; accepted: another name"
         )
     PARTS[part.kind, part.name] = part
 
@@ -146,14 +151,13 @@ def _load_file(given: str) -> None:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    sys.modules[name], _files[path] = module, name
     try:
         with _as_a_mistake(f"plugins.modules: {path}"):
             spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[name]
+        del sys.modules[name], _files[path]
         raise
-    _files[path] = name
 
 
 @contextlib.contextmanager

@@ -544,8 +544,8 @@ class Recipe(Table):
         for part in parts_of(values):
             if not parts.provided(part, self.plugins.modules):
                 raise UserError(
-                    f'{part.selector} = "{part.name}" is registered by {part.module}, which the recipe '
-                    f'does not list; accepted: plugins.modules = ["{part.module}"]'
+                    f'{part.selector} = "{part.name}" is registered by {part.home}, which the recipe '
+                    f'does not list; accepted: plugins.modules = ["{part.home}"]'
                 )
         for dotted, reason in rules.idle(values).items():
             if values[dotted] != KEYS[dotted].default:
@@ -648,7 +648,7 @@ class Spec:
             said.append("text that is not empty and has no NUL")
         if words:
             said.append(", ".join(f'"{word}"' for word in words))
-        return " or ".join(said)
+        return (", or " if any("," in part for part in said) else " or ").join(said)
 
     def check(self, value: Any) -> Any:
         """The value as its field stores it: integers become floats where a number is accepted."""

@@ -169,10 +169,11 @@ class RunFolder:
     def _plugins_in_words(self) -> str:
         if not self.plugins.exists():
             return ""
-        used = [
-            f"{row['module']}{' ' + row['version'] if row['version'] else ''} ({row['file']})"
-            for row in read_json(self.plugins)
-        ]
+        used = []
+        for row in read_json(self.plugins):
+            version = f" {row['version']}" if row["version"] else ""
+            place = f" ({row['file']})" if row["file"] != row["module"] else ""
+            used.append(f"{row['module']}{version}{place}")
         return (
             f"; the run used the plugin {', '.join(used)}: install it, or give its new place with "
             "plugins.modules=..."

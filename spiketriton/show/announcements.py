@@ -55,7 +55,7 @@ def announce_parts(
         what, shape = "recordings", f"{recipe.time_steps} frames of {shape}"
     display.suffix = synthetic_note(data.synthetic)
     display.note(
-        f"data: {data.label}{display.suffix}, {data.train.images} training and {data.test.images} "
+        f"data: {data.label}{display.suffix}, {data.train.images:,} training and {data.test.images:,} "
         f"test {what} of {shape}, {len(data.classes)} classes"
         + (f"; {data.validation.images} {what} held out for validation" if data.validation else "")
     )

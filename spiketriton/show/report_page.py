@@ -57,7 +57,7 @@ nav a { margin-right: 1rem; color: var(--blue); white-space: nowrap; }
 @media (max-width: 720px) {
   .hint { display: block; }
   .wide, figure { border-right: 2px solid var(--line); }
-  .wide td:first-child, .wide th:first-child { white-space: normal; min-width: 7rem; }
+  .wide td:first-child, .wide th:first-child { white-space: normal; overflow-wrap: break-word; }
 }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line);
@@ -66,7 +66,8 @@ th:first-child, td:first-child { text-align: left; }
 tr.own td { font-weight: 600; }
 figure { margin: 1rem 0; overflow-x: auto; }
 img { display: block; width: 100%; height: auto; }
-img.two { min-width: 700px; }
+.still img { min-width: 520px; }
+.still img.two { min-width: 700px; }
 .moving img { width: 256px; image-rendering: pixelated; border: 1px solid var(--line); }
 figcaption { color: var(--soft); font-size: .85rem; }
 pre { background: #f7fafc; border: 1px solid var(--line); border-radius: 8px; padding: .8rem 1rem;
@@ -317,10 +318,10 @@ def _table(
 
 
 def _figure(figure: "Figure", words: str) -> str:
-    """A picture inline; one with two panels is wider than a phone and scrolls there."""
+    """A picture inline, which scrolls on a phone: there its words would be too small to read."""
     panels = ' class="two"' if figure.get_figwidth() > 9 else ""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=DPI)
     data = base64.b64encode(buffer.getvalue()).decode()
-    hint = HINT if panels else ""
-    return f'{hint}<figure><img{panels} alt="{escape(words)}" src="data:image/png;base64,{data}"></figure>'
+    image = f'<img{panels} alt="{escape(words)}" src="data:image/png;base64,{data}">'
+    return f'{HINT}<figure class="still">{image}</figure>'

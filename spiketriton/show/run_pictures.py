@@ -49,13 +49,16 @@ def curves(rows: list[Row], title: str) -> Figure | None:
     loss.legend()
 
     x, y = _xy(tests, "test_accuracy")
-    accuracy.plot(x, 100 * y, color=ORANGE, marker="o")
+    accuracy.plot(x, 100 * y, color=ORANGE, marker="o", label="test")
     last = f", last {percent(y[-1])}" if len(y) else ""
-    held_out = [row for row in tests if "validation_accuracy" in row]
-    if held_out:
-        x, share = _xy(held_out, "validation_accuracy")
-        accuracy.plot(x, 100 * share, color=BLUE, marker=".", label="validation")
-        accuracy.legend(["test", "validation"])
+    for key, name, colour in (
+        ("ema_accuracy", "test, averaged weights", GREEN),
+        ("validation_accuracy", "validation", BLUE),
+    ):
+        if with_it := [row for row in tests if key in row]:
+            x, share = _xy(with_it, key)
+            accuracy.plot(x, 100 * share, color=colour, marker=".", label=name)
+            accuracy.legend()
     accuracy.set(title=f"Test accuracy{last}", ylabel="accuracy (%)")
 
     rate.plot(*_xy(train, "lr"), color=GREEN)

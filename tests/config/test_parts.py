@@ -147,14 +147,24 @@ def test_a_part_of_a_module_that_the_recipe_does_not_list_is_refused(folder):
     recipe_from_toml(TEXT, "my")
     text = TEXT.replace('[plugins]\nmodules = ["my_parts.py"]', "")
     refused(
-        ['model.name = "my_net"', "does not list", "plugins.modules"], recipe_from_toml, text, "x"
+        [
+            'model.name = "my_net"',
+            "does not list",
+            f'plugins.modules = ["{folder / "my_parts.py"}"]',
+        ],
+        recipe_from_toml,
+        text,
+        "x",
     )
 
 
 def test_two_modules_cannot_share_a_name(folder):
     (folder / "my_other.py").write_text(SOURCE)
     text = TEXT.replace('["my_parts.py"]', '["my_parts.py", "my_other.py"]')
-    refused(["is registered by", "accepted: another name"], recipe_from_toml, text, "x")
+    said = [
+        f"the plugin {folder / 'my_other.py'} is registered by {folder / 'my_parts.py'} already"
+    ]
+    refused(said, recipe_from_toml, text, "x")
 
 
 def test_an_override_names_a_plugin(folder):

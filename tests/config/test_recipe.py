@@ -49,7 +49,7 @@ BAD_VALUES = {
     "not among the choices": (GOOD + '[neuron]\nkind = "lfi"', ['did you mean "lif"?', '"relu"']),
     "wrong word for a number": (
         GOOD + '[neuron.surrogate]\nwidth = "wide"',
-        ['neuron.surrogate.width = "wide"', 'a number from 1e-6 to 1e6 or "auto"'],
+        ['neuron.surrogate.width = "wide"', 'a number from 1e-6 to 1e6, or "auto"'],
     ),
     "empty string": ("data.root = ''\n", ['data.root = ""', "not empty"]),
     "NUL in a path": ('data.root = "a\\u0000"\n', ["data.root", "no NUL"]),

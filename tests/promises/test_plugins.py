@@ -118,7 +118,7 @@ def test_a_missing_plugin_is_named_and_may_have_moved_or_changed(folder):
         "no such file",
         "mine.py",
         "the run used the plugin",
-        " 2.5 ",
+        "mine.py 2.5: install it",
         "plugins.modules=...",
     ):
         assert words in done.stderr, words

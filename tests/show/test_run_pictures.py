@@ -156,3 +156,14 @@ def test_curves_against_epochs():
     assert {axes.get_xlim() for axes in figure.axes} == {(0, 9)}  # one axis for all
     assert curves(train, "title").axes[1].get_title() == "Test accuracy"
     assert curves(tests, "title") is None
+
+
+def test_curves_show_validation_and_averaged_weights_where_a_run_has_them():
+    train = {"kind": "train", "epoch": 1.0, "loss": 1.0, "lr": 0.1, "grad_norm": 1.0}
+    test = {"kind": "eval", "epoch": 1.0, "test_loss": 1.0, "test_accuracy": 0.5}
+    more = {"ema_accuracy": 0.75, "validation_accuracy": 0.25}
+    accuracy = curves([train, test | more], "title").axes[1]
+    words = [text.get_text() for text in accuracy.get_legend().get_texts()]
+    assert words == ["test", "test, averaged weights", "validation"]
+    assert [line.get_ydata().tolist() for line in accuracy.get_lines()] == [[50], [75], [25]]
+    assert curves([train, test], "title").axes[1].get_legend() is None
