@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from spiketriton.config import NeuronConfig
 from spiketriton.models.layers import Parts
 from spiketriton.models.resnet import BLOCKS, BlockNetwork
-from spiketriton_kernels import passes
+from spiketriton_kernels import fire, passes
 
 aten = torch.ops.aten
 TORCH: dict[Any, tuple[int, ...]] = {
@@ -32,6 +32,13 @@ TORCH: dict[Any, tuple[int, ...]] = {
 """How often an operation reads its whole inputs, in order; its whole outputs are written once."""
 FREE = {aten.detach.default, aten.view.default, aten._unsafe_view.default, aten.alias.default}
 """Move nothing."""
+ROOM = {
+    aten.empty.memory_format,
+    aten.empty_like.default,
+    aten.empty_strided.default,
+    aten.new_empty.default,
+}
+"""Allocate."""
 
 T, B, WIDTH, SIDE = 4, 2, 16, 8
 
@@ -78,6 +85,36 @@ def counted(call: Callable[[], Any], smallest: int) -> tuple[int, Any]:
     ):
         result = call()
     return traffic.moved, result
+
+
+class _Launches(TorchDispatchMode):
+    """Names of what puts work on a GPU: kernels of Triton, and operations of torch that are no views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if not function.is_view and function not in FREE and function not in ROOM:
+            self.names.append(function.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def launches(call: Callable[[], object]) -> list[str]:
+    """What a call on CPU tensors would launch on a GPU, in order, eagerly called; nothing is computed."""
+    found = _Launches()
+    with (
+        mock.patch.object(passes, "backend_for", return_value="triton"),
+        mock.patch.object(fire, "traced", return_value=False),
+        mock.patch.object(
+            triton.JITFunction, "run", lambda kernel, *_, **__: found.names.append(kernel.__name__)
+        ),
+        found,
+    ):
+        call()
+    return found.names
 
 
 class Chain(BlockNetwork):

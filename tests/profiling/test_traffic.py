@@ -15,15 +15,31 @@ ROOT = Path(__file__).parents[2]
 COUNT = """
 import json
 from unittest import mock
-from profiling.harness.traffic import of_bottleneck
+import torch
+from profiling.harness.traffic import launches, of_bottleneck
+from spiketriton_kernels import PROBE_FIELDS, multistep_bn_lif, multistep_lif
 found = {block: of_bottleneck(block) for block in ("plain", "sew", "ms")}
 with mock.patch("spiketriton.models.resnet.gives_current", return_value=False):
     found["ms, one by one"] = of_bottleneck("ms")
+x = torch.zeros(4, 2, 8, 4, 4, requires_grad=True)
+norm = [torch.ones(8, requires_grad=i < 2) for i in range(4)]
+def both(function, *given, **options):
+    out = []
+    names = launches(lambda: out.append(function(x, *given, **options)))
+    gradient, wanted = torch.zeros_like(x), [x, *given[:2], *options.values()]
+    return names, launches(lambda: torch.autograd.grad(out[0], wanted, gradient))
+found["launches"] = {
+    "lif": both(multistep_lif),
+    "plif": both(multistep_lif, decay=torch.tensor(0.5, requires_grad=True)),
+    "probe": both(multistep_lif, probe=torch.zeros(4, len(PROBE_FIELDS), requires_grad=True)),
+    "bn_lif": both(multistep_bn_lif, *norm),
+    "bn_lif+residual": both(multistep_bn_lif, *norm, residual=torch.zeros_like(x, requires_grad=True)),
+}
 print(json.dumps(found))
 """
 
 
-def test_an_ms_bottleneck_moves_26_tensors_instead_of_32():
+def test_an_ms_bottleneck_moves_26_tensors_instead_of_32_and_few_launches_are_small():
     """In tensors of 4 width channels; in a child process, because the interpreter launches nothing."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
@@ -31,7 +47,18 @@ def test_an_ms_bottleneck_moves_26_tensors_instead_of_32():
         [sys.executable, "-c", COUNT], capture_output=True, text=True, env=environment, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {
+    found = json.loads(done.stdout)
+    launched = found.pop("launches")
+    fire, walk, join = ["fire_kernel"], ["walk_kernel"], ["join_kernel"]
+    measured = ["statistics_kernel", "join_statistics_kernel", *fire]
+    assert launched == {
+        "lif": [fire, walk],
+        "plif": [fire, [*walk, "join_groups_kernel"]],
+        "probe": [fire, [*walk, "join_groups_kernel"]],
+        "bn_lif": [measured, [*walk, *join, *walk]],
+        "bn_lif+residual": [measured, [*walk, *join, "norm_backward_kernel"]],
+    }
+    assert found == {
         "plain": [8.5, 18.5],
         "sew": [8.5, 16.5],
         "ms": [9.5, 16.5],
