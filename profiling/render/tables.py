@@ -240,7 +240,7 @@ LAYOUTS: list[tuple[str, str, str, dict[str, Cell]]] = [
         "regs": key("registers", str),
         "spills": key("spills", str),
         "shared": key("shared", str),
-        "vector": key("vector_bytes", str),
+        "vector": key("vector_bytes", lambda width: "-" if width is None else str(width)),
         "loads": key("loads"),
         "stores": key("stores"),
         "B/elem.": key("bytes_per_element"),

@@ -633,8 +633,12 @@ def _walk_back(
     threshold, f_threshold, threshold_kind = _kind(neuron.threshold)
     width, f_width, width_kind = _kind(neuron.width)
     # Left alone, ptxas holds a long replay to 168 registers, for a third program on a processor, and spills for it.
-    chunked = chunk_length(T, neuron.has_norm) < T
-    registers = {"maxnreg": 255} if out.dy is not None and chunked and not torch.version.hip else {}
+    chunk = chunk_length(T, neuron.has_norm)
+    registers = (
+        {"maxnreg": 255} if out.dy is not None and chunk < T and not torch.version.hip else {}
+    )
+    # A gradient of the current is read ahead too: four steps of both would spill in a long chunk.
+    ahead = 4 if neuron.has_norm and (grad_current is None or chunk <= 10) else 2
     with torch.cuda.device_of(x):
         walk_kernel[(launched,)](
             grad_s, grad_current, x, residual, saved, v_init, grad_v_last, decay, threshold, width,
@@ -642,7 +646,7 @@ def _walk_back(
             out.dx, out.dy, out.v_init, partial_sums, partial_parameters, partial_step_gain, partial_probe,
             f_decay, 1.0 - f_decay, neuron.gain, f_threshold, neuron.v_reset, neuron.v_start, neuron.height, f_width,
             neuron.eps, neuron.bn_scale, count,
-            T=T, CHUNK=chunk_length(T, neuron.has_norm), AHEAD=4 if neuron.has_norm else 2,
+            T=T, CHUNK=chunk, AHEAD=ahead,
             programs=programs, **tiles.geometry,
             RESET=neuron.reset, DETACH=neuron.detach_reset, LEAKS_TO_RESET=neuron.leaks_to_reset,
             SHAPE=neuron.shape, REACH=REACH, DECAY=decay_kind, THRESHOLD=threshold_kind, WIDTH=width_kind,
