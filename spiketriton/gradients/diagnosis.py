@@ -7,8 +7,10 @@ from typing import Any, get_args
 import numpy as np
 
 from spiketriton.config import PlainNet
+from spiketriton.config import replace as change
 from spiketriton.gradients.aims import OPENED
 from spiketriton.gradients.calibration import Calibration, aim_after
+from spiketriton.gradients.holding import hold, holds
 from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.subject import Subject
 from spiketriton.gradients.variants import Experiment, Variant
@@ -172,7 +174,7 @@ def diagnose(subject: Subject, batches: int = 1) -> Diagnosis:
         aim=aim_after(recipe, experiment.calibration),
     )
     variants = experiment.variants()
-    found = cures(verdict, recipe) + _remembering(experiment, variants)
+    found = cures(verdict, recipe) + _remembering(experiment, variants) + _holding(experiment)
     factor = auto.width / experiment.width
     if auto.met and not 0.5 < factor < 2:
         variants.insert(2, experiment.scaled("surrogate as wide as auto makes it", factor))
@@ -195,6 +197,26 @@ def diagnose(subject: Subject, batches: int = 1) -> Diagnosis:
         synthetic=experiment.data.synthetic,
         device=experiment.placement.device.type,
     )
+
+
+def _holding(experiment: Experiment) -> list[Cure]:
+    """What keeps a trained net's width from becoming too wide, where the run does without it."""
+    recipe, found, step = experiment.recipe, experiment.calibration, experiment.subject.step
+    if not step or found is None or recipe.neuron.surrogate.hold:
+        return []
+    if not holds(change(recipe, "neuron.surrogate.hold=true"), found):
+        return []
+    model, autocast = experiment.prober().model, experiment.placement.autocast
+    threshold, loss = recipe.neuron.v_threshold, experiment.loss
+    held = hold(model, found, step, threshold, experiment.batches, loss, autocast)
+    if held is None:
+        return []
+    _, gain, width = held.held[-1]
+    why = (
+        f"the gradient has begun to grow from block to block ({found.goal} {gain:.3g}), where a width of "
+        f"{width:.3g} suits; it narrows the surrogate as the training goes on"
+    )
+    return [Cure("neuron.surrogate.hold=true", why)]
 
 
 def two_digits(overlap: float) -> str:

@@ -10,8 +10,10 @@ from spiketriton.config import Recipe
 from spiketriton.data import build_data
 from spiketriton.gradients import holding
 from spiketriton.gradients.calibration import Calibration, calibrate, probe_batches
+from spiketriton.gradients.diagnosis import diagnose
 from spiketriton.gradients.holding import AT_ONCE, LIMITS, SHARE, TIMES, hold, holds, interval
 from spiketriton.gradients.probing import Batch
+from spiketriton.gradients.subject import Subject, find_subject
 from spiketriton.models import Network, build_model
 from spiketriton.training.losses import build_loss
 from tests.small_runs import Lines, assert_equal, last_state, small_recipe, small_trainer
@@ -122,3 +124,19 @@ def test_a_run_narrows_its_widths_says_so_and_resumes_with_them(tmp_path: Path, 
     free = tmp_path / "free"
     small_trainer(free, *PLAIN, "neuron.surrogate.hold=false").fit()
     assert last_state(free)["calibration"]["held"] == []
+
+
+def test_diagnose_says_that_a_run_without_it_needs_it(tmp_path: Path, monkeypatch):
+    run, still = tmp_path / "run", "neuron.surrogate.hold=false"
+    small_trainer(run, *PLAIN, still, "train.max_steps=7").fit()
+
+    def changes(grown: float, *overrides: str) -> list[str]:
+        monkeypatch.setitem(holding.LIMITS, "block gain in a step", (grown, grown / 2))
+        found = diagnose(find_subject(str(run), overrides, lambda text: None))
+        return [cure.change for cure in found.cures if "hold" in cure.change]
+
+    assert changes(0.01) == ["neuron.surrogate.hold=true"]
+    assert changes(100.0) == []
+    assert changes(0.01, "neuron.surrogate.hold=true") == []
+    fresh = small_recipe(*PLAIN, still)
+    assert not any("hold" in cure.change for cure in diagnose(Subject(fresh, "fresh")).cures)
