@@ -89,7 +89,8 @@ class Display:
         if self._timed >= COST_STEPS and elapsed >= COST_SECONDS:
             rate = self._timed * self.plan.batch_size / elapsed
             left = duration(self.seconds_left(step, rate))
-            self.note(f"the rest of this run will take about {left} at {rate:.3g} images/s")
+            if step < self.plan.steps:
+                self.note(f"the rest of this run will take about {left} at {rate:.3g} images/s")
             self._timed = None
         else:
             self._timed += 1

@@ -1,6 +1,7 @@
 """Lines and tables that fit the screen: as wide as the terminal, and in a pipe as long as they are."""
 
 import os
+import shutil
 import sys
 import textwrap
 from collections.abc import Collection, Sequence
@@ -8,7 +9,7 @@ from functools import partial
 from typing import TextIO
 
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.text import Text
 
 GAP = 2  # blanks between columns, and between the parts of a line
@@ -21,7 +22,10 @@ def console_of(stream: TextIO | None = None) -> Console:
     live = stream.isatty()
     asked = os.environ.get("COLUMNS", "")
     width = int(asked) if asked.isdecimal() and int(asked) else ENDLESS
-    return Console(file=stream, force_terminal=live, width=None if live else width, highlight=False)
+    made = Console(file=stream, force_terminal=live, width=None if live else width, highlight=False)
+    if made.is_dumb_terminal:  # rich takes it for 80 columns, whatever it has
+        made.size = ConsoleDimensions(*shutil.get_terminal_size((80, 25)))
+    return made
 
 
 def fill(parts: Sequence[str], width: int, indent: str = "") -> list[str]:

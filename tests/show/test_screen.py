@@ -105,3 +105,14 @@ def test_a_pipe_has_no_edge_unless_it_is_given_one(monkeypatch):
     made = console_of(io.StringIO())
     say(made, "bold", style="bold")
     assert text_of(made) == "bold\n"
+
+
+@pytest.mark.parametrize("term", ["dumb", "xterm-256color"])
+@pytest.mark.parametrize("columns", [60, 120])
+def test_a_terminal_has_the_width_that_it_has(term, columns, monkeypatch):
+    """A dumb one, too: as within Emacs, or in the log of a service."""
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    assert console_of(terminal).width == columns
