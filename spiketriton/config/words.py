@@ -19,7 +19,7 @@ def number(value: float) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value in TOML, cut if it is long; what TOML writes in several parts is only named."""
+    """A value in TOML, cut if it is long; a table is only named."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
@@ -28,10 +28,9 @@ def shown(value: Any) -> str:
         return short(value)
     if isinstance(value, Mapping):
         return "a table"
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(shown, value))}]"
-    if isinstance(value, list):
-        return "an array"
+    if isinstance(value, list | tuple):
+        parts = ["an array" if isinstance(part, list) else shown(part) for part in value[:8]]
+        return f"[{', '.join([*parts, *['...'] * (len(value) > 8)])}]"
     return f"{short(value)} ({type(value).__name__})"
 
 

@@ -25,7 +25,7 @@ from tests.config.support import DOCS, GOOD, mine, refused
 
 BAD_VALUES = {
     "table for a value": (GOOD + "[train.lr]\nx = 1", ["train.lr = a table", "a number above 0"]),
-    "array for a value": (GOOD + "[train]\nlr = [1]", ["train.lr = an array", "a number"]),
+    "array for a value": (GOOD + "[train]\nlr = [1]", ["train.lr = [1]", "a number"]),
     "date for a value": (GOOD + "[train]\nlr = 2024-01-01", ["train.lr", "date", "a number"]),
     "bool for int": (GOOD + "[train]\nepochs = true", ["train.epochs = true", "an integer from 1"]),
     "bool for float": (GOOD + "[train]\nlr = false", ["train.lr = false", "a number above 0"]),
