@@ -104,6 +104,7 @@ QUICK = [
     *cases(("lif forward", "lif backward", *WALKS[:2]), ["sm_90"], ["bf16"], [32]),
     *cases(MAIN, ["sm_80", "sm_100", "gfx942"], ["bf16"], [10]),
     *cases(["lif backward"], ["sm_90"], ["bf16"], [16], reset="soft", detach_reset=False),
+    *cases(["lif backward"], ["sm_90"], ["bf16"], [16], **ATTACHED, surrogate="triangle"),
     *cases([f"{n} {way}" for n in STATES for way in WAYS], ["sm_90"], ["bf16"], [10]),
     *cases(["clif backward", "alif backward"], ["sm_90"], ["bf16"], [16]),
     *(
