@@ -11,7 +11,7 @@ from spiketriton.data import Data
 from spiketriton.errors import UserError
 from spiketriton.models import Network, count_parameters
 from spiketriton.show.display import Display
-from spiketriton.show.words import duration, percent, synthetic_note
+from spiketriton.show.words import duration, percent, speed, synthetic_note
 from spiketriton.training import environment
 from spiketriton.training.plan import Outcome, Plan
 from spiketriton.training.ranks import Ranks
@@ -101,7 +101,7 @@ def summary(display: Display, outcome: Outcome, folder: Path, pictures: Iterable
         rows += [("test accuracy there", percent(done.best_test_accuracy) + display.suffix)]
     rows += [("time", duration(done.seconds))]
     if outcome.images_per_s is not None:
-        rows += [("training speed", f"{outcome.images_per_s:.4g} images/s")]
+        rows += [("training speed", speed(outcome.images_per_s))]
     rows += [("peak memory", f"{outcome.peak_memory_mib:.0f} MiB")]
     if outcome.firing_rate is not None:
         rows += [("firing rate", f"{outcome.firing_rate:.3f} spikes per neuron and step")]

@@ -17,7 +17,7 @@ from rich.text import Text
 from spiketriton.errors import one_line, warn
 from spiketriton.runs.rows import Row
 from spiketriton.show.screen import console_of, fill, say, show_whole
-from spiketriton.show.words import COLOURS, coloured, duration, percent
+from spiketriton.show.words import COLOURS, coloured, duration, percent, speed
 from spiketriton.training.plan import Plan
 
 COST_SECONDS, COST_STEPS = 2.0, 3  # measured before the time that the run will take is reported
@@ -90,7 +90,7 @@ class Display:
             rate = self._timed * self.plan.batch_size / elapsed
             left = duration(self.seconds_left(step, rate))
             if step < self.plan.steps:
-                self.note(f"the rest of this run will take about {left} at {rate:.3g} images/s")
+                self.note(f"the rest of this run will take about {left} at {speed(rate)}")
             self._timed = None
         else:
             self._timed += 1
@@ -136,7 +136,7 @@ class Display:
         parts = [*self.position(row), f"loss {row['loss']:.4f}"]
         if row["firing_rate"] is not None:
             parts.append(f"firing {row['firing_rate']:.3f}")
-        parts.append(f"{row['images_per_s']:.3g} images/s")
+        parts.append(speed(row["images_per_s"]))
         if row["data_wait"] >= WAITING:
             parts.append(f"{row['data_wait']:.0%} waiting for data")
         left = duration(self.seconds_left(row["step"], row["images_per_s"]))
@@ -288,7 +288,7 @@ def numbers(row: Row) -> list[str]:
         f"loss {row['loss']:.4f}",
         f"lr {row['lr']:.2e}",
         f"gradient norm {row['grad_norm']:.3g}",
-        f"{row['images_per_s']:.3g} images/s",
+        speed(row["images_per_s"]),
         f"{row['data_wait']:.0%} waiting for data",
         f"{row['peak_memory_mib']:.0f} MiB",
     ]

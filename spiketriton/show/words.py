@@ -25,6 +25,12 @@ def percent(share: float) -> str:
     return f"{100 * share:.2f} %"
 
 
+def speed(images_per_s: float) -> str:
+    """`9.52 images/s`, `1,463 images/s`: three digits, or all before the point."""
+    number = f"{images_per_s:,.0f}" if images_per_s >= 999.5 else f"{images_per_s:.3g}"
+    return f"{number} images/s"
+
+
 def duration(seconds: float) -> str:
     """`45 s`, `12 min`, `3.2 h` or `5.1 days`."""
     for unit, length, limit in (("s", 1, 90), ("min", 60, 5400), ("h", 3600, 172800)):

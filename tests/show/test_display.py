@@ -12,7 +12,7 @@ from rich.console import Console
 
 from spiketriton.show.announcements import summary, what_next
 from spiketriton.show.display import Display, LiveDisplay, Quiet, make_display, numbers
-from spiketriton.show.words import duration
+from spiketriton.show.words import duration, speed
 from spiketriton.training.plan import Plan
 from tests.show.support import PLAN, outcome
 from tests.small_runs import small_recipe
@@ -212,7 +212,7 @@ def test_the_cost_takes_3_steps_and_2_seconds(seconds, at, monkeypatch):
         assert stream.getvalue() == ""
         now += seconds
         display.advance(step)
-    assert f" at {32 / seconds:.3g} images/s" in stream.getvalue()
+    assert f" at {speed(32 / seconds)}" in stream.getvalue()
 
 
 def test_a_test_while_the_cost_is_measured_starts_it_again(monkeypatch):

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from spiketriton.show.words import coloured, duration, percent, synthetic_note
+from spiketriton.show.words import coloured, duration, percent, speed, synthetic_note
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,13 @@ from spiketriton.show.words import coloured, duration, percent, synthetic_note
 )  # fmt: skip
 def test_durations(seconds, words):
     assert duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("rate", "number"), [(9.517, "9.52"), (320.4, "320"), (999.4, "999"), (999.6, "1,000"), (12345, "12,345")]
+)  # fmt: skip
+def test_a_speed_is_never_a_power_of_ten(rate, number):
+    assert speed(rate) == f"{number} images/s"
 
 
 def test_percent():
