@@ -106,6 +106,14 @@ $digits model.residual_gain=0.2 $width=0.6,1 --out "$out/held_digits_closed"
 paper="$r50_any model.block=plain neuron.kind=if time_steps=10 $adamw"
 $paper model.residual_gain=auto $width=auto --out "$out/held_paper"
 $paper model.residual_gain=0 $width=0.2,0.4,0.7,1 --out "$out/held_paper_fixed"
+$paper model.residual_gain=0 model.residual_bias=0,0.25 $width=0.47 --out "$out/held_paper_bias"
+# the same for the rule of plain blocks that counts within a time step and holds
+for net in "resnet44 neuron.reset=soft" "resnet32 neuron.kind=plif"; do
+    plain="model.block=plain model.name=$net"
+    name=${net%% *}
+    $held $plain --out "$out/held_$name"
+    $sweep $small $plain model.residual_gain=0 model.residual_bias=0.25 $width=0.6,1 --out "$out/held_${name}_fixed"
+done
 by_sgd="$sweep $small_any model.name=resnet32 model.block=plain $sgd"
 $by_sgd model.residual_gain=auto $width=auto --out "$out/held_sgd"
 $by_sgd model.residual_gain=0 model.residual_bias=0.25 $width=0.6,0.9 --out "$out/held_sgd_fixed"
