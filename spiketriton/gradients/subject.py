@@ -36,7 +36,13 @@ def find_subject(target: str, overrides: Sequence[str], warn: Callable[[str], No
     """
     path = Path(target)
     if not path.is_dir():
-        subject = Subject(load_recipe(path, overrides), f"recipe {path}")
+        try:
+            recipe = load_recipe(path, overrides)
+        except UserError as error:
+            if "no such recipe" not in str(error):
+                raise
+            raise UserError(f"{error}; or the folder of a run, which is not there either") from None
+        subject = Subject(recipe, f"recipe {path}")
     else:
         subject = _of_run(RunFolder.find(path), overrides, warn)
     if subject.recipe.neuron.kind == "relu":

@@ -33,6 +33,14 @@ def test_a_run_has_its_weights_and_its_calibration_unless_the_width_is_given(tmp
     assert find_subject(str(run), ["neuron.surrogate.width=0.3"], nothing).calibration is None
 
 
+def test_a_wrong_name_is_told_of_both(tmp_path):
+    with pytest.raises(UserError, match=r"runs/q9: no such recipe file.*or the folder of a run"):
+        find_subject(str(tmp_path / "runs" / "q9"), [], nothing)
+    with pytest.raises(UserError, match="time_stepz") as wrong:
+        find_subject("quickstart", ["time_stepz=2"], nothing)
+    assert "folder of a run" not in str(wrong.value)
+
+
 def test_folders_without_a_run_or_a_checkpoint(tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         find_subject(str(tmp_path), [], nothing)
