@@ -114,7 +114,7 @@ QUICK = [
     ),
     *cases(lowering.BY_SHAPE, ["sm_90"], ["bf16"], [10], size=[8, 24, 14, 14]),
     *cases(["bn_lif backward, dy"], ["sm_89", "sm_120"], ["bf16"], [10]),
-    *cases([CURRENT[1]], ["sm_90"], ["fp32"], [16]),
+    *cases(["lif backward", CURRENT[1]], ["sm_90"], ["fp32"], [16]),
 ]
 SLOW = [
     *cases(

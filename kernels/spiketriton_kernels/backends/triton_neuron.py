@@ -637,10 +637,11 @@ def _walk_back(
     registers = (
         {"maxnreg": 255} if out.dy is not None and chunk < T and not torch.version.hip else {}
     )
-    # A gradient of the current is read ahead too: four steps of both would spill in a long chunk. So would two where
-    # the slope takes most registers.
+    # A gradient of the current is read ahead too: four steps of both would spill in a long chunk. So would two steps of
+    # a neuron alone in float32, or where the slope takes most registers.
     ahead = 4 if neuron.has_norm and (grad_current is None or chunk <= 10) else 2
-    if not neuron.has_norm and neuron.shape == "triangle" and chunk > 12:
+    costly = x.element_size() == 4 or neuron.shape == "triangle"
+    if not neuron.has_norm and costly and chunk > 12:
         ahead = 1
     with torch.cuda.device_of(x):
         walk_kernel[(launched,)](
