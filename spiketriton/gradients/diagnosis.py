@@ -7,10 +7,8 @@ from typing import Any, get_args
 import numpy as np
 
 from spiketriton.config import PlainNet
-from spiketriton.config import replace as change
 from spiketriton.gradients.aims import OPENED
 from spiketriton.gradients.calibration import Calibration, aim_after
-from spiketriton.gradients.holding import hold, holds
 from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.subject import Subject
 from spiketriton.gradients.variants import Experiment, Variant
@@ -201,19 +199,12 @@ def diagnose(subject: Subject, batches: int = 1) -> Diagnosis:
 
 def _holding(experiment: Experiment) -> list[Cure]:
     """What keeps a trained net's width from becoming too wide, where the run does without it."""
-    recipe, found, step = experiment.recipe, experiment.calibration, experiment.subject.step
-    if not step or found is None or recipe.neuron.surrogate.hold:
-        return []
-    if not holds(change(recipe, "neuron.surrogate.hold=true"), found):
-        return []
-    model, autocast = experiment.prober().model, experiment.placement.autocast
-    threshold, loss = recipe.neuron.v_threshold, experiment.loss
-    held = hold(model, found, step, threshold, experiment.batches, loss, autocast)
+    held = None if experiment.recipe.neuron.surrogate.hold else experiment.held()
     if held is None:
         return []
     _, gain, width = held.held[-1]
     why = (
-        f"the gradient has begun to grow from block to block ({found.goal} {gain:.3g}), where a width of "
+        f"the gradient has begun to grow from block to block ({held.goal} {gain:.3g}), where a width of "
         f"{width:.3g} suits; it narrows the surrogate as the training goes on"
     )
     return [Cure("neuron.surrogate.hold=true", why)]

@@ -29,17 +29,20 @@ LIMITS: dict[Goal, tuple[float, float]] = {
     "block gain": (1.05, 0.95),
     "block gain in a step": (0.87, 0.8),
 }
-AT_ONCE = (
-    0.8  # a width is narrowed to this share of itself at most: where the gain hardly depends on it
-)
+# a width is narrowed to this share of itself at most, because the gain may hardly depend on it
+AT_ONCE = 0.8
 TIMES = 40  # in a training, and
 SHARE = 0.03  # of the images that are trained on, at most
 
 
 def holds(recipe: Recipe, found: Calibration) -> bool:
     """Whether the width is measured again during the recipe's training."""
-    plain = found.goal in LIMITS and recipe.model.block == "plain"
-    return recipe.neuron.surrogate.hold and plain
+    return recipe.neuron.surrogate.hold and may_outgrow(recipe, found)
+
+
+def may_outgrow(recipe: Recipe, found: Calibration) -> bool:
+    """Whether the gradient may come to grow with the width that was found."""
+    return found.goal in LIMITS and recipe.model.block == "plain"
 
 
 def interval(steps: int, batch_size: int, images: int) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from spiketriton.config import Recipe, load_recipe, replace
+from spiketriton.config.shipped import find_recipe
 from spiketriton.errors import UserError
 from spiketriton.gradients.calibration import Calibration, wants_calibration
 from spiketriton.runs.checkpoint import Checkpoints
@@ -37,12 +38,10 @@ def find_subject(target: str, overrides: Sequence[str], warn: Callable[[str], No
     path = Path(target)
     if not path.is_dir():
         try:
-            recipe = load_recipe(path, overrides)
+            file = find_recipe(path)
         except UserError as error:
-            if "no such recipe" not in str(error):
-                raise
             raise UserError(f"{error}; or the folder of a run, which is not there either") from None
-        subject = Subject(recipe, f"recipe {path}")
+        subject = Subject(load_recipe(file, overrides), f"recipe {path}")
     else:
         subject = _of_run(RunFolder.find(path), overrides, warn)
     if subject.recipe.neuron.kind == "relu":

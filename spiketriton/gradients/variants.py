@@ -24,6 +24,7 @@ from spiketriton.gradients.calibration import (
     probe_batches,
     wants_calibration,
 )
+from spiketriton.gradients.holding import hold, may_outgrow
 from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.probing import Prober, cut_time
 from spiketriton.gradients.subject import Subject
@@ -87,6 +88,15 @@ class Experiment:
             return known
         recipe = change(self.recipe, "neuron.surrogate.width=auto")
         return self._calibrate(recipe, self.build(recipe))
+
+    def held(self) -> Calibration | None:
+        """What holding the width makes of the run's own at these weights; None where it fits, or for a recipe."""
+        found, step = self.calibration, self.subject.step
+        if not step or found is None or not may_outgrow(self.recipe, found):
+            return None
+        model, threshold = self.prober().model, self.recipe.neuron.v_threshold
+        batches, autocast = self._calibrated_on, self.placement.autocast
+        return hold(model, found, step, threshold, batches, self.loss, autocast)
 
     def _calibrate(self, recipe: Recipe, model: Network) -> Calibration:
         autocast = self.placement.autocast
