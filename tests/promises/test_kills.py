@@ -200,9 +200,9 @@ def test_killed_at_random_instants(killer, unbroken, tmp_path, kills):
     )
 
 
-@pytest.mark.parametrize("death", ["write 1", "write 4", "rename 4", "rename 6"])
+@pytest.mark.parametrize("death", ["write 1", "write 4", "rename 4", "rename 6", "write 14"])
 def test_killed_in_the_middle_of_a_checkpoint(killer, unbroken, tmp_path, death):
-    """Half a file, a whole file without its name, and the moment between two renames."""
+    """Half a file, a whole file without its name, the moment between two renames, and the last of all."""
     torn = killer.torn
     assert killer.session(tmp_path / "run", death=death) < 0
     assert killer.torn == torn + 1

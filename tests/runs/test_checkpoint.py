@@ -200,6 +200,17 @@ def test_a_kill_between_the_renames_leaves_the_one_before(tmp_path, warnings):
     assert warnings == []
 
 
+def test_a_step_that_is_saved_again_replaces_itself_also_in_a_resumed_run(tmp_path):
+    """As after a test, when the run was killed between the two: the step before it is kept."""
+    first = Checkpoints(tmp_path, keep=2, warn=pytest.fail)
+    for step in (18, 21):
+        first.save_last(state(step))
+    resumed = Checkpoints(tmp_path, keep=2, warn=pytest.fail)
+    assert resumed.load()["step"] == 21
+    resumed.save_last(state(21))
+    assert [read_checkpoint(tmp_path / name)["step"] for name in ("last.pt", "last.1.pt")] == [21, 18]
+
+
 def test_another_recipe_is_refused_with_the_keys_that_differ():
     begun = small_recipe()
     given = small_recipe("train.lr=0.5", "neuron.tau=3", "train.schedule=cosine", "seed=4")
