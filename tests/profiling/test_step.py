@@ -60,6 +60,7 @@ def test_blocks_of_a_large_batch_are_checked_on_its_first_images(model, monkeypa
     one = bench(Options(CPU), *changes)
     for name, ((_, _, _, grad), output, _) in one.truth.blocks.items():
         assert output.shape[:2] == grad.shape[:2] == (2, 2), name
+        assert output.dtype == torch.float64, "the definition itself is too far off in float32"
     for mistakes, status in ([], Status.OK), (["neuron.tau=2.2"], Status.WRONG):
         assert Step(one, one.model(*mistakes), checked=True).check().status == status
 
@@ -100,7 +101,23 @@ def test_half_precision_allows_twice_what_the_definition_is_off_by(quick):
     assert one.truth.allowed_whole == expected
     exact = bench(quick)
     assert exact.truth.allowed == (1e-4, 0.05)
+    own = exact.truth.errors(Step(exact, exact.definition()))
+    expected = tuple(max(a, 2 * b) for a, b in zip((1e-4, 0.05), own, strict=True))
+    assert exact.truth.allowed_with_norm_of_torch == expected
     assert exact.truth.allowed_whole == (0.01, 0.25)
+
+
+def test_what_torchs_norm_is_off_by_is_allowed_to_contenders_that_have_it_alone(quick):
+    one = bench(quick)
+    one.truth.allowed_with_norm_of_torch = (1.0, 2.0)
+    mistake = one.model("neuron.tau=2.2"), one.model("neuron.tau=2.2")
+    ours, theirs = (
+        Step(one, m, checked=True, norm_of_torch=of)
+        for m, of in zip(mistake, (False, True), strict=True)
+    )
+    assert ours.check().status == Status.WRONG
+    assert one.truth.errors(theirs)[0] > 1e-4
+    assert "spikes differ" not in theirs.check().why
 
 
 def test_a_step_trains_on_the_next_batch_and_leaves_no_gradient(quick):

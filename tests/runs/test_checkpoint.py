@@ -208,7 +208,10 @@ def test_a_step_that_is_saved_again_replaces_itself_also_in_a_resumed_run(tmp_pa
     resumed = Checkpoints(tmp_path, keep=2, warn=pytest.fail)
     assert resumed.load()["step"] == 21
     resumed.save_last(state(21))
-    assert [read_checkpoint(tmp_path / name)["step"] for name in ("last.pt", "last.1.pt")] == [21, 18]
+    assert [read_checkpoint(tmp_path / name)["step"] for name in ("last.pt", "last.1.pt")] == [
+        21,
+        18,
+    ]
 
 
 def test_another_recipe_is_refused_with_the_keys_that_differ():
