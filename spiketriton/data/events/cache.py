@@ -32,7 +32,7 @@ from spiketriton.config import DataConfig
 from spiketriton.data.events.formats import read_events
 from spiketriton.data.events.frames import to_bytes, to_frames
 from spiketriton.data.events.recordings import CACHE, Recording, Recordings
-from spiketriton.data.once import in_processes, kept_in, say
+from spiketriton.data.once import in_processes, kept_in, say, size_in_words
 from spiketriton.errors import UserError
 
 VERSION = 1  # of the frames: another one for the same settings if they come out otherwise
@@ -200,7 +200,7 @@ def _build(folder: Path, job: Job, workers: int, name: str) -> np.ndarray:
             files.setdefault(recording.path, []).append(index)
     done = len(job.every) - sum(map(len, files.values()))
     say(
-        f"frames of {name}: {job.bytes / 1e9:.3g} GB in {folder}, built once"
+        f"frames of {name}: {size_in_words(job.bytes)} in {folder}, built once"
         + (f"; {done:,} of {len(job.every):,} recordings are there" if done else "")
     )
     requests = _Requests(folder, job, list(files.values()))
@@ -217,6 +217,11 @@ def _build(folder: Path, job: Job, workers: int, name: str) -> np.ndarray:
             "because a pixel had more than 255 of them in one bin; more time_steps or a larger "
             "data.image_size keep them"
         )
+    if len(empty := np.flatnonzero(facts["events"] == 0)):
+        say(
+            f"frames of {name}: {len(empty):,} of {len(facts):,} recordings hold no event, "
+            f"{job.every[empty[0]]} the first of them; their frames are empty"
+        )
     return np.array(facts)
 
 
@@ -230,8 +235,8 @@ def _opened(folder: Path, job: Job, name: str) -> tuple[np.memmap, np.memmap]:
         free = shutil.disk_usage(folder).free
         if free < job.bytes:
             raise UserError(
-                f"{name}: its frames need {job.bytes / 1e9:.3g} GB in {folder}, where "
-                f"{free / 1e9:.3g} GB are free; data.cache names another folder, and a smaller "
+                f"{name}: its frames need {size_in_words(job.bytes)} in {folder}, where "
+                f"{size_in_words(free)} are free; data.cache names another folder, and a smaller "
                 "data.image_size or time_steps needs less"
             )
         try:

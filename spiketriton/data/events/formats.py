@@ -147,6 +147,7 @@ def _format_of(path: Path, raw: bytes) -> str:
 def _checked(path: Path, found: Columns, sensor: Sensor | None, backward: Backward) -> np.ndarray:
     """The columns as one array; refuses the first event that cannot be, then the end of the file."""
     t, x, y = found.t, found.x, found.y
+    behind = t[1:] < t[:-1]
     wrong: list[tuple[int, str]] = []
     height, width = sensor or (1 << 16, 1 << 16)
     for name, values, limit in (("x", x, width), ("y", y, height)):
@@ -154,7 +155,7 @@ def _checked(path: Path, found: Columns, sensor: Sensor | None, backward: Backwa
             at = int(np.argmax((values < 0) | (values >= limit)))
             size = f"the sensor of {width} x {height}" if sensor else "0 to 65535"
             wrong.append((at, f"{name} = {values[at]} is outside {size}"))
-    if backward == "refuse" and (behind := t[1:] < t[:-1]).any():
+    if backward == "refuse" and behind.any():
         at = int(np.argmax(behind)) + 1
         why = f'time runs backward, from {t[at - 1]} to {t[at]} µs; backward = "sort" accepts that'
         wrong.append((at, why))
@@ -166,8 +167,8 @@ def _checked(path: Path, found: Columns, sensor: Sensor | None, backward: Backwa
     events = np.empty(len(t), EVENT)
     for name in ("t", "x", "y", "p"):
         events[name] = getattr(found, name)
-    if backward == "sort":
-        events = events[np.argsort(events["t"], kind="stable")]
+    if behind.any():
+        events = events[np.argsort(t, kind="stable")]
     return events
 
 

@@ -77,6 +77,12 @@ class Recording:
     label: int
     span: tuple[int, int] = WHOLE
 
+    def __str__(self) -> str:
+        """Its file, and which part of it."""
+        if self.span == WHOLE:
+            return str(self.path)
+        return f"{self.path} from {self.span[0]:,} to {self.span[1]:,} µs"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recordings:
@@ -295,7 +301,7 @@ def _in_classes(folder: Path, classes: Sequence[str], config: DataConfig) -> lis
     found = []
     for label, name in enumerate(classes):
         try:
-            paths = [p for p in (folder / name).iterdir() if p.suffix.lower() in ENDINGS]
+            paths = [p for p in (folder / name).iterdir() if _is_recording(p.name)]
         except OSError as error:
             raise UserError(f"{config.name}: {folder / name}: {error.strerror}") from None
         if not paths:
@@ -304,6 +310,11 @@ def _in_classes(folder: Path, classes: Sequence[str], config: DataConfig) -> lis
             )
         found += [Recording(path, label) for path in sorted(paths)]
     return found
+
+
+def _is_recording(name: str) -> bool:
+    """Hidden files are none: macOS writes ._0.npy next to 0.npy on other disks and in archives."""
+    return name.lower().endswith(ENDINGS) and not name.startswith(".")
 
 
 def _partitioned(found: Recordings, config: DataConfig) -> Recordings:

@@ -18,6 +18,7 @@ from spiketriton.data.events import cache, read_events, write_events
 from spiketriton.data.events.cache import FrameSplit, frames_of
 from spiketriton.data.events.frames import to_bytes, to_frames
 from spiketriton.data.events.recordings import RECORDINGS
+from spiketriton.data.once import size_in_words
 from spiketriton.errors import UserError
 from tests.small_data import data_recipe
 from tests.small_events import make_events
@@ -76,8 +77,8 @@ def test_parts_of_a_file_are_recordings_of_their_own(tmp_path):
 def test_a_second_build_reads_what_is_there(root, capsys):
     train, _ = build(root)
     said = capsys.readouterr().err
-    size = 24 * 3 * 2 * 8 * 8
-    assert f"frames of eventfolder: {size / 1e9:.3g} GB in {cache_of(root)}, built once" in said
+    assert 24 * 3 * 2 * 8 * 8 == 9216
+    assert f"frames of eventfolder: 9.22 kB in {cache_of(root)}, built once" in said
     stamp = (cache_of(root) / "frames.npy").stat().st_mtime_ns
     again, _ = build(root)
     assert capsys.readouterr().err == ""
@@ -228,7 +229,7 @@ def test_a_disk_that_is_too_small_is_named_before_any_work(root, monkeypatch):
     usage = shutil._ntuple_diskusage(10**9, 10**9 - 100, 100)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     monkeypatch.setattr(cache, "read_events", None)
-    with pytest.raises(UserError, match=r"need 9\.22e-06 GB in .*, where 1e-07 GB are free"):
+    with pytest.raises(UserError, match=r"need 9\.22 kB in .*, where 100 bytes are free"):
         build(root)
     assert not (cache_of(root) / "frames.npy").exists()
 
@@ -295,6 +296,41 @@ def test_counts_above_255_are_reported(root, capsys):
     assert train.facts["lost"].tolist() == [0, 0, 0, 3600 - 3 * 255] + [0] * 8
     assert train.read(np.array([3])).max() == 255
     assert "2,835 of " in capsys.readouterr().err
+
+
+def test_recordings_without_an_event_are_told(root, capsys):
+    build(root)
+    assert "no event" not in capsys.readouterr().err
+    for path in (root / "train" / "bee" / "2.bin", root / "val" / "cow" / "2.bin"):
+        path.write_bytes(b"")  # what a download leaves that failed
+    train, _ = build(root)
+    first = root / "train" / "bee" / "2.bin"
+    assert f"2 of 24 recordings hold no event, {first} the first" in capsys.readouterr().err
+    assert not train.read(np.array([6])).any()
+
+
+def test_a_gesture_behind_the_end_of_its_file_is_told(tmp_path, capsys):
+    folder = make_events(tmp_path, "dvs_gesture")
+    table = folder / "user02_led_labels.csv"
+    table.write_text("1,10000000,10200000\n2,90000000,90200000\n")
+    build(tmp_path, "dvs_gesture", "", steps=2, size=8)
+    part = f"{folder / 'user02_led.aedat'} from 90,000,000 to 90,200,000 µs"
+    assert f"1 of 35 recordings hold no event, {part} the first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1 kB"),
+        (999_600, "1 MB"),
+        (460_800_000, "461 MB"),
+        (1_234_567_890, "1.23 GB"),
+    ],
+)
+def test_sizes_are_in_words(size, words):
+    assert size_in_words(size) == words
 
 
 def test_workers_do_not_copy_the_frames(root):

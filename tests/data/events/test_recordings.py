@@ -114,6 +114,14 @@ def test_an_eventfolder_has_any_format_and_the_split_of_its_folders(tmp_path):
     assert all("val" in r.path.parts for r in found.test)
 
 
+def test_hidden_files_are_no_recordings(tmp_path):
+    make_events(tmp_path, "eventfolder", per_class=1)
+    (tmp_path / "train" / "ape" / "._0.npy").write_bytes(b"of a Mac")
+    found = read("eventfolder", tmp_path, FOLDER)
+    assert len(found.train) == 3
+    assert not any(r.path.name.startswith(".") for r in found.train)
+
+
 def test_an_eventfolder_of_classes_alone_takes_a_split_at_random(tmp_path):
     make_events(tmp_path, "eventfolder")
     (tmp_path / "train" / "event_frames").mkdir()  # a cache next to the classes is not one of them
