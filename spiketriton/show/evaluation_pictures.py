@@ -117,7 +117,7 @@ def energy(evaluations: list[Evaluation], title: str) -> Figure:
                 label=one.label,
             )
         figures.log_scale(axes, "x")
-        axes.set(title=name, xlabel="energy of one image (µJ, log scale)")
+        axes.set(title=name, xlabel=f"energy of one {evaluations[0].what} (µJ, log scale)")
     panels[0].set_ylabel("test accuracy (%)")
     panels[0].legend()
     figures.explain(

@@ -9,25 +9,14 @@ from spiketriton.trained.energy import BREAK_EVEN_RATES, ann_energy_pj
 from spiketriton.trained.evaluation import Evaluation
 
 ALL_STEPS = 16  # windows up to here are shown step by step, longer ones in powers of two
-STEP_HEAD = (
-    "run",
-    "T",
-    "accuracy %",
-    "95 %",
-    "million AC",
-    "million MAC",
-    "µJ",
-    "µJ with data",
-    "images/s",
-)
 STEP_LEGEND = (
-    "T: time steps before the answer. 95 %: where the accuracy on other such images is expected. "
-    "AC: accumulates, a weight added for a spike; MAC: multiply-accumulates; both of one image. "
+    "T: time steps before the answer{ms}. 95 %: where the accuracy on other such {what}s is expected. "
+    "AC: accumulates, a weight added for a spike; MAC: multiply-accumulates; both of one {what}. "
     "µJ: their energy in a 45 nm chip, estimated, without and with the movement of data."
 )
 LAYER_LEGEND = (
-    "share of the layer's {what}, in all steps, in the first and in the last; never, always: share "
-    "of its neurons that {did} for no image and step, or for every one. AC: see above."
+    "share of the layer's {active}, in all steps, in the first and in the last; never, always: share "
+    "of its neurons that {did} for no {what} and step, or for every one. AC: see above."
 )
 
 
@@ -35,8 +24,7 @@ def show(console: Console, evaluations: list[Evaluation], asked: list[int]) -> N
     """The tables; `asked`: the time steps to show, or none for a choice of them."""
     first = evaluations[0]
     note = ", synthetic images: the accuracy means nothing" if first.synthetic else ""
-    what = "recordings" if first.events else "images"
-    say(console, f"{first.images:,} test {what} of {first.data}{note}; {first.device}")
+    say(console, f"{first.images:,} test {first.what}s of {first.data}{note}; {first.device}")
     if first.checkpoint == "best":
         say(console, "checkpoint: best, chosen by its validation accuracy")
     console.print()
@@ -45,12 +33,12 @@ def show(console: Console, evaluations: list[Evaluation], asked: list[int]) -> N
     ]
     show_table(
         console,
-        "Accuracy and cost of one image",
-        STEP_HEAD,
+        f"Accuracy and cost of one {first.what}",
+        step_head(first),
         [cells for cells, _ in steps],
         keys=2,
         bold=[row for row, (_, own) in enumerate(steps) if own],
-        legend=STEP_LEGEND,
+        legend=step_legend(evaluations),
     )
     console.print()
     show_table(
@@ -67,21 +55,42 @@ def show(console: Console, evaluations: list[Evaluation], asked: list[int]) -> N
 
 def layer_legend(one: Evaluation) -> str:
     """What the heads of the layers' table mean."""
+    head, active, did = "rate %", "neurons that spike in a time step", "spiked"
     if one.kind == "ann":
-        return "active %: " + LAYER_LEGEND.format(what="values above 0", did="were above 0")
-    what = "neurons that spike in a time step"
-    return "rate %: " + LAYER_LEGEND.format(what=what, did="spiked")
+        head, active, did = "active %", "values above 0", "were above 0"
+    return f"{head}: " + LAYER_LEGEND.format(active=active, did=did, what=one.what)
+
+
+def step_head(one: Evaluation) -> tuple[str, ...]:
+    return (
+        "run",
+        "T",
+        "accuracy %",
+        "95 %",
+        "million AC",
+        "million MAC",
+        "µJ",
+        "µJ with data",
+        f"{one.what}s/s",
+    )
+
+
+def step_legend(evaluations: Sequence[Evaluation]) -> str:
+    """What the heads of the time steps' table mean."""
+    timed = any(one.ms_per_step is not None for one in evaluations)
+    ms = ", and the milliseconds of a recording that they are, in the mean" if timed else ""
+    return STEP_LEGEND.format(ms=ms, what=evaluations[0].what)
 
 
 def step_rows(one: Evaluation, asked: Sequence[int] = ()) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """A row below `STEP_HEAD` for each time step worth one, with that step."""
+    """A row below `step_head` for each time step worth one, with that step."""
     for t in chosen_steps(one, asked):
         low, high = one.interval[t - 1]
         yield (
             t,
             (
                 one.label,
-                f"{t}",
+                f"{t}" if one.ms_per_step is None else f"{t} ({t * one.ms_per_step:.0f} ms)",
                 f"{100 * one.accuracy[t - 1]:.2f}",
                 f"{100 * low:.1f}-{100 * high:.1f}",
                 f"{one.accumulates(t) / 1e6:.3f}",

@@ -56,8 +56,8 @@ def frames(one: Evaluation, title: str) -> Figure | None:
             axes.imshow(colours(sample.frames[step], most), interpolation="nearest")
             axes.set(xticks=[], yticks=[])
             axes.grid(False)
-            for side in axes.spines.values():
-                side.set_visible(False)
+            for side in axes.spines.values():  # most pixels are white, as the page is
+                side.set(visible=True, color=GREY, linewidth=0.5)
             answer = sample.answers[step]
             right = answer == sample.label
             axes.set_xlabel(_short(answer), fontsize=8, color=BLUE if right else ORANGE)

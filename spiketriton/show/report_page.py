@@ -17,11 +17,11 @@ from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import Row, read_json
 from spiketriton.show import evaluation_pictures, event_pictures, run_pictures
 from spiketriton.show.evaluation_tables import (
-    STEP_HEAD,
-    STEP_LEGEND,
     layer_head,
     layer_legend,
     layer_rows,
+    step_head,
+    step_legend,
     step_rows,
 )
 from spiketriton.show.evaluation_tables import verdict as run_in_sentences
@@ -147,12 +147,12 @@ def _facts(main: Evaluation | None, rows: list[Row]) -> str:
                 f"accuracy, 95 %: {100 * low:.1f}-{100 * high:.1f}",
             ),
             (f"{main.time_steps}", "time steps"),
-            (f"{main.energy_uj[at]:.3g} µJ", "energy of an image (operations)"),
+            (f"{main.energy_uj[at]:.3g} µJ", f"energy of one {main.what} (operations)"),
             (
                 f"{100 * main.mean_rate:.1f} %",
                 "of the neurons active" if main.kind == "ann" else "of the neurons spike in a step",
             ),
-            (f"{main.images_per_s:,.0f}", "images/s"),
+            (f"{main.images_per_s:,.0f}", f"{main.what}s/s"),
         ]
     if rows:
         facts.append((f"{rows[-1]['epoch']:g}", f"epochs, {rows[-1]['seconds'] / 60:.1f} minutes"))
@@ -166,7 +166,8 @@ def _accuracy(evaluations: list[Evaluation], title: str) -> Iterator[str]:
     yield _figure(evaluation_pictures.accuracy(evaluations, title), "accuracy by time steps")
     yield f"<ul>{''.join(f'<li>{escape(run_in_sentences(e, evaluations))}</li>' for e in evaluations)}</ul>"
     yield _figure(evaluation_pictures.confusion(evaluations[0], title), "confusion matrix")
-    yield _table(("class", "test images", "accuracy"), list(_class_rows(evaluations[0])))
+    head = ("class", f"test {evaluations[0].what}s", "accuracy")
+    yield _table(head, list(_class_rows(evaluations[0])))
 
 
 def _class_rows(one: Evaluation) -> Iterator[tuple[str, str, str]]:
@@ -200,10 +201,10 @@ def _cost(evaluations: list[Evaluation], title: str) -> Iterator[str]:
     if not evaluations:
         return
     rows = [(t == one.time_steps, row) for one in evaluations for t, row in step_rows(one)]
-    yield _table(STEP_HEAD, [row for _, row in rows], [own for own, _ in rows])
-    yield f"<p>{STEP_LEGEND}</p>"
+    yield _table(step_head(evaluations[0]), [row for _, row in rows], [own for own, _ in rows])
+    yield f"<p>{step_legend(evaluations)}</p>"
     yield (
-        "<p>Energy of one image at 45 nm, 32 bit: 4.6 pJ a multiply-accumulate, 0.9 pJ an "
+        f"<p>Energy of one {evaluations[0].what} at 45 nm, 32 bit: 4.6 pJ a multiply-accumulate, 0.9 pJ an "
         "accumulate. With data: 5 pJ more for each word read or written, with no reuse, in the "
         "spiking net and in the ANN alike. Neither is a measurement.</p>"
     )

@@ -62,16 +62,16 @@ def convert(run: Run, options: Options) -> tuple[Recipe, Network]:
     Raises:
         UserError: the run is not an ANN, or retraining it diverged.
     """
+    if run.facts.frames:
+        raise UserError(
+            f"{run.folder.path} sees recordings of {run.data.name}, a frame at each step: a converted "
+            "net needs its input to stay the same for many steps; accepted: the ANN of a run on images. "
+            "On recordings, spiking nets are trained (neuron.kind=lif)"
+        )
     if run.kind != "ann":
         raise UserError(
             f"{run.folder.path} is a {run.kind} run (neuron.kind = {run.recipe.neuron.kind!r}); "
             "accepted: its ANN twin, trained with neuron.kind=relu"
-        )
-    if run.facts.frames:
-        raise UserError(
-            f"{run.folder.path} sees recordings of {run.data.name}, a frame at each step: a converted "
-            "net needs its input to stay the same for many steps; accepted: a run on images, or train "
-            "its spiking twin"
         )
     if run.recipe.model.name == "net7b":
         raise UserError(

@@ -118,6 +118,11 @@ class Evaluation:
     raster: Raster | None = None  # of one image, for a picture
 
     @property
+    def what(self) -> str:
+        """What the run is tested on, one of it: an image, or a recording of events."""
+        return "recording" if self.events else "image"
+
+    @property
     def steps(self) -> int:
         """Time steps that were run."""
         return len(self.accuracy)

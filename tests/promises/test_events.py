@@ -136,6 +136,8 @@ def test_an_evaluation_counts_frame_by_frame(run, tmp_path, capsys):
     evaluate.main([str(run), "--out", str(tmp_path)])
     said = capsys.readouterr().out
     assert "40 test recordings of n_mnist (split official)" in said
+    assert "Accuracy and cost of one recording" in said
+    assert "image" not in said
     found = json.loads((tmp_path / "evaluation.json").read_text())
     loaded = load_run(run)
     correct, durations = torch.zeros(4), []
@@ -173,6 +175,8 @@ def test_the_report_shows_frames_and_an_animation(run, tmp_path):
     assert 'src="data:image/gif;base64,' in page
     assert "split official" in page
     assert "Events" in page
+    assert "energy of one recording" in page
+    assert "test recordings" in page
 
 
 def test_samples_are_the_frames_of_test_recordings(run):
@@ -201,8 +205,8 @@ def test_the_gradient_of_every_frame_is_monitored(run):
 
 
 def test_conversion_is_refused(root, run, tmp_path):
-    with pytest.raises(UserError, match="is a spiking run"):
-        convert.main([str(run)])
+    with pytest.raises(UserError, match=r"sees recordings of n_mnist, .* nets are trained"):
+        convert.main([str(run)])  # and not only its twin, which somebody would have trained
     twin = tmp_path / "twin"
     small_trainer(twin, *keys(root, "neuron.kind=relu", "train.max_steps=2")).fit()
     with pytest.raises(UserError, match="sees recordings of n_mnist, a frame at each step"):

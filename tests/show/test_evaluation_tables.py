@@ -7,12 +7,14 @@ import pytest
 from rich.console import Console
 
 from spiketriton.show.evaluation_tables import (
-    STEP_HEAD,
     chosen_steps,
     layer_head,
+    layer_legend,
     layer_rows,
     overtakes,
     show,
+    step_head,
+    step_legend,
     step_rows,
     verdict,
 )
@@ -21,7 +23,7 @@ from tests.show.support import ann, evaluation
 
 
 def row(one: Evaluation, t: int) -> dict[str, str]:
-    return dict(zip(STEP_HEAD, dict(step_rows(one))[t], strict=True))
+    return dict(zip(step_head(one), dict(step_rows(one))[t], strict=True))
 
 
 def test_the_columns_of_a_time_step():
@@ -40,6 +42,18 @@ def test_the_columns_of_a_time_step():
         "10.000",
     )
     assert twin["images/s"] == "1234"
+
+
+def test_recordings_are_no_images_and_last_milliseconds():
+    one = evaluation(events=True, ms_per_step=50.4)
+    assert row(one, 2)["T"] == "2 (101 ms)"
+    assert row(one, 3)["recordings/s"] == "1234"
+    assert row(evaluation(events=True), 2)["T"] == "2"  # bins of equally many events
+    words = step_legend([one]) + layer_legend(one)
+    assert "milliseconds of a recording" in words
+    assert "image" not in words
+    assert "milliseconds" not in step_legend([evaluation()])
+    assert "other such images" in step_legend([evaluation()])
 
 
 def test_the_columns_of_a_layer():
