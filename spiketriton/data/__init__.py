@@ -271,17 +271,18 @@ def _check_counts(recipe: Recipe, source: Source, available: int) -> None:
             f"{config.name} has only one class, {source.classes[0]}; accepted: two or more"
         )
     left = "" if available == len(source.train) else " left beside data.validation"
+    what = "recordings" if source.move == "events" else "images"
     for key, wanted, there, where in (
         ("data.train_images", config.train_images, available, left),
         ("data.test_images", config.test_images, len(source.test), ""),
     ):
         if wanted > there:
             raise UserError(
-                f"{key} = {wanted:,}, but {config.name} has only {there:,} images{where}"
+                f"{key} = {wanted:,}, but {config.name} has only {there:,} {what}{where}"
             )
     images = config.train_images or available
     if images < recipe.train.batch_size:
         raise UserError(
             f"train.batch_size = {recipe.train.batch_size:,} is more than the {images:,} training "
-            f"images of {config.name} (data.train_images = {config.train_images:,}; 0 means all)"
+            f"{what} of {config.name} (data.train_images = {config.train_images:,}; 0 means all)"
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spiketriton.show.figures import BLUE, GREY, ORANGE, new_figure
+from spiketriton.show.figures import BLUE, GREY, ORANGE, explain, new_figure
 from spiketriton.trained.evaluation import Evaluation, Sample
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def frames(one: Evaluation, title: str) -> Figure | None:
     steps = len(one.samples[0].answers)
     chosen = np.unique(np.linspace(0, steps - 1, min(steps, MOST_FRAMES)).round().astype(int))
     rows, columns = len(one.samples), len(chosen)
-    figure = new_figure(1 + 1.15 * columns, 0.9 + 1.45 * rows, title)
+    figure = new_figure(1 + 1.15 * columns, 1.1 + 1.45 * rows, title)
     grid = figure.subplots(rows, columns, squeeze=False)
     for row, sample in zip(grid, one.samples, strict=True):
         most = most_of(sample)
@@ -64,6 +64,11 @@ def frames(one: Evaluation, title: str) -> Figure | None:
         row[0].set_ylabel(_short(sample.label), fontsize=9)
     for axes, step in zip(grid[0], chosen, strict=True):
         axes.set_title(_moment(one, step + 1), fontsize=8, fontweight="normal", loc="center")
+    explain(
+        figure,
+        "pixels: blue where it got brighter, orange where darker; below a frame: the answer after it, "
+        "blue if it is right",
+    )
     return figure
 
 
