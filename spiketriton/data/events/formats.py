@@ -456,7 +456,8 @@ def _columns(
     whole = []
     for name, column in zip("txyp", columns, strict=True):
         if column.dtype.kind == "f":
-            bad = ~(np.abs(column) < 2.0**63) | (column != np.floor(column))
+            exact = column.astype(np.float64)  # 2^63 is beyond half precision
+            bad = ~(np.abs(exact) < 2.0**63) | (exact != np.floor(exact))
         else:
             bad = column > (1 << 63) - 1 if column.dtype.kind == "u" else np.zeros(1, bool)
         if bad.any():
