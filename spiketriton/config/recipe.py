@@ -173,7 +173,7 @@ class DataConfig(TableOfPart):
     validation: float | str = key(
         0.0,
         "training images that are held out to choose weights by: a share of them, the same of every "
-        "class and for every seed, or the folder of an `imagefolder` that holds them; 0: none",
+        "class and for every seed, or the folder of an `imagefolder` or `eventfolder` that holds them; 0: none",
         SHARE,
     )
     sampler: Literal["shuffle", "balanced"] = key(

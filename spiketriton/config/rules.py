@@ -134,9 +134,14 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[str]:
     stones = values["train.milestones"]
     if list(stones) != sorted(set(stones)):
         yield f"train.milestones = {shown(stones)}: accepted: shares that rise, each once"
-    if isinstance(validation, str) and values["data.name"] != "imagefolder":
+    folders = values["data.name"] == "imagefolder" or (
+        values["data.name"] == "eventfolder" and values["data.split"] == "official"
+    )
+    if isinstance(validation, str) and not folders:
+        split = f" with data.split = {shown(values['data.split'])}"
         yield (
-            f"data.validation = {shown(validation)}: {values['data.name']} has no folders of splits; "
+            f"data.validation = {shown(validation)}: {values['data.name']} has no folders of splits"
+            f"{split if values['data.name'] == 'eventfolder' else ''}; "
             "accepted with it: a number from 0, below 1"
         )
     if name in (*get_args(PlainNet), "vggsnn") and block != "plain":

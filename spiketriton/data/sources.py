@@ -27,7 +27,7 @@ from spiketriton.data.download import (
     unpacked,
 )
 from spiketriton.data.events.cache import FrameSplit
-from spiketriton.data.splits import ArraySplit, FileSplit, RepeatedSplit
+from spiketriton.data.splits import ArraySplit, FileSplit, RepeatedSplit, folders_of_splits
 from spiketriton.errors import UserError, one_line
 
 IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -53,7 +53,9 @@ class Source:
 
     train: ArraySplit | FileSplit | FrameSplit
     test: ArraySplit | FileSplit | FrameSplit
-    validation: ArraySplit | FileSplit | None = None  # of its own, beside the training images
+    validation: ArraySplit | FileSplit | FrameSplit | None = (
+        None  # of its own, beside the training images
+    )
     classes: tuple[str, ...]
     channels: int
     image_size: int  # default side of the square images that the network sees
@@ -92,25 +94,13 @@ def imagenette(config: DataConfig) -> Source:
 def imagefolder(config: DataConfig) -> Source:
     """Your own photographs: root/train/<class>/*, and root/val/<class>/* or root/test/<class>/*."""
     root = data_root(config)
-    held_out = [config.validation] if isinstance(config.validation, str) else []
-    test_name = "val" if (root / "val").is_dir() and held_out != ["val"] else "test"
-    for name in ("train", test_name, *held_out):
-        if not (root / name).is_dir():
-            raise UserError(
-                f"imagefolder: no folder {root / name}; data.root must hold "
-                "train/<class>/ and val/<class>/ (or test/<class>/) with images"
-            )
-    if set(held_out) & {"train", test_name}:
-        raise UserError(
-            f'imagefolder: data.validation = "{held_out[0]}" is the folder of other images; accepted: '
-            "a folder beside train and test, or a share"
-        )
+    names = folders_of_splits(root, config, "images")
 
     def read(split: str) -> tuple[list[str], list[tuple[str, int]]]:
         found = _VisibleFolders(root / split, loader=str, is_valid_file=_is_image)
         return found.classes, found.samples
 
-    return _photographs(read, root, ["train", test_name, *held_out], config)
+    return _photographs(read, root, names, config)
 
 
 IMAGE_ENDINGS = (*datasets.folder.IMG_EXTENSIONS, ".gif")

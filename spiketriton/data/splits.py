@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
 
+from spiketriton.config import DataConfig
 from spiketriton.errors import UserError, one_line
 
 
@@ -26,6 +27,28 @@ class Split(Protocol):
 
     def read(self, indices: np.ndarray) -> Any:
         """Raw images, in the order of the indices."""
+
+
+def folders_of_splits(root: Path, config: DataConfig, holding: str) -> list[str]:
+    """Names of the folders in `root` to train on, to test on and, if data.validation names it, to choose by.
+
+    Tested is val, or test where there is no val or val is chosen by. `holding` ends what data.root
+    must hold, in words. UserError: a folder is missing, or has two purposes.
+    """
+    held_out = [config.validation] if isinstance(config.validation, str) else []
+    test = "val" if (root / "val").is_dir() and held_out != ["val"] else "test"
+    for name in ("train", test, *held_out):
+        if not (root / name).is_dir():
+            raise UserError(
+                f"{config.name}: no folder {root / name}; data.root must hold train/<class>/ and "
+                f"val/<class>/ (or test/<class>/) with {holding}"
+            )
+    if set(held_out) & {"train", test}:
+        raise UserError(
+            f'{config.name}: data.validation = "{held_out[0]}" is the folder of other images; accepted: '
+            "a folder beside train and test, or a share"
+        )
+    return ["train", test, *held_out]
 
 
 class ArraySplit:

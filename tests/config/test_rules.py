@@ -82,6 +82,15 @@ BAD_COMBINATIONS = {
         GOOD.replace("[data]", '[data]\nvalidation = "val"', 1),
         ['data.validation = "val"', "digits has no folders", "from 0, below 1"],
     ),
+    "a folder of validation beside a random split": (
+        GOOD.replace(
+            'name = "digits"', 'name = "eventfolder"\nsplit = "random90"\nvalidation = "val"', 1
+        ),
+        [
+            'data.validation = "val"',
+            'eventfolder has no folders of splits with data.split = "random90"',
+        ],
+    ),
     "patience without validation": (
         GOOD + "[train]\npatience = 3",
         ["train.patience = 3", "images held out", "data.validation is 0.0"],

@@ -296,5 +296,22 @@ def test_every_data_set_trains(tmp_path, name):
     )
 
 
+def test_recordings_of_a_folder_choose_the_weights(tmp_path):
+    make_events(tmp_path, "eventfolder", per_class=4, count=100)
+    shutil.copytree(tmp_path / "val", tmp_path / "test")
+    given = keys(tmp_path, "data.name=eventfolder", "data.sensor=50x40", "data.validation=val")
+    data = build_data(small_recipe(*given))
+    assert (data.train.images, data.validation.images, data.test.images) == (12, 12, 12)
+    loaded = [next(iter(part))[0] for part in (data.validation, data.test)]
+    assert torch.equal(*loaded)  # of the same recordings, copied
+    trainer = small_trainer(tmp_path / "run", *given, "train.max_steps=2", "train.batch_size=4")
+    trainer.fit()
+    rows = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert any("validation_accuracy" in row for row in rows)
+    assert (tmp_path / "run" / "checkpoints" / "best.pt").is_file()
+
+
 if __name__ == "__main__":
     play(Path(sys.argv[1]), Path(sys.argv[2]))

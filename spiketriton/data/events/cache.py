@@ -71,8 +71,10 @@ class FrameSplit:
 
 def frames_of(
     recordings: Recordings, config: DataConfig, *, steps: int, size: int, workers: int
-) -> tuple[FrameSplit, FrameSplit]:
-    """The training and test recordings as frames, built now if they are not on the disk yet.
+) -> list[FrameSplit]:
+    """The training, test and, if there are any, validation recordings as frames.
+
+    Frames are built now if they are not on the disk yet.
 
     Args:
         recordings: of the data set.
@@ -84,7 +86,10 @@ def frames_of(
     Raises:
         UserError: a recording is damaged, the folder cannot be written, or the disk is too small.
     """
-    every = sorted({*recordings.train, *recordings.test}, key=lambda r: (str(r.path), r.span))
+    every = sorted(
+        {*recordings.train, *recordings.test, *recordings.validation},
+        key=lambda r: (str(r.path), r.span),
+    )
     job = Job(recordings, every, config.bins, steps, size)
     folder = kept_in(config, CACHE) / f"{config.name}-{job.digest[:16]}"
     facts = _complete(folder, job)
@@ -107,7 +112,8 @@ def frames_of(
         labels = [recording.label for recording in part]
         return FrameSplit(folder / "frames.npy", rows, labels, facts[rows])
 
-    return split(recordings.train), split(recordings.test)
+    held_out = [recordings.validation] if recordings.validation else []
+    return [split(part) for part in (recordings.train, recordings.test, *held_out)]
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from spiketriton.data.download import RemoteFile, data_root, unpacked
 from spiketriton.data.events import simulated
 from spiketriton.data.events.formats import DVS128, FORMATS, Sensor
 from spiketriton.data.events.partition import held_out, number_of
+from spiketriton.data.splits import folders_of_splits
 from spiketriton.errors import UserError, one_line
 
 ENDINGS = tuple(sorted({format.ending for format in FORMATS.values()}))
@@ -92,6 +93,7 @@ class Recordings:
     classes: tuple[str, ...]
     train: Sequence[Recording]
     test: Sequence[Recording]
+    validation: Sequence[Recording] = ()  # of a folder of their own
     format: str  # a key of `FORMATS`, or "auto"
     sensor: Sensor
     size: int  # default side in pixels of the frames
@@ -211,21 +213,17 @@ def eventfolder(config: DataConfig) -> Recordings:
         classes = _class_folders(root, config)
         found = replace(found, classes=classes, train=_in_classes(root, classes, config))
         return _partitioned(found, config)
-    names = ("train", "val" if (root / "val").is_dir() else "test")
-    for name in names:
-        if not (root / name).is_dir():
+    names = folders_of_splits(root, config, 'recordings, or <class>/ with data.split = "random90"')
+    classes = _class_folders(root / "train", config)
+    for name in names[1:]:
+        if (others := _class_folders(root / name, config)) != classes:
             raise UserError(
-                f"eventfolder: no folder {root / name}; data.root must hold train/<class>/ and "
-                'val/<class>/ (or test/<class>/) with recordings, or <class>/ with data.split = "random90"'
+                f"eventfolder: {root} has different classes in train ({', '.join(classes)}) and "
+                f"{name} ({', '.join(others)})"
             )
-    classes, others = (_class_folders(root / name, config) for name in names)
-    if classes != others:
-        raise UserError(
-            f"eventfolder: {root} has different classes in {names[0]} ({', '.join(classes)}) and "
-            f"{names[1]} ({', '.join(others)})"
-        )
-    train, test = (_in_classes(root / name, classes, config) for name in names)
-    return replace(found, classes=classes, train=train, test=test)
+    train, test, *held_out = (_in_classes(root / name, classes, config) for name in names)
+    validation = held_out[0] if held_out else ()
+    return replace(found, classes=classes, train=train, test=test, validation=validation)
 
 
 def digits_dvs(config: DataConfig) -> Recordings:

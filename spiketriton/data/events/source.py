@@ -8,7 +8,7 @@ from spiketriton.data.sources import Source
 
 
 def event_source(recipe: Recipe) -> Source:
-    """The two sets of a data set of event cameras; computes their frames the first time.
+    """The sets of a data set of event cameras; computes their frames the first time.
 
     UserError: recordings are missing or damaged, or the frames cannot be written.
     """
@@ -16,10 +16,13 @@ def event_source(recipe: Recipe) -> Source:
     found = RECORDINGS[config.name](config)
     size = config.image_size or found.size
     workers = workers_of(config)
-    train, test = frames_of(found, config, steps=recipe.time_steps, size=size, workers=workers)
+    train, test, *held_out = frames_of(
+        found, config, steps=recipe.time_steps, size=size, workers=workers
+    )
     return Source(
         train=train,
         test=test,
+        validation=held_out[0] if held_out else None,
         classes=found.classes,
         channels=2,
         image_size=size,

@@ -152,6 +152,24 @@ def test_what_an_eventfolder_lacks_is_named(tmp_path):
     refused(r"train/dog holds no recording; accepted: \.aedat, \.bin, \.npy, \.npz")
 
 
+def test_validation_may_have_a_folder_of_its_own(tmp_path):
+    make_events(tmp_path, "eventfolder", per_class=2)
+    held_out = f'{FOLDER}\nvalidation = "val"'
+    with pytest.raises(UserError, match=r"eventfolder: no folder .*/test; data\.root must hold"):
+        read("eventfolder", tmp_path, held_out)
+    shutil.copytree(tmp_path / "val", tmp_path / "test")
+    found = read("eventfolder", tmp_path, held_out)
+    for part, name in ((found.test, "test"), (found.validation, "val"), (found.train, "train")):
+        assert len(part) == 6
+        assert {r.path.parts[-3] for r in part} == {name}
+    assert not read("eventfolder", tmp_path, FOLDER).validation
+    with pytest.raises(UserError, match="is the folder of other images"):
+        read("eventfolder", tmp_path, f'{FOLDER}\nvalidation = "train"')
+    (tmp_path / "val" / "ape").rename(tmp_path / "val" / "gnu")
+    with pytest.raises(UserError, match=r"different classes in train \(ape.* and val \(bee"):
+        read("eventfolder", tmp_path, held_out)
+
+
 def test_aedat2_says_its_sensor(tmp_path):
     make_events(tmp_path, "eventfolder", per_class=1)
     assert read("eventfolder", tmp_path, 'format = "aedat2"').sensor == (128, 128)
