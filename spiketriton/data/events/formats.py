@@ -79,7 +79,7 @@ def read_events(
             of equal time as they were.
 
     Raises:
-        UserError: the file cannot be read, or the format is not known.
+        UserError: the file cannot be read, the format is not known, or `sensor` is not height and width.
         DamagedEvents: it is cut short, or holds events that cannot be; names the byte and the number
             of whole events before it.
     """
@@ -88,6 +88,10 @@ def read_events(
         raise UserError(f'format "{format}": accepted: auto, {", ".join(FORMATS)}')
     if backward not in ("refuse", "sort"):
         raise UserError(f'backward = "{backward}": accepted: refuse, sort')
+    if sensor is not None and not (
+        len(sensor) == 2 and all(isinstance(side, int | np.integer) and side > 0 for side in sensor)
+    ):
+        raise UserError(f"sensor = {sensor!r}: accepted: height and width in pixels, as (260, 346)")
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -134,9 +138,8 @@ def _format_of(path: Path, raw: bytes) -> str:
         for name, start in (("aedat2", b"#!AER-DAT2."), ("aedat3", b"#!AER-DAT3.")):
             if raw.startswith(start):
                 return name
-        raise UserError(
-            f"{path} begins with {raw[:14]!r}; accepted of .aedat: #!AER-DAT2. and #!AER-DAT3."
-        )
+        begins = f"begins with {raw[:14]!r}" if raw else "is empty"
+        raise UserError(f"{path} {begins}; accepted of .aedat: #!AER-DAT2. and #!AER-DAT3.")
     if ending[1:] in FORMATS:
         return ending[1:]
     raise UserError(

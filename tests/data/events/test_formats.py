@@ -333,6 +333,16 @@ def test_other_contents_are_named(tmp_path):
         read_events(npz, "avi")
     with pytest.raises(UserError, match='backward = "drop": accepted: refuse, sort'):
         read_events(npz, backward="drop")
+    (tmp_path / "empty.aedat").write_bytes(b"")
+    assert "empty.aedat is empty; accepted of .aedat" in refused(tmp_path / "empty.aedat")
+
+
+@pytest.mark.parametrize("sensor", ["346x260", (260,), (0, 346), (260.0, 346.0)])
+def test_a_sensor_is_height_and_width(sensor, tmp_path):
+    path = file_of(tmp_path, "npy", stream(3))
+    with pytest.raises(UserError, match=r"^sensor = .*: accepted: height and width in pixels"):
+        read_events(path, sensor=sensor)
+    assert len(read_events(path, sensor=[np.int64(34), 34])) == 3
 
 
 def test_what_cannot_be_written_is_refused(tmp_path):
