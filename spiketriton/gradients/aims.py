@@ -48,10 +48,8 @@ class Aim:
 
     def growth(self, places: int) -> float:
         """The first gradient by the last of `places` in a row, where the aim is met; 1 if it names no gain."""
-        named = self.goal in (
-            "depth gain",
-            "block gain",
-        )  # what crosses time steps, as training has it
+        # "in a step" leaves out what crosses time steps, which training has
+        named = self.goal in ("depth gain", "block gain")
         return self.target ** max(places - 1, 0) if named else 1.0
 
 

@@ -33,6 +33,7 @@ GAINS = (1.0, 0.7, 0.5, 0.35, 0.2, 0.1, 0.0)
 ENOUGH = 0.3
 GOOD_BIAS = 0.95  # of the mean overlap with the best bias
 MARGINS = (0.0, 0.1, 0.25, 0.4)  # of the threshold
+SILENT = 0.9  # of the bias that would make silent neurons fire
 AJAR = 0.1  # the gain at which margins are compared
 
 
@@ -125,9 +126,17 @@ def _smallest_good(margins: list[tuple[float, float]]) -> float:
 
 
 def _biases(recipe: Recipe) -> list[float]:
-    """Biases with which a spike of the shortcut, by itself, lifts h above the threshold by a margin."""
+    """None, and those with which a spike of the shortcut, by itself, lifts h above the threshold by a margin.
+
+    Of these only such as leave neurons without a spike below the threshold in all time steps; where there are none,
+    the smallest of them, and one with which they stay below it.
+    """
     neuron = recipe.neuron
-    gain = 1 / neuron.tau if neuron.decay_input and neuron.kind in ("lif", "plif") else 1.0
+    leaky = neuron.kind in ("lif", "plif")
+    gain = 1 / neuron.tau if neuron.decay_input and leaky else 1.0
+    decay = 1 - 1 / neuron.tau if leaky else 1.0
     enough = neuron.v_threshold / gain
-    margins = MARGINS if neuron.kind in ("lif", "plif") else (0.0,)
-    return sorted({0.0, *(enough - 1 + margin * enough for margin in margins)})
+    lifting = [enough - 1 + margin * enough for margin in (MARGINS if leaky else (0.0,))]
+    added_up = gain * sum(decay**t for t in range(recipe.time_steps))  # h of a bias of 1 alone
+    silent = neuron.v_threshold / added_up
+    return sorted({0.0, *([b for b in lifting if b < silent] or [lifting[0], SILENT * silent])})
