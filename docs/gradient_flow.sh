@@ -78,6 +78,17 @@ $sweep $small model.name=resnet20 model.block=sew model.residual_gain=0,0.2,1 $w
 $sweep $small model.name=resnet20 model.block=ms model.residual_gain=1 $width=0.6 --out "$out/start_ms_usual"
 $sweep $small model.name=resnet20,resnet56 model.block=plain,sew,ms model.residual_gain=auto $width=auto \
     --out "$out/start_small_auto"
+$sweep $small model.name=resnet20 model.block=plain,sew,ms model.residual_gain=auto $width=auto seed=1,2 \
+    --out "$out/start_r20_seeds"
+$sweep $small model.name=resnet20 model.block=sew,ms model.residual_gain=1 $width=0.6 $seeds --out "$out/start_r20_open"
+# plain blocks whose threshold a spike does not reach
+short="$sweep model.width=8 data.image_size=14 train.batch_size=32 train.max_steps=300 data.test_images=1000 $fast_adamw
+    model.name=resnet20 model.block=plain"
+for neuron in neuron.decay_input=true neuron.v_threshold=2.0; do
+    $short $neuron model.residual_gain=auto $width=auto --out "$out/lifted_${neuron#neuron.}"
+done
+$short neuron.decay_input=true model.residual_gain=1 $width=auto --out "$out/lifted_usual"
+$short neuron.decay_input=true model.residual_gain=0 model.residual_bias=1,1.5 $width=1 --out "$out/lifted_fixed"
 $sweep $resnet model.name=resnet56 model.block=sew $fast_adamw model.residual_gain=0.35 $width=0.6,0.96 \
     --out "$out/start_sew56"
 $sweep $resnet model.name=resnet56 model.block=sew $fast_adamw model.residual_gain=0.5,0.7,1 $width=0.42 \
@@ -99,11 +110,14 @@ soft="model.name=resnet44 model.block=sew neuron.reset=soft"
 $held $soft --out "$out/held_soft"
 $sweep $small $soft model.residual_gain=1 $width=0.3,0.6 --out "$out/held_soft_usual"
 $sweep $small $soft model.residual_gain=0.2 $width=0.6 --out "$out/held_soft_closed"
-digits="$sweep model.name=resnet44 model.block=ms model.width=8 data.name=digits data.image_size=8 data.test_images=0
+digits="$sweep model.name=resnet44 model.width=8 data.name=digits data.image_size=8 data.test_images=0
     train.batch_size=32 train.epochs=20 train.max_steps=400 $fast_adamw"
-$digits model.residual_gain=auto $width=auto --out "$out/held_digits"
-$digits model.residual_gain=1 $width=0.6 --out "$out/held_digits_usual"
-$digits model.residual_gain=0.2 $width=0.6,1 --out "$out/held_digits_closed"
+$digits model.block=ms model.residual_gain=auto $width=auto --out "$out/held_digits"
+$digits model.block=ms model.residual_gain=1 $width=0.6 --out "$out/held_digits_usual"
+$digits model.block=ms model.residual_gain=0.2 $width=0.6,1 --out "$out/held_digits_closed"
+plain_digits="$digits model.block=plain $seeds"
+$plain_digits model.residual_gain=auto $width=auto --out "$out/held_digits_plain"
+$plain_digits model.residual_gain=0 model.residual_bias=0.25 $width=0.6,1 --out "$out/held_digits_plain_fixed"
 paper="$r50_any model.block=plain neuron.kind=if time_steps=10 $adamw"
 $paper model.residual_gain=auto $width=auto --out "$out/held_paper"
 $paper model.residual_gain=0 $width=0.2,0.4,0.7,1 --out "$out/held_paper_fixed"
@@ -118,6 +132,9 @@ done
 by_sgd="$sweep $small_any model.name=resnet32 model.block=plain $sgd"
 $by_sgd model.residual_gain=auto $width=auto --out "$out/held_sgd"
 $by_sgd model.residual_gain=0 model.residual_bias=0.25 $width=0.6,0.9 --out "$out/held_sgd_fixed"
+sew_by_sgd="$sweep $small_any model.name=resnet32 model.block=sew $sgd"
+$sew_by_sgd model.residual_gain=auto $width=auto --out "$out/held_sgd_sew"
+$sew_by_sgd model.residual_gain=0.2,1 $width=0.6 --out "$out/held_sgd_sew_fixed"
 for optimizer in adamw sgd; do
     eval "settings=\$$optimizer"
     $sweep $settings model.depth=50 model.start=identity $width=0.52,0.62 --out "$out/held_identity_$optimizer"
