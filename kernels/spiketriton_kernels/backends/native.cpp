@@ -216,6 +216,16 @@ bool streams(const Call &c, const void *to) {
     return to && c.steps * row > BEYOND_CACHES && row % 64 == 0 && reinterpret_cast<uintptr_t>(to) % 64 == 0;
 }
 
+// A parameter's values of a block, or the one of all neurons, which stays in a register: a load less for each vector.
+struct Values {
+    const Accumulator *values;
+    bool one;
+    V first;
+
+    Values(const std::vector<Accumulator> &of, int64_t size) : values(of.data()), one(size <= 1), first(load(of.data())) {}
+    V at(int i) const { return one ? first : load(values + i); }
+};
+
 // The recurrence, written once: (v, current) -> (h, v). KIND is the reset, and for hard reset where the leak pulls.
 enum Kind { SUBTRACT, TO_ZERO_LEAK, TO_RESET_LEAK, NO_RESET };
 
@@ -252,8 +262,8 @@ struct Forth {
 template <class T, class A, int KIND, bool NORM, bool RESIDUAL, bool FIRE>
 void forth_block(const Block<A> &b, const Forth<T, A> &s) {
     const A gain = A(b.c.gain), v_reset = A(b.c.v_reset);
-    const A *decays = b.decay.data(), *leaks = b.leak.data(), *thresholds = b.threshold.data(), *means = b.mean.data(),
-            *scales = b.scale.data(), *biases = b.bias.data();
+    const A *leaks = b.leak.data(), *means = b.mean.data(), *scales = b.scale.data(), *biases = b.bias.data();
+    const Values decays(b.decay, b.c.decay_size), thresholds(b.threshold, b.c.threshold_size);
     A *vs = s.v;
     for (int64_t t = 0; t < s.steps; t++) {
         const int64_t row = t * s.stride, next = later(t, s.steps, s.stride, s.size);
@@ -271,8 +281,8 @@ void forth_block(const Block<A> &b, const Forth<T, A> &s) {
             V current = get<PART>(x + i, m);
             if constexpr (NORM) current = k * ((current - load(means + i)) * load(scales + i) + load(biases + i));
             if constexpr (RESIDUAL) current = current + get<PART>(residual + i, m);
-            const V threshold = load(thresholds + i), leak = KIND == TO_RESET_LEAK ? load(leaks + i) : V{};
-            const V h = charge<KIND>(load(vs + i), current, load(decays + i), leak, gain, v_reset);
+            const V threshold = thresholds.at(i), leak = KIND == TO_RESET_LEAK ? load(leaks + i) : V{};
+            const V h = charge<KIND>(load(vs + i), current, decays.at(i), leak, gain, v_reset);
             if constexpr (FIRE) {
                 if (NORM && currents) put<PART>(currents + i, current, m, past);
                 V spike = h >= threshold ? all(A(1)) : V{};
@@ -346,9 +356,9 @@ struct Back {
 template <class T, class A, int SHAPE, int PATH, int MODE>
 void back_block(const Block<A> &b, const Back<T, A> &s, int64_t first, int64_t last) {
     const A gain = A(b.c.gain), v_reset = A(b.c.v_reset), height = A(b.c.height);
-    const A *decays = b.decay.data(), *thresholds = b.threshold.data(), *widths = b.width.data(),
-            *inverse_widths = b.inverse_width.data(), *means = b.mean.data(), *scales = b.scale.data(), *tilts = b.slope.data(),
-            *offsets = b.offset.data();
+    const Values decays(b.decay, b.c.decay_size), thresholds(b.threshold, b.c.threshold_size), widths(b.width, b.c.width_size),
+        inverse_widths(b.inverse_width, b.c.width_size);
+    const A *means = b.mean.data(), *scales = b.scale.data(), *tilts = b.slope.data(), *offsets = b.offset.data();
     A *carries = s.carry, *sum_dz = s.sum_dz, *sum_dz_x = s.sum_dz_x, *dxs = s.dx, *phis = s.phi, *jumps = s.jump, *dhs = s.dh,
       *befores = s.before;
     for (int64_t t = last - 1; t >= first; t--) {
@@ -364,8 +374,8 @@ void back_block(const Block<A> &b, const Back<T, A> &s, int64_t first, int64_t l
             prefetch(gs + next + i, LANES);
             if (out && !past_caches) prefetch_for_writing(out + next + i);
             if (grad_current) prefetch(grad_current + next + i, LANES);
-            const V h = load(hs + i), threshold = load(thresholds + i), carry = load(carries + i);
-            const V unit = phi<SHAPE>(h - threshold, load(widths + i), load(inverse_widths + i)), slope = height * unit;
+            const V h = load(hs + i), threshold = thresholds.at(i), carry = load(carries + i);
+            const V unit = phi<SHAPE>(h - threshold, widths.at(i), inverse_widths.at(i)), slope = height * unit;
             // Through the spike (also by way of the reset, where that carries a gradient), and past it.
             V through = get<PART>(gs + i, m), past = carry;
             if constexpr (PATH == SOFT_ATTACHED) through = through - carry * threshold;
@@ -394,7 +404,7 @@ void back_block(const Block<A> &b, const Back<T, A> &s, int64_t first, int64_t l
                 store(sum_dz_x + i, load(sum_dz_x + i) + dz * centred);
                 if (dy) put<PART>(dy + i, load(scales + i) * dz + (load(tilts + i) * centred + load(offsets + i)), m, past_caches);
             }
-            store(carries + i, load(decays + i) * dh);
+            store(carries + i, decays.at(i) * dh);
         });
     }
 }
