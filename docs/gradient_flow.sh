@@ -145,9 +145,10 @@ whole="data.name=fashion_mnist data.image_size=16 data.augment=none data.workers
 train="python -m spiketriton.train"
 $train recipes/imagenette_r50.toml $whole model.block=ms --run-dir "$out/ms"
 $train recipes/imagenette_r50.toml $whole model.block=plain --run-dir "$out/plain"
+$train recipes/imagenette_r50.toml $whole model.block=plain seed=1 --run-dir "$out/plain_1"
 $train recipes/imagenette_r50.toml $whole model.block=plain neuron.surrogate.hold=false --run-dir "$out/plain_fixed"
 $train recipes/imagenette_r50_ann.toml $whole --run-dir "$out/ann"
-python -m spiketriton.evaluate "$out/ms" --against "$out/plain" "$out/plain_fixed" "$out/ann"
+python -m spiketriton.evaluate "$out/ms" --against "$out/plain" "$out/plain_1" "$out/plain_fixed" "$out/ann"
 # two hundred more steps of the plain one with a fixed width, with narrower surrogates
 for w in 0.2 0.3 0.51; do
     $train recipes/imagenette_r50.toml $whole model.block=plain model.residual_gain=0 model.residual_bias=0.25 \

@@ -44,9 +44,8 @@ class Checkpoints:
     def __init__(self, folder: Path, warn: Callable[[str], None], keep: int = 1) -> None:
         self.folder, self.keep, self.warn = folder, keep, warn
         self.loaded: Path | None = None  # the file that `load` took
-        self._newest_step: int | None = (
-            None  # in last.pt, as far as this process has saved or loaded it
-        )
+        # in last.pt, as far as this process has saved or loaded it
+        self._newest_step: int | None = None
 
     def save_last(self, state: State) -> bool:
         """Writes last.pt, after renaming the earlier ones; in place of one of the same step. See `_save`."""
@@ -96,11 +95,10 @@ class Checkpoints:
                 self.warn(str(error))
             else:
                 if not damaged:
-                    if path == self._last(
-                        0
-                    ):  # a resumed run may save the same step again, as any other
-                        self._newest_step = valid[0][1]["step"]
-                    return valid[0][1]
+                    state = valid[0][1]
+                    if path == self._last(0):  # a resumed run may save its step again, too
+                        self._newest_step = state["step"]
+                    return state
         if valid:
             path, state = max(valid, key=lambda found: found[1]["step"])
             self.loaded = path
