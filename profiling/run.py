@@ -27,7 +27,7 @@ from profiling.sections import compiled  # noqa: E402
 from profiling.sections.data import Loading, one_core  # noqa: E402
 from profiling.sections.gradients import Monitoring  # noqa: E402
 from profiling.sections.host import HostTime  # noqa: E402
-from profiling.sections.kernels import FIRST, cases  # noqa: E402
+from profiling.sections.kernels import FIRST, cases, every_case  # noqa: E402
 from profiling.sections.step import RecipeCase, TrainingStep, find_recipe, modes  # noqa: E402
 from spiketriton.commandline import Parser  # noqa: E402
 from spiketriton.errors import EXIT_ERROR, EXIT_SIGINT, UserError, run_command  # noqa: E402
@@ -71,7 +71,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("words", nargs="*", metavar="RECIPE key=value", help="a recipe and changes to it")
     add("--peers", metavar="NAMES", help="of spikingjelly,snntorch,norse; none (those installed)")
     add("--only", metavar="NAMES", help="contenders of these names; * stands for any text")
-    add("--cases", metavar="NAMES", help="kernels of these names: 'lif training T=4 *'")
+    add(
+        "--cases",
+        metavar="NAMES",
+        help="kernels of these names, of any size, T and dtype: 'lif training T=4 *'",
+    )
     add("--out", metavar="DIR", default=ROOT / "profiling/results", type=Path, help="for results")
     add("--target", choices=compiled.CARDS, default="sm_90", help="GPU of `compiled` (sm_90)")
     add("--quick", action="store_true", help="tiny sizes: a rehearsal, not a measurement")
@@ -127,12 +131,13 @@ def work_of(args: argparse.Namespace, options: Options) -> list[tuple[str, Seque
     }
     kernels = cases(options)
     if args.cases:
-        labels = {case: short(case.spec) for case in kernels}
+        labels = {case: short(case.spec) for case in every_case(options)}
         wanted = args.cases.split(",")
-        kernels = [c for c in kernels if any(fnmatchcase(labels[c], one) for one in wanted)]
+        kernels = [c for c in labels if any(fnmatchcase(labels[c], one) for one in wanted)]
         if not kernels:
-            accepted = "; ".join(labels.values())
-            raise UserError(f"--cases {args.cases!r}: accepted: patterns of {accepted}")
+            columns = zip(*(label.split(" ") for label in labels.values()), strict=True)
+            accepted = " ".join("|".join(dict.fromkeys(words)) for words in columns)
+            raise UserError(f"--cases {args.cases!r}: accepted: names, * for any text: {accepted}")
     work: list[tuple[str, Sequence[Case]]] = [("kernels", kernels)]
     for section, kind in kinds.items():
         if args.command in (section, "all"):

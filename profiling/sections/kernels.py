@@ -32,6 +32,9 @@ from spiketriton_kernels import (
 )
 
 OPERATIONS = ("lif", "bn_lif", "bn_lif_residual")
+MODES = ("training", "inference")  # forward and backward; forward without a graph
+
+Shape = tuple[int, int, int, int]  # [B, C, H, W]
 
 FLOOR = {
     "lif": (5, 2),
@@ -67,9 +70,9 @@ class KernelCase(Case):
     """One operation on one kind of input: [T, *shape] with shape = [B, C, H, W]."""
 
     op: str
-    mode: str  # training: forward and backward; inference: forward without a graph
+    mode: str  # one of MODES
     T: int
-    shape: tuple[int, int, int, int]
+    shape: Shape
     dtype: str = "fp32"
     layout: str = "contiguous"
     detach_reset: bool = False
@@ -328,28 +331,48 @@ def cases(options: Options, weighed: bool = False) -> list[KernelCase]:
 
     `weighed`: those whose memory is measured. Bytes grow as T * N, so one size is enough.
     """
-    on_gpu = options.device.type == "cuda"
-    dtype, other = ("bf16", "fp32") if on_gpu else ("fp32", "bf16")
-
-    def case(op: str, shape: tuple[int, ...], mode: str = "training", **changes: Any) -> KernelCase:
-        layout = "contiguous" if op == "lif" else "channels_last"
-        given = dict(op=op, mode=mode, T=10, shape=shape, dtype=dtype, layout=layout)
-        return KernelCase(**given | changes)
-
     if options.quick:
-        small = [case(op, (2, 8, 4, 4), T=3) for op in OPERATIONS]
+        small = [_case(options, op, (2, 8, 4, 4), T=3) for op in OPERATIONS]
         return small if weighed else [small[0], replace(small[0], mode="inference"), *small[1:]]
     if weighed:
-        return [case(op, (16, 64, 16, 16)) for op in OPERATIONS]
-    # [B, C, H, W]: a ResNet's first stage, for images of 224 pixels and of 64
-    large = (256 if on_gpu else 16, 64, 56, 56)
-    batches = (1, 8, 64, 512, 4096) if on_gpu else (1, 4, 16, 64)
-    sizes = [(images, 64, 16, 16) for images in batches]
-    found = [case(op, large, mode) for op in OPERATIONS for mode in ("training", "inference")]
+        return [_case(options, op, (16, 64, 16, 16)) for op in OPERATIONS]
+    large, sizes = _shapes(options)
+    other = "fp32" if options.device.type == "cuda" else "bf16"
+    found = [_case(options, op, large, mode=mode) for op in OPERATIONS for mode in MODES]
     for op in ("lif", "bn_lif"):
-        found += [case(op, shape) for shape in sizes]
-        found += [case(op, sizes[2], T=T) for T in (4, 16, 32)]
-        found.append(case(op, large, dtype=other))
-    found.append(case("bn_lif", large, layout="contiguous"))
-    found.append(case("lif", large, detach_reset=True))
-    return found + [case("lif", shape, "inference") for shape in sizes]
+        found += [_case(options, op, shape) for shape in sizes]
+        found += [_case(options, op, sizes[2], T=T) for T in (4, 16, 32)]
+        found.append(_case(options, op, large, dtype=other))
+    found.append(_case(options, "bn_lif", large, layout="contiguous"))
+    found.append(_case(options, "lif", large, detach_reset=True))
+    return found + [_case(options, "lif", shape, mode="inference") for shape in sizes]
+
+
+def every_case(options: Options) -> list[KernelCase]:
+    """Those of `cases`, and every operation at every size, T and dtype in both modes: hours of them."""
+    if options.quick:
+        return cases(options)
+    large, sizes = _shapes(options)
+    grid = [
+        _case(options, op, shape, mode=mode, T=T, dtype=dtype)
+        for op in OPERATIONS
+        for mode in MODES
+        for T in (4, 10, 16, 32)
+        for dtype in ("fp32", "bf16")
+        for shape in (*sizes, large)
+    ]
+    return list(dict.fromkeys([*cases(options), *grid]))
+
+
+def _shapes(options: Options) -> tuple[Shape, list[Shape]]:
+    """[B, C, H, W] of a ResNet's first stage: a large one, of images of 224 pixels, and those of 64 pixels."""
+    on_gpu = options.device.type == "cuda"
+    batches = (1, 8, 64, 512, 4096) if on_gpu else (1, 4, 16, 64)
+    return (256 if on_gpu else 16, 64, 56, 56), [(images, 64, 16, 16) for images in batches]
+
+
+def _case(options: Options, op: str, shape: Shape, **changes: Any) -> KernelCase:
+    dtype = "bf16" if options.device.type == "cuda" else "fp32"
+    layout = "contiguous" if op == "lif" else "channels_last"
+    given = dict(op=op, mode="training", T=10, shape=shape, dtype=dtype, layout=layout)
+    return KernelCase(**given | changes)

@@ -17,6 +17,7 @@ from profiling.sections.kernels import (
     KernelCase,
     Operation,
     cases,
+    every_case,
     gb_per_s,
 )
 from spiketriton_kernels import multistep_lif
@@ -164,6 +165,11 @@ def test_all_sizes(device):
     assert sum(case.detach_reset for case in found) == 1
     usual = "bf16" if device == "cuda" else "fp32"
     assert sum(case.dtype != usual for case in found) == 2
+    every = every_case(Options(torch.device(device)))
+    assert every[: len(found)] == found
+    assert len(set(every)) == len(every)
+    grid = {(case.op, case.mode, case.T, case.dtype, case.shape) for case in every}
+    assert len(grid) == 3 * 2 * 4 * 2 * len({case.shape for case in every})
     weighed = cases(Options(torch.device(device)), weighed=True)
     assert [case.op for case in weighed] == list(OPERATIONS)
     assert {(case.mode, case.dtype, case.T) for case in weighed} == {("training", usual, 10)}

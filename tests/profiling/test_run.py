@@ -195,13 +195,14 @@ def test_cases_are_chosen_by_name():
         return [session.short(case.spec) for case in chosen]
 
     chosen = names("--cases", "lif training T=4 *,bn_lif inference *")
-    assert [name.split(" ", 3)[:3] for name in chosen] == [
-        ["bn_lif", "inference", "T=10"],
-        ["lif", "training", "T=4"],
-    ]
-    assert set(chosen) < set(names())
+    kinds = {tuple(name.split(" ", 3)[:3]) for name in chosen}
+    windows = {("bn_lif", "inference", f"T={T}") for T in (4, 10, 16, 32)}
+    assert kinds == {("lif", "training", "T=4"), *windows}
+    # the sizes in two dtypes, and contiguous memory behind batch norm in training alone
+    assert len(chosen) == 5 * 5 * 2
+    assert names("--cases", "bn_lif training T=10 16x64x56x56 fp32 contiguous")
     with pytest.raises(
-        UserError, match="--cases 'theirs': accepted: patterns of lif training T=10"
+        UserError, match=r"--cases 'theirs': .*lif\|bn_lif\|.* training\|inference T=10\|T=4\|"
     ):
         names("--cases", "theirs")
     with pytest.raises(UserError, match="step takes no --cases"):
