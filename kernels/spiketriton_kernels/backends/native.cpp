@@ -124,7 +124,7 @@ void gather(double *sums, const A *values, int64_t start, int n, const Call &c) 
 // dy = scale * dz + (slope * (x - mean) + offset), slope and offset being 0 where the statistics were given.
 template <class A>
 struct Norm {
-    std::vector<A> scale, bias, rstd, affine, slope, offset;
+    Array<A> scale, bias, rstd, affine, slope, offset;
 
     explicit Norm(const Call &c) {
         if (!c.mean) return;
@@ -155,7 +155,7 @@ template <class A>
 struct Block {
     const Call &c;
     const Norm<A> &norm;
-    std::vector<A> decay, leak, threshold, width, inverse_width, mean, scale, bias, rstd, affine, slope, offset;
+    Array<A> decay, leak, threshold, width, inverse_width, mean, scale, bias, rstd, affine, slope, offset;
     bool aligned;
     int filled = 0;       // values
     int64_t one = -1;     // the channel of all of them, if it is one
@@ -170,7 +170,7 @@ struct Block {
         if (c.dy) for (auto *values : {&slope, &offset}) values->resize(size);
     }
 
-    void parameter(std::vector<A> &out, double number, const void *values, int64_t size, int64_t start, int n) {
+    void parameter(Array<A> &out, double number, const void *values, int64_t size, int64_t start, int n) {
         if (size > 1) return spread(out.data(), (const A *)values, start, n, c);
         std::fill(out.begin(), out.end(), values ? *(const A *)values : A(number));
     }
@@ -222,7 +222,7 @@ struct Values {
     bool one;
     V first;
 
-    Values(const std::vector<Accumulator> &of, int64_t size) : values(of.data()), one(size <= 1), first(load(of.data())) {}
+    Values(const Array<Accumulator> &of, int64_t size) : values(of.data()), one(size <= 1), first(load(of.data())) {}
     V at(int i) const { return one ? first : load(values + i); }
 };
 
@@ -467,7 +467,7 @@ void forward(const Call &c) {
 #pragma omp parallel num_threads(c.threads) if (c.threads > 1)
     {
         Block<A> b(c, norm, cut);
-        std::vector<A> v(size);
+        Array<A> v(size);
 #pragma omp for schedule(static)
         for (int64_t k = 0; k < cut.chunks; k++) {
             const int64_t end = cut.edge(c, k + 1);
@@ -498,7 +498,7 @@ struct Sums {
 
 // The rarer results of one step back, from what OBSERVE left in cache.
 template <class T, class A>
-void observe(const Block<A> &b, const Back<T, A> &s, Sums &mine, std::vector<A> *d_parameters, A *v, int64_t t,
+void observe(const Block<A> &b, const Back<T, A> &s, Sums &mine, Array<A> *d_parameters, A *v, int64_t t,
              int64_t start, bool attached) {
     const Call &c = b.c;
     const int n = s.n;
@@ -587,8 +587,8 @@ void walk_back(const Call &c) {
 #pragma omp parallel num_threads(c.threads) if (c.threads > 1)
     {
         Block<A> b(c, norm, cut);
-        std::vector<A> v(size), window(size * c.steps), carry(size), sum_dz(size), sum_dz_x(size);
-        std::vector<A> observed[5], d_parameters[3];
+        Array<A> v(size), window(size * c.steps), carry(size), sum_dz(size), sum_dz_x(size);
+        Array<A> observed[5], d_parameters[3];
         if (rare) for (auto &o : observed) o.resize(size);
         if (c.out_parameters) for (auto &d : d_parameters) d.resize(size);
         Back<T, A> s{};
@@ -768,7 +768,7 @@ void statistics(const Call &c) {
             // Several rows side by side, so that the vector units are full with few channels too, but no more: then a
             // block fits into the first-level cache, and four rows are one run of memory.
             const int64_t side = std::max<int64_t>(1, 64 / C), lanes = side * C;
-            std::vector<A> lane_s(lanes + LANES), lane_q(lanes + LANES), lane_mean(lanes + LANES);
+            Array<A> lane_s(lanes + LANES), lane_q(lanes + LANES), lane_mean(lanes + LANES);
             A *__restrict s = lane_s.data(), *__restrict q = lane_q.data(), *__restrict mean = lane_mean.data();
             for (int64_t start = first * C; start < end * C; start += 64 * lanes) {
                 const int64_t stop = std::min(end * C, start + 64 * lanes), full = (stop - start) / lanes,

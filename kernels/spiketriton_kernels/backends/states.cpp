@@ -41,7 +41,7 @@ inline V level(V z, A levels) {
 // The constants of a block of neurons.
 struct Block {
     const Call &c;
-    std::vector<A> values[PARAMETERS], leak;
+    Array<A> values[PARAMETERS], leak;
     std::vector<int64_t> channel;
     bool filled = false;
 
@@ -136,7 +136,7 @@ void start_state(const void *given, int64_t start, int n, A *state, A value = 0)
 
 // What is kept of a block's window: the potentials, and where the walk back needs them the states before each step.
 struct Window {
-    std::vector<A> h, m, v, slope;
+    Array<A> h, m, v, slope;
 };
 
 
@@ -194,7 +194,7 @@ void forward(const Call &c) {
 #pragma omp parallel num_threads(c.threads) if (c.threads > 1)
     {
         Block b(c, size);
-        std::vector<A> v(size), m(size);
+        Array<A> v(size), m(size);
 #pragma omp for schedule(static)
         for (int64_t k = 0; k < chunks; k++) {
             const int64_t end = c.neurons * (k + 1) / chunks;
@@ -237,7 +237,7 @@ void slopes(const Block &b, const Place &p, Window &w) {
 
 // A block back through all steps, from the gradients of the last states to those of the first.
 template <int KIND, bool LEARNING>
-void back(const Block &b, const Place &p, const Window &w, std::vector<A> *learnt) {
+void back(const Block &b, const Place &p, const Window &w, Array<A> *learnt) {
     const Call &c = b.c;
     const Rules rules(b);
     const bool attached = !c.detach_reset;
@@ -331,7 +331,7 @@ void backward(const Call &c) {
         if (remembers<KIND>) w.m.resize(size * c.steps);
         if (KIND != INTEGER) w.slope.resize(size * c.steps);
         if (LEARNING || delayed) w.v.resize(size * c.steps);
-        std::vector<A> v(size), m(size), learnt[PARAMETERS];
+        Array<A> v(size), m(size), learnt[PARAMETERS];
         for (auto &l : learnt) l.resize(LEARNING ? size : 0);
 #pragma omp for schedule(static)
         for (int64_t k = 0; k < chunks; k++) {
