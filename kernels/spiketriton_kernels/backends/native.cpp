@@ -216,15 +216,18 @@ bool streams(const Call &c, const void *to) {
     return to && c.steps * row > BEYOND_CACHES && row % 64 == 0 && reinterpret_cast<uintptr_t>(to) % 64 == 0;
 }
 
-// A parameter's values of a block, or the one of all neurons, which stays in a register: a load less for each vector.
+// A parameter's values of a block, or the ONE of all neurons, which stays in a register: a load less for each vector.
+template <bool ONE>
 struct Values {
     const Accumulator *values;
-    bool one;
     V first;
 
-    Values(const Array<Accumulator> &of, int64_t size) : values(of.data()), one(size <= 1), first(load(of.data())) {}
-    V at(int i) const { return one ? first : load(values + i); }
+    explicit Values(const Array<Accumulator> &of) : values(of.data()), first(load(of.data())) {}
+    V at(int i) const { return ONE ? first : load(values + i); }
 };
+
+// Whether decay, threshold and width are those of all neurons.
+inline bool uniform(const Call &c) { return c.decay_size <= 1 && c.threshold_size <= 1 && c.width_size <= 1; }
 
 // The recurrence, written once: (v, current) -> (h, v). KIND is the reset, and for hard reset where the leak pulls.
 enum Kind { SUBTRACT, TO_ZERO_LEAK, TO_RESET_LEAK, NO_RESET };
@@ -259,11 +262,11 @@ struct Forth {
     bool past;
 };
 
-template <class T, class A, int KIND, bool NORM, bool RESIDUAL, bool FIRE>
+template <class T, class A, int KIND, bool NORM, bool RESIDUAL, bool FIRE, bool ONE>
 void forth_block(const Block<A> &b, const Forth<T, A> &s) {
     const A gain = A(b.c.gain), v_reset = A(b.c.v_reset);
     const A *leaks = b.leak.data(), *means = b.mean.data(), *scales = b.scale.data(), *biases = b.bias.data();
-    const Values decays(b.decay, b.c.decay_size), thresholds(b.threshold, b.c.threshold_size);
+    const Values<ONE> decays(b.decay), thresholds(b.threshold);
     A *vs = s.v;
     for (int64_t t = 0; t < s.steps; t++) {
         const int64_t row = t * s.stride, next = later(t, s.steps, s.stride, s.size);
@@ -284,10 +287,10 @@ void forth_block(const Block<A> &b, const Forth<T, A> &s) {
             const V threshold = thresholds.at(i), leak = KIND == TO_RESET_LEAK ? load(leaks + i) : V{};
             const V h = charge<KIND>(load(vs + i), current, decays.at(i), leak, gain, v_reset);
             if constexpr (FIRE) {
-                if (NORM && currents) put<PART>(currents + i, current, m, past);
-                V spike = h >= threshold ? all(A(1)) : V{};
-                if (spike_add) spike = spike + get<PART>(spike_add + i, m);
-                put<PART>(spikes + i, spike, m, past);
+                if (NORM && currents) put<PART>(currents + i, rounded(current), m, past);
+                const Mask fired = h >= threshold;
+                if (spike_add) put<PART>(spikes + i, rounded((fired ? all(A(1)) : V{}) + get<PART>(spike_add + i, m)), m, past);
+                else put<PART>(spikes + i, spikes_of(fired), m, past);
             } else {
                 store(hs + i, h);
             }
@@ -296,22 +299,28 @@ void forth_block(const Block<A> &b, const Forth<T, A> &s) {
     }
 }
 
-template <class T, class A, int KIND, bool FIRE>
+template <class T, class A, int KIND, bool FIRE, bool ONE>
+void forth_inputs(const Block<A> &b, const Forth<T, A> &s) {
+    if (b.c.mean && s.residual) return forth_block<T, A, KIND, true, true, FIRE, ONE>(b, s);
+    if (b.c.mean) return forth_block<T, A, KIND, true, false, FIRE, ONE>(b, s);
+    if (s.residual) return forth_block<T, A, KIND, false, true, FIRE, ONE>(b, s);
+    return forth_block<T, A, KIND, false, false, FIRE, ONE>(b, s);
+}
+
+template <class T, class A, bool FIRE, bool ONE>
 void forth_kind(const Block<A> &b, const Forth<T, A> &s) {
-    if (b.c.mean && s.residual) return forth_block<T, A, KIND, true, true, FIRE>(b, s);
-    if (b.c.mean) return forth_block<T, A, KIND, true, false, FIRE>(b, s);
-    if (s.residual) return forth_block<T, A, KIND, false, true, FIRE>(b, s);
-    return forth_block<T, A, KIND, false, false, FIRE>(b, s);
+    switch (kind_of(b.c)) {
+        case SUBTRACT: return forth_inputs<T, A, SUBTRACT, FIRE, ONE>(b, s);
+        case TO_ZERO_LEAK: return forth_inputs<T, A, TO_ZERO_LEAK, FIRE, ONE>(b, s);
+        case TO_RESET_LEAK: return forth_inputs<T, A, TO_RESET_LEAK, FIRE, ONE>(b, s);
+        default: return forth_inputs<T, A, NO_RESET, FIRE, ONE>(b, s);
+    }
 }
 
 template <class T, class A, bool FIRE>
 void forth(const Block<A> &b, const Forth<T, A> &s) {
-    switch (kind_of(b.c)) {
-        case SUBTRACT: return forth_kind<T, A, SUBTRACT, FIRE>(b, s);
-        case TO_ZERO_LEAK: return forth_kind<T, A, TO_ZERO_LEAK, FIRE>(b, s);
-        case TO_RESET_LEAK: return forth_kind<T, A, TO_RESET_LEAK, FIRE>(b, s);
-        default: return forth_kind<T, A, NO_RESET, FIRE>(b, s);
-    }
+    if (uniform(b.c)) return forth_kind<T, A, FIRE, true>(b, s);
+    return forth_kind<T, A, FIRE, false>(b, s);
 }
 
 // v after the reset of a stored h.
@@ -353,11 +362,10 @@ struct Back {
     bool past;
 };
 
-template <class T, class A, int SHAPE, int PATH, int MODE>
+template <class T, class A, int SHAPE, int PATH, int MODE, bool ONE>
 void back_block(const Block<A> &b, const Back<T, A> &s, int64_t first, int64_t last) {
     const A gain = A(b.c.gain), v_reset = A(b.c.v_reset), height = A(b.c.height);
-    const Values decays(b.decay, b.c.decay_size), thresholds(b.threshold, b.c.threshold_size), widths(b.width, b.c.width_size),
-        inverse_widths(b.inverse_width, b.c.width_size);
+    const Values<ONE> decays(b.decay), thresholds(b.threshold), widths(b.width), inverse_widths(b.inverse_width);
     const A *means = b.mean.data(), *scales = b.scale.data(), *tilts = b.slope.data(), *offsets = b.offset.data();
     A *carries = s.carry, *sum_dz = s.sum_dz, *sum_dz_x = s.sum_dz_x, *dxs = s.dx, *phis = s.phi, *jumps = s.jump, *dhs = s.dh,
       *befores = s.before;
@@ -396,13 +404,13 @@ void back_block(const Block<A> &b, const Back<T, A> &s, int64_t first, int64_t l
                 store(befores + i, carry);
             } else {
                 if (grad_current) dx = dx + get<PART>(grad_current + i, m);
-                if (MODE == WRITE || out) put<PART>(out + i, dx, m, past_caches);
+                if (MODE == WRITE || out) put<PART>(out + i, rounded(dx), m, past_caches);
             }
             if constexpr (MODE == ACCUMULATE) {
                 const V dz = k * dx, centred = get<PART>(x + i, m) - load(means + i);
                 store(sum_dz + i, load(sum_dz + i) + dz);
                 store(sum_dz_x + i, load(sum_dz_x + i) + dz * centred);
-                if (dy) put<PART>(dy + i, load(scales + i) * dz + (load(tilts + i) * centred + load(offsets + i)), m, past_caches);
+                if (dy) put<PART>(dy + i, rounded(load(scales + i) * dz + (load(tilts + i) * centred + load(offsets + i))), m, past_caches);
             }
             store(carries + i, decays.at(i) * dh);
         });
@@ -411,9 +419,12 @@ void back_block(const Block<A> &b, const Back<T, A> &s, int64_t first, int64_t l
 
 template <class T, class A, int SHAPE, int PATH>
 void back_mode(const Block<A> &b, const Back<T, A> &s, int64_t first, int64_t last, int mode) {
-    if (mode == WRITE) return back_block<T, A, SHAPE, PATH, WRITE>(b, s, first, last);
-    if (mode == OBSERVE) return back_block<T, A, SHAPE, PATH, OBSERVE>(b, s, first, last);
-    return back_block<T, A, SHAPE, PATH, ACCUMULATE>(b, s, first, last);
+    if (mode == OBSERVE) return back_block<T, A, SHAPE, PATH, OBSERVE, false>(b, s, first, last);
+    const bool one = uniform(b.c);
+    if (mode == WRITE && one) return back_block<T, A, SHAPE, PATH, WRITE, true>(b, s, first, last);
+    if (mode == WRITE) return back_block<T, A, SHAPE, PATH, WRITE, false>(b, s, first, last);
+    if (one) return back_block<T, A, SHAPE, PATH, ACCUMULATE, true>(b, s, first, last);
+    return back_block<T, A, SHAPE, PATH, ACCUMULATE, false>(b, s, first, last);
 }
 
 template <class T, class A, int SHAPE>
@@ -620,7 +631,7 @@ void walk_back(const Call &c) {
                 // Aligned blocks share their channels: a few of them add up in float before they join the channel's sum.
                 const bool fresh = !cut.aligned || blocks % 16 == 0;
                 const bool flush = !cut.aligned || blocks % 16 == 15 || start + cut.size >= end;
-                if (fresh) {
+                if (fresh && c.mean) {
                     std::fill(sum_dz.begin(), sum_dz.end(), A(0));
                     std::fill(sum_dz_x.begin(), sum_dz_x.end(), A(0));
                 }
@@ -688,7 +699,7 @@ void norm_block(const Block<A> &b, const Back<T, A> &s, int64_t steps) {
             prefetch(grad + next + i, LANES);
             if (!past && dy != grad) prefetch_for_writing(dy + next + i);
             const V centred = get<PART>(x + i, m) - load(means + i), dz = k * get<PART>(grad + i, m);
-            put<PART>(dy + i, load(scales + i) * dz + (load(tilts + i) * centred + load(offsets + i)), m, past);
+            put<PART>(dy + i, rounded(load(scales + i) * dz + (load(tilts + i) * centred + load(offsets + i))), m, past);
         });
     }
 }

@@ -147,11 +147,19 @@ inline V load(const Element *p) {
     std::memcpy(&h, p, sizeof h);
     return widen(h);
 }
-inline void store(Element *p, V v) {
-    const Halves h = narrow(v);
-    std::memcpy(p, &h, sizeof h);
-}
+inline void store(Element *p, Halves h) { std::memcpy(p, &h, sizeof h); }
+inline void store(Element *p, V v) { store(p, narrow(v)); }
 #endif
+
+// What memory holds of a vector, and of spikes, which are 0 or 1 and need no rounding.
+#if SPIKETRITON_DTYPE >= 2
+inline Halves rounded(V v) { return narrow(v); }
+inline Halves spikes_of(Mask fired) { return halves((Words)fired & (SPIKETRITON_DTYPE == 2 ? 0x3f80u : 0x3c00u)); }
+#else
+inline V rounded(V v) { return v; }
+inline V spikes_of(Mask fired) { return fired ? all(Accumulator(1)) : V{}; }
+#endif
+using Rounded = decltype(rounded(V{}));
 
 // The first n of LANES elements; the rest reads as 0 and is not written.
 template <class T>
@@ -160,36 +168,16 @@ inline V load(const T *p, int n) {
     std::memcpy(line, p, n * sizeof(T));
     return load((const T *)line);
 }
-template <class T>
-inline void store(T *p, V v, int n) {
-    T line[LANES];
-    store((T *)line, v);
-    std::memcpy(p, line, n * sizeof(T));
-}
+inline void store(Element *p, Rounded v, int n) { std::memcpy(p, &v, n * sizeof(Element)); }
 
 // Past the caches, to an address that is a multiple of what is written.
-template <class T>
-inline void stream(T *p, V v) {
-#if defined(__AVX512F__)
-    if constexpr (sizeof(T) == sizeof(Accumulator)) {
-        __m512i bits;
-        std::memcpy(&bits, &v, sizeof bits);
-        return _mm512_stream_si512((__m512i *)p, bits);
-    } else {
-        T line[LANES];
-        store((T *)line, v);
-        return _mm256_stream_si256((__m256i *)p, _mm256_loadu_si256((const __m256i *)line));
-    }
-#elif defined(__AVX__)
-    if constexpr (sizeof(T) == sizeof(Accumulator)) {
-        __m256i bits;
-        std::memcpy(&bits, &v, sizeof bits);
-        return _mm256_stream_si256((__m256i *)p, bits);
-    } else {
-        T line[LANES];
-        store((T *)line, v);
-        return _mm_stream_si128((__m128i *)p, _mm_loadu_si128((const __m128i *)line));
-    }
+inline void stream(Element *p, Rounded v) {
+#ifdef __AVX__
+#ifdef __AVX512F__
+    if constexpr (sizeof v == 64) return _mm512_stream_si512((__m512i *)p, *(const __m512i *)&v);
+#endif
+    if constexpr (sizeof v == 32) return _mm256_stream_si256((__m256i *)p, *(const __m256i *)&v);
+    if constexpr (sizeof v == 16) return _mm_stream_si128((__m128i *)p, *(const __m128i *)&v);
 #endif
     store(p, v);
 }
@@ -207,8 +195,8 @@ inline V get(const T *p, int m) {
     return load(p);
 }
 
-template <bool PART, class T>
-inline void put(T *p, V v, int m, bool past) {
+template <bool PART>
+inline void put(Element *p, Rounded v, int m, bool past) {
     if constexpr (PART) store(p, v, m);
     else if (past) stream(p, v);
     else store(p, v);

@@ -178,8 +178,8 @@ void forth(const Block &b, const Place &p, Window *kept) {
             const V s = settle<KIND>(r, h, v, m);
             if constexpr (FIRE) {
                 prefetch_for_writing(spikes + next + i);
-                put<PART>(spikes + i, s, left, false);
-                if (trace) put<PART>(trace + i, v, left, false);
+                put<PART>(spikes + i, rounded(s), left, false);
+                if (trace) std::memcpy(trace + i, &v, size_t(left) * sizeof(A));
             }
             store(vs + i, v);
             if constexpr (remembers<KIND>) store(ms + i, m);
@@ -291,7 +291,7 @@ void back(const Block &b, const Place &p, const Window &w, Array<A> *learnt) {
                     by_beta = by_threshold * before;
                 }
             }
-            put<PART>(dx + i, r.gain * by_h, left, false);
+            put<PART>(dx + i, rounded(r.gain * by_h), left, false);
             V earlier_v = r.decay * by_h, v_before = vs ? load(vs + i) : V{};
             if constexpr (KIND == LEAKY) {
                 if (r.reset == DELAYED_SOFT) by_threshold = v_before >= r.threshold ? by_threshold - by_h : by_threshold;
