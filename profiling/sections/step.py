@@ -35,6 +35,7 @@ from profiling.harness.contenders import (
     Verdict,
     Work,
     agreement,
+    wider,
 )
 from profiling.harness.peers import ATAN, Variant
 from profiling.harness.timing import Effort, Timing
@@ -80,9 +81,6 @@ rounding more moves many spikes, so that no two runs in half precision agree clo
 MOST_CHECKED = 2**21
 """Pixels of all time steps: of larger batches blocks are checked on the first images, two or more
 because batch norm of a single vector has no statistics."""
-OF_ITS_OWN = 2
-"""In half precision, and for contenders whose batch norm is torch's, this many times the distance is allowed too
-that the definition itself has from float64 in the precision that is measured."""
 
 
 NAMED = {
@@ -247,11 +245,6 @@ def there_and_back(
     size = grad.abs().max().clamp(min=1e-30)  # float16 holds no gradients as small as these
     (by_input,) = torch.autograd.grad(output, x, (grad / size).to(output))
     return output.detach().cpu(), by_input.float().cpu() * size
-
-
-def wider(allowed: tuple[float, float], own: tuple[float, float]) -> tuple[float, float]:
-    """Allows what the definition itself is off by, too."""
-    return max(allowed[0], OF_ITS_OWN * own[0]), max(allowed[1], OF_ITS_OWN * own[1])
 
 
 def norm(tensors: Iterable[Tensor]) -> float:

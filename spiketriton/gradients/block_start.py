@@ -5,10 +5,11 @@ This module sets the way forward, `calibration` the way back.
 
 gain    A block adds its branch to what passes through. With the last norm's usual weight of 1 every
         block of an untrained net replaces part of the image by chance, and after some twenty of
-        them nothing of it is left (`Prober.overlap`). Where the last layer keeps 30 % of an image's
+        them nothing of it is left (`Prober.overlap`). Where the last layer keeps enough of an image's
         identity all the same, as in shallow nets, blocks start as usual, because open ones learn
         sooner. Else the largest gain is taken with which it keeps as much; with `plain` blocks, which
-        hand on nothing but spikes, the gain with which it keeps most.
+        hand on nothing but spikes, the gain with which it keeps most. Enough are 30 %, with `ms`
+        blocks 50 %: they hand on membranes, and learn as soon from a smaller gain.
 bias    In a `plain` block the spikes of the shortcut enter a neuron again. A spike of 1 meets a
         threshold of 1 exactly: as soon as the branch adds a little below zero, half of the spikes
         are lost. A bias lifts them above the threshold. Tried are some that leave silent neurons
@@ -31,6 +32,7 @@ from spiketriton.models import Network
 
 GAINS = (1.0, 0.7, 0.5, 0.35, 0.2, 0.1, 0.0)
 ENOUGH = 0.3
+ENOUGH_OF_MEMBRANES = 0.5
 GOOD_BIAS = 0.95  # of the mean overlap with the best bias
 MARGINS = (0.0, 0.1, 0.25, 0.4)  # of the threshold
 SILENT = 0.9  # of the bias that would make silent neurons fire
@@ -100,19 +102,20 @@ def find_block_start(recipe: Recipe, model: Network, prober: Prober) -> BlockSta
     wanted = recipe.model.residual_bias
     bias = 0.0 if isinstance(wanted, str) else wanted
     plain = recipe.model.block == "plain"
+    enough = ENOUGH_OF_MEMBRANES if recipe.model.block == "ms" else ENOUGH
     usual = float(overlap(GAINS[0], bias)[-1])
     tried = [(GAINS[0], usual)]
     margins: list[tuple[float, float]] = []
-    if usual < ENOUGH:
+    if usual < enough:
         if wanted == "auto" and plain:
             margins = [(b, float(overlap(AJAR, b).mean())) for b in _biases(recipe)]
             bias = _smallest_good(margins)
             tried[0] = (GAINS[0], float(overlap(GAINS[0], bias)[-1]))
         for gain in GAINS[1:]:
-            if tried[-1][1] >= ENOUGH and not plain:
+            if tried[-1][1] >= enough and not plain:
                 break
             tried.append((gain, float(overlap(gain, bias)[-1])))
-    good = [pair for pair in tried if pair[1] >= ENOUGH and not plain]
+    good = [pair for pair in tried if pair[1] >= enough and not plain]
     gain, kept = good[0] if good else max(tried, key=lambda pair: pair[1])
     found = BlockStart(gain, bias, kept, tuple(reversed(tried)), tuple(margins))
     found.apply(model)
