@@ -12,7 +12,7 @@ from profiling.harness.contenders import OURS, Status
 from profiling.harness.session import Row, machine
 from profiling.render.rows import by_case, find, times_ours
 from profiling.sections.gradients import OFF
-from profiling.sections.step import TWIN
+from profiling.sections.step import FLOOR, TWIN
 
 BLANK = "-"
 Cell = Callable[[Row, list[Row]], str]
@@ -100,7 +100,7 @@ def microseconds(row: Row, group: list[Row]) -> str:
 
 def faster(row: Row, group: list[Row]) -> str:
     """How many times as fast ours is as a contender that does the same work."""
-    return BLANK if row["contender"] in ("copy", TWIN) else times(times_ours(group, row))
+    return BLANK if row["contender"] in ("copy", FLOOR, TWIN) else times(times_ours(group, row))
 
 
 def mebibytes(row: Row, group: list[Row]) -> str:
@@ -185,6 +185,7 @@ LAYOUTS: list[tuple[str, str, str, dict[str, Cell]]] = [
         "contender": NAME,
         "ms (20-80 %)": spread,
         "images/s": key("images_per_s"),
+        "above convolutions": key("above_floor", percent),
         "of T ANN steps": key("twin_ratio"),
         "ours is faster by": faster,
     }),

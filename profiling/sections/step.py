@@ -53,6 +53,7 @@ from spiketriton.training.placement import Placement
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 TWIN = "ANN twin"
+FLOOR = "convolutions alone"
 
 IMAGES = {
     "imagenette": (3, 224, 10),
@@ -389,6 +390,11 @@ def with_neurons(
     return model
 
 
+def passing(module: nn.Module) -> nn.Module:
+    """In the place of a neuron or a norm: nothing. What is left are convolutions, sums and the optimizer."""
+    return nn.Identity()
+
+
 def spikingjelly_norm(norm: Norm) -> nn.Module:
     """Its multi-step BatchNorm2d with the same parameters."""
     from spikingjelly.activation_based import layer
@@ -430,6 +436,7 @@ class TrainingStep(RecipeCase):
             contender(f"{OURS} unfused", unfused, norm_of_torch=True),
             contender(f"{OURS} packed", lambda: bench.model("model.memory=packed")),
             contender(TWIN, lambda: bench.model("neuron.kind=relu"), checked=False),
+            contender(FLOOR, lambda: with_neurons(unfused(), passing, passing), checked=False),
             contender(f"{OURS} compiled", bench.model, compiled=True),
             *graph(bench, OURS),
             contender("torch.compile", bench.definition, compiled=True, norm_of_torch=True),
@@ -437,8 +444,11 @@ class TrainingStep(RecipeCase):
         ]
 
     def numbers(self, timings: dict[str, Timing]) -> dict[str, dict[str, Any]]:
-        """Images per second, and the ratio to T steps of the ANN twin."""
+        """Images per second, the share of time above the convolutions, the ratio to T steps of the ANN twin."""
         rows = self.images_per_s(timings)
+        for name in timings if FLOOR in timings else ():
+            if name not in (FLOOR, TWIN):
+                rows[name]["above_floor"] = 1 - timings[FLOOR].ratio_to(timings[name]).median
         for name in timings if TWIN in timings else ():
             if name != TWIN:
                 ratio = timings[name].ratio_to(timings[TWIN])

@@ -13,6 +13,7 @@ from profiling.render import tables
 from profiling.render.rows import case_of
 from profiling.sections import step as steps
 from profiling.sections.step import (
+    FLOOR,
     TWIN,
     Bench,
     RecipeCase,
@@ -139,10 +140,10 @@ def test_who_takes_part(quick, monkeypatch):
     case = TrainingStep(find_recipe("quickstart"), quick)
     found = {one.name: one for one in case.contenders(quick)}
     assert list(found) == [
-        OURS, f"{OURS} unfused", f"{OURS} packed", TWIN, f"{OURS} compiled", "torch.compile",
+        OURS, f"{OURS} unfused", f"{OURS} packed", TWIN, FLOOR, f"{OURS} compiled", "torch.compile",
     ]  # fmt: skip
     built = {name: one.build() for name, one in found.items()}
-    assert {name for name, work in built.items() if not work.checked} == {TWIN}
+    assert {name for name, work in built.items() if not work.checked} == {TWIN, FLOOR}
     compiled = {name for name, work in built.items() if work.network is not work.model}
     assert compiled == {f"{OURS} compiled", "torch.compile"}
     assert not built[TWIN].model.spiking_layers()
@@ -198,6 +199,22 @@ def test_times_become_images_and_ratios(quick):
         TWIN: {"images_per_s": 1.0},
     }
     assert case.numbers({OURS: timings[OURS]}) == {OURS: {"images_per_s": 0.5}}
+    floor = {OURS: timings[OURS], FLOOR: Timing((1.5, 3.0, 4.5))}
+    assert case.numbers(floor) == {
+        OURS: {"images_per_s": 0.5, "above_floor": 0.5},
+        FLOOR: {"images_per_s": pytest.approx(2 / 3)},
+    }
+
+
+def test_the_floor_of_a_step_has_convolutions_and_no_neuron_or_norm(quick):
+    case = TrainingStep(find_recipe("quickstart"), quick)
+    (floor,) = (c for c in case.contenders(quick) if c.name == FLOOR)
+    step = floor.build()
+    kinds = {type(module).__name__ for module in step.model.modules()}
+    assert "Conv2d" in kinds
+    assert not {kind for kind in kinds if "LIF" in kind or "Norm" in kind}
+    assert step.check().status == Status.OK
+    step()
 
 
 def test_recipes_are_found_by_name_or_path(tmp_path):

@@ -84,16 +84,16 @@ def test_the_matrix_has_a_line_a_case_and_a_column_a_contender(lif_rows):
 def test_a_step_and_its_memory():
     timed = dict(median_ms=8.0, p20_ms=7.0, p80_ms=9.0, images_per_s=8000.0)
     rows = [
-        STEP | timed | {"contender": "spiketriton", "twin_ratio": 0.5},
+        STEP | timed | {"contender": "spiketriton", "twin_ratio": 0.5, "above_floor": 0.25},
         STEP | timed | {"contender": TWIN},
         STEP | {"contender": "norse", "status": Status.WRONG, "why": "spikes"},
     ]
     (grid,) = tables(rows, "step")
     about = "training step of r: T=4, batch 64 of 1x28x28, fp32, channels_last"
     assert grid.title == about
-    assert grid.lines[0] == ["spiketriton", "8.00 (7.00-9.00)", "8,000", "0.500", "1.00x"]
-    assert grid.lines[1][3:] == ["-", "-"]
-    assert grid.lines[2] == ["norse", "wrong result", "-", "-", "-"]
+    assert grid.lines[0] == ["spiketriton", "8.00 (7.00-9.00)", "8,000", "25.0 %", "0.500", "1.00x"]
+    assert grid.lines[1][3:] == ["-", "-", "-"]
+    assert grid.lines[2] == ["norse", "wrong result", "-", "-", "-", "-"]
     heavy = [
         row | {"section": "memory", "peak_bytes": 2**20 * n, "saved_bytes": 2**19}
         for n, row in enumerate(rows[:2], 1)
