@@ -6,6 +6,8 @@ ResNet-50 the block gain rises from 0.8 to 1.15 within ten epochs, and as it com
 what it had learnt (docs/gradient_flow.md). So the gain that the width was chosen by is measured again
 now and then, on the same batches; where it has grown too far, the width is narrowed. It is never
 widened again, and narrowed by steps, so that it changes few times: a compiled step is compiled anew.
+Where even half of the width would not do, the gain hardly depends on it, as with neurons without a leak, and
+a narrower surrogate would only let fewer neurons learn: it is left as it is.
 
 Blocks with shortcuts around their neurons (`sew`, `ms`) need none of this: what is added to their
 gradient stays small.
@@ -29,8 +31,9 @@ LIMITS: dict[Goal, tuple[float, float]] = {
     "block gain": (1.05, 0.95),
     "block gain in a step": (0.81, 0.75),
 }
-# a width is narrowed to this share of itself at most, because the gain may hardly depend on it
+# a width is narrowed to this share of itself at most, and left where less than the second share would be needed
 AT_ONCE = 0.8
+FUTILE = 0.5
 TIMES = 40  # in a training, and
 SHARE = 0.03  # of the images that are trained on, at most
 
@@ -59,7 +62,7 @@ def hold(
     loss: Loss,
     autocast: Callable[[], AbstractContextManager[object]],
 ) -> Calibration | None:
-    """The calibration with narrower widths; None where the gradient does not grow.
+    """The calibration with narrower widths; None where the gradient does not grow, or not by the width.
 
     Args:
         model: during training, with the widths of `found`; other widths are set when this returns.
@@ -78,9 +81,9 @@ def hold(
     if gain <= grown:
         return None
     even_width, _, _ = search.common_width()
-    width = max(even_width, AT_ONCE * found.width)
-    if width >= found.width:
+    if not FUTILE * found.width <= even_width < found.width:
         return None
+    width = max(even_width, AT_ONCE * found.width)
     return replace(
         found,
         width=width,

@@ -63,7 +63,7 @@ def test_measuring_stays_a_small_share_of_the_training(steps, batch_size, images
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("mode", ["auto", "auto_per_layer"])
-def test_a_gradient_that_grows_is_evened_and_another_is_left_alone(mode, optimizer):
+def test_a_gradient_that_grows_is_evened_and_another_is_left_alone(mode, optimizer, monkeypatch):
     recipe = small_recipe(*PLAIN, f"neuron.surrogate.width={mode}", f"train.optimizer={optimizer}")
     model, batches, found = calibrated(recipe)
     loss, autocast = build_loss(recipe.loss), torch.enable_grad
@@ -96,10 +96,16 @@ def test_a_gradient_that_grows_is_evened_and_another_is_left_alone(mode, optimiz
     even, _ = holding.Search(aim, net, model.last_of_blocks(), relative).goal(width)
     assert evened * 0.98 <= even <= grown
     assert Calibration.of_state(json.loads(json.dumps(held.state_dict()))) == held
+    # where even half of the width would not do, it is left
+    monkeypatch.setitem(LIMITS, found.goal, (0.0, even / 100))
+    assert again(held) is None
+    monkeypatch.setattr(holding, "FUTILE", 0.0)
+    assert again(held) is not None
 
 
 def test_a_run_narrows_its_widths_says_so_and_resumes_with_them(tmp_path: Path, monkeypatch):
     monkeypatch.setitem(holding.LIMITS, "block gain in a step", (0.0, 0.2))
+    monkeypatch.setattr(holding, "FUTILE", 0.0)
     monkeypatch.setattr(holding, "SHARE", 0.5)  # every 4 or 8 steps
     whole, parts, display = tmp_path / "whole", tmp_path / "parts", Lines()
     trainer = small_trainer(whole, *PLAIN, display=display)
@@ -128,6 +134,7 @@ def test_a_run_narrows_its_widths_says_so_and_resumes_with_them(tmp_path: Path, 
 
 def test_diagnose_says_that_a_run_without_it_needs_it(tmp_path: Path, monkeypatch):
     run, still = tmp_path / "run", "neuron.surrogate.hold=false"
+    monkeypatch.setattr(holding, "FUTILE", 0.0)
     small_trainer(run, *PLAIN, still, "train.max_steps=7").fit()
 
     def changes(grown: float, *overrides: str) -> list[str]:
