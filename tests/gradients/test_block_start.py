@@ -68,7 +68,7 @@ def chosen(formula, *overrides: str) -> BlockStart:
         ([np.nan, np.nan, np.nan, np.nan, np.nan, np.nan, 0.5], 0.0, 7),
     ],
 )
-@pytest.mark.parametrize(("block", "enough"), [("sew", 0.3), ("ms", 0.5)])
+@pytest.mark.parametrize(("block", "enough"), [("sew", 0.3), ("ms", 0.7)])
 def test_the_largest_gain_is_taken_that_keeps_enough_of_the_image(kept, gain, tried, block, enough):
     table = dict(zip(block_start.GAINS, np.array(kept) * enough / 0.3, strict=False))
     found = chosen(lambda g, _: table[g], f"model.block={block}")
