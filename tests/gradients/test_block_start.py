@@ -161,7 +161,7 @@ def test_the_chosen_start_keeps_more_of_the_image_than_the_usual_one(block):
 
 
 def test_the_width_of_blocks_that_start_as_usual_is_the_usual_one():
-    changes = ("neuron.surrogate.width=auto", "model.block=ms", "time_steps=4")
+    changes = ("neuron.surrogate.width=auto", "model.block=sew", "time_steps=4")
     recipes = [small_recipe(*changes), small_recipe(*changes, AUTO)]
     usual, ours = (calibrate(recipe, *built(recipe)) for recipe in recipes)
     assert ours.blocks is not None
