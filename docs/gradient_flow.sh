@@ -1,5 +1,5 @@
 #!/bin/sh
-# Everything that docs/gradient_flow.md shows: about seven hours of one CPU core.
+# Everything that docs/gradient_flow.md shows: about ten hours of one CPU core.
 #   sh docs/gradient_flow.sh [FOLDER]
 # Cells that are finished are kept, so it continues where it was stopped.
 set -eu
@@ -54,9 +54,10 @@ python -m spiketriton.sweep recipes/imagenette_r50.toml data.name=fashion_mnist 
     train.precision=fp32 train.epochs=1 train.max_steps=400 train.threads=1 train.log_every=100 \
     model.block=plain,sew,ms $width=auto,1 --out "$out/r50"
 # what blocks start at: the small ResNet-50 again, and what auto makes of it
-r50_any="python -m spiketriton.sweep recipes/imagenette_r50.toml data.name=fashion_mnist data.image_size=16
-    data.augment=none data.workers=0 data.test_images=1000 model.width=16 train.precision=fp32
-    train.epochs=1 train.batch_size=32 train.max_steps=400 train.threads=1"
+r50_base="python -m spiketriton.sweep recipes/imagenette_r50.toml data.name=fashion_mnist data.image_size=16
+    data.augment=none data.workers=0 model.width=16 train.precision=fp32 train.epochs=1 train.batch_size=32
+    train.threads=1"
+r50_any="$r50_base data.test_images=1000 train.max_steps=400"
 r50_sgd="$r50_any time_steps=4 $sgd"
 r50="$r50_any time_steps=4 $adamw"
 $r50 model.block=plain,sew,ms model.residual_gain=0,0.2,1 $width=0.3,0.6,1,2.5 --out "$out/start"
@@ -81,6 +82,41 @@ $sweep $small model.name=resnet20,resnet56 model.block=plain,sew,ms model.residu
 $sweep $small model.name=resnet20 model.block=plain,sew,ms model.residual_gain=auto $width=auto seed=1,2 \
     --out "$out/start_r20_seeds"
 $sweep $small model.name=resnet20 model.block=sew,ms model.residual_gain=1 $width=0.6 $seeds --out "$out/start_r20_open"
+# the grid of ResNet-56, and how open MS blocks start
+deeper="$sweep $small model.name=resnet56"
+$deeper model.block=sew model.residual_gain=0.2,1 $width=0.3,0.6 --out "$out/grid_sew"
+$deeper model.block=ms model.residual_gain=1 $width=0.3,0.6 --out "$out/grid_ms"
+$deeper model.block=ms model.residual_gain=0.2 $width=1 --out "$out/grid_ms_closed"
+$deeper model.block=sew model.residual_gain=0.2 $width=0.6 seed=1,2 --out "$out/grid_sew_seeds"
+$deeper model.block=ms model.residual_gain=0,0.2 $width=0.6 $seeds --out "$out/grid_ms_seeds"
+$deeper model.block=plain,sew,ms model.residual_gain=auto $width=auto seed=1,2 --out "$out/grid_auto"
+$deeper model.block=plain model.residual_gain=0 model.residual_bias=0.25 $width=1 seed=1 --out "$out/grid_plain"
+$sweep $small model.name=resnet20 model.block=ms model.residual_gain=0.2,0.5 $width=0.6 $seeds --out "$out/open_r20"
+$sweep $resnet model.name=resnet20 $fast_adamw model.block=ms model.residual_gain=0.2,0.5 $width=0.6 --out "$out/open_r20_short"
+for net in "resnet44 neuron.reset=soft $fast_adamw" "resnet32 $sgd"; do
+    opened="$sweep $small_any model.block=ms model.name=$net"
+    name=${net%% *}
+    $opened model.residual_gain=0.2,1 $width=0.6 --out "$out/open_$name"
+    $opened model.residual_gain=auto $width=auto --out "$out/open_auto_$name"
+done
+# the plain ResNet-50 by width, neuron, optimizer and T: the gradient before training, and the accuracy
+start50="$r50_base $untrained $adamw"
+$start50 model.block=plain neuron.kind=lif,if time_steps=4,10 model.residual_bias=0 model.residual_gain=1,0.5 \
+    $width=0.2,0.4,0.6,1,2.5 --out "$out/r50_norms"
+$start50 model.block=sew,ms time_steps=4 model.residual_gain=1,0.2 $width=0.2,0.4,0.6,1,2.5 --out "$out/r50_norms_shortcuts"
+for neuron in lif if; do
+    case $neuron in lif) bias=0.25 ;; *) bias=0 ;; esac
+    for optimizer in adamw sgd; do
+        eval "settings=\$$optimizer"
+        by="$r50_any $settings model.block=plain neuron.kind=$neuron time_steps=4,10"
+        $by model.residual_gain=0 model.residual_bias=$bias $width=0.2,0.4,0.6,1 --out "$out/r50_${neuron}_$optimizer"
+        $by model.residual_gain=auto $width=auto --out "$out/r50_auto_${neuron}_$optimizer"
+        $by model.residual_gain=1 $width=0.2,0.4 --out "$out/r50_usual_${neuron}_$optimizer"
+    done
+done
+$r50_any $adamw model.block=plain neuron.kind=if time_steps=4 model.residual_gain=auto $width=auto seed=1 --out "$out/r50_if_1"
+$r50_any $adamw model.block=plain neuron.kind=if time_steps=4,10 model.residual_gain=auto $width=auto \
+    neuron.surrogate.hold=false seed=0,1 --out "$out/r50_if_free"
 # plain blocks whose threshold a spike does not reach
 short="$sweep model.width=8 data.image_size=14 train.batch_size=32 train.max_steps=300 data.test_images=1000 $fast_adamw
     model.name=resnet20 model.block=plain"
