@@ -89,6 +89,12 @@ def starts_closed(recipe: Recipe) -> bool:
     return isinstance(gain, str) or gain < OPENED
 
 
+def is_bottleneck(recipe: Recipe) -> bool:
+    """Whether residual blocks have three layers with a narrow one inside, not two."""
+    architecture = ARCHITECTURES.get(recipe.model.name)
+    return architecture is not None and architecture.bottleneck
+
+
 def aim_of(recipe: Recipe, gain: float | None = None, identity: bool | None = None) -> Aim:
     """The aim for the recipe's optimizer and kind of block.
 
@@ -101,7 +107,5 @@ def aim_of(recipe: Recipe, gain: float | None = None, identity: bool | None = No
         return SHORTCUTS[recipe.model.block]
     closed = starts_closed(recipe) if gain is None else gain < OPENED
     if closed and recipe.model.block == "plain":
-        architecture = ARCHITECTURES.get(recipe.model.name)
-        bottleneck = architecture is not None and architecture.bottleneck
-        return PLAIN_BLOCKS[recipe.train.optimizer, bottleneck]
+        return PLAIN_BLOCKS[recipe.train.optimizer, is_bottleneck(recipe)]
     return SGD if recipe.train.optimizer == "sgd" else ADAMW

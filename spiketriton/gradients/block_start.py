@@ -9,7 +9,7 @@ gain    A block adds its branch to what passes through. With the last norm's usu
         identity all the same, as in shallow nets, blocks start as usual, because open ones learn
         sooner. Else the largest gain is taken with which it keeps as much; with `plain` blocks, which
         hand on nothing but spikes, the gain with which it keeps most. Enough are 30 %, with `ms`
-        blocks 70 %: they hand on membranes, and end higher from a smaller gain.
+        blocks of two layers 70 %: they end higher from a smaller gain, bottlenecks do not.
 bias    In a `plain` block the spikes of the shortcut enter a neuron again. A spike of 1 meets a
         threshold of 1 exactly: as soon as the branch adds a little below zero, half of the spikes
         are lost. A bias lifts them above the threshold. Tried are some that leave silent neurons
@@ -26,13 +26,14 @@ from typing import Any
 import numpy as np
 
 from spiketriton.config import Recipe
+from spiketriton.gradients.aims import is_bottleneck
 from spiketriton.gradients.probing import Prober
 from spiketriton.gradients.verdict import in_percent
 from spiketriton.models import Network
 
 GAINS = (1.0, 0.7, 0.5, 0.35, 0.2, 0.1, 0.0)
 ENOUGH = 0.3
-ENOUGH_OF_MEMBRANES = 0.7
+ENOUGH_OF_PAIRS = 0.7  # for `ms` blocks of two layers
 GOOD_BIAS = 0.95  # of the mean overlap with the best bias
 MARGINS = (0.0, 0.1, 0.25, 0.4)  # of the threshold
 SILENT = 0.9  # of the bias that would make silent neurons fire
@@ -102,7 +103,8 @@ def find_block_start(recipe: Recipe, model: Network, prober: Prober) -> BlockSta
     wanted = recipe.model.residual_bias
     bias = 0.0 if isinstance(wanted, str) else wanted
     plain = recipe.model.block == "plain"
-    enough = ENOUGH_OF_MEMBRANES if recipe.model.block == "ms" else ENOUGH
+    pairs = recipe.model.block == "ms" and not is_bottleneck(recipe)
+    enough = ENOUGH_OF_PAIRS if pairs else ENOUGH
     usual = float(overlap(GAINS[0], bias)[-1])
     tried = [(GAINS[0], usual)]
     margins: list[tuple[float, float]] = []

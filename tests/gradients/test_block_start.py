@@ -68,10 +68,15 @@ def chosen(formula, *overrides: str) -> BlockStart:
         ([np.nan, np.nan, np.nan, np.nan, np.nan, np.nan, 0.5], 0.0, 7),
     ],
 )
-@pytest.mark.parametrize(("block", "enough"), [("sew", 0.3), ("ms", 0.7)])
-def test_the_largest_gain_is_taken_that_keeps_enough_of_the_image(kept, gain, tried, block, enough):
+@pytest.mark.parametrize(
+    ("block", "name", "enough"),
+    [("sew", "resnet20", 0.3), ("ms", "resnet20", 0.7), ("ms", "resnet50", 0.3)],
+)
+def test_the_largest_gain_is_taken_that_keeps_enough_of_the_image(
+    kept, gain, tried, block, name, enough
+):
     table = dict(zip(block_start.GAINS, np.array(kept) * enough / 0.3, strict=False))
-    found = chosen(lambda g, _: table[g], f"model.block={block}")
+    found = chosen(lambda g, _: table[g], f"model.block={block}", f"model.name={name}")
     assert (found.gain, found.bias, found.margins) == (gain, 0.0, ())
     assert found.overlap == pytest.approx(np.nan_to_num(table[gain]))
     assert [pair[0] for pair in found.tried] == list(reversed(block_start.GAINS[:tried]))
