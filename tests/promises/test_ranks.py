@@ -81,6 +81,7 @@ def train(trainer: Trainer, kind: str) -> None:
         if kind == "held":
             patch.setattr(holding, "SHARE", 1.0)
             patch.setitem(holding.LIMITS, "block gain in a step", (0.0, 0.1))
+            patch.setattr(holding, "FUTILE", 0.0)
         trainer.fit()
 
 
