@@ -23,22 +23,37 @@ PANELS = (
 
 
 def draw(rows: Iterable[Row], stem: Path) -> list[Path]:
-    """`<stem>-step-<recipe>.png` of every recipe whose step was timed; rows of one machine."""
+    """`<stem>-step-<recipe>.png` of every recipe whose step was timed; rows of one machine.
+
+    Of a recipe that was timed with several windows, batches or precisions, one of each, which its name tells.
+    """
     rows = [row for row in rows if "recipe" in row]
     timed = [row for row in rows if row["section"] == "step" and "median_ms" in row]
-    recipes = dict.fromkeys(row["recipe"] for row in timed)
-    names = {f"{stem.name}-step-{recipe}.png": partial(steps, rows, recipe) for recipe in recipes}
-    return save(stem.parent, names)
+    settings = list(dict.fromkeys(map(setting, timed)))
+    pictures = {}
+    for recipe, T, batch, precision in settings:
+        several = sum(other[0] == recipe for other in settings) > 1
+        name = f"{recipe}-T{T}-batch{batch}-{precision}" if several else recipe
+        chosen = [row for row in rows if setting(row) == (recipe, T, batch, precision)]
+        pictures[f"{stem.name}-step-{name}.png"] = partial(steps, chosen)
+    return save(stem.parent, pictures)
 
 
-def steps(rows: list[Row], recipe: str) -> Figure:
-    """Bars, the largest at the bottom; a line at T steps of the ANN twin; a star: not equal."""
-    rows = [row for row in rows if row["recipe"] == recipe]
+def setting(row: Row) -> tuple[str, int, int, str]:
+    """What the bars of one picture have in common."""
+    return row["recipe"], row["T"], row["batch"], row["precision"]
+
+
+def steps(rows: list[Row]) -> Figure:
+    """Bars, the largest at the bottom; a line at T steps of the ANN twin; a star: not equal.
+
+    rows: of one `setting`.
+    """
     groups = [
         [r for r in rows if r["section"] == section and key in r] for section, key, *_ in PANELS
     ]
     first = groups[0][0]
-    about = f"{recipe}, T={first['T']}, batch {first['batch']}, {first['precision']}"
+    about = "{}, T={}, batch {}, {}".format(*setting(first))
     rehearsal = " (quick rehearsal, not a measurement)" if first["quick"] else ""
     title = f"Training step of {about} (* not equal){rehearsal}\n{where(first)}"
     panels = [pair for pair in zip(groups, PANELS, strict=True) if pair[0]]

@@ -65,7 +65,7 @@ def test_a_step_with_its_twin_and_its_memory(tmp_path, lif_rows):
     ]
     step[1]["contender"] = TWIN
     step[2]["status"] = Status.UNEQUAL
-    figure = pictures.steps(step, "r")
+    figure = pictures.steps(step)
     (axes,) = figure.axes
     shown = dict(
         zip([label.get_text() for label in axes.get_yticklabels()], axes.patches, strict=True)
@@ -75,7 +75,7 @@ def test_a_step_with_its_twin_and_its_memory(tmp_path, lif_rows):
     assert [line.get_xdata()[0] for line in axes.get_lines()] == [12]
     assert "(* not equal)" in figure.get_suptitle()
     heavy = [row | {"section": "memory", "peak_bytes": 2**21} for row in step]
-    left, right = pictures.steps(step + heavy, "r").axes
+    left, right = pictures.steps(step + heavy).axes
     assert left.get_xlabel() == "ms a training step"
     assert right.get_xlabel() == "peak MiB of tensors in a step"
     assert max(bar.get_width() for bar in right.patches) == 8
@@ -84,4 +84,10 @@ def test_a_step_with_its_twin_and_its_memory(tmp_path, lif_rows):
     del late["median_ms"]
     (path,) = pictures.draw([*step, *heavy, late], tmp_path / "x")
     assert path.name == "x-step-r.png"
+    longer = [row | {"T": 10} for row in step]  # another window has its own picture
+    drawn = pictures.draw([*step, *heavy, *longer], tmp_path / "y")
+    assert [path.name for path in drawn] == [
+        "y-step-r-T4-batch2-fp32.png",
+        "y-step-r-T10-batch2-fp32.png",
+    ]
     assert image.imread(path).shape[1] > 1000
