@@ -98,14 +98,14 @@ class Neuron(NamedTuple):
 
     def adapted(self, x: torch.Tensor, tensors: Mapping[str, torch.Tensor | None]) -> Neuron:
         """These constants for the input x, with ``tensors``' own of ``TENSORS``; itself where nothing changes."""
-        new = {}
-        for name in TENSORS:
-            value = tensors.get(name)
-            if value is not None:
+        fields, changed = list(self), False
+        for name, value in tensors.items():
+            place = _PLACES.get(name)
+            if place is not None and value is not None:
                 small = as_small(value, x)
-                if small is not getattr(self, name):
-                    new[name] = small
-        return self._replace(**new) if new else self  # type: ignore[arg-type]
+                if small is not fields[place]:
+                    fields[place], changed = small, True
+        return Neuron._make(fields) if changed else self
 
     @property
     def v_start(self) -> float:
@@ -139,6 +139,9 @@ class Neuron(NamedTuple):
     def per_channel(self) -> bool:
         """Whether anything differs between channels."""
         return self.has_norm or self.parameter_size > 1
+
+
+_PLACES = {name: Neuron._fields.index(name) for name in TENSORS}
 
 
 @functools.lru_cache
