@@ -136,7 +136,8 @@ class Photo:
             if image.mode.startswith("I"):  # 16-bit grey: convert("RGB") would clip it to white
                 high_byte = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255)
                 return Image.fromarray(high_byte.astype(np.uint8)).convert("RGB")
-            return on_white(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)  # else a copy, turned or not
+            return on_white(image)
 
 
 @contextlib.contextmanager
@@ -193,8 +194,8 @@ class DecodedPhoto:
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """An image of any 8-bit mode as RGB, its transparent parts blended onto white."""
+    """An image of any 8-bit mode as RGB, its transparent parts blended onto white; itself where it is RGB."""
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
