@@ -63,6 +63,10 @@ r50="$r50_any time_steps=4 $adamw"
 $r50 model.block=plain,sew,ms model.residual_gain=0,0.2,1 $width=0.3,0.6,1,2.5 --out "$out/start"
 $r50 model.block=plain model.residual_gain=0 model.residual_bias=0.25 $width=0.6,1 --out "$out/start_bias"
 $r50 model.block=plain,sew,ms model.residual_gain=auto $width=auto $seeds --out "$out/start_auto"
+$r50 model.block=sew model.residual_gain=0.2 $width=0.3 seed=1,2 --out "$out/start_sew_seeds"
+$r50 model.block=ms model.residual_gain=0 $width=0.6 seed=1,2 --out "$out/start_ms_seeds"
+half=$(printf %s "$r50" | sed s/=fp32/=bf16/)
+$half model.block=ms model.residual_gain=auto $width=auto $seeds --out "$out/start_bf16"
 $r50 model.name=resnet101 model.block=plain,sew,ms model.residual_gain=auto $width=auto --out "$out/start_r101"
 identity="model.block=plain model.residual_gain=0 model.residual_bias=0.25"
 $r50_sgd $identity $width=0.4,0.6,0.8,1 --out "$out/start_sgd"
@@ -91,6 +95,7 @@ $deeper model.block=sew model.residual_gain=0.2 $width=0.6 seed=1,2 --out "$out/
 $deeper model.block=ms model.residual_gain=0,0.2 $width=0.6 $seeds --out "$out/grid_ms_seeds"
 $deeper model.block=plain,sew,ms model.residual_gain=auto $width=auto seed=1,2 --out "$out/grid_auto"
 $deeper model.block=plain model.residual_gain=0 model.residual_bias=0.25 $width=1 seed=1 --out "$out/grid_plain"
+$sweep $small model.block=plain,sew,ms model.residual_gain=auto $width=auto model.name=resnet110 --out "$out/depth_r110"
 $sweep $small model.name=resnet20 model.block=ms model.residual_gain=0.2,0.5 $width=0.6 $seeds --out "$out/open_r20"
 $sweep $resnet model.name=resnet20 $fast_adamw model.block=ms model.residual_gain=0.2,0.5 $width=0.6 --out "$out/open_r20_short"
 for net in "resnet44 neuron.reset=soft $fast_adamw" "resnet32 $sgd"; do
@@ -109,12 +114,12 @@ for neuron in lif if; do
     for optimizer in adamw sgd; do
         eval "settings=\$$optimizer"
         by="$r50_any $settings model.block=plain neuron.kind=$neuron time_steps=4,10"
-        $by model.residual_gain=0 model.residual_bias=$bias $width=0.2,0.4,0.6,1 --out "$out/r50_${neuron}_$optimizer"
-        $by model.residual_gain=auto $width=auto --out "$out/r50_auto_${neuron}_$optimizer"
+        $by model.residual_gain=0 model.residual_bias=$bias $width=0.2,0.4,0.6,1 $seeds \
+            --out "$out/r50_${neuron}_$optimizer"
+        $by model.residual_gain=auto $width=auto $seeds --out "$out/r50_auto_${neuron}_$optimizer"
         $by model.residual_gain=1 $width=0.2,0.4 --out "$out/r50_usual_${neuron}_$optimizer"
     done
 done
-$r50_any $adamw model.block=plain neuron.kind=if time_steps=4 model.residual_gain=auto $width=auto seed=1 --out "$out/r50_if_1"
 $r50_any $adamw model.block=plain neuron.kind=if time_steps=4,10 model.residual_gain=auto $width=auto \
     neuron.surrogate.hold=false seed=0,1 --out "$out/r50_if_free"
 # plain blocks whose threshold a spike does not reach
@@ -151,6 +156,16 @@ digits="$sweep model.name=resnet44 model.width=8 data.name=digits data.image_siz
 $digits model.block=ms model.residual_gain=auto $width=auto --out "$out/held_digits"
 $digits model.block=ms model.residual_gain=1 $width=0.6 --out "$out/held_digits_usual"
 $digits model.block=ms model.residual_gain=0.2 $width=0.6,1 --out "$out/held_digits_closed"
+# the same for how open MS blocks of two layers start: chosen before any of them was trained
+opened="model.block=ms model.residual_gain=auto $width=auto"
+fixed="model.block=ms model.residual_gain=0,0.2,1 $width=0.6"
+for net in "$r50 model.name=resnet34" "$sweep $small model.name=resnet32 neuron.kind=if time_steps=8" \
+    "$sweep $small_any $sgd model.name=resnet44 neuron.kind=plif" \
+    "$(printf %s "$digits" | sed s/resnet44/resnet56/) neuron.reset=soft"; do
+    name=$(printf %s "$net" | grep -o 'resnet[0-9]*')
+    $net $opened --out "$out/held_ms_$name"
+    $net $fixed --out "$out/held_ms_${name}_fixed"
+done
 plain_digits="$digits model.block=plain $seeds"
 $plain_digits model.residual_gain=auto $width=auto --out "$out/held_digits_plain"
 $plain_digits model.residual_gain=0 model.residual_bias=0.25 $width=0.6,1 --out "$out/held_digits_plain_fixed"
