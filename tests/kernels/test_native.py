@@ -61,6 +61,32 @@ def test_tensors_beyond_the_caches_come_out_the_same(dtype, neurons):
     )
 
 
+# Steps are taken by fours, by twos and one by one, as the window and what else is read and written allow.
+@pytest.mark.parametrize("extra", ["nothing", "residual", "spike_add", "current"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("T", range(1, 10))
+def test_a_window_of_any_length_fires_as_the_definition(T, dtype, extra):
+    torch.manual_seed(0)
+    shape = (T, 3, 7, 5, 3)  # 315 neurons: a ragged end in every width of vectors
+    y, more = (torch.randn(shape).to(dtype) for _ in range(2))
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    weight, bias, mean, gains = (torch.rand(n, dtype=wide) + 0.5 for n in (7, 7, 7, T))
+
+    def run():
+        return multistep_bn_lif(
+            y, weight, bias, mean, weight, training=False, step_gain=gains, return_v=True,
+            return_current=extra == "current",
+            **{extra: more} if extra in ("residual", "spike_add") else {},
+        )  # fmt: skip
+
+    found = run(), multistep_lif(y, return_v=True)
+    with use_backend("torch"):
+        expected = run(), multistep_lif(y, return_v=True)
+    for each, right in zip(found, expected, strict=True):
+        for result, true in zip(each, right, strict=True):
+            assert torch.equal(result, true)
+
+
 @pytest.mark.parametrize("inner", [176_000, 175_003])
 def test_added_spikes_beyond_the_caches(inner):
     torch.manual_seed(0)

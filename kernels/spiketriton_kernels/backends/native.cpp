@@ -262,41 +262,65 @@ struct Forth {
     bool past;
 };
 
-template <class T, class A, int KIND, bool NORM, bool RESIDUAL, bool FIRE, bool ONE>
-void forth_block(const Block<A> &b, const Forth<T, A> &s) {
+// STEPS steps from t on, in which the membrane and the constants of a vector of neurons stay in registers.
+template <class T, class A, int KIND, bool NORM, bool RESIDUAL, bool FIRE, bool ONE, int STEPS>
+void forth_steps(const Block<A> &b, const Forth<T, A> &s, int64_t t) {
     const A gain = A(b.c.gain), v_reset = A(b.c.v_reset);
     const A *leaks = b.leak.data(), *means = b.mean.data(), *scales = b.scale.data(), *biases = b.bias.data();
     const Values<ONE> decays(b.decay), thresholds(b.threshold);
-    A *vs = s.v;
-    for (int64_t t = 0; t < s.steps; t++) {
-        const int64_t row = t * s.stride, next = later(t, s.steps, s.stride, s.size);
-        const T *x = s.x + row;
-        const T *residual = RESIDUAL ? s.residual + row : nullptr, *spike_add = FIRE && s.spike_add ? s.spike_add + row : nullptr;
-        T *spikes = FIRE ? s.spikes + row : nullptr, *currents = FIRE && NORM && s.current ? s.current + row : nullptr;
-        A *hs = FIRE ? nullptr : s.h + t * s.size;
-        const bool past = s.past;
-        const A k = s.step_gain ? s.step_gain[t] : A(1);
-        vectors(s.n, [&](auto part, int i, int m) {
-            constexpr bool PART = decltype(part)::value;
+    const int64_t row = t * s.stride, stride = s.stride, next = later(t, s.steps, stride, s.size);
+    const T *x = s.x + row, *residual = RESIDUAL ? s.residual + row : nullptr, *spike_add = FIRE && s.spike_add ? s.spike_add + row : nullptr;
+    T *spikes = FIRE ? s.spikes + row : nullptr, *currents = FIRE && NORM && s.current ? s.current + row : nullptr;
+    A *vs = s.v, *hs = FIRE ? nullptr : s.h + t * s.size;
+    const int size = s.size;
+    const bool past = s.past;
+    A step_gains[STEPS];
+    for (int j = 0; j < STEPS; j++) step_gains[j] = s.step_gain ? s.step_gain[t + j] : A(1);
+    vectors(s.n, [&](auto part, int i, int m) {
+        constexpr bool PART = decltype(part)::value;
+        if constexpr (STEPS == 1) {  // hardware prefetchers keep up with columns
             prefetch(x + next + i, LANES);
             if (FIRE && !past) prefetch_for_writing(spikes + next + i);
             if constexpr (RESIDUAL) prefetch(residual + next + i, LANES);
-            V current = get<PART>(x + i, m);
-            if constexpr (NORM) current = k * ((current - load(means + i)) * load(scales + i) + load(biases + i));
-            if constexpr (RESIDUAL) current = current + get<PART>(residual + i, m);
-            const V threshold = thresholds.at(i), leak = KIND == TO_RESET_LEAK ? load(leaks + i) : V{};
-            const V h = charge<KIND>(load(vs + i), current, decays.at(i), leak, gain, v_reset);
+        }
+        const V threshold = thresholds.at(i), decay = decays.at(i), leak = KIND == TO_RESET_LEAK ? load(leaks + i) : V{};
+        V mean{}, scale{}, bias{}, v = load(vs + i);
+        if constexpr (NORM) mean = load(means + i), scale = load(scales + i), bias = load(biases + i);
+#pragma GCC unroll 4
+        for (int j = 0; j < STEPS; j++) {
+            const int64_t here = j * stride + i;
+            V current = get<PART>(x + here, m);
+            if constexpr (NORM) current = step_gains[j] * ((current - mean) * scale + bias);
+            if constexpr (RESIDUAL) current = current + get<PART>(residual + here, m);
+            const V h = charge<KIND>(v, current, decay, leak, gain, v_reset);
             if constexpr (FIRE) {
-                if (NORM && currents) put<PART>(currents + i, rounded(current), m, past);
+                if (NORM && currents) put<PART>(currents + here, rounded(current), m, past);
                 const Mask fired = h >= threshold;
-                if (spike_add) put<PART>(spikes + i, rounded((fired ? all(A(1)) : V{}) + get<PART>(spike_add + i, m)), m, past);
-                else put<PART>(spikes + i, spikes_of(fired), m, past);
+                if (spike_add) put<PART>(spikes + here, rounded((fired ? all(A(1)) : V{}) + get<PART>(spike_add + here, m)), m, past);
+                else put<PART>(spikes + here, spikes_of(fired), m, past);
             } else {
-                store(hs + i, h);
+                store(hs + j * size + i, h);
             }
-            store(vs + i, discharge<KIND>(h, threshold, v_reset));
-        });
+            v = discharge<KIND>(h, threshold, v_reset);
+        }
+        store(vs + i, v);
+    });
+}
+
+// Steps by twos or fours where spikes stay in the caches: rows lie about a power of two apart, so that few streams fit side
+// by side. What is written past the caches, or kept for the way back, goes row by row (profiling/LOG.md has the times).
+template <class T, class A, int KIND, bool NORM, bool RESIDUAL, bool FIRE, bool ONE>
+void forth_block(const Block<A> &b, const Forth<T, A> &s) {
+    int64_t t = 0;
+    if constexpr (FIRE) {
+        if (!s.past) {
+            if constexpr (!RESIDUAL && sizeof(T) >= 4)
+                if (!s.spike_add && !s.current)
+                    for (; t + 4 <= s.steps; t += 4) forth_steps<T, A, KIND, NORM, RESIDUAL, FIRE, ONE, 4>(b, s, t);
+            for (; t + 2 <= s.steps; t += 2) forth_steps<T, A, KIND, NORM, RESIDUAL, FIRE, ONE, 2>(b, s, t);
+        }
     }
+    for (; t < s.steps; t++) forth_steps<T, A, KIND, NORM, RESIDUAL, FIRE, ONE, 1>(b, s, t);
 }
 
 template <class T, class A, int KIND, bool FIRE, bool ONE>
