@@ -9,7 +9,7 @@ gain    A block adds its branch to what passes through. With the last norm's usu
         identity all the same, as in shallow nets, blocks start as usual, because open ones learn
         sooner. Else the largest gain is taken with which it keeps as much; with `plain` blocks, which
         hand on nothing but spikes, the gain with which it keeps most. Enough are 30 %, with `ms`
-        blocks of two layers 70 %: they end higher from a smaller gain, bottlenecks do not.
+        blocks of two layers 80 %: they end higher from a smaller gain, bottlenecks do not.
 bias    In a `plain` block the spikes of the shortcut enter a neuron again. A spike of 1 meets a
         threshold of 1 exactly: as soon as the branch adds a little below zero, half of the spikes
         are lost. A bias lifts them above the threshold. Tried are some that leave silent neurons
@@ -33,7 +33,7 @@ from spiketriton.models import Network
 
 GAINS = (1.0, 0.7, 0.5, 0.35, 0.2, 0.1, 0.0)
 ENOUGH = 0.3
-ENOUGH_OF_PAIRS = 0.7  # for `ms` blocks of two layers
+ENOUGH_OF_PAIRS = 0.8  # for `ms` blocks of two layers
 GOOD_BIAS = 0.95  # of the mean overlap with the best bias
 MARGINS = (0.0, 0.1, 0.25, 0.4)  # of the threshold
 SILENT = 0.9  # of the bias that would make silent neurons fire
