@@ -113,11 +113,14 @@ for neuron in lif if; do
     case $neuron in lif) bias=0.25 ;; *) bias=0 ;; esac
     for optimizer in adamw sgd; do
         eval "settings=\$$optimizer"
-        by="$r50_any $settings model.block=plain neuron.kind=$neuron time_steps=4,10"
-        $by model.residual_gain=0 model.residual_bias=$bias $width=0.2,0.4,0.6,1 $seeds \
-            --out "$out/r50_${neuron}_$optimizer"
-        $by model.residual_gain=auto $width=auto $seeds --out "$out/r50_auto_${neuron}_$optimizer"
-        $by model.residual_gain=1 $width=0.2,0.4 --out "$out/r50_usual_${neuron}_$optimizer"
+        by="$r50_any $settings model.block=plain neuron.kind=$neuron"
+        for T in 4 10; do
+            case $T in 4) window="time_steps=4 $seeds" ;; *) window="time_steps=10" ;; esac
+            $by $window model.residual_gain=0 model.residual_bias=$bias $width=0.2,0.4,0.6,1 \
+                --out "$out/r50_${neuron}_${optimizer}_$T"
+            $by $window model.residual_gain=auto $width=auto --out "$out/r50_auto_${neuron}_${optimizer}_$T"
+        done
+        $by time_steps=4,10 model.residual_gain=1 $width=0.2,0.4 --out "$out/r50_usual_${neuron}_$optimizer"
     done
 done
 $r50_any $adamw model.block=plain neuron.kind=if time_steps=4,10 model.residual_gain=auto $width=auto \
