@@ -19,7 +19,14 @@ PooledNet = Literal["vggsnn", "net7b"]  # of the papers on event data
 Loss = Literal["cross_entropy", "tet"]
 
 Images = Literal[
-    "imagenette", "cifar10", "cifar100", "fashion_mnist", "imagefolder", "digits", "synthetic"
+    "imagenette",
+    "cifar10",
+    "cifar100",
+    "fashion_mnist",
+    "cluttered_fashion_mnist",
+    "imagefolder",
+    "digits",
+    "synthetic",
 ]
 Events = Literal[
     "dvs_gesture", "cifar10_dvs", "n_mnist", "n_caltech101", "eventfolder", "digits_dvs"

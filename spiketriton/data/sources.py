@@ -1,7 +1,7 @@
 """The data sets by name: what they hold, where to find it, and how images are normalised.
 
 Mean and standard deviation are those of the training images scaled to 0..1. ImageNet's and CIFAR's
-are the values in common use; Fashion-MNIST's and the digits' were computed from the files; synthetic
+are the values in common use; Fashion-MNIST's, the scenes' and the digits' were computed from the files; synthetic
 images are uniform noise: 1/2 and 1/sqrt(12).
 """
 
@@ -17,6 +17,7 @@ from torchvision import datasets
 
 from spiketriton.config import DataConfig
 from spiketriton.data import idx
+from spiketriton.data.clutter import SIDE, cluttered
 from spiketriton.data.download import (
     FAILURES,
     RemoteFile,
@@ -34,6 +35,7 @@ IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR10_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 CIFAR100_STATISTICS = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
 FASHION_STATISTICS = ((0.2860,), (0.3530,))
+CLUTTERED_STATISTICS = ((0.2069,), (0.3319,))
 DIGITS_STATISTICS = ((0.3054,), (0.3760,))
 SYNTHETIC_STATISTICS = ((0.5,) * 3, (0.2887,) * 3)
 
@@ -242,6 +244,23 @@ def fashion_mnist(config: DataConfig) -> Source:
     )
 
 
+def cluttered_fashion_mnist(config: DataConfig) -> Source:
+    """Fashion-MNIST's garments at random places among pieces of others: 40 x 40, see `clutter.py`.
+
+    Pieces in training scenes are of training images, those in test scenes of test images.
+    """
+    source = fashion_mnist(config)
+    assert isinstance(source.train, ArraySplit)
+    assert isinstance(source.test, ArraySplit)
+    return replace(
+        source,
+        train=cluttered(source.train, seed=0),
+        test=cluttered(source.test, seed=1),
+        image_size=SIDE,
+        statistics=CLUTTERED_STATISTICS,
+    )
+
+
 _FASHION_FILES = (
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",
@@ -339,6 +358,7 @@ SOURCES: dict[str, Callable[[DataConfig], Source]] = {
     "cifar10": cifar10,
     "cifar100": cifar100,
     "fashion_mnist": fashion_mnist,
+    "cluttered_fashion_mnist": cluttered_fashion_mnist,
     "digits": digits,
     "synthetic": synthetic,
 }
