@@ -285,6 +285,11 @@ class ModelConfig(TableOfPart):
         "tenth of that, with which 50 layers without skip connections train; `auto`: Kaiming normal "
         "where the image reaches the last layer all the same, else the identity",
     )
+    shortcut_gradient: Literal["surrogate", "straight_through"] = key(
+        "surrogate",
+        "how the gradient passes the neuron that a `plain` block's shortcut enters: times the surrogate, as "
+        "for any current, or around the neuron as it is; the spikes are the same",
+    )
     fused: bool = key(True, "norm, shortcut and neuron in one kernel; false: one after the other")
     memory: Literal["standard", "packed"] = key(
         "standard",

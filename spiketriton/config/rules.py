@@ -60,7 +60,7 @@ def idle(values: Mapping[str, Any]) -> dict[str, str]:
     twin (neuron.kind "relu") ignores are allowed, so that a recipe and its twin differ in one word.
     """
     start = ["model.residual_gain", "model.residual_bias"]
-    blocks = ["model.checkpoint_blocks", "neuron.surrogate.hold", *start]
+    blocks = ["model.checkpoint_blocks", "model.shortcut_gradient", "neuron.surrogate.hold", *start]
     rules = [
         (["data.variant"], "data.name", ("imagenette",)),
         (["data.classes"], "data.name", ("synthetic",)),
@@ -81,7 +81,8 @@ def idle(values: Mapping[str, Any]) -> dict[str, str]:
             ("bn", "step_bn", "tdbn", "tebn"),
         ),
         (["model.residual_gain"], "model.block", ("plain", "sew", "ms")),
-        (["model.residual_bias", "neuron.surrogate.hold"], "model.block", ("plain",)),
+        (["model.residual_bias", "model.shortcut_gradient"], "model.block", ("plain",)),
+        (["neuron.surrogate.hold"], "model.block", ("plain",)),
         (["neuron.surrogate.hold"], "neuron.surrogate.width", ("auto", "auto_per_layer")),
         (["neuron.tau", "neuron.decay_input"], "neuron.kind", ("lif", "plif", "relu")),
         (["neuron.detach_reset"], "neuron.reset", ("hard", "soft")),

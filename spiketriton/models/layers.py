@@ -36,11 +36,17 @@ def norm_neuron(
     y: Tensor,
     residual: Tensor | None = None,
     spike_add: Tensor | None = None,
+    straight_through: bool = False,
 ) -> Tensor:
     """`neuron(norm(y) + residual) + spike_add`, all [T, B, C, ...].
 
-    One fused operation or several, which agree up to rounding.
+    One fused operation or several, which agree up to rounding. `straight_through`: the gradient of
+    the residual is the output's, as if the residual had been added behind the neuron.
     """
+    if straight_through and residual is not None and torch.is_grad_enabled():
+        spikes = norm_neuron(norm, neuron, y, residual.detach(), spike_add)
+        out = _StraightThrough.apply(spikes, residual)
+        return out if spike_add is not None else mark_spikes(out)
     if isinstance(neuron, SpikingNeuron) and _fused(norm):
         out = neuron.fused_norm(y, norm, residual, spike_add)
         return out if spike_add is not None else mark_spikes(out)
@@ -49,6 +55,19 @@ def norm_neuron(
         current = current + residual
     out = fire(neuron, current)
     return out if spike_add is None else out + spike_add
+
+
+class _StraightThrough(torch.autograd.Function):
+    """The first of two tensors of one shape; the gradient goes to both as it is."""
+
+    @staticmethod
+    def forward(ctx, out, around):
+        ctx.dtype = around.dtype
+        return out.view_as(out)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, grad.to(ctx.dtype)
 
 
 def norm_current_neuron(
@@ -131,24 +150,25 @@ class Parts:
     checkpoint_blocks: bool
     start: str = "kaiming"
     norm_gain: float = 1.0
+    straight_through: bool = False
 
     @classmethod
     def of(cls, recipe: Recipe) -> "Parts":
         """The ANN twin has neither steps nor a threshold: any norm but none is plain batch norm."""
-        norm, steps = recipe.model.norm, recipe.time_steps
-        if recipe.neuron.kind == "relu":
+        model, spiking = recipe.model, recipe.neuron.kind != "relu"
+        norm, steps = model.norm, recipe.time_steps
+        if not spiking:
             norm, steps = ("none" if norm == "none" else "bn"), 1
-        packed = recipe.model.memory == "packed" and recipe.neuron.kind != "relu"
-        model = recipe.model
         return cls(
             recipe.neuron,
             norm,
             model.fused,
             steps,
-            packed,
+            spiking and model.memory == "packed",
             model.checkpoint_blocks,
             model.start,
             model.norm_gain,
+            spiking and model.shortcut_gradient == "straight_through",
         )
 
     def neuron(self) -> nn.Module:

@@ -101,6 +101,7 @@ class Block(nn.Module):
         plan = convolutions(width, stride, bottleneck)
         self.depth = len(plan)
         self.channels_out = plan[-1][1]
+        self.straight_through = parts.straight_through
         channels = channels_in
         for i, (kernel, channels_next, conv_stride) in enumerate(plan, start=1):
             if i == self.depth:
@@ -145,15 +146,19 @@ class Block(nn.Module):
 
 
 class PlainBlock(Block):
-    """out = neuron(BN(conv(...)) + shortcut): the shortcut's spikes are added to the current."""
+    """out = neuron(BN(conv(...)) + shortcut): the shortcut's spikes are added to the current.
+
+    The neuron passes on a spike of the shortcut, but of its gradient only what the surrogate leaves, at
+    every block anew. `straight_through`: the gradient of the shortcut's spikes goes around the neuron.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        current, shortcut = self.last_current(x), x
-        if self.downsample is not None:
+        current, shortcut, straight = self.last_current(x), x, self.straight_through
+        if self.downsample is not None:  # a current, not spikes: it has no value behind the neuron
             conv, norm = self.downsample
-            shortcut = norm(spike_conv(conv, x))
+            shortcut, straight = norm(spike_conv(conv, x)), False
         _, norm, neuron = self.stages()[-1]
-        return norm_neuron(norm, neuron, current, residual=shortcut)
+        return norm_neuron(norm, neuron, current, residual=shortcut, straight_through=straight)
 
 
 class SEWBlock(Block):

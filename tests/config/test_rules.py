@@ -28,6 +28,10 @@ BAD_COMBINATIONS = {
         GOOD + 'block = "preact"\nresidual_gain = 0.5',
         ["model.residual_gain = 0.5", 'model.block is "preact"'],
     ),
+    "straight-through shortcuts around no neuron": (
+        GOOD + 'block = "ms"\nshortcut_gradient = "straight_through"',
+        ['model.shortcut_gradient = "straight_through"', 'model.block is "ms"'],
+    ),
     "a start of norms that are not there": (
         GOOD + 'norm = "none"\nnorm_gain = 0.5',
         ["model.norm_gain = 0.5", 'model.norm is "none"'],

@@ -8,7 +8,7 @@ import torchvision
 from torch import Tensor, nn
 
 from spiketriton.models import count_parameters, resnet
-from spiketriton.models.layers import Parts
+from spiketriton.models.layers import Parts, norm_neuron
 from spiketriton.models.resnet import ARCHITECTURES
 from spiketriton.models.resnet import BLOCKS as BLOCK_TYPES
 from spiketriton.neurons import Norm
@@ -21,6 +21,7 @@ from tests.models.support import (
     backward,
     build,
     images,
+    lively,
     recipe,
 )
 
@@ -93,6 +94,58 @@ def test_blocks_compute_their_equations(kind, fused):
             assert set(out.unique().tolist()) == {0.0, 1.0, 2.0}
     assert 0.05 < (spikes > 0).double().mean() < 0.95
     torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_straight_through_shortcut_hands_its_gradient_on_as_it_is(dtype):
+    """The same spikes; of the gradient, what comes through the branch and all of what goes around."""
+    usual = BLOCK_TYPES["plain"](Parts.of(recipe()), 4, 4, 1, False)
+    x = (torch.rand(T, B, 4, 8, 8) < 0.5).to(dtype).requires_grad_()
+    upstream = torch.randn(T, B, 4, 8, 8)
+
+    def run(forward) -> tuple[Tensor, Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
+            out = forward(x)
+        return out, torch.autograd.grad(out, x, upstream.to(out.dtype))[0]
+
+    def around(x: Tensor) -> Tensor:
+        norm, neuron = usual.stages()[-1][1:]
+        spikes = norm_neuron(norm, neuron, usual.last_current(x), residual=x.detach())
+        return spikes + (x - x.detach())
+
+    spikes, through_the_neuron = run(usual)
+    _, expected = run(around)
+    usual.straight_through = True
+    out, grad = run(usual)
+    assert torch.equal(out, spikes)
+    assert out.dtype == spikes.dtype
+    assert torch.equal(grad, expected)
+    assert not torch.allclose(grad, through_the_neuron)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "net7b"])
+def test_straight_through_shortcuts_however_the_net_is_run(name):
+    results = {}
+    for case, options in {
+        "usual": {"shortcut_gradient": "surrogate"},
+        "straight": {},
+        "packed": {"memory": "packed"},
+        "recomputed": {"checkpoint_blocks": True},
+        "twin": {"neuron": {"kind": "relu"}},
+        "usual twin": {"neuron": {"kind": "relu"}, "shortcut_gradient": "surrogate"},
+    }.items():
+        model = build(name, **{"shortcut_gradient": "straight_through"} | options)
+        currents = backward(lively(model), images())
+        results[case] = [currents, *(p.grad for p in model.parameters())]
+
+    def same(a: str, b: str) -> bool:
+        return all(map(torch.equal, results[a], results[b]))
+
+    assert torch.equal(results["usual"][0], results["straight"][0])
+    assert not same("usual", "straight")
+    assert same("straight", "packed")
+    assert same("straight", "recomputed")
+    assert same("twin", "usual twin")  # which has no surrogate to go around
 
 
 @pytest.mark.parametrize(
