@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import NoReturn
 
 EXIT_DONE = 0
@@ -32,6 +33,13 @@ def one_line(message: object) -> str:
 def warn(text: str) -> None:
     """Prints a warning as one line on stderr."""
     print(f"warning: {one_line(text)}", file=sys.stderr)
+
+
+@cache
+def warn_once(text: str) -> None:
+    """A warning that a command, and of several ranks the first, prints once, however often it is due."""
+    if os.environ.get("RANK", "0") == "0":
+        warn(text)
 
 
 def end_quietly_on_interrupt() -> None:

@@ -429,6 +429,12 @@ class TrainConfig(Table):
     weight_decay: float = key(0.0, "L2 penalty of sgd, decoupled in adamw", Range(0, 1e3))
     momentum: float = key(0.9, "momentum of sgd", SHARE)
     nesterov: bool = key(False, "Nesterov momentum in sgd")
+    eps: float = key(
+        1e-8,
+        "what adamw adds to the size of a weight's gradient before it divides by it: smaller gradients than "
+        "this are not brought to the size of others",
+        Range(0, 1, open="low"),
+    )
     schedule: Literal["one_cycle", "cosine", "constant", "step"] = key(
         "one_cycle",
         "learning rate: cosine up, cosine down; linear up, cosine down; linear up, then constant; "

@@ -88,6 +88,7 @@ def idle(values: Mapping[str, Any]) -> dict[str, str]:
         (["neuron.detach_reset"], "neuron.reset", ("hard", "soft")),
         (["loss.tet_lambda"], "loss.kind", ("tet",)),
         (["train.momentum", "train.nesterov"], "train.optimizer", ("sgd",)),
+        (["train.eps"], "train.optimizer", ("adamw",)),
         (["train.milestones", "train.gamma"], "train.schedule", ("step",)),
         (["train.max_skips"], "train.nonfinite", ("skip",)),
         (["monitor.wandb_project"], "monitor.wandb", ("offline", "online")),

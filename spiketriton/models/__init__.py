@@ -4,13 +4,13 @@ from torch import nn
 
 from spiketriton.config import Recipe
 from spiketriton.config.recipe import chosen_part
-from spiketriton.errors import UserError
+from spiketriton.errors import UserError, warn_once
 from spiketriton.models.feedforward import MLP, PlainNet
 from spiketriton.models.layers import Parts
 from spiketriton.models.network import Network, trial
 from spiketriton.models.pooled import VGGSNN, BlockNet
 from spiketriton.models.preact import PreActResNet
-from spiketriton.models.resnet import ARCHITECTURES, IMAGENET_STEM_FROM, ResNet
+from spiketriton.models.resnet import ARCHITECTURES, IMAGENET_STEM_FROM, ResNet, pixel_warning
 
 __all__ = ["Network", "build_model", "count_parameters", "trial"]
 
@@ -40,6 +40,8 @@ def build_model(recipe: Recipe, *, classes: int, channels: int, image_size: int)
         if stem == "auto":
             large = len(architecture.blocks) == 4 and image_size >= IMAGENET_STEM_FROM
             stem = "imagenet" if large else "cifar"
+        if warning := pixel_warning(model.name, stem, image_size):
+            warn_once(warning)
         if model.block == "preact":
             return PreActResNet(parts, architecture, stem=stem, classes=classes, channels=channels)
         net = ResNet(

@@ -42,7 +42,7 @@ def build_optimizer(cfg: TrainConfig, model: nn.Module) -> Optimizer:
             for p in trained:
                 sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
         return sgd
-    return AdamW(groups, lr=cfg.lr, fused=True)
+    return AdamW(groups, lr=cfg.lr, eps=cfg.eps, fused=True)
 
 
 def build_schedule(cfg: TrainConfig, optimizer: Optimizer, total_steps: int) -> LambdaLR:

@@ -199,6 +199,7 @@ BAD_COMBINATIONS = {
         ['model.block = "sew"', 'model.name = "vggsnn"'],
     ),
     "momentum with adamw": (GOOD + "[train]\nmomentum = 0.9", ["train.momentum", '"adamw"']),
+    "eps with sgd": (GOOD + '[train]\noptimizer = "sgd"\neps = 1e-12', ["train.eps", '"sgd"']),
     "nesterov with adamw": (GOOD + "[train]\nnesterov = false", ["train.nesterov", '"adamw"']),
     "tet_lambda with cross-entropy": (
         GOOD + "[loss]\ntet_lambda = 0.05",

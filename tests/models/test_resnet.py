@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from spiketriton.models import count_parameters, resnet
 from spiketriton.models.layers import Parts, norm_neuron
-from spiketriton.models.resnet import ARCHITECTURES
+from spiketriton.models.resnet import ARCHITECTURES, ResNet
 from spiketriton.models.resnet import BLOCKS as BLOCK_TYPES
 from spiketriton.neurons import Norm
 from tests.models.support import (
@@ -65,6 +65,46 @@ def test_the_ann_twin_computes_what_torchvision_computes(name):
         expected = twin.eval()(x)
         assert expected.std(0).mean() > 0.1  # and the images give different outputs
         torch.testing.assert_close(model.eval()(x), expected.unsqueeze(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "size", "pixels", "advice"),
+    [
+        (
+            "resnet50",
+            "imagenet",
+            16,
+            "layer3 and layer4",
+            "model.stem=cifar, or data.image_size=33",
+        ),
+        ("resnet50", "imagenet", 33, None, None),
+        ("resnet18", "strided", 16, "layer4", "model.stem=cifar, or data.image_size=33"),
+        ("resnet50", "cifar", 8, "layer4", "data.image_size=9"),
+        ("resnet20", "cifar", 8, None, None),
+    ],
+)
+def test_a_net_of_single_pixels_is_warned_of(name, stem, size, pixels, advice):
+    architecture = ARCHITECTURES[name]._replace(width=2)
+    parts = Parts.of(recipe())
+    net = ResNet(parts, architecture, block="plain", stem=stem, classes=2, channels=1)
+    seen = []
+    for stage in net.stage_names:
+        net.get_submodule(stage)[-1].register_forward_hook(
+            lambda _m, _x, out: seen.append(out.shape[-1])
+        )
+    net(images(1, size))
+    assert resnet.sides(architecture, stem, size) == seen
+    warning = resnet.pixel_warning(name, stem, size)
+    assert (warning is None) == (pixels is None) == (min(seen) > 1)
+    if warning is not None:
+        assert pixels in warning
+        assert f"Try {advice}" in warning
+
+
+def test_a_net_of_single_pixels_is_warned_of_once(capsys):
+    for _ in range(2):
+        build("resnet18", width=2, stem="imagenet", image_size=15)
+    assert capsys.readouterr().err.count("warning: resnet18") == 1
 
 
 @pytest.mark.parametrize("fused", [False, True])

@@ -52,6 +52,19 @@ def test_optimizers_are_fused_because_the_guard_needs_found_inf(name):
     assert optimizer.defaults["fused"] is True
 
 
+def test_adamw_brings_gradients_above_its_eps_to_one_size():
+    moved = {}
+    for eps in (1e-8, 1e-20):
+        weight = nn.Parameter(torch.zeros(3))
+        net = nn.ParameterList([weight])
+        optimizer = build_optimizer(TrainConfig(eps=eps, lr=1.0), net)
+        weight.grad = torch.tensor([1.0, 1e-8, 1e-14])
+        optimizer.step()
+        moved[eps] = -weight.detach()
+    torch.testing.assert_close(moved[1e-8], torch.tensor([1.0, 0.5, 1e-6]), rtol=1e-3, atol=0)
+    torch.testing.assert_close(moved[1e-20], torch.ones(3), rtol=1e-3, atol=0)
+
+
 def test_sgd_takes_momentum_and_nesterov():
     optimizer = build_optimizer(
         TrainConfig(optimizer="sgd", momentum=0.8, nesterov=True), small_net()
