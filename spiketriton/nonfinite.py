@@ -6,7 +6,6 @@ from pathlib import Path
 from spiketriton.commandline import Parser
 from spiketriton.config import recipe_from_toml
 from spiketriton.errors import UserError, run_command
-from spiketriton.gradients.calibration import Calibration
 from spiketriton.models import build_model
 from spiketriton.runs.checkpoint import State, read_checkpoint
 from spiketriton.training.losses import build_loss
@@ -32,8 +31,6 @@ def repeat(state: State) -> Finding | None:
     classes = len(state["model"]["fc.weight"])
     model = build_model(recipe, classes=classes, channels=channels, image_size=size)
     model.load_state_dict(state["model"])
-    if state["calibration"] is not None:
-        Calibration.of_state(state["calibration"]).apply(model)
     batches = placement.batches(zip(state["images"], state["labels"], strict=True))
     counts = state.get("data", {}).get("class_counts", ())
     loss = build_loss(recipe.loss, counts)

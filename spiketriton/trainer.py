@@ -497,7 +497,6 @@ class Trainer:
         self.random_state = state["random"]
         if state["calibration"] is not None:
             self.calibration = Calibration.of_state(state["calibration"])
-            self.calibration.apply(self.model)
             self.watch.aim = aim_after(self.recipe, self.calibration)
 
     def own_plugins(self) -> dict[str, Any]:

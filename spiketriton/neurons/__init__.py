@@ -19,7 +19,7 @@ def build_neuron(config: NeuronConfig) -> nn.Module:
     """The neuron of a recipe: a `SpikingNeuron`, or `torch.nn.ReLU` for the ANN twin.
 
     A width to be calibrated ("auto", "auto_per_layer") is 1 until calibration replaces the neuron's
-    `surrogate`.
+    `surrogate`, or weights that were trained with another one are loaded.
     """
     if config.kind == "relu":
         return nn.ReLU()

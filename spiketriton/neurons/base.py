@@ -1,6 +1,7 @@
 """What all spiking neurons share: the kernels' module, watched, and with the engine's norm in the same operation."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ class SpikingNeuron(kernels.SpikingNeuron):
     """A neuron of the engine: input currents [T, B, ...] -> spikes [T, B, ...].
 
     Everything is explained in `spiketriton_kernels.nn.SpikingNeuron`; wrong constants and shapes
-    are a `UserError` here.
+    are a `UserError` here. The surrogate's width, which a run may have measured, is part of the
+    `state_dict`.
 
     Attributes:
         on_fire: None, or a function that each call hands its spikes.
@@ -32,6 +34,20 @@ class SpikingNeuron(kernels.SpikingNeuron):
         except (TypeError, ValueError) as error:
             raise UserError(str(error)) from None
         self.on_fire: Callable[[Tensor], object] | None = None
+
+    def get_extra_state(self) -> Tensor:
+        """The surrogate's width, float64 []; of a width that is a tensor, which the neuron keeps itself, [0]."""
+        width = self.surrogate.width
+        return torch.tensor([] if isinstance(width, Tensor) else width, dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        if state.numel():
+            self.surrogate = replace(self.surrogate, width=state.item())
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # weights of before the width was kept with them, and those of other programs
+        state_dict.setdefault(f"{prefix}_extra_state", self.get_extra_state())
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def fused_norm(
         self,

@@ -149,6 +149,9 @@ def read_checkpoint(path: str | Path) -> State:
         ) from None
     if not isinstance(state, dict) or "step" not in state:
         raise DamagedCheckpoint(f"{path} is not a checkpoint of a training run")
+    # before version 0.2 the measured widths of surrogates stood beside the weights, not among them
+    for layer, width in ((state.get("calibration") or {}).get("widths") or {}).items():
+        state["model"].setdefault(f"{layer}._extra_state", torch.tensor(width, dtype=torch.float64))
     return state
 
 

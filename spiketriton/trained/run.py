@@ -183,6 +183,8 @@ def _load_weights(model: Network, state: State, path: Path) -> None:
     if not isinstance(given, dict):
         raise UserError(f"{path}: its checkpoint holds no weights; accepted: that of a trained run")
     for name in [*wanted, *(given.keys() - wanted.keys())]:
+        if name.endswith("_extra_state"):  # surrogates' widths: weights of before 0.2 have none
+            continue
         shapes = [tuple(side[name].shape) if name in side else None for side in (given, wanted)]
         if shapes[0] != shapes[1]:
             has, needs = ("none" if shape is None else str(list(shape)) for shape in shapes)

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -59,4 +60,5 @@ class MovingAverage:
 
 
 def _floating(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
+    tensors = chain(model.named_parameters(), model.named_buffers())
+    return {name: value.detach() for name, value in tensors if value.is_floating_point()}

@@ -88,7 +88,9 @@ def find_weights(source: str) -> Weights:
         found = state["model"]
     else:
         found = _of_file(Path(source))
-    return {name.removeprefix("module."): value for name, value in found.items()}
+    weights = {name.removeprefix("module."): value for name, value in found.items()}
+    # surrogates' widths are no weights: each recipe has its own
+    return {name: value for name, value in weights.items() if not name.endswith("_extra_state")}
 
 
 def _known(name: str) -> None:
@@ -144,25 +146,31 @@ def take_weights(model: Network, weights: Weights, source: str) -> Taken:
 
     UserError: nothing fits.
     """
-    own = model.state_dict()
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     report = Taken(source)
-    for given, value in weights.items():
-        name = given if given in own else _ours(given)
+    ours = {given: given if given in own else _ours(given) for given in weights}
+    layers_of_another_shape = {  # of which no bias and no counter is taken either
+        name.rpartition(".")[0]
+        for given, name in ours.items()
+        if name in own and own[name].shape != weights[given].shape
+    }
+    for given, name in ours.items():
         if name not in own or (name != given and name in weights):
             report.left[given] = "which this network does not have"
-        elif own[name].shape != value.shape:
+        elif name.rpartition(".")[0] in layers_of_another_shape:
             report.left[given] = "of another shape" + " (a new head)" * name.startswith("fc.")
         else:
-            own[name].copy_(value)
+            own[name].copy_(weights[given])
             report.taken.append(name)
             if name != given:
                 report.renamed[given] = name
-    known = {*weights, *map(_ours, weights)}
+    known = {*weights, *ours.values()}
     report.fresh = [name for name in own if name not in known]
-    if not report.taken:
+    matrices = [name for name in report.taken if own[name].ndim > 1]
+    if not matrices and (not report.taken or any(w.ndim > 1 for w in weights.values())):
         raise UserError(
-            f"train.init_from: nothing in {source} fits this network: it holds {_some(list(weights))}, and "
-            f"the network {_some(list(own))}"
+            f"train.init_from: nothing in {source} fits this network: it holds {_shapes(weights)}, and "
+            f"the network {_shapes(own)}"
         )
     return report
 
@@ -198,6 +206,10 @@ def freeze(model: Network, patterns: Sequence[str]) -> None:
         norm for norm in model.modules() if isinstance(norm, Norm) and not norm.weight.requires_grad
     ]
     model.train(model.training)
+
+
+def _shapes(weights: Weights) -> str:
+    return _some([f"{name} {[*value.shape]}" for name, value in weights.items()])
 
 
 def _some(names: Sequence[str], most: int = 4) -> str:

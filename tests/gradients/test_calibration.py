@@ -295,7 +295,8 @@ def test_every_norm_can_be_calibrated():
 def test_it_is_deterministic_and_leaves_nothing_behind():
     recipe = small_recipe("neuron.surrogate.width=auto", "neuron.detach_reset=false")
     model, batches = built(recipe)
-    before = {key: value.clone() for key, value in model.state_dict().items()}
+    before = {key: value.detach().clone() for key, value in model.named_parameters()}
+    statistics = {key: value.clone() for key, value in model.named_buffers()}
     model.eval()
     random_state = torch.get_rng_state()
     first = calibrate(recipe, model, batches)
@@ -303,7 +304,8 @@ def test_it_is_deterministic_and_leaves_nothing_behind():
     assert torch.equal(torch.get_rng_state(), random_state)
     assert not model.training
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert all(torch.equal(before[key], value) for key, value in model.named_parameters())
+    assert all(torch.equal(statistics[key], value) for key, value in model.named_buffers())
     for _, layer in model.spiking_layers():
         assert layer.detach_reset is False
         assert layer.probe is None

@@ -72,6 +72,27 @@ def test_a_run_is_loaded_as_it_was_trained(tmp_path):
     assert (load_run(tmp_path / "ann").kind, load_run(tmp_path / "ann").time_steps) == ("ann", 1)
 
 
+def test_a_loaded_run_has_the_widths_that_were_measured_for_it(tmp_path):
+    """Also one of before 0.2, whose checkpoint holds them beside the weights."""
+    trainer = small_trainer(
+        tmp_path / "run", "train.max_steps=1", "neuron.surrogate.width=auto_per_layer"
+    )
+    trainer.fit()
+    wanted = trainer.calibration.widths
+    assert len(set(wanted.values())) > 2
+
+    def widths():
+        layers = load_run(tmp_path / "run").model.spiking_layers()
+        return {name: layer.surrogate.width for name, layer in layers}
+
+    assert widths() == wanted
+    last = tmp_path / "run" / "checkpoints" / "last.pt"
+    state = read_checkpoint(last)
+    state["model"] = {k: v for k, v in state["model"].items() if not k.endswith("_extra_state")}
+    Checkpoints(last.parent, print).save_as(last, state)
+    assert widths() == wanted
+
+
 def test_weights_of_another_network_are_named(tmp_path):
     small_trainer(tmp_path / "run", "train.max_steps=1").fit()
     last = tmp_path / "run" / "checkpoints" / "last.pt"
