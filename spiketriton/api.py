@@ -6,6 +6,7 @@ run = spiketriton.load_run("runs/quickstart-20260101-120000")
 
 import contextlib
 import importlib.util
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,11 @@ def train(
         spiketriton.training.nonfinite.Diverged: a loss or gradient was not finite.
         KeyboardInterrupt: Ctrl-C; the run is saved, and `resume` continues it.
     """
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+        raise UserError(
+            f"spiketriton.train trains in its own process alone, and WORLD_SIZE = {os.environ['WORLD_SIZE']} "
+            "asks for one training by several; accepted: torchrun ... -m spiketriton.train RECIPE"
+        )
     if (recipe is None) == (resume is None):
         raise UserError("accepted: either a recipe, or resume=RUN")
     if extend is not None and resume is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 import spiketriton
 from spiketriton import api
@@ -192,6 +192,12 @@ def test_photographs_are_cropped_as_the_test_images_are(tmp_path):
     assert torch.allclose(run.predict(paths), expected, atol=1e-6)
     pictures = [Image.open(path) for path in paths]
     assert torch.allclose(run.predict(pictures), expected, atol=1e-6)
+    sideways = pictures[0].getexif()
+    sideways[ExifTags.Base.Orientation] = 6
+    pictures[0].save(tmp_path / "turned.png", exif=sideways)
+    turned = run.predict([tmp_path / "turned.png", Image.open(tmp_path / "turned.png")])
+    assert torch.equal(turned[0], turned[1])
+    assert not torch.allclose(turned[0], expected[0], atol=1e-3)
     square = torch.rand(2, 3, 40, 50)
     assert run.predict(square).shape == (2, 2)
 
@@ -280,3 +286,9 @@ def test_train_is_a_module_and_a_function():
     assert module.main is main
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         builtins.getattr(spiketriton, "trian")  # noqa: B009
+
+
+def test_several_processes_of_torchrun_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"WORLD_SIZE = 2 .*accepted: torchrun"):
+        spiketriton.train("quickstart")

@@ -127,6 +127,11 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[str]:
             f"train.patience = {values['train.patience']} needs images held out of training, but "
             "data.validation is 0.0"
         )
+    if values["data.sampler"] == values["loss.class_weights"] == "balanced":
+        yield (
+            'data.sampler = "balanced" contradicts loss.class_weights = "balanced": each makes up for the '
+            "sizes of the classes, and both together make small ones too heavy; accepted: one of them"
+        )
     for dotted in ("train.mixup", "train.cutmix"):
         if values[dotted] and values["loss.kind"] not in get_args(Loss):
             accepted = ", ".join(shown(kind) for kind in get_args(Loss))

@@ -97,6 +97,7 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
             "accepted: an even number"
         )
     source = _source(recipe)
+    source.refuse_unsound(config.name)
     _refuse_idle(config, source)
     source, skipped = checked(config, source)
     held_out = _held_out(config, source)

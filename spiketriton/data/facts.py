@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from spiketriton.data.splits import DecodedPhoto, Photo, on_white
+from spiketriton.data.splits import DecodedPhoto, Photo, in_bytes, in_colour
 from spiketriton.errors import UserError
 
 
@@ -98,12 +98,12 @@ class GivenSplit:
             return Photo(Path(image), "")
         if isinstance(image, Tensor):
             return DecodedPhoto(F.to_pil_image(image))
-        return DecodedPhoto(on_white(_opened(image)))
+        return DecodedPhoto(_opened(image))
 
     def _pixels(self, image: Any) -> Tensor:
         if isinstance(image, Tensor):
             return image
-        shown = on_white(_opened(image))
+        shown = _opened(image)
         return F.pil_to_tensor(shown.convert("L") if self.channels == 1 else shown)
 
 
@@ -115,20 +115,13 @@ def _as_bytes(images: Tensor, channels: int) -> Tensor:
     accepted = _accepted(channels)
     if images.ndim != 4 or images.shape[1] != channels or 0 in images.shape[1:]:
         raise UserError(f"images of shape {tuple(images.shape)}; accepted: {accepted}")
-    images = images.detach().cpu()
-    if images.dtype == torch.uint8:
-        return images
-    if not images.is_floating_point():
-        raise UserError(f"images of {images.dtype}; accepted: {accepted}")
-    if not bool(((images >= 0) & (images <= 1)).all()):  # refuses NaN too
-        low, high = images.min().item(), images.max().item()
-        raise UserError(f"images with values from {low:g} to {high:g}; accepted: {accepted}")
-    return (images * 255).round().to(torch.uint8)
+    return in_bytes(images.detach().cpu(), accepted)
 
 
 def _opened(image: Any) -> Image.Image:
+    """As RGB, upright."""
     if isinstance(image, Image.Image):
-        return image
+        return in_colour(ImageOps.exif_transpose(image))
     if isinstance(image, str | Path):
         return Photo(Path(image), "").decode()
     raise UserError(

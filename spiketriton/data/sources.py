@@ -5,11 +5,11 @@ are the values in common use; Fashion-MNIST's, the scenes' and the digits' were 
 images are uniform noise: 1/2 and 1/sqrt(12).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -28,7 +28,13 @@ from spiketriton.data.download import (
     unpacked,
 )
 from spiketriton.data.events.cache import FrameSplit
-from spiketriton.data.splits import ArraySplit, FileSplit, RepeatedSplit, folders_of_splits
+from spiketriton.data.splits import (
+    ArraySplit,
+    FileSplit,
+    RepeatedSplit,
+    folders_of_splits,
+    in_bytes,
+)
 from spiketriton.errors import UserError, one_line
 
 IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -49,6 +55,9 @@ IMAGENETTE_ARCHIVES = {
 }
 
 
+Move = Literal["photo", "crop", "affine", "events"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """A data set: its two splits and what the transforms need to know."""
@@ -62,11 +71,61 @@ class Source:
     channels: int
     image_size: int  # default side of the square images that the network sees
     statistics: tuple[tuple[float, ...], tuple[float, ...]]  # mean, std by channel
-    move: Literal["photo", "crop", "affine", "events"]  # kind of augmentation, see transforms.py
+    move: Move  # kind of augmentation, see transforms.py
     synthetic: bool = False
     mirrors: bool = True  # of events: whether a mirrored recording is still of its class
     split: str = ""  # of events: which recordings are tested on
     bin_ms: np.ndarray | None = None  # of events in bins of time: of each test recording
+
+    def refuse_unsound(self, name: str) -> None:
+        """UserError: what no network can be trained and tested on, or only with wrong numbers."""
+        reasons = [*self._unsound()]
+        if reasons:
+            raise UserError(f'data.name = "{name}": {reasons[0]}')
+
+    def _unsound(self) -> Iterator[str]:
+        if self.move not in get_args(Move):
+            yield f"move {self.move!r}; accepted: {', '.join(get_args(Move))}"
+        if self.image_size < 1:
+            yield f"image_size {self.image_size}; accepted: 1 or more"
+        twice = [one for at, one in enumerate(self.classes) if one in self.classes[:at]]
+        if twice:
+            yield f"two classes are named {twice[0]!r}; accepted: names that differ"
+        for name in ("train", "test", "validation"):
+            split = getattr(self, name)
+            if split is None:
+                continue
+            count, labels = len(split), torch.as_tensor(split.labels)
+            if count == 0:
+                yield f"{name} holds no images; accepted: one or more"
+                return
+            if labels.is_floating_point() or labels.shape != (count,):
+                yield (
+                    f"{name}.labels of shape {list(labels.shape)} and {labels.dtype} for {count:,} images; "
+                    f"accepted: integers [{count}]"
+                )
+                return
+            low, high = int(labels.min()), int(labels.max())
+            if low < 0 or high >= len(self.classes):
+                yield (
+                    f"{name} has labels from {low} to {high}; accepted with {len(self.classes)} classes: "
+                    f"0 to {len(self.classes) - 1}"
+                )
+            images = split.images if type(split) is ArraySplit else None
+            if images is None and self.move in ("crop", "affine"):
+                images = split.read(np.zeros(1, np.int64))
+            if images is not None and (images.ndim != 4 or images.shape[1] != self.channels):
+                yield (
+                    f"{name} holds images of shape {list(images.shape)}; accepted: [N, {self.channels}, "
+                    "height, width]"
+                )
+            elif type(split) is ArraySplit and len(split.images) != count:
+                yield f"{name} holds {len(split.images):,} images and {count:,} labels; accepted: as many"
+            elif images is not None and images.dtype != torch.uint8:
+                try:
+                    in_bytes(images)
+                except UserError as error:
+                    yield f"{name}: {error}"
 
 
 def imagenette(config: DataConfig) -> Source:

@@ -52,12 +52,13 @@ def folders_of_splits(root: Path, config: DataConfig, holding: str) -> list[str]
 
 
 class ArraySplit:
-    """Images in memory. `read` gives uint8 [b, C, H, W]."""
+    """Images in memory. `read` gives them as they are."""
 
     def __init__(self, images: np.ndarray | torch.Tensor, labels: np.ndarray | torch.Tensor):
-        """`images`: uint8 [N, C, H, W]; `labels`: integers [N]."""
+        """`images`: uint8 or floats in 0..1, [N, C, H, W]; `labels`: integers [N]."""
         self.images = torch.as_tensor(images)
-        self.labels = torch.as_tensor(labels).long()
+        labels = torch.as_tensor(labels)
+        self.labels = labels if labels.is_floating_point() else labels.long()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -133,11 +134,8 @@ class Photo:
             width, height = image.size
             if reduce > 1:
                 image.draft(None, (width // reduce, height // reduce))
-            if image.mode.startswith("I"):  # 16-bit grey: convert("RGB") would clip it to white
-                high_byte = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255)
-                return Image.fromarray(high_byte.astype(np.uint8)).convert("RGB")
             ImageOps.exif_transpose(image, in_place=True)  # else a copy, turned or not
-            return on_white(image)
+            return in_colour(image)
 
 
 @contextlib.contextmanager
@@ -191,6 +189,34 @@ class DecodedPhoto:
     def decode(self, *, reduce: int = 1) -> Image.Image:
         """The image, at its full size."""
         return self.image
+
+
+def in_bytes(images: torch.Tensor, accepted: str = "uint8, or floats in 0..1") -> torch.Tensor:
+    """Images of floats in 0..1 rounded to uint8, as most data sets have them; uint8 ones themselves.
+
+    UserError: other values, which would be normalised as if they were these.
+    """
+    if images.dtype == torch.uint8:
+        return images
+    if not images.is_floating_point():
+        raise UserError(f"images of {images.dtype}; accepted: {accepted}")
+    if not bool(((images >= 0) & (images <= 1)).all()):  # refuses NaN too
+        low, high = images.min().item(), images.max().item()
+        raise UserError(f"images with values from {low:g} to {high:g}; accepted: {accepted}")
+    return (images * 255).round().to(torch.uint8)
+
+
+def in_colour(image: Image.Image) -> Image.Image:
+    """An image as RGB: of 16-bit grey the high byte, transparent parts on white.
+
+    UserError: pixels of floats, whose range nobody knows.
+    """
+    if image.mode == "F":
+        raise UserError("its pixels are floats; accepted: integers of 8 or 16 bits")
+    if image.mode.startswith("I"):  # convert("RGB") would clip it to white
+        high_byte = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255)
+        return Image.fromarray(high_byte.astype(np.uint8)).convert("RGB")
+    return on_white(image)
 
 
 def on_white(image: Image.Image) -> Image.Image:

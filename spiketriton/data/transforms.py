@@ -25,7 +25,7 @@ from torchvision.transforms.v2 import functional as F
 from spiketriton.config import DataConfig
 from spiketriton.data import trivial_augment
 from spiketriton.data.draws import mix, on_device, torch_words, uniforms, unit
-from spiketriton.data.splits import DecodedPhoto, Photo
+from spiketriton.data.splits import DecodedPhoto, Photo, in_bytes
 
 Draws: TypeAlias = Mapping[str, np.ndarray]
 """What was drawn for each image of a batch, by name; it stays on the host. Empty for test images."""
@@ -196,7 +196,9 @@ class PhotoTransform(_Transform):
 
 
 class ArrayTransform(_Transform):
-    """Small images in memory, uint8 [b, C, H, W]: resized and moved as a batch, for speed.
+    """Small images in memory, [b, C, H, W]: resized and moved as a batch, for speed.
+
+    They are uint8, or floats in 0..1, which are rounded to it.
 
     `move` is "crop" (objects: a window of the image padded by an eighth, mirrored in half of them) or
     "affine" (characters, which must not be mirrored: a small turn, shear, scale and shift).
@@ -217,6 +219,7 @@ class ArrayTransform(_Transform):
         self.padding = max(1, round(size / 8))
 
     def load(self, images: Tensor, keys: np.ndarray | None) -> tuple[Tensor, Draws]:
+        images = in_bytes(images)
         if images.shape[-2:] != (self.size, self.size):
             images = F.resize(images, [self.size, self.size], antialias=True)
         draws: dict[str, np.ndarray] = {}

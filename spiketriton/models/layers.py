@@ -47,7 +47,8 @@ def norm_neuron(
         spikes = norm_neuron(norm, neuron, y, residual.detach(), spike_add)
         out = _StraightThrough.apply(spikes, residual)
         return out if spike_add is not None else mark_spikes(out)
-    if isinstance(neuron, SpikingNeuron) and _fused(norm):
+    if _fused(norm, neuron):
+        assert isinstance(neuron, SpikingNeuron)
         out = neuron.fused_norm(y, norm, residual, spike_add)
         return out if spike_add is not None else mark_spikes(out)
     current = norm(y)
@@ -80,12 +81,16 @@ def norm_current_neuron(
 
 def gives_current(norm: nn.Module, neuron: nn.Module | None) -> bool:
     """Whether `norm_current_neuron` serves. A learnable gain of the input is folded into the current."""
-    return _fused(norm) and isinstance(neuron, SpikingNeuron) and neuron.input_gain() is None
+    if not _fused(norm, neuron):
+        return False
+    assert isinstance(neuron, SpikingNeuron)
+    return neuron.input_gain() is None
 
 
-def _fused(norm: nn.Module) -> TypeGuard[Norm]:
-    """Whether a spiking neuron behind this norm is called with it, in one operation."""
-    return isinstance(norm, Norm) and norm.fused
+def _fused(norm: nn.Module, neuron: nn.Module | None) -> TypeGuard[Norm]:
+    """Whether a spiking neuron and the norm in front of it are called in one operation."""
+    fuses = isinstance(neuron, SpikingNeuron) and neuron.fuses
+    return fuses and isinstance(norm, Norm) and norm.fused
 
 
 def fire(neuron: nn.Module, current: Tensor) -> Tensor:

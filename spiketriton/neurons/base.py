@@ -49,6 +49,11 @@ class SpikingNeuron(kernels.SpikingNeuron):
         state_dict.setdefault(f"{prefix}_extra_state", self.get_extra_state())
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
+    @property
+    def fuses(self) -> bool:
+        """Whether `fused_norm` computes what a call does: not with a `forward` of one's own, which it would pass by."""
+        return self.takes_norm and type(self).forward is kernels.SpikingNeuron.forward
+
     def fused_norm(
         self,
         y: Tensor,

@@ -24,7 +24,7 @@ def show(console: Console, evaluations: list[Evaluation], asked: list[int]) -> N
     """The tables; `asked`: the time steps to show, or none for a choice of them."""
     first = evaluations[0]
     note = ", synthetic images: the accuracy means nothing" if first.synthetic else ""
-    say(console, f"{first.images:,} test {first.what}s of {first.data}{note}; {first.device}")
+    say(console, f"{first.tested} of {first.data}{note}; {first.device}")
     if first.checkpoint == "best":
         say(console, "checkpoint: best, chosen by its validation accuracy")
     console.print()
@@ -157,8 +157,9 @@ def verdict(one: Evaluation, evaluations: list[Evaluation]) -> str:
     text = (
         f"{one.label}: at T = {one.time_steps} it takes {one.energy_uj[at] / ann_uj:.3f} of its "
         f"ANN twin's energy by operations, {one.energy_with_data_uj[at] / ann_data_uj:.3f} with "
-        f"data movement. A neuron spikes in {100 * one.mean_rate:.1f} % of the steps; with data "
-        f"movement, a spiking net pays off below {low:.1f} to {high:.1f} % (Yan et al. 2024, T = 5)."
+        f"data movement. A neuron spikes in {100 * one.mean_rate:.1f} % of the steps. Against an ANN whose "
+        f"activations are quantised, and with a finer model of the same movement, another study finds "
+        f"that a spiking net saves energy below {low:.1f} to {high:.1f} % (Yan et al. 2024, T = 5)."
     )
     first = evaluations[0]
     others = [e for e in evaluations if e is not one and (first in (one, e) or e.kind == "ann")]

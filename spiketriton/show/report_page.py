@@ -100,7 +100,7 @@ def page(
             "Activity": "".join(_activity(main, title)),
             "Recipe": f"<pre>{escape(folder.recipe.read_text('utf-8'))}</pre>",
             "Environment": "".join(_environment(folder)),
-            "Commands": "".join(_commands(folder, evaluations)),
+            "Commands": "".join(_commands(folder, recipe, evaluations)),
         }
     shown = {head: body for head, body in sections.items() if body}
     links = "".join(f'<a href="#{head.lower()}">{head}</a>' for head in shown)
@@ -144,7 +144,7 @@ def _facts(main: Evaluation | None, rows: list[Row]) -> str:
         facts = [
             (
                 f"{100 * main.accuracy[at]:.2f} %",
-                f"accuracy, 95 %: {100 * low:.1f}-{100 * high:.1f}",
+                f"accuracy on {main.tested}, 95 %: {100 * low:.1f}-{100 * high:.1f}",
             ),
             (f"{main.time_steps}", "time steps"),
             (f"{main.energy_uj[at]:.3g} µJ", f"energy of one {main.what} (operations)"),
@@ -292,13 +292,19 @@ def _environment(folder: RunFolder) -> Iterator[str]:
         yield _table(("session", str(session.get("time", ""))), body)
 
 
-def _commands(folder: RunFolder, evaluations: list[Evaluation]) -> Iterator[str]:
+def _commands(folder: RunFolder, recipe: Recipe, evaluations: list[Evaluation]) -> Iterator[str]:
+    """The commands that give the run and the numbers of this page again."""
     path = shlex.quote(str(folder.path))
     lines = [str(s["command"]) for s in folder.sessions() if "command" in s]
     against = " ".join(shlex.quote(one.run) for one in evaluations[1:])
     tail = f" --against {against}" if against else ""
+    main = evaluations[0] if evaluations else None
+    usual = main is None or main.images == (
+        recipe.data.test_images or main.available or main.images
+    )
+    part = "" if main is None or usual else f" --images {main.images}"
     lines += [
-        f"python -m spiketriton.evaluate {path}{tail}",
+        f"python -m spiketriton.evaluate {path}{part}{tail}",
         f"python -m spiketriton.report {path}{tail}",
     ]
     yield f"<pre>{escape(chr(10).join(lines))}</pre>"

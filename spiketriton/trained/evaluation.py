@@ -114,6 +114,7 @@ class Evaluation:
     ms_per_step: float | None = (
         None  # of the recordings, in the mean; None: bins of no fixed length
     )
+    available: int = 0  # test images that there are; 0: not recorded
     samples: list[Sample] = dataclasses.field(default_factory=list)  # of events, for pictures
     raster: Raster | None = None  # of one image, for a picture
 
@@ -121,6 +122,12 @@ class Evaluation:
     def what(self) -> str:
         """What the run is tested on, one of it: an image, or a recording of events."""
         return "recording" if self.events else "image"
+
+    @property
+    def tested(self) -> str:
+        """What was tested on, in words: a part of the test images says so."""
+        part = f" of {self.available:,}" if self.available > self.images else ""
+        return f"{self.images:,}{part} test {self.what}s"
 
     @property
     def steps(self) -> int:
@@ -221,6 +228,7 @@ def evaluate(run: Run, steps: int | None = None, batch_size: int = 0) -> Evaluat
         data=data.label,
         synthetic=data.synthetic,
         images=images_seen,
+        available=len(test.dataset.split),
         classes=list(data.classes),
         time_steps=run.time_steps,
         accuracy=[int(n) / images_seen for n in correct],

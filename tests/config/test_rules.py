@@ -95,6 +95,11 @@ BAD_COMBINATIONS = {
             'eventfolder has no folders of splits with data.split = "random90"',
         ],
     ),
+    "classes made equal twice": (
+        GOOD.replace("[data]", '[data]\nsampler = "balanced"', 1)
+        + '[loss]\nclass_weights = "balanced"',
+        ['data.sampler = "balanced"', 'loss.class_weights = "balanced"', "one of them"],
+    ),
     "patience without validation": (
         GOOD + "[train]\npatience = 3",
         ["train.patience = 3", "images held out", "data.validation is 0.0"],

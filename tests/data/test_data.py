@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from spiketriton.data import build_data
-from spiketriton.data.sources import SOURCES
+from spiketriton.data.sources import SOURCES, Source
+from spiketriton.data.splits import ArraySplit
 from spiketriton.data.transforms import PhotoTransform
 from tests.small_data import all_of, data_recipe, make_class_tree, mentions, mistake
 
@@ -129,3 +130,48 @@ def test_keys_without_effect_on_the_images_of_a_plugin_are_refused(monkeypatch, 
     monkeypatch.setitem(SOURCES, "imagefolder", lambda config: made)
     message = mistake(data_recipe("imagefolder", "x", data=f"augmentation.{line}"))
     mentions(message, f"data.augmentation.{line} has no effect", f'that move as "{move}"')
+
+
+IMAGES, LABELS = np.zeros((20, 1, 16, 16), np.uint8), np.arange(20) % 3
+SPLIT = ArraySplit(IMAGES, LABELS)
+SOUND = Source(
+    train=SPLIT, test=SPLIT, classes=("a", "b", "c"), channels=1, image_size=16,
+    statistics=((0.5,), (0.3,)), move="crop",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"train": ArraySplit(IMAGES, LABELS + 1)}, "train has labels from 1 to 3; accepted with 3 classes: 0 to 2"),
+        ({"test": ArraySplit(IMAGES, LABELS - 1)}, "test has labels from -1 to 1"),
+        ({"train": ArraySplit(IMAGES, LABELS / 2)}, "train.labels of shape [20] and torch.float64"),
+        ({"train": ArraySplit(IMAGES[:9], LABELS)}, "train holds 9 images and 20 labels"),
+        ({"test": ArraySplit(IMAGES[:0], LABELS[:0])}, "test holds no images"),
+        ({"train": ArraySplit(IMAGES.astype(np.int16), LABELS)}, "train: images of torch.int16; accepted: uint8"),
+        ({"test": ArraySplit(IMAGES + 4080.0, LABELS)}, "test: images with values from 4080 to 4080"),
+        ({"train": ArraySplit(IMAGES - 0.5, LABELS)}, "train: images with values from -0.5 to -0.5"),
+        ({"channels": 3}, "train holds images of shape [20, 1, 16, 16]; accepted: [N, 3, height, width]"),
+        ({"classes": ("a", "b", "a")}, "two classes are named 'a'"),
+        ({"move": "nothing"}, "move 'nothing'; accepted: photo, crop, affine, events"),
+        ({"image_size": 0}, "image_size 0; accepted: 1 or more"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_trained_on_rightly_is_refused(monkeypatch, changes, said):
+    """As a plugin may make it; here it stands in for the digits."""
+    monkeypatch.setitem(SOURCES, "digits", lambda config: replace(SOUND, **changes))
+    mentions(mistake(data_recipe("digits")), 'data.name = "digits": ', said)
+
+
+@pytest.mark.parametrize("move", ["crop", "affine"])
+def test_images_of_floats_are_those_of_bytes(monkeypatch, move):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, IMAGES.shape).astype(np.uint8)
+    shown = []
+    for given in (pixels, (pixels / 255).astype(np.float32)):
+        made = replace(SOUND, train=ArraySplit(given, LABELS), move=move)
+        monkeypatch.setitem(SOURCES, "digits", lambda config, made=made: made)
+        recipe = data_recipe("digits", data='augment = "strong"')
+        shown.append(next(build_data(recipe).train.from_step(0))[0])
+    assert shown[0].std() > 0.1
+    assert (shown[0] == shown[1]).all()

@@ -101,6 +101,20 @@ def test_only_the_fused_net_uses_the_fused_operation(monkeypatch):
     assert calls == []
 
 
+class Louder(LIF):
+    def forward(self, x):
+        return super().forward(3 * x)
+
+
+@pytest.mark.parametrize("block", ["plain", "ms"])
+def test_a_forward_of_ones_own_is_called_also_behind_a_norm(block):
+    models = [build(block=block, width=4, fused=fused).eval() for fused in (True, False)]
+    for model in models:
+        for _, neuron in model.spiking_layers():
+            neuron.__class__ = Louder
+    torch.testing.assert_close(*(model(images()) for model in models))
+
+
 @pytest.mark.parametrize("kind", ["lif", "relu"])
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("norm", ["bn", "tebn", "none"])

@@ -40,7 +40,7 @@ def test_facts_are_those_at_t_and_of_the_last_row():
     rows = [{"epoch": 1.0, "seconds": 1.0}, {"epoch": 2.5, "seconds": 90.0}]
     facts = _facts(evaluation(), rows)
     for shown in (
-        "<b>75.00 %</b><span>accuracy, 95 %: 65.0-85.0</span>",
+        "<b>75.00 %</b><span>accuracy on 1,000 test images, 95 %: 65.0-85.0</span>",
         "<b>3</b><span>time steps</span>",
         "<b>4.6 µJ</b>",
         "<b>32.1 %</b><span>of the neurons spike in a step</span>",
@@ -82,14 +82,20 @@ def test_pictures_with_two_panels_are_wider_than_others(width, two):
 
 
 def test_commands_are_those_of_the_sessions_and_how_to_see_more(folder):
-    (text,) = _commands(folder, [evaluation(), ann()])
+    recipe = small_recipe("data.test_images=0")
+    (text,) = _commands(folder, recipe, [evaluation(), ann()])
     path = str(folder.path)
     assert text == (
         f"<pre>python -m x &lt;y&gt;\npython -m spiketriton.evaluate &#x27;{path}&#x27; --against "
         f"runs/twin\npython -m spiketriton.report &#x27;{path}&#x27; --against runs/twin</pre>"
     )
-    (text,) = _commands(folder, [evaluation()])
+    (text,) = _commands(folder, recipe, [evaluation()])
     assert "--against" not in text
+    assert "--images" not in text
+    part = evaluation(available=4 * evaluation().images)
+    (text,) = _commands(folder, recipe, [part])
+    assert f"--images {part.images}" in text
+    assert f"accuracy on {part.images:,} of {part.available:,} test images" in _facts(part, [])
 
 
 def test_a_page_has_the_sections_for_which_there_is_something(folder):
