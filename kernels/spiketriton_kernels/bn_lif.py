@@ -121,7 +121,7 @@ def multistep_bn_lif(
                 if running is not None:
                     update_running(mean, var, count, running)
     neuron = neuron._replace(eps=float(eps), bn_scale=float(bn_scale))
-    spikes, v_last, current = fire(
+    out = fire(
         y,
         neuron,
         Call(group, training, return_v=return_v, return_current=return_current),
@@ -136,9 +136,8 @@ def multistep_bn_lif(
         spike_add=spike_add,
         probe=probe,
     )
-    results = (spikes, v_last, current)
-    wanted = tuple(result for result in results if result is not None)
-    return wanted if len(wanted) > 1 else spikes
+    wanted = tuple(result for result in (out.spikes, out.v_last, out.current) if result is not None)
+    return wanted if len(wanted) > 1 else out.spikes
 
 
 def _amplified(y, gain, weight, bias, residual):

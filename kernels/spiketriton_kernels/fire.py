@@ -12,7 +12,7 @@ from . import operators, passes
 from .backends.eager import update_running
 from .gradient import ARGUMENTS, SAVED, gradients
 from .layout import dense
-from .neuron import PARAMETERS, Call, Emit, Gradients, Neuron, Running
+from .neuron import PARAMETERS, Call, Emit, Gradients, Inputs, Neuron, Outputs, Running, Upstream
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _NONE_NEEDED = dict.fromkeys(ARGUMENTS, False)
@@ -55,9 +55,8 @@ def _forward(
     if measures:
         given["mean"], given["var"] = passes.statistics_like(x)
     neuron = neuron.adapted(x, given)
-    return neuron, *_recorded(passes.neuron_forward)(
-        x, get("v_init"), get("residual"), get("spike_add"), neuron, call, measures, running
-    )
+    inputs = Inputs(x, get("v_init"), get("m_init"), get("residual"), get("spike_add"))
+    return neuron, _recorded(passes.neuron_forward)(inputs, neuron, call, measures, running)
 
 
 class _Fire(torch.autograd.Function):
@@ -74,34 +73,36 @@ class _Fire(torch.autograd.Function):
     ) -> Any:
         """``names``: those of ``ARGUMENTS`` that are given, because even a None costs time."""
         given = dict(zip(names, tensors, strict=True))
-        neuron, spikes, v_last, saved, current = _forward(given, neuron, call, running)
+        neuron, out = _forward(given, neuron, call, running)
         kept = [name for name in given if name in _NOTHING_SAVED]
         ctx.neuron, ctx.call, ctx.names, ctx.kept = neuron, call, names, kept
-        ctx.save_for_backward(saved, *[given[name] for name in kept])
+        ctx.save_for_backward(out.saved, *[given[name] for name in kept])
         ctx.set_materialize_grads(False)
-        return spikes, v_last, current
+        return out._replace(saved=None)
 
     @staticmethod
-    def backward(ctx: Any, grad_s: Any, grad_v_last: Any, grad_current: Any) -> Any:
-        if grad_s is None and grad_v_last is None and grad_current is None:
+    def backward(
+        ctx: Any, grad_s: Any, grad_v: Any, grad_m: Any, grad_trace: Any, _: Any, grad_current: Any
+    ) -> Any:
+        upstream = Upstream(grad_s, grad_v, grad_m, grad_trace, grad_current)
+        if all([grad is None for grad in upstream]):
             return (None,) * len(ctx.needs_input_grad)
         saved, *rest = ctx.saved_tensors
         given = _NOTHING_SAVED | dict(zip(ctx.kept, rest, strict=True))
         call, x = ctx.call, rest[0]
         neuron = ctx.neuron.adapted(x, given)
-        upstream = torch.zeros_like(x) if grad_s is None else grad_s
+        if grad_s is None:
+            upstream = upstream._replace(spikes=torch.zeros_like(x))
         if torch.is_grad_enabled():  # create_graph=True: the operators refuse to be differentiated
-            walk = operators.walk(
-                (upstream, grad_v_last, grad_current), saved, given, neuron.words(call), neuron.floats()
-            )  # fmt: skip
+            walk = operators.walk(upstream, saved, given, neuron.words(call), neuron.floats())
             norm_backward: Callable[..., Any] = operators.norm_backward
         else:
-            v_init, residual = given["v_init"], given["residual"]
+            inputs = Inputs(x, given["v_init"], given["m_init"], given["residual"])
 
             def walk(emit: Emit, count: float, sums: torch.Tensor | None) -> Gradients:
                 return _recorded(passes.neuron_backward)(
-                    upstream, grad_v_last, grad_current, saved, x, v_init, residual, neuron, emit, count, sums
-                )  # fmt: skip
+                    upstream, inputs, saved, neuron, emit, count, sums
+                )
 
             norm_backward = passes.norm_backward
         needs = _NONE_NEEDED | dict(zip(ctx.names, ctx.needs_input_grad[4:], strict=True))
@@ -116,8 +117,8 @@ def fire(
     call: Call,
     running: Running | None = None,
     **arguments: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """Spikes of checked arguments, and where the call wants them the last membrane and the current.
+) -> Outputs:
+    """What the call wants of checked arguments.
 
     A call with ``batch_statistics`` and no mean measures them, and moves ``running`` towards them.
     """
@@ -138,14 +139,19 @@ def fire(
     if traced(tensors):
         if call.batch_statistics and "mean" not in given:
             given["mean"], given["var"] = channel_statistics(x, running)
-        spikes, v_last, _, current = operators.neuron_forward(
+        spikes, v_last, m_last, trace, _, current = operators.neuron_forward(
             *[given.get(name) for name in ARGUMENTS], neuron.words(call), neuron.floats()
         )
-        return spikes, v_last if call.return_v else None, current if call.return_current else None
+        return Outputs(
+            spikes,
+            v_last if call.return_v else None,
+            m_last if call.return_m else None,
+            trace if call.return_trace else None,
+            current=current if call.return_current else None,
+        )
     if learns:
-        return _Fire.apply(neuron, call, running, tuple(given), *tensors)
-    _, spikes, v_last, _, current = _forward(given, neuron, call, running)
-    return spikes, v_last, current
+        return Outputs(*_Fire.apply(neuron, call, running, tuple(given), *tensors))
+    return _forward(given, neuron, call, running)[1]
 
 
 def channel_statistics(

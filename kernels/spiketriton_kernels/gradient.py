@@ -13,7 +13,7 @@ from .passes import replays
 Walk = Callable[[Emit, float, torch.Tensor | None], Gradients]
 """One walk back of the call at hand: what it writes, ``count`` and ``sums`` of ``passes.neuron_backward``."""
 
-SAVED = ("x", "v_init", "residual", *TENSORS)
+SAVED = ("x", "v_init", "m_init", "residual", *TENSORS)
 """What a call keeps for backward, where it is given."""
 
 ARGUMENTS = (*SAVED, "spike_add", "probe")
@@ -51,6 +51,7 @@ def gradients(
             parameters=any([needs[name] for name in PARAMETERS]),
             step_gain=needs["step_gain"],
             probe=needs["probe"],
+            m_init=needs["m_init"],
         ),
         count,
         None,
@@ -61,7 +62,8 @@ def gradients(
         grads["residual"] = out.dx
     if needs["spike_add"]:
         grads["spike_add"] = grad_s
-    grads["v_init"], grads["step_gain"], grads["probe"] = out.v_init, out.step_gain, out.probe
+    for name in ("v_init", "m_init", "step_gain", "probe"):
+        grads[name] = getattr(out, name)
     if out.sums is not None:
         if needs["weight"] or needs["bias"]:
             bias, weight = out.sums.unbind(0)

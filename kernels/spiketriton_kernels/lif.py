@@ -93,8 +93,8 @@ def multistep_lif(
             "a surrogate of one's own": surrogate.shape not in SHAPES,
         }
         return _fire_rarer(x, neuron, rarer, v_init, probe, return_v)
-    spikes, v_last, _ = fire(x, neuron, Call(return_v=return_v), v_init=v_init, probe=probe)
-    return spikes if v_last is None else (spikes, v_last)
+    out = fire(x, neuron, Call(return_v=return_v), v_init=v_init, probe=probe)
+    return out.spikes if out.v_last is None else (out.spikes, out.v_last)
 
 
 def _fire_rarer(x, neuron, rarer, v_init, probe, return_v):

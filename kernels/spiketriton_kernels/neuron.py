@@ -1,7 +1,7 @@
 """The one record of a neuron layer's constants, from the public functions to the kernels' launches.
 
-The operators carry three more records: what a call wants (``Call``), what a walk back writes (``Emit``) and what it
-returns (``Gradients``).
+Around it the records of one call: what it wants (``Call``), reads (``Inputs``) and returns (``Outputs``); the gradients
+that come in on the way back (``Upstream``), which are wanted (``Emit``) and which are found (``Gradients``).
 """
 
 from __future__ import annotations
@@ -35,25 +35,47 @@ class Call(NamedTuple):
     save: bool = False
     return_v: bool = False
     return_current: bool = False
+    return_m: bool = False
+    return_trace: bool = False
 
     @staticmethod
     def of(words: str) -> Call:
         return _parsed(words)[1]
 
 
-PARAMETERS = ("decay", "threshold", "width")
+KINDS = ("lif", "ilif", "clif", "alif")
+"""The equations: see ``backends``. IF and PLIF are "lif" with constants of their own."""
+
+RESETS = ("soft", "hard", "none", "delayed_soft", "delayed_hard")
+"""A delayed reset belongs to the next step: v[t] is h[t], and h[t+1] is charged from what the reset leaves of it."""
+
+MAX_LEVELS = 255
+
+PARAMETERS = ("decay", "threshold", "width", "gain", "rho", "beta")
+"""What may learn, in the order of the rows of ``Gradients.parameters``."""
+
 NORM = ("mean", "var", "weight", "bias", "step_gain")
 TENSORS = (*PARAMETERS, *NORM)
 """Of a neuron, in the operators' order."""
 
-FLOATS = ("decay", "gain", "threshold", "v_reset", "height", "width", "eps", "bn_scale")
+FLOATS = (
+    "decay", "gain", "threshold", "v_reset", "height", "width", "rho", "beta", "eps", "bn_scale",
+)  # fmt: skip
 """Of a neuron, in the operators' order."""
+
+
+class States(NamedTuple):
+    """What the next window starts from, [B, ...] each, float32 (float64 for float64 input)."""
+
+    v: torch.Tensor
+    m: torch.Tensor
 
 
 class Neuron(NamedTuple):
     """The constants of a neuron and of the batch norm in front of it (``mean`` is None: there is none).
 
-    ``check_neuron`` makes one of a caller's arguments: decay, threshold and width are floats or tensors () or (C,).
+    ``check_neuron`` makes one of a caller's arguments: ``PARAMETERS`` are floats or tensors () or (C,). rho and beta
+    are ALIF's, levels is I-LIF's D; shape is one of ``SHAPES`` or the name of a surrogate of one's own.
     An operator takes it apart into tensors, one string and one list of floats, because its cost grows with each
     argument and torch.compile can carry a float that it does not know into a list, but not into a string. ``of`` puts
     it together again for the backends, as ``adapted`` does where a call needs no operator: tensors are then
@@ -69,6 +91,10 @@ class Neuron(NamedTuple):
     shape: str
     height: float
     width: float | torch.Tensor
+    kind: str = "lif"
+    rho: float | torch.Tensor = 0.0
+    beta: float | torch.Tensor = 0.0
+    levels: int = 1
     mean: torch.Tensor | None = None
     var: torch.Tensor | None = None
     weight: torch.Tensor | None = None
@@ -84,7 +110,8 @@ class Neuron(NamedTuple):
 
     def words(self, call: Call) -> str:
         flags = (self.detach_reset, *call[1:])
-        return " ".join((self.reset, self.shape, call.group, *("01"[flag] for flag in flags)))
+        words = (self.kind, self.reset, self.shape, str(self.levels), call.group)
+        return " ".join((*words, *("01"[flag] for flag in flags)))
 
     @staticmethod
     def of(
@@ -117,17 +144,35 @@ class Neuron(NamedTuple):
         return self.reset == "hard" and self.v_reset != 0.0
 
     @property
+    def has_m(self) -> bool:
+        """Whether it has a second state beside the membrane."""
+        return self.kind == "clif" or self.kind == "alif"
+
+    @property
     def has_norm(self) -> bool:
         return self.mean is not None
 
     @property
-    def parameters(self) -> tuple[float | torch.Tensor, float | torch.Tensor, float | torch.Tensor]:
-        return self.decay, self.threshold, self.width
+    def holds_more(self) -> bool:
+        """Whether a walk back keeps more of each step of a chunk than h: what it read, or the second state."""
+        return self.has_norm or self.has_m
+
+    @property
+    def parameters(self) -> tuple[float | torch.Tensor, ...]:
+        """In the order of ``PARAMETERS``."""
+        return self.decay, self.threshold, self.width, self.gain, self.rho, self.beta
+
+    @property
+    def rows(self) -> int:
+        """How many of ``PARAMETERS`` have a row in ``Gradients.parameters``: the later ones are rarely learnt."""
+        if self.kind == "alif":
+            return 6
+        return 4 if isinstance(self.gain, torch.Tensor) else 3
 
     @property
     def norm(self) -> tuple[Any, ...]:
         """Mean, variance, weight, bias, step gain; None for what is not given."""
-        return self[9:14]
+        return self.mean, self.var, self.weight, self.bias, self.step_gain
 
     @property
     def parameter_size(self) -> int:
@@ -145,11 +190,14 @@ _PLACES = {name: Neuron._fields.index(name) for name in TENSORS}
 
 
 @functools.lru_cache
-def _parsed(words: str) -> tuple[dict[str, str | bool], Call]:
+def _parsed(words: str) -> tuple[dict[str, str | int], Call]:
     """A neuron's fields that are words, and the call."""
-    reset, shape, group, *flags = words.split(" ")
+    kind, reset, shape, levels, group, *flags = words.split(" ")
     detach_reset, *wanted = (flag == "1" for flag in flags)
-    return dict(reset=reset, shape=shape, detach_reset=detach_reset), Call(group, *wanted)
+    neuron = dict(
+        kind=kind, reset=reset, shape=shape, levels=int(levels), detach_reset=detach_reset
+    )
+    return neuron, Call(group, *wanted)
 
 
 def as_small(value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -158,6 +206,37 @@ def as_small(value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     if value.dtype == wide and value.dim() == 1 and value.is_contiguous():
         return value
     return value.detach().to(wide).reshape(-1).contiguous()
+
+
+class Inputs(NamedTuple):
+    """What a call reads: x [T, B, ...], dense with time outermost, and the rest in its memory order."""
+
+    x: torch.Tensor
+    v_init: torch.Tensor | None = None  # [B, ...], in the membrane's dtype, as m_init
+    m_init: torch.Tensor | None = None
+    residual: torch.Tensor | None = None  # like x, as spike_add
+    spike_add: torch.Tensor | None = None
+
+
+class Outputs(NamedTuple):
+    """What a forward pass fills; None: not wanted."""
+
+    spikes: torch.Tensor  # like x
+    v_last: torch.Tensor | None = None  # [B, ...], in the membrane's dtype, as m_last
+    m_last: torch.Tensor | None = None
+    trace: torch.Tensor | None = None  # v of every step: like x, in the membrane's dtype
+    saved: torch.Tensor | None = None  # [rows, v or v and m, neurons]: the states between chunks
+    current: torch.Tensor | None = None  # like x
+
+
+class Upstream(NamedTuple):
+    """The gradients by ``Outputs``; None: 0."""
+
+    spikes: torch.Tensor
+    v_last: torch.Tensor | None = None
+    m_last: torch.Tensor | None = None
+    trace: torch.Tensor | None = None
+    current: torch.Tensor | None = None
 
 
 class Emit(NamedTuple):
@@ -173,6 +252,7 @@ class Emit(NamedTuple):
     parameters: bool = False
     step_gain: bool = False
     probe: bool = False
+    m_init: bool = False
 
     def encode(self) -> str:
         return " ".join(name for name in self._fields if getattr(self, name))
@@ -191,6 +271,7 @@ class Gradients:
     dy: torch.Tensor | None = None
     sums: torch.Tensor | None = None  # [2, C]: sum of dz, sum of dz * xhat; dz = step_gain * dx
     v_init: torch.Tensor | None = None
-    parameters: torch.Tensor | None = None  # [3, C or 1]: decay, threshold, width
+    parameters: torch.Tensor | None = None  # [neuron.rows, C or 1]: see ``PARAMETERS``
     step_gain: torch.Tensor | None = None  # [T]
     probe: torch.Tensor | None = None  # [T, 8]
+    m_init: torch.Tensor | None = None

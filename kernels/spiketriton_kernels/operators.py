@@ -6,38 +6,32 @@ traces or transforms.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 
 from . import passes
 from .gradient import ARGUMENTS, SAVED, Walk, gradients
-from .neuron import FLOATS, Call, Emit, Gradients, Neuron, membrane_dtype
+from .neuron import FLOATS, Call, Emit, Gradients, Inputs, Neuron, Outputs, Upstream
 
 
-def _forward_results(
-    x: torch.Tensor, found: tuple[torch.Tensor | None, ...]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def _filled(x: torch.Tensor, found: Iterable[torch.Tensor | None]) -> tuple[torch.Tensor, ...]:
     """An operator returns an empty tensor for what its pass leaves out."""
-    spikes, v_last, saved, current = found
-    assert spikes is not None
-    wide = membrane_dtype(x.dtype)
-    return (
-        spikes,
-        x.new_empty(0, dtype=wide) if v_last is None else v_last,
-        x.new_empty((0, x[0].numel()), dtype=wide) if saved is None else saved,
-        x.new_empty(0) if current is None else current,
-    )
+    return tuple(x.new_empty(0) if value is None else value for value in found)
 
 
 @torch.library.custom_op("spiketriton::neuron_forward", mutates_args=())
 def neuron_forward(
     x: torch.Tensor,
     v_init: torch.Tensor | None,
+    m_init: torch.Tensor | None,
     residual: torch.Tensor | None,
     decay: torch.Tensor | None,
     threshold: torch.Tensor | None,
     width: torch.Tensor | None,
+    gain: torch.Tensor | None,
+    rho: torch.Tensor | None,
+    beta: torch.Tensor | None,
     mean: torch.Tensor | None,
     var: torch.Tensor | None,
     weight: torch.Tensor | None,
@@ -47,39 +41,46 @@ def neuron_forward(
     probe: torch.Tensor | None,
     words: str,
     floats: list[float],
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """``passes.neuron_forward``: empty where not wanted. Only the backward reads the probe."""
-    tensors = (decay, threshold, width, mean, var, weight, bias, step_gain)
+    tensors = (decay, threshold, width, gain, rho, beta, mean, var, weight, bias, step_gain)
     neuron = Neuron.of(x, tensors, words, floats)
-    return _forward_results(
-        x, passes.neuron_forward(x, v_init, residual, spike_add, neuron, Call.of(words))
-    )
+    inputs = Inputs(x, v_init, m_init, residual, spike_add)
+    return _filled(x, passes.neuron_forward(inputs, neuron, Call.of(words)))  # type: ignore[return-value]
 
 
 @neuron_forward.register_fake
 def _(
-    x, v_init, residual, decay, threshold, width, mean, var, weight, bias, step_gain, spike_add, probe, words, floats
+    x, v_init, m_init, residual, decay, threshold, width, gain, rho, beta, mean, var, weight, bias, step_gain,
+    spike_add, probe, words, floats,
 ):  # fmt: skip
-    return _forward_results(x, passes.allocate_forward(x, mean is not None, Call.of(words)))
+    tensors = (decay, threshold, width, gain, rho, beta, mean, var, weight, bias, step_gain)
+    neuron = Neuron.of(x, tensors, words, floats)
+    return _filled(x, passes.allocate_forward(x, neuron, Call.of(words)))
 
 
 def _backward_results(x: torch.Tensor, out: Gradients) -> tuple[torch.Tensor, ...]:
-    found = (getattr(out, name) for name in Emit._fields)
-    return tuple(x.new_empty(0) if value is None else value for value in found)
+    return _filled(x, (getattr(out, name) for name in Emit._fields))
 
 
 @torch.library.custom_op("spiketriton::neuron_backward", mutates_args=())
 def neuron_backward(
     grad_s: torch.Tensor,
     grad_v_last: torch.Tensor | None,
+    grad_m_last: torch.Tensor | None,
+    grad_trace: torch.Tensor | None,
     grad_current: torch.Tensor | None,
     saved: torch.Tensor | None,
     x: torch.Tensor,
     v_init: torch.Tensor | None,
+    m_init: torch.Tensor | None,
     residual: torch.Tensor | None,
     decay: torch.Tensor | None,
     threshold: torch.Tensor | None,
     width: torch.Tensor | None,
+    gain: torch.Tensor | None,
+    rho: torch.Tensor | None,
+    beta: torch.Tensor | None,
     mean: torch.Tensor | None,
     var: torch.Tensor | None,
     weight: torch.Tensor | None,
@@ -91,23 +92,28 @@ def neuron_backward(
     words: str,
     floats: list[float],
 ) -> tuple[
-    torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
-]:
+    torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
+]:  # fmt: skip
     """``passes.neuron_backward``. ``emit`` names Emit's fields; what it does not ask for comes back empty."""
-    tensors = (decay, threshold, width, mean, var, weight, bias, step_gain)
-    neuron, wanted = Neuron.of(x, tensors, words, floats), Emit.decode(emit)
+    tensors = (decay, threshold, width, gain, rho, beta, mean, var, weight, bias, step_gain)
     out = passes.neuron_backward(
-        grad_s, grad_v_last, grad_current, saved, x, v_init, residual, neuron, wanted, count, sums
+        Upstream(grad_s, grad_v_last, grad_m_last, grad_trace, grad_current),
+        Inputs(x, v_init, m_init, residual),
+        saved,
+        Neuron.of(x, tensors, words, floats),
+        Emit.decode(emit),
+        count,
+        sums,
     )
     return _backward_results(x, out)  # type: ignore[return-value]
 
 
 @neuron_backward.register_fake
 def _(
-    grad_s, grad_v_last, grad_current, saved, x, v_init, residual, decay, threshold, width, mean, var, weight, bias,
-    step_gain, sums, count, emit, words, floats,
+    grad_s, grad_v_last, grad_m_last, grad_trace, grad_current, saved, x, v_init, m_init, residual, decay, threshold,
+    width, gain, rho, beta, mean, var, weight, bias, step_gain, sums, count, emit, words, floats,
 ):  # fmt: skip
-    tensors = (decay, threshold, width, mean, var, weight, bias, step_gain)
+    tensors = (decay, threshold, width, gain, rho, beta, mean, var, weight, bias, step_gain)
     neuron = Neuron.of(x, tensors, words, floats)
     return _backward_results(x, passes.allocate_backward(x, neuron, Emit.decode(emit)))
 
@@ -161,19 +167,20 @@ def _setup_context(ctx, inputs, output):
     *tensors, words, floats = inputs
     named = dict(zip(ARGUMENTS, tensors, strict=True))
     ctx.names = [name for name in SAVED if named[name] is not None]
-    ctx.save_for_backward(output[2], *(named[name] for name in ctx.names))
+    saved = output[Outputs._fields.index("saved")]
+    ctx.save_for_backward(saved, *(named[name] for name in ctx.names))
     ctx.words, ctx.floats = words, floats
     ctx.set_materialize_grads(False)
 
 
 def walk(
-    upstream: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None],
+    upstream: Upstream,
     saved: torch.Tensor | None,
     given: Mapping[str, torch.Tensor | None],
     words: str,
     floats: list[float],
 ) -> Walk:
-    """The walk back of a call by its operator; ``upstream``: gradients by spikes, last membrane and current."""
+    """The walk back of a call by its operator."""
 
     def back(emit: Emit, count: float, sums: torch.Tensor | None) -> Gradients:
         fields = neuron_backward(
@@ -185,18 +192,22 @@ def walk(
     return back
 
 
-def _backward(ctx, grad_s, grad_v_last, _grad_saved, grad_current):
+def _backward(ctx, grad_s, grad_v_last, grad_m_last, grad_trace, _grad_saved, grad_current):
     saved, *rest = ctx.saved_tensors
     given = dict.fromkeys(SAVED) | dict(zip(ctx.names, rest, strict=True))
     call, numbers = Call.of(ctx.words), dict(zip(FLOATS, ctx.floats, strict=True))
-    if not call.return_v:
-        grad_v_last = None  # of the empty tensor that stands for it
-    if not call.return_current:
-        grad_current = None
-    if grad_s is None and grad_v_last is None and grad_current is None:
+    upstream = Upstream(  # without those of the empty tensors that stand for what was not wanted
+        grad_s,
+        grad_v_last if call.return_v else None,
+        grad_m_last if call.return_m else None,
+        grad_trace if call.return_trace else None,
+        grad_current if call.return_current else None,
+    )
+    if all(grad is None for grad in upstream):
         return (None,) * len(ctx.needs_input_grad)
-    upstream = torch.zeros_like(rest[0]) if grad_s is None else grad_s
-    back = walk((upstream, grad_v_last, grad_current), saved, given, ctx.words, ctx.floats)
+    if grad_s is None:
+        upstream = upstream._replace(spikes=torch.zeros_like(rest[0]))
+    back = walk(upstream, saved, given, ctx.words, ctx.floats)
     needs = dict(zip(ARGUMENTS, ctx.needs_input_grad, strict=False))
     eps, bn_scale = numbers["eps"], numbers["bn_scale"]
     found = gradients(grad_s, given, call, eps, bn_scale, needs, back, norm_backward)

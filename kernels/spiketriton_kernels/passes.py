@@ -12,17 +12,27 @@ from .arguments import PROBE_FIELDS
 from .backends import eager, native, triton_neuron, triton_norm
 from .backends.choice import backend_for
 from .layout import CHUNK, chunk_length, like, step_like
-from .neuron import Call, Emit, Gradients, Neuron, Running, as_small, membrane_dtype
+from .neuron import (
+    Call,
+    Emit,
+    Gradients,
+    Inputs,
+    Neuron,
+    Outputs,
+    Running,
+    Upstream,
+    membrane_dtype,
+)
 
 _NEURON = {"triton": triton_neuron, "native": native, "torch": eager}
 _NORM = {"triton": triton_norm, "native": native, "torch": eager}
 
 
-def checkpoints(x: torch.Tensor, norm: bool) -> int:
-    """Membranes that the forward must save for x: one between each two chunks, on the Triton backend only."""
+def checkpoints(x: torch.Tensor, neuron: Neuron) -> int:
+    """States that the forward must save for x: those between each two chunks, on the Triton backend only."""
     if x.shape[0] <= CHUNK or backend_for(x) != "triton":
         return 0
-    return -(-x.shape[0] // chunk_length(x.shape[0], norm)) - 1
+    return -(-x.shape[0] // chunk_length(x.shape[0], neuron.holds_more)) - 1
 
 
 def replays(x: torch.Tensor) -> bool:
@@ -30,53 +40,62 @@ def replays(x: torch.Tensor) -> bool:
     return backend_for(x) == "triton"
 
 
-def allocate_forward(
-    x: torch.Tensor, norm: bool, call: Call
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-    """Spikes, and what the call wants besides: last membrane, membrane checkpoints, current."""
+def allocate_forward(x: torch.Tensor, neuron: Neuron, call: Call) -> Outputs:
+    """Spikes, and what the call wants besides."""
     wide = membrane_dtype(x.dtype)
-    rows = checkpoints(x, norm) if call.save else 0
-    return (
+    rows = checkpoints(x, neuron) if call.save else 0
+    states = 2 if neuron.has_m else 1
+    return Outputs(
         torch.empty_like(x),
         torch.empty_like(x[0], dtype=wide) if call.return_v else None,
-        x.new_empty((rows, x[0].numel()), dtype=wide) if rows else None,
+        torch.empty_like(x[0], dtype=wide) if call.return_m else None,
+        torch.empty_like(x, dtype=wide) if call.return_trace else None,
+        x.new_empty((rows, states, x[0].numel()), dtype=wide) if rows else None,
         torch.empty_like(x) if call.return_current else None,
     )
 
 
+def _in_order(inputs: Inputs) -> Inputs:
+    """In the memory order of x, the states in the membrane's dtype."""
+    x, v_init, m_init, residual, spike_add = inputs
+    return Inputs(
+        x,
+        None if v_init is None else _state(v_init, x),
+        None if m_init is None else _state(m_init, x),
+        None if residual is None else like(residual, x),
+        None if spike_add is None else like(spike_add, x),
+    )
+
+
+def _state(value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return step_like(value.to(membrane_dtype(x.dtype)), x)
+
+
 def neuron_forward(
-    x: torch.Tensor,
-    v_init: torch.Tensor | None,
-    residual: torch.Tensor | None,
-    spike_add: torch.Tensor | None,
+    inputs: Inputs,
     neuron: Neuron,
     call: Call,
     measures: bool = False,
     running: Running | None = None,
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-    """Spikes, last membrane, membrane checkpoints and current; None for what the call does not want.
+) -> Outputs:
+    """Spikes and what else the call wants.
 
     ``measures``: the neuron's mean and var are filled first, as by ``channel_statistics``.
     """
-    spikes, v_last, saved, current = allocate_forward(x, neuron.has_norm, call)
+    x = inputs.x
+    out = allocate_forward(x, neuron, call)
     if x.numel() == 0:
-        if v_last is not None:
-            v_last.fill_(neuron.v_start)
-        return spikes, v_last, saved, current
-    if v_init is not None:
-        v_init = step_like(v_init, x)
-    if residual is not None:
-        residual = like(residual, x)
-    if spike_add is not None:
-        spike_add = like(spike_add, x)
+        if out.v_last is not None:
+            out.v_last.fill_(neuron.v_start)
+        if out.m_last is not None:
+            out.m_last.zero_()
+        return out
     backend, inside = _NEURON[backend_for(x)], running if _in_kernel(x, running) else None
-    backend.forward(
-        x, v_init, residual, spike_add, neuron, spikes, v_last, saved, current, measures, inside
-    )
+    backend.forward(_in_order(inputs), neuron, out, measures, inside)
     if running is not None:
         mean, var, *_ = neuron.norm
         _follow(x, mean, var, running, inside)
-    return spikes, v_last, saved, current
+    return out
 
 
 _INPUT_ONLY = Emit(dx=True)
@@ -87,28 +106,24 @@ def allocate_backward(x: torch.Tensor, neuron: Neuron, emit: Emit) -> Gradients:
     wide = membrane_dtype(x.dtype)
     if emit == _INPUT_ONLY:
         return Gradients(dx=torch.empty_like(x))
-    channels = x.shape[2] if x.dim() > 2 else 1
+    T, channels = x.shape[0], x.shape[2] if x.dim() > 2 else 1
+    rows, probed = (neuron.rows, neuron.parameter_size), (T, len(PROBE_FIELDS))
     return Gradients(
         dx=torch.empty_like(x) if emit.dx else None,
         dy=torch.empty_like(x) if emit.dy else None,
         sums=x.new_empty((2, channels), dtype=wide) if emit.sums else None,
         v_init=torch.empty_like(x[0], dtype=wide) if emit.v_init else None,
-        parameters=x.new_empty((3, neuron.parameter_size), dtype=wide) if emit.parameters else None,
-        step_gain=x.new_empty(x.shape[0], dtype=wide) if emit.step_gain else None,
-        probe=x.new_empty((x.shape[0], len(PROBE_FIELDS)), dtype=torch.float32)
-        if emit.probe
-        else None,
+        m_init=torch.empty_like(x[0], dtype=wide) if emit.m_init else None,
+        parameters=x.new_empty(rows, dtype=wide) if emit.parameters else None,
+        step_gain=x.new_empty(T, dtype=wide) if emit.step_gain else None,
+        probe=x.new_empty(probed, dtype=torch.float32) if emit.probe else None,
     )
 
 
 def neuron_backward(
-    grad_s: torch.Tensor,
-    grad_v_last: torch.Tensor | None,
-    grad_current: torch.Tensor | None,
+    upstream: Upstream,
+    inputs: Inputs,
     saved: torch.Tensor | None,
-    x: torch.Tensor,
-    v_init: torch.Tensor | None,
-    residual: torch.Tensor | None,
     neuron: Neuron,
     emit: Emit,
     count: float = 0.0,
@@ -120,29 +135,25 @@ def neuron_backward(
         count: elements a channel that the statistics were taken over; 0: they were given, and dy is dx, scaled.
         sums: the channel sums that dy needs, with those of other ranks; None: those of this walk.
     """
+    x = inputs.x
     out = allocate_backward(x, neuron, emit)
     if x.numel() == 0:
         for total in (out.sums, out.parameters, out.step_gain, out.probe):
             if total is not None:
                 total.zero_()
         return out
-    if v_init is not None:
-        v_init = step_like(v_init, x)
-    if residual is not None:
-        residual = like(residual, x)
-    if grad_v_last is not None:
-        grad_v_last = step_like(grad_v_last, x)
-    if grad_current is not None:
-        grad_current = like(
-            grad_current if grad_current.dtype == x.dtype else grad_current.to(x.dtype), x
-        )
-    # Missing checkpoints: the forward ran on another backend, or vmap hid that a gradient is wanted.
-    missing = (0 if saved is None else saved.shape[0]) < checkpoints(x, neuron.has_norm)
-    backend = eager if missing else _NEURON[backend_for(x)]
-    grad_s = like(grad_s if grad_s.dtype == x.dtype else grad_s.to(x.dtype), x)
-    backend.backward(
-        grad_s, grad_v_last, grad_current, x, saved, v_init, residual, neuron, count, sums, out
+    by_spikes, by_v, by_m, by_trace, by_current = upstream
+    upstream = Upstream(
+        like(by_spikes if by_spikes.dtype == x.dtype else by_spikes.to(x.dtype), x),
+        None if by_v is None else _state(by_v, x),
+        None if by_m is None else _state(by_m, x),
+        None if by_trace is None else like(by_trace.to(membrane_dtype(x.dtype)), x),
+        None if by_current is None else like(by_current.to(x.dtype), x),
     )
+    # Missing checkpoints: the forward ran on another backend, or vmap hid that a gradient is wanted.
+    missing = (0 if saved is None else saved.shape[0]) < checkpoints(x, neuron)
+    backend = eager if missing else _NEURON[backend_for(x)]
+    backend.backward(upstream, _in_order(inputs), saved, neuron, count, sums, out)
     return out
 
 
@@ -161,8 +172,12 @@ def norm_backward(
     """dL/dy of batch norm from the stored dL/dx and the channel sums of all ranks."""
     dy = torch.empty_like(y)
     if y.numel() > 0:
-        small = [None if p is None else as_small(p, y) for p in (mean, var, weight, step_gain)]
-        _NORM[backend_for(y)].norm_backward(like(dx, y), y, *small, sums, eps, bn_scale, count, dy)
+        named = dict(mean=mean, var=var, weight=weight, step_gain=step_gain)
+        norm = Neuron(
+            0.0, 0.0, 0.0, "none", 0.0, True, "atan", 1.0, 1.0, eps=eps, bn_scale=bn_scale
+        )
+        norm = norm.adapted(y, named)
+        _NORM[backend_for(y)].norm_backward(like(dx, y), y, norm, sums, count, dy)
     return dy
 
 

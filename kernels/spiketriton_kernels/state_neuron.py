@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 
-from .neuron import as_small
+from .neuron import MAX_LEVELS, States, as_small
 
 KINDS = ("integer", "complementary", "adaptive", "leaky")
 """I-LIF, CLIF and ALIF, by what is theirs, and LIF with what its own kernels leave out."""
@@ -15,14 +14,7 @@ KINDS = ("integer", "complementary", "adaptive", "leaky")
 RESETS = ("soft", "hard", "none", "delayed soft", "delayed hard")
 """A delayed reset belongs to the next step: v[t] is h[t], and h[t+1] is charged from what the reset leaves of it."""
 
-MAX_LEVELS = 255
-
-
-class States(NamedTuple):
-    """What the next window starts from, [B, ...] each, float32 (float64 for float64 input)."""
-
-    v: torch.Tensor
-    m: torch.Tensor
+__all__ = ["KINDS", "MAX_LEVELS", "RESETS", "StateNeuron", "States"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

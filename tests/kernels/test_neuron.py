@@ -4,8 +4,16 @@ import pytest
 import torch
 
 from spiketriton_kernels import SHAPES
-from spiketriton_kernels.neuron import TENSORS, Call, Emit, Neuron, as_small, membrane_dtype
-from tests.kernels.support import RESETS
+from spiketriton_kernels.neuron import (
+    KINDS,
+    RESETS,
+    TENSORS,
+    Call,
+    Emit,
+    Neuron,
+    as_small,
+    membrane_dtype,
+)
 
 PLAIN = dict(
     decay=0.5,
@@ -32,23 +40,25 @@ def test_the_membrane_is_at_least_float32(dtype):
 
 @pytest.mark.parametrize("reset", RESETS)
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("detach", [True, False])
-def test_words_carry_the_call_and_the_neuron(reset, shape, detach):
-    given = neuron(reset=reset, shape=shape, detach_reset=detach)
-    for i in range(4):  # each flag by itself
-        call = Call("7" * i, *(i == j for j in range(4)))
+def test_words_carry_the_call_and_the_neuron(reset, shape, kind, detach):
+    given = neuron(reset=reset, shape=shape, detach_reset=detach, kind=kind, levels=3)
+    for i in range(6):  # each flag by itself
+        call = Call("7" * i, *(i == j for j in range(6)))
         words = given.words(call)
         assert Call.of(words) == call
         back = Neuron.of(torch.zeros(1), [None] * len(TENSORS), words, given.floats())
-        assert (back.reset, back.shape, back.detach_reset) == (reset, shape, detach)
+        assert back == given
 
 
 def test_floats_and_tensors_keep_their_places():
-    values = torch.linspace(0.1, 0.8, 8, dtype=torch.float64)
+    values = torch.linspace(0.1, 0.8, len(TENSORS), dtype=torch.float64)
     names = dict(zip(TENSORS, values, strict=True))
     given = neuron(**names, eps=0.01, bn_scale=2.0)
-    assert given.floats() == [1.0, 0.25, 1.0, 0.0, 0.7, 1.0, 0.01, 2.0]
-    assert neuron(eps=0.01).floats() == [0.5, 0.25, 0.9, 0.0, 0.7, 0.3, 0.01, 1.0]
+    assert given.floats() == [1.0, 1.0, 1.0, 0.0, 0.7, 1.0, 1.0, 1.0, 0.01, 2.0]
+    alif = neuron(eps=0.01, rho=0.8, beta=1.5)
+    assert alif.floats() == [0.5, 0.25, 0.9, 0.0, 0.7, 0.3, 0.8, 1.5, 0.01, 1.0]
     x = torch.zeros(1).half()
     back = Neuron.of(x, values, given.words(Call()), given.floats())
     adapted = neuron(eps=0.01, bn_scale=2.0).adapted(x, names)
@@ -58,7 +68,7 @@ def test_floats_and_tensors_keep_their_places():
             assert got.shape == (1,)
             assert got.item() == pytest.approx(value.item())
     assert adapted.adapted(x, {name: getattr(adapted, name) for name in TENSORS}) is adapted
-    assert (back.gain, back.v_reset, back.height) == (0.25, 0.0, 0.7)
+    assert (back.v_reset, back.height) == (0.0, 0.7)
     assert (back.eps, back.bn_scale) == (0.01, 2.0)
 
 

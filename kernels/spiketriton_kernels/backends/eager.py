@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..arguments import along_channels
-from ..neuron import Gradients, Neuron, Running, membrane_dtype
+from ..neuron import Gradients, Inputs, Neuron, Outputs, Running, Upstream, membrane_dtype
 from ..surrogate import REACH, unit_primitive, unit_slope
 
 
@@ -69,19 +69,11 @@ def _discharge(
 
 
 def forward(
-    x: torch.Tensor,
-    v_init: torch.Tensor | None,
-    residual: torch.Tensor | None,
-    spike_add: torch.Tensor | None,
-    neuron: Neuron,
-    spikes: torch.Tensor,
-    v_last: torch.Tensor | None,
-    saved: torch.Tensor | None,
-    current: torch.Tensor | None,
-    measures: bool,
-    running: Running | None,
+    inputs: Inputs, neuron: Neuron, out: Outputs, measures: bool, running: Running | None
 ) -> None:
-    """See ``passes.neuron_forward``. ``saved`` stays as it is: the walk back replays the whole window."""
+    """``saved`` stays as it is: the walk back replays the whole window."""
+    x, v_init, _, residual, spike_add = inputs
+    spikes, v_last, _, _, _, current = out
     if measures:
         mean, var, *_ = neuron.norm
         channel_statistics(x, mean, var, running)
@@ -104,22 +96,20 @@ def forward(
 
 
 def backward(
-    grad_s: torch.Tensor,
-    grad_v_last: torch.Tensor | None,
-    grad_current: torch.Tensor | None,
-    x: torch.Tensor,
+    upstream: Upstream,
+    inputs: Inputs,
     saved: torch.Tensor | None,
-    v_init: torch.Tensor | None,
-    residual: torch.Tensor | None,
     neuron: Neuron,
     count: float,
     sums: torch.Tensor | None,
     out: Gradients,
 ) -> None:
-    """Replay the membrane, walk back, fill what ``out`` holds tensors for. See ``passes.neuron_backward``."""
+    """Replay the membrane, walk back, fill what ``out`` holds tensors for."""
+    grad_s, grad_v_last, _, _, grad_current = upstream
+    x, v_init, _, residual, _ = inputs
     wide = membrane_dtype(x.dtype)
     T = x.shape[0]
-    decay, threshold, width = (along_channels(p, x, wide) for p in neuron.parameters)
+    decay, threshold, width = (along_channels(p, x, wide) for p in neuron.parameters[:3])
     at, v = _current(x, residual, neuron), _start(x, v_init, neuron)
     before, potentials = [], []
     for t in range(T):
@@ -214,18 +204,16 @@ def backward(
     if out.v_init is not None:
         out.v_init.copy_(carry)
     if second_pass:
-        norm_backward(
-            kept, x, neuron.mean, neuron.var, neuron.weight, neuron.step_gain, out.sums, neuron.eps, neuron.bn_scale,
-            count, out.dy,
-        )  # fmt: skip
+        norm_backward(kept, x, neuron, out.sums, count, out.dy)
 
 
-def norm_backward(dx, y, mean, var, weight, step_gain, sums, eps, bn_scale, count, dy) -> None:
+def norm_backward(dx, y, neuron: Neuron, sums, count, dy) -> None:
     """Fill dy, which may be dx itself, with dL/dy of batch norm from dL/dx and the channel sums."""
+    mean, var, weight, _, step_gain = neuron.norm
     wide = membrane_dtype(y.dtype)
     channel = lambda p: along_channels(p, y, wide)  # noqa: E731
-    rstd = torch.rsqrt(channel(var) + eps)
-    scale = (channel(weight) if weight is not None else 1.0) * bn_scale * rstd
+    rstd = torch.rsqrt(channel(var) + neuron.eps)
+    scale = (channel(weight) if weight is not None else 1.0) * neuron.bn_scale * rstd
     dz = dx.to(wide)
     if step_gain is not None:
         dz = step_gain.view(-1, *[1] * (y.dim() - 1)) * dz

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from ..layout import channel_axis
-from ..neuron import Gradients, Neuron, Running, membrane_dtype
+from ..neuron import Gradients, Inputs, Neuron, Outputs, Running, Upstream
 from ..surrogate import SHAPES
 
 log = logging.getLogger("spiketriton_kernels")
@@ -209,7 +209,7 @@ def _parameters(neuron: Neuron) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple
     decay: Any
     threshold: Any
     width: Any
-    decay, threshold, width = neuron.parameters
+    decay, threshold, width, *_ = neuron.parameters
     decay_p = threshold_p = width_p = 0
     decay_size = threshold_size = width_size = parameter_size = 0
     if isinstance(decay, torch.Tensor):
@@ -238,51 +238,34 @@ def _parameters(neuron: Neuron) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple
 _NO_NEURON = (0,) * 8
 
 
-def _wide(value: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:
-    return None if value is None else value.to(membrane_dtype(x.dtype))
-
-
 def forward(
-    x: torch.Tensor,
-    v_init: torch.Tensor | None,
-    residual: torch.Tensor | None,
-    spike_add: torch.Tensor | None,
-    neuron: Neuron,
-    spikes: torch.Tensor,
-    v_last: torch.Tensor | None,
-    saved: torch.Tensor | None,
-    current: torch.Tensor | None,
-    measures: bool,
-    running: Running | None,
+    inputs: Inputs, neuron: Neuron, out: Outputs, measures: bool, running: Running | None
 ) -> None:
-    """See ``passes.neuron_forward``. ``saved`` is None: a block of neurons replays its window from cache."""
-    v_init = _wide(v_init, x)
+    """``saved`` is None: a block of neurons replays its window from cache."""
+    x, v_init, _, residual, spike_add = inputs
     options, numbers, parameters = _parameters(neuron)
     running_mean, running_var, momentum = (None, None, 0.0) if running is None else running
     call = _CALL.pack(
         *_sizes(x), measures, *options, *numbers, 0.0, momentum, *parameters,
         x.data_ptr(), _at(v_init), _at(residual), _at(spike_add), 0, 0, 0, 0,
-        spikes.data_ptr(), _at(v_last), _at(current), 0, 0, 0, 0, 0, 0,
+        out.spikes.data_ptr(), _at(out.v_last), _at(out.current), 0, 0, 0, 0, 0, 0,
         _at(running_mean), _at(running_var), 0,
     )  # fmt: skip
     library(x.dtype).spiketriton_run(call, _FORWARD)
 
 
 def backward(
-    grad_s: torch.Tensor,
-    grad_v_last: torch.Tensor | None,
-    grad_current: torch.Tensor | None,
-    x: torch.Tensor,
+    upstream: Upstream,
+    inputs: Inputs,
     saved: torch.Tensor | None,
-    v_init: torch.Tensor | None,
-    residual: torch.Tensor | None,
     neuron: Neuron,
     count: float,
     sums: torch.Tensor | None,
     out: Gradients,
 ) -> None:
-    """Fill what ``out`` holds tensors for. See ``passes.neuron_backward``."""
-    v_init, grad_v_last = _wide(v_init, x), _wide(grad_v_last, x)
+    """Fill what ``out`` holds tensors for."""
+    grad_s, grad_v_last, _, _, grad_current = upstream
+    x, v_init, _, residual, _ = inputs
     options, numbers, parameters = _parameters(neuron)
     call = _CALL.pack(
         *_sizes(x), False, *options, *numbers, count, 0.0, *parameters,
@@ -293,11 +276,12 @@ def backward(
     library(x.dtype).spiketriton_run(call, _BACKWARD)
 
 
-def norm_backward(dx, y, mean, var, weight, step_gain, sums, eps, bn_scale, count, dy) -> None:
+def norm_backward(dx, y, neuron: Neuron, sums, count, dy) -> None:
     """Fill dy, which may be dx itself, with dL/dy of batch norm from dL/dx and the channel sums."""
+    mean, var, weight, _, step_gain = neuron.norm
     numbers = (0.0,) * 7
     call = _CALL.pack(
-        *_sizes(y), False, *_NO_NEURON, *numbers, eps, bn_scale, count, 0.0,
+        *_sizes(y), False, *_NO_NEURON, *numbers, neuron.eps, neuron.bn_scale, count, 0.0,
         0, 0, 0, mean.data_ptr(), var.data_ptr(), _at(weight), 0, _at(step_gain),
         y.data_ptr(), 0, 0, 0, dx.data_ptr(), 0, 0, sums.data_ptr(),
         0, 0, 0, 0, dy.data_ptr(), 0, 0, 0, 0, 0, 0, 0,

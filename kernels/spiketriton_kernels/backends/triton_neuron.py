@@ -19,7 +19,7 @@ import torch
 
 from ..arguments import PROBE_FIELDS
 from ..layout import chunk_length
-from ..neuron import Gradients, Neuron, Running
+from ..neuron import Gradients, Inputs, Neuron, Outputs, Running, Upstream
 from ..surrogate import REACH, phi, primitive
 from ..triton_import import tl, triton
 from .triton_norm import channel_means, channel_statistics, norm_backward, norm_constants
@@ -541,19 +541,10 @@ def _kind(value: float | torch.Tensor) -> tuple[torch.Tensor | None, float, str]
 
 
 def forward(
-    x: torch.Tensor,
-    v_init: torch.Tensor | None,
-    residual: torch.Tensor | None,
-    spike_add: torch.Tensor | None,
-    neuron: Neuron,
-    spikes: torch.Tensor,
-    v_last: torch.Tensor | None,
-    saved: torch.Tensor | None,
-    current: torch.Tensor | None,
-    measures: bool,
-    running: Running | None,
+    inputs: Inputs, neuron: Neuron, out: Outputs, measures: bool, running: Running | None
 ) -> None:
-    """See ``passes.neuron_forward``."""
+    """Fill what ``out`` holds tensors for."""
+    x, v_init, _, residual, spike_add = inputs
     if measures:
         mean, var, *_ = neuron.norm
         channel_statistics(x, mean, var, running)
@@ -563,10 +554,10 @@ def forward(
     with torch.cuda.device_of(x):
         fire_kernel[(tiles.row_tiles * tiles.lanes,)](
             x, residual, spike_add, v_init, decay, threshold, neuron.mean, neuron.var, neuron.weight, neuron.bias,
-            neuron.step_gain, spikes, v_last, saved, current,
+            neuron.step_gain, out.spikes, out.v_last, out.saved, out.current,
             f_decay, 1.0 - f_decay, neuron.gain, f_threshold, neuron.v_reset, neuron.v_start,
             neuron.eps, neuron.bn_scale,
-            T=x.shape[0], CHUNK=chunk_length(x.shape[0], neuron.has_norm), AHEAD=2 if neuron.has_norm else 1,
+            T=x.shape[0], CHUNK=chunk_length(x.shape[0], neuron.holds_more), AHEAD=2 if neuron.has_norm else 1,
             **tiles.geometry,
             RESET=neuron.reset, LEAKS_TO_RESET=neuron.leaks_to_reset, DECAY=decay_kind, THRESHOLD=threshold_kind,
             num_warps=WARPS, enable_fp_fusion=False,
@@ -574,46 +565,37 @@ def forward(
 
 
 def backward(
-    grad_s: torch.Tensor,
-    grad_v_last: torch.Tensor | None,
-    grad_current: torch.Tensor | None,
-    x: torch.Tensor,
+    upstream: Upstream,
+    inputs: Inputs,
     saved: torch.Tensor | None,
-    v_init: torch.Tensor | None,
-    residual: torch.Tensor | None,
     neuron: Neuron,
     count: float,
     sums: torch.Tensor | None,
     out: Gradients,
 ) -> None:
-    """Fill what ``out`` holds tensors for. See ``passes.neuron_backward``."""
-    inputs = (grad_s, grad_v_last, grad_current, x, saved, v_init, residual, neuron, count)
+    """Fill what ``out`` holds tensors for."""
+    given = (upstream, inputs, saved, neuron, count)
     if out.dy is None or count == 0 or sums is not None:
-        return _walk_back(*inputs, sums, out)
+        return _walk_back(*given, sums, out)
     first, dy = replace(out, dy=None), out.dy
-    _walk_back(*inputs, None, first)
+    _walk_back(*given, None, first)
     if out.dx is None:  # replaying once more reads less than storing and reading dL/dx
-        return _walk_back(*inputs, out.sums, Gradients(dy=dy))
-    norm_backward(
-        out.dx, x, neuron.mean, neuron.var, neuron.weight, neuron.step_gain, out.sums, neuron.eps, neuron.bn_scale,
-        count, dy,
-    )  # fmt: skip
+        return _walk_back(*given, out.sums, Gradients(dy=dy))
+    norm_backward(out.dx, inputs.x, neuron, out.sums, count, dy)
 
 
 def _walk_back(
-    grad_s: torch.Tensor,
-    grad_v_last: torch.Tensor | None,
-    grad_current: torch.Tensor | None,
-    x: torch.Tensor,
+    upstream: Upstream,
+    inputs: Inputs,
     saved: torch.Tensor | None,
-    v_init: torch.Tensor | None,
-    residual: torch.Tensor | None,
     neuron: Neuron,
     count: float,
     sums: torch.Tensor | None,
     out: Gradients,
 ) -> None:
     """One launch, and one small sum for each kind of partial."""
+    grad_s, grad_v_last, _, _, grad_current = upstream
+    x, v_init, _, residual, _ = inputs
     T = x.shape[0]
     tiles = tiling(x, neuron.per_channel, _walk_width(x, neuron, out))
     walking = out.sums is not None or out.parameters is not None
@@ -633,7 +615,7 @@ def _walk_back(
     threshold, f_threshold, threshold_kind = _kind(neuron.threshold)
     width, f_width, width_kind = _kind(neuron.width)
     # Left alone, ptxas holds a long replay to 168 registers, for a third program on a processor, and spills for it.
-    chunk = chunk_length(T, neuron.has_norm)
+    chunk = chunk_length(T, neuron.holds_more)
     registers = (
         {"maxnreg": 255} if out.dy is not None and chunk < T and not torch.version.hip else {}
     )

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from ..layout import chunk_length
-from ..neuron import Running
+from ..neuron import Neuron, Running
 from ..triton_import import tl, triton
 from .triton_tiles import (
     JOIN_CHANNELS,
@@ -209,12 +209,13 @@ def norm_backward_kernel(
             tl.store(dy_ptr + at, dy.to(dy_ptr.dtype.element_ty), mask=here)
 
 
-def norm_backward(dx, y, mean, var, weight, step_gain, sums, eps, bn_scale, count, dy) -> None:
+def norm_backward(dx, y, neuron: Neuron, sums, count, dy) -> None:
     """Fill dy, which may be dx itself, with dL/dy of batch norm from dL/dx and the channel sums."""
+    mean, var, weight, _, step_gain = neuron.norm
     tiles = tiling(y, True, vector_width(y))
     with torch.cuda.device_of(y):
         norm_backward_kernel[(tiles.row_tiles * tiles.lanes,)](
-            dx, y, mean, var, weight, step_gain, sums, dy, eps, bn_scale, count,
+            dx, y, mean, var, weight, step_gain, sums, dy, neuron.eps, neuron.bn_scale, count,
             T=y.shape[0], CHUNK=chunk_length(y.shape[0], False), AHEAD=3,
             **tiles.geometry,
             num_warps=WARPS, enable_fp_fusion=False,
