@@ -1,5 +1,8 @@
 """What every test shares: where Triton runs, which backend serves a kernel test, the slow switch.
 
+A GPU is for the tests of kernels. Those of the engine compare trainings bit for bit and sentence by
+sentence: they find none, here and in the processes that they start.
+
 Without a GPU the Triton kernels are interpreted. Triton decides that when it is imported, so the
 variable is set here, before anything imports it, and taken away again: outside the tests that ask
 for the triton backend, CPU tensors go where they go for a user, and so do child processes.
@@ -7,6 +10,7 @@ for the triton backend, CPU tensors go where they go for a user, and so do child
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +18,12 @@ import torch
 CUDA = torch.cuda.is_available()
 
 torch.set_num_threads(1)  # tests are small: a second thread mostly waits for the first
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # kernel tests are deterministic
+
+if CUDA:  # this process keeps it, and what it starts sees none: the engine is tested on the CPU
+    torch.cuda.init()
+    torch.cuda.device_count()
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 if not CUDA:
     os.environ["TRITON_INTERPRET"] = "1"
@@ -56,12 +66,12 @@ def no_columns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Several processes for the whole suite on a CPU; a part starts sooner in this process alone.
+    """Several processes for the whole suite; a part starts sooner in this process alone.
 
     pytest --numprocesses=N chooses otherwise.
     """
     whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS
-    return min(os.cpu_count() or 1, 4) if whole and not CUDA else 0
+    return min(os.cpu_count() or 1, 8 if CUDA else 4) if whole else 0
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -91,12 +101,23 @@ def need_native() -> None:
         pytest.skip("no C++ compiler: the native backend cannot be built here")
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item):
+    """A test outside tests/kernels, and what its fixtures train, finds no GPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        if Path(__file__).parent / "kernels" not in item.path.parents:
+            patch.setattr(torch.cuda, "is_available", lambda: False)
+        return (yield)
+
+
 @pytest.fixture
-def triton_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton kernels serve every tensor: on the GPU, or interpreted."""
+def triton_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton kernels serve every tensor: interpreted, or on the GPU where they live on `device`."""
     if not CUDA:
         monkeypatch.setenv("TRITON_INTERPRET", "1")
         round_to_nearest(monkeypatch)
+    elif "device" not in request.fixturenames:
+        pytest.skip("its tensors live on the CPU, and Triton compiles here")
 
 
 def round_to_nearest(monkeypatch: pytest.MonkeyPatch) -> None:

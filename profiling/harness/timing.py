@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from spiketriton.errors import one_line
+from spiketriton.training import graphs
 
 CACHES = 4
 """Rotating buffers span this many times the last-level cache."""
@@ -119,11 +120,13 @@ def capture(call: Callable[[], object], count: int, device: torch.device) -> Cal
     with torch.cuda.stream(stream):
         call()
     torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+
+    def calls() -> None:
         for _ in range(count):
             call()
-    return graph.replay
+
+    replay, _ = graphs.capture(calls, stream, device)
+    return replay
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ number that was frozen into it shows. On any difference or error, training goes 
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.torch_version import TorchVersion
 from torch.utils._pytree import tree_leaves, tree_map
 
 from spiketriton.errors import one_line
@@ -65,11 +66,42 @@ class CudaGraphs:
         return numbers
 
     def capture(self, call: Callable[[], Numbers]) -> tuple[Callable[[], object], Numbers]:
-        graph = torch.cuda.CUDAGraph()
+        return capture(call, self.stream, self.device)
+
+
+R = TypeVar("R")
+
+
+def capture(
+    call: Callable[[], R], stream: torch.cuda.Stream, device: torch.device
+) -> tuple[Callable[[], object], R]:
+    """A CUDA graph of what `call` does, as a function that replays it, and what the call returns.
+
+    Where it fails the process goes on as before: torch would leave its stream current, and its pool of
+    memory open, for which the allocator keeps every block that another stream has used.
+    """
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    before = torch.cuda.current_stream(device)
+    try:
         # thread_local: threads that load data may go on calling CUDA
-        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-            numbers = call()
-        return graph.replay, numbers
+        with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
+            returned = call()
+    except BaseException:
+        torch.cuda.set_stream(before)
+        try:
+            graph.pool()  # a capture that ended gives its pool back with the graph
+        except RuntimeError:
+            _give_back(device, pool)
+        raise
+    return graph.replay, returned
+
+
+def _give_back(device: torch.device, pool: tuple[int, int]) -> None:
+    """What torch itself does after a failed capture: end (from 2.12 on) and release (from 2.13.1 on) its pool."""
+    with contextlib.suppress(RuntimeError):  # "not currently recording": it has been ended
+        torch._C._cuda_endAllocateToPool(device.index, pool)
+    if torch.version.hip is None and TorchVersion(torch.__version__) < "2.13.1":
+        torch._C._cuda_releasePool(device.index, pool)
 
 
 class Captured:

@@ -25,7 +25,6 @@ def count_kernel(
     tl.store(out_ptr, blocks(n, BLOCK))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels are compiled here")
 @pytest.mark.parametrize("n", [1, 1023, 1024, 1025, 2**31 - 1023, 2**31 - 1022, 2**31 - 1])
 def test_blocks_of_any_number_that_int32_holds(triton_backend, n):
     """From 2**31 - 1022 on, n + 1023 would wrap, and the last program work before the tensor."""
@@ -62,7 +61,6 @@ def last_kernel(
     tl.store(out_ptr + 3, plane)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels are compiled here")
 @pytest.mark.parametrize(
     ("channels", "inner", "samples"),
     [(64, 1, 2**26), (24, 1, 2**27), (512, 49, 2**18), (64, 2**16, 2**10), (1, 2**31 - 1, 2)],
@@ -114,7 +112,6 @@ def visit_kernel(
     tl.store(sums_ptr + tl.program_id(0), total(tl.where(inside, 1, 0)))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels are compiled here")
 @pytest.mark.parametrize("per_channel", [True, False])
 @pytest.mark.parametrize(
     ("size", "layout", "chunk"),
@@ -220,7 +217,6 @@ def test_programs_follow_the_number_of_processors(monkeypatch):
         triton_tiles._of_gpu.cache_clear()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU's number is its own")
 def test_another_number_of_processors_sums_in_another_order(triton_backend, monkeypatch):
     """Statistics and gradients of a batch norm: as close as float32 sums are, and equal for equal numbers."""
     y = normal((2, 4, 8, 24, 24), mean=1.0).movedim(2, -1).contiguous().movedim(-1, 2)

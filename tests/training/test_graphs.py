@@ -516,43 +516,99 @@ def test_adamw_is_told_that_it_is_captured():
     assert (group["lr"], group["capturable"]) == (0.25, False)
 
 
+class FakeCuda:
+    """Only what is asked of CUDA: there is no GPU to answer. `ends`: the error with which a capture ends."""
+
+    def __init__(self, monkeypatch, ends: Exception | None = None) -> None:
+        self.asked: list[Any] = []
+        asked = self.asked
+
+        class Stream:
+            def __init__(self, device):
+                self.waited = []
+
+            def wait_stream(self, other):
+                self.waited.append(other)
+
+        self.main = self.current = Stream(None)
+
+        class Graph:
+            replay = "replay"
+
+            def pool(self):
+                if ends is not None:
+                    raise RuntimeError("pool() without a preceding successful capture")
+
+        @contextmanager
+        def graph(of, pool, stream, *, capture_error_mode):
+            """As torch's, which does not leave its stream when the end of a capture raises."""
+            asked.append((pool, stream, capture_error_mode))
+            self.current = stream
+            try:
+                yield
+            finally:
+                if ends is not None:
+                    raise ends
+                self.current = self.main
+
+        fake = {
+            "Stream": Stream,
+            "current_stream": lambda device: self.current,
+            "set_stream": lambda stream: setattr(self, "current", stream),
+            "stream": lambda stream: nullcontext(asked.append(("on", stream))),
+            "CUDAGraph": Graph,
+            "graph_pool_handle": lambda: (0, 7),
+            "graph": graph,
+        }
+        for name, value in fake.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+
 def test_cuda_is_asked_to_capture_on_one_stream_with_errors_of_this_thread_alone(monkeypatch):
-    """Only what is asked for: there is no GPU to answer."""
-    asked: list[Any] = []
-
-    class Stream:
-        def __init__(self, device):
-            self.waited = []
-
-        def wait_stream(self, other):
-            self.waited.append(other)
+    fake = FakeCuda(monkeypatch)
 
     class Scalar:
         def record_stream(self, stream):
-            asked.append(("kept for", stream))
+            fake.asked.append(("kept for", stream))
 
-    main = Stream(None)
-
-    @contextmanager
-    def graph(of, *, stream, capture_error_mode):
-        asked.append((of, stream, capture_error_mode))
-        yield
-
-    fake = {
-        "Stream": Stream,
-        "current_stream": lambda device: main,
-        "stream": lambda stream: nullcontext(asked.append(("on", stream))),
-        "CUDAGraph": lambda: SimpleNamespace(replay="replay"),
-        "graph": graph,
-    }
-    for name, value in fake.items():
-        monkeypatch.setattr(torch.cuda, name, value)
-    cuda = graphs.CudaGraphs(torch.device("cuda"))
+    cuda = graphs.CudaGraphs(torch.device("cuda", 0))
     numbers = (Scalar(), Scalar())
     assert cuda.warm_up(lambda: numbers) is numbers
-    assert asked == [("on", cuda.stream), ("kept for", main), ("kept for", main)]
-    assert (cuda.stream.waited, main.waited) == ([main], [cuda.stream])
-    asked.clear()
+    assert fake.asked == [("on", cuda.stream), ("kept for", fake.main), ("kept for", fake.main)]
+    assert (cuda.stream.waited, fake.main.waited) == ([fake.main], [cuda.stream])
+    fake.asked.clear()
     assert cuda.capture(lambda: numbers) == ("replay", numbers)
-    ((_, stream, mode),) = asked
-    assert (stream, mode) == (cuda.stream, "thread_local")
+    assert fake.asked == [((0, 7), cuda.stream, "thread_local")]
+
+
+@pytest.mark.parametrize("version", ["2.11.0+cu130", "2.12.1", "2.13.1"])
+def test_a_capture_that_fails_gives_back_its_stream_and_pool(monkeypatch, version):
+    """torch 2.11 leaves the pool open, and up to 2.13.0 unreleased; to release it twice would be an error."""
+    fake = FakeCuda(monkeypatch, RuntimeError("capture was invalidated"))
+    pool: list[str] = []
+
+    def end(device, of):
+        if version != "2.11.0+cu130":
+            raise RuntimeError("not currently recording to this pool")
+        pool.append("ended")
+
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
+    release = lambda device, of: pool.append("released")  # noqa: E731
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", release, raising=False)
+    monkeypatch.setattr(torch, "__version__", version)
+    cuda = graphs.CudaGraphs(torch.device("cuda", 0))
+    with pytest.raises(RuntimeError, match="capture was invalidated"):
+        cuda.capture(lambda: torch.zeros(()).item())
+    assert fake.current is fake.main
+    given_back = {"2.11.0+cu130": ["ended", "released"], "2.12.1": ["released"], "2.13.1": []}
+    assert pool == given_back[version]
+
+
+def test_a_call_that_raises_in_a_capture_that_ends_well_releases_nothing_twice(monkeypatch):
+    """Out of memory, say: the graph gives its own pool back."""
+    fake = FakeCuda(monkeypatch)
+    release = lambda device, of: pytest.fail("released twice")  # noqa: E731
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", release, raising=False)
+    with pytest.raises(ZeroDivisionError):
+        graphs.CudaGraphs(torch.device("cuda", 0)).capture(lambda: 1 / 0)
+    assert fake.current is fake.main
