@@ -41,7 +41,7 @@ from spiketriton.training.guard import Counts, FiniteGuard
 from spiketriton.training.interrupts import StopSignals
 from spiketriton.training.losses import build_loss
 from spiketriton.training.memory_limit import explained, is_out_of_memory, settle
-from spiketriton.training.meters import Meters, peak_memory_mib
+from spiketriton.training.meters import Meters, forget_peak_memory, peak_memory_mib
 from spiketriton.training.nonfinite import Diverged, locate, report, scene
 from spiketriton.training.optim import build_optimizer, build_schedule
 from spiketriton.training.placement import Placement
@@ -145,6 +145,7 @@ class Trainer:
         with self.stop, self.session():
             if wants_calibration(self.recipe) and self.calibration is None:
                 self.calibrate()
+            forget_peak_memory(self.device)  # of trials and of the calibration
             self.model.set_synchronised(self.synchronised)
             while True:
                 if self.plan.tests(self.step) and self.progress.tested_at < self.step:

@@ -38,16 +38,21 @@ def of_call(call: Callable[[], object], device: torch.device, seconds: float) ->
             call()
         torch.cuda.synchronize(device)
     recorded: Any = profiler.profiler
-    events = [
+    return summary(events_of(recorded.kineto_results.events()), CALLS, seconds)
+
+
+def events_of(recorded: Iterable[Any]) -> list[Event]:
+    """Kineto's events, but for its annotations, which span the gaps between the kernels inside of them."""
+    return [
         Event(
             e.name(),
             e.device_type() == torch.autograd.DeviceType.CUDA,
             e.start_ns(),
             e.duration_ns(),
         )
-        for e in recorded.kineto_results.events()
+        for e in recorded
+        if not (e.is_user_annotation() or e.is_hidden_event())
     ]
-    return summary(events, CALLS, seconds)
 
 
 def summary(events: Iterable[Event], calls: int, seconds: float) -> dict[str, Any]:

@@ -457,7 +457,7 @@ class TrainConfig(Table):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = key(
         "fp32",
         "dtype of convolutions and activations (autocast); membranes and weights stay fp32; `auto`: "
-        "bf16 where the processor has instructions for it, else fp32",
+        "bf16 where the processor has instructions for it, else fp32, or fp16 on a GPU",
     )
     sync_bn: bool = key(
         False, "batch norm's statistics over all devices together; no effect on a single device"

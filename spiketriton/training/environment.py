@@ -80,13 +80,17 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def _fast_precision(device: torch.device) -> Choice:
-    """bfloat16 where the processor has instructions for it, as emulated ones are slower than float32."""
+    """bfloat16 where the processor has instructions for it, else float16 on a GPU: emulated ones are slower."""
     if device.type == "cpu":
         found = sorted(_cpu_flags() & {"avx512_bf16", "amx_bf16"})
         fast, who = bool(found), f"this CPU has {', '.join(found) or 'no bf16'} instructions"
     else:
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        who = f"this GPU has {'' if fast else 'no '}bf16 arithmetic"
+        if not fast:
+            return Choice(
+                torch.float16, "because this GPU has no bf16 arithmetic; the loss is scaled"
+            )
+        who = "this GPU has bf16 arithmetic"
     return Choice(torch.bfloat16 if fast else torch.float32, f"because {who}")
 
 

@@ -111,6 +111,7 @@ class FiniteGuard:
             parts = chosen.split([buffer.numel() for buffer in buffers])
             shaped = [part.view_as(b) for part, b in zip(parts, buffers, strict=True)]
             torch._foreach_copy_(buffers, shaped)
+        del self._kept  # memory of a CUDA graph that is forgotten
 
     def _withhold(self, optimizer: Any, *_: object) -> None:
         withheld = self.withheld.float()

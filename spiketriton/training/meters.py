@@ -92,6 +92,12 @@ class Meters:
         self.left_out.fill_(state["left_out"])
 
 
+def forget_peak_memory(device: torch.device) -> None:
+    """A GPU's peak is from now on that of what follows; a process's cannot be set back."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory_mib(device: torch.device) -> float:
     """The most memory so far: allocated on the GPU, or resident in this process."""
     if device.type == "cuda":

@@ -9,15 +9,18 @@ users is docs/many_gpus.md.
 """
 
 import contextlib
+import itertools
 import os
 import re
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
+from functools import partial
 from typing import Any, NoReturn, TypeVar, cast
 
 import torch
@@ -30,7 +33,11 @@ from spiketriton.errors import EXIT_ERROR, EXIT_SIGINT, EXIT_USER, UserError, on
 
 T = TypeVar("T")
 
-TIMEOUT = timedelta(seconds=45)  # of a collective: after it, a rank that does not respond is lost
+TIMEOUT = timedelta(
+    minutes=10
+)  # of a collective: one rank may compile, or write, for minutes longer
+PULSE = 1.0  # seconds between a rank's signs of life
+LOST = 20  # pulses of this rank without one of another, which is then lost
 PATIENCE = 5.0  # seconds for the survivors to report, after the first of them noticed
 REPORTED = (
     20.0  # seconds for the first rank to report; torchrun kills all ranks 30 s after a signal
@@ -118,7 +125,14 @@ class Group(Ranks):
     connections, so that collectives of the other ranks fail too. The others then look in the store:
     the posted reasons, and which ranks posted nothing, make up the message. The first rank prints
     it, or another one if the first is lost.
+
+    A second thread sees to it where the main one cannot: while it waits for a kernel of NCCL, neither
+    an exception nor a signal reaches it. Its pulse shows the others that this process is alive.
     """
+
+    def __init__(self) -> None:
+        self.left = threading.Event()
+        self.watcher: threading.Thread | None = None
 
     def __enter__(self) -> "Group":
         here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
@@ -141,6 +155,11 @@ class Group(Ranks):
         # them that still holds a tensor then aborts the process: what comes last goes through here.
         self.on_cpu = dist.new_group(backend="gloo", timeout=TIMEOUT)
         self.on_gpus, self.meetings = False, 0
+        watch = partial(
+            self._watch, self.store.clone()
+        )  # one that no call of the main thread blocks
+        self.watcher = threading.Thread(target=watch, name="ranks", daemon=True)
+        self.watcher.start()
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -245,31 +264,62 @@ class Group(Ranks):
         self._leave()
 
     def _end_with_the_others(self) -> NoReturn:
-        """Waits until the reason is known and printed, and prints it if that is this rank's task."""
+        """Ends this process once the reason is known and printed."""
         self._post(EXIT_ERROR, "")
+        raise SystemExit(self._reported(self.store))
+
+    def _reported(self, store: dist.Store) -> int:
+        """Waits until the reason is printed, and prints it if that is this rank's task; the exit code."""
         start = time.monotonic()
         while True:
             waited = time.monotonic() - start
-            posted = {r: self.store.get(f"failed/{r}").decode() for r in self._listed("failed")}
+            posted = {r: store.get(f"failed/{r}").decode() for r in self._listed("failed", store)}
             reasons = {r: text for r, text in posted.items() if not text.endswith(" ")}
             missing = {*range(self.world_size)} - {*posted}
             known = reasons or not missing or waited > PATIENCE
             mine = self.first or (0 in missing and waited > PATIENCE) or waited > REPORTED
-            if known and mine and self.store.add("reported", 1) == 1:
+            if known and mine and store.add("reported", 1) == 1:
                 print(f"error: {one_line(_reason(reasons, missing))}", file=sys.stderr, flush=True)
-            if self.store.check(["reported"]):
+            if store.check(["reported"]):
                 codes = [int(text.split()[0]) for text in reasons.values()]
-                raise SystemExit(max(codes, default=EXIT_ERROR))
+                return max(codes, default=EXIT_ERROR)
             time.sleep(0.05)
 
-    def _listed(self, what: str) -> set[int]:
-        return {rank for rank in range(self.world_size) if self.store.check([f"{what}/{rank}"])}
+    def _watch(self, store: dist.Store) -> None:
+        """Ends this process when another has failed and the main thread does not notice."""
+        pulses: dict[int, tuple[bytes, int]] = {}
+        for count in itertools.count():
+            store.set(f"pulse/{self.rank}", str(count))
+            for rank in self._listed("pulse", store):
+                pulse = store.get(f"pulse/{rank}")
+                if pulses.get(rank, (b"", 0))[0] != pulse:
+                    pulses[rank] = pulse, count
+            # counted by own pulses: where all ranks were stopped for a while, none is lost
+            lost = [at for pulse, at in pulses.values() if pulse != b"left" and count - at > LOST]
+            if lost or self._listed("failed", store):
+                break
+            if self.left.wait(PULSE):
+                store.set(f"pulse/{self.rank}", "left")
+                return
+        if not self.left.wait(PATIENCE):
+            if not store.check([f"failed/{self.rank}"]):
+                store.set(f"failed/{self.rank}", f"{EXIT_ERROR} ")
+            code = self._reported(store)
+            sys.stdout.flush()
+            os._exit(code)
+
+    def _listed(self, what: str, store: dist.Store | None = None) -> set[int]:
+        store = store or self.store
+        return {rank for rank in range(self.world_size) if store.check([f"{what}/{rank}"])}
 
     def _group(self, x: Tensor) -> dist.ProcessGroup | None:
         return None if x.is_cuda else self.on_cpu
 
     def _leave(self) -> None:
         """Closes the connections and ends gloo's threads, which wait for the last reference."""
+        self.left.set()
+        if self.watcher is not None:
+            self.watcher.join()
         if dist.is_initialized():
             dist.destroy_process_group()
         self.patient = self.on_cpu = None

@@ -290,7 +290,7 @@ def gradients(function, y: torch.Tensor) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("backend", ["native", "torch"], indirect=True)
-def test_compiled_without_graph_breaks(backend, device):
+def test_compiled_without_graph_breaks(backend):
     """fullgraph=True, forward and backward equal to eager; another batch size compiles on."""
     eager, fast = compiled("aot_eager")
     for B in (2, 3, 5):

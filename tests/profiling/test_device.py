@@ -1,9 +1,11 @@
 """What is read from a profile of a GPU. There is no GPU here: the events are made up."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from profiling.harness.device import Event, of_call, summary
+from profiling.harness.device import Event, events_of, of_call, summary
 
 MS = 1_000_000
 
@@ -34,6 +36,28 @@ def test_a_graph_is_one_launch_and_nothing_is_nothing():
     found = summary([*kernels, Event("cudaGraphLaunch", False, 0, 10)], calls=1, seconds=0.1)
     assert (found["launches"], found["kernels"], found["busy"]) == (1, 100, pytest.approx(1.0))
     assert summary([], calls=3, seconds=1.0)["device_ms"] == 0
+
+
+def test_an_annotation_does_not_keep_the_gpu_busy():
+    """`record_function` on the device's line spans the gaps between its kernels."""
+
+    def event(name: str, start: int, length: int, *, annotation: bool = False) -> SimpleNamespace:
+        return SimpleNamespace(
+            name=lambda: name,
+            device_type=lambda: torch.autograd.DeviceType.CUDA,
+            start_ns=lambda: start,
+            duration_ns=lambda: length,
+            is_user_annotation=lambda: annotation,
+            is_hidden_event=lambda: False,
+        )
+
+    recorded = [
+        event("spiketriton::neuron_forward", 0, 10 * MS, annotation=True),
+        event("fire_kernel", 0, MS),
+        event("fire_kernel", 9 * MS, MS),
+    ]
+    found = summary(events_of(recorded), calls=1, seconds=0.01)
+    assert (found["busy"], found["kernels"]) == (pytest.approx(0.2), 2)
 
 
 def test_without_a_gpu_there_is_no_device_time():

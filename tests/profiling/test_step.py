@@ -27,6 +27,7 @@ from spiketriton.config import recipe_from_toml
 from spiketriton.config.rules import Events
 from spiketriton.data.sources import SOURCES
 from spiketriton.errors import UserError
+from spiketriton.models import Network
 from spiketriton.models.resnet import BLOCKS, Block
 from spiketriton.training.graphs import WARM_UP
 from tests.training.test_graphs import Tapes
@@ -59,11 +60,23 @@ def test_blocks_of_a_large_batch_are_checked_on_its_first_images(model, monkeypa
     changes += ["train.batch_size=4", "time_steps=2"]
     monkeypatch.setattr(steps, "MOST_CHECKED", 2 * 2 * 16 * 16)
     one = bench(Options(CPU), *changes)
+    assert len(one.batches[0][1]) > 2
+    seen, right = [], Network.forward
+
+    def forward(self, images, *rest):
+        seen.append((images.shape[-4], torch.backends.cudnn.allow_tf32))
+        return right(self, images, *rest)
+
+    monkeypatch.setattr(Network, "forward", forward)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     for name, ((_, _, _, grad), output, _) in one.truth.blocks.items():
         assert output.shape[:2] == grad.shape[:2] == (2, 2), name
         assert output.dtype == torch.float64, "the definition itself is too far off in float32"
     for mistakes, status in ([], Status.OK), (["neuron.tau=2.2"], Status.WRONG):
         assert Step(one, one.model(*mistakes), checked=True).check().status == status
+    assert {count for count, _ in seen} == {2}, "what the definition saves of all would fill a GPU"
+    assert not seen[-1][1], "TF32 is no mistake of the kernels"
+    assert torch.backends.cudnn.allow_tf32
 
 
 def test_a_block_whose_gradient_is_nan_is_wrong(quick):

@@ -7,6 +7,7 @@ Two gloo processes, started as users start them. What needs no launch of its own
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,7 +24,14 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 
 from spiketriton.config import to_toml
 from spiketriton.data import build_data
-from spiketriton.errors import EXIT_DONE, EXIT_SIGTERM, EXIT_USER, UserError, run_command
+from spiketriton.errors import (
+    EXIT_DONE,
+    EXIT_ERROR,
+    EXIT_SIGTERM,
+    EXIT_USER,
+    UserError,
+    run_command,
+)
 from spiketriton.gradients import holding
 from spiketriton.runs.checkpoint import read_checkpoint
 from spiketriton.train import main
@@ -335,6 +343,42 @@ def test_a_killed_rank_ends_the_run_with_one_message(tmp_path):
     resumed = small_trainer(tmp_path / "run", *keys, resume=True)
     assert resumed.step == 4
     assert resumed.fit(until=6).saved_at == 6
+
+
+STOPS = """
+import ctypes, os, signal
+from spiketriton.training import ranks
+ranks.PULSE, ranks.PATIENCE = 0.02, 0.1
+with ranks.ranks_of_torchrun() as group:
+    group.most(1.0)
+    if group.rank:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    ctypes.CDLL(None).pause()  # as NCCL does: waits, raises nothing and lets no signal handler of Python's run
+"""
+
+
+def test_a_rank_that_waits_for_a_stopped_one_in_a_call_that_never_returns_ends_with_the_line():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    place = dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", STOPS],
+            env=environment(**place, RANK=str(rank)),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        _, said = ranks[0].communicate(timeout=300)
+    finally:
+        for process in ranks:
+            process.kill()
+        ranks[1].communicate()
+    assert "error: rank 1 died or stopped responding; all ranks are stopping" in said
+    assert ranks[0].returncode == EXIT_ERROR
 
 
 @pytest.mark.parametrize("moment", ["start", "step"])

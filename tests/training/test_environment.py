@@ -196,12 +196,15 @@ def test_auto_takes_bf16_where_the_cpu_has_it(monkeypatch, flags, dtype, reason)
 
 @pytest.mark.parametrize(
     ("hardware", "dtype", "reason"),
-    [(True, torch.bfloat16, "has bf16"), (False, torch.float32, "has no bf16")],
+    [
+        (True, torch.bfloat16, "has bf16 arithmetic"),
+        (False, torch.float16, "has no bf16 arithmetic; the loss is scaled"),
+    ],
 )
-def test_auto_takes_bf16_where_the_gpu_has_it(monkeypatch, hardware, dtype, reason):
+def test_auto_takes_bf16_where_the_gpu_has_it_else_fp16(monkeypatch, hardware, dtype, reason):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: hardware)
     found = environment.choose_precision("auto", torch.device("cuda"))
-    assert found == environment.Choice(dtype, f"because this GPU {reason} arithmetic")
+    assert found == environment.Choice(dtype, f"because this GPU {reason}")
 
 
 @pytest.mark.parametrize(

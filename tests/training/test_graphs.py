@@ -8,7 +8,6 @@ graph freezes, and refuses what a capture refuses. What it cannot show: memory, 
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from types import SimpleNamespace
 from typing import Any
 
 import pytest

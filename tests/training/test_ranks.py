@@ -130,7 +130,7 @@ def test_a_group_knows_its_place_and_sets_its_timeouts(monkeypatch, rank, here, 
             pass
         assert calls[1]["backend"] == backend
     seconds = [call["timeout"].total_seconds() for call in calls]
-    assert seconds == [45, 45, 3600, 45]
+    assert seconds == [600, 600, 3600, 600]
     assert (calls[1]["rank"], calls[1]["world_size"]) == (rank, 4)
     assert (group.rank, group.world_size, group.first) == (rank, 4, rank == 0)
     assert (group.local_rank, group.ranks_here) == ((1, 2) if here else (0, 4))
