@@ -6,18 +6,23 @@ A module registers its parts when it is imported. It is imported because the rec
 """
 
 import contextlib
+import copy
+import difflib
 import hashlib
 import importlib
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from spiketriton.config.words import short
 from spiketriton.errors import UserError, one_line
 
 KINDS = {
@@ -88,6 +93,8 @@ def names(kind: str) -> list[str]:
 
 def find(kind: str, name: str) -> Part | None:
     """A part by name, its package imported if need be. UserError: that package is broken."""
+    if kind == "models" and ":" in name:
+        return _elsewhere(name)
     if (kind, name) not in PARTS and name in entry_points(kind):
         point = entry_points(kind)[name]
         with _as_a_mistake(f"the plugin {_distribution(point)} ({point.value})"):
@@ -98,6 +105,70 @@ def find(kind: str, name: str) -> Part | None:
                 f"{point.module} registers none"
             )
     return PARTS.get((kind, name))
+
+
+IN_HAND = "python"
+"""The module in the name of a network that a Python program handed over: "python:NAME"."""
+
+_SPIKINGJELLY = "spikingjelly.activation_based.model"
+_SHORT = {
+    "spikingjelly": (
+        _SPIKINGJELLY,
+        *(f"{_SPIKINGJELLY}.{name}" for name in ("sew_resnet", "spiking_resnet", "spiking_vgg")),
+        f"{_SPIKINGJELLY}.parametric_lif_net",
+    )
+}
+
+
+def _elsewhere(name: str) -> Part:
+    """What "MODULE:NAME" stands for, a function or class that knows nothing of this package, as a part."""
+    module, _, path = name.partition(":")
+    if module == IN_HAND:
+        return Part("models", name, in_hand, None, module)
+    return Part("models", name, named_object(name, "model.name"), None, module)
+
+
+def named_object(name: str, key: str) -> Callable[..., Any]:
+    """The function or class that "MODULE:NAME" names. UserError: there is none."""
+    module, _, path = name.partition(":")
+    if not re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", name):
+        raise UserError(f'{key} = "{short(name)}": accepted: "MODULE:NAME", as in "my_package.nets:make"')
+    holders = []
+    for home in _SHORT.get(module, (module,)):
+        with _as_a_mistake(f'{key} = "{name}": {home}'), _current_folder_first():
+            holders.append(importlib.import_module(home))
+    for holder in holders:
+        with contextlib.suppress(AttributeError):
+            found = attrgetter(path)(holder)
+            if callable(found):
+                return found
+    known = [n for holder in holders for n in dir(holder) if callable(getattr(holder, n))]
+    near = difflib.get_close_matches(path, known, n=1)
+    tip = f'; did you mean "{module}:{near[0]}"?' if near else ""
+    raise UserError(f'{key} = "{name}": {module} has no function or class {path}{tip}')
+
+
+_handed: list[Any] = []
+
+
+@contextlib.contextmanager
+def handed(net: Any) -> Iterator[None]:
+    """Within this block `model.name = "python:..."` is a copy of `net`."""
+    _handed.append(net)
+    try:
+        yield
+    finally:
+        _handed.pop()
+
+
+def in_hand() -> Any:
+    """A copy of the network of the block. UserError: there is none."""
+    if not _handed:
+        raise UserError(
+            f'model.name = "{IN_HAND}:..." is a network that a Python program handed over; accepted: '
+            "spiketriton.load_run(RUN, net=net) and spiketriton.train(net, resume=RUN) with that network"
+        )
+    return copy.deepcopy(_handed[-1])
 
 
 def load(modules: Sequence[str]) -> None:
@@ -112,7 +183,8 @@ def load(modules: Sequence[str]) -> None:
 
 def provided(part: Part, modules: Sequence[str]) -> bool:
     """Whether a recipe with these plugins may use a part: one of them registers it, or it is installed."""
-    return listed(part, modules) or part.name in entry_points(part.kind)
+    installed = ":" in part.name or part.name in entry_points(part.kind)
+    return listed(part, modules) or installed
 
 
 def listed(part: Part, modules: Sequence[str]) -> bool:

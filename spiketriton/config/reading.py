@@ -18,6 +18,7 @@ from spiketriton.config import parts, rules
 from spiketriton.config.recipe import (
     KEYS,
     TABLES,
+    Arguments,
     Recipe,
     Spec,
     Table,
@@ -34,6 +35,7 @@ from spiketriton.errors import UserError
 # one of them weighs more, less is asked
 NEAR, NEAR_SHORT = 0.75, 0.65
 PLUGINS = "plugins.modules"
+ARGUMENTS = "model.arguments"
 
 
 def load_recipe(
@@ -94,12 +96,31 @@ def values_by_key(keys: Mapping[str, Any]) -> dict[str, Any]:
 
 def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
     for dotted in values:
-        if dotted not in KEYS:
+        if dotted not in KEYS and not _is_argument(dotted):
             raise UserError(_unknown(dotted, is_table=dotted in TABLES))
-    checked = {dotted: KEYS[dotted].check(value) for dotted, value in values.items()}
+    checked = {dotted: _check(dotted, value) for dotted, value in values.items()}
     if PLUGINS in checked:
         checked[PLUGINS] = tuple(_absolute(entry, Path()) for entry in checked[PLUGINS])
     return checked
+
+
+def _is_argument(dotted: str) -> bool:
+    """Whether it is one of the arguments of a network: model.arguments.depths."""
+    return dotted.startswith(f"{ARGUMENTS}.")
+
+
+def _check(dotted: str, value: Any) -> Any:
+    if not _is_argument(dotted):
+        return KEYS[dotted].check(value)
+    name = dotted.removeprefix(f"{ARGUMENTS}.")
+    return KEYS[ARGUMENTS].check({name: value})[name]
+
+
+def _with_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, with model.arguments.NAME in the table of model.arguments."""
+    own = {k.removeprefix(f"{ARGUMENTS}."): v for k, v in values.items() if _is_argument(k)}
+    rest = {k: v for k, v in values.items() if not _is_argument(k)}
+    return {**rest, ARGUMENTS: Arguments({**rest[ARGUMENTS], **own})} if own else rest
 
 
 def to_toml(recipe: Recipe) -> str:
@@ -240,9 +261,10 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
                 f"override {short(text)!r}: {dotted} is a table; accepted: one of its keys, as in "
                 f"{next(k for k in KEYS if k.startswith(dotted))}=..."
             )
-        if dotted not in KEYS:
+        if dotted not in KEYS and not _is_argument(dotted):
             raise UserError(f"override {short(text)!r}: {_unknown(dotted, is_table=False)}")
-        checked = KEYS[dotted].check(_parse_value(value, KEYS[dotted]))
+        spec = KEYS[ARGUMENTS if _is_argument(dotted) else dotted]
+        checked = _check(dotted, _parse_value(value, spec))
         if dotted == PLUGINS:
             checked = tuple(_absolute(entry, Path()) for entry in checked)
         changes[dotted] = checked
@@ -257,7 +279,7 @@ def _parse_value(text: str, spec: Spec) -> Any:
         return [text] if spec.items is str and _is_name(text) else text
     value = document["value"]
     bare = (
-        spec.base in (str, None) and spec.items is None and not isinstance(value, str)
+        spec.base in (str, None) and not (spec.items or spec.free or isinstance(value, str))
     )  # data.root=2024
     return text if bare or len(document) > 1 else value
 
@@ -270,13 +292,14 @@ def _is_name(text: str) -> bool:
 def _assemble(given: Mapping[str, Any], changes: Mapping[str, Any], name: str) -> Recipe:
     """The recipe `given`, overridden by `changes`; both are {dotted key: checked value}."""
     defaults = {dotted: spec.default for dotted, spec in KEYS.items()}
-    values = {**defaults, **given, **changes}
+    values = _with_arguments({**defaults, **given, **changes})
     for dotted, spec in KEYS.items():
         if spec.required and values[dotted] is None:
             raise UserError(f"{dotted} is missing; accepted: {spec.accepted}")
     idle_before = rules.idle({**defaults, **given})
     for dotted, reason in rules.idle(values).items():
-        if dotted in changes or (dotted in given and dotted in idle_before):
+        argued = dotted == ARGUMENTS and any(map(_is_argument, changes))
+        if dotted in changes or argued or (dotted in given and dotted in idle_before):
             raise UserError(rules.no_effect(dotted, values[dotted], reason))
         values[dotted] = defaults[dotted]
     return _build(Recipe, values, name=name)

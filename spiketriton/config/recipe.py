@@ -6,8 +6,10 @@ string is not a number and `true` is not an integer; an integer may stand for a 
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Iterator, Mapping
 from operator import attrgetter
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from spiketriton.config import parts, rules
@@ -52,6 +54,44 @@ def key(default: Any, doc: str, numbers: Range | None = None) -> Any:
     if default is ...:
         return dataclasses.field(metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+class Arguments(Mapping):
+    """Keyword arguments of somebody else's function: texts, numbers, true, false, arrays and tables of them."""
+
+    def __init__(self, given: Mapping[str, Any] = MappingProxyType({})) -> None:
+        self._given = {name: _frozen(value) for name, value in given.items()}
+
+    def __getitem__(self, name: str) -> Any:
+        return self._given[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._given)
+
+    def __len__(self) -> int:
+        return len(self._given)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Arguments) and self._given == other._given
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._given.items()))
+
+    def __repr__(self) -> str:
+        return f"Arguments({self._given!r})"
+
+
+def _frozen(value: Any) -> Any:
+    """ValueError: TOML has other values, too, which no function of a network takes."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_frozen, value))
+    if isinstance(value, Mapping):
+        return Arguments(value)
+    if isinstance(value, str) or (type(value) is float and math.isfinite(value)):
+        return value
+    if type(value) is bool or (type(value) is int and abs(value) < 2**63):
+        return value
+    raise ValueError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -235,7 +275,15 @@ class ModelConfig(TableOfPart):
     name: Literal[ResNet, SmallResNet, PlainNet, PooledNet] = key(
         ...,
         "architecture; `plain` (convolutions), `mlp` (fully connected) and `vggsnn` have no skip "
-        "connections; `net7b`: seven small blocks, each halving the image",
+        "connections; `net7b`: seven small blocks, each halving the image; `MODULE:NAME`: any network that "
+        "a function or class makes, `spikingjelly:NAME` one of SpikingJelly's (docs/any_network.md)",
+    )
+    arguments: Arguments = key(
+        Arguments(), "keyword arguments of the function or class that `MODULE:NAME` names"
+    )
+    input: Literal["auto", "time_first", "images"] = key(
+        "auto",
+        "what the network of `MODULE:NAME` takes: [T, B, C, H, W], or [B, C, H, W]; `auto`: what it answers to",
     )
     block: Literal["plain", "sew", "ms", "preact"] = key(
         "plain",
@@ -622,6 +670,7 @@ class Spec:
     words: tuple[str, ...]
     text: bool = False  # whether any text is accepted, besides numbers of the base type
     items: type | None = None  # of an array
+    free: bool = False  # whether any table is accepted
 
     @property
     def required(self) -> bool:
@@ -648,6 +697,8 @@ class Spec:
         if self.items is not None:
             noun = "texts" if self.items is str else f"numbers {self.field.metadata['numbers']}"
             said.append(f"an array of {noun}")
+        if self.free:
+            said.append("a table of texts, numbers, true, false and arrays of them")
         if self.base is bool:
             said.append("true or false")
         elif self.base is str:
@@ -664,7 +715,12 @@ class Spec:
     def check(self, value: Any) -> Any:
         """The value as its field stores it: integers become floats where a number is accepted."""
         words = self.words
-        if isinstance(value, str):
+        if self.free:
+            try:
+                return Arguments(value)
+            except (AttributeError, ValueError):
+                good = False
+        elif isinstance(value, str):
             free = self.text or self.base is str
             good = value in words or (free and _is_text(value))
             if not good and (kind := parts.kind_of(self.dotted)):
@@ -704,7 +760,8 @@ def _specs(table: type[Table]) -> Iterator[tuple[str, Spec]]:
             text = len(bases) > 1 and str in bases
             items = bases[0] if get_origin(hint) is tuple else None
             base = bases[0] if bases and items is None else None
-            yield dotted, Spec(dotted, table, field, base, words, text, items)
+            free = hint is Arguments
+            yield dotted, Spec(dotted, table, field, base, words, text, items, free)
     for field in dataclasses.fields(table):  # subtables follow the keys, as TOML asks
         if isinstance(hints[field.name], type) and issubclass(hints[field.name], Table):
             yield from _specs(hints[field.name])

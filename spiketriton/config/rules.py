@@ -44,6 +44,13 @@ SPLITS_OF = {
 }
 
 
+# of the networks that are built here by a recipe, from its norms and neurons
+BUILT_HERE = [
+    *(f"model.{name}" for name in ("block", "norm", "norm_gain", "width", "checkpoint_blocks")),
+    *(f"neuron.{n}" for n in ("kind", "v_threshold", "reset", "v_reset", "detach_reset", "tau")),
+    *("neuron.decay_input", "neuron.surrogate.shape", "neuron.surrogate.height", "train.sync_bn"),
+]
+
 EVENT_KEYS = [
     *(f"data.{name}" for name in ("split", "bins", "count")),
     *(
@@ -60,6 +67,9 @@ def idle(values: Mapping[str, Any]) -> dict[str, str]:
     twin (neuron.kind "relu") ignores are allowed, so that a recipe and its twin differ in one word.
     """
     start = ["model.residual_gain", "model.residual_bias"]
+    name = values["model.name"]
+    elsewhere = (name,) if ":" in name else ()  # made by a function that knows nothing of recipes
+    here = () if elsewhere else (name,)
     blocks = ["model.checkpoint_blocks", "model.shortcut_gradient", "neuron.surrogate.hold", *start]
     rules = [
         (["data.variant"], "data.name", ("imagenette",)),
@@ -72,6 +82,8 @@ def idle(values: Mapping[str, Any]) -> dict[str, str]:
         (["data.broken"], "data.check", ("fast", "full")),
         (["data.sensor"], "data.name", ("eventfolder",)),
         (["data.format"], "data.name", ("eventfolder", "digits_dvs")),
+        (["model.arguments", "model.input"], "model.name", elsewhere),
+        (BUILT_HERE, "model.name", here),
         (["model.stem"], "model.name", get_args(ResNet)),
         (["model.depth", "model.start"], "model.name", get_args(PlainNet)),
         (blocks, "model.name", (*get_args(ResNet), *get_args(SmallResNet), "net7b")),
@@ -102,6 +114,8 @@ def idle(values: Mapping[str, Any]) -> dict[str, str]:
         rules.append((["data.split_seed"], "data.name", get_args(Events)))
     if values["neuron.v_reset"] != 0:  # 0 may stand next to any reset
         rules.append((["neuron.v_reset"], "neuron.reset", ("hard",)))
+    if not isinstance(values["neuron.surrogate.width"], str):  # its neurons have their own
+        rules.append((["neuron.surrogate.width"], "model.name", here))
     for part in PARTS.values():
         if part.options is not None:
             keys = [dotted for dotted in values if dotted.startswith(f"{part.table}.")]

@@ -38,7 +38,14 @@ def whole(value: Any) -> str:
     """A value in TOML, however long."""
     if isinstance(value, str):
         return quoted(value)
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{name_of(key)} = {whole(item)}' for key, item in value.items())}}}"
     return f"[{', '.join(map(whole, value))}]" if isinstance(value, tuple) else shown(value)
+
+
+def name_of(key: str) -> str:
+    """A key as TOML writes it: in quotes where it has to be."""
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else quoted(key)
 
 
 def quoted(text: str) -> str:

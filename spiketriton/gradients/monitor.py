@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -133,19 +134,28 @@ class GradientMonitor:
 def elements_per_image(
     model: Network, image_shape: tuple[int, int, int], device: torch.device
 ) -> list[int]:
-    """Neurons of each spiking layer, found by showing one image for one time step.
+    """Neurons of each spiking layer that fire in a time step, found by showing one image.
 
-    Leaves the model as it was; batch norm's statistics do not move.
+    A layer that is called twice in a step counts twice. Leaves the model as it was; batch norm's
+    statistics do not move.
     """
-    training = model.training
+    training, layers = model.training, model.spiking_layers()
+    steps = 1 if model.streams else model.time_steps
+    counts = [0] * len(layers)
+
+    def count(index: int, spikes: Tensor) -> None:
+        counts[index] += spikes.numel()
+
     model.eval()
-    model.set_stateful(True)
+    for index, (_, layer) in enumerate(layers):
+        layer.on_fire = partial(count, index)
     try:
-        model(torch.zeros(1, *image_shape, device=device), time_steps=1)
-        return [layer.v.numel() for _, layer in model.spiking_layers() if layer.v is not None]
+        model(torch.zeros(1, *image_shape, device=device), time_steps=steps)
     finally:
-        model.set_stateful(False)
+        for _, layer in layers:
+            layer.on_fire = None
         model.train(training)
+    return [count // steps for count in counts]
 
 
 def _finite(ratio: float | None) -> float | None:

@@ -4,6 +4,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.monitor import elements_per_image
 from spiketriton.models import Network, trial
 from spiketriton.neurons import SpikingNeuron
+from spiketriton.neurons.base import normalised
 from spiketriton.neurons.norm import one_by_one
 from spiketriton.training.losses import Batch, Loss
 from spiketriton_kernels import PROBE_FIELDS
@@ -95,12 +97,17 @@ class Prober:
                 images = images.narrow(-4, 0, min(half, images.shape[-4]))
                 seeded = torch.Generator().manual_seed(0)
                 noise = torch.randn(images.shape, generator=seeded).to(images.device)
-                overlaps: list[float] = []
-                for _, layer in self.layers:
-                    layer.on_fire = lambda s, found=overlaps: found.append(overlap_of(s))
+                rates: list[Tensor | float] = [0.0] * len(self.layers)
+
+                def add(index: int, spikes: Tensor, rates: list = rates) -> None:
+                    rates[index] = rates[index] + spikes.float().sum(0) / self.steps
+
+                for index, (_, layer) in enumerate(self.layers):
+                    layer.on_fire = partial(add, index)
                 with self.autocast():
                     self.model(torch.cat([images, images + NOISE * images.std() * noise], dim=-4))
-                found += np.array(overlaps) * self.share
+                pairs = images.shape[-4]
+                found += np.array([overlap_of(rate, pairs) for rate in rates]) * self.share
         return found
 
     @contextlib.contextmanager
@@ -135,27 +142,39 @@ class _Stepwise:
 
     def __call__(self, x: Tensor) -> Tensor:
         neuron, whole = self.neuron, self.neuron.probe
-        if neuron.stateful:  # neurons are being counted
-            return self.call(x)
-        neuron.stateful, spikes = True, []
+        if neuron.step_mode == "s":
+            spikes = self.call(x)
+            neuron.detach()
+            return spikes
+        handed, continues, steps = neuron.handed_on, neuron.stateful, []
+        if handed:  # by its batch norm, of which a step alone has other statistics
+            x = normalised(neuron, x)
+        neuron.handed_on, neuron.stateful = (), True
         try:
             for t in range(len(x)):
-                neuron.probe = None if whole is None else whole[t : t + 1]
-                spikes.append(self.call(x[t : t + 1]))
+                if whole is not None and len(whole) == len(x):
+                    neuron.probe = whole[t : t + 1]
+                steps.append(self.call(x[t : t + 1]))
                 neuron.detach()
         finally:
-            neuron.stateful, neuron.probe = False, whole
-            neuron.reset()
-        return torch.cat(spikes)
+            neuron.handed_on, neuron.stateful, neuron.probe = handed, continues, whole
+            if not continues:
+                neuron.reset()
+        return torch.cat(steps)
 
 
 NOISE = 0.05  # of the pixels' standard deviation
 LARGEST = 1e6
 
 
-def overlap_of(spikes: Tensor) -> float:
-    """The overlap in spikes [T, 2 n, ...] of n images and their n copies, over those that fire."""
-    rates = spikes.float().mean(0).flatten(1)
+def overlap_of(rates: Tensor, pairs: int) -> float:
+    """The overlap in firing rates [2 n, ...] of n images and their n copies, over those that fire.
+
+    NaN where the first dimension is not that of images, as in a layer of a network of others.
+    """
+    if len(rates) != 2 * pairs:
+        return math.nan
+    rates = rates.flatten(1)
     images, copies = (rates / rates.norm(dim=1, keepdim=True).clamp_min(1e-12)).chunk(2)
     n, fires = len(images), images.any(1)
     if n == 1:

@@ -6,6 +6,7 @@ from spiketriton.config import Recipe
 from spiketriton.config.recipe import chosen_part
 from spiketriton.errors import UserError, warn_once
 from spiketriton.models.feedforward import MLP, PlainNet
+from spiketriton.models.foreign import make_foreign
 from spiketriton.models.layers import Parts
 from spiketriton.models.network import Network, trial
 from spiketriton.models.pooled import VGGSNN, BlockNet
@@ -24,6 +25,10 @@ def build_model(recipe: Recipe, *, classes: int, channels: int, image_size: int)
     """
     model, parts = recipe.model, Parts.of(recipe)
     own = chosen_part("model", model.name)
+    if own is not None and ":" in own.name:
+        return make_foreign(
+            own.name, own.make, recipe, classes=classes, channels=channels, image_size=image_size
+        )
     if own is not None:
         made = own.make(recipe, parts, classes=classes, channels=channels, image_size=image_size)
         if not isinstance(made, Network):

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from spiketriton_kernels import pack_spikes, unpack_spikes
 
-_spikes: dict[int, weakref.ref] = {}
-"""Each living tensor that holds nothing but 0 and 1, by the address of its memory."""
+_spikes: dict[int, tuple[weakref.ref, int]] = {}
+"""Each living tensor that holds nothing but 0 and 1, and its version, by the address of its memory."""
 
 
 def mark_spikes(spikes: Tensor) -> Tensor:
@@ -27,20 +27,26 @@ def mark_spikes(spikes: Tensor) -> Tensor:
     if not PackedSpikes.open:
         return spikes
     address = spikes.untyped_storage().data_ptr()
-    _spikes[address] = weakref.ref(spikes, lambda gone: _forget(address, gone))
+    reference = weakref.ref(spikes, lambda gone: _forget(address, gone))
+    _spikes[address] = reference, _version(spikes)
     return spikes
 
 
+def _version(tensor: Tensor) -> int:
+    """How often it was changed in place: a network of others may add to spikes."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 def _forget(address: int, gone: weakref.ref) -> None:
-    if _spikes.get(address) is gone:
+    if address in _spikes and _spikes[address][0] is gone:
         del _spikes[address]
 
 
 def _source(saved: Tensor) -> Tensor | None:
     """The marked tensor of which `saved` is a view with all elements; else None."""
-    reference = _spikes.get(saved.untyped_storage().data_ptr())
+    reference, version = _spikes.get(saved.untyped_storage().data_ptr(), (None, 0))
     source = reference() if reference is not None else None
-    if source is None or source.numel() != saved.numel() or source.dtype != saved.dtype:
+    if source is None or _version(source) != version or source.numel() != saved.numel() or source.dtype != saved.dtype:
         return None
     return source
 

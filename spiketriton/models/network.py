@@ -25,6 +25,8 @@ class Network(nn.Module):
 
     fc: nn.Linear
     takes_any_size = False  # whether images may be smaller than those that it is made for
+    streams = True  # whether `set_stateful` lets a window be run in chunks
+    answers_each_step = True  # whether there is a current for each time step, not their mean alone
 
     def __init__(self, parts: Parts, channels: int) -> None:
         super().__init__()
@@ -59,7 +61,7 @@ class Network(nn.Module):
             accepted = "1 or more" if self.is_spiking else "1 (an ANN has no time)"
             raise UserError(f"time_steps {steps}: accepted: {accepted}")
         with PackedSpikes(self.on_save) if self.packed else nullcontext():
-            currents = self.fc(self.features(images, steps)).float()
+            currents = self.currents(images, steps).float()
         if self.streaming:
             for norm in self._norms():
                 norm.first_step += steps
@@ -72,6 +74,10 @@ class Network(nn.Module):
             norm.eval()
         return self
 
+    def currents(self, images: Tensor, steps: int) -> Tensor:
+        """What `forward` returns, in any dtype."""
+        return self.fc(self.features(images, steps))
+
     def features(self, images: Tensor, steps: int) -> Tensor:
         """Images [B, C, H, W] or frames [steps, B, C, H, W] -> what the classifier reads, [steps, B, F]."""
         raise NotImplementedError
@@ -79,6 +85,14 @@ class Network(nn.Module):
     def spiking_layers(self) -> list[tuple[str, SpikingNeuron]]:
         """Dotted name and neuron of each spiking layer, in forward order; none for the ANN twin."""
         return [(name, m) for name, m in self.named_modules() if isinstance(m, SpikingNeuron)]
+
+    def notes(self) -> list[str]:
+        """What else is said of the network at the start of a run."""
+        return []
+
+    def report(self) -> str:
+        """What the run folder keeps about the network as `network.txt`; "": nothing."""
+        return ""
 
     def last_of_blocks(self) -> list[str]:
         """The spiking layers between which gains from block to block are counted, in forward order.

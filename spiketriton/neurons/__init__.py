@@ -7,12 +7,12 @@ from torch import nn
 from spiketriton.config import NeuronConfig
 from spiketriton.config.recipe import chosen_part
 from spiketriton.errors import UserError
-from spiketriton.neurons.base import SpikingNeuron
+from spiketriton.neurons.base import SpikingNeuron, adopt
 from spiketriton.neurons.lif import IF, LIF, PLIF
 from spiketriton.neurons.norm import Norm, one_by_one
 from spiketriton_kernels import Surrogate
 
-__all__ = ["IF", "LIF", "PLIF", "Norm", "SpikingNeuron", "build_neuron", "one_by_one"]
+__all__ = ["IF", "LIF", "PLIF", "Norm", "SpikingNeuron", "adopt", "build_neuron", "one_by_one"]
 
 
 def build_neuron(config: NeuronConfig) -> nn.Module:

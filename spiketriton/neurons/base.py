@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from spiketriton.errors import UserError
 from spiketriton.neurons.norm import Norm
@@ -26,6 +27,8 @@ class SpikingNeuron(kernels.SpikingNeuron):
 
     Attributes:
         on_fire: None, or a function that each call hands its spikes.
+        window: 0 where one call shows a whole window, else the steps of all of its calls together;
+            `reset` begins the next window.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -33,7 +36,12 @@ class SpikingNeuron(kernels.SpikingNeuron):
             super().__init__(*args, **options)
         except (TypeError, ValueError) as error:
             raise UserError(str(error)) from None
+        self._watch_nothing()
+
+    def _watch_nothing(self) -> None:
         self.on_fire: Callable[[Tensor], object] | None = None
+        self.window = 0  # steps of all calls together, where there is more than one call in a window
+        self._seen = 0  # of them
 
     def get_extra_state(self) -> Tensor:
         """The surrogate's width, float64 []; of a width that is a tensor, which the neuron keeps itself, [0]."""
@@ -97,7 +105,54 @@ class SpikingNeuron(kernels.SpikingNeuron):
             raise UserError(str(error)) from None
 
     def _fire(self, kernel: Callable[..., Any], x: Tensor, *tensors: Any, **options: Any) -> Any:
-        fired = super()._fire(kernel, x, *tensors, **options)
+        whole = self.probe
+        self.probe = self._rows(whole, len(x))
+        try:
+            fired = super()._fire(kernel, x, *tensors, **options)
+        finally:
+            self.probe = whole
         if self.on_fire is not None:
             self.on_fire(fired[0] if isinstance(fired, tuple) else fired)
         return fired
+
+    def _rows(self, probe: Tensor | None, steps: int) -> Tensor | None:
+        """The rows of the probe for the next `steps` steps of the window."""
+        if probe is None or len(probe) == steps:
+            return probe
+        row = self._seen * len(probe) // max(self.window, 1)
+        self._seen += steps
+        return probe[row : row + steps]
+
+    def reset(self) -> None:
+        super().reset()
+        self._seen = 0
+
+
+_ADOPTED: dict[type, type] = {}
+
+
+def adopt(neuron: kernels.SpikingNeuron) -> SpikingNeuron:
+    """Makes a neuron of the kernels one of the engine, in place."""
+    kind = type(neuron)
+    if not isinstance(neuron, SpikingNeuron):
+        neuron.__class__ = _ADOPTED.setdefault(kind, type(kind.__name__, (SpikingNeuron, kind), {}))
+        neuron._watch_nothing()  # type: ignore[attr-defined]
+    return neuron  # type: ignore[return-value]
+
+
+def normalised(neuron: kernels.SpikingNeuron, x: Any) -> Tensor:
+    """The current of a neuron that `swap` has joined with the batch norm in front, from what that hands on."""
+    (norm,) = neuron.handed_on
+    y, residual = (x.y, x.residual) if norm.adds else (x, None)
+    tracked = norm.running_mean is not None
+    current = F.batch_norm(
+        y.flatten(0, 1),
+        norm.running_mean,
+        norm.running_var,
+        norm.weight,
+        norm.bias,
+        norm.training or not tracked,
+        0.0,  # this is a trial: the call itself updates the statistics
+        norm.eps,
+    ).unflatten(0, y.shape[:2])
+    return current if residual is None else current + residual

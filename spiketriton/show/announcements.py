@@ -65,7 +65,11 @@ def announce_parts(
         display.note(f"left out: image files that cannot be read, {first}{rest}")
     layers = len(model.spiking_layers())
     kind = f"{layers} spiking layers over {recipe.time_steps} time steps" if layers else "an ANN"
+    if not layers and model.is_spiking:
+        kind = "none of its neurons can be measured"
     display.note(f"network: {recipe.model.name}, {count_parameters(model):,} parameters, {kind}")
+    for line in model.notes():
+        display.note(line)
     device = next(model.parameters()).device
     if device.type == "cpu":
         display.note(f"threads: {environment.thread_words(recipe.train.threads)}")

@@ -134,6 +134,7 @@ def fuse(
         inside = [n for n in neurons if n.startswith(prefix)]
         if not inside:
             return
+        held = [(m, dict(m.__dict__)) for m in part.modules()]
         try:
             graph = _Tracer().trace(part)
         except (
@@ -144,6 +145,11 @@ def fuse(
                 reasons[name] = (
                     f"torch.fx cannot trace {type(part).__name__}.forward: {_line(error)}"
                 )
+            graph = None
+        for module, attributes in held:  # forward has run on proxies, and may have kept one
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+        if graph is None:
             for child_name, child in part.named_children():
                 visit(f"{prefix}{child_name}.", child)
             return

@@ -1,0 +1,429 @@
+"""Any network as one of ours: a module that knows nothing of recipes, called as it was written to be called.
+
+Its neurons are swapped for ours (`spiketriton_kernels.nn.swap`). A first call on noise, in eval mode, shows how the
+module wants to be called and how it calls its neurons; what cannot give right numbers is refused by name.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spiketriton.config import Recipe
+from spiketriton.config.parts import named_object
+from spiketriton.config.recipe import Arguments
+from spiketriton.errors import UserError, one_line
+from spiketriton.models.layers import Parts, over_time
+from spiketriton.models.memory import PackedSpikes, mark_spikes
+from spiketriton.models.network import Network
+from spiketriton.neurons import SpikingNeuron, adopt
+from spiketriton_kernels import nn as kernels
+from spiketriton_kernels.nn import peers
+
+# what a function is told without being asked to, where it has a parameter of this name
+_CLASSES = ("num_classes", "n_classes", "classes")
+_CHANNELS = ("in_channels", "in_chans")
+_STEPS = ("T", "time_steps", "timesteps", "num_steps")
+_SIZES = ("img_size", "image_size", "img_size_h", "img_size_w")
+_RESETS = ("reset", "reset_mem")  # SpikingJelly's and norse's, snnTorch's
+
+
+def make_foreign(
+    name: str,
+    make: Callable[..., Any],
+    recipe: Recipe,
+    *,
+    classes: int,
+    channels: int,
+    image_size: int,
+) -> Network:
+    """The network that `model.name = "MODULE:NAME"` names. UserError: it cannot be trained, and why."""
+    steps = recipe.time_steps
+    known: dict[str, int] = dict.fromkeys(_CLASSES, classes)
+    known |= dict.fromkeys(_CHANNELS, channels) | dict.fromkeys(_STEPS, steps)
+    known |= dict.fromkeys(_SIZES, image_size)
+    given = _plain(recipe.model.arguments)
+    told = {n: known[n] for n in known if n in _parameters(make) and n not in given}
+    try:
+        net = make(**told, **given)
+    except UserError:
+        raise
+    except Exception as error:  # somebody else's code
+        words = ", ".join(f"{n}={value!r}" for n, value in (told | given).items())
+        raise UserError(f"{name}({words}) failed: {type(error).__name__}: {one_line(error)}") from error
+    if isinstance(net, Network):
+        return net
+    if not isinstance(net, nn.Module):
+        raise UserError(
+            f"{name} made a {type(net).__name__}; accepted: a function or class that makes a torch.nn.Module"
+        )
+    return ForeignNetwork(
+        name,
+        net,
+        Parts.of(recipe),
+        takes=recipe.model.input,
+        averages=recipe.loss.kind != "tet",
+        shape=(channels, image_size, image_size),
+        classes=classes,
+        told=told,
+    )
+
+
+def _parameters(make: Callable[..., Any]) -> Mapping[str, Any]:
+    try:
+        return inspect.signature(make).parameters
+    except (TypeError, ValueError):  # written in C
+        return {}
+
+
+def _plain(arguments: Arguments) -> dict[str, Any]:
+    """Keyword arguments; a text "package.module:NAME" is what it names."""
+
+    def one(value: Any) -> Any:
+        if isinstance(value, str) and re.fullmatch(r"\w+(\.\w+)+:\w+", value):
+            return named_object(value, "model.arguments")
+        if isinstance(value, tuple):
+            return tuple(map(one, value))
+        return _plain(value) if isinstance(value, Arguments) else value
+
+    return {name: one(value) for name, value in arguments.items()}
+
+
+class ForeignNetwork(Network):
+    """A module that was written for another program, called as it asks for.
+
+    Membranes and other states are forgotten before every call. `net` is the module itself.
+
+    Args:
+        name: "MODULE:NAME", for messages.
+        net: the module. Its neurons are replaced in place.
+        parts: T, and what of the recipe concerns networks of any kind.
+        takes: "time_first" ([T, B, C, H, W]), "images" ([B, C, H, W]), or "auto".
+        averages: whether an answer without time, [B, K], will do.
+        shape: of an image, [C, H, W].
+        classes: K.
+        told: arguments that it was made with and did not ask for.
+
+    Raises:
+        UserError: it does not answer, or not to each image, or keeps a state that nothing resets.
+    """
+
+    streams = False  # its time may be inside, and its state is not all in neurons
+
+    def __init__(
+        self,
+        name: str,
+        net: nn.Module,
+        parts: Parts,
+        *,
+        takes: str,
+        averages: bool,
+        shape: tuple[int, int, int],
+        classes: int,
+        told: Mapping[str, int],
+    ) -> None:
+        super().__init__(parts, shape[0])
+        self.name, self.net = name, net
+        self.is_spiking = True
+        if takes == "time_first":
+            _take_windows(net)
+        try:
+            self.swapped = kernels.swap(net, fuse=parts.fused)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{name}: {error}") from None
+        for module in net.modules():
+            if isinstance(module, kernels.SpikingNeuron):
+                adopt(module)
+                if self.packed and not isinstance(module, kernels.ILIF):
+                    module.register_forward_hook(_mark)
+        self._layers: list[tuple[str, SpikingNeuron]] = []
+        self.unmeasured: dict[str, str] = dict(self.swapped.left)
+        with _undisturbed(net):
+            self.takes = self._recognised(takes, shape, classes)
+            self._refuse_states(shape)
+        if not averages and not self.answers_each_step:
+            raise UserError(
+                f'loss.kind = "tet" needs the answer of each step, and {name} gives their mean; accepted with it: '
+                '"cross_entropy", or a network that returns [T, B, K]'
+            )
+        self.told = dict(told)
+
+    # ---- calling it
+
+    def currents(self, images: Tensor, steps: int) -> Tensor:
+        self.reset()
+        found = self._called(self.takes, images, steps)
+        return found if self.answers_each_step else found.unsqueeze(0)
+
+    def _called(self, takes: str, images: Tensor, steps: int) -> Any:
+        if takes == "time_first":
+            whole = images if images.ndim == 5 else over_time(images.unsqueeze(0), steps)
+            return self.net(whole.contiguous())
+        if takes == "steps":
+            shown = images if images.ndim == 5 else [images] * steps
+            return torch.stack([self.net(image) for image in shown])
+        if images.ndim == 5:
+            raise UserError(
+                f"{self.name} takes images [B, C, H, W] and loops over time by itself, and recordings of events are "
+                "[T, B, C, H, W]; accepted: a network that takes those, or one step of them"
+            )
+        if steps != self.time_steps:
+            raise UserError(
+                f"{self.name} loops over {self.time_steps} time steps by itself; accepted: no other number, here {steps}"
+            )
+        return self.net(images)
+
+    def reset(self) -> None:
+        for module in self.net.modules():
+            for word in _RESETS:
+                method = getattr(module, word, None)
+                if callable(method) and _needs_nothing(method):
+                    method()
+
+    def set_stateful(self, stateful: bool = True) -> None:
+        """Starts a new window; `streams` is false, so that none is continued."""
+        self.reset()
+
+    def spiking_layers(self) -> list[tuple[str, SpikingNeuron]]:
+        """Those that can be measured, in the order in which they are called."""
+        return self._layers
+
+    def to(self, *args: Any, memory_format: torch.memory_format | None = None, **options: Any) -> Any:
+        """Memory stays as the module's own code, which may view it, was written for."""
+        return super().to(*args, **options)
+
+    def notes(self) -> list[str]:
+        """What is said of it at the start of a run."""
+        how = {
+            "time_first": "called with [T, B, C, H, W]",
+            "images": "called with [B, C, H, W], loops over time by itself",
+            "steps": "called once for each time step, which takes longer than a call with [T, B, C, H, W]",
+        }[self.takes]
+        answer = "" if self.answers_each_step else "; it answers with the mean over time"
+        told = "".join(f", {name} = {value}" for name, value in self.told.items())
+        kept = f", {len(self.swapped.left)} kept as they are" if self.swapped.left else ""
+        lines = [
+            f"called: {how}{answer}" + (f"; made with{told[1:]}" if told else ""),
+            f"swapped: {len(self.swapped.swapped)} neurons to the kernels, {len(self.swapped.fused)} with the batch "
+            f"norm in front{kept}; network.txt lists each",
+        ]
+        if self.unmeasured:
+            few = ", ".join(f"{name} ({why})" for name, why in list(self.unmeasured.items())[:3])
+            more = len(self.unmeasured) - 3
+            lines.append(f"not measured: {few}" + (f" and {more} more" if more > 0 else ""))
+        lines.append("operations and energy: not counted, there is no graph of this network")
+        return lines
+
+    def report(self) -> str:
+        """The text of network.txt."""
+        left = [f"  {name}: not measured, {why}" for name, why in self.unmeasured.items()]
+        return "\n".join([self.name, *self.notes(), "", str(self.swapped), *left, "", str(self.net), ""])
+
+    # ---- finding out how it is called
+
+    def _recognised(self, takes: str, shape: tuple[int, int, int], classes: int) -> str:
+        """ "time_first", "images" or "steps"; sets what it answers and which neurons are measured."""
+        steps, batch = self.time_steps, 2 + (self.time_steps == 2)
+        images = _noise(batch, shape)
+        failed: dict[str, str] = {}
+        refused = ""  # what was wrong with an answer to [T, B, C, H, W]
+        for kind in ("time_first", "images") if takes == "auto" else (takes,):
+            with _watched(self.net) as calls:
+                try:
+                    self.reset()
+                    found = self._called(kind, images, steps)
+                except Exception as error:  # somebody else's code
+                    failed[kind] = f"{type(error).__name__}: {one_line(error)}"
+                    continue
+            windows = {name: sum(counts) for name, counts in calls.items()}
+            if kind == "images" and steps > 1 and windows and set(windows.values()) == {1}:
+                kind = "steps"
+                with _watched(self.net) as calls:
+                    self.reset()
+                    found = self._called(kind, images, steps)
+                windows = {name: sum(counts) for name, counts in calls.items()}
+            wrong = self._wrong_answer(found, batch, steps, classes, windows)
+            if wrong and kind == "time_first" and takes == "auto":
+                refused = wrong
+                continue
+            if wrong:
+                raise UserError(f"{self.name} {refused or wrong}")
+            self.answers_each_step = found.ndim == 3
+            self._measured(calls, steps)
+            return kind
+        if refused:
+            raise UserError(f"{self.name} {refused}")
+        shapes = {"time_first": "[T, B, C, H, W]", "images": "[B, C, H, W]"}
+        sizes = {"time_first": [steps, batch, *shape], "images": [batch, *shape]}
+        words = "; of ".join(f"{shapes[k]} = {sizes[k]}: {why}" for k, why in failed.items())
+        raise UserError(
+            f"{self.name} answers to no images of this recipe. Of {words}. Accepted: a module that takes one of the two; "
+            "[model.arguments] are its arguments"
+        )
+
+    def _wrong_answer(
+        self, found: Any, batch: int, steps: int, classes: int, windows: Mapping[str, int]
+    ) -> str:
+        """What is wrong with an answer, and what to change; "" for a good one."""
+        accepted = f"accepted: one tensor, [T, B, K] = {[steps, batch, classes]} or [B, K] = {[batch, classes]}"
+        if not isinstance(found, Tensor):
+            size = f" of {len(found)}" if isinstance(found, tuple | list | dict) else ""
+            return (
+                f"returned a {type(found).__name__}{size}; {accepted}. Name a function that makes a module around it, "
+                "whose forward returns the one to train"
+            )
+        shape = list(found.shape)
+        if shape not in ([steps, batch, classes], [batch, classes]):
+            if shape and shape[-1] != classes:
+                return (
+                    f"gives {shape[-1]} numbers for {classes} classes, a tensor of {shape}; {accepted}. Its argument "
+                    "for the number of classes goes into [model.arguments]"
+                )
+            return f"returned a tensor of {shape} for {batch} images and {steps} time steps; {accepted}"
+        if not found.is_floating_point() or not found.requires_grad:
+            return (
+                "gives an answer without a gradient, so that nothing can be learnt; accepted: one that is computed "
+                "from its parameters, outside torch.no_grad() and without detach()"
+            )
+        if windows and steps not in windows.values():
+            name, window = next(iter(windows.items()))
+            return (
+                f"shows {name} {window} time steps, and time_steps = {steps}; accepted: time_steps = {window}, or the "
+                "argument of the network that sets its steps, in [model.arguments]"
+            )
+        return ""
+
+    def _measured(self, calls: Mapping[str, list[int]], steps: int) -> None:
+        """Which neurons are measured; those that are called once need no state between calls."""
+        modules = dict(self.net.named_modules())
+        for name, neuron in modules.items():
+            if not isinstance(neuron, SpikingNeuron):
+                continue
+            name = f"net.{name}"
+            counts = calls.get(name.removeprefix("net."), [])
+            if counts == [steps] and neuron.step_mode == "m":
+                neuron.stateful = False
+            neuron.window = sum(counts)
+            if not counts:
+                self.unmeasured[name] = "it is not called"
+            elif not neuron.takes_norm:
+                self.unmeasured[name] = f"the kernel of {type(neuron).__name__} measures nothing"
+            elif neuron.store_v_seq:
+                self.unmeasured[name] = "it stores its membranes"
+            elif sum(counts) % steps or not {*counts} <= {1, steps}:
+                self.unmeasured[name] = f"it is called for {sum(counts)} steps"
+        order = [f"net.{name}" for name in calls]
+        self._layers = [
+            (name, neuron)
+            for name in order
+            if isinstance(neuron := modules[name.removeprefix("net.")], SpikingNeuron)
+            and name not in self.unmeasured
+        ]
+
+    def _refuse_states(self, shape: tuple[int, int, int]) -> None:
+        """A second window must begin where the first began. UserError, with the module that remembers."""
+        images = _noise(2, shape)
+        weights = [p.detach().clone() for p in self.net.parameters()]
+        self.reset()
+        if any(not torch.equal(p, w) for p, w in zip(self.net.parameters(), weights, strict=True)):
+            raise UserError(
+                f"{self.name}: reset() of one of its modules changes parameters, and it is called before every batch; "
+                "accepted: a reset() that forgets membranes and other states alone"
+            )
+        before = _states(self.net)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            first = self.currents(images, self.time_steps)
+        self.reset()
+        kept = [name for name, value in _states(self.net).items() if not _same(before.get(name), value)]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            second = self.currents(images, self.time_steps)
+        if not torch.equal(first, second):
+            where = f": {', '.join(kept[:3])} is kept" if kept else ""
+            raise UserError(
+                f"{self.name} answers differently to the same images a second time{where}; accepted: a state that the "
+                "reset() method of its module forgets, as SpikingJelly's neurons do, or one that forward begins anew"
+            )
+
+
+def _mark(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+    return mark_spikes(out)
+
+
+def _noise(batch: int, shape: tuple[int, int, int]) -> Tensor:
+    return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
+
+
+def _take_windows(net: nn.Module) -> None:
+    """SpikingJelly's modules are called once a step unless they are told otherwise, as [T, B, ...] asks for."""
+    single = [m for m in net.modules() if getattr(m, "step_mode", None) == "s"]
+    if single and any(type(m).__module__.startswith("spikingjelly.") for m in single):
+        from spikingjelly.activation_based import functional
+
+        functional.set_step_mode(net, "m")
+
+
+def _needs_nothing(method: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(method).bind()
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+@contextmanager
+def _undisturbed(net: nn.Module) -> Iterator[None]:
+    """Eval mode within the block, the random state is put back; states are forgotten afterwards by the next call."""
+    training = net.training
+    net.eval()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        net.train(training)
+
+
+@contextmanager
+def _watched(net: nn.Module) -> Iterator[dict[str, list[int]]]:
+    """By name, in the order of the first calls: how many steps each call of a neuron shows it."""
+    calls: dict[str, list[int]] = {}
+
+    def note(name: str, module: nn.Module, given: tuple) -> None:
+        windows = getattr(module, "step_mode", "s") == "m"
+        x = getattr(given[0], "y", given[0]) if given else None
+        calls.setdefault(name, []).append(len(x) if windows and isinstance(x, Tensor) else 1)
+
+    handles = []
+    for name, module in net.named_modules():
+        if isinstance(module, kernels.SpikingNeuron) or peers.is_neuron(module):
+            handles.append(
+                module.register_forward_pre_hook(lambda m, x, name=name: note(name, m, x))
+            )
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _states(net: nn.Module) -> dict[str, Any]:
+    """Tensors that modules hold beside their parameters, by name."""
+    return {
+        f"{name}.{key}" if name else key: value
+        for name, module in net.named_modules()
+        for key, value in (*vars(module).items(), *module._buffers.items())
+        if isinstance(value, Tensor)
+    }
+
+
+def _same(before: Any, after: Tensor) -> bool:
+    return (
+        isinstance(before, Tensor)
+        and before.shape == after.shape
+        and torch.equal(before.detach(), after.detach())
+    )
