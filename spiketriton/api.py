@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spiketriton import session
 from spiketriton.config import Recipe, values_by_key
+from spiketriton.config.parts import IN_HAND, handed
 from spiketriton.data import Facts, given_images
 from spiketriton.errors import EXIT_DONE, EXIT_SIGINT, UserError
 from spiketriton.models import Network
@@ -30,6 +31,7 @@ from spiketriton.training.ranks import Ranks
 
 
 def train(
+    net: nn.Module | str | Path | None = None,
     recipe: str | Path | None = None,
     *,
     run_dir: str | Path | None = None,
@@ -40,9 +42,13 @@ def train(
 ) -> "Run":
     """Trains a recipe as the command `spiketriton train` does, with the same run folder, and loads it.
 
+    `train(recipe)` trains the recipe's network, `train(net, recipe)` a copy of `net`, any torch.nn.Module, in
+    its place; the network that was trained is `run.model.net`.
+
     The random generators of torch, numpy and Python are afterwards as they were before.
 
     Args:
+        net: a network, or the recipe if it is the only argument.
         recipe: a recipe file, or the name of a shipped recipe.
         run_dir: the run folder; None: runs/<recipe>-<time>.
         resume: the folder of a run to continue, instead of `recipe` and `run_dir`.
@@ -61,22 +67,32 @@ def train(
             f"spiketriton.train trains in its own process alone, and WORLD_SIZE = {os.environ['WORLD_SIZE']} "
             "asks for one training by several; accepted: torchrun ... -m spiketriton.train RECIPE"
         )
+    if net is not None and not isinstance(net, nn.Module):
+        if recipe is not None:
+            raise UserError(
+                f"train({net!r}, {recipe!r}): the first of two is a {type(net).__name__}; accepted: train(recipe), "
+                "or train(net, recipe) with a torch.nn.Module"
+            )
+        net, recipe = None, net
     if (recipe is None) == (resume is None):
         raise UserError("accepted: either a recipe, or resume=RUN")
     if extend is not None and resume is None:
         raise UserError("extend needs resume=RUN, the run to extend")
     if resume is not None and run_dir is not None:
         raise UserError("run_dir contradicts resume, which continues in the folder of the run")
+    values = values_by_key(keys)
+    if isinstance(net, nn.Module) and recipe is not None:
+        values["model.name"] = f"{IN_HAND}:{type(net).__name__}"
     given, folder = find_run(
         None if recipe is None else str(recipe),
         (),
         None if run_dir is None else str(run_dir),
         None if resume is None else str(resume),
-        values_by_key(keys),
+        values,
         extend,
     )
     display = Quiet() if quiet else make_display()
-    with undisturbed_draws(), folder.held():
+    with undisturbed_draws(), folder.held(), handed(net):
         outcome = session.train(given, folder, display, Ranks(), resume=resume is not None)
     if outcome.exit_code == EXIT_SIGINT:
         display.note(f'continue with spiketriton.train(resume="{folder.path}")')
@@ -85,22 +101,25 @@ def train(
         raise UserError(
             f"{folder.path}: the last state could not be saved, and the run is not done"
         )
-    return load_run(folder.path)
+    return load_run(folder.path, net=net if isinstance(net, nn.Module) else None)
 
 
-def load_run(path: str | Path, *, checkpoint: str = "last", **keys: Any) -> "Run":
+def load_run(
+    path: str | Path, *, checkpoint: str = "last", net: nn.Module | None = None, **keys: Any
+) -> "Run":
     """Loads the run in a folder, which may be read-only. Its data are needed for `Run.evaluate` alone.
 
     Args:
         path: a run folder.
         checkpoint: "last": the end of the training; "best": by validation, with data.validation;
             "ema": the averaged weights, with train.ema.
+        net: of a run that was trained by `train(net, recipe)`, the network; a copy gets the weights.
         keys: those that move a run and change no weight, as `**{"data.root": "/data"}`.
 
     Raises:
         UserError: there is no run, or no whole checkpoint of it.
     """
-    with undisturbed_draws():
+    with undisturbed_draws(), handed(net):
         return Run(trained.load_run(path, values=values_by_key(keys), checkpoint=checkpoint))
 
 

@@ -39,6 +39,8 @@ def train(
         else:
             trainer.begin()
         folder.begin_session(recipe, describe(trainer.device, ranks))
+        if report := trainer.model.report():
+            folder.write_network(report)
     except BaseException as error:
         folder.discard_if_unused()
         if is_out_of_memory(error):

@@ -46,7 +46,12 @@ from spiketriton.training.nonfinite import Diverged, locate, report, scene
 from spiketriton.training.optim import build_optimizer, build_schedule
 from spiketriton.training.placement import Placement
 from spiketriton.training.plan import Outcome, Plan, Progress
-from spiketriton.training.randomness import random_state, seed_everything, set_random_state
+from spiketriton.training.randomness import (
+    random_state,
+    seed_everything,
+    seed_step,
+    set_random_state,
+)
 from spiketriton.training.ranks import Ranks
 from spiketriton.training.start import NOTHING, find_weights, freeze, take_weights
 
@@ -222,6 +227,8 @@ class Trainer:
     def train_step(self) -> None:
         """One optimizer step with the clipped sum of the micro-batches' gradients."""
         self.number.fill_(self.step + 1)
+        if self.model.draws:
+            seed_step(self.recipe.seed, self.step, self.ranks.rank)
         parts = (self.next_batch() for _ in range(self.accumulate))
         measured = bool(self.monitor.layers) and self.plan.measures(self.step + 1)
         total, norm = self.run(parts, watched=measured)

@@ -122,7 +122,7 @@ _SHORT = {
 
 def _elsewhere(name: str) -> Part:
     """What "MODULE:NAME" stands for, a function or class that knows nothing of this package, as a part."""
-    module, _, path = name.partition(":")
+    module = name.partition(":")[0]
     if module == IN_HAND:
         return Part("models", name, in_hand, None, module)
     return Part("models", name, named_object(name, "model.name"), None, module)
@@ -132,7 +132,9 @@ def named_object(name: str, key: str) -> Callable[..., Any]:
     """The function or class that "MODULE:NAME" names. UserError: there is none."""
     module, _, path = name.partition(":")
     if not re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", name):
-        raise UserError(f'{key} = "{short(name)}": accepted: "MODULE:NAME", as in "my_package.nets:make"')
+        raise UserError(
+            f'{key} = "{short(name)}": accepted: "MODULE:NAME", as in "my_package.nets:make"'
+        )
     holders = []
     for home in _SHORT.get(module, (module,)):
         with _as_a_mistake(f'{key} = "{name}": {home}'), _current_folder_first():
@@ -163,12 +165,18 @@ def handed(net: Any) -> Iterator[None]:
 
 def in_hand() -> Any:
     """A copy of the network of the block. UserError: there is none."""
-    if not _handed:
+    if not _handed or _handed[-1] is None:
         raise UserError(
             f'model.name = "{IN_HAND}:..." is a network that a Python program handed over; accepted: '
             "spiketriton.load_run(RUN, net=net) and spiketriton.train(net, resume=RUN) with that network"
         )
-    return copy.deepcopy(_handed[-1])
+    try:
+        return copy.deepcopy(_handed[-1])
+    except RuntimeError as error:  # torch copies no tensor that has a graph
+        raise UserError(
+            f"the network cannot be copied: {one_line(error)}; accepted: one that is not in the middle of a window, "
+            "after functional.reset_net(net) of SpikingJelly, for example"
+        ) from error
 
 
 def load(modules: Sequence[str]) -> None:

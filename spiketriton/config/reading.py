@@ -278,8 +278,8 @@ def _parse_value(text: str, spec: Spec) -> Any:
     except (ValueError, RecursionError):
         return [text] if spec.items is str and _is_name(text) else text
     value = document["value"]
-    bare = (
-        spec.base in (str, None) and not (spec.items or spec.free or isinstance(value, str))
+    bare = spec.base in (str, None) and not (
+        spec.items or spec.free or isinstance(value, str)
     )  # data.root=2024
     return text if bare or len(document) > 1 else value
 

@@ -278,7 +278,7 @@ class ModelConfig(TableOfPart):
         "connections; `net7b`: seven small blocks, each halving the image; `MODULE:NAME`: any network that "
         "a function or class makes, `spikingjelly:NAME` one of SpikingJelly's (docs/any_network.md)",
     )
-    arguments: Arguments = key(
+    arguments: Arguments = key(  # noqa: RUF009
         Arguments(), "keyword arguments of the function or class that `MODULE:NAME` names"
     )
     input: Literal["auto", "time_first", "images"] = key(

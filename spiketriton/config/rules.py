@@ -68,7 +68,9 @@ def idle(values: Mapping[str, Any]) -> dict[str, str]:
     """
     start = ["model.residual_gain", "model.residual_bias"]
     name = values["model.name"]
-    elsewhere = (name,) if ":" in name else ()  # made by a function that knows nothing of recipes
+    elsewhere = (
+        (name,) if ":" in (name or "") else ()
+    )  # made by a function that knows nothing of recipes
     here = () if elsewhere else (name,)
     blocks = ["model.checkpoint_blocks", "model.shortcut_gradient", "neuron.surrogate.hold", *start]
     rules = [

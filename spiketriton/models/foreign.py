@@ -7,7 +7,7 @@ module wants to be called and how it calls its neurons; what cannot give right n
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from spiketriton.config.parts import named_object
 from spiketriton.config.recipe import Arguments
 from spiketriton.errors import UserError, one_line
 from spiketriton.models.layers import Parts, over_time
-from spiketriton.models.memory import PackedSpikes, mark_spikes
+from spiketriton.models.memory import mark_spikes
 from spiketriton.models.network import Network
 from spiketriton.neurons import SpikingNeuron, adopt
 from spiketriton_kernels import nn as kernels
@@ -54,7 +54,9 @@ def make_foreign(
         raise
     except Exception as error:  # somebody else's code
         words = ", ".join(f"{n}={value!r}" for n, value in (told | given).items())
-        raise UserError(f"{name}({words}) failed: {type(error).__name__}: {one_line(error)}") from error
+        raise UserError(
+            f"{name}({words}) failed: {type(error).__name__}: {one_line(error)}"
+        ) from error
     if isinstance(net, Network):
         return net
     if not isinstance(net, nn.Module):
@@ -112,6 +114,7 @@ class ForeignNetwork(Network):
         UserError: it does not answer, or not to each image, or keeps a state that nothing resets.
     """
 
+    draws = True  # perhaps
     streams = False  # its time may be inside, and its state is not all in neurons
 
     def __init__(
@@ -173,7 +176,7 @@ class ForeignNetwork(Network):
             )
         if steps != self.time_steps:
             raise UserError(
-                f"{self.name} loops over {self.time_steps} time steps by itself; accepted: no other number, here {steps}"
+                f"{self.name} loops over {self.time_steps} time steps by itself; accepted: that number, not {steps}"
             )
         return self.net(images)
 
@@ -192,7 +195,9 @@ class ForeignNetwork(Network):
         """Those that can be measured, in the order in which they are called."""
         return self._layers
 
-    def to(self, *args: Any, memory_format: torch.memory_format | None = None, **options: Any) -> Any:
+    def to(
+        self, *args: Any, memory_format: torch.memory_format | None = None, **options: Any
+    ) -> Any:
         """Memory stays as the module's own code, which may view it, was written for."""
         return super().to(*args, **options)
 
@@ -221,7 +226,9 @@ class ForeignNetwork(Network):
     def report(self) -> str:
         """The text of network.txt."""
         left = [f"  {name}: not measured, {why}" for name, why in self.unmeasured.items()]
-        return "\n".join([self.name, *self.notes(), "", str(self.swapped), *left, "", str(self.net), ""])
+        return "\n".join(
+            [self.name, *self.notes(), "", str(self.swapped), *left, "", str(self.net), ""]
+        )
 
     # ---- finding out how it is called
 
@@ -261,8 +268,8 @@ class ForeignNetwork(Network):
         sizes = {"time_first": [steps, batch, *shape], "images": [batch, *shape]}
         words = "; of ".join(f"{shapes[k]} = {sizes[k]}: {why}" for k, why in failed.items())
         raise UserError(
-            f"{self.name} answers to no images of this recipe. Of {words}. Accepted: a module that takes one of the two; "
-            "[model.arguments] are its arguments"
+            f"{self.name} answers to no images of this recipe. Of {words}. Accepted: a module that takes one "
+            "of the two; [model.arguments] are its arguments"
         )
 
     def _wrong_answer(
@@ -339,7 +346,9 @@ class ForeignNetwork(Network):
             torch.manual_seed(0)
             first = self.currents(images, self.time_steps)
         self.reset()
-        kept = [name for name, value in _states(self.net).items() if not _same(before.get(name), value)]
+        kept = [
+            name for name, value in _states(self.net).items() if not _same(before.get(name), value)
+        ]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             second = self.currents(images, self.time_steps)

@@ -46,7 +46,12 @@ def _source(saved: Tensor) -> Tensor | None:
     """The marked tensor of which `saved` is a view with all elements; else None."""
     reference, version = _spikes.get(saved.untyped_storage().data_ptr(), (None, 0))
     source = reference() if reference is not None else None
-    if source is None or _version(source) != version or source.numel() != saved.numel() or source.dtype != saved.dtype:
+    if (
+        source is None
+        or _version(source) != version
+        or source.numel() != saved.numel()
+        or source.dtype != saved.dtype
+    ):
         return None
     return source
 

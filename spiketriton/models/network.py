@@ -25,6 +25,7 @@ class Network(nn.Module):
 
     fc: nn.Linear
     takes_any_size = False  # whether images may be smaller than those that it is made for
+    draws = False  # whether training draws random numbers inside, as dropout does
     streams = True  # whether `set_stateful` lets a window be run in chunks
     answers_each_step = True  # whether there is a current for each time step, not their mean alone
 

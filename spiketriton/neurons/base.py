@@ -40,7 +40,9 @@ class SpikingNeuron(kernels.SpikingNeuron):
 
     def _watch_nothing(self) -> None:
         self.on_fire: Callable[[Tensor], object] | None = None
-        self.window = 0  # steps of all calls together, where there is more than one call in a window
+        self.window = (
+            0  # steps of all calls together, where there is more than one call in a window
+        )
         self._seen = 0  # of them
 
     def get_extra_state(self) -> Tensor:

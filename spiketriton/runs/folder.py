@@ -187,6 +187,10 @@ class RunFolder:
         """Writes what `train.micro_batch = "auto"` found; a resumed run keeps it."""
         write_json(self.micro_batch, {"micro_batch": images}, indent=None)
 
+    def write_network(self, report: str) -> None:
+        """Writes how a network of `MODULE:NAME` is called, and what became of each of its neurons."""
+        (self.path / "network.txt").write_text(report, "utf-8")
+
     def cut(self, step: int, tested_at: int) -> None:
         """Drops the rows after a checkpoint of `step`, whose last test was at `tested_at`."""
         last = {"train": step, "eval": tested_at}
@@ -224,6 +228,9 @@ class Onlooker(RunFolder):
         pass
 
     def write_micro_batch(self, images: int) -> None:
+        pass
+
+    def write_network(self, report: str) -> None:
         pass
 
     def discard_if_unused(self) -> None:

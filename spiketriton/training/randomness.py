@@ -16,6 +16,13 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
 
 
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seeds all generators for one step of one rank, so that a resumed run draws what the run drew."""
+    seed_everything(
+        int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
+    )
+
+
 def random_state() -> dict[str, Any]:
     """The states of all random generators of this process, as plain data."""
     name, keys, position, has_gauss, gauss = np.random.get_state()

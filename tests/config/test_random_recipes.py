@@ -96,6 +96,8 @@ def good_value(dotted: str) -> st.SearchStrategy[str]:
         choices.append(inside.map(repr))
     elif spec.base is str:
         choices.append(st.sampled_from(['"data"', '"/é/日本 語"', "'C:\\data'", '"a=b #c"']))
+    if spec.free:
+        choices.append(st.sampled_from(["{}", '{a = 1, "b c" = [0.5, "x"], d = {e = true}}']))
     return st.one_of(choices)
 
 

@@ -84,7 +84,7 @@ def test_a_gradient_beyond_the_range_is_divided_by_its_largest_value(largest, fa
 def test_only_firing_images_count_in_the_overlap():
     rates = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.6, 0.8], [0.0, 2.0]])
     # the second image is silent: the first has 0.6 with its copy and 0 with the other's
-    assert overlap_of(torch.stack([rates, rates])) == pytest.approx(0.6)
+    assert overlap_of(rates, len(rates) // 2) == pytest.approx(0.6)
 
 
 def test_the_overlap_of_rates_by_hand():
@@ -92,10 +92,13 @@ def test_the_overlap_of_rates_by_hand():
     rates = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [0.0, 2.0]])
     spikes = torch.stack([rates, rates])  # two time steps
     same, other = (0.6 + 1) / 2, (0 + 0.8) / 2
-    assert overlap_of(spikes) == pytest.approx((same - other) / (1 - other))
-    assert overlap_of(torch.zeros(3, 8, 5)) == 0
-    assert overlap_of(torch.ones(3, 8, 5)) == 0
-    assert math.isnan(overlap_of(torch.ones(3, 2, 5)))
+    assert overlap_of(spikes.float().mean(0), spikes.shape[1] // 2) == pytest.approx(
+        (same - other) / (1 - other)
+    )
+    assert overlap_of(torch.zeros(8, 5), 4) == 0
+    assert overlap_of(torch.ones(8, 5), 4) == 0
+    assert math.isnan(overlap_of(torch.ones(2, 5), 1))
+    assert math.isnan(overlap_of(torch.ones(9, 5), 4))  # the first dimension is not that of images
 
 
 @pytest.mark.parametrize(("noise", "expected"), [(0.0, 1.0), (1e4, 0.0)])

@@ -1,4 +1,4 @@
-"""docs/python.md, line by line."""
+"""docs/python.md and docs/any_network.md, line by line."""
 
 import re
 from pathlib import Path
@@ -9,16 +9,31 @@ import torch
 import spiketriton
 
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
+ANY_NETWORK = PAGE.with_name("any_network.md")
+
+
+def run_page(page: Path) -> dict:
+    """The names that the page's blocks leave behind."""
+    text, names = page.read_text("utf-8"), {}
+    for block in re.finditer(r"```python\n(.*?)```", text, re.DOTALL):
+        line = text[: block.start()].count("\n") + 1
+        exec(compile("\n" * line + block[1], str(page), "exec"), names)
+    return names
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_any_network_of_the_page_is_trained(tmp_path, monkeypatch):
+    pytest.importorskip("spikingjelly")
+    monkeypatch.chdir(tmp_path)
+    names = run_page(ANY_NETWORK)
+    assert names["run"].step == 2
+    assert "swapped: 25 neurons" in (tmp_path / "runs/qkformer/network.txt").read_text()
 
 
 @pytest.mark.usefixtures("no_pictures")
 def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    text = PAGE.read_text("utf-8")
-    names: dict = {}
-    for block in re.finditer(r"```python\n(.*?)```", text, re.DOTALL):
-        line = text[: block.start()].count("\n") + 1
-        exec(compile("\n" * line + block[1], str(PAGE), "exec"), names)
+    names = run_page(PAGE)
     shown = capsys.readouterr().out
     assert "runs/first resnet8 ('0', '1'," in shown
     assert "torch.Size([4, 2, 10])" in shown

@@ -1,0 +1,132 @@
+"""Networks as people write them, with SpikingJelly's neurons and without a thought of this package."""
+
+import torch
+from spikingjelly.activation_based import layer, neuron
+from torch import Tensor, nn
+
+
+class Conv(nn.Module):
+    """Convolution, batch norm and neuron over whole windows."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.conv = layer.Conv2d(before, after, 3, stride, 1, bias=False, step_mode="m")
+        self.bn = layer.BatchNorm2d(after, step_mode="m")
+        self.bn.bias.data.fill_(0.5)
+        self.neuron = neuron.LIFNode(tau=2.0, step_mode="m")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.neuron(self.bn(self.conv(x)))
+
+
+class Attention(nn.Module):
+    """Attention of its own, and queries that a learnt matrix makes."""
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.stem = Conv(in_channels, 8, 2)
+        self.q, self.k = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.q_neuron = neuron.LIFNode(tau=2.0, step_mode="m")
+        self.k_neuron = neuron.LIFNode(tau=2.0, step_mode="m")
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).flatten(3).transpose(2, 3)
+        q, k = self.q_neuron(2 * self.q(x)), self.k_neuron(2 * self.k(x))
+        return self.head((x @ (q.transpose(2, 3) @ k / 8)).mean(2))
+
+
+class Recurrent(nn.Module):
+    """A cell that sees its own spikes: its neuron is called once a step."""
+
+    def __init__(self, in_channels: int, num_classes: int, T: int) -> None:
+        super().__init__()
+        self.T = T
+        self.enter, self.again = nn.Linear(64 * in_channels, 16), nn.Linear(16, 16)
+        self.neuron = neuron.LIFNode(tau=2.0)
+        self.head = nn.Linear(16, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        current, spikes, answers = 3 * self.enter(x.flatten(1)), x.new_zeros(len(x), 16), []
+        for _ in range(self.T):
+            spikes = self.neuron(current + self.again(spikes))
+            answers.append(self.head(spikes))
+        return torch.stack(answers).mean(0)
+
+
+class LongSkip(nn.Module):
+    """A skip over three blocks, which is added in place."""
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.stem = Conv(in_channels, 8, 2)
+        self.blocks = nn.Sequential(*(Conv(8, 8, 1) for _ in range(3)))
+        self.last = Conv(8, 8, 1)
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.blocks(x)
+        y += x
+        return self.head(self.last(y).mean((3, 4)))
+
+
+class Shared(nn.Module):
+    """One block in two places: its neuron goes on where it stopped the first time."""
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.stem, self.block = Conv(in_channels, 8, 2), Conv(8, 8, 1)
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.block(self.block(self.stem(x))).mean((3, 4)))
+
+
+class OneStep(nn.Module):
+    """Called once for each step by a loop outside."""
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(in_channels, 8, 3, 2, 1), nn.BatchNorm2d(8)
+        self.neuron, self.head = neuron.IFNode(), nn.Linear(8, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.neuron(self.bn(self.conv(x))).mean((2, 3)))
+
+
+class TwoAnswers(LongSkip):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = super().forward(x)
+        return x, 2 * x
+
+
+class Remembers(LongSkip):
+    """What it saw before stays, and nothing makes it forget."""
+
+    seen: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        self.seen = x.detach() if self.seen is None else 0.5 * self.seen + x.detach()
+        return x + self.seen
+
+
+class Rebuilds(LongSkip):
+    """A reset() that means something else."""
+
+    def reset(self) -> None:
+        self.head.reset_parameters()
+
+
+class NoGradient(LongSkip):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).detach()
+
+
+def no_module() -> int:
+    return 3
+
+
+def breaks() -> nn.Module:
+    raise KeyError("depth")

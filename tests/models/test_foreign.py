@@ -1,0 +1,142 @@
+"""Networks that other people wrote: the numbers are theirs, or they are refused by name."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from spiketriton.config import Recipe, recipe_from_toml, replace
+from spiketriton.errors import UserError
+from spiketriton.gradients.probing import Prober
+from spiketriton.models import build_model
+from tests.small_runs import SMALL
+
+functional = pytest.importorskip("spikingjelly.activation_based.functional")
+
+T, CLASSES = 3, 10
+HERE = "tests.models.foreign_nets"
+SMALL_ONES = {
+    "spikingjelly:Spikformer": {"embed_dims": 16, "num_heads": 2, "depths": 1, "patch_size": 4},
+    "spikingjelly:QKFormer": {"embed_dims": 32, "num_heads": (2, 2, 2), "depths": (1, 1, 1)},
+    "spikingjelly:SpikeDrivenTransformer": {"embed_dims": 32, "num_heads": 2, "depths": 1},
+    f"{HERE}:Attention": {},
+    f"{HERE}:Recurrent": {},
+    f"{HERE}:LongSkip": {},
+    f"{HERE}:Shared": {},
+    f"{HERE}:OneStep": {},
+}
+
+
+def recipe_of(name: str, *overrides: str, **arguments) -> Recipe:
+    lines = [line for line in SMALL.splitlines() if not line.startswith(('name = "res', "width"))]
+    text = "\n".join(lines).replace("[model]", f'[model]\nname = "{name}"')
+    size = 16 if name.startswith("spikingjelly:") else 8
+    changes = {"model.arguments": arguments, "data.image_size": size}
+    return replace(recipe_from_toml(text, "small"), *overrides, values=changes)
+
+
+def build(name: str, *overrides: str, **arguments):
+    recipe = recipe_of(name, *overrides, **arguments)
+    torch.manual_seed(0)
+    size = recipe.data.image_size
+    return build_model(recipe, classes=CLASSES, channels=1, image_size=size)
+
+
+def by_hand(net: nn.Module, takes: str, images: Tensor) -> Tensor:
+    """The answer as a script of SpikingJelly gets it."""
+    functional.reset_net(net)
+    if takes == "time_first":
+        out = net(images.unsqueeze(0).repeat(T, 1, 1, 1, 1))
+    elif takes == "images":
+        out = net(images)
+    else:
+        out = torch.stack([net(images) for _ in range(T)])
+    return out if out.ndim == 3 else out[None]
+
+
+def original(name: str, **arguments) -> nn.Module:
+    """The same weights with their own neurons."""
+    from spiketriton.config.parts import find
+
+    torch.manual_seed(0)
+    known = {"num_classes": CLASSES, "in_channels": 1, "T": T, "img_size_h": 16, "img_size_w": 16}
+    make = find("models", name).make
+    names = make.__init__.__code__.co_varnames
+    return make(
+        **arguments, **{n: v for n, v in known.items() if n in names and n not in arguments}
+    )
+
+
+@pytest.mark.parametrize("name", SMALL_ONES)
+def test_answers_gradients_and_statistics_are_those_of_the_original(name):
+    ours, theirs = build(name, **SMALL_ONES[name]), original(name, **SMALL_ONES[name])
+    size = 16 if name.startswith("spikingjelly:") else 8
+    images = torch.randn(4, 1, size, size, generator=torch.Generator().manual_seed(1))
+    labels = torch.arange(4)
+    for _ in range(2):  # the second window begins as the first
+        answers = ours(images)
+        expected = by_hand(theirs, ours.takes, images)
+        torch.testing.assert_close(answers, expected, rtol=1e-4, atol=1e-5)
+    nn.functional.cross_entropy(ours(images).mean(0), labels).backward()
+    nn.functional.cross_entropy(by_hand(theirs, ours.takes, images).mean(0), labels).backward()
+    found = {n.removeprefix("net."): p.grad for n, p in ours.named_parameters()}
+    for key, parameter in theirs.named_parameters():
+        torch.testing.assert_close(found[key], parameter.grad, rtol=1e-3, atol=1e-5, msg=key)
+    state = ours.net.state_dict()
+    for key, value in theirs.named_buffers():
+        torch.testing.assert_close(state[key], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "rates"), [("Shared", 2), ("Recurrent", 1), ("OneStep", 1), ("Attention", 3)]
+)
+def test_each_step_of_a_neuron_is_measured_however_it_is_called(name, rates):
+    model = build(f"{HERE}:{name}")
+    images = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    steps: dict[str, list[Tensor]] = {}
+    for layer, neuron in model.spiking_layers():
+        neuron.register_forward_hook(
+            lambda m, x, out, layer=layer: steps.setdefault(layer, []).extend(
+                out.detach() if m.step_mode == "m" else [out.detach()]
+            )
+        )
+    prober = Prober(model, [(images, torch.arange(4))], nn.functional.cross_entropy)
+    prober.loss = lambda currents, labels: nn.functional.cross_entropy(currents.mean(0), labels)
+    steps.clear()
+    measured = prober.measure()
+    assert len(measured.names) == rates
+    for row, layer in zip(measured.firing, measured.names, strict=True):
+        calls = torch.stack(steps[layer]).unflatten(0, (-1, T)).float()  # [calls, T, ...]
+        assert torch.allclose(torch.from_numpy(row).float(), calls.flatten(2).mean((0, 2)))
+    assert (measured.grad_spike.sum(1) > 0).sum() >= rates - 1  # the keys of Attention are silent
+    assert len(prober.overlap()) == rates
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "words"),
+    [
+        ("TwoAnswers", [], "returned a tuple of 2; accepted: one tensor, [T, B, K]"),
+        ("Remembers", [], "answers differently to the same images a second time: seen is kept"),
+        ("Rebuilds", [], "reset() of one of its modules changes parameters"),
+        ("NoGradient", [], "gives an answer without a gradient"),
+        ("no_module", [], "made a int; accepted: a function or class that makes a torch.nn.Module"),
+        ("breaks", [], "breaks() failed: KeyError: 'depth'"),
+        ("OneStep", ["model.arguments.num_classes=7"], "gives 7 numbers for 10 classes"),
+        (
+            "OneStep",
+            ["model.arguments.depth=7"],
+            "OneStep(num_classes=10, in_channels=1, depth=7) fai",
+        ),
+        ("Recurrent", ["model.arguments.T=2"], "accepted: time_steps = 2"),
+        (
+            "Recurrent",
+            ["model.input=time_first"],
+            "answers to no images of this recipe. Of [T, B, C",
+        ),
+        ("Recurrent", ["loss.kind=tet"], 'loss.kind = "tet" needs the answer of each step'),
+    ],
+)
+def test_what_cannot_work_is_refused_by_name(name, overrides, words):
+    with pytest.raises(UserError) as refused:
+        build(f"{HERE}:{name}", *overrides)
+    assert words in str(refused.value)
+    assert name in str(refused.value)

@@ -1,0 +1,95 @@
+"""A network of other people's, trained from a recipe and from Python: the run folder, resume, diagnosis."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import spiketriton
+from spiketriton.config import to_toml
+from spiketriton.errors import UserError
+from spiketriton.gradients.probing import Prober, cut_time
+from spiketriton.runs.folder import RunFolder
+from spiketriton.train import main
+from spiketriton.training.losses import build_loss
+from tests.models.test_foreign import HERE, SMALL_ONES, build, recipe_of
+from tests.small_runs import assert_equal, last_state, small_recipe
+
+pytest.importorskip("spikingjelly")
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
+SHORT = ["train.max_steps=6", "train.epochs=1", "checkpoint.every=3", "train.log_every=2"]
+
+
+class Dropped(nn.Module):
+    """Draws random numbers, and its neurons are of no library: nothing is measured."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.drop, self.head = nn.Linear(64, 16), nn.Dropout(0.3), nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = self.enter(x.flatten(2))
+        return self.head(self.drop(x.relu()))
+
+
+@pytest.mark.parametrize("name", ["Shared", "Recurrent"])
+def test_a_recipe_trains_it_resumes_it_and_keeps_what_became_of_it(
+    name, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    Path("r.toml").write_text(to_toml(recipe_of(f"{HERE}:{name}", *SHORT)))
+    assert main(["r.toml", "--run-dir", "whole"]) == 0
+    said = capsys.readouterr().out
+    assert "swapped: " in said
+    assert "operations and energy: not counted" in said
+    assert "LIFNode -> LIF" in Path("whole/network.txt").read_text()
+    rows = RunFolder(Path("whole")).gradients.read()
+    assert {row["time_step"] for row in rows} == {0, 1, 2}
+    run = spiketriton.load_run("whole")
+    assert run.predict(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+    assert main(["r.toml", "train.max_steps=3", "--run-dir", "part"]) == 0
+
+
+def test_a_network_in_hand_is_trained_and_resumed_to_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("small.toml").write_text(to_toml(small_recipe(*SHORT)))
+    torch.manual_seed(0)
+    net = Dropped()
+    before = [p.detach().clone() for p in net.parameters()]
+    run = spiketriton.train(net, "small.toml", run_dir="whole", quiet=True)
+    assert all(torch.equal(p, b) for p, b in zip(net.parameters(), before, strict=True))
+    assert not torch.equal(run.model.net.head.weight, net.head.weight)
+    assert run.recipe.model.name == "python:Dropped"
+    # six steps at once, and as three and three
+    checkpoint = Path("whole/checkpoints/last.1.pt")
+    assert checkpoint.exists()
+    wanted = last_state(Path("whole"))
+    Path("whole/checkpoints/last.pt").unlink()
+    spiketriton.train(net, resume="whole", quiet=True)
+    assert_equal(last_state(Path("whole"))["model"], wanted["model"])
+    with pytest.raises(UserError, match="a network that a Python program handed over; accepted: "):
+        spiketriton.load_run("whole")
+    assert spiketriton.load_run("whole", net=net).step == 6
+
+
+def test_two_arguments_are_a_network_and_a_recipe():
+    with pytest.raises(UserError, match="accepted: train\\(recipe\\), or train\\(net, recipe\\)"):
+        spiketriton.train("quickstart", "quickstart")
+
+
+@pytest.mark.parametrize("name", ["spikingjelly:QKFormer", f"{HERE}:Recurrent"])
+def test_time_is_cut_as_in_a_network_of_ours(name):
+    """Without the gradient from step to step nothing is carried, and the spikes are the same."""
+    model = build(name, **SMALL_ONES[name])
+    size = 16 if name.startswith("spikingjelly") else 8
+    images = torch.randn(4, 1, size, size, generator=torch.Generator().manual_seed(1))
+    loss = build_loss(recipe_of(name, **SMALL_ONES[name]).loss, ())
+    prober = Prober(model, [(images, torch.arange(4))], loss)
+    whole = prober.measure()
+    with cut_time(model):
+        cut = prober.measure()
+    torch.testing.assert_close(torch.from_numpy(cut.firing), torch.from_numpy(whole.firing))
+    assert (cut.grad_carry == 0).all()
+    assert (whole.grad_carry > 0).any()
