@@ -40,10 +40,7 @@ class SpikingNeuron(kernels.SpikingNeuron):
 
     def _watch_nothing(self) -> None:
         self.on_fire: Callable[[Tensor], object] | None = None
-        self.window = (
-            0  # steps of all calls together, where there is more than one call in a window
-        )
-        self._seen = 0  # of them
+        self.window, self._seen = 0, 0
 
     def get_extra_state(self) -> Tensor:
         """The surrogate's width, float64 []; of a width that is a tensor, which the neuron keeps itself, [0]."""
@@ -119,9 +116,9 @@ class SpikingNeuron(kernels.SpikingNeuron):
 
     def _rows(self, probe: Tensor | None, steps: int) -> Tensor | None:
         """The rows of the probe for the next `steps` steps of the window."""
-        if probe is None or len(probe) == steps:
+        if probe is None or not self.window or len(probe) == steps:
             return probe
-        row = self._seen * len(probe) // max(self.window, 1)
+        row = self._seen * len(probe) // self.window
         self._seen += steps
         return probe[row : row + steps]
 
