@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from spiketriton import session
-from spiketriton.config import Recipe, values_by_key
+from spiketriton.config import Recipe, parts, values_by_key
 from spiketriton.config.parts import IN_HAND, handed
+from spiketriton.config.reading import PLUGINS
 from spiketriton.data import Facts, given_images
 from spiketriton.errors import EXIT_DONE, EXIT_SIGINT, UserError
 from spiketriton.models import Network
@@ -38,6 +39,7 @@ def train(
     resume: str | Path | None = None,
     extend: int | None = None,
     quiet: bool = False,
+    plugins: bool | Sequence[str] = (),
     **keys: Any,
 ) -> "Run":
     """Trains a recipe as the command `spiketriton train` does, with the same run folder, and loads it.
@@ -54,6 +56,7 @@ def train(
         resume: the folder of a run to continue, instead of `recipe` and `run_dir`.
         extend: with `resume`, train to this many epochs in all.
         quiet: show warnings only.
+        plugins: with `resume`, see `load_run`.
         keys: changes to the recipe: a key of [train] or of the top level by its name (`epochs=2`,
             `seed=1`), any other with its table (`**{"neuron.kind": "if"}`).
 
@@ -80,19 +83,20 @@ def train(
         raise UserError("extend needs resume=RUN, the run to extend")
     if resume is not None and run_dir is not None:
         raise UserError("run_dir contradicts resume, which continues in the folder of the run")
-    values = values_by_key(keys)
+    values = _with_plugins(values_by_key(keys), plugins)
     if isinstance(net, nn.Module) and recipe is not None:
         values["model.name"] = f"{IN_HAND}:{type(net).__name__}"
-    given, folder = find_run(
-        None if recipe is None else str(recipe),
-        (),
-        None if run_dir is None else str(run_dir),
-        None if resume is None else str(resume),
-        values,
-        extend,
-    )
+    with parts.trusting(plugins is True):
+        given, folder = find_run(
+            None if recipe is None else str(recipe),
+            (),
+            None if run_dir is None else str(run_dir),
+            None if resume is None else str(resume),
+            values,
+            extend,
+        )
     display = Quiet() if quiet else make_display()
-    with undisturbed_draws(), folder.held(), handed(net):
+    with parts.trusting(plugins is True), undisturbed_draws(), folder.held(), handed(net):
         outcome = session.train(given, folder, display, Ranks(), resume=resume is not None)
     if outcome.exit_code == EXIT_SIGINT:
         display.note(f'continue with spiketriton.train(resume="{folder.path}")')
@@ -105,12 +109,21 @@ def train(
 
 
 def load_run(
-    path: str | Path, *, checkpoint: str = "last", net: nn.Module | None = None, **keys: Any
+    path: str | Path,
+    plugins: bool | Sequence[str] = (),
+    *,
+    checkpoint: str = "last",
+    net: nn.Module | None = None,
+    **keys: Any,
 ) -> "Run":
     """Loads the run in a folder, which may be read-only. Its data are needed for `Run.evaluate` alone.
 
+    No code of the folder runs unless `plugins` says so: see docs/threats.md.
+
     Args:
         path: a run folder.
+        plugins: modules with the parts of one's own that the run uses, in place of those that its recipe
+            names; True: those that it names.
         checkpoint: "last": the end of the training; "best": by validation, with data.validation;
             "ema": the averaged weights, with train.ema.
         net: of a run that was trained by `train(net, recipe)`, the network; a copy gets the weights.
@@ -119,8 +132,13 @@ def load_run(
     Raises:
         UserError: there is no run, or no whole checkpoint of it.
     """
-    with undisturbed_draws(), handed(net):
-        return Run(trained.load_run(path, values=values_by_key(keys), checkpoint=checkpoint))
+    values = _with_plugins(values_by_key(keys), plugins)
+    with parts.trusting(plugins is True), undisturbed_draws(), handed(net):
+        return Run(trained.load_run(path, values=values, checkpoint=checkpoint))
+
+
+def _with_plugins(values: dict[str, Any], plugins: bool | Sequence[str]) -> dict[str, Any]:
+    return values if isinstance(plugins, bool) or not plugins else {**values, PLUGINS: [*plugins]}
 
 
 @contextlib.contextmanager

@@ -43,6 +43,13 @@ def reflowed(text: str, width: int = 0) -> str:
     return "\n".join(lines).rstrip()
 
 
+class _Trust(argparse.Action):
+    def __call__(self, *_: object) -> None:
+        from spiketriton.config import parts  # a parser that prints help needs no recipes
+
+        parts.trust()
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that raises UserError instead of printing its usage and exiting.
 
@@ -58,8 +65,18 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
 
+    def add_trust(self) -> None:
+        """The option by which the user consents to the code that a run's recipe names."""
+        self.add_argument(
+            "--trust-plugins",
+            action=_Trust,
+            nargs=0,
+            help="run the code that the recipe of a run names in plugins.modules",
+        )
+
     def add_run(self, words: str = "run folder") -> None:
         """The arguments of a command that takes a trained run: its folder and overrides."""
+        self.add_trust()
         self.add_argument("run", metavar="RUN", help=words)
         self.add_argument(
             "overrides",

@@ -34,6 +34,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help=f"run folder, {RECIPE_HELP}",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=KEYS_HELP)
+    parser.add_trust()
     parser.add_argument("--json", action="store_true", help="print JSON only, complete")
     parser.add_argument(
         "--out",

@@ -18,14 +18,14 @@ finite. The step is repeated, and the first layer and time step that were not fi
 Exit codes: 0 done, 2 a mistake in the command or the file."""
 
 
-def repeat(state: State) -> Finding | None:
-    """Rebuilds the model of nonfinite.pt and repeats its step, on the recipe's device.
+def repeat(state: State, folder: Path = Path()) -> Finding | None:
+    """Rebuilds the model of the nonfinite.pt in `folder` and repeats its step, on the recipe's device.
 
     UserError: the file is a checkpoint of a run, not a nonfinite.pt.
     """
     if "images" not in state:
         raise UserError("the file holds a checkpoint, not a bad step; accepted: a nonfinite.pt")
-    recipe = recipe_from_toml(state["recipe"], state["name"])
+    recipe = recipe_from_toml(state["recipe"], state["name"], of_run=folder)
     placement = Placement.set_up(recipe.train)
     *_, channels, size, _ = state["images"].shape
     classes = len(state["model"]["fc.weight"])
@@ -39,13 +39,15 @@ def repeat(state: State) -> Finding | None:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser("nonfinite", EPILOG)
+    parser.add_trust()
     parser.add_argument("file", metavar="FILE", type=Path, help="nonfinite.pt of a run")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str]) -> None:
-    state = read_checkpoint(parse(arguments).file)
-    finding = repeat(state)
+    file = parse(arguments).file
+    state = read_checkpoint(file)
+    finding = repeat(state, file.parent)
     words = finding.in_words() if finding else "repeated layer by layer, the step is finite"
     print(f"step {state['step']}: {words}")
 

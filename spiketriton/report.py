@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spiketriton.commandline import Parser
+from spiketriton.config import moved_plugins
 from spiketriton.errors import UserError, run_command
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.outputs import mark_of, refuse_foreign
@@ -53,7 +54,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> None:
     args = parse(arguments)
     folder = RunFolder.find(args.run)
-    recipe = folder.load_recipe()
+    recipe = folder.load_recipe(moved_plugins(args.overrides))
     own, mark = folder.path / "report.html", mark_of(folder, "report")
     out = Path(args.out or own)
     if out.resolve() != own.resolve():

@@ -39,6 +39,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help=RECIPE_HELP,
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=KEYS_HELP)
+    parser.add_trust()
     parser.add_argument("--run-dir", metavar="DIR", help="run folder (runs/<recipe>-<time>)")
     parser.add_argument("--resume", metavar="RUN", help="continue the run in this folder")
     parser.add_argument(

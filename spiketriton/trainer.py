@@ -449,7 +449,8 @@ class Trainer:
                     f"{self.folder.path} was converted, not trained: it has no next step"
                 )
             own = self.own_plugins()
-            trained = recipe_from_toml(state["recipe"], state["name"], own)
+            of_run = self.folder.path
+            trained = recipe_from_toml(state["recipe"], state["name"], own, of_run=of_run)
             before, epochs = trained.train.epochs, self.recipe.train.epochs
             if before < epochs:  # the folder's recipe, which was compared before, has been extended
                 trained = replace(trained, values={"train.epochs": epochs})

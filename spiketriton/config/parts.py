@@ -10,11 +10,13 @@ import copy
 import difflib
 import hashlib
 import importlib
+import importlib.machinery
 import importlib.util
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -179,6 +181,90 @@ def in_hand() -> Any:
         ) from error
 
 
+class NotAskedFor(UserError):
+    """Code that a run's recipe names, and to which nobody has consented."""
+
+
+def load_of_run(modules: Sequence[str]) -> None:
+    """`load`, of the recipe of a run, which may come from anywhere: what is new here needs consent.
+
+    NotAskedFor: there is none. docs/threats.md says what is trusted.
+    """
+    new = [words for given in modules if (words := _unseen(given))]
+    if new and not _consents.get()(new):
+        raise NotAskedFor(
+            f"plugins.modules names code that would run now: {'; '.join(new)}; if you trust it, add "
+            "--trust-plugins, in Python plugins=True"
+        )
+    load(modules)
+
+
+def _ask(new: Sequence[str]) -> bool:
+    """Asks in a terminal; elsewhere the answer is no."""
+    if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    print("The recipe of this run names code, which would run now:", file=sys.stderr)
+    print(*(f"  {words}" for words in new), sep="\n", file=sys.stderr)
+    print("Do you trust it? [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+_consents: ContextVar[Callable[[Sequence[str]], bool]] = ContextVar("consents", default=_ask)
+
+
+def trust() -> None:
+    """Consents to the plugins of all runs that this process loads: the option --trust-plugins."""
+    _consents.set(lambda new: True)
+
+
+@contextlib.contextmanager
+def trusting(consents: bool) -> Iterator[None]:
+    """Within the block the caller's word decides, and nobody is asked."""
+    token = _consents.set(lambda new: consents)
+    try:
+        yield
+    finally:
+        _consents.reset(token)
+
+
+def _unseen(given: str) -> str:
+    """A plugin that has not run in this process, with its file and checksum; "" for others and what is missing."""
+    if given.endswith(".py"):
+        path = Path(os.path.abspath(given))
+        if str(path) in _files or not path.is_file():
+            return ""
+    elif given in sys.modules:
+        return ""
+    else:
+        origin = _origin(given)
+        if origin is None:
+            return ""
+        path = Path(origin)
+    known = path.is_file()
+    digest = f"sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}" if known else "no file"
+    return f"{given} ({path}, {digest})" if str(path) != given else f"{given} ({digest})"
+
+
+def _origin(module: str) -> str | None:
+    """Where a module would be imported from, found without importing anything; None: nowhere."""
+    top, *names = module.split(".")
+    try:
+        with _current_folder_first():
+            spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return None
+    if spec is None:
+        return None
+    origin = spec.origin or top
+    for depth in range(1, len(names) + 1):
+        places = [*(spec.submodule_search_locations or ())]
+        spec = importlib.machinery.PathFinder.find_spec(".".join([top, *names[:depth]]), places)
+        if spec is None:
+            break
+        origin = spec.origin or origin
+    return origin
+
+
 def load(modules: Sequence[str]) -> None:
     """Imports plugins: names of modules, or paths of Python files. UserError: one cannot be imported."""
     for given in modules:
@@ -220,6 +306,13 @@ def record(modules: Sequence[str], used: Sequence[Part]) -> list[dict[str, Any]]
     return rows
 
 
+class _SourceAlone(importlib.machinery.SourceFileLoader):
+    """Runs the file itself, whose checksum is shown, and never compiled code that lies beside it."""
+
+    def get_code(self, fullname: str) -> Any:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def _load_file(given: str) -> None:
     path = os.path.abspath(given)
     if path in _files:
@@ -227,7 +320,7 @@ def _load_file(given: str) -> None:
     if not os.path.isfile(path):
         raise UserError(f"plugins.modules: no such file {path}")
     name = f"spiketriton_plugin_{Path(path).stem}_{hashlib.sha256(path.encode()).hexdigest()[:8]}"
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(name, path, loader=_SourceAlone(name, path))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

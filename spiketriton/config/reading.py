@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -68,10 +68,18 @@ def _named(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: {error}") from None
 
 
-def recipe_from_toml(text: str, name: str, values: Mapping[str, Any] | None = None) -> Recipe:
-    """The recipe that a TOML text holds, with `values` as in `load_recipe`. Raises UserError."""
+def recipe_from_toml(
+    text: str, name: str, values: Mapping[str, Any] | None = None, *, of_run: Path | None = None
+) -> Recipe:
+    """The recipe that a TOML text holds, with `values` as in `load_recipe`. Raises UserError.
+
+    of_run: the folder of the run that the text comes from. Its plugins need consent
+    (`parts.load_of_run`), and their relative files are in this folder.
+    """
     _load_plugins((), values or {})
-    given = _parse(text, Path(), plugins="plugins.modules" not in (values or {}))
+    named = PLUGINS in (values or {})
+    load = parts.load if of_run is None else parts.load_of_run
+    given = _parse(text, of_run or Path(), None if named else load)
     return _assemble(given, _checked(values or {}), name)
 
 
@@ -172,8 +180,10 @@ def _load_plugins(overrides: Sequence[str], values: Mapping[str, Any]) -> None:
         parts.load(KEYS[PLUGINS].check(modules))
 
 
-def _parse(text: str, folder: Path, plugins: bool = True) -> dict[str, Any]:
-    """TOML text -> {dotted key: checked value}. Its plugins are imported first, files from `folder`."""
+def _parse(
+    text: str, folder: Path, load: Callable[[Sequence[str]], None] | None = parts.load
+) -> dict[str, Any]:
+    """TOML text -> {dotted key: checked value}. Its plugins are imported first by `load`, files from `folder`."""
     try:
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: Python's limit on long integers
@@ -181,10 +191,10 @@ def _parse(text: str, folder: Path, plugins: bool = True) -> dict[str, Any]:
         reason = str(error).replace("at end of document", end)
         raise UserError(f"invalid TOML: {reason}") from None
     table = document.get("plugins")
-    if plugins and isinstance(table, dict) and "modules" in table:
+    if load is not None and isinstance(table, dict) and "modules" in table:
         given = KEYS[PLUGINS].check(table["modules"])
         table["modules"] = [_absolute(entry, folder) for entry in given]
-        parts.load(table["modules"])
+        load(table["modules"])
     for dotted in parts.KINDS.values():  # an installed package is imported when it is named
         path, _, key = dotted.rpartition(".")
         name = document.get(path, {})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from spiketriton.config import Recipe, load_recipe, replace
+from spiketriton.config import Recipe, load_recipe, moved_plugins, replace
 from spiketriton.config.shipped import find_recipe
 from spiketriton.errors import UserError
 from spiketriton.gradients.calibration import Calibration, wants_calibration
@@ -52,7 +52,7 @@ def find_subject(target: str, overrides: Sequence[str], warn: Callable[[str], No
 
 
 def _of_run(folder: RunFolder, overrides: Sequence[str], warn: Callable[[str], None]) -> Subject:
-    recipe = replace(folder.load_recipe(), *overrides)
+    recipe = replace(folder.load_recipe(moved_plugins(overrides)), *overrides)
     state = Checkpoints(folder.checkpoints, warn, recipe.checkpoint.keep).load()
     if state is None:
         raise UserError(f"{folder.path} holds no checkpoint yet; diagnose its recipe instead")

@@ -133,7 +133,10 @@ class RunFolder:
         UserError: it is damaged, or a plugin is missing, which is named with the version that the run used.
         """
         try:
-            return recipe_from_toml(self.recipe.read_text("utf-8"), self._name(), values)
+            text, name = self.recipe.read_text("utf-8"), self._name()
+            return recipe_from_toml(text, name, values, of_run=self.path)
+        except parts.NotAskedFor as error:
+            raise parts.NotAskedFor(f"{self.recipe}: {error}") from None
         except UserError as error:
             raise UserError(f"{self.recipe}: {error}{self._plugins_in_words()}") from None
         except UnicodeDecodeError as error:

@@ -1,0 +1,131 @@
+"""docs/threats.md: no code of a run folder runs that nobody asked for."""
+
+import io
+import os
+import py_compile
+import sys
+from pathlib import Path
+
+import pytest
+
+import spiketriton
+from spiketriton import convert, diagnose, evaluate, export, nonfinite, report, train
+from spiketriton.config import parts
+from spiketriton.config.parts import NotAskedFor
+from spiketriton.runs.checkpoint import Checkpoints, read_checkpoint
+from tests.small_runs import small_trainer
+
+CODE = "import pathlib\npathlib.Path({marker!r}).write_text('ran')\n"
+READERS = {
+    "load_run": lambda run: spiketriton.load_run(run),
+    "resume": lambda run: spiketriton.train(resume=run, quiet=True),
+    "evaluate": lambda run: evaluate.main([run]),
+    "report": lambda run: report.main([run, "--no-evaluation"]),
+    "diagnose": lambda run: diagnose.main([run]),
+    "export": lambda run: export.main([run, "--to", "torch"]),
+    "convert": lambda run: convert.main([run]),
+    "train": lambda run: train.main(["--resume", run]),
+    "nonfinite": lambda run: nonfinite.main([f"{run}/nonfinite.pt"]),
+    "override": lambda run: evaluate.main([run, "train.device=cpu"]),
+    "against": lambda run: evaluate.main(["honest", "--against", run]),
+}
+
+
+@pytest.fixture(scope="module")
+def received(tmp_path_factory):
+    """An honest run, and a copy of it with code beside its recipe, which that names."""
+    folder = tmp_path_factory.mktemp("received")
+    for name in ("honest", "hostile"):
+        small_trainer(folder / name, "train.max_steps=1").fit()
+    marker = str(folder / "marker")
+    run = folder / "hostile"
+    (run / "evil.py").write_text(CODE.format(marker=marker))
+    recipe = run / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace("modules = []", 'modules = ["evil.py"]'))
+    state = read_checkpoint(run / "checkpoints" / "last.pt")
+    state |= {"recipe": recipe.read_text(), "images": state["model"]["conv1.weight"]}
+    Checkpoints(run / "checkpoints", print).save_as(run / "nonfinite.pt", state)
+    return folder
+
+
+@pytest.fixture
+def folder(received, monkeypatch):
+    monkeypatch.chdir(received)
+    yield received
+    (received / "marker").unlink(missing_ok=True)
+    parts._files.pop(str(received / "hostile" / "evil.py"), None)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_no_reader_of_a_run_runs_its_plugins_unasked(folder, reader):
+    with pytest.raises(NotAskedFor) as caught:
+        READERS[reader]("hostile")
+    message = str(caught.value)
+    for words in ("evil.py", "sha256 ", "--trust-plugins", "plugins=True"):
+        assert words in message, message
+    assert "\n" not in message
+    assert not Path("marker").exists()
+
+
+@pytest.mark.parametrize("plugins", [True, ["hostile/evil.py"]])
+def test_the_callers_word_is_consent(folder, plugins):
+    assert spiketriton.load_run("hostile", plugins).step == 1
+    assert Path("marker").read_text() == "ran"
+    Path("marker").unlink()
+    assert (
+        spiketriton.load_run("hostile").step == 1
+    )  # what has run in this process is not asked about again
+    assert not Path("marker").exists()
+
+
+def test_the_option_is_consent_for_the_process(folder):
+    token = parts._consents.set(parts._consents.get())
+    try:
+        report.main(["hostile", "--trust-plugins", "--no-evaluation"])
+    finally:
+        parts._consents.reset(token)
+    assert Path("marker").exists()
+
+
+@pytest.mark.parametrize(("answer", "runs"), [("y\n", True), ("\n", False), ("", False)])
+def test_a_terminal_is_asked(folder, monkeypatch, capsys, answer, runs):
+    terminal = io.StringIO(answer)
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdin", terminal)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    if runs:
+        report.main(["hostile", "--no-evaluation"])
+    else:
+        with pytest.raises(NotAskedFor):
+            report.main(["hostile", "--no-evaluation"])
+    assert Path("marker").exists() == runs
+    said = capsys.readouterr().err
+    assert f"{folder}/hostile/evil.py" in said
+    assert "Do you trust it? [y/N]" in said
+
+
+def test_compiled_code_beside_a_plugin_is_not_run(folder):
+    """It would have the checksum of another file: Python takes it if time and size are those of the source."""
+    file = folder / "hostile" / "evil.py"
+    honest = file.read_text()
+    other = honest.replace("'ran'", "'pyc'")
+    file.write_text(other)
+    os.utime(file, (1, 1))
+    py_compile.compile(str(file))
+    file.write_text(honest)
+    os.utime(file, (1, 1))
+    spiketriton.load_run("hostile", plugins=True)
+    assert Path("marker").read_text() == "ran"
+
+
+def test_a_module_by_name_is_shown_before_it_is_imported(tmp_path, monkeypatch):
+    (tmp_path / "bad" / "inner").mkdir(parents=True)
+    for part in ("bad", "bad/inner"):
+        (tmp_path / part / "__init__.py").write_text(CODE.format(marker=str(tmp_path / "marker")))
+    monkeypatch.chdir(tmp_path)
+    with (
+        parts.trusting(False),
+        pytest.raises(NotAskedFor, match=r"bad\.inner \(.*inner/__init__\.py, sha256"),
+    ):
+        parts.load_of_run(["bad.inner"])
+    assert not (tmp_path / "marker").exists()
