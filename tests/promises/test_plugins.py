@@ -65,7 +65,13 @@ def folder(tmp_path, monkeypatch, request):
     text = text.replace('name = "resnet8"', f'name = "mine_{tag}"')
     text = text.replace('kind = "lif"', f'kind = "slow_{tag}"').replace("tau = 2.0\n", "")
     text = text.replace('kind = "cross_entropy"', f'kind = "mse_{tag}"')
-    for idle in ("residual_gain", "residual_bias", "checkpoint_blocks", "decay_input"):
+    for idle in (
+        "shortcut_gradient",
+        "residual_gain",
+        "residual_bias",
+        "checkpoint_blocks",
+        "decay_input",
+    ):
         text = "\n".join(line for line in text.splitlines() if not line.startswith(idle)) + "\n"
     text = text.replace("modules = []", 'modules = ["mine.py"]')
     (tmp_path / "mine.toml").write_text(text)
@@ -111,7 +117,7 @@ def test_a_missing_plugin_is_named_and_may_have_moved_or_changed(folder):
     assert command("mine.toml", "train.max_steps=2", "--run-dir", "run", cwd=folder).returncode == 0
     (folder / "new").mkdir()
     (folder / "mine.py").rename(folder / "new" / "mine.py")
-    done = command("--resume", "run", cwd=folder)
+    done = command("--resume", "run", "--trust-plugins", cwd=folder)
     assert done.returncode == EXIT_USER
     assert done.stderr.count("\n") == 1
     for words in (
