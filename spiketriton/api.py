@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spiketriton import session
-from spiketriton.config import Recipe, parts, values_by_key
+from spiketriton import consent, session
+from spiketriton.config import Recipe, values_by_key
 from spiketriton.config.parts import IN_HAND, handed
 from spiketriton.config.reading import PLUGINS
 from spiketriton.data import Facts, given_images
@@ -86,7 +86,7 @@ def train(
     values = _with_plugins(values_by_key(keys), plugins)
     if isinstance(net, nn.Module) and recipe is not None:
         values["model.name"] = f"{IN_HAND}:{type(net).__name__}"
-    with parts.trusting(plugins is True):
+    with consent.decided(plugins is True):
         given, folder = find_run(
             None if recipe is None else str(recipe),
             (),
@@ -96,7 +96,7 @@ def train(
             extend,
         )
     display = Quiet() if quiet else make_display()
-    with parts.trusting(plugins is True), undisturbed_draws(), folder.held(), handed(net):
+    with consent.decided(plugins is True), undisturbed_draws(), folder.held(), handed(net):
         outcome = session.train(given, folder, display, Ranks(), resume=resume is not None)
     if outcome.exit_code == EXIT_SIGINT:
         display.note(f'continue with spiketriton.train(resume="{folder.path}")')
@@ -133,7 +133,7 @@ def load_run(
         UserError: there is no run, or no whole checkpoint of it.
     """
     values = _with_plugins(values_by_key(keys), plugins)
-    with parts.trusting(plugins is True), undisturbed_draws(), handed(net):
+    with consent.decided(plugins is True), undisturbed_draws(), handed(net):
         return Run(trained.load_run(path, values=values, checkpoint=checkpoint))
 
 

@@ -5,6 +5,7 @@ import shutil
 import textwrap
 from typing import NoReturn
 
+from spiketriton import consent
 from spiketriton.errors import UserError
 
 COMMANDS = {
@@ -45,9 +46,7 @@ def reflowed(text: str, width: int = 0) -> str:
 
 class _Trust(argparse.Action):
     def __call__(self, *_: object) -> None:
-        from spiketriton.config import parts  # a parser that prints help needs no recipes
-
-        parts.trust()
+        consent.give()
 
 
 class Parser(argparse.ArgumentParser):

@@ -16,7 +16,6 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -24,6 +23,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from spiketriton import consent
 from spiketriton.config.words import short
 from spiketriton.errors import UserError, one_line
 
@@ -191,40 +191,12 @@ def load_of_run(modules: Sequence[str]) -> None:
     NotAskedFor: there is none. docs/threats.md says what is trusted.
     """
     new = [words for given in modules if (words := _unseen(given))]
-    if new and not _consents.get()(new):
+    if new and not consent.given(new):
         raise NotAskedFor(
             f"plugins.modules names code that would run now: {'; '.join(new)}; if you trust it, add "
             "--trust-plugins, in Python plugins=True"
         )
     load(modules)
-
-
-def _ask(new: Sequence[str]) -> bool:
-    """Asks in a terminal; elsewhere the answer is no."""
-    if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
-        return False
-    print("The recipe of this run names code, which would run now:", file=sys.stderr)
-    print(*(f"  {words}" for words in new), sep="\n", file=sys.stderr)
-    print("Do you trust it? [y/N] ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
-
-
-_consents: ContextVar[Callable[[Sequence[str]], bool]] = ContextVar("consents", default=_ask)
-
-
-def trust() -> None:
-    """Consents to the plugins of all runs that this process loads: the option --trust-plugins."""
-    _consents.set(lambda new: True)
-
-
-@contextlib.contextmanager
-def trusting(consents: bool) -> Iterator[None]:
-    """Within the block the caller's word decides, and nobody is asked."""
-    token = _consents.set(lambda new: consents)
-    try:
-        yield
-    finally:
-        _consents.reset(token)
 
 
 def _unseen(given: str) -> str:

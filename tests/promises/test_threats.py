@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import spiketriton
-from spiketriton import convert, diagnose, evaluate, export, nonfinite, report, train
+from spiketriton import consent, convert, diagnose, evaluate, export, nonfinite, report, train
 from spiketriton.config import parts
 from spiketriton.config.parts import NotAskedFor
 from spiketriton.runs.checkpoint import Checkpoints, read_checkpoint
@@ -79,11 +79,11 @@ def test_the_callers_word_is_consent(folder, plugins):
 
 
 def test_the_option_is_consent_for_the_process(folder):
-    token = parts._consents.set(parts._consents.get())
+    token = consent._consents.set(consent._consents.get())
     try:
         report.main(["hostile", "--trust-plugins", "--no-evaluation"])
     finally:
-        parts._consents.reset(token)
+        consent._consents.reset(token)
     assert Path("marker").exists()
 
 
@@ -124,7 +124,7 @@ def test_a_module_by_name_is_shown_before_it_is_imported(tmp_path, monkeypatch):
         (tmp_path / part / "__init__.py").write_text(CODE.format(marker=str(tmp_path / "marker")))
     monkeypatch.chdir(tmp_path)
     with (
-        parts.trusting(False),
+        consent.decided(False),
         pytest.raises(NotAskedFor, match=r"bad\.inner \(.*inner/__init__\.py, sha256"),
     ):
         parts.load_of_run(["bad.inner"])
