@@ -185,18 +185,33 @@ class NotAskedFor(UserError):
     """Code that a run's recipe names, and to which nobody has consented."""
 
 
-def load_of_run(modules: Sequence[str]) -> None:
-    """`load`, of the recipe of a run, which may come from anywhere: what is new here needs consent.
+asked_for: set[str] = set()
+"""Calls that make networks ("MODULE:NAME(ARGUMENTS)") of recipes that were read here with consent."""
 
-    NotAskedFor: there is none. docs/threats.md says what is trusted.
+
+def refuse_unasked(modules: Sequence[str], call: str, named: Sequence[str]) -> None:
+    """Refuses code that the recipe of a run names, which may come from anywhere, without consent to it.
+
+    What ran in this process before needs none. docs/threats.md says what is trusted.
+
+    Args:
+        modules: the run's plugins.
+        call: what makes its network, where that is a function of somebody else's; "" otherwise.
+        named: modules to which the caller has consented.
+
+    Raises:
+        NotAskedFor: there is no consent.
     """
     new = [words for given in modules if (words := _unseen(given))]
+    called = re.findall(r"(\w+(?:\.\w+)*):\w", call)
+    if call not in asked_for and not {*called} <= {*named}:
+        files = (f"{module} is {_origin(module) or 'nowhere'}" for module in dict.fromkeys(called))
+        new.append(f"{call} ({'; '.join(files)})")
     if new and not consent.given(new):
         raise NotAskedFor(
-            f"plugins.modules names code that would run now: {'; '.join(new)}; if you trust it, add "
+            f"the recipe names code that would run now: {'; '.join(new)}; if you trust it, add "
             "--trust-plugins, in Python plugins=True"
         )
-    load(modules)
 
 
 def _unseen(given: str) -> str:

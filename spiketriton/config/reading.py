@@ -10,8 +10,9 @@ import dataclasses
 import difflib
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_type_hints
 
 from spiketriton.config import parts, rules
@@ -77,9 +78,7 @@ def recipe_from_toml(
     (`parts.load_of_run`), and their relative files are in this folder.
     """
     _load_plugins((), values or {})
-    named = PLUGINS in (values or {})
-    load = parts.load if of_run is None else parts.load_of_run
-    given = _parse(text, of_run or Path(), None if named else load)
+    given = _parse(text, of_run or Path(), values or {}, of_run is not None)
     return _assemble(given, _checked(values or {}), name)
 
 
@@ -181,20 +180,32 @@ def _load_plugins(overrides: Sequence[str], values: Mapping[str, Any]) -> None:
 
 
 def _parse(
-    text: str, folder: Path, load: Callable[[Sequence[str]], None] | None = parts.load
+    text: str, folder: Path, values: Mapping[str, Any] = MappingProxyType({}), of_run: bool = False
 ) -> dict[str, Any]:
-    """TOML text -> {dotted key: checked value}. Its plugins are imported first by `load`, files from `folder`."""
+    """TOML text -> {dotted key: checked value}. Its plugins are imported first, files from `folder`.
+
+    values: where they name plugins, those of the text are not imported.
+    of_run: whether code that the text names needs consent.
+    """
     try:
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: Python's limit on long integers
         end = f"at the end, line {len(text.splitlines())}"
         reason = str(error).replace("at end of document", end)
         raise UserError(f"invalid TOML: {reason}") from None
-    table = document.get("plugins")
-    if load is not None and isinstance(table, dict) and "modules" in table:
+    table, modules = document.get("plugins"), []
+    if isinstance(table, dict) and "modules" in table:
         given = KEYS[PLUGINS].check(table["modules"])
-        table["modules"] = [_absolute(entry, folder) for entry in given]
-        load(table["modules"])
+        modules = table["modules"] = [_absolute(entry, folder) for entry in given]
+    if PLUGINS in values:
+        modules = []
+    if of_run:
+        model = document.get("model")
+        call = (
+            _call(model.get("name"), model.get("arguments", {})) if isinstance(model, dict) else ""
+        )
+        parts.refuse_unasked(modules, call, values.get(PLUGINS, ()))
+    parts.load(modules)
     for dotted in parts.KINDS.values():  # an installed package is imported when it is named
         path, _, key = dotted.rpartition(".")
         name = document.get(path, {})
@@ -203,6 +214,14 @@ def _parse(
         if isinstance(name, str) and name not in KEYS[dotted].words and kind:
             parts.find(kind, name)
     return dict(_flatten(document, ""))
+
+
+def _call(name: object, arguments: object) -> str:
+    """In words, what a network of somebody else's is made by: NAME(ARGUMENTS); "" for others."""
+    if not isinstance(name, str) or ":" not in name or name.startswith(f"{parts.IN_HAND}:"):
+        return ""
+    given = KEYS[ARGUMENTS].check(arguments)
+    return f"{name}({', '.join(f'{key}={given[key]!r}' for key in sorted(given))})"
 
 
 def _absolute(entry: str, folder: Path) -> str:
@@ -312,6 +331,7 @@ def _assemble(given: Mapping[str, Any], changes: Mapping[str, Any], name: str) -
         if dotted in changes or argued or (dotted in given and dotted in idle_before):
             raise UserError(rules.no_effect(dotted, values[dotted], reason))
         values[dotted] = defaults[dotted]
+    parts.asked_for.add(_call(values["model.name"], values[ARGUMENTS]))
     return _build(Recipe, values, name=name)
 
 

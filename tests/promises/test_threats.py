@@ -10,7 +10,7 @@ import pytest
 
 import spiketriton
 from spiketriton import consent, convert, diagnose, evaluate, export, nonfinite, report, train
-from spiketriton.config import parts
+from spiketriton.config import load_recipe, parts, recipe_from_toml
 from spiketriton.config.parts import NotAskedFor
 from spiketriton.runs.checkpoint import Checkpoints, read_checkpoint
 from tests.small_runs import small_trainer
@@ -127,5 +127,28 @@ def test_a_module_by_name_is_shown_before_it_is_imported(tmp_path, monkeypatch):
         consent.decided(False),
         pytest.raises(NotAskedFor, match=r"bad\.inner \(.*inner/__init__\.py, sha256"),
     ):
-        parts.load_of_run(["bad.inner"])
+        parts.refuse_unasked(["bad.inner"], "", ())
     assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ('name = "os:mkdir"\narguments = {path = "marker"}', "os:mkdir(path='marker') (os is "),
+        ('name = "collections:deque"\narguments = {iterable = "os.path:exists"}', "os.path is "),
+    ],
+)
+def test_a_function_that_a_run_names_is_not_called_unasked(folder, monkeypatch, lines, said):
+    """Its module may have been imported long ago: what it is called with counts."""
+    text = f'[data]\nname = "digits"\n[model]\n{lines}\n'
+    with consent.decided(False), pytest.raises(NotAskedFor) as caught:
+        recipe_from_toml(text, "received", of_run=folder)
+    assert said in str(caught.value)
+    Path("mine.toml").write_text(text)
+    recipe = load_recipe("mine.toml")  # named by the user
+    assert recipe_from_toml(text, "received", of_run=folder).model == recipe.model
+    with consent.decided(False), pytest.raises(NotAskedFor):  # with another argument
+        recipe_from_toml(
+            text.replace("marker", "other").replace("exists", "lexists"), "received", of_run=folder
+        )
+    assert not Path("marker").exists()
