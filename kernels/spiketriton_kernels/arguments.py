@@ -1,4 +1,4 @@
-"""The checks of a call's arguments: every public function goes through ``check_neuron``."""
+"""The checks of a call's arguments: ``make_neuron`` of the constants, ``check_call`` of the tensors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from .neuron import Neuron, membrane_dtype
+from .neuron import MAX_LEVELS, PARAMETERS, Neuron, membrane_dtype
 from .surrogate import Surrogate
 
 RESETS = ("soft", "hard", "none")
@@ -96,8 +96,8 @@ def check_like(
         )
 
 
-def check_neuron(
-    x: torch.Tensor,
+def make_neuron(
+    kind: str,
     decay: float | torch.Tensor,
     gain: float | torch.Tensor,
     threshold: float | torch.Tensor,
@@ -105,38 +105,49 @@ def check_neuron(
     v_reset: float,
     detach_reset: bool,
     surrogate: Surrogate,
-    v_init: torch.Tensor | None,
-    probe: torch.Tensor | None = None,
+    reset_delay: bool = False,
+    rho: float | torch.Tensor = 0.0,
+    beta: float | torch.Tensor = 0.0,
+    levels: int = 1,
 ) -> Neuron:
-    """Check every argument of a neuron against its input x [T, B, ...]; return the constants as one record.
+    """The checked record of a neuron's constants, as far as they can be checked without an input.
 
     Raises:
-        TypeError: a wrong type or dtype. ValueError: a wrong value, shape or device. Both name what was given and
-            what is accepted.
+        TypeError: a wrong type. ValueError: a wrong value. Both name what was given and what is accepted.
     """
-    check_input("x", x)
+    given = (
+        kind,
+        decay,
+        gain,
+        threshold,
+        reset,
+        v_reset,
+        detach_reset,
+        surrogate,
+        reset_delay,
+        rho,
+        beta,
+        levels,
+    )
     simple = (
-        type(decay) is type(gain) is type(threshold) is type(v_reset) is float
+        type(decay)
+        is type(gain)
+        is type(threshold)
+        is type(v_reset)
+        is type(rho)
+        is type(beta)
+        is float
         and type(reset) is str
         and type(detach_reset) is bool
+        and type(levels) is int
         and type(surrogate) is Surrogate
         and type(surrogate.width) is float
     )
-    record = _remembered if simple and not torch.compiler.is_compiling() else _record
-    neuron = record(decay, gain, threshold, reset, v_reset, detach_reset, surrogate)
-    if not simple:
-        _check_parameter("decay", decay, x)
-        _check_parameter("gain", gain, x)
-        _check_parameter("threshold", threshold, x)
-        _check_parameter("surrogate width", surrogate.width, x)
-    if v_init is not None:
-        check_like("v_init", v_init, x, x.shape[1:], (membrane_dtype(x.dtype), x.dtype))
-    if probe is not None:
-        check_like("probe", probe, x, torch.Size([x.shape[0], len(PROBE_FIELDS)]), (torch.float32,))
-    return neuron
+    return (_remembered if simple and not torch.compiler.is_compiling() else _record)(*given)
 
 
 def _record(
+    kind: str,
     decay: float | torch.Tensor,
     gain: float | torch.Tensor,
     threshold: float | torch.Tensor,
@@ -144,21 +155,35 @@ def _record(
     v_reset: float,
     detach_reset: bool,
     surrogate: Surrogate,
+    reset_delay: bool,
+    rho: float | torch.Tensor,
+    beta: float | torch.Tensor,
+    levels: int,
 ) -> Neuron:
-    """The checks that need no input, and the record."""
     if reset not in RESETS:
         raise ValueError(f"reset {reset!r} is unknown; accepted: {', '.join(RESETS)}")
     if not isinstance(surrogate, Surrogate):
         raise TypeError(
             f"surrogate must be a spiketriton_kernels.Surrogate, got {type(surrogate).__name__}"
         )
-    for name, value in (("decay", decay), ("gain", gain), ("threshold", threshold)):
+    numbers = dict(decay=decay, gain=gain, threshold=threshold, rho=rho, beta=beta)
+    for name, value in numbers.items():
         if not isinstance(value, torch.Tensor):
             check_float(name, value)
     check_float("v_reset", v_reset)
     if not isinstance(detach_reset, bool):
         raise TypeError(f"detach_reset must be True or False, got {detach_reset!r}")
+    if not isinstance(levels, int) or isinstance(levels, bool) or not 1 <= levels <= MAX_LEVELS:
+        raise ValueError(f"levels {levels!r}: accepted: an integer from 1 to {MAX_LEVELS}")
+    if reset_delay and reset != "none":
+        if not detach_reset or v_reset != 0.0:
+            raise ValueError(
+                f"reset_delay goes with detach_reset=True and v_reset=0.0; got detach_reset={detach_reset}, "
+                f"v_reset={v_reset}"
+            )
+        reset = f"delayed_{reset}"
     return Neuron(
+        kind=kind,
         decay=decay,
         gain=gain if isinstance(gain, torch.Tensor) else float(gain),
         threshold=threshold,
@@ -168,8 +193,41 @@ def _record(
         shape=surrogate.shape,
         height=surrogate.height,
         width=surrogate.width,
+        rho=rho,
+        beta=beta,
+        levels=levels,
     )
 
 
 _remembered = functools.lru_cache(maxsize=256)(_record)
 """Networks call a few kinds of neurons again and again: equal floats give equal records; surrogates never change."""
+
+
+def check_call(
+    x: torch.Tensor,
+    neuron: Neuron,
+    v_init: torch.Tensor | None = None,
+    m_init: torch.Tensor | None = None,
+    probe: torch.Tensor | None = None,
+    name: str = "x",
+) -> None:
+    """Check the input, a neuron's tensors against it, and what a call may bring besides.
+
+    Raises:
+        TypeError: a wrong type or dtype. ValueError: a wrong value, shape or device. Both name what was given and
+            what is accepted.
+    """
+    check_input(name, x)
+    for i, parameter in enumerate(neuron.parameters):
+        if type(parameter) is not float:
+            _check_parameter(_PARAMETERS_IN_WORDS[i], parameter, x)
+    states = (membrane_dtype(x.dtype), x.dtype)
+    if v_init is not None:
+        check_like("v_init", v_init, x, x.shape[1:], states)
+    if m_init is not None:
+        check_like("m_init", m_init, x, x.shape[1:], states)
+    if probe is not None:
+        check_like("probe", probe, x, torch.Size([x.shape[0], len(PROBE_FIELDS)]), (torch.float32,))
+
+
+_PARAMETERS_IN_WORDS = [{"width": "surrogate width"}.get(name, name) for name in PARAMETERS]

@@ -13,16 +13,79 @@ and weight. Both backward passes replay the membrane from y: nothing else of its
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.distributed as dist
 
-from .arguments import along_channels, check_float, check_input, check_like, check_neuron
+from .arguments import check_call, check_float, check_like, make_neuron
 from .backends.eager import update_running
 from .fire import channel_statistics, fire
 from .layout import dense
 from .lif import DEFAULT_SURROGATE, multistep_lif_reference
-from .neuron import Call, membrane_dtype
-from .surrogate import SHAPES, Surrogate
+from .neuron import Call, Neuron, Outputs, Running, membrane_dtype
+from .surrogate import Surrogate
+
+
+class Norm(NamedTuple):
+    """A batch norm in front of a neuron, in the words of ``multistep_bn_lif``."""
+
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None
+    running_mean: torch.Tensor | None
+    running_var: torch.Tensor | None
+    training: bool = True
+    momentum: float = 0.1
+    eps: float = 1e-5
+    scale: float = 1.0
+    step_gain: torch.Tensor | None = None
+    process_group: dist.ProcessGroup | None = None
+
+
+def fire_normed(
+    y: torch.Tensor,
+    norm: Norm,
+    neuron: Neuron,
+    call: Call,
+    *,
+    residual: torch.Tensor | None = None,
+    spike_add: torch.Tensor | None = None,
+    v_init: torch.Tensor | None = None,
+    m_init: torch.Tensor | None = None,
+    probe: torch.Tensor | None = None,
+) -> Outputs:
+    """Normalise, add the residual, fire: a neuron of any kind behind a batch norm. See ``multistep_bn_lif``."""
+    check_call(y, neuron, v_init, m_init, probe, name="y")
+    _check_norm(y, norm, residual, spike_add)
+    mean, var = norm.running_mean, norm.running_var
+    running: Running | None = None
+    if norm.training:
+        if mean is not None and var is not None:
+            running = mean, var, norm.momentum
+        mean = var = None  # measured on the way
+        if norm.process_group is not None:
+            call = call._replace(group=norm.process_group.group_name)
+            with torch.no_grad():
+                own = channel_statistics(dense(y), None)
+                mean, var = _over_ranks(*own, norm.process_group)
+                if running is not None:
+                    update_running(mean, var, _count(y, norm), running)
+    return fire(
+        y,
+        neuron._replace(eps=float(norm.eps), bn_scale=float(norm.scale)),
+        call._replace(batch_statistics=norm.training),
+        running,
+        v_init=v_init,
+        m_init=m_init,
+        residual=residual,
+        mean=mean,
+        var=var,
+        weight=norm.weight,
+        bias=norm.bias,
+        step_gain=norm.step_gain,
+        spike_add=spike_add,
+        probe=probe,
+    )
 
 
 def multistep_bn_lif(
@@ -46,6 +109,8 @@ def multistep_bn_lif(
     return_v: bool = False,
     *,
     return_current: bool = False,
+    return_trace: bool = False,
+    reset_delay: bool = False,
     spike_add: torch.Tensor | None = None,
     bn_scale: float = 1.0,
     step_gain: torch.Tensor | None = None,
@@ -65,8 +130,8 @@ def multistep_bn_lif(
         residual: [T, B, C, ...] in the dtype of y, added to the normalised current before the neuron; gets a gradient.
         decay ... return_v: the neuron, see ``multistep_lif``.
         return_current: also return x, what the neuron integrates, in the dtype of y: the sum of currents that an
-            MS-ResNet hands from block to block. Its gradient joins that of the neuron on the way back. ``gain`` must
-            be a number.
+            MS-ResNet hands from block to block. Its gradient joins that of the neuron on the way back.
+        return_trace, reset_delay: see ``multistep_lif``.
         spike_add: like y, added to the spikes at the store (SEW's ADD); gets a gradient.
         bn_scale: tdBN's alpha * v_threshold.
         step_gain: TEBN's (T,) gain per time step; gets a gradient.
@@ -75,79 +140,26 @@ def multistep_bn_lif(
 
     Returns:
         Spikes (plus spike_add) in the shape, dtype and layout of y; with ``return_v`` then the last membrane, with
-        ``return_current`` then the current, like the spikes.
+        ``return_trace`` then every step's, with ``return_current`` then the current, like the spikes.
 
     Raises:
         TypeError, ValueError: naming the argument, what was given and what is accepted.
         RuntimeError: on double backward.
     """
-    neuron = check_neuron(
-        y, decay, gain, threshold, reset, v_reset, detach_reset, surrogate, v_init, probe
+    neuron = make_neuron(
+        "lif", decay, gain, threshold, reset, v_reset, detach_reset, surrogate, reset_delay
     )
-    if surrogate.shape not in SHAPES:
-        raise ValueError(
-            f"surrogate {surrogate.shape!r} is one of one's own; accepted behind batch norm: {', '.join(SHAPES)}"
-        )
-    _check_norm(
-        y, bn_weight, bn_bias, running_mean, running_var, training, residual, spike_add, step_gain
+    norm = Norm(
+        bn_weight, bn_bias, running_mean, running_var, training, momentum, eps, bn_scale, step_gain, process_group
+    )  # fmt: skip
+    call = Call(return_v=return_v, return_current=return_current, return_trace=return_trace)
+    out = fire_normed(
+        y, norm, neuron, call, residual=residual, spike_add=spike_add, v_init=v_init, probe=probe
     )
-    _check_constants(momentum, eps, bn_scale)
-    if isinstance(
-        gain, torch.Tensor
-    ):  # a factor of what the norm gives: nothing to do in the kernels
-        if return_current:
-            raise ValueError(
-                f"gain is a tensor of shape {tuple(gain.shape)}; accepted with return_current=True: a number, "
-                "because a learnt gain multiplies the current before the neuron reads it"
-            )
-        bn_weight, bn_bias, residual = _amplified(y, gain, bn_weight, bn_bias, residual)
-        neuron = neuron._replace(gain=1.0)
-    group = ""
-    mean, var, running = running_mean, running_var, None
-    if training:
-        ranks = 1 if process_group is None else dist.get_world_size(process_group)
-        count = y.numel() // y.shape[2] * ranks
-        if count < 2:
-            raise ValueError(
-                f"batch norm needs more than 1 value per channel when training, got y of shape {tuple(y.shape)}"
-            )
-        if running_mean is not None and running_var is not None:
-            running = running_mean, running_var, momentum
-        mean = var = None  # measured on the way
-        if process_group is not None:
-            group = process_group.group_name
-            with torch.no_grad():
-                mean, var = _over_ranks(*channel_statistics(dense(y), None), process_group)
-                if running is not None:
-                    update_running(mean, var, count, running)
-    neuron = neuron._replace(eps=float(eps), bn_scale=float(bn_scale))
-    out = fire(
-        y,
-        neuron,
-        Call(group, training, return_v=return_v, return_current=return_current),
-        running,
-        v_init=v_init,
-        residual=residual,
-        mean=mean,
-        var=var,
-        weight=bn_weight,
-        bias=bn_bias,
-        step_gain=step_gain,
-        spike_add=spike_add,
-        probe=probe,
+    wanted = tuple(
+        found for found in (out.spikes, out.v_last, out.trace, out.current) if found is not None
     )
-    wanted = tuple(result for result in (out.spikes, out.v_last, out.current) if result is not None)
     return wanted if len(wanted) > 1 else out.spikes
-
-
-def _amplified(y, gain, weight, bias, residual):
-    """gain * (weight * xhat + bias + residual), as weight, bias and residual."""
-    gains = gain.to(membrane_dtype(y.dtype))
-    weight = gains.expand(y.shape[2]) if weight is None else weight * gains
-    bias = None if bias is None else bias * gains
-    if residual is not None:
-        residual = (residual * along_channels(gains, y, gains.dtype)).to(y.dtype)
-    return weight, bias, residual
 
 
 def _over_ranks(
@@ -162,17 +174,20 @@ def _over_ranks(
     return joined, variances.mean(0) + (means - joined).square().mean(0)
 
 
-def _check_norm(
-    y, weight, bias, running_mean, running_var, training, residual, spike_add, step_gain
-) -> None:
-    check_input("y", y)
+def _count(y: torch.Tensor, norm: Norm) -> int:
+    """Elements a channel that training statistics are taken over."""
+    group = norm.process_group
+    return y.numel() // y.shape[2] * (1 if group is None else dist.get_world_size(group))
+
+
+def _check_norm(y, norm: Norm, residual, spike_add) -> None:
     if y.dim() < 3:
         raise ValueError(
             f"y has shape {tuple(y.shape)}; accepted: [T, B, C, ...], channels are dim 2"
         )
     floats, channels = (membrane_dtype(y.dtype), y.dtype), y.shape[2:3]
-    small = dict(bn_weight=weight, bn_bias=bias, running_mean=running_mean, running_var=running_var)
-    for name, value in small.items():
+    small = ("bn_weight", "bn_bias", "running_mean", "running_var")
+    for name, value in zip(small, norm, strict=False):
         if value is None:
             continue
         if isinstance(value, torch.Tensor) and value.shape != channels:
@@ -181,11 +196,11 @@ def _check_norm(
                 f"because channels are dim 2 of y, which has shape {tuple(y.shape)}"
             )
         check_like(name, value, y, channels, floats)
-    if (running_mean is None) != (running_var is None):
+    if (norm.running_mean is None) != (norm.running_var is None):
         raise ValueError("running_mean and running_var go together; one of them is None")
-    if not training and running_mean is None:
+    if not norm.training and norm.running_mean is None:
         raise ValueError("running_mean and running_var are needed when training is False; got None")
-    if training and y.numel() == 0:
+    if norm.training and y.numel() == 0:
         raise ValueError(
             f"batch norm has no statistics of an empty batch: y has shape {tuple(y.shape)}"
         )
@@ -193,16 +208,17 @@ def _check_norm(
         check_like("residual", residual, y, y.shape, (y.dtype,))
     if spike_add is not None:
         check_like("spike_add", spike_add, y, y.shape, (y.dtype,))
-    if step_gain is not None:
-        check_like("step_gain", step_gain, y, y.shape[:1], floats)
-
-
-def _check_constants(momentum: float, eps: float, bn_scale: float) -> None:
-    check_float("momentum", momentum)
-    check_float("eps", eps)
-    check_float("bn_scale", bn_scale)
-    if eps < 0:
-        raise ValueError(f"eps must be >= 0, got {eps}")
+    if norm.step_gain is not None:
+        check_like("step_gain", norm.step_gain, y, y.shape[:1], floats)
+    check_float("momentum", norm.momentum)
+    check_float("eps", norm.eps)
+    check_float("bn_scale", norm.scale)
+    if norm.eps < 0:
+        raise ValueError(f"eps must be >= 0, got {norm.eps}")
+    if norm.training and _count(y, norm) < 2:
+        raise ValueError(
+            f"batch norm needs more than 1 value per channel when training, got y of shape {tuple(y.shape)}"
+        )
 
 
 def multistep_bn_lif_reference(
@@ -226,47 +242,45 @@ def multistep_bn_lif_reference(
     return_v: bool = False,
     *,
     return_current: bool = False,
+    return_trace: bool = False,
+    reset_delay: bool = False,
     spike_add: torch.Tensor | None = None,
     bn_scale: float = 1.0,
     step_gain: torch.Tensor | None = None,
     smooth: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, ...]:
     """The definition of ``multistep_bn_lif``: torch's batch_norm on the folded tensor, then the reference neuron."""
-    check_neuron(y, decay, gain, threshold, reset, v_reset, detach_reset, surrogate, v_init)
-    _check_norm(
-        y, bn_weight, bn_bias, running_mean, running_var, training, residual, spike_add, step_gain
+    norm = Norm(
+        bn_weight, bn_bias, running_mean, running_var, training, momentum, eps, bn_scale, step_gain
     )
-    _check_constants(momentum, eps, bn_scale)
-    wide = membrane_dtype(y.dtype)
-    weight = None if bn_weight is None else bn_weight.to(wide) * bn_scale
-    if weight is None and bn_scale != 1.0:
-        weight = torch.full(y.shape[2:3], bn_scale, dtype=wide, device=y.device)
-    bias = None if bn_bias is None else bn_bias.to(wide)
-    z = torch.nn.functional.batch_norm(
-        y.to(wide).flatten(0, 1), running_mean, running_var, weight, bias, training, momentum, eps
-    ).unflatten(0, y.shape[:2])
-    if step_gain is not None:
-        z = z * step_gain.to(wide).view(-1, *[1] * (y.dim() - 1))
-    x = z if residual is None else z + residual.to(wide)
-    v_init = None if v_init is None else v_init.to(wide)
-    spikes, v_last = multistep_lif_reference(
-        x,
-        decay,
-        gain,
-        threshold,
-        reset,
-        v_reset,
-        detach_reset,
-        surrogate,
-        v_init,
-        True,
-        smooth=smooth,
+    neuron = make_neuron(
+        "lif", decay, gain, threshold, reset, v_reset, detach_reset, surrogate, reset_delay
     )
+    check_call(y, neuron, v_init, name="y")
+    _check_norm(y, norm, residual, spike_add)
+    x = normalised(y, norm, residual)
+    spikes, v_last, trace = multistep_lif_reference(
+        x, decay, gain, threshold, reset, v_reset, detach_reset, surrogate, v_init, True,
+        return_trace=True, reset_delay=reset_delay, smooth=smooth,
+    )  # fmt: skip
     if spike_add is not None:
-        spikes = spikes + spike_add.to(wide)
-    wanted = [spikes.to(y.dtype)]
-    if return_v:
-        wanted.append(v_last)
-    if return_current:
-        wanted.append(x.to(y.dtype))
+        spikes = spikes + spike_add.to(x.dtype)
+    rest = ((return_v, v_last), (return_trace, trace), (return_current, x.to(y.dtype)))
+    wanted = [spikes.to(y.dtype), *(result for asked, result in rest if asked)]
     return tuple(wanted) if len(wanted) > 1 else wanted[0]
+
+
+def normalised(y: torch.Tensor, norm: Norm, residual: torch.Tensor | None = None) -> torch.Tensor:
+    """What a neuron behind the norm integrates, in the membrane's dtype, by plain PyTorch."""
+    wide = membrane_dtype(y.dtype)
+    weight = None if norm.weight is None else norm.weight.to(wide) * norm.scale
+    if weight is None and norm.scale != 1.0:
+        weight = torch.full(y.shape[2:3], norm.scale, dtype=wide, device=y.device)
+    bias = None if norm.bias is None else norm.bias.to(wide)
+    z = torch.nn.functional.batch_norm(
+        y.to(wide).flatten(0, 1), norm.running_mean, norm.running_var, weight, bias, norm.training,
+        norm.momentum, norm.eps,
+    ).unflatten(0, y.shape[:2])  # fmt: skip
+    if norm.step_gain is not None:
+        z = z * norm.step_gain.to(wide).view(-1, *[1] * (y.dim() - 1))
+    return z if residual is None else z + residual.to(wide)

@@ -21,12 +21,10 @@ from __future__ import annotations
 
 import torch
 
-from .arguments import along_channels, check_neuron
+from .arguments import along_channels, check_call, make_neuron
 from .fire import fire
-from .neuron import Call, Neuron, membrane_dtype
-from .state_neuron import StateNeuron
-from .state_operators import fire_states
-from .surrogate import SHAPES, Surrogate, unit_primitive
+from .neuron import Call, membrane_dtype
+from .surrogate import Surrogate, unit_primitive
 
 DEFAULT_SURROGATE = Surrogate("atan", height=1.0, width=1.0)
 
@@ -70,62 +68,20 @@ def multistep_lif(
     Returns:
         Spikes (0 or 1) in the shape, dtype and layout of x; with ``return_v`` also v[T-1], [B, ...], in float32
         (float64 for float64 input); with ``return_trace`` then v[0..T-1], [T, B, ...], in the same dtype.
-        A trace, a gain that is a tensor, a delayed reset and a surrogate of one's own have an operator of their own,
-        without a probe and with a float as the surrogate's width.
 
     Raises:
         TypeError, ValueError: naming the argument, what was given and what is accepted.
         RuntimeError: on double backward, which the fused kernels do not have.
     """
-    neuron = check_neuron(
-        x, decay, gain, threshold, reset, v_reset, detach_reset, surrogate, v_init, probe
+    neuron = make_neuron(
+        "lif", decay, gain, threshold, reset, v_reset, detach_reset, surrogate, reset_delay
     )
-    if (
-        return_trace
-        or reset_delay
-        or isinstance(gain, torch.Tensor)
-        or surrogate.shape not in SHAPES
-    ):
-        rarer = {
-            "return_trace": return_trace,
-            "reset_delay": reset_delay,
-            "a tensor gain": isinstance(gain, torch.Tensor),
-            "a surrogate of one's own": surrogate.shape not in SHAPES,
-        }
-        return _fire_rarer(x, neuron, rarer, v_init, probe, return_v)
-    out = fire(x, neuron, Call(return_v=return_v), v_init=v_init, probe=probe)
-    return out.spikes if out.v_last is None else (out.spikes, out.v_last)
-
-
-def _fire_rarer(x, neuron, rarer, v_init, probe, return_v):
-    """What the operator of ``state_operators`` serves."""
-    wanted = ", ".join(name for name, given in rarer.items() if given)
-    if probe is not None:
-        raise ValueError(f"probe goes without {wanted}; accepted: one of them")
-    if isinstance(neuron.width, torch.Tensor):
-        raise TypeError(f"surrogate width is a tensor; accepted with {wanted}: a float")
-    reset = _delayed(neuron) if rarer["reset_delay"] else neuron.reset
-    leaky = StateNeuron(
-        kind="leaky", decay=neuron.decay, gain=neuron.gain, threshold=neuron.threshold, reset=reset,
-        v_reset=neuron.v_reset, detach_reset=neuron.detach_reset, shape=neuron.shape, height=neuron.height,
-        width=neuron.width,
-    )  # fmt: skip
-    traced = rarer["return_trace"]
-    spikes, last, trace = fire_states(x, leaky, v_init, last=return_v, traced=traced)
-    rest = (*([last.v] if return_v else []), *([trace] if traced else []))
-    return (spikes, *rest) if rest else spikes
-
-
-def _delayed(neuron: Neuron) -> str:
-    """The name of a delayed reset; ValueError where there is none."""
-    if neuron.reset == "none":
-        return "none"
-    if not neuron.detach_reset or neuron.v_reset != 0.0:
-        raise ValueError(
-            f"reset_delay goes with detach_reset=True and v_reset=0.0; got detach_reset={neuron.detach_reset}, "
-            f"v_reset={neuron.v_reset}"
-        )
-    return f"delayed {neuron.reset}"
+    check_call(x, neuron, v_init, probe=probe)
+    call = Call(return_v=return_v, return_trace=return_trace)
+    out = fire(x, neuron, call, v_init=v_init, probe=probe)
+    if not (return_v or return_trace):
+        return out.spikes
+    return tuple(found for found in (out.spikes, out.v_last, out.trace) if found is not None)
 
 
 class _WithGradientOf(torch.autograd.Function):
@@ -161,24 +117,24 @@ def multistep_lif_reference(
     ``smooth=True`` replaces each spike by the surrogate's primitive. The result is differentiable in the ordinary
     sense, its exact gradient is what the surrogate gradient stands for, and gradcheck holds.
     """
-    neuron = check_neuron(
-        x, decay, gain, threshold, reset, v_reset, detach_reset, surrogate, v_init
+    neuron = make_neuron(
+        "lif", decay, gain, threshold, reset, v_reset, detach_reset, surrogate, reset_delay
     )
+    check_call(x, neuron, v_init)
+    reset = neuron.reset
     wide = membrane_dtype(x.dtype)
     decay = along_channels(decay, x, wide)
     threshold = along_channels(threshold, x, wide)
     width = along_channels(surrogate.width, x, wide)
     gain = along_channels(gain, x, wide)
-    if reset_delay:
-        reset = _delayed(neuron)
     v = torch.full_like(x[0], neuron.v_start, dtype=wide) if v_init is None else v_init.to(wide)
     spikes, trace = [], []
     for x_t in x.to(wide).unbind(0):
         if neuron.leaks_to_reset:
             h = v + gain * x_t - (1 - decay) * (v - v_reset)
-        elif reset == "delayed soft":
+        elif reset == "delayed_soft":
             h = decay * v + gain * x_t - threshold * (v >= threshold).to(wide)
-        elif reset == "delayed hard":
+        elif reset == "delayed_hard":
             h = decay * torch.where(v >= threshold, 0.0, v) + gain * x_t
         else:
             h = decay * v + gain * x_t

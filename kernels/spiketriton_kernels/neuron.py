@@ -74,7 +74,7 @@ class States(NamedTuple):
 class Neuron(NamedTuple):
     """The constants of a neuron and of the batch norm in front of it (``mean`` is None: there is none).
 
-    ``check_neuron`` makes one of a caller's arguments: ``PARAMETERS`` are floats or tensors () or (C,). rho and beta
+    ``make_neuron`` makes one of a caller's arguments: ``PARAMETERS`` are floats or tensors () or (C,). rho and beta
     are ALIF's, levels is I-LIF's D; shape is one of ``SHAPES`` or the name of a surrogate of one's own.
     An operator takes it apart into tensors, one string and one list of floats, because its cost grows with each
     argument and torch.compile can carry a float that it does not know into a list, but not into a string. ``of`` puts
@@ -142,6 +142,15 @@ class Neuron(NamedTuple):
     @property
     def leaks_to_reset(self) -> bool:
         return self.reset == "hard" and self.v_reset != 0.0
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is LIF of one gain and one of ``SHAPES``, with its reset in time."""
+        return (
+            self.kind == "lif"
+            and not isinstance(self.gain, torch.Tensor)
+            and not self.reset.startswith("delayed")
+        )
 
     @property
     def has_m(self) -> bool:

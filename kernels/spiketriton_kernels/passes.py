@@ -23,14 +23,33 @@ from .neuron import (
     Upstream,
     membrane_dtype,
 )
+from .surrogate import own_surrogate
 
 _NEURON = {"triton": triton_neuron, "native": native, "torch": eager}
 _NORM = {"triton": triton_norm, "native": native, "torch": eager}
 
 
+_PLAIN_ONLY = {"triton", "native"}
+"""Backends that serve LIF alone; eager PyTorch serves the other neurons in their place."""
+
+
+def serving(x: torch.Tensor, neuron: Neuron, traced: bool = False) -> str:
+    """The backend that serves a call; a surrogate of one's own has the one that it is written for."""
+    backend, own = backend_for(x), own_surrogate(neuron.shape)
+    if own is None:
+        plain = neuron.is_plain and not traced
+        return backend if plain or backend not in _PLAIN_ONLY else "torch"
+    if own.compiled and backend != "triton":
+        raise RuntimeError(
+            f"surrogate {own.name!r} is written in Triton; accepted: CUDA tensors (or TRITON_INTERPRET=1), got "
+            f"{x.device}"
+        )
+    return "triton" if own.compiled else "torch"
+
+
 def checkpoints(x: torch.Tensor, neuron: Neuron) -> int:
     """States that the forward must save for x: those between each two chunks, on the Triton backend only."""
-    if x.shape[0] <= CHUNK or backend_for(x) != "triton":
+    if x.shape[0] <= CHUNK or serving(x, neuron) != "triton":
         return 0
     return -(-x.shape[0] // chunk_length(x.shape[0], neuron.holds_more)) - 1
 
@@ -90,7 +109,8 @@ def neuron_forward(
         if out.m_last is not None:
             out.m_last.zero_()
         return out
-    backend, inside = _NEURON[backend_for(x)], running if _in_kernel(x, running) else None
+    backend = _NEURON[serving(x, neuron, call.return_trace)]
+    inside = running if _in_kernel(x, running) else None
     backend.forward(_in_order(inputs), neuron, out, measures, inside)
     if running is not None:
         mean, var, *_ = neuron.norm
@@ -152,7 +172,8 @@ def neuron_backward(
     )
     # Missing checkpoints: the forward ran on another backend, or vmap hid that a gradient is wanted.
     missing = (0 if saved is None else saved.shape[0]) < checkpoints(x, neuron)
-    backend = eager if missing else _NEURON[backend_for(x)]
+    traced = upstream.trace is not None
+    backend = eager if missing else _NEURON[serving(x, neuron, traced)]
     backend.backward(upstream, _in_order(inputs), saved, neuron, count, sums, out)
     return out
 

@@ -16,19 +16,18 @@ arXiv 1803.09574. Backward is exact back-propagation through time through both s
 h - threshold (of h - level); for I-LIF it is 1 / threshold where 0 <= h / threshold <= D, else 0. ``detach_reset``
 leaves the spike out of the reset's gradient; through m it always flows.
 
-One operator serves all of them, in Triton, compiled C++ and eager PyTorch, and moves what LIF moves: 5 elements of x's
-dtype per element and step in training, 2 at inference.
+They run in LIF's passes, and move what LIF moves: 5 elements of x's dtype per element and step in training, 2 at
+inference.
 """
 
 from __future__ import annotations
 
 import torch
 
-from .arguments import along_channels, check_float, check_like, check_neuron
+from .arguments import along_channels, check_call, make_neuron
+from .fire import fire
 from .lif import DEFAULT_SURROGATE, _WithGradientOf
-from .neuron import membrane_dtype
-from .state_neuron import MAX_LEVELS, StateNeuron, States
-from .state_operators import fire_states
+from .neuron import Call, Neuron, States, membrane_dtype
 from .surrogate import Surrogate, unit_primitive
 
 # ---- definitions
@@ -36,32 +35,35 @@ from .surrogate import Surrogate, unit_primitive
 
 def _definition(
     x: torch.Tensor,
-    neuron: StateNeuron,
+    neuron: Neuron,
     v: torch.Tensor | None,
     m: torch.Tensor | None,
-    smooth: bool = False,
-) -> tuple[torch.Tensor, States]:
+    smooth: bool,
+    return_state: bool,
+) -> torch.Tensor | tuple[torch.Tensor, States]:
     """Spikes and last states, by plain PyTorch and its autograd."""
+    check_call(x, neuron, v, m)
     wide = membrane_dtype(x.dtype)
-    decay, threshold, rho, beta, gain = (along_channels(p, x, wide) for p in neuron.parameters)
+    decay, threshold, width, gain, rho, beta = (
+        along_channels(p, x, wide) for p in neuron.parameters
+    )
     v = torch.zeros_like(x[0], dtype=wide) if v is None else v.to(wide)
     m = torch.zeros_like(x[0], dtype=wide) if m is None else m.to(wide)
     spikes = []
     for x_t in x.to(wide).unbind(0):
         h = decay * v + gain * x_t
         level = threshold
-        if neuron.kind == "integer":
+        if neuron.kind == "ilif":
             relaxed = (h / threshold).clamp(0, neuron.levels)
             fired = torch.round(relaxed)
         else:
-            if neuron.kind == "adaptive":
+            if neuron.kind == "alif":
                 level = threshold + beta * m
-            z = (h - level) / neuron.width
-            relaxed = neuron.height * neuron.width * unit_primitive(neuron.shape, z)
+            relaxed = neuron.height * width * unit_primitive(neuron.shape, (h - level) / width)
             fired = h >= level
         s = relaxed if smooth else _WithGradientOf.apply(fired, relaxed)
         s_reset = s.detach() if neuron.detach_reset else s
-        if neuron.kind == "complementary":
+        if neuron.kind == "clif":
             m = m * torch.sigmoid((1 - decay) * h) + s
             v = h - s_reset * (threshold + torch.sigmoid(m))
         else:
@@ -71,39 +73,28 @@ def _definition(
                 v = (1 - s_reset) * h
             else:
                 v = h
-            if neuron.kind == "adaptive":
+            if neuron.kind == "alif":
                 m = rho * m + (1 - rho) * s
         spikes.append(s)
-    return torch.stack(spikes).to(x.dtype), States(v, m)
+    out = torch.stack(spikes).to(x.dtype)
+    return (out, States(v, m)) if return_state else out
 
 
 def _fire(
     x: torch.Tensor,
-    neuron: StateNeuron,
+    neuron: Neuron,
     v_init: torch.Tensor | None,
     m_init: torch.Tensor | None,
     return_state: bool,
+    probe: torch.Tensor | None,
 ) -> torch.Tensor | tuple[torch.Tensor, States]:
-    spikes, last, _ = fire_states(x, neuron, v_init, m_init, last=return_state)
-    return (spikes, last) if return_state else spikes
-
-
-def _check(
-    x: torch.Tensor,
-    decay: float | torch.Tensor,
-    gain: float | torch.Tensor,
-    threshold: float | torch.Tensor,
-    reset: str,
-    detach_reset: bool,
-    surrogate: Surrogate,
-    v_init: torch.Tensor | None,
-    m_init: torch.Tensor | None,
-) -> None:
-    check_neuron(x, decay, gain, threshold, reset, 0.0, detach_reset, surrogate, v_init)
-    if isinstance(surrogate.width, torch.Tensor):
-        raise TypeError("surrogate width is a tensor; accepted here: a float")
-    if m_init is not None:
-        check_like("m_init", m_init, x, x.shape[1:], (membrane_dtype(x.dtype), x.dtype))
+    check_call(x, neuron, v_init, m_init, probe)
+    call = Call(return_v=return_state, return_m=return_state and neuron.has_m)
+    out = fire(x, neuron, call, v_init=v_init, m_init=m_init, probe=probe)
+    if out.v_last is None:
+        return out.spikes
+    m_last = torch.zeros_like(out.v_last) if out.m_last is None else out.m_last
+    return out.spikes, States(out.v_last, m_last)
 
 
 # ---- the public functions
@@ -118,6 +109,8 @@ def multistep_ilif(
     detach_reset: bool = False,
     v_init: torch.Tensor | None = None,
     return_state: bool = False,
+    *,
+    probe: torch.Tensor | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, States]:
     """Integer spikes 0..levels of I-LIF neurons over a whole time window.
 
@@ -132,6 +125,7 @@ def multistep_ilif(
         detach_reset: leave the reset out of the gradient.
         v_init: membrane before the first step, [B, ...]; gets a gradient.
         return_state: also return ``States`` after the last step (m is 0 here).
+        probe: see ``multistep_lif``; a spike counts as the number that it is.
 
     Returns:
         Spikes in the shape, dtype and layout of x.
@@ -139,8 +133,8 @@ def multistep_ilif(
     Raises:
         TypeError, ValueError: naming the argument, what was given and what is accepted.
     """
-    neuron = _integer(x, decay, gain, threshold, levels, detach_reset, v_init)
-    return _fire(x, neuron, v_init, None, return_state)
+    neuron = _integer(decay, gain, threshold, levels, detach_reset)
+    return _fire(x, neuron, v_init, None, return_state, probe)
 
 
 def multistep_ilif_reference(
@@ -156,18 +150,14 @@ def multistep_ilif_reference(
     smooth: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, States]:
     """The definition of ``multistep_ilif``. ``smooth=True`` leaves out the rounding."""
-    neuron = _integer(x, decay, gain, threshold, levels, detach_reset, v_init)
-    spikes, last = _definition(x, neuron, v_init, None, smooth)
-    return (spikes, last) if return_state else spikes
+    neuron = _integer(decay, gain, threshold, levels, detach_reset)
+    return _definition(x, neuron, v_init, None, smooth, return_state)
 
 
-def _integer(x, decay, gain, threshold, levels, detach_reset, v_init) -> StateNeuron:
-    _check(x, decay, gain, threshold, "soft", detach_reset, DEFAULT_SURROGATE, v_init, None)
-    if not isinstance(levels, int) or isinstance(levels, bool) or not 1 <= levels <= MAX_LEVELS:
-        raise ValueError(f"levels {levels!r}: accepted: an integer from 1 to {MAX_LEVELS}")
-    return StateNeuron(
-        kind="integer", decay=decay, gain=gain, threshold=threshold, levels=levels, detach_reset=detach_reset
-    )  # fmt: skip
+def _integer(decay, gain, threshold, levels, detach_reset) -> Neuron:
+    return make_neuron(
+        "ilif", decay, gain, threshold, "soft", 0.0, detach_reset, DEFAULT_SURROGATE, levels=levels
+    )
 
 
 def virtual_steps(spikes: torch.Tensor, levels: int) -> torch.Tensor:
@@ -194,6 +184,8 @@ def multistep_clif(
     v_init: torch.Tensor | None = None,
     m_init: torch.Tensor | None = None,
     return_state: bool = False,
+    *,
+    probe: torch.Tensor | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, States]:
     """Spikes of CLIF neurons, whose complementary potential m makes the reset deeper the more they fired.
 
@@ -203,15 +195,16 @@ def multistep_clif(
         x: input currents [T, B, ...]; time first.
         decay: membrane kept per step, 1 - 1 / tau; a float or a tensor () or (C,), with gradient (through m as well).
         gain, threshold, detach_reset: see ``multistep_ilif``.
-        surrogate: stand-in for ds/dh, with a float as its width.
+        surrogate: see ``multistep_lif``.
         v_init, m_init: states before the first step, [B, ...]; get gradients.
         return_state: also return ``States`` after the last step.
+        probe: see ``multistep_lif``.
 
     Raises:
         TypeError, ValueError: naming the argument, what was given and what is accepted.
     """
-    neuron = _complementary(x, decay, gain, threshold, detach_reset, surrogate, v_init, m_init)
-    return _fire(x, neuron, v_init, m_init, return_state)
+    neuron = _complementary(decay, gain, threshold, detach_reset, surrogate)
+    return _fire(x, neuron, v_init, m_init, return_state, probe)
 
 
 def multistep_clif_reference(
@@ -228,19 +221,12 @@ def multistep_clif_reference(
     smooth: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, States]:
     """The definition of ``multistep_clif``; ``smooth=True`` replaces each spike by the surrogate's primitive."""
-    neuron = _complementary(x, decay, gain, threshold, detach_reset, surrogate, v_init, m_init)
-    spikes, last = _definition(x, neuron, v_init, m_init, smooth)
-    return (spikes, last) if return_state else spikes
+    neuron = _complementary(decay, gain, threshold, detach_reset, surrogate)
+    return _definition(x, neuron, v_init, m_init, smooth, return_state)
 
 
-def _complementary(
-    x, decay, gain, threshold, detach_reset, surrogate, v_init, m_init
-) -> StateNeuron:
-    _check(x, decay, gain, threshold, "soft", detach_reset, surrogate, v_init, m_init)
-    return StateNeuron(
-        kind="complementary", decay=decay, gain=gain, threshold=threshold, detach_reset=detach_reset,
-        shape=surrogate.shape, height=surrogate.height, width=surrogate.width,
-    )  # fmt: skip
+def _complementary(decay, gain, threshold, detach_reset, surrogate) -> Neuron:
+    return make_neuron("clif", decay, gain, threshold, "soft", 0.0, detach_reset, surrogate)
 
 
 def multistep_alif(
@@ -256,6 +242,8 @@ def multistep_alif(
     v_init: torch.Tensor | None = None,
     m_init: torch.Tensor | None = None,
     return_state: bool = False,
+    *,
+    probe: torch.Tensor | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, States]:
     """Spikes of adaptive LIF neurons, whose threshold rises with each spike and decays in between.
 
@@ -267,17 +255,16 @@ def multistep_alif(
         gain: see ``multistep_ilif``.
         reset: "soft" (subtract the threshold of the step), "hard" (to 0) or "none".
         detach_reset: leave the reset out of the gradient; that of the adaptation stays.
-        surrogate: stand-in for ds/dh, with a float as its width.
+        surrogate: see ``multistep_lif``.
         v_init, m_init: states before the first step, [B, ...]; get gradients.
         return_state: also return ``States`` after the last step.
+        probe: see ``multistep_lif``.
 
     Raises:
         TypeError, ValueError: naming the argument, what was given and what is accepted.
     """
-    neuron = _adaptive(
-        x, decay, gain, threshold, rho, beta, reset, detach_reset, surrogate, v_init, m_init
-    )
-    return _fire(x, neuron, v_init, m_init, return_state)
+    neuron = _adaptive(decay, gain, threshold, rho, beta, reset, detach_reset, surrogate)
+    return _fire(x, neuron, v_init, m_init, return_state, probe)
 
 
 def multistep_alif_reference(
@@ -297,28 +284,11 @@ def multistep_alif_reference(
     smooth: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, States]:
     """The definition of ``multistep_alif``; ``smooth=True`` replaces each spike by the surrogate's primitive."""
-    neuron = _adaptive(
-        x, decay, gain, threshold, rho, beta, reset, detach_reset, surrogate, v_init, m_init
+    neuron = _adaptive(decay, gain, threshold, rho, beta, reset, detach_reset, surrogate)
+    return _definition(x, neuron, v_init, m_init, smooth, return_state)
+
+
+def _adaptive(decay, gain, threshold, rho, beta, reset, detach_reset, surrogate) -> Neuron:
+    return make_neuron(
+        "alif", decay, gain, threshold, reset, 0.0, detach_reset, surrogate, rho=rho, beta=beta
     )
-    spikes, last = _definition(x, neuron, v_init, m_init, smooth)
-    return (spikes, last) if return_state else spikes
-
-
-def _adaptive(
-    x, decay, gain, threshold, rho, beta, reset, detach_reset, surrogate, v_init, m_init
-) -> StateNeuron:
-    _check(x, decay, gain, threshold, reset, detach_reset, surrogate, v_init, m_init)
-    for name, value in (("rho", rho), ("beta", beta)):
-        if isinstance(value, torch.Tensor):
-            channels = x.shape[2] if x.dim() > 2 else None
-            if not value.is_floating_point() or (value.dim() and value.shape != (channels,)):
-                raise ValueError(
-                    f"{name} has shape {tuple(value.shape)} and dtype {value.dtype}; accepted: floating point, "
-                    f"() or (C,) with C = dim 2 of the input = {channels}"
-                )
-        else:
-            check_float(name, value)
-    return StateNeuron(
-        kind="adaptive", decay=decay, gain=gain, threshold=threshold, rho=rho, beta=beta, reset=reset,
-        detach_reset=detach_reset, shape=surrogate.shape, height=surrogate.height, width=surrogate.width,
-    )  # fmt: skip

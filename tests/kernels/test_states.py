@@ -7,15 +7,21 @@ import torch
 from spikingjelly.activation_based import neuron, surrogate
 
 from spiketriton_kernels import (
+    PROBE_FIELDS,
     Surrogate,
+    fire,
     multistep_alif,
     multistep_alif_reference,
     multistep_clif,
     multistep_clif_reference,
     multistep_ilif,
     multistep_ilif_reference,
+    operators,
+    states,
     virtual_steps,
 )
+from spiketriton_kernels.bn_lif import Norm, fire_normed, normalised
+from spiketriton_kernels.neuron import Call, Outputs
 from tests.kernels.support import as_layout, dyadic, normal
 
 FUNCTIONS = {
@@ -111,6 +117,104 @@ def test_parameters_learn(kind, size, backend, device):
     mixed = values | {"decay": 0.5}  # a float beside a tensor, and one beside channels
     mixed["threshold"] = torch.tensor(0.75, device=device)
     assert_equal_runs(run(function, x, **mixed), run(reference, x, **mixed), exact=kind != "clif")
+
+
+@pytest.mark.parametrize("size", [(), (3,)], ids=["one", "channels"])
+@pytest.mark.parametrize("kind", ["clif", "alif"])
+def test_the_surrogates_width_learns(kind, size, backend, device):
+    x = normal((5, 2, 3, 4), device=device, mean=0.5, std=1.5)
+    found, expected = (
+        run(
+            lambda x, width, f=f, **o: f(x, surrogate=Surrogate("sigmoid", 0.8, width), **o),
+            x, width=torch.full(size, 0.6, device=device),
+        )
+        for f in FUNCTIONS[kind]
+    )  # fmt: skip
+    assert float(expected[3]["width"].abs().min()) > 1e-3
+    assert_equal_runs(found, expected, exact=kind != "clif")
+
+
+# ---- what LIF has, in every kind
+
+
+@every_case
+def test_a_probe_measures_every_kind(kind, options, backend, device):
+    """Against autograd, in the definition of one step at a time."""
+    x = normal((4, 2, 3, 5), device=device, mean=0.6, std=1.5)
+    upstream = normal(x.shape, device=device, seed=3)
+    probe = torch.zeros(4, 8, device=device, requires_grad=True)
+    function, reference = FUNCTIONS[kind]
+    function(x.clone().requires_grad_(), probe=probe, **options).backward(upstream)
+    currents, spikes, membranes, jumps, given = [], [], [], [], {}
+    for t in range(4):
+        current = x[t : t + 1].clone().requires_grad_()
+        s, last = reference(current, return_state=True, **given, **options)
+        (jump,) = torch.autograd.grad(last.v.sum(), current, retain_graph=True)
+        v = last.v * 1.0  # with reset="none" the definition's v is h itself
+        v.retain_grad()
+        given = dict(v_init=v) | ({} if kind == "ilif" else dict(m_init=last.m))
+        for one, of in zip(
+            (current, s, v, jump), (currents, spikes, membranes, jumps), strict=True
+        ):
+            of.append(one)
+    torch.autograd.backward(torch.cat(spikes), upstream)
+    leak = options.get("decay", 0.25 if kind == "ilif" else 0.5) / options.get("gain", 1.0)
+    for t, found in enumerate(probe.grad):
+        own, carry = currents[t].grad, membranes[t].grad
+        carry = torch.zeros_like(own) if carry is None else carry
+        expected = [
+            upstream[t].square().sum(), own.square().sum(), carry.square().sum(), (leak * jumps[t]).abs().sum(),
+            found[4], spikes[t].sum(), own.abs().max(), torch.zeros_like(found[7]),
+        ]  # fmt: skip
+        torch.testing.assert_close(found, torch.stack(expected).float(), rtol=1e-4, atol=1e-4)
+
+
+@every_kind
+def test_outside_is_where_the_slope_is_small(kind, backend, device):
+    """A rectangle passes within its width; an integer neuron up to its levels."""
+    x = torch.tensor([[-3.0, -0.5, 0.2, 0.9, 1.4, 3.5, 9.0]], device=device, requires_grad=True)
+    probe = torch.zeros(1, 8, device=device, requires_grad=True)
+    options = {} if kind == "ilif" else dict(surrogate=Surrogate.rectangle(1.0))
+    FUNCTIONS[kind][0](x, probe=probe, **options).sum().backward()
+    inside = [0.2, 0.9, 1.4, 3.5] if kind == "ilif" else [0.9, 1.4]
+    assert probe.grad[0, PROBE_FIELDS.index("outside")] == 7 - len(inside)
+    assert x.grad.count_nonzero() == len(inside)
+
+
+def record(kind, options):
+    """What the public function makes of its options."""
+    made = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(states, "fire", lambda x, neuron, *_, **__: made.append(neuron) or Outputs(x))
+        FUNCTIONS[kind][0](torch.zeros(1, 1), **options)
+    return made[0]
+
+
+@every_case
+def test_batch_norm_in_the_passes_of_every_kind(kind, options, backend, device):
+    """Norm, residual, spike_add, step gain, the current and the trace, against the two of them in turn."""
+    y, residual, add = (normal((4, 2, 3, 5), device=device, seed=i, mean=0.4) for i in range(3))
+    small = [normal((3,), device=device, seed=i, mean=1.0, std=0.2) for i in (4, 5)]
+    gains = normal((4,), device=device, seed=6, mean=1.0, std=0.1)
+    upstream = [normal(y.shape, device=device, seed=7 + i) for i in range(2)]
+    results = []
+    for fused in (True, False):
+        given = [t.clone().requires_grad_() for t in (y, residual, add, *small, gains)]
+        y_, residual_, add_, weight, bias, gains_ = given
+        norm = Norm(weight, bias, None, None, step_gain=gains_)
+        if fused:
+            call = Call(return_current=True)
+            out = fire_normed(
+                y_, norm, record(kind, options), call, residual=residual_, spike_add=add_
+            )
+            spikes, current = out.spikes, out.current
+        else:
+            current = normalised(y_, norm, residual_)
+            spikes = FUNCTIONS[kind][1](current, **options) + add_
+        torch.autograd.backward([spikes, current], upstream)
+        results.append([spikes, current, *(t.grad for t in given)])
+    for found_, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found_, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -275,19 +379,20 @@ def test_no_neurons_is_fine(kind, backend, device):
 
 
 @every_kind
-def test_the_operator_is_well_formed(kind, backend, device):
+def test_the_operator_is_well_formed(kind, backend, device, monkeypatch):
     """opcheck: schema, fake tensors, autograd registration, with and without what is optional."""
+    monkeypatch.setattr(fire, "traced", lambda tensors: True)
+    calls = []
+    operator = operators.neuron_forward
+    monkeypatch.setattr(
+        operators, "neuron_forward", lambda *args: calls.append(args) or operator(*args)
+    )
     x = normal((3, 2, 4), device=device, mean=0.5).requires_grad_()
-    v = normal((2, 4), device=device).requires_grad_()
     decay = torch.full((4,), 0.5, device=device, requires_grad=True)
-    words = {
-        "ilif": "integer soft atan 0 4", "clif": "complementary soft atan 0 1", "alif": "adaptive hard atan 1 1"
-    }[kind]  # fmt: skip
-    floats = [0.5, 1.0, 0.9, 1.0, 1.0, 0.0, 1.0, 1.0]
-    for tensors in ((x, v, None, decay, None, None, None, None), (x, *(None,) * 7)):
-        torch.library.opcheck(
-            torch.ops.spiketriton.states_forward, (*tensors, words, floats, True, True, True)
-        )
+    FUNCTIONS[kind][0](x)
+    FUNCTIONS[kind][0](x, decay=decay, v_init=torch.zeros_like(x[0]), return_state=True)
+    for args in calls:
+        torch.library.opcheck(operator, args)
 
 
 @every_kind
@@ -314,8 +419,8 @@ def test_double_backward_is_refused():
         (lambda x: multistep_clif(x, m_init=x), ["m_init", "(3, 2, 4)", "(2, 4)"]),
         (lambda x: multistep_clif(x, decay=torch.ones(3)), ["decay", "(3,)", "dim 2"]),
         (
-            lambda x: multistep_clif(x, surrogate=Surrogate("atan", width=torch.ones(()))),
-            ["width is a tensor", "a float"],
+            lambda x: multistep_clif(x, surrogate=Surrogate("atan", width=torch.ones(3))),
+            ["surrogate width", "(3,)", "dim 2"],
         ),
         (lambda x: multistep_alif(x, rho=torch.ones(3)), ["rho", "(3,)", "dim 2"]),
         (lambda x: multistep_alif(x, beta=math.inf), ["beta", "finite"]),

@@ -1,98 +1,266 @@
 """The kernels' algorithm in eager PyTorch: any device, any floating dtype, one step at a time.
 
-Used where neither Triton nor a C++ compiler serves: float64 on a GPU, machines without a compiler.
+Used where neither Triton nor a C++ compiler serves: float64 on a GPU, machines without a compiler, surrogates of one's
+own. It is the definition of what ``backends`` describes in words.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from ..arguments import along_channels
-from ..neuron import Gradients, Inputs, Neuron, Outputs, Running, Upstream, membrane_dtype
+from ..neuron import (
+    PARAMETERS,
+    Gradients,
+    Inputs,
+    Neuron,
+    Outputs,
+    Running,
+    Upstream,
+    membrane_dtype,
+)
 from ..surrogate import REACH, unit_primitive, unit_slope
 
 
-def _channels_last_dim(step: torch.Tensor) -> list[int]:
-    """The dimensions of one time step [B, C, ...] that a sum over a channel's elements runs over."""
-    return [d for d in range(step.dim()) if d != 1]
+class _Constants(NamedTuple):
+    """``PARAMETERS``, shaped to broadcast against a step."""
+
+    decay: Any
+    threshold: Any
+    width: Any
+    gain: Any
+    rho: Any
+    beta: Any
+
+    @staticmethod
+    def of(neuron: Neuron, x: torch.Tensor) -> _Constants:
+        wide = membrane_dtype(x.dtype)
+        return _Constants(*[along_channels(p, x, wide) for p in neuron.parameters])
 
 
-def _current(
-    x: torch.Tensor, residual: torch.Tensor | None, neuron: Neuron
-) -> Callable[[int], tuple[Any, Any, Any]]:
-    """A function of t giving (current, z, xhat) of one step: z is the normalised current before gain and residual."""
-    wide = membrane_dtype(x.dtype)
-    channel: Callable[[Any], Any] = lambda p: along_channels(p, x, wide)  # noqa: E731
-    if neuron.has_norm:
-        mean = channel(neuron.mean)
-        rstd = torch.rsqrt(channel(neuron.var) + neuron.eps)
-        weight = channel(neuron.weight) if neuron.weight is not None else 1.0
-        bias = channel(neuron.bias) if neuron.bias is not None else 0.0
-        scale = weight * neuron.bn_scale * rstd
+class _Step(NamedTuple):
+    """A step of a window: the potential, both states before it, the spikes, the second state after it."""
 
-    def at(t: int) -> tuple[Any, Any, Any]:
-        current = z = x[t].to(wide)
-        xhat = None
+    h: torch.Tensor
+    v: torch.Tensor
+    m: torch.Tensor
+    s: torch.Tensor
+    after: torch.Tensor
+
+
+class _Back(NamedTuple):
+    """The gradients of one step; ``jump`` is dv/dh, ``unit`` the surrogate without its height."""
+
+    h: torch.Tensor
+    jump: torch.Tensor
+    unit: torch.Tensor
+    threshold: Any
+    through_s: Any  # all that reaches the spike
+    m: Any = 0.0  # by m before the step
+    decay: Any = 0.0  # through the second state; the rows of the others likewise
+    rho: Any = 0.0
+    beta: Any = 0.0
+
+
+# ---- the current
+
+
+class _Norm:
+    """The batch norm in front, of one step at a time; without one xhat is None."""
+
+    def __init__(self, inputs: Inputs, neuron: Neuron) -> None:
+        self.x, self.residual, self.neuron = inputs.x, inputs.residual, neuron
+        self.wide = membrane_dtype(self.x.dtype)
         if neuron.has_norm:
-            centred = current - mean
-            xhat = centred * rstd
-            current = z = centred * scale + bias
-            if neuron.step_gain is not None:
-                current = neuron.step_gain[t] * current
-        if residual is not None:
-            current = current + residual[t].to(wide)
+            self.mean = self.channel(neuron.mean)
+            self.rstd = torch.rsqrt(self.channel(neuron.var) + neuron.eps)
+            self.bias = self.channel(neuron.bias) if neuron.bias is not None else 0.0
+            weight = self.channel(neuron.weight) if neuron.weight is not None else 1.0
+            self.scale = weight * neuron.bn_scale * self.rstd
+
+    def channel(self, value: Any) -> Any:
+        return along_channels(value, self.x, self.wide)
+
+    def step(self, t: int) -> tuple[Any, Any, Any]:
+        """(current, z, xhat) of one step: z is the normalised current before gain and residual."""
+        current = z = self.x[t].to(self.wide)
+        xhat = None
+        if self.neuron.has_norm:
+            centred = current - self.mean
+            xhat = centred * self.rstd
+            current = z = centred * self.scale + self.bias
+            if self.neuron.step_gain is not None:
+                current = self.neuron.step_gain[t] * current
+        if self.residual is not None:
+            current = current + self.residual[t].to(self.wide)
         return current, z, xhat
 
-    return at
+
+# ---- one step forward
 
 
-def _start(x: torch.Tensor, v_init: torch.Tensor | None, neuron: Neuron) -> torch.Tensor:
-    wide = membrane_dtype(x.dtype)
-    return torch.full_like(x[0], neuron.v_start, dtype=wide) if v_init is None else v_init.to(wide)
-
-
-def _charge(v: torch.Tensor, current: torch.Tensor, decay: Any, neuron: Neuron) -> torch.Tensor:
+def _charge(v: torch.Tensor, current: torch.Tensor, c: _Constants, neuron: Neuron) -> torch.Tensor:
+    """h of a step from the membrane before it; a delayed reset comes first."""
     if neuron.leaks_to_reset:
-        return v + neuron.gain * current - (1 - decay) * (v - neuron.v_reset)
-    return decay * v + neuron.gain * current
+        return v + c.gain * current - (1 - c.decay) * (v - neuron.v_reset)
+    if neuron.reset == "delayed_hard":
+        v = torch.where(v >= c.threshold, 0.0, v)
+    h = c.decay * v + c.gain * current
+    if neuron.reset == "delayed_soft":
+        return h - c.threshold * (v >= c.threshold).to(h.dtype)
+    return h
 
 
 def _discharge(
-    h: torch.Tensor, fired: torch.Tensor, threshold: Any, neuron: Neuron
-) -> torch.Tensor:
-    if neuron.reset == "hard":
-        return torch.where(fired, neuron.v_reset, h)
-    return h - threshold * fired.to(h.dtype) if neuron.reset == "soft" else h
+    h: torch.Tensor, m: torch.Tensor, c: _Constants, neuron: Neuron
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(spikes, membrane, second state) after a step with the potential h and the second state m before it."""
+    if neuron.kind == "ilif":
+        s = torch.round((h / c.threshold).clamp(0, neuron.levels))
+        return s, h - c.threshold * s, m
+    if neuron.kind == "clif":
+        s = (h >= c.threshold).to(h.dtype)
+        m = m * torch.sigmoid((1 - c.decay) * h) + s
+        return s, h - s * (c.threshold + torch.sigmoid(m)), m
+    level = _level(m, c, neuron)
+    fired = h >= level
+    s = fired.to(h.dtype)
+    v = h
+    if neuron.reset == "soft":
+        v = h - level * s
+    elif neuron.reset == "hard":
+        v = torch.where(fired, neuron.v_reset, h)
+    return s, v, c.rho * m + (1 - c.rho) * s if neuron.kind == "alif" else m
+
+
+def _level(m: torch.Tensor, c: _Constants, neuron: Neuron) -> Any:
+    return c.threshold + c.beta * m if neuron.kind == "alif" else c.threshold
+
+
+def _states(inputs: Inputs, neuron: Neuron) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both states before the window."""
+    x, v, m, *_ = inputs
+    wide = membrane_dtype(x.dtype)
+    if v is None:
+        v = torch.full_like(x[0], neuron.v_start, dtype=wide)
+    return v, torch.zeros_like(v) if m is None else m
 
 
 def forward(
     inputs: Inputs, neuron: Neuron, out: Outputs, measures: bool, running: Running | None
 ) -> None:
     """``saved`` stays as it is: the walk back replays the whole window."""
-    x, v_init, _, residual, spike_add = inputs
-    spikes, v_last, _, _, _, current = out
+    x, add = inputs.x, inputs.spike_add
     if measures:
         mean, var, *_ = neuron.norm
         channel_statistics(x, mean, var, running)
-    wide = membrane_dtype(x.dtype)
-    decay, threshold = (
-        along_channels(neuron.decay, x, wide),
-        along_channels(neuron.threshold, x, wide),
-    )
-    at, v = _current(x, residual, neuron), _start(x, v_init, neuron)
+    c, norm = _Constants.of(neuron, x), _Norm(inputs, neuron)
+    v, m = _states(inputs, neuron)
     for t in range(x.shape[0]):
-        charge = at(t)[0]
-        if current is not None:
-            current[t] = charge
-        h = _charge(v, charge, decay, neuron)
-        fired = h >= threshold
-        v = _discharge(h, fired, threshold, neuron)
-        spikes[t] = fired if spike_add is None else fired + spike_add[t].to(wide)
-    if v_last is not None:
-        v_last.copy_(v)
+        current = norm.step(t)[0]
+        s, v, m = _discharge(_charge(v, current, c, neuron), m, c, neuron)
+        out.spikes[t] = s if add is None else s + add[t].to(s.dtype)
+        if out.trace is not None:
+            out.trace[t] = v
+        if out.current is not None:
+            out.current[t] = current
+    if out.v_last is not None:
+        out.v_last.copy_(v)
+    if out.m_last is not None:
+        out.m_last.copy_(m)
+
+
+# ---- one step back, by the kind: upstream grad, by_v = dL/dv and by_m = dL/dm after the step
+
+
+def _threshold_back(
+    step: _Step, grad: torch.Tensor, by_v: torch.Tensor, by_m: torch.Tensor, c: _Constants, neuron: Neuron
+) -> _Back:  # fmt: skip
+    """LIF and ALIF, which fire where h reaches the level."""
+    h, _, m, s, _ = step
+    adapts = neuron.kind == "alif"
+    level = _level(m, c, neuron)
+    unit = unit_slope(neuron.shape, (h - level) / c.width)
+    slope = neuron.height * unit
+    if adapts:
+        grad = grad + (1 - c.rho) * by_m
+    jump, through_s, by_level = torch.ones_like(h), grad, 0.0
+    if neuron.reset == "hard":
+        jump = 1 - s
+        if not neuron.detach_reset:
+            jump = jump + (neuron.v_reset - h) * slope
+            through_s = grad + by_v * (neuron.v_reset - h)
+    elif neuron.reset == "soft":
+        by_level = by_v * -s
+        if not neuron.detach_reset:
+            jump = jump - level * slope
+            through_s = grad - by_v * level
+    by_level = by_level - through_s * slope
+    back = _Back(grad * slope + by_v * jump, jump, unit, by_level, through_s)
+    if not adapts:
+        return back
+    return back._replace(m=c.rho * by_m + c.beta * by_level, rho=by_m * (m - s), beta=by_level * m)
+
+
+def _integer_back(
+    step: _Step, grad: torch.Tensor, by_v: torch.Tensor, by_m: torch.Tensor, c: _Constants, neuron: Neuron
+) -> _Back:  # fmt: skip
+    """I-LIF: s follows h / threshold where it is not clamped."""
+    h, _, _, s, _ = step
+    z = h / c.threshold
+    inside = ((z >= 0) & (z <= neuron.levels)).to(h.dtype)
+    slope = inside / c.threshold
+    through, jump = grad, torch.ones_like(h)
+    if not neuron.detach_reset:
+        through, jump = grad - by_v * c.threshold, 1 - c.threshold * slope
+    by_threshold = -(through * slope * z) - by_v * s
+    return _Back(through * slope + by_v, jump, inside, by_threshold, through)
+
+
+def _complementary_back(
+    step: _Step, grad: torch.Tensor, by_v: torch.Tensor, by_m: torch.Tensor, c: _Constants, neuron: Neuron
+) -> _Back:  # fmt: skip
+    """CLIF: h reaches v also through m, which the reset reads."""
+    h, _, m, s, after = step
+    unit = unit_slope(neuron.shape, (h - c.threshold) / c.width)
+    slope = neuron.height * unit
+    g, q = torch.sigmoid(after), torch.sigmoid((1 - c.decay) * h)
+    deeper = s * g * (1 - g)
+    by_m = by_m - by_v * deeper
+    through = grad + by_m
+    bends = m * q * (1 - q)  # dm/dh is (1 - decay) times it, plus the slope
+    jump = 1 - deeper * (bends * (1 - c.decay) + slope)
+    if not neuron.detach_reset:
+        through = through - by_v * (c.threshold + g)
+        jump = jump - (c.threshold + g) * slope
+    bend = by_m * bends
+    by_h = through * slope + by_v + bend * (1 - c.decay)
+    by_threshold = -through * slope - by_v * s
+    return _Back(by_h, jump, unit, by_threshold, through, by_m * q, decay=-bend * h)
+
+
+_BACK = {
+    "lif": _threshold_back,
+    "alif": _threshold_back,
+    "ilif": _integer_back,
+    "clif": _complementary_back,
+}
+
+
+# ---- the walk back
+
+
+def _replay(inputs: Inputs, c: _Constants, norm: _Norm, neuron: Neuron) -> list[_Step]:
+    v, m = _states(inputs, neuron)
+    window = []
+    for t in range(inputs.x.shape[0]):
+        h = _charge(v, norm.step(t)[0], c, neuron)
+        s, after_v, after_m = _discharge(h, m, c, neuron)
+        window.append(_Step(h, v, m, s, after_m))
+        v, m = after_v, after_m
+    return window
 
 
 def backward(
@@ -104,107 +272,106 @@ def backward(
     sums: torch.Tensor | None,
     out: Gradients,
 ) -> None:
-    """Replay the membrane, walk back, fill what ``out`` holds tensors for."""
-    grad_s, grad_v_last, _, _, grad_current = upstream
-    x, v_init, _, residual, _ = inputs
-    wide = membrane_dtype(x.dtype)
-    T = x.shape[0]
-    decay, threshold, width = (along_channels(p, x, wide) for p in neuron.parameters[:3])
-    at, v = _current(x, residual, neuron), _start(x, v_init, neuron)
-    before, potentials = [], []
-    for t in range(T):
-        before.append(v)
-        h = _charge(v, at(t)[0], decay, neuron)
-        potentials.append(h)
-        v = _discharge(h, h >= threshold, threshold, neuron)
-
+    """Replay the window, walk back, fill what ``out`` holds tensors for."""
+    x, wide = inputs.x, membrane_dtype(inputs.x.dtype)
+    c, norm = _Constants.of(neuron, x), _Norm(inputs, neuron)
+    window = _replay(inputs, c, norm, neuron)
     for total in (out.sums, out.parameters):
         if total is not None:
             total.zero_()
     second_pass = out.dy is not None and count > 0 and sums is None
     kept = out.dy if second_pass and out.dx is None else out.dx
     dy = None if second_pass else out.dy
-    if dy is not None:
-        channel: Callable[[Any], Any] = lambda p: along_channels(p, x, wide)  # noqa: E731
-        rstd = torch.rsqrt(channel(neuron.var) + neuron.eps)
-        scale = (
-            (channel(neuron.weight) if neuron.weight is not None else 1.0) * neuron.bn_scale * rstd
-        )
-        mean_dz, mean_dz_xhat = (
-            (channel(s / count) for s in sums) if sums is not None else (0.0, 0.0)
-        )
-
-    def per_channel(value: torch.Tensor) -> torch.Tensor:
-        return value.sum(_channels_last_dim(value)) if value.dim() > 1 else value.sum().view(1)
-
-    carry = torch.zeros_like(v) if grad_v_last is None else grad_v_last.to(wide)
-    for t in range(T - 1, -1, -1):
-        _, z, xhat = at(t)
-        h = potentials[t]
-        u = h - threshold
-        fired = h >= threshold
-        unit = unit_slope(neuron.shape, u / width)
-        slope = neuron.height * unit
-        grad = grad_s[t].to(wide)
-        if neuron.reset == "hard":
-            dv_dh = 1 - fired.to(wide)
-            if not neuron.detach_reset:
-                dv_dh = dv_dh + (neuron.v_reset - h) * slope
-        else:
-            dv_dh = torch.ones_like(h)
-            if neuron.reset == "soft" and not neuron.detach_reset:
-                dv_dh = dv_dh - threshold * slope
-        dh = grad * slope + carry * dv_dh
-        dx = own = neuron.gain * dh
-        if grad_current is not None:
-            dx = own + grad_current[t].to(wide)
-        dz = dx if neuron.step_gain is None else neuron.step_gain[t] * dx
+    means = (0.0, 0.0) if sums is None else tuple(norm.channel(s / count) for s in sums)
+    by_v = torch.zeros_like(window[0].h) if upstream.v_last is None else upstream.v_last
+    by_m = torch.zeros_like(by_v) if upstream.m_last is None else upstream.m_last
+    for t in range(x.shape[0] - 1, -1, -1):
+        step, grad = window[t], upstream.spikes[t].to(wide)
+        if upstream.trace is not None:
+            by_v = by_v + upstream.trace[t]
+        back = _BACK[neuron.kind](step, grad, by_v, by_m, c, neuron)
+        current, z, xhat = norm.step(t)
+        dx = own = c.gain * back.h
+        if upstream.current is not None:
+            dx = own + upstream.current[t].to(wide)
         if kept is not None:
             kept[t] = dx
-        if dy is not None:
-            dy[t] = scale * (dz - mean_dz - xhat * mean_dz_xhat)
-        if out.sums is not None:
-            out.sums[0] += per_channel(dz)
-            out.sums[1] += per_channel(dz * xhat)
-        if out.step_gain is not None:
-            out.step_gain[t] = (dx * z).sum()
+        if neuron.has_norm:
+            dz = dx if neuron.step_gain is None else neuron.step_gain[t] * dx
+            if dy is not None:
+                dy[t] = norm.scale * (dz - means[0] - xhat * means[1])
+            if out.sums is not None:
+                out.sums[0] += _per_channel(dz)
+                out.sums[1] += _per_channel(dz * xhat)
+            if out.step_gain is not None:
+                out.step_gain[t] = (dx * z).sum()
         if out.probe is not None:
-            fields = (
-                grad.square().sum(),
-                own.square().sum(),
-                carry.square().sum(),
-                (decay * dv_dh).abs().sum(),
-                (unit < REACH).sum(),
-                fired.sum(),
-                own.abs().nan_to_num(0.0, 0.0).max() if own.numel() else 0.0,
-                (~torch.isfinite(own)).sum(),
-            )
-            out.probe[t] = torch.stack(
-                [torch.as_tensor(f, dtype=torch.float32, device=x.device) for f in fields]
-            )
+            out.probe[t] = _observed(step, back, grad, own, by_v, c, neuron)
+        by_m = back.m
+        by_v, v = c.decay * back.h, step.v
+        if neuron.reset.startswith("delayed"):  # what the step before left to this one
+            fired = step.v >= c.threshold
+            if neuron.reset == "delayed_hard":
+                by_v, v = torch.where(fired, 0.0, by_v), torch.where(fired, 0.0, v)
+            else:
+                back = back._replace(threshold=back.threshold - fired.to(wide) * back.h)
         if out.parameters is not None:
-            z_u = u / width
-            d_width = neuron.height * (unit_primitive(neuron.shape, z_u) - z_u * unit)
-            through_s = grad
-            through_v = torch.zeros_like(h)  # dv/dthreshold apart from the path through s
-            if neuron.reset == "soft":
-                through_v = -fired.to(wide)
-                if not neuron.detach_reset:
-                    through_s = grad - carry * threshold
-            elif neuron.reset == "hard" and not neuron.detach_reset:
-                through_s = grad + carry * (neuron.v_reset - h)
-            terms = (
-                dh * (before[t] - neuron.v_reset if neuron.leaks_to_reset else before[t]),
-                carry * through_v - through_s * slope,
-                through_s * d_width,
-            )
-            for row, term in zip(out.parameters, terms, strict=True):
-                row += per_channel(term) if row.numel() > 1 else term.sum()
-        carry = decay * dh
+            terms = _parameter_terms(step, back, v, current, c, neuron)
+            for row, name in zip(out.parameters, PARAMETERS, strict=False):
+                term = terms[name]
+                if isinstance(term, torch.Tensor):
+                    row += _per_channel(term) if row.numel() > 1 else term.sum()
     if out.v_init is not None:
-        out.v_init.copy_(carry)
+        out.v_init.copy_(by_v)
+    if out.m_init is not None:
+        out.m_init.copy_(torch.as_tensor(by_m))
     if second_pass:
         norm_backward(kept, x, neuron, out.sums, count, out.dy)
+
+
+def _per_channel(value: torch.Tensor) -> torch.Tensor:
+    """The sum of one time step [B, C, ...] over a channel's elements."""
+    dims = [d for d in range(value.dim()) if d != 1]
+    return value.sum(dims) if value.dim() > 1 else value.sum().view(1)
+
+
+def _parameter_terms(
+    step: _Step, back: _Back, v: torch.Tensor, current: torch.Tensor, c: _Constants, neuron: Neuron
+) -> dict[str, Any]:
+    """dL/dparameter of each element, v being the membrane that the leak acted on."""
+    by_width: Any = 0.0
+    if neuron.kind != "ilif" and isinstance(neuron.width, torch.Tensor):
+        z = (step.h - _level(step.m, c, neuron)) / c.width
+        relaxed = unit_primitive(neuron.shape, z) - z * back.unit
+        by_width = back.through_s * (neuron.height * relaxed)
+    return dict(
+        decay=back.h * (v - neuron.v_reset if neuron.leaks_to_reset else v) + back.decay,
+        threshold=back.threshold,
+        width=by_width,
+        gain=back.h * current,
+        rho=back.rho,
+        beta=back.beta,
+    )
+
+
+def _observed(
+    step: _Step, back: _Back, grad: torch.Tensor, own: torch.Tensor, by_v: torch.Tensor, c: _Constants, neuron: Neuron
+) -> torch.Tensor:  # fmt: skip
+    """One row of a probe, in the order of ``arguments.PROBE_FIELDS``."""
+    jump = back.jump
+    if neuron.reset == "delayed_hard":  # this step's reset, which the next one applies
+        jump = 1 - step.s
+    fields = (
+        grad.square().sum(),
+        own.square().sum(),
+        by_v.square().sum(),
+        (c.decay * jump).abs().sum(),
+        (back.unit < REACH).sum(),
+        step.s.sum(),
+        own.abs().nan_to_num(0.0, 0.0).max(),
+        (~torch.isfinite(own)).sum(),
+    )
+    return torch.stack([field.to(torch.float32) for field in fields])
 
 
 def norm_backward(dx, y, neuron: Neuron, sums, count, dy) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..state_neuron import MAX_LEVELS
+from ..neuron import MAX_LEVELS
 from ..surrogate import Surrogate
 from .calls import CellOnKernel, LeakyOnKernel, OnKernel, on_kernel
 from .neurons import IF, LIF, PLIF, SpikingNeuron

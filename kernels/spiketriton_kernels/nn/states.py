@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..state_neuron import MAX_LEVELS
+from ..neuron import MAX_LEVELS
 from ..states import multistep_alif, multistep_clif, multistep_ilif
 from ..surrogate import Surrogate
 from .neurons import SpikingNeuron, keep, wide, words_of
