@@ -49,6 +49,10 @@ def test_a_recipe_trains_it_resumes_it_and_keeps_what_became_of_it(
     assert {row["time_step"] for row in rows} == {0, 1, 2}
     run = spiketriton.load_run("whole")
     assert run.predict(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+    found = run.evaluate()
+    assert "has no graph" in found.uncounted
+    assert found.accuracy[-1] == last_state(Path("whole"))["test_accuracy"]
+    assert [len(layer.rate) for layer in found.layers] == [3] * len(run.model.spiking_layers())
     assert main(["r.toml", "train.max_steps=3", "--run-dir", "part"]) == 0
 
 

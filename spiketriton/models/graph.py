@@ -4,6 +4,8 @@ A node reads the sum of its inputs, so that residual connections are plain edges
 `plain` block ends at its last neuron, those of `sew` and `ms` blocks at the nodes that follow.
 """
 
+import copy
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,13 +14,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from spiketriton.errors import UserError
+from spiketriton.errors import UserError, one_line
 from spiketriton.models.feedforward import MLP, FeedForward, Layer
+from spiketriton.models.layers import folded
 from spiketriton.models.network import Network
 from spiketriton.models.pooled import VGGSNN, BlockNet
 from spiketriton.models.preact import PreActBlock, PreActResNet
 from spiketriton.models.resnet import Block, MSBlock, PlainBlock, ResNet, SEWBlock
-from spiketriton.neurons import Norm
+from spiketriton.neurons import Norm, one_by_one
 
 Kind = Literal["input", "weights", "norm", "neuron", "maxpool", "avgpool", "mean", "flatten"]
 Value = tuple[str, ...]  # the nodes of which it is the sum
@@ -45,12 +48,14 @@ Graph = dict[str, Node]  # by name, each node after its inputs
 
 
 def graph_of(model: Network) -> Graph:
-    """The graph of a network, from "input" to "fc"."""
+    """The graph of a network, from "input" to "fc": its own, or that of its class."""
+    if (own := model.graph()) is not None:
+        return own
     if not isinstance(model, ResNet | PreActResNet | FeedForward | VGGSNN | BlockNet):
         raise UserError(
             f"{type(model).__name__} has no graph by which operations are counted and networks "
             "converted and exported; accepted: a ResNet, PreActResNet, FeedForward, VGGSNN or BlockNet "
-            "of spiketriton.models, or a subclass of one"
+            "of spiketriton.models, a subclass of one, or a network with a method graph()"
         )
     build = _Builder()
     value = build.add("input", "input", ())
@@ -109,6 +114,58 @@ def _pooled(build: "_Builder", model: VGGSNN | BlockNet, value: Value) -> Value:
     if isinstance(model, BlockNet) and model.neuron_last is not None:
         value = build.add("neuron_last", "neuron", value, model.neuron_last)
     return build.add("flatten", "flatten", value)
+
+
+AGREEMENT = 1e-3  # of the mean current: rounding may flip a spike that meets its threshold
+
+
+def counted_graph(model: Network, images: Tensor) -> Graph:
+    """The graph of a network, if it gives the network's answers to images [B, C, H, W] or [T, B, C, H, W].
+
+    A subclass may compute something else than the layers that it has from its class. In float64, on the CPU.
+
+    UserError: there is no graph, or it is one of another network.
+    """
+    graph_of(model)
+    twin = copy.deepcopy(model).cpu().double().eval()
+    images = images.cpu().double()
+    steps = len(images) if images.ndim == 5 else twin.time_steps
+    twin.reset()
+    with torch.inference_mode(), one_by_one(twin):
+        ours = twin(images)
+        try:
+            theirs = _answers(graph_of(twin), images, steps).float()
+            far = (ours - theirs).abs().mean() / ours.abs().mean().clamp_min(1e-30)
+        except (RuntimeError, KeyError, TypeError) as error:  # shapes or names that do not fit
+            raise UserError(f"its graph cannot be computed: {one_line(error)}") from None
+    if not far <= AGREEMENT:
+        raise UserError(
+            f"the graph of {type(model).__name__} does not give its answers (currents differ by {far:.2g} of their "
+            "mean): its features() computes something else than its layers in a row; accepted: a method graph()"
+        )
+    return graph_of(model)
+
+
+def _answers(nodes: Graph, images: Tensor, steps: int) -> Tensor:
+    """The currents [T, B, K] that a graph computes."""
+    values: dict[str, Tensor] = {}
+    for node in nodes.values():
+        if node.kind == "input":
+            shown = images if images.ndim == 5 else images.expand(steps, *images.shape)
+            values[node.name] = shown
+            continue
+        x = functools.reduce(torch.add, (values[name] for name in node.inputs))
+        if node.kind == "mean":
+            x = x.mean((3, 4))
+        elif node.kind == "flatten":
+            x = x.flatten(2)
+        else:
+            assert node.module is not None
+            timed = node.kind in ("neuron", "norm")
+            x = node.module(x) if timed else folded(node.module, x)
+            x = x if node.norm is None else node.norm(x)
+        values[node.name] = x
+    return values["fc"]
 
 
 class _Builder:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,9 @@ from spiketriton.errors import UserError
 from spiketriton.models.layers import Parts, initialize
 from spiketriton.models.memory import PackedSpikes
 from spiketriton.neurons import Norm, SpikingNeuron
+
+if TYPE_CHECKING:
+    from spiketriton.models.graph import Graph
 
 
 class Network(nn.Module):
@@ -86,6 +90,13 @@ class Network(nn.Module):
     def spiking_layers(self) -> list[tuple[str, SpikingNeuron]]:
         """Dotted name and neuron of each spiking layer, in forward order; none for the ANN twin."""
         return [(name, m) for name, m in self.named_modules() if isinstance(m, SpikingNeuron)]
+
+    def graph(self) -> "Graph | None":
+        """The network as a graph of `models.graph.Node`, which a subclass may give; None: made from its class.
+
+        Operations are counted by it after it has given the answers of the network.
+        """
+        return None
 
     def notes(self) -> list[str]:
         """What else is said of the network at the start of a run."""

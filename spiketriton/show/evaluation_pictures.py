@@ -97,8 +97,11 @@ def learning(evaluations: list[Evaluation], title: str) -> Figure | None:
     return figure
 
 
-def energy(evaluations: list[Evaluation], title: str) -> Figure:
-    """Accuracy against energy of one image, by operations alone and with data movement."""
+def energy(evaluations: list[Evaluation], title: str) -> Figure | None:
+    """Accuracy against energy of one image, by operations alone and with data movement; None where none is counted."""
+    evaluations = [one for one in evaluations if not one.uncounted]
+    if not evaluations:
+        return None
     figure = new_figure(11, 4.8, title)
     panels = figure.subplots(1, 2, sharey=True)
     for axes, field, name in (
@@ -128,8 +131,10 @@ def energy(evaluations: list[Evaluation], title: str) -> Figure:
     return figure
 
 
-def rates(one: Evaluation, title: str) -> Figure:
-    """Firing rate by layer and time step, and what the layers cost."""
+def rates(one: Evaluation, title: str) -> Figure | None:
+    """Firing rate by layer and time step, and what the layers cost; None where no layer is watched."""
+    if not one.layers:
+        return None
     names = [layer.name for layer in one.layers]
     figure = layer_figure(len(names), title)
     heat, bars = figure.subplots(1, 2)

@@ -1,5 +1,6 @@
 """Evaluations as tables and sentences: cost by time step, activity by layer, comparisons."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 from rich.console import Console
@@ -93,13 +94,21 @@ def step_rows(one: Evaluation, asked: Sequence[int] = ()) -> Iterator[tuple[int,
                 f"{t}" if one.ms_per_step is None else f"{t} ({t * one.ms_per_step:.0f} ms)",
                 f"{100 * one.accuracy[t - 1]:.2f}",
                 f"{100 * low:.1f}-{100 * high:.1f}",
-                f"{one.accumulates(t) / 1e6:.3f}",
-                f"{one.macs(t) / 1e6:.3f}",
-                f"{one.energy_uj[t - 1]:.2f}",
-                f"{one.energy_with_data_uj[t - 1]:.2f}",
+                *_costs(one, t),
                 f"{one.images_per_s:.0f}" if t == one.time_steps else "",
             ),
         )
+
+
+def _costs(one: Evaluation, t: int) -> tuple[str, str, str, str]:
+    if one.uncounted:
+        return ("-",) * 4
+    return (
+        f"{one.accumulates(t) / 1e6:.3f}",
+        f"{one.macs(t) / 1e6:.3f}",
+        f"{one.energy_uj[t - 1]:.2f}",
+        f"{one.energy_with_data_uj[t - 1]:.2f}",
+    )
 
 
 def chosen_steps(one: Evaluation, asked: Sequence[int] = ()) -> list[int]:
@@ -110,7 +119,7 @@ def chosen_steps(one: Evaluation, asked: Sequence[int] = ()) -> list[int]:
         steps = set(range(1, one.steps + 1))
     else:
         steps = {1 << n for n in range(one.steps.bit_length())} | {one.time_steps, one.steps}
-    return sorted(t for t in steps if t <= one.steps)
+    return sorted(t for t in steps if t <= one.steps and not math.isnan(one.accuracy[t - 1]))
 
 
 def layer_head(one: Evaluation) -> tuple[str, ...]:
@@ -139,7 +148,7 @@ def layer_rows(one: Evaluation) -> Iterator[tuple[str, ...]]:
             f"{100 * rate[-1]:.2f}",
             f"{100 * layer.dead / layer.neurons:.1f}",
             f"{100 * layer.saturated / layer.neurons:.1f}",
-            f"{layer.synaptic_operations / 1e6:.3f}",
+            "-" if one.uncounted else f"{layer.synaptic_operations / 1e6:.3f}",
         )
 
 
@@ -149,6 +158,9 @@ def verdict(one: Evaluation, evaluations: list[Evaluation]) -> str:
     The first run is compared with all, each other one with the first and with ANNs.
     """
     at = one.time_steps - 1
+    if one.uncounted:
+        rate = "" if math.isnan(one.mean_rate) else f" {_rate(one)}"
+        return f"{one.label}: operations and energy are not counted: {one.uncounted}.{rate}"
     if one.kind == "ann":
         macs, energy = one.macs(one.time_steps), one.energy_uj[at]
         return f"{one.label}: {macs / 1e6:.3f} million MAC, {energy:.2f} µJ an image."
@@ -157,13 +169,18 @@ def verdict(one: Evaluation, evaluations: list[Evaluation]) -> str:
     text = (
         f"{one.label}: at T = {one.time_steps} it takes {one.energy_uj[at] / ann_uj:.3f} of its "
         f"ANN twin's energy by operations, {one.energy_with_data_uj[at] / ann_data_uj:.3f} with "
-        f"data movement. A neuron spikes in {100 * one.mean_rate:.1f} % of the steps. Against an ANN whose "
+        f"data movement. {_rate(one)} Against an ANN whose "
         f"activations are quantised, and with a finer model of the same movement, another study finds "
         f"that a spiking net saves energy below {low:.1f} to {high:.1f} % (Yan et al. 2024, T = 5)."
     )
     first = evaluations[0]
     others = [e for e in evaluations if e is not one and (first in (one, e) or e.kind == "ann")]
     return " ".join([text, *(overtakes(one, other) for other in others)])
+
+
+def _rate(one: Evaluation) -> str:
+    does = "A value is above 0" if one.kind == "ann" else "A neuron spikes"
+    return f"{does} in {100 * one.mean_rate:.1f} % of the steps."
 
 
 def overtakes(one: Evaluation, other: Evaluation) -> str:

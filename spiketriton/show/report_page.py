@@ -147,7 +147,11 @@ def _facts(main: Evaluation | None, rows: list[Row]) -> str:
                 f"accuracy on {main.tested}, 95 %: {100 * low:.1f}-{100 * high:.1f}",
             ),
             (f"{main.time_steps}", "time steps"),
-            (f"{main.energy_uj[at]:.3g} µJ", f"energy of one {main.what} (operations)"),
+            *(
+                []
+                if main.uncounted
+                else [(f"{main.energy_uj[at]:.3g} µJ", f"energy of one {main.what} (operations)")]
+            ),
             (
                 f"{100 * main.mean_rate:.1f} %",
                 "of the neurons active" if main.kind == "ann" else "of the neurons spike in a step",
@@ -208,7 +212,8 @@ def _cost(evaluations: list[Evaluation], title: str) -> Iterator[str]:
         "accumulate. With data: 5 pJ more for each word read or written, with no reuse, in the "
         "spiking net and in the ANN alike. Neither is a measurement.</p>"
     )
-    yield _figure(evaluation_pictures.energy(evaluations, title), "accuracy against energy")
+    if (figure := evaluation_pictures.energy(evaluations, title)) is not None:
+        yield _figure(figure, "accuracy against energy")
 
 
 def _training(folder: RunFolder, rows: list[Row], title: str) -> Iterator[str]:
@@ -281,7 +286,9 @@ def _activity(main: Evaluation | None, title: str) -> Iterator[str]:
     picture = evaluation_pictures.sample(main, title)
     if picture is not None:
         yield _figure(picture, "one test image, its answers and its spikes")
-    yield _figure(evaluation_pictures.rates(main, title), "activity by layer and time step")
+    if (rates := evaluation_pictures.rates(main, title)) is None:
+        return
+    yield _figure(rates, "activity by layer and time step")
     yield _table(layer_head(main), list(layer_rows(main)))
     yield f"<p>{layer_legend(main)}</p>"
 

@@ -9,8 +9,8 @@ import json
 import math
 import time
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,8 @@ from torch.nn import functional as F
 
 from spiketriton.data import TestSet
 from spiketriton.errors import UserError
-from spiketriton.models.graph import Graph, graph_of
+from spiketriton.models.graph import AGREEMENT, Graph, counted_graph
+from spiketriton.models.network import Network
 from spiketriton.neurons import IF, Norm, SpikingNeuron, one_by_one
 from spiketriton.runs.rows import json_text
 from spiketriton.trained.energy import Workload, ann_energy_pj, energy_pj, spike_sources, workload
@@ -46,7 +47,9 @@ class Layer:
     rate: list[float]  # spikes a neuron, of each time step
     dead: int  # neurons that did not spike on any test image within T
     saturated: int  # neurons that spiked at each step of each test image within T
-    synaptic_operations: float  # of one image within T, behind this layer; 0 for an ANN
+    synaptic_operations: (
+        float  # of one image within T, behind this layer; 0 for an ANN, nan if not counted
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +118,7 @@ class Evaluation:
     ms_per_step: float | None = (
         None  # of the recordings, in the mean; None: bins of no fixed length
     )
+    uncounted: str = ""  # why there are no operations and no energy: nan in all lists of them
     available: int = 0  # test images that there are; 0: not recorded
     samples: list[Sample] = dataclasses.field(default_factory=list)  # of events, for pictures
     raster: Raster | None = None  # of one image, for a picture
@@ -166,8 +170,18 @@ class Evaluation:
     def from_json(cls, text: str) -> Evaluation:
         """ValueError, TypeError or KeyError: the text is not an evaluation."""
         values = json.loads(text)
-        values["layers"] = [Layer(**layer) for layer in values["layers"]]
-        values["interval"] = [tuple(pair) for pair in values["interval"]]
+        for name in ("accuracy", "synaptic_operations", "energy_uj", "energy_with_data_uj"):
+            values[name] = [math.nan if value is None else value for value in values[name]]
+        if values["mean_rate"] is None:
+            values["mean_rate"] = math.nan
+        operations = [layer["synaptic_operations"] for layer in values["layers"]]
+        values["layers"] = [
+            Layer(**layer | {"synaptic_operations": math.nan if n is None else n})
+            for layer, n in zip(values["layers"], operations, strict=True)
+        ]
+        values["interval"] = [
+            tuple(math.nan if end is None else end for end in pair) for pair in values["interval"]
+        ]
         values["raster"] = Raster(**values["raster"]) if values.get("raster") else None
         values["samples"] = [Sample(**sample) for sample in values.get("samples", [])]
         return cls(**values)
@@ -196,28 +210,41 @@ def evaluate(run: Run, steps: int | None = None, batch_size: int = 0) -> Evaluat
     test = data.test
     if batch_size:
         test = dataclasses.replace(test, batch_size=batch_size)
-    nodes = graph_of(model)
     image = (data.channels, data.image_size, data.image_size)
-    work = workload(nodes, image, constant=not data.facts.frames)
-    counter = SpikeCounter(nodes, work, steps=last, within=run.time_steps)
+    uncounted, counter = "", None
+    work = Workload(layer_macs={}, macs_once=0, macs_per_step=0, neurons=0, fan_out={})
+    try:
+        nodes = counted_graph(model, _first_images(test))
+        work = workload(nodes, image, constant=not data.facts.frames)
+        counter = SpikeCounter(nodes, work, steps=last, within=run.time_steps)
+    except UserError as error:
+        uncounted = str(error)
+        counter = ActivityCounter(steps=last, within=run.time_steps)
+    chunks = _parts_of_window(run, _first_images(test), last)
+    first = 0 if model.answers_each_step else last - 1  # the step of the first answer
 
     classes = len(data.classes)
-    correct = torch.zeros(last, dtype=torch.int64)
+    correct = torch.zeros(last - first, dtype=torch.int64)
     confusion = torch.zeros(classes * classes, dtype=torch.int64)
     images_per_s = _images_per_s(run, test)
     with counter.watching(model):
         for images, labels in with_bar(test, f"{run.folder.path.name}, {last} time steps"):
-            answers = _answers(run, images, last, counter.follow)
+            answers = _answers(run, images, chunks, counter.follow)
             correct += (answers == labels).sum(1)
-            pairs = labels * classes + answers[run.time_steps - 1]
+            pairs = labels * classes + answers[run.time_steps - 1 - first]
             confusion += pairs.bincount(minlength=classes * classes)
 
     images_seen = int(confusion.sum())
-    operations = [n / images_seen if spiking else 0.0 for n in counter.operations_within()]
+    if uncounted:
+        operations = [math.nan] * last
+    else:
+        operations = [n / images_seen if spiking else 0.0 for n in counter.operations_within()]
     leaky = any(not isinstance(neuron, IF) for _, neuron in model.spiking_layers())
     energy = [ann_energy_pj(work.ann_macs * t) for t in range(1, last + 1)]
     if spiking:
         energy = [energy_pj(work, ops, t, leaky=leaky) for t, ops in enumerate(operations, 1)]
+    if uncounted:
+        energy = [(math.nan, math.nan)] * last
     return Evaluation(
         run=str(run.folder.path),
         recipe=run.recipe.name,
@@ -230,10 +257,11 @@ def evaluate(run: Run, steps: int | None = None, batch_size: int = 0) -> Evaluat
         synthetic=data.synthetic,
         images=images_seen,
         available=len(test.dataset.split),
+        uncounted=uncounted,
         classes=list(data.classes),
         time_steps=run.time_steps,
-        accuracy=[int(n) / images_seen for n in correct],
-        interval=[wilson(int(n), images_seen) for n in correct],
+        accuracy=[math.nan] * first + [int(n) / images_seen for n in correct],
+        interval=[(math.nan, math.nan)] * first + [wilson(int(n), images_seen) for n in correct],
         confusion=confusion.view(classes, classes).tolist(),
         layers=counter.layers(images_seen, spiking),
         mean_rate=counter.mean_rate(images_seen),
@@ -252,7 +280,7 @@ def evaluate(run: Run, steps: int | None = None, batch_size: int = 0) -> Evaluat
         else environment.cpu_name(),
         events=bool(data.facts.frames),
         ms_per_step=None if data.bin_ms is None else float(data.bin_ms[test.members].mean()),
-        samples=_samples(run) if data.facts.frames else [],
+        samples=_samples(run) if data.facts.frames and model.answers_each_step else [],
         raster=raster_of(run),
     )
 
@@ -263,6 +291,93 @@ def wilson(right: int, images: int) -> tuple[float, float]:
     middle = share + z2 / 2
     reach = math.sqrt(share * (1 - share) * z2 + z2**2 / 4)
     return max(0.0, (middle - reach) / (1 + z2)), min(1.0, (middle + reach) / (1 + z2))
+
+
+def _first_images(test: TestSet) -> Tensor:
+    """Two test images, or recordings."""
+    images, _ = next(iter(test))
+    return images.narrow(-4, 0, min(2, images.shape[-4]))
+
+
+class ActivityCounter:
+    """Spikes of each layer by time step and by neuron, where no graph says what is behind them.
+
+    A layer may be called once for a window, once a step, or several times with the same steps.
+    """
+
+    def __init__(self, *, steps: int, within: int) -> None:
+        self.steps, self.within = steps, within
+        self.spikes: dict[str, Tensor] = {}  # int64 [steps]
+        self.shown: dict[
+            str, Tensor
+        ] = {}  # images that a layer was shown in each step, int64 [steps]
+        self.by_neuron: dict[str, Tensor] = {}  # within T, int64 [N]
+        self.start, self.length = 0, steps
+        self.seen: dict[str, int] = {}  # steps of the chunk
+
+    @contextmanager
+    def watching(self, model: Network) -> Iterator[None]:
+        """Counts the spikes of `model` within this context; of an ANN, values above 0."""
+        layers = model.spiking_layers()
+        hooks = []
+        for name, layer in layers:
+            layer.on_fire = partial(self._count, name)
+        if not model.is_spiking:
+            for name, module in model.named_modules():
+                if isinstance(module, nn.ReLU):
+                    count = partial(self._count, name)
+                    hook = lambda module, _, out, count=count: count(out)  # noqa: E731
+                    hooks.append(module.register_forward_hook(hook))
+        try:
+            yield
+        finally:
+            for _, layer in layers:
+                layer.on_fire = None
+            for hook in hooks:
+                hook.remove()
+
+    def follow(self, start: int, length: int) -> None:
+        """Tells which time steps the model is given next."""
+        self.start, self.length, self.seen = start, length, {}
+
+    def _count(self, name: str, out: Tensor) -> None:
+        """Adds the spikes [k, B, ...] of some of the chunk's steps."""
+        events = out.detach().ne(0).flatten(2)
+        if name not in self.spikes:
+            self.spikes[name] = torch.zeros(self.steps, dtype=torch.int64)
+            self.shown[name] = torch.zeros(self.steps, dtype=torch.int64)
+            self.by_neuron[name] = torch.zeros(events.shape[2], dtype=torch.int64)
+        at = self.seen.get(name, 0)
+        self.seen[name] = at + len(events)
+        places = self.start + (at + torch.arange(len(events))) % self.length
+        self.spikes[name].index_add_(0, places, events.sum((1, 2)).cpu())
+        self.shown[name].index_add_(0, places, torch.full_like(places, events.shape[1]))
+        inside = (places < self.within).to(events.device)
+        self.by_neuron[name] += events[inside].sum((0, 1)).cpu()
+
+    def layers(self, images: int, spiking: bool) -> list[Layer]:
+        """What was counted, by layer."""
+        return [
+            Layer(
+                name=name,
+                neurons=len(by_neuron),
+                rate=(
+                    self.spikes[name] / (self.shown[name].clamp_min(1) * len(by_neuron))
+                ).tolist(),
+                dead=int((by_neuron == 0).sum()),
+                saturated=int((by_neuron == self.shown[name][: self.within].sum()).sum()),
+                synaptic_operations=math.nan,
+            )
+            for name, by_neuron in self.by_neuron.items()
+        ]
+
+    def mean_rate(self, images: int) -> float:
+        """Spikes of all neurons within T, per neuron and time step; nan where none is watched."""
+        places = sum(
+            int(self.shown[name][: self.within].sum()) * len(n)
+            for name, n in self.by_neuron.items()
+        )
+        return sum(int(n.sum()) for n in self.by_neuron.values()) / places if places else math.nan
 
 
 class SpikeCounter:
@@ -346,18 +461,38 @@ class SpikeCounter:
         return [s.name for s in self.sources if s.kind == "maxpool" and name in s.inputs]
 
 
+def _parts_of_window(run: Run, images: Tensor, steps: int) -> list[tuple[int, int]]:
+    """Start and length of the chunks in which a window is run; one where the network runs only whole ones.
+
+    That is so where a neuron is called several times with the same steps, or something else is kept between steps.
+    """
+    chunks = list(_chunks(steps, run.time_steps))
+    if len(chunks) == 1 or not run.model.streams:
+        return [(0, steps)]
+    images = run.to_device(images)
+    with run.autocast():
+        whole = _shown(run, images, 0, steps)
+        with _streaming(run):
+            cut = torch.cat([_shown(run, images, *chunk) for chunk in chunks])
+    far = (cut - whole).abs().mean()
+    return chunks if far <= AGREEMENT * whole.abs().mean() else [(0, steps)]
+
+
 def _answers(
-    run: Run, images: Tensor, steps: int, follow: Callable[[int, int], object] = lambda *_: None
+    run: Run,
+    images: Tensor,
+    chunks: Sequence[tuple[int, int]],
+    follow: Callable[[int, int], object] = lambda *_: None,
 ) -> Tensor:
-    """The class of the largest mean current after each of `steps` steps: [steps, B].
+    """The class of the largest mean current after each step of the `chunks` of a window: [steps, B].
 
     follow: told the start and length of each chunk before the model is given it.
     """
     images = run.to_device(images)
     total = torch.zeros((), dtype=torch.float64, device=run.device)
     answers = []
-    with _streaming(run), run.autocast():
-        for start, length in _chunks(steps, run.time_steps):
+    with _streaming(run) if len(chunks) > 1 else nullcontext(), run.autocast():
+        for start, length in chunks:
             follow(start, length)
             currents = _shown(run, images, start, length).double()
             # no cumsum, which CUDA refuses under train.deterministic
@@ -402,9 +537,11 @@ def _images_per_s(run: Run, test: TestSet) -> float:
     ]
     batches = batches[-1:] * 2 if len(batches) == 1 else batches
 
+    chunks = _parts_of_window(run, batches[0], run.time_steps)
+
     def answer(images: Tensor) -> None:
-        with _streaming(run), run.autocast():
-            for start, length in _chunks(run.time_steps, run.time_steps):
+        with _streaming(run) if len(chunks) > 1 else nullcontext(), run.autocast():
+            for start, length in chunks:
                 _shown(run, images, start, length)
 
     answer(batches[0])
@@ -423,7 +560,8 @@ def _samples(run: Run) -> list[Sample]:
     firsts = [int(at[0]) for at in (labels.eq(c).nonzero() for c in labels.unique()) if len(at)]
     chosen = test.members[np.array(firsts[:SAMPLES])]
     frames = test.dataset.split.read(chosen)
-    answers = _answers(run, test.dataset.whole(frames), run.time_steps)
+    images = test.dataset.whole(frames)
+    answers = _answers(run, images, _parts_of_window(run, images, run.time_steps))
     classes = run.data.classes
     return [
         Sample.of(classes[int(test.dataset.split.labels[index])], frame, [classes[a] for a in said])

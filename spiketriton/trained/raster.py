@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from spiketriton.neurons import one_by_one
 from spiketriton.trained.run import Run
 
 SHOWN = 24  # neurons of each layer, at even distances
@@ -30,22 +28,24 @@ class Raster:
 
 @torch.inference_mode()
 def raster_of(run: Run) -> Raster | None:
-    """The raster of the first test image; None for an ANN and for recordings of events."""
-    if not run.model.is_spiking or run.data.facts.frames:
+    """The raster of the first test image.
+
+    None for an ANN, for recordings of events, and where there is no answer at each step.
+    """
+    if not run.model.is_spiking or run.data.facts.frames or not run.model.answers_each_step:
         return None
     images, labels = next(iter(run.data.test))
     images = run.to_device(images[:1])
     spikes: dict[str, list[list[int]]] = {}
-    hooks = [
-        layer.register_forward_hook(partial(_keep, spikes, name))
-        for name, layer in run.model.spiking_layers()
-    ]
+    layers = run.model.spiking_layers()
+    for name, layer in layers:
+        layer.on_fire = partial(_keep, spikes, name)
     try:
-        with one_by_one(run.model), run.autocast():
+        with run.autocast():
             currents = run.model(images, run.time_steps).double()[:, 0].cpu()
     finally:
-        for hook in hooks:
-            hook.remove()
+        for _, layer in layers:
+            layer.on_fire = None
     steps = torch.arange(1, len(currents) + 1).view(-1, 1)
     share, answer = (currents.cumsum(0) / steps).softmax(1).max(1)
     classes = run.data.classes
@@ -58,13 +58,11 @@ def raster_of(run: Run) -> Raster | None:
     )
 
 
-def _keep(
-    spikes: dict[str, list[list[int]]], name: str, module: nn.Module, _: Any, out: Tensor
-) -> None:
-    """Keeps some neurons of the spikes [T, 1, ...] of a layer."""
+def _keep(spikes: dict[str, list[list[int]]], name: str, out: Tensor) -> None:
+    """Keeps some neurons of the spikes of a layer, [T, 1, ...] or those of a step."""
     flat = out.ne(0).flatten(1)
     chosen = torch.linspace(0, flat.shape[1] - 1, min(SHOWN, flat.shape[1])).long()
-    spikes[name] = flat[:, chosen.to(flat.device)].int().tolist()
+    spikes.setdefault(name, []).extend(flat[:, chosen.to(flat.device)].int().tolist())
 
 
 def _grey(image: Tensor) -> list[list[int]]:

@@ -1,0 +1,98 @@
+"""Evaluation and report of any network; operations are counted by a graph that gives the network's answers."""
+
+import math
+
+import pytest
+import torch
+
+from spiketriton import evaluate as command
+from spiketriton import report
+from spiketriton.runs.checkpoint import read_checkpoint
+from spiketriton.trained.evaluation import evaluate, read_evaluation
+from spiketriton.trained.run import load_run
+from tests.small_runs import small_trainer
+
+OWN = [
+    "plugins.modules=tests.trained.own_nets", "model.width=0", "train.max_steps=2", "monitor.enabled=false",
+]  # fmt: skip
+
+
+def trained(path, net, *changes):
+    small_trainer(path, *OWN, f"model.name=own_{net}", *changes).fit()
+    return load_run(path)
+
+
+@pytest.mark.parametrize("kind", ["lif", "relu"])
+@pytest.mark.parametrize("net", ["twice", "pooled"])
+def test_without_a_graph_of_its_own_all_but_operations_is_measured(tmp_path, net, kind):
+    run = trained(tmp_path / "run", net, f"neuron.kind={kind}")
+    found = evaluate(run)
+    state = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")
+    assert found.accuracy[-1] == state["test_accuracy"]
+    assert sum(map(sum, found.confusion)) == found.images == 50
+    assert found.images_per_s > 0
+    assert "does not give its answers" in found.uncounted
+    assert math.isnan(found.energy_uj[-1])
+    if kind == "lif":
+        fired = []
+        for name, layer in run.model.spiking_layers():
+            layer.on_fire = lambda out, name=name: fired.append(
+                (name, out.double().mean((1, 2, 3, 4)))
+            )
+        with torch.inference_mode():
+            for images, _ in [next(iter(run.data.test))]:
+                run.model(images)
+        names = [name for name, _ in fired]
+        assert [layer.name for layer in found.layers] == list(dict.fromkeys(names))
+        every = evaluate(run, batch_size=len(images))
+        assert every.layers == found.layers
+        if net == "twice":
+            assert names.count("layers.1.neuron") == 2
+
+
+@pytest.mark.parametrize("steps", [3, 5])
+def test_rates_are_the_mean_over_all_calls(tmp_path, steps):
+    """Of windows that are run at once: a membrane that is kept would be that of the layer's other call."""
+    run = trained(tmp_path / "run", "twice")
+    found = evaluate(run, steps)
+    sums = {}
+
+    def add(name, out):
+        spikes, places = sums.get(name, (0, 0))
+        sums[name] = spikes + out.sum((1, 2, 3, 4)).double(), places + out[0].numel()
+
+    for name, layer in run.model.spiking_layers():
+        layer.on_fire = lambda out, name=name: add(name, out)
+    with torch.inference_mode():
+        for images, _ in run.data.test:
+            run.model(images, steps)
+    for layer in found.layers:
+        spikes, places = sums[layer.name]
+        assert layer.rate == pytest.approx((spikes / places).tolist())
+
+
+def test_a_graph_of_ones_own_counts_what_the_network_does(tmp_path):
+    found = evaluate(trained(tmp_path / "run", "withgraph"))
+    assert found.uncounted == ""
+    rate = {layer.name: sum(layer.rate[: found.time_steps]) for layer in found.layers}
+    # behind the pool 2x2 of 8x8 are left: the weights that read a place, over all places
+    assert 0 < found.synaptic_operations[-1] < 3 * 64 * 4 * (9 * 4 + 10)
+    assert found.layer_macs["layers.1.weights"] == 4 * 4 * 4 * 4 * 9
+    assert rate["layers.0.neuron"] > 0
+
+
+def test_evaluate_and_report_show_it(tmp_path, capsys):
+    trained(tmp_path / "run", "pooled")
+    command.main([str(tmp_path / "run")])
+    said = capsys.readouterr().out
+    assert (
+        "operations and energy are not counted: the graph of Pooled does not give its answers"
+        in " ".join(said.split())
+    )
+    again = read_evaluation(tmp_path / "run" / "evaluation" / "evaluation.json")
+    assert math.isnan(again.energy_uj[0])
+    assert not (tmp_path / "run" / "evaluation" / "energy.png").exists()
+    report.main([str(tmp_path / "run")])
+    text = (tmp_path / "run" / "report.html").read_text()
+    assert "operations and energy are not counted" in text
+    assert "nan" not in text.partition("base64")[0]
