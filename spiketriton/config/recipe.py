@@ -274,9 +274,10 @@ class ModelConfig(TableOfPart):
 
     name: Literal[ResNet, SmallResNet, PlainNet, PooledNet] = key(
         ...,
-        "architecture; `plain` (convolutions), `mlp` (fully connected) and `vggsnn` have no skip "
-        "connections; `net7b`: seven small blocks, each halving the image; `MODULE:NAME`: any network that "
-        "a function or class makes, `spikingjelly:NAME` one of SpikingJelly's (docs/any_network.md)",
+        "architecture; `plain` (convolutions), `mlp` (fully connected), `vggsnn`, `vgg11`, `vgg16` and "
+        "`csnn` (of PSN) have no skip connections; `resnet19`: tdBN's, with two fully connected layers; "
+        "`net7b`: seven small blocks, each halving the image; `MODULE:NAME`: any network that a function or "
+        "class makes, `spikingjelly:NAME` one of SpikingJelly's (docs/any_network.md)",
     )
     arguments: Arguments = key(  # noqa: RUF009
         Arguments(), "keyword arguments of the function or class that `MODULE:NAME` names"
@@ -287,8 +288,13 @@ class ModelConfig(TableOfPart):
     )
     block: Literal["plain", "sew", "ms", "preact"] = key(
         "plain",
-        "residual block: neuron(BN(conv) + shortcut), SEW-ResNet with ADD, MS-ResNet, or "
+        "residual block: neuron(BN(conv) + shortcut), SEW-ResNet, MS-ResNet, or "
         "pre-activation with spikes in the shortcut; only `plain` for networks without skip connections",
+    )
+    connect: Literal["add", "and", "iand"] = key(
+        "add",
+        "how a `sew` block joins the spikes s of its last neuron and those of its shortcut: their sum, s and "
+        "shortcut, or not s and shortcut",
     )
     stem: Literal["auto", "imagenet", "strided", "cifar"] = key(
         "auto",
@@ -312,7 +318,8 @@ class ModelConfig(TableOfPart):
     width: int = key(
         0,
         "channels of the first stage, or features of `mlp`; 0: the default (64 for resnet18 to "
-        "resnet101, 16 for the smaller ResNets and `plain`, 128 for `mlp`)",
+        "resnet101, `vggsnn`, `vgg11` and `vgg16`, 16 for the smaller ResNets and `plain`, 128 for resnet19 and "
+        "`mlp`, 256 for `csnn`)",
         Range(0, 65_536),
     )
     residual_gain: float | Literal["auto"] = key(

@@ -12,9 +12,12 @@ from spiketriton.config.words import shown
 
 ResNet = Literal["resnet18", "resnet34", "resnet50", "resnet101"]  # either stem
 # CIFAR style
-SmallResNet = Literal["resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"]
+SmallResNet = Literal[
+    "resnet8", "resnet19", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"
+]
 PlainNet = Literal["plain", "mlp"]  # of any depth, without skip connections
-PooledNet = Literal["vggsnn", "net7b"]  # of the papers on event data
+VGG = Literal["vggsnn", "vgg11", "vgg16", "csnn"]  # without skip connections, too
+PooledNet = Literal[VGG, "net7b"]
 
 Loss = Literal["cross_entropy", "tet"]
 
@@ -97,6 +100,7 @@ def idle(values: Mapping[str, Any]) -> dict[str, str]:
         (["model.residual_gain"], "model.block", ("plain", "sew", "ms")),
         (["model.residual_bias", "model.shortcut_gradient"], "model.block", ("plain",)),
         (["neuron.surrogate.hold"], "model.block", ("plain",)),
+        (["model.connect"], "model.block", ("sew",)),
         (["neuron.surrogate.hold"], "neuron.surrogate.width", ("auto", "auto_per_layer")),
         (["neuron.tau", "neuron.decay_input"], "neuron.kind", ("lif", "plif", "relu")),
         (["neuron.detach_reset"], "neuron.reset", ("hard", "soft")),
@@ -174,15 +178,19 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[str]:
             f"{split if values['data.name'] == 'eventfolder' else ''}; "
             "accepted with it: a number from 0, below 1"
         )
-    if name in (*get_args(PlainNet), "vggsnn") and block != "plain":
+    if name in (*get_args(PlainNet), *get_args(VGG)) and block != "plain":
         yield (
             f'model.block = "{block}" needs skip connections, which model.name = "{name}" lacks; '
             'accepted with it: "plain"'
         )
-    if name == "net7b" and block == "preact":
+    if name in ("net7b", "resnet19") and block == "preact":
         yield (
-            'model.block = "preact" is for ResNets, and model.name = "net7b"; accepted with it: "plain", '
-            '"sew" or "ms"'
+            f'model.block = "preact" is not for model.name = "{name}"; accepted with it: "plain", "sew" or "ms"'
+        )
+    if values["model.connect"] != "add" and values["neuron.kind"] == "relu":
+        yield (
+            f'model.connect = "{values["model.connect"]}" joins spikes, and neuron.kind = "relu" gives none; '
+            'accepted with it: "add"'
         )
     yield from _of_events(values)
     batch, parts = values["train.batch_size"], values["train.accumulate"]

@@ -1,5 +1,7 @@
 """Networks from recipes: images [B, C, H, W] or frames [T, B, C, H, W] -> currents [T, B, K]."""
 
+from collections.abc import Callable
+
 from torch import nn
 
 from spiketriton.config import Recipe
@@ -9,9 +11,16 @@ from spiketriton.models.feedforward import MLP, PlainNet
 from spiketriton.models.foreign import make_foreign
 from spiketriton.models.layers import Parts
 from spiketriton.models.network import Network, trial
-from spiketriton.models.pooled import VGGSNN, BlockNet
+from spiketriton.models.pooled import PLANS, VGG, BlockNet
 from spiketriton.models.preact import PreActResNet
-from spiketriton.models.resnet import ARCHITECTURES, IMAGENET_STEM_FROM, ResNet, pixel_warning
+from spiketriton.models.resnet import (
+    ARCHITECTURES,
+    IMAGENET_STEM_FROM,
+    BlockNetwork,
+    ResNet,
+    ResNet19,
+    pixel_warning,
+)
 
 __all__ = ["Network", "build_model", "count_parameters", "trial"]
 
@@ -37,66 +46,65 @@ def build_model(recipe: Recipe, *, classes: int, channels: int, image_size: int)
                 "accepted: a spiketriton.models.Network"
             )
         return made
-    if model.name in ARCHITECTURES:
-        architecture = ARCHITECTURES[model.name]
-        if model.width:
-            architecture = architecture._replace(width=model.width)
-        stem = model.stem
-        if stem == "auto":
-            large = len(architecture.blocks) == 4 and image_size >= IMAGENET_STEM_FROM
-            stem = "imagenet" if large else "cifar"
-        if warning := pixel_warning(model.name, stem, image_size):
-            warn_once(warning)
-        if model.block == "preact":
-            return PreActResNet(parts, architecture, stem=stem, classes=classes, channels=channels)
-        net = ResNet(
-            parts,
-            architecture,
-            block=model.block,
-            stem=stem,
-            classes=classes,
-            channels=channels,
+    make = _BUILT_IN[model.name]
+    net = make(recipe, parts, classes=classes, channels=channels, image_size=image_size)
+    if isinstance(net, BlockNetwork) and model.norm != "none":
+        net.start_blocks(*_block_start(recipe))
+    return net
+
+
+def _resnet(
+    recipe: Recipe, parts: Parts, *, classes: int, channels: int, image_size: int
+) -> Network:
+    model = recipe.model
+    architecture = ARCHITECTURES[model.name]
+    if model.width:
+        architecture = architecture._replace(width=model.width)
+    stem = model.stem
+    if stem == "auto":
+        large = len(architecture.blocks) == 4 and image_size >= IMAGENET_STEM_FROM
+        stem = "imagenet" if large else "cifar"
+    if warning := pixel_warning(model.name, stem, image_size):
+        warn_once(warning)
+    sizes = {"stem": stem, "classes": classes, "channels": channels}
+    if model.block == "preact":
+        return PreActResNet(parts, architecture, **sizes)
+    kind = ResNet19 if model.name == "resnet19" else ResNet
+    return kind(parts, architecture, block=model.block, **sizes)
+
+
+def _vgg(recipe: Recipe, parts: Parts, *, image_size: int, **sizes: int) -> Network:
+    plan, hidden, width = PLANS[recipe.model.name]
+    smallest = 1 << sum(isinstance(entry, str) for entry in plan)
+    if image_size < smallest and recipe.model.name == "vggsnn":
+        raise UserError(
+            f"data.image_size = {image_size} is too small for vggsnn, which halves it four "
+            f"times; accepted: {smallest} or more"
         )
-        if model.norm != "none":
-            net.start_blocks(*_block_start(recipe))
-        return net
-    if model.name == "vggsnn":
-        if image_size < VGGSNN.smallest:
-            raise UserError(
-                f"data.image_size = {image_size} is too small for vggsnn, which halves it four "
-                f"times; accepted: {VGGSNN.smallest} or more"
-            )
-        return VGGSNN(
-            parts,
-            width=model.width or 64,
-            classes=classes,
-            channels=channels,
-            image_size=image_size,
-        )
-    if model.name == "net7b":
-        small = BlockNet(
-            parts,
-            block=model.block,
-            width=model.width or 32,
-            classes=classes,
-            channels=channels,
-            image_size=image_size,
-        )
-        if model.norm != "none":
-            small.start_blocks(*_block_start(recipe))
-        return small
-    if model.name == "plain":
-        return PlainNet(
-            parts, depth=model.depth, width=model.width or 16, classes=classes, channels=channels
-        )
-    return MLP(
-        parts,
-        depth=model.depth,
-        width=model.width or 128,
-        classes=classes,
-        channels=channels,
-        image_size=image_size,
-    )
+    width = recipe.model.width or width
+    return VGG(parts, plan, hidden, width=width, image_size=image_size, **sizes)
+
+
+def _net7b(recipe: Recipe, parts: Parts, **sizes: int) -> Network:
+    return BlockNet(parts, block=recipe.model.block, width=recipe.model.width or 32, **sizes)
+
+
+def _plain(recipe: Recipe, parts: Parts, *, image_size: int, **sizes: int) -> Network:
+    return PlainNet(parts, depth=recipe.model.depth, width=recipe.model.width or 16, **sizes)
+
+
+def _mlp(recipe: Recipe, parts: Parts, **sizes: int) -> Network:
+    return MLP(parts, depth=recipe.model.depth, width=recipe.model.width or 128, **sizes)
+
+
+_BUILT_IN: dict[str, Callable[..., Network]] = {
+    **dict.fromkeys(ARCHITECTURES, _resnet),
+    **dict.fromkeys(PLANS, _vgg),
+    "net7b": _net7b,
+    "plain": _plain,
+    "mlp": _mlp,
+}
+"""What makes each built-in network, called as a plugin's function is."""
 
 
 def _block_start(recipe: Recipe) -> tuple[float, float]:

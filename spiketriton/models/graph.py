@@ -18,9 +18,9 @@ from spiketriton.errors import UserError, one_line
 from spiketriton.models.feedforward import MLP, FeedForward, Layer
 from spiketriton.models.layers import folded
 from spiketriton.models.network import Network
-from spiketriton.models.pooled import VGGSNN, BlockNet
+from spiketriton.models.pooled import VGG, BlockNet
 from spiketriton.models.preact import PreActBlock, PreActResNet
-from spiketriton.models.resnet import Block, MSBlock, PlainBlock, ResNet, SEWBlock
+from spiketriton.models.resnet import Block, MSBlock, PlainBlock, ResNet, ResNet19, SEWBlock
 from spiketriton.neurons import Norm, one_by_one
 
 Kind = Literal["input", "weights", "norm", "neuron", "maxpool", "avgpool", "mean", "flatten"]
@@ -51,15 +51,15 @@ def graph_of(model: Network) -> Graph:
     """The graph of a network, from "input" to "fc": its own, or that of its class."""
     if (own := model.graph()) is not None:
         return own
-    if not isinstance(model, ResNet | PreActResNet | FeedForward | VGGSNN | BlockNet):
+    if not isinstance(model, ResNet | PreActResNet | FeedForward | VGG | BlockNet):
         raise UserError(
             f"{type(model).__name__} has no graph by which operations are counted and networks "
-            "converted and exported; accepted: a ResNet, PreActResNet, FeedForward, VGGSNN or BlockNet "
+            "converted and exported; accepted: a ResNet, PreActResNet, FeedForward, VGG or BlockNet "
             "of spiketriton.models, a subclass of one, or a network with a method graph()"
         )
     build = _Builder()
     value = build.add("input", "input", ())
-    if isinstance(model, VGGSNN | BlockNet):
+    if isinstance(model, VGG | BlockNet):
         value = _pooled(build, model, value)
     elif isinstance(model, PreActResNet):
         value = build.weights("conv1", value, model.conv1, None)
@@ -87,16 +87,17 @@ def graph_of(model: Network) -> Graph:
             assert isinstance(layer, Layer)
             value = build.weights(f"layers.{i}.weights", value, layer.weights, layer.bn)
             value = build.add(f"layers.{i}.neuron", "neuron", value, layer.neuron)
-    if not isinstance(model, MLP | VGGSNN | BlockNet):
+    if not isinstance(model, MLP | VGG | BlockNet):
         value = build.add("mean", "mean", value)
+    if isinstance(model, ResNet19):
+        value = build.weights("fc1", value, model.fc1, None)
+        value = build.add("neuron_fc1", "neuron", value, model.neuron_fc1)
     build.weights("fc", value, model.fc, None)
     return build.nodes
 
 
-def _pooled(build: "_Builder", model: VGGSNN | BlockNet, value: Value) -> Value:
-    """Layers with a pool behind each, or each second one, up to the flattened image."""
-    kind: Kind = "maxpool" if isinstance(model, BlockNet) else "avgpool"
-    each = 1 if isinstance(model, BlockNet) else 2
+def _pooled(build: "_Builder", model: VGG | BlockNet, value: Value) -> Value:
+    """Layers with pools behind some of them, up to the flattened image and what reads it."""
     if isinstance(model, BlockNet):
         value = build.weights("conv1", value, model.conv1, model.bn1)
         if model.neuron1 is not None:
@@ -108,12 +109,17 @@ def _pooled(build: "_Builder", model: VGGSNN | BlockNet, value: Value) -> Value:
             value = build.add(f"{name}neuron", "neuron", value, layer.neuron)
         else:
             value = _BLOCKS[type(layer)](build, name, layer, value)
-        pool, rest = divmod(number, each)
-        if rest == 0 and pool <= len(model.pools):
-            value = build.add(f"pools.{pool - 1}", kind, value, model.pools[pool - 1])
+        if number in model.pooled_after:
+            pool = model.pooled_after.index(number)
+            value = build.add(f"pools.{pool}", model.pool_kind, value, model.pools[pool])
     if isinstance(model, BlockNet) and model.neuron_last is not None:
         value = build.add("neuron_last", "neuron", value, model.neuron_last)
-    return build.add("flatten", "flatten", value)
+    value = build.add("flatten", "flatten", value)
+    for number, layer in enumerate(model.hidden if isinstance(model, VGG) else ()):
+        assert isinstance(layer, Layer)
+        value = build.weights(f"hidden.{number}.weights", value, layer.weights, layer.bn)
+        value = build.add(f"hidden.{number}.neuron", "neuron", value, layer.neuron)
+    return value
 
 
 AGREEMENT = 1e-3  # of the mean current: rounding may flip a spike that meets its threshold
@@ -201,6 +207,11 @@ def _plain(build: _Builder, name: str, block: PlainBlock, x: Value) -> Value:
 
 
 def _sew(build: _Builder, name: str, block: SEWBlock, x: Value) -> Value:
+    if block.connect != "add":
+        raise UserError(
+            f'model.connect = "{block.connect}" is no sum, and a graph by which operations are counted and networks '
+            'converted and exported has sums alone; accepted: "add"'
+        )
     current, shortcut = _inner(build, name, block, x), _downsample(build, name, block, x)
     if block.downsample is not None:
         shortcut = build.add(f"{name}downsample.2", "neuron", shortcut, block.downsample[2])

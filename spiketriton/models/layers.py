@@ -156,6 +156,7 @@ class Parts:
     start: str = "kaiming"
     norm_gain: float = 1.0
     straight_through: bool = False
+    connect: str = "add"
 
     @classmethod
     def of(cls, recipe: Recipe) -> "Parts":
@@ -174,6 +175,7 @@ class Parts:
             model.start,
             model.norm_gain,
             spiking and model.shortcut_gradient == "straight_through",
+            model.connect,
         )
 
     def neuron(self) -> nn.Module:

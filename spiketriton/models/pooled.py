@@ -1,47 +1,101 @@
-"""The networks of the papers on event data, with pools between their layers: VGGSNN and 7B-Net.
+"""Networks with pools between their layers: VGGs, the CSNN of PSN, and 7B-Net.
 
-Both also take constant images.
+All take constant images and frames of events.
 """
 
 from torch import Tensor, nn
 
 from spiketriton.models.feedforward import Layer
 from spiketriton.models.layers import Parts, first_layer, folded, over_time
+from spiketriton.models.memory import mark_spikes
 from spiketriton.models.network import Network
 from spiketriton.models.resnet import BLOCKS, BlockNetwork
 
+Plan = tuple[int | str, ...]
+"""Channels of a 3x3 convolution with norm and neuron, in units of the first one's, or a pool: "avg" or "max"."""
 
-class VGGSNN(Network):
-    """Eight 3x3 convolutions with norm and neuron, an average pool after every second one.
+PLANS: dict[str, tuple[Plan, tuple[int, ...], int]] = {
+    # plan; how many features a hidden layer reads for each of its own; width
+    "vggsnn": ((1, 2, "avg", 4, 4, "avg", 8, 8, "avg", 8, 8, "avg"), (), 64),
+    "vgg11": ((1, "max", 2, "max", 4, 4, "max", 8, 8, "max", 8, 8, "max"), (), 64),
+    "vgg16": (
+        (1, 1, "max", 2, 2, "max", 4, 4, 4, "max", 8, 8, 8, "max", 8, 8, 8, "max"),
+        (),
+        64,
+    ),
+    "csnn": ((1, 1, 1, "avg", 1, 1, 1, "avg"), (4,), 256),
+}
+_POOLS = {"avg": nn.AvgPool2d, "max": nn.MaxPool2d}
 
-    Deng et al. 2022 (TET, arXiv 2202.11946): channels 64, 128, 256, 256, 512, 512, 512, 512 for
-    width 64, and one linear layer on all that is left of the image, a sixteenth of its side.
+
+class VGG(Network):
+    """3x3 convolutions with norm and neuron, pools that halve the image, and linear layers on what is left of it.
+
+    `vggsnn` is Deng et al. 2022 (TET, arXiv 2202.11946). `vgg11` and `vgg16` are the convolutions of
+    Simonyan & Zisserman 2014 (arXiv 1409.1556) with batch norm and one linear layer, as is usual for CIFAR.
+    `csnn` is the network of Fang et al. 2023 (PSN, arXiv 2304.12760) for CIFAR-10: six convolutions and a
+    hidden layer with a neuron, a quarter as wide as what it reads. Where an image has no side left to
+    halve, the pools that remain are left out.
     """
 
-    smallest = 16  # pixels
-
     def __init__(
-        self, parts: Parts, *, width: int, classes: int, channels: int, image_size: int
+        self,
+        parts: Parts,
+        plan: Plan,
+        hidden: tuple[int, ...],
+        *,
+        width: int,
+        classes: int,
+        channels: int,
+        image_size: int,
     ) -> None:
         super().__init__(parts, channels)
-        widths = [width * factor for factor in (1, 2, 4, 4, 8, 8, 8, 8)]
-        self.layers = nn.ModuleList(
-            Layer(parts.conv(before, after, 3), parts.norm(after), parts.neuron())
-            for before, after in zip([channels, *widths], widths, strict=False)
-        )
-        self.pools = nn.ModuleList(nn.AvgPool2d(2) for _ in range(4))
-        side = image_size >> 4
-        self.fc = nn.Linear(widths[-1] * side**2, classes)
+        layers, pools, side = [], [], image_size
+        self.pooled_after: list[int] = []  # the numbers of layers behind which there is a pool
+        before = channels
+        for entry in plan:
+            if isinstance(entry, str):
+                if side > 1:
+                    pools.append(_POOLS[entry](2))
+                    self.pooled_after.append(len(layers))
+                    side //= 2
+                continue
+            after = width * entry
+            layers.append(Layer(parts.conv(before, after, 3), parts.norm(after), parts.neuron()))
+            before = after
+        self.layers, self.pools = nn.ModuleList(layers), nn.ModuleList(pools)
+        features = before * side**2
+        self.hidden = nn.ModuleList()
+        for share in hidden:
+            after = max(1, features // share)
+            self.hidden.append(Layer(nn.Linear(features, after), nn.Identity(), parts.neuron()))
+            features = after
+        self.fc = nn.Linear(features, classes)
         self._initialize()
+
+    @property
+    def pool_kind(self) -> str:
+        return (
+            "maxpool" if any(isinstance(pool, nn.MaxPool2d) for pool in self.pools) else "avgpool"
+        )
 
     def features(self, images: Tensor, steps: int) -> Tensor:
         first, *rest = self.layers
-        x = first(images, steps)
+        x = self._pooled(first(images, steps), 1)
         for number, layer in enumerate(rest, 2):
+            x = self._pooled(layer(x), number)
+        x = x.flatten(2)
+        for layer in self.hidden:
             x = layer(x)
-            if number % 2 == 0:
-                x = folded(self.pools[number // 2 - 1], x)
-        return x.flatten(2)
+        return x
+
+    def _pooled(self, x: Tensor, number: int) -> Tensor:
+        if number not in self.pooled_after:
+            return x
+        out = folded(self.pools[self.pooled_after.index(number)], x)
+        if self.is_spiking and self.pool_kind == "maxpool":
+            return mark_spikes(out)  # a maximum of spikes is a spike
+        return out
 
 
 class BlockNet(BlockNetwork):
@@ -54,6 +108,7 @@ class BlockNet(BlockNetwork):
     """
 
     number_of_blocks = 7
+    pool_kind = "maxpool"
 
     def __init__(
         self,
@@ -74,6 +129,7 @@ class BlockNet(BlockNetwork):
         )
         halvings = min(self.number_of_blocks, image_size.bit_length() - 1)
         self.pools = nn.ModuleList(nn.MaxPool2d(2) for _ in range(halvings))
+        self.pooled_after = list(range(1, halvings + 1))
         self.checkpoint_blocks = parts.checkpoint_blocks
         self.neuron_last = parts.neuron() if block == "ms" else None
         self.fc = nn.Linear(width * (image_size >> halvings) ** 2, classes)

@@ -42,6 +42,7 @@ ARCHITECTURES = {
     "resnet50": Architecture((3, 4, 6, 3), True, 64),
     "resnet101": Architecture((3, 4, 23, 3), True, 64),
     "resnet8": Architecture((1, 1, 1), False, 16),
+    "resnet19": Architecture((3, 3, 2), False, 128),
     "resnet20": Architecture((3, 3, 3), False, 16),
     "resnet32": Architecture((5, 5, 5), False, 16),
     "resnet44": Architecture((7, 7, 7), False, 16),
@@ -135,6 +136,7 @@ class Block(nn.Module):
         self.depth = len(plan)
         self.channels_out = plan[-1][1]
         self.straight_through = parts.straight_through
+        self.connect = parts.connect
         channels = channels_in
         for i, (kernel, channels_next, conv_stride) in enumerate(plan, start=1):
             if i == self.depth:
@@ -197,7 +199,8 @@ class PlainBlock(Block):
 class SEWBlock(Block):
     """out = neuron(BN(conv(...))) + shortcut: spikes are added, so the output is whole numbers.
 
-    SEW-ResNet with ADD (Fang et al. 2021, arXiv 2102.04159). A shortcut that changes shape ends in
+    SEW-ResNet (Fang et al. 2021, arXiv 2102.04159) with ADD. With `connect` "and" the output is s * shortcut,
+    with "iand" (1 - s) * shortcut, and stays spikes. A shortcut that changes shape ends in
     a neuron of its own.
     """
 
@@ -212,7 +215,10 @@ class SEWBlock(Block):
             conv, norm, neuron = self.downsample
             shortcut = norm_neuron(norm, neuron, spike_conv(conv, x))
         _, norm, neuron = self.stages()[-1]
-        return norm_neuron(norm, neuron, current, spike_add=shortcut)
+        if self.connect == "add":
+            return norm_neuron(norm, neuron, current, spike_add=shortcut)
+        both = norm_neuron(norm, neuron, current) * shortcut
+        return mark_spikes(both if self.connect == "and" else shortcut - both)
 
 
 class MSBlock(Block):
@@ -384,3 +390,22 @@ class ResNet(BlockNetwork):
         stages = map(self.get_submodule, self.stage_names)
         blocks = (block for stage in stages for block in stage.children())
         return self.through(blocks, over_time(x, steps)).mean((3, 4))
+
+
+class ResNet19(ResNet):
+    """The ResNet-19 of tdBN (Zheng et al. 2021, arXiv 2011.05280): two fully connected layers behind the pool.
+
+    Stages of 3, 3 and 2 blocks with 128, 256 and 512 channels, 256 features between the two, as in the code
+    of TET and TEBN: a linear layer with a bias and a neuron, without a norm.
+    """
+
+    def __init__(self, parts: Parts, architecture: Architecture, **options: Any) -> None:
+        super().__init__(parts, architecture, **options)
+        features, classes = self.fc.in_features, self.fc.out_features
+        self.fc1 = nn.Linear(features, features // 2)
+        self.neuron_fc1 = parts.neuron()
+        self.fc = nn.Linear(features // 2, classes)
+        self._initialize()
+
+    def features(self, images: Tensor, steps: int) -> Tensor:
+        return fire(self.neuron_fc1, spike_conv(self.fc1, super().features(images, steps)))

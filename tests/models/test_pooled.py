@@ -15,6 +15,9 @@ from tests.models.support import BLOCKS, CLASSES, NORMS, B, build, lively
 STEPS, SIDE = 5, 16
 NETS = [
     {"name": "vggsnn", "width": 4},
+    {"name": "vgg11", "width": 4},
+    {"name": "csnn", "width": 4},
+    {"name": "resnet19", "width": 4},
     *({"name": "net7b", "width": 6, "block": block} for block in BLOCKS),
     *({"name": "resnet8", "width": 4, "block": block} for block in BLOCKS),
     {"name": "resnet18", "width": 4, "stem": "imagenet"},
@@ -239,3 +242,39 @@ def test_blocks_of_net7b_start_as_asked():
     norms = [block.bn2 for block in model.layers]
     assert all((norm.weight == 0).all() for norm in norms)
     assert model.last_of_blocks() == ["neuron1", *(f"layers.{i}.neuron2" for i in range(7))]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        # by hand: 9 C C' of a convolution (C C' of a shortcut's), 2 C' of a norm, linear layers with biases
+        ("vgg11", 9_228_362),
+        ("vgg16", 14_724_042),
+        ("resnet19", 12_697_994),
+        ("csnn", 70_113_034),
+    ],
+)
+def test_the_networks_of_the_cifar_tables_have_the_published_sizes(name, parameters):
+    with torch.device("meta"):
+        model = build(name, image_size=32)
+    assert count_parameters(model) == parameters
+
+
+@pytest.mark.parametrize("connect", ["and", "iand"])
+def test_sew_blocks_join_spikes_by_and(connect):
+    model = lively(build("resnet8", block="sew", connect=connect, width=4, time_steps=STEPS))
+    block = model.blocks()[1][1]
+    spikes = torch.randint(0, 2, (STEPS, B, 4 * 2, 8, 8)).float()[
+        :, :, : block.stages()[0][0].in_channels
+    ]
+    fired = []
+    block.stages()[-1][2].on_fire = fired.append
+    if block.downsample is not None:
+        block.downsample[2].on_fire = fired.append
+    out = block(spikes)
+    *shortcut, s = fired if block.downsample is None else (fired[0], fired[1])
+    other = shortcut[0] if shortcut else spikes
+    assert torch.equal(out, s * other if connect == "and" else (1 - s) * other)
+    assert set(out.unique().tolist()) <= {0.0, 1.0}
+    with pytest.raises(UserError, match=f'model.connect = "{connect}" is no sum'):
+        graph_of(model)
