@@ -7,7 +7,7 @@ run = spiketriton.load_run("runs/quickstart-20260101-120000")
 import contextlib
 import importlib.util
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from spiketriton.runs.rows import Row
 from spiketriton.show.display import Quiet, make_display
 from spiketriton.trained import run as trained
 from spiketriton.trained.evaluation import Evaluation, evaluate
+from spiketriton.training.hooks import Hooks
 from spiketriton.training.randomness import random_state, set_random_state
 from spiketriton.training.ranks import Ranks
 
@@ -40,6 +41,9 @@ def train(
     extend: int | None = None,
     quiet: bool = False,
     plugins: bool | Sequence[str] = (),
+    on_row: Callable[[dict[str, Any]], Any] | None = None,
+    on_step: Callable[[int], Any] | None = None,
+    on_checkpoint: Callable[[Path], Any] | None = None,
     **keys: Any,
 ) -> "Run":
     """Trains a recipe as the command `spiketriton train` does, with the same run folder, and loads it.
@@ -57,6 +61,8 @@ def train(
         extend: with `resume`, train to this many epochs in all.
         quiet: show warnings only.
         plugins: with `resume`, see `load_run`.
+        on_row, on_step, on_checkpoint: called with each row of metrics.jsonl, the number of each step, the path of
+            each checkpoint; one that returns True ends the run, saved (`spiketriton.training.hooks`).
         keys: changes to the recipe: a key of [train] or of the top level by its name (`epochs=2`,
             `seed=1`), any other with its table (`**{"neuron.kind": "if"}`).
 
@@ -97,7 +103,14 @@ def train(
         )
     display = Quiet() if quiet else make_display()
     with consent.decided(plugins is True), undisturbed_draws(), folder.held(), handed(net):
-        outcome = session.train(given, folder, display, Ranks(), resume=resume is not None)
+        outcome = session.train(
+            given,
+            folder,
+            display,
+            Ranks(),
+            resume=resume is not None,
+            hooks=Hooks(on_row, on_step, on_checkpoint),
+        )
     if outcome.exit_code == EXIT_SIGINT:
         display.note(f'continue with spiketriton.train(resume="{folder.path}")')
         raise KeyboardInterrupt

@@ -11,6 +11,7 @@ from spiketriton.show.display import Display
 from spiketriton.show.run_pictures import draw_run
 from spiketriton.trainer import Trainer
 from spiketriton.training.environment import describe
+from spiketriton.training.hooks import Hooks
 from spiketriton.training.memory_limit import is_out_of_memory, too_large
 from spiketriton.training.plan import Outcome
 from spiketriton.training.ranks import Ranks
@@ -18,7 +19,13 @@ from spiketriton.training.start import NOTHING, refuse_missing_weights
 
 
 def train(
-    recipe: Recipe, folder: RunFolder, display: Display, ranks: Ranks, *, resume: bool
+    recipe: Recipe,
+    folder: RunFolder,
+    display: Display,
+    ranks: Ranks,
+    *,
+    resume: bool,
+    hooks: Hooks | None = None,
 ) -> Outcome:
     """Trains in a folder that is held, draws the pictures, and shows the summary.
 
@@ -32,7 +39,7 @@ def train(
         announce_run(display, recipe, folder.path)
         data = build_data(recipe, rank=ranks.rank, world_size=ranks.world_size)
         ranks.meet()
-        trainer = Trainer(recipe, data, folder, display, ranks)
+        trainer = Trainer(recipe, data, folder, display, ranks, hooks)
         announce_parts(display, recipe, trainer.data, trainer.model, trainer.plan, ranks)
         if resume:
             trainer.resume()

@@ -38,6 +38,7 @@ from spiketriton.training import environment
 from spiketriton.training.ema import MovingAverage
 from spiketriton.training.graphs import CudaGraphs, Steps, obstacle_of, tensors_of
 from spiketriton.training.guard import Counts, FiniteGuard
+from spiketriton.training.hooks import Hooks
 from spiketriton.training.interrupts import StopSignals
 from spiketriton.training.losses import build_loss
 from spiketriton.training.memory_limit import explained, is_out_of_memory, settle
@@ -70,7 +71,9 @@ class Trainer:
         folder: RunFolder,
         display: Display,
         ranks: Ranks | None = None,
+        hooks: Hooks | None = None,
     ) -> None:
+        self.hooks = hooks or Hooks()
         cfg = recipe.train
         self.recipe, self.folder, self.display = recipe, folder, display
         folder.metrics.warn = folder.gradients.warn = display.warn
@@ -160,6 +163,8 @@ class Trainer:
                     self.save()
                 if self.stop.anywhere() or self.step >= end or self.plan.exhausted(self.progress):
                     break
+                if self.hooks.stops:
+                    break
                 self.hold()
                 self.train_step()
                 if self.plan.logs(self.step):
@@ -237,6 +242,7 @@ class Trainer:
         self.progress.step += 1
         self.meters.step(self.recipe.train.batch_size, total, norm)
         self.display.advance(self.step)
+        self.hooks.step(self.step)
 
     def work(self, parts: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """All that the device does in a step: the loss and the gradient's norm, on the device.
@@ -405,6 +411,7 @@ class Trainer:
         self.display.row(row, self.watch.in_words())
         for board in self.boards:
             board.add(row)
+        self.hooks.row(row)
 
     def record_gradients(self, step: int, measured: Measurement) -> None:
         self.folder.gradients.append(measured.rows(step))
@@ -433,6 +440,7 @@ class Trainer:
         self.progress.seconds = self.seconds()
         if self.ranks.decide(partial(self.checkpoints.save_last, self.state_dict())):
             self.saved_at = self.step
+            self.hooks.checkpoint(self.folder.checkpoints / "last.pt")
 
     def resume(self) -> None:
         """Continues from the newest valid checkpoint, and cuts the rows that were written after it.
@@ -563,7 +571,7 @@ class Trainer:
 
     def exit_code(self) -> int:
         """The signal's code if it cut the run short; the same on all ranks."""
-        if not self.plan.finished(self.progress):
+        if not self.plan.finished(self.progress) and not self.hooks.stops:
             return self.stop.exit_code
         return EXIT_DONE if self.saved_at == self.step else EXIT_ERROR
 

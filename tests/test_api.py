@@ -292,3 +292,26 @@ def test_several_processes_of_torchrun_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"WORLD_SIZE = 2 .*accepted: torchrun"):
         spiketriton.train("quickstart")
+
+
+def test_hooks_are_told_and_one_that_returns_true_ends_the_run_saved(recipe):
+    told = []
+    run = spiketriton.train(
+        recipe,
+        run_dir="run",
+        quiet=True,
+        on_row=lambda row: told.append(row.pop("step")),  # a copy: the file has it
+        on_step=lambda step: step == 5,
+        on_checkpoint=lambda path: told.append(path.name),
+    )
+    assert run.step == 5
+    assert told == [4, "last.pt"]
+    assert [row["step"] for row in RunFolder(Path("run")).metrics.read()] == [4]
+    assert spiketriton.train(resume="run", quiet=True).step == 21
+    whole = spiketriton.train(recipe, run_dir="whole", quiet=True)
+    assert_equal(last_state(Path("run")), last_state(whole.path))
+
+
+def test_what_a_hook_raises_ends_the_run(recipe):
+    with pytest.raises(ZeroDivisionError):
+        spiketriton.train(recipe, quiet=True, on_step=lambda step: 1 // 0)

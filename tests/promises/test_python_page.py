@@ -1,7 +1,10 @@
 """docs/python.md and docs/any_network.md, line by line."""
 
+import contextlib
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -33,7 +36,17 @@ def test_any_network_of_the_page_is_trained(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("no_pictures")
 def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    logged = []
+    mlflow = SimpleNamespace(
+        start_run=contextlib.nullcontext,
+        log_metrics=lambda numbers, step: logged.append((step, numbers)),
+    )
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
     names = run_page(PAGE)
+    assert logged[-1][0] == 20
+    assert logged[-1][1]["eval/test_accuracy"] > 0
+    assert 1 < len(names["found"]) <= 60
+    assert names["found"][-1][0] > 2 * min(names["found"])[0]
     shown = capsys.readouterr().out
     assert "runs/first resnet8 ('0', '1'," in shown
     assert "torch.Size([4, 2, 10])" in shown
