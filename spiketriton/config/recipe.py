@@ -140,6 +140,13 @@ class AugmentationConfig(Table):
         "`auto`: 0.25 if data.augment is `strong`, else 0",
         Range(0, 1),
     )
+    policy: Literal["auto", "none", "autoaugment", "randaugment"] = key(
+        "auto",
+        "operations on images after crop and flip: AutoAugment's policy for CIFAR-10, RandAugment, or none; `auto`: "
+        "TrivialAugmentWide if data.augment is `strong`, else none",
+    )
+    operations: int = key(2, "of `randaugment`, on each image", Range(1, 14))
+    magnitude: int = key(9, "of the operations of `randaugment`", Range(0, 30))
     crop_scale: tuple[float, ...] = key(
         (0.35, 1.0),
         "least and largest share of a photograph's area that a random crop takes",
@@ -345,6 +352,11 @@ class ModelConfig(TableOfPart):
         "how the gradient passes the neuron that a `plain` block's shortcut enters: times the surrogate, as "
         "for any current, or around the neuron as it is; the spikes are the same",
     )
+    dropout: float = key(
+        0.0,
+        "share of the values that the classifier reads which training leaves out, for an image the same at all steps",
+        SHARE,
+    )
     fused: bool = key(True, "norm, shortcut and neuron in one kernel; false: one after the other")
     memory: Literal["standard", "packed"] = key(
         "standard",
@@ -418,8 +430,10 @@ class LossConfig(TableOfPart):
         "cross-entropy of the mean current over time, or TET: the mean of the steps' losses",
     )
     label_smoothing: float = key(0.0, "probability spread evenly over all classes", SHARE)
-    class_weights: Literal["none", "balanced"] = key(
-        "none", "`balanced`: each class weighs as much, however many training images it has"
+    class_weights: tuple[float, ...] | Literal["none", "balanced"] = key(
+        "none",
+        "`balanced`: each class weighs as much, however many training images it has; or a weight for each class",
+        Range(0, 1e6),
     )
     tet_lambda: float = key(0.05, "weight of TET's pull of each current towards 1", Range(0, 1))
 
@@ -459,6 +473,14 @@ class TrainConfig(Table):
         "gets one of the two by chance",
         Range(0, 1000),
     )
+    mix_probability: float = key(
+        1.0,
+        "share of the pairs that `mixup` and `cutmix` mix, each by chance",
+        Range(0, 1, open="low"),
+    )
+    mix_epochs: int = key(
+        0, "epochs in which pairs are mixed, from the first; 0: all of them", COUNT_OR_ZERO
+    )
     patience: int = key(
         0,
         "stop after this many tests without a better validation accuracy; 0: never",
@@ -494,6 +516,16 @@ class TrainConfig(Table):
         "one_cycle",
         "learning rate: cosine up, cosine down; linear up, cosine down; linear up, then constant; "
         "linear up, then lower after each of `milestones`",
+    )
+    min_lr: float = key(
+        0.0,
+        "what the rate of `one_cycle` and `cosine` falls to; 0: `lr` / 250,000, and 0",
+        Range(0, 1e3),
+    )
+    warmup_lr: float = key(
+        0.0,
+        "what the rate rises from; 0: `lr` / 25 of `one_cycle`, `lr` by the number of steps of the others",
+        Range(0, 1e3),
     )
     milestones: tuple[float, ...] = key(
         (0.5, 0.75),
@@ -765,7 +797,8 @@ def _specs(table: type[Table]) -> Iterator[tuple[str, Spec]]:
             bases = [t for t in (hint, *get_args(hint)) if t in (bool, int, float, str)]
             dotted = join(table.path, field.name)
             text = len(bases) > 1 and str in bases
-            items = bases[0] if get_origin(hint) is tuple else None
+            arrays = [h for h in (hint, *get_args(hint)) if get_origin(h) is tuple]
+            items = get_args(arrays[0])[0] if arrays else None
             base = bases[0] if bases and items is None else None
             free = hint is Arguments
             yield dotted, Spec(dotted, table, field, base, words, text, items, free)

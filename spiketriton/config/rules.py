@@ -49,7 +49,10 @@ SPLITS_OF = {
 
 # of the networks that are built here by a recipe, from its norms and neurons
 BUILT_HERE = [
-    *(f"model.{name}" for name in ("block", "norm", "norm_gain", "width", "checkpoint_blocks")),
+    *(
+        f"model.{n}"
+        for n in ("block", "norm", "norm_gain", "width", "checkpoint_blocks", "dropout")
+    ),
     *(f"neuron.{n}" for n in ("kind", "v_threshold", "reset", "v_reset", "detach_reset", "tau")),
     *("neuron.decay_input", "neuron.surrogate.shape", "neuron.surrogate.height", "train.sync_bn"),
 ]
@@ -81,6 +84,12 @@ def idle(values: Mapping[str, Any]) -> dict[str, str]:
         (["data.classes"], "data.name", ("synthetic",)),
         (EVENT_KEYS, "data.name", get_args(Events)),
         (["data.augmentation.erasing"], "data.name", (*get_args(Images), *names("data"))),
+        (["data.augmentation.policy"], "data.name", (*get_args(Images), *names("data"))),
+        (
+            ["data.augmentation.operations", "data.augmentation.magnitude"],
+            "data.augmentation.policy",
+            ("randaugment",),
+        ),
         (["data.augmentation.crop_scale"], "data.name", (*PHOTOGRAPHS, *names("data"))),
         (["data.augmentation.crop_scale"], "data.augment", ("standard", "strong")),
         (["data.check", "data.broken"], "data.name", (*PHOTOGRAPHS, *names("data"))),
@@ -108,6 +117,7 @@ def idle(values: Mapping[str, Any]) -> dict[str, str]:
         (["train.momentum", "train.nesterov"], "train.optimizer", ("sgd",)),
         (["train.eps"], "train.optimizer", ("adamw",)),
         (["train.milestones", "train.gamma"], "train.schedule", ("step",)),
+        (["train.min_lr"], "train.schedule", ("one_cycle", "cosine")),
         (["train.max_skips"], "train.nonfinite", ("skip",)),
         (["monitor.wandb_project"], "monitor.wandb", ("offline", "online")),
         (["monitor.every", "monitor.tensorboard", "monitor.wandb"], "monitor.enabled", (True,)),
@@ -118,6 +128,10 @@ def idle(values: Mapping[str, Any]) -> dict[str, str]:
         rules.append((["data.cache"], "data.check", ("fast", "full")))
         rules.append((["data.cache"], "data.name", (*PHOTOGRAPHS, *names("data"))))
         rules.append((["data.split_seed"], "data.name", get_args(Events)))
+    if not values["train.warmup"]:
+        rules.append((["train.warmup_lr"], "train.warmup", ()))
+    if not (values["train.mixup"] or values["train.cutmix"]):
+        rules.append((["train.mix_probability", "train.mix_epochs"], "train.mixup", ()))
     if values["neuron.v_reset"] != 0:  # 0 may stand next to any reset
         rules.append((["neuron.v_reset"], "neuron.reset", ("hard",)))
     if not isinstance(values["neuron.surrogate.width"], str):  # its neurons have their own
@@ -159,6 +173,9 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[str]:
                 f"{dotted} = {values[dotted]} makes labels of several classes, which loss.kind = "
                 f"{shown(values['loss.kind'])} of a plugin does not take; accepted with it: {accepted}"
             )
+    for dotted in ("train.min_lr", "train.warmup_lr"):
+        if values[dotted] > values["train.lr"]:
+            yield f"{dotted} = {values[dotted]} is above the peak, train.lr = {values['train.lr']}; accepted: up to it"
     scale = values["data.augmentation.crop_scale"]
     if len(scale) != 2 or scale[0] > scale[1]:
         yield (

@@ -129,7 +129,10 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
             loading=loading,
         )
 
-    mixing = Mixing(train.mixup, train.cutmix, len(facts.classes)) if train.mixes else None
+    mixing = None
+    if train.mixes:
+        often = (train.mix_probability, train.mix_epochs)
+        mixing = Mixing(train.mixup, train.cutmix, len(facts.classes), *often)
     validation = None
     if source.validation is not None:
         validation = tested(source.validation, np.arange(len(source.validation)))

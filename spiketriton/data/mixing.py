@@ -26,13 +26,17 @@ class Mixing:
     cutmix: alpha of Yun et al. 2019 (arXiv 1905.04899): a box of the share 1 - s of the area, its
         centre anywhere, is cut off at the borders and comes from the other image.
     classes: K, number of classes.
+    probability: of a pair to be mixed at all; what is not is drawn as mixed with a share of 1.
+    epochs: in which pairs are mixed, from the first; 0: all.
     """
 
     mixup: float
     cutmix: float
     classes: int
+    probability: float = 1.0
+    epochs: int = 0
 
-    def draw(self, seed: int, step: int, pairs: int) -> np.ndarray:
+    def draw(self, seed: int, step: int, pairs: int, epoch: int = 0) -> np.ndarray:
         """For all pairs of a step: whether boxes are cut, share, centre of the box; float64 [pairs, 4].
 
         The centre is in shares of height and width, from [0, 1).
@@ -47,7 +51,11 @@ class Mixing:
             generator.beta(max(alpha, _SMALLEST), max(alpha, _SMALLEST), pairs)
             for alpha in (self.mixup, self.cutmix)
         )
-        return np.stack([cuts, np.where(cuts, cut, blended), down, across], 1)
+        share = np.where(cuts, cut, blended)
+        whole = np.full(pairs, 0 < self.epochs <= epoch)
+        if self.probability < 1:
+            whole |= generator.random_sample(pairs) >= self.probability
+        return np.stack([cuts & ~whole, np.where(whole, 1.0, share), down, across], 1)
 
     def mixed(self, images: Tensor, labels: Tensor, draws: np.ndarray) -> tuple[Tensor, Tensor]:
         """Mixed images, and the probabilities of their classes, on the device of `images`.

@@ -193,7 +193,7 @@ class TrainStream:
             for at in range(step_of_epoch, self.steps_per_epoch):
                 if mixing is not None:
                     of_step = epoch * self.steps_per_epoch + at
-                    drawn = mixing.draw(self.seed, of_step, self.batch_size // 2)
+                    drawn = mixing.draw(self.seed, of_step, self.batch_size // 2, epoch)
                 for micro in range(self.accumulate):
                     of_batch = micro * micro_batch + self.rank * part
                     start = at * self.batch_size + of_batch

@@ -26,6 +26,7 @@ from spiketriton.config import DataConfig
 from spiketriton.data import trivial_augment
 from spiketriton.data.draws import mix, on_device, torch_words, uniforms, unit
 from spiketriton.data.splits import DecodedPhoto, Photo, in_bytes
+from spiketriton.errors import UserError
 
 Draws: TypeAlias = Mapping[str, np.ndarray]
 """What was drawn for each image of a batch, by name; it stays on the host. Empty for test images."""
@@ -63,12 +64,30 @@ class Augmentation:
     crop_scale: least and largest share of a photograph's area that a crop takes.
     erasing: probability of RandomErasing (Zhong et al. 2017, arXiv 1708.04896).
     cutout: side of Cutout's square (DeVries and Taylor 2017, arXiv 1708.04552); 0: none.
+    policy: operations on each image after it was moved: "auto" (TrivialAugmentWide if `preset` is "strong"),
+        "none", "autoaugment" (the policy for CIFAR-10 of Cubuk et al. 2019, arXiv 1805.09501) or "randaugment"
+        (Cubuk et al. 2020, arXiv 1909.13719) with so many `operations` of that `magnitude`; torchvision's.
     """
 
     preset: str
     crop_scale: tuple[float, ...] = (0.35, 1.0)
     erasing: float = 0.0
     cutout: int = 0
+    policy: str = "auto"
+    operations: int = 2
+    magnitude: int = 9
+
+    @property
+    def is_trivial(self) -> bool:
+        return self.policy == "auto" and self.preset == "strong"
+
+    def operation(self) -> Callable[[Any], Any] | None:
+        """torchvision's transform of one image; None where there is none, or TrivialAugmentWide."""
+        if self.policy == "autoaugment":
+            return v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
+        if self.policy == "randaugment":
+            return v2.RandAugment(self.operations, self.magnitude)
+        return None
 
     @classmethod
     def of(cls, config: DataConfig) -> "Augmentation":
@@ -80,6 +99,9 @@ class Augmentation:
             keys.crop_scale,
             usual if keys.erasing == "auto" else keys.erasing,
             0 if keys.cutout == "auto" else keys.cutout,
+            keys.policy,
+            keys.operations,
+            keys.magnitude,
         )
 
 
@@ -106,6 +128,12 @@ class _Transform:
         self.size = size
         self.mean, self.std = mean, std
         self.augmentation = augmentation
+        self.operation = augmentation.operation()
+        if self.operation is not None and len(mean) not in (1, 3):
+            raise UserError(
+                f'data.augmentation.policy = "{augmentation.policy}" is for grey and colour images, and these have '
+                f'{len(mean)} channels; accepted: "none"'
+            )
 
     def __call__(self, images: Any, keys: np.ndarray | None) -> Tensor:
         return self.finish(*self.load(images, keys))
@@ -169,7 +197,9 @@ class PhotoTransform(_Transform):
         Drawn from torch's global generator, in torchvision's order.
         """
         pixels = self._centre(photo) if self.augmentation.preset == "none" else self._crop(photo)
-        if self.augmentation.preset == "strong":
+        if self.operation is not None:
+            pixels = self.operation(pixels)
+        elif self.augmentation.is_trivial:
             pixels = _tensor(self.colours(Image.fromarray(pixels.permute(1, 2, 0).numpy())))
         return pixels, self._box(pixels) if self.augmentation.erasing else _NO_BOX
 
@@ -203,7 +233,7 @@ class ArrayTransform(_Transform):
     `move` is "crop" (objects: a window of the image padded by an eighth, mirrored in half of them) or
     "affine" (characters, which must not be mirrored: a small turn, shear, scale and shift).
     standard: move; strong: crop adds TrivialAugmentWide, affine moves twice as far, and both add
-    RandomErasing. Only the draws are made on the host.
+    RandomErasing. Only the draws are made on the host, and what a `policy` does, image by image.
     """
 
     def __init__(
@@ -231,10 +261,14 @@ class ArrayTransform(_Transform):
             draws["window"] = windows(keys, self.padding)
         elif moves:
             draws["map"] = small_maps(keys, reach=2.0 if strong else 1.0)
-        if (strong and crops) or asked.erasing:
+        if self.operation is not None:
+            images = in_bytes(self._moved(images, draws))
+            images = torch.stack(seeded_each(self.operation, images, keys))
+            draws = {}
+        if (asked.is_trivial and crops) or asked.erasing:
             words = torch_words(keys, trivial_augment.WORDS + _ERASING_WORDS)
             used = np.zeros(len(keys), dtype=np.int64)
-            if strong and crops:
+            if asked.is_trivial and crops:
                 draws["operation"], draws["row"], used = trivial_augment.draw(words)
             if asked.erasing:
                 draws["erase"] = erased_boxes(words, used, self.size, self.size, asked.erasing)
@@ -242,11 +276,15 @@ class ArrayTransform(_Transform):
             draws["cut"] = squares(keys, self.size, asked.cutout)
         return images, draws
 
-    def finish(self, images: Tensor, draws: Draws) -> Tensor:
+    def _moved(self, images: Tensor, draws: Draws) -> Tensor:
         if "window" in draws:
             images = crop_and_flip(images, draws["window"], self.padding)
         if "map" in draws:
             images = affine(images, draws["map"])
+        return images
+
+    def finish(self, images: Tensor, draws: Draws) -> Tensor:
+        images = self._moved(images, draws)
         if "operation" in draws:
             images = trivial_augment.augment(images, draws["operation"], draws["row"])
         return super().finish(images, draws)

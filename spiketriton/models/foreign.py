@@ -114,7 +114,7 @@ class ForeignNetwork(Network):
         UserError: it does not answer, or not to each image, or keeps a state that nothing resets.
     """
 
-    draws = True  # perhaps
+    draws = True  # perhaps  # type: ignore[assignment]
     streams = False  # its time may be inside, and its state is not all in neurons
 
     def __init__(

@@ -157,6 +157,7 @@ class Parts:
     norm_gain: float = 1.0
     straight_through: bool = False
     connect: str = "add"
+    dropout: float = 0.0
 
     @classmethod
     def of(cls, recipe: Recipe) -> "Parts":
@@ -176,6 +177,7 @@ class Parts:
             model.norm_gain,
             spiking and model.shortcut_gradient == "straight_through",
             model.connect,
+            model.dropout,
         )
 
     def neuron(self) -> nn.Module:

@@ -29,7 +29,6 @@ class Network(nn.Module):
 
     fc: nn.Linear
     takes_any_size = False  # whether images may be smaller than those that it is made for
-    draws = False  # whether training draws random numbers inside, as dropout does
     streams = True  # whether `set_stateful` lets a window be run in chunks
     answers_each_step = True  # whether there is a current for each time step, not their mean alone
 
@@ -39,6 +38,7 @@ class Network(nn.Module):
         self.time_steps = parts.steps
         self.is_spiking = parts.neuron_config.kind != "relu"
         self.streaming = False
+        self.dropout = parts.dropout
         self.frozen: list[Norm] = []  # norms that keep their statistics in training
         self.packed = parts.packed
         self.on_save: Callable[[Tensor], None] | None = None  # see PackedSpikes
@@ -81,7 +81,16 @@ class Network(nn.Module):
 
     def currents(self, images: Tensor, steps: int) -> Tensor:
         """What `forward` returns, in any dtype."""
-        return self.fc(self.features(images, steps))
+        read = self.features(images, steps)
+        if self.dropout and self.training:
+            kept = torch.ones_like(read[:1])  # one mask for all steps, or time would undo it
+            read = read * nn.functional.dropout(kept, self.dropout)
+        return self.fc(read)
+
+    @property
+    def draws(self) -> bool:
+        """Whether training draws random numbers inside, as dropout does."""
+        return self.dropout > 0
 
     def features(self, images: Tensor, steps: int) -> Tensor:
         """Images [B, C, H, W] or frames [steps, B, C, H, W] -> what the classifier reads, [steps, B, F]."""

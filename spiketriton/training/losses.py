@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from spiketriton.config import LossConfig
 from spiketriton.config.recipe import chosen_part
+from spiketriton.errors import UserError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Batch = tuple[Tensor, Tensor]  # images [b, C, H, W] or frames [T, b, C, H, W]; labels [b] or [b, K]
@@ -33,6 +34,7 @@ def build_loss(cfg: LossConfig, class_counts: Sequence[int] = ()) -> Loss:
     linear in the labels, so an image that is labelled s of one class and 1 - s of another has s times
     the loss of the one and 1 - s times that of the other, class weights included.
 
+    A weight for each class multiplies the cross-entropy of its images.
     With balanced class weights the cross-entropy of an image of class k is multiplied by N / (K n[k]),
     where n[k] are the `class_counts` of the N training images, and the mean is taken over images, not
     over weights, so that parts of a batch add up.
@@ -41,7 +43,15 @@ def build_loss(cfg: LossConfig, class_counts: Sequence[int] = ()) -> Loss:
     dtype. Label smoothing spreads its share evenly over all K classes. Raises ValueError for other
     shapes.
     """
-    weights = _class_weights(class_counts) if cfg.class_weights == "balanced" else None
+    weights = None
+    if cfg.class_weights == "balanced":
+        weights = _class_weights(class_counts)
+    elif cfg.class_weights != "none":
+        weights = torch.tensor(cfg.class_weights, dtype=torch.float64)
+        if class_counts and len(weights) != len(class_counts):
+            raise UserError(
+                f"loss.class_weights has {len(weights)} weights for {len(class_counts)} classes; accepted: one for each"
+            )
     fit = CrossEntropy(cfg.label_smoothing, weights)
     own = chosen_part("loss", cfg.kind)
     if own is not None:

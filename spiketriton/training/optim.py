@@ -53,16 +53,18 @@ def build_schedule(cfg: TrainConfig, optimizer: Optimizer, total_steps: int) -> 
     peak (a rise of less than one step, or of all but less than one) the first step, or the last but
     one, is the peak. cosine: linear up to lr, cosine down towards 0. constant: linear up to lr,
     then level. step: linear up to lr, then multiplied by `gamma` after each of the `milestones`, shares
-    of all steps. After the last step the rate stays where it is.
+    of all steps. `warmup_lr`, if above 0, is where the rise begins, and `min_lr` where the cosine ends.
+    After the last step the rate stays where it is.
     Raises ValueError for `total_steps` below 1.
     """
     if total_steps < 1:
         raise ValueError(f"total_steps = {total_steps}: accepted: an integer from 1")
+    start, end = cfg.warmup_lr / cfg.lr, cfg.min_lr / cfg.lr
     factors: dict[str, Factor] = {
-        "one_cycle": _one_cycle,
-        "cosine": _cosine,
-        "constant": _constant,
-        "step": partial(_step, cfg.milestones, cfg.gamma),
+        "one_cycle": partial(_one_cycle, start, end),
+        "cosine": partial(_cosine, start, end),
+        "constant": partial(_constant, start),
+        "step": partial(_step, start, cfg.milestones, cfg.gamma),
     }
     return LambdaLR(optimizer, partial(_clamped, factors[cfg.schedule], cfg.warmup, total_steps))
 
@@ -71,27 +73,32 @@ def _clamped(factor: Factor, warmup: float, total: int, step: int) -> float:
     return factor(min(step, total - 1), warmup * total, total)
 
 
-def _one_cycle(step: int, rise: float, total: int) -> float:
+def _one_cycle(start: float, end: float, step: int, rise: float, total: int) -> float:
     last = total - 1
     peak = max(0.0, min(rise, last) - 1)
     if step < peak:
-        return _cosine_between(START_FACTOR, 1.0, step / peak)
-    return _cosine_between(1.0, END_FACTOR, (step - peak) / (last - peak) if last > peak else 0.0)
+        return _cosine_between(start or START_FACTOR, 1.0, step / peak)
+    share = (step - peak) / (last - peak) if last > peak else 0.0
+    return _cosine_between(1.0, end or END_FACTOR, share)
 
 
-def _cosine(step: int, rise: float, total: int) -> float:
-    return _constant(step, rise, total) * (
-        1.0 if step < rise else _cosine_between(1.0, 0.0, (step - rise) / (total - rise))
+def _cosine(start: float, end: float, step: int, rise: float, total: int) -> float:
+    return _constant(start, step, rise, total) * (
+        1.0 if step < rise else _cosine_between(1.0, end, (step - rise) / (total - rise))
     )
 
 
-def _constant(step: int, rise: float, total: int) -> float:
+def _constant(start: float, step: int, rise: float, total: int) -> float:
+    if start and step < rise:
+        return start + (1.0 - start) * step / rise
     return min(1.0, (step + 1) / rise) if rise else 1.0
 
 
-def _step(milestones: Sequence[float], gamma: float, step: int, rise: float, total: int) -> float:
+def _step(
+    start: float, milestones: Sequence[float], gamma: float, step: int, rise: float, total: int
+) -> float:
     passed = sum(step >= max(1, round(share * total)) for share in milestones)
-    return _constant(step, rise, total) * gamma**passed
+    return _constant(start, step, rise, total) * gamma**passed
 
 
 def _cosine_between(start: float, end: float, share: float) -> float:

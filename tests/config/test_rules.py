@@ -308,6 +308,8 @@ def test_each_idle_key_comes_with_its_reason():
         "data.augmentation.delete",
         "data.augmentation.drop",
         "data.augmentation.flip",
+        "data.augmentation.magnitude",
+        "data.augmentation.operations",
         "data.augmentation.roll",
         "data.augmentation.rotate",
         "data.augmentation.shear",
@@ -334,6 +336,8 @@ def test_each_idle_key_comes_with_its_reason():
         "train.gamma",
         "train.max_skips",
         "train.milestones",
+        "train.mix_epochs",
+        "train.mix_probability",
         "train.momentum",
         "train.nesterov",
     ]

@@ -158,3 +158,16 @@ def test_frames_are_mixed_too(tmp_path):
 def test_images_that_make_no_pairs_are_refused(train, ranks):
     message = mistake(data_recipe("digits", train=f"mixup = 1\n{train}"), world_size=ranks)
     mentions(message, "train.batch_size = ", f"on {ranks} ranks leaves", "accepted: an even number")
+
+
+def test_some_pairs_and_late_epochs_are_not_mixed():
+    mixing = Mixing(0.4, 1.0, classes=3, probability=0.3, epochs=2)
+    drawn = mixing.draw(0, 0, 4000)
+    assert (drawn[:, 1] < 1).mean() == pytest.approx(0.3, abs=0.03)
+    always = Mixing(0.4, 1.0, classes=3).draw(0, 0, 4000)
+    mixed = drawn[:, 1] < 1
+    assert np.array_equal(drawn[mixed], always[mixed])  # by the draws that they had
+    images, labels = images_and_labels()
+    same, probabilities = mixing.mixed(images, labels, mixing.draw(0, 0, 3, epoch=2))
+    assert torch.equal(same, images)
+    assert torch.equal(probabilities, torch.nn.functional.one_hot(labels, 3).float())

@@ -24,6 +24,7 @@ from spiketriton.data.transforms import (
     squares,
     windows,
 )
+from spiketriton.errors import UserError
 from tests.small_data import noise_image
 
 ZERO, ONE = (0.0,) * 3, (1.0,) * 3
@@ -407,3 +408,25 @@ def test_a_crop_takes_the_share_that_is_asked_for(scale):
     assert min(shares) == pytest.approx(scale[0], abs=0.1)
     if scale[0] == scale[1]:
         assert max(shares) == pytest.approx(scale[1], abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("policy", "theirs"),
+    [
+        ("autoaugment", v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)),
+        ("randaugment", v2.RandAugment(3, 12)),
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_policy_is_torchvisions_behind_crop_and_flip(policy, theirs, channels):
+    images, keys = noise(6, channels, 16), keys_of(6)
+    augmentation = Augmentation("standard", policy=policy, operations=3, magnitude=12)
+    ours = ArrayTransform(16, (0.0,) * channels, (1.0,) * channels, augmentation, "crop")
+    expected = []
+    for image, window, key in zip(images, windows(keys, 2), keys, strict=True):
+        torch.manual_seed(int(key))
+        expected.append(theirs(crop_and_flip(image[None], window[None], 2)[0]).float() / 255)
+    torch.testing.assert_close(ours(images, keys), torch.stack(expected), rtol=0, atol=1e-6)
+    assert torch.equal(ours(images[2:4], keys[2:4]), ours(images, keys)[2:4])
+    with pytest.raises(UserError, match="is for grey and colour images, and these have 2 channels"):
+        ArrayTransform(16, (0.0,) * 2, (1.0,) * 2, augmentation, "crop")

@@ -120,3 +120,19 @@ def test_a_trial_leaves_no_trace(training):
         assert model.bn1.num_batches_tracked == 1
     assert model.training == training
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_dropout_leaves_out_the_same_values_at_every_step():
+    model = build("resnet8", width=4, dropout=0.5, time_steps=3)
+    read = torch.ones(3, 2, 16)
+    model.features = lambda images, steps: read
+    seen = []
+    model.fc = torch.nn.Identity()
+    model.fc.register_forward_hook(lambda module, given, out: seen.append(out))
+    assert model.draws
+    model(images())
+    model.eval()(images())
+    training, testing = seen
+    assert set(training.unique().tolist()) == {0.0, 2.0}
+    assert torch.equal(training, training[:1].expand(3, -1, -1))
+    assert torch.equal(testing, read)

@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from spiketriton.config import LossConfig
+from spiketriton.errors import UserError
 from spiketriton.training.losses import build_loss
 
 T, B, K = 3, 4, 5
@@ -130,3 +131,15 @@ def test_the_loss_of_mixed_labels_is_the_mixed_loss(batch, kind, smoothing, weig
 def test_probabilities_of_another_shape_are_named(batch, shape):
     with pytest.raises(ValueError, match=r"of torch.float32: accepted: .* probabilities \[B, K\]"):
         build_loss(LossConfig())(batch[0], torch.zeros(shape))
+
+
+def test_weights_of_classes_are_given_as_a_list(batch):
+    currents, labels = batch
+    given = (1.0, 0.5, 2.0, 0.0, 3.0)
+    expected = F.cross_entropy(
+        currents.mean(0), labels, torch.tensor(given).double(), reduction="none"
+    ).mean()
+    loss = build_loss(LossConfig(class_weights=given), [1] * 5)
+    torch.testing.assert_close(loss(currents, labels), expected)
+    with pytest.raises(UserError, match="has 5 weights for 3 classes"):
+        build_loss(LossConfig(class_weights=given), [1] * 3)

@@ -196,3 +196,18 @@ def test_norms_decay_on_request(name):
     cfg = TrainConfig(optimizer=name, weight_decay=0.1, lr=0.5, decay_norms=True)
     groups = build_optimizer(cfg, net).param_groups
     assert [group["weight_decay"] for group in groups] == [0.1, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "first", "last"),
+    [("one_cycle", 0.1, 0.02), ("cosine", 0.1, None), ("constant", 0.1, 1.0), ("step", 0.1, 0.01)],
+)
+def test_the_rise_begins_and_the_fall_ends_where_the_recipe_says(schedule, first, last):
+    lowest = {"min_lr": 0.02} if schedule in ("one_cycle", "cosine") else {}
+    lrs = rates(TrainConfig(schedule=schedule, lr=1.0, warmup=0.2, warmup_lr=0.1, **lowest), 100)
+    assert lrs[0] == pytest.approx(first)
+    assert max(lrs) == pytest.approx(1.0)
+    assert lrs[:20] == sorted(lrs[:20])
+    if last is None:  # as without: the last step is the last but one of the cosine
+        last = 0.02 + 0.98 * (1 + math.cos(math.pi * 79 / 80)) / 2
+    assert lrs[-1] == pytest.approx(last)
