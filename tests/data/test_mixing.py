@@ -161,13 +161,13 @@ def test_images_that_make_no_pairs_are_refused(train, ranks):
 
 
 def test_some_pairs_and_late_epochs_are_not_mixed():
-    mixing = Mixing(0.4, 1.0, classes=3, probability=0.3, epochs=2)
+    mixing = Mixing(0.4, 1.0, classes=4, probability=0.3, epochs=2)
     drawn = mixing.draw(0, 0, 4000)
     assert (drawn[:, 1] < 1).mean() == pytest.approx(0.3, abs=0.03)
-    always = Mixing(0.4, 1.0, classes=3).draw(0, 0, 4000)
+    always = Mixing(0.4, 1.0, classes=4).draw(0, 0, 4000)
     mixed = drawn[:, 1] < 1
     assert np.array_equal(drawn[mixed], always[mixed])  # by the draws that they had
     images, labels = images_and_labels()
     same, probabilities = mixing.mixed(images, labels, mixing.draw(0, 0, 3, epoch=2))
     assert torch.equal(same, images)
-    assert torch.equal(probabilities, torch.nn.functional.one_hot(labels, 3).float())
+    assert torch.equal(probabilities, torch.nn.functional.one_hot(labels, 4).float())
