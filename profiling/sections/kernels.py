@@ -234,8 +234,6 @@ class Reference(nn.Module):
         self.neuron = neuron
 
     def forward(self, x: Tensor) -> Tensor:
-        gain = self.neuron.input_gain()
-        x = x if gain is None else (x * gain).to(x.dtype)
         return multistep_lif_reference(x, **self.neuron.neuron_arguments())
 
 

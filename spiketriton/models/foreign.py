@@ -317,10 +317,6 @@ class ForeignNetwork(Network):
             neuron.window = sum(counts)
             if not counts:
                 self.unmeasured[name] = "it is not called"
-            elif not neuron.takes_norm:
-                self.unmeasured[name] = f"the kernel of {type(neuron).__name__} measures nothing"
-            elif neuron.store_v_seq:
-                self.unmeasured[name] = "it stores its membranes"
             elif sum(counts) % steps or not {*counts} <= {1, steps}:
                 self.unmeasured[name] = f"it is called for {sum(counts)} steps"
         order = [f"net.{name}" for name in calls]

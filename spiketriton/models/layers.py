@@ -80,11 +80,8 @@ def norm_current_neuron(
 
 
 def gives_current(norm: nn.Module, neuron: nn.Module | None) -> bool:
-    """Whether `norm_current_neuron` serves. A learnable gain of the input is folded into the current."""
-    if not _fused(norm, neuron):
-        return False
-    assert isinstance(neuron, SpikingNeuron)
-    return neuron.input_gain() is None
+    """Whether `norm_current_neuron` serves."""
+    return _fused(norm, neuron)
 
 
 def _fused(norm: nn.Module, neuron: nn.Module | None) -> TypeGuard[Norm]:

@@ -10,12 +10,8 @@ from torch.nn import functional as F
 
 from spiketriton.errors import UserError
 from spiketriton.neurons.norm import Norm
-from spiketriton_kernels import multistep_bn_lif
 from spiketriton_kernels import nn as kernels
-from spiketriton_kernels.nn.neurons import amplified
-
-# a compiled graph cannot hold the process group
-_over_ranks = torch.compiler.disable(multistep_bn_lif)
+from spiketriton_kernels.neuron import Outputs
 
 
 class SpikingNeuron(kernels.SpikingNeuron):
@@ -70,31 +66,14 @@ class SpikingNeuron(kernels.SpikingNeuron):
         *,
         return_current: bool = False,
     ) -> Any:
-        """`self(norm(y) + residual) + spike_add` in one operation.
+        """`self(norm(y) + residual) + spike_add` in one operation; see the kernels' module.
 
-        Every tensor is [T, B, C, ...]; `norm` counts the batch and updates its running statistics
-        as in a call. Forward hooks of the neuron and of the norm do not fire. With `return_current`,
-        which a neuron with a learnable gain of its input does not have, returns these spikes and
-        `norm(y) + residual`.
+        `norm` counts the batch and updates its running statistics as in a call. Forward hooks of the
+        neuron and of the norm do not fire.
         """
         self._check(y)
-        norm.count_batch(y)
-        gain = self.input_gain()
-        return self._fire(
-            multistep_bn_lif if norm.process_group is None else _over_ranks,
-            y,
-            norm.weight if gain is None else norm.weight * gain,
-            norm.bias if gain is None else norm.bias * gain,
-            *norm.statistics(),
-            training=norm.training,
-            process_group=norm.process_group,
-            momentum=norm.momentum,
-            eps=norm.eps,
-            bn_scale=norm.scale,
-            step_gain=norm.gains(y.shape[0]),
-            residual=None if residual is None else amplified(residual, gain),
-            spike_add=spike_add,
-            return_current=return_current,
+        return super().fused_norm(
+            y, norm.record(y), residual, spike_add, return_current=return_current
         )
 
     def _check(self, x: Tensor) -> None:
@@ -103,16 +82,16 @@ class SpikingNeuron(kernels.SpikingNeuron):
         except ValueError as error:
             raise UserError(str(error)) from None
 
-    def _fire(self, kernel: Callable[..., Any], x: Tensor, *tensors: Any, **options: Any) -> Any:
+    def _fire(self, x: Tensor, *args: Any, **tensors: Any) -> Outputs:
         whole = self.probe
         self.probe = self._rows(whole, len(x))
         try:
-            fired = super()._fire(kernel, x, *tensors, **options)
+            out = super()._fire(x, *args, **tensors)
         finally:
             self.probe = whole
         if self.on_fire is not None:
-            self.on_fire(fired[0] if isinstance(fired, tuple) else fired)
-        return fired
+            self.on_fire(out.spikes)
+        return out
 
     def _rows(self, probe: Tensor | None, steps: int) -> Tensor | None:
         """The rows of the probe for the next `steps` steps of the window."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spiketriton.errors import UserError
+from spiketriton_kernels.bn_lif import Norm as NormRecord
 
 
 class Norm(nn.modules.batchnorm._BatchNorm):
@@ -125,6 +126,21 @@ class Norm(nn.modules.batchnorm._BatchNorm):
             )
         if self.training and self.tracks:
             self.num_batches_tracked.add_(1)
+
+    def record(self, y: Tensor) -> NormRecord:
+        """What the kernels need of this norm for a call on y [T, B, C, ...], which it counts."""
+        self.count_batch(y)
+        return NormRecord(
+            self.weight,
+            self.bias,
+            *self.statistics(),
+            training=self.training,
+            momentum=self.momentum,
+            eps=self.eps,
+            scale=self.scale,
+            step_gain=self.gains(y.shape[0]),
+            process_group=self.process_group,
+        )
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Running mean and variance [C] for a kernel to update; copies when it must not."""

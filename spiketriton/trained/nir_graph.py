@@ -149,9 +149,8 @@ def _translate(
 
 @torch.no_grad()
 def _neuron(nir: ModuleType, neuron: SpikingNeuron, shape: tuple[int, ...], dt: float) -> Any:
-    constants, learnt = neuron.neuron_arguments(), neuron.input_gain()
-    gain = constants["gain"] * (1.0 if learnt is None else float(learnt))
-    decay, v_reset = float(constants["decay"]), constants["v_reset"]
+    constants = neuron.neuron_arguments()
+    decay, gain, v_reset = (float(constants[name]) for name in ("decay", "gain", "v_reset"))
 
     def full(value: float) -> np.ndarray:
         return np.full(shape, value, np.float32)

@@ -97,10 +97,8 @@ def test_every_pair_of_blocks_is_joined(options, monkeypatch):
         model(images())
     build(block="ms", **options, fused=False)(images())
     build(block="ms", **options, norm="none")(images())
-    # a learnable gain of the input would be part of the current
-    build(block="ms", **options, neuron={"kind": "plif", "decay_input": True})(images())
     assert joins == []
-    build(block="ms", **options, neuron={"kind": "plif", "decay_input": False})(images())
+    build(block="ms", **options, neuron={"kind": "plif"})(images())  # which learns its gain
     assert len(joins) == (3 if options["name"] == "net7b" else len(readers))
 
 

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from spiketriton.errors import UserError
-from spiketriton.neurons import IF, LIF, PLIF, Norm, base
+from spiketriton.neurons import IF, LIF, PLIF, Norm
 from spiketriton_kernels import PROBE_FIELDS, Surrogate, multistep_lif_reference
+from spiketriton_kernels.neuron import Outputs
+from spiketriton_kernels.nn import neurons
 from tests.neurons.support import NEURONS, B, C, T, currents, every_neuron
 
 
@@ -131,12 +133,14 @@ def test_on_fire_is_handed_the_spikes_of_each_call():
 
 
 def test_a_synchronised_norm_is_fused_over_the_ranks(monkeypatch):
-    given = {}
-    monkeypatch.setattr(base, "_over_ranks", lambda y, *_, **options: given.update(options) or y)
+    given = []
+    monkeypatch.setattr(
+        neurons, "_over_ranks", lambda y, norm, *_, **__: given.append(norm) or Outputs(y)
+    )
     monkeypatch.setattr(Norm, "process_group", "the ranks")
     norm = Norm(C)
     LIF().fused_norm(currents(T, 1, C).float(), norm)
-    assert given["process_group"] == "the ranks"
+    assert [one.process_group for one in given] == ["the ranks"]
     assert norm.num_batches_tracked == 1
 
 

@@ -33,10 +33,8 @@ def test_build_neuron_hands_every_key_to_the_neuron(kind, type_):
     assert (built.shape, built.height, built.width) == ("gaussian", 0.5, 0.25)
     decay = torch.as_tensor(arguments["decay"]).item()
     assert decay == pytest.approx(1.0 if kind == "if" else 2 / 3)
-    if kind == "lif":
-        assert arguments["gain"] == pytest.approx(1 / 3)
-    if kind == "plif":
-        assert neuron.input_gain().item() == pytest.approx(1 / 3)
+    gain = torch.as_tensor(arguments["gain"]).item()
+    assert gain == pytest.approx(1.0 if kind == "if" else 1 / 3)
 
 
 def test_build_neuron_of_the_twin_and_of_a_width_to_be_calibrated():

@@ -192,9 +192,7 @@ def _norm_in_front(
     if places[id(neuron)] > 1:
         return "it is shared between several places"
     if not neuron.takes_norm:
-        return f"{type(neuron).__name__} has no batch norm in its kernel"
-    if neuron.store_v_seq:
-        return "store_v_seq=True reads its membrane"
+        return f"{type(neuron).__name__} returns more than spikes"
     if neuron.step_mode != "m":
         return "a single step has other statistics than a window"
     if _has_hooks(neuron):

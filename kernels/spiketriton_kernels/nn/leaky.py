@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..lif import multistep_lif
 from .neurons import SpikingNeuron, keep, wide, words_of
 
 
@@ -55,29 +54,27 @@ class Leaky(SpikingNeuron):
 
     @property
     def takes_norm(self) -> bool:  # type: ignore[override]
-        return not (self.reset_delay or self.return_mem)
+        return not self.return_mem
+
+    @property
+    def keeps_trace(self) -> bool:
+        return self.store_v_seq or self.return_mem
 
     def neuron_arguments(self) -> dict[str, Any]:
         beta = wide(self.beta).clamp(0, 1) if isinstance(self.beta, Tensor) else self.beta
-        return super().neuron_arguments() | {"decay": beta, "gain": self.gain}
+        own = {"decay": beta, "gain": self.gain, "reset_delay": self.reset_delay}
+        return super().neuron_arguments() | own
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:  # type: ignore[override]
         """Currents [T, B, ...] (with step_mode "s" [B, ...]) -> spikes, with ``return_mem`` also the membranes."""
-        if self.takes_norm:
-            return super().forward(x)
-        if self.step_mode == "s":
-            x = x.unsqueeze(0)
-        self._check(x)
-        spikes, v, trace = multistep_lif(
-            x, **self.neuron_arguments(), v_init=self.v if self.keeps_state else None,
-            return_v=True, return_trace=True, reset_delay=self.reset_delay, probe=self.probe,
-        )  # fmt: skip
-        self.v_seq = trace if self.store_v_seq else None
-        if self.keeps_state:
-            self.v = v
-        if self.step_mode == "s":
-            spikes, trace = spikes[0], trace[0]
-        return (spikes, trace) if self.return_mem else spikes
+        spikes = super().forward(x)
+        if not self.return_mem:
+            return spikes
+        assert self.v_seq is not None
+        membranes = self.v_seq[0] if self.step_mode == "s" else self.v_seq
+        if not self.store_v_seq:
+            self.v_seq = None
+        return spikes, membranes
 
     def extra_repr(self) -> str:
         return f"beta={words_of(self.beta)}, reset_delay={self.reset_delay}, {super().extra_repr()}"

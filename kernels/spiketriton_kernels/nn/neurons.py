@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..arguments import RESETS
-from ..bn_lif import multistep_bn_lif
-from ..lif import multistep_lif
+from ..arguments import check_call, make_neuron
+from ..bn_lif import Norm, fire_normed
+from ..fire import fire
+from ..neuron import Call, Neuron, Outputs
 from ..surrogate import Surrogate
 
 STEP_MODES = ("m", "s")
+
+_NO_CONSTANTS = {"v", "m", "v_seq", "probe", "training", "handed_on"}
+"""Attributes that may change without another ``SpikingNeuron.record``."""
+
+_over_ranks = torch.compiler.disable(fire_normed)  # a compiled graph cannot hold the process group
 
 
 class SpikingNeuron(nn.Module):
     """A neuron over a whole time window: input currents [T, B, ...] -> spikes [T, B, ...].
 
-    Spikes are 0 or 1 in the dtype of the currents. A subclass states its constants in ``neuron_arguments()``; the
-    equations are those of ``multistep_lif``. Channels, where something differs between them, are dimension 2.
+    Spikes are 0 or 1 in the dtype of the currents. A subclass states its ``kind`` and, in ``neuron_arguments()``, its
+    constants; the equations are those of ``multistep_lif`` unless it says otherwise. Channels, where something differs
+    between them, are dimension 2.
 
     Nothing is kept between calls unless ``stateful``: then the next call starts at ``v``, the membrane after the last
-    step ([B, ...], float32), so that chunks of any length give the spikes of the whole window. Gradients flow through
-    ``v`` from chunk to chunk; ``detach()`` cuts them there, and ``reset()`` forgets the membrane.
+    step ([B, ...], float32), and at ``m``, the second state of a CLIF or ALIF, so that chunks of any length give the
+    spikes of the whole window. Gradients flow through the states from chunk to chunk; ``detach()`` cuts them there, and
+    ``reset()`` forgets them.
 
     Args:
         v_threshold: membrane potential at which it fires: a number above 0, or a tensor [] or [C]. A Parameter learns
@@ -48,10 +56,15 @@ class SpikingNeuron(nn.Module):
             kept membrane, in the call.
     """
 
+    kind = "lif"
+    """Its equation, one of ``neuron.KINDS``."""
+
+    resets: tuple[str, ...] = ("hard", "soft", "none")
     takes_norm = True
-    """Whether its kernel can normalise the current: ``BatchNormLIF``, and ``swap(net, fuse=True)``."""
+    """Whether a call may normalise the current: ``fused_norm``, ``BatchNormLIF``, and ``swap(net, fuse=True)``."""
 
     v: Tensor | None
+    m: Tensor | None
     probe: Tensor | None
     v_threshold: float | Tensor
 
@@ -70,8 +83,9 @@ class SpikingNeuron(nn.Module):
         super().__init__()
         if reset is None:
             reset = "soft" if v_reset is None else "hard"
-        if reset not in RESETS:
-            raise ValueError(f"reset {reset!r}: accepted: hard, soft, none")
+        if reset not in self.resets:
+            accepted = ", ".join(self.resets)
+            raise ValueError(f"reset {reset!r} of {type(self).__name__}: accepted: {accepted}")
         if step_mode not in STEP_MODES:
             raise ValueError(
                 f"step_mode {step_mode!r}: accepted: 'm' (windows [T, B, ...]), 's' (steps [B, ...])"
@@ -95,12 +109,12 @@ class SpikingNeuron(nn.Module):
         self.step_mode = step_mode
         self.store_v_seq = store_v_seq
         self.v_seq: Tensor | None = None
-        self.v = None
+        self.v = self.m = None
         self.probe = None
         self.handed_on: tuple[nn.Module, ...] = ()  # the norm in front, where swap fused one
 
     def neuron_arguments(self) -> dict[str, Any]:
-        """The neuron's constants as keyword arguments of ``multistep_lif``."""
+        """The neuron's constants by name: floats, or tensors [] or [C], which get gradients."""
         return {
             "decay": 1.0,
             "gain": 1.0,
@@ -111,9 +125,23 @@ class SpikingNeuron(nn.Module):
             "surrogate": self.surrogate,
         }
 
-    def input_gain(self) -> Tensor | None:
-        """A learnable gain of the input, [] or [C], on top of the kernel's constant one; or None."""
-        return None
+    def record(self) -> Neuron:
+        """The neuron's constants, checked. Numbers of a class of ours are kept until an attribute changes."""
+        if torch.compiler.is_compiling():  # which would compile again for a record that is kept
+            return make_neuron(self.kind, **self.neuron_arguments())
+        kept = self.__dict__.get("_record")
+        if kept is not None:
+            return kept
+        made = make_neuron(self.kind, **self.neuron_arguments())
+        own = type(self).neuron_arguments.__module__.startswith(__package__)
+        if own and not any([isinstance(p, Tensor) for p in made.parameters]):
+            self.__dict__["_record"] = made
+        return made
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _NO_CONSTANTS:
+            self.__dict__.pop("_record", None)
+        super().__setattr__(name, value)
 
     def forward(self, x: Tensor) -> Tensor:
         """Currents [T, B, ...] (with step_mode "s" [B, ...]) -> spikes of the same shape, dtype and memory layout."""
@@ -122,16 +150,24 @@ class SpikingNeuron(nn.Module):
         if self.step_mode == "s":
             x = x.unsqueeze(0)
         self._check(x)
-        current = amplified(x, self.input_gain())
-        if self.store_v_seq:
-            spikes, v, self.v_seq = multistep_lif(
-                current, **self.neuron_arguments(), v_init=self.v if self.keeps_state else None,
-                return_v=True, return_trace=True, probe=self.probe,
-            )  # fmt: skip
-            self.v = v if self.keeps_state else None
-        else:
-            spikes = self._fire(multistep_lif, current)
+        spikes = self._fire(x).spikes
         return spikes[0] if self.step_mode == "s" else spikes
+
+    def fused_norm(
+        self,
+        y: Tensor,
+        norm: Norm,
+        residual: Tensor | None = None,
+        spike_add: Tensor | None = None,
+        *,
+        return_current: bool = False,
+    ) -> Any:
+        """``self(norm(y) + residual) + spike_add`` in one operation; every tensor is [T, B, C, ...].
+
+        With ``return_current`` returns these spikes and ``norm(y) + residual``.
+        """
+        out = self._fire(y, norm, return_current, residual=residual, spike_add=spike_add)
+        return (out.spikes, out.current) if return_current else out.spikes
 
     def _fire_normalised(self, x: Tensor) -> Tensor:
         """The call of a neuron that ``swap`` has joined with the norm in front, which hands its input on."""
@@ -145,7 +181,8 @@ class SpikingNeuron(nn.Module):
         if norm.adds:
             x, residual = x.y, x.residual  # type: ignore[attr-defined]
         norm.check(x)  # type: ignore[operator]
-        return norm_then_neuron(norm, self, x, residual=residual)
+        self._check(x)
+        return self.fused_norm(x, norm_record(norm, x), residual)
 
     def _check(self, x: Tensor) -> None:
         """Refuses currents without time and batch, and a chunk that does not fit the membrane."""
@@ -178,31 +215,48 @@ class SpikingNeuron(nn.Module):
         """Whether the next call starts where this one ends."""
         return self.stateful or self.step_mode == "s"
 
-    def _fire(self, kernel: Callable[..., Any], x: Tensor, *tensors: Any, **options: Any) -> Any:
-        """Calls ``kernel`` on currents x, with the neuron's constants, its probe and its state.
+    @property
+    def keeps_trace(self) -> bool:
+        """Whether calls set ``v_seq``."""
+        return self.store_v_seq
 
-        Returns spikes, with ``return_current`` among the options also the current.
-        """
-        options |= self.neuron_arguments()
-        if self.probe is not None:
-            options["probe"] = self.probe
-        if not self.keeps_state:
-            return kernel(x, *tensors, **options)
-        spikes, self.v, *current = kernel(x, *tensors, **options, v_init=self.v, return_v=True)
-        return (spikes, *current) if current else spikes
+    def _fire(
+        self, x: Tensor, norm: Norm | None = None, return_current: bool = False, **tensors: Any
+    ) -> Outputs:
+        """The one way into the kernels: with the neuron's constants, its probe and its states, which it moves on."""
+        neuron, keeps = self.record(), self.keeps_state
+        call = Call(
+            return_v=keeps,
+            return_current=return_current,
+            return_m=keeps and neuron.has_m,
+            return_trace=self.keeps_trace,
+        )
+        if keeps:
+            tensors |= {"v_init": self.v, "m_init": self.m}
+        if norm is None:
+            check_call(x, neuron, tensors.get("v_init"), tensors.get("m_init"), self.probe)
+            out = fire(x, neuron, call, probe=self.probe, **tensors)
+        else:
+            run = fire_normed if norm.process_group is None else _over_ranks
+            out = run(x, norm, neuron, call, probe=self.probe, **tensors)
+        if keeps:
+            self.v, self.m = out.v_last, out.m_last
+        if out.trace is not None:
+            self.v_seq = out.trace
+        return out
 
     def reset(self) -> None:
-        """Forgets the membrane: the next call starts a new window."""
-        self.v = self.v_seq = None
+        """Forgets the states: the next call starts a new window."""
+        self.v = self.m = self.v_seq = None
 
     def detach(self) -> None:
-        """Keeps the membrane's value and cuts its gradient (truncated back-propagation)."""
-        if self.v is not None:
-            self.v = self.v.detach()
+        """Keeps the states' values and cuts their gradients (truncated back-propagation)."""
+        self.v, self.m = (None if s is None else s.detach() for s in (self.v, self.m))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles hold the membrane without its graph, which torch cannot copy, and no ``v_seq``."""
-        return self.__dict__ | {"v": None if self.v is None else self.v.detach(), "v_seq": None}
+        """Copies and pickles hold the states without their graph, which torch cannot copy, and no ``v_seq``."""
+        states = {n: None if s is None else s.detach() for n, s in (("v", self.v), ("m", self.m))}
+        return self.__dict__ | states | {"v_seq": None, "_record": None}
 
     def extra_repr(self) -> str:
         names = ("v_threshold", "v_reset", "reset_mode", "detach_reset", "surrogate", "stateful")
@@ -291,11 +345,12 @@ class PLIF(SpikingNeuron):
         self.w = nn.Parameter(torch.full(shape, -math.log(init_tau - 1)))
 
     def neuron_arguments(self) -> dict[str, Any]:
+        w = wide(self.w)
         # sigmoid(-w) = 1 - sigmoid(w) without the cancellation at a large tau
-        return super().neuron_arguments() | {"decay": torch.sigmoid(-wide(self.w))}
-
-    def input_gain(self) -> Tensor | None:
-        return torch.sigmoid(wide(self.w)) if self.decay_input else None
+        learnt = {"decay": torch.sigmoid(-w)}
+        if self.decay_input:
+            learnt["gain"] = torch.sigmoid(w)
+        return super().neuron_arguments() | learnt
 
     def extra_repr(self) -> str:
         return (
@@ -304,23 +359,14 @@ class PLIF(SpikingNeuron):
         )
 
 
-def norm_then_neuron(
-    norm: Any, neuron: SpikingNeuron, y: Tensor, *, residual: Tensor | None = None, **options: Any
-) -> Tensor:
-    """``neuron(norm(y) + residual)`` in one operation, for any module with the tensors of torch's batch norm.
-
-    Counts the batch and updates the running statistics as torch's module does. ``options`` are those of
-    ``multistep_bn_lif``.
-    """
+def norm_record(
+    norm: Any, y: Tensor, scale: float = 1.0, process_group: dist.ProcessGroup | None = None
+) -> Norm:
+    """Of a module with the tensors of torch's batch norm, for a call on y [T, B, C, ...], which it counts."""
     if y.ndim >= 3 and y.shape[2] != norm.num_features:
         raise ValueError(
             f"input of batch norm has shape {tuple(y.shape)}; accepted: [T, B, {norm.num_features}, ...]: "
             f"channels are dim 2, and here {norm.num_features}"
-        )
-    neuron._check(y)
-    if neuron.store_v_seq:
-        raise ValueError(
-            "store_v_seq=True behind a fused batch norm; accepted: a norm of its own in front of the neuron"
         )
     tracked = norm.running_mean is not None
     momentum = 0.0 if norm.momentum is None else norm.momentum
@@ -328,24 +374,16 @@ def norm_then_neuron(
         norm.num_batches_tracked.add_(1)
         if norm.momentum is None:
             momentum = 1.0 / float(norm.num_batches_tracked)
-    gain = neuron.input_gain()
-    weight, bias = norm.weight, norm.bias
-    if gain is not None:
-        ones = torch.ones(norm.num_features, dtype=gain.dtype, device=gain.device)
-        weight = (ones if weight is None else weight) * gain
-        bias = None if bias is None else bias * gain
-    return neuron._fire(
-        multistep_bn_lif,
-        y,
-        weight,
-        bias,
+    return Norm(
+        norm.weight,
+        norm.bias,
         norm.running_mean,
         norm.running_var,
         training=norm.training or not tracked,
         momentum=momentum,
         eps=norm.eps,
-        residual=None if residual is None else amplified(residual, gain),
-        **options,
+        scale=scale,
+        process_group=process_group if norm.training else None,
     )
 
 
@@ -387,12 +425,3 @@ def words_of(value: object) -> str:
 def wide(value: Tensor) -> Tensor:
     """A parameter of half precision in float32: a leak that is rounded to 16 bits is another leak."""
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
-
-
-def amplified(current: Tensor, gain: Tensor | None) -> Tensor:
-    """gain * current in the dtype of the current; a gain [C] belongs to dimension 2."""
-    if gain is None:
-        return current
-    if gain.ndim:
-        gain = gain.view(-1, *[1] * (current.ndim - 3))
-    return (current * gain).to(current.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .neurons import LIF, SpikingNeuron, norm_then_neuron
+from .neurons import LIF, SpikingNeuron, norm_record
 
 
 class BatchNormLIF(nn.modules.batchnorm._NormBase):
@@ -17,7 +17,7 @@ class BatchNormLIF(nn.modules.batchnorm._NormBase):
 
     Args:
         num_features: channels C, dimension 2 of y.
-        neuron: any ``SpikingNeuron`` of equation h = decay * v + gain * x; None: ``LIF()``.
+        neuron: any ``SpikingNeuron``; None: ``LIF()``.
         eps, momentum, affine, track_running_stats: as torch's BatchNorm2d; momentum None averages over all batches.
         scale: tdBN's alpha * v_threshold (Zheng et al. 2021), a factor of the normalised current.
         process_group: training statistics over its ranks together, each with the same number of elements.
@@ -43,8 +43,8 @@ class BatchNormLIF(nn.modules.batchnorm._NormBase):
         neuron = LIF() if neuron is None else neuron
         if not isinstance(neuron, SpikingNeuron) or not neuron.takes_norm:
             raise TypeError(
-                f"neuron is a {type(neuron).__name__}; accepted: IF, LIF, PLIF or another SpikingNeuron of "
-                "equation h = decay * v + gain * x"
+                f"neuron is a {type(neuron).__name__}; accepted: IF, LIF, PLIF or another SpikingNeuron that "
+                "returns spikes alone"
             )
         if neuron.step_mode != "m":
             raise ValueError(
@@ -59,15 +59,9 @@ class BatchNormLIF(nn.modules.batchnorm._NormBase):
         self, y: Tensor, residual: Tensor | None = None, spike_add: Tensor | None = None
     ) -> Tensor:
         """y [T, B, C, ...], residual and spike_add like y -> spikes in the shape, dtype and layout of y."""
-        return norm_then_neuron(
-            self,
-            self.neuron,
-            y,
-            residual=residual,
-            spike_add=spike_add,
-            bn_scale=self.scale,
-            process_group=self.process_group if self.training else None,
-        )
+        self.neuron._check(y)
+        norm = norm_record(self, y, self.scale, self.process_group)
+        return self.neuron.fused_norm(y, norm, residual, spike_add)
 
     def reset(self) -> None:
         """Forgets the neuron's membrane."""

@@ -334,5 +334,5 @@ def test_leaky_says_what_it_accepts():
     assert "beta=0.9" in repr(window)
     stored = Leaky(0.9, reset_delay=True, return_mem=True, store_v_seq=True)
     assert stored(x)[1] is stored.v_seq
-    assert Leaky(0.9).takes_norm
-    assert not window.takes_norm
+    assert window.takes_norm
+    assert not stored.takes_norm

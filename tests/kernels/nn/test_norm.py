@@ -111,7 +111,9 @@ def test_mistakes_are_refused_in_one_line(make, names):
         assert name in str(error.value)
 
 
-def test_membranes_are_not_stored_behind_a_fused_norm():
-    fused = nn.BatchNormLIF(4, nn.LIF(store_v_seq=True))
-    with pytest.raises(ValueError, match="store_v_seq=True behind a fused batch norm"):
-        fused(torch.zeros(2, 3, 4))
+def test_membranes_are_stored_behind_a_fused_norm_too():
+    fused, alone = nn.BatchNormLIF(4, nn.LIF(store_v_seq=True)), nn.LIF(store_v_seq=True)
+    y = normal((5, 3, 4, 2))
+    fused(y)
+    alone(torch.nn.functional.batch_norm(y.flatten(0, 1), None, None, training=True).view_as(y))
+    torch.testing.assert_close(fused.neuron.v_seq, alone.v_seq)
