@@ -29,13 +29,13 @@ _NEURON = {"triton": triton_neuron, "native": native, "torch": eager}
 _NORM = {"triton": triton_norm, "native": native, "torch": eager}
 
 
-_PLAIN_ONLY = {"triton", "native"}
+_PLAIN_ONLY = {"triton"}
 """Backends that serve LIF alone; eager PyTorch serves the other neurons in their place."""
 
 
 def serving(x: torch.Tensor, neuron: Neuron, traced: bool = False) -> str:
     """The backend that serves a call; a surrogate of one's own has the one that it is written for."""
-    backend, own = backend_for(x), own_surrogate(neuron.shape)
+    backend, own = backend_for(x, native.kind_of(neuron)), own_surrogate(neuron.shape)
     if own is None:
         plain = neuron.is_plain and not traced
         return backend if plain or backend not in _PLAIN_ONLY else "torch"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from .backends import eager_states, native_states, triton_states
+from .backends import eager_states, triton_states
 from .backends.choice import backend_for
 from .layout import CHUNK, chunk_length, dense, like, step_like
 from .neuron import membrane_dtype
@@ -15,7 +15,7 @@ from .operators import _no_double_backward
 from .state_neuron import StateNeuron, States
 from .surrogate import own_surrogate
 
-_BACKENDS = {"triton": triton_states, "native": native_states, "torch": eager_states}
+_BACKENDS = {"triton": triton_states, "native": eager_states, "torch": eager_states}
 
 
 def _backend(x: torch.Tensor, words: str) -> str:

@@ -68,7 +68,7 @@ def test_the_interpreter_is_asked_for_by_its_variable(monkeypatch, value):
             choice.interpreting()
         monkeypatch.setattr(choice, "HAVE_TRITON", False)
         assert choice.interpreting()  # but there is nothing to interpret
-        monkeypatch.setattr(native, "failure", lambda dtype: None)
+        monkeypatch.setattr(native, "failure", lambda *_: None)
         assert backend_for(torch.zeros(1)) == "native"
     else:
         assert not choice.interpreting()
@@ -89,9 +89,9 @@ def test_the_log_says_once_what_serves_the_cpu(monkeypatch, caplog):
     monkeypatch.setattr(choice, "_said", set())
     monkeypatch.setattr(choice, "_forced", "auto")
     with caplog.at_level(logging.INFO, "spiketriton_kernels"):
-        monkeypatch.setattr(native, "failure", lambda dtype: None)
+        monkeypatch.setattr(native, "failure", lambda *_: None)
         assert [backend_for(torch.zeros(1)) for _ in range(2)] == ["native"] * 2
-        monkeypatch.setattr(native, "failure", lambda dtype: "there is no compiler")
+        monkeypatch.setattr(native, "failure", lambda *_: "there is no compiler")
         assert [backend_for(torch.zeros(1)) for _ in range(2)] == ["torch"] * 2
         assert backend_for(torch.zeros(1, device="meta")) == "torch"
     assert [record.getMessage() for record in caplog.records] == [
@@ -102,7 +102,7 @@ def test_the_log_says_once_what_serves_the_cpu(monkeypatch, caplog):
 
 
 def test_a_forced_native_backend_that_cannot_be_built_raises(monkeypatch):
-    def library(dtype):
+    def library(dtype, kind):
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(native, "library", library)

@@ -57,11 +57,14 @@ def say_once(message: str) -> None:
         log.info(message)
 
 
-def backend_for(x: torch.Tensor) -> str:
-    """The backend that serves tensors like x: its device and dtype decide, unless one is forced."""
+def backend_for(x: torch.Tensor, kind: str | None = None) -> str:
+    """The backend that serves tensors like x: its device and dtype decide, unless one is forced.
+
+    ``kind``: of ``native.KINDS`` the one that is needed; None: any.
+    """
     on_gpu = x.device.type == "cuda"
     if _forced != "auto":
-        return _forced_backend(x, on_gpu)
+        return _forced_backend(x, kind, on_gpu)
     if on_gpu and HAVE_TRITON:
         return "torch" if x.dtype == torch.float64 else "triton"
     if x.device.type != "cpu":
@@ -72,7 +75,7 @@ def backend_for(x: torch.Tensor) -> str:
     # Where Triton compiles, the variable is looked at once: reading it costs as much as the rest.
     if (INTERPRETED or not _said) and interpreting() and HAVE_TRITON and x.dtype != torch.float64:
         return "triton"
-    reason = native.failure(x.dtype)
+    reason = native.failure(x.dtype, kind)
     if reason is None:
         say_once(_NATIVE)
         return "native"
@@ -83,7 +86,7 @@ def backend_for(x: torch.Tensor) -> str:
 _NATIVE = "spiketriton kernels on cpu: compiled C++"
 
 
-def _forced_backend(x: torch.Tensor, on_gpu: bool) -> str:
+def _forced_backend(x: torch.Tensor, kind: str | None, on_gpu: bool) -> str:
     if _forced == "triton" and not (HAVE_TRITON and (on_gpu or interpreting())):
         raise RuntimeError(
             f"the triton backend needs a CUDA tensor (or TRITON_INTERPRET=1), got {x.device}"
@@ -91,5 +94,5 @@ def _forced_backend(x: torch.Tensor, on_gpu: bool) -> str:
     if _forced == "native":
         if x.device.type != "cpu":
             raise RuntimeError(f"the native backend needs a CPU tensor, got {x.device}")
-        native.library(x.dtype)  # raises with the compiler's message when it cannot be built
+        native.library(x.dtype, kind)  # raises with the compiler's message when it cannot be built
     return "torch" if _forced == "triton" and x.dtype == torch.float64 else _forced

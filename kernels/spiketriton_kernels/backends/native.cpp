@@ -1,13 +1,16 @@
-// The CPU pass: the whole time window of a block of neurons at a time, membranes in cache, one read and one write of
+// The CPU pass: the whole time window of a block of neurons at a time, states in cache, one read and one write of
 // memory per element and step. Same order of operations as the PyTorch reference, no contraction into fused
 // multiply-adds (-ffp-contract=off), so spikes agree bit for bit. Sums run over chunks fixed by size, not by threads,
 // and are joined in order: bit-equal from run to run and for any number of threads.
 //
 // A time step is one gapless block of `neurons` elements; the element at offset n has channel (n / inner) % channels.
 
-#include "native.h"
+#include "neurons.h"
 
 namespace {
+
+using T = Element;
+using A = Accumulator;
 
 // The columns of a probe's row, in the order of PROBE_FIELDS in arguments.py.
 enum Probe { GRAD_SPIKE_SQ, GRAD_INPUT_SQ, GRAD_CARRY_SQ, TIME_FACTOR, OUTSIDE, SPIKE_COUNT, GRAD_INPUT_MAX, NONFINITE, PROBE_FIELDS };
@@ -15,17 +18,20 @@ constexpr double REACH = 0.01;
 
 }  // namespace
 
-// Mirrored field by field in native.py.
+// Mirrored field by field in native.py: the input, the neuron, the rest.
 struct Call {
     int64_t steps, neurons, channels, inner;
     int32_t threads, measures;
-    int32_t reset, detach_reset, leaks_to_reset, shape;
-    int64_t decay_size, threshold_size, width_size, parameter_size;
-    double decay, gain, threshold, v_reset, v_start, height, width, eps, bn_scale, count, momentum;
-    const void *decay_p, *threshold_p, *width_p;                         // float (double for double), null: the number
-    const void *mean, *var, *weight, *bias, *step_gain;                  // likewise; mean null: no norm
-    const void *x, *v_init, *residual, *spike_add, *grad_s, *grad_v_last, *grad_current, *sums;
-    void *spikes, *v_last, *current, *dx, *dy, *out_sums, *out_v_init, *out_parameters, *out_step_gain;
+
+    int32_t reset, detach_reset, shape, levels;
+    int64_t rows, parameter_size, sizes[PARAMETERS];
+    double numbers[PARAMETERS], v_reset, v_start, height;
+    const void *parameters[PARAMETERS];                     // float (double for double), null: the number
+
+    double eps, bn_scale, count, momentum;
+    const void *mean, *var, *weight, *bias, *step_gain;     // as the parameters; mean null: no norm
+    const void *x, *v_init, *m_init, *residual, *spike_add, *grad_s, *grad_v_last, *grad_m_last, *grad_trace, *grad_current, *sums;
+    void *spikes, *v_last, *m_last, *trace, *current, *dx, *dy, *out_sums, *out_v_init, *out_m_init, *out_parameters, *out_step_gain;
     void *running_mean, *running_var;
     float *probe;
 };
@@ -34,7 +40,6 @@ namespace {
 
 // ---- the surrogate's primitive -------------------------------------------------------------------------------------
 
-template <class A>
 inline A primitive(A z, int shape) {
     A inside = std::min(std::max(z, A(-1)), A(1));
     switch (shape) {
@@ -71,7 +76,6 @@ struct Cut {
 };
 
 // Per-channel values spread over the elements [start, start + n) of a time step.
-template <class A>
 void spread(A *out, const A *values, int64_t start, int n, const Call &c) {
     int64_t row = start / c.inner, within = start % c.inner;
     for (int i = 0; i < n;) {
@@ -91,7 +95,6 @@ void spread(A *out, const A *values, int64_t start, int n, const Call &c) {
     }
 }
 
-template <class A>
 double total(const A *values, int n) {
     double sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -100,7 +103,6 @@ double total(const A *values, int n) {
 }
 
 // The reverse: add the elements of a block to their channels' sums.
-template <class A>
 void gather(double *sums, const A *values, int64_t start, int n, const Call &c) {
     int64_t row = start / c.inner, within = start % c.inner;
     for (int i = 0; i < n;) {
@@ -122,7 +124,6 @@ void gather(double *sums, const A *values, int64_t start, int n, const Call &c) 
 
 // What the norm makes of its statistics, channel by channel: current = (x - mean) * scale + bias, and on the way back
 // dy = scale * dz + (slope * (x - mean) + offset), slope and offset being 0 where the statistics were given.
-template <class A>
 struct Norm {
     Array<A> scale, bias, rstd, affine, slope, offset;
 
@@ -150,48 +151,59 @@ struct Norm {
     }
 };
 
+// Whether no parameter differs between neurons.
+inline bool uniform(const Call &c) {
+    return std::all_of(c.sizes, c.sizes + PARAMETERS, [](int64_t size) { return size <= 1; });
+}
+
 // One layer's constants, spread over the block at hand.
-template <class A>
 struct Block {
     const Call &c;
-    const Norm<A> &norm;
-    Array<A> decay, leak, threshold, width, inverse_width, mean, scale, bias, rstd, affine, slope, offset;
+    const Norm &norm;
+    Array<A> parameters[PARAMETERS], leak, rest, inverse_width;  // 1 - decay, 1 - rho, 1 / width
+    Array<A> mean, scale, bias, rstd, affine, slope, offset;
     bool aligned;
     int filled = 0;       // values
     int64_t one = -1;     // the channel of all of them, if it is one
 
-    Block(const Call &call, const Norm<A> &norm_, const Cut &cut) : c(call), norm(norm_), aligned(cut.aligned) {
+    Block(const Call &call, const Norm &norm_, const Cut &cut) : c(call), norm(norm_), aligned(cut.aligned) {
         const size_t size = size_t(cut.padded());
-        for (auto *values : {&decay, &threshold, &width, &inverse_width}) values->resize(size);
-        if (c.leaks_to_reset) leak.resize(size);
+        for (int p = 0; p < (KIND == ALIF ? PARAMETERS : RHO); p++) parameters[p].resize(size);
+        inverse_width.resize(size);
+        if (KIND == CLIF || c.reset == TO_RESET_LEAK) leak.resize(size);
+        if (KIND == ALIF) rest.resize(size);
         if (!c.mean) return;
         for (auto *values : {&mean, &scale, &bias, &rstd}) values->resize(size);
         if (c.out_step_gain) affine.resize(size);
         if (c.dy) for (auto *values : {&slope, &offset}) values->resize(size);
     }
 
-    void parameter(Array<A> &out, double number, const void *values, int64_t size, int64_t start, int n) {
-        if (size > 1) return spread(out.data(), (const A *)values, start, n, c);
-        std::fill(out.begin(), out.end(), values ? *(const A *)values : A(number));
+    void parameter(int p, int64_t start, int n) {
+        const A *given = (const A *)c.parameters[p];
+        Array<A> &out = parameters[p];
+        if (c.sizes[p] > 1) return spread(out.data(), given, start, n, c);
+        std::fill(out.begin(), out.end(), given ? *given : A(c.numbers[p]));
+    }
+
+    void complement(Array<A> &out, int p) {
+        for (size_t i = 0; i < out.size(); i++) out[i] = c.parameters[p] ? A(1) - parameters[p][i] : A(1 - c.numbers[p]);
     }
 
     // Values for the block [start, start + n). Those of an earlier block at least as long still hold where blocks are
     // aligned, nothing depends on the channel, or both lie in the same channel.
     void at(int64_t start, int n) {
         const int64_t run = start / c.inner, channel = (start + n - 1) / c.inner == run ? run % c.channels : -1;
-        const bool constant = aligned || !(c.mean || c.decay_size > 1 || c.threshold_size > 1 || c.width_size > 1);
-        if (n <= filled && (constant || (channel >= 0 && channel == one))) return;
+        if (n <= filled && (aligned || !(c.mean || !uniform(c)) || (channel >= 0 && channel == one))) return;
         const bool first = filled == 0;
         filled = n;
         one = channel;
-        if (first || c.decay_size > 1) {
-            parameter(decay, c.decay, c.decay_p, c.decay_size, start, n);
-            for (size_t i = 0; i < leak.size(); i++) leak[i] = c.decay_p ? A(1) - decay[i] : A(1 - c.decay);
-        }
-        if (first || c.threshold_size > 1) parameter(threshold, c.threshold, c.threshold_p, c.threshold_size, start, n);
-        if (first || c.width_size > 1) {
-            parameter(width, c.width, c.width_p, c.width_size, start, n);
-            for (size_t i = 0; i < width.size(); i++) inverse_width[i] = A(1) / width[i];
+        for (int p = 0; p < PARAMETERS; p++) {
+            if (parameters[p].empty() || !(first || c.sizes[p] > 1)) continue;
+            parameter(p, start, n);
+            if (p == DECAY) complement(leak, p);
+            if (p == RHO) complement(rest, p);
+            if (p == WIDTH)
+                for (size_t i = 0; i < inverse_width.size(); i++) inverse_width[i] = A(1) / parameters[p][i];
         }
         if (!c.mean) return;
         spread(mean.data(), (const A *)c.mean, start, n, c);
@@ -210,7 +222,6 @@ struct Block {
 constexpr int64_t BEYOND_CACHES = int64_t(1) << 23;
 
 // Whether this tensor is written past the caches: rows of whole lines, or a line would travel twice.
-template <class T>
 bool streams(const Call &c, const void *to) {
     const int64_t row = c.neurons * int64_t(sizeof(T));
     return to && c.steps * row > BEYOND_CACHES && row % 64 == 0 && reinterpret_cast<uintptr_t>(to) % 64 == 0;
@@ -219,272 +230,172 @@ bool streams(const Call &c, const void *to) {
 // A parameter's values of a block, or the ONE of all neurons, which stays in a register: a load less for each vector.
 template <bool ONE>
 struct Values {
-    const Accumulator *values;
+    const A *values;
     V first;
 
-    explicit Values(const Array<Accumulator> &of) : values(of.data()), first(load(of.data())) {}
+    explicit Values(const Array<A> &of) : values(of.data()), first(ONE && !of.empty() ? load(of.data()) : V{}) {}
     V at(int i) const { return ONE ? first : load(values + i); }
 };
 
-// Whether decay, threshold and width are those of all neurons.
-inline bool uniform(const Call &c) { return c.decay_size <= 1 && c.threshold_size <= 1 && c.width_size <= 1; }
+// The rules of a block's neurons.
+template <bool ONE>
+struct Rules {
+    Values<ONE> decay, leak, threshold, gain, rho, rest, beta;
+    A v_reset, levels;
 
-// The recurrence, written once: (v, current) -> (h, v). KIND is the reset, and for hard reset where the leak pulls.
-enum Kind { SUBTRACT, TO_ZERO_LEAK, TO_RESET_LEAK, NO_RESET };
+    explicit Rules(const Block &b)
+        : decay(b.parameters[DECAY]), leak(b.leak), threshold(b.parameters[THRESHOLD]), gain(b.parameters[GAIN]),
+          rho(b.parameters[RHO]), rest(b.rest), beta(b.parameters[BETA]), v_reset(A(b.c.v_reset)), levels(A(b.c.levels)) {}
 
-inline int kind_of(const Call &c) {
-    return c.reset == SOFT ? SUBTRACT : c.reset == NONE ? NO_RESET : c.leaks_to_reset ? TO_RESET_LEAK : TO_ZERO_LEAK;
+    template <int RESET>
+    Rule at(int i) const {
+        Rule r{decay.at(i), {}, threshold.at(i), gain.at(i), {}, {}, {}, v_reset, levels};
+        if constexpr (KIND == CLIF || RESET == TO_RESET_LEAK) r.leak = leak.at(i);
+        if constexpr (KIND == ALIF) r.rho = rho.at(i), r.rest = rest.at(i), r.beta = beta.at(i);
+        return r;
+    }
+};
+
+// ---- from a number of the call to a compile-time constant --------------------------------------------------------------
+
+template <int N> using Number = std::integral_constant<int, N>;
+
+template <class Go>
+void with(bool yes, Go go) {
+    if (yes) go(std::true_type{});
+    else go(std::false_type{});
 }
 
-template <int KIND>
-inline V charge(V v, V current, V decay, V leak, Accumulator gain, Accumulator v_reset) {
-    if constexpr (KIND == TO_RESET_LEAK) return v + gain * current - leak * (v - v_reset);
-    return decay * v + gain * current;
+template <int N = 0, class Go>
+void with_number(int number, Go go) {  // of a reset that the kind has
+    if constexpr (N <= NO_RESET) {
+        if constexpr (has(N))
+            if (number == N) return go(Number<N>{});
+        with_number<N + 1>(number, go);
+    }
 }
 
-template <int KIND>
-inline V discharge(V h, V threshold, Accumulator v_reset) {
-    if constexpr (KIND == SUBTRACT) return h >= threshold ? h - threshold : h;
-    if constexpr (KIND == NO_RESET) return h;
-    if constexpr (KIND == TO_ZERO_LEAK) return h >= threshold ? V{} : h;  // v_reset is 0
-    return h >= threshold ? all(v_reset) : h;
-}
+// ---- forth -----------------------------------------------------------------------------------------------------------
 
-// The way of a block through the window. Memory is at (0, start), its steps `stride` apart; those of h are `size` apart.
-template <class T, class A>
+// The way of a block through the window. Memory is at (0, start), its steps `stride` apart; those of h and m_before are
+// `size` apart.
 struct Forth {
     const T *x, *residual, *spike_add;  // the last two may be null
-    T *spikes, *current;                // null: h alone is wanted; null: it is not kept
-    A *h, *v;
-    const A *step_gain;  // or null
+    T *spikes, *current;                // the last may be null
+    A *h, *m_before;                    // of a replay: potentials, and second states before them
+    A *v, *m, *trace;                   // the last may be null
+    const A *step_gain;                 // or null
     int64_t steps, stride;
     int size, n;
     bool past;
 };
 
-// STEPS steps from t on, in which the membrane and the constants of a vector of neurons stay in registers.
-template <class T, class A, int KIND, bool NORM, bool RESIDUAL, bool FIRE, bool ONE, int STEPS>
-void forth_steps(const Block<A> &b, const Forth<T, A> &s, int64_t t) {
-    const A gain = A(b.c.gain), v_reset = A(b.c.v_reset);
-    const A *leaks = b.leak.data(), *means = b.mean.data(), *scales = b.scale.data(), *biases = b.bias.data();
-    const Values<ONE> decays(b.decay), thresholds(b.threshold);
+// Whether there is a norm, a residual: ASK at run time, which also writes what is rarer, the trace and the current without norm.
+enum Given { NO, YES, ASK };
+
+// STEPS steps from t on, in which the states and the constants of a vector of neurons stay in registers.
+template <int RESET, int NORM, int RESIDUAL, bool FIRE, bool ONE, int STEPS>
+void forth_steps(const Block &b, const Forth &s, int64_t t) {
+    const bool norm = NORM == ASK ? b.c.mean != nullptr : NORM == YES, joined = RESIDUAL == ASK ? s.residual != nullptr : RESIDUAL == YES;
+    const A *means = b.mean.data(), *scales = b.scale.data(), *biases = b.bias.data();
+    const Rules<ONE> rules(b);
     const int64_t row = t * s.stride, stride = s.stride, next = later(t, s.steps, stride, s.size);
-    const T *x = s.x + row, *residual = RESIDUAL ? s.residual + row : nullptr, *spike_add = FIRE && s.spike_add ? s.spike_add + row : nullptr;
-    T *spikes = FIRE ? s.spikes + row : nullptr, *currents = FIRE && NORM && s.current ? s.current + row : nullptr;
-    A *vs = s.v, *hs = FIRE ? nullptr : s.h + t * s.size;
+    const T *x = s.x + row, *residual = joined ? s.residual + row : nullptr, *spike_add = FIRE && s.spike_add ? s.spike_add + row : nullptr;
+    T *spikes = FIRE ? s.spikes + row : nullptr, *currents = FIRE && NORM != NO && s.current ? s.current + row : nullptr;
+    A *vs = s.v, *ms = s.m, *hs = FIRE ? nullptr : s.h + t * s.size, *m_before = FIRE || !SECOND ? nullptr : s.m_before + t * s.size,
+      *trace = FIRE && NORM == ASK && s.trace ? s.trace + row : nullptr;
     const int size = s.size;
     const bool past = s.past;
     A step_gains[STEPS];
     for (int j = 0; j < STEPS; j++) step_gains[j] = s.step_gain ? s.step_gain[t + j] : A(1);
-    vectors(s.n, [&](auto part, int i, int m) {
+    vectors(s.n, [&](auto part, int i, int n) {
         constexpr bool PART = decltype(part)::value;
         if constexpr (STEPS == 1) {  // hardware prefetchers keep up with columns
             prefetch(x + next + i, LANES);
             if (FIRE && !past) prefetch_for_writing(spikes + next + i);
-            if constexpr (RESIDUAL) prefetch(residual + next + i, LANES);
+            if (joined) prefetch(residual + next + i, LANES);
         }
-        const V threshold = thresholds.at(i), decay = decays.at(i), leak = KIND == TO_RESET_LEAK ? load(leaks + i) : V{};
-        V mean{}, scale{}, bias{}, v = load(vs + i);
-        if constexpr (NORM) mean = load(means + i), scale = load(scales + i), bias = load(biases + i);
+        const Rule r = rules.template at<RESET>(i);
+        V mean{}, scale{}, bias{}, v = load(vs + i), m{};
+        if constexpr (SECOND) m = load(ms + i);
+        if (norm) mean = load(means + i), scale = load(scales + i), bias = load(biases + i);
 #pragma GCC unroll 4
         for (int j = 0; j < STEPS; j++) {
             const int64_t here = j * stride + i;
-            V current = get<PART>(x + here, m);
-            if constexpr (NORM) current = step_gains[j] * ((current - mean) * scale + bias);
-            if constexpr (RESIDUAL) current = current + get<PART>(residual + here, m);
-            const V h = charge<KIND>(v, current, decay, leak, gain, v_reset);
-            if constexpr (FIRE) {
-                if (NORM && currents) put<PART>(currents + here, rounded(current), m, past);
-                const Mask fired = h >= threshold;
-                if (spike_add) put<PART>(spikes + here, rounded((fired ? all(A(1)) : V{}) + get<PART>(spike_add + here, m)), m, past);
-                else put<PART>(spikes + here, spikes_of(fired), m, past);
-            } else {
+            V current = get<PART>(x + here, n);
+            if (norm) current = step_gains[j] * ((current - mean) * scale + bias);
+            if (joined) current = current + get<PART>(residual + here, n);
+            const V h = charge<RESET>(r, v, current);
+            if constexpr (!FIRE) {
                 store(hs + j * size + i, h);
+                if constexpr (SECOND) store(m_before + j * size + i, m);
             }
-            v = discharge<KIND>(h, threshold, v_reset);
+            const auto fired = settle<RESET>(r, h, v, m);
+            if constexpr (FIRE) {
+                if (NORM != NO && currents) put<PART>(currents + here, rounded(current), n, past);
+                if (spike_add) put<PART>(spikes + here, rounded(counted(fired) + get<PART>(spike_add + here, n)), n, past);
+                else put<PART>(spikes + here, written(fired), n, past);
+                if constexpr (NORM == ASK)
+                    if (trace) std::memcpy(trace + i, &v, size_t(n) * sizeof(A));
+            }
         }
         store(vs + i, v);
+        if constexpr (SECOND) store(ms + i, m);
     });
 }
 
 // Steps by twos or fours where spikes stay in the caches: rows lie about a power of two apart, so that few streams fit side
 // by side. What is written past the caches, or kept for the way back, goes row by row (profiling/LOG.md has the times).
-template <class T, class A, int KIND, bool NORM, bool RESIDUAL, bool FIRE, bool ONE>
-void forth_block(const Block<A> &b, const Forth<T, A> &s) {
+template <int RESET, int NORM, int RESIDUAL, bool FIRE, bool ONE>
+void forth_block(const Block &b, const Forth &s) {
     int64_t t = 0;
-    if constexpr (FIRE) {
+    if constexpr (FIRE && NORM != ASK) {
         if (!s.past) {
-            if constexpr (!RESIDUAL && sizeof(T) >= 4)
+            if constexpr (RESIDUAL == NO && sizeof(T) >= 4)
                 if (!s.spike_add && !s.current)
-                    for (; t + 4 <= s.steps; t += 4) forth_steps<T, A, KIND, NORM, RESIDUAL, FIRE, ONE, 4>(b, s, t);
-            for (; t + 2 <= s.steps; t += 2) forth_steps<T, A, KIND, NORM, RESIDUAL, FIRE, ONE, 2>(b, s, t);
+                    for (; t + 4 <= s.steps; t += 4) forth_steps<RESET, NORM, RESIDUAL, FIRE, ONE, 4>(b, s, t);
+            for (; t + 2 <= s.steps; t += 2) forth_steps<RESET, NORM, RESIDUAL, FIRE, ONE, 2>(b, s, t);
         }
     }
-    for (; t < s.steps; t++) forth_steps<T, A, KIND, NORM, RESIDUAL, FIRE, ONE, 1>(b, s, t);
+    for (; t < s.steps; t++) forth_steps<RESET, NORM, RESIDUAL, FIRE, ONE, 1>(b, s, t);
 }
 
-template <class T, class A, int KIND, bool FIRE, bool ONE>
-void forth_inputs(const Block<A> &b, const Forth<T, A> &s) {
-    if (b.c.mean && s.residual) return forth_block<T, A, KIND, true, true, FIRE, ONE>(b, s);
-    if (b.c.mean) return forth_block<T, A, KIND, true, false, FIRE, ONE>(b, s);
-    if (s.residual) return forth_block<T, A, KIND, false, true, FIRE, ONE>(b, s);
-    return forth_block<T, A, KIND, false, false, FIRE, ONE>(b, s);
-}
-
-template <class T, class A, bool FIRE, bool ONE>
-void forth_kind(const Block<A> &b, const Forth<T, A> &s) {
-    switch (kind_of(b.c)) {
-        case SUBTRACT: return forth_inputs<T, A, SUBTRACT, FIRE, ONE>(b, s);
-        case TO_ZERO_LEAK: return forth_inputs<T, A, TO_ZERO_LEAK, FIRE, ONE>(b, s);
-        case TO_RESET_LEAK: return forth_inputs<T, A, TO_RESET_LEAK, FIRE, ONE>(b, s);
-        default: return forth_inputs<T, A, NO_RESET, FIRE, ONE>(b, s);
-    }
-}
-
-template <class T, class A, bool FIRE>
-void forth(const Block<A> &b, const Forth<T, A> &s) {
-    if (uniform(b.c)) return forth_kind<T, A, FIRE, true>(b, s);
-    return forth_kind<T, A, FIRE, false>(b, s);
-}
-
-// v after the reset of a stored h.
-template <class A>
-void membrane_after(const Block<A> &b, const A *__restrict h, A *__restrict v, int n) {
-    const A v_reset = A(b.c.v_reset), *__restrict threshold = b.threshold.data();
-    const int reset = b.c.reset;
-#pragma omp simd
-    for (int i = 0; i < n; i++) {
-        const A after = reset == HARD ? v_reset : h[i] - threshold[i];
-        v[i] = (h[i] >= threshold[i]) & (reset != NONE) ? after : h[i];
-    }
-}
-
-// The way the gradient takes through the reset.
-enum Path { PASSES, STOPS_AT_SPIKE, SOFT_ATTACHED, HARD_ATTACHED };
-
-inline int path_of(const Call &c) {
-    if (c.reset == HARD) return c.detach_reset ? STOPS_AT_SPIKE : HARD_ATTACHED;
-    return c.reset == SOFT && !c.detach_reset ? SOFT_ATTACHED : PASSES;
-}
-
-// What the way back leaves besides the carried gradient.
-enum Mode {
-    WRITE,       // dL/dx in memory: the neuron alone
-    ACCUMULATE,  // the channel sums of dz and dz * (x - mean), and in memory dL/dx or dy where asked for: batch norm
-    OBSERVE,     // dL/dx, phi, dv/dh, dL/dh and the incoming c in cache, for everything rarer: a step at a time
-};
-
-// The way of a block back through the steps [first, last). Memory and h as in Forth.
-template <class T, class A>
-struct Back {
-    const T *x, *grad_s, *grad_current;  // the last may be null
-    T *out, *dy;                         // dL/dx, and dL/dy where it needs no sums; or null
-    const A *h, *step_gain;
-    A *carry, *sum_dz, *sum_dz_x, *dx, *phi, *jump, *dh, *before;
-    int64_t stride;
-    int size, n;
-    bool past;
-};
-
-template <class T, class A, int SHAPE, int PATH, int MODE, bool ONE>
-void back_block(const Block<A> &b, const Back<T, A> &s, int64_t first, int64_t last) {
-    const A gain = A(b.c.gain), v_reset = A(b.c.v_reset), height = A(b.c.height);
-    const Values<ONE> decays(b.decay), thresholds(b.threshold), widths(b.width), inverse_widths(b.inverse_width);
-    const A *means = b.mean.data(), *scales = b.scale.data(), *tilts = b.slope.data(), *offsets = b.offset.data();
-    A *carries = s.carry, *sum_dz = s.sum_dz, *sum_dz_x = s.sum_dz_x, *dxs = s.dx, *phis = s.phi, *jumps = s.jump, *dhs = s.dh,
-      *befores = s.before;
-    for (int64_t t = last - 1; t >= first; t--) {
-        const int64_t row = t * s.stride;
-        const A k = s.step_gain ? s.step_gain[t] : A(1);
-        const T *gs = s.grad_s + row, *x = s.x + row, *grad_current = s.grad_current ? s.grad_current + row : nullptr;
-        const int64_t next = earlier(t, b.c.steps, s.stride, s.size);
-        T *out = s.out ? s.out + row : nullptr, *dy = s.dy ? s.dy + row : nullptr;
-        const A *hs = s.h + t * s.size;
-        const bool past_caches = s.past;
-        vectors(s.n, [&](auto part, int i, int m) {
-            constexpr bool PART = decltype(part)::value;
-            prefetch(gs + next + i, LANES);
-            if (out && !past_caches) prefetch_for_writing(out + next + i);
-            if (grad_current) prefetch(grad_current + next + i, LANES);
-            const V h = load(hs + i), threshold = thresholds.at(i), carry = load(carries + i);
-            const V unit = phi<SHAPE>(h - threshold, widths.at(i), inverse_widths.at(i)), slope = height * unit;
-            // Through the spike (also by way of the reset, where that carries a gradient), and past it.
-            V through = get<PART>(gs + i, m), past = carry;
-            if constexpr (PATH == SOFT_ATTACHED) through = through - carry * threshold;
-            if constexpr (PATH == HARD_ATTACHED) through = through + carry * (v_reset - h);
-            if constexpr (PATH == HARD_ATTACHED) past = h >= threshold ? V{} : past;
-            if constexpr (PATH == STOPS_AT_SPIKE) past = past * (h >= threshold ? V{} : all(A(1)));  // 0 * NaN stays one
-            const V dh = through * slope + past;
-            V dx = gain * dh;
-            if constexpr (MODE == OBSERVE) {
-                V jump = all(A(1));
-                if constexpr (PATH == STOPS_AT_SPIKE || PATH == HARD_ATTACHED) jump = h >= threshold ? V{} : jump;
-                if constexpr (PATH == HARD_ATTACHED) jump = jump + (v_reset - h) * slope;
-                if constexpr (PATH == SOFT_ATTACHED) jump = A(1) - threshold * slope;
-                store(dxs + i, dx);
-                store(phis + i, unit);
-                store(jumps + i, jump);
-                store(dhs + i, dh);
-                store(befores + i, carry);
-            } else {
-                if (grad_current) dx = dx + get<PART>(grad_current + i, m);
-                if (MODE == WRITE || out) put<PART>(out + i, rounded(dx), m, past_caches);
-            }
-            if constexpr (MODE == ACCUMULATE) {
-                const V dz = k * dx, centred = get<PART>(x + i, m) - load(means + i);
-                store(sum_dz + i, load(sum_dz + i) + dz);
-                store(sum_dz_x + i, load(sum_dz_x + i) + dz * centred);
-                if (dy) put<PART>(dy + i, rounded(load(scales + i) * dz + (load(tilts + i) * centred + load(offsets + i))), m, past_caches);
-            }
-            store(carries + i, decays.at(i) * dh);
+template <bool FIRE>
+void forth(const Block &b, const Forth &s) {
+    with_number(b.c.reset, [&](auto number) {
+        constexpr int RESET = decltype(number)::value;
+        if constexpr (FIRE)
+            if (s.trace || (s.current && !b.c.mean)) return forth_block<RESET, ASK, ASK, FIRE, false>(b, s);
+        with(uniform(b.c), [&](auto one) {
+            with(b.c.mean, [&](auto norm) {
+                with(s.residual, [&](auto residual) {
+                    forth_block<RESET, decltype(norm)::value, decltype(residual)::value, FIRE, decltype(one)::value>(b, s);
+                });
+            });
         });
-    }
+    });
 }
 
-template <class T, class A, int SHAPE, int PATH>
-void back_mode(const Block<A> &b, const Back<T, A> &s, int64_t first, int64_t last, int mode) {
-    if (mode == OBSERVE) return back_block<T, A, SHAPE, PATH, OBSERVE, false>(b, s, first, last);
-    const bool one = uniform(b.c);
-    if (mode == WRITE && one) return back_block<T, A, SHAPE, PATH, WRITE, true>(b, s, first, last);
-    if (mode == WRITE) return back_block<T, A, SHAPE, PATH, WRITE, false>(b, s, first, last);
-    if (one) return back_block<T, A, SHAPE, PATH, ACCUMULATE, true>(b, s, first, last);
-    return back_block<T, A, SHAPE, PATH, ACCUMULATE, false>(b, s, first, last);
+void start_state(const void *given, int64_t start, int n, A *state, double value = 0) {
+    if (given) std::memcpy(state, (const A *)given + start, n * sizeof(A));
+    else std::fill(state, state + n, A(value));
 }
 
-template <class T, class A, int SHAPE>
-void back_path(const Block<A> &b, const Back<T, A> &s, int64_t first, int64_t last, int mode) {
-    switch (path_of(b.c)) {
-        case PASSES: return back_mode<T, A, SHAPE, PASSES>(b, s, first, last, mode);
-        case STOPS_AT_SPIKE: return back_mode<T, A, SHAPE, STOPS_AT_SPIKE>(b, s, first, last, mode);
-        case SOFT_ATTACHED: return back_mode<T, A, SHAPE, SOFT_ATTACHED>(b, s, first, last, mode);
-        default: return back_mode<T, A, SHAPE, HARD_ATTACHED>(b, s, first, last, mode);
-    }
+// What became of a second state; where a kind has none, it is what it was.
+void last_state(const Array<A> &m, const void *given, int64_t start, int n, A *out) {
+    if (SECOND) std::copy(m.begin(), m.begin() + n, out);
+    else start_state(given, start, n, out);
 }
 
-template <class T, class A>
-void back(const Block<A> &b, const Back<T, A> &s, int64_t first, int64_t last, int mode) {
-    switch (b.c.shape) {
-        case FAST_SIGMOID: return back_path<T, A, FAST_SIGMOID>(b, s, first, last, mode);
-        case ATAN: return back_path<T, A, ATAN>(b, s, first, last, mode);
-        case SIGMOID: return back_path<T, A, SIGMOID>(b, s, first, last, mode);
-        case TRIANGLE: return back_path<T, A, TRIANGLE>(b, s, first, last, mode);
-        case RECTANGLE: return back_path<T, A, RECTANGLE>(b, s, first, last, mode);
-        default: return back_path<T, A, GAUSSIAN>(b, s, first, last, mode);
-    }
-}
-
-template <class A>
-void start_membrane(const Call &c, int64_t start, int n, A *v) {
-    if (c.v_init) std::memcpy(v, (const A *)c.v_init + start, n * sizeof(A));
-    else std::fill(v, v + n, A(c.v_start));
-}
-
-template <class T, class A>
-Forth<T, A> forth_of(const Call &c, int64_t start, int n, int size, A *v) {
-    Forth<T, A> s{};
+// A block before its first step, with its states in v and m.
+Forth forth_of(const Call &c, int64_t start, int n, int size, A *v, A *m) {
+    start_state(c.v_init, start, n, v, c.v_start);
+    if (SECOND) start_state(c.m_init, start, n, m);
+    Forth s{};
     s.x = (const T *)c.x + start;
     s.residual = c.residual ? (const T *)c.residual + start : nullptr;
     s.v = v;
+    s.m = m;
     s.step_gain = (const A *)c.step_gain;
     s.steps = c.steps;
     s.stride = c.neurons;
@@ -493,165 +404,298 @@ Forth<T, A> forth_of(const Call &c, int64_t start, int n, int size, A *v) {
     return s;
 }
 
-template <class T, class A>
 void forward(const Call &c) {
     const Cut cut(c);
     const int size = cut.padded();
-    const Norm<A> norm(c);
-    const bool past = streams<T>(c, c.spikes) && (!c.current || streams<T>(c, c.current));
+    const Norm norm(c);
+    const bool past = streams(c, c.spikes) && (!c.current || streams(c, c.current));
 #pragma omp parallel num_threads(c.threads) if (c.threads > 1)
     {
-        Block<A> b(c, norm, cut);
-        Array<A> v(size);
+        Block b(c, norm, cut);
+        Array<A> v(size), m(SECOND ? size : 0);
 #pragma omp for schedule(static)
         for (int64_t k = 0; k < cut.chunks; k++) {
             const int64_t end = cut.edge(c, k + 1);
             for (int64_t start = cut.edge(c, k); start < end; start += cut.size) {
                 const int n = int(std::min<int64_t>(cut.size, end - start));
                 b.at(start, n);
-                start_membrane(c, start, n, v.data());
-                Forth<T, A> s = forth_of<T>(c, start, n, size, v.data());
+                Forth s = forth_of(c, start, n, size, v.data(), m.data());
                 s.spike_add = c.spike_add ? (const T *)c.spike_add + start : nullptr;
                 s.spikes = (T *)c.spikes + start;
                 s.current = c.current ? (T *)c.current + start : nullptr;
+                s.trace = c.trace ? (A *)c.trace + start : nullptr;
                 s.past = past && start % LANES == 0;
-                forth<T, A, true>(b, s);
+                forth<true>(b, s);
                 if (c.v_last) std::memcpy((A *)c.v_last + start, v.data(), n * sizeof(A));
+                if (c.m_last) last_state(m, c.m_init, start, n, (A *)c.m_last + start);
             }
         }
         finish_stream();
     }
 }
 
+// ---- back --------------------------------------------------------------------------------------------------------------
+
 // Everything that one chunk sums, joined later in chunk order.
 struct Sums {
     std::vector<double> norm, parameters, step_gain, probe;
     Sums(const Call &c)
-        : norm(c.out_sums ? 2 * c.channels : 0), parameters(c.out_parameters ? 3 * c.parameter_size : 0),
+        : norm(c.out_sums ? 2 * c.channels : 0), parameters(c.out_parameters ? c.rows * c.parameter_size : 0),
           step_gain(c.out_step_gain ? c.steps : 0), probe(c.probe ? c.steps * PROBE_FIELDS : 0) {}
 };
 
-// The rarer results of one step back, from what OBSERVE left in cache.
-template <class T, class A>
-void observe(const Block<A> &b, const Back<T, A> &s, Sums &mine, Array<A> *d_parameters, A *v, int64_t t,
-             int64_t start, bool attached) {
-    const Call &c = b.c;
-    const int n = s.n;
-    const A *threshold = b.threshold.data(), *decay = b.decay.data(), *here = s.h + t * s.size;
-    const A k = s.step_gain ? s.step_gain[t] : A(1);
-    const T *gs = s.grad_s + t * s.stride, *x = s.x + t * s.stride;
-    if (c.probe) {
-        const A *__restrict dx = s.dx, *__restrict carried = s.before, *__restrict jump = s.jump, *__restrict unit = s.phi,
-                           *__restrict h = here;
-        A grad_spike = 0, grad_input = 0, grad_carry = 0, factor = 0, top = 0;
-        int outside = 0, spikes = 0, strange = 0;
-#pragma omp simd reduction(+ : grad_spike, grad_input, grad_carry, factor, outside, spikes, strange) reduction(max : top)
-        for (int i = 0; i < n; i++) {
-            const A g = load(gs[i]), size_of = std::fabs(dx[i]);
-            const bool finite = size_of <= std::numeric_limits<A>::max();
-            grad_spike += g * g;
-            grad_input += dx[i] * dx[i];
-            grad_carry += carried[i] * carried[i];
-            factor += std::fabs(decay[i] * jump[i]);
-            outside += unit[i] < A(REACH);
-            spikes += h[i] >= threshold[i];
-            strange += !finite;
-            const A counted = finite ? size_of : A(0);
-            top = counted > top ? counted : top;
+// What the way back leaves besides the carried gradients.
+enum Mode {
+    WRITE,       // dL/dx in memory: the neuron alone
+    ACCUMULATE,  // the channel sums of dz and dz * (x - mean), and in memory dL/dx or dy where asked for: batch norm
+    OBSERVE,     // everything rarer besides, with the surrogate from cache, so that this is compiled once for all shapes
+};
+
+// The way of a block back through the window. Memory, h and m_before as in Forth.
+struct Back {
+    const T *x, *residual, *grad_s, *grad_current;  // residual and grad_current may be null
+    T *out, *dy;                                    // dL/dx, and dL/dy where it needs no sums; or null
+    const A *h, *m_before, *start, *step_gain, *grad_trace;  // start: v before the first step; the last two may be null
+    A *by_v, *by_m, *sum_dz, *sum_dz_x;
+    A *unit, *turn;          // of a window: phi; primitive(z) - z * phi where a width learns
+    A *learnt[PARAMETERS];   // sums over the steps; null where nothing learns
+    Sums *sums;
+    int64_t stride;
+    int size, n;
+    bool past;
+};
+
+// phi over a block's window, and what a width learns by.
+template <int SHAPE>
+void surrogates(const Block &b, const Back &s) {
+    const Rules<false> rules(b);
+    const A *widths = b.parameters[WIDTH].data(), *inverse_widths = b.inverse_width.data();
+    for (int64_t t = 0; t < b.c.steps; t++)
+        for (int i = 0; i < s.n; i += LANES) {
+            const int64_t here = t * s.size + i;
+            const V z = load(s.h + here) - top_of(rules.template at<SUBTRACT>(i), SECOND ? load(s.m_before + here) : V{});
+            const V width = load(widths + i), unit = phi<SHAPE>(z, width, load(inverse_widths + i));
+            store(s.unit + here, unit);
+            if (!s.turn) continue;
+            const V scaled = z / width;
+            V turn{};
+            for (int l = 0; l < LANES; l++) turn[l] = primitive(scaled[l], SHAPE);
+            store(s.turn + here, turn - scaled * unit);
         }
-        double *row = mine.probe.data() + t * PROBE_FIELDS;
-        row[GRAD_SPIKE_SQ] += double(grad_spike);
-        row[GRAD_INPUT_SQ] += double(grad_input);
-        row[GRAD_CARRY_SQ] += double(grad_carry);
-        row[TIME_FACTOR] += double(factor);
-        row[OUTSIDE] += double(outside);
-        row[SPIKE_COUNT] += double(spikes);
-        row[GRAD_INPUT_MAX] = std::max(row[GRAD_INPUT_MAX], double(top));
-        row[NONFINITE] += double(strange);
-    }
-    if (s.grad_current)  // after the probe, which measures what passes the neuron
-        for (int i = 0; i < n; i++) s.dx[i] = s.dx[i] + load(s.grad_current[t * s.stride + i]);
-    if (s.out)
-        for (int i = 0; i < n; i++) store(s.out + t * s.stride + i, s.dx[i]);
-    if (c.out_parameters) {
-        const A v_reset = A(c.v_reset), height = A(c.height);
-        if (t) membrane_after(b, here - s.size, v, n);
-        else start_membrane(c, start, n, v);
-        const bool soft = c.reset == SOFT, follows = soft && attached, jumps = attached && !soft, pulls = c.leaks_to_reset;
-        const A *__restrict h = here, *__restrict before = s.before, *__restrict unit = s.phi, *__restrict dh = s.dh,
-                           *__restrict top = threshold, *__restrict membrane = v;
-        A *__restrict d_decay = d_parameters[0].data(), *__restrict d_threshold = d_parameters[1].data(),
-                     *__restrict d_width = d_parameters[2].data();
-#pragma omp simd
-        for (int i = 0; i < n; i++) {
-            const A g = load(gs[i]), by_soft = g - before[i] * top[i], by_hard = g + before[i] * (v_reset - h[i]);
-            const A through_s = follows ? by_soft : jumps ? by_hard : g;
-            const A through_v = soft & (h[i] >= top[i]) ? A(-1) : A(0);
-            d_decay[i] += dh[i] * (pulls ? membrane[i] - v_reset : membrane[i]);
-            d_threshold[i] += before[i] * through_v - through_s * (height * unit[i]);
-        }
-        if (c.width_p)  // its primitive takes longer than all of the rest
-            for (int i = 0; i < n; i++) {
-                const A z = (h[i] - top[i]) / b.width[i], g = load(gs[i]);
-                const A through_s = follows ? g - before[i] * top[i] : jumps ? g + before[i] * (v_reset - h[i]) : g;
-                d_width[i] += through_s * height * (primitive(z, c.shape) - z * unit[i]);
-            }
-    }
-    if (!c.mean) return;
-    double step_gain = 0;
-    for (int i = 0; i < n; i++) {
-        const A centred = load(x[i]) - b.mean[i], dz = k * s.dx[i];
-        if (c.out_step_gain) step_gain += double(s.dx[i] * (centred * b.rstd[i] * b.affine[i] + b.bias[i]));
-        s.sum_dz[i] += dz;
-        s.sum_dz_x[i] += dz * centred;
-        if (s.dy) store(s.dy + t * s.stride + i, b.scale[i] * dz + (b.slope[i] * centred + b.offset[i]));
-    }
-    if (c.out_step_gain) mine.step_gain[t] += step_gain;
 }
 
-template <class T, class A>
+template <bool PART>
+inline V only(V v, int n) {  // the lanes that are neurons
+    if constexpr (PART)
+        for (int l = n; l < LANES; l++) v[l] = 0;
+    return v;
+}
+
+inline double total(V v) {
+    A lanes[LANES];
+    std::memcpy(lanes, &v, sizeof lanes);
+    return total(lanes, LANES);
+}
+
+template <int RESET, bool ATTACHED, int SHAPE, int MODE, bool ONE>
+void back_block(const Block &b, const Back &s) {
+    const Call &c = b.c;
+    const A height = A(c.height);
+    const Rules<ONE> rules(b);
+    const Values<ONE> widths(b.parameters[WIDTH]), inverse_widths(b.inverse_width);
+    const A *means = b.mean.data(), *scales = b.scale.data(), *biases = b.bias.data(), *rstds = b.rstd.data(), *affines = b.affine.data(),
+            *tilts = b.slope.data(), *offsets = b.offset.data();
+    A *by_vs = s.by_v, *by_ms = s.by_m, *sum_dz = s.sum_dz, *sum_dz_x = s.sum_dz_x;
+    for (int64_t t = c.steps - 1; t >= 0; t--) {
+        const int64_t row = t * s.stride, kept = t * s.size;
+        const A k = s.step_gain ? s.step_gain[t] : A(1);
+        const T *gs = s.grad_s + row, *x = s.x + row, *grad_current = s.grad_current ? s.grad_current + row : nullptr,
+                *residual = s.residual ? s.residual + row : nullptr;
+        const int64_t next = earlier(t, c.steps, s.stride, s.size);
+        T *out = s.out ? s.out + row : nullptr, *dy = s.dy ? s.dy + row : nullptr;
+        const A *hs = s.h + kept, *ms = SECOND ? s.m_before + kept : nullptr, *grad_trace = s.grad_trace ? s.grad_trace + row : nullptr;
+        const bool past_caches = s.past;
+        V probe[PROBE_FIELDS] = {}, by_step_gain{};
+        vectors(s.n, [&](auto part, int i, int n) {
+            constexpr bool PART = decltype(part)::value;
+            prefetch(gs + next + i, LANES);
+            if (out && !past_caches) prefetch_for_writing(out + next + i);
+            if (grad_current) prefetch(grad_current + next + i, LANES);
+            const Rule r = rules.template at<RESET>(i);
+            const V h = load(hs + i), grad = get<PART>(gs + i, n);
+            V m{}, by_m{}, by_v = load(by_vs + i), unit{};
+            if constexpr (SECOND) m = load(ms + i), by_m = load(by_ms + i);
+            if (MODE == OBSERVE && grad_trace) by_v = by_v + get<PART>(grad_trace + i, n);
+            if constexpr (KIND == ILIF) unit = between(r, h);
+            else if constexpr (MODE == OBSERVE) unit = load(s.unit + kept + i);
+            else unit = phi<SHAPE>(h - top_of(r, m), widths.at(i), inverse_widths.at(i));
+            const V carried = by_v, slope = KIND == ILIF ? unit / r.threshold : height * unit;
+            Found f = step_back<RESET, ATTACHED>(r, h, m, grad, slope, by_v, by_m);
+            V dx = r.gain * f.h;
+            by_v = r.decay * f.h;
+            V v{};  // before the step
+            if constexpr (MODE == OBSERVE || KIND == DELAYED) {
+                if (t) {
+                    v = load(hs - s.size + i);
+                    V before = SECOND ? load(ms - s.size + i) : V{};
+                    settle<RESET>(r, v, v, before);
+                } else {
+                    v = load(s.start + i);
+                }
+            }
+            if constexpr (KIND == DELAYED) {
+                const Mask reset = v >= r.threshold;
+                if constexpr (RESET == SUBTRACT) f.threshold = f.threshold - (reset ? f.h : V{});
+                if constexpr (RESET == TO_ZERO_LEAK) by_v = reset ? V{} : by_v, v = reset ? V{} : v;
+            }
+            if constexpr (MODE == OBSERVE) {
+                if (c.probe) {
+                    const V size_of = absolute(dx), jump = jump_of<RESET, ATTACHED>(r, h, m, slope);
+                    const Mask finite = size_of <= std::numeric_limits<A>::max();
+                    const auto add = [&](Probe field, V value) { probe[field] += only<PART>(value, n); };
+                    add(GRAD_SPIKE_SQ, grad * grad);
+                    add(GRAD_INPUT_SQ, dx * dx);
+                    add(GRAD_CARRY_SQ, carried * carried);
+                    add(TIME_FACTOR, absolute(r.decay * jump));
+                    add(OUTSIDE, counted(unit < A(REACH)));
+                    V after = m;
+                    V left{};
+                    add(SPIKE_COUNT, counted(settle<RESET>(r, h, left, after)));
+                    add(NONFINITE, counted(~finite));
+                    const V counts = only<PART>(finite ? size_of : V{}, n);
+                    probe[GRAD_INPUT_MAX] = counts > probe[GRAD_INPUT_MAX] ? counts : probe[GRAD_INPUT_MAX];
+                }
+                if (c.out_parameters) {
+                    const auto add = [&](Parameter p, V value) { store(s.learnt[p] + i, load(s.learnt[p] + i) + value); };
+                    add(DECAY, f.h * (RESET == TO_RESET_LEAK ? v - r.v_reset : v) + f.decay);
+                    add(THRESHOLD, f.threshold);
+                    if (s.turn) add(WIDTH, f.spike * height * load(s.turn + kept + i));
+                    if (c.rows > GAIN) {
+                        V current = get<PART>(x + i, n);
+                        if (c.mean) current = k * ((current - load(means + i)) * load(scales + i) + load(biases + i));
+                        if (residual) current = current + get<PART>(residual + i, n);
+                        add(GAIN, f.h * current);
+                    }
+                    if constexpr (KIND == ALIF) add(RHO, f.rho), add(BETA, f.beta);
+                }
+            }
+            // after the probe, which measures what passes the neuron
+            if (grad_current) dx = dx + get<PART>(grad_current + i, n);
+            if (MODE == WRITE || out) put<PART>(out + i, rounded(dx), n, past_caches);
+            if (MODE == ACCUMULATE || (MODE == OBSERVE && c.mean)) {
+                const V dz = k * dx, centred = get<PART>(x + i, n) - load(means + i);
+                store(sum_dz + i, load(sum_dz + i) + dz);
+                store(sum_dz_x + i, load(sum_dz_x + i) + dz * centred);
+                if (dy) put<PART>(dy + i, rounded(load(scales + i) * dz + (load(tilts + i) * centred + load(offsets + i))), n, past_caches);
+                if (MODE == OBSERVE && c.out_step_gain)
+                    by_step_gain += only<PART>(dx * (centred * load(rstds + i) * load(affines + i) + load(biases + i)), n);
+            }
+            store(by_vs + i, by_v);
+            if constexpr (SECOND) store(by_ms + i, by_m);
+        });
+        if constexpr (MODE == OBSERVE) {
+            if (c.out_step_gain) s.sums->step_gain[t] += total(by_step_gain);
+            if (!c.probe) continue;
+            double *fields = s.sums->probe.data() + t * PROBE_FIELDS;
+            for (int p = 0; p < PROBE_FIELDS; p++)
+                if (p != GRAD_INPUT_MAX) fields[p] += total(probe[p]);
+            for (int l = 0; l < LANES; l++) fields[GRAD_INPUT_MAX] = std::max(fields[GRAD_INPUT_MAX], double(probe[GRAD_INPUT_MAX][l]));
+        }
+    }
+}
+
+template <class Go>
+void with_shape(int shape, Go go) {
+    if constexpr (KIND == ILIF) return go(Number<RECTANGLE>{});
+    switch (shape) {
+        case FAST_SIGMOID: return go(Number<FAST_SIGMOID>{});
+        case ATAN: return go(Number<ATAN>{});
+        case SIGMOID: return go(Number<SIGMOID>{});
+        case TRIANGLE: return go(Number<TRIANGLE>{});
+        case RECTANGLE: return go(Number<RECTANGLE>{});
+        default: return go(Number<GAUSSIAN>{});
+    }
+}
+
+// The way the gradient takes through the reset: of LIF without what is rare, four ways serve all of them.
+template <int MODE, class Go>
+void with_path(const Call &c, Go go) {
+    constexpr bool merged = KIND == LIF && MODE != OBSERVE;
+    int reset = c.reset;
+    if (merged && reset == TO_RESET_LEAK) reset = TO_ZERO_LEAK;
+    if (merged && reset == SUBTRACT && c.detach_reset) reset = NO_RESET;
+    with_number(reset, [&](auto number) {
+        constexpr int RESET = decltype(number)::value;
+        if constexpr (RESET == NO_RESET || KIND == DELAYED) go(number, std::false_type{});
+        else if constexpr (merged && RESET == SUBTRACT) go(number, std::true_type{});
+        else if constexpr (!(merged && RESET == TO_RESET_LEAK)) with(!c.detach_reset, [&](auto attached) { go(number, attached); });
+    });
+}
+
+template <int MODE>
+void back_mode(const Block &b, const Back &s) {
+    const auto go = [&](auto shape, auto one) {
+        with_path<MODE>(b.c, [&](auto reset, auto attached) {
+            back_block<decltype(reset)::value, decltype(attached)::value, decltype(shape)::value, MODE, decltype(one)::value>(b, s);
+        });
+    };
+    if constexpr (MODE == OBSERVE) go(Number<0>{}, std::false_type{});
+    else with_shape(b.c.shape, [&](auto shape) { with(uniform(b.c), [&](auto one) { go(shape, one); }); });
+}
+
+void back(const Block &b, const Back &s, int mode) {
+    if (mode == WRITE) return back_mode<WRITE>(b, s);
+    if (mode == ACCUMULATE) return back_mode<ACCUMULATE>(b, s);
+    if (KIND != ILIF) with_shape(b.c.shape, [&](auto shape) { surrogates<decltype(shape)::value>(b, s); });
+    back_mode<OBSERVE>(b, s);
+}
+
 void walk_back(const Call &c) {
     const Cut cut(c);
     const int size = cut.padded();
-    const Norm<A> norm(c);
+    const Norm norm(c);
     std::vector<Sums> sums(cut.chunks, Sums(c));
-    const bool attached = !c.detach_reset && c.reset != NONE;
-    const bool rare = c.probe || c.out_parameters || c.out_step_gain;
+    const bool rare = c.probe || c.out_parameters || c.out_step_gain || c.grad_trace;
     const int mode = rare ? OBSERVE : c.mean ? ACCUMULATE : WRITE;
-    const bool past = (!c.dx || streams<T>(c, c.dx)) && (!c.dy || streams<T>(c, c.dy));
+    const bool past = (!c.dx || streams(c, c.dx)) && (!c.dy || streams(c, c.dy));
 #pragma omp parallel num_threads(c.threads) if (c.threads > 1)
     {
-        Block<A> b(c, norm, cut);
-        Array<A> v(size), window(size * c.steps), carry(size), sum_dz(size), sum_dz_x(size);
-        Array<A> observed[5], d_parameters[3];
-        if (rare) for (auto &o : observed) o.resize(size);
-        if (c.out_parameters) for (auto &d : d_parameters) d.resize(size);
-        Back<T, A> s{};
-        s.h = window.data();
+        const size_t window = size_t(size) * c.steps, second = SECOND ? size : 0;
+        Block b(c, norm, cut);
+        Array<A> v(size), m(second), h(window), m_before(second * c.steps), start_v(size), by_v(size), by_m(second), sum_dz(size), sum_dz_x(size);
+        Array<A> unit(rare ? window : 0), turn(c.out_parameters && c.parameters[WIDTH] ? window : 0), learnt[PARAMETERS];
+        Back s{};
+        s.h = h.data();
+        s.m_before = m_before.data();
+        s.start = start_v.data();
         s.step_gain = (const A *)c.step_gain;
-        s.carry = carry.data();
+        s.by_v = by_v.data();
+        s.by_m = by_m.data();
         s.sum_dz = sum_dz.data();
         s.sum_dz_x = sum_dz_x.data();
-        s.dx = observed[0].data();
-        s.phi = observed[1].data();
-        s.jump = observed[2].data();
-        s.dh = observed[3].data();
-        s.before = observed[4].data();
+        s.unit = unit.data();
+        s.turn = turn.data();
         s.stride = c.neurons;
         s.size = size;
+        if (c.out_parameters)
+            for (int p = 0; p < c.rows; p++) learnt[p].resize(size), s.learnt[p] = learnt[p].data();
 #pragma omp for schedule(static)
         for (int64_t k = 0; k < cut.chunks; k++) {
             Sums &mine = sums[k];
+            s.sums = &mine;
             const int64_t end = cut.edge(c, k + 1);
             for (int64_t start = cut.edge(c, k), blocks = 0; start < end; start += cut.size, blocks++) {
                 const int n = s.n = int(std::min<int64_t>(cut.size, end - start));
                 b.at(start, n);
-                start_membrane(c, start, n, v.data());
-                Forth<T, A> replay = forth_of<T>(c, start, n, size, v.data());
-                replay.h = window.data();
-                forth<T, A, false>(b, replay);
-                std::fill(carry.begin(), carry.end(), A(0));
-                if (c.grad_v_last) std::memcpy(carry.data(), (const A *)c.grad_v_last + start, n * sizeof(A));
+                Forth replay = forth_of(c, start, n, size, v.data(), m.data());
+                replay.h = h.data();
+                replay.m_before = m_before.data();
+                if (rare || KIND == DELAYED) std::copy(v.begin(), v.end(), start_v.begin());
+                forth<false>(b, replay);
+                std::fill(by_v.begin(), by_v.end(), A(0));
+                if (c.grad_v_last) std::memcpy(by_v.data(), (const A *)c.grad_v_last + start, n * sizeof(A));
+                std::fill(by_m.begin(), by_m.end(), A(0));
+                if (SECOND && c.grad_m_last) std::memcpy(by_m.data(), (const A *)c.grad_m_last + start, n * sizeof(A));
                 // Aligned blocks share their channels: a few of them add up in float before they join the channel's sum.
                 const bool fresh = !cut.aligned || blocks % 16 == 0;
                 const bool flush = !cut.aligned || blocks % 16 == 15 || start + cut.size >= end;
@@ -659,30 +703,28 @@ void walk_back(const Call &c) {
                     std::fill(sum_dz.begin(), sum_dz.end(), A(0));
                     std::fill(sum_dz_x.begin(), sum_dz_x.end(), A(0));
                 }
-                for (auto &d : d_parameters) std::fill(d.begin(), d.end(), A(0));
-                s.x = (const T *)c.x + start;
+                for (auto &l : learnt) std::fill(l.begin(), l.end(), A(0));
+                s.x = replay.x;
+                s.residual = replay.residual;
                 s.grad_s = (const T *)c.grad_s + start;
                 s.grad_current = c.grad_current ? (const T *)c.grad_current + start : nullptr;
+                s.grad_trace = c.grad_trace ? (const A *)c.grad_trace + start : nullptr;
                 s.out = c.dx ? (T *)c.dx + start : nullptr;
                 s.dy = c.dy ? (T *)c.dy + start : nullptr;
                 s.past = past && start % LANES == 0;
-                if (!rare) back(b, s, 0, c.steps, mode);
-                else
-                    for (int64_t t = c.steps - 1; t >= 0; t--) {
-                        back(b, s, t, t + 1, mode);
-                        observe(b, s, mine, d_parameters, v.data(), t, start, attached);
-                    }
-                if (c.out_v_init) std::memcpy((A *)c.out_v_init + start, carry.data(), n * sizeof(A));
+                back(b, s, mode);
+                if (c.out_v_init) std::memcpy((A *)c.out_v_init + start, by_v.data(), n * sizeof(A));
+                if (c.out_m_init) last_state(by_m, c.grad_m_last, start, n, (A *)c.out_m_init + start);
                 if (c.out_sums && flush) {
                     const int lanes = cut.aligned ? cut.size : n;
                     gather(mine.norm.data(), sum_dz.data(), start, lanes, c);
                     gather(mine.norm.data() + c.channels, sum_dz_x.data(), start, lanes, c);
                 }
                 if (c.out_parameters)
-                    for (int p = 0; p < 3; p++) {
+                    for (int p = 0; p < c.rows; p++) {
                         double *row = mine.parameters.data() + p * c.parameter_size;
-                        if (c.parameter_size > 1) gather(row, d_parameters[p].data(), start, n, c);
-                        else *row += total(d_parameters[p].data(), n);
+                        if (c.parameter_size > 1) gather(row, learnt[p].data(), start, n, c);
+                        else *row += total(learnt[p].data(), n);
                     }
             }
         }
@@ -708,8 +750,7 @@ void walk_back(const Call &c) {
 }
 
 // Second pass of batch norm where dL/dx is stored: dy = scale * dz + (slope * (x - mean) + offset). dy may be dL/dx.
-template <class T, class A>
-void norm_block(const Block<A> &b, const Back<T, A> &s, int64_t steps) {
+void norm_block(const Block &b, const Back &s, int64_t steps) {
     const A *means = b.mean.data(), *scales = b.scale.data(), *tilts = b.slope.data(), *offsets = b.offset.data();
     for (int64_t t = 0; t < steps; t++) {
         const int64_t next = later(t, steps, s.stride, s.size);
@@ -728,15 +769,14 @@ void norm_block(const Block<A> &b, const Back<T, A> &s, int64_t steps) {
     }
 }
 
-template <class T, class A>
 void norm_backward(const Call &c) {
     const Cut cut(c);
-    const Norm<A> norm(c);
-    const bool past = streams<T>(c, c.dy);
+    const Norm norm(c);
+    const bool past = streams(c, c.dy);
 #pragma omp parallel num_threads(c.threads) if (c.threads > 1)
     {
-        Block<A> b(c, norm, cut);
-        Back<T, A> s{};
+        Block b(c, norm, cut);
+        Back s{};
         s.step_gain = (const A *)c.step_gain;
         s.stride = c.neurons;
         s.size = cut.size;
@@ -758,17 +798,16 @@ void norm_backward(const Call &c) {
 }
 
 // The walk back, and through the statistics of a batch the second pass, from dL/dx in the place of dy where nobody wants it.
-template <class T, class A>
 void backward(const Call &c) {
-    if (!c.dy || c.count == 0 || c.sums) return walk_back<T, A>(c);
+    if (!c.dy || c.count == 0 || c.sums) return walk_back(c);
     Call first = c, second = c;
     first.dx = c.dx ? c.dx : c.dy;
     first.dy = nullptr;
-    walk_back<T, A>(first);
+    walk_back(first);
     second.grad_s = first.dx;
     second.sums = c.out_sums;
     second.out_step_gain = nullptr;
-    norm_backward<T, A>(second);
+    norm_backward(second);
 }
 
 // Sums over one channel, in double, of what lies away from a fixed `shift`.
@@ -786,7 +825,6 @@ struct Moments {
 // Mean and biased variance per channel. Floats are enough within a block, whatever it holds, because its elements are
 // shifted by the mean of its first eighth, about which the squares add up to 8 times those about the block's own mean
 // at most. Blocks join in double. Results in dx (mean), dy (var).
-template <class T, class A>
 void statistics(const Call &c) {
     const T *x = (const T *)c.x;
     const int64_t C = c.channels, inner = c.inner, rows = c.steps * c.neurons / (C * inner);
@@ -896,7 +934,6 @@ void statistics(const Call &c) {
 }
 
 // One bit a spike, in memory order: x -> spikes as bytes, and back.
-template <class T>
 void pack(const Call &c) {
     const T *x = (const T *)c.x;
     uint8_t *bits = (uint8_t *)c.spikes;
@@ -910,7 +947,6 @@ void pack(const Call &c) {
     }
 }
 
-template <class T, class A>
 void unpack(const Call &c) {
     const uint8_t *bits = (const uint8_t *)c.x;
     T *out = (T *)c.spikes;
@@ -923,33 +959,31 @@ void unpack(const Call &c) {
 }
 
 // Where the call measures, mean and var are of this very x, and filled first.
-template <class T, class A>
 void measure_and_fire(const Call &c) {
     if (c.measures) {
         Call statistics_of = c;
         statistics_of.dx = const_cast<void *>(c.mean);
         statistics_of.dy = const_cast<void *>(c.var);
-        statistics<T, A>(statistics_of);
+        statistics(statistics_of);
     }
-    forward<T, A>(c);
+    forward(c);
 }
 
 enum Pass { FORWARD, BACKWARD, NORM_BACKWARD, STATISTICS, PACK, UNPACK };
 
-template <class T, class A>
 void run(const Call &c, int pass) {
     switch (pass) {
-        case FORWARD: return measure_and_fire<T, A>(c);
-        case BACKWARD: return backward<T, A>(c);
-        case NORM_BACKWARD: return norm_backward<T, A>(c);
-        case STATISTICS: return statistics<T, A>(c);
-        case PACK: return pack<T>(c);
-        default: return unpack<T, A>(c);
+        case FORWARD: return measure_and_fire(c);
+        case BACKWARD: return backward(c);
+        case NORM_BACKWARD: return norm_backward(c);
+        case STATISTICS: return statistics(c);
+        case PACK: return pack(c);
+        default: return unpack(c);
     }
 }
 
 }  // namespace
 
-extern "C" void spiketriton_run(const Call *call, int pass) { run<Element, Accumulator>(*call, pass); }
+extern "C" void spiketriton_run(const Call *call, int pass) { run(*call, pass); }
 
 extern "C" int spiketriton_call_size() { return int(sizeof(Call)); }

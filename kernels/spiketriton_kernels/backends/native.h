@@ -17,7 +17,6 @@
 
 namespace {
 
-enum Reset { SOFT, HARD, NONE };
 enum Shape { FAST_SIGMOID, ATAN, SIGMOID, TRIANGLE, RECTANGLE, GAUSSIAN };
 
 // ---- element types: T in memory, A in registers. One build each, so that a user waits for the one in use only --------
@@ -62,15 +61,15 @@ inline void store(_Float16 *p, float v) { *p = _Float16(v); }
 // ---- vectors: a register full of accumulators --------------------------------------------------------------------
 
 #if defined(__AVX512F__)
-constexpr int WIDTH = 64;
+constexpr int BYTES = 64;
 #elif defined(__AVX__)
-constexpr int WIDTH = 32;
+constexpr int BYTES = 32;
 #else
-constexpr int WIDTH = 16;
+constexpr int BYTES = 16;
 #endif
-constexpr int LANES = WIDTH / int(sizeof(Accumulator));
+constexpr int LANES = BYTES / int(sizeof(Accumulator));
 
-typedef Accumulator V __attribute__((vector_size(WIDTH)));
+typedef Accumulator V __attribute__((vector_size(BYTES)));
 using Mask = decltype(V{} < V{});  // integers: -1 where true
 
 inline V all(Accumulator x) { return x - V{}; }
@@ -90,13 +89,13 @@ struct Lines {
 template <class X> using Array = std::vector<X, Lines<X>>;
 
 // LANES elements of memory as accumulators, and back.
-typedef Accumulator Line __attribute__((vector_size(WIDTH), aligned(alignof(Accumulator))));  // a vector anywhere
+typedef Accumulator Line __attribute__((vector_size(BYTES), aligned(alignof(Accumulator))));  // a vector anywhere
 inline V load(const Accumulator *p) { return *(const Line *)p; }
 inline void store(Accumulator *p, V v) { *(Line *)p = v; }
 
 #if SPIKETRITON_DTYPE >= 2
-typedef uint16_t Halves __attribute__((vector_size(WIDTH / 2)));
-typedef uint32_t Words __attribute__((vector_size(WIDTH)));
+typedef uint16_t Halves __attribute__((vector_size(BYTES / 2)));
+typedef uint32_t Words __attribute__((vector_size(BYTES)));
 
 // The low half of each word, which has nothing above it. (Compilers take twice the instructions for both conversions.)
 #if defined(__AVX512F__)

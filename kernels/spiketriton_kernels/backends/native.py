@@ -1,8 +1,8 @@
 """The CPU backend: native.cpp, compiled once per machine by the system's C++ compiler and called through ctypes.
 
-One compile of a few seconds per dtype serves every size, window and option, and is kept in the user's cache folder
-(``SPIKETRITON_CACHE``, else ``$XDG_CACHE_HOME/spiketriton`` or ``~/.cache/spiketriton``). Without a compiler the
-caller falls back to eager PyTorch, and the log says so once.
+One compile of a few seconds per dtype and kind of neuron, when a call first needs it, serves every size, window and
+option, and is kept in the user's cache folder (``SPIKETRITON_CACHE``, else ``$XDG_CACHE_HOME/spiketriton`` or
+``~/.cache/spiketriton``). Without a compiler the caller falls back to eager PyTorch, and the log says so once.
 """
 
 from __future__ import annotations
@@ -33,11 +33,14 @@ from ..surrogate import SHAPES
 log = logging.getLogger("spiketriton_kernels")
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-_RESETS = {"soft": 0, "hard": 1, "none": 2}
+KINDS = ("lif", "ilif", "clif", "alif", "delayed")
+"""What is compiled apart, in the order of neurons.h; "delayed" is LIF with a delayed reset."""
+_RESETS = {"soft": 0, "delayed_soft": 0, "hard": 1, "delayed_hard": 1, "none": 3}
+_TO_RESET_LEAK = 2
 _SHAPES = {shape: number for number, shape in enumerate(SHAPES)}
 _FORWARD, _BACKWARD, _NORM_BACKWARD, _STATISTICS, _PACK, _UNPACK = range(6)
 _SOURCE = Path(__file__).with_name("native.cpp")
-_HEADER = _SOURCE.with_suffix(".h")
+_SOURCES = (_SOURCE, _SOURCE.with_name("neurons.h"), _SOURCE.with_suffix(".h"))
 _FLAGS = (
     "-O3",
     "-std=c++17",
@@ -56,8 +59,14 @@ _EXTRAS = (
     (),
 )
 
-_CALL = struct.Struct("@4q2i4i4q11d28P")
-"""native.cpp's Call: the input's sizes and threads; the neuron's options, sizes and numbers; all pointers."""
+_INPUT = struct.Struct("@4q2i")
+_NEURON = struct.Struct("@4i8q9d6P")
+_REST = struct.Struct("@4d31P")
+"""The parts of native.cpp's Call: sizes and threads of the input; the neuron's constants; norm, tensors."""
+_FIELDS = Neuron._fields.index("mean")
+"""How many of a neuron's fields are its own, before those of its norm."""
+_FLOATS = (float,) * 6
+_CALL_SIZE = _INPUT.size + _NEURON.size + _REST.size
 
 
 class CompilerError(RuntimeError):
@@ -95,16 +104,16 @@ def _machine() -> str:
     )
 
 
-def _build(dtype: torch.dtype, source: Path) -> Path:
+def _build(dtype: torch.dtype, kind: str) -> Path:
     compiler = _compiler()
     version = subprocess.run(
         [compiler, "--version"], capture_output=True, text=True, check=False
     ).stdout
-    texts = (_HEADER.read_text(), source.read_text())
-    key = "\n".join([*texts, version, _machine(), repr((_FLAGS, _EXTRAS, dtype))])
+    texts = (source.read_text() for source in _SOURCES)
+    key = "\n".join([*texts, version, _machine(), repr((_FLAGS, _EXTRAS, dtype, kind))])
     folder = _cache_folder()
-    name = str(dtype).removeprefix("torch.")
-    target = folder / f"{source.stem}-{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    name = f"{kind} {str(dtype).removeprefix('torch.')}"
+    target = folder / f"{name.replace(' ', '-')}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     if target.exists():
         return target
     try:
@@ -122,8 +131,9 @@ def _build(dtype: torch.dtype, source: Path) -> Path:
             compiler,
             *_FLAGS,
             f"-DSPIKETRITON_DTYPE={_DTYPES[dtype]}",
+            f"-DSPIKETRITON_KIND={KINDS.index(kind)}",
             *extra,
-            str(source),
+            str(_SOURCE),
             "-o",
             str(part),
         ]
@@ -145,19 +155,21 @@ def _build(dtype: torch.dtype, source: Path) -> Path:
             raise CompilerError(f"{compiler} was interrupted")
         errors = errors or done.stderr
     raise CompilerError(
-        f"{compiler} cannot compile {source.name} for {name}: {errors.strip().splitlines()[:3]}"
+        f"{compiler} cannot compile {_SOURCE.name} for {name}: {errors.strip().splitlines()[:3]}"
     )
 
 
-_building: dict[tuple[torch.dtype, Path], threading.Lock] = defaultdict(threading.Lock)
+_building: dict[tuple[torch.dtype, str], threading.Lock] = defaultdict(threading.Lock)
+_loaded: dict[torch.dtype, ctypes.CDLL] = {}
+"""Of each dtype one kind's library."""
 
 
 @functools.cache
-def load(dtype: torch.dtype, source: Path, size: int) -> ctypes.CDLL | CompilerError:
-    """The compiled ``source`` for a dtype, whose ``Call`` has this size; or why there is none."""
+def load(dtype: torch.dtype, kind: str) -> ctypes.CDLL | CompilerError:
+    """The compiled kernels of a dtype and one of ``KINDS``; or why there are none."""
     try:
-        with _building[dtype, source]:  # threads that come at once wait for one build
-            path = _build(dtype, source)
+        with _building[dtype, kind]:  # threads that come at once wait for one build
+            path = _build(dtype, kind)
         # torch's own OpenMP runtime is already loaded globally, so the library joins its thread pool.
         loaded = ctypes.CDLL(str(path))
     except CompilerError as error:
@@ -166,23 +178,32 @@ def load(dtype: torch.dtype, source: Path, size: int) -> ctypes.CDLL | CompilerE
         return CompilerError(f"the compiled CPU kernels do not load: {error}")
     loaded.spiketriton_run.argtypes = [ctypes.c_void_p, ctypes.c_int]
     loaded.spiketriton_run.restype = None
-    if loaded.spiketriton_call_size() != size:
-        raise AssertionError(f"{source.name} and its caller disagree on Call")
+    if loaded.spiketriton_call_size() != _CALL_SIZE:
+        raise AssertionError(f"{_SOURCE.name} and {Path(__file__).name} disagree on Call")
+    _loaded[dtype] = loaded
     return loaded
 
 
-def library(dtype: torch.dtype) -> ctypes.CDLL:
-    """The compiled kernels of a dtype. Raises CompilerError with the reason when there are none."""
-    loaded = load(dtype, _SOURCE, _CALL.size)
+def library(dtype: torch.dtype, kind: str | None = None) -> ctypes.CDLL:
+    """The compiled kernels of a dtype and one of ``KINDS``, None: any of them.
+
+    Raises CompilerError with the reason when there are none.
+    """
+    if kind is None and dtype in _loaded:
+        return _loaded[dtype]
+    loaded = load(dtype, kind or "lif")
     if isinstance(loaded, CompilerError):
         raise loaded
     return loaded
 
 
-def failure(dtype: torch.dtype) -> CompilerError | None:
-    """Why there are no compiled kernels of a dtype; None where there are."""
-    loaded = load(dtype, _SOURCE, _CALL.size)
-    return loaded if isinstance(loaded, CompilerError) else None
+def failure(dtype: torch.dtype, kind: str | None = None) -> CompilerError | None:
+    """Why ``library`` has none; None where it has."""
+    try:
+        library(dtype, kind)
+    except CompilerError as error:
+        return error
+    return None
 
 
 GRAIN = 32768
@@ -197,61 +218,64 @@ def _at(tensor: torch.Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _sizes(x: torch.Tensor) -> tuple[int, ...]:
-    """Of the input x [T, B, ...]: steps, neurons a step, channels, inner; and threads."""
+def _input(x: torch.Tensor, measures: bool = False) -> bytes:
+    """The part of the call about x [T, B, ...]."""
     steps, elements = x.shape[0], x.numel()
     channels, inner = channel_axis(x)
-    return steps, elements // steps, channels, inner, _threads(elements)
+    return _INPUT.pack(steps, elements // steps, channels, inner, _threads(elements), measures)
 
 
-def _parameters(neuron: Neuron) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[int, ...]]:
-    """(options and sizes, numbers, pointers) of the neuron and its norm, in the order of Call."""
-    decay: Any
-    threshold: Any
-    width: Any
-    decay, threshold, width, *_ = neuron.parameters
-    decay_p = threshold_p = width_p = 0
-    decay_size = threshold_size = width_size = parameter_size = 0
-    if isinstance(decay, torch.Tensor):
-        decay, decay_p, decay_size = 0.0, decay.data_ptr(), decay.numel()
-    if isinstance(threshold, torch.Tensor):
-        threshold, threshold_p, threshold_size = 0.0, threshold.data_ptr(), threshold.numel()
-    if isinstance(width, torch.Tensor):
-        width, width_p, width_size = 0.0, width.data_ptr(), width.numel()
-    if decay_p or threshold_p or width_p:
-        parameter_size = neuron.parameter_size
-    options = (
-        _RESETS[neuron.reset], neuron.detach_reset, neuron.leaks_to_reset, _SHAPES[neuron.shape],
-        decay_size, threshold_size, width_size, parameter_size,
+def kind_of(neuron: Neuron) -> str:
+    """Its one of ``KINDS``."""
+    return "delayed" if neuron.reset.startswith("delayed") else neuron.kind
+
+
+def _constants(neuron: Neuron) -> tuple[str, bytes]:
+    """Of a neuron its one of ``KINDS``, and its part of the call."""
+    fields = neuron[:_FIELDS]
+    decay, gain, threshold, *_, width, _, rho, beta, _ = fields
+    types = type(decay), type(gain), type(threshold), type(width), type(rho), type(beta)
+    return (_packed if types == _FLOATS else _packed.__wrapped__)(fields)
+
+
+@functools.lru_cache(maxsize=256)
+def _packed(fields: tuple[Any, ...]) -> tuple[str, bytes]:
+    neuron = Neuron(*fields)
+    sizes, numbers, pointers = [], [], []
+    for value in neuron.parameters:
+        tensor = isinstance(value, torch.Tensor)
+        sizes.append(value.numel() if tensor else 1)
+        numbers.append(0.0 if tensor else value)
+        pointers.append(value.data_ptr() if tensor else 0)
+    reset = _TO_RESET_LEAK if neuron.leaks_to_reset else _RESETS[neuron.reset]
+    return kind_of(neuron), _NEURON.pack(
+        reset, neuron.detach_reset, _SHAPES[neuron.shape], neuron.levels, neuron.rows, max(sizes),
+        *sizes, *numbers, neuron.v_reset, neuron.v_start, neuron.height, *pointers,
     )  # fmt: skip
-    numbers = (
-        decay, neuron.gain, threshold, neuron.v_reset, neuron.v_start, neuron.height, width,
-        neuron.eps, neuron.bn_scale,
-    )  # fmt: skip
-    norm = (0, 0, 0, 0, 0)
-    if neuron.mean is not None:
-        mean, var, weight, bias, step_gain = neuron.norm
-        norm = mean.data_ptr(), var.data_ptr(), _at(weight), _at(bias), _at(step_gain)
-    return options, numbers, (decay_p, threshold_p, width_p, *norm)
 
 
-_NO_NEURON = (0,) * 8
+def _norm(neuron: Neuron) -> tuple[int, int, int, int, int]:
+    mean, var, weight, bias, step_gain = neuron.norm
+    if mean is None:
+        return 0, 0, 0, 0, 0
+    return mean.data_ptr(), var.data_ptr(), _at(weight), _at(bias), _at(step_gain)
 
 
 def forward(
     inputs: Inputs, neuron: Neuron, out: Outputs, measures: bool, running: Running | None
 ) -> None:
-    """``saved`` is None: a block of neurons replays its window from cache."""
-    x, v_init, _, residual, spike_add = inputs
-    options, numbers, parameters = _parameters(neuron)
+    """``saved`` stays as it is: a block of neurons replays its window from cache."""
+    x, v_init, m_init, residual, spike_add = inputs
+    spikes, v_last, m_last, trace, _, current = out
+    kind, constants = _constants(neuron)
     running_mean, running_var, momentum = (None, None, 0.0) if running is None else running
-    call = _CALL.pack(
-        *_sizes(x), measures, *options, *numbers, 0.0, momentum, *parameters,
-        x.data_ptr(), _at(v_init), _at(residual), _at(spike_add), 0, 0, 0, 0,
-        out.spikes.data_ptr(), _at(out.v_last), _at(out.current), 0, 0, 0, 0, 0, 0,
+    rest = _REST.pack(
+        neuron.eps, neuron.bn_scale, 0.0, momentum, *_norm(neuron),
+        x.data_ptr(), _at(v_init), _at(m_init), _at(residual), _at(spike_add), 0, 0, 0, 0, 0, 0,
+        spikes.data_ptr(), _at(v_last), _at(m_last), _at(trace), _at(current), 0, 0, 0, 0, 0, 0, 0,
         _at(running_mean), _at(running_var), 0,
     )  # fmt: skip
-    library(x.dtype).spiketriton_run(call, _FORWARD)
+    library(x.dtype, kind).spiketriton_run(_input(x, measures) + constants + rest, _FORWARD)
 
 
 def backward(
@@ -264,29 +288,27 @@ def backward(
     out: Gradients,
 ) -> None:
     """Fill what ``out`` holds tensors for."""
-    grad_s, grad_v_last, _, _, grad_current = upstream
-    x, v_init, _, residual, _ = inputs
-    options, numbers, parameters = _parameters(neuron)
-    call = _CALL.pack(
-        *_sizes(x), False, *options, *numbers, count, 0.0, *parameters,
-        x.data_ptr(), _at(v_init), _at(residual), 0, grad_s.data_ptr(), _at(grad_v_last), _at(grad_current), _at(sums),
-        0, 0, 0, _at(out.dx), _at(out.dy), _at(out.sums), _at(out.v_init), _at(out.parameters), _at(out.step_gain),
-        0, 0, _at(out.probe),
+    grad_s, grad_v_last, grad_m_last, grad_trace, grad_current = upstream
+    x, v_init, m_init, residual, _ = inputs
+    kind, constants = _constants(neuron)
+    rest = _REST.pack(
+        neuron.eps, neuron.bn_scale, count, 0.0, *_norm(neuron),
+        x.data_ptr(), _at(v_init), _at(m_init), _at(residual), 0, grad_s.data_ptr(), _at(grad_v_last), _at(grad_m_last),
+        _at(grad_trace), _at(grad_current), _at(sums),
+        0, 0, 0, 0, 0, _at(out.dx), _at(out.dy), _at(out.sums), _at(out.v_init), _at(out.m_init), _at(out.parameters),
+        _at(out.step_gain), 0, 0, _at(out.probe),
     )  # fmt: skip
-    library(x.dtype).spiketriton_run(call, _BACKWARD)
+    library(x.dtype, kind).spiketriton_run(_input(x) + constants + rest, _BACKWARD)
 
 
 def norm_backward(dx, y, neuron: Neuron, sums, count, dy) -> None:
     """Fill dy, which may be dx itself, with dL/dy of batch norm from dL/dx and the channel sums."""
-    mean, var, weight, _, step_gain = neuron.norm
-    numbers = (0.0,) * 7
-    call = _CALL.pack(
-        *_sizes(y), False, *_NO_NEURON, *numbers, neuron.eps, neuron.bn_scale, count, 0.0,
-        0, 0, 0, mean.data_ptr(), var.data_ptr(), _at(weight), 0, _at(step_gain),
-        y.data_ptr(), 0, 0, 0, dx.data_ptr(), 0, 0, sums.data_ptr(),
-        0, 0, 0, 0, dy.data_ptr(), 0, 0, 0, 0, 0, 0, 0,
+    rest = _REST.pack(
+        neuron.eps, neuron.bn_scale, count, 0.0, *_norm(neuron),
+        y.data_ptr(), 0, 0, 0, 0, dx.data_ptr(), 0, 0, 0, 0, sums.data_ptr(),
+        0, 0, 0, 0, 0, 0, dy.data_ptr(), 0, 0, 0, 0, 0, 0, 0, 0,
     )  # fmt: skip
-    library(y.dtype).spiketriton_run(call, _NORM_BACKWARD)
+    _run_simple(_NORM_BACKWARD, y, rest)
 
 
 def channel_statistics(
@@ -294,30 +316,28 @@ def channel_statistics(
 ) -> None:
     """Fill mean and biased variance of each channel, [C] each; running statistics move towards them."""
     running_mean, running_var, momentum = (None, None, 0.0) if running is None else running
-    _run_simple(
-        _STATISTICS, y, y.data_ptr(), momentum=momentum, dx=mean.data_ptr(), dy=var.data_ptr(),
-        running_mean=_at(running_mean), running_var=_at(running_var),
+    rest = _REST.pack(
+        0.0, 0.0, 0.0, momentum, *(0,) * 5, y.data_ptr(), *(0,) * 15, mean.data_ptr(), var.data_ptr(), *(0,) * 5,
+        _at(running_mean), _at(running_var), 0,
     )  # fmt: skip
-
-
-def _run_simple(
-    pass_: int, x: torch.Tensor, source: int, spikes: int = 0, dx: int = 0, dy: int = 0,
-    running_mean: int = 0, running_var: int = 0, momentum: float = 0.0,
-) -> None:  # fmt: skip
-    """A pass without neuron or norm."""
-    numbers, parameters = (0.0,) * 10, (0,) * 8
-    call = _CALL.pack(
-        *_sizes(x), False, *_NO_NEURON, *numbers, momentum, *parameters, source, 0, 0, 0, 0, 0, 0, 0,
-        spikes, 0, 0, dx, dy, 0, 0, 0, 0, running_mean, running_var, 0,
-    )  # fmt: skip
-    library(x.dtype).spiketriton_run(call, pass_)
+    _run_simple(_STATISTICS, y, rest)
 
 
 def pack(spikes: torch.Tensor, bits: torch.Tensor) -> None:
     """Fill bits, uint8, from flat spikes."""
-    _run_simple(_PACK, spikes.view(1, 1, -1), spikes.data_ptr(), spikes=bits.data_ptr())
+    _convert(_PACK, spikes, spikes, bits)
 
 
 def unpack(bits: torch.Tensor, spikes: torch.Tensor) -> None:
     """Fill flat spikes from bits, uint8."""
-    _run_simple(_UNPACK, spikes.view(1, 1, -1), bits.data_ptr(), spikes=spikes.data_ptr())
+    _convert(_UNPACK, spikes, bits, spikes)
+
+
+def _convert(pass_: int, spikes: torch.Tensor, source: torch.Tensor, target: torch.Tensor) -> None:
+    pointers = *(0,) * 5, source.data_ptr(), *(0,) * 10, target.data_ptr(), *(0,) * 14
+    _run_simple(pass_, spikes.view(1, 1, -1), _REST.pack(0.0, 0.0, 0.0, 0.0, *pointers))
+
+
+def _run_simple(pass_: int, x: torch.Tensor, rest: bytes) -> None:
+    """A pass without a neuron, which every kind's library has."""
+    library(x.dtype).spiketriton_run(_input(x) + bytes(_NEURON.size) + rest, pass_)
