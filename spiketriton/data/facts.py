@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import functional as F
 
 from spiketriton.data.splits import DecodedPhoto, Photo, in_bytes, in_colour
 from spiketriton.errors import UserError
+from spiketriton.plain import of_plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +44,15 @@ class Facts:
 
     @classmethod
     def of_state(cls, state: dict[str, Any]) -> "Facts":
-        """What `state_dict` returned."""
+        """What `state_dict` returned. ValueError: it is something else."""
         known = {field.name for field in fields(cls)}
-        values: dict[str, Any] = {k: v for k, v in state.items() if k in known}
-        for name in ("classes", "mean", "std", "class_counts"):
-            values[name] = tuple(values.get(name, ()))
-        return cls(**values)
+        found = of_plain(cls, {k: v for k, v in state.items() if k in known}, "data")
+        for name in ("channels", "image_size"):
+            if not 1 <= getattr(found, name) <= 65_536:
+                raise ValueError(f"data.{name} is {getattr(found, name)}, not from 1 to 65,536")
+        if not found.classes or not 0 <= found.frames <= 65_536:
+            raise ValueError(f"data has {len(found.classes)} classes and {found.frames} frames")
+        return found
 
 
 class GivenSplit:

@@ -21,7 +21,6 @@ Nothing is random: the images are those of `probe_batches`.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -59,12 +58,6 @@ class BlockStart:
     def apply(self, model: Network) -> None:
         """Sets the last norms of `model`."""
         model.start_blocks(self.gain, self.bias)
-
-    @classmethod
-    def of_state(cls, state: dict[str, Any]) -> "BlockStart":
-        """From plain data, in which tuples may have become lists."""
-        pairs = {name: tuple(map(tuple, state[name])) for name in ("tried", "margins")}
-        return cls(**state | pairs)
 
     def line(self) -> str:
         """What was chosen and why, for the user."""

@@ -34,6 +34,7 @@ from spiketriton.gradients.measurement import Measurement, gain_through
 from spiketriton.gradients.monitor import elements_per_image
 from spiketriton.gradients.probing import Batch, Loss, Prober, cut_time
 from spiketriton.models import Network
+from spiketriton.plain import of_plain
 from spiketriton.training.losses import build_loss
 
 TOLERANCE = 0.01  # relative, of the target
@@ -102,15 +103,10 @@ class Calibration:
 
     @classmethod
     def of_state(cls, state: dict[str, Any]) -> "Calibration":
-        scan = tuple((float(width), float(value)) for width, value in state["scan"])
-        blocks, layers = state.get("blocks"), state.get("layers")
-        return cls(
-            **state
-            | {"goal": state["goal"] or None, "scan": scan, "missed": tuple(state["missed"])}
-            | {"held": tuple((step, gain, width) for step, gain, width in state.get("held", ()))}
-            | {"blocks": BlockStart.of_state(blocks) if blocks else None}
-            | {"layers": LayerStart.of_state(layers) if layers else None}
-        )
+        """ValueError: it is no calibration."""
+        if not isinstance(state, dict):
+            raise ValueError("it is no object")
+        return of_plain(cls, state | {"goal": state.get("goal") or None})
 
     def lines(self) -> list[str]:
         """What was chosen and why, for the user."""

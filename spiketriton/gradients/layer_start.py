@@ -7,7 +7,6 @@ keeps 30 % of an image's identity, as with residual blocks (`block_start`), else
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -33,10 +32,6 @@ class LayerStart:
         """Sets the weights of a network that has Kaiming's."""
         if self.identity:
             model.start_as_identity()
-
-    @classmethod
-    def of_state(cls, state: dict[str, Any]) -> "LayerStart":
-        return cls(**state)
 
     def line(self) -> str:
         """What was chosen and why, for the user."""

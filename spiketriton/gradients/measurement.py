@@ -81,9 +81,16 @@ class Measurement:
 
     @classmethod
     def of_rows(cls, rows: Sequence[dict[str, Any]]) -> "Measurement":
-        """From the rows of one step of gradients.jsonl; NaN for null and for what is not there."""
+        """From the rows of one step of gradients.jsonl; NaN for null and for what is not there.
+
+        ValueError: rows of a layer are missing.
+        """
         shape = tuple(1 + max(row[key] for row in rows) for key in ("index", "time_step"))
         names = {row["index"]: row["layer"] for row in rows}
+        if len(names) != shape[0] or shape[1] > len(rows):
+            raise ValueError(
+                f"{len(names)} layers in {len(rows)} rows of one step, up to layer {shape[0] - 1}"
+            )
         values = {field: np.full(shape, np.nan) for field in KEYS}
         for row in rows:
             for field, key in KEYS.items():

@@ -23,6 +23,7 @@ import torch
 
 from spiketriton.config import Recipe, to_toml
 from spiketriton.errors import UserError, one_line
+from spiketriton.plain import of_plain
 
 State = dict[str, Any]
 
@@ -147,11 +148,19 @@ def read_checkpoint(path: str | Path) -> State:
         raise DamagedCheckpoint(
             f"{path} is refused: it holds more than tensors, numbers and strings ({reason})"
         ) from None
-    if not isinstance(state, dict) or "step" not in state:
+    except Exception as error:  # torch's unpickler raises anything on other input
+        raise DamagedCheckpoint(f"{path} is damaged: {type(error).__name__}") from None
+    if not isinstance(state, dict) or not isinstance(state.get("step"), int):
         raise DamagedCheckpoint(f"{path} is not a checkpoint of a training run")
     # before version 0.2 the measured widths of surrogates stood beside the weights, not among them
-    for layer, width in ((state.get("calibration") or {}).get("widths") or {}).items():
-        state["model"].setdefault(f"{layer}._extra_state", torch.tensor(width, dtype=torch.float64))
+    try:
+        found = of_plain(dict[str, Any] | None, state.get("calibration"), "calibration") or {}
+        widths = of_plain(dict[str, float], found.get("widths", {}), "calibration.widths")
+        weights = state.get("model")
+        for layer, width in widths.items() if isinstance(weights, dict) else ():
+            weights.setdefault(f"{layer}._extra_state", torch.tensor(width, dtype=torch.float64))
+    except ValueError as error:
+        raise DamagedCheckpoint(f"{path} is not a checkpoint of a training run: {error}") from None
     return state
 
 

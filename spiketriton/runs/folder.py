@@ -20,6 +20,7 @@ import itertools
 import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,27 @@ from spiketriton.config import (
 from spiketriton.config.recipe import parts_of, values_of
 from spiketriton.errors import UserError
 from spiketriton.runs.checkpoint import refuse_another_recipe
-from spiketriton.runs.rows import NoRows, Row, Rows, read_json, replace_file, write_json
+from spiketriton.runs.rows import (
+    GRADIENTS,
+    METRICS,
+    NoRows,
+    Row,
+    Rows,
+    read_record,
+    replace_file,
+    write_json,
+)
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A row of plugins.json, see `parts.record`."""
+
+    module: str
+    version: str | None
+    file: str | None
+    sha256: str | None
+    parts: list[str]
 
 
 class RunFolder:
@@ -49,8 +70,8 @@ class RunFolder:
         self.micro_batch = path / "micro_batch.json"
         self.plugins = path / "plugins.json"
         self.checkpoints = path / "checkpoints"
-        self.metrics = Rows(path / "metrics.jsonl")
-        self.gradients = Rows(path / "gradients.jsonl")
+        self.metrics = Rows(path / "metrics.jsonl", METRICS)
+        self.gradients = Rows(path / "gradients.jsonl", GRADIENTS)
 
     @classmethod
     def create(cls, path: str | Path | None, name: str) -> "RunFolder":
@@ -161,22 +182,22 @@ class RunFolder:
             if now:
                 write_json(self.plugins, now)
             return
-        begun = read_json(self.plugins)
+        begun = read_record(self.plugins, list[Plugin])
         for then, row in zip(begun, now, strict=False):
-            if then["sha256"] != row["sha256"] or then["version"] != row["version"]:
+            if (then.sha256, then.version) != (row["sha256"], row["version"]):
                 self.metrics.warn(
                     f"the plugin {row['module']} differs from the one that the run began with "
-                    f"(version {then['version']} then, {row['version']} now; {self.plugins})"
+                    f"(version {then.version} then, {row['version']} now; {self.plugins})"
                 )
 
     def _plugins_in_words(self) -> str:
         if not self.plugins.exists():
             return ""
         used = []
-        for row in read_json(self.plugins):
-            version = f" {row['version']}" if row["version"] else ""
-            place = f" ({row['file']})" if row["file"] != row["module"] else ""
-            used.append(f"{row['module']}{version}{place}")
+        for row in read_record(self.plugins, list[Plugin]):
+            version = f" {row.version}" if row.version else ""
+            place = f" ({row.file})" if row.file != row.module else ""
+            used.append(f"{row.module}{version}{place}")
         return (
             f"; the run used the plugin {', '.join(used)}: install it, or give its new place with "
             "plugins.modules=..."
@@ -204,13 +225,17 @@ class RunFolder:
         if not self.environment.exists():
             return []
         try:
-            return list(read_json(self.environment))
+            return list(read_record(self.environment, list[dict[str, Any]]))
         except UserError as error:
             raise UserError(f"{error}; remove it to continue") from None
 
     def _name(self) -> str:
         sessions = self.sessions()
-        return str(sessions[0]["recipe"]) if sessions else self.path.resolve().name
+        return (
+            str(sessions[0].get("recipe", "")) or self.path.resolve().name
+            if sessions
+            else self.path.resolve().name
+        )
 
 
 class Onlooker(RunFolder):

@@ -6,12 +6,13 @@ JSON has no word for NaN and infinities; both become null.
 import json
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from spiketriton.errors import UserError
+from spiketriton.errors import UserError, one_line
+from spiketriton.plain import of_plain
 
 Row = dict[str, Any]
 
@@ -38,8 +39,54 @@ def read_json(path: Path) -> Any:
     """UserError: the file does not hold JSON."""
     try:
         return json.loads(path.read_text("utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{path} is damaged: it is not valid JSON") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def read_record(path: Path, kind: Any) -> Any:
+    """What a JSON file holds as the record that was written (`plain.of_plain`). UserError: it is another."""
+    try:
+        return of_plain(kind, read_json(path))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
+Kinds = Mapping[str, Mapping[str, type]]
+_ALL: Mapping[str, type] = {"step": int, "epoch": float, "seconds": float}
+METRICS: Kinds = {
+    "train": _ALL | dict.fromkeys(("loss", "lr", "grad_norm"), object),
+    "eval": _ALL | dict.fromkeys(("test_accuracy", "test_loss"), object),
+}
+"""What each row of metrics.jsonl has, by its kind; numbers where it says `object` may be null."""
+GRADIENTS: Kinds = {"": {"step": int, "layer": str, "index": int, "time_step": int}}
+"""The same of gradients.jsonl, whose rows are of one kind."""
+
+
+def _wrong(row: Any, kinds: Kinds) -> str:
+    """What is wrong with a row; "" for nothing."""
+    if not isinstance(row, dict):
+        return "no object"
+    kind = row.get("kind", "")
+    if not isinstance(kind, str) or kind not in kinds:
+        return f"of no known kind ({', '.join(kinds)})"
+    for key, value in row.items():
+        needed = kinds[kind].get(key, object)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if needed is str:
+            good = isinstance(value, str)
+        elif needed is int:
+            good = isinstance(value, int) and number and 0 <= value < 2**53
+        elif needed is float:
+            good = number and abs(value) < 1e300
+        elif key in kinds[kind] or kind == "":
+            good = value is None or (number and abs(value) < 1e300)
+        else:
+            good = value is None or number or isinstance(value, str | bool)
+        if not good:
+            return f"{key} = {str(value)[:40]!r}"
+    return next((f"{key} is missing" for key in kinds[kind] if key not in row), "")
 
 
 def replace_file(path: Path, text: str) -> None:
@@ -60,8 +107,8 @@ class Rows:
     called once, and they are written together with the next ones.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, kinds: Kinds | None = None) -> None:
+        self.path, self.kinds = path, kinds
         self.warn: Callable[[str], None] = print
         self._waiting = b""
         self._warned = False
@@ -89,11 +136,14 @@ class Rows:
             if not line.endswith(b"\n"):
                 continue
             try:
-                rows.append(json.loads(line))
-            except ValueError:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
                 raise UserError(
                     f"{self.path} is damaged: line {number} is not valid JSON"
                 ) from None
+            if self.kinds and (wrong := _wrong(row, self.kinds)):
+                raise UserError(f"{self.path} is damaged: line {number}: {one_line(wrong)}")
+            rows.append(row)
         return rows
 
     def keep(self, wanted: Callable[[Row], bool]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spiketriton.runs.rows import Rows
+from spiketriton.runs.rows import METRICS, Rows
 from spiketriton.show import event_pictures, figures
 from spiketriton.show.figures import BLUE, GREEN, GREY, ORANGE, heat_map, layer_figure, new_figure
 from spiketriton.show.words import synthetic_note
@@ -85,7 +85,9 @@ def learning(evaluations: list[Evaluation], title: str) -> Figure | None:
     axes = figure.subplots()
     for one, colour in zip(evaluations, cycle(COLOURS), strict=False):
         rows = [
-            row for row in Rows(Path(one.run) / "metrics.jsonl").read() if row["kind"] == "eval"
+            row
+            for row in Rows(Path(one.run) / "metrics.jsonl", METRICS).read()
+            if row["kind"] == "eval"
         ]
         if rows:
             points = [(row["epoch"], 100 * row["test_accuracy"]) for row in rows]

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spiketriton.config import Recipe
+from spiketriton.errors import UserError
 from spiketriton.gradients.calibration import Calibration, aim_after
 from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.verdict import FORGOTTEN, comparable, in_percent, judge, may_be_silent
+from spiketriton.plain import of_plain
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import Row, read_json
 from spiketriton.show import evaluation_pictures, event_pictures, run_pictures
@@ -234,7 +236,10 @@ def _without_rows(folder: RunFolder) -> str:
 def _gradients(folder: RunFolder, recipe: Recipe, title: str) -> Iterator[str]:
     """The verdict on the last measurement, both ways, and the picture of them all."""
     rows = folder.gradients.read()
-    figure = run_pictures.gradients(rows, title)
+    try:
+        figure = run_pictures.gradients(rows, title)
+    except ValueError as error:
+        raise UserError(f"{folder.gradients.path} is damaged: {error}") from None
     if figure is None:
         return
     last = max(row["step"] for row in rows)
@@ -242,7 +247,7 @@ def _gradients(folder: RunFolder, recipe: Recipe, title: str) -> Iterator[str]:
     verdict = judge(
         measured,
         recipe.train.optimizer,
-        overlap=_diagnosed(folder, last),
+        overlap=_diagnosed(folder, last, len(measured.names)),
         among=comparable(measured, recipe),
         may_be_silent=may_be_silent(measured.names, recipe),
         aim=aim_after(recipe, _calibration(folder)),
@@ -256,15 +261,23 @@ def _gradients(folder: RunFolder, recipe: Recipe, title: str) -> Iterator[str]:
 def _calibration(folder: RunFolder) -> Calibration | None:
     """What was measured before training, where the recipe left it open."""
     found = folder.calibration
-    return Calibration.of_state(read_json(found)) if found.exists() else None
+    try:
+        return Calibration.of_state(read_json(found)) if found.exists() else None
+    except ValueError as error:
+        raise UserError(f"{found} is damaged: {error}") from None
 
 
-def _diagnosed(folder: RunFolder, step: int) -> np.ndarray | None:
+def _diagnosed(folder: RunFolder, step: int, layers: int) -> np.ndarray | None:
     """What each layer keeps of an image, where `diagnose RUN` has measured it after this step."""
     for path in sorted(folder.path.glob("diagnosis*.json")):
         found = read_json(path)
-        if found["subject"].endswith(f"after step {step}"):  # and nothing changed
-            return np.array(found["overlap"], float)
+        try:
+            subject = of_plain(str, found.get("subject") if isinstance(found, dict) else None)
+            overlap = of_plain(list[float], found.get("overlap"))
+        except ValueError as error:
+            raise UserError(f"{path} is damaged: {error}") from None
+        if subject.endswith(f"after step {step}") and len(overlap) == layers:  # and nothing changed
+            return np.array(overlap, float)
     return None
 
 

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spiketriton.data import TestSet
-from spiketriton.errors import UserError
+from spiketriton.errors import UserError, one_line
 from spiketriton.models.graph import AGREEMENT, Graph, counted_graph
 from spiketriton.models.network import Network
 from spiketriton.neurons import IF, Norm, SpikingNeuron, one_by_one
+from spiketriton.plain import of_plain
 from spiketriton.runs.rows import json_text
 from spiketriton.trained.energy import Workload, ann_energy_pj, energy_pj, spike_sources, workload
 from spiketriton.trained.raster import Raster, raster_of
@@ -168,23 +169,23 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, text: str) -> Evaluation:
-        """ValueError, TypeError or KeyError: the text is not an evaluation."""
-        values = json.loads(text)
-        for name in ("accuracy", "synaptic_operations", "energy_uj", "energy_with_data_uj"):
-            values[name] = [math.nan if value is None else value for value in values[name]]
-        if values["mean_rate"] is None:
-            values["mean_rate"] = math.nan
-        operations = [layer["synaptic_operations"] for layer in values["layers"]]
-        values["layers"] = [
-            Layer(**layer | {"synaptic_operations": math.nan if n is None else n})
-            for layer, n in zip(values["layers"], operations, strict=True)
-        ]
-        values["interval"] = [
-            tuple(math.nan if end is None else end for end in pair) for pair in values["interval"]
-        ]
-        values["raster"] = Raster(**values["raster"]) if values.get("raster") else None
-        values["samples"] = [Sample(**sample) for sample in values.get("samples", [])]
-        return cls(**values)
+        """ValueError: the text is not an evaluation."""
+        found = of_plain(cls, json.loads(text))
+        steps, classes = found.steps, len(found.classes)
+        lengths = {
+            "time_steps": 1 <= found.time_steps <= steps,
+            "images": found.images > 0,
+            "interval": len(found.interval) == steps,
+            "synaptic_operations": len(found.synaptic_operations) == steps,
+            "energy_uj": len(found.energy_uj) == steps,
+            "energy_with_data_uj": len(found.energy_with_data_uj) == steps,
+            "confusion": [len(row) for row in found.confusion] == [classes] * classes,
+            "layers": all(len(layer.rate) == steps and layer.neurons > 0 for layer in found.layers),
+        }
+        for name, fits in lengths.items():
+            if not fits:
+                raise ValueError(f"{name} does not fit the rest")
+        return found
 
 
 @torch.inference_mode()
@@ -578,7 +579,10 @@ def read_evaluation(path: Path) -> Evaluation:
     """An evaluation.json. UserError: it is damaged, or was written by another version."""
     try:
         return Evaluation.from_json(path.read_text("utf-8"))
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{path} is not an evaluation of this version; run python -m spiketriton.evaluate again"
+            f"{path} is not an evaluation of this version ({one_line(error)[:120]}); run python -m "
+            "spiketriton.evaluate again"
         ) from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None

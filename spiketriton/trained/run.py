@@ -10,17 +10,20 @@ from typing import Any, TypeVar
 import torch
 from rich.console import Console
 from rich.progress import track
+from torch import Tensor
 
 from spiketriton.config import Recipe, moved_plugins, replace
 from spiketriton.data import Data, Facts, build_data
-from spiketriton.errors import UserError, warn
+from spiketriton.errors import UserError, one_line, warn
 from spiketriton.models import Network, build_model
+from spiketriton.plain import of_plain
 from spiketriton.runs.checkpoint import MOVABLE, Checkpoints, State, read_checkpoint
 from spiketriton.runs.folder import RunFolder
 from spiketriton.trained.converted import converted_network
 from spiketriton.training.placement import Placement
 
 T = TypeVar("T")
+_NONE = torch.empty(0)
 CHECKPOINTS = ("last", "best", "ema")
 CHECKPOINTS_HELP = (
     "weights: at the end (last), by validation accuracy (best: with data.validation), or averaged "
@@ -104,7 +107,14 @@ def load_run(
         recipe = replace(recipe, f"data.test_images={test_images}")
     state, found = read_state(folder, checkpoint)
     kept = state.get("data")
-    facts = Facts.of_state(kept) if kept else build_data(recipe).facts
+    try:
+        facts = Facts.of_state(of_plain(dict[str, Any], kept, "data")) if kept else None
+        conversion = of_plain(dict[str, Any] | None, state.get("conversion"), "conversion")
+        if conversion is not None:
+            of_plain(str, conversion.get("method"), "conversion.method")
+    except ValueError as error:
+        raise UserError(f"{folder.path}: its checkpoint is damaged: {error}") from None
+    facts = facts or build_data(recipe).facts
     model = _network(recipe, facts, state)
     _load_weights(model, state, folder.path)
     placement = Placement.set_up(recipe.train)
@@ -116,7 +126,7 @@ def load_run(
         placement=placement,
         step=state["step"],
         checkpoint=found,
-        conversion=state.get("conversion"),
+        conversion=conversion,
         augment=augment,
     )
 
@@ -185,6 +195,8 @@ def _load_weights(model: Network, state: State, path: Path) -> None:
     for name in [*wanted, *(given.keys() - wanted.keys())]:
         if name.endswith("_extra_state"):  # surrogates' widths: weights of before 0.2 have none
             continue
+        if not isinstance(given.get(name, _NONE), Tensor):
+            raise UserError(f"{path}: the checkpoint is damaged: {name} is no tensor in it")
         shapes = [tuple(side[name].shape) if name in side else None for side in (given, wanted)]
         if shapes[0] != shapes[1]:
             has, needs = ("none" if shape is None else str(list(shape)) for shape in shapes)
@@ -192,7 +204,14 @@ def _load_weights(model: Network, state: State, path: Path) -> None:
                 f"{path}: the checkpoint is not of this recipe and data: {name} has shape {has} "
                 f"in it, and {needs} in the network"
             )
-    model.load_state_dict(given)
+    try:
+        model.load_state_dict(given)
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+    ) as error:  # a width that no surrogate has, other dtypes
+        raise UserError(f"{path}: the checkpoint is damaged: {one_line(error)[:160]}") from None
 
 
 def with_bar(items: Iterable[T], title: str) -> Iterable[T]:

@@ -9,6 +9,7 @@ from spiketriton.gradients.calibration import calibrate, wants_calibration
 from spiketriton.gradients.layer_start import LayerStart, wants_layer_start
 from spiketriton.gradients.probing import Prober
 from spiketriton.models.layers import IDENTITY_NOISE
+from spiketriton.plain import of_plain
 from spiketriton.training.losses import build_loss
 from tests.gradients.test_block_start import built
 from tests.small_runs import Lines, assert_equal, last_state, small_recipe, small_trainer
@@ -50,7 +51,7 @@ def test_what_was_chosen_is_said_and_kept():
         "layers start as the identity: the last one keeps 91 % of an image's identity, 4 % with "
         "Kaiming's weights"
     )
-    assert LayerStart.of_state(json.loads(json.dumps(vars(found)))) == found
+    assert of_plain(LayerStart, json.loads(json.dumps(vars(found)))) == found
     assert (
         LayerStart(False, 0.5, 0.5)
         .line()

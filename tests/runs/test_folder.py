@@ -10,6 +10,7 @@ import pytest
 from spiketriton.config import to_toml
 from spiketriton.errors import UserError
 from spiketriton.runs.folder import Onlooker, RunFolder, find_run
+from spiketriton.runs.rows import METRICS
 from tests.small_runs import small_recipe
 
 
@@ -111,8 +112,10 @@ def test_a_folder_that_was_never_used_goes(tmp_path, users):
 def test_rows_behind_a_checkpoint_are_cut(tmp_path):
     folder = begun(tmp_path / "run")
     kinds = [("train", 4), ("eval", 5), ("train", 6), ("eval", 6), ("train", 7)]
-    folder.metrics.append([{"kind": kind, "step": step} for kind, step in kinds])
-    folder.gradients.append([{"step": step} for step in (5, 6, 7)])
+    numbers = {key: 1.0 for kind in METRICS.values() for key in kind if key != "step"}
+    folder.metrics.append([{**numbers, "kind": kind, "step": step} for kind, step in kinds])
+    place = {"layer": "a", "index": 0, "time_step": 0}
+    folder.gradients.append([{**place, "step": step} for step in (5, 6, 7)])
     folder.cut(6, tested_at=5)
     left = [(row["kind"], row["step"]) for row in folder.metrics.read()]
     assert left == [("train", 4), ("eval", 5), ("train", 6)]

@@ -22,7 +22,7 @@ from spiketriton.runs.rows import (
 def test_rows_wait_while_the_disk_is_full(tmp_path, monkeypatch, capsys):
     folder = RunFolder.create(tmp_path / "run", "x")
     warnings: list[str] = []
-    rows = folder.metrics
+    rows = Rows(folder.metrics.path)
     rows.warn = warnings.append
     Rows(tmp_path / "no" / "folder").append([])  # a warning of its own, to stdout
     assert "cannot be written (No such file or directory)" in capsys.readouterr().out

@@ -1,0 +1,434 @@
+"""Every reader of a run folder and of data files, on damaged and hostile files: it reads, or refuses by a UserError.
+
+One line that names the file; no traceback, no hang, and no code of the file runs. docs/threats.md.
+"""
+
+import contextlib
+import io
+import json
+import os
+import pickle
+import random
+import shutil
+import signal
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from spiketriton import api, consent, report
+from spiketriton.data import idx
+from spiketriton.data.events import cache
+from spiketriton.data.events.formats import FORMATS, read_events, write_events
+from spiketriton.data.splits import Photo, check_file
+from spiketriton.errors import UserError
+from spiketriton.runs.checkpoint import Checkpoints, read_checkpoint
+from spiketriton.runs.folder import RunFolder
+from spiketriton.show import evaluation_tables, report_page, run_pictures
+from spiketriton.trained.evaluation import evaluate, read_evaluation
+from spiketriton.trained.run import load_run
+from spiketriton.training.start import find_weights
+from tests.small_events import random_events
+from tests.small_runs import small_trainer
+
+QUICK, SLOW = 25, 410  # inputs of each target: some 600 and 10,000 in all
+SECONDS = 30  # for one input
+
+
+class Payload:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = str(marker)
+
+    def __reduce__(self):
+        return os.mkdir, (self.marker,)
+
+
+# ---- how files are damaged
+
+WORDS = [
+    b"",
+    b"\0",
+    b"\xff" * 4,
+    b"-1",
+    b"1e999",
+    b"NaN",
+    b"null",
+    b"[]",
+    b"{}",
+    b'"x"',
+    b"9" * 30,
+    b"\n",
+    b"=",
+]
+VALUES = [
+    None,
+    True,
+    -1,
+    0,
+    2**70,
+    1e308,
+    float("inf"),
+    "",
+    "x",
+    "\0",
+    "../..",
+    [],
+    [[]],
+    {},
+    {"x": 1},
+    [None, "x"],
+]
+
+
+def in_bytes(content: bytes, rng: random.Random) -> bytes:
+    """Some bytes changed, taken away, repeated or put in, or the end cut."""
+    data = bytearray(content)
+    for _ in range(rng.choice((1, 1, 2, 8))):
+        at = rng.randrange(len(data) + 1)
+        at = rng.choice((at, min(at, rng.randrange(64))))  # headers more often
+        end = at + rng.choice((1, 2, 4, rng.randrange(1, 64)))
+        how = rng.randrange(5)
+        if how == 0:
+            data[at:end] = rng.randbytes(len(data[at:end]))
+        elif how == 1:
+            del data[at:end]
+        elif how == 2:
+            data[at:at] = data[at:end]
+        elif how == 3:
+            data[at:end] = rng.choice(WORDS)
+        else:
+            del data[at:]
+    return bytes(data)
+
+
+def in_values(value, rng: random.Random):
+    """Plain data with one value changed, taken away or repeated, anywhere inside."""
+    if isinstance(value, dict) and value and rng.random() < 0.9:
+        key = rng.choice(list(value))
+        how = rng.random()
+        if how < 0.1:
+            return {k: v for k, v in value.items() if k != key}
+        if how < 0.2:
+            return {
+                (k + "x" if k == key and isinstance(k, str) else k): v for k, v in value.items()
+            }
+        return {k: in_values(v, rng) if k == key else v for k, v in value.items()}
+    if isinstance(value, list | tuple) and value and rng.random() < 0.9:
+        at, how = rng.randrange(len(value)), rng.random()
+        if how < 0.1:
+            return [*value[:at], *value[at + 1 :]]
+        if how < 0.2:
+            return [*value[:at], value[at], *value[at:]]
+        return [in_values(v, rng) if i == at else v for i, v in enumerate(value)]
+    return rng.choice(VALUES)
+
+
+def in_lines(content: bytes, rng: random.Random) -> bytes:
+    """Lines of JSON, one of them with another value."""
+    lines = content.splitlines()
+    at = rng.randrange(len(lines))
+    lines[at] = json.dumps(in_values(json.loads(lines[at]), rng)).encode()
+    return b"\n".join(lines) + b"\n"
+
+
+def in_toml(content: bytes, rng: random.Random) -> bytes:
+    """A line taken away, repeated, or with another value."""
+    lines = content.split(b"\n")
+    at, how = rng.randrange(len(lines)), rng.randrange(4)
+    if how == 0:
+        del lines[at]
+    elif how == 1:
+        lines.insert(rng.randrange(len(lines)), lines[at])
+    else:
+        values = [json.dumps(v).encode() for v in VALUES if v is not None] + [
+            b'"auto"',
+            b"1",
+            b"0.5",
+        ]
+        lines[at] = lines[at].partition(b"=")[0] + b"= " + rng.choice(values)
+    return b"\n".join(lines)
+
+
+def in_json(content: bytes, rng: random.Random) -> bytes:
+    return json.dumps(in_values(json.loads(content), rng)).encode()
+
+
+def forged(content: bytes, rng: random.Random) -> bytes:
+    """A checkpoint with another value, and the right checksum."""
+    state = torch.load(io.BytesIO(content), weights_only=True)
+    kept = {k: state[k] for k in ("optimizer", "random") if k in state}  # resume alone reads these
+    changed = in_values({k: v for k, v in state.items() if k not in kept}, rng)
+    if isinstance(changed, dict):
+        changed |= kept
+    return written(changed)
+
+
+def written(state) -> bytes:
+    from spiketriton.runs.checkpoint import _write_part
+
+    path = Path("forged.pt")
+    return _write_part(path, state).read_bytes()
+
+
+# ---- what reads them
+
+
+def _page(run: RunFolder) -> None:
+    rows = run.metrics.read()
+    api.table(rows)
+    report_page._facts(None, rows)
+    run_pictures.curves(rows, "")
+    "".join(report_page._environment(run))
+    "".join(report_page._commands(run, run.load_recipe(), []))
+    run_pictures.gradients(run.gradients.read(), "")
+    list(report_page._before_training(run))
+
+
+def _gradients(run: RunFolder) -> None:
+    rows = run.gradients.read()
+    run_pictures.gradients(rows, "")
+    "".join(report_page._gradients(run, run.load_recipe(), ""))
+
+
+def _evaluation(run: RunFolder) -> None:
+    one = read_evaluation(run.path / "evaluation" / "evaluation.json")
+    list(evaluation_tables.step_rows(one))
+    list(evaluation_tables.layer_rows(one))
+    evaluation_tables.verdict(one, [one])
+    "".join(report_page._facts(one, []))
+
+
+def _weights(run: RunFolder) -> None:
+    load_run(run.path)
+    find_weights(str(run.path / "checkpoints" / "last.pt"))
+
+
+RUN_TARGETS = {  # file of the run: how it is damaged, who reads it
+    "recipe.toml": ((in_bytes, in_toml), lambda run: run.load_recipe()),
+    "metrics.jsonl": ((in_bytes, in_lines), _page),
+    "gradients.jsonl": ((in_bytes, in_lines), _gradients),
+    "calibration.json": ((in_bytes, in_json), _gradients),
+    "environment.json": ((in_bytes, in_json), _page),
+    "plugins.json": ((in_bytes, in_json), lambda run: run._record_plugins(run.load_recipe())),
+    "diagnosis.json": ((in_bytes, in_json), _gradients),
+    "evaluation/evaluation.json": (
+        (in_bytes, in_json),
+        lambda run: report_page.step_rows(
+            read_evaluation(run.path / "evaluation" / "evaluation.json")
+        ),
+    ),
+    "checkpoints/last.pt": ((in_bytes, forged, forged), _weights),
+}
+
+
+def _job() -> cache.Job:
+    """Of the files that `made` makes."""
+    job = cache.Job.__new__(cache.Job)
+    recordings = range(4)
+    job.__dict__.update(digest=DIGEST, every=recordings, steps=3, size=8)
+    return job
+
+
+def _frames(path: Path) -> None:
+    cache._complete(path.parent, _job())
+
+
+DATA_TARGETS = {
+    "images-idx3-ubyte": lambda path: idx.read(path, rank=3),
+    "images-idx3-ubyte.gz": lambda path: idx.read(path, rank=3),
+    **{f"events.{name}": lambda path, name=name: read_events(path, name) for name in FORMATS},
+    "frames.npy": _frames,
+    "facts.npy": _frames,
+    **{
+        f"image.{ending}": lambda path: (
+            check_file(path, "a", pixels=False),
+            Photo(path, "a").decode(),
+        )
+        for ending in ("png", "jpg", "gif", "tif", "webp", "bmp", "ppm")
+    },
+}
+DIGEST = ""
+
+
+@contextlib.contextmanager
+def in_time():
+    def late(*_):
+        raise AssertionError(f"more than {SECONDS} seconds")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run with a file of every kind."""
+    path = tmp_path_factory.mktemp("fuzz") / "run"
+    keys = ["train.epochs=1", "neuron.surrogate.width=auto", "monitor.every=3"]
+    trainer = small_trainer(path, *keys)
+    trainer.fit()
+    (path / "environment.json").write_text(
+        '[{"recipe": "small", "command": "x", "time": "now", "threads": 1}]'
+    )
+    rows = [
+        {
+            "module": "x",
+            "version": None,
+            "file": "/x.py",
+            "sha256": "0",
+            "parts": ["model.name = x"],
+        }
+    ]
+    (path / "plugins.json").write_text(json.dumps(rows))
+    layers = trainer.monitor.layers
+    (path / "diagnosis.json").write_text(
+        json.dumps({"subject": f"run x, after step {trainer.step}", "overlap": [0.5] * len(layers)})
+    )
+    (path / "evaluation").mkdir()
+    (path / "evaluation" / "evaluation.json").write_text(evaluate(load_run(path)).to_json())
+    return path
+
+
+@pytest.fixture
+def count(pytestconfig):
+    return SLOW if pytestconfig.getoption("--slow") else QUICK
+
+
+def refused_or_read(read, names: list[str], marker: Path) -> str:
+    """What is wrong with how a damaged file was received; "" for nothing."""
+    try:
+        with (
+            warnings.catch_warnings(),
+            in_time(),
+            consent.decided(False),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            read()
+    except UserError as error:
+        text = str(error)
+        if "\n" in text or not any(name in text for name in names):
+            return f"UserError that names no file, or in several lines: {text!r}"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "code of the file ran" if marker.exists() else ""
+
+
+@pytest.mark.parametrize("target", RUN_TARGETS)
+def test_files_of_a_run(whole, target, count, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(whole, run.path)
+    file = run.path / target
+    run.metrics.warn = run.gradients.warn = lambda text: None
+    content, (damages, read) = file.read_bytes(), RUN_TARGETS[target]
+    read(run)  # as it is
+    found = {}
+    for seed in range(count):
+        rng = random.Random(f"{target} {seed}")
+        damage = rng.choice(damages)
+        file.write_bytes(damage(content, rng))
+        # a checkpoint holds the recipe, and shapes are those of two files
+        wrong = refused_or_read(lambda: read(run), [file.name, str(run.path)], tmp_path / "marker")
+        if wrong:
+            found.setdefault(wrong[:60], (seed, wrong))
+    assert not found, "\n".join(f"seed {seed}: {wrong[:300]}" for seed, wrong in found.values())
+
+
+@pytest.mark.parametrize("target", DATA_TARGETS)
+def test_files_of_data(target, count, tmp_path, monkeypatch):
+    made(tmp_path, monkeypatch)
+    file, read = tmp_path / target, DATA_TARGETS[target]
+    content = file.read_bytes()
+    read(file)
+    found = {}
+    for seed in range(count):
+        file.write_bytes(in_bytes(content, random.Random(f"{target} {seed}")))
+        wrong = refused_or_read(lambda: read(file), [file.name], tmp_path / "marker")
+        if wrong:
+            found.setdefault(wrong[:60], (seed, wrong))
+    assert not found, "\n".join(f"seed {seed}: {wrong[:300]}" for seed, wrong in found.values())
+
+
+def made(folder: Path, monkeypatch) -> None:
+    """A small file for each reader of data."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (5, 4, 4)).astype(np.uint8)
+    header = bytes([0, 0, 8, 3]) + b"".join(n.to_bytes(4, "big") for n in pixels.shape)
+    (folder / "images-idx3-ubyte").write_bytes(header + pixels.tobytes())
+    import gzip
+
+    (folder / "images-idx3-ubyte.gz").write_bytes(gzip.compress(header + pixels.tobytes(), mtime=0))
+    for name in FORMATS:
+        write_events(folder / f"events.{name}", random_events(rng, 60, (32, 32)), name)
+    np.save(folder / "frames.npy", rng.integers(0, 9, (4, 3, 2, 8, 8)).astype(np.uint8))
+    facts = np.zeros(4, cache.FACTS)
+    facts["done"] = 1
+    np.save(folder / "facts.npy", facts)
+    (folder / "settings.json").write_text("{}")
+    import hashlib
+
+    monkeypatch.setattr("tests.promises.test_fuzz.DIGEST", hashlib.sha256(b"{}").hexdigest())
+    image = Image.fromarray(rng.integers(0, 256, (24, 20, 3)).astype(np.uint8))
+    for ending in ("png", "jpg", "gif", "tif", "webp", "bmp", "ppm"):
+        image.save(folder / f"image.{ending}")
+
+
+@pytest.mark.parametrize("how", ["checkpoint", "weights", "npy", "npz", "frames"])
+def test_no_reader_unpickles_code(how, tmp_path, monkeypatch):
+    """Files that are whole, and hold a payload."""
+    monkeypatch.chdir(tmp_path)
+    made(tmp_path, monkeypatch)
+    payload, marker = Payload(tmp_path / "marker"), tmp_path / "marker"
+    if how == "checkpoint":
+        Checkpoints(tmp_path, print).save_as(tmp_path / "last.pt", {"step": 1, "model": payload})
+        read = lambda: read_checkpoint(tmp_path / "last.pt")  # noqa: E731
+    elif how == "weights":
+        torch.save({"model": payload}, tmp_path / "last.pt")
+        read = lambda: find_weights(str(tmp_path / "last.pt"))  # noqa: E731
+    elif how == "npy":
+        np.save(tmp_path / "last.npy", np.array([payload], object), allow_pickle=True)
+        read = lambda: read_events(tmp_path / "last.npy")  # noqa: E731
+    elif how == "npz":
+        columns = {name: np.array([payload], object) for name in "txyp"}
+        np.savez(tmp_path / "last.npz", **columns)
+        read = lambda: read_events(tmp_path / "last.npz")  # noqa: E731
+    else:
+        np.save(tmp_path / "facts.npy", np.array([payload] * 4, object), allow_pickle=True)
+        assert cache._complete(tmp_path, _job()) is None
+        assert not marker.exists()
+        return
+    assert refused_or_read(read, ["last."], marker) == ""
+    assert not marker.exists()
+    pickle.loads(pickle.dumps(payload))
+    assert marker.exists()  # it is one
+
+
+def test_a_report_of_a_damaged_run_is_a_page_or_one_line(whole, count, tmp_path, monkeypatch):
+    """All of a page, where the tests above take its parts."""
+    monkeypatch.chdir(tmp_path)
+    names = [name for name in RUN_TARGETS if name != "plugins.json"]
+    found = {}
+    for seed in range(max(3, count // 60)):
+        rng = random.Random(f"report {seed}")
+        shutil.rmtree("run", ignore_errors=True)
+        shutil.copytree(whole, "run")
+        target = rng.choice(names)
+        file = Path("run") / target
+        file.write_bytes(rng.choice(RUN_TARGETS[target][0])(file.read_bytes(), rng))
+        with contextlib.redirect_stdout(io.StringIO()):
+            wrong = refused_or_read(lambda: report.main(["run"]), ["run"], tmp_path / "marker")
+        if wrong:
+            found.setdefault(wrong[:60], (seed, target, wrong))
+    assert not found, "\n".join(
+        f"{seed} {target}: {wrong[:300]}" for seed, target, wrong in found.values()
+    )
