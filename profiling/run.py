@@ -7,19 +7,20 @@ import os
 import sys
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
-    sys.path[0] = str(ROOT)  # instead of the script's folder: `profiling` is imported as a package
+    # instead of the script's folder: `profiling` is a package; the kernels need not be installed
+    sys.path[:1] = [str(ROOT), str(ROOT / "kernels")]
 
 from profiling.harness.session import Session, reexecute, short  # noqa: E402
 
 if __name__ == "__main__":
     reexecute(sys.argv, dict(os.environ))
 
-from rich.console import Console  # noqa: E402
-
+from profiling import first  # noqa: E402
 from profiling.harness.contenders import OURS, Case, Options, Status  # noqa: E402
 from profiling.harness.peers import PEERS, version  # noqa: E402
 from profiling.render import pictures, report, tables  # noqa: E402
@@ -31,6 +32,7 @@ from profiling.sections.kernels import FIRST, cases, every_case  # noqa: E402
 from profiling.sections.step import RecipeCase, TrainingStep, find_recipe, modes  # noqa: E402
 from spiketriton.commandline import Parser  # noqa: E402
 from spiketriton.errors import EXIT_ERROR, EXIT_SIGINT, UserError, run_command  # noqa: E402
+from spiketriton.runs.folder import make_writable  # noqa: E402
 from spiketriton.training import environment  # noqa: E402
 
 EPILOG = """\
@@ -44,6 +46,7 @@ commands:
   data [RECIPE]                the loader alone, in images per second
   compiled [T=4,10] [dtype=..] [layout=..]
                                every kernel lowered for --target, which needs no GPU
+  first                        a GPU's first ten minutes (--minutes): is it right, and how fast? with tests and doctor
   all                          all of these, within 10 minutes (--minutes); modes on a GPU only
   report                       docs/performance.md and the pictures, from the results in --out
 
@@ -60,7 +63,7 @@ WITH_RECIPE = ("step", "modes", "memory", "gradients", "data")
 ON_GPU = ("cifar_r20", "imagenette_r18"), ("cifar100_r18", "imagenette_r50")
 """Whose modes `all` measures on a GPU first, and after the most important kernels: networks that Python slows
 down, and networks that fill the GPU. torch.compile takes most of the time."""
-COMMANDS = ("kernels", *WITH_RECIPE, "host", "compiled", "all", "report")
+COMMANDS = ("kernels", *WITH_RECIPE, "host", "compiled", "first", "all", "report")
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -81,7 +84,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--quick", action="store_true", help="tiny sizes: a rehearsal, not a measurement")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--threads", type=int, default=0, metavar="N", help="CPU threads (0: torch's choice)")
-    add("--minutes", type=float, metavar="M", help="begin no case later (all: 10; 0: no limit)")
+    add(
+        "--minutes",
+        type=float,
+        metavar="M",
+        help="begin no case later (first, all: 10; 0: no limit)",
+    )
     args = parser.parse_intermixed_args(arguments)
     if args.words and args.command not in (*WITH_RECIPE, "compiled"):
         parser.error(f"{args.command} takes no {args.words[0]!r}")
@@ -90,7 +98,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if args.threads < 0 or not (args.minutes or 0) >= 0:  # NaN is not
         parser.error("--threads and --minutes: accepted: numbers from 0")
     if args.minutes is None:
-        args.minutes = 10.0 if args.command == "all" else 0.0
+        args.minutes = 10.0 if args.command in ("all", "first") else 0.0
     return args
 
 
@@ -179,25 +187,27 @@ def measure(args: argparse.Namespace, options: Options) -> int:
     session.total = sum(len(cases) for _, cases in work) + len(lowered)
     code, on_gpu = 0, options.device.type == "cuda"
     try:
-        with session.status:
-            # a GPU's minutes are for what only a GPU can tell
-            for section, cases_of in work if on_gpu else ():
-                session.measure(section, cases_of)
-            for setting in lowered:
-                label = f"compiled {args.target} T={setting['T']} {setting['dtype']}"
-                for row in compiled.lowered(args.target, **setting):
-                    session.at(f"{label}: {row.get('kernel', 'sums')}")
-                    session.add("compiled", [row])
-                session.at(label, done=True)
-            for section, cases_of in work if not on_gpu else ():
-                session.measure(section, cases_of)
+        # a GPU's minutes are for what only a GPU can tell
+        for section, cases_of in work if on_gpu else ():
+            session.measure(section, cases_of)
+        for setting in lowered:
+            if session.late:
+                break
+            label = f"compiled {args.target} T={setting['T']} {setting['dtype']}"
+            for row in compiled.lowered(args.target, **setting):
+                session.at(f"{label}: {row.get('kernel', 'sums')}")
+                session.add("compiled", [row])
+                if session.late:
+                    break
+            session.at(label, done=True)
+        for section, cases_of in work if not on_gpu else ():
+            session.measure(section, cases_of)
     except KeyboardInterrupt:
         session.say(f"interrupted: {len(session.rows)} rows are kept in {session.file}")
         code = EXIT_SIGINT
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
     for name in tables.SECTIONS:
         for grid in tables.tables(session.rows, name):
-            console.print(grid.rich(), "")
+            print(shown(grid))
     written = [*pictures.draw(session.rows, session.stem), session.file] if session.rows else []
     for path in written:
         session.say(f"wrote {path}")
@@ -214,13 +224,39 @@ def measure(args: argparse.Namespace, options: Options) -> int:
     return code or (EXIT_ERROR if failed else 0)
 
 
+def shown(grid: tables.Grid) -> str:
+    """A table for the terminal; in Markdown where the package rich is missing."""
+    if find_spec("rich") is None:
+        return grid.markdown()
+    from rich.console import Console
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
+    with console.capture() as text:
+        console.print(grid.rich(), "")
+    return text.get().rstrip("\n")
+
+
 def main(arguments: list[str]) -> int:
     args = parse(arguments)
     if args.command == "report":
         for path in report.write(args.out, ROOT / "docs/performance.md"):
             print(f"wrote {path}")
         return 0
-    return measure(args, options_of(args))
+    options = options_of(args)
+    return run_first(args, options) if args.command == "first" else measure(args, options)
+
+
+def run_first(args: argparse.Namespace, options: Options) -> int:
+    """Prints a line of each step of the plan. UserError: there is no GPU, and it is no rehearsal."""
+    if options.device.type != "cuda" and not args.quick:
+        raise UserError("first: PyTorch finds no GPU; accepted: a GPU, or --quick for a rehearsal")
+    make_writable(args.out)
+    if find_spec("rich") is None:
+        print("the package rich is missing: tables are in Markdown, doctor and trainings left out")
+    plan = first.steps(args.out.absolute(), args.quick, options.device.type)
+    for line in first.run(plan, args.out.absolute(), args.minutes or float("inf")):
+        print(line, flush=True)
+    return 0
 
 
 if __name__ == "__main__":

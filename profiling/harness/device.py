@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+from spiketriton.errors import one_line
 
 CALLS = 3
 LAUNCHES = (
@@ -53,6 +56,28 @@ def events_of(recorded: Iterable[Any]) -> list[Event]:
         for e in recorded
         if not (e.is_user_annotation() or e.is_hidden_event())
     ]
+
+
+CLOCKS = {
+    "clocks.sm": "sm_mhz",
+    "clocks.mem": "memory_mhz",
+    "power.draw": "watts",
+    "clocks_throttle_reasons.active": "throttled_by",
+}
+"""What nvidia-smi is asked for, and its name in a row; of the reasons 0x0 is none, and 0x1 an idle GPU."""
+
+
+def clocks(device: torch.device) -> dict[str, str]:
+    """How fast a GPU runs just now, and why no faster; empty without one."""
+    if device.type != "cuda":
+        return {}
+    gpu = f"--id=GPU-{torch.cuda.get_device_properties(device).uuid}"
+    ask = ["nvidia-smi", f"--query-gpu={','.join(CLOCKS)}", "--format=csv,noheader,nounits", gpu]
+    try:
+        said = subprocess.run(ask, capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        return {"throttled_by": f"unknown: {one_line(error)}"}
+    return dict(zip(CLOCKS.values(), map(str.strip, said.split(",")), strict=True))
 
 
 def summary(events: Iterable[Event], calls: int, seconds: float) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
+from profiling.harness import device
 from profiling.harness.contenders import OURS, Case, Options, Status, Unavailable, Work
 from profiling.harness.timing import FULL, QUICK, race
 from spiketriton.errors import UserError, one_line
@@ -24,6 +25,9 @@ from spiketriton.runs.folder import make_writable
 from spiketriton.training import environment
 
 Row = dict[str, Any]
+
+CLEAR = "\r\x1b[K"
+"""A terminal's line, from its beginning."""
 
 LATE = {"status": Status.NOT_REACHED, "why": "--minutes are over"}
 
@@ -86,13 +90,13 @@ class Session:
         self.file = Path(f"{self.stem}.jsonl")
         self.deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
         self.rows: list[Row] = []
-        self.console = Console(stderr=True, highlight=False)
-        self.status = self.console.status("")  # on a terminal, one line that changes
+        self.changes = sys.stderr.isatty()  # one line that changes
         self.done, self.total = 0, 0
 
     def add(self, section: str, rows: Iterable[Row]) -> None:
         """Keeps rows, in memory and on disk; prints a line for each that has no number."""
-        made = [{"section": section, "run": self.run, **row, **self.facts} for row in rows]
+        now = {"section": section, "run": self.run}
+        made = [now | row | self.facts | device.clocks(self.options.device) for row in rows]
         with self.file.open("a") as file:
             file.writelines(json.dumps(row) + "\n" for row in made)
         self.rows += made
@@ -101,22 +105,27 @@ class Session:
                 about = f"{row['contender']}: " if "contender" in row else ""
                 self.say(f"{section}: {about}{row['status']}: {row.get('why', '')}")
 
+    @property
+    def late(self) -> bool:
+        return time.monotonic() > self.deadline
+
     def say(self, text: str) -> None:
-        self.console.print(one_line(text), soft_wrap=True, markup=False)
+        print(f"{CLEAR * self.changes}{one_line(text)}", file=sys.stderr, flush=True)
 
     def at(self, what: str, done: bool = False) -> None:
         """Shows what is being measured; a case that is done has a line of its own."""
         self.done += done
-        self.status.update(f"[{self.done + 1}/{self.total}] {what}"[: self.console.width - 4])
         if done:
             self.say(f"[{self.done}/{self.total}] {what}")
+        elif self.changes:
+            now = f"[{self.done + 1}/{self.total}] {what}"[: shutil.get_terminal_size().columns - 1]
+            print(f"{CLEAR}{now}", end="", file=sys.stderr, flush=True)
 
     def measure(self, section: str, cases: Sequence[Case]) -> None:
         """How long the contenders of each case take (`memory`: how much memory)."""
         for case in cases:
             label = f"{section} {short(case.spec)}"
-            late = time.monotonic() > self.deadline
-            rows = [case.spec | LATE] if late else self._case(case, label, section == "memory")
+            rows = [case.spec | LATE] if self.late else self._case(case, label, section == "memory")
             self.add(section, rows)
             self.at(label, done=True)
 
@@ -130,7 +139,7 @@ class Session:
         for one in case.contenders(self.options):
             if not self._wanted(one.name) or (weighs and one.name == "copy"):
                 continue
-            late = case.first in rows and time.monotonic() > self.deadline
+            late = case.first in rows and self.late
             row = rows[one.name] = {**case.spec, "contender": one.name, **one.facts}
             if late:
                 row |= LATE

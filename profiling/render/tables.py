@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-
-from rich.table import Table
+from typing import TYPE_CHECKING
 
 from profiling.harness.contenders import OURS, Status
 from profiling.harness.session import Row, machine
 from profiling.render.rows import by_case, find, times_ours
 from profiling.sections.gradients import OFF
 from profiling.sections.step import FLOOR, TWIN
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 BLANK = "-"
 Cell = Callable[[Row, list[Row]], str]
@@ -30,6 +32,9 @@ class Grid:
     notes: list[str] = field(default_factory=list)
 
     def rich(self) -> Table:
+        """For a terminal, where the package rich is installed."""
+        from rich.table import Table
+
         table = Table(title=self.title, title_justify="left", caption_justify="left")
         table.caption = "\n".join(self.notes) or None
         for i, name in enumerate(self.header):

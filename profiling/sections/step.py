@@ -87,12 +87,20 @@ a single vector has no statistics. ResNet-50 at T = 10 is checked on 4 images, f
 NAMED = {
     "spikingjelly_740": (
         "imagenette_r18",
-        ("model.block=sew", "time_steps=4", "train.precision=bf16", "train.batch_size=112"),
+        (
+            *("data.name=synthetic", "data.image_size=224", "data.classes=1000", "model.block=sew"),
+            *(
+                "time_steps=4",
+                "train.precision=bf16",
+                "train.batch_size=112",
+                "train.optimizer=sgd",
+            ),
+        ),
     ),
     "cifar_r20": ("cifar100_r18", ("model.name=resnet20", "time_steps=4", "train.batch_size=128")),
 }
 """Cases that are no recipes: a recipe and changes to it. spikingjelly_740 is the setting of SpikingJelly's issue 740:
-SEW-ResNet-18, T = 4, bf16, 112 images of 224 pixels."""
+SEW-ResNet-18, T = 4, bf16, 112 images of 224 pixels of 1000 classes, SGD."""
 
 
 def find_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
 from spiketriton.config import DataConfig
@@ -32,6 +30,9 @@ def in_processes(items: Dataset[Any], title: str, workers: int) -> Iterator[Any]
 
     workers: 0 makes them in this process.
     """
+    from rich.console import Console
+    from rich.progress import track
+
     loader = DataLoader(
         items,
         batch_size=None,

@@ -1,0 +1,94 @@
+"""A GPU's first ten minutes: what is run, in which order, and how it ends. Here with steps made up."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from profiling import first, run
+from profiling.harness import device
+from profiling.sections.step import find_recipe
+from spiketriton.config import load_recipe
+from spiketriton.errors import UserError
+
+
+def made_up(name: str, code: str, seconds: int = 60, needs: tuple[str, ...] = ()) -> first.Step:
+    return first.Step(name, "why", seconds, ("-c", code), needs)
+
+
+def test_each_step_is_bounded_and_one_that_fails_leaves_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(first, "LEAST", 1.0)
+    plan = [
+        made_up("right", "print('found', flush=True)"),
+        made_up("broken", "raise SystemExit(3)"),
+        made_up("hangs", "import time; print('so far', flush=True); time.sleep(600)", seconds=1),
+        made_up("bare", "", needs=("no_such_package",)),
+    ]
+    lines = list(first.run(plan, tmp_path, minutes=10))
+    says = ["done in", "exit code 3 after", "stopped after", "left out, no_such_package is missing"]
+    for line, part in zip(lines, says, strict=True):
+        assert part in line
+    assert (tmp_path / "first-1.txt").read_text() == "found\n"
+    assert list(first.run(plan[:1], tmp_path, minutes=0.01)) == [
+        "[1/1] right (why): not reached, --minutes are over"
+    ]
+
+
+def test_the_plan_fits_ten_minutes_and_every_command_of_it_is_understood(tmp_path):
+    """Of a process each: that of a rehearsal, too."""
+    plan = first.steps(tmp_path)
+    assert [step.name for step in plan][:3] == ["doctor", "tests", "kernels"]
+    for step in (*plan, *first.steps(tmp_path, quick=True, device="cpu")):
+        program, *rest = step.command
+        if program == "profiling/run.py":
+            args = run.parse(rest)
+            assert args.out == tmp_path
+            assert all(find_recipe(word) for word in args.words)
+        elif "spiketriton.train" in rest:
+            load_recipe(Path(first.ROOT / rest[1]), tuple(w for w in rest if "=" in w))
+    setting = find_recipe("spikingjelly_740")
+    assert (setting.data.classes, setting.train.optimizer) == (1000, "sgd")
+
+
+def test_without_a_gpu_it_says_what_it_accepts(tmp_path):
+    with pytest.raises(UserError, match="accepted: a GPU, or --quick"):
+        run.main(["first", "--device", "cpu", "--out", str(tmp_path)])
+
+
+def test_a_machine_without_rich_measures_and_prints_markdown(tmp_path):
+    block = (
+        "import sys; sys.modules['rich'] = None; sys.path[:0] = ['.', 'kernels'];"
+        "import profiling.run as run; run.find_spec = lambda name: None;"
+        f"raise SystemExit(run.main(['host', '--quick', '--device', 'cpu', '--out', {str(tmp_path)!r}]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", block], cwd=first.ROOT, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    assert "| --- |" in done.stdout
+    (file,) = tmp_path.glob("*.jsonl")
+    assert json.loads(file.read_text().splitlines()[0])["section"] == "host"
+
+
+@pytest.mark.parametrize("answer", ["1980, 2619, 688.10, 0x0000000000000004\n", None])
+def test_rows_of_a_gpu_tell_its_clocks_and_what_slows_it(monkeypatch, answer):
+    def asked(command, **_):
+        assert "--id=GPU-12-34" in command
+        if answer is None:
+            raise FileNotFoundError("nvidia-smi")
+        return SimpleNamespace(stdout=answer)
+
+    monkeypatch.setattr(subprocess, "run", asked)
+    card = SimpleNamespace(uuid="12-34")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    found = device.clocks(torch.device("cuda"))
+    if answer is None:
+        assert found == {"throttled_by": "unknown: nvidia-smi"}
+    else:
+        assert found["sm_mhz"] == "1980"
+        assert found["throttled_by"] == "0x0000000000000004"
+    assert device.clocks(torch.device("cpu")) == {}
