@@ -57,7 +57,7 @@ def steps(out: Path, quick: bool = False, device: str = "auto") -> list[Step]:
     ours = "spiketriton,spiketriton graph,ANN twin,convolutions alone"
     bare = ("-o", "addopts=--import-mode=importlib")  # without pytest-xdist
     tests = ("-m", "pytest", "-q", *bare, "--slow", "-m", "gpu", "tests/kernels/test_gpu.py")
-    doctor = ("-m", "spiketriton.doctor", f"train.device={device}", "--json")
+    doctor = ("-m", "spiketriton.doctor", f"train.device={device}")
     big = "lif training *" if quick else BIG
     cifar, r740, r50 = (
         ["quickstart"] * 3 if quick else ["cifar_r20", "spikingjelly_740", "imagenette_r50"]

@@ -111,7 +111,6 @@ class Trainer:
             self.boards.append(WeightsAndBiases(folder.path, recipe))
         self.monitor = GradientMonitor(
             self.model,
-            due=self.plan.measures,
             batch=cfg.batch_size // self.accumulate,
             image_shape=(channels, size, size),
             scale=self.scaler.get_scale,
@@ -127,7 +126,13 @@ class Trainer:
             self.work,
             self.optimizer,
             mode=cfg.graph,
-            obstacle=obstacle_of(self.device, ranks.world_size, self.scaler.is_enabled()),
+            obstacle=obstacle_of(
+                self.device,
+                ranks.world_size,
+                self.scaler.is_enabled(),
+                own=cfg.graph == "auto"
+                and (bool(recipe.plugins.modules) or ":" in recipe.model.name),
+            ),
             state=self.changed,
             note=display.note,
             graphs=partial(CudaGraphs, self.device),
@@ -237,6 +242,8 @@ class Trainer:
         parts = (self.next_batch() for _ in range(self.accumulate))
         measured = bool(self.monitor.layers) and self.plan.measures(self.step + 1)
         total, norm = self.run(parts, watched=measured)
+        if measured:
+            self.monitor.read(self.step + 1)
         self.lr = float(self.schedule.get_last_lr()[0])
         self.schedule.step()
         self.progress.step += 1
@@ -244,7 +251,7 @@ class Trainer:
         self.display.advance(self.step)
         self.hooks.step(self.step)
 
-    def work(self, parts: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    def work(self, parts: Iterable[tuple[Tensor, Tensor]], measured: bool) -> tuple[Tensor, Tensor]:
         """All that the device does in a step: the loss and the gradient's norm, on the device.
 
         No number of Python's that changes from step to step may reach a kernel here: see `graphs`.
@@ -254,7 +261,7 @@ class Trainer:
         for part, (images, labels) in enumerate(parts):
             last = part == self.accumulate - 1
             with (
-                self.monitor.watch(self.step + 1, last=last),
+                self.monitor.watch() if measured and last else contextlib.nullcontext(),
                 self.ranks.averages(self.forward, when=last),
             ):
                 with self.placement.autocast():

@@ -44,7 +44,6 @@ class MonitoredStep(Step):
         self.rows: list[dict[str, Any]] = []
         self.monitor = GradientMonitor(
             model,
-            due=lambda step: True,
             batch=bench.spec["batch"],
             image_shape=tuple(bench.spec["image"]),
             scale=self.scaler.get_scale,
@@ -52,5 +51,6 @@ class MonitoredStep(Step):
         )
 
     def backward(self) -> None:
-        with self.monitor.watch(self.turn + 1, last=True):
+        with self.monitor.watch():
             super().backward()
+        self.monitor.read(self.turn + 1)

@@ -365,7 +365,9 @@ class Replayed(Step):
             graphs=make or partial(CudaGraphs, self.device),
         )
 
-    def _work(self, parts: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    def _work(
+        self, parts: Iterable[tuple[Tensor, Tensor]], measured: bool
+    ) -> tuple[Tensor, Tensor]:
         ((images, labels),) = parts
         with self.place.autocast():
             loss = self.loss(self.network(images), labels)

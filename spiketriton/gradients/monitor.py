@@ -14,7 +14,6 @@ step.
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -57,11 +56,10 @@ class Summary:
 
 
 class GradientMonitor:
-    """Measures `model` on the steps for which `due` is true.
+    """Measures `model` in the steps that are watched.
 
     Args:
         model: the network itself, not its compiled form; an ANN is never measured.
-        due: whether the step with this number (the first is 1) is measured.
         batch: images of a micro-batch, over all ranks.
         image_shape: (C, H, W) of an image.
         frames: of a training recording; 0: constant images, for the network's time steps.
@@ -74,7 +72,6 @@ class GradientMonitor:
         self,
         model: Network,
         *,
-        due: Callable[[int], bool],
         batch: int,
         image_shape: tuple[int, int, int],
         scale: Callable[[], float],
@@ -83,7 +80,7 @@ class GradientMonitor:
         frames: int = 0,
     ) -> None:
         self.layers = model.spiking_layers()
-        self.due, self.scale, self.write = due, scale, write
+        self.scale, self.write = scale, write
         self.ranks = ranks or Ranks()
         self.summary = Summary(step=0)
         if self.layers:
@@ -91,34 +88,38 @@ class GradientMonitor:
             self.elements = [
                 batch * count for count in elements_per_image(model, image_shape, device)
             ]
-            # one tensor per layer for the whole run: torch.compile sees the same one every time
+            # one tensor per layer for the whole run, and one gradient of it: torch.compile and a CUDA graph
+            # see the same ones every time
             shape = (frames or model.time_steps, len(PROBE_FIELDS))
             self.probes = [
                 torch.zeros(shape, device=device, requires_grad=True) for _ in self.layers
             ]
-
-    def watch(self, step: int, *, last: bool) -> AbstractContextManager[None]:
-        """Measures the forward and backward inside, if the step is due and this its last part."""
-        measures = last and self.layers and self.due(step)
-        return self._measured(step) if measures else contextlib.nullcontext()
+            for probe in self.probes:
+                probe.grad = torch.zeros_like(probe)
 
     @contextlib.contextmanager
-    def _measured(self, step: int) -> Iterator[None]:
+    def watch(self) -> Iterator[None]:
+        """Measures the forward and backward inside, for `read`."""
+        self.scaled = self.scale()
+        grads = [probe.grad for probe in self.probes]
+        torch._foreach_zero_(grads)
         for (_, layer), probe in zip(self.layers, self.probes, strict=True):
-            layer.probe, probe.grad = probe, None
+            layer.probe = probe
         try:
             yield
         finally:
             for _, layer in self.layers:
                 layer.probe = None
+
+    def read(self, step: int) -> None:
+        """Waits for the device, and writes what was measured last, as of this step."""
         # [layers, T, 8] in one copy from the device
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.probes]
-        own = torch.stack(grads).cpu().double()
+        own = torch.stack([probe.grad for probe in self.probes]).cpu().double()
         sums, largest = self.ranks.total(own), PROBE_FIELDS.index("grad_input_max")
         sums[..., largest] = self.ranks.largest(own[..., largest].contiguous())
         names = [name for name, _ in self.layers]
         # each rank's loss is the mean over its own images, so its gradients are world_size times as large
-        scale = self.scale() * self.ranks.world_size
+        scale = self.scaled * self.ranks.world_size
         measured = Measurement.of_sums(names, sums.numpy(), self.elements, scale)
         self.summary = Summary.of(step, measured, self.elements)
         self.write(step, measured)

@@ -1,17 +1,19 @@
 """`train.graph`: a training step as one CUDA graph, replayed without Python between its kernels.
 
 The work of a step (forward, loss, backward, clipping, guard, optimizer, average of the weights) is
-captured once for each shape of the batch. What changes from step to step lies in tensors that the
-graph reads: the batch, the learning rates and the step's number. Measured steps run eagerly, because
-they call other kernels.
+captured once for each shape of the batch, and once more for steps that are measured, which call other
+kernels. What changes from step to step lies in tensors that the graph reads: the batch, the learning
+rates and the step's number.
 
 With "auto" a graph proves itself: it is captured around a batch of zeros, a learning rate of 0 and no
 step's number, then its first replay is compared with the same step run eagerly from the same state. A
-number that was frozen into it shows. On any difference or error, training goes on eagerly.
+number that was frozen into it shows. On any difference or error, and where a replay is no faster,
+training goes on eagerly.
 """
 
 import contextlib
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -25,13 +27,15 @@ from spiketriton.errors import one_line
 from spiketriton.training.losses import Batch
 
 Numbers = tuple[Tensor, Tensor]  # loss and norm of the gradient of a step, scalars on the device
-Work = Callable[[Iterable[Batch]], Numbers]
+Work = Callable[[Iterable[Batch], bool], Numbers]
 
 WARM_UP = 3
 """Eager steps of a shape before it is captured: kernels are compiled, convolutions tuned, and the
 optimizer has its state."""
 MOST_SHAPES = 4
-"""Batches of further shapes run eagerly: each graph keeps the memory of its own activations."""
+"""Batches of further shapes run eagerly, measured or not; the graphs share the memory of their activations."""
+GAIN = 0.95
+"""Of an eager step's time, at most, with "auto": a graph's memory must be worth it."""
 
 LOSS, NORM, UPDATE = 1e-4, 1e-2, 0.05
 """Relative differences that "auto" allows. The forward pass is the same kernels in the same order; sums
@@ -47,13 +51,17 @@ class Graphs(Protocol):
     def capture(self, call: Callable[[], Numbers]) -> tuple[Callable[[], object], Numbers]:
         """The call's graph as a function that runs it, and the tensors in which it leaves its results."""
 
+    def seconds(self, call: Callable[[], Numbers]) -> tuple[Numbers, float]:
+        """What a call returns, and how long host and device take for it."""
+
 
 class CudaGraphs:
-    """Captures on a stream of its own."""
+    """Captures on a stream of its own. One graph runs at a time, so all have one pool of memory."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.stream = torch.cuda.Stream(device)
+        self.pool = torch.cuda.graph_pool_handle()
 
     def warm_up(self, call: Callable[[], Numbers]) -> Numbers:
         current = torch.cuda.current_stream(self.device)
@@ -66,21 +74,31 @@ class CudaGraphs:
         return numbers
 
     def capture(self, call: Callable[[], Numbers]) -> tuple[Callable[[], object], Numbers]:
-        return capture(call, self.stream, self.device)
+        return capture(call, self.stream, self.device, self.pool)
+
+    def seconds(self, call: Callable[[], Numbers]) -> tuple[Numbers, float]:
+        torch.cuda.synchronize(self.device)
+        begun = time.perf_counter()
+        numbers = call()
+        torch.cuda.synchronize(self.device)
+        return numbers, time.perf_counter() - begun
 
 
 R = TypeVar("R")
 
 
 def capture(
-    call: Callable[[], R], stream: torch.cuda.Stream, device: torch.device
+    call: Callable[[], R],
+    stream: torch.cuda.Stream,
+    device: torch.device,
+    pool: tuple[int, int] | None = None,
 ) -> tuple[Callable[[], object], R]:
     """A CUDA graph of what `call` does, as a function that replays it, and what the call returns.
 
     Where it fails the process goes on as before: torch would leave its stream current, and its pool of
     memory open, for which the allocator keeps every block that another stream has used.
     """
-    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    graph, pool = torch.cuda.CUDAGraph(), pool or torch.cuda.graph_pool_handle()
     before = torch.cuda.current_stream(device)
     try:
         # thread_local: threads that load data may go on calling CUDA
@@ -108,14 +126,19 @@ class Captured:
     """The graph of the work on batches of one shape."""
 
     def __init__(
-        self, work: Work, batches: Sequence[Batch], optimizer: Optimizer, graphs: Graphs
+        self,
+        work: Work,
+        batches: Sequence[Batch],
+        watched: bool,
+        optimizer: Optimizer,
+        graphs: Graphs,
     ) -> None:
         device = tree_leaves(batches)[0].device
         self.groups = optimizer.param_groups
         self.batches = tree_map(torch.zeros_like, list(batches))
         self.rates = [torch.zeros((), device=device) for _ in self.groups]
         with rates_in_tensors(optimizer, self.rates):
-            self.replay, self.numbers = graphs.capture(lambda: work(self.batches))
+            self.replay, self.numbers = graphs.capture(lambda: work(self.batches, watched))
 
     def __call__(self, batches: Sequence[Batch]) -> Numbers:
         for kept, given in zip(tree_leaves(self.batches), tree_leaves(batches), strict=True):
@@ -147,8 +170,8 @@ class Steps:
     """Runs the work of steps, eagerly or by graphs.
 
     Args:
-        work: of one step, on its micro-batches: everything that the device does. It waits for nothing,
-            and no number of Python's that changes from step to step reaches a kernel.
+        work: of one step, on its micro-batches, and whether it is measured: everything that the device
+            does. It waits for nothing, and no number of Python's that changes from step to step reaches a kernel.
         optimizer: whose learning rates the schedule sets between steps.
         mode: `train.graph`. With True a graph is used unproven, and an error in its capture is raised.
         obstacle: why there can be no graph here; empty if there can.
@@ -174,7 +197,7 @@ class Steps:
         self.captured: dict[tuple, Captured] = {}
         self.seen: dict[tuple, int] = {}
         self.graphs = None if mode is False or obstacle else graphs()
-        if obstacle and mode is not False:
+        if obstacle and mode is not False and not (mode == "auto" and obstacle == NO_GPU):
             self._run_eagerly(obstacle)
 
     def __call__(self, parts: Iterable[Batch], *, watched: bool) -> Numbers:
@@ -182,38 +205,39 @@ class Steps:
 
         watched: whether other kernels than usual are called, which measure.
         """
-        if self.graphs is None or watched:
-            return self.work(parts)
+        if self.graphs is None:
+            return self.work(parts, watched)
         batches = list(parts)
-        shape = tuple((x.shape, x.stride(), x.dtype) for x in tree_leaves(batches))
+        shape = (watched, *((x.shape, x.stride(), x.dtype) for x in tree_leaves(batches)))
         if shape in self.captured:
             return self.captured[shape](batches)
         seen = self.seen[shape] = self.seen.get(shape, 0) + 1
         if seen <= WARM_UP:
-            return self.graphs.warm_up(lambda: self.work(batches))
-        if len(self.captured) == MOST_SHAPES:
+            return self.graphs.warm_up(lambda: self.work(batches, watched))
+        if sum(one[0] == watched for one in self.captured) == MOST_SHAPES:
             if seen == WARM_UP + 1:
                 self.note(
                     f"{self._key}: batches of a further shape run eagerly, beyond {MOST_SHAPES}"
                 )
-            return self.work(batches)
-        return self._first(shape, batches, self.graphs)
+            return self.work(batches, watched)
+        return self._first(shape, batches, watched, self.graphs)
 
     def forget(self) -> None:
         """Something that graphs have frozen has changed: they are captured again."""
         self.captured.clear()
         self.seen.clear()
 
-    def _first(self, shape: tuple, batches: list[Batch], graphs: Graphs) -> Numbers:
+    def _first(self, shape: tuple, batches: list[Batch], watched: bool, graphs: Graphs) -> Numbers:
         """The step in which a shape is captured."""
+        these = "measured steps" if watched else "steps of this shape"
         if self.mode is True:
-            self.captured[shape] = Captured(self.work, batches, self.optimizer, graphs)
-            self.note(f"{self._key}: from here on steps of this shape are replayed, unproven")
+            self.captured[shape] = Captured(self.work, batches, watched, self.optimizer, graphs)
+            self.note(f"{self._key}: from here on {these} are replayed, unproven")
             return self.captured[shape](batches)
         state = self.state()
         before = [tensor.clone() for tensor in state]
         try:
-            graph, eager, differs = self._compared(batches, graphs, state, before)
+            graph, eager, differs = self._compared(batches, watched, graphs, state, before)
         # whatever it is: if the graph is not to blame, the eager step below raises it
         except Exception as caught:
             error = one_line(caught)[:300] or type(caught).__name__
@@ -221,7 +245,7 @@ class Steps:
             if differs is None:
                 self.captured[shape] = graph
                 self.note(
-                    f"{self._key}: steps of this shape are replayed as a CUDA graph, whose first step "
+                    f"{self._key}: {these} are replayed as a CUDA graph, whose first step "
                     "had the loss, norm and weights of the eager one"
                 )
             elif differs:
@@ -231,22 +255,28 @@ class Steps:
         _restore(state, before)
         self.optimizer.zero_grad()
         self._run_eagerly(error)
-        return self.work(batches)
+        return self.work(batches, watched)
 
     def _compared(
         self,
         batches: list[Batch],
+        watched: bool,
         graphs: Graphs,
         state: Sequence[Tensor],
         before: Sequence[Tensor],
     ) -> tuple[Captured, Numbers, str | None]:
-        """The graph, the eager step, after which the state is, and `_difference` of the two."""
-        graph = Captured(self.work, batches, self.optimizer, graphs)
+        """The graph, the eager step, after which the state is, and why not to replay: `_difference`, or no gain."""
+        graph = Captured(self.work, batches, watched, self.optimizer, graphs)
         replayed = graph(batches)
         by_graph = [tensor.clone() for tensor in state]
         _restore(state, before)
-        eager = self.work(batches)
-        return graph, eager, _difference(replayed, eager, before, by_graph, state)
+        _, fast = graphs.seconds(lambda: graph(batches))  # the first one was loaded, too
+        _restore(state, before)
+        eager, slow = graphs.seconds(lambda: self.work(batches, watched))
+        differs = _difference(replayed, eager, before, by_graph, state)
+        if differs is None and fast > GAIN * slow:
+            differs = f"a replay takes {1e3 * fast:.3g} ms, and an eager step {1e3 * slow:.3g} ms"
+        return graph, eager, differs
 
     @property
     def _key(self) -> str:
@@ -300,10 +330,16 @@ def tensors_of(optimizer: Optimizer) -> list[Tensor]:
     return [x for x in tree_leaves(list(optimizer.state.values())) if isinstance(x, Tensor)]
 
 
-def obstacle_of(device: torch.device, ranks: int, scaled: bool) -> str:
-    """Why there can be no graph of a step; empty if there can."""
+NO_GPU = "a CUDA graph needs a GPU"
+"""Nobody asks for more of the default."""
+
+
+def obstacle_of(device: torch.device, ranks: int, scaled: bool, own: bool = False) -> str:
+    """Why there can be no graph of a step; empty if there can. own: parts that the user has written."""
     if device.type != "cuda":
-        return f"a CUDA graph needs a GPU, and the device is {device.type}"
+        return NO_GPU
+    if own:
+        return "it would leave out what Python does in parts of one's own; train.graph = true replays them"
     if ranks > 1:
         return f"{ranks} ranks exchange gradients, which no graph here captures"
     if scaled:

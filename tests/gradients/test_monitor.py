@@ -41,7 +41,6 @@ def monitor_of(
 ) -> GradientMonitor:
     return GradientMonitor(
         model,
-        due=lambda step: True,
         batch=batch,
         image_shape=SHAPE,
         scale=lambda: scale,
@@ -63,8 +62,10 @@ def loss_of(model: Network) -> Tensor:
 
 def measure(model: Network, scale: float = 1.0) -> list[dict]:
     rows: list[dict] = []
-    with monitor_of(model, rows, scale).watch(7, last=True):
+    monitor = monitor_of(model, rows, scale)
+    with monitor.watch():
         (scale * loss_of(model)).backward()
+    monitor.read(7)
     return rows
 
 
@@ -226,7 +227,6 @@ def test_nothing_is_attached_outside_a_measurement():
     rows: list[dict] = []
     monitor = GradientMonitor(
         model,
-        due=lambda step: step == 2,
         batch=B,
         image_shape=SHAPE,
         scale=lambda: 1.0,
@@ -236,12 +236,10 @@ def test_nothing_is_attached_outside_a_measurement():
     def attached() -> set[bool]:
         return {layer.probe is not None for _, layer in model.spiking_layers()}
 
-    for step, last in ((1, True), (2, False)):
-        with monitor.watch(step, last=last):
-            assert attached() == {False}
+    assert attached() == {False}
 
     def fails() -> None:
-        with monitor.watch(2, last=True):
+        with monitor.watch():
             assert attached() == {True}
             raise ZeroDivisionError
 
@@ -249,8 +247,9 @@ def test_nothing_is_attached_outside_a_measurement():
         fails()
     assert attached() == {False}
     assert rows == []
-    with monitor.watch(2, last=True):
+    with monitor.watch():
         loss_of(model).backward()
+    monitor.read(2)
     assert attached() == {False}
     assert len(rows) == len(model.spiking_layers()) * T
 
@@ -268,19 +267,14 @@ def test_each_measurement_starts_from_zero():
     rows: list[dict] = []
     monitor = monitor_of(model, rows)
     for _ in range(2):
-        with monitor.watch(1, last=True):
+        with monitor.watch():
             loss_of(model).backward()
+        monitor.read(1)
     assert rows[: len(rows) // 2] == rows[len(rows) // 2 :]
 
 
-def test_an_ann_measures_nothing():
-    _, model = network("neuron.kind=relu")
-    rows: list[dict] = []
-    monitor = monitor_of(model, rows)
-    with monitor.watch(1, last=True):
-        loss_of(model).backward()
-    assert rows == []
-    assert monitor.summary == Summary(step=0)
+def test_an_ann_has_nothing_to_measure():
+    assert monitor_of(network("neuron.kind=relu")[1], []).layers == []
 
 
 def sums(grad_input_sq: list[list[float]], nonfinite: float = 0.0) -> Tensor:
@@ -348,8 +342,9 @@ def test_two_ranks_are_summed_and_each_loss_is_the_mean_of_its_own_images():
     alone, rows = measure(network()[1]), []
     model = network()[1]
     monitor = monitor_of(model, rows, scale=4.0, batch=2 * B, ranks=Two())
-    with monitor.watch(7, last=True):
+    with monitor.watch():
         (4.0 * loss_of(model)).backward()
+    monitor.read(7)
     for row, one in zip(rows, alone, strict=True):
         assert row["grad_input_rms"] == pytest.approx(one["grad_input_rms"] / 2)
         assert row["grad_input_max"] == pytest.approx(one["grad_input_max"] * 3 / 2)
@@ -363,8 +358,10 @@ def test_two_ranks_are_summed_and_each_loss_is_the_mean_of_its_own_images():
 
 def test_without_a_backward_pass_the_gradient_is_zero():
     rows: list[dict] = []
-    with monitor_of(network()[1], rows).watch(1, last=True):
+    monitor = monitor_of(network()[1], rows)
+    with monitor.watch():
         pass
+    monitor.read(1)
     assert {row["grad_input_rms"] for row in rows} == {0.0}
 
 
