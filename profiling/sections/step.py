@@ -62,7 +62,7 @@ IMAGES = {
     "cifar100": (3, 32, 100),
     "synthetic": (3, 32, None),
     "fashion_mnist": (1, 28, 10),
-    "cluttered_fashion_mnist": (1, , 10),
+    "cluttered_fashion_mnist": (1, 40, 10),
     "digits": (1, 8, 10),
     "dvs_gesture": (2, 128, 11),
     "cifar10_dvs": (2, 48, 10),
