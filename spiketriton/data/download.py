@@ -15,6 +15,7 @@ from torchvision.datasets.utils import check_integrity, download_url, extract_ar
 
 from spiketriton.config import DataConfig
 from spiketriton.errors import UserError, one_line
+from spiketriton.locks import locked
 
 NETWORK_TIMEOUT = 15.0  # seconds without an answer (connecting, or between two packets)
 
@@ -118,11 +119,8 @@ def one_process_at_a_time(folder: Path) -> Iterator[None]:
 
     Raises OSError when the folder cannot be made or written.
     """
-    import fcntl  # missing on Windows; only this lock needs it
-
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".download.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(folder / ".download.lock", wait=True):
         yield
 
 

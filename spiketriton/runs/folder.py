@@ -15,7 +15,6 @@ checkpoints/       last.pt, best.pt (see checkpoint.py)
 
 import contextlib
 import errno
-import fcntl
 import itertools
 import time
 import tomllib
@@ -35,6 +34,7 @@ from spiketriton.config import (
 )
 from spiketriton.config.recipe import parts_of, values_of
 from spiketriton.errors import UserError
+from spiketriton.locks import locked
 from spiketriton.runs.checkpoint import refuse_another_recipe
 from spiketriton.runs.rows import (
     GRADIENTS,
@@ -121,9 +121,9 @@ class RunFolder:
 
         UserError: another process holds it.
         """
-        with (self.path / ".lock").open("w") as file:
+        with contextlib.ExitStack() as stack:
             try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                stack.enter_context(locked(self.path / ".lock", wait=False, forks_share=False))
             except OSError as error:
                 if error.errno in (errno.EACCES, errno.EAGAIN):  # else the file system has no locks
                     raise UserError(

@@ -13,11 +13,10 @@ from typing import Any
 from spiketriton.errors import EXIT_DONE, EXIT_SIGHUP, EXIT_SIGINT, EXIT_SIGTERM
 from spiketriton.training.ranks import Ranks
 
-_EXIT_CODES = {
-    signal.SIGHUP: EXIT_SIGHUP,
-    signal.SIGINT: EXIT_SIGINT,
-    signal.SIGTERM: EXIT_SIGTERM,
-}
+_EXIT_CODES = {signal.SIGINT: EXIT_SIGINT, signal.SIGTERM: EXIT_SIGTERM}
+_HANGUP = getattr(signal, "SIGHUP", None)  # None: Windows
+if _HANGUP is not None:
+    _EXIT_CODES[_HANGUP] = EXIT_SIGHUP
 
 
 class StopSignals:
@@ -55,7 +54,7 @@ class StopSignals:
         if threading.current_thread() is threading.main_thread():
             for number in _EXIT_CODES:
                 # nohup has asked for SIGHUP to be ignored
-                if (number, signal.getsignal(number)) != (signal.SIGHUP, signal.SIG_IGN):
+                if (number, signal.getsignal(number)) != (_HANGUP, signal.SIG_IGN):
                     self._before[number] = signal.signal(number, self._stop)
         return self
 

@@ -16,7 +16,6 @@ import contextlib
 import gc
 import json
 import re
-import resource
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import replace
@@ -225,6 +224,8 @@ def _within(free: int | None, train: Trial, images: int) -> None:
     """Trains in this process, limited to `free` more bytes (None: no limit is known)."""
     used = _data_memory()
     if free is not None and used is not None:
+        import resource  # missing on Windows, where neither is known
+
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
         most = used + free
         limit = most if hard == resource.RLIM_INFINITY else min(most, hard)

@@ -1,12 +1,12 @@
 """The folder of a run: made, found, held, and not left behind."""
 
 import errno
-import fcntl
 import json
 from pathlib import Path
 
 import pytest
 
+from spiketriton import locks
 from spiketriton.config import to_toml
 from spiketriton.errors import UserError
 from spiketriton.runs.folder import Onlooker, RunFolder, find_run
@@ -155,10 +155,10 @@ def test_a_folder_in_use_is_refused_where_the_file_system_has_locks(tmp_path, mo
 
     def lock(code: int):
         def refuse(file: object, how: int) -> None:
-            assert how == fcntl.LOCK_EX | fcntl.LOCK_NB
+            assert how == locks.fcntl.LOCK_EX | locks.fcntl.LOCK_NB
             raise OSError(code, "")
 
-        monkeypatch.setattr(fcntl, "lockf", refuse)
+        monkeypatch.setattr(locks.fcntl, "lockf", refuse)
 
     for code in (errno.EACCES, errno.EAGAIN):
         lock(code)

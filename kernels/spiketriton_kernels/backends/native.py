@@ -243,10 +243,14 @@ def _packed(fields: tuple[Any, ...]) -> tuple[str, bytes]:
     neuron = Neuron(*fields)
     sizes, numbers, pointers = [], [], []
     for value in neuron.parameters:
-        tensor = isinstance(value, torch.Tensor)
-        sizes.append(value.numel() if tensor else 1)
-        numbers.append(0.0 if tensor else value)
-        pointers.append(value.data_ptr() if tensor else 0)
+        if isinstance(value, torch.Tensor):
+            sizes.append(value.numel())
+            numbers.append(0.0)
+            pointers.append(value.data_ptr())
+        else:
+            sizes.append(1)
+            numbers.append(value)
+            pointers.append(0)
     reset = _TO_RESET_LEAK if neuron.leaks_to_reset else _RESETS[neuron.reset]
     return kind_of(neuron), _NEURON.pack(
         reset, neuron.detach_reset, _SHAPES[neuron.shape], neuron.levels, neuron.rows, max(sizes),

@@ -13,7 +13,6 @@ same bytes, whoever builds them and however often he was interrupted.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -34,6 +33,7 @@ from spiketriton.data.events.frames import to_bytes, to_frames
 from spiketriton.data.events.recordings import CACHE, Recording, Recordings
 from spiketriton.data.once import in_processes, kept_in, say, size_in_words
 from spiketriton.errors import UserError
+from spiketriton.locks import locked
 
 VERSION = 1  # of the frames: another one for the same settings if they come out otherwise
 
@@ -188,12 +188,13 @@ def _begun(folder: Path, job: Job) -> np.ndarray | None:
 @contextlib.contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
     """Holds a lock in the folder; says so if another process has it. It ends with the process."""
-    with (folder / ".lock").open("w") as lock:
+    with contextlib.ExitStack() as stack:
+        lock = folder / ".lock"
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(locked(lock, wait=False))
         except BlockingIOError:
             say(f"another process builds the frames in {folder}: waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            stack.enter_context(locked(lock, wait=True))
         yield
 
 

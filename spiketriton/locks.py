@@ -1,0 +1,37 @@
+"""Locks between processes, which end with the process that holds them, however that ends."""
+
+import contextlib
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool, forks_share: bool = True) -> Iterator[None]:
+    """Holds the lock of the file ``path``, which is made where it is missing.
+
+    BlockingIOError or PermissionError: another process holds it, and ``wait`` is False. Other OSErrors: there is no
+    such lock here. ``forks_share``: forked children that outlive this process keep the lock.
+    """
+    if fcntl is None:
+        import filelock  # torch needs it too
+
+        held = filelock.FileLock(path)
+        try:
+            held.acquire(blocking=wait)
+        except filelock.Timeout:
+            raise BlockingIOError(errno.EAGAIN, "in use", str(path)) from None
+        try:
+            yield
+        finally:
+            held.release()
+        return
+    with path.open("w") as file:
+        lock = fcntl.flock if forks_share else fcntl.lockf
+        lock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
