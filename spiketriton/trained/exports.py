@@ -20,7 +20,6 @@ from spiketriton.trained.nir_replay import replay
 from spiketriton.trained.run import Run
 from spiketriton_kernels import multistep_lif_reference
 from spiketriton_kernels import nn as kernels
-from spiketriton_kernels.nn.neurons import amplified
 
 TIE = 1e-5  # of the threshold: nearer to it, rounding to float32 may decide whether a neuron fires
 
@@ -190,7 +189,7 @@ class _Plain:
     """Calls a neuron as its definition in plain operators."""
 
     def __init__(self, name: str, neuron: kernels.SpikingNeuron) -> None:
-        if not neuron.takes_norm:
+        if neuron.kind != "lif":
             raise UserError(
                 f"{name} is a {type(neuron).__name__}, which is not written as ONNX; accepted: IF, LIF and PLIF"
             )
@@ -203,7 +202,7 @@ class _Plain:
         if single := neuron.step_mode == "s":
             x = x.unsqueeze(0)
         spikes, v = multistep_lif_reference(
-            amplified(x, neuron.input_gain()),
+            x,
             **neuron.neuron_arguments(),
             v_init=neuron.v,
             return_v=True,
