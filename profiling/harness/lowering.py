@@ -37,7 +37,6 @@ from spiketriton_kernels import (
     pack_spikes,
     packed,
     passes,
-    state_operators,
     unpack_spikes,
 )
 
@@ -174,7 +173,6 @@ def record(
 
     with (
         mock.patch.object(passes, "backend_for", return_value="triton"),
-        mock.patch.object(state_operators, "backend_for", return_value="triton"),
         mock.patch.object(packed, "backend_for", return_value="triton"),
         mock.patch.object(triton.JITFunction, "run", note),
     ):
@@ -243,7 +241,8 @@ def lower(
     bytes_per_element (and time step), checkpoint_bytes (of them, those of membranes that a long
     window keeps), bytes_per_request (a warp's access to such a tensor, on average: 512 are the
     most), accesses (dicts of tensor, kind, passes, vector_bytes, element_bytes, requests: a
-    thread's) and bytes_in_flight (of a warp, see ``_in_flight``). Joins have no such tensors; for
+    thread's), fused_across_lanes and bytes_in_flight (of a warp; see the functions of these names).
+    Joins have no such tensors; for
     them all that counts elements is None.
     """
     if os.environ.get("TRITON_INTERPRET", "0") not in ("0", ""):
@@ -263,6 +262,7 @@ def lower(
         found["instructions"] /= elements * launch.arguments.get("CHUNK", 1)
         if nvidia:
             found |= _traffic(_accesses(text, launch, elements), _fill(launch))
+            found["fused_across_lanes"] = _fused_across_lanes(text)
     return (
         untraced
         | found
@@ -273,6 +273,13 @@ def lower(
             "atomics": len(re.findall(r"\b(?:atom|red)\.\w|_atomic_", text)),
         }
     )
+
+
+def _fused_across_lanes(ptx: str) -> int:
+    """Multiply-adds of a lane's own product and another lane's sum: the lanes' last bits then differ."""
+    others = set(re.findall(r"shfl\.sync\.bfly\.b32\s+(%r\d+)", ptx))
+    addends = re.findall(r"fma\.rn\.f32\s+%\w+, %\w+, %\w+, (%\w+)", ptx)
+    return sum(register in others for register in addends)
 
 
 def _packs(launch: Launch) -> bool:

@@ -37,7 +37,6 @@ from .triton_step import (
     Rules,
     by_width,
     charge,
-    delayed,
     gate,
     of_tile,
     settle,
@@ -285,9 +284,13 @@ def _learn(
     """The sums of the gradients by ``Forms``, with this step's. Those of floats stay as they are."""
     decay, threshold, width, gain, rho, beta = sums
     through, by_decay, by_threshold, by_rho, by_beta = parts
+    if RULES.reset == "delayed_soft":
+        by_threshold = by_threshold - tl.where(v_before >= c.threshold, by_h, 0.0)
     if FORMS.decay != "float":
         if RULES.leaks_to_reset:
             v_before = v_before - c.v_reset
+        if RULES.reset == "delayed_hard":
+            v_before = tl.where(v_before >= c.threshold, 0.0, v_before)
         share = by_h * v_before
         if RULES.kind == "clif":
             share = share + by_decay
@@ -416,13 +419,11 @@ def walk_kernel(
                     dx = own + queues[1][CHUNK - 1 - j].to(tl.float32)
                 if out.dx is not None:
                     tl.store(out.dx + at, dx.to(out.dx.dtype.element_ty), mask=here)
-                earlier = c.decay * by_h
                 v_before = start
                 if j > 0:
                     last = potentials[j - 1]
                     s_before = spike(last, seconds[j - 1], c, RULES)
                     v_before, _ = settle(last, seconds[j - 1], s_before, gates[j - 1], c, RULES)
-                v_before, earlier, parts = delayed(v_before, by_h, earlier, parts, c, RULES)
                 if partial.parameters is not None:
                     current = h
                     if (
@@ -467,6 +468,9 @@ def walk_kernel(
                         tl.store(
                             out.dy + at, (affine.scale * dz).to(out.dy.dtype.element_ty), mask=here
                         )
+                earlier = c.decay * by_h
+                if RULES.reset == "delayed_hard":
+                    earlier = tl.where(v_before >= c.threshold, 0.0, earlier)
                 if T % CHUNK != 0:
                     earlier = tl.where(t < T, earlier, by_v)
                     m_earlier = tl.where(t < T, m_earlier, by_m)

@@ -1,7 +1,8 @@
 """Batch norm around the neuron in Triton: its statistics, its constants in a kernel, its second pass back.
 
 Bytes per element and step, e per element of the I/O dtype: statistics e; the second pass back from a stored dL/dx 3e.
-The statistics are the only arithmetic that a compiler may contract into fused multiply-adds (``enable_fp_fusion``).
+Fused multiply-adds are those that are written out: one that a compiler made of a lane's product and another lane's sum
+would leave the lanes of a warp with different last bits, and which of them is kept is for the hardware to say.
 """
 
 from __future__ import annotations
@@ -110,8 +111,8 @@ def statistics_kernel(
         k += 1.0
         weight = tl.where(k > 1.0, 1.0 / k, 1.0)
         d = y - mean
-        mean += d * tl.where(inside, weight, 0.0)
-        spread += d * (d * tl.where(inside, 1.0 - weight, 0.0))
+        mean = tl.fma(d, tl.where(inside, weight, 0.0), mean)
+        spread = tl.fma(d, d * tl.where(inside, 1.0 - weight, 0.0), spread)
     # Only the last visit can leave out a row that the others reach.
     visits = tl.cdiv(blocks(R, BLOCK_R) - first, programs)
     last = (first + (visits - 1) * programs) * BLOCK_R + tl.arange(0, BLOCK_R)[:, None]
@@ -155,7 +156,7 @@ def join_statistics_kernel(
         at = partial_ptr + place
         number = tl.load(at, mask=here, other=0.0)
         mean = tl.load(at + plane, mask=here, other=0.0)
-        total += number * (mean - base)
+        total = tl.fma(number, mean - base, total)
     joined = base + tl.sum(total, axis=0, keep_dims=True) / count
     spread = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     for start in range(0, parts, BLOCK_P):
@@ -163,7 +164,7 @@ def join_statistics_kernel(
         at = partial_ptr + place
         number = tl.load(at, mask=here, other=0.0)
         away = tl.load(at + plane, mask=here, other=0.0) - joined
-        spread += tl.load(at + 2 * plane, mask=here, other=0.0) + number * away * away
+        spread += tl.fma(number * away, away, tl.load(at + 2 * plane, mask=here, other=0.0))
     squares = tl.sum(spread, axis=0, keep_dims=True)
     tl.store(mean_ptr + c, joined, mask=c < C)
     tl.store(var_ptr + c, squares / count, mask=c < C)
@@ -247,10 +248,10 @@ def channel_statistics(
     partial = tiles.partial(y, 3, programs)
     with torch.cuda.device_of(y):
         statistics_kernel[(programs * tiles.lanes,)](
-            y, partial, programs=programs, STAGES=STAGES, **tiles.geometry, num_warps=WARPS, enable_fp_fusion=True,
+            y, partial, programs=programs, STAGES=STAGES, **tiles.geometry, num_warps=WARPS, enable_fp_fusion=False,
         )  # fmt: skip
         join_statistics_kernel[(-(-tiles.C // JOIN_CHANNELS),)](
             partial, mean, var, running_mean, running_var, partial[0].numel() // tiles.C, tiles.C, tiles.S or 1,
             float(y.numel() // tiles.C), momentum,
-            BLOCK_P=JOIN_PARTS, BLOCK_C=JOIN_CHANNELS, num_warps=WARPS, enable_fp_fusion=True,
+            BLOCK_P=JOIN_PARTS, BLOCK_C=JOIN_CHANNELS, num_warps=WARPS, enable_fp_fusion=False,
         )  # fmt: skip

@@ -240,9 +240,7 @@ def step_back(
             if RULES.reset == "soft" and not RULES.detach:
                 jump = jump - level * slope
         by_h = tl.fma(through, slope, by_v * jump)
-        if (
-            RULES.reset == "delayed_hard"
-        ):  # for a probe; dL/dv gets it a step later, see ``delayed``
+        if RULES.reset == "delayed_hard":  # for a probe; dL/dv gets it a step later
             jump = tl.where(fired, 0.0, 1.0)
         if RULES.reset == "soft":
             of_v = tl.where(fired, -1.0, 0.0)
@@ -256,18 +254,6 @@ def step_back(
             by_rho = by_m * (m - s)
             by_beta = by_threshold * m
     return by_h, earlier, jump, unit, s, (through, by_decay, by_threshold, by_rho, by_beta)
-
-
-@triton.jit
-def delayed(v, by_h, by_v, parts, c, RULES: tl.constexpr):
-    """What a delayed reset leaves of the membrane v before a step, and of dL/dv; the step's ``parts``."""
-    through, by_decay, by_threshold, by_rho, by_beta = parts
-    if RULES.reset == "delayed_soft":
-        by_threshold = by_threshold - tl.where(v >= c.threshold, by_h, 0.0)
-    if RULES.reset == "delayed_hard":
-        by_v = tl.where(v >= c.threshold, 0.0, by_v)
-        v = tl.where(v >= c.threshold, 0.0, v)
-    return v, by_v, (through, by_decay, by_threshold, by_rho, by_beta)
 
 
 @triton.jit
