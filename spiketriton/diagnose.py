@@ -11,7 +11,7 @@ from spiketriton.errors import EXIT_DONE, UserError, run_command, warn
 from spiketriton.gradients.diagnosis import diagnose
 from spiketriton.gradients.subject import find_subject
 from spiketriton.runs.rows import json_text
-from spiketriton.show.diagnosis_page import show
+from spiketriton.show.diagnosis_page import as_json, show
 from spiketriton.show.diagnosis_picture import draw
 from spiketriton.show.screen import console_of
 
@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
     args = parse(arguments)
     subject = find_subject(args.target, args.overrides, warn)
     found = diagnose(subject, args.batches)
-    text = json_text(found.as_json())
+    text = json_text(as_json(found))
     if args.json:
         print(text, end="")
     else:

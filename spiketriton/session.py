@@ -9,6 +9,7 @@ from spiketriton.runs.folder import RunFolder
 from spiketriton.show.announcements import announce_parts, announce_run, summary
 from spiketriton.show.display import Display
 from spiketriton.show.run_pictures import draw_run
+from spiketriton.show.verdict import nothing_learnt
 from spiketriton.trainer import Trainer
 from spiketriton.training.environment import describe
 from spiketriton.training.hooks import Hooks
@@ -57,6 +58,9 @@ def train(
     if ranks.first:
         drawn = pictures(folder, recipe, data.synthetic, display)
         summary(display, outcome, folder.path, drawn)
+        learned = trainer.watch.learned
+        if outcome.finished and learned is not None and learned.at_chance:
+            display.note(nothing_learnt(learned, trainer.watch.cures()))
     return outcome
 
 

@@ -83,8 +83,7 @@ def train_cell(cell: Cell) -> Row | int:
             "test_loss": outcome.progress.test_loss,
             "seconds": outcome.progress.seconds,
         }
-    found = trainer.calibration
-    result["width"] = found.width if found else cell.recipe.neuron.surrogate.width
+    result["width"] = cell.recipe.neuron.surrogate.width
     write_json(cell.result_file, result)
     return result
 

@@ -5,7 +5,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
-from functools import cached_property, partial
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -16,25 +16,17 @@ from spiketriton import __version__
 from spiketriton.config import Recipe, recipe_from_toml, replace, to_toml
 from spiketriton.data import Data, TestSet
 from spiketriton.errors import EXIT_DONE, EXIT_ERROR, UserError
-from spiketriton.gradients.calibration import (
-    Calibration,
-    aim_after,
-    calibrate,
-    probe_batches,
-    wants_calibration,
-)
-from spiketriton.gradients.holding import hold, holds, interval
 from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.monitor import GradientMonitor, clipped_norm
 from spiketriton.gradients.verdict import Watch
 from spiketriton.models import build_model
 from spiketriton.runs.checkpoint import Checkpoints, refuse_another_recipe
 from spiketriton.runs.folder import RunFolder
+from spiketriton.runs.rows import Row
 from spiketriton.runs.tensorboard import TensorBoard
 from spiketriton.runs.weights_and_biases import WeightsAndBiases
 from spiketriton.show.display import Display
-from spiketriton.show.words import duration
-from spiketriton.trained.teacher import find_teacher
+from spiketriton.show.verdict import warning
 from spiketriton.training import environment
 from spiketriton.training.ema import MovingAverage
 from spiketriton.training.graphs import CudaGraphs, Steps, obstacle_of, tensors_of
@@ -96,7 +88,6 @@ class Trainer:
 
         self.plan = Plan.of(recipe, data)
         self.accumulate = data.train.accumulate
-        self.teacher = find_teacher(recipe.loss, data.facts, self.placement)
         self.loss = build_loss(recipe.loss, data.facts.class_counts)
         self.optimizer = build_optimizer(cfg, self.model)
         self.schedule = build_schedule(cfg, self.optimizer, self.plan.steps)
@@ -120,7 +111,11 @@ class Trainer:
             ranks=ranks,
             frames=data.frames,
         )
-        self.watch = Watch(recipe, display.warn)
+        self.watch = Watch(
+            recipe,
+            data.facts.class_counts,
+            lambda step, verdict, found: display.warn(warning(step, verdict, found)),
+        )
         self.meters = Meters(self.device)
         self.ema = MovingAverage(self.model, cfg.ema) if cfg.ema else None
         self.number = torch.zeros((), dtype=torch.int64, device=self.device)  # of the step
@@ -144,7 +139,6 @@ class Trainer:
             self.stateful["ema"] = self.ema
         self.checkpoints = Checkpoints(folder.checkpoints, display.warn, recipe.checkpoint.keep)
         self.stop = StopSignals(display.stopping, ranks)
-        self.calibration: Calibration | None = None
         self.progress = Progress()
         self.saved_at: int | None = None
         self.images_per_s: float | None = None
@@ -158,9 +152,7 @@ class Trainer:
         """
         end = self.plan.steps if until is None else min(until, self.plan.steps)
         with self.stop, self.session():
-            if wants_calibration(self.recipe) and self.calibration is None:
-                self.calibrate()
-            forget_peak_memory(self.device)  # of trials and of the calibration
+            forget_peak_memory(self.device)  # of trials
             self.model.set_synchronised(self.synchronised)
             while True:
                 if self.plan.tests(self.step) and self.progress.tested_at < self.step:
@@ -172,64 +164,12 @@ class Trainer:
                     break
                 if self.hooks.stops:
                     break
-                self.hold()
                 self.train_step()
                 if self.plan.logs(self.step):
                     self.log()
             if self.saved_at != self.step:
                 self.save()
         return self.outcome()
-
-    def calibrate(self) -> None:
-        """Measures what the recipe leaves open on the first images, and writes calibration.json."""
-        started = time.monotonic()
-        autocast = self.placement.autocast
-        found = calibrate(self.recipe, self.model, self.probe_batches, self.loss, autocast)
-        self.calibration = found = self.ranks.decide(lambda: found)
-        found.start(self.model)
-        self.watch.aim = aim_after(self.recipe, found)
-        self.folder.write_calibration(found.state_dict())
-        for line in found.lines():
-            self.display.note(line)
-        self.display.note(f"measured before training, in {duration(time.monotonic() - started)}")
-
-    def hold(self) -> None:
-        """Narrows the surrogate where the gradient has begun to grow through depth: see `holding`."""
-        recipe, found = self.recipe, self.calibration
-        if found is None or not self.step or not holds(recipe, found):
-            return
-        if self.step % interval(self.plan.steps, recipe.train.batch_size, found.images):
-            return
-        self.model.set_synchronised(False)
-        with self.meters.aside():
-            held = self.ranks.decide(
-                lambda: hold(
-                    self.model,
-                    found,
-                    self.step,
-                    recipe.neuron.v_threshold,
-                    self.probe_batches,
-                    self.loss,
-                    self.placement.autocast,
-                )
-            )
-        self.model.set_synchronised(self.synchronised)
-        self.calibration = held or found
-        self.calibration.apply(self.model)
-        if held is None:
-            return
-        self.run.forget()
-        self.folder.write_calibration(held.state_dict())
-        _, gain, width = held.held[-1]
-        self.display.note(
-            f"step {self.step}: the gradient has begun to grow through depth ({found.goal} {gain:.3g}); "
-            f"surrogate width {found.width:.3g} -> {width:.3g}"
-        )
-
-    @cached_property
-    def probe_batches(self) -> list[tuple[Tensor, Tensor]]:
-        """What widths are measured on: always the same images."""
-        return probe_batches(self.data, self.model, self.device)
 
     @property
     def synchronised(self) -> bool:
@@ -267,11 +207,7 @@ class Trainer:
                 self.ranks.averages(self.forward, when=last),
             ):
                 with self.placement.autocast():
-                    currents = self.forward(images)
-                    loss = self.loss(currents, labels)
-                    if self.teacher is not None:
-                        loss = self.teacher.blended(loss, currents, images)
-                    loss = loss / self.accumulate
+                    loss = self.loss(self.forward(images), labels) / self.accumulate
                 self.scaler.scale(loss).backward()
             losses.append(loss.detach().double())
         self.scaler.unscale_(self.optimizer)
@@ -416,12 +352,16 @@ class Trainer:
     def record(self, kind: str, **numbers: float | None) -> None:
         """A row of metrics.jsonl; `epoch` counts passes over the training images."""
         epoch = self.plan.epoch(self.step)
-        row = {"kind": kind, "step": self.step, "epoch": epoch, "seconds": self.seconds()}
+        row: Row = {"kind": kind, "step": self.step, "epoch": epoch, "seconds": self.seconds()}
         row |= {**numbers, **({"synthetic": True} if self.data.synthetic else {})}
         if self.data.facts.split and kind == "eval":
             row["split"] = self.data.facts.split
         self.folder.metrics.append([row])
-        self.display.row(row, self.watch.in_words())
+        if kind == "eval":
+            self.watch.hear_test(row["test_accuracy"], row["test_images"])
+        else:
+            self.watch.hear_loss(self.step, row["loss"])
+        self.display.row(row, self.watch.verdict)
         for board in self.boards:
             board.add(row)
         self.hooks.row(row)
@@ -514,7 +454,6 @@ class Trainer:
             "data": self.data.facts.state_dict(),
             **{name: part.state_dict() for name, part in self.stateful.items()},
             "random": random_state(),
-            "calibration": self.calibration.state_dict() if self.calibration else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -525,9 +464,6 @@ class Trainer:
         for name, part in self.stateful.items():
             part.load_state_dict(state[name])
         self.random_state = state["random"]
-        if state["calibration"] is not None:
-            self.calibration = Calibration.of_state(state["calibration"])
-            self.watch.aim = aim_after(self.recipe, self.calibration)
 
     def own_plugins(self) -> dict[str, Any]:
         """The plugins of this session, which may lie elsewhere than when the run began."""

@@ -227,25 +227,6 @@ def test_a_run_whose_last_state_cannot_be_saved_is_not_done(tmp_path, monkeypatc
     assert (outcome.finished, outcome.saved_at, outcome.exit_code) == (True, None, EXIT_ERROR)
 
 
-def test_the_width_is_calibrated_once_and_kept(tmp_path, monkeypatch):
-    keys = ["neuron.surrogate.width=auto", "train.max_steps=2"]
-    trainer = small_trainer(tmp_path / "run", *keys)
-    trainer.fit(until=1)
-    found = trainer.calibration
-    assert found is not None
-    kept = json.loads((tmp_path / "run" / "calibration.json").read_text())
-    assert kept == found.state_dict()
-    resumed = small_trainer(tmp_path / "run", *keys, resume=True)
-    for again in (trainer, resumed):
-        monkeypatch.setattr(again, "calibrate", lambda: pytest.fail("calibrated again"))
-        again.fit()
-        assert again.calibration == found
-        assert {layer.surrogate.width for _, layer in again.model.spiking_layers()} == {found.width}
-    fixed = small_trainer(tmp_path / "fixed", "train.max_steps=1")
-    fixed.fit()
-    assert fixed.calibration is None
-
-
 def test_what_resuming_says(tmp_path):
     begun, fresh = Lines(), Lines()
     small_trainer(tmp_path / "run").fit(until=2)

@@ -30,7 +30,7 @@ from spiketriton.config.recipe import (
 )
 from spiketriton.config.shipped import find_recipe
 from spiketriton.config.words import quoted, short, shown, whole
-from spiketriton.errors import UserError
+from spiketriton.errors import UserError, warn_once
 
 # likeness, 0 to 1, from which on a name is taken for a slip of another; for up to 4 letters, where
 # one of them weighs more, less is asked
@@ -75,10 +75,15 @@ def recipe_from_toml(
     """The recipe that a TOML text holds, with `values` as in `load_recipe`. Raises UserError.
 
     of_run: the folder of the run that the text comes from. Its plugins need consent
-    (`parts.load_of_run`), and their relative files are in this folder.
+    (`parts.load_of_run`), and their relative files are in this folder. The run may be of an earlier
+    version: what has gone since then is left out without a word, as its checkpoints hold what came of it.
     """
     _load_plugins((), values or {})
     given = _parse(text, of_run or Path(), values or {}, of_run is not None)
+    if of_run is not None:  # until 0.2 there was no other
+        older = {"model.shortcut_gradient": "surrogate", **given}
+        defaults = {dotted: spec.default for dotted, spec in KEYS.items()}
+        given = given if "model.shortcut_gradient" in rules.idle(defaults | older) else older
     return _assemble(given, _checked(values or {}), name)
 
 
@@ -116,7 +121,15 @@ def _is_argument(dotted: str) -> bool:
     return dotted.startswith(f"{ARGUMENTS}.")
 
 
-def _check(dotted: str, value: Any) -> Any:
+def _check(dotted: str, value: Any, of_run: bool = False) -> Any:
+    """The value as `Spec.check` has it; for a word of earlier versions the default."""
+    if (gone := (dotted, value) in rules.GONE_WORDS) or (dotted, value) in rules.STANDS_FOR_DEFAULT:
+        default, was = shown(KEYS[dotted].default), f"{dotted} = {shown(value)}"
+        if gone and not of_run:
+            raise UserError(f"{was} is gone; accepted: a number; the default is {default}")
+        if not of_run:
+            warn_once(f"{was} is the default now, {default}; leave it out")
+        return KEYS[dotted].default
     if not _is_argument(dotted):
         return KEYS[dotted].check(value)
     name = dotted.removeprefix(f"{ARGUMENTS}.")
@@ -213,7 +226,7 @@ def _parse(
         kind = parts.kind_of(dotted)
         if isinstance(name, str) and name not in KEYS[dotted].words and kind:
             parts.find(kind, name)
-    return dict(_flatten(document, ""))
+    return dict(_flatten(document, "", of_run))
 
 
 def _call(name: object, arguments: object) -> str:
@@ -229,21 +242,29 @@ def _absolute(entry: str, folder: Path) -> str:
     return str((folder / entry).absolute()) if entry.endswith(".py") else entry
 
 
-def _flatten(table: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+def _flatten(
+    table: Mapping[str, Any], path: str, of_run: bool = False
+) -> Iterator[tuple[str, Any]]:
     for name, value in table.items():
         bare = re.fullmatch(r"[A-Za-z0-9_-]+", name)  # TOML allows any name in quotes
         dotted = join(path, name if bare else quoted(name))
         if dotted in KEYS:
-            yield dotted, KEYS[dotted].check(value)
+            checked = _check(dotted, value, of_run)
+            if (dotted, value) not in (*rules.GONE_WORDS, *rules.STANDS_FOR_DEFAULT):
+                yield dotted, checked
+        elif of_run and dotted in rules.GONE_KEYS:
+            continue
         elif dotted not in TABLES:
             raise UserError(_unknown(dotted, is_table=isinstance(value, Mapping)))
         elif isinstance(value, Mapping):
-            yield from _flatten(value, dotted)
+            yield from _flatten(value, dotted, of_run)
         else:
             raise UserError(f"{dotted} = {shown(value)}: accepted: a table, [{dotted}]")
 
 
 def _unknown(dotted: str, is_table: bool) -> str:
+    if dotted in rules.GONE_KEYS:
+        return f"{dotted} is gone: {rules.GONE_KEYS[dotted]}"
     tables = list(TABLES)[1:]  # without the top level, which has no name
     table, _, name = dotted.rpartition(".")
     known = tables if is_table else list(KEYS)

@@ -329,26 +329,25 @@ class ModelConfig(TableOfPart):
         "`mlp`, 256 for `csnn`)",
         Range(0, 65_536),
     )
-    residual_gain: float | Literal["auto"] = key(
-        1.0,
-        "what the weight of the last norm of every residual block starts at; with 0 a block starts "
-        "by passing its input on; `auto`: measured on a few batches, so that the image survives depth",
+    residual_gain: float = key(
+        0.0,
+        "what the weight of the last norm of every `plain`, `sew` and `ms` block starts at; with 0 a block starts "
+        "by passing its input on, so that the image reaches the last layer of any depth",
         Range(0, 1e3),
     )
     residual_bias: float | Literal["auto"] = key(
         "auto",
         "what the bias of the last norm of a `plain` block starts at: how far a spike of the shortcut "
-        "lifts the current above the threshold; `auto`: 0, or measured if residual_gain is `auto`",
+        "lifts the current above the threshold; `auto`: as far as a silent neuron is below it at the last step",
         Range(-1e3, 1e3),
     )
-    start: Literal["auto", "kaiming", "identity"] = key(
-        "kaiming",
+    start: Literal["kaiming", "identity"] = key(
+        "identity",
         "weights of the square layers of `plain` and `mlp`: Kaiming normal, or the identity plus a "
-        "tenth of that, with which 50 layers without skip connections train; `auto`: Kaiming normal "
-        "where the image reaches the last layer all the same, else the identity",
+        "tenth of that, with which 50 layers without skip connections train",
     )
     shortcut_gradient: Literal["surrogate", "straight_through"] = key(
-        "surrogate",
+        "straight_through",
         "how the gradient passes the neuron that a `plain` block's shortcut enters: times the surrogate, as "
         "for any current, or around the neuron as it is; the spikes are the same",
     )
@@ -377,16 +376,10 @@ class SurrogateConfig(Table):
         "atan", "phi in height * phi((h - threshold) / width), where phi(0) = 1"
     )
     height: float = key(1.0, "the surrogate's value at the threshold", Range(0, 1e6, open="low"))
-    width: float | Literal["auto", "auto_per_layer"] = key(
-        1.0,
-        "how far the surrogate reaches, in units of the membrane; calibrated on a few batches "
-        "before training: `auto`, one width for all layers; `auto_per_layer`, one for each",
+    width: float = key(
+        0.3,
+        "how far the surrogate reaches, in units of the membrane",
         Range(1e-6, 1e6),
-    )
-    hold: bool = key(
-        True,
-        "a width that `auto` found for `plain` blocks that start closed is measured again during training, and "
-        "narrowed where the gradient has begun to grow from block to block",
     )
 
 
@@ -434,20 +427,6 @@ class LossConfig(TableOfPart):
         "none",
         "`balanced`: each class weighs as much, however many training images it has; or a weight for each class",
         Range(0, 1e6),
-    )
-    teacher: str = key(
-        "-",
-        "run folder of a teacher: the network also learns its answers, as those of the ANN twin; `-`: none",
-    )
-    teacher_weight: float = key(
-        0.5,
-        "share of the loss that is the distance to the teacher's answers",
-        Range(0, 1, open="low"),
-    )
-    temperature: float = key(
-        2.0,
-        "what currents are divided by before they are compared with the teacher's",
-        Range(0.1, 100),
     )
     tet_lambda: float = key(0.05, "weight of TET's pull of each current towards 1", Range(0, 1))
 

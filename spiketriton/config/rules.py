@@ -54,7 +54,8 @@ BUILT_HERE = [
         for n in ("block", "norm", "norm_gain", "width", "checkpoint_blocks", "dropout")
     ),
     *(f"neuron.{n}" for n in ("kind", "v_threshold", "reset", "v_reset", "detach_reset", "tau")),
-    *("neuron.decay_input", "neuron.surrogate.shape", "neuron.surrogate.height", "train.sync_bn"),
+    *(f"neuron.surrogate.{name}" for name in ("shape", "height", "width")),
+    *("neuron.decay_input", "train.sync_bn"),
 ]
 
 EVENT_KEYS = [
@@ -78,7 +79,7 @@ def idle(values: Mapping[str, Any]) -> dict[str, str]:
         (name,) if ":" in (name or "") else ()
     )  # made by a function that knows nothing of recipes
     here = () if elsewhere else (name,)
-    blocks = ["model.checkpoint_blocks", "model.shortcut_gradient", "neuron.surrogate.hold", *start]
+    blocks = ["model.checkpoint_blocks", "model.shortcut_gradient", *start]
     rules = [
         (["data.variant"], "data.name", ("imagenette",)),
         (["data.classes"], "data.name", ("synthetic",)),
@@ -108,9 +109,7 @@ def idle(values: Mapping[str, Any]) -> dict[str, str]:
         ),
         (["model.residual_gain"], "model.block", ("plain", "sew", "ms")),
         (["model.residual_bias", "model.shortcut_gradient"], "model.block", ("plain",)),
-        (["neuron.surrogate.hold"], "model.block", ("plain",)),
         (["model.connect"], "model.block", ("sew",)),
-        (["neuron.surrogate.hold"], "neuron.surrogate.width", ("auto", "auto_per_layer")),
         (["neuron.tau", "neuron.decay_input"], "neuron.kind", ("lif", "plif", "relu")),
         (["neuron.detach_reset"], "neuron.reset", ("hard", "soft")),
         (["loss.tet_lambda"], "loss.kind", ("tet",)),
@@ -128,16 +127,12 @@ def idle(values: Mapping[str, Any]) -> dict[str, str]:
         rules.append((["data.cache"], "data.check", ("fast", "full")))
         rules.append((["data.cache"], "data.name", (*PHOTOGRAPHS, *names("data"))))
         rules.append((["data.split_seed"], "data.name", get_args(Events)))
-    if values["loss.teacher"] == "-":
-        rules.append((["loss.teacher_weight", "loss.temperature"], "loss.teacher", ()))
     if not values["train.warmup"]:
         rules.append((["train.warmup_lr"], "train.warmup", ()))
     if not (values["train.mixup"] or values["train.cutmix"]):
         rules.append((["train.mix_probability", "train.mix_epochs"], "train.mixup", ()))
     if values["neuron.v_reset"] != 0:  # 0 may stand next to any reset
         rules.append((["neuron.v_reset"], "neuron.reset", ("hard",)))
-    if not isinstance(values["neuron.surrogate.width"], str):  # its neurons have their own
-        rules.append((["neuron.surrogate.width"], "model.name", here))
     for part in PARTS.values():
         if part.options is not None:
             keys = [dotted for dotted in values if dotted.startswith(f"{part.table}.")]
@@ -148,6 +143,16 @@ def idle(values: Mapping[str, Any]) -> dict[str, str]:
         for dotted in keys
         if values[reader] not in active
     }
+
+
+# what earlier versions had: words that stand for the default now, and what else to write
+STANDS_FOR_DEFAULT = [
+    ("model.residual_gain", "auto"),
+    ("model.start", "auto"),
+    ("neuron.surrogate.width", "auto"),
+]
+GONE_WORDS = [("neuron.surrogate.width", "auto_per_layer")]
+GONE_KEYS = {"neuron.surrogate.hold": "a width stays as it is now; leave it out"}
 
 
 def no_effect(dotted: str, value: Any, reason: str) -> str:

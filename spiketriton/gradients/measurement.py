@@ -1,12 +1,12 @@
 """One measurement of a network's gradients, from the sums of the probes to rows and ratios.
 
-The rows of gradients.jsonl, the live line, the verdict, the calibration and the pictures are all
+The rows of gradients.jsonl, the live line, the verdict and the pictures are all
 made from a `Measurement`; `Measurement.of_rows` reads one back from a file.
 """
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ class Measurement:
     outside, firing: share of neurons outside the surrogate's reach, and of those that fire.
     peak: largest |dL/dx|.
     nonfinite: number of values of dL/dx that are not finite.
+    weights: RMS of dL/dw by the name of each weight with two or more dimensions, where they were measured.
 
     Profiles and ratios are walked backward, as the gradient goes: a ratio above 1 grows toward the
     first layer or the first time step.
@@ -50,6 +51,7 @@ class Measurement:
     firing: np.ndarray
     peak: np.ndarray
     nonfinite: np.ndarray
+    weights: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def of_sums(
@@ -64,19 +66,19 @@ class Measurement:
             scale: what the loss was multiplied by; divided out of every gradient.
         """
         count = np.asarray(elements, np.float64)[:, None]
-        field = dict(
+        sum_of = dict(
             zip(PROBE_FIELDS, np.moveaxis(np.asarray(sums, np.float64), -1, 0), strict=True)
         )
         norms = ("grad_spike", "grad_input", "grad_carry")
-        rms = {name: np.sqrt(field[f"{name}_sq"] / count) / scale for name in norms}
+        rms = {name: np.sqrt(sum_of[f"{name}_sq"] / count) / scale for name in norms}
         return cls(
             names=tuple(names),
             **rms,
-            time_factor=field["time_factor"] / count,
-            outside=field["outside"] / count,
-            firing=field["spikes"] / count,
-            peak=field["grad_input_max"] / scale,
-            nonfinite=field["nonfinite"],
+            time_factor=sum_of["time_factor"] / count,
+            outside=sum_of["outside"] / count,
+            firing=sum_of["spikes"] / count,
+            peak=sum_of["grad_input_max"] / scale,
+            nonfinite=sum_of["nonfinite"],
         )
 
     @classmethod
@@ -91,11 +93,11 @@ class Measurement:
             raise ValueError(
                 f"{len(names)} layers in {len(rows)} rows of one step, up to layer {shape[0] - 1}"
             )
-        values = {field: np.full(shape, np.nan) for field in KEYS}
+        values = {name: np.full(shape, np.nan) for name in KEYS}
         for row in rows:
-            for field, key in KEYS.items():
+            for name, key in KEYS.items():
                 if row.get(key) is not None:
-                    values[field][row["index"], row["time_step"]] = row[key]
+                    values[name][row["index"], row["time_step"]] = row[key]
         return cls(names=tuple(names[index] for index in sorted(names)), **values)
 
     def rows(self, step: int | None = None) -> list[dict[str, Any]]:
@@ -104,14 +106,14 @@ class Measurement:
         made = []
         for index, name in enumerate(self.names):
             for t in range(self.grad_input.shape[1]):
-                values = {key: float(getattr(self, field)[index, t]) for field, key in KEYS.items()}
+                values = {key: float(getattr(self, known)[index, t]) for known, key in KEYS.items()}
                 values["nonfinite"] = int(values["nonfinite"])
                 made.append({**start, "layer": name, "index": index, "time_step": t, **values})
         return made
 
     def of_layers(self, chosen: Sequence[int]) -> "Measurement":
         """That of some layers, by their indices."""
-        arrays = {f.name: getattr(self, f.name)[list(chosen)] for f in fields(self)[1:]}
+        arrays = {name: getattr(self, name)[list(chosen)] for name in KEYS}
         return replace(self, names=tuple(self.names[i] for i in chosen), **arrays)
 
     @property
@@ -154,12 +156,6 @@ class Measurement:
     def depth_gain(self) -> float:
         """Geometric mean of the ratios of consecutive layers; 0 when the gradient dies."""
         return gain_through(self.depth_profile)
-
-    @property
-    def transmission(self) -> np.ndarray:
-        """RMS of dL/dx by that of dL/ds of each layer, [layers]: what its neurons pass on."""
-        spike = np.sqrt(np.mean(self.grad_spike**2, axis=1))
-        return np.divide(self.depth_profile, spike, out=np.zeros_like(spike), where=spike > 0)
 
 
 def gain_through(profile: np.ndarray) -> float:

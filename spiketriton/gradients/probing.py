@@ -4,20 +4,57 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from spiketriton.data import Data
+from spiketriton.errors import UserError
 from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.monitor import elements_per_image
 from spiketriton.models import Network, trial
 from spiketriton.neurons import SpikingNeuron
 from spiketriton.neurons.base import normalised
 from spiketriton.neurons.norm import one_by_one
-from spiketriton.training.losses import Batch, Loss
+from spiketriton.training.losses import Batch
 from spiketriton_kernels import PROBE_FIELDS
+
+# images of a batch: as many as keep (neurons x time steps) within the budget, from FEWEST to MOST;
+# where not even FEWEST do, they are cropped, to a multiple of CROP
+BUDGET = {"cpu": 24e6, "cuda": 4e9}
+FEWEST, MOST = 4, {"cpu": 32, "cuda": 64}
+CROP = 32
+NOISE = 0.05  # of the pixels' standard deviation
+
+
+def probe_batches(data: Data, model: Network, device: torch.device, count: int) -> list[Batch]:
+    """The first `count` batches of the training stream, each cut to a few images.
+
+    As many as are quick to measure with `model` on `device`, and only their middles where few large
+    ones would be slow: what a network of convolutions makes of a gradient depends little on the size
+    of its images. Always the same ones for a recipe, its seed and a kind of device.
+    """
+    size = data.image_size
+    neurons = sum(elements_per_image(model, (data.channels, size, size), device))
+    fit = BUDGET[device.type] / (neurons * model.time_steps)
+    if model.takes_any_size and fit < FEWEST:
+        size = min(size, max(2 * CROP, int(size * math.sqrt(fit / FEWEST)) // CROP * CROP))
+        fit *= (data.image_size / size) ** 2
+    images, margin = min(MOST[device.type], max(FEWEST, int(fit))), (data.image_size - size) // 2
+    middle = slice(margin, margin + size)
+    stream_of_all = replace(data.train, rank=0, world_size=1)
+    with contextlib.closing(stream_of_all.from_step(0)) as stream:
+        found = []
+        for x, y in islice(stream, count):
+            few = min(images, len(y))
+            cropped = x.narrow(-4, 0, few)[..., middle, middle].contiguous()
+            found.append((cropped.to(device), y[:few].to(device)))
+        return found
 
 
 class Prober:
@@ -27,58 +64,85 @@ class Prober:
     running statistics, gradients of parameters and random states do not change.
 
     Args:
-        model: a spiking network.
-        batches: images [b, C, H, W] or frames [T, b, C, H, W], and labels [b], on the model's
-            device, all of one size.
-        loss: currents [T, b, K], labels [b] -> scalar.
+        model: a network, or any module whose neurons are `spiketriton.neurons.SpikingNeuron`.
+        batches: inputs and labels, on the model's device, all of one size.
+        loss: outputs, labels -> scalar.
         autocast: the precision of the forward pass.
+        images: the dimension of the inputs that counts images.
+
+    UserError: no neuron is called, or they are shown different numbers of time steps.
     """
 
     def __init__(
         self,
-        model: Network,
-        batches: Sequence[Batch],
-        loss: Loss,
+        model: nn.Module,
+        batches: Sequence[tuple[Tensor, Any]],
+        loss: Callable[[Tensor, Any], Tensor],
         autocast: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
+        images: int = -4,
     ) -> None:
         self.model, self.batches, self.loss, self.autocast = model, batches, loss, autocast
-        self.layers = model.spiking_layers()
+        self.images = images
+        self.share = 1 / len(batches)  # so that the loss is the mean over the batches
+        self.layers = neurons_of(model)
+        fired: dict[int, list[tuple[int, int]]] = {}  # steps and spikes of each call
+        with self._untouched(), torch.no_grad(), autocast():
+            for index, (_, layer) in enumerate(self.layers):
+                layer.on_fire = partial(
+                    lambda i, spikes: fired.setdefault(i, []).append((len(spikes), spikes.numel())),
+                    index,
+                )
+            model.eval()  # a batch of one has no statistics
+            model(batches[0][0])
+        steps = {i: sum(count for count, _ in calls) for i, calls in fired.items()}
+        if not isinstance(model, Network):  # in the order of their calls
+            self.layers = [self.layers[i] for i in fired]
+            for i, (_, layer) in zip(fired, self.layers, strict=True):
+                layer.window = steps[i] if len(fired[i]) > 1 else 0
+            fired = dict(enumerate(fired.values()))
+        if len(set(steps.values())) != 1 and not isinstance(model, Network):
+            raise UserError(
+                f"the neurons of {type(model).__name__} are shown {sorted(set(steps.values())) or 'no'} time steps; "
+                "accepted: neurons of spiketriton_kernels.nn, or that swap puts there, all for one number of steps"
+            )
         self.names = tuple(name for name, _ in self.layers)
-        images = batches[0][0]
-        channels, height, width = images.shape[-3:]
-        self.steps = len(images) if images.ndim == 5 else model.time_steps
-        per_image = elements_per_image(model, (channels, height, width), images.device)
-        total = sum(len(labels) for _, labels in batches)
-        self.elements = [count * total for count in per_image]
-        # so that the loss is the mean over the batches, however many there are
-        self.share = 1 / len(batches)
+        shown = batches[0][0]
+        self.steps = min(steps.values())
+        if isinstance(model, Network):
+            self.steps = len(shown) if shown.ndim == 5 else model.time_steps
+        self.elements = [
+            sum(spikes for _, spikes in fired[i]) // self.steps * len(batches)
+            for i in range(len(self.layers))
+        ]
 
-    def measure(self, rescaled: bool = False) -> Measurement:
-        """One forward and backward pass of each batch; the loss is the mean over all of them.
-
-        `rescaled` keeps a gradient that explodes or vanishes within float32: where it leaves the
-        range 1e-6 to 1e6, it is divided by its largest value before it enters the layer. What a
-        layer makes of it and ratios within a layer are unchanged; ratios between layers are not.
-        """
+    def measure(self) -> Measurement:
+        """One forward and backward pass of each batch; the loss is the mean over all of them."""
         shape = (self.steps, len(PROBE_FIELDS))
         device = self.batches[0][0].device
         sums = np.zeros((len(self.layers), *shape))
         largest = PROBE_FIELDS.index("grad_input_max")
+        weights = {n: p for n, p in self.model.named_parameters() if p.ndim > 1 and p.requires_grad}
+        totals = [torch.zeros_like(weight) for weight in weights.values()]
         with self._untouched():
-            for _, layer in self.layers:
-                layer.on_fire = _hook_rescaling if rescaled else None
             for images, labels in self.batches:
                 probes = [torch.zeros(shape, device=device, requires_grad=True) for _ in self.names]
                 for (_, layer), probe in zip(self.layers, probes, strict=True):
                     layer.probe = probe
                 with self.autocast():
                     loss = self.loss(self.model(images), labels) * self.share
-                grads = torch.autograd.grad(loss, probes)
-                found = torch.stack(grads).double().cpu().numpy()
+                sought = [*probes, *weights.values()]
+                grads = torch.autograd.grad(loss, sought, allow_unused=True, materialize_grads=True)
+                found = torch.stack(grads[: len(probes)]).double().cpu().numpy()
                 top = np.maximum(sums[..., largest], found[..., largest])
                 sums += found
                 sums[..., largest] = top
-        return Measurement.of_sums(self.names, sums, self.elements)
+                for total, grad in zip(totals, grads[len(probes) :], strict=True):
+                    total += grad
+        rms = {
+            n: float(g.double().square().mean().sqrt())
+            for n, g in zip(weights, totals, strict=True)
+        }
+        return replace(Measurement.of_sums(self.names, sums, self.elements), weights=rms)
 
     @torch.no_grad()
     def overlap(self) -> np.ndarray:
@@ -93,8 +157,9 @@ class Prober:
         found = np.zeros(len(self.layers))
         with self._untouched():
             for images, _ in self.batches:
-                half = max(2, images.shape[-4] // 2)  # twice as many are run
-                images = images.narrow(-4, 0, min(half, images.shape[-4]))
+                pairs = images.shape[self.images]
+                pairs = min(max(2, pairs // 2), pairs)  # twice as many are run
+                images = images.narrow(self.images, 0, pairs)
                 seeded = torch.Generator().manual_seed(0)
                 noise = torch.randn(images.shape, generator=seeded).to(images.device)
                 rates: list[Tensor | float] = [0.0] * len(self.layers)
@@ -105,8 +170,8 @@ class Prober:
                 for index, (_, layer) in enumerate(self.layers):
                     layer.on_fire = partial(add, index)
                 with self.autocast():
-                    self.model(torch.cat([images, images + NOISE * images.std() * noise], dim=-4))
-                pairs = images.shape[-4]
+                    copies = images + NOISE * images.std() * noise
+                    self.model(torch.cat([images, copies], dim=self.images))
                 found += np.array([overlap_of(rate, pairs) for rate in rates]) * self.share
         return found
 
@@ -118,6 +183,13 @@ class Prober:
             finally:
                 for _, layer in self.layers:
                     layer.probe = layer.on_fire = None
+
+
+def neurons_of(model: nn.Module) -> list[tuple[str, SpikingNeuron]]:
+    """Dotted name and neuron of each spiking layer."""
+    if isinstance(model, Network):
+        return model.spiking_layers()
+    return [(name, m) for name, m in model.named_modules() if isinstance(m, SpikingNeuron)]
 
 
 @contextlib.contextmanager
@@ -163,10 +235,6 @@ class _Stepwise:
         return torch.cat(steps)
 
 
-NOISE = 0.05  # of the pixels' standard deviation
-LARGEST = 1e6
-
-
 def overlap_of(rates: Tensor, pairs: int) -> float:
     """The overlap in firing rates [2 n, ...] of n images and their n copies, over those that fire.
 
@@ -186,15 +254,3 @@ def overlap_of(rates: Tensor, pairs: int) -> float:
     same, other = float(cosines[itself].mean()), float(cosines[~itself].mean())
     # the same rates whatever is shown: nothing of the image is kept
     return (same - other) / (1 - other) if other < 1 - 1e-6 else 0.0
-
-
-def _hook_rescaling(spikes: Tensor) -> None:
-    if spikes.requires_grad:
-        spikes.register_hook(_rescaled)
-
-
-def _rescaled(grad: Tensor) -> Tensor:
-    """The gradient, divided by its largest value where that is above LARGEST or below 1 / LARGEST."""
-    largest = grad.abs().max()
-    beyond = (largest > LARGEST) | ((largest < 1 / LARGEST) & (largest > 0))
-    return torch.where(beyond, grad / largest, grad)

@@ -9,25 +9,26 @@ from torch import Tensor
 from spiketriton.config import Recipe, load_recipe, moved_plugins, replace
 from spiketriton.config.shipped import find_recipe
 from spiketriton.errors import UserError
-from spiketriton.gradients.calibration import Calibration, wants_calibration
+from spiketriton.gradients.verdict import Learned, mean_loss
 from spiketriton.runs.checkpoint import Checkpoints
 from spiketriton.runs.folder import RunFolder
+from spiketriton.runs.rows import Row
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A recipe, and the weights and calibration of the run that is diagnosed, if it is a run.
+    """A recipe, and the weights of the run that is diagnosed, if it is a run.
 
     state: the weights; None for the fresh ones of the recipe's seed.
-    calibration: the run's own; None where the width is a number or is still to be measured.
     step: optimizer steps behind the weights.
+    learned: what the run's last test or loss shows; None for a recipe, and where the recipe was changed.
     """
 
     recipe: Recipe
     title: str
     state: dict[str, Tensor] | None = None
-    calibration: Calibration | None = None
     step: int = 0
+    learned: Learned | None = None
 
 
 def find_subject(target: str, overrides: Sequence[str], warn: Callable[[str], None]) -> Subject:
@@ -52,16 +53,32 @@ def find_subject(target: str, overrides: Sequence[str], warn: Callable[[str], No
 
 
 def _of_run(folder: RunFolder, overrides: Sequence[str], warn: Callable[[str], None]) -> Subject:
-    recipe = replace(folder.load_recipe(moved_plugins(overrides)), *overrides)
+    folder_recipe = folder.load_recipe(moved_plugins(overrides))
+    recipe = replace(folder_recipe, *overrides)
     state = Checkpoints(folder.checkpoints, warn, recipe.checkpoint.keep).load()
     if state is None:
         raise UserError(f"{folder.path} holds no checkpoint yet; diagnose its recipe instead")
-    kept = state.get("calibration")
+    weights = dict(state["model"])
+    if recipe.neuron.surrogate != folder_recipe.neuron.surrogate:  # a width that is asked for wins
+        weights = {k: v for k, v in weights.items() if not k.endswith("_extra_state")}
+    counts = (state.get("data") or {}).get("class_counts", ())
     changed = f", with {' '.join(overrides)}" if overrides else ""
     return Subject(
         recipe,
         f"run {folder.path}, after step {state['step']}{changed}",
-        state["model"],
-        Calibration.of_state(kept) if kept and wants_calibration(recipe) else None,
+        weights,
         state["step"],
+        None if changed else learned_by(folder.metrics.read(), recipe, counts, state["step"]),
     )
+
+
+def learned_by(
+    rows: Sequence[Row], recipe: Recipe, counts: Sequence[int], step: int
+) -> Learned | None:
+    """What the rows of a run's metrics show until `step`: the last test, before it the last loss."""
+    tests = [row for row in rows if row["kind"] == "eval" and row["step"] <= step]
+    losses = [(r["step"], r["loss"]) for r in rows if r["kind"] == "train" and r["step"] <= step]
+    if tests:
+        last = tests[-1]
+        return Learned.of(recipe, counts, None, last["test_accuracy"], last["test_images"])
+    return Learned.of(recipe, counts, mean_loss(losses), None, 0)

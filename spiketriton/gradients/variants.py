@@ -2,8 +2,9 @@
 
 import contextlib
 import math
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import get_args
 
 import numpy as np
@@ -12,48 +13,69 @@ from spiketriton.config import PlainNet, Recipe
 from spiketriton.config import replace as change
 from spiketriton.data import Data, build_data
 from spiketriton.errors import UserError, one_line
-from spiketriton.gradients.block_start import BlockStart
-from spiketriton.gradients.calibration import (
-    BATCHES,
-    Calibration,
-    WidthProber,
-    calibrate,
-    geometric_mean,
-    opened,
-    opens,
-    probe_batches,
-    wants_calibration,
-)
-from spiketriton.gradients.holding import hold, may_outgrow
+from spiketriton.gradients.mean_field import MeanField
 from spiketriton.gradients.measurement import Measurement
-from spiketriton.gradients.probing import Prober, cut_time
+from spiketriton.gradients.probing import NOISE, Prober, cut_time, probe_batches
 from spiketriton.gradients.subject import Subject
-from spiketriton.gradients.verdict import lost_at
+from spiketriton.gradients.verdict import BLOCK_NETS, CLOSED, lost_at, starts_closed
 from spiketriton.models import Network, build_model
+from spiketriton.models.resnet import BlockNetwork
+from spiketriton.neurons import Norm
 from spiketriton.training.losses import build_loss
 from spiketriton.training.placement import Placement
 from spiketriton.training.randomness import seed_everything
+
+
+class Change(StrEnum):
+    """What a variant changes."""
+
+    NOTHING = "as it is"
+    HALF_WIDTH = "surrogate half as wide"
+    TWICE_WIDTH = "surrogate twice as wide"
+    HEIGHT = "surrogate height 1"
+    SHORTCUT = "the other gradient of shortcuts"
+    RESET_ATTACHED = "gradient through the reset"
+    RESET_DETACHED = "no gradient through the reset"
+    NO_RESET = "no reset"
+    LEAK = "a leak (tau 2)"
+    NO_LEAK = "no leak"
+    NORM = "batch norm"
+    NO_NORM = "no norm"
+    SEW = "spikes added (SEW)"
+    MS = "membrane shortcut (MS)"
+    CUT_TIME = "no gradient from step to step"
 
 
 @dataclass(frozen=True)
 class Variant:
     """One thing changed, and what was measured then.
 
-    change: the recipe line that does it; "" for what no recipe can do.
+    override: the recipe line that does it; "" for what no recipe can do.
     overlap: what the last layer keeps of an image (`Prober.overlap`).
     """
 
-    name: str
-    change: str
+    change: Change
+    override: str
     measured: Measurement
     overlap: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the mean field says of a net before training.
+
+    gain: of the gradient, from layer to layer.
+    overlap: what each layer keeps of an image, [layers].
+    """
+
+    gain: float
+    overlap: np.ndarray
 
 
 class Experiment:
     """Measures a subject and its variants on the same images, from the same weights.
 
-    Networks are placed, cast and calibrated by the code that trains them, on the images that
-    training calibrates on. `batches`: how many of them are measured.
+    Networks are placed and cast by the code that trains them. `batches`: how many are measured.
     """
 
     def __init__(self, subject: Subject, batches: int = 1) -> None:
@@ -63,44 +85,15 @@ class Experiment:
         self.data = _data(recipe)
         self.loss = build_loss(recipe.loss, self.data.facts.class_counts)
         model = self.build(recipe)
-        first = probe_batches(self.data, model, self.placement.device, max(batches, BATCHES))
-        self.batches, self._calibrated_on = first[:batches], first[:BATCHES]
-        self.calibration = subject.calibration
-        if wants_calibration(recipe) and self.calibration is None:
-            self.calibration = self._calibrate(recipe, model)
+        self.batches = probe_batches(self.data, model, self.placement.device, batches)
         # a width for each layer, which every variant keeps unless the width is what it changes
-        width = recipe.neuron.surrogate.width
-        names = [name for name, _ in model.spiking_layers()]
-        self.widths = (
-            self.calibration.widths if self.calibration else {n: float(width) for n in names}
-        )
-        self.width = math.exp(np.mean(np.log(list(self.widths.values()))))
+        self.widths = {name: layer.surrogate.width for name, layer in model.spiking_layers()}
+        self.width = math.exp(np.mean(np.log([float(w) for w in self.widths.values()])))
         self.overlap = self.prober().overlap()
 
     @property
     def images(self) -> int:
         return sum(len(labels) for _, labels in self.batches)
-
-    def auto(self) -> Calibration:
-        """What training from these weights takes with neuron.surrogate.width = "auto"."""
-        known, fresh = self.calibration, self.subject.calibration is None
-        if known and fresh and known.mode == "auto":
-            return known
-        recipe = change(self.recipe, "neuron.surrogate.width=auto")
-        return self._calibrate(recipe, self.build(recipe))
-
-    def held(self) -> Calibration | None:
-        """What holding the width makes of the run's own at these weights; None where it fits, or for a recipe."""
-        found, step = self.calibration, self.subject.step
-        if not step or found is None or not may_outgrow(self.recipe, found):
-            return None
-        model, threshold = self.prober().model, self.recipe.neuron.v_threshold
-        batches, autocast = self._calibrated_on, self.placement.autocast
-        return hold(model, found, step, threshold, batches, self.loss, autocast)
-
-    def _calibrate(self, recipe: Recipe, model: Network) -> Calibration:
-        autocast = self.placement.autocast
-        return calibrate(recipe, model, self._calibrated_on, self.loss, autocast)
 
     def build(self, recipe: Recipe) -> Network:
         """The net at the subject's weights; those that the variant has no use for are left out."""
@@ -120,13 +113,7 @@ class Experiment:
 
     def prober(self, *changes: str, scale: float = 1.0) -> Prober:
         """Of the net with changes of the recipe, widths times `scale`."""
-        recipe = change(self.recipe, *changes)
-        model = self.build(recipe)
-        blocks = self._blocks(recipe)
-        if blocks is not None:
-            blocks.apply(model)
-        if self.calibration and self.calibration.layers and self.subject.state is None:
-            self.calibration.layers.apply(model)
+        model = self.build(change(self.recipe, *changes))
         for name, layer in model.spiking_layers():
             width = self.widths.get(name, self.width)  # other blocks may have other layers
             layer.surrogate = replace(layer.surrogate, width=width * scale)
@@ -135,85 +122,113 @@ class Experiment:
     @property
     def opens(self) -> bool:
         """Whether gradients are measured with the blocks opened, see `measure`."""
-        return self.subject.state is None and opens(self.recipe, self._blocks(self.recipe))
+        return self.subject.state is None and starts_closed(self.recipe)
 
     def measure(self, prober: Prober, *changes: str) -> Measurement:
         """The gradients of the net that `prober(*changes)` made.
 
         Into a residual block that starts closed no gradient enters, which says nothing about training:
-        fresh ones are opened for this, as they soon are and as `calibrate` does.
+        fresh ones are opened for this, as they soon are.
         """
+        assert isinstance(prober.model, Network)
         with self._opened(change(self.recipe, *changes), prober.model):
             return prober.measure()
 
-    def _opened(self, recipe: Recipe, model: Network) -> AbstractContextManager[None]:
-        if self.subject.state is not None:
-            return contextlib.nullcontext()
-        return opened(recipe, model, self._blocks(recipe))
+    @contextlib.contextmanager
+    def _opened(self, recipe: Recipe, model: Network) -> Iterator[None]:
+        norms = [norm for norm in last_norms(model) if self.subject.state is None]
+        gains = [norm.weight.detach().clone() for norm in norms]
+        if starts_closed(recipe):
+            for norm in norms:
+                norm.weight.data.clamp_(min=CLOSED)
+        try:
+            yield
+        finally:
+            for norm, gain in zip(norms, gains, strict=True):
+                norm.weight.data.copy_(gain)
 
-    def _blocks(self, recipe: Recipe) -> BlockStart | None:
-        """The start that was measured; None for a run, for other blocks, and without a norm."""
-        mine = self.recipe.model
-        same = (recipe.model.block, recipe.model.norm) == (mine.block, mine.norm)
-        fresh = self.subject.state is None
-        return self.calibration.blocks if self.calibration and fresh and same else None
+    def predicted(self) -> Prediction | None:
+        """What the mean field says; None where it says nothing: trained weights, skips, other norms."""
+        model, neuron = self.recipe.model, self.recipe.neuron
+        if (
+            self.subject.state is not None
+            or model.name not in get_args(PlainNet)
+            or model.norm not in ("bn", "tdbn")
+            or model.start != "kaiming"
+            or self.data.frames
+        ):
+            return None
+        scale = neuron.v_threshold if model.norm == "tdbn" else 1.0
+        (_, cell), *_ = self.build(self.recipe).cpu().spiking_layers()
+        field = MeanField(cell, self.recipe.time_steps, gamma=model.norm_gain * scale)
+        similar = 1 / math.sqrt(1 + NOISE**2)
+        return Prediction(field.gain(model.depth), field.overlap(model.depth, similar))
 
-    def transmission(self) -> float:
-        """What the neurons pass on of the gradient, relative to a flat surrogate: 0 to 1."""
-        prober = self.prober()
-        net = WidthProber(prober, self.recipe.neuron.v_threshold)
-        with self._opened(self.recipe, prober.model):
-            return geometric_mean(net.transmission(np.array(list(self.widths.values()))))
-
-    def scaled(self, name: str, scale: float) -> Variant:
-        """All widths times `scale`."""
-        widths = {width * scale for width in self.widths.values()}
-        line = f"neuron.surrogate.width={widths.pop():.3g}" if len(widths) == 1 else ""
-        return self._backward(name, line, self.prober(scale=scale))
-
-    def _backward(self, name: str, line: str, prober: Prober) -> Variant:
+    def _backward(self, kind: Change, line: str, prober: Prober) -> Variant:
         """A variant that changes no spike."""
-        return Variant(name, line, self.measure(prober), float(self.overlap[-1]))
+        changes = [line] if line else []
+        return Variant(kind, line, self.measure(prober, *changes), float(self.overlap[-1]))
 
-    def _forward(self, name: str, line: str) -> Variant:
+    def _forward(self, kind: Change, line: str) -> Variant:
         """A variant that changes the spikes."""
         prober = self.prober(line)
         kept = float(prober.overlap()[-1])
-        return Variant(name, line, self.measure(prober, line), kept)
+        return Variant(kind, line, self.measure(prober, line), kept)
+
+    def scaled(self, kind: Change, scale: float) -> Variant:
+        """All widths times `scale`."""
+        widths = {float(width) * scale for width in self.widths.values()}
+        own = ":" in self.recipe.model.name  # such a network's neurons have widths of their own
+        line = f"neuron.surrogate.width={widths.pop():.3g}" if len(widths) == 1 and not own else ""
+        measured = self.measure(self.prober(scale=scale))
+        return Variant(kind, line, measured, float(self.overlap[-1]))
 
     def variants(self) -> list[Variant]:
         """All of them, one change each."""
+        made = [self.scaled(Change.HALF_WIDTH, 0.5), self.scaled(Change.TWICE_WIDTH, 2.0)]
+        if ":" not in self.recipe.model.name:
+            made += self._of_recipe()
+        prober = self.prober()
+        assert isinstance(prober.model, Network)
+        with cut_time(prober.model):
+            made.append(self._backward(Change.CUT_TIME, "", prober))
+        return made
+
+    def _of_recipe(self) -> Iterator[Variant]:
         model, neuron = self.recipe.model, self.recipe.neuron
-        made = [
-            self.scaled("surrogate half as wide", 0.5),
-            self.scaled("surrogate twice as wide", 2.0),
-        ]
         if neuron.surrogate.height != 1:
             line = "neuron.surrogate.height=1"
-            made.append(self._backward("surrogate height 1", line, self.prober(line)))
+            yield self._backward(Change.HEIGHT, line, self.prober(line))
+        blocks = model.name in BLOCK_NETS
+        if blocks and model.block == "plain":
+            around = model.shortcut_gradient == "straight_through"
+            line = f"model.shortcut_gradient={'surrogate' if around else 'straight_through'}"
+            yield self._backward(Change.SHORTCUT, line, self.prober(line))
         if neuron.reset != "none":
-            detached = neuron.detach_reset
-            name = "gradient through the reset" if detached else "no gradient through the reset"
-            line = f"neuron.detach_reset={str(not detached).lower()}"
-            made.append(self._backward(name, line, self.prober(line)))
-            made.append(self._forward("no reset", "neuron.reset=none"))
+            kind = Change.RESET_ATTACHED if neuron.detach_reset else Change.RESET_DETACHED
+            line = f"neuron.detach_reset={str(not neuron.detach_reset).lower()}"
+            yield self._backward(kind, line, self.prober(line))
+            yield self._forward(Change.NO_RESET, "neuron.reset=none")
         if neuron.kind == "if":
-            made.append(self._forward("a leak (tau 2)", "neuron.kind=lif"))
+            yield self._forward(Change.LEAK, "neuron.kind=lif")
         else:
-            made.append(self._forward("no leak", "neuron.kind=if"))
+            yield self._forward(Change.NO_LEAK, "neuron.kind=if")
         if self.subject.state is None:  # other norms and blocks have other weights
             if model.norm == "none":
-                made.append(self._forward("batch norm", "model.norm=bn"))
+                yield self._forward(Change.NORM, "model.norm=bn")
             else:
-                made.append(self._forward("no norm", "model.norm=none"))
-            lost = lost_at(self.overlap) is not None
-            if lost and model.block == "plain" and model.name not in get_args(PlainNet):
-                made.append(self._forward("spikes added (SEW)", "model.block=sew"))
-                made.append(self._forward("membrane shortcut (MS)", "model.block=ms"))
-        prober = self.prober()
-        with cut_time(prober.model):
-            made.append(self._backward("no gradient from step to step", "", prober))
-        return made
+                yield self._forward(Change.NO_NORM, "model.norm=none")
+            if lost_at(self.overlap) is not None and blocks and model.block == "plain":
+                yield self._forward(Change.SEW, "model.block=sew")
+                yield self._forward(Change.MS, "model.block=ms")
+
+
+def last_norms(model: Network) -> list[Norm]:
+    """The last norm of each residual block."""
+    if not isinstance(model, BlockNetwork):
+        return []
+    found = [block.stages()[-1][1] for _, block in model.blocks()]
+    return [norm for norm in found if isinstance(norm, Norm)]
 
 
 def _data(recipe: Recipe) -> Data:

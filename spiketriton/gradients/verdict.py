@@ -1,55 +1,126 @@
-"""From measured numbers to words: does the image get through, and does the gradient come back?
+"""From measured numbers to a verdict: does the image get through, does the gradient come back, does the net learn?
 
 forward     Each layer must fire, and the last one must still tell an image from others (`Prober.overlap`,
             which needs a pass of its own: `diagnose` measures it, training does not).
-backward    Two axes, judged apart. Through depth: the RMS of dL/dx of each spiking layer over all its
-            time steps, the first layer by the last. Through time: that of the first time step by the
-            last, the geometric mean over the layers. And no layer may lie outside the surrogate's reach.
+backward    The RMS of dL/dx over all time steps, at the first layer by that at the last; of residual nets, at
+            the last layers of the blocks.
+learning    What training has shown. A net that learns in spite of an obstacle learns; one that is at chance is never
+            healthy; "healthy" is one that learns and has no obstacle.
 
-The limits are in `LIMITS` and below it, each with its reason: a number is judged against a limit, and
-both stand in every sentence.
+`LIMITS` are those by which 69 trainings of 35 random nets were told apart (docs/reading.md). Everything here is a
+record; `show.verdict` has the words.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from enum import StrEnum
+from typing import get_args
 
 import numpy as np
 
 from spiketriton.config import Recipe
-from spiketriton.gradients.aims import Aim, aim_of, starts_closed
+from spiketriton.config.rules import VGG, PlainNet, ResNet, SmallResNet
 from spiketriton.gradients.measurement import Measurement
 
-Word = Literal["healthy", "vanishing", "exploding", "blocked", "silent", "lost", "not finite"]
+
+class Word(StrEnum):
+    """What a net is, or what stands in its way."""
+
+    HEALTHY = "healthy"
+    LEARNING = "learning"
+    CHANCE = "at chance"
+    FREE = "no obstacle found"
+    VANISHING = "vanishing"
+    EXPLODING = "exploding"
+    SILENT = "silent"
+    LOST = "lost"
+    NOT_FINITE = "not finite"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of the ratio first / last: vanishing below `low`, exploding above `high`; and why."""
+    """What tells nets that learn from others.
 
-    low: float
-    high: float
-    why: str
+    depth: of the ratio first / last by optimizer; vanishing below, exploding above. AdamW divides each gradient by its
+        size, so that it may be as small as it likes, but for 0.
+    kept: of an image, by the last layer (`Prober.overlap`).
+    rate: spikes per neuron and time step of every layer that should fire.
+    loss: in training, by that of answering with the shares of the classes, ...
+    steps: ... the mean over as many steps, ...
+    since: ... from this step on.
+    deviations: of a test's accuracy from that of the largest class, in standard deviations.
+    """
+
+    depth: dict[str, tuple[float, float]]
+    kept: float
+    rate: float
+    loss: float
+    steps: int
+    since: int
+    deviations: float
 
 
-SGD_DEPTH = "SGD takes gradients as they are, so layers with much smaller ones hardly learn"
-ADAMW_DEPTH = (
-    "AdamW rescales the gradient of each weight, so growth does no harm until float32 ends"
+LIMITS = Limits(
+    depth={"sgd": (1e-3, 1e3), "adamw": (0.0, 1e12)},
+    kept=0.25,
+    rate=1e-3,
+    loss=0.95,
+    steps=50,
+    since=100,
+    deviations=3.0,
 )
-THROUGH_TIME = "beyond it, the first time steps outweigh all others, or count for nothing"
-LIMITS: dict[tuple[str, str], Limits] = {
-    ("depth", "sgd"): Limits(1e-2, 1e2, SGD_DEPTH),
-    ("depth", "adamw"): Limits(1e-2, 1e12, ADAMW_DEPTH),
-    ("time", "sgd"): Limits(1e-2, 1e3, THROUGH_TIME),
-    ("time", "adamw"): Limits(1e-2, 1e3, THROUGH_TIME),
-}
-ROOM = (0.1, 10.0)  # around the ratio that the width was chosen for, where that lies further out
-# a layer with more of its neurons outside the surrogate's reach hardly learns
-DEAD_SHARE = 0.9
-# spikes per neuron and time step: with fewer, the layers after this one see nothing
-SILENT_RATE = 1e-3
-FORGOTTEN = 0.1  # a layer with a smaller overlap keeps nothing of an image
+DEAD_SHARE = 0.9  # of a layer's neurons, outside the surrogate's reach: worth a sentence
+CLOSED = (
+    0.5  # residual blocks that start with a smaller gain pass little gradient into their branches
+)
+WIDTH = 0.3  # of the threshold: the default
+BLOCK_NETS = (*get_args(ResNet), *get_args(SmallResNet), "net7b")
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a training knows of what the net can do.
+
+    loss: in training; None where it says nothing, as that of a loss whose value for guessing is not known.
+    accuracy, images: of the last test; None and 0 before it.
+    guess_loss, guess_accuracy: of always answering with the shares of the classes, and with the largest class.
+    """
+
+    loss: float | None
+    accuracy: float | None
+    images: int
+    guess_loss: float
+    guess_accuracy: float
+
+    @classmethod
+    def of(
+        cls,
+        recipe: Recipe,
+        counts: Sequence[int],
+        loss: float | None,
+        accuracy: float | None,
+        images: int,
+    ) -> "Learned | None":
+        """`counts`: images of each class; None where they are not known, and where nothing is known yet."""
+        loss = loss if recipe.loss.kind == "cross_entropy" else None
+        if not sum(counts) or (loss is None and accuracy is None):
+            return None
+        shares = np.array(counts, float) / sum(counts)
+        known = shares[shares > 0]
+        entropy = float(-(known * np.log(known)).sum())
+        if recipe.loss.class_weights == "balanced":
+            entropy = math.log(len(counts))
+        return cls(loss, accuracy, images, entropy, float(shares.max()))
+
+    @property
+    def at_chance(self) -> bool:
+        """Whether it does no better than guessing; the test counts for more than the loss."""
+        if self.accuracy is not None:
+            share = self.guess_accuracy
+            noise = math.sqrt(share * (1 - share) / self.images)
+            return self.accuracy <= share + LIMITS.deviations * noise
+        return self.loss is not None and not self.loss < LIMITS.loss * self.guess_loss
 
 
 @dataclass(frozen=True)
@@ -68,219 +139,73 @@ class Forward:
     lost_from: int | None
 
     @property
-    def word(self) -> Literal["healthy", "silent", "lost"]:
-        if self.rate < SILENT_RATE:
-            return "silent"
-        return "healthy" if self.lost_from is None else "lost"
-
-    def sentence(self, names: Sequence[str]) -> str:
-        """What was found, with its numbers and limits."""
-        rate = f"fires {_rate(self.rate)} times per neuron and time step"
-        quiet = f"the quietest layer, {names[self.quietest]}, {rate}"
-        if self.word == "silent":
-            return (
-                f"forward: silent: {names[self.quietest]} {rate}, below the limit of {SILENT_RATE:g}; "
-                "the layers after it see nothing"
-            )
-        if self.kept is None or math.isnan(self.kept):
-            return (
-                f"forward: every layer fires; {quiet}; what is left of the image is measured by "
-                "spiketriton diagnose"
-            )
-        if self.lost_from is not None:
-            return (
-                f"forward: lost: the last layer keeps {in_percent(self.kept)} of an image's identity; from "
-                f"{names[self.lost_from]} on less than {in_percent(FORGOTTEN)}, so an image with 5 % noise "
-                "is as different as another image"
-            )
-        return (
-            f"forward: healthy: the last layer keeps {in_percent(self.kept)} of an image's identity "
-            f"(at least {in_percent(FORGOTTEN)} is needed); {quiet}"
-        )
+    def word(self) -> Word:
+        if self.rate < LIMITS.rate:
+            return Word.SILENT
+        return Word.FREE if self.lost_from is None else Word.LOST
 
 
 @dataclass(frozen=True)
-class Axis:
-    """The gradient along one axis, walking backward.
+class Backward:
+    """The gradient through depth, walking backward.
 
     limits: what `ratio` is judged against.
-    places: how many layers or time steps were compared.
-    gain: geometric mean of consecutive ratios; None with fewer than two places that have a
-        gradient.
-    spread: the factor by which single ratios scatter around it, exp(standard deviation of log).
-    ratio: first / last, of the measurement; 0 when the gradient dies on the way, infinite when it
-        overflows; None with one place, or where nothing arrives at the last.
-    steepest: place (index) entered by the largest step in the direction of the word.
+    places: how many layers were compared; 0 while residual blocks are closed, and no gradient enters them.
+    ratio: first / last; 0 when the gradient dies on the way, infinite when it overflows; None with fewer than two
+        places, or where nothing arrives at the last.
+    steepest: layer (index) entered by the largest step in the direction of the word.
     extreme: place (layer, time step) of the largest gradient when it explodes, else the smallest.
+    nonfinite: (layer, time step) where dL/dx first was not finite on the way back, or None.
     """
 
-    name: Literal["depth", "time"]
-    word: Literal["healthy", "vanishing", "exploding"]
-    limits: Limits
+    word: Word
+    limits: tuple[float, float]
     places: int
-    gain: float | None
-    spread: float | None
     ratio: float | None
     steepest: int
     extreme: tuple[int, int]
-
-    @property
-    def limits_reached(self) -> bool:
-        return self.word != "healthy"
-
-    def comparison(self) -> str:
-        """The ratio in words: `at the first layer the gradient is 3.2x that at the last`."""
-        what = "layer" if self.name == "depth" else "time step"
-        if self.places == 1:
-            return f"there is one {what}, so nothing to compare"
-        if self.ratio is None and self.word == "exploding":
-            return f"at the last {what} the gradient is too large for float32 already"
-        if self.ratio is None:
-            return f"no gradient arrives at the last {what}"
-        return f"at the first {what} the gradient is {times(self.ratio)} that at the last"
-
-    def judgement(self) -> str:
-        """Against what: `fine from 0.01x to 100x`, `above the limit of 100x`."""
-        if self.places == 1 or self.ratio is None:
-            return ""
-        if self.word == "exploding":
-            if self.ratio <= self.limits.high:
-                return "somewhere between them it is too large for float32"
-            return f"above the limit of {times(self.limits.high)}"
-        if self.word == "vanishing":
-            return f"below the limit of {times(self.limits.low)}"
-        return f"fine from {times(self.limits.low)} to {times(self.limits.high)}"
-
-    def sentence(self) -> str:
-        """What was found, with its number, its limit and the reason for the limit."""
-        judged = ", ".join(filter(None, (self.comparison(), self.judgement())))
-        if self.places == 1:
-            return f"backward through {self.name}: {judged}"
-        return f"backward through {self.name}: {self.word}: {judged}: {self.limits.why}"
-
-    def brief(self) -> str:
-        """`depth 223x (limit 1e12x)`; "" where there is nothing to compare."""
-        if self.places == 1:
-            return ""
-        if self.ratio is None:
-            return (
-                f"{self.name}: {'too large' if self.word == 'exploding' else 'nothing'} at the last"
-            )
-        limit = self.limits.high if self.ratio >= 1 else self.limits.low
-        return f"{self.name} {times(self.ratio)} (limit {times(limit)})"
+    nonfinite: tuple[int, int] | None
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Forward and backward, and what else keeps a net from learning.
+    """Forward, backward and learning, and what else is worth saying.
 
+    time_ratio: the gradient of the first time step by that of the last; None where there is nothing to compare.
     dead_share: neurons outside the surrogate's reach, over all layers and time steps.
     dead_layer: the worst layer (index) if most of its neurons are out of reach, or None.
-    closed: residual blocks are still as they started, and no gradient enters them yet.
-    nonfinite: (layer, time step) where dL/dx first was not finite on the way back, or None.
+    below_eps: weights whose gradient is smaller than AdamW's eps, so that their steps are, too.
+    learned: None where nothing has been trained, or not long enough.
     """
 
     names: tuple[str, ...]
+    optimizer: str
     forward: Forward
-    depth: Axis
-    time: Axis
+    backward: Backward
+    time_ratio: float | None
     dead_share: float
     dead_layer: int | None
     firing_rate: float
     time_factor: float
-    closed: bool
-    nonfinite: tuple[int, int] | None
+    below_eps: tuple[str, ...] = ()
+    learned: Learned | None = None
 
     @property
-    def axes(self) -> tuple[Axis, Axis]:
-        return self.depth, self.time
-
-    @property
-    def backward(self) -> Word:
-        """The word of what is worst on the way back; depth before time."""
-        if self.nonfinite:
-            return "not finite"
-        for axis in self.axes:
-            if axis.limits_reached:
-                return axis.word
-        return "healthy" if self.dead_layer is None else "blocked"
+    def obstacles(self) -> tuple[Word, ...]:
+        """What stands in the net's way, the backward one first."""
+        found = (self.backward.word, self.forward.word)
+        return tuple(word for word in found if word != Word.FREE)
 
     @property
     def word(self) -> Word:
-        """One word for both ways: the backward one's trouble first."""
-        return self.forward.word if self.backward == "healthy" else self.backward
-
-    @property
-    def silent_layer(self) -> int | None:
-        """The layer (index) that hardly ever fires, or None."""
-        return self.forward.quietest if self.forward.word == "silent" else None
-
-    def line(self) -> str:
-        """One line: `healthy, forward and backward`, `forward lost, backward exploding through depth`."""
-        if self.nonfinite:
-            return f"not finite at {self._at(self.nonfinite)}"
-        ways = [f"{axis.word} through {axis.name}" for axis in self.axes if axis.limits_reached]
-        if self.dead_layer is not None:
-            ways.append(f"blocked at {self.names[self.dead_layer]}")
-        backward = " and ".join(ways) or "healthy"
-        if self.forward.word != "healthy":
-            return f"forward {self.forward.word}, backward {backward}"
-        if self.forward.kept is None:
-            return f"gradient {backward}, all layers fire"
-        return f"forward healthy, backward {backward}" if ways else "healthy, forward and backward"
-
-    def brief(self) -> str:
-        """The line of a running training: the verdict, and the ratios beside their limits."""
-        numbers = ", ".join(filter(None, (axis.brief() for axis in self.axes)))
-        if self.closed:
-            numbers = "blocks still closed" + (
-                f", {self.time.brief()}" if self.time.brief() else ""
-            )
-        return self.line() if self.nonfinite or not numbers else f"{self.line()}: {numbers}"
-
-    def sentences(self) -> list[str]:
-        """Everything that was judged, a sentence each: forward, depth, time, reach."""
-        said = [self.forward.sentence(self.names)]
-        if self.nonfinite:
-            return [*said, f"backward: dL/dx is not finite at {self._at(self.nonfinite)}"]
-        if self.closed:
-            said.append(
-                "backward through depth: residual blocks are still closed, as they started: before the "
-                "first step no gradient enters them"
-            )
-        else:
-            said.append(self.depth.sentence())
-        said.append(self.time.sentence())
-        share = in_percent(self.dead_share)
-        reach = f"{share} of the neurons are too far from their threshold to pass a gradient on"
-        if self.dead_layer is not None:
-            reach += f", and over {in_percent(DEAD_SHARE)} in {self.names[self.dead_layer]}, which blocks it"
-        said.append(f"backward, reach of the surrogate: {reach}")
-        return said
-
-    def findings(self) -> list[str]:
-        """What is wrong, a sentence each, with layer and time step; none for a healthy net."""
-        found = []
-        if self.nonfinite:
-            found.append(f"dL/dx is not finite at {self._at(self.nonfinite)}")
-        found += [self._finding(axis) for axis in self.axes if axis.limits_reached]
-        if self.dead_layer is not None:
-            found.append(
-                f"most neurons of {self.names[self.dead_layer]} are outside the surrogate's reach"
-            )
-        if self.forward.word != "healthy":
-            found.append(self.forward.sentence(self.names).removeprefix("forward: "))
-        return found
-
-    def _finding(self, axis: Axis) -> str:
-        extreme = "largest" if axis.word == "exploding" else "smallest"
-        place = self.names[axis.steepest] if axis.name == "depth" else f"time step {axis.steepest}"
-        judged = ", ".join(filter(None, (axis.comparison(), axis.judgement())))
-        found = f"the gradient is {axis.word} through {axis.name}: {judged}"
-        return f"{found}; {extreme} at {self._at(axis.extreme)}; steepest on the way into {place}"
-
-    def _at(self, place: tuple[int, int]) -> str:
-        return f"{self.names[place[0]]}, time step {place[1]}"
+        """One word for all: what training has shown, before that the first obstacle."""
+        if self.backward.word == Word.NOT_FINITE:
+            return Word.NOT_FINITE
+        if self.learned is None:
+            return self.obstacles[0] if self.obstacles else Word.FREE
+        if self.learned.at_chance:
+            return Word.CHANCE
+        return Word.LEARNING if self.obstacles else Word.HEALTHY
 
 
 def judge(
@@ -289,7 +214,8 @@ def judge(
     overlap: np.ndarray | None = None,
     among: Sequence[int] | None = None,
     may_be_silent: Sequence[int] = (),
-    aim: Aim | None = None,
+    eps: float = 0.0,
+    learned: Learned | None = None,
 ) -> Verdict:
     """The verdict on a measurement.
 
@@ -300,54 +226,78 @@ def judge(
         among: the layers whose gradients are compared through depth (`comparable`): None for all,
             none of them while residual blocks are closed.
         may_be_silent: layers that need not fire (`may_be_silent`).
-        aim: what the surrogate's width is chosen by (`aim_of`); what it asks for through depth is no
-            trouble, at any depth.
+        eps: that of AdamW.
+        learned: what the training knows, if there was one.
     """
-    bad = np.argwhere(measured.nonfinite[::-1, ::-1] > 0)
-    layers, steps = measured.grad_input.shape
-    closed = among is not None and len(among) == 0
-    compared = range(layers) if among is None else [layers - 1] if closed else among
     outside, firing = measured.outside.mean(1), measured.firing.mean(1)
+    layers = len(measured.names)
     should_fire = [i for i in range(layers) if i not in may_be_silent] or list(range(layers))
     quietest = min(should_fire, key=lambda i: firing[i])
+    small = [n for n, rms in measured.weights.items() if optimizer == "adamw" and 0 < rms < eps]
     return Verdict(
         names=measured.names,
+        optimizer=optimizer,
         forward=Forward(
             quietest=quietest,
             rate=float(firing[quietest]),
             kept=None if overlap is None else float(overlap[-1]),
             lost_from=None if overlap is None else lost_at(overlap),
         ),
-        depth=_axis("depth", measured, compared, _depth_limits(measured.names, optimizer, aim)),
-        time=_axis("time", measured, compared, LIMITS["time", optimizer]),
+        backward=_backward(measured, range(layers) if among is None else among, optimizer),
+        time_ratio=measured.time_ratio,
         dead_share=float(measured.outside.mean()),
         dead_layer=int(outside.argmax()) if outside.max() > DEAD_SHARE else None,
         firing_rate=float(measured.firing.mean()),
         time_factor=float(measured.time_factor.mean()),
-        closed=closed,
-        nonfinite=(layers - 1 - int(bad[0][0]), steps - 1 - int(bad[0][1])) if len(bad) else None,
+        below_eps=tuple(small),
+        learned=learned,
+    )
+
+
+def judge_recipe(
+    measured: Measurement,
+    recipe: Recipe,
+    overlap: np.ndarray | None = None,
+    learned: Learned | None = None,
+) -> Verdict:
+    """The verdict on a net of a recipe, the same for `train`, `diagnose` and the report."""
+    return judge(
+        measured,
+        recipe.train.optimizer,
+        overlap,
+        among=comparable(measured, recipe),
+        may_be_silent=may_be_silent(measured.names, recipe),
+        eps=recipe.train.eps,
+        learned=learned,
     )
 
 
 def lost_at(overlap: np.ndarray) -> int | None:
     """The layer from which on nothing is kept of an image; None if the last one keeps some."""
-    keeping = np.flatnonzero(~(overlap < FORGOTTEN))
+    keeping = np.flatnonzero(~(overlap < LIMITS.kept))
     after = int(keeping[-1]) + 1 if len(keeping) else 0
     return after if after < len(overlap) else None
 
 
-def comparable(measured: Measurement, recipe: Recipe) -> list[int] | None:
-    """The layers whose gradients can be compared: None for all, unless blocks start closed.
+def starts_closed(recipe: Recipe) -> bool:
+    """Whether the net has residual blocks that start with little or no gain."""
+    model = recipe.model
+    blocks = model.name in BLOCK_NETS and model.block != "preact" and model.norm != "none"
+    return blocks and model.residual_gain < CLOSED
 
-    Inside a block that starts closed the gradient is as small as the block's gain, at any depth: the
-    last layer of each block stands for it. Before anything is learnt, none may be reached at all;
-    then there is nothing to compare yet, and the list is empty. Values that are not finite are looked
-    for in all layers.
+
+def comparable(measured: Measurement, recipe: Recipe) -> list[int] | None:
+    """The layers whose gradients are compared: None for all; of residual nets the last ones of their blocks.
+
+    Inside a block that starts closed the gradient is as small as the block's gain, at any depth. Before anything is
+    learnt, none may be reached at all; then there is nothing to compare yet, and the list is empty. Values that
+    are not finite are looked for in all layers.
     """
-    if not starts_closed(recipe) or measured.nonfinite.any():
-        return None
     ends = last_layers(measured.names)
-    return ends if measured.grad_spike[ends].any() else []
+    if recipe.model.name not in BLOCK_NETS or recipe.model.block == "preact" or not ends:
+        return None
+    closed = starts_closed(recipe) and not measured.grad_spike[ends].any()
+    return [] if closed and not measured.nonfinite.any() else ends
 
 
 def last_layers(names: Sequence[str]) -> list[int]:
@@ -366,150 +316,146 @@ def may_be_silent(names: Sequence[str], recipe: Recipe) -> list[int]:
     return [i for i in last_layers(names) if "." in names[i]] if closed else []
 
 
-def _depth_limits(names: Sequence[str], optimizer: str, aim: Aim | None) -> Limits:
-    """Those of the optimizer, or as wide around what is aimed at where that needs more."""
-    usual = LIMITS["depth", optimizer]
-    if aim is None:
-        return usual
-    growth = aim.growth(len(last_layers(names) if aim.goal == "block gain" else names))
-    limits = Limits(
-        min(usual.low, ROOM[0] * growth),
-        max(usual.high, ROOM[1] * growth),
-        f"a {aim.goal} of {aim.target:g} is aimed at, {times(growth)} over all of them: {aim.why}",
-    )
-    return usual if (limits.low, limits.high) == (usual.low, usual.high) else limits
-
-
-def _axis(
-    name: Literal["depth", "time"], measured: Measurement, among: Sequence[int], limits: Limits
-) -> Axis:
+def _backward(measured: Measurement, among: Sequence[int], optimizer: str) -> Backward:
+    limits = LIMITS.depth[optimizer]
+    bad = np.argwhere(measured.nonfinite[::-1, ::-1] > 0)
+    layers, steps = measured.grad_input.shape
+    nonfinite = (layers - 1 - int(bad[0][0]), steps - 1 - int(bad[0][1])) if len(bad) else None
+    if not among:
+        return Backward(Word.FREE, limits, 0, None, layers - 1, (layers - 1, 0), None)
     shown = measured.of_layers(among)
-    if name == "depth":
-        profile, ratio = shown.depth_profile, shown.depth_ratio
-    else:
-        profile, ratio = shown.time_profile, shown.time_ratio
+    profile, ratio = shown.depth_profile, shown.depth_ratio
     finite = np.where(np.isfinite(profile), profile, np.inf)
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = np.log(finite)
-        jumps = logs[:-1] - logs[1:]  # from a place to the one before it, walking backward
-    known = jumps[np.isfinite(jumps)]
-    word: Literal["healthy", "vanishing", "exploding"] = "healthy"
-    if np.isinf(finite).any() or (ratio is not None and ratio > limits.high):
-        word = "exploding"
-    elif (ratio is None and len(profile) > 1) or (ratio is not None and ratio < limits.low):
-        word = "vanishing"
-    sign = -1 if word == "vanishing" else 1
-    towards = np.where(np.isnan(jumps), -np.inf, sign * jumps)
+        jumps = logs[:-1] - logs[1:]  # from a layer to the one before it, walking backward
+    word = Word.FREE
+    if nonfinite is not None:
+        word = Word.NOT_FINITE
+    elif np.isinf(finite).any() or (ratio is not None and ratio > limits[1]):
+        word = Word.EXPLODING
+    elif len(profile) > 1 and (not ratio or ratio < limits[0]):
+        word = Word.VANISHING
+    towards = np.where(np.isnan(jumps), -np.inf, -jumps if word == Word.VANISHING else jumps)
     grads = np.where(np.isfinite(shown.grad_input), shown.grad_input, np.inf)
-    extreme = grads.argmax() if word == "exploding" else grads.argmin()
+    extreme = grads.argmin() if word == Word.VANISHING else grads.argmax()
     layer, step = np.unravel_index(extreme, grads.shape)
-    steepest = int(towards.argmax()) if len(towards) else 0
-    return Axis(
-        name=name,
+    return Backward(
         word=word,
         limits=limits,
         places=len(profile),
-        gain=math.exp(known.mean()) if len(known) else None,
-        spread=math.exp(known.std()) if len(known) else None,
         ratio=ratio,
-        steepest=among[steepest] if name == "depth" else steepest,
+        steepest=among[int(towards.argmax()) if len(towards) else 0],
         extreme=(int(among[int(layer)]), int(step)),
+        nonfinite=nonfinite,
     )
+
+
+class Why(StrEnum):
+    """Why a change of the recipe may help; `show.verdict` has the sentences."""
+
+    BLOCKS_START_CLOSED = "blocks start closed"
+    GOES_AROUND = "the gradient goes around neurons"
+    IDENTITY = "layers start as the identity"
+    WIDTH = "the default width"
+    NORM = "batch norm"
+    MEMBRANES = "membrane shortcuts"
+    RATE = "a lower learning rate"
 
 
 @dataclass(frozen=True)
 class Cure:
-    """A change of the recipe, `key=value`, and why."""
+    """A change of the recipe and why."""
 
-    change: str
-    reason: str
+    key: str
+    value: float | str
+    why: Why
 
 
-def cures(verdict: Verdict, recipe: Recipe) -> list[Cure]:
-    """Changes of `recipe` that may mend what the verdict found, the likeliest first."""
-    neuron, found = recipe.neuron, []
-    width = neuron.surrogate.width
-    if verdict.depth.limits_reached or verdict.nonfinite or verdict.dead_layer is not None:
-        if recipe.model.norm == "none":
-            found.append(Cure("model.norm=bn", "batch norm of the currents keeps neurons in reach"))
-        if not isinstance(width, str):
-            side = "wide" if verdict.depth.word == "exploding" else "narrow"
-            found.append(
-                Cure("neuron.surrogate.width=auto", f"{width:g} is too {side}; auto measures one")
-            )
-        elif width == "auto":
-            found.append(
-                Cure("neuron.surrogate.width=auto_per_layer", "one width does not fit all layers")
-            )
-        if verdict.depth.word == "exploding" and neuron.surrogate.height > 1:
-            found.append(
-                Cure("neuron.surrogate.height=1", "a surrogate above 1 amplifies every gradient")
-            )
-    if verdict.time.word == "exploding":
-        if not neuron.detach_reset:
-            found.append(Cure("neuron.detach_reset=true", "the path through the reset amplifies"))
-        if neuron.kind == "if":
-            found.append(Cure("neuron.kind=lif", "a leak bounds how far gradients are carried"))
-    if verdict.time.word == "vanishing" and neuron.kind in ("lif", "plif"):
-        tau = 2 * neuron.tau
-        found.append(Cure(f"neuron.tau={tau:g}", "a weaker leak carries gradients further back"))
-    if verdict.silent_layer is not None and recipe.model.norm != "tdbn":
-        found.append(Cure("model.norm=tdbn", "currents as wide as the threshold is high"))
-    return list({cure.change: cure for cure in found}.values())
+def cures(verdict: Verdict, recipe: Recipe, fresh: bool = True) -> list[Cure]:
+    """The defaults that `recipe` does not take, where the verdict found an obstacle or nothing was learnt.
+
+    They are the same whatever the seed: what won the race of docs/gradient_flow.md. Of a net at chance also what else
+    is worth a try. `fresh`: the net may still be another; of a run with weights only what leaves them alone is offered.
+    """
+    model, found = recipe.model, []
+    stuck = verdict.word == Word.CHANCE
+    if verdict.word in (Word.FREE, Word.HEALTHY, Word.LEARNING):
+        return []
+    slower = Cure("train.lr", float(f"{recipe.train.lr / 3:.2g}"), Why.RATE)
+    blocks = model.name in BLOCK_NETS and model.block != "preact"
+    if model.name not in (*BLOCK_NETS, *get_args(PlainNet), *get_args(VGG)):  # somebody's own
+        return [slower] if stuck else []
+    if fresh and model.norm == "none":
+        found.append(Cure("model.norm", "bn", Why.NORM))
+    elif fresh and blocks and not starts_closed(recipe):
+        found.append(Cure("model.residual_gain", 0.0, Why.BLOCKS_START_CLOSED))
+    if fresh and model.name in get_args(PlainNet) and model.start != "identity":
+        found.append(Cure("model.start", "identity", Why.IDENTITY))
+    if stuck or verdict.backward.word != Word.FREE:
+        around = model.shortcut_gradient == "straight_through"
+        if blocks and model.block == "plain" and not around:
+            found.append(Cure("model.shortcut_gradient", "straight_through", Why.GOES_AROUND))
+        usual = WIDTH * recipe.neuron.v_threshold
+        if not 0.5 < recipe.neuron.surrogate.width / usual < 2:
+            found.append(Cure("neuron.surrogate.width", float(f"{usual:.3g}"), Why.WIDTH))
+    if stuck:
+        found.append(slower)
+        if fresh and blocks and model.block == "plain":
+            found.append(Cure("model.block", "ms", Why.MEMBRANES))
+    return found
+
+
+def mean_loss(rows: Sequence[tuple[int, float]]) -> float | None:
+    """Of (step, mean loss since the row before), the mean over the last steps; None where it is too early to tell."""
+    if not rows or rows[-1][0] < LIMITS.since:
+        return None
+    last = [loss for step, loss in rows if step > rows[-1][0] - LIMITS.steps]
+    return float(np.mean(last))
 
 
 class Watch:
-    """Judges each measurement of a run, and warns once of each kind of trouble, with its cure."""
+    """Judges each measurement of a run, and tells once of each obstacle, with its cures."""
 
-    def __init__(self, recipe: Recipe, warn: Callable[[str], None]) -> None:
-        self.recipe, self.warn = recipe, warn
-        self.aim = aim_of(recipe)  # until more is known
+    def __init__(
+        self,
+        recipe: Recipe,
+        counts: Sequence[int],
+        tell: Callable[[int, Verdict, list[Cure]], None],
+    ) -> None:
+        self.recipe, self.counts, self.tell = recipe, counts, tell
         self.verdict: Verdict | None = None
-        self._warned: set[str] = set()
+        self.learned: Learned | None = None
+        self._measured: Measurement | None = None
+        self._losses: list[tuple[int, float]] = []
+        self._told: set[Word] = set()
 
     def look(self, step: int, measured: Measurement) -> None:
         """Judges what was measured at `step` of the training."""
-        recipe = self.recipe
-        self.verdict = verdict = judge(
-            measured,
-            recipe.train.optimizer,
-            among=comparable(measured, recipe),
-            may_be_silent=may_be_silent(measured.names, recipe),
-            aim=self.aim,
-        )
-        kinds = [f"{axis.name} {axis.word}" for axis in verdict.axes if axis.limits_reached]
-        kinds += ["dead"] if verdict.dead_layer is not None else []
-        kinds += ["silent"] if verdict.silent_layer is not None else []
+        self._measured = measured
+        self._judge()
+        assert self.verdict is not None
         # fp16's loss scaler finds its factor by overflowing, so values that are not finite are normal
-        if verdict.nonfinite is None and not self._warned.issuperset(kinds):
-            self._warned.update(kinds)
-            advice = [f"{cure.change} ({cure.reason})" for cure in cures(verdict, self.recipe)]
-            trouble = f"step {step}: {'; '.join(verdict.findings())}"
-            self.warn(trouble + (f". Try {', or '.join(advice[:2])}" if advice else ""))
+        found = {*self.verdict.obstacles} - {Word.NOT_FINITE}
+        if self.verdict.word != Word.LEARNING and not self._told.issuperset(found):
+            self._told.update(found)
+            self.tell(step, self.verdict, cures(self.verdict, self.recipe))
 
-    def in_words(self) -> str:
-        """`gradient healthy, all layers fire: depth 3.2x (limit 100x)`; "" before a measurement."""
-        return "" if self.verdict is None else self.verdict.brief()
+    def hear_loss(self, step: int, loss: float) -> None:
+        """The mean loss of training since the last call, after `step`."""
+        self._losses = [*self._losses, (step, loss)][-LIMITS.steps :]
+        self.learned = Learned.of(self.recipe, self.counts, mean_loss(self._losses), None, 0)
+        self._judge()
 
+    def hear_test(self, accuracy: float, images: int) -> None:
+        """The result of a test, which holds until there is a newer loss."""
+        self.learned = Learned.of(self.recipe, self.counts, None, accuracy, images)
+        self._judge()
 
-def times(ratio: float | None) -> str:
-    """A ratio as in `3.2x`, `7530x`, `1.5e-4x`, `1e12x`; `-` when there is none."""
-    if ratio is None:
-        return "-"
-    if 100 <= ratio < 1e4:
-        return f"{ratio:.0f}x"
-    if ratio == 0 or math.isinf(ratio):
-        return "0x" if ratio == 0 else "more than 1e38x"
-    if 1e-3 <= ratio < 100:
-        return f"{ratio:.3g}x"
-    digits, exponent = f"{ratio:.1e}".split("e")
-    return f"{digits.removesuffix('.0')}e{int(exponent)}x"
+    def cures(self) -> list[Cure]:
+        """Changes that may help; none for a net without a measurement."""
+        return [] if self.verdict is None else cures(self.verdict, self.recipe)
 
-
-def in_percent(share: float) -> str:
-    """A share in whole percent; noise may take an overlap of nothing a little below 0."""
-    return f"{100 * max(share, 0.0):.0f} %"
-
-
-def _rate(rate: float) -> str:
-    return f"{rate:.2g}"
+    def _judge(self) -> None:
+        if self._measured is not None:
+            self.verdict = judge_recipe(self._measured, self.recipe, learned=self.learned)

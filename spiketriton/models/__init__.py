@@ -108,14 +108,26 @@ _BUILT_IN: dict[str, Callable[..., Network]] = {
 
 
 def _block_start(recipe: Recipe) -> tuple[float, float]:
-    """Weight and bias of the last norm of a block; 1 and 0 where calibration is still to set them.
+    """Weight and bias of the last norm of a block.
 
-    The ANN twin has nothing to calibrate: under "auto" its blocks start as the identity.
+    A spike of a `plain` block's shortcut of 1 meets a threshold of 1 exactly: as soon as the branch takes
+    anything away, it is lost. The bias "auto" lifts it, and with it what silent neurons gather over
+    time: so far that one that fires is as far above the threshold in its first step as a silent one is
+    below it in the last. The ANN twin has no threshold.
     """
-    gain, bias = recipe.model.residual_gain, recipe.model.residual_bias
-    if isinstance(gain, str):
-        gain = 0.0 if recipe.neuron.kind == "relu" else 1.0
-    return gain, 0.0 if isinstance(bias, str) else bias
+    model, neuron = recipe.model, recipe.neuron
+    if not isinstance(model.residual_bias, str):
+        return model.residual_gain, model.residual_bias
+    ands = model.block == "sew" and model.connect == "and"
+    if not (model.block == "plain" or ands) or neuron.kind == "relu":
+        return model.residual_gain, 0.0
+    leaky = neuron.kind in ("lif", "plif")
+    decay = 1 - 1 / neuron.tau if leaky else 1.0
+    gain = 1 / neuron.tau if leaky and neuron.decay_input else 1.0
+    if ands:  # only a branch that fires passes the shortcut on
+        return model.residual_gain, 1.25 * neuron.v_threshold / gain
+    gathered = sum(decay**t for t in range(recipe.time_steps))  # by a current of 1
+    return model.residual_gain, (2 * neuron.v_threshold / gain - 1) / (1 + gathered)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -16,11 +16,7 @@ __all__ = ["IF", "LIF", "PLIF", "Norm", "SpikingNeuron", "adopt", "build_neuron"
 
 
 def build_neuron(config: NeuronConfig) -> nn.Module:
-    """The neuron of a recipe: a `SpikingNeuron`, or `torch.nn.ReLU` for the ANN twin.
-
-    A width to be calibrated ("auto", "auto_per_layer") is 1 until calibration replaces the neuron's
-    `surrogate`, or weights that were trained with another one are loaded.
-    """
+    """The neuron of a recipe: a `SpikingNeuron`, or `torch.nn.ReLU` for the ANN twin."""
     if config.kind == "relu":
         return nn.ReLU()
     own = chosen_part("neuron", config.kind)
@@ -32,7 +28,6 @@ def build_neuron(config: NeuronConfig) -> nn.Module:
                 "accepted: a spiketriton.neurons.SpikingNeuron"
             )
         return made
-    width = config.surrogate.width
     common: dict[str, Any] = {
         "v_threshold": config.v_threshold,
         "v_reset": config.v_reset,
@@ -41,7 +36,7 @@ def build_neuron(config: NeuronConfig) -> nn.Module:
         "surrogate": Surrogate(
             config.surrogate.shape,
             height=config.surrogate.height,
-            width=1.0 if isinstance(width, str) else width,
+            width=config.surrogate.width,
         ),
     }
     if config.kind == "if":

@@ -2,7 +2,6 @@
 
 recipe.toml        the resolved recipe
 environment.json   a JSON array, one object a session: versions, commit, device, command line
-calibration.json   the surrogate's widths and why, if the recipe leaves them to be measured
 micro_batch.json   images of a micro-batch, if the recipe says "auto"
 plugins.json       the modules of parts of one's own: version, file and its checksum
 metrics.jsonl      one JSON object a row: {"kind": "train" | "eval", "step": ..., ...}
@@ -66,7 +65,6 @@ class RunFolder:
         self.path = path
         self.recipe = path / "recipe.toml"
         self.environment = path / "environment.json"
-        self.calibration = path / "calibration.json"
         self.micro_batch = path / "micro_batch.json"
         self.plugins = path / "plugins.json"
         self.checkpoints = path / "checkpoints"
@@ -203,10 +201,6 @@ class RunFolder:
             "plugins.modules=..."
         )
 
-    def write_calibration(self, calibration: Row) -> None:
-        """Writes what was measured before training; measuring it again gives the same numbers."""
-        write_json(self.calibration, calibration)
-
     def write_micro_batch(self, images: int) -> None:
         """Writes what `train.micro_batch = "auto"` found; a resumed run keeps it."""
         write_json(self.micro_batch, {"micro_batch": images}, indent=None)
@@ -250,9 +244,6 @@ class Onlooker(RunFolder):
         yield
 
     def begin_session(self, recipe: Recipe, environment: Row) -> None:
-        pass
-
-    def write_calibration(self, calibration: Row) -> None:
         pass
 
     def write_micro_batch(self, images: int) -> None:

@@ -1,15 +1,20 @@
-"""The page of a diagnosis, for a terminal or a pipe."""
+"""The page of a diagnosis, for a terminal or a pipe, and its JSON."""
+
+import math
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from spiketriton.gradients.diagnosis import Diagnosis, two_digits
+from spiketriton.gradients.diagnosis import Diagnosis
 from spiketriton.gradients.measurement import Measurement
-from spiketriton.gradients.variants import Variant
-from spiketriton.gradients.verdict import in_percent, times
+from spiketriton.gradients.variants import Change, Variant
+from spiketriton.gradients.verdict import CLOSED, Word, lost_at
+from spiketriton.show import verdict as words
 from spiketriton.show.screen import say, show_table, show_whole
-from spiketriton.show.words import COLOURS
+from spiketriton.show.words import COLOURS, in_percent, times
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 HEAD = ("", "gain", "layers", "steps", "reach", "firing", "image")
@@ -27,28 +32,25 @@ def show(found: Diagnosis, console: Console) -> None:
     recipe = found.subject.recipe
     note = " (synthetic images)" if found.synthetic else ""
     say(console, f"{found.subject.title}: gradients of {found.images} images{note}")
-    line = f"verdict: {verdict.line()} (for {recipe.train.optimizer})"
+    line = f"verdict: {words.line(verdict)} (for {recipe.train.optimizer})"
     say(console, line, style=f"bold {COLOURS[verdict.word]}", indent="  ")
-    for sentence in verdict.sentences():
+    for sentence in words.sentences(verdict):
         say(console, f"  {sentence}", indent="  ")
-    if note := found.opening():
-        say(console, f"  {note}", indent="  ")
+    for sentence in (opening(found), prediction(found)):
+        if sentence:
+            say(console, f"  {sentence}", indent="  ")
     console.print()
     heat_map(measured, console)
     console.print()
+    surrogate = recipe.neuron.surrogate
+    shape = "" if ":" in recipe.model.name else f"{surrogate.shape}, height {surrogate.height:g}, "
     say(
         console,
-        f"surrogate: {recipe.neuron.surrogate.shape}, height "
-        f"{recipe.neuron.surrogate.height:g}, width {found.width:.3g}; its neurons pass on "
-        f"{in_percent(found.transmission)} of what they would if it were flat",
-    )
-    say(
-        console,
-        f"neurons fire {verdict.firing_rate:.3f} times per time step; a membrane's gradient keeps "
-        f"{in_percent(verdict.time_factor)} from step to step",
+        f"surrogate: {shape}width {found.width:.3g}; neurons fire {verdict.firing_rate:.3f} times per time step; a "
+        f"membrane's gradient keeps {in_percent(verdict.time_factor)} from step to step",
     )
     console.print()
-    as_is = Variant("as it is", "", measured, float(found.overlap[-1]))
+    as_is = Variant(Change.NOTHING, "", measured, float(found.overlap[-1]))
     show_table(
         console,
         "one thing changed at a time",
@@ -56,13 +58,130 @@ def show(found: Diagnosis, console: Console) -> None:
         [_row(variant) for variant in (as_is, *found.variants)],
         legend=LEGEND,
     )
-    for cause in found.causes():
+    if cause := causes(found):
         say(console, cause)
     console.print()
-    say(console, f"conclusion: {found.conclusion()}", style="bold", indent="  ")
+    say(console, f"conclusion: {conclusion(found)}", style="bold", indent="  ")
     for cure in found.cures:
-        show_whole(console, f"  {cure.change}")
-        say(console, f"      {cure.reason}", indent="      ")
+        show_whole(console, f"  {words.change(cure)}")
+        say(console, f"      {words.WHY[cure.why]}", indent="      ")
+
+
+def opening(found: Diagnosis) -> str:
+    """What was done to see through blocks that start closed; "" where there are none."""
+    if not found.opened:
+        return ""
+    return (
+        f"gradients are measured with the residual blocks opened to a gain of {CLOSED:g}, as training "
+        "soon opens them: as they start, no gradient enters them"
+    )
+
+
+def prediction(found: Diagnosis) -> str:
+    """What the mean field says beside what was measured; "" where it says nothing."""
+    if found.predicted is None:
+        return ""
+    lost = lost_at(found.predicted.overlap)
+    kept = two_digits(found.predicted.overlap[-1])
+    image = f"the last layer keeps {kept} of an image (measured: {two_digits(found.overlap[-1])})"
+    if lost is not None:
+        image += f", from {found.measured.names[lost]} on nothing"
+    return (
+        f"predicted without data and weights (gradients/mean_field.py): from layer to layer the gradient grows by "
+        f"{found.predicted.gain:.3g} (measured: {found.measured.depth_gain:.3g}), {image}"
+    )
+
+
+def conclusion(found: Diagnosis) -> str:
+    """What all of it comes to, in one sentence; what to change is in `Diagnosis.cures`."""
+    verdict = found.verdict
+    if verdict.word == Word.FREE:
+        return "no obstacle was found; whether it learns shows within the first hundred steps of a training"
+    if verdict.word in (Word.HEALTHY, Word.LEARNING):
+        return f"nothing to change: {words.line(verdict)}"
+    trouble = f"this net has a problem ({words.line(verdict)})"
+    return trouble + ("; change this:" if found.cures else ", and no change is known that cures it")
+
+
+def causes(found: Diagnosis) -> str:
+    """The changes that bring the gradient's ratio nearest to 1; "" where that is no trouble."""
+    if found.verdict.backward.word == Word.FREE:
+        return ""
+    best = ", ".join(
+        f"{variant.override or variant.change} ({times(ratio)})"
+        for variant, ratio in found.causes()
+    )
+    nearest = f"nearest to 1 with {best}" if best else "no change that was tried lessens it"
+    return f"depth: {times(found.measured.depth_ratio)}; {nearest}"
+
+
+def forgotten(found: Diagnosis) -> str:
+    """What becomes of the image through depth, in a sentence."""
+    first, last = two_digits(found.overlap[0]), two_digits(found.overlap[-1])
+    text = f"of an image's identity the first layer keeps {first} and the last {last}"
+    lost = lost_at(found.overlap)
+    if lost is not None:
+        name = found.measured.names[lost]
+        text += f"; from {name} on an image with 5 % noise is as different as another image"
+    return text
+
+
+def as_json(found: Diagnosis) -> dict[str, Any]:
+    """All of it, for `json_text`, which writes null for what is not finite."""
+    verdict, measured = found.verdict, found.measured
+    predicted = found.predicted
+    return {
+        "subject": found.subject.title,
+        "recipe": found.subject.recipe.name,
+        "step": found.subject.step,
+        "data": found.subject.recipe.data.name,
+        "synthetic": found.synthetic,
+        "images": found.images,
+        "device": found.device,
+        "time_steps": measured.grad_input.shape[1],
+        "optimizer": found.subject.recipe.train.optimizer,
+        "verdict": {
+            **asdict(verdict),
+            "word": verdict.word,
+            "obstacles": list(verdict.obstacles),
+            "line": words.line(verdict),
+            "findings": words.findings(verdict),
+            "sentences": words.sentences(verdict),
+        },
+        "opened": found.opened,
+        "conclusion": conclusion(found),
+        "width": found.width,
+        "overlap": found.overlap.tolist(),
+        "forgotten": forgotten(found),
+        "predicted_gain": None if predicted is None else predicted.gain,
+        "predicted_overlap": None if predicted is None else predicted.overlap.tolist(),
+        "depth_profile": measured.depth_profile.tolist(),
+        "time_profile": measured.time_profile.tolist(),
+        "causes": causes(found),
+        "switches": [
+            {
+                "name": variant.change,
+                "change": variant.override,
+                "depth_gain": variant.measured.depth_gain,
+                "time_ratio": variant.measured.time_ratio,
+                "outside_share": float(variant.measured.outside.mean()),
+                "firing_rate": float(variant.measured.firing.mean()),
+                "overlap": variant.overlap,
+                "depth_profile": variant.measured.depth_profile.tolist(),
+            }
+            for variant in found.variants
+        ],
+        "cures": [
+            {"change": words.change(cure), "reason": words.WHY[cure.why]} for cure in found.cures
+        ],
+        "weights": measured.weights,
+        "rows": measured.rows(),
+    }
+
+
+def two_digits(overlap: float) -> str:
+    """Two digits; noise may take an overlap of nothing a little below 0."""
+    return "-" if math.isnan(overlap) else f"{max(overlap, 0.0):.2f}"
 
 
 def _row(variant: Variant) -> tuple[str, ...]:
@@ -70,7 +189,7 @@ def _row(variant: Variant) -> tuple[str, ...]:
     shown = variant.measured
     depth, time = shown.depth_ratio, shown.time_ratio
     return (
-        variant.change or variant.name,
+        variant.override or variant.change,
         f"{shown.depth_gain:.3g}",
         "-" if depth is None else times(depth),
         "-" if time is None else times(time),

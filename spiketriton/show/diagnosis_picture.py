@@ -3,8 +3,10 @@
 from pathlib import Path
 
 from spiketriton.gradients.diagnosis import Diagnosis
+from spiketriton.gradients.variants import Change
 from spiketriton.show import figures
 from spiketriton.show.figures import BLUE, GREY, ORANGE, STYLE, heat_map, log10, new_figure
+from spiketriton.show.verdict import line
 
 
 def draw(found: Diagnosis, path: Path) -> None:
@@ -17,7 +19,7 @@ def draw(found: Diagnosis, path: Path) -> None:
     with matplotlib.rc_context(STYLE):
         figure = new_figure(15, 3.4 + 0.13 * max(len(measured.names), 14))
         heat, depth, time, image = figure.subplots(1, 4, width_ratios=[1.2, 1, 0.8, 0.6])
-        title = f"{found.subject.recipe.name}{note}: {found.verdict.line()}"
+        title = f"{found.subject.recipe.name}{note}: {line(found.verdict)}"
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
         logs = log10(measured.grad_input)
         names = list(measured.names)
@@ -32,9 +34,9 @@ def draw(found: Diagnosis, path: Path) -> None:
         )
         lines = [("as it is", measured, BLUE)]
         for variant in found.variants:
-            if variant.name.startswith("surrogate half"):
+            if variant.change is Change.HALF_WIDTH:
                 lines.append(("half as wide", variant.measured, GREY))
-            if variant.name.startswith("surrogate twice"):
+            if variant.change is Change.TWICE_WIDTH:
                 lines.append(("twice as wide", variant.measured, ORANGE))
         for label, shown, colour in lines:
             style = {"color": colour, "marker": "o", "label": label}
@@ -42,19 +44,28 @@ def draw(found: Diagnosis, path: Path) -> None:
             depth.plot(profile, range(len(profile)), **style)
             time.plot(figures.positive(shown.time_profile), **style)
         image.plot(found.overlap, range(len(found.overlap)), color=BLUE, marker="o")
+        if found.predicted is not None:
+            image.plot(
+                found.predicted.overlap,
+                range(len(found.overlap)),
+                color=GREY,
+                ls="--",
+                label="predicted",
+            )
+            image.legend(fontsize=8)
         image.set(title="Image", xlabel="what is left (1: all)")
         image.set_xlim(-0.05, 1.05)
         figures.log_scale(depth, "x")
         for axes in (depth, image):
             axes.yaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set_ylim(heat.get_ylim())
-        gain = found.verdict.depth.gain
+        gain = measured.depth_gain
         depth.set_title("Through depth" + (f": {gain:.3g}x a layer" if gain else ""))
         depth.set_xlabel("gradient (RMS, log scale)")
         depth.legend(fontsize=8)
         figures.log_scale(time, "y")
-        gain = found.verdict.time.gain
-        time.set_title("Through time" + (f": {gain:.3g}x a step" if gain else ""))
+        ratio = measured.time_ratio
+        time.set_title("Through time" + (f": {ratio:.3g}x" if ratio else ""))
         time.set(xlabel="time step", ylabel="gradient (RMS, mean over layers)")
         figures.explain(
             figure,

@@ -15,9 +15,11 @@ from rich.table import Column
 from rich.text import Text
 
 from spiketriton.errors import one_line, warn
+from spiketriton.gradients.verdict import Verdict
 from spiketriton.runs.rows import Row
 from spiketriton.show.screen import console_of, fill, say, show_whole
-from spiketriton.show.words import COLOURS, coloured, duration, percent, speed
+from spiketriton.show.verdict import brief
+from spiketriton.show.words import COLOURS, duration, percent, speed
 from spiketriton.training.plan import Plan
 
 COST_SECONDS, COST_STEPS = 2.0, 3  # measured before the time that the run will take is reported
@@ -47,7 +49,7 @@ class Display:
         self.plan: Plan | None = None
         self.tests: list[float] = []  # seconds of each test of this session
         self.due = 0.0  # seconds of training at which the next row is worth a line
-        self.verdict: tuple[str, ...] | None = None  # the last one that was printed
+        self.verdict: tuple[object, ...] | None = None  # the last one that was printed
 
     def note(self, text: str, indent: str = "  ") -> None:
         """Prose, broken between words at the edge of a terminal; later lines are indented."""
@@ -100,8 +102,8 @@ class Display:
         if self._timed is not None:
             self._timed = 0
 
-    def row(self, row: Row, gradient: str) -> None:
-        """A row of metrics, and the last measurement of the gradient in words (or "")."""
+    def row(self, row: Row, verdict: Verdict | None) -> None:
+        """A row of metrics, and the verdict on the last measurement of the gradient, if there was one."""
         if row["kind"] == "eval":
             self.tests.append(row["test_seconds"])
             self.parts(*self.test_parts(row))
@@ -110,14 +112,16 @@ class Display:
             wait = min(max(ROW_SECONDS, ROW_SHARE * row["seconds"]), ROW_SECONDS_MOST)
             self.due = row["seconds"] + wait
             self.parts(*self.train_parts(row))
-        self.tell_verdict(gradient)
+        self.tell_verdict(verdict)
 
-    def tell_verdict(self, gradient: str) -> None:
-        """Prints the measurement of the gradient if its verdict is a new one."""
-        verdict = tuple(word for word in COLOURS if word in gradient)
-        if gradient and verdict != self.verdict:
-            self.verdict = verdict
-            self.note(gradient + self.suffix)
+    def tell_verdict(self, verdict: Verdict | None) -> None:
+        """Prints a verdict that is a new one."""
+        if verdict is None:
+            return
+        told = (verdict.word, verdict.obstacles)
+        if told != self.verdict:
+            self.verdict = told
+            self.note(brief(verdict) + self.suffix)
 
     def end(self) -> None:
         """Training has stopped, for whatever reason."""
@@ -193,7 +197,8 @@ class LiveDisplay(Display):
         self.train: Row | None = None
         self.test: Row | None = None
         self.best = 0.0
-        self.left = self.gradient = self.signal = ""
+        self.left = self.signal = ""
+        self.shown: Verdict | None = None
 
     def warn(self, text: str) -> None:
         say(self.console, f"warning: {one_line(text)}", style="bold red", indent="  ")
@@ -248,17 +253,17 @@ class LiveDisplay(Display):
             count=f"{done} of {batches} batches",
         )
 
-    def row(self, row: Row, gradient: str) -> None:
-        self.gradient = gradient
+    def row(self, row: Row, verdict: Verdict | None) -> None:
+        self.shown = verdict
         if row["kind"] == "eval":
             self.test, self.best = row, max(self.best, row.get("validation_accuracy", 0.0))
-            super().row(row, gradient)
+            super().row(row, verdict)
         else:
             self.train = row
             left = self.seconds_left(row["step"], row["images_per_s"])
             self.left = f"{duration(left)} left"
             self.update_bars(row["step"])
-            self.tell_verdict(gradient)
+            self.tell_verdict(verdict)
 
     def render(self) -> Group:
         lines: list[Any] = []
@@ -270,7 +275,8 @@ class LiveDisplay(Display):
                 held_out = percent(self.test["validation_accuracy"])
                 parts.append(f"validation accuracy {held_out}, best {percent(self.best)}")
             lines += fill(parts, self.console.width - MARGIN)
-        lines += [coloured(self.gradient)] if self.gradient else []
+        if self.shown is not None:
+            lines.append(Text(brief(self.shown), style=COLOURS[self.shown.word]))
         lines += [Text(self.suffix.strip(), style="yellow")] if self.suffix else []
         lines += [Text(self.signal, style="bold red")] if self.signal else []
         texts = [Text(line) if isinstance(line, str) else line for line in lines]

@@ -11,9 +11,9 @@ import numpy as np
 
 from spiketriton.config import Recipe
 from spiketriton.errors import UserError
-from spiketriton.gradients.calibration import Calibration, aim_after
 from spiketriton.gradients.measurement import Measurement
-from spiketriton.gradients.verdict import FORGOTTEN, comparable, in_percent, judge, may_be_silent
+from spiketriton.gradients.subject import learned_by
+from spiketriton.gradients.verdict import judge_recipe
 from spiketriton.plain import of_plain
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import Row, read_json
@@ -28,6 +28,7 @@ from spiketriton.show.evaluation_tables import (
 )
 from spiketriton.show.evaluation_tables import verdict as run_in_sentences
 from spiketriton.show.figures import STYLE
+from spiketriton.show.verdict import line, sentences
 from spiketriton.trained.evaluation import Evaluation
 from spiketriton.trained.run import read_state
 from spiketriton.training import environment
@@ -98,7 +99,7 @@ def page(
             "Events": "".join(_events(evaluations, title)),
             "Cost": "".join(_cost(evaluations, title)),
             "Training": "".join(_training(folder, rows, title)),
-            "Gradients": "".join(_gradients(folder, recipe, title)),
+            "Gradients": "".join(_gradients(folder, rows, recipe, title)),
             "Activity": "".join(_activity(main, title)),
             "Recipe": f"<pre>{escape(folder.recipe.read_text('utf-8'))}</pre>",
             "Environment": "".join(_environment(folder)),
@@ -233,7 +234,7 @@ def _without_rows(folder: RunFolder) -> str:
     return f"Converted from {conversion['source']}, not trained: method {conversion['method']}."
 
 
-def _gradients(folder: RunFolder, recipe: Recipe, title: str) -> Iterator[str]:
+def _gradients(folder: RunFolder, metrics: list[Row], recipe: Recipe, title: str) -> Iterator[str]:
     """The verdict on the last measurement, both ways, and the picture of them all."""
     rows = folder.gradients.read()
     try:
@@ -244,27 +245,14 @@ def _gradients(folder: RunFolder, recipe: Recipe, title: str) -> Iterator[str]:
         return
     last = max(row["step"] for row in rows)
     measured = Measurement.of_rows([row for row in rows if row["step"] == last])
-    verdict = judge(
-        measured,
-        recipe.train.optimizer,
-        overlap=_diagnosed(folder, last, len(measured.names)),
-        among=comparable(measured, recipe),
-        may_be_silent=may_be_silent(measured.names, recipe),
-        aim=aim_after(recipe, _calibration(folder)),
-    )
-    yield f"<p><strong>After step {last}: {escape(verdict.line())}.</strong></p>"
-    sentences = [*verdict.sentences(), *_before_training(folder)]
-    yield f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in sentences)}</ul>"
+    learned = None
+    if any(folder.checkpoints.glob("*.pt")):
+        facts = read_state(folder)[0].get("data") or {}
+        learned = learned_by(metrics, recipe, facts.get("class_counts", ()), last)
+    verdict = judge_recipe(measured, recipe, _diagnosed(folder, last, len(measured.names)), learned)
+    yield f"<p><strong>After step {last}: {escape(line(verdict))}.</strong></p>"
+    yield f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in sentences(verdict))}</ul>"
     yield _figure(figure, "gradient by layer and time step")
-
-
-def _calibration(folder: RunFolder) -> Calibration | None:
-    """What was measured before training, where the recipe left it open."""
-    found = folder.calibration
-    try:
-        return Calibration.of_state(read_json(found)) if found.exists() else None
-    except ValueError as error:
-        raise UserError(f"{found} is damaged: {error}") from None
 
 
 def _diagnosed(folder: RunFolder, step: int, layers: int) -> np.ndarray | None:
@@ -279,18 +267,6 @@ def _diagnosed(folder: RunFolder, step: int, layers: int) -> np.ndarray | None:
         if subject.endswith(f"after step {step}") and len(overlap) == layers:  # and nothing changed
             return np.array(overlap, float)
     return None
-
-
-def _before_training(folder: RunFolder) -> Iterator[str]:
-    """What the last layer kept of an image before training, where the recipe left the start to be measured."""
-    found = _calibration(folder)
-    for start in () if found is None else (found.blocks, found.layers):
-        if start is None:
-            continue
-        yield (
-            f"forward, before training: the last layer kept {in_percent(start.overlap)} of an image's identity "
-            f"(at least {in_percent(FORGOTTEN)} is needed)"
-        )
 
 
 def _activity(main: Evaluation | None, title: str) -> Iterator[str]:

@@ -1,24 +1,39 @@
 """How numbers and verdicts are written on the screen and in pictures."""
 
-from rich.text import Text
+import math
+
+from spiketriton.gradients.verdict import Word
 
 COLOURS = {
-    "healthy": "green",
-    "vanishing": "blue",
-    "exploding": "red",
-    "blocked": "blue",
-    "silent": "blue",
-    "lost": "red",
-    "not finite": "red",
+    Word.HEALTHY: "green",
+    Word.LEARNING: "green",
+    Word.FREE: "green",
+    Word.CHANCE: "red",
+    Word.VANISHING: "blue",
+    Word.EXPLODING: "red",
+    Word.SILENT: "blue",
+    Word.LOST: "red",
+    Word.NOT_FINITE: "red",
 }
 
 
-def coloured(line: str) -> Text:
-    """A line of a live display, its verdict in colour."""
-    text = Text(line)
-    for word, colour in COLOURS.items():
-        text.highlight_words([word], style=f"bold {colour}")
-    return text
+def times(ratio: float | None) -> str:
+    """A ratio as in `3.2x`, `7530x`, `1.5e-4x`, `1e12x`; `-` when there is none."""
+    if ratio is None:
+        return "-"
+    if 100 <= ratio < 1e4:
+        return f"{ratio:.0f}x"
+    if ratio == 0 or math.isinf(ratio):
+        return "0x" if ratio == 0 else "more than 1e38x"
+    if 1e-3 <= ratio < 100:
+        return f"{ratio:.3g}x"
+    digits, exponent = f"{ratio:.1e}".split("e")
+    return f"{digits.removesuffix('.0')}e{int(exponent)}x"
+
+
+def in_percent(share: float) -> str:
+    """A share in whole percent; noise may take an overlap of nothing a little below 0."""
+    return f"{100 * max(share, 0.0):.0f} %"
 
 
 def percent(share: float) -> str:

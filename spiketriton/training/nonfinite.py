@@ -193,7 +193,7 @@ def scene(recipe_and_weights: State, step: int, batches: Sequence[Batch]) -> Sta
         step: the bad one, from 1.
         batches: its micro-batches.
     """
-    kept = ("recipe", "name", "version", "data", "calibration", "model")
+    kept = ("recipe", "name", "version", "data", "model")
     images, labels = zip(*batches, strict=True)
     return {
         **{key: recipe_and_weights[key] for key in kept},
@@ -243,6 +243,7 @@ def _advice(recipe: Recipe) -> str:
         tips.append("train.clip_grad_norm=1")
     if recipe.train.precision != "fp32":
         tips.append("train.precision=fp32")
-    if recipe.neuron.kind != "relu" and not isinstance(recipe.neuron.surrogate.width, str):
-        tips.append("neuron.surrogate.width=auto")
+    usual = 0.3 * recipe.neuron.v_threshold  # the default
+    if recipe.neuron.kind != "relu" and recipe.neuron.surrogate.width > 2 * usual:
+        tips.append(f"neuron.surrogate.width={usual:.3g}")
     return ", ".join(tips[:-1]) + f" or {tips[-1]}" if len(tips) > 1 else tips[0]

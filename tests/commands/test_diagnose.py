@@ -49,10 +49,9 @@ def test_json_is_all_that_is_printed_and_complete(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["images"] == 64
     assert found["verdict"]["word"] == "exploding"
-    assert found["verdict"]["depth"]["gain"] > 1
-    assert found["verdict"]["depth"]["spread"] > 1
+    assert found["verdict"]["backward"]["ratio"] > 1
     assert found["verdict"]["findings"]
-    assert found["cures"][0]["change"] == "neuron.surrogate.width=auto"
+    assert found["cures"][0]["change"] == "neuron.surrogate.width=0.3"
     assert {"name", "change", "depth_gain", "time_ratio"} <= set(found["switches"][0])
     assert {"layer", "time_step", "grad_input_rms", "outside_share"} <= set(found["rows"][0])
     assert not (tmp_path / "runs").exists()

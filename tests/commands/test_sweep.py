@@ -55,7 +55,7 @@ def test_mistakes_are_refused_before_anything_is_trained(axes, said, recipe, tmp
 
 def test_a_sweep_ends_in_means_spreads_and_pictures(recipe, tmp_path, capsys):
     out = tmp_path / "out"
-    axes = ("neuron.surrogate.width=0.5,2,auto", "model.depth=2,3", "seed=0,1")
+    axes = ("neuron.surrogate.width=0.5,2,4", "model.depth=2,3", "seed=0,1")
     assert run(recipe, *axes, out=out) == 0
     rows = results(out)
     assert len(rows) == 6
@@ -65,9 +65,8 @@ def test_a_sweep_ends_in_means_spreads_and_pictures(recipe, tmp_path, capsys):
         assert row["spread"] == pytest.approx(np.std(row["accuracies"], ddof=1))
     by_width = {row["neuron.surrogate.width"]: row["width"] for row in rows}
     assert (by_width["0.5"], by_width["2"]) == (0.5, 2)
-    assert by_width["auto"] not in (0.5, 2)
     said = capsys.readouterr().out
-    assert "12/12  neuron.surrogate.width=auto model.depth=3 seed=1" in said
+    assert "12/12  neuron.surrogate.width=4 model.depth=3 seed=1" in said
     for picture in ("norms.png", "times.png", "accuracy.png", "depth.png"):
         assert (out / picture).read_bytes().startswith(b"\x89PNG")
         assert str(out / picture) in said
@@ -91,7 +90,7 @@ def test_a_stopped_cell_goes_on_and_ends_as_if_it_never_stopped(
     recipe, tmp_path, monkeypatch, capsys
 ):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    axes = ("seed=0,1", "train.max_steps=6", "neuron.surrogate.width=auto")
+    axes = ("seed=0,1", "train.max_steps=6", "neuron.surrogate.width=1")
     run(recipe, *axes, out=whole)
 
     step = Trainer.train_step

@@ -196,7 +196,7 @@ def test_any_text_survives_the_round_trip(text):
         ["model.name=plain", "model.depth=50"],
         ["model.name=resnet50", "model.stem=cifar"],
         ["neuron.kind=if", "neuron.reset=soft"],
-        ["neuron.reset=none", "neuron.surrogate.width=auto_per_layer"],
+        ["neuron.reset=none", "neuron.surrogate.width=0.5"],
         ["neuron.surrogate.width=1e-5", "train.lr=0.1", "train.weight_decay=3.3e-17"],
         ["loss.kind=tet", "loss.tet_lambda=0", "train.optimizer=sgd", "train.nesterov=true"],
         ["monitor.enabled=false", "checkpoint.keep=3"],

@@ -49,7 +49,7 @@ BAD_VALUES = {
     "not among the choices": (GOOD + '[neuron]\nkind = "lfi"', ['did you mean "lif"?', '"relu"']),
     "wrong word for a number": (
         GOOD + '[neuron.surrogate]\nwidth = "wide"',
-        ['neuron.surrogate.width = "wide"', 'a number from 1e-6 to 1e6, or "auto"'],
+        ['neuron.surrogate.width = "wide"', "a number from 1e-6 to 1e6"],
     ),
     "empty string": ("data.root = ''\n", ['data.root = ""', "not empty"]),
     "NUL in a path": ('data.root = "a\\u0000"\n', ["data.root", "no NUL"]),
@@ -95,7 +95,7 @@ def test_defaults_are_as_documented_in_the_contract():
     assert recipe.neuron == NeuronConfig(
         kind="lif", tau=2.0, v_threshold=1.0, reset="hard", detach_reset=True
     )
-    assert recipe.neuron.surrogate == SurrogateConfig(shape="atan", height=1.0, width=1.0)
+    assert recipe.neuron.surrogate == SurrogateConfig(shape="atan", height=1.0, width=0.3)
 
 
 def test_recipes_are_frozen_hash_and_compare():

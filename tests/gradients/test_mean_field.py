@@ -53,7 +53,7 @@ def test_an_image_is_forgotten_as_in_a_wide_random_net():
     currents, kept = norm(both.expand(4, -1, wide)), []
     for _ in range(6):
         spikes = cell(currents)
-        kept.append(overlap_of(spikes))
+        kept.append(overlap_of(spikes.mean(0), images))
         currents = norm(spikes @ torch.randn(wide, wide))
     predicted = MeanField(cell, steps=4).overlap(6, similar=1 / math.sqrt(1 + 0.05**2))
     assert kept[0] > 0.9 > 0.5 > kept[-1]

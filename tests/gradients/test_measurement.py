@@ -89,14 +89,6 @@ def test_profiles():
     assert measured.depth_profile == pytest.approx([math.sqrt(12.5), math.sqrt(128)])
     assert measured.time_profile == pytest.approx([3, 8])  # of the layers that have a gradient
     assert with_grads([[0, 1], [0, 1]]).time_profile.tolist() == [0, 1]
-    passed = with_grads([[3, 4], [0, 0]])
-    assert passed.transmission == pytest.approx([math.sqrt(12.5), 0])
-
-
-def test_nothing_is_passed_on_where_nothing_arrives():
-    grads = np.ones((2, 2))
-    fields = {field: grads for field in KEYS} | {"grad_spike": grads * [[0], [2]]}
-    assert Measurement(("a", "b"), **fields).transmission.tolist() == [0, 0.5]
 
 
 INF, NAN = math.inf, math.nan

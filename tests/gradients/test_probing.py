@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
-from spiketriton.gradients import probing
+from spiketriton.errors import UserError
 from spiketriton.gradients.probing import Prober, overlap_of
 from spiketriton.models import Network, build_model
 from spiketriton.training.losses import Batch, build_loss
@@ -47,38 +48,13 @@ def test_a_measurement_leaves_no_trace():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
     found = prober(model, batches())
-    found.measure(rescaled=True)
+    found.measure()
     found.overlap()
     assert torch.equal(torch.get_rng_state(), state)
     assert_equal(before, dict(model.state_dict()))
     assert not model.training
     assert all(p.grad is None for p in model.parameters())
     assert all(x.probe is None and x.on_fire is None for _, x in model.spiking_layers())
-
-
-def test_rescaling_changes_nothing_within_the_range_and_no_ratio_beyond_it():
-    model = network("model.name=mlp", "model.depth=4")
-    given = batches(1)
-    whole = prober(model, given)
-    plain, rescaled = whole.measure(), whole.measure(rescaled=True)
-    assert np.array_equal(plain.grad_input, rescaled.grad_input)
-    loss = build_loss(small_recipe().loss)
-    for factor in (1e-20, 1e20):
-        scaled = Prober(model, given, lambda out, y, factor=factor: factor * loss(out, y))
-        found = scaled.measure(rescaled=True)
-        assert np.allclose(found.transmission, plain.transmission, rtol=1e-4)
-        assert found.peak.max() < 1e6
-    beyond = scaled.measure()  # not rescaled by itself
-    assert beyond.peak.max() == pytest.approx(1e20 * plain.peak.max(), rel=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("largest", "factor"), [(0.9e6, 1), (1.1e6, 1 / 1.1e6), (1.1e-6, 1), (0.9e-6, 1 / 0.9e-6)]
-)
-def test_a_gradient_beyond_the_range_is_divided_by_its_largest_value(largest, factor):
-    grad = torch.tensor([0.5, -1.0, 0.0], dtype=torch.float64) * largest
-    assert torch.allclose(probing._rescaled(grad), grad * factor, rtol=1e-6, atol=0)
-    assert torch.equal(probing._rescaled(torch.zeros(2)), torch.zeros(2))
 
 
 def test_only_firing_images_count_in_the_overlap():
@@ -121,3 +97,38 @@ def test_half_of_a_batch_is_compared_with_noisy_copies(images, compared):
     one = given[0][0][:compared]
     noise = torch.randn(one.shape, generator=torch.Generator().manual_seed(0))
     assert torch.equal(shown, torch.cat([one, one + 0.05 * one.std() * noise]))
+
+
+def test_any_module_is_measured_whose_neurons_are_ours():
+    """In the order in which they are called, with the weights' gradients; the same as of a network."""
+    net = network("model.name=mlp", "model.depth=3")
+    given = batches(1)
+    images, labels = given[0]
+
+    class Other(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last, self.middle, self.first = net.layers[2], net.layers[1], net.layers[0]
+            self.fc = net.fc
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.last(self.middle(self.first(x.flatten(1), 3)))).mean(0)
+
+    def loss(out: Tensor, y: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(out, y)
+
+    wanted = prober(net, given)
+    found = Prober(Other(), given, loss, images=0)
+    assert found.names == ("first.neuron", "middle.neuron", "last.neuron")
+    assert (found.steps, found.elements) == (wanted.steps, wanted.elements)
+    ours, theirs = found.measure(), wanted.measure()
+    assert np.allclose(ours.grad_input, theirs.grad_input, rtol=1e-4)
+    assert np.allclose(found.overlap(), wanted.overlap(), atol=1e-5)
+    (grad,) = torch.autograd.grad(
+        build_loss(small_recipe().loss)(net(images), labels), net.fc.weight
+    )
+    assert theirs.weights["fc.weight"] == pytest.approx(
+        float(grad.square().mean().sqrt()), rel=1e-4
+    )
+    with pytest.raises(UserError, match="of Linear are shown no time steps"):
+        Prober(nn.Linear(64, 10), [(images.flatten(1), labels)], loss, images=0)

@@ -4,8 +4,9 @@ import pytest
 
 from spiketriton.config import to_toml
 from spiketriton.errors import UserError
-from spiketriton.gradients.calibration import Calibration
 from spiketriton.gradients.subject import find_subject
+from spiketriton.gradients.variants import Experiment
+from spiketriton.runs.folder import RunFolder
 from tests.small_runs import small_recipe, small_trainer
 
 
@@ -18,19 +19,24 @@ def test_a_recipe_has_fresh_weights(tmp_path):
     path.write_text(to_toml(small_recipe()))
     found = find_subject(str(path), ["time_steps=2"], nothing)
     assert (found.recipe.time_steps, found.title) == (2, f"recipe {path}")
-    assert (found.state, found.calibration, found.step) == (None, None, 0)
+    assert (found.state, found.learned, found.step) == (None, None, 0)
     with pytest.raises(UserError, match="an ANN has neither time nor a surrogate"):
         find_subject(str(path), ["neuron.kind=relu"], nothing)
 
 
-def test_a_run_has_its_weights_and_its_calibration_unless_the_width_is_given(tmp_path):
+def test_a_run_has_its_weights_and_what_its_last_test_showed(tmp_path):
     run = tmp_path / "run"
-    small_trainer(run, "neuron.surrogate.width=auto", "train.max_steps=1").fit()
+    small_trainer(run, "train.max_steps=8").fit()
     found = find_subject(str(run), [], nothing)
-    assert (found.title, found.step) == (f"run {run}, after step 1", 1)
-    assert isinstance(found.calibration, Calibration)
+    assert (found.title, found.step) == (f"run {run}, after step 8", 8)
     assert found.state is not None
-    assert find_subject(str(run), ["neuron.surrogate.width=0.3"], nothing).calibration is None
+    test = [row for row in RunFolder(run).metrics.read() if row["kind"] == "eval"][-1]
+    assert found.learned is not None
+    assert (found.learned.accuracy, found.learned.images) == (test["test_accuracy"], 50)
+    assert 0.1 <= found.learned.guess_accuracy < 0.15
+    other = find_subject(str(run), ["neuron.surrogate.width=2"], nothing)
+    assert other.learned is None  # of another net
+    assert {x.surrogate.width for _, x in Experiment(other).prober().layers} == {2.0}
 
 
 def test_a_wrong_name_is_told_of_both(tmp_path):

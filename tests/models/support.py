@@ -14,7 +14,15 @@ SHALLOW_PLAIN = {"name": "plain", "depth": 4}
 SHALLOW_MLP = {"name": "mlp", "depth": 3}
 
 
+# blocks that do something: closed ones would make comparisons vacuous
+OPEN = {"residual_gain": 1.0, "residual_bias": 0.0, "shortcut_gradient": "surrogate"}
+
+
 def recipe(name: str = "resnet8", *, time_steps: int = T, neuron: dict | None = None, **model):
+    residual = name.startswith("resnet") or name == "net7b"
+    if residual and model.get("norm") != "none" and model.get("block") != "preact":
+        plain = model.get("block", "plain") == "plain"
+        model = {k: v for k, v in OPEN.items() if plain or k == "residual_gain"} | model
     return Recipe(
         name="test",
         time_steps=time_steps,

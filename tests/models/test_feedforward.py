@@ -25,7 +25,7 @@ def test_depth_is_the_number_of_spiking_layers(name, depth):
 
 @pytest.mark.parametrize("name", ["plain", "mlp"])
 def test_an_identity_start_adds_the_identity_to_a_tenth_of_the_usual_weights(name):
-    usual, ours = build(name, depth=3), build(name, depth=3, start="identity")
+    usual, ours = build(name, depth=3, start="kaiming"), build(name, depth=3, start="identity")
     first, *rest = [layer.weights.weight for layer in ours.layers]
     first_usual, *rest_usual = [layer.weights.weight for layer in usual.layers]
     assert torch.equal(first, first_usual)

@@ -116,12 +116,11 @@ def test_hooks_see_every_layer_in_order():
     assert len(seen) == len(set(seen)) == len(neurons) + norms
 
 
-@pytest.mark.parametrize("rescaled", [False, True])
-def test_probes_measure_the_same(rescaled):
+def test_probes_measure_the_same():
     fused, apart = pair(torch.float32, name="resnet8", width=4)
     batch = images(), torch.arange(B)
     loss = lambda currents, labels: nn.functional.cross_entropy(currents.mean(0), labels)  # noqa: E731
-    found = [Prober(model, [batch], loss).measure(rescaled) for model in (fused, apart)]
+    found = [Prober(model, [batch], loss).measure() for model in (fused, apart)]
     assert found[0].names == found[1].names
     for name in ("grad_spike", "grad_input", "firing", "outside"):
         ours, theirs = (torch.as_tensor(getattr(one, name)) for one in found)

@@ -7,11 +7,12 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from spiketriton.config import NeuronConfig
 from spiketriton.models import count_parameters, resnet
 from spiketriton.models.layers import Parts, norm_neuron
 from spiketriton.models.resnet import ARCHITECTURES, ResNet
 from spiketriton.models.resnet import BLOCKS as BLOCK_TYPES
-from spiketriton.neurons import Norm
+from spiketriton.neurons import Norm, build_neuron
 from tests.models.support import (
     BLOCKS,
     CLASSES,
@@ -265,10 +266,37 @@ def test_blocks_start_at_the_gain_and_bias_of_the_recipe(name):
     assert all((norm.weight == 1).all() and (norm.bias == 0).all() for norm in inner)
 
 
-def test_under_auto_a_spiking_net_waits_for_its_calibration_and_the_ann_twin_starts_at_0():
-    assert set(starts(build(residual_gain="auto")).values()) == {(1.0, 0.0)}
-    twin = build(residual_gain="auto", neuron={"kind": "relu"})
-    assert set(starts(twin).values()) == {(0.0, 0.0)}
+@pytest.mark.parametrize(
+    ("neuron", "steps", "expected"),
+    [
+        ({"kind": "lif"}, 4, 1 / 2.875),
+        ({"kind": "if"}, 4, 0.2),
+        ({"kind": "lif", "decay_input": True, "v_threshold": 0.5}, 3, 1 / 2.75),
+        ({"kind": "relu"}, 4, 0.0),
+    ],
+)
+def test_the_default_start_has_equal_margins(neuron, steps, expected):
+    """A spike of the shortcut lifts h as far above the threshold as silence stays below it in the last step."""
+    net = build("resnet8", time_steps=steps, neuron=neuron, residual_gain=0.0, residual_bias="auto")
+    ((gain, bias),) = set(starts(net).values())
+    assert (gain, bias) == (0.0, pytest.approx(expected))
+    if neuron["kind"] == "relu":
+        return
+    cell = build_neuron(NeuronConfig(**neuron, reset="none"))
+    arguments = cell.neuron_arguments()
+    silent = 0.0
+    for _ in range(steps):
+        silent = arguments["decay"] * silent + arguments["gain"] * bias
+    above = arguments["gain"] * (1 + bias) - arguments["threshold"]
+    assert above == pytest.approx(arguments["threshold"] - silent)
+
+
+@pytest.mark.parametrize("connect", ["add", "and", "iand"])
+def test_sew_blocks_start_by_passing_spikes_on_however_they_connect(connect):
+    net = build("resnet8", block="sew", connect=connect, residual_gain=0.0)
+    (_, block), *_ = net.blocks()
+    x = (torch.rand(T, B, 16, 4, 4) < 0.4).float()
+    assert torch.equal(block(x), x)
 
 
 @pytest.mark.parametrize("bias", [0.0, 0.25])

@@ -37,14 +37,14 @@ def test_build_neuron_hands_every_key_to_the_neuron(kind, type_):
     assert gain == pytest.approx(1.0 if kind == "if" else 1 / 3)
 
 
-def test_build_neuron_of_the_twin_and_of_a_width_to_be_calibrated():
+def test_build_neuron_of_the_twin_and_of_a_width():
     assert type(build_neuron(NeuronConfig(kind="relu"))) is nn.ReLU
-    neuron = build_neuron(NeuronConfig(reset="soft", surrogate=SurrogateConfig(width="auto")))
+    neuron = build_neuron(NeuronConfig(reset="soft", surrogate=SurrogateConfig(width=1.0)))
     assert isinstance(neuron, SpikingNeuron)
     assert neuron.reset_mode == "soft"
     assert neuron.surrogate.width == 1.0
 
     x = currents(T, B, C).requires_grad_()
     before = torch.autograd.grad(neuron(x).sum(), x)[0]
-    neuron.surrogate = Surrogate("atan", width=4.0)  # what a calibrator does
+    neuron.surrogate = Surrogate("atan", width=4.0)
     assert torch.autograd.grad(neuron(x).sum(), x)[0].norm() > before.norm()

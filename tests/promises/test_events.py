@@ -55,7 +55,7 @@ RUNS = {
         *("model.name=vggsnn", "model.width=2", "data.image_size=16", "loss.kind=tet"),
         *("train.mixup=0.4", "train.cutmix=1"),
     ],
-    "calibrated": ["neuron.surrogate.width=auto", "data.augmentation.delete=1", "model.block=ms"],
+    "ms": ["data.augmentation.delete=1", "model.block=ms"],
 }
 
 

@@ -212,7 +212,6 @@ RUN_TARGETS = {  # file of the run: how it is damaged, who reads it
     "recipe.toml": ((in_bytes, in_toml), lambda run: run.load_recipe()),
     "metrics.jsonl": ((in_bytes, in_lines), _page),
     "gradients.jsonl": ((in_bytes, in_lines), _gradients),
-    "calibration.json": ((in_bytes, in_json), _gradients),
     "environment.json": ((in_bytes, in_json), _page),
     "plugins.json": ((in_bytes, in_json), lambda run: run._record_plugins(run.load_recipe())),
     "diagnosis.json": ((in_bytes, in_json), _gradients),

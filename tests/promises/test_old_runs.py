@@ -15,6 +15,7 @@ from spiketriton.config import Recipe, load_recipe
 from spiketriton.data import build_data
 from spiketriton.errors import EXIT_DONE
 from spiketriton.gradients.subject import find_subject
+from spiketriton.gradients.variants import Experiment
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import Rows
 from spiketriton.train import main
@@ -27,6 +28,12 @@ from tests.small_runs import Lines, small_recipe
 OLD = Path(__file__).parent / "old_run"  # of the small recipe, stopped after step 7 of 10
 QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart.toml"
 TOLERANCE = 1e-5
+USUAL = (  # what the defaults were then
+    "neuron.surrogate.width=1",
+    "model.residual_gain=1",
+    "model.residual_bias=0",
+    "model.shortcut_gradient=surrogate",
+)
 
 
 @pytest.fixture
@@ -61,8 +68,7 @@ def test_an_old_run_is_evaluated_as_it_was_then(old):
 def test_an_old_run_can_be_diagnosed(old):
     subject = find_subject(str(old), [], warn=pytest.fail)
     assert subject.step == 7
-    assert subject.calibration is not None
-    assert subject.calibration.width == pytest.approx(0.4674333, rel=TOLERANCE)
+    assert set(Experiment(subject).widths.values()) == {pytest.approx(0.4674333, rel=TOLERANCE)}
 
 
 def trained(recipe: Recipe, folder: Path, steps: int) -> list[tuple[float, float]]:
@@ -78,7 +84,7 @@ def assert_recorded(found: list, recorded: list, tolerance: float) -> None:
 
 
 def test_the_first_steps_of_the_quickstart(tmp_path):
-    keys = ["train.log_every=1", "train.threads=1", "data.workers=0"]
+    keys = [*USUAL, "train.log_every=1", "train.threads=1", "data.workers=0"]
     found = trained(load_recipe(QUICKSTART, keys), tmp_path / "run", 3)
     recorded = [(2.280853, 5.356363), (2.333875, 5.236921), (2.290061, 5.505800)]
     assert_recorded(found, recorded, TOLERANCE)
@@ -88,7 +94,9 @@ def test_the_first_steps_of_the_quickstart(tmp_path):
     ("fused", "recorded"), [("true", (2.427193, 11.33298)), ("false", (2.430006, 10.74174))]
 )
 def test_one_step_in_bf16(tmp_path, fused, recorded):
-    recipe = small_recipe("train.precision=bf16", f"model.fused={fused}", "train.log_every=1")
+    recipe = small_recipe(
+        *USUAL, "train.precision=bf16", f"model.fused={fused}", "train.log_every=1"
+    )
     same_rounding = "avx512_bf16" in _cpu_flags() and "amx_bf16" not in _cpu_flags()
     tolerance = TOLERANCE if same_rounding else 0.05
     assert_recorded(trained(recipe, tmp_path / "run", 1), [recorded], tolerance)

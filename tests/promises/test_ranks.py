@@ -32,7 +32,6 @@ from spiketriton.errors import (
     UserError,
     run_command,
 )
-from spiketriton.gradients import holding
 from spiketriton.runs.checkpoint import read_checkpoint
 from spiketriton.train import main
 from spiketriton.trainer import Trainer
@@ -75,22 +74,7 @@ SAME = {
         *("train.schedule=step", "train.milestones=[0.4]", "data.sampler=balanced"),
         *("data.validation=0.1", "loss.class_weights=balanced"),
     ],
-    "calibrated": [*MLP, "neuron.surrogate.width=auto"],
-    "held": [
-        *("model.residual_gain=0", "model.residual_bias=0.25"),
-        *("neuron.surrogate.width=auto", "train.optimizer=adamw"),
-    ],
 }
-
-
-def train(trainer: Trainer, kind: str) -> None:
-    """To the end; a width that is held is found too wide every few steps."""
-    with pytest.MonkeyPatch.context() as patch:
-        if kind == "held":
-            patch.setattr(holding, "SHARE", 1.0)
-            patch.setitem(holding.LIMITS, "block gain in a step", (0.0, 0.1))
-            patch.setattr(holding, "FUTILE", 0.0)
-        trainer.fit()
 
 
 def play(root: Path) -> None:
@@ -103,7 +87,7 @@ def play(root: Path) -> None:
             trainer = small_trainer(root / name, *SYNC, *keys, ranks=ranks)
             if name == "accumulate":
                 trainer.forward.register_comm_hook(exchanges, counted)
-            train(trainer, name)
+            trainer.fit()
         assert len(exchanges) == 5, "gradients are exchanged once a step, not once a micro-batch"
 
         small_trainer(root / "apart", *SHORT, ranks=ranks).fit(until=2)
@@ -226,15 +210,8 @@ def assert_same_run(one: Path, two: Path) -> None:
 
 @pytest.mark.parametrize("kind", SAME)
 def test_two_ranks_are_one_rank_with_the_same_batch(played, tmp_path, kind):
-    train(small_trainer(tmp_path / "one", *SYNC, *SAME[kind]), kind)
+    small_trainer(tmp_path / "one", *SYNC, *SAME[kind]).fit()
     assert_same_run(tmp_path / "one", played / kind)
-    if kind in ("calibrated", "held"):
-        one, two = (
-            json.loads((run / "calibration.json").read_text())
-            for run in (tmp_path / "one", played / kind)
-        )
-        assert_close(one, two, kind)
-        assert bool(one["held"]) == (kind == "held")
 
 
 def test_without_synchronised_statistics_ranks_hold_their_means(played, tmp_path, monkeypatch):

@@ -125,7 +125,6 @@ def test_rows_behind_a_checkpoint_are_cut(tmp_path):
 def test_other_ranks_write_nothing(tmp_path):
     other = Onlooker(tmp_path / "run")
     other.begin_session(small_recipe(), {})
-    other.write_calibration({})
     other.write_micro_batch(3)
     other.metrics.append([{"step": 1}])
     other.gradients.append([{"step": 1}])
@@ -176,12 +175,6 @@ def test_an_empty_folder_is_taken_and_goes_even_if_it_was_never_locked(tmp_path)
     assert not (folder.path / ".writable").exists()
     RunFolder.create(tmp_path / "run", "x").discard_if_unused()
     assert not folder.path.exists()
-
-
-def test_what_was_measured_before_training_is_written(tmp_path):
-    folder = RunFolder.create(tmp_path / "run", "x")
-    folder.write_calibration({"width": 0.5})
-    assert json.loads(folder.calibration.read_text()) == {"width": 0.5}
 
 
 def test_the_name_is_that_of_the_first_session(tmp_path):

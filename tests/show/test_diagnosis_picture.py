@@ -7,24 +7,26 @@ import pytest
 from PIL import Image
 
 from spiketriton.gradients.measurement import Measurement
+from spiketriton.gradients.variants import Change
+from spiketriton.gradients.verdict import judge
 from spiketriton.show import diagnosis_picture
 from spiketriton.show.diagnosis_picture import draw
 from spiketriton.show.figures import BLUE, GREY, ORANGE
 from tests.show.support import measurement
 
 
-def found(measured: Measurement, gain: float | None = 1.25, synthetic: bool = False):
+def found(measured: Measurement, synthetic: bool = False):
     """A diagnosis, as far as it is drawn."""
     variants = [
-        SimpleNamespace(name=name, measured=measurement(factor * measured.grad_input))
-        for name, factor in (("surrogate half as wide", 0.5), ("surrogate twice as wide", 2.0), ("relu", 9.0))
+        SimpleNamespace(change=name, measured=measurement(factor * measured.grad_input))
+        for name, factor in ((Change.HALF_WIDTH, 0.5), (Change.TWICE_WIDTH, 2.0), (Change.LEAK, 9.0))
     ]  # fmt: skip
-    axis = SimpleNamespace(gain=gain)
     return SimpleNamespace(
         measured=measured,
         synthetic=synthetic,
         subject=SimpleNamespace(recipe=SimpleNamespace(name="small")),
-        verdict=SimpleNamespace(line=lambda: "healthy", depth=axis, time=axis),
+        verdict=judge(measurement(np.ones((2, 2)), firing=np.ones((2, 2)))),
+        predicted=None,
         variants=variants,
         overlap=np.array([0.75, 0.5]),
     )
@@ -64,18 +66,21 @@ def test_every_panel_shows_its_numbers(tmp_path, monkeypatch):
     assert depth.get_ylim() == image.get_ylim() == heat.get_ylim() == (1.5, -0.5)
     assert (depth.get_xscale(), time.get_yscale()) == ("log", "log")
     assert (depth.get_title("left"), time.get_title("left")) == (
-        "Through depth: 1.25x a layer",
-        "Through time: 1.25x a step",
+        "Through depth",
+        f"Through time: {measurement(grads).time_ratio:.3g}x",
     )
-    assert figure.get_suptitle() == "small: healthy"
+    assert figure.get_suptitle() == "small: no obstacle found"
     assert figure.get_size_inches() == pytest.approx([15, 3.4 + 0.13 * 14])
     assert pixels == (15 * 110, int((3.4 + 0.13 * 14) * 110))
     widths = [axes.get_position().width for axes in (heat, depth, time, image)]
     assert widths == sorted(widths, reverse=True)
 
 
-def test_without_a_gain_the_titles_are_short_and_synthetic_images_are_named(tmp_path, monkeypatch):
-    figure, _ = drawn(monkeypatch, tmp_path / "x.png", measurement(np.ones((20, 1))), None, True)
-    assert [figure.axes[i].get_title("left") for i in (1, 2)] == ["Through depth", "Through time"]
-    assert figure.get_suptitle() == "small (synthetic images): healthy"
+def test_without_a_ratio_the_title_is_short_and_synthetic_images_are_named(tmp_path, monkeypatch):
+    figure, _ = drawn(monkeypatch, tmp_path / "x.png", measurement(np.ones((20, 1))), True)
+    assert [figure.axes[i].get_title("left") for i in (1, 2)] == [
+        "Through depth: 1x a layer",
+        "Through time",
+    ]
+    assert figure.get_suptitle() == "small (synthetic images): no obstacle found"
     assert figure.get_size_inches()[1] == pytest.approx(3.4 + 0.13 * 20)

@@ -7,14 +7,16 @@ import re
 import select
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
+from spiketriton.gradients.verdict import Verdict, judge
 from spiketriton.show.announcements import summary, what_next
 from spiketriton.show.display import Display, LiveDisplay, Quiet, make_display, numbers
 from spiketriton.show.words import duration, speed
 from spiketriton.training.plan import Plan
-from tests.show.support import PLAN, outcome
+from tests.show.support import PLAN, measurement, outcome
 from tests.small_runs import small_recipe
 
 TRAIN = {
@@ -26,7 +28,15 @@ EVAL = {
     "kind": "eval", "step": 40, "epoch": 2.0, "seconds": 12.0, "test_accuracy": 0.9312,
     "test_loss": 0.2, "test_images": 300, "test_seconds": 2.0,
 }  # fmt: skip
-GRADIENT = "gradient healthy, all layers fire: depth 3.2x (limit 1e12x), time 0.41x (limit 1000x)"
+GRADIENT = "no obstacle found (first layer's gradient 3.2x the last one's, limit 1e12x)"
+
+
+def verdict(depth: float = 3.2) -> Verdict:
+    grads = np.array([[depth * 0.41, depth], [0.41, 1.0]])
+    ones = {name: np.ones((2, 2)) for name in ("grad_spike", "grad_carry", "firing", "peak")}
+    return judge(measurement(grads, **ones), "adamw")
+
+
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 
 
@@ -42,9 +52,9 @@ def test_lines_have_all_numbers_and_no_control_codes():
     display.begin(PLAN, 0, "cpu")
     for step in range(1, 31):
         display.advance(step)
-    display.row(TRAIN, GRADIENT)
+    display.row(TRAIN, verdict())
     display.testing(1, 3)
-    display.row(EVAL, GRADIENT)
+    display.row(EVAL, verdict())
     summary(display, outcome(), Path("runs/x"), [Path("runs/x/curves.png")])
     what_next(display, outcome(), Path("runs/x"), small_recipe(), ["small.toml"])
     display.end()
@@ -66,9 +76,9 @@ def test_a_terminal_gets_live_bars_with_all_numbers():
     display.begin(PLAN, 20, "cuda")
     try:
         display.advance(21)
-        display.row(TRAIN, GRADIENT)
+        display.row(TRAIN, verdict())
         display.testing(2, 3)
-        display.row(EVAL, GRADIENT)
+        display.row(EVAL, verdict())
         display.stopping("SIGINT: finishing this step")
         shown = Console(file=io.StringIO(), width=120)
         shown.print(display.render())
@@ -130,7 +140,7 @@ def test_a_real_terminal_is_left_as_it_was(tmp_path):
     with os.fdopen(follower, "w") as stream:
         display = make_display(stream)
         display.begin(PLAN, 0, "cpu")
-        display.row(TRAIN, "")
+        display.row(TRAIN, None)
         display.end()
     shown = b""
     while select.select([leader], [], [], 0)[0]:
@@ -180,7 +190,7 @@ def test_time_left_uses_the_tests_that_were_measured():
     display = Display(io.StringIO())
     display.begin(PLAN, 0, "cuda")
     assert display.seconds_left(30, 32.0) == pytest.approx(70 + 3 * 300 / 3 / 32)
-    display.row(EVAL, "")
+    display.row(EVAL, None)
     assert display.seconds_left(40, 32.0) == pytest.approx(60 + 2 * 2.0)
     assert display.seconds_left(100, 32.0) == 0
 
@@ -190,8 +200,8 @@ def test_synthetic_images_are_named_in_every_line_with_numbers():
     display = Display(stream)
     display.suffix = "  (synthetic images)"
     display.begin(PLAN, 0, "cpu")
-    display.row(TRAIN, GRADIENT)
-    display.row(EVAL, "")
+    display.row(TRAIN, verdict())
+    display.row(EVAL, None)
     summary(display, outcome(), Path("x"), [])
     lines = stream.getvalue().splitlines()
     assert [line for line in lines if "accuracy" in line or "loss" in line]
@@ -263,9 +273,9 @@ def test_live_lines_one_by_one():
         assert len(rendered(display)) == 2
         assert "1.00 of 5 " in rendered(display)[0]
         assert rendered(display)[1].endswith("20 of 20  (20 of 100 in all)")
-        display.row(TRAIN, GRADIENT)
-        display.row(EVAL, GRADIENT)
-        display.row(EVAL | {"test_accuracy": 0.5}, GRADIENT)
+        display.row(TRAIN, verdict())
+        display.row(EVAL, verdict())
+        display.row(EVAL | {"test_accuracy": 0.5}, verdict())
         display.suffix = " (synthetic images)"
         given = numbers(TRAIN)
         assert [line.rstrip() for line in rendered(display)[2:]] == [
@@ -310,9 +320,9 @@ def test_the_live_display_fits_the_screen_and_no_number_is_broken(width):
     display.console = Console(file=display.stream, force_terminal=True, width=width)
     display.begin(PLAN, 20, "cuda")
     try:
-        display.row(TRAIN, GRADIENT)
+        display.row(TRAIN, verdict())
         display.testing(2, 3)
-        display.row(EVAL, GRADIENT)
+        display.row(EVAL, verdict())
         shown = Console(file=io.StringIO(), width=width)
         shown.print(display.render())
         lines = shown.file.getvalue().splitlines()  # type: ignore[attr-defined]
@@ -330,14 +340,14 @@ def test_rows_are_printed_when_they_are_worth_it():
     display = Display(stream)
     display.begin(PLAN, 0, "cuda")
     for step in range(1, 101):
-        words = GRADIENT if step < 50 else GRADIENT.replace("healthy", "exploding")
-        display.row(TRAIN | {"step": step, "seconds": step / 4}, words)
+        found = verdict(3.2 if step < 50 else 1e15)
+        display.row(TRAIN | {"step": step, "seconds": step / 4}, found)
     lines = stream.getvalue().splitlines()
     rows = [int(line.split()[1].split("/")[0]) for line in lines if line.startswith("step")]
     assert rows == [1, 41, 81, 100]
-    assert [line.split()[1] for line in lines if line.startswith("gradient")] == [
-        "healthy,",
-        "exploding,",
+    assert [line.split()[0] for line in lines if "gradient" in line] == [
+        "no",
+        "exploding",
     ]
 
 
@@ -346,14 +356,14 @@ def test_rows_of_a_long_run_are_fewer():
     display = Display(stream)
     display.begin(PLAN, 0, "cuda")
     for seconds in range(0, 72_000, 10):
-        display.row(TRAIN | {"step": 1, "seconds": float(seconds)}, "")
+        display.row(TRAIN | {"step": 1, "seconds": float(seconds)}, None)
     assert 300 < stream.getvalue().count("\n") < 500
 
 
 def test_waiting_for_data_is_mentioned_where_it_costs_time():
     display = Display(io.StringIO())
     display.begin(PLAN, 0, "cuda")
-    display.row(TRAIN | {"data_wait": 0.5}, "")
+    display.row(TRAIN | {"data_wait": 0.5}, None)
     assert "50% waiting for data" in display.stream.getvalue()
 
 

@@ -7,8 +7,6 @@ import json
 import pytest
 from PIL import Image
 
-from spiketriton.gradients.block_start import BlockStart
-from spiketriton.gradients.calibration import Calibration
 from spiketriton.runs.folder import RunFolder
 from spiketriton.show import report_page
 from spiketriton.show.figures import new_figure
@@ -55,7 +53,7 @@ def test_facts_are_those_at_t_and_of_the_last_row():
 def test_the_subtitle_names_the_net():
     assert _subtitle(small_recipe()) == (
         "resnet8, plain blocks, LIF neurons with hard reset, T = 3, on digits; surrogate atan, "
-        "height 1, width 1.0"
+        "height 1, width 0.3"
     )
     twin = _subtitle(small_recipe("neuron.kind=relu"))
     assert twin == "resnet8, ANN twin (ReLU), on digits"
@@ -133,15 +131,9 @@ def test_what_is_left_of_the_image_is_told_where_it_was_measured(folder):
     ):  # fmt: skip
         path = folder.path / f"diagnosis-{number}.json"
         path.write_text(json.dumps({"subject": subject, "overlap": [overlap]}))
-    found = Calibration(
-        mode="auto", goal="block gain", why="why", target=1.0, reached=1.0, width=1.0, widths={"a": 1.0}, met=True,
-        images=4, scan=((1.0, 1.0),), blocks=BlockStart(gain=0.0, bias=0.25, overlap=0.34, tried=((0.0, 0.34),)),
-    )  # fmt: skip
-    folder.write_calibration(found.state_dict())
-    line, sentences, _ = _gradients(folder, small_recipe(), "title")
-    assert "After step 9: healthy, forward and backward" in line
-    assert "forward: healthy: the last layer keeps 77 % of an image" in sentences
-    assert "before training: the last layer kept 34 % of an image" in sentences
+    line, sentences, _ = _gradients(folder, [], small_recipe(), "title")
+    assert "After step 9: no obstacle found" in line
+    assert "forward: the last layer keeps 77 % of an image" in sentences
 
 
 def test_a_picture_has_160_dots_an_inch():
@@ -163,7 +155,7 @@ def test_a_run_without_rows_says_why(folder, monkeypatch):
 
 
 def test_gradients_and_sessions_are_shown_where_there_are_some(folder):
-    assert list(_gradients(folder, small_recipe(), "title")) == []
+    assert list(_gradients(folder, [], small_recipe(), "title")) == []
     assert list(_activity(None, "title")) == []
     folder.gradients.append(
         {
@@ -172,9 +164,9 @@ def test_gradients_and_sessions_are_shown_where_there_are_some(folder):
         }
         for t in range(2)
     )  # fmt: skip
-    line, sentences, figure = _gradients(folder, small_recipe(), "title")
-    assert line == "<p><strong>After step 1: gradient healthy, all layers fire.</strong></p>"
-    for way in ("<li>forward: ", "<li>backward through depth: ", "<li>backward through time: "):
+    line, sentences, figure = _gradients(folder, [], small_recipe(), "title")
+    assert line == "<p><strong>After step 1: no obstacle found.</strong></p>"
+    for way in ("<li>forward: ", "<li>backward: ", "<li>through time: "):
         assert way in sentences
     assert 'alt="gradient by layer and time step"' in figure
     assert "is measured by spiketriton diagnose" in sentences

@@ -1,11 +1,8 @@
 """How numbers and verdicts are written."""
 
-import io
-
 import pytest
-from rich.console import Console
 
-from spiketriton.show.words import coloured, duration, percent, speed, synthetic_note
+from spiketriton.show.words import duration, percent, speed, synthetic_note
 
 
 @pytest.mark.parametrize(
@@ -34,9 +31,3 @@ def test_percent():
 def test_synthetic_images_are_named():
     assert synthetic_note(True) == " (synthetic images)"
     assert synthetic_note(False) == ""
-
-
-def test_the_verdict_in_a_line_is_coloured():
-    console = Console(file=io.StringIO(), force_terminal=True, color_system="standard")
-    console.print(coloured("12% out of reach, exploding through depth"))
-    assert "\x1b[1;31mexploding\x1b[0m" in console.file.getvalue()  # type: ignore[attr-defined]

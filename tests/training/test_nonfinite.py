@@ -384,12 +384,12 @@ def test_the_report_of_a_step(tmp_path):
         (["neuron.kind=relu", "train.clip_grad_norm=1"], "a lower train.lr"),
         (["neuron.kind=relu"], "a lower train.lr or train.clip_grad_norm=1"),
         (
-            ["train.precision=fp16"],
+            ["train.precision=fp16", "neuron.surrogate.width=1"],
             "a lower train.lr, train.clip_grad_norm=1, train.precision=fp32 or "
-            "neuron.surrogate.width=auto",
+            "neuron.surrogate.width=0.3",
         ),
         (
-            ["neuron.surrogate.width=auto_per_layer", "train.clip_grad_norm=2"],
+            ["train.clip_grad_norm=2"],
             "a lower train.lr",
         ),
     ],
@@ -424,7 +424,7 @@ def test_a_weight_gone_wrong_ends_a_run_that_says_where(recipe, capsys):
     assert error.count("\n") == 1
     place = "it began at time step 2 (of 0, 1, ...) in the output of layer2.0.bn2"
     assert f"error: the norm of the gradient is nan at step 8; {place}" in error
-    for words in ("train.lr", "train.clip_grad_norm=1", "neuron.surrogate.width=auto"):
+    for words in ("a lower train.lr", "train.clip_grad_norm=1"):
         assert words in error
 
     report = json.loads(Path("run/nonfinite.json").read_text())
