@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": "Accuracy, spikes, operations and energy of a run.",
     "convert": "Convert a trained ANN twin to a spiking network.",
     "export": "Write a trained network in a format that other programs read.",
+    "predict": "Classes of image files, by a run.",
     "report": "Write one self-contained HTML page about a run.",
     "recipes": "List the recipes that come with spiketriton.",
     "nonfinite": "Repeat the step at which a run's numbers went wrong.",

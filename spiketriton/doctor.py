@@ -59,6 +59,7 @@ TOLERANCE = {
 SHAPE = (5, 3, 7, 5, 3)  # T, B, C, H, W: no size is a multiple of a block
 COPY_SHARE = {"cpu": 0.2, "cuda": 0.5}  # of a copy's bandwidth, below which a kernel is slow
 STEPS = 6  # of the small training
+CALLS = 20  # timed together on a GPU
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Kernel:
     name: str
     fused: Callable[..., Any]
     definition: Callable[..., Any]
-    leaves: tuple[str, ...] = ()  # names of per-channel parameters (C,)
+    leaves: tuple[str, ...] = ()  # of LIKE_X as x, step_gain (T,), else (C,)
     constants: tuple[tuple[str, Any], ...] = ()
     kind: str = "lif"
 
@@ -87,21 +88,25 @@ class Kernel:
         return self.kind == "lif" or dtype == torch.float32
 
 
+LIKE_X = ("residual", "spike_add")
+LIF = kernels.multistep_lif, kernels.multistep_lif_reference
+BN_LIF = kernels.multistep_bn_lif, kernels.multistep_bn_lif_reference
+AFFINE = ("bn_weight", "bn_bias")
+SOFT, TRACE, CURRENT, TDBN = (
+    (("reset", "soft"), ("detach_reset", False)),
+    (("return_trace", True),),
+    (("return_current", True),),
+    (("bn_scale", 0.9),),
+)
 KERNELS = (
-    Kernel("LIF, hard reset", kernels.multistep_lif, kernels.multistep_lif_reference),
-    Kernel(
-        "LIF, soft reset, learnt decay and threshold",
-        kernels.multistep_lif,
-        kernels.multistep_lif_reference,
-        ("decay", "threshold"),
-        (("reset", "soft"), ("detach_reset", False)),
-    ),
-    Kernel(
-        "batch norm + LIF",
-        kernels.multistep_bn_lif,
-        kernels.multistep_bn_lif_reference,
-        ("bn_weight", "bn_bias"),
-    ),
+    Kernel("LIF, hard reset", *LIF),
+    Kernel("LIF, soft reset, learnt decay and threshold", *LIF, ("decay", "threshold"), SOFT),
+    Kernel("LIF, learnt surrogate width", *LIF, ("width",)),
+    Kernel("LIF, membranes of every step", *LIF, (), TRACE),
+    Kernel("batch norm + LIF", *BN_LIF, AFFINE),
+    Kernel("batch norm + shortcut + LIF, currents", *BN_LIF, (*AFFINE, "residual"), CURRENT),
+    Kernel("batch norm + LIF + SEW's addition", *BN_LIF, (*AFFINE, "spike_add")),
+    Kernel("tdBN + TEBN + LIF", *BN_LIF, (*AFFINE, "step_gain"), TDBN),
     Kernel("I-LIF", kernels.multistep_ilif, kernels.multistep_ilif_reference, kind="ilif"),
     Kernel("CLIF", kernels.multistep_clif, kernels.multistep_clif_reference, kind="clif"),
     Kernel("ALIF", kernels.multistep_alif, kernels.multistep_alif_reference, kind="alif"),
@@ -179,7 +184,9 @@ def devices(device: torch.device) -> Iterator[Finding]:
             "GPU",
             "slow" if full or major < 8 else "ok",
             f"{name}, compute capability {major}.{minor}, {free:.0f} of {total:.0f} GiB free",
-            "another process holds the memory" if full else "tested from 8.0 on" * (major < 8),
+            "another process holds the memory"
+            if full
+            else "the kernels are made for 8.0 on" * (major < 8),
         )
     else:
         why = "asked for" if torch.cuda.is_available() else "PyTorch finds no GPU"
@@ -252,9 +259,9 @@ class Builds:
 
 
 def compared(kernel: Kernel, dtype: torch.dtype, device: torch.device) -> Iterator[Finding]:
-    """A kernel and its definition on the same numbers: spikes, and every gradient."""
+    """A kernel and its definition on the same numbers: spikes, what else it returns, and every gradient."""
     name = f"{kernel.name}, {_name(dtype)}"
-    (spikes, *grads), (wanted, *right) = (
+    (spikes, *found), (wanted, *right) = (
         _pass(function, kernel, dtype, device) for function in (kernel.fused, kernel.definition)
     )
     different = int((spikes != wanted).sum())
@@ -262,7 +269,7 @@ def compared(kernel: Kernel, dtype: torch.dtype, device: torch.device) -> Iterat
         words = f"{different} of {spikes.numel()} spikes differ from the definition"
         yield Finding(name, "wrong", words, "do not train on this device; please report it")
         return
-    error = max(map(_difference, grads, right))
+    error = max(map(_difference, found, right))
     fine = error <= TOLERANCE[dtype]  # NaN is not
     words = f"spikes equal, gradients off by {error:.1e} (allowed: {TOLERANCE[dtype]:.1e})"
     advice = "" if fine else "do not train on this device; please report it"
@@ -272,28 +279,34 @@ def compared(kernel: Kernel, dtype: torch.dtype, device: torch.device) -> Iterat
 def _pass(
     function: Callable[..., Any], kernel: Kernel, dtype: torch.dtype, device: torch.device
 ) -> list[Tensor]:
-    """Spikes, and the gradients of the input and of the parameters."""
+    """Spikes, what else is returned, and the gradients of the input and of the parameters."""
     random = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=random, dtype=torch.float64)
 
     x = (normal(*SHAPE) + 0.3).to(device, dtype).requires_grad_()
-    arrives = normal(*SHAPE).to(device, dtype)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    leaves = {
-        leaf: (0.6 + 0.1 * normal(SHAPE[2]).tanh()).to(device, wide).requires_grad_()
-        for leaf in kernel.leaves
-    }
-    statistics_of = {}
+    leaves = {}
+    for name in kernel.leaves:
+        leaf = normal(*SHAPE) if name in LIKE_X else normal(SHAPE[0 if name == "step_gain" else 2])
+        leaf = (
+            leaf.to(device, dtype) if name in LIKE_X else (0.6 + 0.1 * leaf.tanh()).to(device, wide)
+        )
+        leaves[name] = leaf.requires_grad_()
+    given: dict[str, Any] = leaves | dict(kernel.constants)
+    if "width" in leaves:
+        given["surrogate"] = kernels.Surrogate("atan", width=given.pop("width"))
     if "bn_weight" in leaves:
-        statistics_of = {
-            "running_mean": torch.zeros(SHAPE[2], device=device, dtype=wide),
-            "running_var": torch.ones(SHAPE[2], device=device, dtype=wide),
-        }
-    spikes: Tensor = function(x, **leaves, **statistics_of, **dict(kernel.constants))
-    spikes.backward(arrives)
-    return [spikes.detach(), *(t.grad for t in (x, *leaves.values()) if t.grad is not None)]
+        zero = torch.zeros(SHAPE[2], device=device, dtype=wide)
+        given |= {"running_mean": zero, "running_var": zero + 1}
+    returned = function(x, **given)
+    returned = returned if isinstance(returned, tuple) else (returned,)
+    torch.autograd.backward(returned, [normal(*SHAPE).to(one) for one in returned])
+    return [
+        *(one.detach() for one in returned),
+        *(t.grad for t in (x, *leaves.values()) if t.grad is not None),
+    ]
 
 
 def _difference(found: Tensor, right: Tensor) -> float:
@@ -324,7 +337,8 @@ def bandwidth(device: torch.device) -> Iterator[Finding]:
     if device.type == "cpu" and choice.interpreting():
         return
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    neurons = 2**23 if device.type == "cuda" else 2**20
+    # half a gigabyte: a GPU works longer on it than Python on the call
+    neurons = 2**25 if device.type == "cuda" else 2**20
     x = torch.randn(8, neurons, dtype=dtype, device=device).requires_grad_()
     arrives = torch.ones_like(x)
 
@@ -345,15 +359,22 @@ def bandwidth(device: torch.device) -> Iterator[Finding]:
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Median of a few calls, after one that compiles."""
+    """Median of a few calls, after one that compiles; on a GPU by its own clock, of calls that do not wait."""
+    work()
+    if device.type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(CALLS):
+            work()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3 / CALLS
     times = []
-    for _ in range(6):
-        start = time.perf_counter()
+    for _ in range(5):
+        start_at = time.perf_counter()
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+        times.append(time.perf_counter() - start_at)
+    return statistics.median(times)
 
 
 def trained(recipe: Recipe, device: torch.device) -> Iterator[Finding]:

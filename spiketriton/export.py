@@ -1,4 +1,4 @@
-"""python -m spiketriton.export RUN --to nir|torch [--out FILE]"""
+"""python -m spiketriton.export RUN --to nir|torch|onnx [--out FILE]"""
 
 import argparse
 from pathlib import Path
@@ -7,11 +7,12 @@ from spiketriton.commandline import Parser
 from spiketriton.errors import EXIT_DONE, EXIT_ERROR, run_command
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.outputs import mark_of, refuse_foreign
-from spiketriton.trained.exports import TIE, export_nir, export_torch
+from spiketriton.trained.exports import TIE, export_nir, export_onnx, export_torch, import_onnx
 from spiketriton.trained.nir_graph import import_nir
 from spiketriton.trained.run import CHECKPOINTS, CHECKPOINTS_HELP, load_run
 
-ENDINGS = {"nir": ".nir", "torch": ".pt2"}
+ENDINGS = {"nir": ".nir", "torch": ".pt2", "onnx": ".onnx"}
+CLOSE = 1e-3  # of the largest current: rounding differs between two programs, a spike that differs is more
 
 EPILOG = """\
 examples:
@@ -23,6 +24,7 @@ with the network spike by spike, on test images and on noise. The time step is -
 file's unit of time (1); importers that assume another length need it: 0.0001 for snnTorch.
 torch: torch.export of the network in eval mode, for one batch size and image size; the file is read
 back and compared. Import spiketriton_kernels, which defines the operators, before loading it.
+onnx: plain operators, for one batch size and image size, in float32; the file is run by onnxruntime and compared.
 
 Exit codes: 0 done, 2 a mistake in the command or the run, 1 the file and the network differ."""
 
@@ -34,15 +36,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--to",
         choices=tuple(ENDINGS),
         required=True,
-        help="for snnTorch, norse, chips (nir), or a PyTorch program (torch)",
+        help="for snnTorch, norse, chips (nir), a PyTorch program (torch), or onnxruntime (onnx)",
     )
-    parser.add_argument("--out", metavar="FILE", help="output file (RUN/<recipe>.nir or .pt2)")
+    parser.add_argument(
+        "--out", metavar="FILE", help="output file (RUN/<recipe>.nir, .pt2 or .onnx)"
+    )
     parser.add_argument("--checkpoint", choices=CHECKPOINTS, default="last", help=CHECKPOINTS_HELP)
     parser.add_argument("--dt", type=float, help="nir: length of a time step (1)")
     parser.add_argument("--images", type=int, help="nir: test images of the comparison (4)")
-    parser.add_argument("--batch-size", type=int, help="torch: images per call (1)")
+    parser.add_argument("--batch-size", type=int, help="torch, onnx: images per call (1)")
     args = parser.parse_intermixed_args(arguments)
-    idle = {"nir": ["batch_size"], "torch": ["dt", "images"]}[args.to]
+    idle = {"nir": ["batch_size"], "torch": ["dt", "images"], "onnx": ["dt", "images"]}[args.to]
     for name in idle:
         if getattr(args, name) is not None:
             parser.error(f"--{name.replace('_', '-')} has no effect with --to {args.to}")
@@ -57,6 +61,8 @@ def main(arguments: list[str]) -> int:
     args = parse(arguments)
     if args.to == "nir":
         import_nir()  # fails before data are loaded
+    if args.to == "onnx":
+        import_onnx()
     mark = mark_of(RunFolder.find(args.run), "export")
     if args.out:
         refuse_foreign([Path(args.out)], mark)
@@ -68,6 +74,12 @@ def main(arguments: list[str]) -> int:
         print(f"{path}: {batch_size} image(s) per call, {run.time_steps} time steps")
         print(f"read back: currents differ by {difference:g}")
         return EXIT_DONE if difference == 0 else EXIT_ERROR
+    if args.to == "onnx":
+        batch_size = args.batch_size or 1
+        difference = export_onnx(run, path, batch_size, mark)
+        print(f"{path}: {batch_size} image(s) per call, {run.time_steps} time steps")
+        print(f"run by onnxruntime: currents differ by {difference:.1e} of the largest")
+        return EXIT_DONE if difference < CLOSE else EXIT_ERROR
     found = export_nir(run, path, args.dt or 1.0, args.images or 4, mark)
     print(f"{path}: {len(run.model.spiking_layers())} spiking layers, dt = {args.dt or 1.0:g}")
     print(

@@ -27,6 +27,7 @@ from spiketriton.runs.tensorboard import TensorBoard
 from spiketriton.runs.weights_and_biases import WeightsAndBiases
 from spiketriton.show.display import Display
 from spiketriton.show.verdict import warning
+from spiketriton.trained.teacher import find_teacher
 from spiketriton.training import environment
 from spiketriton.training.ema import MovingAverage
 from spiketriton.training.graphs import CudaGraphs, Steps, obstacle_of, tensors_of
@@ -88,6 +89,7 @@ class Trainer:
 
         self.plan = Plan.of(recipe, data)
         self.accumulate = data.train.accumulate
+        self.teacher = find_teacher(recipe.loss, data.facts, self.placement)
         self.loss = build_loss(recipe.loss, data.facts.class_counts)
         self.optimizer = build_optimizer(cfg, self.model)
         self.schedule = build_schedule(cfg, self.optimizer, self.plan.steps)
@@ -207,7 +209,11 @@ class Trainer:
                 self.ranks.averages(self.forward, when=last),
             ):
                 with self.placement.autocast():
-                    loss = self.loss(self.forward(images), labels) / self.accumulate
+                    currents = self.forward(images)
+                    loss = self.loss(currents, labels)
+                    if self.teacher is not None:
+                        loss = self.teacher.blended(loss, currents, images)
+                    loss = loss / self.accumulate
                 self.scaler.scale(loss).backward()
             losses.append(loss.detach().double())
         self.scaler.unscale_(self.optimizer)

@@ -144,15 +144,6 @@ class Neuron(NamedTuple):
         return self.reset == "hard" and self.v_reset != 0.0
 
     @property
-    def is_plain(self) -> bool:
-        """Whether it is LIF of one gain and one of ``SHAPES``, with its reset in time."""
-        return (
-            self.kind == "lif"
-            and not isinstance(self.gain, torch.Tensor)
-            and not self.reset.startswith("delayed")
-        )
-
-    @property
     def has_m(self) -> bool:
         """Whether it has a second state beside the membrane."""
         return self.kind == "clif" or self.kind == "alif"

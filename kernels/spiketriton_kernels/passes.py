@@ -29,16 +29,11 @@ _NEURON = {"triton": triton_neuron, "native": native, "torch": eager}
 _NORM = {"triton": triton_norm, "native": native, "torch": eager}
 
 
-_PLAIN_ONLY = {"triton"}
-"""Backends that serve LIF alone; eager PyTorch serves the other neurons in their place."""
-
-
-def serving(x: torch.Tensor, neuron: Neuron, traced: bool = False) -> str:
+def serving(x: torch.Tensor, neuron: Neuron) -> str:
     """The backend that serves a call; a surrogate of one's own has the one that it is written for."""
     backend, own = backend_for(x, native.kind_of(neuron)), own_surrogate(neuron.shape)
     if own is None:
-        plain = neuron.is_plain and not traced
-        return backend if plain or backend not in _PLAIN_ONLY else "torch"
+        return backend
     if own.compiled and backend != "triton":
         raise RuntimeError(
             f"surrogate {own.name!r} is written in Triton; accepted: CUDA tensors (or TRITON_INTERPRET=1), got "
@@ -109,7 +104,7 @@ def neuron_forward(
         if out.m_last is not None:
             out.m_last.zero_()
         return out
-    backend = _NEURON[serving(x, neuron, call.return_trace)]
+    backend = _NEURON[serving(x, neuron)]
     inside = running if _in_kernel(x, running) else None
     backend.forward(_in_order(inputs), neuron, out, measures, inside)
     if running is not None:
@@ -172,8 +167,7 @@ def neuron_backward(
     )
     # Missing checkpoints: the forward ran on another backend, or vmap hid that a gradient is wanted.
     missing = (0 if saved is None else saved.shape[0]) < checkpoints(x, neuron)
-    traced = upstream.trace is not None
-    backend = eager if missing else _NEURON[serving(x, neuron, traced)]
+    backend = eager if missing else _NEURON[serving(x, neuron)]
     backend.backward(upstream, _in_order(inputs), saved, neuron, count, sums, out)
     return out
 

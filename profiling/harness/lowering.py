@@ -15,7 +15,7 @@ import re
 import subprocess
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,6 @@ from spiketriton_kernels import (
     pack_spikes,
     packed,
     passes,
-    state_operators,
     unpack_spikes,
 )
 
@@ -143,11 +142,18 @@ class Launch:
     arguments: dict[str, Any]
     options: dict[str, Any]
 
-    def constant(self, parameter: Any) -> bool:
-        """Whether triton's launcher compiles this argument in: constexpr, None, or a size of 1."""
-        value = self.arguments[parameter.name]
-        one = isinstance(value, int) and value == 1 and not parameter.do_not_specialize
-        return parameter.is_constexpr or value is None or one
+    def leaves(self) -> Iterator[tuple[tuple[int, ...], str, Any, bool]]:
+        """Path, name and value of each argument and of each field of one, and whether it is compiled in."""
+        for i, parameter in enumerate(self.kernel.params):
+            value = self.arguments[parameter.name]
+            if isinstance(value, tuple) and not parameter.is_constexpr:
+                named = zip(value._fields, value, strict=True)  # type: ignore[attr-defined]
+                leaves = [((i, j), f"{parameter.name}.{n}", v) for j, (n, v) in enumerate(named)]
+            else:
+                leaves = [((i,), parameter.name.removesuffix("_ptr"), value)]
+            for path, name, leaf in leaves:
+                one = isinstance(leaf, int) and leaf == 1 and not parameter.do_not_specialize
+                yield path, name, leaf, parameter.is_constexpr or leaf is None or one
 
 
 def record(
@@ -167,7 +173,6 @@ def record(
 
     with (
         mock.patch.object(passes, "backend_for", return_value="triton"),
-        mock.patch.object(state_operators, "backend_for", return_value="triton"),
         mock.patch.object(packed, "backend_for", return_value="triton"),
         mock.patch.object(triton.JITFunction, "run", note),
     ):
@@ -190,19 +195,23 @@ def compile_for(launch: Launch, target: str) -> Any:
         torch.float32: "*fp32",
         torch.uint8: "*u8",
     }
-    signature: dict[str, str] = {}
-    constants: dict[tuple[int], Any] = {}
-    attributes: dict[tuple[int], list] = {}  # pointers and sizes divisible by 16 say so
+    kinds: dict[int, list[str]] = defaultdict(list)
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], list] = {}  # pointers and sizes divisible by 16 say so
+    for path, _, value, constant in launch.leaves():
+        tensor, whole = isinstance(value, torch.Tensor), isinstance(value, int)
+        if constant:
+            kinds[path[0]].append("constexpr")
+            constants[path] = value
+            continue
+        kinds[path[0]].append(pointers[value.dtype] if tensor else "i32" if whole else "fp32")
+        if tensor or (whole and value % 16 == 0):
+            attributes[path] = [["tt.divisibility", 16]]
+    signature = {}
     for i, parameter in enumerate(launch.kernel.params):
         value = launch.arguments[parameter.name]
-        tensor, whole = isinstance(value, torch.Tensor), isinstance(value, int)
-        if launch.constant(parameter):
-            kind, constants[(i,)] = "constexpr", value
-        else:
-            kind = pointers[value.dtype] if tensor else "i32" if whole else "fp32"
-            if tensor or (whole and value % 16 == 0 and not parameter.do_not_specialize):
-                attributes[(i,)] = [["tt.divisibility", 16]]
-        signature[parameter.name] = kind
+        group = isinstance(value, tuple) and not parameter.is_constexpr
+        signature[parameter.name] = type(value)(*kinds[i]) if group else kinds[i][0]
     source = ASTSource(launch.kernel, signature, constants, attributes)
     return triton.compile(source, target=TARGETS[target], options=launch.options)
 
@@ -232,7 +241,8 @@ def lower(
     bytes_per_element (and time step), checkpoint_bytes (of them, those of membranes that a long
     window keeps), bytes_per_request (a warp's access to such a tensor, on average: 512 are the
     most), accesses (dicts of tensor, kind, passes, vector_bytes, element_bytes, requests: a
-    thread's) and bytes_in_flight (of a warp, see ``_in_flight``). Joins have no such tensors; for
+    thread's), fused_across_lanes and bytes_in_flight (of a warp; see the functions of these names).
+    Joins have no such tensors; for
     them all that counts elements is None.
     """
     if os.environ.get("TRITON_INTERPRET", "0") not in ("0", ""):
@@ -252,6 +262,7 @@ def lower(
         found["instructions"] /= elements * launch.arguments.get("CHUNK", 1)
         if nvidia:
             found |= _traffic(_accesses(text, launch, elements), _fill(launch))
+            found["fused_across_lanes"] = _fused_across_lanes(text)
     return (
         untraced
         | found
@@ -262,6 +273,13 @@ def lower(
             "atomics": len(re.findall(r"\b(?:atom|red)\.\w|_atomic_", text)),
         }
     )
+
+
+def _fused_across_lanes(ptx: str) -> int:
+    """Multiply-adds of a lane's own product and another lane's sum: the lanes' last bits then differ."""
+    others = set(re.findall(r"shfl\.sync\.bfly\.b32\s+(%r\d+)", ptx))
+    addends = re.findall(r"fma\.rn\.f32\s+%\w+, %\w+, %\w+, (%\w+)", ptx)
+    return sum(register in others for register in addends)
 
 
 def _packs(launch: Launch) -> bool:
@@ -286,11 +304,16 @@ def _fill(launch: Launch) -> float:
     return R * units * align / (rows * columns)
 
 
+def _kept(name: str) -> bool:
+    """Whether it is the states between chunks."""
+    return name.endswith("saved")
+
+
 def _traffic(accesses: list[dict[str, Any]], fill: float) -> dict[str, Any]:
-    whole = [a for a in accesses if a["tensor"] != "saved"]
+    whole = [a for a in accesses if not _kept(a["tensor"])]
     requests = sum(a["requests"] for a in whole)
     moved = sum(a["passes"] * a["element_bytes"] for a in whole)
-    bytes_ = [(a["passes"] * a["element_bytes"], a["tensor"] == "saved") for a in accesses]
+    bytes_ = [(a["passes"] * a["element_bytes"], _kept(a["tensor"])) for a in accesses]
     return {
         "vector_bytes": min((a["vector_bytes"] for a in whole), default=0),
         "loads": sum(a["passes"] for a in whole if a["kind"] == "load"),
@@ -396,7 +419,8 @@ def _accesses(ptx: str, launch: Launch, elements: int) -> list[dict[str, Any]]:
     steps, chunk = launch.arguments.get("T", 1), launch.arguments.get("CHUNK", 1)
     chunks = -(-steps // chunk)
     outer = 1 if "programs" in launch.kernel.arg_names else 0
-    names = [p.name for p in launch.kernel.params if not launch.constant(p)]
+    given = {name: value for _, name, value, constant in launch.leaves() if not constant}
+    names = list(given)
     pointers: dict[str, str] = {}
     origins: dict[str, set[str]] = defaultdict(set)
     blocks, labels = [_Block([], [])], {}
@@ -420,7 +444,7 @@ def _accesses(ptx: str, launch: Launch, elements: int) -> list[dict[str, Any]]:
             blocks[-1].moves.append((width, kind, address))
         elif opcode.startswith("ld.param"):
             index = int(operands[operands.index("_param_") :].removeprefix("_param_").split("]")[0])
-            if index < len(names) and isinstance(launch.arguments[names[index]], torch.Tensor):
+            if index < len(names) and isinstance(given[names[index]], torch.Tensor):
                 pointers[registers[0]] = names[index]
         elif registers and not opcode.startswith(("ld.", "st.")):
             origins[registers[0]].update(registers[1:])
@@ -461,19 +485,19 @@ def _accesses(ptx: str, launch: Launch, elements: int) -> list[dict[str, Any]]:
             total[key] = (total[key][0] + width * times, total[key][1] + times)
             narrowest[key] = min(width, narrowest.get(key, width))
         moved.append(total)
-    largest = max(t.numel() for t in launch.arguments.values() if isinstance(t, torch.Tensor))
+    largest = max(t.numel() for t in given.values() if isinstance(t, torch.Tensor))
     result = []
     for name, kind in sorted(narrowest):
-        tensor = launch.arguments[name]
+        tensor = given[name]
         size = tensor.element_size()
         total_bytes, total_accesses = max(way[name, kind] for way in moved)
         moves = elements * chunks * chunk
         passes, requests = total_bytes / size / moves, total_accesses / moves
-        if name == "saved_ptr":  # masked off in one of the chunks
+        if _kept(name):  # masked off in one of the chunks
             passes *= chunk * tensor.shape[0] / steps
         elif tensor.numel() != largest and tensor.dtype != torch.uint8:
             continue
-        access = {"tensor": name.removesuffix("_ptr"), "kind": kind, "passes": passes}
+        access = {"tensor": name, "kind": kind, "passes": passes}
         access |= {"vector_bytes": narrowest[name, kind], "element_bytes": size}
         result.append(access | {"requests": requests})
     return result

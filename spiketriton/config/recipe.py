@@ -428,6 +428,20 @@ class LossConfig(TableOfPart):
         "`balanced`: each class weighs as much, however many training images it has; or a weight for each class",
         Range(0, 1e6),
     )
+    teacher: str = key(
+        "-",
+        "run folder of a teacher: the network also learns its answers, as those of the ANN twin; `-`: none",
+    )
+    teacher_weight: float = key(
+        0.5,
+        "share of the loss that is the distance to the teacher's answers",
+        Range(0, 1, open="low"),
+    )
+    temperature: float = key(
+        2.0,
+        "what currents are divided by before they are compared with the teacher's",
+        Range(0.1, 100),
+    )
     tet_lambda: float = key(0.05, "weight of TET's pull of each current towards 1", Range(0, 1))
 
 

@@ -127,6 +127,8 @@ def idle(values: Mapping[str, Any]) -> dict[str, str]:
         rules.append((["data.cache"], "data.check", ("fast", "full")))
         rules.append((["data.cache"], "data.name", (*PHOTOGRAPHS, *names("data"))))
         rules.append((["data.split_seed"], "data.name", get_args(Events)))
+    if values["loss.teacher"] == "-":
+        rules.append((["loss.teacher_weight", "loss.temperature"], "loss.teacher", ()))
     if not values["train.warmup"]:
         rules.append((["train.warmup_lr"], "train.warmup", ()))
     if not (values["train.mixup"] or values["train.cutmix"]):

@@ -125,6 +125,13 @@ def _pooled(build: "_Builder", model: VGG | BlockNet, value: Value) -> Value:
 AGREEMENT = 1e-3  # of the mean current: rounding may flip a spike that meets its threshold
 
 
+def noise(model: Network, image: tuple[int, int, int], frames: bool) -> Tensor:
+    """Two images [2, C, H, W] or recordings [T, 2, C, H, W] to compare a graph with its network by."""
+    generator = torch.Generator().manual_seed(0)
+    steps = (model.time_steps,) if frames else ()
+    return torch.rand(*steps, 2, *image, generator=generator)
+
+
 def counted_graph(model: Network, images: Tensor) -> Graph:
     """The graph of a network, if it gives the network's answers to images [B, C, H, W] or [T, B, C, H, W].
 

@@ -72,9 +72,9 @@ class SpikingNeuron(kernels.SpikingNeuron):
         neuron and of the norm do not fire.
         """
         self._check(y)
-        return super().fused_norm(
-            y, norm.record(y), residual, spike_add, return_current=return_current
-        )
+        # the record itself comes from a neuron that `swap` has joined with a norm of torch's
+        record = norm.record(y) if isinstance(norm, Norm) else norm
+        return super().fused_norm(y, record, residual, spike_add, return_current=return_current)
 
     def _check(self, x: Tensor) -> None:
         try:

@@ -32,7 +32,7 @@ from spiketriton import __version__
 from spiketriton.config import Recipe, replace, to_toml
 from spiketriton.errors import UserError
 from spiketriton.models import Network
-from spiketriton.models.graph import folded_weights, graph_of, layers
+from spiketriton.models.graph import counted_graph, folded_weights, graph_of, layers, noise
 from spiketriton.runs.checkpoint import Checkpoints
 from spiketriton.runs.folder import RunFolder
 from spiketriton.trained.converted import ConvertedIF, converted_network
@@ -101,7 +101,9 @@ def convert(run: Run, options: Options) -> tuple[Recipe, Network]:
         run = dataclasses.replace(run, model=ann)
         found = {name: ann.get_submodule(name).used() for name in found}  # type: ignore[operator]
 
-    for node in layers(graph_of(run.model), "weights"):
+    image = (facts.channels, facts.image_size, facts.image_size)
+    nodes = counted_graph(run.model, noise(run.model, image, bool(facts.frames)))
+    for node in layers(nodes, "weights"):
         layer = model.get_submodule(node.name)
         weight, bias = folded_weights(node)
         layer.load_state_dict({"weight": weight, "bias": bias})

@@ -14,9 +14,12 @@ from torch import Tensor, nn
 from spiketriton.errors import UserError, one_line
 from spiketriton.models import Network
 from spiketriton.neurons import one_by_one
+from spiketriton.neurons.base import normalised
 from spiketriton.trained.nir_graph import import_nir, to_nir
 from spiketriton.trained.nir_replay import replay
 from spiketriton.trained.run import Run
+from spiketriton_kernels import multistep_lif_reference
+from spiketriton_kernels import nn as kernels
 
 TIE = 1e-5  # of the threshold: nearer to it, rounding to float32 may decide whether a neuron fires
 
@@ -121,12 +124,7 @@ def export_torch(run: Run, path: Path, batch_size: int, mark: str = "spiketriton
 
     UserError: the file cannot be written.
     """
-    size = run.facts.image_size
-    shape: tuple[int, ...] = (batch_size, run.facts.channels, size, size)
-    if run.facts.frames:
-        shape = (run.time_steps, *shape)
-    images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(run.device)
-    images = run.to_device(images)
+    images = run.to_device(_example(run, batch_size))
     program = torch.export.export(run.model, (images,))
     with warnings.catch_warnings():
         # torch warns so about each buffer that is not part of a larger one
@@ -137,3 +135,87 @@ def export_torch(run: Run, path: Path, batch_size: int, mark: str = "spiketriton
             raise UserError(f"{path} cannot be written: {one_line(error)}") from None
         again = torch.export.load(path).module()
     return float((again(images) - run.model(images)).abs().max())
+
+
+@torch.no_grad()
+def export_onnx(run: Run, path: Path, batch_size: int, mark: str = "spiketriton") -> float:
+    """Writes the network as ONNX of plain operators, and runs the file in onnxruntime.
+
+    Its neurons are the kernels' definition, step after step, so that the file needs nothing of ours. Returns the
+    largest difference of currents, as a share of the largest current; rounding may differ between the two programs.
+
+    UserError: onnx or onnxruntime is not installed, a neuron is not LIF's kind, the file cannot be written.
+    """
+    onnx, onnxruntime = import_onnx()
+    model = copy.deepcopy(run.model).cpu().float()
+    images = _example(run, batch_size)
+    expected = model(images)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with one_by_one(model), warnings.catch_warnings():
+        for name, module in model.named_modules():
+            if isinstance(module, kernels.SpikingNeuron):
+                module.forward = _Plain(name, module)  # type: ignore[method-assign]
+        warnings.simplefilter("ignore")  # the tracer's, of checks that hold for this size
+        try:
+            torch.onnx.export(
+                model,
+                (images,),
+                path,
+                dynamo=False,
+                input_names=["images"],
+                output_names=["currents"],
+            )
+            written = onnx.load(path)
+            written.metadata_props.add(key="written_by", value=mark)
+            onnx.save(written, path)
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {one_line(error)}") from None
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    found = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+
+
+def import_onnx() -> tuple[Any, Any]:
+    """UserError: one of the two is not installed."""
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError as error:
+        raise UserError(f"{one_line(error)}; pip install 'spiketriton[onnx]'") from None
+    return onnx, onnxruntime
+
+
+class _Plain:
+    """Calls a neuron as its definition in plain operators."""
+
+    def __init__(self, name: str, neuron: kernels.SpikingNeuron) -> None:
+        if neuron.kind != "lif":
+            raise UserError(
+                f"{name} is a {type(neuron).__name__}, which is not written as ONNX; accepted: IF, LIF and PLIF"
+            )
+        self.neuron = neuron
+
+    def __call__(self, x: Tensor) -> Tensor:
+        neuron = self.neuron
+        if neuron.handed_on:
+            x = normalised(neuron, x)
+        if single := neuron.step_mode == "s":
+            x = x.unsqueeze(0)
+        spikes, v = multistep_lif_reference(
+            x,
+            **neuron.neuron_arguments(),
+            v_init=neuron.v,
+            return_v=True,
+        )
+        if neuron.keeps_state:
+            neuron.v = v
+        return spikes[0] if single else spikes
+
+
+def _example(run: Run, batch_size: int) -> Tensor:
+    """Noise of the shape that the network is shown, on the CPU."""
+    size = run.facts.image_size
+    shape: tuple[int, ...] = (batch_size, run.facts.channels, size, size)
+    if run.facts.frames:
+        shape = (run.time_steps, *shape)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))

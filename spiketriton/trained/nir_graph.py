@@ -25,7 +25,16 @@ from torch import nn
 import spiketriton
 from spiketriton.errors import UserError
 from spiketriton.models import Network
-from spiketriton.models.graph import Graph, Node, folded_weights, graph_of, layers, shapes_of
+from spiketriton.models.graph import (
+    Graph,
+    Node,
+    counted_graph,
+    folded_weights,
+    graph_of,
+    layers,
+    noise,
+    shapes_of,
+)
 from spiketriton.neurons import SpikingNeuron
 
 
@@ -59,6 +68,7 @@ def to_nir(
     reasons = list(not_in_nir(nodes))
     if reasons:
         raise UserError(f"NIR cannot express {'; nor '.join(reasons)}")
+    counted_graph(model, noise(model, image, frames))  # or the file would be another network
     shapes = shapes_of(nodes, image)
     translated: dict[str, Any] = {}
     edges: list[tuple[str, str]] = []

@@ -178,6 +178,29 @@ def test_a_slow_kernel_is_slow(monkeypatch):
         assert next(doctor.bandwidth(CPU)).state == state
 
 
+def test_a_gpu_is_timed_by_its_own_clock_over_calls_that_do_not_wait(monkeypatch):
+    """Python's part of a call would hide behind it, or be taken for the kernel's."""
+    said = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            said.append("record")
+
+        def synchronize(self):
+            said.append("wait")
+
+        def elapsed_time(self, end):
+            return 50.0  # milliseconds
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    seconds = doctor._seconds(lambda: said.append("call"), torch.device("cuda"))
+    assert seconds == pytest.approx(0.05 / doctor.CALLS)
+    assert said == ["call", "record", *["call"] * doctor.CALLS, "record", "wait"]
+
+
 def test_tolerances_grow_with_the_roundings_of_the_dtype():
     for finer, coarser in pairwise((torch.float64, torch.float32, torch.float16, torch.bfloat16)):
         assert TOLERANCE[finer] < TOLERANCE[coarser]

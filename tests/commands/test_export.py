@@ -4,11 +4,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from spiketriton.errors import EXIT_DONE, EXIT_ERROR, UserError
 from spiketriton.export import main, parse
 from spiketriton.trained.exports import TIE, Comparison
 from spiketriton.trained.nir_graph import to_nir
+from spiketriton.trained.run import load_run
 
 nir = pytest.importorskip("nir", reason="the extra nir is not installed")
 
@@ -127,3 +129,17 @@ def test_limits_are_accepted_and_what_lies_beyond_is_not(to, option, inside, out
     for value in outside:
         with pytest.raises(UserError, match=f"{option} {value}: accepted: from "):
             parse(["run", "--to", to, option, value])
+
+
+def test_an_onnx_file_answers_as_the_network(trained, tmp_path, capsys):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    out = tmp_path / "net.onnx"
+    arguments = [str(trained), "--to", "onnx", "--out", str(out), "--batch-size", "2"]
+    assert main(arguments) == EXIT_DONE
+    assert "run by onnxruntime: currents differ by" in capsys.readouterr().out
+    assert main(arguments) == EXIT_DONE  # it is its own file
+    run = load_run(trained)
+    images = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+    (found,) = onnxruntime.InferenceSession(str(out)).run(None, {"images": images.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(found), run.model(images), rtol=1e-4, atol=1e-4)

@@ -323,6 +323,8 @@ def test_each_idle_key_comes_with_its_reason():
         "data.split",
         "data.split_seed",
         "data.variant",
+        "loss.teacher_weight",
+        "loss.temperature",
         "loss.tet_lambda",
         "model.arguments",
         "model.connect",

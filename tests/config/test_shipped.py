@@ -37,6 +37,15 @@ def test_the_promised_recipes_are_there():
         "imagenet_ms34",
         "imagenet_sew18",
         "imagenet_sew34",
+        "cifar10_r19_tdbn",
+        "cifar10_r19_tet",
+        "cifar100_r19_tet",
+        "cifar10_r19_tebn",
+        "cifar100_r19_tebn",
+        "cifar10_vgg16",
+        "cifar10_spikformer",
+        "cifar10_qkformer",
+        "cifar10_sdt",
     }
 
 
@@ -76,8 +85,12 @@ def test_the_head_of_a_recipe_has_its_command(path):
 def test_a_recipe_takes_the_usual_overrides(path, override):
     refusals = {
         ("cifar10_dvs_vggsnn", "model.block=sew"): "needs skip connections",
+        ("cifar10_vgg16", "model.block=sew"): "needs skip connections",
         ("imagenet_sew18", "train.batch_size=2"): "train.micro_batch = 32 does not divide",
     }
+    of_others = "spikingjelly" in load_recipe(path).model.name
+    if of_others and override.startswith(("neuron.kind", "neuron.reset", "model.")):
+        refusals[path.stem, override] = "has no effect because model.name is"
     if words := refusals.get((path.stem, override)):
         with pytest.raises(UserError, match=words):
             load_recipe(path, [override])

@@ -112,3 +112,12 @@ def test_a_jpeg_is_reduced_while_it_is_decoded(tmp_path, mode):
 def test_other_formats_keep_their_size(tmp_path):
     Image.new("RGB", (32, 16)).save(tmp_path / "image.png")
     assert Photo(tmp_path / "image.png", "x").decode(reduce=4).size == (32, 16)
+
+
+def test_pixels_of_floats_are_refused(tmp_path):
+    """Nobody knows their range: 0 to 1 would be read as black."""
+    Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tmp_path / "image.tif")
+    with pytest.raises(
+        UserError, match=r"image\.tif .*pixels are floats; accepted: integers of 8 or 16"
+    ):
+        Photo(tmp_path / "image.tif", "x").decode()

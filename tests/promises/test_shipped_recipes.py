@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import spiketriton
 from spiketriton.config import load_recipe
 from spiketriton.data import build_data
-from spiketriton.models import build_model
+from spiketriton.models import build_model, count_parameters
 from spiketriton.train import main
 from spiketriton.training.losses import build_loss
 from tests.small_data import accept_checksums, make_cifar100, make_imagenette
@@ -63,3 +64,28 @@ def test_the_command_trains_a_large_recipe(root, tmp_path):
     assert len(losses) == 2
     assert all(map(torch.isfinite, map(torch.tensor, losses)))
     assert [row["test_images"] for row in rows if row["kind"] == "eval"] == [30]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("cifar10_r19_tdbn", 12.70e6),
+        ("cifar100_r19_tet", 12.72e6),
+        ("cifar10_r19_tebn", 12.70e6),
+        ("cifar10_vgg16", 14.72e6),
+        ("cifar10_spikformer", 9.31e6),
+        ("cifar10_qkformer", 6.79e6),
+        ("cifar10_sdt", 10.23e6),
+    ],
+)
+def test_the_networks_of_the_cifar_tables_take_a_step_as_shipped(name, parameters, tmp_path):
+    changes = ["data.name=synthetic", "data.classes=" + ("100" if "cifar100" in name else "10")]
+    changes += ["train.max_steps=1", "train.batch_size=4", "data.workers=0", "data.image_size=32"]
+    changes += ["data.train_images=8", "data.test_images=4", "train.precision=fp32"]
+    run = tmp_path / "run"
+    assert main([str(RECIPES / f"{name}.toml"), *changes, "--run-dir", str(run)]) == 0
+    (row,) = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
+    assert 0 < row["test_loss"] < 20
+    model = spiketriton.load_run(run, plugins=True).model
+    assert count_parameters(model) == pytest.approx(parameters, rel=5e-3)

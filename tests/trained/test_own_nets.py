@@ -7,8 +7,11 @@ import torch
 
 from spiketriton import evaluate as command
 from spiketriton import report
+from spiketriton.errors import UserError
 from spiketriton.runs.checkpoint import read_checkpoint
+from spiketriton.trained.conversion import Options, convert
 from spiketriton.trained.evaluation import evaluate, read_evaluation
+from spiketriton.trained.nir_graph import to_nir
 from spiketriton.trained.run import load_run
 from tests.small_runs import small_trainer
 
@@ -69,6 +72,18 @@ def test_rates_are_the_mean_over_all_calls(tmp_path, steps):
     for layer in found.layers:
         spikes, places = sums[layer.name]
         assert layer.rate == pytest.approx((spikes / places).tolist())
+
+
+def test_a_network_that_its_graph_is_not_is_neither_converted_nor_exported(tmp_path):
+    pytest.importorskip("nir")
+    spiking = trained(tmp_path / "run", "pooled")
+    ann = trained(tmp_path / "ann", "pooled", "neuron.kind=relu")
+    for refuse in (
+        lambda: to_nir(spiking.model, (1, 8, 8)),
+        lambda: convert(ann, Options(method="balanced", steps=4, images=16)),
+    ):
+        with pytest.raises(UserError, match="the graph of Pooled does not give its answers"):
+            refuse()
 
 
 def test_a_graph_of_ones_own_counts_what_the_network_does(tmp_path):

@@ -6,6 +6,7 @@ graph freezes, and refuses what a capture refuses. What it cannot show: memory, 
 """
 
 import dataclasses
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -183,6 +184,37 @@ def test_a_step_waits_for_nothing_and_hands_kernels_no_number_that_changes(tmp_p
             assert len(first) > 50
             assert [name for name, _ in first] == [name for name, _ in second]
             assert first == second
+
+
+@every_kind
+def test_no_node_of_a_step_outlives_it(tmp_path, overrides, monkeypatch):
+    """One that does belongs to the stream of its step, draws that into the next capture, and ends it."""
+    trainer = small_trainer(tmp_path, *overrides, "train.log_every=100")
+    loss, kept = trainer.loss, []
+    weights = [p for p in trainer.model.parameters() if p.requires_grad]
+
+    def nodes() -> list[Any]:
+        """Where autograd adds to each gradient: the node that lives, or a new one."""
+        return [p.view_as(p).grad_fn.next_functions[0][0] for p in weights]
+
+    def marked(*given):
+        value = loss(*given)
+        for node in nodes():
+            node.metadata["of a step"] = True
+        if keeps:
+            kept.append(value)
+        return value
+
+    monkeypatch.setattr(trainer, "loss", marked)
+    gc.disable()
+    try:
+        with trainer.session():
+            for keeps in (False, True):  # as it is; and as it would be
+                trainer.train_step()
+                outlived = ["of a step" in node.metadata for node in nodes()]
+                assert any(outlived) == keeps
+    finally:
+        gc.enable()
 
 
 def breaks_rate(trainer, monkeypatch):

@@ -1,12 +1,14 @@
 """Batch norm around the neuron in Triton: its statistics, its constants in a kernel, its second pass back.
 
 Bytes per element and step, e per element of the I/O dtype: statistics e; the second pass back from a stored dL/dx 3e.
-The statistics are the only arithmetic that a compiler may contract into fused multiply-adds (``enable_fp_fusion``).
+Fused multiply-adds are those that are written out: one that a compiler made of a lane's product and another lane's sum
+would leave the lanes of a warp with different last bits, and which of them is kept is for the hardware to say.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 
@@ -35,22 +37,42 @@ STAGES = 4  # of the statistics' loop: three tiles are under way while one is su
 MEASURING = 10  # programs of the statistics on a processor: as many as run at once
 
 
+class Norm(NamedTuple):
+    """Of a neuron, as a kernel takes it: pointers [C], of step_gain [T]."""
+
+    mean: Any
+    var: Any
+    weight: Any
+    bias: Any
+    step_gain: Any
+
+
+class Affine(NamedTuple):
+    """Of each channel: mean, 1 / standard deviation, weight * bn_scale, bias, and rstd * weight."""
+
+    mean: Any
+    rstd: Any
+    weight: Any
+    bias: Any
+    scale: Any
+
+
 @triton.jit
-def norm_constants(mean_ptr, var_ptr, weight_ptr, bias_ptr, eps, bn_scale, channels, valid):
-    """mean, 1 / standard deviation, weight * bn_scale and bias of each channel; (0, 1, 1, 0) without a norm."""
+def norm_constants(norm, eps, bn_scale, channels, valid):
+    """``Affine``; (0, 1, 1, 0, 1) without a norm."""
     mean = 0.0
     rstd = 1.0
-    affine = 1.0
+    weight = 1.0
     bias = 0.0
-    if mean_ptr is not None:
-        mean = tl.load(mean_ptr + channels, mask=valid, other=0.0)
-        rstd = 1.0 / tl.sqrt(tl.load(var_ptr + channels, mask=valid, other=1.0) + eps)
-        affine = bn_scale
-        if weight_ptr is not None:
-            affine = tl.load(weight_ptr + channels, mask=valid, other=1.0) * bn_scale
-        if bias_ptr is not None:
-            bias = tl.load(bias_ptr + channels, mask=valid, other=0.0)
-    return mean, rstd, affine, bias
+    if norm.mean is not None:
+        mean = tl.load(norm.mean + channels, mask=valid, other=0.0)
+        rstd = 1.0 / tl.sqrt(tl.load(norm.var + channels, mask=valid, other=1.0) + eps)
+        weight = bn_scale
+        if norm.weight is not None:
+            weight = tl.load(norm.weight + channels, mask=valid, other=1.0) * bn_scale
+        if norm.bias is not None:
+            bias = tl.load(norm.bias + channels, mask=valid, other=0.0)
+    return Affine(mean, rstd, weight, bias, weight * rstd)
 
 
 @triton.jit
@@ -89,8 +111,8 @@ def statistics_kernel(
         k += 1.0
         weight = tl.where(k > 1.0, 1.0 / k, 1.0)
         d = y - mean
-        mean += d * tl.where(inside, weight, 0.0)
-        spread += d * (d * tl.where(inside, 1.0 - weight, 0.0))
+        mean = tl.fma(d, tl.where(inside, weight, 0.0), mean)
+        spread = tl.fma(d, d * tl.where(inside, 1.0 - weight, 0.0), spread)
     # Only the last visit can leave out a row that the others reach.
     visits = tl.cdiv(blocks(R, BLOCK_R) - first, programs)
     last = (first + (visits - 1) * programs) * BLOCK_R + tl.arange(0, BLOCK_R)[:, None]
@@ -134,7 +156,7 @@ def join_statistics_kernel(
         at = partial_ptr + place
         number = tl.load(at, mask=here, other=0.0)
         mean = tl.load(at + plane, mask=here, other=0.0)
-        total += number * (mean - base)
+        total = tl.fma(number, mean - base, total)
     joined = base + tl.sum(total, axis=0, keep_dims=True) / count
     spread = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     for start in range(0, parts, BLOCK_P):
@@ -142,7 +164,7 @@ def join_statistics_kernel(
         at = partial_ptr + place
         number = tl.load(at, mask=here, other=0.0)
         away = tl.load(at + plane, mask=here, other=0.0) - joined
-        spread += tl.load(at + 2 * plane, mask=here, other=0.0) + number * away * away
+        spread += tl.fma(number * away, away, tl.load(at + 2 * plane, mask=here, other=0.0))
     squares = tl.sum(spread, axis=0, keep_dims=True)
     tl.store(mean_ptr + c, joined, mask=c < C)
     tl.store(var_ptr + c, squares / count, mask=c < C)
@@ -153,14 +175,11 @@ def join_statistics_kernel(
         tl.store(running_var_ptr + c, var + momentum * (squares / (count - 1.0) - var), mask=c < C)
 
 
-@triton.jit(do_not_specialize=["eps", "bn_scale", "count"])
+@triton.jit
 def norm_backward_kernel(
     dx_ptr,  # [T, N]
     y_ptr,  # [T, N]
-    mean_ptr,  # [C]
-    var_ptr,  # [C]
-    weight_ptr,  # [C] or None
-    step_gain_ptr,  # [T] or None
+    norm,  # Norm
     sums_ptr,  # [2, C]
     dy_ptr,  # [T, N] out
     eps,
@@ -185,10 +204,7 @@ def norm_backward_kernel(
         row, column, channel, R, C, L, S, BLOCK_R, BLOCK_L, BY_COLUMN
     )
     step = step_size(R, C, L, BY_COLUMN)
-    mean, rstd, affine, _ = norm_constants(
-        mean_ptr, var_ptr, weight_ptr, None, eps, bn_scale, channels, valid
-    )
-    scale = affine * rstd
+    affine = norm_constants(norm, eps, bn_scale, channels, valid)
     mean_dz, mean_dz_xhat = channel_means(sums_ptr, C, count, channels, valid)
     for chunk in range((T + CHUNK - 1) // CHUNK):
         k = tl.cast(chunk, tl.int32)
@@ -202,20 +218,19 @@ def norm_backward_kernel(
             inputs = read_ahead(inputs, y_ptr, j + AHEAD, k, offs, inside, step, T, CHUNK, False)
             t, at, here = time_step(k, j, offs, inside, step, T, CHUNK)
             dz = grads[j].to(tl.float32)
-            if step_gain_ptr is not None:
-                dz = tl.load(step_gain_ptr + t, mask=t < T, other=0.0) * dz
-            xhat = (inputs[j].to(tl.float32) - mean) * rstd
-            dy = scale * tl.fma(-mean_dz_xhat, xhat, dz - mean_dz)
+            if norm.step_gain is not None:
+                dz = tl.load(norm.step_gain + t, mask=t < T, other=0.0) * dz
+            xhat = (inputs[j].to(tl.float32) - affine.mean) * affine.rstd
+            dy = affine.scale * tl.fma(-mean_dz_xhat, xhat, dz - mean_dz)
             tl.store(dy_ptr + at, dy.to(dy_ptr.dtype.element_ty), mask=here)
 
 
 def norm_backward(dx, y, neuron: Neuron, sums, count, dy) -> None:
     """Fill dy, which may be dx itself, with dL/dy of batch norm from dL/dx and the channel sums."""
-    mean, var, weight, _, step_gain = neuron.norm
     tiles = tiling(y, True, vector_width(y))
     with torch.cuda.device_of(y):
         norm_backward_kernel[(tiles.row_tiles * tiles.lanes,)](
-            dx, y, mean, var, weight, step_gain, sums, dy, neuron.eps, neuron.bn_scale, count,
+            dx, y, Norm(*neuron.norm), sums, dy, float(neuron.eps), float(neuron.bn_scale), float(count),
             T=y.shape[0], CHUNK=chunk_length(y.shape[0], False), AHEAD=3,
             **tiles.geometry,
             num_warps=WARPS, enable_fp_fusion=False,
@@ -233,10 +248,10 @@ def channel_statistics(
     partial = tiles.partial(y, 3, programs)
     with torch.cuda.device_of(y):
         statistics_kernel[(programs * tiles.lanes,)](
-            y, partial, programs=programs, STAGES=STAGES, **tiles.geometry, num_warps=WARPS, enable_fp_fusion=True,
+            y, partial, programs=programs, STAGES=STAGES, **tiles.geometry, num_warps=WARPS, enable_fp_fusion=False,
         )  # fmt: skip
         join_statistics_kernel[(-(-tiles.C // JOIN_CHANNELS),)](
             partial, mean, var, running_mean, running_var, partial[0].numel() // tiles.C, tiles.C, tiles.S or 1,
             float(y.numel() // tiles.C), momentum,
-            BLOCK_P=JOIN_PARTS, BLOCK_C=JOIN_CHANNELS, num_warps=WARPS, enable_fp_fusion=True,
+            BLOCK_P=JOIN_PARTS, BLOCK_C=JOIN_CHANNELS, num_warps=WARPS, enable_fp_fusion=False,
         )  # fmt: skip

@@ -66,7 +66,7 @@ def elements(
     BY_COLUMN: tl.constexpr,
 ):
     """Offsets [BLOCK_R, BLOCK_L] within a time step, their mask, and each column's channel [1, BLOCK_L] and mask."""
-    r = row * BLOCK_R + tl.arange(0, BLOCK_R)
+    r = (row + 0 * R) * BLOCK_R + tl.arange(0, BLOCK_R)  # in 64 bits where R takes as many
     l = column * BLOCK_L + tl.arange(0, BLOCK_L)
     inside = (r < R)[:, None] & (l < L)[None, :]
     wide = r.to(tl.int64)

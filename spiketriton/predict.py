@@ -1,0 +1,56 @@
+"""python -m spiketriton.predict RUN IMAGE ... [--top N] [--json]"""
+
+import argparse
+import json
+
+from spiketriton import api
+from spiketriton.commandline import Parser
+from spiketriton.errors import run_command
+from spiketriton.trained.run import CHECKPOINTS, CHECKPOINTS_HELP
+
+EPILOG = """\
+examples:
+  python -m spiketriton.predict runs/flowers rose.jpg tulip.png
+  python -m spiketriton.predict runs/flowers *.jpg --json > answers.json
+
+Images are prepared as the recipe prepares its test images: resized, cropped, normalised. The numbers are
+probabilities: the softmax of the mean current over time. Neither the data nor the recipe's file is needed."""
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser("predict", EPILOG)
+    parser.add_trust()
+    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
+    parser.add_argument(
+        "--top", type=int, default=3, help="classes to show, the likeliest first (3)"
+    )
+    parser.add_argument("--checkpoint", choices=CHECKPOINTS, default="last", help=CHECKPOINTS_HELP)
+    parser.add_argument("--json", action="store_true", help="an object for each image, a line each")
+    args = parser.parse_intermixed_args(arguments)
+    if args.top < 1:
+        parser.error(f"--top {args.top}: accepted: 1 or more")
+    return args
+
+
+def main(arguments: list[str]) -> None:
+    args = parse(arguments)
+    run = api.load_run(args.run, checkpoint=args.checkpoint)
+    top = min(args.top, len(run.classes))
+    for path, row in zip(args.images, run.predict(args.images), strict=True):
+        shares, classes = row.topk(top)
+        said = {
+            run.classes[c]: round(p, 6)
+            for p, c in zip(shares.tolist(), classes.tolist(), strict=True)
+        }
+        if args.json:
+            print(json.dumps({"image": path, "classes": said}, ensure_ascii=False))
+        else:
+            print(
+                f"{path}: "
+                + ", ".join(f"{name} {100 * share:.1f} %" for name, share in said.items())
+            )
+
+
+if __name__ == "__main__":
+    run_command(main)

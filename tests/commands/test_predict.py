@@ -1,0 +1,36 @@
+"""`predict`: the classes of image files, as in Python."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+import spiketriton
+from spiketriton.errors import UserError
+from spiketriton.predict import main
+
+
+def test_it_says_what_python_says(runs, tmp_path, capsys):
+    paths = [str(tmp_path / name) for name in ("grey.png", "noise.png")]
+    Image.new("L", (20, 20), 128).save(paths[0])
+    Image.effect_noise((12, 9), 200).save(paths[1])
+    expected = spiketriton.load_run(runs / "lif").predict(paths)
+    main([str(runs / "lif"), *paths, "--top", "2", "--json"])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["image"] for row in rows] == paths
+    for row, probabilities in zip(rows, expected, strict=True):
+        best, order = probabilities.topk(2)
+        assert list(row["classes"]) == [str(int(index)) for index in order]
+        assert torch.allclose(torch.tensor(list(row["classes"].values())), best, atol=1e-6)
+    main([str(runs / "lif"), paths[0]])
+    said = capsys.readouterr().out
+    assert said.startswith(f"{paths[0]}: ")
+    assert said.count(" %") == 3
+
+
+def test_mistakes_are_named(runs, tmp_path):
+    with pytest.raises(UserError, match="--top 0: accepted: 1 or more"):
+        main([str(runs / "lif"), "a.png", "--top", "0"])
+    with pytest.raises(UserError, match=r"missing\.png"):
+        main([str(runs / "lif"), str(tmp_path / "missing.png")])
