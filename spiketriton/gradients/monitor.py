@@ -94,15 +94,15 @@ class GradientMonitor:
             self.probes = [
                 torch.zeros(shape, device=device, requires_grad=True) for _ in self.layers
             ]
-            for probe in self.probes:
-                probe.grad = torch.zeros_like(probe)
+            self.sums = [torch.zeros_like(probe) for probe in self.probes]
+            for probe, grad in zip(self.probes, self.sums, strict=True):
+                probe.grad = grad  # autograd adds to it in place
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
         """Measures the forward and backward inside, for `read`."""
         self.scaled = self.scale()
-        grads = [probe.grad for probe in self.probes]
-        torch._foreach_zero_(grads)
+        torch._foreach_zero_(self.sums)
         for (_, layer), probe in zip(self.layers, self.probes, strict=True):
             layer.probe = probe
         try:
@@ -114,7 +114,7 @@ class GradientMonitor:
     def read(self, step: int) -> None:
         """Waits for the device, and writes what was measured last, as of this step."""
         # [layers, T, 8] in one copy from the device
-        own = torch.stack([probe.grad for probe in self.probes]).cpu().double()
+        own = torch.stack(self.sums).cpu().double()
         sums, largest = self.ranks.total(own), PROBE_FIELDS.index("grad_input_max")
         sums[..., largest] = self.ranks.largest(own[..., largest].contiguous())
         names = [name for name, _ in self.layers]

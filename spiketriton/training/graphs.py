@@ -91,7 +91,7 @@ def capture(
     call: Callable[[], R],
     stream: torch.cuda.Stream,
     device: torch.device,
-    pool: tuple[int, int] | None = None,
+    pool: Any = None,
 ) -> tuple[Callable[[], object], R]:
     """A CUDA graph of what `call` does, as a function that replays it, and what the call returns.
 
@@ -114,7 +114,7 @@ def capture(
     return graph.replay, returned
 
 
-def _give_back(device: torch.device, pool: tuple[int, int]) -> None:
+def _give_back(device: torch.device, pool: Any) -> None:
     """What torch itself does after a failed capture: end (from 2.12 on) and release (from 2.13.1 on) its pool."""
     with contextlib.suppress(RuntimeError):  # "not currently recording": it has been ended
         torch._C._cuda_endAllocateToPool(device.index, pool)
