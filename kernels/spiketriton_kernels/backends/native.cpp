@@ -295,17 +295,17 @@ enum Given { NO, YES, ASK };
 
 // STEPS steps from t on, in which the states and the constants of a vector of neurons stay in registers.
 template <int RESET, int NORM, int RESIDUAL, bool FIRE, bool ONE, int STEPS>
-void forth_steps(const Block &b, const Forth &s, int64_t t) {
+__attribute__((noinline)) void forth_steps(const Block &b, const Forth &s, int64_t t) {
     const bool norm = NORM == ASK ? b.c.mean != nullptr : NORM == YES, joined = RESIDUAL == ASK ? s.residual != nullptr : RESIDUAL == YES;
     const A *means = b.mean.data(), *scales = b.scale.data(), *biases = b.bias.data();
     const Rules<ONE> rules(b);
     const int64_t row = t * s.stride, stride = s.stride, next = later(t, s.steps, stride, s.size);
-    const T *x = s.x + row, *residual = joined ? s.residual + row : nullptr, *spike_add = FIRE && s.spike_add ? s.spike_add + row : nullptr;
-    T *spikes = FIRE ? s.spikes + row : nullptr, *currents = FIRE && NORM != NO && s.current ? s.current + row : nullptr;
+    const T *x = s.x + row, *residual = joined ? s.residual + row : nullptr, *spike_add = FIRE && STEPS < 4 && s.spike_add ? s.spike_add + row : nullptr;
+    T *spikes = FIRE ? s.spikes + row : nullptr, *currents = FIRE && NORM != NO && STEPS < 4 && s.current ? s.current + row : nullptr;
     A *vs = s.v, *ms = s.m, *hs = FIRE ? nullptr : s.h + t * s.size, *m_before = FIRE || !SECOND ? nullptr : s.m_before + t * s.size,
       *trace = FIRE && NORM == ASK && s.trace ? s.trace + row : nullptr;
     const int size = s.size;
-    const bool past = s.past;
+    const bool past = STEPS == 1 && s.past;
     A step_gains[STEPS];
     for (int j = 0; j < STEPS; j++) step_gains[j] = s.step_gain ? s.step_gain[t + j] : A(1);
     vectors(s.n, [&](auto part, int i, int n) {
@@ -333,7 +333,7 @@ void forth_steps(const Block &b, const Forth &s, int64_t t) {
             const auto fired = settle<RESET>(r, h, v, m);
             if constexpr (FIRE) {
                 if (NORM != NO && currents) put<PART>(currents + here, rounded(current), n, past);
-                if (spike_add) put<PART>(spikes + here, rounded(counted(fired) + get<PART>(spike_add + here, n)), n, past);
+                if (__builtin_expect(spike_add != nullptr, false)) put<PART>(spikes + here, rounded(counted(fired) + get<PART>(spike_add + here, n)), n, past);
                 else put<PART>(spikes + here, written(fired), n, past);
                 if constexpr (NORM == ASK)
                     if (trace) std::memcpy(trace + i, &v, size_t(n) * sizeof(A));
@@ -458,7 +458,7 @@ struct Back {
     const A *h, *m_before, *start, *step_gain, *grad_trace;  // start: v before the first step; the last two may be null
     A *by_v, *by_m, *sum_dz, *sum_dz_x;
     A *unit, *turn;          // of a window: phi; primitive(z) - z * phi where a width learns
-    A *learnt[PARAMETERS];   // sums over the steps; null where nothing learns
+    A *learnt[PARAMETERS];   // sums over the steps; null of what is a number
     Sums *sums;
     int64_t stride;
     int size, n;
@@ -498,7 +498,7 @@ inline double total(V v) {
 }
 
 template <int RESET, bool ATTACHED, int SHAPE, int MODE, bool ONE>
-void back_block(const Block &b, const Back &s) {
+__attribute__((noinline)) void back_block(const Block &b, const Back &s) {
     const Call &c = b.c;
     const A height = A(c.height);
     const Rules<ONE> rules(b);
@@ -534,7 +534,7 @@ void back_block(const Block &b, const Back &s) {
             V dx = r.gain * f.h;
             by_v = r.decay * f.h;
             V v{};  // before the step
-            if constexpr (MODE == OBSERVE || KIND == DELAYED) {
+            if ((MODE == OBSERVE && s.learnt[DECAY]) || KIND == DELAYED) {
                 if (t) {
                     v = load(hs - s.size + i);
                     V before = SECOND ? load(ms - s.size + i) : V{};
@@ -566,11 +566,13 @@ void back_block(const Block &b, const Back &s) {
                     probe[GRAD_INPUT_MAX] = counts > probe[GRAD_INPUT_MAX] ? counts : probe[GRAD_INPUT_MAX];
                 }
                 if (c.out_parameters) {
-                    const auto add = [&](Parameter p, V value) { store(s.learnt[p] + i, load(s.learnt[p] + i) + value); };
+                    const auto add = [&](Parameter p, V value) {
+                        if (s.learnt[p]) store(s.learnt[p] + i, load(s.learnt[p] + i) + value);
+                    };
                     add(DECAY, f.h * (RESET == TO_RESET_LEAK ? v - r.v_reset : v) + f.decay);
                     add(THRESHOLD, f.threshold);
                     if (s.turn) add(WIDTH, f.spike * height * load(s.turn + kept + i));
-                    if (c.rows > GAIN) {
+                    if (s.learnt[GAIN]) {
                         V current = get<PART>(x + i, n);
                         if (c.mean) current = k * ((current - load(means + i)) * load(scales + i) + load(biases + i));
                         if (residual) current = current + get<PART>(residual + i, n);
@@ -678,7 +680,8 @@ void walk_back(const Call &c) {
         s.stride = c.neurons;
         s.size = size;
         if (c.out_parameters)
-            for (int p = 0; p < c.rows; p++) learnt[p].resize(size), s.learnt[p] = learnt[p].data();
+            for (int p = 0; p < c.rows; p++)
+                if (c.parameters[p]) learnt[p].resize(size), s.learnt[p] = learnt[p].data();
 #pragma omp for schedule(static)
         for (int64_t k = 0; k < cut.chunks; k++) {
             Sums &mine = sums[k];
@@ -722,6 +725,7 @@ void walk_back(const Call &c) {
                 }
                 if (c.out_parameters)
                     for (int p = 0; p < c.rows; p++) {
+                        if (!s.learnt[p]) continue;
                         double *row = mine.parameters.data() + p * c.parameter_size;
                         if (c.parameter_size > 1) gather(row, learnt[p].data(), start, n, c);
                         else *row += total(learnt[p].data(), n);
