@@ -180,10 +180,22 @@ class RunFolder:
             if now:
                 write_json(self.plugins, now)
             return
+        for text in self._changed(now):
+            self.metrics.warn(text)
+
+    def changed_plugins(self, recipe: Recipe) -> list[str]:
+        """What is to be warned of where the run's plugins are not those that it began with."""
+        if not self.plugins.exists():
+            return []
+        return list(
+            self._changed(parts.record(recipe.plugins.modules, parts_of(values_of(recipe))))
+        )
+
+    def _changed(self, now: list[dict[str, Any]]) -> Iterator[str]:
         begun = read_record(self.plugins, list[Plugin])
         for then, row in zip(begun, now, strict=False):
             if (then.sha256, then.version) != (row["sha256"], row["version"]):
-                self.metrics.warn(
+                yield (
                     f"the plugin {row['module']} differs from the one that the run began with "
                     f"(version {then.version} then, {row['version']} now; {self.plugins})"
                 )

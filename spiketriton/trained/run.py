@@ -103,6 +103,8 @@ def load_run(
     folder = RunFolder.find(path)
     begun = folder.load_recipe(moved_plugins(overrides, values))
     recipe = _moved(begun, overrides, values or {})
+    for text in folder.changed_plugins(recipe):
+        warn(text)
     if test_images is not None:
         recipe = replace(recipe, f"data.test_images={test_images}")
     state, found = read_state(folder, checkpoint)

@@ -1,9 +1,11 @@
 """Parts of one's own in a training: each kind serves, is recorded, resumes, and is named when it is missing."""
 
+import io
 import json
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest
@@ -136,6 +138,9 @@ def test_a_missing_plugin_is_named_and_may_have_moved_or_changed(folder):
     assert done.returncode == EXIT_DONE
     assert "warning: the plugin" in done.stderr
     assert "differs from the one that the run began with" in done.stderr
+    with redirect_stderr(io.StringIO()) as said:  # its numbers may not be those of the training
+        spiketriton.load_run("run", ["new/mine.py"])
+    assert "differs from the one that the run began with" in said.getvalue()
 
 
 def test_python_names_plugins_and_their_keys_as_the_command_does(folder):
