@@ -1,5 +1,6 @@
 """A network of other people's, trained from a recipe and from Python: the run folder, resume, diagnosis."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import spiketriton
 from spiketriton.config import to_toml
 from spiketriton.errors import UserError
 from spiketriton.gradients.probing import Prober, cut_time
+from spiketriton.gradients.subject import Subject
+from spiketriton.gradients.variants import Experiment
 from spiketriton.runs.folder import RunFolder
 from spiketriton.train import main
 from spiketriton.training.losses import build_loss
@@ -97,3 +100,11 @@ def test_time_is_cut_as_in_a_network_of_ours(name):
     torch.testing.assert_close(torch.from_numpy(cut.firing), torch.from_numpy(whole.firing))
     assert (cut.grad_carry == 0).all()
     assert (whole.grad_carry > 0).any()
+
+
+def test_a_diagnosis_keeps_the_networks_own_surrogates():
+    """Those of SpikingJelly's ATan; and it tries and proposes nothing that such a recipe refuses."""
+    recipe = recipe_of(f"{HERE}:LongSkip", "data.train_images=40")
+    experiment = Experiment(Subject(recipe, "recipe"))
+    assert set(experiment.widths.values()) == {pytest.approx(1 / math.pi)}
+    assert {variant.override for variant in experiment.variants()} == {""}

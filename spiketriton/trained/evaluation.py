@@ -250,7 +250,7 @@ def evaluate(run: Run, steps: int | None = None, batch_size: int = 0) -> Evaluat
         run=str(run.folder.path),
         recipe=run.recipe.name,
         kind=run.kind,
-        neuron=run.recipe.neuron.kind,
+        neuron=_neurons(run),
         method=run.conversion["method"] if run.conversion else None,
         checkpoint=run.checkpoint,
         training_step=run.step,
@@ -284,6 +284,14 @@ def evaluate(run: Run, steps: int | None = None, batch_size: int = 0) -> Evaluat
         samples=_samples(run) if data.facts.frames and model.answers_each_step else [],
         raster=raster_of(run),
     )
+
+
+def _neurons(run: Run) -> str:
+    """The kind of neuron that the recipe names; the kinds that a network of others has."""
+    if ":" not in run.recipe.model.name:
+        return run.recipe.neuron.kind
+    kinds = {type(neuron).__name__.lower() for _, neuron in run.model.spiking_layers()}
+    return ", ".join(sorted(kinds)) or "its own neurons"
 
 
 def wilson(right: int, images: int) -> tuple[float, float]:

@@ -85,7 +85,8 @@ def test_the_networks_of_the_cifar_tables_take_a_step_as_shipped(name, parameter
     changes += ["data.train_images=8", "data.test_images=4", "train.precision=fp32"]
     run = tmp_path / "run"
     assert main([str(RECIPES / f"{name}.toml"), *changes, "--run-dir", str(run)]) == 0
-    (row,) = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
-    assert 0 < row["test_loss"] < 20
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["kind"] for row in rows] == ["train", "eval"]
+    assert 0 < rows[1]["test_loss"] < 20
     model = spiketriton.load_run(run, plugins=True).model
     assert count_parameters(model) == pytest.approx(parameters, rel=5e-3)
