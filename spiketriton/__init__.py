@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from spiketriton import errors, processors
 
 if TYPE_CHECKING:
-    from spiketriton.api import Run, load_run, train
+    from spiketriton.api import Run, diagnose, load_run, train
 
-__all__ = ["Run", "load_run", "train"]
+__all__ = ["Run", "diagnose", "load_run", "train"]
 __version__ = "0.1.0"
 
 if sys.argv[:1] == ["-m"]:  # python -m spiketriton.COMMAND, which is about to import torch
@@ -25,8 +25,11 @@ processors.wait_without_spinning_if_busy()
 
 def __getattr__(name: str) -> Any:
     """Imports torch when it is needed: the list of commands does not wait for it."""
-    if name == "train":  # a module that can be called, so that the command keeps its name
-        return import_module("spiketriton.train")
+    if name in (
+        "train",
+        "diagnose",
+    ):  # modules that can be called, so that commands keep their names
+        return import_module(f"spiketriton.{name}")
     if name in __all__:
         return getattr(import_module("spiketriton.api"), name)
     raise AttributeError(f"module 'spiketriton' has no attribute {name!r}")

@@ -8,6 +8,8 @@ import contextlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +23,22 @@ from spiketriton.config.parts import IN_HAND, handed
 from spiketriton.config.reading import PLUGINS
 from spiketriton.data import Facts, given_images
 from spiketriton.errors import EXIT_DONE, EXIT_SIGINT, UserError
+from spiketriton.gradients.measurement import Measurement
+from spiketriton.gradients.probing import Prober
+from spiketriton.gradients.verdict import LIMITS, Verdict, judge
 from spiketriton.models import Network
+from spiketriton.neurons import adopt
 from spiketriton.runs.folder import find_run
 from spiketriton.runs.rows import Row
 from spiketriton.show.display import Quiet, make_display
+from spiketriton.show.verdict import line, sentences
 from spiketriton.trained import run as trained
 from spiketriton.trained.evaluation import Evaluation, evaluate
 from spiketriton.training.hooks import Hooks
 from spiketriton.training.randomness import random_state, set_random_state
 from spiketriton.training.ranks import Ranks
+from spiketriton_kernels.nn import SpikingNeuron as KernelNeuron
+from spiketriton_kernels.nn import swap
 
 
 def train(
@@ -152,6 +161,78 @@ def load_run(
 
 def _with_plugins(values: dict[str, Any], plugins: bool | Sequence[str]) -> dict[str, Any]:
     return values if isinstance(plugins, bool) or not plugins else {**values, PLUGINS: [*plugins]}
+
+
+@dataclass(frozen=True)
+class NetDiagnosis:
+    """What `diagnose` found out about a network; its text is the verdict in sentences.
+
+    measured: gradients, firing and reach by layer and time step: `measured.rows()`, `measured.depth_profile`.
+    overlap: what each layer keeps of an image, [layers]: 1 all of it, 0 nothing.
+    verdict: `verdict.word`, `verdict.obstacles`, and the numbers behind them.
+    """
+
+    measured: Measurement
+    overlap: np.ndarray
+    verdict: Verdict
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The spiking layers, in the order in which they are called."""
+        return self.measured.names
+
+    def __str__(self) -> str:
+        return "\n".join([line(self.verdict), *sentences(self.verdict)])
+
+
+def diagnose(
+    net: nn.Module,
+    batch: Tensor | tuple[Tensor, Tensor],
+    *,
+    optimizer: str = "adamw",
+    loss: Callable[..., Tensor] | None = None,
+    images: int | None = None,
+) -> NetDiagnosis:
+    """Whether images and gradients get through a network of spiking neurons; nothing is trained, `net` stays as it is.
+
+    Args:
+        net: any module whose neurons are those of `spiketriton_kernels.nn`, or of a library that
+            `spiketriton_kernels.nn.swap` knows; a copy is swapped and measured, in training mode.
+        batch: (x, y), inputs as `net` takes them and labels [B]; or x alone, with a `loss`.
+        optimizer: that it will be trained with, "adamw" or "sgd".
+        loss: (outputs, y) -> scalar, of x alone (outputs) -> scalar; None: cross-entropy of the outputs
+            [B, K], or of their mean over time, [T, B, K].
+        images: the dimension of x that counts images; None: the first of the size of y, of x alone 0.
+
+    Raises:
+        UserError: no neuron that can be measured, labels that do not fit.
+    """
+    x, y = batch if isinstance(batch, tuple) else (batch, None)
+    if optimizer not in LIMITS.depth:
+        raise UserError(f"optimizer = {optimizer!r}: accepted: {', '.join(LIMITS.depth)}")
+    if y is None and loss is None:
+        raise UserError("inputs without labels need a loss; accepted: (x, y), or x and loss=...")
+    if images is None:
+        sizes = [i for i, size in enumerate(x.shape[:2]) if y is None or size == len(y)]
+        if not sizes:
+            raise UserError(
+                f"{len(y)} labels for inputs {tuple(x.shape)}; accepted: a label for each image"
+            )
+        images = sizes[0]
+    given = (lambda out, _: loss(out)) if loss is not None and y is None else loss
+    with undisturbed_draws():
+        copy = deepcopy(net)
+        swap(copy)
+        for module in copy.modules():
+            if isinstance(module, KernelNeuron):
+                adopt(module)
+        prober = Prober(copy, [(x, y)], given or _cross_entropy, images=images)
+        measured, overlap = prober.measure(), prober.overlap()
+    return NetDiagnosis(measured, overlap, judge(measured, optimizer, overlap))
+
+
+def _cross_entropy(out: Tensor, labels: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(out.mean(0) if out.ndim == 3 else out, labels)
 
 
 @contextlib.contextmanager

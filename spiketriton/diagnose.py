@@ -5,6 +5,8 @@ import contextlib
 import sys
 from itertools import count
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from spiketriton.commandline import KEYS_HELP, RECIPE_HELP, Parser
 from spiketriton.errors import EXIT_DONE, UserError, run_command, warn
@@ -85,6 +87,18 @@ def unused(folder: Path, text: str) -> Path:
 
     return next(filter(free, paths))
 
+
+class _Command(ModuleType):
+    """The module `spiketriton.diagnose`, which is also the function: `spiketriton.diagnose(...)`."""
+
+    def __call__(self, *args: Any, **keys: Any) -> Any:
+        """`spiketriton.api.diagnose`."""
+        from spiketriton import api  # the command does not need it
+
+        return api.diagnose(*args, **keys)
+
+
+sys.modules[__name__].__class__ = _Command
 
 if __name__ == "__main__":
     run_command(main)

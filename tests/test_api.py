@@ -1,6 +1,7 @@
 """spiketriton in Python: the same run as by the command, loaded without its data."""
 
 import builtins
+import copy
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image
+from torch import nn
 
 import spiketriton
 from spiketriton import api
@@ -19,6 +21,8 @@ from spiketriton.data import build_data
 from spiketriton.errors import UserError
 from spiketriton.runs.folder import RunFolder
 from spiketriton.train import main
+from spiketriton_kernels import Surrogate
+from spiketriton_kernels.nn import LIF
 from tests.small_data import make_class_tree
 from tests.small_runs import (
     Lines,
@@ -276,6 +280,61 @@ def test_importing_spiketriton_does_not_wait_for_torch():
         "spiketriton.load_run; assert 'torch' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=environment())
+
+
+class Chain(nn.Module):
+    """Linear layers and neurons, [T, B, 8] -> [T, B, 3]."""
+
+    def __init__(self, width: float) -> None:
+        super().__init__()
+        surrogate = Surrogate("atan", width=width)
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(6))
+        self.neurons = nn.ModuleList(LIF(surrogate=surrogate) for _ in range(6))
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x):
+        for layer, neuron in zip(self.layers, self.neurons, strict=True):
+            x = neuron(3 + 40 * layer(x))
+        return self.fc(x)
+
+
+@pytest.mark.parametrize(
+    ("width", "optimizer", "word"),
+    [(50.0, "sgd", "exploding"), (50.0, "adamw", "no obstacle found")],
+)
+def test_any_network_of_neurons_is_diagnosed_and_left_alone(width, optimizer, word):
+    torch.manual_seed(0)
+    net, x, y = Chain(50.0), torch.randn(4, 16, 8), torch.arange(16) % 3
+    before, state = copy.deepcopy(net.state_dict()), torch.get_rng_state()
+    found = spiketriton.diagnose(net, (x, y), optimizer=optimizer)
+    assert found.names == tuple(f"neurons.{i}" for i in range(6))
+    assert found.measured.grad_input.shape == (6, 4)
+    assert found.verdict.backward.word == word
+    assert ("exploding backward" in str(found).splitlines()[0]) == (word == "exploding")
+    assert_equal(before, net.state_dict())
+    assert type(net.neurons[0]) is LIF
+    assert torch.equal(torch.get_rng_state(), state)
+    own = spiketriton.diagnose(
+        net,
+        x,
+        loss=lambda out: nn.functional.cross_entropy(out.mean(0), y),
+        images=1,
+        optimizer=optimizer,
+    )
+    assert np.allclose(own.measured.grad_input, found.measured.grad_input)
+
+
+@pytest.mark.parametrize(
+    ("batch", "options", "words"),
+    [
+        ((torch.zeros(4, 16, 8), torch.zeros(5)), {}, "5 labels for inputs"),
+        (torch.zeros(4, 16, 8), {}, "inputs without labels need a loss"),
+        ((torch.zeros(4, 16, 8), torch.zeros(16)), {"optimizer": "adam"}, "accepted: sgd, adamw"),
+    ],
+)
+def test_what_cannot_be_diagnosed_is_named(batch, options, words):
+    with pytest.raises(UserError, match=words):
+        spiketriton.diagnose(Chain(1.0), batch, **options)
 
 
 def test_train_is_a_module_and_a_function():
