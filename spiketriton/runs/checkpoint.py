@@ -156,6 +156,8 @@ def read_checkpoint(path: str | Path) -> State:
     try:
         found = of_plain(dict[str, Any] | None, state.get("calibration"), "calibration") or {}
         widths = of_plain(dict[str, float], found.get("widths", {}), "calibration.widths")
+        facts = of_plain(dict[str, Any] | None, state.get("data"), "data") or {}
+        of_plain(list[int], facts.get("class_counts", []), "data.class_counts")
         weights = state.get("model")
         for layer, width in widths.items() if isinstance(weights, dict) else ():
             weights.setdefault(f"{layer}._extra_state", torch.tensor(width, dtype=torch.float64))

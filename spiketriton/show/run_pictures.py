@@ -70,7 +70,10 @@ def curves(rows: list[Row], title: str) -> Figure | None:
 
 
 def gradients(rows: list[Row], title: str) -> Figure | None:
-    """The gradient by layer and time step, and by layer over training; None for an ANN."""
+    """The gradient by layer and time step, and by layer over training; None for an ANN.
+
+    ValueError: the rows are not those of one network.
+    """
     if not rows:
         return None
     steps = sorted({row["step"] for row in rows})
@@ -92,6 +95,10 @@ def gradients(rows: list[Row], title: str) -> Figure | None:
     colours = (GREY, GREEN, BLUE)[-len(chosen) :]
     for step, colour in zip(chosen, colours, strict=True):
         profile = _measured(rows, step).depth_profile
+        if len(profile) != len(names):
+            raise ValueError(
+                f"step {step} has {len(profile)} layers, step {steps[-1]} has {len(names)}"
+            )
         places = range(len(names))
         depth.plot(
             figures.positive(profile), places, color=colour, marker="o", label=f"step {step}"

@@ -185,14 +185,10 @@ def _page(run: RunFolder) -> None:
     run_pictures.curves(rows, "")
     "".join(report_page._environment(run))
     "".join(report_page._commands(run, run.load_recipe(), []))
-    run_pictures.gradients(run.gradients.read(), "")
-    list(report_page._before_training(run))
 
 
 def _gradients(run: RunFolder) -> None:
-    rows = run.gradients.read()
-    run_pictures.gradients(rows, "")
-    "".join(report_page._gradients(run, run.load_recipe(), ""))
+    "".join(report_page._gradients(run, run.metrics.read(), run.load_recipe(), ""))
 
 
 def _evaluation(run: RunFolder) -> None:
@@ -272,7 +268,7 @@ def in_time():
 def whole(tmp_path_factory):
     """A run with a file of every kind."""
     path = tmp_path_factory.mktemp("fuzz") / "run"
-    keys = ["train.epochs=1", "neuron.surrogate.width=auto", "monitor.every=3"]
+    keys = ["train.epochs=1", "monitor.every=3"]
     trainer = small_trainer(path, *keys)
     trainer.fit()
     (path / "environment.json").write_text(
