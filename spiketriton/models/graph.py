@@ -49,7 +49,7 @@ Graph = dict[str, Node]  # by name, each node after its inputs
 
 def graph_of(model: Network) -> Graph:
     """The graph of a network, from "input" to "fc": its own, or that of its class."""
-    if (own := model.graph()) is not None:
+    if isinstance(model, Network) and (own := model.graph()) is not None:
         return own
     if not isinstance(model, ResNet | PreActResNet | FeedForward | VGG | BlockNet):
         raise UserError(
