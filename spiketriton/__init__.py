@@ -25,11 +25,6 @@ processors.wait_without_spinning_if_busy()
 
 def __getattr__(name: str) -> Any:
     """Imports torch when it is needed: the list of commands does not wait for it."""
-    if name in (
-        "train",
-        "diagnose",
-    ):  # modules that can be called, so that commands keep their names
-        return import_module(f"spiketriton.{name}")
     if name in __all__:
         return getattr(import_module("spiketriton.api"), name)
     raise AttributeError(f"module 'spiketriton' has no attribute {name!r}")

@@ -38,7 +38,9 @@ def usage() -> str:
 def dispatch(arguments: list[str]) -> None:
     """Runs a command as Python runs it by `-m`. UserError: there is no such command."""
     name, *rest = arguments or ["--help"]
-    if name in ("-h", "--help"):
+    if name == "help" and rest:
+        dispatch([rest[0], "--help"])
+    elif name in ("-h", "--help", "help"):
         print(usage())
     elif name == "--version":
         print(f"spiketriton {__version__}")

@@ -4,10 +4,9 @@ run = spiketriton.train("quickstart", epochs=2, **{"neuron.kind": "if"})
 run = spiketriton.load_run("runs/quickstart-20260101-120000")
 """
 
-import contextlib
 import importlib.util
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +33,8 @@ from spiketriton.show.display import Quiet, make_display
 from spiketriton.show.verdict import line, sentences
 from spiketriton.trained import run as trained
 from spiketriton.trained.evaluation import Evaluation, evaluate
+from spiketriton.training.environment import undisturbed
 from spiketriton.training.hooks import Hooks
-from spiketriton.training.randomness import random_state, set_random_state
 from spiketriton.training.ranks import Ranks
 from spiketriton_kernels.nn import SpikingNeuron as KernelNeuron
 from spiketriton_kernels.nn import swap
@@ -47,7 +46,7 @@ def train(
     *,
     run_dir: str | Path | None = None,
     resume: str | Path | None = None,
-    extend: int | None = None,
+    extend: int | str | None = None,
     quiet: bool = False,
     plugins: bool | Sequence[str] = (),
     on_row: Callable[[dict[str, Any]], Any] | None = None,
@@ -60,14 +59,15 @@ def train(
     `train(recipe)` trains the recipe's network, `train(net, recipe)` a copy of `net`, any torch.nn.Module, in
     its place; the network that was trained is `run.model.net`.
 
-    The random generators of torch, numpy and Python are afterwards as they were before.
+    The process is afterwards as it was before: random generators, threads, deterministic algorithms,
+    environment variables, warning filters.
 
     Args:
         net: a network, or the recipe if it is the only argument.
         recipe: a recipe file, or the name of a shipped recipe.
         run_dir: the run folder; None: runs/<recipe>-<time>.
         resume: the folder of a run to continue, instead of `recipe` and `run_dir`.
-        extend: with `resume`, train to this many epochs in all.
+        extend: with `resume`, train to this many epochs in all, or to "train.max_steps=400".
         quiet: show warnings only.
         plugins: with `resume`, see `load_run`.
         on_row, on_step, on_checkpoint: called with each row of metrics.jsonl, the number of each step, the path of
@@ -111,7 +111,7 @@ def train(
             extend,
         )
     display = Quiet() if quiet else make_display()
-    with consent.decided(plugins is True), undisturbed_draws(), folder.held(), handed(net):
+    with consent.decided(plugins is True), undisturbed(), handed(net):
         outcome = session.train(
             given,
             folder,
@@ -140,7 +140,8 @@ def load_run(
 ) -> "Run":
     """Loads the run in a folder, which may be read-only. Its data are needed for `Run.evaluate` alone.
 
-    No code of the folder runs unless `plugins` says so: see docs/threats.md.
+    No code of the folder runs unless `plugins` says so: see docs/threats.md. It changes nothing else in this
+    process: neither threads nor algorithms nor random generators.
 
     Args:
         path: a run folder.
@@ -155,7 +156,7 @@ def load_run(
         UserError: there is no run, or no whole checkpoint of it.
     """
     values = _with_plugins(values_by_key(keys), plugins)
-    with consent.decided(plugins is True), undisturbed_draws(), handed(net):
+    with consent.decided(plugins is True), undisturbed(), handed(net):
         return Run(trained.load_run(path, values=values, checkpoint=checkpoint))
 
 
@@ -220,7 +221,7 @@ def diagnose(
             )
         images = sizes[0]
     given = (lambda out, _: loss(out)) if loss is not None and y is None else loss
-    with undisturbed_draws():
+    with undisturbed():
         copy = deepcopy(net)
         swap(copy)
         for module in copy.modules():
@@ -233,16 +234,6 @@ def diagnose(
 
 def _cross_entropy(out: Tensor, labels: Tensor) -> Tensor:
     return nn.functional.cross_entropy(out.mean(0) if out.ndim == 3 else out, labels)
-
-
-@contextlib.contextmanager
-def undisturbed_draws() -> Iterator[None]:
-    """The random generators of torch, numpy and Python are afterwards as they were before."""
-    before = random_state()
-    try:
-        yield
-    finally:
-        set_random_state(before)
 
 
 class Run:

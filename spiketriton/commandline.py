@@ -24,6 +24,11 @@ COMMANDS = {
 
 KEYS_PAGE = "docs/recipes.md explains every key, python -m spiketriton.config prints that page"
 RECIPE_HELP = "recipe file (TOML), or the name of a shipped one"
+CHECKPOINTS = ("last", "best", "ema")
+CHECKPOINTS_HELP = (
+    "weights: at the end (last), by validation accuracy (best: with data.validation), or averaged "
+    "(ema: with train.ema)"
+)
 KEYS_HELP = f"changes to the recipe; {KEYS_PAGE}"
 
 

@@ -3,14 +3,14 @@
 import argparse
 import shlex
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from spiketriton.commandline import Parser
-from spiketriton.errors import run_command
-from spiketriton.models import Network
-from spiketriton.runs.folder import RunFolder
-from spiketriton.show.screen import console_of, show_table, show_whole
-from spiketriton.trained.conversion import METHODS, Options, convert, neurons, save
-from spiketriton.trained.run import CHECKPOINTS, CHECKPOINTS_HELP, load_run
+from spiketriton.commandline import CHECKPOINTS, CHECKPOINTS_HELP, Parser
+from spiketriton.errors import importing, run_command
+from spiketriton.runs.folder import RunFolder, refuse_unusable
+
+if TYPE_CHECKING:
+    from spiketriton.models import Network
 
 EPILOG = """\
 examples:
@@ -22,6 +22,7 @@ examples:
 The result is a run folder for evaluate and report. Only training images are read.
 Exit codes: 0 done, 2 a mistake in the command or the run, 130 interrupted."""
 
+METHODS = {"balanced": 128, "calibrated": 16, "qcfs": 8}  # and the default T of each
 HEAD = ("layer", "threshold", "largest", "mean shift")
 LEGEND = (
     "threshold: the smallest of the layer's channels, and the largest; shift: "
@@ -76,6 +77,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> None:
     args = parse(arguments)
+    refuse_unusable(args.run, args.overrides)
+    with importing():
+        from spiketriton.show.screen import console_of, show_table, show_whole
+        from spiketriton.trained.conversion import Options, convert, save
+        from spiketriton.trained.run import load_run
+
     options = Options(
         method=args.method,
         steps=args.steps or METHODS[args.method],
@@ -86,12 +93,13 @@ def main(arguments: list[str]) -> None:
     )
     run = load_run(args.run, *args.overrides, checkpoint=args.checkpoint, augment=False)
     folder = RunFolder.create(args.run_dir, f"{run.recipe.name}_{options.method}")
-    try:
-        recipe, model = convert(run, options)
-    except BaseException:
-        folder.discard_if_unused()
-        raise
-    save(folder, run, recipe, model, options)
+    with folder.held():
+        try:
+            recipe, model = convert(run, options)
+            save(folder, run, recipe, model, options)
+        except BaseException:
+            folder.discard_if_unused()
+            raise
     console = console_of()
     show_table(console, "", HEAD, list(rows(model)), legend=LEGEND)
     show_whole(console, f"converted for T = {options.steps}: {folder.path}")
@@ -99,8 +107,10 @@ def main(arguments: list[str]) -> None:
     show_whole(console, f"next: {shlex.join(command)}")
 
 
-def rows(model: Network) -> Iterator[tuple[str, ...]]:
+def rows(model: "Network") -> Iterator[tuple[str, ...]]:
     """Thresholds and shifts by layer."""
+    from spiketriton.trained.conversion import neurons
+
     for name, neuron in neurons(model):
         low, high = neuron.threshold.aminmax()
         mean = neuron.shift.mean()

@@ -3,19 +3,18 @@
 import argparse
 import contextlib
 import sys
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from spiketriton.commandline import KEYS_HELP, RECIPE_HELP, Parser
-from spiketriton.errors import EXIT_DONE, UserError, run_command, warn
-from spiketriton.gradients.diagnosis import diagnose
-from spiketriton.gradients.subject import find_subject
-from spiketriton.runs.rows import json_text
-from spiketriton.show.diagnosis_page import as_json, show
-from spiketriton.show.diagnosis_picture import draw
-from spiketriton.show.screen import console_of
+from spiketriton.config import load_recipe
+from spiketriton.config.shipped import find_recipe
+from spiketriton.errors import EXIT_DONE, UserError, importing, run_command, warn
+from spiketriton.runs.outputs import output_folder
+from spiketriton.runs.rows import json_text, replace_file
 
 EPILOG = """\
 examples:
@@ -53,7 +52,18 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> int:
     args = parse(arguments)
+    refuse_mistakes(args.target, args.overrides)
+    with importing():
+        from spiketriton.gradients.diagnosis import diagnose
+        from spiketriton.gradients.subject import find_subject
+        from spiketriton.show.diagnosis_page import as_json, show
+        from spiketriton.show.diagnosis_picture import draw
+        from spiketriton.show.screen import console_of
+
     subject = find_subject(args.target, args.overrides, warn)
+    if args.out or not args.json:
+        run = args.target if Path(args.target).is_dir() else None
+        folder = output_folder(args.out or run or f"runs/diagnose-{subject.recipe.name}")
     found = diagnose(subject, args.batches)
     text = json_text(as_json(found))
     if args.json:
@@ -61,18 +71,23 @@ def main(arguments: list[str]) -> int:
     else:
         show(found, console_of())
     if args.out or not args.json:
-        run = Path(args.target) if Path(args.target).is_dir() else None
-        folder = Path(args.out or run or f"runs/diagnose-{subject.recipe.name}")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            numbers = unused(folder, text)
-            numbers.write_text(text, "utf-8")
-            draw(found, numbers.with_suffix(".png"))
-        except OSError as error:
-            raise UserError(f"{folder} cannot be written: {error.strerror}; --out DIR") from None
+        numbers = unused(folder, text)
+        replace_file(numbers, text)
+        draw(found, numbers.with_suffix(".png"))
         with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
             print(f"\n{numbers.with_suffix('.png')}\n{numbers}")
     return EXIT_DONE
+
+
+def refuse_mistakes(target: str, overrides: Sequence[str]) -> None:
+    """UserError: there is neither a recipe nor a folder, or the recipe refuses a change."""
+    if Path(target).is_dir():
+        return
+    try:
+        file = find_recipe(target)
+    except UserError as error:
+        raise UserError(f"{error}; or the folder of a run, which is not there either") from None
+    load_recipe(file, overrides)
 
 
 def unused(folder: Path, text: str) -> Path:

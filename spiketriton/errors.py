@@ -1,16 +1,20 @@
 """Errors of the user and exit codes, the same for every command.
 
 0: done. 2: the user's mistake (one line on stderr, no traceback). 3: a loss or gradient of a training
-was not finite. 129, 130, 143: interrupted by SIGHUP, SIGINT, SIGTERM. 1: anything else, with its
-traceback, which is a bug of spiketriton.
+was not finite. 129, 130, 143: interrupted by SIGHUP, SIGINT, SIGTERM. 1: no room on the disk, in one
+line; anything else, with its traceback, which is a bug of spiketriton.
 """
 
+import contextlib
+import errno
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import NoReturn
+
+from spiketriton import streams
 
 EXIT_DONE = 0
 EXIT_ERROR = 1
@@ -19,6 +23,13 @@ EXIT_NONFINITE = 3
 EXIT_SIGHUP = 129
 EXIT_SIGINT = 130
 EXIT_SIGTERM = 143
+
+
+# what the system refuses, as a full disk or a read-only folder: no mistake of the program
+_REFUSED = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
+    *(errno.EROFS, errno.EACCES, errno.EPERM),
+}
 
 
 class UserError(Exception):
@@ -52,6 +63,18 @@ def end_quietly_on_interrupt() -> None:
         signal.signal(signal.SIGINT, _end)
 
 
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """A command's imports, which come after its arguments were read: see `end_quietly_on_interrupt`."""
+    before = signal.getsignal(signal.SIGINT)
+    end_quietly_on_interrupt()
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is _end:
+            signal.signal(signal.SIGINT, before)
+
+
 def _end(*_: object) -> NoReturn:
     os.write(2, b"interrupted\n")
     os._exit(EXIT_SIGINT)
@@ -63,9 +86,11 @@ def run_command(
     """Runs `main(arguments)` and exits with the code that it returns (None counts as 0).
 
     `argv` are the arguments without the program's name; None takes them from `sys.argv`. A
-    `UserError` is printed as one line on stderr and exits with 2, Ctrl-C exits with 130. Python
-    prints the traceback of every other exception and exits with 1.
+    `UserError` is printed as one line on stderr and exits with 2, Ctrl-C exits with 130, and what
+    the system refuses to write or read, a line as well, with 1. Python prints the traceback of
+    every other exception and exits with 1. Output that nobody reads is dropped.
     """
+    streams.survive_closed_output()
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -77,4 +102,13 @@ def run_command(
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = EXIT_SIGINT
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        what = f"{error.filename}: " if error.filename else ""
+        print(f"error: {what}{error.strerror}", file=sys.stderr)
+        code = EXIT_ERROR
+    if lost := streams.lost_output():
+        print(f"error: not all of the output could be written: {lost.strerror}", file=sys.stderr)
+        code = code or EXIT_ERROR
     sys.exit(EXIT_DONE if code is None else code)

@@ -4,18 +4,17 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from spiketriton.commandline import Parser
-from spiketriton.errors import UserError, run_command
-from spiketriton.runs.folder import RunFolder, make_writable
-from spiketriton.runs.outputs import refuse_foreign
+from spiketriton.commandline import CHECKPOINTS, CHECKPOINTS_HELP, Parser
+from spiketriton.errors import UserError, importing, run_command
+from spiketriton.runs.folder import RunFolder, refuse_unusable
+from spiketriton.runs.outputs import output_folder, refuse_foreign
 from spiketriton.runs.rows import json_text, replace_file, write_json
-from spiketriton.show.evaluation_tables import show
-from spiketriton.show.screen import console_of, show_whole
-from spiketriton.trained.evaluation import Evaluation, evaluate
-from spiketriton.trained.run import CHECKPOINTS, CHECKPOINTS_HELP, Run, load_run
+
+if TYPE_CHECKING:
+    from spiketriton.trained.evaluation import Evaluation
+    from spiketriton.trained.run import Run
 
 EPILOG = """\
 examples:
@@ -55,6 +54,14 @@ def count(text: str, option: str) -> int:
 
 def main(arguments: list[str]) -> None:
     args = parse(arguments)
+    for path in (args.run, *args.against):
+        refuse_unusable(path, args.overrides)
+    with importing():
+        from spiketriton.show.evaluation_tables import show
+        from spiketriton.show.screen import console_of, show_whole
+        from spiketriton.trained.evaluation import evaluate
+        from spiketriton.trained.run import load_run
+
     own = Path(args.run) / "evaluation"
     if args.out and Path(args.out).resolve() != own.resolve():
         refuse_foreign_results(Path(args.out), args.run)
@@ -76,7 +83,7 @@ def main(arguments: list[str]) -> None:
         show_whole(console, f"  {path}")
 
 
-def write(folder: Path, evaluations: list[Evaluation]) -> list[Path]:
+def write(folder: Path, evaluations: list["Evaluation"]) -> list[Path]:
     """Writes evaluation.json of the first run, comparison.json of all, and the pictures."""
     from spiketriton.show.evaluation_pictures import draw_evaluations  # matplotlib takes a second
 
@@ -99,20 +106,10 @@ def refuse_foreign_results(folder: Path, run: str) -> None:
         refuse_foreign((folder / name for name in ("comparison.json", *PICTURES)), mark)
 
 
-def output_folder(path: str | Path) -> Path:
-    """The folder, created if it does not exist. UserError: it cannot be written."""
-    folder = Path(path)
-    try:
-        make_writable(folder)
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written: {error.strerror}; give another folder with --out"
-        ) from None
-    return folder
-
-
-def refuse_other_tests(runs: list[Run]) -> None:
+def refuse_other_tests(runs: list["Run"]) -> None:
     """UserError: a run was trained for other test images than the first."""
+    import numpy as np
+
     first = runs[0].data
     for run in runs[1:]:
         data = run.data

@@ -3,13 +3,10 @@
 import argparse
 from pathlib import Path
 
-from spiketriton.commandline import Parser
-from spiketriton.errors import EXIT_DONE, EXIT_ERROR, run_command
-from spiketriton.runs.folder import RunFolder
-from spiketriton.runs.outputs import mark_of, refuse_foreign
-from spiketriton.trained.exports import TIE, export_nir, export_onnx, export_torch, import_onnx
-from spiketriton.trained.nir_graph import import_nir
-from spiketriton.trained.run import CHECKPOINTS, CHECKPOINTS_HELP, load_run
+from spiketriton.commandline import CHECKPOINTS, CHECKPOINTS_HELP, Parser
+from spiketriton.errors import EXIT_DONE, EXIT_ERROR, importing, run_command
+from spiketriton.runs.folder import RunFolder, refuse_unusable
+from spiketriton.runs.outputs import mark_of, output_folder, refuse_foreign
 
 ENDINGS = {"nir": ".nir", "torch": ".pt2", "onnx": ".onnx"}
 CLOSE = 1e-3  # of the largest current: rounding differs between two programs, a spike that differs is more
@@ -59,6 +56,18 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> int:
     args = parse(arguments)
+    refuse_unusable(args.run, args.overrides)
+    with importing():
+        from spiketriton.trained.exports import (
+            TIE,
+            export_nir,
+            export_onnx,
+            export_torch,
+            import_onnx,
+        )
+        from spiketriton.trained.nir_graph import import_nir
+        from spiketriton.trained.run import load_run
+
     if args.to == "nir":
         import_nir()  # fails before data are loaded
     if args.to == "onnx":
@@ -66,6 +75,7 @@ def main(arguments: list[str]) -> int:
     mark = mark_of(RunFolder.find(args.run), "export")
     if args.out:
         refuse_foreign([Path(args.out)], mark)
+    output_folder(Path(args.out).parent if args.out else args.run)
     run = load_run(args.run, *args.overrides, checkpoint=args.checkpoint)
     path = Path(args.out or run.folder.path / (run.recipe.name + ENDINGS[args.to]))
     if args.to == "torch":

@@ -1,28 +1,34 @@
-"""python -m spiketriton.nonfinite RUN/nonfinite.pt: repeats the step that ended a run."""
+"""python -m spiketriton.nonfinite RUN: repeats the step that ended a run."""
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spiketriton.commandline import Parser
 from spiketriton.config import recipe_from_toml
-from spiketriton.errors import UserError, run_command
-from spiketriton.models import build_model
-from spiketriton.runs.checkpoint import State, read_checkpoint
-from spiketriton.training.losses import build_loss
-from spiketriton.training.nonfinite import Finding, locate
-from spiketriton.training.placement import Placement
+from spiketriton.errors import UserError, importing, run_command
+from spiketriton.runs.folder import RunFolder
+
+if TYPE_CHECKING:
+    from spiketriton.runs.checkpoint import State
+    from spiketriton.training.nonfinite import Finding
 
 EPILOG = """\
-FILE is the nonfinite.pt in the folder of a run that ended because a loss or gradient was not
-finite. The step is repeated, and the first layer and time step that were not finite are named.
+RUN is the folder of a run that ended because a loss or gradient was not finite, or the nonfinite.pt
+in it. The step is repeated, and the first layer and time step that were not finite are named.
 Exit codes: 0 done, 2 a mistake in the command or the file."""
 
 
-def repeat(state: State, folder: Path = Path()) -> Finding | None:
+def repeat(state: "State", folder: Path = Path()) -> "Finding | None":
     """Rebuilds the model of the nonfinite.pt in `folder` and repeats its step, on the recipe's device.
 
     UserError: the file is a checkpoint of a run, not a nonfinite.pt.
     """
+    from spiketriton.models import build_model
+    from spiketriton.training.losses import build_loss
+    from spiketriton.training.nonfinite import locate
+    from spiketriton.training.placement import Placement
+
     if "images" not in state:
         raise UserError("the file holds a checkpoint, not a bad step; accepted: a nonfinite.pt")
     recipe = recipe_from_toml(state["recipe"], state["name"], of_run=folder)
@@ -40,12 +46,19 @@ def repeat(state: State, folder: Path = Path()) -> Finding | None:
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser("nonfinite", EPILOG)
     parser.add_trust()
-    parser.add_argument("file", metavar="FILE", type=Path, help="nonfinite.pt of a run")
+    parser.add_argument("file", metavar="RUN", type=Path, help="run folder, or its nonfinite.pt")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str]) -> None:
     file = parse(arguments).file
+    if file.is_dir():
+        file = RunFolder.find(file).path / "nonfinite.pt"
+    if not file.is_file():
+        raise UserError(f"{file} does not exist; accepted: a run that ended by a number not finite")
+    with importing():
+        from spiketriton.runs.checkpoint import read_checkpoint
+
     state = read_checkpoint(file)
     finding = repeat(state, file.parent)
     words = finding.in_words() if finding else "repeated layer by layer, the step is finite"

@@ -3,10 +3,9 @@
 import argparse
 import json
 
-from spiketriton import api
-from spiketriton.commandline import Parser
-from spiketriton.errors import run_command
-from spiketriton.trained.run import CHECKPOINTS, CHECKPOINTS_HELP
+from spiketriton.commandline import CHECKPOINTS, CHECKPOINTS_HELP, Parser
+from spiketriton.errors import importing, run_command
+from spiketriton.runs.folder import refuse_unusable
 
 EPILOG = """\
 examples:
@@ -35,6 +34,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> None:
     args = parse(arguments)
+    refuse_unusable(args.run)
+    with importing():
+        from spiketriton import api
+
     run = api.load_run(args.run, checkpoint=args.checkpoint)
     top = min(args.top, len(run.classes))
     for path, row in zip(args.images, run.predict(args.images), strict=True):

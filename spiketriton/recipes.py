@@ -65,7 +65,7 @@ def rows(notes: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[str, ...]]:
             recipe.data.name,
             " ".join(word for word in words if word not in ("plain", "lif")),
             "-" if neuron == "relu" else str(recipe.time_steps),
-            _first(_MEMORY, said["Memory"]),
+            _first(_MEMORY, said.get("Memory", "")),
             _first(_PERCENT, said.get("Measured", "")),
             _first(_PERCENT, said.get("Published", "")),
         )

@@ -3,15 +3,17 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spiketriton.commandline import Parser
 from spiketriton.config import moved_plugins
-from spiketriton.errors import UserError, run_command
-from spiketriton.runs.folder import RunFolder
-from spiketriton.runs.outputs import mark_of, refuse_foreign
-from spiketriton.show.report_page import page
-from spiketriton.trained.evaluation import Evaluation, evaluate, read_evaluation
-from spiketriton.trained.run import load_run, read_state
+from spiketriton.errors import UserError, importing, run_command
+from spiketriton.runs.folder import RunFolder, refuse_unusable
+from spiketriton.runs.outputs import mark_of, output_folder, refuse_foreign
+from spiketriton.runs.rows import replace_file
+
+if TYPE_CHECKING:
+    from spiketriton.trained.evaluation import Evaluation
 
 EPILOG = """\
 examples:
@@ -23,8 +25,11 @@ evaluated now, which needs its data. Exit codes: 0 done, 2 a mistake in the comm
 130 interrupted."""
 
 
-def evaluation_of(path: str, overrides: Sequence[str]) -> Evaluation:
+def evaluation_of(path: str, overrides: Sequence[str]) -> "Evaluation":
     """The evaluation in the run folder if it is of the last checkpoint, else a new one."""
+    from spiketriton.trained.evaluation import evaluate, read_evaluation
+    from spiketriton.trained.run import load_run, read_state
+
     folder = RunFolder.find(path)
     stored = folder.path / "evaluation" / "evaluation.json"
     if stored.is_file():
@@ -53,25 +58,28 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> None:
     args = parse(arguments)
+    for path in (args.run, *args.against):
+        refuse_unusable(path, args.overrides)
+    with importing():
+        from spiketriton.show.report_page import page
+
     folder = RunFolder.find(args.run)
     recipe = folder.load_recipe(moved_plugins(args.overrides))
     own, mark = folder.path / "report.html", mark_of(folder, "report")
     out = Path(args.out or own)
     if out.resolve() != own.resolve():
         refuse_foreign([out], mark)
+    output_folder(out.parent)
     evaluations = []
     if not args.no_evaluation:
         evaluations = [evaluation_of(path, args.overrides) for path in [args.run, *args.against]]
         refuse_other_data(evaluations)
     text = page(folder, recipe, evaluations, mark)
-    try:
-        out.write_text(text, "utf-8")
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror}") from None
+    replace_file(out, text)
     print(f"{out}: {len(text) / 2**20:.1f} MiB; open it in a browser")
 
 
-def refuse_other_data(evaluations: list[Evaluation]) -> None:
+def refuse_other_data(evaluations: list["Evaluation"]) -> None:
     """UserError: a run was tested on other images than the first."""
     first = evaluations[0]
     for one in evaluations[1:]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from spiketriton.config import Recipe
 from spiketriton.data import build_data
+from spiketriton.errors import UserError
 from spiketriton.runs.folder import RunFolder
 from spiketriton.show.announcements import announce_parts, announce_run, summary
 from spiketriton.show.display import Display
@@ -27,12 +28,36 @@ def train(
     *,
     resume: bool,
     hooks: Hooks | None = None,
+    draws: bool = True,
 ) -> Outcome:
-    """Trains in a folder that is held, draws the pictures, and shows the summary.
+    """Trains in a folder, which it holds meanwhile, draws the pictures, and shows the summary.
 
-    Diverged: a loss or gradient was not finite. UserError: the user's mistake; a folder of a run that
-    never began is removed again.
+    What the display is told is kept in the folder's console.log. Diverged: a loss or gradient was not
+    finite. UserError: the user's mistake; a folder of a run that never began is removed again.
     """
+    with folder.held():
+        trainer = prepared(recipe, folder, display, ranks, resume, hooks)
+        outcome = trainer.fit()
+        if ranks.first:
+            if draws and not outcome.finished and outcome.saved:
+                display.note(f"step {outcome.saved_at} is saved; drawing the pictures")
+            drawn = pictures(folder, recipe, trainer.data.synthetic, display) if draws else []
+            summary(display, outcome, folder.path, drawn)
+            learned = trainer.watch.learned
+            if outcome.finished and learned is not None and learned.at_chance:
+                display.note(nothing_learnt(learned, trainer.watch.cures()))
+    return outcome
+
+
+def prepared(
+    recipe: Recipe,
+    folder: RunFolder,
+    display: Display,
+    ranks: Ranks,
+    resume: bool,
+    hooks: Hooks | None = None,
+) -> Trainer:
+    """A trainer that has begun or resumed the run of a folder that is held."""
     try:
         ranks.claim_device(recipe.train.device)
         if not resume and recipe.train.init_from != NOTHING:
@@ -49,25 +74,20 @@ def train(
         folder.begin_session(recipe, describe(trainer.device, ranks))
         if report := trainer.model.report():
             folder.write_network(report)
+        if ranks.first:
+            display.keep_in(folder.console)
     except BaseException as error:
         folder.discard_if_unused()
         if is_out_of_memory(error):
             raise too_large(error) from None
         raise
-    outcome = trainer.fit()
-    if ranks.first:
-        drawn = pictures(folder, recipe, data.synthetic, display)
-        summary(display, outcome, folder.path, drawn)
-        learned = trainer.watch.learned
-        if outcome.finished and learned is not None and learned.at_chance:
-            display.note(nothing_learnt(learned, trainer.watch.cures()))
-    return outcome
+    return trainer
 
 
 def pictures(folder: RunFolder, recipe: Recipe, synthetic: bool, display: Display) -> list[Path]:
     """Draws the run's pictures; if they cannot be written, warns and returns none."""
     try:
         return draw_run(folder, recipe, synthetic)
-    except OSError as error:
-        display.warn(f"the pictures in {folder.path} could not be written: {error.strerror}")
+    except UserError as error:
+        display.warn(f"not all pictures are drawn: {error}")
         return []

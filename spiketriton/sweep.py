@@ -5,22 +5,19 @@ import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-
-from rich.console import Console
+from typing import TYPE_CHECKING
 
 from spiketriton.commandline import KEYS_PAGE, RECIPE_HELP, Parser
 from spiketriton.config import to_toml
-from spiketriton.data import build_data
-from spiketriton.errors import EXIT_DONE, UserError, one_line, run_command
+from spiketriton.errors import EXIT_DONE, UserError, importing, one_line, run_command
 from spiketriton.runs.cells import Cell, Group, grid, grouped
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import Row, read_json, write_json
-from spiketriton.show.display import Quiet
 from spiketriton.show.screen import console_of, show_table
 from spiketriton.show.words import duration, percent, synthetic_note
-from spiketriton.trainer import Trainer
-from spiketriton.training.environment import describe
-from spiketriton.training.nonfinite import Diverged
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 EPILOG = """\
 examples:
@@ -52,6 +49,11 @@ def train_cell(cell: Cell) -> Row | int:
 
     The result of a finished cell is read from its folder. UserError: that holds another recipe.
     """
+    from spiketriton import session
+    from spiketriton.show.display import Quiet
+    from spiketriton.training.nonfinite import Diverged
+    from spiketriton.training.ranks import Ranks
+
     resume = (cell.path / "recipe.toml").exists()
     if resume:
         folder = RunFolder.open(cell.path)
@@ -63,26 +65,21 @@ def train_cell(cell: Cell) -> Row | int:
             return earlier
     else:
         folder = RunFolder.create(cell.path, cell.recipe.name)
-    data = build_data(cell.recipe)
-    trainer = Trainer(cell.recipe, data, folder, Quiet())
-    if resume:
-        trainer.resume()
-    else:
-        trainer.begin()
-    folder.begin_session(cell.recipe, describe(trainer.device))
-    result: Row = {"values": cell.values, "synthetic": data.synthetic}
+    result: Row = {"values": cell.values}
     try:
-        outcome = trainer.fit()
+        outcome = session.train(cell.recipe, folder, Quiet(), Ranks(), resume=resume, draws=False)
     except Diverged as error:
-        result |= {"accuracy": None, "diverged": str(error), "seconds": trainer.progress.seconds}
+        seconds = max((row["seconds"] for row in folder.metrics.read()), default=0.0)
+        result |= {"accuracy": None, "diverged": str(error), "seconds": seconds}
     else:
-        if not outcome.finished:
+        if not (outcome.finished and outcome.saved):
             return outcome.exit_code
         result |= {
             "accuracy": outcome.progress.test_accuracy,
             "test_loss": outcome.progress.test_loss,
             "seconds": outcome.progress.seconds,
         }
+    result["synthetic"] = any(row.get("synthetic", False) for row in folder.metrics.read())
     result["width"] = cell.recipe.neuron.surrogate.width
     write_json(cell.result_file, result)
     return result
@@ -103,7 +100,7 @@ def refuse_other_sweep(path: Path, cells: Sequence[Cell]) -> None:
             )
 
 
-def table(console: Console, groups: Sequence[Group], synthetic: bool) -> None:
+def table(console: "Console", groups: Sequence[Group], synthetic: bool) -> None:
     """Prints mean and spread over seeds, a row per combination of values."""
     keys = list(groups[0].values)
     rows = []
@@ -131,15 +128,17 @@ def table(console: Console, groups: Sequence[Group], synthetic: bool) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    from spiketriton.show.sweep_pictures import draw_sweep
-
     args = parse(arguments)
     out = Path(args.out or f"runs/sweep-{Path(args.recipe).stem}")
     cells = grid(args.recipe, args.axes, out)
     print(f"{len(cells)} cells in {out}", flush=True)
     refuse_other_sweep(out / "results.json", cells)
+    with importing():
+        from spiketriton.show.sweep_pictures import draw_sweep
+
     results = []
     for number, cell in enumerate(cells, 1):
+        kept = " (kept)" if cell.result_file.exists() else ""
         result = train_cell(cell)
         if isinstance(result, int):
             print(f"stopped in cell {number} of {len(cells)}; the same command continues:")
@@ -148,7 +147,7 @@ def main(arguments: list[str]) -> int:
         results.append(result)
         accuracy = result["accuracy"]
         end = percent(accuracy) if accuracy is not None else one_line(result["diverged"])
-        print(f"{number:4}/{len(cells)}  {cell.label}  {end}", flush=True)
+        print(f"{number:4}/{len(cells)}  {cell.label}  {end}{kept}", flush=True)
     groups = grouped(cells, results)
     synthetic = any(result["synthetic"] for result in results)
     rows = [

@@ -1,21 +1,20 @@
 """python -m spiketriton.train RECIPE [key=value ...] [--run-dir DIR] [--resume RUN]"""
 
 import argparse
+import os
 import sys
 from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from spiketriton import session
 from spiketriton.commandline import KEYS_HELP, RECIPE_HELP, Parser
 from spiketriton.config import Recipe
-from spiketriton.errors import EXIT_NONFINITE, run_command
-from spiketriton.runs.folder import Onlooker, RunFolder, find_run
-from spiketriton.show.announcements import what_next
-from spiketriton.show.display import Quiet, make_display
-from spiketriton.show.streams import survive_closed_output
-from spiketriton.training.nonfinite import Diverged
-from spiketriton.training.ranks import Ranks, ranks_of_torchrun
+from spiketriton.errors import EXIT_NONFINITE, importing, run_command
+from spiketriton.runs.folder import RunFolder, find_recipe_of, find_run
+from spiketriton.runs.rows import json_text
+
+if TYPE_CHECKING:
+    from spiketriton.training.ranks import Ranks
 
 EPILOG = """\
 examples:
@@ -43,17 +42,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--run-dir", metavar="DIR", help="run folder (runs/<recipe>-<time>)")
     parser.add_argument("--resume", metavar="RUN", help="continue the run in this folder")
     parser.add_argument(
-        "--extend", metavar="EPOCHS", help="with --resume: train to this many epochs in all"
+        "--extend",
+        metavar="EPOCHS",
+        help="with --resume: train to this many epochs in all, or to train.max_steps=N",
     )
+    parser.add_argument("--quiet", action="store_true", help="print warnings only")
+    parser.add_argument("--json", action="store_true", help="print the results only, as JSON")
     args = parser.parse_intermixed_args(arguments)
     if args.recipe is None and args.resume is None:
         parser.error("no RECIPE was given")
-    if args.extend is not None:
-        if args.resume is None:
-            parser.error("--extend needs --resume RUN, the run to extend")
-        if not args.extend.isdecimal() or not 1 <= int(args.extend) <= 10**9:
-            parser.error(f"--extend {args.extend}: accepted: a number of epochs")
-        args.extend = int(args.extend)
+    if args.extend is not None and args.resume is None:
+        parser.error("--extend needs --resume RUN, the run to extend")
     if args.run_dir is not None and args.resume is not None:
         parser.error("--run-dir contradicts --resume, which continues in the folder of the run")
     if args.resume is not None and "=" in (args.recipe or ""):  # the recipe is that of the run
@@ -62,36 +61,54 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def main(arguments: list[str]) -> int:
+    args = parse(arguments)
+    given = (args.recipe, args.overrides, args.run_dir, args.resume)
+    if os.environ.get("WORLD_SIZE", "1") in ("", "1"):  # else one rank speaks for all
+        find_recipe_of(*given, extend=args.extend)
+    with importing():
+        from spiketriton.runs.folder import Onlooker
+        from spiketriton.training.ranks import ranks_of_torchrun
+
     with ranks_of_torchrun() as ranks:
-        args = parse(arguments)
-        recipe, folder = ranks.decide(
-            partial(
-                find_run, args.recipe, args.overrides, args.run_dir, args.resume, extend=args.extend
-            )
-        )
+        recipe, folder = ranks.decide(partial(find_run, *given, extend=args.extend))
         folder = folder if ranks.first else Onlooker(folder.path)
-        with folder.held():
-            code = train(args, recipe, folder, ranks)
+        code = train(args, recipe, folder, ranks)
         ranks.meet()  # torchrun kills all ranks once one exits with another code than 0
         return code
 
 
-def train(args: argparse.Namespace, recipe: Recipe, folder: RunFolder, ranks: Ranks) -> int:
-    display = make_display() if ranks.first else Quiet(warns=False)
+def train(args: argparse.Namespace, recipe: Recipe, folder: RunFolder, ranks: "Ranks") -> int:
+    with importing():
+        from spiketriton import session
+        from spiketriton.show.announcements import to_continue, what_next
+        from spiketriton.show.display import Quiet, make_display
+        from spiketriton.training.nonfinite import Diverged
+
+    quiet = args.quiet or args.json or not ranks.first
+    display = Quiet(warns=ranks.first) if quiet else make_display()
     try:
         outcome = session.train(recipe, folder, display, ranks, resume=args.resume is not None)
     except Diverged as error:
         if ranks.first:
             print(f"error: {error}", file=sys.stderr)
         return EXIT_NONFINITE
+    except (KeyboardInterrupt, SystemExit):
+        if ranks.first and folder.recipe.exists():
+            to_continue(display, folder, "interrupted", ranks.launcher)
+        raise
     if ranks.first:
         words = [args.recipe or str(folder.recipe), *args.overrides]
-        what_next(display, outcome, folder.path, recipe, words, ranks.launcher)
+        what_next(display, outcome, folder, recipe, words, ranks.launcher)
+    if ranks.first and args.json:
+        print(json_text({"run": str(folder.path), **outcome.row()}), end="")
     return outcome.exit_code
 
 
 class _Command(ModuleType):
-    """The module `spiketriton.train`, which is also the function: `spiketriton.train(...)`."""
+    """The module `spiketriton.train`, which hides the function of this name once it is imported.
+
+    So it can be called like it.
+    """
 
     def __call__(self, *args: Any, **keys: Any) -> Any:
         """`spiketriton.api.train`."""
@@ -103,5 +120,4 @@ class _Command(ModuleType):
 sys.modules[__name__].__class__ = _Command
 
 if __name__ == "__main__":
-    survive_closed_output()
     run_command(main)

@@ -1,6 +1,7 @@
 """The training loop."""
 
 import contextlib
+import shlex
 import time
 import warnings
 from collections.abc import Iterable, Iterator
@@ -13,16 +14,18 @@ import torch
 from torch import Tensor
 
 from spiketriton import __version__
-from spiketriton.config import Recipe, recipe_from_toml, replace, to_toml
+from spiketriton.config import Recipe, recipe_from_toml, to_toml
+from spiketriton.config.recipe import values_of
 from spiketriton.data import Data, TestSet
 from spiketriton.errors import EXIT_DONE, EXIT_ERROR, UserError
 from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.monitor import GradientMonitor, clipped_norm
 from spiketriton.gradients.verdict import Watch
 from spiketriton.models import build_model
-from spiketriton.runs.checkpoint import Checkpoints, refuse_another_recipe
+from spiketriton.runs.checkpoint import Checkpoints
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import Row
+from spiketriton.runs.same_recipe import PARTS, extension, refuse_another_recipe
 from spiketriton.runs.tensorboard import TensorBoard
 from spiketriton.runs.weights_and_biases import WeightsAndBiases
 from spiketriton.show.display import Display
@@ -289,7 +292,8 @@ class Trainer:
         ):
             done.best_accuracy, done.best_step = held_out[0], self.step
             done.best_test_accuracy, done.since_best = done.test_accuracy, 0
-            self.ranks.decide(partial(self.checkpoints.save_best, self.state_dict()))
+            with self.stop.saving():
+                self.ranks.decide(partial(self.checkpoints.save_best, self.state_dict()))
         else:
             done.since_best += held_out is not None
 
@@ -397,17 +401,20 @@ class Trainer:
     def save(self) -> None:
         self.refuse_nonfinite()
         self.progress.seconds = self.seconds()
-        if self.ranks.decide(partial(self.checkpoints.save_last, self.state_dict())):
-            self.saved_at = self.step
+        with self.stop.saving():
+            if self.ranks.decide(partial(self.checkpoints.save_last, self.state_dict())):
+                self.saved_at = self.step
+        if self.saved_at == self.step:
             self.hooks.checkpoint(self.folder.checkpoints / "last.pt")
 
     def resume(self) -> None:
         """Continues from the newest valid checkpoint, and cuts the rows that were written after it.
 
-        UserError: all checkpoints are damaged, or of another recipe.
+        UserError: all checkpoints are damaged, of another recipe, or gone.
         """
         state = self.ranks.decide(self.checkpoints.load)
         if state is None:
+            self.ranks.decide(self.refuse_lost_checkpoints)
             self.display.note("no checkpoint had been written yet: starting from the beginning")
             self.begin()
         else:
@@ -418,21 +425,50 @@ class Trainer:
             own = self.own_plugins()
             of_run = self.folder.path
             trained = recipe_from_toml(state["recipe"], state["name"], own, of_run=of_run)
-            before, epochs = trained.train.epochs, self.recipe.train.epochs
-            if before < epochs:  # the folder's recipe, which was compared before, has been extended
-                trained = replace(trained, values={"train.epochs": epochs})
-            refuse_another_recipe(self.recipe, trained)
+            # the folder's recipe, which was compared before, may have been extended
+            longer, extended = extension(self.recipe, trained)
+            refuse_another_recipe(self.recipe, longer)
+            if any(values_of(self.recipe)[key] != values_of(trained)[key] for key in PARTS):
+                self.display.note(
+                    f"a step is computed in other parts from here on ({self.accumulate}): batch norm takes the "
+                    "statistics of each, so the weights will not be those of the unbroken run, bit for bit"
+                )
             self.load_state_dict(state)
             self.saved_at = self.step
-            if before < self.recipe.train.epochs:
-                self.extend(before)
-            if not self.recipe.train.threads and (sessions := self.folder.sessions()):
-                environment.use_threads_of(sessions[-1])
+            if extended:
+                self.extend(extended)
+            self.keep_threads()
             self.display.note(f"resumes after step {self.step} of {self.plan.steps}")
+            if self.plan.finished(self.progress):
+                self.display.note("this run has ended; --extend trains it longer")
         self.folder.cut(self.step, self.progress.tested_at)
 
-    def extend(self, before: int) -> None:
-        """Continues a run of `before` epochs on the schedule of the longer one."""
+    def keep_threads(self) -> None:
+        """On a CPU as many as in the session before, unless the recipe or the machine has another number."""
+        if self.device.type != "cpu" or not (sessions := self.folder.sessions()):
+            return
+        if not self.recipe.train.threads:
+            environment.use_threads_of(sessions[-1])
+        before, now = sessions[-1].get("threads"), torch.get_num_threads()
+        if before not in (None, now):
+            self.display.note(
+                f"threads: {now} from here on instead of {before}; the sums are rounded otherwise, so the weights "
+                "will not be those of the unbroken run, bit for bit"
+            )
+
+    def refuse_lost_checkpoints(self) -> None:
+        """UserError: rows tell of steps after the first save, and would be lost if the run began again."""
+        reached, folder = self.folder.reached(), self.folder
+        if reached > self.plan.first_save:
+            again = shlex.join(["python", "-m", "spiketriton.train", *folder.again()])
+            raise UserError(
+                f"{folder.path} has rows up to step {reached} but no checkpoint (removed, or never written because "
+                f"the disk was full), so there is nothing to continue from; its rows are kept. To train it "
+                f"again: {again}"
+            )
+
+    def extend(self, words: str) -> None:
+        """Continues a run on the schedule of a longer one; `words`: from and to which length."""
         rates = [
             base * factor(self.step)
             for base, factor in zip(self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
@@ -442,9 +478,8 @@ class Trainer:
         self.schedule._last_lr = rates
         self.progress.since_best = 0
         self.display.note(
-            f"extended from {before} to {self.recipe.train.epochs} epochs: the learning rate continues as "
-            f"in a run of {self.recipe.train.epochs} epochs, {rates[0]:.3g} at step {self.step + 1} of "
-            f"{self.plan.steps}"
+            f"extended {words}: the learning rate continues as in a run of that length, {rates[0]:.3g} at "
+            f"step {self.step + 1} of {self.plan.steps}"
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 import builtins
 import copy
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -65,18 +67,43 @@ def test_a_run_is_extended_as_by_the_command(recipe):
     assert (run.step, run.recipe.train.epochs) == (14, 2)
     assert main(["--resume", "command", "--extend", "2"]) == 0
     assert_equal(last_state(Path("command")), last_state(Path("python")))
-    for epochs, words in ((2, "the run has 2 epochs already"), ("3", 'train.epochs = "3"')):
+    for epochs, words in ((2, "the run has 2 epochs already"), ("x=3", "accepted: a number of")):
         with pytest.raises(UserError) as caught:
             spiketriton.train(resume="python", extend=epochs, quiet=True)
         assert words in str(caught.value)
 
 
-def test_the_random_generators_of_a_notebook_are_left_alone(recipe):
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    spiketriton.train(recipe, run_dir="run", quiet=True, max_steps=1)
-    assert torch.equal(torch.rand(3), expected)
+def process() -> list[object]:
+    """What else in a notebook depends on."""
+    return [
+        torch.get_rng_state().tolist(),
+        torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.backends.cudnn.benchmark,
+        dict(os.environ),
+        list(warnings.filters),
+        [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)],
+    ]
+
+
+def test_the_process_of_a_notebook_is_left_as_it_was(recipe, monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)  # not what the recipe asks for
+    try:
+        before = process()
+        run = spiketriton.train(recipe, run_dir="run", quiet=True, max_steps=1, deterministic=True)
+        assert run.recipe.train.threads == 1
+        assert process() == before
+        spiketriton.load_run("run")
+        assert process() == before
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_help_shows_the_arguments():
+    """The function, until somebody imports the command's module, which has its name."""
+    assert spiketriton.__getattr__("train") is api.train
 
 
 def test_quiet_prints_nothing(recipe, capsys):
@@ -97,7 +124,10 @@ def test_quiet_prints_nothing(recipe, capsys):
         ),
         (lambda: spiketriton.train("small.toml", epochs="2"), 'train.epochs = "2"'),
         (lambda: spiketriton.train("small.toml", **{"neuron.kid": 1}), "did you mean neuron.kind"),
-        (lambda: spiketriton.train("small.toml", train={}), "unknown table train"),
+        (
+            lambda: spiketriton.train("small.toml", train={}),
+            "train is a table; accepted: one of its keys",
+        ),
         (lambda: spiketriton.train("smal.toml"), "did you mean small.toml"),
         (lambda: spiketriton.load_run("nowhere"), "nowhere does not exist"),
         (lambda: spiketriton.load_run("nowhere", epochs=3), "nowhere does not exist"),

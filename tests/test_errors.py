@@ -63,7 +63,7 @@ def test_ctrl_c_while_importing_is_one_line(tmp_path):
     root = Path(__file__).parent.parent
     paths = os.pathsep.join([str(tmp_path), str(root), str(root / "kernels")])
     with subprocess.Popen(
-        [sys.executable, "-m", "spiketriton.train", "recipe.toml"],
+        [sys.executable, "-m", "spiketriton.train", "quickstart"],
         env={**os.environ, "PYTHONPATH": paths},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

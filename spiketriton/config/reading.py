@@ -108,8 +108,10 @@ def values_by_key(keys: Mapping[str, Any]) -> dict[str, Any]:
 
 def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
     for dotted in values:
+        if dotted in TABLES:
+            raise UserError(_is_a_table(dotted))
         if dotted not in KEYS and not _is_argument(dotted):
-            raise UserError(_unknown(dotted, is_table=dotted in TABLES))
+            raise UserError(_unknown(dotted, is_table=False))
     checked = {dotted: _check(dotted, value) for dotted, value in values.items()}
     if PLUGINS in checked:
         checked[PLUGINS] = tuple(_absolute(entry, Path()) for entry in checked[PLUGINS])
@@ -282,6 +284,11 @@ def _unknown(dotted: str, is_table: bool) -> str:
     return f"unknown {'table' if is_table else 'key'} {shown}; {tip}"
 
 
+def _is_a_table(dotted: str) -> str:
+    key = next(k for k in KEYS if k.startswith(dotted))
+    return f"{dotted} is a table; accepted: one of its keys, as in {key}=..."
+
+
 def _near(dotted: str, known: Sequence[str]) -> list[str]:
     """The known name that `dotted` may be a slip of; none if its table or its own name is far off."""
     table, _, name = dotted.rpartition(".")
@@ -307,10 +314,7 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         if not equals or not dotted:
             raise UserError(f"override {short(text)!r}: accepted: key=value, as in train.epochs=1")
         if dotted in TABLES:
-            raise UserError(
-                f"override {short(text)!r}: {dotted} is a table; accepted: one of its keys, as in "
-                f"{next(k for k in KEYS if k.startswith(dotted))}=..."
-            )
+            raise UserError(f"override {short(text)!r}: {_is_a_table(dotted)}")
         if dotted not in KEYS and not _is_argument(dotted):
             raise UserError(f"override {short(text)!r}: {_unknown(dotted, is_table=False)}")
         spec = KEYS[ARGUMENTS if _is_argument(dotted) else dotted]

@@ -7,7 +7,6 @@ from pathlib import Path
 from torch import Tensor
 
 from spiketriton.config import Recipe, load_recipe, moved_plugins, replace
-from spiketriton.config.shipped import find_recipe
 from spiketriton.errors import UserError
 from spiketriton.gradients.verdict import Learned, mean_loss
 from spiketriton.runs.checkpoint import Checkpoints
@@ -38,11 +37,7 @@ def find_subject(target: str, overrides: Sequence[str], warn: Callable[[str], No
     """
     path = Path(target)
     if not path.is_dir():
-        try:
-            file = find_recipe(path)
-        except UserError as error:
-            raise UserError(f"{error}; or the folder of a run, which is not there either") from None
-        subject = Subject(load_recipe(file, overrides), f"recipe {path}")
+        subject = Subject(load_recipe(path, overrides), f"recipe {path}")
     else:
         subject = _of_run(RunFolder.find(path), overrides, warn)
     if subject.recipe.neuron.kind == "relu":
@@ -57,7 +52,7 @@ def _of_run(folder: RunFolder, overrides: Sequence[str], warn: Callable[[str], N
     recipe = replace(folder_recipe, *overrides)
     state = Checkpoints(folder.checkpoints, warn, recipe.checkpoint.keep).load()
     if state is None:
-        raise UserError(f"{folder.path} holds no checkpoint yet; diagnose its recipe instead")
+        raise UserError(f"{folder.path} holds no checkpoint; diagnose its recipe instead")
     weights = dict(state["model"])
     if recipe.neuron.surrogate != folder_recipe.neuron.surrogate:  # a width that is asked for wins
         weights = {k: v for k, v in weights.items() if not k.endswith("_extra_state")}

@@ -89,6 +89,9 @@ class Group:
     @property
     def width(self) -> float:
         """The width that was trained with, the geometric mean over seeds."""
+        widths = {r["width"] for r in self.results}
+        if len(widths) == 1:  # exactly
+            return float(widths.pop())
         return float(np.exp(np.mean([math.log(r["width"]) for r in self.results])))
 
 

@@ -14,14 +14,12 @@ import hashlib
 import io
 import os
 import pickle
-import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from spiketriton.config import Recipe, to_toml
 from spiketriton.errors import UserError, one_line
 from spiketriton.plain import of_plain
 
@@ -47,6 +45,9 @@ class Checkpoints:
         self.loaded: Path | None = None  # the file that `load` took
         # in last.pt, as far as this process has saved or loaded it
         self._newest_step: int | None = None
+        self._failed: tuple[Path, int] | None = (
+            None  # file and step of the last that was not written
+        )
 
     def save_last(self, state: State) -> bool:
         """Writes last.pt, after renaming the earlier ones; in place of one of the same step. See `_save`."""
@@ -73,10 +74,14 @@ class Checkpoints:
                     os.replace(newer, self._last(age))
             _rename(part, path)
         except OSError as error:
-            self.warn(
-                f"{path} of step {state['step']} could not be written: {error.strerror}. "
-                "Earlier checkpoints are intact, and the run continues."
-            )
+            if self._failed != (path, state["step"]):  # a step is tried again, after its test
+                intact = any(self._newest_first())
+                self.warn(
+                    f"{path} of step {state['step']} could not be written: {error.strerror}. "
+                    f"{'Earlier checkpoints are intact' if intact else 'There is no earlier checkpoint'}, "
+                    "and the run continues."
+                )
+            self._failed = (path, state["step"])
             return False
         return True
 
@@ -201,42 +206,3 @@ def _rename(part: Path, path: Path) -> None:
 
 def _checksum(archive: bytes | memoryview) -> bytes:
     return _MARK + hashlib.sha256(archive).hexdigest().encode()
-
-
-# Keys that may change between the sessions of a run: they do not affect the weights.
-MOVABLE = (
-    "data.root",
-    "data.cache",
-    "data.download",
-    "data.workers",
-    "train.device",
-    "train.threads",
-    "checkpoint.every",
-    "checkpoint.keep",
-    "monitor.tensorboard",
-    "monitor.wandb",
-    "monitor.wandb_project",
-    "plugins.modules",
-)
-
-
-def refuse_another_recipe(given: Recipe, trained: Recipe) -> None:
-    """UserError naming the keys in which `given` differs from the recipe a run was begun with."""
-    ours, theirs = _flat(tomllib.loads(to_toml(given))), _flat(tomllib.loads(to_toml(trained)))
-    differing = [
-        f"{key} = {ours.get(key)!r} (the run: {theirs.get(key)!r})"
-        for key in sorted({*ours, *theirs} - {*MOVABLE})
-        if ours.get(key) != theirs.get(key)
-    ]
-    if differing:
-        raise UserError(
-            f"the run has another recipe: {'; '.join(differing)}; a resumed run keeps its recipe, "
-            f"and only these keys may change: {', '.join(MOVABLE)}"
-        )
-
-
-def _flat(table: dict[str, Any], path: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in table.items():
-        flat |= _flat(value, f"{path}{name}.") if isinstance(value, dict) else {path + name: value}
-    return flat

@@ -6,6 +6,7 @@ micro_batch.json   images of a micro-batch, if the recipe says "auto"
 plugins.json       the modules of parts of one's own: version, file and its checksum
 metrics.jsonl      one JSON object a row: {"kind": "train" | "eval", "step": ..., ...}
 wandb_id           the run's id at Weights & Biases, if the recipe asks for it
+console.log        what the run said: notes, tests, warnings, results
 gradients.jsonl    one row per measured step, spiking layer and time step
 checkpoints/       last.pt, best.pt (see checkpoint.py)
 .lock              locked by the process that trains in this folder
@@ -34,7 +35,6 @@ from spiketriton.config import (
 from spiketriton.config.recipe import parts_of, values_of
 from spiketriton.errors import UserError
 from spiketriton.locks import locked
-from spiketriton.runs.checkpoint import refuse_another_recipe
 from spiketriton.runs.rows import (
     GRADIENTS,
     METRICS,
@@ -44,6 +44,13 @@ from spiketriton.runs.rows import (
     read_record,
     replace_file,
     write_json,
+)
+from spiketriton.runs.same_recipe import (
+    LENGTHS,
+    extended,
+    lengths,
+    refuse_another_recipe,
+    refuse_changes,
 )
 
 
@@ -68,6 +75,7 @@ class RunFolder:
         self.micro_batch = path / "micro_batch.json"
         self.plugins = path / "plugins.json"
         self.checkpoints = path / "checkpoints"
+        self.console = path / "console.log"
         self.metrics = Rows(path / "metrics.jsonl", METRICS)
         self.gradients = Rows(path / "gradients.jsonl", GRADIENTS)
 
@@ -78,13 +86,17 @@ class RunFolder:
         UserError: it holds a run already, or cannot be written.
         """
         folder = cls(Path(path) if path else _unused(Path("runs"), name))
-        if folder.holds_a_run():
-            raise UserError(
-                f"{folder.path} already holds a run; continue it with --resume {folder.path}, "
-                "or give another --run-dir"
-            )
+        folder.refuse_a_run()
         folder._prepare()
         return folder
+
+    def refuse_a_run(self) -> None:
+        """UserError: there is one."""
+        if self.holds_a_run():
+            raise UserError(
+                f"{self.path} already holds a run; continue it with --resume {self.path}, "
+                "or give another --run-dir"
+            )
 
     @classmethod
     def open(cls, path: str | Path) -> "RunFolder":
@@ -166,12 +178,13 @@ class RunFolder:
         sessions = self.sessions()
         sessions.append({"recipe": recipe.name, **environment})
         write_json(self.environment, sessions)
-        if not self.recipe.exists() or self._epochs() != recipe.train.epochs:  # new, or extended
+        if not self.recipe.exists() or self._lengths() != lengths(recipe):  # new, or extended
             replace_file(self.recipe, to_toml(recipe))
         self._record_plugins(recipe)
 
-    def _epochs(self) -> int:
-        return int(tomllib.loads(self.recipe.read_text("utf-8"))["train"]["epochs"])
+    def _lengths(self) -> dict[str, int]:
+        train = tomllib.loads(self.recipe.read_text("utf-8"))["train"]
+        return {key: train[key.removeprefix("train.")] for key in LENGTHS}
 
     def _record_plugins(self, recipe: Recipe) -> None:
         """Writes plugins.json when a run begins; later sessions warn if the code is another."""
@@ -227,6 +240,16 @@ class RunFolder:
         self.metrics.keep(lambda row: row["step"] <= last[row["kind"]])
         self.gradients.keep(lambda row: row["step"] <= step)
 
+    def reached(self) -> int:
+        """The last step that a row tells of; 0 without rows."""
+        return max((row["step"] for row in self.metrics.read()), default=0)
+
+    def again(self) -> list[str]:
+        """Arguments of `train` that train the recipe in a new folder beside this one."""
+        names = (self.path.with_name(f"{self.path.name}-{number}") for number in itertools.count(2))
+        unused = next(path for path in names if not path.exists())
+        return [str(self.recipe), "--run-dir", str(unused)]
+
     def sessions(self) -> list[Row]:
         if not self.environment.exists():
             return []
@@ -274,19 +297,37 @@ def find_run(
     run_dir: str | None,
     resume: str | None,
     values: Mapping[str, Any] | None = None,
-    extend: int | None = None,
+    extend: int | str | None = None,
 ) -> tuple[Recipe, RunFolder]:
-    """The recipe and the folder of a new run, or of the one to `resume`, perhaps to `extend` epochs.
-
-    `values` are overrides as Python values.
+    """The recipe, as `find_recipe_of`, and the folder of a new run, or of the one to `resume`.
 
     UserError: either cannot be used, or the recipe is not that of the run.
+    """
+    given = find_recipe_of(recipe, overrides, run_dir, resume, values, extend)
+    return given, (
+        RunFolder.create(run_dir, given.name) if resume is None else RunFolder.open(resume)
+    )
+
+
+def find_recipe_of(
+    recipe: str | None,
+    overrides: Sequence[str],
+    run_dir: str | None,
+    resume: str | None,
+    values: Mapping[str, Any] | None = None,
+    extend: int | str | None = None,
+) -> Recipe:
+    """The recipe of a new run, or of the one to `resume`, perhaps to `extend` epochs. Writes nothing.
+
+    `values` are overrides as Python values. UserError: see `find_run`.
     """
     if resume is None:
         assert recipe is not None
         given = load_recipe(recipe, overrides, values)
-        return given, RunFolder.create(run_dir, given.name)
-    folder = RunFolder.open(resume)
+        if run_dir:
+            RunFolder(Path(run_dir)).refuse_a_run()
+        return given
+    folder = RunFolder.find(resume)
     moved = moved_plugins(overrides, values)
     begun = folder.load_recipe(moved)
     given = (
@@ -295,23 +336,13 @@ def find_run(
         else replace(begun, *overrides, values=values)
     )
     refuse_another_recipe(given, begun)
-    return (given if extend is None else _extended(given, extend)), folder
+    return given if extend is None else extended(given, extend)
 
 
-def _extended(recipe: Recipe, epochs: int) -> Recipe:
-    """The recipe with more epochs. UserError: it has as many already, or ends by its steps."""
-    if recipe.train.max_steps:
-        raise UserError(
-            f"--extend {epochs} has no effect on a run that ends after train.max_steps = "
-            f"{recipe.train.max_steps} steps"
-        )
-    longer = replace(recipe, values={"train.epochs": epochs})
-    if epochs <= recipe.train.epochs:
-        raise UserError(
-            f"--extend {epochs}: the run has {recipe.train.epochs} epochs already; accepted: more, "
-            "counted from its beginning"
-        )
-    return longer
+def refuse_unusable(path: str | Path, overrides: Sequence[str] = ()) -> None:
+    """UserError: there is no run at `path`, or an override would change it. Needs neither torch nor plugins."""
+    RunFolder.find(path)
+    refuse_changes(overrides, {})
 
 
 def make_writable(folder: Path) -> None:
@@ -319,7 +350,7 @@ def make_writable(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     trial = folder / ".writable"
     trial.write_text("")
-    trial.unlink()
+    trial.unlink(missing_ok=True)  # another process may try at the same moment
 
 
 def _unused(root: Path, name: str) -> Path:

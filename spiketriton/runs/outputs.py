@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from spiketriton.errors import UserError
-from spiketriton.runs.folder import RunFolder
+from spiketriton.runs.folder import RunFolder, make_writable
 
 
 def mark_of(folder: RunFolder, command: str) -> str:
@@ -28,3 +28,15 @@ def refuse_foreign(paths: Iterable[Path], mark: str) -> None:
                 f"{path} exists, and is not what this command wrote about this run earlier; accepted by --out: "
                 "a new name, or remove it first"
             )
+
+
+def output_folder(path: str | Path) -> Path:
+    """The folder, created if it does not exist. UserError: it cannot be written."""
+    folder = Path(path)
+    try:
+        make_writable(folder)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written: {error.strerror}; give another folder with --out"
+        ) from None
+    return folder

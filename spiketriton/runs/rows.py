@@ -89,43 +89,62 @@ def _wrong(row: Any, kinds: Kinds) -> str:
     return next((f"{key} is missing" for key in kinds[kind] if key not in row), "")
 
 
-def replace_file(path: Path, text: str) -> None:
+def replace_file(path: Path, content: str | bytes) -> None:
     """Writes the whole file or leaves the old one. UserError: the disk is full, for example."""
-    part = path.with_name(path.name + ".part")
     try:
-        part.write_text(text, "utf-8")
-        os.replace(part, path)
+        replace_or_leave(path, content.encode() if isinstance(content, str) else content)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
 
 
-class Rows:
-    """A file of JSON objects, one per line, each written when it is appended.
+def replace_or_leave(path: Path, content: bytes) -> None:
+    """Writes the whole file or leaves the old one. OSError."""
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
-    Floats keep 7 significant digits. While the disk is full, rows are kept in memory, `warn` is
-    called once, and they are written together with the next ones.
+
+class Lines:
+    """A file of lines, each written when it is appended.
+
+    While the disk is full, lines are kept in memory, `warn` is called once, and they are written
+    together with the next ones.
     """
 
-    def __init__(self, path: Path, kinds: Kinds | None = None) -> None:
-        self.path, self.kinds = path, kinds
-        self.warn: Callable[[str], None] = print
+    def __init__(self, path: Path, warn: Callable[[str], None] = print) -> None:
+        self.path, self.warn = path, warn
         self._waiting = b""
         self._warned = False
 
-    def append(self, rows: Iterable[Row]) -> None:
-        self._waiting += "".join(json_text(_rounded(row), indent=None) for row in rows).encode()
+    def add(self, text: str) -> None:
+        """Appends whole lines."""
+        self._waiting += text.encode()
         try:
             with open(self.path, "ab", buffering=0) as file:
                 _write_or_leave(file, self._waiting)
         except OSError as error:
-            if not self._warned:
+            warned, self._warned = self._warned, True
+            if not warned:
                 self.warn(
                     f"{self.path} cannot be written ({error.strerror}); its rows are kept in memory"
                 )
-            self._warned = True
         else:
             self._waiting, self._warned = b"", False
+
+
+class Rows(Lines):
+    """A file of JSON objects, one per line. Floats keep 7 significant digits."""
+
+    def __init__(self, path: Path, kinds: Kinds | None = None) -> None:
+        super().__init__(path)
+        self.kinds = kinds
+
+    def append(self, rows: Iterable[Row]) -> None:
+        self.add("".join(json_text(_rounded(row), indent=None) for row in rows))
 
     def read(self) -> list[Row]:
         """All rows but a last line that was cut short. UserError: another line is damaged."""

@@ -7,9 +7,12 @@ from pathlib import Path
 import torch
 
 from spiketriton.config import Recipe, load_recipe, overrides_of
+from spiketriton.config.shipped import shipped_recipes
 from spiketriton.data import Data
 from spiketriton.errors import UserError
 from spiketriton.models import Network, count_parameters
+from spiketriton.runs.checkpoint import Checkpoints
+from spiketriton.runs.folder import RunFolder
 from spiketriton.show.display import Display
 from spiketriton.show.words import duration, percent, speed, synthetic_note
 from spiketriton.training import environment
@@ -122,25 +125,37 @@ def summary(display: Display, outcome: Outcome, folder: Path, pictures: Iterable
 def what_next(
     display: Display,
     outcome: Outcome,
-    folder: Path,
+    folder: RunFolder,
     recipe: Recipe,
     arguments: Sequence[str],
     launcher: Iterable[str] = ("python",),
 ) -> None:
     """Commands to try after a run. `arguments`: the recipe file and the overrides that made it."""
-    train = [*launcher, "-m", "spiketriton.train"]
     if not (outcome.finished and outcome.saved):
-        saved = "no checkpoint" if outcome.saved_at is None else f"step {outcome.saved_at}"
-        display.note(f"stopped at step {outcome.progress.step}; saved: {saved}. To continue:")
-        display.verbatim("  " + shlex.join([*train, "--resume", str(folder)]))
+        to_continue(display, folder, f"stopped at step {outcome.progress.step}", launcher)
         return
     display.note("what to try next:")
     for command, reason in [
-        *_with_changes(outcome, recipe, train, arguments),
-        *_with_the_run(folder, recipe),
+        *_with_changes(outcome, recipe, [*launcher, "-m", "spiketriton.train"], arguments),
+        *_with_the_run(folder.path, recipe, arguments[0]),
     ]:
         display.verbatim(f"  {shlex.join(command)}")
         display.note(f"      {reason}", indent=" " * 6)
+
+
+def to_continue(
+    display: Display, folder: RunFolder, what: str, launcher: Iterable[str] = ("python",)
+) -> None:
+    """After a run that has not ended: what of it is on the disk, and the command that goes on."""
+    train = [*launcher, "-m", "spiketriton.train"]
+    state = Checkpoints(folder.checkpoints, display.warn).load()
+    if state is None and folder.reached():
+        display.note(f"{what}; saved: its rows, but no checkpoint. To train it again:")
+        display.verbatim("  " + shlex.join([*train, *folder.again()]))
+        return
+    saved = "nothing yet" if state is None else f"step {state['step']}"
+    display.note(f"{what}; saved: {saved}. To continue:")
+    display.verbatim("  " + shlex.join([*train, "--resume", str(folder.path)]))
 
 
 def _with_changes(
@@ -182,16 +197,17 @@ def _overridden(arguments: Sequence[str], change: str) -> list[str] | None:
     return None
 
 
-def _with_the_run(folder: Path, recipe: Recipe) -> Iterator[tuple[list[str], str]]:
-    """Commands that take the run, and why."""
+def _with_the_run(folder: Path, recipe: Recipe, given: str) -> Iterator[tuple[list[str], str]]:
+    """Commands that take the run, and why. `given`: the recipe of its command."""
     run, python = str(folder), ["python", "-m"]
     if recipe.neuron.kind == "relu":
         yield [*python, "spiketriton.convert", run], "this ANN as a spiking network"
     else:
         why = "whether image and gradient get through, layer by layer, and what to change"
         yield [*python, "spiketriton.diagnose", run], why
-    if recipe.data.name == "digits":  # a first try
-        copy = ["cp", str(folder / "recipe.toml"), "my_recipe.toml"]
+    mine = Path("my_recipe.toml")
+    if recipe.data.name == "digits" and given in shipped_recipes() and not mine.exists():
+        copy = ["cp", str(folder / "recipe.toml"), str(mine)]  # a first try
         yield copy, "a recipe of your own to change; docs/recipes.md explains every key"
     else:
         yield [*python, "spiketriton.report", run], "one page: accuracy by time step, cost, spikes"

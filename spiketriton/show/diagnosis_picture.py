@@ -71,4 +71,4 @@ def draw(found: Diagnosis, path: Path) -> None:
             figure,
             f"{figures.GRADIENT}. Image: overlap of the spikes for an image and for the same with 5 % noise",
         )
-        figure.savefig(path)
+        figures.write(figure, path)

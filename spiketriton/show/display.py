@@ -5,7 +5,8 @@ import io
 import os
 import sys
 import time
-from typing import Any, TextIO
+from pathlib import Path
+from typing import Any, TextIO, cast
 
 from rich import progress as bars
 from rich.console import Group
@@ -16,8 +17,8 @@ from rich.text import Text
 
 from spiketriton.errors import one_line, warn
 from spiketriton.gradients.verdict import Verdict
-from spiketriton.runs.rows import Row
-from spiketriton.show.screen import console_of, fill, say, show_whole
+from spiketriton.runs.rows import Lines, Row
+from spiketriton.show.screen import GAP, console_of, fill, say, show_whole
 from spiketriton.show.verdict import brief
 from spiketriton.show.words import COLOURS, duration, percent, speed
 from spiketriton.training.plan import Plan
@@ -50,30 +51,57 @@ class Display:
         self.tests: list[float] = []  # seconds of each test of this session
         self.due = 0.0  # seconds of training at which the next row is worth a line
         self.verdict: tuple[object, ...] | None = None  # the last one that was printed
+        self.signal = ""  # what was said when a signal came
+        self.log: Lines | None = None
+        self._kept = ""  # said before there was a log
 
     def note(self, text: str, indent: str = "  ") -> None:
         """Prose, broken between words at the edge of a terminal; later lines are indented."""
+        self.keep(text)
         say(self.console, text, indent=indent)
         self.stream.flush()
 
     def verbatim(self, text: str) -> None:
         """A command or a path, in one piece."""
+        self.keep(text)
         show_whole(self.console, text)
         self.stream.flush()
 
     def parts(self, *parts: str) -> None:
         """One row: a terminal breaks it between its parts."""
+        self.keep((" " * GAP).join(parts))
         for line in fill(parts, self.console.width, indent="    "):
             show_whole(self.console, line)
         self.stream.flush()
 
     def warn(self, text: str) -> None:
+        self.keep(f"warning: {one_line(text)}")
+        self.show_warning(text)
+
+    def show_warning(self, text: str) -> None:
         warn(text)
 
     def stopping(self, text: str) -> None:
         """Called in a signal handler, where the stream may be in use: writes past all buffers."""
+        self.signal = text
         with contextlib.suppress(OSError):  # the terminal itself may have gone
             os.write(2, f"\n{text}\n".encode())
+
+    def keep_in(self, path: Path) -> None:
+        """Keeps what is said from here on, and what was said before, in a file as well."""
+        self.log = Lines(path, warn=lambda text: None)  # the rows of numbers warn of a full disk
+        self.log.add(self._kept)
+
+    def keep(self, text: str) -> None:
+        """A line or more for the log, each with the time."""
+        lines = "".join(
+            f"{time.strftime('%H:%M:%S')} {line}".rstrip() + "\n"
+            for line in text.rstrip().split("\n")
+        )
+        if self.log is None:
+            self._kept += lines
+        else:
+            self.log.add(lines)
 
     def begin(self, plan: Plan, step: int, device_type: str) -> None:
         """Training starts after `step`."""
@@ -125,6 +153,9 @@ class Display:
 
     def end(self) -> None:
         """Training has stopped, for whatever reason."""
+        if self.signal:
+            self.keep(self.signal)
+            self.signal = ""
 
     @property
     def plan_steps(self) -> int:
@@ -163,25 +194,23 @@ class Display:
         return (plan.steps - step) * plan.batch_size / images_per_s + plan.tests_after(step) * test
 
 
+class Nowhere(io.TextIOBase):
+    """A stream that takes everything and keeps nothing."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
 class Quiet(Display):
-    """Shows nothing but warnings, and with `warns=False` nothing at all."""
+    """Shows nothing but warnings, and with `warns=False` nothing at all; the log has everything."""
 
     def __init__(self, warns: bool = True) -> None:
-        super().__init__(io.StringIO())
+        super().__init__(cast(TextIO, Nowhere()))
         self.warns = warns
 
-    def note(self, text: str, indent: str = "") -> None:
-        pass
-
-    def verbatim(self, text: str) -> None:
-        pass
-
-    def parts(self, *parts: str) -> None:
-        pass
-
-    def warn(self, text: str) -> None:
+    def show_warning(self, text: str) -> None:
         if self.warns:
-            super().warn(text)
+            super().show_warning(text)
 
     def stopping(self, text: str) -> None:
         if self.warns:
@@ -197,10 +226,10 @@ class LiveDisplay(Display):
         self.train: Row | None = None
         self.test: Row | None = None
         self.best = 0.0
-        self.left = self.signal = ""
+        self.left = ""
         self.shown: Verdict | None = None
 
-    def warn(self, text: str) -> None:
+    def show_warning(self, text: str) -> None:
         say(self.console, f"warning: {one_line(text)}", style="bold red", indent="  ")
 
     def stopping(self, text: str) -> None:
@@ -283,6 +312,7 @@ class LiveDisplay(Display):
         return Group(self.bars, *(Padding(text, (0, 0, 0, MARGIN)) for text in texts))
 
     def end(self) -> None:
+        super().end()
         if self.live is not None:
             self.live.stop()
             self.live = None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spiketriton.runs.rows import METRICS, Rows
+from spiketriton.runs.rows import METRICS, Rows, replace_file
 from spiketriton.show import event_pictures, figures
 from spiketriton.show.figures import BLUE, GREEN, GREY, ORANGE, heat_map, layer_figure, new_figure
 from spiketriton.show.words import synthetic_note
@@ -32,7 +32,7 @@ def draw_evaluations(folder: Path, evaluations: list[Evaluation]) -> list[Path]:
     title = f"{main.recipe} on {main.data}{synthetic_note(main.synthetic)}"
     animated = [folder / "events.gif"] if main.samples else []
     for path in animated:
-        path.write_bytes(event_pictures.animation(main.samples[0]))
+        replace_file(path, event_pictures.animation(main.samples[0]))
     return animated + figures.save(
         folder,
         {

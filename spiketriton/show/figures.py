@@ -5,12 +5,15 @@ matplotlib is imported when something is drawn, so that training itself does not
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
+from spiketriton.runs.rows import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,9 +49,16 @@ def save(folder: Path, pictures: Mapping[str, Callable[[], Figure | None]]) -> l
     with matplotlib.rc_context(STYLE):
         for name, draw in pictures.items():
             if (figure := draw()) is not None:
-                figure.savefig(folder / name)
+                write(figure, folder / name)
                 paths.append(folder / name)
     return paths
+
+
+def write(figure: Figure, path: Path) -> None:
+    """Saves a picture as PNG, whole or not at all. UserError: it cannot be written."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer)
+    replace_file(path, buffer.getvalue())
 
 
 def new_figure(width: float, height: float, title: str = "") -> Figure:

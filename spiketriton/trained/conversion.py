@@ -40,7 +40,6 @@ from spiketriton.trained.quantised import quantised, retrain
 from spiketriton.trained.run import Run
 from spiketriton.training.environment import describe
 
-METHODS = {"balanced": 128, "calibrated": 16, "qcfs": 8}  # and the default T of each
 SAMPLES = 1 << 18  # activations kept per layer and batch
 CANDIDATES = 100  # thresholds that are tried, up to the largest activation
 
@@ -255,8 +254,7 @@ def neurons(model: Network) -> list[tuple[str, ConvertedIF]]:
 
 
 def save(folder: RunFolder, run: Run, recipe: Recipe, model: Network, options: Options) -> None:
-    """Writes the run folder. UserError: it cannot be written."""
-    folder.begin_session(recipe, describe(run.device))
+    """Writes the run folder, which is a run only when all is there. UserError: it cannot be written."""
     failures: list[str] = []
     Checkpoints(folder.checkpoints, failures.append).save_last(
         {
@@ -275,3 +273,4 @@ def save(folder: RunFolder, run: Run, recipe: Recipe, model: Network, options: O
     )
     if failures:
         raise UserError(failures[0])
+    folder.begin_session(recipe, describe(run.device))

@@ -1,6 +1,7 @@
 """Files of a trained network for other programs: written, read back, compared with the network."""
 
 import copy
+import io
 import warnings
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from spiketriton.errors import UserError, one_line
 from spiketriton.models import Network
 from spiketriton.neurons import one_by_one
 from spiketriton.neurons.base import normalised
+from spiketriton.runs.rows import replace_file
 from spiketriton.trained.nir_graph import import_nir, to_nir
 from spiketriton.trained.nir_replay import replay
 from spiketriton.trained.run import Run
@@ -50,12 +52,11 @@ def export_nir(
     size = run.facts.image_size
     image = (run.facts.channels, size, size)
     graph = to_nir(run.model, image, dt, frames=bool(run.facts.frames))
-    try:
-        nir.write(path, graph)
-        with h5py.File(path, "a") as file:
-            file.attrs["written_by"] = np.bytes_(mark)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {one_line(error)}") from None
+    content = io.BytesIO()
+    nir.write(content, graph)
+    with h5py.File(content, "a") as file:
+        file.attrs["written_by"] = np.bytes_(mark)
+    replace_file(path, content.getvalue())
     return compare(run.model, nir.read(path), sample_images(run, images))
 
 
@@ -129,10 +130,9 @@ def export_torch(run: Run, path: Path, batch_size: int, mark: str = "spiketriton
     with warnings.catch_warnings():
         # torch warns so about each buffer that is not part of a larger one
         warnings.filterwarnings("ignore", "No complete tensor found in the group")
-        try:
-            torch.export.save(program, path, extra_files={"written_by": mark})
-        except (OSError, RuntimeError) as error:
-            raise UserError(f"{path} cannot be written: {one_line(error)}") from None
+        content = io.BytesIO()  # torch aborts the process where it cannot write a file itself
+        torch.export.save(program, content, extra_files={"written_by": mark})
+        replace_file(path, content.getvalue())
         again = torch.export.load(path).module()
     return float((again(images) - run.model(images)).abs().max())
 
@@ -150,26 +150,23 @@ def export_onnx(run: Run, path: Path, batch_size: int, mark: str = "spiketriton"
     model = copy.deepcopy(run.model).cpu().float()
     images = _example(run, batch_size)
     expected = model(images)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    content = io.BytesIO()
     with one_by_one(model), warnings.catch_warnings():
         for name, module in model.named_modules():
             if isinstance(module, kernels.SpikingNeuron):
                 module.forward = _Plain(name, module)  # type: ignore[method-assign]
         warnings.simplefilter("ignore")  # the tracer's, of checks that hold for this size
-        try:
-            torch.onnx.export(
-                model,
-                (images,),
-                path,
-                dynamo=False,
-                input_names=["images"],
-                output_names=["currents"],
-            )
-            written = onnx.load(path)
-            written.metadata_props.add(key="written_by", value=mark)
-            onnx.save(written, path)
-        except OSError as error:
-            raise UserError(f"{path} cannot be written: {one_line(error)}") from None
+        torch.onnx.export(
+            model,
+            (images,),
+            content,  # type: ignore[arg-type]
+            dynamo=False,
+            input_names=["images"],
+            output_names=["currents"],
+        )
+    written = onnx.load_model_from_string(content.getvalue())
+    written.metadata_props.add(key="written_by", value=mark)
+    replace_file(path, written.SerializeToString())
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     found = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
     return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))

@@ -12,23 +12,20 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from spiketriton.commandline import CHECKPOINTS
 from spiketriton.config import Recipe, moved_plugins, replace
 from spiketriton.data import Data, Facts, build_data
 from spiketriton.errors import UserError, one_line, warn
 from spiketriton.models import Network, build_model
 from spiketriton.plain import of_plain
-from spiketriton.runs.checkpoint import MOVABLE, Checkpoints, State, read_checkpoint
+from spiketriton.runs.checkpoint import Checkpoints, State, read_checkpoint
 from spiketriton.runs.folder import RunFolder
+from spiketriton.runs.same_recipe import refuse_changes
 from spiketriton.trained.converted import converted_network
 from spiketriton.training.placement import Placement
 
 T = TypeVar("T")
 _NONE = torch.empty(0)
-CHECKPOINTS = ("last", "best", "ema")
-CHECKPOINTS_HELP = (
-    "weights: at the end (last), by validation accuracy (best: with data.validation), or averaged "
-    "(ema: with train.ema)"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,13 +135,7 @@ def _as_they_are(recipe: Recipe) -> Recipe:
 
 
 def _moved(recipe: Recipe, overrides: tuple[str, ...], values: Mapping[str, Any]) -> Recipe:
-    given = {text.partition("=")[0].strip(): f"override {text!r}" for text in overrides}
-    given |= {dotted: dotted for dotted in values}
-    for dotted, words in given.items():
-        if dotted not in MOVABLE:
-            raise UserError(
-                f"{words}: a trained run takes only keys that change no weight: {', '.join(MOVABLE)}"
-            )
+    refuse_changes(overrides, values)
     return replace(recipe, *overrides, values=values)
 
 
@@ -172,7 +163,7 @@ def read_state(folder: RunFolder, checkpoint: str = "last") -> tuple[State, str]
     state = checkpoints.load()
     if state is None:
         raise UserError(
-            f"{folder.path} holds no checkpoint yet: the run was stopped before its first one"
+            f"{folder.path} holds no checkpoint: the run was stopped before its first one, or they were removed"
         )
     best = checkpoints.loaded is not None and checkpoints.loaded.name == "best.pt"
     return state, "best" if best else "last"

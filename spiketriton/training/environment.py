@@ -1,6 +1,8 @@
 """The machine of a run: its device and precision with the reasons, threads, versions and commit."""
 
+import contextlib
 import ctypes
+import hashlib
 import os
 import platform
 import shlex
@@ -8,7 +10,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -19,9 +22,11 @@ import torch
 from torch import nn
 
 import spiketriton
+import spiketriton_kernels
 from spiketriton import processors
 from spiketriton.config import TrainConfig
 from spiketriton.errors import UserError
+from spiketriton.training.randomness import random_state, set_random_state
 from spiketriton.training.ranks import Ranks
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -100,6 +105,30 @@ def set_up(cfg: TrainConfig, device: torch.device) -> None:
     if device.type == "cpu":
         keep_freed_memory()
     use_deterministic_algorithms(cfg.deterministic, device)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Whatever `set_up` or a training changes in this process is afterwards as it was before.
+
+    Random generators, threads, deterministic algorithms, environment variables and warning filters.
+    What `keep_freed_memory` chose stays: the C library does not tell what it was.
+    """
+    draws, threads, variables = random_state(), torch.get_num_threads(), dict(os.environ)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warns_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        set_random_state(draws)
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warns_only)
+        torch.backends.cudnn.benchmark = benchmark
+        for name in os.environ.keys() - variables.keys():
+            del os.environ[name]
+        os.environ.update(variables)
 
 
 def keep_freed_memory() -> bool:
@@ -181,6 +210,7 @@ def describe(device: torch.device, ranks: Ranks | None = None) -> dict[str, Any]
         "spiketriton": spiketriton.__version__,
         "commit": commit,
         "dirty": dirty,
+        "code_sha256": package_checksum(),
         "python": platform.python_version(),
         **{name: _version(name) for name in ("torch", "torchvision", "triton", "numpy")},
         "platform": platform.platform(),
@@ -208,10 +238,27 @@ def commit_of_package() -> tuple[str | None, bool]:
     )
 
 
+@cache
+def package_checksum() -> str:
+    """SHA-256 of the code of both packages: it tells wheels of one version apart."""
+    found = hashlib.sha256()
+    for package in (spiketriton, spiketriton_kernels):
+        root = Path(str(package.__file__)).parent
+        for path in sorted(root.rglob("*")):
+            if path.suffix in (".py", ".cpp", ".h"):
+                found.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return found.hexdigest()
+
+
 def version_line() -> str:
-    """`spiketriton 0.1.0 (commit 1a2b3c4d, with changes), torch 2.13.0, ..., Python 3.11.7`."""
+    """`spiketriton 0.1.0 (commit 1a2b3c4d, with changes), torch 2.13.0, ..., Python 3.11.7`.
+
+    Outside git with the checksum of the code in place of the commit.
+    """
     commit, dirty = commit_of_package()
-    where = f" (commit {commit[:8]}{', with changes' if dirty else ''})" if commit else ""
+    where = f" (code {package_checksum()[:8]})"
+    if commit:
+        where = f" (commit {commit[:8]}{', with changes' if dirty else ''})"
     triton = _version("triton")
     return (
         f"spiketriton {spiketriton.__version__}{where}, torch {torch.__version__}, "

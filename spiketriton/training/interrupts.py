@@ -1,18 +1,25 @@
 """Ctrl-C, SIGTERM and a closed terminal: the first stops the run after its step, the second at once.
 
+A second one that comes within a moment of the first is the same wish: a terminal that closes sends
+SIGHUP twice, by the kernel and by the shell. SIGHUP never counts as a second one, for nobody waits
+who has closed the window. A save is never broken off: a second signal ends the run after it.
+
 With several ranks, one signal to any of them stops all after the same step. Further signals are
 ignored, because a scheduler signals both torchrun and the ranks, and torchrun forwards its own.
 """
 
+import contextlib
 import signal
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from spiketriton.errors import EXIT_DONE, EXIT_SIGHUP, EXIT_SIGINT, EXIT_SIGTERM
 from spiketriton.training.ranks import Ranks
 
+MOMENT = 1.0  # seconds
 _EXIT_CODES = {signal.SIGINT: EXIT_SIGINT, signal.SIGTERM: EXIT_SIGTERM}
 _HANGUP = getattr(signal, "SIGHUP", None)  # None: Windows
 if _HANGUP is not None:
@@ -30,6 +37,9 @@ class StopSignals:
     def __init__(self, say: Callable[[str], None], ranks: Ranks | None = None) -> None:
         self.say, self.ranks = say, ranks or Ranks()
         self.signal: signal.Signals | None = None
+        self._since = 0.0  # when the first one came
+        self._saving = False
+        self._second: signal.Signals | None = None  # while saving
         self._before: dict[signal.Signals, Any] = {}
 
     @property
@@ -45,6 +55,17 @@ class StopSignals:
         if number:
             self.signal = signal.Signals(number)
         return number != 0
+
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """While entered, a second signal waits; it takes effect at the end."""
+        self._saving = True
+        try:
+            yield
+        finally:
+            self._saving = False
+        if self._second is not None:
+            self._end(self._second)
 
     @property
     def exit_code(self) -> int:
@@ -64,14 +85,24 @@ class StopSignals:
         self._before = {}
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        alone = self.ranks.world_size == 1
+        alone, now = self.ranks.world_size == 1, time.monotonic()
         if self.signal is not None:
-            if alone:
-                if number == signal.SIGINT:
-                    raise KeyboardInterrupt
-                raise SystemExit(_EXIT_CODES[signal.Signals(number)])
+            if not alone or number == _HANGUP or now < self._since + MOMENT:
+                return
+            if not self._saving:
+                self._end(signal.Signals(number))
+            self._second = signal.Signals(number)
             return
-        self.signal = signal.Signals(number)
-        again = "Ctrl-C again" if number == signal.SIGINT else "a second signal"
-        hint = f"; {again} stops at once" if alone else ""
+        self.signal, self._since = signal.Signals(number), now
+        hints = {
+            signal.SIGINT: "; Ctrl-C again stops at once",
+            signal.SIGTERM: "; a second signal stops at once",
+        }
+        hint = hints.get(self.signal, "") if alone else ""
         self.say(f"{self.signal.name}: finishing this step, then saving{hint}")
+
+    @staticmethod
+    def _end(number: signal.Signals) -> NoReturn:
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(_EXIT_CODES[number])

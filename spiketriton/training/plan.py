@@ -1,6 +1,7 @@
 """When a run logs, tests and saves, how far it has come, and how a session of it ended."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from spiketriton.config import Recipe
 from spiketriton.data import Data
@@ -47,6 +48,11 @@ class Plan:
         """Every `checkpoint.every` steps, after each epoch, and at the end."""
         ends = step % self.epoch_steps == 0 or step == self.steps
         return step > 0 and (step % self.save_every == 0 or ends)
+
+    @property
+    def first_save(self) -> int:
+        """The step of the first checkpoint."""
+        return min(self.save_every, self.epoch_steps, self.steps)
 
     def measures(self, step: int) -> bool:
         """Whether the gradients of this step are measured: now and then, the first and the last."""
@@ -102,6 +108,17 @@ class Outcome:
     @property
     def finished(self) -> bool:
         return self.plan.finished(self.progress)
+
+    def row(self) -> dict[str, Any]:
+        """All numbers, as plain data."""
+        numbers = {field.name: getattr(self, field.name) for field in fields(self)}
+        del numbers["plan"], numbers["progress"]
+        done = {
+            "finished": self.finished,
+            "steps": self.plan.steps,
+            "epoch": self.plan.epoch(self.progress.step),
+        }
+        return {**asdict(self.progress), **done, **numbers}
 
     @property
     def saved(self) -> bool:

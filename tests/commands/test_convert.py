@@ -97,7 +97,7 @@ def test_options_and_their_defaults(arguments, options, runs, tmp_path, monkeypa
         assert run.recipe.data.augment != "none" or run.kind == "ann"
         raise UserError("stopped")
 
-    monkeypatch.setattr("spiketriton.convert.convert", stop)
+    monkeypatch.setattr("spiketriton.trained.conversion.convert", stop)
     with pytest.raises(UserError, match="stopped"):
         main([str(runs / "ann"), "--run-dir", str(tmp_path / "net"), *arguments])
     assert not (tmp_path / "net").exists()  # nothing is left of what did not begin
@@ -126,6 +126,6 @@ def test_the_table_has_thresholds_and_shifts(monkeypatch):
     neurons[0].threshold.copy_(torch.tensor([0.5, 2.0]))
     neurons[0].shift.copy_(torch.tensor([0.5, -0.25]))
     monkeypatch.setattr(
-        "spiketriton.convert.neurons", lambda model: zip("ab", neurons, strict=True)
+        "spiketriton.trained.conversion.neurons", lambda model: zip("ab", neurons, strict=True)
     )
     assert list(rows(None)) == [("a", "0.5", "2", "+0.125"), ("b", "1", "1", "-")]

@@ -74,7 +74,7 @@ def test_a_run_folder_is_left_as_it_is(tmp_path):
         (["{recipe}", "--batches", "0"], "--batches 0: accepted"),
         (["{recipe}", "--batches", "two"], "--batches two: accepted"),
         (["{folder}"], "holds no run"),
-        (["{run}"], "no checkpoint yet"),
+        (["{run}"], "holds no checkpoint"),
         (["{recipe}", "--out", "{recipe}/x"], "cannot be written"),
         (["{recipe}", "data.name=imagenette", "data.root={folder}", "data.download=false"], "imag"),
     ],

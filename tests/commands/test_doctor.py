@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import spiketriton_kernels as kernels
-from spiketriton import doctor, processors
-from spiketriton.doctor import KERNELS, TOLERANCE, compared, main
+from spiketriton import checkup, processors
+from spiketriton.checkup import KERNELS, TOLERANCE, compared
+from spiketriton.doctor import main, small_recipe
 from spiketriton.errors import EXIT_DONE, EXIT_ERROR
 from spiketriton_kernels.backends import choice, native
 
@@ -83,9 +84,9 @@ def test_an_error_is_wrong_and_the_others_are_looked_at(monkeypatch, capsys):
     def fails(*_, **__):
         raise RuntimeError("no kernel image\nis available")
 
-    monkeypatch.setattr(doctor, "KERNELS", (replace(KERNELS[0], fused=fails),))
+    monkeypatch.setattr(checkup, "KERNELS", (replace(KERNELS[0], fused=fails),))
     for name in ("backend", "packed", "bandwidth", "trained", "data_sets"):
-        monkeypatch.setattr(doctor, name, lambda *_: iter(()))
+        monkeypatch.setattr(checkup, name, lambda *_: iter(()))
     monkeypatch.setenv("COLUMNS", "60")
     assert main(["train.device=cpu"]) == EXIT_ERROR
     lines = capsys.readouterr().out.splitlines()
@@ -98,8 +99,8 @@ def test_an_error_is_wrong_and_the_others_are_looked_at(monkeypatch, capsys):
 
 def test_a_network_that_trains_otherwise_than_eager_pytorch_is_wrong(monkeypatch):
     losses = iter([([2.3, 2.0], 100.0), ([2.31, 2.0], 100.0)])
-    monkeypatch.setattr(doctor, "_losses", lambda recipe: next(losses))
-    (finding,) = doctor.trained(doctor.small_recipe([]), CPU)
+    monkeypatch.setattr(checkup, "_losses", lambda recipe: next(losses))
+    (finding,) = checkup.trained(small_recipe([]), CPU)
     assert (finding.name, finding.state) == ("training, fp32", "wrong")
 
 
@@ -108,35 +109,35 @@ def test_a_network_that_trains_otherwise_than_eager_pytorch_is_wrong(monkeypatch
     [("2.10.1", "wrong"), ("2.11.0", "ok"), ("2.13.0+cpu", "ok"), ("3.0.0", "ok")],
 )
 def test_versions(installed, state, monkeypatch):
-    monkeypatch.setattr(doctor, "version", lambda name: installed if name == "torch" else "3.6.0")
-    found = {finding.name: finding for finding in doctor.versions()}
+    monkeypatch.setattr(checkup, "version", lambda name: installed if name == "torch" else "3.6.0")
+    found = {finding.name: finding for finding in checkup.versions()}
     assert found["torch"].state == state
     assert ("newer than the tested" in found["torch"].found) == (installed == "3.0.0")
     assert found["triton"].state == "ok"
     monkeypatch.setattr(sys, "version_info", (3, 10, 1))
-    assert next(doctor.versions()).state == "wrong"
+    assert next(checkup.versions()).state == "wrong"
 
 
 def test_a_busy_machine_and_one_without_a_compiler_are_slow(monkeypatch):
     monkeypatch.setattr(processors, "taken", lambda: processors.usable() / 2)
-    assert next(doctor.busy()).state == "slow"
+    assert next(checkup.busy()).state == "slow"
     monkeypatch.setattr(processors, "taken", lambda: 0.0)
-    assert next(doctor.busy()).state == "ok"
+    assert next(checkup.busy()).state == "ok"
     with kernels.use_backend("torch"):
-        states = [finding.state for dtype in TOLERANCE for finding in doctor.backend(dtype, CPU)]
+        states = [finding.state for dtype in TOLERANCE for finding in checkup.backend(dtype, CPU)]
     assert states == ["slow"] * 4
 
 
 def test_interpreted_kernels_are_slow_and_not_timed(monkeypatch):
     monkeypatch.setattr(choice, "interpreting", lambda: True)
     with kernels.use_backend("triton"):
-        (found,) = doctor.backend(torch.float32, CPU)
+        (found,) = checkup.backend(torch.float32, CPU)
     assert found.state == "slow"
     assert "unset TRITON_INTERPRET" in found.advice
-    assert list(doctor.bandwidth(CPU)) == []
-    builds = doctor.Builds(CPU)
+    assert list(checkup.bandwidth(CPU)) == []
+    builds = checkup.Builds(CPU)
     assert [*builds.begin(), *builds.end()] == []
-    assert list(doctor.trained(doctor.small_recipe([]), CPU)) == []
+    assert list(checkup.trained(small_recipe([]), CPU)) == []
 
 
 def test_without_a_compiler_nothing_is_compiled(monkeypatch):
@@ -144,7 +145,7 @@ def test_without_a_compiler_nothing_is_compiled(monkeypatch):
         raise native.CompilerError("none")
 
     monkeypatch.setattr(native, "library", missing)
-    builds = doctor.Builds(CPU)
+    builds = checkup.Builds(CPU)
     assert [*builds.begin(), *builds.end()] == []
 
 
@@ -157,13 +158,13 @@ def test_kernels_are_looked_at_while_others_are_compiled(monkeypatch):
             assert looked.wait(60)
 
     monkeypatch.setattr(native, "library", built)
-    monkeypatch.setattr(doctor, "KERNELS", KERNELS[:1])
-    monkeypatch.setattr(doctor, "compared", lambda *_: iter(()))
+    monkeypatch.setattr(checkup, "KERNELS", KERNELS[:1])
+    monkeypatch.setattr(checkup, "compared", lambda *_: iter(()))
     for name in ("bandwidth", "trained", "data_sets"):
-        monkeypatch.setattr(doctor, name, lambda *_: iter(()))
-    monkeypatch.setattr(doctor, "packed", lambda *_: iter(()))
+        monkeypatch.setattr(checkup, name, lambda *_: iter(()))
+    monkeypatch.setattr(checkup, "packed", lambda *_: iter(()))
     states = {}
-    for finding in doctor.findings(doctor.small_recipe(["train.device=cpu"])):
+    for finding in checkup.findings(small_recipe(["train.device=cpu"])):
         states[finding.name] = finding.state
         if finding.name == "backend, float32":
             assert "compiler" not in states
@@ -174,8 +175,8 @@ def test_kernels_are_looked_at_while_others_are_compiled(monkeypatch):
 def test_a_slow_kernel_is_slow(monkeypatch):
     for copy, ours, state in ((1.0, 12.4, "ok"), (1.0, 12.6, "slow")):  # 5 bytes to 2, a fifth
         seconds = iter([copy, ours])
-        monkeypatch.setattr(doctor, "_seconds", lambda *_, left=seconds: next(left))
-        assert next(doctor.bandwidth(CPU)).state == state
+        monkeypatch.setattr(checkup, "_seconds", lambda *_, left=seconds: next(left))
+        assert next(checkup.bandwidth(CPU)).state == state
 
 
 def test_a_gpu_is_timed_by_its_own_clock_over_calls_that_do_not_wait(monkeypatch):
@@ -196,9 +197,9 @@ def test_a_gpu_is_timed_by_its_own_clock_over_calls_that_do_not_wait(monkeypatch
             return 50.0  # milliseconds
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    seconds = doctor._seconds(lambda: said.append("call"), torch.device("cuda"))
-    assert seconds == pytest.approx(0.05 / doctor.CALLS)
-    assert said == ["call", "record", *["call"] * doctor.CALLS, "record", "wait"]
+    seconds = checkup._seconds(lambda: said.append("call"), torch.device("cuda"))
+    assert seconds == pytest.approx(0.05 / checkup.CALLS)
+    assert said == ["call", "record", *["call"] * checkup.CALLS, "record", "wait"]
 
 
 def test_tolerances_grow_with_the_roundings_of_the_dtype():

@@ -77,7 +77,9 @@ def test_options_and_their_defaults():
 
 def test_a_pipe_has_no_edge_and_one_run_no_comparison(runs, tmp_path, monkeypatch):
     given = []
-    monkeypatch.setattr("spiketriton.evaluate.show", lambda console, *rest: given.append(console))
+    monkeypatch.setattr(
+        "spiketriton.show.evaluation_tables.show", lambda console, *rest: given.append(console)
+    )
     monkeypatch.setattr("spiketriton.show.evaluation_pictures.draw_evaluations", lambda *_: [])
     main([str(runs / "ann"), "--images", "9", "--out", str(tmp_path)])
     assert given[0].width == ENDLESS

@@ -67,6 +67,7 @@ def test_mistakes_are_named(trained, tmp_path, monkeypatch):
     assert "no effect" in mistake([run, "--to", "torch", "--dt", "1"])
     assert "no effect" in mistake([run, "--to", "nir", "--batch-size", "1"])
     assert "--dt -1.0" in mistake([run, "--to", "nir", "--dt", "-1"])
+    (tmp_path / "no").write_text("a file")
     nowhere = str(tmp_path / "no" / "folder")
     assert "cannot be written" in mistake([run, "--to", "nir", "--out", nowhere])
     assert "cannot be written" in mistake([run, "--to", "torch", "--out", nowhere])
@@ -88,7 +89,7 @@ def test_a_difference_within_a_tie_is_forgiven(
         assert rest[-1].startswith("spiketriton export ")  # the mark
         return Comparison(7, 1234, different, "there" * different, margin)
 
-    monkeypatch.setattr("spiketriton.export.export_nir", export)
+    monkeypatch.setattr("spiketriton.trained.exports.export_nir", export)
     assert TIE == 1e-5
     assert main([str(trained), "--to", "nir"]) == code
     out = capsys.readouterr().out
@@ -105,7 +106,8 @@ def test_a_difference_within_a_tie_is_forgiven(
 def test_any_difference_of_torchs_file_is_an_error(difference, code, trained, monkeypatch, capsys):
     given = []
     monkeypatch.setattr(
-        "spiketriton.export.export_torch", lambda run, *rest: given.append(rest) or difference
+        "spiketriton.trained.exports.export_torch",
+        lambda run, *rest: given.append(rest) or difference,
     )
     assert main([str(trained), "--to", "torch"]) == code
     said = capsys.readouterr().out

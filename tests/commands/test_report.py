@@ -10,6 +10,7 @@ from spiketriton.convert import main as convert_main
 from spiketriton.errors import UserError
 from spiketriton.evaluate import main as evaluate_main
 from spiketriton.report import main, refuse_other_data
+from spiketriton.trained.evaluation import evaluate
 from tests.show.support import evaluation
 from tests.small_runs import small_trainer
 
@@ -108,17 +109,15 @@ def test_a_stored_evaluation_is_shown_and_a_stale_one_is_not(runs, tmp_path, mon
     path = tmp_path / "run"
     shutil.copytree(runs / "lif", path)
     monkeypatch.setattr("spiketriton.show.evaluation_pictures.draw_evaluations", lambda *_: [])
-    monkeypatch.setattr("spiketriton.report.page", lambda *_: "x" * 7 * 2**19)
+    monkeypatch.setattr("spiketriton.show.report_page.page", lambda *_: "x" * 7 * 2**19)
     evaluate_main([str(path), "--images", "20", "--json"])
     calls = []
 
     def spy(run, *rest):
-        from spiketriton.trained.evaluation import evaluate
-
         calls.append(run)
         return evaluate(run, *rest)
 
-    monkeypatch.setattr("spiketriton.report.evaluate", spy)
+    monkeypatch.setattr("spiketriton.trained.evaluation.evaluate", spy)
     main([str(path)])
     assert not calls
     assert capsys.readouterr().out.endswith("report.html: 3.5 MiB; open it in a browser\n")
@@ -152,6 +151,7 @@ def test_mistakes_are_named(compared, synthetic, tmp_path):
     assert "does not exist" in mistake([str(tmp_path / "nothing")])
     assert "no effect" in mistake([run, "--against", run, "--no-evaluation"])
     assert "is a folder" in mistake([run, "--no-evaluation", "--out", str(tmp_path)])
+    (tmp_path / "no").write_text("a file")
     nowhere = str(tmp_path / "no" / "folder.html")
     assert "cannot be written" in mistake([run, "--no-evaluation", "--out", nowhere])
     shutil.copytree(synthetic, tmp_path / "other")

@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from spiketriton.config import load_recipe, to_toml
 from spiketriton.errors import EXIT_DONE, EXIT_ERROR, EXIT_NONFINITE, EXIT_USER, UserError
+from spiketriton.runs import checkpoint
 from spiketriton.runs.folder import RunFolder
 from spiketriton.train import main
 from spiketriton.training import environment
@@ -58,8 +60,13 @@ def test_a_run_from_the_command(recipe, capsys):
     assert load_recipe(run / "recipe.toml").train.epochs == 2
     assert {path.name for path in run.iterdir()} == {
         "recipe.toml", "environment.json", "metrics.jsonl", "gradients.jsonl", "checkpoints", ".lock",
+        "console.log",
         "curves.png", "gradients.png", "firing.png",
     }  # fmt: skip
+    log = [line[9:] for line in (run / "console.log").read_text().splitlines()]  # without the time
+    assert [line for line in log if line] == [
+        line.rstrip() for line in shown.out.splitlines() if line
+    ]
     kept = {"last.pt", "last.1.pt"}
     assert {path.name for path in (run / "checkpoints").iterdir()} == kept
     (session,) = json.loads((run / "environment.json").read_text())
@@ -155,14 +162,13 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_disk_that_is_full_from_the_start(recipe, monkeypatch):
-    write = Path.write_text
+    write = Path.write_bytes
 
-    def full(path: Path, text: str, *args: str) -> None:
-        write(path, text[:9])
-        if text:
-            raise FULL
+    def full(path: Path, content: bytes) -> None:
+        write(path, content[:9])
+        raise FULL
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     message = refused(recipe, "--run-dir", "run")
     assert message == "run/environment.json cannot be written: No space left on device"
     assert not Path("run").exists()
@@ -174,20 +180,84 @@ def test_a_disk_that_is_full_at_the_end(recipe, monkeypatch, capsys):
     def full(*_: object) -> None:
         raise FULL
 
-    monkeypatch.setattr("spiketriton.session.draw_run", full)
-    assert main([recipe, "--run-dir", "drawn", "train.max_steps=8"]) == EXIT_DONE
-    assert (
-        "warning: the pictures in drawn could not be written: No space" in capsys.readouterr().err
-    )
+    def no_room(path: Path, content: object) -> None:
+        raise UserError(f"{path} cannot be written: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("spiketriton.show.figures.replace_file", no_room)
+        assert main([recipe, "--run-dir", "drawn", "train.max_steps=8"]) == EXIT_DONE
+    assert "warning: not all pictures are drawn: drawn/" in capsys.readouterr().err
 
     monkeypatch.setattr("spiketriton.session.draw_run", lambda *_: [])
     with monkeypatch.context() as patch:
         patch.setattr("spiketriton.runs.checkpoint._write_part", full)
         assert main([recipe, "--run-dir", "run", "train.max_steps=8"]) == EXIT_ERROR
-    shown = capsys.readouterr().out
-    assert "stopped at step 8; saved: no checkpoint. To continue:" in shown
-    assert "python -m spiketriton.train --resume run" in shown
+    shown = capsys.readouterr()
+    assert "stopped at step 8; saved: its rows, but no checkpoint. To train it again:" in shown.out
+    assert "python -m spiketriton.train run/recipe.toml --run-dir run-2" in shown.out
+    assert shown.err.count("of step 8 could not be written") == 1
+    assert "There is no earlier checkpoint" in shown.err
+    assert "has rows up to step 8 but no checkpoint" in refused("--resume", "run")
+
+
+def test_what_was_saved_before_the_disk_was_full_is_said_and_resumed(recipe, monkeypatch, capsys):
+    write = checkpoint._write_part
+    left = iter([True])
+
+    def full(path: Path, state: dict) -> Path:
+        if next(left, False):
+            return write(path, state)
+        raise FULL
+
+    with monkeypatch.context() as patch:
+        patch.setattr("spiketriton.session.draw_run", lambda *_: [])
+        patch.setattr("spiketriton.runs.checkpoint._write_part", full)
+        assert main([recipe, "--run-dir", "run", "train.max_steps=8"]) == EXIT_ERROR
+        shown = capsys.readouterr()
+        assert "stopped at step 8; saved: step 7. To continue:" in shown.out
+        assert "Earlier checkpoints are intact" in shown.err
     assert main(["--resume", "run"]) == EXIT_DONE
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_finished_run_without_its_checkpoints_is_not_trained_over(recipe, tmp_path):
+    small_trainer(tmp_path / "run").fit()
+    shutil.rmtree("run/checkpoints")
+    before = Path("run/metrics.jsonl").read_bytes()
+    said = refused("--resume", "run")
+    assert "has rows up to step 21 but no checkpoint (removed, or never written" in said
+    assert "python -m spiketriton.train run/recipe.toml --run-dir run-2" in said
+    assert Path("run/metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_second_ctrl_c_says_what_is_saved(recipe, monkeypatch, capsys):
+    """Also one that comes while the pictures are drawn."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("spiketriton.session.draw_run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        main([recipe, "--run-dir", "run", "train.max_steps=8"])
+    shown = capsys.readouterr().out
+    assert (
+        "interrupted; saved: step 8. To continue:\n  python -m spiketriton.train --resume run"
+        in shown
+    )
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_quiet_and_json(recipe, capsys):
+    assert main([recipe, "--run-dir", "quiet", "train.max_steps=1", "--quiet"]) == EXIT_DONE
+    assert capsys.readouterr() == ("", "")
+    assert "what to try next:" in Path("quiet/console.log").read_text()
+    assert main([recipe, "--run-dir", "json", "train.max_steps=1", "--json"]) == EXIT_DONE
+    said = json.loads(capsys.readouterr().out)
+    (test,) = [row for row in RunFolder.find("json").metrics.read() if row["kind"] == "eval"]
+    assert said["test_accuracy"] == pytest.approx(test["test_accuracy"], rel=1e-6)
+    wanted = {"run": "json", "finished": True, "exit_code": 0, "step": 1, "steps": 1, "saved_at": 1}
+    assert wanted.items() <= said.items()
 
 
 @pytest.mark.parametrize("given", [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": "all", "RANK": "0"}])

@@ -51,9 +51,12 @@ def assert_same_run(unbroken: Path, resumed: Path) -> None:
 
 KINDS = {
     "adamw": ["train.accumulate=2", "train.clip_grad_norm=1"],
-    "sgd": ["train.optimizer=sgd", "train.schedule=cosine", "train.accumulate=2"],
+    "sgd": [
+        *("train.optimizer=sgd", "train.schedule=cosine", "train.accumulate=2"),
+        "loss.class_weights=balanced",
+    ],
     "plif": ["neuron.kind=plif", "model.norm=tebn", "loss.kind=tet", "train.log_every=5"],
-    "held out": ["data.validation=0.1", "data.sampler=balanced", "loss.class_weights=balanced"],
+    "held out": ["data.validation=0.1", "data.sampler=balanced"],
     "ema": ["train.ema=0.9", "train.schedule=step", "train.freeze=conv1", "train.decay_norms=true"],
     "mixed": [
         *("data.augmentation.cutout=3", "data.augmentation.erasing=0.3"),
@@ -372,6 +375,47 @@ def test_resume_by_the_command(tmp_path, unbroken, capsys):
 
 
 @pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["model.memory=packed", "model.checkpoint_blocks=true", "train.log_every=3"],
+        ["train.micro_batch=8"],
+    ],
+)
+def test_what_changes_no_bit_may_change(tmp_path, unbroken, changes):
+    """On a smaller card a run goes on with less memory; in other parts not bit for bit, which is said."""
+    small_trainer(tmp_path / "run").fit(until=10)
+    display = Lines()
+    small_trainer(tmp_path / "run", *changes, resume=True, display=display).fit()
+    parts = "micro_batch" in changes[0]
+    assert ("computed in other parts from here on (2)" in display.text) == parts
+    resumed, expected = last_state(tmp_path / "run"), last_state(unbroken())
+    assert resumed["step"] == expected["step"]
+    if not parts:
+        assert_equal(expected["model"], resumed["model"])
+        assert_equal(expected["optimizer"], resumed["optimizer"])
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_run_that_ends_by_its_steps_is_extended(tmp_path, capsys):
+    run = tmp_path / "run"
+    small_trainer(run, "train.max_steps=4").fit()
+    for wanted, words in (
+        ("5", "no effect on a run that ends by train.max_steps = 4; accepted: train.max_steps=N"),
+        ("train.max_steps=4", "the run has 4 steps already"),
+    ):
+        with pytest.raises(UserError, match=words):
+            main(["--resume", str(run), "--extend", wanted])
+    with pytest.raises(
+        UserError, match=r"max_steps = 6 .*; --extend trains it longer, and train.init_from"
+    ):
+        main(["--resume", str(run), "train.max_steps=6"])
+    assert main(["--resume", str(run), "--extend", "train.max_steps=6"]) == EXIT_DONE
+    assert "extended from 4 to 6 steps: " in capsys.readouterr().out
+    assert (last_state(run)["step"], RunFolder(run).load_recipe().train.max_steps) == (6, 6)
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_resuming_a_finished_run_changes_nothing(tmp_path, capsys):
     small_trainer(tmp_path / "run").fit()
     before = last_state(tmp_path / "run")
@@ -387,8 +431,9 @@ def test_a_finished_run_is_extended_on_the_schedule_of_the_longer_one(tmp_path, 
     expected = small_trainer(tmp_path / "longer", *longer)
     expected.fit(until=25)
     assert main(["--resume", str(run), "--extend", "5"]) == EXIT_DONE
-    assert "extended from 3 to 5 epochs: the learning rate continues as in a run of 5 epochs, " in (
-        capsys.readouterr().out
+    assert (
+        "extended from 3 to 5 epochs: the learning rate continues as in a run of that length"
+        in (capsys.readouterr().out)
     )
     rows = RunFolder(run).metrics.read()
     assert [row["step"] for row in rows if row["kind"] == "eval"] == [7, 14, 21, 28, 35]
@@ -406,7 +451,10 @@ def test_a_finished_run_is_extended_on_the_schedule_of_the_longer_one(tmp_path, 
     [
         (["--extend", "5"], "no RECIPE was given"),
         (["a.toml", "--extend", "5"], "--extend needs --resume"),
-        (["--resume", "run", "--extend", "x"], "--extend x: accepted: a number of epochs"),
+        (
+            ["--resume", "run", "--extend", "x"],
+            "extend x: accepted: a number of epochs, or train.epochs=N or train",
+        ),
         (["--resume", "run", "--extend", "3"], "the run has 3 epochs already"),
     ],
 )

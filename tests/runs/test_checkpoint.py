@@ -13,16 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from spiketriton.config import KEYS
 from spiketriton.errors import UserError
-from spiketriton.runs.checkpoint import (
-    MOVABLE,
-    Checkpoints,
-    DamagedCheckpoint,
-    read_checkpoint,
-    refuse_another_recipe,
-)
-from tests.small_runs import assert_equal, small_recipe
+from spiketriton.runs.checkpoint import Checkpoints, DamagedCheckpoint, read_checkpoint
+from tests.small_runs import assert_equal
 
 
 @pytest.fixture
@@ -212,23 +205,6 @@ def test_a_step_that_is_saved_again_replaces_itself_also_in_a_resumed_run(tmp_pa
         21,
         18,
     ]
-
-
-def test_another_recipe_is_refused_with_the_keys_that_differ():
-    begun = small_recipe()
-    given = small_recipe("train.lr=0.5", "neuron.tau=3", "train.schedule=cosine", "seed=4")
-    with pytest.raises(UserError) as refusal:
-        refuse_another_recipe(given, begun)
-    for words in ("neuron.tau = 3.0 (the run: 2.0)", "train.lr = 0.5 (the run: 0.01)", "seed = 4"):
-        assert words in str(refusal.value)
-    assert "model" not in str(refusal.value)
-
-
-def test_what_only_moves_a_run_may_change():
-    assert set(KEYS) >= set(MOVABLE)
-    refuse_another_recipe(
-        small_recipe("data.root=/elsewhere", "data.workers=3", "checkpoint.keep=5"), small_recipe()
-    )
 
 
 def test_the_older_ones_are_read_by_their_age_and_other_files_are_not(tmp_path, warnings):

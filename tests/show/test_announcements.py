@@ -10,6 +10,8 @@ import torch
 from spiketriton.config import Recipe, load_recipe
 from spiketriton.data import build_data
 from spiketriton.models import build_model
+from spiketriton.runs.checkpoint import Checkpoints
+from spiketriton.runs.folder import RunFolder
 from spiketriton.show.announcements import announce_parts, announce_run, summary, what_next
 from spiketriton.show.display import Display
 from spiketriton.training.plan import Plan, Progress
@@ -45,14 +47,20 @@ def test_the_summary_of_a_run_that_was_never_tested():
     assert "accuracy" not in stream.getvalue()
 
 
-def test_after_an_interruption_the_resume_command_stands_alone_on_its_line():
-    stream = io.StringIO()
-    what_next(Display(stream), outcome(step=40), Path("my runs/x"), small_recipe(), [])
-    lines = stream.getvalue().splitlines()
-    assert lines == [
-        "stopped at step 40; saved: step 40. To continue:",
-        "  python -m spiketriton.train --resume 'my runs/x'",
-    ]
+def test_after_an_interruption_the_resume_command_stands_alone_on_its_line(tmp_path):
+    """What is saved is read from the disk."""
+    folder = RunFolder(tmp_path / "my run")
+    folder.checkpoints.mkdir(parents=True)
+    for saved, words in ((None, "nothing yet"), (40, "step 40")):
+        stream = io.StringIO()
+        if saved is not None:
+            Checkpoints(folder.checkpoints, pytest.fail).save_last({"step": saved})
+        what_next(Display(stream), outcome(step=41, saved_at=None), folder, small_recipe(), [])
+        lines = stream.getvalue().splitlines()
+        assert lines == [
+            f"stopped at step 41; saved: {words}. To continue:",
+            f"  python -m spiketriton.train --resume '{folder.path}'",
+        ]
 
 
 def offered(
@@ -60,7 +68,7 @@ def offered(
 ) -> dict[str, str]:
     """Commands and their reasons."""
     display = Display(io.StringIO())
-    what_next(display, outcome(**changes), Path("runs/x"), recipe, arguments, launcher)
+    what_next(display, outcome(**changes), RunFolder(Path("runs/x")), recipe, arguments, launcher)
     head, *lines = display.stream.getvalue().splitlines()
     assert head == "what to try next:"
     assert all(line.startswith("  ") and line[2] != " " for line in lines[::2])
@@ -79,13 +87,16 @@ def file(tmp_path) -> str:
 BEST_IS_LAST = Progress(step=100, best_accuracy=0.9, best_step=100, tested_at=100)
 
 
-def test_after_a_first_run_its_twin_then_diagnose_then_a_recipe_of_ones_own(file):
-    start = f"python -m spiketriton.train {file}"
-    assert list(offered(small_recipe(), [file])) == [
-        f"{start} neuron.kind=relu",
-        "python -m spiketriton.diagnose runs/x",
-        "cp runs/x/recipe.toml my_recipe.toml",
-    ]
+def test_after_a_first_run_its_twin_then_diagnose_then_a_recipe_of_ones_own(file, monkeypatch):
+    monkeypatch.chdir(Path(file).parent)
+    copy = "cp runs/x/recipe.toml my_recipe.toml"
+    # whoever trains a recipe of their own needs no copy, which might overwrite it
+    for given, last in (("quickstart", copy), (file, "python -m spiketriton.report runs/x")):
+        assert list(offered(small_recipe(), [given])) == [
+            f"python -m spiketriton.train {given} neuron.kind=relu",
+            "python -m spiketriton.diagnose runs/x",
+            last,
+        ]
 
 
 def test_an_ann_is_offered_its_spiking_twin_and_its_conversion(file):
@@ -220,12 +231,6 @@ def test_what_is_about_to_run_where_and_why():
         assert words in text, words
 
 
-def test_what_was_not_saved_is_named():
-    display = Display(io.StringIO())
-    what_next(display, outcome(saved_at=None, step=3), Path("x"), small_recipe(), [])
-    assert display.stream.getvalue().startswith("stopped at step 3; saved: no checkpoint. To cont")
-
-
 def test_the_summary_has_a_line_for_each_number():
     display = Display(io.StringIO())
     summary(display, outcome(), Path("x"), [Path("a"), Path("b")])
@@ -250,7 +255,7 @@ def test_what_a_run_says_fits_the_screen(width, file, monkeypatch):
     announce_parts(display, recipe, data, model, Plan.of(recipe, data))
     drawn = [Path(f"runs/x/{name}.png") for name in ("curves", "gradients", "firing")]
     summary(display, outcome(), Path("runs/x"), drawn)
-    what_next(display, outcome(), Path("runs/x"), recipe, [file])
+    what_next(display, outcome(), RunFolder(Path("runs/x")), recipe, [file])
     for line in display.stream.getvalue().splitlines():
         command = line.startswith("  ") and line.split()[0] in ("python", "cp")
         assert len(line) <= width or command, line

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from spiketriton.gradients.verdict import Verdict, judge
+from spiketriton.runs.folder import RunFolder
 from spiketriton.show.announcements import summary, what_next
 from spiketriton.show.display import Display, LiveDisplay, Quiet, make_display, numbers
 from spiketriton.show.words import duration, speed
@@ -56,7 +57,7 @@ def test_lines_have_all_numbers_and_no_control_codes():
     display.testing(1, 3)
     display.row(EVAL, verdict())
     summary(display, outcome(), Path("runs/x"), [Path("runs/x/curves.png")])
-    what_next(display, outcome(), Path("runs/x"), small_recipe(), ["small.toml"])
+    what_next(display, outcome(), RunFolder(Path("runs/x")), small_recipe(), ["small.toml"])
     display.end()
     train, gradient, test, *rest = stream.getvalue().splitlines()
     assert train == (

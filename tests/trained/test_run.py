@@ -35,7 +35,7 @@ def test_runs_without_weights_or_with_others_are_named(tmp_path):
     assert "is damaged" in mistake(path, checkpoint="best")
     for checkpoint in (path / "checkpoints").iterdir():
         checkpoint.unlink()
-    assert "no checkpoint yet" in mistake(path)
+    assert "holds no checkpoint" in mistake(path)
     assert "has no best checkpoint" in mistake(path, checkpoint="best")
 
 

@@ -95,7 +95,7 @@ def test_the_commit_of_a_checkout(tmp_path, monkeypatch):
     assert f"torch {torch.__version__}, Python 3" in environment.version_line()
     monkeypatch.setenv("PATH", "")  # no git
     assert environment.commit_of_package() == (None, False)
-    assert "commit" not in environment.version_line()
+    assert f" (code {environment.package_checksum()[:8]}), torch" in environment.version_line()
 
 
 def test_the_processor(tmp_path, monkeypatch):
@@ -330,3 +330,14 @@ def test_memory_is_kept_on_a_cpu_only(monkeypatch, device):
     environment.set_up(TrainConfig(threads=3, deterministic=True), where)
     kept = [("keep_freed_memory",)] * (device == "cpu")
     assert done == [("use_threads", 3), *kept, ("use_deterministic_algorithms", True, where)]
+
+
+def test_another_code_has_another_checksum(monkeypatch, tmp_path):
+    sums = []
+    for content in ("a = 1", "a = 2", "a = 1"):
+        (tmp_path / "__init__.py").write_text(content)
+        monkeypatch.setattr(environment.spiketriton, "__file__", str(tmp_path / "__init__.py"))
+        environment.package_checksum.cache_clear()
+        sums.append(environment.package_checksum())
+    environment.package_checksum.cache_clear()
+    assert sums[0] == sums[2] != sums[1]

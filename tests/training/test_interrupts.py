@@ -1,25 +1,67 @@
 """Signals: the first one stops after the step, the second one at once."""
 
 import signal
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from spiketriton.errors import EXIT_SIGTERM
+from spiketriton.training import interrupts
 from spiketriton.training.interrupts import StopSignals
 from spiketriton.training.ranks import Ranks
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
-def test_a_second_signal_stops_at_once(number):
+@pytest.fixture
+def later(monkeypatch) -> Callable[[], None]:
+    """Lets time pass until a signal counts as a second one."""
+    now = [0.0]
+    monkeypatch.setattr(interrupts.time, "monotonic", lambda: now[0])
+    return lambda: now.__setitem__(0, now[0] + interrupts.MOMENT)
+
+
+ENDS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: SystemExit}
+
+
+@pytest.mark.parametrize("number", ENDS)
+def test_a_second_signal_stops_at_once(number, later):
     said: list[str] = []
-    leaves = KeyboardInterrupt if number == signal.SIGINT else SystemExit
     with StopSignals(said.append) as stop:
         signal.raise_signal(number)
         assert stop.requested
-        with pytest.raises(leaves):
+        later()
+        with pytest.raises(ENDS[number]):
             signal.raise_signal(number)
     assert len(said) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
+def test_a_second_one_of_the_same_moment_and_any_hang_up_change_nothing(number, later):
+    """A terminal that closes hangs up twice, within a millisecond."""
+    with StopSignals(lambda text: None) as stop:
+        signal.raise_signal(number)
+        signal.raise_signal(number)
+        later()
+        signal.raise_signal(signal.SIGHUP)
+        assert stop.signal == number
+
+
+@pytest.mark.parametrize("number", ENDS)
+def test_a_save_ends_before_a_second_signal_takes_effect(number, later):
+    saved = []
+
+    def save(stop: StopSignals) -> None:
+        with stop.saving():
+            for _ in range(2):
+                signal.raise_signal(number)
+            saved.append("whole")
+
+    with StopSignals(lambda text: None) as stop:
+        signal.raise_signal(number)
+        later()
+        with pytest.raises(ENDS[number]):
+            save(stop)
+    assert saved == ["whole"]
 
 
 def test_a_signal_while_ranks_agree_is_for_their_next_agreement():
@@ -50,14 +92,14 @@ def test_nohup_keeps_training():
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "again"),
+    ("number", "code", "hint"),
     [
-        (signal.SIGHUP, 129, "a second signal"),
-        (signal.SIGINT, 130, "Ctrl-C again"),
-        (signal.SIGTERM, 143, "a second signal"),
+        (signal.SIGHUP, 129, ""),
+        (signal.SIGINT, 130, "; Ctrl-C again stops at once"),
+        (signal.SIGTERM, 143, "; a second signal stops at once"),
     ],
 )
-def test_the_first_signal_is_kept_and_said(number, code, again):
+def test_the_first_signal_is_kept_and_said(number, code, hint):
     said: list[str] = []
     before = signal.getsignal(number)
     with StopSignals(said.append) as stop:
@@ -66,7 +108,7 @@ def test_the_first_signal_is_kept_and_said(number, code, again):
         assert (stop.requested, stop.anywhere(), stop.exit_code) == (True, True, code)
     assert signal.getsignal(number) is before
     name = signal.Signals(number).name
-    assert said == [f"{name}: finishing this step, then saving; {again} stops at once"]
+    assert said == [f"{name}: finishing this step, then saving{hint}"]
 
 
 def test_of_several_ranks_a_second_signal_changes_nothing():

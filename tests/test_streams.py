@@ -4,12 +4,12 @@ import os
 import subprocess
 import sys
 
-from spiketriton.show.streams import DroppingFile, survive_closed_output
+from spiketriton.streams import DroppingFile, survive_closed_output
 from tests.small_runs import environment
 
 CODE = """
 import os, sys
-from spiketriton.show.streams import survive_closed_output
+from spiketriton.streams import survive_closed_output
 survive_closed_output()
 print("first", flush=True)
 sys.stdin.readline()
@@ -55,3 +55,32 @@ def test_output_is_text_line_by_line_in_the_encoding_it_had(monkeypatch, tmp_pat
     for file in files:
         file.write("still open")
         file.close()
+
+
+PRINTS = (
+    "from spiketriton.errors import run_command\nrun_command(lambda _: print('width ─ 2 → ü €'))"
+)
+
+
+def printed(stdout: str, **variables: str) -> subprocess.CompletedProcess:
+    """A command whose stdout the shell opens so."""
+    script = f'exec {sys.executable} -c "$0" {stdout}'
+    return subprocess.run(
+        ["bash", "-c", script, PRINTS], capture_output=True, env=environment(**variables)
+    )
+
+
+def test_a_stream_that_is_closed_from_the_start_is_the_null_device():
+    done = printed(">&-")
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_output_for_which_there_is_no_room_is_an_error_in_one_line():
+    done = printed("> /dev/full")
+    lost = b"error: not all of the output could be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, lost)
+
+
+def test_characters_that_a_pipe_on_windows_lacks_are_replaced():
+    done = printed("", PYTHONIOENCODING="cp1252")
+    assert (done.returncode, done.stdout) == (0, "width - 2 -> ü €\n".encode("cp1252"))

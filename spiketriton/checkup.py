@@ -1,0 +1,422 @@
+"""What `doctor` looks at: the machine, every kernel against its definition, a small training, the data."""
+
+import math
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import spiketriton_kernels as kernels
+from spiketriton import processors, session
+from spiketriton.config import Recipe, replace
+from spiketriton.data.sources import SOURCES
+from spiketriton.errors import UserError, one_line
+from spiketriton.runs.folder import RunFolder
+from spiketriton.show.display import Quiet
+from spiketriton.training import environment
+from spiketriton.training.ranks import Ranks
+from spiketriton_kernels.backends import choice, native
+
+SUPPORTED = {  # distribution: the oldest and the newest version that were tested
+    "torch": ((2, 11), (2, 13)),
+    "triton": ((3, 6), (3, 9)),
+}
+# largest difference from the definition, relative to its largest value: in half precision four roundings
+TOLERANCE = {
+    torch.float32: 1e-4,
+    torch.bfloat16: 1.6e-2,
+    torch.float16: 2e-3,
+    torch.float64: 1e-9,
+}
+SHAPE = (5, 3, 7, 5, 3)  # T, B, C, H, W: no size is a multiple of a block
+COPY_SHARE = {"cpu": 0.2, "cuda": 0.5}  # of a copy's bandwidth, below which a kernel is slow
+CALLS = 20  # timed together on a GPU
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: what was looked at, "ok", "slow" or "wrong", what was found, and what to do."""
+
+    name: str
+    state: str
+    found: str
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A public function and its definition: both take x [T, B, C, H, W] and leaves with gradients."""
+
+    name: str
+    fused: Callable[..., Any]
+    definition: Callable[..., Any]
+    leaves: tuple[str, ...] = ()  # of LIKE_X as x, step_gain (T,), else (C,)
+    constants: tuple[tuple[str, Any], ...] = ()
+    kind: str = "lif"
+
+    def looked_at(self, dtype: torch.dtype) -> bool:
+        """Kinds other than LIF in float32 only: on a CPU each of them has builds of its own."""
+        return self.kind == "lif" or dtype == torch.float32
+
+
+LIKE_X = ("residual", "spike_add")
+LIF = kernels.multistep_lif, kernels.multistep_lif_reference
+BN_LIF = kernels.multistep_bn_lif, kernels.multistep_bn_lif_reference
+AFFINE = ("bn_weight", "bn_bias")
+SOFT, TRACE, CURRENT, TDBN = (
+    (("reset", "soft"), ("detach_reset", False)),
+    (("return_trace", True),),
+    (("return_current", True),),
+    (("bn_scale", 0.9),),
+)
+KERNELS = (
+    Kernel("LIF, hard reset", *LIF),
+    Kernel("LIF, soft reset, learnt decay and threshold", *LIF, ("decay", "threshold"), SOFT),
+    Kernel("LIF, learnt surrogate width", *LIF, ("width",)),
+    Kernel("LIF, membranes of every step", *LIF, (), TRACE),
+    Kernel("batch norm + LIF", *BN_LIF, AFFINE),
+    Kernel("batch norm + shortcut + LIF, currents", *BN_LIF, (*AFFINE, "residual"), CURRENT),
+    Kernel("batch norm + LIF + SEW's addition", *BN_LIF, (*AFFINE, "spike_add")),
+    Kernel("tdBN + TEBN + LIF", *BN_LIF, (*AFFINE, "step_gain"), TDBN),
+    Kernel("I-LIF", kernels.multistep_ilif, kernels.multistep_ilif_reference, kind="ilif"),
+    Kernel("CLIF", kernels.multistep_clif, kernels.multistep_clif_reference, kind="clif"),
+    Kernel("ALIF", kernels.multistep_alif, kernels.multistep_alif_reference, kind="alif"),
+)
+
+
+def findings(recipe: Recipe) -> Iterator[Finding]:
+    """Everything that is looked at, one after another; what fails to run is wrong.
+
+    By dtype, in the order in which the compiler hands over their kernels. What is timed comes after it.
+    """
+    device = environment.choose_device(recipe.train.device).value
+    builds = Builds(device)
+    looks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
+        ("versions", versions),
+        ("device", partial(devices, device)),
+        ("processors", busy),
+        ("compiler", builds.begin),
+    ]
+    for dtype in TOLERANCE:
+        looks.append((f"backend, {_name(dtype)}", partial(backend, dtype, device)))
+        looks += [
+            (f"{kernel.name}, {_name(dtype)}", partial(compared, kernel, dtype, device))
+            for kernel in KERNELS
+            if kernel.looked_at(dtype)
+        ]
+        looks.append((f"packed spikes, {_name(dtype)}", partial(packed, dtype, device)))
+    looks += [
+        ("compiler", builds.end),
+        ("bandwidth", partial(bandwidth, device)),
+        ("training", partial(trained, recipe, device)),
+        ("data", partial(data_sets, recipe)),
+    ]
+    try:
+        for name, look in looks:
+            try:
+                yield from look()
+            except Exception as error:
+                words = one_line(f"{type(error).__name__}: {error}")[:300]
+                yield Finding(name, "wrong", words, "please report it with the output of --json")
+    finally:
+        builds.pool.shutdown(wait=False, cancel_futures=True)
+
+
+def versions() -> Iterator[Finding]:
+    """Python, torch and triton against the versions that were tested."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    fine = sys.version_info >= (3, 11)
+    yield Finding("Python", "ok" if fine else "wrong", python, "" if fine else "3.11 or newer")
+    for package, (oldest, newest) in SUPPORTED.items():
+        try:
+            text = version(package)
+        except PackageNotFoundError:
+            fine = package == "triton" and not sys.platform.startswith("linux")
+            advice = "" if fine else f"pip install {package}"
+            yield Finding(package, "ok" if fine else "wrong", "not installed", advice)
+            continue
+        number = tuple(int(part) for part in text.split("+")[0].split(".")[:2])
+        if number < oldest:
+            advice = f"pip install -U '{package}>={oldest[0]}.{oldest[1]}'"
+            yield Finding(package, "wrong", text, advice)
+        else:
+            newer = f", newer than the tested {newest[0]}.{newest[1]}" if number > newest else ""
+            yield Finding(package, "ok", text + newer)
+
+
+def devices(device: torch.device) -> Iterator[Finding]:
+    """The device of a training, and its memory."""
+    if device.type == "cuda":
+        free, total = (size / 2**30 for size in torch.cuda.mem_get_info(device))
+        name = torch.cuda.get_device_name(device)
+        major, minor = torch.cuda.get_device_capability(device)
+        full = free < total / 2
+        yield Finding(
+            "GPU",
+            "slow" if full or major < 8 else "ok",
+            f"{name}, compute capability {major}.{minor}, {free:.0f} of {total:.0f} GiB free",
+            "another process holds the memory"
+            if full
+            else "the kernels are made for 8.0 on" * (major < 8),
+        )
+    else:
+        why = "asked for" if torch.cuda.is_available() else "PyTorch finds no GPU"
+        yield Finding("CPU", "ok", f"{environment.cpu_name()} ({why})")
+    memory = _memory_gib()
+    if memory is not None:
+        few = memory[0] < 2
+        advice = "close other programs; a small training takes 0.5 GiB" if few else ""
+        words = f"{memory[0]:.1f} of {memory[1]:.1f} GiB available"
+        yield Finding("memory", "slow" if few else "ok", words, advice)
+
+
+def busy() -> Iterator[Finding]:
+    """Processors, and what other processes take of them."""
+    usable, taken = processors.usable(), processors.taken()
+    advice = "a training takes the others; see which processes run" if taken >= usable / 2 else ""
+    words = f"{usable}, of which other processes use {taken:.1f}"
+    yield Finding("processors", "slow" if advice else "ok", words, advice)
+
+
+def backend(dtype: torch.dtype, device: torch.device) -> Iterator[Finding]:
+    """Which code serves a dtype, and why."""
+    name = f"backend, {_name(dtype)}"
+    serves = kernels.backend_for(torch.empty(1, dtype=dtype, device=device))
+    if serves == "native":
+        compiler = next(filter(shutil.which, ("c++", "g++", "clang++")), "CXX")
+        yield Finding(name, "ok", f"compiled C++, by {compiler}")
+    elif serves == "triton" and device.type == "cpu":
+        yield Finding(name, "slow", "Triton, interpreted", "unset TRITON_INTERPRET to train")
+    elif serves == "triton":
+        yield Finding(name, "ok", "Triton")
+    elif dtype == torch.float64 and device.type == "cuda":
+        yield Finding(name, "ok", "eager PyTorch: float64 has no kernel on a GPU")
+    else:
+        why = native.failure(dtype) if device.type == "cpu" else "triton is not installed"
+        yield Finding(name, "slow", f"eager PyTorch: {one_line(why)}", "install g++ or clang++")
+
+
+class Builds:
+    """Compiles what this machine has not compiled yet, on all processors, while the rest is looked at.
+
+    One after another would take most of a minute. Who needs a library waits for its build.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.needed = device.type == "cpu" and not choice.interpreting()
+        self.pool = ThreadPoolExecutor(processors.usable())
+        self.jobs: list[Future[object]] = []
+
+    def begin(self) -> Iterator[Finding]:
+        if self.needed:
+            self.begun = time.perf_counter()
+            self.jobs = [
+                self.pool.submit(native.library, dtype, kind)
+                for dtype in TOLERANCE
+                for kind in dict.fromkeys(k.kind for k in KERNELS if k.looked_at(dtype))
+            ]
+        yield from ()
+
+    def end(self) -> Iterator[Finding]:
+        try:
+            for job in self.jobs:
+                job.result()
+        except native.CompilerError:
+            return  # `backend` says why
+        if self.jobs:
+            seconds = time.perf_counter() - self.begun
+            how = f"in {seconds:.0f} s" if seconds > 1 else "earlier"
+            yield Finding("compiler", "ok", f"the kernels are compiled, {how}")
+
+
+def compared(kernel: Kernel, dtype: torch.dtype, device: torch.device) -> Iterator[Finding]:
+    """A kernel and its definition on the same numbers: spikes, what else it returns, and every gradient."""
+    name = f"{kernel.name}, {_name(dtype)}"
+    (spikes, *found), (wanted, *right) = (
+        _pass(function, kernel, dtype, device) for function in (kernel.fused, kernel.definition)
+    )
+    different = int((spikes != wanted).sum())
+    if different:
+        words = f"{different} of {spikes.numel()} spikes differ from the definition"
+        yield Finding(name, "wrong", words, "do not train on this device; please report it")
+        return
+    error = max(map(_difference, found, right))
+    fine = error <= TOLERANCE[dtype]  # NaN is not
+    words = f"spikes equal, gradients off by {error:.1e} (allowed: {TOLERANCE[dtype]:.1e})"
+    advice = "" if fine else "do not train on this device; please report it"
+    yield Finding(name, "ok" if fine else "wrong", words, advice)
+
+
+def _pass(
+    function: Callable[..., Any], kernel: Kernel, dtype: torch.dtype, device: torch.device
+) -> list[Tensor]:
+    """Spikes, what else is returned, and the gradients of the input and of the parameters."""
+    random = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=random, dtype=torch.float64)
+
+    x = (normal(*SHAPE) + 0.3).to(device, dtype).requires_grad_()
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    leaves = {}
+    for name in kernel.leaves:
+        leaf = normal(*SHAPE) if name in LIKE_X else normal(SHAPE[0 if name == "step_gain" else 2])
+        leaf = (
+            leaf.to(device, dtype) if name in LIKE_X else (0.6 + 0.1 * leaf.tanh()).to(device, wide)
+        )
+        leaves[name] = leaf.requires_grad_()
+    given: dict[str, Any] = leaves | dict(kernel.constants)
+    if "width" in leaves:
+        given["surrogate"] = kernels.Surrogate("atan", width=given.pop("width"))
+    if "bn_weight" in leaves:
+        zero = torch.zeros(SHAPE[2], device=device, dtype=wide)
+        given |= {"running_mean": zero, "running_var": zero + 1}
+    returned = function(x, **given)
+    returned = returned if isinstance(returned, tuple) else (returned,)
+    torch.autograd.backward(returned, [normal(*SHAPE).to(one) for one in returned])
+    return [
+        *(one.detach() for one in returned),
+        *(t.grad for t in (x, *leaves.values()) if t.grad is not None),
+    ]
+
+
+def _difference(found: Tensor, right: Tensor) -> float:
+    """The largest difference, relative to the largest value; infinite where one is not finite."""
+    found, right = found.double(), right.double()
+    error = float((found - right).abs().max() / right.abs().max().clamp_min(1e-30))
+    return error if math.isfinite(error) else math.inf
+
+
+def packed(dtype: torch.dtype, device: torch.device) -> Iterator[Finding]:
+    """Spikes at one bit each, and back."""
+    random = torch.Generator().manual_seed(0)
+    spikes = (torch.rand(1001, generator=random) < 0.3).to(device, dtype)
+    bits = kernels.pack_spikes(spikes)
+    back = kernels.unpack_spikes(bits, spikes.shape, spikes.stride(), dtype)
+    same = torch.equal(back, spikes)
+    words = "come back as they were" if same else "come back changed"
+    advice = "" if same else 'keep model.memory = "standard"; please report it'
+    yield Finding(f"packed spikes, {_name(dtype)}", "ok" if same else "wrong", words, advice)
+
+
+def bandwidth(device: torch.device) -> Iterator[Finding]:
+    """Bytes a second of the LIF kernel, forward and backward, beside those of a copy.
+
+    The copy writes to fresh memory, as the kernel does: on a CPU its pages cost more than the bytes.
+    Interpreted kernels have none worth a measurement, which would take minutes.
+    """
+    if device.type == "cpu" and choice.interpreting():
+        return
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    # half a gigabyte: a GPU works longer on it than Python on the call
+    neurons = 2**25 if device.type == "cuda" else 2**20
+    x = torch.randn(8, neurons, dtype=dtype, device=device).requires_grad_()
+    arrives = torch.ones_like(x)
+
+    def both() -> None:
+        x.grad = None
+        torch.autograd.backward(kernels.multistep_lif(x), arrives)
+
+    size = x.numel() * x.element_size()
+    copy = 2 * size / _seconds(lambda: x.detach().clone(), device)
+    ours = 5 * size / _seconds(both, device)
+    slow = ours < COPY_SHARE[device.type] * copy
+    yield Finding(
+        "bandwidth",
+        "slow" if slow else "ok",
+        f"LIF, forward and backward: {ours / 1e9:.3g} GB/s; a copy: {copy / 1e9:.3g} GB/s",
+        "see which processes run, and which backend serves" if slow else "",
+    )
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Median of a few calls, after one that compiles; on a GPU by its own clock, of calls that do not wait."""
+    work()
+    if device.type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(CALLS):
+            work()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3 / CALLS
+    times = []
+    for _ in range(5):
+        start_at = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start_at)
+    return statistics.median(times)
+
+
+def trained(recipe: Recipe, device: torch.device) -> Iterator[Finding]:
+    """A small network, trained by the definition's code and as a recipe would, in each precision.
+
+    Interpreted kernels would take minutes.
+    """
+    if device.type == "cpu" and choice.interpreting():
+        return
+    with kernels.use_backend("torch"):
+        right, _ = _losses(recipe)
+    precisions = ("fp32", "bf16") if device.type == "cuda" else ("fp32",)
+    for precision in precisions:
+        losses, speed = _losses(replace(recipe, f"train.precision={precision}"))
+        first = abs(losses[0] - right[0]) / right[0]
+        fine = all(map(math.isfinite, losses)) and first <= (1e-3 if precision == "fp32" else 5e-2)
+        words = f"loss {losses[0]:.4f} (eager PyTorch: {right[0]:.4f}), {speed:.0f} images/s"
+        advice = "" if fine else "do not train on this device; please report it"
+        yield Finding(f"training, {precision}", "ok" if fine else "wrong", words, advice)
+
+
+def _losses(recipe: Recipe) -> tuple[list[float], float]:
+    """The loss of each of a few steps, and images a second in the last."""
+    with tempfile.TemporaryDirectory() as path:
+        folder = RunFolder.create(str(Path(path) / "run"), recipe.name)
+        outcome = session.train(
+            recipe, folder, Quiet(warns=False), Ranks(), resume=False, draws=False
+        )
+        if not outcome.finished:
+            raise KeyboardInterrupt
+        rows = [row for row in folder.metrics.read() if row["kind"] == "train"]
+    return [row["loss"] for row in rows], rows[-1]["images_per_s"]
+
+
+def data_sets(recipe: Recipe) -> Iterator[Finding]:
+    """Which data sets are there; none is downloaded."""
+    for name, find in SOURCES.items():
+        if name in ("imagefolder", "synthetic"):  # the user's own, and none
+            continue
+        extra = ["data.variant=full"] if name == "imagenette" else []
+        try:
+            config = replace(recipe, f"data.name={name}", "data.download=false", *extra).data
+            source = find(config)
+        except UserError:
+            words = f"not in {recipe.data.root}; a training downloads it, or give data.root=..."
+        else:
+            words = f"{len(source.train):,} training and {len(source.test):,} test images"
+            words += "" if name == "digits" else f", in {recipe.data.root}"
+        yield Finding(f"data, {name}", "ok", words)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _memory_gib() -> tuple[float, float] | None:
+    """Available and total memory; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    sizes = {line.split(":")[0]: int(line.split()[1]) / 2**20 for line in lines if "kB" in line}
+    return sizes["MemAvailable"], sizes["MemTotal"]

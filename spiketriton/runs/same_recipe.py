@@ -1,0 +1,111 @@
+"""Whether a run may go on with a recipe: the keys that may change between its sessions, and how it is extended."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from spiketriton.config import Recipe, replace, to_toml
+from spiketriton.errors import UserError
+
+# what moves a run and changes no weight
+MOVABLE = (
+    "data.root",
+    "data.cache",
+    "data.download",
+    "data.workers",
+    "train.device",
+    "train.threads",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "monitor.tensorboard",
+    "monitor.wandb",
+    "monitor.wandb_project",
+    "plugins.modules",
+)
+
+# how a step is computed, in parts or with less memory, and how often it is told of. Parts change no more
+# than how batch norm sees a batch: `session.train` says so
+COMPUTED = ("model.memory", "model.checkpoint_blocks", "train.log_every")
+PARTS = ("train.micro_batch", "train.accumulate")
+RESUMABLE = (*MOVABLE, *COMPUTED, *PARTS)
+LENGTHS = ("train.epochs", "train.max_steps")  # --extend
+
+
+def lengths(recipe: Recipe) -> dict[str, int]:
+    """How long a recipe trains, by its keys."""
+    return {"train.epochs": recipe.train.epochs, "train.max_steps": recipe.train.max_steps}
+
+
+def extended(recipe: Recipe, wanted: int | str) -> Recipe:
+    """The recipe made longer: `wanted` is a number of epochs, or as "train.max_steps=400".
+
+    UserError: it is not longer, or has no effect.
+    """
+    key, _, number = str(wanted).rpartition("=")
+    key, before = key or LENGTHS[0], lengths(recipe)
+    if key not in LENGTHS or not number.isdecimal() or isinstance(wanted, bool):
+        raise UserError(
+            f"extend {wanted}: accepted: a number of epochs, or {' or '.join(f'{name}=N' for name in LENGTHS)}"
+        )
+    ends = LENGTHS[before["train.max_steps"] > 0]
+    if key != ends:
+        raise UserError(
+            f"extend {wanted} has no effect on a run that ends by {ends} = {before[ends]}; accepted: {ends}=N"
+        )
+    longer = replace(recipe, values={key: int(number)})
+    if int(number) <= before[key]:
+        raise UserError(
+            f"extend {wanted}: the run has {before[key]} {_unit(key)} already; accepted: more, counted from its "
+            "beginning"
+        )
+    return longer
+
+
+def extension(given: Recipe, trained: Recipe) -> tuple[Recipe, str]:
+    """`trained` with the length of `given`, and how much longer that is in words; "" if it is not longer."""
+    ours, theirs = lengths(given), lengths(trained)
+    for key in LENGTHS:
+        if 0 < theirs[key] < ours[key]:
+            words = f"from {theirs[key]} to {ours[key]} {_unit(key)}"
+            return replace(trained, values={key: ours[key]}), words
+    return trained, ""
+
+
+def _unit(key: str) -> str:
+    return key.rpartition("_")[2].removeprefix("train.")
+
+
+def refuse_another_recipe(given: Recipe, trained: Recipe) -> None:
+    """UserError naming the keys in which `given` differs from the recipe a run was begun with."""
+    ours, theirs = _flat(tomllib.loads(to_toml(given))), _flat(tomllib.loads(to_toml(trained)))
+    differing = [
+        f"{key} = {ours.get(key)!r} (the run: {theirs.get(key)!r})"
+        for key in sorted({*ours, *theirs} - {*RESUMABLE})
+        if ours.get(key) != theirs.get(key)
+    ]
+    if differing:
+        longer = any(text.startswith(LENGTHS) for text in differing)
+        raise UserError(
+            f"the run has another recipe: {'; '.join(differing)}; a resumed run keeps its recipe but for "
+            f"{', '.join(RESUMABLE)}; "
+            + ("--extend trains it longer, and " if longer else "")
+            + "train.init_from=RUN begins a new run with its weights"
+        )
+
+
+def refuse_changes(overrides: Sequence[str], values: Mapping[str, Any]) -> None:
+    """UserError: one of the `key=value` or of the dotted keys would change what a run was trained with."""
+    given = {text.partition("=")[0].strip(): f"override {text!r}" for text in overrides}
+    given |= {dotted: dotted for dotted in values}
+    for dotted, words in given.items():
+        if dotted not in MOVABLE:
+            raise UserError(
+                f"{words}: a trained run takes only keys that change no weight: {', '.join(MOVABLE)}"
+            )
+
+
+def _flat(table: dict[str, Any], path: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in table.items():
+        flat |= _flat(value, f"{path}{name}.") if isinstance(value, dict) else {path + name: value}
+    return flat

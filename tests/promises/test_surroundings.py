@@ -1,0 +1,284 @@
+"""Every command where something is amiss: nobody reads its output, the disk is full, it is killed.
+
+Each call runs in a fork of this process, which has imported torch already.
+"""
+
+import ctypes
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from spiketriton.errors import EXIT_DONE, EXIT_ERROR, EXIT_USER, run_command
+from spiketriton.runs.checkpoint import read_checkpoint
+from spiketriton.runs.rows import Rows
+from tests.small_runs import SMALL, small_trainer
+
+# a call of each command that writes, or prints a table, and what it has written once it has ended
+FEW = ["data.train_images=32", "data.test_images=16", "time_steps=2"]
+NET = ["model.name=mlp", "model.depth=2"]
+CALLS: dict[str, tuple[list[str], str]] = {
+    "train": (["small.toml", *FEW, "train.epochs=4", "--run-dir", "new"], "new/curves.png"),
+    "sweep": (["small.toml", *FEW, *NET, "seed=0,1", "train.epochs=1", "--out", "s"], "s/results.json"),
+    "diagnose": (["small.toml", *FEW, *NET, "--out", "d"], "d/diagnosis.png"),
+    "evaluate": (["lif"], "lif/evaluation/confusion.png"),
+    "convert": (["ann", "--steps", "2", "--images", "16", "--run-dir", "c"], "c/recipe.toml"),
+    "export": (["lif", "--to", "torch"], "lif/small.pt2"),
+    "report": (["lif"], "lif/report.html"),
+    "recipes": ([], "small.toml"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    out: str
+    errors: str
+
+
+class Call:
+    """A call in a process of its own, in the folder `at`."""
+
+    def __init__(
+        self,
+        command: str,
+        at: Path,
+        arguments: list[str] | None = None,
+        amiss: Callable[[], None] = lambda: None,
+        encoding: str = "utf-8",
+    ) -> None:
+        given = CALLS[command][0] if arguments is None else arguments
+        self.paths = [at / "out.txt", at / "err.txt"]
+        self.pid = os.fork()
+        if self.pid:
+            return
+        try:
+            for number, path in enumerate(self.paths, 1):
+                file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+                os.dup2(file, number)
+            os.chdir(at)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
+            amiss()
+            import sys
+
+            for name, number in (("stdout", 1), ("stderr", 2)):
+                try:
+                    os.fstat(number)
+                except OSError:
+                    setattr(sys, name, None)  # as Python does where it is closed
+                else:
+                    setattr(sys, name, open(number, "w", encoding=encoding, closefd=False))  # noqa: SIM115
+            code: object = 70
+            try:
+                run_command(import_module(f"spiketriton.{command}").main, given)
+            except SystemExit as left:
+                code = left.code
+            except BaseException:
+                import traceback
+
+                os.write(2, traceback.format_exc().encode())
+            for stream in (sys.stdout, sys.stderr):
+                if stream is not None:
+                    stream.flush()
+            os._exit(int(str(code)))
+        finally:
+            os._exit(71)
+
+    def end(self) -> Ended:
+        _, status = os.waitpid(self.pid, 0)
+        return Ended(
+            os.waitstatus_to_exitcode(status), *(path.read_text("latin-1") for path in self.paths)
+        )
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A spiking run and an ANN, of a few steps."""
+    root = tmp_path_factory.mktemp("made")
+    (root / "small.toml").write_text(SMALL.replace("batch_size = 16", "batch_size = 8"))
+    for name, kind in (("lif", "lif"), ("ann", "relu")):
+        few = [*FEW, *NET, f"neuron.kind={kind}", "train.batch_size=8", "train.max_steps=2"]
+        small_trainer(root / name, *few).fit()
+    return root
+
+
+@pytest.fixture
+def place(made, tmp_path) -> Path:
+    return shutil.copytree(made, tmp_path / "place")
+
+
+# ---- what may be amiss
+
+
+def nobody_reads() -> None:
+    """As `| head`, which has read enough."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    os.dup2(writer, 1)
+    os.dup2(writer, 2)
+
+
+def closed() -> None:
+    """As `<&- >&-`."""
+    os.close(0)
+    os.close(1)
+
+
+def full() -> None:
+    """No file may have more than 4 kB: recipes and rows fit, checkpoints and pictures do not."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+
+
+def bare() -> None:
+    """No home, no terminal, no path."""
+    os.setsid()
+    for name in ("HOME", "TERM", "PATH", "XDG_CACHE_HOME", "MPLCONFIGDIR"):
+        os.environ.pop(name, None)
+
+
+def read_only() -> None:
+    """Nothing in this folder can be written, not even by root."""
+    for path in [Path(), *Path().rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    if os.geteuid() == 0:  # without the capabilities that pass over permissions
+        head = (ctypes.c_uint32 * 2)(0x20080522, 0)
+        data = (ctypes.c_uint32 * 6)(0xFFFFFFF0, 0xFFFFFFF0, 0, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.capget(head, data)
+        for place in (0, 1):
+            data[place] &= ~0b1111  # CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER
+        assert libc.capset(head, data) == 0, ctypes.get_errno()
+
+
+AMISS = {
+    "nobody reads": nobody_reads,
+    "closed": closed,
+    "full": full,
+    "bare": bare,
+    "read-only": read_only,
+}
+WRITES = [name for name in CALLS if name != "recipes"]
+ALWAYS = {  # the others with --slow
+    *((name, "nobody reads") for name in ("sweep", "diagnose", "recipes")),
+    *((name, "full") for name in ("train", "export", "convert", "report")),
+    *((name, "read-only") for name in ("train", "evaluate", "report")),
+    ("train", "closed"), ("evaluate", "cp1252"), ("recipes", "cp1252"), ("diagnose", "bare"),
+}  # fmt: skip
+
+
+def cells() -> Iterator[object]:
+    for name in CALLS:
+        for amiss in [*AMISS, "cp1252"]:
+            marks = [] if (name, amiss) in ALWAYS else [pytest.mark.slow]
+            yield pytest.param(name, amiss, marks=marks)
+
+
+@pytest.mark.parametrize(("command", "amiss"), list(cells()))
+def test_no_traceback_one_line_and_a_documented_code(place, command, amiss):
+    encoding = "cp1252" if amiss == "cp1252" else "utf-8"
+    ended = Call(command, place, None, AMISS.get(amiss, lambda: None), encoding).end()
+    assert "Traceback" not in ended.errors, ended.errors
+    mistakes = [line for line in ended.errors.splitlines() if line.startswith("error: ")]
+    if amiss in ("full", "read-only") and command != "recipes":
+        assert ended.code in (EXIT_ERROR, EXIT_USER), ended
+        assert len(mistakes) == 1 or "To train it again" in ended.out, ended
+    else:
+        assert (ended.code, mistakes) == (EXIT_DONE, []), ended
+        assert (place / CALLS[command][1]).exists()
+    for path in [place, *place.rglob("*")]:
+        path.chmod(0o755)
+    assert_whole(place)
+    assert not list(place.rglob("*.part"))
+
+
+# ---- what a kill leaves
+
+
+def assert_whole(place: Path) -> None:
+    """Nothing in the folder is half a file, but for the parts that no one reads."""
+    for path in place.rglob("*"):
+        if path.is_dir() or path.name in (".lock", "out.txt", "err.txt") or path.suffix == ".part":
+            continue
+        assert path.stat().st_size, f"{path} is empty"
+        if path.suffix == ".json":
+            json.loads(path.read_text())
+        elif path.suffix == ".jsonl":
+            Rows(path).read()
+        elif path.suffix == ".pt":
+            read_checkpoint(path)
+        elif path.suffix == ".pt2":
+            assert zipfile.ZipFile(path).testzip() is None
+        elif path.suffix == ".png":
+            Image.open(path).load()
+        elif path.suffix == ".html":
+            assert path.read_text().endswith("</html>\n")
+
+
+def kept(place: Path) -> dict[str, int]:
+    """How far each run's newest checkpoint is."""
+    found = {}
+    for path in place.rglob("last.pt"):
+        found[str(path.relative_to(place))] = read_checkpoint(path)["step"]
+    return found
+
+
+def again(command: str, place: Path) -> list[str]:
+    """The arguments by which a killed command goes on, or begins again."""
+    given = CALLS[command][0]
+    if command == "train" and (place / "new" / "recipe.toml").exists():
+        return ["--resume", "new"]
+    if command == "convert" and any(place.glob("c/checkpoints/*.pt")):
+        return [*given[:-1], "c2"]
+    return given
+
+
+HOWS = {
+    "KILL": (signal.SIGKILL,),
+    "TERM": (signal.SIGTERM,),
+    "HUP twice": (signal.SIGHUP, signal.SIGHUP),
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "kills"),
+    [
+        *((name, 2) for name in ("train", "sweep", "convert")),
+        *(pytest.param(name, 50, marks=pytest.mark.slow) for name in WRITES),
+    ],
+)
+def test_killed_at_random_instants(made, tmp_path, command, kills):
+    """After any of them the same command, or --resume, ends with everything; nothing finished is lost."""
+    draw = random.Random(f"{command} {kills}")
+    place = shutil.copytree(made, tmp_path / "whole")
+    began = time.perf_counter()
+    assert Call(command, place).end().code == EXIT_DONE
+    seconds = time.perf_counter() - began
+    for number in range(kills):
+        place = shutil.copytree(made, tmp_path / f"place{number}")
+        how = draw.choice(list(HOWS))
+        call = Call(command, place)
+        time.sleep(draw.uniform(0, seconds))
+        before = kept(place)
+        for one in HOWS[how]:
+            os.kill(call.pid, one)
+        ended = call.end()
+        assert "Traceback" not in ended.errors, ended.errors
+        assert_whole(place)
+        after = kept(place)
+        assert all(after[path] >= step for path, step in before.items()), (how, before, after)
+        if not (ended.code == EXIT_DONE and (place / CALLS[command][1]).exists()):
+            assert Call(command, place, again(command, place)).end().code == EXIT_DONE
+        assert_whole(place)
+        shutil.rmtree(place)
