@@ -14,7 +14,6 @@ from spiketriton.runs.cells import Cell, Group, grid, grouped
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import Row, read_json, write_json
 from spiketriton.show.screen import console_of, show_table
-from spiketriton.show.words import duration, percent, synthetic_note
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -102,6 +101,8 @@ def refuse_other_sweep(path: Path, cells: Sequence[Cell]) -> None:
 
 def table(console: "Console", groups: Sequence[Group], synthetic: bool) -> None:
     """Prints mean and spread over seeds, a row per combination of values."""
+    from spiketriton.show.words import duration, percent, synthetic_note
+
     keys = list(groups[0].values)
     rows = []
     for group in groups:
@@ -135,6 +136,7 @@ def main(arguments: list[str]) -> int:
     refuse_other_sweep(out / "results.json", cells)
     with importing():
         from spiketriton.show.sweep_pictures import draw_sweep
+        from spiketriton.show.words import percent
 
     results = []
     for number, cell in enumerate(cells, 1):
