@@ -389,27 +389,48 @@ class NeuronConfig(TableOfPart):
 
     path: ClassVar[str] = "neuron"
 
-    kind: Literal["if", "lif", "plif", "relu"] = key(
+    kind: Literal["if", "lif", "plif", "ilif", "clif", "alif", "relu"] = key(
         "lif",
-        "integrate-and-fire without a leak, with one, with a learnable one; `relu`: the ANN twin",
+        "integrate-and-fire without a leak, with one, with a learnable one; with up to `levels` spikes a step "
+        "(I-LIF, Luo et al. 2024); with a complementary potential (CLIF, Huang et al. 2024); with a threshold "
+        "that rises with each spike (ALIF, Bellec et al. 2018); `relu`: the ANN twin",
     )
     tau: float = key(
         2.0,
-        "time constant of lif and plif: 1 - 1/tau of the membrane stays each step",
+        "time constant of all neurons but if: 1 - 1/tau of the membrane stays each step",
         Range(1, 1e6),
+    )
+    levels: int = key(4, "the most spikes of ilif in one time step", Range(1, 255))
+    tau_adaptation: float = key(10.0, "time constant of alif's threshold", Range(1, 1e6))
+    beta: float = key(
+        1.0,
+        "how far alif's threshold rises while its neuron fires at every step",
+        Range(0, 1e6),
     )
     decay_input: bool = key(False, "multiply the input current of lif and plif by 1/tau")
     v_threshold: float = key(
         1.0, "membrane potential at which a neuron fires", Range(0, 1e6, open="low")
     )
-    reset: Literal["hard", "soft", "none"] = key(
-        "hard", "a spike sets the membrane to v_reset, lowers it by v_threshold, or does neither"
+    threshold_learnt: bool = key(
+        False, "v_threshold is where training begins: each layer learns its own"
+    )
+    reset: Literal["auto", "hard", "soft", "none"] = key(
+        "auto",
+        "a spike sets the membrane to v_reset, lowers it by v_threshold, or does neither; `auto`: soft for ilif, "
+        "clif and alif, hard for the others",
     )
     v_reset: float = key(
         0.0, "potential after a hard reset, below v_threshold; 0 for other resets", Range(-1e6, 1e6)
     )
     detach_reset: bool = key(True, "no gradient through a hard or soft reset")
     surrogate: SurrogateConfig = dataclasses.field(default_factory=SurrogateConfig)
+
+    @property
+    def resets_by(self) -> str:
+        """hard, soft or none."""
+        if self.reset != "auto":
+            return self.reset
+        return "soft" if self.kind in ("ilif", "clif", "alif") else "hard"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -53,10 +53,27 @@ BUILT_HERE = [
         f"model.{n}"
         for n in ("block", "norm", "norm_gain", "width", "checkpoint_blocks", "dropout")
     ),
-    *(f"neuron.{n}" for n in ("kind", "v_threshold", "reset", "v_reset", "detach_reset", "tau")),
+    *(
+        f"neuron.{n}"
+        for n in (
+            "kind",
+            "v_threshold",
+            "threshold_learnt",
+            "reset",
+            "v_reset",
+            "detach_reset",
+            "tau",
+            "levels",
+            "tau_adaptation",
+            "beta",
+        )
+    ),
     *(f"neuron.surrogate.{name}" for name in ("shape", "height", "width")),
     *("neuron.decay_input", "train.sync_bn"),
 ]
+
+LEAKY = ("lif", "plif", "ilif", "clif", "alif")
+RESETS_OF = {"ilif": ("auto", "soft"), "clif": ("auto", "soft"), "alif": ("auto", "hard", "soft")}
 
 EVENT_KEYS = [
     *(f"data.{name}" for name in ("split", "bins", "count")),
@@ -110,8 +127,11 @@ def idle(values: Mapping[str, Any]) -> dict[str, str]:
         (["model.residual_gain"], "model.block", ("plain", "sew", "ms")),
         (["model.residual_bias", "model.shortcut_gradient"], "model.block", ("plain",)),
         (["model.connect"], "model.block", ("sew",)),
-        (["neuron.tau", "neuron.decay_input"], "neuron.kind", ("lif", "plif", "relu")),
-        (["neuron.detach_reset"], "neuron.reset", ("hard", "soft")),
+        (["neuron.tau"], "neuron.kind", (*LEAKY, "relu")),
+        (["neuron.decay_input"], "neuron.kind", ("lif", "plif", "relu")),
+        (["neuron.levels"], "neuron.kind", ("ilif",)),
+        (["neuron.tau_adaptation", "neuron.beta"], "neuron.kind", ("alif",)),
+        (["neuron.detach_reset"], "neuron.reset", ("auto", "hard", "soft")),
         (["loss.tet_lambda"], "loss.kind", ("tet",)),
         (["train.momentum", "train.nesterov"], "train.optimizer", ("sgd",)),
         (["train.eps"], "train.optimizer", ("adamw",)),
@@ -134,7 +154,7 @@ def idle(values: Mapping[str, Any]) -> dict[str, str]:
     if not (values["train.mixup"] or values["train.cutmix"]):
         rules.append((["train.mix_probability", "train.mix_epochs"], "train.mixup", ()))
     if values["neuron.v_reset"] != 0:  # 0 may stand next to any reset
-        rules.append((["neuron.v_reset"], "neuron.reset", ("hard",)))
+        rules.append((["neuron.v_reset"], "neuron.reset", ("auto", "hard")))
     for part in PARTS.values():
         if part.options is not None:
             keys = [dotted for dotted in values if dotted.startswith(f"{part.table}.")]
@@ -241,6 +261,26 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[str]:
         yield "train.nesterov = true needs train.momentum above 0, which is 0.0"
     if values["neuron.kind"] == "plif" and values["neuron.tau"] == 1:
         yield "neuron.tau = 1.0: plif learns 1 - 1/tau from above 0; accepted: a number above 1"
+    kind, resets = values["neuron.kind"], RESETS_OF.get(values["neuron.kind"] or "")
+    if resets is not None:
+        if values["neuron.reset"] not in resets:
+            yield (
+                f'neuron.reset = "{values["neuron.reset"]}" of neuron.kind = "{kind}"; accepted: '
+                f"{', '.join(map(repr, resets))}"
+            )
+        if values["neuron.v_reset"] != 0:
+            yield f'neuron.v_reset = {values["neuron.v_reset"]} of neuron.kind = "{kind}"; accepted: 0'
+    if kind == "ilif":
+        if values["model.memory"] == "packed":
+            yield (
+                'model.memory = "packed" keeps a spike in one bit, and neuron.kind = "ilif" gives up to '
+                'neuron.levels of them a step; accepted: "standard"'
+            )
+        if values["model.connect"] not in (None, "add"):
+            yield (
+                f'model.connect = "{values["model.connect"]}" joins spikes of 0 and 1, and neuron.kind = "ilif" '
+                'gives up to neuron.levels of them a step; accepted: "add"'
+            )
     reset, threshold = values["neuron.v_reset"], values["neuron.v_threshold"]
     if reset >= threshold:
         yield (
@@ -265,6 +305,9 @@ def _of_events(values: Mapping[str, Any]) -> Iterator[str]:
     deleted, steps = values["data.augmentation.delete"], values["time_steps"]
     if deleted >= steps:
         yield (
-            f"data.augmentation.delete = {deleted} leaves no frame of time_steps = {steps}; "
-            f"accepted: from 0 to {steps - 1}"
+            (
+                f"data.augmentation.delete = {deleted} leaves no frame of time_steps = {steps}; "
+                f"accepted: from 0 to {steps - 1}"
+            )
+            * (f"neuron.{n}" for n in NEURON_KEYS),
         )

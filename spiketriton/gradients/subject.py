@@ -42,7 +42,7 @@ def find_subject(target: str, overrides: Sequence[str], warn: Callable[[str], No
         subject = _of_run(RunFolder.find(path), overrides, warn)
     if subject.recipe.neuron.kind == "relu":
         raise UserError(
-            'neuron.kind = "relu": an ANN has neither time nor a surrogate to diagnose; accepted: "if", "lif" or "plif"'
+            'neuron.kind = "relu": an ANN has neither time nor a surrogate to diagnose; accepted: a spiking neuron'
         )
     return subject
 

@@ -204,11 +204,12 @@ class Experiment:
             around = model.shortcut_gradient == "straight_through"
             line = f"model.shortcut_gradient={'surrogate' if around else 'straight_through'}"
             yield self._backward(Change.SHORTCUT, line, self.prober(line))
-        if neuron.reset != "none":
+        if neuron.resets_by != "none":
             kind = Change.RESET_ATTACHED if neuron.detach_reset else Change.RESET_DETACHED
             line = f"neuron.detach_reset={str(not neuron.detach_reset).lower()}"
             yield self._backward(kind, line, self.prober(line))
-            yield self._forward(Change.NO_RESET, "neuron.reset=none")
+            if neuron.kind in ("if", "lif", "plif"):
+                yield self._forward(Change.NO_RESET, "neuron.reset=none")
         if neuron.kind == "if":
             yield self._forward(Change.LEAK, "neuron.kind=lif")
         else:

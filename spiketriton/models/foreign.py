@@ -357,7 +357,7 @@ class ForeignNetwork(Network):
 
 
 def _mark(module: nn.Module, args: Any, out: Tensor) -> Tensor:
-    return mark_spikes(out)
+    return mark_spikes(out) if getattr(module, "is_binary", False) else out
 
 
 def _noise(batch: int, shape: tuple[int, int, int]) -> Tensor:

@@ -262,9 +262,10 @@ def recomputed(
     time only. `on_save`: see `PackedSpikes`.
     """
     spikes = handed[0] if handed else None
-    packs = spikes is not None and not PackedSpikes.open  # else they are marked already
+    binary = all(m.is_binary for m in block.modules() if isinstance(m, SpikingNeuron))
+    packs = spikes is not None and binary and not PackedSpikes.open  # else they are marked already
     with PackedSpikes(on_save) if packs else contextlib.nullcontext():
-        if spikes is not None:
+        if packs:
             mark_spikes(spikes)
         return checkpoint(
             block,

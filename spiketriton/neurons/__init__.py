@@ -2,17 +2,30 @@
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from spiketriton.config import NeuronConfig
 from spiketriton.config.recipe import chosen_part
 from spiketriton.errors import UserError
 from spiketriton.neurons.base import SpikingNeuron, adopt
-from spiketriton.neurons.lif import IF, LIF, PLIF
+from spiketriton.neurons.lif import ALIF, CLIF, IF, ILIF, LIF, PLIF
 from spiketriton.neurons.norm import Norm, one_by_one
 from spiketriton_kernels import Surrogate
 
-__all__ = ["IF", "LIF", "PLIF", "Norm", "SpikingNeuron", "adopt", "build_neuron", "one_by_one"]
+__all__ = [
+    "ALIF",
+    "CLIF",
+    "IF",
+    "ILIF",
+    "LIF",
+    "PLIF",
+    "Norm",
+    "SpikingNeuron",
+    "adopt",
+    "build_neuron",
+    "one_by_one",
+]
 
 
 def build_neuron(config: NeuronConfig) -> nn.Module:
@@ -28,17 +41,23 @@ def build_neuron(config: NeuronConfig) -> nn.Module:
                 "accepted: a spiketriton.neurons.SpikingNeuron"
             )
         return made
-    common: dict[str, Any] = {
-        "v_threshold": config.v_threshold,
-        "v_reset": config.v_reset,
-        "reset": config.reset,
-        "detach_reset": config.detach_reset,
-        "surrogate": Surrogate(
-            config.surrogate.shape,
-            height=config.surrogate.height,
-            width=config.surrogate.width,
-        ),
-    }
+    threshold: Any = config.v_threshold
+    if config.threshold_learnt:
+        threshold = nn.Parameter(torch.tensor(threshold))
+    common: dict[str, Any] = {"v_threshold": threshold, "detach_reset": config.detach_reset}
+    if config.kind == "ilif":
+        return ILIF(config.tau, levels=config.levels, **common)
+    common["surrogate"] = Surrogate(
+        config.surrogate.shape,
+        height=config.surrogate.height,
+        width=config.surrogate.width,
+    )
+    if config.kind == "clif":
+        return CLIF(config.tau, **common)
+    reset = config.resets_by
+    common |= {"reset": reset, "v_reset": config.v_reset if reset == "hard" else None}
+    if config.kind == "alif":
+        return ALIF(config.tau, config.tau_adaptation, config.beta, **common)
     if config.kind == "if":
         return IF(**common)
     if config.kind == "lif":

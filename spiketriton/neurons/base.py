@@ -53,6 +53,11 @@ class SpikingNeuron(kernels.SpikingNeuron):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @property
+    def is_binary(self) -> bool:
+        """Whether its spikes are 0 or 1; those of I-LIF are 0..levels."""
+        return self.kind != "ilif"
+
+    @property
     def fuses(self) -> bool:
         """Whether `fused_norm` computes what a call does: not with a `forward` of one's own, which it would pass by."""
         return self.takes_norm and type(self).forward is kernels.SpikingNeuron.forward

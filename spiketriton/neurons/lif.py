@@ -1,4 +1,4 @@
-"""IF, LIF and PLIF: integrate-and-fire without a leak, with one, with a learnable one.
+"""The neurons of recipes: IF, LIF and PLIF; I-LIF, whose spikes are whole numbers; CLIF and ALIF, with a second state.
 
 Equations and arguments are those of `spiketriton_kernels.nn`.
 """
@@ -17,3 +17,15 @@ class LIF(SpikingNeuron, kernels.LIF):
 
 class PLIF(SpikingNeuron, kernels.PLIF):
     """LIF with a learnable leak."""
+
+
+class ILIF(SpikingNeuron, kernels.ILIF):
+    """LIF with 0..levels spikes a step."""
+
+
+class CLIF(SpikingNeuron, kernels.CLIF):
+    """LIF with a complementary potential."""
+
+
+class ALIF(SpikingNeuron, kernels.ALIF):
+    """LIF with a threshold that rises with each spike."""

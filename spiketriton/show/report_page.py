@@ -134,7 +134,7 @@ def _subtitle(recipe: Recipe) -> str:
     surrogate = neuron.surrogate
     return (
         f"{recipe.model.name}, {recipe.model.block} blocks, {neuron.kind.upper()} neurons with "
-        f"{neuron.reset} reset, T = {recipe.time_steps}, on {recipe.data.label}; surrogate "
+        f"{neuron.resets_by} reset, T = {recipe.time_steps}, on {recipe.data.label}; surrogate "
         f"{surrogate.shape}, height {surrogate.height:g}, width {surrogate.width}"
     )
 

@@ -321,6 +321,7 @@ class ActivityCounter:
             str, Tensor
         ] = {}  # images that a layer was shown in each step, int64 [steps]
         self.by_neuron: dict[str, Tensor] = {}  # within T, int64 [N]
+        self.most: dict[str, int] = {}  # spikes of a neuron in one step
         self.start, self.length = 0, steps
         self.seen: dict[str, int] = {}  # steps of the chunk
 
@@ -331,6 +332,7 @@ class ActivityCounter:
         hooks = []
         for name, layer in layers:
             layer.on_fire = partial(self._count, name)
+            self.most[name] = getattr(layer, "levels", 1)
         if not model.is_spiking:
             for name, module in model.named_modules():
                 if isinstance(module, nn.ReLU):
@@ -351,7 +353,9 @@ class ActivityCounter:
 
     def _count(self, name: str, out: Tensor) -> None:
         """Adds the spikes [k, B, ...] of some of the chunk's steps."""
-        events = out.detach().ne(0).flatten(2)
+        # spikes of I-LIF are whole numbers, each as much as so many spikes; values of an ANN are not
+        events = out.detach().flatten(2)
+        events = events.long() if name in self.most else events.ne(0)
         if name not in self.spikes:
             self.spikes[name] = torch.zeros(self.steps, dtype=torch.int64)
             self.shown[name] = torch.zeros(self.steps, dtype=torch.int64)
@@ -374,7 +378,11 @@ class ActivityCounter:
                     self.spikes[name] / (self.shown[name].clamp_min(1) * len(by_neuron))
                 ).tolist(),
                 dead=int((by_neuron == 0).sum()),
-                saturated=int((by_neuron == self.shown[name][: self.within].sum()).sum()),
+                saturated=int(
+                    (
+                        by_neuron == self.most.get(name, 1) * self.shown[name][: self.within].sum()
+                    ).sum()
+                ),
                 synaptic_operations=math.nan,
             )
             for name, by_neuron in self.by_neuron.items()
@@ -424,8 +432,10 @@ class SpikeCounter:
         """Adds the chunk of a neuron, [k, B, ...], or of a pool, [k * B, ...]."""
         fan_out = self.work.fan_out[name]
         # float sums of a batch are exact, and twice as fast as integer ones
-        # a pool may hand on sums of spikes, those of several synapses
-        spikes = out if name in self.pools else out.ne(0)
+        # a pool may hand on sums of spikes, those of several synapses; spikes of I-LIF are whole numbers, each as
+        # much as so many spikes; values of an ANN are not
+        counts = name in self.pools or isinstance(module, SpikingNeuron)
+        spikes = out if counts else out.ne(0)
         events = spikes.view(self.length, -1, *fan_out.shape).sum(1, dtype=torch.float32)
         events = events.cpu().long()
         chunk = slice(self.start, self.start + self.length)
@@ -454,7 +464,11 @@ class SpikeCounter:
                     neurons=by_neuron.numel(),
                     rate=(self.spikes[source.name] / (images * by_neuron.numel())).tolist(),
                     dead=int((by_neuron == 0).sum()),
-                    saturated=int((by_neuron == images * self.within).sum()),
+                    saturated=int(
+                        (
+                            by_neuron == getattr(source.module, "levels", 1) * images * self.within
+                        ).sum()
+                    ),
                     synaptic_operations=operations / images if spiking else 0.0,
                 )
             )

@@ -102,6 +102,9 @@ def not_in_nir(nodes: Graph) -> Iterator[str]:
     neurons = [node.module for node in layers(nodes, "neuron")]
     if not all(isinstance(neuron, SpikingNeuron) for neuron in neurons):
         yield "ReLU (this is an ANN; export its spiking twin)"
+    kinds = {type(n).__name__ for n in neurons if isinstance(n, SpikingNeuron) and n.kind != "lif"}
+    if kinds:
+        yield f"neurons of the kind {', '.join(sorted(kinds))} (neuron.kind)"
     resets = {neuron.reset_mode for neuron in neurons if isinstance(neuron, SpikingNeuron)}
     if "soft" in resets:
         yield 'a soft reset, v - threshold (neuron.reset = "soft", as in converted nets)'
