@@ -305,9 +305,6 @@ def _of_events(values: Mapping[str, Any]) -> Iterator[str]:
     deleted, steps = values["data.augmentation.delete"], values["time_steps"]
     if deleted >= steps:
         yield (
-            (
-                f"data.augmentation.delete = {deleted} leaves no frame of time_steps = {steps}; "
-                f"accepted: from 0 to {steps - 1}"
-            )
-            * (f"neuron.{n}" for n in NEURON_KEYS),
+            f"data.augmentation.delete = {deleted} leaves no frame of time_steps = {steps}; "
+            f"accepted: from 0 to {steps - 1}"
         )

@@ -61,13 +61,14 @@ def ms(x):
 
 
 def clif(x):
-    """The LIF of CLIF's authors: tau 2, soft reset with its gradient, slope 1 within 0.5 of the threshold."""
-    v, spikes = torch.zeros_like(x[0]), []
+    """CLIF as its authors publish it: tau 2, slope 1 within 0.5 of the threshold, all gradients kept."""
+    v, m, spikes = torch.zeros_like(x[0]), torch.zeros_like(x[0]), []
     for current in x:
         h = v * 0.5 + current
         u = h - 1
         s = Step.apply(u, (u.detach().abs() <= 0.5).to(u))
-        v = h - s
+        m = m * torch.sigmoid(h / 2) + s
+        v = h - s * (1 + torch.sigmoid(m))
         spikes.append(s)
     return torch.stack(spikes)
 
