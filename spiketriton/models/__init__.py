@@ -121,7 +121,7 @@ def _block_start(recipe: Recipe) -> tuple[float, float]:
     ands = model.block == "sew" and model.connect == "and"
     if not (model.block == "plain" or ands) or neuron.kind == "relu":
         return model.residual_gain, 0.0
-    leaky = neuron.kind in ("lif", "plif")
+    leaky = neuron.kind in ("lif", "plif", "ilif", "clif", "alif")
     decay = 1 - 1 / neuron.tau if leaky else 1.0
     gain = 1 / neuron.tau if leaky and neuron.decay_input else 1.0
     if ands:  # only a branch that fires passes the shortcut on
