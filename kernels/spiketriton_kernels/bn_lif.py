@@ -70,22 +70,15 @@ def fire_normed(
                 mean, var = _over_ranks(*own, norm.process_group)
                 if running is not None:
                     update_running(mean, var, _count(y, norm), running)
+    neuron = neuron._replace(
+        mean=mean, var=var, weight=norm.weight, bias=norm.bias, step_gain=norm.step_gain,
+        eps=float(norm.eps), bn_scale=float(norm.scale),
+    )  # fmt: skip
+    call = call._replace(batch_statistics=norm.training)
     return fire(
-        y,
-        neuron._replace(eps=float(norm.eps), bn_scale=float(norm.scale)),
-        call._replace(batch_statistics=norm.training),
-        running,
-        v_init=v_init,
-        m_init=m_init,
-        residual=residual,
-        mean=mean,
-        var=var,
-        weight=norm.weight,
-        bias=norm.bias,
-        step_gain=norm.step_gain,
-        spike_add=spike_add,
-        probe=probe,
-    )
+        y, neuron, call, running,
+        v_init=v_init, m_init=m_init, residual=residual, spike_add=spike_add, probe=probe,
+    )  # fmt: skip
 
 
 def multistep_bn_lif(

@@ -12,7 +12,7 @@ from . import operators, passes
 from .backends.eager import update_running
 from .gradient import ARGUMENTS, SAVED, gradients
 from .layout import dense
-from .neuron import PARAMETERS, Call, Emit, Gradients, Inputs, Neuron, Outputs, Running, Upstream
+from .neuron import TENSORS, Call, Emit, Gradients, Inputs, Neuron, Outputs, Running, Upstream
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _NONE_NEEDED = dict.fromkeys(ARGUMENTS, False)
@@ -43,22 +43,6 @@ def _recorded(pass_: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _forward(
-    given: dict[str, torch.Tensor], neuron: Neuron, call: Call, running: Running | None
-) -> Any:
-    """The forward passes, called directly: the neuron as they saw it, and ``passes.neuron_forward``'s results.
-
-    Statistics that they measure join ``given``.
-    """
-    x, get = given["x"], given.get
-    measures = call.batch_statistics and "mean" not in given
-    if measures:
-        given["mean"], given["var"] = passes.statistics_like(x)
-    neuron = neuron.adapted(x, given)
-    inputs = Inputs(x, get("v_init"), get("m_init"), get("residual"), get("spike_add"))
-    return neuron, _recorded(passes.neuron_forward)(inputs, neuron, call, measures, running)
-
-
 class _Fire(torch.autograd.Function):
     """A call's passes as one node of autograd's graph."""
 
@@ -73,7 +57,11 @@ class _Fire(torch.autograd.Function):
     ) -> Any:
         """``names``: those of ``ARGUMENTS`` that are given, because even a None costs time."""
         given = dict(zip(names, tensors, strict=True))
-        neuron, out = _forward(given, neuron, call, running)
+        get = given.get
+        inputs = Inputs(given["x"], get("v_init"), get("m_init"), get("residual"), get("spike_add"))
+        neuron, out = _recorded(passes.neuron_forward)(inputs, neuron, call, running)
+        if neuron.mean is not None:  # measured on the way, where none was given
+            given["mean"], given["var"] = neuron.mean, neuron.var  # type: ignore[assignment]
         kept = [name for name in given if name in _NOTHING_SAVED]
         ctx.neuron, ctx.call, ctx.names, ctx.kept = neuron, call, names, kept
         ctx.save_for_backward(out.saved, *[given[name] for name in kept])
@@ -89,8 +77,7 @@ class _Fire(torch.autograd.Function):
             return (None,) * len(ctx.needs_input_grad)
         saved, *rest = ctx.saved_tensors
         given = _NOTHING_SAVED | dict(zip(ctx.kept, rest, strict=True))
-        call, x = ctx.call, rest[0]
-        neuron = ctx.neuron.adapted(x, given)
+        call, x, neuron = ctx.call, rest[0], ctx.neuron
         if grad_s is None:
             upstream = upstream._replace(spikes=torch.zeros_like(x))
         if torch.is_grad_enabled():  # create_graph=True: the operators refuse to be differentiated
@@ -124,9 +111,9 @@ def fire(
     """
     x = dense(x)
     given = {"x": x}
-    for name, parameter in zip(PARAMETERS, neuron.parameters, strict=True):
-        if isinstance(parameter, torch.Tensor):
-            given[name] = parameter
+    for name, value in zip(TENSORS, neuron.tensors, strict=True):
+        if isinstance(value, torch.Tensor):
+            given[name] = value
     for name, value in arguments.items():
         if value is not None:
             given[name] = value
@@ -151,7 +138,9 @@ def fire(
         )
     if learns:
         return Outputs(*_Fire.apply(neuron, call, running, tuple(given), *tensors))
-    return _forward(given, neuron, call, running)[1]
+    get = given.get
+    inputs = Inputs(x, get("v_init"), get("m_init"), get("residual"), get("spike_add"))
+    return _recorded(passes.neuron_forward)(inputs, neuron, call, running)[1]
 
 
 def channel_statistics(

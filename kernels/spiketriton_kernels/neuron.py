@@ -7,7 +7,7 @@ that come in on the way back (``Upstream``), which are wanted (``Emit``) and whi
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -123,16 +123,20 @@ class Neuron(NamedTuple):
         small = {name: as_small(value, x) for name, value in named if value is not None}
         return Neuron(**_parsed(words)[0], **(given | small))  # type: ignore[arg-type]
 
-    def adapted(self, x: torch.Tensor, tensors: Mapping[str, torch.Tensor | None]) -> Neuron:
-        """These constants for the input x, with ``tensors``' own of ``TENSORS``; itself where nothing changes."""
-        fields, changed = list(self), False
-        for name, value in tensors.items():
-            place = _PLACES.get(name)
-            if place is not None and value is not None:
+    def adapted(self, x: torch.Tensor) -> Neuron:
+        """With tensors as the kernels read them for the input x; itself where nothing changes."""
+        changed = {}
+        for name, value in zip(TENSORS, self.tensors, strict=True):
+            if isinstance(value, torch.Tensor):
                 small = as_small(value, x)
-                if small is not fields[place]:
-                    fields[place], changed = small, True
-        return Neuron._make(fields) if changed else self
+                if small is not value:
+                    changed[name] = small
+        return self._replace(**changed) if changed else self
+
+    @property
+    def tensors(self) -> tuple[Any, ...]:
+        """In the order of ``TENSORS``: what may be a tensor."""
+        return *self.parameters, *self.norm
 
     @property
     def v_start(self) -> float:
@@ -184,9 +188,6 @@ class Neuron(NamedTuple):
     def per_channel(self) -> bool:
         """Whether anything differs between channels."""
         return self.has_norm or self.parameter_size > 1
-
-
-_PLACES = {name: Neuron._fields.index(name) for name in TENSORS}
 
 
 @functools.lru_cache

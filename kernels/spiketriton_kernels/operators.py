@@ -46,7 +46,7 @@ def neuron_forward(
     tensors = (decay, threshold, width, gain, rho, beta, mean, var, weight, bias, step_gain)
     neuron = Neuron.of(x, tensors, words, floats)
     inputs = Inputs(x, v_init, m_init, residual, spike_add)
-    return _filled(x, passes.neuron_forward(inputs, neuron, Call.of(words)))  # type: ignore[return-value]
+    return _filled(x, passes.neuron_forward(inputs, neuron, Call.of(words))[1])  # type: ignore[return-value]
 
 
 @neuron_forward.register_fake

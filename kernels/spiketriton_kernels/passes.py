@@ -86,31 +86,32 @@ def _state(value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 def neuron_forward(
-    inputs: Inputs,
-    neuron: Neuron,
-    call: Call,
-    measures: bool = False,
-    running: Running | None = None,
-) -> Outputs:
-    """Spikes and what else the call wants.
+    inputs: Inputs, neuron: Neuron, call: Call, running: Running | None = None
+) -> tuple[Neuron, Outputs]:
+    """The neuron as the kernels saw it; spikes and what else the call wants.
 
-    ``measures``: the neuron's mean and var are filled first, as by ``channel_statistics``.
+    A call with ``batch_statistics`` of a neuron without mean measures them first, as by ``channel_statistics``.
     """
     x = inputs.x
+    measures = call.batch_statistics and neuron.mean is None
+    if measures:
+        mean, var = statistics_like(x)
+        neuron = neuron._replace(mean=mean, var=var)
+    neuron = neuron.adapted(x)
     out = allocate_forward(x, neuron, call)
     if x.numel() == 0:
         if out.v_last is not None:
             out.v_last.fill_(neuron.v_start)
         if out.m_last is not None:
             out.m_last.zero_()
-        return out
+        return neuron, out
     backend = _NEURON[serving(x, neuron)]
     inside = running if _in_kernel(x, running) else None
     backend.forward(_in_order(inputs), neuron, out, measures, inside)
     if running is not None:
         mean, var, *_ = neuron.norm
         _follow(x, mean, var, running, inside)
-    return out
+    return neuron, out
 
 
 _INPUT_ONLY = Emit(dx=True)
