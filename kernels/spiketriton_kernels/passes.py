@@ -188,11 +188,10 @@ def norm_backward(
     """dL/dy of batch norm from the stored dL/dx and the channel sums of all ranks."""
     dy = torch.empty_like(y)
     if y.numel() > 0:
-        named = dict(mean=mean, var=var, weight=weight, step_gain=step_gain)
         norm = Neuron(
-            0.0, 0.0, 0.0, "none", 0.0, True, "atan", 1.0, 1.0, eps=eps, bn_scale=bn_scale
-        )
-        norm = norm.adapted(y, named)
+            0.0, 0.0, 0.0, "none", 0.0, True, "atan", 1.0, 1.0,
+            mean=mean, var=var, weight=weight, step_gain=step_gain, eps=eps, bn_scale=bn_scale,
+        ).adapted(y)  # fmt: skip
         _NORM[backend_for(y)].norm_backward(like(dx, y), y, norm, sums, count, dy)
     return dy
 
