@@ -93,8 +93,9 @@ def test_defaults_are_as_documented_in_the_contract():
         name="mine", data=DataConfig(name="digits"), model=ModelConfig(name="resnet8")
     )
     assert recipe.neuron == NeuronConfig(
-        kind="lif", tau=2.0, v_threshold=1.0, reset="hard", detach_reset=True
+        kind="lif", tau=2.0, v_threshold=1.0, reset="auto", detach_reset=True
     )
+    assert recipe.neuron.resets_by == "hard"
     assert recipe.neuron.surrogate == SurrogateConfig(shape="atan", height=1.0, width=0.3)
 
 
