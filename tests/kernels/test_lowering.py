@@ -237,10 +237,10 @@ def vector_bytes(given: dict[str, Any]) -> int:
     if TRITON < (3, 7) and (given["case"], given["target"]) == ("statistics", "gfx942"):
         return 4  # in half precision that version's AMD backend splits the loads
     kind, _, way = given["case"].partition(" ")
-    if kind == "clif" and way == "backward" and (given["T"] > 8 or given["dtype"] != "fp32"):
-        return 4 if given["dtype"] != "fp32" and given["T"] > 8 else 8  # both states in registers
+    if kind == "clif" and way == "backward" and given["T"] > 8:
+        return 8 if given["dtype"] == "fp32" else 4  # both states of a window in registers
     walk = given["case"] in (*WALKS, CURRENT[1]) or (kind in STATES and way == "backward")
-    narrow = walk and given["dtype"] != "fp32" and given["T"] > 4
+    narrow = walk and given["dtype"] != "fp32"
     return (8 if narrow else 16) // (2 if given["target"] == "gfx942" else 1)
 
 

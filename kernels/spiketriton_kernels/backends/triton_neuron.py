@@ -500,19 +500,20 @@ def walk_kernel(
 def _walk_width(x: torch.Tensor, neuron: Neuron, out: Gradients) -> int:
     """``vector_width`` of a walk back.
 
-    Where it holds more than h of a whole chunk, beyond 4 steps: 4 elements (8 bytes in half precision, still whole
-    cache lines a warp) with batch norm, a second state or a learnt parameter, 2 with a learnt width, whose slopes take
-    much arithmetic, and for CLIF beyond 8 steps. More would take all registers or spill (profiling/LOG.md).
+    Where it holds more than h of a chunk: 4 elements (8 bytes in half precision, still whole cache lines a warp) with
+    batch norm, a learnt parameter or a kind other than LIF; at T <= 4 they would fit, but twice as many warps run with
+    half as many. Beyond that 2 with a learnt width, whose slopes take much arithmetic, and for CLIF beyond 8 steps.
+    More would take all registers or spill (profiling/LOG.md).
     """
     widest, steps = vector_width(x), x.shape[0]
-    if steps <= 4:
-        return min(widest, 4) if neuron.kind == "clif" else widest
     learns = out.parameters is not None
-    if learns and isinstance(neuron.width, torch.Tensor):
+    if neuron.kind == "lif" and not learns and not neuron.has_norm:
+        return widest
+    if steps > 8 and neuron.kind == "clif":
         return 2
-    if neuron.kind == "clif" and steps > 8:
+    if steps > 4 and learns and isinstance(neuron.width, torch.Tensor):
         return 2
-    return min(widest, 4) if learns or neuron.holds_more or neuron.kind != "lif" else widest
+    return min(widest, 4)
 
 
 def _form(value: float | torch.Tensor) -> str:
@@ -587,8 +588,11 @@ def _walk_back(
     """One launch, and one small sum for each kind of partial."""
     x, T, rows = inputs.x, inputs.x.shape[0], neuron.rows
     tiles = tiling(x, neuron.per_channel, _walk_width(x, neuron, out))
-    walking = out.sums is not None or out.parameters is not None
-    programs = tiles.programs(WALKS * processors(x.device)) if walking else tiles.row_tiles
+    # A norm's constants, and sums, are worth fetching and leaving once for many tiles. At T <= 4 up to 8 programs run
+    # at once on a processor, beyond that 2, 3, 4 or 6: these are whole waves.
+    walking = neuron.has_norm or out.parameters is not None
+    waves = (2 * WALKS if T <= 4 else WALKS) * processors(x.device)
+    programs = tiles.programs(waves) if walking else tiles.row_tiles
     launched, every_tile = programs * tiles.lanes, tiles.row_tiles * tiles.lanes
     one = (
         neuron.parameter_size == 1

@@ -26,7 +26,7 @@ from ..triton_import import tl, triton
 
 WARPS = 4
 PROCESSORS = 132  # an H100's: where a launch is interpreted, or lowered for a GPU that is not here
-WALKS = 12  # on a processor, of walks that keep sums: 2, 3, 4 or 6 run at once, so these are whole waves
+WALKS = 12  # programs on a processor, of walks that work on many tiles each
 JOIN_PARTS, JOIN_CHANNELS = 128, 8  # of one tile; 8 float32 fill a sector of memory
 JOIN_ROW = 4096
 GROUP = tl.constexpr(32)  # of neighbouring partial sums: a cache line
