@@ -448,7 +448,7 @@ def test_checkpoints_of_long_windows(triton_backend, T, rows):
         with use_backend(name):
             saved = kept(multistep_lif, x)
         large = (tuple(x.shape), torch.bfloat16)
-        checkpoints = [((rows, 10), torch.float32)] if rows and name == "triton" else []
+        checkpoints = [((rows, 1, 10), torch.float32)] if rows and name == "triton" else []
         assert saved == sorted([large, *checkpoints]), name
     assert bytes_of([large]) == 2 * x.numel()
 
