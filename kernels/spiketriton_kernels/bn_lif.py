@@ -252,6 +252,7 @@ def multistep_bn_lif_reference(
     check_call(y, neuron, v_init, name="y")
     _check_norm(y, norm, residual, spike_add)
     x = normalised(y, norm, residual)
+    v_init = None if v_init is None else v_init.to(x.dtype)  # it may have y's
     spikes, v_last, trace = multistep_lif_reference(
         x, decay, gain, threshold, reset, v_reset, detach_reset, surrogate, v_init, True,
         return_trace=True, reset_delay=reset_delay, smooth=smooth,
