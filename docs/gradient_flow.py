@@ -1,0 +1,249 @@
+"""Trains the cells of docs/data/gradient_flow.csv again: every number of docs/gradient_flow.md.
+
+    python docs/gradient_flow.py --group race connected clinic --out again.csv    # hours of one core
+    python docs/gradient_flow.py --draw                  # docs/img/deep_nets.png, from the file as it is
+    python docs/gradient_flow.py --judge                 # the table of what predicts learning
+
+A row's settings are docs/gradient_flow_cells.toml with some keys changed; `net=linear` and
+`net=hidden` stand for a linear classifier and a net with one hidden layer of 128. Rows that the new
+file already has are kept, so that it continues where it was stopped. Settings are compared on 2,000
+training images that are held out (`validation`), and reported on 5,000 test images (`test`).
+"""
+
+import argparse
+import csv
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as F
+
+from spiketriton.config import DataConfig, Recipe, load_recipe
+from spiketriton.data.sources import SOURCES
+from spiketriton.gradients.probing import Prober
+from spiketriton.models import build_model
+from spiketriton.show.figures import STYLE
+from spiketriton.training.losses import Loss, build_loss
+from spiketriton.training.optim import build_optimizer, build_schedule
+
+HERE = Path(__file__).parent
+ROWS = HERE / "data" / "gradient_flow.csv"
+HELD_OUT, TESTED = 2000, 5000
+Images = tuple[Tensor, Tensor]
+
+
+def load(recipe: Recipe) -> tuple[Images, Images, Images]:
+    """Training, validation and test images, normalised, with their labels."""
+    source = SOURCES[recipe.data.name](DataConfig(name=recipe.data.name))
+    side = recipe.data.image_size or source.image_size
+    mean, std = source.statistics[0][0], source.statistics[1][0]
+
+    def ready(images: Tensor) -> Tensor:
+        parts = [part.float() / 255 for part in images.split(5000)]
+        if side != images.shape[-1]:
+            parts = [F.resize(part, [side, side], antialias=True) for part in parts]
+        return (torch.cat(parts) - mean) / std
+
+    (x, y), (xt, yt) = ((ready(s.images), s.labels) for s in (source.train, source.test))
+    held, test = slice(HELD_OUT), slice(TESTED)
+    return (x[HELD_OUT:], y[HELD_OUT:]), (x[held], y[held]), (xt[test], yt[test])
+
+
+class OneStep(nn.Sequential):
+    """A net without time: logits [1, B, K]."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images)[None]
+
+
+def network(kind: str, recipe: Recipe, side: int) -> nn.Module:
+    """That of the recipe, or the linear one, or the one with a hidden layer."""
+    if kind == "linear":
+        return OneStep(nn.Flatten(), nn.Linear(side**2, 10))
+    if kind == "hidden":
+        hidden = nn.Linear(side**2, 128, bias=False), nn.BatchNorm1d(128), nn.ReLU()
+        return OneStep(nn.Flatten(), *hidden, nn.Linear(128, 10))
+    net = build_model(recipe, classes=10, channels=1, image_size=side)
+    return net.to(memory_format=torch.channels_last)
+
+
+def train(cell: str) -> dict[str, Any]:
+    """Trains a cell; the columns of its row."""
+    words = dict(word.split("=", 1) for word in cell.split())
+    kind = words.pop("net", "")
+    recipe = load_recipe(HERE / "gradient_flow_cells.toml", [f"{k}={v}" for k, v in words.items()])
+    cfg, loss = recipe.train, build_loss(recipe.loss)
+    (x, y), validation, test = load(recipe)
+    torch.manual_seed(recipe.seed)
+    net = network(kind, recipe, x.shape[-1])
+    drawn = torch.Generator().manual_seed(1000 + recipe.seed)
+    epochs = 1 + cfg.max_steps * cfg.batch_size // len(x)
+    order = torch.cat([torch.randperm(len(x), generator=drawn) for _ in range(epochs)])
+    row: dict[str, Any] = {}
+    if not kind and recipe.neuron.kind != "relu":
+        row |= before_training(net, (x[order[:64]], y[order[:64]]), loss)
+    optimizer = build_optimizer(cfg, net)
+    schedule = build_schedule(cfg, optimizer, cfg.max_steps)
+    losses, started = [], time.monotonic()
+    for batch in order[: cfg.max_steps * cfg.batch_size].split(cfg.batch_size):
+        found = loss(net(x[batch]), y[batch])
+        losses.append(found.item())
+        if not math.isfinite(losses[-1]):
+            return row | {"diverged": len(losses)}
+        found.backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    last = f"{np.mean(losses[-50:]):.4f}"
+    row |= {"loss_100": f"{np.mean(losses[50:100]):.4f}", "loss": last}
+    row |= {"validation": accuracy(net, validation), "test": accuracy(net, test)}
+    print(f"{cell}: {time.monotonic() - started:.0f} s", flush=True)
+    return row
+
+
+def before_training(net: nn.Module, batch: Images, loss: Loss) -> dict[str, Any]:
+    """What `spiketriton diagnose` measures; the gradient from block to block, where there are blocks."""
+    prober = Prober(net, [batch], loss)
+    measured, similarity = prober.measure(), prober.overlap()
+    blocks = [measured.names.index(name) for name in net.last_of_blocks()]
+    first, *_, last = measured.depth_profile[blocks or slice(None)]
+    return {
+        "similarity": round(float(similarity[-1]), 3),
+        "gradient_ratio": f"{first / last:.3g}" if last > 0 and math.isfinite(first) else "inf",
+        "firing": round(float(measured.firing.mean(1).min()), 4),
+    }
+
+
+@torch.no_grad()
+def accuracy(net: nn.Module, images: Images) -> float:
+    net.eval()
+    parts = zip(images[0].split(250), images[1].split(250), strict=True)
+    right = sum(int((net(x).float().mean(0).argmax(1) == y).sum()) for x, y in parts)
+    net.train()
+    return right / len(images[1])
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def again(groups: list[str], out: Path) -> None:
+    """Trains the rows of some groups, and writes them to `out`."""
+    wanted = [row for row in rows(ROWS) if row["group"] in groups]
+    done = {row["settings"] for row in rows(out)} if out.exists() else set()
+    with out.open("a", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, list(wanted[0]), lineterminator="\n")
+        if not done:
+            table.writeheader()
+        for row in wanted:
+            if row["settings"] not in done:
+                found = train(row["settings"])
+                table.writerow({k: row[k] for k in ("group", "settings")} | found)
+                file.flush()
+
+
+def finds_no_obstacle(row: dict[str, str]) -> bool:
+    """The verdict before training, by the limits of gradients/verdict.py."""
+    ratio, sgd = float(row["gradient_ratio"]), "optimizer=sgd" in row["settings"]
+    return float(row["similarity"]) >= 0.25 and (1e-3 <= ratio <= 1e3 if sgd else ratio < 1e12)
+
+
+def judge() -> None:
+    """Of the nets that were drawn at random: how often each sign of learning was right."""
+    drawn = [row for row in rows(ROWS) if row["group"] == "clinic"]
+    learns = [float(row["validation"]) > 0.2 for row in drawn]  # twice chance
+    falls = [float(row["loss_100"] or "inf") < 0.95 * math.log(10) for row in drawn]
+    clear = [finds_no_obstacle(row) for row in drawn]
+    both = [a and b for a, b in zip(clear, falls, strict=True)]
+    print(f"{len(drawn)} trainings, {sum(learns)} learn")
+    for name, says in (
+        ("no obstacle before training", clear),
+        ("loss at step 100", falls),
+        ("both", both),
+    ):
+        hits = sum(a and b for a, b in zip(says, learns, strict=True))
+        misses = sum(not a and not b for a, b in zip(says, learns, strict=True))
+        print(
+            f"{name}: says yes {sum(says)}, right {hits}; says no {len(says) - sum(says)}, right {misses}"
+        )
+
+
+def draw() -> None:
+    """One bar for each start of ResNet-56, beside what has no depth and what has no spikes."""
+    found = {row["settings"]: 100 * float(row["test"]) for row in rows(ROWS)}
+    bars = [(label, found[settings], colour) for label, settings, colour in BARS]
+    with plt.style.context(STYLE):
+        figure, axes = plt.subplots(figsize=(8, 3.6), layout="constrained")
+        labels, heights, colours = zip(*reversed(bars), strict=True)
+        drawn = axes.barh(labels, heights, color=colours)
+        axes.bar_label(drawn, fmt="%.1f", padding=3)
+        axes.set_axisbelow(True)
+        axes.grid(axis="y", visible=False)
+        axes.margins(x=0.08)
+        axes.set_xlabel("test accuracy, % (chance: 10)")
+        axes.set_title("A spiking ResNet-56 after 600 steps, by how it starts", loc="left")
+        figure.savefig(HERE / "img" / "deep_nets.png", dpi=150)
+
+
+SMALL = "data.image_size=16"
+NET = f"{SMALL} model.name=resnet56"
+GREY, OLD, NEW = "#9a9a9a", "#d9822b", "#2b6cb0"
+BARS = (
+    ("linear classifier", f"net=linear {SMALL} train.lr=1e-2", GREY),
+    ("one hidden layer", f"net=hidden {SMALL} train.lr=6e-3", GREY),
+    (
+        "plain, usual gradient",
+        f"{NET} model.shortcut_gradient=surrogate model.residual_gain=0 model.residual_bias=0.25",
+        OLD,
+    ),
+    (
+        "plain, straight-through (default)",
+        f"{NET} model.residual_gain=0 model.residual_bias=0.348 model.shortcut_gradient=straight_through",
+        NEW,
+    ),
+    (
+        "SEW, gain 0.2, width 0.5",
+        f"{NET} model.block=sew model.residual_gain=0.2 neuron.surrogate.width=0.5",
+        OLD,
+    ),
+    ("SEW (default)", f"{NET} model.block=sew model.residual_gain=0", NEW),
+    (
+        "MS, gain 0.2, width 0.5",
+        f"{NET} model.block=ms model.residual_gain=0.2 neuron.surrogate.width=0.5",
+        OLD,
+    ),
+    ("MS (default)", f"{NET} model.block=ms model.residual_gain=0", NEW),
+    (
+        "ANN twin",
+        f"{SMALL} neuron.kind=relu model.residual_bias=0 model.name=resnet56 model.residual_gain=0",
+        GREY,
+    ),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--group", nargs="+", choices=("race", "connected", "clinic"), default=[])
+    parser.add_argument("--out", type=Path, default=Path("gradient_flow.csv"))
+    parser.add_argument("--draw", action="store_true")
+    parser.add_argument("--judge", action="store_true")
+    asked = parser.parse_args()
+    if asked.group:
+        torch.set_num_threads(1)
+        again(asked.group, asked.out)
+    if asked.judge:
+        judge()
+    if asked.draw:
+        draw()
+
+
+if __name__ == "__main__":
+    main()
