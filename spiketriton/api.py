@@ -216,6 +216,7 @@ def diagnose(
     if images is None:
         sizes = [i for i, size in enumerate(x.shape[:2]) if y is None or size == len(y)]
         if not sizes:
+            assert y is not None, "dimension 0 counts images without labels"
             raise UserError(
                 f"{len(y)} labels for inputs {tuple(x.shape)}; accepted: a label for each image"
             )

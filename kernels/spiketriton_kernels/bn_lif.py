@@ -13,7 +13,7 @@ and weight. Both backward passes replay the membrane from y: nothing else of its
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -180,7 +180,8 @@ def _check_norm(y, norm: Norm, residual, spike_add) -> None:
         )
     floats, channels = (membrane_dtype(y.dtype), y.dtype), y.shape[2:3]
     small = ("bn_weight", "bn_bias", "running_mean", "running_var")
-    for name, value in zip(small, norm, strict=False):
+    tensors: tuple[Any, ...] = norm[: len(small)]
+    for name, value in zip(small, tensors, strict=True):
         if value is None:
             continue
         if isinstance(value, torch.Tensor) and value.shape != channels:

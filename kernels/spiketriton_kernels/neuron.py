@@ -125,7 +125,7 @@ class Neuron(NamedTuple):
 
     def adapted(self, x: torch.Tensor) -> Neuron:
         """With tensors as the kernels read them for the input x; itself where nothing changes."""
-        changed = {}
+        changed: dict[str, Any] = {}
         for name, value in zip(TENSORS, self.tensors, strict=True):
             if isinstance(value, torch.Tensor):
                 small = as_small(value, x)
@@ -191,11 +191,11 @@ class Neuron(NamedTuple):
 
 
 @functools.lru_cache
-def _parsed(words: str) -> tuple[dict[str, str | int], Call]:
+def _parsed(words: str) -> tuple[dict[str, Any], Call]:
     """A neuron's fields that are words, and the call."""
     kind, reset, shape, levels, group, *flags = words.split(" ")
     detach_reset, *wanted = (flag == "1" for flag in flags)
-    neuron = dict(
+    neuron: dict[str, Any] = dict(
         kind=kind, reset=reset, shape=shape, levels=int(levels), detach_reset=detach_reset
     )
     return neuron, Call(group, *wanted)

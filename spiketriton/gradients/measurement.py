@@ -98,7 +98,8 @@ class Measurement:
             for name, key in KEYS.items():
                 if row.get(key) is not None:
                     values[name][row["index"], row["time_step"]] = row[key]
-        return cls(names=tuple(names[index] for index in sorted(names)), **values)
+        known: dict[str, Any] = values
+        return cls(names=tuple(names[index] for index in sorted(names)), **known)
 
     def rows(self, step: int | None = None) -> list[dict[str, Any]]:
         """One object per layer and time step, for JSON; with the step of training if given."""

@@ -172,7 +172,10 @@ class Prober:
                 with self.autocast():
                     copies = images + NOISE * images.std() * noise
                     self.model(torch.cat([images, copies], dim=self.images))
-                found += np.array([overlap_of(rate, pairs) for rate in rates]) * self.share
+                found += (
+                    np.array([overlap_of(torch.as_tensor(rate), pairs) for rate in rates])
+                    * self.share
+                )
         return found
 
     @contextlib.contextmanager

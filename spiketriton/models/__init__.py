@@ -1,6 +1,7 @@
 """Networks from recipes: images [B, C, H, W] or frames [T, B, C, H, W] -> currents [T, B, K]."""
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
@@ -66,7 +67,7 @@ def _resnet(
         stem = "imagenet" if large else "cifar"
     if warning := pixel_warning(model.name, stem, image_size):
         warn_once(warning)
-    sizes = {"stem": stem, "classes": classes, "channels": channels}
+    sizes: dict[str, Any] = {"stem": stem, "classes": classes, "channels": channels}
     if model.block == "preact":
         return PreActResNet(parts, architecture, **sizes)
     kind = ResNet19 if model.name == "resnet19" else ResNet

@@ -9,7 +9,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -111,7 +111,9 @@ def _pooled(build: "_Builder", model: VGG | BlockNet, value: Value) -> Value:
             value = _BLOCKS[type(layer)](build, name, layer, value)
         if number in model.pooled_after:
             pool = model.pooled_after.index(number)
-            value = build.add(f"pools.{pool}", model.pool_kind, value, model.pools[pool])
+            value = build.add(
+                f"pools.{pool}", cast(Kind, model.pool_kind), value, model.pools[pool]
+            )
     if isinstance(model, BlockNet) and model.neuron_last is not None:
         value = build.add("neuron_last", "neuron", value, model.neuron_last)
     value = build.add("flatten", "flatten", value)

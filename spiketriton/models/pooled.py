@@ -50,7 +50,9 @@ class VGG(Network):
         image_size: int,
     ) -> None:
         super().__init__(parts, channels)
-        layers, pools, side = [], [], image_size
+        layers: list[nn.Module] = []
+        pools: list[nn.Module] = []
+        side = image_size
         self.pooled_after: list[int] = []  # the numbers of layers behind which there is a pool
         before = channels
         for entry in plan:

@@ -266,6 +266,7 @@ def recomputed(
     packs = spikes is not None and binary and not PackedSpikes.open  # else they are marked already
     with PackedSpikes(on_save) if packs else contextlib.nullcontext():
         if packs:
+            assert spikes is not None
             mark_spikes(spikes)
         return checkpoint(
             block,

@@ -65,7 +65,7 @@ class SpikingNeuron(kernels.SpikingNeuron):
     def fused_norm(
         self,
         y: Tensor,
-        norm: Norm,
+        norm: Norm,  # type: ignore[override]  # the module, of which it makes the record
         residual: Tensor | None = None,
         spike_add: Tensor | None = None,
         *,
@@ -119,13 +119,13 @@ def adopt(neuron: kernels.SpikingNeuron) -> SpikingNeuron:
     kind = type(neuron)
     if not isinstance(neuron, SpikingNeuron):
         neuron.__class__ = _ADOPTED.setdefault(kind, type(kind.__name__, (SpikingNeuron, kind), {}))
-        neuron._watch_nothing()  # type: ignore[attr-defined]
+        neuron._watch_nothing()  # type: ignore[operator]
     return neuron  # type: ignore[return-value]
 
 
 def normalised(neuron: kernels.SpikingNeuron, x: Any) -> Tensor:
     """The current of a neuron that `swap` has joined with the batch norm in front, from what that hands on."""
-    (norm,) = neuron.handed_on
+    norm: Any = neuron.handed_on[0]
     y, residual = (x.y, x.residual) if norm.adds else (x, None)
     tracked = norm.running_mean is not None
     current = F.batch_norm(

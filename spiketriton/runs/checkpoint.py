@@ -164,8 +164,9 @@ def read_checkpoint(path: str | Path) -> State:
         facts = of_plain(dict[str, Any] | None, state.get("data"), "data") or {}
         of_plain(list[int], facts.get("class_counts", []), "data.class_counts")
         weights = state.get("model")
-        for layer, width in widths.items() if isinstance(weights, dict) else ():
-            weights.setdefault(f"{layer}._extra_state", torch.tensor(width, dtype=torch.float64))
+        if isinstance(weights, dict):
+            for layer, width in widths.items():
+                weights.setdefault(f"{layer}._extra_state", torch.tensor(width).double())
     except ValueError as error:
         raise DamagedCheckpoint(f"{path} is not a checkpoint of a training run: {error}") from None
     return state

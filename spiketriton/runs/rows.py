@@ -54,7 +54,7 @@ def read_record(path: Path, kind: Any) -> Any:
 
 
 Kinds = Mapping[str, Mapping[str, type]]
-_ALL: Mapping[str, type] = {"step": int, "epoch": float, "seconds": float}
+_ALL: dict[str, type] = {"step": int, "epoch": float, "seconds": float}
 METRICS: Kinds = {
     "train": _ALL | dict.fromkeys(("loss", "lr", "grad_norm"), object),
     "eval": _ALL | dict.fromkeys(("test_accuracy", "test_loss"), object),

@@ -212,7 +212,8 @@ def evaluate(run: Run, steps: int | None = None, batch_size: int = 0) -> Evaluat
     if batch_size:
         test = dataclasses.replace(test, batch_size=batch_size)
     image = (data.channels, data.image_size, data.image_size)
-    uncounted, counter = "", None
+    uncounted = ""
+    counter: SpikeCounter | ActivityCounter
     work = Workload(layer_macs={}, macs_once=0, macs_per_step=0, neurons=0, fan_out={})
     try:
         nodes = counted_graph(model, _first_images(test))
@@ -236,7 +237,7 @@ def evaluate(run: Run, steps: int | None = None, batch_size: int = 0) -> Evaluat
             confusion += pairs.bincount(minlength=classes * classes)
 
     images_seen = int(confusion.sum())
-    if uncounted:
+    if isinstance(counter, ActivityCounter):
         operations = [math.nan] * last
     else:
         operations = [n / images_seen if spiking else 0.0 for n in counter.operations_within()]
@@ -344,8 +345,8 @@ class ActivityCounter:
         finally:
             for _, layer in layers:
                 layer.on_fire = None
-            for hook in hooks:
-                hook.remove()
+            for handle in hooks:
+                handle.remove()
 
     def follow(self, start: int, length: int) -> None:
         """Tells which time steps the model is given next."""

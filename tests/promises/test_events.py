@@ -15,6 +15,7 @@ from spiketriton.api import load_run as load_in_python
 from spiketriton.data import build_data
 from spiketriton.errors import EXIT_DONE, UserError
 from spiketriton.models import build_model
+from spiketriton.trained.evaluation import evaluate as evaluated
 from spiketriton.trained.run import load_run
 from spiketriton.training.nonfinite import Diverged
 from spiketriton.training.ranks import ranks_of_torchrun
@@ -224,7 +225,7 @@ def test_conversion_is_refused(root, run, tmp_path):
     with pytest.raises(UserError, match="sees recordings of n_mnist, a frame at each step"):
         convert.main([str(twin), "--run-dir", str(tmp_path / "converted")])
     assert not (tmp_path / "converted").exists()
-    found = evaluate.evaluate(load_run(twin))
+    found = evaluated(load_run(twin))
     assert (found.kind, len(found.accuracy), found.time_steps) == ("ann", 4, 4)
     assert found.macs(4) == 4 * found.ann_macs == found.twin_macs(4)
 

@@ -46,9 +46,12 @@ SERVER = "import tests.promises.test_kills; tests.promises.test_kills.serve()"
 
 def serve() -> None:
     """Forks a session for each line `death:recipe or nothing:folder`; says its pid, then how it ended."""
-    from spiketriton import train
+    from spiketriton import session
+    from spiketriton.train import main
 
-    train.draw_run = lambda *_: []  # pictures of a run that has ended: most of a session's seconds
+    session.draw_run = (
+        lambda *_: []
+    )  # pictures of a run that has ended: most of a session's seconds
     for line in sys.stdin:
         death, recipe, folder = line.rstrip("\n").split(":")
         pid = os.fork()
@@ -56,7 +59,7 @@ def serve() -> None:
             os.dup2(os.open(f"{folder}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
             os.dup2(1, 2)
             die_at(death)
-            os._exit(train.main([recipe, "--run-dir", folder] if recipe else ["--resume", folder]))
+            os._exit(main([recipe, "--run-dir", folder] if recipe else ["--resume", folder]))
         print(pid, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 

@@ -60,6 +60,7 @@ SAME = {
         *("data.augmentation.cutout=3", "data.augmentation.erasing=0.3"),
         *MLP,
         *("train.mixup=0.2", "train.cutmix=1", "train.accumulate=2", "loss.kind=tet"),
+        "loss.class_weights=balanced",
     ],
     # without spikes: a membrane within rounding of the threshold would make two runs differ
     "averaged": [
@@ -72,7 +73,7 @@ SAME = {
             "train.weight_decay=0.1",
         ),
         *("train.schedule=step", "train.milestones=[0.4]", "data.sampler=balanced"),
-        *("data.validation=0.1", "loss.class_weights=balanced"),
+        *("data.validation=0.1",),
     ],
 }
 

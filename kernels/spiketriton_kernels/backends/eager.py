@@ -186,7 +186,8 @@ def _threshold_back(
     slope = neuron.height * unit
     if adapts:
         grad = grad + (1 - c.rho) * by_m
-    jump, through_s, by_level = torch.ones_like(h), grad, 0.0
+    jump, through_s = torch.ones_like(h), grad
+    by_level: float | torch.Tensor = 0.0
     if neuron.reset == "hard":
         jump = 1 - s
         if not neuron.detach_reset:
@@ -379,7 +380,7 @@ def norm_backward(dx, y, neuron: Neuron, sums, count, dy) -> None:
     mean, var, weight, _, step_gain = neuron.norm
     wide = membrane_dtype(y.dtype)
     channel = lambda p: along_channels(p, y, wide)  # noqa: E731
-    rstd = torch.rsqrt(channel(var) + neuron.eps)
+    rstd = torch.rsqrt(channel(var) + neuron.eps)  # type: ignore[arg-type]  # var is a tensor
     scale = (channel(weight) if weight is not None else 1.0) * neuron.bn_scale * rstd
     dz = dx.to(wide)
     if step_gain is not None:
