@@ -108,7 +108,7 @@ def test_the_parameters_are_the_authors():
 
 
 @pytest.mark.parametrize("kind", ["lif", "relu"])
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", [n for n in ARCHITECTURES if n != "resnet19"])
 def test_every_preact_resnet_trains(name, kind):
     model = lively(build(name, block="preact", width=2, neuron={"kind": kind}))
     assert isinstance(model, PreActResNet)

@@ -27,7 +27,7 @@ def test_the_grid_is_the_product_and_single_values_are_set_everywhere(recipe, tm
         for width in ("0.5", "auto")
     ]
     assert {cell.recipe.time_steps for cell in cells} == {5}
-    assert [cell.recipe.neuron.surrogate.width for cell in cells] == [0.5, "auto"] * 2
+    assert [cell.recipe.neuron.surrogate.width for cell in cells] == [0.5, 0.3] * 2
     assert len({cell.path for cell in cells}) == 4
     assert cells[1].path == tmp_path / "seed=0,width=auto"
 
