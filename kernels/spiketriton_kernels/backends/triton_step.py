@@ -69,21 +69,28 @@ def _parameter(given, channels, valid, FORM: tl.constexpr):
 @triton.jit
 def of_tile(given, channels, valid, FORMS: tl.constexpr):
     """The constants of a tile: scalars, or one value for each column or for its channel."""
-    decay = _parameter(given.decay, channels, valid, FORMS.decay)
+    # Names of their own, because Triton 3.6 passes no field of a constant on to a function.
+    DECAY: tl.constexpr = FORMS.decay
+    GAIN: tl.constexpr = FORMS.gain
+    THRESHOLD: tl.constexpr = FORMS.threshold
+    WIDTH: tl.constexpr = FORMS.width
+    RHO: tl.constexpr = FORMS.rho
+    BETA: tl.constexpr = FORMS.beta
+    decay = _parameter(given.decay, channels, valid, DECAY)
     leak = _parameter(given.leak, channels, valid, "float")
-    if FORMS.decay != "float":
+    if DECAY != "float":
         leak = 1.0 - decay
     return Constants(
         decay,
         leak,
-        _parameter(given.gain, channels, valid, FORMS.gain),
-        _parameter(given.threshold, channels, valid, FORMS.threshold),
-        _parameter(given.rho, channels, valid, FORMS.rho),
-        _parameter(given.beta, channels, valid, FORMS.beta),
+        _parameter(given.gain, channels, valid, GAIN),
+        _parameter(given.threshold, channels, valid, THRESHOLD),
+        _parameter(given.rho, channels, valid, RHO),
+        _parameter(given.beta, channels, valid, BETA),
         given.v_reset,
         given.v_start,
         _parameter(given.height, channels, valid, "float"),
-        _parameter(given.width, channels, valid, FORMS.width),
+        _parameter(given.width, channels, valid, WIDTH),
         given.eps,
         given.bn_scale,
     )
@@ -133,7 +140,8 @@ def _level(z, LEVELS: tl.constexpr):
 def spike(h, m, c, RULES: tl.constexpr):
     """The spikes of a step with the potential h, and m before it."""
     if RULES.kind == "ilif":
-        s = _level(tl.div_rn(h, c.threshold + tl.zeros(h.shape, tl.float32)), RULES.levels)
+        LEVELS: tl.constexpr = RULES.levels
+        s = _level(tl.div_rn(h, c.threshold + tl.zeros(h.shape, tl.float32)), LEVELS)
     elif RULES.kind == "alif":
         s = tl.where(h >= c.threshold + c.beta * m, 1.0, 0.0)
     else:
@@ -187,6 +195,7 @@ def step_back(
 
     m is the second state before the step; ``by_v`` and ``by_m`` are dL/dv and dL/dm after it.
     """
+    SHAPE: tl.constexpr = RULES.shape
     s = spike(h, m, c, RULES)
     _, after = settle(h, m, s, kept, c, RULES)
     earlier = by_m
@@ -207,7 +216,7 @@ def step_back(
         by_h = tl.fma(grad_s, slope, by_v * jump)
         by_threshold = -(through * slope * z) - by_v * s
     elif RULES.kind == "clif":
-        unit = _surrogate(h - c.threshold, inverse_width, c, RULES.shape, OWN)
+        unit = _surrogate(h - c.threshold, inverse_width, c, SHAPE, OWN)
         slope = c.height * unit
         g = _sigmoid(after)
         deeper = s * g * (1.0 - g)  # -dv/dm
@@ -229,7 +238,7 @@ def step_back(
             level = c.threshold + c.beta * m
             through = grad_s + (1.0 - c.rho) * by_m
         fired = h >= level
-        unit = _surrogate(h - level, inverse_width, c, RULES.shape, OWN)
+        unit = _surrogate(h - level, inverse_width, c, SHAPE, OWN)
         slope = c.height * unit
         if RULES.reset == "hard":
             jump = tl.where(fired, 0.0, 1.0)
@@ -266,5 +275,6 @@ def by_width(h, m, unit, through, inverse_width, c, RULES: tl.constexpr, OWN: tl
     if OWN is not None:
         area = OWN(z)
     else:
-        area = primitive(z, RULES.shape)
+        SHAPE: tl.constexpr = RULES.shape
+        area = primitive(z, SHAPE)
     return through * c.height * (area - z * unit)
