@@ -43,7 +43,7 @@ def weights(trainer) -> dict[str, Tensor]:
 
 
 def test_it_learns(tmp_path):
-    outcome = small_trainer(tmp_path / "run", "train.epochs=8", "model.width=12").fit()
+    outcome = small_trainer(tmp_path / "run", "train.epochs=16", "model.width=12").fit()
     losses = [row["loss"] for row in RunFolder(tmp_path / "run").metrics.read() if "loss" in row]
     assert losses[-1] < 0.7 * losses[0]
     assert outcome.progress.test_accuracy > 0.5  # of ten classes
@@ -522,7 +522,7 @@ def test_one_step_alone_has_a_speed(tmp_path):
 
 
 def test_the_twin_trains_and_has_no_spikes(tmp_path):
-    outcome = small_trainer(tmp_path / "run", "neuron.kind=relu").fit()
+    outcome = small_trainer(tmp_path / "run", "neuron.kind=relu", "train.epochs=9").fit()
     folder = RunFolder(tmp_path / "run")
     assert outcome.firing_rate is None
     assert folder.metrics.read()[0]["firing_rate"] is None

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +71,12 @@ class Network(nn.Module):
             for norm in self._norms():
                 norm.first_step += steps
         return currents
+
+    def load_state_dict(self, state_dict: Any, *args: Any, **options: Any) -> Any:
+        """As torch's; the widths of surrogates are left out where the ANN twin has no neuron for them."""
+        own = self.state_dict()
+        known = {k: v for k, v in state_dict.items() if k in own or not k.endswith("_extra_state")}
+        return super().load_state_dict(known, *args, **options)
 
     def train(self, mode: bool = True) -> "Network":
         """As in torch, but norms in `frozen` stay in eval mode."""

@@ -89,7 +89,7 @@ def test_a_recipe_takes_the_usual_overrides(path, override):
         ("imagenet_sew18", "train.batch_size=2"): "train.micro_batch = 32 does not divide",
     }
     of_others = "spikingjelly" in load_recipe(path).model.name
-    if of_others and override.startswith(("neuron.kind", "neuron.reset", "model.")):
+    if of_others and override.startswith(("neuron.", "model.")):
         refusals[path.stem, override] = "has no effect because model.name is"
     if words := refusals.get((path.stem, override)):
         with pytest.raises(UserError, match=words):

@@ -45,7 +45,9 @@ def test_learning_of_several_runs(tmp_path: Path):
         rows = Rows(Path(one.run) / "metrics.jsonl")
         rows.path.parent.mkdir()
         rows.append(
-            {"kind": kind, "step": 4 * epoch, "epoch": epoch, "test_accuracy": share * epoch}
+            {"kind": kind, "step": 4 * epoch, "epoch": epoch, "seconds": 1.0}
+            | dict.fromkeys(("loss", "lr", "grad_norm", "test_loss"), 1.0)
+            | {"test_accuracy": share * epoch}
             for epoch in (1, 2)
             for kind in ("train", "eval")
         )

@@ -132,10 +132,10 @@ def test_a_run_that_is_too_large_says_so_in_one_line(recipe):
     """Really: 252 MB for one tensor, of the 150 MB that the system gives to that process."""
     small_trainer(Path("warm")).fit(until=1)  # a compiler would not live on so little
     code = (
-        "import sys; from functools import partial; from spiketriton import train\n"
+        "import sys; from functools import partial; from spiketriton.train import main\n"
         "from spiketriton.training import memory_limit\n"
         "from spiketriton.errors import run_command\n"
-        "memory_limit._within(150 * 2**20, partial(run_command, train.main), sys.argv[1:])"
+        "memory_limit._within(150 * 2**20, partial(run_command, main), sys.argv[1:])"
     )
     words = [recipe, *LARGE, "--run-dir", "run"]
     ended = subprocess.run(

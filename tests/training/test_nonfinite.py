@@ -228,13 +228,20 @@ def test_a_current_is_named_that_no_spike_shows(tmp_path):
     assert (found.count, found.of) == (batch // 4, batch)  # one channel of four
 
 
+# a surrogate 1e6 high, in blocks that are open and whose shortcuts pass it
+EXPLODES = (
+    *("neuron.surrogate.height=1e6", "neuron.surrogate.width=1", "model.residual_gain=1"),
+    *("model.residual_bias=0", "model.shortcut_gradient=surrogate"),
+)
+
+
 @pytest.mark.parametrize(
     "changed",
     ["neuron.detach_reset=true", "neuron.detach_reset=false", "model.checkpoint_blocks=true"],
 )
 def test_the_first_gradient_on_the_way_back_is_named(tmp_path, changed):
     """A surrogate so high that the gradient overflows; the kernels' own probes know where."""
-    trainer = small_trainer(tmp_path / "run", "neuron.surrogate.height=1e6", changed)
+    trainer = small_trainer(tmp_path / "run", *EXPLODES, changed)
     with trainer.session():
         batch = trainer.next_batch()
     measured = Prober(trainer.model, [batch], trainer.loss).measure()
@@ -346,7 +353,7 @@ def test_the_report_of_a_step(tmp_path):
 
     ended, content = report(lambda: Finding("loss"))
     assert ended.startswith(
-        "the loss is nan at step 7; every current is finite, but the loss is not; a lower train.lr, "
+        "the loss is nan at step 7; every current is finite, but the loss is not; a lower train.lr or "
     )
     assert f"spiketriton.nonfinite {tmp_path / 'nonfinite.pt'} repeats it" in ended
     assert content == {
@@ -439,7 +446,7 @@ def test_a_weight_gone_wrong_ends_a_run_that_says_where(recipe, capsys):
 
 def test_a_run_whose_gradient_explodes_names_the_layer(recipe, capsys):
     """Nothing is injected: 7 layers of a surrogate 1e6 high."""
-    assert main([recipe, "neuron.surrogate.height=1e6", "--run-dir", "run"]) == EXIT_NONFINITE
+    assert main([recipe, *EXPLODES, "--run-dir", "run"]) == EXIT_NONFINITE
     error = capsys.readouterr().err
     assert "the norm of the gradient is " in error
     assert " at step 1; forward is finite, backward it began at time step " in error
