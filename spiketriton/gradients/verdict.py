@@ -7,7 +7,7 @@ backward    The RMS of dL/dx over all time steps, at the first layer by that at 
 learning    What training has shown. A net that learns in spite of an obstacle learns; one that is at chance is never
             healthy; "healthy" is one that learns and has no obstacle.
 
-`LIMITS` are those by which 69 trainings of 35 random nets were told apart (docs/reading.md). Everything here is a
+`LIMITS` are those by which 74 trainings of 37 random nets were told apart (docs/reading.md). Everything here is a
 record; `show.verdict` has the words.
 """
 

@@ -19,7 +19,8 @@ from spiketriton.gradients.monitor import (
 )
 from spiketriton.models import Network, build_model
 from spiketriton.training.ranks import Ranks
-from spiketriton_kernels import PROBE_FIELDS, multistep_lif_reference
+from spiketriton_kernels import PROBE_FIELDS, Surrogate, multistep_lif_reference
+from spiketriton_kernels.neuron import Call, Neuron, Outputs
 from tests.small_runs import small_recipe, small_trainer
 
 T, B, SIZE = 3, 4, 8
@@ -79,16 +80,25 @@ def rms(x: Tensor) -> float:
     return x.double().square().mean().sqrt().item()
 
 
-def retained(calls: list[tuple[Tensor, Tensor]]) -> Callable[..., Tensor]:
+def retained(calls: list[tuple[Tensor, Tensor]]) -> Callable[..., Outputs]:
     """The reference neuron in place of the kernel; keeps currents and spikes with gradients."""
 
-    def fire(x: Tensor, **options) -> Tensor:
+    def fire(x: Tensor, neuron: Neuron, call: Call, probe: Tensor | None = None) -> Outputs:
         x = x.view_as(x)  # in MS blocks a current goes elsewhere too, and only this way counts
-        spikes = multistep_lif_reference(x, **options)
+        spikes = multistep_lif_reference(
+            x,
+            neuron.decay,
+            neuron.gain,
+            neuron.threshold,
+            neuron.reset,
+            neuron.v_reset,
+            neuron.detach_reset,
+            Surrogate(neuron.shape, neuron.height, neuron.width),
+        )
         x.retain_grad()
         spikes.retain_grad()
         calls.append((x, spikes))
-        return spikes
+        return Outputs(spikes)
 
     return fire
 
@@ -110,7 +120,7 @@ def test_norms_equal_those_of_retained_gradients(net, monkeypatch):
     rows = measure(model)
 
     calls: list[tuple[Tensor, Tensor]] = []
-    monkeypatch.setattr(neuron_module, "multistep_lif", retained(calls))
+    monkeypatch.setattr(neuron_module, "fire", retained(calls))
     _, model = network(*overrides)
     loss_of(model).backward()
 
