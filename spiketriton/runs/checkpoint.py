@@ -166,7 +166,9 @@ def read_checkpoint(path: str | Path) -> State:
         weights = state.get("model")
         if isinstance(weights, dict):
             for layer, width in widths.items():
-                weights.setdefault(f"{layer}._extra_state", torch.tensor(width).double())
+                weights.setdefault(
+                    f"{layer}._extra_state", torch.tensor(width, dtype=torch.float64)
+                )
     except ValueError as error:
         raise DamagedCheckpoint(f"{path} is not a checkpoint of a training run: {error}") from None
     return state

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from spiketriton import convert, diagnose, evaluate, export, report
+from spiketriton import convert, evaluate, export, report
 from spiketriton.api import load_run as load_in_python
 from spiketriton.data import build_data
+from spiketriton.diagnose import main as diagnose_main
 from spiketriton.errors import EXIT_DONE, UserError
 from spiketriton.models import build_model
 from spiketriton.trained.evaluation import evaluate as evaluated
@@ -207,7 +208,7 @@ def test_samples_are_the_frames_of_test_recordings(run):
 
 
 def test_diagnose_takes_recordings(root, run, tmp_path, capsys):
-    diagnose.main([str(run), "--json"])
+    diagnose_main([str(run), "--json"])
     found = json.loads(capsys.readouterr().out)
     assert found["time_steps"] == 4
 

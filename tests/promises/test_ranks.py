@@ -54,7 +54,10 @@ SAME = {
     "resnet8": [],
     "accumulate": [*MLP, "train.accumulate=2", "train.clip_grad_norm=0.5"],
     "unfused": ["model.fused=false", "train.optimizer=sgd", "neuron.kind=plif"],
-    "ms": ["model.block=ms", "model.norm=tebn", "loss.kind=tet", "model.memory=packed"],
+    "ms": [
+        *("model.block=ms", "model.norm=tebn", "loss.kind=tet", "model.memory=packed"),
+        *("model.residual_gain=1", "neuron.surrogate.width=1"),
+    ],
     "twin": ["neuron.kind=relu", "train.optimizer=sgd"],
     "mixed": [
         *("data.augmentation.cutout=3", "data.augmentation.erasing=0.3"),
