@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 import spiketriton
-from spiketriton import consent, convert, diagnose, evaluate, export, nonfinite, report, train
+from spiketriton import consent, convert, evaluate, export, nonfinite, report
 from spiketriton.config import load_recipe, parts, recipe_from_toml
 from spiketriton.config.parts import NotAskedFor
+from spiketriton.diagnose import main as diagnose_main
 from spiketriton.runs.checkpoint import Checkpoints, read_checkpoint
+from spiketriton.train import main as train_main
 from tests.small_runs import small_trainer
 
 CODE = "import pathlib\npathlib.Path({marker!r}).write_text('ran')\n"
@@ -21,10 +23,10 @@ READERS = {
     "resume": lambda run: spiketriton.train(resume=run, quiet=True),
     "evaluate": lambda run: evaluate.main([run]),
     "report": lambda run: report.main([run, "--no-evaluation"]),
-    "diagnose": lambda run: diagnose.main([run]),
+    "diagnose": lambda run: diagnose_main([run]),
     "export": lambda run: export.main([run, "--to", "torch"]),
     "convert": lambda run: convert.main([run]),
-    "train": lambda run: train.main(["--resume", run]),
+    "train": lambda run: train_main(["--resume", run]),
     "nonfinite": lambda run: nonfinite.main([f"{run}/nonfinite.pt"]),
     "override": lambda run: evaluate.main([run, "train.device=cpu"]),
     "against": lambda run: evaluate.main(["honest", "--against", run]),
