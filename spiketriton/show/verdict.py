@@ -24,7 +24,7 @@ WHY = {
     Why.BLOCKS_START_CLOSED: "blocks then start by passing their input on, and the image reaches the last layer",
     Why.GOES_AROUND: "the gradient then passes the neurons that shortcuts enter as it is",
     Why.IDENTITY: "layers then start by passing their input on, and the image reaches the last one",
-    Why.WIDTH: "the default, 0.3 of the threshold; it was beaten by no other over all nets (docs/gradient_flow.md)",
+    Why.WIDTH: "the default, 0.3 of the threshold; docs/gradient_flow.md has the widths that it was compared with",
     Why.NORM: "batch norm of the currents keeps neurons in reach",
     Why.MEMBRANES: "shortcuts then bypass the neurons, forward and backward",
     Why.RATE: "a lower learning rate is the first thing to try where nothing is learnt",
