@@ -3,6 +3,7 @@
 import argparse
 import shutil
 import textwrap
+from collections.abc import Sequence
 from typing import NoReturn
 
 from spiketriton import consent
@@ -30,6 +31,11 @@ CHECKPOINTS_HELP = (
     "(ema: with train.ema)"
 )
 KEYS_HELP = f"changes to the recipe; {KEYS_PAGE}"
+
+
+def spelled(command: str, launcher: Sequence[str] = ()) -> list[str]:
+    """A command in the words of every page and hint; of many ranks, in those of their launcher."""
+    return [*launcher, "-m", f"spiketriton.{command}"] if launcher else ["spiketriton", command]
 
 
 def reflowed(text: str, width: int = 0) -> str:
@@ -63,7 +69,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, command: str, epilog: str, description: str = "") -> None:
         super().__init__(
-            prog=f"python -m spiketriton.{command}",
+            prog=f"spiketriton {command}",
             description=description or COMMANDS[command],
             epilog=reflowed(epilog),
             formatter_class=argparse.RawDescriptionHelpFormatter,

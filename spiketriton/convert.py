@@ -1,11 +1,11 @@
-"""python -m spiketriton.convert RUN [--method balanced|calibrated|qcfs] [--per-channel]"""
+"""spiketriton convert RUN [--method balanced|calibrated|qcfs] [--per-channel]"""
 
 import argparse
 import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from spiketriton.commandline import CHECKPOINTS, CHECKPOINTS_HELP, Parser
+from spiketriton.commandline import CHECKPOINTS, CHECKPOINTS_HELP, Parser, spelled
 from spiketriton.errors import importing, run_command
 from spiketriton.runs.folder import RunFolder, refuse_unusable
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 examples:
-  python -m spiketriton.convert runs/ann
-  python -m spiketriton.convert runs/ann --method calibrated --steps 8 --run-dir runs/calibrated
-  python -m spiketriton.convert runs/ann --method qcfs --steps 4 --epochs 2
-  python -m spiketriton.evaluate runs/converted --steps 1,4,16,64,256,1024 --against runs/ann
+  spiketriton convert runs/ann
+  spiketriton convert runs/ann --method calibrated --steps 8 --run-dir runs/calibrated
+  spiketriton convert runs/ann --method qcfs --steps 4 --epochs 2
+  spiketriton evaluate runs/converted --steps 1,4,16,64,256,1024 --against runs/ann
 
 The result is a run folder for evaluate and report. Only training images are read.
 Exit codes: 0 done, 2 a mistake in the command or the run, 130 interrupted."""
@@ -103,7 +103,7 @@ def main(arguments: list[str]) -> None:
     console = console_of()
     show_table(console, "", HEAD, list(rows(model)), legend=LEGEND)
     show_whole(console, f"converted for T = {options.steps}: {folder.path}")
-    command = ["python", "-m", "spiketriton.evaluate", str(folder.path), "--against", args.run]
+    command = [*spelled("evaluate"), str(folder.path), "--against", args.run]
     show_whole(console, f"next: {shlex.join(command)}")
 
 

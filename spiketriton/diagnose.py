@@ -1,4 +1,4 @@
-"""python -m spiketriton.diagnose RECIPE|RUN [key=value ...] [--json] [--out DIR] [--batches N]"""
+"""spiketriton diagnose RECIPE|RUN [key=value ...] [--json] [--out DIR] [--batches N]"""
 
 import argparse
 import contextlib
@@ -18,9 +18,9 @@ from spiketriton.runs.rows import json_text, replace_file
 
 EPILOG = """\
 examples:
-  python -m spiketriton.diagnose quickstart
-  python -m spiketriton.diagnose imagenette_r50 data.name=synthetic
-  python -m spiketriton.diagnose runs/quickstart-20250101-120000 --json
+  spiketriton diagnose quickstart
+  spiketriton diagnose imagenette_r50 data.name=synthetic
+  spiketriton diagnose runs/quickstart-20250101-120000 --json
 
 Nothing is trained. A recipe is measured at the weights that training starts from, a run at those of
 its newest checkpoint. Exit codes: 0 whatever the verdict, 2 a mistake in the command or the recipe,

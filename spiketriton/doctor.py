@@ -1,4 +1,4 @@
-"""python -m spiketriton.doctor [key=value ...] [--json]"""
+"""spiketriton doctor [key=value ...] [--json]"""
 
 import argparse
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from spiketriton.runs.rows import json_text
 
 EPILOG = """\
 examples:
-  python -m spiketriton.doctor
-  python -m spiketriton.doctor data.root=/data
-  python -m spiketriton.doctor train.device=cpu --json
+  spiketriton doctor
+  spiketriton doctor data.root=/data
+  spiketriton doctor train.device=cpu --json
 
 Will it run here, and right? Every kernel is compared with its definition in plain PyTorch on this
 device, forward and backward, in every dtype; then a small network is trained for a few steps. On a

@@ -1,4 +1,4 @@
-"""python -m spiketriton.evaluate RUN [--steps 1,2,4] [--against RUN ...] [--json] [--out DIR]"""
+"""spiketriton evaluate RUN [--steps 1,2,4] [--against RUN ...] [--json] [--out DIR]"""
 
 import argparse
 import json
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 examples:
-  python -m spiketriton.evaluate runs/fashion
-  python -m spiketriton.evaluate runs/fashion --steps 8,16 --against runs/ann runs/converted
-  python -m spiketriton.evaluate runs/fashion data.root=/data --json > answer.json
+  spiketriton evaluate runs/fashion
+  spiketriton evaluate runs/fashion --steps 8,16 --against runs/ann runs/converted
+  spiketriton evaluate runs/fashion data.root=/data --json > answer.json
 
 Writes evaluation.json and pictures to DIR (RUN/evaluation); files of another run there are not
 overwritten but named. The answer after t steps is the mean current of the first t, for every t from

@@ -1,4 +1,4 @@
-"""python -m spiketriton.export RUN --to nir|torch|onnx [--out FILE]"""
+"""spiketriton export RUN --to nir|torch|onnx [--out FILE]"""
 
 import argparse
 from pathlib import Path
@@ -13,8 +13,8 @@ CLOSE = 1e-3  # of the largest current: rounding differs between two programs, a
 
 EPILOG = """\
 examples:
-  python -m spiketriton.export runs/fashion --to nir
-  python -m spiketriton.export runs/fashion --to torch --batch-size 8 --out net.pt2
+  spiketriton export runs/fashion --to nir
+  spiketriton export runs/fashion --to torch --batch-size 8 --out net.pt2
 
 nir: the file is read back, replayed by an interpreter of NIR's equations in numpy, and compared
 with the network spike by spike, on test images and on noise. The time step is --dt long in the

@@ -1,4 +1,4 @@
-"""python -m spiketriton.nonfinite RUN: repeats the step that ended a run."""
+"""spiketriton nonfinite RUN: repeats the step that ended a run."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""python -m spiketriton.predict RUN IMAGE ... [--top N] [--json]"""
+"""spiketriton predict RUN IMAGE ... [--top N] [--json]"""
 
 import argparse
 import json
@@ -9,8 +9,8 @@ from spiketriton.runs.folder import refuse_unusable
 
 EPILOG = """\
 examples:
-  python -m spiketriton.predict runs/flowers rose.jpg tulip.png
-  python -m spiketriton.predict runs/flowers *.jpg --json > answers.json
+  spiketriton predict runs/flowers rose.jpg tulip.png
+  spiketriton predict runs/flowers *.jpg --json > answers.json
 
 Images are prepared as the recipe prepares its test images: resized, cropped, normalised. The numbers are
 probabilities: the softmax of the mean current over time. Neither the data nor the recipe's file is needed."""

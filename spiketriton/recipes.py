@@ -1,4 +1,4 @@
-"""python -m spiketriton.recipes [NAME]: lists the shipped recipes, or prints one."""
+"""spiketriton recipes [NAME]: lists the shipped recipes, or prints one."""
 
 import argparse
 import re
@@ -14,9 +14,9 @@ from spiketriton.show.screen import console_of, say, show_table, show_whole
 
 EPILOG = """\
 examples:
-  python -m spiketriton.recipes
-  python -m spiketriton.recipes quickstart > mine.toml
-  python -m spiketriton.train quickstart train.epochs=1
+  spiketriton recipes
+  spiketriton recipes quickstart > mine.toml
+  spiketriton train quickstart train.epochs=1
 
 Every command that takes a recipe takes the name of a shipped one, from any folder."""
 

@@ -1,4 +1,4 @@
-"""python -m spiketriton.report RUN [--against RUN ...] [--out FILE]"""
+"""spiketriton report RUN [--against RUN ...] [--out FILE]"""
 
 import argparse
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 examples:
-  python -m spiketriton.report runs/fashion
-  python -m spiketriton.report runs/fashion --against runs/ann runs/converted --out report.html
+  spiketriton report runs/fashion
+  spiketriton report runs/fashion --against runs/ann runs/converted --out report.html
 
 An evaluation of the last checkpoint in RUN/evaluation is used as it is; otherwise the run is
 evaluated now, which needs its data. Exit codes: 0 done, 2 a mistake in the command or the run,

@@ -1,4 +1,4 @@
-"""python -m spiketriton.sweep RECIPE key=v1,v2,... [key=...] [--out DIR]"""
+"""spiketriton sweep RECIPE key=v1,v2,... [key=...] [--out DIR]"""
 
 import argparse
 import math
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spiketriton.commandline import KEYS_PAGE, RECIPE_HELP, Parser
+from spiketriton.commandline import KEYS_PAGE, RECIPE_HELP, Parser, spelled
 from spiketriton.config import to_toml
 from spiketriton.errors import EXIT_DONE, UserError, importing, one_line, run_command
 from spiketriton.runs.cells import Cell, Group, grid, grouped
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 examples:
-  python -m spiketriton.sweep quickstart neuron.surrogate.width=0.1,1,auto seed=0,1,2
-  python -m spiketriton.sweep fashion_mnist_r20 model.name=mlp model.depth=5,10,20 \\
+  spiketriton sweep quickstart neuron.surrogate.width=0.1,1,auto seed=0,1,2
+  spiketriton sweep fashion_mnist_r20 model.name=mlp model.depth=5,10,20 \\
       train.max_steps=200 --out runs/depth
 
 A key with one value is set in every cell. The cells run one after another, each in a run folder of
@@ -144,7 +144,7 @@ def main(arguments: list[str]) -> int:
         result = train_cell(cell)
         if isinstance(result, int):
             print(f"stopped in cell {number} of {len(cells)}; the same command continues:")
-            print("  " + shlex.join(["python", "-m", "spiketriton.sweep", *arguments]))
+            print("  " + shlex.join([*spelled("sweep"), *arguments]))
             return result
         results.append(result)
         accuracy = result["accuracy"]

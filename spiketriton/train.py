@@ -1,4 +1,4 @@
-"""python -m spiketriton.train RECIPE [key=value ...] [--run-dir DIR] [--resume RUN]"""
+"""spiketriton train RECIPE [key=value ...] [--run-dir DIR] [--resume RUN]"""
 
 import argparse
 import os
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 examples:
-  python -m spiketriton.train quickstart
-  python -m spiketriton.train my_recipe.toml train.epochs=1 neuron.kind=relu
-  python -m spiketriton.train --resume runs/quickstart-20250101-120000
-  python -m spiketriton.train --resume runs/quickstart-20250101-120000 --extend 20
+  spiketriton train quickstart
+  spiketriton train my_recipe.toml train.epochs=1 neuron.kind=relu
+  spiketriton train --resume runs/quickstart-20250101-120000
+  spiketriton train --resume runs/quickstart-20250101-120000 --extend 20
 
 Ctrl-C, SIGTERM or a closed terminal finishes the step, saves, and prints the command that resumes the run.
 Exit codes: 0 done, 2 a mistake in the command or the recipe (also: too large for the memory),

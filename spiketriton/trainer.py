@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from spiketriton import __version__
+from spiketriton.commandline import spelled
 from spiketriton.config import Recipe, recipe_from_toml, to_toml
 from spiketriton.config.recipe import values_of
 from spiketriton.data import Data, TestSet
@@ -460,7 +461,7 @@ class Trainer:
         """UserError: rows tell of steps after the first save, and would be lost if the run began again."""
         reached, folder = self.folder.reached(), self.folder
         if reached > self.plan.first_save:
-            again = shlex.join(["python", "-m", "spiketriton.train", *folder.again()])
+            again = shlex.join([*spelled("train"), *folder.again()])
             raise UserError(
                 f"{folder.path} has rows up to step {reached} but no checkpoint (removed, or never written because "
                 f"the disk was full), so there is nothing to continue from; its rows are kept. To train it "

@@ -13,7 +13,7 @@ from spiketriton.errors import run_command
 
 INTRODUCTION = """# Recipes
 
-One TOML file describes one run: `python -m spiketriton.train RECIPE [key=value ...]`.
+One TOML file describes one run: `spiketriton train RECIPE [key=value ...]`.
 
 * Only `data.name` and `model.name` must be given; every other key has a default.
 * `key=value` on the command line overrides the file: `train.epochs=1 data.root=/data`. Values are

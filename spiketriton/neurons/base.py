@@ -44,6 +44,8 @@ class SpikingNeuron(kernels.SpikingNeuron):
         return torch.tensor([] if isinstance(width, Tensor) else width, dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
+        if not isinstance(state, Tensor) or state.numel() > 1:
+            raise ValueError(f"a surrogate's width is one number, not {str(state)[:40]}")
         if state.numel():
             self.surrogate = replace(self.surrogate, width=state.item())
 

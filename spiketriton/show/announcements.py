@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from spiketriton.commandline import spelled
 from spiketriton.config import Recipe, load_recipe, overrides_of
 from spiketriton.config.shipped import shipped_recipes
 from spiketriton.data import Data
@@ -128,7 +129,7 @@ def what_next(
     folder: RunFolder,
     recipe: Recipe,
     arguments: Sequence[str],
-    launcher: Iterable[str] = ("python",),
+    launcher: Sequence[str] = (),
 ) -> None:
     """Commands to try after a run. `arguments`: the recipe file and the overrides that made it."""
     if not (outcome.finished and outcome.saved):
@@ -136,7 +137,7 @@ def what_next(
         return
     display.note("what to try next:")
     for command, reason in [
-        *_with_changes(outcome, recipe, [*launcher, "-m", "spiketriton.train"], arguments),
+        *_with_changes(outcome, recipe, spelled("train", launcher), arguments),
         *_with_the_run(folder.path, recipe, arguments[0]),
     ]:
         display.verbatim(f"  {shlex.join(command)}")
@@ -144,10 +145,10 @@ def what_next(
 
 
 def to_continue(
-    display: Display, folder: RunFolder, what: str, launcher: Iterable[str] = ("python",)
+    display: Display, folder: RunFolder, what: str, launcher: Sequence[str] = ()
 ) -> None:
     """After a run that has not ended: what of it is on the disk, and the command that goes on."""
-    train = [*launcher, "-m", "spiketriton.train"]
+    train = spelled("train", launcher)
     state = Checkpoints(folder.checkpoints, display.warn).load()
     if state is None and folder.reached():
         display.note(f"{what}; saved: its rows, but no checkpoint. To train it again:")
@@ -199,15 +200,15 @@ def _overridden(arguments: Sequence[str], change: str) -> list[str] | None:
 
 def _with_the_run(folder: Path, recipe: Recipe, given: str) -> Iterator[tuple[list[str], str]]:
     """Commands that take the run, and why. `given`: the recipe of its command."""
-    run, python = str(folder), ["python", "-m"]
+    run = str(folder)
     if recipe.neuron.kind == "relu":
-        yield [*python, "spiketriton.convert", run], "this ANN as a spiking network"
+        yield [*spelled("convert"), run], "this ANN as a spiking network"
     else:
         why = "whether image and gradient get through, layer by layer, and what to change"
-        yield [*python, "spiketriton.diagnose", run], why
+        yield [*spelled("diagnose"), run], why
     mine = Path("my_recipe.toml")
     if recipe.data.name == "digits" and given in shipped_recipes() and not mine.exists():
         copy = ["cp", str(folder / "recipe.toml"), str(mine)]  # a first try
         yield copy, "a recipe of your own to change; docs/recipes.md explains every key"
     else:
-        yield [*python, "spiketriton.report", run], "one page: accuracy by time step, cost, spikes"
+        yield [*spelled("report"), run], "one page: accuracy by time step, cost, spikes"

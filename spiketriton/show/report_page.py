@@ -300,8 +300,8 @@ def _commands(folder: RunFolder, recipe: Recipe, evaluations: list[Evaluation]) 
     )
     part = "" if main is None or usual else f" --images {main.images}"
     lines += [
-        f"python -m spiketriton.evaluate {path}{part}{tail}",
-        f"python -m spiketriton.report {path}{tail}",
+        f"spiketriton evaluate {path}{part}{tail}",
+        f"spiketriton report {path}{tail}",
     ]
     yield f"<pre>{escape(chr(10).join(lines))}</pre>"
 

@@ -604,8 +604,8 @@ def read_evaluation(path: Path) -> Evaluation:
         return Evaluation.from_json(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{path} is not an evaluation of this version ({one_line(error)[:120]}); run python -m "
-            "spiketriton.evaluate again"
+            f"{path} is not an evaluation of this version ({one_line(error)[:120]}); run "
+            "spiketriton evaluate again"
         ) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None

@@ -24,6 +24,7 @@ from torch import nn
 import spiketriton
 import spiketriton_kernels
 from spiketriton import processors
+from spiketriton.commandline import spelled
 from spiketriton.config import TrainConfig
 from spiketriton.errors import UserError
 from spiketriton.training.randomness import random_state, set_random_state
@@ -205,7 +206,7 @@ def describe(device: torch.device, ranks: Ranks | None = None) -> dict[str, Any]
     commit, dirty = commit_of_package()
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": command_line(ranks.launcher if ranks else ("python",)),
+        "command": command_line(ranks.launcher if ranks else ()),
         "ranks": ranks.world_size if ranks else 1,
         "spiketriton": spiketriton.__version__,
         "commit": commit,
@@ -221,11 +222,15 @@ def describe(device: torch.device, ranks: Ranks | None = None) -> dict[str, Any]
     }
 
 
-def command_line(launcher: Sequence[str] = ("python",)) -> str:
+def command_line(launcher: Sequence[str] = ()) -> str:
     """The command that started this process, to be pasted into a shell."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    start = [*launcher, "-m", spec.name] if spec else ["python", sys.argv[0]]
-    return shlex.join(start + sys.argv[1:])
+    package, _, command = spec.name.rpartition(".") if spec else ("", "", "")
+    if package == "spiketriton":
+        start = spelled(command, launcher)
+    else:
+        start = [*(launcher or ["python"]), "-m", spec.name] if spec else ["python", sys.argv[0]]
+    return shlex.join([*start, *sys.argv[1:]])
 
 
 def commit_of_package() -> tuple[str | None, bool]:

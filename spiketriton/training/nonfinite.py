@@ -232,8 +232,8 @@ def report(
     except UserError as error:
         message += f"; {error}"
     return Diverged(
-        f"{message}; {_advice(recipe)} may help; the step changed no weight, and python -m "
-        f"spiketriton.nonfinite {folder / 'nonfinite.pt'} repeats it"
+        f"{message}; {_advice(recipe)} may help; the step changed no weight, and "
+        f"spiketriton nonfinite {folder / 'nonfinite.pt'} repeats it"
     )
 
 

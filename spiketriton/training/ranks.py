@@ -48,7 +48,7 @@ class Ranks:
     """A single process, which is the first rank. There is nothing to exchange."""
 
     rank, world_size, ranks_here, first = 0, 1, 1, True  # ranks_here: on this machine
-    launcher: tuple[str, ...] = ("python",)
+    launcher: tuple[str, ...] = ()
 
     def __enter__(self) -> "Ranks":
         return self

@@ -43,9 +43,9 @@ def test_help_of_a_command_opens_with_its_line(name, capsys):
         import_module(f"spiketriton.{name}").main(["--help"])
     assert leaves.value.code == EXIT_DONE
     shown = capsys.readouterr().out
-    assert shown.startswith(f"usage: python -m spiketriton.{name} ")
+    assert shown.startswith(f"usage: spiketriton {name} ")
     assert COMMANDS[name] in shown
-    with pytest.raises(UserError, match=f"; python -m spiketriton.{name} --help shows what is acc"):
+    with pytest.raises(UserError, match=f"; spiketriton {name} --help shows what is acc"):
         Parser(name, "").parse_args(["--no-such-option"])
 
 
@@ -121,7 +121,7 @@ def test_a_run_records_the_command_of_its_module(tmp_path):
     arguments = ["train", "small.toml", "train.max_steps=1", "--run-dir", "a b"]
     assert run("-m", "spiketriton", *arguments, cwd=tmp_path).returncode == EXIT_DONE
     (session,) = json.loads((tmp_path / "a b" / "environment.json").read_text())
-    command = "python -m spiketriton.train small.toml train.max_steps=1 --run-dir 'a b'"
+    command = "spiketriton train small.toml train.max_steps=1 --run-dir 'a b'"
     assert session["command"] == command
 
 

@@ -59,7 +59,7 @@ def test_a_recipe_loads_and_its_resolved_text_loads_to_the_same(path):
 @each_recipe
 def test_the_head_of_a_recipe_has_its_command(path):
     head = path.read_text("utf-8").partition("seed =")[0]
-    assert f"python -m spiketriton.train recipes/{path.name}\n" in head
+    assert f"spiketriton train recipes/{path.name}\n" in head
     assert all(line.startswith("#") for line in head.splitlines())
 
 

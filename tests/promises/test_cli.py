@@ -1,4 +1,4 @@
-"""`python -m spiketriton.train`: what a user types, sees and finds."""
+"""`spiketriton train`: what a user types, sees and finds."""
 
 import errno
 import json
@@ -51,7 +51,7 @@ def test_a_run_from_the_command(recipe, capsys):
         "plan: 14 steps of 16 images, 7 steps an epoch",
         "test accuracy  ",
         "curves.png, gradients.png, firing.png, in the run folder",
-        "python -m spiketriton.train small.toml train.epochs=2 seed=3 neuron.kind=relu",
+        "spiketriton train small.toml train.epochs=2 seed=3 neuron.kind=relu",
     ):
         assert words in shown.out, words
     assert "\x1b" not in shown.out
@@ -194,7 +194,7 @@ def test_a_disk_that_is_full_at_the_end(recipe, monkeypatch, capsys):
         assert main([recipe, "--run-dir", "run", "train.max_steps=8"]) == EXIT_ERROR
     shown = capsys.readouterr()
     assert "stopped at step 8; saved: its rows, but no checkpoint. To train it again:" in shown.out
-    assert "python -m spiketriton.train run/recipe.toml --run-dir run-2" in shown.out
+    assert "spiketriton train run/recipe.toml --run-dir run-2" in shown.out
     assert shown.err.count("of step 8 could not be written") == 1
     assert "There is no earlier checkpoint" in shown.err
     assert "has rows up to step 8 but no checkpoint" in refused("--resume", "run")
@@ -226,7 +226,7 @@ def test_a_finished_run_without_its_checkpoints_is_not_trained_over(recipe, tmp_
     before = Path("run/metrics.jsonl").read_bytes()
     said = refused("--resume", "run")
     assert "has rows up to step 21 but no checkpoint (removed, or never written" in said
-    assert "python -m spiketriton.train run/recipe.toml --run-dir run-2" in said
+    assert "spiketriton train run/recipe.toml --run-dir run-2" in said
     assert Path("run/metrics.jsonl").read_bytes() == before
 
 
@@ -241,10 +241,7 @@ def test_a_second_ctrl_c_says_what_is_saved(recipe, monkeypatch, capsys):
     with pytest.raises(KeyboardInterrupt):
         main([recipe, "--run-dir", "run", "train.max_steps=8"])
     shown = capsys.readouterr().out
-    assert (
-        "interrupted; saved: step 8. To continue:\n  python -m spiketriton.train --resume run"
-        in shown
-    )
+    assert "interrupted; saved: step 8. To continue:\n  spiketriton train --resume run" in shown
 
 
 @pytest.mark.usefixtures("no_pictures")

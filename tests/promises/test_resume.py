@@ -287,7 +287,7 @@ def test_ctrl_c_in_a_terminal(tmp_path):
     rest, _ = process.communicate(timeout=600)
     assert process.returncode == EXIT_SIGINT, rest
     assert "Traceback" not in rest
-    assert "python -m spiketriton.train --resume run" in rest
+    assert "spiketriton train --resume run" in rest
 
     stopped = last_state(tmp_path / "run")
     resumed_to = stopped["step"] + 5

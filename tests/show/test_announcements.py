@@ -59,12 +59,12 @@ def test_after_an_interruption_the_resume_command_stands_alone_on_its_line(tmp_p
         lines = stream.getvalue().splitlines()
         assert lines == [
             f"stopped at step 41; saved: {words}. To continue:",
-            f"  python -m spiketriton.train --resume '{folder.path}'",
+            f"  spiketriton train --resume '{folder.path}'",
         ]
 
 
 def offered(
-    recipe: Recipe, arguments: list[str], launcher: tuple[str, ...] = ("python",), **changes
+    recipe: Recipe, arguments: list[str], launcher: tuple[str, ...] = (), **changes
 ) -> dict[str, str]:
     """Commands and their reasons."""
     display = Display(io.StringIO())
@@ -91,10 +91,10 @@ def test_after_a_first_run_its_twin_then_diagnose_then_a_recipe_of_ones_own(file
     monkeypatch.chdir(Path(file).parent)
     copy = "cp runs/x/recipe.toml my_recipe.toml"
     # whoever trains a recipe of their own needs no copy, which might overwrite it
-    for given, last in (("quickstart", copy), (file, "python -m spiketriton.report runs/x")):
+    for given, last in (("quickstart", copy), (file, "spiketriton report runs/x")):
         assert list(offered(small_recipe(), [given])) == [
-            f"python -m spiketriton.train {given} neuron.kind=relu",
-            "python -m spiketriton.diagnose runs/x",
+            f"spiketriton train {given} neuron.kind=relu",
+            "spiketriton diagnose runs/x",
             last,
         ]
 
@@ -102,14 +102,14 @@ def test_after_a_first_run_its_twin_then_diagnose_then_a_recipe_of_ones_own(file
 def test_an_ann_is_offered_its_spiking_twin_and_its_conversion(file):
     found = offered(small_recipe("neuron.kind=relu"), [file, "neuron.kind=relu"])
     assert list(found)[:2] == [
-        f"python -m spiketriton.train {file} neuron.kind=lif",
-        "python -m spiketriton.convert runs/x",
+        f"spiketriton train {file} neuron.kind=lif",
+        "spiketriton convert runs/x",
     ]
 
 
 def test_a_run_on_other_data_is_offered_its_report(file):
     recipe = small_recipe("data.name=synthetic")
-    assert list(offered(recipe, [file]))[-1] == "python -m spiketriton.report runs/x"
+    assert list(offered(recipe, [file]))[-1] == "spiketriton report runs/x"
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_a_run_on_other_data_is_offered_its_report(file):
 )
 def test_longer_is_offered_where_the_last_weights_are_the_best(file, given, longer):
     found = list(offered(small_recipe(*given), [file, *given], progress=BEST_IS_LAST))
-    assert found[1] == f"python -m spiketriton.train {file} {longer}"
+    assert found[1] == f"spiketriton train {file} {longer}"
 
 
 def test_every_offered_recipe_is_accepted_and_differs(file):
@@ -134,7 +134,7 @@ def test_every_offered_recipe_is_accepted_and_differs(file):
     ):
         recipe = small_recipe(*given)
         commands = offered(recipe, [file, *given], progress=BEST_IS_LAST)
-        trained = [c.split()[3:] for c in commands if "spiketriton.train" in c]
+        trained = [c.split()[2:] for c in commands if "spiketriton train" in c]
         assert len(trained) == 2
         for path, *overrides in trained:
             assert load_recipe(path, overrides) != recipe
@@ -146,7 +146,7 @@ def test_the_launcher_of_many_ranks_trains_again(file):
     found = offered(small_recipe(), [file], ("torchrun", "--n=2"))
     assert list(found)[:2] == [
         f"torchrun --n=2 -m spiketriton.train {file} neuron.kind=relu",
-        "python -m spiketriton.diagnose runs/x",
+        "spiketriton diagnose runs/x",
     ]
 
 
@@ -257,5 +257,5 @@ def test_what_a_run_says_fits_the_screen(width, file, monkeypatch):
     summary(display, outcome(), Path("runs/x"), drawn)
     what_next(display, outcome(), RunFolder(Path("runs/x")), recipe, [file])
     for line in display.stream.getvalue().splitlines():
-        command = line.startswith("  ") and line.split()[0] in ("python", "cp")
+        command = line.startswith("  ") and line.split()[0] in ("spiketriton", "cp")
         assert len(line) <= width or command, line

@@ -307,7 +307,7 @@ def test_notes_of_a_terminal_break_between_words_and_commands_not_at_all(monkeyp
     display = LiveDisplay(stream)
     display.note("a/path/of/many/letters " * 6)
     display.warn("disk is full " * 8)
-    display.verbatim("  python -m spiketriton.train " + "recipe " * 20)
+    display.verbatim("  spiketriton train " + "recipe " * 20)
     lines = re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue()).splitlines()
     assert [line.split() for line in lines[:3]] == [["a/path/of/many/letters"] * 2] * 3
     assert all(len(line) <= 60 for line in lines[:-1])

@@ -84,8 +84,8 @@ def test_commands_are_those_of_the_sessions_and_how_to_see_more(folder):
     (text,) = _commands(folder, recipe, [evaluation(), ann()])
     path = str(folder.path)
     assert text == (
-        f"<pre>python -m x &lt;y&gt;\npython -m spiketriton.evaluate &#x27;{path}&#x27; --against "
-        f"runs/twin\npython -m spiketriton.report &#x27;{path}&#x27; --against runs/twin</pre>"
+        f"<pre>python -m x &lt;y&gt;\nspiketriton evaluate &#x27;{path}&#x27; --against "
+        f"runs/twin\nspiketriton report &#x27;{path}&#x27; --against runs/twin</pre>"
     )
     (text,) = _commands(folder, recipe, [evaluation()])
     assert "--against" not in text

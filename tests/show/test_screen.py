@@ -34,7 +34,7 @@ def test_prose_breaks_between_words_and_keeps_its_lines():
 
 def test_a_command_is_one_line():
     made = console(20)
-    show_whole(made, "python -m spiketriton.train " * 3)
+    show_whole(made, "spiketriton train " * 3)
     assert text_of(made).count("\n") == 1
     say(made, "word " * 30)
     assert max(map(len, text_of(made).splitlines()[1:])) <= 20

@@ -1,4 +1,4 @@
-"""`python -m spiketriton.evaluate`: what it counts on trained nets, and what it says."""
+"""`spiketriton evaluate`: what it counts on trained nets, and what it says."""
 
 import dataclasses
 from dataclasses import replace

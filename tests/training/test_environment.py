@@ -291,7 +291,7 @@ def test_what_a_session_notes(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", "a b.toml"])
     alone, several = environment.describe(CPU), environment.describe(CPU, Eight())
     assert (alone["ranks"], several["ranks"]) == (1, 8)
-    assert alone["command"] == "python -m spiketriton.train 'a b.toml'"
+    assert alone["command"] == "spiketriton train 'a b.toml'"
     assert several["command"] == ("torchrun --nproc-per-node=8 -m spiketriton.train 'a b.toml'")
     assert alone["torch"] == torch.__version__
     assert (alone["device"], alone["threads"]) == ("cpu", torch.get_num_threads())
