@@ -355,7 +355,7 @@ def test_the_report_of_a_step(tmp_path):
     assert ended.startswith(
         "the loss is nan at step 7; every current is finite, but the loss is not; a lower train.lr or "
     )
-    assert f"spiketriton.nonfinite {tmp_path / 'nonfinite.pt'} repeats it" in ended
+    assert f"spiketriton nonfinite {tmp_path / 'nonfinite.pt'} repeats it" in ended
     assert content == {
         "step": 7,
         "message": "the loss is nan at step 7; every current is finite, but the loss is not",
