@@ -57,7 +57,8 @@ def facts(options: Options) -> Row:
 
 def machine(row: Row) -> str:
     """`AMD EPYC, 2 threads`, `NVIDIA H100 80GB HBM3`."""
-    return row["device"] + (f", {row['threads']} threads" if row["device_type"] == "cpu" else "")
+    threads = "1 thread" if row["threads"] == 1 else f"{row['threads']} threads"
+    return row["device"] + (f", {threads}" if row["device_type"] == "cpu" else "")
 
 
 def file_name(text: str) -> str:

@@ -1,21 +1,29 @@
-"""docs/performance.md from result files: for each machine the pictures, then every table."""
+"""docs/performance.md and profiling/results/README.md from result files: a summary of each machine, and every table."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+from statistics import median
 
-from profiling.harness.contenders import Status
+from profiling.harness.contenders import OURS, Status
 from profiling.harness.session import Row, file_name, machine
 from profiling.render import pictures, tables
-from profiling.render.rows import newest, read
+from profiling.render.rows import by_case, find, newest, read, times_ours
+from profiling.render.tables import BLANK, Grid, number, percent, times
 from spiketriton.errors import UserError
 
 START, END = "<!-- results: python profiling/run.py report -->", "<!-- end of results -->"
+HEAD = """\
+# All results
+
+For whoever checks a number of [docs/performance.md](../../docs/performance.md): every case, with its command.
+`python profiling/run.py report` writes this page from the `.jsonl` files beside it. Times are medians; that page
+explains the columns.
+"""
 
 
 def write(folder: Path, page: Path) -> list[Path]:
-    """Rewrites the results in `page` and the pictures in `folder`; returns what was written.
+    """Rewrites the results in `page`, and in `folder` README.md and the pictures; returns what was written.
 
     UserError: no results but rehearsals, or the page has no place for them.
     """
@@ -27,30 +35,132 @@ def write(folder: Path, page: Path) -> list[Path]:
     text = page.read_text()
     if START not in text or END not in text:
         raise UserError(f"{page} has no lines {START!r} and {END!r} to write between")
-    written, parts = [page], []
+    written, short, long = [page, folder / "README.md"], [], [HEAD]
     for place in dict.fromkeys(map(machine, rows)):
         mine = [row for row in rows if machine(row) == place]
         drawn = pictures.draw(mine, folder / file_name(place))
         written += drawn
-        parts.append(f"### {place}\n")
-        for path in drawn:
-            link = Path(os.path.relpath(path, page.parent)).as_posix()
-            parts.append(f"![{path.stem}]({link})\n")
-        parts += [
+        short += [f"### {place}\n", *(grid.markdown() for grid in summary(mine))]
+        long += [f"## {place}\n", *(f"![{_words(path)}]({path.name})\n" for path in drawn)]
+        long += [
             _section(section, chosen)
             for section in tables.SECTIONS
             if (chosen := [row for row in mine if row["section"] == section])
         ]
     head, rest = text.split(START)[0], text.split(END)[1]
-    page.write_text(f"{head}{START}\n\n" + "\n".join(parts) + f"\n{END}{rest}")
+    page.write_text(f"{head}{START}\n\n" + "\n".join(short) + f"\n{END}{rest}")
+    written[1].write_text("\n".join(long))
     return written
+
+
+def _words(picture: Path) -> str:
+    return "time and memory of a training step, " + picture.stem.partition("-step-")[2]
 
 
 def _section(name: str, rows: list[Row]) -> str:
     made = (f"`{row['command']}` ({row['run'][:10]}, {tables.where(row)})\n" for row in rows)
     grids = tables.kernel_matrix(rows) if name == "kernels" else tables.tables(rows, name)
-    lines = [f"#### {name}\n", *dict.fromkeys(made)]
+    lines = [f"### {name}\n", *dict.fromkeys(made)]
     if name not in ("compiled", "memory"):
         allocators = dict.fromkeys(row["allocator"] for row in rows if row["status"] == Status.OK)
         lines.append(f"Allocator: {', '.join(allocators)}.\n")
     return "\n".join(lines + [grid.markdown() for grid in grids])
+
+
+# ---- the summary of one machine
+
+
+def summary(rows: list[Row]) -> list[Grid]:
+    """Training steps, kernels, memory and the rest, as far as this machine has them."""
+    of = {name: [row for row in rows if row["section"] == name] for name in tables.SECTIONS}
+    grids = [_steps(of["step"]), _kernels(of["kernels"]), _memory(of["memory"]), _rest(of)]
+    return [grid for grid in grids if grid.lines]
+
+
+def _kernels(rows: list[Row]) -> Grid:
+    """How many times as fast as the fastest other contender of a case; median and lowest of the cases."""
+    found: dict[tuple[str, int], list[float]] = {}
+    for group in by_case(rows):
+        others = [row for row in group if row["contender"] not in ("copy", OURS)]
+        ratios = [ratio for row in others if (ratio := times_ours(group, row)) is not None]
+        if ratios:
+            first = group[0]
+            name = f"`{first['op']}` {first['mode']}, {first['dtype']}"
+            found.setdefault((name, first["T"]), []).append(min(ratios))
+    windows = sorted({T for _, T in found})
+    names = sorted({name for name, _ in found})
+    lines = [
+        [name, *(_range(found.get((name, T), [])) for T in windows), str(sum(
+            len(found.get((name, T), [])) for T in windows))]
+        for name in names
+    ]  # fmt: skip
+    cases = [ratio for ratios in found.values() for ratio in ratios]
+    notes = []
+    if cases:
+        slower = sum(ratio < 1 for ratio in cases)
+        notes = [
+            f"All {len(cases)} cases: {times(median(cases))} in the median; slower than the fastest other in {slower}."
+        ]
+    title = "Kernels: how many times as fast as the fastest other, median of the cases (lowest)"
+    header = ["operation", *(f"T = {T}" for T in windows), "cases"]
+    return Grid(title, header, lines, notes=notes)
+
+
+def _range(ratios: list[float]) -> str:
+    return f"{times(median(ratios))} ({times(min(ratios))})" if ratios else BLANK
+
+
+def _steps(rows: list[Row]) -> Grid:
+    """Milliseconds of a step, and the fraction of it outside the convolutions; a column for each setting."""
+    groups = by_case([row for row in rows if "recipe" in row])
+    names = dict.fromkeys(row["contender"] for row in rows)
+    header, lines = ["training step, ms (outside the convolutions)"], [[name] for name in names]
+    for group in groups:
+        header.append("{recipe}, T = {T}, batch {batch}, {precision}".format(**group[0]))
+        for line in lines:
+            row = find(group, line[0])
+            outside = f" ({percent(row['above_floor'])})" if "above_floor" in row else ""
+            line.append(number(row.get("median_ms")) + outside + (tables.mark(row) if row else ""))
+    return Grid("Training step", header, lines)
+
+
+def _memory(rows: list[Row]) -> Grid:
+    """Bytes an element of single operations: the peak of a training step, and what is saved for backward."""
+    groups = by_case([row for row in rows if "op" in row])
+    names = dict.fromkeys(
+        row["contender"].removeprefix("BatchNorm2d + ") for g in groups for row in g
+    )
+    header, lines = ["bytes per element: peak, saved for backward"], [[name] for name in names]
+    for group in groups:
+        header.append("`{op}`, T = {T}, {dtype}".format(**group[0]))
+        for line in lines:
+            row = find(group, line[0]) or find(group, f"BatchNorm2d + {line[0]}")
+            peak, saved = row.get("peak_per_element"), row.get("saved_per_element")
+            line.append(f"{number(peak)}, {number(saved)}" if row else BLANK)
+    return Grid("Memory of one operation", header, lines)
+
+
+def _rest(of: dict[str, list[Row]]) -> Grid:
+    """One line for each of the other commands."""
+    lines = [
+        [
+            f"`host`: {row['contender']} on tiny tensors",
+            f"{times(row['of_reference'])} the time of F.batch_norm + relu",
+        ]
+        for row in of["host"]
+        if "of_reference" in row
+    ]
+    lines += [
+        [f"`gradients`: monitor of {row['recipe']}, fraction of a training's time", percent(row["cost_in_training"])]
+        for row in of["gradients"]
+        if "cost_in_training" in row
+    ]  # fmt: skip
+    lines += [
+        [f"`data`: {row['images_of']}, augment {row['augment']}, images/s of one core",
+         f"{number(row['images_per_s'])}, {times(faster)} torchvision's"]
+        for group in by_case([row for row in of["data"] if "images_of" in row])
+        for row in group
+        if row["contender"] == OURS
+        if (faster := next((times_ours(group, r) for r in group if "torchvision" in r["contender"]), None))
+    ]  # fmt: skip
+    return Grid("Other measurements", ["what", "value"], lines)

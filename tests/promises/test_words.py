@@ -1,0 +1,34 @@
+"""The pages that a newcomer reads: sentences that can be read once, within a length in all."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PLAIN = [
+    "README.md",
+    *(f"docs/{name}.md" for name in ("performance", "plugins", "python", "reading")),
+]
+LONGEST = 35
+
+
+def sentences(page: str) -> list[str]:
+    """The prose of a page: without code blocks, tables, pictures and comments; every item of a list for itself."""
+    text = re.sub(r"^ *```.*?^ *```", "\n\n", page, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"<!--.*?-->|^\|.*$|^!\[.*$|^#.*$", "\n\n", text, flags=re.MULTILINE)
+    text = re.sub(r"\]\([^)]*\)", "]", text)
+    paragraphs = re.split(r"\n\s*\n|\n *[*-] |^\* |\n *\d+\. ", text)
+    return [
+        sentence
+        for paragraph in paragraphs
+        for sentence in re.split(
+            r"(?<=[.!?])[*)\"]*\s+(?=[A-Z`\[(*\"\d])", " ".join(paragraph.split())
+        )
+    ]
+
+
+@pytest.mark.parametrize("page", PLAIN)
+def test_no_sentence_is_too_long(page):
+    long = [s for s in sentences((ROOT / page).read_text("utf-8")) if len(s.split()) > LONGEST]
+    assert not long, "\n".join(long)
