@@ -19,28 +19,31 @@ in it. The step is repeated, and the first layer and time step that were not fin
 Exit codes: 0 done, 2 a mistake in the command or the file."""
 
 
-def repeat(state: "State", folder: Path = Path()) -> "Finding | None":
-    """Rebuilds the model of the nonfinite.pt in `folder` and repeats its step, on the recipe's device.
+def repeat(state: "State", file: Path) -> "Finding | None":
+    """Rebuilds the model of a nonfinite.pt and repeats its step, on the recipe's device.
 
-    UserError: the file is a checkpoint of a run, not a nonfinite.pt.
+    UserError: the file is a checkpoint of a run, or is damaged.
     """
-    from spiketriton.models import build_model
+    from spiketriton.trained.run import network_of
     from spiketriton.training.losses import build_loss
-    from spiketriton.training.nonfinite import locate
+    from spiketriton.training.nonfinite import batches_of, locate
     from spiketriton.training.placement import Placement
 
     if "images" not in state:
-        raise UserError("the file holds a checkpoint, not a bad step; accepted: a nonfinite.pt")
-    recipe = recipe_from_toml(state["recipe"], state["name"], of_run=folder)
+        raise UserError(f"{file} holds a checkpoint, not a bad step; accepted: a nonfinite.pt")
+    text, name = (str(state.get(key)) for key in ("recipe", "name"))
+    try:
+        recipe = recipe_from_toml(text, name, of_run=file.parent)
+    except UserError as error:
+        raise type(error)(f"{file}: {error}") from None
+    model, facts = network_of(recipe, state, file)
     placement = Placement.set_up(recipe.train)
-    *_, channels, size, _ = state["images"].shape
-    classes = len(state["model"]["fc.weight"])
-    model = build_model(recipe, classes=classes, channels=channels, image_size=size)
-    model.load_state_dict(state["model"])
-    batches = placement.batches(zip(state["images"], state["labels"], strict=True))
-    counts = state.get("data", {}).get("class_counts", ())
-    loss = build_loss(recipe.loss, counts)
-    return locate(placement.place(model), batches, loss, placement.autocast)
+    try:
+        batches = batches_of(state, facts)
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: {error}") from None
+    loss = build_loss(recipe.loss, facts.class_counts)
+    return locate(placement.place(model), placement.batches(batches), loss, placement.autocast)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -60,7 +63,7 @@ def main(arguments: list[str]) -> None:
         from spiketriton.runs.checkpoint import read_checkpoint
 
     state = read_checkpoint(file)
-    finding = repeat(state, file.parent)
+    finding = repeat(state, file)
     words = finding.in_words() if finding else "repeated layer by layer, the step is finite"
     print(f"step {state['step']}: {words}")
 

@@ -52,6 +52,7 @@ from spiketriton.training.randomness import (
     set_random_state,
 )
 from spiketriton.training.ranks import Ranks
+from spiketriton.training.restore import refuse_damage
 from spiketriton.training.start import NOTHING, find_weights, freeze, take_weights
 
 
@@ -499,6 +500,8 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """UserError: the state is damaged."""
+        refuse_damage(state, self.state_dict(), self.optimizer)
         known = (field.name for field in fields(Progress) if field.name in state)
         self.progress = Progress(**{name: state[name] for name in known})
         if self.data.validation is None:  # versions before 0.2 chose the best by the test images

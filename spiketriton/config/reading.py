@@ -84,14 +84,14 @@ def recipe_from_toml(
         older = {"model.shortcut_gradient": "surrogate", **given}
         defaults = {dotted: spec.default for dotted, spec in KEYS.items()}
         given = given if "model.shortcut_gradient" in rules.idle(defaults | older) else older
-    return _assemble(given, _checked(values or {}), name)
+    return _assemble(given, _checked(values or {}), name, of_run is not None)
 
 
 def replace(recipe: Recipe, *overrides: str, values: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe with `key=value` overrides and `values`, as in `load_recipe`. Raises UserError."""
     _load_plugins(overrides, values or {})
     changes = {**_parse_overrides(overrides), **_checked(values or {})}
-    return _assemble(_effective(recipe), changes, recipe.name)
+    return _assemble(_effective(recipe), changes, recipe.name, accepted=True)
 
 
 def values_by_key(keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -343,8 +343,13 @@ def _is_name(text: str) -> bool:
     return bool(text) and not set(text) & set("[]\"',")
 
 
-def _assemble(given: Mapping[str, Any], changes: Mapping[str, Any], name: str) -> Recipe:
-    """The recipe `given`, overridden by `changes`; both are {dotted key: checked value}."""
+def _assemble(
+    given: Mapping[str, Any], changes: Mapping[str, Any], name: str, accepted: bool = False
+) -> Recipe:
+    """The recipe `given`, overridden by `changes`; both are {dotted key: checked value}.
+
+    accepted: `given` was a recipe before, perhaps of an earlier version, which accepted more.
+    """
     defaults = {dotted: spec.default for dotted, spec in KEYS.items()}
     values = _with_arguments({**defaults, **given, **changes})
     for dotted, spec in KEYS.items():
@@ -353,9 +358,14 @@ def _assemble(given: Mapping[str, Any], changes: Mapping[str, Any], name: str) -
     idle_before = rules.idle({**defaults, **given})
     for dotted, reason in rules.idle(values).items():
         argued = dotted == ARGUMENTS and any(map(_is_argument, changes))
-        if dotted in changes or argued or (dotted in given and dotted in idle_before):
+        before = dotted in given and dotted in idle_before and not accepted
+        if dotted in changes or argued or before:
             raise UserError(rules.no_effect(dotted, values[dotted], reason))
         values[dotted] = defaults[dotted]
+    if twice := rules.balanced_twice(values):
+        if not (accepted and rules.balanced_twice({**defaults, **given})):
+            raise UserError(twice)
+        warn_once(f"this run was begun with what is refused now, and keeps it: {twice}")
     parts.asked_for.add(_call(values["model.name"], values[ARGUMENTS]))
     return _build(Recipe, values, name=name)
 

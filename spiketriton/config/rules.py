@@ -190,11 +190,6 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[str]:
             f"train.patience = {values['train.patience']} needs images held out of training, but "
             "data.validation is 0.0"
         )
-    if values["data.sampler"] == values["loss.class_weights"] == "balanced":
-        yield (
-            'data.sampler = "balanced" contradicts loss.class_weights = "balanced": each makes up for the '
-            "sizes of the classes, and both together make small ones too heavy; accepted: one of them"
-        )
     for dotted in ("train.mixup", "train.cutmix"):
         if values[dotted] and values["loss.kind"] not in get_args(Loss):
             accepted = ", ".join(shown(kind) for kind in get_args(Loss))
@@ -287,6 +282,16 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[str]:
             f"neuron.v_reset = {reset} would fire again at once; "
             f"accepted: a number below neuron.v_threshold = {threshold}"
         )
+
+
+def balanced_twice(values: Mapping[str, Any]) -> str:
+    """The contradiction of two keys that earlier versions took together, in a line; "" if there is none."""
+    if not values["data.sampler"] == values["loss.class_weights"] == "balanced":
+        return ""
+    return (
+        'data.sampler = "balanced" contradicts loss.class_weights = "balanced": each makes up for the '
+        "sizes of the classes, and both together make small ones too heavy; accepted: one of them"
+    )
 
 
 def _of_events(values: Mapping[str, Any]) -> Iterator[str]:

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from spiketriton.data.splits import DecodedPhoto, Photo, in_bytes, in_colour
+from spiketriton.data.splits import DecodedPhoto, Photo, as_tensor, in_bytes, in_colour
 from spiketriton.errors import UserError
 from spiketriton.plain import of_plain
 
@@ -72,7 +72,7 @@ class GivenSplit:
         if isinstance(images, str | Path | Image.Image):
             images = [images]
         if isinstance(images, Tensor | np.ndarray):
-            self.images: Any = _as_bytes(torch.as_tensor(images), facts.channels)
+            self.images: Any = _as_bytes(as_tensor(images), facts.channels)
         elif isinstance(images, Iterable):
             self.images = list(images)
         else:

@@ -32,6 +32,7 @@ from spiketriton.data.splits import (
     ArraySplit,
     FileSplit,
     RepeatedSplit,
+    as_tensor,
     folders_of_splits,
     in_bytes,
 )
@@ -95,7 +96,7 @@ class Source:
             split = getattr(self, name)
             if split is None:
                 continue
-            count, labels = len(split), torch.as_tensor(split.labels)
+            count, labels = len(split), as_tensor(split.labels)
             if count == 0:
                 yield f"{name} holds no images; accepted: one or more"
                 return

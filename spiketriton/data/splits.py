@@ -6,6 +6,7 @@ Both have `len`, `labels` (int64 [N]) and `read(indices)`: raw images in the ord
 import contextlib
 import copy
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -51,13 +52,20 @@ def folders_of_splits(root: Path, config: DataConfig, holding: str) -> list[str]
     return ["train", test, *held_out]
 
 
+def as_tensor(values: Any) -> torch.Tensor:
+    """`torch.as_tensor` without its warning of a read-only array, as a memory map is: nothing here writes to it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.as_tensor(values)
+
+
 class ArraySplit:
     """Images in memory. `read` gives them as they are."""
 
     def __init__(self, images: np.ndarray | torch.Tensor, labels: np.ndarray | torch.Tensor):
         """`images`: uint8 or floats in 0..1, [N, C, H, W]; `labels`: integers [N]."""
-        self.images = torch.as_tensor(images)
-        labels = torch.as_tensor(labels)
+        self.images = as_tensor(images)
+        labels = as_tensor(labels)
         self.labels = labels if labels.is_floating_point() else labels.long()
 
     def __len__(self) -> int:

@@ -16,6 +16,7 @@ checkpoints/       last.pt, best.pt (see checkpoint.py)
 import contextlib
 import errno
 import itertools
+import re
 import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spiketriton import __version__
 from spiketriton.config import (
     Recipe,
     load_recipe,
@@ -33,7 +35,7 @@ from spiketriton.config import (
     to_toml,
 )
 from spiketriton.config.recipe import parts_of, values_of
-from spiketriton.errors import UserError
+from spiketriton.errors import UserError, one_line
 from spiketriton.locks import locked
 from spiketriton.runs.rows import (
     GRADIENTS,
@@ -169,7 +171,8 @@ class RunFolder:
         except parts.NotAskedFor as error:
             raise parts.NotAskedFor(f"{self.recipe}: {error}") from None
         except UserError as error:
-            raise UserError(f"{self.recipe}: {error}{self._plugins_in_words()}") from None
+            hints = f"{self._plugins_in_words()}{self._version_in_words(str(error))}"
+            raise UserError(f"{self.recipe}: {error}{hints}") from None
         except UnicodeDecodeError as error:
             raise UserError(f"{self.recipe} is damaged: not UTF-8 at byte {error.start}") from None
 
@@ -224,6 +227,19 @@ class RunFolder:
         return (
             f"; the run used the plugin {', '.join(used)}: install it, or give its new place with "
             "plugins.modules=..."
+        )
+
+    def _version_in_words(self, error: str) -> str:
+        """With what the run was trained, where that may be why its recipe is not understood."""
+        last = (self.sessions() or [{}])[-1]
+        theirs, commit = last.get("spiketriton"), last.get("commit")
+        if not isinstance(theirs, str) or (theirs == __version__ and "unknown" not in error):
+            return ""
+        at = f", commit {commit[:10]}" if isinstance(commit, str) else ""
+        newer = _numbers(theirs) > _numbers(__version__)
+        return (
+            f"; the run was trained with spiketriton {one_line(theirs)[:20]}{one_line(at)}, and this is {__version__}"
+            + (": install the newer one" if newer else "")
         )
 
     def write_micro_batch(self, images: int) -> None:
@@ -358,6 +374,10 @@ def _unused(root: Path, name: str) -> Path:
     stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
     return next(root / name for name in names if not (root / name).exists())
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d{1,9}", version)]
 
 
 def _holds_files(folder: Path) -> bool:

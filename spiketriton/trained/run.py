@@ -105,17 +105,13 @@ def load_run(
     if test_images is not None:
         recipe = replace(recipe, f"data.test_images={test_images}")
     state, found = read_state(folder, checkpoint)
-    kept = state.get("data")
     try:
-        facts = Facts.of_state(of_plain(dict[str, Any], kept, "data")) if kept else None
         conversion = of_plain(dict[str, Any] | None, state.get("conversion"), "conversion")
         if conversion is not None:
             of_plain(str, conversion.get("method"), "conversion.method")
     except ValueError as error:
         raise UserError(f"{folder.path}: its checkpoint is damaged: {error}") from None
-    facts = facts or build_data(recipe).facts
-    model = _network(recipe, facts, state)
-    _load_weights(model, state, folder.path)
+    model, facts = network_of(recipe, state, folder.path)
     placement = Placement.set_up(recipe.train)
     return Run(
         folder=folder,
@@ -167,6 +163,19 @@ def read_state(folder: RunFolder, checkpoint: str = "last") -> tuple[State, str]
         )
     best = checkpoints.loaded is not None and checkpoints.loaded.name == "best.pt"
     return state, "best" if best else "last"
+
+
+def network_of(recipe: Recipe, state: State, path: Path) -> tuple[Network, Facts]:
+    """The network of a state with its weights, and what it was trained on. UserError: `path` is damaged."""
+    kept = state.get("data")
+    try:
+        facts = Facts.of_state(of_plain(dict[str, Any], kept, "data")) if kept else None
+    except ValueError as error:
+        raise UserError(f"{path}: the checkpoint is damaged: {error}") from None
+    facts = facts or build_data(recipe).facts
+    model = _network(recipe, facts, state)
+    _load_weights(model, state, path)
+    return model, facts
 
 
 def _network(recipe: Recipe, facts: Facts, state: State) -> Network:

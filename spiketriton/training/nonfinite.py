@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from spiketriton.config import Recipe
+from spiketriton.data import Facts
 from spiketriton.errors import UserError
 from spiketriton.models import Network, trial
 from spiketriton.neurons import SpikingNeuron, one_by_one
@@ -201,6 +202,29 @@ def scene(recipe_and_weights: State, step: int, batches: Sequence[Batch]) -> Sta
         "images": torch.stack(images),
         "labels": torch.stack(labels),
     }
+
+
+def batches_of(scene: State, facts: Facts) -> list[Batch]:
+    """The micro-batches of a `scene`. ValueError: they are damaged."""
+    images, labels = scene.get("images"), scene.get("labels")
+    shape = (facts.channels, facts.image_size, facts.image_size)
+    if (
+        not isinstance(images, Tensor)
+        or images.ndim != (6 if facts.frames else 5)
+        or images.shape[-3:] != shape
+        or not images.is_floating_point()
+    ):
+        raise ValueError(f"its images are no batches of {facts.channels}x{shape[1]}x{shape[2]}")
+    first, classes = (images.shape[0], images.shape[-4]), len(facts.classes)
+    if not isinstance(labels, Tensor) or labels.shape[:2] != first:
+        raise ValueError("its labels are not those of its images")
+    indices = labels.ndim == 2 and labels.dtype == torch.int64
+    mixed = labels.shape[2:] == (classes,) and labels.is_floating_point()
+    if not mixed and not (
+        indices and labels.numel() and 0 <= labels.min() <= labels.max() < classes
+    ):
+        raise ValueError(f"its labels are none of {classes} classes")
+    return list(zip(images, labels, strict=True))
 
 
 def report(

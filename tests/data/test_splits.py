@@ -69,8 +69,10 @@ def test_images_before_the_damaged_one_are_delivered(tmp_path):
         next(batches)
 
 
+@pytest.mark.filterwarnings("error")
 def test_arrays_are_read_in_the_order_asked_for():
     images = np.arange(6, dtype=np.uint8).reshape(3, 1, 2, 1)
+    images.flags.writeable = False  # as a memory map is, or an array of a picture
     split = ArraySplit(images, np.array([2, 1, 0], dtype=np.uint8))
     assert len(split) == 3
     assert split.labels.dtype == torch.int64

@@ -273,7 +273,8 @@ def test_a_bad_step_is_found_at_its_frame(root, tmp_path):
     from spiketriton.nonfinite import repeat
     from spiketriton.runs.checkpoint import read_checkpoint
 
-    finding = repeat(read_checkpoint(tmp_path / "run" / "nonfinite.pt"))
+    file = tmp_path / "run" / "nonfinite.pt"
+    finding = repeat(read_checkpoint(file), file)
     assert finding is not None
     assert (finding.layer, finding.time_step) == ("layer2.0.conv1", 0)
 

@@ -25,14 +25,18 @@ from spiketriton.data.events import cache
 from spiketriton.data.events.formats import FORMATS, read_events, write_events
 from spiketriton.data.splits import Photo, check_file
 from spiketriton.errors import UserError
+from spiketriton.gradients.subject import find_subject
+from spiketriton.nonfinite import repeat
 from spiketriton.runs.checkpoint import Checkpoints, read_checkpoint
 from spiketriton.runs.folder import RunFolder
 from spiketriton.show import evaluation_tables, report_page, run_pictures
 from spiketriton.trained.evaluation import evaluate, read_evaluation
 from spiketriton.trained.run import load_run
+from spiketriton.trainer import Trainer
+from spiketriton.training.nonfinite import scene
 from spiketriton.training.start import find_weights
 from tests.small_events import random_events
-from tests.small_runs import small_trainer
+from tests.small_runs import Lines, small_trainer
 
 QUICK, SLOW = 25, 410  # inputs of each target: some 600 and 10,000 in all
 SECONDS = 30  # for one input
@@ -161,7 +165,8 @@ def in_json(content: bytes, rng: random.Random) -> bytes:
 def forged(content: bytes, rng: random.Random) -> bytes:
     """A checkpoint with another value, and the right checksum."""
     state = torch.load(io.BytesIO(content), weights_only=True)
-    kept = {k: state[k] for k in ("optimizer", "random") if k in state}  # resume alone reads these
+    # of a checkpoint, `resume` alone reads these
+    kept = {k: state[k] for k in ("optimizer", "random") if k in state}
     changed = in_values({k: v for k, v in state.items() if k not in kept}, rng)
     if isinstance(changed, dict):
         changed |= kept
@@ -202,6 +207,11 @@ def _evaluation(run: RunFolder) -> None:
 def _weights(run: RunFolder) -> None:
     load_run(run.path)
     find_weights(str(run.path / "checkpoints" / "last.pt"))
+    dict(find_subject(str(run.path), [], warn=lambda text: None).state or {})
+
+
+def _scene(run: RunFolder) -> None:
+    repeat(read_checkpoint(run.path / "nonfinite.pt"), run.path / "nonfinite.pt")
 
 
 RUN_TARGETS = {  # file of the run: how it is damaged, who reads it
@@ -217,6 +227,7 @@ RUN_TARGETS = {  # file of the run: how it is damaged, who reads it
             read_evaluation(run.path / "evaluation" / "evaluation.json")
         ),
     ),
+    "nonfinite.pt": ((in_bytes, forged, forged), _scene),
     "checkpoints/last.pt": ((in_bytes, forged, forged), _weights),
 }
 
@@ -288,6 +299,9 @@ def whole(tmp_path_factory):
     (path / "diagnosis.json").write_text(
         json.dumps({"subject": f"run x, after step {trainer.step}", "overlap": [0.5] * len(layers)})
     )
+    images, labels = next(trainer.data.train.from_step(0, trainer.device))
+    bad = scene(trainer.state_dict(), 1, [(images, labels)])
+    trainer.checkpoints.save_as(path / "nonfinite.pt", bad)
     (path / "evaluation").mkdir()
     (path / "evaluation" / "evaluation.json").write_text(evaluate(load_run(path)).to_json())
     return path
@@ -335,6 +349,32 @@ def test_files_of_a_run(whole, target, count, tmp_path, monkeypatch):
         # a checkpoint holds the recipe, and shapes are those of two files
         wrong = refused_or_read(lambda: read(run), [file.name, str(run.path)], tmp_path / "marker")
         if wrong:
+            found.setdefault(wrong[:60], (seed, wrong))
+    assert not found, "\n".join(f"seed {seed}: {wrong[:300]}" for seed, wrong in found.values())
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_states_of_a_resumed_run(optimizer, count, tmp_path):
+    """A checkpoint with another value in it: the run is refused, or takes its next step."""
+    keys = ["model.name=mlp", "model.depth=2", "train.ema=0.9", f"train.optimizer={optimizer}"]
+    trainer = small_trainer(tmp_path / "run", *keys)
+    trainer.fit(until=3)
+    state = read_checkpoint(trainer.checkpoints.folder / "last.pt")
+    resumed = [name for name in state if name not in ("recipe", "name", "version", "data")]
+    found = {}
+    for seed in range(count):
+        rng = random.Random(f"{optimizer} {seed}")
+        part = rng.choice(resumed)
+        changed = {**state, part: in_values(state[part], rng)}
+        if rng.random() < 0.05:
+            del changed[part]
+        again = Trainer(trainer.recipe, trainer.data, trainer.folder, Lines())
+
+        def read(again=again, changed=changed):
+            again.load_state_dict(changed)
+            again.fit(until=4)
+
+        if wrong := refused_or_read(read, ["the checkpoint is damaged"], tmp_path / "marker"):
             found.setdefault(wrong[:60], (seed, wrong))
     assert not found, "\n".join(f"seed {seed}: {wrong[:300]}" for seed, wrong in found.values())
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from spiketriton import locks
-from spiketriton.config import to_toml
+from spiketriton.config import load_recipe, replace, to_toml
 from spiketriton.errors import UserError
 from spiketriton.runs.folder import Onlooker, RunFolder, find_run
 from spiketriton.runs.rows import METRICS
@@ -71,8 +71,26 @@ def test_a_damaged_recipe_is_named(tmp_path):
     with pytest.raises(UserError, match=r"recipe\.toml is damaged: not UTF-8 at byte 8"):
         folder.load_recipe()
     folder.recipe.write_text("sed = 0")
-    with pytest.raises(UserError, match=r"recipe\.toml: .*sed"):
-        folder.load_recipe()
+    for version, words in (("0.1.0", ""), ("9.0.1", ": install the newer one")):
+        folder.environment.write_text(json.dumps([{"spiketriton": version, "commit": "1a2b3c"}]))
+        said = rf"recipe\.toml: .*sed.*with spiketriton {version}, commit 1a2b3c, and this is [\d.]+{words}$"
+        with pytest.raises(UserError, match=said):
+            folder.load_recipe()
+
+
+def test_a_run_keeps_what_only_new_recipes_are_refused(tmp_path, capsys):
+    """Classes that are balanced twice, and a key that has no effect any longer."""
+    folder, text = RunFolder(tmp_path), to_toml(small_recipe("train.device=cpu"))
+    twice = text.replace('sampler = "shuffle"', 'sampler = "balanced"').replace(
+        'class_weights = "none"', 'class_weights = "balanced"'
+    )
+    folder.recipe.write_text(twice.replace("[loss]", "[loss]\ntet_lambda = 0.5"))
+    recipe = folder.load_recipe()
+    assert recipe.data.sampler == recipe.loss.class_weights == "balanced"
+    assert "keeps it: data.sampler" in capsys.readouterr().err
+    replace(recipe, "train.epochs=9")
+    with pytest.raises(UserError, match="contradicts"):
+        load_recipe(folder.recipe, ["loss.tet_lambda=0.05", "loss.kind=tet"])
 
 
 def test_a_folder_with_a_run_is_not_taken_again(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from torch.nn.functional import grid_sample
 from spiketriton.config import DataConfig
 from spiketriton.data.draws import mix, uniforms
 from spiketriton.data.facts import Facts
+from spiketriton.data.splits import as_tensor
 from spiketriton.data.transforms import Draws
 from spiketriton.errors import UserError
 
@@ -125,7 +126,7 @@ class GivenFrames:
         accepted = f"uint8 counts [B, T, {facts.channels}, {side}, {side}]"
         if not isinstance(frames, Tensor | np.ndarray):
             raise UserError(f"frames as a {type(frames).__name__}; accepted: {accepted}")
-        self.frames = torch.as_tensor(frames)
+        self.frames = as_tensor(frames)
         shape = tuple(self.frames.shape)
         fits = self.frames.ndim == 5 and shape[2:] == (facts.channels, side, side)
         if self.frames.dtype != torch.uint8 or not fits or 0 in shape:

@@ -1,0 +1,108 @@
+"""A checkpoint's state against that of the trainer which takes it: what is damaged or forged is refused."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.optim import SGD, Optimizer
+
+from spiketriton.errors import UserError
+from spiketriton.training.randomness import set_random_state
+
+_ELSEWHERE = ("recipe", "name", "version", "data")  # not taken from it, or looked at before
+
+
+def refuse_damage(given: Mapping[str, Any], own: Mapping[str, Any], optimizer: Optimizer) -> None:
+    """UserError: a part of a checkpoint is missing, or has not the form of the trainer's own.
+
+    Sets the random generators.
+    """
+    try:
+        for name, part in own.items():
+            if name == "optimizer":
+                _compare_optimizer(given.get(name), part, optimizer)
+            elif name == "random":
+                _compare_random(given.get(name), part)
+            elif name == "model":
+                _compare_weights(given.get(name), part)
+            elif name not in _ELSEWHERE and (isinstance(part, Mapping) or name in given):
+                _compare(given.get(name), part, name)
+    except ValueError as error:
+        raise UserError(f"the checkpoint is damaged: {error}") from None
+
+
+def _compare(given: Any, own: Any, where: str) -> None:
+    """ValueError: `given` lacks a key of `own`, or has other shapes, lengths or kinds of values."""
+    number = isinstance(given, int | float) and not isinstance(given, bool)
+    if isinstance(own, Tensor):
+        good = isinstance(given, Tensor) and (given.shape, given.dtype) == (own.shape, own.dtype)
+    elif isinstance(own, Mapping):
+        good = isinstance(given, Mapping) and own.keys() <= given.keys()
+    elif isinstance(own, list | tuple):
+        good = isinstance(given, list | tuple) and len(given) == len(own)
+    elif own is None:
+        good = given is None or number
+    elif isinstance(own, bool | str):
+        good = type(given) is type(own)
+    elif isinstance(own, int):
+        good = number and isinstance(given, int) and abs(given) < 2**53
+    else:
+        good = number and not abs(given) > 1e300  # nan is one
+    if not good:
+        raise ValueError(f"{where} is {_short(given)} where it should be as {_short(own)}")
+    if isinstance(own, Mapping):
+        for name in own:
+            _compare(given[name], own[name], f"{where}.{name}")
+    elif isinstance(own, list | tuple):
+        for at, (one, other) in enumerate(zip(given, own, strict=True)):
+            _compare(one, other, f"{where}[{at}]")
+
+
+def _compare_weights(given: Any, own: Mapping[str, Any]) -> None:
+    """The widths of surrogates, which older checkpoints lack, are looked at by their neurons."""
+    weights = {name: value for name, value in own.items() if not name.endswith("_extra_state")}
+    _compare(given, weights, "model")
+    for name in given:
+        if name not in weights and not str(name).endswith("_extra_state"):
+            raise ValueError(f"model.{_short(name)} is not known")
+
+
+def _compare_optimizer(given: Any, own: Mapping[str, Any], optimizer: Optimizer) -> None:
+    _compare(given, {**own, "state": {}}, "optimizer")
+    names = (
+        ("momentum_buffer",) if isinstance(optimizer, SGD) else ("step", "exp_avg", "exp_avg_sq")
+    )
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    numbers = [number for group in own["param_groups"] for number in group["params"]]
+    if numbers != [number for group in given["param_groups"] for number in group["params"]]:
+        raise ValueError("optimizer.param_groups has other parameters")
+    for number, kept in given["state"].items():
+        if number not in numbers or not isinstance(kept, Mapping):
+            raise ValueError(f"optimizer.state[{_short(number)}] is of no parameter")
+        shape = parameters[numbers.index(number)].shape
+        for name in names if kept else ():
+            value = kept.get(name)
+            wanted = () if name == "step" else shape
+            fits = isinstance(value, Tensor) and value.is_floating_point() and value.shape == wanted
+            if not fits:
+                where = f"optimizer.state[{number}].{name}"
+                raise ValueError(f"{where} is {_short(value)} of a parameter {list(shape)}")
+
+
+def _compare_random(given: Any, own: Mapping[str, Any]) -> None:
+    _compare(
+        given, {**own, "cuda": given.get("cuda")} if isinstance(given, dict) else own, "random"
+    )
+    if not 0 <= given["numpy"][2] <= 624:  # numpy itself does not look
+        raise ValueError("random.numpy is no state of its generator")
+    try:
+        set_random_state(given)
+    except (RuntimeError, ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"random: {error}") from None
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor {list(value.shape)}"
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
