@@ -1,34 +1,35 @@
-"""docs/design.md shows the tree as it is."""
+"""docs/design.md and CONTRIBUTING.md name folders and files that are there, and no folder of code is left out."""
 
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
-SHOWN = ("kernels/spiketriton_kernels", "spiketriton", "profiling")
+CODE = ("kernels/spiketriton_kernels", "spiketriton", "profiling")
 
 
-def described() -> set[str]:
-    """Files of the tree in docs/design.md: a folder's line ends with /, files are indented below it."""
+@pytest.mark.parametrize("page", ["docs/design.md", "CONTRIBUTING.md"])
+def test_every_file_that_is_named_is_there(page):
+    named = set(re.findall(r"`([\w./]+\.(?:py|h|cpp|md))`", (ROOT / page).read_text("utf-8")))
+    files = [
+        path.as_posix()
+        for folder in (*CODE, "tests", "docs")
+        for path in (ROOT / folder).rglob("*")
+    ]
+    missing = {name for name in named if not any(path.endswith(f"/{name}") for path in files)}
+    assert named
+    assert not missing
+
+
+def test_every_folder_of_code_is_described():
     text = (ROOT / "docs" / "design.md").read_text("utf-8")
-    tree = re.search(r"```text\n(kernels/spiketriton_kernels/.*?)```", text, re.DOTALL)
-    assert tree is not None
-    found, folders = set(), []
-    for line in tree[1].splitlines():
-        depth = (len(line) - len(line.lstrip())) // 2
-        name = line.split()[0]
-        del folders[depth:]
-        if name.endswith("/"):
-            folders.append(name)
-        else:
-            found |= {"".join([*folders, name])}
-    return found
-
-
-def there() -> set[str]:
-    files = {path for folder in SHOWN for path in (ROOT / folder).rglob("*") if path.is_file()}
-    code = {path for path in files if path.suffix in (".py", ".cpp", ".h")}
-    return {str(path.relative_to(ROOT)) for path in code if path.name != "__init__.py"}
-
-
-def test_the_tree_of_the_design_is_the_tree():
-    assert described() == there()
+    described = {
+        name
+        for line in text.splitlines()
+        if line.startswith("| `")
+        for name in re.findall(r"`([\w/]+/)`", line)
+    }
+    files = {path for folder in CODE for path in (ROOT / folder).rglob("*.py")}
+    there = {f"{path.parent.relative_to(ROOT)}/" for path in files}
+    assert described == there - {"profiling/"}

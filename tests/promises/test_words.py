@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from spiketriton_kernels import Surrogate
+
 ROOT = Path(__file__).parents[2]
 PLAIN = [
     "README.md",
@@ -32,3 +34,13 @@ def sentences(page: str) -> list[str]:
 def test_no_sentence_is_too_long(page):
     long = [s for s in sentences((ROOT / page).read_text("utf-8")) if len(s.split()) > LONGEST]
     assert not long, "\n".join(long)
+
+
+def test_the_widths_of_other_libraries():
+    """docs/words.md: `Surrogate.atan(2)` is 0.318 wide and 1 high."""
+    text = (ROOT / "docs" / "words.md").read_text("utf-8")
+    rows = re.findall(r"\| `(Surrogate\.\w+\(\d+\))` \| (\S+) \| (\S+) \|", text)
+    assert len(rows) == 8
+    for made, width, height in rows:
+        surrogate = eval(made, {"Surrogate": Surrogate})
+        assert (f"{surrogate.width:.3g}", f"{surrogate.height:.3g}") == (width, height), made
