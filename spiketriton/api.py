@@ -121,7 +121,8 @@ def train(
             hooks=Hooks(on_row, on_step, on_checkpoint),
         )
     if outcome.exit_code == EXIT_SIGINT:
-        display.note(f'continue with spiketriton.train(resume="{folder.path}")')
+        trust = ", plugins=True" if given.names_code else ""
+        display.note(f'continue with spiketriton.train(resume="{folder.path}"{trust})')
         raise KeyboardInterrupt
     if outcome.exit_code != EXIT_DONE and not outcome.saved:
         raise UserError(

@@ -104,6 +104,7 @@ def main(arguments: list[str]) -> None:
     show_table(console, "", HEAD, list(rows(model)), legend=LEGEND)
     show_whole(console, f"converted for T = {options.steps}: {folder.path}")
     command = [*spelled("evaluate"), str(folder.path), "--against", args.run]
+    command += ["--trust-plugins"] * recipe.names_code
     show_whole(console, f"next: {shlex.join(command)}")
 
 

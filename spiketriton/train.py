@@ -94,7 +94,7 @@ def train(args: argparse.Namespace, recipe: Recipe, folder: RunFolder, ranks: "R
         return EXIT_NONFINITE
     except (KeyboardInterrupt, SystemExit):
         if ranks.first and folder.recipe.exists():
-            to_continue(display, folder, "interrupted", ranks.launcher)
+            to_continue(display, folder, recipe, "interrupted", ranks.launcher)
         raise
     if ranks.first:
         words = [args.recipe or str(folder.recipe), *args.overrides]

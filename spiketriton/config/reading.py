@@ -87,6 +87,11 @@ def recipe_from_toml(
     return _assemble(given, _checked(values or {}), name, of_run is not None)
 
 
+def of_text(text: str, name: str) -> Recipe:
+    """The recipe that `to_toml` wrote, perhaps in another process."""
+    return _assemble(_parse(text, Path()), {}, name, accepted=True)
+
+
 def replace(recipe: Recipe, *overrides: str, values: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe with `key=value` overrides and `values`, as in `load_recipe`. Raises UserError."""
     _load_plugins(overrides, values or {})

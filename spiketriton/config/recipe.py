@@ -679,11 +679,16 @@ class Recipe(Table):
         for message in rules.contradictions(values):
             raise UserError(message)
 
+    @property
+    def names_code(self) -> bool:
+        """Whether it names code of somebody else's, so that a run of it is loaded with consent only."""
+        return bool(self.plugins.modules) or ":" in self.model.name
+
     def __reduce__(self) -> tuple[Any, ...]:
         """As text: another process imports the plugins before it reads the rest."""
-        from spiketriton.config.reading import recipe_from_toml, to_toml
+        from spiketriton.config.reading import of_text, to_toml
 
-        return recipe_from_toml, (to_toml(self), self.name)
+        return of_text, (to_toml(self), self.name)
 
 
 def selector_of(path: str) -> str:

@@ -133,7 +133,7 @@ def what_next(
 ) -> None:
     """Commands to try after a run. `arguments`: the recipe file and the overrides that made it."""
     if not (outcome.finished and outcome.saved):
-        to_continue(display, folder, f"stopped at step {outcome.progress.step}", launcher)
+        to_continue(display, folder, recipe, f"stopped at step {outcome.progress.step}", launcher)
         return
     display.note("what to try next:")
     for command, reason in [
@@ -145,7 +145,7 @@ def what_next(
 
 
 def to_continue(
-    display: Display, folder: RunFolder, what: str, launcher: Sequence[str] = ()
+    display: Display, folder: RunFolder, recipe: Recipe, what: str, launcher: Sequence[str] = ()
 ) -> None:
     """After a run that has not ended: what of it is on the disk, and the command that goes on."""
     train = spelled("train", launcher)
@@ -156,7 +156,12 @@ def to_continue(
         return
     saved = "nothing yet" if state is None else f"step {state['step']}"
     display.note(f"{what}; saved: {saved}. To continue:")
-    display.verbatim("  " + shlex.join([*train, "--resume", str(folder.path)]))
+    display.verbatim("  " + shlex.join([*train, "--resume", *_of_run(folder.path, recipe)]))
+
+
+def _of_run(folder: Path, recipe: Recipe) -> list[str]:
+    """A run as a command takes it, with consent to the code that it was just trained with."""
+    return [str(folder), *["--trust-plugins"] * recipe.names_code]
 
 
 def _with_changes(
@@ -200,15 +205,15 @@ def _overridden(arguments: Sequence[str], change: str) -> list[str] | None:
 
 def _with_the_run(folder: Path, recipe: Recipe, given: str) -> Iterator[tuple[list[str], str]]:
     """Commands that take the run, and why. `given`: the recipe of its command."""
-    run = str(folder)
+    run = _of_run(folder, recipe)
     if recipe.neuron.kind == "relu":
-        yield [*spelled("convert"), run], "this ANN as a spiking network"
+        yield [*spelled("convert"), *run], "this ANN as a spiking network"
     else:
         why = "whether image and gradient get through, layer by layer, and what to change"
-        yield [*spelled("diagnose"), run], why
+        yield [*spelled("diagnose"), *run], why
     mine = Path("my_recipe.toml")
     if recipe.data.name == "digits" and given in shipped_recipes() and not mine.exists():
         copy = ["cp", str(folder / "recipe.toml"), str(mine)]  # a first try
         yield copy, "a recipe of your own to change; docs/recipes.md explains every key"
     else:
-        yield [*spelled("report"), run], "one page: accuracy by time step, cost, spikes"
+        yield [*spelled("report"), *run], "one page: accuracy by time step, cost, spikes"

@@ -293,7 +293,7 @@ def _commands(folder: RunFolder, recipe: Recipe, evaluations: list[Evaluation]) 
     path = shlex.quote(str(folder.path))
     lines = [str(s["command"]) for s in folder.sessions() if "command" in s]
     against = " ".join(shlex.quote(one.run) for one in evaluations[1:])
-    tail = f" --against {against}" if against else ""
+    tail = (f" --against {against}" if against else "") + " --trust-plugins" * recipe.names_code
     main = evaluations[0] if evaluations else None
     usual = main is None or main.images == (
         recipe.data.test_images or main.available or main.images

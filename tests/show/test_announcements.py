@@ -51,16 +51,19 @@ def test_after_an_interruption_the_resume_command_stands_alone_on_its_line(tmp_p
     """What is saved is read from the disk."""
     folder = RunFolder(tmp_path / "my run")
     folder.checkpoints.mkdir(parents=True)
-    for saved, words in ((None, "nothing yet"), (40, "step 40")):
+    recipe, tail = small_recipe(), ""
+    for saved, words in ((None, "nothing yet"), (40, "step 40"), (40, "step 40")):
         stream = io.StringIO()
         if saved is not None:
             Checkpoints(folder.checkpoints, pytest.fail).save_last({"step": saved})
-        what_next(Display(stream), outcome(step=41, saved_at=None), folder, small_recipe(), [])
+        what_next(Display(stream), outcome(step=41, saved_at=None), folder, recipe, [])
         lines = stream.getvalue().splitlines()
         assert lines == [
             f"stopped at step 41; saved: {words}. To continue:",
-            f"  spiketriton train --resume '{folder.path}'",
+            f"  spiketriton train --resume '{folder.path}'{tail}",
         ]
+        if saved:  # what was trained with code of somebody else's asks for consent to it
+            recipe, tail = small_recipe("plugins.modules=json"), " --trust-plugins"
 
 
 def offered(
