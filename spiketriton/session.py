@@ -62,15 +62,16 @@ def prepared(
         ranks.claim_device(recipe.train.device)
         if not resume and recipe.train.init_from != NOTHING:
             ranks.decide(partial(refuse_missing_weights, recipe.train.init_from))
-        announce_run(display, recipe, folder.path)
-        data = build_data(recipe, rank=ranks.rank, world_size=ranks.world_size)
-        ranks.meet()
-        trainer = Trainer(recipe, data, folder, display, ranks, hooks)
-        announce_parts(display, recipe, trainer.data, trainer.model, trainer.plan, ranks)
-        if resume:
-            trainer.resume()
-        else:
-            trainer.begin()
+        with display.held_back():  # a refusal stands alone
+            announce_run(display, recipe, folder.path)
+            data = build_data(recipe, rank=ranks.rank, world_size=ranks.world_size)
+            ranks.meet()
+            trainer = Trainer(recipe, data, folder, display, ranks, hooks)
+            announce_parts(display, recipe, trainer.data, trainer.model, trainer.plan, ranks)
+            if resume:
+                trainer.resume()
+            else:
+                trainer.begin()
         folder.begin_session(recipe, describe(trainer.device, ranks))
         if report := trainer.model.report():
             folder.write_network(report)

@@ -5,18 +5,17 @@ from pathlib import Path
 from spiketriton.gradients.diagnosis import Diagnosis
 from spiketriton.gradients.variants import Change
 from spiketriton.show import figures
-from spiketriton.show.figures import BLUE, GREY, ORANGE, STYLE, heat_map, log10, new_figure
+from spiketriton.show.figures import BLUE, GREY, ORANGE, heat_map, log10, new_figure
 from spiketriton.show.verdict import line
 
 
 def draw(found: Diagnosis, path: Path) -> None:
     """Heat map, depth profile with the surrogate halved and doubled, and time profile, as PNG."""
-    import matplotlib
     from matplotlib.ticker import MaxNLocator
 
     measured = found.measured
     note = " (synthetic images)" if found.synthetic else ""
-    with matplotlib.rc_context(STYLE):
+    with figures.style():
         figure = new_figure(15, 3.4 + 0.13 * max(len(measured.names), 14))
         heat, depth, time, image = figure.subplots(1, 4, width_ratios=[1.2, 1, 0.8, 0.6])
         title = f"{found.subject.recipe.name}{note}: {line(found.verdict)}"

@@ -5,6 +5,8 @@ import io
 import os
 import sys
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -54,25 +56,43 @@ class Display:
         self.signal = ""  # what was said when a signal came
         self.log: Lines | None = None
         self._kept = ""  # said before there was a log
+        self._waiting: list[Callable[[], None]] | None = None  # said, and not shown yet
 
     def note(self, text: str, indent: str = "  ") -> None:
         """Prose, broken between words at the edge of a terminal; later lines are indented."""
         self.keep(text)
-        say(self.console, text, indent=indent)
-        self.stream.flush()
+        self.show(lambda: say(self.console, text, indent=indent))
 
     def verbatim(self, text: str) -> None:
         """A command or a path, in one piece."""
         self.keep(text)
-        show_whole(self.console, text)
-        self.stream.flush()
+        self.show(lambda: show_whole(self.console, text))
 
     def parts(self, *parts: str) -> None:
         """One row: a terminal breaks it between its parts."""
         self.keep((" " * GAP).join(parts))
         for line in fill(parts, self.console.width, indent="    "):
-            show_whole(self.console, line)
-        self.stream.flush()
+            self.show(partial(show_whole, self.console, line))
+
+    @contextlib.contextmanager
+    def held_back(self) -> Iterator[None]:
+        """What is said in this block, but for warnings, is shown at its end, and not at all if it fails."""
+        self._waiting = []
+        try:
+            yield
+        except BaseException:
+            self._waiting = None
+            raise
+        waiting, self._waiting = self._waiting, None
+        for show in waiting:
+            self.show(show)
+
+    def show(self, show: Callable[[], None]) -> None:
+        if self._waiting is not None:
+            self._waiting.append(show)
+        else:
+            show()
+            self.stream.flush()
 
     def warn(self, text: str) -> None:
         self.keep(f"warning: {one_line(text)}")

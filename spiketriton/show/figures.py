@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import io
 import math
+import re
+import warnings
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from spiketriton.errors import warn_once
 from spiketriton.runs.rows import replace_file
 
 if TYPE_CHECKING:
@@ -41,12 +46,30 @@ STYLE: dict[Any, Any] = {
 }
 
 
+MORE_LETTERS = (
+    *(f"Noto Sans CJK {place}" for place in ("SC", "TC", "JP", "KR")),
+    *(
+        "PingFang SC",
+        "Hiragino Sans",
+        "Microsoft YaHei",
+        "SimHei",
+        "Malgun Gothic",
+        "WenQuanYi Micro Hei",
+    ),
+    *(
+        "Arial Unicode MS",
+        "Noto Sans",
+        "Noto Sans Arabic",
+        "Noto Sans Devanagari",
+        "Noto Sans Hebrew",
+    ),
+)
+
+
 def save(folder: Path, pictures: Mapping[str, Callable[[], Figure | None]]) -> list[Path]:
     """Draws each picture and saves it under its name; paths of those that had data."""
-    import matplotlib
-
     paths = []
-    with matplotlib.rc_context(STYLE):
+    with style():
         for name, draw in pictures.items():
             if (figure := draw()) is not None:
                 write(figure, folder / name)
@@ -56,9 +79,43 @@ def save(folder: Path, pictures: Mapping[str, Callable[[], Figure | None]]) -> l
 
 def write(figure: Figure, path: Path) -> None:
     """Saves a picture as PNG, whole or not at all. UserError: it cannot be written."""
+    replace_file(path, png(figure))
+
+
+def png(figure: Figure, dpi: float | None = None) -> bytes:
+    """The picture, with boxes for letters that no font here has: one line says so, matplotlib's many do not."""
     buffer = io.BytesIO()
-    figure.savefig(buffer)
-    replace_file(path, buffer.getvalue())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        figure.savefig(buffer, dpi=dpi or figure.dpi)
+    missing = ""
+    for warning in caught:
+        if glyph := re.match(r"Glyph (\d+)", str(warning.message)):
+            missing += chr(int(glyph[1]))
+        else:
+            warnings.warn(warning.message, warning.category)
+    if missing:
+        warn_once(
+            f"pictures have boxes in place of {''.join(dict.fromkeys(missing))[:12]}, which no font here has; "
+            "Noto Sans CJK has most letters"
+        )
+    return buffer.getvalue()
+
+
+def style() -> AbstractContextManager[None]:
+    """What all pictures look like, while it is entered."""
+    import matplotlib
+
+    return matplotlib.rc_context({**STYLE, "font.family": _families()})
+
+
+@cache
+def _families() -> list[str]:
+    """matplotlib's own font, and behind it those that are installed and have more letters."""
+    from matplotlib import font_manager
+
+    there = {font.name for font in font_manager.fontManager.ttflist}
+    return ["DejaVu Sans", *(name for name in MORE_LETTERS if name in there)]
 
 
 def new_figure(width: float, height: float, title: str = "") -> Figure:

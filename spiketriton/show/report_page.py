@@ -1,7 +1,6 @@
 """One HTML page about a run that needs no server, no network and no other file."""
 
 import base64
-import io
 import shlex
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -27,7 +26,7 @@ from spiketriton.show.evaluation_tables import (
     step_rows,
 )
 from spiketriton.show.evaluation_tables import verdict as run_in_sentences
-from spiketriton.show.figures import STYLE
+from spiketriton.show.figures import png, style
 from spiketriton.show.verdict import line, sentences
 from spiketriton.trained.evaluation import Evaluation
 from spiketriton.trained.run import read_state
@@ -87,13 +86,11 @@ def page(
 
     mark: what the page says about who wrote it (`runs.outputs`).
     """
-    import matplotlib
-
     main = evaluations[0] if evaluations else None
     rows = folder.metrics.read()
     name, title = folder.path.resolve().name, f"{recipe.name} on {recipe.data.label}"
     synthetic = recipe.data.name == "synthetic"
-    with matplotlib.rc_context(STYLE):
+    with style():
         sections = {
             "Accuracy": "".join(_accuracy(evaluations, title)),
             "Events": "".join(_events(evaluations, title)),
@@ -323,8 +320,6 @@ def _table(
 def _figure(figure: "Figure", words: str) -> str:
     """A picture inline, which scrolls on a phone: there its words would be too small to read."""
     panels = ' class="two"' if figure.get_figwidth() > 9 else ""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=DPI)
-    data = base64.b64encode(buffer.getvalue()).decode()
+    data = base64.b64encode(png(figure, DPI)).decode()
     image = f'<img{panels} alt="{escape(words)}" src="data:image/png;base64,{data}">'
     return f'{HINT}<figure class="still">{image}</figure>'

@@ -129,11 +129,13 @@ def test_help(capsys):
             "init_from: x does not exist",
         ),
         (["small.toml", "train.batch_size=999"], "train.batch_size = 999"),
+        (["small.toml", "train.freeze=all"], '"all" names no parameter'),
     ],
 )
-def test_mistakes_are_refused_in_one_line_and_leave_nothing(recipe, arguments, words):
+def test_mistakes_are_refused_in_one_line_and_leave_nothing(recipe, arguments, words, capsys):
     before = sorted(Path().rglob("*"))
     assert words in refused(*arguments)
+    assert capsys.readouterr().out == ""
     left = [path for path in Path().rglob("*") if path not in before and path.name != "runs"]
     assert left == []
 

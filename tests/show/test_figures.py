@@ -124,6 +124,13 @@ def test_the_style_of_all_pictures(tmp_path):
         assert image.size == (220, 110)  # 110 dots an inch
 
 
+@pytest.mark.filterwarnings("error")
+def test_letters_without_a_font_are_told_in_one_line(tmp_path, capsys):
+    twice = {name: lambda: new_figure(2, 1, "a\U0010fffd\U0010fffd") for name in ("a.png", "b.png")}
+    assert len(save(tmp_path, twice)) == 2
+    assert capsys.readouterr().err.count("boxes in place of \U0010fffd, which") == 1
+
+
 def test_only_finite_values_above_0_are_positive():
     given = np.array([1e-9, 0, -1, np.inf, np.nan, 2])
     assert np.array_equal(positive(given), [1e-9, *[np.nan] * 4, 2], equal_nan=True)
