@@ -1,0 +1,16 @@
+#!/bin/sh
+# Draws the pictures of docs/img that come from runs: sh docs/pictures.sh (some three minutes on two cores).
+# docs/schematics.py, docs/mean_field.py and docs/gradient_flow.py draw the others.
+set -e
+cd "$(dirname "$0")/.."
+out=${1:-$(mktemp -d)}
+spiketriton diagnose fashion_mnist_r20 --out "$out"
+spiketriton train quickstart --run-dir "$out/LIF"
+spiketriton train quickstart neuron.kind=if --run-dir "$out/IF"
+spiketriton train quickstart neuron.kind=relu --run-dir "$out/ANN twin"
+spiketriton convert "$out/ANN twin" --steps 64 --run-dir "$out/twin, balanced"
+spiketriton convert "$out/ANN twin" --method calibrated --steps 8 --run-dir "$out/twin, calibrated"
+spiketriton evaluate "$out/LIF" --steps 1,2,4,8,16,32,64 --against "$out/IF" "$out/ANN twin" "$out/twin, balanced" "$out/twin, calibrated"
+cp "$out/diagnosis.png" docs/img/diagnosis.png
+for name in curves gradients; do cp "$out/LIF/$name.png" "docs/img/quickstart_$name.png"; done
+for name in accuracy energy; do cp "$out/LIF/evaluation/$name.png" "docs/img/quickstart_$name.png"; done

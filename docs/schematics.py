@@ -1,0 +1,176 @@
+"""Draws the schematics of docs/img: surrogate.png, blocks.png and traffic.png.
+
+python docs/schematics.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+
+from spiketriton.show.figures import BLUE, GREY, ORANGE, STYLE, new_figure, write
+from spiketriton_kernels import Surrogate
+
+IMAGES = Path(__file__).parent / "img"
+LIGHT = "#edf2f7"
+DEFAULT = Surrogate("atan", height=1.0, width=0.3)
+OTHERS = {
+    "fast sigmoid, slope 25 (snnTorch)": Surrogate.fast_sigmoid(25),
+    "sigmoid, alpha 4 (SpikingJelly)": Surrogate.sigmoid(4),
+    "ATan, alpha 2 (SpikingJelly, snnTorch)": Surrogate.atan(2),
+    "rectangle of full width 1 (STBP)": Surrogate.rectangle(1),
+    "triangle, gamma 1 (TET)": Surrogate.triangle(1),
+}
+
+
+def surrogate() -> Figure:
+    """The step, its stand-in in the backward pass, and how wide the usual ones are."""
+    import torch
+
+    figure = new_figure(
+        10, 4.4, "The backward pass replaces the derivative of a spike by a bump: the surrogate"
+    )
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
+    u = torch.linspace(-1.5, 1.5, 1201)
+    left.plot(u, (u >= 0).float(), color="black", label="forward: the spike, a step")
+    left.plot(u, DEFAULT.slope(u), color=BLUE, label="backward: the surrogate (ATan)")
+    left.plot([0, DEFAULT.width], [0.5, 0.5], color=ORANGE, marker="|", markersize=10)
+    left.annotate("width 0.3", (DEFAULT.width, 0.5), (0.42, 0.49), color=ORANGE, fontsize=11)
+    left.plot([0, 0], [0, 1], color=GREY, ls=":")
+    left.annotate("height 1", (0, 1), (-0.95, 0.97), color=GREY, fontsize=11)
+    left.set(xlabel="membrane potential - threshold", ylim=(-0.04, 1.42))
+    left.legend(loc="upper left", fontsize=10)
+    left.set_title("What replaces what")
+    names = [*OTHERS, "default here: ATan, 0.3"]
+    widths = [one.width for one in OTHERS.values()] + [DEFAULT.width]
+    order = np.argsort(widths)[::-1]
+    colours = [BLUE if names[i].startswith("default") else GREY for i in order]
+    right.barh([names[i] for i in order], [widths[i] for i in order], color=colours, height=0.6)
+    for place, i in enumerate(order):
+        right.text(widths[i] + 0.015, place, f"{widths[i]:.3g}", va="center", fontsize=10)
+    right.grid(False, axis="y")
+    right.set(xlabel="surrogate width, in units of the membrane", xlim=(0, 1.12))
+    right.set_title("Defaults of other libraries, in this unit")
+    return figure
+
+
+def box(axes: Axes, x: float, y: float, text: str, colour: str = LIGHT, ink: str = "black") -> None:
+    axes.add_patch(
+        FancyBboxPatch(
+            (x - 0.75, y - 0.24), 1.5, 0.48, boxstyle="round,pad=0.04", fc=colour, ec=GREY, lw=1
+        )
+    )
+    axes.text(x, y, text, ha="center", va="center", fontsize=10.5, color=ink)
+
+
+def arrow(
+    axes: Axes, *points: tuple[float, float], colour: str = "black", style: str = "-"
+) -> None:
+    x, y = zip(*points, strict=True)
+    axes.plot(x, y, color=colour, lw=1.5, ls=style)
+    axes.annotate(
+        "",
+        points[-1],
+        points[-2],
+        arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 1.5, "ls": style},
+    )
+
+
+def plus(axes: Axes, y: float) -> None:
+    axes.plot(0, y, "o", color="white", markeredgecolor="black", markersize=17, zorder=3)
+    axes.text(0, y - 0.01, "+", ha="center", va="center", fontsize=14, zorder=4)
+
+
+ZERO = "norm, weight 0"
+BLOCKS = {
+    "plain": (["conv", "norm", "neuron", "conv", ZERO, "+", "neuron"], "shortcut: spikes"),
+    "SEW": (["conv", "norm", "neuron", "conv", ZERO, "neuron", "+"], "shortcut: spikes"),
+    "MS": (["neuron", "conv", "norm", "neuron", "conv", ZERO, "+"], "shortcut: currents"),
+}
+
+
+def blocks() -> Figure:
+    """Three residual blocks from the input (bottom) to the output (top)."""
+    figure = new_figure(
+        10, 6.2, "Residual branches start at zero, so each block starts as its shortcut"
+    )
+    for axes, (name, (parts, shortcut)) in zip(figure.subplots(1, 3), BLOCKS.items(), strict=True):
+        axes.set(xlim=(-1.3, 2.5), ylim=(-0.9, 7.5))
+        axes.axis("off")
+        axes.set_title(f'model.block = "{name.lower()}"')
+        heights = [0.55 + 0.9 * i for i in range(len(parts))]
+        arrow(axes, (0, -0.85), (0, heights[0] - 0.3))
+        for i, (part, y) in enumerate(zip(parts, heights, strict=True)):
+            if part == "+":
+                plus(axes, y)
+                arrow(axes, (0, -0.35), (1.35, -0.35), (1.35, y), (0.2, y))
+                axes.text(1.45, 3.0, shortcut, rotation=90, va="center", fontsize=10.5)
+            else:
+                colour, ink = {"neuron": (BLUE, "white"), ZERO: (ORANGE, "white")}.get(
+                    part, (LIGHT, "black")
+                )
+                box(axes, 0, y, part, colour, ink)
+            above = heights[i + 1] if i + 1 < len(parts) else 7.45
+            into = 0.18 if i + 1 < len(parts) and parts[i + 1] == "+" else 0.3
+            start = y + (0.18 if part == "+" else 0.3)
+            arrow(axes, (0, start), (0, above - (into if i + 1 < len(parts) else 0)))
+        if name == "plain":
+            arrow(axes, (0.1, 7.1), (2.0, 7.1), (2.0, -0.6), (0.1, -0.6), style="--")
+            axes.text(
+                2.1, 3.0, "its gradient: around the neuron", rotation=90, va="center", fontsize=10.5
+            )
+    figure.supxlabel(
+        "blue: spiking neuron; orange: starts at weight 0; dashed: straight-through path, in the backward pass only",
+        fontsize=10.5, color="#4a5568",
+    )  # fmt: skip
+    return figure
+
+
+def traffic() -> Figure:
+    """What each pass of the fused unit reads and writes."""
+    figure = new_figure(
+        10,
+        3.9,
+        "Batch norm and neuron as one operator: 8 tensors of memory traffic in a training step",
+    )
+    axes = figure.subplots()
+    axes.set(xlim=(0, 10), ylim=(0, 3.6))
+    axes.axis("off")
+    steps = [
+        ("statistics", ["read y"], []),
+        ("normalise, charge,\nspike, reset", ["read y"], ["write s"]),
+        ("recompute;\nsums for the norm", ["read y", "read ds"], []),
+        ("recompute;\ninput gradient", ["read y", "read ds"], ["write dy"]),
+    ]
+    for i, (what, reads, writes) in enumerate(steps):
+        x = 1.35 + 2.45 * i
+        axes.add_patch(
+            FancyBboxPatch((x - 0.95, 1.3), 1.9, 0.85, boxstyle="round,pad=0.05", fc=BLUE, ec=BLUE)
+        )
+        axes.text(x, 1.72, what, ha="center", va="center", color="white", fontsize=10.5)
+        for k, text in enumerate(reads):
+            place = x + (k - (len(reads) - 1) / 2) * 0.95
+            arrow(axes, (place, 2.95), (place, 2.24), colour=GREY)
+            axes.text(place, 3.0, text, ha="center", fontsize=10.5)
+        for text in writes:
+            arrow(axes, (x, 1.21), (x, 0.5), colour=GREY)
+            axes.text(x, 0.2, text, ha="center", fontsize=10.5)
+    axes.plot([4.98, 4.98], [0.15, 3.3], color=GREY, ls=":")
+    axes.text(2.57, 3.4, "forward: 3", ha="center", fontweight="bold")
+    axes.text(7.47, 3.4, "backward: 5", ha="center", fontweight="bold")
+    figure.supxlabel(
+        "y: output of the convolution, s: spikes, ds, dy: gradients; each [T, B, C, H, W]. Only y is saved.",
+        fontsize=10.5, color="#4a5568",
+    )  # fmt: skip
+    return figure
+
+
+if __name__ == "__main__":
+    with matplotlib.rc_context(STYLE):
+        for draw in (surrogate, blocks, traffic):
+            write(draw(), IMAGES / f"{draw.__name__}.png")
