@@ -501,7 +501,7 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """UserError: the state is damaged."""
-        refuse_damage(state, self.state_dict(), self.optimizer)
+        refuse_damage(self.folder.path, state, self.state_dict(), self.optimizer)
         known = (field.name for field in fields(Progress) if field.name in state)
         self.progress = Progress(**{name: state[name] for name in known})
         if self.data.validation is None:  # versions before 0.2 chose the best by the test images

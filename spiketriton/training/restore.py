@@ -1,6 +1,7 @@
 """A checkpoint's state against that of the trainer which takes it: what is damaged or forged is refused."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -12,12 +13,16 @@ from spiketriton.training.randomness import set_random_state
 _ELSEWHERE = ("recipe", "name", "version", "data")  # not taken from it, or looked at before
 
 
-def refuse_damage(given: Mapping[str, Any], own: Mapping[str, Any], optimizer: Optimizer) -> None:
-    """UserError: a part of a checkpoint is missing, or has not the form of the trainer's own.
+def refuse_damage(
+    path: Path, given: Mapping[str, Any], own: Mapping[str, Any], optimizer: Optimizer
+) -> None:
+    """UserError: a part of a checkpoint in `path` is missing, or has not the form of the trainer's own.
 
     Sets the random generators.
     """
     try:
+        if given["step"] < 0:
+            raise ValueError(f"step is {given['step']}")
         for name, part in own.items():
             if name == "optimizer":
                 _compare_optimizer(given.get(name), part, optimizer)
@@ -28,7 +33,7 @@ def refuse_damage(given: Mapping[str, Any], own: Mapping[str, Any], optimizer: O
             elif name not in _ELSEWHERE and (isinstance(part, Mapping) or name in given):
                 _compare(given.get(name), part, name)
     except ValueError as error:
-        raise UserError(f"the checkpoint is damaged: {error}") from None
+        raise UserError(f"{path}: the checkpoint is damaged: {error}") from None
 
 
 def _compare(given: Any, own: Any, where: str) -> None:
@@ -47,7 +52,7 @@ def _compare(given: Any, own: Any, where: str) -> None:
     elif isinstance(own, int):
         good = number and isinstance(given, int) and abs(given) < 2**53
     else:
-        good = number and not abs(given) > 1e300  # nan is one
+        good = number and (isinstance(given, float) or abs(given) < 2**53)
     if not good:
         raise ValueError(f"{where} is {_short(given)} where it should be as {_short(own)}")
     if isinstance(own, Mapping):
@@ -59,12 +64,16 @@ def _compare(given: Any, own: Any, where: str) -> None:
 
 
 def _compare_weights(given: Any, own: Mapping[str, Any]) -> None:
-    """The widths of surrogates, which older checkpoints lack, are looked at by their neurons."""
+    """Older checkpoints lack the widths of surrogates, which are their neurons' extra state."""
     weights = {name: value for name, value in own.items() if not name.endswith("_extra_state")}
     _compare(given, weights, "model")
     for name in given:
         if name not in weights and not str(name).endswith("_extra_state"):
             raise ValueError(f"model.{_short(name)} is not known")
+        if name not in weights and isinstance(own.get(name), Tensor):
+            width = given[name]
+            if not (isinstance(width, Tensor) and width.numel() <= 1 and bool((width > 0).all())):
+                raise ValueError(f"model.{name} is {_short(width)} where it should be a width")
 
 
 def _compare_optimizer(given: Any, own: Mapping[str, Any], optimizer: Optimizer) -> None:
