@@ -3,7 +3,7 @@
 import argparse
 import shutil
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from spiketriton import consent
@@ -31,6 +31,14 @@ CHECKPOINTS_HELP = (
     "(ema: with train.ema)"
 )
 KEYS_HELP = f"changes to the recipe; {KEYS_PAGE}"
+
+
+EXIT_CODES = {
+    0: "done",
+    2: "a mistake in the command, the recipe or a file, or a file that cannot be written",
+    130: "interrupted",
+    1: "anything else",
+}
 
 
 def spelled(command: str, launcher: Sequence[str] = ()) -> list[str]:
@@ -64,14 +72,16 @@ class _Trust(argparse.Action):
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that raises UserError instead of printing its usage and exiting.
 
-    `description` is needed for a command that is not in COMMANDS.
+    codes: exit codes that mean more than `EXIT_CODES` has, in words.
     """
 
-    def __init__(self, command: str, epilog: str, description: str = "") -> None:
+    def __init__(self, command: str, epilog: str, codes: Mapping[int, str] | None = None) -> None:
+        means = EXIT_CODES | dict(codes or {})
+        listed = ", ".join(f"{code} {words}" for code, words in sorted(means.items()))
         super().__init__(
             prog=f"spiketriton {command}",
-            description=description or COMMANDS[command],
-            epilog=reflowed(epilog),
+            description=COMMANDS[command],
+            epilog=reflowed(f"{epilog}\n\nExit codes: {listed}."),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )

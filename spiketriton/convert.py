@@ -19,8 +19,7 @@ examples:
   spiketriton convert runs/ann --method qcfs --steps 4 --epochs 2
   spiketriton evaluate runs/converted --steps 1,4,16,64,256,1024 --against runs/ann
 
-The result is a run folder for evaluate and report. Only training images are read.
-Exit codes: 0 done, 2 a mistake in the command or the run, 130 interrupted."""
+The result is a run folder for evaluate and report. Only training images are read."""
 
 METHODS = {"balanced": 128, "calibrated": 16, "qcfs": 8}  # and the default T of each
 HEAD = ("layer", "threshold", "largest", "mean shift")

@@ -23,12 +23,11 @@ examples:
   spiketriton diagnose runs/quickstart-20250101-120000 --json
 
 Nothing is trained. A recipe is measured at the weights that training starts from, a run at those of
-its newest checkpoint. Exit codes: 0 whatever the verdict, 2 a mistake in the command or the recipe,
-1 anything else."""
+its newest checkpoint."""
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = Parser("diagnose", EPILOG)
+    parser = Parser("diagnose", EPILOG, {0: "done, whatever the verdict"})
     parser.add_argument(
         "target",
         metavar="RECIPE|RUN",

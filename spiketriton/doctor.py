@@ -17,15 +17,16 @@ examples:
 
 Will it run here, and right? Every kernel is compared with its definition in plain PyTorch on this
 device, forward and backward, in every dtype; then a small network is trained for a few steps. On a
-CPU the kernels are compiled the first time, half a minute on two cores.
-Exit codes: 0 everything is right, 1 something is wrong, 2 a mistake in the command."""
+CPU the kernels are compiled the first time, half a minute on two cores."""
 
 COLOURS = {"ok": "green", "slow": "yellow", "wrong": "bold red"}
 STEPS = 6  # of the small training
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = Parser("doctor", EPILOG)
+    parser = Parser(
+        "doctor", EPILOG, {0: "everything is right", 1: "something is wrong, or anything else"}
+    )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="data.root=DIR, train.device=cpu"
     )

@@ -1,8 +1,9 @@
 """Errors of the user and exit codes, the same for every command.
 
-0: done. 2: the user's mistake (one line on stderr, no traceback). 3: a loss or gradient of a training
-was not finite. 129, 130, 143: interrupted by SIGHUP, SIGINT, SIGTERM. 1: no room on the disk, in one
-line; anything else, with its traceback, which is a bug of spiketriton.
+0: done. 2: the user's mistake, or a file that the system refuses to read or write (one line on stderr, no
+traceback). 3: a loss or gradient of a training was not finite. 129, 130, 143: interrupted by SIGHUP, SIGINT,
+SIGTERM. 1: no room for the last checkpoint of a run, or for the output, in one line; anything else, with its
+traceback, which is a bug of spiketriton.
 """
 
 import contextlib
@@ -86,8 +87,8 @@ def run_command(
     """Runs `main(arguments)` and exits with the code that it returns (None counts as 0).
 
     `argv` are the arguments without the program's name; None takes them from `sys.argv`. A
-    `UserError` is printed as one line on stderr and exits with 2, Ctrl-C exits with 130, and what
-    the system refuses to write or read, a line as well, with 1. Python prints the traceback of
+    `UserError` is printed as one line on stderr and exits with 2, as does what the system refuses to
+    write or read; Ctrl-C exits with 130. Python prints the traceback of
     every other exception and exits with 1. Output that nobody reads is dropped.
     """
     streams.survive_closed_output()
@@ -107,7 +108,7 @@ def run_command(
             raise
         what = f"{error.filename}: " if error.filename else ""
         print(f"error: {what}{error.strerror}", file=sys.stderr)
-        code = EXIT_ERROR
+        code = EXIT_USER
     if lost := streams.lost_output():
         print(f"error: not all of the output could be written: {lost.strerror}", file=sys.stderr)
         code = code or EXIT_ERROR

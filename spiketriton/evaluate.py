@@ -24,8 +24,7 @@ examples:
 
 Writes evaluation.json and pictures to DIR (RUN/evaluation); files of another run there are not
 overwritten but named. The answer after t steps is the mean current of the first t, for every t from
-one pass. docs/evaluation.md explains what is counted and how.
-Exit codes: 0 done, 2 a mistake in the command or the run, 130 interrupted."""
+one pass. docs/evaluation.md explains what is counted and how."""
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

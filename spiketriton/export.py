@@ -22,12 +22,11 @@ file's unit of time (1); importers that assume another length need it: 0.0001 fo
 torch: torch.export of the network in eval mode, for one batch size and image size; the file is read
 back and compared. Import spiketriton_kernels, which defines the operators, before loading it.
 onnx: plain operators, for one batch size and image size, in float32; the file is run by onnxruntime and compared.
-
-Exit codes: 0 done, 2 a mistake in the command or the run, 1 the file and the network differ."""
+"""
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = Parser("export", EPILOG)
+    parser = Parser("export", EPILOG, {1: "the file and the network differ, or anything else"})
     parser.add_run()
     parser.add_argument(
         "--to",

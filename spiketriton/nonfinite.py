@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 RUN is the folder of a run that ended because a loss or gradient was not finite, or the nonfinite.pt
-in it. The step is repeated, and the first layer and time step that were not finite are named.
-Exit codes: 0 done, 2 a mistake in the command or the file."""
+in it. The step is repeated, and the first layer and time step that were not finite are named."""
 
 
 def repeat(state: "State", file: Path) -> "Finding | None":

@@ -21,8 +21,7 @@ examples:
   spiketriton report runs/fashion --against runs/ann runs/converted --out report.html
 
 An evaluation of the last checkpoint in RUN/evaluation is used as it is; otherwise the run is
-evaluated now, which needs its data. Exit codes: 0 done, 2 a mistake in the command or the run,
-130 interrupted."""
+evaluated now, which needs its data."""
 
 
 def evaluation_of(path: str, overrides: Sequence[str]) -> "Evaluation":

@@ -23,14 +23,19 @@ examples:
   spiketriton train --resume runs/quickstart-20250101-120000
   spiketriton train --resume runs/quickstart-20250101-120000 --extend 20
 
-Ctrl-C, SIGTERM or a closed terminal finishes the step, saves, and prints the command that resumes the run.
-Exit codes: 0 done, 2 a mistake in the command or the recipe (also: too large for the memory),
-3 a loss or gradient that is not finite (nonfinite.json in the run folder says where it began),
-129 / 130 / 143 interrupted and saved, 1 anything else (also: no disk space for the last checkpoint)."""
+Ctrl-C, SIGTERM or a closed terminal finishes the step, saves, and prints the command that resumes the run."""
+CODES = {
+    2: "a mistake in the command, the recipe or the data, a file that cannot be written, or too large for the memory",
+    3: "a loss or gradient that is not finite (nonfinite.json in the run folder says where it began)",
+    129: "the terminal closed, and saved",
+    130: "interrupted, and saved",
+    143: "terminated, and saved",
+    1: "no room for the last checkpoint, or anything else",
+}
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = Parser("train", EPILOG)
+    parser = Parser("train", EPILOG, CODES)
     parser.add_argument(
         "recipe",
         nargs="?",

@@ -45,6 +45,7 @@ def test_help_of_a_command_opens_with_its_line(name, capsys):
     shown = capsys.readouterr().out
     assert shown.startswith(f"usage: spiketriton {name} ")
     assert COMMANDS[name] in shown
+    assert "\nExit codes: 0 " in shown
     with pytest.raises(UserError, match=f"; spiketriton {name} --help shows what is acc"):
         Parser(name, "").parse_args(["--no-such-option"])
 

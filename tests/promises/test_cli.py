@@ -105,7 +105,14 @@ def test_help(capsys):
         main(["--help"])
     assert leaves.value.code == 0
     shown = capsys.readouterr().out
-    for words in ("RECIPE", "key=value", "--run-dir DIR", "--resume RUN", "examples:", "130 / 143"):
+    for words in (
+        "RECIPE",
+        "key=value",
+        "--run-dir DIR",
+        "--resume RUN",
+        "examples:",
+        "143 terminated",
+    ):
         assert words in shown
 
 

@@ -23,6 +23,7 @@ from PIL import Image
 from spiketriton.errors import EXIT_DONE, EXIT_ERROR, EXIT_USER, run_command
 from spiketriton.runs.checkpoint import read_checkpoint
 from spiketriton.runs.rows import Rows
+from spiketriton.training.nonfinite import scene
 from tests.small_runs import SMALL, small_trainer
 
 # a call of each command that writes, or prints a table, and what it has written once it has ended
@@ -37,6 +38,9 @@ CALLS: dict[str, tuple[list[str], str]] = {
     "export": (["lif", "--to", "torch"], "lif/small.pt2"),
     "report": (["lif"], "lif/report.html"),
     "recipes": ([], "small.toml"),
+    "predict": (["lif", "one.png"], "one.png"),
+    "nonfinite": (["lif"], "lif/nonfinite.pt"),
+    "doctor": (["train.device=cpu"], "small.toml"),
 }  # fmt: skip
 
 
@@ -110,7 +114,12 @@ def made(tmp_path_factory) -> Path:
     (root / "small.toml").write_text(SMALL.replace("batch_size = 16", "batch_size = 8"))
     for name, kind in (("lif", "lif"), ("ann", "relu")):
         few = [*FEW, *NET, f"neuron.kind={kind}", "train.batch_size=8", "train.max_steps=2"]
-        small_trainer(root / name, *few).fit()
+        trainer = small_trainer(root / name, *few)
+        batch = next(trainer.data.train.from_step(0, trainer.device))
+        bad = scene(trainer.state_dict(), 1, [batch])
+        trainer.checkpoints.save_as(root / name / "nonfinite.pt", bad)
+        trainer.fit()
+    Image.new("L", (8, 8)).save(root / "one.png")
     return root
 
 
@@ -169,7 +178,7 @@ AMISS = {
     "bare": bare,
     "read-only": read_only,
 }
-WRITES = [name for name in CALLS if name != "recipes"]
+WRITES = [n for n in CALLS if n not in ("recipes", "predict", "nonfinite", "doctor")]
 ALWAYS = {  # the others with --slow
     *((name, "nobody reads") for name in ("sweep", "diagnose", "recipes")),
     *((name, "full") for name in ("train", "export", "convert", "report")),
@@ -191,9 +200,12 @@ def test_no_traceback_one_line_and_a_documented_code(place, command, amiss):
     ended = Call(command, place, None, AMISS.get(amiss, lambda: None), encoding).end()
     assert "Traceback" not in ended.errors, ended.errors
     mistakes = [line for line in ended.errors.splitlines() if line.startswith("error: ")]
-    if amiss in ("full", "read-only") and command != "recipes":
-        assert ended.code in (EXIT_ERROR, EXIT_USER), ended
-        assert len(mistakes) == 1 or "To train it again" in ended.out, ended
+    if amiss in ("full", "read-only") and command in WRITES:
+        unsaved = "To train it again" in ended.out
+        assert ended.code == (EXIT_ERROR if unsaved else EXIT_USER), ended
+        assert len(mistakes) == 1 or unsaved, ended
+    elif amiss == "full" and command == "doctor":  # it trains in a folder of its own
+        assert (ended.code, mistakes) == (EXIT_ERROR, []), ended
     else:
         assert (ended.code, mistakes) == (EXIT_DONE, []), ended
         assert (place / CALLS[command][1]).exists()
