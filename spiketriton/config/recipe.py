@@ -389,16 +389,25 @@ class NeuronConfig(TableOfPart):
 
     path: ClassVar[str] = "neuron"
 
-    kind: Literal["if", "lif", "plif", "ilif", "clif", "alif", "relu"] = key(
+    kind: Literal[
+        "if", "lif", "plif", "ilif", "clif", "alif", "psn", "masked_psn", "sliding_psn", "relu"
+    ] = key(
         "lif",
         "integrate-and-fire without a leak, with one, with a learnable one; with up to `levels` spikes a step "
         "(I-LIF, Luo et al. 2024); with a complementary potential (CLIF, Huang et al. 2024); with a threshold "
-        "that rises with each spike (ALIF, Bellec et al. 2018); `relu`: the ANN twin",
+        "that rises with each spike (ALIF, Bellec et al. 2018); parallel (Fang et al. 2023), a learnt matrix over the "
+        "time steps: the whole of it, what is on and below the diagonal, or the same weights at each step; `relu`: "
+        "the ANN twin",
     )
     tau: float = key(
         2.0,
-        "time constant of all neurons but if: 1 - 1/tau of the membrane stays each step",
+        "time constant of lif, plif, ilif, clif and alif: 1 - 1/tau of the membrane stays each step",
         Range(1, 1e6),
+    )
+    order: int = key(
+        2,
+        "steps that a step of masked_psn and sliding_psn reads: itself and those before it",
+        Range(1, 65536),
     )
     levels: int = key(4, "the most spikes of ilif in one time step", Range(1, 255))
     tau_adaptation: float = key(10.0, "time constant of alif's threshold", Range(1, 1e6))
@@ -417,7 +426,7 @@ class NeuronConfig(TableOfPart):
     reset: Literal["auto", "hard", "soft", "none"] = key(
         "auto",
         "a spike sets the membrane to v_reset, lowers it by v_threshold, or does neither; `auto`: soft for ilif, "
-        "clif and alif, hard for the others",
+        "clif and alif, none for the parallel ones, hard for the others",
     )
     v_reset: float = key(
         0.0, "potential after a hard reset, below v_threshold; 0 for other resets", Range(-1e6, 1e6)
@@ -430,7 +439,14 @@ class NeuronConfig(TableOfPart):
         """hard, soft or none."""
         if self.reset != "auto":
             return self.reset
+        if self.is_parallel:
+            return "none"
         return "soft" if self.kind in ("ilif", "clif", "alif") else "hard"
+
+    @property
+    def is_parallel(self) -> bool:
+        """Whether it is a PSN, which has no membrane from step to step."""
+        return self.kind.endswith("psn")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -63,6 +63,7 @@ BUILT_HERE = [
             "v_reset",
             "detach_reset",
             "tau",
+            "order",
             "levels",
             "tau_adaptation",
             "beta",
@@ -73,7 +74,13 @@ BUILT_HERE = [
 ]
 
 LEAKY = ("lif", "plif", "ilif", "clif", "alif")
-RESETS_OF = {"ilif": ("auto", "soft"), "clif": ("auto", "soft"), "alif": ("auto", "hard", "soft")}
+PARALLEL = ("psn", "masked_psn", "sliding_psn")
+RESETS_OF = {
+    "ilif": ("auto", "soft"),
+    "clif": ("auto", "soft"),
+    "alif": ("auto", "hard", "soft"),
+    **dict.fromkeys(PARALLEL, ("auto", "none")),
+}
 
 EVENT_KEYS = [
     *(f"data.{name}" for name in ("split", "bins", "count")),
@@ -129,6 +136,7 @@ def idle(values: Mapping[str, Any]) -> dict[str, str]:
         (["model.connect"], "model.block", ("sew",)),
         (["neuron.tau"], "neuron.kind", (*LEAKY, "relu")),
         (["neuron.decay_input"], "neuron.kind", ("lif", "plif", "relu")),
+        (["neuron.order"], "neuron.kind", ("masked_psn", "sliding_psn")),
         (["neuron.levels"], "neuron.kind", ("ilif",)),
         (["neuron.tau_adaptation", "neuron.beta"], "neuron.kind", ("alif",)),
         (["neuron.detach_reset"], "neuron.reset", ("auto", "hard", "soft")),
@@ -153,6 +161,8 @@ def idle(values: Mapping[str, Any]) -> dict[str, str]:
         rules.append((["train.warmup_lr"], "train.warmup", ()))
     if not (values["train.mixup"] or values["train.cutmix"]):
         rules.append((["train.mix_probability", "train.mix_epochs"], "train.mixup", ()))
+    if values["neuron.kind"] in PARALLEL:  # which learn their threshold anyway
+        rules.append((["neuron.threshold_learnt", "neuron.detach_reset"], "neuron.kind", ()))
     if values["neuron.v_reset"] != 0:  # 0 may stand next to any reset
         rules.append((["neuron.v_reset"], "neuron.reset", ("auto", "hard")))
     for part in PARTS.values():
@@ -265,6 +275,11 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[str]:
             )
         if values["neuron.v_reset"] != 0:
             yield f'neuron.v_reset = {values["neuron.v_reset"]} of neuron.kind = "{kind}"; accepted: 0'
+    if kind in ("psn", "masked_psn") and values["data.augmentation.delete"]:
+        yield (
+            f"data.augmentation.delete = {values['data.augmentation.delete']} trains on fewer frames than it tests, "
+            f'and neuron.kind = "{kind}" has weights for one number of them; accepted with it: 0'
+        )
     if kind == "ilif":
         if values["model.memory"] == "packed":
             yield (

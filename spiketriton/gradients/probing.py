@@ -23,6 +23,7 @@ from spiketriton.neurons.base import normalised
 from spiketriton.neurons.norm import one_by_one
 from spiketriton.training.losses import Batch
 from spiketriton_kernels import PROBE_FIELDS
+from spiketriton_kernels import nn as kernels
 
 # images of a batch: as many as keep (neurons x time steps) within the budget, from FEWEST to MOST;
 # where not even FEWEST do, they are cropped, to a multiple of CROP
@@ -217,6 +218,12 @@ class _Stepwise:
 
     def __call__(self, x: Tensor) -> Tensor:
         neuron, whole = self.neuron, self.neuron.probe
+        if isinstance(neuron, kernels.ParallelNeuron):
+            neuron.cut_time = True
+            try:
+                return self.call(x)
+            finally:
+                neuron.cut_time = False
         if neuron.step_mode == "s":
             spikes = self.call(x)
             neuron.detach()

@@ -212,7 +212,7 @@ class Experiment:
                 yield self._forward(Change.NO_RESET, "neuron.reset=none")
         if neuron.kind == "if":
             yield self._forward(Change.LEAK, "neuron.kind=lif")
-        else:
+        elif not neuron.is_parallel:  # which has other weights
             yield self._forward(Change.NO_LEAK, "neuron.kind=if")
         if self.subject.state is None:  # other norms and blocks have other weights
             if model.norm == "none":

@@ -114,13 +114,13 @@ def _block_start(recipe: Recipe) -> tuple[float, float]:
     A spike of a `plain` block's shortcut of 1 meets a threshold of 1 exactly: as soon as the branch takes
     anything away, it is lost. The bias "auto" lifts it, and with it what silent neurons gather over
     time: so far that one that fires is as far above the threshold in its first step as a silent one is
-    below it in the last. The ANN twin has no threshold.
+    below it in the last. The ANN twin has no threshold, and a PSN adds with weights of either sign.
     """
     model, neuron = recipe.model, recipe.neuron
     if not isinstance(model.residual_bias, str):
         return model.residual_gain, model.residual_bias
     ands = model.block == "sew" and model.connect == "and"
-    if not (model.block == "plain" or ands) or neuron.kind == "relu":
+    if not (model.block == "plain" or ands) or neuron.kind == "relu" or neuron.is_parallel:
         return model.residual_gain, 0.0
     leaky = neuron.kind in ("lif", "plif", "ilif", "clif", "alif")
     decay = 1 - 1 / neuron.tau if leaky else 1.0

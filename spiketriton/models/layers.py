@@ -178,7 +178,7 @@ class Parts:
         )
 
     def neuron(self) -> nn.Module:
-        return build_neuron(self.neuron_config)
+        return build_neuron(self.neuron_config, self.steps)
 
     def norm(self, channels: int, *, before_sum: bool = False) -> nn.Module:
         """The norm of `channels` currents; `before_sum`: its output is one of two terms of a current.

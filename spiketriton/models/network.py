@@ -29,7 +29,6 @@ class Network(nn.Module):
 
     fc: nn.Linear
     takes_any_size = False  # whether images may be smaller than those that it is made for
-    streams = True  # whether `set_stateful` lets a window be run in chunks
     answers_each_step = True  # whether there is a current for each time step, not their mean alone
 
     def __init__(self, parts: Parts, channels: int) -> None:
@@ -92,6 +91,11 @@ class Network(nn.Module):
             kept = torch.ones_like(read[:1])  # one mask for all steps, or time would undo it
             read = read * nn.functional.dropout(kept, self.dropout)
         return self.fc(read)
+
+    @property
+    def streams(self) -> bool:
+        """Whether `set_stateful` lets a window be run in chunks."""
+        return not any(neuron.kind == "psn" for _, neuron in self.spiking_layers())
 
     @property
     def draws(self) -> bool:

@@ -9,7 +9,7 @@ from spiketriton.config import NeuronConfig
 from spiketriton.config.recipe import chosen_part
 from spiketriton.errors import UserError
 from spiketriton.neurons.base import SpikingNeuron, adopt
-from spiketriton.neurons.lif import ALIF, CLIF, IF, ILIF, LIF, PLIF
+from spiketriton.neurons.lif import ALIF, CLIF, IF, ILIF, LIF, PLIF, PSN, MaskedPSN, SlidingPSN
 from spiketriton.neurons.norm import Norm, one_by_one
 from spiketriton_kernels import Surrogate
 
@@ -20,7 +20,10 @@ __all__ = [
     "ILIF",
     "LIF",
     "PLIF",
+    "PSN",
+    "MaskedPSN",
     "Norm",
+    "SlidingPSN",
     "SpikingNeuron",
     "adopt",
     "build_neuron",
@@ -28,8 +31,8 @@ __all__ = [
 ]
 
 
-def build_neuron(config: NeuronConfig) -> nn.Module:
-    """The neuron of a recipe: a `SpikingNeuron`, or `torch.nn.ReLU` for the ANN twin."""
+def build_neuron(config: NeuronConfig, steps: int = 4) -> nn.Module:
+    """The neuron of a recipe of `steps` time steps: a `SpikingNeuron`, or `torch.nn.ReLU` for the ANN twin."""
     if config.kind == "relu":
         return nn.ReLU()
     own = chosen_part("neuron", config.kind)
@@ -41,17 +44,23 @@ def build_neuron(config: NeuronConfig) -> nn.Module:
                 "accepted: a spiketriton.neurons.SpikingNeuron"
             )
         return made
+    surrogate = Surrogate(
+        config.surrogate.shape, height=config.surrogate.height, width=config.surrogate.width
+    )
+    if config.is_parallel:
+        parallel: dict[str, Any] = {"v_threshold": config.v_threshold, "surrogate": surrogate}
+        if config.kind == "psn":
+            return PSN(steps, **parallel)
+        if config.kind == "masked_psn":
+            return MaskedPSN(config.order, steps, lambda_init=1.0, **parallel)
+        return SlidingPSN(config.order, **parallel)
     threshold: Any = config.v_threshold
     if config.threshold_learnt:
         threshold = nn.Parameter(torch.tensor(threshold))
     common: dict[str, Any] = {"v_threshold": threshold, "detach_reset": config.detach_reset}
     if config.kind == "ilif":
         return ILIF(config.tau, levels=config.levels, **common)
-    common["surrogate"] = Surrogate(
-        config.surrogate.shape,
-        height=config.surrogate.height,
-        width=config.surrogate.width,
-    )
+    common["surrogate"] = surrogate
     if config.kind == "clif":
         return CLIF(config.tau, **common)
     reset = config.resets_by

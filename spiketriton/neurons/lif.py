@@ -1,4 +1,4 @@
-"""The neurons of recipes: IF, LIF and PLIF; I-LIF, whose spikes are whole numbers; CLIF and ALIF, with a second state.
+"""The neurons of recipes: the kernels' modules, watched.
 
 Equations and arguments are those of `spiketriton_kernels.nn`.
 """
@@ -29,3 +29,15 @@ class CLIF(SpikingNeuron, kernels.CLIF):
 
 class ALIF(SpikingNeuron, kernels.ALIF):
     """LIF with a threshold that rises with each spike."""
+
+
+class PSN(SpikingNeuron, kernels.PSN):
+    """Parallel spiking neuron: a learnt matrix over the time steps, and a threshold."""
+
+
+class MaskedPSN(SpikingNeuron, kernels.MaskedPSN):
+    """PSN whose steps read only themselves and those before."""
+
+
+class SlidingPSN(SpikingNeuron, kernels.SlidingPSN):
+    """PSN whose steps all read by the same weights."""

@@ -76,15 +76,18 @@ def spike_sources(nodes: Graph) -> list[Node]:
 
 
 def energy_pj(
-    work: Workload, synaptic_operations: float, steps: int, *, leaky: bool
+    work: Workload, synaptic_operations: float, steps: int, *, membrane_macs: int
 ) -> tuple[float, float]:
-    """Energy of one image after `steps` time steps, by operations alone and with data movement."""
+    """Energy of one image after `steps` time steps, by operations alone and with data movement.
+
+    membrane_macs: of a neuron in a step; 0: it only adds.
+    """
     updates = work.neurons * steps
     macs = work.macs_once + work.macs_per_step * steps
-    operations = MAC_PJ * (macs + leaky * updates) + AC_PJ * (
-        synaptic_operations + (not leaky) * updates
+    operations = MAC_PJ * (macs + membrane_macs * updates) + AC_PJ * (
+        synaptic_operations + (not membrane_macs) * updates
     )
-    words = 2 * macs + 3 * synaptic_operations + 2 * updates
+    words = 2 * macs + 3 * synaptic_operations + 2 * max(1, membrane_macs) * updates
     return operations, operations + WORD_PJ * words
 
 

@@ -25,7 +25,7 @@ from spiketriton.data import TestSet
 from spiketriton.errors import UserError, one_line
 from spiketriton.models.graph import AGREEMENT, Graph, counted_graph
 from spiketriton.models.network import Network
-from spiketriton.neurons import IF, Norm, SpikingNeuron, one_by_one
+from spiketriton.neurons import IF, PSN, MaskedPSN, Norm, SlidingPSN, SpikingNeuron, one_by_one
 from spiketriton.plain import of_plain
 from spiketriton.runs.rows import json_text
 from spiketriton.trained.energy import Workload, ann_energy_pj, energy_pj, spike_sources, workload
@@ -123,6 +123,7 @@ class Evaluation:
     available: int = 0  # test images that there are; 0: not recorded
     samples: list[Sample] = dataclasses.field(default_factory=list)  # of events, for pictures
     raster: Raster | None = None  # of one image, for a picture
+    membrane_macs: int = 1  # of a leaky neuron in a step
 
     @property
     def what(self) -> str:
@@ -158,7 +159,10 @@ class Evaluation:
 
     def macs(self, t: int) -> int:
         """MACs of one image within t steps: synapses, and the membranes of leaky neurons."""
-        return self.macs_once + (self.macs_per_step + self.neurons * self.leaky) * t
+        return (
+            self.macs_once
+            + (self.macs_per_step + self.neurons * self.leaky * self.membrane_macs) * t
+        )
 
     def twin_macs(self, t: int) -> int:
         """MACs of the ANN twin, which sees a constant image once and each of t frames."""
@@ -206,6 +210,11 @@ def evaluate(run: Run, steps: int | None = None, batch_size: int = 0) -> Evaluat
         raise UserError(f"{run.folder.path}: recordings of {last} frames have no step {steps}")
     if spiking:
         last = max(last, steps or 0)
+    if last > run.time_steps and any(isinstance(n, PSN) for _, n in model.spiking_layers()):
+        raise UserError(
+            f"{run.folder.path}: its parallel neurons have weights for {run.time_steps} time steps and cannot run "
+            f"{last}; accepted: up to {run.time_steps}"
+        )
     for norm in (m for m in model.modules() if isinstance(m, Norm)):
         norm.gains(last)  # TEBN refuses steps for which it has learnt no gain
     test = data.test
@@ -241,10 +250,12 @@ def evaluate(run: Run, steps: int | None = None, batch_size: int = 0) -> Evaluat
         operations = [math.nan] * last
     else:
         operations = [n / images_seen if spiking else 0.0 for n in counter.operations_within()]
-    leaky = any(not isinstance(neuron, IF) for _, neuron in model.spiking_layers())
+    leak = max([_membrane_macs(n, run.time_steps) for _, n in model.spiking_layers()], default=0)
     energy = [ann_energy_pj(work.ann_macs * t) for t in range(1, last + 1)]
     if spiking:
-        energy = [energy_pj(work, ops, t, leaky=leaky) for t, ops in enumerate(operations, 1)]
+        energy = [
+            energy_pj(work, ops, t, membrane_macs=leak) for t, ops in enumerate(operations, 1)
+        ]
     if uncounted:
         energy = [(math.nan, math.nan)] * last
     return Evaluation(
@@ -273,7 +284,8 @@ def evaluate(run: Run, steps: int | None = None, batch_size: int = 0) -> Evaluat
         macs_per_step=work.macs_per_step if spiking else work.ann_macs * bool(data.facts.frames),
         ann_macs=work.ann_macs,
         layer_macs=work.layer_macs,
-        leaky=leaky,
+        leaky=bool(leak),
+        membrane_macs=leak,
         energy_uj=[pj * 1e-6 for pj, _ in energy],
         energy_with_data_uj=[pj * 1e-6 for _, pj in energy],
         images_per_s=images_per_s,
@@ -285,6 +297,15 @@ def evaluate(run: Run, steps: int | None = None, batch_size: int = 0) -> Evaluat
         samples=_samples(run) if data.facts.frames and model.answers_each_step else [],
         raster=raster_of(run),
     )
+
+
+def _membrane_macs(neuron: SpikingNeuron, steps: int) -> int:
+    """MACs of one neuron in one step: none without a leak; of a PSN one for each step that it reads."""
+    if isinstance(neuron, MaskedPSN | SlidingPSN):
+        return min(neuron.k, steps)
+    if isinstance(neuron, PSN):
+        return steps
+    return 0 if isinstance(neuron, IF) else 1
 
 
 def _neurons(run: Run) -> str:

@@ -43,6 +43,7 @@ def test_the_promised_recipes_are_there():
         "cifar10_r19_tebn",
         "cifar100_r19_tebn",
         "cifar10_vgg16",
+        "cifar10_csnn_psn",
         "cifar10_spikformer",
         "cifar10_qkformer",
         "cifar10_sdt",
@@ -86,6 +87,8 @@ def test_a_recipe_takes_the_usual_overrides(path, override):
     refusals = {
         ("cifar10_dvs_vggsnn", "model.block=sew"): "needs skip connections",
         ("cifar10_vgg16", "model.block=sew"): "needs skip connections",
+        ("cifar10_csnn_psn", "model.block=sew"): "needs skip connections",
+        ("cifar10_csnn_psn", "neuron.reset=soft"): "neuron.reset = .soft. of neuron.kind = .psn.",
         ("imagenet_sew18", "train.batch_size=2"): "train.micro_batch = 32 does not divide",
     }
     of_others = "spikingjelly" in load_recipe(path).model.name

@@ -1,13 +1,13 @@
-"""I-LIF, CLIF and ALIF in recipes: trained, measured, counted, and refused where they make no sense."""
+"""I-LIF, CLIF, ALIF and parallel neurons in recipes: trained, measured, counted, and refused where they make no sense."""
 
 import pytest
 import torch
 
 from spiketriton.config.reading import recipe_from_toml
 from spiketriton.errors import UserError
-from spiketriton.gradients.probing import Prober
+from spiketriton.gradients.probing import Prober, cut_time
 from spiketriton.models import build_model
-from spiketriton.neurons import ALIF, CLIF, ILIF, SpikingNeuron
+from spiketriton.neurons import ALIF, CLIF, ILIF, PSN, MaskedPSN, SlidingPSN, SpikingNeuron
 from spiketriton.trained.evaluation import ActivityCounter
 from spiketriton.training.losses import build_loss
 
@@ -23,6 +23,7 @@ kind = "{kind}"
 {more}
 """
 KINDS = {"ilif": ILIF, "clif": CLIF, "alif": ALIF}
+PARALLEL = {"psn": PSN, "masked_psn": MaskedPSN, "sliding_psn": SlidingPSN}
 
 
 def recipe_of(kind: str, block: str = "plain", more: str = "", model: str = ""):
@@ -40,8 +41,15 @@ def batch():
     return torch.randn(4, 1, 16, 16, generator=generator), torch.arange(4)
 
 
-@pytest.mark.parametrize("block", ["plain", "sew", "ms"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "block"),
+    [
+        *((kind, block) for kind in KINDS for block in ("plain", "sew", "ms")),
+        ("psn", "plain"),
+        ("masked_psn", "sew"),
+        ("sliding_psn", "ms"),
+    ],
+)
 def test_gradients_of_every_kind_reach_every_layer(kind, block):
     recipe = recipe_of(kind, block, model="residual_gain = 0.5")
     net, (images, labels) = built(recipe), batch()
@@ -51,7 +59,40 @@ def test_gradients_of_every_kind_reach_every_layer(kind, block):
     measured = Prober(net, [(images, labels)], loss).measure()
     assert (measured.depth_profile > 0).all()
     neurons = [m for m in net.modules() if isinstance(m, SpikingNeuron)]
-    assert {type(neuron) for neuron in neurons} == {KINDS[kind]}
+    assert {type(neuron) for neuron in neurons} == {(KINDS | PARALLEL)[kind]}
+
+
+@pytest.mark.parametrize("kind", PARALLEL)
+def test_a_parallel_neuron_has_its_keys_and_runs_whole_windows_only(kind):
+    order = "" if kind == "psn" else "order = 3"
+    net = built(recipe_of(kind, "sew", more=f"v_threshold = 0.5\n{order}"))
+    neuron = net.spiking_layers()[0][1]
+    assert neuron.bias.flatten()[0].item() == -0.5
+    assert getattr(neuron, "k", 3) == 3
+    assert getattr(neuron, "T", 4) == 4
+    images, _ = batch()
+    assert not net.streams
+    net.set_stateful()
+    with pytest.raises(UserError, match="accepted: whole windows"):
+        net(images)
+    net.set_stateful(False)
+    if kind == "sliding_psn":
+        assert len(net.eval()(images, 6)) == 6
+    else:
+        with pytest.raises(UserError, match="was shown 6 time steps; accepted: 4"):
+            net(images, 6)
+
+
+def test_gradients_of_a_parallel_neuron_are_measured_without_steps_between():
+    recipe = recipe_of("psn", "sew", model="residual_gain = 0.5")
+    net, loss = built(recipe), build_loss(recipe.loss)
+    prober = Prober(net, [batch()], loss)
+    whole = prober.measure()
+    with cut_time(net):
+        cut = prober.measure()
+    assert (whole.firing == cut.firing).all()
+    assert (whole.grad_input[0] != cut.grad_input[0]).all()
+    assert (prober.measure().grad_input == whole.grad_input).all()
 
 
 @pytest.mark.parametrize("kind", ["if", "lif", "plif", *KINDS])
@@ -99,6 +140,10 @@ def test_spikes_of_ilif_are_counted_as_whole_numbers():
         ("lif", "levels = 2", "", "neuron.levels"),
         ("clif", "beta = 2.0", "", "neuron.beta"),
         ("clif", "decay_input = true", "", "neuron.decay_input"),
+        ("psn", 'reset = "hard"', "", "neuron.reset"),
+        ("psn", "order = 3", "", "neuron.order"),
+        ("psn", "tau = 3.0", "", "neuron.tau"),
+        ("sliding_psn", "threshold_learnt = true", "", "neuron.threshold_learnt"),
     ],
 )
 def test_what_a_kind_does_not_have_is_refused_by_name(kind, more, model, named):

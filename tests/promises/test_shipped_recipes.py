@@ -74,6 +74,7 @@ def test_the_command_trains_a_large_recipe(root, tmp_path):
         ("cifar100_r19_tet", 12.72e6),
         ("cifar10_r19_tebn", 12.70e6),
         ("cifar10_vgg16", 14.72e6),
+        ("cifar10_csnn_psn", 70.11e6),
         ("cifar10_spikformer", 9.31e6),
         ("cifar10_qkformer", 6.79e6),
         ("cifar10_sdt", 10.23e6),

@@ -83,11 +83,11 @@ def test_a_net_counted_by_hand():
     assert torch.equal(work.fan_out["layers.2.neuron"], torch.full((4, 2, 2), 5))
 
     # 10 spikes' worth of accumulates, T = 2: a LIF's step is a MAC, an IF's an AC
-    operations, with_data = energy_pj(work, 10, 2, leaky=True)
+    operations, with_data = energy_pj(work, 10, 2, membrane_macs=1)
     updates = 2 * work.neurons
     assert operations == pytest.approx(4.6 * (1296 + updates) + 0.9 * 10)
     assert with_data - operations == pytest.approx(5 * (2 * 1296 + 3 * 10 + 2 * updates))
-    operations, _ = energy_pj(work, 10, 2, leaky=False)
+    operations, _ = energy_pj(work, 10, 2, membrane_macs=0)
     assert operations == pytest.approx(4.6 * 1296 + 0.9 * (10 + updates))
     assert ann_energy_pj(work.ann_macs) == pytest.approx(
         (4.6 * (1296 + 1296 + 576 + 20), 14.6 * (1296 + 1296 + 576 + 20))

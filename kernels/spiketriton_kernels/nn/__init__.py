@@ -3,6 +3,7 @@
 from .leaky import Leaky
 from .neurons import IF, LIF, PLIF, SpikingNeuron
 from .norm import BatchNormLIF
+from .parallel import PSN, MaskedPSN, ParallelNeuron, SlidingPSN
 from .states import ALIF, CLIF, ILIF
 from .swap import SwapReport, swap
 
@@ -13,8 +14,12 @@ __all__ = [
     "ILIF",
     "LIF",
     "PLIF",
+    "PSN",
     "BatchNormLIF",
     "Leaky",
+    "MaskedPSN",
+    "ParallelNeuron",
+    "SlidingPSN",
     "SpikingNeuron",
     "SwapReport",
     "swap",

@@ -19,6 +19,7 @@ from ..neuron import MAX_LEVELS
 from ..surrogate import Surrogate
 from .calls import CellOnKernel, LeakyOnKernel, OnKernel, on_kernel
 from .neurons import IF, LIF, PLIF, SpikingNeuron
+from .parallel import PSN, MaskedPSN, ParallelNeuron, SlidingPSN
 from .states import CLIF, ILIF
 
 
@@ -198,6 +199,20 @@ def _clif(node: Any) -> SpikingNeuron:
     return _with_state(node, ours)
 
 
+def _parallel(make: Callable[..., ParallelNeuron]) -> Callable[[Any], SpikingNeuron]:
+    """Of a PSN, with its own Parameters and buffers."""
+
+    def translated(node: Any) -> SpikingNeuron:
+        if getattr(node, "step_mode", "m") != "m":
+            raise Left(f"step_mode {node.step_mode!r}: ours takes whole windows; accepted: 'm'")
+        ours = make(node, surrogate=_spikingjelly_surrogate(node.surrogate_function))
+        ours._parameters.update(node._parameters)
+        ours._buffers.update(node._buffers)
+        return ours
+
+    return translated
+
+
 def _simple(make: Callable[[Any], SpikingNeuron]) -> Callable[[Any], SpikingNeuron]:
     """SimpleIFNode and SimpleLIFNode start at 0, not at v_reset."""
 
@@ -364,6 +379,9 @@ _LIBRARIES: dict[str, dict[str, Callable[[Any], nn.Module]]] = {
         "ParametricLIFNode": _plif,
         "ILIFNode": _ilif,
         "ComplementaryLIFNode": _clif,
+        "PSN": _parallel(lambda node, **options: PSN(node.T, **options)),
+        "MaskedPSN": _parallel(lambda node, **options: MaskedPSN(node.k, node.T, **options)),
+        "SlidingPSN": _parallel(lambda node, **options: SlidingPSN(node.k, **options)),
         "SimpleIFNode": _simple(_if),
         "SimpleLIFNode": _simple(_lif),
         "MultiStepIFNode": _if,

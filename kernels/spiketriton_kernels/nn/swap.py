@@ -63,10 +63,10 @@ def swap(net: nn.Module, *, fuse: bool = False, check: Any = None) -> SwapReport
     """Puts our neurons in place of SpikingJelly's, snnTorch's and norse's in a network, in place, and reports each.
 
     Swapped are SpikingJelly's IFNode, LIFNode, ParametricLIFNode (their Simple and MultiStep forms), ILIFNode and
-    ComplementaryLIFNode (step_mode "m" and "s", every backend), with the same constants, the same Parameter objects and
-    state_dict keys, their hooks, mode and membrane. They keep their membrane between calls until ``reset()``
-    (SpikingJelly's ``reset_net`` calls it), as the originals do. A module that is used in several places stays one
-    module.
+    ComplementaryLIFNode (step_mode "m" and "s", every backend), PSN, MaskedPSN and SlidingPSN ("m"), with the same
+    constants, the same Parameter objects and state_dict keys, their hooks, mode and membrane. They keep their membrane
+    between calls until ``reset()`` (SpikingJelly's ``reset_net`` calls it), as the originals do. A module that is used
+    in several places stays one module.
 
     snnTorch's Leaky and norse's LIFBoxCell, IAFCell, LIFCell, IAF and LIF stay the objects that they are, called as
     before, one step at a time, and run on our kernels; ``Leaky.from_snntorch`` and ``Leaky.from_norse`` take a whole

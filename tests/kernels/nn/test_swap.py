@@ -327,7 +327,6 @@ def with_learnt_alpha():
         (lambda: neuron.KLIFNode(), ["KLIFNode", "none of ours", "LIFNode"]),
         (lambda: neuron.QIFNode(), ["QIFNode", "none of ours"]),
         (lambda: neuron.EIFNode(), ["EIFNode", "none of ours"]),
-        (lambda: neuron.PSN(T), ["PSN", "none of ours"]),
         (lambda: Mine(), ["Mine is a LIFNode that overrides single_step_functional_forward"]),
         (with_own_forward, ["IFNode that overrides forward"]),
         (with_own_parameter, ["IFNode with parameters of its own: scale"]),

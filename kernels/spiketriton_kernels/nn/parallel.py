@@ -1,0 +1,247 @@
+"""Parallel spiking neurons (Fang et al. 2023, arXiv 2304.12760): PSN, masked PSN and sliding PSN.
+
+The potentials of a window are one matrix product over time, H = W X + b with W [T, T], and s[t] = 1 where h[t] >= 0. No
+step reads the state after another, so they are no kind of the record ``Neuron``, whose passes walk through time: the
+product is PyTorch's, and what follows is the kernels' threshold, an integrator that keeps nothing (decay 0) and does
+not reset. Surrogates, the probe, and ``v_seq`` are therefore those of every neuron.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..arguments import PROBE_FIELDS, check_input, make_neuron
+from ..layout import dense, like
+from ..neuron import Neuron, Outputs, membrane_dtype
+from ..surrogate import Surrogate
+from .neurons import SpikingNeuron
+
+
+class ParallelNeuron(SpikingNeuron):
+    """What the three share. A subclass gives ``weight_of(T)``, W of a window of T steps, and has a parameter ``bias``.
+
+    The potentials are computed in float32 (float64 for float64), also under autocast. ``v_seq`` is h + b.
+
+    Args:
+        v_threshold: where the learnt threshold -bias begins.
+        surrogate, store_v_seq: see ``SpikingNeuron``.
+
+    Attributes:
+        cut_time: no gradient goes from step to step; the spikes stay as they are.
+
+    Raises:
+        ValueError: a constant out of its range; in the call, a window of another length, or a membrane to be kept.
+    """
+
+    kind = "psn"
+    resets = ("none",)
+    takes_norm = False
+    weight: nn.Parameter
+    bias: nn.Parameter
+
+    def __init__(
+        self,
+        v_threshold: float = 1.0,
+        *,
+        surrogate: Surrogate | None = None,
+        store_v_seq: bool = False,
+    ) -> None:
+        super().__init__(
+            v_threshold, None, reset="none", surrogate=surrogate, store_v_seq=store_v_seq
+        )
+        self.cut_time = False
+
+    def weight_of(self, steps: int) -> Tensor:
+        raise NotImplementedError
+
+    def neuron_arguments(self) -> dict[str, Any]:
+        """Of the threshold behind the product."""
+        return super().neuron_arguments() | {"decay": 0.0, "threshold": 0.0}
+
+    def record(self) -> Neuron:
+        return make_neuron("lif", **self.neuron_arguments())
+
+    def _check(self, x: Tensor) -> None:  # not as others: no parameter is by channels
+        if self.keeps_state:
+            how = "step_mode 's'" if self.step_mode == "s" else "stateful=True"
+            raise ValueError(
+                f"{type(self).__name__} has {how}; accepted: whole windows [T, B, ...], because it has no state that "
+                "a step or a chunk could hand to the next"
+            )
+        check_input("x", x)
+
+    def _fire(self, x: Tensor, *args: Any, **tensors: Any) -> Outputs:
+        x, probe = dense(x), self.probe
+        if probe is not None:
+            x, self.probe = _Watched.apply(x, probe)
+        try:
+            out = super()._fire(self._potentials(x), *args, **tensors)
+        finally:
+            self.probe = probe
+        return out._replace(spikes=out.spikes.to(x.dtype))
+
+    def _potentials(self, x: Tensor) -> Tensor:
+        """W X + b, in the memory order of x."""
+        wide = membrane_dtype(x.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            weight, bias = self.weight_of(len(x)).to(wide), self.bias.to(wide)
+            given = x.detach() if self.cut_time else x
+            order = sorted(range(1, x.ndim), key=lambda d: -x.stride(d))  # as it lies in memory
+            rows = given.permute(0, *order).reshape(len(x), -1).to(wide)
+            h = torch.addmm(bias, weight, rows)
+            h = h.view(len(x), *(x.shape[d] for d in order))
+            h = h.permute(0, *(order.index(d) + 1 for d in range(1, x.ndim)))
+            if self.cut_time:
+                own = weight.diagonal().view(-1, *[1] * (x.ndim - 1))
+                h = h + own * (x - given).to(wide)
+        return like(h, x)
+
+    def extra_repr(self) -> str:
+        return f"surrogate={self.surrogate}"
+
+
+class _Watched(torch.autograd.Function):
+    """The input and its probe; what the probe says of dL/dx is then of this input, not of the potential."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:
+        return x.view_as(x), probe.view_as(probe)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
+        rows, sums = grad.detach().flatten(1).float(), sums.clone()
+        found = {
+            "grad_input_sq": rows.square().sum(1),
+            "grad_input_max": rows.abs().amax(1),
+            "nonfinite": (~rows.isfinite()).sum(1),
+        }
+        for name, value in found.items():
+            sums[:, PROBE_FIELDS.index(name)] = value
+        return grad, sums
+
+
+class PSN(ParallelNeuron):
+    """Parallel spiking neuron: W [T, T] and b [T, 1] are learnt, every step may read every other, also later ones.
+
+    SpikingJelly's PSN.
+
+    Args:
+        T: time steps of every window that it is shown.
+        options: see ``ParallelNeuron``.
+
+    Raises:
+        ValueError: T is below 1, or a constant out of its range.
+    """
+
+    def __init__(self, T: int, v_threshold: float = 1.0, **options: Any) -> None:
+        super().__init__(v_threshold, **options)
+        self.T = _positive("T", T)
+        self.weight = nn.Parameter(torch.empty(T, T))
+        self.bias = nn.Parameter(torch.full((T, 1), -float(v_threshold)))
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+
+    def weight_of(self, steps: int) -> Tensor:
+        return self.weight
+
+    def _check(self, x: Tensor) -> None:
+        super()._check(x)
+        if len(x) != self.T:
+            raise ValueError(
+                f"{type(self).__name__} was shown {len(x)} time steps; accepted: {self.T}, for which it has weights"
+            )
+
+    def extra_repr(self) -> str:
+        return f"T={self.T}, {super().extra_repr()}"
+
+
+class MaskedPSN(PSN):
+    """Masked PSN: W is masked, so that a step reads itself and the k - 1 before it.
+
+    ``lambda_`` blends the mask in: W * (lambda_ * mask + 1 - lambda_), 0 for a PSN; the paper raises it while it
+    trains. SpikingJelly's MaskedPSN, in windows.
+
+    Args:
+        k: the order, at least 1.
+        T: see ``PSN``.
+        lambda_init: what ``lambda_`` begins with, 0 to 1.
+        options: see ``ParallelNeuron``.
+
+    Raises:
+        ValueError: k or T below 1, or a constant out of its range.
+    """
+
+    _lambda_: Tensor
+    mask0: Tensor
+    mask1: Tensor
+
+    def __init__(
+        self, k: int, T: int, lambda_init: float = 0.0, v_threshold: float = 1.0, **options: Any
+    ) -> None:
+        super().__init__(T, v_threshold, **options)
+        self.k = _positive("k", k)
+        ones = torch.ones(T, T)
+        self.register_buffer("_lambda_", torch.zeros(()))  # under SpikingJelly's names
+        self.register_buffer("mask0", ones.tril().triu(1 - k))
+        self.register_buffer("mask1", ones)
+        self.lambda_ = lambda_init
+
+    @property
+    def lambda_(self) -> Tensor:
+        return self._lambda_
+
+    @lambda_.setter
+    def lambda_(self, value: float) -> None:
+        if not 0 <= float(value) <= 1:
+            raise ValueError(f"lambda_ {float(value)}: accepted: 0 to 1")
+        self._lambda_.fill_(value)
+
+    def weight_of(self, steps: int) -> Tensor:
+        return self.weight * (self._lambda_ * self.mask0 + (1 - self._lambda_) * self.mask1)
+
+    def extra_repr(self) -> str:
+        return f"k={self.k}, lambda_={float(self._lambda_):g}, {super().extra_repr()}"
+
+
+class SlidingPSN(ParallelNeuron):
+    """Sliding PSN: every step reads itself and the k - 1 before it by the same k weights; windows of any length.
+
+    h[t] = sum over i < k of weight[k - 1 - i] * x[t - i] + bias. SpikingJelly's SlidingPSN, in windows.
+
+    Args:
+        k: the order, at least 1.
+        exp_init: the weights begin at ..., 1/4, 1/2, 1, as a membrane of tau 2; False: uniform.
+        options: see ``ParallelNeuron``.
+
+    Raises:
+        ValueError: k is below 1, or a constant out of its range.
+    """
+
+    def __init__(
+        self, k: int, exp_init: bool = True, v_threshold: float = 1.0, **options: Any
+    ) -> None:
+        super().__init__(v_threshold, **options)
+        self.k = _positive("k", k)
+        weight = 0.5 ** torch.arange(k - 1.0, -1, -1)
+        if not exp_init:
+            nn.init.kaiming_uniform_(weight.unsqueeze(0), a=math.sqrt(5))
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.Parameter(torch.tensor(-float(v_threshold)))
+
+    def weight_of(self, steps: int) -> Tensor:
+        ago = torch.arange(steps, device=self.weight.device)
+        ago = ago[:, None] - ago  # of the step that is read (column), for each that reads (row)
+        read = (ago >= 0) & (ago < self.k)
+        return torch.where(read, self.weight[(self.k - 1 - ago).clamp(0, self.k - 1)], 0.0)
+
+    def extra_repr(self) -> str:
+        return f"k={self.k}, {super().extra_repr()}"
+
+
+def _positive(name: str, value: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} {value!r}: accepted: an integer of at least 1")
+    return value
