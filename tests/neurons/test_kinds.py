@@ -1,4 +1,4 @@
-"""I-LIF, CLIF, ALIF and parallel neurons in recipes: trained, measured, counted, and refused where they make no sense."""
+"""I-LIF, CLIF, ALIF and PSNs in recipes: trained, measured, counted, and refused where they make no sense."""
 
 import pytest
 import torch
