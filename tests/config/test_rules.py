@@ -335,6 +335,7 @@ def test_each_idle_key_comes_with_its_reason():
         "monitor.wandb_project",
         "neuron.beta",
         "neuron.levels",
+        "neuron.order",
         "neuron.tau_adaptation",
         "train.gamma",
         "train.max_skips",

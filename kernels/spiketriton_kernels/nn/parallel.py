@@ -90,7 +90,7 @@ class ParallelNeuron(SpikingNeuron):
         with torch.autocast(x.device.type, enabled=False):
             weight, bias = self.weight_of(len(x)).to(wide), self.bias.to(wide)
             given = x.detach() if self.cut_time else x
-            order = sorted(range(1, x.ndim), key=lambda d: -x.stride(d))  # as it lies in memory
+            order = sorted(range(1, x.ndim), key=x.stride, reverse=True)  # as it lies in memory
             rows = given.permute(0, *order).reshape(len(x), -1).to(wide)
             h = torch.addmm(bias, weight, rows)
             h = h.view(len(x), *(x.shape[d] for d in order))
