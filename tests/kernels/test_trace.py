@@ -1,4 +1,4 @@
-"""LIF's second operator: the membrane's trace, tensor gains, delayed resets, and surrogates of one's own."""
+"""What LIF does beyond its usual arguments: the membrane's trace, tensor gains, delayed resets, custom surrogates."""
 
 import itertools
 
@@ -169,7 +169,7 @@ def test_a_tensor_gain_behind_batch_norm(affine, backend, device):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-# ---- surrogates of one's own
+# ---- custom surrogates
 
 
 def steep(z):
