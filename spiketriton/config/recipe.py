@@ -57,7 +57,8 @@ def key(default: Any, doc: str, numbers: Range | None = None) -> Any:
 
 
 class Arguments(Mapping):
-    """Keyword arguments of somebody else's function: texts, numbers, true, false, arrays and tables of them."""
+    """Keyword arguments of somebody else's function: texts, numbers, true, false, arrays and tables "
+    "of them."""
 
     def __init__(self, given: Mapping[str, Any] = MappingProxyType({})) -> None:
         self._given = {name: _frozen(value) for name, value in given.items()}
@@ -82,7 +83,7 @@ class Arguments(Mapping):
 
 
 def _frozen(value: Any) -> Any:
-    """ValueError: TOML has other values, too, which no function of a network takes."""
+    """ValueError: TOML also has values that no function of a network takes."""
     if isinstance(value, list | tuple):
         return tuple(map(_frozen, value))
     if isinstance(value, Mapping):
@@ -127,7 +128,7 @@ class AugmentationConfig(Table):
     )
     rotate: float | Literal["auto"] = key("auto", "turn by up to this many degrees", Range(0, 180))
     shear: float | Literal["auto"] = key(
-        "auto", "move rows by up to this share of their distance from the middle", Range(0, 2)
+        "auto", "move rows by up to this fraction of their distance from the middle", Range(0, 2)
     )
     cutout: int | Literal["auto"] = key(
         "auto",
@@ -142,20 +143,21 @@ class AugmentationConfig(Table):
     )
     policy: Literal["auto", "none", "autoaugment", "randaugment"] = key(
         "auto",
-        "operations on images after crop and flip: AutoAugment's policy for CIFAR-10, RandAugment, or none; `auto`: "
+        "operations on images after cropping and flipping: AutoAugment's policy for CIFAR-10, "
+        "RandAugment, or none; `auto`: "
         "TrivialAugmentWide if data.augment is `strong`, else none",
     )
-    operations: int = key(2, "of `randaugment`, on each image", Range(1, 14))
-    magnitude: int = key(9, "of the operations of `randaugment`", Range(0, 30))
+    operations: int = key(2, "number of operations of `randaugment` per image", Range(1, 14))
+    magnitude: int = key(9, "magnitude of the operations of `randaugment`", Range(0, 30))
     crop_scale: tuple[float, ...] = key(
         (0.35, 1.0),
-        "least and largest share of a photograph's area that a random crop takes",
+        "smallest and largest fraction of a photograph's area that a random crop takes",
         Range(0, 1, open="low"),
     )
-    drop: float = key(0.0, "leave out up to this share of the events, each by chance", SHARE)
+    drop: float = key(0.0, "leave out up to this fraction of the events, chosen at random", SHARE)
     delete: int = key(
         0,
-        "random temporal delete: train on time_steps minus this many frames, drawn anew for each "
+        "random temporal delete: train on time_steps minus this many frames, drawn for each "
         "recording, and test on all",
         Range(0, 65_535),
     )
@@ -219,14 +221,16 @@ class DataConfig(TableOfPart):
     test_images: int = key(0, "test on a fixed subset of this many images; 0: all", COUNT_OR_ZERO)
     validation: float | str = key(
         0.0,
-        "training images that are held out to choose weights by: a share of them, the same of every "
-        "class and for every seed, or the folder of an `imagefolder` or `eventfolder` that holds them; 0: none",
+        "training images held out to choose weights by: a fraction of every class, the same for "
+        "every seed, or the folder "
+        "of an `imagefolder` or `eventfolder` that holds them; 0: none",
         SHARE,
     )
     sampler: Literal["shuffle", "balanced"] = key(
         "shuffle",
-        "an epoch shows every training image once, or as many of each class: those of small classes "
-        "more often, those of large ones not all",
+        "an epoch has every training image once, or equally many of each class: images of small "
+        "classes repeat, "
+        "some of large ones are left out",
     )
     classes: int = key(10, "number of classes of `synthetic`", Range(2, 1_000_000))
     split: Literal["official", "first100", "random90"] = key(
@@ -248,7 +252,7 @@ class DataConfig(TableOfPart):
     )
     sensor: str = key(
         "auto",
-        "pixels of the camera of `eventfolder`, as 346x260 (width x height); `auto`: 128x128 of "
+        "pixels of the camera of `eventfolder`, for example 346x260 (width x height); `auto`: 128x128 of "
         "AEDAT 2 files",
     )
     cache: str = key(
@@ -291,7 +295,8 @@ class ModelConfig(TableOfPart):
     )
     input: Literal["auto", "time_first", "images"] = key(
         "auto",
-        "what the network of `MODULE:NAME` takes: [T, B, C, H, W], or [B, C, H, W]; `auto`: what it answers to",
+        "what the network of `MODULE:NAME` takes: [T, B, C, H, W], or [B, C, H, W]; `auto`: found "
+        "out by a call",
     )
     block: Literal["plain", "sew", "ms", "preact"] = key(
         "plain",
@@ -325,20 +330,23 @@ class ModelConfig(TableOfPart):
     width: int = key(
         0,
         "channels of the first stage, or features of `mlp`; 0: the default (64 for resnet18 to "
-        "resnet101, `vggsnn`, `vgg11` and `vgg16`, 16 for the smaller ResNets and `plain`, 128 for resnet19 and "
+        "resnet101, `vggsnn`, `vgg11` and `vgg16`, 16 for the smaller ResNets and `plain`, 128 for "
+        "resnet19 and "
         "`mlp`, 256 for `csnn`)",
         Range(0, 65_536),
     )
     residual_gain: float = key(
         0.0,
-        "what the weight of the last norm of every `plain`, `sew` and `ms` block starts at; with 0 a block starts "
+        "what the weight of the last norm of every `plain`, `sew` and `ms` block starts at; with 0 a "
+        "block starts "
         "by passing its input on, so that the image reaches the last layer of any depth",
         Range(0, 1e3),
     )
     residual_bias: float | Literal["auto"] = key(
         "auto",
         "what the bias of the last norm of a `plain` block starts at: how far a spike of the shortcut "
-        "lifts the current above the threshold; `auto`: as far as a silent neuron is below it at the last step",
+        "lifts the current above the threshold; `auto`: as far as a silent neuron is below it at the "
+        "last step",
         Range(-1e3, 1e3),
     )
     start: Literal["kaiming", "identity"] = key(
@@ -348,15 +356,17 @@ class ModelConfig(TableOfPart):
     )
     shortcut_gradient: Literal["surrogate", "straight_through"] = key(
         "straight_through",
-        "how the gradient passes the neuron that a `plain` block's shortcut enters: times the surrogate, as "
-        "for any current, or around the neuron as it is; the spikes are the same",
+        "the gradient of a `plain` block's shortcut at the neuron that it enters: multiplied by the "
+        "surrogate, as for any "
+        "current, or passed around the neuron unchanged; the spikes are the same",
     )
     dropout: float = key(
         0.0,
-        "share of the values that the classifier reads which training leaves out, for an image the same at all steps",
+        "fraction of the classifier's inputs that training sets to zero, the same ones at all time "
+        "steps of an image",
         SHARE,
     )
-    fused: bool = key(True, "norm, shortcut and neuron in one kernel; false: one after the other")
+    fused: bool = key(True, "norm, shortcut and neuron in one operator; false: separately")
     memory: Literal["standard", "packed"] = key(
         "standard",
         "`packed` stores spikes as single bits until backward: same gradients, less memory",
@@ -378,7 +388,9 @@ class SurrogateConfig(Table):
     height: float = key(1.0, "the surrogate's value at the threshold", Range(0, 1e6, open="low"))
     width: float = key(
         0.3,
-        "how far the surrogate reaches, in units of the membrane",
+        "half-width of the surrogate, in units of the membrane potential; ATan(2) of other libraries "
+        "is 0.318, a fast "
+        "sigmoid of slope 25 is 0.04, a rectangle of width 1 is 0.5 (docs/words.md)",
         Range(1e-6, 1e6),
     )
 
@@ -457,29 +469,32 @@ class LossConfig(TableOfPart):
 
     kind: Literal[Loss] = key(
         "cross_entropy",
-        "cross-entropy of the mean current over time, or TET: the mean of the steps' losses",
+        "cross-entropy of the mean logits over time, or TET: the mean of the losses of the time steps",
     )
-    label_smoothing: float = key(0.0, "probability spread evenly over all classes", SHARE)
+    label_smoothing: float = key(
+        0.0, "probability that is distributed evenly over all classes", SHARE
+    )
     class_weights: tuple[float, ...] | Literal["none", "balanced"] = key(
         "none",
-        "`balanced`: each class weighs as much, however many training images it has; or a weight for each class",
+        "`balanced`: classes are weighted inversely to their number of training images; or a weight "
+        "for each class",
         Range(0, 1e6),
     )
     teacher: str = key(
         "-",
-        "run folder of a teacher: the network also learns its answers, as those of the ANN twin; `-`: none",
+        "run folder of a teacher, such as the ANN twin, whose predictions the network also learns; `-`: none",
     )
     teacher_weight: float = key(
         0.5,
-        "share of the loss that is the distance to the teacher's answers",
+        "fraction of the loss that is the distance to the teacher's predictions",
         Range(0, 1, open="low"),
     )
     temperature: float = key(
         2.0,
-        "what currents are divided by before they are compared with the teacher's",
+        "what logits are divided by before they are compared with the teacher's",
         Range(0.1, 100),
     )
-    tet_lambda: float = key(0.05, "weight of TET's pull of each current towards 1", Range(0, 1))
+    tet_lambda: float = key(0.05, "weight of TET's pull of each logit towards 1", Range(0, 1))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -491,35 +506,36 @@ class TrainConfig(Table):
     epochs: int = key(1, "passes over the training images", COUNT)
     init_from: str = key(
         "-",
-        "weights to begin with, as far as they fit: a run folder, a checkpoint or state_dict file (that of "
-        "a spiking ResNet of SpikingJelly, too), or `torchvision:NAME` for a pretrained ANN; `-`: the "
+        "weights to begin with, as far as they fit: a run folder, a checkpoint or state_dict file "
+        "(also of SpikingJelly's spiking ResNets), or `torchvision:NAME` for a pretrained ANN; `-`: the "
         "recipe's own",
     )
     freeze: tuple[str, ...] = key(
         (),
-        "parameters that stay as they are: names of layers, or patterns as `layer1.*`; a batch norm "
-        "whose weight stays keeps its statistics, too",
+        "parameters that are not trained: names of layers, or patterns such as `layer1.*`; batch "
+        "norms with frozen weights "
+        "also keep their running statistics",
     )
     ema: float = key(
         0.0,
-        "decay of an exponential moving average of the weights, tested besides them; 0: none",
+        "decay of an exponential moving average of the weights, tested beside them; 0: none",
         SHARE,
     )
     mixup: float = key(
         0.0,
-        "alpha of mixup: neighbours in a batch are blended in pairs, their labels by the same shares; "
+        "alpha of mixup: neighbours in a batch are blended in pairs, their labels in the same proportion; "
         "0: none",
         Range(0, 1000),
     )
     cutmix: float = key(
         0.0,
-        "alpha of CutMix: the images of a pair exchange a box; 0: none. With `mixup`, too, each pair "
-        "gets one of the two by chance",
+        "alpha of CutMix: the images of a pair exchange a box; 0: none. With `mixup` as well, each "
+        "pair gets one of the two at random",
         Range(0, 1000),
     )
     mix_probability: float = key(
         1.0,
-        "share of the pairs that `mixup` and `cutmix` mix, each by chance",
+        "probability that `mixup` and `cutmix` mix a pair",
         Range(0, 1, open="low"),
     )
     mix_epochs: int = key(
@@ -531,7 +547,7 @@ class TrainConfig(Table):
         COUNT_OR_ZERO,
     )
     decay_norms: bool = key(
-        False, "weight decay of biases, norms, gains and leaks, too, as in many papers' code"
+        False, "also decay biases, norms, gains and leaks, as the code of many papers does"
     )
     batch_size: int = key(64, "images per optimizer step, over all devices", COUNT)
     accumulate: int = key(1, "micro-batches per step, a divisor of batch_size", COUNT)
@@ -552,8 +568,9 @@ class TrainConfig(Table):
     nesterov: bool = key(False, "Nesterov momentum in sgd")
     eps: float = key(
         1e-8,
-        "what adamw adds to the size of a weight's gradient before it divides by it: smaller gradients than "
-        "this are not brought to the size of others",
+        "what adamw adds to the size of a weight's gradient before dividing by it: gradients smaller "
+        "than this are not "
+        "normalised",
         Range(0, 1, open="low"),
     )
     schedule: Literal["one_cycle", "cosine", "constant", "step"] = key(
@@ -563,17 +580,18 @@ class TrainConfig(Table):
     )
     min_lr: float = key(
         0.0,
-        "what the rate of `one_cycle` and `cosine` falls to; 0: `lr` / 250,000, and 0",
+        "where the rate of `one_cycle` and `cosine` ends; 0: at `lr` / 250,000, and at 0",
         Range(0, 1e3),
     )
     warmup_lr: float = key(
         0.0,
-        "what the rate rises from; 0: `lr` / 25 of `one_cycle`, `lr` by the number of steps of the others",
+        "where the rate begins to rise; 0: at `lr` / 25 (`one_cycle`), or at `lr` divided by the "
+        "number of steps of the rise",
         Range(0, 1e3),
     )
     milestones: tuple[float, ...] = key(
         (0.5, 0.75),
-        "shares of all steps after which the rate of `step` is multiplied by `gamma`",
+        "fractions of all steps after which the rate of `step` is multiplied by `gamma`",
         Range(0, 1, open="high"),
     )
     gamma: float = key(0.1, "factor of `step` at each milestone", Range(0, 1, open="low"))
@@ -582,7 +600,7 @@ class TrainConfig(Table):
     nonfinite: Literal["stop", "skip"] = key(
         "stop",
         "at a loss or gradient that is not finite: end the run, or skip the step; either way the "
-        "weights stay as they were, and the place where it arose is named",
+        "weights stay as they were, and the error names the layer and time step where it arose",
     )
     max_skips: int = key(10, "consecutive steps that `skip` leaves out before the run ends", COUNT)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = key(
@@ -783,19 +801,19 @@ class Spec:
         """What is accepted, with these words."""
         said = []
         if self.items is not None:
-            noun = "texts" if self.items is str else f"numbers {self.field.metadata['numbers']}"
+            noun = "strings" if self.items is str else f"numbers {self.field.metadata['numbers']}"
             said.append(f"an array of {noun}")
         if self.free:
-            said.append("a table of texts, numbers, true, false and arrays of them")
+            said.append("a table of strings, numbers, true, false and arrays of them")
         if self.base is bool:
             said.append("true or false")
         elif self.base is str:
-            said.append("text that is not empty and has no NUL")
+            said.append("a non-empty string without NUL")
         elif self.base is not None:
             noun = "an integer" if self.base is int else "a number"
             said.append(f"{noun} {self.field.metadata['numbers']}")
         if self.text:
-            said.append("text that is not empty and has no NUL")
+            said.append("a non-empty string without NUL")
         if words:
             said.append(", ".join(f'"{word}"' for word in words))
         return (", or " if any("," in part for part in said) else " or ").join(said)

@@ -130,8 +130,8 @@ def test_mistakes_are_named_as_those_of_built_in_keys(folder, lines, said):
             ["no_such_module_of_mine cannot be imported", "No module named"],
         ),
         ('["broken.py"]', ["broken.py cannot be imported: ZeroDivisionError"]),
-        ('"my_parts.py"', ["plugins.modules", "an array of texts"]),
-        ("[1]", ["plugins.modules", "an array of texts"]),
+        ('"my_parts.py"', ["plugins.modules", "an array of strings"]),
+        ("[1]", ["plugins.modules", "an array of strings"]),
         ('["thief.py"]', ['model.name = "resnet8" is built in']),
     ],
 )
