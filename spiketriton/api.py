@@ -126,7 +126,7 @@ def train(
         raise KeyboardInterrupt
     if outcome.exit_code != EXIT_DONE and not outcome.saved:
         raise UserError(
-            f"{folder.path}: the last state could not be saved, and the run is not done"
+            f"{folder.path}: the last checkpoint could not be saved; the run is incomplete"
         )
     return load_run(folder.path, net=net if isinstance(net, nn.Module) else None)
 

@@ -10,7 +10,7 @@ from spiketriton import consent
 from spiketriton.errors import UserError
 
 COMMANDS = {
-    "doctor": "Will it run here, and right? Checks this machine and every kernel.",
+    "doctor": "Check that spiketriton runs correctly on this machine.",
     "train": "Train a network from one TOML recipe.",
     "diagnose": "Measure gradients through depth and time, and explain them.",
     "sweep": "Train a grid of recipes, one after another.",

@@ -15,9 +15,10 @@ examples:
   spiketriton doctor data.root=/data
   spiketriton doctor train.device=cpu --json
 
-Will it run here, and right? Every kernel is compared with its definition in plain PyTorch on this
-device, forward and backward, in every dtype; then a small network is trained for a few steps. On a
-CPU the kernels are compiled the first time, half a minute on two cores."""
+Checks that spiketriton runs correctly on this machine. Every kernel is compared with its
+definition in plain PyTorch on this device, forward and backward, in every dtype; then a small
+network is trained for a few steps. On a CPU the kernels are compiled the first time, half a minute
+on two cores."""
 
 COLOURS = {"ok": "green", "slow": "yellow", "wrong": "bold red"}
 STEPS = 6  # of the small training
@@ -64,7 +65,7 @@ def main(arguments: list[str]) -> int:
         head = {"version": environment.version_line(), "findings": [asdict(f) for f in found]}
         print(json_text(head, indent=1), end="")
     else:
-        say(console, f"{len(found)} looked at: {_conclusion(states)}", style="bold")
+        say(console, f"{len(found)} checks: {_conclusion(states)}", style="bold")
     return EXIT_ERROR if "wrong" in states else EXIT_DONE
 
 
@@ -72,8 +73,8 @@ def _conclusion(states: Sequence[str]) -> str:
     if wrong := states.count("wrong"):
         return f"{wrong} wrong; see the lines that begin with it"
     if slow := states.count("slow"):
-        return f"it runs and is right, but {slow} slow"
-    return "it runs and is right"
+        return f"all passed, but {slow} slow"
+    return "all passed"
 
 
 if __name__ == "__main__":

@@ -184,7 +184,7 @@ LAYOUTS: list[tuple[str, str, str, dict[str, Cell]]] = [
         "ms (20-80 %)": spread,
         "GB/s": key("gb_per_s"),
         "of copy": key("of_copy", percent),
-        "ours is faster by": faster,
+        "time / spiketriton's": faster,
     }),
     ("step", "recipe", "training step of {recipe}: T={T}, batch {batch} of {image}, {precision}, {layout}", {
         "contender": NAME,
@@ -192,7 +192,7 @@ LAYOUTS: list[tuple[str, str, str, dict[str, Cell]]] = [
         "images/s": key("images_per_s"),
         "above convolutions": key("above_floor", percent),
         "of T ANN steps": key("twin_ratio"),
-        "ours is faster by": faster,
+        "time / spiketriton's": faster,
     }),
     ("step", "busy", "the GPU in a training step of {recipe}: T={T}, batch {batch} of {image}, {precision}", {
         "contender": NAME,
@@ -213,7 +213,7 @@ LAYOUTS: list[tuple[str, str, str, dict[str, Cell]]] = [
     }),
     ("memory", "op", "memory of {op}: {case}", OPERATION),
     ("memory", "recipe", "memory of a step of {recipe}: T={T}, batch {batch}",
-        dict(list(OPERATION.items())[:3]) | {"peak, of ours": of_ours}),
+        dict(list(OPERATION.items())[:3]) | {"peak / spiketriton's": of_ours}),
     ("gradients", "cost", "cost of the gradient monitor, of a training step", {
         "recipe": lambda row, group: "{recipe} (T={T}, batch {batch})".format(**row),
         "off, ms": lambda row, group: number(find(group, OFF).get("median_ms")),
@@ -233,7 +233,7 @@ LAYOUTS: list[tuple[str, str, str, dict[str, Cell]]] = [
         "prepared by": NAME,
         "images/s a core": key("images_per_s"),
         "ms a batch (20-80 %)": spread,
-        "ours is faster by": faster,
+        "time / spiketriton's": faster,
     }),
     ("host", "op", "process time of one layer, forward and backward: T={T}, [B, C, H, W] = {shape}", {
         "layer": NAME,
@@ -307,7 +307,7 @@ def kernel_matrix(rows: list[Row]) -> list[Grid]:
     for op, mode in dict.fromkeys((row["op"], row["mode"]) for row in rows):
         chosen = [row for row in rows if (row["op"], row["mode"]) == (op, mode)]
         names = list(dict.fromkeys(row["contender"] for row in chosen))
-        title = f"{op}, {mode}: milliseconds (and how many times ours)"
+        title = f"{op}, {mode}: milliseconds (and times spiketriton's)"
         header = ["T", "N", "dtype, layout", "GB/s (of copy)", *names]
         grid = Grid(title, header, [], left=0, notes=notes(chosen))
         for group in by_case(chosen):

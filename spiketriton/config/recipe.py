@@ -337,14 +337,13 @@ class ModelConfig(TableOfPart):
     )
     residual_gain: float = key(
         0.0,
-        "what the weight of the last norm of every `plain`, `sew` and `ms` block starts at; with 0 a "
-        "block starts "
-        "by passing its input on, so that the image reaches the last layer of any depth",
+        "initial weight of the last norm of every `plain`, `sew` and `ms` block; 0 (zero-initialised): each block "
+        "starts as its shortcut, and the forward signal reaches the last layer at any depth",
         Range(0, 1e3),
     )
     residual_bias: float | Literal["auto"] = key(
         "auto",
-        "what the bias of the last norm of a `plain` block starts at: how far a spike of the shortcut "
+        "initial bias of the last norm of a `plain` block: how far a spike of the shortcut "
         "lifts the current above the threshold; `auto`: as far as a silent neuron is below it at the "
         "last step",
         Range(-1e3, 1e3),

@@ -49,7 +49,7 @@ class WeightsAndBiases:
             id_of.write_text(id)
         except (self.wandb.errors.Error, OSError) as error:
             raise UserError(
-                f'monitor.wandb = "{monitor.wandb}": Weights & Biases does not begin: {one_line(error)}'
+                f'monitor.wandb = "{monitor.wandb}": Weights & Biases could not be started: {one_line(error)}'
             ) from error
         self.run.define_metric("*", step_metric="step")
 

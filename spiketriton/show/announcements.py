@@ -39,9 +39,7 @@ def announce_run(display: Display, recipe: Recipe, folder: Path) -> None:
     display.note(f"device: {device.value.type}, {device.reason}")
     display.note(f"precision: {environment.name_of(precision.value)}, {precision.reason}")
     if device.value.type == "cpu":
-        display.note(
-            "cost: there is no GPU in this run; its time is estimated after the first steps"
-        )
+        display.note("this run uses the CPU; the time left is shown after the first steps")
 
 
 def announce_parts(
@@ -209,7 +207,7 @@ def _with_the_run(folder: Path, recipe: Recipe, given: str) -> Iterator[tuple[li
     if recipe.neuron.kind == "relu":
         yield [*spelled("convert"), *run], "this ANN as a spiking network"
     else:
-        why = "whether image and gradient get through, layer by layer, and what to change"
+        why = "forward signal and gradient, layer by layer, and what to change"
         yield [*spelled("diagnose"), *run], why
     mine = Path("my_recipe.toml")
     if recipe.data.name == "digits" and given in shipped_recipes() and not mine.exists():

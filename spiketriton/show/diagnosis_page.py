@@ -17,11 +17,11 @@ from spiketriton.show.screen import say, show_table, show_whole
 from spiketriton.show.words import COLOURS, in_percent, times
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
-HEAD = ("", "gain", "layers", "steps", "reach", "firing", "image")
+HEAD = ("", "gain", "layers", "time", "reach", "firing", "signal")
 LEGEND = (
-    "gain: growth of the gradient from a layer to the one before it; layers, steps: the gradient at "
-    "the first one by that at the last; reach: neurons that the surrogate reaches; firing: spikes "
-    "per neuron and time step; image: what the last layer keeps of an image (1: all, 0: nothing)"
+    "gain: growth of the gradient from a layer to the one before it; layers, time: the gradient at the first "
+    "layer (time step) divided by that at the last; reach: neurons within reach of the surrogate; firing: spikes "
+    "per neuron and time step; signal: the forward signal at the last layer (1: preserved, 0: lost)"
 )
 BAR = 20  # columns of the longest bar of the depth profile
 
@@ -68,12 +68,12 @@ def show(found: Diagnosis, console: Console) -> None:
 
 
 def opening(found: Diagnosis) -> str:
-    """What was done to see through blocks that start closed; "" where there are none."""
+    """What was done to measure through zero-initialised branches; "" where there are none."""
     if not found.opened:
         return ""
     return (
-        f"gradients are measured with the residual blocks opened to a gain of {CLOSED:g}, as training "
-        "soon opens them: as they start, no gradient enters them"
+        f"gradients are measured with the residual branches at a gain of {CLOSED:g}, which training soon reaches: "
+        "as initialised, at zero, no gradient enters them"
     )
 
 
@@ -83,9 +83,9 @@ def prediction(found: Diagnosis) -> str:
         return ""
     lost = lost_at(found.predicted.overlap)
     kept = two_digits(found.predicted.overlap[-1])
-    image = f"the last layer keeps {kept} of an image (measured: {two_digits(found.overlap[-1])})"
+    image = f"the forward signal at the last layer is {kept} (measured: {two_digits(found.overlap[-1])})"
     if lost is not None:
-        image += f", from {found.measured.names[lost]} on nothing"
+        image += f", and lost from {found.measured.names[lost]} on"
     return (
         f"predicted without data and weights (gradients/mean_field.py): from layer to layer the gradient grows by "
         f"{found.predicted.gain:.3g} (measured: {found.measured.depth_gain:.3g}), {image}"
@@ -100,7 +100,7 @@ def conclusion(found: Diagnosis) -> str:
     if verdict.word in (Word.HEALTHY, Word.LEARNING):
         return f"nothing to change: {words.line(verdict)}"
     trouble = f"this net has a problem ({words.line(verdict)})"
-    return trouble + ("; change this:" if found.cures else ", and no change is known that cures it")
+    return trouble + ("; change this:" if found.cures else ", and no change is known that helps")
 
 
 def causes(found: Diagnosis) -> str:
@@ -111,18 +111,18 @@ def causes(found: Diagnosis) -> str:
         f"{variant.override or variant.change} ({times(ratio)})"
         for variant, ratio in found.causes()
     )
-    nearest = f"nearest to 1 with {best}" if best else "no change that was tried lessens it"
+    nearest = f"nearest to 1 with {best}" if best else "none of the changes tried reduces it"
     return f"depth: {times(found.measured.depth_ratio)}; {nearest}"
 
 
 def forgotten(found: Diagnosis) -> str:
-    """What becomes of the image through depth, in a sentence."""
+    """The forward signal through depth, in a sentence."""
     first, last = two_digits(found.overlap[0]), two_digits(found.overlap[-1])
-    text = f"of an image's identity the first layer keeps {first} and the last {last}"
+    text = f"the forward signal is {first} at the first layer and {last} at the last"
     lost = lost_at(found.overlap)
     if lost is not None:
         name = found.measured.names[lost]
-        text += f"; from {name} on an image with 5 % noise is as different as another image"
+        text += f"; from {name} on an image and a copy with 5 % noise differ like two images"
     return text
 
 

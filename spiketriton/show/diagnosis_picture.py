@@ -52,7 +52,7 @@ def draw(found: Diagnosis, path: Path) -> None:
                 label="predicted",
             )
             image.legend(fontsize=8)
-        image.set(title="Image", xlabel="what is left (1: all)")
+        image.set(title="Forward signal", xlabel="similarity to a noisy copy (1: same)")
         image.set_xlim(-0.05, 1.05)
         figures.log_scale(depth, "x")
         for axes in (depth, image):

@@ -137,8 +137,8 @@ def firing(rows: list[Row], title: str) -> Figure | None:
         100 * outside,
         names,
         "cividis",
-        "Neurons that do not learn from this image",
-        "too far from the threshold (% of neurons)",
+        "Neurons that get hardly any gradient",
+        "less than 1 % of the peak gradient (% of neurons)",
         (0, max(1, 100 * np.nanmax(outside))),
     )
     return figure

@@ -18,16 +18,16 @@ from spiketriton.show.words import in_percent, percent, times
 
 REASONS = {
     "sgd": "SGD takes gradients as they are, so layers with much smaller ones hardly learn",
-    "adamw": "AdamW divides the gradient of each weight by its size, so growth does no harm until float32 ends",
+    "adamw": "AdamW divides each weight's gradient by its size, so growth is harmless until float32 overflows",
 }
 WHY = {
-    Why.BLOCKS_START_CLOSED: "blocks then start by passing their input on, and the image reaches the last layer",
-    Why.GOES_AROUND: "the gradient then passes the neurons that shortcuts enter as it is",
-    Why.IDENTITY: "layers then start by passing their input on, and the image reaches the last one",
+    Why.BLOCKS_START_CLOSED: "each block then starts as its shortcut, and the forward signal reaches the last layer",
+    Why.GOES_AROUND: "the gradient of a shortcut then goes around the neuron that it enters",
+    Why.IDENTITY: "each layer then starts as the identity, and the forward signal reaches the last one",
     Why.WIDTH: "the default, 0.3 of the threshold; docs/gradient_flow.md has the widths that it was compared with",
-    Why.NORM: "batch norm of the currents keeps neurons in reach",
+    Why.NORM: "batch norm keeps the currents within reach of the surrogate",
     Why.MEMBRANES: "shortcuts then bypass the neurons, forward and backward",
-    Why.RATE: "a lower learning rate is the first thing to try where nothing is learnt",
+    Why.RATE: "where nothing is learnt, try a lower learning rate first",
 }
 
 
@@ -54,7 +54,7 @@ def brief(verdict: Verdict) -> str:
     if back.nonfinite or back.places == 1:
         return line(verdict)
     if back.places == 0:
-        return f"{line(verdict)} (blocks still closed)"
+        return f"{line(verdict)} (residual branches still zero)"
     if back.ratio is None:
         return f"{line(verdict)} (no gradient at the last layer)"
     limit = back.limits[1] if back.ratio >= 1 or not back.limits[0] else back.limits[0]
@@ -84,13 +84,13 @@ def sentences(verdict: Verdict) -> list[str]:
         first, *more = verdict.below_eps
         others = f" and {len(more)} more" if more else ""
         said.append(
-            f"weights: the gradient of {first}{others} is smaller than AdamW's eps (train.eps), so its steps are, too"
+            f"weights: the gradient of {first}{others} is below AdamW's eps (train.eps), so its steps are small as well"
         )
     return said
 
 
 def findings(verdict: Verdict) -> list[str]:
-    """What stands in the way, a sentence each, with layer and time step."""
+    """The obstacles, a sentence each, with layer and time step."""
     found = []
     if verdict.learned is not None and verdict.learned.at_chance:
         found.append(learned(verdict.learned).removeprefix("learning: "))
@@ -111,7 +111,7 @@ def backward(verdict: Verdict) -> str:
     """What was found through depth, with its number, its limits and the reason for them."""
     found, (low, high) = verdict.backward, verdict.backward.limits
     if found.places == 0:
-        return "residual blocks are still closed, as they started: before the first step no gradient enters them"
+        return "residual branches are still zero, as initialised: no gradient enters them before the first step"
     if found.places == 1:
         return "there is one layer, so nothing to compare"
     words, reason = comparison(found), REASONS[verdict.optimizer]
@@ -147,18 +147,18 @@ def forward(found: Forward, names: Sequence[str]) -> str:
     if found.word == Word.SILENT:
         return (
             f"forward: silent: {names[found.quietest]} {rate}, below the limit of {LIMITS.rate:g}; "
-            "the layers after it see nothing"
+            "no signal reaches the layers after it"
         )
     if found.kept is None or math.isnan(found.kept):
         return (
-            f"forward: every layer fires; {quiet}; what is left of the image is measured by "
+            f"forward: every layer fires; {quiet}; the forward signal is measured by "
             "spiketriton diagnose"
         )
-    kept = f"the last layer keeps {in_percent(found.kept)} of an image's identity"
+    kept = f"the forward signal at the last layer is {in_percent(found.kept)}"
     if found.lost_from is not None:
         return (
-            f"forward: lost: {kept}; from {names[found.lost_from]} on it is less than the {in_percent(LIMITS.kept)} "
-            "with which nets learn (0 %: an image with 5 % noise is as different as another image)"
+            f"forward: lost: {kept}; from {names[found.lost_from]} on it is below the {in_percent(LIMITS.kept)} "
+            "that nets need to learn (0 %: an image and a copy with 5 % noise differ like two images)"
         )
     return f"forward: {kept} (at least {in_percent(LIMITS.kept)} is needed); {quiet}"
 

@@ -148,8 +148,8 @@ def test_dead_and_silent_layers_are_named():
     verdict = judge(made(outside=outside, firing=firing))
     assert (verdict.dead_layer, verdict.forward.quietest, verdict.word) == (1, 2, Word.SILENT)
     assert findings(verdict) == [
-        "silent: c fires 0.0001 times per neuron and time step, below the limit of 0.001; the layers "
-        "after it see nothing",
+        "silent: c fires 0.0001 times per neuron and time step, below the limit of 0.001; no signal "
+        "reaches the layers after it",
     ]
     assert line(verdict) == "silent forward"
     assert sentences(verdict)[-1].endswith(", over 90 % in b")
@@ -290,7 +290,7 @@ def test_a_run_is_warned_of_each_trouble_once_with_its_cure():
     assert "Try model.residual_gain=0 (" in said[0]
     watch.look(4, made(firing=np.zeros((3, 2))))
     assert len(said) == 2
-    assert "the layers after it see nothing" in said[1]
+    assert "no signal reaches the layers after it" in said[1]
 
 
 def known(loss=None, accuracy=None, images=0, *changes) -> Learned:
@@ -408,7 +408,7 @@ def test_blocks_that_start_closed_are_judged_by_their_last_layers(gain, arrives,
     if chosen == []:
         assert found.word == Word.FREE
         assert "still closed" in sentences(judge(measured, among=among))[1]
-        assert "blocks still closed" in brief(judge(measured, among=among))
+        assert "residual branches still zero" in brief(judge(measured, among=among))
     elif not arrives[0]:
         assert found.word == Word.VANISHING
         assert (found.extreme[0], found.steepest) == (0, 0)  # of all layers, not of those compared
@@ -472,7 +472,7 @@ def test_no_sentence_contradicts_its_numbers(seed):
     else:
         word = Word.FREE if lost is None else Word.LOST
         if overlap is not None:
-            kept = float(re.search(r"keeps (\d+) %", forward)[1]) / 100
+            kept = float(re.search(r"last layer is (\d+) %", forward)[1]) / 100
             assert kept == pytest.approx(max(overlap[-1], 0), abs=0.0051)
             assert (overlap[-1] < LIMITS.kept) == (word == Word.LOST)
     assert forward.startswith(f"forward: {word}:") == (word != Word.FREE)

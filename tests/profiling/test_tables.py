@@ -101,7 +101,7 @@ def test_a_step_and_its_memory():
     heavy.append(rows[2] | {"section": "memory"})
     (grid,) = tables(heavy, "memory")
     assert grid.title == "memory of a step of r: T=4, batch 64"
-    assert grid.header[3:] == ["peak, of ours"]
+    assert grid.header[3:] == ["peak / spiketriton's"]
     assert grid.lines == [
         ["spiketriton", "1.0", "0.5", "1.00x"],
         [TWIN, "2.0", "0.5", "2.00x"],

@@ -228,7 +228,7 @@ def test_what_is_about_to_run_where_and_why():
         " (all keys: recipe.toml in the run folder)\n",
         "device: cpu, ",
         "precision: fp32, as the recipe says\n",
-        "cost: there is no GPU in this run",
+        "this run uses the CPU",
         "run folder: runs/x\n",
     ):
         assert words in text, words

@@ -133,7 +133,7 @@ def test_what_is_left_of_the_image_is_told_where_it_was_measured(folder):
         path.write_text(json.dumps({"subject": subject, "overlap": [overlap]}))
     line, sentences, _ = _gradients(folder, [], small_recipe(), "title")
     assert "After step 9: no obstacle found" in line
-    assert "forward: the last layer keeps 77 % of an image" in sentences
+    assert "forward: the forward signal at the last layer is 77 %" in sentences
 
 
 def test_a_picture_has_160_dots_an_inch():

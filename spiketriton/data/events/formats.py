@@ -142,9 +142,7 @@ def _format_of(path: Path, raw: bytes) -> str:
         raise UserError(f"{path} {begins}; accepted of .aedat: #!AER-DAT2. and #!AER-DAT3.")
     if ending[1:] in FORMATS:
         return ending[1:]
-    raise UserError(
-        f"{path}: its ending says nothing of its format; accepted: .aedat, .bin, .npy, .npz"
-    )
+    raise UserError(f"{path}: unknown file ending; accepted: .aedat, .bin, .npy, .npz")
 
 
 def _checked(path: Path, found: Columns, sensor: Sensor | None, backward: Backward) -> np.ndarray:
