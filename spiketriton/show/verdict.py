@@ -84,7 +84,7 @@ def sentences(verdict: Verdict) -> list[str]:
         first, *more = verdict.below_eps
         others = f" and {len(more)} more" if more else ""
         said.append(
-            f"weights: the gradient of {first}{others} is below AdamW's eps (train.eps), so its steps are small as well"
+            f"weights: the gradient of {first}{others} is smaller than AdamW's eps (train.eps), and so are its steps"
         )
     return said
 
