@@ -14,5 +14,5 @@ fix:
 gpu:  ## the tests on the device, the slow ones included
 	pytest --slow
 
-bench:  ## every number of the README, measured on this machine
+bench:  ## the tables of docs/performance.md, measured on this machine
 	python profiling/run.py all --out profiling/results

@@ -44,3 +44,18 @@ def test_the_widths_of_other_libraries():
     for made, width, height in rows:
         surrogate = eval(made, {"Surrogate": Surrogate})
         assert (f"{surrogate.width:.3g}", f"{surrogate.height:.3g}") == (width, height), made
+
+
+def test_the_front_page_has_the_numbers_of_the_page_of_speed():
+    """README.md: the fraction of a step outside the convolutions, as docs/performance.md has it at T = 10."""
+    front, page = (
+        (ROOT / name).read_text("utf-8") for name in ("README.md", "docs/performance.md")
+    )
+    wanted = {"spiketriton": "spiketriton", "torch.compile": "`torch.compile` of the plain network"}
+    wanted["spikingjelly compiled"] = "SpikingJelly, compiled"
+    for contender, words in wanted.items():
+        measured = re.search(
+            rf"^\| {re.escape(contender)} \|.* \(([\d.]+) %\) \|$", page, re.MULTILINE
+        )
+        assert measured, contender
+        assert f"| {words} | {float(measured[1]):.0f} % |" in front
