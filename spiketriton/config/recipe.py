@@ -57,8 +57,7 @@ def key(default: Any, doc: str, numbers: Range | None = None) -> Any:
 
 
 class Arguments(Mapping):
-    """Keyword arguments of somebody else's function: texts, numbers, true, false, arrays and tables "
-    "of them."""
+    """Keyword arguments of somebody else's function: texts, numbers, true, false, arrays and tables of them."""
 
     def __init__(self, given: Mapping[str, Any] = MappingProxyType({})) -> None:
         self._given = {name: _frozen(value) for name, value in given.items()}
@@ -143,9 +142,8 @@ class AugmentationConfig(Table):
     )
     policy: Literal["auto", "none", "autoaugment", "randaugment"] = key(
         "auto",
-        "operations on images after cropping and flipping: AutoAugment's policy for CIFAR-10, "
-        "RandAugment, or none; `auto`: "
-        "TrivialAugmentWide if data.augment is `strong`, else none",
+        "operations on images after cropping and flipping: AutoAugment's policy for CIFAR-10, RandAugment, or "
+        "none; `auto`: TrivialAugmentWide if data.augment is `strong`, else none",
     )
     operations: int = key(2, "number of operations of `randaugment` per image", Range(1, 14))
     magnitude: int = key(9, "magnitude of the operations of `randaugment`", Range(0, 30))
@@ -221,15 +219,13 @@ class DataConfig(TableOfPart):
     test_images: int = key(0, "test on a fixed subset of this many images; 0: all", COUNT_OR_ZERO)
     validation: float | str = key(
         0.0,
-        "training images held out to choose weights by: a fraction of every class, the same for "
-        "every seed, or the folder "
-        "of an `imagefolder` or `eventfolder` that holds them; 0: none",
+        "training images held out to choose weights by: a fraction of every class, the same for every seed, or "
+        "the folder of an `imagefolder` or `eventfolder` that holds them; 0: none",
         SHARE,
     )
     sampler: Literal["shuffle", "balanced"] = key(
         "shuffle",
-        "an epoch has every training image once, or equally many of each class: images of small "
-        "classes repeat, "
+        "an epoch has every training image once, or equally many of each class: images of small classes repeat, "
         "some of large ones are left out",
     )
     classes: int = key(10, "number of classes of `synthetic`", Range(2, 1_000_000))
@@ -329,10 +325,9 @@ class ModelConfig(TableOfPart):
     )
     width: int = key(
         0,
-        "channels of the first stage, or features of `mlp`; 0: the default (64 for resnet18 to "
-        "resnet101, `vggsnn`, `vgg11` and `vgg16`, 16 for the smaller ResNets and `plain`, 128 for "
-        "resnet19 and "
-        "`mlp`, 256 for `csnn`)",
+        "channels of the first stage, or features of `mlp`; 0: the default (64 for resnet18 to resnet101, "
+        "`vggsnn`, `vgg11` and `vgg16`, 16 for the smaller ResNets and `plain`, 128 for resnet19 and `mlp`, 256 "
+        "for `csnn`)",
         Range(0, 65_536),
     )
     residual_gain: float = key(
@@ -355,9 +350,8 @@ class ModelConfig(TableOfPart):
     )
     shortcut_gradient: Literal["surrogate", "straight_through"] = key(
         "straight_through",
-        "the gradient of a `plain` block's shortcut at the neuron that it enters: multiplied by the "
-        "surrogate, as for any "
-        "current, or passed around the neuron unchanged; the spikes are the same",
+        "the gradient of a `plain` block's shortcut at the neuron that it enters: multiplied by the surrogate, "
+        "as for any current, or passed around the neuron unchanged; the spikes are the same",
     )
     dropout: float = key(
         0.0,
@@ -387,9 +381,8 @@ class SurrogateConfig(Table):
     height: float = key(1.0, "the surrogate's value at the threshold", Range(0, 1e6, open="low"))
     width: float = key(
         0.3,
-        "half-width of the surrogate, in units of the membrane potential; ATan(2) of other libraries "
-        "is 0.318, a fast "
-        "sigmoid of slope 25 is 0.04, a rectangle of width 1 is 0.5 (docs/words.md)",
+        "half-width of the surrogate, in units of the membrane potential; ATan(2) of other libraries is 0.318, a "
+        "fast sigmoid of slope 25 is 0.04, a rectangle of width 1 is 0.5 (docs/words.md)",
         Range(1e-6, 1e6),
     )
 
@@ -511,9 +504,8 @@ class TrainConfig(Table):
     )
     freeze: tuple[str, ...] = key(
         (),
-        "parameters that are not trained: names of layers, or patterns such as `layer1.*`; batch "
-        "norms with frozen weights "
-        "also keep their running statistics",
+        "parameters that are not trained: names of layers, or patterns such as `layer1.*`; batch norms with "
+        "frozen weights also keep their running statistics",
     )
     ema: float = key(
         0.0,
@@ -567,9 +559,8 @@ class TrainConfig(Table):
     nesterov: bool = key(False, "Nesterov momentum in sgd")
     eps: float = key(
         1e-8,
-        "what adamw adds to the size of a weight's gradient before dividing by it: gradients smaller "
-        "than this are not "
-        "normalised",
+        "what adamw adds to the size of a weight's gradient before dividing by it: gradients smaller than this "
+        "are not normalised",
         Range(0, 1, open="low"),
     )
     schedule: Literal["one_cycle", "cosine", "constant", "step"] = key(
