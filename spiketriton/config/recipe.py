@@ -798,12 +798,12 @@ class Spec:
         if self.base is bool:
             said.append("true or false")
         elif self.base is str:
-            said.append("a non-empty string without NUL")
+            said.append("non-empty text without NUL")
         elif self.base is not None:
             noun = "an integer" if self.base is int else "a number"
             said.append(f"{noun} {self.field.metadata['numbers']}")
         if self.text:
-            said.append("a non-empty string without NUL")
+            said.append("non-empty text without NUL")
         if words:
             said.append(", ".join(f'"{word}"' for word in words))
         return (", or " if any("," in part for part in said) else " or ").join(said)

@@ -94,7 +94,7 @@ BAD_OVERRIDES = {
     "train.epochs=3\nseed = 4": ["train.epochs", "an integer"],
     "train.epochs=-1": ["train.epochs = -1", "an integer from 1"],
     "train.compile=True": ['train.compile = "True"', "true or false"],
-    "data.root=": ['data.root = ""', "not empty"],
+    "data.root=": ['data.root = ""', "non-empty"],
     "data.root=\udcff": ["data.root", "text"],
     "neuron.kind=rellu": ["neuron.kind", 'did you mean "relu"?'],
     "model.depth=9": ["model.depth = 9 has no effect"],

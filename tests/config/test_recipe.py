@@ -51,8 +51,8 @@ BAD_VALUES = {
         GOOD + '[neuron.surrogate]\nwidth = "wide"',
         ['neuron.surrogate.width = "wide"', "a number from 1e-6 to 1e6"],
     ),
-    "empty string": ("data.root = ''\n", ['data.root = ""', "not empty"]),
-    "NUL in a path": ('data.root = "a\\u0000"\n', ["data.root", "no NUL"]),
+    "empty string": ("data.root = ''\n", ['data.root = ""', "non-empty"]),
+    "NUL in a path": ('data.root = "a\\u0000"\n', ["data.root", "without NUL"]),
     "unknown data set": ('[data]\nname = "imagenet"', ['did you mean "imagenette"?', '"cifar10"']),
 }
 
