@@ -32,7 +32,8 @@ from spiketriton.runs.rows import Row
 from spiketriton.show.display import Quiet, make_display
 from spiketriton.show.verdict import line, sentences
 from spiketriton.trained import run as trained
-from spiketriton.trained.evaluation import Evaluation, evaluate
+from spiketriton.trained.evaluation import evaluate
+from spiketriton.trained.results import Evaluation
 from spiketriton.training.environment import undisturbed
 from spiketriton.training.hooks import Hooks
 from spiketriton.training.ranks import Ranks

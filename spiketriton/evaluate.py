@@ -13,7 +13,7 @@ from spiketriton.runs.outputs import output_folder, refuse_foreign
 from spiketriton.runs.rows import json_text, replace_file, write_json
 
 if TYPE_CHECKING:
-    from spiketriton.trained.evaluation import Evaluation
+    from spiketriton.trained.results import Evaluation
     from spiketriton.trained.run import Run
 
 EPILOG = """\

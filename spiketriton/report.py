@@ -13,7 +13,7 @@ from spiketriton.runs.outputs import mark_of, output_folder, refuse_foreign
 from spiketriton.runs.rows import replace_file
 
 if TYPE_CHECKING:
-    from spiketriton.trained.evaluation import Evaluation
+    from spiketriton.trained.results import Evaluation
 
 EPILOG = """\
 examples:
@@ -26,7 +26,8 @@ evaluated now, which needs its data."""
 
 def evaluation_of(path: str, overrides: Sequence[str]) -> "Evaluation":
     """The evaluation in the run folder if it is of the last checkpoint, else a new one."""
-    from spiketriton.trained.evaluation import evaluate, read_evaluation
+    from spiketriton.trained.evaluation import evaluate
+    from spiketriton.trained.results import read_evaluation
     from spiketriton.trained.run import load_run, read_state
 
     folder = RunFolder.find(path)

@@ -3,6 +3,7 @@
 from functools import partial
 from pathlib import Path
 
+from spiketriton import resuming
 from spiketriton.config import Recipe
 from spiketriton.data import build_data
 from spiketriton.errors import UserError
@@ -43,9 +44,9 @@ def train(
                 display.note(f"step {outcome.saved_at} is saved; drawing the pictures")
             drawn = pictures(folder, recipe, trainer.data.synthetic, display) if draws else []
             summary(display, outcome, folder.path, drawn)
-            learned = trainer.watch.learned
+            learned = trainer.recorder.watch.learned
             if outcome.finished and learned is not None and learned.at_chance:
-                display.note(nothing_learnt(learned, trainer.watch.cures()))
+                display.note(nothing_learnt(learned, trainer.recorder.watch.cures()))
     return outcome
 
 
@@ -69,9 +70,9 @@ def prepared(
             trainer = Trainer(recipe, data, folder, display, ranks, hooks)
             announce_parts(display, recipe, trainer.data, trainer.model, trainer.plan, ranks)
             if resume:
-                trainer.resume()
+                resuming.resume(trainer)
             else:
-                trainer.begin()
+                resuming.begin(trainer)
         folder.begin_session(recipe, describe(trainer.device, ranks))
         if report := trainer.model.report():
             folder.write_network(report)

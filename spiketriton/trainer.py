@@ -1,7 +1,6 @@
 """The training loop."""
 
 import contextlib
-import shlex
 import time
 import warnings
 from collections.abc import Iterable, Iterator
@@ -14,23 +13,16 @@ import torch
 from torch import Tensor
 
 from spiketriton import __version__
-from spiketriton.commandline import spelled
-from spiketriton.config import Recipe, recipe_from_toml, to_toml
-from spiketriton.config.recipe import values_of
-from spiketriton.data import Data, TestSet
-from spiketriton.errors import EXIT_DONE, EXIT_ERROR, UserError
-from spiketriton.gradients.measurement import Measurement
+from spiketriton.config import Recipe, to_toml
+from spiketriton.data import Data
+from spiketriton.errors import EXIT_DONE, EXIT_ERROR
 from spiketriton.gradients.monitor import GradientMonitor, clipped_norm
-from spiketriton.gradients.verdict import Watch
 from spiketriton.models import build_model
+from spiketriton.recording import Recorder
 from spiketriton.runs.checkpoint import Checkpoints
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import Row
-from spiketriton.runs.same_recipe import PARTS, extension, refuse_another_recipe
-from spiketriton.runs.tensorboard import TensorBoard
-from spiketriton.runs.weights_and_biases import WeightsAndBiases
 from spiketriton.show.display import Display
-from spiketriton.show.verdict import warning
 from spiketriton.trained.teacher import find_teacher
 from spiketriton.training import environment
 from spiketriton.training.ema import MovingAverage
@@ -53,7 +45,8 @@ from spiketriton.training.randomness import (
 )
 from spiketriton.training.ranks import Ranks
 from spiketriton.training.restore import refuse_damage
-from spiketriton.training.start import NOTHING, find_weights, freeze, take_weights
+from spiketriton.training.start import freeze
+from spiketriton.training.testing import Tester
 
 
 class Trainer:
@@ -104,24 +97,15 @@ class Trainer:
         self.guard = FiniteGuard(self.model, self.optimizer, cfg, scaled=self.scaler.is_enabled())
         self.gradient_norm = partial(clipped_norm, list(model.parameters()), cfg.clip_grad_norm)
 
-        self.boards: list[TensorBoard | WeightsAndBiases] = []
-        if recipe.monitor.tensorboard and ranks.first:
-            self.boards.append(TensorBoard(folder.path))
-        if recipe.monitor.wandb != "off" and ranks.first:
-            self.boards.append(WeightsAndBiases(folder.path, recipe))
+        self.recorder = Recorder(recipe, data, folder, display, self.hooks, ranks.first)
         self.monitor = GradientMonitor(
             self.model,
             batch=cfg.batch_size // self.accumulate,
             image_shape=(channels, size, size),
             scale=self.scaler.get_scale,
-            write=self.record_gradients,
+            write=self.recorder.add_gradients,
             ranks=ranks,
             frames=data.frames,
-        )
-        self.watch = Watch(
-            recipe,
-            data.facts.class_counts,
-            lambda step, verdict, found: display.warn(warning(step, verdict, found)),
         )
         self.meters = Meters(self.device)
         self.ema = MovingAverage(self.model, cfg.ema) if cfg.ema else None
@@ -146,6 +130,14 @@ class Trainer:
             self.stateful["ema"] = self.ema
         self.checkpoints = Checkpoints(folder.checkpoints, display.warn, recipe.checkpoint.keep)
         self.stop = StopSignals(display.stopping, ranks)
+        self.tester = Tester(
+            model=self.model,
+            forward=self.forward,
+            loss=self.loss,
+            placement=self.placement,
+            stop=self.stop,
+            tell=display.testing,
+        )
         self.progress = Progress()
         self.saved_at: int | None = None
         self.images_per_s: float | None = None
@@ -163,20 +155,22 @@ class Trainer:
             self.model.set_synchronised(self.synchronised)
             while True:
                 if self.plan.tests(self.step) and self.progress.tested_at < self.step:
-                    self.save_before_test()
+                    self.save()  # a test may fail, for example at a file that cannot be read
                     self.evaluate()
-                if self.plan.saves(self.step) and self.saved_at != self.step:
+                if self.plan.saves(self.step):
                     self.save()
-                if self.stop.anywhere() or self.step >= end or self.plan.exhausted(self.progress):
-                    break
-                if self.hooks.stops:
+                if self.stop.anywhere() or self.step >= end or self.ended:
                     break
                 self.train_step()
                 if self.plan.logs(self.step):
                     self.log()
-            if self.saved_at != self.step:
-                self.save()
+            self.save()
         return self.outcome()
+
+    @property
+    def ended(self) -> bool:
+        """Before the last step: patience has run out, or a function of the caller's has said so."""
+        return self.plan.exhausted(self.progress) or self.hooks.stops
 
     @property
     def synchronised(self) -> bool:
@@ -249,80 +243,18 @@ class Trainer:
         return self.placement.to_device(images), labels
 
     def evaluate(self) -> None:
-        """Tests the model, writes a row, and saves the model if it is the best so far.
-
-        The best is chosen by the images held out of training alone, never by the test images.
-        """
+        """Tests the model, writes a row, and saves the model if it is the best so far."""
         self.refuse_nonfinite()
-        start, held_out = time.perf_counter(), None
         with self.meters.aside():
-            result = self.test(self.data.test)
-            if result is not None and self.data.validation is not None:
-                held_out = self.test(self.data.validation)
-            averaged = None
-            if result is not None and self.ema is not None:
-                with self.ema.applied():
-                    averaged = self.test(self.data.test)
-        if result is None or (held_out is None and self.data.validation is not None):
+            results = self.tester.results(self.data, self.ema)
+        if results is None:
             return
-        if averaged is None and self.ema is not None:
-            return
-        done = self.progress
-        done.tested_at = self.step
+        best = self.progress.tested(results)
         self.saved_at = None  # a checkpoint of this step, written when a signal broke off the test, lacks the result
-        done.test_accuracy, done.test_loss = result
-        validated = {}
-        if averaged is not None:
-            validated = {"ema_accuracy": averaged[0], "ema_loss": averaged[1]}
-        if held_out is not None and self.data.validation is not None:
-            done.validation_accuracy = held_out[0]
-            validated |= {
-                "validation_accuracy": held_out[0],
-                "validation_loss": held_out[1],
-                "validation_images": self.data.validation.images,
-            }
-        self.record(
-            "eval",
-            test_accuracy=done.test_accuracy,
-            test_loss=done.test_loss,
-            test_images=self.data.test.images,
-            test_seconds=time.perf_counter() - start,
-            **validated,
-        )
-        if held_out is not None and (
-            done.best_accuracy is None or held_out[0] > done.best_accuracy
-        ):
-            done.best_accuracy, done.best_step = held_out[0], self.step
-            done.best_test_accuracy, done.since_best = done.test_accuracy, 0
+        self.record("eval", **results.row(self.data))
+        if best:
             with self.stop.saving():
                 self.ranks.decide(partial(self.checkpoints.save_best, self.state_dict()))
-        else:
-            done.since_best += held_out is not None
-
-    @torch.no_grad()
-    def test(self, images_of: TestSet) -> tuple[float, float] | None:
-        """Accuracy (0 to 1) and loss on a set of images; None if a signal came meanwhile."""
-        correct = torch.zeros((), device=self.device, dtype=torch.int64)
-        loss = torch.zeros((), device=self.device, dtype=torch.float64)
-        batches = len(images_of)
-        self.model.eval()
-        for done, batch in enumerate(images_of.rounds(self.device), 1):
-            if self.stop.anywhere():
-                break
-            if batch is None:
-                continue
-            images, labels = map(self.placement.to_device, batch)
-            with self.placement.autocast():
-                currents = self.forward(images)
-                loss += self.loss(currents, labels) * len(labels)
-            correct += (currents.mean(0).argmax(1) == labels).sum()
-            self.display.testing(done, batches)
-        self.model.train()
-        if self.stop.anywhere():
-            return None
-        sums = self.ranks.total(torch.stack([correct.double(), loss]))
-        accuracy, mean_loss = (sums / images_of.images).tolist()
-        return accuracy, mean_loss
 
     def log(self) -> None:
         """Writes a row about the steps since the last one; this waits for the device."""
@@ -364,43 +296,13 @@ class Trainer:
     def record(self, kind: str, **numbers: float | None) -> None:
         """A row of metrics.jsonl; `epoch` counts passes over the training images."""
         epoch = self.plan.epoch(self.step)
-        row: Row = {"kind": kind, "step": self.step, "epoch": epoch, "seconds": self.seconds()}
-        row |= {**numbers, **({"synthetic": True} if self.data.synthetic else {})}
-        if self.data.facts.split and kind == "eval":
-            row["split"] = self.data.facts.split
-        self.folder.metrics.append([row])
-        if kind == "eval":
-            self.watch.hear_test(row["test_accuracy"], row["test_images"])
-        else:
-            self.watch.hear_loss(self.step, row["loss"])
-        self.display.row(row, self.watch.verdict)
-        for board in self.boards:
-            board.add(row)
-        self.hooks.row(row)
-
-    def record_gradients(self, step: int, measured: Measurement) -> None:
-        self.folder.gradients.append(measured.rows(step))
-        self.watch.look(step, measured)
-        for board in self.boards:
-            board.add_gradients(step, measured.names, measured.depth_profile)
-
-    def begin(self) -> None:
-        """What a new run begins with: the weights that `train.init_from` names, as far as they fit."""
-        source = self.recipe.train.init_from
-        if source == NOTHING:
-            return
-        weights = self.ranks.decide(partial(find_weights, source))
-        for line in take_weights(self.model, weights, source).lines():
-            self.display.note(line)
-        if self.ema is not None:
-            self.ema = self.stateful["ema"] = MovingAverage(self.model, self.ema.decay)
-
-    def save_before_test(self) -> None:
-        """A test may fail, for example at a file that cannot be read; the steps before it are kept."""
-        if self.saved_at != self.step:
-            self.save()
+        at: Row = {"kind": kind, "step": self.step, "epoch": epoch, "seconds": self.seconds()}
+        self.recorder.add(at | numbers)
 
     def save(self) -> None:
+        """Writes a checkpoint of this step, unless there is one."""
+        if self.saved_at == self.step:
+            return
         self.refuse_nonfinite()
         self.progress.seconds = self.seconds()
         with self.stop.saving():
@@ -408,81 +310,6 @@ class Trainer:
                 self.saved_at = self.step
         if self.saved_at == self.step:
             self.hooks.checkpoint(self.folder.checkpoints / "last.pt")
-
-    def resume(self) -> None:
-        """Continues from the newest valid checkpoint, and cuts the rows that were written after it.
-
-        UserError: all checkpoints are damaged, of another recipe, or gone.
-        """
-        state = self.ranks.decide(self.checkpoints.load)
-        if state is None:
-            self.ranks.decide(self.refuse_lost_checkpoints)
-            self.display.note("no checkpoint had been written yet: starting from the beginning")
-            self.begin()
-        else:
-            if "conversion" in state:
-                raise UserError(
-                    f"{self.folder.path} was converted, not trained: it has no next step"
-                )
-            own = self.own_plugins()
-            of_run = self.folder.path
-            trained = recipe_from_toml(state["recipe"], state["name"], own, of_run=of_run)
-            # the folder's recipe, which was compared before, may have been extended
-            longer, extended = extension(self.recipe, trained)
-            refuse_another_recipe(self.recipe, longer)
-            if any(values_of(self.recipe)[key] != values_of(trained)[key] for key in PARTS):
-                self.display.note(
-                    f"a step is computed in other parts from here on ({self.accumulate}): batch norm takes the "
-                    "statistics of each, so the weights will not be those of the unbroken run, bit for bit"
-                )
-            self.load_state_dict(state)
-            self.saved_at = self.step
-            if extended:
-                self.extend(extended)
-            self.keep_threads()
-            self.display.note(f"resumes after step {self.step} of {self.plan.steps}")
-            if self.plan.finished(self.progress):
-                self.display.note("this run has ended; --extend trains it longer")
-        self.folder.cut(self.step, self.progress.tested_at)
-
-    def keep_threads(self) -> None:
-        """On a CPU as many as in the session before, unless the recipe or the machine has another number."""
-        if self.device.type != "cpu" or not (sessions := self.folder.sessions()):
-            return
-        if not self.recipe.train.threads:
-            environment.use_threads_of(sessions[-1])
-        before, now = sessions[-1].get("threads"), torch.get_num_threads()
-        if before not in (None, now):
-            self.display.note(
-                f"threads: {now} from here on instead of {before}; the sums are rounded otherwise, so the weights "
-                "will not be those of the unbroken run, bit for bit"
-            )
-
-    def refuse_lost_checkpoints(self) -> None:
-        """UserError: rows tell of steps after the first save, and would be lost if the run began again."""
-        reached, folder = self.folder.reached(), self.folder
-        if reached > self.plan.first_save:
-            again = shlex.join([*spelled("train"), *folder.again()])
-            raise UserError(
-                f"{folder.path} has rows up to step {reached} but no checkpoint (removed, or never written because "
-                f"the disk was full), so there is nothing to continue from; its rows are kept. To train it "
-                f"again: {again}"
-            )
-
-    def extend(self, words: str) -> None:
-        """Continues a run on the schedule of a longer one; `words`: from and to which length."""
-        rates = [
-            base * factor(self.step)
-            for base, factor in zip(self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
-        ]
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
-        self.schedule._last_lr = rates
-        self.progress.since_best = 0
-        self.display.note(
-            f"extended {words}: the learning rate continues as in a run of that length, {rates[0]:.3g} at "
-            f"step {self.step + 1} of {self.plan.steps}"
-        )
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on; the data are a function of (seed, step).
@@ -509,11 +336,7 @@ class Trainer:
         for name, part in self.stateful.items():
             part.load_state_dict(state[name])
         self.random_state = state["random"]
-
-    def own_plugins(self) -> dict[str, Any]:
-        """The plugins of this session, which may lie elsewhere than when the run began."""
-        modules = self.recipe.plugins.modules
-        return {"plugins.modules": modules} if modules else {}
+        self.saved_at = self.step
 
     @property
     def step(self) -> int:
@@ -549,8 +372,7 @@ class Trainer:
             self.progress.seconds = self.seconds()
             self.stream.close()
             self.display.end()
-            for board in self.boards:
-                board.close()
+            self.recorder.close()
 
     def outcome(self) -> Outcome:
         return Outcome(

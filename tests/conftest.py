@@ -78,8 +78,8 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if hasattr(
         config, "workerinput"
-    ):  # of several processes: the files that take minutes come first
-        items.sort(key=lambda item: "promises" not in item.path.parts)
+    ):  # of several processes: the files that take longest come first, so that none holds up the end
+        items.sort(key=_haste)
     slow = pytest.mark.skip(reason="takes minutes; run with --slow")
     gpu = pytest.mark.skip(reason="needs a CUDA device")
     for item in items:
@@ -89,10 +89,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(gpu)
 
 
+def _haste(item: pytest.Item) -> tuple[bool, int, Path]:
+    """Of a file, small for one that takes long: one that starts processes, or that is large."""
+    return "promises" not in item.path.parts, -item.path.stat().st_size, item.path
+
+
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of the train command end without pictures, which take most of a short run's seconds."""
     monkeypatch.setattr("spiketriton.session.draw_run", lambda *_: [])
+
+
+@pytest.fixture
+def blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are files of a few bytes, for tests of what is written where."""
+    from matplotlib.figure import Figure
+
+    signature = b"\x89PNG\r\n\x1a\n"
+    monkeypatch.setattr(Figure, "savefig", lambda self, file, **_: file.write(signature))
 
 
 def need_native() -> None:

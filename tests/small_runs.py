@@ -5,7 +5,6 @@ from tests.small_runs import small_recipe, small_trainer
 
 import io
 import os
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 
+from spiketriton import resuming
 from spiketriton.config import Recipe, recipe_from_toml, replace
 from spiketriton.data import build_data
 from spiketriton.runs.checkpoint import read_checkpoint
@@ -77,9 +77,9 @@ def small_trainer(
     data = build_data(recipe, rank=ranks.rank, world_size=ranks.world_size)
     trainer = Trainer(recipe, data, folder, display or Lines(), ranks)
     if resume:
-        trainer.resume()
+        resuming.resume(trainer)
     else:
-        trainer.begin()
+        resuming.begin(trainer)
     folder.begin_session(recipe, {})
     return trainer
 
@@ -122,7 +122,7 @@ def environment(**variables: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **variables}
 
 
-def wait_for(process: subprocess.Popen, word: str) -> str:
+def wait_for(process: Any, word: str) -> str:
     """What a process printed, up to the first line that starts with `word`."""
     assert process.stdout is not None
     seen = ""

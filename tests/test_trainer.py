@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from spiketriton.data import TestSet, build_data
 from spiketriton.errors import EXIT_ERROR, EXIT_SIGTERM, UserError
 from spiketriton.nonfinite import repeat
+from spiketriton.resuming import resume
 from spiketriton.runs import checkpoint
 from spiketriton.runs.folder import RunFolder
-from spiketriton.trainer import Trainer
 from spiketriton.training.environment import describe
 from spiketriton.training.memory_limit import OutOfMemory
 from spiketriton.training.nonfinite import Diverged
 from spiketriton.training.ranks import Ranks
+from spiketriton.training.testing import Score, Tester
 from tests.small_runs import Lines, assert_equal, last_state, small_trainer, untimed
 
 TRAIN_KEYS = {
@@ -239,7 +240,7 @@ def test_what_resuming_says(tmp_path):
     trainer = small_trainer(tmp_path / "converted")
     trainer.checkpoints.load = lambda: state | {"conversion": {}}  # type: ignore[method-assign]
     with pytest.raises(UserError, match="was converted, not trained: it has no next step"):
-        trainer.resume()
+        resume(trainer)
 
 
 def test_the_first_rank_alone_repeats_a_bad_step(tmp_path):
@@ -248,7 +249,7 @@ def test_the_first_rank_alone_repeats_a_bad_step(tmp_path):
 
     boards = ["monitor.tensorboard=true", "monitor.wandb=offline"]
     trainer = small_trainer(tmp_path / "run", *boards, ranks=Second())
-    assert trainer.boards == []
+    assert trainer.recorder.boards == []
     trainer.loss = lambda currents, labels: math.nan * currents.sum()
     with pytest.raises(Diverged, match="the first rank repeats the step"):
         trainer.fit()
@@ -272,7 +273,7 @@ def test_the_scene_of_a_bad_step_is_that_step(tmp_path, more):
     for part, (images, labels) in enumerate(expected):
         assert torch.equal(scene["images"][part], images)
         assert torch.equal(scene["labels"][part], labels)
-    assert repeat(scene) is None  # the network is whole
+    assert repeat(scene, tmp_path / "run" / "nonfinite.pt") is None  # the network is whole
 
 
 def test_memory_that_runs_out_names_the_micro_batch(tmp_path):
@@ -321,7 +322,7 @@ def test_the_test_images_choose_nothing_and_the_first_of_equals_is_the_best(tmp_
     trainer = small_trainer(tmp_path / "run", "data.validation=0.1")
     results = {True: [0.1, 0.9, 0.8], False: [0.5, 0.5, 0.4]}
     monkeypatch.setattr(
-        trainer, "test", lambda images: (results[images is trainer.data.test].pop(0), 1.0)
+        Tester, "score", lambda _, images: Score(results[images is trainer.data.test].pop(0), 1.0)
     )
     done = trainer.fit().progress
     assert (done.best_accuracy, done.best_step, done.best_test_accuracy) == (0.5, 7, 0.1)
@@ -654,10 +655,10 @@ def test_a_run_stops_early_when_patience_runs_out_and_is_finished(tmp_path, monk
     trainer = small_trainer(tmp_path / "run", *keys)
     held_out = [0.1, 0.5, 0.5, 0.4, 0.9]
 
-    def test(self: Trainer, images: TestSet) -> tuple[float, float]:
-        return 0.3 if images is self.data.test else held_out.pop(0), 1.0
+    def score(self: Tester, images: TestSet) -> Score:
+        return Score(0.3 if images.images == 50 else held_out.pop(0), 1.0)
 
-    monkeypatch.setattr(Trainer, "test", test)
+    monkeypatch.setattr(Tester, "score", score)
     if stop is not None:
         trainer.fit(until=stop)
         trainer = small_trainer(tmp_path / "run", *keys, resume=True)
@@ -672,9 +673,10 @@ def test_a_run_stops_early_when_patience_runs_out_and_is_finished(tmp_path, monk
 
 def test_a_test_that_fails_costs_no_step(tmp_path, monkeypatch):
     trainer = small_trainer(tmp_path / "run")
-    monkeypatch.setattr(trainer, "test", lambda images: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        trainer.fit()
+    with monkeypatch.context() as patch:
+        patch.setattr(Tester, "score", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            trainer.fit()
     assert last_state(tmp_path / "run")["step"] == 7
     small_trainer(tmp_path / "run", resume=True).fit()
     small_trainer(tmp_path / "unbroken").fit()

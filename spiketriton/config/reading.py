@@ -6,6 +6,7 @@ no effect.
 """
 
 import contextlib
+import copyreg
 import dataclasses
 import difflib
 import re
@@ -172,6 +173,10 @@ def overrides_of(recipe: Recipe) -> list[str]:
         for dotted, value in _effective(recipe).items()
         if value != KEYS[dotted].default
     ]
+
+
+# as text: another process imports the plugins before it reads the rest
+copyreg.pickle(Recipe, lambda recipe: (of_text, (to_toml(recipe), recipe.name)))
 
 
 def _read(path: Path) -> str:

@@ -708,12 +708,6 @@ class Recipe(Table):
         """Whether it names code of somebody else's, so that a run of it is loaded with consent only."""
         return bool(self.plugins.modules) or ":" in self.model.name
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """As text: another process imports the plugins before it reads the rest."""
-        from spiketriton.config.reading import of_text, to_toml
-
-        return of_text, (to_toml(self), self.name)
-
 
 def selector_of(path: str) -> str:
     """The key of a table that names a part."""

@@ -193,9 +193,12 @@ def no_effect(dotted: str, value: Any, reason: str) -> str:
 
 def contradictions(values: Mapping[str, Any]) -> Iterator[str]:
     """One line for each contradiction between keys that have an effect."""
-    name, block = values["model.name"], values["model.block"]
-    validation = values["data.validation"]
-    if values["train.patience"] and validation == 0:
+    for of in (_of_training, _of_data, _of_model, _of_events, _of_batch, _of_neuron):
+        yield from of(values)
+
+
+def _of_training(values: Mapping[str, Any]) -> Iterator[str]:
+    if values["train.patience"] and values["data.validation"] == 0:
         yield (
             f"train.patience = {values['train.patience']} needs images held out of training, but "
             "data.validation is 0.0"
@@ -210,15 +213,21 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[str]:
     for dotted in ("train.min_lr", "train.warmup_lr"):
         if values[dotted] > values["train.lr"]:
             yield f"{dotted} = {values[dotted]} is above the peak, train.lr = {values['train.lr']}; accepted: up to it"
+    stones = values["train.milestones"]
+    if list(stones) != sorted(set(stones)):
+        yield f"train.milestones = {shown(stones)}: accepted: shares that rise, each once"
+    if values["train.nesterov"] and values["train.momentum"] == 0:
+        yield "train.nesterov = true needs train.momentum above 0, which is 0.0"
+
+
+def _of_data(values: Mapping[str, Any]) -> Iterator[str]:
+    validation = values["data.validation"]
     scale = values["data.augmentation.crop_scale"]
     if len(scale) != 2 or scale[0] > scale[1]:
         yield (
             f"data.augmentation.crop_scale = {shown(scale)}: accepted: two shares of the area, the "
             "larger one last"
         )
-    stones = values["train.milestones"]
-    if list(stones) != sorted(set(stones)):
-        yield f"train.milestones = {shown(stones)}: accepted: shares that rise, each once"
     folders = values["data.name"] == "imagefolder" or (
         values["data.name"] == "eventfolder" and values["data.split"] == "official"
     )
@@ -229,6 +238,10 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[str]:
             f"{split if values['data.name'] == 'eventfolder' else ''}; "
             "accepted with it: a number from 0, below 1"
         )
+
+
+def _of_model(values: Mapping[str, Any]) -> Iterator[str]:
+    name, block = values["model.name"], values["model.block"]
     if name in (*get_args(PlainNet), *get_args(VGG)) and block != "plain":
         yield (
             f'model.block = "{block}" needs skip connections, which model.name = "{name}" lacks; '
@@ -243,7 +256,14 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[str]:
             f'model.connect = "{values["model.connect"]}" joins spikes, and neuron.kind = "relu" gives none; '
             'accepted with it: "add"'
         )
-    yield from _of_events(values)
+    if values["model.checkpoint_blocks"] and values["train.compile"]:
+        yield (
+            "model.checkpoint_blocks = true contradicts train.compile = true: a compiled block "
+            "would update batch norm's statistics twice; accepted: one of them"
+        )
+
+
+def _of_batch(values: Mapping[str, Any]) -> Iterator[str]:
     batch, parts = values["train.batch_size"], values["train.accumulate"]
     micro = values["train.micro_batch"]
     if micro != 0 and parts != 1:
@@ -257,13 +277,9 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[str]:
                 f"{dotted} = {divisor} does not divide train.batch_size = {batch}; "
                 "accepted: a divisor of it"
             )
-    if values["model.checkpoint_blocks"] and values["train.compile"]:
-        yield (
-            "model.checkpoint_blocks = true contradicts train.compile = true: a compiled block "
-            "would update batch norm's statistics twice; accepted: one of them"
-        )
-    if values["train.nesterov"] and values["train.momentum"] == 0:
-        yield "train.nesterov = true needs train.momentum above 0, which is 0.0"
+
+
+def _of_neuron(values: Mapping[str, Any]) -> Iterator[str]:
     if values["neuron.kind"] == "plif" and values["neuron.tau"] == 1:
         yield "neuron.tau = 1.0: plif learns 1 - 1/tau from above 0; accepted: a number above 1"
     kind, resets = values["neuron.kind"], RESETS_OF.get(values["neuron.kind"] or "")

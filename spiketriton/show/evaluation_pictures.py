@@ -13,7 +13,7 @@ from spiketriton.runs.rows import METRICS, Rows, replace_file
 from spiketriton.show import event_pictures, figures
 from spiketriton.show.figures import BLUE, GREEN, GREY, ORANGE, heat_map, layer_figure, new_figure
 from spiketriton.show.words import synthetic_note
-from spiketriton.trained.evaluation import Evaluation
+from spiketriton.trained.results import Evaluation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from spiketriton.show.screen import say, show_table
 from spiketriton.trained.energy import BREAK_EVEN_RATES, ann_energy_pj
-from spiketriton.trained.evaluation import Evaluation
+from spiketriton.trained.results import Evaluation
 
 ALL_STEPS = 16  # windows up to here are shown step by step, longer ones in powers of two
 STEP_LEGEND = (

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spiketriton.show.figures import BLUE, GREY, ORANGE, explain, new_figure
-from spiketriton.trained.evaluation import Evaluation, Sample
+from spiketriton.trained.results import Evaluation, Sample
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

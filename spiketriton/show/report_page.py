@@ -28,7 +28,7 @@ from spiketriton.show.evaluation_tables import (
 from spiketriton.show.evaluation_tables import verdict as run_in_sentences
 from spiketriton.show.figures import png, style
 from spiketriton.show.verdict import line, sentences
-from spiketriton.trained.evaluation import Evaluation
+from spiketriton.trained.results import Evaluation
 from spiketriton.trained.run import read_state
 from spiketriton.training import environment
 

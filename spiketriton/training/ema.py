@@ -27,6 +27,13 @@ class MovingAverage:
         )  # on the device: no waiting
 
     @torch.no_grad()
+    def restart(self) -> None:
+        """The average is that of the present weights alone."""
+        self.steps.zero_()
+        for name, value in self.sources.items():
+            self.average[name].copy_(value)
+
+    @torch.no_grad()
     def update(self) -> None:
         """Counts the weights after a step."""
         self.steps += 1

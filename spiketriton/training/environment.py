@@ -168,6 +168,23 @@ def use_threads_of(session: Mapping[str, Any]) -> None:
         torch.set_num_threads(session["threads"])
 
 
+def keep_threads(
+    cfg: TrainConfig, device: torch.device, sessions: Sequence[Mapping[str, Any]]
+) -> str:
+    """On a CPU takes the threads of the session before; where the recipe or the machine has another number, says so."""
+    if device.type != "cpu" or not sessions:
+        return ""
+    if not cfg.threads:
+        use_threads_of(sessions[-1])
+    before, now = sessions[-1].get("threads"), torch.get_num_threads()
+    if before in (None, now):
+        return ""
+    return (
+        f"threads: {now} from here on instead of {before}; the sums are rounded otherwise, so the weights "
+        "will not be those of the unbroken run, bit for bit"
+    )
+
+
 def thread_words(chosen: int) -> str:
     """`2`, or why there are fewer, as `1 of 2: other processes use 1.0 processors; ...`."""
     threads, usable = torch.get_num_threads(), processors.usable()
@@ -275,7 +292,11 @@ def version_line() -> str:
 def _git(root: Path, *arguments: str) -> str | None:
     try:
         answer = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10
+            # a process killed while git refreshes its index would leave a lock that stops later commits
+            ["git", "--no-optional-locks", "-C", str(root), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=10,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

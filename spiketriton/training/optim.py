@@ -69,6 +69,18 @@ def build_schedule(cfg: TrainConfig, optimizer: Optimizer, total_steps: int) -> 
     return LambdaLR(optimizer, partial(_clamped, factors[cfg.schedule], cfg.warmup, total_steps))
 
 
+def continue_on(schedule: LambdaLR, optimizer: Optimizer, step: int) -> float:
+    """Goes on after `step` steps of another schedule, and returns the first rate."""
+    rates = [
+        base * factor(step)
+        for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+    ]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    schedule._last_lr = rates
+    return float(rates[0])
+
+
 def _clamped(factor: Factor, warmup: float, total: int, step: int) -> float:
     return factor(min(step, total - 1), warmup * total, total)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from spiketriton.config import Recipe
 from spiketriton.data import Data
+from spiketriton.training.testing import Results
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +92,23 @@ class Progress:
     best_step: int = 0
     since_best: int = 0  # tests since then
     best_test_accuracy: float | None = None  # of the weights with the best validation accuracy
+
+    def tested(self, results: Results) -> bool:
+        """Takes the results of a test after the last step; whether these are the best weights so far.
+
+        The best are chosen by the images held out of training alone, never by the test images.
+        """
+        self.tested_at = self.step
+        self.test_accuracy, self.test_loss = results.test
+        if results.validation is None:
+            return False
+        self.validation_accuracy = results.validation.accuracy
+        best = self.best_accuracy is None or self.validation_accuracy > self.best_accuracy
+        self.since_best = 0 if best else self.since_best + 1
+        if best:
+            self.best_accuracy, self.best_step = self.validation_accuracy, self.step
+            self.best_test_accuracy = self.test_accuracy
+        return best
 
 
 @dataclass(frozen=True, kw_only=True)

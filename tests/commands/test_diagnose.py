@@ -10,6 +10,8 @@ from spiketriton.diagnose import main
 from spiketriton.errors import UserError
 from tests.small_runs import small_recipe, small_trainer
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 DEEP = ("model.name=mlp", "model.depth=8", "train.optimizer=sgd", "time_steps=5")
 WIDE = "neuron.surrogate.width=20"
 

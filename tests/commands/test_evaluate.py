@@ -10,6 +10,8 @@ from spiketriton.evaluate import count, main, parse
 from spiketriton.show.screen import ENDLESS
 from tests.small_runs import small_trainer
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 
 def test_the_command_compares_runs(runs, tmp_path, capsys):
     out = tmp_path / "out"

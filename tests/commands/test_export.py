@@ -1,6 +1,5 @@
 """`export`: files that do what the network does, and the mistakes that it names."""
 
-import subprocess
 import sys
 
 import pytest
@@ -11,6 +10,7 @@ from spiketriton.export import main, parse
 from spiketriton.trained.exports import TIE, Comparison
 from spiketriton.trained.nir_graph import to_nir
 from spiketriton.trained.run import load_run
+from tests.processes import done
 
 nir = pytest.importorskip("nir", reason="the extra nir is not installed")
 
@@ -49,9 +49,7 @@ def test_torch_export_gives_the_same_currents_elsewhere(trained, tmp_path, capsy
         "net = torch.export.load(sys.argv[1]).module()\n"
         "print(tuple(net(torch.zeros(2, 1, 8, 8)).shape))"
     )
-    answer = subprocess.run(
-        [sys.executable, "-c", code, str(out)], capture_output=True, text=True, check=True
-    )
+    answer = done("-c", code, str(out), folder=tmp_path)
     assert answer.stdout.strip() == "(3, 2, 10)"
 
 

@@ -12,13 +12,8 @@ import spiketriton
 from spiketriton.__main__ import dispatch, main
 from spiketriton.commandline import COMMANDS, Parser
 from spiketriton.errors import EXIT_DONE, EXIT_USER, UserError, run_command
+from tests.processes import done
 from tests.small_runs import SMALL, environment
-
-
-def run(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *words], capture_output=True, text=True, cwd=cwd, env=environment()
-    )
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
@@ -97,10 +92,16 @@ def test_text_does_not_wait_for_torch(tmp_path):
         "dispatch([])\n"
         "assert 'torch' not in sys.modules\n"
     )
-    done = run("-c", code, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("SystemExit 0") == len(helps)
-    assert done.stdout.count("UserError ") == len(slips), done.stdout
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment(),
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("SystemExit 0") == len(helps)
+    assert ended.stdout.count("UserError ") == len(slips), ended.stdout
     assert not list(tmp_path.iterdir())
 
 
@@ -120,7 +121,7 @@ def test_a_command_leaves_as_by_its_own_name(arguments, monkeypatch, capsys):
 def test_a_run_records_the_command_of_its_module(tmp_path):
     (tmp_path / "small.toml").write_text(SMALL)
     arguments = ["train", "small.toml", "train.max_steps=1", "--run-dir", "a b"]
-    assert run("-m", "spiketriton", *arguments, cwd=tmp_path).returncode == EXIT_DONE
+    assert done("-m", "spiketriton", *arguments, folder=tmp_path).returncode == EXIT_DONE
     (session,) = json.loads((tmp_path / "a b" / "environment.json").read_text())
     command = "spiketriton train small.toml train.max_steps=1 --run-dir 'a b'"
     assert session["command"] == command

@@ -11,6 +11,7 @@ from spiketriton.errors import UserError
 from spiketriton.show.evaluation_pictures import PICTURES
 from tests.small_runs import small_recipe, small_trainer
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
 FOREIGN = "is not what this command wrote about this run earlier"
 
 

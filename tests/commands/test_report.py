@@ -14,6 +14,8 @@ from spiketriton.trained.evaluation import evaluate
 from tests.show.support import evaluation
 from tests.small_runs import small_trainer
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 OPEN_ENDED = {"meta", "img"}
 
 

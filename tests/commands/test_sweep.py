@@ -18,6 +18,8 @@ from spiketriton.trainer import Trainer
 from spiketriton.training.nonfinite import Diverged
 from tests.small_runs import small_recipe
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 FAST = ("train.max_steps=2", "model.name=mlp", "model.depth=2", "model.width=8")
 
 

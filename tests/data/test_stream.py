@@ -5,11 +5,8 @@ import os
 import pickle
 import random
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +15,7 @@ import torch
 from spiketriton.data import build_data
 from spiketriton.data.draws import mix
 from spiketriton.data.stream import _leave_signals_to_the_parent, auto_workers, subset
+from tests.processes import done
 from tests.small_data import data_recipe, make_class_tree
 
 
@@ -273,15 +271,7 @@ def test_a_program_that_ends_with_an_open_stream_ends(tmp_path):
         "print('over', flush=True)\n"
         "raise LookupError('left open')\n"
     )
-    root = Path(__file__).parents[2]
-    paths = os.pathsep.join([str(root), str(root / "kernels")])
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env=os.environ | {"PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.stdout == "over\n"
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == "LookupError: left open"
+    ended = done("-c", program, folder=tmp_path)
+    assert ended.stdout == "over\n"
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1] == "LookupError: left open"

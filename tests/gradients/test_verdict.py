@@ -15,7 +15,6 @@ from spiketriton.gradients.probing import Prober
 from spiketriton.gradients.verdict import (
     LIMITS,
     Learned,
-    Watch,
     Word,
     comparable,
     cures,
@@ -24,6 +23,7 @@ from spiketriton.gradients.verdict import (
     may_be_silent,
     mean_loss,
 )
+from spiketriton.gradients.watch import Watch
 from spiketriton.models.layers import Parts
 from spiketriton.models.network import Network
 from spiketriton.neurons import SpikingNeuron

@@ -9,6 +9,7 @@ from torch import nn
 from spiketriton.models import memory
 from spiketriton.models.layers import Parts, StridedPointwise, norm_neuron, over_time
 from spiketriton.neurons import LIF, Norm, SpikingNeuron
+from tests.covering import pairwise
 from tests.models.support import (
     BLOCKS,
     EVERY_BLOCK,
@@ -58,9 +59,10 @@ def test_weights_start_as_torchvisions_do():
     assert all((m.bias == 0).all() for m in biased.modules() if isinstance(m, nn.Conv2d))
 
 
-@pytest.mark.parametrize("kind", ["lif", "plif"])
-@pytest.mark.parametrize("norm", ["bn", "tdbn", "tebn"])
-@pytest.mark.parametrize("options", [*EVERY_BLOCK, SHALLOW_MLP], ids=str)
+@pytest.mark.parametrize(
+    ("options", "norm", "kind"),
+    pairwise([*EVERY_BLOCK, SHALLOW_MLP], ["bn", "tdbn", "tebn"], ["lif", "plif"]),
+)
 def test_fused_and_unfused_give_the_same(options, norm, kind):
     """In float64, where a spike would flip only for currents that meet the threshold exactly."""
     neuron = {"kind": kind, "decay_input": kind == "plif"}
@@ -115,10 +117,10 @@ def test_a_forward_of_ones_own_is_called_also_behind_a_norm(block):
     torch.testing.assert_close(*(model(images()) for model in models))
 
 
-@pytest.mark.parametrize("kind", ["lif", "relu"])
-@pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("norm", ["bn", "tebn", "none"])
-@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize(
+    ("block", "norm", "fused", "kind"),
+    pairwise(BLOCKS, ["bn", "tebn", "none"], [True, False], ["lif", "relu"]),
+)
 def test_channels_last_stays_channels_last(block, norm, fused, kind):
     options = {"block": block, "norm": norm, "fused": fused, "neuron": {"kind": kind}, "width": 4}
     model = lively(build("resnet18", stem="imagenet", **options))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.covering import pairwise
 from tests.models.support import (
     EVERY_BLOCK,
     NORMS,
@@ -17,19 +18,15 @@ from tests.models.support import (
     images,
 )
 
+NETS = [
+    *EVERY_BLOCK,
+    {"name": "resnet18", "stem": "imagenet", "block": "ms"},
+    {"name": "plain", "depth": 7},
+    SHALLOW_MLP,
+]
 
-@pytest.mark.parametrize("kind", ["if", "plif", "relu"])
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize(
-    "options",
-    [
-        *EVERY_BLOCK,
-        {"name": "resnet18", "stem": "imagenet", "block": "ms"},
-        {"name": "plain", "depth": 7},
-        SHALLOW_MLP,
-    ],
-    ids=str,
-)
+
+@pytest.mark.parametrize(("options", "norm", "kind"), pairwise(NETS, NORMS, ["if", "plif", "relu"]))
 def test_every_norm_and_neuron_trains(options, norm, kind):
     model = build(**options, norm=norm, width=4, neuron={"kind": kind})
     assert_healthy(model, backward(model, images()), steps=1 if kind == "relu" else T)
@@ -68,7 +65,11 @@ def test_checkpoints_move_between_the_fused_the_unfused_and_the_twin(options, no
     assert torch.equal(twin.fc.weight, fused.fc.weight)
 
 
-@pytest.mark.parametrize("options", [{"norm": "tebn"}, {"block": "sew"}, {"block": "ms"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"norm": "tebn", "block": "ms"}, pytest.param({"block": "sew"}, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_the_whole_net_compiles_to_one_graph(options):
     model = build(**options, width=2, neuron={"kind": "plif", "decay_input": True})
     compiled = torch.compile(copy.deepcopy(model), backend="aot_eager", fullgraph=True)

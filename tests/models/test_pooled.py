@@ -10,6 +10,7 @@ from spiketriton.models import count_parameters
 from spiketriton.models.graph import graph_of, shapes_of
 from spiketriton.neurons import Norm
 from spiketriton_kernels import multistep_lif_reference
+from tests.covering import each
 from tests.models.support import BLOCKS, CLASSES, NORMS, B, build, lively
 
 STEPS, SIDE = 5, 16
@@ -19,13 +20,10 @@ NETS = [
     {"name": "csnn", "width": 4},
     {"name": "resnet19", "width": 4},
     *({"name": "net7b", "width": 6, "block": block} for block in BLOCKS),
-    *({"name": "resnet8", "width": 4, "block": block} for block in BLOCKS),
-    {"name": "resnet18", "width": 4, "stem": "imagenet"},
+    {"name": "resnet8", "width": 4, "block": "sew"},
     {"name": "resnet18", "width": 4, "stem": "imagenet", "block": "ms"},
     {"name": "resnet50", "width": 4},
-    {"name": "resnet8", "width": 4, "block": "preact"},
     {"name": "resnet18", "width": 4, "block": "preact", "stem": "strided"},
-    {"name": "resnet50", "width": 4, "block": "preact", "stem": "imagenet"},
     {"name": "plain", "depth": 3},
     {"name": "mlp", "depth": 2},
 ]
@@ -92,8 +90,7 @@ def test_streamed_frames_equal_the_whole(options):
     torch.testing.assert_close(torch.cat(parts), whole)
 
 
-@every_net
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(("options", "norm"), each(NETS * 2, NORMS))
 def test_training_reaches_every_weight(options, norm):
     model = lively(net(**options, norm=norm, time_steps=STEPS)).train()
     currents = model(frames())

@@ -13,6 +13,7 @@ from spiketriton.models.layers import Parts, norm_neuron
 from spiketriton.models.resnet import ARCHITECTURES, ResNet
 from spiketriton.models.resnet import BLOCKS as BLOCK_TYPES
 from spiketriton.neurons import Norm, build_neuron
+from tests.covering import each
 from tests.models.support import (
     BLOCKS,
     CLASSES,
@@ -29,9 +30,9 @@ from tests.models.support import (
 LARGE = [name for name, architecture in ARCHITECTURES.items() if architecture.width == 64]
 
 
-@pytest.mark.parametrize("kind", ["lif", "relu"])
-@pytest.mark.parametrize("block", BLOCKS)
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("name", "block", "kind"), each(list(ARCHITECTURES) * 2, BLOCKS, ["lif", "lif", "relu", "lif"])
+)
 def test_every_resnet_trains(name, block, kind):
     model = build(name, block=block, width=2, neuron={"kind": kind})
     assert_healthy(model, backward(model, images()), steps=T if kind == "lif" else 1)

@@ -8,7 +8,7 @@ from spiketriton.errors import UserError
 from spiketriton.gradients.probing import Prober, cut_time
 from spiketriton.models import build_model
 from spiketriton.neurons import ALIF, CLIF, ILIF, PSN, MaskedPSN, SlidingPSN, SpikingNeuron
-from spiketriton.trained.evaluation import ActivityCounter
+from spiketriton.trained.counters import ActivityCounter
 from spiketriton.training.losses import build_loss
 
 TEXT = """

@@ -20,6 +20,7 @@ from profiling.sections.data import (
     one_core,
 )
 from profiling.sections.step import find_recipe
+from tests.covering import each
 from tests.small_events import make_events
 
 
@@ -95,8 +96,7 @@ def test_time_is_that_of_a_batch_once_the_first_is_there(monkeypatch):
     assert now == [54.0, -1.0]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("augment", ["standard", "strong"])
+@pytest.mark.parametrize(("kind", "augment"), each(list(KINDS), ["standard", "strong"]))
 def test_what_one_core_prepares_is_torchvisions(measured, quick, kind, augment):
     rows = measured(OnOneCore(kind, augment, quick), section="data")
     assert list(rows) == ["spiketriton", "spiketriton, finished on the CPU", TORCHVISION]

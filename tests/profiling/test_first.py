@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +13,7 @@ from profiling.harness import device
 from profiling.sections.step import find_recipe
 from spiketriton.config import load_recipe
 from spiketriton.errors import UserError
+from tests.processes import done
 
 
 def made_up(name: str, code: str, seconds: int = 60, needs: tuple[str, ...] = ()) -> first.Step:
@@ -65,11 +65,9 @@ def test_a_machine_without_rich_measures_and_prints_markdown(tmp_path):
         "import profiling.run as run; run.find_spec = lambda name: None;"
         f"raise SystemExit(run.main(['host', '--quick', '--device', 'cpu', '--out', {str(tmp_path)!r}]))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", block], cwd=first.ROOT, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stderr
-    assert "| --- |" in done.stdout
+    ended = done("-c", block, folder=first.ROOT)
+    assert ended.returncode == 0, ended.stderr
+    assert "| --- |" in ended.stdout
     (file,) = tmp_path.glob("*.jsonl")
     assert json.loads(file.read_text().splitlines()[0])["section"] == "host"
 

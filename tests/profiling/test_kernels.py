@@ -73,6 +73,7 @@ def test_ours_and_the_definition_agree_in_every_case(op, layout, dtype, quick):
         assert names == ["copy", OURS, "torch.compile", "eager", *behind]
 
 
+@pytest.mark.slow  # a minute and a half of the compiler
 def test_the_compiled_definition_agrees_and_is_timed(measured, lif):
     of = measured(replace(lif, T=2), "torch.compile")
     assert of.keys() == {"copy", "torch.compile"}

@@ -17,6 +17,7 @@ from profiling.sections import kernels
 from profiling.sections.kernels import FIRST, cases
 from spiketriton.errors import EXIT_SIGINT, UserError
 from spiketriton_kernels import multistep_lif
+from tests.processes import done
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,11 +44,12 @@ def command(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow  # minutes: the sections' own tests measure each of them
 def test_all_measures_every_section_and_says_where(tmp_path):
     only = "spiketriton,F.batch_norm*,spiketriton m*,spiketriton's*,ANN twin,no worker"
     arguments = ["--peers", "none", "--only", only, "--target", "sm_80", "--out", tmp_path]
-    done = command("all", "--quick", *arguments)
-    assert done.returncode == 0, done.stderr
+    ended = command("all", "--quick", *arguments)
+    assert ended.returncode == 0, ended.stderr
     (file,) = tmp_path.glob("*.jsonl")
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert {row["section"] for row in rows} == set(MEASURED)
@@ -69,18 +71,21 @@ def test_all_measures_every_section_and_says_where(tmp_path):
         assert {row["allocator"] for row in rows} == {
             "MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=68719476736 MALLOC_TOP_PAD_=67108864"
         }
-    assert "training step of quickstart" in done.stdout
-    assert "predicted, not measured" in done.stdout.lower()
+    assert "training step of quickstart" in ended.stdout
+    assert "predicted, not measured" in ended.stdout.lower()
     assert [path.name.split("threads-")[-1][11:] for path in tmp_path.glob("*.png")] == [
         "step-quickstart.png"
     ]
 
 
-def test_a_mistake_ends_the_command_with_2_and_no_traceback():
-    done = command("kernels", "--peers", "brian")
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: --peers 'brian'")
-    assert done.stderr.count("\n") == 1
+def test_a_mistake_ends_the_command_with_2_and_no_traceback(tmp_path):
+    program = (
+        f"import runpy; runpy.run_path({str(ROOT / 'profiling/run.py')!r}, run_name='__main__')"
+    )
+    ended = done("-c", program, "kernels", "--peers", "brian", folder=tmp_path)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: --peers 'brian'")
+    assert ended.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

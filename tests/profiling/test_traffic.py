@@ -1,22 +1,20 @@
 """Passes over memory of a residual block, counted: what joining the MS blocks' sum with the next neuron saves."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from profiling.harness.traffic import Traffic
+from tests.processes import done
+from tests.profiling.traffic import Traffic
 
 ROOT = Path(__file__).parents[2]
 COUNT = """
 import json
 from unittest import mock
 import torch
-from profiling.harness.traffic import launches, of_bottleneck
+from tests.profiling.traffic import launches, of_bottleneck
 from spiketriton_kernels import PROBE_FIELDS, multistep_bn_lif, multistep_lif
 found = {block: of_bottleneck(block) for block in ("plain", "sew", "ms")}
 with mock.patch("spiketriton.models.resnet.gives_current", return_value=False):
@@ -39,15 +37,11 @@ print(json.dumps(found))
 """
 
 
-def test_an_ms_bottleneck_moves_26_tensors_instead_of_32_and_few_launches_are_small():
+def test_an_ms_bottleneck_moves_26_tensors_instead_of_32_and_few_launches_are_small(tmp_path):
     """In tensors of 4 width channels; in a child process, because the interpreter launches nothing."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
-    done = subprocess.run(
-        [sys.executable, "-c", COUNT], capture_output=True, text=True, env=environment, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    counted = done("-c", COUNT, folder=tmp_path)
+    assert counted.returncode == 0, counted.stderr
+    found = json.loads(counted.stdout)
     launched = found.pop("launches")
     fire, walk, join = ["fire_kernel"], ["walk_kernel"], ["join_kernel"]
     measured = ["statistics_kernel", "join_statistics_kernel", *fire]

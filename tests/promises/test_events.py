@@ -3,7 +3,6 @@ a rebuild of the cache; every command takes such a run."""
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +19,13 @@ from spiketriton.trained.evaluation import evaluate as evaluated
 from spiketriton.trained.run import load_run
 from spiketriton.training.nonfinite import Diverged
 from spiketriton.training.ranks import ranks_of_torchrun
-from tests.promises.test_ranks import SYNC, assert_same_run, launch, said
+from tests.processes import said, start_ranks
+from tests.promises.test_ranks import SYNC, assert_same_run
 from tests.promises.test_resume import assert_same_run as assert_same_bits
 from tests.small_events import make_events
 from tests.small_runs import small_recipe, small_trainer
+
+pytestmark = pytest.mark.usefixtures("blank_pictures")
 
 
 def keys(root: Path, *more: str) -> list[str]:
@@ -94,9 +96,10 @@ def test_two_ranks_are_one_rank_and_resume_with_the_same_bits(tmp_path):
     """They share one cache, which one of them builds."""
     data = tmp_path / "data"
     make_events(data, "n_mnist", per_class=4, count=200)
-    process = launch(__file__, str(data), str(tmp_path), folder=tmp_path)
-    output = said(process)
-    assert process.returncode == EXIT_DONE, output
+    code = "import sys, tests.promises.test_events as t; t.play(*map(t.Path, sys.argv[1:]))"
+    processes = start_ranks("-c", code, str(data), str(tmp_path), folder=tmp_path)
+    output = said(processes)
+    assert [process.returncode for process in processes] == [EXIT_DONE, EXIT_DONE], output
     assert output.count("built once") == 1
     assert_same_bits(tmp_path / "two", tmp_path / "resumed")
     given = keys(data, *SYNC, "data.train_images=40", "data.test_images=0", *RUNS["net7b"])
@@ -314,7 +317,3 @@ def test_recordings_of_a_folder_choose_the_weights(tmp_path):
     ]
     assert any("validation_accuracy" in row for row in rows)
     assert (tmp_path / "run" / "checkpoints" / "best.pt").is_file()
-
-
-if __name__ == "__main__":
-    play(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -30,7 +30,8 @@ from spiketriton.nonfinite import repeat
 from spiketriton.runs.checkpoint import Checkpoints, read_checkpoint
 from spiketriton.runs.folder import RunFolder
 from spiketriton.show import evaluation_tables, report_page, run_pictures
-from spiketriton.trained.evaluation import evaluate, read_evaluation
+from spiketriton.trained.evaluation import evaluate
+from spiketriton.trained.results import read_evaluation
 from spiketriton.trained.run import load_run
 from spiketriton.trainer import Trainer
 from spiketriton.training.nonfinite import scene

@@ -16,7 +16,8 @@ from spiketriton.runs.folder import RunFolder
 from spiketriton.trainer import Trainer
 from spiketriton.training.losses import build_loss
 from spiketriton.training.optim import build_optimizer, build_schedule
-from tests.small_data import accept_checksums, make_cifar10, make_cifar100, make_class_tree
+from spiketriton_kernels import use_backend
+from tests.small_data import accept_checksums, make_cifar100, make_class_tree
 from tests.small_runs import Lines
 
 SEW = ["imagenet_sew34", "imagenet_sew18"]
@@ -73,17 +74,19 @@ def clif(x):
     return torch.stack(spikes)
 
 
-def each(of_sew, of_ms, *of_clif):
+def of_each(of_sew, of_ms, *of_clif):
     """Each recipe with what its authors have."""
     return list(zip(PAPERS, (of_sew, of_sew, of_ms, of_clif[0], of_clif[-1]), strict=True))
 
 
-@pytest.mark.parametrize(("name", "definition"), each(sew, ms, clif))
+@pytest.mark.parametrize(("name", "definition"), of_each(sew, ms, clif))
 def test_the_neuron_is_the_authors(name, definition):
     recipe = load_recipe(name)
     x = torch.randn(recipe.time_steps, 64, 16, dtype=torch.float64, requires_grad=True)
     weight = torch.randn_like(x)
-    ours, theirs = build_neuron(recipe.neuron)(x), definition(x)
+    with use_backend("torch"):  # the definition, which nothing has to compile
+        ours = build_neuron(recipe.neuron)(x)
+    theirs = definition(x)
     assert torch.equal(ours, theirs)
     assert 0.1 < ours.mean() < 0.9
     gradients = [torch.autograd.grad((s * weight).sum(), x)[0] for s in (ours, theirs)]
@@ -106,7 +109,7 @@ def of_each_step(currents, target):
     return 0.95 * fit + 0.05 * ((currents - 1) ** 2).mean()
 
 
-@pytest.mark.parametrize(("name", "definition"), each(of_mean(0.0), of_mean(0.1), of_each_step))
+@pytest.mark.parametrize(("name", "definition"), of_each(of_mean(0.0), of_mean(0.1), of_each_step))
 def test_the_loss_is_the_authors(name, definition):
     recipe = load_recipe(name)
     currents, labels = torch.randn(recipe.time_steps, 8, 1000), torch.randint(1000, (8,))
@@ -116,14 +119,14 @@ def test_the_loss_is_the_authors(name, definition):
 
 @pytest.mark.parametrize(
     ("name", "plan"),
-    each((4, 256, 320), (6, 256, 125), (6, 128, 200)),
+    of_each((4, 256, 320), (6, 256, 125), (6, 128, 200)),
 )
 def test_steps_batch_and_epochs_are_the_authors(name, plan):
     recipe = load_recipe(name)
     assert (recipe.time_steps, recipe.train.batch_size, recipe.train.epochs) == plan
 
 
-@pytest.mark.parametrize(("name", "decay"), each(0.0, 1e-5, 5e-5, 5e-4))
+@pytest.mark.parametrize(("name", "decay"), of_each(0.0, 1e-5, 5e-5, 5e-4))
 def test_the_schedule_and_the_decay_are_the_authors(name, decay):
     train = load_recipe(name).train
     layers = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3))
@@ -194,17 +197,16 @@ def test_the_preact_resnet_takes_statistics_of_each_step():
         assert all(norm.each_step for norm in norms)
 
 
-@pytest.mark.parametrize("name", PAPERS)
-def test_three_steps_on_a_small_folder(tmp_path, monkeypatch, name):
+@pytest.mark.parametrize("name", ["imagenet_sew18", "imagenet_ms34", "cifar100_preact18"])
+def test_two_steps_on_a_small_folder(tmp_path, monkeypatch, name):
     root = tmp_path / "data"
     if name in CLIF:
-        make = make_cifar10 if "cifar10_" in name else make_cifar100
-        accept_checksums(make(root), monkeypatch.setattr)
+        accept_checksums(make_cifar100(root), monkeypatch.setattr)
     else:
         make_class_tree(root, ("train", "val"), ("n01", "n02"), 3)
     keys = [
         f"data.root={root}", "data.image_size=32", "data.workers=0", "train.batch_size=4",
-        "train.micro_batch=2", "train.max_steps=3", "train.precision=fp32", "model.width=8",
+        "train.micro_batch=2", "train.max_steps=2", "train.precision=fp32", "model.width=8",
         "train.threads=1",
     ]  # fmt: skip
     recipe = load_recipe(name, keys)
@@ -212,5 +214,5 @@ def test_three_steps_on_a_small_folder(tmp_path, monkeypatch, name):
     trainer = Trainer(recipe, build_data(recipe), folder, Lines())
     before = trainer.model.layer4[-1].bn2.weight.detach().clone()
     outcome = trainer.fit()
-    assert outcome.progress.step == 3
+    assert outcome.progress.step == 2
     assert not torch.equal(trainer.model.layer4[-1].bn2.weight, before)

@@ -4,7 +4,6 @@ import io
 import json
 import shutil
 import subprocess
-import sys
 from contextlib import redirect_stderr
 from pathlib import Path
 
@@ -13,7 +12,8 @@ import pytest
 import spiketriton
 from spiketriton.config import to_toml
 from spiketriton.errors import EXIT_DONE, EXIT_USER, UserError
-from tests.small_runs import assert_equal, environment, last_state, small_recipe
+from tests.processes import done
+from tests.small_runs import assert_equal, last_state, small_recipe
 
 MINE = """
 import torch
@@ -83,10 +83,7 @@ def folder(tmp_path, monkeypatch, request):
 
 
 def command(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "spiketriton.train", *words],
-        cwd=cwd, capture_output=True, text=True, env=environment(),
-    )  # fmt: skip
+    return done("-m", "spiketriton.train", *words, folder=cwd)
 
 
 def test_own_parts_train_and_are_recorded_and_resume_in_another_process(folder):
@@ -110,8 +107,8 @@ def test_own_parts_train_and_are_recorded_and_resume_in_another_process(folder):
     first = Path("killed/checkpoints/last.1.pt")
     first.rename("killed/checkpoints/last.pt")
     (folder / "elsewhere").mkdir()
-    done = command("--resume", "../killed", "--trust-plugins", cwd=folder / "elsewhere")
-    assert done.returncode == EXIT_DONE, done.stderr
+    ended = command("--resume", "../killed", "--trust-plugins", cwd=folder / "elsewhere")
+    assert ended.returncode == EXIT_DONE, ended.stderr
     assert_equal(last_state(Path("unbroken")), last_state(Path("killed")))
 
 
@@ -119,9 +116,9 @@ def test_a_missing_plugin_is_named_and_may_have_moved_or_changed(folder):
     assert command("mine.toml", "train.max_steps=2", "--run-dir", "run", cwd=folder).returncode == 0
     (folder / "new").mkdir()
     (folder / "mine.py").rename(folder / "new" / "mine.py")
-    done = command("--resume", "run", "--trust-plugins", cwd=folder)
-    assert done.returncode == EXIT_USER
-    assert done.stderr.count("\n") == 1
+    ended = command("--resume", "run", "--trust-plugins", cwd=folder)
+    assert ended.returncode == EXIT_USER
+    assert ended.stderr.count("\n") == 1
     for words in (
         "no such file",
         "mine.py",
@@ -129,15 +126,15 @@ def test_a_missing_plugin_is_named_and_may_have_moved_or_changed(folder):
         "mine.py 2.5: install it",
         "plugins.modules=...",
     ):
-        assert words in done.stderr, words
-    done = command("--resume", "run", "plugins.modules=new/mine.py", cwd=folder)
-    assert (done.returncode, done.stderr) == (EXIT_DONE, "")
+        assert words in ended.stderr, words
+    ended = command("--resume", "run", "plugins.modules=new/mine.py", cwd=folder)
+    assert (ended.returncode, ended.stderr) == (EXIT_DONE, "")
     with (folder / "new" / "mine.py").open("a") as file:
         file.write("# changed\n")
-    done = command("--resume", "run", "plugins.modules=new/mine.py", cwd=folder)
-    assert done.returncode == EXIT_DONE
-    assert "warning: the plugin" in done.stderr
-    assert "differs from the one that the run began with" in done.stderr
+    ended = command("--resume", "run", "plugins.modules=new/mine.py", cwd=folder)
+    assert ended.returncode == EXIT_DONE
+    assert "warning: the plugin" in ended.stderr
+    assert "differs from the one that the run began with" in ended.stderr
     with redirect_stderr(io.StringIO()) as said:  # its numbers may not be those of the training
         spiketriton.load_run("run", ["new/mine.py"])
     assert "differs from the one that the run began with" in said.getvalue()
@@ -156,10 +153,8 @@ def test_python_names_plugins_and_their_keys_as_the_command_does(folder):
         "assert run.recipe == load_recipe('plain.toml', given), run.recipe\n"
         "print(run.model.spiking_layers()[0][1].tau)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, env=environment()
-    )
-    assert (done.returncode, done.stdout) == (0, "3.0\n"), done.stderr
+    ended = done("-c", code, folder=folder)
+    assert (ended.returncode, ended.stdout) == (0, "3.0\n"), ended.stderr
 
 
 def test_what_a_part_makes_is_checked(folder):

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import spiketriton
+from spiketriton.config import reading
+from spiketriton.config.shipped import find_recipe
 
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
 ANY_NETWORK = PAGE.with_name("any_network.md")
@@ -36,6 +38,10 @@ def test_any_network_of_the_page_is_trained(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("no_pictures")
 def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    quickstart = find_recipe("quickstart").read_text()
+    few = "[data]\ntrain_images = 640\ntest_images = 100\nworkers = 0\n"
+    Path("quickstart.toml").write_text(quickstart.replace("[data]\n", few))
+    monkeypatch.setattr(reading, "find_recipe", lambda name: Path("quickstart.toml"))
     logged = []
     mlflow = SimpleNamespace(
         start_run=contextlib.nullcontext,
@@ -52,7 +58,7 @@ def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     assert "runs/first resnet8 ('0', '1'," in shown
     assert "torch.Size([4, 2, 10])" in shown
     assert names["probabilities"].shape == (2, 10)
-    assert names["run"].step == 88  # 44 an epoch
+    assert names["run"].step == 40  # 20 an epoch
     tuned, first = (spiketriton.load_run(f"runs/{name}") for name in ("tuned", "first"))
     assert tuned.step == 20
     assert torch.equal(tuned.model.conv1.weight, first.model.conv1.weight)

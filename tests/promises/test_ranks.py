@@ -1,17 +1,16 @@
 """Several ranks: they compute the run of one rank, and end together.
 
-Two gloo processes, started as users start them. What needs no launch of its own runs in a shared one,
-`play`; the tests read its folders.
+Two gloo processes. What needs no launch of its own runs in a shared one, `play`; the tests read its folders.
 """
 
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -30,13 +29,12 @@ from spiketriton.errors import (
     EXIT_SIGTERM,
     EXIT_USER,
     UserError,
-    run_command,
 )
 from spiketriton.runs.checkpoint import read_checkpoint
-from spiketriton.train import main
 from spiketriton.trainer import Trainer
 from spiketriton.training.nonfinite import Diverged
 from spiketriton.training.ranks import TIMEOUT, Group, Ranks, ranks_of_torchrun
+from tests.processes import said, start_ranks
 from tests.small_runs import (
     assert_equal,
     environment,
@@ -58,7 +56,6 @@ SAME = {
         *("model.block=ms", "model.norm=tebn", "loss.kind=tet", "model.memory=packed"),
         *("model.residual_gain=1", "neuron.surrogate.width=1"),
     ],
-    "twin": ["neuron.kind=relu", "train.optimizer=sgd"],
     "mixed": [
         *("data.augmentation.cutout=3", "data.augmentation.erasing=0.3"),
         *MLP,
@@ -145,36 +142,14 @@ def break_loss_at(trainer: Trainer, step: int, rank: int) -> None:
     trainer.loss = broken
 
 
-def launch(*arguments: str, folder: Path) -> subprocess.Popen:
-    """torchrun's module form, in a process group of its own, as a terminal would have it."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        + ["--nproc-per-node=2", *arguments],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env=environment(),
-    )
-
-
-def said(process: subprocess.Popen) -> str:
-    """The rest of the output; a launch that hangs is killed and fails with its output."""
-    try:
-        return process.communicate(timeout=600)[0]
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise AssertionError(f"it hangs:\n{process.communicate()[0]}") from None
-
-
 @pytest.fixture(scope="module")
 def played(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("played")
     small_trainer(root / "one then two", *SYNC).fit(until=2)
-    process = launch(__file__, str(root), folder=root)
-    output = said(process)
-    assert process.returncode == EXIT_DONE, output
+    code = "import sys, tests.promises.test_ranks as t; t.play(t.Path(sys.argv[1]))"
+    processes = start_ranks("-c", code, str(root), folder=root)
+    output = said(processes)
+    assert [process.returncode for process in processes] == [EXIT_DONE, EXIT_DONE], output
     return root
 
 
@@ -218,7 +193,7 @@ def test_two_ranks_are_one_rank_with_the_same_batch(played, tmp_path, kind):
     assert_same_run(tmp_path / "one", played / kind)
 
 
-def test_without_synchronised_statistics_ranks_hold_their_means(played, tmp_path, monkeypatch):
+def test_without_synchronised_statistics_ranks_hold_their_means(played, tmp_path):
     """Both ranks the same ones, which are in the checkpoint, and with which the test was made."""
     zero, one = (torch.load(played / f"apart of rank {rank}.pt") for rank in range(2))
     assert_equal(zero, one)
@@ -230,8 +205,8 @@ def test_without_synchronised_statistics_ranks_hold_their_means(played, tmp_path
 
     alone = small_trainer(tmp_path / "alone", *SHORT)
     alone.model.load_state_dict(zero)
-    monkeypatch.setattr(alone.display, "testing", lambda *_: None)
-    accuracy, loss = alone.test(alone.data.test) or (0.0, 0.0)
+    silent = replace(alone.tester, tell=lambda *_: None)
+    accuracy, loss = silent.score(alone.data.test) or (0.0, 0.0)
     last = rows(played / "apart", "metrics.jsonl")[-1]
     assert last["test_accuracy"] == pytest.approx(accuracy)
     assert last["test_loss"] == pytest.approx(loss, rel=1e-5)
@@ -280,11 +255,19 @@ def recipe_file(folder: Path, *overrides: str) -> str:
 def test_the_command_on_two_ranks(tmp_path):
     """What it says, and a signal to torchrun, which ends as it ends after any: with 1."""
     name = recipe_file(tmp_path, "train.epochs=400", "train.log_every=2")
-    run = ["-m", "spiketriton.train", name, "--run-dir", "run"]
-    process = launch(*run, folder=tmp_path)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        + ["-m", "spiketriton.train", name, "--run-dir", "run"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env=environment(),
+    )
     output = wait_for(process, "step ")
     process.send_signal(signal.SIGTERM)
-    rest = said(process)
+    rest, _ = process.communicate(timeout=600)
     assert (
         output.count("ranks: 2 ranks, by gloo; batch norm's statistics are those of each rank") == 1
     )
@@ -294,16 +277,16 @@ def test_the_command_on_two_ranks(tmp_path):
     state = last_state(tmp_path / "run")
     last = rows(tmp_path / "run", "metrics.jsonl")[-1]
     assert state["step"] >= last["step"] > 0
-    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
-    assert environment[0]["ranks"] == 2
+    (session,) = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert session["ranks"] == 2
 
 
 @pytest.mark.slow
 def test_compiled_ranks_join_their_statistics(tmp_path):
     name = recipe_file(tmp_path, *SYNC, *MLP, "train.compile=true")
-    process = launch("-m", "spiketriton.train", name, "--run-dir", "run", folder=tmp_path)
-    output = said(process)
-    assert process.returncode == EXIT_DONE, output
+    processes = start_ranks("-m", "spiketriton.train", name, "--run-dir", "run", folder=tmp_path)
+    output = said(processes)
+    assert [process.returncode for process in processes] == [EXIT_DONE, EXIT_DONE], output
     small_trainer(tmp_path / "one", *SYNC, *MLP).fit()
     losses = [
         [row["loss"] for row in rows(run, "metrics.jsonl") if row["kind"] == "train"]
@@ -315,9 +298,9 @@ def test_compiled_ranks_join_their_statistics(tmp_path):
 def test_a_killed_rank_ends_the_run_with_one_message(tmp_path):
     """The run resumes from its last checkpoint, also on one rank."""
     keys = ["train.epochs=400", "train.log_every=2", "checkpoint.every=2"]
-    process = launch(__file__, "killed", recipe_file(tmp_path, *keys), folder=tmp_path)
-    rest = said(process)
-    assert process.returncode == 1
+    processes = start_ranks("-c", ENDS.format("die"), recipe_file(tmp_path, *keys), folder=tmp_path)
+    rest = said(processes)
+    assert [process.returncode for process in processes] == [EXIT_ERROR, -signal.SIGKILL]
     assert rest.count("error: ") == 1, rest
     assert "error: rank 1 died or stopped responding; all ranks are stopping" in rest
     assert "spiketriton/trainer.py" not in rest, "no traceback of ours"
@@ -338,50 +321,43 @@ with ranks.ranks_of_torchrun() as group:
 """
 
 
-def test_a_rank_that_waits_for_a_stopped_one_in_a_call_that_never_returns_ends_with_the_line():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    place = dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", STOPS],
-            env=environment(**place, RANK=str(rank)),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        _, said = ranks[0].communicate(timeout=300)
-    finally:
-        for process in ranks:
-            process.kill()
-        ranks[1].communicate()
-    assert "error: rank 1 died or stopped responding; all ranks are stopping" in said
-    assert ranks[0].returncode == EXIT_ERROR
+def test_a_rank_that_waits_for_a_stopped_one_in_a_call_that_never_returns_ends_with_the_line(
+    tmp_path,
+):
+    first, second = start_ranks("-c", STOPS, folder=tmp_path)
+    rest, _ = first.communicate()
+    second.send_signal(signal.SIGKILL)
+    assert "error: rank 1 died or stopped responding; all ranks are stopping" in rest
+    assert (first.returncode, second.wait()) == (EXIT_ERROR, -signal.SIGKILL)
 
 
 @pytest.mark.parametrize("moment", ["start", "step"])
 def test_a_mistake_is_reported_once(tmp_path, moment):
     """One that all ranks make, before any work; and one of the second, in the middle of training."""
     if moment == "start":
-        process = launch(
-            *["-m", "spiketriton.train", recipe_file(tmp_path, "train.batch_size=15")],
-            *["--run-dir", "run"],
-            folder=tmp_path,
-        )
+        name = recipe_file(tmp_path, "train.batch_size=15")
+        words = ["-m", "spiketriton.train", name, "--run-dir", "run"]
         message = "train.batch_size = 15 does not divide by train.accumulate = 1 on 2 ranks"
     else:
-        process = launch(__file__, "mistaken", recipe_file(tmp_path), folder=tmp_path)
+        words = ["-c", ENDS.format("make_a_mistake"), recipe_file(tmp_path)]
         message = "on rank 1: no such image"
-    output = said(process)
-    assert process.returncode == 1
-    assert "exitcode  : 2" in output
+    processes = start_ranks(*words, folder=tmp_path)
+    output = said(processes)
+    assert [process.returncode for process in processes] == [EXIT_USER, EXIT_USER]
     assert output.count("error: ") == 1, output
     assert f"error: {message}" in output
     assert "spiketriton/trainer.py" not in output, "no traceback of ours"
     assert (tmp_path / "run").exists() == (moment == "step"), "no work, no folder"
+
+
+ENDS = """
+import sys
+import tests.promises.test_ranks as t
+from spiketriton.errors import run_command
+from spiketriton.train import main
+t.end_at(5, t.{})
+run_command(main, [sys.argv[1], "--run-dir", "run"])
+"""  # the real command, but that the second rank ends at a step
 
 
 def test_an_indivisible_batch_names_the_keys_and_the_ranks():
@@ -402,7 +378,7 @@ def test_a_mistake_that_another_rank_has_reported_is_not_reported_again(monkeypa
 
 
 def end_at(step: int, how: Callable[[], None]) -> None:
-    """The real command, but that the second rank ends at a step as `how` says."""
+    """The second rank ends at a step as `how` says."""
     train_step = Trainer.train_step
 
     def until(self: Trainer) -> None:
@@ -419,15 +395,3 @@ def die() -> None:
 
 def make_a_mistake() -> None:
     raise UserError("no such image")
-
-
-def started(arguments: Sequence[str]) -> None:
-    """What `launch(__file__, ...)` does on each rank."""
-    if arguments[0] in ("killed", "mistaken"):
-        end_at(5, die if arguments[0] == "killed" else make_a_mistake)
-        run_command(main, [arguments[1], "--run-dir", "run"])
-    play(Path(arguments[0]))
-
-
-if __name__ == "__main__":
-    started(sys.argv[1:])

@@ -52,6 +52,7 @@ def test_large_recipes_take_real_steps(root, tmp_path):
         assert torch.isfinite(parameter.grad).all()
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("root", ["imagenette_r18"], indirect=True)
 def test_the_command_trains_a_large_recipe(root, tmp_path):
     name, folder = root

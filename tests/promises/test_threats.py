@@ -17,6 +17,7 @@ from spiketriton.runs.checkpoint import Checkpoints, read_checkpoint
 from spiketriton.train import main as train_main
 from tests.small_runs import small_trainer
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
 CODE = "import pathlib\npathlib.Path({marker!r}).write_text('ran')\n"
 READERS = {
     "load_run": lambda run: spiketriton.load_run(run),

@@ -127,7 +127,7 @@ def machine(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(machine):
     """A network of the quickstart, by the console command."""
-    given = ["train.max_steps=8", "train.threads=1", "--run-dir", "base"]
+    given = ["train.max_steps=2", "data.test_images=20", "train.threads=1", "--run-dir", "base"]
     machine.do("spiketriton", "train", "quickstart", *given)
 
 
@@ -164,7 +164,7 @@ def test_the_wheel_is_whole(machine):
 
 
 def test_the_quickstart_trains_from_any_folder(machine, trained):
-    assert last_state(machine.work / "base")["step"] == 8
+    assert last_state(machine.work / "base")["step"] == 2
 
 
 @pytest.mark.usefixtures("no_pictures")

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from spiketriton.gradients.measurement import Measurement
-from spiketriton.trained.evaluation import Evaluation, Layer
+from spiketriton.trained.results import Evaluation, Layer
 from spiketriton.training.plan import Outcome, Plan, Progress
 
 PLAN = Plan(

@@ -18,7 +18,7 @@ from spiketriton.show.evaluation_tables import (
     step_rows,
     verdict,
 )
-from spiketriton.trained.evaluation import Evaluation
+from spiketriton.trained.results import Evaluation
 from tests.show.support import ann, evaluation
 
 

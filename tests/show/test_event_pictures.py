@@ -17,7 +17,7 @@ from spiketriton.show.event_pictures import (
     most_of,
 )
 from spiketriton.show.figures import BLUE, ORANGE
-from spiketriton.trained.evaluation import Sample
+from spiketriton.trained.results import Sample
 from tests.show.support import ann, evaluation
 
 

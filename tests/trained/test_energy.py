@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from spiketriton.config import Recipe, recipe_from_toml, replace
 from spiketriton.models import Network, build_model
 from spiketriton.models.graph import graph_of
+from spiketriton.trained.counters import SpikeCounter
 from spiketriton.trained.energy import (
     AC_PJ,
     BREAK_EVEN_RATES,
@@ -19,7 +20,6 @@ from spiketriton.trained.energy import (
     spike_sources,
     workload,
 )
-from spiketriton.trained.evaluation import SpikeCounter
 
 T, B, SIZE = 3, 2, 17  # an odd size: strides leave borders out
 

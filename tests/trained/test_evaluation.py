@@ -10,17 +10,16 @@ from spiketriton.errors import UserError
 from spiketriton.models import build_model
 from spiketriton.models.graph import graph_of
 from spiketriton.runs.checkpoint import read_checkpoint
+from spiketriton.trained.counters import SpikeCounter
 from spiketriton.trained.energy import workload
 from spiketriton.trained.evaluation import (
     CHUNK,
-    Evaluation,
-    SpikeCounter,
     _chunks,
     _images_per_s,
     evaluate,
-    read_evaluation,
     wilson,
 )
+from spiketriton.trained.results import Evaluation, read_evaluation
 from spiketriton.trained.run import load_run
 from tests.small_runs import small_recipe, small_trainer
 

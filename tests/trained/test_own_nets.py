@@ -10,10 +10,13 @@ from spiketriton import report
 from spiketriton.errors import UserError
 from spiketriton.runs.checkpoint import read_checkpoint
 from spiketriton.trained.conversion import Options, convert
-from spiketriton.trained.evaluation import evaluate, read_evaluation
+from spiketriton.trained.evaluation import evaluate
 from spiketriton.trained.nir_graph import to_nir
+from spiketriton.trained.results import read_evaluation
 from spiketriton.trained.run import load_run
 from tests.small_runs import small_trainer
+
+pytestmark = pytest.mark.usefixtures("blank_pictures")
 
 OWN = [
     "plugins.modules=tests.trained.own_nets", "model.width=0", "train.max_steps=2", "monitor.enabled=false",

@@ -1,5 +1,6 @@
 """The machine: device and precision with their reasons, memory that is kept, versions and commit."""
 
+import os
 import platform
 import re
 import subprocess
@@ -13,6 +14,7 @@ from spiketriton.config import TrainConfig
 from spiketriton.errors import UserError
 from spiketriton.training import environment
 from spiketriton.training.ranks import Ranks
+from tests.processes import done
 
 CPU = torch.device("cpu")
 
@@ -35,9 +37,8 @@ print(faults())
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
-def test_freed_memory_is_kept():
-    done = subprocess.run([sys.executable, "-c", COUNT], capture_output=True, text=True, check=True)
-    default, kept = map(int, done.stdout.split())
+def test_freed_memory_is_kept(tmp_path):
+    default, kept = map(int, done("-c", COUNT, folder=tmp_path).stdout.split())
     assert kept * 10 < default
 
 
@@ -86,6 +87,12 @@ def test_the_commit_of_a_checkout(tmp_path, monkeypatch):
     (tmp_path / "untracked").write_text("")
     assert environment.commit_of_package() == (commit, False)
     assert f" (commit {commit[:8]}), torch" in environment.version_line()
+    index = (tmp_path / ".git" / "index").read_bytes()
+    os.utime(
+        package, (1, 1)
+    )  # git would write that down, and leave its lock if it was killed meanwhile
+    assert environment.commit_of_package() == (commit, False)
+    assert (tmp_path / ".git" / "index").read_bytes() == index
     package.write_text("changed = True")
     assert environment.commit_of_package() == (commit, True)
     assert f" (commit {commit[:8]}, with changes), torch" in environment.version_line()

@@ -147,16 +147,14 @@ def taped(trainer) -> Tapes:
 
 
 KINDS = {
-    "adamw": [],
-    "sgd": ["train.optimizer=sgd", "train.nesterov=true", "train.weight_decay=0.01"],
-    "clipped": ["train.clip_grad_norm=0.5", "train.accumulate=2", "train.nonfinite=skip"],
-    "averaged": ["train.ema=0.9", "loss.label_smoothing=0.1"],
+    "adamw": ["train.mixup=0.2", "train.ema=0.9", "loss.label_smoothing=0.1"],
+    "sgd": [
+        *("train.optimizer=sgd", "train.nesterov=true", "train.weight_decay=0.01"),
+        *("train.clip_grad_norm=0.5", "train.accumulate=2", "train.nonfinite=skip"),
+    ],
     "tet": ["loss.kind=tet", "loss.class_weights=balanced", "neuron.kind=plif"],
-    "ms": ["model.name=resnet8", "model.block=ms", "model.width=4", "train.channels_last=true"],
-    "sew": ["model.name=resnet8", "model.block=sew", "model.width=4", "model.memory=packed"],
-    "recomputed": ["model.name=resnet8", "model.width=4", "model.checkpoint_blocks=true"],
-    "tebn": ["model.name=resnet8", "model.width=4", "model.norm=tebn", "model.block=ms"],
-    "mixed": ["train.mixup=0.2"],
+    "ms": ["model.block=ms", "train.channels_last=true", "model.norm=tebn"],
+    "sew": ["model.block=sew", "model.memory=packed", "model.checkpoint_blocks=true"],
     "twin": ["neuron.kind=relu"],
 }
 every_kind = pytest.mark.parametrize("overrides", KINDS.values(), ids=KINDS)

@@ -3,8 +3,6 @@
 import copy
 import json
 import resource
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,10 +22,10 @@ from spiketriton.training import memory_limit
 from spiketriton.training.memory_limit import OutOfMemory, explained, is_out_of_memory, settle
 from spiketriton.training.randomness import random_state, seed_everything
 from spiketriton.training.ranks import Ranks
+from tests.processes import done
 from tests.small_runs import (
     SMALL,
     assert_equal,
-    environment,
     last_state,
     small_recipe,
     small_trainer,
@@ -138,12 +136,7 @@ def test_a_run_that_is_too_large_says_so_in_one_line(recipe):
         "memory_limit._within(150 * 2**20, partial(run_command, main), sys.argv[1:])"
     )
     words = [recipe, *LARGE, "--run-dir", "run"]
-    ended = subprocess.run(
-        [sys.executable, "-c", code, *words],
-        capture_output=True,
-        text=True,
-        env=environment(),
-    )
+    ended = done("-c", code, *words, folder=Path.cwd())
     assert ended.returncode == EXIT_USER, ended.stderr
     assert ended.stderr.startswith("error: out of memory on cpu: ")
     assert "a micro-batch is 120 images" in ended.stderr
@@ -151,7 +144,7 @@ def test_a_run_that_is_too_large_says_so_in_one_line(recipe):
 
 
 @pytest.mark.parametrize("error", [GPU_ERROR, CPU_ERROR, MemoryError()])
-@pytest.mark.parametrize("place", ["train_step", "test"])
+@pytest.mark.parametrize("place", ["train_step", "evaluate"])
 def test_wherever_a_run_meets_it(tmp_path, monkeypatch, error, place):
     trainer = small_trainer(tmp_path / "run", "train.micro_batch=8")
 
@@ -259,6 +252,7 @@ def test_an_automatic_run_is_the_run_of_its_number_and_resumes(recipe, monkeypat
         assert rows[0] == rows[1]
 
 
+@pytest.mark.slow  # half a minute of imports: a limited process is above, the search below
 def test_a_real_trial_finds_less_than_the_whole_and_leaves_no_trace(tmp_path, monkeypatch):
     """A process that gets 200 MB has room for one image, not for 13."""
     small_trainer(tmp_path / "warm").fit(until=1)

@@ -1,0 +1,68 @@
+"""The rows of a run: to its folder, the screen, the boards, the caller's functions, and who judges them."""
+
+from spiketriton.config import Recipe
+from spiketriton.data import Data
+from spiketriton.gradients.measurement import Measurement
+from spiketriton.gradients.watch import Watch
+from spiketriton.runs.folder import RunFolder
+from spiketriton.runs.rows import Row
+from spiketriton.runs.tensorboard import TensorBoard
+from spiketriton.runs.weights_and_biases import WeightsAndBiases
+from spiketriton.show.display import Display
+from spiketriton.show.verdict import warning
+from spiketriton.training.hooks import Hooks
+
+
+class Recorder:
+    """Takes each row once and hands it to all who want it; on ranks after the first, to fewer.
+
+    UserError: a package that the recipe asks for is missing.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: Data,
+        folder: RunFolder,
+        display: Display,
+        hooks: Hooks,
+        first: bool,
+    ) -> None:
+        self.data, self.folder, self.display, self.hooks = data, folder, display, hooks
+        self.boards: list[TensorBoard | WeightsAndBiases] = []
+        if recipe.monitor.tensorboard and first:
+            self.boards.append(TensorBoard(folder.path))
+        if recipe.monitor.wandb != "off" and first:
+            self.boards.append(WeightsAndBiases(folder.path, recipe))
+        self.watch = Watch(
+            recipe,
+            data.facts.class_counts,
+            lambda step, verdict, found: display.warn(warning(step, verdict, found)),
+        )
+
+    def add(self, row: Row) -> None:
+        """A row of metrics.jsonl, which says more of synthetic images and of a split."""
+        if self.data.synthetic:
+            row["synthetic"] = True
+        if self.data.facts.split and row["kind"] == "eval":
+            row["split"] = self.data.facts.split
+        self.folder.metrics.append([row])
+        if row["kind"] == "eval":
+            self.watch.hear_test(row["test_accuracy"], row["test_images"])
+        else:
+            self.watch.hear_loss(row["step"], row["loss"])
+        self.display.row(row, self.watch.verdict)
+        for board in self.boards:
+            board.add(row)
+        self.hooks.row(row)
+
+    def add_gradients(self, step: int, measured: Measurement) -> None:
+        """The rows of gradients.jsonl for one step."""
+        self.folder.gradients.append(measured.rows(step))
+        self.watch.look(step, measured)
+        for board in self.boards:
+            board.add_gradients(step, measured.names, measured.depth_profile)
+
+    def close(self) -> None:
+        for board in self.boards:
+            board.close()
