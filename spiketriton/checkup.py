@@ -20,6 +20,7 @@ from torch import Tensor
 import spiketriton_kernels as kernels
 from spiketriton import processors, session
 from spiketriton.config import Recipe, replace
+from spiketriton.data.download import data_root
 from spiketriton.data.sources import SOURCES
 from spiketriton.errors import UserError, one_line
 from spiketriton.runs.folder import RunFolder
@@ -401,10 +402,13 @@ def data_sets(recipe: Recipe) -> Iterator[Finding]:
             config = replace(recipe, f"data.name={name}", "data.download=false", *extra).data
             source = find(config)
         except UserError:
-            words = f"not in {recipe.data.root}; a training downloads it, or give data.root=..."
+            words = (
+                f"not in {data_root(recipe.data)}; a training downloads it, or give data.root=..."
+            )
         else:
             words = f"{len(source.train):,} training and {len(source.test):,} test images"
-            words += "" if name == "digits" else f", in {recipe.data.root}"
+            place = source.place or data_root(config)
+            words += "" if name == "digits" else f", in {place}"
         yield Finding(f"data, {name}", "ok", words)
 
 

@@ -7,6 +7,7 @@ does the first two for recordings, as frames that were computed once.
 import os
 from dataclasses import dataclass
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,7 @@ class Data:
     ] = ()  # image files that cannot be read and were left out, each with why
     frames: int = 0  # of a training recording, without those that are left out; 0: constant images
     bin_ms: np.ndarray | None = None  # of each test recording, milliseconds; None: not bins of time
+    place: Path | None = None  # where the files are, if that is not below data.root
 
     @property
     def name(self) -> str:
@@ -154,6 +156,7 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
         test=tested(source.test, subset(np.arange(len(source.test)), config.test_images)),
         validation=validation,
         skipped=skipped,
+        place=source.place,
         frames=frames,
         bin_ms=source.bin_ms,
     )

@@ -77,6 +77,7 @@ class Source:
     mirrors: bool = True  # of events: whether a mirrored recording is still of its class
     split: str = ""  # of events: which recordings are tested on
     bin_ms: np.ndarray | None = None  # of events in bins of time: of each test recording
+    place: Path | None = None  # where its files are, if that is not below data.root
 
     def refuse_unsound(self, name: str) -> None:
         """UserError: what no network can be trained and tested on, or only with wrong numbers."""
@@ -276,6 +277,7 @@ def fashion_mnist(config: DataConfig) -> Source:
     """
     files = _find_fashion_mnist(config) or _fetch_fashion_mnist(config)
     classes = tuple(datasets.FashionMNIST.classes)
+    folder = files[_FASHION_FILES[0]].parent
 
     def split(prefix: str) -> ArraySplit:
         image_path, label_path = (files[name] for name in _FASHION_FILES if name.startswith(prefix))
@@ -301,6 +303,7 @@ def fashion_mnist(config: DataConfig) -> Source:
         image_size=28,
         statistics=FASHION_STATISTICS,
         move="crop",
+        place=folder if folder == DEBIAN_FASHION_MNIST else None,
     )
 
 

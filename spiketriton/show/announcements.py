@@ -59,6 +59,7 @@ def announce_parts(
     display.note(
         f"data: {data.label}{display.suffix}, {data.train.images:,} training and {data.test.images:,} "
         f"test {what} of {shape}, {len(data.classes)} classes"
+        + (f", from {data.place}" if data.place else "")
         + (f"; {data.validation.images} {what} held out for validation" if data.validation else "")
     )
     if data.skipped:

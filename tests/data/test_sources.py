@@ -114,10 +114,12 @@ def test_fashion_mnist_in_the_root_or_torchvisions_place(tmp_path, zipped, place
 def test_fashion_mnist_where_debian_puts_it(tmp_path, monkeypatch):
     folder = make_fashion_mnist(tmp_path / "debian", n=30)
     monkeypatch.setattr("spiketriton.data.sources.DEBIAN_FASHION_MNIST", folder)
-    assert build_data(data_recipe("fashion_mnist", tmp_path / "none")).train.images == 30
+    data = build_data(data_recipe("fashion_mnist", tmp_path / "none"))
+    assert (data.train.images, data.place) == (30, folder)
     # data.root comes first
     make_fashion_mnist(tmp_path / "mine", n=20)
-    assert build_data(data_recipe("fashion_mnist", tmp_path / "mine")).train.images == 20
+    data = build_data(data_recipe("fashion_mnist", tmp_path / "mine"))
+    assert (data.train.images, data.place) == (20, None)
 
 
 @pytest.mark.skipif(
