@@ -85,6 +85,10 @@ class Experiment:
         self.data = _data(recipe)
         self.loss = build_loss(recipe.loss, self.data.facts.class_counts)
         model = self.build(recipe)
+        if not model.spiking_layers():
+            raise UserError(
+                f"{subject.title}: none of its neurons can be measured: {'; '.join(model.notes())}"
+            )
         self.batches = probe_batches(self.data, model, self.placement.device, batches)
         # a width for each layer, which every variant keeps unless the width is what it changes
         self.widths = {name: layer.surrogate.width for name, layer in model.spiking_layers()}

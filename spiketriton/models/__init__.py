@@ -46,6 +46,7 @@ def build_model(recipe: Recipe, *, classes: int, channels: int, image_size: int)
                 f'model.name = "{own.name}" of the plugin {own.module} made a {type(made).__name__}; '
                 "accepted: a spiketriton.models.Network"
             )
+        made.look_at_calls(image_size)
         return made
     make = _BUILT_IN[model.name]
     net = make(recipe, parts, classes=classes, channels=channels, image_size=image_size)

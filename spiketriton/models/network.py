@@ -40,6 +40,7 @@ class Network(nn.Module):
         self.dropout = parts.dropout
         self.frozen: list[Norm] = []  # norms that keep their statistics in training
         self.packed = parts.packed
+        self.unmeasured: dict[str, str] = {}  # neurons that no probe fits, and why
         self.on_save: Callable[[Tensor], None] | None = None  # see PackedSpikes
 
     def forward(self, images: Tensor, time_steps: int | None = None) -> Tensor:
@@ -107,8 +108,32 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def spiking_layers(self) -> list[tuple[str, SpikingNeuron]]:
-        """Dotted name and neuron of each spiking layer, in forward order; none for the ANN twin."""
+        """Dotted name and neuron of each layer that can be measured, in forward order; none for the ANN twin."""
+        return [(name, m) for name, m in self._neurons() if name not in self.unmeasured]
+
+    def _neurons(self) -> list[tuple[str, SpikingNeuron]]:
         return [(name, m) for name, m in self.named_modules() if isinstance(m, SpikingNeuron)]
+
+    @torch.no_grad()
+    def look_at_calls(self, image_size: int) -> None:
+        """Shows a blank image, and leaves out of what is measured the neurons that do not see all steps at once."""
+        calls: dict[str, set[int]] = {}
+        training, random = self.training, torch.get_rng_state()
+        self.eval()
+        for name, neuron in self._neurons():
+            neuron.on_fire = lambda out, name=name: calls.setdefault(name, set()).add(len(out))
+        self(torch.zeros(1, self.channels, image_size, image_size))
+        for name, neuron in self._neurons():
+            neuron.on_fire = None
+            if (seen := calls.get(name, set())) != {self.time_steps}:
+                self.unmeasured[name] = (
+                    f"called with {max(seen)} of {self.time_steps} time steps, where each call begins at rest "
+                    "unless the neuron is stateful"
+                    if seen
+                    else "never called"
+                )
+        self.train(training)
+        torch.set_rng_state(random)
 
     def graph(self) -> "Graph | None":
         """The network as a graph of `models.graph.Node`, which a subclass may give; None: made from its class.
@@ -119,7 +144,7 @@ class Network(nn.Module):
 
     def notes(self) -> list[str]:
         """What else is said of the network at the start of a run."""
-        return []
+        return [f"not measured: {name}, {why}" for name, why in self.unmeasured.items()]
 
     def report(self) -> str:
         """What the run folder keeps about the network as `network.txt`; "": nothing."""
@@ -144,7 +169,7 @@ class Network(nn.Module):
         In eval mode, calls of k1, k2, ... steps give the currents of one call of their sum.
         """
         self.streaming = stateful
-        for _, neuron in self.spiking_layers():
+        for _, neuron in self._neurons():
             neuron.stateful = stateful
         self.reset()
 
@@ -155,7 +180,7 @@ class Network(nn.Module):
 
     def reset(self) -> None:
         """Starts a new window: forgets all membranes and the current step."""
-        for _, neuron in self.spiking_layers():
+        for _, neuron in self._neurons():
             neuron.reset()
         for norm in self._norms():
             norm.first_step = 0

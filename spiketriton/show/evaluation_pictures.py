@@ -197,7 +197,7 @@ def confusion(one: Evaluation, title: str) -> Figure:
 def sample(one: Evaluation, title: str) -> Figure | None:
     """One test image, the answer after each step, and the spikes of some neurons of every layer."""
     found = one.raster
-    if found is None:
+    if found is None or not found.spikes:
         return None
     names = list(found.spikes)
     figure = new_figure(11, 2.6 + 0.3 * len(names), title)

@@ -42,14 +42,15 @@ def show(console: Console, evaluations: list[Evaluation], asked: list[int]) -> N
         legend=step_legend(evaluations),
     )
     console.print()
-    show_table(
-        console,
-        f"Layers of {first.label} within T = {first.time_steps}",
-        layer_head(first),
-        list(layer_rows(first)),
-        legend=layer_legend(first),
-    )
-    console.print()
+    if first.layers:
+        show_table(
+            console,
+            f"Layers of {first.label} within T = {first.time_steps}",
+            layer_head(first),
+            list(layer_rows(first)),
+            legend=layer_legend(first),
+        )
+        console.print()
     for one in evaluations:
         say(console, verdict(one, evaluations))
 

@@ -1,5 +1,6 @@
 """Networks of one's own, as a plugin registers them: their `features` is not their layers in a row."""
 
+import torch
 from torch import nn
 
 from spiketriton.models.feedforward import FeedForward, Layer
@@ -49,6 +50,19 @@ class WithGraph(Pooled):
         return nodes
 
 
+class Recurrent(FeedForward):
+    """Calls its second neuron for each time step, which it could not be measured by."""
+
+    def features(self, images, steps):
+        first, second = self.layers
+        spikes = first(images, steps)
+        last, seen = spikes[:1], []
+        for now in spikes:
+            last = second.neuron(folded(second.weights, last + now[None]))
+            seen.append(last)
+        return torch.cat(seen).mean((3, 4))
+
+
 def _registered(made):
     @model(f"own_{made.__name__.lower()}")
     def make(recipe, parts, *, classes, channels, image_size):
@@ -58,5 +72,5 @@ def _registered(made):
         return made(parts, channels, layers, 4, classes)
 
 
-for _made in (Twice, Pooled, WithGraph):
+for _made in (Twice, Pooled, WithGraph, Recurrent):
     _registered(_made)

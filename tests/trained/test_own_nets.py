@@ -8,13 +8,15 @@ import torch
 from spiketriton import evaluate as command
 from spiketriton import report
 from spiketriton.errors import UserError
+from spiketriton.gradients.subject import find_subject
+from spiketriton.gradients.variants import Experiment
 from spiketriton.runs.checkpoint import read_checkpoint
 from spiketriton.trained.conversion import Options, convert
 from spiketriton.trained.evaluation import evaluate
 from spiketriton.trained.nir_graph import to_nir
 from spiketriton.trained.results import read_evaluation
 from spiketriton.trained.run import load_run
-from tests.small_runs import small_trainer
+from tests.small_runs import Lines, small_trainer
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
 
@@ -97,6 +99,22 @@ def test_a_graph_of_ones_own_counts_what_the_network_does(tmp_path):
     assert 0 < found.synaptic_operations[-1] < 3 * 64 * 4 * (9 * 4 + 10)
     assert found.layer_macs["layers.1.weights"] == 4 * 4 * 4 * 4 * 9
     assert rate["layers.0.neuron"] > 0
+
+
+def test_a_neuron_that_is_called_for_each_step_is_trained_without_a_probe(tmp_path):
+    """The other one is measured, by all that measures."""
+    keys = [*OWN[:-1], "model.name=own_recurrent"]
+    display = Lines()
+    trainer = small_trainer(tmp_path / "run", *keys, display=display)
+    trainer.fit()
+    (words,) = trainer.model.notes()
+    assert words.startswith("not measured: layers.1.neuron, called with 1 of 3 time steps")
+    rows = trainer.folder.gradients.read()
+    assert {row["layer"] for row in rows} == {"layers.0.neuron"}
+    assert Experiment(find_subject(str(tmp_path / "run"), [], warn=pytest.fail)).widths.keys() == {
+        "layers.0.neuron"
+    }
+    assert len(evaluate(load_run(tmp_path / "run")).accuracy) == 3
 
 
 def test_evaluate_and_report_show_it(tmp_path, capsys):
