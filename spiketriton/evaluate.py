@@ -23,7 +23,7 @@ examples:
   spiketriton evaluate runs/fashion data.root=/data --json > answer.json
 
 Writes evaluation.json and pictures to DIR (RUN/evaluation); files of another run there are not
-overwritten but named. The answer after t steps is the mean current of the first t, for every t from
+overwritten but named. The prediction after t steps is that of the mean logits of the first t, for every t from
 one pass. docs/evaluation.md explains what is counted and how."""
 
 

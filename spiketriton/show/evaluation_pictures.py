@@ -23,7 +23,13 @@ PICTURES = (
     "confusion.png", "sample.png"
 )  # fmt: skip
 """Names of all files that ``draw_evaluations`` may write."""
-COLOURS = (BLUE, ORANGE, GREEN, "#805ad5", "#c53030", GREY)
+COLOURS = (BLUE, ORANGE, "#805ad5", "#c53030", GREY)
+
+
+def coloured(evaluations: list[Evaluation]) -> list[tuple[Evaluation, str]]:
+    """Each run and its colour; ANNs are green in every picture."""
+    others = cycle(COLOURS)
+    return [(one, GREEN if one.kind == "ann" else next(others)) for one in evaluations]
 
 
 def draw_evaluations(folder: Path, evaluations: list[Evaluation]) -> list[Path]:
@@ -55,7 +61,7 @@ def accuracy(evaluations: list[Evaluation], title: str) -> Figure:
     figure = new_figure(8, 5, title)
     axes = figure.subplots()
     longest = max(one.steps for one in evaluations)
-    for one, colour in zip(evaluations, cycle(COLOURS), strict=False):
+    for one, colour in coloured(evaluations):
         values = 100 * np.array(one.accuracy)
         low, high = 100 * np.array(one.interval).T
         if one.kind == "ann" and one.steps == 1:
@@ -74,7 +80,7 @@ def accuracy(evaluations: list[Evaluation], title: str) -> Figure:
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(title="Accuracy by time steps (diamond: the recipe's T)", ylabel="test accuracy (%)")
-    axes.set_xlabel("time steps before the answer" + (" (log scale)" if longest > 32 else ""))
+    axes.set_xlabel("time steps before the prediction" + (" (log scale)" if longest > 32 else ""))
     axes.legend(frameon=True, framealpha=0.85)  # it may lie over a line
     return figure
 
@@ -83,7 +89,7 @@ def learning(evaluations: list[Evaluation], title: str) -> Figure | None:
     """Test accuracy during training, of all runs; None unless there are several to compare."""
     figure = new_figure(8, 5, title)
     axes = figure.subplots()
-    for one, colour in zip(evaluations, cycle(COLOURS), strict=False):
+    for one, colour in coloured(evaluations):
         rows = [
             row
             for row in Rows(Path(one.run) / "metrics.jsonl", METRICS).read()
@@ -110,7 +116,7 @@ def energy(evaluations: list[Evaluation], title: str) -> Figure | None:
         (panels[0], "energy_uj", "Operations alone"),
         (panels[1], "energy_with_data_uj", "With the movement of data"),
     ):
-        for one, colour in zip(evaluations, cycle(COLOURS), strict=False):
+        for one, colour in coloured(evaluations):
             marker = "*" if one.kind == "ann" else "o"
             few = one.steps <= 32
             axes.plot(
@@ -127,7 +133,7 @@ def energy(evaluations: list[Evaluation], title: str) -> Figure | None:
     panels[0].legend()
     figures.explain(
         figure,
-        "by convention, in a 45 nm chip: 0.9 pJ an accumulate (the weight of one spike), 4.6 pJ a "
+        "by convention, in a 45 nm chip: 0.9 pJ per accumulate (the weight of one spike), 4.6 pJ per "
         "multiply-accumulate, 5 pJ more for each word that is read or written",
     )
     return figure
@@ -165,7 +171,7 @@ def rates(one: Evaluation, title: str) -> Figure | None:
 
 
 def confusion(one: Evaluation, title: str) -> Figure:
-    """Answers by true class, in % of the class; names up to 120 classes, figures up to 20."""
+    """Predictions by true class, in % of the class; names up to 120 classes, figures up to 20."""
     counts = np.array(one.confusion, float)
     share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     few, named = len(one.classes) <= 20, len(one.classes) <= 120
@@ -174,7 +180,7 @@ def confusion(one: Evaluation, title: str) -> Figure:
     axes = figure.subplots()
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
     axes.grid(False)
-    axes.set(title="Answers by true class", xlabel="answer", ylabel="true class")
+    axes.set(title="Predictions by true class", xlabel="prediction", ylabel="true class")
     figure.colorbar(image, ax=axes, label="% of the true class")
     ticks = range(len(one.classes))
     if named:
@@ -195,7 +201,7 @@ def confusion(one: Evaluation, title: str) -> Figure:
 
 
 def sample(one: Evaluation, title: str) -> Figure | None:
-    """One test image, the answer after each step, and the spikes of some neurons of every layer."""
+    """One test image, the prediction after each step, and the spikes of some neurons of every layer."""
     found = one.raster
     if found is None or not found.spikes:
         return None

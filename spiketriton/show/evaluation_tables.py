@@ -11,12 +11,12 @@ from spiketriton.trained.results import Evaluation
 
 ALL_STEPS = 16  # windows up to here are shown step by step, longer ones in powers of two
 STEP_LEGEND = (
-    "T: time steps before the answer{ms}. 95 %: where the accuracy on other such {what}s is expected. "
+    "T: time steps before the prediction{ms}. 95 %: where the accuracy on other such {what}s is expected. "
     "AC: accumulates, a weight added for a spike; MAC: multiply-accumulates; both of one {what}. "
     "µJ: their energy in a 45 nm chip, estimated, without and with the movement of data."
 )
 LAYER_LEGEND = (
-    "share of the layer's {active}, in all steps, in the first and in the last; never, always: share "
+    "fraction of the layer's {active}, in all steps, in the first and in the last; never, always: fraction "
     "of its neurons that {did} for no {what} and step, or for every one. AC: see above."
 )
 

@@ -1,4 +1,4 @@
-"""Pictures of recordings: frames with the answers to them, an animation, accuracy by milliseconds."""
+"""Pictures of recordings: frames with the predictions after them, an animation, accuracy by milliseconds."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def most_of(sample: Sample) -> int:
 
 
 def frames(one: Evaluation, title: str) -> Figure | None:
-    """Test recordings, a row each: their frames, and below each the answer so far."""
+    """Test recordings, a row each: their frames, and below each the prediction so far."""
     if not one.samples:
         return None
     steps = len(one.samples[0].answers)
@@ -66,8 +66,8 @@ def frames(one: Evaluation, title: str) -> Figure | None:
         axes.set_title(_moment(one, step + 1), fontsize=8, fontweight="normal", loc="center")
     explain(
         figure,
-        "pixels: blue where it got brighter, orange where darker; below a frame: the answer after it, "
-        "blue if it is right",
+        "pixels: blue where it got brighter, orange where darker; below a frame: the prediction after it, "
+        "blue if it is correct",
     )
     return figure
 
@@ -103,9 +103,9 @@ def caption(one: Evaluation, sample: Sample) -> str:
     wrong = [t for t, answer in enumerate(sample.answers, 1) if answer != sample.label]
     last = wrong[-1] if wrong else 0
     if last == len(sample.answers):
-        said = f"answered {sample.answers[-1]} after all {last} frames"
+        said = f"predicted {sample.answers[-1]} after all {last} frames"
     else:
-        said = f"answered rightly from frame {last + 1} of {len(sample.answers)} on"
+        said = f"predicted correctly from frame {last + 1} of {len(sample.answers)} on"
     return f"{sample.label}, {said}; blue: brighter, orange: darker"
 
 

@@ -187,7 +187,7 @@ def _events(evaluations: list[Evaluation], title: str) -> Iterator[str]:
         return
     main = evaluations[0]
     pictures = (
-        (event_pictures.frames(main, title), "frames of recordings and the answers after each"),
+        (event_pictures.frames(main, title), "frames of recordings and the predictions after each"),
         (event_pictures.latency(evaluations, title), "accuracy by milliseconds of the recording"),
     )
     for figure, words in pictures:
@@ -271,7 +271,7 @@ def _activity(main: Evaluation | None, title: str) -> Iterator[str]:
         return
     picture = evaluation_pictures.sample(main, title)
     if picture is not None:
-        yield _figure(picture, "one test image, its answers and its spikes")
+        yield _figure(picture, "one test image, its predictions and its spikes")
     if (rates := evaluation_pictures.rates(main, title)) is None:
         return
     yield _figure(rates, "activity by layer and time step")

@@ -85,9 +85,9 @@ def test_the_animation_has_every_frame():
 @pytest.mark.parametrize(
     ("answers", "words"),
     [
-        (("dog", "cat", "cat"), "answered rightly from frame 2 of 3 on"),
-        (("cat", "cat", "cat"), "answered rightly from frame 1 of 3 on"),
-        (("cat", "cat", "dog"), "answered dog after all 3 frames"),
+        (("dog", "cat", "cat"), "predicted correctly from frame 2 of 3 on"),
+        (("cat", "cat", "cat"), "predicted correctly from frame 1 of 3 on"),
+        (("cat", "cat", "dog"), "predicted dog after all 3 frames"),
     ],
 )
 def test_the_caption_says_what_was_answered(answers, words):
