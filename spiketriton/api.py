@@ -147,7 +147,7 @@ def load_run(
 
     Args:
         path: a run folder.
-        plugins: modules with the parts of one's own that the run uses, in place of those that its recipe
+        plugins: modules with the plugins that the run uses, in place of those that its recipe
             names; True: those that it names.
         checkpoint: "last": the end of the training; "best": by validation, with data.validation;
             "ema": the averaged weights, with train.ema.

@@ -1,4 +1,4 @@
-"""Parts of one's own: models, data sets, losses and neurons that recipes name like built-in ones.
+"""Plugins: models, data sets, losses and neurons that recipes name like built-in ones.
 
     @dataclass(frozen=True, kw_only=True)
     class Keys(PartOptions):

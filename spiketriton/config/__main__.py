@@ -1,6 +1,6 @@
 """python -m spiketriton.config [PLUGIN ...]: prints docs/recipes.md, the page that explains every key.
 
-PLUGIN is a module or file with parts of one's own, whose keys are added at the end.
+PLUGIN is a module or file with plugins, whose keys are added at the end.
 """
 
 import re

@@ -653,12 +653,12 @@ class CheckpointConfig(Table):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PluginsConfig(Table):
-    """Parts of one's own: see docs/plugins.md."""
+    """Plugins: see docs/plugins.md."""
 
     path: ClassVar[str] = "plugins"
 
     modules: tuple[str, ...] = key(
-        (), "Python modules, or files relative to the recipe, that register parts of one's own"
+        (), "Python modules, or files relative to the recipe, that register plugins"
     )
 
     def __post_init__(self) -> None:

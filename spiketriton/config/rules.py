@@ -215,7 +215,7 @@ def _of_training(values: Mapping[str, Any]) -> Iterator[str]:
             yield f"{dotted} = {values[dotted]} is above the peak, train.lr = {values['train.lr']}; accepted: up to it"
     stones = values["train.milestones"]
     if list(stones) != sorted(set(stones)):
-        yield f"train.milestones = {shown(stones)}: accepted: shares that rise, each once"
+        yield f"train.milestones = {shown(stones)}: accepted: fractions that rise, each once"
     if values["train.nesterov"] and values["train.momentum"] == 0:
         yield "train.nesterov = true needs train.momentum above 0, which is 0.0"
 
@@ -225,7 +225,7 @@ def _of_data(values: Mapping[str, Any]) -> Iterator[str]:
     scale = values["data.augmentation.crop_scale"]
     if len(scale) != 2 or scale[0] > scale[1]:
         yield (
-            f"data.augmentation.crop_scale = {shown(scale)}: accepted: two shares of the area, the "
+            f"data.augmentation.crop_scale = {shown(scale)}: accepted: two fractions of the area, the "
             "larger one last"
         )
     folders = values["data.name"] == "imagefolder" or (

@@ -47,7 +47,7 @@ def folders_of_splits(root: Path, config: DataConfig, holding: str) -> list[str]
     if set(held_out) & {"train", test}:
         raise UserError(
             f'{config.name}: data.validation = "{held_out[0]}" is the folder of other images; accepted: '
-            "a folder beside train and test, or a share"
+            "a folder beside train and test, or a fraction"
         )
     return ["train", test, *held_out]
 

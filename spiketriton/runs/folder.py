@@ -3,7 +3,7 @@
 recipe.toml        the resolved recipe
 environment.json   a JSON array, one object a session: versions, commit, device, command line
 micro_batch.json   images of a micro-batch, if the recipe says "auto"
-plugins.json       the modules of parts of one's own: version, file and its checksum
+plugins.json       the modules of plugins: version, file and its checksum
 metrics.jsonl      one JSON object a row: {"kind": "train" | "eval", "step": ..., ...}
 wandb_id           the run's id at Weights & Biases, if the recipe asks for it
 console.log        what the run said: notes, tests, warnings, results

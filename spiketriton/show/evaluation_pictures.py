@@ -147,7 +147,7 @@ def rates(one: Evaluation, title: str) -> Figure | None:
     figure = layer_figure(len(names), title)
     heat, bars = figure.subplots(1, 2)
     rate = np.array([layer.rate for layer in one.layers])
-    unit = "share of values above 0" if one.kind == "ann" else "spikes per neuron and time step"
+    unit = "fraction of values above 0" if one.kind == "ann" else "spikes per neuron and time step"
     heat_map(
         heat,
         rate,

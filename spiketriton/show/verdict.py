@@ -76,7 +76,7 @@ def sentences(verdict: Verdict) -> list[str]:
             f"through time: at the first time step the gradient is {times(verdict.time_ratio)} that at the last"
         )
     share = in_percent(verdict.dead_share)
-    reach = f"{share} of the neurons are too far from their threshold to pass a gradient on"
+    reach = f"{share} of the neurons get less than 1 % of the peak gradient"
     if verdict.dead_layer is not None:
         reach += f", over {in_percent(DEAD_SHARE)} in {verdict.names[verdict.dead_layer]}"
     said.append(f"reach of the surrogate: {reach}")

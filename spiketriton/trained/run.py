@@ -146,7 +146,7 @@ def read_state(folder: RunFolder, checkpoint: str = "last") -> tuple[State, str]
         path = folder.checkpoints / "best.pt"
         if not path.exists():
             raise UserError(
-                f"{folder.path} has no best checkpoint: its recipe holds no images out to choose by "
+                f"{folder.path} has no best checkpoint: it had no validation images "
                 "(data.validation); accepted: the last one"
             )
         return read_checkpoint(path), "best"

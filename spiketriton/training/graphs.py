@@ -339,7 +339,7 @@ def obstacle_of(device: torch.device, ranks: int, scaled: bool, own: bool = Fals
     if device.type != "cuda":
         return NO_GPU
     if own:
-        return "it would leave out what Python does in parts of one's own; train.graph = true replays them"
+        return "it would leave out what the Python of plugins does; train.graph = true replays them"
     if ranks > 1:
         return f"{ranks} ranks exchange gradients, which no graph here captures"
     if scaled:

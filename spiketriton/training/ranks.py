@@ -112,8 +112,8 @@ def ranks_of_torchrun() -> Ranks:
     if not (all(text.isdecimal() for text in given.values()) and "MASTER_ADDR" in os.environ):
         shown = ", ".join(f"{name}={text}" for name, text in given.items() if text)
         raise UserError(
-            f"the environment says {shown}, as for one of several ranks, but that is not enough "
-            "for one; accepted: the command through torchrun, or no WORLD_SIZE"
+            f"{shown} in the environment, but ranks need WORLD_SIZE, RANK, MASTER_PORT (numbers) and MASTER_ADDR; "
+            "accepted: the command through torchrun, or no WORLD_SIZE"
         )
     return Group()
 

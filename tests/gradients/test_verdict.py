@@ -407,7 +407,7 @@ def test_blocks_that_start_closed_are_judged_by_their_last_layers(gain, arrives,
     assert (found.places == 0) == (chosen == [])
     if chosen == []:
         assert found.word == Word.FREE
-        assert "still closed" in sentences(judge(measured, among=among))[1]
+        assert "still zero" in sentences(judge(measured, among=among))[1]
         assert "residual branches still zero" in brief(judge(measured, among=among))
     elif not arrives[0]:
         assert found.word == Word.VANISHING

@@ -547,7 +547,7 @@ def test_what_stands_in_the_way_is_said():
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert obstacle_of(gpu, ranks=1, scaled=False) == ""
     assert "needs a GPU" in obstacle_of(cpu, ranks=1, scaled=False)
-    assert "in parts of one's own" in obstacle_of(gpu, ranks=1, scaled=False, own=True)
+    assert "the Python of plugins" in obstacle_of(gpu, ranks=1, scaled=False, own=True)
     assert "2 ranks exchange gradients" in obstacle_of(gpu, ranks=2, scaled=False)
     assert 'precision = "fp16"' in obstacle_of(gpu, ranks=1, scaled=True)
 

@@ -57,7 +57,7 @@ def test_the_ranks_of_an_environment(monkeypatch, changes, found):
         if value is not None:
             monkeypatch.setenv(name, value)
     if found is None:
-        with pytest.raises(UserError, match=r"the environment says WORLD_SIZE=4.*through torchrun"):
+        with pytest.raises(UserError, match=r"WORLD_SIZE=4.* in the environment.*through torchrun"):
             ranks_of_torchrun()
     else:
         assert type(ranks_of_torchrun()) is found

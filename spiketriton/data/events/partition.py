@@ -21,7 +21,7 @@ def number_of(path: Path) -> int:
     """The last number in a file's name. UserError: there is none."""
     digits = re.findall(r"\d+", path.stem)
     if not digits:
-        raise UserError(f"{path}: no number in its name, which the named splits go by")
+        raise UserError(f"{path}: its file name has no number, which the named splits need")
     return int(digits[-1])
 
 

@@ -63,5 +63,5 @@ def test_the_number_of_a_recording_is_the_last_in_its_name(name, number):
 
 
 def test_a_name_without_a_number_is_refused():
-    with pytest.raises(UserError, match=r"wave\.npy: no number in its name"):
+    with pytest.raises(UserError, match=r"wave\.npy: its file name has no number"):
         number_of(Path("wave.npy"))
