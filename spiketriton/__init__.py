@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from spiketriton import errors, processors
 
 if TYPE_CHECKING:
-    from spiketriton.api import Run, diagnose, load_run, train
+    from spiketriton.api import Run, diagnose, from_nir, load_run, train
 
-__all__ = ["Run", "diagnose", "load_run", "train"]
+__all__ = ["Run", "diagnose", "from_nir", "load_run", "train"]
 __version__ = "0.1.0"
 
 if sys.argv[:1] == ["-m"]:  # python -m spiketriton.COMMAND, which is about to import torch

@@ -33,12 +33,15 @@ from spiketriton.show.display import Quiet, make_display
 from spiketriton.show.verdict import line, sentences
 from spiketriton.trained import run as trained
 from spiketriton.trained.evaluation import evaluate
+from spiketriton.trained.nir_network import network as from_nir
 from spiketriton.trained.results import Evaluation
 from spiketriton.training.environment import undisturbed
 from spiketriton.training.hooks import Hooks
 from spiketriton.training.ranks import Ranks
 from spiketriton_kernels.nn import SpikingNeuron as KernelNeuron
 from spiketriton_kernels.nn import swap
+
+__all__ = ["NetDiagnosis", "Run", "diagnose", "from_nir", "load_run", "table", "train"]
 
 
 def train(

@@ -1,4 +1,4 @@
-"""spiketriton evaluate RUN [--steps 1,2,4] [--against RUN ...] [--json] [--out DIR]"""
+"""spiketriton evaluate RUN [--steps 1,2,4] [--against RUN ...] [--neurobench] [--json]"""
 
 import argparse
 import json
@@ -24,7 +24,8 @@ examples:
 
 Writes evaluation.json and pictures to DIR (RUN/evaluation); files of another run there are not
 overwritten but named. The prediction after t steps is that of the mean logits of the first t, for every t from
-one pass. docs/evaluation.md explains what is counted and how."""
+one pass. --neurobench also writes neurobench.json (pip install 'spiketriton[suites]').
+docs/evaluation.md explains what is counted and how."""
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -32,6 +33,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_run()
     parser.add_argument("--steps", metavar="1,2,4", help="time steps to show, also beyond T")
     parser.add_argument("--against", nargs="+", default=[], metavar="RUN", help="runs to compare")
+    parser.add_argument(
+        "--neurobench", action="store_true", help="also run NeuroBench's harness on RUN"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.add_argument("--out", metavar="DIR", help="output folder (RUN/evaluation)")
     parser.add_argument("--images", metavar="N", help="a fixed subset of the test images")
@@ -56,11 +60,14 @@ def main(arguments: list[str]) -> None:
     for path in (args.run, *args.against):
         refuse_unusable(path, args.overrides)
     with importing():
-        from spiketriton.show.evaluation_tables import show
-        from spiketriton.show.screen import console_of, show_whole
+        from spiketriton.show.evaluation_tables import neurobench_line, show
+        from spiketriton.show.screen import console_of, say, show_whole
         from spiketriton.trained.evaluation import evaluate
+        from spiketriton.trained.neurobench import import_neurobench, neurobench
         from spiketriton.trained.run import load_run
 
+    if args.neurobench:
+        import_neurobench()  # fails before data are loaded
     own = Path(args.run) / "evaluation"
     if args.out and Path(args.out).resolve() != own.resolve():
         refuse_foreign_results(Path(args.out), args.run)
@@ -73,11 +80,17 @@ def main(arguments: list[str]) -> None:
     steps = max(args.steps, default=0)
     evaluations = [evaluate(run, steps, args.batch_size) for run in runs]
     written = write(folder, evaluations)
+    if args.neurobench:
+        harness = neurobench(runs[0])
+        written.append(folder / "neurobench.json")
+        write_json(written[-1], harness, indent=1)
     if args.json:
         print(json_text([asdict(one) for one in evaluations], indent=1), end="")
         return
     console = console_of()
     show(console, evaluations, args.steps)
+    if args.neurobench:
+        say(console, neurobench_line(harness))
     for path in written:
         show_whole(console, f"  {path}")
 
@@ -102,7 +115,9 @@ def refuse_foreign_results(folder: Path, run: str) -> None:
     numbers = folder / "evaluation.json"
     refuse_foreign([numbers], mark)
     if not numbers.exists():
-        refuse_foreign((folder / name for name in ("comparison.json", *PICTURES)), mark)
+        refuse_foreign(
+            (folder / name for name in ("comparison.json", "neurobench.json", *PICTURES)), mark
+        )
 
 
 def refuse_other_tests(runs: list["Run"]) -> None:

@@ -1,6 +1,6 @@
 """Fused spiking-neuron kernels for PyTorch: whole time windows, forward and backward, at the memory-traffic floor.
 
-Imports torch, triton, the standard library and itself: install it with pip from a clone, or copy the folder.
+Imports torch, triton, the standard library and itself: install it with pip, or copy the folder.
 """
 
 from .arguments import PROBE_FIELDS
@@ -19,6 +19,8 @@ from .states import (
     virtual_steps,
 )
 from .surrogate import REACH, SHAPES, Surrogate, register_surrogate
+
+__version__ = "0.1.0"
 
 __all__ = [
     "PROBE_FIELDS",

@@ -1,12 +1,13 @@
 """python -m spiketriton.config [PLUGIN ...]: prints docs/recipes.md, the page that explains every key.
 
 PLUGIN is a module or file with plugins, whose keys are added at the end.
+python -m spiketriton.config --schema prints docs/recipe.schema.json instead.
 """
 
 import re
 from collections.abc import Mapping
 
-from spiketriton.config import parts
+from spiketriton.config import parts, schema
 from spiketriton.config.recipe import KEYS, TABLES, PartOptions, Table
 from spiketriton.config.words import shown
 from spiketriton.errors import run_command
@@ -29,7 +30,8 @@ One TOML file describes one run: `spiketriton train RECIPE [key=value ...]`.
   file and have no effect, and `model.norm` is plain batch norm unless it is `none`.
 * The resolved recipe, with every key that has an effect, is saved in the run folder: `recipe.toml`.
 
-This page is printed by `python -m spiketriton.config`.
+This page is printed by `python -m spiketriton.config`. [recipe.schema.json](recipe.schema.json) says the same
+to editors: with `#:schema docs/recipe.schema.json` in its first line, Even Better TOML and taplo check a recipe.
 """
 
 
@@ -56,6 +58,9 @@ def tables(chosen: Mapping[str, type[Table]]) -> str:
 
 
 def main(argv: list[str]) -> None:
+    if argv == ["--schema"]:
+        print(schema.text(), end="")
+        return
     before = set(TABLES)
     parts.load(argv)
     print(markdown(), end="")

@@ -112,6 +112,9 @@ def find(kind: str, name: str) -> Part | None:
 IN_HAND = "python"
 """The module in the name of a network that a Python program handed over: "python:NAME"."""
 
+FROM_NIR = "spiketriton.trained.nir_network:network"
+"""What `model.name` is for a network out of a file of NIR: our own code, which needs no consent."""
+
 _SPIKINGJELLY = "spikingjelly.activation_based.model"
 _SHORT = {
     "spikingjelly": (
@@ -203,7 +206,7 @@ def refuse_unasked(modules: Sequence[str], call: str, named: Sequence[str]) -> N
         NotAskedFor: there is no consent.
     """
     new = [words for given in modules if (words := _unseen(given))]
-    called = re.findall(r"(\w+(?:\.\w+)*):\w", call)
+    called = re.findall(r"(\w+(?:\.\w+)*):\w", call.removeprefix(f"{FROM_NIR}("))
     if call not in asked_for and not {*called} <= {*named}:
         files = (f"{module} is {_origin(module) or 'nowhere'}" for module in dict.fromkeys(called))
         new.append(f"{call} ({'; '.join(files)})")

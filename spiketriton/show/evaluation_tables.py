@@ -1,7 +1,8 @@
 """Evaluations as tables and sentences: cost by time step, activity by layer, comparisons."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 
@@ -177,6 +178,30 @@ def verdict(one: Evaluation, evaluations: list[Evaluation]) -> str:
     first = evaluations[0]
     others = [e for e in evaluations if e is not one and (first in (one, e) or e.kind == "ann")]
     return " ".join([text, *(overtakes(one, other) for other in others)])
+
+
+def neurobench_line(found: Mapping[str, Any]) -> str:
+    """What NeuroBench's harness says of a run, and why our accumulates are others, in sentences."""
+    metrics, ours = found["metrics"], found["ours"]
+    operations = metrics["SynapticOperations"]
+    text = (
+        f"NeuroBench {found['version']}: accuracy {100 * metrics['ClassificationAccuracy']:.2f} %, activation sparsity "
+        f"{metrics['ActivationSparsity']:.4f}, {operations['Effective_ACs']:,.0f} effective AC and "
+        f"{operations['Effective_MACs']:,.0f} effective MAC an image, footprint {metrics['Footprint']:,} bytes."
+    )
+    if ours is None:
+        return text
+    parts = (
+        (ours["shortcuts"], "at shortcuts without weights, which it does not count"),
+        (ours["pools"], "behind a mean, which it counts as MAC"),
+        (
+            ours["sums"],
+            "at weights that read sums of spikes, which it counts as MAC where a sum is 2",
+        ),
+    )
+    others = "".join(f", {count:,.0f} {why}" for count, why in parts if count)
+    weights = f"{ours['weights']:,.0f} are at weights that read spikes"
+    return f"{text} Of our {sum(ours.values()):,.0f} AC, {weights}{others}."
 
 
 def _rate(one: Evaluation) -> str:

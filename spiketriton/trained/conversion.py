@@ -28,17 +28,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spiketriton import __version__
-from spiketriton.config import Recipe, replace, to_toml
+from spiketriton.config import Recipe, replace
 from spiketriton.errors import UserError
 from spiketriton.models import Network
 from spiketriton.models.graph import counted_graph, folded_weights, graph_of, layers, noise
-from spiketriton.runs.checkpoint import Checkpoints
 from spiketriton.runs.folder import RunFolder
 from spiketriton.trained.converted import ConvertedIF, converted_network
 from spiketriton.trained.quantised import quantised, retrain
-from spiketriton.trained.run import Run
-from spiketriton.training.environment import describe
+from spiketriton.trained.run import Run, save_run
 
 SAMPLES = 1 << 18  # activations kept per layer and batch
 CANDIDATES = 100  # thresholds that are tried, up to the largest activation
@@ -255,22 +252,5 @@ def neurons(model: Network) -> list[tuple[str, ConvertedIF]]:
 
 def save(folder: RunFolder, run: Run, recipe: Recipe, model: Network, options: Options) -> None:
     """Writes the run folder, which is a run only when all is there. UserError: it cannot be written."""
-    failures: list[str] = []
-    Checkpoints(folder.checkpoints, failures.append).save_last(
-        {
-            "step": run.step,
-            "recipe": to_toml(recipe),
-            "name": recipe.name,
-            "version": __version__,
-            "data": run.facts.state_dict(),
-            "model": model.state_dict(),
-            "conversion": {
-                "source": str(run.folder.path),
-                "checkpoint": run.checkpoint,
-                **vars(options),
-            },
-        }
-    )
-    if failures:
-        raise UserError(failures[0])
-    folder.begin_session(recipe, describe(run.device))
+    source = {"source": str(run.folder.path), "checkpoint": run.checkpoint, **vars(options)}
+    save_run(folder, recipe, run.facts, model, run.device, step=run.step, conversion=source)

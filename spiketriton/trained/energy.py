@@ -104,29 +104,45 @@ def _macs(node: Node, shape: tuple[int, ...]) -> int:
 
 def _fan_out(nodes: Graph, node: Node, shapes: dict[str, tuple[int, ...]]) -> Tensor:
     """Synapses behind each place of `node`."""
+    return sum(fan_out_by_reader(nodes, node, shapes).values(), torch.zeros((), dtype=torch.int64))
+
+
+def fan_out_by_reader(
+    nodes: Graph, node: Node, shapes: dict[str, tuple[int, ...]]
+) -> dict[str, Tensor]:
+    """The same by what reads the spikes, int64 of the node's shape.
+
+    "weights" read the node alone, "sums" are weights that read it with others added, "shortcuts" carry it to a neuron
+    without weights, "pools" are synapses behind a mean or a norm.
+    """
     shape = shapes[node.name]
-    total = torch.zeros(shape, dtype=torch.int64)
+    found = {
+        kind: torch.zeros(shape, dtype=torch.int64)
+        for kind in ("weights", "sums", "shortcuts", "pools")
+    }
     for reader in nodes.values():
         if node.name not in reader.inputs or reader.kind == "maxpool":
             continue  # a max-pool compares, and is a source of its own
         if reader.kind == "neuron":
-            total += 1
+            found["shortcuts"] += 1
         elif reader.kind == "weights":
             assert isinstance(reader.module, nn.Conv2d | nn.Linear)
-            total += _synapses(reader.module, shape)
+            kind = "weights" if len(reader.inputs) == 1 else "sums"
+            found[kind] += _synapses(reader.module, shape)
+        elif reader.kind == "flatten":
+            for kind, behind in fan_out_by_reader(nodes, reader, shapes).items():
+                found[kind] += behind.view(shape)
         else:
-            total += _through(reader, _fan_out(nodes, reader, shapes), shape)
-    return total
+            found["pools"] += _through(reader, _fan_out(nodes, reader, shapes), shape)
+    return found
 
 
 def _through(pool: Node, behind: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Synapses behind each place of an input [C, H, W] that a norm, mean or flattening hands on."""
+    """Synapses behind each place of an input [C, H, W] that a norm or mean hands on."""
     if pool.kind == "norm":
         return behind
     if pool.kind == "mean":
         return behind.view(-1, 1, 1)
-    if pool.kind == "flatten":
-        return behind.view(shape)
     assert isinstance(pool.module, nn.AvgPool2d)
     side = int(pool.module.kernel_size)  # type: ignore[arg-type]
     whole = behind.repeat_interleave(side, 1).repeat_interleave(side, 2)

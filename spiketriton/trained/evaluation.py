@@ -59,7 +59,7 @@ def evaluate(run: Run, steps: int | None = None, batch_size: int = 0) -> Evaluat
     if batch_size:
         test = dataclasses.replace(test, batch_size=batch_size)
     counter, work, uncounted = _counter(run, test, last)
-    chunks = _parts_of_window(run, _first_images(test), last)
+    chunks = _parts_of_window(run, first_images(test), last)
     first = 0 if model.answers_each_step else last - 1  # the step of the first answer
 
     classes = len(data.classes)
@@ -128,7 +128,7 @@ def _counter(
     data = run.data
     image = (data.channels, data.image_size, data.image_size)
     try:
-        nodes = counted_graph(run.model, _first_images(test))
+        nodes = counted_graph(run.model, first_images(test))
         work = workload(nodes, image, constant=not data.facts.frames)
         return SpikeCounter(nodes, work, steps=steps, within=run.time_steps), work, ""
     except UserError as error:
@@ -172,7 +172,7 @@ def wilson(right: int, images: int) -> tuple[float, float]:
     return max(0.0, (middle - reach) / (1 + z2)), min(1.0, (middle + reach) / (1 + z2))
 
 
-def _first_images(test: TestSet) -> Tensor:
+def first_images(test: TestSet) -> Tensor:
     """Two test images, or recordings."""
     images, _ = next(iter(test))
     return images.narrow(-4, 0, min(2, images.shape[-4]))

@@ -3,9 +3,11 @@
 import copy
 import io
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -77,18 +79,22 @@ def sample_images(run: Run, count: int) -> Tensor:
 
 
 @torch.no_grad()
-def compare(model: Network, graph: Any, images: Tensor) -> Comparison:
+def compare(
+    model: Network, graph: Any, images: Tensor, nodes: Mapping[str, str] = MappingProxyType({})
+) -> Comparison:
     """Replays a graph on images [B, C, H, W], or frames [T, B, C, H, W], and counts the spikes that
     differ from the network's.
 
-    Both compute in float64, the graph with its float32 weights.
+    nodes: the graph's name of a layer, where it is another one. Both compute in float64, the
+    graph with its float32 weights.
     """
     ours = spikes_of(copy.deepcopy(model).cpu().double(), images.cpu().double())
     steps = len(images) if images.ndim == 5 else model.time_steps
     theirs, membranes = replay(graph, images.cpu().numpy(), steps)
     spikes = compared = different = 0
     found: list[tuple[int, int, str, float]] = []  # time step, layer, words, margin
-    for index, (name, expected) in enumerate(ours.items()):
+    for index, (layer, expected) in enumerate(ours.items()):
+        name = nodes.get(layer, layer)
         wrong = np.argwhere(theirs[name] != expected)
         spikes, compared = spikes + int(expected.sum()), compared + expected.size
         different += len(wrong)

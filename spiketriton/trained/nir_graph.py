@@ -38,13 +38,13 @@ from spiketriton.models.graph import (
 from spiketriton.neurons import SpikingNeuron
 
 
-def import_nir() -> ModuleType:
+def import_nir(what: str = "--to nir") -> ModuleType:
     """The package nir. UserError: it is not installed."""
     try:
         return import_module("nir")
     except ImportError:
         raise UserError(
-            "--to nir needs the package nir, which is not installed; "
+            f"{what} needs the package nir, which is not installed; "
             "install it with pip install 'spiketriton[nir]'"
         ) from None
 

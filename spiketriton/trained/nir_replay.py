@@ -27,20 +27,21 @@ def replay(graph: Any, images: Array, steps: int) -> tuple[dict[str, Array], dic
         raise ValueError("the graph's metadata lacks dt, the length of a time step")
     dt = float(graph.metadata["dt"])
     inclusive = graph.metadata.get("spike_at", ">") == ">="
+    soft = graph.metadata.get("reset", "hard") == "soft"
     sources: dict[str, list[str]] = {name: [] for name in graph.nodes}
     for source, target in graph.edges:
         sources[target].append(source)
     membranes: dict[str, list[Array]] = {}
     run = {
-        name: _step(node, dt, inclusive, membranes.setdefault(name, []))
+        name: _step(node, dt, inclusive, soft, membranes.setdefault(name, []))
         for name, node in graph.nodes.items()
     }
-    order = _order(sources)
-    given: dict[str, list[Array]] = {name: [] for name in order}
+    in_order = order(sources)
+    given: dict[str, list[Array]] = {name: [] for name in in_order}
     for step in range(steps):
         shown = images[step] if images.ndim == 5 else images
         now: dict[str, Array] = {}
-        for name in order:
+        for name in in_order:
             arrives = [now[source] for source in sources[name]] or [shown.astype(np.float64)]
             now[name] = run[name](sum(arrives[1:], arrives[0]))
             given[name].append(now[name])
@@ -48,21 +49,21 @@ def replay(graph: Any, images: Array, steps: int) -> tuple[dict[str, Array], dic
     return stacked, {name: np.stack(v) for name, v in membranes.items() if v}
 
 
-def _order(sources: dict[str, list[str]]) -> list[str]:
+def order(sources: dict[str, list[str]]) -> list[str]:
     """Every node after all of its sources."""
-    order: list[str] = []
+    found: list[str] = []
     waiting = dict(sources)
     while waiting:
-        ready = [name for name, needs in waiting.items() if all(need in order for need in needs)]
+        ready = [name for name, needs in waiting.items() if all(need in found for need in needs)]
         if not ready:
             raise ValueError(f"the graph has a cycle through {', '.join(waiting)}")
         for name in ready:
-            order.append(name)
+            found.append(name)
             del waiting[name]
-    return order
+    return found
 
 
-def _step(node: Any, dt: float, inclusive: bool, membranes: list[Array]) -> Step:
+def _step(node: Any, dt: float, inclusive: bool, soft: bool, membranes: list[Array]) -> Step:
     kind = type(node).__name__
     if kind in ("Input", "Output"):
         return lambda x: x
@@ -71,15 +72,18 @@ def _step(node: Any, dt: float, inclusive: bool, membranes: list[Array]) -> Step
         if (first, last) != (0, -1):
             raise ValueError(f"Flatten of dimensions {first} to {last}; known: 0 to -1")
         return lambda x: x.reshape(len(x), -1)
-    if kind == "Affine":
-        weight, bias = node.weight.astype(np.float64), node.bias.astype(np.float64)
+    if kind in ("Affine", "Linear"):
+        weight = node.weight.astype(np.float64)
+        bias = node.bias.astype(np.float64) if kind == "Affine" else 0.0
         return lambda x: x @ weight.T + bias
+    if kind == "Scale":
+        return lambda x: x * node.scale
     if kind == "Conv2d":
         return _conv(node)
-    if kind == "AvgPool2d":
-        return _average(node)
+    if kind in ("AvgPool2d", "SumPool2d"):
+        return _pool(node, np.mean if kind == "AvgPool2d" else np.sum)
     if kind in ("IF", "LIF"):
-        return _Neuron(node, dt, inclusive, membranes)
+        return _Neuron(node, dt, inclusive, soft, membranes)
     raise ValueError(f"node {kind} is unknown to this interpreter")
 
 
@@ -101,28 +105,35 @@ def _conv(node: Any) -> Step:
     return step
 
 
-def _average(node: Any) -> Step:
+def _pool(node: Any, reduce: Callable[..., Array]) -> Step:
     kernel, stride = tuple(map(int, node.kernel_size)), tuple(map(int, node.stride))
     if any(int(p) for p in node.padding):
-        raise ValueError("AvgPool2d with padding; known: none")
+        raise ValueError(f"{type(node).__name__} with padding; known: none")
 
     def step(x: Array) -> Array:
         windows = np.lib.stride_tricks.sliding_window_view(x, kernel, axis=(2, 3))
-        return windows[:, :, :: stride[0], :: stride[1]].mean((4, 5))
+        return reduce(windows[:, :, :: stride[0], :: stride[1]], axis=(4, 5))
 
     return step
 
 
 class _Neuron:
-    """LIF: tau dv/dt = v_leak - v + r I; IF: dv/dt = r I; a spike sets v to v_reset."""
+    """LIF: tau dv/dt = v_leak - v + r I; IF: dv/dt = r I; a spike sets v to v_reset.
 
-    def __init__(self, node: Any, dt: float, inclusive: bool, membranes: list[Array]) -> None:
+    With a soft reset, which NIR does not know, it subtracts v_threshold, and v begins at 0.
+    """
+
+    def __init__(
+        self, node: Any, dt: float, inclusive: bool, soft: bool, membranes: list[Array]
+    ) -> None:
         self.node, self.dt, self.inclusive, self.membranes = node, dt, inclusive, membranes
+        self.soft = soft
         self.v: Array | None = None
 
     def __call__(self, current: Array) -> Array:
         node = self.node
-        v = np.broadcast_to(node.v_reset, current.shape).astype(np.float64)
+        start = np.zeros_like(node.v_threshold) if self.soft else node.v_reset
+        v = np.broadcast_to(start, current.shape).astype(np.float64)
         v = v if self.v is None else self.v
         if hasattr(node, "tau"):
             tau = node.tau.astype(np.float64)
@@ -130,6 +141,6 @@ class _Neuron:
         else:
             h = v + self.dt * node.r * current
         fires = h >= node.v_threshold if self.inclusive else h > node.v_threshold
-        self.v = np.where(fires, node.v_reset, h)
+        self.v = np.where(fires, h - node.v_threshold if self.soft else node.v_reset, h)
         self.membranes.append(h)
         return fires.astype(np.float64)

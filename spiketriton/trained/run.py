@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from spiketriton import __version__
 from spiketriton.commandline import CHECKPOINTS
-from spiketriton.config import Recipe, moved_plugins, replace
+from spiketriton.config import Recipe, moved_plugins, replace, to_toml
 from spiketriton.data import Data, Facts, build_data
 from spiketriton.errors import UserError, one_line, warn
 from spiketriton.models import Network, build_model
@@ -22,6 +23,7 @@ from spiketriton.runs.checkpoint import Checkpoints, State, read_checkpoint
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.same_recipe import refuse_changes
 from spiketriton.trained.converted import converted_network
+from spiketriton.training.environment import describe
 from spiketriton.training.placement import Placement
 
 T = TypeVar("T")
@@ -124,6 +126,37 @@ def load_run(
         conversion=conversion,
         augment=augment,
     )
+
+
+def save_run(
+    folder: RunFolder,
+    recipe: Recipe,
+    facts: Facts,
+    model: Network,
+    device: torch.device,
+    *,
+    step: int = 0,
+    **more: Any,
+) -> None:
+    """Writes the folder of a network that was not trained here, a run when all is there.
+
+    more: what else its checkpoint holds. UserError: it cannot be written.
+    """
+    failures: list[str] = []
+    Checkpoints(folder.checkpoints, failures.append).save_last(
+        {
+            "step": step,
+            "recipe": to_toml(recipe),
+            "name": recipe.name,
+            "version": __version__,
+            "data": facts.state_dict(),
+            "model": model.state_dict(),
+            **more,
+        }
+    )
+    if failures:
+        raise UserError(failures[0])
+    folder.begin_session(recipe, describe(device))
 
 
 def _as_they_are(recipe: Recipe) -> Recipe:

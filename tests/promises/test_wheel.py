@@ -1,4 +1,4 @@
-"""What a user has: the wheel alone, in an environment and a folder far from any checkout.
+"""What a user has: the wheels alone, in an environment and a folder far from any checkout.
 
 The network of the quickstart is trained there, looks at images without its data, is fine-tuned on five classes of
 Fashion-MNIST with mixup and an average of the weights, killed, and continued with the same bits.
@@ -19,6 +19,7 @@ import pytest
 import torch
 
 import spiketriton
+import spiketriton_kernels
 from spiketriton.config import to_toml
 from spiketriton.data.sources import DEBIAN_FASHION_MNIST
 from tests.small_data import make_fashion_mnist
@@ -72,23 +73,39 @@ rows = run.metrics
 (last,) = rows[(rows["kind"] == "eval") & (rows["epoch"] == 3)]["test_accuracy"]
 assert abs(last - found.accuracy[-1]) < 1e-6, (last, found.accuracy)
 """
+ALONE = """
+import sys, torch
+from spiketriton_kernels import nn, use_backend
+others = {"spiketriton", "torchvision", "rich", "matplotlib"} & {*sys.modules}
+assert not others, others
+with use_backend("torch"):
+    x = torch.randn(4, 2, 8, requires_grad=True)
+    nn.LIF()(x).sum().backward()
+print("torch", bool(x.grad.abs().sum() > 0))
+"""
 
 
 class Machine:
-    """An environment with a wheel of this checkout in it, and torch; nothing of the checkout itself."""
+    """An environment with wheels of this checkout in it, and torch; nothing of the checkout itself.
 
-    def __init__(self, folder: Path) -> None:
+    sources: the folders of the wheels' pyproject.toml; those of spiketriton and of its kernels.
+    """
+
+    def __init__(self, folder: Path, *sources: Path) -> None:
         self.work, self.environment = folder / "work", folder / "environment"
         self.work.mkdir()
         wheels = folder / "wheels"
-        run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(wheels)], ROOT)
+        for source in sources:
+            build = ["-m", "hatchling", "build", "-t", "wheel", "-d", str(wheels)]
+            run([sys.executable, *build], source)
         venv.create(self.environment, with_pip=False, symlinks=True)
         (self.packages,) = self.environment.glob("lib/python*/site-packages")
         # as paths, so that no .pth of an editable installation is read from there
         elsewhere = {Path(torch.__file__).parents[1], Path(sysconfig.get_paths()["purelib"])}
         (self.packages / "elsewhere.pth").write_text("\n".join(map(str, elsewhere)))
-        (wheel,) = wheels.glob("*.whl")
-        install = ["install", "--quiet", "--no-deps", "--no-index", "--no-compile", str(wheel)]
+        built = [str(wheel) for wheel in wheels.glob("*.whl")]
+        assert len(built) == len(sources)
+        install = ["install", "--quiet", "--no-deps", "--no-index", "--no-compile", *built]
         run([sys.executable, "-m", "pip", "--python", str(self.environment), *install], self.work)
 
     def words(self, *words: str) -> list[str]:
@@ -118,7 +135,7 @@ def run(words: list[str], folder: Path) -> str:
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory):
     pytest.importorskip("hatchling")
-    machine = Machine(tmp_path_factory.mktemp("machine"))
+    machine = Machine(tmp_path_factory.mktemp("machine"), ROOT, ROOT / "kernels")
     before = machine.code()
     yield machine
     assert machine.code() == before, "nothing that a user does changes the package"
@@ -157,10 +174,23 @@ def test_the_wheel_is_whole(machine):
     names = {str(Path(path).relative_to(machine.packages)) for path in machine.code()}
     for path in root.rglob("*.py"):
         assert str(path.relative_to(ROOT)) in names
+    kernels = ROOT / "kernels"
+    for path in (kernels / "spiketriton_kernels").rglob("*.*"):
+        assert str(path.relative_to(kernels)) in names or path.suffix == ".pyc"
+    (metadata,) = machine.packages.glob("spiketriton-*/METADATA")
+    own = f"Requires-Dist: spiketriton-kernels=={spiketriton.__version__}\n"
+    assert own in metadata.read_text(), "both are released under one number"
+    assert spiketriton_kernels.__version__ == spiketriton.__version__
     recipes = {path.stem for path in (ROOT / "recipes").glob("*.toml")}
     assert {f"spiketriton/shipped/{name}.toml" for name in recipes} <= names
     listed = machine.do("spiketriton", "recipes")
     assert all(name in listed for name in recipes)
+
+
+def test_the_kernels_alone_serve_another_project(tmp_path):
+    pytest.importorskip("hatchling")
+    machine = Machine(tmp_path, ROOT / "kernels")
+    assert machine.do("python", "-c", ALONE).split() == ["torch", "True"]
 
 
 def test_the_quickstart_trains_from_any_folder(machine, trained):

@@ -123,7 +123,7 @@ def conv(groups: int):
         (nir.Flatten(np.array([2, 2, 2]), start_dim=0, end_dim=1), "dimensions 0 to 1"),
         (conv(groups=2), "2 groups"),
         (nir.AvgPool2d(ONE.repeat(2), ONE.repeat(2), np.array([0, 1])), "padding"),
-        (nir.Scale(ONE), "node Scale is unknown"),
+        (nir.Threshold(ONE), "node Threshold is unknown"),
     ],
 )
 def test_what_it_does_not_know_is_refused(node, words):

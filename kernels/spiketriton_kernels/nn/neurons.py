@@ -17,7 +17,7 @@ from ..surrogate import Surrogate
 
 STEP_MODES = ("m", "s")
 
-_NO_CONSTANTS = {"v", "m", "v_seq", "probe", "training", "handed_on"}
+_NO_CONSTANTS = {"v", "m", "v_seq", "probe", "training", "handed_on", "_began"}
 """Attributes that may change without another ``SpikingNeuron.record``."""
 
 _over_ranks = torch.compiler.disable(fire_normed)  # a compiled graph cannot hold the process group
@@ -110,6 +110,9 @@ class SpikingNeuron(nn.Module):
         self.store_v_seq = store_v_seq
         self.v_seq: Tensor | None = None
         self.v = self.m = None
+        self._began: tuple[Tensor | None, Tensor | None] | None = (
+            None  # states before the last call
+        )
         self.probe = None
         self.handed_on: tuple[nn.Module, ...] = ()  # the norm in front, where swap fused one
 
@@ -232,22 +235,34 @@ class SpikingNeuron(nn.Module):
             return_trace=self.keeps_trace,
         )
         if keeps:
-            tensors |= {"v_init": self.v, "m_init": self.m}
+            again = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+            v, m = self._before_last() if again else (self.v, self.m)
+            self._began = None if again else (v, m)
+            tensors |= {"v_init": v, "m_init": m}
         if norm is None:
             check_call(x, neuron, tensors.get("v_init"), tensors.get("m_init"), self.probe)
             out = fire(x, neuron, call, probe=self.probe, **tensors)
         else:
             run = fire_normed if norm.process_group is None else _over_ranks
             out = run(x, norm, neuron, call, probe=self.probe, **tensors)
-        if keeps:
+        if keeps and not again:
             self.v, self.m = out.v_last, out.m_last
         if out.trace is not None:
             self.v_seq = out.trace
         return out
 
+    def _before_last(self) -> tuple[Tensor | None, Tensor | None]:
+        """Where the last call began, for a checkpoint that repeats it within backward, once."""
+        if self._began is None:
+            raise ValueError(
+                f"{type(self).__name__} keeps its membrane, and a checkpoint repeats a call before its last one; "
+                "accepted: a checkpoint around one call with the whole window, or a neuron that is not stateful"
+            )
+        return self._began
+
     def reset(self) -> None:
         """Forgets the states: the next call starts a new window."""
-        self.v = self.m = self.v_seq = None
+        self.v = self.m = self.v_seq = self._began = None
 
     def detach(self) -> None:
         """Keeps the states' values and cuts their gradients (truncated back-propagation)."""
@@ -256,7 +271,7 @@ class SpikingNeuron(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles hold the states without their graph, which torch cannot copy, and no ``v_seq``."""
         states = {n: None if s is None else s.detach() for n, s in (("v", self.v), ("m", self.m))}
-        return self.__dict__ | states | {"v_seq": None, "_record": None}
+        return self.__dict__ | states | {"v_seq": None, "_record": None, "_began": None}
 
     def extra_repr(self) -> str:
         names = ("v_threshold", "v_reset", "reset_mode", "detach_reset", "surrogate", "stateful")

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import nn as torch_nn
+from torch.utils.checkpoint import checkpoint
 
 from spiketriton_kernels import PROBE_FIELDS, Surrogate, multistep_lif_reference, nn
 from tests.kernels.support import dyadic, normal
@@ -159,6 +160,43 @@ def test_one_graph_under_compile(kind):
     torch._dynamo.reset()  # all modules share one forward, which has a limit of compiled forms
     compiled = torch.compile(neuron, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(x), neuron(x))
+
+
+def test_a_checkpoint_repeats_the_last_call_and_no_earlier_one():
+    """What a stateful neuron keeps is moved on once, and its window computed again begins where it began."""
+    layers = [
+        torch_nn.Linear(6, 6),
+        nn.LIF(stateful=True),
+        torch_nn.Linear(6, 6),
+        nn.CLIF(stateful=True),
+    ]
+    net = torch_nn.Sequential(*layers).double()
+    windows = torch.randn(2, 4, 3, 6, dtype=torch.float64)
+    with torch.no_grad():
+        layers[2].bias += 2  # so that the last layer fires
+
+    def gradients(again: bool, reentrant: bool) -> list[torch.Tensor]:
+        for neuron in (layers[1], layers[3]):
+            neuron.reset()
+        net.zero_grad()
+        for x in windows:
+            x = x.requires_grad_()
+            out = checkpoint(net, 4 * x, use_reentrant=reentrant) if again else net(4 * x)
+            (out * x.detach()).sum().backward()
+            for neuron in (layers[1], layers[3]):
+                neuron.detach()
+        return [p.grad.clone() for p in net.parameters()] + [layers[1].v, layers[3].m]
+
+    expected = gradients(False, False)
+    assert all(value.abs().sum() > 0 for value in expected)
+    for reentrant in (False, True):
+        for found, value in zip(gradients(True, reentrant), expected, strict=True):
+            assert torch.equal(found, value)
+    step = nn.LIF(step_mode="s")
+    x = torch.ones(1, 3, requires_grad=True)
+    outs = [checkpoint(step, x, use_reentrant=False) for _ in range(2)]
+    with pytest.raises(ValueError, match="LIF keeps its membrane, and a checkpoint repeats a call"):
+        sum(outs).sum().backward()
 
 
 def test_a_probe_is_filled():

@@ -1,0 +1,79 @@
+"""spiketriton import FILE RECIPE [key=value ...] [--dt DT] [--reset hard|soft]"""
+
+import argparse
+import shlex
+from pathlib import Path
+
+from spiketriton.commandline import KEYS_HELP, RECIPE_HELP, Parser
+from spiketriton.errors import EXIT_DONE, EXIT_ERROR, UserError, importing, run_command
+from spiketriton.runs.folder import RunFolder
+
+EPILOG = """\
+examples:
+  spiketriton import cnn.nir n_mnist_recipe.toml --dt 1 --reset soft
+  spiketriton evaluate runs/cnn-20260101-120000
+  spiketriton train runs/cnn-20260101-120000/recipe.toml train.lr=0.001
+
+The recipe says the data, the time steps and how the network would be trained further. The network is replayed by an
+interpreter of NIR's equations in numpy and compared spike by spike, on test images and on noise. Neurons fire at
+v >= v_threshold. The file is copied into the run folder.
+Exit codes: 0 done, 2 a mistake in the command, the file or the recipe, 1 the network and its file differ."""
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser("import", EPILOG)
+    parser.add_argument("file", metavar="FILE", help="a graph of NIR, as nir.write writes it")
+    parser.add_argument("recipe", metavar="RECIPE", help=RECIPE_HELP)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=KEYS_HELP)
+    parser.add_argument("--dt", type=float, help="length of a time step (what the file says)")
+    parser.add_argument("--reset", choices=("hard", "soft"), help="(what the file says, or hard)")
+    parser.add_argument("--run-dir", metavar="DIR", help="run folder (runs/FILE-<time>)")
+    return parser.parse_intermixed_args(arguments)
+
+
+def main(arguments: list[str]) -> int:
+    args = parse(arguments)
+    file = Path(args.file)
+    if not file.is_file():
+        raise UserError(f"{file} does not exist; accepted: a file of NIR")
+    with importing():
+        from spiketriton.config import load_recipe, replace
+        from spiketriton.data import build_data
+        from spiketriton.models import build_model
+        from spiketriton.models.foreign import ForeignNetwork
+        from spiketriton.runs.rows import replace_file
+        from spiketriton.trained.exports import TIE, sample_images
+        from spiketriton.trained.nir_network import keys, verify
+        from spiketriton.trained.run import load_run, save_run
+        from spiketriton.training.placement import Placement
+
+    given = keys(file, args.dt, args.reset)
+    recipe = load_recipe(args.recipe, args.overrides, given)
+    facts = build_data(recipe).facts
+    sizes = {"classes": len(facts.classes), "channels": facts.channels}
+    model = build_model(recipe, **sizes, image_size=facts.image_size)
+    assert isinstance(model, ForeignNetwork)
+    folder = RunFolder.create(args.run_dir, file.stem)
+    with folder.held():
+        try:
+            copy = folder.path / file.name
+            replace_file(copy, file.read_bytes())
+            recipe = replace(recipe, values={"model.arguments.path": str(copy.absolute())})
+            save_run(folder, recipe, facts, model, Placement.set_up(recipe.train).device)
+        except BaseException:
+            folder.discard_if_unused()
+            raise
+    found = verify(model, recipe, sample_images(load_run(folder.path), 4))
+    print(f"{folder.path}: {len(model.spiking_layers())} spiking layers, as a run at step 0")
+    print(
+        f"replayed by NIR's equations: {found.different:,} of {found.compared:,} differ "
+        f"({found.spikes:,} spikes)"
+    )
+    if found.different:
+        print(f"first difference: {found.first}, {found.margin:.1e} of the threshold away from it")
+    print(f"next: {shlex.join(['spiketriton', 'evaluate', str(folder.path)])}")
+    return EXIT_DONE if found.different == 0 or found.margin < TIE else EXIT_ERROR
+
+
+if __name__ == "__main__":
+    run_command(main)
