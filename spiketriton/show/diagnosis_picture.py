@@ -34,9 +34,9 @@ def draw(found: Diagnosis, path: Path) -> None:
         lines = [("as it is", measured, BLUE)]
         for variant in found.variants:
             if variant.change is Change.HALF_WIDTH:
-                lines.append(("half as wide", variant.measured, GREY))
+                lines.append(("surrogate half as wide", variant.measured, GREY))
             if variant.change is Change.TWICE_WIDTH:
-                lines.append(("twice as wide", variant.measured, ORANGE))
+                lines.append(("surrogate twice as wide", variant.measured, ORANGE))
         for label, shown, colour in lines:
             style = {"color": colour, "marker": "o", "label": label}
             profile = figures.positive(shown.depth_profile)
@@ -52,14 +52,14 @@ def draw(found: Diagnosis, path: Path) -> None:
                 label="predicted",
             )
             image.legend(fontsize=8)
-        image.set(title="Forward signal", xlabel="similarity to a noisy copy (1: same)")
+        image.set(title="Forward signal", xlabel="similarity (1: same)")
         image.set_xlim(-0.05, 1.05)
         figures.log_scale(depth, "x")
         for axes in (depth, image):
             axes.yaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set_ylim(heat.get_ylim())
         gain = measured.depth_gain
-        depth.set_title("Through depth" + (f": {gain:.3g}x a layer" if gain else ""))
+        depth.set_title("Through depth" + (f": {gain:.3g}x per layer" if gain else ""))
         depth.set_xlabel("gradient (RMS, log scale)")
         depth.legend(fontsize=8)
         figures.log_scale(time, "y")
@@ -68,6 +68,6 @@ def draw(found: Diagnosis, path: Path) -> None:
         time.set(xlabel="time step", ylabel="gradient (RMS, mean over layers)")
         figures.explain(
             figure,
-            f"{figures.GRADIENT}. Image: overlap of the spikes for an image and for the same with 5 % noise",
+            f"{figures.GRADIENT}. Forward signal: similarity of the spikes for an image and for a copy with 5 % noise",
         )
         figures.write(figure, path)
