@@ -84,18 +84,8 @@ def train(
         spiketriton.training.nonfinite.Diverged: a loss or gradient was not finite.
         KeyboardInterrupt: Ctrl-C; the run is saved, and `resume` continues it.
     """
-    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
-        raise UserError(
-            f"spiketriton.train trains in its own process alone, and WORLD_SIZE = {os.environ['WORLD_SIZE']} "
-            "asks for one training by several; accepted: torchrun ... -m spiketriton.train RECIPE"
-        )
-    if net is not None and not isinstance(net, nn.Module):
-        if recipe is not None:
-            raise UserError(
-                f"train({net!r}, {recipe!r}): the first of two is a {type(net).__name__}; accepted: train(recipe), "
-                "or train(net, recipe) with a torch.nn.Module"
-            )
-        net, recipe = None, net
+    _refuse_ranks()
+    net, recipe = _net_and_recipe(net, recipe)
     if (recipe is None) == (resume is None):
         raise UserError("accepted: either a recipe, or resume=RUN")
     if extend is not None and resume is None:
@@ -103,7 +93,7 @@ def train(
     if resume is not None and run_dir is not None:
         raise UserError("run_dir contradicts resume, which continues in the folder of the run")
     values = _with_plugins(values_by_key(keys), plugins)
-    if isinstance(net, nn.Module) and recipe is not None:
+    if net is not None and recipe is not None:
         values["model.name"] = f"{IN_HAND}:{type(net).__name__}"
     with consent.decided(plugins is True):
         given, folder = find_run(
@@ -132,7 +122,29 @@ def train(
         raise UserError(
             f"{folder.path}: the last checkpoint could not be saved; the run is incomplete"
         )
-    return load_run(folder.path, net=net if isinstance(net, nn.Module) else None)
+    return load_run(folder.path, net=net)
+
+
+def _refuse_ranks() -> None:
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+        raise UserError(
+            f"spiketriton.train trains in its own process alone, and WORLD_SIZE = {os.environ['WORLD_SIZE']} "
+            "asks for one training by several; accepted: torchrun ... -m spiketriton.train RECIPE"
+        )
+
+
+def _net_and_recipe(
+    net: nn.Module | str | Path | None, recipe: str | Path | None
+) -> tuple[nn.Module | None, str | Path | None]:
+    """What `train` was given: the first of its arguments is the recipe if it is the only one."""
+    if net is None or isinstance(net, nn.Module):
+        return net, recipe
+    if recipe is not None:
+        raise UserError(
+            f"train({net!r}, {recipe!r}): the first of two is a {type(net).__name__}; accepted: train(recipe), "
+            "or train(net, recipe) with a torch.nn.Module"
+        )
+    return None, net
 
 
 def load_run(

@@ -110,21 +110,7 @@ class Trainer:
         self.meters = Meters(self.device)
         self.ema = MovingAverage(self.model, cfg.ema) if cfg.ema else None
         self.number = torch.zeros((), dtype=torch.int64, device=self.device)  # of the step
-        self.run = Steps(
-            self.work,
-            self.optimizer,
-            mode=cfg.graph,
-            obstacle=obstacle_of(
-                self.device,
-                ranks.world_size,
-                self.scaler.is_enabled(),
-                own=cfg.graph == "auto"
-                and (bool(recipe.plugins.modules) or ":" in recipe.model.name),
-            ),
-            state=self.changed,
-            note=display.note,
-            graphs=partial(CudaGraphs, self.device),
-        )
+        self.run = self.steps_of(cfg.graph)
         self.stateful = {name: getattr(self, name) for name in _STATEFUL}
         if self.ema is not None:
             self.stateful["ema"] = self.ema
@@ -143,6 +129,26 @@ class Trainer:
         self.images_per_s: float | None = None
         seed_everything(recipe.seed)
         self.random_state = random_state()
+
+    def steps_of(self, mode: bool | str) -> Steps:
+        """Runs `work`, as CUDA graphs where `train.graph` asks for them and nothing stands in the way."""
+        recipe = self.recipe
+        own = bool(recipe.plugins.modules) or ":" in recipe.model.name
+        obstacle = obstacle_of(
+            self.device,
+            self.ranks.world_size,
+            self.scaler.is_enabled(),
+            own=mode == "auto" and own,
+        )
+        return Steps(
+            self.work,
+            self.optimizer,
+            mode=mode,
+            obstacle=obstacle,
+            state=self.changed,
+            note=self.display.note,
+            graphs=partial(CudaGraphs, self.device),
+        )
 
     def fit(self, until: int | None = None) -> Outcome:
         """Trains to the end, to step `until`, or until a signal; saves before it returns.

@@ -91,20 +91,13 @@ EVENT_KEYS = [
 ]
 
 
-def idle(values: Mapping[str, Any]) -> dict[str, str]:
-    """The keys that have no effect in this recipe, each with the reason.
+_START = ["model.residual_gain", "model.residual_bias"]
+_BLOCKS = ["model.checkpoint_blocks", "model.shortcut_gradient", *_START]
 
-    A recipe that sets one is refused: a key that is never read misleads. Keys that only the ANN
-    twin (neuron.kind "relu") ignores are allowed, so that a recipe and its twin differ in one word.
-    """
-    start = ["model.residual_gain", "model.residual_bias"]
-    name = values["model.name"]
-    elsewhere = (
-        (name,) if ":" in (name or "") else ()
-    )  # made by a function that knows nothing of recipes
-    here = () if elsewhere else (name,)
-    blocks = ["model.checkpoint_blocks", "model.shortcut_gradient", *start]
-    rules = [
+
+def _readers() -> list[tuple[list[str], str, tuple[Any, ...]]]:
+    """Keys, the key that decides whether they are read, and its values with which they are."""
+    return [
         (["data.variant"], "data.name", ("imagenette",)),
         (["data.classes"], "data.name", ("synthetic",)),
         (EVENT_KEYS, "data.name", get_args(Events)),
@@ -121,13 +114,11 @@ def idle(values: Mapping[str, Any]) -> dict[str, str]:
         (["data.broken"], "data.check", ("fast", "full")),
         (["data.sensor"], "data.name", ("eventfolder",)),
         (["data.format"], "data.name", ("eventfolder", "digits_dvs")),
-        (["model.arguments", "model.input"], "model.name", elsewhere),
-        (BUILT_HERE, "model.name", here),
         (["model.stem"], "model.name", get_args(ResNet)),
         (["model.depth", "model.start"], "model.name", get_args(PlainNet)),
-        (blocks, "model.name", (*get_args(ResNet), *get_args(SmallResNet), "net7b")),
+        (_BLOCKS, "model.name", (*get_args(ResNet), *get_args(SmallResNet), "net7b")),
         (
-            [*start, "model.norm_gain"],
+            [*_START, "model.norm_gain"],
             "model.norm",
             ("bn", "step_bn", "tdbn", "tebn"),
         ),
@@ -148,6 +139,24 @@ def idle(values: Mapping[str, Any]) -> dict[str, str]:
         (["train.max_skips"], "train.nonfinite", ("skip",)),
         (["monitor.wandb_project"], "monitor.wandb", ("offline", "online")),
         (["monitor.every", "monitor.tensorboard", "monitor.wandb"], "monitor.enabled", (True,)),
+    ]
+
+
+def idle(values: Mapping[str, Any]) -> dict[str, str]:
+    """The keys that have no effect in this recipe, each with the reason.
+
+    A recipe that sets one is refused: a key that is never read misleads. Keys that only the ANN
+    twin (neuron.kind "relu") ignores are allowed, so that a recipe and its twin differ in one word.
+    """
+    name = values["model.name"]
+    elsewhere = (
+        (name,) if ":" in (name or "") else ()
+    )  # made by a function that knows nothing of recipes
+    here = () if elsewhere else (name,)
+    rules = [
+        (["model.arguments", "model.input"], "model.name", elsewhere),
+        (BUILT_HERE, "model.name", here),
+        *_readers(),
     ]
     if values["data.name"] in get_args(Events):
         rules.append((["data.split_seed"], "data.split", ("random90",)))
