@@ -630,6 +630,7 @@ def test_two_calls_of_fit_are_one_run(tmp_path):
 @pytest.mark.parametrize(("chosen", "kept"), [(0, 2), (1, 1)])
 def test_a_resumed_run_has_the_threads_that_it_had(tmp_path, monkeypatch, chosen, kept):
     """They change the bits; a processor that is busy now must not."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("spiketriton.processors.usable", lambda: 2)
     monkeypatch.setattr("spiketriton.processors.taken", lambda: 0.0)
     before = torch.get_num_threads()

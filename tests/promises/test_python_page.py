@@ -39,8 +39,7 @@ def test_any_network_of_the_page_is_trained(tmp_path, monkeypatch):
 def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     quickstart = find_recipe("quickstart").read_text()
-    few = "[data]\ntrain_images = 640\ntest_images = 100\nworkers = 0\n"
-    Path("quickstart.toml").write_text(quickstart.replace("[data]\n", few))
+    Path("quickstart.toml").write_text(quickstart.replace("image_size = 16", "image_size = 8"))
     monkeypatch.setattr(reading, "find_recipe", lambda name: Path("quickstart.toml"))
     logged = []
     mlflow = SimpleNamespace(
@@ -58,7 +57,7 @@ def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     assert "runs/first resnet8 ('0', '1'," in shown
     assert "torch.Size([4, 2, 10])" in shown
     assert names["probabilities"].shape == (2, 10)
-    assert names["run"].step == 40  # 20 an epoch
+    assert names["run"].step == 88  # 44 an epoch
     tuned, first = (spiketriton.load_run(f"runs/{name}") for name in ("tuned", "first"))
     assert tuned.step == 20
     assert torch.equal(tuned.model.conv1.weight, first.model.conv1.weight)
