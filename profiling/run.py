@@ -67,7 +67,8 @@ COMMANDS = ("kernels", *WITH_RECIPE, "host", "compiled", "first", "all", "report
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = Parser("profiling", EPILOG, "Measure kernels, training steps, memory and data.")
+    what = "Measure kernels, training steps, memory and data."
+    parser = Parser("profiling", EPILOG, description=what)
     parser.prog = "python profiling/run.py"
     add = parser.add_argument
     add("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")

@@ -74,14 +74,22 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser that raises UserError instead of printing its usage and exiting.
 
     codes: exit codes that mean more than `EXIT_CODES` has, in words.
+    description: of a command that is not in COMMANDS.
     """
 
-    def __init__(self, command: str, epilog: str, codes: Mapping[int, str] | None = None) -> None:
+    def __init__(
+        self,
+        command: str,
+        epilog: str,
+        codes: Mapping[int, str] | None = None,
+        *,
+        description: str = "",
+    ) -> None:
         means = EXIT_CODES | dict(codes or {})
         listed = ", ".join(f"{code} {words}" for code, words in sorted(means.items()))
         super().__init__(
             prog=f"spiketriton {command}",
-            description=COMMANDS[command],
+            description=description or COMMANDS[command],
             epilog=reflowed(f"{epilog}\n\nExit codes: {listed}."),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
