@@ -38,7 +38,7 @@ from spiketriton.training import environment  # noqa: E402
 EPILOG = """\
 commands:
   kernels                      each operation over sizes, T, dtypes and layouts
-  step [RECIPE] [key=value]    a whole training step: ours, its ANN twin, torch.compile, the peers
+  step [RECIPE] [key=value]    a whole training step: spiketriton, its ANN twin, torch.compile, other libraries
   modes [RECIPE] [key=value]   plain, sew and ms blocks: eagerly, compiled and as a CUDA graph
   memory [RECIPE] [key=value]  peak and saved-for-backward bytes of the same
   gradients [RECIPE]           what the gradient monitor costs
@@ -73,12 +73,16 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
     add("words", nargs="*", metavar="RECIPE key=value", help="a recipe and changes to it")
-    add("--peers", metavar="NAMES", help="of spikingjelly,snntorch,norse; none (those installed)")
-    add("--only", metavar="NAMES", help="contenders of these names; * stands for any text")
+    add(
+        "--peers",
+        metavar="NAMES",
+        help="libraries: spikingjelly,snntorch,norse; none (those installed)",
+    )
+    add("--only", metavar="NAMES", help="measure only these contenders; * stands for any text")
     add(
         "--cases",
         metavar="NAMES",
-        help="kernels of these names, of any size, T and dtype: 'lif training T=4 *'",
+        help="measure only these kernels: 'lif training T=4 *'",
     )
     add("--out", metavar="DIR", default=ROOT / "profiling/results", type=Path, help="for results")
     add("--target", choices=compiled.CARDS, default="sm_90", help="GPU of `compiled` (sm_90)")

@@ -112,7 +112,7 @@ class Parser(argparse.ArgumentParser):
             "overrides",
             nargs="*",
             metavar="key=value",
-            help="keys that change no weight, as data.root=/data",
+            help="keys that change no weight, such as data.root=/data",
         )
 
     def error(self, message: str) -> NoReturn:

@@ -16,7 +16,7 @@ examples:
   spiketriton export runs/fashion --to nir
   spiketriton export runs/fashion --to torch --batch-size 8 --out net.pt2
 
-nir: the file is read back, replayed by an interpreter of NIR's equations in numpy, and compared
+nir: the file is read back, run by NIR's equations in numpy, and compared
 with the network spike by spike, on test images and on noise. The time step is --dt long in the
 file's unit of time (1); importers that assume another length need it: 0.0001 for snnTorch.
 torch: torch.export of the network in eval mode, for one batch size and image size; the file is read

@@ -13,7 +13,7 @@ examples:
   spiketriton predict runs/flowers *.jpg --json > answers.json
 
 Images are prepared as the recipe prepares its test images: resized, cropped, normalised. The numbers are
-probabilities: the softmax of the mean current over time. Neither the data nor the recipe's file is needed."""
+probabilities: the softmax of the mean logits over time. Neither the data nor the recipe's file is needed."""
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

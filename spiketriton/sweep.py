@@ -24,8 +24,8 @@ examples:
   spiketriton sweep fashion_mnist_r20 model.name=mlp model.depth=5,10,20 \\
       train.max_steps=200 --out runs/depth
 
-A key with one value is set in every cell. The cells run one after another, each in a run folder of
-its own in DIR. The same command continues a sweep that was stopped; finished cells are kept. Rows of
+A key with one value is set in every run. The runs follow one another, each in its own run folder in
+DIR. The same command continues a sweep that was stopped; finished runs are kept. Rows of
 the table are means over seeds. With train.max_steps=1 nothing is learnt: the norms are those of the
 untrained net."""
 
