@@ -49,7 +49,7 @@ def line(verdict: Verdict) -> str:
 
 
 def brief(verdict: Verdict) -> str:
-    """The line of a running training: the verdict, and the ratio beside its limit."""
+    """The line of a running training: the verdict and the ratio, with its limit unless that is AdamW's and far off."""
     back = verdict.backward
     if back.nonfinite or back.places == 1:
         return line(verdict)
@@ -57,8 +57,10 @@ def brief(verdict: Verdict) -> str:
         return f"{line(verdict)} (residual branches still zero)"
     if back.ratio is None:
         return f"{line(verdict)} (no gradient at the last layer)"
-    limit = back.limits[1] if back.ratio >= 1 or not back.limits[0] else back.limits[0]
-    return f"{line(verdict)} (first layer's gradient {times(back.ratio)} the last one's, limit {times(limit)})"
+    low, high = back.limits
+    beside = f", limit {times(high if back.ratio >= 1 or not low else low)}"
+    ratio = f"first layer's gradient {times(back.ratio)} the last one's"
+    return f"{line(verdict)} ({ratio}{beside if low or back.word != Word.FREE else ''})"
 
 
 def sentences(verdict: Verdict) -> list[str]:

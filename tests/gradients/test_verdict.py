@@ -505,3 +505,11 @@ def test_no_sentence_contradicts_its_numbers(seed):
     assert (verdict.word == Word.FREE) == (findings(verdict) == []) == (line(verdict) == Word.FREE)
     assert all(obstacle in line(verdict) for obstacle in verdict.obstacles)
     assert brief(verdict).startswith(line(verdict))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "said"),
+    [("adamw", "1x the last one's)"), ("sgd", "1x the last one's, limit 1000x)")],
+)
+def test_the_live_line_has_a_limit_only_where_it_says_something(optimizer, said):
+    assert brief(judge(made(), optimizer)).endswith(said)
