@@ -252,22 +252,38 @@ def recipe_file(folder: Path, *overrides: str) -> str:
     return "small.toml"
 
 
-def test_the_command_on_two_ranks(tmp_path):
-    """What it says, and a signal to torchrun, which ends as it ends after any: with 1."""
+@pytest.mark.parametrize("torchrun", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_command_on_two_ranks(tmp_path, torchrun):
+    """What it says, and a signal, which torchrun hands on; it ends then as it ends after any: with 1."""
     name = recipe_file(tmp_path, "train.epochs=400", "train.log_every=2")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        + ["-m", "spiketriton.train", name, "--run-dir", "run"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env=environment(),
-    )
-    output = wait_for(process, "step ")
-    process.send_signal(signal.SIGTERM)
-    rest, _ = process.communicate(timeout=600)
+    run = ["-m", "spiketriton.train", name, "--run-dir", "run"]
+    if torchrun:
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                "--nproc-per-node=2",
+                *run,
+            ],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            env=environment(),
+        )
+        output = wait_for(process, "step ")
+        process.send_signal(signal.SIGTERM)
+        rest, _ = process.communicate(timeout=600)
+    else:
+        processes = start_ranks(*run, folder=tmp_path)
+        output = wait_for(processes[0], "step ")
+        for one in processes:
+            one.send_signal(signal.SIGTERM)
+        rest = said(processes)
+        assert [one.returncode for one in processes] == [EXIT_SIGTERM, EXIT_SIGTERM]
     assert (
         output.count("ranks: 2 ranks, by gloo; batch norm's statistics are those of each rank") == 1
     )
