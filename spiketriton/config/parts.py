@@ -64,12 +64,19 @@ class Part:
 
 PARTS: dict[tuple[str, str], Part] = {}
 _files: dict[str, str] = {}  # path of a plugin's file -> name of its module
+_OWN = "spiketriton_plugin_"  # such a name begins with it, unless the program had imported the file before
 
 
 def register(part: Part) -> None:
-    """Adds a part. UserError: the name is taken by another module."""
+    """Adds a part. UserError: the name is taken by another module.
+
+    A file that a recipe named and that is then imported as a module, or the other way round, is one module.
+    """
     earlier = PARTS.get((part.kind, part.name))
     if earlier is not None and earlier.module != part.module:
+        there, here = (getattr(sys.modules.get(p.module), "__file__", "") for p in (earlier, part))
+        if here and there and os.path.realpath(here) == os.path.realpath(there):
+            return
         raise UserError(
             f"{part.selector} = {part.name!r} of the plugin {part.home} is registered by "
             f"{earlier.home} already; accepted: another name"
@@ -309,7 +316,10 @@ def _load_file(given: str) -> None:
         return
     if not os.path.isfile(path):
         raise UserError(f"plugins.modules: no such file {path}")
-    name = f"spiketriton_plugin_{Path(path).stem}_{hashlib.sha256(path.encode()).hexdigest()[:8]}"
+    if known := _already(Path(path)):
+        _files[path] = known
+        return
+    name = f"{_OWN}{Path(path).stem}_{hashlib.sha256(path.encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path, loader=_SourceAlone(name, path))
     assert spec is not None
     assert spec.loader is not None
@@ -321,6 +331,19 @@ def _load_file(given: str) -> None:
     except BaseException:
         del sys.modules[name], _files[path]
         raise
+
+
+def _already(path: Path) -> str:
+    """The module by which a plugin's file, or a copy of it, has run in this process; "" for none."""
+    content = path.read_bytes()
+    for name, module in [*sys.modules.items()]:
+        file = "" if name.startswith(_OWN) else getattr(module, "__file__", None) or ""
+        if os.path.basename(file) == path.name and os.path.realpath(file) == os.path.realpath(path):
+            return name
+    for other, name in _files.items():
+        if os.path.isfile(other) and Path(other).read_bytes() == content:
+            return name
+    return ""
 
 
 @contextlib.contextmanager

@@ -287,7 +287,8 @@ def _unknown(dotted: str, is_table: bool) -> str:
     if near:
         tip = f"did you mean {near[0]}?"
     elif siblings:
-        tip = f"known keys: {', '.join(siblings)}"
+        few = ", ".join(siblings[:12])
+        tip = f"known keys: {few}" + ", ... (docs/recipes.md has all)" * (len(siblings) > 12)
     else:
         tip = f"known tables: {', '.join(tables)}"
     shown = short(dotted) if dotted.isprintable() else quoted(short(dotted))

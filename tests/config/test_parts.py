@@ -2,7 +2,7 @@
 
 import pickle
 import sys
-from importlib import metadata
+from importlib import import_module, metadata
 
 import pytest
 
@@ -159,12 +159,28 @@ def test_a_part_of_a_module_that_the_recipe_does_not_list_is_refused(folder):
 
 
 def test_two_modules_cannot_share_a_name(folder):
-    (folder / "my_other.py").write_text(SOURCE)
+    (folder / "my_other.py").write_text(SOURCE + "# another one")
     text = TEXT.replace('["my_parts.py"]', '["my_parts.py", "my_other.py"]')
     said = [
         f"the plugin {folder / 'my_other.py'} is registered by {folder / 'my_parts.py'} already"
     ]
     refused(said, recipe_from_toml, text, "x")
+
+
+def test_a_program_that_imports_its_plugin_may_train_with_it(folder, monkeypatch):
+    """Before the recipe names the file, or after it; a copy of the file is the same plugin."""
+    monkeypatch.syspath_prepend(folder)
+    for first in ("import", "recipe"):
+        name = f"my_{first}"
+        (folder / f"{name}.py").write_text(SOURCE.replace("my_", f"{name}_"))
+        (folder / f"{name}_copy.py").write_text(SOURCE.replace("my_", f"{name}_"))
+        text = TEXT.replace("my_parts", name).replace("my_net", f"{name}_net")
+        if first == "import":
+            import_module(name)
+        recipes = [recipe_from_toml(text.replace(".py", end), "x") for end in (".py", "_copy.py")]
+        assert {recipe.model.name for recipe in recipes} == {f"{name}_net"}
+        import_module(name)
+        assert recipe_from_toml(text, "x") == recipes[0]
 
 
 def test_an_override_names_a_plugin(folder):
