@@ -139,17 +139,22 @@ def _line(file: int) -> bytes:
 # ---- the server
 
 
+_running: list[subprocess.Popen] = []
+
+
 @cache
 def _server() -> socket.socket:
+    """Our end of the connection with which it ends."""
     ours, theirs = socket.socketpair()
     code = f"import tests.processes as p; p.serve({theirs.fileno()})"
-    subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", code],
         env=environment(PYTHONUNBUFFERED="1"),
         pass_fds=[theirs.fileno()],
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-    )  # ends with the connection
+    )
+    _running.append(process)
     theirs.close()
     return ours
 
