@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import termios
 import threading
 from functools import cache
@@ -97,12 +98,11 @@ class Forked:
 
 def done(*words: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """What subprocess.run returns, output and errors apart."""
-    errors = folder / "errors of a process"
-    process = Forked(*words, folder=folder, errors=errors, **variables)
-    said, _ = process.communicate()
-    told = errors.read_text()
-    errors.unlink()
-    return subprocess.CompletedProcess(words, process.wait(), said, told)
+    with tempfile.TemporaryDirectory() as elsewhere:
+        errors = Path(elsewhere) / "errors"
+        process = Forked(*words, folder=folder, errors=errors, **variables)
+        said, _ = process.communicate()
+        return subprocess.CompletedProcess(words, process.wait(), said, errors.read_text())
 
 
 def start_ranks(*words: str, folder: Path, world: int = 2) -> list[Forked]:
