@@ -87,7 +87,7 @@ class Trainer:
 
         self.plan = Plan.of(recipe, data)
         self.accumulate = data.train.accumulate
-        self.teacher = find_teacher(recipe.loss, data.facts, self.placement)
+        self.teacher = find_teacher(recipe.loss, data.facts, self.placement, self.model)
         self.loss = build_loss(recipe.loss, data.facts.class_counts)
         self.optimizer = build_optimizer(cfg, self.model)
         self.schedule = build_schedule(cfg, self.optimizer, self.plan.steps)

@@ -486,6 +486,12 @@ class LossConfig(TableOfPart):
         "what logits are divided by before they are compared with the teacher's",
         Range(0.1, 100),
     )
+    feature_weight: float = key(
+        0.0,
+        "weight of the distance between what leaves the residual blocks of both: means over time, as vectors of "
+        "length 1",
+        Range(0, 1000),
+    )
     tet_lambda: float = key(0.05, "weight of TET's pull of each logit towards 1", Range(0, 1))
 
 

@@ -165,7 +165,9 @@ def idle(values: Mapping[str, Any]) -> dict[str, str]:
         rules.append((["data.cache"], "data.name", (*PHOTOGRAPHS, *names("data"))))
         rules.append((["data.split_seed"], "data.name", get_args(Events)))
     if values["loss.teacher"] == "-":
-        rules.append((["loss.teacher_weight", "loss.temperature"], "loss.teacher", ()))
+        rules.append(
+            (["loss.teacher_weight", "loss.temperature", "loss.feature_weight"], "loss.teacher", ())
+        )
     if not values["train.warmup"]:
         rules.append((["train.warmup_lr"], "train.warmup", ()))
     if not (values["train.mixup"] or values["train.cutmix"]):
@@ -225,6 +227,11 @@ def _of_training(values: Mapping[str, Any]) -> Iterator[str]:
     stones = values["train.milestones"]
     if list(stones) != sorted(set(stones)):
         yield f"train.milestones = {shown(stones)}: accepted: fractions that rise, each once"
+    if values["loss.feature_weight"] and values["train.compile"]:
+        yield (
+            f"loss.feature_weight = {values['loss.feature_weight']} listens to the blocks, which train.compile = true "
+            "joins; accepted: one of them"
+        )
     if values["train.nesterov"] and values["train.momentum"] == 0:
         yield "train.nesterov = true needs train.momentum above 0, which is 0.0"
 

@@ -1,21 +1,27 @@
 """`loss.teacher`: distillation, a trained run whose answers the network learns besides the labels.
 
     loss = (1 - w) * loss of the labels + w * t^2 * KL(softmax(teacher / t) || softmax(student / t))
+           + f * mean over blocks of mean over images of |a / |a| - b / |b||^2
 
-of mean currents over time, at the temperature t (Hinton et al. 2015, arXiv 1503.02531). The teacher sees the student's
-images, mixed ones too, in eval mode; an ANN twin serves as well as a spiking run.
+of mean currents over time, at the temperature t (Hinton et al. 2015, arXiv 1503.02531). a and b are what leaves a
+residual block of the student and of the teacher, its mean over time as one vector for each image; as vectors of length
+1, as in Zagoruyko & Komodakis 2017 (arXiv 1612.03928), because rates and activations have different units. The teacher
+sees the student's images, mixed ones too, in eval mode; an ANN twin serves as well as a spiking run.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spiketriton.config import LossConfig
 from spiketriton.data import Facts
 from spiketriton.errors import UserError
 from spiketriton.models import Network
+from spiketriton.models.resnet import BlockNetwork
 from spiketriton.trained.run import load_run
 from spiketriton.training.placement import Placement
 
@@ -24,11 +30,33 @@ NOBODY = "-"
 
 @dataclass(frozen=True)
 class Teacher:
-    """model: in eval mode, without gradients. weight, temperature: w and t."""
+    """model: in eval mode, without gradients. weight, temperature, feature_weight: w, t and f.
+
+    Attributes:
+        heard: where f is not 0, what left the blocks in the last forward pass: the student's, the teacher's, by name.
+    """
 
     model: Network
     weight: float
     temperature: float
+    feature_weight: float = 0.0
+    heard: tuple[dict[str, Tensor], dict[str, Tensor]] = field(default_factory=lambda: ({}, {}))
+
+    def listen(self, student: Network) -> None:
+        """From now on to all blocks that have the same name and shapes in both. UserError: there is none."""
+        theirs = blocks_of(self.model)
+        pairs = [
+            (name, b, theirs[name]) for name, b in blocks_of(student).items() if name in theirs
+        ]
+        same = [(n, a, b) for n, a, b in pairs if a.channels_out == b.channels_out]
+        if not same:
+            raise UserError(
+                "loss.feature_weight compares what leaves residual blocks, and none of the student's has the name and "
+                "the channels of one of the teacher's; accepted: a teacher of the same architecture and width, or 0.0"
+            )
+        for name, *blocks in same:
+            for block, heard in zip(blocks, self.heard, strict=True):
+                block.register_forward_hook(partial(_keep, heard, name))
 
     def blended(self, loss: Tensor, currents: Tensor, images: Tensor) -> Tensor:
         """The loss of the labels and that of the teacher, of currents [T, B, K] and the images behind them."""
@@ -37,11 +65,45 @@ class Teacher:
         theirs = F.log_softmax(answers / self.temperature, 1)
         ours = F.log_softmax(currents.float().mean(0) / self.temperature, 1)
         far = F.kl_div(ours, theirs, log_target=True, reduction="batchmean") * self.temperature**2
-        return (1 - self.weight) * loss + self.weight * far
+        loss = (1 - self.weight) * loss + self.weight * far
+        ours_, theirs_ = self.heard
+        if ours_:
+            apart = [_apart(a, theirs_[name]) for name, a in ours_.items()]
+            loss = loss + self.feature_weight * torch.stack(apart).mean()
+            ours_.clear()
+            theirs_.clear()
+        return loss
 
 
-def find_teacher(config: LossConfig, facts: Facts, placement: Placement) -> Teacher | None:
-    """The teacher that a recipe names. UserError: there is no such run, or it was trained on other data."""
+def blocks_of(model: Network) -> dict[str, Any]:
+    """The residual blocks by name; none of other networks."""
+    return dict(model.blocks()) if isinstance(model, BlockNetwork) else {}
+
+
+def _keep(heard: dict[str, Tensor], name: str, block: nn.Module, given: Any, out: Any) -> None:
+    """Of MS blocks the currents, also where they give the spikes of the next neuron, too."""
+    x = out[0] if isinstance(out, tuple) else out
+    heard[name] = x.float().mean(0)
+
+
+def _apart(a: Tensor, b: Tensor) -> Tensor:
+    """The mean over images of the square distance of a and b [B, ...] as vectors of length 1."""
+    if a.shape != b.shape:
+        raise UserError(
+            f"loss.feature_weight compares blocks whose maps are {tuple(a.shape[1:])} and {tuple(b.shape[1:])}; "
+            "accepted: a teacher of the same architecture, or 0.0"
+        )
+    a, b = (F.normalize(v.flatten(1), dim=1) for v in (a, b))
+    return (a - b).square().sum(1).mean()
+
+
+def find_teacher(
+    config: LossConfig, facts: Facts, placement: Placement, student: Network
+) -> Teacher | None:
+    """The teacher that a recipe names, of a student.
+
+    UserError: there is no such run, it was trained on other data, or no block fits the student's.
+    """
     if config.teacher == NOBODY:
         return None
     run = load_run(config.teacher)
@@ -52,4 +114,7 @@ def find_teacher(config: LossConfig, facts: Facts, placement: Placement) -> Teac
                 f'loss.teacher = "{config.teacher}" was trained on data of other {name}, {theirs}; accepted: {ours}'
             )
     model = placement.place(run.model).eval().requires_grad_(False)
-    return Teacher(model, config.teacher_weight, config.temperature)
+    teacher = Teacher(model, config.teacher_weight, config.temperature, config.feature_weight)
+    if config.feature_weight:
+        teacher.listen(student)
+    return teacher

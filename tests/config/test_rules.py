@@ -155,6 +155,7 @@ def test_each_idle_key_comes_with_its_reason():
         "data.split",
         "data.split_seed",
         "data.variant",
+        "loss.feature_weight",
         "loss.teacher_weight",
         "loss.temperature",
         "loss.tet_lambda",

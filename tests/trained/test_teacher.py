@@ -41,3 +41,39 @@ def test_a_teacher_of_other_data_is_refused(tmp_path):
     small_trainer(tmp_path / "ann", "neuron.kind=relu", "train.max_steps=1").fit()
     with pytest.raises(UserError, match="was trained on data of other image_size, 8; accepted: 12"):
         small_trainer(tmp_path / "run", f"loss.teacher={tmp_path / 'ann'}", "data.image_size=12")
+
+
+def test_features_are_compared_as_vectors_of_length_1(tmp_path):
+    ann = small_trainer(tmp_path / "ann", "neuron.kind=relu", "train.max_steps=1")
+    ann.fit()
+    keys = [f"loss.teacher={tmp_path / 'ann'}", "loss.feature_weight=2.0", "train.epochs=1"]
+    trainer = small_trainer(tmp_path / "run", *keys)
+    teacher, net = trainer.teacher, trainer.model
+    images = torch.randn(4, 1, 8, 8)
+    outs = [{}, {}]
+    for model, found in zip((net, teacher.model), outs, strict=True):
+        for name, block in model.blocks():
+            block.register_forward_hook(lambda m, x, out, n=name, f=found: f.update({n: out}))
+    currents = net(images)
+    found = teacher.blended(torch.tensor(1.5), currents, images)
+    assert teacher.heard == ({}, {})  # no graph is held
+    assert len(outs[0]) == len(net.blocks()) > 1
+    alone = Teacher(teacher.model, teacher.weight, teacher.temperature)
+    expected = alone.blended(torch.tensor(1.5), currents, images)
+    for name, out in outs[0].items():
+        a, b = out.mean(0).flatten(1), outs[1][name][0].flatten(1)
+        cosine = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
+        expected = expected + 2.0 * (2 - 2 * cosine).mean() / len(outs[0])
+    torch.testing.assert_close(found, expected)
+    assert torch.autograd.grad(found, net.conv1.weight)[0].abs().sum() > 0
+    trainer.fit()
+
+
+def test_features_of_a_teacher_of_another_width_are_refused(tmp_path):
+    small_trainer(tmp_path / "ann", "neuron.kind=relu", "train.max_steps=1", "model.width=3").fit()
+    with pytest.raises(
+        UserError, match=r"loss\.feature_weight compares what leaves residual blocks"
+    ):
+        small_trainer(
+            tmp_path / "run", f"loss.teacher={tmp_path / 'ann'}", "loss.feature_weight=1.0"
+        )
