@@ -359,6 +359,12 @@ class ModelConfig(TableOfPart):
         "steps of an image",
         SHARE,
     )
+    drop_path: float = key(
+        0.0,
+        "fraction of the images for which training leaves out the branch of the last residual block, at all time "
+        "steps; of earlier blocks less, by their depth",
+        SHARE,
+    )
     fused: bool = key(True, "norm, shortcut and neuron in one operator; false: separately")
     memory: Literal["standard", "packed"] = key(
         "standard",

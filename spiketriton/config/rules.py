@@ -51,7 +51,15 @@ SPLITS_OF = {
 BUILT_HERE = [
     *(
         f"model.{n}"
-        for n in ("block", "norm", "norm_gain", "width", "checkpoint_blocks", "dropout")
+        for n in (
+            "block",
+            "norm",
+            "norm_gain",
+            "width",
+            "checkpoint_blocks",
+            "dropout",
+            "drop_path",
+        )
     ),
     *(
         f"neuron.{n}"
@@ -92,7 +100,7 @@ EVENT_KEYS = [
 
 
 _START = ["model.residual_gain", "model.residual_bias"]
-_BLOCKS = ["model.checkpoint_blocks", "model.shortcut_gradient", *_START]
+_BLOCKS = ["model.drop_path", "model.checkpoint_blocks", "model.shortcut_gradient", *_START]
 
 
 def _readers() -> list[tuple[list[str], str, tuple[Any, ...]]]:
@@ -122,9 +130,10 @@ def _readers() -> list[tuple[list[str], str, tuple[Any, ...]]]:
             "model.norm",
             ("bn", "step_bn", "tdbn", "tebn"),
         ),
-        (["model.residual_gain"], "model.block", ("plain", "sew", "ms")),
+        (["model.residual_gain", "model.drop_path"], "model.block", ("plain", "sew", "ms")),
         (["model.residual_bias", "model.shortcut_gradient"], "model.block", ("plain",)),
         (["model.connect"], "model.block", ("sew",)),
+        (["model.drop_path"], "model.connect", ("add",)),
         (["neuron.tau"], "neuron.kind", (*LEAKY, "relu")),
         (["neuron.decay_input"], "neuron.kind", ("lif", "plif", "relu")),
         (["neuron.order"], "neuron.kind", ("masked_psn", "sliding_psn")),
@@ -231,6 +240,11 @@ def _of_training(values: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"loss.feature_weight = {values['loss.feature_weight']} listens to the blocks, which train.compile = true "
             "joins; accepted: one of them"
+        )
+    if values["model.drop_path"] and values["model.checkpoint_blocks"]:
+        yield (
+            f"model.drop_path = {values['model.drop_path']} draws in each block, and model.checkpoint_blocks = true "
+            "runs them twice; accepted: one of them"
         )
     if values["train.nesterov"] and values["train.momentum"] == 0:
         yield "train.nesterov = true needs train.momentum above 0, which is 0.0"

@@ -50,6 +50,8 @@ def build_model(recipe: Recipe, *, classes: int, channels: int, image_size: int)
         return made
     make = _BUILT_IN[model.name]
     net = make(recipe, parts, classes=classes, channels=channels, image_size=image_size)
+    if isinstance(net, BlockNetwork):
+        net.drop_paths()
     if isinstance(net, BlockNetwork) and model.norm != "none":
         net.start_blocks(*_block_start(recipe))
     return net

@@ -37,25 +37,39 @@ def norm_neuron(
     residual: Tensor | None = None,
     spike_add: Tensor | None = None,
     straight_through: bool = False,
+    kept: Tensor | None = None,
 ) -> Tensor:
     """`neuron(norm(y) + residual) + spike_add`, all [T, B, C, ...].
+
+    `kept` (see `kept_paths`) multiplies the branch: what the norm gives where there is a residual, else the spikes.
 
     One fused operation or several, which agree up to rounding. `straight_through`: the gradient of
     the residual is the output's, as if the residual had been added behind the neuron.
     """
     if straight_through and residual is not None and torch.is_grad_enabled():
-        spikes = norm_neuron(norm, neuron, y, residual.detach(), spike_add)
+        spikes = norm_neuron(norm, neuron, y, residual.detach(), spike_add, kept=kept)
         out = _StraightThrough.apply(spikes, residual)
         return out if spike_add is not None else mark_spikes(out)
-    if _fused(norm, neuron):
+    if kept is None and _fused(norm, neuron):
         assert isinstance(neuron, SpikingNeuron)
         out = neuron.fused_norm(y, norm, residual, spike_add)
         return out if spike_add is not None else mark_spikes(out)
     current = norm(y)
     if residual is not None:
-        current = current + residual
+        current = (current if kept is None else current * kept) + residual
     out = fire(neuron, current)
+    if kept is not None and residual is None:
+        out = out * kept
     return out if spike_add is None else out + spike_add
+
+
+def kept_paths(x: Tensor, drop: float) -> Tensor:
+    """Stochastic depth: 1 / (1 - drop) for an image of x [T, B, ...] whose branch is kept, 0 where it is dropped.
+
+    [1, B, 1, ...]: at all steps the same. Huang et al. 2016 (arXiv 1603.09382), scaled as timm's DropPath.
+    """
+    kept = torch.empty(1, x.shape[1], *[1] * (x.ndim - 2), device=x.device, dtype=x.dtype)
+    return kept.bernoulli_(1 - drop).div_(1 - drop)
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -155,6 +169,7 @@ class Parts:
     straight_through: bool = False
     connect: str = "add"
     dropout: float = 0.0
+    drop_path: float = 0.0
 
     @classmethod
     def of(cls, recipe: Recipe) -> "Parts":
@@ -175,6 +190,7 @@ class Parts:
             spiking and model.shortcut_gradient == "straight_through",
             model.connect,
             model.dropout,
+            model.drop_path,
         )
 
     def neuron(self) -> nn.Module:

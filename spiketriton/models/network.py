@@ -37,7 +37,7 @@ class Network(nn.Module):
         self.time_steps = parts.steps
         self.is_spiking = parts.neuron_config.kind != "relu"
         self.streaming = False
-        self.dropout = parts.dropout
+        self.dropout, self.drop_path = parts.dropout, parts.drop_path
         self.frozen: list[Norm] = []  # norms that keep their statistics in training
         self.packed = parts.packed
         self.unmeasured: dict[str, str] = {}  # neurons that no probe fits, and why
@@ -100,8 +100,8 @@ class Network(nn.Module):
 
     @property
     def draws(self) -> bool:
-        """Whether training draws random numbers inside, as dropout does."""
-        return self.dropout > 0
+        """Whether training draws random numbers inside, as dropout and drop path do."""
+        return self.dropout > 0 or self.drop_path > 0
 
     def features(self, images: Tensor, steps: int) -> Tensor:
         """Images [B, C, H, W] or frames [steps, B, C, H, W] -> what the classifier reads, [steps, B, F]."""

@@ -20,6 +20,7 @@ from spiketriton.models.layers import (
     first_layer,
     folded,
     gives_current,
+    kept_paths,
     norm_current_neuron,
     norm_neuron,
     over_time,
@@ -127,6 +128,7 @@ class Block(nn.Module):
     """
 
     sums_currents = True  # whether the last norm and the shortcut are two terms of one current
+    drop = 0.0  # share of the images for which training leaves out the branch
 
     def __init__(
         self, parts: Parts, channels_in: int, width: int, stride: int, bottleneck: bool
@@ -172,6 +174,10 @@ class Block(nn.Module):
         numbers = range(1, self.depth + 1)
         return [[getattr(self, f"{kind}{i}") for kind in ("conv", "bn", "neuron")] for i in numbers]
 
+    def kept(self, x: Tensor) -> Tensor | None:
+        """What the branch is multiplied by, if anything."""
+        return kept_paths(x, self.drop) if self.drop and self.training else None
+
     def last_current(self, spikes: Tensor) -> Tensor:
         """Spikes [T, B, C, H, W] -> output of the last convolution, before its norm."""
         *inner, (last_conv, _, _) = self.stages()
@@ -193,7 +199,9 @@ class PlainBlock(Block):
             conv, norm = self.downsample
             shortcut, straight = norm(spike_conv(conv, x)), False
         _, norm, neuron = self.stages()[-1]
-        return norm_neuron(norm, neuron, current, residual=shortcut, straight_through=straight)
+        return norm_neuron(
+            norm, neuron, current, shortcut, straight_through=straight, kept=self.kept(current)
+        )
 
 
 class SEWBlock(Block):
@@ -216,7 +224,7 @@ class SEWBlock(Block):
             shortcut = norm_neuron(norm, neuron, spike_conv(conv, x))
         _, norm, neuron = self.stages()[-1]
         if self.connect == "add":
-            return norm_neuron(norm, neuron, current, spike_add=shortcut)
+            return norm_neuron(norm, neuron, current, spike_add=shortcut, kept=self.kept(current))
         both = norm_neuron(norm, neuron, current) * shortcut
         return mark_spikes(both if self.connect == "and" else shortcut - both)
 
@@ -246,7 +254,8 @@ class MSBlock(Block):
             shortcut = norm(folded(conv, x))
         current = spike_conv(convs[-1], spikes)
         if reader is None:
-            return norms[-1](current) + shortcut
+            branch, kept = norms[-1](current), self.kept(current)
+            return (branch if kept is None else branch * kept) + shortcut
         return norm_current_neuron(norms[-1], reader, current, shortcut)
 
 
@@ -313,6 +322,12 @@ class BlockNetwork(Network):
         neurons = [block.stages()[-1][2] for _, block in self.blocks()]
         return [names[neuron] for neuron in (self.neuron1, *neurons) if neuron in names]
 
+    def drop_paths(self) -> None:
+        """Of the last block the recipe's share of images, of the others less by their depth."""
+        blocks = self.blocks()
+        for number, (_, block) in enumerate(blocks, 1):
+            block.drop = self.drop_path * number / len(blocks)
+
     def start_blocks(self, gain: float, bias: float = 0.0) -> None:
         for _, block in self.blocks():
             block.start(gain, bias)
@@ -330,6 +345,7 @@ class BlockNetwork(Network):
         for number, (block, reader) in enumerate(zip(blocks, readers, strict=True)):
             currents, pooled = isinstance(block, MSBlock), number < len(pools)
             joins = currents and not pooled and gives_current(block.stages()[-1][1], reader)
+            joins = joins and not (block.drop and block.training)
             out = run(block, x, *((spikes, reader if joins else None) if currents else ()))
             x, spikes = out if joins else (out, None)
             if pooled:

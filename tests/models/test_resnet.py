@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from spiketriton.config import NeuronConfig
 from spiketriton.models import count_parameters, resnet
-from spiketriton.models.layers import Parts, norm_neuron
+from spiketriton.models.layers import Parts, folded, kept_paths, norm_neuron
 from spiketriton.models.resnet import ARCHITECTURES, ResNet
 from spiketriton.models.resnet import BLOCKS as BLOCK_TYPES
 from spiketriton.neurons import Norm, build_neuron
@@ -321,3 +321,37 @@ def test_gains_are_counted_from_the_last_layer_of_one_block_to_that_of_the_next(
     assert build("resnet8", block="sew").last_of_blocks() == ["neuron1", *last]
     assert build("resnet8", block="ms").last_of_blocks() == last  # its stem has no neuron
     assert build("resnet50").last_of_blocks()[-1] == "layer4.2.neuron3"
+
+
+@pytest.mark.parametrize("block", ["plain", "sew", "ms"])
+def test_drop_path_leaves_out_whole_branches(block, monkeypatch):
+    """The image in the middle keeps its branch, twice as strong; the others pass the block as they are."""
+    net = lively(build(block=block, width=4, drop_path=0.5)).train()
+    assert net.draws
+    assert [b.drop for _, b in net.blocks()] == pytest.approx([0.5 / 3, 1 / 3, 0.5])
+    one = net.blocks()[0][1]  # whose shape is its shortcut's
+    kept = torch.tensor([0.0, 2.0, 0.0]).view(1, 3, 1, 1, 1)
+    monkeypatch.setattr(resnet, "kept_paths", lambda x, drop: kept.to(x))
+    spikes = (torch.rand(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(3)) < 0.3).float()
+    found = one(spikes)
+    (conv1, norm1, neuron1), (conv2, norm2, neuron2) = one.stages()
+    if block == "ms":
+        inner = neuron2(norm1(folded(conv1, neuron1(spikes))))
+        expected = norm2(folded(conv2, inner)) * kept + spikes
+    else:
+        branch = norm2(folded(conv2, neuron1(norm1(folded(conv1, spikes)))))
+        if block == "sew":
+            expected = neuron2(branch) * kept + spikes
+        else:
+            expected = neuron2(branch * kept + spikes)
+    torch.testing.assert_close(found, expected)
+    assert not torch.equal(found[:, 1], spikes[:, 1])
+    monkeypatch.setattr(resnet, "kept_paths", None)  # is not asked in eval mode
+    one.eval()(spikes)
+
+
+def test_paths_are_dropped_for_images_at_all_steps():
+    kept = kept_paths(torch.zeros(4, 2000, 3, 2, 2), 0.25)
+    assert kept.shape == (1, 2000, 1, 1, 1)
+    assert kept.unique().tolist() == pytest.approx([0.0, 4 / 3])
+    assert kept.mean().item() == pytest.approx(1.0, abs=0.05)
