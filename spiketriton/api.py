@@ -167,7 +167,7 @@ def load_run(
         checkpoint: "last": the end of the training; "best": by validation, with data.validation;
             "ema": the averaged weights, with train.ema.
         net: of a run that was trained by `train(net, recipe)`, the network; a copy gets the weights.
-        keys: those that move a run and change no weight, as `**{"data.root": "/data"}`.
+        keys: those that move a run and change no weight, such as `**{"data.root": "/data"}`.
 
     Raises:
         UserError: there is no run, or no whole checkpoint of it.
@@ -186,7 +186,7 @@ class NetDiagnosis:
     """What `diagnose` found out about a network; its text is the verdict in sentences.
 
     measured: gradients, firing and reach by layer and time step: `measured.rows()`, `measured.depth_profile`.
-    overlap: what each layer keeps of an image, [layers]: 1 all of it, 0 nothing.
+    overlap: the forward signal of each layer, [layers]: 1 preserved, 0 lost.
     verdict: `verdict.word`, `verdict.obstacles`, and the numbers behind them.
     """
 
@@ -211,7 +211,7 @@ def diagnose(
     loss: Callable[..., Tensor] | None = None,
     images: int | None = None,
 ) -> NetDiagnosis:
-    """Whether images and gradients get through a network of spiking neurons; nothing is trained, `net` stays as it is.
+    """Forward signal and gradient of a network of spiking neurons; nothing is trained, `net` stays as it is.
 
     Args:
         net: any module whose neurons are those of `spiketriton_kernels.nn`, or of a library that
@@ -260,7 +260,7 @@ class Run:
     Attributes:
         path: the run folder.
         recipe: the resolved recipe.
-        model: the network: normalised images [B, C, H, W] -> currents [T, B, K].
+        model: the network: normalised images [B, C, H, W] -> logits [T, B, K].
         classes: the names of the K classes.
         step: optimizer steps behind the weights.
     """
@@ -279,7 +279,7 @@ class Run:
 
     @torch.inference_mode()
     def predict(self, images: Tensor | np.ndarray | Sequence[Any], batch_size: int = 0) -> Tensor:
-        """Probabilities [B, K] of the classes, float32 on the CPU: softmax of the mean current.
+        """Probabilities [B, K] of the classes, float32 on the CPU: softmax of the mean logits.
 
         Images are prepared as the recipe prepares its test images: resized, cropped, normalised.
 
