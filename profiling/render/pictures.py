@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PANELS = (
-    ("step", "median_ms", "ms a training step", 1),
+    ("step", "median_ms", "ms per training step", 1),
     ("memory", "peak_bytes", "peak MiB of tensors in a step", 2**20),
 )
 
@@ -45,7 +45,7 @@ def setting(row: Row) -> tuple[str, int, int, str]:
 
 
 def steps(rows: list[Row]) -> Figure:
-    """Bars, the largest at the bottom; a line at T steps of the ANN twin; a star: not equal.
+    """Bars, the largest at the bottom, T steps of the ANN twin among them; a star: not equal.
 
     rows: of one `setting`.
     """
@@ -55,7 +55,8 @@ def steps(rows: list[Row]) -> Figure:
     first = groups[0][0]
     about = "{}, T={}, batch {}, {}".format(*setting(first))
     rehearsal = " (quick rehearsal, not a measurement)" if first["quick"] else ""
-    title = f"Training step of {about} (* not equal){rehearsal}\n{where(first)}"
+    unequal = " (* not equal)" if any(row["status"] == Status.UNEQUAL for row in rows) else ""
+    title = f"Training step of {about}{unequal}{rehearsal}\n{where(first)}"
     panels = [pair for pair in zip(groups, PANELS, strict=True) if pair[0]]
     figure = new_figure(2 + 6.2 * len(panels), 2.4 + 0.42 * len(groups[0]), title)
     for i, (group, (_, key, unit, scale)) in enumerate(panels, 1):
@@ -67,7 +68,6 @@ def steps(rows: list[Row]) -> Figure:
             bars.append((value, name + " *" * (row["status"] == Status.UNEQUAL), colour))
             if name == TWIN:
                 bars.append((value * row["T"], f"{row['T']} x {TWIN}", GREEN))
-                axes.axvline(value * row["T"], color=GREEN, lw=1.2, ls="--")
         values, names, colours = zip(*sorted(bars, reverse=True), strict=True)
         drawn = axes.barh(names, values, color=colours, height=0.66)
         axes.bar_label(drawn, [number(value) for value in values], padding=4, fontsize=9)

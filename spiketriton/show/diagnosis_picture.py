@@ -34,9 +34,9 @@ def draw(found: Diagnosis, path: Path) -> None:
         lines = [("as it is", measured, BLUE)]
         for variant in found.variants:
             if variant.change is Change.HALF_WIDTH:
-                lines.append(("surrogate half as wide", variant.measured, GREY))
+                lines.append(("half as wide", variant.measured, GREY))
             if variant.change is Change.TWICE_WIDTH:
-                lines.append(("surrogate twice as wide", variant.measured, ORANGE))
+                lines.append(("twice as wide", variant.measured, ORANGE))
         for label, shown, colour in lines:
             style = {"color": colour, "marker": "o", "label": label}
             profile = figures.positive(shown.depth_profile)
@@ -61,7 +61,7 @@ def draw(found: Diagnosis, path: Path) -> None:
         gain = measured.depth_gain
         depth.set_title("Through depth" + (f": {gain:.3g}x per layer" if gain else ""))
         depth.set_xlabel("gradient (RMS, log scale)")
-        depth.legend(fontsize=8)
+        depth.legend(fontsize=8, title="surrogate", title_fontsize=8, frameon=True, framealpha=0.85)
         figures.log_scale(time, "y")
         ratio = measured.time_ratio
         time.set_title("Through time" + (f": {ratio:.3g}x" if ratio else ""))

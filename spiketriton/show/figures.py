@@ -30,6 +30,7 @@ GRADIENT = (
     "gradient: how the loss changes with the input current of a neuron, dL/dx; its size is the RMS (root mean square) "
     "over the neurons"
 )
+# in every picture: blue for what is looked at, green for ANNs, orange and grey for what it is compared with
 BLUE, ORANGE, GREEN, GREY = "#2b6cb0", "#dd6b20", "#2f855a", "#718096"
 STYLE: dict[Any, Any] = {
     "axes.spines.top": False,

@@ -13,7 +13,7 @@ from spiketriton.gradients.measurement import Measurement
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import Row
 from spiketriton.show import figures
-from spiketriton.show.figures import BLUE, GREEN, GREY, ORANGE, heat_map, layer_figure, log10
+from spiketriton.show.figures import BLUE, GREY, ORANGE, heat_map, layer_figure, log10
 from spiketriton.show.words import percent, synthetic_note
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def curves(rows: list[Row], title: str) -> Figure | None:
     accuracy.plot(x, 100 * y, color=ORANGE, marker="o", label="test")
     last = f", last {percent(y[-1])}" if len(y) else ""
     for key, name, colour in (
-        ("ema_accuracy", "test, averaged weights", GREEN),
+        ("ema_accuracy", "test, averaged weights", GREY),
         ("validation_accuracy", "validation", BLUE),
     ):
         if with_it := [row for row in tests if key in row]:
@@ -61,7 +61,7 @@ def curves(rows: list[Row], title: str) -> Figure | None:
             accuracy.legend()
     accuracy.set(title=f"Test accuracy{last}", ylabel="accuracy (%)")
 
-    rate.plot(*_xy(train, "lr"), color=GREEN)
+    rate.plot(*_xy(train, "lr"), color=GREY)
     rate.set(title="Learning rate", ylabel="learning rate", xlabel="epoch")
     norm.plot(*_xy(train, "grad_norm"), color=GREY)
     norm.set(title="Norm of the whole gradient", ylabel="norm (before clipping)", xlabel="epoch")
@@ -92,7 +92,7 @@ def gradients(rows: list[Row], title: str) -> Figure | None:
         "gradient (RMS, log scale)",
         logs=True,
     )
-    colours = (GREY, GREEN, BLUE)[-len(chosen) :]
+    colours = (GREY, ORANGE, BLUE)[-len(chosen) :]
     for step, colour in zip(chosen, colours, strict=True):
         profile = _measured(rows, step).depth_profile
         if len(profile) != len(names):

@@ -60,7 +60,7 @@ def test_every_panel_shows_its_numbers(tmp_path, monkeypatch):
             assert values == pytest.approx(factor * curve, nan_ok=True)
             assert (line.get_color(), line.get_marker()) == (colour, "o")
     labels = [text.get_text() for text in depth.get_legend().get_texts()]
-    assert labels == ["as it is", "surrogate half as wide", "surrogate twice as wide"]
+    assert labels == ["as it is", "half as wide", "twice as wide"]
     assert image.get_lines()[0].get_xydata().tolist() == [[0.75, 0], [0.5, 1]]
     assert image.get_xlim() == (-0.05, 1.05)
     assert depth.get_ylim() == image.get_ylim() == heat.get_ylim() == (1.5, -0.5)

@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from spiketriton.runs.folder import RunFolder
-from spiketriton.show.figures import BLUE, GREEN, GREY
+from spiketriton.show.figures import BLUE, GREY, ORANGE
 from spiketriton.show.run_pictures import curves, draw_run, firing, gradients
 from tests.small_runs import small_recipe, small_trainer
 
@@ -95,9 +95,9 @@ def rows_of(steps: list[int], grads: list[list[float]], **fields: float) -> list
     ("steps", "chosen", "colours"),
     [
         ([10], [10], [BLUE]),
-        ([1, 10], [1, 10], [GREEN, BLUE]),
-        ([1, 2, 4, 10], [1, 4, 10], [GREY, GREEN, BLUE]),
-        ([1, 2, 4, 8, 10], [1, 4, 10], [GREY, GREEN, BLUE]),
+        ([1, 10], [1, 10], [ORANGE, BLUE]),
+        ([1, 2, 4, 10], [1, 4, 10], [GREY, ORANGE, BLUE]),
+        ([1, 2, 4, 8, 10], [1, 4, 10], [GREY, ORANGE, BLUE]),
     ],
 )
 def test_depth_profiles_of_the_first_middle_and_last_step(steps, chosen, colours):
