@@ -26,8 +26,8 @@ def two_layers(recipe, parts, *, classes, channels, image_size):
     """Two spiking convolutions, each of which halves the image."""
     hidden = recipe.model.options.hidden
     layers = [
-        Layer(parts.conv(channels, hidden, 5, 2), parts.norm(hidden), parts.neuron()),
-        Layer(parts.conv(hidden, hidden, 3, 2), parts.norm(hidden), parts.neuron()),
+        Layer(parts.conv(channels, hidden, 5, 2), parts.norm(hidden), parts.neuron(hidden)),
+        Layer(parts.conv(hidden, hidden, 3, 2), parts.norm(hidden), parts.neuron(hidden)),
     ]
     return FeedForward(parts, channels, layers, hidden, classes)
 

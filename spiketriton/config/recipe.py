@@ -430,8 +430,12 @@ class NeuronConfig(TableOfPart):
     v_threshold: float = key(
         1.0, "membrane potential at which a neuron fires", Range(0, 1e6, open="low")
     )
-    threshold_learnt: bool = key(
-        False, "v_threshold is where training begins: each layer learns its own"
+    threshold_learnt: bool | Literal["channel"] = key(
+        False,
+        "v_threshold is where training begins: each layer learns its own, or with `channel` each channel",
+    )
+    tau_learnt: Literal["layer", "channel"] = key(
+        "layer", "whether plif learns one tau for each layer, or for each channel"
     )
     reset: Literal["auto", "hard", "soft", "none"] = key(
         "auto",

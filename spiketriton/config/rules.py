@@ -67,6 +67,7 @@ BUILT_HERE = [
             "kind",
             "v_threshold",
             "threshold_learnt",
+            "tau_learnt",
             "reset",
             "v_reset",
             "detach_reset",
@@ -137,6 +138,7 @@ def _readers() -> list[tuple[list[str], str, tuple[Any, ...]]]:
         (["neuron.tau"], "neuron.kind", (*LEAKY, "relu")),
         (["neuron.decay_input"], "neuron.kind", ("lif", "plif", "relu")),
         (["neuron.order"], "neuron.kind", ("masked_psn", "sliding_psn")),
+        (["neuron.tau_learnt"], "neuron.kind", ("plif", "relu")),
         (["neuron.levels"], "neuron.kind", ("ilif",)),
         (["neuron.tau_adaptation", "neuron.beta"], "neuron.kind", ("alif",)),
         (["neuron.detach_reset"], "neuron.reset", ("auto", "hard", "soft")),
@@ -337,6 +339,11 @@ def _of_neuron(values: Mapping[str, Any]) -> Iterator[str]:
                 f'model.connect = "{values["model.connect"]}" joins spikes of 0 and 1, and neuron.kind = "ilif" '
                 'gives up to neuron.levels of them a step; accepted: "add"'
             )
+    if values["neuron.threshold_learnt"] == "channel" and kind in names("neuron"):
+        yield (
+            f'neuron.threshold_learnt = "channel" of neuron.kind = {shown(kind)} of a plugin, which is not told its '
+            "channels; accepted with it: true, false"
+        )
     reset, threshold = values["neuron.v_reset"], values["neuron.v_threshold"]
     if reset >= threshold:
         yield (

@@ -20,7 +20,7 @@ from spiketriton.gradients.subject import Subject
 from spiketriton.gradients.verdict import BLOCK_NETS, CLOSED, lost_at, starts_closed
 from spiketriton.models import Network, build_model
 from spiketriton.models.resnet import BlockNetwork
-from spiketriton.neurons import Norm
+from spiketriton.neurons import Norm, build_neuron
 from spiketriton.training.losses import build_loss
 from spiketriton.training.placement import Placement
 from spiketriton.training.randomness import seed_everything
@@ -163,8 +163,11 @@ class Experiment:
         ):
             return None
         scale = neuron.v_threshold if model.norm == "tdbn" else 1.0
-        (_, cell), *_ = self.build(self.recipe).cpu().spiking_layers()
-        field = MeanField(cell, self.recipe.time_steps, gamma=model.norm_gain * scale)
+        # before training all channels are alike
+        alike = replace(neuron, threshold_learnt=False, tau_learnt="layer")
+        field = MeanField(
+            build_neuron(alike), self.recipe.time_steps, gamma=model.norm_gain * scale
+        )
         similar = 1 / math.sqrt(1 + NOISE**2)
         return Prediction(field.gain(model.depth), field.overlap(model.depth, similar))
 

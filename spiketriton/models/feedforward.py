@@ -71,7 +71,7 @@ class PlainNet(FeedForward):
             Layer(
                 parts.conv(width if i else channels, width, 3, 2 if i in halved else 1),
                 parts.norm(width),
-                parts.neuron(),
+                parts.neuron(width),
             )
             for i in range(depth)
         ]
@@ -93,7 +93,9 @@ class MLP(FeedForward):
     ) -> None:
         pixels = channels * image_size**2
         layers = [
-            Layer(parts.linear(width if i else pixels, width), parts.norm(width), parts.neuron())
+            Layer(
+                parts.linear(width if i else pixels, width), parts.norm(width), parts.neuron(width)
+            )
             for i in range(depth)
         ]
         super().__init__(parts, channels, layers, width, classes)

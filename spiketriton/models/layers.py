@@ -193,8 +193,9 @@ class Parts:
             model.drop_path,
         )
 
-    def neuron(self) -> nn.Module:
-        return build_neuron(self.neuron_config, self.steps)
+    def neuron(self, channels: int | None = None) -> nn.Module:
+        """The neuron of `channels` currents, whose number is needed where each of them learns something."""
+        return build_neuron(self.neuron_config, self.steps, channels)
 
     def norm(self, channels: int, *, before_sum: bool = False) -> nn.Module:
         """The norm of `channels` currents; `before_sum`: its output is one of two terms of a current.

@@ -73,10 +73,10 @@ class Network(nn.Module):
         return currents
 
     def load_state_dict(self, state_dict: Any, *args: Any, **options: Any) -> Any:
-        """As torch's; the widths of surrogates are left out where the ANN twin has no neuron for them."""
-        own = self.state_dict()
-        known = {k: v for k, v in state_dict.items() if k in own or not k.endswith("_extra_state")}
-        return super().load_state_dict(known, *args, **options)
+        """As torch's; where the ANN twin has a ReLU, the width of a spiking neuron's surrogate is left out."""
+        relus = {f"{n}._extra_state" for n, m in self.named_modules() if isinstance(m, nn.ReLU)}
+        taken = {name: value for name, value in state_dict.items() if name not in relus}
+        return super().load_state_dict(taken, *args, **options)
 
     def train(self, mode: bool = True) -> "Network":
         """As in torch, but norms in `frozen` stay in eval mode."""

@@ -63,14 +63,18 @@ class VGG(Network):
                     side //= 2
                 continue
             after = width * entry
-            layers.append(Layer(parts.conv(before, after, 3), parts.norm(after), parts.neuron()))
+            layers.append(
+                Layer(parts.conv(before, after, 3), parts.norm(after), parts.neuron(after))
+            )
             before = after
         self.layers, self.pools = nn.ModuleList(layers), nn.ModuleList(pools)
         features = before * side**2
         self.hidden = nn.ModuleList()
         for share in hidden:
             after = max(1, features // share)
-            self.hidden.append(Layer(nn.Linear(features, after), nn.Identity(), parts.neuron()))
+            self.hidden.append(
+                Layer(nn.Linear(features, after), nn.Identity(), parts.neuron(after))
+            )
             features = after
         self.fc = nn.Linear(features, classes)
         self._initialize()
@@ -125,7 +129,7 @@ class BlockNet(BlockNetwork):
         super().__init__(parts, channels)
         self.conv1 = parts.conv(channels, width, 1)
         self.bn1 = parts.norm(width)
-        self.neuron1 = None if block == "ms" else parts.neuron()
+        self.neuron1 = None if block == "ms" else parts.neuron(width)
         self.layers = nn.ModuleList(
             BLOCKS[block](parts, width, width, 1, False) for _ in range(self.number_of_blocks)
         )
@@ -133,7 +137,7 @@ class BlockNet(BlockNetwork):
         self.pools = nn.ModuleList(nn.MaxPool2d(2) for _ in range(halvings))
         self.pooled_after = list(range(1, halvings + 1))
         self.checkpoint_blocks = parts.checkpoint_blocks
-        self.neuron_last = parts.neuron() if block == "ms" else None
+        self.neuron_last = parts.neuron(width) if block == "ms" else None
         self.fc = nn.Linear(width * (image_size >> halvings) ** 2, classes)
         self._initialize()
 

@@ -38,7 +38,7 @@ class PreActBlock(nn.Module):
         channels = channels_in
         for i, (kernel, channels_next, conv_stride) in enumerate(plan, start=1):
             self.add_module(f"bn{i}", parts.norm(channels))
-            self.add_module(f"neuron{i}", parts.neuron())
+            self.add_module(f"neuron{i}", parts.neuron(channels))
             self.add_module(f"conv{i}", parts.conv(channels, channels_next, kernel, conv_stride))
             channels = channels_next
         self.downsample: nn.Module | None = None
@@ -85,7 +85,7 @@ class PreActResNet(Network):
         make = partial(PreActBlock, parts, bottleneck=architecture.bottleneck)
         self.stage_names, channels_in = add_stages(self, architecture, stem == "strided", make)
         self.checkpoint_blocks = parts.checkpoint_blocks
-        self.bn_last, self.neuron_last = parts.norm(channels_in), parts.neuron()
+        self.bn_last, self.neuron_last = parts.norm(channels_in), parts.neuron(channels_in)
         self.fc = nn.Linear(channels_in, classes)
         nn.init.zeros_(self.fc.bias)
         self._initialize()

@@ -129,6 +129,7 @@ class Block(nn.Module):
 
     sums_currents = True  # whether the last norm and the shortcut are two terms of one current
     drop = 0.0  # share of the images for which training leaves out the branch
+    fires_first = False  # whether each neuron is in front of its convolution, not behind its norm
 
     def __init__(
         self, parts: Parts, channels_in: int, width: int, stride: int, bottleneck: bool
@@ -148,7 +149,9 @@ class Block(nn.Module):
             before_sum = i == self.depth and self.sums_currents
             self.add_module(f"conv{i}", parts.conv(channels, channels_next, kernel, conv_stride))
             self.add_module(f"bn{i}", parts.norm(channels_next, before_sum=before_sum))
-            self.add_module(f"neuron{i}", parts.neuron())
+            self.add_module(
+                f"neuron{i}", parts.neuron(channels if self.fires_first else channels_next)
+            )
             channels = channels_next
 
     def _downsample(self, parts: Parts, channels_in: int, stride: int) -> nn.ModuleList:
@@ -215,7 +218,9 @@ class SEWBlock(Block):
     sums_currents = False
 
     def _downsample(self, parts: Parts, channels_in: int, stride: int) -> nn.ModuleList:
-        return super()._downsample(parts, channels_in, stride).append(parts.neuron())
+        return (
+            super()._downsample(parts, channels_in, stride).append(parts.neuron(self.channels_out))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         current, shortcut = self.last_current(x), x
@@ -235,6 +240,8 @@ class MSBlock(Block):
     MS-ResNet (Hu et al. 2021, arXiv 2112.08954). A shortcut that changes shape is BN(conv1x1) of
     the currents x, as in the authors' code, and so multiplies analog values.
     """
+
+    fires_first = True
 
     def forward(
         self, x: Tensor, spikes: Tensor | None = None, reader: SpikingNeuron | None = None
@@ -390,12 +397,12 @@ class ResNet(BlockNetwork):
         kernel, stride = (3, 1) if stem == "cifar" else (7, 2)
         self.conv1 = parts.conv(channels, width, kernel, stride)
         self.bn1 = parts.norm(width)
-        self.neuron1 = None if block == "ms" else parts.neuron()
+        self.neuron1 = None if block == "ms" else parts.neuron(width)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem == "imagenet" else None
         make = partial(BLOCKS[block], parts, bottleneck=architecture.bottleneck)
         self.stage_names, channels_in = add_stages(self, architecture, stem == "strided", make)
         self.checkpoint_blocks = parts.checkpoint_blocks
-        self.neuron_last = parts.neuron() if block == "ms" else None
+        self.neuron_last = parts.neuron(channels_in) if block == "ms" else None
         self.fc = nn.Linear(channels_in, classes)
         self._initialize()
 
@@ -421,7 +428,7 @@ class ResNet19(ResNet):
         super().__init__(parts, architecture, **options)
         features, classes = self.fc.in_features, self.fc.out_features
         self.fc1 = nn.Linear(features, features // 2)
-        self.neuron_fc1 = parts.neuron()
+        self.neuron_fc1 = parts.neuron(features // 2)
         self.fc = nn.Linear(features // 2, classes)
         self._initialize()
 

@@ -31,8 +31,12 @@ __all__ = [
 ]
 
 
-def build_neuron(config: NeuronConfig, steps: int = 4) -> nn.Module:
-    """The neuron of a recipe of `steps` time steps: a `SpikingNeuron`, or `torch.nn.ReLU` for the ANN twin."""
+def build_neuron(config: NeuronConfig, steps: int = 4, channels: int | None = None) -> nn.Module:
+    """The neuron of a recipe of `steps` time steps: a `SpikingNeuron`, or `torch.nn.ReLU` for the ANN twin.
+
+    `channels`: those of its currents, dim 2, which a neuron needs that learns something for each of them.
+    UserError: it does, and they are not given.
+    """
     if config.kind == "relu":
         return nn.ReLU()
     own = chosen_part("neuron", config.kind)
@@ -56,7 +60,8 @@ def build_neuron(config: NeuronConfig, steps: int = 4) -> nn.Module:
         return SlidingPSN(config.order, **parallel)
     threshold: Any = config.v_threshold
     if config.threshold_learnt:
-        threshold = nn.Parameter(torch.tensor(threshold))
+        shape = _shape("threshold_learnt", config.threshold_learnt, channels)
+        threshold = nn.Parameter(torch.full(shape, config.v_threshold))
     common: dict[str, Any] = {"v_threshold": threshold, "detach_reset": config.detach_reset}
     if config.kind == "ilif":
         return ILIF(config.tau, levels=config.levels, **common)
@@ -71,4 +76,17 @@ def build_neuron(config: NeuronConfig, steps: int = 4) -> nn.Module:
         return IF(**common)
     if config.kind == "lif":
         return LIF(config.tau, config.decay_input, **common)
-    return PLIF(config.tau, config.decay_input, **common)
+    (per_channel,) = _shape("tau_learnt", config.tau_learnt, channels) or (None,)
+    return PLIF(config.tau, config.decay_input, per_channel=per_channel, **common)
+
+
+def _shape(name: str, learnt: bool | str, channels: int | None) -> tuple[int, ...]:
+    """Of what `neuron.name` learns: one value, or one for each channel."""
+    if learnt != "channel":
+        return ()
+    if channels is None:
+        raise UserError(
+            f'neuron.{name} = "channel" needs the number of channels, which the network did not give: '
+            "parts.neuron(channels)"
+        )
+    return (channels,)

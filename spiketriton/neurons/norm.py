@@ -180,7 +180,7 @@ def _batch_norm_over_ranks(
     count = dist.get_world_size() * x.numel() // x.shape[1]
     with torch.no_grad():
         dims = [0, *range(2, x.ndim)]
-        own_var, own_mean = torch.var_mean(x.float(), dims, correction=0)
+        own_var, own_mean = torch.var_mean(x.to(running_mean.dtype), dims, correction=0)
         mean = _mean_over_ranks(own_mean)
         var = _mean_over_ranks(own_var + (own_mean - mean).square())  # Chan et al. 1979
         running_mean.lerp_(mean, momentum)
@@ -206,8 +206,8 @@ class _Normalise(torch.autograd.Function):
         x, mean, var, weight = ctx.saved_tensors
         dims, by_channel = [0, *range(2, x.ndim)], [1, -1, *[1] * (x.ndim - 2)]
         rstd = (var + ctx.eps).rsqrt()
-        wide = grad.float()
-        xhat = (x.float() - mean.view(by_channel)) * rstd.view(by_channel)
+        wide = grad.to(mean.dtype)
+        xhat = (x.to(mean.dtype) - mean.view(by_channel)) * rstd.view(by_channel)
         sums = torch.stack([wide.sum(dims), (wide * xhat).sum(dims)])
         grad_bias, grad_weight = sums.unbind()
         shift, slope = _mean_over_ranks(sums).div(x.numel() // x.shape[1]).view(2, *by_channel)

@@ -163,21 +163,21 @@ def _translate(
 @torch.no_grad()
 def _neuron(nir: ModuleType, neuron: SpikingNeuron, shape: tuple[int, ...], dt: float) -> Any:
     constants = neuron.neuron_arguments()
-    decay, gain, v_reset = (float(constants[name]) for name in ("decay", "gain", "v_reset"))
-
-    def full(value: float) -> np.ndarray:
-        return np.full(shape, value, np.float32)
-
-    threshold = full(float(constants["threshold"]))
-    if decay == 1:
-        return nir.IF(r=full(gain / dt), v_threshold=threshold, v_reset=full(v_reset))
-    return nir.LIF(
-        tau=full(dt / (1 - decay)),
-        r=full(gain / (1 - decay)),
-        v_leak=full(v_reset),
-        v_threshold=threshold,
-        v_reset=full(v_reset),
+    decay, gain, threshold, v_reset = (
+        torch.as_tensor(constants[name], dtype=torch.float64, device="cpu").reshape(
+            -1, *[1] * (len(shape) - 1)
+        )
+        for name in ("decay", "gain", "threshold", "v_reset")
     )
+
+    def full(value: torch.Tensor) -> np.ndarray:
+        return _array(value.expand(shape))
+
+    fires = {"v_threshold": full(threshold), "v_reset": full(v_reset)}
+    if bool((decay == 1).all()):
+        return nir.IF(r=full(gain / dt), **fires)
+    rest = 1 - decay
+    return nir.LIF(tau=full(dt / rest), r=full(gain / rest), v_leak=fires["v_reset"], **fires)
 
 
 def _array(value: torch.Tensor) -> np.ndarray:

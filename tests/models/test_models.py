@@ -65,6 +65,14 @@ def test_checkpoints_move_between_the_fused_the_unfused_and_the_twin(options, no
     assert torch.equal(twin.fc.weight, fused.fc.weight)
 
 
+@pytest.mark.parametrize("kind", ["lif", "relu"])
+def test_the_width_of_a_layer_that_is_not_there_is_refused(kind):
+    net = build(width=2, neuron={"kind": kind})
+    state = net.state_dict() | {"layer9._extra_state": torch.tensor(1.0)}
+    with pytest.raises(RuntimeError, match=r"layer9\._extra_state"):
+        net.load_state_dict(state)
+
+
 @pytest.mark.parametrize(
     "options",
     [{"norm": "tebn", "block": "ms"}, pytest.param({"block": "sew"}, marks=pytest.mark.slow)],

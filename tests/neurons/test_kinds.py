@@ -6,10 +6,25 @@ import torch
 from spiketriton.config.reading import recipe_from_toml
 from spiketriton.errors import UserError
 from spiketriton.gradients.probing import Prober, cut_time
+from spiketriton.gradients.subject import find_subject
+from spiketriton.gradients.variants import Experiment
 from spiketriton.models import build_model
-from spiketriton.neurons import ALIF, CLIF, ILIF, PSN, MaskedPSN, SlidingPSN, SpikingNeuron
+from spiketriton.neurons import (
+    ALIF,
+    CLIF,
+    ILIF,
+    PSN,
+    MaskedPSN,
+    SlidingPSN,
+    SpikingNeuron,
+    build_neuron,
+)
 from spiketriton.trained.counters import ActivityCounter
+from spiketriton.trained.exports import export_onnx
+from spiketriton.trained.nir_graph import to_nir
+from spiketriton.trained.run import load_run
 from spiketriton.training.losses import build_loss
+from tests.small_runs import small_trainer
 
 TEXT = """
 [data]
@@ -22,6 +37,7 @@ block = "{block}"
 kind = "{kind}"
 {more}
 """
+LEARNT = 'tau_learnt = "channel"\nthreshold_learnt = "channel"'
 KINDS = {"ilif": ILIF, "clif": CLIF, "alif": ALIF}
 PARALLEL = {"psn": PSN, "masked_psn": MaskedPSN, "sliding_psn": SlidingPSN}
 
@@ -95,14 +111,69 @@ def test_gradients_of_a_parallel_neuron_are_measured_without_steps_between():
     assert (prober.measure().grad_input == whole.grad_input).all()
 
 
-@pytest.mark.parametrize("kind", ["if", "lif", "plif", *KINDS])
-def test_a_learnt_threshold_has_a_gradient_and_is_in_the_weights(kind):
-    recipe = recipe_of(kind, more="threshold_learnt = true\nv_threshold = 0.8")
+@pytest.mark.parametrize(
+    ("kind", "block", "model", "learnt"),
+    [
+        ("if", "plain", "", "true"),
+        ("lif", "preact", "", '"channel"'),
+        ("plif", "sew", "", "true"),
+        ("plif", "ms", 'norm = "tebn"', '"channel"'),
+        ("ilif", "ms", "", '"channel"'),
+        ("clif", "sew", 'norm = "step_bn"', '"channel"'),
+        ("alif", "plain", "checkpoint_blocks = true", '"channel"'),
+    ],
+)
+def test_a_learnt_threshold_is_one_number_a_layer_or_one_a_channel(kind, block, model, learnt):
+    more = f"threshold_learnt = {learnt}\nv_threshold = 0.8"
+    if kind == "plif" and learnt != "true":
+        more += '\ntau_learnt = "channel"'
+    recipe = recipe_of(kind, block, more, f"{model}\nresidual_gain = 0.5" * (block != "preact"))
     net, (images, labels) = built(recipe), batch()
     build_loss(recipe.loss)(net(images), labels).backward()
-    learnt = {n: p for n, p in net.named_parameters() if n.endswith("v_threshold")}
-    assert len(learnt) == len(net.spiking_layers())
-    assert all(p.item() == pytest.approx(0.8) and p.grad is not None for p in learnt.values())
+    layers = net.spiking_layers()
+    values = [(p, 0.8) for _, neuron in layers for p in [neuron.v_threshold]]
+    if kind == "plif":
+        values += [(neuron.w, 0.0) for _, neuron in layers]
+    for p, start in values:
+        assert p.requires_grad
+        assert p.grad.abs().sum() > 0
+        assert torch.equal(p, torch.full_like(p, start))
+        assert p.ndim == (0 if learnt == "true" else 1)
+
+
+@pytest.mark.parametrize(
+    "model",
+    ['name = "net7b"', 'name = "mlp"', 'name = "vggsnn"', 'name = "resnet19"', 'name = "resnet50"'],
+)
+def test_every_network_tells_its_neurons_their_channels(model):
+    text = (
+        f'[data]\nname = "digits"\n[model]\n{model}\nwidth = 4\n[neuron]\nkind = "plif"\n{LEARNT}'
+    )
+    net, (images, _) = built(recipe_from_toml(text, "kinds")), batch()
+    net(images).sum().backward()
+    assert all(p.grad is not None for _, n in net.spiking_layers() for p in n.parameters())
+
+
+def test_what_channels_learn_is_trained_kept_measured_and_exported(tmp_path):
+    path, keys = tmp_path / "run", LEARNT.replace(" = ", "=").split("\n")
+    keys = ["neuron.kind=plif", *(f"neuron.{key}" for key in keys)]
+    small_trainer(path, *keys, "model.residual_gain=0.5", "train.max_steps=2").fit()
+    run = load_run(path)
+    for _, neuron in run.model.spiking_layers():
+        for values in (neuron.v_threshold, neuron.w):
+            assert values.ndim == 1
+            assert len(set(values.tolist())) > 1, "they learn apart from each other"
+    experiment = Experiment(find_subject(str(path), [], print))
+    assert experiment.measure(experiment.prober("neuron.kind=lif")).depth_gain > 0
+    assert export_onnx(run, tmp_path / "net.onnx", 2) < 1e-4
+    assert to_nir(run.model, (1, 8, 8))
+
+
+def test_channels_that_a_network_does_not_tell_are_asked_for_by_name():
+    for key in LEARNT.split("\n"):
+        config = recipe_of("plif", more=key).neuron
+        with pytest.raises(UserError, match=rf"neuron\.{key}.*parts\.neuron\(channels\)"):
+            build_neuron(config)
 
 
 def test_blocks_that_are_recomputed_give_the_same_gradients_of_whole_number_spikes():
@@ -138,6 +209,7 @@ def test_spikes_of_ilif_are_counted_as_whole_numbers():
         ("alif", "v_reset = 0.5", "", "neuron.v_reset"),
         ("ilif", "", 'memory = "packed"', "model.memory"),
         ("lif", "levels = 2", "", "neuron.levels"),
+        ("lif", 'tau_learnt = "channel"', "", "neuron.tau_learnt"),
         ("clif", "beta = 2.0", "", "neuron.beta"),
         ("clif", "decay_input = true", "", "neuron.decay_input"),
         ("psn", 'reset = "hard"', "", "neuron.reset"),

@@ -126,7 +126,7 @@ class Chain(BlockNetwork):
         self.layers = nn.ModuleList(
             BLOCKS[block](parts, 4 * WIDTH, WIDTH, 1, True) for _ in range(count)
         )
-        self.neuron_last = parts.neuron() if block == "ms" else None
+        self.neuron_last = parts.neuron(4 * WIDTH) if block == "ms" else None
         self.checkpoint_blocks = False
 
 

@@ -27,7 +27,7 @@ __version__ = "2.5"
 
 @model("mine_{tag}")
 def net(recipe, parts, *, classes, channels, image_size):
-    layer = Layer(parts.conv(channels, 8, 3, 2), parts.norm(8), parts.neuron())
+    layer = Layer(parts.conv(channels, 8, 3, 2), parts.norm(8), parts.neuron(8))
     return FeedForward(parts, channels, [layer], 8, classes)
 
 @neuron("slow_{tag}")

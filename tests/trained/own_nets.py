@@ -67,7 +67,7 @@ def _registered(made):
     @model(f"own_{made.__name__.lower()}")
     def make(recipe, parts, *, classes, channels, image_size):
         layers = [
-            Layer(parts.conv(old, 4, 3), parts.norm(4), parts.neuron()) for old in (channels, 4)
+            Layer(parts.conv(old, 4, 3), parts.norm(4), parts.neuron(4)) for old in (channels, 4)
         ]
         return made(parts, channels, layers, 4, classes)
 

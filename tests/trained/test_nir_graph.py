@@ -27,6 +27,9 @@ def build(*overrides: str, channels: int = 2, size: int = SIZE) -> Network:
         for norm in (m for m in model.modules() if hasattr(m, "running_mean")):
             norm.weight.uniform_(0.8, 1.6)
             norm.bias.uniform_(0, 0.6)
+        for _, neuron in model.spiking_layers():
+            for learnt in neuron.parameters():
+                learnt.add_(torch.rand_like(learnt) / 4)
         for _ in range(20):
             model(images)
     return model.eval()
@@ -49,6 +52,10 @@ SPOKEN = {
     "tdbn": ["model.norm=tdbn", "neuron.kind=if"],
     "plain net": ["model.name=plain", "model.depth=4"],
     "mlp": ["model.name=mlp", "model.depth=3", "model.width=24"],
+    "by channel": [
+        *("neuron.kind=plif", "neuron.tau_learnt=channel", "neuron.decay_input=true"),
+        *("neuron.threshold_learnt=channel", "neuron.v_threshold=0.7"),
+    ],
     "no norm": ["model.name=mlp", "model.depth=2", "model.norm=none"],
 }
 

@@ -230,6 +230,10 @@ def test_a_probe_is_filled():
         (lambda: nn.LIF(tau=0.5), ["tau 0.5", "at least 1"]),
         (lambda: nn.PLIF(init_tau=1.0), ["init_tau 1.0", "above 1"]),
         (lambda: nn.PLIF(per_channel=0), ["per_channel 0"]),
+        (
+            lambda: type("Mine", (nn.LIF,), {"input_gain": lambda _: torch.ones(())}),
+            ["Mine has input_gain()", "neuron_arguments()", '{"gain": ...}'],
+        ),
         (lambda: nn.IF()(torch.zeros(3)), ["IF", "(3,)", "[T, B, ...]"]),
         (lambda: nn.IF(step_mode="s")(torch.tensor(1.0)), ["IF", "()", "[B, ...]"]),
         (
