@@ -36,61 +36,56 @@ def gradients(
         grad_s: gradient by the spikes. given: the tensors of ``SAVED``, None where there is none.
         eps, bn_scale: of the norm. walk, norm_backward: the passes, by which everything is computed.
     """
-    x, norm = given["x"], given["mean"] is not None
+    x, normed = given["x"], given["mean"] is not None
     assert x is not None
-    shared = (
-        norm and needs["x"] and bool(call.group)
-    )  # statistics that other ranks share: two passes, sums between
-    count = float(x.numel() // x.shape[2]) if norm and call.batch_statistics else 0.0
-    out = walk(
-        Emit(
-            dx=needs["residual"] or not norm or (shared and not replays(x)),
-            dy=norm and needs["x"] and not shared,
-            sums=norm,
-            v_init=needs["v_init"],
-            parameters=any([needs[name] for name in PARAMETERS]),
-            step_gain=needs["step_gain"],
-            probe=needs["probe"],
-            m_init=needs["m_init"],
-        ),
-        count,
-        None,
+    # statistics that other ranks share take two passes: sums travel in between
+    shared = normed and needs["x"] and bool(call.group)
+    count = float(x.numel() // x.shape[2]) if normed and call.batch_statistics else 0.0
+    emit = Emit(
+        dx=needs["residual"] or not normed or (shared and not replays(x)),
+        dy=normed and needs["x"] and not shared,
+        sums=normed,
+        v_init=needs["v_init"],
+        parameters=any([needs[name] for name in PARAMETERS]),
+        step_gain=needs["step_gain"],
+        probe=needs["probe"],
+        m_init=needs["m_init"],
     )
-    grads: dict[str, torch.Tensor | None] = dict.fromkeys(ARGUMENTS)
-    grads["x"] = out.dy if norm else out.dx
-    if needs["residual"]:
-        grads["residual"] = out.dx
-    if needs["spike_add"]:
-        grads["spike_add"] = grad_s
-    for name in ("v_init", "m_init", "step_gain", "probe"):
-        grads[name] = getattr(out, name)
+    out = walk(emit, count, None)
+    found = dict(
+        x=out.dy if normed else out.dx,
+        residual=out.dx,
+        spike_add=grad_s,
+        v_init=out.v_init,
+        m_init=out.m_init,
+        step_gain=out.step_gain,
+        probe=out.probe,
+    )
     if out.sums is not None:
-        if needs["weight"] or needs["bias"]:
-            bias, weight = out.sums.unbind(0)
-            grads["bias"] = bias if needs["bias"] else None
-            if needs["weight"]:
-                grads["weight"] = weight if bn_scale == 1.0 else weight * bn_scale
+        found["bias"], weight = out.sums.unbind(0)
+        found["weight"] = weight * bn_scale if needs["weight"] and bn_scale != 1.0 else weight
         if shared:
             group = dist.distributed_c10d._resolve_process_group(call.group)  # type: ignore[arg-type]
             sums = out.sums.clone()
             dist.all_reduce(sums, group=group)
             count *= dist.get_world_size(group)
             if out.dx is None:
-                grads["x"] = walk(Emit(dy=True), count, sums).dy
+                found["x"] = walk(Emit(dy=True), count, sums).dy
             else:
                 norms = (given[name] for name in ("mean", "var", "weight", "step_gain"))
-                grads["x"] = norm_backward(out.dx, x, *norms, sums, eps, bn_scale, count)
+                found["x"] = norm_backward(out.dx, x, *norms, sums, eps, bn_scale, count)
     if out.parameters is not None:
-        for i, name in enumerate(PARAMETERS):
-            parameter = given[name]
-            if parameter is not None and needs[name]:
-                row = out.parameters[i]
-                if parameter.dim() == 0:  # where another parameter has channels, all have
-                    row = row.squeeze(0) if row.numel() == 1 else row.sum()
-                grads[name] = row
-    for name, value in given.items():
-        if value is not None:
-            grad = grads[name]
-            if grad is not None and grad.dtype != value.dtype:
-                grads[name] = grad.to(value.dtype)
-    return grads
+        found |= zip(PARAMETERS, out.parameters, strict=False)
+    return {
+        name: _fitting(found.get(name), given.get(name)) if needs[name] else None
+        for name in ARGUMENTS
+    }
+
+
+def _fitting(grad: torch.Tensor | None, value: torch.Tensor | None) -> torch.Tensor | None:
+    """In the dtype of what it is the gradient by; of a parameter (), where others have channels, the sum."""
+    if grad is None or value is None:
+        return grad
+    if grad.dim() > value.dim():
+        grad = grad.squeeze(0) if grad.numel() == 1 else grad.sum()
+    return grad if grad.dtype == value.dtype else grad.to(value.dtype)
