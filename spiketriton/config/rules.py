@@ -339,7 +339,7 @@ def _of_neuron(values: Mapping[str, Any]) -> Iterator[str]:
                 f'model.connect = "{values["model.connect"]}" joins spikes of 0 and 1, and neuron.kind = "ilif" '
                 'gives up to neuron.levels of them a step; accepted: "add"'
             )
-    if values["neuron.threshold_learnt"] == "channel" and kind in names("neuron"):
+    if values["neuron.threshold_learnt"] == "channel" and kind in names("neurons"):
         yield (
             f'neuron.threshold_learnt = "channel" of neuron.kind = {shown(kind)} of a plugin, which is not told its '
             "channels; accepted with it: true, false"

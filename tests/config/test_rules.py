@@ -170,6 +170,7 @@ def test_each_idle_key_comes_with_its_reason():
         "neuron.levels",
         "neuron.order",
         "neuron.tau_adaptation",
+        "neuron.tau_learnt",
         "train.gamma",
         "train.max_skips",
         "train.milestones",

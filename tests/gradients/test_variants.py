@@ -149,7 +149,7 @@ def test_what_the_mean_field_predicts_stands_beside_what_is_measured():
     assert predicted.gain == pytest.approx(experiment.prober().measure().depth_gain, rel=0.15)
     assert len(predicted.overlap) == 6
     alike = ("neuron.threshold_learnt=channel", "neuron.kind=plif", "neuron.tau_learnt=channel")
-    assert Experiment(subject(*wide, *alike, "time_steps=4")).predicted() == predicted
+    assert Experiment(subject(*wide, *alike, "time_steps=4")).predicted().gain == predicted.gain
     for other in (("model.start=identity",), ("model.norm=none",), ("model.name=resnet8",)):
         changed = [
             change for change in wide if other[0] == "model.norm=none" or "resnet8" not in other[0]

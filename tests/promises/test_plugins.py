@@ -157,6 +157,13 @@ def test_python_names_plugins_and_their_keys_as_the_command_does(folder):
     assert (ended.returncode, ended.stdout) == (0, "3.0\n"), ended.stderr
 
 
+def test_a_neuron_of_ones_own_is_not_told_its_channels(folder):
+    with pytest.raises(
+        UserError, match=r"neuron\.threshold_learnt = .channel.*accepted with it: true, false"
+    ):
+        spiketriton.train("mine.toml", quiet=True, **{"neuron.threshold_learnt": "channel"})
+
+
 def test_what_a_part_makes_is_checked(folder):
     text = Path("mine.toml").read_text().replace('name = "mine_', 'name = "wrong_')
     Path("wrong.toml").write_text(text)
