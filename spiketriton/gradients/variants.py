@@ -166,7 +166,9 @@ class Experiment:
         # before training all channels are alike
         alike = replace(neuron, threshold_learnt=False, tau_learnt="layer")
         field = MeanField(
-            build_neuron(alike), self.recipe.time_steps, gamma=model.norm_gain * scale
+            build_neuron(alike, self.recipe.time_steps),
+            self.recipe.time_steps,
+            gamma=model.norm_gain * scale,
         )
         similar = 1 / math.sqrt(1 + NOISE**2)
         return Prediction(field.gain(model.depth), field.overlap(model.depth, similar))
