@@ -213,7 +213,7 @@ def sample(one: Evaluation, title: str) -> Figure | None:
     left.set_xticks([])
     left.set_yticks([])
     answers = [
-        f"after step {t}: {answer} ({100 * share:.0f} %)"
+        f"after {t} of {len(found.answers)} steps: {answer} ({100 * share:.0f} %)"
         for t, (answer, share) in enumerate(zip(found.answers, found.shares, strict=True), 1)
     ]
     most = 8  # lines below the image; of more steps, the first and the last ones
@@ -225,12 +225,12 @@ def sample(one: Evaluation, title: str) -> Figure | None:
         spikes = np.array(found.spikes[name])  # [T, neurons]
         step, neuron = np.nonzero(spikes)
         heights = place + 0.1 + 0.8 * (neuron + 0.5) / spikes.shape[1]
-        right.hlines(heights, step + 0.65, step + 1.35, lw=1.8, color=COLOURS[place % 2])
+        right.hlines(heights, step - 0.35, step + 0.35, lw=1.8, color=COLOURS[place % 2])
         height = len(spikes)
     right.set(title="Spikes of some neurons of each layer", xlabel="time step")
     right.set_yticks(np.arange(len(names)) + 0.5, names, fontsize=8)
     right.set_ylim(len(names), 0)  # the input is at the top
-    right.set_xticks([1 + tick for tick in figures.thinned(height, 12)])
-    right.set_xlim(0.5, height + 0.5)
+    right.set_xticks(figures.thinned(height, 12))
+    right.set_xlim(-0.5, height - 0.5)
     right.grid(False)
     return figure

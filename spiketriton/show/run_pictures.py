@@ -105,6 +105,7 @@ def gradients(rows: list[Row], title: str) -> Figure | None:
         )
     figures.log_scale(depth, "x")
     depth.set_ylim(heat.get_ylim())
+    depth.yaxis.get_major_locator().set_params(integer=True)
     depth.set(
         title="By layer, during training", xlabel="gradient (RMS over all time steps, log scale)"
     )

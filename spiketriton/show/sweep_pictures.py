@@ -74,7 +74,7 @@ def norms(
             mean = np.exp(np.where(np.isfinite(logs), logs, np.nan).mean(0))
             value = group.values[along]
             dashes = "--" if value.startswith("auto") else "-"
-            places = np.arange(len(mean)) + (label != "time step")
+            places = np.arange(len(mean))
             ax.plot(places, mean, color=colours[value], label=value, ls=dashes)
             shown = True
         figures.log_scale(ax, "y")

@@ -57,7 +57,7 @@ def test_norms_are_those_of_the_first_step_geometric_over_seeds(tmp_path):
     profile = np.array([math.sqrt(5), 4])  # RMS over time
     assert lines[0].get_ydata() == pytest.approx(profile)
     assert lines[1].get_ydata() == pytest.approx(profile * math.sqrt(10))  # of 1 and 10
-    assert lines[0].get_xdata().tolist() == [1, 2]
+    assert lines[0].get_xdata().tolist() == [0, 1]
     assert [line.get_linestyle() for line in lines] == ["-", "-", "--"]
     axes = norms(groups, WIDTH, _by_time, "time step", "").axes[0]
     assert axes.get_lines()[0].get_xdata().tolist() == [0, 1]

@@ -35,7 +35,8 @@ def test_answers_and_spikes_are_the_networks_own(tmp_path):
     assert figure is not None
     image, raster = figure.axes
     assert image.get_title() == f"A test image of class {found.label}"
-    assert image.get_xlabel().count("after step ") == 3
+    assert image.get_xlabel().count(" of 3 steps: ") == 3
+    assert raster.get_xticks().tolist() == [0, 1, 2]  # as in every picture
     drawn = sum(len(ticks.get_segments()) for ticks in raster.collections)
     assert drawn == sum(sum(row) for steps in found.spikes.values() for row in steps)
 
