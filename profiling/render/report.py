@@ -78,7 +78,7 @@ def summary(rows: list[Row]) -> list[Grid]:
 
 
 def _kernels(rows: list[Row]) -> Grid:
-    """How many times as fast as the fastest other contender of a case; median and lowest of the cases."""
+    """How many times as fast as the fastest other contender of a case; median and lowest of several cases."""
     found: dict[tuple[str, int], list[float]] = {}
     for group in by_case(rows):
         others = [row for row in group if row["contender"] not in ("copy", OURS)]
@@ -88,12 +88,12 @@ def _kernels(rows: list[Row]) -> Grid:
             name = f"`{first['op']}` {first['mode']}, {first['dtype']}"
             found.setdefault((name, first["T"]), []).append(min(ratios))
     windows = sorted({T for _, T in found})
-    names = sorted({name for name, _ in found})
+    several = {name: sum(len(found.get((name, T), [])) for T in windows) for name, _ in found}
+    names = sorted(name for name, count in several.items() if count > 1) or sorted(several)
     lines = [
-        [name, *(_range(found.get((name, T), [])) for T in windows), str(sum(
-            len(found.get((name, T), [])) for T in windows))]
+        [name, *(_range(found.get((name, T), [])) for T in windows), str(several[name])]
         for name in names
-    ]  # fmt: skip
+    ]
     cases = [ratio for ratios in found.values() for ratio in ratios]
     notes = []
     if cases:

@@ -70,9 +70,12 @@ def test_the_page_is_what_the_results_in_the_repository_give(tmp_path):
 def test_the_summary_takes_the_fastest_other_of_each_case(lif_rows):
     """Two cases of one line: the median of 1.5 and 0.5, and the lower of both."""
     rows = lif_rows() + [row | {"shape": [1, 1, 1, 1]} for row in lif_rows(ours=6.0)]
-    (grid,) = report.summary(rows)
+    alone = [
+        row | {"mode": "inference"} for row in lif_rows()
+    ]  # has no line beside lines of several
+    (grid,) = report.summary(rows + alone)
     assert grid.lines == [["`lif` training, fp32", "1.00x (0.50x)", "2"]]
-    assert grid.notes == ["All 2 cases: 1.00x in the median; slower than the fastest other in 1."]
+    assert grid.notes == ["All 3 cases: 1.50x in the median; slower than the fastest other in 1."]
 
 
 def test_a_step_with_its_twin_and_its_memory(tmp_path, lif_rows):
