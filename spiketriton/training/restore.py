@@ -21,8 +21,6 @@ def refuse_damage(
     Sets the random generators.
     """
     try:
-        if given["step"] < 0:
-            raise ValueError(f"step is {given['step']}")
         for name, part in own.items():
             if name == "optimizer":
                 _compare_optimizer(given.get(name), part, optimizer)
@@ -32,6 +30,8 @@ def refuse_damage(
                 _compare_weights(given.get(name), part)
             elif name not in _ELSEWHERE and (isinstance(part, Mapping) or name in given):
                 _compare(given.get(name), part, name)
+        if given.get("step", 0) < 0:
+            raise ValueError(f"step is {given['step']}")
     except ValueError as error:
         raise UserError(f"{path}: the checkpoint is damaged: {error}") from None
 
