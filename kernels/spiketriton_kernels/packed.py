@@ -12,6 +12,7 @@ import torch
 
 from .arguments import DTYPES
 from .backends.choice import backend_for
+from .backends.triton_launch import launch
 from .layout import gapless
 from .triton_import import tl, triton
 
@@ -87,10 +88,9 @@ def _pack(spikes: torch.Tensor) -> torch.Tensor:
         return bits
     backend = backend_for(spikes)
     if backend == "triton":
-        with torch.cuda.device_of(spikes):
-            pack_kernel[(triton.cdiv(bits.numel(), _BLOCK),)](
-                flat, bits, n, BLOCK=_BLOCK, num_warps=4, enable_fp_fusion=False
-            )
+        launch(
+            pack_kernel, (triton.cdiv(bits.numel(), _BLOCK),), spikes, flat, bits, n, BLOCK=_BLOCK
+        )
     elif backend == "native":
         from .backends import native
 
@@ -118,10 +118,9 @@ def _unpack(
     flat = _flat(spikes)
     backend = backend_for(spikes)
     if backend == "triton":
-        with torch.cuda.device_of(bits):
-            unpack_kernel[(triton.cdiv(bits.numel(), _BLOCK),)](
-                bits, flat, n, BLOCK=_BLOCK, num_warps=4, enable_fp_fusion=False
-            )
+        launch(
+            unpack_kernel, (triton.cdiv(bits.numel(), _BLOCK),), bits, bits, flat, n, BLOCK=_BLOCK
+        )
     elif backend == "native":
         from .backends import native
 

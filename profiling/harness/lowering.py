@@ -142,6 +142,15 @@ class Launch:
     arguments: dict[str, Any]
     options: dict[str, Any]
 
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """The arguments by name, with the fields of how a step is cut and of the window; neither: one step."""
+        fields = {"steps": 1, "chunk": 1}
+        for name in ("CUT", "WINDOW"):
+            if name in self.arguments:
+                fields |= self.arguments[name]._asdict()
+        return fields | self.arguments
+
     def leaves(self) -> Iterator[tuple[tuple[int, ...], str, Any, bool]]:
         """Path, name and value of each argument and of each field of one, and whether it is compiled in."""
         for i, parameter in enumerate(self.kernel.params):
@@ -259,7 +268,7 @@ def lower(
         found["instructions"] = None
     else:
         elements = max(1, _tile(launch) // (warps * TARGETS[target].warp_size))
-        found["instructions"] /= elements * launch.arguments.get("CHUNK", 1)
+        found["instructions"] /= elements * launch.sizes["chunk"]
         if nvidia:
             found |= _traffic(_accesses(text, launch, elements), _fill(launch))
             found["fused_across_lanes"] = _fused_across_lanes(text)
@@ -291,15 +300,15 @@ def _tile(launch: Launch) -> int:
     """Elements of a program."""
     if _packs(launch):
         return 8 * launch.arguments["BLOCK"]
-    return launch.arguments["BLOCK_R"] * launch.arguments["BLOCK_L"]
+    return launch.sizes["block_r"] * launch.sizes["block_l"]
 
 
 def _fill(launch: Launch) -> float:
     """The share of the tiles' elements that there are."""
     if _packs(launch):
         return launch.arguments["n"] / (-(-launch.arguments["n"] // _tile(launch)) * _tile(launch))
-    names = ("R", "units", "ALIGN", "BLOCK_R", "BLOCK_L")
-    R, units, align, block_r, block_l = (launch.arguments[name] for name in names)
+    names = ("R", "units", "align", "block_r", "block_l")
+    R, units, align, block_r, block_l = (launch.sizes[name] for name in names)
     rows, columns = -(-R // block_r) * block_r, -(-units * align // block_l) * block_l
     return R * units * align / (rows * columns)
 
@@ -416,7 +425,7 @@ def _accesses(ptx: str, launch: Launch, elements: int) -> list[dict[str, Any]]:
     over chunks of the window runs once a chunk; kernels that walk rows have a loop around it. What the
     packing kernels jump over is for the last program alone, and left out.
     """
-    steps, chunk = launch.arguments.get("T", 1), launch.arguments.get("CHUNK", 1)
+    steps, chunk = launch.sizes["steps"], launch.sizes["chunk"]
     chunks = -(-steps // chunk)
     outer = 1 if "programs" in launch.kernel.arg_names else 0
     given = {name: value for _, name, value, constant in launch.leaves() if not constant}

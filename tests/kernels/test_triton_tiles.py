@@ -12,9 +12,9 @@ from spiketriton_kernels.backends.triton_tiles import Tiling, tiling, vector_wid
 from spiketriton_kernels.triton_import import tl, triton
 from tests.kernels.support import as_layout, normal
 
-blocks, own_tile, elements = triton_tiles.blocks, triton_tiles.own_tile, triton_tiles.elements
+blocks, own_tile, tile_at = triton_tiles.blocks, triton_tiles.own_tile, triton_tiles.tile_at
 step_size, time_step, total = triton_tiles.step_size, triton_tiles.time_step, triton_tiles.total
-partial_place = triton_tiles.partial_place
+partial_place, Size = triton_tiles.partial_place, triton_tiles.Size
 
 
 def count_kernel(
@@ -41,22 +41,17 @@ def last_kernel(
     units,
     S,
     programs,
-    T: tl.constexpr,
-    ALIGN: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_L: tl.constexpr,
-    BY_COLUMN: tl.constexpr,
+    CUT: tl.constexpr,
+    WINDOW: tl.constexpr,
 ):
-    L = units * ALIGN
-    row, column, channel = own_tile(pid, C, L, BLOCK_L, BY_COLUMN)
-    offs, inside, channels, _ = elements(
-        row, column, channel, R, C, L, S, BLOCK_R, BLOCK_L, BY_COLUMN
-    )
-    step = step_size(R, C, L, BY_COLUMN)
-    _, at, here = time_step(0, T - 1, offs, inside, step, T, T)
-    place, keep, plane = partial_place(row, column, channel, programs, C, L, BLOCK_L, BY_COLUMN)
-    tl.store(out_ptr, tl.max(tl.max(tl.where(here, at, -1), axis=1), axis=0))
-    tl.store(out_ptr + 1, tl.max(tl.max(tl.where(here, channels, -1), axis=1), axis=0))
+    size = Size(R, C, units * CUT.align, S)
+    row, column, channel = own_tile(pid, size, CUT)
+    tile = tile_at(row, column, channel, size, CUT)
+    last = time_step(0, WINDOW.steps - 1, tile, step_size(size, CUT), WINDOW)
+    place, keep, plane = partial_place(row, column, channel, programs, size, CUT)
+    tl.store(out_ptr, tl.max(tl.max(tl.where(last.inside, last.at, -1), axis=1), axis=0))
+    channels = tl.where(last.inside, tile.channels, -1)
+    tl.store(out_ptr + 1, tl.max(tl.max(channels, axis=1), axis=0))
     tl.store(out_ptr + 2, tl.max(tl.max(tl.where(keep, place, -1), axis=1), axis=0))
     tl.store(out_ptr + 3, plane)
 
@@ -83,7 +78,10 @@ def test_the_last_element_of_more_than_int32_holds(triton_backend, channels, inn
     T = 10 // rows
     out = torch.zeros(4, dtype=torch.int64)
     last = tiles.row_tiles * tiles.lanes - 1
-    triton.jit(last_kernel)[(1,)](out, last, programs=tiles.row_tiles, T=T, **tiles.geometry)
+    window = triton_tiles.Window(T, T, 0)
+    triton.jit(last_kernel)[(1,)](
+        out, last, programs=tiles.row_tiles, WINDOW=window, **tiles.geometry
+    )
     parts = tiles.row_tiles * (tiles.L if tiles.by_column else tiles.columns * channels)
     assert out.tolist() == [10 * neurons - 1, channels - 1, parts - 1, parts]
 
@@ -96,27 +94,22 @@ def visit_kernel(
     C,
     units,
     S,
-    T: tl.constexpr,
-    CHUNK: tl.constexpr,
-    ALIGN: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_L: tl.constexpr,
-    BY_COLUMN: tl.constexpr,
+    CUT: tl.constexpr,
+    WINDOW: tl.constexpr,
 ):
-    L = units * ALIGN
-    row, column, channel = own_tile(tl.program_id(0), C, L, BLOCK_L, BY_COLUMN)
-    offs, inside, channels, valid = elements(
-        row, column, channel, R, C, L, S, BLOCK_R, BLOCK_L, BY_COLUMN
-    )
-    step = step_size(R, C, L, BY_COLUMN)
-    for chunk in range((T + CHUNK - 1) // CHUNK):
+    size = Size(R, C, units * CUT.align, S)
+    row, column, channel = own_tile(tl.program_id(0), size, CUT)
+    tile = tile_at(row, column, channel, size, CUT)
+    step = step_size(size, CUT)
+    for chunk in range((WINDOW.steps + WINDOW.chunk - 1) // WINDOW.chunk):
         k = tl.cast(chunk, tl.int32)
-        for j in tl.static_range(CHUNK):
-            t, at, here = time_step(k, j, offs, inside, step, T, CHUNK)
-            count = tl.load(visits_ptr + at, mask=here, other=0)
-            tl.store(visits_ptr + at, count + 1, mask=here)
-            tl.store(channel_ptr + at, channels + 100 * t, mask=here & valid)
-    tl.store(sums_ptr + tl.program_id(0), total(tl.where(inside, 1, 0)))
+        for j in tl.static_range(WINDOW.chunk):
+            now = time_step(k, j, tile, step, WINDOW)
+            count = tl.load(visits_ptr + now.at, mask=now.inside, other=0)
+            tl.store(visits_ptr + now.at, count + 1, mask=now.inside)
+            channels = tile.channels + 100 * now.t
+            tl.store(channel_ptr + now.at, channels, mask=now.inside & tile.valid)
+    tl.store(sums_ptr + tl.program_id(0), total(tl.where(tile.inside, 1, 0)))
 
 
 @pytest.mark.parametrize("per_channel", [True, False])
@@ -145,7 +138,7 @@ def test_every_element_is_visited_once_with_its_own_channel(
     visits, channels = (torch.full_like(x, n, dtype=torch.int32) for n in (0, -1))
     sums = torch.zeros(tiles.row_tiles * tiles.lanes, dtype=torch.int32)
     triton.jit(visit_kernel)[(len(sums),)](
-        visits, channels, sums, T=T, CHUNK=chunk, **tiles.geometry
+        visits, channels, sums, WINDOW=triton_tiles.Window(T, chunk, 0), **tiles.geometry
     )
     assert visits.eq(1).all()
     assert sums.sum() == x[0].numel()
@@ -198,7 +191,7 @@ def test_kernels_are_told_what_divides_a_row(L, align):
     """Triton's launcher sees 16 by itself; of 2**31 columns it must see all, to count in 64 bits."""
     tiles = Tiling(1, L, L, 4, 128, True)
     assert tiles.align == align
-    assert tiles.geometry["units"] * tiles.geometry["ALIGN"] == L
+    assert tiles.geometry["units"] * tiles.geometry["CUT"].align == L
 
 
 def test_launches():

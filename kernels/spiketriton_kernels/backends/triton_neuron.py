@@ -14,6 +14,7 @@ without what it does not need.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -21,11 +22,14 @@ import torch
 
 from ..arguments import PROBE_FIELDS
 from ..layout import chunk_length
-from ..neuron import Gradients, Inputs, Neuron, Outputs, Running, Upstream
-from ..surrogate import REACH, own_surrogate
+from ..neuron import NORM, Gradients, Inputs, Neuron, Outputs, Running, Upstream
+from ..surrogate import REACH as _REACH
+from ..surrogate import own_surrogate
 from ..triton_import import tl, triton
+from .triton_launch import launch
 from .triton_norm import (
     Norm,
+    by_norm_input,
     channel_means,
     channel_statistics,
     norm_backward,
@@ -46,9 +50,9 @@ from .triton_step import (
 from .triton_tiles import (
     GROUP,
     WALKS,
-    WARPS,
+    Size,
+    Window,
     blocks,
-    elements,
     grouped,
     in_group,
     join_groups,
@@ -58,6 +62,8 @@ from .triton_tiles import (
     processors,
     read_ahead,
     step_size,
+    tile_at,
+    tile_number,
     tiling,
     time_step,
     total,
@@ -74,6 +80,7 @@ OUTSIDE = tl.constexpr(PROBE_FIELDS.index("outside"))
 SPIKES = tl.constexpr(PROBE_FIELDS.index("spikes"))
 GRAD_INPUT_MAX = tl.constexpr(PROBE_FIELDS.index("grad_input_max"))
 NONFINITE = tl.constexpr(PROBE_FIELDS.index("nonfinite"))
+REACH = tl.constexpr(_REACH)
 
 
 class Written(NamedTuple):
@@ -95,28 +102,47 @@ class Partial(NamedTuple):
 
 
 @triton.jit
-def _current(x, residual, step_gain_ptr, t, affine, T: tl.constexpr, NORM: tl.constexpr):
-    """The neuron's input current: the same operations in the same order in every kernel."""
-    current = x.to(tl.float32)
-    if NORM:
+def _current(queues, j: tl.constexpr, inputs, norm, affine, now, WINDOW: tl.constexpr):
+    """The neuron's input current, of what was read: the same operations in the same order in every kernel."""
+    current = queues[0][j].to(tl.float32)
+    if norm.mean is not None:
         current = (current - affine.mean) * affine.scale + affine.bias
-        if step_gain_ptr is not None:
-            current = tl.load(step_gain_ptr + t, mask=t < T, other=0.0) * current
-    if residual is not None:
-        current = current + residual.to(tl.float32)
+        current = _amplified(current, norm, now, WINDOW)
+    if inputs.residual is not None:
+        current = current + queues[1][j].to(tl.float32)
     return current
 
 
 @triton.jit
+def _amplified(value, norm, now, WINDOW: tl.constexpr):
+    """Times the gain of the step."""
+    if norm.step_gain is not None:
+        value = tl.load(norm.step_gain + now.t, mask=now.t < WINDOW.steps, other=0.0) * value
+    return value
+
+
+@triton.jit
 def _visit(
-    queues, pointers, n: tl.constexpr, k, offs, inside, step, T: tl.constexpr, CHUNK: tl.constexpr, BACK: tl.constexpr
-):  # fmt: skip
+    queues, pointers, n: tl.constexpr, k, tile, step, WINDOW: tl.constexpr, BACK: tl.constexpr
+):
     """``read_ahead`` of three tensors, some of them None."""
     return (
-        read_ahead(queues[0], pointers[0], n, k, offs, inside, step, T, CHUNK, BACK),
-        read_ahead(queues[1], pointers[1], n, k, offs, inside, step, T, CHUNK, BACK),
-        read_ahead(queues[2], pointers[2], n, k, offs, inside, step, T, CHUNK, BACK),
+        read_ahead(queues[0], pointers[0], n, k, tile, step, WINDOW, BACK),
+        read_ahead(queues[1], pointers[1], n, k, tile, step, WINDOW, BACK),
+        read_ahead(queues[2], pointers[2], n, k, tile, step, WINDOW, BACK),
     )
+
+
+@triton.jit
+def _states(v_ptr, m_ptr, v_start, tile, inside):
+    """Membrane and second state of a tile: the given ones, or v_start and 0."""
+    v = tl.full(tile.offs.shape, v_start, tl.float32)
+    m = tl.zeros(tile.offs.shape, tl.float32)
+    if v_ptr is not None:
+        v = tl.load(v_ptr + tile.offs, mask=inside, other=0.0)
+    if m_ptr is not None:
+        m = tl.load(m_ptr + tile.offs, mask=inside, other=0.0)
+    return v, m
 
 
 @triton.jit
@@ -129,185 +155,225 @@ def fire_kernel(
     C,
     units,
     S,
-    T: tl.constexpr,
-    CHUNK: tl.constexpr,
-    AHEAD: tl.constexpr,
-    ALIGN: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_L: tl.constexpr,
-    BY_COLUMN: tl.constexpr,
+    CUT: tl.constexpr,
+    WINDOW: tl.constexpr,
     FORMS: tl.constexpr,
     RULES: tl.constexpr,
 ):
-    L = units * ALIGN
-    row, column, channel = own_tile(tl.program_id(0), C, L, BLOCK_L, BY_COLUMN)
-    offs, inside, channels, valid = elements(
-        row, column, channel, R, C, L, S, BLOCK_R, BLOCK_L, BY_COLUMN
-    )
-    step = step_size(R, C, L, BY_COLUMN)
-    NORM: tl.constexpr = norm.mean is not None
-    CHUNKS: tl.constexpr = (T + CHUNK - 1) // CHUNK
-    HAS_M: tl.constexpr = RULES.kind == "clif" or RULES.kind == "alif"
-    c = of_tile(given, channels, valid, FORMS)
-    affine = norm_constants(norm, c.eps, c.bn_scale, channels, valid)
-    v = tl.full([BLOCK_R, BLOCK_L], given.v_start, tl.float32)
-    m = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
-    if inputs.v_init is not None:
-        v = tl.load(inputs.v_init + offs, mask=inside, other=0.0)
-    if inputs.m_init is not None:
-        m = tl.load(inputs.m_init + offs, mask=inside, other=0.0)
+    CHUNK: tl.constexpr = WINDOW.chunk
+    AHEAD: tl.constexpr = WINDOW.ahead
+    CHUNKS: tl.constexpr = (WINDOW.steps + CHUNK - 1) // CHUNK
+    size = Size(R, C, units * CUT.align, S)
+    row, column, channel = own_tile(tl.program_id(0), size, CUT)
+    tile = tile_at(row, column, channel, size, CUT)
+    step = step_size(size, CUT)
+    c = of_tile(given, tile, FORMS)
+    affine = norm_constants(norm, c.eps, c.bn_scale, tile)
+    v, m = _states(inputs.v_init, inputs.m_init, c.v_start, tile, tile.inside)
     read = (inputs.x, inputs.residual, inputs.spike_add)
     for chunk in range(CHUNKS):
         k = tl.cast(chunk, tl.int32)
         queues = ((), (), ())
         for n in tl.static_range(AHEAD):
-            queues = _visit(queues, read, n, k, offs, inside, step, T, CHUNK, False)
+            queues = _visit(queues, read, n, k, tile, step, WINDOW, False)
         for j in tl.static_range(CHUNK):
-            queues = _visit(queues, read, j + AHEAD, k, offs, inside, step, T, CHUNK, False)
-            t, at, here = time_step(k, j, offs, inside, step, T, CHUNK)
-            residual = None
-            if inputs.residual is not None:
-                residual = queues[1][j]
-            current = _current(queues[0][j], residual, norm.step_gain, t, affine, T, NORM)
+            queues = _visit(queues, read, j + AHEAD, k, tile, step, WINDOW, False)
+            now = time_step(k, j, tile, step, WINDOW)
+            current = _current(queues, j, inputs, norm, affine, now, WINDOW)
             if out.current is not None:
-                tl.store(out.current + at, current.to(out.current.dtype.element_ty), mask=here)
+                tl.store(
+                    out.current + now.at, current.to(out.current.dtype.element_ty), mask=now.inside
+                )
             h = charge(v, current, c, RULES)
             s = spike(h, m, c, RULES)
             emitted = s
             if inputs.spike_add is not None:
                 emitted = s + queues[2][j].to(tl.float32)
-            tl.store(out.spikes + at, emitted.to(out.spikes.dtype.element_ty), mask=here)
+            tl.store(out.spikes + now.at, emitted.to(out.spikes.dtype.element_ty), mask=now.inside)
             v_after, m_after = settle(h, m, s, gate(h, c, RULES), c, RULES)
             if out.trace is not None:
-                tl.store(out.trace + at, v_after, mask=here)
-            if T % CHUNK != 0:
-                v_after = tl.where(t < T, v_after, v)
-                m_after = tl.where(t < T, m_after, m)
-            v = v_after
-            m = m_after
+                tl.store(out.trace + now.at, v_after, mask=now.inside)
+            v, m = _within(now, v_after, m_after, v, m, WINDOW)
         if out.saved is not None:
-            kept = where_below(inside, k, CHUNKS - 1)
-            if HAS_M:
-                tl.store(out.saved + 2 * k * step + offs, v, mask=kept)
-                tl.store(out.saved + (2 * k + 1) * step + offs, m, mask=kept)
-            else:
-                tl.store(out.saved + k * step + offs, v, mask=kept)
+            kept = where_below(tile.inside, k, CHUNKS - 1)
+            tl.store(_kept_at(out.saved, k, tile, step, RULES), v, mask=kept)
+            if RULES.has_m:
+                tl.store(_kept_at(out.saved, k, tile, step, RULES) + step, m, mask=kept)
     if out.v_last is not None:
-        tl.store(out.v_last + offs, v, mask=inside)
+        tl.store(out.v_last + tile.offs, v, mask=tile.inside)
     if out.m_last is not None:
-        tl.store(out.m_last + offs, m, mask=inside)
+        tl.store(out.m_last + tile.offs, m, mask=tile.inside)
 
 
 @triton.jit
-def _start_of_chunk(
-    k, v_start, inputs, saved_ptr, offs, inside, step, CHUNKS: tl.constexpr, HAS_M: tl.constexpr
-):
-    """Membrane and second state before chunk k: the given ones, or those that the forward pass kept."""
-    v = tl.full(offs.shape, v_start, tl.float32)
-    m = tl.zeros(offs.shape, tl.float32)
-    first_chunk = where_below(inside, k, 1)
-    if inputs.v_init is not None:
-        v = tl.load(inputs.v_init + offs, mask=first_chunk, other=0.0)
-    if inputs.m_init is not None:
-        m = tl.load(inputs.m_init + offs, mask=first_chunk, other=0.0)
-    if CHUNKS > 1:
-        later_chunk = where_below(inside, -k, 0)
-        STATES: tl.constexpr = 2 if HAS_M else 1
-        own_ptr = saved_ptr + STATES * (k - 1) * step + offs
-        v = tl.where(k == 0, v, tl.load(own_ptr, mask=later_chunk, other=0.0))
-        if HAS_M:
-            m = tl.where(k == 0, m, tl.load(own_ptr + step, mask=later_chunk, other=0.0))
+def _within(now, v, m, v_before, m_before, WINDOW: tl.constexpr):
+    """v and m of a step; beyond the window those before it."""
+    if WINDOW.steps % WINDOW.chunk != 0:
+        v = tl.where(now.t < WINDOW.steps, v, v_before)
+        m = tl.where(now.t < WINDOW.steps, m, m_before)
     return v, m
 
 
 @triton.jit
+def _kept_at(saved_ptr, k, tile, step, RULES: tl.constexpr):
+    """Where the membrane after chunk k is kept; the second state follows, a step further."""
+    if RULES.has_m:
+        k = 2 * k
+    return saved_ptr + k * step + tile.offs
+
+
+@triton.jit
+def _start_of_chunk(k, inputs, saved_ptr, c, tile, step, WINDOW: tl.constexpr, RULES: tl.constexpr):
+    """Membrane and second state before chunk k: the given ones, or those that the forward pass kept."""
+    first_chunk = where_below(tile.inside, k, 1)
+    v, m = _states(inputs.v_init, inputs.m_init, c.v_start, tile, first_chunk)
+    if WINDOW.steps > WINDOW.chunk:
+        later_chunk = where_below(tile.inside, -k, 0)
+        kept_ptr = _kept_at(saved_ptr, k - 1, tile, step, RULES)
+        v = tl.where(k == 0, v, tl.load(kept_ptr, mask=later_chunk, other=0.0))
+        if RULES.has_m:
+            m = tl.where(k == 0, m, tl.load(kept_ptr + step, mask=later_chunk, other=0.0))
+    return v, m
+
+
+class Replayed(NamedTuple):
+    """Of each step of a chunk: x, h, m before it and what its gate kept. What of it is needed stays in registers."""
+
+    x: Any
+    h: Any
+    m: Any
+    kept: Any
+    v_start: Any
+
+
+@triton.jit
 def _replay(
-    v, m, k, inputs, norm, affine, c, offs, inside, step,
-    T: tl.constexpr, CHUNK: tl.constexpr, AHEAD: tl.constexpr, RULES: tl.constexpr,
+    k, inputs, saved_ptr, norm, affine, c, tile, step, WINDOW: tl.constexpr, RULES: tl.constexpr
 ):  # fmt: skip
-    """Forward through a chunk again. Of each step: h, m before it, what its gate kept, x. What of it the walk back
-    needs stays in registers."""
+    """Forward through chunk k again."""
+    CHUNK: tl.constexpr = WINDOW.chunk
+    AHEAD: tl.constexpr = WINDOW.replay_ahead
+    v, m = _start_of_chunk(k, inputs, saved_ptr, c, tile, step, WINDOW, RULES)
+    v_start = v
     potentials = ()
     seconds = ()
     gates = ()
     queues = ((), (), ())
     asked = (inputs.x, inputs.residual, None)
     for n in tl.static_range(AHEAD):
-        queues = _visit(queues, asked, n, k, offs, inside, step, T, CHUNK, False)
+        queues = _visit(queues, asked, n, k, tile, step, WINDOW, False)
     for j in tl.static_range(CHUNK):
-        queues = _visit(queues, asked, j + AHEAD, k, offs, inside, step, T, CHUNK, False)
-        t, _, _ = time_step(k, j, offs, inside, step, T, CHUNK)
-        residual = None
-        if inputs.residual is not None:
-            residual = queues[1][j]
-        current = _current(
-            queues[0][j], residual, norm.step_gain, t, affine, T, norm.mean is not None
-        )
+        queues = _visit(queues, asked, j + AHEAD, k, tile, step, WINDOW, False)
+        now = time_step(k, j, tile, step, WINDOW)
+        current = _current(queues, j, inputs, norm, affine, now, WINDOW)
         h = charge(v, current, c, RULES)
         kept = gate(h, c, RULES)
         potentials = potentials + (h,)  # type: ignore[assignment]
         seconds = seconds + (m,)  # type: ignore[assignment]
         gates = gates + (kept,)  # type: ignore[assignment]
         v, m = settle(h, m, spike(h, m, c, RULES), kept, c, RULES)
-    return potentials, seconds, gates, queues[0]
+    return Replayed(queues[0], potentials, seconds, gates, v_start)
 
 
 @triton.jit
-def _observe(share_ptr, here, kept, grad_s, dx, carry, decay, jump, unit, s, REACH: tl.constexpr):
+def _before(replayed, j: tl.constexpr, c, RULES: tl.constexpr):
+    """The membrane before step j of a chunk."""
+    v = replayed.v_start
+    if j > 0:
+        h = replayed.h[j - 1]
+        m = replayed.m[j - 1]
+        v, _ = settle(h, m, spike(h, m, c, RULES), replayed.kept[j - 1], c, RULES)
+    return v
+
+
+@triton.jit
+def _observe(probe_ptr, number, now, grad_s, dx, carry, back, c, WINDOW: tl.constexpr):
     """This tile's share of one step of a probe, whose fields are ``GROUP`` apart."""
-    counted = tl.where(here, 1.0, 0.0)
+    here = now.inside
     finite = tl.abs(dx) < float("inf")
-    tl.store(share_ptr + GRAD_SPIKE_SQ * GROUP, total(counted * grad_s * grad_s), mask=kept)
-    tl.store(share_ptr + GRAD_INPUT_SQ * GROUP, total(tl.where(here, dx * dx, 0.0)), mask=kept)
+    at = probe_ptr + in_group(number, WINDOW.steps * PROBE_WIDTH) + now.t * PROBE_WIDTH * GROUP
+    kept = now.t < WINDOW.steps
     tl.store(
-        share_ptr + GRAD_CARRY_SQ * GROUP, total(tl.where(here, carry * carry, 0.0)), mask=kept
+        at + GRAD_SPIKE_SQ * GROUP, total(tl.where(here, 1.0, 0.0) * grad_s * grad_s), mask=kept
     )
-    tl.store(
-        share_ptr + TIME_FACTOR * GROUP, total(tl.where(here, tl.abs(decay * jump), 0.0)), mask=kept
-    )
-    tl.store(
-        share_ptr + OUTSIDE * GROUP, total(tl.where(here & (unit < REACH), 1.0, 0.0)), mask=kept
-    )
-    tl.store(share_ptr + SPIKES * GROUP, total(tl.where(here, s, 0.0)), mask=kept)
+    tl.store(at + GRAD_INPUT_SQ * GROUP, total(tl.where(here, dx * dx, 0.0)), mask=kept)
+    tl.store(at + GRAD_CARRY_SQ * GROUP, total(tl.where(here, carry * carry, 0.0)), mask=kept)
+    passed = tl.abs(c.decay * back.jump)
+    tl.store(at + TIME_FACTOR * GROUP, total(tl.where(here, passed, 0.0)), mask=kept)
+    outside = here & (back.unit < REACH)
+    tl.store(at + OUTSIDE * GROUP, total(tl.where(outside, 1.0, 0.0)), mask=kept)
+    tl.store(at + SPIKES * GROUP, total(tl.where(here, back.s, 0.0)), mask=kept)
     largest = tl.max(tl.max(tl.where(here & finite, tl.abs(dx), 0.0), axis=1), axis=0)
-    tl.store(share_ptr + GRAD_INPUT_MAX * GROUP, largest, mask=kept)
-    tl.store(
-        share_ptr + NONFINITE * GROUP, total(tl.where(here & (finite == 0), 1.0, 0.0)), mask=kept
-    )
+    tl.store(at + GRAD_INPUT_MAX * GROUP, largest, mask=kept)
+    tl.store(at + NONFINITE * GROUP, total(tl.where(here & (finite == 0), 1.0, 0.0)), mask=kept)
 
 
 @triton.jit
 def _learn(
-    sums, h, m, unit, v_before, by_h, parts, current, here, inverse_width, c,
+    sums, h, m, v_before, current, back, now, c,
     RULES: tl.constexpr, FORMS: tl.constexpr, OWN_AREA: tl.constexpr,
 ):  # fmt: skip
     """The sums of the gradients by ``Forms``, with this step's. Those of floats stay as they are."""
     decay, threshold, width, gain, rho, beta = sums
-    through, by_decay, by_threshold, by_rho, by_beta = parts
+    by_threshold = back.by_threshold
     if RULES.reset == "delayed_soft":
-        by_threshold = by_threshold - tl.where(v_before >= c.threshold, by_h, 0.0)
+        by_threshold = by_threshold - tl.where(v_before >= c.threshold, back.by_h, 0.0)
     if FORMS.decay != "float":
         if RULES.leaks_to_reset:
             v_before = v_before - c.v_reset
         if RULES.reset == "delayed_hard":
             v_before = tl.where(v_before >= c.threshold, 0.0, v_before)
-        share = by_h * v_before
+        share = back.by_h * v_before
         if RULES.kind == "clif":
-            share = share + by_decay
-        decay += tl.where(here, share, 0.0)
+            share = share + back.by_decay
+        decay += tl.where(now.inside, share, 0.0)
     if FORMS.threshold != "float":
-        threshold += tl.where(here, by_threshold, 0.0)
+        threshold += tl.where(now.inside, by_threshold, 0.0)
     if FORMS.width != "float":
-        width += tl.where(
-            here, by_width(h, m, unit, through, inverse_width, c, RULES, OWN_AREA), 0.0
-        )
+        width += tl.where(now.inside, by_width(h, m, back, c, RULES, OWN_AREA), 0.0)
     if FORMS.gain != "float":
-        gain += tl.where(here, by_h * current, 0.0)
+        gain += tl.where(now.inside, back.by_h * current, 0.0)
     if FORMS.rho != "float":
-        rho += tl.where(here, by_rho, 0.0)
+        rho += tl.where(now.inside, back.by_rho, 0.0)
     if FORMS.beta != "float":
-        beta += tl.where(here, by_beta, 0.0)
+        beta += tl.where(now.inside, back.by_beta, 0.0)
     return decay, threshold, width, gain, rho, beta
+
+
+@triton.jit
+def _current_again(inputs, norm, affine, now, WINDOW: tl.constexpr):
+    """The current of a step, read once more: held since the replay it would take a register a step."""
+    x = tl.load(inputs.x + now.at, mask=now.inside, other=0.0)
+    read = ((x,), ())
+    if inputs.residual is not None:
+        read = ((x,), (tl.load(inputs.residual + now.at, mask=now.inside, other=0.0),))  # type: ignore[assignment]
+    return _current(read, 0, inputs, norm, affine, now, WINDOW)
+
+
+@triton.jit
+def _through_norm(
+    sums, dx, x, norm, affine, means, out, partial, number, now, WINDOW: tl.constexpr
+):
+    """One step through batch norm: dL/dy is stored, and the sums are those before with this step's."""
+    sum_dz, sum_dz_xhat = sums
+    xhat = (x.to(tl.float32) - affine.mean) * affine.rstd
+    if partial.step_gain is not None:
+        share = tl.where(now.inside, dx * (xhat * affine.weight + affine.bias), 0.0)
+        at = partial.step_gain + in_group(number, WINDOW.steps) + now.t * GROUP
+        tl.store(at, total(share), mask=now.t < WINDOW.steps)
+    dz = _amplified(dx, norm, now, WINDOW)
+    if partial.sums is not None:
+        # beyond the window dz is no gradient; beyond the tensor it is 0
+        if WINDOW.steps % WINDOW.chunk != 0:
+            dz = tl.where(now.inside, dz, 0.0)
+        sum_dz += dz
+        sum_dz_xhat = tl.fma(dz, xhat, sum_dz_xhat)
+    if out.dy is not None:
+        dy = affine.scale * dz
+        if means is not None:
+            dy = by_norm_input(dz, xhat, means, affine)
+        tl.store(out.dy + now.at, dy.to(out.dy.dtype.element_ty), mask=now.inside)
+    return sum_dz, sum_dz_xhat
 
 
 @triton.jit
@@ -326,172 +392,92 @@ def walk_kernel(
     units,
     S,
     programs,  # row programs; each walks every programs-th row tile
-    T: tl.constexpr,
-    CHUNK: tl.constexpr,
-    AHEAD: tl.constexpr,
-    REPLAY_AHEAD: tl.constexpr,
-    ALIGN: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_L: tl.constexpr,
-    BY_COLUMN: tl.constexpr,
+    CUT: tl.constexpr,
+    WINDOW: tl.constexpr,
     FORMS: tl.constexpr,
     RULES: tl.constexpr,
     ROWS: tl.constexpr,
     PER_CHANNEL: tl.constexpr,
-    REACH: tl.constexpr,
     OWN_SLOPE: tl.constexpr,
     OWN_AREA: tl.constexpr,
 ):
-    L = units * ALIGN
-    first, column, channel = own_tile(tl.program_id(0), C, L, BLOCK_L, BY_COLUMN)
-    offs, inside, channels, valid = elements(
-        first, column, channel, R, C, L, S, BLOCK_R, BLOCK_L, BY_COLUMN
-    )
-    step = step_size(R, C, L, BY_COLUMN)
-    NORM: tl.constexpr = norm.mean is not None
-    CHUNKS: tl.constexpr = (T + CHUNK - 1) // CHUNK
-    HAS_M: tl.constexpr = RULES.kind == "clif" or RULES.kind == "alif"
-    c = of_tile(given, channels, valid, FORMS)
-    inverse_width = 1.0 / c.width
-    affine = norm_constants(norm, c.eps, c.bn_scale, channels, valid)
+    CHUNK: tl.constexpr = WINDOW.chunk
+    AHEAD: tl.constexpr = WINDOW.ahead
+    CHUNKS: tl.constexpr = (WINDOW.steps + CHUNK - 1) // CHUNK
+    size = Size(R, C, units * CUT.align, S)
+    first, column, channel = own_tile(tl.program_id(0), size, CUT)
+    lane = tile_at(first, column, channel, size, CUT)
+    step = step_size(size, CUT)
+    c = of_tile(given, lane, FORMS)
+    affine = norm_constants(norm, c.eps, c.bn_scale, lane)
+    means = None
     if sums_ptr is not None:
-        mean_dz, mean_dz_xhat = channel_means(sums_ptr, C, count, channels, valid)
-    zero = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
-    sum_dz = zero
-    sum_dz_xhat = zero
+        means = channel_means(sums_ptr, C, count, lane)
+    zero = tl.zeros([CUT.block_r, CUT.block_l], tl.float32)
+    sums = (zero, zero)
     learnt = (zero, zero, zero, zero, zero, zero)
-    columns = blocks(L, BLOCK_L)
     asked = (upstream.spikes, upstream.current, upstream.trace)
-    for row in range(first, blocks(R, BLOCK_R), programs):
-        offs, inside, channels, valid = elements(
-            row, column, channel, R, C, L, S, BLOCK_R, BLOCK_L, BY_COLUMN
-        )
-        if BY_COLUMN:
-            tile = row * columns + column
-        else:
-            tile = (row * C + channel) * columns + column
-        by_v = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
-        by_m = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
-        if upstream.v_last is not None:
-            by_v = tl.load(upstream.v_last + offs, mask=inside, other=0.0)
-        if upstream.m_last is not None:
-            by_m = tl.load(upstream.m_last + offs, mask=inside, other=0.0)
+    for row in range(first, blocks(R, CUT.block_r), programs):
+        tile = tile_at(row, column, channel, size, CUT)
+        number = tile_number(row, column, channel, size, CUT)
+        by_v, by_m = _states(upstream.v_last, upstream.m_last, 0.0, tile, tile.inside)
         for back in range(CHUNKS):
             k = tl.cast(CHUNKS - 1 - back, tl.int32)
-            start, m_start = _start_of_chunk(
-                k, given.v_start, inputs, saved_ptr, offs, inside, step, CHUNKS, HAS_M
-            )
-            potentials, seconds, gates, read = _replay(
-                start,
-                m_start,
-                k,
-                inputs,
-                norm,
-                affine,
-                c,
-                offs,
-                inside,
-                step,
-                T,
-                CHUNK,
-                REPLAY_AHEAD,
-                RULES,
-            )
+            replayed = _replay(k, inputs, saved_ptr, norm, affine, c, tile, step, WINDOW, RULES)
             queues = ((), (), ())
             for n in tl.static_range(AHEAD):
-                queues = _visit(queues, asked, n, k, offs, inside, step, T, CHUNK, True)
+                queues = _visit(queues, asked, n, k, tile, step, WINDOW, True)
             for j in tl.static_range(CHUNK - 1, -1, -1):
-                queues = _visit(
-                    queues, asked, CHUNK - 1 - j + AHEAD, k, offs, inside, step, T, CHUNK, True
-                )
-                t, at, here = time_step(k, j, offs, inside, step, T, CHUNK)
-                h = potentials[j]
-                m = seconds[j]
+                queues = _visit(queues, asked, CHUNK - 1 - j + AHEAD, k, tile, step, WINDOW, True)
+                now = time_step(k, j, tile, step, WINDOW)
                 grad_s = queues[0][CHUNK - 1 - j].to(tl.float32)
                 if upstream.trace is not None:
                     by_v += queues[2][CHUNK - 1 - j]
-                by_h, m_earlier, jump, unit, s, parts = step_back(
-                    h, m, gates[j], grad_s, by_v, by_m, inverse_width, c, RULES, OWN_SLOPE
-                )
-                own = c.gain * by_h  # what comes through the neuron; a probe measures that alone
+                h = replayed.h[j]
+                m = replayed.m[j]
+                step_of = step_back(h, m, replayed.kept[j], grad_s, by_v, by_m, c, RULES, OWN_SLOPE)
+                own = (
+                    c.gain * step_of.by_h
+                )  # what comes through the neuron; a probe measures that alone
                 dx = own
                 if upstream.current is not None:
                     dx = own + queues[1][CHUNK - 1 - j].to(tl.float32)
                 if out.dx is not None:
-                    tl.store(out.dx + at, dx.to(out.dx.dtype.element_ty), mask=here)
-                v_before = start
-                if j > 0:
-                    last = potentials[j - 1]
-                    s_before = spike(last, seconds[j - 1], c, RULES)
-                    v_before, _ = settle(last, seconds[j - 1], s_before, gates[j - 1], c, RULES)
+                    tl.store(out.dx + now.at, dx.to(out.dx.dtype.element_ty), mask=now.inside)
+                v_before = _before(replayed, j, c, RULES)
                 if partial.parameters is not None:
                     current = h
-                    if (
-                        FORMS.gain != "float"
-                    ):  # read once more: held, it would take a register a step
-                        x = tl.load(inputs.x + at, mask=here, other=0.0)
-                        residual = None
-                        if inputs.residual is not None:
-                            residual = tl.load(inputs.residual + at, mask=here, other=0.0)
-                        current = _current(x, residual, norm.step_gain, t, affine, T, NORM)
+                    if FORMS.gain != "float":
+                        current = _current_again(inputs, norm, affine, now, WINDOW)
                     learnt = _learn(
-                        learnt, h, m, unit, v_before, by_h, parts, current, here, inverse_width, c,
-                        RULES, FORMS, OWN_AREA,
-                    )  # fmt: skip
-                if partial.probe is not None:
-                    share_ptr = partial.probe + in_group(tile, T * PROBE_WIDTH)
-                    share_ptr += t * PROBE_WIDTH * GROUP
-                    _observe(
-                        share_ptr, here, t < T, grad_s, own, by_v, c.decay, jump, unit, s, REACH
+                        learnt, h, m, v_before, current, step_of, now, c, RULES, FORMS, OWN_AREA
                     )
-                if NORM:
-                    xhat = (read[j].to(tl.float32) - affine.mean) * affine.rstd
-                    if partial.step_gain is not None:
-                        share_ptr = partial.step_gain + in_group(tile, T) + t * GROUP
-                        share = total(
-                            tl.where(here, dx * (xhat * affine.weight + affine.bias), 0.0)
-                        )
-                        tl.store(share_ptr, share, mask=t < T)
-                    dz = dx
-                    if norm.step_gain is not None:
-                        dz = tl.load(norm.step_gain + t, mask=t < T, other=0.0) * dx
-                    if partial.sums is not None:
-                        if (
-                            T % CHUNK != 0
-                        ):  # beyond the window dz is no gradient; beyond the tensor it is 0
-                            dz = tl.where(here, dz, 0.0)
-                        sum_dz += dz
-                        sum_dz_xhat = tl.fma(dz, xhat, sum_dz_xhat)
-                    if out.dy is not None:
-                        if sums_ptr is not None:
-                            dz = tl.fma(-mean_dz_xhat, xhat, dz - mean_dz)
-                        tl.store(
-                            out.dy + at, (affine.scale * dz).to(out.dy.dtype.element_ty), mask=here
-                        )
-                earlier = c.decay * by_h
+                if partial.probe is not None:
+                    _observe(partial.probe, number, now, grad_s, own, by_v, step_of, c, WINDOW)
+                if norm.mean is not None:
+                    sums = _through_norm(
+                        sums, dx, replayed.x[j], norm, affine, means, out, partial, number, now, WINDOW
+                    )  # fmt: skip
+                earlier = c.decay * step_of.by_h
                 if RULES.reset == "delayed_hard":
                     earlier = tl.where(v_before >= c.threshold, 0.0, earlier)
-                if T % CHUNK != 0:
-                    earlier = tl.where(t < T, earlier, by_v)
-                    m_earlier = tl.where(t < T, m_earlier, by_m)
-                by_v = earlier
-                by_m = m_earlier
+                by_v, by_m = _within(now, earlier, step_of.by_m, by_v, by_m, WINDOW)
         if out.v_init is not None:
-            tl.store(out.v_init + offs, by_v, mask=inside)
+            tl.store(out.v_init + tile.offs, by_v, mask=tile.inside)
         if out.m_init is not None:
-            tl.store(out.m_init + offs, by_m, mask=inside)
+            tl.store(out.m_init + tile.offs, by_m, mask=tile.inside)
 
     # One partial sum per program and channel; the host joins them in a fixed order.
-    place, keep, plane = partial_place(first, column, channel, programs, C, L, BLOCK_L, BY_COLUMN)
+    place, keep, plane = partial_place(first, column, channel, programs, size, CUT)
     if partial.sums is not None:
         at = partial.sums + place
-        tl.store(at, over_owned(sum_dz, BY_COLUMN), mask=keep)
-        tl.store(at + plane, over_owned(sum_dz_xhat, BY_COLUMN), mask=keep)
+        tl.store(at, over_owned(sums[0], CUT), mask=keep)
+        tl.store(at + plane, over_owned(sums[1], CUT), mask=keep)
     if partial.parameters is not None:
         for i in tl.static_range(ROWS):
             if PER_CHANNEL:
                 at = partial.parameters + place + i * plane
-                tl.store(at, over_owned(learnt[i], BY_COLUMN), mask=keep)
+                tl.store(at, over_owned(learnt[i], CUT), mask=keep)
             else:
                 at = partial.parameters + in_group(tl.program_id(0), ROWS) + i * GROUP
                 tl.store(at, total(learnt[i]))
@@ -524,18 +510,32 @@ def _form(value: float | torch.Tensor) -> str:
 
 def _compiled(neuron: Neuron, back: bool) -> tuple[Constants, dict[str, Any]]:
     """A neuron's constants as a kernel takes them, and what it is compiled for."""
+    given = *neuron[: Neuron._fields.index(NORM[0])], neuron.eps, neuron.bn_scale, back
+    learns = torch.Tensor in map(type, neuron.parameters) or torch.nn.Parameter in map(
+        type, neuron.parameters
+    )
+    return (_of_record if learns else _remembered)(*given)
+
+
+def _of_record(*given: Any) -> tuple[Constants, dict[str, Any]]:
+    *fields, eps, bn_scale, back = given
+    neuron = Neuron(*fields)
     parameters = [p if isinstance(p, torch.Tensor) else float(p) for p in neuron.parameters]
     decay, threshold, width, gain, rho, beta = parameters
     adapts = neuron.kind == "alif"
-    given = Constants(
+    constants = Constants(
         decay, None if isinstance(decay, torch.Tensor) else 1.0 - decay, gain, threshold,
         rho if adapts else None, beta if adapts else None, float(neuron.v_reset), float(neuron.v_start),
-        float(neuron.height) if back else None, width if back else None, float(neuron.eps), float(neuron.bn_scale),
+        float(neuron.height) if back else None, width if back else None, None, float(eps), float(bn_scale),
     )  # fmt: skip
     rules = Rules(
-        neuron.kind, neuron.reset, neuron.leaks_to_reset, neuron.detach_reset, neuron.shape, neuron.levels
+        neuron.kind, neuron.reset, neuron.leaks_to_reset, neuron.detach_reset, neuron.shape, neuron.levels, neuron.has_m
     )  # fmt: skip
-    return given, dict(FORMS=Forms(*map(_form, parameters)), RULES=rules)
+    return constants, dict(FORMS=Forms(*map(_form, parameters)), RULES=rules)
+
+
+_remembered = functools.lru_cache(maxsize=256)(_of_record)
+"""Of a record without tensors, as most have."""
 
 
 def forward(
@@ -548,12 +548,11 @@ def forward(
         channel_statistics(x, mean, var, running)
     tiles = tiling(x, neuron.per_channel, vector_width(x))
     given, compiled = _compiled(neuron, back=False)
-    with torch.cuda.device_of(x):
-        fire_kernel[(tiles.row_tiles * tiles.lanes,)](
-            inputs, Norm(*neuron.norm), out, given,
-            T=T, CHUNK=chunk_length(T, neuron.holds_more), AHEAD=2 if neuron.has_norm else 1,
-            **tiles.geometry, **compiled, num_warps=WARPS, enable_fp_fusion=False,
-        )  # fmt: skip
+    window = Window(T, chunk_length(T, neuron.holds_more), 2 if neuron.has_norm else 1)
+    launch(
+        fire_kernel, (tiles.row_tiles * tiles.lanes,), x, inputs, Norm(*neuron.norm), out, given,
+        WINDOW=window, **tiles.geometry, **compiled,
+    )  # fmt: skip
 
 
 def backward(
@@ -608,9 +607,7 @@ def _walk_back(
     )
     # Left alone, ptxas holds a long replay to 168 registers, for a third program on a processor, and spills for it.
     chunk = chunk_length(T, neuron.holds_more)
-    registers = (
-        {"maxnreg": 255} if out.dy is not None and chunk < T and not torch.version.hip else {}
-    )
+    most = 255 if out.dy is not None and chunk < T and not torch.version.hip else None
     # A gradient of the current is read ahead too: four steps of both would spill in a long chunk. So would two steps of
     # a neuron alone in float32, or where the slope takes most registers.
     ahead = 4 if neuron.has_norm and (upstream.current is None or chunk <= 10) else 2
@@ -621,15 +618,13 @@ def _walk_back(
     replay_ahead = chunk if neuron.kind == "clif" else 0
     given, compiled = _compiled(neuron, back=True)
     own = own_surrogate(neuron.shape)
-    with torch.cuda.device_of(x):
-        walk_kernel[(launched,)](
-            upstream, inputs, saved, Norm(*neuron.norm), sums, Written(out.dx, out.dy, out.v_init, out.m_init), partial,
-            given, float(count),
-            T=T, CHUNK=chunk, AHEAD=ahead, REPLAY_AHEAD=replay_ahead, programs=programs, **tiles.geometry, **compiled,
-            ROWS=rows, PER_CHANNEL=not one, REACH=REACH,
-            OWN_SLOPE=None if own is None else own.slope, OWN_AREA=None if own is None else own.primitive,
-            num_warps=WARPS, enable_fp_fusion=False, **registers,
-        )  # fmt: skip
+    launch(
+        walk_kernel, (launched,), x,
+        upstream, inputs, saved, Norm(*neuron.norm), sums, Written(out.dx, out.dy, out.v_init, out.m_init), partial,
+        given, float(count), programs=programs, **tiles.geometry, **compiled,
+        WINDOW=Window(T, chunk, ahead, replay_ahead), ROWS=rows, PER_CHANNEL=not one,
+        OWN_SLOPE=None if own is None else own.slope, OWN_AREA=None if own is None else own.primitive, maxnreg=most,
+    )  # fmt: skip
     if partial.sums is not None and out.sums is not None:
         tiles.join(partial.sums, out.sums)
     if partial.parameters is not None and out.parameters is not None:

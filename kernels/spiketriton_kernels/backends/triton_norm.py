@@ -7,7 +7,6 @@ would leave the lanes of a warp with different last bits, and which of them is k
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -15,12 +14,13 @@ import torch
 from ..layout import chunk_length
 from ..neuron import Neuron, Running
 from ..triton_import import tl, triton
+from .triton_launch import launch
 from .triton_tiles import (
     JOIN_CHANNELS,
     JOIN_PARTS,
-    WARPS,
+    Size,
+    Window,
     blocks,
-    elements,
     over_owned,
     own_tile,
     part_place,
@@ -28,6 +28,7 @@ from .triton_tiles import (
     processors,
     read_ahead,
     step_size,
+    tile_at,
     tiling,
     time_step,
     vector_width,
@@ -58,29 +59,39 @@ class Affine(NamedTuple):
 
 
 @triton.jit
-def norm_constants(norm, eps, bn_scale, channels, valid):
+def norm_constants(norm, eps, bn_scale, tile):
     """``Affine``; (0, 1, 1, 0, 1) without a norm."""
     mean = 0.0
     rstd = 1.0
     weight = 1.0
     bias = 0.0
     if norm.mean is not None:
-        mean = tl.load(norm.mean + channels, mask=valid, other=0.0)
-        rstd = 1.0 / tl.sqrt(tl.load(norm.var + channels, mask=valid, other=1.0) + eps)
+        mean = tl.load(norm.mean + tile.channels, mask=tile.valid, other=0.0)
+        rstd = 1.0 / tl.sqrt(tl.load(norm.var + tile.channels, mask=tile.valid, other=1.0) + eps)
         weight = bn_scale
         if norm.weight is not None:
-            weight = tl.load(norm.weight + channels, mask=valid, other=1.0) * bn_scale
+            weight = tl.load(norm.weight + tile.channels, mask=tile.valid, other=1.0) * bn_scale
         if norm.bias is not None:
-            bias = tl.load(norm.bias + channels, mask=valid, other=0.0)
+            bias = tl.load(norm.bias + tile.channels, mask=tile.valid, other=0.0)
     return Affine(mean, rstd, weight, bias, weight * rstd)
 
 
 @triton.jit
-def channel_means(sums_ptr, C, count, channels, valid):
-    """The means over a channel of dz and dz * xhat."""
-    mean_dz = tl.load(sums_ptr + channels, mask=valid, other=0.0) / count
-    mean_dz_xhat = tl.load(sums_ptr + C + channels, mask=valid, other=0.0) / count
+def channel_means(sums_ptr, C, count, tile):
+    """The means over a channel of dz and dz * xhat; (0, 0) without their sums."""
+    mean_dz = 0.0
+    mean_dz_xhat = 0.0
+    if sums_ptr is not None:
+        mean_dz = tl.load(sums_ptr + tile.channels, mask=tile.valid, other=0.0) / count
+        mean_dz_xhat = tl.load(sums_ptr + C + tile.channels, mask=tile.valid, other=0.0) / count
     return mean_dz, mean_dz_xhat
+
+
+@triton.jit
+def by_norm_input(dz, xhat, means, affine):
+    """dL/dy = scale * (dz - mean(dz) - xhat * mean(dz * xhat))."""
+    mean_dz, mean_dz_xhat = means
+    return affine.scale * tl.fma(-mean_dz_xhat, xhat, dz - mean_dz)
 
 
 @triton.jit
@@ -93,38 +104,36 @@ def statistics_kernel(
     S,
     programs,
     STAGES: tl.constexpr,
-    ALIGN: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_L: tl.constexpr,
-    BY_COLUMN: tl.constexpr,
+    CUT: tl.constexpr,
 ):
     """Moments of each channel's share. Every lane follows its own mean (Welford 1962), so that neither a far mean nor
     a far first element loses digits; the lanes' moments then join (Chan et al. 1979)."""
-    L = units * ALIGN
-    first, column, channel = own_tile(tl.program_id(0), C, L, BLOCK_L, BY_COLUMN)
-    mean = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
-    spread = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
+    size = Size(R, C, units * CUT.align, S)
+    first, column, channel = own_tile(tl.program_id(0), size, CUT)
+    mean = tl.zeros([CUT.block_r, CUT.block_l], tl.float32)
+    spread = tl.zeros([CUT.block_r, CUT.block_l], tl.float32)
     k = 0.0
-    for row in tl.range(first, blocks(R, BLOCK_R), programs, num_stages=STAGES):
-        offs, inside, _, _ = elements(row, column, channel, R, C, L, S, BLOCK_R, BLOCK_L, BY_COLUMN)
-        y = tl.load(y_ptr + offs, mask=inside, other=0.0).to(tl.float32)
+    for row in tl.range(first, blocks(R, CUT.block_r), programs, num_stages=STAGES):
+        tile = tile_at(row, column, channel, size, CUT)
+        y = tl.load(y_ptr + tile.offs, mask=tile.inside, other=0.0).to(tl.float32)
         k += 1.0
         weight = tl.where(k > 1.0, 1.0 / k, 1.0)
         d = y - mean
-        mean = tl.fma(d, tl.where(inside, weight, 0.0), mean)
-        spread = tl.fma(d, d * tl.where(inside, 1.0 - weight, 0.0), spread)
+        mean = tl.fma(d, tl.where(tile.inside, weight, 0.0), mean)
+        spread = tl.fma(d, d * tl.where(tile.inside, 1.0 - weight, 0.0), spread)
     # Only the last visit can leave out a row that the others reach.
-    visits = tl.cdiv(blocks(R, BLOCK_R) - first, programs)
-    last = (first + (visits - 1) * programs) * BLOCK_R + tl.arange(0, BLOCK_R)[:, None]
+    visits = tl.cdiv(blocks(R, CUT.block_r) - first, programs)
+    last = (first + (visits - 1) * programs) * CUT.block_r + tl.arange(0, CUT.block_r)[:, None]
     number = tl.where(last < R, visits, visits - 1).to(tl.float32)
-    if not BY_COLUMN:
-        number = tl.where(column * BLOCK_L + tl.arange(0, BLOCK_L)[None, :] < L, number, 0.0)
-    count = over_owned(number, BY_COLUMN)
-    joined = over_owned(number * mean, BY_COLUMN) / count
-    joined += over_owned(number * (mean - joined), BY_COLUMN) / count  # what rounding took
+    if not CUT.by_column:
+        l = column * CUT.block_l + tl.arange(0, CUT.block_l)[None, :]
+        number = tl.where(l < size.L, number, 0.0)
+    count = over_owned(number, CUT)
+    joined = over_owned(number * mean, CUT) / count
+    joined += over_owned(number * (mean - joined), CUT) / count  # what rounding took
     away = mean - joined
-    spread = over_owned(spread + number * away * away, BY_COLUMN)
-    place, keep, plane = partial_place(first, column, channel, programs, C, L, BLOCK_L, BY_COLUMN)
+    spread = over_owned(spread + number * away * away, CUT)
+    place, keep, plane = partial_place(first, column, channel, programs, size, CUT)
     tl.store(partial_ptr + place, count, mask=keep)
     tl.store(partial_ptr + plane + place, joined, mask=keep)
     tl.store(partial_ptr + 2 * plane + place, spread, mask=keep)
@@ -189,52 +198,45 @@ def norm_backward_kernel(
     C,
     units,
     S,
-    T: tl.constexpr,
-    CHUNK: tl.constexpr,
-    AHEAD: tl.constexpr,
-    ALIGN: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_L: tl.constexpr,
-    BY_COLUMN: tl.constexpr,
+    CUT: tl.constexpr,
+    WINDOW: tl.constexpr,
 ):
-    """dy = scale * (dz - mean(dz) - xhat * mean(dz * xhat)) from the stored dx."""
-    L = units * ALIGN
-    row, column, channel = own_tile(tl.program_id(0), C, L, BLOCK_L, BY_COLUMN)
-    offs, inside, channels, valid = elements(
-        row, column, channel, R, C, L, S, BLOCK_R, BLOCK_L, BY_COLUMN
-    )
-    step = step_size(R, C, L, BY_COLUMN)
-    affine = norm_constants(norm, eps, bn_scale, channels, valid)
-    mean_dz, mean_dz_xhat = channel_means(sums_ptr, C, count, channels, valid)
-    for chunk in range((T + CHUNK - 1) // CHUNK):
+    """dy from the stored dx."""
+    CHUNK: tl.constexpr = WINDOW.chunk
+    AHEAD: tl.constexpr = WINDOW.ahead
+    size = Size(R, C, units * CUT.align, S)
+    row, column, channel = own_tile(tl.program_id(0), size, CUT)
+    tile = tile_at(row, column, channel, size, CUT)
+    step = step_size(size, CUT)
+    affine = norm_constants(norm, eps, bn_scale, tile)
+    means = channel_means(sums_ptr, C, count, tile)
+    for chunk in range((WINDOW.steps + CHUNK - 1) // CHUNK):
         k = tl.cast(chunk, tl.int32)
         grads = ()
         inputs = ()
         for n in tl.static_range(AHEAD):
-            grads = read_ahead(grads, dx_ptr, n, k, offs, inside, step, T, CHUNK, False)
-            inputs = read_ahead(inputs, y_ptr, n, k, offs, inside, step, T, CHUNK, False)
+            grads = read_ahead(grads, dx_ptr, n, k, tile, step, WINDOW, False)
+            inputs = read_ahead(inputs, y_ptr, n, k, tile, step, WINDOW, False)
         for j in tl.static_range(CHUNK):
-            grads = read_ahead(grads, dx_ptr, j + AHEAD, k, offs, inside, step, T, CHUNK, False)
-            inputs = read_ahead(inputs, y_ptr, j + AHEAD, k, offs, inside, step, T, CHUNK, False)
-            t, at, here = time_step(k, j, offs, inside, step, T, CHUNK)
+            grads = read_ahead(grads, dx_ptr, j + AHEAD, k, tile, step, WINDOW, False)
+            inputs = read_ahead(inputs, y_ptr, j + AHEAD, k, tile, step, WINDOW, False)
+            now = time_step(k, j, tile, step, WINDOW)
             dz = grads[j].to(tl.float32)
             if norm.step_gain is not None:
-                dz = tl.load(norm.step_gain + t, mask=t < T, other=0.0) * dz
+                dz = tl.load(norm.step_gain + now.t, mask=now.t < WINDOW.steps, other=0.0) * dz
             xhat = (inputs[j].to(tl.float32) - affine.mean) * affine.rstd
-            dy = affine.scale * tl.fma(-mean_dz_xhat, xhat, dz - mean_dz)
-            tl.store(dy_ptr + at, dy.to(dy_ptr.dtype.element_ty), mask=here)
+            dy = by_norm_input(dz, xhat, means, affine)
+            tl.store(dy_ptr + now.at, dy.to(dy_ptr.dtype.element_ty), mask=now.inside)
 
 
 def norm_backward(dx, y, neuron: Neuron, sums, count, dy) -> None:
     """Fill dy, which may be dx itself, with dL/dy of batch norm from dL/dx and the channel sums."""
-    tiles = tiling(y, True, vector_width(y))
-    with torch.cuda.device_of(y):
-        norm_backward_kernel[(tiles.row_tiles * tiles.lanes,)](
-            dx, y, Norm(*neuron.norm), sums, dy, float(neuron.eps), float(neuron.bn_scale), float(count),
-            T=y.shape[0], CHUNK=chunk_length(y.shape[0], False), AHEAD=3,
-            **tiles.geometry,
-            num_warps=WARPS, enable_fp_fusion=False,
-        )  # fmt: skip
+    tiles, T = tiling(y, True, vector_width(y)), y.shape[0]
+    launch(
+        norm_backward_kernel, (tiles.row_tiles * tiles.lanes,), y,
+        dx, y, Norm(*neuron.norm), sums, dy, float(neuron.eps), float(neuron.bn_scale), float(count),
+        WINDOW=Window(T, chunk_length(T, False), 3), **tiles.geometry,
+    )  # fmt: skip
 
 
 def channel_statistics(
@@ -242,16 +244,14 @@ def channel_statistics(
 ) -> None:
     """Fill mean and biased variance of each channel of y [T, B, C, ...]; running statistics move towards them."""
     running_mean, running_var, momentum = (None, None, 0.0) if running is None else running
-    step = tiling(y, True, vector_width(y))
-    tiles = replace(step, R=step.R * y.shape[0])
+    tiles = tiling(y, True, vector_width(y)).over_time(y.shape[0])
     programs = tiles.programs(MEASURING * processors(y.device))
     partial = tiles.partial(y, 3, programs)
-    with torch.cuda.device_of(y):
-        statistics_kernel[(programs * tiles.lanes,)](
-            y, partial, programs=programs, STAGES=STAGES, **tiles.geometry, num_warps=WARPS, enable_fp_fusion=False,
-        )  # fmt: skip
-        join_statistics_kernel[(-(-tiles.C // JOIN_CHANNELS),)](
-            partial, mean, var, running_mean, running_var, partial[0].numel() // tiles.C, tiles.C, tiles.S or 1,
-            float(y.numel() // tiles.C), momentum,
-            BLOCK_P=JOIN_PARTS, BLOCK_C=JOIN_CHANNELS, num_warps=WARPS, enable_fp_fusion=False,
-        )  # fmt: skip
+    launch(
+        statistics_kernel, (programs * tiles.lanes,), y, y, partial, programs=programs, STAGES=STAGES, **tiles.geometry
+    )  # fmt: skip
+    launch(
+        join_statistics_kernel, (-(-tiles.C // JOIN_CHANNELS),), y,
+        partial, mean, var, running_mean, running_var, partial[0].numel() // tiles.C, tiles.C, tiles.S or 1,
+        float(y.numel() // tiles.C), momentum, BLOCK_P=JOIN_PARTS, BLOCK_C=JOIN_CHANNELS,
+    )  # fmt: skip

@@ -27,6 +27,7 @@ class Constants(NamedTuple):
     v_start: Any
     height: Any
     width: Any
+    inverse_width: Any  # made by ``of_tile``
     eps: Any
     bn_scale: Any
 
@@ -42,6 +43,21 @@ class Forms(NamedTuple):
     beta: str
 
 
+class Back(NamedTuple):
+    """One step back; ``through`` is dL/ds with what comes through the reset and the second state."""
+
+    by_h: Any
+    by_m: Any  # before the step
+    jump: Any  # dv/dh
+    unit: Any  # phi
+    s: Any
+    through: Any
+    by_decay: Any  # apart from the charge
+    by_threshold: Any
+    by_rho: Any
+    by_beta: Any
+
+
 class Rules(NamedTuple):
     """What a kernel is compiled for."""
 
@@ -51,10 +67,11 @@ class Rules(NamedTuple):
     detach: bool
     shape: str
     levels: int
+    has_m: bool
 
 
 @triton.jit
-def _parameter(given, channels, valid, FORM: tl.constexpr):
+def _parameter(given, tile, FORM: tl.constexpr):
     if given is None:
         value = 0.0
     elif FORM == "float":
@@ -62,12 +79,12 @@ def _parameter(given, channels, valid, FORM: tl.constexpr):
     elif FORM == "scalar":
         value = tl.load(given)
     else:
-        value = tl.load(given + channels, mask=valid, other=1.0)
+        value = tl.load(given + tile.channels, mask=tile.valid, other=1.0)
     return value
 
 
 @triton.jit
-def of_tile(given, channels, valid, FORMS: tl.constexpr):
+def of_tile(given, tile, FORMS: tl.constexpr):
     """The constants of a tile: scalars, or one value for each column or for its channel."""
     # Names of their own, because Triton 3.6 passes no field of a constant on to a function.
     DECAY: tl.constexpr = FORMS.decay
@@ -76,21 +93,26 @@ def of_tile(given, channels, valid, FORMS: tl.constexpr):
     WIDTH: tl.constexpr = FORMS.width
     RHO: tl.constexpr = FORMS.rho
     BETA: tl.constexpr = FORMS.beta
-    decay = _parameter(given.decay, channels, valid, DECAY)
-    leak = _parameter(given.leak, channels, valid, "float")
+    decay = _parameter(given.decay, tile, DECAY)
+    leak = _parameter(given.leak, tile, "float")
     if DECAY != "float":
         leak = 1.0 - decay
+    width = _parameter(given.width, tile, WIDTH)
+    inverse_width = 0.0
+    if given.width is not None:
+        inverse_width = 1.0 / width
     return Constants(
         decay,
         leak,
-        _parameter(given.gain, channels, valid, GAIN),
-        _parameter(given.threshold, channels, valid, THRESHOLD),
-        _parameter(given.rho, channels, valid, RHO),
-        _parameter(given.beta, channels, valid, BETA),
+        _parameter(given.gain, tile, GAIN),
+        _parameter(given.threshold, tile, THRESHOLD),
+        _parameter(given.rho, tile, RHO),
+        _parameter(given.beta, tile, BETA),
         given.v_reset,
         given.v_start,
-        _parameter(given.height, channels, valid, "float"),
-        _parameter(given.width, channels, valid, WIDTH),
+        _parameter(given.height, tile, "float"),
+        width,
+        inverse_width,
         given.eps,
         given.bn_scale,
     )
@@ -176,33 +198,28 @@ def settle(h, m, s, kept, c, RULES: tl.constexpr):
 
 
 @triton.jit
-def _surrogate(u, inverse_width, c, SHAPE: tl.constexpr, OWN: tl.constexpr):
+def _surrogate(u, c, SHAPE: tl.constexpr, OWN: tl.constexpr):
     """phi of the potential's distance to the threshold."""
     if OWN is not None:
-        unit = OWN(u * inverse_width)
+        unit = OWN(u * c.inverse_width)
     elif SHAPE == "rectangle":
         unit = tl.where(tl.abs(u) < c.width, 1.0, 0.0)
     else:
-        unit = phi(u * inverse_width, SHAPE)
+        unit = phi(u * c.inverse_width, SHAPE)
     return unit
 
 
 @triton.jit
-def step_back(
-    h, m, kept, grad_s, by_v, by_m, inverse_width, c, RULES: tl.constexpr, OWN: tl.constexpr
-):
-    """Of one step: dL/dh, dL/dm before it, dv/dh, phi, spikes, and what ``learn`` needs.
-
-    m is the second state before the step; ``by_v`` and ``by_m`` are dL/dv and dL/dm after it.
-    """
+def step_back(h, m, kept, grad_s, by_v, by_m, c, RULES: tl.constexpr, OWN: tl.constexpr):
+    """``Back`` of one step: m is the second state before it, ``by_v`` and ``by_m`` are dL/dv and dL/dm after it."""
     SHAPE: tl.constexpr = RULES.shape
     s = spike(h, m, c, RULES)
     _, after = settle(h, m, s, kept, c, RULES)
     earlier = by_m
-    by_decay = 0.0  # apart from the charge
+    by_decay = 0.0
     by_rho = 0.0
     by_beta = 0.0
-    through = grad_s  # dL/ds, with what comes through the reset and the second state
+    through = grad_s
     of_v = tl.zeros(h.shape, tl.float32)  # dv/dthreshold, apart from what comes through s
     if RULES.kind == "ilif":
         z = tl.div_rn(h, c.threshold + of_v)
@@ -216,7 +233,7 @@ def step_back(
         by_h = tl.fma(grad_s, slope, by_v * jump)
         by_threshold = -(through * slope * z) - by_v * s
     elif RULES.kind == "clif":
-        unit = _surrogate(h - c.threshold, inverse_width, c, SHAPE, OWN)
+        unit = _surrogate(h - c.threshold, c, SHAPE, OWN)
         slope = c.height * unit
         g = _sigmoid(after)
         deeper = s * g * (1.0 - g)  # -dv/dm
@@ -238,7 +255,7 @@ def step_back(
             level = c.threshold + c.beta * m
             through = grad_s + (1.0 - c.rho) * by_m
         fired = h >= level
-        unit = _surrogate(h - level, inverse_width, c, SHAPE, OWN)
+        unit = _surrogate(h - level, c, SHAPE, OWN)
         slope = c.height * unit
         if RULES.reset == "hard":
             jump = tl.where(fired, 0.0, 1.0)
@@ -262,19 +279,19 @@ def step_back(
             earlier = c.rho * by_m + c.beta * by_threshold
             by_rho = by_m * (m - s)
             by_beta = by_threshold * m
-    return by_h, earlier, jump, unit, s, (through, by_decay, by_threshold, by_rho, by_beta)
+    return Back(by_h, earlier, jump, unit, s, through, by_decay, by_threshold, by_rho, by_beta)
 
 
 @triton.jit
-def by_width(h, m, unit, through, inverse_width, c, RULES: tl.constexpr, OWN: tl.constexpr):
+def by_width(h, m, back, c, RULES: tl.constexpr, OWN: tl.constexpr):
     """dL/dwidth of one step, from the relaxed spike height * width * Phi(u / width)."""
     u = h - c.threshold
     if RULES.kind == "alif":
         u = h - (c.threshold + c.beta * m)
-    z = u * inverse_width
+    z = u * c.inverse_width
     if OWN is not None:
         area = OWN(z)
     else:
         SHAPE: tl.constexpr = RULES.shape
         area = primitive(z, SHAPE)
-    return through * c.height * (area - z * unit)
+    return back.through * c.height * (area - z * back.unit)

@@ -10,21 +10,22 @@ R rows of C channels; contiguous it is, for each channel, R samples of S pixels,
 An access moves 16 bytes where Triton can prove that its address allows it: where L is a multiple of 16. Where the
 pixels of a channel are not (14 x 14, 7 x 7), or the channels of a row (24), whole samples or several rows make one row
 of columns, which is, and each column's channel is computed from S. Where nothing helps, a kernel is given L as
-``units * ALIGN``, ALIGN the largest power of two that divides it: the accesses are as wide as that allows.
+``units * align``, align the largest power of two that divides it: the accesses are as wide as that allows.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 
 from ..layout import channel_axis
 from ..triton_import import tl, triton
+from .triton_launch import WARPS, launch
 
-WARPS = 4
 PROCESSORS = 132  # an H100's: where a launch is interpreted, or lowered for a GPU that is not here
 WALKS = 12  # programs on a processor, of walks that work on many tiles each
 JOIN_PARTS, JOIN_CHANNELS = 128, 8  # of one tile; 8 float32 fill a sector of memory
@@ -38,59 +39,103 @@ def blocks(n, BLOCK: tl.constexpr):
     return (n - 1) // BLOCK + 1
 
 
+class Size(NamedTuple):
+    """Of a time step: rows, channels, columns, and neighbouring columns of one channel (None: each is a channel)."""
+
+    R: Any
+    C: Any
+    L: Any
+    S: Any
+
+
+class Cut(NamedTuple):
+    """What a kernel is compiled for: a tile's rows and columns, and what divides L beside ``units``."""
+
+    block_r: int
+    block_l: int
+    by_column: bool
+    align: int
+
+
+class Window(NamedTuple):
+    """What a kernel is compiled for: time steps, those of a chunk, and how many are read ahead of the one at work."""
+
+    steps: int
+    chunk: int
+    ahead: int
+    replay_ahead: int = 0
+
+
+class Tile(NamedTuple):
+    """Offsets [BLOCK_R, BLOCK_L] within a time step and their mask, each column's channel [1, BLOCK_L] and mask."""
+
+    offs: Any
+    inside: Any
+    channels: Any
+    valid: Any
+
+
+class Moment(NamedTuple):
+    """A time step of a tile: its number, its offsets in [T, N] and their mask."""
+
+    t: Any
+    at: Any
+    inside: Any
+
+
 @triton.jit
-def own_tile(pid, C, L, BLOCK_L: tl.constexpr, BY_COLUMN: tl.constexpr):
+def own_tile(pid, size, CUT: tl.constexpr):
     """(row, column) blocks of a program and its channel; programs run over columns first, then channels, then rows."""
-    columns = blocks(L, BLOCK_L)
+    columns = blocks(size.L, CUT.block_l)
     column = pid % columns
-    if BY_COLUMN:
+    if CUT.by_column:
         channel = 0
         row = pid // columns
     else:
-        channel = (pid // columns) % C
-        row = pid // columns // C
+        channel = (pid // columns) % size.C
+        row = pid // columns // size.C
     return row, column, channel
 
 
 @triton.jit
-def elements(
-    row,
-    column,
-    channel,
-    R,
-    C,
-    L,
-    S,  # neighbouring columns of one channel; None: every column is a channel
-    BLOCK_R: tl.constexpr,
-    BLOCK_L: tl.constexpr,
-    BY_COLUMN: tl.constexpr,
-):
-    """Offsets [BLOCK_R, BLOCK_L] within a time step, their mask, and each column's channel [1, BLOCK_L] and mask."""
-    r = (row + 0 * R) * BLOCK_R + tl.arange(0, BLOCK_R)  # in 64 bits where R takes as many
-    l = column * BLOCK_L + tl.arange(0, BLOCK_L)
-    inside = (r < R)[:, None] & (l < L)[None, :]
+def tile_at(row, column, channel, size, CUT: tl.constexpr):
+    """The ``Tile`` of these blocks."""
+    # in 64 bits where R takes as many
+    r = (row + 0 * size.R) * CUT.block_r + tl.arange(0, CUT.block_r)
+    l = column * CUT.block_l + tl.arange(0, CUT.block_l)
+    inside = (r < size.R)[:, None] & (l < size.L)[None, :]
     wide = r.to(tl.int64)
-    if BY_COLUMN:
-        offsets = (wide * L)[:, None] + l[None, :]
+    if CUT.by_column:
+        offs = (wide * size.L)[:, None] + l[None, :]
         channels = l[None, :]
-        if S is not None:
-            channels = (channels // S) % C
-        valid = (l < L)[None, :]
+        if size.S is not None:
+            channels = (channels // size.S) % size.C
+        valid = (l < size.L)[None, :]
     else:
-        offsets = ((wide * C + channel) * L)[:, None] + l[None, :]
+        offs = ((wide * size.C + channel) * size.L)[:, None] + l[None, :]
         channels = tl.full([1, 1], 0, tl.int32) + channel
         valid = channels >= 0
-    return offsets, inside, channels, valid
+    return Tile(offs, inside, channels, valid)
 
 
 @triton.jit
-def step_size(R, C, L, BY_COLUMN: tl.constexpr):
-    """Elements of a time step."""
-    if BY_COLUMN:
-        size = tl.cast(R, tl.int64) * L
+def tile_number(row, column, channel, size, CUT: tl.constexpr):
+    """The number of the tile at these blocks among all."""
+    columns = blocks(size.L, CUT.block_l)
+    if CUT.by_column:
+        number = row * columns + column
     else:
-        size = tl.cast(R, tl.int64) * C * L
-    return size
+        number = (row * size.C + channel) * columns + column
+    return number
+
+
+@triton.jit
+def step_size(size, CUT: tl.constexpr):
+    """Elements of a time step."""
+    elements = tl.cast(size.R, tl.int64) * size.L
+    if not CUT.by_column:
+        elements = tl.cast(size.R, tl.int64) * size.C * size.L
+    return elements
 
 
 @triton.jit
@@ -100,28 +145,27 @@ def where_below(inside, index, end):
 
 
 @triton.jit
-def time_step(k, j, offsets, inside, step, T: tl.constexpr, CHUNK: tl.constexpr):
-    """Step j of chunk k: its t, the offsets in [T, N] and their mask, all false beyond the window."""
-    t = k * CHUNK + j
-    here = inside
-    if T % CHUNK != 0:
-        here = where_below(inside, t, T)
-    return t, t * step + offsets, here
+def time_step(k, j, tile, step, WINDOW: tl.constexpr):
+    """Step j of chunk k; its mask is false beyond the window."""
+    t = k * WINDOW.chunk + j
+    inside = tile.inside
+    if WINDOW.steps % WINDOW.chunk != 0:
+        inside = where_below(inside, t, WINDOW.steps)
+    return Moment(t, t * step + tile.offs, inside)
 
 
 @triton.jit
 def read_ahead(
-    queue, ptr, n: tl.constexpr, k, offsets, inside, step, T: tl.constexpr, CHUNK: tl.constexpr, BACK: tl.constexpr
-):  # fmt: skip
+    queue, ptr, n: tl.constexpr, k, tile, step, WINDOW: tl.constexpr, BACK: tl.constexpr
+):
     """The queue, and behind it what the n-th step that a chunk's walk visits holds, where there is such a step.
 
     Pointers may alias for all that a compiler knows, so it moves no load before a store of an earlier step: what shall
     be under way by then has to be asked for first.
     """
-    if ptr is not None and n < CHUNK:
-        j: tl.constexpr = CHUNK - 1 - n if BACK else n
-        _, at, here = time_step(k, j, offsets, inside, step, T, CHUNK)
-        queue = queue + (tl.load(ptr + at, mask=here, other=0.0),)
+    if ptr is not None and n < WINDOW.chunk:
+        now = time_step(k, WINDOW.chunk - 1 - n if BACK else n, tile, step, WINDOW)
+        queue = queue + (tl.load(ptr + now.at, mask=now.inside, other=0.0),)
     return queue
 
 
@@ -131,29 +175,27 @@ def total(tile):
 
 
 @triton.jit
-def over_owned(tile, BY_COLUMN: tl.constexpr):
+def over_owned(tile, CUT: tl.constexpr):
     """The sum of a tile over what each of its columns ([1, BLOCK_L]), or its channel ([1, 1]), owns of it."""
-    if not BY_COLUMN:
+    if not CUT.by_column:
         tile = tl.sum(tile, axis=1, keep_dims=True)
     return tl.sum(tile, axis=0, keep_dims=True)
 
 
 @triton.jit
-def partial_place(
-    first, column, channel, programs, C, L, BLOCK_L: tl.constexpr, BY_COLUMN: tl.constexpr
-):
+def partial_place(first, column, channel, programs, size, CUT: tl.constexpr):
     """Where a program's ``over_owned`` goes in [parts, L or C], their mask, and the elements of that plane."""
-    if BY_COLUMN:
-        l = column * BLOCK_L + tl.arange(0, BLOCK_L)[None, :]
-        place = tl.cast(first, tl.int64) * L + l
-        keep = l < L
-        plane = tl.cast(programs, tl.int64) * L
+    if CUT.by_column:
+        l = column * CUT.block_l + tl.arange(0, CUT.block_l)[None, :]
+        place = tl.cast(first, tl.int64) * size.L + l
+        keep = l < size.L
+        plane = tl.cast(programs, tl.int64) * size.L
     else:
-        columns = blocks(L, BLOCK_L)
+        columns = blocks(size.L, CUT.block_l)
         part = tl.cast(first, tl.int64) * columns + column
-        place = part * C + channel + tl.full([1, 1], 0, tl.int64)
+        place = part * size.C + channel + tl.full([1, 1], 0, tl.int64)
         keep = place >= 0
-        plane = tl.cast(programs, tl.int64) * columns * C
+        plane = tl.cast(programs, tl.int64) * columns * size.C
     return place, keep, plane
 
 
@@ -235,12 +277,15 @@ class Tiling:
         return 1 if self.L % 16 == 0 or self.L >= 2**31 else self.L & -self.L
 
     @functools.cached_property
-    def geometry(self) -> dict[str, int | bool | None]:
+    def geometry(self) -> dict[str, Any]:
         """The arguments of a kernel, by name."""
-        return dict(
-            R=self.R, C=self.C, units=self.L // self.align, S=self.S,
-            ALIGN=self.align, BLOCK_R=self.block_r, BLOCK_L=self.block_l, BY_COLUMN=self.by_column,
-        )  # fmt: skip
+        cut = Cut(self.block_r, self.block_l, self.by_column, self.align)
+        return dict(R=self.R, C=self.C, units=self.L // self.align, S=self.S, CUT=cut)
+
+    @functools.lru_cache(maxsize=4096)  # noqa: B019 - tilings are remembered anyway
+    def over_time(self, T: int) -> Tiling:
+        """With the steps of a window among the rows."""
+        return replace(self, R=self.R * T)
 
     @property
     def row_tiles(self) -> int:
@@ -267,11 +312,10 @@ class Tiling:
     def join(self, partial: torch.Tensor, out: torch.Tensor) -> None:
         """Sum a ``partial`` by channel: out [kinds, C], float32, in a fixed order."""
         parts = partial[0].numel() // self.C
-        with torch.cuda.device_of(partial):
-            join_kernel[(-(-self.C // JOIN_CHANNELS), len(partial))](
-                partial, out, parts, self.C, self.S or 1,
-                BLOCK_P=JOIN_PARTS, BLOCK_C=JOIN_CHANNELS, num_warps=WARPS, enable_fp_fusion=False,
-            )  # fmt: skip
+        launch(
+            join_kernel, (-(-self.C // JOIN_CHANNELS), len(partial)), out,
+            partial, out, parts, self.C, self.S or 1, BLOCK_P=JOIN_PARTS, BLOCK_C=JOIN_CHANNELS,
+        )  # fmt: skip
 
 
 def grouped(x: torch.Tensor, n: int, fields: int) -> torch.Tensor:
@@ -289,11 +333,10 @@ def join_groups(
 
     Of every ``period`` fields the one at ``maximum``, which is never negative, gives its maximum.
     """
-    with torch.cuda.device_of(partial):
-        join_groups_kernel[(partial.shape[1],)](
-            partial, out, n, PERIOD=period, MAXIMUM=maximum,
-            BLOCK=JOIN_ROW, num_warps=WARPS, enable_fp_fusion=False,
-        )  # fmt: skip
+    launch(
+        join_groups_kernel, (partial.shape[1],), out,
+        partial, out, n, PERIOD=period, MAXIMUM=maximum, BLOCK=JOIN_ROW,
+    )  # fmt: skip
 
 
 def processors(device: torch.device) -> int:
@@ -314,9 +357,15 @@ def tiling(x: torch.Tensor, per_channel: bool, vector: int) -> Tiling:
     """Cut a time step of x [T, B, C, ...] so that a thread owns ``vector`` neighbouring elements."""
     block, neurons = 32 * WARPS * vector, x[0].numel()
     if not per_channel:
-        return Tiling(1, 1, neurons, 1, block, True)
+        return _whole(neurons, block)
     channels, inner = channel_axis(x)
     return _cut(channels, inner if channels > 1 else neurons, neurons, block)
+
+
+@functools.lru_cache(maxsize=4096)
+def _whole(neurons: int, block: int) -> Tiling:
+    """Tiles of a step without channels."""
+    return Tiling(1, 1, neurons, 1, block, True)
 
 
 @functools.lru_cache(maxsize=4096)
