@@ -16,7 +16,7 @@ COMMANDS = {
     "sweep": "Train a grid of recipes, one after another.",
     "evaluate": "Accuracy, spikes, operations and energy of a run.",
     "convert": "Convert a trained ANN twin to a spiking network.",
-    "import": "Make a run of a network in a file of NIR.",
+    "import": "Import a network from a NIR file, as a run.",
     "export": "Write a trained network in a format that other programs read.",
     "predict": "Classes of image files, by a run.",
     "report": "Write one self-contained HTML page about a run.",

@@ -22,11 +22,13 @@ Exit codes: 0 done, 2 a mistake in the command, the file or the recipe, 1 the ne
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser("import", EPILOG)
-    parser.add_argument("file", metavar="FILE", help="a graph of NIR, as nir.write writes it")
+    parser.add_argument("file", metavar="FILE", help="NIR file, written by nir.write")
     parser.add_argument("recipe", metavar="RECIPE", help=RECIPE_HELP)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=KEYS_HELP)
-    parser.add_argument("--dt", type=float, help="length of a time step (what the file says)")
-    parser.add_argument("--reset", choices=("hard", "soft"), help="(what the file says, or hard)")
+    parser.add_argument("--dt", type=float, help="length of a time step (from the file)")
+    parser.add_argument(
+        "--reset", choices=("hard", "soft"), help="reset of the neurons (from the file, or hard)"
+    )
     parser.add_argument("--run-dir", metavar="DIR", help="run folder (runs/FILE-<time>)")
     return parser.parse_intermixed_args(arguments)
 
