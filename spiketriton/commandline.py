@@ -18,6 +18,8 @@ COMMANDS = {
     "convert": "Convert a trained ANN twin to a spiking network.",
     "import": "Import a network from a NIR file, as a run.",
     "export": "Write a trained network in a format that other programs read.",
+    "push": "Put the weights of a run on the Hub, with a model card.",
+    "pull": "Make a run of weights from the Hub, or of safetensors.",
     "predict": "Classes of image files, by a run.",
     "report": "Write one self-contained HTML page about a run.",
     "recipes": "List the recipes that come with spiketriton.",

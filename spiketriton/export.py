@@ -1,4 +1,4 @@
-"""spiketriton export RUN --to nir|torch|onnx [--out FILE]"""
+"""spiketriton export RUN --to nir|torch|onnx|safetensors [--out FILE]"""
 
 import argparse
 from pathlib import Path
@@ -8,7 +8,7 @@ from spiketriton.errors import EXIT_DONE, EXIT_ERROR, importing, run_command
 from spiketriton.runs.folder import RunFolder, refuse_unusable
 from spiketriton.runs.outputs import mark_of, output_folder, refuse_foreign
 
-ENDINGS = {"nir": ".nir", "torch": ".pt2", "onnx": ".onnx"}
+ENDINGS = {"nir": ".nir", "torch": ".pt2", "onnx": ".onnx", "safetensors": ".safetensors"}
 CLOSE = 1e-3  # of the largest current: rounding differs between two programs, a spike that differs is more
 
 EPILOG = """\
@@ -22,6 +22,7 @@ file's unit of time (1); importers that assume another length need it: 0.0001 fo
 torch: torch.export of the network in eval mode, for one batch size and image size; the file is read
 back and compared. Import spiketriton_kernels, which defines the operators, before loading it.
 onnx: plain operators, for one batch size and image size, in float32; the file is run by onnxruntime and compared.
+safetensors: the weights, with the recipe in the metadata; spiketriton pull makes a run of it.
 """
 
 
@@ -32,18 +33,23 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--to",
         choices=tuple(ENDINGS),
         required=True,
-        help="for snnTorch, norse, chips (nir), a PyTorch program (torch), or onnxruntime (onnx)",
+        help="for snnTorch, norse, chips (nir), a PyTorch program (torch), onnxruntime (onnx), any (safetensors)",
     )
     parser.add_argument(
-        "--out", metavar="FILE", help="output file (RUN/<recipe>.nir, .pt2 or .onnx)"
+        "--out", metavar="FILE", help="output file (RUN/<recipe>.nir, .pt2, .onnx, .safetensors)"
     )
     parser.add_argument("--checkpoint", choices=CHECKPOINTS, default="last", help=CHECKPOINTS_HELP)
     parser.add_argument("--dt", type=float, help="nir: length of a time step (1)")
     parser.add_argument("--images", type=int, help="nir: test images of the comparison (4)")
     parser.add_argument("--batch-size", type=int, help="torch, onnx: images per call (1)")
     args = parser.parse_intermixed_args(arguments)
-    idle = {"nir": ["batch_size"], "torch": ["dt", "images"], "onnx": ["dt", "images"]}[args.to]
-    for name in idle:
+    used = {
+        "nir": ["dt", "images"],
+        "torch": ["batch_size"],
+        "onnx": ["batch_size"],
+        "safetensors": [],
+    }
+    for name in {"dt", "images", "batch_size"} - {*used[args.to]}:
         if getattr(args, name) is not None:
             parser.error(f"--{name.replace('_', '-')} has no effect with --to {args.to}")
     for name, low, high in (("dt", 1e-9, 1e9), ("images", 1, 10_000), ("batch_size", 1, 10_000)):
@@ -66,7 +72,10 @@ def main(arguments: list[str]) -> int:
         )
         from spiketriton.trained.nir_graph import import_nir
         from spiketriton.trained.run import load_run
+        from spiketriton.trained.weights import export_safetensors, need
 
+    if args.to == "safetensors":
+        need("safetensors")
     if args.to == "nir":
         import_nir()  # fails before data are loaded
     if args.to == "onnx":
@@ -77,6 +86,10 @@ def main(arguments: list[str]) -> int:
     output_folder(Path(args.out).parent if args.out else args.run)
     run = load_run(args.run, *args.overrides, checkpoint=args.checkpoint)
     path = Path(args.out or run.folder.path / (run.recipe.name + ENDINGS[args.to]))
+    if args.to == "safetensors":
+        difference = export_safetensors(run, path, mark)
+        print(f"{path}: weights of step {run.step}, read back: they differ by {difference:g}")
+        return EXIT_DONE if difference == 0 else EXIT_ERROR
     if args.to == "torch":
         batch_size = args.batch_size or 1
         difference = export_torch(run, path, batch_size, mark)

@@ -61,7 +61,9 @@ def main(arguments: list[str]) -> int:
             copy = folder.path / file.name
             replace_file(copy, file.read_bytes())
             recipe = replace(recipe, values={"model.arguments.path": str(copy.absolute())})
-            save_run(folder, recipe, facts, model, Placement.set_up(recipe.train).device)
+            save_run(
+                folder, recipe, facts, model.state_dict(), Placement.set_up(recipe.train).device
+            )
         except BaseException:
             folder.discard_if_unused()
             raise

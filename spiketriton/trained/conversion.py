@@ -253,4 +253,6 @@ def neurons(model: Network) -> list[tuple[str, ConvertedIF]]:
 def save(folder: RunFolder, run: Run, recipe: Recipe, model: Network, options: Options) -> None:
     """Writes the run folder, which is a run only when all is there. UserError: it cannot be written."""
     source = {"source": str(run.folder.path), "checkpoint": run.checkpoint, **vars(options)}
-    save_run(folder, recipe, run.facts, model, run.device, step=run.step, conversion=source)
+    save_run(
+        folder, recipe, run.facts, model.state_dict(), run.device, step=run.step, conversion=source
+    )

@@ -132,7 +132,7 @@ def save_run(
     folder: RunFolder,
     recipe: Recipe,
     facts: Facts,
-    model: Network,
+    weights: Mapping[str, Tensor],
     device: torch.device,
     *,
     step: int = 0,
@@ -150,7 +150,7 @@ def save_run(
             "name": recipe.name,
             "version": __version__,
             "data": facts.state_dict(),
-            "model": model.state_dict(),
+            "model": dict(weights),
             **more,
         }
     )

@@ -73,7 +73,7 @@ class CompilerError(RuntimeError):
     """No C++ compiler, or none that takes native.cpp."""
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     if "SPIKETRITON_CACHE" in os.environ:
         return Path(os.environ["SPIKETRITON_CACHE"])
     base = os.environ.get("XDG_CACHE_HOME")
@@ -111,7 +111,7 @@ def _build(dtype: torch.dtype, kind: str) -> Path:
     ).stdout
     texts = (source.read_text() for source in _SOURCES)
     key = "\n".join([*texts, version, _machine(), repr((_FLAGS, _EXTRAS, dtype, kind))])
-    folder = _cache_folder()
+    folder = cache_folder()
     name = f"{kind} {str(dtype).removeprefix('torch.')}"
     target = folder / f"{name.replace(' ', '-')}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     if target.exists():

@@ -1,0 +1,42 @@
+"""spiketriton pull OWNER/NAME|FILE [--run-dir DIR]"""
+
+import argparse
+from pathlib import Path
+
+from spiketriton.commandline import Parser
+from spiketriton.errors import importing, run_command
+
+EPILOG = """\
+examples:
+  spiketriton pull me/fashion-snn --run-dir runs/theirs
+  spiketriton pull net.safetensors
+  spiketriton evaluate runs/theirs
+
+The run can be evaluated, exported and fine-tuned (train.init_from), not resumed: it has no optimizer. Its recipe comes
+from the other side; code that it names runs only with --trust-plugins."""
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser("pull", EPILOG)
+    parser.add_trust()
+    parser.add_argument("source", metavar="OWNER/NAME|FILE", help="of the Hub, or a file here")
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit (the newest)")
+    parser.add_argument("--run-dir", metavar="DIR", help="run folder (runs/<recipe>-<time>)")
+    return parser.parse_intermixed_args(arguments)
+
+
+def main(arguments: list[str]) -> None:
+    args = parse(arguments)
+    with importing():
+        from spiketriton.trained.weights import make_run, pull
+
+    file = Path(args.source)
+    if file.suffix == ".safetensors":
+        folder = make_run(file, args.run_dir)
+    else:
+        folder = pull(args.source, args.run_dir, args.revision)
+    print(f"{folder.path}\nnext: spiketriton evaluate {folder.path}")
+
+
+if __name__ == "__main__":
+    run_command(main)

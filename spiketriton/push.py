@@ -1,0 +1,41 @@
+"""spiketriton push RUN OWNER/NAME [--private]"""
+
+import argparse
+
+from spiketriton.commandline import CHECKPOINTS, CHECKPOINTS_HELP, Parser
+from spiketriton.errors import importing, run_command
+from spiketriton.runs.folder import refuse_unusable
+
+EPILOG = """\
+examples:
+  spiketriton evaluate runs/fashion
+  spiketriton push runs/fashion me/fashion-snn
+
+Writes model.safetensors, recipe.toml and a model card, with the accuracy if the run was evaluated, to RUN/hub and
+uploads them. It needs pip install 'spiketriton[hub]' and a login (hf auth login)."""
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser("push", EPILOG)
+    parser.add_trust()
+    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.add_argument("name", metavar="OWNER/NAME", help="repository on the Hub")
+    parser.add_argument("--private", action="store_true", help="a new repository is private")
+    parser.add_argument("--checkpoint", choices=CHECKPOINTS, default="last", help=CHECKPOINTS_HELP)
+    return parser.parse_intermixed_args(arguments)
+
+
+def main(arguments: list[str]) -> None:
+    args = parse(arguments)
+    refuse_unusable(args.run)
+    with importing():
+        from spiketriton.trained.run import load_run
+        from spiketriton.trained.weights import need, push
+
+    need("huggingface_hub")
+    run = load_run(args.run, checkpoint=args.checkpoint)
+    print(push(run, args.name, private=args.private))
+
+
+if __name__ == "__main__":
+    run_command(main)

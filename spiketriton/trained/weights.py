@@ -1,0 +1,155 @@
+"""A trained network as safetensors and a model card, and the Hub that they are handed on by.
+
+A file holds the weights of one checkpoint and, in its metadata, the resolved recipe and what the network was trained
+on; reading it runs no code. A run that is made of it is one at the step of that checkpoint, without an optimizer.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spiketriton import __version__
+from spiketriton.config import recipe_from_toml, to_toml
+from spiketriton.data import Facts
+from spiketriton.errors import UserError, one_line
+from spiketriton.plain import of_plain
+from spiketriton.runs.folder import RunFolder
+from spiketriton.runs.rows import replace_file
+from spiketriton.trained.results import read_evaluation
+from spiketriton.trained.run import Run, save_run
+from spiketriton_kernels.backends.native import cache_folder
+
+FILE = "model.safetensors"
+HUB = "hub:"
+
+
+def need(package: str) -> Any:
+    """A package of the extra hub. UserError: it is not installed."""
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise UserError(f"{one_line(error)}; pip install 'spiketriton[hub]'") from None
+
+
+def export_safetensors(run: Run, path: Path, mark: str = "spiketriton") -> float:
+    """Writes a run's weights and reads them back: the largest difference, 0. UserError: it cannot be written."""
+    tensors = {n: t.detach().cpu().contiguous().clone() for n, t in run.model.state_dict().items()}
+    more = {"conversion": json.dumps(run.conversion)} if run.conversion is not None else {}
+    metadata = {
+        "format": "pt",
+        "written_by": mark,
+        "version": __version__,
+        "name": run.recipe.name,
+        "recipe": to_toml(run.recipe),
+        "data": json.dumps(run.facts.state_dict()),
+        "step": str(run.step),
+        **more,
+    }
+    replace_file(path, need("safetensors.torch").save(tensors, metadata))
+    again = need("safetensors.torch").load_file(path)
+    return max(
+        (
+            float((again[n].double() - t.double()).abs().max())
+            for n, t in tensors.items()
+            if t.numel()
+        ),
+        default=0.0,
+    )
+
+
+def make_run(file: Path, path: str | Path | None) -> RunFolder:
+    """A run folder at `path` of a file that `export_safetensors` wrote. UserError: it is another file, or damaged."""
+    try:
+        with need("safetensors").safe_open(file, "pt") as opened:
+            said = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        facts = Facts.of_state(json.loads(said["data"]))
+        step = int(said["step"])
+        more = {}
+        if "conversion" in said:
+            more["conversion"] = of_plain(
+                dict[str, Any], json.loads(said["conversion"]), "conversion"
+            )
+        text, name = said["recipe"], said["name"]
+    except (KeyError, ValueError, OSError, need("safetensors").SafetensorError) as error:
+        raise UserError(
+            f"{file} is not what spiketriton export --to safetensors writes: {type(error).__name__} {one_line(error)}"
+        ) from None
+    folder = RunFolder.create(path, name)
+    with folder.held():
+        recipe = recipe_from_toml(text, name, of_run=folder.path)
+        save_run(folder, recipe, facts, tensors, torch.device("cpu"), step=step, **more)
+    return folder
+
+
+def card(run: Run) -> str:
+    """The README of a model: how it is used, what it reached where it was evaluated, its recipe."""
+    found = run.folder.path / "evaluation" / "evaluation.json"
+    lines = [f"Trained on {run.facts.label} for {run.step:,} steps by spiketriton {__version__}."]
+    if found.exists():
+        one = read_evaluation(found)
+        lines.append(
+            f"Accuracy {100 * one.accuracy[one.time_steps - 1]:.2f} % at T = {one.time_steps} on {one.tested} "
+            f"(checkpoint {one.checkpoint}); a neuron spikes in {100 * one.mean_rate:.1f} % of the steps."
+        )
+    else:
+        lines.append("It was not evaluated before it was pushed.")
+    return (
+        "---\nlibrary_name: spiketriton\ntags: [spiking-neural-network]\n---\n"
+        f"# {run.recipe.name}\n\n" + "\n".join(lines) + "\n\n```python\nimport spiketriton\n\n"
+        'run = spiketriton.load_run("hub:OWNER/NAME")\n```\n\n'
+        f"```toml\n{to_toml(run.recipe)}```\n"
+    )
+
+
+def push(run: Run, name: str, *, private: bool = False) -> str:
+    """Puts a run's weights, recipe and card into the repository `name` ("OWNER/NAME") of the Hub: its address."""
+    hub = need("huggingface_hub")
+    staged = run.folder.path / "hub"
+    staged.mkdir(exist_ok=True)
+    export_safetensors(run, staged / FILE)
+    replace_file(staged / "recipe.toml", to_toml(run.recipe))
+    replace_file(staged / "README.md", card(run).replace("OWNER/NAME", name))
+    api = hub.HfApi()
+    with _hub(name):
+        api.create_repo(name, private=private, exist_ok=True)
+        return str(api.upload_folder(repo_id=name, folder_path=staged))
+
+
+def pull(name: str, path: str | Path | None, revision: str | None = None) -> RunFolder:
+    """A run folder at `path` of a network of the Hub, "OWNER/NAME". UserError: there is none, or no connection."""
+    return make_run(_download(name, revision), path)
+
+
+def cached(name: str) -> Path:
+    """The run folder of `load_run("hub:OWNER/NAME")`, pulled once for each version of the file."""
+    file = _download(name, None)  # in the folder of its commit
+    path = cache_folder() / "hub" / name.replace("/", "--") / file.parent.name
+    return path if (path / "recipe.toml").exists() else make_run(file, path).path
+
+
+def _download(name: str, revision: str | None) -> Path:
+    hub = need("huggingface_hub")
+    with _hub(name):
+        return Path(hub.hf_hub_download(name, FILE, revision=revision))
+
+
+@contextlib.contextmanager
+def _hub(name: str) -> Iterator[None]:
+    """What the Hub and its client refuse, in one line."""
+    errors = need("huggingface_hub.errors")
+    try:
+        yield
+    except (
+        errors.HfHubHTTPError,
+        errors.HFValidationError,
+        errors.LocalEntryNotFoundError,
+    ) as error:
+        raise UserError(f"hub:{name}: {one_line(error)[:300]}") from None
+    except OSError as error:
+        raise UserError(f"hub:{name} cannot be reached: {one_line(error)[:300]}") from None
