@@ -9,13 +9,19 @@ from typing import Any
 
 import torch
 
-from spiketriton_kernels import Surrogate
+from spiketriton_kernels import SHAPES, Surrogate
 
 HALF = (torch.float16, torch.bfloat16)
 DTYPES = (*HALF, torch.float32, torch.float64)
 WINDOWS = (1, 2, 4, 10, 16, 17, 32, 37, 64)
 LAYOUTS = ("contiguous", "channels_last", "permuted", "strided", "time_inside", "expanded")
 RESETS = ("soft", "hard", "none")
+EVERY_PATH = [
+    dict(reset=reset, detach_reset=detach, shape=shape, dtype=DTYPES[(i + j) % len(DTYPES)])
+    for i, (reset, detach) in enumerate(itertools.product(RESETS, (True, False)))
+    for j, shape in enumerate(SHAPES)
+]
+"""What is compiled apart, all of it; each dtype meets each reset and each surrogate."""
 
 PHI: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "fast_sigmoid": lambda z: (1 + z.abs()) ** -2,

@@ -16,6 +16,7 @@ from spiketriton_kernels import (
 )
 from tests.kernels.support import (
     DTYPES,
+    EVERY_PATH,
     LAYOUTS,
     RESETS,
     WINDOWS,
@@ -279,12 +280,9 @@ def test_every_pair_of_options(backend, device, case):
 
 
 @pytest.mark.parametrize("backend", ["native", "torch"], indirect=True)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("detach_reset", [True, False], ids=["detached", "through"])
-@pytest.mark.parametrize("reset", RESETS)
-def test_every_reset_surrogate_and_dtype(backend, device, reset, detach_reset, shape, dtype):
-    compare((2, 3, 5), 3, dtype, device, reset=reset, detach_reset=detach_reset, shape=shape)
+@pytest.mark.parametrize("case", EVERY_PATH, ids=case_id)
+def test_every_reset_and_surrogate(backend, device, case):
+    compare((2, 3, 5), 3, device=device, **case)
 
 
 RESETS_AND_SURROGATES = pairwise(

@@ -16,6 +16,7 @@ from spiketriton_kernels import (
 from tests.conftest import need_native
 from tests.kernels.support import (
     DTYPES,
+    EVERY_PATH,
     HALF,
     LAYOUTS,
     RESETS,
@@ -97,13 +98,10 @@ def compare(
 # ---- gradients and spikes, option by option
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("detach_reset", [True, False], ids=["detached", "through"])
-@pytest.mark.parametrize("reset", RESETS)
-def test_every_reset_surrogate_and_dtype(backend, device, reset, detach_reset, shape, dtype):
+@pytest.mark.parametrize("case", EVERY_PATH, ids=case_id)
+def test_every_reset_and_surrogate(backend, device, case):
     """float64 takes the eager path where Triton is forced."""
-    compare((2, 3, 5), 3, dtype, device, reset=reset, detach_reset=detach_reset, shape=shape)
+    compare((2, 3, 5), 3, device=device, **case)
 
 
 EVERY_PAIR = pairwise(
@@ -133,11 +131,11 @@ def test_every_pair_of_options(backend, device, case):
 
 
 @pytest.mark.parametrize("backend", ["native", "torch"], indirect=True)
-@pytest.mark.parametrize("T", WINDOWS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_window_and_size(backend, device, T, dtype):
-    for size, layout in itertools.product(SIZES, LAYOUTS[:3]):
-        compare(size, T, dtype, device, layout, reset="soft", detach_reset=False, seed=T)
+@pytest.mark.parametrize(
+    "case", pairwise(dict(T=WINDOWS, dtype=DTYPES, size=SIZES, layout=LAYOUTS[:3])), ids=case_id
+)
+def test_windows_and_sizes(backend, device, case):
+    compare(device=device, reset="soft", detach_reset=False, seed=case["T"], **case)
 
 
 @pytest.mark.parametrize("backend", ["triton"], indirect=True)
@@ -147,26 +145,22 @@ def test_long_windows_of_several_full_chunks(backend, device, T):
 
 
 @pytest.mark.parametrize("backend", ["native", "torch"], indirect=True)
-@pytest.mark.parametrize("reset", RESETS)
-@pytest.mark.parametrize("v_reset", [0.0, -1.0])
-@pytest.mark.parametrize("decay", ["float", "scalar", "channel"])
-@pytest.mark.parametrize("threshold", ["float", "scalar", "channel"])
-@pytest.mark.parametrize("width", ["float", "scalar", "channel"])
-def test_every_mix_of_parameters(backend, device, reset, v_reset, decay, threshold, width):
-    for detach_reset in (True, False):
-        compare(
-            (3, 5, 7),
-            6,
-            torch.float32,
-            device,
-            reset=reset,
-            detach_reset=detach_reset,
-            shape="gaussian",
-            v_reset=v_reset,
-            decay=decay,
-            threshold=threshold,
-            width=width,
+@pytest.mark.parametrize(
+    "case",
+    pairwise(
+        dict(
+            decay=["float", "scalar", "channel"],
+            threshold=["float", "scalar", "channel"],
+            width=["float", "scalar", "channel"],
+            reset=RESETS,
+            v_reset=[0.0, -1.0],
+            detach_reset=[True, False],
         )
+    ),
+    ids=case_id,
+)
+def test_mixes_of_parameters(backend, device, case):
+    compare((3, 5, 7), 6, torch.float32, device, shape="gaussian", **case)
 
 
 @pytest.mark.parametrize("reset", RESETS)
@@ -293,11 +287,20 @@ def test_parameters_of_no_channels(backend, device):
     assert threshold.grad.item() == 0.0
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("reset", RESETS)
-def test_a_value_that_is_no_number_stays_in_its_neuron(backend, device, reset, dtype, bad):
+@pytest.mark.parametrize(
+    "case",
+    pairwise(
+        dict(
+            bad=[float("nan"), float("inf"), float("-inf")],
+            dtype=[torch.float32, torch.bfloat16],
+            reset=RESETS,
+        )
+    ),
+    ids=case_id,
+)
+def test_a_value_that_is_no_number_stays_in_its_neuron(backend, device, case):
     """The forward equals the reference; other neurons do not notice, forward nor backward."""
+    bad, dtype, reset = case["bad"], case["dtype"], case["reset"]
     clean = dyadic((4, 2, 3, 5), dtype, device).requires_grad_()
     dirty = clean.detach().clone()
     dirty[1, 1, 2, 3] = bad
