@@ -413,7 +413,7 @@ def walk_kernel(
     means = None
     if sums_ptr is not None:
         means = channel_means(sums_ptr, C, count, lane)
-    zero = tl.zeros([CUT.block_r, CUT.block_l], tl.float32)
+    zero = tl.zeros(lane.offs.shape, tl.float32)
     sums = (zero, zero)
     learnt = (zero, zero, zero, zero, zero, zero)
     asked = (upstream.spikes, upstream.current, upstream.trace)

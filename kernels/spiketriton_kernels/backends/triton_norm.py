@@ -108,10 +108,13 @@ def statistics_kernel(
 ):
     """Moments of each channel's share. Every lane follows its own mean (Welford 1962), so that neither a far mean nor
     a far first element loses digits; the lanes' moments then join (Chan et al. 1979)."""
+    # Names of their own, because Triton 3.6 takes no field of a constant into a shape.
+    BLOCK_R: tl.constexpr = CUT.block_r
+    BLOCK_L: tl.constexpr = CUT.block_l
     size = Size(R, C, units * CUT.align, S)
     first, column, channel = own_tile(tl.program_id(0), size, CUT)
-    mean = tl.zeros([CUT.block_r, CUT.block_l], tl.float32)
-    spread = tl.zeros([CUT.block_r, CUT.block_l], tl.float32)
+    mean = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
+    spread = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
     k = 0.0
     for row in tl.range(first, blocks(R, CUT.block_r), programs, num_stages=STAGES):
         tile = tile_at(row, column, channel, size, CUT)
