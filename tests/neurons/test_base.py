@@ -203,3 +203,16 @@ def test_bf16_currents_give_bf16_spikes_in_channels_last(kind, fused):
     for parameter in (*neuron.parameters(), *norm.parameters()):
         assert parameter.grad.isfinite().all()
         assert parameter.grad.abs().sum() > 0
+
+
+class Loud(LIF):
+    def neuron_arguments(self):
+        return super().neuron_arguments() | {"gain": torch.tensor(2.0)}
+
+
+def test_the_gain_of_a_neuron_of_ones_own_counts_alone_and_behind_a_norm():
+    neuron, norm, y = Loud(decay_input=False), Norm(C).double(), currents(T, B, C, 3)
+    expected = multistep_lif_reference(norm(y), decay=0.5, gain=2.0)
+    assert not torch.equal(expected, multistep_lif_reference(norm(y), decay=0.5))
+    assert torch.equal(neuron(norm(y)), expected)
+    assert torch.equal(neuron.fused_norm(y, norm), expected)
