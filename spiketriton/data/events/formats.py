@@ -1,4 +1,4 @@
-"""Files of events: `read_events` and `write_events` for AEDAT 2, AEDAT 3.1, 5-byte .bin, .npy and .npz.
+"""Files of events: `read_events` and `write_events` for AEDAT 2, AEDAT 3.1, 5-byte .bin, .npy, .npz and Prophesee.
 
 aedat2   DVS128 by jAER (CIFAR10-DVS): text lines that begin with #, then pairs of big-endian uint32,
          an address (bit 0 polarity, 0 is ON; bits 1-7 and 8-14 the pixel; bit 15 an external signal,
@@ -12,6 +12,7 @@ bin      ATIS (N-MNIST, N-Caltech101): 5 bytes an event: x, y, then a bit of pol
          microseconds, big-endian. y = 240 is no event: from there on, time is 8192 microseconds later.
 npy      a structured array with the fields t, x, y, p, or an array [N, 4] of these columns.
 npz      the arrays t, x, y, p.
+dat, evt2, evt3: see prophesee.py.
 
 Sources: https://docs.inivation.com/software/software-advanced-usage/file-formats (AEDAT 2 and 3.1);
 https://www.garrickorchard.com/datasets/n-mnist (.bin, and the overflows in its Matlab reader).
@@ -37,6 +38,15 @@ from spiketriton.data.events.arrays import (
     read_npz,
     write_npy,
     write_npz,
+)
+from spiketriton.data.events.prophesee import (
+    format_of,
+    read_dat,
+    read_evt2,
+    read_evt3,
+    write_dat,
+    write_evt2,
+    write_evt3,
 )
 from spiketriton.errors import UserError
 
@@ -125,9 +135,15 @@ def _format_of(path: Path, raw: bytes) -> str:
                 return name
         begins = f"begins with {raw[:14]!r}" if raw else "is empty"
         raise UserError(f"{path} {begins}; accepted of .aedat: #!AER-DAT2. and #!AER-DAT3.")
+    if ending == ".raw":
+        if found := format_of(raw):
+            return found
+        raise UserError(
+            f"{path} begins with {raw[:14]!r}; accepted of .raw: % evt 2.0 and % evt 3.0"
+        )
     if ending[1:] in FORMATS:
         return ending[1:]
-    raise UserError(f"{path}: unknown file ending; accepted: .aedat, .bin, .npy, .npz")
+    raise UserError(f"{path}: unknown file ending; accepted: .aedat, .bin, .dat, .npy, .npz, .raw")
 
 
 def _checked(path: Path, found: Columns, sensor: Sensor | None, backward: Backward) -> np.ndarray:
@@ -362,4 +378,7 @@ FORMATS = {
     "bin": Format(_read_bin, _write_bin, ".bin", (ATIS_OVERFLOW_ROW, 256, 1 << 40)),
     "npy": Format(read_npy, write_npy, ".npy", (1 << 16, 1 << 16, 1 << 62)),
     "npz": Format(read_npz, write_npz, ".npz", (1 << 16, 1 << 16, 1 << 62)),
+    "dat": Format(read_dat, write_dat, ".dat", (1 << 14, 1 << 14, 1 << 32)),
+    "evt2": Format(read_evt2, write_evt2, ".raw", (1 << 11, 1 << 11, 1 << 34)),
+    "evt3": Format(read_evt3, write_evt3, ".raw", (1 << 11, 1 << 11, 1 << 24)),
 }

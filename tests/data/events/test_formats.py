@@ -99,7 +99,10 @@ def test_a_file_cut_anywhere_is_named_or_holds_a_prefix(format, tmp_path):
             assert before * 4 <= size  # no format stores an event in fewer bytes
             assert before <= 40
     # formats without a count of their events end after any of them
-    assert silent == {"bin": 40, "aedat2": 41, "aedat3": 1, "npy": 0, "npz": 0}[format]
+    known = {"bin": 40, "aedat2": 41, "aedat3": 1, "npy": 0, "npz": 0, "dat": 40}
+    # 16 bytes of text, and words of which several make an event
+    known |= {"evt2": 16 + (len(whole) - 16) // 4, "evt3": 16 + 4 * 40}
+    assert silent == known[format]
 
 
 def test_a_cut_file_says_how_many_events_are_whole(tmp_path):
@@ -172,7 +175,7 @@ def test_an_event_outside_the_sensor_is_named(format, tmp_path):
     message = refused(path, sensor=(34, 30))
     assert "x = 30 is outside the sensor of 30 x 34" in message
     assert ", after 20 events: " in message
-    if format != "npz":
+    if format not in ("npz", "evt2", "evt3"):
         byte, _ = place(message)
         each = {"bin": 5, "npy": EVENT.itemsize}.get(format, 8)
         assert byte == path.stat().st_size - each * 30
@@ -322,7 +325,7 @@ def test_other_contents_are_named(tmp_path):
     np.savez(npz, t=np.zeros(3), x=np.zeros(3), y=np.zeros(3), p=np.zeros(2))
     assert "other lengths" in refused(npz)
     for name, content, words in (
-        ("a.txt", b"1 2 3", "accepted: .aedat, .bin, .npy, .npz"),
+        ("a.txt", b"1 2 3", "accepted: .aedat, .bin, .dat, .npy, .npz, .raw"),
         ("a.aedat", b"#!AER-DAT4.0\r\n", "accepted of .aedat"),
         ("missing.bin", None, "No such file"),
     ):
@@ -357,3 +360,39 @@ def test_what_cannot_be_written_is_refused(tmp_path):
     with pytest.raises(UserError, match="cannot be written"):
         write_events(tmp_path / "file" / "a.npy", stream(9), "npy")
     assert not path.exists()
+
+
+# bytes written by hand from Prophesee's descriptions of its formats
+
+
+def test_dat_and_evt2_are_read_as_prophesee_describes_them(tmp_path):
+    dat = tmp_path / "a.dat"
+    text = b"% Data file containing CD events.\n% Width 1280\n\x0c\x08"
+    dat.write_bytes(text + bytes([16, 39, 0, 0, 5, 0x80, 1, 0x10]))  # t 10000, x 5, y 6, p 1
+    assert read_events(dat).tolist() == [(10000, 5, 6, 1)]
+    evt2 = tmp_path / "a.raw"
+    words = [0x10002803, 0x80000002, 0x14C0280A, 0xA0000000, 0x00400003]
+    evt2.write_bytes(b"% evt 2.0\n% end\n" + np.array(words, "<u4").tobytes())
+    # what comes before the first time is left out, a trigger is no event
+    assert read_events(evt2, backward="sort").tolist() == [(129, 0, 3, 0), (147, 5, 10, 1)]
+    with pytest.raises(UserError, match="time runs backward, from 147 to 129"):
+        read_events(evt2)
+
+
+def test_evt3_is_read_as_prophesee_describes_it(tmp_path):
+    path = tmp_path / "a.raw"
+    words = [
+        *(0x2001, 0x8FFF, 0x6010, 0x0007),  # an event before any time; time, then y = 7
+        *(0x2805, 0x3064, 0x4803, 0x5081, 0x5001),  # x = 5 on; vectors from x = 100, off
+        *(0xE123, 0x8000, 0x6001, 0x0FFF & 0x0803, 0x2002),  # the time wraps around; y = 3
+    ]
+    path.write_bytes(b"% format EVT3;height=720\n% end\n" + np.array(words, "<u2").tobytes())
+    late = 0xFFF010
+    found = read_events(path).tolist()
+    assert found[0] == (late, 5, 7, 1)
+    assert found[1:4] == [(late, x, 7, 0) for x in (100, 101, 111)]
+    assert found[4:6] == [(late, x, 7, 0) for x in (112, 119)]
+    assert found[6:] == [(late, 120, 7, 0), (0x1000001, 2, 3, 0)]
+    (tmp_path / "b.raw").write_bytes(b"% evt 2.1\n% end\n")
+    with pytest.raises(UserError, match=r"b\.raw begins with b'% evt 2\.1"):
+        read_events(tmp_path / "b.raw")

@@ -109,7 +109,9 @@ def test_an_eventfolder_has_any_format_and_the_split_of_its_folders(tmp_path):
     found = read("eventfolder", tmp_path, FOLDER)
     assert found.classes == ("ape", "bee", "cow")
     assert (found.sensor, found.size, found.format) == ((40, 50), 50, "auto")
-    assert {r.path.suffix for r in found.train} == {".aedat", ".bin", ".npy", ".npz"}
+    assert {r.path.suffix for r in found.train} == {
+        *(".aedat", ".bin", ".dat", ".npy", ".npz", ".raw")
+    }
     assert (len(found.train), len(found.test)) == (36, 36)
     assert all("val" in r.path.parts for r in found.test)
 
@@ -149,7 +151,7 @@ def test_what_an_eventfolder_lacks_is_named(tmp_path):
     (tmp_path / "val" / "dog").mkdir()
     refused(r"different classes in train \(ape, bee, cow\) and val \(ape, bee, cow, dog\)")
     (tmp_path / "train" / "dog").mkdir()
-    refused(r"train/dog holds no recording; accepted: \.aedat, \.bin, \.npy, \.npz")
+    refused(r"train/dog holds no recording; accepted: \.aedat, \.bin, \.dat, \.npy, \.npz, \.raw")
 
 
 def test_validation_may_have_a_folder_of_its_own(tmp_path):
