@@ -185,7 +185,9 @@ def devices(device: torch.device) -> Iterator[Finding]:
 def busy() -> Iterator[Finding]:
     """Processors, and what other processes take of them."""
     usable, taken = processors.usable(), processors.taken()
-    advice = "a training takes the others; see which processes run" if taken >= usable / 2 else ""
+    advice = ""
+    if taken >= usable / 2:
+        advice = f"a training takes {processors.free()} of them; see which other processes run"
     words = f"{usable}, of which other processes use {taken:.1f}"
     yield Finding("processors", "slow" if advice else "ok", words, advice)
 
