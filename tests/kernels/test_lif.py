@@ -319,6 +319,18 @@ def test_a_value_that_is_no_number_stays_in_its_neuron(backend, device, case):
         assert torch.equal(of_clean[..., others], of_dirty[..., others])
 
 
+def test_a_gradient_that_is_no_number_stays_one_behind_a_reset(backend, device):
+    """As in the definition, which multiplies what a hard reset cuts by 0."""
+    grads = []
+    for function in (multistep_lif, multistep_lif_reference):
+        x = torch.full((2, 1, 3), 2.0, device=device, requires_grad=True)
+        _, v_last = function(x, return_v=True)
+        v_last.backward(torch.tensor([[1.0, float("nan"), 1.0]], device=device))
+        grads.append(x.grad)
+    torch.testing.assert_close(*grads, rtol=0, atol=0, equal_nan=True)
+    assert grads[1].isnan().any()
+
+
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 def test_huge_currents_do_not_overflow_the_membrane(backend, device, dtype):
     x = torch.full((3, 1, 1, 2), torch.finfo(dtype).max, dtype=dtype, device=device)
