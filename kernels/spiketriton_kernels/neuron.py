@@ -43,7 +43,7 @@ class Call(NamedTuple):
         return _parsed(words)[1]
 
 
-KINDS = ("lif", "ilif", "clif", "alif")
+KINDS = ("lif", "ilif", "clif", "alif", "cuba")
 """The equations: see ``backends``. IF and PLIF are "lif" with constants of their own."""
 
 RESETS = ("soft", "hard", "none", "delayed_soft", "delayed_hard")
@@ -74,8 +74,9 @@ class States(NamedTuple):
 class Neuron(NamedTuple):
     """The constants of a neuron and of the batch norm in front of it (``mean`` is None: there is none).
 
-    ``make_neuron`` makes one of a caller's arguments: ``PARAMETERS`` are floats or tensors () or (C,). rho and beta
-    are ALIF's, levels is I-LIF's D; shape is one of ``SHAPES`` or the name of a surrogate of one's own.
+    ``make_neuron`` makes one of a caller's arguments: ``PARAMETERS`` are floats or tensors () or (C,). rho is
+    ALIF's and CuBa-LIF's, beta ALIF's, levels I-LIF's D; shape is one of ``SHAPES`` or the name of a surrogate of one's
+    own.
     An operator takes it apart into tensors, one string and one list of floats, because its cost grows with each
     argument and torch.compile can carry a float that it does not know into a list, but not into a string. ``of`` puts
     it together again for the backends, as ``adapted`` does where a call needs no operator: tensors are then
@@ -150,7 +151,7 @@ class Neuron(NamedTuple):
     @property
     def has_m(self) -> bool:
         """Whether it has a second state beside the membrane."""
-        return self.kind == "clif" or self.kind == "alif"
+        return self.kind in ("clif", "alif", "cuba")
 
     @property
     def has_norm(self) -> bool:
@@ -169,7 +170,7 @@ class Neuron(NamedTuple):
     @property
     def rows(self) -> int:
         """How many of ``PARAMETERS`` have a row in ``Gradients.parameters``: the later ones are rarely learnt."""
-        if self.kind == "alif":
+        if self.kind in ("alif", "cuba"):
             return 6
         return 4 if isinstance(self.gain, torch.Tensor) else 3
 

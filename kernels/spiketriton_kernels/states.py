@@ -1,6 +1,6 @@
-"""Neurons that are not LIF, over the whole time window: I-LIF, CLIF and ALIF, and their definitions in plain PyTorch.
+"""Neurons that are not LIF, over the whole time window: I-LIF, CLIF, ALIF, CuBa-LIF, and their definitions in PyTorch.
 
-All charge like LIF, h[t] = decay * v[t-1] + gain * x[t] with v[-1] = 0, and have a second state m or other spikes:
+All charge like LIF, h[t] = decay * v[t-1] + gain * x[t], and have a second state m or other spikes:
 
     I-LIF  s[t] = round(clamp(h[t] / threshold, 0, D))          v[t] = h[t] - threshold * s[t]
 
@@ -11,10 +11,14 @@ All charge like LIF, h[t] = decay * v[t-1] + gain * x[t] with v[-1] = 0, and hav
            m[t] = rho * m[t-1] + (1 - rho) * s[t]               soft: v[t] = h[t] - level[t] * s[t]
                                                                 hard: v[t] = 0 if s[t] else h[t]
 
+    CuBa-LIF  m[t] = rho * m[t-1] + x[t]                        h[t] = decay * v[t-1] + gain * m[t], the rest as LIF
+
 I-LIF: Luo et al. 2024, arXiv 2407.20708. CLIF: Huang et al. 2024, arXiv 2402.04663. ALIF: Bellec et al. 2018,
-arXiv 1803.09574. Backward is exact back-propagation through time through both states. ds/dh is the surrogate of
-h - threshold (of h - level); for I-LIF it is 1 / threshold where 0 <= h / threshold <= D, else 0. ``detach_reset``
-leaves the spike out of the reset's gradient; through m it always flows.
+arXiv 1803.09574. CuBa-LIF has a synapse in front of the membrane: m is its current (Gerstner et al. 2014, Neuronal
+Dynamics, section 1.3; snnTorch's Synaptic, NIR's CubaLIF). Backward is exact back-propagation through time through
+both states. ds/dh is the surrogate of h - threshold (of h - level); for I-LIF it is 1 / threshold where
+0 <= h / threshold <= D, else 0. ``detach_reset`` leaves the spike out of the reset's gradient; through m it always
+flows.
 
 They run in LIF's passes, and move what LIF moves: 5 elements of x's dtype per element and step in training, 2 at
 inference.
@@ -51,6 +55,8 @@ def _definition(
     m = torch.zeros_like(x[0], dtype=wide) if m is None else m.to(wide)
     spikes = []
     for x_t in x.to(wide).unbind(0):
+        if neuron.kind == "cuba":
+            m = x_t = rho * m + x_t
         h = decay * v + gain * x_t
         level = threshold
         if neuron.kind == "ilif":
@@ -292,3 +298,63 @@ def _adaptive(decay, gain, threshold, rho, beta, reset, detach_reset, surrogate)
     return make_neuron(
         "alif", decay, gain, threshold, reset, 0.0, detach_reset, surrogate, rho=rho, beta=beta
     )
+
+
+def multistep_cuba(
+    x: torch.Tensor,
+    decay: float | torch.Tensor = 0.5,
+    gain: float | torch.Tensor = 1.0,
+    threshold: float | torch.Tensor = 1.0,
+    rho: float | torch.Tensor = 0.5,
+    reset: str = "hard",
+    detach_reset: bool = True,
+    surrogate: Surrogate = DEFAULT_SURROGATE,
+    v_init: torch.Tensor | None = None,
+    m_init: torch.Tensor | None = None,
+    return_state: bool = False,
+    *,
+    probe: torch.Tensor | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, States]:
+    """Spikes of current-based LIF neurons, whose membrane reads a synaptic current m that decays.
+
+    Args:
+        x: what arrives at the synapses, [T, B, ...]; time first.
+        decay, threshold: see ``multistep_ilif``.
+        gain: scale of the synaptic current, a float or a tensor () or (C,), with gradient.
+        rho: synaptic current kept per step; a float or a tensor () or (C,), with gradient.
+        reset: "hard" (to 0), "soft" (subtract the threshold) or "none"; of the membrane alone.
+        detach_reset: leave the reset out of the gradient.
+        surrogate: see ``multistep_lif``.
+        v_init, m_init: states before the first step, [B, ...]; get gradients.
+        return_state: also return ``States`` after the last step.
+        probe: see ``multistep_lif``.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was given and what is accepted.
+    """
+    neuron = _current_based(decay, gain, threshold, rho, reset, detach_reset, surrogate)
+    return _fire(x, neuron, v_init, m_init, return_state, probe)
+
+
+def multistep_cuba_reference(
+    x: torch.Tensor,
+    decay: float | torch.Tensor = 0.5,
+    gain: float | torch.Tensor = 1.0,
+    threshold: float | torch.Tensor = 1.0,
+    rho: float | torch.Tensor = 0.5,
+    reset: str = "hard",
+    detach_reset: bool = True,
+    surrogate: Surrogate = DEFAULT_SURROGATE,
+    v_init: torch.Tensor | None = None,
+    m_init: torch.Tensor | None = None,
+    return_state: bool = False,
+    *,
+    smooth: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, States]:
+    """The definition of ``multistep_cuba``; ``smooth=True`` replaces each spike by the surrogate's primitive."""
+    neuron = _current_based(decay, gain, threshold, rho, reset, detach_reset, surrogate)
+    return _definition(x, neuron, v_init, m_init, smooth, return_state)
+
+
+def _current_based(decay, gain, threshold, rho, reset, detach_reset, surrogate) -> Neuron:
+    return make_neuron("cuba", decay, gain, threshold, reset, 0.0, detach_reset, surrogate, rho=rho)

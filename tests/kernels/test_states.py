@@ -1,4 +1,4 @@
-"""I-LIF, CLIF and ALIF: every backend gives what the definition gives, and the definition is the papers'."""
+"""I-LIF, CLIF, ALIF and CuBa-LIF: every backend gives what the definition gives, and the definition is the papers'."""
 
 import math
 
@@ -14,6 +14,8 @@ from spiketriton_kernels import (
     multistep_alif_reference,
     multistep_clif,
     multistep_clif_reference,
+    multistep_cuba,
+    multistep_cuba_reference,
     multistep_ilif,
     multistep_ilif_reference,
     operators,
@@ -28,6 +30,7 @@ FUNCTIONS = {
     "ilif": (multistep_ilif, multistep_ilif_reference),
     "clif": (multistep_clif, multistep_clif_reference),
     "alif": (multistep_alif, multistep_alif_reference),
+    "cuba": (multistep_cuba, multistep_cuba_reference),
 }
 every_kind = pytest.mark.parametrize("kind", FUNCTIONS)
 CASES = [
@@ -40,6 +43,9 @@ CASES = [
     ("alif", dict(reset="hard", detach_reset=False, surrogate=Surrogate.rectangle(1.5))),
     ("alif", dict(reset="hard", rho=0.5)),
     ("alif", dict(reset="none", gain=0.5)),
+    ("cuba", dict(gain=0.75)),
+    ("cuba", dict(reset="soft", detach_reset=False, rho=0.8, surrogate=Surrogate.sigmoid(3.0))),
+    ("cuba", dict(reset="none", decay=0.875)),
 ]
 every_case = pytest.mark.parametrize(
     ("kind", "options"),
@@ -105,6 +111,8 @@ def test_parameters_learn(kind, size, backend, device):
     names = {"decay": 0.5, "threshold": 0.75, "gain": 0.875}
     if kind == "alif":
         names |= {"rho": 0.8, "beta": 0.5}
+    if kind == "cuba":
+        names |= {"rho": 0.8}
     values = {
         n: torch.full(size, start, device=device)
         + (torch.linspace(0, 0.125, 3, device=device) if size else 0)

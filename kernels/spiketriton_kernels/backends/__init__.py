@@ -33,6 +33,8 @@ of each chunk but the first, in the memory order of x; only Triton is given it, 
            v = h - s * (threshold + sigmoid(m))                                              (reset is "soft")
     alif   level = threshold + beta * m[t-1]            s = h >= level     m = rho * m[t-1] + (1 - rho) * s
            reset with the level in the threshold's place: soft, none, hard (to 0); never delayed
+    cuba   m[t] = rho * m[t-1] + x[t], and h[t] reads m[t] in the place of x[t]; the rest as lif: soft, none, hard
+           (to 0); never delayed
 
 v[-1] is v_init, or ``neuron.v_start``; m[-1] is m_init, or 0. Arithmetic is the membrane's, in this order.
 
@@ -42,7 +44,8 @@ carried from t + 1 and with ``upstream.v_last`` and ``upstream.trace[t]``, and b
 where 0 <= h / threshold <= levels, else 0. dh/dt and the parameters follow ``eager``, which is the definition in code.
 ``detach_reset`` leaves s out of the reset, never out of m. Delayed resets are always detached.
 
-    own = gain * dL/dh      dx = own + upstream.current     dz = step_gain * dx     (dz = dx without one)
+    own = gain * dL/dh      (cuba: own = gain * dL/dh + b, and dL/dm[t-1] = rho * own)
+    dx = own + upstream.current     dz = step_gain * dx     (dz = dx without one)
     dy = weight * bn_scale * rstd * dz                                   count == 0: statistics were given
        = weight * bn_scale * rstd * (dz - sum(dz) / count - xhat * sum(dz * xhat) / count)
                                         the two sums are ``sums`` [2, C] (of all ranks), or None: those of this walk
@@ -51,7 +54,8 @@ where 0 <= h / threshold <= levels, else 0. dh/dt and the parameters follow ``ea
     out.parameters [neuron.rows, C or 1]: rows in the order of ``neuron.PARAMETERS``, per channel where any of them has
         channels (``neuron.parameter_size``). Rows of floats may hold anything.
         decay: dL/dh * v[t-1] (minus v_reset where it leaks to it, after a delayed hard reset), and through clif's m
-        gain: dL/dh * current       width: through_s * height * (Phi(z) - z * phi(z)), with z = (h - level) / width and
+        gain: dL/dh * current (cuba: * m[t])      rho of cuba: own * m[t-1]
+             width: through_s * height * (Phi(z) - z * phi(z)), with z = (h - level) / width and
         through_s all that reaches s: upstream, m, and the reset unless it is detached. I-LIF has none.
     out.probe [T, 8]: ``arguments.PROBE_FIELDS``, of one step
         (dL/ds)^2 is of upstream.spikes alone; dL/dx is ``own``; c as above; |decay * dv/dh| with dv/dh the total

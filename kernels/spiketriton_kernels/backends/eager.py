@@ -101,6 +101,16 @@ class _Norm:
 # ---- one step forward
 
 
+def _filtered(
+    m: torch.Tensor, current: torch.Tensor, c: _Constants, neuron: Neuron
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(what the membrane is charged from, second state): of CuBa-LIF both are the synaptic current."""
+    if neuron.kind != "cuba":
+        return current, m
+    m = c.rho * m + current
+    return m, m
+
+
 def _charge(v: torch.Tensor, current: torch.Tensor, c: _Constants, neuron: Neuron) -> torch.Tensor:
     """h of a step from the membrane before it; a delayed reset comes first."""
     if neuron.leaks_to_reset:
@@ -160,7 +170,8 @@ def forward(
     v, m = _states(inputs, neuron)
     for t in range(x.shape[0]):
         current = norm.step(t)[0]
-        s, v, m = _discharge(_charge(v, current, c, neuron), m, c, neuron)
+        charging, m = _filtered(m, current, c, neuron)
+        s, v, m = _discharge(_charge(v, charging, c, neuron), m, c, neuron)
         out.spikes[t] = s if add is None else s + add[t].to(s.dtype)
         if out.trace is not None:
             out.trace[t] = v
@@ -178,7 +189,7 @@ def forward(
 def _threshold_back(
     step: _Step, grad: torch.Tensor, by_v: torch.Tensor, by_m: torch.Tensor, c: _Constants, neuron: Neuron
 ) -> _Back:  # fmt: skip
-    """LIF and ALIF, which fire where h reaches the level."""
+    """LIF, CuBa-LIF and ALIF, which fire where h reaches the level."""
     h, _, m, s, _ = step
     adapts = neuron.kind == "alif"
     level = _level(m, c, neuron)
@@ -245,6 +256,7 @@ def _complementary_back(
 _BACK = {
     "lif": _threshold_back,
     "alif": _threshold_back,
+    "cuba": _threshold_back,
     "ilif": _integer_back,
     "clif": _complementary_back,
 }
@@ -257,8 +269,9 @@ def _replay(inputs: Inputs, c: _Constants, norm: _Norm, neuron: Neuron) -> list[
     v, m = _states(inputs, neuron)
     window = []
     for t in range(inputs.x.shape[0]):
-        h = _charge(v, norm.step(t)[0], c, neuron)
-        s, after_v, after_m = _discharge(h, m, c, neuron)
+        charging, filtered = _filtered(m, norm.step(t)[0], c, neuron)
+        h = _charge(v, charging, c, neuron)
+        s, after_v, after_m = _discharge(h, filtered, c, neuron)
         window.append(_Step(h, v, m, s, after_m))
         v, m = after_v, after_m
     return window
@@ -293,6 +306,10 @@ def backward(
         back = _BACK[neuron.kind](step, grad, by_v, by_m, c, neuron)
         current, z, xhat = norm.step(t)
         dx = own = c.gain * back.h
+        if neuron.kind == "cuba":
+            dx = own = own + by_m
+            back = back._replace(m=c.rho * own, rho=own * step.m)
+            current = step.after  # which the gain multiplied
         if upstream.current is not None:
             dx = own + upstream.current[t].to(wide)
         if kept is not None:

@@ -168,7 +168,7 @@ struct Block {
 
     Block(const Call &call, const Norm &norm_, const Cut &cut) : c(call), norm(norm_), aligned(cut.aligned) {
         const size_t size = size_t(cut.padded());
-        for (int p = 0; p < (KIND == ALIF ? PARAMETERS : RHO); p++) parameters[p].resize(size);
+        for (int p = 0; p < (HAS_RHO ? PARAMETERS : RHO); p++) parameters[p].resize(size);
         inverse_width.resize(size);
         if (KIND == CLIF || c.reset == TO_RESET_LEAK) leak.resize(size);
         if (KIND == ALIF) rest.resize(size);
@@ -251,7 +251,8 @@ struct Rules {
     Rule at(int i) const {
         Rule r{decay.at(i), {}, threshold.at(i), gain.at(i), {}, {}, {}, v_reset, levels};
         if constexpr (KIND == CLIF || RESET == TO_RESET_LEAK) r.leak = leak.at(i);
-        if constexpr (KIND == ALIF) r.rho = rho.at(i), r.rest = rest.at(i), r.beta = beta.at(i);
+        if constexpr (KIND == ALIF) r.rest = rest.at(i), r.beta = beta.at(i);
+        if constexpr (HAS_RHO) r.rho = rho.at(i);
         return r;
     }
 };
@@ -325,11 +326,9 @@ __attribute__((noinline)) void forth_steps(const Block &b, const Forth &s, int64
             V current = get<PART>(x + here, n);
             if (norm) current = step_gains[j] * ((current - mean) * scale + bias);
             if (joined) current = current + get<PART>(residual + here, n);
-            const V h = charge<RESET>(r, v, current);
-            if constexpr (!FIRE) {
-                store(hs + j * size + i, h);
-                if constexpr (SECOND) store(m_before + j * size + i, m);
-            }
+            if constexpr (SECOND && !FIRE) store(m_before + j * size + i, m);
+            const V h = charge<RESET>(r, v, filtered(r, current, m));
+            if constexpr (!FIRE) store(hs + j * size + i, h);
             const auto fired = settle<RESET>(r, h, v, m);
             if constexpr (FIRE) {
                 if (NORM != NO && currents) put<PART>(currents + here, rounded(current), n, past);
@@ -533,6 +532,11 @@ __attribute__((noinline)) void back_block(const Block &b, const Back &s) {
             const V carried = by_v, slope = KIND == ILIF ? unit / r.threshold : height * unit;
             Found f = step_back<RESET, ATTACHED>(r, h, m, grad, slope, by_v, by_m);
             V dx = r.gain * f.h;
+            if constexpr (KIND == CUBA) {
+                dx = dx + by_m;
+                f.rho = dx * m;
+                by_m = r.rho * dx;
+            }
             by_v = r.decay * f.h;
             V v{};  // before the step
             if ((MODE == OBSERVE && s.learnt[DECAY]) || KIND == DELAYED) {
@@ -577,9 +581,11 @@ __attribute__((noinline)) void back_block(const Block &b, const Back &s) {
                         V current = get<PART>(x + i, n);
                         if (c.mean) current = k * ((current - load(means + i)) * load(scales + i) + load(biases + i));
                         if (residual) current = current + get<PART>(residual + i, n);
-                        add(GAIN, f.h * current);
+                        V before = m;
+                        add(GAIN, f.h * filtered(r, current, before));
                     }
-                    if constexpr (KIND == ALIF) add(RHO, f.rho), add(BETA, f.beta);
+                    if constexpr (HAS_RHO) add(RHO, f.rho);
+                    if constexpr (KIND == ALIF) add(BETA, f.beta);
                 }
             }
             // after the probe, which measures what passes the neuron

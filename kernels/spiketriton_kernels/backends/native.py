@@ -33,7 +33,7 @@ from ..surrogate import SHAPES
 log = logging.getLogger("spiketriton_kernels")
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-KINDS = ("lif", "ilif", "clif", "alif", "delayed")
+KINDS = ("lif", "ilif", "clif", "alif", "cuba", "delayed")
 """What is compiled apart, in the order of neurons.h; "delayed" is LIF with a delayed reset."""
 _RESETS = {"soft": 0, "delayed_soft": 0, "hard": 1, "delayed_hard": 1, "none": 3}
 _TO_RESET_LEAK = 2

@@ -8,9 +8,9 @@
 
 namespace {
 
-enum { LIF, ILIF, CLIF, ALIF, DELAYED };  // DELAYED: LIF whose reset belongs to the next step
+enum { LIF, ILIF, CLIF, ALIF, CUBA, DELAYED };  // DELAYED: LIF whose reset belongs to the next step
 constexpr int KIND = SPIKETRITON_KIND;
-constexpr bool SECOND = KIND == CLIF || KIND == ALIF;  // a second state, m, beside the membrane
+constexpr bool HAS_RHO = KIND == ALIF || KIND == CUBA, SECOND = KIND == CLIF || HAS_RHO;  // SECOND: a state m beside the membrane
 
 enum Parameter { DECAY, THRESHOLD, WIDTH, GAIN, RHO, BETA, PARAMETERS };
 
@@ -19,7 +19,7 @@ enum Reset { SUBTRACT, TO_ZERO_LEAK, TO_RESET_LEAK, NO_RESET };
 constexpr bool is_hard(int reset) { return reset == TO_ZERO_LEAK || reset == TO_RESET_LEAK; }
 constexpr bool has(int reset) {
     if (KIND == ILIF || KIND == CLIF) return reset == SUBTRACT;
-    if (KIND == ALIF) return reset != TO_RESET_LEAK;
+    if (KIND == ALIF || KIND == CUBA) return reset != TO_RESET_LEAK;
     return KIND == LIF || reset == SUBTRACT || reset == TO_ZERO_LEAK;
 }
 
@@ -52,6 +52,12 @@ inline Rounded written(V spikes) { return rounded(spikes); }
 inline V top_of(const Rule &r, V m) {
     if constexpr (KIND == ALIF) return r.threshold + r.beta * m;
     return r.threshold;
+}
+
+// What the membrane is charged from: of CuBa-LIF the synaptic current, which is m after the step.
+inline V filtered(const Rule &r, V current, V &m) {
+    if constexpr (KIND == CUBA) return m = r.rho * m + current;
+    return current;
 }
 
 // h of a step from the membrane before it; a delayed reset comes first.
