@@ -400,18 +400,28 @@ class NeuronConfig(TableOfPart):
     path: ClassVar[str] = "neuron"
 
     kind: Literal[
-        "if", "lif", "plif", "ilif", "clif", "alif", "psn", "masked_psn", "sliding_psn", "relu"
+        "if",
+        "lif",
+        "plif",
+        "ilif",
+        "clif",
+        "alif",
+        "cuba",
+        "psn",
+        "masked_psn",
+        "sliding_psn",
+        "relu",
     ] = key(
         "lif",
         "integrate-and-fire without a leak, with one, with a learnable one; with up to `levels` spikes a step "
         "(I-LIF, Luo et al. 2024); with a complementary potential (CLIF, Huang et al. 2024); with a threshold "
-        "that rises with each spike (ALIF, Bellec et al. 2018); parallel (Fang et al. 2023), a learnt matrix over the "
-        "time steps: the whole of it, what is on and below the diagonal, or the same weights at each step; `relu`: "
-        "the ANN twin",
+        "that rises with each spike (ALIF, Bellec et al. 2018); behind a synapse whose current decays (CuBa-LIF); "
+        "parallel (Fang et al. 2023), a learnt matrix over the time steps: the whole of it, what is on and below "
+        "the diagonal, or the same weights at each step; `relu`: the ANN twin",
     )
     tau: float = key(
         2.0,
-        "time constant of lif, plif, ilif, clif and alif: 1 - 1/tau of the membrane stays each step",
+        "time constant of lif, plif, ilif, clif, alif and cuba: 1 - 1/tau of the membrane stays each step",
         Range(1, 1e6),
     )
     order: int = key(
@@ -421,12 +431,17 @@ class NeuronConfig(TableOfPart):
     )
     levels: int = key(4, "the most spikes of ilif in one time step", Range(1, 255))
     tau_adaptation: float = key(10.0, "time constant of alif's threshold", Range(1, 1e6))
+    tau_synapse: float = key(
+        2.0,
+        "time constant of cuba's synaptic current: 1 - 1/tau_synapse of it stays each step",
+        Range(1, 1e6),
+    )
     beta: float = key(
         1.0,
         "how far alif's threshold rises while its neuron fires at every step",
         Range(0, 1e6),
     )
-    decay_input: bool = key(False, "multiply the input current of lif and plif by 1/tau")
+    decay_input: bool = key(False, "multiply the input current of lif, plif and cuba by 1/tau")
     v_threshold: float = key(
         1.0, "membrane potential at which a neuron fires", Range(0, 1e6, open="low")
     )

@@ -75,6 +75,7 @@ BUILT_HERE = [
             "order",
             "levels",
             "tau_adaptation",
+            "tau_synapse",
             "beta",
         )
     ),
@@ -82,12 +83,13 @@ BUILT_HERE = [
     *("neuron.decay_input", "train.sync_bn"),
 ]
 
-LEAKY = ("lif", "plif", "ilif", "clif", "alif")
+LEAKY = ("lif", "plif", "ilif", "clif", "alif", "cuba")
 PARALLEL = ("psn", "masked_psn", "sliding_psn")
 RESETS_OF = {
     "ilif": ("auto", "soft"),
     "clif": ("auto", "soft"),
     "alif": ("auto", "hard", "soft"),
+    "cuba": ("auto", "hard", "soft", "none"),
     **dict.fromkeys(PARALLEL, ("auto", "none")),
 }
 
@@ -136,10 +138,11 @@ def _readers() -> list[tuple[list[str], str, tuple[Any, ...]]]:
         (["model.connect"], "model.block", ("sew",)),
         (["model.drop_path"], "model.connect", ("add",)),
         (["neuron.tau"], "neuron.kind", (*LEAKY, "relu")),
-        (["neuron.decay_input"], "neuron.kind", ("lif", "plif", "relu")),
+        (["neuron.decay_input"], "neuron.kind", ("lif", "plif", "cuba", "relu")),
         (["neuron.order"], "neuron.kind", ("masked_psn", "sliding_psn")),
         (["neuron.tau_learnt"], "neuron.kind", ("plif", "relu")),
         (["neuron.levels"], "neuron.kind", ("ilif",)),
+        (["neuron.tau_synapse"], "neuron.kind", ("cuba",)),
         (["neuron.tau_adaptation", "neuron.beta"], "neuron.kind", ("alif",)),
         (["neuron.detach_reset"], "neuron.reset", ("auto", "hard", "soft")),
         (["loss.tet_lambda"], "loss.kind", ("tet",)),

@@ -125,12 +125,16 @@ def _block_start(recipe: Recipe) -> tuple[float, float]:
     ands = model.block == "sew" and model.connect == "and"
     if not (model.block == "plain" or ands) or neuron.kind == "relu" or neuron.is_parallel:
         return model.residual_gain, 0.0
-    leaky = neuron.kind in ("lif", "plif", "ilif", "clif", "alif")
+    leaky = neuron.kind in ("lif", "plif", "ilif", "clif", "alif", "cuba")
     decay = 1 - 1 / neuron.tau if leaky else 1.0
     gain = 1 / neuron.tau if leaky and neuron.decay_input else 1.0
     if ands:  # only a branch that fires passes the shortcut on
         return model.residual_gain, 1.25 * neuron.v_threshold / gain
-    gathered = sum(decay**t for t in range(recipe.time_steps))  # by a current of 1
+    synapse = 1 - 1 / neuron.tau_synapse if neuron.kind == "cuba" else 0.0
+    gathered = arriving = 0.0  # by a current of 1
+    for _ in range(recipe.time_steps):
+        arriving = synapse * arriving + 1
+        gathered = decay * gathered + arriving
     return model.residual_gain, (2 * neuron.v_threshold / gain - 1) / (1 + gathered)
 
 

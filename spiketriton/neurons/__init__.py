@@ -9,7 +9,18 @@ from spiketriton.config import NeuronConfig
 from spiketriton.config.recipe import chosen_part
 from spiketriton.errors import UserError
 from spiketriton.neurons.base import SpikingNeuron, adopt
-from spiketriton.neurons.lif import ALIF, CLIF, IF, ILIF, LIF, PLIF, PSN, MaskedPSN, SlidingPSN
+from spiketriton.neurons.lif import (
+    ALIF,
+    CLIF,
+    IF,
+    ILIF,
+    LIF,
+    PLIF,
+    PSN,
+    CuBaLIF,
+    MaskedPSN,
+    SlidingPSN,
+)
 from spiketriton.neurons.norm import Norm, one_by_one
 from spiketriton_kernels import Surrogate
 
@@ -21,6 +32,7 @@ __all__ = [
     "LIF",
     "PLIF",
     "PSN",
+    "CuBaLIF",
     "MaskedPSN",
     "Norm",
     "SlidingPSN",
@@ -72,6 +84,8 @@ def build_neuron(config: NeuronConfig, steps: int = 4, channels: int | None = No
     common |= {"reset": reset, "v_reset": config.v_reset if reset == "hard" else None}
     if config.kind == "alif":
         return ALIF(config.tau, config.tau_adaptation, config.beta, **common)
+    if config.kind == "cuba":
+        return CuBaLIF(config.tau, config.tau_synapse, config.decay_input, **common)
     if config.kind == "if":
         return IF(**common)
     if config.kind == "lif":

@@ -31,6 +31,10 @@ class ALIF(SpikingNeuron, kernels.ALIF):
     """LIF with a threshold that rises with each spike."""
 
 
+class CuBaLIF(SpikingNeuron, kernels.CuBaLIF):
+    """LIF behind a synapse, whose current decays."""
+
+
 class PSN(SpikingNeuron, kernels.PSN):
     """Parallel spiking neuron: a learnt matrix over the time steps, and a threshold."""
 

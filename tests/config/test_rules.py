@@ -171,6 +171,7 @@ def test_each_idle_key_comes_with_its_reason():
         "neuron.order",
         "neuron.tau_adaptation",
         "neuron.tau_learnt",
+        "neuron.tau_synapse",
         "train.gamma",
         "train.max_skips",
         "train.milestones",

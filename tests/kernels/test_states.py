@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import snntorch
 import torch
 from spikingjelly.activation_based import neuron, surrogate
 
@@ -440,3 +441,19 @@ def test_wrong_arguments_are_named(call, names):
         call(torch.zeros(3, 2, 4))
     for name in names:
         assert name in str(raised.value)
+
+
+def test_cuba_is_snntorchs_synaptic(backend, device):
+    """Without a reset, which snnTorch applies a step later."""
+    synaptic = snntorch.Synaptic(alpha=0.8, beta=0.75, reset_mechanism="none", threshold=1.5)
+    x = normal((6, 2, 3, 50), device=device, mean=0.3, std=1.5)  # no ties, where snnTorch is silent
+    current, membrane = synaptic.init_synaptic()
+    expected = []
+    for x_t in x:
+        spikes, current, membrane = synaptic(x_t, current, membrane)
+        expected.append(spikes)
+    found, last = multistep_cuba(x, 0.75, threshold=1.5, rho=0.8, reset="none", return_state=True)
+    assert 0.1 < found.mean() < 0.9
+    assert torch.equal(found, torch.stack(expected))
+    torch.testing.assert_close(last.v, membrane)
+    torch.testing.assert_close(last.m, current)

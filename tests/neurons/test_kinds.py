@@ -1,4 +1,4 @@
-"""I-LIF, CLIF, ALIF and PSNs in recipes: trained, measured, counted, and refused where they make no sense."""
+"""I-LIF, CLIF, ALIF, CuBa-LIF and PSNs in recipes: trained, measured, counted, and refused where they make no sense."""
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from spiketriton.neurons import (
     CLIF,
     ILIF,
     PSN,
+    CuBaLIF,
     MaskedPSN,
     SlidingPSN,
     SpikingNeuron,
@@ -38,7 +39,7 @@ kind = "{kind}"
 {more}
 """
 LEARNT = 'tau_learnt = "channel"\nthreshold_learnt = "channel"'
-KINDS = {"ilif": ILIF, "clif": CLIF, "alif": ALIF}
+KINDS = {"ilif": ILIF, "clif": CLIF, "alif": ALIF, "cuba": CuBaLIF}
 PARALLEL = {"psn": PSN, "masked_psn": MaskedPSN, "sliding_psn": SlidingPSN}
 
 
@@ -211,6 +212,8 @@ def test_spikes_of_ilif_are_counted_as_whole_numbers():
         ("lif", "levels = 2", "", "neuron.levels"),
         ("lif", 'tau_learnt = "channel"', "", "neuron.tau_learnt"),
         ("clif", "beta = 2.0", "", "neuron.beta"),
+        ("alif", "tau_synapse = 3.0", "", "neuron.tau_synapse"),
+        ("cuba", "v_reset = 0.5", "", "neuron.v_reset"),
         ("clif", "decay_input = true", "", "neuron.decay_input"),
         ("psn", 'reset = "hard"', "", "neuron.reset"),
         ("psn", "order = 3", "", "neuron.order"),

@@ -4,7 +4,7 @@ from .leaky import Leaky
 from .neurons import IF, LIF, PLIF, SpikingNeuron
 from .norm import BatchNormLIF
 from .parallel import PSN, MaskedPSN, ParallelNeuron, SlidingPSN
-from .states import ALIF, CLIF, ILIF
+from .states import ALIF, CLIF, ILIF, CuBaLIF
 from .swap import SwapReport, swap
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "PLIF",
     "PSN",
     "BatchNormLIF",
+    "CuBaLIF",
     "Leaky",
     "MaskedPSN",
     "ParallelNeuron",

@@ -1,4 +1,4 @@
-"""I-LIF, CLIF and ALIF as modules: neurons with other spikes, or with a second state beside the membrane."""
+"""I-LIF, CLIF, ALIF and CuBa-LIF as modules: neurons with other spikes, or with a second state beside the membrane."""
 
 from __future__ import annotations
 
@@ -160,3 +160,52 @@ class ALIF(_BeyondLIF):
 
     def extra_repr(self) -> str:
         return f"rho={words_of(self.rho)}, beta={words_of(self.beta)}, {super().extra_repr()}"
+
+
+class CuBaLIF(_BeyondLIF):
+    """Current-based LIF: the membrane reads a synaptic current, which decays by itself; a reset leaves that as it is.
+
+    The synaptic current of a step is m[t] = rho * m[t-1] + x[t], and h[t] = decay * v[t-1] + gain * m[t].
+
+    Args:
+        tau: time constant of the membrane in steps, >= 1.
+        tau_synapse: that of the synaptic current, >= 1: rho = 1 - 1 / tau_synapse; 1 is a LIF.
+        decay_input: gain is 1/tau, else 1.
+        v_threshold, options: see ``SpikingNeuron``.
+        v_reset: 0.0 (hard reset) or None (soft reset).
+        decay, rho: in place of what the time constants say: numbers, or tensors [] or [C]; Parameters learn.
+
+    Raises:
+        ValueError: a constant out of its range.
+    """
+
+    kind = "cuba"
+    rho: float | Tensor
+
+    def __init__(
+        self,
+        tau: float = 2.0,
+        tau_synapse: float = 2.0,
+        decay_input: bool = False,
+        v_threshold: float | Tensor = 1.0,
+        v_reset: float | None = 0.0,
+        *,
+        decay: float | Tensor | None = None,
+        rho: float | Tensor | None = None,
+        **options: Any,
+    ) -> None:
+        if v_reset not in (None, 0.0):
+            raise ValueError(f"v_reset {v_reset!r} of a CuBaLIF: accepted: 0.0, None")
+        super().__init__(tau, decay, v_threshold, v_reset, **options)
+        if not (tau_synapse >= 1 and math.isfinite(tau_synapse)):
+            raise ValueError(
+                f"tau_synapse {tau_synapse!r}: accepted: a finite number of at least 1"
+            )
+        keep(self, "rho", 1 - 1 / tau_synapse if rho is None else rho)
+        self.gain = 1 / tau if decay_input else 1.0
+
+    def neuron_arguments(self) -> dict[str, Any]:
+        return super().neuron_arguments() | {"gain": self.gain, "rho": self.rho}
+
+    def extra_repr(self) -> str:
+        return f"rho={words_of(self.rho)}, gain={self.gain:g}, {super().extra_repr()}"

@@ -1,4 +1,4 @@
-"""ILIF, CLIF and ALIF as modules call their functions with the constants that they state."""
+"""ILIF, CLIF, ALIF and CuBaLIF as modules call their functions with the constants that they state."""
 
 import copy
 
@@ -11,6 +11,7 @@ from spiketriton_kernels import (
     Surrogate,
     multistep_alif_reference,
     multistep_clif_reference,
+    multistep_cuba_reference,
     multistep_ilif_reference,
     nn,
 )
@@ -36,6 +37,11 @@ NEURONS = {
         lambda **o: nn.ALIF(v_reset=0.0, v_threshold=0.75, **o),
         multistep_alif_reference,
         dict(decay=0.5, rho=0.9, threshold=0.75, reset="hard"),
+    ),
+    "cuba": (
+        lambda **o: nn.CuBaLIF(tau=4.0, tau_synapse=5.0, decay_input=True, **o),
+        multistep_cuba_reference,
+        dict(decay=0.75, gain=0.25, rho=0.8),
     ),
 }  # fmt: skip
 every_neuron = pytest.mark.parametrize("kind", NEURONS)
