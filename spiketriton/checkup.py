@@ -93,6 +93,7 @@ KERNELS = (
     Kernel("I-LIF", kernels.multistep_ilif, kernels.multistep_ilif_reference, kind="ilif"),
     Kernel("CLIF", kernels.multistep_clif, kernels.multistep_clif_reference, kind="clif"),
     Kernel("ALIF", kernels.multistep_alif, kernels.multistep_alif_reference, kind="alif"),
+    Kernel("CuBa-LIF", kernels.multistep_cuba, kernels.multistep_cuba_reference, kind="cuba"),
 )
 
 

@@ -32,6 +32,7 @@ from spiketriton_kernels import (
     multistep_alif,
     multistep_bn_lif,
     multistep_clif,
+    multistep_cuba,
     multistep_ilif,
     multistep_lif,
     pack_spikes,
@@ -96,7 +97,12 @@ def _training(function: Callable[..., Any]) -> Callable[..., None]:
     return lambda x, **options: function(x, **options).backward(x.detach())
 
 
-_STATES = {"ilif": multistep_ilif, "clif": multistep_clif, "alif": multistep_alif}
+_STATES = {
+    "ilif": multistep_ilif,
+    "clif": multistep_clif,
+    "alif": multistep_alif,
+    "cuba": multistep_cuba,
+}
 
 CASES: dict[str, tuple[Callable[..., None], int | str]] = {
     "lif inference": (_inference, 0),

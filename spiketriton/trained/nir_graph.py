@@ -89,6 +89,7 @@ def to_nir(
         "spike_at": ">=",
         "reset": first.reset_mode,
         "v_init": "v_reset",
+        "synapse": "a CubaLIF reads the synaptic current after its step",
         "input": "a frame of events for each time step"
         if frames
         else "the image, at each time step",
@@ -102,7 +103,7 @@ def not_in_nir(nodes: Graph) -> Iterator[str]:
     neurons = [node.module for node in layers(nodes, "neuron")]
     if not all(isinstance(neuron, SpikingNeuron) for neuron in neurons):
         yield "ReLU (this is an ANN; export its spiking twin)"
-    kinds = {type(n).__name__ for n in neurons if isinstance(n, SpikingNeuron) and n.kind != "lif"}
+    kinds = {type(n).__name__ for n in neurons if isinstance(n, SpikingNeuron) and n.kind not in ("lif", "cuba")}
     if kinds:
         yield f"neurons of the kind {', '.join(sorted(kinds))} (neuron.kind)"
     resets = {neuron.reset_mode for neuron in neurons if isinstance(neuron, SpikingNeuron)}
@@ -163,11 +164,11 @@ def _translate(
 @torch.no_grad()
 def _neuron(nir: ModuleType, neuron: SpikingNeuron, shape: tuple[int, ...], dt: float) -> Any:
     constants = neuron.neuron_arguments()
-    decay, gain, threshold, v_reset = (
-        torch.as_tensor(constants[name], dtype=torch.float64, device="cpu").reshape(
+    decay, gain, threshold, v_reset, rho = (
+        torch.as_tensor(constants.get(name, 0.0), dtype=torch.float64, device="cpu").reshape(
             -1, *[1] * (len(shape) - 1)
         )
-        for name in ("decay", "gain", "threshold", "v_reset")
+        for name in ("decay", "gain", "threshold", "v_reset", "rho")
     )
 
     def full(value: torch.Tensor) -> np.ndarray:
@@ -177,7 +178,13 @@ def _neuron(nir: ModuleType, neuron: SpikingNeuron, shape: tuple[int, ...], dt: 
     if bool((decay == 1).all()):
         return nir.IF(r=full(gain / dt), **fires)
     rest = 1 - decay
-    return nir.LIF(tau=full(dt / rest), r=full(gain / rest), v_leak=fires["v_reset"], **fires)
+    fires |= {"r": full(gain / rest), "v_leak": fires["v_reset"]}
+    if neuron.kind == "cuba":
+        keeps = 1 - rho
+        return nir.CubaLIF(
+            tau_mem=full(dt / rest), tau_syn=full(dt / keeps), w_in=full(1 / keeps), **fires
+        )
+    return nir.LIF(tau=full(dt / rest), **fires)
 
 
 def _array(value: torch.Tensor) -> np.ndarray:

@@ -82,7 +82,7 @@ def _step(node: Any, dt: float, inclusive: bool, soft: bool, membranes: list[Arr
         return _conv(node)
     if kind in ("AvgPool2d", "SumPool2d"):
         return _pool(node, np.mean if kind == "AvgPool2d" else np.sum)
-    if kind in ("IF", "LIF"):
+    if kind in ("IF", "LIF", "CubaLIF"):
         return _Neuron(node, dt, inclusive, soft, membranes)
     raise ValueError(f"node {kind} is unknown to this interpreter")
 
@@ -120,6 +120,7 @@ def _pool(node: Any, reduce: Callable[..., Array]) -> Step:
 class _Neuron:
     """LIF: tau dv/dt = v_leak - v + r I; IF: dv/dt = r I; a spike sets v to v_reset.
 
+    CubaLIF is a LIF (tau_mem) of I with tau_syn dI/dt = w_in x - I, which steps first.
     With a soft reset, which NIR does not know, it subtracts v_threshold, and v begins at 0.
     """
 
@@ -129,14 +130,20 @@ class _Neuron:
         self.node, self.dt, self.inclusive, self.membranes = node, dt, inclusive, membranes
         self.soft = soft
         self.v: Array | None = None
+        self.current: Any = 0.0  # of a synapse
 
     def __call__(self, current: Array) -> Array:
         node = self.node
         start = np.zeros_like(node.v_threshold) if self.soft else node.v_reset
         v = np.broadcast_to(start, current.shape).astype(np.float64)
         v = v if self.v is None else self.v
-        if hasattr(node, "tau"):
-            tau = node.tau.astype(np.float64)
+        if hasattr(node, "tau_syn"):
+            tau_syn = node.tau_syn.astype(np.float64)
+            self.current = self.current + self.dt / tau_syn * (node.w_in * current - self.current)
+            current = self.current
+        tau = getattr(node, "tau_mem", getattr(node, "tau", None))
+        if tau is not None:
+            tau = tau.astype(np.float64)
             h = v + self.dt / tau * (node.v_leak - v + node.r * current)
         else:
             h = v + self.dt * node.r * current

@@ -101,6 +101,7 @@ EQUATIONS = (
     ("lif", "soft"), ("lif", "hard"), ("lif", "leaks to v_reset"), ("lif", "none"),
     ("lif", "delayed_soft"), ("lif", "delayed_hard"), ("ilif", "soft"), ("clif", "soft"),
     ("alif", "soft"), ("alif", "hard"), ("alif", "none"),
+    ("cuba", "soft"), ("cuba", "hard"), ("cuba", "none"),
 )  # fmt: skip
 EVERYTHING = pairwise(
     dict(

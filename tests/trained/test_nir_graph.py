@@ -42,6 +42,7 @@ def images(channels: int = 2, size: int = SIZE) -> torch.Tensor:
 SPOKEN = {
     "lif": [],
     "if": ["neuron.kind=if"],
+    "cuba": ["neuron.kind=cuba", "neuron.tau=3.0", "neuron.tau_synapse=1.5"],
     "plif": ["neuron.kind=plif", "neuron.tau=3.0", "neuron.decay_input=true"],
     "leak to v_reset": ["neuron.tau=4.0", "neuron.v_reset=-0.25", "neuron.v_threshold=0.8"],
     "decay_input": ["neuron.decay_input=true", "neuron.tau=1.5"],
