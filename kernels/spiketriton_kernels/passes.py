@@ -10,7 +10,7 @@ import torch
 
 from .arguments import PROBE_FIELDS
 from .backends import eager, native, triton_neuron, triton_norm
-from .backends.choice import backend_for, say_once
+from .backends.choice import backend_for
 from .layout import CHUNK, chunk_length, like, step_like
 from .neuron import (
     Call,
@@ -32,9 +32,6 @@ _NORM = {"triton": triton_norm, "native": native, "torch": eager}
 def serving(x: torch.Tensor, neuron: Neuron) -> str:
     """The backend that serves a call; a surrogate of one's own has the one that it is written for."""
     backend, own = backend_for(x, native.kind_of(neuron)), own_surrogate(neuron.shape)
-    if backend == "triton" and neuron.kind == "cuba":
-        say_once("CuBa-LIF: eager PyTorch, because it has no Triton kernel")
-        backend = "torch"
     if own is None:
         return backend
     if own.compiled and backend != "triton":

@@ -103,7 +103,11 @@ def not_in_nir(nodes: Graph) -> Iterator[str]:
     neurons = [node.module for node in layers(nodes, "neuron")]
     if not all(isinstance(neuron, SpikingNeuron) for neuron in neurons):
         yield "ReLU (this is an ANN; export its spiking twin)"
-    kinds = {type(n).__name__ for n in neurons if isinstance(n, SpikingNeuron) and n.kind not in ("lif", "cuba")}
+    kinds = {
+        type(n).__name__
+        for n in neurons
+        if isinstance(n, SpikingNeuron) and n.kind not in ("lif", "cuba")
+    }
     if kinds:
         yield f"neurons of the kind {', '.join(sorted(kinds))} (neuron.kind)"
     resets = {neuron.reset_mode for neuron in neurons if isinstance(neuron, SpikingNeuron)}

@@ -41,6 +41,7 @@ from .triton_step import (
     Rules,
     by_width,
     charge,
+    filtered,
     gate,
     of_tile,
     settle,
@@ -184,13 +185,14 @@ def fire_kernel(
                 tl.store(
                     out.current + now.at, current.to(out.current.dtype.element_ty), mask=now.inside
                 )
-            h = charge(v, current, c, RULES)
-            s = spike(h, m, c, RULES)
+            charging, m_before = filtered(current, m, c, RULES)
+            h = charge(v, charging, c, RULES)
+            s = spike(h, m_before, c, RULES)
             emitted = s
             if inputs.spike_add is not None:
                 emitted = s + queues[2][j].to(tl.float32)
             tl.store(out.spikes + now.at, emitted.to(out.spikes.dtype.element_ty), mask=now.inside)
-            v_after, m_after = settle(h, m, s, gate(h, c, RULES), c, RULES)
+            v_after, m_after = settle(h, m_before, s, gate(h, c, RULES), c, RULES)
             if out.trace is not None:
                 tl.store(out.trace + now.at, v_after, mask=now.inside)
             v, m = _within(now, v_after, m_after, v, m, WINDOW)
@@ -266,10 +268,11 @@ def _replay(
         queues = _visit(queues, asked, j + AHEAD, k, tile, step, WINDOW, False)
         now = time_step(k, j, tile, step, WINDOW)
         current = _current(queues, j, inputs, norm, affine, now, WINDOW)
-        h = charge(v, current, c, RULES)
+        seconds = seconds + (m,)  # type: ignore[assignment]
+        charging, m = filtered(current, m, c, RULES)
+        h = charge(v, charging, c, RULES)
         kept = gate(h, c, RULES)
         potentials = potentials + (h,)  # type: ignore[assignment]
-        seconds = seconds + (m,)  # type: ignore[assignment]
         gates = gates + (kept,)  # type: ignore[assignment]
         v, m = settle(h, m, spike(h, m, c, RULES), kept, c, RULES)
     return Replayed(queues[0], potentials, seconds, gates, v_start)
@@ -439,6 +442,8 @@ def walk_kernel(
                 own = (
                     c.gain * step_of.by_h
                 )  # what comes through the neuron; a probe measures that alone
+                if RULES.kind == "cuba":
+                    own = own + by_m
                 dx = own
                 if upstream.current is not None:
                     dx = own + queues[1][CHUNK - 1 - j].to(tl.float32)
@@ -449,6 +454,7 @@ def walk_kernel(
                     current = h
                     if FORMS.gain != "float":
                         current = _current_again(inputs, norm, affine, now, WINDOW)
+                        current, _ = filtered(current, m, c, RULES)
                     learnt = _learn(
                         learnt, h, m, v_before, current, step_of, now, c, RULES, FORMS, OWN_AREA
                     )
@@ -525,7 +531,8 @@ def _of_record(*given: Any) -> tuple[Constants, dict[str, Any]]:
     adapts = neuron.kind == "alif"
     constants = Constants(
         decay, None if isinstance(decay, torch.Tensor) else 1.0 - decay, gain, threshold,
-        rho if adapts else None, beta if adapts else None, float(neuron.v_reset), float(neuron.v_start),
+        rho if adapts or neuron.kind == "cuba" else None, beta if adapts else None,
+        float(neuron.v_reset), float(neuron.v_start),
         float(neuron.height) if back else None, width if back else None, None, float(eps), float(bn_scale),
     )  # fmt: skip
     rules = Rules(

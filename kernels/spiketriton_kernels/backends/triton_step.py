@@ -122,6 +122,15 @@ def of_tile(given, tile, FORMS: tl.constexpr):
 
 
 @triton.jit
+def filtered(current, m, c, RULES: tl.constexpr):
+    """(what the membrane is charged from, second state after that): of CuBa-LIF both are the synaptic current."""
+    if RULES.kind == "cuba":
+        m = c.rho * m + current
+        current = m
+    return current, m
+
+
+@triton.jit
 def charge(v, current, c, RULES: tl.constexpr):
     """h of a step from the membrane before it; a delayed reset comes first."""
     if RULES.leaks_to_reset:
@@ -275,6 +284,10 @@ def step_back(h, m, kept, grad_s, by_v, by_m, c, RULES: tl.constexpr, OWN: tl.co
         if RULES.reset == "hard" and not RULES.detach:
             through = through + by_v * (c.v_reset - h)
         by_threshold = by_v * of_v - through * slope
+        if RULES.kind == "cuba":
+            by_input = c.gain * by_h + by_m
+            earlier = c.rho * by_input
+            by_rho = by_input * m
         if RULES.kind == "alif":
             earlier = c.rho * by_m + c.beta * by_threshold
             by_rho = by_m * (m - s)
