@@ -18,7 +18,7 @@ LONGEST = 35
 def sentences(page: str) -> list[str]:
     """The prose of a page: without code blocks, tables, pictures and comments; every item of a list for itself."""
     text = re.sub(r"^ *```.*?^ *```", "\n\n", page, flags=re.DOTALL | re.MULTILINE)
-    text = re.sub(r"<!--.*?-->|^\|.*$|^!\[.*$|^#.*$", "\n\n", text, flags=re.MULTILINE)
+    text = re.sub(r"<!--.*?-->|^ *\|.*$|^!\[.*$|^#.*$", "\n\n", text, flags=re.MULTILINE)
     text = re.sub(r"\]\([^)]*\)", "]", text)
     paragraphs = re.split(r"\n\s*\n|\n *[*-] |^\* |\n *\d+\. ", text)
     return [
