@@ -27,6 +27,7 @@ from spiketriton.config import DataConfig, Recipe, load_recipe
 from spiketriton.data.sources import SOURCES
 from spiketriton.gradients.probing import Prober
 from spiketriton.models import build_model
+from spiketriton.models.resnet import Block
 from spiketriton.show.figures import STYLE
 from spiketriton.training.losses import Loss, build_loss
 from spiketriton.training.optim import build_optimizer, build_schedule
@@ -101,7 +102,15 @@ def train(cell: str) -> dict[str, Any]:
         optimizer.zero_grad()
     last = f"{np.mean(losses[-50:]):.4f}"
     row |= {"loss_100": f"{np.mean(losses[50:100]):.4f}", "loss": last}
-    row |= {"validation": accuracy(net, validation), "test": accuracy(net, test)}
+    held, tested = accuracy(net, validation), accuracy(net, test)
+    row |= {"validation": held[-1], "test": tested[-1], "by_step": written(tested)}
+    row["block_gain"] = written(
+        [
+            float(block.stages()[-1][1].weight.abs().mean())
+            for block in net.modules()
+            if isinstance(block, Block)
+        ]
+    )
     print(f"{cell}: {time.monotonic() - started:.0f} s", flush=True)
     return row
 
@@ -120,12 +129,18 @@ def before_training(net: nn.Module, batch: Images, loss: Loss) -> dict[str, Any]
 
 
 @torch.no_grad()
-def accuracy(net: nn.Module, images: Images) -> float:
+def accuracy(net: nn.Module, images: Images) -> list[float]:
+    """Of the mean logits of the first 1, 2, ... T time steps."""
     net.eval()
     parts = zip(images[0].split(250), images[1].split(250), strict=True)
-    right = sum(int((net(x).float().mean(0).argmax(1) == y).sum()) for x, y in parts)
+    right = sum((net(x).float().cumsum(0).argmax(2) == y).sum(1) for x, y in parts)
     net.train()
-    return right / len(images[1])
+    assert isinstance(right, Tensor)
+    return (right.double() / len(images[1])).tolist()
+
+
+def written(values: list[float]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
