@@ -381,4 +381,4 @@ def _numbers(version: str) -> list[int]:
 
 
 def _holds_files(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.iterdir())
+    return folder.is_dir() and any(path.suffix != ".part" for path in folder.iterdir())
