@@ -103,6 +103,10 @@ def test_a_folder_with_a_run_is_not_taken_again(tmp_path, monkeypatch):
         path.write_text("")
         with pytest.raises(UserError, match="already holds a run"):
             RunFolder.create(tmp_path / held.replace("/", "-"), "small")
+    killed = tmp_path / "killed" / "checkpoints" / "last.pt.part"  # in the first save
+    killed.parent.mkdir(parents=True)
+    killed.write_text("")
+    assert RunFolder.create(tmp_path / "killed", "small").path == tmp_path / "killed"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("time.strftime", lambda form: "now")
     made = [RunFolder.create(None, "x").path for _ in range(3)]
