@@ -69,6 +69,7 @@ def folder(tmp_path, monkeypatch, request):
     text = text.replace('kind = "cross_entropy"', f'kind = "mse_{tag}"')
     for idle in (
         "shortcut_gradient",
+        "drop_path",
         "residual_gain",
         "residual_bias",
         "checkpoint_blocks",
