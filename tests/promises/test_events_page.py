@@ -47,9 +47,8 @@ def test_the_page_runs_from_top_to_bottom(capsys):
             exec(words[0], {})
             assert capsys.readouterr().out.startswith("500 [(")
             continue
-        module, *given = words
-        main = importlib.import_module(module).main
-        assert main([w for word in given for w in SHORTER.get(word, [word])]) in (EXIT_DONE, None)
+        main = importlib.import_module(f"spiketriton.{option}").main
+        assert main([w for word in words for w in SHORTER.get(word, [word])]) in (EXIT_DONE, None)
     said = capsys.readouterr()
     assert said.err.count("built once") == 1  # by the short run, for the long one
     assert "4 training and 4 test recordings of 10 frames of 2x64x64, 2 classes" in said.out
