@@ -28,7 +28,7 @@ from spiketriton.data.sources import SOURCES
 from spiketriton.gradients.probing import Prober
 from spiketriton.models import build_model
 from spiketriton.models.resnet import Block
-from spiketriton.show.figures import STYLE
+from spiketriton.show.figures import BLUE, GREEN, GREY, ORANGE, STYLE
 from spiketriton.training.losses import Loss, build_loss
 from spiketriton.training.optim import build_optimizer, build_schedule
 
@@ -206,7 +206,7 @@ def draw() -> None:
                 bars.plot(tests, [label] * len(tests), "o", color="black", markersize=3)
         bars.set_axisbelow(True)
         bars.grid(axis="y", visible=False)
-        bars.margins(x=0.1)
+        bars.margins(x=0.14)
         bars.set_xlabel("test accuracy, % (chance: 10; dots: seeds)")
         bars.set_title("A spiking ResNet-56 after 600 steps, by how it starts", loc="left")
         for label, settings, colour in OPENED:
@@ -224,7 +224,6 @@ def draw() -> None:
 
 NET = "data.image_size=16 model.name=resnet56"
 RATE = "train.lr=6e-3"
-GREY, OLD, NEW = "#9a9a9a", "#d9822b", "#2b6cb0"
 LINEAR = "net=linear data.image_size=16 train.lr=1e-2"
 HIDDEN = "net=hidden data.image_size=16 train.lr=6e-3"
 TWIN = "data.image_size=16 neuron.kind=relu model.residual_bias=0 model.name=resnet56 model.residual_gain=0"
@@ -232,15 +231,15 @@ PLAIN, SEW, MS = (f"{NET} {RATE}", f"{NET} model.block=sew {RATE}", f"{NET} mode
 BARS = (
     ("linear classifier", LINEAR, GREY),
     ("one hidden layer", HIDDEN, GREY),
-    ("plain, usual gradient", f"{PLAIN} model.shortcut_gradient=surrogate", OLD),
-    ("plain (default)", PLAIN, NEW),
-    ("plain, learnt thresholds", f"{PLAIN} neuron.threshold_learnt=true", OLD),
-    ("SEW (default)", SEW, NEW),
-    ("MS (default)", MS, NEW),
-    ("ANN twin", f"{TWIN} {RATE}", GREY),
+    ("plain, usual gradient", f"{PLAIN} model.shortcut_gradient=surrogate", ORANGE),
+    ("plain (default)", PLAIN, BLUE),
+    ("plain, learnt thresholds", f"{PLAIN} neuron.threshold_learnt=true", ORANGE),
+    ("SEW (default)", SEW, BLUE),
+    ("MS (default)", MS, BLUE),
+    ("ANN twin", f"{TWIN} {RATE}", GREEN),
 )
 MARGIN = 1 / (1 + 1 + 0.5 + 0.25 + 0.125)  # residual_bias = "auto" of LIF, tau 2, T = 4
-OPENED = (("plain", f"{PLAIN} seed=1", NEW), ("MS", f"{MS} seed=1", OLD))
+OPENED = (("plain", f"{PLAIN} seed=1", BLUE), ("MS", f"{MS} seed=1", ORANGE))
 
 
 def main() -> None:
