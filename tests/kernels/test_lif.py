@@ -239,6 +239,13 @@ def test_a_tie_with_the_threshold_fires(backend, device):
         assert multistep_lif(x).flatten().tolist() == [0.0, 1.0], dtype
 
 
+@pytest.mark.parametrize(("reset", "second"), [("soft", 0.5), ("hard", 1.0)])
+def test_a_tie_with_the_threshold_resets_a_step_later(backend, device, reset, second):
+    x = torch.ones(2, 1, 3, device=device)
+    _, h = multistep_lif(x, reset=reset, reset_delay=True, return_trace=True)
+    assert h[:, 0, 0].tolist() == [1.0, second]
+
+
 @pytest.mark.parametrize("reset", RESETS)
 def test_the_edge_of_a_window_surrogate_is_outside(backend, device, reset):
     """|u| = width gives no gradient, just inside gives the height; the triangle reaches zero."""

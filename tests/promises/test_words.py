@@ -10,7 +10,10 @@ from spiketriton_kernels import Surrogate
 ROOT = Path(__file__).parents[2]
 PLAIN = [
     "README.md",
-    *(f"docs/{name}.md" for name in ("gradient_flow", "performance", "plugins", "python", "reading")),
+    *(
+        f"docs/{name}.md"
+        for name in ("gradient_flow", "performance", "plugins", "python", "reading")
+    ),
 ]
 LONGEST = 35
 
