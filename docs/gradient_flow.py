@@ -207,17 +207,17 @@ def draw() -> None:
         bars.set_axisbelow(True)
         bars.grid(axis="y", visible=False)
         bars.margins(x=0.14)
-        bars.set_xlabel("test accuracy, % (chance: 10; dots: seeds)")
+        bars.set_xlabel("test accuracy, % (chance: 10); dots: seeds; blue: the default")
         bars.set_title("A spiking ResNet-56 after 600 steps, by how it starts", loc="left")
-        for label, settings, colour in OPENED:
+        for label, settings, line in OPENED:
             gain = [float(value) for value in found[settings]["block_gain"].split()]
-            gains.plot(range(1, len(gain) + 1), gain, color=colour, label=label)
+            gains.plot(range(1, len(gain) + 1), gain, line, color=BLUE, label=label)
         gains.axhline(MARGIN, color=GREY, linestyle="--")
-        gains.text(1, MARGIN + 0.01, "plain: distance to threshold", color=GREY)
+        gains.text(1, MARGIN + 0.01, "plain: below, few spikes change", color=GREY)
         gains.set_xlabel("block")
         gains.set_ylim(bottom=0)
-        gains.set_ylabel("mean |weight| of the last norm")
-        gains.set_title("Block weights that started at 0", loc="left")
+        gains.set_ylabel("weight of the last norm (started at 0)")
+        gains.set_title("How far the blocks opened", loc="left")
         gains.legend()
         figure.savefig(HERE / "img" / "deep_nets.png", dpi=150)
 
@@ -239,7 +239,7 @@ BARS = (
     ("ANN twin", f"{TWIN} {RATE}", GREEN),
 )
 MARGIN = 1 / (1 + 1 + 0.5 + 0.25 + 0.125)  # residual_bias = "auto" of LIF, tau 2, T = 4
-OPENED = (("plain", f"{PLAIN} seed=1", BLUE), ("MS", f"{MS} seed=1", ORANGE))
+OPENED = (("plain", f"{PLAIN} seed=1", "-"), ("MS", f"{MS} seed=1", "--"))
 
 
 def main() -> None:
