@@ -196,7 +196,7 @@ def draw() -> None:
     found = {row["settings"]: row for row in rows(ROWS)}
     with plt.style.context(STYLE):
         figure, (bars, gains) = plt.subplots(
-            1, 2, figsize=(11, 4), layout="constrained", width_ratios=(3, 2)
+            1, 2, figsize=(11, 4.4), layout="constrained", width_ratios=(3, 2)
         )
         for label, settings, colour in reversed(BARS):
             tests = [100 * float(found[f"{settings}{seed}"]["test"]) for seed in ("", " seed=1")
@@ -228,13 +228,16 @@ LINEAR = "net=linear data.image_size=16 train.lr=1e-2"
 HIDDEN = "net=hidden data.image_size=16 train.lr=6e-3"
 TWIN = "data.image_size=16 neuron.kind=relu model.residual_bias=0 model.name=resnet56 model.residual_gain=0"
 PLAIN, SEW, MS = (f"{NET} {RATE}", f"{NET} model.block=sew {RATE}", f"{NET} model.block=ms {RATE}")
+USUAL, THROUGH = "model.residual_gain=1", "model.shortcut_gradient=surrogate"
 BARS = (
     ("linear classifier", LINEAR, GREY),
     ("one hidden layer", HIDDEN, GREY),
-    ("plain, usual gradient", f"{PLAIN} model.shortcut_gradient=surrogate", ORANGE),
+    ("plain, usual start", f"{PLAIN} {USUAL} model.residual_bias=0 {THROUGH}", ORANGE),
+    ("plain, starts at zero", f"{PLAIN} {THROUGH}", ORANGE),
     ("plain (default)", PLAIN, BLUE),
-    ("plain, learnt thresholds", f"{PLAIN} neuron.threshold_learnt=true", ORANGE),
+    ("SEW, usual start", f"{SEW} {USUAL}", ORANGE),
     ("SEW (default)", SEW, BLUE),
+    ("MS, usual start", f"{MS} {USUAL}", ORANGE),
     ("MS (default)", MS, BLUE),
     ("ANN twin", f"{TWIN} {RATE}", GREEN),
 )
