@@ -54,7 +54,10 @@ def test_the_front_page_has_the_numbers_of_the_page_of_speed():
     front, page = (
         (ROOT / name).read_text("utf-8") for name in ("README.md", "docs/performance.md")
     )
-    wanted = {"spiketriton": "spiketriton", "torch.compile": "`torch.compile` of the unfused network"}
+    wanted = {
+        "spiketriton": "spiketriton",
+        "torch.compile": "`torch.compile` of the unfused network",
+    }
     wanted["spikingjelly compiled"] = "SpikingJelly, compiled"
     for contender, words in wanted.items():
         measured = re.search(
