@@ -34,6 +34,7 @@ from spiketriton.training.optim import build_optimizer, build_schedule
 
 HERE = Path(__file__).parent
 ROWS = HERE / "data" / "gradient_flow.csv"
+GROUPS = ("race", "connected", "clinic", "fresh", "cured")
 HELD_OUT, TESTED = 2000, 5000
 Images = tuple[Tensor, Tensor]
 
@@ -249,9 +250,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument(
-        "--group", nargs="+", choices=("race", "connected", "clinic", "fresh"), default=[]
-    )
+    parser.add_argument("--group", nargs="+", choices=GROUPS, default=[])
     parser.add_argument("--out", type=Path, default=Path("gradient_flow.csv"))
     parser.add_argument("--draw", action="store_true")
     parser.add_argument("--judge", action="store_true")
