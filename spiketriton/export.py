@@ -64,7 +64,6 @@ def main(arguments: list[str]) -> int:
     refuse_unusable(args.run, args.overrides)
     with importing():
         from spiketriton.trained.exports import (
-            TIE,
             export_nir,
             export_onnx,
             export_torch,
@@ -104,13 +103,8 @@ def main(arguments: list[str]) -> int:
         return EXIT_DONE if difference < CLOSE else EXIT_ERROR
     found = export_nir(run, path, args.dt or 1.0, args.images or 4, mark)
     print(f"{path}: {len(run.model.spiking_layers())} spiking layers, dt = {args.dt or 1.0:g}")
-    print(
-        f"replayed by NIR's equations: {found.different:,} of {found.compared:,} differ "
-        f"({found.spikes:,} spikes)"
-    )
-    if found.different:
-        print(f"first difference: {found.first}, {found.margin:.1e} of the threshold away from it")
-    return EXIT_DONE if found.different == 0 or found.margin < TIE else EXIT_ERROR
+    print(*found.lines(), sep="\n")
+    return EXIT_DONE if found.agrees else EXIT_ERROR
 
 
 if __name__ == "__main__":

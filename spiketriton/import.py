@@ -16,12 +16,11 @@ examples:
 
 The recipe says the data, the time steps and how the network would be trained further. The network is replayed by an
 interpreter of NIR's equations in numpy and compared spike by spike, on test images and on noise. Neurons fire at
-v >= v_threshold. The file is copied into the run folder.
-Exit codes: 0 done, 2 a mistake in the command, the file or the recipe, 1 the network and its file differ."""
+v >= v_threshold. The file is copied into the run folder."""
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = Parser("import", EPILOG)
+    parser = Parser("import", EPILOG, {1: "the network and its file differ, or anything else"})
     parser.add_argument("file", metavar="FILE", help="NIR file, written by nir.write")
     parser.add_argument("recipe", metavar="RECIPE", help=RECIPE_HELP)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=KEYS_HELP)
@@ -44,7 +43,7 @@ def main(arguments: list[str]) -> int:
         from spiketriton.models import build_model
         from spiketriton.models.foreign import ForeignNetwork
         from spiketriton.runs.rows import replace_file
-        from spiketriton.trained.exports import TIE, sample_images
+        from spiketriton.trained.exports import sample_images
         from spiketriton.trained.nir_network import keys, verify
         from spiketriton.trained.run import load_run, save_run
         from spiketriton.training.placement import Placement
@@ -69,14 +68,9 @@ def main(arguments: list[str]) -> int:
             raise
     found = verify(model, recipe, sample_images(load_run(folder.path), 4))
     print(f"{folder.path}: {len(model.spiking_layers())} spiking layers, as a run at step 0")
-    print(
-        f"replayed by NIR's equations: {found.different:,} of {found.compared:,} differ "
-        f"({found.spikes:,} spikes)"
-    )
-    if found.different:
-        print(f"first difference: {found.first}, {found.margin:.1e} of the threshold away from it")
+    print(*found.lines(), sep="\n")
     print(f"next: {shlex.join(['spiketriton', 'evaluate', str(folder.path)])}")
-    return EXIT_DONE if found.different == 0 or found.margin < TIE else EXIT_ERROR
+    return EXIT_DONE if found.agrees else EXIT_ERROR
 
 
 if __name__ == "__main__":

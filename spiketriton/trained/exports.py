@@ -38,6 +38,20 @@ class Comparison:
     first: str  # where the first difference is, in words; "" without one
     margin: float  # how far that membrane is from its threshold, as a share of it
 
+    @property
+    def agrees(self) -> bool:
+        """Whether no spike differs, but for ties."""
+        return self.different == 0 or self.margin < TIE
+
+    def lines(self) -> list[str]:
+        """What `export` and `import` print of it."""
+        counted = f"{self.different:,} of {self.compared:,} differ ({self.spikes:,} spikes)"
+        found = [f"replayed by NIR's equations: {counted}"]
+        if self.different:
+            away = f"{self.margin:.1e} of the threshold away from it"
+            found.append(f"first difference: {self.first}, {away}")
+        return found
+
 
 def export_nir(
     run: Run, path: Path, dt: float, images: int, mark: str = "spiketriton"
