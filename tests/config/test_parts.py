@@ -6,7 +6,7 @@ from importlib import import_module, metadata
 
 import pytest
 
-from spiketriton.config import KEYS, TABLES, load_recipe, parts, recipe_from_toml, replace, to_toml
+from spiketriton.config import load_recipe, parts, recipe_from_toml, replace, to_toml
 from spiketriton.config.__main__ import main as print_page
 from spiketriton.errors import UserError
 from tests.config.support import refused
@@ -44,20 +44,9 @@ name = "my_net"
 
 
 @pytest.fixture(autouse=True)
-def clean():
-    """Every test starts without parts, and leaves none."""
-    keys, tables = dict(KEYS), dict(TABLES)
-    before, files = dict(parts.PARTS), dict(parts._files)
+def forgotten():
+    """No test finds the modules of another."""
     yield
-    for mapping, then in (
-        (KEYS, keys),
-        (TABLES, tables),
-        (parts.PARTS, before),
-        (parts._files, files),
-    ):
-        mapping.clear()
-        mapping.update(then)
-    parts.entry_points.cache_clear()
     for name in [n for n in sys.modules if n.startswith(("spiketriton_plugin_my", "my_"))]:
         del sys.modules[name]
 
