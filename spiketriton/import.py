@@ -38,11 +38,10 @@ def main(arguments: list[str]) -> int:
     if not file.is_file():
         raise UserError(f"{file} does not exist; accepted: a file of NIR")
     with importing():
-        from spiketriton.config import load_recipe, replace
+        from spiketriton.config import load_recipe
         from spiketriton.data import build_data
         from spiketriton.models import build_model
         from spiketriton.models.foreign import ForeignNetwork
-        from spiketriton.runs.rows import replace_file
         from spiketriton.trained.exports import sample_images
         from spiketriton.trained.nir_network import keys, verify
         from spiketriton.trained.run import load_run, save_run
@@ -57,9 +56,7 @@ def main(arguments: list[str]) -> int:
     folder = RunFolder.create(args.run_dir, file.stem)
     with folder.held():
         try:
-            copy = folder.path / file.name
-            replace_file(copy, file.read_bytes())
-            recipe = replace(recipe, values={"model.arguments.path": str(copy.absolute())})
+            recipe = folder.keep_network(recipe)
             save_run(
                 folder, recipe, facts, model.state_dict(), Placement.set_up(recipe.train).device
             )

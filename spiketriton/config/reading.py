@@ -224,8 +224,10 @@ def _parse(
         modules = table["modules"] = [_absolute(entry, folder) for entry in given]
     if PLUGINS in values:
         modules = []
+    model = document.get("model")
+    if isinstance(model, dict) and model.get("name") == parts.FROM_NIR:
+        _place_file(model.get("arguments"), folder, of_run)
     if of_run:
-        model = document.get("model")
         call = (
             _call(model.get("name"), model.get("arguments", {})) if isinstance(model, dict) else ""
         )
@@ -239,6 +241,13 @@ def _parse(
         if isinstance(name, str) and name not in KEYS[dotted].words and kind:
             parts.find(kind, name)
     return dict(_flatten(document, "", of_run))
+
+
+def _place_file(arguments: object, folder: Path, of_run: bool) -> None:
+    """Gives the file of an imported network its whole path: relative to `folder`, and of a run the copy in it."""
+    if isinstance(arguments, dict) and isinstance(path := arguments.get("path"), str):
+        own = folder / Path(path).name
+        arguments["path"] = str((own if of_run and own.exists() else folder / path).absolute())
 
 
 def _call(name: object, arguments: object) -> str:

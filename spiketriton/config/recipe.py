@@ -737,7 +737,8 @@ class Recipe(Table):
     @property
     def names_code(self) -> bool:
         """Whether it names code of somebody else's, so that a run of it is loaded with consent only."""
-        return bool(self.plugins.modules) or ":" in self.model.name
+        foreign = ":" in self.model.name and self.model.name != parts.FROM_NIR
+        return bool(self.plugins.modules) or foreign
 
 
 def selector_of(path: str) -> str:

@@ -7,6 +7,7 @@ plugins.json       the modules of plugins: version, file and its checksum
 metrics.jsonl      one JSON object a row: {"kind": "train" | "eval", "step": ..., ...}
 wandb_id           the run's id at Weights & Biases, if the recipe asks for it
 console.log        what the run said: notes, tests, warnings, results
+*.nir              the file that the network was imported from, with its checksum in its name
 gradients.jsonl    one row per measured step, spiking layer and time step
 checkpoints/       last.pt, best.pt (see checkpoint.py)
 .lock              locked by the process that trains in this folder
@@ -15,6 +16,7 @@ checkpoints/       last.pt, best.pt (see checkpoint.py)
 
 import contextlib
 import errno
+import hashlib
 import itertools
 import re
 import time
@@ -80,6 +82,7 @@ class RunFolder:
         self.console = path / "console.log"
         self.metrics = Rows(path / "metrics.jsonl", METRICS)
         self.gradients = Rows(path / "gradients.jsonl", GRADIENTS)
+        self._network: Path | None = None  # a copy that was made here
 
     @classmethod
     def create(cls, path: str | Path | None, name: str) -> "RunFolder":
@@ -152,8 +155,9 @@ class RunFolder:
         """Removes the folder of a run that never began, unless it holds the user's files."""
         if self.holds_a_run():
             return
-        for path in (self.micro_batch, self.path / ".lock"):
-            path.unlink(missing_ok=True)
+        for path in (self.micro_batch, self._network, self.path / ".lock"):
+            if path is not None:
+                path.unlink(missing_ok=True)
         for path in (self.checkpoints, self.path):
             try:
                 path.rmdir()
@@ -182,7 +186,7 @@ class RunFolder:
         sessions.append({"recipe": recipe.name, **environment})
         write_json(self.environment, sessions)
         if not self.recipe.exists() or self._lengths() != lengths(recipe):  # new, or extended
-            replace_file(self.recipe, to_toml(recipe))
+            replace_file(self.recipe, to_toml(self._movable(recipe)))
         self._record_plugins(recipe)
 
     def _lengths(self) -> dict[str, int]:
@@ -241,6 +245,33 @@ class RunFolder:
             f"; the run was trained with spiketriton {one_line(theirs)[:20]}{one_line(at)}, and this is {__version__}"
             + (": install the newer one" if newer else "")
         )
+
+    def keep_network(self, recipe: Recipe) -> Recipe:
+        """The recipe of a network out of a file of NIR, of which the folder has a copy now; others as they are."""
+        if recipe.model.name != parts.FROM_NIR:
+            return recipe
+        file = Path(str(recipe.model.arguments.get("path", "")))
+        here = self.path.absolute()
+        if file.parent == here or not file.is_file():  # the network says what is amiss
+            return recipe
+        content = file.read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        mark = f"-{digest[:8]}"
+        self._network = here / f"{file.stem.removesuffix(mark)}{mark}.nir"
+        try:
+            replace_file(self._network, content)
+        except UserError:
+            self.discard_if_unused()
+            raise
+        kept = {"sha256": digest, **recipe.model.arguments, "path": str(self._network)}
+        return replace(recipe, values={f"model.arguments.{n}": v for n, v in kept.items()})
+
+    def _movable(self, recipe: Recipe) -> Recipe:
+        """The recipe as recipe.toml has it: a copy in the folder is named without the folder."""
+        path = Path(str(recipe.model.arguments.get("path", "")))
+        if recipe.model.name != parts.FROM_NIR or path.parent != self.path.absolute():
+            return recipe
+        return replace(recipe, values={"model.arguments.path": path.name})
 
     def write_micro_batch(self, images: int) -> None:
         """Writes what `train.micro_batch = "auto"` found; a resumed run keeps it."""
@@ -320,9 +351,10 @@ def find_run(
     UserError: either cannot be used, or the recipe is not that of the run.
     """
     given = find_recipe_of(recipe, overrides, run_dir, resume, values, extend)
-    return given, (
-        RunFolder.create(run_dir, given.name) if resume is None else RunFolder.open(resume)
-    )
+    if resume is not None:
+        return given, RunFolder.open(resume)
+    folder = RunFolder.create(run_dir, given.name)
+    return folder.keep_network(given), folder
 
 
 def find_recipe_of(

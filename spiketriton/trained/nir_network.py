@@ -4,6 +4,7 @@ A neuron's constants become those of one Euler step of length dt, see nir_graph.
 place than the reset, the difference is a constant current. `model.name = parts.FROM_NIR` trains such a network.
 """
 
+import hashlib
 import math
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,9 @@ from spiketriton_kernels.nn import Leaky
 RESETS = ("hard", "soft")
 
 
-def network(path: str, dt: float | None = None, reset: str | None = None) -> "NirNetwork":
+def network(
+    path: str, dt: float | None = None, reset: str | None = None, sha256: str | None = None
+) -> "NirNetwork":
     """The network in a file of NIR, [T, B, ...] -> [T, B, ...].
 
     Args:
@@ -34,12 +37,19 @@ def network(path: str, dt: float | None = None, reset: str | None = None) -> "Ni
         dt: length of a time step in the file's unit of time; None: what its metadata say.
         reset: "hard" (to v_reset, NIR's own) or "soft" (minus v_threshold, as sinabs and Rockpool train); None: what
             its metadata say, or "hard".
+        sha256: of the file, if it has to be that of an earlier time.
 
     Raises:
-        UserError: no such file, dt is nowhere said, or a node that the kernels do not have, by its name.
+        UserError: no such file, or another one; dt is nowhere said; a node that the kernels lack, by its name.
     """
     nir = import_nir("a file of NIR")
     try:
+        digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        if sha256 not in (None, digest):
+            raise UserError(
+                f"{path} is not the file that this network was imported from: its SHA-256 is {digest}, and the "
+                f"recipe says {sha256}"
+            )
         graph = nir.read(Path(path))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {one_line(error)}") from None

@@ -15,6 +15,7 @@ import torch
 
 from spiketriton import __version__
 from spiketriton.config import recipe_from_toml, to_toml
+from spiketriton.config.parts import FROM_NIR
 from spiketriton.data import Facts
 from spiketriton.errors import UserError, one_line
 from spiketriton.plain import of_plain
@@ -38,6 +39,11 @@ def need(package: str) -> Any:
 
 def export_safetensors(run: Run, path: Path, mark: str = "spiketriton") -> float:
     """Writes a run's weights and reads them back: the largest difference, 0. UserError: it cannot be written."""
+    if run.recipe.model.name == FROM_NIR:
+        raise UserError(
+            f"{run.folder.path} was imported from a file of NIR, which holds its constants and which safetensors do "
+            "not hold; accepted: a trained network of a recipe"
+        )
     tensors = {n: t.detach().cpu().contiguous().clone() for n, t in run.model.state_dict().items()}
     more = {"conversion": json.dumps(run.conversion)} if run.conversion is not None else {}
     metadata = {

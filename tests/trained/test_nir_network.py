@@ -1,6 +1,7 @@
 """Networks out of files of NIR compute what NIR's equations say, and become runs."""
 
 import importlib
+import shutil
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from spiketriton.trained.exports import export_nir
 from spiketriton.trained.nir_network import NirNetwork, network
 from spiketriton.trained.nir_replay import replay
 from spiketriton.trained.run import load_run
+from spiketriton.trained.weights import export_safetensors
 from tests.small_runs import small_recipe, small_trainer
 
 nir = pytest.importorskip("nir", reason="the extra nir is not installed")
@@ -99,7 +101,48 @@ def test_a_file_becomes_a_run_that_answers_as_the_network_that_was_exported(tmp_
         imported.predict(images), spiketriton.load_run(tmp_path / "run").predict(images)
     )
     assert imported.step == 0
-    assert (tmp_path / "new" / "net.nir").is_file()
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """A run of a file that is no longer there, in a folder that was moved."""
+    place = tmp_path_factory.mktemp("imported")
+    small_trainer(place / "run", "train.max_steps=1", "model.name=mlp", "model.depth=2").fit()
+    export_nir(load_run(place / "run"), place / "net.nir", dt=1.0, images=2)
+    few = ["data.test_images=20", "data.train_images=32", "train.epochs=1", "time_steps=2"]
+    (place / "small.toml").write_text(to_toml(small_recipe(*few)))
+    words = [str(place / "net.nir"), str(place / "small.toml"), "--run-dir", str(place / "old")]
+    assert importlib.import_module("spiketriton.import").main(words) == 0
+    (place / "net.nir").unlink()
+    shutil.rmtree(place / "run")
+    return (place / "old").rename(place / "moved")
+
+
+def test_an_imported_run_and_one_trained_from_it_may_be_moved(imported, tmp_path):
+    run = spiketriton.load_run(imported)
+    assert 0 <= run.evaluate().accuracy[-1] <= 1
+    trained = spiketriton.train(str(imported / "recipe.toml"), run_dir=tmp_path / "a", quiet=True)
+    moved = shutil.copytree(tmp_path / "a", tmp_path / "b")
+    shutil.rmtree(tmp_path / "a")
+    kept = [path.name for path in moved.glob("*.nir")]
+    assert kept == [path.name for path in imported.glob("*.nir")]
+    again = spiketriton.train(resume=moved, extend=2, quiet=True)
+    assert (trained.step, again.step) == (2, 4)
+    assert f'path = "{kept[0]}"' in (moved / "recipe.toml").read_text()
+
+
+def test_another_file_in_the_place_of_the_imported_one_is_refused(imported, tmp_path):
+    copy = shutil.copytree(imported, tmp_path / "run")
+    (file,) = copy.glob("*.nir")
+    nir.write(file, graph(lif(), dt=1))
+    with pytest.raises(UserError, match="not the file that this network was imported from"):
+        load_run(copy)
+
+
+def test_a_file_of_weights_alone_does_not_hold_an_imported_network(imported, tmp_path):
+    pytest.importorskip("safetensors")
+    with pytest.raises(UserError, match="imported from a file of NIR"):
+        export_safetensors(load_run(imported), tmp_path / "net.safetensors")
 
 
 BAD = {
