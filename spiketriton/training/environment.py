@@ -251,8 +251,12 @@ def command_line(launcher: Sequence[str] = ()) -> str:
 
 
 def commit_of_package() -> tuple[str | None, bool]:
-    """The git commit of this code and whether files differ from it; (None, False) outside git."""
-    root = Path(spiketriton.__file__).resolve().parent.parent
+    """The git commit of this code, or of its wheel, and whether files differed from it; (None, False): unknown."""
+    package = Path(spiketriton.__file__).resolve().parent
+    root, built = package.parent, package / "commit.txt"  # hatch_build.py
+    if built.is_file():
+        commit, *changed = built.read_text().split()
+        return commit, bool(changed)
     if _git(root, "rev-parse", "--show-toplevel") != str(root):  # installed, or no repository
         return None, False
     return _git(root, "rev-parse", "HEAD"), bool(
@@ -275,7 +279,7 @@ def package_checksum() -> str:
 def version_line() -> str:
     """`spiketriton 0.1.0 (commit 1a2b3c4d, with changes), torch 2.13.0, ..., Python 3.11.7`.
 
-    Outside git with the checksum of the code in place of the commit.
+    Where that is unknown with the checksum of the code in place of the commit.
     """
     commit, dirty = commit_of_package()
     where = f" (code {package_checksum()[:8]})"

@@ -27,6 +27,7 @@ from tests.small_runs import assert_equal, last_state, small_recipe
 
 ROOT = Path(__file__).parents[2]
 STEPS = 30
+HEAD, CHANGED = ("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no")
 FIVE = '''
 """The first five classes of Fashion-MNIST: a data set of one's own, made of a built-in one."""
 import dataclasses
@@ -185,6 +186,27 @@ def test_the_wheel_is_whole(machine):
     assert {f"spiketriton/shipped/{name}.toml" for name in recipes} <= names
     listed = machine.do("spiketriton", "recipes")
     assert all(name in listed for name in recipes)
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="this is no checkout")
+def test_the_wheel_says_of_which_commit_it_is(machine):
+    head, changed = (run(["git", *words], ROOT) for words in (HEAD, CHANGED))
+    said = (machine.packages / "spiketriton" / "commit.txt").read_text()
+    assert said.split() == [head.strip(), *(["dirty"] if changed else [])]
+
+
+def test_a_commit_with_the_tag_of_another_version_makes_no_wheel(tmp_path):
+    pytest.importorskip("hatchling")
+    for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    for folder in ("recipes", "spiketriton"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    you = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    run(["git", "init", "-q"], tmp_path)
+    run(["git", *you, "commit", "-q", "--allow-empty", "-m", "x"], tmp_path)
+    run(["git", "tag", "v9.9"], tmp_path)
+    with pytest.raises(AssertionError, match=r"this commit is tagged v9\.9, and __version__ is"):
+        run([sys.executable, "-m", "hatchling", "build", "-t", "wheel"], tmp_path)
 
 
 def test_the_kernels_alone_serve_another_project(tmp_path):

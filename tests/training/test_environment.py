@@ -129,6 +129,9 @@ def test_outside_a_repository_there_is_no_commit(tmp_path, monkeypatch):
     assert environment.commit_of_package() == (None, False)
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)  # somebody else's repository
     assert environment.commit_of_package() == (None, False)
+    for said, expected in (("1a2b\n", ("1a2b", False)), ("1a2b dirty\n", ("1a2b", True))):
+        package.with_name("commit.txt").write_text(said)  # of a wheel
+        assert environment.commit_of_package() == expected
 
 
 @pytest.mark.parametrize(
