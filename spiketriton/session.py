@@ -17,6 +17,7 @@ from spiketriton.training.environment import describe
 from spiketriton.training.hooks import Hooks
 from spiketriton.training.memory_limit import is_out_of_memory, too_large
 from spiketriton.training.plan import Outcome
+from spiketriton.training.precompile import precompile
 from spiketriton.training.ranks import Ranks
 from spiketriton.training.start import NOTHING, refuse_missing_weights
 
@@ -38,6 +39,7 @@ def train(
     """
     with folder.held():
         trainer = prepared(recipe, folder, display, ranks, resume, hooks)
+        compile_kernels(trainer)
         outcome = trainer.fit()
         if ranks.first:
             if draws and not outcome.finished and outcome.saved:
@@ -48,6 +50,18 @@ def train(
             if outcome.finished and learned is not None and learned.at_chance:
                 display.note(nothing_learnt(learned, trainer.recorder.watch.cures()))
     return outcome
+
+
+def compile_kernels(trainer: Trainer) -> None:
+    """The kernels that the trainer's steps launch, where a GPU runs them."""
+    data, monitor = trainer.data, trainer.monitor
+    if not monitor.layers:
+        return
+    part = data.train.batch_size // (data.train.accumulate * data.train.world_size)
+    image = (part, data.channels, data.image_size, data.image_size)
+    shape = (data.frames, *image) if data.frames else image
+    note = trainer.display.note
+    precompile(trainer.model, shape, monitor.probes, monitor.watch, trainer.placement, note)
 
 
 def prepared(

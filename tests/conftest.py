@@ -83,9 +83,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     slow = pytest.mark.skip(reason="takes minutes; run with --slow")
     gpu = pytest.mark.skip(reason="needs a CUDA device")
     for item in items:
-        if "slow" in item.keywords and not config.getoption("--slow"):
+        if item.get_closest_marker("slow") and not config.getoption("--slow"):
             item.add_marker(slow)
-        if "gpu" in item.keywords and not CUDA:
+        if item.get_closest_marker("gpu") and not CUDA:
             item.add_marker(gpu)
 
 

@@ -220,7 +220,9 @@ def compile_for(launch: Launch, target: str) -> Any:
             constants[path] = value
             continue
         kinds[path[0]].append(pointers[value.dtype] if tensor else "i32" if whole else "fp32")
-        if tensor or (whole and value % 16 == 0):
+        parameter = launch.kernel.params[path[0]]
+        asked = not (parameter.do_not_specialize or parameter.do_not_specialize_on_alignment)
+        if tensor or (whole and asked and value % 16 == 0):
             attributes[path] = [["tt.divisibility", 16]]
     signature = {}
     for i, parameter in enumerate(launch.kernel.params):

@@ -141,7 +141,7 @@ def elements_per_image(
     statistics do not move.
     """
     training, layers = model.training, model.spiking_layers()
-    steps = 1 if model.streams else model.time_steps
+    steps = model.time_steps
     counts = [0] * len(layers)
 
     def count(index: int, spikes: Tensor) -> None:

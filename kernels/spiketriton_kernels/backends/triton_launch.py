@@ -8,6 +8,11 @@ launch specialises on (dtypes, alignment, divisibility, constants), and the firs
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from contextvars import Context, copy_context
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +28,22 @@ _known: dict[int, bool] = {}
 """Whether a kernel that has run, by its id, is launched the short way: not where it is interpreted, or Triton is
 another. Kernels live as long as their modules; their hash is dear."""
 
+_ahead: tuple[Context, set[Any]] | None = None
+"""Where kernels are compiled only: in which context, because backward passes run in threads of their own, and what has
+been asked for."""
+
+
+@contextlib.contextmanager
+def compiling(pool: Executor) -> Iterator[None]:
+    """Within the block launches run nothing: their kernels are compiled in the pool, for which its end waits."""
+    global _ahead
+    with triton.AsyncCompileMode(pool):
+        _ahead = copy_context(), set()
+        try:
+            yield
+        finally:
+            _ahead = None
+
 
 def launch(
     kernel: Any, programs: tuple[int, ...], x: torch.Tensor, /, *args: Any, maxnreg: int | None = None, **named: Any
@@ -35,6 +56,9 @@ def launch(
     if maxnreg is not None:
         named["maxnreg"] = maxnreg
     with torch.cuda.device_of(x):
+        if _ahead is not None:
+            _compile(kernel, programs, args, named, *_ahead)
+            return
         if not _known.get(id(kernel)) or _watched(kernel):
             ran = kernel[programs](*args, **named)
             _known[id(kernel)] = _is_known(kernel, ran)
@@ -49,6 +73,18 @@ def launch(
             return
         grid, stream = (*programs, 1, 1)[:3], driver.get_current_stream(device)
         ran.run(*grid, stream, ran.function, ran.packed_metadata, *_NO_HOOKS, *given.values())
+
+
+def _compile(
+    kernel: Any, programs: Any, args: Any, named: dict[str, Any], context: Context, asked: set[Any]
+) -> None:  # fmt: skip
+    """Hand the kernel to the pool, unless it has been compiled or asked for."""
+    device = triton.runtime.driver.active.get_current_device()
+    _, chosen, _ = kernel.device_caches[device][_BINDER](*args, **named)
+    key = id(kernel), device, named.get("maxnreg"), *chosen
+    if key not in asked:
+        asked.add(key)
+        context.run(partial(kernel.run, *args, grid=programs, warmup=True, **named))
 
 
 _BINDER = 4

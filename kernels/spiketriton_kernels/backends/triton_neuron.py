@@ -50,6 +50,7 @@ from .triton_step import (
 )
 from .triton_tiles import (
     GROUP,
+    SIZES,
     WALKS,
     Size,
     Window,
@@ -146,7 +147,7 @@ def _states(v_ptr, m_ptr, v_start, tile, inside):
     return v, m
 
 
-@triton.jit
+@triton.jit(**SIZES)
 def fire_kernel(
     inputs,  # Inputs
     norm,  # Norm
@@ -379,7 +380,7 @@ def _through_norm(
     return sum_dz, sum_dz_xhat
 
 
-@triton.jit
+@triton.jit(**SIZES)
 def walk_kernel(
     upstream,  # Upstream
     inputs,  # Inputs

@@ -18,6 +18,7 @@ from .triton_launch import launch
 from .triton_tiles import (
     JOIN_CHANNELS,
     JOIN_PARTS,
+    SIZES,
     Size,
     Window,
     blocks,
@@ -94,7 +95,7 @@ def by_norm_input(dz, xhat, means, affine):
     return affine.scale * tl.fma(-mean_dz_xhat, xhat, dz - mean_dz)
 
 
-@triton.jit
+@triton.jit(**SIZES)
 def statistics_kernel(
     y_ptr,  # [T * R, L] by column, else [T * R, C, L]
     partial_ptr,  # [3, parts, L or C] out, float32: number, mean, squared deviations from it
@@ -142,7 +143,7 @@ def statistics_kernel(
     tl.store(partial_ptr + 2 * plane + place, spread, mask=keep)
 
 
-@triton.jit(do_not_specialize=["count", "momentum"])
+@triton.jit(**SIZES)
 def join_statistics_kernel(
     partial_ptr,  # [3, parts / S, C, S]: of what ``statistics_kernel`` wrote, a view
     mean_ptr,  # [C] out
@@ -187,7 +188,7 @@ def join_statistics_kernel(
         tl.store(running_var_ptr + c, var + momentum * (squares / (count - 1.0) - var), mask=c < C)
 
 
-@triton.jit
+@triton.jit(**SIZES)
 def norm_backward_kernel(
     dx_ptr,  # [T, N]
     y_ptr,  # [T, N]

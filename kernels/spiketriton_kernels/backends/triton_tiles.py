@@ -31,6 +31,10 @@ WALKS = 12  # programs on a processor, of walks that work on many tiles each
 JOIN_PARTS, JOIN_CHANNELS = 128, 8  # of one tile; 8 float32 fill a sector of memory
 JOIN_ROW = 4096
 GROUP = tl.constexpr(32)  # of neighbouring partial sums: a cache line
+SIZES = dict(
+    do_not_specialize=("programs", "parts", "n"), do_not_specialize_on_alignment=("R",)
+)  # fmt: skip
+"""Of a kernel's sizes those whose divisibility no access is wider for: a launch of others compiles nothing anew."""
 
 
 @triton.jit
@@ -205,7 +209,7 @@ def part_place(part, c, parts, C, S):
     return ((part // S).to(tl.int64) * C + c) * S + part % S, (part < parts) & (c < C)
 
 
-@triton.jit
+@triton.jit(**SIZES)
 def join_kernel(
     partial_ptr,  # [kinds, parts / S, C, S]
     out_ptr,  # [kinds, C] out
@@ -233,7 +237,7 @@ def in_group(index, fields):
     return (index // GROUP).to(tl.int64) * (fields * GROUP) + index % GROUP
 
 
-@triton.jit
+@triton.jit(**SIZES)
 def join_groups_kernel(
     partial_ptr,  # [groups, fields, GROUP]
     out_ptr,  # [fields] out

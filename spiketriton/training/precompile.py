@@ -1,0 +1,87 @@
+"""The kernels of a step are compiled before the first one, all at once: one after another takes minutes.
+
+The network is shown a batch of the right shape, forward and back, once more where the gradients are measured. Its
+convolutions run; of the fused neurons only the launches are looked at, so that what comes out means nothing.
+"""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spiketriton import processors
+from spiketriton.errors import one_line
+from spiketriton.models.network import Network
+from spiketriton.training.placement import Placement
+from spiketriton.training.randomness import random_state, set_random_state
+from spiketriton_kernels.backends.triton_launch import compiling
+from spiketriton_kernels.triton_import import HAVE_TRITON
+
+PATIENCE = 10.0
+"""Seconds between two lines about how far it is."""
+
+
+class _Pool(ThreadPoolExecutor):
+    """Keeps what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__(processors.free())
+        self.jobs: list[Future[Any]] = []
+
+    def submit(self, *args: Any, **options: Any) -> Future[Any]:
+        self.jobs.append(super().submit(*args, **options))
+        return self.jobs[-1]
+
+
+def precompile(
+    model: Network,
+    shape: tuple[int, ...],
+    probes: list[Tensor],
+    watch: Callable[[], AbstractContextManager[None]],
+    placement: Placement,
+    note: Callable[[str], object],
+) -> None:
+    """Compiles the kernels of a training step on images of a shape, on a GPU; the model is left as it was.
+
+    watch: in whose context `probes` are measured. What is not compiled here is compiled when it is first launched.
+    """
+    if not compiles(placement.device):
+        return
+    begun, buffers, drawn = time.monotonic(), list(model.buffers()), random_state()
+    before = [buffer.clone() for buffer in buffers]
+    images = placement.to_device(torch.zeros(shape, device=placement.device))
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    try:
+        with _Pool() as pool, compiling(pool):
+            for watching, inputs in ((nullcontext, weights), (watch, weights + probes)):
+                with watching():
+                    with placement.autocast():
+                        out = model(images).sum()
+                    torch.autograd.grad(out, inputs, allow_unused=True)
+            _tell(pool.jobs, note)
+    except Exception as error:  # the step itself raises it, if it is one
+        note(f"kernels are compiled when they are first launched, because {one_line(error)[:300]}")
+    else:
+        took = time.monotonic() - begun
+        if took > PATIENCE:
+            note(f"{len(pool.jobs)} kernels compiled in {took:.0f} s, once for this GPU")
+    finally:
+        set_random_state(drawn)
+        with torch.no_grad():
+            for buffer, kept in zip(buffers, before, strict=True):
+                buffer.copy_(kept)
+
+
+def _tell(jobs: list[Future[Any]], note: Callable[[str], object]) -> None:
+    """Waits, and says every few seconds how far it is."""
+    while left := wait(jobs, PATIENCE).not_done:
+        note(f"compiling kernels: {len(jobs) - len(left)} of {len(jobs)}")
+
+
+def compiles(device: torch.device) -> bool:
+    """Whether Triton compiles what runs there."""
+    return device.type == "cuda" and HAVE_TRITON

@@ -1,0 +1,87 @@
+"""A training compiles few kernels, and before its first step, which changes nothing else.
+
+In a process of its own, where Triton compiles and nothing is interpreted: a driver stands in for a GPU's and a compiler
+that only takes notes for Triton's; what the kernels compute comes from the compiled C++.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.conftest import need_native
+from tests.small_runs import environment
+
+ROOT = Path(__file__).parents[2]
+
+TRAINING = """
+import copy, json, sys
+from pathlib import Path
+import torch, triton
+from profiling.harness.launcher import Driver, without_gpu
+from spiketriton import session
+from spiketriton.training import precompile
+from spiketriton.training.randomness import random_state
+from spiketriton_kernels import passes
+from spiketriton_kernels.backends import native, triton_neuron, triton_norm, triton_tiles
+from tests.small_runs import Lines, assert_equal, small_trainer
+
+compiled, when = [], ["before the first step"]
+
+class Compiled:
+    function = packed_metadata = object()
+
+    def __init__(self, source, **_):
+        compiled.append((when[0], source.fn.__name__))
+
+    def launch_metadata(self, *_):
+        pass
+
+    def run(self, *_):
+        pass
+
+class Both:
+    "Of two modules the same function, called one after the other; the second one's result counts."
+
+    def __init__(self, *modules):
+        self.modules = modules
+
+    def __getattr__(self, name):
+        def call(*args):
+            return [getattr(module, name)(*args) for module in self.modules][-1]
+        return call
+
+passes._NEURON["triton"] = Both(triton_neuron, native)
+passes._NORM["triton"] = Both(triton_norm, native)
+torch.set_num_threads(1)
+changes = ["model.width=64", "data.train_images=48", "train.epochs=1", "train.log_every=2"]
+trainer = small_trainer(Path(sys.argv[1]), *changes, display=Lines())
+with without_gpu(Driver()):
+    for module in (triton_neuron, triton_norm, triton_tiles):
+        for name, kernel in vars(module).items():
+            if isinstance(kernel, triton.JITFunction) and name.endswith("_kernel"):
+                kernel.device_caches[0]
+                kernel.compile = lambda source, target, options, **_: Compiled(source)
+    precompile.compiles = lambda device: True
+    before = copy.deepcopy((trainer.state_dict(), random_state()))
+    session.compile_kernels(trainer)
+    assert_equal((trainer.state_dict(), random_state()), before)
+    assert all(weight.grad is None for weight in trainer.model.parameters())
+    when[0] = "later"
+    trainer.fit()
+print(json.dumps([compiled, trainer.display.text]))
+"""
+
+
+def test_a_training_compiles_at_most_30_kernels_all_of_them_before_its_first_step(tmp_path):
+    need_native()
+    given = [sys.executable, "-c", TRAINING, str(tmp_path / "run")]
+    done = subprocess.run(
+        given, env=environment(), cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    compiled, said = json.loads(done.stdout.splitlines()[-1])
+    assert not [name for when, name in compiled if when == "later"]
+    assert {"fire_kernel", "walk_kernel", "statistics_kernel"} <= {name for _, name in compiled}
+    assert len(compiled) <= 30
+    assert "kernels are compiled when" not in said
