@@ -241,7 +241,9 @@ class DataConfig(TableOfPart):
     count: Literal["log", "clip", "raw"] = key(
         "log", "what the network sees of n events of a pixel and bin: ln(1 + n), 1 if any, or n"
     )
-    format: Literal["auto", "aedat2", "aedat3", "bin", "npy", "npz", "dat", "evt2", "evt3"] = key(
+    format: Literal[
+        "auto", "aedat2", "aedat3", "aedat4", "bin", "npy", "npz", "dat", "evt2", "evt3"
+    ] = key(
         "auto",
         "file format of `eventfolder` (`auto`: by ending and first bytes) and of the recordings "
         "that `digits_dvs` makes (`auto`: bin)",

@@ -28,13 +28,14 @@ class RemoteFile:
     """A file on a server, with the MD5 checksum of a complete copy.
 
     `file`: its name, if that is not the end of the address. `by_hand`: the address is a page that
-    leads to the file.
+    leads to the file. `mirror`: a second address, for when the first fails.
     """
 
     url: str
     md5: str
     file: str = ""
     by_hand: bool = False
+    mirror: str = ""
 
     @property
     def name(self) -> str:
@@ -74,16 +75,21 @@ def obtain(file: RemoteFile, folder: Path, config: DataConfig) -> Path:
         why = f"{path} {state} and can only be downloaded by hand"
         raise describe_missing(config, file, folder, why)
     part = path.with_name(file.name + ".part")
-    try:
-        with _timeout(NETWORK_TIMEOUT):
-            download_url(file.url, folder, filename=part.name, md5=file.md5)
-        os.replace(part, path)
-    except FAILURES as error:
-        why = f"{path} {state} and the download failed ({error})"
-        raise describe_missing(config, file, folder, why) from error
-    finally:
-        part.unlink(missing_ok=True)
-    return path
+    failures: list[str] = []
+    for address in filter(None, (file.url, file.mirror)):
+        try:
+            with _timeout(NETWORK_TIMEOUT):
+                download_url(address, folder, filename=part.name, md5=file.md5)
+            os.replace(part, path)
+            return path
+        except FAILURES as error:
+            empty = part.exists() and not part.stat().st_size
+            why = "an empty answer: the server wants a browser" if empty else one_line(error)
+            failures.append(f"{why} from {address}" if file.mirror else why)
+        finally:
+            part.unlink(missing_ok=True)
+    why = f"{path} {state} and the download failed ({'; '.join(failures)})"
+    raise describe_missing(config, file, folder, why)
 
 
 def unpacked(archive: RemoteFile, name: str, config: DataConfig) -> Path:

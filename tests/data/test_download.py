@@ -11,6 +11,7 @@ from torchvision.datasets.utils import calculate_md5
 
 from spiketriton.data import build_data, download, sources
 from spiketriton.data.download import RemoteFile
+from spiketriton.errors import UserError
 from tests.small_data import (
     accept_checksums,
     damage,
@@ -116,6 +117,20 @@ def test_a_server_has_15_seconds_to_answer_and_folders_are_made(tmp_path, monkey
     assert given == [remote.url, remote.name + ".part", remote.md5, 15.0]
     assert os.listdir(root) == [".download.lock"]
     assert socket.getdefaulttimeout() is None
+
+
+def test_a_second_address_is_tried_and_an_empty_answer_is_said(tmp_path, serve, monkeypatch):
+    archive = make_cifar100(tmp_path / "server")
+    (tmp_path / "server" / "empty").touch()
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    prefix, config = serve(archive.parent), data_recipe("cifar100", tmp_path / "data").data
+    one = RemoteFile(prefix + "empty", calculate_md5(archive), archive.name)
+    with pytest.raises(UserError) as caught:
+        download.obtain(replace(one, mirror=prefix + "none"), tmp_path / "data", config)
+    mentions(str(caught.value), f"the server wants a browser from {prefix}empty; ", "404", "none)")
+    assert os.listdir(tmp_path / "data") == []
+    path = download.obtain(replace(one, mirror=prefix + archive.name), tmp_path / "data", config)
+    assert path.read_bytes() == archive.read_bytes()
 
 
 def test_fashion_mnist_is_downloaded_file_by_file(tmp_path, address, serve, monkeypatch):

@@ -1,4 +1,4 @@
-"""Files of events: `read_events` and `write_events` for AEDAT 2, AEDAT 3.1, 5-byte .bin, .npy, .npz and Prophesee.
+"""Files of events: `read_events` and `write_events` for AEDAT 2, 3.1 and 4, 5-byte .bin, .npy, .npz and Prophesee.
 
 aedat2   DVS128 by jAER (CIFAR10-DVS): text lines that begin with #, then pairs of big-endian uint32,
          an address (bit 0 polarity, 0 is ON; bits 1-7 and 8-14 the pixel; bit 15 an external signal,
@@ -12,7 +12,7 @@ bin      ATIS (N-MNIST, N-Caltech101): 5 bytes an event: x, y, then a bit of pol
          microseconds, big-endian. y = 240 is no event: from there on, time is 8192 microseconds later.
 npy      a structured array with the fields t, x, y, p, or an array [N, 4] of these columns.
 npz      the arrays t, x, y, p.
-dat, evt2, evt3: see prophesee.py.
+aedat4: see aedat4.py. dat, evt2, evt3: see prophesee.py.
 
 Sources: https://docs.inivation.com/software/software-advanced-usage/file-formats (AEDAT 2 and 3.1);
 https://www.garrickorchard.com/datasets/n-mnist (.bin, and the overflows in its Matlab reader).
@@ -29,6 +29,7 @@ from typing import Literal
 
 import numpy as np
 
+from spiketriton.data.events.aedat4 import MARK, read_aedat4, write_aedat4
 from spiketriton.data.events.arrays import (
     EVENT,
     Columns,
@@ -129,12 +130,16 @@ def write_events(path: str | Path, events: np.ndarray, format: str) -> None:
 
 def _format_of(path: Path, raw: bytes) -> str:
     ending = path.suffix.lower()
-    if ending == ".aedat" or raw.startswith(b"#!AER-DAT"):
-        for name, start in (("aedat2", b"#!AER-DAT2."), ("aedat3", b"#!AER-DAT3.")):
+    if ending in (".aedat", ".aedat4") or raw.startswith(b"#!AER-DAT"):
+        for name, start in (
+            ("aedat2", b"#!AER-DAT2."),
+            ("aedat3", b"#!AER-DAT3."),
+            ("aedat4", MARK),
+        ):
             if raw.startswith(start):
                 return name
         begins = f"begins with {raw[:14]!r}" if raw else "is empty"
-        raise UserError(f"{path} {begins}; accepted of .aedat: #!AER-DAT2. and #!AER-DAT3.")
+        raise UserError(f"{path} {begins}; accepted of {ending}: #!AER-DAT2., 3. and 4.0")
     if ending == ".raw":
         if found := format_of(raw):
             return found
@@ -143,7 +148,9 @@ def _format_of(path: Path, raw: bytes) -> str:
         )
     if ending[1:] in FORMATS:
         return ending[1:]
-    raise UserError(f"{path}: unknown file ending; accepted: .aedat, .bin, .dat, .npy, .npz, .raw")
+    raise UserError(
+        f"{path}: unknown file ending; accepted: .aedat, .aedat4, .bin, .dat, .npy, .npz, .raw"
+    )
 
 
 def _checked(path: Path, found: Columns, sensor: Sensor | None, backward: Backward) -> np.ndarray:
@@ -381,4 +388,5 @@ FORMATS = {
     "dat": Format(read_dat, write_dat, ".dat", (1 << 14, 1 << 14, 1 << 32)),
     "evt2": Format(read_evt2, write_evt2, ".raw", (1 << 11, 1 << 11, 1 << 34)),
     "evt3": Format(read_evt3, write_evt3, ".raw", (1 << 11, 1 << 11, 1 << 24)),
+    "aedat4": Format(read_aedat4, write_aedat4, ".aedat4", (1 << 15, 1 << 15, 1 << 62)),
 }

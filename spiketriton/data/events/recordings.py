@@ -58,9 +58,9 @@ _CIFAR10 = {
     "ship": ("7712836", "41c7bd7d6b251be82557c6cce9a7d5c9"),
     "truck": ("7712839", "89f3922fd147d9aeff89e76a2b0b70a7"),
 }
-_N_MNIST = {
-    "Train": "20959b8e626244a1b502305a9e6e2031",
-    "Test": "69ca8762b2fe404d9b9bad1103e97832",
+_N_MNIST = {  # at Mendeley Data
+    "Train": ("39c25547-014b-4137-a934-9d29fa53c7a0", "20959b8e626244a1b502305a9e6e2031"),
+    "Test": ("05a4d654-7e03-4c15-bdfa-9bb2bcbea494", "69ca8762b2fe404d9b9bad1103e97832"),
 }
 _N_CALTECH101 = RemoteFile(
     "https://www.garrickorchard.com/datasets/n-caltech101",
@@ -144,8 +144,13 @@ def cifar10_dvs(config: DataConfig) -> Recordings:
     """CIFAR10-DVS (Li et al. 2017): 10,000 recordings of CIFAR-10's images, moved on a screen."""
     inside = _inside(config, "cifar10_dvs")
     for name, (number, md5) in _CIFAR10.items():
-        address = f"https://ndownloader.figshare.com/files/{number}"
-        unpacked(RemoteFile(address, md5, f"{name}.zip"), name, inside)
+        file = RemoteFile(
+            f"https://ndownloader.figshare.com/files/{number}",
+            md5,
+            f"{name}.zip",
+            mirror=f"https://api.figshare.com/v2/file/download/{number}",
+        )
+        unpacked(file, name, inside)
     found = Recordings(
         root=Path(inside.root),
         classes=tuple(_CIFAR10),
@@ -162,10 +167,11 @@ def cifar10_dvs(config: DataConfig) -> Recordings:
 def n_mnist(config: DataConfig) -> Recordings:
     """N-MNIST (Orchard et al. 2015): 60,000 + 10,000 recordings of MNIST's digits by saccades."""
     inside, classes = _inside(config, "n_mnist"), tuple("0123456789")
-    page = "https://www.garrickorchard.com/datasets/n-mnist"
+    files = "https://data.mendeley.com/public-files/datasets/468j46mzdv/files"
     parts = {}
-    for name, md5 in _N_MNIST.items():
-        folder = unpacked(RemoteFile(page, md5, f"{name}.zip", by_hand=True), name, inside)
+    for name, (key, md5) in _N_MNIST.items():
+        file = RemoteFile(f"{files}/{key}/file_downloaded", md5, f"{name}.zip")
+        folder = unpacked(file, name, inside)
         parts[name] = _in_classes(folder, classes, config)
     return Recordings(
         root=Path(inside.root),

@@ -99,7 +99,7 @@ def test_a_file_cut_anywhere_is_named_or_holds_a_prefix(format, tmp_path):
             assert before * 4 <= size  # no format stores an event in fewer bytes
             assert before <= 40
     # formats without a count of their events end after any of them
-    known = {"bin": 40, "aedat2": 41, "aedat3": 1, "npy": 0, "npz": 0, "dat": 40}
+    known = {"bin": 40, "aedat2": 41, "aedat3": 1, "aedat4": 1, "npy": 0, "npz": 0, "dat": 40}
     # 16 bytes of text, and words of which several make an event
     known |= {"evt2": 16 + (len(whole) - 16) // 4, "evt3": 16 + 4 * 40}
     assert silent == known[format]
@@ -175,7 +175,7 @@ def test_an_event_outside_the_sensor_is_named(format, tmp_path):
     message = refused(path, sensor=(34, 30))
     assert "x = 30 is outside the sensor of 30 x 34" in message
     assert ", after 20 events: " in message
-    if format not in ("npz", "evt2", "evt3"):
+    if format not in ("npz", "evt2", "evt3", "aedat4"):
         byte, _ = place(message)
         each = {"bin": 5, "npy": EVENT.itemsize}.get(format, 8)
         assert byte == path.stat().st_size - each * 30
@@ -183,7 +183,7 @@ def test_an_event_outside_the_sensor_is_named(format, tmp_path):
     assert len(read_events(path, sensor=(34, 31))) == 50
 
 
-@pytest.mark.parametrize("format", ["aedat2", "aedat3", "bin", "npy", "npz"])
+@pytest.mark.parametrize("format", ["aedat2", "aedat3", "aedat4", "bin", "npy", "npz"])
 def test_time_that_runs_backward_is_refused_or_sorted(format, tmp_path):
     events = stream(50, end=9000)
     events["t"] = np.arange(50) * 100
@@ -325,8 +325,8 @@ def test_other_contents_are_named(tmp_path):
     np.savez(npz, t=np.zeros(3), x=np.zeros(3), y=np.zeros(3), p=np.zeros(2))
     assert "other lengths" in refused(npz)
     for name, content, words in (
-        ("a.txt", b"1 2 3", "accepted: .aedat, .bin, .dat, .npy, .npz, .raw"),
-        ("a.aedat", b"#!AER-DAT4.0\r\n", "accepted of .aedat"),
+        ("a.txt", b"1 2 3", "accepted: .aedat, .aedat4, .bin, .dat"),
+        ("a.aedat", b"#!AER-DAT5.0\r\n", "accepted of .aedat"),
         ("missing.bin", None, "No such file"),
     ):
         if content is not None:
@@ -396,3 +396,92 @@ def test_evt3_is_read_as_prophesee_describes_it(tmp_path):
     (tmp_path / "b.raw").write_bytes(b"% evt 2.1\n% end\n")
     with pytest.raises(UserError, match=r"b\.raw begins with b'% evt 2\.1"):
         read_events(tmp_path / "b.raw")
+
+
+# AEDAT 4, by the library that the format is described in
+
+
+def flat(identifier: bytes, *fields: tuple[str, object]) -> bytes:
+    """A size-prefixed FlatBuffer of one table: (kind, value) of each field in order."""
+    flatbuffers = pytest.importorskip("flatbuffers")
+    builder = flatbuffers.Builder(0)
+    places = {}
+    for number, (kind, value) in enumerate(fields):
+        if kind == "string":
+            places[number] = builder.CreateString(value)
+        if kind == "events":
+            builder.StartVector(16, len(value), 8)
+            for t, x, y, p in reversed(value):
+                builder.Prep(8, 16)
+                builder.Pad(3)
+                builder.PrependBool(p)
+                builder.PrependInt16(y)
+                builder.PrependInt16(x)
+                builder.PrependInt64(t)
+            places[number] = builder.EndVector()
+    builder.StartObject(len(fields))
+    for number, (kind, value) in enumerate(fields):
+        if number in places:
+            builder.PrependUOffsetTRelativeSlot(number, places[number], 0)
+        else:
+            getattr(builder, f"Prepend{kind}Slot")(number, value, 0)
+    builder.FinishSizePrefixed(builder.EndObject(), identifier)
+    return bytes(builder.Output())
+
+
+def aedat4(compression: int, *packets: tuple[int, bytes], table: bool = True) -> bytes:
+    def header(table: int) -> bytes:
+        fields = (("Int32", compression), ("Int64", table), ("string", "<dv></dv>"))
+        return b"#!AER-DAT4.0\r\n" + flat(b"IOHE", *fields)
+
+    body = b"".join(struct.pack("<ii", stream, len(held)) + held for stream, held in packets)
+    end = len(header(1)) + len(body)
+    return header(end if table else -1) + body + (flat(b"FTAB") if table else b"")
+
+
+@pytest.mark.parametrize(
+    ("compression", "package"), [(0, None), (2, "lz4.frame"), (3, "zstandard")]
+)
+def test_aedat4_is_read_as_inivation_describes_it(compression, package, tmp_path):
+    module = pytest.importorskip(package) if package else None
+    pack = {0: bytes, 2: getattr(module, "compress", None), 3: getattr(module, "compress", None)}
+    late = 1_700_000_000_000_000  # Unix time
+    first, second = [(late, 345, 0, True), (late + 7, 0, 259, False)], [(late + 9, 1, 2, True)]
+    other = [(late, 5, 5, True)]
+    packets = [
+        (1, flat(b"IMUS", ("Int32", 3))),
+        (4, flat(b"EVTS", ("events", first))),
+        (7, flat(b"EVTS", ("events", other))),  # a second camera's
+        (4, flat(b"EVTS")),
+        (4, flat(b"EVTS", ("events", second))),
+    ]
+    packed = [(stream, pack[compression](held)) for stream, held in packets]
+    path = tmp_path / "a.aedat4"
+    path.write_bytes(aedat4(compression, *packed))
+    expected = [tuple(map(int, event)) for event in first + second]
+    assert read_events(path).tolist() == expected
+    path.write_bytes(aedat4(compression, *packed, table=False))  # an interrupted recording
+    assert read_events(path, sensor=(260, 346)).tolist() == expected
+    whole = aedat4(compression, *packed)
+    path.write_bytes(whole[: -len(flat(b"FTAB")) - 3])
+    assert "after 2 events: a packet promises" in refused(path)
+    path.write_bytes(whole[: -len(flat(b"FTAB")) - len(packed[-1][1]) - 8])  # between two packets
+    assert "after 2 events: the file is cut short: its table of packets" in refused(path)
+    path.write_bytes(aedat4(compression, *packed[:2], (4, packed[1][1][:-5])))
+    assert "after 2 events: a packet of stream 4: " in refused(path)
+
+
+@pytest.mark.parametrize("package", ["lz4.frame", "zstandard"])
+def test_a_missing_decompressor_is_named(package, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    path = tmp_path / "a.aedat4"
+    path.write_bytes(aedat4(1 if package == "lz4.frame" else 4, (0, b"12345678")))
+    assert "pip install 'spiketriton[events]'" in refused(path)
+
+
+def test_aedat4_is_read_as_another_library_reads_it(tmp_path):
+    aedat = pytest.importorskip("aedat", reason="the extra suites is not installed")
+    path = file_of(tmp_path, "aedat4", stream(20_000))
+    theirs = [packet["events"] for packet in aedat.Decoder(path) if "events" in packet]
+    for field, name in zip("txyp", ("t", "x", "y", "on"), strict=True):
+        assert np.array_equal(read_events(path)[field], np.concatenate(theirs)[name])
