@@ -5,7 +5,7 @@ does the first two for recordings, as frames that were computed once.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,15 @@ from spiketriton.data.facts import Facts, GivenSplit
 from spiketriton.data.mixing import Mixing
 from spiketriton.data.sources import SOURCES, Source
 from spiketriton.data.splits import FileSplit, Split
-from spiketriton.data.stream import Batches, Loading, TestSet, TrainStream, auto_workers, subset
+from spiketriton.data.stream import (
+    Batches,
+    Loading,
+    Request,
+    TestSet,
+    TrainStream,
+    auto_workers,
+    subset,
+)
 from spiketriton.data.transforms import (
     NO_AUGMENTATION,
     ArrayTransform,
@@ -106,7 +114,11 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
     training = subset(np.flatnonzero(~held_out), config.train_images)
     _check_counts(recipe, source, int((~held_out).sum()))
     facts = _facts(recipe, source, training)
-    transform, frames = _transform(facts, Augmentation.of(config)), 0
+    augmentation, augment = Augmentation.of(config), None
+    if source.augment is not None:  # in place of the moves of the recipe
+        augment = None if config.augment == "none" else source.augment
+        augmentation = replace(augmentation, preset="none")
+    transform, frames = _transform(facts, augmentation), 0
     if source.move == "events":
         moves = Moves.of(config, facts.image_size, mirrors=source.mirrors)
         transform, frames = EventTransform(config.count, moves), facts.frames - moves.delete
@@ -140,10 +152,15 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
         validation = tested(source.validation, np.arange(len(source.validation)))
     elif held_out.any():
         validation = tested(source.train, np.flatnonzero(held_out))
+    batches = Batches(source.train, transform, mixing, augment)
+    if augment is not None:  # a mistake in it is found before the training begins
+        answer = batches[Request(training[:1], np.zeros(1, np.uint64))]
+        if isinstance(answer, UserError):
+            raise UserError(f'data.name = "{config.name}": {answer}')
     return Data(
         facts=facts,
         train=TrainStream(
-            dataset=Batches(source.train, transform, mixing),
+            dataset=batches,
             members=training,
             balanced=config.sampler == "balanced",
             seed=recipe.seed,
@@ -247,6 +264,11 @@ def _refuse_idle(config: DataConfig, source: Source) -> None:
         "check": not files,
         "broken": not files,
     }
+    if source.augment is not None and config.augment == "strong":
+        raise UserError(
+            f'data.augment = "strong" has no effect on the data of data.name = "{config.name}", which bring an '
+            'augmentation of their own; accepted: "standard", which is that, or "none"'
+        )
     for name in (name for name, idle in useless.items() if idle):
         value = attrgetter(name)(config)
         if value != KEYS[f"data.{name}"].default:

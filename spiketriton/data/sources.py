@@ -73,11 +73,20 @@ class Source:
     image_size: int  # default side of the square images that the network sees
     statistics: tuple[tuple[float, ...], tuple[float, ...]]  # mean, std by channel
     move: Move  # kind of augmentation, see transforms.py
+    # in place of it: uint8 [C, S, S] to the same, with torch's generator seeded by image and epoch
+    augment: Callable[[torch.Tensor], torch.Tensor] | None = None
     synthetic: bool = False
     mirrors: bool = True  # of events: whether a mirrored recording is still of its class
     split: str = ""  # of events: which recordings are tested on
     bin_ms: np.ndarray | None = None  # of events in bins of time: of each test recording
     place: Path | None = None  # where its files are, if that is not below data.root
+
+    @property
+    def _is_normal(self) -> bool:
+        """Whether there is a mean and a standard deviation above 0 for each channel."""
+        mean, std = (np.asarray(values, float) for values in self.statistics)
+        usable = mean.shape == std.shape == (self.channels,)
+        return usable and bool(np.isfinite([mean, std]).all() and (std > 0).all())
 
     def refuse_unsound(self, name: str) -> None:
         """UserError: what no network can be trained and tested on, or only with wrong numbers."""
@@ -128,6 +137,13 @@ class Source:
                     in_bytes(images)
                 except UserError as error:
                     yield f"{name}: {error}"
+        if self.move != "events" and not self._is_normal:
+            yield (
+                f"statistics {self.statistics}; accepted: a mean and a standard deviation above 0 for each of "
+                f"{self.channels} channels"
+            )
+        if self.move == "events" and self.augment is not None:
+            yield "augment of recordings of events; accepted: none, of images alone"
 
 
 def imagenette(config: DataConfig) -> Source:

@@ -8,7 +8,7 @@ number of workers, nor the step at which a run starts, nor the number of ranks c
 import atexit
 import signal
 import weakref
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from spiketriton.data.draws import mix
 from spiketriton.data.feeding import Batch, Loaded, finished
 from spiketriton.data.mixing import Mixing
 from spiketriton.data.splits import Split
-from spiketriton.data.transforms import Transform
+from spiketriton.data.transforms import Transform, seeded_each
 from spiketriton.errors import UserError
 from spiketriton.processors import usable
 
@@ -35,8 +35,8 @@ class Request(NamedTuple):
 
 CPU = torch.device("cpu")
 
-# Keep the uses of one seed apart; 3 and 5 are taken elsewhere.
-_ORDER, _AUGMENTATION, _BALANCE = 1, 2, 4
+# Keep the uses of one seed apart; 3, 5 and 6 are taken elsewhere.
+_ORDER, _AUGMENTATION, _BALANCE, _OWN = 1, 2, 4, 7
 
 
 class Batches(Dataset[Loaded | UserError]):
@@ -45,14 +45,24 @@ class Batches(Dataset[Loaded | UserError]):
     DataLoader would wrap an exception raised in a worker into a page of traceback.
     """
 
-    def __init__(self, split: Split, transform: Transform, mixing: Mixing | None = None) -> None:
+    def __init__(
+        self,
+        split: Split,
+        transform: Transform,
+        mixing: Mixing | None = None,
+        augment: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
+        """augment: of a plugin (`Source.augment`), of each training image."""
         self.split = split
         self.transform = transform
         self.mixing = mixing
+        self.augment = augment
 
     def __getitem__(self, request: Request) -> Loaded | UserError:
         try:
             images, draws = self.transform.load(self.split.read(request.indices), request.keys)
+            if self.augment is not None and request.keys is not None:
+                images = augmented(self.augment, images, request.keys)
         except UserError as error:
             return error
         labels = self.split.labels[torch.from_numpy(request.indices)]
@@ -68,6 +78,22 @@ class Batches(Dataset[Loaded | UserError]):
     def whole(self, images: Any) -> torch.Tensor:
         """Raw images, as the split has them, as tests show them to a network."""
         return self.transform.finish(*self.transform.load(images, None))
+
+
+def augmented(
+    augment: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, keys: np.ndarray
+) -> torch.Tensor:
+    """Images uint8 [b, C, S, S], each through a plugin's own augmentation. UserError: it returns something else."""
+    found = seeded_each(augment, images, mix(keys, _OWN))
+    for image in found:
+        good = isinstance(image, torch.Tensor) and image.dtype == torch.uint8
+        if not (good and image.shape == images.shape[1:]):
+            what = f"{image.dtype} {list(image.shape)}" if isinstance(image, torch.Tensor) else ""
+            raise UserError(
+                f"augment of the data set returned {what or type(image).__name__}; accepted: uint8 "
+                f"{list(images.shape[1:])}, as it is given"
+            )
+    return torch.stack(found)
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ def what_next(
     display.note("what to try next:")
     for command, reason in [
         *_with_changes(outcome, recipe, spelled("train", launcher), arguments),
-        *_with_the_run(folder.path, recipe, arguments[0]),
+        *_with_the_run(folder, recipe, arguments[0]),
     ]:
         display.verbatim(f"  {shlex.join(command)}")
         display.note(f"      {reason}", indent=" " * 6)
@@ -202,17 +202,19 @@ def _overridden(arguments: Sequence[str], change: str) -> list[str] | None:
     return None
 
 
-def _with_the_run(folder: Path, recipe: Recipe, given: str) -> Iterator[tuple[list[str], str]]:
+def _with_the_run(folder: RunFolder, recipe: Recipe, given: str) -> Iterator[tuple[list[str], str]]:
     """Commands that take the run, and why. `given`: the recipe of its command."""
-    run = _of_run(folder, recipe)
+    run = _of_run(folder.path, recipe)
+    rows = folder.metrics.path.exists()
+    unmeasurable = recipe.monitor.enabled and rows and not folder.gradients.path.exists()
     if recipe.neuron.kind == "relu":
         yield [*spelled("convert"), *run], "this ANN as a spiking network"
-    else:
+    elif not unmeasurable:
         why = "forward signal and gradient, layer by layer, and what to change"
         yield [*spelled("diagnose"), *run], why
     mine = Path("my_recipe.toml")
     if recipe.data.name == "digits" and given in shipped_recipes() and not mine.exists():
-        copy = ["cp", str(folder / "recipe.toml"), str(mine)]  # a first try
+        copy = ["cp", str(folder.recipe), str(mine)]  # a first try
         yield copy, "a recipe of your own to change; docs/recipes.md explains every key"
     else:
         yield [*spelled("report"), *run], "one page: accuracy by time step, cost, spikes"

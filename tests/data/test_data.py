@@ -1,9 +1,12 @@
 """build_data: what a recipe asks of its data, checked before any image is read."""
 
+import contextlib
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pytest
+import torch
 
 from spiketriton.data import build_data
 from spiketriton.data.sources import SOURCES, Source
@@ -155,12 +158,52 @@ SOUND = Source(
         ({"classes": ("a", "b", "a")}, "two classes are named 'a'"),
         ({"move": "nothing"}, "move 'nothing'; accepted: photo, crop, affine, events"),
         ({"image_size": 0}, "image_size 0; accepted: 1 or more"),
+        ({"statistics": ((0.5, 0.5), (0.3, 0.3))}, "accepted: a mean and a standard deviation above 0 for each of 1"),
+        ({"statistics": ((0.5,), (0.0,))}, "statistics ((0.5,), (0.0,)); accepted: a mean and"),
+        ({"augment": lambda image: image / 2}, "augment of the data set returned torch.float32 [1, 16, 16]"),
+        ({"augment": lambda image: image[:, 1:]}, "returned torch.uint8 [1, 15, 16]; accepted: uint8 [1, 16, 16]"),
+        ({"augment": lambda image: None}, "augment of the data set returned NoneType"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_trained_on_rightly_is_refused(monkeypatch, changes, said):
     """As a plugin may make it; here it stands in for the digits."""
     monkeypatch.setitem(SOURCES, "digits", lambda config: replace(SOUND, **changes))
     mentions(mistake(data_recipe("digits")), 'data.name = "digits": ', said)
+
+
+def noisy(image):
+    return torch.randint(256, image.shape, dtype=torch.uint8)
+
+
+def test_an_augmentation_of_ones_own_depends_on_image_and_epoch_alone(monkeypatch):
+    names = np.arange(20, dtype=np.uint8)[:, None, None, None]  # images that tell which they are
+    split = ArraySplit(np.broadcast_to(names, IMAGES.shape), np.arange(20) % 3)
+    seen = lambda image: torch.where(torch.rand(()) < 0.5, image, noisy(image))  # noqa: E731
+    made = replace(SOUND, train=split, test=split, augment=seen)
+    monkeypatch.setitem(SOURCES, "digits", lambda config: made)
+
+    def batches(step: int, count: int, **more: str):
+        with contextlib.closing(
+            build_data(data_recipe("digits", **more)).train.from_step(step)
+        ) as b:
+            return [images for images, _ in islice(b, count)]
+
+    before = torch.get_rng_state()
+    all_steps = batches(0, 10)  # two epochs
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not torch.equal(torch.cat(all_steps[:5]).sort(0)[0], torch.cat(all_steps[5:]).sort(0)[0])
+    for later in (batches(7, 3), batches(7, 3, data="workers = 2")):
+        assert all(map(torch.equal, later, all_steps[7:]))
+    plain = batches(0, 5, data='augment = "none"')
+    assert all((images == images[:, :, :1, :1]).all() for images in plain)
+    changed = sum(
+        int((a != b).flatten(1).any(1).sum()) for a, b in zip(all_steps, plain, strict=False)
+    )
+    assert 3 <= changed <= 17, "of twenty images about half"
+    tested = all_of(build_data(data_recipe("digits")).test)[0]
+    assert (tested == tested[:, :, :1, :1]).all()
+    message = mistake(data_recipe("digits", data='augment = "strong"'))
+    mentions(message, 'data.augment = "strong" has no effect', "an augmentation of their own")
 
 
 @pytest.mark.parametrize("move", ["crop", "affine"])

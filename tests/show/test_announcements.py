@@ -247,6 +247,17 @@ def test_the_summary_has_a_line_for_each_number():
     assert len(values) == 1  # in one column
 
 
+@pytest.mark.parametrize("measured", [True, False])
+def test_a_diagnosis_is_offered_only_where_something_can_be_measured(tmp_path, measured):
+    """As with a network that calls its neurons step by step."""
+    folder, display = RunFolder(tmp_path), Display(io.StringIO())
+    folder.metrics.append([{"step": 1}])
+    if measured:
+        folder.gradients.append([{"step": 1}])
+    what_next(display, outcome(), folder, small_recipe(), ["small.toml"])
+    assert ("spiketriton diagnose" in display.stream.getvalue()) == measured
+
+
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
 def test_what_a_run_says_fits_the_screen(width, file, monkeypatch):
     """Prose breaks between words, rows between their parts; only paths and commands may be longer."""
