@@ -1,17 +1,19 @@
 """One session of training: from a recipe and a run folder to the outcome, for the command and for Python."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from spiketriton import resuming
 from spiketriton.config import Recipe
 from spiketriton.data import build_data
-from spiketriton.errors import UserError
-from spiketriton.runs.folder import RunFolder
+from spiketriton.errors import EXIT_DONE, UserError
+from spiketriton.runs.folder import Onlooker, RunFolder
 from spiketriton.show.announcements import announce_parts, announce_run, summary
 from spiketriton.show.display import Display
 from spiketriton.show.run_pictures import draw_run
 from spiketriton.show.verdict import nothing_learnt
+from spiketriton.trained.teacher import TWIN, twin_of
 from spiketriton.trainer import Trainer
 from spiketriton.training.environment import describe
 from spiketriton.training.hooks import Hooks
@@ -39,6 +41,8 @@ def train(
     """
     with folder.held():
         trainer = prepared(recipe, folder, display, ranks, resume, hooks)
+        if code := _train_twin(trainer, folder, display, ranks):
+            return replace(trainer.outcome(), exit_code=code)
         compile_kernels(trainer)
         outcome = trainer.fit()
         if ranks.first:
@@ -62,6 +66,28 @@ def compile_kernels(trainer: Trainer) -> None:
     shape = (data.frames, *image) if data.frames else image
     note = trainer.display.note
     precompile(trainer.model, shape, monitor.probes, monitor.watch, trainer.placement, note)
+
+
+def _train_twin(trainer: Trainer, folder: RunFolder, display: Display, ranks: Ranks) -> int:
+    """Trains the ANN twin that is to teach, or what is left of it, as a run in the run's folder.
+
+    The exit code where that was cut short, and 0 where the twin has ended; it has where its student has begun.
+    """
+    recipe = trainer.recipe
+    if recipe.loss.teacher != TWIN or trainer.step > 0:
+        return 0
+    place = folder.path / TWIN
+    begun = ranks.decide((place / "recipe.toml").is_file)
+    display.note(
+        f"first its teacher, the ANN twin: {'continued' if begun else 'trained'} in {place}"
+    )
+    twin = Onlooker(place)
+    if ranks.first:
+        twin = RunFolder.open(place) if begun else RunFolder.create(place, recipe.name)
+    outcome = train(twin_of(recipe), twin, display.another(), ranks, resume=begun, draws=False)
+    if outcome.exit_code != EXIT_DONE:
+        display.note(f"its teacher was stopped; saved: step {outcome.saved_at} of it")
+    return outcome.exit_code
 
 
 def prepared(

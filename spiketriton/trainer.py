@@ -23,7 +23,7 @@ from spiketriton.runs.checkpoint import Checkpoints
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import Row
 from spiketriton.show.display import Display
-from spiketriton.trained.teacher import find_teacher
+from spiketriton.trained.teacher import TWIN, Teacher, find_teacher
 from spiketriton.training import environment
 from spiketriton.training.ema import MovingAverage
 from spiketriton.training.graphs import CudaGraphs, Steps, obstacle_of, tensors_of
@@ -87,7 +87,8 @@ class Trainer:
 
         self.plan = Plan.of(recipe, data)
         self.accumulate = data.train.accumulate
-        self.teacher = find_teacher(recipe.loss, data.facts, self.placement, self.model)
+        # a twin may have to be trained yet
+        self.teacher = None if recipe.loss.teacher == TWIN else self.find_teacher()
         self.loss = build_loss(recipe.loss, data.facts.class_counts)
         self.optimizer = build_optimizer(cfg, self.model)
         self.schedule = build_schedule(cfg, self.optimizer, self.plan.steps)
@@ -130,6 +131,11 @@ class Trainer:
         seed_everything(recipe.seed)
         self.random_state = random_state()
 
+    def find_teacher(self) -> Teacher | None:
+        """UserError: the recipe names one that cannot teach this network."""
+        where, facts = self.folder.path, self.data.facts
+        return find_teacher(self.recipe.loss, where, facts, self.placement, self.model)
+
     def steps_of(self, mode: bool | str) -> Steps:
         """Runs `work`, as CUDA graphs where `train.graph` asks for them and nothing stands in the way."""
         recipe = self.recipe
@@ -155,6 +161,7 @@ class Trainer:
 
         Diverged: a loss or gradient was infinite or NaN. OutOfMemory: a step does not fit in memory.
         """
+        self.teacher = self.teacher or self.find_teacher()
         end = self.plan.steps if until is None else min(until, self.plan.steps)
         with self.stop, self.session():
             forget_peak_memory(self.device)  # of trials

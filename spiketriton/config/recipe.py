@@ -501,7 +501,8 @@ class LossConfig(TableOfPart):
     )
     teacher: str = key(
         "-",
-        "run folder of a teacher, such as the ANN twin, whose predictions the network also learns; `-`: none",
+        "run folder of a teacher, whose predictions the network also learns; `twin`: the ANN twin of this recipe, "
+        "which is trained first, in the folder `twin` of the run; `-`: none",
     )
     teacher_weight: float = key(
         0.5,

@@ -238,6 +238,16 @@ def _of_training(values: Mapping[str, Any]) -> Iterator[str]:
     for dotted in ("train.min_lr", "train.warmup_lr"):
         if values[dotted] > values["train.lr"]:
             yield f"{dotted} = {values[dotted]} is above the peak, train.lr = {values['train.lr']}; accepted: up to it"
+    if values["loss.teacher"] == "twin":
+        name, why = values["model.name"] or "", ""
+        if ":" in name:
+            why = f"neuron.kind decides nothing in model.name = {shown(name)}"
+        elif values["neuron.kind"] == "relu":
+            why = 'neuron.kind = "relu" is that already'
+        elif values["model.connect"] != "add":
+            why = f"model.connect = {shown(values['model.connect'])} joins spikes"
+        if why:
+            yield f'loss.teacher = "twin" is this network with ReLU, and {why}; accepted with it: the folder of a run'
     stones = values["train.milestones"]
     if list(stones) != sorted(set(stones)):
         yield f"train.milestones = {shown(stones)}: accepted: fractions that rise, each once"

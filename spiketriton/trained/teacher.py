@@ -6,18 +6,22 @@
 of mean currents over time, at the temperature t (Hinton et al. 2015, arXiv 1503.02531). a and b are what leaves a
 residual block of the student and of the teacher, its mean over time as one vector for each image; as vectors of length
 1, as in Zagoruyko & Komodakis 2017 (arXiv 1612.03928), because rates and activations have different units. The teacher
-sees the student's images, mixed ones too, in eval mode; an ANN twin serves as well as a spiking run.
+sees the student's images, mixed ones too, in eval mode; an ANN twin serves as well as a spiking run. `"twin"` is the
+ANN twin of the recipe itself, which `session.py` trains in the run's folder before the first step.
 """
 
+import dataclasses
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spiketriton.config import LossConfig
+from spiketriton import consent
+from spiketriton.config import LossConfig, NeuronConfig, Recipe
 from spiketriton.data import Facts
 from spiketriton.errors import UserError
 from spiketriton.models import Network
@@ -25,7 +29,18 @@ from spiketriton.models.resnet import BlockNetwork
 from spiketriton.trained.run import load_run
 from spiketriton.training.placement import Placement
 
-NOBODY = "-"
+NOBODY, TWIN = "-", "twin"
+
+
+def twin_of(recipe: Recipe) -> Recipe:
+    """The same recipe with ReLU, and without a teacher."""
+    nothing = LossConfig()
+    unused = {
+        name: getattr(nothing, name)
+        for name in ("teacher", "teacher_weight", "temperature", "feature_weight")
+    }
+    loss = dataclasses.replace(recipe.loss, **unused)
+    return dataclasses.replace(recipe, neuron=NeuronConfig(kind="relu"), loss=loss)
 
 
 @dataclass(frozen=True)
@@ -98,15 +113,19 @@ def _apart(a: Tensor, b: Tensor) -> Tensor:
 
 
 def find_teacher(
-    config: LossConfig, facts: Facts, placement: Placement, student: Network
+    config: LossConfig, folder: Path, facts: Facts, placement: Placement, student: Network
 ) -> Teacher | None:
-    """The teacher that a recipe names, of a student.
+    """The teacher that a recipe names, of a student that is trained in `folder`.
 
     UserError: there is no such run, it was trained on other data, or no block fits the student's.
     """
     if config.teacher == NOBODY:
         return None
-    run = load_run(config.teacher)
+    if config.teacher == TWIN:
+        with consent.decided(True):  # its code is that of this training
+            run = load_run(folder / TWIN)
+    else:
+        run = load_run(config.teacher)
     for name in ("classes", "channels", "image_size", "frames", "mean", "std"):
         theirs, ours = getattr(run.facts, name), getattr(facts, name)
         if theirs != ours:

@@ -1,12 +1,21 @@
 """Distillation: the loss by hand, and a run that learns from its ANN twin."""
 
+import os
+import signal
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from spiketriton.errors import UserError
+from spiketriton.config import to_toml
+from spiketriton.errors import EXIT_DONE, EXIT_SIGINT, UserError
+from spiketriton.runs.folder import RunFolder
+from spiketriton.trained.run import load_run
 from spiketriton.trained.teacher import Teacher
-from tests.small_runs import assert_equal, last_state, small_trainer
+from spiketriton.train import main
+from spiketriton.trainer import Trainer
+from tests.small_runs import assert_equal, last_state, small_recipe, small_trainer
 
 
 def test_the_loss_is_that_of_the_labels_and_the_distance_to_the_teacher():
@@ -77,3 +86,36 @@ def test_features_of_a_teacher_of_another_width_are_refused(tmp_path):
         small_trainer(
             tmp_path / "run", f"loss.teacher={tmp_path / 'ann'}", "loss.feature_weight=1.0"
         )
+
+
+def test_a_twin_is_trained_first_and_a_run_stopped_in_either_part_ends_with_the_same_bits(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    keys = ["train.epochs=1", "loss.feature_weight=1.0", "checkpoint.every=3"]
+    small_trainer(Path("ann"), "neuron.kind=relu", "train.epochs=1", "checkpoint.every=3").fit()
+    small_trainer(Path("whole"), *keys, "loss.teacher=ann").fit()
+    Path("small.toml").write_text(to_toml(small_recipe(*keys, "loss.teacher=twin")))
+    stops = [("relu", 2), ("lif", 4)]
+    step = Trainer.train_step
+
+    def interrupted(trainer):
+        step(trainer)
+        if stops and (trainer.recipe.neuron.kind, trainer.step) == stops[0]:
+            stops.pop(0)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
+    assert main(["small.toml", "--run-dir", "run"]) == EXIT_SIGINT
+    said = " ".join(capsys.readouterr().out.split())
+    assert "first its teacher, the ANN twin: trained in run/twin" in said
+    assert "its teacher was stopped; saved: step 2 of it" in said
+    assert "train --resume run" in said
+    assert not RunFolder(Path("run")).metrics.path.exists()
+    assert main(["--resume", "run"]) == EXIT_SIGINT
+    assert not stops
+    assert main(["--resume", "run"]) == EXIT_DONE
+    assert "ANN twin" not in capsys.readouterr().out.partition("step 4 is saved")[2]
+    assert_equal(last_state(Path("run/twin"))["model"], last_state(Path("ann"))["model"])
+    assert_equal(last_state(Path("run"))["model"], last_state(Path("whole"))["model"])
+    assert load_run("run/twin").recipe.loss == small_recipe().loss
