@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from spiketriton.config import to_toml
 from spiketriton.errors import EXIT_DONE, EXIT_SIGINT, UserError
 from spiketriton.runs.folder import RunFolder
+from spiketriton.train import main
 from spiketriton.trained.run import load_run
 from spiketriton.trained.teacher import Teacher
-from spiketriton.train import main
 from spiketriton.trainer import Trainer
 from tests.small_runs import assert_equal, last_state, small_recipe, small_trainer
 
