@@ -81,7 +81,7 @@ def _train_twin(trainer: Trainer, folder: RunFolder, display: Display, ranks: Ra
     display.note(
         f"first its teacher, the ANN twin: {'continued' if begun else 'trained'} in {place}"
     )
-    twin = Onlooker(place)
+    twin: RunFolder = Onlooker(place)
     if ranks.first:
         twin = RunFolder.open(place) if begun else RunFolder.create(place, recipe.name)
     outcome = train(twin_of(recipe), twin, display.another(), ranks, resume=begun, draws=False)
