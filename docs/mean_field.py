@@ -19,7 +19,7 @@ from spiketriton.gradients.probing import NOISE
 from spiketriton.gradients.subject import Subject
 from spiketriton.gradients.variants import Experiment
 from spiketriton.neurons import build_neuron
-from spiketriton.show.figures import BLUE, ORANGE, STYLE, log_scale, new_figure
+from spiketriton.show.figures import BLUE, GREY, ORANGE, STYLE, log_scale, new_figure
 
 WIDTHS = (0.1, 0.2, 0.417, 1.0, 2.0, 4.0, 10.0)
 CURVE = np.geomspace(0.1, 10, 13)
@@ -59,17 +59,22 @@ def main(arguments: list[str]) -> None:
                 layers, Experiment(Subject(recipe(kind, DEPTH), kind)).overlap, "o", color=colour
             )
         gains.axhline(1, color="0.7", lw=1, zorder=0)
+        gains.text(10, 1.03, "above: explodes", ha="right", va="bottom", color=GREY)
+        gains.text(10, 0.97, "below: vanishes", ha="right", va="top", color=GREY)
+        gains.axvline(0.3, color=GREY, ls="--", lw=1, zorder=0)
+        gains.text(0.31, 4.8, "default", color=GREY, va="top")
         log_scale(gains, "x")
         log_scale(gains, "y")
         gains.set_xlabel("surrogate width, in units of the membrane")
         gains.set(
-            ylabel="gradient at a layer / at the next", title="The width sets the gain per layer"
+            ylabel="gradient at a layer / at the next",
+            title="The width decides how the gradient grows per layer",
         )
         gains.legend(fontsize=8)
         kept.set(
             xlabel="layer",
             ylabel="similarity to a noisy copy (1: same)",
-            title="The forward signal is lost after ten layers",
+            title="From the usual start ten layers lose the image",
         )
         kept.set_ylim(-0.05, 1.05)
         figure.savefig(PICTURE)

@@ -52,7 +52,8 @@ def draw(found: Diagnosis, path: Path) -> None:
                 label="predicted",
             )
             image.legend(fontsize=8)
-        image.set(title="Forward signal", xlabel="similarity (1: same)")
+        image.set_title(f"Forward signal: {found.overlap[-1]:.2f}")
+        image.set_xlabel("similarity (1: same)")
         image.set_xlim(-0.05, 1.05)
         figures.log_scale(depth, "x")
         for axes in (depth, image):
@@ -68,6 +69,7 @@ def draw(found: Diagnosis, path: Path) -> None:
         time.set(xlabel="time step", ylabel="gradient (RMS, mean over layers)")
         figures.explain(
             figure,
-            f"{figures.GRADIENT}. Forward signal: similarity of the spikes for an image and for a copy with 5 % noise",
+            f"{figures.GRADIENT}. Per layer: its growth from a layer to the one before.\nForward signal: "
+            "similarity of the spikes for an image and for a copy with 5 % noise, at the last layer",
         )
         figures.write(figure, path)

@@ -79,16 +79,22 @@ def accuracy(evaluations: list[Evaluation], title: str) -> Figure:
         axes.xaxis.set_major_formatter("{x:g}")
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(title="Accuracy by time steps (diamond: the recipe's T)", ylabel="test accuracy (%)")
+    axes.set(title="How many time steps are enough", ylabel="test accuracy (%)")
     axes.set_xlabel("time steps before the prediction" + (" (log scale)" if longest > 32 else ""))
     axes.legend(frameon=True, framealpha=0.85)  # it may lie over a line
+    figures.explain(
+        figure, "diamond: T of the recipe; band: 95 % interval of the accuracy on these images"
+    )
     return figure
 
 
 def learning(evaluations: list[Evaluation], title: str) -> Figure | None:
     """Test accuracy during training, of all runs; None unless there are several to compare."""
+    from matplotlib.ticker import MaxNLocator
+
     figure = new_figure(8, 5, title)
     axes = figure.subplots()
+    ends: dict[str, float] = {}
     for one, colour in coloured(evaluations):
         rows = [
             row
@@ -98,10 +104,14 @@ def learning(evaluations: list[Evaluation], title: str) -> Figure | None:
         if rows:
             points = [(row["epoch"], 100 * row["test_accuracy"]) for row in rows]
             axes.plot(*zip(*points, strict=True), color=colour, marker="o", label=one.label)
-    if len(axes.get_lines()) < 2:
+            ends[one.label] = points[-1][1]
+    if len(ends) < 2:
         return None
-    axes.set(title="Test accuracy during training", xlabel="epoch", ylabel="test accuracy (%)")
-    axes.legend()
+    first = max(ends, key=ends.__getitem__)
+    axes.set(title=f"{first} ends highest, at {ends[first]:.1f} %")
+    axes.set(xlabel="epoch", ylabel="test accuracy (%)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(frameon=True, framealpha=0.85)  # it may lie over a line
     return figure
 
 
@@ -113,8 +123,8 @@ def energy(evaluations: list[Evaluation], title: str) -> Figure | None:
     figure = new_figure(11, 4.8, title)
     panels = figure.subplots(1, 2, sharey=True)
     for axes, field, name in (
-        (panels[0], "energy_uj", "Operations alone"),
-        (panels[1], "energy_with_data_uj", "With the movement of data"),
+        (panels[0], "energy_uj", "Energy of the operations"),
+        (panels[1], "energy_with_data_uj", "... and of moving the data"),
     ):
         for one, colour in coloured(evaluations):
             marker = "*" if one.kind == "ann" else "o"
@@ -130,10 +140,11 @@ def energy(evaluations: list[Evaluation], title: str) -> Figure | None:
         figures.log_scale(axes, "x")
         axes.set(title=name, xlabel=f"energy of one {evaluations[0].what} (µJ, log scale)")
     panels[0].set_ylabel("test accuracy (%)")
-    panels[0].legend()
+    panels[0].legend(frameon=True, framealpha=0.85)  # it may lie over a line
     figures.explain(
         figure,
-        "by convention, in a 45 nm chip: 0.9 pJ per accumulate (the weight of one spike), 4.6 pJ per "
+        "up and left is better; a line begins after one time step and goes on to the last.\n"
+        "By convention, in a 45 nm chip: 0.9 pJ per accumulate (the weight of one spike), 4.6 pJ per "
         "multiply-accumulate, 5 pJ more for each word that is read or written",
     )
     return figure

@@ -106,12 +106,14 @@ def gradients(rows: list[Row], title: str) -> Figure | None:
     figures.log_scale(depth, "x")
     depth.set_ylim(heat.get_ylim())
     depth.yaxis.get_major_locator().set_params(integer=True)
-    depth.set(
-        title="By layer, during training", xlabel="gradient (RMS over all time steps, log scale)"
+    gain = last.depth_gain
+    depth.set_title("Through depth" + (f": {gain:.3g}x per layer at the end" if gain else ""))
+    depth.set_xlabel("gradient (RMS over all time steps, log scale)")
+    depth.legend(frameon=True, framealpha=0.85)  # it may lie over a line
+    figures.explain(
+        figure,
+        f"{figures.GRADIENT}.\nNo dot: the gradient is 0, as inside blocks that start at zero",
     )
-    depth.set_ylabel("spiking layer (input at the top)")
-    depth.legend()
-    figures.explain(figure, figures.GRADIENT)
     return figure
 
 

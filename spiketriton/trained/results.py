@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import json
 import math
+import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,9 +131,11 @@ class Evaluation:
 
     @property
     def label(self) -> str:
-        """A short name for tables and pictures."""
+        """A short name for tables and pictures: the folder's, and what the run is unless that says so."""
         how = {"ann": "ANN", "converted": f"converted, {self.method}", "spiking": self.neuron}
-        return f"{Path(self.run).name} ({how[self.kind]})"
+        name, kind = Path(self.run).name, how[self.kind]
+        words = re.split(r"[\W_]+", name.lower())
+        return name if kind.lower() in (*words, "".join(words)) else f"{name} ({kind})"
 
     def accumulates(self, t: int) -> float:
         """ACs of one image within t steps: synapses, and the membranes of neurons without leak."""

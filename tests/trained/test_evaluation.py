@@ -196,7 +196,7 @@ def test_a_chunk_ends_at_t(steps, within, chunks):
 
 
 def test_the_label_of_a_run(evaluation):
-    assert evaluation.label == "lif (lif)"
+    assert evaluation.label == "lif"
     assert replace(evaluation, kind="ann").label == "lif (ANN)"
     assert replace(evaluation, kind="converted", method="qcfs").label == "lif (converted, qcfs)"
 
