@@ -89,7 +89,7 @@ def train(cell: str) -> dict[str, Any]:
     row: dict[str, Any] = {}
     if not kind and recipe.neuron.kind != "relu":
         row |= before_training(net, (x[order[:64]], y[order[:64]]), loss)
-    optimizer = build_optimizer(cfg, net)
+    optimizer = build_optimizer(cfg, net, recipe.peak_lr)
     schedule = build_schedule(cfg, optimizer, cfg.max_steps)
     losses, started = [], time.monotonic()
     for batch in order[: cfg.max_steps * cfg.batch_size].split(cfg.batch_size):

@@ -90,7 +90,7 @@ class Trainer:
         # a twin may have to be trained yet
         self.teacher = None if recipe.loss.teacher == TWIN else self.find_teacher()
         self.loss = build_loss(recipe.loss, data.facts.class_counts)
-        self.optimizer = build_optimizer(cfg, self.model)
+        self.optimizer = build_optimizer(cfg, self.model, recipe.peak_lr)
         self.schedule = build_schedule(cfg, self.optimizer, self.plan.steps)
         self.scaler = self.placement.scaler()
         # torch warns if the scaler skips the first step, which is normal

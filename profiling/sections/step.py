@@ -287,7 +287,7 @@ class Step(Work):
         self.network = torch.compile(self.model, dynamic=False) if compiled else self.model
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.loss = build_loss(bench.recipe.loss)
-        self.optimizer = build_optimizer(bench.recipe.train, self.model)
+        self.optimizer = build_optimizer(bench.recipe.train, self.model, bench.recipe.peak_lr)
         self.scaler = self.place.scaler()
 
     def forward(self, batch: tuple[Tensor, Tensor] | None = None) -> Tensor:

@@ -587,7 +587,12 @@ class TrainConfig(Table):
     optimizer: Literal["sgd", "adamw"] = key(
         "adamw", "torch's; biases and norms do not decay, unless `decay_norms` says so"
     )
-    lr: float = key(1e-3, "peak learning rate", Range(0, 1e3, open="low"))
+    lr: float | Literal["auto"] = key(
+        "auto",
+        "peak learning rate; `auto`: 6e-3 in adamw and 0.3 in sgd for ResNets, 2e-3 and 0.1 for networks without skip "
+        "connections, 1e-3 and 0.1 for others",
+        Range(0, 1e3, open="low"),
+    )
     weight_decay: float = key(0.0, "L2 penalty of sgd, decoupled in adamw", Range(0, 1e3))
     momentum: float = key(0.9, "momentum of sgd", SHARE)
     nesterov: bool = key(False, "Nesterov momentum in sgd")
@@ -736,6 +741,11 @@ class Recipe(Table):
                 raise UserError(rules.no_effect(dotted, values[dotted], reason))
         for message in rules.contradictions(values):
             raise UserError(message)
+
+    @property
+    def peak_lr(self) -> float:
+        """The highest learning rate, where train.lr is `auto`, too."""
+        return rules.peak_lr(values_of(self))
 
     @property
     def names_code(self) -> bool:

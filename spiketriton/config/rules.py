@@ -18,6 +18,8 @@ SmallResNet = Literal[
 PlainNet = Literal["plain", "mlp"]  # of any depth, without skip connections
 VGG = Literal["vggsnn", "vgg11", "vgg16", "csnn"]  # without skip connections, too
 PooledNet = Literal[VGG, "net7b"]
+# train.lr = "auto" of adamw and sgd: what did well in docs/gradient_flow.md, and for nets from elsewhere torch's 1e-3
+WITH_SHORTCUTS, WITHOUT, OTHERS = (6e-3, 0.3), (2e-3, 0.1), (1e-3, 0.1)
 
 Loss = Literal["cross_entropy", "tet"]
 
@@ -222,6 +224,19 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[str]:
         yield from of(values)
 
 
+def peak_lr(values: Mapping[str, Any]) -> float:
+    """The highest learning rate of a recipe, whose train.lr may be `auto`."""
+    if not isinstance(values["train.lr"], str):
+        return float(values["train.lr"])
+    name = values["model.name"]
+    rates = OTHERS
+    if name in (*get_args(ResNet), *get_args(SmallResNet), "net7b"):
+        rates = WITH_SHORTCUTS
+    elif name in (*get_args(PlainNet), *get_args(VGG)):
+        rates = WITHOUT
+    return rates[values["train.optimizer"] == "sgd"]
+
+
 def _of_training(values: Mapping[str, Any]) -> Iterator[str]:
     if values["train.patience"] and values["data.validation"] == 0:
         yield (
@@ -236,8 +251,8 @@ def _of_training(values: Mapping[str, Any]) -> Iterator[str]:
                 f"{shown(values['loss.kind'])} of a plugin does not take; accepted with it: {accepted}"
             )
     for dotted in ("train.min_lr", "train.warmup_lr"):
-        if values[dotted] > values["train.lr"]:
-            yield f"{dotted} = {values[dotted]} is above the peak, train.lr = {values['train.lr']}; accepted: up to it"
+        if values[dotted] > (peak := peak_lr(values)):
+            yield f"{dotted} = {values[dotted]} is above the peak, train.lr = {peak}; accepted: up to it"
     if values["loss.teacher"] == "twin":
         name, why = values["model.name"] or "", ""
         if ":" in name:

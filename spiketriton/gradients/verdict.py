@@ -382,7 +382,7 @@ def cures(verdict: Verdict, recipe: Recipe, fresh: bool = True) -> list[Cure]:
     stuck = verdict.word == Word.CHANCE
     if verdict.word in (Word.FREE, Word.HEALTHY, Word.LEARNING):
         return []
-    slower = Cure("train.lr", float(f"{recipe.train.lr / 3:.2g}"), Why.RATE)
+    slower = Cure("train.lr", float(f"{recipe.peak_lr / 3:.2g}"), Why.RATE)
     blocks = model.name in BLOCK_NETS and model.block != "preact"
     if model.name not in (*BLOCK_NETS, *get_args(PlainNet), *get_args(VGG)):  # somebody's own
         return [slower] if stuck else []

@@ -77,11 +77,10 @@ def retrain(run: Run, model: Network, epochs: int) -> None:
         UserError: the loss is not finite.
     """
     recipe = replace(run.recipe, "train.schedule=cosine", "train.warmup=0.0")
-    recipe = replace(recipe, f"train.lr={recipe.train.lr * LR_SHARE}")
     data = build_data(recipe)
     steps = epochs * data.train.steps_per_epoch
     loss_of = build_loss(recipe.loss, data.facts.class_counts)
-    optimizer = build_optimizer(recipe.train, model)
+    optimizer = build_optimizer(recipe.train, model, LR_SHARE * recipe.peak_lr)
     schedule = build_schedule(recipe.train, optimizer, steps)
     model.train()
     batches = data.train.from_step(0)

@@ -245,7 +245,10 @@ def _train(
     model = build_model(recipe, classes=classes, channels=channels, image_size=size)
     placement.place(model)
     forward = environment.compiled(model) if cfg.compile else model
-    optimizer, loss = build_optimizer(cfg, model), build_loss(recipe.loss, [1] * classes)
+    optimizer, loss = (
+        build_optimizer(cfg, model, recipe.peak_lr),
+        build_loss(recipe.loss, [1] * classes),
+    )
     shape = (images, channels, size, size)
     noise = torch.randn((frames, *shape) if frames else shape, device=placement.device)
     batch = placement.to_device(noise)

@@ -18,7 +18,7 @@ START_FACTOR = 1 / 25
 END_FACTOR = START_FACTOR / 1e4
 
 
-def build_optimizer(cfg: TrainConfig, model: nn.Module) -> Optimizer:
+def build_optimizer(cfg: TrainConfig, model: nn.Module, lr: float) -> Optimizer:
     """SGD or AdamW over the trainable parameters of `model`.
 
     Unless `decay_norms` is set, weight decay reaches matrices and convolution kernels only: what has
@@ -36,13 +36,13 @@ def build_optimizer(cfg: TrainConfig, model: nn.Module) -> Optimizer:
     ]
     groups = [group for group in groups if group["params"]]
     if cfg.optimizer == "sgd":
-        sgd = SGD(groups, lr=cfg.lr, momentum=cfg.momentum, nesterov=cfg.nesterov, fused=True)
+        sgd = SGD(groups, lr=lr, momentum=cfg.momentum, nesterov=cfg.nesterov, fused=True)
         if cfg.momentum:
             # as torch's first step does; skipping that step would leave it undefined
             for p in trained:
                 sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
         return sgd
-    return AdamW(groups, lr=cfg.lr, eps=cfg.eps, fused=True)
+    return AdamW(groups, lr=lr, eps=cfg.eps, fused=True)
 
 
 def build_schedule(cfg: TrainConfig, optimizer: Optimizer, total_steps: int) -> LambdaLR:
@@ -59,7 +59,8 @@ def build_schedule(cfg: TrainConfig, optimizer: Optimizer, total_steps: int) -> 
     """
     if total_steps < 1:
         raise ValueError(f"total_steps = {total_steps}: accepted: an integer from 1")
-    start, end = cfg.warmup_lr / cfg.lr, cfg.min_lr / cfg.lr
+    peak = optimizer.defaults["lr"]
+    start, end = cfg.warmup_lr / peak, cfg.min_lr / peak
     factors: dict[str, Factor] = {
         "one_cycle": partial(_one_cycle, start, end),
         "cosine": partial(_cosine, start, end),

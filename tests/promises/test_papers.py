@@ -130,7 +130,7 @@ def test_steps_batch_and_epochs_are_the_authors(name, plan):
 def test_the_schedule_and_the_decay_are_the_authors(name, decay):
     train = load_recipe(name).train
     layers = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3))
-    optimizer = build_optimizer(train, layers)
+    optimizer = build_optimizer(train, layers, train.lr)
     assert {group["weight_decay"] for group in optimizer.param_groups} == {decay}
     assert {group["momentum"] for group in optimizer.param_groups} == {0.9}
     steps = 40

@@ -17,7 +17,7 @@ def judged(guard: FiniteGuard, loss: float, norm: float) -> None:
 
 def test_a_loss_scaler_may_try_but_not_for_ever():
     net = torch.nn.Linear(2, 1)
-    guard = FiniteGuard(net, build_optimizer(TrainConfig(), net), TrainConfig(), scaled=True)
+    guard = FiniteGuard(net, build_optimizer(TrainConfig(), net, 1e-3), TrainConfig(), scaled=True)
     for _ in range(2):
         for _ in range(SCALER_TRIES):
             judged(guard, 1.0, math.inf)
@@ -32,7 +32,7 @@ def test_what_counts_as_bad():
     """A step is left out where the guard says so, or the scaler."""
     for scaled in (False, True):
         net = torch.nn.Linear(2, 1)
-        optimizer = build_optimizer(TrainConfig(optimizer="sgd", momentum=0.0), net)
+        optimizer = build_optimizer(TrainConfig(optimizer="sgd", momentum=0.0), net, 1e-3)
         guard = FiniteGuard(net, optimizer, TrainConfig(nonfinite="skip"), scaled=scaled)
         for loss, norm, bad in (
             (1.0, 1.0, False),
@@ -52,7 +52,7 @@ def test_what_counts_as_bad():
 
 def guard_of(net: torch.nn.Module, **keys: object) -> FiniteGuard:
     cfg = TrainConfig(**keys)  # type: ignore[arg-type]
-    return FiniteGuard(net, build_optimizer(cfg, net), cfg, scaled=False)
+    return FiniteGuard(net, build_optimizer(cfg, net, 1e-3), cfg, scaled=False)
 
 
 @pytest.mark.parametrize(

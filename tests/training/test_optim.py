@@ -34,7 +34,7 @@ def rates(cfg, total, more=0):
 @pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
 def test_weight_decay_reaches_matrices_and_kernels_only(name, kind):
     net = small_net()
-    optimizer = build_optimizer(TrainConfig(optimizer=name, weight_decay=0.1, lr=0.5), net)
+    optimizer = build_optimizer(TrainConfig(optimizer=name, weight_decay=0.1), net, 0.5)
     assert type(optimizer) is kind
     before = {key: p.detach().clone() for key, p in net.named_parameters()}
     for p in net.parameters():
@@ -48,7 +48,7 @@ def test_weight_decay_reaches_matrices_and_kernels_only(name, kind):
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_optimizers_are_fused_because_the_guard_needs_found_inf(name):
-    optimizer = build_optimizer(TrainConfig(optimizer=name), nn.Linear(2, 2))
+    optimizer = build_optimizer(TrainConfig(optimizer=name), nn.Linear(2, 2), 1e-3)
     assert optimizer.defaults["fused"] is True
 
 
@@ -57,7 +57,7 @@ def test_adamw_brings_gradients_above_its_eps_to_one_size():
     for eps in (1e-8, 1e-20):
         weight = nn.Parameter(torch.zeros(3))
         net = nn.ParameterList([weight])
-        optimizer = build_optimizer(TrainConfig(eps=eps, lr=1.0), net)
+        optimizer = build_optimizer(TrainConfig(eps=eps), net, 1.0)
         weight.grad = torch.tensor([1.0, 1e-8, 1e-14])
         optimizer.step()
         moved[eps] = -weight.detach()
@@ -67,7 +67,7 @@ def test_adamw_brings_gradients_above_its_eps_to_one_size():
 
 def test_sgd_takes_momentum_and_nesterov():
     optimizer = build_optimizer(
-        TrainConfig(optimizer="sgd", momentum=0.8, nesterov=True), small_net()
+        TrainConfig(optimizer="sgd", momentum=0.8, nesterov=True), small_net(), 0.1
     )
     assert all(g["momentum"] == 0.8 and g["nesterov"] for g in optimizer.param_groups)
 
@@ -75,7 +75,7 @@ def test_sgd_takes_momentum_and_nesterov():
 def test_frozen_parameters_are_left_out():
     net = small_net()
     net[0].requires_grad_(False)
-    optimizer = build_optimizer(TrainConfig(), net)
+    optimizer = build_optimizer(TrainConfig(), net, 1e-3)
     given = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert given == {id(p) for p in net.parameters() if p.requires_grad}
     assert len(given) == 5
@@ -83,7 +83,7 @@ def test_frozen_parameters_are_left_out():
 
 def test_a_net_without_trainable_parameters_is_refused():
     with pytest.raises(ValueError, match="Flatten has no trainable parameters"):
-        build_optimizer(TrainConfig(), nn.Flatten())
+        build_optimizer(TrainConfig(), nn.Flatten(), 1e-3)
 
 
 @pytest.mark.parametrize(("total", "warmup"), [(20, 0.1), (10, 0.35), (100, 0.3), (7, 0.8)])
@@ -138,12 +138,12 @@ def test_two_steps_work_and_the_peak_is_among_them(schedule, warmup):
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_after_the_last_step_the_rate_stays(schedule):
-    lrs = rates(TrainConfig(schedule=schedule, warmup=0.3), 10, more=3)
+    lrs = rates(TrainConfig(schedule=schedule, lr=0.3, warmup=0.3), 10, more=3)
     assert lrs[10:] == 3 * [lrs[9]]
 
 
 def test_no_steps_are_refused():
-    optimizer = build_optimizer(TrainConfig(), small_net())
+    optimizer = build_optimizer(TrainConfig(), small_net(), 1e-3)
     with pytest.raises(ValueError, match="total_steps = 0: accepted: an integer from 1"):
         build_schedule(TrainConfig(), optimizer, 0)
 
@@ -155,7 +155,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, name, schedule):
 
     def build():
         net = small_net()
-        optimizer = build_optimizer(cfg, net)
+        optimizer = build_optimizer(cfg, net, cfg.lr)
         return net, optimizer, build_schedule(cfg, optimizer, 12)
 
     def run(parts, steps):
@@ -194,7 +194,7 @@ def test_a_step_schedule_falls_at_its_milestones():
 def test_norms_decay_on_request(name):
     net = small_net()
     cfg = TrainConfig(optimizer=name, weight_decay=0.1, lr=0.5, decay_norms=True)
-    groups = build_optimizer(cfg, net).param_groups
+    groups = build_optimizer(cfg, net, cfg.lr).param_groups
     assert [group["weight_decay"] for group in groups] == [0.1, 0.1]
 
 
