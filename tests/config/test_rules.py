@@ -183,3 +183,22 @@ def test_each_idle_key_comes_with_its_reason():
         "train.momentum",
         "train.nesterov",
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "rate"),
+    [
+        (["model.name=resnet56"], 6e-3),
+        (["model.name=resnet50", "train.optimizer=sgd"], 0.3),
+        (["model.name=mlp"], 2e-3),
+        (["model.name=vgg16", "train.optimizer=sgd"], 0.1),
+        (["model.name=torch.nn:Identity"], 1e-3),
+        (["model.name=resnet56", "train.lr=0.25"], 0.25),
+    ],
+)
+def test_the_default_learning_rate_is_that_of_the_kind_of_network(changes, rate):
+    recipe = replace(mine(), *changes)
+    assert recipe.peak_lr == rate
+    refused(
+        ["is above the peak", f"train.lr = {rate}"], replace, recipe, f"train.min_lr={2 * rate}"
+    )
