@@ -209,8 +209,10 @@ def short(value: float) -> str:
 
 
 def thinned(count: int, most: int) -> list[int]:
-    """At most `most` of the places 0 to count - 1, at even distances from 0 on."""
-    return list(range(0, count, -(-count // most)))
+    """At most `most` of the places 0 to count - 1, at even distances from 0 on: 1 to 5, or round ones."""
+    least = -(-count // most)
+    distances = (1, 2, 3, 4, 5, *(n * 10**k for k in range(1, 6) for n in (1, 2, 5)))
+    return list(range(0, count, next(n for n in distances if n >= least)))
 
 
 def positive(values: np.ndarray) -> np.ndarray:

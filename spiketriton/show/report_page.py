@@ -59,11 +59,13 @@ nav a { margin-right: 1rem; color: var(--blue); white-space: nowrap; }
 @media (max-width: 720px) {
   .hint { display: block; }
   .wide, figure { border-right: 2px solid var(--line); }
-  .wide td:first-child, .wide th:first-child { white-space: normal; overflow-wrap: break-word; }
 }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line);
   white-space: nowrap; }
+th, td:first-child { white-space: normal; overflow-wrap: anywhere; }
+th { overflow-wrap: normal; vertical-align: bottom; }
+td:first-child { min-width: 7rem; }
 th:first-child, td:first-child { text-align: left; }
 tr.own td { font-weight: 600; }
 figure { margin: 1rem 0; overflow-x: auto; }

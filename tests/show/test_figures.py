@@ -21,7 +21,12 @@ from spiketriton.show.figures import (
 
 @pytest.mark.parametrize(
     ("count", "most", "places"),
-    [(5, 12, range(5)), (12, 12, range(12)), (13, 12, range(0, 13, 2)), (25, 12, range(0, 25, 3))],
+    [
+        (5, 12, range(5)),
+        (12, 12, range(12)),
+        (25, 12, range(0, 25, 3)),
+        (128, 12, range(0, 128, 20)),
+    ],
 )
 def test_at_most_so_many_places(count, most, places):
     assert thinned(count, most) == [*places]
