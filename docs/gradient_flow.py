@@ -27,7 +27,7 @@ from spiketriton.config import DataConfig, Recipe, load_recipe
 from spiketriton.data.sources import SOURCES
 from spiketriton.gradients.probing import Prober
 from spiketriton.models import build_model
-from spiketriton.models.resnet import Block
+from spiketriton.models.blocks import Block
 from spiketriton.show.figures import BLUE, GREEN, GREY, ORANGE, STYLE
 from spiketriton.training.losses import Loss, build_loss
 from spiketriton.training.optim import build_optimizer, build_schedule

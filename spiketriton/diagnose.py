@@ -6,9 +6,8 @@ import sys
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
+from spiketriton.callable import as_function
 from spiketriton.commandline import KEYS_HELP, RECIPE_HELP, Parser
 from spiketriton.config import load_recipe
 from spiketriton.config.shipped import find_recipe
@@ -102,17 +101,7 @@ def unused(folder: Path, text: str) -> Path:
     return next(filter(free, paths))
 
 
-class _Command(ModuleType):
-    """The module `spiketriton.diagnose`, which is also the function: `spiketriton.diagnose(...)`."""
-
-    def __call__(self, *args: Any, **keys: Any) -> Any:
-        """`spiketriton.api.diagnose`."""
-        from spiketriton import api  # the command does not need it
-
-        return api.diagnose(*args, **keys)
-
-
-sys.modules[__name__].__class__ = _Command
+as_function(__name__)
 
 if __name__ == "__main__":
     run_command(main)

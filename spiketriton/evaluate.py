@@ -1,6 +1,7 @@
 """spiketriton evaluate RUN [--steps 1,2,4] [--against RUN ...] [--neurobench] [--json]"""
 
 import argparse
+import contextlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -111,13 +112,19 @@ def refuse_foreign_results(folder: Path, run: str) -> None:
     """UserError: the folder has files of these names, and no evaluation.json of this run."""
     from spiketriton.show.evaluation_pictures import PICTURES
 
-    mark = f'"run": {json.dumps(str(RunFolder.find(run).path))}'
-    numbers = folder / "evaluation.json"
-    refuse_foreign([numbers], mark)
+    numbers, path = folder / "evaluation.json", str(RunFolder.find(run).path)
+    refuse_foreign([numbers], lambda numbers: _run_of(numbers) == path)
     if not numbers.exists():
-        refuse_foreign(
-            (folder / name for name in ("comparison.json", "neurobench.json", *PICTURES)), mark
-        )
+        others = ("comparison.json", "neurobench.json", *PICTURES)
+        refuse_foreign((folder / name for name in others), lambda _: False)
+
+
+def _run_of(numbers: Path) -> str | None:
+    """The run that an evaluation.json is about; None: it is something else."""
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(numbers.read_bytes())
+        return found.get("run") if isinstance(found, dict) else None
+    return None
 
 
 def refuse_other_tests(runs: list["Run"]) -> None:

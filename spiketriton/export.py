@@ -6,7 +6,7 @@ from pathlib import Path
 from spiketriton.commandline import CHECKPOINTS, CHECKPOINTS_HELP, Parser
 from spiketriton.errors import EXIT_DONE, EXIT_ERROR, importing, run_command
 from spiketriton.runs.folder import RunFolder, refuse_unusable
-from spiketriton.runs.outputs import mark_of, output_folder, refuse_foreign
+from spiketriton.runs.outputs import mark_of, marked, output_folder, refuse_foreign
 
 ENDINGS = {"nir": ".nir", "torch": ".pt2", "onnx": ".onnx", "safetensors": ".safetensors"}
 CLOSE = 1e-3  # of the largest current: rounding differs between two programs, a spike that differs is more
@@ -81,7 +81,7 @@ def main(arguments: list[str]) -> int:
         import_onnx()
     mark = mark_of(RunFolder.find(args.run), "export")
     if args.out:
-        refuse_foreign([Path(args.out)], mark)
+        refuse_foreign([Path(args.out)], marked(mark))
     output_folder(Path(args.out).parent if args.out else args.run)
     run = load_run(args.run, *args.overrides, checkpoint=args.checkpoint)
     path = Path(args.out or run.folder.path / (run.recipe.name + ENDINGS[args.to]))

@@ -50,8 +50,7 @@ def main(arguments: list[str]) -> int:
     given = keys(file, args.dt, args.reset)
     recipe = load_recipe(args.recipe, args.overrides, given)
     facts = build_data(recipe).facts
-    sizes = {"classes": len(facts.classes), "channels": facts.channels}
-    model = build_model(recipe, **sizes, image_size=facts.image_size)
+    model = build_model(recipe, **facts.sizes)
     assert isinstance(model, ForeignNetwork)
     folder = RunFolder.create(args.run_dir, file.stem)
     with folder.held():

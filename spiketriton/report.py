@@ -9,7 +9,7 @@ from spiketriton.commandline import Parser
 from spiketriton.config import moved_plugins
 from spiketriton.errors import UserError, importing, run_command
 from spiketriton.runs.folder import RunFolder, refuse_unusable
-from spiketriton.runs.outputs import mark_of, output_folder, refuse_foreign
+from spiketriton.runs.outputs import mark_of, marked, output_folder, refuse_foreign
 from spiketriton.runs.rows import replace_file
 
 if TYPE_CHECKING:
@@ -26,9 +26,10 @@ evaluated now, which needs its data."""
 
 def evaluation_of(path: str, overrides: Sequence[str]) -> "Evaluation":
     """The evaluation in the run folder if it is of the last checkpoint, else a new one."""
+    from spiketriton.runs.state import read_state
     from spiketriton.trained.evaluation import evaluate
     from spiketriton.trained.results import read_evaluation
-    from spiketriton.trained.run import load_run, read_state
+    from spiketriton.trained.run import load_run
 
     folder = RunFolder.find(path)
     stored = folder.path / "evaluation" / "evaluation.json"
@@ -68,7 +69,7 @@ def main(arguments: list[str]) -> None:
     own, mark = folder.path / "report.html", mark_of(folder, "report")
     out = Path(args.out or own)
     if out.resolve() != own.resolve():
-        refuse_foreign([out], mark)
+        refuse_foreign([out], marked(mark))
     output_folder(out.parent)
     evaluations = []
     if not args.no_evaluation:

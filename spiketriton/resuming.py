@@ -23,8 +23,8 @@ def begin(trainer: Trainer) -> None:
     weights = trainer.ranks.decide(partial(find_weights, source))
     for line in take_weights(trainer.model, weights, source).lines():
         trainer.display.note(line)
-    if trainer.ema is not None:
-        trainer.ema.restart()
+    if trainer.update.ema is not None:
+        trainer.update.ema.restart()
 
 
 def resume(trainer: Trainer) -> None:
@@ -60,7 +60,7 @@ def _continue_from(trainer: Trainer, state: dict[str, Any]) -> None:
         )
     trainer.load_state_dict(state)
     if extended:
-        rate = continue_on(trainer.schedule, trainer.optimizer, trainer.step)
+        rate = continue_on(trainer.update.schedule, trainer.update.optimizer, trainer.step)
         trainer.progress.since_best = 0
         note(
             f"extended {extended}: the learning rate continues as in a run of that length, {rate:.3g} at "

@@ -1,5 +1,7 @@
 """One session of training: from a recipe and a run folder to the outcome, for the command and for Python."""
 
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -7,10 +9,17 @@ from pathlib import Path
 from spiketriton import resuming
 from spiketriton.config import Recipe
 from spiketriton.data import build_data
-from spiketriton.errors import EXIT_DONE, UserError
+from spiketriton.errors import EXIT_DONE, EXIT_NONFINITE, UserError
 from spiketriton.runs.folder import Onlooker, RunFolder
-from spiketriton.show.announcements import announce_parts, announce_run, summary
-from spiketriton.show.display import Display
+from spiketriton.runs.rows import json_text
+from spiketriton.show.announcements import (
+    announce_parts,
+    announce_run,
+    summary,
+    to_continue,
+    what_next,
+)
+from spiketriton.show.display import Display, Quiet, make_display
 from spiketriton.show.run_pictures import draw_run
 from spiketriton.show.verdict import nothing_learnt
 from spiketriton.trained.teacher import TWIN, twin_of
@@ -18,6 +27,7 @@ from spiketriton.trainer import Trainer
 from spiketriton.training.environment import describe
 from spiketriton.training.hooks import Hooks
 from spiketriton.training.memory_limit import is_out_of_memory, too_large
+from spiketriton.training.nonfinite import Diverged
 from spiketriton.training.plan import Outcome
 from spiketriton.training.precompile import precompile
 from spiketriton.training.ranks import Ranks
@@ -62,7 +72,7 @@ def compile_kernels(trainer: Trainer) -> None:
     if not monitor.layers:
         return
     part = data.train.batch_size // (data.train.accumulate * data.train.world_size)
-    image = (part, data.channels, data.image_size, data.image_size)
+    image = (part, *data.facts.image_shape)
     shape = (data.frames, *image) if data.frames else image
     note = trainer.display.note
     precompile(trainer.model, shape, monitor.probes, monitor.watch, trainer.placement, note)
@@ -87,6 +97,39 @@ def _train_twin(trainer: Trainer, folder: RunFolder, display: Display, ranks: Ra
     outcome = train(twin_of(recipe), twin, display.another(), ranks, resume=begun, draws=False)
     if outcome.exit_code != EXIT_DONE:
         display.note(f"its teacher was stopped; saved: step {outcome.saved_at} of it")
+    return outcome.exit_code
+
+
+def train_for_command(
+    recipe: Recipe,
+    folder: RunFolder,
+    ranks: Ranks,
+    words: Sequence[str],
+    *,
+    resume: bool,
+    quiet: bool,
+    as_json: bool,
+) -> int:
+    """`train`, and what to try next or how to continue; returns the exit code.
+
+    words: the recipe file and the overrides that made it.
+    """
+    silent = quiet or as_json or not ranks.first
+    display = Quiet(warns=ranks.first) if silent else make_display()
+    try:
+        outcome = train(recipe, folder, display, ranks, resume=resume)
+    except Diverged as error:
+        if ranks.first:
+            print(f"error: {error}", file=sys.stderr)
+        return EXIT_NONFINITE
+    except (KeyboardInterrupt, SystemExit):
+        if ranks.first and folder.recipe.exists():
+            to_continue(display, folder, recipe, "interrupted", ranks.launcher)
+        raise
+    if ranks.first:
+        what_next(display, outcome, folder, recipe, words, ranks.launcher)
+    if ranks.first and as_json:
+        print(json_text({"run": str(folder.path), **outcome.row()}), end="")
     return outcome.exit_code
 
 

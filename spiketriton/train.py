@@ -2,19 +2,12 @@
 
 import argparse
 import os
-import sys
 from functools import partial
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
 
+from spiketriton.callable import as_function
 from spiketriton.commandline import KEYS_HELP, RECIPE_HELP, Parser
-from spiketriton.config import Recipe
-from spiketriton.errors import EXIT_NONFINITE, importing, run_command
-from spiketriton.runs.folder import RunFolder, find_recipe_of, find_run
-from spiketriton.runs.rows import json_text
-
-if TYPE_CHECKING:
-    from spiketriton.training.ranks import Ranks
+from spiketriton.errors import importing, run_command
+from spiketriton.runs.folder import Onlooker, find_recipe_of, find_run
 
 EPILOG = """\
 examples:
@@ -36,12 +29,7 @@ CODES = {
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser("train", EPILOG, CODES)
-    parser.add_argument(
-        "recipe",
-        nargs="?",
-        metavar="RECIPE",
-        help=RECIPE_HELP,
-    )
+    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help=RECIPE_HELP)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=KEYS_HELP)
     parser.add_trust()
     parser.add_argument("--run-dir", metavar="DIR", help="run folder (runs/<recipe>-<time>)")
@@ -71,58 +59,20 @@ def main(arguments: list[str]) -> int:
     if os.environ.get("WORLD_SIZE", "1") in ("", "1"):  # else one rank speaks for all
         find_recipe_of(*given, extend=args.extend)
     with importing():
-        from spiketriton.runs.folder import Onlooker
+        from spiketriton import session
         from spiketriton.training.ranks import ranks_of_torchrun
 
     with ranks_of_torchrun() as ranks:
         recipe, folder = ranks.decide(partial(find_run, *given, extend=args.extend))
         folder = folder if ranks.first else Onlooker(folder.path)
-        code = train(args, recipe, folder, ranks)
+        words = [args.recipe or str(folder.recipe), *args.overrides]
+        how = {"resume": args.resume is not None, "quiet": args.quiet, "as_json": args.json}
+        code = session.train_for_command(recipe, folder, ranks, words, **how)
         ranks.meet()  # torchrun kills all ranks once one exits with another code than 0
         return code
 
 
-def train(args: argparse.Namespace, recipe: Recipe, folder: RunFolder, ranks: "Ranks") -> int:
-    with importing():
-        from spiketriton import session
-        from spiketriton.show.announcements import to_continue, what_next
-        from spiketriton.show.display import Quiet, make_display
-        from spiketriton.training.nonfinite import Diverged
-
-    quiet = args.quiet or args.json or not ranks.first
-    display = Quiet(warns=ranks.first) if quiet else make_display()
-    try:
-        outcome = session.train(recipe, folder, display, ranks, resume=args.resume is not None)
-    except Diverged as error:
-        if ranks.first:
-            print(f"error: {error}", file=sys.stderr)
-        return EXIT_NONFINITE
-    except (KeyboardInterrupt, SystemExit):
-        if ranks.first and folder.recipe.exists():
-            to_continue(display, folder, recipe, "interrupted", ranks.launcher)
-        raise
-    if ranks.first:
-        words = [args.recipe or str(folder.recipe), *args.overrides]
-        what_next(display, outcome, folder, recipe, words, ranks.launcher)
-    if ranks.first and args.json:
-        print(json_text({"run": str(folder.path), **outcome.row()}), end="")
-    return outcome.exit_code
-
-
-class _Command(ModuleType):
-    """The module `spiketriton.train`, which hides the function of this name once it is imported.
-
-    So it can be called like it.
-    """
-
-    def __call__(self, *args: Any, **keys: Any) -> Any:
-        """`spiketriton.api.train`."""
-        from spiketriton import api  # the command does not need it
-
-        return api.train(*args, **keys)
-
-
-sys.modules[__name__].__class__ = _Command
+as_function(__name__)
 
 if __name__ == "__main__":
     run_command(main)

@@ -2,11 +2,9 @@
 
 import contextlib
 import time
-import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import torch
@@ -16,7 +14,7 @@ from spiketriton import __version__
 from spiketriton.config import Recipe, to_toml
 from spiketriton.data import Data
 from spiketriton.errors import EXIT_DONE, EXIT_ERROR
-from spiketriton.gradients.monitor import GradientMonitor, clipped_norm
+from spiketriton.gradients.monitor import GradientMonitor
 from spiketriton.models import build_model
 from spiketriton.recording import Recorder
 from spiketriton.runs.checkpoint import Checkpoints
@@ -25,16 +23,14 @@ from spiketriton.runs.rows import Row
 from spiketriton.show.display import Display
 from spiketriton.trained.teacher import TWIN, Teacher, find_teacher
 from spiketriton.training import environment
-from spiketriton.training.ema import MovingAverage
-from spiketriton.training.graphs import CudaGraphs, Steps, obstacle_of, tensors_of
-from spiketriton.training.guard import Counts, FiniteGuard
+from spiketriton.training.graphs import CudaGraphs, Steps, obstacle_of
+from spiketriton.training.guard import Counts
 from spiketriton.training.hooks import Hooks
 from spiketriton.training.interrupts import StopSignals
 from spiketriton.training.losses import build_loss
 from spiketriton.training.memory_limit import explained, is_out_of_memory, settle
 from spiketriton.training.meters import Meters, forget_peak_memory, peak_memory_mib
-from spiketriton.training.nonfinite import Diverged, locate, report, scene
-from spiketriton.training.optim import build_optimizer, build_schedule
+from spiketriton.training.nonfinite import Diverged, again, report, scene
 from spiketriton.training.placement import Placement
 from spiketriton.training.plan import Outcome, Plan, Progress
 from spiketriton.training.randomness import (
@@ -45,8 +41,10 @@ from spiketriton.training.randomness import (
 )
 from spiketriton.training.ranks import Ranks
 from spiketriton.training.restore import refuse_damage
+from spiketriton.training.saving import Saver
 from spiketriton.training.start import freeze
 from spiketriton.training.testing import Tester
+from spiketriton.training.update import Update
 
 
 class Trainer:
@@ -75,48 +73,33 @@ class Trainer:
         self.data = data = settle(recipe, data, folder, display.note, ranks=ranks)
 
         seed_everything(recipe.seed)
-        classes, channels, size = len(data.classes), data.channels, data.image_size
-        model = build_model(recipe, classes=classes, channels=channels, image_size=size)
+        model = build_model(recipe, **data.facts.sizes)
         freeze(model, cfg.freeze)
         self.model = self.placement.place(model)
         forward = environment.compiled(self.model) if cfg.compile else self.model
         self.forward = ranks.parallel(forward)
-        # without sync_bn each rank has its own: averaged, so that one checkpoint holds for all
-        moving = [] if cfg.sync_bn else self.model.buffers()
-        self.statistics = [buffer for buffer in moving if buffer.is_floating_point()]
-
         self.plan = Plan.of(recipe, data)
-        self.accumulate = data.train.accumulate
         # a twin may have to be trained yet
         self.teacher = None if recipe.loss.teacher == TWIN else self.find_teacher()
         self.loss = build_loss(recipe.loss, data.facts.class_counts)
-        self.optimizer = build_optimizer(cfg, self.model, recipe.peak_lr)
-        self.schedule = build_schedule(cfg, self.optimizer, self.plan.steps)
-        self.scaler = self.placement.scaler()
-        # torch warns if the scaler skips the first step, which is normal
-        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
-        self.guard = FiniteGuard(self.model, self.optimizer, cfg, scaled=self.scaler.is_enabled())
-        self.gradient_norm = partial(clipped_norm, list(model.parameters()), cfg.clip_grad_norm)
+        self.update = Update(
+            cfg, recipe.peak_lr, self.model, self.placement, ranks, self.plan.steps
+        )
 
         self.recorder = Recorder(recipe, data, folder, display, self.hooks, ranks.first)
         self.monitor = GradientMonitor(
             self.model,
             batch=cfg.batch_size // self.accumulate,
-            image_shape=(channels, size, size),
-            scale=self.scaler.get_scale,
+            image_shape=data.facts.image_shape,
+            scale=self.update.scaler.get_scale,
             write=self.recorder.add_gradients,
             ranks=ranks,
             frames=data.frames,
         )
         self.meters = Meters(self.device)
-        self.ema = MovingAverage(self.model, cfg.ema) if cfg.ema else None
-        self.number = torch.zeros((), dtype=torch.int64, device=self.device)  # of the step
-        self.run = self.steps_of(cfg.graph)
-        self.stateful = {name: getattr(self, name) for name in _STATEFUL}
-        if self.ema is not None:
-            self.stateful["ema"] = self.ema
         self.checkpoints = Checkpoints(folder.checkpoints, display.warn, recipe.checkpoint.keep)
         self.stop = StopSignals(display.stopping, ranks)
+        self.saver = Saver(self.checkpoints, self.stop, self.hooks.checkpoint)
         self.tester = Tester(
             model=self.model,
             forward=self.forward,
@@ -125,8 +108,27 @@ class Trainer:
             stop=self.stop,
             tell=display.testing,
         )
+        self.run = Steps(
+            self.work,
+            self.update.optimizer,
+            mode=cfg.graph,
+            obstacle=obstacle_of(
+                self.device,
+                ranks.world_size,
+                self.update.scaler.is_enabled(),
+                own=cfg.graph == "auto" and recipe.names_code,
+            ),
+            state=self.update.tensors,
+            note=display.note,
+            graphs=partial(CudaGraphs, self.device),
+        )
+        self.stateful = {
+            "model": self.model,
+            **self.update.stateful,
+            "meters": self.meters,
+            "monitor": self.monitor,
+        }
         self.progress = Progress()
-        self.saved_at: int | None = None
         self.images_per_s: float | None = None
         seed_everything(recipe.seed)
         self.random_state = random_state()
@@ -135,26 +137,6 @@ class Trainer:
         """UserError: the recipe names one that cannot teach this network."""
         where, facts = self.folder.path, self.data.facts
         return find_teacher(self.recipe.loss, where, facts, self.placement, self.model)
-
-    def steps_of(self, mode: bool | str) -> Steps:
-        """Runs `work`, as CUDA graphs where `train.graph` asks for them and nothing stands in the way."""
-        recipe = self.recipe
-        own = bool(recipe.plugins.modules) or ":" in recipe.model.name
-        obstacle = obstacle_of(
-            self.device,
-            self.ranks.world_size,
-            self.scaler.is_enabled(),
-            own=mode == "auto" and own,
-        )
-        return Steps(
-            self.work,
-            self.optimizer,
-            mode=mode,
-            obstacle=obstacle,
-            state=self.changed,
-            note=self.display.note,
-            graphs=partial(CudaGraphs, self.device),
-        )
 
     def fit(self, until: int | None = None) -> Outcome:
         """Trains to the end, to step `until`, or until a signal; saves before it returns.
@@ -181,6 +163,11 @@ class Trainer:
         return self.outcome()
 
     @property
+    def accumulate(self) -> int:
+        """Micro-batches of a step."""
+        return self.data.train.accumulate
+
+    @property
     def ended(self) -> bool:
         """Before the last step: patience has run out, or a function of the caller's has said so."""
         return self.plan.exhausted(self.progress) or self.hooks.stops
@@ -192,7 +179,7 @@ class Trainer:
 
     def train_step(self) -> None:
         """One optimizer step with the clipped sum of the micro-batches' gradients."""
-        self.number.fill_(self.step + 1)
+        self.update.number.fill_(self.step + 1)
         if self.model.draws:
             seed_step(self.recipe.seed, self.step, self.ranks.rank)
         parts = (self.next_batch() for _ in range(self.accumulate))
@@ -200,8 +187,7 @@ class Trainer:
         total, norm = self.run(parts, watched=measured)
         if measured:
             self.monitor.read(self.step + 1)
-        self.lr = float(self.schedule.get_last_lr()[0])
-        self.schedule.step()
+        self.lr = self.update.advance()
         self.progress.step += 1
         self.meters.step(self.recipe.train.batch_size, total, norm)
         self.display.advance(self.step)
@@ -213,7 +199,7 @@ class Trainer:
         No number of Python's that changes from step to step may reach a kernel here: see `graphs`.
         """
         losses = []
-        self.guard.begin()
+        self.update.begin()
         for part, (images, labels) in enumerate(parts):
             last = part == self.accumulate - 1
             with (
@@ -226,25 +212,9 @@ class Trainer:
                     if self.teacher is not None:
                         loss = self.teacher.blended(loss, currents, images)
                     loss = loss / self.accumulate
-                self.scaler.scale(loss).backward()
+                self.update.backward(loss)
             losses.append(loss.detach().double())
-        self.scaler.unscale_(self.optimizer)
-        self.ranks.average_(self.statistics)
-        total, norm = self.ranks.mean(torch.stack(losses).sum()), self.gradient_norm()
-        self.guard.judge(self.number, total, norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad()
-        if self.ema is not None:
-            self.ema.update()
-        return total, norm
-
-    def changed(self) -> list[Tensor]:
-        """Every tensor that `work` changes."""
-        average = [*self.ema.average.values(), self.ema.steps] if self.ema is not None else []
-        optimizer = tensors_of(self.optimizer)
-        model = [*self.model.parameters(), *self.model.buffers()]
-        return [*model, *optimizer, *self.guard.tensors(), *average]
+        return self.update.step(torch.stack(losses).sum())
 
     def next_batch(self) -> tuple[Tensor, Tensor]:
         """The next micro-batch on the device: images [b, C, H, W] or [T, b, C, H, W], labels [b].
@@ -259,15 +229,14 @@ class Trainer:
         """Tests the model, writes a row, and saves the model if it is the best so far."""
         self.refuse_nonfinite()
         with self.meters.aside():
-            results = self.tester.results(self.data, self.ema)
+            results = self.tester.results(self.data, self.update.ema)
         if results is None:
             return
         best = self.progress.tested(results)
-        self.saved_at = None  # a checkpoint of this step, written when a signal broke off the test, lacks the result
+        self.saver.saved_at = None  # of this step, but without the result, if a signal broke it off
         self.record("eval", **results.row(self.data))
         if best:
-            with self.stop.saving():
-                self.ranks.decide(partial(self.checkpoints.save_best, self.state_dict()))
+            self.saver.save_best(self.state_dict)
 
     def log(self) -> None:
         """Writes a row about the steps since the last one; this waits for the device."""
@@ -285,7 +254,7 @@ class Trainer:
 
     def refuse_nonfinite(self) -> None:
         """Warns of steps that were left out. Diverged, with the place: the guard has ended training."""
-        counts = self.guard.read()
+        counts = self.update.guard.read()
         if counts.halted_at:
             raise self.diverged(counts)
         if counts.new:
@@ -295,16 +264,10 @@ class Trainer:
         """The error that ends the run, after the first rank has saved and repeated the bad step."""
         if not self.ranks.first:
             return Diverged("the first rank repeats the step of all ranks and names the place")
-        self.model.set_synchronised(False)
-        whole = self.data.train.of_all_ranks()
-        with contextlib.closing(whole.from_step(counts.halted_at - 1, self.device)) as stream:
-            parts = list(islice(stream, whole.accumulate))
-        self.checkpoints.save_as(
-            self.folder.path / "nonfinite.pt", scene(self.state_dict(), counts.halted_at, parts)
-        )
-        batches = self.placement.batches(parts)
-        find = partial(locate, self.model, batches, self.loss, self.placement.autocast)
-        return report(self.recipe, self.folder.path, counts, find)
+        step, path = counts.halted_at, self.folder.path
+        parts, find = again(self.model, self.data.train, self.loss, self.placement, step)
+        self.checkpoints.save_as(path / "nonfinite.pt", scene(self.state_dict(), step, parts))
+        return report(self.recipe, path, counts, find)
 
     def record(self, kind: str, **numbers: float | None) -> None:
         """A row of metrics.jsonl; `epoch` counts passes over the training images."""
@@ -314,15 +277,11 @@ class Trainer:
 
     def save(self) -> None:
         """Writes a checkpoint of this step, unless there is one."""
-        if self.saved_at == self.step:
+        if self.saver.saved_at == self.step:
             return
         self.refuse_nonfinite()
         self.progress.seconds = self.seconds()
-        with self.stop.saving():
-            if self.ranks.decide(partial(self.checkpoints.save_last, self.state_dict())):
-                self.saved_at = self.step
-        if self.saved_at == self.step:
-            self.hooks.checkpoint(self.folder.checkpoints / "last.pt")
+        self.saver.save_last(self.step, self.state_dict)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on; the data are a function of (seed, step).
@@ -341,15 +300,12 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """UserError: the state is damaged."""
-        refuse_damage(self.folder.path, state, self.state_dict(), self.optimizer)
-        known = (field.name for field in fields(Progress) if field.name in state)
-        self.progress = Progress(**{name: state[name] for name in known})
-        if self.data.validation is None:  # versions before 0.2 chose the best by the test images
-            self.progress.best_accuracy = None
+        refuse_damage(self.folder.path, state, self.state_dict(), self.update.optimizer)
+        self.progress = Progress.of_state(state, validated=self.data.validation is not None)
         for name, part in self.stateful.items():
             part.load_state_dict(state[name])
         self.random_state = state["random"]
-        self.saved_at = self.step
+        self.saver.saved_at = self.step
 
     @property
     def step(self) -> int:
@@ -394,7 +350,7 @@ class Trainer:
             images_per_s=self.images_per_s,
             peak_memory_mib=self.ranks.most(peak_memory_mib(self.device)),
             firing_rate=self.monitor.summary.firing_rate,
-            saved_at=self.saved_at,
+            saved_at=self.saver.saved_at,
             exit_code=self.exit_code(),
         )
 
@@ -402,7 +358,4 @@ class Trainer:
         """The signal's code if it cut the run short; the same on all ranks."""
         if not self.plan.finished(self.progress) and not self.hooks.stops:
             return self.stop.exit_code
-        return EXIT_DONE if self.saved_at == self.step else EXIT_ERROR
-
-
-_STATEFUL = ("model", "optimizer", "schedule", "scaler", "guard", "meters", "monitor")
+        return EXIT_DONE if self.saver.saved_at == self.step else EXIT_ERROR

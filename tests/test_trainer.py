@@ -160,7 +160,7 @@ def test_synchronised_statistics_change_nothing_on_one_device(tmp_path):
     plain, synchronised = (
         small_trainer(tmp_path / word, f"train.sync_bn={word}") for word in ("false", "true")
     )
-    assert (len(plain.statistics), len(synchronised.statistics)) == (2 * 9, 0)
+    assert (len(plain.update.statistics), len(synchronised.update.statistics)) == (2 * 9, 0)
     for trainer in (plain, synchronised):
         trainer.fit(until=2)
     assert_equal(weights(plain), weights(synchronised))
@@ -231,7 +231,7 @@ def test_a_run_whose_last_state_cannot_be_saved_is_not_done(tmp_path, monkeypatc
 def test_what_resuming_says(tmp_path):
     begun, fresh = Lines(), Lines()
     small_trainer(tmp_path / "run").fit(until=2)
-    assert small_trainer(tmp_path / "run", resume=True, display=begun).saved_at == 2
+    assert small_trainer(tmp_path / "run", resume=True, display=begun).saver.saved_at == 2
     assert "resumes after step 2 of 21" in begun.text
     small_trainer(tmp_path / "fresh")
     small_trainer(tmp_path / "fresh", resume=True, display=fresh)
@@ -431,7 +431,7 @@ def test_half_precision(tmp_path, precision):
     assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
     losses = [row["loss"] for row in RunFolder(tmp_path / "run").metrics.read() if "loss" in row]
     assert losses[-1] < 0.95 * losses[0]
-    assert trainer.scaler.is_enabled() == (precision == "fp16")
+    assert trainer.update.scaler.is_enabled() == (precision == "fp16")
 
 
 def test_threads_and_deterministic_algorithms(tmp_path):
@@ -502,13 +502,13 @@ def test_the_time_of_tests_is_not_that_of_training(tmp_path, monkeypatch):
     clock = Clock()
     monkeypatch.setattr("time.perf_counter", lambda: clock.now)
     trainer = small_trainer(tmp_path / "run", display=clock)
-    norm = trainer.gradient_norm
+    norm = trainer.update.gradient_norm
 
     def second() -> Tensor:
         clock.now += 1  # a step's
         return norm()
 
-    trainer.gradient_norm = second  # type: ignore[assignment]
+    trainer.update.gradient_norm = second  # type: ignore[assignment]
     trainer.fit()
     rows = RunFolder(tmp_path / "run").metrics.read()
     assert {row["images_per_s"] for row in rows if row["kind"] == "train"} == {16.0}

@@ -43,8 +43,8 @@ from profiling.sections.kernels import Reference, relative_error, worst
 from spiketriton.config import Recipe, load_recipe, replace, to_toml
 from spiketriton.errors import UserError
 from spiketriton.models import Network, build_model
+from spiketriton.models.blocks import BLOCKS, Block
 from spiketriton.models.feedforward import Layer
-from spiketriton.models.resnet import BLOCKS, Block
 from spiketriton.neurons import Norm, SpikingNeuron
 from spiketriton.training.graphs import WARM_UP, CudaGraphs, Graphs, Steps, obstacle_of, tensors_of
 from spiketriton.training.losses import build_loss

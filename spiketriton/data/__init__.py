@@ -106,14 +106,14 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
             f"ranks leaves {part} images, of which train.mixup and train.cutmix cannot make pairs; "
             "accepted: an even number"
         )
-    source = _source(recipe)
+    source = _source(config, recipe.time_steps)
     source.refuse_unsound(config.name)
     _refuse_idle(config, source)
     source, skipped = checked(config, source)
     held_out = _held_out(config, source)
     training = subset(np.flatnonzero(~held_out), config.train_images)
-    _check_counts(recipe, source, int((~held_out).sum()))
-    facts = _facts(recipe, source, training)
+    _check_counts(config, train.batch_size, source, int((~held_out).sum()))
+    facts = _facts(config, recipe.time_steps, source, training)
     augmentation, augment = Augmentation.of(config), None
     if source.augment is not None:  # in place of the moves of the recipe
         augment = None if config.augment == "none" else source.augment
@@ -179,11 +179,11 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
     )
 
 
-def _source(recipe: Recipe) -> Source:
-    config = recipe.data
+def _source(config: DataConfig, steps: int) -> Source:
     own = chosen_part("data", config.name)
     if own is None:
-        return SOURCES[config.name](config) if config.name in SOURCES else event_source(recipe)
+        make = SOURCES.get(config.name)
+        return make(config) if make is not None else event_source(config, steps)
     made = own.make(config)
     if not isinstance(made, Source):
         raise UserError(
@@ -226,8 +226,8 @@ def _held_out(config: DataConfig, source: Source) -> np.ndarray:
     return held_out
 
 
-def _facts(recipe: Recipe, source: Source, training: np.ndarray) -> Facts:
-    config, (mean, std) = recipe.data, source.statistics
+def _facts(config: DataConfig, steps: int, source: Source, training: np.ndarray) -> Facts:
+    mean, std = source.statistics
     events = source.move == "events"
     labels = source.train.labels.numpy()[training]
     return Facts(
@@ -241,7 +241,7 @@ def _facts(recipe: Recipe, source: Source, training: np.ndarray) -> Facts:
         class_counts=tuple(np.bincount(labels, minlength=len(source.classes)).tolist()),
         synthetic=source.synthetic,
         split=source.split,
-        frames=recipe.time_steps if events else 0,
+        frames=steps if events else 0,
         count=config.count if events else "",
     )
 
@@ -292,9 +292,8 @@ def _micro_batches(train: TrainConfig, world_size: int) -> int:
     return train.batch_size // (value * world_size) if given else value
 
 
-def _check_counts(recipe: Recipe, source: Source, available: int) -> None:
+def _check_counts(config: DataConfig, batch_size: int, source: Source, available: int) -> None:
     """`available`: training images that are not held out."""
-    config = recipe.data
     if len(source.classes) < 2:
         raise UserError(
             f"{config.name} has only one class, {source.classes[0]}; accepted: two or more"
@@ -310,8 +309,8 @@ def _check_counts(recipe: Recipe, source: Source, available: int) -> None:
                 f"{key} = {wanted:,}, but {config.name} has only {there:,} {what}{where}"
             )
     images = config.train_images or available
-    if images < recipe.train.batch_size:
+    if images < batch_size:
         raise UserError(
-            f"train.batch_size = {recipe.train.batch_size:,} is more than the {images:,} training "
+            f"train.batch_size = {batch_size:,} is more than the {images:,} training "
             f"{what} of {config.name} (data.train_images = {config.train_images:,}; 0 means all)"
         )

@@ -38,6 +38,20 @@ class Facts:
         """The name, with the split where there may be several: for tables and titles."""
         return f"{self.name} ({self.split})" if self.split else self.name
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """[C, H, W] of what the network sees in a time step."""
+        return self.channels, self.image_size, self.image_size
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What a network is made for, as `build_model` takes it."""
+        return {
+            "classes": len(self.classes),
+            "channels": self.channels,
+            "image_size": self.image_size,
+        }
+
     def state_dict(self) -> dict[str, Any]:
         """The facts as plain data."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}

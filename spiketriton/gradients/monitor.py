@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spiketriton.gradients.measurement import Measurement
 from spiketriton.models import Network
@@ -161,10 +161,3 @@ def elements_per_image(
 
 def _finite(ratio: float | None) -> float | None:
     return None if ratio is None or math.isinf(ratio) else ratio
-
-
-def clipped_norm(parameters: list[nn.Parameter], limit: float) -> Tensor:
-    """The norm of the whole gradient, which is then scaled down to `limit` (0: left as it is)."""
-    if limit:
-        return nn.utils.clip_grad_norm_(parameters, limit)
-    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])

@@ -21,6 +21,7 @@ class Subject:
     state: the weights; None for the fresh ones of the recipe's seed.
     step: optimizer steps behind the weights.
     learned: what the run's last test or loss shows; None for a recipe, and where the recipe was changed.
+    changes: of the run's recipe, "key=value".
     """
 
     recipe: Recipe
@@ -28,6 +29,7 @@ class Subject:
     state: dict[str, Tensor] | None = None
     step: int = 0
     learned: Learned | None = None
+    changes: tuple[str, ...] = ()
 
 
 def find_subject(target: str, overrides: Sequence[str], warn: Callable[[str], None]) -> Subject:
@@ -64,6 +66,7 @@ def _of_run(folder: RunFolder, overrides: Sequence[str], warn: Callable[[str], N
         weights,
         state["step"],
         None if changed else learned_by(folder.metrics.read(), recipe, counts, state["step"]),
+        tuple(overrides),
     )
 
 

@@ -19,7 +19,7 @@ from spiketriton.gradients.probing import NOISE, Prober, cut_time, probe_batches
 from spiketriton.gradients.subject import Subject
 from spiketriton.gradients.verdict import BLOCK_NETS, CLOSED, lost_at, starts_closed
 from spiketriton.models import Network, build_model
-from spiketriton.models.resnet import BlockNetwork
+from spiketriton.models.blocks import BlockNetwork
 from spiketriton.neurons import Norm, build_neuron
 from spiketriton.training.losses import build_loss
 from spiketriton.training.placement import Placement
@@ -102,10 +102,7 @@ class Experiment:
     def build(self, recipe: Recipe) -> Network:
         """The net at the subject's weights; those that the variant has no use for are left out."""
         seed_everything(recipe.seed)
-        data = self.data
-        model = build_model(
-            recipe, classes=len(data.classes), channels=data.channels, image_size=data.image_size
-        )
+        model = build_model(recipe, **self.data.facts.sizes)
         if self.subject.state is not None:
             try:
                 model.load_state_dict(self.subject.state, strict=False)

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from spiketriton.config import Recipe
+from spiketriton.config import ModelConfig, NeuronConfig, Recipe
 from spiketriton.config.recipe import chosen_part
 from spiketriton.errors import UserError, warn_once
 from spiketriton.models.feedforward import MLP, PlainNet
@@ -17,7 +17,6 @@ from spiketriton.models.preact import PreActResNet
 from spiketriton.models.resnet import (
     ARCHITECTURES,
     IMAGENET_STEM_FROM,
-    BlockNetwork,
     ResNet,
     ResNet19,
     pixel_warning,
@@ -50,10 +49,9 @@ def build_model(recipe: Recipe, *, classes: int, channels: int, image_size: int)
         return made
     make = _BUILT_IN[model.name]
     net = make(recipe, parts, classes=classes, channels=channels, image_size=image_size)
-    if isinstance(net, BlockNetwork):
-        net.drop_paths()
-    if isinstance(net, BlockNetwork) and model.norm != "none":
-        net.start_blocks(*_block_start(recipe))
+    net.drop_paths()
+    if model.norm != "none":
+        net.start_blocks(*_block_start(model, recipe.neuron, recipe.time_steps))
     return net
 
 
@@ -111,7 +109,7 @@ _BUILT_IN: dict[str, Callable[..., Network]] = {
 """What makes each built-in network, called as a plugin's function is."""
 
 
-def _block_start(recipe: Recipe) -> tuple[float, float]:
+def _block_start(model: ModelConfig, neuron: NeuronConfig, steps: int) -> tuple[float, float]:
     """Weight and bias of the last norm of a block.
 
     A spike of a `plain` block's shortcut of 1 meets a threshold of 1 exactly: as soon as the branch takes
@@ -119,7 +117,6 @@ def _block_start(recipe: Recipe) -> tuple[float, float]:
     time: so far that one that fires is as far above the threshold in its first step as a silent one is
     below it in the last. The ANN twin has no threshold, and a PSN adds with weights of either sign.
     """
-    model, neuron = recipe.model, recipe.neuron
     if not isinstance(model.residual_bias, str):
         return model.residual_gain, model.residual_bias
     ands = model.block == "sew" and model.connect == "and"
@@ -132,7 +129,7 @@ def _block_start(recipe: Recipe) -> tuple[float, float]:
         return model.residual_gain, 1.25 * neuron.v_threshold / gain
     synapse = 1 - 1 / neuron.tau_synapse if neuron.kind == "cuba" else 0.0
     gathered = arriving = 0.0  # by a current of 1
-    for _ in range(recipe.time_steps):
+    for _ in range(steps):
         arriving = synapse * arriving + 1
         gathered = decay * gathered + arriving
     return model.residual_gain, (2 * neuron.v_threshold / gain - 1) / (1 + gathered)

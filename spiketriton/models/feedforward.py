@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from spiketriton.models.graph import Builder, Graph, Value
 from spiketriton.models.layers import (
     Parts,
     add_identity,
@@ -27,9 +28,16 @@ class Layer(nn.Module):
             return norm_neuron(self.bn, self.neuron, spike_conv(self.weights, x))
         return first_layer(self.weights, self.bn, self.neuron, x, steps)
 
+    def describe(self, build: Builder, name: str, x: Value) -> Value:
+        """Adds its nodes, whose names begin with `name`, to a graph in which it reads `x`."""
+        current = build.weights(f"{name}weights", x, self.weights, self.bn)
+        return build.neuron(f"{name}neuron", current, self.neuron)
+
 
 class FeedForward(Network):
     """Spiking layers in a row and a classifier; a subclass makes the layers."""
+
+    flattens = False  # whether the first layer reads all pixels of the image
 
     def __init__(
         self, parts: Parts, channels: int, layers: list[Layer], features: int, classes: int
@@ -57,6 +65,13 @@ class FeedForward(Network):
             spikes = layer(spikes)
         return spikes.mean((3, 4)) if spikes.ndim == 5 else spikes
 
+    def graph(self) -> Graph:
+        build = Builder()
+        value = build.add("flatten", "flatten", build.input) if self.flattens else build.input
+        value = build.row("layers", value, self.layers)
+        value = value if self.flattens else build.add("mean", "mean", value)
+        return build.read_by(self.fc, value)
+
 
 class PlainNet(FeedForward):
     """3x3 convolutions of one width; the image is halved at 1/3 and 2/3 of the depth."""
@@ -80,6 +95,8 @@ class PlainNet(FeedForward):
 
 class MLP(FeedForward):
     """Fully connected layers of one width; the first reads all pixels of the image."""
+
+    flattens = True
 
     def __init__(
         self,

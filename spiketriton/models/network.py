@@ -2,18 +2,16 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from spiketriton.errors import UserError
+from spiketriton.models.graph import Graph
 from spiketriton.models.layers import Parts, initialize
 from spiketriton.models.memory import PackedSpikes
 from spiketriton.neurons import Norm, SpikingNeuron
-
-if TYPE_CHECKING:
-    from spiketriton.models.graph import Graph
 
 
 class Network(nn.Module):
@@ -135,8 +133,8 @@ class Network(nn.Module):
         self.train(training)
         torch.set_rng_state(random)
 
-    def graph(self) -> "Graph | None":
-        """The network as a graph of `models.graph.Node`, which a subclass may give; None: made from its class.
+    def graph(self) -> Graph | None:
+        """The network as a graph of `models.graph.Node`, from "input" to "fc"; None: a subclass gives none.
 
         Operations are counted by it after it has given the answers of the network.
         """
@@ -156,6 +154,9 @@ class Network(nn.Module):
         The stem's and the last one of each residual block; all of them where there are no blocks.
         """
         return [name for name, _ in self.spiking_layers()]
+
+    def drop_paths(self) -> None:
+        """Sets the share of images for which each residual block is left out; nothing without blocks."""
 
     def start_blocks(self, gain: float, bias: float = 0.0) -> None:
         """Sets weight and bias of the last norm of every residual block; nothing without blocks."""

@@ -3,13 +3,16 @@
 All take constant images and frames of events.
 """
 
+from typing import cast
+
 from torch import Tensor, nn
 
+from spiketriton.models.blocks import BLOCKS, Block, BlockNetwork
 from spiketriton.models.feedforward import Layer
+from spiketriton.models.graph import Builder, Graph, Kind, Value
 from spiketriton.models.layers import Parts, first_layer, folded, over_time
 from spiketriton.models.memory import mark_spikes
 from spiketriton.models.network import Network
-from spiketriton.models.resnet import BLOCKS, BlockNetwork
 
 Plan = tuple[int | str, ...]
 """Channels of a 3x3 convolution with norm and neuron, in units of the first one's, or a pool: "avg" or "max"."""
@@ -26,6 +29,16 @@ PLANS: dict[str, tuple[Plan, tuple[int, ...], int]] = {
     "csnn": ((1, 1, 1, "avg", 1, 1, 1, "avg"), (4,), 256),
 }
 _POOLS = {"avg": nn.AvgPool2d, "max": nn.MaxPool2d}
+
+
+def _flattened(build: Builder, net: "VGG | BlockNet", value: Value) -> Value:
+    """Layers or blocks with pools behind some of them, up to the flattened image."""
+    for number, layer in enumerate(net.layers):
+        value = cast(Layer | Block, layer).describe(build, f"layers.{number}.", value)
+        if number + 1 in net.pooled_after:
+            pool = net.pooled_after.index(number + 1)
+            value = build.add(f"pools.{pool}", net.pool_kind, value, net.pools[pool])
+    return value
 
 
 class VGG(Network):
@@ -80,7 +93,7 @@ class VGG(Network):
         self._initialize()
 
     @property
-    def pool_kind(self) -> str:
+    def pool_kind(self) -> Kind:
         return (
             "maxpool" if any(isinstance(pool, nn.MaxPool2d) for pool in self.pools) else "avgpool"
         )
@@ -94,6 +107,12 @@ class VGG(Network):
         for layer in self.hidden:
             x = layer(x)
         return x
+
+    def graph(self) -> Graph:
+        build = Builder()
+        value = _flattened(build, self, build.input)
+        value = build.add("flatten", "flatten", value)
+        return build.read_by(self.fc, build.row("hidden", value, self.hidden))
 
     def _pooled(self, x: Tensor, number: int) -> Tensor:
         if number not in self.pooled_after:
@@ -114,7 +133,7 @@ class BlockNet(BlockNetwork):
     """
 
     number_of_blocks = 7
-    pool_kind = "maxpool"
+    pool_kind: Kind = "maxpool"
 
     def __init__(
         self,
@@ -144,3 +163,9 @@ class BlockNet(BlockNetwork):
     def features(self, images: Tensor, steps: int) -> Tensor:
         x = over_time(first_layer(self.conv1, self.bn1, self.neuron1, images, steps), steps)
         return self.through(self.layers, x, self.pools).flatten(2)
+
+    def graph(self) -> Graph:
+        build = Builder()
+        value = _flattened(build, self, self.stem(build))
+        value = build.neuron("neuron_last", value, self.neuron_last)
+        return build.read_by(self.fc, build.add("flatten", "flatten", value))

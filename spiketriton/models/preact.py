@@ -9,9 +9,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from spiketriton.models.blocks import convolutions, recomputed
+from spiketriton.models.graph import Builder, Graph, Value
 from spiketriton.models.layers import Parts, folded, norm_neuron, over_time, spike_conv
 from spiketriton.models.network import Network
-from spiketriton.models.resnet import Architecture, add_stages, convolutions, recomputed
+from spiketriton.models.resnet import Architecture, add_stages
 
 
 class PreActBlock(nn.Module):
@@ -58,6 +60,19 @@ class PreActBlock(nn.Module):
         for norm, neuron, conv in rest:
             current = spike_conv(conv, norm_neuron(norm, neuron, current))
         return current + shortcut
+
+    def describe(self, build: Builder, name: str, x: Value) -> Value:
+        """Adds its nodes, whose names begin with `name`, to a graph in which it reads `x`."""
+        norms, neurons, convs = zip(*self.stages(), strict=True)
+        current = build.norm(f"{name}bn1", x, norms[0])
+        value = shortcut = build.neuron(f"{name}neuron1", current, neurons[0])
+        if self.downsample is not None:
+            shortcut = build.weights(f"{name}downsample", value, self.downsample, None)
+        for i, (conv, norm) in enumerate(zip(convs, [*norms[1:], None], strict=True), start=1):
+            value = build.weights(f"{name}conv{i}", value, conv, norm)
+            if i < self.depth:
+                value = build.neuron(f"{name}neuron{i + 1}", value, neurons[i])
+        return value + shortcut
 
 
 class PreActResNet(Network):
@@ -109,3 +124,13 @@ class PreActResNet(Network):
         for _, block in self.blocks():
             x = recomputed(block, x) if self.checkpoint_blocks and training else block(x)
         return norm_neuron(self.bn_last, self.neuron_last, x).mean((3, 4))
+
+    def graph(self) -> Graph:
+        build = Builder()
+        value = build.weights("conv1", build.input, self.conv1, None)
+        value = build.maxpool(value, self.maxpool)
+        for stage in self.stage_names:
+            value = build.row(stage, value, self.get_submodule(stage).children())
+        value = build.norm("bn_last", value, self.bn_last)
+        value = build.neuron("neuron_last", value, self.neuron_last)
+        return build.read_by(self.fc, build.add("mean", "mean", value))

@@ -1,11 +1,11 @@
 """Nothing overwrites another's file silently: what a command about a run may replace.
 
 In its own place in the run folder (RUN/evaluation, RUN/report.html, RUN/<recipe>.nir) it replaces what is there. With
---out it replaces only what the same command wrote about the same run, which the file itself says: it contains a mark.
+--out it replaces only what the same command wrote about the same run, which the file itself says, by a mark or as data.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from spiketriton.errors import UserError
@@ -18,12 +18,17 @@ def mark_of(folder: RunFolder, command: str) -> str:
     return f"spiketriton {command} {run}"
 
 
-def refuse_foreign(paths: Iterable[Path], mark: str) -> None:
-    """UserError: at one of the paths there is a folder, or a file that does not contain the mark."""
+def marked(mark: str) -> Callable[[Path], bool]:
+    """Whether a file contains the mark."""
+    return lambda path: mark.encode() in path.read_bytes()
+
+
+def refuse_foreign(paths: Iterable[Path], own: Callable[[Path], bool]) -> None:
+    """UserError: at one of the paths there is a folder, or a file that is not the command's own."""
     for path in paths:
         if path.is_dir():
             raise UserError(f"{path} is a folder; accepted: the name of a file")
-        if path.exists() and mark.encode() not in path.read_bytes():
+        if path.exists() and not own(path):
             raise UserError(
                 f"{path} exists, and is not what this command wrote about this run earlier; accepted by --out: "
                 "a new name, or remove it first"

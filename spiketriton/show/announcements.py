@@ -155,12 +155,14 @@ def to_continue(
         return
     saved = "nothing yet" if state is None else f"step {state['step']}"
     display.note(f"{what}; saved: {saved}. To continue:")
-    display.verbatim("  " + shlex.join([*train, "--resume", *_of_run(folder.path, recipe)]))
+    display.verbatim(
+        "  " + shlex.join([*train, "--resume", *_of_run(folder.path, recipe.names_code)])
+    )
 
 
-def _of_run(folder: Path, recipe: Recipe) -> list[str]:
-    """A run as a command takes it, with consent to the code that it was just trained with."""
-    return [str(folder), *["--trust-plugins"] * recipe.names_code]
+def _of_run(folder: Path, code: bool) -> list[str]:
+    """A run as a command takes it, with consent to the code that it was just trained with, if there is some."""
+    return [str(folder), *["--trust-plugins"] * code]
 
 
 def _with_changes(
@@ -204,7 +206,7 @@ def _overridden(arguments: Sequence[str], change: str) -> list[str] | None:
 
 def _with_the_run(folder: RunFolder, recipe: Recipe, given: str) -> Iterator[tuple[list[str], str]]:
     """Commands that take the run, and why. `given`: the recipe of its command."""
-    run = _of_run(folder.path, recipe)
+    run = _of_run(folder.path, recipe.names_code)
     rows = folder.metrics.path.exists()
     unmeasurable = recipe.monitor.enabled and rows and not folder.gradients.path.exists()
     if recipe.neuron.kind == "relu":

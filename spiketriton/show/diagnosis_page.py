@@ -134,6 +134,7 @@ def as_json(found: Diagnosis) -> dict[str, Any]:
         "subject": found.subject.title,
         "recipe": found.subject.recipe.name,
         "step": found.subject.step,
+        "changes": list(found.subject.changes),
         "data": found.subject.recipe.data.name,
         "synthetic": found.synthetic,
         "images": found.images,

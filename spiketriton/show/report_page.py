@@ -4,7 +4,7 @@ import base64
 import shlex
 from collections.abc import Iterator, Sequence
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from spiketriton.gradients.verdict import judge_recipe
 from spiketriton.plain import of_plain
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import Row, read_json
+from spiketriton.runs.state import read_state
 from spiketriton.show import evaluation_pictures, event_pictures, run_pictures
 from spiketriton.show.evaluation_tables import (
     layer_head,
@@ -29,7 +30,6 @@ from spiketriton.show.evaluation_tables import verdict as run_in_sentences
 from spiketriton.show.figures import png, style
 from spiketriton.show.verdict import line, sentences
 from spiketriton.trained.results import Evaluation
-from spiketriton.trained.run import read_state
 from spiketriton.training import environment
 
 if TYPE_CHECKING:
@@ -259,11 +259,12 @@ def _diagnosed(folder: RunFolder, step: int, layers: int) -> np.ndarray | None:
     for path in sorted(folder.path.glob("diagnosis*.json")):
         found = read_json(path)
         try:
-            subject = of_plain(str, found.get("subject") if isinstance(found, dict) else None)
+            found = of_plain(dict[str, Any], found)
+            after, changes = of_plain(int, found.get("step")), found.get("changes")
             overlap = of_plain(list[float], found.get("overlap"))
         except ValueError as error:
             raise UserError(f"{path} is damaged: {error}") from None
-        if subject.endswith(f"after step {step}") and len(overlap) == layers:  # and nothing changed
+        if (after, changes, len(overlap)) == (step, [], layers):
             return np.array(overlap, float)
     return None
 

@@ -31,7 +31,8 @@ from torch import Tensor, nn
 from spiketriton.config import Recipe, replace
 from spiketriton.errors import UserError
 from spiketriton.models import Network
-from spiketriton.models.graph import counted_graph, folded_weights, graph_of, layers, noise
+from spiketriton.models.agreement import counted_graph, noise
+from spiketriton.models.graph import folded_weights, graph_of, layers
 from spiketriton.runs.folder import RunFolder
 from spiketriton.trained.converted import ConvertedIF, converted_network
 from spiketriton.trained.quantised import quantised, retrain
@@ -81,9 +82,7 @@ def convert(run: Run, options: Options) -> tuple[Recipe, Network]:
         )
     recipe = converted_recipe(run.recipe, options)
     facts = run.facts
-    model = converted_network(
-        recipe, classes=len(facts.classes), channels=facts.channels, image_size=facts.image_size
-    )
+    model = converted_network(recipe, **facts.sizes)
     model.to(run.device).eval()
     images = calibration_images(run, options.images)
     with recording(run.model, sample) as activations:
@@ -97,7 +96,7 @@ def convert(run: Run, options: Options) -> tuple[Recipe, Network]:
         run = dataclasses.replace(run, model=ann)
         found = {name: ann.get_submodule(name).used() for name in found}  # type: ignore[operator]
 
-    image = (facts.channels, facts.image_size, facts.image_size)
+    image = facts.image_shape
     nodes = counted_graph(run.model, noise(run.model, image, bool(facts.frames)))
     for node in layers(nodes, "weights"):
         layer = model.get_submodule(node.name)

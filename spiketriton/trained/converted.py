@@ -71,12 +71,12 @@ class PooledCurrent(nn.Module):
         return folded(self.pool, y)
 
 
-def converted_network(recipe: Recipe, *, classes: int, channels: int, image_size: int) -> Network:
+def converted_network(recipe: Recipe, **sizes: int) -> Network:
     """The network of a converted run's recipe (neuron "if", norm "none"), weights not yet loaded.
 
     Its modules have the names of the ANN's.
     """
-    model = build_model(recipe, classes=classes, channels=channels, image_size=image_size)
+    model = build_model(recipe, **sizes)
     nodes = graph_of(model)
     for node in nodes.values():
         if node.kind == "neuron":

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spiketriton.data import TestSet
 from spiketriton.errors import UserError
-from spiketriton.models.graph import AGREEMENT, counted_graph
+from spiketriton.models.agreement import AGREEMENT, counted_graph
 from spiketriton.neurons import IF, PSN, MaskedPSN, Norm, SlidingPSN, SpikingNeuron
 from spiketriton.trained.counters import ActivityCounter, SpikeCounter
 from spiketriton.trained.energy import Workload, ann_energy_pj, energy_pj, workload
@@ -43,18 +43,7 @@ def evaluate(run: Run, steps: int | None = None, batch_size: int = 0) -> Evaluat
         UserError: more steps than the network has gains for (TEBN), or than recordings have frames.
     """
     model, data, spiking = run.model, run.data, run.model.is_spiking
-    last = run.time_steps
-    if data.facts.frames and (steps or 0) > last:
-        raise UserError(f"{run.folder.path}: recordings of {last} frames have no step {steps}")
-    if spiking:
-        last = max(last, steps or 0)
-    if last > run.time_steps and any(isinstance(n, PSN) for _, n in model.spiking_layers()):
-        raise UserError(
-            f"{run.folder.path}: its parallel neurons have weights for {run.time_steps} time steps and cannot run "
-            f"{last}; accepted: up to {run.time_steps}"
-        )
-    for norm in (m for m in model.modules() if isinstance(m, Norm)):
-        norm.gains(last)  # TEBN refuses steps for which it has learnt no gain
+    last = _window(run, steps)
     test = data.test
     if batch_size:
         test = dataclasses.replace(test, batch_size=batch_size)
@@ -121,15 +110,30 @@ def evaluate(run: Run, steps: int | None = None, batch_size: int = 0) -> Evaluat
     )
 
 
+def _window(run: Run, steps: int | None) -> int:
+    """How many time steps are run. UserError: the network, or its recordings, have not so many."""
+    own = run.time_steps
+    if run.data.facts.frames and (steps or 0) > own:
+        raise UserError(f"{run.folder.path}: recordings of {own} frames have no step {steps}")
+    last = max(own, steps or 0) if run.model.is_spiking else own
+    if last > own and any(isinstance(n, PSN) for _, n in run.model.spiking_layers()):
+        raise UserError(
+            f"{run.folder.path}: its parallel neurons have weights for {own} time steps and cannot run "
+            f"{last}; accepted: up to {own}"
+        )
+    for norm in (m for m in run.model.modules() if isinstance(m, Norm)):
+        norm.gains(last)  # TEBN refuses steps for which it has learnt no gain
+    return last
+
+
 def _counter(
     run: Run, test: TestSet, steps: int
 ) -> tuple[SpikeCounter | ActivityCounter, Workload, str]:
     """What counts spikes, and operations by a graph; or why there is no graph that gives the network's answers."""
     data = run.data
-    image = (data.channels, data.image_size, data.image_size)
     try:
         nodes = counted_graph(run.model, first_images(test))
-        work = workload(nodes, image, constant=not data.facts.frames)
+        work = workload(nodes, data.facts.image_shape, constant=not data.facts.frames)
         return SpikeCounter(nodes, work, steps=steps, within=run.time_steps), work, ""
     except UserError as error:
         nothing = Workload(layer_macs={}, macs_once=0, macs_per_step=0, neurons=0, fan_out={})

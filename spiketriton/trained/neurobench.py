@@ -17,7 +17,8 @@ from torch import Tensor
 
 from spiketriton.data import TestSet
 from spiketriton.errors import UserError, one_line
-from spiketriton.models.graph import counted_graph, shapes_of
+from spiketriton.models.agreement import counted_graph
+from spiketriton.models.graph import shapes_of
 from spiketriton.neurons import SpikingNeuron, one_by_one
 from spiketriton.trained.counters import SpikeCounter
 from spiketriton.trained.energy import fan_out_by_reader, spike_sources, workload
@@ -71,7 +72,7 @@ def neurobench(run: Run) -> dict[str, Any]:
     static = import_module("neurobench.metrics.static")
     of_data = import_module("neurobench.metrics.workload")
     data, test = run.data, run.data.test
-    image, steps = (data.channels, data.image_size, data.image_size), run.time_steps
+    image, steps = data.facts.image_shape, run.time_steps
     counters: dict[str, SpikeCounter] = {}
     try:
         nodes = counted_graph(run.model, first_images(test))

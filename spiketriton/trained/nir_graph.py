@@ -25,14 +25,13 @@ from torch import nn
 import spiketriton
 from spiketriton.errors import UserError
 from spiketriton.models import Network
+from spiketriton.models.agreement import counted_graph, noise
 from spiketriton.models.graph import (
     Graph,
     Node,
-    counted_graph,
     folded_weights,
     graph_of,
     layers,
-    noise,
     shapes_of,
 )
 from spiketriton.neurons import SpikingNeuron

@@ -13,15 +13,15 @@ from rich.progress import track
 from torch import Tensor
 
 from spiketriton import __version__
-from spiketriton.commandline import CHECKPOINTS
 from spiketriton.config import Recipe, moved_plugins, replace, to_toml
 from spiketriton.data import Data, Facts, build_data
 from spiketriton.errors import UserError, one_line, warn
 from spiketriton.models import Network, build_model
 from spiketriton.plain import of_plain
-from spiketriton.runs.checkpoint import Checkpoints, State, read_checkpoint
+from spiketriton.runs.checkpoint import Checkpoints, State
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.same_recipe import refuse_changes
+from spiketriton.runs.state import read_state
 from spiketriton.trained.converted import converted_network
 from spiketriton.training.environment import describe
 from spiketriton.training.placement import Placement
@@ -168,36 +168,6 @@ def _moved(recipe: Recipe, overrides: tuple[str, ...], values: Mapping[str, Any]
     return replace(recipe, *overrides, values=values)
 
 
-def read_state(folder: RunFolder, checkpoint: str = "last") -> tuple[State, str]:
-    """One of the `CHECKPOINTS` of a run, and which it is: a damaged last one is replaced.
-
-    UserError: there is none of this name, or none that is whole.
-    """
-    if checkpoint not in CHECKPOINTS:
-        raise UserError(f"checkpoint {checkpoint!r}; accepted: {', '.join(CHECKPOINTS)}")
-    if checkpoint == "best":
-        path = folder.checkpoints / "best.pt"
-        if not path.exists():
-            raise UserError(
-                f"{folder.path} has no best checkpoint: it had no validation images "
-                "(data.validation); accepted: the last one"
-            )
-        return read_checkpoint(path), "best"
-    if checkpoint == "ema":
-        last, _ = read_state(folder)
-        if "ema" not in last:
-            raise UserError(f"{folder.path} has no average of its weights: its train.ema is 0")
-        return {**last, "model": {**last["model"], **last["ema"]["average"]}}, "ema"
-    checkpoints = Checkpoints(folder.checkpoints, warn)
-    state = checkpoints.load()
-    if state is None:
-        raise UserError(
-            f"{folder.path} holds no checkpoint: the run was stopped before its first one, or they were removed"
-        )
-    best = checkpoints.loaded is not None and checkpoints.loaded.name == "best.pt"
-    return state, "best" if best else "last"
-
-
 def network_of(recipe: Recipe, state: State, path: Path) -> tuple[Network, Facts]:
     """The network of a state with its weights, and what it was trained on. UserError: `path` is damaged."""
     kept = state.get("data")
@@ -212,14 +182,8 @@ def network_of(recipe: Recipe, state: State, path: Path) -> tuple[Network, Facts
 
 
 def _network(recipe: Recipe, facts: Facts, state: State) -> Network:
-    sizes = {
-        "classes": len(facts.classes),
-        "channels": facts.channels,
-        "image_size": facts.image_size,
-    }
-    if "conversion" in state:
-        return converted_network(recipe, **sizes)
-    return build_model(recipe, **sizes)
+    make = converted_network if "conversion" in state else build_model
+    return make(recipe, **facts.sizes)
 
 
 def _load_weights(model: Network, state: State, path: Path) -> None:

@@ -25,7 +25,7 @@ from spiketriton.config import LossConfig, NeuronConfig, Recipe
 from spiketriton.data import Facts
 from spiketriton.errors import UserError
 from spiketriton.models import Network
-from spiketriton.models.resnet import BlockNetwork
+from spiketriton.models.blocks import BlockNetwork
 from spiketriton.trained.run import load_run
 from spiketriton.training.placement import Placement
 

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from spiketriton.config import Recipe
-from spiketriton.data import Data
+from spiketriton.data import Data, Facts
 from spiketriton.errors import UserError
 from spiketriton.models import build_model
 from spiketriton.runs.folder import RunFolder
@@ -207,7 +207,7 @@ def _trial_of(recipe: Recipe, data: Data, ranks_here: int) -> Trial:
     free memory.
     """
     device = environment.choose_device(recipe.train.device).value
-    train = partial(_train, recipe, len(data.classes), data.frames, data.channels, data.image_size)
+    train = partial(_train, recipe, data.facts, data.frames)
     if device.type != "cpu":
         return train
     free = available_host_memory()
@@ -233,23 +233,18 @@ def _within(free: int | None, train: Trial, images: int) -> None:
     train(images)
 
 
-def _train(
-    recipe: Recipe, classes: int, frames: int, channels: int, size: int, images: int
-) -> None:
-    """A step on `images` images [channels, size, size], then forward and backward once more.
+def _train(recipe: Recipe, facts: Facts, frames: int, images: int) -> None:
+    """A step on so many images of noise, then forward and backward once more.
 
     frames: of a recording; 0: constant images.
     """
     cfg = recipe.train
     placement = Placement.set_up(cfg)
-    model = build_model(recipe, classes=classes, channels=channels, image_size=size)
-    placement.place(model)
+    model = placement.place(build_model(recipe, **facts.sizes))
     forward = environment.compiled(model) if cfg.compile else model
-    optimizer, loss = (
-        build_optimizer(cfg, model, recipe.peak_lr),
-        build_loss(recipe.loss, [1] * classes),
-    )
-    shape = (images, channels, size, size)
+    optimizer = build_optimizer(cfg, model, recipe.peak_lr)
+    loss = build_loss(recipe.loss, [1] * len(facts.classes))
+    shape = (images, *facts.image_shape)
     noise = torch.randn((frames, *shape) if frames else shape, device=placement.device)
     batch = placement.to_device(noise)
     labels = torch.zeros(images, dtype=torch.int64, device=placement.device)

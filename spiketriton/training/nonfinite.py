@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from spiketriton.config import Recipe
-from spiketriton.data import Facts
+from spiketriton.config import NeuronConfig, Recipe, TrainConfig
+from spiketriton.data import Facts, TrainStream
 from spiketriton.errors import UserError
 from spiketriton.models import Network, trial
 from spiketriton.neurons import SpikingNeuron, one_by_one
@@ -26,6 +27,7 @@ from spiketriton.runs.rows import write_json
 from spiketriton.training.guard import Counts
 from spiketriton.training.losses import Batch, Loss
 from spiketriton.training.memory_limit import is_out_of_memory
+from spiketriton.training.placement import Placement
 
 Autocast = Callable[[], AbstractContextManager[object]]
 
@@ -207,14 +209,14 @@ def scene(recipe_and_weights: State, step: int, batches: Sequence[Batch]) -> Sta
 def batches_of(scene: State, facts: Facts) -> list[Batch]:
     """The micro-batches of a `scene`. ValueError: they are damaged."""
     images, labels = scene.get("images"), scene.get("labels")
-    shape = (facts.channels, facts.image_size, facts.image_size)
     if (
         not isinstance(images, Tensor)
         or images.ndim != (6 if facts.frames else 5)
-        or images.shape[-3:] != shape
+        or images.shape[-3:] != facts.image_shape
         or not images.is_floating_point()
     ):
-        raise ValueError(f"its images are no batches of {facts.channels}x{shape[1]}x{shape[2]}")
+        shape = "x".join(map(str, facts.image_shape))
+        raise ValueError(f"its images are no batches of {shape}")
     first, classes = (images.shape[0], images.shape[-4]), len(facts.classes)
     if not isinstance(labels, Tensor) or labels.shape[:2] != first:
         raise ValueError("its labels are not those of its images")
@@ -225,6 +227,17 @@ def batches_of(scene: State, facts: Facts) -> list[Batch]:
     ):
         raise ValueError(f"its labels are none of {classes} classes")
     return list(zip(images, labels, strict=True))
+
+
+def again(
+    model: Network, data: TrainStream, loss: Loss, placement: Placement, step: int
+) -> tuple[list[Batch], Callable[[], Finding | None]]:
+    """The micro-batches of a step of all ranks, and what repeats it on this one and says where it went wrong."""
+    model.set_synchronised(False)
+    data = data.of_all_ranks()
+    with contextlib.closing(data.from_step(step - 1, placement.device)) as stream:
+        parts = list(islice(stream, data.accumulate))
+    return parts, partial(locate, model, placement.batches(parts), loss, placement.autocast)
 
 
 def report(
@@ -256,18 +269,18 @@ def report(
     except UserError as error:
         message += f"; {error}"
     return Diverged(
-        f"{message}; {_advice(recipe)} may help; the step changed no weight, and "
+        f"{message}; {_advice(recipe.train, recipe.neuron)} may help; the step changed no weight, and "
         f"spiketriton nonfinite {folder / 'nonfinite.pt'} repeats it"
     )
 
 
-def _advice(recipe: Recipe) -> str:
+def _advice(train: TrainConfig, neuron: NeuronConfig) -> str:
     tips = ["a lower train.lr"]
-    if not recipe.train.clip_grad_norm:
+    if not train.clip_grad_norm:
         tips.append("train.clip_grad_norm=1")
-    if recipe.train.precision != "fp32":
+    if train.precision != "fp32":
         tips.append("train.precision=fp32")
-    usual = 0.3 * recipe.neuron.v_threshold  # the default
-    if recipe.neuron.kind != "relu" and recipe.neuron.surrogate.width > 2 * usual:
+    usual = 0.3 * neuron.v_threshold  # the default
+    if neuron.kind != "relu" and neuron.surrogate.width > 2 * usual:
         tips.append(f"neuron.surrogate.width={usual:.3g}")
     return ", ".join(tips[:-1]) + f" or {tips[-1]}" if len(tips) > 1 else tips[0]

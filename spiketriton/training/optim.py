@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -68,6 +68,13 @@ def build_schedule(cfg: TrainConfig, optimizer: Optimizer, total_steps: int) -> 
         "step": partial(_step, start, cfg.milestones, cfg.gamma),
     }
     return LambdaLR(optimizer, partial(_clamped, factors[cfg.schedule], cfg.warmup, total_steps))
+
+
+def clipped_norm(parameters: list[nn.Parameter], limit: float) -> Tensor:
+    """The norm of the whole gradient, which is then scaled down to `limit` (0: left as it is)."""
+    if limit:
+        return nn.utils.clip_grad_norm_(parameters, limit)
+    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 def continue_on(schedule: LambdaLR, optimizer: Optimizer, step: int) -> float:

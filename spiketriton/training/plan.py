@@ -93,6 +93,14 @@ class Progress:
     since_best: int = 0  # tests since then
     best_test_accuracy: float | None = None  # of the weights with the best validation accuracy
 
+    @classmethod
+    def of_state(cls, state: dict[str, Any], validated: bool) -> "Progress":
+        """That of a checkpoint. Versions before 0.2 chose the best by the test images: then it counts for nothing."""
+        known = (field.name for field in fields(cls) if field.name in state)
+        found = cls(**{name: state[name] for name in known})
+        found.best_accuracy = found.best_accuracy if validated else None
+        return found
+
     def tested(self, results: Results) -> bool:
         """Takes the results of a test after the last step; whether these are the best weights so far.
 

@@ -14,10 +14,10 @@ from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.monitor import (
     GradientMonitor,
     Summary,
-    clipped_norm,
     elements_per_image,
 )
 from spiketriton.models import Network, build_model
+from spiketriton.training.optim import clipped_norm
 from spiketriton.training.ranks import Ranks
 from spiketriton_kernels import PROBE_FIELDS, Surrogate, multistep_lif_reference
 from spiketriton_kernels.neuron import Call, Neuron, Outputs

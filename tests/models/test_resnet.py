@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from spiketriton.config import NeuronConfig
 from spiketriton.models import count_parameters, resnet
+from spiketriton.models.blocks import BLOCKS as BLOCK_TYPES
 from spiketriton.models.layers import Parts, folded, kept_paths, norm_neuron
 from spiketriton.models.resnet import ARCHITECTURES, ResNet
-from spiketriton.models.resnet import BLOCKS as BLOCK_TYPES
 from spiketriton.neurons import Norm, build_neuron
 from tests.covering import each
 from tests.models.support import (

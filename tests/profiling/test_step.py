@@ -28,7 +28,7 @@ from spiketriton.config.rules import Events
 from spiketriton.data.sources import SOURCES
 from spiketriton.errors import UserError
 from spiketriton.models import Network
-from spiketriton.models.resnet import BLOCKS, Block
+from spiketriton.models.blocks import BLOCKS, Block
 from spiketriton.training.graphs import WARM_UP
 from tests.training.test_graphs import Tapes
 

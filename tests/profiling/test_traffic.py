@@ -17,7 +17,7 @@ import torch
 from tests.profiling.traffic import launches, of_bottleneck
 from spiketriton_kernels import PROBE_FIELDS, multistep_bn_lif, multistep_lif
 found = {block: of_bottleneck(block) for block in ("plain", "sew", "ms")}
-with mock.patch("spiketriton.models.resnet.gives_current", return_value=False):
+with mock.patch("spiketriton.models.blocks.gives_current", return_value=False):
     found["ms, one by one"] = of_bottleneck("ms")
 x = torch.zeros(4, 2, 8, 4, 4, requires_grad=True)
 norm = [torch.ones(8, requires_grad=i < 2) for i in range(4)]

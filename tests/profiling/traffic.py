@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from spiketriton.config import NeuronConfig
+from spiketriton.models.blocks import BLOCKS, BlockNetwork
 from spiketriton.models.layers import Parts
-from spiketriton.models.resnet import BLOCKS, BlockNetwork
 from spiketriton_kernels import fire, passes
 
 aten = torch.ops.aten

@@ -298,7 +298,7 @@ def whole(tmp_path_factory):
     (path / "plugins.json").write_text(json.dumps(rows))
     layers = trainer.monitor.layers
     (path / "diagnosis.json").write_text(
-        json.dumps({"subject": f"run x, after step {trainer.step}", "overlap": [0.5] * len(layers)})
+        json.dumps({"step": trainer.step, "changes": [], "overlap": [0.5] * len(layers)})
     )
     images, labels = next(trainer.data.train.from_step(0, trainer.device))
     bad = scene(trainer.state_dict(), 1, [(images, labels)])

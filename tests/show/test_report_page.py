@@ -129,11 +129,10 @@ def test_a_page_has_the_sections_for_which_there_is_something(folder):
 def test_what_is_left_of_the_image_is_told_where_it_was_measured(folder):
     row = {"layer": "a", "index": 0, "time_step": 0, "firing_rate": 0.5, "outside_share": 0.5}
     folder.gradients.append([{"step": 9, "grad_input_rms": 1.0, **row}])
-    for number, (subject, overlap) in enumerate(
-        [("run x, after step 8", 0.2), ("run x, after step 9, with time_steps=2", 0.3), ("run x, after step 9", 0.77)]
-    ):  # fmt: skip
+    found = [(8, [], 0.2), (9, ["time_steps=2"], 0.3), (9, [], 0.77)]
+    for number, (step, changes, overlap) in enumerate(found):
         path = folder.path / f"diagnosis-{number}.json"
-        path.write_text(json.dumps({"subject": subject, "overlap": [overlap]}))
+        path.write_text(json.dumps({"step": step, "changes": changes, "overlap": [overlap]}))
     line, sentences, _ = _gradients(folder, [], small_recipe(), "title")
     assert "After step 9: no obstacle found" in line
     assert "forward: the forward signal at the last layer is 77 %" in sentences

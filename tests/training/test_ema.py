@@ -53,7 +53,7 @@ def test_the_average_is_tested_saved_loaded_and_changes_no_training(tmp_path):
     assert all(0 <= row["ema_accuracy"] <= 1 and row["ema_loss"] > 0 for row in rows)
     run = load_run(tmp_path / "run", checkpoint="ema")
     assert run.checkpoint == "ema"
-    assert torch.equal(run.model.conv1.weight, trainer.ema.average["conv1.weight"])
+    assert torch.equal(run.model.conv1.weight, trainer.update.ema.average["conv1.weight"])
     assert not torch.equal(run.model.conv1.weight, trainer.model.conv1.weight)
     with pytest.raises(Exception, match=r"has no average of its weights: its train\.ema is 0"):
         load_run(tmp_path / "plain", checkpoint="ema")

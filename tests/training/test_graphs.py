@@ -131,15 +131,15 @@ class Tapes:
 
 def taped(trainer) -> Tapes:
     """Lets a trainer with `train.graph` set run by tapes, as if there were a GPU."""
-    tapes = Tapes(trainer.changed)
+    tapes = Tapes(trainer.update.tensors)
     trainer.display.stream.truncate(0)  # what the CPU stands in the way of
     trainer.display.stream.seek(0)
     trainer.run = Steps(
         trainer.work,
-        trainer.optimizer,
+        trainer.update.optimizer,
         mode=trainer.recipe.train.graph,
         obstacle="",
-        state=trainer.changed,
+        state=trainer.update.tensors,
         note=trainer.display.note,
         graphs=lambda: tapes,
     )
@@ -162,12 +162,12 @@ every_kind = pytest.mark.parametrize("overrides", KINDS.values(), ids=KINDS)
 
 def a_step(trainer, measured: bool = False) -> list[tuple[str, list[Any]]]:
     """Operations of the next step, with its learning rates in tensors as in a graph; it is done."""
-    trainer.number.fill_(trainer.step + 1)
+    trainer.update.number.fill_(trainer.step + 1)
     batches = [trainer.next_batch() for _ in range(trainer.accumulate)]
-    rates = [torch.tensor(float(group["lr"])) for group in trainer.optimizer.param_groups]
-    with rates_in_tensors(trainer.optimizer, rates), reads_refused(), Tape() as tape:
+    rates = [torch.tensor(float(group["lr"])) for group in trainer.update.optimizer.param_groups]
+    with rates_in_tensors(trainer.update.optimizer, rates), reads_refused(), Tape() as tape:
         trainer.work(batches, measured)
-    trainer.schedule.step()
+    trainer.update.schedule.step()
     trainer.progress.step += 1
     return tape.numbers()
 
@@ -220,8 +220,10 @@ def breaks_rate(trainer, monkeypatch):
 
 
 def breaks_number(trainer, monkeypatch):
-    judge = trainer.guard.judge
-    monkeypatch.setattr(trainer.guard, "judge", lambda step, *rest: judge(trainer.step + 1, *rest))
+    judge = trainer.update.guard.judge
+    monkeypatch.setattr(
+        trainer.update.guard, "judge", lambda step, *rest: judge(trainer.step + 1, *rest)
+    )
 
 
 def breaks_item(trainer, monkeypatch):
@@ -420,7 +422,7 @@ def counts_otherwise(trainer, tapes, monkeypatch):
 
     def captured(call):
         replay, numbers = capture(call)
-        return lambda: (replay(), trainer.guard._skipped.add_(1)), numbers
+        return lambda: (replay(), trainer.update.guard._skipped.add_(1)), numbers
 
     tapes.capture = captured
 
@@ -495,7 +497,7 @@ def test_a_step_that_is_not_finite_proves_nothing_and_the_next_one_does(tmp_path
         tapes.captures == 3
     )  # in step 6, which proves nothing, in step 7, and the measured one in 12
     assert len(trainer.run.captured) == 2
-    counts = trainer.guard.read()
+    counts = trainer.update.guard.read()
     assert (counts.skipped, counts.last) == (2, 10)  # the second by a replay
 
 

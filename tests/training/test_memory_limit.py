@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from spiketriton.data import build_data
+from spiketriton.data import Facts, build_data
 from spiketriton.errors import EXIT_DONE, EXIT_USER, UserError
 from spiketriton.gradients.probing import Prober
 from spiketriton.models import build_model
@@ -337,9 +337,11 @@ def test_a_trial_is_a_step_and_one_more_backward_on_noise(monkeypatch):
     monkeypatch.setattr(memory_limit, "build_loss", build_loss)
     compiled: list[object] = []
     keep = lambda model: compiled.append(model) or model  # noqa: E731
+    pixels = {"mean": (0.0,), "std": (1.0,), "move": "none"}
+    facts = Facts(name="seven", classes=tuple("abcdefg"), channels=2, image_size=12, **pixels)
     monkeypatch.setattr(memory_limit.environment, "compiled", keep)
     for word in ("false", "true"):
-        memory_limit._train(small_recipe(f"train.compile={word}"), 7, 0, 2, 12, 5)
+        memory_limit._train(small_recipe(f"train.compile={word}"), facts, 0, 5)
         assert seen == [([3, 5, 7], [0] * 5)] * 2
         assert len(compiled) == (word == "true")
         seen.clear()

@@ -54,7 +54,10 @@ def poison(trainer: Trainer, *steps: int) -> Trainer:
 
 def all_state(trainer: Trainer) -> dict:
     return copy.deepcopy(
-        {"model": trainer.model.state_dict(), "optimizer": trainer.optimizer.state_dict()["state"]}
+        {
+            "model": trainer.model.state_dict(),
+            "optimizer": trainer.update.optimizer.state_dict()["state"],
+        }
     )
 
 
@@ -90,7 +93,9 @@ def test_the_first_step_may_be_skipped(tmp_path, optimizer):
     trainer.fit(until=1)
     assert_equal(trainer.model.state_dict(), before)
     assert all(
-        not value.any() for state in trainer.optimizer.state.values() for value in state.values()
+        not value.any()
+        for state in trainer.update.optimizer.state.values()
+        for value in state.values()
     )
     trainer.fit(until=2)
     assert all(p.isfinite().all() for p in trainer.model.parameters())
@@ -154,7 +159,7 @@ def test_more_than_max_skips_in_a_row_end_the_run(tmp_path, steps, ends):
     trainer = poison(small_trainer(tmp_path / "run", *SKIP, "train.log_every=9"), *steps)
     if ends is None:
         trainer.fit(until=9)
-        assert trainer.guard.read().skipped == len(steps)
+        assert trainer.update.guard.read().skipped == len(steps)
     else:
         with pytest.raises(Diverged, match=f"at step {ends};"):
             trainer.fit(until=9)
@@ -402,7 +407,8 @@ def test_the_report_of_a_step(tmp_path):
     ],
 )
 def test_only_advice_that_is_not_taken_is_given(keys, advice):
-    assert module._advice(small_recipe(*keys)) == advice
+    recipe = small_recipe(*keys)
+    assert module._advice(recipe.train, recipe.neuron) == advice
 
 
 # ---- through the command

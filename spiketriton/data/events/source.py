@@ -1,24 +1,21 @@
 """A recipe's recordings as a source of frames, ready to be batched."""
 
-from spiketriton.config import Recipe
+from spiketriton.config import DataConfig
 from spiketriton.data.events.cache import frames_of
 from spiketriton.data.events.recordings import RECORDINGS
 from spiketriton.data.once import workers_of
 from spiketriton.data.sources import Source
 
 
-def event_source(recipe: Recipe) -> Source:
-    """The sets of a data set of event cameras; computes their frames the first time.
+def event_source(config: DataConfig, steps: int) -> Source:
+    """The sets of a data set of event cameras, in `steps` frames each; computes them the first time.
 
     UserError: recordings are missing or damaged, or the frames cannot be written.
     """
-    config = recipe.data
     found = RECORDINGS[config.name](config)
     size = config.image_size or found.size
     workers = workers_of(config)
-    train, test, *held_out = frames_of(
-        found, config, steps=recipe.time_steps, size=size, workers=workers
-    )
+    train, test, *held_out = frames_of(found, config, steps=steps, size=size, workers=workers)
     return Source(
         train=train,
         test=test,
@@ -30,5 +27,5 @@ def event_source(recipe: Recipe) -> Source:
         move="events",
         mirrors=found.mirrors,
         split=config.split_words,
-        bin_ms=test.duration_us / recipe.time_steps / 1000 if config.bins == "time" else None,
+        bin_ms=test.duration_us / steps / 1000 if config.bins == "time" else None,
     )
