@@ -8,9 +8,14 @@ variable is set here, before anything imports it, and taken away again: outside 
 for the triton backend, CPU tensors go where they go for a user, and so do child processes.
 """
 
+import inspect
 import os
 import shutil
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -131,6 +136,7 @@ def triton_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     if not CUDA:
         monkeypatch.setenv("TRITON_INTERPRET", "1")
         round_to_nearest(monkeypatch)
+        replace_once(monkeypatch)
     elif "device" not in request.fixturenames:
         pytest.skip("its tensors live on the CPU, and Triton compiles here")
 
@@ -149,6 +155,41 @@ def round_to_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
         return cut_off(self, source, target)
 
     monkeypatch.setattr(InterpreterBuilder, "cast_impl", cast)
+
+
+@cache
+def _builtins(package: Any) -> list[tuple[str, Any]]:
+    from triton import language as tl
+
+    return [(name, one) for name, one in inspect.getmembers(package) if tl.core.is_builtin(one)]
+
+
+def replace_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the interpreter replace Triton's language for each kernel, not anew for each call in one.
+
+    It looks for what to replace among all names of two modules, which takes longer than the call. And it computes for
+    each sum of integers whether it overflows, only to drop the answer.
+    """
+    from triton import language as tl
+    from triton.runtime import interpreter
+
+    patch, everywhere = interpreter._patch_lang, SimpleNamespace(__globals__={0: tl, 1: tl.core})
+
+    def replace_builtins(package, builder, *scope):
+        for name, member in _builtins(package):
+            interpreter._patch_attr(package, name, member, builder, *scope)
+
+    def call(self, *args, **kwargs):
+        try:
+            return self.rewrite()(*args, **kwargs)
+        except Exception as error:
+            raise interpreter.InterpreterError(repr(error)) from error
+
+    builder = interpreter.interpreter_builder
+    monkeypatch.setattr(builder, "options", replace(builder.options, sanitize_overflow=False))
+    monkeypatch.setattr(interpreter, "_patch_lang", lambda function: patch(everywhere))
+    monkeypatch.setattr(interpreter, "_patch_builtin", replace_builtins)
+    monkeypatch.setattr(interpreter.InterpretedFunction, "__call__", call)
 
 
 @pytest.fixture(params=["triton", "native", "torch"])
