@@ -19,8 +19,8 @@ SHIPPED = [
     path.read_text("utf-8")
     for path in sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
 ]
-EXAMPLES = 150
-MORE = 10  # times as many with --slow
+EXAMPLES = 60
+MORE = 25  # times as many with --slow
 
 
 def hunt(request: pytest.FixtureRequest, test: Callable[..., None]) -> None:
