@@ -8,7 +8,7 @@ import torchvision
 from torch import Tensor, nn
 
 from spiketriton.config import NeuronConfig
-from spiketriton.models import count_parameters, resnet
+from spiketriton.models import blocks, count_parameters, resnet
 from spiketriton.models.blocks import BLOCKS as BLOCK_TYPES
 from spiketriton.models.layers import Parts, folded, kept_paths, norm_neuron
 from spiketriton.models.resnet import ARCHITECTURES, ResNet
@@ -238,7 +238,7 @@ def test_recomputed_blocks_give_the_same_bits_from_less_memory(block):
 def test_blocks_are_recomputed_only_where_backward_follows(monkeypatch):
     calls = []
     monkeypatch.setattr(
-        resnet, "recomputed", lambda block, *given, on_save: calls.append(block) or block(*given)
+        blocks, "recomputed", lambda block, *given, on_save: calls.append(block) or block(*given)
     )
     model = build(checkpoint_blocks=True)
     model(images())
@@ -331,7 +331,7 @@ def test_drop_path_leaves_out_whole_branches(block, monkeypatch):
     assert [b.drop for _, b in net.blocks()] == pytest.approx([0.5 / 3, 1 / 3, 0.5])
     one = net.blocks()[0][1]  # whose shape is its shortcut's
     kept = torch.tensor([0.0, 2.0, 0.0]).view(1, 3, 1, 1, 1)
-    monkeypatch.setattr(resnet, "kept_paths", lambda x, drop: kept.to(x))
+    monkeypatch.setattr(blocks, "kept_paths", lambda x, drop: kept.to(x))
     spikes = (torch.rand(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(3)) < 0.3).float()
     found = one(spikes)
     (conv1, norm1, neuron1), (conv2, norm2, neuron2) = one.stages()
@@ -346,7 +346,7 @@ def test_drop_path_leaves_out_whole_branches(block, monkeypatch):
             expected = neuron2(branch * kept + spikes)
     torch.testing.assert_close(found, expected)
     assert not torch.equal(found[:, 1], spikes[:, 1])
-    monkeypatch.setattr(resnet, "kept_paths", None)  # is not asked in eval mode
+    monkeypatch.setattr(blocks, "kept_paths", None)  # is not asked in eval mode
     one.eval()(spikes)
 
 
