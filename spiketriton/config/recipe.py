@@ -589,7 +589,7 @@ class TrainConfig(Table):
     )
     lr: float | Literal["auto"] = key(
         "auto",
-        "peak learning rate; `auto`: 6e-3 in adamw and 0.3 in sgd for ResNets, 2e-3 and 0.1 for networks without skip "
+        "peak learning rate; `auto`: 0.01 in adamw and 0.3 in sgd for ResNets, 2e-3 and 0.1 for networks without skip "
         "connections, 1e-3 and 0.1 for others",
         Range(0, 1e3, open="low"),
     )

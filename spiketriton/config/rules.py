@@ -19,7 +19,7 @@ PlainNet = Literal["plain", "mlp"]  # of any depth, without skip connections
 VGG = Literal["vggsnn", "vgg11", "vgg16", "csnn"]  # without skip connections, too
 PooledNet = Literal[VGG, "net7b"]
 # train.lr = "auto" of adamw and sgd: what did well in docs/gradient_flow.md, and for nets from elsewhere torch's 1e-3
-WITH_SHORTCUTS, WITHOUT, OTHERS = (6e-3, 0.3), (2e-3, 0.1), (1e-3, 0.1)
+WITH_SHORTCUTS, WITHOUT, OTHERS = (1e-2, 0.3), (2e-3, 0.1), (1e-3, 0.1)
 
 Loss = Literal["cross_entropy", "tet"]
 
