@@ -21,7 +21,8 @@ with the network spike by spike, on test images and on noise. The time step is -
 file's unit of time (1); importers that assume another length need it: 0.0001 for snnTorch.
 torch: torch.export of the network in eval mode, for one batch size and image size; the file is read
 back and compared. Import spiketriton_kernels, which defines the operators, before loading it.
-onnx: plain operators, for one batch size and image size, in float32; the file is run by onnxruntime and compared.
+onnx: plain operators in float32, for any number of images of one size; the file is run by onnxruntime with several
+numbers and compared. With --batch-size it takes that number alone.
 safetensors: the weights, with the recipe in the metadata; spiketriton pull makes a run of it.
 """
 
@@ -41,7 +42,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--checkpoint", choices=CHECKPOINTS, default="last", help=CHECKPOINTS_HELP)
     parser.add_argument("--dt", type=float, help="nir: length of a time step (1)")
     parser.add_argument("--images", type=int, help="nir: test images of the comparison (4)")
-    parser.add_argument("--batch-size", type=int, help="torch, onnx: images per call (1)")
+    parser.add_argument("--batch-size", type=int, help="images per call; torch: 1; onnx: any")
     args = parser.parse_intermixed_args(arguments)
     used = {
         "nir": ["dt", "images"],
@@ -96,9 +97,8 @@ def main(arguments: list[str]) -> int:
         print(f"read back: currents differ by {difference:g}")
         return EXIT_DONE if difference == 0 else EXIT_ERROR
     if args.to == "onnx":
-        batch_size = args.batch_size or 1
-        difference = export_onnx(run, path, batch_size, mark)
-        print(f"{path}: {batch_size} image(s) per call, {run.time_steps} time steps")
+        difference = export_onnx(run, path, args.batch_size or 0, mark)
+        print(f"{path}: {args.batch_size or 'any'} image(s) per call, {run.time_steps} time steps")
         print(f"run by onnxruntime: currents differ by {difference:.1e} of the largest")
         return EXIT_DONE if difference < CLOSE else EXIT_ERROR
     found = export_nir(run, path, args.dt or 1.0, args.images or 4, mark)

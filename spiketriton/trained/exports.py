@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -158,38 +159,78 @@ def export_torch(run: Run, path: Path, batch_size: int, mark: str = "spiketriton
 
 
 @torch.no_grad()
-def export_onnx(run: Run, path: Path, batch_size: int, mark: str = "spiketriton") -> float:
+def export_onnx(run: Run, path: Path, batch_size: int = 0, mark: str = "spiketriton") -> float:
     """Writes the network as ONNX of plain operators, and runs the file in onnxruntime.
 
     Its neurons are the kernels' definition, step after step, so that the file needs nothing of ours. Returns the
     largest difference of currents, as a share of the largest current; rounding may differ between the two programs.
 
-    UserError: onnx or onnxruntime is not installed, a neuron is not LIF's kind, the file cannot be written.
+    batch_size: images of a call; 0: any number, for which calls with several numbers are compared.
+
+    UserError: onnx or onnxruntime is not installed, a neuron is not LIF's kind, the code of a network fixes the number
+    of images, the file cannot be written.
     """
     onnx, onnxruntime = import_onnx()
     model = copy.deepcopy(run.model).cpu().float()
-    images = _example(run, batch_size)
-    expected = model(images)
+    plain = copy.deepcopy(model)
+    images = _example(run, batch_size or _TRACED)
     content = io.BytesIO()
-    with one_by_one(model), warnings.catch_warnings():
-        for name, module in model.named_modules():
+    axes = {"images": {images.ndim - 4: "images"}, "currents": {1: "images"}}
+    with (
+        one_by_one(plain),
+        warnings.catch_warnings(),
+        mock.patch.object(Tensor, "unflatten", _unflatten),
+    ):
+        for name, module in plain.named_modules():
             if isinstance(module, kernels.SpikingNeuron):
                 module.forward = _Plain(name, module)  # type: ignore[method-assign]
         warnings.simplefilter("ignore")  # the tracer's, of checks that hold for this size
         torch.onnx.export(
-            model,
+            plain,
             (images,),
             content,  # type: ignore[arg-type]
             dynamo=False,
             input_names=["images"],
             output_names=["currents"],
+            dynamic_axes=None if batch_size else axes,
         )
     written = onnx.load_model_from_string(content.getvalue())
     written.metadata_props.add(key="written_by", value=mark)
+    quiet = onnxruntime.SessionOptions()
+    quiet.log_severity_level = 4  # an error is raised, too
+    session = onnxruntime.InferenceSession(
+        written.SerializeToString(), quiet, providers=["CPUExecutionProvider"]
+    )
+    worst = 0.0
+    for size in [batch_size] if batch_size else _COMPARED:
+        images = _example(run, size)
+        expected = model(images)
+        try:
+            found = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+        except Exception as error:  # onnxruntime's own, of no common class
+            raise _fixes_its_size(run, one_line(error)) from error
+        if found.shape != expected.shape:
+            raise _fixes_its_size(run, f"{size} images gave {list(found.shape)}")
+        far = (found - expected).abs().max() / expected.abs().max().clamp_min(1e-12)
+        worst = max(worst, float(far))
     replace_file(path, written.SerializeToString())
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    found = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
-    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+    return worst
+
+
+_TRACED, _COMPARED = 2, (1, 2, 5)  # images of a call: that is traced, that are compared
+
+
+def _fixes_its_size(run: Run, why: str) -> UserError:
+    return UserError(
+        f"the code of {run.recipe.model.name} fixes the number of images ({why[-120:]}); "
+        "accepted: --batch-size N, for a file that takes N at a time"
+    )
+
+
+def _unflatten(x: Tensor, dim: int, sizes: Any) -> Tensor:
+    """As torch's, which the tracer writes down with the very number of images that it was shown."""
+    known = (int(sizes[0]), -1) if len(sizes) == 2 else tuple(sizes)
+    return x.reshape(*x.shape[:dim], *known, *x.shape[dim + 1 :])
 
 
 def import_onnx() -> tuple[Any, Any]:

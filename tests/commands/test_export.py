@@ -1,15 +1,19 @@
 """`export`: files that do what the network does, and the mistakes that it names."""
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from spiketriton.config import to_toml
 from spiketriton.errors import EXIT_DONE, EXIT_ERROR, UserError
 from spiketriton.export import main, parse
+from spiketriton.train import main as train
 from spiketriton.trained.exports import TIE, Comparison
 from spiketriton.trained.nir_graph import to_nir
 from spiketriton.trained.run import load_run
+from tests.models.test_foreign import recipe_of
 from tests.processes import done
 
 nir = pytest.importorskip("nir", reason="the extra nir is not installed")
@@ -131,15 +135,37 @@ def test_limits_are_accepted_and_what_lies_beyond_is_not(to, option, inside, out
             parse(["run", "--to", to, option, value])
 
 
-def test_an_onnx_file_answers_as_the_network(trained, tmp_path, capsys):
+@pytest.mark.parametrize(("given", "sizes"), [([], (1, 3, 7)), (["--batch-size", "2"], (2,))])
+def test_an_onnx_file_answers_as_the_network(given, sizes, trained, tmp_path, capsys):
     onnxruntime = pytest.importorskip("onnxruntime")
     out = tmp_path / "net.onnx"
-    arguments = [str(trained), "--to", "onnx", "--out", str(out), "--batch-size", "2"]
+    arguments = [str(trained), "--to", "onnx", "--out", str(out), *given]
     assert main(arguments) == EXIT_DONE
-    assert "run by onnxruntime: currents differ by" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{'2' if given else 'any'} image(s) per call" in said
+    assert "run by onnxruntime: currents differ by" in said
     assert main(arguments) == EXIT_DONE  # it is its own file
-    run = load_run(trained)
-    images = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(3))
-    (found,) = onnxruntime.InferenceSession(str(out)).run(None, {"images": images.numpy()})
-    with torch.no_grad():
-        torch.testing.assert_close(torch.from_numpy(found), run.model(images), rtol=1e-4, atol=1e-4)
+    run, session = load_run(trained), onnxruntime.InferenceSession(str(out))
+    for size in sizes:
+        images = torch.rand(size, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+        (found,) = session.run(None, {"images": images.numpy()})
+        with torch.no_grad():
+            expected = run.model(images)
+        assert size == 1 or expected.std(1).max() > 0  # or any file would do
+        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_network_that_fixes_the_number_of_images_is_refused_by_name(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("spikingjelly")
+    monkeypatch.chdir(tmp_path)
+    short = ["train.max_steps=1", "train.epochs=1", "monitor.enabled=false"]
+    recipe = recipe_of("tests.models.foreign_nets:Recurrent", *short)
+    Path("r.toml").write_text(to_toml(recipe))
+    assert train(["r.toml", "--run-dir", "run", "--quiet"]) == EXIT_DONE
+    arguments = ["run", "--trust-plugins", "--to", "onnx"]
+    assert "the code of tests.models.foreign_nets:Recurrent fixes the number of images" in mistake(
+        arguments
+    )
+    assert not list(Path("run").glob("*.onnx"))
+    assert main([*arguments, "--batch-size", "3"]) == EXIT_DONE
