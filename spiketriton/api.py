@@ -35,7 +35,7 @@ from spiketriton.trained import run as trained
 from spiketriton.trained.evaluation import evaluate
 from spiketriton.trained.nir_network import network as from_nir
 from spiketriton.trained.results import Evaluation
-from spiketriton.trained.weights import HUB, cached
+from spiketriton.trained.weights import handed_on, run_of
 from spiketriton.training.environment import undisturbed
 from spiketriton.training.hooks import Hooks
 from spiketriton.training.ranks import Ranks
@@ -162,7 +162,8 @@ def load_run(
     process: neither threads nor algorithms nor random generators.
 
     Args:
-        path: a run folder, or "hub:OWNER/NAME" for a network of the Hugging Face Hub.
+        path: a run folder, a file of weights that `spiketriton export --to safetensors` wrote, or
+            "hub:OWNER/NAME" for a network of the Hugging Face Hub.
         plugins: modules with the plugins that the run uses, in place of those that its recipe
             names; True: those that it names.
         checkpoint: "last": the end of the training; "best": by validation, with data.validation;
@@ -175,8 +176,8 @@ def load_run(
     """
     values = _with_plugins(values_by_key(keys), plugins)
     with consent.decided(plugins is True), undisturbed(), handed(net):
-        if str(path).startswith(HUB):
-            path = cached(str(path).removeprefix(HUB))
+        if handed_on(str(path)):
+            path = run_of(str(path))
         return Run(trained.load_run(path, values=values, checkpoint=checkpoint))
 
 

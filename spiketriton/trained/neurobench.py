@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib import import_module
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -30,10 +31,10 @@ WORKLOAD = ("ClassificationAccuracy", "ActivationSparsity", "SynapticOperations"
 EXACT = 1 << 24  # up to here whole numbers are exact in float32, in which NeuroBench sums
 
 
-def import_neurobench() -> Any:
-    """The package neurobench. UserError: it is not installed."""
+def import_neurobench() -> None:
+    """UserError: the package neurobench is not installed."""
     try:
-        return import_module("neurobench.benchmarks") and import_module("neurobench")
+        import_module("neurobench.benchmarks")
     except ImportError as error:
         raise UserError(
             f"--neurobench: {one_line(error)}; install it with pip install 'spiketriton[suites]'"
@@ -67,7 +68,7 @@ def neurobench(run: Run) -> dict[str, Any]:
 
     UserError: neurobench is not installed, or the data are missing.
     """
-    package = import_neurobench()
+    import_neurobench()
     benchmarks, models = import_module("neurobench.benchmarks"), import_module("neurobench.models")
     static = import_module("neurobench.metrics.static")
     of_data = import_module("neurobench.metrics.workload")
@@ -109,7 +110,7 @@ def neurobench(run: Run) -> dict[str, Any]:
     }
     return {
         "run": str(run.folder.path),
-        "version": getattr(package, "__version__", None) or _version(),
+        "version": version("neurobench"),
         "images": test.images,
         "time_steps": steps,
         "metrics": metrics,
@@ -119,9 +120,3 @@ def neurobench(run: Run) -> dict[str, Any]:
 
 def _shown(run: Run, images: Tensor) -> Tensor:
     return run.to_device(images.transpose(0, 1).contiguous() if images.ndim == 5 else images)
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("neurobench")

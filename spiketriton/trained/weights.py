@@ -5,6 +5,7 @@ on; reading it runs no code. A run that is made of it is one at the step of that
 """
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Iterator
 from importlib import import_module
@@ -132,10 +133,20 @@ def pull(name: str, path: str | Path | None, revision: str | None = None) -> Run
     return make_run(_download(name, revision), path)
 
 
-def cached(name: str) -> Path:
-    """The run folder of `load_run("hub:OWNER/NAME")`, pulled once for each version of the file."""
-    file = _download(name, None)  # in the folder of its commit
-    path = cache_folder() / "hub" / name.replace("/", "--") / file.parent.name
+def handed_on(source: str) -> bool:
+    """Whether a source of weights is "hub:OWNER/NAME" or a file that `export_safetensors` wrote."""
+    return source.startswith(HUB) or source.endswith(".safetensors")
+
+
+def run_of(source: str) -> Path:
+    """The run folder of `load_run(source)`, a file or "hub:OWNER/NAME", made once for each content. UserError."""
+    hub = source.startswith(HUB)
+    file = _download(source.removeprefix(HUB), None) if hub else Path(source)
+    try:
+        content = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from None
+    path = cache_folder() / "weights" / content
     return path if (path / "recipe.toml").exists() else make_run(file, path).path
 
 

@@ -1,11 +1,13 @@
 """python tests/suites/run.py [FOLDER]: others' suites, fetched at fixed commits and run with our parts in place.
 
-FOLDER (build/suites) keeps what was fetched. Without it `pytest tests/suites` runs what needs no fetching.
+FOLDER (build/suites) keeps what was fetched. The last line counts; a skipped test fails the run, because all that it
+could need is there. Without fetching, `pytest tests/suites` runs what needs none.
 """
 
 import os
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 SUITES = {
@@ -24,8 +26,14 @@ SUITES = {
         "7232ada6d30e1beea78b180a5135b1a3bb3d3bc0",
         ["paper/01_lif", "paper/02_cnn"],
     ),
+    "tonic": (
+        "https://github.com/neuromorphs/tonic",
+        "d0cb6df3ebfba018b9aac6d55f63576b46489609",
+        ["test/test_data"],
+    ),
 }
 """Address, commit and the folders that are taken, by name."""
+WRONG = ("failures", "errors", "skipped")  # as pytest counts them
 
 
 def fetch(folder: Path) -> None:
@@ -45,5 +53,12 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "build/suites").resolve()
     folder.mkdir(parents=True, exist_ok=True)
     fetch(folder)
-    pytest = [sys.executable, "-m", "pytest", "-rs", "-s", "--slow", "--numprocesses=0", str(here)]
-    sys.exit(subprocess.run(pytest, env={**os.environ, "SUITES": str(folder)}).returncode)
+    report = folder / "results.xml"
+    words = ["-rs", "-s", "--slow", "--numprocesses=0", f"--junitxml={report}", str(here)]
+    pytest = [sys.executable, "-m", "pytest", *words]
+    code = subprocess.run(pytest, env={**os.environ, "SUITES": str(folder)}).returncode
+    suite = next(ElementTree.parse(report).iter("testsuite"))
+    tests, *wrong = (int(suite.get(n, 0)) for n in ("tests", *WRONG))
+    counted = ", ".join(f"{n} {what}" for n, what in zip(wrong, WRONG, strict=True))
+    print(f"others' suites: {tests - sum(wrong)} passed, {counted}")
+    sys.exit(code or min(sum(wrong), 1))

@@ -1,6 +1,8 @@
 """Weights as safetensors: what is written makes a run with the same answers, and other files are refused."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +10,8 @@ import torch
 import spiketriton
 from spiketriton import export, pull
 from spiketriton.errors import UserError
+from spiketriton.trained import weights
+from spiketriton.trained.evaluation import evaluate
 from spiketriton.trained.run import load_run
 from spiketriton.trained.weights import card, export_safetensors, make_run
 from tests.small_runs import small_trainer
@@ -72,3 +76,44 @@ def test_the_card_says_what_was_measured_and_nothing_else(trained):
     assert "not evaluated" in card(run)
     assert "Accuracy" not in card(run)
     assert 'kind = "plif"' in card(run)
+
+
+RELEASED = Path(__file__).parents[2] / "examples" / "weights"
+TABLE = dict(
+    re.findall(
+        r"^\| `(\w+)` \|.*\| ([\d.]+) % of ", (RELEASED / "README.md").read_text("utf-8"), re.M
+    )
+)
+
+
+def test_every_released_file_has_a_row_of_its_own():
+    files = {path.stem: path.stat().st_size for path in RELEASED.glob("*.safetensors")}
+    assert files.keys() == TABLE.keys()
+    assert sum(files.values()) < 5e6
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_released_weights_reach_what_their_table_says(name, tmp_path, request):
+    if name == "digits_dvs" and not request.config.getoption("--slow"):
+        pytest.skip("its recordings are simulated in 20 s; needs --slow")
+    folder = make_run(RELEASED / f"{name}.safetensors", tmp_path / "run").path
+    few = name in ("cluttered_ms56", "fashion_mnist_r20")
+    moved = ["data.download=false"] if few else [f"data.root={tmp_path}"]
+    run = load_run(folder, *moved, test_images=250 if few else 0)
+    try:
+        found = evaluate(run).accuracy[-1]
+    except UserError as error:
+        pytest.skip(f"no data: {error}")
+    said = float(TABLE[name]) / 100
+    # of a subset four standard errors; of all 360 two images, which another machine may round otherwise
+    assert abs(found - said) < (4 * (said * (1 - said) / 250) ** 0.5 if few else 0.006)
+
+
+def test_a_file_is_loaded_in_one_line_and_unpacked_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "cache_folder", lambda: tmp_path)
+    first, again = (spiketriton.load_run(RELEASED / "quickstart.safetensors") for _ in range(2))
+    assert first.path == again.path
+    assert tmp_path in first.path.parents
+    assert first.predict(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+    with pytest.raises(UserError, match=r"none\.safetensors cannot be read: No such file"):
+        spiketriton.load_run("none.safetensors")
