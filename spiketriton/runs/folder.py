@@ -97,6 +97,11 @@ class RunFolder:
 
     def refuse_a_run(self) -> None:
         """UserError: there is one."""
+        if self.holds_a_run() and not self.recipe.exists():
+            raise UserError(
+                f"{self.path} holds a part of a run without its recipe, as a command leaves it that is killed; "
+                "remove it, or give another --run-dir"
+            )
         if self.holds_a_run():
             raise UserError(
                 f"{self.path} already holds a run; continue it with --resume {self.path}, "

@@ -75,7 +75,7 @@ def make_run(file: Path, path: str | Path | None) -> RunFolder:
         with need("safetensors").safe_open(file, "pt") as opened:
             said = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        facts = Facts.of_state(json.loads(said["data"]))
+        facts = Facts.of_state(of_plain(dict[str, Any], json.loads(said["data"]), "data"))
         step = int(said["step"])
         more = {}
         if "conversion" in said:
@@ -89,8 +89,14 @@ def make_run(file: Path, path: str | Path | None) -> RunFolder:
         ) from None
     folder = RunFolder.create(path, name)
     with folder.held():
-        recipe = recipe_from_toml(text, name, of_run=folder.path)
-        save_run(folder, recipe, facts, tensors, torch.device("cpu"), step=step, **more)
+        try:
+            recipe = recipe_from_toml(text, name, of_run=folder.path)
+            save_run(folder, recipe, facts, tensors, torch.device("cpu"), step=step, **more)
+        except BaseException as error:
+            folder.discard_if_unused()
+            if isinstance(error, UserError):
+                raise type(error)(f"{file}: {error}") from None
+            raise
     return folder
 
 

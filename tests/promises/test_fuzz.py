@@ -31,8 +31,11 @@ from spiketriton.runs.checkpoint import Checkpoints, read_checkpoint
 from spiketriton.runs.folder import RunFolder
 from spiketriton.show import evaluation_tables, report_page, run_pictures
 from spiketriton.trained.evaluation import evaluate
+from spiketriton.trained.exports import export_nir
+from spiketriton.trained.nir_network import network
 from spiketriton.trained.results import read_evaluation
 from spiketriton.trained.run import load_run
+from spiketriton.trained.weights import export_safetensors, make_run
 from spiketriton.trainer import Trainer
 from spiketriton.training.nonfinite import scene
 from spiketriton.training.start import find_weights
@@ -376,6 +379,49 @@ def test_states_of_a_resumed_run(optimizer, count, tmp_path):
             again.fit(until=4)
 
         if wrong := refused_or_read(read, ["the checkpoint is damaged"], tmp_path / "marker"):
+            found.setdefault(wrong[:60], (seed, wrong))
+    assert not found, "\n".join(f"seed {seed}: {wrong[:300]}" for seed, wrong in found.values())
+
+
+def in_metadata(content: bytes, rng: random.Random) -> bytes:
+    """A file of safetensors with another value in its header."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    said = header["__metadata__"]
+    key = rng.choice(list(said))
+    if key == "data":
+        said[key] = json.dumps(in_values(json.loads(said[key]), rng))
+    elif rng.random() < 0.7:
+        said[key] = in_bytes(said[key].encode(), rng).decode("latin-1")
+    else:
+        header = in_values(header, rng)
+    changed = json.dumps(header).encode()
+    return len(changed).to_bytes(8, "little") + changed + content[8 + length :]
+
+
+def _pulled(file: Path) -> None:
+    shutil.rmtree("new", ignore_errors=True)
+    load_run(make_run(file, "new").path)
+
+
+@pytest.mark.parametrize("target", ["net.safetensors", "net.nir"])
+def test_files_of_networks(whole, target, count, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file, run = tmp_path / target, load_run(whole)
+    if target == "net.nir":
+        pytest.importorskip("nir")
+        export_nir(run, file, dt=1.0, images=1)
+        damages, read = [in_bytes], lambda: network(str(file))
+    else:
+        pytest.importorskip("safetensors")
+        export_safetensors(run, file)
+        damages, read = [in_bytes, in_metadata, in_metadata], lambda: _pulled(file)
+    content, found = file.read_bytes(), {}
+    read()
+    for seed in range(count):
+        rng = random.Random(f"{target} {seed}")
+        file.write_bytes(rng.choice(damages)(content, rng))
+        if wrong := refused_or_read(read, [file.name, "new"], tmp_path / "marker"):
             found.setdefault(wrong[:60], (seed, wrong))
     assert not found, "\n".join(f"seed {seed}: {wrong[:300]}" for seed, wrong in found.values())
 

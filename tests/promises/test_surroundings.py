@@ -294,8 +294,10 @@ def again(command: str, place: Path) -> list[str]:
     given = CALLS[command][0]
     if command == "train" and (place / "new" / "recipe.toml").exists():
         return ["--resume", "new"]
-    if command == "convert" and any(place.glob("c/checkpoints/*.pt")):
-        return [*given[:-1], "c2"]
+    if command in ("convert", "import", "pull") and any(
+        place.glob(f"{given[-1]}/checkpoints/*.pt")
+    ):
+        return [*given[:-1], f"{given[-1]}2"]
     return given
 
 

@@ -101,7 +101,7 @@ def test_a_folder_with_a_run_is_not_taken_again(tmp_path, monkeypatch):
         path = tmp_path / held.replace("/", "-") / held
         path.parent.mkdir(parents=True)
         path.write_text("")
-        with pytest.raises(UserError, match="already holds a run"):
+        with pytest.raises(UserError, match="holds a part of a run without its recipe"):
             RunFolder.create(tmp_path / held.replace("/", "-"), "small")
     killed = tmp_path / "killed" / "checkpoints" / "last.pt.part"  # in the first save
     killed.parent.mkdir(parents=True)
