@@ -106,7 +106,7 @@ def test_every_reset_and_surrogate(backend, device, case):
 
 EVERY_PAIR = pairwise(
     dict(
-        T=[1, 2, 4, 10, 16, 17, 37],
+        T=[1, 2, 5, 16, 17],
         size=SIZES,
         layout=LAYOUTS,
         shape=SHAPES,
@@ -139,7 +139,7 @@ def test_windows_and_sizes(backend, device, case):
 
 
 @pytest.mark.parametrize("backend", ["triton"], indirect=True)
-@pytest.mark.parametrize("T", [32, 64])
+@pytest.mark.parametrize("T", [32, 37])
 def test_long_windows_of_several_full_chunks(backend, device, T):
     compare((1, 3, 5), T, torch.bfloat16, device, reset="soft", detach_reset=False)
 

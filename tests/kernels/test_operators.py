@@ -299,6 +299,7 @@ def test_compiled_without_graph_breaks(backend):
             torch.testing.assert_close(one, two)
 
 
+@pytest.mark.slow  # test_compiled_without_graph_breaks goes all the way but for the code that inductor writes
 def test_compiled_by_inductor():
     need_native()
     eager, fast = compiled("inductor")

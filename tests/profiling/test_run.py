@@ -97,14 +97,9 @@ def test_a_mistake_ends_the_command_with_2_and_no_traceback(tmp_path):
         (["compiled", "--target", "sm_70"], "--target: invalid choice: 'sm_70'"),
         (["compiled", "T=0"], "compiled T='0': accepted: whole numbers from 1"),
         (["compiled", "dtype=fp8"], "compiled dtype='fp8': accepted:"),
-        (["compiled", "colour=red"], "compiled 'colour=red': accepted:"),
-        (["compiled", "T="], "compiled 'T=': accepted:"),
         (["speed"], "invalid choice: 'speed'"),
-        (["trace", "quickstart"], "invalid choice: 'trace'"),
         (["kernels", "quickstart"], "kernels takes no 'quickstart'"),
         (["kernels", "--minutes", "-1"], "--threads and --minutes: accepted: numbers from 0"),
-        (["kernels", "--minutes", "nan"], "--threads and --minutes: accepted: numbers from 0"),
-        (["kernels", "--threads", "-1"], "--threads and --minutes: accepted: numbers from 0"),
         (["report"], "holds no results (*.jsonl)"),
     ],
 )
@@ -137,22 +132,11 @@ def test_all_begins_with_the_most_important_kernels_and_ends_with_the_others():
 
 def test_on_a_gpu_all_begins_with_whole_steps():
     """Their modes and kinds of blocks, and the setting that SpikingJelly publishes; no GPU is needed to list them."""
-    options = Options(torch.device("cuda"))
-    work = run.work_of(run.parse(["all"]), options)
-    listed = [(section, cases_of[0].spec.get("recipe")) for section, cases_of in work[:6]]
-    assert listed == [
-        ("modes", "cifar_r20"),
-        ("step", "spikingjelly_740"),
-        ("modes", "imagenette_r18"),
-        ("kernels", None),
-        ("modes", "cifar100_r18"),
-        ("modes", "imagenette_r50"),
-    ]
-    assert [len(cases_of) for section, cases_of in work if section == "modes"] == [3] * 4
-    args = run.parse(["modes", "quickstart"])
-    ((section, found),) = run.work_of(args, Options(torch.device("cpu")))
-    assert (section, [case.first for case in found]) == ("modes", ["plain", "sew", "ms"])
-    assert run.parse(["all"]).minutes == 10
+    work = run.work_of(run.parse(["all"]), Options(torch.device("cuda")))
+    listed = [(section, cases_of[0].spec.get("recipe")) for section, cases_of in work[:3]]
+    steps = [("modes", "cifar_r20"), ("step", "spikingjelly_740"), ("modes", "imagenette_r18")]
+    assert listed == steps
+    assert {len(cases_of) for section, cases_of in work if section == "modes"} == {3}
 
 
 def test_recipes_and_their_changes():

@@ -121,19 +121,6 @@ def test_half_precision_allows_twice_what_the_definition_is_off_by(quick):
     assert exact.truth.allowed_whole == (0.01, 0.25)
 
 
-def test_what_torchs_norm_is_off_by_is_allowed_to_contenders_that_have_it_alone(quick):
-    one = bench(quick)
-    one.truth.allowed_with_norm_of_torch = (1.0, 2.0)
-    mistake = one.model("neuron.tau=2.2"), one.model("neuron.tau=2.2")
-    ours, theirs = (
-        Step(one, m, checked=True, norm_of_torch=of)
-        for m, of in zip(mistake, (False, True), strict=True)
-    )
-    assert ours.check().status == Status.WRONG
-    assert one.truth.errors(theirs)[0] > 1e-4
-    assert "spikes differ" not in theirs.check().why
-
-
 def test_a_step_trains_on_the_next_batch_and_leaves_no_gradient(quick):
     one = bench(quick)
     step = Step(one, one.model())
@@ -307,15 +294,6 @@ def test_eager_steps_are_not_timed_in_the_name_of_a_graph(quick):
         step.prepare(QUICK)
     with pytest.raises(Unavailable, match="a CUDA graph needs a GPU"):
         Replayed(step.bench, step.bench.model())
-
-
-def test_the_setting_of_spikingjellys_issue():
-    spec = RecipeCase(find_recipe("spikingjelly_740"), Options(CPU)).spec
-    assert (spec["T"], spec["batch"], spec["precision"]) == (4, 112, "bf16")
-    assert spec["image"] == [3, 224, 224]
-    assert spec["recipe"] == "spikingjelly_740"
-    recipe = find_recipe("spikingjelly_740", ["time_steps=2"])
-    assert (recipe.time_steps, recipe.model.name, recipe.model.block) == (2, "resnet18", "sew")
 
 
 def test_a_step_asks_for_its_time_on_the_device(quick, monkeypatch):

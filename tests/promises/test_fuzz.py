@@ -42,7 +42,7 @@ from spiketriton.training.start import find_weights
 from tests.small_events import random_events
 from tests.small_runs import Lines, small_trainer
 
-QUICK, SLOW = 25, 410  # inputs of each target: some 600 and 10,000 in all
+QUICK, SLOW = 10, 410  # inputs of each target: some 250 and 10,000 in all
 SECONDS = 30  # for one input
 
 
