@@ -209,6 +209,8 @@ def test_a_part_of_a_step_shows_the_gradient_of_the_whole_steps_loss(tmp_path):
     # 8 of the 16 images, each with its true gradient: about the same RMS, and not half of it
     assert ratios
     assert 0.7 < math.exp(sum(map(math.log, ratios)) / len(ratios)) < 1.4
+    whole, part = (sum(row["firing_rate"] for row in rows[parts]) for parts in (1, 2))
+    assert 0.8 < part / whole < 1.25  # of 8 images, not of 16
 
 
 @pytest.mark.parametrize(

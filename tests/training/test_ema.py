@@ -21,6 +21,9 @@ def test_the_average_by_its_definition(decay):
             net.weight.copy_(torch.randn(3))
             net.running_mean.copy_(torch.randn(3))
         average.update()
+        if n == 9:  # resumed
+            saved, average = average.state_dict(), MovingAverage(net, decay)
+            average.load_state_dict(saved)
         d = min(decay, (1 + n) / (10 + n))
         for name in ("weight", "bias", "running_mean", "running_var"):
             expected[name] = d * expected[name] + (1 - d) * net.state_dict()[name]

@@ -7,6 +7,7 @@ import pytest
 from spiketriton.config import replace
 from spiketriton.data import build_data
 from spiketriton.training.plan import Outcome, Plan, Progress
+from spiketriton.training.testing import Results, Score
 from tests.small_runs import small_recipe
 
 
@@ -102,3 +103,11 @@ def test_how_a_session_ended(tested_at, saved_at, finished, saved):
     )
     assert (outcome.finished, outcome.saved) == (finished, saved)
     assert Progress() == Progress(step=0, seconds=0.0, tested_at=-1, best_step=0)
+
+
+def test_an_accuracy_that_is_only_as_good_is_not_the_best():
+    progress, results = Progress(step=4), Results(Score(0.5, 1.0), Score(0.6, 1.0), None, 0.0)
+    assert progress.tested(results)
+    progress.step = 8
+    assert not progress.tested(results)
+    assert (progress.best_step, progress.since_best) == (4, 1)

@@ -182,6 +182,15 @@ def test_another_number_of_classes_gets_a_new_head_and_the_report_says_so(traine
     assert "  left, which this network does not have: extra" in lines
 
 
+def test_no_bias_is_taken_without_its_weights():
+    net = network()
+    bias = net.fc.bias.detach().clone()
+    fits = {"conv1.weight": torch.ones_like(net.conv1.weight)}
+    head = {"fc.weight": torch.ones(10, 3), "fc.bias": torch.ones(10)}
+    assert take_weights(net, fits | head, "there").taken == ["conv1.weight"]
+    assert torch.equal(net.fc.bias, bias)
+
+
 def test_weights_of_which_nothing_fits_are_refused():
     with pytest.raises(
         UserError, match="nothing in there fits this network: it holds a \\[1\\], and"
