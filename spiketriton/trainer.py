@@ -4,7 +4,6 @@ import contextlib
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +22,6 @@ from spiketriton.runs.rows import Row
 from spiketriton.show.display import Display
 from spiketriton.trained.teacher import TWIN, Teacher, find_teacher
 from spiketriton.training import environment
-from spiketriton.training.graphs import CudaGraphs, Steps, obstacle_of
 from spiketriton.training.guard import Counts
 from spiketriton.training.hooks import Hooks
 from spiketriton.training.interrupts import StopSignals
@@ -108,20 +106,7 @@ class Trainer:
             stop=self.stop,
             tell=display.testing,
         )
-        self.run = Steps(
-            self.work,
-            self.update.optimizer,
-            mode=cfg.graph,
-            obstacle=obstacle_of(
-                self.device,
-                ranks.world_size,
-                self.update.scaler.is_enabled(),
-                own=cfg.graph == "auto" and recipe.names_code,
-            ),
-            state=self.update.tensors,
-            note=display.note,
-            graphs=partial(CudaGraphs, self.device),
-        )
+        self.run = self.update.runs(self.work, cfg.graph, own=recipe.names_code, note=display.note)
         self.stateful = {
             "model": self.model,
             **self.update.stateful,
@@ -147,7 +132,7 @@ class Trainer:
         end = self.plan.steps if until is None else min(until, self.plan.steps)
         with self.stop, self.session():
             forget_peak_memory(self.device)  # of trials
-            self.model.set_synchronised(self.synchronised)
+            self.model.set_synchronised(self.recipe.train.sync_bn and self.ranks.world_size > 1)
             while True:
                 if self.plan.tests(self.step) and self.progress.tested_at < self.step:
                     self.save()  # a test may fail, for example at a file that cannot be read
@@ -171,11 +156,6 @@ class Trainer:
     def ended(self) -> bool:
         """Before the last step: patience has run out, or a function of the caller's has said so."""
         return self.plan.exhausted(self.progress) or self.hooks.stops
-
-    @property
-    def synchronised(self) -> bool:
-        """Whether the statistics of batch norms are those of all ranks."""
-        return self.recipe.train.sync_bn and self.ranks.world_size > 1
 
     def train_step(self) -> None:
         """One optimizer step with the clipped sum of the micro-batches' gradients."""

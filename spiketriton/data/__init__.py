@@ -114,24 +114,9 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
     training = subset(np.flatnonzero(~held_out), config.train_images)
     _check_counts(config, train.batch_size, source, int((~held_out).sum()))
     facts = _facts(config, recipe.time_steps, source, training)
-    augmentation, augment = Augmentation.of(config), None
-    if source.augment is not None:  # in place of the moves of the recipe
-        augment = None if config.augment == "none" else source.augment
-        augmentation = replace(augmentation, preset="none")
-    transform, frames = _transform(facts, augmentation), 0
-    if source.move == "events":
-        moves = Moves.of(config, facts.image_size, mirrors=source.mirrors)
-        transform, frames = EventTransform(config.count, moves), facts.frames - moves.delete
-
-    cuda = train.device != "cpu" and torch.cuda.is_available()
-    workers = config.workers
-    if workers == "auto":
-        workers = auto_workers(
-            in_memory=not isinstance(source.train, FileSplit),
-            cuda=cuda,
-            ranks_here=int(os.environ.get("LOCAL_WORLD_SIZE", world_size)),
-        )
-    loading = Loading(workers=workers, pin_memory=cuda)
+    augment = None if config.augment == "none" else source.augment
+    transform, frames = _augmenting(config, source, facts)
+    loading = _loading(config, train, source, world_size)
 
     def tested(split: Split, members: np.ndarray) -> TestSet:
         return TestSet(
@@ -177,6 +162,31 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
         frames=frames,
         bin_ms=source.bin_ms,
     )
+
+
+def _augmenting(
+    config: DataConfig, source: Source, facts: Facts
+) -> tuple[PhotoTransform | ArrayTransform | EventTransform, int]:
+    """The transform of training images, and how many frames it leaves of a recording; 0: constant images."""
+    if source.move == "events":
+        moves = Moves.of(config, facts.image_size, mirrors=source.mirrors)
+        return EventTransform(config.count, moves), facts.frames - moves.delete
+    augmentation = Augmentation.of(config)
+    if source.augment is not None:  # in place of the moves of the recipe
+        augmentation = replace(augmentation, preset="none")
+    return _transform(facts, augmentation), 0
+
+
+def _loading(config: DataConfig, train: TrainConfig, source: Source, world_size: int) -> Loading:
+    cuda = train.device != "cpu" and torch.cuda.is_available()
+    workers = config.workers
+    if workers == "auto":
+        workers = auto_workers(
+            in_memory=not isinstance(source.train, FileSplit),
+            cuda=cuda,
+            ranks_here=int(os.environ.get("LOCAL_WORLD_SIZE", world_size)),
+        )
+    return Loading(workers=workers, pin_memory=cuda)
 
 
 def _source(config: DataConfig, steps: int) -> Source:

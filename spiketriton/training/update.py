@@ -1,6 +1,8 @@
 """From the loss to new weights: what follows a step's forward passes, all of it on the device."""
 
 import warnings
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor, nn
 
 from spiketriton.config import TrainConfig
 from spiketriton.training.ema import MovingAverage
-from spiketriton.training.graphs import tensors_of
+from spiketriton.training.graphs import CudaGraphs, Steps, Work, obstacle_of, tensors_of
 from spiketriton.training.guard import FiniteGuard
 from spiketriton.training.optim import build_optimizer, build_schedule, clipped_norm
 from spiketriton.training.placement import Placement
@@ -37,6 +39,7 @@ class Update:
         steps: int,
     ) -> None:
         self.model, self.ranks, self.limit = model, ranks, cfg.clip_grad_norm
+        self.device = placement.device
         self.parameters = list(model.parameters())
         # without sync_bn each rank has its own: averaged, so that one checkpoint holds for all
         moving = [] if cfg.sync_bn else model.buffers()
@@ -48,7 +51,7 @@ class Update:
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
         self.guard = FiniteGuard(model, self.optimizer, cfg, scaled=self.scaler.is_enabled())
         self.ema = MovingAverage(model, cfg.ema) if cfg.ema else None
-        self.number = torch.zeros((), dtype=torch.int64, device=placement.device)  # of the step
+        self.number = torch.zeros((), dtype=torch.int64, device=self.device)  # of the step
 
     def begin(self) -> None:
         """Before the first forward pass."""
@@ -86,6 +89,28 @@ class Update:
         model = [*self.model.parameters(), *self.model.buffers()]
         average = [] if self.ema is None else [*self.ema.average.values(), self.ema.steps]
         return [*model, *tensors_of(self.optimizer), *self.guard.tensors(), *average]
+
+    def runs(
+        self, work: Work, mode: bool | str, *, own: bool, note: Callable[[str], object]
+    ) -> Steps:
+        """What runs the work of steps, as CUDA graphs where `train.graph` asks and nothing stands in the way.
+
+        own: whether the network is somebody's, of whom "auto" does not know what it does in a step.
+        """
+        return Steps(
+            work,
+            self.optimizer,
+            mode=mode,
+            obstacle=obstacle_of(
+                self.device,
+                self.ranks.world_size,
+                self.scaler.is_enabled(),
+                own=mode == "auto" and own,
+            ),
+            state=self.tensors,
+            note=note,
+            graphs=partial(CudaGraphs, self.device),
+        )
 
     @property
     def stateful(self) -> dict[str, Any]:
