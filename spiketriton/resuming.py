@@ -12,7 +12,7 @@ from spiketriton.runs.same_recipe import PARTS, extension, refuse_another_recipe
 from spiketriton.trainer import Trainer
 from spiketriton.training.environment import keep_threads
 from spiketriton.training.optim import continue_on
-from spiketriton.training.start import NOTHING, find_weights, take_weights
+from spiketriton.training.pretrained import NOTHING, find_weights, take_weights
 
 
 def begin(trainer: Trainer) -> None:

@@ -30,8 +30,8 @@ from spiketriton.training.memory_limit import is_out_of_memory, too_large
 from spiketriton.training.nonfinite import Diverged
 from spiketriton.training.plan import Outcome
 from spiketriton.training.precompile import precompile
+from spiketriton.training.pretrained import NOTHING, refuse_missing_weights
 from spiketriton.training.ranks import Ranks
-from spiketriton.training.start import NOTHING, refuse_missing_weights
 
 
 def train(

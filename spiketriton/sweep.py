@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from spiketriton.commandline import KEYS_PAGE, RECIPE_HELP, Parser, spelled
 from spiketriton.config import to_toml
 from spiketriton.errors import EXIT_DONE, UserError, importing, one_line, run_command
-from spiketriton.runs.cells import Cell, Group, grid, grouped
 from spiketriton.runs.folder import RunFolder
+from spiketriton.runs.grid import Cell, Group, grid, grouped
 from spiketriton.runs.rows import Row, read_json, write_json
 from spiketriton.show.screen import console_of, show_table
 

@@ -31,6 +31,7 @@ from spiketriton.training.meters import Meters, forget_peak_memory, peak_memory_
 from spiketriton.training.nonfinite import Diverged, again, report, scene
 from spiketriton.training.placement import Placement
 from spiketriton.training.plan import Outcome, Plan, Progress
+from spiketriton.training.pretrained import freeze
 from spiketriton.training.randomness import (
     random_state,
     seed_everything,
@@ -40,7 +41,6 @@ from spiketriton.training.randomness import (
 from spiketriton.training.ranks import Ranks
 from spiketriton.training.restore import refuse_damage
 from spiketriton.training.saving import Saver
-from spiketriton.training.start import freeze
 from spiketriton.training.testing import Tester
 from spiketriton.training.update import Update
 

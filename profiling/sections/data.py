@@ -24,7 +24,7 @@ from profiling.harness.timing import Effort, Timing
 from profiling.sections.step import Bench, RecipeCase, Step
 from spiketriton.config import Recipe, replace
 from spiketriton.data import build_data
-from spiketriton.data.draws import mix
+from spiketriton.data.counter_rng import mix
 from spiketriton.data.splits import Photo
 from spiketriton.data.transforms import (
     ERASING_PROBABILITY,

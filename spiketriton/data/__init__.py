@@ -17,8 +17,8 @@ from spiketriton.config import DataConfig, Recipe, TrainConfig
 from spiketriton.config.recipe import KEYS, chosen_part
 from spiketriton.config.words import shown
 from spiketriton.data.checking import checked
-from spiketriton.data.draws import mix
-from spiketriton.data.events.moves import EventTransform, GivenFrames, Moves
+from spiketriton.data.counter_rng import mix
+from spiketriton.data.events.augment import EventTransform, GivenFrames, Moves
 from spiketriton.data.events.source import event_source
 from spiketriton.data.facts import Facts, GivenSplit
 from spiketriton.data.mixing import Mixing

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from spiketriton.config import DataConfig
 from spiketriton.data.download import one_process_at_a_time
-from spiketriton.data.once import in_processes, kept_in, say, workers_of
+from spiketriton.data.preparing import in_processes, kept_in, say, workers_of
 from spiketriton.data.sources import Source
 from spiketriton.data.splits import FileSplit, check_file
 from spiketriton.errors import UserError

@@ -6,7 +6,7 @@ training, so that nothing is learnt about depth there. Here it does not: docs/gr
 
 import numpy as np
 
-from spiketriton.data.draws import mix
+from spiketriton.data.counter_rng import mix
 from spiketriton.data.splits import ArraySplit
 
 SIDE = 40  # pixels of a scene

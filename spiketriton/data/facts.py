@@ -31,7 +31,7 @@ class Facts:
     synthetic: bool = False  # random images: every number measured on them must say so
     split: str = ""  # which recordings are tested on; "": images, which have one split only
     frames: int = 0  # of a recording; 0: constant images
-    count: str = ""  # what the network sees of a frame's counts, see events/moves.py
+    count: str = ""  # what the network sees of a frame's counts, see events/augment.py
 
     @property
     def label(self) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spiketriton.data.draws import mix, on_device
+from spiketriton.data.counter_rng import mix, on_device
 
 _MIXING = 5  # keeps these draws apart from those of stream.py
 _SMALLEST = 1e-6  # alpha below which a beta distribution cannot be told from a coin, nor computed

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from spiketriton.data.draws import mix
-from spiketriton.data.feeding import Batch, Loaded, finished
+from spiketriton.data.counter_rng import mix
 from spiketriton.data.mixing import Mixing
+from spiketriton.data.prefetch import Batch, Loaded, finished
 from spiketriton.data.splits import Split
 from spiketriton.data.transforms import Transform, seeded_each
 from spiketriton.errors import UserError

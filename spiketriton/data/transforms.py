@@ -24,7 +24,7 @@ from torchvision.transforms.v2 import functional as F
 
 from spiketriton.config import DataConfig
 from spiketriton.data import trivial_augment
-from spiketriton.data.draws import mix, on_device, torch_words, uniforms, unit
+from spiketriton.data.counter_rng import mix, on_device, torch_words, uniforms, unit
 from spiketriton.data.splits import DecodedPhoto, Photo, in_bytes
 from spiketriton.errors import UserError
 

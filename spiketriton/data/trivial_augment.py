@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from spiketriton.data.draws import on_device, unit
+from spiketriton.data.counter_rng import on_device, unit
 
 BINS = 31  # magnitudes of an operation
 WORDS = 3  # most draws of an image: operation, magnitude, sign

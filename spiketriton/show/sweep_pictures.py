@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spiketriton.gradients.measurement import Measurement
-from spiketriton.runs.cells import Group
 from spiketriton.runs.folder import RunFolder
+from spiketriton.runs.grid import Group
 from spiketriton.show import figures
 from spiketriton.show.figures import GREY, new_figure
 from spiketriton.show.words import synthetic_note

@@ -13,7 +13,7 @@ from rich.console import Console
 from spiketriton import sweep as module
 from spiketriton.config import to_toml
 from spiketriton.errors import EXIT_SIGINT, UserError
-from spiketriton.runs.cells import Group
+from spiketriton.runs.grid import Group
 from spiketriton.trainer import Trainer
 from spiketriton.training.nonfinite import Diverged
 from tests.small_runs import small_recipe

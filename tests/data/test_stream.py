@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from spiketriton.data import build_data
-from spiketriton.data.draws import mix
+from spiketriton.data.counter_rng import mix
 from spiketriton.data.stream import _leave_signals_to_the_parent, auto_workers, subset
 from tests.processes import done
 from tests.small_data import data_recipe, make_class_tree

@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from spiketriton.data import trivial_augment
-from spiketriton.data.draws import mix, torch_words, uniforms
+from spiketriton.data.counter_rng import mix, torch_words, uniforms
 from spiketriton.data.splits import Photo
 from spiketriton.data.transforms import (
     ArrayTransform,

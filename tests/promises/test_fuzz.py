@@ -38,7 +38,7 @@ from spiketriton.trained.run import load_run
 from spiketriton.trained.weights import export_safetensors, make_run
 from spiketriton.trainer import Trainer
 from spiketriton.training.nonfinite import scene
-from spiketriton.training.start import find_weights
+from spiketriton.training.pretrained import find_weights
 from tests.small_events import random_events
 from tests.small_runs import Lines, small_trainer
 

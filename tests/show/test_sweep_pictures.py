@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from matplotlib import colormaps
 
-from spiketriton.runs.cells import Cell, Group
 from spiketriton.runs.folder import RunFolder
+from spiketriton.runs.grid import Cell, Group
 from spiketriton.show import sweep_pictures
 from spiketriton.show.sweep_pictures import (
     WIDTH,

@@ -31,7 +31,7 @@ from spiketriton.config import DataConfig
 from spiketriton.data.events.formats import read_events
 from spiketriton.data.events.frames import to_bytes, to_frames
 from spiketriton.data.events.recordings import CACHE, Recording, Recordings
-from spiketriton.data.once import in_processes, kept_in, say, size_in_words
+from spiketriton.data.preparing import in_processes, kept_in, say, size_in_words
 from spiketriton.errors import UserError
 from spiketriton.locks import locked
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spiketriton.data.draws import mix
+from spiketriton.data.counter_rng import mix
 from spiketriton.errors import UserError
 
 FIRST = 100

@@ -24,8 +24,8 @@ from pathlib import Path
 
 import numpy as np
 
+from spiketriton.data.counter_rng import mix, uniforms
 from spiketriton.data.download import one_process_at_a_time
-from spiketriton.data.draws import mix, uniforms
 from spiketriton.data.events.formats import EVENT, FORMATS, Sensor, write_events
 from spiketriton.errors import UserError
 

@@ -3,7 +3,7 @@
 from spiketriton.config import DataConfig
 from spiketriton.data.events.cache import frames_of
 from spiketriton.data.events.recordings import RECORDINGS
-from spiketriton.data.once import workers_of
+from spiketriton.data.preparing import workers_of
 from spiketriton.data.sources import Source
 
 

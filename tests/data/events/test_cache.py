@@ -18,7 +18,7 @@ from spiketriton.data.events import cache, read_events, write_events
 from spiketriton.data.events.cache import FrameSplit, frames_of
 from spiketriton.data.events.frames import to_bytes, to_frames
 from spiketriton.data.events.recordings import RECORDINGS
-from spiketriton.data.once import size_in_words
+from spiketriton.data.preparing import size_in_words
 from spiketriton.errors import UserError
 from tests.small_data import data_recipe
 from tests.small_events import make_events

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from spiketriton.data.draws import mix
+from spiketriton.data.counter_rng import mix
 from spiketriton.data.events import FORMATS, read_events, simulated
 from spiketriton.data.events.recordings import RECORDINGS
 from spiketriton.data.events.simulated import DURATION_US, REFRACTORY_US, SENSOR, record

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from spiketriton.config import Recipe, to_toml
-from spiketriton.runs.cells import Cell, Group, grid, grouped
+from spiketriton.runs.grid import Cell, Group, grid, grouped
 from tests.small_runs import small_recipe
 
 FAST = ("train.max_steps=2", "model.name=mlp", "model.depth=2", "model.width=8")

@@ -7,7 +7,7 @@ import torchvision
 from spiketriton.config import recipe_from_toml
 from spiketriton.errors import UserError
 from spiketriton.models import build_model
-from spiketriton.training.start import find_weights, freeze, take_weights
+from spiketriton.training.pretrained import find_weights, freeze, take_weights
 from tests.small_runs import Lines, small_recipe, small_trainer
 
 

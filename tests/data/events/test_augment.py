@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from spiketriton.config import recipe_from_toml
-from spiketriton.data.draws import mix, uniforms
-from spiketriton.data.events.moves import EventTransform, Moves, dropped, kept_steps, turned
+from spiketriton.data.counter_rng import mix, uniforms
+from spiketriton.data.events.augment import EventTransform, Moves, dropped, kept_steps, turned
 
 KEYS = mix(7, np.arange(64, dtype=np.uint64))
 

@@ -1,6 +1,6 @@
 import numpy as np
 
-from spiketriton.data.draws import mix, uniforms
+from spiketriton.data.counter_rng import mix, uniforms
 
 
 def test_mix_is_fixed_for_ever():

@@ -5,8 +5,8 @@ import contextlib
 import pytest
 import torch
 
-from spiketriton.data import feeding
-from spiketriton.data.feeding import Loaded, finished
+from spiketriton.data import prefetch
+from spiketriton.data.prefetch import Loaded, finished
 from spiketriton.errors import UserError
 
 CUDA = torch.device("cuda", 0)
@@ -99,8 +99,8 @@ def on_a_gpu(monkeypatch):
             log.append(f"finish {at}")
             return FakeTensor(log, f"images {at}"), FakeTensor(log, f"labels {at}")
 
-        monkeypatch.setattr(feeding, "_finished", copied)
-        return feeding._ahead(Source(log, **source)(), lambda *_: None, CUDA, cuda)
+        monkeypatch.setattr(prefetch, "_finished", copied)
+        return prefetch._ahead(Source(log, **source)(), lambda *_: None, CUDA, cuda)
 
     return start
 
@@ -139,7 +139,7 @@ def test_a_mistake_is_raised_on_a_gpu_too(on_a_gpu):
 
 def test_a_stream_on_a_gpu_runs_ahead(monkeypatch):
     asked = []
-    monkeypatch.setattr(feeding, "_ahead", lambda *given: asked.append(given) or iter(()))
+    monkeypatch.setattr(prefetch, "_ahead", lambda *given: asked.append(given) or iter(()))
     source = Source([])()
     assert list(finished(source, len, CUDA)) == []
     assert asked == [(source, len, CUDA, torch.cuda)]

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from spiketriton.config import DataConfig
-from spiketriton.data.draws import mix, uniforms
+from spiketriton.data.counter_rng import mix, uniforms
 from spiketriton.data.facts import Facts
 from spiketriton.data.splits import as_tensor
 from spiketriton.data.transforms import Draws
