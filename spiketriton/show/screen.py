@@ -22,7 +22,13 @@ def console_of(stream: TextIO | None = None) -> Console:
     live = stream.isatty()
     asked = os.environ.get("COLUMNS", "")
     width = int(asked) if asked.isdecimal() and int(asked) else ENDLESS
-    made = Console(file=stream, force_terminal=live, width=None if live else width, highlight=False)
+    made = Console(
+        file=stream,
+        force_terminal=live,
+        force_jupyter=False,  # in a notebook rich would show what is meant for another stream
+        width=None if live else width,
+        highlight=False,
+    )
     if made.is_dumb_terminal:  # rich takes it for 80 columns, whatever it has
         made.size = ConsoleDimensions(*shutil.get_terminal_size((80, 25)))
     return made

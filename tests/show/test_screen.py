@@ -116,3 +116,11 @@ def test_a_terminal_has_the_width_that_it_has(term, columns, monkeypatch):
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     assert console_of(terminal).width == columns
+
+
+def test_in_a_notebook_a_line_goes_to_its_stream(monkeypatch, capsys):
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    stream = io.StringIO()
+    console_of(stream).print("a line")
+    assert stream.getvalue() == "a line\n"
+    assert capsys.readouterr().out == ""
