@@ -1,13 +1,16 @@
 """Networks from recipes: images [B, C, H, W] or frames [T, B, C, H, W] -> currents [T, B, K]."""
 
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from spiketriton.config import ModelConfig, NeuronConfig, Recipe
 from spiketriton.config.recipe import chosen_part
-from spiketriton.errors import UserError, warn_once
+from spiketriton.errors import UserError, one_line, warn_once
 from spiketriton.models.feedforward import MLP, PlainNet
 from spiketriton.models.foreign import make_foreign
 from spiketriton.models.layers import Parts
@@ -39,13 +42,20 @@ def build_model(recipe: Recipe, *, classes: int, channels: int, image_size: int)
             own.name, own.make, recipe, classes=classes, channels=channels, image_size=image_size
         )
     if own is not None:
-        made = own.make(recipe, parts, classes=classes, channels=channels, image_size=image_size)
+        with _failing(f'model.name = "{own.name}" of the plugin {own.home}', own.make):
+            made = own.make(
+                recipe, parts, classes=classes, channels=channels, image_size=image_size
+            )
         if not isinstance(made, Network):
             raise UserError(
                 f'model.name = "{own.name}" of the plugin {own.module} made a {type(made).__name__}; '
                 "accepted: a spiketriton.models.Network"
             )
-        made.look_at_calls(image_size)
+        shown = f"an image of {channels}x{image_size}x{image_size}"
+        with _failing(
+            f'model.name = "{own.name}" of the plugin {own.home}, shown {shown},', own.make
+        ):
+            made.look_at_calls(image_size)
         return made
     make = _BUILT_IN[model.name]
     net = make(recipe, parts, classes=classes, channels=channels, image_size=image_size)
@@ -53,6 +63,22 @@ def build_model(recipe: Recipe, *, classes: int, channels: int, image_size: int)
     if model.norm != "none":
         net.start_blocks(*_block_start(model, recipe.neuron, recipe.time_steps))
     return net
+
+
+@contextmanager
+def _failing(what: str, make: Callable[..., Any]) -> Iterator[None]:
+    """The mistakes of somebody else's code in one line, with where in the file of `make` it is. UserError."""
+    try:
+        yield
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        file = getattr(getattr(make, "__code__", None), "co_filename", "")
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+        where = f" ({file}:{lines[-1]})" if lines else ""
+        raise UserError(
+            f"{what} failed: {type(error).__name__}: {one_line(error)}{where}"
+        ) from error
 
 
 def _resnet(

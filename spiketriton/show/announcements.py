@@ -62,6 +62,10 @@ def announce_parts(
         + (f", from {data.place}" if data.place else "")
         + (f"; {data.validation.images} {what} held out for validation" if data.validation else "")
     )
+    counts = zip(data.classes, data.facts.class_counts, strict=False)
+    if empty := [name for name, count in counts if not count]:
+        few = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
+        display.warn(f"no training {what} of {few}: the network cannot learn what they look like")
     if data.skipped:
         first, *more = data.skipped
         rest = f" and {len(more):,} more" if more else ""

@@ -38,6 +38,15 @@ def slow(config):
 def mse(config):
     return lambda currents, labels: F.mse_loss(currents.mean(0), F.one_hot(labels, 10).float())
 
+@model("breaks_{tag}")
+def breaks(recipe, parts, *, classes, channels, image_size):
+    raise ValueError("my own\\nmistake")
+
+@model("misfits_{tag}")
+def misfits(recipe, parts, *, classes, channels, image_size):
+    layer = Layer(parts.conv(channels, 8, 3, 2), parts.norm(8), parts.neuron(8))
+    return FeedForward(parts, channels, [layer], 7, classes)
+
 @model("wrong_{tag}")
 def wrong(recipe, parts, *, classes, channels, image_size):
     return torch.nn.Linear(1, 1)
@@ -165,9 +174,20 @@ def test_a_neuron_of_ones_own_is_not_told_its_channels(folder):
         spiketriton.train("mine.toml", quiet=True, **{"neuron.threshold_learnt": "channel"})
 
 
-def test_what_a_part_makes_is_checked(folder):
-    text = Path("mine.toml").read_text().replace('name = "mine_', 'name = "wrong_')
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ("wrong", r"made a Linear; accepted: a spiketriton\.models\.Network"),
+        ("breaks", r"mine\.py failed: ValueError: my own mistake \(.*mine\.py:\d+\)$"),
+        (
+            "misfits",
+            r"mine\.py, shown an image of 1x8x8, failed: RuntimeError: mat1 and mat2 shapes",
+        ),
+    ],
+)
+def test_what_a_part_makes_is_checked(folder, part, said):
+    text = Path("mine.toml").read_text().replace('name = "mine_', f'name = "{part}_')
     Path("wrong.toml").write_text(text)
-    with pytest.raises(UserError, match=r"made a Linear; accepted: a spiketriton\.models\.Network"):
+    with pytest.raises(UserError, match=said):
         spiketriton.train("wrong.toml", run_dir="run", quiet=True)
     assert not Path("run").exists()

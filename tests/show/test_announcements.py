@@ -17,7 +17,7 @@ from spiketriton.show.display import Display
 from spiketriton.training.plan import Plan, Progress
 from spiketriton.training.ranks import Ranks
 from tests.show.support import outcome
-from tests.small_runs import SMALL, small_recipe
+from tests.small_runs import SMALL, Lines, small_recipe
 
 
 def test_the_summary_keeps_long_paths_whole():
@@ -198,6 +198,18 @@ def test_mixed_images_are_named_with_what_is_measured_on_them(keys, by):
 def test_image_files_that_were_left_out_are_named(skipped, said):
     line = announced(skipped=skipped)[1]
     assert line == f"left out: image files that cannot be read, {said}"
+
+
+def test_classes_without_a_training_image_are_warned_of():
+    recipe, display = small_recipe(), Lines()
+    data = build_data(recipe)
+    data = replace(data, facts=replace(data.facts, class_counts=(5, 0, 3, 0, *[1] * 6)))
+    announce_parts(
+        display, recipe, data, build_model(recipe, **data.facts.sizes), Plan.of(recipe, data)
+    )
+    assert display.warnings == [
+        "no training images of 1, 3: the network cannot learn what they look like"
+    ]
 
 
 def test_an_ann_has_no_neurons_and_synthetic_images_are_named():
