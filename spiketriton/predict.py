@@ -36,9 +36,10 @@ def main(arguments: list[str]) -> None:
     args = parse(arguments)
     refuse_unusable(args.run)
     with importing():
-        from spiketriton import api
+        from spiketriton.api import Run
+        from spiketriton.trained.run import load_run
 
-    run = api.load_run(args.run, checkpoint=args.checkpoint)
+    run = Run(load_run(args.run, checkpoint=args.checkpoint))
     top = min(args.top, len(run.classes))
     for path, row in zip(args.images, run.predict(args.images), strict=True):
         shares, classes = row.topk(top)

@@ -1,18 +1,21 @@
 """docs/threats.md: no code of a run folder runs that nobody asked for."""
 
+import contextlib
 import io
 import os
 import py_compile
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import spiketriton
-from spiketriton import consent, convert, evaluate, export, nonfinite, report
+from spiketriton import consent, convert, evaluate, export, nonfinite, predict, report
 from spiketriton.config import load_recipe, parts, recipe_from_toml
 from spiketriton.config.parts import NotAskedFor
 from spiketriton.diagnose import main as diagnose_main
+from spiketriton.errors import UserError
 from spiketriton.runs.checkpoint import Checkpoints, read_checkpoint
 from spiketriton.train import main as train_main
 from tests.small_runs import small_trainer
@@ -31,6 +34,18 @@ READERS = {
     "nonfinite": lambda run: nonfinite.main([f"{run}/nonfinite.pt"]),
     "override": lambda run: evaluate.main([run, "train.device=cpu"]),
     "against": lambda run: evaluate.main(["honest", "--against", run]),
+    "predict": lambda run: predict.main([run, "one.png"]),
+}
+BEST = ["--checkpoint", "best"]  # it has none: the command ends when the code has run
+CALLS = {  # of each command that takes a run
+    "report": ["hostile", "--no-evaluation"],
+    "evaluate": ["hostile", *BEST],
+    "export": ["hostile", "--to", "torch", *BEST],
+    "convert": ["hostile", *BEST],
+    "predict": ["hostile", "one.png"],
+    "nonfinite": ["hostile"],
+    "train": ["--resume", "hostile", "seed=7"],
+    "diagnose": ["hostile", "seed=7"],
 }
 
 
@@ -81,10 +96,13 @@ def test_the_callers_word_is_consent(folder, plugins):
     assert not Path("marker").exists()
 
 
-def test_the_option_is_consent_for_the_process(folder):
+@pytest.mark.parametrize("command", CALLS)
+def test_the_option_is_consent_for_the_process(folder, command):
     token = consent._consents.set(consent._consents.get())
+    main = import_module(f"spiketriton.{command}").main
     try:
-        report.main(["hostile", "--trust-plugins", "--no-evaluation"])
+        with contextlib.suppress(UserError):
+            main([*CALLS[command], "--trust-plugins"])
     finally:
         consent._consents.reset(token)
     assert Path("marker").exists()
