@@ -79,6 +79,9 @@ def test_the_newest_whole_checkpoint_replaces_a_damaged_one(tmp_path, warnings):
     assert checkpoints.load()["step"] == 20
     assert str(tmp_path / "last.pt") in warnings[0]
     assert "last.1.pt of step 20 is used instead" in warnings[1]
+    checkpoints.save_best(state(25))
+    assert checkpoints.load()["step"] == 25, "the best may be newer than the one before the last"
+    checkpoints.save_best(state(10))
 
     (tmp_path / "last.1.pt").write_bytes(b"")
     (tmp_path / "last.2.pt").unlink()
