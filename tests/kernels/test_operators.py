@@ -16,6 +16,7 @@ from spiketriton_kernels import (
     use_backend,
 )
 from tests.conftest import need_native
+from tests.covering import each, pairwise
 from tests.kernels.support import DTYPES, as_layout, dyadic, normal
 
 
@@ -97,8 +98,12 @@ def check(spies: dict[str, Spy], expected: set[str]) -> None:
         torch.library.opcheck(spies[name].operator, args, kwargs)
 
 
-@pytest.mark.parametrize("backend", ["native", "torch"], indirect=True)
-@pytest.mark.parametrize("size", [(2, 3), (2, 3, 5), (2, 3, 4, 2), (1, 2, 2, 2, 2)], ids=str)
+@pytest.mark.parametrize(
+    ("size", "backend"),
+    each([(2, 3), (2, 3, 5), (2, 3, 4, 2), (1, 2, 2, 2, 2)], ["native", "torch"]),
+    indirect=["backend"],
+    ids=str,
+)
 def test_opcheck_of_the_neuron(backend, device, spies, size):
     """Schema, fake tensors, autograd registration and dynamic compilation, at every rank."""
     x = normal((3, *size), device=device).requires_grad_()
@@ -107,9 +112,13 @@ def test_opcheck_of_the_neuron(backend, device, spies, size):
     check(spies, {"neuron_forward", "neuron_backward"})
 
 
-@pytest.mark.parametrize("backend", ["native", "torch"], indirect=True)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("given", ["nothing", "residual and more"])
+@pytest.mark.parametrize(
+    ("backend", "layout", "given"),
+    pairwise(
+        ["native", "torch"], ["contiguous", "channels_last"], ["nothing", "residual and more"]
+    ),
+    indirect=["backend"],
+)
 def test_opcheck_of_the_neuron_behind_batch_norm(backend, device, spies, layout, given):
     y = as_layout(normal((3, 2, 3, 4, 2), device=device), layout).requires_grad_()
     options = everything(y) | extras(y) if given != "nothing" else dict(return_v=True)
@@ -139,8 +148,9 @@ def test_opcheck_of_one_interpreted_call(triton_backend, spies):
 # ---- two ways: passes called directly, and as operators where something looks at operators
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "layout"), [(torch.float32, "contiguous"), (torch.bfloat16, "channels_last")], ids=str
+)
 def test_both_ways_give_the_same_bits(backend, device, dtype, layout, monkeypatch):
     x = as_layout(normal((3, 2, 3, 4, 2), dtype, device, mean=0.3), layout)
     direct = results(x)

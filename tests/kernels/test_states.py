@@ -26,6 +26,7 @@ from spiketriton_kernels import (
 )
 from spiketriton_kernels.bn_lif import Norm, fire_normed, normalised
 from spiketriton_kernels.neuron import Call, Outputs
+from tests.covering import each
 from tests.kernels.support import as_layout, dyadic, normal
 
 FUNCTIONS = {
@@ -35,6 +36,9 @@ FUNCTIONS = {
     "cuba": (multistep_cuba, multistep_cuba_reference),
 }
 every_kind = pytest.mark.parametrize("kind", FUNCTIONS)
+each_kind_and_backend = pytest.mark.parametrize(
+    ("kind", "backend"), each([*FUNCTIONS], ["triton", "native", "torch"]), indirect=["backend"]
+)
 CASES = [
     ("ilif", dict(levels=4)),
     ("ilif", dict(levels=3, detach_reset=True, threshold=0.5, decay=0.5)),
@@ -393,7 +397,7 @@ def test_no_neurons_is_fine(kind, backend, device):
     assert torch.equal(decay.grad, torch.zeros(4, device=device))
 
 
-@every_kind
+@each_kind_and_backend
 def test_the_operator_is_well_formed(kind, backend, device, monkeypatch):
     """opcheck: schema, fake tensors, autograd registration, with and without what is optional."""
     monkeypatch.setattr(fire, "traced", lambda tensors: True)
@@ -410,7 +414,7 @@ def test_the_operator_is_well_formed(kind, backend, device, monkeypatch):
         torch.library.opcheck(operator, args)
 
 
-@every_kind
+@each_kind_and_backend
 def test_one_graph_under_compile(kind, backend, device):
     function = FUNCTIONS[kind][0]
     x = normal((3, 2, 4), device=device, mean=0.5)
