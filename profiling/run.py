@@ -60,9 +60,9 @@ spikingjelly_740: SEW-ResNet-18, T=4, bf16, batch 112, 224 pixels, SpikingJelly'
 Ctrl-C keeps what has been measured. docs/performance.md explains how to read the results."""
 
 WITH_RECIPE = ("step", "modes", "memory", "gradients", "data")
-ON_GPU = ("cifar_r20", "imagenette_r18"), ("cifar100_r18", "imagenette_r50")
-"""Whose modes `all` measures on a GPU first, and after the most important kernels: networks that Python slows
-down, and networks that fill the GPU. torch.compile takes most of the time."""
+ON_GPU = "cifar_r20", "imagenette_r18", "cifar100_r18", "imagenette_r50"
+"""Whose modes `all` measures on a GPU after the most important kernels: networks that Python slows down, and
+networks that fill the GPU. torch.compile takes most of the time."""
 COMMANDS = ("kernels", *WITH_RECIPE, "host", "compiled", "first", "all", "report")
 
 
@@ -127,8 +127,8 @@ def options_of(args: argparse.Namespace) -> Options:
 def work_of(args: argparse.Namespace, options: Options) -> list[tuple[str, Sequence[Case]]]:
     """The sections of a command with their cases, in order.
 
-    `all` begins with the most important cases of the kernels, and ends with the rest of them. On a GPU
-    it begins with whole steps: their modes, and the setting of SpikingJelly's issue 740.
+    `all` begins with the most important cases of the kernels, and ends with the rest of them. Between them are, on a
+    GPU, whole steps: their modes, and the setting of SpikingJelly's issue 740.
     """
     words = args.words if args.command in WITH_RECIPE else []
     usual = "imagenette_r50" if options.device.type == "cuda" else "fashion_mnist_r20"
@@ -171,15 +171,11 @@ def work_of(args: argparse.Namespace, options: Options) -> list[tuple[str, Seque
     if args.command in ("host", "all"):
         work.append(("host", [HostTime()]))
     if args.command == "all":
-        first: list[tuple[str, Sequence[Case]]] = []
-        then: list[tuple[str, Sequence[Case]]] = []
+        steps: list[tuple[str, Sequence[Case]]] = []
         if options.device.type == "cuda":
-            first, then = (
-                [("modes", modes(find_recipe(name), options)) for name in names] for names in ON_GPU
-            )
-            first.insert(1, ("step", [TrainingStep(find_recipe("spikingjelly_740"), options)]))
-        middle = [("kernels", kernels[:FIRST]), *then, *work[1:]]
-        return [*first, *middle, ("kernels", kernels[FIRST:])]
+            steps = [("modes", modes(find_recipe(name), options)) for name in ON_GPU]
+            steps.insert(1, ("step", [TrainingStep(find_recipe("spikingjelly_740"), options)]))
+        return [("kernels", kernels[:FIRST]), *steps, *work[1:], ("kernels", kernels[FIRST:])]
     return work if args.command == "kernels" else work[1:]
 
 

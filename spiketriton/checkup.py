@@ -26,8 +26,10 @@ from spiketriton.errors import UserError, one_line
 from spiketriton.runs.folder import RunFolder
 from spiketriton.show.display import Quiet
 from spiketriton.training import environment
+from spiketriton.training.precompile import compiles
 from spiketriton.training.ranks import Ranks
 from spiketriton_kernels.backends import choice, native
+from spiketriton_kernels.backends.triton_launch import compiling
 
 SUPPORTED = {  # distribution: the oldest and the newest version that were tested
     "torch": ((2, 11), (2, 13)),
@@ -214,10 +216,12 @@ def backend(dtype: torch.dtype, device: torch.device) -> Iterator[Finding]:
 class Builds:
     """Compiles what this machine has not compiled yet, on all processors, while the rest is looked at.
 
-    One after another would take most of a minute. Who needs a library waits for its build.
+    One after another would take most of a minute. Who needs a library waits for its build; a GPU's kernels are all
+    compiled before the first of them runs.
     """
 
     def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.needed = device.type == "cpu" and not choice.interpreting()
         self.pool = ThreadPoolExecutor(processors.usable())
         self.jobs: list[Future[object]] = []
@@ -230,6 +234,12 @@ class Builds:
                 for dtype in TOLERANCE
                 for kind in dict.fromkeys(k.kind for k in KERNELS if k.looked_at(dtype))
             ]
+        elif compiles(self.device):
+            with compiling(self.pool):
+                for dtype in TOLERANCE:
+                    for kernel in KERNELS:
+                        if kernel.looked_at(dtype):
+                            _pass(kernel.fused, kernel, dtype, self.device)
         yield from ()
 
     def end(self) -> Iterator[Finding]:

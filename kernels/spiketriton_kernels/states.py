@@ -60,7 +60,8 @@ def _definition(
         h = decay * v + gain * x_t
         level = threshold
         if neuron.kind == "ilif":
-            relaxed = (h / threshold).clamp(0, neuron.levels)
+            # by a tensor: a GPU multiplies by the reciprocal of a number, which moves ties
+            relaxed = (h / (threshold + torch.zeros_like(h))).clamp(0, neuron.levels)
             fired = torch.round(relaxed)
         else:
             if neuron.kind == "alif":

@@ -252,7 +252,8 @@ def lower(
     RuntimeError under TRITON_INTERPRET, which replaces the compiler.
 
     Returns registers (of a thread), spills (bytes of a thread), shared (bytes of a program), warps,
-    elements_per_thread, instructions (of a thread, per element and time step), atomics,
+    elements_per_thread, instructions (of a thread, per element and time step; where a program works on
+    many tiles, those of its loop over them), atomics,
     vector_bytes (of the narrowest access to a tensor of T x N elements; AMD: of most accesses) and,
     None for AMD, whose addresses are not traced: loads, stores (passes over such tensors),
     bytes_per_element (and time step), checkpoint_bytes (of them, those of membranes that a long
@@ -271,11 +272,13 @@ def lower(
     untraced = dict.fromkeys(_traffic([], 1.0), None)
     text = compiled.asm["ptx" if nvidia else "amdgcn"]
     found = _nvidia(compiled.asm["cubin"]) if nvidia else {"bytes_in_flight": None} | _amd(text)
-    elements = None
+    in_loops, elements = found.pop("in_loops", None), None
     if _joins(launch):
         found["instructions"] = None
     else:
         elements = max(1, _tile(launch) // (warps * TARGETS[target].warp_size))
+        if in_loops and "programs" in launch.arguments:  # each works on many tiles
+            found["instructions"] = in_loops
         found["instructions"] /= elements * launch.sizes["chunk"]
         if nvidia:
             found |= _traffic(_accesses(text, launch, elements), _fill(launch))
@@ -357,11 +360,20 @@ def _nvidia(cubin: bytes) -> dict[str, Any]:
         "registers": int(re.findall(r"REG:(\d+)", usage)[0]),
         "spills": sum(int(width.group(1)) // 8 if width else 4 for width in spilled),
         "instructions": sum(name != "NOP" for name in code),
+        "in_loops": _in_loops(sass),
         "bytes_in_flight": _in_flight(sass),
     }
 
 
 _SASS = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)\s*([^;]*);")
+
+
+def _in_loops(sass: str) -> int:
+    """Instructions of the longest loop."""
+    code = [(int(at, 16), name, rest) for at, _, name, rest in _SASS.findall(sass)]
+    jumps = [(at, re.findall(r"0x[0-9a-f]+", rest)) for at, name, rest in code if name == "BRA"]
+    loops = [(int(to[-1], 16), at) for at, to in jumps if to and int(to[-1], 16) < at]
+    return max((sum(a <= at <= b for at, *_ in code) for a, b in loops), default=len(code))
 
 
 def _in_flight(sass: str) -> float:

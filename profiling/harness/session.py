@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,6 +31,13 @@ CLEAR = "\r\x1b[K"
 """A terminal's line, from its beginning."""
 
 LATE = {"status": Status.NOT_REACHED, "why": "--minutes are over"}
+
+PREPARING = 30.0, 120.0
+"""Seconds that a contender may compile where --minutes are given: what is left of them, but so much and no more."""
+
+
+class _TooLong(BaseException):
+    """Not an Exception, which torch.compile would report as a mistake of its backend."""
 
 ALLOCATOR = {
     "MALLOC_MMAP_MAX_": "0",
@@ -73,7 +81,7 @@ class Session:
         options: shared by all sections.
         out: the folder of rows and pictures; made at once, so that nothing is measured in vain.
         minutes: cases, and contenders of a case that has ours, which have not begun by then are
-            not measured, and rows say so; 0: no limit.
+            not measured, and rows say so; what compiles longer is stopped. 0: no limit.
 
     UserError: nothing can be written to `out`.
     """
@@ -130,6 +138,13 @@ class Session:
             self.add(section, rows)
             self.at(label, done=True)
 
+    def _preparing(self) -> float | None:
+        """Seconds that the next contender may take to be ready; None: any."""
+        if self.deadline == float("inf"):
+            return None
+        least, most = PREPARING
+        return min(most, max(least, self.deadline - time.monotonic()))
+
     def _wanted(self, name: str) -> bool:
         only = self.options.only
         return not only or name == "copy" or any(fnmatchcase(name, pattern) for pattern in only)
@@ -146,7 +161,7 @@ class Session:
                 row |= LATE
                 continue
             self.at(f"{label}: {one.name}")
-            with refusals(row):
+            with refusals(row), within(self._preparing()):
                 work = one.build()
                 verdict = work.check()
                 row |= {"status": verdict.status, "why": verdict.why, **verdict.numbers}
@@ -172,12 +187,31 @@ class Session:
 
 
 @contextmanager
+def within(seconds: float | None) -> Iterator[None]:
+    """Raises _TooLong in the block after so many seconds (None: never): a compiler, too, is stopped."""
+
+    def stop(*_: object) -> None:
+        raise _TooLong
+
+    before = signal.signal(signal.SIGALRM, stop) if seconds else None
+    signal.setitimer(signal.ITIMER_REAL, seconds or 0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if seconds:
+            signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
 def refusals(row: Row) -> Iterator[None]:
     """What keeps a contender from being measured goes into its row; the others are measured."""
     try:
         yield
     except (Unavailable, UserError) as reason:  # UserError: a recipe's data are not there
         row |= {"status": Status.MISSING, "why": one_line(reason)}
+    except _TooLong:
+        row |= {"status": Status.NOT_REACHED, "why": "stopped while it was built and checked"}
     except torch.OutOfMemoryError as error:
         row |= {"status": Status.TOO_LARGE, "why": one_line(error)[:200]}
     except Exception as error:  # a compiler's, a peer's: named in the row and on the screen

@@ -1,10 +1,11 @@
 """From loaded images to batches on the device: copied as bytes, finished there, one batch ahead.
 
 On a GPU the copy and the rest of the augmentation run on a stream of their own while the step before
-still computes. On the CPU a batch is finished when it is asked for.
+still computes, called by a thread of their own. On the CPU a batch is finished when it is asked for.
 """
 
 from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any, NamedTuple, TypeAlias
 
@@ -56,27 +57,26 @@ def _finished(loaded: Loaded, finish: Finish, device: torch.device) -> Batch:
 def _ahead(
     loaded: Generator[Loaded, None, None], finish: Finish, device: torch.device, cuda: Any
 ) -> Generator[Batch, None, None]:
-    """Each batch, after the next one was put on its way; `cuda` is torch.cuda.
+    """Each batch, while a thread puts the next one on its way; `cuda` is torch.cuda.
 
-    The consumer's stream waits for a batch, the host never does. A mistake in a batch is raised one
-    batch early.
+    The consumer's stream waits for a batch, the host never does. Where a step is replayed the thread has Python to
+    itself: strong augmentation makes a hundred calls a batch.
     """
     side = cuda.Stream(device)
-    waiting: tuple[Batch, Any] | None = None
 
-    def deliver(batch: Batch, ready: Any) -> Batch:
-        consumer = cuda.current_stream(device)
-        consumer.wait_event(ready)
-        for tensor in batch:
-            tensor.record_stream(consumer)  # its memory was taken from the side stream's
-        return batch
-
-    with closing(loaded):
+    def prepared() -> tuple[Batch, Any] | None:
         for one in loaded:
             with cuda.stream(side):
-                on_its_way = _finished(one, finish, device), side.record_event()
-            if waiting is not None:
-                yield deliver(*waiting)
-            waiting = on_its_way
-    if waiting is not None:
-        yield deliver(*waiting)
+                return _finished(one, finish, device), side.record_event()
+        return None
+
+    with closing(loaded), ThreadPoolExecutor(1, "augmentation") as thread:
+        coming = thread.submit(prepared)
+        while (ready := coming.result()) is not None:
+            coming = thread.submit(prepared)
+            batch, event = ready
+            consumer = cuda.current_stream(device)
+            consumer.wait_event(event)
+            for tensor in batch:
+                tensor.record_stream(consumer)  # its memory was taken from the side stream's
+            yield batch

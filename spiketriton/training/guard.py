@@ -79,7 +79,7 @@ class FiniteGuard:
         ).unbind()
         self._numbers = zero.double().expand(2).clone()  # loss and norm of the last bad step
         self._reported = 0
-        self.withheld = zero.bool()
+        self.withheld, self._found = zero.bool(), zero.clone()
         optimizer.register_step_pre_hook(self._withhold)
 
     @torch.no_grad()
@@ -114,10 +114,9 @@ class FiniteGuard:
         del self._kept  # memory of a CUDA graph that is forgotten
 
     def _withhold(self, optimizer: Any, *_: object) -> None:
-        withheld = self.withheld.float()
-        optimizer.found_inf = (
-            torch.maximum(optimizer.found_inf, withheld) if self.scaled else withheld
-        )
+        # its own memory: of a CUDA graph that is forgotten nothing may be held
+        found = self._found.copy_(self.withheld)
+        optimizer.found_inf = torch.maximum(optimizer.found_inf, found) if self.scaled else found
 
     def tensors(self) -> list[Tensor]:
         """What `judge` changes besides the model's buffers."""

@@ -59,9 +59,7 @@ def precompile(
         with _Pool() as pool, compiling(pool):
             for watching, inputs in ((nullcontext, weights), (watch, weights + probes)):
                 with watching():
-                    with placement.autocast():
-                        out = model(images).sum()
-                    torch.autograd.grad(out, inputs, allow_unused=True)
+                    _forth_and_back(model, images, inputs, placement)
             _tell(pool.jobs, note)
     except Exception as error:  # the step itself raises it, if it is one
         note(f"kernels are compiled when they are first launched, because {one_line(error)[:300]}")
@@ -71,9 +69,18 @@ def precompile(
             note(f"{len(pool.jobs)} kernels compiled in {took:.0f} s, once for this GPU")
     finally:
         set_random_state(drawn)
+        torch.cuda.empty_cache()  # steps may run on a stream of their own, which has none of this memory
         with torch.no_grad():
             for buffer, kept in zip(buffers, before, strict=True):
                 buffer.copy_(kept)
+
+
+def _forth_and_back(
+    model: Network, images: Tensor, inputs: list[Tensor], placement: Placement
+) -> None:
+    with placement.autocast():
+        out = model(images).sum()
+    torch.autograd.grad(out, inputs, allow_unused=True)
 
 
 def _tell(jobs: list[Future[Any]], note: Callable[[str], object]) -> None:

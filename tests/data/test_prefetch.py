@@ -1,6 +1,7 @@
 """Batches on the device: finished there, on a GPU one batch ahead on a stream of its own."""
 
 import contextlib
+import threading
 
 import pytest
 import torch
@@ -29,8 +30,8 @@ class Source:
             self.log.append("closed")
 
 
-class FakeCuda:
-    """Stands for torch.cuda, and logs the order of events."""
+class FakeCuda(threading.local):
+    """Stands for torch.cuda, and logs the order of events; each thread has a current stream."""
 
     def __init__(self, log):
         self.log, self.at = log, "consumer"
@@ -105,21 +106,38 @@ def on_a_gpu(monkeypatch):
     return start
 
 
-def test_on_a_gpu_the_next_batch_is_on_its_way_before_one_is_given(on_a_gpu):
+def test_on_a_gpu_a_thread_puts_the_next_batch_on_its_way(on_a_gpu):
     log = []
     batches = on_a_gpu(log)
     given = next(batches)
     assert [tensor.name for tensor in given] == ["images 0", "labels 0"]
-    assert log == [
-        *("load 0", "finish 0", "event on side"),
-        *("load 1", "finish 1", "event on side"),
-        "consumer waits for 3",
-        "images 0 lives on consumer",
-        "labels 0 lives on consumer",
-    ]
     assert [images.name for images, _ in batches] == ["images 1", "images 2"]
-    waits = [line for line in log if "waits" in line]
-    assert waits == ["consumer waits for 3", "consumer waits for 6", "consumer waits for 12"]
+    prepared = [line for line in log if line.startswith(("load", "finish", "event"))]
+    assert prepared == [
+        line for at in range(3) for line in (f"load {at}", f"finish {at}", "event on side")
+    ]
+    events = [n for n, line in enumerate(log, 1) if line == "event on side"]
+    used = [line for line in log if "consumer" in line]
+    assert used == [line for n, at in zip(events, range(3), strict=True) for line in (
+        f"consumer waits for {n}", f"images {at} lives on consumer", f"labels {at} lives on consumer"
+    )]  # fmt: skip
+
+
+def test_on_a_gpu_the_training_thread_prepares_nothing(on_a_gpu):
+    """What augmentation costs Python is not added to the step's."""
+    log, threads = [], set()
+
+    def note(loaded, finish, device):
+        threads.add(threading.current_thread())
+        return FakeTensor(log, "images"), FakeTensor(log, "labels")
+
+    batches = on_a_gpu(log)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prefetch, "_finished", note)
+        assert len(list(batches)) == 3
+    assert len(threads) == 1
+    assert threading.current_thread() not in threads
+    assert not [one for one in threads if one.is_alive()]
 
 
 def test_closing_on_a_gpu_ends_the_workers(on_a_gpu):
@@ -132,7 +150,7 @@ def test_closing_on_a_gpu_ends_the_workers(on_a_gpu):
 
 def test_a_mistake_is_raised_on_a_gpu_too(on_a_gpu):
     batches = on_a_gpu([], mistake=True)
-    assert next(batches)[0].name == "images 0"
+    assert [next(batches)[0].name for _ in range(2)] == ["images 0", "images 1"]
     with pytest.raises(UserError, match="a damaged file"):
         next(batches)
 

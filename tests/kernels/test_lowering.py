@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from profiling.harness import lowering
+from profiling.sections.compiled import CARDS
 
 ROOT = Path(__file__).parents[2]
 TRITON = tuple(map(int, version("triton").split(".")[:2]))
@@ -110,6 +111,7 @@ QUICK = [
     *cases(("lif backward", CURRENT[1]), ["sm_90"], ["fp32"], [16]),
     *cases(("lif backward", WALKS[1]), ["gfx942"], ["bf16"], [10]),
     *cases([WALKS[1]], ["sm_80", "sm_89", "sm_100", "sm_120"], ["bf16"], [10]),
+    *cases(WALKS[:2], ["sm_90"], ["bf16"], [4]),
     *cases(["lif backward"], ["sm_90"], ["bf16"], [16], **ATTACHED, surrogate="triangle"),
     *cases([f"{n} {way}" for n in STATES for way in WAYS], ["sm_90"], ["bf16"], [10]),
     *cases(["clif backward"], ["sm_90"], ["bf16"], [16]),
@@ -269,6 +271,47 @@ def test_no_spills_no_atomics_wide_accesses_and_each_byte_once(quick, given):
 @pytest.mark.parametrize("given", SLOW, ids=name)
 def test_every_target_dtype_window_and_layout(slow, given):
     assert_lean(given, slow[key(given)])
+
+
+BUSY = {
+    "lif forward": {4: (64, 64), 10: (64, 64), 16: (64, 64)},
+    "lif backward": {4: (32, 64), 10: (16, 32), 16: (8, 16)},
+    "statistics": {4: (40, 55), 10: (40, 55), 16: (40, 55)},
+    "bn_lif forward": {4: (32, 64), 10: (28, 63), 16: (32, 64)},
+    "bn_lif backward, sums": {4: (32, 33), 10: (16, 26), 16: (12, 24)},
+    "bn_lif backward, dy": {4: (24, 50), 10: (12, 15), 16: (8, 10)},
+    "bn_lif+current backward": {4: (20, 40), 10: (12, 24), 16: (8, 16)},
+    "norm backward": {4: (20, 90), 10: (20, 84), 16: (20, 84)},
+}
+"""Of an H100's processor: warps that are resident, KB that are under way; bf16, channels_last. Walks back hold the
+window: beyond 8 steps they fall short of 16 warps and 30 KB, with fewer elements a thread they gain warps alone."""
+
+
+@pytest.mark.parametrize("case", BUSY)
+def test_warps_and_bytes_under_way(quick, case):
+    """Those that are lowered anyway; --slow: all."""
+    assert_busy(quick, case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", BUSY)
+def test_warps_and_bytes_under_way_in_every_window(slow, case):
+    assert assert_busy(slow, case) == 3
+
+
+def assert_busy(reports: dict[str, dict[str, Any]], case: str) -> int:
+    """How many windows were looked at: one at least."""
+    card, seen = CARDS["sm_90"], 0
+    for T, (warps, kb) in BUSY[case].items():
+        (given,) = cases([case], ["sm_90"], ["bf16"], [T])
+        if (report := reports.get(key(given))) is None:
+            continue
+        programs = card.resident(report["registers"], report["shared"], report["warps"])
+        assert programs * report["warps"] >= warps
+        assert programs * report["warps"] * report["bytes_in_flight"] >= 1024 * kb
+        seen += 1
+    assert seen
+    return seen
 
 
 @pytest.mark.parametrize("given", RAGGED, ids=name)

@@ -2,11 +2,13 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import snntorch
 import torch
 from spikingjelly.activation_based import neuron, surrogate
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from spiketriton_kernels import (
     PROBE_FIELDS,
@@ -24,6 +26,7 @@ from spiketriton_kernels import (
     states,
     virtual_steps,
 )
+from spiketriton_kernels.backends import eager
 from spiketriton_kernels.bn_lif import Norm, fire_normed, normalised
 from spiketriton_kernels.neuron import Call, Outputs
 from tests.covering import each
@@ -467,3 +470,24 @@ def test_cuba_is_snntorchs_synaptic(backend, device):
     assert torch.equal(found, torch.stack(expected))
     torch.testing.assert_close(last.v, membrane)
     torch.testing.assert_close(last.m, current)
+
+
+def _eagerly(x, threshold):
+    return eager._level_of(x, SimpleNamespace(threshold=threshold))
+
+
+@pytest.mark.parametrize("function", [multistep_ilif_reference, _eagerly])
+def test_ilif_divides_by_a_tensor_as_a_gpu_does_not_by_a_number(function):
+    """It multiplies by a number's reciprocal, so that ties would fall otherwise than in the kernels."""
+    by_tensors = []
+
+    class Divisions(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            if operation is torch.ops.aten.div.Tensor:
+                by_tensors.append(isinstance(args[1], torch.Tensor) and args[1].dim() > 0)
+            return operation(*args, **(kwargs or {}))
+
+    with Divisions():
+        function(torch.ones(2, 3), threshold=0.7)
+    assert by_tensors
+    assert all(by_tensors)

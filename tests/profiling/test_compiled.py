@@ -35,6 +35,22 @@ def test_occupancy_and_roofline_follow_the_data_sheet():
     assert CARDS.keys() == lowering.TARGETS.keys()
 
 
+def test_the_loop_is_what_a_tile_costs():
+    """Of a program that works on many: neither what comes before or behind, nor where the code ends."""
+    sass = """
+        /*0000*/ MOV R1, c[0x0][0x28] ;
+        /*0010*/ LDG.E.128 R4, [R2] ;
+        /*0020*/ FFMA R4, R4, R4, R4 ;
+        /*0030*/ @P1 BRA 0x20 ;
+        /*0040*/ @P0 BRA 0x10 ;
+        /*0050*/ EXIT ;
+        /*0060*/ BRA 0x60 ;
+        /*0070*/ NOP ;
+    """
+    assert lowering._in_loops(sass) == 4
+    assert lowering._in_loops("/*0000*/ MOV R1, R2 ;\n/*0010*/ EXIT ;") == 2
+
+
 @pytest.mark.parametrize("traced", [True, False])
 def test_rows_of_kernels_and_of_operations(traced, monkeypatch):
     asked = []

@@ -130,11 +130,16 @@ def test_all_begins_with_the_most_important_kernels_and_ends_with_the_others():
     assert [case.spec.get("recipe") for case in work[2][1]] == [None] * 3 + ["fashion_mnist_r20"]
 
 
-def test_on_a_gpu_all_begins_with_whole_steps():
+def test_on_a_gpu_all_goes_on_with_whole_steps():
     """Their modes and kinds of blocks, and the setting that SpikingJelly publishes; no GPU is needed to list them."""
     work = run.work_of(run.parse(["all"]), Options(torch.device("cuda")))
-    listed = [(section, cases_of[0].spec.get("recipe")) for section, cases_of in work[:3]]
-    steps = [("modes", "cifar_r20"), ("step", "spikingjelly_740"), ("modes", "imagenette_r18")]
+    listed = [(section, cases_of[0].spec.get("recipe")) for section, cases_of in work[:4]]
+    steps = [
+        ("kernels", None),
+        ("modes", "cifar_r20"),
+        ("step", "spikingjelly_740"),
+        ("modes", "imagenette_r18"),
+    ]
     assert listed == steps
     assert {len(cases_of) for section, cases_of in work if section == "modes"} == {3}
 

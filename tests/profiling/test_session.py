@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 
 import pytest
 import torch
@@ -135,6 +136,24 @@ def test_what_is_beyond_the_minutes_is_named_and_ours_is_kept(quick, tmp_path):
     assert of[OURS]["samples"] == QUICK.least  # the race ends as early as it may
     assert of["before"]["status"] == Status.OK
     assert of["after"]["status"] == Status.NOT_REACHED
+
+
+def test_what_compiles_longer_than_there_is_time_is_stopped(quick, tmp_path, monkeypatch):
+    """Also where a compiler reports every Exception as its own; the next contender is measured."""
+    monkeypatch.setattr(session, "PREPARING", (0.05, 0.05))
+
+    def slow() -> Idle:
+        try:
+            time.sleep(60)
+        except Exception as error:
+            raise RuntimeError("backend failed") from error
+        return Idle()
+
+    one = Session(quick, tmp_path, minutes=1)
+    one.measure("step", [Two(compiled=slow, spiketriton=Idle)])
+    of = {row["contender"]: row for row in one.rows}
+    assert of["compiled"]["status"] == Status.NOT_REACHED
+    assert of[OURS]["status"] == Status.OK
 
 
 @pytest.mark.parametrize("minutes", [0, 2])

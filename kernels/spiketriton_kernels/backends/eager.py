@@ -123,12 +123,17 @@ def _charge(v: torch.Tensor, current: torch.Tensor, c: _Constants, neuron: Neuro
     return h
 
 
+def _level_of(h: torch.Tensor, c: _Constants) -> torch.Tensor:
+    """h / threshold, by a tensor: a GPU multiplies by the reciprocal of a number, which moves I-LIF's ties."""
+    return h / (c.threshold + torch.zeros_like(h))
+
+
 def _discharge(
     h: torch.Tensor, m: torch.Tensor, c: _Constants, neuron: Neuron
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(spikes, membrane, second state) after a step with the potential h and the second state m before it."""
     if neuron.kind == "ilif":
-        s = torch.round((h / c.threshold).clamp(0, neuron.levels))
+        s = torch.round(_level_of(h, c).clamp(0, neuron.levels))
         return s, h - c.threshold * s, m
     if neuron.kind == "clif":
         s = (h >= c.threshold).to(h.dtype)
@@ -221,7 +226,7 @@ def _integer_back(
 ) -> _Back:  # fmt: skip
     """I-LIF: s follows h / threshold where it is not clamped."""
     h, _, _, s, _ = step
-    z = h / c.threshold
+    z = _level_of(h, c)
     inside = ((z >= 0) & (z <= neuron.levels)).to(h.dtype)
     slope = inside / c.threshold
     through, jump = grad, torch.ones_like(h)

@@ -6,6 +6,8 @@ the states costs arithmetic, which is free here. The membrane's is never contrac
 (``enable_fp_fusion=False``), so forward and replay agree with the reference bit for bit.
 AHEAD: so many steps are read before the step at work stores. The numbers are those that keep most bytes under way in a
 processor without a program fewer on it (``profiling/run.py compiled``, profiling/LOG.md).
+What was read or written last is read first, while a GPU's cache still has it: a pass behind another one (fire, dy) takes
+the tiles from the last to the first.
 Windows longer than a chunk keep the float32 states between chunks: 8 / CHUNK bytes more for each.
 
 A pointer is None for what a call does not have or want, FORMS and RULES are constants; the kernel is then compiled
@@ -166,7 +168,7 @@ def fire_kernel(
     AHEAD: tl.constexpr = WINDOW.ahead
     CHUNKS: tl.constexpr = (WINDOW.steps + CHUNK - 1) // CHUNK
     size = Size(R, C, units * CUT.align, S)
-    row, column, channel = own_tile(tl.program_id(0), size, CUT)
+    row, column, channel = own_tile(tl.num_programs(0) - 1 - tl.program_id(0), size, CUT)
     tile = tile_at(row, column, channel, size, CUT)
     step = step_size(size, CUT)
     c = of_tile(given, tile, FORMS)
@@ -421,7 +423,10 @@ def walk_kernel(
     sums = (zero, zero)
     learnt = (zero, zero, zero, zero, zero, zero)
     asked = (upstream.spikes, upstream.current, upstream.trace)
-    for row in range(first, blocks(R, CUT.block_r), programs):
+    for visited in range(first, blocks(R, CUT.block_r), programs):
+        row = visited
+        if sums_ptr is not None:
+            row = blocks(R, CUT.block_r) - 1 - visited
         tile = tile_at(row, column, channel, size, CUT)
         number = tile_number(row, column, channel, size, CUT)
         by_v, by_m = _states(upstream.v_last, upstream.m_last, 0.0, tile, tile.inside)
@@ -622,8 +627,9 @@ def _walk_back(
     costly = x.element_size() == 4 or neuron.shape == "triangle"
     if not neuron.has_norm and costly and chunk > 12:
         ahead = 1
-    # A replay stores nothing, so that its loads need no queue; but ptxas moves none over CLIF's exponentials.
-    replay_ahead = chunk if neuron.kind == "clif" else 0
+    # A replay stores nothing, so that its loads need no queue; but ptxas moves none over CLIF's exponentials and few
+    # over I-LIF's divisions.
+    replay_ahead = chunk if neuron.kind in ("clif", "ilif") else 0
     given, compiled = _compiled(neuron, back=True)
     own = own_surrogate(neuron.shape)
     launch(

@@ -209,7 +209,8 @@ def norm_backward_kernel(
     CHUNK: tl.constexpr = WINDOW.chunk
     AHEAD: tl.constexpr = WINDOW.ahead
     size = Size(R, C, units * CUT.align, S)
-    row, column, channel = own_tile(tl.program_id(0), size, CUT)
+    # from the last tile, which the walk back has left in the cache
+    row, column, channel = own_tile(tl.num_programs(0) - 1 - tl.program_id(0), size, CUT)
     tile = tile_at(row, column, channel, size, CUT)
     step = step_size(size, CUT)
     affine = norm_constants(norm, eps, bn_scale, tile)
