@@ -26,6 +26,7 @@ from spiketriton.errors import UserError, one_line
 from spiketriton.runs.folder import RunFolder
 from spiketriton.show.display import Quiet
 from spiketriton.training import environment
+from spiketriton.training.memory_limit import available_host_memory
 from spiketriton.training.precompile import compiles
 from spiketriton.training.ranks import Ranks
 from spiketriton_kernels.backends import choice, native
@@ -73,6 +74,12 @@ class Kernel:
         return self.kind == "lif" or dtype == torch.float32
 
 
+def judged(name: str, fine: bool, found: str, advice: str, bad: str = "wrong") -> Finding:
+    """Fine, or bad and what to do."""
+    return Finding(name, "ok", found) if fine else Finding(name, bad, found, advice)
+
+
+BROKEN = "do not train on this device; please report it"
 LIKE_X = ("residual", "spike_add")
 LIF = kernels.multistep_lif, kernels.multistep_lif_reference
 BN_LIF = kernels.multistep_bn_lif, kernels.multistep_bn_lif_reference
@@ -140,23 +147,19 @@ def findings(recipe: Recipe) -> Iterator[Finding]:
 def versions() -> Iterator[Finding]:
     """Python, torch and triton against the versions that were tested."""
     python = ".".join(map(str, sys.version_info[:3]))
-    fine = sys.version_info >= (3, 11)
-    yield Finding("Python", "ok" if fine else "wrong", python, "" if fine else "3.11 or newer")
+    yield judged("Python", sys.version_info >= (3, 11), python, "3.11 or newer")
     for package, (oldest, newest) in SUPPORTED.items():
         try:
             text = version(package)
         except PackageNotFoundError:
             fine = package == "triton" and not sys.platform.startswith("linux")
-            advice = "" if fine else f"pip install {package}"
-            yield Finding(package, "ok" if fine else "wrong", "not installed", advice)
+            yield judged(package, fine, "not installed", f"pip install {package}")
             continue
         number = tuple(int(part) for part in text.split("+")[0].split(".")[:2])
-        if number < oldest:
-            advice = f"pip install -U '{package}>={oldest[0]}.{oldest[1]}'"
-            yield Finding(package, "wrong", text, advice)
-        else:
-            newer = f", newer than the tested {newest[0]}.{newest[1]}" if number > newest else ""
-            yield Finding(package, "ok", text + newer)
+        if number > newest:
+            text += f", newer than the tested {newest[0]}.{newest[1]}"
+        advice = f"pip install -U '{package}>={oldest[0]}.{oldest[1]}'"
+        yield judged(package, number >= oldest, text, advice)
 
 
 def devices(device: torch.device) -> Iterator[Finding]:
@@ -166,50 +169,42 @@ def devices(device: torch.device) -> Iterator[Finding]:
         name = torch.cuda.get_device_name(device)
         major, minor = torch.cuda.get_device_capability(device)
         full = free < total / 2
-        yield Finding(
-            "GPU",
-            "slow" if full or major < 8 else "ok",
-            f"{name}, compute capability {major}.{minor}, {free:.0f} of {total:.0f} GiB free",
-            "another process holds the memory"
-            if full
-            else "the kernels are made for 8.0 on" * (major < 8),
-        )
+        words = f"{name}, compute capability {major}.{minor}, {free:.0f} of {total:.0f} GiB free"
+        advice = "another process holds the memory" if full else "the kernels are made for 8.0 on"
+        yield judged("GPU", not full and major >= 8, words, advice, "slow")
     else:
         why = "asked for" if torch.cuda.is_available() else "PyTorch finds no GPU"
         yield Finding("CPU", "ok", f"{environment.cpu_name()} ({why})")
-    memory = _memory_gib()
+    memory = available_host_memory()
     if memory is not None:
-        few = memory[0] < 2
-        advice = "close other programs; a small training takes 0.5 GiB" if few else ""
-        words = f"{memory[0]:.1f} of {memory[1]:.1f} GiB available"
-        yield Finding("memory", "slow" if few else "ok", words, advice)
+        words = f"{memory / 2**30:.1f} GiB available"
+        advice = "close other programs; a small training takes 0.5 GiB"
+        yield judged("memory", memory >= 2**31, words, advice, "slow")
 
 
 def busy() -> Iterator[Finding]:
     """Processors, and what other processes take of them."""
     usable, taken = processors.usable(), processors.taken()
-    advice = ""
-    if taken >= usable / 2:
-        advice = f"a training takes {processors.free()} of them; see which other processes run"
+    advice = f"a training takes {processors.free()} of them; see which other processes run"
     words = f"{usable}, of which other processes use {taken:.1f}"
-    yield Finding("processors", "slow" if advice else "ok", words, advice)
+    yield judged("processors", taken < usable / 2, words, advice, "slow")
 
 
 def backend(dtype: torch.dtype, device: torch.device) -> Iterator[Finding]:
     """Which code serves a dtype, and why."""
     name = f"backend, {_name(dtype)}"
     serves = kernels.backend_for(torch.empty(1, dtype=dtype, device=device))
+    on_cpu = device.type == "cpu"
     if serves == "native":
         compiler = next(filter(shutil.which, ("c++", "g++", "clang++")), "CXX")
         yield Finding(name, "ok", f"compiled C++, by {compiler}")
-    elif serves == "triton" and device.type == "cpu":
-        yield Finding(name, "slow", "Triton, interpreted", "unset TRITON_INTERPRET to train")
     elif serves == "triton":
-        yield Finding(name, "ok", "Triton")
+        words = "Triton, interpreted" if on_cpu else "Triton"
+        yield judged(name, not on_cpu, words, "unset TRITON_INTERPRET to train", "slow")
     elif dtype == torch.float64 and device.type == "cuda":
         yield Finding(name, "ok", "eager PyTorch: float64 has no kernel on a GPU")
     else:
-        why = native.failure(dtype) if device.type == "cpu" else "triton is not installed"
+        why = native.failure(dtype) if on_cpu else "triton is not installed"
         yield Finding(name, "slow", f"eager PyTorch: {one_line(why)}", "install g++ or clang++")
 
 
@@ -263,13 +258,11 @@ def compared(kernel: Kernel, dtype: torch.dtype, device: torch.device) -> Iterat
     different = int((spikes != wanted).sum())
     if different:
         words = f"{different} of {spikes.numel()} spikes differ from the definition"
-        yield Finding(name, "wrong", words, "do not train on this device; please report it")
+        yield Finding(name, "wrong", words, BROKEN)
         return
-    error = max(map(_difference, found, right))
-    fine = error <= TOLERANCE[dtype]  # NaN is not
-    words = f"spikes equal, gradients off by {error:.1e} (allowed: {TOLERANCE[dtype]:.1e})"
-    advice = "" if fine else "do not train on this device; please report it"
-    yield Finding(name, "ok" if fine else "wrong", words, advice)
+    error, allowed = max(map(_difference, found, right)), TOLERANCE[dtype]
+    words = f"spikes equal, gradients off by {error:.1e} (allowed: {allowed:.1e})"
+    yield judged(name, error <= allowed, words, BROKEN)  # NaN is not
 
 
 def _pass(
@@ -320,8 +313,8 @@ def packed(dtype: torch.dtype, device: torch.device) -> Iterator[Finding]:
     back = kernels.unpack_spikes(bits, spikes.shape, spikes.stride(), dtype)
     same = torch.equal(back, spikes)
     words = "come back as they were" if same else "come back changed"
-    advice = "" if same else 'keep model.memory = "standard"; please report it'
-    yield Finding(f"packed spikes, {_name(dtype)}", "ok" if same else "wrong", words, advice)
+    advice = 'keep model.memory = "standard"; please report it'
+    yield judged(f"packed spikes, {_name(dtype)}", same, words, advice)
 
 
 def bandwidth(device: torch.device) -> Iterator[Finding]:
@@ -345,13 +338,9 @@ def bandwidth(device: torch.device) -> Iterator[Finding]:
     size = x.numel() * x.element_size()
     copy = 2 * size / _seconds(lambda: x.detach().clone(), device)
     ours = 5 * size / _seconds(both, device)
-    slow = ours < COPY_SHARE[device.type] * copy
-    yield Finding(
-        "bandwidth",
-        "slow" if slow else "ok",
-        f"LIF, forward and backward: {ours / 1e9:.3g} GB/s; a copy: {copy / 1e9:.3g} GB/s",
-        "see which processes run, and which backend serves" if slow else "",
-    )
+    words = f"LIF, forward and backward: {ours / 1e9:.3g} GB/s; a copy: {copy / 1e9:.3g} GB/s"
+    advice = "see which processes run, and which backend serves"
+    yield judged("bandwidth", ours >= COPY_SHARE[device.type] * copy, words, advice, "slow")
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
@@ -388,8 +377,7 @@ def trained(recipe: Recipe, device: torch.device) -> Iterator[Finding]:
         first = abs(losses[0] - right[0]) / right[0]
         fine = all(map(math.isfinite, losses)) and first <= (1e-3 if precision == "fp32" else 5e-2)
         words = f"loss {losses[0]:.4f} (eager PyTorch: {right[0]:.4f}), {speed:.0f} images/s"
-        advice = "" if fine else "do not train on this device; please report it"
-        yield Finding(f"training, {precision}", "ok" if fine else "wrong", words, advice)
+        yield judged(f"training, {precision}", fine, words, BROKEN)
 
 
 def _losses(recipe: Recipe) -> tuple[list[float], float]:
@@ -427,13 +415,3 @@ def data_sets(recipe: Recipe) -> Iterator[Finding]:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _memory_gib() -> tuple[float, float] | None:
-    """Available and total memory; None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    sizes = {line.split(":")[0]: int(line.split()[1]) / 2**20 for line in lines if "kB" in line}
-    return sizes["MemAvailable"], sizes["MemTotal"]
