@@ -39,6 +39,7 @@ PREPARING = 30.0, 120.0
 class _TooLong(BaseException):
     """Not an Exception, which torch.compile would report as a mistake of its backend."""
 
+
 ALLOCATOR = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**36),

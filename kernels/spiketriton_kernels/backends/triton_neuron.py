@@ -6,8 +6,8 @@ the states costs arithmetic, which is free here. The membrane's is never contrac
 (``enable_fp_fusion=False``), so forward and replay agree with the reference bit for bit.
 AHEAD: so many steps are read before the step at work stores. The numbers are those that keep most bytes under way in a
 processor without a program fewer on it (``profiling/run.py compiled``, profiling/LOG.md).
-What was read or written last is read first, while a GPU's cache still has it: a pass behind another one (fire, dy) takes
-the tiles from the last to the first.
+What was read last is read first, while a GPU's cache still has it: a pass behind another one (fire, dy) takes the tiles
+from the last to the first.
 Windows longer than a chunk keep the float32 states between chunks: 8 / CHUNK bytes more for each.
 
 A pointer is None for what a call does not have or want, FORMS and RULES are constants; the kernel is then compiled
