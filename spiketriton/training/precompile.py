@@ -5,7 +5,7 @@ convolutions run; of the fused neurons only the launches are looked at, so that 
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -76,7 +76,7 @@ def precompile(
 
 
 def _forth_and_back(
-    model: Network, images: Tensor, inputs: list[Tensor], placement: Placement
+    model: Network, images: Tensor, inputs: Sequence[Tensor], placement: Placement
 ) -> None:
     with placement.autocast():
         out = model(images).sum()
