@@ -4,6 +4,7 @@ Each call runs in a fork of this process, which has imported torch already.
 """
 
 import ctypes
+import io
 import json
 import os
 import random
@@ -19,6 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from spiketriton.errors import EXIT_DONE, EXIT_ERROR, EXIT_USER, run_command
@@ -161,6 +163,15 @@ def made(tmp_path_factory) -> Path:
     export_nir(run, root / "net.nir", dt=1.0, images=1)
     export_safetensors(run, root / "net.safetensors")
     return root
+
+
+@pytest.fixture(autouse=True)
+def noise_for_pictures(monkeypatch) -> None:
+    """Pictures that take no time to draw, and more than 4 kB."""
+    content = io.BytesIO()
+    Image.frombytes("L", (100, 100), random.Random(0).randbytes(10_000)).save(content, "png")
+    picture = content.getvalue()
+    monkeypatch.setattr(Figure, "savefig", lambda self, file, **_: file.write(picture))
 
 
 @pytest.fixture
