@@ -95,9 +95,9 @@ class Trainer:
             frames=data.frames,
         )
         self.meters = Meters(self.device)
-        self.checkpoints = Checkpoints(folder.checkpoints, display.warn, recipe.checkpoint.keep)
         self.stop = StopSignals(display.stopping, ranks)
-        self.saver = Saver(self.checkpoints, self.stop, self.hooks.checkpoint)
+        checkpoints = Checkpoints(folder.checkpoints, display.warn, recipe.checkpoint.keep)
+        self.saver = Saver(checkpoints, self.stop, self.hooks.checkpoint)
         self.tester = Tester(
             model=self.model,
             forward=self.forward,
@@ -146,6 +146,10 @@ class Trainer:
                     self.log()
             self.save()
         return self.outcome()
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        return self.saver.checkpoints
 
     @property
     def accumulate(self) -> int:
