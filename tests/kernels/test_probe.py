@@ -155,6 +155,18 @@ def test_sums_of_many_blocks(backend, device):
     assert torch.equal(given.grad[:, PROBE_FIELDS.index("spikes")], fired)
 
 
+@pytest.mark.parametrize("reset", ["soft", "hard"])
+def test_a_delayed_reset_is_counted_at_its_spike(backend, device, reset):
+    """Of a hard one nothing gets past a spike, though the membrane is cleared a step later."""
+    x, found = normal((T, *SIZE), device=device, mean=0.5).requires_grad_(), probe(device)
+    spikes = multistep_lif(x, decay=0.7, reset=reset, reset_delay=True, probe=found)
+    spikes.sum().backward()
+    passes = 1 - spikes.detach() if reset == "hard" else torch.ones_like(spikes)
+    factor = found.grad[:, PROBE_FIELDS.index("time_factor")]
+    torch.testing.assert_close(factor, 0.7 * passes.flatten(1).sum(1))
+    assert 0.05 < spikes.mean() < 0.95
+
+
 def test_two_backwards_accumulate(backend, device):
     """Gradient accumulation: sums add up; the probe is a gradient like any other."""
     given = probe(device)

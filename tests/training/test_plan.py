@@ -111,3 +111,9 @@ def test_an_accuracy_that_is_only_as_good_is_not_the_best():
     progress.step = 8
     assert not progress.tested(results)
     assert (progress.best_step, progress.since_best) == (4, 1)
+
+
+def test_a_best_that_the_test_images_chose_counts_for_nothing():
+    state = {"step": 3, "best_accuracy": 0.9, "of another version": 1}
+    assert Progress.of_state(state, validated=True) == Progress(step=3, best_accuracy=0.9)
+    assert Progress.of_state(state, validated=False) == Progress(step=3)
