@@ -21,6 +21,7 @@ import pytest
 import torch
 
 CUDA = torch.cuda.is_available()
+START = "spawn" if CUDA else "fork"  # of processes: autograd's threads of a GPU survive no fork
 
 torch.set_num_threads(1)  # tests are small: a second thread mostly waits for the first
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # kernel tests are deterministic

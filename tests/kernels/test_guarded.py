@@ -26,7 +26,7 @@ from spiketriton_kernels import (
     unpack_spikes,
     use_backend,
 )
-from tests.conftest import CUDA, need_native
+from tests.conftest import CUDA, START, need_native
 from tests.kernels.support import as_layout, case_id, normal, pairwise
 
 BORDER = 8192
@@ -275,6 +275,6 @@ def trespass(rank: int, flush: str) -> None:
 @pytest.mark.parametrize("flush", ["left", "right"])
 def test_the_compiled_pass_stays_between_forbidden_pages(flush):
     need_native()
-    mp.start_processes(caged_main, (flush,), start_method="fork")
+    mp.start_processes(caged_main, (flush,), start_method=START)
     with pytest.raises(mp.ProcessExitedException, match="SIGSEGV"):
-        mp.start_processes(trespass, (flush,), start_method="fork")
+        mp.start_processes(trespass, (flush,), start_method=START)

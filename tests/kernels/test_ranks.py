@@ -5,6 +5,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from spiketriton_kernels import multistep_bn_lif, use_backend
+from tests.conftest import START
 from tests.kernels.support import normal
 
 T, B, C = 4, 6, 3
@@ -52,7 +53,7 @@ def rank_main(rank: int, address: str, folder: str) -> None:
 
 def test_two_ranks_equal_one(tmp_path):
     address = f"file://{tmp_path}/meet"
-    mp.spawn(rank_main, (address, str(tmp_path)), nprocs=2)
+    mp.start_processes(rank_main, (address, str(tmp_path)), nprocs=2, start_method=START)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     y, residual, upstream = inputs()
     for i, extra in enumerate((None, None, residual, residual)):
