@@ -2,12 +2,14 @@
 
 import argparse
 import re
+import tomllib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from rich.console import Console
 
 from spiketriton.commandline import Parser
-from spiketriton.config.reading import load_recipe
+from spiketriton.config.recipe import KEYS
 from spiketriton.config.shipped import find_recipe, read_header, shipped_recipes
 from spiketriton.errors import run_command
 from spiketriton.show.screen import console_of, say, show_table, show_whole
@@ -57,18 +59,24 @@ def show(console: Console) -> None:
 def rows(notes: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[str, ...]]:
     """A row below `HEAD` for each shipped recipe; `notes` are those of its header."""
     for name, path in shipped_recipes().items():
-        recipe, said = load_recipe(path), notes[name]
-        neuron = recipe.neuron.kind
-        words = (recipe.model.name, recipe.model.block, neuron)
+        document, said = tomllib.loads(path.read_text("utf-8")), notes[name]
+        neuron = _value(document, "neuron.kind")
+        words = (_value(document, "model.name"), _value(document, "model.block"), neuron)
         yield (
             name,
-            recipe.data.name,
+            _value(document, "data.name"),
             " ".join(word for word in words if word not in ("plain", "lif")),
-            "-" if neuron == "relu" else str(recipe.time_steps),
+            "-" if neuron == "relu" else str(_value(document, "time_steps")),
             _first(_MEMORY, said.get("Memory", "")),
             _first(_PERCENT, said.get("Measured", "")),
             _first(_PERCENT, said.get("Published", "")),
         )
+
+
+def _value(document: Mapping[str, Any], dotted: str) -> Any:
+    """A key of a recipe as the file has it, or its default: another package's network need not be installed here."""
+    table, _, name = dotted.rpartition(".")
+    return (document.get(table, {}) if table else document).get(name, KEYS[dotted].default)
 
 
 def _first(number: re.Pattern[str], text: str) -> str:

@@ -76,13 +76,13 @@ def test_text_does_not_wait_for_torch(tmp_path):
     slips = [
         ["train", "quickstart", "train.epocs=3"], ["sweep", "quickstart", "sead=1,2"], ["train", "quikstart"],
         ["diagnose", "quickstart", "sead=1"], ["recipes", "quikstart"], ["doctor", "sead=1"],
-        ["train", "--resume", "nowhere"],
+        ["train", "--resume", "nowhere"], ["import", "nowhere", "quickstart"],
         *([name, "nowhere"] for name in ("evaluate", "convert", "report", "nonfinite", "diagnose")),
         ["export", "nowhere", "--to", "torch"], ["predict", "nowhere", "x.png"], ["evaluate", "--stepps", "3"],
     ]  # fmt: skip
     code = (
         "import sys, importlib\n"
-        f"for name, *arguments in {helps + slips}:\n"
+        f"for name, *arguments in {[*helps, *slips, ['recipes']]}:\n"
         "    try:\n"
         "        importlib.import_module('spiketriton.' + name).main(arguments)\n"
         "    except BaseException as error:\n"
