@@ -11,6 +11,7 @@ from torch import nn
 from spiketriton.config import ModelConfig, NeuronConfig, Recipe
 from spiketriton.config.recipe import chosen_part
 from spiketriton.errors import UserError, one_line, warn_once
+from spiketriton.models.blocks import BlockNetwork
 from spiketriton.models.feedforward import MLP, PlainNet
 from spiketriton.models.foreign import make_foreign
 from spiketriton.models.layers import Parts
@@ -24,6 +25,7 @@ from spiketriton.models.resnet import (
     ResNet19,
     pixel_warning,
 )
+from spiketriton_kernels.nn import PSN
 
 __all__ = ["Network", "build_model", "count_parameters", "trial"]
 
@@ -62,6 +64,11 @@ def build_model(recipe: Recipe, *, classes: int, channels: int, image_size: int)
     net.drop_paths()
     if model.norm != "none":
         net.start_blocks(*_block_start(model, recipe.neuron, recipe.time_steps))
+        if isinstance(net, BlockNetwork) and _fires_last(model) and model.residual_gain == 0:
+            for _, block in net.blocks():
+                neuron = block.stages()[-1][2]
+                if isinstance(neuron, PSN):  # whose weights of either sign would lose the shortcut
+                    nn.init.eye_(neuron.weight)
     return net
 
 
@@ -141,24 +148,33 @@ def _block_start(model: ModelConfig, neuron: NeuronConfig, steps: int) -> tuple[
     A spike of a `plain` block's shortcut of 1 meets a threshold of 1 exactly: as soon as the branch takes
     anything away, it is lost. The bias "auto" lifts it, and with it what silent neurons gather over
     time: so far that one that fires is as far above the threshold in its first step as a silent one is
-    below it in the last. The ANN twin has no threshold, and a PSN adds with weights of either sign.
+    below it in the last. A sliding PSN has no reset, so that silence is measured behind spikes. The ANN
+    twin has no threshold.
     """
     if not isinstance(model.residual_bias, str):
         return model.residual_gain, model.residual_bias
-    ands = model.block == "sew" and model.connect == "and"
-    if not (model.block == "plain" or ands) or neuron.kind == "relu" or neuron.is_parallel:
+    parallel = neuron.kind in ("psn", "masked_psn")
+    if (parallel and model.residual_gain) or neuron.kind == "relu" or not _fires_last(model):
         return model.residual_gain, 0.0
     leaky = neuron.kind in ("lif", "plif", "ilif", "clif", "alif", "cuba")
     decay = 1 - 1 / neuron.tau if leaky else 1.0
     gain = 1 / neuron.tau if leaky and neuron.decay_input else 1.0
-    if ands:  # only a branch that fires passes the shortcut on
+    if model.block == "sew":  # with "and", where only a branch that fires passes the shortcut on
         return model.residual_gain, 1.25 * neuron.v_threshold / gain
     synapse = 1 - 1 / neuron.tau_synapse if neuron.kind == "cuba" else 0.0
-    gathered = arriving = 0.0  # by a current of 1
+    gathered = arriving = echo = 0.0  # by a current of 1
+    if neuron.is_parallel:
+        decay, steps = 0.5, min(steps, neuron.order) if neuron.kind == "sliding_psn" else 1
+        echo = 1 - decay ** (steps - 1)
     for _ in range(steps):
         arriving = synapse * arriving + 1
         gathered = decay * gathered + arriving
-    return model.residual_gain, (2 * neuron.v_threshold / gain - 1) / (1 + gathered)
+    return model.residual_gain, (2 * neuron.v_threshold / gain - 1 - echo) / (1 + gathered)
+
+
+def _fires_last(model: ModelConfig) -> bool:
+    """Whether what leaves a block is lost where a neuron of its own, its last, does not fire."""
+    return model.block == "plain" or (model.block == "sew" and model.connect == "and")
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -297,6 +297,30 @@ def test_the_default_start_has_equal_margins(neuron, steps, expected):
     assert above == pytest.approx(arguments["threshold"] - silent)
 
 
+@pytest.mark.parametrize("block", ["plain", "sew"])
+@pytest.mark.parametrize(
+    "neuron",
+    [
+        {"kind": "psn"},
+        {"kind": "masked_psn", "order": 3},
+        {"kind": "sliding_psn", "order": 3},
+        {"kind": "sliding_psn", "order": 9, "v_threshold": 0.9},
+    ],
+    ids=str,
+)
+def test_blocks_of_parallel_neurons_start_by_passing_spikes_on(neuron, block):
+    """With room on either side: the same also where a current is a little off."""
+    changes = dict(block=block, connect="and" if block == "sew" else "add")
+    net = build("resnet8", neuron=neuron, residual_gain=0.0, residual_bias="auto", **changes)
+    (_, first), *_ = net.blocks()
+    x = (torch.rand(T, B, 16, 4, 4) < 0.4).float()
+    norm = first.stages()[-1][1]
+    bias = norm.bias[0].item()
+    for off in (0.0, 0.01, -0.01):
+        torch.nn.init.constant_(norm.bias, bias + off)
+        assert torch.equal(first(x), x)
+
+
 @pytest.mark.parametrize("connect", ["add", "and", "iand"])
 def test_sew_blocks_start_by_passing_spikes_on_however_they_connect(connect):
     net = build("resnet8", block="sew", connect=connect, residual_gain=0.0)
