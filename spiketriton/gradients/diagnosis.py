@@ -17,7 +17,7 @@ class Diagnosis:
 
     measured, opened: what is shown, and whether residual blocks that start closed were opened for it
         (`Experiment.measure`). The verdict is on the net as it starts.
-    width: the surrogates' geometric mean over layers.
+    width: the surrogates' geometric mean over layers; None: I-LIF has none.
     predicted: what the mean field says; None where it does not apply.
     """
 
@@ -27,7 +27,7 @@ class Diagnosis:
     verdict: Verdict
     variants: list[Variant]
     overlap: np.ndarray  # [layers], see Prober.overlap
-    width: float
+    width: float | None
     predicted: Prediction | None
     cures: list[Cure]
     images: int
@@ -59,7 +59,7 @@ def diagnose(subject: Subject, batches: int = 1) -> Diagnosis:
         verdict=verdict,
         variants=experiment.variants(),
         overlap=experiment.overlap,
-        width=experiment.width,
+        width=experiment.width if experiment.has_surrogate else None,
         predicted=experiment.predicted(),
         cures=cures(verdict, subject.recipe, fresh=subject.state is None),
         images=experiment.images,

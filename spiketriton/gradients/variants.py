@@ -93,6 +93,7 @@ class Experiment:
         # a width for each layer, which every variant keeps unless the width is what it changes
         self.widths = {name: layer.surrogate.width for name, layer in model.spiking_layers()}
         self.width = math.exp(np.mean(np.log([float(w) for w in self.widths.values()])))
+        self.has_surrogate = any(layer.kind != "ilif" for _, layer in model.spiking_layers())
         self.overlap = self.prober().overlap()
 
     @property
@@ -191,7 +192,9 @@ class Experiment:
 
     def variants(self) -> list[Variant]:
         """All of them, one change each."""
-        made = [self.scaled(Change.HALF_WIDTH, 0.5), self.scaled(Change.TWICE_WIDTH, 2.0)]
+        made = []
+        if self.has_surrogate:
+            made += [self.scaled(Change.HALF_WIDTH, 0.5), self.scaled(Change.TWICE_WIDTH, 2.0)]
         if ":" not in self.recipe.model.name:
             made += self._of_recipe()
         prober = self.prober()
@@ -202,7 +205,7 @@ class Experiment:
 
     def _of_recipe(self) -> Iterator[Variant]:
         model, neuron = self.recipe.model, self.recipe.neuron
-        if neuron.surrogate.height != 1:
+        if neuron.surrogate.height != 1 and self.has_surrogate:
             line = "neuron.surrogate.height=1"
             yield self._backward(Change.HEIGHT, line, self.prober(line))
         blocks = model.name in BLOCK_NETS

@@ -397,7 +397,8 @@ def cures(verdict: Verdict, recipe: Recipe, fresh: bool = True) -> list[Cure]:
         if blocks and model.block == "plain" and not around:
             found.append(Cure("model.shortcut_gradient", "straight_through", Why.GOES_AROUND))
         usual = WIDTH * recipe.neuron.v_threshold
-        if not 0.5 < recipe.neuron.surrogate.width / usual < 2:
+        own = recipe.neuron.kind == "ilif"  # its gradient has no width
+        if not own and not 0.5 < recipe.neuron.surrogate.width / usual < 2:
             found.append(Cure("neuron.surrogate.width", float(f"{usual:.3g}"), Why.WIDTH))
     if stuck:
         found.append(slower)

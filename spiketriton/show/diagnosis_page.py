@@ -42,11 +42,9 @@ def show(found: Diagnosis, console: Console) -> None:
     console.print()
     heat_map(measured, console)
     console.print()
-    surrogate = recipe.neuron.surrogate
-    shape = "" if ":" in recipe.model.name else f"{surrogate.shape}, height {surrogate.height:g}, "
     say(
         console,
-        f"surrogate: {shape}width {found.width:.3g}; neurons fire {verdict.firing_rate:.3f} times per time step; a "
+        f"{surrogate(found)}; neurons fire {verdict.firing_rate:.3f} times per time step; a "
         f"membrane's gradient keeps {in_percent(verdict.time_factor)} from step to step",
     )
     console.print()
@@ -65,6 +63,16 @@ def show(found: Diagnosis, console: Console) -> None:
     for cure in found.cures:
         show_whole(console, f"  {words.change(cure)}")
         say(console, f"      {words.WHY[cure.why]}", indent="      ")
+
+
+def surrogate(found: Diagnosis) -> str:
+    """What stands in for the derivative of a spike."""
+    if found.width is None:
+        return "I-LIF passes gradients on where 0 <= membrane / threshold <= levels"
+    recipe = found.subject.recipe
+    given = recipe.neuron.surrogate
+    shape = "" if ":" in recipe.model.name else f"{given.shape}, height {given.height:g}, "
+    return f"surrogate: {shape}width {found.width:.3g}"
 
 
 def opening(found: Diagnosis) -> str:

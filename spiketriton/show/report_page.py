@@ -131,10 +131,11 @@ def _subtitle(recipe: Recipe) -> str:
     if neuron.kind == "relu":
         return f"{recipe.model.name}, ANN twin (ReLU), on {recipe.data.label}"
     surrogate = neuron.surrogate
+    slope = f"{surrogate.shape}, height {surrogate.height:g}, width {surrogate.width}"
     return (
         f"{recipe.model.name}, {recipe.model.block} blocks, {neuron.kind.upper()} neurons with "
-        f"{neuron.resets_by} reset, T = {recipe.time_steps}, on {recipe.data.label}; surrogate "
-        f"{surrogate.shape}, height {surrogate.height:g}, width {surrogate.width}"
+        f"{neuron.resets_by} reset, T = {recipe.time_steps}, on {recipe.data.label}"
+        + ("" if neuron.kind == "ilif" else f"; surrogate {slope}")
     )
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from spiketriton.gradients.diagnosis import Diagnosis, diagnose
 from spiketriton.gradients.subject import Subject
 from spiketriton.runs.rows import json_text
+from spiketriton.show import report_page
 from spiketriton.show.diagnosis_page import (
     _colour,
     as_json,
@@ -71,6 +72,15 @@ def test_every_kind_of_recipe_gets_a_page(changes):
     assert all(f"  {change(cure)}\n      {WHY[cure.why]}\n" in text for cure in found.cures)
     assert ("predicted without data" in text) == (found.predicted is not None)
     json.loads(json_text(as_json(found)))
+
+
+def test_an_ilif_has_no_surrogate_whose_width_is_shown_or_changed():
+    found = diagnose(subject(*DEEP, "neuron.kind=ilif"))
+    text = page(found)
+    assert "\nI-LIF passes gradients on where 0 <= membrane / threshold <= levels; neurons" in text
+    assert "width" not in text
+    assert "neuron.surrogate" not in text
+    assert "surrogate" not in report_page._subtitle(found.subject.recipe)
 
 
 def test_the_page_is_plain_where_it_is_piped(narrow):
