@@ -87,6 +87,8 @@ def assert_equal_runs(found, expected, exact=True, rtol=1e-4, atol=1e-5):
     if differing:
         return
     for state, state_ in zip(states, states_, strict=True):
+        if exact and state.device.type == "cpu":
+            assert torch.equal(state, state_)
         torch.testing.assert_close(state, state_, rtol=1e-5, atol=1e-6)
     assert grads.keys() == grads_.keys()
     for name, grad in grads.items():

@@ -537,7 +537,8 @@ def _of_record(*given: Any) -> tuple[Constants, dict[str, Any]]:
     adapts = neuron.kind == "alif"
     constants = Constants(
         decay, None if isinstance(decay, torch.Tensor) else 1.0 - decay, gain, threshold,
-        rho if adapts or neuron.kind == "cuba" else None, beta if adapts else None,
+        rho if adapts or neuron.kind == "cuba" else None,
+        1.0 - rho if adapts and not isinstance(rho, torch.Tensor) else None, beta if adapts else None,
         float(neuron.v_reset), float(neuron.v_start),
         float(neuron.height) if back else None, width if back else None, None, float(eps), float(bn_scale),
     )  # fmt: skip

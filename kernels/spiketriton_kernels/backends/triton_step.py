@@ -22,6 +22,7 @@ class Constants(NamedTuple):
     gain: Any
     threshold: Any
     rho: Any
+    rest: Any  # 1 - rho
     beta: Any
     v_reset: Any
     v_start: Any
@@ -97,6 +98,10 @@ def of_tile(given, tile, FORMS: tl.constexpr):
     leak = _parameter(given.leak, tile, "float")
     if DECAY != "float":
         leak = 1.0 - decay
+    rho = _parameter(given.rho, tile, RHO)
+    rest = _parameter(given.rest, tile, "float")
+    if RHO != "float":
+        rest = 1.0 - rho
     width = _parameter(given.width, tile, WIDTH)
     inverse_width = 0.0
     if given.width is not None:
@@ -106,7 +111,8 @@ def of_tile(given, tile, FORMS: tl.constexpr):
         leak,
         _parameter(given.gain, tile, GAIN),
         _parameter(given.threshold, tile, THRESHOLD),
-        _parameter(given.rho, tile, RHO),
+        rho,
+        rest,
         _parameter(given.beta, tile, BETA),
         given.v_reset,
         given.v_start,
@@ -192,7 +198,7 @@ def settle(h, m, s, kept, c, RULES: tl.constexpr):
         level = c.threshold
         if RULES.kind == "alif":
             level = c.threshold + c.beta * m
-            m = c.rho * m + (1.0 - c.rho) * s
+            m = c.rho * m + c.rest * s
         fired = h >= level
         if RULES.reset == "hard":
             v = tl.where(fired, c.v_reset, h)
@@ -262,7 +268,7 @@ def step_back(h, m, kept, grad_s, by_v, by_m, c, RULES: tl.constexpr, OWN: tl.co
         level = c.threshold
         if RULES.kind == "alif":
             level = c.threshold + c.beta * m
-            through = grad_s + (1.0 - c.rho) * by_m
+            through = grad_s + c.rest * by_m
         fired = h >= level
         unit = _surrogate(h - level, c, SHAPE, OWN)
         slope = c.height * unit
