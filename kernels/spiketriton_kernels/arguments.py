@@ -13,6 +13,8 @@ from .surrogate import Surrogate
 RESETS = ("soft", "hard", "none")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
+DEFAULT_SURROGATE = Surrogate("atan", height=1.0, width=1.0)
+
 PROBE_FIELDS = (
     "grad_spike_sq",  # sum of (dL/ds)^2
     "grad_input_sq",  # sum of (dL/dx)^2
@@ -86,7 +88,9 @@ def check_like(
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     if value.shape != shape:
-        raise ValueError(f"{name} has shape {tuple(value.shape)}; accepted: {tuple(shape)}")
+        raise ValueError(
+            f"{name} has shape {tuple(value.shape)}; accepted: {tuple(shape)} with an input of shape {tuple(x.shape)}"
+        )
     if value.dtype not in dtypes:
         names = " or ".join(str(d).removeprefix("torch.") for d in dict.fromkeys(dtypes))
         raise TypeError(f"{name} has dtype {value.dtype}; accepted: {names}")
@@ -101,10 +105,10 @@ def make_neuron(
     decay: float | torch.Tensor,
     gain: float | torch.Tensor,
     threshold: float | torch.Tensor,
-    reset: str,
-    v_reset: float,
-    detach_reset: bool,
-    surrogate: Surrogate,
+    reset: str = "soft",
+    v_reset: float = 0.0,
+    detach_reset: bool = True,
+    surrogate: Surrogate = DEFAULT_SURROGATE,
     reset_delay: bool = False,
     rho: float | torch.Tensor = 0.0,
     beta: float | torch.Tensor = 0.0,
@@ -116,50 +120,18 @@ def make_neuron(
         TypeError: a wrong type. ValueError: a wrong value. Both name what was given and what is accepted.
     """
     given = (
-        kind,
-        decay,
-        gain,
-        threshold,
-        reset,
-        v_reset,
-        detach_reset,
-        surrogate,
-        reset_delay,
-        rho,
-        beta,
-        levels,
-    )
-    simple = (
-        type(decay)
-        is type(gain)
-        is type(threshold)
-        is type(v_reset)
-        is type(rho)
-        is type(beta)
-        is float
-        and type(reset) is str
-        and type(detach_reset) is bool
-        and type(levels) is int
-        and type(surrogate) is Surrogate
-        and type(surrogate.width) is float
-    )
-    return (_remembered if simple and not torch.compiler.is_compiling() else _record)(*given)
+        kind, decay, gain, threshold, reset, v_reset, detach_reset, surrogate, reset_delay, rho, beta, levels
+    )  # fmt: skip
+    plain = tuple(map(type, given)) == _PLAIN and type(surrogate.width) is float
+    return (_remembered if plain and not torch.compiler.is_compiling() else _record)(*given)
+
+
+_PLAIN = (str, float, float, float, str, float, bool, Surrogate, bool, float, float, int)
 
 
 def _record(
-    kind: str,
-    decay: float | torch.Tensor,
-    gain: float | torch.Tensor,
-    threshold: float | torch.Tensor,
-    reset: str,
-    v_reset: float,
-    detach_reset: bool,
-    surrogate: Surrogate,
-    reset_delay: bool,
-    rho: float | torch.Tensor,
-    beta: float | torch.Tensor,
-    levels: int,
-) -> Neuron:
+    kind, decay, gain, threshold, reset, v_reset, detach_reset, surrogate, reset_delay, rho, beta, levels
+) -> Neuron:  # fmt: skip
     if reset not in RESETS:
         raise ValueError(f"reset {reset!r} is unknown; accepted: {', '.join(RESETS)}")
     if not isinstance(surrogate, Surrogate):
@@ -221,11 +193,9 @@ def check_call(
     for i, parameter in enumerate(neuron.parameters):
         if type(parameter) is not float:
             _check_parameter(_PARAMETERS_IN_WORDS[i], parameter, x)
-    states = (membrane_dtype(x.dtype), x.dtype)
-    if v_init is not None:
-        check_like("v_init", v_init, x, x.shape[1:], states)
-    if m_init is not None:
-        check_like("m_init", m_init, x, x.shape[1:], states)
+    for state, value in (("v_init", v_init), ("m_init", m_init)):
+        if value is not None:
+            check_like(state, value, x, x.shape[1:], (membrane_dtype(x.dtype), x.dtype))
     if probe is not None:
         check_like("probe", probe, x, torch.Size([x.shape[0], len(PROBE_FIELDS)]), (torch.float32,))
 

@@ -13,16 +13,18 @@ and weight. Both backward passes replay the membrane from y: nothing else of its
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 
-from .arguments import check_call, check_float, check_like, make_neuron
+from .arguments import DEFAULT_SURROGATE, check_call, check_float, check_like, make_neuron
 from .backends.eager import update_running
+from .definition import define
 from .fire import channel_statistics, fire
 from .layout import dense
-from .lif import DEFAULT_SURROGATE, multistep_lif_reference
 from .neuron import Call, Neuron, Outputs, Running, membrane_dtype
 from .surrogate import Surrogate
 
@@ -70,11 +72,11 @@ def fire_normed(
                 mean, var = _over_ranks(*own, norm.process_group)
                 if running is not None:
                     update_running(mean, var, _count(y, norm), running)
-    neuron = neuron._replace(
-        mean=mean, var=var, weight=norm.weight, bias=norm.bias, step_gain=norm.step_gain,
-        eps=float(norm.eps), bn_scale=float(norm.scale),
-    )  # fmt: skip
-    call = call._replace(batch_statistics=norm.training)
+    neuron = neuron.behind(
+        mean, var, norm.weight, norm.bias, norm.step_gain, float(norm.eps), float(norm.scale)
+    )
+    if norm.training:
+        call = Call(call.group, True, *call[2:])
     return fire(
         y, neuron, call, running,
         v_init=v_init, m_init=m_init, residual=residual, spike_add=spike_add, probe=probe,
@@ -109,6 +111,7 @@ def multistep_bn_lif(
     step_gain: torch.Tensor | None = None,
     probe: torch.Tensor | None = None,
     process_group: dist.ProcessGroup | None = None,
+    _run: Callable[..., Outputs] = fire_normed,
 ) -> torch.Tensor | tuple[torch.Tensor, ...]:
     """Spikes of batch-normed currents over a whole time window: normalise, add the residual, fire.
 
@@ -146,7 +149,7 @@ def multistep_bn_lif(
         bn_weight, bn_bias, running_mean, running_var, training, momentum, eps, bn_scale, step_gain, process_group
     )  # fmt: skip
     call = Call(return_v=return_v, return_current=return_current, return_trace=return_trace)
-    out = fire_normed(
+    out = _run(
         y, norm, neuron, call, residual=residual, spike_add=spike_add, v_init=v_init, probe=probe
     )
     wanted = tuple(
@@ -182,14 +185,8 @@ def _check_norm(y, norm: Norm, residual, spike_add) -> None:
     small = ("bn_weight", "bn_bias", "running_mean", "running_var")
     tensors: tuple[Any, ...] = norm[: len(small)]
     for name, value in zip(small, tensors, strict=True):
-        if value is None:
-            continue
-        if isinstance(value, torch.Tensor) and value.shape != channels:
-            raise ValueError(
-                f"{name} has shape {tuple(value.shape)}; accepted: {tuple(channels)}, "
-                f"because channels are dim 2 of y, which has shape {tuple(y.shape)}"
-            )
-        check_like(name, value, y, channels, floats)
+        if value is not None:
+            check_like(name, value, y, channels, floats)
     if (norm.running_mean is None) != (norm.running_var is None):
         raise ValueError("running_mean and running_var go together; one of them is None")
     if not norm.training and norm.running_mean is None:
@@ -215,54 +212,38 @@ def _check_norm(y, norm: Norm, residual, spike_add) -> None:
         )
 
 
-def multistep_bn_lif_reference(
+def multistep_bn_lif_reference(*args: Any, smooth: bool = False, **options: Any) -> Any:
+    """The definition of ``multistep_bn_lif``: torch's batch_norm on the folded tensor, then the neuron's definition.
+
+    With its arguments, but for the probe and the process group; ``smooth`` as of ``multistep_lif_reference``.
+    """
+    run = functools.partial(define_normed, smooth=smooth)
+    return multistep_bn_lif(*args, **options, _run=run)
+
+
+def define_normed(
     y: torch.Tensor,
-    bn_weight: torch.Tensor | None,
-    bn_bias: torch.Tensor | None,
-    running_mean: torch.Tensor | None,
-    running_var: torch.Tensor | None,
-    training: bool = True,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-    residual: torch.Tensor | None = None,
-    decay: float | torch.Tensor = 0.5,
-    gain: float | torch.Tensor = 1.0,
-    threshold: float | torch.Tensor = 1.0,
-    reset: str = "hard",
-    v_reset: float = 0.0,
-    detach_reset: bool = True,
-    surrogate: Surrogate = DEFAULT_SURROGATE,
-    v_init: torch.Tensor | None = None,
-    return_v: bool = False,
+    norm: Norm,
+    neuron: Neuron,
+    call: Call,
     *,
-    return_current: bool = False,
-    return_trace: bool = False,
-    reset_delay: bool = False,
+    residual: torch.Tensor | None = None,
     spike_add: torch.Tensor | None = None,
-    bn_scale: float = 1.0,
-    step_gain: torch.Tensor | None = None,
+    v_init: torch.Tensor | None = None,
+    m_init: torch.Tensor | None = None,
+    probe: torch.Tensor | None = None,
     smooth: bool = False,
-) -> torch.Tensor | tuple[torch.Tensor, ...]:
-    """The definition of ``multistep_bn_lif``: torch's batch_norm on the folded tensor, then the reference neuron."""
-    norm = Norm(
-        bn_weight, bn_bias, running_mean, running_var, training, momentum, eps, bn_scale, step_gain
-    )
-    neuron = make_neuron(
-        "lif", decay, gain, threshold, reset, v_reset, detach_reset, surrogate, reset_delay
-    )
-    check_call(y, neuron, v_init, name="y")
+) -> Outputs:
+    """What ``fire_normed`` returns, by plain PyTorch."""
+    if norm.process_group is not None:
+        raise TypeError("process_group is given to a definition, which has none; accepted: None")
+    check_call(y, neuron, v_init, m_init, name="y")
     _check_norm(y, norm, residual, spike_add)
     x = normalised(y, norm, residual)
-    v_init = None if v_init is None else v_init.to(x.dtype)  # it may have y's
-    spikes, v_last, trace = multistep_lif_reference(
-        x, decay, gain, threshold, reset, v_reset, detach_reset, surrogate, v_init, True,
-        return_trace=True, reset_delay=reset_delay, smooth=smooth,
-    )  # fmt: skip
-    if spike_add is not None:
-        spikes = spikes + spike_add.to(x.dtype)
-    rest = ((return_v, v_last), (return_trace, trace), (return_current, x.to(y.dtype)))
-    wanted = [spikes.to(y.dtype), *(result for asked, result in rest if asked)]
-    return tuple(wanted) if len(wanted) > 1 else wanted[0]
+    out = define(x, neuron, call, v_init=v_init, m_init=m_init, probe=probe, smooth=smooth)
+    spikes = out.spikes if spike_add is None else out.spikes + spike_add.to(x.dtype)
+    current = x.to(y.dtype) if call.return_current else None
+    return out._replace(spikes=spikes.to(y.dtype), current=current)
 
 
 def normalised(y: torch.Tensor, norm: Norm, residual: torch.Tensor | None = None) -> torch.Tensor:

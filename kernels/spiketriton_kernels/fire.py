@@ -12,10 +12,9 @@ from . import operators, passes
 from .backends.eager import update_running
 from .gradient import ARGUMENTS, SAVED, gradients
 from .layout import dense
-from .neuron import TENSORS, Call, Emit, Gradients, Inputs, Neuron, Outputs, Running, Upstream
+from .neuron import Call, Emit, Gradients, Inputs, Neuron, Outputs, Running, Upstream
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
-_NONE_NEEDED = dict.fromkeys(ARGUMENTS, False)
 _NOTHING_SAVED: dict[str, torch.Tensor | None] = dict.fromkeys(SAVED)
 
 
@@ -28,7 +27,7 @@ def traced(tensors: Iterable[torch.Tensor]) -> bool:
         or torch._C._get_tracing_state() is not None
     ):
         return True
-    return any(type(t) not in _PLAIN or t.is_meta for t in tensors)
+    return any([type(t) not in _PLAIN or t.is_meta for t in tensors])
 
 
 def _recorded(pass_: Callable[..., Any]) -> Callable[..., Any]:
@@ -47,33 +46,25 @@ class _Fire(torch.autograd.Function):
     """A call's passes as one node of autograd's graph."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        neuron: Neuron,
-        call: Call,
-        running: Running | None,
-        names: tuple[str, ...],
-        *tensors: torch.Tensor,
-    ) -> Any:
-        """``names``: those of ``ARGUMENTS`` that are given, because even a None costs time."""
-        given = dict(zip(names, tensors, strict=True))
-        get = given.get
-        inputs = Inputs(given["x"], get("v_init"), get("m_init"), get("residual"), get("spike_add"))
-        neuron, out = _recorded(passes.neuron_forward)(inputs, neuron, call, running)
+    def forward(ctx: Any, asked: _Asked, *_: torch.Tensor) -> Any:
+        """The tensors are those in ``asked``: autograd has to see them as arguments, each of which costs time."""
+        neuron, call, running, given = asked
+        ctx.names = tuple(given)
+        neuron, out = _run(neuron, call, running, given)
         if neuron.mean is not None:  # measured on the way, where none was given
-            given["mean"], given["var"] = neuron.mean, neuron.var  # type: ignore[assignment]
+            given = given | {"mean": neuron.mean, "var": neuron.var}  # type: ignore[assignment]
         kept = [name for name in given if name in _NOTHING_SAVED]
-        ctx.neuron, ctx.call, ctx.names, ctx.kept = neuron, call, names, kept
+        ctx.neuron, ctx.call, ctx.kept = neuron, call, kept
         ctx.save_for_backward(out.saved, *[given[name] for name in kept])
         ctx.set_materialize_grads(False)
-        return out._replace(saved=None)
+        return out.spikes, out.v_last, out.m_last, out.trace, None, out.current
 
     @staticmethod
     def backward(
         ctx: Any, grad_s: Any, grad_v: Any, grad_m: Any, grad_trace: Any, _: Any, grad_current: Any
     ) -> Any:
         upstream = Upstream(grad_s, grad_v, grad_m, grad_trace, grad_current)
-        if all([grad is None for grad in upstream]):
+        if grad_s is None and all([grad is None for grad in upstream]):
             return (None,) * len(ctx.needs_input_grad)
         saved, *rest = ctx.saved_tensors
         given = _NOTHING_SAVED | dict(zip(ctx.kept, rest, strict=True))
@@ -92,10 +83,24 @@ class _Fire(torch.autograd.Function):
                 )
 
             norm_backward = passes.norm_backward
-        needs = _NONE_NEEDED | dict(zip(ctx.names, ctx.needs_input_grad[4:], strict=True))
-        eps, bn_scale = neuron.eps, neuron.bn_scale
-        found = gradients(grad_s, given, call, eps, bn_scale, needs, walk, norm_backward)
-        return None, None, None, None, *[found[name] for name in ctx.names]
+        needs = ctx.needs_input_grad[1:]
+        found = gradients(
+            grad_s, given, ctx.names, needs, call, neuron.eps, neuron.bn_scale, walk, norm_backward
+        )
+        return None, *found
+
+
+_Asked = tuple[Neuron, Call, Running | None, dict[str, torch.Tensor]]
+"""A call, and its tensors by their names in ``ARGUMENTS``."""
+
+
+def _run(
+    neuron: Neuron, call: Call, running: Running | None, given: dict[str, torch.Tensor]
+) -> tuple[Neuron, Outputs]:
+    """The forward pass itself."""
+    get = given.get
+    inputs = Inputs(given["x"], get("v_init"), get("m_init"), get("residual"), get("spike_add"))
+    return _recorded(passes.neuron_forward)(inputs, neuron, call, running)
 
 
 def fire(
@@ -110,10 +115,7 @@ def fire(
     A call with ``batch_statistics`` and no mean measures them, and moves ``running`` towards them.
     """
     x = dense(x)
-    given = {"x": x}
-    for name, value in zip(TENSORS, neuron.tensors, strict=True):
-        if isinstance(value, torch.Tensor):
-            given[name] = value
+    given = {"x": x} | neuron.given()
     for name, value in arguments.items():
         if value is not None:
             given[name] = value
@@ -122,7 +124,7 @@ def fire(
         _refuse_tangents(tensors)
     learns = torch.is_grad_enabled() and any([value.requires_grad for value in tensors])
     if learns:
-        call = call._replace(save=True)
+        call = Call(*call[:2], True, *call[3:])  # save
     if traced(tensors):
         if call.batch_statistics and "mean" not in given:
             given["mean"], given["var"] = channel_statistics(x, running)
@@ -137,10 +139,8 @@ def fire(
             current=current if call.return_current else None,
         )
     if learns:
-        return Outputs(*_Fire.apply(neuron, call, running, tuple(given), *tensors))
-    get = given.get
-    inputs = Inputs(x, get("v_init"), get("m_init"), get("residual"), get("spike_add"))
-    return _recorded(passes.neuron_forward)(inputs, neuron, call, running)[1]
+        return Outputs(*_Fire.apply((neuron, call, running, given), *tensors))
+    return _run(neuron, call, running, given)[1]
 
 
 def channel_statistics(

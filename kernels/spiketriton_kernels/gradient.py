@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -23,14 +24,15 @@ ARGUMENTS = (*SAVED, "spike_add", "probe")
 def gradients(
     grad_s: torch.Tensor | None,
     given: Mapping[str, torch.Tensor | None],
+    names: Sequence[str],
+    needs: Sequence[bool],
     call: Call,
     eps: float,
     bn_scale: float,
-    needs: Mapping[str, bool],
     walk: Walk,
     norm_backward: Callable[..., torch.Tensor],
-) -> dict[str, torch.Tensor | None]:
-    """The gradients by ``ARGUMENTS``, where ``needs`` asks for them.
+) -> list[torch.Tensor | None]:
+    """The gradients by the ``ARGUMENTS`` of these names, None where ``needs`` does not ask for one.
 
     Args:
         grad_s: gradient by the spikes. given: the tensors of ``SAVED``, None where there is none.
@@ -38,32 +40,18 @@ def gradients(
     """
     x, normed = given["x"], given["mean"] is not None
     assert x is not None
+    asked = frozenset([name for name, needed in zip(names, needs, strict=True) if needed])
     # statistics that other ranks share take two passes: sums travel in between
-    shared = normed and needs["x"] and bool(call.group)
+    shared = normed and "x" in asked and bool(call.group)
     count = float(x.numel() // x.shape[2]) if normed and call.batch_statistics else 0.0
-    emit = Emit(
-        dx=needs["residual"] or not normed or (shared and not replays(x)),
-        dy=normed and needs["x"] and not shared,
-        sums=normed,
-        v_init=needs["v_init"],
-        parameters=any([needs[name] for name in PARAMETERS]),
-        step_gain=needs["step_gain"],
-        probe=needs["probe"],
-        m_init=needs["m_init"],
-    )
-    out = walk(emit, count, None)
-    found = dict(
-        x=out.dy if normed else out.dx,
-        residual=out.dx,
-        spike_add=grad_s,
-        v_init=out.v_init,
-        m_init=out.m_init,
-        step_gain=out.step_gain,
-        probe=out.probe,
-    )
+    out = walk(_emit(asked, normed, shared, shared and not replays(x)), count, None)
+    found = {
+        "x": out.dy if normed else out.dx, "residual": out.dx, "spike_add": grad_s, "v_init": out.v_init,
+        "m_init": out.m_init, "step_gain": out.step_gain, "probe": out.probe,
+    }  # fmt: skip
     if out.sums is not None:
         found["bias"], weight = out.sums.unbind(0)
-        found["weight"] = weight * bn_scale if needs["weight"] and bn_scale != 1.0 else weight
+        found["weight"] = weight * bn_scale if "weight" in asked and bn_scale != 1.0 else weight
         if shared:
             group = dist.distributed_c10d._resolve_process_group(call.group)  # type: ignore[arg-type]
             sums = out.sums.clone()
@@ -76,10 +64,22 @@ def gradients(
                 found["x"] = norm_backward(out.dx, x, *norms, sums, eps, bn_scale, count)
     if out.parameters is not None:
         found |= zip(PARAMETERS, out.parameters, strict=False)
-    return {
-        name: _fitting(found.get(name), given.get(name)) if needs[name] else None
-        for name in ARGUMENTS
-    }
+    return [_fitting(found.get(name), given.get(name)) if name in asked else None for name in names]
+
+
+@functools.lru_cache
+def _emit(asked: frozenset[str], normed: bool, shared: bool, stores: bool) -> Emit:
+    """What the walk back writes of what is asked for; ``stores``: dL/dx, for a second pass over ``shared`` sums."""
+    return Emit(
+        dx="residual" in asked or not normed or stores,
+        dy=normed and "x" in asked and not shared,
+        sums=normed,
+        v_init="v_init" in asked,
+        parameters=not asked.isdisjoint(PARAMETERS),
+        step_gain="step_gain" in asked,
+        probe="probe" in asked,
+        m_init="m_init" in asked,
+    )
 
 
 def _fitting(grad: torch.Tensor | None, value: torch.Tensor | None) -> torch.Tensor | None:

@@ -19,14 +19,17 @@ The kernels save x and nothing else, and replay the membrane in registers on the
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
-from .arguments import along_channels, check_call, make_neuron
+from .arguments import DEFAULT_SURROGATE, check_call, make_neuron
+from .definition import define
 from .fire import fire
-from .neuron import Call, membrane_dtype
-from .surrogate import Surrogate, unit_primitive
-
-DEFAULT_SURROGATE = Surrogate("atan", height=1.0, width=1.0)
+from .neuron import Call, Outputs
+from .surrogate import Surrogate
 
 
 def multistep_lif(
@@ -44,6 +47,7 @@ def multistep_lif(
     return_trace: bool = False,
     reset_delay: bool = False,
     probe: torch.Tensor | None = None,
+    _run: Callable[..., Outputs] = fire,
 ) -> torch.Tensor | tuple[torch.Tensor, ...]:
     """Spikes of leaky integrate-and-fire neurons over a whole time window, in one fused pass each way.
 
@@ -78,82 +82,16 @@ def multistep_lif(
     )
     check_call(x, neuron, v_init, probe=probe)
     call = Call(return_v=return_v, return_trace=return_trace)
-    out = fire(x, neuron, call, v_init=v_init, probe=probe)
+    out = _run(x, neuron, call, v_init=v_init, probe=probe)
     if not (return_v or return_trace):
         return out.spikes
     return tuple(found for found in (out.spikes, out.v_last, out.trace) if found is not None)
 
 
-class _WithGradientOf(torch.autograd.Function):
-    """The value of the first argument, the gradient of the second."""
-
-    @staticmethod
-    def forward(ctx, value, carrier):
-        return value.to(carrier.dtype)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return None, grad
-
-
-def multistep_lif_reference(
-    x: torch.Tensor,
-    decay: float | torch.Tensor = 0.5,
-    gain: float | torch.Tensor = 1.0,
-    threshold: float | torch.Tensor = 1.0,
-    reset: str = "hard",
-    v_reset: float = 0.0,
-    detach_reset: bool = True,
-    surrogate: Surrogate = DEFAULT_SURROGATE,
-    v_init: torch.Tensor | None = None,
-    return_v: bool = False,
-    *,
-    return_trace: bool = False,
-    reset_delay: bool = False,
-    smooth: bool = False,
-) -> torch.Tensor | tuple[torch.Tensor, ...]:
-    """The definition of ``multistep_lif``: plain PyTorch and its autograd, with the same arguments and results.
+def multistep_lif_reference(*args: Any, smooth: bool = False, **options: Any) -> Any:
+    """The definition of ``multistep_lif``, with its arguments but for the probe: plain PyTorch and its autograd.
 
     ``smooth=True`` replaces each spike by the surrogate's primitive. The result is differentiable in the ordinary
     sense, its exact gradient is what the surrogate gradient stands for, and gradcheck holds.
     """
-    neuron = make_neuron(
-        "lif", decay, gain, threshold, reset, v_reset, detach_reset, surrogate, reset_delay
-    )
-    check_call(x, neuron, v_init)
-    reset = neuron.reset
-    wide = membrane_dtype(x.dtype)
-    decay = along_channels(decay, x, wide)
-    threshold = along_channels(threshold, x, wide)
-    width = along_channels(surrogate.width, x, wide)
-    gain = along_channels(gain, x, wide)
-    v = torch.full_like(x[0], neuron.v_start, dtype=wide) if v_init is None else v_init.to(wide)
-    spikes, trace = [], []
-    for x_t in x.to(wide).unbind(0):
-        if neuron.leaks_to_reset:
-            h = v + gain * x_t - (1 - decay) * (v - v_reset)
-        elif reset == "delayed_soft":
-            h = decay * v + gain * x_t - threshold * (v >= threshold).to(wide)
-        elif reset == "delayed_hard":
-            h = decay * torch.where(v >= threshold, 0.0, v) + gain * x_t
-        else:
-            h = decay * v + gain * x_t
-        relaxed = (
-            surrogate.height * width * unit_primitive(surrogate.shape, (h - threshold) / width)
-        )
-        fired = h >= threshold
-        s = relaxed if smooth else _WithGradientOf.apply(fired, relaxed)
-        s_reset = s.detach() if detach_reset else s
-        if reset == "soft":
-            v = h - threshold * s_reset
-        elif reset == "hard":
-            v = (1 - s_reset) * h + s_reset * v_reset
-            if not smooth:  # the same number, but exact, and free of 0 * inf
-                v = _WithGradientOf.apply(torch.where(fired, v_reset, h), v)
-        else:
-            v = h
-        spikes.append(s)
-        trace.append(v)
-    out = torch.stack(spikes).to(x.dtype)
-    rest = (*([v] if return_v else []), *([torch.stack(trace)] if return_trace else []))
-    return (out, *rest) if rest else out
+    return multistep_lif(*args, **options, _run=functools.partial(define, smooth=smooth))

@@ -6,13 +6,30 @@ traces or transforms.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 
 from . import passes
 from .gradient import ARGUMENTS, SAVED, Walk, gradients
-from .neuron import FLOATS, Call, Emit, Gradients, Inputs, Neuron, Outputs, Upstream
+from .neuron import FLOATS, TENSORS, Call, Emit, Gradients, Inputs, Neuron, Outputs, Upstream
+
+_NEURON = ", ".join("Tensor x" if name == "x" else f"Tensor? {name}" for name in SAVED)
+_CALL = "str words, float[] floats"
+
+
+def _results(count: int) -> str:
+    return ", ".join(["Tensor"] * count)
+
+
+def _read(args: Sequence[Any]) -> tuple[Inputs, Neuron, Call]:
+    """A call, from what an operator is given: tensors in the order of ``ARGUMENTS``, words and floats."""
+    *tensors, words, floats = args
+    given = dict(zip(ARGUMENTS, tensors, strict=False))
+    inputs = Inputs(*[given.get(name) for name in Inputs._fields])  # type: ignore[arg-type]
+    neuron = Neuron.of(inputs.x, [given[name] for name in TENSORS], words, floats)
+    return inputs, neuron, Call.of(words)
 
 
 def _filled(x: torch.Tensor, found: Iterable[torch.Tensor | None]) -> tuple[torch.Tensor, ...]:
@@ -20,102 +37,60 @@ def _filled(x: torch.Tensor, found: Iterable[torch.Tensor | None]) -> tuple[torc
     return tuple(x.new_empty(0) if value is None else value for value in found)
 
 
-@torch.library.custom_op("spiketriton::neuron_forward", mutates_args=())
-def neuron_forward(
-    x: torch.Tensor,
-    v_init: torch.Tensor | None,
-    m_init: torch.Tensor | None,
-    residual: torch.Tensor | None,
-    decay: torch.Tensor | None,
-    threshold: torch.Tensor | None,
-    width: torch.Tensor | None,
-    gain: torch.Tensor | None,
-    rho: torch.Tensor | None,
-    beta: torch.Tensor | None,
-    mean: torch.Tensor | None,
-    var: torch.Tensor | None,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    step_gain: torch.Tensor | None,
-    spike_add: torch.Tensor | None,
-    probe: torch.Tensor | None,
-    words: str,
-    floats: list[float],
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+@torch.library.custom_op(
+    "spiketriton::neuron_forward",
+    mutates_args=(),
+    schema=f"({_NEURON}, Tensor? spike_add, Tensor? probe, {_CALL}) -> ({_results(len(Outputs._fields))})",
+)
+def neuron_forward(*args: Any) -> tuple[torch.Tensor, ...]:
     """``passes.neuron_forward``: empty where not wanted. Only the backward reads the probe."""
-    tensors = (decay, threshold, width, gain, rho, beta, mean, var, weight, bias, step_gain)
-    neuron = Neuron.of(x, tensors, words, floats)
-    inputs = Inputs(x, v_init, m_init, residual, spike_add)
-    return _filled(x, passes.neuron_forward(inputs, neuron, Call.of(words))[1])  # type: ignore[return-value]
+    inputs, neuron, call = _read(args)
+    return _filled(inputs.x, passes.neuron_forward(inputs, neuron, call)[1])
 
 
 @neuron_forward.register_fake
-def _(
-    x, v_init, m_init, residual, decay, threshold, width, gain, rho, beta, mean, var, weight, bias, step_gain,
-    spike_add, probe, words, floats,
-):  # fmt: skip
-    tensors = (decay, threshold, width, gain, rho, beta, mean, var, weight, bias, step_gain)
-    neuron = Neuron.of(x, tensors, words, floats)
-    return _filled(x, passes.allocate_forward(x, neuron, Call.of(words)))
+def _(*args: Any) -> tuple[torch.Tensor, ...]:
+    inputs, neuron, call = _read(args)
+    return _filled(inputs.x, passes.allocate_forward(inputs.x, neuron, call))
+
+
+_UPSTREAM = "Tensor grad_s, Tensor? grad_v_last, Tensor? grad_m_last, Tensor? grad_trace, Tensor? grad_current"
+
+
+@torch.library.custom_op(
+    "spiketriton::neuron_backward",
+    mutates_args=(),
+    schema=f"({_UPSTREAM}, Tensor? saved, {_NEURON}, Tensor? sums, float count, str emit, {_CALL}) -> "
+    f"({_results(len(Emit._fields))})",
+)
+def neuron_backward(*args: Any) -> tuple[torch.Tensor, ...]:
+    """``passes.neuron_backward``. ``emit`` names Emit's fields; what it does not ask for comes back empty."""
+    *upstream, saved = args[:_BEFORE]
+    sums, count, emit, *_ = args[_BEFORE + len(SAVED) :]
+    inputs, neuron = _read_back(args)
+    out = passes.neuron_backward(
+        Upstream(*upstream), inputs, saved, neuron, Emit.decode(emit), count, sums
+    )
+    return _backward_results(inputs.x, out)
+
+
+_BEFORE = len(Upstream._fields) + 1
+"""Arguments of a walk back before those of ``SAVED``. (Inductor wants all tensors before what is none.)"""
+
+
+def _read_back(args: Sequence[Any]) -> tuple[Inputs, Neuron]:
+    return _read([*args[_BEFORE : _BEFORE + len(SAVED)], *args[-2:]])[:2]
+
+
+@neuron_backward.register_fake
+def _(*args: Any) -> tuple[torch.Tensor, ...]:
+    inputs, neuron = _read_back(args)
+    emit = Emit.decode(args[-3])
+    return _backward_results(inputs.x, passes.allocate_backward(inputs.x, neuron, emit))
 
 
 def _backward_results(x: torch.Tensor, out: Gradients) -> tuple[torch.Tensor, ...]:
     return _filled(x, (getattr(out, name) for name in Emit._fields))
-
-
-@torch.library.custom_op("spiketriton::neuron_backward", mutates_args=())
-def neuron_backward(
-    grad_s: torch.Tensor,
-    grad_v_last: torch.Tensor | None,
-    grad_m_last: torch.Tensor | None,
-    grad_trace: torch.Tensor | None,
-    grad_current: torch.Tensor | None,
-    saved: torch.Tensor | None,
-    x: torch.Tensor,
-    v_init: torch.Tensor | None,
-    m_init: torch.Tensor | None,
-    residual: torch.Tensor | None,
-    decay: torch.Tensor | None,
-    threshold: torch.Tensor | None,
-    width: torch.Tensor | None,
-    gain: torch.Tensor | None,
-    rho: torch.Tensor | None,
-    beta: torch.Tensor | None,
-    mean: torch.Tensor | None,
-    var: torch.Tensor | None,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    step_gain: torch.Tensor | None,
-    sums: torch.Tensor | None,
-    count: float,
-    emit: str,
-    words: str,
-    floats: list[float],
-) -> tuple[
-    torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
-]:  # fmt: skip
-    """``passes.neuron_backward``. ``emit`` names Emit's fields; what it does not ask for comes back empty."""
-    tensors = (decay, threshold, width, gain, rho, beta, mean, var, weight, bias, step_gain)
-    out = passes.neuron_backward(
-        Upstream(grad_s, grad_v_last, grad_m_last, grad_trace, grad_current),
-        Inputs(x, v_init, m_init, residual),
-        saved,
-        Neuron.of(x, tensors, words, floats),
-        Emit.decode(emit),
-        count,
-        sums,
-    )
-    return _backward_results(x, out)  # type: ignore[return-value]
-
-
-@neuron_backward.register_fake
-def _(
-    grad_s, grad_v_last, grad_m_last, grad_trace, grad_current, saved, x, v_init, m_init, residual, decay, threshold,
-    width, gain, rho, beta, mean, var, weight, bias, step_gain, sums, count, emit, words, floats,
-):  # fmt: skip
-    tensors = (decay, threshold, width, gain, rho, beta, mean, var, weight, bias, step_gain)
-    neuron = Neuron.of(x, tensors, words, floats)
-    return _backward_results(x, passes.allocate_backward(x, neuron, Emit.decode(emit)))
 
 
 def _no_double_backward(ctx, *grads):
@@ -183,9 +158,8 @@ def walk(
     """The walk back of a call by its operator."""
 
     def back(emit: Emit, count: float, sums: torch.Tensor | None) -> Gradients:
-        fields = neuron_backward(
-            *upstream, saved, **given, sums=sums, count=count, emit=emit.encode(), words=words, floats=floats
-        )  # fmt: skip
+        read = [given[name] for name in SAVED]
+        fields = neuron_backward(*upstream, saved, *read, sums, count, emit.encode(), words, floats)
         named = zip(Emit._fields, fields, strict=True)
         return Gradients(**{name: field for name, field in named if getattr(emit, name)})
 
@@ -208,10 +182,10 @@ def _backward(ctx, grad_s, grad_v_last, grad_m_last, grad_trace, _grad_saved, gr
     if grad_s is None:
         upstream = upstream._replace(spikes=torch.zeros_like(rest[0]))
     back = walk(upstream, saved, given, ctx.words, ctx.floats)
-    needs = dict(zip(ARGUMENTS, ctx.needs_input_grad, strict=False))
+    needs = ctx.needs_input_grad[: len(ARGUMENTS)]
     eps, bn_scale = numbers["eps"], numbers["bn_scale"]
-    found = gradients(grad_s, given, call, eps, bn_scale, needs, back, norm_backward)
-    return *found.values(), None, None
+    found = gradients(grad_s, given, ARGUMENTS, needs, call, eps, bn_scale, back, norm_backward)
+    return *found, None, None
 
 
 neuron_forward.register_autograd(_backward, setup_context=_setup_context)

@@ -72,6 +72,8 @@ def allocate_forward(x: torch.Tensor, neuron: Neuron, call: Call) -> Outputs:
 def _in_order(inputs: Inputs) -> Inputs:
     """In the memory order of x, the states in the membrane's dtype."""
     x, v_init, m_init, residual, spike_add = inputs
+    if v_init is m_init is residual is spike_add is None:
+        return inputs
     return Inputs(
         x,
         None if v_init is None else _state(v_init, x),
@@ -94,10 +96,9 @@ def neuron_forward(
     """
     x = inputs.x
     measures = call.batch_statistics and neuron.mean is None
-    if measures:
-        mean, var = statistics_like(x)
-        neuron = neuron._replace(mean=mean, var=var)
     neuron = neuron.adapted(x)
+    if measures:
+        neuron = neuron.behind(*statistics_like(x))
     out = allocate_forward(x, neuron, call)
     if x.numel() == 0:
         if out.v_last is not None:
@@ -105,23 +106,23 @@ def neuron_forward(
         if out.m_last is not None:
             out.m_last.zero_()
         return neuron, out
-    backend = _NEURON[serving(x, neuron)]
     inside = running if _in_kernel(x, running) else None
-    backend.forward(_in_order(inputs), neuron, out, measures, inside)
+    _NEURON[serving(x, neuron)].forward(_in_order(inputs), neuron, out, measures, inside)
     if running is not None:
-        mean, var, *_ = neuron.norm
-        _follow(x, mean, var, running, inside)
+        _follow(x, neuron.mean, neuron.var, running, inside)
     return neuron, out
 
 
-_INPUT_ONLY = Emit(dx=True)
+_INPUT_ONLY, _NORMED = Emit(dx=True), Emit(dy=True, sums=True)
 
 
 def allocate_backward(x: torch.Tensor, neuron: Neuron, emit: Emit) -> Gradients:
     """Tensors for what a walk back writes."""
-    wide = membrane_dtype(x.dtype)
     if emit == _INPUT_ONLY:
         return Gradients(dx=torch.empty_like(x))
+    wide = membrane_dtype(x.dtype)
+    if emit == _NORMED:
+        return Gradients(dy=torch.empty_like(x), sums=x.new_empty((2, x.shape[2]), dtype=wide))
     T, channels = x.shape[0], x.shape[2] if x.dim() > 2 else 1
     rows, probed = (neuron.rows, neuron.parameter_size), (T, len(PROBE_FIELDS))
     return Gradients(

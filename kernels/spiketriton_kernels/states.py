@@ -26,65 +26,17 @@ inference.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
-from .arguments import along_channels, check_call, make_neuron
+from .arguments import DEFAULT_SURROGATE, check_call, make_neuron
+from .definition import define
 from .fire import fire
-from .lif import DEFAULT_SURROGATE, _WithGradientOf
-from .neuron import Call, Neuron, States, membrane_dtype
-from .surrogate import Surrogate, unit_primitive
-
-# ---- definitions
-
-
-def _definition(
-    x: torch.Tensor,
-    neuron: Neuron,
-    v: torch.Tensor | None,
-    m: torch.Tensor | None,
-    smooth: bool,
-    return_state: bool,
-) -> torch.Tensor | tuple[torch.Tensor, States]:
-    """Spikes and last states, by plain PyTorch and its autograd."""
-    check_call(x, neuron, v, m)
-    wide = membrane_dtype(x.dtype)
-    decay, threshold, width, gain, rho, beta = (
-        along_channels(p, x, wide) for p in neuron.parameters
-    )
-    v = torch.zeros_like(x[0], dtype=wide) if v is None else v.to(wide)
-    m = torch.zeros_like(x[0], dtype=wide) if m is None else m.to(wide)
-    spikes = []
-    for x_t in x.to(wide).unbind(0):
-        if neuron.kind == "cuba":
-            m = x_t = rho * m + x_t
-        h = decay * v + gain * x_t
-        level = threshold
-        if neuron.kind == "ilif":
-            # by a tensor: a GPU multiplies by the reciprocal of a number, which moves ties
-            relaxed = (h / (threshold + torch.zeros_like(h))).clamp(0, neuron.levels)
-            fired = torch.round(relaxed)
-        else:
-            if neuron.kind == "alif":
-                level = threshold + beta * m
-            relaxed = neuron.height * width * unit_primitive(neuron.shape, (h - level) / width)
-            fired = h >= level
-        s = relaxed if smooth else _WithGradientOf.apply(fired, relaxed)
-        s_reset = s.detach() if neuron.detach_reset else s
-        if neuron.kind == "clif":
-            m = m * torch.sigmoid((1 - decay) * h) + s
-            v = h - s_reset * (threshold + torch.sigmoid(m))
-        else:
-            if neuron.reset == "soft":
-                v = h - level * s_reset
-            elif neuron.reset == "hard":
-                v = (1 - s_reset) * h
-            else:
-                v = h
-            if neuron.kind == "alif":
-                m = rho * m + (1 - rho) * s
-        spikes.append(s)
-    out = torch.stack(spikes).to(x.dtype)
-    return (out, States(v, m)) if return_state else out
+from .neuron import Call, Neuron, Outputs, States
+from .surrogate import Surrogate
 
 
 def _fire(
@@ -94,17 +46,15 @@ def _fire(
     m_init: torch.Tensor | None,
     return_state: bool,
     probe: torch.Tensor | None,
+    run: Callable[..., Outputs],
 ) -> torch.Tensor | tuple[torch.Tensor, States]:
     check_call(x, neuron, v_init, m_init, probe)
     call = Call(return_v=return_state, return_m=return_state and neuron.has_m)
-    out = fire(x, neuron, call, v_init=v_init, m_init=m_init, probe=probe)
+    out = run(x, neuron, call, v_init=v_init, m_init=m_init, probe=probe)
     if out.v_last is None:
         return out.spikes
     m_last = torch.zeros_like(out.v_last) if out.m_last is None else out.m_last
     return out.spikes, States(out.v_last, m_last)
-
-
-# ---- the public functions
 
 
 def multistep_ilif(
@@ -118,6 +68,7 @@ def multistep_ilif(
     return_state: bool = False,
     *,
     probe: torch.Tensor | None = None,
+    _run: Callable[..., Outputs] = fire,
 ) -> torch.Tensor | tuple[torch.Tensor, States]:
     """Integer spikes 0..levels of I-LIF neurons over a whole time window.
 
@@ -140,31 +91,13 @@ def multistep_ilif(
     Raises:
         TypeError, ValueError: naming the argument, what was given and what is accepted.
     """
-    neuron = _integer(decay, gain, threshold, levels, detach_reset)
-    return _fire(x, neuron, v_init, None, return_state, probe)
+    neuron = make_neuron("ilif", decay, gain, threshold, detach_reset=detach_reset, levels=levels)
+    return _fire(x, neuron, v_init, None, return_state, probe, _run)
 
 
-def multistep_ilif_reference(
-    x: torch.Tensor,
-    decay: float | torch.Tensor = 0.25,
-    gain: float | torch.Tensor = 1.0,
-    threshold: float | torch.Tensor = 1.0,
-    levels: int = 4,
-    detach_reset: bool = False,
-    v_init: torch.Tensor | None = None,
-    return_state: bool = False,
-    *,
-    smooth: bool = False,
-) -> torch.Tensor | tuple[torch.Tensor, States]:
-    """The definition of ``multistep_ilif``. ``smooth=True`` leaves out the rounding."""
-    neuron = _integer(decay, gain, threshold, levels, detach_reset)
-    return _definition(x, neuron, v_init, None, smooth, return_state)
-
-
-def _integer(decay, gain, threshold, levels, detach_reset) -> Neuron:
-    return make_neuron(
-        "ilif", decay, gain, threshold, "soft", 0.0, detach_reset, DEFAULT_SURROGATE, levels=levels
-    )
+def multistep_ilif_reference(*args: Any, smooth: bool = False, **options: Any) -> Any:
+    """The definition of ``multistep_ilif``, with its arguments; ``smooth=True`` leaves out the rounding."""
+    return multistep_ilif(*args, **options, _run=functools.partial(define, smooth=smooth))
 
 
 def virtual_steps(spikes: torch.Tensor, levels: int) -> torch.Tensor:
@@ -193,6 +126,7 @@ def multistep_clif(
     return_state: bool = False,
     *,
     probe: torch.Tensor | None = None,
+    _run: Callable[..., Outputs] = fire,
 ) -> torch.Tensor | tuple[torch.Tensor, States]:
     """Spikes of CLIF neurons, whose complementary potential m makes the reset deeper the more they fired.
 
@@ -210,30 +144,15 @@ def multistep_clif(
     Raises:
         TypeError, ValueError: naming the argument, what was given and what is accepted.
     """
-    neuron = _complementary(decay, gain, threshold, detach_reset, surrogate)
-    return _fire(x, neuron, v_init, m_init, return_state, probe)
+    neuron = make_neuron(
+        "clif", decay, gain, threshold, detach_reset=detach_reset, surrogate=surrogate
+    )
+    return _fire(x, neuron, v_init, m_init, return_state, probe, _run)
 
 
-def multistep_clif_reference(
-    x: torch.Tensor,
-    decay: float | torch.Tensor = 0.5,
-    gain: float | torch.Tensor = 1.0,
-    threshold: float | torch.Tensor = 1.0,
-    detach_reset: bool = False,
-    surrogate: Surrogate = DEFAULT_SURROGATE,
-    v_init: torch.Tensor | None = None,
-    m_init: torch.Tensor | None = None,
-    return_state: bool = False,
-    *,
-    smooth: bool = False,
-) -> torch.Tensor | tuple[torch.Tensor, States]:
+def multistep_clif_reference(*args: Any, smooth: bool = False, **options: Any) -> Any:
     """The definition of ``multistep_clif``; ``smooth=True`` replaces each spike by the surrogate's primitive."""
-    neuron = _complementary(decay, gain, threshold, detach_reset, surrogate)
-    return _definition(x, neuron, v_init, m_init, smooth, return_state)
-
-
-def _complementary(decay, gain, threshold, detach_reset, surrogate) -> Neuron:
-    return make_neuron("clif", decay, gain, threshold, "soft", 0.0, detach_reset, surrogate)
+    return multistep_clif(*args, **options, _run=functools.partial(define, smooth=smooth))
 
 
 def multistep_alif(
@@ -251,6 +170,7 @@ def multistep_alif(
     return_state: bool = False,
     *,
     probe: torch.Tensor | None = None,
+    _run: Callable[..., Outputs] = fire,
 ) -> torch.Tensor | tuple[torch.Tensor, States]:
     """Spikes of adaptive LIF neurons, whose threshold rises with each spike and decays in between.
 
@@ -270,35 +190,15 @@ def multistep_alif(
     Raises:
         TypeError, ValueError: naming the argument, what was given and what is accepted.
     """
-    neuron = _adaptive(decay, gain, threshold, rho, beta, reset, detach_reset, surrogate)
-    return _fire(x, neuron, v_init, m_init, return_state, probe)
-
-
-def multistep_alif_reference(
-    x: torch.Tensor,
-    decay: float | torch.Tensor = 0.5,
-    gain: float | torch.Tensor = 1.0,
-    threshold: float | torch.Tensor = 1.0,
-    rho: float | torch.Tensor = 0.9,
-    beta: float | torch.Tensor = 1.0,
-    reset: str = "soft",
-    detach_reset: bool = True,
-    surrogate: Surrogate = DEFAULT_SURROGATE,
-    v_init: torch.Tensor | None = None,
-    m_init: torch.Tensor | None = None,
-    return_state: bool = False,
-    *,
-    smooth: bool = False,
-) -> torch.Tensor | tuple[torch.Tensor, States]:
-    """The definition of ``multistep_alif``; ``smooth=True`` replaces each spike by the surrogate's primitive."""
-    neuron = _adaptive(decay, gain, threshold, rho, beta, reset, detach_reset, surrogate)
-    return _definition(x, neuron, v_init, m_init, smooth, return_state)
-
-
-def _adaptive(decay, gain, threshold, rho, beta, reset, detach_reset, surrogate) -> Neuron:
-    return make_neuron(
+    neuron = make_neuron(
         "alif", decay, gain, threshold, reset, 0.0, detach_reset, surrogate, rho=rho, beta=beta
     )
+    return _fire(x, neuron, v_init, m_init, return_state, probe, _run)
+
+
+def multistep_alif_reference(*args: Any, smooth: bool = False, **options: Any) -> Any:
+    """The definition of ``multistep_alif``; ``smooth=True`` replaces each spike by the surrogate's primitive."""
+    return multistep_alif(*args, **options, _run=functools.partial(define, smooth=smooth))
 
 
 def multistep_cuba(
@@ -315,6 +215,7 @@ def multistep_cuba(
     return_state: bool = False,
     *,
     probe: torch.Tensor | None = None,
+    _run: Callable[..., Outputs] = fire,
 ) -> torch.Tensor | tuple[torch.Tensor, States]:
     """Spikes of current-based LIF neurons, whose membrane reads a synaptic current m that decays.
 
@@ -333,29 +234,12 @@ def multistep_cuba(
     Raises:
         TypeError, ValueError: naming the argument, what was given and what is accepted.
     """
-    neuron = _current_based(decay, gain, threshold, rho, reset, detach_reset, surrogate)
-    return _fire(x, neuron, v_init, m_init, return_state, probe)
+    neuron = make_neuron(
+        "cuba", decay, gain, threshold, reset, 0.0, detach_reset, surrogate, rho=rho
+    )
+    return _fire(x, neuron, v_init, m_init, return_state, probe, _run)
 
 
-def multistep_cuba_reference(
-    x: torch.Tensor,
-    decay: float | torch.Tensor = 0.5,
-    gain: float | torch.Tensor = 1.0,
-    threshold: float | torch.Tensor = 1.0,
-    rho: float | torch.Tensor = 0.5,
-    reset: str = "hard",
-    detach_reset: bool = True,
-    surrogate: Surrogate = DEFAULT_SURROGATE,
-    v_init: torch.Tensor | None = None,
-    m_init: torch.Tensor | None = None,
-    return_state: bool = False,
-    *,
-    smooth: bool = False,
-) -> torch.Tensor | tuple[torch.Tensor, States]:
+def multistep_cuba_reference(*args: Any, smooth: bool = False, **options: Any) -> Any:
     """The definition of ``multistep_cuba``; ``smooth=True`` replaces each spike by the surrogate's primitive."""
-    neuron = _current_based(decay, gain, threshold, rho, reset, detach_reset, surrogate)
-    return _definition(x, neuron, v_init, m_init, smooth, return_state)
-
-
-def _current_based(decay, gain, threshold, rho, reset, detach_reset, surrogate) -> Neuron:
-    return make_neuron("cuba", decay, gain, threshold, reset, 0.0, detach_reset, surrogate, rho=rho)
+    return multistep_cuba(*args, **options, _run=functools.partial(define, smooth=smooth))

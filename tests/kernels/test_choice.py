@@ -42,8 +42,10 @@ def test_an_unknown_or_unusable_backend_is_refused():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_a_gpu_runs_triton_but_for_float64(monkeypatch, dtype):
-    on_gpu = SimpleNamespace(device=torch.device("cuda"), dtype=dtype)
-    in_float64 = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float64)
+    on_gpu = SimpleNamespace(device=torch.device("cuda"), is_cuda=True, is_cpu=False, dtype=dtype)
+    in_float64 = SimpleNamespace(
+        device=torch.device("cuda"), is_cuda=True, is_cpu=False, dtype=torch.float64
+    )
     monkeypatch.setattr(choice, "HAVE_TRITON", True)
     assert backend_for(on_gpu) == "triton"
     assert backend_for(in_float64) == "torch"

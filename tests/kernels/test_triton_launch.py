@@ -112,6 +112,7 @@ def test_the_kernel_is_tritons_choice_whatever_the_arguments(kernel):
         assert again[13:] == (named["BLOCK"], named["RULES"])
     kinds = len(kernel.device_caches[0][0])
     assert kernel.through == 2 * len(CASES) + kinds + 1  # what is expected, and the first of each
+    assert triton_launch._known == {id(kernel): kernel}  # held, so that the id stays its own
 
 
 def test_no_address_is_taken_for_aligned(kernel):

@@ -62,12 +62,12 @@ def backend_for(x: torch.Tensor, kind: str | None = None) -> str:
 
     ``kind``: of ``native.KINDS`` the one that is needed; None: any.
     """
-    on_gpu = x.device.type == "cuda"
+    on_gpu = x.is_cuda
     if _forced != "auto":
         return _forced_backend(x, kind, on_gpu)
     if on_gpu and HAVE_TRITON:
         return "torch" if x.dtype == torch.float64 else "triton"
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         say_once(
             f"spiketriton kernels on {x.device.type}: eager PyTorch (no fused kernel for this device)"
         )

@@ -65,7 +65,6 @@ _REST = struct.Struct("@4d31P")
 """The parts of native.cpp's Call: sizes and threads of the input; the neuron's constants; norm, tensors."""
 _FIELDS = Neuron._fields.index("mean")
 """How many of a neuron's fields are its own, before those of its norm."""
-_FLOATS = (float,) * 6
 _CALL_SIZE = _INPUT.size + _NEURON.size + _REST.size
 
 
@@ -199,11 +198,10 @@ def library(dtype: torch.dtype, kind: str | None = None) -> ctypes.CDLL:
 
 def failure(dtype: torch.dtype, kind: str | None = None) -> CompilerError | None:
     """Why ``library`` has none; None where it has."""
-    try:
-        library(dtype, kind)
-    except CompilerError as error:
-        return error
-    return None
+    if kind is None and dtype in _loaded:
+        return None
+    found = load(dtype, kind or "lif")
+    return found if isinstance(found, CompilerError) else None
 
 
 GRAIN = 32768
@@ -214,15 +212,14 @@ def _threads(elements: int) -> int:
     return 1 if elements < 2 * GRAIN else min(torch.get_num_threads(), elements // GRAIN)
 
 
-def _at(tensor: torch.Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
 def _input(x: torch.Tensor, measures: bool = False) -> bytes:
     """The part of the call about x [T, B, ...]."""
     steps, elements = x.shape[0], x.numel()
-    channels, inner = channel_axis(x)
-    return _INPUT.pack(steps, elements // steps, channels, inner, _threads(elements), measures)
+    return _INPUT.pack(steps, elements // steps, *channel_axis(x), _threads(elements), measures)
+
+
+def _places(*tensors: torch.Tensor | None) -> list[int]:
+    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
 def kind_of(neuron: Neuron) -> str:
@@ -232,10 +229,10 @@ def kind_of(neuron: Neuron) -> str:
 
 def _constants(neuron: Neuron) -> tuple[str, bytes]:
     """Of a neuron its one of ``KINDS``, and its part of the call."""
-    fields = neuron[:_FIELDS]
-    decay, gain, threshold, *_, width, _, rho, beta, _ = fields
-    types = type(decay), type(gain), type(threshold), type(width), type(rho), type(beta)
-    return (_packed if types == _FLOATS else _packed.__wrapped__)(fields)
+    for value in neuron.parameters:
+        if type(value) is not float:
+            return _packed.__wrapped__(neuron[:_FIELDS])
+    return _packed(neuron[:_FIELDS])
 
 
 @functools.lru_cache(maxsize=256)
@@ -258,27 +255,17 @@ def _packed(fields: tuple[Any, ...]) -> tuple[str, bytes]:
     )  # fmt: skip
 
 
-def _norm(neuron: Neuron) -> tuple[int, int, int, int, int]:
-    mean, var, weight, bias, step_gain = neuron.norm
-    if mean is None:
-        return 0, 0, 0, 0, 0
-    return mean.data_ptr(), var.data_ptr(), _at(weight), _at(bias), _at(step_gain)
-
-
 def forward(
     inputs: Inputs, neuron: Neuron, out: Outputs, measures: bool, running: Running | None
 ) -> None:
     """``saved`` stays as it is: a block of neurons replays its window from cache."""
-    x, v_init, m_init, residual, spike_add = inputs
+    x = inputs.x
     spikes, v_last, m_last, trace, _, current = out
     kind, constants = _constants(neuron)
     running_mean, running_var, momentum = (None, None, 0.0) if running is None else running
-    rest = _REST.pack(
-        neuron.eps, neuron.bn_scale, 0.0, momentum, *_norm(neuron),
-        x.data_ptr(), _at(v_init), _at(m_init), _at(residual), _at(spike_add), 0, 0, 0, 0, 0, 0,
-        spikes.data_ptr(), _at(v_last), _at(m_last), _at(trace), _at(current), 0, 0, 0, 0, 0, 0, 0,
-        _at(running_mean), _at(running_var), 0,
-    )  # fmt: skip
+    written = spikes, v_last, m_last, trace, current, *(None,) * 7, running_mean, running_var, None
+    places = _places(*neuron.norm, *inputs, *(None,) * 6, *written)
+    rest = _REST.pack(neuron.eps, neuron.bn_scale, 0.0, momentum, *places)
     library(x.dtype, kind).spiketriton_run(_input(x, measures) + constants + rest, _FORWARD)
 
 
@@ -292,27 +279,21 @@ def backward(
     out: Gradients,
 ) -> None:
     """Fill what ``out`` holds tensors for."""
-    grad_s, grad_v_last, grad_m_last, grad_trace, grad_current = upstream
-    x, v_init, m_init, residual, _ = inputs
+    x = inputs.x
     kind, constants = _constants(neuron)
-    rest = _REST.pack(
-        neuron.eps, neuron.bn_scale, count, 0.0, *_norm(neuron),
-        x.data_ptr(), _at(v_init), _at(m_init), _at(residual), 0, grad_s.data_ptr(), _at(grad_v_last), _at(grad_m_last),
-        _at(grad_trace), _at(grad_current), _at(sums),
-        0, 0, 0, 0, 0, _at(out.dx), _at(out.dy), _at(out.sums), _at(out.v_init), _at(out.m_init), _at(out.parameters),
-        _at(out.step_gain), 0, 0, _at(out.probe),
+    written = (
+        out.dx, out.dy, out.sums, out.v_init, out.m_init, out.parameters, out.step_gain, None, None, out.probe
     )  # fmt: skip
+    places = _places(*neuron.norm, *inputs, *upstream, sums, *(None,) * 5, *written)
+    rest = _REST.pack(neuron.eps, neuron.bn_scale, count, 0.0, *places)
     library(x.dtype, kind).spiketriton_run(_input(x) + constants + rest, _BACKWARD)
 
 
 def norm_backward(dx, y, neuron: Neuron, sums, count, dy) -> None:
     """Fill dy, which may be dx itself, with dL/dy of batch norm from dL/dx and the channel sums."""
-    rest = _REST.pack(
-        neuron.eps, neuron.bn_scale, count, 0.0, *_norm(neuron),
-        y.data_ptr(), 0, 0, 0, 0, dx.data_ptr(), 0, 0, 0, 0, sums.data_ptr(),
-        0, 0, 0, 0, 0, 0, dy.data_ptr(), 0, 0, 0, 0, 0, 0, 0, 0,
-    )  # fmt: skip
-    _run_simple(_NORM_BACKWARD, y, rest)
+    read = y, *(None,) * 4, dx, *(None,) * 4, sums
+    places = _places(*neuron.norm, *read, *(None,) * 6, dy, *(None,) * 8)
+    _run_simple(_NORM_BACKWARD, y, _REST.pack(neuron.eps, neuron.bn_scale, count, 0.0, *places))
 
 
 def channel_statistics(
@@ -320,11 +301,9 @@ def channel_statistics(
 ) -> None:
     """Fill mean and biased variance of each channel, [C] each; running statistics move towards them."""
     running_mean, running_var, momentum = (None, None, 0.0) if running is None else running
-    rest = _REST.pack(
-        0.0, 0.0, 0.0, momentum, *(0,) * 5, y.data_ptr(), *(0,) * 15, mean.data_ptr(), var.data_ptr(), *(0,) * 5,
-        _at(running_mean), _at(running_var), 0,
-    )  # fmt: skip
-    _run_simple(_STATISTICS, y, rest)
+    none = (None,) * 5
+    places = _places(*none, y, *none * 3, mean, var, *none, running_mean, running_var, None)
+    _run_simple(_STATISTICS, y, _REST.pack(0.0, 0.0, 0.0, momentum, *places))
 
 
 def pack(spikes: torch.Tensor, bits: torch.Tensor) -> None:

@@ -24,9 +24,9 @@ WARPS = 4
 _compiled: dict[Any, Any] = {}
 """Compiled kernels by what their launch specialises on."""
 
-_known: dict[int, bool] = {}
-"""Whether a kernel that has run, by its id, is launched the short way: not where it is interpreted, or Triton is
-another. Kernels live as long as their modules; their hash is dear."""
+_known: dict[int, Any] = {}
+"""Kernels that have run and are launched the short way, by their ids, because their hash is dear: not where they are
+interpreted, or Triton is another. Held here, they live on, so that no other kernel gets an id of theirs."""
 
 _ahead: tuple[Context, set[Any]] | None = None
 """Where kernels are compiled only: in which context, because backward passes run in threads of their own, and what has
@@ -59,9 +59,10 @@ def launch(
         if _ahead is not None:
             _compile(kernel, programs, args, named, *_ahead)
             return
-        if not _known.get(id(kernel)) or _watched(kernel):
+        if id(kernel) not in _known or _watched(kernel):
             ran = kernel[programs](*args, **named)
-            _known[id(kernel)] = _is_known(kernel, ran)
+            if _is_known(kernel, ran):
+                _known[id(kernel)] = kernel
             return
         driver = triton.runtime.driver.active
         device = driver.get_current_device()

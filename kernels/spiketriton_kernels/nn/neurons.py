@@ -315,9 +315,7 @@ class LIF(SpikingNeuron):
         **options: Any,
     ) -> None:
         super().__init__(v_threshold, v_reset, **options)
-        if not (tau >= 1 and math.isfinite(tau)):
-            raise ValueError(f"tau {tau!r}: accepted: a finite number of at least 1")
-        self.tau = float(tau)
+        self.tau = time_constant("tau", tau)
         self.decay_input = decay_input
 
     def neuron_arguments(self) -> dict[str, Any]:
@@ -424,6 +422,12 @@ def _check_threshold(value: float | Tensor) -> float:
     if not (lowest > 0 and math.isfinite(highest)):
         raise ValueError(f"v_threshold {words_of(value)}: accepted: a finite number above 0")
     return lowest
+
+
+def time_constant(name: str, value: float) -> float:
+    if not (value >= 1 and math.isfinite(value)):
+        raise ValueError(f"{name} {value!r}: accepted: a finite number of at least 1")
+    return float(value)
 
 
 def keep(module: nn.Module, name: str, value: float | Tensor) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch import Tensor
 
 from ..neuron import MAX_LEVELS
-from .neurons import SpikingNeuron, keep, words_of
+from .neurons import SpikingNeuron, keep, time_constant, words_of
 
 
 class _BeyondLIF(SpikingNeuron):
@@ -24,9 +23,10 @@ class _BeyondLIF(SpikingNeuron):
         v_reset: float | None,
         **options: Any,
     ) -> None:
+        if v_reset not in (None, 0.0):
+            raise ValueError(f"v_reset {v_reset!r} of {type(self).__name__}: accepted: 0.0, None")
         super().__init__(v_threshold, v_reset, **options)
-        if not (tau >= 1 and math.isfinite(tau)):
-            raise ValueError(f"tau {tau!r}: accepted: a finite number of at least 1")
+        tau = time_constant("tau", tau)
         keep(self, "decay", 1 - 1 / tau if decay is None else decay)
 
     def neuron_arguments(self) -> dict[str, Any]:
@@ -145,13 +145,8 @@ class ALIF(_BeyondLIF):
         rho: float | Tensor | None = None,
         **options: Any,
     ) -> None:
-        if v_reset not in (None, 0.0):
-            raise ValueError(f"v_reset {v_reset!r} of an ALIF: accepted: 0.0, None")
         super().__init__(tau, decay, v_threshold, v_reset, **options)
-        if not (tau_adaptation >= 1 and math.isfinite(tau_adaptation)):
-            raise ValueError(
-                f"tau_adaptation {tau_adaptation!r}: accepted: a finite number of at least 1"
-            )
+        tau_adaptation = time_constant("tau_adaptation", tau_adaptation)
         keep(self, "rho", 1 - 1 / tau_adaptation if rho is None else rho)
         keep(self, "beta", beta)
 
@@ -194,13 +189,8 @@ class CuBaLIF(_BeyondLIF):
         rho: float | Tensor | None = None,
         **options: Any,
     ) -> None:
-        if v_reset not in (None, 0.0):
-            raise ValueError(f"v_reset {v_reset!r} of a CuBaLIF: accepted: 0.0, None")
         super().__init__(tau, decay, v_threshold, v_reset, **options)
-        if not (tau_synapse >= 1 and math.isfinite(tau_synapse)):
-            raise ValueError(
-                f"tau_synapse {tau_synapse!r}: accepted: a finite number of at least 1"
-            )
+        tau_synapse = time_constant("tau_synapse", tau_synapse)
         keep(self, "rho", 1 - 1 / tau_synapse if rho is None else rho)
         self.gain = 1 / tau if decay_input else 1.0
 
