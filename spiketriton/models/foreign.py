@@ -23,6 +23,7 @@ from spiketriton.models.network import Network
 from spiketriton.neurons import SpikingNeuron, adopt
 from spiketriton_kernels import nn as kernels
 from spiketriton_kernels.nn import peers
+from spiketriton_kernels.nn.calls import OnKernel
 
 # what a function is told without being asked to, where it has a parameter of this name
 _CLASSES = ("num_classes", "n_classes", "classes")
@@ -132,6 +133,7 @@ class ForeignNetwork(Network):
         super().__init__(parts, shape[0])
         self.name, self.net = name, net
         self.is_spiking = True
+        _refuse_wrapped(name, net)
         if takes == "time_first":
             _take_windows(net)
         try:
@@ -145,8 +147,12 @@ class ForeignNetwork(Network):
                     module.register_forward_hook(_mark)
         self._layers: list[tuple[str, SpikingNeuron]] = []
         self.unmeasured: dict[str, str] = dict(self.swapped.left)
+        for neuron, module in net.named_modules():
+            if isinstance(module, OnKernel):
+                self.unmeasured[neuron] = "it runs on the kernels as a module of its own library"
         with _undisturbed(net):
             self.takes = self._recognised(takes, shape, classes)
+            self._leave_out_other_windows(shape)
             self._refuse_states(shape)
         if not averages and not self.answers_each_step:
             raise UserError(
@@ -253,7 +259,7 @@ class ForeignNetwork(Network):
                     self.reset()
                     found = self._called(kind, images, steps)
                 windows = {name: sum(counts) for name, counts in calls.items()}
-            wrong = self._wrong_answer(found, batch, steps, classes, windows)
+            wrong = self._wrong_answer(kind, found, batch, steps, classes, windows)
             if wrong and kind == "time_first" and takes == "auto":
                 refused = wrong
                 continue
@@ -273,7 +279,13 @@ class ForeignNetwork(Network):
         )
 
     def _wrong_answer(
-        self, found: Any, batch: int, steps: int, classes: int, windows: Mapping[str, int]
+        self,
+        kind: str,
+        found: Any,
+        batch: int,
+        steps: int,
+        classes: int,
+        windows: Mapping[str, int],
     ) -> str:
         """What is wrong with an answer, and what to change; "" for a good one."""
         accepted = f"accepted: one tensor, [T, B, K] = {[steps, batch, classes]} or [B, K] = {[batch, classes]}"
@@ -298,6 +310,11 @@ class ForeignNetwork(Network):
             )
         if windows and steps not in windows.values():
             name, window = next(iter(windows.items()))
+            if kind == "time_first" and window == batch:
+                return (
+                    f"shows {name} as many time steps as there are images: it takes [B, T, ...]; accepted: [T, B, "
+                    "...]. Name a function that makes a module around it, whose forward swaps the two"
+                )
             return (
                 f"shows {name} {window} time steps, and time_steps = {steps}; accepted: time_steps = {window}, or the "
                 "argument of the network that sets its steps, in [model.arguments]"
@@ -327,6 +344,33 @@ class ForeignNetwork(Network):
             and name not in self.unmeasured
         ]
 
+    def _leave_out_other_windows(self, shape: tuple[int, int, int]) -> None:
+        """A neuron that training shows other numbers of time steps has no rows to measure it in."""
+        for _ in range(2):  # they may be drawn
+            self.reset()
+            kept = {name: buffer.clone() for name, buffer in self.net.named_buffers()}
+            self.net.train()
+            with _watched(self.net) as calls:
+                try:
+                    self._called(self.takes, _noise(2, shape), self.time_steps)
+                except Exception as error:  # somebody else's code
+                    raise UserError(
+                        f"{self.name} fails in training mode: {type(error).__name__}: {one_line(error)}"
+                    ) from error
+            self.net.eval()
+            self.reset()
+            with torch.no_grad():
+                for name, buffer in self.net.named_buffers():
+                    if name in kept and buffer.shape == kept[name].shape:  # others are states
+                        buffer.copy_(kept[name])
+            for name, neuron in self._layers:
+                shown = sum(calls.get(name.removeprefix("net."), []))
+                if shown != neuron.window:
+                    self.unmeasured[name] = (
+                        f"training shows it {shown} time steps, and a test {neuron.window}"
+                    )
+        self._layers = [layer for layer in self._layers if layer[0] not in self.unmeasured]
+
     def _refuse_states(self, shape: tuple[int, int, int]) -> None:
         """A second window must begin where the first began. UserError, with the module that remembers."""
         images = _noise(2, shape)
@@ -353,6 +397,20 @@ class ForeignNetwork(Network):
             raise UserError(
                 f"{self.name} answers differently to the same images a second time{where}; accepted: a state that the "
                 "reset() method of its module forgets, as SpikingJelly's neurons do, or one that forward begins anew"
+            )
+
+
+def _refuse_wrapped(name: str, net: nn.Module) -> None:
+    """UserError: a part is compiled, or spread over devices, which `swap` or the trainer has to do later."""
+    for part, module in net.named_modules():
+        where = f"{name}: {part}" if part else name
+        if hasattr(module, "_orig_mod"):
+            raise UserError(
+                f"{where} is compiled by torch.compile; accepted: the module itself, and train.compile = true"
+            )
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            raise UserError(
+                f"{where} is a {type(module).__name__}; accepted: the module in it, and torchrun for several devices"
             )
 
 

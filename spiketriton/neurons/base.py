@@ -106,6 +106,11 @@ class SpikingNeuron(kernels.SpikingNeuron):
             return probe
         row = self._seen * len(probe) // self.window
         self._seen += steps
+        if self._seen > self.window:
+            raise UserError(
+                f"a {type(self).__name__} is called for {self._seen} time steps, and when the network was looked at it "
+                f"was called for {self.window}; accepted: as many in every batch, or monitor.enabled = false"
+            )
         return probe[row : row + steps]
 
     def reset(self) -> None:

@@ -95,6 +95,72 @@ class OneStep(nn.Module):
         return self.head(self.neuron(self.bn(self.conv(x))).mean((2, 3)))
 
 
+class StateAttention(nn.Module):
+    """Attention to what was stored in the steps before: its keys and values add up."""
+
+    def __init__(self, in_channels: int, num_classes: int, T: int) -> None:
+        super().__init__()
+        self.T = T
+        self.enter, self.norm = nn.Conv2d(in_channels, 8, 2, 2), nn.BatchNorm2d(8)
+        self.norm.bias.data.fill_(0.5)
+        self.reads = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.neurons = nn.ModuleList(neuron.LIFNode(tau=2.0) for _ in range(4))
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stored, answers = x.new_zeros(1, 8, 8), []
+        for _ in range(self.T):
+            seen = self.neurons[3](2 * self.norm(self.enter(x))).flatten(2).transpose(1, 2)
+            q, k, v = (self.neurons[i](5 * self.reads[i](seen)) for i in range(3))
+            stored = 0.5 * stored + k.transpose(1, 2) @ v
+            answers.append(self.head((q @ stored).mean(1)))
+        return torch.stack(answers)
+
+
+class BatchFirst(nn.Module):
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.enter, self.head = nn.Linear(64 * in_channels, 16), nn.Linear(16, num_classes)
+        self.neuron = neuron.LIFNode(step_mode="m")
+
+    def forward(self, x: Tensor) -> Tensor:
+        current = 3 * self.enter(x.flatten(2)).transpose(0, 1)
+        return self.head(self.neuron(current)).transpose(0, 1)
+
+
+def compiled(in_channels: int, num_classes: int) -> nn.Module:
+    return torch.compile(LongSkip(in_channels, num_classes))  # type: ignore[return-value]
+
+
+def spread(in_channels: int, num_classes: int) -> nn.Module:
+    return nn.DataParallel(LongSkip(in_channels, num_classes))
+
+
+class SnnTorch(nn.Module):
+    """A loop of snnTorch's, beside a neuron that is measured."""
+
+    def __init__(self, in_channels: int, num_classes: int, T: int) -> None:
+        super().__init__()
+        import snntorch
+
+        self.T = T
+        self.enter, self.head = nn.Linear(64 * in_channels, 16), nn.Linear(16, num_classes)
+        self.leaky, self.neuron = snntorch.Leaky(0.9), neuron.LIFNode(tau=2.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mem, answers = self.leaky.reset_mem(), []
+        for _ in range(self.T):
+            spikes, mem = self.leaky(3 * self.enter(x.flatten(1)), mem)
+            answers.append(self.head(self.neuron(spikes)))
+        return torch.stack(answers)
+
+
+class LongerInTraining(Recurrent):
+    def forward(self, x: Tensor) -> Tensor:
+        self.T = 4 if self.training else 3
+        return super().forward(x)
+
+
 class TwoAnswers(LongSkip):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = super().forward(x)

@@ -23,6 +23,7 @@ SMALL_ONES = {
     f"{HERE}:LongSkip": {},
     f"{HERE}:Shared": {},
     f"{HERE}:OneStep": {},
+    f"{HERE}:StateAttention": {},
 }
 
 
@@ -87,7 +88,8 @@ def test_answers_gradients_and_statistics_are_those_of_the_original(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "rates"), [("Shared", 2), ("Recurrent", 1), ("OneStep", 1), ("Attention", 3)]
+    ("name", "rates"),
+    [("Shared", 2), ("Recurrent", 1), ("OneStep", 1), ("Attention", 3), ("StateAttention", 4)],
 )
 def test_each_step_of_a_neuron_is_measured_however_it_is_called(name, rates):
     model = build(f"{HERE}:{name}")
@@ -118,6 +120,9 @@ def test_each_step_of_a_neuron_is_measured_however_it_is_called(name, rates):
         ("Remembers", [], "answers differently to the same images a second time: seen is kept"),
         ("Rebuilds", [], "reset() of one of its modules changes parameters"),
         ("NoGradient", [], "gives an answer without a gradient"),
+        ("BatchFirst", [], "shows neuron as many time steps as there are images: it takes [B, T"),
+        ("compiled", [], "is compiled by torch.compile; accepted: the module itself, and train"),
+        ("spread", [], "is a DataParallel; accepted: the module in it, and torchrun"),
         ("no_module", [], "made a int; accepted: a function or class that makes a torch.nn.Module"),
         ("breaks", [], "breaks() failed: KeyError: 'depth'"),
         ("OneStep", ["model.arguments.num_classes=7"], "gives 7 numbers for 10 classes"),
@@ -140,3 +145,20 @@ def test_what_cannot_work_is_refused_by_name(name, overrides, words):
         build(f"{HERE}:{name}", *overrides)
     assert words in str(refused.value)
     assert name in str(refused.value)
+
+
+def test_neurons_that_stay_modules_of_their_library_are_named_as_not_measured():
+    pytest.importorskip("snntorch")
+    model = build(f"{HERE}:SnnTorch")
+    assert [name for name, _ in model.spiking_layers()] == ["net.neuron"]
+    assert any("not measured: leaky (it runs on the kernels as" in line for line in model.notes())
+
+
+def test_a_neuron_that_training_calls_more_often_is_named_as_not_measured():
+    model = build(f"{HERE}:LongerInTraining")
+    assert not model.spiking_layers()
+    assert "training shows it 4 time steps, and a test 3" in model.unmeasured["net.neuron"]
+    neuron = model.net.neuron  # where it was called for fewer steps when the network was looked at
+    neuron.window, neuron.probe = 3, torch.zeros(3, 8, requires_grad=True)
+    with pytest.raises(UserError, match=r"is called for 4 time steps.*monitor\.enabled = false"):
+        model.train()(torch.zeros(2, 1, 8, 8))
