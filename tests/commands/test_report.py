@@ -92,7 +92,7 @@ def test_the_page_stands_alone_and_holds_everything(compared, tmp_path):
     assert all(re.match(r"#|data:image/png;base64,", source) for source in page.sources)
     assert "url(" not in text
     assert "width=device-width" in text
-    for words in ("a <b> & c (lif)", "ann (ANN)", "net (converted, balanced)"):
+    for words in ("a <b> & c (lif)", " ann ", "net (converted, balanced)"):
         assert words in page.words["cost"], words
     assert 'name = "resnet8"' in page.words["recipe"]
     assert "--against" in page.words["commands"]
