@@ -53,7 +53,7 @@ def network(
         graph = nir.read(Path(path))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {one_line(error)}") from None
-    except (ValueError, KeyError, AssertionError, TypeError) as error:
+    except (ValueError, KeyError, AssertionError, TypeError, RuntimeError) as error:
         raise UserError(f"{path} is not a graph of NIR: {one_line(error)}") from None
     try:
         return NirNetwork(graph, dt, reset)
