@@ -5,7 +5,8 @@
     python docs/gradient_flow.py --judge                 # the table of what predicts learning
 
 A row's settings are docs/gradient_flow_cells.toml with some keys changed; `net=linear` and
-`net=hidden` stand for a linear classifier and a net with one hidden layer of 128. Rows that the new
+`net=hidden` stand for a linear classifier and a net with one hidden layer of 128, `width=learnt` for
+surrogate widths that are parameters, one a layer. Rows that the new
 file already has are kept, so that it continues where it was stopped. Settings are compared on 2,000
 training images that are held out (`validation`), and reported on 5,000 test images (`test`).
 """
@@ -14,6 +15,7 @@ import argparse
 import csv
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,14 @@ from spiketriton.data.sources import SOURCES
 from spiketriton.gradients.probing import Prober
 from spiketriton.models import build_model
 from spiketriton.models.blocks import Block
+from spiketriton.neurons import SpikingNeuron
 from spiketriton.show.figures import BLUE, GREEN, GREY, ORANGE, STYLE
 from spiketriton.training.losses import Loss, build_loss
 from spiketriton.training.optim import build_optimizer, build_schedule
 
 HERE = Path(__file__).parent
 ROWS = HERE / "data" / "gradient_flow.csv"
-GROUPS = ("race", "connected", "clinic", "fresh", "cured")
+GROUPS = ("race", "rate", "steps", "connected", "clinic", "fresh", "cured")
 HELD_OUT, TESTED = 2000, 5000
 Images = tuple[Tensor, Tensor]
 
@@ -77,12 +80,14 @@ def network(kind: str, recipe: Recipe, side: int) -> nn.Module:
 def train(cell: str) -> dict[str, Any]:
     """Trains a cell; the columns of its row."""
     words = dict(word.split("=", 1) for word in cell.split())
-    kind = words.pop("net", "")
+    kind, learns_width = words.pop("net", ""), words.pop("width", "") == "learnt"
     recipe = load_recipe(HERE / "gradient_flow_cells.toml", [f"{k}={v}" for k, v in words.items()])
     cfg, loss = recipe.train, build_loss(recipe.loss)
     (x, y), validation, test = load(recipe)
     torch.manual_seed(recipe.seed)
     net = network(kind, recipe, x.shape[-1])
+    if learns_width:
+        learn_widths(net)
     drawn = torch.Generator().manual_seed(1000 + recipe.seed)
     epochs = 1 + cfg.max_steps * cfg.batch_size // len(x)
     order = torch.cat([torch.randperm(len(x), generator=drawn) for _ in range(epochs)])
@@ -107,13 +112,22 @@ def train(cell: str) -> dict[str, Any]:
     row |= {"validation": held[-1], "test": tested[-1], "by_step": written(tested)}
     row["block_gain"] = written(
         [
-            float(block.stages()[-1][1].weight.abs().mean())
+            float(block.stages()[-1][1].weight.detach().abs().mean())
             for block in net.modules()
             if isinstance(block, Block)
         ]
     )
     print(f"{cell}: {time.monotonic() - started:.0f} s", flush=True)
     return row
+
+
+def learn_widths(net: nn.Module) -> None:
+    """Makes the surrogate's width of each neuron a parameter, as LSG and ASGL do."""
+    for neuron in net.modules():
+        if isinstance(neuron, SpikingNeuron):
+            width = nn.Parameter(torch.tensor(float(neuron.surrogate.width)))
+            neuron.register_parameter("width", width)
+            neuron.surrogate = replace(neuron.surrogate, width=width)
 
 
 def before_training(net: nn.Module, batch: Images, loss: Loss) -> dict[str, Any]:
