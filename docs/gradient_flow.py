@@ -214,9 +214,9 @@ def draw() -> None:
             1, 2, figsize=(11, 4.4), layout="constrained", width_ratios=(3, 2)
         )
         for label, settings, colour in reversed(BARS):
-            tests = [100 * float(found[f"{settings}{seed}"]["test"]) for seed in ("", " seed=1")
-                     if f"{settings}{seed}" in found]  # fmt: skip
-            bars.bar_label(bars.barh(label, np.mean(tests), color=colour), fmt="%.1f", padding=14)
+            seeds = (f"{settings}{seed}" for seed in ("", " seed=1", " seed=2"))
+            tests = [100 * float(found[seed]["test"]) for seed in seeds if seed in found]
+            bars.bar_label(bars.barh(label, np.mean(tests), color=colour), fmt="%.1f", padding=24)
             if len(tests) > 1:
                 bars.plot(tests, [label] * len(tests), "o", color="black", markersize=3)
         bars.set_axisbelow(True)

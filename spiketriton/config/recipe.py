@@ -589,8 +589,8 @@ class TrainConfig(Table):
     )
     lr: float | Literal["auto"] = key(
         "auto",
-        "peak learning rate; `auto`: 0.01 in adamw and 0.3 in sgd for ResNets, 2e-3 and 0.1 for networks without skip "
-        "connections, 1e-3 and 0.1 for others",
+        "peak learning rate; `auto`: 0.1 in sgd; in adamw 0.01 for ResNets, 2e-3 for networks without skip "
+        "connections, 1e-3 for others",
         Range(0, 1e3, open="low"),
     )
     weight_decay: float = key(0.0, "L2 penalty of sgd, decoupled in adamw", Range(0, 1e3))

@@ -18,8 +18,8 @@ SmallResNet = Literal[
 PlainNet = Literal["plain", "mlp"]  # of any depth, without skip connections
 VGG = Literal["vggsnn", "vgg11", "vgg16", "csnn"]  # without skip connections, too
 PooledNet = Literal[VGG, "net7b"]
-# train.lr = "auto" of adamw and sgd: what did well in docs/gradient_flow.md, and for nets from elsewhere torch's 1e-3
-WITH_SHORTCUTS, WITHOUT, OTHERS = (1e-2, 0.3), (2e-3, 0.1), (1e-3, 0.1)
+# train.lr = "auto": what did well in docs/gradient_flow.md, and for nets from elsewhere torch's 1e-3
+SGD_LR, RESNET_LR, PLAIN_LR, OTHERS_LR = 0.1, 1e-2, 2e-3, 1e-3
 
 Loss = Literal["cross_entropy", "tet"]
 
@@ -228,13 +228,12 @@ def peak_lr(values: Mapping[str, Any]) -> float:
     """The highest learning rate of a recipe, whose train.lr may be `auto`."""
     if not isinstance(values["train.lr"], str):
         return float(values["train.lr"])
+    if values["train.optimizer"] == "sgd":
+        return SGD_LR
     name = values["model.name"]
-    rates = OTHERS
     if name in (*get_args(ResNet), *get_args(SmallResNet), "net7b"):
-        rates = WITH_SHORTCUTS
-    elif name in (*get_args(PlainNet), *get_args(VGG)):
-        rates = WITHOUT
-    return rates[values["train.optimizer"] == "sgd"]
+        return RESNET_LR
+    return PLAIN_LR if name in (*get_args(PlainNet), *get_args(VGG)) else OTHERS_LR
 
 
 def _of_training(values: Mapping[str, Any]) -> Iterator[str]:

@@ -189,7 +189,7 @@ def test_each_idle_key_comes_with_its_reason():
     ("changes", "rate"),
     [
         (["model.name=resnet56"], 1e-2),
-        (["model.name=resnet50", "train.optimizer=sgd"], 0.3),
+        (["model.name=resnet50", "train.optimizer=sgd"], 0.1),
         (["model.name=mlp"], 2e-3),
         (["model.name=vgg16", "train.optimizer=sgd"], 0.1),
         (["model.name=torch.nn:Identity"], 1e-3),
