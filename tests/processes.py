@@ -194,6 +194,7 @@ def _keep(call: dict, out: int, status: int) -> None:
 def _become(call: dict, out: int) -> None:
     """Runs the call and leaves as Python does; what it raises is seen and counted as by Python itself."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as do those of nohup
     if not call["pictures"]:
         import spiketriton.session
 
