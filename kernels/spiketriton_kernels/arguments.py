@@ -88,8 +88,10 @@ def check_like(
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     if value.shape != shape:
+        why = ", whose channels are dim 2" if tuple(shape) == tuple(x.shape[2:3]) else ""
         raise ValueError(
-            f"{name} has shape {tuple(value.shape)}; accepted: {tuple(shape)} with an input of shape {tuple(x.shape)}"
+            f"{name} has shape {tuple(value.shape)}; accepted: {tuple(shape)} with an input of shape "
+            f"{tuple(x.shape)}{why}"
         )
     if value.dtype not in dtypes:
         names = " or ".join(str(d).removeprefix("torch.") for d in dict.fromkeys(dtypes))
