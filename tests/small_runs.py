@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from spiketriton import resuming
-from spiketriton.config import Recipe, recipe_from_toml, replace
+from spiketriton.config import Recipe, recipe_from_toml, replace, to_toml
 from spiketriton.data import build_data
 from spiketriton.runs.checkpoint import read_checkpoint
 from spiketriton.runs.folder import Onlooker, RunFolder
@@ -107,6 +107,16 @@ def assert_equal(a: Any, b: Any, where: str = "state") -> None:
             assert_equal(x, y, f"{where}[{index}]")
     else:
         assert a == b, where
+
+
+FASTEST = ("train.max_steps=2", "model.name=mlp", "model.depth=2", "model.width=8")
+
+
+def fastest_recipe(folder: Path) -> str:
+    """A file of the small recipe whose training takes the least."""
+    path = folder / "small.toml"
+    path.write_text(to_toml(small_recipe(*FASTEST)), "utf-8")
+    return str(path)
 
 
 def untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

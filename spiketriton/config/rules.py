@@ -18,6 +18,7 @@ SmallResNet = Literal[
 PlainNet = Literal["plain", "mlp"]  # of any depth, without skip connections
 VGG = Literal["vggsnn", "vgg11", "vgg16", "csnn"]  # without skip connections, too
 PooledNet = Literal[VGG, "net7b"]
+BLOCK_NETS = (*get_args(ResNet), *get_args(SmallResNet), "net7b")  # made of residual blocks
 # train.lr = "auto": what did well in docs/gradient_flow.md, and for nets from elsewhere torch's 1e-3
 SGD_LR, RESNET_LR, PLAIN_LR, OTHERS_LR = 0.1, 1e-2, 2e-3, 1e-3
 
@@ -129,7 +130,7 @@ def _readers() -> list[tuple[list[str], str, tuple[Any, ...]]]:
         (["data.format"], "data.name", ("eventfolder", "digits_dvs")),
         (["model.stem"], "model.name", get_args(ResNet)),
         (["model.depth", "model.start"], "model.name", get_args(PlainNet)),
-        (_BLOCKS, "model.name", (*get_args(ResNet), *get_args(SmallResNet), "net7b")),
+        (_BLOCKS, "model.name", BLOCK_NETS),
         (
             [*_START, "model.norm_gain"],
             "model.norm",
@@ -231,7 +232,7 @@ def peak_lr(values: Mapping[str, Any]) -> float:
     if values["train.optimizer"] == "sgd":
         return SGD_LR
     name = values["model.name"]
-    if name in (*get_args(ResNet), *get_args(SmallResNet), "net7b"):
+    if name in BLOCK_NETS:
         return RESNET_LR
     return PLAIN_LR if name in (*get_args(PlainNet), *get_args(VGG)) else OTHERS_LR
 

@@ -11,13 +11,14 @@ import numpy as np
 
 from spiketriton.config import PlainNet, Recipe
 from spiketriton.config import replace as change
+from spiketriton.config.rules import BLOCK_NETS
 from spiketriton.data import Data, build_data
 from spiketriton.errors import UserError, one_line
 from spiketriton.gradients.mean_field import MeanField
 from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.probing import NOISE, Prober, cut_time, probe_batches
 from spiketriton.gradients.subject import Subject
-from spiketriton.gradients.verdict import BLOCK_NETS, CLOSED, lost_at, starts_closed
+from spiketriton.gradients.verdict import CLOSED, lost_at, starts_closed
 from spiketriton.models import Network, build_model
 from spiketriton.models.blocks import BlockNetwork
 from spiketriton.neurons import Norm, build_neuron

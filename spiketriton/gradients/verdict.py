@@ -20,7 +20,7 @@ from typing import get_args
 import numpy as np
 
 from spiketriton.config import Recipe
-from spiketriton.config.rules import VGG, PlainNet, ResNet, SmallResNet
+from spiketriton.config.rules import BLOCK_NETS, VGG, PlainNet
 from spiketriton.gradients.measurement import Measurement
 
 
@@ -75,7 +75,6 @@ CLOSED = (
     0.5  # residual blocks that start with a smaller gain pass little gradient into their branches
 )
 WIDTH = 0.3  # of the threshold: the default
-BLOCK_NETS = (*get_args(ResNet), *get_args(SmallResNet), "net7b")
 
 
 @dataclass(frozen=True)

@@ -11,23 +11,18 @@ import pytest
 from rich.console import Console
 
 from spiketriton import sweep as module
-from spiketriton.config import to_toml
 from spiketriton.errors import EXIT_SIGINT, UserError
 from spiketriton.runs.grid import Group
 from spiketriton.trainer import Trainer
 from spiketriton.training.nonfinite import Diverged
-from tests.small_runs import small_recipe
+from tests.small_runs import fastest_recipe
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
-
-FAST = ("train.max_steps=2", "model.name=mlp", "model.depth=2", "model.width=8")
 
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> str:
-    path = tmp_path / "small.toml"
-    path.write_text(to_toml(small_recipe(*FAST)), "utf-8")
-    return str(path)
+    return fastest_recipe(tmp_path)
 
 
 def run(recipe: str, *axes: str, out: Path) -> int:

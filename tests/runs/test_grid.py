@@ -5,18 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from spiketriton.config import Recipe, to_toml
+from spiketriton.config import Recipe
 from spiketriton.runs.grid import Cell, Group, grid, grouped
-from tests.small_runs import small_recipe
-
-FAST = ("train.max_steps=2", "model.name=mlp", "model.depth=2", "model.width=8")
+from tests.small_runs import FASTEST, fastest_recipe, small_recipe
 
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> str:
-    path = tmp_path / "small.toml"
-    path.write_text(to_toml(small_recipe(*FAST)), "utf-8")
-    return str(path)
+    return fastest_recipe(tmp_path)
 
 
 def test_the_grid_is_the_product_and_single_values_are_set_everywhere(recipe, tmp_path):
@@ -35,7 +31,7 @@ def test_the_grid_is_the_product_and_single_values_are_set_everywhere(recipe, tm
 def test_no_axes_are_the_recipe_itself(recipe, tmp_path):
     (cell,) = grid(recipe, [], tmp_path)
     assert cell.values == {}
-    assert cell.recipe == small_recipe(*FAST)
+    assert cell.recipe == small_recipe(*FASTEST)
 
 
 def a_group(*accuracies: float | None) -> Group:
