@@ -1,6 +1,7 @@
 """spiketriton export RUN --to nir|torch|onnx|safetensors [--out FILE]"""
 
 import argparse
+import sys
 from pathlib import Path
 
 from spiketriton.commandline import CHECKPOINTS, CHECKPOINTS_HELP, Parser
@@ -9,18 +10,18 @@ from spiketriton.runs.folder import RunFolder, refuse_unusable
 from spiketriton.runs.outputs import mark_of, marked, output_folder, refuse_foreign
 
 ENDINGS = {"nir": ".nir", "torch": ".pt2", "onnx": ".onnx", "safetensors": ".safetensors"}
-CLOSE = 1e-3  # of the largest current: rounding differs between two programs, a spike that differs is more
 
 EPILOG = """\
 examples:
   spiketriton export runs/fashion --to nir
   spiketriton export runs/fashion --to torch --batch-size 8 --out net.pt2
 
-nir: the file is read back, run by NIR's equations in numpy, and compared
-with the network spike by spike, on test images and on noise. The time step is --dt long in the
+A file is read back and compared with the network; one that differs is not written.
+nir: it is run by NIR's equations in numpy, and compared
+spike by spike, on test images and on noise. The time step is --dt long in the
 file's unit of time (1); importers that assume another length need it: 0.0001 for snnTorch.
-torch: torch.export of the network in eval mode, for one batch size and image size; the file is read
-back and compared. Import spiketriton_kernels, which defines the operators, before loading it.
+torch: torch.export of the network in eval mode, for one batch size and image size. Import
+spiketriton_kernels, which defines the operators, before loading it.
 onnx: plain operators in float32, for any number of images of one size; the file is run by onnxruntime with several
 numbers and compared. With --batch-size it takes that number alone.
 safetensors: the weights, with the recipe in the metadata; spiketriton pull makes a run of it.
@@ -28,7 +29,9 @@ safetensors: the weights, with the recipe in the metadata; spiketriton pull make
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = Parser("export", EPILOG, {1: "the file and the network differ, or anything else"})
+    parser = Parser(
+        "export", EPILOG, {1: "the file would differ from the network, or anything else"}
+    )
     parser.add_run()
     parser.add_argument(
         "--to",
@@ -65,6 +68,7 @@ def main(arguments: list[str]) -> int:
     refuse_unusable(args.run, args.overrides)
     with importing():
         from spiketriton.trained.exports import (
+            CLOSE,
             export_nir,
             export_onnx,
             export_torch,
@@ -88,23 +92,28 @@ def main(arguments: list[str]) -> int:
     path = Path(args.out or run.folder.path / (run.recipe.name + ENDINGS[args.to]))
     if args.to == "safetensors":
         difference = export_safetensors(run, path, mark)
-        print(f"{path}: weights of step {run.step}, read back: they differ by {difference:g}")
-        return EXIT_DONE if difference == 0 else EXIT_ERROR
-    if args.to == "torch":
-        batch_size = args.batch_size or 1
-        difference = export_torch(run, path, batch_size, mark)
-        print(f"{path}: {batch_size} image(s) per call, {run.time_steps} time steps")
-        print(f"read back: currents differ by {difference:g}")
-        return EXIT_DONE if difference == 0 else EXIT_ERROR
-    if args.to == "onnx":
+        agrees, what = difference == 0, f"weights of step {run.step}"
+        lines = [f"read back: they differ by {difference:g}"]
+    elif args.to == "torch":
+        difference = export_torch(run, path, args.batch_size or 1, mark)
+        agrees, what = (
+            difference == 0,
+            f"{args.batch_size or 1} image(s) per call, {run.time_steps} time steps",
+        )
+        lines = [f"read back: currents differ by {difference:g}"]
+    elif args.to == "onnx":
         difference = export_onnx(run, path, args.batch_size or 0, mark)
-        print(f"{path}: {args.batch_size or 'any'} image(s) per call, {run.time_steps} time steps")
-        print(f"run by onnxruntime: currents differ by {difference:.1e} of the largest")
-        return EXIT_DONE if difference < CLOSE else EXIT_ERROR
-    found = export_nir(run, path, args.dt or 1.0, args.images or 4, mark)
-    print(f"{path}: {len(run.model.spiking_layers())} spiking layers, dt = {args.dt or 1.0:g}")
-    print(*found.lines(), sep="\n")
-    return EXIT_DONE if found.agrees else EXIT_ERROR
+        agrees = difference < CLOSE
+        what = f"{args.batch_size or 'any'} image(s) per call, {run.time_steps} time steps"
+        lines = [f"run by onnxruntime: currents differ by {difference:.1e} of the largest"]
+    else:
+        found = export_nir(run, path, args.dt or 1.0, args.images or 4, mark)
+        agrees, lines = found.agrees, found.lines()
+        what = f"{len(run.model.spiking_layers())} spiking layers, dt = {args.dt or 1.0:g}"
+    print(f"{path}: {what}" if agrees else what, *lines, sep="\n")
+    if not agrees:
+        print(f"error: {path} is not written: it would differ from the network", file=sys.stderr)
+    return EXIT_DONE if agrees else EXIT_ERROR
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+import sys
 from pathlib import Path
 
 from spiketriton.commandline import KEYS_HELP, RECIPE_HELP, Parser
@@ -20,7 +21,9 @@ v >= v_threshold. The file is copied into the run folder."""
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = Parser("import", EPILOG, {1: "the network and its file differ, or anything else"})
+    parser = Parser(
+        "import", EPILOG, {1: "the network would differ from its file, or anything else"}
+    )
     parser.add_argument("file", metavar="FILE", help="NIR file, written by nir.write")
     parser.add_argument("recipe", metavar="RECIPE", help=RECIPE_HELP)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=KEYS_HELP)
@@ -44,29 +47,32 @@ def main(arguments: list[str]) -> int:
         from spiketriton.models.foreign import ForeignNetwork
         from spiketriton.trained.exports import sample_images
         from spiketriton.trained.nir_network import keys, verify
-        from spiketriton.trained.run import load_run, save_run
+        from spiketriton.trained.run import save_run
         from spiketriton.training.placement import Placement
 
     given = keys(file, args.dt, args.reset)
     recipe = load_recipe(args.recipe, args.overrides, given)
-    facts = build_data(recipe).facts
-    model = build_model(recipe, **facts.sizes)
+    data = build_data(recipe)
+    model = build_model(recipe, **data.facts.sizes)
     assert isinstance(model, ForeignNetwork)
+    found = verify(model, recipe, sample_images(data, 4))
+    said = [f"{len(model.spiking_layers())} spiking layers", *found.lines()]
+    if not found.agrees:
+        print(*said, sep="\n")
+        print(f"error: {file} is not imported: the network would differ from it", file=sys.stderr)
+        return EXIT_ERROR
     folder = RunFolder.create(args.run_dir, file.stem)
     with folder.held():
         try:
             recipe = folder.keep_network(recipe)
-            save_run(
-                folder, recipe, facts, model.state_dict(), Placement.set_up(recipe.train).device
-            )
+            device = Placement.set_up(recipe.train).device
+            save_run(folder, recipe, data.facts, model.state_dict(), device)
         except BaseException:
             folder.discard_if_unused()
             raise
-    found = verify(model, recipe, sample_images(load_run(folder.path), 4))
-    print(f"{folder.path}: {len(model.spiking_layers())} spiking layers, as a run at step 0")
-    print(*found.lines(), sep="\n")
+    print(f"{folder.path}: a run at step 0 of", *said, sep="\n")
     print(f"next: {shlex.join(['spiketriton', 'evaluate', str(folder.path)])}")
-    return EXIT_DONE if found.agrees else EXIT_ERROR
+    return EXIT_DONE
 
 
 if __name__ == "__main__":

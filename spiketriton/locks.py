@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,3 +36,25 @@ def locked(path: Path, *, wait: bool, forks_share: bool = True) -> Iterator[None
         lock = fcntl.flock if forks_share else fcntl.lockf
         lock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
+
+
+@contextlib.contextmanager
+def writing(part: Path) -> Iterator[None]:
+    """Only one process or thread at a time writes the file ``part`` and then renames or removes it.
+
+    What an earlier one left there when it was killed is overwritten. OSError: the file cannot be made.
+    """
+    if fcntl is None:
+        yield
+        return
+    while True:
+        with part.open("ab") as file:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                mine = os.path.samestat(os.fstat(file.fileno()), part.stat())
+            except FileNotFoundError:
+                mine = False
+            if mine:  # and not what another has renamed meanwhile
+                yield
+                return

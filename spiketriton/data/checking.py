@@ -112,8 +112,8 @@ class _Known:
             return cls(np.zeros(0, np.uint64), {})
 
     def write(self, path: Path) -> None:
-        """Replaces the file as a whole. OSError."""
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        """Replaces the file as a whole; one process at a time. OSError."""
+        part = path.with_name(f"{path.name}.part")
         try:
             with part.open("wb") as file:
                 text = json.dumps({str(key): why for key, why in self.broken.items()}).encode()

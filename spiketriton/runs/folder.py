@@ -284,7 +284,7 @@ class RunFolder:
 
     def write_network(self, report: str) -> None:
         """Writes how a network of `MODULE:NAME` is called, and what became of each of its neurons."""
-        (self.path / "network.txt").write_text(report, "utf-8")
+        replace_file(self.path / "network.txt", report)
 
     def cut(self, step: int, tested_at: int) -> None:
         """Drops the rows after a checkpoint of `step`, whose last test was at `tested_at`."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from spiketriton.errors import UserError, one_line
+from spiketriton.locks import writing
 from spiketriton.plain import of_plain
 
 Row = dict[str, Any]
@@ -100,12 +101,13 @@ def replace_file(path: Path, content: str | bytes) -> None:
 def replace_or_leave(path: Path, content: bytes) -> None:
     """Writes the whole file or leaves the old one. OSError."""
     part = path.with_name(path.name + ".part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with writing(part):
+        try:
+            part.write_bytes(content)
+            os.replace(part, path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
 
 
 class Lines:

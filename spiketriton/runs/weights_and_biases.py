@@ -8,6 +8,7 @@ from typing import Any
 from spiketriton.config import Recipe
 from spiketriton.config.recipe import values_of
 from spiketriton.errors import UserError, one_line
+from spiketriton.runs.rows import replace_or_leave
 
 
 class WeightsAndBiases:
@@ -46,7 +47,7 @@ class WeightsAndBiases:
                 config=values_of(self.recipe),
                 settings=self.wandb.Settings(console="off", silent=monitor.wandb == "offline"),
             )
-            id_of.write_text(id)
+            replace_or_leave(id_of, id.encode())
         except (self.wandb.errors.Error, OSError) as error:
             raise UserError(
                 f'monitor.wandb = "{monitor.wandb}": Weights & Biases could not be started: {one_line(error)}'

@@ -1,4 +1,4 @@
-"""Files of a trained network for other programs: written, read back, compared with the network."""
+"""Files of a trained network for other programs: read back, compared with the network, written where they agree."""
 
 import copy
 import io
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spiketriton.data import Data
 from spiketriton.errors import UserError, one_line
 from spiketriton.models import Network
 from spiketriton.neurons import one_by_one
@@ -26,6 +27,7 @@ from spiketriton.trained.run import Run
 from spiketriton_kernels import multistep_lif_reference
 from spiketriton_kernels import nn as kernels
 
+CLOSE = 1e-3  # of the largest current: rounding differs between two programs, a spike that differs is more
 TIE = 1e-5  # of the threshold: nearer to it, rounding to float32 may decide whether a neuron fires
 
 
@@ -57,7 +59,7 @@ class Comparison:
 def export_nir(
     run: Run, path: Path, dt: float, images: int, mark: str = "spiketriton"
 ) -> Comparison:
-    """Writes the network as NIR and compares the file with the network.
+    """Writes the network as NIR, unless the file differs from the network.
 
     mark: what the file says about who wrote it (`runs.outputs`), an attribute of the HDF5 file.
 
@@ -73,17 +75,19 @@ def export_nir(
     nir.write(content, graph)
     with h5py.File(content, "a") as file:
         file.attrs["written_by"] = np.bytes_(mark)
-    replace_file(path, content.getvalue())
-    return compare(run.model, nir.read(path), sample_images(run, images))
+    found = compare(run.model, nir.read(content), sample_images(run.data, images))
+    if found.agrees:
+        replace_file(path, content.getvalue())
+    return found
 
 
-def sample_images(run: Run, count: int) -> Tensor:
+def sample_images(data: Data, count: int) -> Tensor:
     """The first `count` test images (or recordings), and as many of noise with a fixed seed.
 
     [2 * count, C, H, W], or [T, 2 * count, C, H, W].
     """
     found: list[Tensor] = []
-    for images, _ in run.data.test:
+    for images, _ in data.test:
         found.append(images)
         if sum(one.shape[-4] for one in found) >= count:
             break
@@ -140,7 +144,7 @@ def spikes_of(model: Network, images: Tensor) -> dict[str, np.ndarray]:
 
 @torch.no_grad()
 def export_torch(run: Run, path: Path, batch_size: int, mark: str = "spiketriton") -> float:
-    """Writes `torch.export` of the network and reads it back: the largest difference of currents.
+    """Writes `torch.export` of the network, unless what is read back differs: the largest difference of currents.
 
     mark: what the file says about who wrote it (`runs.outputs`), an extra file of the archive.
 
@@ -153,14 +157,17 @@ def export_torch(run: Run, path: Path, batch_size: int, mark: str = "spiketriton
         warnings.filterwarnings("ignore", "No complete tensor found in the group")
         content = io.BytesIO()  # torch aborts the process where it cannot write a file itself
         torch.export.save(program, content, extra_files={"written_by": mark})
+        content.seek(0)
+        again = torch.export.load(content).module()
+    difference = float((again(images) - run.model(images)).abs().max())
+    if difference == 0:
         replace_file(path, content.getvalue())
-        again = torch.export.load(path).module()
-    return float((again(images) - run.model(images)).abs().max())
+    return difference
 
 
 @torch.no_grad()
 def export_onnx(run: Run, path: Path, batch_size: int = 0, mark: str = "spiketriton") -> float:
-    """Writes the network as ONNX of plain operators, and runs the file in onnxruntime.
+    """Writes the network as ONNX of plain operators, unless onnxruntime's answers are not `CLOSE` to the network's.
 
     Its neurons are the kernels' definition, step after step, so that the file needs nothing of ours. Returns the
     largest difference of currents, as a share of the largest current; rounding may differ between the two programs.
@@ -212,8 +219,9 @@ def export_onnx(run: Run, path: Path, batch_size: int = 0, mark: str = "spiketri
         if found.shape != expected.shape:
             raise _fixes_its_size(run, f"{size} images gave {list(found.shape)}")
         far = (found - expected).abs().max() / expected.abs().max().clamp_min(1e-12)
-        worst = max(worst, float(far))
-    replace_file(path, written.SerializeToString())
+        worst = max(float(far), worst)  # NaN, if it is one
+    if worst < CLOSE:
+        replace_file(path, written.SerializeToString())
     return worst
 
 

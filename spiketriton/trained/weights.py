@@ -39,7 +39,7 @@ def need(package: str) -> Any:
 
 
 def export_safetensors(run: Run, path: Path, mark: str = "spiketriton") -> float:
-    """Writes a run's weights and reads them back: the largest difference, 0. UserError: it cannot be written."""
+    """Writes a run's weights, unless what is read back differs: the largest difference. UserError: it cannot."""
     if run.recipe.model.name == FROM_NIR:
         raise UserError(
             f"{run.folder.path} was imported from a file of NIR, which holds its constants and which safetensors do "
@@ -57,9 +57,9 @@ def export_safetensors(run: Run, path: Path, mark: str = "spiketriton") -> float
         "step": str(run.step),
         **more,
     }
-    replace_file(path, need("safetensors.torch").save(tensors, metadata))
-    again = need("safetensors.torch").load_file(path)
-    return max(
+    content = need("safetensors.torch").save(tensors, metadata)
+    again = need("safetensors.torch").load(content)
+    difference = max(
         (
             float((again[n].double() - t.double()).abs().max())
             for n, t in tensors.items()
@@ -67,6 +67,9 @@ def export_safetensors(run: Run, path: Path, mark: str = "spiketriton") -> float
         ),
         default=0.0,
     )
+    if difference == 0:
+        replace_file(path, content)
+    return difference
 
 
 def make_run(file: Path, path: str | Path | None) -> RunFolder:

@@ -1,10 +1,13 @@
 """`export`: files that do what the network does, and the mistakes that it names."""
 
+import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load
 
 from spiketriton import consent
 from spiketriton.config import to_toml
@@ -32,16 +35,49 @@ def test_the_command_writes_and_compares(trained, tmp_path, capsys):
     assert "neuron1" in nir.read(out).nodes
 
 
-def test_the_command_fails_when_the_file_is_wrong(trained, tmp_path, capsys, monkeypatch):
-    def wrong(model, image, dt, **options):
-        graph = to_nir(model, image, dt, **options)
-        graph.nodes["neuron1"].v_threshold *= 0.5
-        return graph
+def wrong(model, image, dt, **options):
+    graph = to_nir(model, image, dt, **options)
+    graph.nodes["neuron1"].v_threshold *= 0.5
+    return graph
 
-    monkeypatch.setattr("spiketriton.trained.exports.to_nir", wrong)
-    arguments = [str(trained), "--to", "nir", "--out", str(tmp_path / "net.nir")]
+
+WRONG = {  # what is broken for the file to differ, by what, and what the command says
+    "nir": ("spiketriton.trained.exports.to_nir", wrong, "first difference: neuron1, time step"),
+    "torch": (
+        "torch.export.load",
+        lambda file: SimpleNamespace(
+            module=lambda: lambda x: torch.full((3, len(x), 10), math.nan)
+        ),
+        "currents differ by nan",
+    ),
+    "onnx": ("spiketriton.trained.exports.CLOSE", 0.0, "currents differ by"),
+    "safetensors": (
+        "safetensors.torch.load",
+        lambda content, load=load: {name: t + 1 for name, t in load(content).items()},
+        "they differ by 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("to", WRONG)
+def test_a_file_that_differs_is_not_written_and_an_earlier_one_stays(
+    to, trained, tmp_path, capsys, monkeypatch
+):
+    arguments = [str(trained), "--to", to, "--out", str(tmp_path / "net")]
+    what, broken, said = WRONG[to]
+    with monkeypatch.context() as patch:
+        patch.setattr(what, broken)
+        assert main(arguments) == EXIT_ERROR
+        shown = capsys.readouterr()
+        assert said in shown.out
+        assert "net is not written: it would differ from the network" in shown.err
+        assert not (tmp_path / "net").exists()
+    assert main(arguments) == EXIT_DONE
+    before = (tmp_path / "net").read_bytes()
+    monkeypatch.setattr(what, broken)
     assert main(arguments) == EXIT_ERROR
-    assert "first difference: neuron1, time step" in capsys.readouterr().out
+    assert (tmp_path / "net").read_bytes() == before
+    assert list(tmp_path.iterdir()) == [tmp_path / "net"]
 
 
 def test_torch_export_gives_the_same_currents_elsewhere(trained, tmp_path, capsys):

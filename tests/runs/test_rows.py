@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import os
 
 import pytest
 
@@ -93,6 +94,26 @@ def test_a_file_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"x\.json cannot be written: No space left on device"):
         replace_file(path, "new")
     assert path.read_text() == "old"
+    assert [found.name for found in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_two_processes_that_write_one_file_take_turns(tmp_path):
+    """As two evaluations of a run do, beside what a third one left that was killed."""
+    path = tmp_path / "x.json"
+    (tmp_path / "x.json.part").write_text("half of one that is longer than both" * 10_000)
+    wholes = [word * 50_000 for word in ("one ", "two ")]
+    children = []
+    for whole in wholes:
+        children.append(os.fork())
+        if not children[-1]:
+            try:
+                for _ in range(100):
+                    replace_file(path, whole)
+                    assert path.read_text() in wholes
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
     assert [found.name for found in tmp_path.iterdir()] == ["x.json"]
 
 

@@ -60,7 +60,7 @@ def test_samples_are_test_images_and_as_much_noise(tmp_path):
     run = load_run(tmp_path / "run")
     batches = [x for x, _ in run.data.test]
     for count in (3, 16, 20):
-        sample = sample_images(run, count)
+        sample = sample_images(run.data, count)
         assert len(sample) == 2 * count
         assert torch.equal(sample[:count], torch.cat(batches)[:count])
         assert 0.5 < float(sample[count:].std()) < 1.5
@@ -115,6 +115,6 @@ def test_the_margin_is_the_distance_from_the_threshold_in_thresholds():
 
 
 def test_the_noise_is_the_same_each_time_and_a_tie_is_a_hundred_thousandth(run):
-    noise = sample_images(run, 2)[2:]
+    noise = sample_images(run.data, 2)[2:]
     assert torch.equal(noise, torch.randn(noise.shape, generator=torch.Generator().manual_seed(0)))
     assert TIE == 1e-5

@@ -29,7 +29,7 @@ def trained(tmp_path_factory):
 def test_a_file_makes_a_run_with_the_same_answers(trained, tmp_path, capsys):
     file = tmp_path / "net.safetensors"
     assert export.main([str(trained), "--to", "safetensors", "--out", str(file)]) == 0
-    assert "step 2, read back: they differ by 0" in capsys.readouterr().out
+    assert "step 2\nread back: they differ by 0" in capsys.readouterr().out
     pull.main([str(file), "--run-dir", str(tmp_path / "new")])
     run, again = (spiketriton.load_run(path) for path in (trained, tmp_path / "new"))
     images = torch.rand(4, 1, 8, 8)
