@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
 from spiketriton.config import DataConfig, Recipe, load_recipe
-from spiketriton.data.sources import SOURCES
+from spiketriton.data import sources
 from spiketriton.gradients.probing import Prober
 from spiketriton.models import build_model
 from spiketriton.models.blocks import Block
@@ -44,7 +44,7 @@ Images = tuple[Tensor, Tensor]
 
 def load(recipe: Recipe) -> tuple[Images, Images, Images]:
     """Training, validation and test images, normalised, with their labels."""
-    source = SOURCES[recipe.data.name](DataConfig(name=recipe.data.name))
+    source = getattr(sources, recipe.data.name)(DataConfig(name=recipe.data.name))
     side = recipe.data.image_size or source.image_size
     mean, std = source.statistics[0][0], source.statistics[1][0]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -20,8 +20,9 @@ from torch import Tensor
 import spiketriton_kernels as kernels
 from spiketriton import processors, session
 from spiketriton.config import Recipe, replace
+from spiketriton.config.parts import chosen
+from spiketriton.config.rules import Images
 from spiketriton.data.download import data_root
-from spiketriton.data.sources import SOURCES
 from spiketriton.errors import UserError, one_line
 from spiketriton.runs.folder import RunFolder
 from spiketriton.show.display import Quiet
@@ -395,13 +396,13 @@ def _losses(recipe: Recipe) -> tuple[list[float], float]:
 
 def data_sets(recipe: Recipe) -> Iterator[Finding]:
     """Which data sets are there; none is downloaded."""
-    for name, find in SOURCES.items():
+    for name in get_args(Images):
         if name in ("imagefolder", "synthetic"):  # the user's own, and none
             continue
         extra = ["data.variant=full"] if name == "imagenette" else []
         try:
             config = replace(recipe, f"data.name={name}", "data.download=false", *extra).data
-            source = find(config)
+            source = chosen("data", name).make(config)
         except UserError:
             words = (
                 f"not in {data_root(recipe.data)}; a training downloads it, or give data.root=..."

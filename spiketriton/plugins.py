@@ -1,4 +1,4 @@
-"""Plugins: models, data sets, losses and neurons that recipes name like built-in ones.
+"""Models, data sets, losses and neurons that recipes name: built-in ones and plugins are registered alike.
 
     @dataclass(frozen=True, kw_only=True)
     class Keys(PartOptions):
@@ -22,32 +22,42 @@ Make = TypeVar("Make", bound=Callable[..., Any])
 Decorator = Callable[[Make], Make]
 
 
-def _registers(kind: str, name: str, options: type[PartOptions] | None) -> Decorator:
+def _registers(
+    kind: str, names: tuple[str, ...], options: type[PartOptions] | None = None
+) -> Decorator:
     def decorator(make: Make) -> Make:
-        register_part(Part(kind, name, make, options, make.__module__))
+        for name in names:
+            register_part(Part(kind, name, make, options, make.__module__))
         return make
 
     return decorator
 
 
-def model(name: str, *, options: type[PartOptions] | None = None) -> Decorator:
+def model(*names: str, options: type[PartOptions] | None = None) -> Decorator:
     """`model.name`: (recipe, parts, *, classes, channels, image_size) -> `spiketriton.models.Network`.
 
-    `parts` makes norms, neurons, convolutions and linear layers as the recipe asks for them.
+    `parts` makes norms, neurons, convolutions and linear layers as the recipe asks for them. Built-in ones are
+    given the recipe's [model] in place of the recipe.
     """
-    return _registers("models", name, options)
+    return _registers("models", names, options)
 
 
-def data(name: str, *, options: type[PartOptions] | None = None) -> Decorator:
-    """`data.name`: (config: DataConfig) -> `spiketriton.data.sources.Source`."""
-    return _registers("data", name, options)
+def data(*names: str, options: type[PartOptions] | None = None) -> Decorator:
+    """`data.name`: (config: DataConfig) -> `spiketriton.data.sources.Source`, or of event cameras `Recordings`."""
+    return _registers("data", names, options)
 
 
-def loss(name: str, *, options: type[PartOptions] | None = None) -> Decorator:
-    """`loss.kind`: (config: LossConfig) -> (currents [T, B, K], labels [B]) -> scalar."""
-    return _registers("losses", name, options)
+def loss(*names: str, options: type[PartOptions] | None = None) -> Decorator:
+    """`loss.kind`: (config: LossConfig) -> (currents [T, B, K], labels [B]) -> scalar.
+
+    Built-in ones are also given the cross-entropy of currents [B, K] and labels.
+    """
+    return _registers("losses", names, options)
 
 
-def neuron(name: str, *, options: type[PartOptions] | None = None) -> Decorator:
-    """`neuron.kind`: (config: NeuronConfig) -> `spiketriton.neurons.SpikingNeuron`."""
-    return _registers("neurons", name, options)
+def neuron(*names: str, options: type[PartOptions] | None = None) -> Decorator:
+    """`neuron.kind`: (config: NeuronConfig) -> `spiketriton.neurons.SpikingNeuron`.
+
+    Built-in ones are also given the time steps, and the channels or None.
+    """
+    return _registers("neurons", names, options)

@@ -61,6 +61,21 @@ class Part:
         """The table of its own keys: "model.two_layers"."""
         return f"{self.selector.partition('.')[0]}.{self.name}"
 
+    @property
+    def built_in(self) -> bool:
+        """Whether it comes with this package."""
+        return self.module.partition(".")[0] == "spiketriton"
+
+    def made(self, accepted: Any, name: str, *given: Any, **sizes: int) -> Any:
+        """What it makes. UserError: it is none of the `accepted` types, of which `name` is told."""
+        made = self.make(*given, **sizes)
+        if not isinstance(made, accepted):
+            raise UserError(
+                f'{self.selector} = "{self.name}" of the plugin {self.module} made a {type(made).__name__}; '
+                f"accepted: a {name}"
+            )
+        return made
+
 
 PARTS: dict[tuple[str, str], Part] = {}
 _files: dict[str, str] = {}  # path of a plugin's file -> name of its module
@@ -96,8 +111,16 @@ def entry_points(kind: str) -> dict[str, metadata.EntryPoint]:
 
 
 def names(kind: str) -> list[str]:
-    """The names of all parts of a kind that are registered or installed."""
-    return sorted({name for of, name in PARTS if of == kind} | set(entry_points(kind)))
+    """The names of all parts of a kind that plugins have registered or installed packages offer."""
+    own = {part.name for part in PARTS.values() if part.kind == kind and not part.built_in}
+    return sorted(own | set(entry_points(kind)))
+
+
+def chosen(kind: str, name: str) -> Part:
+    """A part, built in or not, that a recipe names."""
+    part = find(kind, name)
+    assert part is not None
+    return part
 
 
 def find(kind: str, name: str) -> Part | None:

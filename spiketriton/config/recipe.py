@@ -780,7 +780,7 @@ def parts_of(values: Mapping[str, Any]) -> list[parts.Part]:
 
 def register_part(part: parts.Part) -> None:
     """Registers a part and its keys, which recipes then accept. UserError: the name is taken."""
-    if part.name in KEYS[part.selector].words:
+    if part.name in KEYS[part.selector].words and not part.built_in:
         raise UserError(f'{part.selector} = "{part.name}" is built in; accepted: another name')
     parts.register(part)
     if part.options is not None:

@@ -14,15 +14,17 @@ import numpy as np
 import torch
 
 from spiketriton.config import DataConfig, Recipe, TrainConfig
-from spiketriton.config.recipe import KEYS, chosen_part
+from spiketriton.config.parts import chosen
+from spiketriton.config.recipe import KEYS
 from spiketriton.config.words import shown
 from spiketriton.data.checking import checked
 from spiketriton.data.counter_rng import mix
 from spiketriton.data.events.augment import EventTransform, GivenFrames, Moves
+from spiketriton.data.events.recordings import Recordings
 from spiketriton.data.events.source import event_source
 from spiketriton.data.facts import Facts, GivenSplit
 from spiketriton.data.mixing import Mixing
-from spiketriton.data.sources import SOURCES, Source
+from spiketriton.data.sources import Source
 from spiketriton.data.splits import FileSplit, Split
 from spiketriton.data.stream import (
     Batches,
@@ -190,17 +192,9 @@ def _loading(config: DataConfig, train: TrainConfig, source: Source, world_size:
 
 
 def _source(config: DataConfig, steps: int) -> Source:
-    own = chosen_part("data", config.name)
-    if own is None:
-        make = SOURCES.get(config.name)
-        return make(config) if make is not None else event_source(config, steps)
-    made = own.make(config)
-    if not isinstance(made, Source):
-        raise UserError(
-            f'data.name = "{own.name}" of the plugin {own.module} made a {type(made).__name__}; '
-            "accepted: a spiketriton.data.sources.Source"
-        )
-    return made
+    accepted = Source | Recordings, "spiketriton.data.sources.Source"
+    made = chosen("data", config.name).made(*accepted, config)
+    return event_source(made, config, steps) if isinstance(made, Recordings) else made
 
 
 def given_images(images: Any, facts: Facts, batch_size: int) -> TestSet:

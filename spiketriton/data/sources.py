@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torchvision import datasets
 
+from spiketriton import plugins
 from spiketriton.config import DataConfig
 from spiketriton.data import idx
 from spiketriton.data.clutter import SIDE, cluttered
@@ -146,6 +147,7 @@ class Source:
             yield "augment of recordings of events; accepted: none, of images alone"
 
 
+@plugins.data("imagenette")
 def imagenette(config: DataConfig) -> Source:
     """Ten easy classes of ImageNet, 9,469 + 3,925 photographs (github.com/fastai/imagenette)."""
     archive = IMAGENETTE_ARCHIVES[config.variant]
@@ -170,6 +172,7 @@ def imagenette(config: DataConfig) -> Source:
     )
 
 
+@plugins.data("imagefolder")
 def imagefolder(config: DataConfig) -> Source:
     """Your own photographs: root/train/<class>/*, and root/val/<class>/* or root/test/<class>/*."""
     root = data_root(config)
@@ -277,14 +280,17 @@ def _cifar(
     )
 
 
+@plugins.data("cifar10")
 def cifar10(config: DataConfig) -> Source:
     return _cifar(datasets.CIFAR10, CIFAR10_STATISTICS, config)
 
 
+@plugins.data("cifar100")
 def cifar100(config: DataConfig) -> Source:
     return _cifar(datasets.CIFAR100, CIFAR100_STATISTICS, config)
 
 
+@plugins.data("fashion_mnist")
 def fashion_mnist(config: DataConfig) -> Source:
     """Fashion-MNIST (arXiv 1708.07747): 60,000 + 10,000 grey images of 28 x 28, as idx files.
 
@@ -323,6 +329,7 @@ def fashion_mnist(config: DataConfig) -> Source:
     )
 
 
+@plugins.data("cluttered_fashion_mnist")
 def cluttered_fashion_mnist(config: DataConfig) -> Source:
     """Fashion-MNIST's garments at random places among pieces of others: 40 x 40, see `clutter.py`.
 
@@ -380,6 +387,7 @@ def _fetch_fashion_mnist(config: DataConfig) -> dict[str, Path]:
         ) from error
 
 
+@plugins.data("digits")
 def digits(config: DataConfig) -> Source:
     """UCI optical digits, 8 x 8, 17 levels of grey, in the package (see digits.LICENSE.txt).
 
@@ -406,6 +414,7 @@ def digits(config: DataConfig) -> Source:
     )
 
 
+@plugins.data("synthetic")
 def synthetic(config: DataConfig) -> Source:
     """Uniform noise with random labels, the same on every machine: for benchmarks, not learning.
 
@@ -429,15 +438,3 @@ def synthetic(config: DataConfig) -> Source:
         move="crop",
         synthetic=True,
     )
-
-
-SOURCES: dict[str, Callable[[DataConfig], Source]] = {
-    "imagenette": imagenette,
-    "imagefolder": imagefolder,
-    "cifar10": cifar10,
-    "cifar100": cifar100,
-    "fashion_mnist": fashion_mnist,
-    "cluttered_fashion_mnist": cluttered_fashion_mnist,
-    "digits": digits,
-    "synthetic": synthetic,
-}

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from spiketriton import plugins
 from spiketriton.config import ModelConfig, NeuronConfig, Recipe
-from spiketriton.config.recipe import chosen_part
+from spiketriton.config.parts import chosen
 from spiketriton.errors import UserError, one_line, warn_once
 from spiketriton.models.blocks import BlockNetwork
 from spiketriton.models.feedforward import MLP, PlainNet
@@ -37,30 +38,22 @@ def build_model(recipe: Recipe, *, classes: int, channels: int, image_size: int)
     `neuron.kind = "relu"` it is the ANN twin: the same names and shapes without time. `model.fused`
     does not change names either, so that checkpoints fit all three.
     """
-    model, parts = recipe.model, Parts.of(recipe)
-    own = chosen_part("model", model.name)
-    if own is not None and ":" in own.name:
-        return make_foreign(
-            own.name, own.make, recipe, classes=classes, channels=channels, image_size=image_size
-        )
-    if own is not None:
-        with _failing(f'model.name = "{own.name}" of the plugin {own.home}', own.make):
-            made = own.make(
-                recipe, parts, classes=classes, channels=channels, image_size=image_size
-            )
-        if not isinstance(made, Network):
-            raise UserError(
-                f'model.name = "{own.name}" of the plugin {own.module} made a {type(made).__name__}; '
-                "accepted: a spiketriton.models.Network"
-            )
-        shown = f"an image of {channels}x{image_size}x{image_size}"
+    model, part = recipe.model, chosen("models", recipe.model.name)
+    parts = Parts(model, recipe.neuron, recipe.time_steps)
+    sizes = {"classes": classes, "channels": channels, "image_size": image_size}
+    if ":" in part.name:
+        averages = recipe.loss.kind != "tet"
+        return make_foreign(part.name, part.make, model, parts, averages=averages, **sizes)
+    if not part.built_in:
+        what = f'model.name = "{part.name}" of the plugin {part.home}'
+        with _failing(what, part.make):
+            net = part.made(Network, "spiketriton.models.Network", recipe, parts, **sizes)
         with _failing(
-            f'model.name = "{own.name}" of the plugin {own.home}, shown {shown},', own.make
+            f"{what}, shown an image of {channels}x{image_size}x{image_size},", part.make
         ):
-            made.look_at_calls(image_size)
-        return made
-    make = _BUILT_IN[model.name]
-    net = make(recipe, parts, classes=classes, channels=channels, image_size=image_size)
+            net.look_at_calls(image_size)
+        return net
+    net = part.make(model, parts, **sizes)
     net.drop_paths()
     if model.norm != "none":
         net.start_blocks(*_block_start(model, recipe.neuron, recipe.time_steps))
@@ -88,10 +81,10 @@ def _failing(what: str, make: Callable[..., Any]) -> Iterator[None]:
         ) from error
 
 
+@plugins.model(*ARCHITECTURES)
 def _resnet(
-    recipe: Recipe, parts: Parts, *, classes: int, channels: int, image_size: int
+    model: ModelConfig, parts: Parts, *, classes: int, channels: int, image_size: int
 ) -> Network:
-    model = recipe.model
     architecture = ARCHITECTURES[model.name]
     if model.width:
         architecture = architecture._replace(width=model.width)
@@ -108,38 +101,31 @@ def _resnet(
     return kind(parts, architecture, block=model.block, **sizes)
 
 
-def _vgg(recipe: Recipe, parts: Parts, *, image_size: int, **sizes: int) -> Network:
-    plan, hidden, width = PLANS[recipe.model.name]
+@plugins.model(*PLANS)
+def _vgg(model: ModelConfig, parts: Parts, *, image_size: int, **sizes: int) -> Network:
+    plan, hidden, width = PLANS[model.name]
     smallest = 1 << sum(isinstance(entry, str) for entry in plan)
-    if image_size < smallest and recipe.model.name == "vggsnn":
+    if image_size < smallest and model.name == "vggsnn":
         raise UserError(
             f"data.image_size = {image_size} is too small for vggsnn, which halves it four "
             f"times; accepted: {smallest} or more"
         )
-    width = recipe.model.width or width
-    return VGG(parts, plan, hidden, width=width, image_size=image_size, **sizes)
+    return VGG(parts, plan, hidden, width=model.width or width, image_size=image_size, **sizes)
 
 
-def _net7b(recipe: Recipe, parts: Parts, **sizes: int) -> Network:
-    return BlockNet(parts, block=recipe.model.block, width=recipe.model.width or 32, **sizes)
+@plugins.model("net7b")
+def _net7b(model: ModelConfig, parts: Parts, **sizes: int) -> Network:
+    return BlockNet(parts, block=model.block, width=model.width or 32, **sizes)
 
 
-def _plain(recipe: Recipe, parts: Parts, *, image_size: int, **sizes: int) -> Network:
-    return PlainNet(parts, depth=recipe.model.depth, width=recipe.model.width or 16, **sizes)
+@plugins.model("plain")
+def _plain(model: ModelConfig, parts: Parts, *, image_size: int, **sizes: int) -> Network:
+    return PlainNet(parts, depth=model.depth, width=model.width or 16, **sizes)
 
 
-def _mlp(recipe: Recipe, parts: Parts, **sizes: int) -> Network:
-    return MLP(parts, depth=recipe.model.depth, width=recipe.model.width or 128, **sizes)
-
-
-_BUILT_IN: dict[str, Callable[..., Network]] = {
-    **dict.fromkeys(ARCHITECTURES, _resnet),
-    **dict.fromkeys(PLANS, _vgg),
-    "net7b": _net7b,
-    "plain": _plain,
-    "mlp": _mlp,
-}
-"""What makes each built-in network, called as a plugin's function is."""
+@plugins.model("mlp")
+def _mlp(model: ModelConfig, parts: Parts, **sizes: int) -> Network:
+    return MLP(parts, depth=model.depth, width=model.width or 128, **sizes)
 
 
 def _block_start(model: ModelConfig, neuron: NeuronConfig, steps: int) -> tuple[float, float]:

@@ -57,8 +57,9 @@ class Block(nn.Module):
         plan = convolutions(width, stride, bottleneck)
         self.depth = len(plan)
         self.channels_out = plan[-1][1]
-        self.straight_through = parts.straight_through
-        self.connect = parts.connect
+        around = parts.model.shortcut_gradient == "straight_through"
+        self.straight_through = parts.spiking and around
+        self.connect = parts.model.connect
         channels = channels_in
         for i, (kernel, channels_next, conv_stride) in enumerate(plan, start=1):
             if i == self.depth:

@@ -47,7 +47,7 @@ class FeedForward(Network):
         self.fc = nn.Linear(features, classes)
         self._initialize()
         self.starts_as_identity = False
-        if parts.start == "identity":
+        if parts.model.start == "identity":
             self.start_as_identity()
 
     def start_as_identity(self) -> None:

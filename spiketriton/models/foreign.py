@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spiketriton.config import Recipe
+from spiketriton.config import ModelConfig
 from spiketriton.config.parts import named_object
 from spiketriton.config.recipe import Arguments
 from spiketriton.errors import UserError, one_line
@@ -36,18 +36,19 @@ _RESETS = ("reset", "reset_mem")  # SpikingJelly's and norse's, snnTorch's
 def make_foreign(
     name: str,
     make: Callable[..., Any],
-    recipe: Recipe,
+    model: ModelConfig,
+    parts: Parts,
     *,
+    averages: bool,
     classes: int,
     channels: int,
     image_size: int,
 ) -> Network:
     """The network that `model.name = "MODULE:NAME"` names. UserError: it cannot be trained, and why."""
-    steps = recipe.time_steps
     known: dict[str, int] = dict.fromkeys(_CLASSES, classes)
-    known |= dict.fromkeys(_CHANNELS, channels) | dict.fromkeys(_STEPS, steps)
+    known |= dict.fromkeys(_CHANNELS, channels) | dict.fromkeys(_STEPS, parts.steps)
     known |= dict.fromkeys(_SIZES, image_size)
-    given = _plain(recipe.model.arguments)
+    given = _plain(model.arguments)
     told = {n: known[n] for n in known if n in _parameters(make) and n not in given}
     try:
         net = make(**told, **given)
@@ -67,9 +68,9 @@ def make_foreign(
     return ForeignNetwork(
         name,
         net,
-        Parts.of(recipe),
-        takes=recipe.model.input,
-        averages=recipe.loss.kind != "tet",
+        parts,
+        takes=model.input,
+        averages=averages,
         shape=(channels, image_size, image_size),
         classes=classes,
         told=told,
@@ -137,7 +138,7 @@ class ForeignNetwork(Network):
         if takes == "time_first":
             _take_windows(net)
         try:
-            self.swapped = kernels.swap(net, fuse=parts.fused)
+            self.swapped = kernels.swap(net, fuse=parts.model.fused)
         except (TypeError, ValueError) as error:
             raise UserError(f"{name}: {error}") from None
         for module in net.modules():

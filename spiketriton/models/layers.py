@@ -8,7 +8,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
-from spiketriton.config import NeuronConfig, Recipe
+from spiketriton.config import ModelConfig, NeuronConfig
 from spiketriton.models.memory import mark_spikes
 from spiketriton.neurons import Norm, SpikingNeuron, build_neuron
 
@@ -158,40 +158,27 @@ def first_layer(
 class Parts:
     """What all layers of a network share, by a recipe; makes their neurons, norms and weights."""
 
+    model: ModelConfig
     neuron_config: NeuronConfig
-    norm_kind: str
-    fused: bool
-    steps: int
-    packed: bool
-    checkpoint_blocks: bool
-    start: str = "kaiming"
-    norm_gain: float = 1.0
-    straight_through: bool = False
-    connect: str = "add"
-    dropout: float = 0.0
-    drop_path: float = 0.0
+    time_steps: int
 
-    @classmethod
-    def of(cls, recipe: Recipe) -> "Parts":
+    @property
+    def spiking(self) -> bool:
+        return self.neuron_config.kind != "relu"
+
+    @property
+    def steps(self) -> int:
+        """T; the ANN twin has no time."""
+        return self.time_steps if self.spiking else 1
+
+    @property
+    def packed(self) -> bool:
+        return self.spiking and self.model.memory == "packed"
+
+    @property
+    def norm_kind(self) -> str:
         """The ANN twin has neither steps nor a threshold: any norm but none is plain batch norm."""
-        model, spiking = recipe.model, recipe.neuron.kind != "relu"
-        norm, steps = model.norm, recipe.time_steps
-        if not spiking:
-            norm, steps = ("none" if norm == "none" else "bn"), 1
-        return cls(
-            recipe.neuron,
-            norm,
-            model.fused,
-            steps,
-            spiking and model.memory == "packed",
-            model.checkpoint_blocks,
-            model.start,
-            model.norm_gain,
-            spiking and model.shortcut_gradient == "straight_through",
-            model.connect,
-            model.dropout,
-            model.drop_path,
-        )
+        return self.model.norm if self.spiking or self.model.norm == "none" else "bn"
 
     def neuron(self, channels: int | None = None) -> nn.Module:
         """The neuron of `channels` currents, whose number is needed where each of them learns something."""
@@ -209,8 +196,8 @@ class Parts:
             scale = self.neuron_config.v_threshold * (math.sqrt(0.5) if before_sum else 1.0)
         steps = self.steps if self.norm_kind == "tebn" else 0
         each_step = self.norm_kind == "step_bn"
-        norm = Norm(channels, scale=scale, steps=steps, fused=self.fused, each_step=each_step)
-        nn.init.constant_(norm.weight, self.norm_gain)
+        norm = Norm(channels, scale=scale, steps=steps, fused=self.model.fused, each_step=each_step)
+        nn.init.constant_(norm.weight, self.model.norm_gain)
         return norm
 
     def conv(self, channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:

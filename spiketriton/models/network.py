@@ -33,9 +33,9 @@ class Network(nn.Module):
         super().__init__()
         self.channels = channels
         self.time_steps = parts.steps
-        self.is_spiking = parts.neuron_config.kind != "relu"
+        self.is_spiking = parts.spiking
         self.streaming = False
-        self.dropout, self.drop_path = parts.dropout, parts.drop_path
+        self.dropout, self.drop_path = parts.model.dropout, parts.model.drop_path
         self.frozen: list[Norm] = []  # norms that keep their statistics in training
         self.packed = parts.packed
         self.unmeasured: dict[str, str] = {}  # neurons that no probe fits, and why

@@ -155,7 +155,7 @@ class BlockNet(BlockNetwork):
         halvings = min(self.number_of_blocks, image_size.bit_length() - 1)
         self.pools = nn.ModuleList(nn.MaxPool2d(2) for _ in range(halvings))
         self.pooled_after = list(range(1, halvings + 1))
-        self.checkpoint_blocks = parts.checkpoint_blocks
+        self.checkpoint_blocks = parts.model.checkpoint_blocks
         self.neuron_last = parts.neuron(width) if block == "ms" else None
         self.fc = nn.Linear(width * (image_size >> halvings) ** 2, classes)
         self._initialize()

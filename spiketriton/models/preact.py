@@ -99,7 +99,7 @@ class PreActResNet(Network):
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem == "imagenet" else None
         make = partial(PreActBlock, parts, bottleneck=architecture.bottleneck)
         self.stage_names, channels_in = add_stages(self, architecture, stem == "strided", make)
-        self.checkpoint_blocks = parts.checkpoint_blocks
+        self.checkpoint_blocks = parts.model.checkpoint_blocks
         self.bn_last, self.neuron_last = parts.norm(channels_in), parts.neuron(channels_in)
         self.fc = nn.Linear(channels_in, classes)
         nn.init.zeros_(self.fc.bias)

@@ -135,7 +135,7 @@ class ResNet(BlockNetwork):
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem == "imagenet" else None
         make = partial(BLOCKS[block], parts, bottleneck=architecture.bottleneck)
         self.stage_names, channels_in = add_stages(self, architecture, stem == "strided", make)
-        self.checkpoint_blocks = parts.checkpoint_blocks
+        self.checkpoint_blocks = parts.model.checkpoint_blocks
         self.neuron_last = parts.neuron(channels_in) if block == "ms" else None
         self.fc = nn.Linear(channels_in, classes)
         self._initialize()

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from spiketriton import plugins
 from spiketriton.config import NeuronConfig
-from spiketriton.config.recipe import chosen_part
+from spiketriton.config.parts import chosen
 from spiketriton.errors import UserError
 from spiketriton.neurons.base import SpikingNeuron, adopt
 from spiketriton.neurons.lif import (
@@ -49,49 +50,61 @@ def build_neuron(config: NeuronConfig, steps: int = 4, channels: int | None = No
     `channels`: those of its currents, dim 2, which a neuron needs that learns something for each of them.
     UserError: it does, and they are not given.
     """
-    if config.kind == "relu":
-        return nn.ReLU()
-    own = chosen_part("neuron", config.kind)
-    if own is not None:
-        made = own.make(config)
-        if not isinstance(made, SpikingNeuron):
-            raise UserError(
-                f'neuron.kind = "{own.name}" of the plugin {own.module} made a {type(made).__name__}; '
-                "accepted: a spiketriton.neurons.SpikingNeuron"
-            )
-        return made
-    surrogate = Surrogate(
-        config.surrogate.shape, height=config.surrogate.height, width=config.surrogate.width
-    )
-    if config.is_parallel:
-        parallel: dict[str, Any] = {"v_threshold": config.v_threshold, "surrogate": surrogate}
-        if config.kind == "psn":
-            return PSN(steps, **parallel)
-        if config.kind == "masked_psn":
-            return MaskedPSN(config.order, steps, lambda_init=1.0, **parallel)
-        return SlidingPSN(config.order, **parallel)
-    threshold: Any = config.v_threshold
+    part = chosen("neurons", config.kind)
+    if part.built_in:
+        return part.make(config, steps, channels)
+    return part.made(SpikingNeuron, "spiketriton.neurons.SpikingNeuron", config)
+
+
+@plugins.neuron("relu")
+def _relu(config: NeuronConfig, steps: int, channels: int | None) -> nn.Module:
+    return nn.ReLU()
+
+
+@plugins.neuron("psn", "masked_psn", "sliding_psn")
+def _parallel(config: NeuronConfig, steps: int, channels: int | None) -> nn.Module:
+    options: dict[str, Any] = {"v_threshold": config.v_threshold, "surrogate": _surrogate(config)}
+    if config.kind == "psn":
+        return PSN(steps, **options)
+    if config.kind == "masked_psn":
+        return MaskedPSN(config.order, steps, lambda_init=1.0, **options)
+    return SlidingPSN(config.order, **options)
+
+
+# the class of each kind that has a membrane, and the keys of which its constants are
+KINDS: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "if": (IF, ()),
+    "lif": (LIF, ("tau", "decay_input")),
+    "plif": (PLIF, ("tau", "decay_input")),
+    "ilif": (ILIF, ("tau", "levels")),
+    "clif": (CLIF, ("tau",)),
+    "alif": (ALIF, ("tau", "tau_adaptation", "beta")),
+    "cuba": (CuBaLIF, ("tau", "tau_synapse", "decay_input")),
+}
+
+
+@plugins.neuron(*KINDS)
+def _with_membrane(config: NeuronConfig, steps: int, channels: int | None) -> nn.Module:
+    make, keys = KINDS[config.kind]
+    options: dict[str, Any] = {key: getattr(config, key) for key in keys}
+    options |= {"v_threshold": config.v_threshold, "detach_reset": config.detach_reset}
     if config.threshold_learnt:
         shape = _shape("threshold_learnt", config.threshold_learnt, channels)
-        threshold = nn.Parameter(torch.full(shape, config.v_threshold))
-    common: dict[str, Any] = {"v_threshold": threshold, "detach_reset": config.detach_reset}
-    if config.kind == "ilif":
-        return ILIF(config.tau, levels=config.levels, **common)
-    common["surrogate"] = surrogate
-    if config.kind == "clif":
-        return CLIF(config.tau, **common)
-    reset = config.resets_by
-    common |= {"reset": reset, "v_reset": config.v_reset if reset == "hard" else None}
-    if config.kind == "alif":
-        return ALIF(config.tau, config.tau_adaptation, config.beta, **common)
-    if config.kind == "cuba":
-        return CuBaLIF(config.tau, config.tau_synapse, config.decay_input, **common)
-    if config.kind == "if":
-        return IF(**common)
-    if config.kind == "lif":
-        return LIF(config.tau, config.decay_input, **common)
-    (per_channel,) = _shape("tau_learnt", config.tau_learnt, channels) or (None,)
-    return PLIF(config.tau, config.decay_input, per_channel=per_channel, **common)
+        options["v_threshold"] = nn.Parameter(torch.full(shape, config.v_threshold))
+    if make is not ILIF:
+        options["surrogate"] = _surrogate(config)
+    if make not in (ILIF, CLIF):
+        reset = config.resets_by
+        options |= {"reset": reset, "v_reset": config.v_reset if reset == "hard" else None}
+    if make is PLIF:
+        options["init_tau"] = options.pop("tau")
+        (options["per_channel"],) = _shape("tau_learnt", config.tau_learnt, channels) or (None,)
+    return make(**options)
+
+
+def _surrogate(config: NeuronConfig) -> Surrogate:
+    given = config.surrogate
+    return Surrogate(given.shape, height=given.height, width=given.width)
 
 
 def _shape(name: str, learnt: bool | str, channels: int | None) -> tuple[int, ...]:

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from spiketriton import plugins
 from spiketriton.config import LossConfig
-from spiketriton.config.recipe import chosen_part
+from spiketriton.config.parts import chosen
 from spiketriton.errors import UserError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -53,12 +54,8 @@ def build_loss(cfg: LossConfig, class_counts: Sequence[int] = ()) -> Loss:
                 f"loss.class_weights has {len(weights)} weights for {len(class_counts)} classes; accepted: one for each"
             )
     fit = CrossEntropy(cfg.label_smoothing, weights)
-    own = chosen_part("loss", cfg.kind)
-    if own is not None:
-        made = own.make(cfg)
-        loss = lambda cfg, fit, currents, labels: made(currents, labels)  # noqa: E731
-    else:
-        loss = {"cross_entropy": _cross_entropy, "tet": _tet}[cfg.kind]
+    part = chosen("losses", cfg.kind)
+    loss = part.make(cfg, fit) if part.built_in else part.make(cfg)
 
     def checked(currents: Tensor, labels: Tensor) -> Tensor:
         of_images = currents.shape[1:] if labels.is_floating_point() else currents.shape[1:2]
@@ -69,7 +66,7 @@ def build_loss(cfg: LossConfig, class_counts: Sequence[int] = ()) -> Loss:
             )
         if currents.dtype in (torch.float16, torch.bfloat16):
             currents = currents.float()
-        return loss(cfg, fit, currents, labels)
+        return loss(currents, labels)
 
     return checked
 
@@ -102,12 +99,17 @@ def _class_weights(counts: Sequence[int]) -> Tensor:
     return torch.where(n > 0, n.sum() / (n.count_nonzero() * n.clamp(min=1)), 0.0)
 
 
-def _cross_entropy(cfg: LossConfig, fit: CrossEntropy, currents: Tensor, labels: Tensor) -> Tensor:
-    return fit(currents.mean(0), labels)
+@plugins.loss("cross_entropy")
+def _cross_entropy(cfg: LossConfig, fit: CrossEntropy) -> Loss:
+    return lambda currents, labels: fit(currents.mean(0), labels)
 
 
-def _tet(cfg: LossConfig, fit: CrossEntropy, currents: Tensor, labels: Tensor) -> Tensor:
-    # every step has as many images, so the mean over steps and images is the mean of the means
-    each_step = labels.expand(currents.shape[0], *labels.shape).flatten(0, 1)
-    pull = (currents - TET_TARGET).square().mean()
-    return (1 - cfg.tet_lambda) * fit(currents.flatten(0, 1), each_step) + cfg.tet_lambda * pull
+@plugins.loss("tet")
+def _tet(cfg: LossConfig, fit: CrossEntropy) -> Loss:
+    def loss(currents: Tensor, labels: Tensor) -> Tensor:
+        # every step has as many images, so the mean over steps and images is the mean of the means
+        each_step = labels.expand(currents.shape[0], *labels.shape).flatten(0, 1)
+        pull = (currents - TET_TARGET).square().mean()
+        return (1 - cfg.tet_lambda) * fit(currents.flatten(0, 1), each_step) + cfg.tet_lambda * pull
+
+    return loss

@@ -17,7 +17,8 @@ def clean():
     for path, table in before[1].items():
         if issubclass(table, PartOptions):
             del TABLES[path]
-    parts.PARTS.clear()
+    for named in [named for named, part in parts.PARTS.items() if not part.built_in]:
+        del parts.PARTS[named]
     parts._files.clear()
     yield
     for registry, then in zip(registries, before, strict=True):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from spiketriton.data import build_data
-from spiketriton.data.sources import SOURCES, Source
+from spiketriton.config.parts import PARTS
+from spiketriton.data import build_data, sources
+from spiketriton.data.sources import Source
 from spiketriton.data.splits import ArraySplit
 from spiketriton.data.transforms import PhotoTransform
 from tests.small_data import all_of, data_recipe, make_class_tree, mentions, mistake
@@ -129,10 +130,14 @@ def test_photographs_and_arrays_have_transforms_of_their_own(tmp_path, fashion_r
 )
 def test_keys_without_effect_on_the_images_of_a_plugin_are_refused(monkeypatch, line, move):
     """No rule of recipes knows what it will make; here it stands in for the image folders."""
-    made = replace(SOURCES["digits"](data_recipe("digits", "x").data), move=move)
-    monkeypatch.setitem(SOURCES, "imagefolder", lambda config: made)
+    made = replace(sources.digits(data_recipe("digits", "x").data), move=move)
+    stand_in(monkeypatch, "imagefolder", lambda config: made)
     message = mistake(data_recipe("imagefolder", "x", data=f"augmentation.{line}"))
     mentions(message, f"data.augmentation.{line} has no effect", f'that move as "{move}"')
+
+
+def stand_in(monkeypatch, name, make):
+    monkeypatch.setitem(PARTS, ("data", name), replace(PARTS["data", name], make=make))
 
 
 IMAGES, LABELS = np.zeros((20, 1, 16, 16), np.uint8), np.arange(20) % 3
@@ -167,7 +172,7 @@ SOUND = Source(
 )  # fmt: skip
 def test_what_cannot_be_trained_on_rightly_is_refused(monkeypatch, changes, said):
     """As a plugin may make it; here it stands in for the digits."""
-    monkeypatch.setitem(SOURCES, "digits", lambda config: replace(SOUND, **changes))
+    stand_in(monkeypatch, "digits", lambda config: replace(SOUND, **changes))
     mentions(mistake(data_recipe("digits")), 'data.name = "digits": ', said)
 
 
@@ -180,7 +185,7 @@ def test_an_augmentation_of_ones_own_depends_on_image_and_epoch_alone(monkeypatc
     split = ArraySplit(np.broadcast_to(names, IMAGES.shape), np.arange(20) % 3)
     seen = lambda image: torch.where(torch.rand(()) < 0.5, image, noisy(image))  # noqa: E731
     made = replace(SOUND, train=split, test=split, augment=seen)
-    monkeypatch.setitem(SOURCES, "digits", lambda config: made)
+    stand_in(monkeypatch, "digits", lambda config: made)
 
     def batches(step: int, count: int, **more: str):
         with contextlib.closing(
@@ -213,7 +218,7 @@ def test_images_of_floats_are_those_of_bytes(monkeypatch, move):
     shown = []
     for given in (pixels, (pixels / 255).astype(np.float32)):
         made = replace(SOUND, train=ArraySplit(given, LABELS), move=move)
-        monkeypatch.setitem(SOURCES, "digits", lambda config, made=made: made)
+        stand_in(monkeypatch, "digits", lambda config, made=made: made)
         recipe = data_recipe("digits", data='augment = "strong"')
         shown.append(next(build_data(recipe).train.from_step(0))[0])
     assert shown[0].std() > 0.1

@@ -10,7 +10,7 @@ import torch
 from torchvision import datasets
 
 from spiketriton.data import build_data, sources
-from spiketriton.data.sources import DEBIAN_FASHION_MNIST, IMAGENETTE_ARCHIVES, SOURCES
+from spiketriton.data.sources import DEBIAN_FASHION_MNIST, IMAGENETTE_ARCHIVES
 from tests.small_data import (
     WNIDS,
     all_of,
@@ -26,7 +26,9 @@ from tests.small_data import (
 
 def raw(images: torch.Tensor, name: str, recipe) -> torch.Tensor:
     """Normalisation undone: the network's images as levels 0..255."""
-    mean, std = (torch.tensor(v)[:, None, None] for v in SOURCES[name](recipe.data).statistics)
+    mean, std = (
+        torch.tensor(v)[:, None, None] for v in getattr(sources, name)(recipe.data).statistics
+    )
     return (images * std + mean) * 255
 
 
@@ -193,7 +195,7 @@ def test_synthetic_images_are_these_for_ever():
     images = torch.randint(256, (64, 3, 12, 12), dtype=torch.uint8, generator=drawn)
     labels = [torch.randint(7, (count,), generator=drawn) for count in (200, 100)]
     extra = "classes = 7\nimage_size = 12\ntrain_images = 200\ntest_images = 100"
-    made = SOURCES["synthetic"](data_recipe("synthetic", data=extra).data)
+    made = sources.synthetic(data_recipe("synthetic", data=extra).data)
     for split, expected in zip((made.train, made.test), labels, strict=True):
         assert torch.equal(split.images, images)
         assert torch.equal(split.labels, expected)
@@ -218,7 +220,7 @@ def test_what_the_files_of_fashion_mnist_hold(tmp_path, monkeypatch, shape, labe
     if said:
         mentions(mistake(recipe), "fashion_mnist", tmp_path, said)
     else:
-        assert SOURCES["fashion_mnist"](recipe.data).train.labels.tolist() == labels
+        assert sources.fashion_mnist(recipe.data).train.labels.tolist() == labels
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,8 @@ class HandMade(Network):
     """Layers that multiply by one number each; the loss may read the last time step only."""
 
     def __init__(self, factors: list[float], decay: float = 0.0, last_step_only: bool = False):
-        super().__init__(Parts.of(small_recipe(f"time_steps={T}")), channels=1)
+        given = small_recipe(f"time_steps={T}")
+        super().__init__(Parts(given.model, given.neuron, T), channels=1)
         self.layers = nn.ModuleList(Neuron(decay) for _ in factors)
         self.factors, self.last_step_only = factors, last_step_only
         self.fc = nn.Linear(N, N, bias=False)

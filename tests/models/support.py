@@ -5,6 +5,7 @@ from torch import Tensor
 
 from spiketriton.config import DataConfig, ModelConfig, NeuronConfig, Recipe
 from spiketriton.models import Network, build_model
+from spiketriton.models.layers import Parts
 
 T, B, CLASSES = 2, 3, 10
 BLOCKS = ("plain", "sew", "ms")
@@ -30,6 +31,10 @@ def recipe(name: str = "resnet8", *, time_steps: int = T, neuron: dict | None = 
         model=ModelConfig(name=name, **model),
         neuron=NeuronConfig(**(neuron or {})),
     )
+
+
+def parts_of(given: Recipe) -> Parts:
+    return Parts(given.model, given.neuron, given.time_steps)
 
 
 def build(name: str = "resnet8", *, channels: int = 3, image_size: int = 16, seed=0, **options):

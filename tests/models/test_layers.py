@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from spiketriton.models import memory
-from spiketriton.models.layers import Parts, StridedPointwise, norm_neuron, over_time
+from spiketriton.models.layers import StridedPointwise, norm_neuron, over_time
 from spiketriton.neurons import LIF, Norm, SpikingNeuron
 from tests.covering import pairwise
 from tests.models.support import (
@@ -22,6 +22,7 @@ from tests.models.support import (
     build,
     images,
     lively,
+    parts_of,
     recipe,
 )
 
@@ -161,21 +162,21 @@ def test_bf16_autocast_trains(options, fused):
 
 @pytest.mark.parametrize("norm_kind", ["bn", "tdbn", "tebn", "none"])
 def test_the_parts_of_the_ann_twin_have_no_time(norm_kind):
-    spiking = Parts.of(recipe(norm=norm_kind, memory="packed", time_steps=3))
+    spiking = parts_of(recipe(norm=norm_kind, memory="packed", time_steps=3))
     assert (spiking.norm_kind, spiking.steps, spiking.packed) == (norm_kind, 3, True)
-    twin = Parts.of(recipe(norm=norm_kind, memory="packed", neuron={"kind": "relu"}))
+    twin = parts_of(recipe(norm=norm_kind, memory="packed", neuron={"kind": "relu"}))
     wanted = "none" if norm_kind == "none" else "bn"
     assert (twin.norm_kind, twin.steps, twin.packed) == (wanted, 1, False)
-    assert not Parts.of(recipe()).packed
+    assert not parts_of(recipe()).packed
 
 
 def test_convolutions_keep_the_size_and_have_a_bias_without_a_norm():
-    parts = Parts.of(recipe())
+    parts = parts_of(recipe())
     for kernel in (1, 3, 7):
         assert parts.conv(2, 5, kernel)(torch.zeros(1, 2, 8, 8)).shape == (1, 5, 8, 8)
     assert parts.conv(2, 5, 3, 2)(torch.zeros(1, 2, 8, 8)).shape == (1, 5, 4, 4)
     assert (parts.conv(2, 5, 3).bias, parts.linear(2, 5).bias) == (None, None)
-    bare = Parts.of(recipe(norm="none"))
+    bare = parts_of(recipe(norm="none"))
     assert (bare.conv(2, 5, 3).bias.shape, bare.linear(2, 5).bias.shape) == ((5,), (5,))
 
 

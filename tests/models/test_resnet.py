@@ -1,7 +1,5 @@
 """ResNets: torchvision's parameters and outputs, published sizes, and the equations of the blocks."""
 
-import dataclasses
-
 import pytest
 import torch
 import torchvision
@@ -10,7 +8,7 @@ from torch import Tensor, nn
 from spiketriton.config import NeuronConfig
 from spiketriton.models import blocks, count_parameters, resnet
 from spiketriton.models.blocks import BLOCKS as BLOCK_TYPES
-from spiketriton.models.layers import Parts, folded, kept_paths, norm_neuron
+from spiketriton.models.layers import folded, kept_paths, norm_neuron
 from spiketriton.models.resnet import ARCHITECTURES, ResNet
 from spiketriton.neurons import Norm, build_neuron
 from tests.covering import each
@@ -24,6 +22,7 @@ from tests.models.support import (
     build,
     images,
     lively,
+    parts_of,
     recipe,
 )
 
@@ -92,7 +91,7 @@ def test_the_ann_twin_computes_what_torchvision_computes(name):
 )
 def test_a_net_of_single_pixels_is_warned_of(name, stem, size, pixels, advice):
     architecture = ARCHITECTURES[name]._replace(width=2)
-    parts = Parts.of(recipe())
+    parts = parts_of(recipe())
     net = ResNet(parts, architecture, block="plain", stem=stem, classes=2, channels=1)
     seen = []
     for stage in net.stage_names:
@@ -117,7 +116,7 @@ def test_a_net_of_single_pixels_is_warned_of_once(capsys):
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_blocks_compute_their_equations(kind, fused):
-    parts = dataclasses.replace(Parts.of(recipe(neuron={"kind": "if"})), fused=fused)
+    parts = parts_of(recipe(neuron={"kind": "if"}, fused=fused))
     block = BLOCK_TYPES[kind](parts, 3, 4, 2, False).double()
     conv, bn, *neuron = block.downsample
     x = images().double().repeat(4, 1, 1, 1).unflatten(0, (4, B)) + 1
@@ -146,7 +145,7 @@ def test_blocks_compute_their_equations(kind, fused):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_straight_through_shortcut_hands_its_gradient_on_as_it_is(dtype):
     """The same spikes; of the gradient, what comes through the branch and all of what goes around."""
-    usual = BLOCK_TYPES["plain"](Parts.of(recipe()), 4, 4, 1, False)
+    usual = BLOCK_TYPES["plain"](parts_of(recipe()), 4, 4, 1, False)
     x = (torch.rand(T, B, 4, 8, 8) < 0.5).to(dtype).requires_grad_()
     upstream = torch.randn(T, B, 4, 8, 8)
 
@@ -332,7 +331,7 @@ def test_sew_blocks_start_by_passing_spikes_on_however_they_connect(connect):
 @pytest.mark.parametrize("bias", [0.0, 0.25])
 @pytest.mark.parametrize("kind", BLOCK_TYPES)
 def test_a_block_that_starts_at_0_passes_its_input_on(kind, bias):
-    parts = Parts.of(recipe(block=kind))
+    parts = parts_of(recipe(block=kind))
     block = BLOCK_TYPES[kind](parts, 6, 6, 1, False)
     block.start(0.0, bias if kind == "plain" else 0.0)
     x = (torch.rand(T, B, 6, 4, 4) < 0.4).float()

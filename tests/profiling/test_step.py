@@ -24,8 +24,7 @@ from profiling.sections.step import (
     modes,
 )
 from spiketriton.config import recipe_from_toml
-from spiketriton.config.rules import Events
-from spiketriton.data.sources import SOURCES
+from spiketriton.config.rules import Events, Images
 from spiketriton.errors import UserError
 from spiketriton.models import Network
 from spiketriton.models.blocks import BLOCKS, Block
@@ -231,7 +230,7 @@ def test_recipes_are_found_by_name_or_path(tmp_path):
 
 def test_every_data_set_has_its_images_here():
     """Or `step` would not know what to feed a recipe's network."""
-    assert set(steps.IMAGES) == {*SOURCES, *get_args(Events)}
+    assert set(steps.IMAGES) == {*get_args(Images), *get_args(Events)}
 
 
 def test_a_data_set_without_images_here_is_refused_by_name(quick, monkeypatch):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from spiketriton.config import NeuronConfig
+from spiketriton.config import ModelConfig, NeuronConfig
 from spiketriton.models.blocks import BLOCKS, BlockNetwork
 from spiketriton.models.layers import Parts
 from spiketriton_kernels import fire, passes
@@ -132,7 +132,7 @@ class Chain(BlockNetwork):
 
 def of_bottleneck(block: str, *, fused: bool = True) -> tuple[float, float]:
     """Passes forward and backward of an identity bottleneck within a network, in tensors of 4 width channels."""
-    parts = Parts(NeuronConfig(), "bn", fused, T, packed=False, checkpoint_blocks=False)
+    parts = Parts(ModelConfig(name="resnet8", fused=fused), NeuronConfig(), T)
     shape = (T, B, 4 * WIDTH, SIDE, SIDE)
     smallest = T * B * WIDTH * SIDE * SIDE
     sums = []

@@ -12,10 +12,11 @@ the split "official", root/<class>/* with another one.
 """
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from spiketriton import plugins
 from spiketriton.config import DataConfig
 from spiketriton.data.download import RemoteFile, data_root, unpacked
 from spiketriton.data.events import simulated
@@ -100,6 +101,7 @@ class Recordings:
     mirrors: bool  # whether a mirrored recording is still of its class
 
 
+@plugins.data("dvs_gesture")
 def dvs_gesture(config: DataConfig) -> Recordings:
     """DVS128 Gesture (Amir et al. 2017): 11 gestures, parts of 122 files, 1,176 + 288 recordings."""
     folder = unpacked(_GESTURE, "DvsGesture", _inside(config, "dvs_gesture"))
@@ -140,6 +142,7 @@ def _gestures(path: Path) -> list[Recording]:
     return found
 
 
+@plugins.data("cifar10_dvs")
 def cifar10_dvs(config: DataConfig) -> Recordings:
     """CIFAR10-DVS (Li et al. 2017): 10,000 recordings of CIFAR-10's images, moved on a screen."""
     inside = _inside(config, "cifar10_dvs")
@@ -164,6 +167,7 @@ def cifar10_dvs(config: DataConfig) -> Recordings:
     return _partitioned(found, config)
 
 
+@plugins.data("n_mnist")
 def n_mnist(config: DataConfig) -> Recordings:
     """N-MNIST (Orchard et al. 2015): 60,000 + 10,000 recordings of MNIST's digits by saccades."""
     inside, classes = _inside(config, "n_mnist"), tuple("0123456789")
@@ -185,6 +189,7 @@ def n_mnist(config: DataConfig) -> Recordings:
     )
 
 
+@plugins.data("n_caltech101")
 def n_caltech101(config: DataConfig) -> Recordings:
     """N-Caltech101 (Orchard et al. 2015): 8,709 recordings of 101 classes by saccades."""
     folder = unpacked(_N_CALTECH101, "Caltech101", _inside(config, "n_caltech101"))
@@ -202,6 +207,7 @@ def n_caltech101(config: DataConfig) -> Recordings:
     return _partitioned(found, config)
 
 
+@plugins.data("eventfolder")
 def eventfolder(config: DataConfig) -> Recordings:
     """Your own recordings, a folder for each class."""
     root, sensor = data_root(config), sensor_of(config)
@@ -232,6 +238,7 @@ def eventfolder(config: DataConfig) -> Recordings:
     return replace(found, classes=classes, train=train, test=test, validation=validation)
 
 
+@plugins.data("digits_dvs")
 def digits_dvs(config: DataConfig) -> Recordings:
     """The packaged digits as a simulated camera sees them, moved by three saccades: 1,437 + 360."""
     classes = tuple("0123456789")
@@ -247,16 +254,6 @@ def digits_dvs(config: DataConfig) -> Recordings:
         size=max(simulated.SENSOR),
         mirrors=False,
     )
-
-
-RECORDINGS: dict[str, Callable[[DataConfig], Recordings]] = {
-    "dvs_gesture": dvs_gesture,
-    "cifar10_dvs": cifar10_dvs,
-    "n_mnist": n_mnist,
-    "n_caltech101": n_caltech101,
-    "eventfolder": eventfolder,
-    "digits_dvs": digits_dvs,
-}
 
 
 def sensor_of(config: DataConfig) -> Sensor:

@@ -2,17 +2,16 @@
 
 from spiketriton.config import DataConfig
 from spiketriton.data.events.cache import frames_of
-from spiketriton.data.events.recordings import RECORDINGS
+from spiketriton.data.events.recordings import Recordings
 from spiketriton.data.preparing import workers_of
 from spiketriton.data.sources import Source
 
 
-def event_source(config: DataConfig, steps: int) -> Source:
-    """The sets of a data set of event cameras, in `steps` frames each; computes them the first time.
+def event_source(found: Recordings, config: DataConfig, steps: int) -> Source:
+    """The sets of recordings, in `steps` frames each; computes them the first time.
 
-    UserError: recordings are missing or damaged, or the frames cannot be written.
+    UserError: one is damaged, or the frames cannot be written.
     """
-    found = RECORDINGS[config.name](config)
     size = config.image_size or found.size
     workers = workers_of(config)
     train, test, *held_out = frames_of(found, config, steps=steps, size=size, workers=workers)

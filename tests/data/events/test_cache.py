@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from spiketriton.data.events import cache, read_events, write_events
+from spiketriton.data.events import cache, read_events, recordings, write_events
 from spiketriton.data.events.cache import FrameSplit, frames_of
 from spiketriton.data.events.frames import to_bytes, to_frames
-from spiketriton.data.events.recordings import RECORDINGS
 from spiketriton.data.preparing import size_in_words
 from spiketriton.errors import UserError
 from tests.small_data import data_recipe
@@ -28,7 +27,9 @@ FOLDER = 'sensor = "50x40"'
 
 def build(root: Path, name="eventfolder", data=FOLDER, steps=3, size=8, workers=0):
     config = data_recipe(name, root, data=data).data
-    return frames_of(RECORDINGS[name](config), config, steps=steps, size=size, workers=workers)
+    return frames_of(
+        getattr(recordings, name)(config), config, steps=steps, size=size, workers=workers
+    )
 
 
 def cache_of(root: Path) -> Path:
@@ -45,15 +46,15 @@ def root(tmp_path):
 def test_frames_are_those_of_the_files(root, bins):
     data = f'{FOLDER}\nbins = "{bins}"'
     train, test = build(root, data=data)
-    found = RECORDINGS["eventfolder"](data_recipe("eventfolder", root, data=data).data)
-    for split, recordings in ((train, found.train), (test, found.test)):
-        assert len(split) == len(recordings) == 12
-        assert split.labels.tolist() == [r.label for r in recordings]
+    found = recordings.eventfolder(data_recipe("eventfolder", root, data=data).data)
+    for split, known in ((train, found.train), (test, found.test)):
+        assert len(split) == len(known) == 12
+        assert split.labels.tolist() == [r.label for r in known]
         indices = np.random.default_rng(0).permutation(12)
         read = split.read(indices)
         assert read.dtype == torch.uint8
         for frames, index in zip(read, indices, strict=True):
-            events = read_events(recordings[index].path)
+            events = read_events(known[index].path)
             counts = to_frames(events, (40, 50), steps=3, bins=bins, size=8)
             assert np.array_equal(frames, to_bytes(counts)[0])
             facts = split.facts[index]

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from spiketriton.data.download import RemoteFile
+from spiketriton.data.events import recordings
 from spiketriton.data.events.partition import number_of
-from spiketriton.data.events.recordings import GESTURES, RECORDINGS, Recordings
+from spiketriton.data.events.recordings import GESTURES, Recordings
 from spiketriton.errors import UserError
 from tests.small_data import data_recipe
 from tests.small_events import make_events
@@ -19,7 +20,7 @@ SPLIT = {"cifar10_dvs": "first100", "n_caltech101": "random90"}
 def read(name: str, root: Path, data: str = "") -> Recordings:
     if "split " not in data and name in SPLIT:
         data += f'\nsplit = "{SPLIT[name]}"'
-    return RECORDINGS[name](data_recipe(name, root, data=f"download = false\n{data}").data)
+    return getattr(recordings, name)(data_recipe(name, root, data=f"download = false\n{data}").data)
 
 
 def labels(part):
@@ -197,7 +198,7 @@ def test_missing_data_are_named_with_their_archive(tmp_path, name, archive, md5)
 def test_archives_behind_a_page_are_not_downloaded(tmp_path, name):
     recipe = data_recipe(name, tmp_path, data='split = "random90"' if name in SPLIT else "")
     with pytest.raises(UserError, match="can only be downloaded by hand"):
-        RECORDINGS[name](recipe.data)
+        getattr(recordings, name)(recipe.data)
 
 
 def test_archives_that_lie_in_the_folder_are_unpacked(tmp_path, monkeypatch):

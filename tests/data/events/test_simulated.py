@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from spiketriton.data.counter_rng import mix
-from spiketriton.data.events import FORMATS, read_events, simulated
-from spiketriton.data.events.recordings import RECORDINGS
+from spiketriton.data.events import FORMATS, read_events, recordings, simulated
 from spiketriton.data.events.simulated import DURATION_US, REFRACTORY_US, SENSOR, record
 from spiketriton.errors import UserError
 from tests.small_data import data_recipe
@@ -116,7 +115,7 @@ def few(monkeypatch):
 @pytest.mark.parametrize("format", FORMATS)
 def test_the_same_events_are_written_and_read_in_each_format(few, tmp_path, format):
     config = data_recipe("digits_dvs", tmp_path, data=f'format = "{format}"').data
-    found = RECORDINGS["digits_dvs"](config)
+    found = recordings.digits_dvs(config)
     assert (len(found.train), len(found.test), found.sensor) == (10, 10, (32, 32))
     assert found.format == format
     stored = np.load  # of the real package, through the fixture
