@@ -1,8 +1,7 @@
 """Processors that other processes leave to this one, and how its threads wait for each other.
 
-OpenMP's threads spin while they wait. On a processor that another process uses, a spinning thread
-spends the time that the computation needs: one busy core of two made a small training 20 times
-slower. So the processors are looked at once, before torch is imported and reads the environment.
+OpenMP's threads spin while they wait: one busy core of two made a small training 20 times slower. So the processors
+are looked at once, before torch is imported and reads the environment.
 """
 
 import os
@@ -29,10 +28,7 @@ def usable() -> int:
 
 @cache
 def taken() -> float:
-    """Processors of `usable` that other processes use, from 0 to `usable`, measured once.
-
-    0 where the system does not say (it is read from Linux's /proc/stat).
-    """
+    """Processors that other processes use, measured once; 0 where Linux's /proc/stat does not say."""
     ours, start = time.process_time(), time.perf_counter()
     before = _seconds()
     if before is None:
@@ -53,8 +49,7 @@ def free() -> int:
 def wait_without_spinning_if_busy() -> None:
     """Lets OpenMP's threads sleep while they wait, if other processes use the processors.
 
-    Called before torch is imported, which is when OpenMP reads the environment. On an idle machine
-    nothing changes: there, threads that sleep make a small network 12 % slower.
+    On an idle machine nothing changes: there, threads that sleep make a small network 12 % slower.
     """
     if "torch" in sys.modules or any(name in os.environ for name in CHOSEN):
         return

@@ -21,10 +21,9 @@ codecs.register_error("spiketriton.plainly", _plainly)
 
 
 class DroppingFile(io.FileIO):
-    """A file that never fails to be written.
+    """A file that never fails to be written: once its pipe or terminal is closed, output is dropped.
 
-    Once its pipe or terminal is closed, output is dropped. Where there is no room for it, `lost` is
-    the reason, and later output is tried again.
+    Where there is no room for it, `lost` is the reason, and later output is tried again.
     """
 
     lost: OSError | None = None
@@ -45,8 +44,7 @@ class DroppingFile(io.FileIO):
 def survive_closed_output() -> None:
     """A command continues, and ends as ever, when nobody can read what it prints.
 
-    Streams that are closed from the start (`>&-`) become the null device, so that no file which is
-    opened later takes their number. Those that have no file descriptor are left alone.
+    Streams that are closed from the start (`>&-`) become the null device, so that no file takes their number.
     """
     for number in range(3):
         try:

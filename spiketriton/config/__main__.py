@@ -1,6 +1,5 @@
-"""python -m spiketriton.config [PLUGIN ...]: prints docs/recipes.md, the page that explains every key.
+"""python -m spiketriton.config [PLUGIN ...] prints docs/recipes.md, with the keys of these plugins (modules or files).
 
-PLUGIN is a module or file with plugins, whose keys are added at the end.
 python -m spiketriton.config --schema prints docs/recipe.schema.json instead.
 """
 

@@ -1,8 +1,7 @@
-"""Parts of one's own: models, data sets, losses and neurons that other packages add, by name.
+"""Parts of a recipe by name (models, data sets, losses, neurons): those of this package, of packages and of plugins.
 
-A module registers its parts when it is imported. It is imported because the recipe lists it
-(`plugins.modules`), or because an installed package names it in an entry point of the group
-`spiketriton.models`, `.data`, `.losses` or `.neurons`. The names for users are in `spiketriton.plugins`.
+A module registers its parts when it is imported: because the recipe lists it (`plugins.modules`), or because an
+installed package names it in an entry point. The names for users are in `spiketriton.plugins`.
 """
 
 import contextlib
@@ -83,10 +82,7 @@ _OWN = "spiketriton_plugin_"  # such a name begins with it, unless the program h
 
 
 def register(part: Part) -> None:
-    """Adds a part. UserError: the name is taken by another module.
-
-    A file that a recipe named and that is then imported as a module, or the other way round, is one module.
-    """
+    """Adds a part. UserError: the name is taken by another module (a file imported in two ways is one module)."""
     earlier = PARTS.get((part.kind, part.name))
     if earlier is not None and earlier.module != part.module:
         there, here = (getattr(sys.modules.get(p.module), "__file__", "") for p in (earlier, part))
@@ -223,17 +219,11 @@ asked_for: set[str] = set()
 
 
 def refuse_unasked(modules: Sequence[str], call: str, named: Sequence[str]) -> None:
-    """Refuses code that the recipe of a run names, which may come from anywhere, without consent to it.
+    """Refuses code that the recipe of a run names, without consent; what ran in this process before needs none.
 
-    What ran in this process before needs none. docs/threats.md says what is trusted.
-
-    Args:
-        modules: the run's plugins.
-        call: what makes its network, where that is a function of somebody else's; "" otherwise.
-        named: modules to which the caller has consented.
-
-    Raises:
-        NotAskedFor: there is no consent.
+    docs/threats.md says what is trusted. `modules`: the run's plugins. `call`: what makes its network, where that is
+    a function of somebody else's, or "". `named`: modules to which the caller has consented.
+    NotAskedFor: there is no consent.
     """
     new = [words for given in modules if (words := _unseen(given))]
     called = re.findall(r"(\w+(?:\.\w+)*):\w", call.removeprefix(f"{FROM_NIR}("))

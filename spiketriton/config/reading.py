@@ -1,8 +1,6 @@
 """Recipes from TOML files and `key=value` overrides, and back to TOML.
 
-A recipe is refused in one line (`UserError`), before any work starts, when it holds an unknown key,
-a value of the wrong type or out of range, keys that contradict each other, or a key that would have
-no effect.
+A recipe is refused in one line (`UserError`), before any work starts: docs/recipes.md says for what.
 """
 
 import contextlib
@@ -45,11 +43,8 @@ def load_recipe(
 ) -> Recipe:
     """Reads a recipe and applies `key=value` overrides, in order; the last one wins.
 
-    `path` is a file, or the name of a shipped recipe as `quickstart`.
-    Values are TOML; a string may be given without its quotes (`data.root=/data`). A key of the file
-    that an override leaves without effect falls back to its default. `values` are overrides as
-    Python values, {dotted key: value}.
-    Raises UserError for any mistake in the file, the overrides or the recipe.
+    `path` is a file, or the name of a shipped recipe. A key of the file that an override leaves without effect falls
+    back to its default. `values` are overrides as Python values, {dotted key: value}. UserError: any mistake.
     """
     path = find_recipe(path)
     text = _read(path)
@@ -73,11 +68,10 @@ def _named(path: Path) -> Iterator[None]:
 def recipe_from_toml(
     text: str, name: str, values: Mapping[str, Any] | None = None, *, of_run: Path | None = None
 ) -> Recipe:
-    """The recipe that a TOML text holds, with `values` as in `load_recipe`. Raises UserError.
+    """The recipe that a TOML text holds, with `values` as in `load_recipe`. UserError.
 
-    of_run: the folder of the run that the text comes from. Its plugins need consent
-    (`parts.load_of_run`), and their relative files are in this folder. The run may be of an earlier
-    version: what has gone since then is left out without a word, as its checkpoints hold what came of it.
+    of_run: the folder of the run that the text comes from. Its plugins need consent, and their relative files are in
+    it. The run may be of an earlier version: what has gone since then is left out without a word.
     """
     _load_plugins((), values or {})
     given = _parse(text, of_run or Path(), values or {}, of_run is not None)
@@ -101,10 +95,7 @@ def replace(recipe: Recipe, *overrides: str, values: Mapping[str, Any] | None = 
 
 
 def values_by_key(keys: Mapping[str, Any]) -> dict[str, Any]:
-    """{dotted key: value} from keyword arguments; a bare name is a key of the top level or of [train].
-
-    They are checked where they change a recipe, whose plugins may add keys.
-    """
+    """{dotted key: value} from keyword arguments; a bare name is a key of the top level or of [train]."""
 
     def dotted(key: str) -> str:
         return key if "." in key or key in KEYS or key in TABLES else f"train.{key}"
@@ -152,10 +143,7 @@ def _with_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_toml(recipe: Recipe) -> str:
-    """The resolved recipe: every key that has an effect in it, always in the same order.
-
-    `recipe_from_toml(to_toml(recipe), recipe.name) == recipe`.
-    """
+    """Every key that has an effect, always in the same order; `recipe_from_toml` gives the recipe back."""
     lines, table = [], ""
     for dotted, value in _effective(recipe).items():
         path, _, name = dotted.rpartition(".")
@@ -207,10 +195,9 @@ def _load_plugins(overrides: Sequence[str], values: Mapping[str, Any]) -> None:
 def _parse(
     text: str, folder: Path, values: Mapping[str, Any] = MappingProxyType({}), of_run: bool = False
 ) -> dict[str, Any]:
-    """TOML text -> {dotted key: checked value}. Its plugins are imported first, files from `folder`.
+    """TOML text -> {dotted key: checked value}; its plugins are imported first, unless `values` name others.
 
-    values: where they name plugins, those of the text are not imported.
-    of_run: whether code that the text names needs consent.
+    Files are relative to `folder`. of_run: code that the text names needs consent.
     """
     try:
         document = tomllib.loads(text)

@@ -1,7 +1,6 @@
 """The tables and keys of a recipe: each key once, with its default, its range and its explanation.
 
-Errors, docs/recipes.md and the reading of TOML all come from these declarations. Types are exact: a
-string is not a number and `true` is not an integer; an integer may stand for a number.
+Errors, docs/recipes.md and the reading of TOML all come from these declarations.
 """
 
 import dataclasses

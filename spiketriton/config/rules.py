@@ -1,7 +1,4 @@
-"""Which keys go together: keys without effect, and keys that contradict each other.
-
-The rules read a recipe as {dotted key: value}, whether it comes from a file or from Python.
-"""
+"""Which keys of a recipe, {dotted key: value}, have no effect together, and which contradict each other."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -160,10 +157,9 @@ def _readers() -> list[tuple[list[str], str, tuple[Any, ...]]]:
 
 
 def idle(values: Mapping[str, Any]) -> dict[str, str]:
-    """The keys that have no effect in this recipe, each with the reason.
+    """The keys that have no effect in this recipe, each with the reason: a key that is never read misleads.
 
-    A recipe that sets one is refused: a key that is never read misleads. Keys that only the ANN
-    twin (neuron.kind "relu") ignores are allowed, so that a recipe and its twin differ in one word.
+    Those that only the ANN twin ignores are allowed, so that a recipe and its twin differ in one word.
     """
     name = values["model.name"]
     elsewhere = (

@@ -1,11 +1,7 @@
-"""The recipes that come with spiketriton: found by name from any folder, and what their headers say.
+"""The recipes that come with spiketriton: in a wheel in `spiketriton/shipped`, in a clone in `recipes/`.
 
-A wheel holds them in `spiketriton/shipped`; a clone has them in `recipes/`, beside the package.
-
-A header is the comment at the top of a file. Its first sentence is the title. A paragraph that begins with
-one of `NOTES` and a colon ends at the next empty comment line:
-
-    # Memory: about 20 GB for a batch of 32, computed.
+A header is the comment at the top of a file. Its first sentence is the title. A paragraph that begins with one of
+`NOTES` and a colon ends at the next empty comment line.
 """
 
 import difflib
@@ -44,10 +40,7 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def find_recipe(given: str | Path) -> Path:
-    """The recipe file `given`: a path, or the bare name of a shipped recipe. A file wins over a name.
-
-    UserError: there is neither.
-    """
+    """The recipe file `given`: a path, or else the name of a shipped recipe. UserError: there is neither."""
     path, shipped = Path(given), shipped_recipes()
     try:
         if path.is_file():

@@ -1,7 +1,6 @@
 """Images, or recordings of event cameras, for training and testing: `build_data(recipe)`.
 
-sources.py finds the images, transforms.py turns them into tensors, stream.py batches them; events/
-does the first two for recordings, as frames that were computed once.
+sources.py finds them, transforms.py makes tensors of them, stream.py batches.
 """
 
 import os
@@ -51,11 +50,7 @@ _VALIDATION = 3  # keeps these draws apart from those of stream.py
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """A data set ready to train on.
-
-    Images are float32 [b, channels, image_size, image_size], recordings have time first:
-    [T, b, channels, image_size, image_size].
-    """
+    """A data set ready to train on: images float32 [b, C, S, S], or recordings, time first, [T, b, C, S, S]."""
 
     facts: Facts
     train: TrainStream
@@ -96,8 +91,7 @@ class Data:
 def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
     """The recipe's data for one of `world_size` ranks; all ranks call it with the same recipe.
 
-    Raises `UserError`, before any image is decoded, when data are missing (naming the archive, the
-    folder it belongs in and data.root), damaged, or too few for a batch.
+    UserError, before any image is decoded: data are missing, damaged, or too few for a batch.
     """
     config, train = recipe.data, recipe.train
     accumulate = _micro_batches(train, world_size)
@@ -211,10 +205,9 @@ def given_images(images: Any, facts: Facts, batch_size: int) -> TestSet:
 
 
 def _held_out(config: DataConfig, source: Source) -> np.ndarray:
-    """Which training images a share of `data.validation` takes out: bool [N].
+    """Which training images a fraction `data.validation` takes out: bool [N]; of each class at least one, never all.
 
-    In each class the nearest number of images to the share, at least one, and never all. Which ones
-    depends on their indices alone, so that runs of different seeds are validated on the same images.
+    Which ones depends on their indices alone, so that runs of different seeds are validated on the same images.
     """
     labels = source.train.labels.numpy()
     held_out = np.zeros(len(labels), bool)

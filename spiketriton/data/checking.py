@@ -1,7 +1,6 @@
 """Image files that cannot be read, found before training begins (`data.check`), and named or left out.
 
-What was found is kept in a file, so that each image is checked once, and again when its path, size or
-time of change differs.
+Each is checked once, and again when its path, size or time of change differs.
 """
 
 import hashlib
@@ -32,8 +31,7 @@ _AT_ONCE = 16  # threads that ask for sizes and times, for network disks
 def checked(config: DataConfig, source: Source) -> tuple[Source, tuple[str, ...]]:
     """The source without its broken image files, and those: "PATH (class NAME): why".
 
-    Images in memory are whole. UserError: files are broken and data.broken is "stop", or a class or a
-    split would have none left.
+    UserError: files are broken and data.broken is "stop", or a class or a split would have none left.
     """
     splits = {"train": source.train, "test": source.test, "validation": source.validation}
     files = {name: split for name, split in splits.items() if isinstance(split, FileSplit)}

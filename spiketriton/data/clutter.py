@@ -1,7 +1,6 @@
-"""Scenes of one garment among pieces of others: a task on which depth pays, from Fashion-MNIST's files.
+"""Scenes of one garment among pieces of others, from Fashion-MNIST's files: a task on which depth pays.
 
-On Fashion-MNIST itself a linear classifier comes within a few points of a deep net in a short
-training, so that nothing is learnt about depth there. Here it does not: docs/gradient_flow.md.
+On Fashion-MNIST itself a linear classifier comes within a few points of a deep net: docs/gradient_flow.md.
 """
 
 import numpy as np
@@ -17,9 +16,8 @@ _CLUTTER = 17  # keeps these draws apart from others
 def cluttered(split: ArraySplit, seed: int) -> ArraySplit:
     """One scene for each image of `split` [N, 1, 28, 28], with its label: uint8 [N, 1, 40, 40].
 
-    The garment lies at a random place. Six 8x8 pieces, each from a random place of another image of
-    the same split, lie at random places too; where things overlap the brighter pixel is seen. The
-    scenes are a function of the images and the seed.
+    The garment and six 8x8 pieces, each of a random place of another image, lie at random places; the brighter pixel
+    is seen. A function of the images and the seed.
     """
     images = split.images.numpy()[:, 0]
     count, side = len(images), images.shape[1]

@@ -1,7 +1,6 @@
 """Random numbers as a function of integers: the same words give the same draw, in any order.
 
-With a stateful generator a sample's augmentation depends on everything drawn before it, and so on
-the number of workers and on where a run was resumed. A hash of (seed, epoch, index) does not.
+So neither the number of workers nor the step at which a run was resumed changes a sample's augmentation.
 """
 
 from typing import TypeAlias
@@ -41,8 +40,8 @@ def uniforms(keys: np.ndarray, count: int) -> np.ndarray:
 def torch_words(keys: np.ndarray, count: int) -> np.ndarray:
     """The first 32-bit words of torch's CPU generator seeded by each key: uint32 [b, count].
 
-    That generator is the Mersenne twister of Matsumoto and Nishimura (1998), as is numpy's legacy
-    one, whose stream is frozen. Both are seeded by the lower half of a key.
+    It is the Mersenne twister, as is numpy's legacy generator, whose stream is frozen; the lower half of a key seeds
+    it.
     """
     generator = np.random.RandomState()
     words = []

@@ -27,8 +27,7 @@ FAILURES = (OSError, RuntimeError, HTTPException, EOFError, tarfile.TarError, zl
 class RemoteFile:
     """A file on a server, with the MD5 checksum of a complete copy.
 
-    `file`: its name, if that is not the end of the address. `by_hand`: the address is a page that
-    leads to the file. `mirror`: a second address, for when the first fails.
+    `file`: its name, if the address does not end in it. `by_hand`: the address is a page that leads to it.
     """
 
     url: str
@@ -59,10 +58,7 @@ def describe_missing(config: DataConfig, file: RemoteFile, folder: Path, why: st
 
 
 def obtain(file: RemoteFile, folder: Path, config: DataConfig) -> Path:
-    """Path of a verified copy of `file` in `folder`, downloaded if need be and allowed.
-
-    Raises `UserError` when it is missing or damaged and cannot be downloaded.
-    """
+    """A verified copy of `file` in `folder`, downloaded if need be and allowed. UserError: there is none."""
     path = folder / file.name
     state = "is missing"
     if path.exists():
@@ -93,11 +89,9 @@ def obtain(file: RemoteFile, folder: Path, config: DataConfig) -> Path:
 
 
 def unpacked(archive: RemoteFile, name: str, config: DataConfig) -> Path:
-    """The folder `name` in data.root, unpacked from `archive` (downloaded if need be).
+    """The folder `name` in data.root, unpacked from `archive` (downloaded if need be) by one process of a machine.
 
-    Unpacks into a temporary folder and renames it, so that an interrupted run leaves no incomplete
-    data set; a lock lets one of the processes on a machine do the work.
-    Raises `UserError` when the folder is missing and cannot be made.
+    It is renamed when it is complete. UserError: it is missing and cannot be made.
     """
     root = data_root(config)
     folder = root / name
@@ -121,10 +115,7 @@ def unpacked(archive: RemoteFile, name: str, config: DataConfig) -> Path:
 
 @contextmanager
 def one_process_at_a_time(folder: Path) -> Iterator[None]:
-    """Makes `folder` and holds a lock in it, so that the ranks of a job share one download.
-
-    Raises OSError when the folder cannot be made or written.
-    """
+    """Makes `folder` and holds a lock in it, so that the ranks of a job share one download. OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / ".download.lock", wait=True):
         yield

@@ -70,14 +70,10 @@ class Facts:
 
 
 class GivenSplit:
-    """Images that somebody hands over, as raw images; see `splits.py`. Their labels are 0.
+    """Images that somebody hands over, as a split, whose labels are 0.
 
-    Args:
-        images: float [B, C, H, W] in 0..1 or uint8 [B, C, H, W], rounded to 8 bits as data sets are;
-            or a sequence of PIL images and paths of image files.
-        facts: of the network that will see them.
-
-    UserError: other shapes, dtypes, values or files.
+    images: float [B, C, H, W] in 0..1 or uint8 [B, C, H, W], rounded to 8 bits as data sets are; or a sequence of PIL
+    images and paths of image files. UserError: other shapes, dtypes, values or files.
     """
 
     def __init__(self, images: Tensor | np.ndarray | Sequence[Any], facts: Facts) -> None:

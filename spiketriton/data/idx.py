@@ -1,7 +1,4 @@
-"""The idx format of MNIST and Fashion-MNIST: two zero bytes, a type, a rank, sizes, data.
-
-http://yann.lecun.com/exdb/mnist: all integers big-endian; type 0x08 is unsigned byte.
-"""
+"""The idx format of MNIST and Fashion-MNIST: two zero bytes, a type (8: bytes), a rank, sizes (big-endian), data."""
 
 import gzip
 import math
@@ -23,10 +20,7 @@ def find(folder: Path, name: str) -> Path | None:
 
 
 def read(path: Path, rank: int) -> np.ndarray:
-    """The unsigned bytes of an idx file, gzipped or not, in its own shape (`rank` dimensions).
-
-    Raises `UserError` naming the file when it cannot be read, is cut short or is not an idx file.
-    """
+    """The unsigned bytes of an idx file, gzipped or not, in its own shape (`rank` dimensions). UserError."""
     try:
         raw = path.read_bytes()
         if path.suffix == ".gz":

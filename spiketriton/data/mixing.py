@@ -1,8 +1,7 @@
 """mixup and CutMix: training images mixed in pairs, and their labels by the same shares.
 
-A batch is in random order, so its neighbours 2k and 2k + 1 are a random pair. Both are mixed with the
-other by one draw, which depends on the seed, the step and the place of the pair in the step's batch
-alone: not on how the batch is cut into micro-batches or divided among ranks.
+A batch is in random order, so its neighbours 2k and 2k + 1 are a random pair. The draw depends on the seed, the
+step and the pair's place in the step's batch alone: not on micro-batches or ranks.
 """
 
 from dataclasses import dataclass
@@ -21,13 +20,10 @@ _SMALLEST = 1e-6  # alpha below which a beta distribution cannot be told from a 
 class Mixing:
     """How pairs are mixed; with both of them above 0 a fair coin chooses for each pair.
 
-    mixup: alpha of Zhang et al. 2018 (arXiv 1710.09412): an image keeps the share s ~ Beta(alpha, alpha)
-        of its pixel values.
-    cutmix: alpha of Yun et al. 2019 (arXiv 1905.04899): a box of the share 1 - s of the area, its
-        centre anywhere, is cut off at the borders and comes from the other image.
-    classes: K, number of classes.
-    probability: of a pair to be mixed at all; what is not is drawn as mixed with a share of 1.
-    epochs: in which pairs are mixed, from the first; 0: all.
+    mixup: alpha of Zhang et al. 2018 (arXiv 1710.09412): an image keeps the share s ~ Beta(alpha, alpha) of its values.
+    cutmix: alpha of Yun et al. 2019 (arXiv 1905.04899): a box of the share 1 - s of the area, its centre anywhere, is
+     cut off at the borders and comes from the other image.
+    probability: of a pair to be mixed at all. epochs: in which pairs are mixed, from the first; 0: all.
     """
 
     mixup: float
@@ -37,10 +33,7 @@ class Mixing:
     epochs: int = 0
 
     def draw(self, seed: int, step: int, pairs: int, epoch: int = 0) -> np.ndarray:
-        """For all pairs of a step: whether boxes are cut, share, centre of the box; float64 [pairs, 4].
-
-        The centre is in shares of height and width, from [0, 1).
-        """
+        """For all pairs of a step: whether boxes are cut, share, centre of the box in shares; float64 [pairs, 4]."""
         generator = np.random.RandomState(int(mix(seed, _MIXING, step)[0]) % (1 << 32))
         coins, down, across = generator.random_sample((3, pairs))
         if self.mixup > 0 and self.cutmix > 0:
@@ -58,15 +51,9 @@ class Mixing:
         return np.stack([cuts & ~whole, np.where(whole, 1.0, share), down, across], 1)
 
     def mixed(self, images: Tensor, labels: Tensor, draws: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Mixed images, and the probabilities of their classes, on the device of `images`.
+        """Mixed images [..., b, C, H, W], and the probabilities of their classes, float32 [b, K], on their device.
 
-        Args:
-            images: floats [..., b, C, H, W] with an even b; all frames of a recording are cut alike.
-            labels: int64 [b].
-            draws: some rows of `draw`, [b / 2, 4].
-
-        Returns:
-            images like those given; float32 [b, K].
+        draws: some rows of `draw`, [b / 2, 4]; all frames of a recording are cut alike.
         """
         cuts, share, box = draws[:, 0] > 0, draws[:, 1], boxes(draws, *images.shape[-2:])
         share = np.where(

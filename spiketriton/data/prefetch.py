@@ -1,8 +1,4 @@
-"""From loaded images to batches on the device: copied as bytes, finished there, one batch ahead.
-
-On a GPU the copy and the rest of the augmentation run on a stream of their own while the step before
-still computes, called by a thread of their own. On the CPU a batch is finished when it is asked for.
-"""
+"""From loaded images to batches on the device: copied as bytes, finished there, one batch ahead on a GPU."""
 
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor

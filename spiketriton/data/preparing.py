@@ -26,10 +26,7 @@ def workers_of(config: DataConfig) -> int:
 
 
 def in_processes(items: Dataset[Any], title: str, workers: int) -> Iterator[Any]:
-    """The items in order, each made by one of several processes, with a progress bar on a terminal.
-
-    workers: 0 makes them in this process.
-    """
+    """The items in order, made by `workers` processes (0: this one), with a progress bar on a terminal."""
     from rich.console import Console
     from rich.progress import track
 

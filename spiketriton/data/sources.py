@@ -1,8 +1,7 @@
 """The data sets by name: what they hold, where to find it, and how images are normalised.
 
-Mean and standard deviation are those of the training images scaled to 0..1. ImageNet's and CIFAR's
-are the values in common use; Fashion-MNIST's, the scenes' and the digits' were computed from the files; synthetic
-images are uniform noise: 1/2 and 1/sqrt(12).
+Mean and deviation are those of the training images in 0..1: ImageNet's and CIFAR's are in common use, others were
+computed from the files; synthetic images are uniform noise.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -248,10 +247,7 @@ def _cifar(
     statistics: tuple[tuple[float, ...], tuple[float, ...]],
     config: DataConfig,
 ) -> Source:
-    """CIFAR (Krizhevsky 2009): 50,000 + 10,000 images of 32 x 32, as Python pickles.
-
-    Each file's checksum is compared before it is unpickled: a pickle can run code.
-    """
+    """CIFAR (Krizhevsky 2009), 50,000 + 10,000 images, whose checksums are compared: a pickle can run code."""
     archive = RemoteFile(dataset.url, dataset.tgz_md5)
     folder = unpacked(archive, dataset.base_folder, config)
     meta = (dataset.meta["filename"], dataset.meta["md5"])
@@ -292,11 +288,7 @@ def cifar100(config: DataConfig) -> Source:
 
 @plugins.data("fashion_mnist")
 def fashion_mnist(config: DataConfig) -> Source:
-    """Fashion-MNIST (arXiv 1708.07747): 60,000 + 10,000 grey images of 28 x 28, as idx files.
-
-    Looked for, gzipped or not, in data.root, in data.root/FashionMNIST/raw (where torchvision and we
-    download them to) and in the folder of Debian's package dataset-fashion-mnist.
-    """
+    """Fashion-MNIST (arXiv 1708.07747): 60,000 + 10,000 grey images of 28 x 28, as idx files, gzipped or not."""
     files = _find_fashion_mnist(config) or _fetch_fashion_mnist(config)
     classes = tuple(datasets.FashionMNIST.classes)
     folder = files[_FASHION_FILES[0]].parent
@@ -331,10 +323,7 @@ def fashion_mnist(config: DataConfig) -> Source:
 
 @plugins.data("cluttered_fashion_mnist")
 def cluttered_fashion_mnist(config: DataConfig) -> Source:
-    """Fashion-MNIST's garments at random places among pieces of others: 40 x 40, see `clutter.py`.
-
-    Pieces in training scenes are of training images, those in test scenes of test images.
-    """
+    """Fashion-MNIST's garments at random places among pieces of others, 40 x 40: see `clutter.py`."""
     source = fashion_mnist(config)
     assert isinstance(source.train, ArraySplit)
     assert isinstance(source.test, ArraySplit)
@@ -389,10 +378,9 @@ def _fetch_fashion_mnist(config: DataConfig) -> dict[str, Path]:
 
 @plugins.data("digits")
 def digits(config: DataConfig) -> Source:
-    """UCI optical digits, 8 x 8, 17 levels of grey, in the package (see digits.LICENSE.txt).
+    """UCI optical digits, 8 x 8, in the package (see digits.LICENSE.txt): 1,437 training and 360 test images.
 
-    1,437 training and 360 test images: scikit-learn's 1,797, shuffled once, a fixed split. Enlarged
-    to 16 x 16 (bilinear) unless data.image_size is set.
+    Enlarged to 16 x 16 (bilinear) unless data.image_size is set.
     """
     file = resources.files("spiketriton.data") / "digits.npz"
     with file.open("rb") as stream, np.load(stream) as stored:
@@ -416,11 +404,7 @@ def digits(config: DataConfig) -> Source:
 
 @plugins.data("synthetic")
 def synthetic(config: DataConfig) -> Source:
-    """Uniform noise with random labels, the same on every machine: for benchmarks, not learning.
-
-    1,024 + 256 images, or data.train_images and data.test_images of them. 64 images repeat, so that
-    any number fits in memory.
-    """
+    """Uniform noise with random labels, the same on every machine: for benchmarks, not learning. 64 images repeat."""
     size = config.image_size or 32
     generator = torch.Generator().manual_seed(0)
     noise = torch.randint(256, (64, 3, size, size), dtype=torch.uint8, generator=generator)

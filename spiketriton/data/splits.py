@@ -33,8 +33,7 @@ class Split(Protocol):
 def folders_of_splits(root: Path, config: DataConfig, holding: str) -> list[str]:
     """Names of the folders in `root` to train on, to test on and, if data.validation names it, to choose by.
 
-    Tested is val, or test where there is no val or val is chosen by. `holding` ends what data.root
-    must hold, in words. UserError: a folder is missing, or has two purposes.
+    Tested is val, or test where there is no val or val is chosen by. UserError: one is missing, or has two purposes.
     """
     held_out = [config.validation] if isinstance(config.validation, str) else []
     test = "val" if (root / "val").is_dir() and held_out != ["val"] else "test"
@@ -118,8 +117,7 @@ _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 class Photo:
     """An image file, whose size is known before its pixels are decoded.
 
-    Opening it and decoding it raise `UserError`, which names the file and its class, when it is
-    empty, cut short or not an image.
+    UserError, with its class, on opening and decoding: it is empty, cut short or not an image.
     """
 
     def __init__(self, path: Path, class_name: str) -> None:
@@ -131,12 +129,10 @@ class Photo:
         self.size = (height, width) if lies else (width, height)
 
     def decode(self, *, reduce: int = 1) -> Image.Image:
-        """The RGB image, whatever its mode (grey, 16-bit grey, palette, CMYK, with alpha).
+        """The RGB image, upright, transparent parts on white, the first frame of an animation.
 
-        It is turned as its EXIF tag says, transparent parts are blended onto white, and of an
-        animation the first frame is taken.
-        reduce: 1, 2, 4 or 8. A JPEG gets so many times smaller each way, rounded up, in a fraction
-        of the time: its decoder leaves out frequencies. Other formats keep their size.
+        reduce: 1, 2, 4 or 8. A JPEG gets so many times smaller each way, rounded up, in a fraction of the time: its
+        decoder leaves out frequencies. Other formats keep their size.
         """
         with _mistakes(self.path, self.class_name), self._image as image:
             width, height = image.size
@@ -160,8 +156,7 @@ def _mistakes(path: Path, class_name: str) -> Iterator[None]:
 def check_file(path: Path, class_name: str, *, pixels: bool) -> None:
     """Raises the `UserError` that `Photo` would raise for a damaged file.
 
-    With pixels = False they are decoded only where the file does not end as its format says: a file
-    cut short is found, and changed bytes in the middle are not.
+    Without `pixels` they are decoded only where the file does not end as its format says.
     """
     with _mistakes(path, class_name), Image.open(path) as image:
         whole = not pixels and _ends_well(path, image.format or "")
@@ -200,10 +195,7 @@ class DecodedPhoto:
 
 
 def in_bytes(images: torch.Tensor, accepted: str = "uint8, or floats in 0..1") -> torch.Tensor:
-    """Images of floats in 0..1 rounded to uint8, as most data sets have them; uint8 ones themselves.
-
-    UserError: other values, which would be normalised as if they were these.
-    """
+    """Images of floats in 0..1 rounded to uint8; uint8 ones themselves. UserError: other values."""
     if images.dtype == torch.uint8:
         return images
     if not images.is_floating_point():
@@ -215,10 +207,7 @@ def in_bytes(images: torch.Tensor, accepted: str = "uint8, or floats in 0..1") -
 
 
 def in_colour(image: Image.Image) -> Image.Image:
-    """An image as RGB: of 16-bit grey the high byte, transparent parts on white.
-
-    UserError: pixels of floats, whose range nobody knows.
-    """
+    """An image as RGB: of 16-bit grey the high byte, transparent parts on white. UserError: pixels of floats."""
     if image.mode == "F":
         raise UserError("its pixels are floats; accepted: integers of 8 or 16 bits")
     if image.mode.startswith("I"):  # convert("RGB") would clip it to white

@@ -1,8 +1,7 @@
 """Batches: an endless stream for training, one fixed pass for testing.
 
-The batch of a training step is a function of (seed, step): epoch e visits the images in the order
-of a permutation drawn from (seed, e), and image i is augmented from (seed, e, i). Neither the
-number of workers, nor the step at which a run starts, nor the number of ranks changes it.
+The batch of a training step is a function of (seed, step): epoch e visits the images in an order drawn from
+(seed, e), and image i is augmented from (seed, e, i). Neither workers nor ranks nor a resumption change it.
 """
 
 import atexit
@@ -148,10 +147,7 @@ def _as_it_is(answer: Any) -> Any:
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
-    """Workers keep working while the run saves: Ctrl-C, SIGTERM and SIGHUP reach every process.
-
-    They end when the parent closes the stream or has died, or a minute after SIGTERM.
-    """
+    """Workers go on while the run saves; they end with the stream or the parent, or a minute after SIGTERM."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "SIGHUP"):  # not on Windows
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -161,8 +157,8 @@ def _leave_signals_to_the_parent(worker: int) -> None:
 def auto_workers(*, in_memory: bool, cuda: bool, ranks_here: int) -> int:
     """Worker processes for `data.workers = "auto"`.
 
-    Images in memory take microseconds: worth up to 4 processes, and only if a GPU computes meanwhile
-    and cores are idle. Files are decoded by as many as leave one core to the training process.
+    Images in memory are worth up to 4 if a GPU computes meanwhile and cores are idle. Files are decoded by as many as
+    leave one core to the training process.
     """
     cores = usable() // ranks_here
     if in_memory and not (cuda and cores > 4):
@@ -196,11 +192,9 @@ class TrainStream:
     def from_step(self, step: int, device: torch.device = CPU) -> Generator[Batch, None, None]:
         """Micro-batches on `device` from global step `step` on, `accumulate` per step, without end.
 
-        Images float32 [b, C, S, S] and labels int64 [b] with b = batch_size / accumulate /
-        world_size: this rank's contiguous part of the global micro-batch. The labels of mixed
-        images are float32 [b, K], the probabilities of their classes. Workers start at once
-        and live until the iterator is closed (`contextlib.closing`). Raises `UserError` for an
-        image that cannot be read.
+        Images float32 [b, C, S, S] and labels int64 [b], or of mixed images float32 [b, K], b = batch_size /
+        accumulate / world_size: this rank's contiguous part. Workers live until the iterator is closed. UserError: a
+        broken image.
         """
         if step < 0:
             raise ValueError(f"step must be at least 0, got {step}")
@@ -234,10 +228,10 @@ class TrainStream:
             step = (epoch + 1) * self.steps_per_epoch
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """The images of an epoch in order, and how often each has been shown before in it.
+        """The images of an epoch in order, and how often each was shown before in it; None: all of them once.
 
-        None: all of them once. Balanced: classes take turns, each in the order of a permutation of its
-        own, which begins again when it is used up; then all are shuffled.
+        Balanced: classes take turns, each in the order of a permutation that begins again when it is used up; then
+        all are shuffled.
         """
         permutation = self._permutation(epoch)
         if not self.balanced:
@@ -261,10 +255,9 @@ class TrainStream:
 
 @dataclass(frozen=True, kw_only=True)
 class TestSet:
-    """The test images in a fixed order, unaugmented; each rank sees every world_size-th.
+    """The test images in a fixed order, unaugmented; each rank sees every world_size-th, perhaps none.
 
     Iterating gives (images float32 [b, C, S, S], labels int64 [b]); the last batch may be smaller.
-    A rank may get one image fewer than another, or none.
     """
 
     __test__ = False  # pytest: not a class of tests

@@ -1,12 +1,8 @@
 """From raw images to what the network sees: augmented (training) or centred (test), normalised.
 
-A transform works in two halves. `load(images, keys)` runs where images are read, in a worker or in
-the training process: uint8 images [b, C, S, S] and the draws of their augmentation. `finish(images,
-draws)` runs on the device that they were copied to: what is left of the augmentation, and float32,
-normalised. Called, a transform does both: `transform(images, keys) -> float32 [b, C, S, S]`.
-
-`keys` (uint64 [b]) seed the augmentation, one key per image; None means test images. An image's
-augmentation thus depends on its key alone, not on its neighbours, the worker or global state.
+`load(images, keys)` runs where images are read: uint8 [b, C, S, S], and the draws of their augmentation.
+`finish(images, draws)` runs on the device: what is left of it, and float32. `keys` (uint64 [b]) seed the
+augmentation, one key per image; None means test images. An image's augmentation depends on its key alone.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -58,15 +54,12 @@ class Transform(Protocol[Raw]):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How training images are changed.
+    """How training images are changed; `preset`: "none", "standard" or "strong", see the transforms.
 
-    preset: "none", "standard" or "strong", see the transforms.
-    crop_scale: least and largest share of a photograph's area that a crop takes.
-    erasing: probability of RandomErasing (Zhong et al. 2017, arXiv 1708.04896).
-    cutout: side of Cutout's square (DeVries and Taylor 2017, arXiv 1708.04552); 0: none.
-    policy: operations on each image after it was moved: "auto" (TrivialAugmentWide if `preset` is "strong"),
-        "none", "autoaugment" (the policy for CIFAR-10 of Cubuk et al. 2019, arXiv 1805.09501) or "randaugment"
-        (Cubuk et al. 2020, arXiv 1909.13719) with so many `operations` of that `magnitude`; torchvision's.
+    crop_scale: least and largest share of a photograph's area. erasing: probability of RandomErasing (Zhong et al.
+    2017, arXiv 1708.04896). cutout: side of Cutout's square (DeVries and Taylor 2017, arXiv 1708.04552). policy:
+    "auto" (TrivialAugmentWide if strong), "none", "autoaugment" (Cubuk et al. 2019, arXiv 1805.09501) or
+    "randaugment" (2020, arXiv 1909.13719) with so many `operations` of that `magnitude`; torchvision's.
     """
 
     preset: str
@@ -109,14 +102,7 @@ NO_AUGMENTATION = Augmentation("none")
 
 
 class _Transform:
-    """What all transforms of images share: floats, normalised, with boxes erased.
-
-    Args:
-        size: height and width of what the network sees.
-        mean: of each channel, of pixels in 0..1.
-        std: of each channel.
-        augmentation: of training images.
-    """
+    """What all transforms of images share: floats of `size` x `size`, normalised, with boxes erased."""
 
     def __init__(
         self,
@@ -153,11 +139,8 @@ class _Transform:
 class PhotoTransform(_Transform):
     """Photographs of any size. Training: a random crop, mirrored in half of the images.
 
-    standard: RandomResizedCrop (`crop_scale` of the area) and flip; strong: also TrivialAugmentWide
-    (arXiv 2103.10158) and RandomErasing. none and test: the shorter side is resized to size * 256/224
-    and the centre cropped.
-
-    What is to be cut out is known before a file is decoded, so a JPEG is decoded at a half, a
+    standard: RandomResizedCrop and flip; strong: also TrivialAugmentWide (arXiv 2103.10158) and RandomErasing. none
+    and test: the shorter side is resized to size * 256/224 and the centre cropped. A JPEG is decoded at a half, a
     quarter or an eighth of its size where the cut still has at least `size` pixels each way.
     """
 
@@ -226,14 +209,10 @@ class PhotoTransform(_Transform):
 
 
 class ArrayTransform(_Transform):
-    """Small images in memory, [b, C, H, W]: resized and moved as a batch, for speed.
+    """Small images in memory, [b, C, H, W], uint8 or floats in 0..1: resized and moved as a batch, for speed.
 
-    They are uint8, or floats in 0..1, which are rounded to it.
-
-    `move` is "crop" (objects: a window of the image padded by an eighth, mirrored in half of them) or
-    "affine" (characters, which must not be mirrored: a small turn, shear, scale and shift).
-    standard: move; strong: crop adds TrivialAugmentWide, affine moves twice as far, and both add
-    RandomErasing. Only the draws are made on the host, and what a `policy` does, image by image.
+    `move` is "crop" (objects: a window of the padded image, mirrored in half of them) or "affine" (characters: a
+    small turn, shear, scale and shift). strong: crop adds TrivialAugmentWide, affine moves twice as far, both erase.
     """
 
     def __init__(
@@ -293,10 +272,7 @@ class ArrayTransform(_Transform):
 def seeded_each(
     transform: Callable[[Any], Answer], images: Iterable[Any], keys: np.ndarray
 ) -> list[Answer]:
-    """`transform(image)` of each, with torch's CPU generator seeded by the image's key.
-
-    torchvision's transforms draw from the global generator; its state is restored.
-    """
+    """`transform(image)` of each, with torch's global CPU generator, put back afterwards, seeded by the image's key."""
     state = torch.get_rng_state()
     try:
         outputs = []
@@ -309,10 +285,7 @@ def seeded_each(
 
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """uint8 (or floats in 0..1) -> float32, about zero mean and unit deviation per channel.
-
-    torchvision's arithmetic, without its copy of the constants to the device at every call.
-    """
+    """uint8 (or floats in 0..1) -> float32 by torchvision's arithmetic, the constants on the device once."""
     floats = images.float()
     if not images.is_floating_point():
         floats = floats * (1.0 / 255)
@@ -337,10 +310,7 @@ def windows(keys: np.ndarray, padding: int) -> np.ndarray:
 
 
 def crop_and_flip(images: Tensor, windows: np.ndarray, padding: int) -> Tensor:
-    """A window of each zero-padded image, mirrored in some of them, in one gather.
-
-    images: [b, C, H, W] of any dtype; windows: see `windows`, which makes all equally likely.
-    """
+    """A window of each zero-padded image [b, C, H, W], mirrored in some of them, in one gather."""
     batch, channels, height, width = images.shape
     top, left, mirrored = on_device(windows.T.copy(), images.device)[:, :, None]
     each = partial(torch.arange, device=images.device)
@@ -355,10 +325,9 @@ def crop_and_flip(images: Tensor, windows: np.ndarray, padding: int) -> Tensor:
 
 
 def small_maps(keys: np.ndarray, reach: float) -> np.ndarray:
-    """A small random linear map and shift of each image: float32 [b, 2, 3].
+    """A small random linear map and shift of each image about the identity: float32 [b, 2, 3].
 
-    With reach = 1 each coefficient is uniform in +-0.1 (scale), +-0.15 (turn and shear), +-0.1 (shift,
-    in half image sides) about the identity.
+    With reach = 1: +-0.1 (scale), +-0.15 (turn and shear), +-0.1 (shift, in half image sides), uniform.
     """
     spread = torch.tensor([[0.1, 0.15, 0.1], [0.15, 0.1, 0.1]])
     draws = torch.from_numpy(uniforms(keys, 6)).float().view(-1, 2, 3)
@@ -366,10 +335,7 @@ def small_maps(keys: np.ndarray, reach: float) -> np.ndarray:
 
 
 def affine(images: Tensor, maps: np.ndarray) -> Tensor:
-    """Each image [C, H, W] through its map [2, 3], bilinear, zero outside the image.
-
-    images: uint8 [b, C, H, W] -> float32 in 0..1.
-    """
+    """Each image uint8 [C, H, W] through its map [2, 3], bilinear, zero outside: float32 in 0..1."""
     height, width = images.shape[-2:]
     each = partial(torch.arange, device=images.device)
     of = on_device(maps, images.device).view(-1, 1, 1, 2, 3)
@@ -381,10 +347,7 @@ def affine(images: Tensor, maps: np.ndarray) -> Tensor:
 
 
 def squares(keys: np.ndarray, size: int, side: int) -> np.ndarray:
-    """Cutout's squares, about any pixel of each image: top, left, height, width, int64 [b, 4].
-
-    They may reach over its borders.
-    """
+    """Cutout's squares, about any pixel of each image, perhaps over its borders: top, left, height, width, [b, 4]."""
     middles = (uniforms(mix(keys, _CUTOUT), 2) * size).astype(np.int64)
     return np.concatenate([middles - side // 2, np.full((len(keys), 2), side)], 1)
 
@@ -396,10 +359,9 @@ def erased_boxes(
     width: int,
     probability: float,
 ) -> np.ndarray:
-    """The boxes that torchvision's RandomErasing draws: top, left, height, width, int64 [b, 4].
+    """The boxes that torchvision's RandomErasing draws: top, left, height, width, int64 [b, 4]; 0 for none.
 
-    words: uint32 [b, n] of torch's generator (`torch_words`), the first `used` [b] of which are
-    spent. No box, or none that fits in ten tries: all 0.
+    words: uint32 [b, n] of torch's generator, the first `used` [b] of which are spent.
     """
     each = np.arange(len(words))
 

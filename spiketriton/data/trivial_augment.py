@@ -1,9 +1,7 @@
 """TrivialAugmentWide (arXiv 2103.10158) for whole batches, on any device.
 
-torchvision's transform takes one image at a time and draws from a global generator. Here the draws
-are made first, for all images, and each of the fourteen operations then runs once for the images
-that drew it. On the CPU the result is torchvision's bit for bit: the same draws from the same seeds
-(`draws.torch_words`), the same arithmetic. What moves pixels is looked up in maps that torchvision drew.
+The draws are made first; each of the fourteen operations then runs once for the images that drew it. On the CPU the
+result is torchvision's bit for bit. What moves pixels is looked up in maps that torchvision drew.
 """
 
 import math

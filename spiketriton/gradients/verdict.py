@@ -218,15 +218,9 @@ def judge(
 ) -> Verdict:
     """The verdict on a measurement.
 
-    Args:
-        measured: of all spiking layers.
-        optimizer: of the training, "sgd" or "adamw".
-        overlap: what each layer keeps of an image, [layers]; None where it was not measured.
-        among: the layers whose gradients are compared through depth (`comparable`): None for all,
-            none of them while residual blocks are closed.
-        may_be_silent: layers that need not fire (`may_be_silent`).
-        eps: that of AdamW.
-        learned: what the training knows, if there was one.
+    overlap: what each layer keeps of an image, [layers]; None where it was not measured. among: the layers whose
+    gradients are compared through depth (`comparable`): None for all, none of them while residual blocks are closed.
+    may_be_silent: layers that need not fire. eps: that of AdamW. learned: what the training knows, if there was one.
     """
     outside, firing = measured.outside.mean(1), measured.firing.mean(1)
     layers = len(measured.names)
@@ -374,8 +368,8 @@ class Cure:
 def cures(verdict: Verdict, recipe: Recipe, fresh: bool = True) -> list[Cure]:
     """The defaults that `recipe` does not take, where the verdict found an obstacle or nothing was learnt.
 
-    They are the same whatever the seed: what won the race of docs/gradient_flow.md. Of a net at chance also what else
-    is worth a try. `fresh`: the net may still be another; of a run with weights only what leaves them alone is offered.
+    They are what won the race of docs/gradient_flow.md. `fresh`: the net may still be another; of a run with weights
+    only what leaves them alone is offered.
     """
     model, found = recipe.model, []
     stuck = verdict.word == Word.CHANCE

@@ -34,9 +34,8 @@ __all__ = ["Network", "build_model", "count_parameters", "trial"]
 def build_model(recipe: Recipe, *, classes: int, channels: int, image_size: int) -> Network:
     """The network of a recipe for images, or frames, of [..., channels, image_size, image_size].
 
-    Parameters are drawn from torch's global random state, on the current default device. With
-    `neuron.kind = "relu"` it is the ANN twin: the same names and shapes without time. `model.fused`
-    does not change names either, so that checkpoints fit all three.
+    Parameters are drawn from torch's global random state. The ANN twin and `model.fused` have the same names and
+    shapes, so that checkpoints fit.
     """
     model, part = recipe.model, chosen("models", recipe.model.name)
     parts = Parts(model, recipe.neuron, recipe.time_steps)
@@ -131,11 +130,10 @@ def _mlp(model: ModelConfig, parts: Parts, **sizes: int) -> Network:
 def _block_start(model: ModelConfig, neuron: NeuronConfig, steps: int) -> tuple[float, float]:
     """Weight and bias of the last norm of a block.
 
-    A spike of a `plain` block's shortcut of 1 meets a threshold of 1 exactly: as soon as the branch takes
-    anything away, it is lost. The bias "auto" lifts it, and with it what silent neurons gather over
-    time: so far that one that fires is as far above the threshold in its first step as a silent one is
-    below it in the last. A sliding PSN has no reset, so that silence is measured behind spikes. The ANN
-    twin has no threshold.
+    A spike of a `plain` block's shortcut of 1 meets a threshold of 1 exactly: as soon as the branch takes anything
+    away, it is lost. The bias "auto" lifts it so far that a neuron that fires is as far above the threshold in its
+    first step as a silent one is below it in the last. A sliding PSN has no reset: its silence is measured behind
+    spikes.
     """
     if not isinstance(model.residual_bias, str):
         return model.residual_gain, model.residual_bias

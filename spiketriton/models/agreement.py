@@ -25,9 +25,7 @@ def noise(model: Network, image: tuple[int, int, int], frames: bool) -> Tensor:
 def counted_graph(model: Network, images: Tensor) -> Graph:
     """The graph of a network, if it gives the network's answers to images [B, C, H, W] or [T, B, C, H, W].
 
-    A subclass may compute something else than the layers that it has from its class. In float64, on the CPU.
-
-    UserError: there is no graph, or it is one of another network.
+    A subclass may compute something else than its class. In float64, on the CPU. UserError: there is none that does.
     """
     graph_of(model)
     twin = copy.deepcopy(model).cpu().double().eval()

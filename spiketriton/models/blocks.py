@@ -36,14 +36,8 @@ def convolutions(width: int, stride: int, bottleneck: bool) -> list[tuple[int, i
 class Block(nn.Module):
     """A residual block, [T, B, C, H, W] -> [T, B, C', H', W']; a subclass defines `forward` and `describe`.
 
-    Layers are registered in the order in which spikes flow: the shortcut comes before the last layer.
-
-    Args:
-        parts: makes the layers.
-        channels_in: C.
-        width: channels inside the block.
-        stride: of the first 3x3 convolution and of the shortcut.
-        bottleneck: convolutions 1x1, 3x3, 1x1 and C' = 4 * width; else 3x3, 3x3 and C' = width.
+    Layers are registered in the order in which spikes flow: the shortcut comes before the last layer. Convolutions
+    are 3x3, 3x3 and C' = width, or with `bottleneck` 1x1, 3x3, 1x1 and C' = 4 * width; the first 3x3 has the stride.
     """
 
     sums_currents = True  # whether the last norm and the shortcut are two terms of one current
@@ -157,9 +151,8 @@ class PlainBlock(Block):
 class SEWBlock(Block):
     """out = neuron(BN(conv(...))) + shortcut: spikes are added, so the output is whole numbers.
 
-    SEW-ResNet (Fang et al. 2021, arXiv 2102.04159) with ADD. With `connect` "and" the output is s * shortcut,
-    with "iand" (1 - s) * shortcut, and stays spikes. A shortcut that changes shape ends in
-    a neuron of its own.
+    SEW-ResNet (Fang et al. 2021, arXiv 2102.04159) with ADD; `connect` "and": s * shortcut, "iand": (1 - s) *
+    shortcut. A shortcut that changes shape ends in a neuron of its own.
     """
 
     sums_currents = False
@@ -233,10 +226,9 @@ def recomputed(
     *handed: Any,
     on_save: Callable[[Tensor], None] | None = None,
 ) -> Any:
-    """`block(x, *handed)`, keeping x, and of spikes that are handed on the bits, for backward.
+    """`block(x, *handed)`, keeping x, and of spikes that are handed on the bits; backward recomputes the rest.
 
-    Backward recomputes the rest, bit for bit. Batch norm's running statistics are updated the first
-    time only. `on_save`: see `PackedSpikes`.
+    Batch norm's running statistics are updated the first time only. `on_save`: see `PackedSpikes`.
     """
     spikes = handed[0] if handed else None
     binary = all(m.is_binary for m in block.modules() if isinstance(m, SpikingNeuron))

@@ -1,9 +1,6 @@
-"""A network as a graph of weights, neurons and pools, for counting, conversion and export.
+"""A network as a graph of weights, neurons and pools, for counting, conversion and export: see `describe`, `graph`.
 
-Networks and blocks describe themselves: `Network.graph`, and `describe` of layers and blocks.
-
-A node reads the sum of its inputs, so that residual connections are plain edges: the shortcut of a
-`plain` block ends at its last neuron, those of `sew` and `ms` blocks at the nodes that follow.
+A node reads the sum of its inputs, so that residual connections are plain edges.
 """
 
 import math
@@ -24,11 +21,10 @@ Signal = Literal["image", "currents", "spikes"]
 
 @dataclass(frozen=True)
 class Node:
-    """One operation on the sum of its inputs, at each time step.
+    """One operation on the sum of its inputs, at each time step; names are those of the network's modules.
 
-    "weights" is a convolution or linear layer with the norm that follows, "norm" one that takes a
-    sum, "neuron" a spiking neuron or the ANN twin's ReLU, "avgpool" the mean over windows, "mean"
-    the mean over space. Names are those of the network's modules.
+    "weights" is a convolution or linear layer with the norm that follows, "norm" one that takes a sum, "neuron" also
+    the ANN twin's ReLU, "avgpool" the mean over windows, "mean" the mean over space.
     """
 
     name: str
@@ -162,10 +158,7 @@ def _pair(value: object) -> tuple[int, int]:
 
 @torch.no_grad()
 def folded_weights(node: Node) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a layer, its batch norm (in eval mode) folded in, in float64.
-
-    ValueError: the norm has a gain for each time step (TEBN).
-    """
+    """Weight and bias of a layer, its batch norm (in eval mode) folded in, in float64. ValueError: it is TEBN."""
     layer, norm = node.module, node.norm
     assert isinstance(layer, nn.Conv2d | nn.Linear)
     weight = layer.weight.double()

@@ -14,19 +14,12 @@ from spiketriton.neurons import Norm, SpikingNeuron, build_neuron
 
 
 def folded(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Applies a layer to every time step: [T, B, ...] -> [T, B, ...].
-
-    Time is folded into the batch by views alone, so that channels_last stays channels_last.
-    """
+    """Applies a layer to every time step, [T, B, ...] -> [T, B, ...], by views alone: channels_last stays."""
     return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
 def spike_conv(layer: nn.Module, spikes: Tensor) -> Tensor:
-    """A convolution or linear layer on spikes: [T, B, ...] -> currents [T, B, ...].
-
-    All layers that read spikes (in the ANN twin activations, in SEW blocks sums of spikes) are
-    called here and no others, so that an operation for binary inputs has one place to go.
-    """
+    """A convolution or linear layer on spikes (or sums of them), the one place for an operation on binary inputs."""
     return folded(layer, spikes)
 
 
@@ -116,10 +109,7 @@ def constant_current(norm: nn.Module, y: Tensor, steps: int) -> Tensor:
 
 
 def over_time(current: Tensor, steps: int) -> Tensor:
-    """A current [1 or steps, B, ...] as [steps, B, ...], in its own memory format.
-
-    Neurons read dense memory; copying here keeps channels_last.
-    """
+    """A current [1 or steps, B, ...] as dense [steps, B, ...], in its own memory format."""
     return current if len(current) == steps else current.expand(steps, *current.shape[1:]).clone()
 
 
@@ -143,9 +133,8 @@ def first_layer(
 ) -> Tensor:
     """Weights, norm and neuron of the layer that reads what is shown: [steps, B, ...].
 
-    Of an image [B, C, H, W] or [B, F], the same at all steps, weights and norm run once; of frames
-    [steps, B, C, H, W] or [steps, B, F] at every step. Without a neuron the currents are returned,
-    [1, B, ...] where all steps are equal.
+    Of an image [B, ...], the same at all steps, weights and norm run once; of frames [steps, B, ...] at every step.
+    Without a neuron the currents are returned, [1, B, ...] where all steps are equal.
     """
     if shown.ndim in (3, 5):
         current = folded(weights, shown)
@@ -231,9 +220,8 @@ IDENTITY_NOISE = 0.1  # of the weights that were there, next to an identity
 def add_identity(layer: nn.Conv2d | nn.Linear) -> None:
     """Makes a square layer pass its input on, all but a tenth of the weights that it had.
 
-    Behind batch norm, spikes of a rate below about 0.3 fire again and silence stays silence, so the
-    image and the gradient reach every depth. The identity of a convolution is the Dirac kernel
-    (Zagoruyko & Komodakis 2017, arXiv 1706.00388; Qi et al. 2020, arXiv 2006.16992).
+    Behind batch norm, spikes of a rate below about 0.3 fire again and silence stays silence. The identity of a
+    convolution is the Dirac kernel (Zagoruyko & Komodakis 2017, arXiv 1706.00388; Qi et al. 2020, arXiv 2006.16992).
     """
     identity = torch.zeros_like(layer.weight)
     (nn.init.dirac_ if identity.ndim == 4 else nn.init.eye_)(identity)

@@ -1,8 +1,6 @@
 """`model.memory = "packed"`: between forward and backward, each spike is kept in one bit.
 
-A convolution keeps its input for the gradient of its weights, and a fused neuron its residual; when
-these are spikes, 32 bits of float32 (16 of bfloat16) hold one bit of information. Here autograd
-stores that bit. Packing loses nothing, so gradients are the same bit for bit.
+A convolution keeps its input, and a fused neuron its residual. Packing loses nothing: gradients are the same.
 """
 
 import weakref
@@ -20,10 +18,7 @@ _spikes: dict[int, tuple[weakref.ref, int]] = {}
 
 
 def mark_spikes(spikes: Tensor) -> Tensor:
-    """Records that a tensor holds nothing but 0 and 1, for as long as it lives; returns it.
-
-    Does nothing while no `PackedSpikes` is open.
-    """
+    """Records that a tensor holds nothing but 0 and 1, for as long as it lives and a `PackedSpikes` is open."""
     if not PackedSpikes.open:
         return spikes
     address = spikes.untyped_storage().data_ptr()
@@ -69,8 +64,7 @@ class _Packed:
 class PackedSpikes(AbstractContextManager):
     """While open, autograd saves marked spikes as bits, once per tensor.
 
-    `on_save` is called with each tensor as it is kept: torch shows saved tensors to the innermost
-    hook only, so that a hook outside would see nothing.
+    `on_save` is called with each tensor as it is kept: torch shows them to the innermost hook only.
     """
 
     open: ClassVar[int] = 0

@@ -17,12 +17,10 @@ from spiketriton.neurons import Norm, SpikingNeuron
 class Network(nn.Module):
     """Images [B, C, H, W], or frames of events [T, B, C, H, W] -> currents [T, B, K] in float32.
 
-    An image is shown as a constant input current at each of the T time steps (direct coding), so
-    the first layer with weights runs once. Frames are shown one at each step, and it runs on all of
-    them. The output is the classifier's current at each step; its mean over time is the usual
-    read-out. The ANN twin has no time: T is 1 for an image, and it answers each frame by itself.
-
-    A subclass sets `self.fc` and implements `features`.
+    An image is a constant input current at each of the T time steps, so the first layer with weights runs once;
+    frames are shown one at each step. The output is the classifier's current at each step; its mean over time is the
+    usual read-out. The ANN twin has no time: T is 1 for an image, and it answers each frame by itself. A subclass
+    sets `self.fc` and implements `features`.
     """
 
     fc: nn.Linear
@@ -42,12 +40,7 @@ class Network(nn.Module):
         self.on_save: Callable[[Tensor], None] | None = None  # see PackedSpikes
 
     def forward(self, images: Tensor, time_steps: int | None = None) -> Tensor:
-        """Images [B, C, H, W] or frames [T, B, C, H, W] -> currents [T, B, K] in float32.
-
-        T of an image is `time_steps`, or the recipe's. Raises UserError when the input does not
-        fit, when frames are not `time_steps` in number, or when T is not 1 for an image in the ANN
-        twin.
-        """
+        """T of an image is `time_steps`, or the recipe's. UserError: the input, or their number, does not fit."""
         steps = self.time_steps if time_steps is None else time_steps
         if images.ndim not in (4, 5) or images.shape[-3] != self.channels:
             raise UserError(
@@ -134,10 +127,7 @@ class Network(nn.Module):
         torch.set_rng_state(random)
 
     def graph(self) -> Graph | None:
-        """The network as a graph of `models.graph.Node`, from "input" to "fc"; None: a subclass gives none.
-
-        Operations are counted by it after it has given the answers of the network.
-        """
+        """The network as a graph of `models.graph.Node`, from "input" to "fc"; None: a subclass gives none."""
         return None
 
     def notes(self) -> list[str]:
@@ -165,10 +155,7 @@ class Network(nn.Module):
         """Makes square layers without a skip pass their input on; nothing where there are skips."""
 
     def set_stateful(self, stateful: bool = True) -> None:
-        """Whether each call continues the window where the last one ended; starts a new window.
-
-        In eval mode, calls of k1, k2, ... steps give the currents of one call of their sum.
-        """
+        """Whether each call continues the window where the last one ended; starts a new window."""
         self.streaming = stateful
         for _, neuron in self._neurons():
             neuron.stateful = stateful

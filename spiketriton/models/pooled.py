@@ -1,7 +1,4 @@
-"""Networks with pools between their layers: VGGs, the CSNN of PSN, and 7B-Net.
-
-All take constant images and frames of events.
-"""
+"""Networks with pools between their layers: VGGs, the CSNN of PSN, and 7B-Net."""
 
 from typing import cast
 
@@ -44,11 +41,9 @@ def _flattened(build: Builder, net: "VGG | BlockNet", value: Value) -> Value:
 class VGG(Network):
     """3x3 convolutions with norm and neuron, pools that halve the image, and linear layers on what is left of it.
 
-    `vggsnn` is Deng et al. 2022 (TET, arXiv 2202.11946). `vgg11` and `vgg16` are the convolutions of
-    Simonyan & Zisserman 2014 (arXiv 1409.1556) with batch norm and one linear layer, as is usual for CIFAR.
-    `csnn` is the network of Fang et al. 2023 (PSN, arXiv 2304.12760) for CIFAR-10: six convolutions and a
-    hidden layer with a neuron, a quarter as wide as what it reads. Where an image has no side left to
-    halve, the pools that remain are left out.
+    `vggsnn` is Deng et al. 2022 (TET, arXiv 2202.11946). `vgg11` and `vgg16` are the convolutions of Simonyan &
+    Zisserman 2014 (arXiv 1409.1556) with batch norm and one linear layer. `csnn` is the network of Fang et al. 2023
+    (PSN, arXiv 2304.12760) for CIFAR-10, with a hidden layer. Pools without a side left to halve are left out.
     """
 
     def __init__(
@@ -124,12 +119,10 @@ class VGG(Network):
 
 
 class BlockNet(BlockNetwork):
-    """Seven small residual blocks of one width, each followed by a max-pool that halves the image.
+    """7B-Net, the network for DVS Gesture of Fang et al. 2021 (SEW-ResNet, arXiv 2102.04159), as in their code.
 
-    The network for DVS Gesture of Fang et al. 2021 (SEW-ResNet, arXiv 2102.04159), "7B-Net", with
-    `block` "sew" and width 32: as in the authors' code, the stem is a 1x1 convolution with norm and
-    neuron, a block is two 3x3 convolutions, and a linear layer reads what is left of the image. There
-    are no more pools than the image has sides to halve: 7 from 128 pixels on.
+    A 1x1 stem, seven blocks of two 3x3 convolutions of one width, a max-pool behind each while the image has sides to
+    halve, and a linear layer on what is left.
     """
 
     number_of_blocks = 7

@@ -17,18 +17,10 @@ from spiketriton.models.resnet import Architecture, add_stages
 
 
 class PreActBlock(nn.Module):
-    """s = neuron(BN(x)); out = conv(neuron(BN(conv(s)))) + shortcut(s): currents -> currents.
+    """s = neuron(BN(x)); out = conv(neuron(BN(conv(s)))) + shortcut(s): currents -> currents [T, B, C, H, W].
 
-    Both are [T, B, C, H, W]. The shortcut is s itself, or a convolution of it where the shape changes,
-    without a norm: the next block's norm takes the sum. The authors' convolutions have a bias, which
-    that norm takes away again; ours have none. A bottleneck has its stride in the 3x3 convolution.
-
-    Args:
-        parts: makes the layers.
-        channels_in: C.
-        width: channels inside the block.
-        stride: of the first 3x3 convolution and of the shortcut.
-        bottleneck: convolutions 1x1, 3x3, 1x1 and 4 * width channels out; else 3x3, 3x3 and width.
+    The shortcut is s itself, or a convolution of it where the shape changes, without a norm: the next block's norm
+    takes the sum. The authors' convolutions have a bias, which that norm takes away again; ours have none.
     """
 
     def __init__(
@@ -76,16 +68,7 @@ class PreActBlock(nn.Module):
 
 
 class PreActResNet(Network):
-    """A ResNet of pre-activation blocks. The stem is a convolution alone; a norm and a neuron end the net.
-
-    Args:
-        parts: makes the layers.
-        architecture: one of `resnet.ARCHITECTURES`, its width perhaps changed.
-        stem: "imagenet" (7x7 stride 2, max-pool), "strided" (the same without the pool, and the first
-            block has stride 2 in its place) or "cifar" (3x3).
-        classes: K.
-        channels: of the images.
-    """
+    """A ResNet of pre-activation blocks. The stem is a convolution alone; a norm and a neuron end the net."""
 
     takes_any_size = True
 

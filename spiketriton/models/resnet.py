@@ -84,9 +84,7 @@ def add_stages(
 ) -> tuple[list[str], int]:
     """Adds the stages `layer1`, `layer2`, ... to a network; returns their names, and the channels at their end.
 
-    Args:
-        strided: whether the first stage halves the image too, as all others do.
-        make: makes a block of (channels_in, width, stride).
+    strided: the first stage halves the image too. make: makes a block of (channels_in, width, stride).
     """
     names, channels = [], architecture.width
     for i, count in enumerate(architecture.blocks):
@@ -101,17 +99,11 @@ def add_stages(
 
 
 class ResNet(BlockNetwork):
-    """A spiking ResNet.
+    """A spiking ResNet of an architecture, its width perhaps changed.
 
-    Args:
-        parts: makes the layers.
-        architecture: one of `ARCHITECTURES`, its width perhaps changed.
-        block: "plain", "sew" or "ms". With "ms" currents flow between blocks: the stem has no
-            neuron and one neuron fires before the classifier.
-        stem: "imagenet" (7x7 stride 2, neuron, max-pool), "strided" (the same without the pool, and
-            the first block has stride 2 in its place) or "cifar" (3x3, neuron).
-        classes: K.
-        channels: of the images.
+    block: with "ms" currents flow between blocks: the stem has no neuron and one neuron fires before the classifier.
+    stem: "imagenet" (7x7 stride 2, neuron, max-pool), "strided" (the same without the pool, and the first block has
+    stride 2 in its place) or "cifar" (3x3, neuron).
     """
 
     takes_any_size = True
@@ -166,8 +158,7 @@ class ResNet(BlockNetwork):
 class ResNet19(ResNet):
     """The ResNet-19 of tdBN (Zheng et al. 2021, arXiv 2011.05280): two fully connected layers behind the pool.
 
-    Stages of 3, 3 and 2 blocks with 128, 256 and 512 channels, 256 features between the two, as in the code
-    of TET and TEBN: a linear layer with a bias and a neuron, without a norm.
+    As in the code of TET and TEBN, the first is a linear layer with a bias and a neuron, without a norm.
     """
 
     def __init__(self, parts: Parts, architecture: Architecture, **options: Any) -> None:

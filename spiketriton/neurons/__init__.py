@@ -45,10 +45,9 @@ __all__ = [
 
 
 def build_neuron(config: NeuronConfig, steps: int = 4, channels: int | None = None) -> nn.Module:
-    """The neuron of a recipe of `steps` time steps: a `SpikingNeuron`, or `torch.nn.ReLU` for the ANN twin.
+    """The neuron of a recipe: a `SpikingNeuron`, or `torch.nn.ReLU` for the ANN twin.
 
-    `channels`: those of its currents, dim 2, which a neuron needs that learns something for each of them.
-    UserError: it does, and they are not given.
+    `channels`: those of its currents, dim 2. UserError: the neuron learns something for each, and they are not given.
     """
     part = chosen("neurons", config.kind)
     if part.built_in:

@@ -15,27 +15,17 @@ from spiketriton_kernels.bn_lif import Norm as NormRecord
 class Norm(nn.modules.batchnorm._BatchNorm):
     """Batch norm of currents [T, B, C, ...] with statistics per channel over T, B and space.
 
-    The same as `torch.nn.BatchNorm2d` on the folded [T*B, C, H, W] (or `BatchNorm1d` on [T*B, C]),
-    with the same parameters and buffers. Two variants are built in:
+    The same as `torch.nn.BatchNorm2d` on the folded [T*B, C, H, W], with its parameters and buffers. Variants:
 
         current[t] = step_gain[t] * (weight * scale * xhat[t] + bias)
 
-    `scale`: tdBN's alpha * v_threshold (Zheng et al. 2021, arXiv 2011.05280), so that the
-    spread of the currents is the threshold. `step_gain`: TEBN's learnable gain of each step, 1 at first
-    (Duan et al. 2022, "Temporal Effective Batch Normalization in Spiking Neural Networks").
-
     Args:
-        channels: C.
-        scale: a constant factor of the normalised current.
-        steps: number of learnable step gains, T; 0 for none.
-        fused: whether the spiking neuron behind it runs in the same kernel; read by
-            `spiketriton.models.layers.norm_neuron`.
-        each_step: whether each step of a training batch is normalised by its own statistics, as by
-            `BatchNorm2d` in a network that is called once for each step; the running statistics take in
-            one step after the other. Not fused.
-
-    Raises:
-        UserError: a call for more steps than have a gain.
+        scale: tdBN's alpha * v_threshold (Zheng et al. 2021, arXiv 2011.05280).
+        steps: number of TEBN's learnable step gains, T (Duan et al. 2022, "Temporal Effective Batch Normalization in
+            Spiking Neural Networks"); 0 for none. UserError: a call for more steps than have a gain.
+        fused: whether the spiking neuron behind it runs in the same kernel (`models.layers.norm_neuron`).
+        each_step: whether each step of a training batch has its own statistics, which the running ones take in one
+            after the other. Not fused.
     """
 
     momentum: float
@@ -72,9 +62,8 @@ class Norm(nn.modules.batchnorm._BatchNorm):
     def constant(self, y: Tensor, steps: int) -> Tensor:
         """A current [B, C, ...] that is the same at each of `steps` steps, normalised once.
 
-        Returns [1, B, C, ...] when all steps are equal, else [steps, B, C, ...]. Mean and variance
-        over B equal those over `steps` copies; only the running variance differs, by its unbiased
-        factor n / (n - 1), in which n counts the copies as one.
+        Returns [1, B, C, ...] when all steps are equal, else [steps, B, C, ...]. Only the running variance differs
+        from that of `steps` copies, by its unbiased factor n / (n - 1).
         """
         momentum = self.momentum
         if self.each_step:
@@ -172,10 +161,7 @@ def _batch_norm_over_ranks(
     momentum: float,
     eps: float,
 ) -> Tensor:
-    """`F.batch_norm` in training, with statistics over all ranks; torch has this for GPUs only.
-
-    All ranks have the same number of elements. Only x [N, C, ...] is kept for backward.
-    """
+    """`F.batch_norm` in training, with statistics over all ranks; torch has this for GPUs only."""
     assert training
     count = dist.get_world_size() * x.numel() // x.shape[1]
     with torch.no_grad():
@@ -191,8 +177,7 @@ def _batch_norm_over_ranks(
 class _Normalise(torch.autograd.Function):
     """Batch norm with given statistics; backward includes how they depend on all ranks' x [N, C, ...].
 
-    As everywhere under DistributedDataParallel, the gradient by x is that of the sum of the ranks'
-    losses, and those by weight and bias are this rank's share of it.
+    As in DistributedDataParallel: by x that of the sum of the losses, by weight and bias this rank's share.
     """
 
     @staticmethod

@@ -86,9 +86,8 @@ class Checkpoints:
         return True
 
     def load(self) -> State | None:
-        """The newest valid checkpoint; None if the run was stopped before its first one.
+        """The newest valid checkpoint, with warnings of damaged ones; None if the run was stopped before its first one.
 
-        Damaged files are named in warnings, and the newest of the others is used instead.
         UserError: all checkpoints are damaged.
         """
         valid, damaged = [], []
@@ -129,10 +128,7 @@ class Checkpoints:
 
 
 def read_checkpoint(path: str | Path) -> State:
-    """The state in a checkpoint, its tensors on the CPU. Runs no code from the file.
-
-    DamagedCheckpoint: the checksum is missing or wrong, or the file holds more than plain data.
-    """
+    """The state in a checkpoint, its tensors on the CPU. Runs no code from the file. DamagedCheckpoint."""
     path = Path(path)
     try:
         content = path.read_bytes()

@@ -1,7 +1,7 @@
 """Nothing overwrites another's file silently: what a command about a run may replace.
 
-In its own place in the run folder (RUN/evaluation, RUN/report.html, RUN/<recipe>.nir) it replaces what is there. With
---out it replaces only what the same command wrote about the same run, which the file itself says, by a mark or as data.
+In its own place in the run folder it replaces what is there; with --out only what the same command wrote about the
+same run, which the file itself says, by a mark or as data.
 """
 
 import hashlib

@@ -14,10 +14,8 @@ from spiketriton.runs.rows import replace_or_leave
 class WeightsAndBiases:
     """Writes the recipe, and rows of metrics and gradients, to a run of Weights & Biases.
 
-    All sessions of a run folder are one run there; its id is in `wandb_id`. Offline, everything is written
-    to `wandb/` in the folder, one offline run a session, which `wandb sync --append` uploads.
-
-    UserError: the package is not installed, or it refuses to begin, for example without a login.
+    All sessions of a run folder are one run there; its id is in `wandb_id`. Offline, `wandb/` in the folder has one
+    offline run a session. UserError: the package is not installed, or refuses to begin.
     """
 
     def __init__(self, folder: Path, recipe: Recipe) -> None:

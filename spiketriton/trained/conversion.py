@@ -54,11 +54,7 @@ class Options:
 
 @torch.no_grad()
 def convert(run: Run, options: Options) -> tuple[Recipe, Network]:
-    """The recipe and the network of a converted ANN.
-
-    Raises:
-        UserError: the run is not an ANN, or retraining it diverged.
-    """
+    """The recipe and the network of a converted ANN. UserError: the run is not an ANN, or retraining diverged."""
     if run.facts.frames:
         raise UserError(
             f"{run.folder.path} sees recordings of {run.data.name}, a frame at each step: a converted "
@@ -162,10 +158,7 @@ def levels(activations: Tensor, threshold: Tensor, steps: int) -> Tensor:
 
 
 def calibrate(run: Run, model: Network, images: list[Tensor], steps: int) -> None:
-    """Shifts each layer's current, from the input on, by the ANN's mean output minus its own.
-
-    Each layer is measured with all earlier ones corrected; the classifier's bias comes last.
-    """
+    """Shifts each layer's current, from the input on, by the ANN's mean output minus its own; last the bias."""
     with recording(run.model, channel_means) as wanted:
         currents = [run.model(run.to_device(batch)).mean((0, 1)) for batch in images]
     for name, neuron in neurons(model):
@@ -195,7 +188,7 @@ def recording(
 ) -> Iterator[dict[str, list[Tensor]]]:
     """What `keep` makes of each layer's output [T, B, C, ...], by name, for each batch within this context.
 
-    For an ANN's stem with a max-pool it is the pool's output, which the converted neuron replaces.
+    Of a stem with a max-pool it is the pool's output, which the converted neuron replaces.
     """
     kept: dict[str, list[Tensor]] = {}
 

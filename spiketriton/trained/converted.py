@@ -22,13 +22,9 @@ from spiketriton_kernels import multistep_lif
 
 
 class ConvertedIF(IF):
-    """IF with soft reset in place of a ReLU: currents [T, B, C, ...] -> 0 or its threshold.
+    """IF with soft reset in place of a ReLU: currents [T, B, C, ...] -> 0 or its threshold; it starts half way to it.
 
-    It starts half way to its threshold.
-
-    Attributes:
-        threshold: float32 [C], above 0; equal for all channels where thresholds are per layer.
-        shift: float32 [C], added to the current at each step: what calibration corrects.
+    threshold: float32 [C], above 0. shift: float32 [C], added to the current at each step: what calibration corrects.
     """
 
     threshold: Tensor
@@ -72,10 +68,7 @@ class PooledCurrent(nn.Module):
 
 
 def converted_network(recipe: Recipe, **sizes: int) -> Network:
-    """The network of a converted run's recipe (neuron "if", norm "none"), weights not yet loaded.
-
-    Its modules have the names of the ANN's.
-    """
+    """The network of a converted run's recipe, with the names of the ANN's modules, weights not yet loaded."""
     model = build_model(recipe, **sizes)
     nodes = graph_of(model)
     for node in nodes.values():

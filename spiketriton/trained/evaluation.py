@@ -34,13 +34,8 @@ Z95 = 1.959964  # two-sided 95 % of the normal distribution
 def evaluate(run: Run, steps: int | None = None, batch_size: int = 0) -> Evaluation:
     """Runs the test images through a network and counts everything.
 
-    Args:
-        run: a loaded run.
-        steps: time steps to run, if more than the run's T; an ANN always has 1, recordings T.
-        batch_size: images at once; 0: the recipe's batch size.
-
-    Raises:
-        UserError: more steps than the network has gains for (TEBN), or than recordings have frames.
+    steps: to run, if more than the run's T; an ANN has 1, recordings T. batch_size: 0: the recipe's.
+    UserError: more steps than the network has gains for (TEBN), or than recordings have frames.
     """
     model, data, spiking = run.model, run.data, run.model.is_spiking
     last = _window(run, steps)

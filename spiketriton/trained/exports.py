@@ -59,9 +59,7 @@ class Comparison:
 def export_nir(
     run: Run, path: Path, dt: float, images: int, mark: str = "spiketriton"
 ) -> Comparison:
-    """Writes the network as NIR, unless the file differs from the network.
-
-    mark: what the file says about who wrote it (`runs.outputs`), an attribute of the HDF5 file.
+    """Writes the network as NIR and compares the file with the network; `mark`: who wrote it (`runs.outputs`).
 
     UserError: NIR cannot express the network, nir is not installed, or the file cannot be written.
     """
@@ -82,10 +80,7 @@ def export_nir(
 
 
 def sample_images(data: Data, count: int) -> Tensor:
-    """The first `count` test images (or recordings), and as many of noise with a fixed seed.
-
-    [2 * count, C, H, W], or [T, 2 * count, C, H, W].
-    """
+    """The first `count` test images (or recordings), and as many of noise: [..., 2 * count, C, H, W]."""
     found: list[Tensor] = []
     for images, _ in data.test:
         found.append(images)
@@ -101,11 +96,9 @@ def sample_images(data: Data, count: int) -> Tensor:
 def compare(
     model: Network, graph: Any, images: Tensor, nodes: Mapping[str, str] = MappingProxyType({})
 ) -> Comparison:
-    """Replays a graph on images [B, C, H, W], or frames [T, B, C, H, W], and counts the spikes that
-    differ from the network's.
+    """Replays a graph on images [B, C, H, W], or frames [T, B, C, H, W], and counts the spikes that differ.
 
-    nodes: the graph's name of a layer, where it is another one. Both compute in float64, the
-    graph with its float32 weights.
+    nodes: the graph's name of a layer, where it is another one. Both compute in float64.
     """
     ours = spikes_of(copy.deepcopy(model).cpu().double(), images.cpu().double())
     steps = len(images) if images.ndim == 5 else model.time_steps
@@ -144,12 +137,7 @@ def spikes_of(model: Network, images: Tensor) -> dict[str, np.ndarray]:
 
 @torch.no_grad()
 def export_torch(run: Run, path: Path, batch_size: int, mark: str = "spiketriton") -> float:
-    """Writes `torch.export` of the network, unless what is read back differs: the largest difference of currents.
-
-    mark: what the file says about who wrote it (`runs.outputs`), an extra file of the archive.
-
-    UserError: the file cannot be written.
-    """
+    """Writes `torch.export` of the network and reads it back: the largest difference of currents. UserError."""
     images = run.to_device(_example(run, batch_size))
     program = torch.export.export(run.model, (images,))
     with warnings.catch_warnings():
@@ -167,15 +155,11 @@ def export_torch(run: Run, path: Path, batch_size: int, mark: str = "spiketriton
 
 @torch.no_grad()
 def export_onnx(run: Run, path: Path, batch_size: int = 0, mark: str = "spiketriton") -> float:
-    """Writes the network as ONNX of plain operators, unless onnxruntime's answers are not `CLOSE` to the network's.
+    """Writes the network as ONNX of plain operators, its neurons the kernels' definition, and runs it in onnxruntime.
 
-    Its neurons are the kernels' definition, step after step, so that the file needs nothing of ours. Returns the
-    largest difference of currents, as a share of the largest current; rounding may differ between the two programs.
-
-    batch_size: images of a call; 0: any number, for which calls with several numbers are compared.
-
-    UserError: onnx or onnxruntime is not installed, a neuron is not LIF's kind, the code of a network fixes the number
-    of images, the file cannot be written.
+    Returns the largest difference of currents, as a share of the largest current. batch_size: images of a call; 0:
+    any number, for which calls with several numbers are compared. UserError: onnx or onnxruntime is not installed, a
+    neuron is not LIF's kind, the code of a network fixes the number of images, the file cannot be written.
     """
     onnx, onnxruntime = import_onnx()
     model = copy.deepcopy(run.model).cpu().float()

@@ -63,10 +63,8 @@ class _Batches:
 def neurobench(run: Run) -> dict[str, Any]:
     """Metrics of NeuroBench's harness on all test images, and our accumulates of one image by what reads the spikes.
 
-    Returns: run, version, images, time_steps; metrics: by NeuroBench's names; ours: see `fan_out_by_reader`, or None
-    where the network has no graph.
-
-    UserError: neurobench is not installed, or the data are missing.
+    ours: see `fan_out_by_reader`, or None where the network has no graph. UserError: neurobench or the data are
+    missing.
     """
     import_neurobench()
     benchmarks, models = import_module("neurobench.benchmarks"), import_module("neurobench.models")

@@ -51,16 +51,10 @@ def import_nir(what: str = "--to nir") -> ModuleType:
 def to_nir(
     model: Network, image: tuple[int, int, int], dt: float = 1.0, *, frames: bool = False
 ) -> Any:
-    """The `nir.NIRGraph` of a network for images [C, H, W], in float32.
+    """The `nir.NIRGraph` of a network for images [C, H, W], in float32, of which a step is `dt` long.
 
-    Args:
-        model: in eval mode its currents are those of the graph's output.
-        image: C, H, W.
-        dt: length of a time step, in the unit of time of the graph.
-        frames: whether it is shown a frame of events at each step, not one image at all of them.
-
-    Raises:
-        UserError: NIR cannot express the network (every reason is given), or nir is not installed.
+    frames: it is shown a frame of events at each step. UserError: NIR cannot express the network (every reason is
+    given), or nir is not installed.
     """
     nir = import_nir()
     nodes = graph_of(model)

@@ -32,15 +32,9 @@ def network(
 ) -> "NirNetwork":
     """The network in a file of NIR, [T, B, ...] -> [T, B, ...].
 
-    Args:
-        path: the file.
-        dt: length of a time step in the file's unit of time; None: what its metadata say.
-        reset: "hard" (to v_reset, NIR's own) or "soft" (minus v_threshold, as sinabs and Rockpool train); None: what
-            its metadata say, or "hard".
-        sha256: of the file, if it has to be that of an earlier time.
-
-    Raises:
-        UserError: no such file, or another one; dt is nowhere said; a node that the kernels lack, by its name.
+    dt: length of a time step in the file's unit of time. reset: "hard" (to v_reset, NIR's own) or "soft" (minus
+    v_threshold, as sinabs and Rockpool train). None: what its metadata say. sha256: of the file, if it has to be
+    that. UserError: no such file, or another one; dt is nowhere said; a node that the kernels lack, by its name.
     """
     nir = import_nir("a file of NIR")
     try:
@@ -64,12 +58,8 @@ def network(
 class NirNetwork(nn.Module):
     """A `nir.NIRGraph` in torch: each node a module over time, on the sum of what arrives at it.
 
-    Attributes:
-        graph: the graph, with dt, the tie at the threshold and the reset in its metadata.
-        names: the node of each neuron, by the name of its module.
-
-    Raises:
-        ValueError: see `network`.
+    graph: with dt, the tie at the threshold and the reset in its metadata. names: the node of each neuron's module.
+    ValueError: see `network`.
     """
 
     def __init__(self, graph: Any, dt: float | None = None, reset: str | None = None) -> None:

@@ -13,15 +13,10 @@ Step: TypeAlias = Callable[[Array], Array]  # the sum of a node's inputs [B, ...
 
 
 def replay(graph: Any, images: Array, steps: int) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Shows images [B, C, H, W] to a `nir.NIRGraph` at each of `steps` time steps, or their frames.
+    """Shows images [B, C, H, W] to a `nir.NIRGraph` at each of `steps` time steps, or frames [steps, B, C, H, W].
 
-    Frames are [steps, B, C, H, W], one for each step.
-
-    Returns, by node, what each gives at each step, [T, B, ...], and of neurons the membrane before
-    the reset, [T, B, ...]; all in float64.
-
-    Raises:
-        ValueError: an unknown kind of node, a cycle, or no dt in the metadata.
+    Returns what each node gives at each step, [T, B, ...], and of neurons the membrane before the reset, in float64.
+    ValueError: an unknown kind of node, a cycle, or no dt in the metadata.
     """
     if "dt" not in graph.metadata:
         raise ValueError("the graph's metadata lacks dt, the length of a time step")

@@ -1,12 +1,7 @@
-"""The ANN retrained with the activation that a short window has: `convert --method qcfs`.
+"""The ANN retrained with the activation that a short window has: `convert --method qcfs` (Bu et al. 2022).
 
-Bu et al. 2022, "Optimal ANN-SNN Conversion for High-accuracy and Ultra-low-latency Spiking Neural
-Networks": the ReLU is replaced by quantisation, clip, floor and shift,
-
-    theta / T * clip(floor(a * T / theta + 1 / 2), 0, T)
-
-which is the mean output of a converted neuron for a constant current after T steps (see
-converted.py), with theta learnt. Training continues from the ANN's weights for a few epochs.
+The ReLU is replaced by quantisation, clip, floor and shift, the mean output of a converted neuron (see converted.py),
+with theta learnt. Training continues from the ANN's weights for a few epochs.
 """
 
 import copy
@@ -28,10 +23,9 @@ LR_SHARE = 0.25  # of the recipe's learning rate: the weights are trained alread
 
 
 class QuantisedReLU(nn.Module):
-    """Activations [T, B, C, ...] -> the nearest of steps + 1 levels between 0 and `threshold`.
+    """Activations [T, B, C, ...] -> the nearest of steps + 1 levels between 0 and `threshold` ([C] or [1], learnt).
 
-    Backward treats the rounding as the identity. `threshold` ([C], or [1] for the whole layer) is
-    learnt; it never falls below a thousandth of its initial value.
+    Backward treats the rounding as the identity. The threshold stays above a thousandth of its initial value.
     """
 
     least: Tensor
@@ -68,13 +62,9 @@ def quantised(model: Network, thresholds: dict[str, Tensor], steps: int) -> Netw
 
 @torch.enable_grad()
 def retrain(run: Run, model: Network, epochs: int) -> None:
-    """Trains a quantised network, in float32, and leaves it in eval mode.
+    """Trains a quantised network, in float32, with the run's data, loss and optimizer, and leaves it in eval mode.
 
-    With the data, augmentation, loss and optimizer of the run's recipe, at a quarter of its
-    learning rate, which falls to 0 along a cosine. A function of the run and `epochs` alone.
-
-    Raises:
-        UserError: the loss is not finite.
+    At a quarter of the learning rate, which falls to 0 along a cosine. UserError: the loss is not finite.
     """
     recipe = replace(run.recipe, "train.schedule=cosine", "train.warmup=0.0")
     data = build_data(recipe)

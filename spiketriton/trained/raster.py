@@ -28,10 +28,7 @@ class Raster:
 
 @torch.inference_mode()
 def raster_of(run: Run) -> Raster | None:
-    """The raster of the first test image.
-
-    None for an ANN, for recordings of events, and where there is no answer at each step.
-    """
+    """The raster of the first test image; None for an ANN, for recordings, and without answers at each step."""
     if not run.model.is_spiking or run.data.facts.frames or not run.model.answers_each_step:
         return None
     images, labels = next(iter(run.data.test))

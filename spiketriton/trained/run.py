@@ -82,22 +82,15 @@ def load_run(
     test_images: int | None = None,
     augment: bool = True,
 ) -> Run:
-    """Loads the run in the folder `path`. Reads it only: the folder may be read-only.
+    """Loads the run in the folder `path`, which may be read-only. Its data are looked for when `Run.data` is used.
 
     Args:
-        path: a run folder.
-        overrides: `key=value` of the keys that move a run and change no weight, as `data.root=...`.
-        values: the same as Python values, {dotted key: value}.
-        checkpoint: "last" (the end of the training), "best" (at the best validation accuracy;
-            only with data.validation) or "ema" (the averaged weights; only with train.ema).
+        overrides, values: of the keys that move a run and change no weight, as "data.root=...", or as Python values.
+        checkpoint: "last", "best" (only with data.validation) or "ema" (only with train.ema).
         test_images: a fixed subset of the test images; 0 for all, None for what the recipe says.
         augment: False takes the training images as they are.
 
-    The data are looked for when `Run.data` is used.
-
-    Raises:
-        UserError: no run, no whole checkpoint, weights of another shape; missing data, if the
-            checkpoint is of a version that recorded nothing about them.
+    UserError: no run, no whole checkpoint, weights of another shape.
     """
     folder = RunFolder.find(path)
     begun = folder.load_recipe(moved_plugins(overrides, values))
@@ -138,10 +131,7 @@ def save_run(
     step: int = 0,
     **more: Any,
 ) -> None:
-    """Writes the folder of a network that was not trained here, a run when all is there.
-
-    more: what else its checkpoint holds. UserError: it cannot be written.
-    """
+    """Writes the folder of a network that was not trained here; `more`: what else its checkpoint holds. UserError."""
     failures: list[str] = []
     Checkpoints(folder.checkpoints, failures.append).save_last(
         {

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 class MovingAverage:
     """average <- d * average + (1 - d) * weights, after each optimizer step.
 
-    d is min(decay, (1 + n) / (10 + n)) at the n-th step, so that the start is soon forgotten (as in
-    TensorFlow's ExponentialMovingAverage with num_updates). Buffers of floating point, such as running
-    statistics, are averaged too; counters are copied when the average is used.
+    d is min(decay, (1 + n) / (10 + n)) at the n-th step, so that the start is soon forgotten (as in TensorFlow).
+    Running statistics are averaged too; counters are those of the network when the average is used.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

@@ -112,8 +112,7 @@ def set_up(cfg: TrainConfig, device: torch.device) -> None:
 def undisturbed() -> Iterator[None]:
     """Whatever `set_up` or a training changes in this process is afterwards as it was before.
 
-    Random generators, threads, deterministic algorithms, environment variables and warning filters.
-    What `keep_freed_memory` chose stays: the C library does not tell what it was.
+    But for what `keep_freed_memory` chose: the C library does not tell what it was.
     """
     draws, threads, variables = random_state(), torch.get_num_threads(), dict(os.environ)
     deterministic = torch.are_deterministic_algorithms_enabled()
@@ -135,8 +134,8 @@ def undisturbed() -> Iterator[None]:
 def keep_freed_memory() -> bool:
     """Lets this process keep the memory that it frees; False where its C library is not glibc.
 
-    Each training step frees and allocates the same large tensors. By default glibc returns them to
-    the system, which clears every page again: that costs more than a neuron layer does.
+    By default glibc returns the large tensors of each step to the system, which clears every page again: that costs
+    more than a neuron layer does.
     """
     try:
         glibc = ctypes.CDLL(None)
@@ -150,10 +149,9 @@ def keep_freed_memory() -> bool:
 
 
 def use_threads(threads: int) -> int:
-    """Sets the CPU threads of one operation and returns their number.
+    """Sets the CPU threads of one operation and returns their number; 0: torch's choice, where processors are free.
 
-    0 takes torch's choice, but no more than there are processors that other processes leave free,
-    unless OMP_NUM_THREADS (which torchrun sets) has chosen.
+    OMP_NUM_THREADS, which torchrun sets, has chosen already.
     """
     if not threads and "OMP_NUM_THREADS" not in os.environ:
         threads = min(torch.get_num_threads(), processors.free())
@@ -277,10 +275,7 @@ def package_checksum() -> str:
 
 
 def version_line() -> str:
-    """`spiketriton 0.1.0 (commit 1a2b3c4d, with changes), torch 2.13.0, ..., Python 3.11.7`.
-
-    Where that is unknown with the checksum of the code in place of the commit.
-    """
+    """`spiketriton 0.1.0 (commit 1a2b3c4d, with changes), torch 2.13.0, ..., Python 3.11.7`."""
     commit, dirty = commit_of_package()
     where = f" (code {package_checksum()[:8]})"
     if commit:

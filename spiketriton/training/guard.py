@@ -1,13 +1,8 @@
 """Finds losses and gradients that are not finite without waiting for the device.
 
-The verdict on a step is a boolean on the device. If the step is bad, the optimizer skips it (`found_inf`,
-as for a loss scaler), and batch norm's running statistics are restored: weights, optimizer state
-and statistics keep the bits that they had before the step. The host reads the counts when it waits
-for the device anyway, for a row of metrics or a checkpoint.
-
-After more bad steps in a row than the recipe allows (none under `train.nonfinite = "stop"`) every
-later step is skipped too, so the model is still the one that met the bad step when the host reads
-the counts.
+The verdict on a step is a boolean on the device. In a bad step the optimizer does nothing (`found_inf`), and batch
+norm's statistics are restored. After more bad steps in a row than the recipe allows (none under "stop") every later
+one is left out too, so that the model is still the one that met the bad step when the host reads the counts.
 """
 
 import math
@@ -50,17 +45,10 @@ class Counts(NamedTuple):
 
 
 class FiniteGuard:
-    """Keeps bad steps from changing anything.
+    """Keeps bad steps from changing anything; all ranks must be given the same `loss` and `norm`.
 
-    Args:
-        model: whose buffers a bad step must not change.
-        optimizer: with torch's `fused=True`; the guard hooks its `step`.
-        cfg: `nonfinite` and `max_skips` are read.
-        scaled: whether a loss scaler is used. It finds its factor by trial, so gradients may
-            overflow. Such steps change nothing either; they count as bad only after SCALER_TRIES
-            of them in a row.
-
-    Every rank of a run must be given the same `loss` and `norm`.
+    optimizer: with torch's `fused=True`; its `step` is hooked. scaled: a loss scaler finds its factor by trial, so
+    gradients may overflow; such steps change nothing either, and count as bad only after SCALER_TRIES in a row.
     """
 
     def __init__(
@@ -89,12 +77,7 @@ class FiniteGuard:
 
     @torch.no_grad()
     def judge(self, step: Tensor, loss: Tensor, norm: Tensor) -> None:
-        """After backward, before the optimizer's step.
-
-        Args:
-            step: its number, from 1, an int64 scalar on the device.
-            loss, norm: of the whole step, scalars on the device.
-        """
+        """After backward, before the optimizer's step, whose number is `step`, from 1; scalars on the device."""
         overflow = ~norm.isfinite()
         _set(self._overflows, overflow, self._overflows + 1, 0)
         tries = SCALER_TRIES if self.scaled else 0

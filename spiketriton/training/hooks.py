@@ -1,8 +1,4 @@
-"""Functions of the caller's that a training calls; docs/python.md shows a logger, a stop, a search for the rate.
-
-They are told, and can end the run, and nothing that they do reaches the next step: rows are copies, and random numbers
-that a step draws are seeded by the step. What one raises ends the run as an error.
-"""
+"""Functions of the caller's that a training calls: see docs/python.md. What one raises ends the run as an error."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

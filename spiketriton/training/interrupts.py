@@ -1,11 +1,8 @@
 """Ctrl-C, SIGTERM and a closed terminal: the first stops the run after its step, the second at once.
 
-A second one that comes within a moment of the first is the same wish: a terminal that closes sends
-SIGHUP twice, by the kernel and by the shell. SIGHUP never counts as a second one, for nobody waits
-who has closed the window. A save is never broken off: a second signal ends the run after it.
-
-With several ranks, one signal to any of them stops all after the same step. Further signals are
-ignored, because a scheduler signals both torchrun and the ranks, and torchrun forwards its own.
+A second one within a moment is the same wish: a terminal that closes sends SIGHUP twice. SIGHUP never counts as a
+second one. A save is never broken off. With several ranks, one signal to any of them stops all after the same step,
+and further ones are ignored: a scheduler signals torchrun and the ranks, and torchrun forwards its own.
 """
 
 import contextlib
@@ -27,11 +24,10 @@ if _HANGUP is not None:
 
 
 class StopSignals:
-    """A context manager that catches the signals; `requested` is True once one has come.
+    """Catches the signals while entered; `requested` is True once one has come.
 
-    `say` is called in the signal handler with a line for the user, so it must not use a stream that
-    the program may be writing to at that moment. Outside the main thread, where Python delivers no
-    signals, it does nothing.
+    `say` is called in the signal handler, so it must not use a stream that may be written to at that moment. Outside
+    the main thread, where Python delivers no signals, it does nothing.
     """
 
     def __init__(self, say: Callable[[str], None], ranks: Ranks | None = None) -> None:

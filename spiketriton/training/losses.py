@@ -1,13 +1,10 @@
-"""Losses on the read-out currents of every time step.
-
-With o[t] the currents of step t, y the labels and CE the cross-entropy:
+"""Losses on the read-out currents of every time step, o[t], with labels y and the cross-entropy CE:
 
     cross_entropy   CE(mean_t o[t], y)
     tet             (1 - lambda) * mean_t CE(o[t], y) + lambda * mean (o - 1)^2
 
-TET is Deng et al., "Temporal Efficient Training of Spiking Neural Network via Gradient
-Re-weighting" (ICLR 2022, arXiv 2202.11946); the target 1.0 of its second term, which keeps
-single steps from drifting, is the default `means=1.0` of the authors' `TET_loss`.
+TET is Deng et al., "Temporal Efficient Training of Spiking Neural Network via Gradient Re-weighting" (ICLR 2022,
+arXiv 2202.11946); the target 1.0 is the default `means=1.0` of the authors' `TET_loss`.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,20 +26,12 @@ TET_TARGET = 1.0
 
 
 def build_loss(cfg: LossConfig, class_counts: Sequence[int] = ()) -> Loss:
-    """The loss of a recipe: (currents `[T, B, K]` of any float, labels `[B]` int64) -> scalar.
+    """The loss of a recipe: (currents `[T, B, K]` of any float, labels `[B]` int64) -> scalar in float32 or wider.
 
-    The built-in ones also take labels `[B, K]` of floats, the probabilities of the classes: they are
-    linear in the labels, so an image that is labelled s of one class and 1 - s of another has s times
-    the loss of the one and 1 - s times that of the other, class weights included.
-
-    A weight for each class multiplies the cross-entropy of its images.
-    With balanced class weights the cross-entropy of an image of class k is multiplied by N / (K n[k]),
-    where n[k] are the `class_counts` of the N training images, and the mean is taken over images, not
-    over weights, so that parts of a batch add up.
-
-    The scalar is the mean over the batch, computed in float32 or wider whatever the currents'
-    dtype. Label smoothing spreads its share evenly over all K classes. Raises ValueError for other
-    shapes.
+    The built-in ones also take labels `[B, K]`, the probabilities of the classes, in which they are linear. Class
+    weights multiply an image's cross-entropy; balanced they are N / (K n[k]), n[k] the `class_counts` of the N
+    training images. The mean is taken over images, not over weights, so that parts of a batch add up. ValueError:
+    other shapes.
     """
     weights = None
     if cfg.class_weights == "balanced":

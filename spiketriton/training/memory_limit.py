@@ -1,15 +1,11 @@
 """Out of memory: what a step needed, the keys that lower it, and the largest micro-batch that fits.
 
-`train.micro_batch = "auto"` tries each divisor of a device's batch, starting with the whole batch. A
-trial trains a throw-away network: one optimizer step, then a second forward and backward pass, when
-gradients, optimizer state and activations are held at once and memory peaks. The first size that
-does not run out of memory is used. The random generators are restored, so the run has the same bits
-as one with that number in its recipe. The result is kept in the run folder: batch norm sees
-micro-batches, so a run that is resumed on another machine must keep its size.
+`train.micro_batch = "auto"` tries each divisor of a device's batch, the largest first, on a throw-away network: one
+optimizer step, then a second forward and backward pass, when memory peaks. What was found is kept in the run folder:
+batch norm sees micro-batches, so a resumed run must keep its size.
 
-On a CPU each trial is a process whose memory is limited to what is free. Without the limit Linux
-would kill the process instead of refusing memory, and oneDNN computes no new convolution in a process
-that was refused memory once.
+On a CPU each trial is a process whose memory is limited to what is free. Without the limit Linux would kill the
+process, and oneDNN computes no new convolution in a process that was refused memory once.
 """
 
 import contextlib
@@ -63,11 +59,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def explained(
     error: BaseException, recipe: Recipe, device: torch.device, images: int
 ) -> OutOfMemory:
-    """The one-line error for running out of memory in training.
-
-    Args:
-        images: of the micro-batch that did not fit, on this device.
-    """
+    """The one-line error for running out of memory in training, by a micro-batch of `images` on this device."""
     train, peak = recipe.train, peak_memory_mib(device)
     asked = _asked(str(error))
     had = "the peak allocated before" if device.type == "cuda" else "the peak of this process"
@@ -169,10 +161,7 @@ def _read(path: Path, sizes: Sequence[int]) -> int:
 
 
 def largest_that_fits(sizes: Sequence[int], trial: Trial, recipe: Recipe) -> int:
-    """The first of some falling numbers of images for which `trial` does not run out of memory.
-
-    OutOfMemory: there is none.
-    """
+    """The first of some falling numbers of images for which `trial` has memory. OutOfMemory: there is none."""
     before, device = random_state(), environment.choose_device(recipe.train.device).value
     try:
         for size in sizes:
@@ -201,11 +190,7 @@ def _failure(trial: Trial, size: int) -> Exception | None:
 
 
 def _trial_of(recipe: Recipe, data: Data, ranks_here: int) -> Trial:
-    """A trial with the recipe's network, on noise of the data's shape.
-
-    The ranks on this machine (`ranks_here`) run it at the same time, so each gets its share of the
-    free memory.
-    """
+    """A trial with the recipe's network, on noise. Ranks on this machine share the free memory."""
     device = environment.choose_device(recipe.train.device).value
     train = partial(_train, recipe, data.facts, data.frames)
     if device.type != "cpu":

@@ -19,8 +19,7 @@ except ImportError:  # Windows
 class Meters:
     """Sums between two calls of `read`, which alone waits for the device.
 
-    The speed leaves out a session's first step, in which kernels are compiled, unless it is the
-    only one.
+    The speed leaves out a session's first step, in which kernels are compiled, unless it is the only one.
     """
 
     def __init__(self, device: torch.device) -> None:

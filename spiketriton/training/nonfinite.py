@@ -1,9 +1,7 @@
 """Where the numbers of a training step went wrong: the first layer and time step.
 
-When a loss or gradient that is not finite ends a run, the step is repeated with norm and neuron
-computed apart, so that every current between them can be checked. The first bad value in the order of
-computation is reported: in the forward pass, or else in the backward pass, which starts at the last
-layer and the last time step.
+The step that ended a run is repeated with norm and neuron apart. The first bad value in the order of computation is
+reported: in the forward pass, or else in the backward pass, which starts at the last layer and time step.
 """
 
 import contextlib
@@ -40,11 +38,10 @@ class Diverged(Exception):
 class Finding:
     """Where the first value that is not finite appeared.
 
-    what: "the images", "input current", "output", "loss", "gradient" or "norm".
-    layer: dotted name of the module, or of the parameter; "" where there is none.
-    time_step: from 0; None without one.
-    count, of: values that are not finite, of how many in that time step (or tensor).
-    parameters: those that hold, or whose gradients hold, values that are not finite.
+    what: "the images", "input current", "output", "loss", "gradient" or "norm". layer: dotted name of the module, or
+    of the parameter; "" where there is none. time_step: from 0; None without one. count, of: values that are not
+    finite, of how many in that time step (or tensor). parameters: those that hold, or whose gradients hold, values
+    that are not finite.
     """
 
     what: str
@@ -77,14 +74,8 @@ def locate(
 ) -> Finding | None:
     """Repeats a step and returns where it went wrong; None if it was finite this time.
 
-    Afterwards the model is as before, and the gradients of its parameters are None.
-
-    Args:
-        model: with the weights from before the step.
-        batches: its micro-batches on the model's device, images [b, C, H, W] or frames
-            [T, b, C, H, W], and labels [b].
-        loss: currents [T, b, K], labels [b] -> scalar.
-        autocast: the precision of the forward pass.
+    The model, with the weights from before the step, stays as it is; the gradients of its parameters are None.
+    batches: micro-batches on its device. loss: currents [T, b, K], labels [b] -> scalar.
     """
     with one_by_one(model), trial(model), _without_gradients(model):
         for images, labels in batches:
@@ -189,13 +180,7 @@ def _without_gradients(model: Network) -> Iterator[None]:
 
 
 def scene(recipe_and_weights: State, step: int, batches: Sequence[Batch]) -> State:
-    """What nonfinite.pt holds: recipe, facts of the data and weights of a training state, and the step's batches.
-
-    Args:
-        recipe_and_weights: `Trainer.state_dict()`.
-        step: the bad one, from 1.
-        batches: its micro-batches.
-    """
+    """What nonfinite.pt holds: recipe, facts and weights of `Trainer.state_dict()`, and the bad step's batches."""
     kept = ("recipe", "name", "version", "data", "model")
     images, labels = zip(*batches, strict=True)
     return {
@@ -243,12 +228,7 @@ def again(
 def report(
     recipe: Recipe, folder: Path, counts: Counts, find: Callable[[], Finding | None]
 ) -> Diverged:
-    """Finds the place, writes nonfinite.json, and returns the error that ends the run.
-
-    Args:
-        counts: of the guard that ended it.
-        find: repeats the step.
-    """
+    """Writes nonfinite.json, and returns the error that ends the run; `find` repeats the step."""
     finding = None
     try:
         finding = find()

@@ -19,12 +19,10 @@ END_FACTOR = START_FACTOR / 1e4
 
 
 def build_optimizer(cfg: TrainConfig, model: nn.Module, lr: float) -> Optimizer:
-    """SGD or AdamW over the trainable parameters of `model`.
+    """SGD or AdamW over the trainable parameters of `model`. ValueError: there are none.
 
-    Unless `decay_norms` is set, weight decay reaches matrices and convolution kernels only: what has
-    fewer than two dimensions (biases, scales of norms, gains, the leak of a neuron) has no scale for decay to choose.
-    Torch's `fused` variant is used because it alone can skip a step, state included, by a flag on
-    the device (`found_inf`, see guard.py). Raises ValueError if nothing can be trained.
+    Unless `decay_norms` is set, weight decay reaches matrices and convolution kernels only. Torch's `fused` variant
+    alone can skip a step, state included, by a flag on the device (`found_inf`, see guard.py).
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
@@ -48,14 +46,11 @@ def build_optimizer(cfg: TrainConfig, model: nn.Module, lr: float) -> Optimizer:
 def build_schedule(cfg: TrainConfig, optimizer: Optimizer, total_steps: int) -> LambdaLR:
     """The learning rate over `total_steps` optimizer steps; call `.step()` after each of them.
 
-    one_cycle: torch's OneCycleLR without momentum cycling: cosine up from lr/25 to lr in the first
-    `warmup` of all steps, cosine down to lr/250000. Where OneCycleLR would have no step near the
-    peak (a rise of less than one step, or of all but less than one) the first step, or the last but
-    one, is the peak. cosine: linear up to lr, cosine down towards 0. constant: linear up to lr,
-    then level. step: linear up to lr, then multiplied by `gamma` after each of the `milestones`, shares
-    of all steps. `warmup_lr`, if above 0, is where the rise begins, and `min_lr` where the cosine ends.
-    After the last step the rate stays where it is.
-    Raises ValueError for `total_steps` below 1.
+    one_cycle: torch's OneCycleLR without momentum cycling: cosine up from lr/25 to lr in the first `warmup` of all
+    steps, cosine down to lr/250000; where that would have no step near the peak the first step, or the last but one,
+    is it. Others rise linearly to lr: cosine goes down towards 0, constant is level, step is multiplied by `gamma`
+    after each of the `milestones`. `warmup_lr`, if above 0, is where the rise begins, and `min_lr` where the cosine
+    ends. ValueError: `total_steps` below 1.
     """
     if total_steps < 1:
         raise ValueError(f"total_steps = {total_steps}: accepted: an integer from 1")

@@ -16,11 +16,7 @@ Net = TypeVar("Net", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Placement:
-    """Puts networks and batches on a device.
-
-    Everything that runs a recipe's network (training, trials, diagnosis, evaluation, profiling)
-    goes through this class, so that all of them compute with the same precision and layout.
-    """
+    """Puts networks and batches on a device: whatever runs a recipe's network goes through this class."""
 
     device: torch.device
     precision: torch.dtype  # of convolutions and matrix products
@@ -28,10 +24,7 @@ class Placement:
 
     @classmethod
     def of(cls, cfg: TrainConfig, device: torch.device | None = None) -> "Placement":
-        """What a recipe asks for, or the same on another `device`.
-
-        UserError: the recipe asks for a GPU and there is none.
-        """
+        """What a recipe asks for, or the same on another `device`. UserError: it asks for a GPU and there is none."""
         device = device or environment.choose_device(cfg.device).value
         return cls(
             device=device,

@@ -72,10 +72,9 @@ def refuse_missing_weights(source: str) -> None:
 
 
 def find_weights(source: str) -> Weights:
-    """The weights that `train.init_from` names, on the CPU. UserError: there are none.
+    """The weights that `train.init_from` names, on the CPU; "module." in front of names is dropped. UserError.
 
-    The ANN twins of plain-block ResNets have torchvision's names; "module." in front, which parallel
-    training leaves, is dropped.
+    The ANN twins of plain-block ResNets have torchvision's names.
     """
     refuse_missing_weights(source)
     if source.startswith(TORCHVISION):
@@ -138,13 +137,10 @@ def _of_file(path: Path) -> Weights:
 
 @torch.no_grad()
 def take_weights(model: Network, weights: Weights, source: str) -> Taken:
-    """Copies what fits by name and shape. A head for other classes stays new.
+    """Copies what fits by name and shape. A head for other classes stays new. UserError: nothing fits.
 
-    A name that the network does not have may be one of SpikingJelly's `spiking_resnet`, `sew_resnet` (or
-    of the paper's code) and `ms_resnet`: see `SPIKINGJELLY`. They compute the same as blocks "plain",
-    "sew" with ADD, and "ms" with stem "strided".
-
-    UserError: nothing fits.
+    A name that the network does not have may be one of SpikingJelly's ResNets (or of the SEW paper's code), which
+    compute the same as blocks "plain", "sew" with ADD, and "ms" with stem "strided".
     """
     own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     report = Taken(source)

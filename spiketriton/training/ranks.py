@@ -1,11 +1,8 @@
-"""The ranks of a run: the processes that torchrun started together, or this one alone.
+"""The ranks of a run: the processes that torchrun started together, or this one alone (docs/many_gpus.md).
 
-    torchrun --nproc-per-node=2 -m spiketriton.train RECIPE
-
-Whatever ranks must decide together, sum up or report once goes through this module. The methods do
-nothing for a single process (`Ranks`) and are collectives for several (`Group`). Tensors on a GPU
-are exchanged by NCCL, everything else by gloo, so that no decision waits for a GPU. The page for
-users is docs/many_gpus.md.
+Whatever ranks decide together, sum up or report once goes through this module: nothing for a single process
+(`Ranks`), collectives for several (`Group`). Tensors on a GPU are exchanged by NCCL, everything else by gloo, so that
+no decision waits for a GPU.
 """
 
 import contextlib
@@ -102,10 +99,7 @@ class Ranks:
 
 
 def ranks_of_torchrun() -> Ranks:
-    """The ranks that this process belongs to, by torchrun's environment variables.
-
-    UserError: some of the variables are missing or wrong, as some schedulers leave them.
-    """
+    """The ranks that this process belongs to, by torchrun's variables. UserError: some are missing or wrong."""
     given = {name: os.environ.get(name, "") for name in ("WORLD_SIZE", "RANK", "MASTER_PORT")}
     if given["WORLD_SIZE"] in ("", "1"):
         return Ranks()
@@ -121,13 +115,10 @@ def ranks_of_torchrun() -> Ranks:
 class Group(Ranks):
     """Several processes. While it is entered, an error on one rank ends all, with one message.
 
-    A rank that fails posts the reason in the store (which torchrun keeps) and closes its
-    connections, so that collectives of the other ranks fail too. The others then look in the store:
-    the posted reasons, and which ranks posted nothing, make up the message. The first rank prints
-    it, or another one if the first is lost.
-
-    A second thread sees to it where the main one cannot: while it waits for a kernel of NCCL, neither
-    an exception nor a signal reaches it. Its pulse shows the others that this process is alive.
+    A rank that fails posts the reason in the store (which torchrun keeps) and closes its connections, so that
+    collectives of the others fail too. These look in the store: the posted reasons, and which ranks posted nothing,
+    make up the message, which the first rank prints, or another one if the first is lost. A second thread sees to it
+    where the main one waits for a kernel of NCCL; its pulse shows the others that this process is alive.
     """
 
     def __init__(self) -> None:

@@ -9,15 +9,10 @@ from spiketriton.training.interrupts import StopSignals
 
 
 class Saver:
-    """Writes the last and the best state of a run.
+    """Writes the last and the best state of a run; a second signal of `stop` waits meanwhile.
 
-    Args:
-        checkpoints: where to.
-        stop: whose second signal waits while a state is written.
-        told: called with the path of each last.pt that was written.
-
-    Attributes:
-        saved_at: the step of the newest last.pt, unless something was found out about that step since.
+    told: called with the path of each last.pt. saved_at: the step of the newest last.pt, unless something was found
+    out about that step since.
     """
 
     def __init__(

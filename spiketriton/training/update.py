@@ -20,13 +20,8 @@ from spiketriton.training.ranks import Ranks
 class Update:
     """Adds up the gradients of a step's parts, clips their sum, and changes the weights unless it is not finite.
 
-    Args:
-        cfg: the recipe's.
-        peak_lr: the highest learning rate.
-        model: on its device.
-        placement: whose precision decides whether the loss is scaled.
-        ranks: over which statistics of batch norms are averaged that each rank takes for itself.
-        steps: of the whole training.
+    model: on its device. placement: its precision decides whether the loss is scaled. ranks: average statistics of
+    batch norms that each takes for itself. steps: of the whole training.
     """
 
     def __init__(

@@ -1,9 +1,7 @@
 """From counts of events to what the network sees: augmented (training) or as they are, time first.
 
-A transform is called with frames and keys, as those of images: `transform(frames, keys)` takes uint8
-[b, T, 2, S, S] and gives float32 [T', b, 2, S, S]. `keys` (uint64 [b]) seed the augmentation, one
-key per recording; None means test recordings. What is done to a recording is done to all of its
-frames alike and depends on its key alone.
+`transform(frames, keys)` takes uint8 [b, T, 2, S, S] and gives float32 [T', b, 2, S, S], as transforms of images do.
+What is done to a recording is done to all of its frames alike and depends on its key alone.
 """
 
 import math
@@ -41,9 +39,9 @@ class Moves:
     def of(cls, config: DataConfig, size: int, *, mirrors: bool) -> "Moves":
         """What a recipe asks for, for frames of `size` pixels; `mirrors`: classes survive a mirror.
 
-        Where a key is "auto", data.augment decides. standard: mirror and roll by up to 5 pixels of
-        48 (Deng et al. 2022, arXiv 2202.11946). strong: also turn by up to 15 degrees, shear by up
-        to 0.15 and cut out 8 pixels of 48 (Li et al. 2022, arXiv 2203.06145).
+        "auto" under standard: mirror and roll by up to 5 pixels of 48 (Deng et al. 2022, arXiv 2202.11946); strong:
+        also turn by up to 15 degrees, shear by up to 0.15 and cut out 8 pixels of 48 (Li et al. 2022, arXiv
+        2203.06145).
         """
         some, much = config.augment != "none", config.augment == "strong"
         usual: dict[str, Any] = {
@@ -61,9 +59,7 @@ class Moves:
 class EventTransform:
     """Augments (training only), scales counts, and puts time first.
 
-    Args:
-        count: what the network sees of n events: "log" ln(1 + n), "clip" 1 if there is one, "raw" n.
-        moves: how training recordings are changed.
+    count: what the network sees of n events: "log" ln(1 + n), "clip" 1 if there is one, "raw" n.
     """
 
     def __init__(self, count: str, moves: Moves) -> None:
@@ -112,11 +108,7 @@ class EventTransform:
 
 
 class GivenFrames:
-    """Frames that somebody hands over, as a split; see `splits.py`. Their labels are 0.
-
-    Args:
-        frames: uint8 counts [B, T, 2, S, S], as `to_frames` and `to_bytes` make them.
-        facts: of the network that will see them.
+    """Frames that somebody hands over, as a split, whose labels are 0: uint8 counts [B, T, 2, S, S].
 
     UserError: other shapes or dtypes.
     """
@@ -141,10 +133,7 @@ class GivenFrames:
 
 
 def kept_steps(key: np.uint64, steps: int, deleted: int) -> np.ndarray:
-    """The frames that are left of `steps` when `deleted` of them go by chance, in order.
-
-    Random temporal delete (Fang et al. 2021, arXiv 2102.04159).
-    """
+    """The frames left of `steps` by random temporal delete (Fang et al. 2021, arXiv 2102.04159), in order."""
     draws = mix(np.array([key]), _DELETE, np.arange(steps, dtype=np.uint64))
     return np.sort(np.argsort(draws, kind="stable")[deleted:])
 
@@ -161,10 +150,7 @@ def dropped(frames: Tensor, key: np.uint64, share: float) -> Tensor:
 
 
 def turned(frames: Tensor, angle: float, shear: float) -> Tensor:
-    """Frames uint8 [T, 2, S, S] turned by `angle` (radians), then sheared along x about their middle.
-
-    Each pixel takes the count of the nearest one; what lies outside is empty.
-    """
+    """Frames uint8 [T, 2, S, S] turned by `angle` (radians), then sheared along x: the nearest counts."""
     size = frames.shape[-1]
     at = (2 * torch.arange(size, dtype=torch.float64) + 1) / size - 1
     y, x = at[:, None], at[None, :] - shear * at[:, None]

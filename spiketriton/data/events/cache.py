@@ -1,15 +1,12 @@
 """Frames of all recordings of a data set, computed once: a memory map of uint8 for each setting.
 
     <data.cache>/<data set>-<digest>/
-        frames.npy      uint8 [N, T, 2, S, S], numpy's format: np.load(path, mmap_mode="r") reads it
-        facts.npy       for each recording: whether it is done, its events, its duration, events above
-                        255 of one pixel and bin, which are lost
+        frames.npy      uint8 [N, T, 2, S, S]: np.load(path, mmap_mode="r") reads it
+        facts.npy       for each recording: `FACTS`; events above 255 of one pixel and bin are lost
         settings.json   what the frames depend on, in words; the digest is this file's
 
-Recordings are binned by several processes, file by file, and marked as done one by one, so that a
-build that was killed continues where it stopped. The disk space is taken before the work begins. One
-process builds, others that need the same frames wait for it. The same files and settings give the
-same bytes, whoever builds them and however often he was interrupted.
+Several processes bin file by file and mark recordings as done, so that a build that was killed continues where it
+stopped. One process builds, others wait. The same files and settings give the same bytes.
 """
 
 import contextlib
@@ -72,19 +69,10 @@ class FrameSplit:
 def frames_of(
     recordings: Recordings, config: DataConfig, *, steps: int, size: int, workers: int
 ) -> list[FrameSplit]:
-    """The training, test and, if there are any, validation recordings as frames.
+    """The training, test and, if there are any, validation recordings as `steps` frames of `size` pixels.
 
-    Frames are built now if they are not on the disk yet.
-
-    Args:
-        recordings: of the data set.
-        config: the recipe's data.
-        steps: frames of a recording.
-        size: height and width of a frame.
-        workers: processes that build; 0: this one.
-
-    Raises:
-        UserError: a recording is damaged, the folder cannot be written, or the disk is too small.
+    They are built now, by `workers` processes (0: this one), if they are not on the disk yet.
+    UserError: a recording is damaged, the folder cannot be written, or the disk is too small.
     """
     every = sorted(
         {*recordings.train, *recordings.test, *recordings.validation},

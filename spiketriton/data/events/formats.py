@@ -67,17 +67,10 @@ def read_events(
 ) -> np.ndarray:
     """The events of a file: an array of `EVENT`, ordered by time.
 
-    Args:
-        path: the file.
-        format: a key of `FORMATS`; "auto": by its ending and first bytes.
-        sensor: height and width; events outside are refused. None: what the format can express.
-        backward: what to do when time runs backward: "refuse" the file, or "sort" its events, those
-            of equal time as they were.
-
-    Raises:
-        UserError: the file cannot be read, the format is not known, or `sensor` is not height and width.
-        DamagedEvents: it is cut short, or holds events that cannot be; names the byte and the number
-            of whole events before it.
+    format: a key of `FORMATS`; "auto": by its ending and first bytes. sensor: height and width; events outside are
+    refused; None: what the format can express. backward: when time runs backward, "refuse" the file or "sort" its
+    events. UserError: the file cannot be read, or the format is not known. DamagedEvents: it is cut short, or holds
+    events that cannot be.
     """
     path = Path(path)
     if format != "auto" and format not in FORMATS:
@@ -98,10 +91,7 @@ def read_events(
 
 
 def write_events(path: str | Path, events: np.ndarray, format: str) -> None:
-    """Writes an array of `EVENT`, ordered by time, so that `read_events` gives it back.
-
-    UserError: the format cannot express the events, or the file cannot be written.
-    """
+    """Writes an array of `EVENT`, ordered by time, so that `read_events` gives it back. UserError."""
     path = Path(path)
     if format not in FORMATS:
         raise UserError(f'format "{format}": accepted: {", ".join(FORMATS)}')

@@ -23,10 +23,7 @@ pixel evenly, whichever of them are taken in a row."""
 
 
 def bin_edges(t: np.ndarray, steps: int, bins: Bins) -> np.ndarray:
-    """The first event of each bin, and the number of events: int64 [steps + 1].
-
-    t: microseconds int64 [N], ordered.
-    """
+    """The first event of each bin, and the number of events: int64 [steps + 1]. t: int64 [N], ordered."""
     edges = np.zeros(steps + 1, np.int64)
     edges[-1] = len(t)
     if len(t):
@@ -43,17 +40,9 @@ def to_frames(
 ) -> np.ndarray:
     """Counts of events, int64 [steps, 2, size, size]: polarity 0, then 1. Every event counts once.
 
-    A sensor that is not square lies in the middle of a square one. Pixels are binned by area: an
-    event lies at a point within its pixel, and these points fill the pixel evenly, so that a cell
-    gets as many of a pixel's events as it covers of its area. Where `size` divides the sensor's
-    side, that is the plain sum over pixels.
-
-    Args:
-        events: an array of `EVENT`, ordered by time, within the sensor.
-        sensor: height and width in pixels.
-        steps: number of bins.
-        bins: "number" or "time".
-        size: height and width of a frame.
+    A sensor that is not square lies in the middle of a square one. Pixels are binned by area: a pixel's events lie at
+    points that fill it evenly, so that a cell gets as many of them as it covers of its area.
+    events: an array of `EVENT`, ordered by time, within the sensor.
     """
     height, width = sensor
     side = max(sensor)

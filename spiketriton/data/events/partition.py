@@ -47,12 +47,5 @@ SPLITS: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {
 
 
 def held_out(name: str, labels: Sequence[int], numbers: Sequence[int], seed: int) -> np.ndarray:
-    """Whether each recording belongs to the test set, bool [N].
-
-    Args:
-        name: a key of `SPLITS`.
-        labels: the recordings' classes.
-        numbers: their numbers within the class.
-        seed: of the random ones.
-    """
+    """Whether each recording belongs to the test set, bool [N]; `numbers`: within the class."""
     return SPLITS[name](np.array(labels), np.array(numbers), seed)

@@ -43,11 +43,7 @@ _AT_ONCE = 128  # digits simulated together
 
 
 def digits(root: Path, format: str) -> Path:
-    """The folder with the recordings in `format`: train/<digit>/00000.bin, ..., test/<digit>/...
-
-    Made once: in a temporary folder that is renamed when it is complete, by one process at a time.
-    UserError: it cannot be written.
-    """
+    """The folder with the recordings in `format`: train/<digit>/00000.bin, ..., made once. UserError."""
     folder = root / f"digits_dvs_{format}_v{VERSION}"
     if folder.is_dir():
         return folder
@@ -81,10 +77,7 @@ def _write_all(folder: Path, format: str) -> None:
 
 
 def record(images: np.ndarray, keys: np.ndarray) -> list[np.ndarray]:
-    """What the camera reports of images (floats in 0..1 [n, h, w]), an array of `EVENT` for each.
-
-    keys: uint64 [n]; the thresholds of the pixels and the noise are functions of an image's key.
-    """
+    """What the camera reports of images (floats in 0..1 [n, h, w]), an array of `EVENT` for each; keys: uint64 [n]."""
     height, width = SENSOR
     pixels = height * width
     enlarged = _enlarged(images)
