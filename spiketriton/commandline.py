@@ -38,7 +38,7 @@ KEYS_HELP = f"changes to the recipe; {KEYS_PAGE}"
 
 EXIT_CODES = {
     0: "done",
-    2: "a mistake in the command, the recipe or a file, or a file that cannot be written",
+    2: "a mistake in the command, the recipe, code that it names or a file, or a file that cannot be written",
     130: "interrupted",
     1: "anything else",
 }

@@ -1,9 +1,9 @@
 """Errors of the user and exit codes, the same for every command.
 
-0: done. 2: the user's mistake, or a file that the system refuses to read or write (one line on stderr, no
-traceback). 3: a loss or gradient of a training was not finite. 129, 130, 143: interrupted by SIGHUP, SIGINT,
-SIGTERM. 1: no room for the last checkpoint of a run, or for the output, in one line; anything else, with its
-traceback, which is a bug of spiketriton.
+0: done. 2: the user's mistake, also in code that a recipe names, or a file that the system refuses to read or write
+(one line on stderr, no traceback). 3: a loss or gradient of a training was not finite. 129, 130, 143: interrupted by
+SIGHUP, SIGINT, SIGTERM. 1: no room for the last checkpoint of a run, or for the output, in one line; anything else,
+with its traceback, which is a bug of spiketriton.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import errno
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import NoReturn
@@ -35,6 +36,30 @@ _REFUSED = {
 
 class UserError(Exception):
     """The user's mistake: one line that names the thing, what was given and what is accepted."""
+
+
+TRACEBACK = (
+    "SPIKETRITON_TRACEBACK"  # in the environment: mistakes of others' code are not put in one line
+)
+named_code: dict[str, str] = {}
+"""Packages and modules of others whose code a recipe names, and the key that names them."""
+
+
+def in_code_of_others(error: Exception) -> str:
+    """An error that came through `named_code` in one line, with the layer and the place; "" for any other."""
+    layers: dict[int, str] = {}
+    layer = key = place = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        owner, module = frame.f_locals.get("self"), frame.f_globals.get("__name__", "")
+        if owner is not None and hasattr(owner, "named_modules"):
+            layers = layers or {id(one): name for name, one in owner.named_modules()}
+            layer = layers.get(id(owner), "") or layer
+        for name, words in named_code.items():
+            if f"{module}.".startswith(f"{name}."):
+                key, place = words, f"{frame.f_code.co_filename}:{line}"
+    at = f" in {layer}" if layer else ""
+    why = f"{type(error).__name__}: {one_line(error)}"
+    return f"{key} failed{at}: {why} ({place})" if key else ""
 
 
 def one_line(message: object) -> str:
@@ -88,7 +113,7 @@ def run_command(
 
     `argv` are the arguments without the program's name; None takes them from `sys.argv`. A
     `UserError` is printed as one line on stderr and exits with 2, as does what the system refuses to
-    write or read; Ctrl-C exits with 130. Python prints the traceback of
+    write or read, and a mistake `in_code_of_others`; Ctrl-C exits with 130. Python prints the traceback of
     every other exception and exits with 1. Output that nobody reads is dropped.
     """
     streams.survive_closed_output()
@@ -108,6 +133,12 @@ def run_command(
             raise
         what = f"{error.filename}: " if error.filename else ""
         print(f"error: {what}{error.strerror}", file=sys.stderr)
+        code = EXIT_USER
+    except Exception as error:
+        mistake = in_code_of_others(error)
+        if not mistake or os.environ.get(TRACEBACK):
+            raise
+        print(f"error: {mistake}; {TRACEBACK}=1 shows its traceback", file=sys.stderr)
         code = EXIT_USER
     if lost := streams.lost_output():
         print(f"error: not all of the output could be written: {lost.strerror}", file=sys.stderr)

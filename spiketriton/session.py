@@ -1,6 +1,7 @@
 """One session of training: from a recipe and a run folder to the outcome, for the command and for Python."""
 
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -54,7 +55,11 @@ def train(
         if code := _train_twin(trainer, folder, display, ranks):
             return replace(trainer.outcome(), exit_code=code)
         compile_kernels(trainer)
-        outcome = trainer.fit()
+        try:
+            outcome = trainer.fit()
+        except Exception:
+            display.keep(traceback.format_exc())  # a command may say it in one line
+            raise
         if ranks.first:
             if draws and not outcome.finished and outcome.saved:
                 display.note(f"step {outcome.saved_at} is saved; drawing the pictures")
@@ -122,9 +127,11 @@ def train_for_command(
         if ranks.first:
             print(f"error: {error}", file=sys.stderr)
         return EXIT_NONFINITE
-    except (KeyboardInterrupt, SystemExit):
-        if ranks.first and folder.recipe.exists():
-            to_continue(display, folder, recipe, "interrupted", ranks.launcher)
+    except BaseException as error:
+        failed = isinstance(error, Exception)
+        if ranks.first and folder.recipe.exists() and (display.plan or not failed):
+            what = f"failed (traceback: {folder.console})" if failed else "interrupted"
+            to_continue(display, folder, recipe, what, ranks.launcher)
         raise
     if ranks.first:
         what_next(display, outcome, folder, recipe, words, ranks.launcher)

@@ -24,7 +24,7 @@ from typing import Any
 
 from spiketriton import consent
 from spiketriton.config.words import short
-from spiketriton.errors import UserError, one_line
+from spiketriton.errors import UserError, named_code, one_line
 
 KINDS = {
     "models": "model.name",
@@ -127,6 +127,7 @@ def find(kind: str, name: str) -> Part | None:
         point = entry_points(kind)[name]
         with _as_a_mistake(f"the plugin {_distribution(point)} ({point.value})"):
             point.load()
+        named_code[point.module] = f'{KINDS[kind]} = "{name}" of {_distribution(point)}'
         if (kind, name) not in PARTS:
             raise UserError(
                 f"the plugin {_distribution(point)} offers {KINDS[kind]} = {name!r}, but its module "
@@ -174,6 +175,8 @@ def named_object(name: str, key: str) -> Callable[..., Any]:
         with contextlib.suppress(AttributeError):
             found = attrgetter(path)(holder)
             if callable(found):
+                if name != FROM_NIR:  # our own
+                    named_code[_package(module)] = f'{key} = "{name}"'
                 return found
     known = [n for holder in holders for n in dir(holder) if callable(getattr(holder, n))]
     near = difflib.get_close_matches(path, known, n=1)
@@ -283,6 +286,7 @@ def load(modules: Sequence[str]) -> None:
         else:
             with _as_a_mistake(f"plugins.modules: {given}"), _current_folder_first():
                 importlib.import_module(given)
+            named_code[_package(given)] = f"plugins.modules: {given}"
 
 
 def provided(part: Part, modules: Sequence[str]) -> bool:
@@ -331,6 +335,7 @@ def _load_file(given: str) -> None:
         raise UserError(f"plugins.modules: no such file {path}")
     if known := _already(Path(path)):
         _files[path] = known
+        named_code[known] = f"plugins.modules: {path}"
         return
     name = f"{_OWN}{Path(path).stem}_{hashlib.sha256(path.encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path, loader=_SourceAlone(name, path))
@@ -344,6 +349,7 @@ def _load_file(given: str) -> None:
     except BaseException:
         del sys.modules[name], _files[path]
         raise
+    named_code[name] = f"plugins.modules: {path}"
 
 
 def _already(path: Path) -> str:
@@ -369,6 +375,12 @@ def _as_a_mistake(what: str) -> Iterator[None]:
     except Exception as error:
         why = f"{type(error).__name__}: {one_line(error)}"
         raise UserError(f"{what} cannot be imported: {why}") from error
+
+
+def _package(module: str) -> str:
+    """Where the code of a network may lie beside the module that is named; of torch's packages and ours, it alone."""
+    top = module.partition(".")[0]
+    return module if top in ("torch", "torchvision", "spiketriton", "spiketriton_kernels") else top
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from spiketriton.data.mixing import Mixing
 from spiketriton.data.prefetch import Batch, Loaded, finished
 from spiketriton.data.splits import Split
 from spiketriton.data.transforms import Transform, seeded_each
-from spiketriton.errors import UserError
+from spiketriton.errors import UserError, in_code_of_others, one_line
 from spiketriton.processors import usable
 
 
@@ -82,8 +82,12 @@ class Batches(Dataset[Loaded | UserError]):
 def augmented(
     augment: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, keys: np.ndarray
 ) -> torch.Tensor:
-    """Images uint8 [b, C, S, S], each through a plugin's own augmentation. UserError: it returns something else."""
-    found = seeded_each(augment, images, mix(keys, _OWN))
+    """Images uint8 [b, C, S, S], each through a plugin's own augmentation. UserError: it fails, or returns another."""
+    try:
+        found = seeded_each(augment, images, mix(keys, _OWN))
+    except Exception as error:  # somebody else's code, whose traceback would stay in a worker
+        why = in_code_of_others(error) or f"failed: {type(error).__name__}: {one_line(error)}"
+        raise UserError(f"augment of the data set: {why}") from error
     for image in found:
         good = isinstance(image, torch.Tensor) and image.dtype == torch.uint8
         if not (good and image.shape == images.shape[1:]):

@@ -168,6 +168,7 @@ SOUND = Source(
         ({"augment": lambda image: image / 2}, "augment of the data set returned torch.float32 [1, 16, 16]"),
         ({"augment": lambda image: image[:, 1:]}, "returned torch.uint8 [1, 15, 16]; accepted: uint8 [1, 16, 16]"),
         ({"augment": lambda image: None}, "augment of the data set returned NoneType"),
+        ({"augment": lambda image: image.no}, "augment of the data set: failed: AttributeError: 'Tensor' object has"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_trained_on_rightly_is_refused(monkeypatch, changes, said):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import subprocess
 from contextlib import redirect_stderr
@@ -46,6 +47,16 @@ def breaks(recipe, parts, *, classes, channels, image_size):
 def misfits(recipe, parts, *, classes, channels, image_size):
     layer = Layer(parts.conv(channels, 8, 3, 2), parts.norm(8), parts.neuron(8))
     return FeedForward(parts, channels, [layer], 7, classes)
+
+class Tires(FeedForward):
+    def features(self, images, steps):
+        self.shown = getattr(self, "shown", 0) + self.training
+        return super().features(images[:, 1:] if self.shown > 3 else images, steps)
+
+@model("tires_{tag}")
+def tires(recipe, parts, *, classes, channels, image_size):
+    layer = Layer(parts.conv(channels, 8, 3, 2), parts.norm(8), parts.neuron(8))
+    return Tires(parts, channels, [layer], 8, classes)
 
 @model("wrong_{tag}")
 def wrong(recipe, parts, *, classes, channels, image_size):
@@ -191,3 +202,25 @@ def test_what_a_part_makes_is_checked(folder, part, said):
     with pytest.raises(UserError, match=said):
         spiketriton.train("wrong.toml", run_dir="run", quiet=True)
     assert not Path("run").exists()
+
+
+def test_a_network_that_fails_in_a_step_is_named_with_its_layer_and_place(folder):
+    """The traceback is kept, and so is what was trained before."""
+    text = Path("mine.toml").read_text().replace('name = "mine_', 'name = "tires_')
+    Path("tires.toml").write_text(text)
+    words = ["tires.toml", "checkpoint.every=2", "train.max_steps=9", "--run-dir", "run"]
+    ended = command(*words, cwd=folder)
+    assert ended.returncode == EXIT_USER
+    (line,) = ended.stderr.splitlines()
+    assert re.search(
+        r"^error: plugins.modules: .*mine.py failed in layers.0.weights: RuntimeError: .*channels.*"
+        r"\(.*mine.py:\d+\); SPIKETRITON_TRACEBACK=1 shows its traceback$",
+        line,
+    ), line
+    assert "saved: step 2. To continue:" in ended.stdout
+    assert "Traceback (most recent call last)" in Path("run/console.log").read_text()
+    ended = done(
+        "-m", "spiketriton.train", *words[:-1], "other", folder=folder, SPIKETRITON_TRACEBACK="1"
+    )
+    assert ended.returncode == 1
+    assert "Traceback (most recent call last)" in ended.stderr
