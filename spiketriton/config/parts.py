@@ -206,14 +206,10 @@ def in_hand() -> Any:
         )
     try:
         return copy.deepcopy(_handed[-1])
-    except (
-        RuntimeError,
-        ValueError,
-    ) as error:  # torch copies no tensor that has a graph, or no size
+    except RuntimeError as error:  # torch copies no tensor that has a graph
         raise UserError(
-            f"the network cannot be copied: {one_line(error)}; accepted: one that is not in the middle of a window "
-            "(functional.reset_net(net) of SpikingJelly), weight norms of torch.nn.utils.parametrizations, and lazy "
-            "modules that were called once"
+            f"the network cannot be copied: {one_line(error)}; accepted: one that is not in the middle of a window, "
+            "after functional.reset_net(net) of SpikingJelly, for example"
         ) from error
 
 

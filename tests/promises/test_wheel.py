@@ -193,9 +193,13 @@ def test_the_wheel_says_of_which_commit_it_is(machine):
     head, changed = (run(["git", *words], ROOT) for words in (HEAD, CHANGED))
     said = (machine.packages / "spiketriton" / "commit.txt").read_text()
     assert said.split() == [head.strip(), *(["dirty"] if changed else [])]
+    (metadata,) = machine.packages.glob("spiketriton-*/METADATA")
+    tagged = not changed and run(["git", "tag", "--points-at", "HEAD", "--list", "v[0-9]*"], ROOT)
+    behind = "" if tagged else f"+g{head[:7]}{'.dirty' if changed else ''}"
+    assert f"\nVersion: {spiketriton.__version__}{behind}\n" in metadata.read_text()
 
 
-def test_a_commit_with_the_tag_of_another_version_makes_no_wheel(tmp_path):
+def test_a_commit_with_a_tag_makes_the_wheel_of_that_version_or_none(tmp_path):
     pytest.importorskip("hatchling")
     for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
@@ -204,9 +208,14 @@ def test_a_commit_with_the_tag_of_another_version_makes_no_wheel(tmp_path):
     you = ["-c", "user.name=a", "-c", "user.email=a@b"]
     run(["git", "init", "-q"], tmp_path)
     run(["git", *you, "commit", "-q", "--allow-empty", "-m", "x"], tmp_path)
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel"]
+    run(["git", "tag", f"v{spiketriton.__version__}"], tmp_path)
+    run(build, tmp_path)
+    assert (tmp_path / "dist" / f"spiketriton-{spiketriton.__version__}-py3-none-any.whl").exists()
+    run(["git", "tag", "-d", f"v{spiketriton.__version__}"], tmp_path)
     run(["git", "tag", "v9.9"], tmp_path)
     with pytest.raises(AssertionError, match=r"this commit is tagged v9\.9, and __version__ is"):
-        run([sys.executable, "-m", "hatchling", "build", "-t", "wheel"], tmp_path)
+        run(build, tmp_path)
 
 
 def test_the_kernels_alone_serve_another_project(tmp_path):
