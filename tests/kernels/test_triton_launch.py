@@ -1,6 +1,10 @@
 """Launches by the compiled kernel: it is always the one that Triton's own launcher would choose."""
 
 import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -11,8 +15,9 @@ from triton import language as tl
 
 from profiling.harness.launcher import Driver, without_gpu
 from spiketriton_kernels.backends import triton_launch
-from spiketriton_kernels.backends.triton_launch import launch
+from spiketriton_kernels.backends.triton_launch import launch, repeat, scratch
 from tests.conftest import CUDA
+from tests.small_runs import environment
 
 pytestmark = pytest.mark.skipif(
     CUDA, reason="kernels that do not run: their driver stands in for a GPU's"
@@ -60,6 +65,8 @@ def kernel(monkeypatch):
     made.run = counted
     monkeypatch.setattr(triton_launch, "_known", {})
     monkeypatch.setattr(triton_launch, "_compiled", {})
+    monkeypatch.setattr(triton_launch, "_plans", {})
+    monkeypatch.setattr(triton_launch, "_met", set())
     with without_gpu(Driver()):
         assert len(made.device_caches[0]) == 5
         made.compile = Compiled
@@ -188,3 +195,188 @@ def test_a_triton_of_another_make_is_asked_each_time(kernel, monkeypatch, missin
     for _ in range(3):
         launch(one, (7,), torch.zeros(1), 1, BLOCK=2)
     assert calls == [(7,)] * 3
+
+
+def one_pass(kernel, pair, out, n, scale):
+    """Two launches, the second of which reads what the first one wrote."""
+    room = scratch(out, 2, 8)
+    launch(kernel, (3,), out, pair, room, n, scale, BLOCK=128, RULES=())
+    launch(kernel, (1, 2), out, Pair(room, None), out, n, scale, BLOCK=128, RULES=())
+
+
+def run_pass(kernel, offset=0, dtype=torch.float32, second=False, n=32, scale=0.5):
+    """The launches of a pass, repeated where they are known, with the roles of what each of them is given."""
+    (pair, out, _, _), _ = arguments(offset=offset, dtype=dtype)
+    if second:
+        pair = Pair(pair.x, torch.zeros_like(pair.x) if second == "other" else pair.x)
+    before = kernel.through
+    repeat(one_pass, (kernel, pair, out, n, scale), (id(kernel), n, scale), (out, *pair))
+    names = {id(None): "-", id(pair.y): "y", id(pair.x): "x", id(out): "out"}
+    found = []
+    for ran in kernel.device_caches[0][0].values():
+        for launched in ran.launched:
+            given, result, many, factor = launched[9:13]
+            roles = [names.get(id(one), "room") for one in (*given, result)]
+            found.append(
+                (launched[:3], roles, many, factor, ran.source.attrs, ran.source.signature)
+            )
+        ran.launched.clear()
+    return sorted(found, key=str), kernel.through - before
+
+
+def forget():
+    triton_launch._plans.clear()
+    triton_launch._met.clear()
+
+
+def test_a_pass_is_repeated_as_it_would_run(kernel):
+    """Of all mixtures, whichever came before: with the tensors of this call, and what is compiled for them."""
+    varied = dict(
+        offset=[0, 1, 4], dtype=[torch.float32, torch.bfloat16], second=[False, "other", "same"], n=[16, 17]
+    )  # fmt: skip
+    cases = [
+        dict(zip(varied, values, strict=True)) for values in itertools.product(*varied.values())
+    ]
+    expected = []
+    for case in cases:
+        run_pass(kernel, **case)  # compiled
+        forget()
+        expected.append(run_pass(kernel, **case)[0])
+        forget()
+    for _ in range(3):
+        for case, launches in zip(cases[::-1], expected[::-1], strict=True):
+            assert run_pass(kernel, **case) == (launches, 0)
+    for case in cases:  # one tensor in two places says nothing of two
+        run_pass(kernel, **case | dict(second="same"))
+        assert run_pass(kernel, **case) == (expected[cases.index(case)], 0)
+    assert len(triton_launch._plans) == 20  # 4 elements of float32 are 16 bytes
+
+
+CALLS = """
+import json
+from dataclasses import fields
+import torch, triton
+from profiling.harness.launcher import Driver, without_gpu
+from spiketriton_kernels import multistep_bn_lif, multistep_lif
+from spiketriton_kernels.backends import triton_launch, triton_neuron, triton_norm, triton_tiles
+from spiketriton_kernels.neuron import Gradients
+
+launched, names = [], {}
+
+class Compiled:
+    function = packed_metadata = object()
+
+    def __init__(self, source):
+        self.source = source
+
+    def launch_metadata(self, *_):
+        pass
+
+    def run(self, *arguments):
+        x, y, z, *_ = arguments
+        given = [role(one) for one in arguments[9:]]
+        launched.append((self.source.fn.__name__, str((self.source.signature, self.source.attrs)), x, y, z, given))
+
+def role(value):
+    if isinstance(value, torch.Tensor):
+        return names.get(id(value), f"room {list(value.shape)}")
+    if isinstance(value, tuple):
+        return [role(one) for one in value]
+    return str(value)
+
+def named(function):
+    def call(*arguments):
+        names.clear()
+        for i, argument in enumerate(arguments):
+            if isinstance(argument, torch.Tensor):
+                names[id(argument)] = f"{i}"
+            elif isinstance(argument, tuple):
+                names.update({id(one): f"{i}.{n}" for n, one in enumerate(argument) if isinstance(one, torch.Tensor)})
+            elif isinstance(argument, Gradients):
+                for field in fields(argument):
+                    names[id(getattr(argument, field.name))] = f"{i}.{field.name}"
+        names.pop(id(None), None)
+        function(*arguments)
+    return call
+
+def tensor(*shape, dtype=torch.float32, offset=0, last=False):
+    flat = torch.zeros(torch.Size(shape).numel() + offset, dtype=dtype)[offset:]
+    if last:
+        T, B, C, H, W = shape
+        return flat.view(T, B, H, W, C).permute(0, 1, 4, 2, 3)
+    return flat.view(shape)
+
+def call(case):
+    T, B, dtype, offset, last, residual, learnt, momentum, probe = case
+    C = 8
+    x = tensor(T, B, C, 4, 4, dtype=dtype, offset=offset, last=last).requires_grad_()
+    weight, bias, mean, var = [tensor(C, offset=n % 2) for n in range(4)]
+    weight.requires_grad_()
+    extra = {}
+    if residual:
+        extra["residual"] = x if residual == "same" else torch.zeros_like(x)
+    if learnt:
+        extra["decay"] = torch.full((C,) if learnt == "channels" else (), 0.5, requires_grad=True)
+    if probe:
+        extra["probe"] = torch.zeros(T, 8, requires_grad=True)
+    launched.clear()
+    if momentum is None:
+        extra.pop("residual", None), extra.pop("probe", None)
+        s = multistep_lif(x, **extra)
+    else:
+        s = multistep_bn_lif(x, weight, bias, mean, var, momentum=momentum, **extra)
+    s.backward(torch.zeros_like(s))
+    return list(launched)
+
+VARIED = [
+    (4, 4, torch.float32, 0, False, None, None, 0.1, False),
+    (4, 4, torch.float32, 0, True, None, None, 0.1, False),
+    (4, 4, torch.float32, 1, True, None, None, 0.1, False),
+    (4, 4, torch.bfloat16, 0, True, None, None, 0.1, False),
+    (4, 3, torch.float32, 0, False, None, None, 0.1, False),
+    (5, 4, torch.float32, 0, False, None, None, 0.1, False),
+    (4, 4, torch.float32, 0, False, "other", None, 0.1, False),
+    (4, 4, torch.float32, 0, False, "same", None, 0.1, False),
+    (4, 4, torch.float32, 0, False, None, "one", 0.1, False),
+    (4, 4, torch.float32, 0, False, None, "channels", 0.1, False),
+    (4, 4, torch.float32, 0, False, None, None, 0.2, False),
+    (4, 4, torch.float32, 0, False, None, None, 0.1, True),
+    (20, 4, torch.float32, 0, False, None, None, 0.1, False),
+    (4, 4, torch.float32, 0, False, None, None, None, False),
+    (4, 4, torch.float32, 1, False, None, "one", None, False),
+    (20, 4, torch.float32, 0, False, None, "channels", None, False),
+]
+for name in ("forward", "backward"):
+    setattr(triton_neuron, name, named(getattr(triton_neuron, name)))
+differ = []
+with without_gpu(Driver()):
+    for module in (triton_neuron, triton_norm, triton_tiles):
+        for name, kernel in vars(module).items():
+            if isinstance(kernel, triton.JITFunction) and name.endswith("_kernel"):
+                kernel.device_caches[0]
+                kernel.compile = lambda source, target, options, **_: Compiled(source)
+    repeat = triton_neuron.repeat
+    triton_neuron.repeat = lambda work, arguments, *_: work(*arguments)
+    expected = [(call(case), call(case))[1] for case in VARIED]
+    triton_neuron.repeat = repeat
+    for turn in range(4):
+        for case, launches in [*zip(VARIED, expected)][:: 1 - 2 * (turn % 2)]:
+            if call(case) != launches:
+                differ.append((turn, str(case), launches, list(launched)))
+print(json.dumps([len(triton_launch._plans), [len(e) for e in expected], differ]))
+"""
+
+
+def test_passes_of_all_kinds_are_repeated_as_they_would_run():
+    """In a process where nothing is interpreted, of real calls: which kernel, on what grid, with which tensor where."""
+    done = subprocess.run(
+        [sys.executable, "-c", CALLS], env=environment(), cwd=Path(__file__).parents[2],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    plans, launches, differ = json.loads(done.stdout.splitlines()[-1])
+    assert not differ
+    assert (min(launches), max(launches)) == (2, 7)
+    assert (
+        plans == 28
+    )  # momentum and probe are known in one direction, x as its own residual in none

@@ -17,7 +17,9 @@ without what it does not need.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +30,7 @@ from ..neuron import NORM, Gradients, Inputs, Neuron, Outputs, Running, Upstream
 from ..surrogate import REACH as _REACH
 from ..surrogate import own_surrogate
 from ..triton_import import tl, triton
-from .triton_launch import launch
+from .triton_launch import launch, repeat
 from .triton_norm import (
     Norm,
     by_norm_input,
@@ -522,11 +524,30 @@ def _form(value: float | torch.Tensor) -> str:
 
 def _compiled(neuron: Neuron, back: bool) -> tuple[Constants, dict[str, Any]]:
     """A neuron's constants as a kernel takes them, and what it is compiled for."""
-    given = *neuron[: Neuron._fields.index(NORM[0])], neuron.eps, neuron.bn_scale, back
-    learns = torch.Tensor in map(type, neuron.parameters) or torch.nn.Parameter in map(
-        type, neuron.parameters
-    )
-    return (_of_record if learns else _remembered)(*given)
+    given = *neuron[:_OWN], neuron.eps, neuron.bn_scale, back
+    return (_of_record if _learns(neuron) else _remembered)(*given)
+
+
+def _apart(neuron: Neuron) -> tuple[Sequence[Any], Sequence[Any]]:
+    """What launches depend on: constants, and tensors, whose number of values is a constant."""
+    own = own_surrogate(neuron.shape)
+    functions = None if own is None else (own.slope.fn, own.primitive.fn)  # type: ignore[attr-defined]
+    constants = *neuron[:_OWN], functions, neuron.eps, neuron.bn_scale
+    if not _learns(neuron):
+        return constants, neuron.norm
+    learnt = [value for value in neuron.parameters if isinstance(value, torch.Tensor)]
+    sizes = [(v.numel(),) if isinstance(v, torch.Tensor) else v for v in constants]
+    return sizes, (*neuron.norm, *learnt)
+
+
+def _learns(neuron: Neuron) -> bool:
+    """Whether a constant is a tensor."""
+    kinds = [*map(type, neuron.parameters)]
+    return torch.Tensor in kinds or torch.nn.Parameter in kinds
+
+
+_OWN = Neuron._fields.index(NORM[0])
+_fields = attrgetter(*Gradients.__slots__)
 
 
 def _of_record(*given: Any) -> tuple[Constants, dict[str, Any]]:
@@ -556,6 +577,17 @@ def forward(
     inputs: Inputs, neuron: Neuron, out: Outputs, measures: bool, running: Running | None
 ) -> None:
     """Fill what ``out`` holds tensors for."""
+    constants, learnt = _apart(neuron)
+    *moved, momentum = (None, None, None) if running is None else running
+    repeat(
+        _forward, (inputs, neuron, out, measures, running), (*constants, measures, momentum),
+        (*inputs, *out, *moved, *learnt),
+    )  # fmt: skip
+
+
+def _forward(
+    inputs: Inputs, neuron: Neuron, out: Outputs, measures: bool, running: Running | None
+) -> None:
     x, T = inputs.x, inputs.x.shape[0]
     if measures:
         mean, var, *_ = neuron.norm
@@ -579,6 +611,22 @@ def backward(
     out: Gradients,
 ) -> None:
     """Fill what ``out`` holds tensors for."""
+    constants, learnt = _apart(neuron)
+    repeat(
+        _backward, (upstream, inputs, saved, neuron, count, sums, out), (*constants, count),
+        (*inputs, *upstream, saved, sums, *_fields(out), *learnt),
+    )  # fmt: skip
+
+
+def _backward(
+    upstream: Upstream,
+    inputs: Inputs,
+    saved: torch.Tensor | None,
+    neuron: Neuron,
+    count: float,
+    sums: torch.Tensor | None,
+    out: Gradients,
+) -> None:
     given = (upstream, inputs, saved, neuron, count)
     if out.dy is None or count == 0 or sums is not None:
         return _walk_back(*given, sums, out)

@@ -24,7 +24,7 @@ import torch
 
 from ..layout import channel_axis
 from ..triton_import import tl, triton
-from .triton_launch import WARPS, launch
+from .triton_launch import WARPS, launch, scratch
 
 PROCESSORS = 132  # an H100's: where a launch is interpreted, or lowered for a GPU that is not here
 WALKS = 12  # programs on a processor, of walks that work on many tiles each
@@ -311,7 +311,7 @@ class Tiling:
     def partial(self, x: torch.Tensor, kinds: int, programs: int) -> torch.Tensor:
         """Room for what this many row programs leave of so many kinds of sums, float32: [kinds, parts, L or C]."""
         rows = (programs, self.L) if self.by_column else (programs * self.columns, self.C)
-        return x.new_empty((kinds, *rows), dtype=torch.float32)
+        return scratch(x, kinds, *rows)
 
     def join(self, partial: torch.Tensor, out: torch.Tensor) -> None:
         """Sum a ``partial`` by channel: out [kinds, C], float32, in a fixed order."""
@@ -327,7 +327,7 @@ def grouped(x: torch.Tensor, n: int, fields: int) -> torch.Tensor:
 
     The sums of a field fill cache lines, and the distance of two fields is constant, which costs a kernel no register.
     """
-    return x.new_empty((-(-n // GROUP.value), fields, GROUP.value), dtype=torch.float32)
+    return scratch(x, -(-n // GROUP.value), fields, GROUP.value)
 
 
 def join_groups(
