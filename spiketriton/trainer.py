@@ -91,6 +91,7 @@ class Trainer:
             image_shape=data.facts.image_shape,
             scale=self.update.scaler.get_scale,
             write=self.recorder.add_gradients,
+            warn=display.warn,
             ranks=ranks,
             frames=data.frames,
         )

@@ -206,10 +206,14 @@ def in_hand() -> Any:
         )
     try:
         return copy.deepcopy(_handed[-1])
-    except RuntimeError as error:  # torch copies no tensor that has a graph
+    except (
+        RuntimeError,
+        ValueError,
+    ) as error:  # torch copies no tensor that has a graph, or no size
         raise UserError(
-            f"the network cannot be copied: {one_line(error)}; accepted: one that is not in the middle of a window, "
-            "after functional.reset_net(net) of SpikingJelly, for example"
+            f"the network cannot be copied: {one_line(error)}; accepted: one that is not in the middle of a window "
+            "(functional.reset_net(net) of SpikingJelly), weight norms of torch.nn.utils.parametrizations, and lazy "
+            "modules that were called once"
         ) from error
 
 

@@ -66,6 +66,7 @@ class GradientMonitor:
         scale: the present factor of the loss scaler.
         ranks: what is measured is summed over them; each has an equal part of the micro-batch.
         write: called with the step and the Measurement.
+        warn: called once with a line where a step could not be measured.
     """
 
     def __init__(
@@ -76,11 +77,14 @@ class GradientMonitor:
         image_shape: tuple[int, int, int],
         scale: Callable[[], float],
         write: Callable[[int, Measurement], None],
+        warn: Callable[[str], None] = lambda line: None,
         ranks: Ranks | None = None,
         frames: int = 0,
     ) -> None:
         self.layers = model.spiking_layers()
-        self.scale, self.write = scale, write
+        self.scale, self.write, self.warn = scale, write, warn
+        self.warned = False
+        self.counts_steps = any(layer.window for _, layer in self.layers)
         self.ranks = ranks or Ranks()
         self.summary = Summary(step=0)
         if self.layers:
@@ -113,6 +117,8 @@ class GradientMonitor:
 
     def read(self, step: int) -> None:
         """Waits for the device, and writes what was measured last, as of this step."""
+        if self.counts_steps and self._strayed(step):
+            return
         # [layers, T, 8] in one copy from the device
         own = torch.stack(self.sums).cpu().double()
         sums, largest = self.ranks.total(own), PROBE_FIELDS.index("grad_input_max")
@@ -123,6 +129,14 @@ class GradientMonitor:
         measured = Measurement.of_sums(names, sums.numpy(), self.elements, scale)
         self.summary = Summary.of(step, measured, self.elements)
         self.write(step, measured)
+
+    def _strayed(self, step: int) -> bool:
+        """Whether a neuron of any rank was shown other time steps than those that rows are for."""
+        lines = [f"{n} {layer.strayed}" for n, layer in self.layers if layer.strayed]
+        if lines and not self.warned:
+            self.warn(f"step {step} is not measured: {lines[0]}; nor are others like it")
+            self.warned = True
+        return bool(self.ranks.total(torch.tensor(float(len(lines)))))
 
     def state_dict(self) -> dict[str, Any]:
         return vars(self.summary).copy()

@@ -129,8 +129,14 @@ class Prober:
                 probes = [torch.zeros(shape, device=device, requires_grad=True) for _ in self.names]
                 for (_, layer), probe in zip(self.layers, probes, strict=True):
                     layer.probe = probe
+                    layer.begin()
                 with self.autocast():
                     loss = self.loss(self.model(images), labels) * self.share
+                for name, layer in self.layers:
+                    if layer.strayed:
+                        raise UserError(
+                            f"{name} {layer.strayed}; accepted: as many of all images, in training as in a test"
+                        )
                 sought = [*probes, *weights.values()]
                 grads = torch.autograd.grad(loss, sought, allow_unused=True, materialize_grads=True)
                 found = torch.stack(grads[: len(probes)]).double().cpu().numpy()
@@ -241,7 +247,7 @@ class _Stepwise:
         finally:
             neuron.handed_on, neuron.stateful, neuron.probe = handed, continues, whole
             if not continues:
-                neuron.reset()
+                super(SpikingNeuron, neuron).reset()  # the states, not the window
         return torch.cat(steps)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from spiketriton.config import ModelConfig
-from spiketriton.config.parts import named_object
+from spiketriton.config.parts import IN_HAND, named_object
 from spiketriton.config.recipe import Arguments
 from spiketriton.errors import UserError, one_line
 from spiketriton.models.layers import Parts, over_time
@@ -227,6 +227,13 @@ class ForeignNetwork(Network):
             few = ", ".join(f"{name} ({why})" for name, why in list(self.unmeasured.items())[:3])
             more = len(self.unmeasured) - 3
             lines.append(f"not measured: {few}" + (f" and {more} more" if more > 0 else ""))
+        if self.idle:
+            few, more = ", ".join(self.idle[:3]), len(self.idle) - 3
+            lines.append(
+                f"not trained: {few}"
+                + (f" and {more} more" if more > 0 else "")
+                + ", on which no answer depends"
+            )
         lines.append("operations and energy: not counted, there is no graph of this network")
         return lines
 
@@ -260,6 +267,11 @@ class ForeignNetwork(Network):
                     self.reset()
                     found = self._called(kind, images, steps)
                 windows = {name: sum(counts) for name, counts in calls.items()}
+            if not torch.equal(images, _noise(batch, shape)):
+                raise UserError(
+                    f"{self.name} changes its images in place, which others read after it; accepted: a forward that "
+                    "makes new tensors of them, such as 0.5 * x in place of x.mul_(0.5)"
+                )
             wrong = self._wrong_answer(kind, found, batch, steps, classes, windows)
             if wrong and kind == "time_first" and takes == "auto":
                 refused = wrong
@@ -268,6 +280,7 @@ class ForeignNetwork(Network):
                 raise UserError(f"{self.name} {refused or wrong}")
             self.answers_each_step = found.ndim == 3
             self._measured(calls, steps)
+            self._learning(found)
             return kind
         if refused:
             raise UserError(f"{self.name} {refused}")
@@ -276,8 +289,26 @@ class ForeignNetwork(Network):
         words = "; of ".join(f"{shapes[k]} = {sizes[k]}: {why}" for k, why in failed.items())
         raise UserError(
             f"{self.name} answers to no images of this recipe. Of {words}. Accepted: a module that takes one "
-            "of the two; [model.arguments] are its arguments"
+            f"of the two; [model.arguments] are its arguments{self._perhaps(words)}"
         )
+
+    def _perhaps(self, failed: str) -> str:
+        """What often keeps a network from answering."""
+        if kinds := {type(m).__name__ for m in self.net.modules() if isinstance(m, SpikingNeuron)}:
+            missing = re.search(rf"'({'|'.join(kinds)})' object has no attribute '(\w+)'", failed)
+            if missing:
+                return f". A swapped neuron is called as a module, and has no {missing[2]}"
+        others = {str(p.dtype)[6:] for p in self.net.parameters()} - {"float32"}
+        if others:
+            return f". Its parameters are {', '.join(sorted(others))} and images float32, as net.float() would be"
+        if self.name.startswith(f"{IN_HAND}:") and any(
+            m._forward_hooks for m in self.net.modules()
+        ):
+            return (
+                ". This is a copy of it, and its hooks still belong to the original; accepted: a function that makes "
+                'it, as model.name = "my_package.nets:make"'
+            )
+        return ""
 
     def _wrong_answer(
         self,
@@ -297,6 +328,8 @@ class ForeignNetwork(Network):
                 "whose forward returns the one to train"
             )
         shape = list(found.shape)
+        if shape == [batch, steps, classes]:
+            return f"returned [B, T, K] = {shape}; {accepted}, as transpose(0, 1) makes of it"
         if shape not in ([steps, batch, classes], [batch, classes]):
             if shape and shape[-1] != classes:
                 return (
@@ -309,13 +342,15 @@ class ForeignNetwork(Network):
                 "gives an answer without a gradient, so that nothing can be learnt; accepted: one that is computed "
                 "from its parameters, outside torch.no_grad() and without detach()"
             )
-        if windows and steps not in windows.values():
-            name, window = next(iter(windows.items()))
-            if kind == "time_first" and window == batch:
-                return (
-                    f"shows {name} as many time steps as there are images: it takes [B, T, ...]; accepted: [T, B, "
-                    "...]. Name a function that makes a module around it, whose forward swaps the two"
-                )
+        if not windows or steps in windows.values():
+            return ""
+        name, window = next(iter(windows.items()))
+        if kind == "time_first" and batch in windows.values():
+            return (
+                f"shows {name} as many time steps as there are images: it takes [B, T, ...]; accepted: [T, B, "
+                "...]. Name a function that makes a module around it, whose forward swaps the two"
+            )
+        if found.ndim == 2:  # an answer of each step says how many there are
             return (
                 f"shows {name} {window} time steps, and time_steps = {steps}; accepted: time_steps = {window}, or the "
                 "argument of the network that sets its steps, in [model.arguments]"
@@ -345,32 +380,62 @@ class ForeignNetwork(Network):
             and name not in self.unmeasured
         ]
 
+    def _learning(self, found: Tensor) -> None:
+        """Sets which parameters an answer does not depend on. UserError: it depends on others than the network's."""
+        own = {id(p): name for name, p in self.net.named_parameters() if p.requires_grad}
+        reached = {id(p): list(p.shape) for p in _leaves(found)}
+        strange = [shape for key, shape in reached.items() if key not in own]
+        if strange:
+            raise UserError(
+                f"{self.name} depends on a weight of {strange[0]} that is none of its parameters and would not be "
+                f"trained{_hidden(self.net)}; accepted: modules that are attributes or in a ModuleList, and functions "
+                "that refer to no other copy of the network"
+            )
+        self.idle = [name for key, name in own.items() if key not in reached]
+
     def _leave_out_other_windows(self, shape: tuple[int, int, int]) -> None:
-        """A neuron that training shows other numbers of time steps has no rows to measure it in."""
-        for _ in range(2):  # they may be drawn
-            self.reset()
+        """A neuron that is shown more time steps of some images than of others has no rows to measure it in."""
+        noise = _noise(2, shape)
+        self._compare_windows(torch.zeros(1, *shape), "a blank image")
+        for images in (noise, noise.abs(), -noise.abs()):  # other ones may be drawn, or chosen
             kept = {name: buffer.clone() for name, buffer in self.net.named_buffers()}
             self.net.train()
-            with _watched(self.net) as calls:
-                try:
-                    self._called(self.takes, _noise(2, shape), self.time_steps)
-                except Exception as error:  # somebody else's code
-                    raise UserError(
-                        f"{self.name} fails in training mode: {type(error).__name__}: {one_line(error)}"
-                    ) from error
+            try:
+                found = self._compare_windows(images, "training")
+            except UserError:
+                raise
+            except Exception as error:  # somebody else's code
+                raise UserError(
+                    f"{self.name} fails in training mode: {type(error).__name__}: {one_line(error)}"
+                ) from error
             self.net.eval()
             self.reset()
             with torch.no_grad():
                 for name, buffer in self.net.named_buffers():
                     if name in kept and buffer.shape == kept[name].shape:  # others are states
                         buffer.copy_(kept[name])
-            for name, neuron in self._layers:
-                shown = sum(calls.get(name.removeprefix("net."), []))
-                if shown != neuron.window:
-                    self.unmeasured[name] = (
-                        f"training shows it {shown} time steps, and a test {neuron.window}"
-                    )
+            dims = 2 + self.answers_each_step
+            if not isinstance(found, Tensor) or found.ndim != dims:
+                what = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+                raise UserError(
+                    f"{self.name} answers with another thing in training mode, {what}; accepted: one tensor of {dims} "
+                    "dimensions, as in a test. Name a function that makes a module around it, whose forward "
+                    "returns the one to train"
+                )
         self._layers = [layer for layer in self._layers if layer[0] not in self.unmeasured]
+
+    def _compare_windows(self, images: Tensor, what: str) -> Any:
+        """Calls the network, whose neurons of other windows than at first are not measured."""
+        self.reset()
+        with _watched(self.net) as calls:
+            found = self._called(self.takes, images, self.time_steps)
+        for name, neuron in self._layers:
+            shown = sum(calls.get(name.removeprefix("net."), []))
+            if shown != neuron.window:
+                self.unmeasured[name] = (
+                    f"{what} shows it {shown} time steps, and a test {neuron.window}"
+                )
+        return found
 
     def _refuse_states(self, shape: tuple[int, int, int]) -> None:
         """A second window must begin where the first began. UserError, with the module that remembers."""
@@ -394,7 +459,7 @@ class ForeignNetwork(Network):
             torch.manual_seed(0)
             second = self.currents(images, self.time_steps)
         if not torch.equal(first, second):
-            where = f": {', '.join(kept[:3])} is kept" if kept else ""
+            where = f": {', '.join(kept[:3])} is kept" if kept else _hidden(self.net)
             raise UserError(
                 f"{self.name} answers differently to the same images a second time{where}; accepted: a state that the "
                 "reset() method of its module forgets, as SpikingJelly's neurons do, or one that forward begins anew"
@@ -413,6 +478,34 @@ def _refuse_wrapped(name: str, net: nn.Module) -> None:
             raise UserError(
                 f"{where} is a {type(module).__name__}; accepted: the module in it, and torchrun for several devices"
             )
+
+
+def _leaves(found: Tensor) -> list[Tensor]:
+    """What learns of what a tensor was computed from."""
+    nodes, seen, leaves = [found.grad_fn], set(), []
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if (leaf := getattr(node, "variable", None)) is not None:
+            leaves.append(leaf)
+        nodes += [following for following, _ in node.next_functions]
+    return leaves
+
+
+def _hidden(net: nn.Module) -> str:
+    """Words about modules in plain lists, which the network does not know of."""
+    known = set(net.modules())
+    for name, module in net.named_modules():
+        for key, value in vars(module).items():
+            held = value.values() if isinstance(value, dict) else value
+            if key.startswith("_") or not isinstance(value, list | tuple | dict):
+                continue
+            if any(isinstance(one, nn.Module) and one not in known for one in held):
+                kind = type(value).__name__
+                return f": {f'{name}.{key}'.lstrip('.')} is a {kind} of modules, of which a Module does not know"
+    return ""
 
 
 def _mark(module: nn.Module, args: Any, out: Tensor) -> Tensor:
@@ -458,7 +551,7 @@ def _watched(net: nn.Module) -> Iterator[dict[str, list[int]]]:
     calls: dict[str, list[int]] = {}
 
     def note(name: str, module: nn.Module, given: tuple) -> None:
-        windows = getattr(module, "step_mode", "s") == "m"
+        windows = getattr(module, "step_mode", "s") == "m" or hasattr(module, "record_states")
         x = getattr(given[0], "y", given[0]) if given else None
         calls.setdefault(name, []).append(len(x) if windows and isinstance(x, Tensor) else 1)
 

@@ -24,7 +24,7 @@ class SpikingNeuron(kernels.SpikingNeuron):
     Attributes:
         on_fire: None, or a function that each call hands its spikes.
         window: 0 where one call shows a whole window, else the steps of all of its calls together;
-            `reset` begins the next window.
+            `reset` or `begin` begins the next window.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -91,7 +91,7 @@ class SpikingNeuron(kernels.SpikingNeuron):
 
     def _fire(self, x: Tensor, *args: Any, **tensors: Any) -> Outputs:
         whole = self.probe
-        self.probe = self._rows(whole, len(x))
+        self.probe = self._rows(whole, len(x)) if self.window else whole
         try:
             out = super()._fire(x, *args, **tensors)
         finally:
@@ -101,21 +101,31 @@ class SpikingNeuron(kernels.SpikingNeuron):
         return out
 
     def _rows(self, probe: Tensor | None, steps: int) -> Tensor | None:
-        """The rows of the probe for the next `steps` steps of the window."""
-        if probe is None or not self.window or len(probe) == steps:
-            return probe
-        row = self._seen * len(probe) // self.window
+        """The rows of the probe for the next `steps` steps of the window; none beyond it."""
+        whole = probe is not None and len(probe) == steps
+        if whole and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+            return probe  # a checkpoint repeats the call within backward
+        before = self._seen
         self._seen += steps
-        if self._seen > self.window:
-            raise UserError(
-                f"a {type(self).__name__} is called for {self._seen} time steps, and when the network was looked at it "
-                f"was called for {self.window}; accepted: as many in every batch, or monitor.enabled = false"
-            )
-        return probe[row : row + steps]
+        if probe is None or whole:
+            return probe
+        row = before * len(probe) // self.window
+        return probe[row : row + steps] if self._seen <= self.window else None
+
+    @property
+    def strayed(self) -> str:
+        """What its last window was, where it was not what `window` says; "" elsewhere."""
+        if self._seen == self.window or not self.window:
+            return ""
+        return f"is shown {self._seen} time steps, and when the network was looked at {self.window}"
+
+    def begin(self) -> None:
+        """Begins the next window, and keeps the states."""
+        self._seen = 0
 
     def reset(self) -> None:
         super().reset()
-        self._seen = 0
+        self.begin()
 
 
 _ADOPTED: dict[type, type] = {}

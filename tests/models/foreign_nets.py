@@ -155,6 +155,25 @@ class SnnTorch(nn.Module):
         return torch.stack(answers)
 
 
+class RunningMean(nn.Module):
+    """Takes its activity's average away, which its forward replaces; and what it does not read is never trained."""
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.stem, self.head, self.spare = (
+            Conv(in_channels, 8, 2),
+            nn.Linear(8, num_classes),
+            nn.Linear(3, 3),
+        )
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).mean((3, 4))
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean((0, 1))
+        return self.head(x - self.mean)
+
+
 class LongerInTraining(Recurrent):
     def forward(self, x: Tensor) -> Tensor:
         self.T = 4 if self.training else 3
@@ -165,6 +184,69 @@ class TwoAnswers(LongSkip):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = super().forward(x)
         return x, 2 * x
+
+
+class AuxiliaryInTraining(LongSkip):
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = super().forward(x)
+        return (x, x) if self.training else x
+
+
+class StepsInTheMiddle(LongSkip):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).transpose(0, 1)
+
+
+class InPlace(Recurrent):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.mul_(0.5))
+
+
+class PlainList(LongSkip):
+    """A layer that no ModuleList holds, and so nothing trains."""
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__(in_channels, num_classes)
+        self.more = [nn.Linear(num_classes, num_classes)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.more[0](super().forward(x))
+
+
+class OneMethod(Recurrent):
+    """Calls a method of SpikingJelly's, not the neuron."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.neuron.single_step_forward(self.enter(x.flatten(1))))
+
+
+class TwoClocks(nn.Module):
+    """A neuron that is called twice a step, one every second step, and one that never fires."""
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.enter, self.again = nn.Linear(64 * in_channels, 16), nn.Linear(16, 16)
+        self.fast, self.slow = neuron.LIFNode(tau=1.5), neuron.LIFNode(tau=4.0)
+        self.out = neuron.LIFNode(v_threshold=float("inf"))
+        self.head = nn.Linear(16, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        current, slow, answers = 3 * self.enter(x.flatten(1)), 0.0, []
+        for step in range(3):
+            spikes = self.fast(current) + self.fast(current - slow)
+            if step % 2:
+                slow = self.slow(4 * self.again(spikes))
+            self.out(self.head(spikes))
+            answers.append(self.out.v)
+        return torch.stack(answers)
+
+
+class StopsWhenSure(Recurrent):
+    """How many steps it takes is up to the images: two of large ones."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.T = 2 if x.abs().max() > 50 else 3
+        return super().forward(x)
 
 
 class Remembers(LongSkip):

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from spiketriton.config import Recipe, recipe_from_toml, replace
 from spiketriton.errors import UserError
+from spiketriton.gradients.monitor import GradientMonitor
 from spiketriton.gradients.probing import Prober
 from spiketriton.models import build_model
 from tests.small_runs import SMALL
@@ -24,6 +25,8 @@ SMALL_ONES = {
     f"{HERE}:Shared": {},
     f"{HERE}:OneStep": {},
     f"{HERE}:StateAttention": {},
+    f"{HERE}:TwoClocks": {},
+    f"{HERE}:RunningMean": {},
 }
 
 
@@ -75,13 +78,15 @@ def test_answers_gradients_and_statistics_are_those_of_the_original(name):
     labels = torch.arange(4)
     for _ in range(2):  # the second window begins as the first
         answers = ours(images)
-        expected = by_hand(theirs, ours.takes, images)
+        expected = by_hand(theirs, ours.takes, images).detach()
         torch.testing.assert_close(answers, expected, rtol=1e-4, atol=1e-5)
     nn.functional.cross_entropy(ours(images).mean(0), labels).backward()
     nn.functional.cross_entropy(by_hand(theirs, ours.takes, images).mean(0), labels).backward()
     found = {n.removeprefix("net."): p.grad for n, p in ours.named_parameters()}
     for key, parameter in theirs.named_parameters():
-        torch.testing.assert_close(found[key], parameter.grad, rtol=1e-3, atol=1e-5, msg=key)
+        expected = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        gradient = torch.zeros_like(parameter) if found[key] is None else found[key]
+        torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5, msg=key)
     state = ours.net.state_dict()
     for key, value in theirs.named_buffers():
         torch.testing.assert_close(state[key], value, rtol=1e-4, atol=1e-5)
@@ -120,6 +125,15 @@ def test_each_step_of_a_neuron_is_measured_however_it_is_called(name, rates):
         ("Remembers", [], "answers differently to the same images a second time: seen is kept"),
         ("Rebuilds", [], "reset() of one of its modules changes parameters"),
         ("NoGradient", [], "gives an answer without a gradient"),
+        ("AuxiliaryInTraining", [], "answers with another thing in training mode, tuple; accepted"),
+        (
+            "StepsInTheMiddle",
+            [],
+            "returned [B, T, K] = [2, 3, 10]; accepted: one tensor, [T, B, K]",
+        ),
+        ("InPlace", [], "changes its images in place"),
+        ("PlainList", [], "would not be trained: more is a list of modules"),
+        ("OneMethod", [], "a module, and has no single_step_forward"),
         ("BatchFirst", [], "shows neuron as many time steps as there are images: it takes [B, T"),
         ("compiled", [], "is compiled by torch.compile; accepted: the module itself, and train"),
         ("spread", [], "is a DataParallel; accepted: the module in it, and torchrun"),
@@ -158,7 +172,31 @@ def test_a_neuron_that_training_calls_more_often_is_named_as_not_measured():
     model = build(f"{HERE}:LongerInTraining")
     assert not model.spiking_layers()
     assert "training shows it 4 time steps, and a test 3" in model.unmeasured["net.neuron"]
-    neuron = model.net.neuron  # where it was called for fewer steps when the network was looked at
-    neuron.window, neuron.probe = 3, torch.zeros(3, 8, requires_grad=True)
-    with pytest.raises(UserError, match=r"is called for 4 time steps.*monitor\.enabled = false"):
-        model.train()(torch.zeros(2, 1, 8, 8))
+
+
+def test_a_step_in_which_the_images_choose_other_time_steps_is_not_measured():
+    model = build(f"{HERE}:StopsWhenSure").train()
+    (name, _), rows, said = *model.spiking_layers(), [], []
+    monitor = GradientMonitor(
+        model,
+        batch=4,
+        image_shape=(1, 8, 8),
+        scale=lambda: 1.0,
+        write=lambda step, measured: rows.append(step),
+        warn=said.append,
+    )
+    for step, size in enumerate((1.0, 100.0, 100.0, 1.0)):
+        with monitor.watch():
+            model(torch.full((4, 1, 8, 8), size)).sum().backward()
+        monitor.read(step)
+    assert rows == [0, 3]
+    assert [line.partition(";")[0] for line in said] == [
+        f"step 1 is not measured: {name} is shown 2 time steps, and when the network was looked at 3"
+    ]
+    with pytest.raises(UserError, match=r"is shown 2 time steps.*accepted: as many of all images"):
+        Prober(model, [(torch.full((4, 1, 8, 8), 100.0), None)], lambda x, y: x.sum()).measure()
+
+
+def test_what_no_answer_depends_on_is_named():
+    lines = build(f"{HERE}:RunningMean").notes()
+    assert "not trained: spare.weight, spare.bias, on which no answer depends" in lines

@@ -7,9 +7,10 @@ residual block adds in between.
 
 from __future__ import annotations
 
+import copy
 import logging
 import operator
-from collections import Counter
+from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,7 +135,7 @@ def fuse(
         inside = [n for n in neurons if n.startswith(prefix)]
         if not inside:
             return
-        held = [(m, dict(m.__dict__)) for m in part.modules()]
+        held = _held(part)
         try:
             graph = _Tracer().trace(part)
         except (
@@ -146,9 +147,9 @@ def fuse(
                     f"torch.fx cannot trace {type(part).__name__}.forward: {_line(error)}"
                 )
             graph = None
-        for module, attributes in held:  # forward has run on proxies, and may have kept one
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
+        for container, content in held:  # forward has run on proxies, and may have kept one
+            container.clear()
+            (container.extend if isinstance(container, list | deque) else container.update)(content)
         if graph is None:
             for child_name, child in part.named_children():
                 visit(f"{prefix}{child_name}.", child)
@@ -164,6 +165,16 @@ def fuse(
 
     visit("", net)
     return fused, reasons
+
+
+def _held(part: nn.Module) -> list[tuple[Any, Any]]:
+    """Of each module its attributes, and what is in those that are containers, buffers among them."""
+    attributes = [m.__dict__ for m in part.modules()]
+    inside = [v for d in attributes for v in d.values() if type(v) in _CONTAINERS]
+    return [(container, copy.copy(container)) for container in (*attributes, *inside)]
+
+
+_CONTAINERS = (dict, OrderedDict, list, deque, set)
 
 
 class _Tracer(fx.Tracer):

@@ -44,7 +44,12 @@ def translate(module: nn.Module) -> nn.Module | None:
         raise Left(f"{type(module).__name__} is a {kind} that overrides {', '.join(own)}")
     if kind not in kinds:
         raise Left(f"{kind}: its equation is none of ours; swapped are {', '.join(kinds)}")
-    ours = kinds[kind](module)
+    try:
+        ours = kinds[kind](module)
+    except (
+        ValueError
+    ) as error:  # a constant that ours refuse, such as a threshold that is never reached
+        raise Left(str(error)) from None
     if ours is module:
         return ours
     extra = set(dict(module.named_parameters())) - set(dict(ours.named_parameters()))
