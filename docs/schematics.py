@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from spiketriton.show.figures import BLUE, GREY, ORANGE, STYLE, new_figure, write
+from spiketriton.show.figures import BLUE, GREY, STYLE, new_figure, write
 from spiketriton_kernels import Surrogate
 
 IMAGES = Path(__file__).parent / "img"
@@ -39,11 +39,11 @@ def surrogate() -> Figure:
     u = torch.linspace(-1.5, 1.5, 1201)
     left.plot(u, (u >= 0).float(), color="black", label="forward: the spike, a step")
     left.plot(u, DEFAULT.slope(u), color=BLUE, label="backward: the surrogate (ATan)")
-    left.plot([0, DEFAULT.width], [0.5, 0.5], color=ORANGE, marker="|", markersize=10)
-    left.annotate("width 0.3", (DEFAULT.width, 0.5), (0.42, 0.49), color=ORANGE, fontsize=11)
+    left.plot([0, DEFAULT.width], [0.5, 0.5], color=BLUE, marker="|", markersize=10)
+    left.annotate("width 0.3", (DEFAULT.width, 0.5), (0.42, 0.49), color=BLUE, fontsize=11)
     left.plot([0, 0], [0, 1], color=GREY, ls=":")
-    left.annotate("height 1", (0, 1), (-0.95, 0.97), color=GREY, fontsize=11)
-    left.set(xlabel="membrane potential - threshold", ylim=(-0.04, 1.42))
+    left.annotate("height 1", (0, 1), (-0.95, 0.97), color=BLUE, fontsize=11)
+    left.set(xlabel="membrane potential - threshold", ylabel="spike; surrogate", ylim=(-0.04, 1.42))
     left.legend(loc="upper left", fontsize=10)
     left.set_title("What replaces what")
     names = [*OTHERS, "default here: ATan, 0.3"]
@@ -53,19 +53,22 @@ def surrogate() -> Figure:
     right.barh([names[i] for i in order], [widths[i] for i in order], color=colours, height=0.6)
     for place, i in enumerate(order):
         right.text(widths[i] + 0.015, place, f"{widths[i]:.3g}", va="center", fontsize=10)
+    right.set_axisbelow(True)
     right.grid(False, axis="y")
     right.set(xlabel="surrogate width, in units of the membrane", xlim=(0, 1.12))
     right.set_title("Defaults of other libraries, in this unit")
     return figure
 
 
-def box(axes: Axes, x: float, y: float, text: str, colour: str = LIGHT, ink: str = "black") -> None:
+def box(axes: Axes, x: float, y: float, text: str, colour: str, ink: str, bold: bool) -> None:
+    edge = {"ec": "black", "lw": 2.2} if bold else {"ec": GREY, "lw": 1}
     axes.add_patch(
         FancyBboxPatch(
-            (x - 0.75, y - 0.24), 1.5, 0.48, boxstyle="round,pad=0.04", fc=colour, ec=GREY, lw=1
+            (x - 0.75, y - 0.24), 1.5, 0.48, boxstyle="round,pad=0.04", fc=colour, **edge
         )
     )
-    axes.text(x, y, text, ha="center", va="center", fontsize=10.5, color=ink)
+    weight = "bold" if bold else "normal"
+    axes.text(x, y, text, ha="center", va="center", fontsize=10.5, color=ink, fontweight=weight)
 
 
 def arrow(
@@ -102,7 +105,7 @@ def blocks() -> Figure:
     for axes, (name, (parts, shortcut)) in zip(figure.subplots(1, 3), BLOCKS.items(), strict=True):
         axes.set(xlim=(-1.3, 2.5), ylim=(-0.9, 7.5))
         axes.axis("off")
-        axes.set_title(f'model.block = "{name.lower()}"')
+        axes.set_title(f'{name}: model.block = "{name.lower()}"')
         heights = [0.55 + 0.9 * i for i in range(len(parts))]
         arrow(axes, (0, -0.85), (0, heights[0] - 0.3))
         for i, (part, y) in enumerate(zip(parts, heights, strict=True)):
@@ -111,10 +114,8 @@ def blocks() -> Figure:
                 arrow(axes, (0, -0.35), (1.35, -0.35), (1.35, y), (0.2, y))
                 axes.text(1.45, 3.0, shortcut, rotation=90, va="center", fontsize=10.5)
             else:
-                colour, ink = {"neuron": (BLUE, "white"), ZERO: (ORANGE, "white")}.get(
-                    part, (LIGHT, "black")
-                )
-                box(axes, 0, y, part, colour, ink)
+                colour, ink = (BLUE, "white") if part == "neuron" else (LIGHT, "black")
+                box(axes, 0, y, part, "white" if part == ZERO else colour, ink, part == ZERO)
             above = heights[i + 1] if i + 1 < len(parts) else 7.45
             into = 0.18 if i + 1 < len(parts) and parts[i + 1] == "+" else 0.3
             start = y + (0.18 if part == "+" else 0.3)
@@ -125,7 +126,7 @@ def blocks() -> Figure:
                 2.1, 3.0, "its gradient: around the neuron", rotation=90, va="center", fontsize=10.5
             )
     figure.supxlabel(
-        "blue: spiking neuron; orange: starts at weight 0; dashed: straight-through path, in the backward pass only",
+        "blue: spiking neuron; bold: starts at weight 0; dashed: straight-through path, in the backward pass only",
         fontsize=10.5, color="#4a5568",
     )  # fmt: skip
     return figure

@@ -16,10 +16,12 @@ def draw(found: Diagnosis, path: Path) -> None:
     measured = found.measured
     note = " (synthetic images)" if found.synthetic else ""
     with figures.style():
-        figure = new_figure(15, 3.4 + 0.13 * max(len(measured.names), 14))
-        heat, depth, time, image = figure.subplots(1, 4, width_ratios=[1.2, 1, 0.8, 0.6])
+        layers = 0.16 * max(len(measured.names), 14) + 0.9  # inches of a panel with a row for each
         title = f"{found.subject.recipe.name}{note}: {line(found.verdict)}"
-        figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+        figure = new_figure(11, layers + 3.4, title)
+        grid = figure.add_gridspec(2, 3, width_ratios=[1.2, 1, 0.75], height_ratios=[layers, 1.6])
+        heat, depth, image = (figure.add_subplot(grid[0, i]) for i in range(3))
+        time = figure.add_subplot(grid[1, :2])
         logs = log10(measured.grad_input)
         names = list(measured.names)
         heat_map(
@@ -51,7 +53,7 @@ def draw(found: Diagnosis, path: Path) -> None:
                 ls="--",
                 label="predicted",
             )
-            image.legend(fontsize=8)
+            figures.legend_below(image)
         image.set_title(f"Forward signal: {found.overlap[-1]:.2f}")
         image.set_xlabel("similarity (1: same)")
         image.set_xlim(-0.05, 1.05)
@@ -62,11 +64,14 @@ def draw(found: Diagnosis, path: Path) -> None:
         gain = measured.depth_gain
         depth.set_title("Through depth" + (f": {gain:.3g}x per layer" if gain else ""))
         depth.set_xlabel("gradient (RMS, log scale)")
-        depth.legend(fontsize=8, title="surrogate", title_fontsize=8, frameon=True, framealpha=0.85)
         figures.log_scale(time, "y")
         ratio = measured.time_ratio
         time.set_title("Through time" + (f": {ratio:.3g}x" if ratio else ""))
-        time.set(xlabel="time step", ylabel="gradient (RMS, mean over layers)")
+        time.set(xlabel="time step", ylabel="gradient (RMS)")
+        time.xaxis.set_major_locator(MaxNLocator(integer=True))
+        key = figure.add_subplot(grid[1, 2])
+        key.axis("off")
+        key.legend(handles=depth.get_lines(), title="surrogate", loc="center left")
         figures.explain(
             figure,
             f"{figures.GRADIENT}. Per layer: its growth from a layer to the one before.\nForward signal: "

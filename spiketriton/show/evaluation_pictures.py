@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from itertools import cycle
 from pathlib import Path
@@ -79,13 +80,21 @@ def accuracy(evaluations: list[Evaluation], title: str) -> Figure:
         axes.xaxis.set_major_formatter("{x:g}")
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(title="How many time steps are enough", ylabel="test accuracy (%)")
+    axes.set(title=_enough(evaluations[0]), ylabel="test accuracy (%)")
     axes.set_xlabel("time steps before the prediction" + (" (log scale)" if longest > 32 else ""))
     axes.legend(frameon=True, framealpha=0.85)  # it may lie over a line
     figures.explain(
         figure, "diamond: T of the recipe; band: 95 % interval of the accuracy on these images"
     )
     return figure
+
+
+def _enough(one: Evaluation) -> str:
+    """After how many time steps more of them gain less than a point."""
+    if one.steps == 1:
+        return f"{one.label}: {100 * one.accuracy[0]:.1f} %"
+    near = next(t for t, share in enumerate(one.accuracy, 1) if share >= max(one.accuracy) - 0.01)
+    return f"{one.label} is within a point of its best after {near} time step{'s' * (near > 1)}"
 
 
 def learning(evaluations: list[Evaluation], title: str) -> Figure | None:
@@ -123,9 +132,13 @@ def energy(evaluations: list[Evaluation], title: str) -> Figure | None:
     figure = new_figure(11, 4.8, title)
     panels = figure.subplots(1, 2, sharey=True)
     for axes, field, name in (
-        (panels[0], "energy_uj", "Energy of the operations"),
-        (panels[1], "energy_with_data_uj", "... and of moving the data"),
+        (panels[0], "energy_uj", "Operations alone"),
+        (panels[1], "energy_with_data_uj", "With data movement"),
     ):
+        first = evaluations[0]
+        spent = getattr(first, field)[first.time_steps - 1]
+        twin = next((getattr(one, field)[0] for one in evaluations if one.kind == "ann"), math.nan)
+        of_twin = f", {spent / twin:.2g}x the ANN's" if twin > 0 and first.kind != "ann" else ""
         for one, colour in coloured(evaluations):
             marker = "*" if one.kind == "ann" else "o"
             few = one.steps <= 32
@@ -137,13 +150,18 @@ def energy(evaluations: list[Evaluation], title: str) -> Figure | None:
                 color=colour,
                 label=one.label,
             )
+            if one.kind != "ann":
+                at = one.time_steps - 1
+                at_t = (getattr(one, field)[at], 100 * one.accuracy[at])
+                axes.plot(*at_t, "D", color=colour, ms=7, mfc="white", mew=1.5)
         figures.log_scale(axes, "x")
-        axes.set(title=name, xlabel=f"energy of one {evaluations[0].what} (µJ, log scale)")
+        axes.set(title=f"{name}: {first.label} {spent:.3g} µJ{of_twin}")
+        axes.set_xlabel(f"energy of one {first.what} (µJ, log scale)")
     panels[0].set_ylabel("test accuracy (%)")
     panels[0].legend(frameon=True, framealpha=0.85)  # it may lie over a line
     figures.explain(
         figure,
-        "up and left is better; a line begins after one time step and goes on to the last.\n"
+        "up and left is better; a line begins after one time step and goes on to the last; diamond: T of the recipe.\n"
         "By convention, in a 45 nm chip: 0.9 pJ per accumulate (the weight of one spike), 4.6 pJ per "
         "multiply-accumulate, 5 pJ more for each word that is read or written",
     )

@@ -136,6 +136,13 @@ def explain(figure: Figure, text: str) -> None:
     figure.supxlabel(text, x=0.01, ha="left", fontsize=8, color=GREY)
 
 
+def legend_below(axes: Axes) -> None:
+    """A legend in one row below the panel, where it lies over no line."""
+    axes.legend(
+        loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3, borderaxespad=3.8, columnspacing=1.2
+    )
+
+
 def layer_figure(layers: int, title: str) -> Figure:
     """A figure whose panels have a line for each layer."""
     return new_figure(11, 2.6 + 0.13 * max(layers, 18), title)
@@ -162,12 +169,13 @@ def heat_map(
         values, aspect="auto", cmap=colours, vmin=low, vmax=high, interpolation="nearest"
     )
     axes.grid(False)
-    axes.set(title=title, xlabel="time step", ylabel="spiking layer (input at the top)")
+    axes.set(title=title, xlabel=f"time step; colour: {unit}")
+    axes.set_ylabel("spiking layer (input at the top)")
     axes.set_xticks(thinned(values.shape[1], 12))
     ticks = thinned(len(names), 26)
     axes.set_yticks(ticks, [names[tick] for tick in ticks], fontsize=8)
     assert axes.figure is not None
-    bar = axes.figure.colorbar(image, ax=axes, label=unit)
+    bar = axes.figure.colorbar(image, ax=axes)
     if logs:
         low, high = image.get_clim()
         powers = list(range(math.ceil(low), math.floor(high) + 1)) if high > low else []

@@ -109,7 +109,7 @@ def gradients(rows: list[Row], title: str) -> Figure | None:
     gain = last.depth_gain
     depth.set_title("Through depth" + (f": {gain:.3g}x per layer at the end" if gain else ""))
     depth.set_xlabel("gradient (RMS over all time steps, log scale)")
-    depth.legend(frameon=True, framealpha=0.85)  # it may lie over a line
+    figures.legend_below(depth)
     figures.explain(
         figure,
         f"{figures.GRADIENT}.\nNo dot: the gradient is 0, as inside blocks that start at zero",

@@ -133,9 +133,14 @@ class Evaluation:
     def label(self) -> str:
         """A short name for tables and pictures: the folder's, and what the run is unless that says so."""
         how = {"ann": "ANN", "converted": f"converted, {self.method}", "spiking": self.neuron}
-        name, kind = Path(self.run).name, how[self.kind]
+        name = Path(self.run).name
         words = re.split(r"[\W_]+", name.lower())
-        return name if kind.lower() in (*words, "".join(words)) else f"{name} ({kind})"
+        new = [
+            kind
+            for kind in how[self.kind].split(", ")
+            if kind.lower() not in (*words, "".join(words))
+        ]
+        return f"{name} ({', '.join(new)})" if new else name
 
     def accumulates(self, t: int) -> float:
         """ACs of one image within t steps: synapses, and the membranes of neurons without leak."""

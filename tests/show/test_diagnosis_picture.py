@@ -47,7 +47,7 @@ def drawn(monkeypatch, path, *arguments):
 def test_every_panel_shows_its_numbers(tmp_path, monkeypatch):
     grads = np.array([[1.0, 100.0], [0.0, 0.0]])
     figure, pixels = drawn(monkeypatch, tmp_path / "x.png", measurement(grads))
-    heat, depth, time, image, _ = figure.axes
+    heat, depth, image, time, _, key = figure.axes
     assert np.array_equal(heat.get_images()[0].get_array().filled(-9), [[0, 2], [-9, -9]])
     profile = np.array([np.sqrt(5000.5), np.nan])  # a gap where nothing arrives
     for axes, curve, vertical in ((depth, profile, True), (time, np.array([1.0, 100]), False)):
@@ -59,7 +59,7 @@ def test_every_panel_shows_its_numbers(tmp_path, monkeypatch):
             assert list(places) == [0, 1]
             assert values == pytest.approx(factor * curve, nan_ok=True)
             assert (line.get_color(), line.get_marker()) == (colour, "o")
-    labels = [text.get_text() for text in depth.get_legend().get_texts()]
+    labels = [text.get_text() for text in key.get_legend().get_texts()]
     assert labels == ["as it is", "half as wide", "twice as wide"]
     assert image.get_lines()[0].get_xydata().tolist() == [[0.75, 0], [0.5, 1]]
     assert image.get_xlim() == (-0.05, 1.05)
@@ -70,17 +70,20 @@ def test_every_panel_shows_its_numbers(tmp_path, monkeypatch):
         f"Through time: {measurement(grads).time_ratio:.3g}x",
     )
     assert figure.get_suptitle() == "small: no obstacle found"
-    assert figure.get_size_inches() == pytest.approx([15, 3.4 + 0.13 * 14])
-    assert pixels == (15 * 110, int((3.4 + 0.13 * 14) * 110))
-    widths = [axes.get_position().width for axes in (heat, depth, time, image)]
-    assert widths == sorted(widths, reverse=True)
+    height = 0.16 * 14 + 4.3
+    assert figure.get_size_inches() == pytest.approx([11, height])
+    assert pixels == (11 * 110, int(height * 110))
+    boxes = [axes.get_position() for axes in (heat, depth, image)]
+    assert [box.y0 for box in boxes] == pytest.approx(
+        [boxes[0].y0] * 3
+    )  # a layer is one row in all
 
 
 def test_without_a_ratio_the_title_is_short_and_synthetic_images_are_named(tmp_path, monkeypatch):
     figure, _ = drawn(monkeypatch, tmp_path / "x.png", measurement(np.ones((20, 1))), True)
-    assert [figure.axes[i].get_title("left") for i in (1, 2)] == [
+    assert [figure.axes[i].get_title("left") for i in (1, 3)] == [
         "Through depth: 1x per layer",
         "Through time",
     ]
     assert figure.get_suptitle() == "small (synthetic images): no obstacle found"
-    assert figure.get_size_inches()[1] == pytest.approx(3.4 + 0.13 * 20)
+    assert figure.get_size_inches()[1] == pytest.approx(0.16 * 20 + 4.3)

@@ -28,6 +28,9 @@ def test_accuracy_by_time_steps_with_the_ann_as_a_line():
     band = axes.collections[0].get_paths()[0].vertices
     assert [band[:, 1].min(), band[:, 1].max()] == pytest.approx([40, 91.25])
     assert axes.get_xscale() == "linear"
+    assert axes.get_title() == "net (lif) is within a point of its best after 4 time steps"
+    twin = accuracy([ann(), evaluation()], "title").axes[0]
+    assert twin.get_title() == "twin (ANN): 76.0 %"
 
 
 @pytest.mark.parametrize(("steps", "scale", "marker"), [(32, "linear", "o"), (33, "log", "None")])
@@ -62,11 +65,17 @@ def test_energy_against_accuracy():
     left, right = energy([evaluation(), ann()], "title").axes
     points = np.array([50, 62.5, 75, 81.25])
     for axes, own, twin in ((left, [1.5, 2.5, 4.6, 5.5], 46), (right, [10, 20, 36.5, 40], 146)):
-        net, star = axes.get_lines()
+        net, diamond, star = axes.get_lines()
+        assert diamond.get_xydata().tolist() == [[own[2], 75]]  # T = 3
         assert net.get_xydata().tolist() == np.stack([own, points], 1).tolist()
         assert star.get_xydata().tolist() == [[twin, 76]]
         assert (net.get_marker(), star.get_marker()) == ("o", "*")
         assert axes.get_xscale() == "log"
+    titles = [axes.get_title() for axes in (left, right)]
+    assert titles == [
+        "Operations alone: net (lif) 4.6 µJ, 0.1x the ANN's",
+        "With data movement: net (lif) 36.5 µJ, 0.25x the ANN's",
+    ]
 
 
 def test_rates_and_silent_neurons():
@@ -131,7 +140,7 @@ def test_sizes_bands_and_legends():
     figure = energy([evaluation(), ann()], "title")
     assert figure.get_size_inches().tolist() == [11, 4.8]
     left, right = figure.axes
-    assert [line.get_markersize() for line in left.get_lines()][1] == 11
+    assert [line.get_markersize() for line in left.get_lines()][2] == 11
     left.set_ylim(0, 9)
     assert right.get_ylim() == (0, 9)
     figure = rates(evaluation(), "title")
@@ -150,4 +159,4 @@ def test_long_windows_have_no_markers_of_energy():
     values = {"accuracy": [0.5] * 33, "energy_uj": [1.0] * 33, "energy_with_data_uj": [2.0] * 33}
     long, short = evaluation(**values), evaluation(**{k: v[:32] for k, v in values.items()})
     lines = energy([long, short], "title").axes[0].get_lines()
-    assert [line.get_marker() for line in lines] == ["None", "o"]
+    assert [line.get_marker() for line in lines] == ["None", "D", "o", "D"]

@@ -148,4 +148,4 @@ def test_a_heat_map_thins_its_ticks_only_when_it_must():
     assert axes.get_xticks().tolist() == list(range(12))
     assert not axes.xaxis.get_gridlines()[0].get_visible()
     assert {label.get_fontsize() for label in axes.get_yticklabels()} == {8}
-    assert axes.figure.axes[1].get_ylabel() == "unit"
+    assert axes.get_xlabel() == "time step; colour: unit"

@@ -198,7 +198,9 @@ def test_a_chunk_ends_at_t(steps, within, chunks):
 def test_the_label_of_a_run(evaluation):
     assert evaluation.label == "lif"
     assert replace(evaluation, kind="ann").label == "lif (ANN)"
-    assert replace(evaluation, kind="converted", method="qcfs").label == "lif (converted, qcfs)"
+    converted = replace(evaluation, kind="converted", method="qcfs")
+    assert converted.label == "lif (converted, qcfs)"
+    assert replace(converted, run="runs/twin, qcfs").label == "twin, qcfs (converted)"
 
 
 def test_images_per_second_are_of_the_batches_after_the_first(runs, monkeypatch):
