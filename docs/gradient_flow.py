@@ -223,9 +223,7 @@ def draw() -> None:
         bars.set_axisbelow(True)
         bars.grid(axis="y", visible=False)
         bars.set_xlim(0, 76)
-        bars.set_xlabel(
-            "test accuracy after 600 steps, % (chance: 10); a dot is a seed"
-        )
+        bars.set_xlabel("test accuracy after 600 steps, % (chance: 10); a dot is a seed")
         bars.set_title("ResNet-56: plain blocks learn only if zero-initialised", loc="left")
         for label, settings, line in OPENED:
             gain = [float(value) for value in found[settings]["block_gain"].split()]
