@@ -74,7 +74,7 @@ def main(arguments: list[str]) -> None:
         kept.set(
             xlabel="layer",
             ylabel="similarity to a noisy copy (1: same)",
-            title="Without zero-initialisation ten layers lose the forward signal",
+            title="From the usual start, ten layers lose the signal",
         )
         kept.set_ylim(-0.05, 1.05)
         figure.savefig(PICTURE)

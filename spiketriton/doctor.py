@@ -26,7 +26,7 @@ STEPS = 6  # of the small training
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(
-        "doctor", EPILOG, {0: "everything is right", 1: "something is wrong, or anything else"}
+        "doctor", EPILOG, {0: "all checks passed", 1: "a check failed, or anything else"}
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="data.root=DIR, train.device=cpu"

@@ -13,7 +13,7 @@ examples:
   spiketriton evaluate runs/theirs
 
 The run can be evaluated, exported and fine-tuned (train.init_from), not resumed: it has no optimizer. Its recipe comes
-from the other side; code that it names runs only with --trust-plugins."""
+from whoever pushed it; code that it names runs only with --trust-plugins."""
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -37,7 +37,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--extend",
         metavar="EPOCHS",
-        help="with --resume: train to this many epochs in all, or to train.max_steps=N",
+        help="with --resume: train to this many epochs in total, or to train.max_steps=N",
     )
     parser.add_argument("--quiet", action="store_true", help="print warnings only")
     parser.add_argument("--json", action="store_true", help="print the results only, as JSON")

@@ -80,8 +80,8 @@ def opening(found: Diagnosis) -> str:
     if not found.opened:
         return ""
     return (
-        f"gradients are measured with the residual branches at a gain of {CLOSED:g}, which training soon reaches: "
-        "as initialised, at zero, no gradient enters them"
+        "the verdict is of the network as initialised; heat map, picture and table are measured with its residual "
+        f"branches at a gain of {CLOSED:g}, because at zero no gradient enters them"
     )
 
 

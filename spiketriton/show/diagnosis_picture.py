@@ -1,6 +1,7 @@
 """The picture of a diagnosis: heat map, depth profile and time profile."""
 
 from pathlib import Path
+from typing import Any
 
 from spiketriton.gradients.diagnosis import Diagnosis
 from spiketriton.gradients.variants import Change
@@ -40,7 +41,7 @@ def draw(found: Diagnosis, path: Path) -> None:
             if variant.change is Change.TWICE_WIDTH:
                 lines.append(("twice as wide", variant.measured, ORANGE))
         for label, shown, colour in lines:
-            style = {"color": colour, "marker": "o", "label": label}
+            style: dict[str, Any] = {"color": colour, "marker": "o", "label": label}
             profile = figures.positive(shown.depth_profile)
             depth.plot(profile, range(len(profile)), **style)
             time.plot(figures.positive(shown.time_profile), **style)

@@ -116,8 +116,9 @@ def learning(evaluations: list[Evaluation], title: str) -> Figure | None:
             ends[one.label] = points[-1][1]
     if len(ends) < 2:
         return None
-    first = max(ends, key=ends.__getitem__)
-    axes.set(title=f"{first} ends highest, at {ends[first]:.1f} %")
+    best = max(ends.values())
+    first = [name for name, end in ends.items() if end == best]
+    axes.set(title=f"{' and '.join(first)} end{'s' * (len(first) == 1)} highest, at {best:.1f} %")
     axes.set(xlabel="epoch", ylabel="test accuracy (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=True, framealpha=0.85)  # it may lie over a line
@@ -254,7 +255,7 @@ def sample(one: Evaluation, title: str) -> Figure | None:
         spikes = np.array(found.spikes[name])  # [T, neurons]
         step, neuron = np.nonzero(spikes)
         heights = place + 0.1 + 0.8 * (neuron + 0.5) / spikes.shape[1]
-        right.hlines(heights, step - 0.35, step + 0.35, lw=1.8, color=COLOURS[place % 2])
+        right.hlines(heights, step - 0.35, step + 0.35, lw=1.8, color=BLUE)
         height = len(spikes)
     right.set(title="Spikes of some neurons of each layer", xlabel="time step")
     right.set_yticks(np.arange(len(names)) + 0.5, names, fontsize=8)

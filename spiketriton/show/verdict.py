@@ -18,7 +18,7 @@ from spiketriton.show.words import in_percent, percent, times
 
 REASONS = {
     "sgd": "SGD takes gradients as they are, so layers with much smaller ones hardly learn",
-    "adamw": "AdamW divides each weight's gradient by its size, so growth is harmless until float32 overflows",
+    "adamw": "AdamW divides each weight's gradient by its size; the limit is a choice, far below float32's",
 }
 WHY = {
     Why.BLOCKS_START_CLOSED: "each block then starts as its shortcut, and the forward signal reaches the last layer",

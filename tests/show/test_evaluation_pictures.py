@@ -58,6 +58,7 @@ def test_learning_of_several_runs(tmp_path: Path):
     drawn = [line.get_xydata().tolist() for line in axes.get_lines()]
     assert drawn == [[[1, 50], [2, 100]], [[1, 25], [2, 50]]]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [r.label for r in runs]
+    assert axes.get_title() == f"{runs[0].label} ends highest, at 100.0 %"
     assert learning([runs[0], ann()], "title") is None
 
 

@@ -101,6 +101,7 @@ def test_the_first_run_is_compared_with_all_and_others_with_it_and_with_anns():
     runs = [first, twin, other]
     assert [word in verdict(first, runs) for word in ("twin (ANN)", "other (if)")] == [True, True]
     assert [word in verdict(other, runs) for word in ("twin (ANN)", "net (lif)")] == [True, True]
+    assert ["Yan" in verdict(one, runs) for one in (first, other)] == [True, False]  # said once
     third = evaluation(run="runs/third")
     assert "third" not in verdict(other, [*runs, third])
 
