@@ -7,9 +7,9 @@ from .arguments import PROBE_FIELDS
 from .backends.choice import backend_for, use_backend
 from .bn_lif import multistep_bn_lif, multistep_bn_lif_reference
 from .lif import multistep_lif, multistep_lif_reference
+from .neuron import States
 from .packed import pack_spikes, unpack_spikes
 from .states import (
-    States,
     multistep_alif,
     multistep_alif_reference,
     multistep_clif,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import torch
 
-from .neuron import MAX_LEVELS, PARAMETERS, Neuron, membrane_dtype
+from .neuron import MAX_LEVELS, PARAMETERS, Neuron, Norm, membrane_dtype
 from .surrogate import Surrogate
 
 RESETS = ("soft", "hard", "none")
@@ -180,18 +181,20 @@ _remembered = functools.lru_cache(maxsize=256)(_record)
 def check_call(
     x: torch.Tensor,
     neuron: Neuron,
+    norm: Norm | None = None,
     v_init: torch.Tensor | None = None,
     m_init: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    spike_add: torch.Tensor | None = None,
     probe: torch.Tensor | None = None,
-    name: str = "x",
 ) -> None:
-    """Check the input, a neuron's tensors against it, and what a call may bring besides.
+    """Check the input, a neuron's and a norm's tensors against it, and what a call may bring besides.
 
     Raises:
         TypeError: a wrong type or dtype. ValueError: a wrong value, shape or device. Both name what was given and
             what is accepted.
     """
-    check_input(name, x)
+    check_input("x" if norm is None else "y", x)
     for i, parameter in enumerate(neuron.parameters):
         if type(parameter) is not float:
             _check_parameter(_PARAMETERS_IN_WORDS[i], parameter, x)
@@ -200,6 +203,42 @@ def check_call(
             check_like(state, value, x, x.shape[1:], (membrane_dtype(x.dtype), x.dtype))
     if probe is not None:
         check_like("probe", probe, x, torch.Size([x.shape[0], len(PROBE_FIELDS)]), (torch.float32,))
+    if norm is not None:
+        _check_norm(x, norm)
+    for name, value in (("residual", residual), ("spike_add", spike_add)):
+        if value is not None:
+            check_like(name, value, x, x.shape, (x.dtype,))
 
 
+def _check_norm(y: torch.Tensor, norm: Norm) -> None:
+    if y.dim() < 3:
+        raise ValueError(
+            f"y has shape {tuple(y.shape)}; accepted: [T, B, C, ...], channels are dim 2"
+        )
+    floats, channels = (membrane_dtype(y.dtype), y.dtype), y.shape[2:3]
+    tensors: tuple[Any, ...] = norm[: len(_OF_CHANNELS)]
+    for name, value in zip(_OF_CHANNELS, tensors, strict=True):
+        if value is not None:
+            check_like(name, value, y, channels, floats)
+    if (norm.running_mean is None) != (norm.running_var is None):
+        raise ValueError("running_mean and running_var go together; one of them is None")
+    if not norm.training and norm.running_mean is None:
+        raise ValueError("running_mean and running_var are needed when training is False; got None")
+    if norm.training and y.numel() == 0:
+        raise ValueError(
+            f"batch norm has no statistics of an empty batch: y has shape {tuple(y.shape)}"
+        )
+    if norm.step_gain is not None:
+        check_like("step_gain", norm.step_gain, y, y.shape[:1], floats)
+    for name, number in (("momentum", norm.momentum), ("eps", norm.eps), ("bn_scale", norm.scale)):
+        check_float(name, number)
+    if norm.eps < 0:
+        raise ValueError(f"eps must be >= 0, got {norm.eps}")
+    if norm.training and norm.count(y) < 2:
+        raise ValueError(
+            f"batch norm needs more than 1 value per channel when training, got y of shape {tuple(y.shape)}"
+        )
+
+
+_OF_CHANNELS = ("bn_weight", "bn_bias", "running_mean", "running_var")
 _PARAMETERS_IN_WORDS = [{"width": "surrogate width"}.get(name, name) for name in PARAMETERS]

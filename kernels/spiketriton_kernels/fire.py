@@ -6,16 +6,17 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.autograd import forward_ad
 
 from . import operators, passes
+from .arguments import check_call
 from .backends.eager import update_running
-from .gradient import ARGUMENTS, SAVED, gradients
+from .gradient import ARGUMENTS, UNSAVED, gradients
 from .layout import dense
-from .neuron import Call, Emit, Gradients, Inputs, Neuron, Outputs, Running, Upstream
+from .neuron import Call, Emit, Gradients, Inputs, Neuron, Norm, Outputs, Running, Upstream
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
-_NOTHING_SAVED: dict[str, torch.Tensor | None] = dict.fromkeys(SAVED)
 
 
 def traced(tensors: Iterable[torch.Tensor]) -> bool:
@@ -48,14 +49,13 @@ class _Fire(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, asked: _Asked, *_: torch.Tensor) -> Any:
         """The tensors are those in ``asked``: autograd has to see them as arguments, each of which costs time."""
-        neuron, call, running, given = asked
-        ctx.names = tuple(given)
-        neuron, out = _run(neuron, call, running, given)
+        inputs, neuron, call, running, given = asked
+        neuron, out = _recorded(passes.neuron_forward)(inputs, neuron, call, running)
+        kept = {name: value for name, value in given.items() if name not in UNSAVED}
         if neuron.mean is not None:  # measured on the way, where none was given
-            given = given | {"mean": neuron.mean, "var": neuron.var}  # type: ignore[assignment]
-        kept = [name for name in given if name in _NOTHING_SAVED]
-        ctx.neuron, ctx.call, ctx.kept = neuron, call, kept
-        ctx.save_for_backward(out.saved, *[given[name] for name in kept])
+            kept["mean"], kept["var"] = neuron.mean, neuron.var
+        ctx.names, ctx.kept, ctx.neuron, ctx.call = tuple(given), kept.keys(), neuron, call
+        ctx.save_for_backward(out.saved, *kept.values())
         ctx.set_materialize_grads(False)
         return out.spikes, out.v_last, out.m_last, out.trace, None, out.current
 
@@ -67,15 +67,16 @@ class _Fire(torch.autograd.Function):
         if grad_s is None and all([grad is None for grad in upstream]):
             return (None,) * len(ctx.needs_input_grad)
         saved, *rest = ctx.saved_tensors
-        given = _NOTHING_SAVED | dict(zip(ctx.kept, rest, strict=True))
-        call, x, neuron = ctx.call, rest[0], ctx.neuron
+        given = dict(zip(ctx.kept, rest, strict=True))
+        call, x, neuron = ctx.call, given["x"], ctx.neuron
         if grad_s is None:
             upstream = upstream._replace(spikes=torch.zeros_like(x))
         if torch.is_grad_enabled():  # create_graph=True: the operators refuse to be differentiated
             walk = operators.walk(upstream, saved, given, neuron.words(call), neuron.floats())
             norm_backward: Callable[..., Any] = operators.norm_backward
         else:
-            inputs = Inputs(x, given["v_init"], given["m_init"], given["residual"])
+            get = given.get
+            inputs = Inputs(x, get("v_init"), get("m_init"), get("residual"))
 
             def walk(emit: Emit, count: float, sums: torch.Tensor | None) -> Gradients:
                 return _recorded(passes.neuron_backward)(
@@ -90,57 +91,99 @@ class _Fire(torch.autograd.Function):
         return None, *found
 
 
-_Asked = tuple[Neuron, Call, Running | None, dict[str, torch.Tensor]]
-"""A call, and its tensors by their names in ``ARGUMENTS``."""
+_Asked = tuple[Inputs, Neuron, Call, Running | None, dict[str, torch.Tensor]]
+"""What a forward pass is given, and the call's tensors by their names in ``ARGUMENTS``."""
 
-
-def _run(
-    neuron: Neuron, call: Call, running: Running | None, given: dict[str, torch.Tensor]
-) -> tuple[Neuron, Outputs]:
-    """The forward pass itself."""
-    get = given.get
-    inputs = Inputs(given["x"], get("v_init"), get("m_init"), get("residual"), get("spike_add"))
-    return _recorded(passes.neuron_forward)(inputs, neuron, call, running)
+_apply = super(torch.autograd.Function, _Fire).apply
+"""``_Fire.apply`` without its look for what ``traced`` has found not to be there."""
 
 
 def fire(
     x: torch.Tensor,
     neuron: Neuron,
     call: Call,
-    running: Running | None = None,
-    **arguments: torch.Tensor | None,
+    norm: Norm | None = None,
+    *,
+    v_init: torch.Tensor | None = None,
+    m_init: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    spike_add: torch.Tensor | None = None,
+    probe: torch.Tensor | None = None,
 ) -> Outputs:
-    """What the call wants of checked arguments.
-
-    A call with ``batch_statistics`` and no mean measures them, and moves ``running`` towards them.
-    """
-    x = dense(x)
-    given = {"x": x} | neuron.given()
-    for name, value in arguments.items():
-        if value is not None:
-            given[name] = value
+    """What the call wants: check, normalise where there is a norm, add the residual, fire."""
+    check_call(x, neuron, norm, v_init, m_init, residual, spike_add, probe)
+    x, running = dense(x), None
+    if norm is not None:
+        neuron, call, running = _behind(x, neuron, call, norm)
+    own = neuron.given()
+    given = {"x": x, **own}
+    if not (v_init is m_init is residual is spike_add is probe is None):
+        more = (v_init, m_init, residual, spike_add, probe)
+        given |= {n: v for n, v in zip(_MORE, more, strict=True) if v is not None}
     tensors = given.values()
-    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
-        _refuse_tangents(tensors)
     learns = torch.is_grad_enabled() and any([value.requires_grad for value in tensors])
     if learns:
         call = Call(*call[:2], True, *call[3:])  # save
     if traced(tensors):
-        if call.batch_statistics and "mean" not in given:
-            given["mean"], given["var"] = channel_statistics(x, running)
-        spikes, v_last, m_last, trace, _, current = operators.neuron_forward(
-            *[given.get(name) for name in ARGUMENTS], neuron.words(call), neuron.floats()
-        )
-        return Outputs(
-            spikes,
-            v_last if call.return_v else None,
-            m_last if call.return_m else None,
-            trace if call.return_trace else None,
-            current=current if call.return_current else None,
-        )
+        return _by_operator(given, neuron, call, running)
+    if forward_ad._current_level >= 0:
+        _refuse_tangents(tensors)
+    inputs, neuron = Inputs(x, v_init, m_init, residual, spike_add), neuron.adapted(x, own)
     if learns:
-        return Outputs(*_Fire.apply((neuron, call, running, given), *tensors))
-    return _run(neuron, call, running, given)[1]
+        return Outputs(*_apply((inputs, neuron, call, running, given), *tensors))
+    return _recorded(passes.neuron_forward)(inputs, neuron, call, running)[1]
+
+
+_MORE = ("v_init", "m_init", "residual", "spike_add", "probe")
+
+
+def _behind(
+    y: torch.Tensor, neuron: Neuron, call: Call, norm: Norm
+) -> tuple[Neuron, Call, Running | None]:
+    """The neuron and the call with the norm in them, and the running statistics that the call moves."""
+    mean, var, group = norm.running_mean, norm.running_var, norm.process_group
+    if not norm.training:
+        return neuron.behind(norm, mean, var), call, None
+    running = None if mean is None or var is None else (mean, var, norm.momentum)
+    if group is None:  # measured on the way
+        return neuron.behind(norm, None, None), Call("", True, *call[2:]), running
+    with torch.no_grad():
+        mean, var = _over_ranks(*channel_statistics(y, None), group)
+        if running is not None:
+            update_running(mean, var, norm.count(y), running)
+    return neuron.behind(norm, mean, var), Call(group.group_name, True, *call[2:]), None
+
+
+def _over_ranks(
+    mean: torch.Tensor, var: torch.Tensor, group: dist.ProcessGroup
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Statistics of equal shares, joined (Chan et al. 1979): one all-gather of [2, C]."""
+    own = torch.stack([mean, var])
+    shares = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(shares, own, group=group)
+    means, variances = torch.stack(shares).unbind(1)
+    joined = means.mean(0)
+    return joined, variances.mean(0) + (means - joined).square().mean(0)
+
+
+def _by_operator(
+    given: dict[str, torch.Tensor], neuron: Neuron, call: Call, running: Running | None
+) -> Outputs:
+    """``fire`` where something looks at operators."""
+    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+        _refuse_tangents(given.values())
+    if call.batch_statistics and "mean" not in given:
+        given["mean"], given["var"] = channel_statistics(given["x"], running)
+    spikes, v_last, m_last, trace, _, current = operators.neuron_forward(
+        *[given.get(name) for name in ARGUMENTS], neuron.words(call), neuron.floats()
+    )
+    return Outputs(
+        spikes,
+        v_last if call.return_v else None,
+        m_last if call.return_m else None,
+        trace if call.return_trace else None,
+        current=current if call.return_current else None,
+    )
 
 
 def channel_statistics(

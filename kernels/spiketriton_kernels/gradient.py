@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.distributed as dist
@@ -17,15 +17,17 @@ Walk = Callable[[Emit, float, torch.Tensor | None], Gradients]
 SAVED = ("x", "v_init", "m_init", "residual", *TENSORS)
 """What a call keeps for backward, where it is given."""
 
-ARGUMENTS = (*SAVED, "spike_add", "probe")
+UNSAVED = ("spike_add", "probe")
+
+ARGUMENTS = (*SAVED, *UNSAVED)
 """What a call is differentiated by. The gradient of ``spike_add`` is that of the spikes; ``probe`` has no value."""
 
 
 def gradients(
     grad_s: torch.Tensor | None,
-    given: Mapping[str, torch.Tensor | None],
-    names: Sequence[str],
-    needs: Sequence[bool],
+    given: Mapping[str, torch.Tensor],
+    names: tuple[str, ...],
+    needs: tuple[bool, ...],
     call: Call,
     eps: float,
     bn_scale: float,
@@ -35,12 +37,10 @@ def gradients(
     """The gradients by the ``ARGUMENTS`` of these names, None where ``needs`` does not ask for one.
 
     Args:
-        grad_s: gradient by the spikes. given: the tensors of ``SAVED``, None where there is none.
+        grad_s: gradient by the spikes. given: the tensors of ``SAVED`` that there are.
         eps, bn_scale: of the norm. walk, norm_backward: the passes, by which everything is computed.
     """
-    x, normed = given["x"], given["mean"] is not None
-    assert x is not None
-    asked = frozenset([name for name, needed in zip(names, needs, strict=True) if needed])
+    x, normed, asked = given["x"], "mean" in given, _needed(names, needs)
     # statistics that other ranks share take two passes: sums travel in between
     shared = normed and "x" in asked and bool(call.group)
     count = float(x.numel() // x.shape[2]) if normed and call.batch_statistics else 0.0
@@ -60,11 +60,16 @@ def gradients(
             if out.dx is None:
                 found["x"] = walk(Emit(dy=True), count, sums).dy
             else:
-                norms = (given[name] for name in ("mean", "var", "weight", "step_gain"))
+                norms = map(given.get, ("mean", "var", "weight", "step_gain"))
                 found["x"] = norm_backward(out.dx, x, *norms, sums, eps, bn_scale, count)
     if out.parameters is not None:
         found |= zip(PARAMETERS, out.parameters, strict=False)
     return [_fitting(found.get(name), given.get(name)) if name in asked else None for name in names]
+
+
+@functools.lru_cache
+def _needed(names: tuple[str, ...], needs: tuple[bool, ...]) -> frozenset[str]:
+    return frozenset(name for name, needed in zip(names, needs, strict=True) if needed)
 
 
 @functools.lru_cache

@@ -19,19 +19,15 @@ The kernels save x and nothing else, and replay the membrane in registers on the
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any
-
 import torch
 
-from .arguments import DEFAULT_SURROGATE, check_call, make_neuron
-from .definition import define
-from .fire import fire
-from .neuron import Call, Outputs
+from .arguments import DEFAULT_SURROGATE, make_neuron
+from .functions import Request, by_definition, by_kernels
+from .neuron import Call
 from .surrogate import Surrogate
 
 
+@by_kernels
 def multistep_lif(
     x: torch.Tensor,
     decay: float | torch.Tensor = 0.5,
@@ -47,8 +43,7 @@ def multistep_lif(
     return_trace: bool = False,
     reset_delay: bool = False,
     probe: torch.Tensor | None = None,
-    _run: Callable[..., Outputs] = fire,
-) -> torch.Tensor | tuple[torch.Tensor, ...]:
+) -> Request:
     """Spikes of leaky integrate-and-fire neurons over a whole time window, in one fused pass each way.
 
     Args:
@@ -80,18 +75,15 @@ def multistep_lif(
     neuron = make_neuron(
         "lif", decay, gain, threshold, reset, v_reset, detach_reset, surrogate, reset_delay
     )
-    check_call(x, neuron, v_init, probe=probe)
     call = Call(return_v=return_v, return_trace=return_trace)
-    out = _run(x, neuron, call, v_init=v_init, probe=probe)
-    if not (return_v or return_trace):
-        return out.spikes
-    return tuple(found for found in (out.spikes, out.v_last, out.trace) if found is not None)
+    return Request(x, neuron, call, {"v_init": v_init, "probe": probe})
 
 
-def multistep_lif_reference(*args: Any, smooth: bool = False, **options: Any) -> Any:
+multistep_lif_reference = by_definition(
+    multistep_lif,
     """The definition of ``multistep_lif``, with its arguments but for the probe: plain PyTorch and its autograd.
 
     ``smooth=True`` replaces each spike by the surrogate's primitive. The result is differentiable in the ordinary
     sense, its exact gradient is what the surrogate gradient stands for, and gradcheck holds.
-    """
-    return multistep_lif(*args, **options, _run=functools.partial(define, smooth=smooth))
+    """,
+)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 
 
 def membrane_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -71,6 +72,26 @@ class States(NamedTuple):
     m: torch.Tensor
 
 
+class Norm(NamedTuple):
+    """A batch norm in front of a neuron, in the words of ``multistep_bn_lif``."""
+
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None
+    running_mean: torch.Tensor | None
+    running_var: torch.Tensor | None
+    training: bool = True
+    momentum: float = 0.1
+    eps: float = 1e-5
+    scale: float = 1.0
+    step_gain: torch.Tensor | None = None
+    process_group: dist.ProcessGroup | None = None
+
+    def count(self, y: torch.Tensor) -> int:
+        """Elements a channel of y that training statistics are taken over."""
+        ranks = 1 if self.process_group is None else dist.get_world_size(self.process_group)
+        return y.numel() // y.shape[2] * ranks
+
+
 class Neuron(NamedTuple):
     """The constants of a neuron and of the batch norm in front of it (``mean`` is None: there is none).
 
@@ -124,14 +145,18 @@ class Neuron(NamedTuple):
         small = {name: as_small(value, x) for name, value in named if value is not None}
         return Neuron(**_parsed(words)[0], **(given | small))  # type: ignore[arg-type]
 
-    def behind(self, mean: Any, var: Any, *rest: Any) -> Neuron:
-        """Behind a norm: its fields in order, or its statistics alone. ``_replace`` takes three times as long."""
-        fields = [*self[:_OWN], mean, var, *(rest or self[_OWN + 2 :])]
-        return Neuron(*fields)
+    def behind(self, norm: Norm, mean: Any, var: Any) -> Neuron:
+        """Behind a norm with these statistics. ``_replace`` takes three times as long."""
+        rest = norm.weight, norm.bias, norm.step_gain, float(norm.eps), float(norm.scale)
+        return Neuron._make((*self[:_OWN], mean, var, *rest))
 
-    def adapted(self, x: torch.Tensor) -> Neuron:
-        """With tensors as the kernels read them for the input x; itself where nothing changes."""
-        wide, given = membrane_dtype(x.dtype), self.given()
+    def measured(self, mean: torch.Tensor, var: torch.Tensor) -> Neuron:
+        """With these statistics."""
+        return Neuron._make((*self[:_OWN], mean, var, *self[_OWN + 2 :]))
+
+    def adapted(self, x: torch.Tensor, given: dict[str, torch.Tensor]) -> Neuron:
+        """With tensors as the kernels read them for the input x; itself where nothing changes. ``given``: its own."""
+        wide = membrane_dtype(x.dtype)
         if all([_is_small(value, wide) for value in given.values()]):
             return self
         small: dict[str, Any] = {name: as_small(value, x) for name, value in given.items()}
@@ -140,18 +165,10 @@ class Neuron(NamedTuple):
     def given(self) -> dict[str, torch.Tensor]:
         """Its tensors by their names."""
         found = {}
-        for name, value in zip(PARAMETERS, self.parameters, strict=True):
+        for name, value in zip(TENSORS, (*self.parameters, *self.norm), strict=True):
             if type(value) is not float and isinstance(value, torch.Tensor):
                 found[name] = value
-        for name, value in zip(NORM, self.norm, strict=True):
-            if value is not None:
-                found[name] = value
         return found
-
-    @property
-    def tensors(self) -> tuple[Any, ...]:
-        """In the order of ``TENSORS``: what may be a tensor."""
-        return *self.parameters, *self.norm
 
     @property
     def v_start(self) -> float:
@@ -191,7 +208,7 @@ class Neuron(NamedTuple):
     @property
     def norm(self) -> tuple[Any, ...]:
         """Mean, variance, weight, bias, step gain; None for what is not given."""
-        return self.mean, self.var, self.weight, self.bias, self.step_gain
+        return self[_OWN : _OWN + len(NORM)]
 
     @property
     def parameter_size(self) -> int:

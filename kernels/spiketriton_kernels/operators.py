@@ -151,14 +151,14 @@ def _setup_context(ctx, inputs, output):
 def walk(
     upstream: Upstream,
     saved: torch.Tensor | None,
-    given: Mapping[str, torch.Tensor | None],
+    given: Mapping[str, torch.Tensor],
     words: str,
     floats: list[float],
 ) -> Walk:
     """The walk back of a call by its operator."""
 
     def back(emit: Emit, count: float, sums: torch.Tensor | None) -> Gradients:
-        read = [given[name] for name in SAVED]
+        read = [given.get(name) for name in SAVED]
         fields = neuron_backward(*upstream, saved, *read, sums, count, emit.encode(), words, floats)
         named = zip(Emit._fields, fields, strict=True)
         return Gradients(**{name: field for name, field in named if getattr(emit, name)})
@@ -168,7 +168,7 @@ def walk(
 
 def _backward(ctx, grad_s, grad_v_last, grad_m_last, grad_trace, _grad_saved, grad_current):
     saved, *rest = ctx.saved_tensors
-    given = dict.fromkeys(SAVED) | dict(zip(ctx.names, rest, strict=True))
+    given = dict(zip(ctx.names, rest, strict=True))
     call, numbers = Call.of(ctx.words), dict(zip(FLOATS, ctx.floats, strict=True))
     upstream = Upstream(  # without those of the empty tensors that stand for what was not wanted
         grad_s,

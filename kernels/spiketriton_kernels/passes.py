@@ -90,15 +90,14 @@ def _state(value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 def neuron_forward(
     inputs: Inputs, neuron: Neuron, call: Call, running: Running | None = None
 ) -> tuple[Neuron, Outputs]:
-    """The neuron as the kernels saw it; spikes and what else the call wants.
+    """The neuron as the kernels saw it, of an ``adapted`` one; spikes and what else the call wants.
 
     A call with ``batch_statistics`` of a neuron without mean measures them first, as by ``channel_statistics``.
     """
     x = inputs.x
     measures = call.batch_statistics and neuron.mean is None
-    neuron = neuron.adapted(x)
     if measures:
-        neuron = neuron.behind(*statistics_like(x))
+        neuron = neuron.measured(*statistics_like(x))
     out = allocate_forward(x, neuron, call)
     if x.numel() == 0:
         if out.v_last is not None:
@@ -192,7 +191,8 @@ def norm_backward(
         norm = Neuron(
             0.0, 0.0, 0.0, "none", 0.0, True, "atan", 1.0, 1.0,
             mean=mean, var=var, weight=weight, step_gain=step_gain, eps=eps, bn_scale=bn_scale,
-        ).adapted(y)  # fmt: skip
+        )  # fmt: skip
+        norm = norm.adapted(y, norm.given())
         _NORM[backend_for(y)].norm_backward(like(dx, y), y, norm, sums, count, dy)
     return dy
 

@@ -26,37 +26,27 @@ inference.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any
-
 import torch
 
-from .arguments import DEFAULT_SURROGATE, check_call, make_neuron
-from .definition import define
-from .fire import fire
-from .neuron import Call, Neuron, Outputs, States
+from .arguments import DEFAULT_SURROGATE, make_neuron
+from .functions import Request, by_definition, by_kernels
+from .neuron import Call, Neuron
 from .surrogate import Surrogate
 
 
-def _fire(
+def _request(
     x: torch.Tensor,
     neuron: Neuron,
     v_init: torch.Tensor | None,
     m_init: torch.Tensor | None,
     return_state: bool,
     probe: torch.Tensor | None,
-    run: Callable[..., Outputs],
-) -> torch.Tensor | tuple[torch.Tensor, States]:
-    check_call(x, neuron, v_init, m_init, probe)
+) -> Request:
     call = Call(return_v=return_state, return_m=return_state and neuron.has_m)
-    out = run(x, neuron, call, v_init=v_init, m_init=m_init, probe=probe)
-    if out.v_last is None:
-        return out.spikes
-    m_last = torch.zeros_like(out.v_last) if out.m_last is None else out.m_last
-    return out.spikes, States(out.v_last, m_last)
+    return Request(x, neuron, call, {"v_init": v_init, "m_init": m_init, "probe": probe})
 
 
+@by_kernels
 def multistep_ilif(
     x: torch.Tensor,
     decay: float | torch.Tensor = 0.25,
@@ -68,8 +58,7 @@ def multistep_ilif(
     return_state: bool = False,
     *,
     probe: torch.Tensor | None = None,
-    _run: Callable[..., Outputs] = fire,
-) -> torch.Tensor | tuple[torch.Tensor, States]:
+) -> Request:
     """Integer spikes 0..levels of I-LIF neurons over a whole time window.
 
     ``virtual_steps`` turns them into ``levels`` binary steps each, for spike-driven inference.
@@ -92,12 +81,13 @@ def multistep_ilif(
         TypeError, ValueError: naming the argument, what was given and what is accepted.
     """
     neuron = make_neuron("ilif", decay, gain, threshold, detach_reset=detach_reset, levels=levels)
-    return _fire(x, neuron, v_init, None, return_state, probe, _run)
+    return _request(x, neuron, v_init, None, return_state, probe)
 
 
-def multistep_ilif_reference(*args: Any, smooth: bool = False, **options: Any) -> Any:
-    """The definition of ``multistep_ilif``, with its arguments; ``smooth=True`` leaves out the rounding."""
-    return multistep_ilif(*args, **options, _run=functools.partial(define, smooth=smooth))
+multistep_ilif_reference = by_definition(
+    multistep_ilif,
+    """The definition of ``multistep_ilif``, with its arguments; ``smooth=True`` leaves out the rounding.""",
+)
 
 
 def virtual_steps(spikes: torch.Tensor, levels: int) -> torch.Tensor:
@@ -114,6 +104,7 @@ def virtual_steps(spikes: torch.Tensor, levels: int) -> torch.Tensor:
     return (spikes.unsqueeze(1) > slots).to(spikes.dtype).flatten(0, 1)
 
 
+@by_kernels
 def multistep_clif(
     x: torch.Tensor,
     decay: float | torch.Tensor = 0.5,
@@ -126,8 +117,7 @@ def multistep_clif(
     return_state: bool = False,
     *,
     probe: torch.Tensor | None = None,
-    _run: Callable[..., Outputs] = fire,
-) -> torch.Tensor | tuple[torch.Tensor, States]:
+) -> Request:
     """Spikes of CLIF neurons, whose complementary potential m makes the reset deeper the more they fired.
 
     Spikes follow the definition up to the rounding of the sigmoid.
@@ -147,14 +137,16 @@ def multistep_clif(
     neuron = make_neuron(
         "clif", decay, gain, threshold, detach_reset=detach_reset, surrogate=surrogate
     )
-    return _fire(x, neuron, v_init, m_init, return_state, probe, _run)
+    return _request(x, neuron, v_init, m_init, return_state, probe)
 
 
-def multistep_clif_reference(*args: Any, smooth: bool = False, **options: Any) -> Any:
-    """The definition of ``multistep_clif``; ``smooth=True`` replaces each spike by the surrogate's primitive."""
-    return multistep_clif(*args, **options, _run=functools.partial(define, smooth=smooth))
+multistep_clif_reference = by_definition(
+    multistep_clif,
+    """The definition of ``multistep_clif``; ``smooth=True`` replaces each spike by the surrogate's primitive.""",
+)
 
 
+@by_kernels
 def multistep_alif(
     x: torch.Tensor,
     decay: float | torch.Tensor = 0.5,
@@ -170,8 +162,7 @@ def multistep_alif(
     return_state: bool = False,
     *,
     probe: torch.Tensor | None = None,
-    _run: Callable[..., Outputs] = fire,
-) -> torch.Tensor | tuple[torch.Tensor, States]:
+) -> Request:
     """Spikes of adaptive LIF neurons, whose threshold rises with each spike and decays in between.
 
     Args:
@@ -193,14 +184,16 @@ def multistep_alif(
     neuron = make_neuron(
         "alif", decay, gain, threshold, reset, 0.0, detach_reset, surrogate, rho=rho, beta=beta
     )
-    return _fire(x, neuron, v_init, m_init, return_state, probe, _run)
+    return _request(x, neuron, v_init, m_init, return_state, probe)
 
 
-def multistep_alif_reference(*args: Any, smooth: bool = False, **options: Any) -> Any:
-    """The definition of ``multistep_alif``; ``smooth=True`` replaces each spike by the surrogate's primitive."""
-    return multistep_alif(*args, **options, _run=functools.partial(define, smooth=smooth))
+multistep_alif_reference = by_definition(
+    multistep_alif,
+    """The definition of ``multistep_alif``; ``smooth=True`` replaces each spike by the surrogate's primitive.""",
+)
 
 
+@by_kernels
 def multistep_cuba(
     x: torch.Tensor,
     decay: float | torch.Tensor = 0.5,
@@ -215,8 +208,7 @@ def multistep_cuba(
     return_state: bool = False,
     *,
     probe: torch.Tensor | None = None,
-    _run: Callable[..., Outputs] = fire,
-) -> torch.Tensor | tuple[torch.Tensor, States]:
+) -> Request:
     """Spikes of current-based LIF neurons, whose membrane reads a synaptic current m that decays.
 
     Args:
@@ -237,9 +229,10 @@ def multistep_cuba(
     neuron = make_neuron(
         "cuba", decay, gain, threshold, reset, 0.0, detach_reset, surrogate, rho=rho
     )
-    return _fire(x, neuron, v_init, m_init, return_state, probe, _run)
+    return _request(x, neuron, v_init, m_init, return_state, probe)
 
 
-def multistep_cuba_reference(*args: Any, smooth: bool = False, **options: Any) -> Any:
-    """The definition of ``multistep_cuba``; ``smooth=True`` replaces each spike by the surrogate's primitive."""
-    return multistep_cuba(*args, **options, _run=functools.partial(define, smooth=smooth))
+multistep_cuba_reference = by_definition(
+    multistep_cuba,
+    """The definition of ``multistep_cuba``; ``smooth=True`` replaces each spike by the surrogate's primitive.""",
+)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spiketriton.errors import UserError
-from spiketriton_kernels.bn_lif import Norm as NormRecord
+from spiketriton_kernels.neuron import Norm as NormRecord
 
 
 class Norm(nn.modules.batchnorm._BatchNorm):

@@ -26,8 +26,8 @@ from spiketriton_kernels import (
     virtual_steps,
 )
 from spiketriton_kernels.backends import eager
-from spiketriton_kernels.bn_lif import Norm, fire_normed, normalised
-from spiketriton_kernels.neuron import Call, Outputs
+from spiketriton_kernels.definition import normalised
+from spiketriton_kernels.neuron import Call, Norm
 from tests.covering import each
 from tests.kernels.support import as_layout, dyadic, normal
 
@@ -201,10 +201,7 @@ def test_outside_is_where_the_slope_is_small(kind, backend, device):
 
 def record(kind, options):
     """What the public function makes of its options."""
-    made = []
-    keep = lambda x, neuron, *_, **__: made.append(neuron) or Outputs(x)  # noqa: E731
-    FUNCTIONS[kind][0](torch.zeros(1, 1), **options, _run=keep)
-    return made[0]
+    return FUNCTIONS[kind][0].__wrapped__(torch.zeros(1, 1), **options).neuron
 
 
 @every_case
@@ -221,12 +218,12 @@ def test_batch_norm_in_the_passes_of_every_kind(kind, options, backend, device):
         norm = Norm(weight, bias, None, None, step_gain=gains_)
         if fused:
             call = Call(return_current=True)
-            out = fire_normed(
-                y_, norm, record(kind, options), call, residual=residual_, spike_add=add_
+            out = fire.fire(
+                y_, record(kind, options), call, norm, residual=residual_, spike_add=add_
             )
             spikes, current = out.spikes, out.current
         else:
-            current = normalised(y_, norm, residual_)
+            current = normalised(y_, norm) + residual_
             spikes = FUNCTIONS[kind][1](current, **options) + add_
         torch.autograd.backward([spikes, current], upstream)
         results.append([spikes, current, *(t.grad for t in given)])

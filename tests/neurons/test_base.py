@@ -135,7 +135,7 @@ def test_on_fire_is_handed_the_spikes_of_each_call():
 def test_a_synchronised_norm_is_fused_over_the_ranks(monkeypatch):
     given = []
     monkeypatch.setattr(
-        neurons, "_over_ranks", lambda y, norm, *_, **__: given.append(norm) or Outputs(y)
+        neurons, "_over_ranks", lambda y, neuron, call, norm, **_: given.append(norm) or Outputs(y)
     )
     monkeypatch.setattr(Norm, "process_group", "the ranks")
     norm = Norm(C)

@@ -9,10 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..arguments import check_call, make_neuron
-from ..bn_lif import Norm, fire_normed
+from ..arguments import make_neuron
 from ..fire import fire
-from ..neuron import Call, Neuron, Outputs
+from ..neuron import Call, Neuron, Norm, Outputs
 from ..surrogate import Surrogate
 
 STEP_MODES = ("m", "s")
@@ -20,7 +19,7 @@ STEP_MODES = ("m", "s")
 _NO_CONSTANTS = {"v", "m", "v_seq", "probe", "training", "handed_on", "_began"}
 """Attributes that may change without another ``SpikingNeuron.record``."""
 
-_over_ranks = torch.compiler.disable(fire_normed)  # a compiled graph cannot hold the process group
+_over_ranks = torch.compiler.disable(fire)  # a compiled graph cannot hold the process group
 
 
 class SpikingNeuron(nn.Module):
@@ -247,12 +246,10 @@ class SpikingNeuron(nn.Module):
             v, m = self._before_last() if again else (self.v, self.m)
             self._began = None if again else (v, m)
             tensors |= {"v_init": v, "m_init": m}
-        if norm is None:
-            check_call(x, neuron, tensors.get("v_init"), tensors.get("m_init"), self.probe)
-            out = fire(x, neuron, call, probe=self.probe, **tensors)
-        else:
-            run = fire_normed if norm.process_group is None else _over_ranks
-            out = run(x, norm, neuron, call, probe=self.probe, **tensors)
+        if self.probe is not None:
+            tensors["probe"] = self.probe
+        run = fire if norm is None or norm.process_group is None else _over_ranks
+        out = run(x, neuron, call, norm, **tensors)
         if keeps and not again:
             self.v, self.m = out.v_last, out.m_last
         if out.trace is not None:
