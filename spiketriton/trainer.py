@@ -81,7 +81,13 @@ class Trainer:
         self.teacher = None if recipe.loss.teacher == TWIN else self.find_teacher()
         self.loss = build_loss(recipe.loss, data.facts.class_counts)
         self.update = Update(
-            cfg, recipe.peak_lr, self.model, self.placement, ranks, self.plan.steps
+            cfg,
+            recipe.peak_lr,
+            recipe.clipping,
+            self.model,
+            self.placement,
+            ranks,
+            self.plan.steps,
         )
 
         self.recorder = Recorder(recipe, data, folder, display, self.hooks, ranks.first)

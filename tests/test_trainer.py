@@ -154,6 +154,7 @@ def test_clipping(tmp_path):
     assert norms["0"] == norms["0.01"] > 0.01  # what is logged is the norm before clipping
     assert moved["0"] == pytest.approx(0.01 * norms["0"], rel=1e-3)
     assert moved["0.01"] == pytest.approx(0.01 * 0.01, rel=1e-3)
+    assert small_trainer(tmp_path / "auto", *sgd).update.limit == 1
 
 
 def test_synchronised_statistics_change_nothing_on_one_device(tmp_path):
@@ -483,7 +484,13 @@ def test_a_compiled_run_trains_and_measures(tmp_path):
 
 @pytest.mark.parametrize("log_every", [1, 100])
 def test_a_diverging_run_ends_with_an_error_and_good_checkpoints(tmp_path, log_every):
-    diverging = ["train.optimizer=sgd", "train.lr=1e3", "model.norm=none", "neuron.kind=relu"]
+    diverging = [
+        "train.optimizer=sgd",
+        "train.lr=1e3",
+        "train.clip_grad_norm=0",
+        "model.norm=none",
+        "neuron.kind=relu",
+    ]
     diverging += [f"train.log_every={log_every}"]
     trainer = small_trainer(tmp_path / "run", *diverging, "checkpoint.every=1")
     with pytest.raises(Diverged, match=r"at step \d+; .*a lower train\.lr"):

@@ -588,8 +588,8 @@ class TrainConfig(Table):
     )
     lr: float | Literal["auto"] = key(
         "auto",
-        "peak learning rate; `auto`: 0.1 in sgd; in adamw 0.01 for ResNets, 2e-3 for networks without skip "
-        "connections, 1e-3 for others",
+        "peak learning rate; `auto`: 0.01 for ResNets, 2e-3 for networks without skip connections, 1e-3 for "
+        "others; in sgd 0.3, 0.1 and 0.1",
         Range(0, 1e3, open="low"),
     )
     weight_decay: float = key(0.0, "L2 penalty of sgd, decoupled in adamw", Range(0, 1e3))
@@ -624,7 +624,9 @@ class TrainConfig(Table):
     )
     gamma: float = key(0.1, "factor of `step` at each milestone", Range(0, 1, open="low"))
     warmup: float = key(0.1, "fraction of all steps in which the learning rate rises", SHARE)
-    clip_grad_norm: float = key(0.0, "largest gradient norm; 0: no clipping", COUNT_OR_ZERO)
+    clip_grad_norm: float | Literal["auto"] = key(
+        "auto", "largest gradient norm; 0: no clipping; `auto`: 1 under SGD, else 0", COUNT_OR_ZERO
+    )
     nonfinite: Literal["stop", "skip"] = key(
         "stop",
         "at a loss or gradient that is not finite: end the run, or skip the step; either way the "
@@ -745,6 +747,11 @@ class Recipe(Table):
     def peak_lr(self) -> float:
         """The highest learning rate, where train.lr is `auto`, too."""
         return rules.peak_lr(values_of(self))
+
+    @property
+    def clipping(self) -> float:
+        """The largest gradient norm, where train.clip_grad_norm is `auto`, too; 0: none."""
+        return rules.clipping(values_of(self))
 
     @property
     def names_code(self) -> bool:

@@ -16,8 +16,10 @@ PlainNet = Literal["plain", "mlp"]  # of any depth, without skip connections
 VGG = Literal["vggsnn", "vgg11", "vgg16", "csnn"]  # without skip connections, too
 PooledNet = Literal[VGG, "net7b"]
 BLOCK_NETS = (*get_args(ResNet), *get_args(SmallResNet), "net7b")  # made of residual blocks
-# train.lr = "auto": what did well in docs/gradient_flow.md, and for nets from elsewhere torch's 1e-3
-SGD_LR, RESNET_LR, PLAIN_LR, OTHERS_LR = 0.1, 1e-2, 2e-3, 1e-3
+# "auto": what did well in docs/gradient_flow.md; for AdamW on nets from elsewhere torch's 1e-3.
+# Rates of nets of residual blocks, of those without skip connections, of others
+RATES = {"sgd": (0.3, 0.1, 0.1), "adamw": (1e-2, 2e-3, 1e-3)}
+CLIPPING = {"sgd": 1.0, "adamw": 0.0}
 
 Loss = Literal["cross_entropy", "tet"]
 
@@ -225,12 +227,17 @@ def peak_lr(values: Mapping[str, Any]) -> float:
     """The highest learning rate of a recipe, whose train.lr may be `auto`."""
     if not isinstance(values["train.lr"], str):
         return float(values["train.lr"])
-    if values["train.optimizer"] == "sgd":
-        return SGD_LR
+    of_blocks, without_skips, others = RATES[values["train.optimizer"]]
     name = values["model.name"]
     if name in BLOCK_NETS:
-        return RESNET_LR
-    return PLAIN_LR if name in (*get_args(PlainNet), *get_args(VGG)) else OTHERS_LR
+        return of_blocks
+    return without_skips if name in (*get_args(PlainNet), *get_args(VGG)) else others
+
+
+def clipping(values: Mapping[str, Any]) -> float:
+    """The largest gradient norm of a recipe, whose train.clip_grad_norm may be `auto`; 0: none."""
+    limit = values["train.clip_grad_norm"]
+    return CLIPPING[values["train.optimizer"]] if limit == "auto" else float(limit)
 
 
 def _of_training(values: Mapping[str, Any]) -> Iterator[str]:

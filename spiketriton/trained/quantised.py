@@ -17,7 +17,7 @@ from spiketriton.models import Network
 from spiketriton.models.graph import graph_of, layers
 from spiketriton.trained.run import Run, with_bar
 from spiketriton.training.losses import build_loss
-from spiketriton.training.optim import build_optimizer, build_schedule
+from spiketriton.training.optim import build_optimizer, build_schedule, clipped_norm
 
 LR_SHARE = 0.25  # of the recipe's learning rate: the weights are trained already
 
@@ -72,6 +72,7 @@ def retrain(run: Run, model: Network, epochs: int) -> None:
     loss_of = build_loss(recipe.loss, data.facts.class_counts)
     optimizer = build_optimizer(recipe.train, model, LR_SHARE * recipe.peak_lr)
     schedule = build_schedule(recipe.train, optimizer, steps)
+    trained = list(model.parameters())
     model.train()
     batches = data.train.from_step(0)
     try:
@@ -80,6 +81,7 @@ def retrain(run: Run, model: Network, epochs: int) -> None:
                 images, labels = next(batches)
                 loss = loss_of(model(run.to_device(images)), labels.to(run.device))
                 (loss / data.train.accumulate).backward()
+            clipped_norm(trained, recipe.clipping)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)

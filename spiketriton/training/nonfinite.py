@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from spiketriton.config import NeuronConfig, Recipe, TrainConfig
+from spiketriton.config import Recipe
 from spiketriton.data import Facts, TrainStream
 from spiketriton.errors import UserError
 from spiketriton.models import Network, trial
@@ -249,14 +249,15 @@ def report(
     except UserError as error:
         message += f"; {error}"
     return Diverged(
-        f"{message}; {_advice(recipe.train, recipe.neuron)} may help; the step changed no weight, and "
+        f"{message}; {_advice(recipe)} may help; the step changed no weight, and "
         f"spiketriton nonfinite {folder / 'nonfinite.pt'} repeats it"
     )
 
 
-def _advice(train: TrainConfig, neuron: NeuronConfig) -> str:
+def _advice(recipe: Recipe) -> str:
+    train, neuron = recipe.train, recipe.neuron
     tips = ["a lower train.lr"]
-    if not train.clip_grad_norm:
+    if not recipe.clipping:
         tips.append("train.clip_grad_norm=1")
     if train.precision != "fp32":
         tips.append("train.precision=fp32")

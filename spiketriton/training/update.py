@@ -20,20 +20,21 @@ from spiketriton.training.ranks import Ranks
 class Update:
     """Adds up the gradients of a step's parts, clips their sum, and changes the weights unless it is not finite.
 
-    model: on its device. placement: its precision decides whether the loss is scaled. ranks: average statistics of
-    batch norms that each takes for itself. steps: of the whole training.
+    limit: of the gradient's norm; 0: none. model: on its device. placement: its precision decides whether the loss
+    is scaled. ranks: average statistics of batch norms that each takes for itself. steps: of the whole training.
     """
 
     def __init__(
         self,
         cfg: TrainConfig,
         peak_lr: float,
+        limit: float,
         model: nn.Module,
         placement: Placement,
         ranks: Ranks,
         steps: int,
     ) -> None:
-        self.model, self.ranks, self.limit = model, ranks, cfg.clip_grad_norm
+        self.model, self.ranks, self.limit = model, ranks, limit
         self.device = placement.device
         self.parameters = list(model.parameters())
         # without sync_bn each rank has its own: averaged, so that one checkpoint holds for all

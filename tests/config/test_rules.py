@@ -186,10 +186,18 @@ def test_each_idle_key_comes_with_its_reason():
 
 
 @pytest.mark.parametrize(
+    ("changes", "limit"),
+    [([], 0), (["train.optimizer=sgd"], 1), (["train.optimizer=sgd", "train.clip_grad_norm=0"], 0)],
+)
+def test_gradients_are_clipped_under_sgd_unless_the_recipe_says_otherwise(changes, limit):
+    assert replace(mine(), *changes).clipping == limit
+
+
+@pytest.mark.parametrize(
     ("changes", "rate"),
     [
         (["model.name=resnet56"], 1e-2),
-        (["model.name=resnet50", "train.optimizer=sgd"], 0.1),
+        (["model.name=resnet50", "train.optimizer=sgd"], 0.3),
         (["model.name=mlp"], 2e-3),
         (["model.name=vgg16", "train.optimizer=sgd"], 0.1),
         (["model.name=torch.nn:Identity"], 1e-3),

@@ -52,6 +52,15 @@ def test_retraining_lowers_the_loss_at_few_steps(tmp_path):
     assert_equal(dict(run.model.state_dict()), before)  # the ANN is left as it was
 
 
+def test_retraining_clips_the_gradient(tmp_path):
+    sgd = "train.optimizer=sgd", "train.weight_decay=0", "train.clip_grad_norm=1e-7"
+    run = ann(tmp_path / "ann", "train.max_steps=2", *sgd)
+    before = {name: value.clone() for name, value in run.model.named_parameters()}
+    retrain(run, run.model, 2)
+    for name, value in run.model.named_parameters():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=1e-6, msg=name)
+
+
 @pytest.mark.parametrize("net", ["plain", "pool", "mlp"])
 def test_a_converted_net_of_one_layer_gives_the_retrained_levels(net, tmp_path):
     """The first neuron's current is constant: its mean output is the activation trained for it."""

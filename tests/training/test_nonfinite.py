@@ -408,7 +408,7 @@ def test_the_report_of_a_step(tmp_path):
 )
 def test_only_advice_that_is_not_taken_is_given(keys, advice):
     recipe = small_recipe(*keys)
-    assert module._advice(recipe.train, recipe.neuron) == advice
+    assert module._advice(recipe) == advice
 
 
 # ---- through the command
