@@ -332,7 +332,13 @@ def test_a_damaged_run_folder_is_named(recipe, tmp_path, name):
 
 
 def test_divergence_is_an_error_in_one_line(recipe, capsys):
-    diverging = ["train.optimizer=sgd", "train.lr=1e3", "model.norm=none", "neuron.kind=relu"]
+    diverging = [
+        "train.optimizer=sgd",
+        "train.lr=1e3",
+        "train.clip_grad_norm=0",
+        "model.norm=none",
+        "neuron.kind=relu",
+    ]
     assert main([recipe, *diverging, "--run-dir", "run"]) == EXIT_NONFINITE
     error = capsys.readouterr().err
     assert error.startswith("error: the ")
