@@ -40,7 +40,9 @@ def write(folder: Path, page: Path) -> list[Path]:
         mine = [row for row in rows if machine(row) == place]
         drawn = pictures.draw(mine, folder / file_name(place))
         written += drawn
-        short += [f"### {place}\n", *(grid.markdown() for grid in summary(mine))]
+        days = sorted({row["run"][:10] for row in mine})
+        measured = f"Measured {' to '.join(dict.fromkeys((days[0], days[-1])))}.\n"
+        short += [f"### {place}\n", measured, *(grid.markdown() for grid in summary(mine))]
         long += [f"## {place}\n", *(f"![{_words(path)}]({path.name})\n" for path in drawn)]
         long += [
             _section(section, chosen)

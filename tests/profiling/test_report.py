@@ -22,7 +22,9 @@ def test_the_report_writes_between_its_marks(tmp_path, lif_rows):
     every = tmp_path / "README.md"
     assert report.write(tmp_path, page) == [page, every]
     text = page.read_text()
-    assert text.startswith(f"before\n{report.START}\n\n### A CPU, 2 threads\n\n**Kernels: ")
+    assert text.startswith(
+        f"before\n{report.START}\n\n### A CPU, 2 threads\n\nMeasured 2026-01-02.\n\n**Kernels: "
+    )
     assert text.endswith(f"\n{report.END}\nafter\n")
     assert "old" not in text
     assert "| `lif` training, fp32 | 1.50x (1.50x) | 1 |" in text

@@ -67,3 +67,35 @@ def test_the_front_page_has_the_numbers_of_the_page_of_speed():
         shown = re.search(rf"^\| {re.escape(words)} \| (\d+) % \|$", front, re.MULTILINE)
         assert shown, words
         assert abs(float(measured[1]) - int(shown[1])) <= 0.5
+
+
+def test_the_front_page_has_the_numbers_of_the_recipes():
+    """README.md: accuracy and time as the header of the recipe has them; docs/events.md and the weights too."""
+    front = (ROOT / "README.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)`: .*? \| ([\d.]+) %.*? \| (\d+) (s|min)\b", front, re.MULTILINE)
+    assert len(rows) == 3
+    for name, accuracy, time, unit in rows:
+        header = (ROOT / "recipes" / f"{name}.toml").read_text("utf-8")
+        measured = re.search(r"Measured: ([\d.]+) %.*?(\d+) (second|minute)s", header, re.DOTALL)
+        assert measured, name
+        assert f"{float(measured[1]):.1f}" == accuracy, name
+        assert (measured[2], measured[3][0]) == (time, unit[0]), name
+    events = (ROOT / "docs" / "events.md").read_text("utf-8")
+    assert f"| {dict(row[:2] for row in rows)['digits_dvs']} ± " in events
+
+
+def test_the_trust_in_a_verdict_is_that_of_the_page_that_measured_it():
+    """docs/reading.md: of the new nets, so many of so many, as docs/gradient_flow.md has them in its last columns."""
+    reading, page = (
+        (ROOT / "docs" / f"{name}.md").read_text("utf-8") for name in ("reading", "gradient_flow")
+    )
+    for sign in ("before training: no obstacle found", "before training: an obstacle", "both"):
+        row = re.search(rf"^\| {sign} \|.*\| (\d+) \| \**(\d+)\** \|$", page, re.MULTILINE)
+        assert row, sign
+        assert f"{row[2]} of {row[1]}" in reading, sign
+
+
+def test_the_pages_stay_short():
+    pages = (ROOT / "docs").glob("*.md")
+    assert sum(len(page.read_text("utf-8").split()) for page in pages) <= 25_000
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) < 120
