@@ -4,17 +4,8 @@ import pytest
 
 from profiling.harness import lowering
 from profiling.sections import compiled
-from profiling.sections.compiled import CARDS, lowered, settings
+from profiling.sections.compiled import CARDS, lowered
 from spiketriton.errors import UserError
-
-
-def test_lists_of_settings():
-    usual = {"T": 10, "dtype": "bf16", "layout": "channels_last"}
-    assert settings([]) == [usual, usual | {"layout": "contiguous"}]
-    given = settings(["T=4,10", "dtype=fp32,bf16", "layout=channels_last"])
-    kinds = [(T, dtype) for T in (4, 10) for dtype in ("fp32", "bf16")]
-    assert given == [usual | {"T": T, "dtype": dtype} for T, dtype in kinds]
-    assert settings(["T=1", "layout=contiguous"])[0] == usual | {"T": 1, "layout": "contiguous"}
 
 
 def test_occupancy_and_roofline_follow_the_data_sheet():

@@ -1,12 +1,8 @@
 """The loader alone, and the step that it feeds."""
 
-from types import SimpleNamespace
-
 import pytest
-import torch
 
 from profiling.harness.contenders import Status
-from profiling.harness.timing import Effort
 from profiling.render import tables
 from profiling.sections import data
 from profiling.sections.data import (
@@ -17,7 +13,6 @@ from profiling.sections.data import (
     Loading,
     OnOneCore,
     Preparing,
-    one_core,
 )
 from profiling.sections.step import find_recipe
 from tests.covering import each
@@ -48,52 +43,12 @@ def test_recordings_are_counted_in_frames_too(measured, quick, tmp_path, capsys)
     assert "frames" not in tables.with_frames({"images_per_s": 80.0}, [])
 
 
-def test_the_ways_of_loading(quick, monkeypatch):
-    monkeypatch.setattr(data.os, "cpu_count", lambda: 64)
-    case = Loading(find_recipe("quickstart"), quick)
-    assert [one.name for one in case.contenders(quick)] == ["auto", "no worker", "8 workers", STEP]
-
-
-def test_a_sample_is_far_more_than_what_may_be_ready_at_its_start(monkeypatch):
-    loader = Loader(find_recipe("quickstart"))
-    assert loader.check().status == Status.OK
-    monkeypatch.setattr(Loader, "_seconds", lambda self, batches: 0.1)
-    effort = Effort(rounds=1, seconds=0.02, warm_up=0)
-    loader.prepare(effort)
-    assert loader.batches == 4
-    loader.train = SimpleNamespace(loading=SimpleNamespace(workers=3))
-    loader.prepare(effort)
-    assert loader.batches == 4 * 7
-    monkeypatch.setattr(Loader, "_seconds", lambda self, batches: 0.001)
-    loader.prepare(effort)
-    assert loader.batches == 200
-    assert loader.sample() == 0.001
-
-
 def test_other_batches_with_workers_are_wrong(monkeypatch):
     loader = Loader(find_recipe("quickstart", ["seed=1"]))
     loader.recipe = find_recipe("quickstart", ["seed=2"])
     verdict = loader.check()
     assert verdict.status == Status.WRONG
     assert "depends on the number of workers" in verdict.why
-
-
-def test_time_is_that_of_a_batch_once_the_first_is_there(monkeypatch):
-    loader, now = Loader(find_recipe("quickstart")), [0.0]
-    monkeypatch.setattr(data.time, "perf_counter", lambda: now[0])
-
-    def stream(step):
-        try:
-            while True:
-                now[0] += 1.0 if step else 50.0
-                step += 1
-                yield step
-        finally:
-            now.append(-1.0)
-
-    monkeypatch.setattr(type(loader.train), "from_step", lambda self, step: stream(step))
-    assert loader._seconds(4) == 1.0
-    assert now == [54.0, -1.0]
 
 
 @pytest.mark.parametrize(("kind", "augment"), each(list(KINDS), ["standard", "strong"]))
@@ -106,11 +61,6 @@ def test_what_one_core_prepares_is_torchvisions(measured, quick, kind, augment):
         assert (row["mean_error"] == 0) == (kind == "CIFAR" or name == TORCHVISION)
 
 
-def test_one_core_prepares_all_kinds(quick):
-    kinds = [(case.spec["images_of"], case.spec["augment"]) for case in one_core(quick)]
-    assert kinds == [(kind, augment) for kind in KINDS for augment in ("standard", "strong")]
-
-
 def test_another_augmentation_is_wrong():
     def other(images, keys):
         return 0.1 + data.Torchvision("CIFAR", "strong")(images, keys)
@@ -118,13 +68,3 @@ def test_another_augmentation_is_wrong():
     verdict = Preparing("CIFAR", 4, "strong", other, other).check()
     assert verdict.status == Status.WRONG
     assert "off by 0.1 on average (allowed 0.0)" in verdict.why
-
-
-def test_images_are_prepared_by_one_thread(monkeypatch):
-    seen = []
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    work = Preparing("CIFAR", 1, "standard", lambda *_: seen.append(torch.get_num_threads()), len)
-    work.sample()
-    assert (seen, torch.get_num_threads()) == ([1], 2)
-    torch.set_num_threads(threads)

@@ -12,7 +12,6 @@ from profiling import first, run
 from profiling.harness import device
 from profiling.sections.step import find_recipe
 from spiketriton.config import load_recipe
-from spiketriton.errors import UserError
 from tests.processes import done
 
 
@@ -52,11 +51,6 @@ def test_the_plan_fits_ten_minutes_and_every_command_of_it_is_understood(tmp_pat
             load_recipe(Path(first.ROOT / rest[1]), tuple(w for w in rest if "=" in w))
     setting = find_recipe("spikingjelly_740")
     assert (setting.data.classes, setting.train.optimizer) == (1000, "sgd")
-
-
-def test_without_a_gpu_it_says_what_it_accepts(tmp_path):
-    with pytest.raises(UserError, match="accepted: a GPU, or --quick"):
-        run.main(["first", "--device", "cpu", "--out", str(tmp_path)])
 
 
 def test_a_machine_without_rich_measures_and_prints_markdown(tmp_path):

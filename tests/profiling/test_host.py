@@ -1,13 +1,10 @@
 """What a call costs the processor that makes it."""
 
-import time
-
 import pytest
 import torch
 
 from profiling.harness.contenders import OURS, Status
-from profiling.harness.timing import QUICK, Timing
-from profiling.render.tables import tables
+from profiling.harness.timing import Timing
 from profiling.sections.host import ALONE, REFERENCE, HostTime, Inputs, Layer
 
 
@@ -29,27 +26,7 @@ def test_rows_say_how_much_of_the_reference_ours_takes(measured):
     assert HostTime().numbers({OURS: Timing((1.0,))}) == {}
 
 
-def test_process_time_is_what_counts(quick):
-    inputs = Inputs(HostTime().spec, torch.device("cpu"))
-
-    def sleepy():
-        time.sleep(0.05)
-        return inputs.neuron()
-
-    layer = Layer(inputs, sleepy)
-    layer.prepare(QUICK)
-    assert layer.sample() < 0.05
-    assert inputs.x.grad is not None
-
-
 def test_a_layer_that_computes_something_else_is_not_timed():
     inputs = Inputs(HostTime().spec, torch.device("cpu"))
     assert Layer(inputs, inputs.unit, inputs.unit_by_definition).check().status == Status.OK
     assert Layer(inputs, inputs.neuron, inputs.unit_by_definition).check().status == Status.WRONG
-
-
-def test_the_table_has_the_bar(measured):
-    rows = list(measured(HostTime(), section="host").values())
-    (grid,) = tables([row | {"section": "host"} for row in rows], "host")
-    assert "T=4, [B, C, H, W] = 2x8x2x2" in grid.title
-    assert [line[-1] for line in grid.lines] == ["-", "2.50x", "2.00x"]

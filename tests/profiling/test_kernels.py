@@ -5,19 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from profiling.harness.contenders import OURS, Options, Status
+from profiling.harness.contenders import OURS, Status
 from profiling.harness.timing import Timing
 from profiling.sections import kernels
 from profiling.sections.kernels import (
-    FIRST,
     OPERATIONS,
     Arena,
-    Copy,
     Fused,
     KernelCase,
     Operation,
-    cases,
-    every_case,
     gb_per_s,
 )
 from spiketriton_kernels import multistep_lif
@@ -116,20 +112,6 @@ def test_currents_never_meet_the_threshold_and_buffers_are_beyond_the_cache(lif,
     assert residual.requires_grad
 
 
-def test_calls_rotate_through_the_buffers(lif):
-    arena = Arena(lif, CPU)
-    operation, seen = Operation(arena, Fused(arena, multistep_lif)), []
-    operation.results = lambda inputs: seen.append(id(inputs))  # type: ignore[assignment]
-    for _ in arena.inputs:
-        operation()
-    assert sorted(seen) == sorted(map(id, arena.inputs))
-    copy = Copy(arena)
-    assert copy.check().status == Status.OK
-    copy()
-    assert torch.equal(copy.target, arena.inputs[1].grad)
-    assert copy.check().status == Status.WRONG  # of the third buffer, not the first
-
-
 def test_gb_per_s_count_what_the_fused_operation_moves(lif):
     elements = 3 * 256
     passes = {}
@@ -150,32 +132,3 @@ def test_gb_per_s_count_what_the_fused_operation_moves(lif):
     )
     assert rows["copy"]["of_copy"] == pytest.approx(1)
     assert lif.numbers({OURS: timings[OURS]})[OURS].keys() == {"N", "gb_per_s"}
-
-
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_all_sizes(device):
-    found = cases(Options(torch.device(device)))
-    assert len(set(map(repr, found))) == len(found)
-    first = {(case.op, case.mode) for case in found[:FIRST]}
-    assert first == {(op, mode) for op in OPERATIONS for mode in ("training", "inference")}
-    large = (256 if device == "cuda" else 16, 64, 56, 56)
-    assert all(case.shape == large and case.T == 10 for case in found[:FIRST])
-    lif = [case for case in found if case.op == "lif"]
-    assert {case.T for case in lif} == {4, 10, 16, 32}
-    assert {case.layout for case in lif} == {"contiguous"}
-    assert sum(case.detach_reset for case in found) == 1
-    usual = "bf16" if device == "cuda" else "fp32"
-    assert sum(case.dtype != usual for case in found) == 2
-    every = every_case(Options(torch.device(device)))
-    assert every[: len(found)] == found
-    assert len(set(every)) == len(every)
-    grid = {(case.op, case.mode, case.T, case.dtype, case.shape) for case in every}
-    assert len(grid) == 3 * 2 * 4 * 2 * len({case.shape for case in every})
-    weighed = cases(Options(torch.device(device)), weighed=True)
-    assert [case.op for case in weighed] == list(OPERATIONS)
-    assert {(case.mode, case.dtype, case.T) for case in weighed} == {("training", usual, 10)}
-    quick = Options(torch.device(device), quick=True)  # each operation and one inference
-    kinds = [f"{case.op} {case.mode}" for case in cases(quick)]
-    behind = [f"{op} training" for op in OPERATIONS[1:]]
-    assert kinds == ["lif training", "lif inference", *behind]
-    assert [case.op for case in cases(quick, weighed=True)] == list(OPERATIONS)

@@ -1,14 +1,13 @@
 """The other libraries' neurons compute what ours do, or say why they cannot."""
 
-import json
 from dataclasses import replace
 
 import pytest
 import torch
 
 from profiling.harness import peers
-from profiling.harness.contenders import Status, Unavailable, Work
-from profiling.harness.peers import ATAN, TRIANGLE, variants
+from profiling.harness.contenders import Status, Unavailable
+from profiling.harness.peers import ATAN, variants
 from spiketriton.neurons import IF, LIF, PLIF
 
 CPU, FLOAT = torch.device("cpu"), torch.float32
@@ -51,26 +50,6 @@ def test_a_peer_that_cannot_be_equal_says_why_and_is_timed(peer, changes, why, m
     assert row["median_ms"] > 0
     if peer == "norse" or "T" not in changes:
         assert row["status"] == Status.UNEQUAL
-
-
-def test_the_uses_of_each_peer():
-    def of(peer, neuron, device="cpu", dtype=FLOAT):
-        return {v.name: v for v in variants(peer, neuron, torch.device(device), dtype)}
-
-    attached, detached = (LIF(surrogate=ATAN, detach_reset=detach) for detach in (False, True))
-    jelly = of("spikingjelly", detached)
-    assert list(jelly) == ["spikingjelly default", "spikingjelly compiled"]
-    assert [v.compiled for v in jelly.values()] == [False, True]
-    assert not any(v.unequal for v in jelly.values())
-    jelly = of("spikingjelly", detached, "cuda", torch.bfloat16)
-    assert [v.compiled for v in jelly.values()] == [False, False]
-    assert jelly["spikingjelly default"].unequal == "it keeps the membrane in bfloat16"
-    assert jelly["spikingjelly triton"].unequal == ""
-    for peer, surrogate in ("snntorch", ATAN), ("norse", TRIANGLE):
-        assert of(peer, attached)[peer].unequal == ""
-        assert of(peer, detached)[peer].unequal == "its reset always carries a gradient"
-        assert of(peer, LIF(reset="none", detach_reset=True))[peer].unequal == ""
-        assert of(peer, attached)[peer].surrogate == surrogate
 
 
 @pytest.mark.parametrize(
@@ -121,22 +100,3 @@ def test_a_missing_peer_is_named(monkeypatch, measured, lif, capsys):
     assert row["status"] == Status.MISSING
     assert 'pip install -e ".[peers]"' in row["why"]
     assert "norse: missing: norse is not installed" in capsys.readouterr().err
-
-
-def test_contenders_have_a_prefix_and_say_what_was_installed(monkeypatch):
-    monkeypatch.setattr(peers, "version", lambda package: "9.9")
-    built = []
-
-    def build(variant) -> Work:
-        built.append(variant.name)
-        return Work()
-
-    found = peers.contenders(("norse", "snntorch"), LIF(surrogate=ATAN), CPU, FLOAT, build, "N + ")
-    assert [one.name for one in found] == ["N + norse", "N + snntorch"]
-    note = "surrogate triangle (height 1, width 1): has no ATan"
-    assert found[0].facts == {"package": "norse 9.9", "note": note}
-    assert found[1].facts == {"package": "snntorch 9.9"}
-    for one in found:
-        one.build()
-    assert built == ["norse", "snntorch"]
-    json.dumps([one.facts for one in found])

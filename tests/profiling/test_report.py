@@ -5,11 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
-from matplotlib import image
 
-from profiling.harness.contenders import OURS, Status
-from profiling.render import pictures, report
-from profiling.sections.step import TWIN
+from profiling.render import report
 from spiketriton.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,37 +75,3 @@ def test_the_summary_takes_the_fastest_other_of_each_case(lif_rows):
     (grid,) = report.summary(rows + alone)
     assert grid.lines == [["`lif` training, fp32", "1.00x (0.50x)", "2"]]
     assert grid.notes == ["All 3 cases: 1.50x in the median; slower than the fastest other in 1."]
-
-
-def test_a_step_with_its_twin_and_its_memory(tmp_path, lif_rows):
-    step = [
-        row | {"section": "step", "recipe": "r", "batch": 2, "precision": "fp32", "T": 4}
-        for row in lif_rows()[1:]
-    ]
-    step[1]["contender"] = TWIN
-    step[2]["status"] = Status.UNEQUAL
-    figure = pictures.steps(step)
-    (axes,) = figure.axes
-    shown = dict(
-        zip([label.get_text() for label in axes.get_yticklabels()], axes.patches, strict=True)
-    )
-    widths = {name: bar.get_width() for name, bar in shown.items()}
-    assert widths == {"snntorch *": 30, "4 x ANN twin": 12, TWIN: 3, OURS: 2}
-    assert "(* not equal)" in figure.get_suptitle()
-    heavy = [row | {"section": "memory", "peak_bytes": 2**21} for row in step]
-    left, right = pictures.steps(step + heavy).axes
-    assert left.get_xlabel() == "ms per training step"
-    assert right.get_xlabel() == "peak MiB of tensors in a step"
-    assert max(bar.get_width() for bar in right.patches) == 8
-    assert pictures.draw([*heavy, *lif_rows()], tmp_path / "x") == []
-    late = step[0] | {"recipe": "late"}
-    del late["median_ms"]
-    (path,) = pictures.draw([*step, *heavy, late], tmp_path / "x")
-    assert path.name == "x-step-r.png"
-    longer = [row | {"T": 10} for row in step]  # another window has its own picture
-    drawn = pictures.draw([*step, *heavy, *longer], tmp_path / "y")
-    assert [path.name for path in drawn] == [
-        "y-step-r-T4-batch2-fp32.png",
-        "y-step-r-T10-batch2-fp32.png",
-    ]
-    assert image.imread(path).shape[1] > 1000

@@ -1,7 +1,6 @@
 """Which rows of the result files count, and how they are read."""
 
 import json
-from dataclasses import replace
 
 import pytest
 
@@ -35,20 +34,6 @@ def test_lines_that_are_no_rows_and_folders_without_any_are_refused(tmp_path):
     (tmp_path / "b.jsonl").write_text("{}\nno json\n")
     with pytest.raises(UserError, match=r"b\.jsonl, line 2: is not valid JSON"):
         read(tmp_path)
-
-
-def test_older_rows_of_a_residual_are_counted_by_todays_floor(tmp_path, lif):
-    spec = replace(lif, op="bn_lif_residual", dtype="bf16").spec
-    given = spec | {"section": "kernels", "run": "1", "contender": OURS, "copy_gb_per_s": 8.0}
-    ms = 1e3 * 2 * 3 * 256 / 1e9
-    old = given | {"median_ms": ms, "gb_per_s": 10.0, "of_copy": 1.25}
-    sums = {"run": "1", "operation": "multistep_bn_lif, residual", "budget": 10}
-    write(tmp_path / "a.jsonl", [old, old | {"contender": "copy"}, sums])
-    ours, copy, budget = read(tmp_path)
-    assert ours["gb_per_s"] == pytest.approx(11)
-    assert ours["of_copy"] == pytest.approx(11 / 8)
-    assert copy["gb_per_s"] == pytest.approx(2)
-    assert budget["budget"] == 11
 
 
 def test_times_ours_are_counted_round_by_round_where_rows_have_them(lif_rows):

@@ -10,7 +10,7 @@ import torch
 
 from profiling.harness import session
 from profiling.harness.contenders import OURS, Case, Contender, Status, Unavailable, Verdict, Work
-from profiling.harness.session import ALLOCATOR, Session, file_name, machine, refusals, short
+from profiling.harness.session import ALLOCATOR, Session, refusals
 from profiling.harness.timing import QUICK
 from spiketriton.errors import UserError
 
@@ -71,19 +71,6 @@ def test_a_row_has_its_case_its_numbers_and_where_it_was_measured(measured):
     assert "median_ms" not in of["wrong"]
     told = [f"{name}={os.environ[name]}" for name in ALLOCATOR if name in os.environ]
     assert ours["allocator"] == " ".join(told) or "default"
-
-
-def test_memory_is_weighed_and_a_copy_is_not(measured):
-    class Heavy(Idle):
-        def memory(self):
-            return {"peak_bytes": 1}
-
-    of = measured(Two(copy=Heavy, spiketriton=Heavy, wrong=Wrong, idle=Idle), section="memory")
-    assert of.keys() == {OURS, "wrong", "idle"}
-    assert of[OURS]["peak_bytes"] == 1
-    assert "median_ms" not in of[OURS]
-    assert of["idle"]["status"] == Status.MISSING
-    assert of["idle"]["why"] == "it has no backward"
 
 
 @pytest.mark.parametrize(
@@ -154,26 +141,6 @@ def test_what_compiles_longer_than_there_is_time_is_stopped(quick, tmp_path, mon
     of = {row["contender"]: row for row in one.rows}
     assert of["compiled"]["status"] == Status.NOT_REACHED
     assert of[OURS]["status"] == Status.OK
-
-
-@pytest.mark.parametrize("minutes", [0, 2])
-def test_the_deadline(quick, tmp_path, minutes, monkeypatch):
-    monkeypatch.setattr(session.time, "monotonic", lambda: 100.0)
-    expected = 220.0 if minutes else float("inf")
-    assert Session(quick, tmp_path, minutes).deadline == expected
-
-
-def test_names_of_files_and_cases(lif, quick, tmp_path):
-    row = {"device": "AMD EPYC (2 cores)", "device_type": "cpu", "threads": 2}
-    assert machine(row) == "AMD EPYC (2 cores), 2 threads"
-    assert machine(row | {"device_type": "cuda"}) == "AMD EPYC (2 cores)"
-    assert file_name(machine(row)) == "amd-epyc-2-cores-2-threads"
-    assert short(lif.spec) == "lif training T=3 2x8x4x4 fp32 contiguous"
-    assert short({"recipe": "r", "T": 3}) == "r"
-    one = Session(quick, tmp_path)
-    assert one.file.parent == tmp_path
-    assert one.file.name.endswith(".jsonl")
-    assert one.file.name.startswith(file_name(machine(one.facts)) + "-20")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's settings")

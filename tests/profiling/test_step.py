@@ -1,12 +1,10 @@
 """A training step: the definition's check, block by block, and what takes part."""
 
 from dataclasses import replace
-from typing import get_args
 
 import pytest
 import torch
 
-from profiling.harness import device
 from profiling.harness.contenders import OURS, Options, Status, Unavailable
 from profiling.harness.timing import QUICK, Timing
 from profiling.render import tables
@@ -23,7 +21,6 @@ from profiling.sections.step import (
     find_recipe,
     modes,
 )
-from spiketriton.config import recipe_from_toml
 from spiketriton.config.rules import Events, Images
 from spiketriton.errors import UserError
 from spiketriton.models import Network
@@ -104,22 +101,6 @@ def test_right_blocks_with_a_wrong_loss_are_wrong(quick):
     assert verdict.numbers["gradient_norm_error"] == pytest.approx(0.02, rel=1e-2)
 
 
-def test_half_precision_allows_twice_what_the_definition_is_off_by(quick):
-    one = bench(quick, "train.precision=bf16")
-    definition = Step(one, one.definition())
-    own, whole = one.truth.errors(definition), one.truth.whole_errors(definition)
-    assert own[0] > 0
-    assert one.truth.allowed == tuple(max(a, 2 * b) for a, b in zip((1e-4, 0.05), own, strict=True))
-    expected = tuple(max(a, 2 * b) for a, b in zip((0.1, 0.5), whole, strict=True))
-    assert one.truth.allowed_whole == expected
-    exact = bench(quick)
-    assert exact.truth.allowed == (1e-4, 0.05)
-    own = exact.truth.errors(Step(exact, exact.definition()))
-    expected = tuple(max(a, 2 * b) for a, b in zip((1e-4, 0.05), own, strict=True))
-    assert exact.truth.allowed_with_norm_of_torch == expected
-    assert exact.truth.allowed_whole == (0.01, 0.25)
-
-
 def test_a_step_trains_on_the_next_batch_and_leaves_no_gradient(quick):
     one = bench(quick)
     step = Step(one, one.model())
@@ -172,24 +153,6 @@ def test_packed_spikes_save_less_and_what_they_save_is_counted(measured, quick):
     assert of[OURS]["peak_bytes"] > 0
 
 
-def test_a_recipe_as_a_case():
-    changes = ["train.batch_size=6", "train.accumulate=2", "time_steps=3", "data.image_size=24"]
-    recipe = find_recipe("quickstart", [*changes, "neuron.surrogate.shape=sigmoid"])
-    spec = RecipeCase(recipe, Options(CPU)).spec
-    assert (spec["T"], spec["batch"], spec["image"], spec["classes"]) == (3, 3, [1, 24, 24], 10)
-    assert (spec["recipe"], spec["precision"]) == ("quickstart", "fp32")
-    surrogate = recipe_from_toml(spec["toml"], "quickstart").neuron.surrogate
-    assert (surrogate.shape, surrogate.height) == ("atan", 1.0)
-    assert surrogate.width == pytest.approx(1 / torch.pi)  # SpikingJelly's ATan(2)
-    spec = RecipeCase(recipe, Options(CPU, quick=True)).spec
-    assert (spec["T"], spec["batch"]) == (2, 2)
-    spec = RecipeCase(find_recipe("quickstart", ["time_steps=1"]), Options(CPU, quick=True)).spec
-    assert spec["T"] == 1
-    large = RecipeCase(find_recipe("imagenette_r50"), Options(CPU)).spec
-    assert large["image"][0] == 3
-    assert large["classes"] == 10
-
-
 def test_times_become_images_and_ratios(quick):
     case = TrainingStep(find_recipe("quickstart"), quick)  # T = 2, a batch of 2
     timings = {OURS: Timing((3.0, 4.0, 9.0)), TWIN: Timing((1.0, 2.0, 3.0))}
@@ -203,29 +166,6 @@ def test_times_become_images_and_ratios(quick):
         OURS: {"images_per_s": 0.5, "above_floor": 0.5},
         FLOOR: {"images_per_s": pytest.approx(2 / 3)},
     }
-
-
-def test_the_floor_of_a_step_has_convolutions_and_no_neuron_or_norm(quick):
-    case = TrainingStep(find_recipe("quickstart"), quick)
-    (floor,) = (c for c in case.contenders(quick) if c.name == FLOOR)
-    step = floor.build()
-    kinds = {type(module).__name__ for module in step.model.modules()}
-    assert "Conv2d" in kinds
-    assert not {kind for kind in kinds if "LIF" in kind or "Norm" in kind}
-    assert step.check().status == Status.OK
-    step()
-
-
-def test_recipes_are_found_by_name_or_path(tmp_path):
-    assert find_recipe("quickstart").name == "quickstart"
-    path = steps.RECIPES / "quickstart.toml"
-    assert find_recipe(str(path), ["time_steps=7"]).time_steps == 7
-    with pytest.raises(UserError, match=r"accepted: a TOML file, or one of .*quickstart"):
-        find_recipe("resnet")
-    with pytest.raises(UserError):
-        find_recipe(str(tmp_path / "none.toml"))
-    with pytest.raises(UserError, match=r"neuron\.kind is relu; accepted: a spiking recipe"):
-        TrainingStep(find_recipe("quickstart", ["neuron.kind=relu"]), Options(CPU))
 
 
 def test_every_data_set_has_its_images_here():
@@ -256,17 +196,6 @@ def test_each_kind_of_block_in_each_mode(measured, quick, number, block):
     assert "50.0 %" in grid.lines[1]
 
 
-def test_with_a_gpu_a_graph_takes_part(monkeypatch):
-    monkeypatch.setattr(steps, "Bench", lambda case, device: one)
-    one = bench(Options(CPU, quick=True))
-    one.place = replace(one.place, device=torch.device("cuda"))
-    options = Options(torch.device("cuda"), quick=True)
-    (case, *_) = modes(find_recipe("quickstart"), options)
-    assert [each.name for each in case.contenders(options)] == [
-        "plain", "plain graph", "plain compiled",
-    ]  # fmt: skip
-
-
 def replayed(quick: Options, *changes: str) -> tuple[Replayed, Tapes]:
     """A step by a tape of its operations, in place of a CUDA graph."""
     tapes = Tapes(lambda: step.state())
@@ -293,12 +222,3 @@ def test_eager_steps_are_not_timed_in_the_name_of_a_graph(quick):
         step.prepare(QUICK)
     with pytest.raises(Unavailable, match="a CUDA graph needs a GPU"):
         Replayed(step.bench, step.bench.model())
-
-
-def test_a_step_asks_for_its_time_on_the_device(quick, monkeypatch):
-    asked = []
-    monkeypatch.setattr(device, "of_call", lambda *given: asked.append(given) or {"busy": 0.5})
-    one = bench(quick)
-    step = Step(one, one.model())
-    assert step.device_time(0.25) == {"busy": 0.5}
-    assert asked == [(step, CPU, 0.25)]

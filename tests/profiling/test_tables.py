@@ -3,8 +3,7 @@
 import pytest
 
 from profiling.harness.contenders import Status
-from profiling.render.tables import kernel_matrix, number, percent, tables, times, where
-from profiling.sections.gradients import EVERY, OFF
+from profiling.render.tables import kernel_matrix, number, tables
 from profiling.sections.step import TWIN
 
 STEP = {
@@ -18,25 +17,16 @@ STEP = {
     [
         (None, "-"),
         (float("nan"), "-"),
-        (float("inf"), "-"),
         (0, "0"),
-        (1, "1.00"),
         (9.999, "10.00"),
         (0.012345, "0.0123"),
-        (12.345, "12.3"),
         (123.6, "124"),
-        (1234.5, "1,234"),
         (-2.5, "-2.50"),
         (9876543, "9,876,543"),
     ],
 )
 def test_numbers_have_three_digits(value, words):
     assert number(value) == words
-
-
-def test_shares_and_ratios():
-    assert (percent(0.1234), percent(None)) == ("12.3 %", "-")
-    assert (times(1.234), times(None)) == ("1.23x", "-")
 
 
 def test_a_case_of_kernels(lif_rows):
@@ -104,46 +94,3 @@ def test_a_step_and_its_memory():
         [TWIN, "2.0", "0.5", "2.00x"],
         ["norse", "wrong result", "-", "-"],
     ]
-
-
-def test_what_the_monitor_costs():
-    of = STEP | {"section": "gradients", "measures_every": 10}
-    on = {"contender": EVERY, "median_ms": 8.4, "cost": 0.05, "cost_p20": -0.01, "cost_p80": 0.06}
-    rows = [of | {"contender": OFF, "median_ms": 8.0}, of | on | {"cost_in_training": 0.005}]
-    (grid,) = tables(rows, "gradients")
-    cost = ["5.0 % (-1.0 % to 6.0 %)", "0.5 % (every 10 steps)"]
-    assert grid.lines == [["r (T=4, batch 64)", "8.00", "8.40", *cost]]
-
-
-def test_what_was_lowered_is_predicted_and_says_so():
-    of = {"section": "compiled", "status": "ok", "target": "sm_90", "card": "H100", "T": 4}
-    of |= {"dtype": "bf16", "layout": "contiguous"}
-    kernel = {
-        "kernel": "lif", "registers": 32, "spills": 0, "shared": 16, "vector_bytes": 8, "loads": 1.0,
-        "stores": None, "bytes_per_element": 4.0, "instructions": 9.876, "occupancy": 0.25,
-        "predicted_ms": 1.5, "bound_by": "issue", "bytes_per_request": 256.0, "kb_in_flight": 32.0,
-    }  # fmt: skip
-    total = {
-        "operation": "f", "passes": 5.0, "budget": 5, "checkpoint_bytes": 0, "predicted_ms": 2.0,
-        "predicted_for": [4, 2, 3],
-    }  # fmt: skip
-    each, sums = tables([of | kernel, of | total], "compiled")
-    assert each.title == "kernels lowered for sm_90 (H100), T=4, bf16, contiguous"
-    assert (each.lines[0][0], each.lines[0][-1]) == ("lif", "1.50 (issue)")
-    assert sums.lines == [["f", "5.00", "5.00", "0", "2.00"]]
-    assert sums.notes[0].startswith("Predicted, not measured")
-
-
-def test_where_a_row_was_measured():
-    row = dict(device="A CPU", device_type="cpu", threads=2, torch="2.1", commit="0123456789")
-    assert where(row) == "A CPU, 2 threads, torch 2.1, commit 01234567"
-    row |= {"device_type": "cuda", "triton": "3", "dirty": True}
-    assert where(row) == "A CPU, torch 2.1, triton 3, commit 01234567 with changes"
-
-
-def test_the_terminals_table_has_the_same_cells(lif_rows):
-    (grid,) = tables(lif_rows(), "kernels")
-    table = grid.rich()
-    assert [column.header for column in table.columns] == grid.header
-    assert [column.justify for column in table.columns] == ["left"] + ["right"] * 4
-    assert [row.style for row in table.rows] == [None, "bold", None, None]
