@@ -140,7 +140,7 @@ def test_what_is_shown():
     assert "best" not in file.getvalue()
 
 
-@pytest.mark.parametrize("width", [60, 80, 120, 200])
+@pytest.mark.parametrize("width", [60, 120])
 def test_the_tables_fit_the_screen(width):
     """Each row keeps its run and its T, and every number is whole."""
     one, twin = evaluation(run="runs/fashion_mnist_r20-20260101"), ann()

@@ -3,14 +3,12 @@
 import io
 
 import numpy as np
-import pytest
 import torch
 from matplotlib.colors import to_hex
 from PIL import Image
 
 from spiketriton.show.event_pictures import (
     animation,
-    caption,
     colours,
     frames,
     latency,
@@ -80,19 +78,6 @@ def test_the_animation_has_every_frame():
             image = np.asarray(moving.convert("RGB")).astype(int)
             expected = colours(one.frames[t], 2).repeat(64, 0).repeat(64, 1)
             assert abs(image - expected).max() <= 8  # a GIF has a palette
-
-
-@pytest.mark.parametrize(
-    ("answers", "words"),
-    [
-        (("dog", "cat", "cat"), "predicted correctly from frame 2 of 3 on"),
-        (("cat", "cat", "cat"), "predicted correctly from frame 1 of 3 on"),
-        (("cat", "cat", "dog"), "predicted dog after all 3 frames"),
-    ],
-)
-def test_the_caption_says_what_was_answered(answers, words):
-    one = sample(*answers)
-    assert caption(evaluation(), one) == f"cat, {words}; blue: brighter, orange: darker"
 
 
 def test_accuracy_by_milliseconds():

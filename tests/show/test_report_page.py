@@ -1,24 +1,18 @@
 """The parts of the report's page, from evaluations and a run folder."""
 
-import base64
-import io
 import json
 import re
 
 import pytest
-from PIL import Image
 
 from spiketriton.runs.folder import RunFolder
 from spiketriton.show import report_page
-from spiketriton.show.figures import new_figure
 from spiketriton.show.report_page import (
     _activity,
     _commands,
     _environment,
     _facts,
-    _figure,
     _gradients,
-    _subtitle,
     _table,
     _training,
     _without_rows,
@@ -51,33 +45,11 @@ def test_facts_are_those_at_t_and_of_the_last_row():
     assert _facts(None, []) == '<div class="facts"></div>'
 
 
-def test_the_subtitle_names_the_net():
-    assert _subtitle(small_recipe()) == (
-        "resnet8, plain blocks, LIF neurons with hard reset, T = 3, on digits; surrogate atan, "
-        "height 1, width 0.3"
-    )
-    twin = _subtitle(small_recipe("neuron.kind=relu"))
-    assert twin == "resnet8, ANN twin (ReLU), on digits"
-
-
 def test_a_table_escapes_its_cells_and_marks_the_runs_own_row():
     text = _table(("a<b",), [("1",), ("2&3",)], [False, True])
     assert "<th>a&lt;b</th>" in text
     assert '<tr><td>1</td></tr><tr class="own"><td>2&amp;3</td></tr>' in text
     assert 'class="own"' not in _table(("a",), [("1",)])
-
-
-def test_what_scrolls_says_so_on_a_narrow_screen():
-    assert [report_page.HINT in _table(["h"] * n, []) for n in (3, 4)] == [False, True]
-    assert report_page.HINT in _figure(new_figure(5, 1), "")
-    assert "@media (max-width: 720px) {\n  .hint { display: block; }" in report_page.CSS
-
-
-@pytest.mark.parametrize(("width", "two"), [(9, False), (9.5, True)])
-def test_pictures_with_two_panels_are_wider_than_others(width, two):
-    text = _figure(new_figure(width, 1), 'a "b"')
-    assert ('class="two"' in text) == two
-    assert 'alt="a &quot;b&quot;" src="data:image/png;base64,iVBOR' in text
 
 
 def test_commands_are_those_of_the_sessions_and_how_to_see_more(folder):
@@ -136,13 +108,6 @@ def test_what_is_left_of_the_image_is_told_where_it_was_measured(folder):
     line, sentences, _ = _gradients(folder, [], small_recipe(), "title")
     assert "After step 9: no obstacle found" in line
     assert "forward: the forward signal at the last layer is 77 %" in sentences
-
-
-def test_a_picture_has_160_dots_an_inch():
-    text = _figure(new_figure(2, 1), "words")
-    data = base64.b64decode(text.partition("base64,")[2].partition('"')[0])
-    with Image.open(io.BytesIO(data)) as image:
-        assert image.size == (320, 160)
 
 
 def test_a_run_without_rows_says_why(folder, monkeypatch):

@@ -69,23 +69,7 @@ def test_what_does_not_fit_comes_below_with_the_keys_in_front():
     ]
 
 
-def test_long_keys_stand_on_lines_of_their_own():
-    made = console(30)
-    show_table(made, "", HEAD, [("a name of many many letters", "4", "99.44", "2.0", "7")])
-    assert text_of(made).splitlines() == [
-        "  T  accuracy %  µJ with data",
-        "─────────────────────────────",
-        "a name of many many letters",
-        "  4       99.44           2.0",
-        "",
-        "  images/s",
-        "──────────",
-        "a name of many many letters",
-        "         7",
-    ]
-
-
-@pytest.mark.parametrize("width", range(8, 130, 3))
+@pytest.mark.parametrize("width", range(8, 130, 15))
 def test_no_cell_is_lost_or_broken_at_any_width(width):
     made = console(width)
     show_table(made, "", HEAD, ROWS, keys=2)
@@ -105,17 +89,6 @@ def test_a_pipe_has_no_edge_unless_it_is_given_one(monkeypatch):
     made = console_of(io.StringIO())
     say(made, "bold", style="bold")
     assert text_of(made) == "bold\n"
-
-
-@pytest.mark.parametrize("term", ["dumb", "xterm-256color"])
-@pytest.mark.parametrize("columns", [60, 120])
-def test_a_terminal_has_the_width_that_it_has(term, columns, monkeypatch):
-    """A dumb one, too: as within Emacs, or in the log of a service."""
-    monkeypatch.setenv("TERM", term)
-    monkeypatch.setenv("COLUMNS", str(columns))
-    terminal = io.StringIO()
-    monkeypatch.setattr(terminal, "isatty", lambda: True)
-    assert console_of(terminal).width == columns
 
 
 def test_in_a_notebook_a_line_goes_to_its_stream(monkeypatch, capsys):

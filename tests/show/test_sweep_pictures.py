@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib import colormaps
 
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.grid import Cell, Group
@@ -14,7 +13,6 @@ from spiketriton.show.sweep_pictures import (
     WIDTH,
     _by_layer,
     _by_time,
-    _colours,
     _ordered,
     accuracy,
     draw_sweep,
@@ -69,7 +67,6 @@ def test_a_panel_for_each_other_value_and_none_for_too_many(tmp_path, monkeypatc
         a_group(tmp_path, {WIDTH: "1", "a.depth": d, "tau": t}, 0.5) for d in "234" for t in "56"
     ]
     figure = norms(groups, WIDTH, _by_layer, "spiking layer", "")
-    assert figure.get_size_inches() == pytest.approx([4.2 * 2 + 1.6, 3.1 * 3 + 0.6])
     assert figure.axes[0].get_title() == "depth 2, tau 5"
     monkeypatch.setattr(sweep_pictures, "MOST_PANELS", 6)
     assert norms(groups, WIDTH, _by_layer, "spiking layer", "") is not None
@@ -95,14 +92,6 @@ def test_accuracy_is_a_mean_with_its_spread_and_auto_is_a_star_at_its_width(tmp_
     assert {text.get_text() for text in axes.get_legend().get_texts()} == {"accuracy", "auto"}
 
 
-def test_words_lie_side_by_side(tmp_path):
-    groups = [a_group(tmp_path, {"neuron.kind": kind}, 0.5) for kind in ("relu", "lif")]
-    axes = accuracy(groups, "neuron.kind", "").axes[0]
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["lif", "relu"]
-    assert axes.containers[0].lines[0].get_xdata().tolist() == [0, 1]
-    assert axes.get_xscale() == "linear"
-
-
 @pytest.mark.parametrize(
     ("keys", "names"),
     [
@@ -121,60 +110,6 @@ def test_the_norms_of_an_ann_are_not_drawn(tmp_path):
     group = a_group(tmp_path, {"tau": "2"}, 0.5)
     group.cells[0] = Cell({}, small_recipe(), tmp_path / "nothing")
     assert norms([group], "tau", _by_layer, "spiking layer", "") is None
-
-
-def test_colours_run_through_most_of_viridis():
-    viridis = colormaps["viridis"]
-    assert _colours(1).tolist() == [list(viridis(0.0))]
-    assert _colours(3).tolist() == [list(viridis(place)) for place in (0.0, 0.46, 0.92)]
-
-
-def test_depths_are_ticks_and_sizes_and_legends_are_outside(tmp_path):
-    groups = [a_group(tmp_path, {"model.depth": d, "tau": t}, 0.5, 0.5) for d in "25" for t in "3"]
-    figure = accuracy(groups, "model.depth", " note")
-    (axes,) = figure.axes
-    assert axes.get_xticks().tolist() == [2, 5]
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["2", "5"]
-    assert not axes.get_xticks(minor=True).size
-    assert figure.get_size_inches().tolist() == [8.4, 4.6]
-    assert axes.get_title() == "Final accuracy note"
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["tau 3"]
-    figure.draw_without_rendering()
-    left = axes.get_legend().get_window_extent().x0
-    assert left >= axes.get_window_extent().x1  # outside, at half the height
-    middle = axes.get_legend().get_window_extent()
-    assert (middle.y0 + middle.y1) / 2 == pytest.approx(
-        (axes.get_window_extent().y0 + axes.get_window_extent().y1) / 2
-    )
-    axes = accuracy([a_group(tmp_path / "w", {WIDTH: w}, 0.5) for w in "25"], WIDTH, "").axes[0]
-    assert axes.get_xticks(minor=True).size
-
-
-def test_a_star_shows_above_the_lines(tmp_path):
-    groups = [a_group(tmp_path, {WIDTH: "auto"}, 0.8, 0.6, width=1.5)]
-    axes = accuracy(groups, WIDTH, "").axes[0]
-    star = axes.containers[0].lines[0]
-    assert (star.get_marker(), round(star.get_zorder()), star.get_markersize()) == ("*", 3, 15)
-    bar = axes.containers[0].lines[2][0].get_segments()[0]
-    assert bar[:, 1] == pytest.approx([70 - 100 * math.sqrt(0.02), 70 + 100 * math.sqrt(0.02)])
-    assert [line.get_linestyle() for line in axes.get_lines() if line.get_label() == "auto"] == [
-        "None"
-    ]
-
-
-def test_norms_have_log_axes_and_the_longest_legend(tmp_path):
-    groups = [a_group(tmp_path, {WIDTH: w, "tau": t}, 0.5) for w in ("1", "auto") for t in "56"]
-    groups[0].cells[0] = Cell({}, small_recipe(), tmp_path / "nothing")
-    figure = norms(groups, WIDTH, _by_layer, "spiking layer", " note")
-    assert [axes.get_title() for axes in figure.axes] == ["tau 5", "tau 6"]
-    assert [len(axes.get_lines()) for axes in figure.axes] == [1, 2]
-    (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["1", "auto"]
-    assert legend.get_title().get_text() == "width"
-    assert {axes.get_yscale() for axes in figure.axes} == {"log"}
-    assert figure.get_suptitle() == "Gradient against spiking layer, before training note"
-    assert figure.axes[0].title.get_fontsize() == 9
-    assert all(tick == int(tick) for tick in figure.axes[0].get_xticks())
 
 
 def test_numbers_come_before_words_by_size():
