@@ -12,7 +12,6 @@ from spiketriton.config.parts import PARTS
 from spiketriton.data import build_data, sources
 from spiketriton.data.sources import Source
 from spiketriton.data.splits import ArraySplit
-from spiketriton.data.transforms import PhotoTransform
 from tests.small_data import all_of, data_recipe, make_class_tree, mentions, mistake
 
 
@@ -28,12 +27,6 @@ def test_fewer_images_than_a_batch():
 def test_a_subset_larger_than_the_data_set(key, most):
     message = mistake(data_recipe("digits", data=f"{key} = 5000"))
     mentions(message, f"data.{key} = 5,000", f"only {most}")
-
-
-def test_a_subset_may_be_the_whole_data_set():
-    data = build_data(data_recipe("digits", data="train_images = 1437\ntest_images = 360"))
-    assert (data.train.images, data.test.images) == (1437, 360)
-    assert build_data(data_recipe("digits", train="batch_size = 1437")).train.steps_per_epoch == 1
 
 
 @pytest.mark.parametrize(
@@ -113,16 +106,6 @@ def test_subsets_are_fixed_and_need_no_seed(fashion_root):
     assert len(set(one.train.members)) == 12
     assert one.train.members.max() > 12  # not simply the first ones
     assert len(all_of(one.test)[0]) == 5
-
-
-def test_photographs_and_arrays_have_transforms_of_their_own(tmp_path, fashion_root):
-    make_class_tree(tmp_path / "photos", ("train", "val"), ("ape", "bee"), per_class=4)
-    photos = build_data(data_recipe("imagefolder", tmp_path / "photos", data="image_size = 16"))
-    assert isinstance(photos.train.dataset.transform, PhotoTransform)
-    for name, move in (("digits", "affine"), ("fashion_mnist", "crop")):
-        data = build_data(data_recipe(name, fashion_root))
-        assert data.train.dataset.transform is data.test.dataset.transform
-        assert data.train.dataset.transform.move == move
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from spiketriton.data import build_data
-from spiketriton.data.splits import Photo, on_white
-from tests.small_data import data_recipe, make_class_tree, mentions, mistake
+from spiketriton.data.splits import Photo
+from tests.small_data import data_recipe, make_class_tree
 
 ORIENTATION = 0x0112
 
@@ -53,11 +53,6 @@ def test_transparent_parts_are_white(tmp_path, mode):
     assert (shown[:, 2:] == 255).all()
 
 
-def test_half_transparent_black_is_grey():
-    shown = on_white(Image.new("RGBA", (1, 1), (0, 0, 0, 128)))
-    assert shown.getpixel((0, 0)) == (127, 127, 127)
-
-
 @pytest.mark.parametrize("ending", ["gif", "webp"])
 def test_animations_show_their_first_frame(tmp_path, ending):
     frames = [Image.new("RGB", (8, 8), color) for color in ((250, 0, 0), (0, 0, 250))]
@@ -78,10 +73,3 @@ def test_gif_and_webp_count_and_what_is_hidden_does_not(tmp_path):
     data = build_data(data_recipe("imagefolder", tmp_path))
     assert data.classes == ("a", "b")
     assert data.train.images == 6 + 3
-
-
-def test_a_folder_of_hidden_folders_alone_is_refused(tmp_path):
-    make_class_tree(tmp_path, ("train", "val"), ("a", "b"), 3)
-    for name in ("a", "b"):
-        (tmp_path / "train" / name).rename(tmp_path / "train" / f".{name}")
-    mentions(mistake(data_recipe("imagefolder", tmp_path)), "no class folder in", "train")

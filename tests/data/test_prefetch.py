@@ -140,24 +140,8 @@ def test_on_a_gpu_the_training_thread_prepares_nothing(on_a_gpu):
     assert not [one for one in threads if one.is_alive()]
 
 
-def test_closing_on_a_gpu_ends_the_workers(on_a_gpu):
-    log = []
-    batches = on_a_gpu(log)
-    next(batches)
-    batches.close()
-    assert log[-1] == "closed"
-
-
 def test_a_mistake_is_raised_on_a_gpu_too(on_a_gpu):
     batches = on_a_gpu([], mistake=True)
     assert [next(batches)[0].name for _ in range(2)] == ["images 0", "images 1"]
     with pytest.raises(UserError, match="a damaged file"):
         next(batches)
-
-
-def test_a_stream_on_a_gpu_runs_ahead(monkeypatch):
-    asked = []
-    monkeypatch.setattr(prefetch, "_ahead", lambda *given: asked.append(given) or iter(()))
-    source = Source([])()
-    assert list(finished(source, len, CUDA)) == []
-    assert asked == [(source, len, CUDA, torch.cuda)]

@@ -57,18 +57,6 @@ def test_an_unreadable_photograph_names_its_file_and_class(tmp_path, how, worker
         assert "\n" not in str(caught.value)
 
 
-def test_images_before_the_damaged_one_are_delivered(tmp_path):
-    folder = make_imagenette(tmp_path, per_class=1)
-    damage(folder / "val" / WNIDS[9] / f"{WNIDS[9]}_val_0.JPEG", "empty")
-    lines = 'image_size = 32\nworkers = 2\ncheck = "off"'
-    recipe = data_recipe("imagenette", tmp_path, data=lines)
-    batches = iter(build_data(recipe).test)
-    assert next(batches)[1].tolist() == [0, 1, 2, 3]
-    assert next(batches)[1].tolist() == [4, 5, 6, 7]
-    with pytest.raises(UserError, match="parachute"):
-        next(batches)
-
-
 @pytest.mark.filterwarnings("error")
 def test_arrays_are_read_in_the_order_asked_for():
     images = np.arange(6, dtype=np.uint8).reshape(3, 1, 2, 1)
@@ -109,11 +97,6 @@ def test_a_jpeg_is_reduced_while_it_is_decoded(tmp_path, mode):
         assert (photo.size, image.size, image.mode) == ((112, 80), size, "RGB")
         means = whole.reshape(size[1], reduce, size[0], reduce, 3).mean((1, 3))
         assert np.abs(np.asarray(image) - means).mean() < 6  # of 255
-
-
-def test_other_formats_keep_their_size(tmp_path):
-    Image.new("RGB", (32, 16)).save(tmp_path / "image.png")
-    assert Photo(tmp_path / "image.png", "x").decode(reduce=4).size == (32, 16)
 
 
 def test_pixels_of_floats_are_refused(tmp_path):

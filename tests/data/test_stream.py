@@ -60,9 +60,9 @@ def test_the_number_of_workers_changes_nothing(make):
     assert same(alone, take(make(data='augment = "strong"\nworkers = 2'), 12))
 
 
-@pytest.mark.parametrize("step", [1, 5, 7, 11])
+@pytest.mark.parametrize("step", [5, 7])
 def test_a_stream_can_start_anywhere(make, step):
-    """5 steps an epoch: 5 starts the second one, 7 and 11 lie within."""
+    """5 steps an epoch: 5 starts the second one, 7 lies within."""
     assert same(take(make(), 14)[step:], take(make(), 14 - step, step=step))
 
 
@@ -87,13 +87,6 @@ def test_micro_batches_share_the_batch_of_a_step_in_order(make):
     )
     # and a start counts optimizer steps, not micro-batches
     assert same(micro[6:], take(make(train="accumulate = 2"), 8, step=3))
-
-
-def test_the_seed_changes_the_batches(make):
-    assert not same(take(make(), 1), take(make(seed=1), 1))
-    (one, one_keys, _), (two, two_keys, _) = (next(make(seed=s).train.requests(0)) for s in (0, 1))
-    assert not np.array_equal(one, two)  # the order
-    assert not set(one_keys) & set(two_keys)  # and the augmentation
 
 
 @pytest.mark.parametrize("seed", [0, 5])
@@ -168,12 +161,6 @@ def test_loading_leaves_the_global_generators_alone(make):
     assert states() == before
 
 
-def test_the_global_seed_changes_nothing(make):
-    expected = take(make(), 3)
-    torch.manual_seed(123)
-    assert same(expected, take(make(), 3))
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_test_set_is_whole_ordered_and_unaugmented(make, workers):
     data = make(data=f'augment = "strong"\nworkers = {workers}')
@@ -227,11 +214,6 @@ def test_datasets_travel_to_workers_that_are_not_forked(make):
     }
 
 
-def test_a_negative_step_is_refused(make):
-    with pytest.raises(ValueError, match="step must be at least 0, got -1"):
-        make().train.from_step(-1)
-
-
 @pytest.mark.parametrize(
     ("cores", "in_memory", "cuda", "ranks", "workers"),
     [
@@ -239,9 +221,7 @@ def test_a_negative_step_is_refused(make):
         (64, True, False, 1, 0),  # training on the CPU needs the cores itself
         (4, True, True, 1, 0),
         (5, True, True, 1, 4),
-        (16, True, True, 1, 4),
         (1, False, False, 1, 0),
-        (2, False, False, 1, 1),
         (8, False, False, 1, 7),
         (64, False, True, 1, 63),
         (16, False, True, 4, 3),
@@ -251,13 +231,6 @@ def test_auto_workers(monkeypatch, cores, in_memory, cuda, ranks, workers):
     of_this_process = {0: set(range(cores))}.__getitem__
     monkeypatch.setattr(os, "sched_getaffinity", of_this_process, raising=False)
     assert auto_workers(in_memory=in_memory, cuda=cuda, ranks_here=ranks) == workers
-
-
-def test_auto_workers_where_the_system_tells_less(monkeypatch):
-    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    for cores, workers in ((6, 5), (None, 0)):
-        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
-        assert auto_workers(in_memory=False, cuda=False, ranks_here=1) == workers
 
 
 def test_a_program_that_ends_with_an_open_stream_ends(tmp_path):

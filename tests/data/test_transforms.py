@@ -25,6 +25,7 @@ from spiketriton.data.transforms import (
     windows,
 )
 from spiketriton.errors import UserError
+from tests.covering import pairwise
 from tests.small_data import noise_image
 
 ZERO, ONE = (0.0,) * 3, (1.0,) * 3
@@ -87,10 +88,10 @@ def arrays(move: str, augment: str, size: int, channels: int = 3) -> ArrayTransf
     return ArrayTransform(size, (0.5,) * channels, (0.25,) * channels, asked(augment), move)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("size", [12, 17])
-@pytest.mark.parametrize("augment", ["none", "standard", "strong"])
-@pytest.mark.parametrize("move", ["crop", "affine"])
+@pytest.mark.parametrize(
+    ("move", "augment", "size", "channels"),
+    pairwise(["crop", "affine"], ["none", "standard", "strong"], [12, 17], [1, 3]),
+)
 def test_an_image_does_not_depend_on_its_neighbours(move, augment, size, channels):
     """Bit for bit, or the number of ranks would change a run."""
     transform = arrays(move, augment, size, channels)
@@ -115,32 +116,6 @@ def test_test_images_are_only_normalised(move, augment):
     torch.testing.assert_close(arrays(move, augment, 12)(images, None), expected)
 
 
-def test_smaller_images_are_averages_not_samples():
-    images = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
-    images[..., ::4] = 255  # one column of four: sampling at 4 x 4 would see none or all
-    out = arrays("crop", "none", 4)(images, None) * 0.25 + 0.5
-    assert 0.15 < float(out.min()) <= float(out.max()) < 0.4
-
-
-def test_strong_moves_characters_twice_as_far():
-    images, keys = noise(100, 1), keys_of(100)
-    strong = arrays("affine", "strong", 12, 1)(images, keys)
-    moved = (affine(images, small_maps(keys, reach=2.0)) - 0.5) / 0.25
-    unerased = (strong == moved).flatten(1).all(1).float().mean()
-    assert 0.55 < float(unerased) < 0.9  # all but the quarter that was erased
-
-
-def test_strong_erases_and_changes_colours_beyond_standard():
-    images, keys = torch.full((200, 3, 16, 16), 255, dtype=torch.uint8), keys_of(200)
-    standard = arrays("crop", "standard", 16)(images, keys)
-    strong = arrays("crop", "strong", 16)(images, keys)
-    # standard shows white and the black border only; erasing writes the mean, which is 0
-    assert set(standard.unique().tolist()) == {-2.0, 2.0}
-    erased = (strong == 0).all(1).flatten(1).any(1).float().mean()
-    assert 0.1 < float(erased) < 0.45  # a quarter of the images
-    assert len(strong.unique()) > 10
-
-
 def test_characters_are_never_mirrored():
     images = torch.zeros(300, 1, 16, 16, dtype=torch.uint8)
     images[..., :, :4] = 255  # bright on the left
@@ -149,7 +124,7 @@ def test_characters_are_never_mirrored():
 
 
 @pytest.mark.parametrize("augment", ["none", "standard", "strong"])
-@pytest.mark.parametrize("size", [(64, 48), (31, 90), (300, 20), (1, 1)])
+@pytest.mark.parametrize("size", [(64, 48), (300, 20), (1, 1)])
 def test_photographs_of_any_size(size, augment):
     transform = PhotoTransform(24, (0.5,) * 3, (0.25,) * 3, asked(augment))
     photo = Opened(noise_image(np.random.default_rng(0), "RGB", size))
@@ -175,9 +150,10 @@ def test_the_centre_of_a_photograph_is_tested():
     torch.testing.assert_close(transform([Opened(photo)], None)[0], expected)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("move", ["crop", "affine"])
-@pytest.mark.parametrize("augment", ["none", "standard", "strong"])
+@pytest.mark.parametrize(
+    ("move", "augment", "channels"),
+    pairwise(["crop", "affine"], ["none", "standard", "strong"], [1, 3]),
+)
 def test_a_batch_equals_torchvision_image_by_image(move, augment, channels):
     """Bit for bit: torchvision's own transforms, each image's with the generator seeded by its key."""
     count, size = 400, 14
@@ -245,14 +221,6 @@ def test_finishing_reads_nothing_back_from_the_device(move):
     transform = ArrayTransform(12, ZERO, ONE, more, move)
     images, draws = transform.load(noise(400), keys_of(400))
     assert transform.finish(images.to("meta"), draws).shape == (400, 3, 12, 12)
-
-
-def test_what_is_loaded_is_bytes():
-    for transform in (arrays("crop", "strong", 12), arrays("affine", "strong", 20)):
-        images, draws = transform.load(noise(5), keys_of(5))
-        assert images.dtype == torch.uint8
-        assert {draw.shape[0] for draw in draws.values()} == {5}
-        assert transform.load(noise(5), None)[1] == {}
 
 
 def test_normalising_is_torchvisions():

@@ -16,12 +16,6 @@ def labels_of(test) -> np.ndarray:
     return test.dataset.split.labels.numpy()[test.members]
 
 
-def test_without_the_key_nothing_is_held_out():
-    data = built()
-    assert data.validation is None
-    assert len(data.train.members) == 1437
-
-
 @pytest.mark.parametrize("share", [0.1, 0.25])
 def test_a_share_is_taken_from_every_class_and_from_training(share):
     data = built(f"validation = {share}")

@@ -1,6 +1,5 @@
 """The cache of frames: right, complete, the same whoever builds it, and safe from kills and full disks."""
 
-import json
 import os
 import pickle
 import resource
@@ -17,7 +16,6 @@ import torch
 from spiketriton.data.events import cache, read_events, recordings, write_events
 from spiketriton.data.events.cache import FrameSplit, frames_of
 from spiketriton.data.events.frames import to_bytes, to_frames
-from spiketriton.data.preparing import size_in_words
 from spiketriton.errors import UserError
 from tests.small_data import data_recipe
 from tests.small_events import make_events
@@ -86,14 +84,6 @@ def test_a_second_build_reads_what_is_there(root, capsys):
     assert (cache_of(root) / "frames.npy").stat().st_mtime_ns == stamp
     everything = np.arange(12)
     assert torch.equal(train.read(everything), again.read(everything))
-
-
-def test_workers_and_rebuilds_give_the_same_bytes(root):
-    build(root)
-    alone = (cache_of(root) / "frames.npy").read_bytes()
-    shutil.rmtree(cache_of(root))
-    build(root, workers=2)
-    assert (cache_of(root) / "frames.npy").read_bytes() == alone
 
 
 def test_every_setting_has_frames_of_its_own(root):
@@ -195,7 +185,7 @@ def wait_until(true, seconds=60):
 def done_in(root):
     try:
         return int(np.load(cache_of(root) / "facts.npy")["done"].sum())
-    except (OSError, ValueError):
+    except (OSError, EOFError, ValueError):  # half written
         return 0
 
 
@@ -265,12 +255,6 @@ def test_a_finished_cache_may_be_read_only(root):
             folder.chmod(0o755)
 
 
-def test_a_folder_of_ones_own_holds_the_cache(root, tmp_path):
-    build(root, data=f'{FOLDER}\ncache = "{tmp_path / "elsewhere"}"')
-    assert (tmp_path / "elsewhere").is_dir()
-    assert not (root / "event_frames").exists()
-
-
 @pytest.mark.parametrize("name", ["frames.npy", "facts.npy", "settings.json"])
 def test_a_damaged_cache_is_built_again(root, name):
     build(root)
@@ -279,13 +263,6 @@ def test_a_damaged_cache_is_built_again(root, name):
     path.write_bytes(path.read_bytes()[:-10])
     build(root)
     assert (cache_of(root) / "frames.npy").read_bytes() == expected
-
-
-def test_the_settings_can_be_read(root):
-    build(root)
-    known = json.loads((cache_of(root) / "settings.json").read_text())
-    assert (known["time_steps"], known["image_size"], known["bins"]) == (3, 8, "number")
-    assert "train/ape/0.aedat" in known["files (bytes, changed, spans in µs)"]
 
 
 def test_counts_above_255_are_reported(root, capsys):
@@ -308,30 +285,6 @@ def test_recordings_without_an_event_are_told(root, capsys):
     first = root / "train" / "bee" / "2.bin"
     assert f"2 of 24 recordings hold no event, {first} the first" in capsys.readouterr().err
     assert not train.read(np.array([6])).any()
-
-
-def test_a_gesture_behind_the_end_of_its_file_is_told(tmp_path, capsys):
-    folder = make_events(tmp_path, "dvs_gesture")
-    table = folder / "user02_led_labels.csv"
-    table.write_text("1,10000000,10200000\n2,90000000,90200000\n")
-    build(tmp_path, "dvs_gesture", "", steps=2, size=8)
-    part = f"{folder / 'user02_led.aedat'} from 90,000,000 to 90,200,000 µs"
-    assert f"1 of 35 recordings hold no event, {part} the first" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("size", "words"),
-    [
-        (0, "0 bytes"),
-        (999, "999 bytes"),
-        (1000, "1 kB"),
-        (999_600, "1 MB"),
-        (460_800_000, "461 MB"),
-        (1_234_567_890, "1.23 GB"),
-    ],
-)
-def test_sizes_are_in_words(size, words):
-    assert size_in_words(size) == words
 
 
 def test_workers_do_not_copy_the_frames(root):

@@ -15,7 +15,7 @@ def theirs(events, split_by, steps, side):
 
 
 @pytest.mark.parametrize("bins", ["number", "time"])
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_bins_equal_spikingjellys(bins, seed):
     rng = np.random.default_rng(seed)
     steps, count = int(rng.integers(1, 21)), int(rng.integers(2_000, 20_000))
@@ -24,7 +24,7 @@ def test_bins_equal_spikingjellys(bins, seed):
     assert np.array_equal(frames, theirs(events, bins, steps, 34))
 
 
-@pytest.mark.parametrize("count", [1, 3, 10, 11])
+@pytest.mark.parametrize("count", [1, 11])
 def test_few_events_are_binned_by_number_as_there(count):
     """Fewer events than bins: all lie in the last one."""
     events = stream(count)
@@ -60,7 +60,7 @@ def test_polarity_row_and_column_have_their_places():
     assert np.argwhere(frames).tolist() == [[0, 1, 2, 5]]
 
 
-@pytest.mark.parametrize("size", [1, 7, 17, 24, 33, 34, 50])
+@pytest.mark.parametrize("size", [1, 17, 33, 50])
 def test_every_event_counts_once_at_any_size(size):
     events = stream(5_000)
     frames = to_frames(events, (34, 34), steps=4, bins="number", size=size)

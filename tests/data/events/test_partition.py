@@ -48,12 +48,6 @@ def test_random90_depends_on_the_seed_and_on_nothing_else():
     )
 
 
-def test_random90_draws_each_class_anew():
-    labels, numbers = np.repeat([0, 1], 200), np.tile(np.arange(200), 2)
-    first, second = held_out("random90", labels, numbers, 0).reshape(2, 200)
-    assert not np.array_equal(first, second)
-
-
 @pytest.mark.parametrize(
     ("name", "number"),
     [("cifar10_bird_17.aedat", 17), ("00003.bin", 3), ("image_0042.bin", 42), ("a1b2c.npy", 2)],

@@ -49,13 +49,6 @@ def test_a_black_image_gives_noise_alone_at_the_rate_that_is_promised():
     assert np.std(counts) == pytest.approx(np.sqrt(expected), rel=0.5)
 
 
-def test_a_still_scene_gives_no_event(monkeypatch):
-    without_noise(monkeypatch)
-    monkeypatch.setattr(simulated, "CORNERS", ((0.0, 0.0),) * 4)
-    (events,) = record(images(1), KEYS[:1])
-    assert len(events) == 0
-
-
 def test_an_edge_gives_the_events_of_its_step_in_brightness(monkeypatch):
     """ON where the bar arrives, OFF where it leaves, as many as thresholds fit in the step."""
     without_noise(monkeypatch)
