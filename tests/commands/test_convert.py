@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-from spiketriton.convert import main, parse, rows
+from spiketriton.convert import main
 from spiketriton.errors import UserError
 from spiketriton.evaluate import main as evaluate_main
 from spiketriton.trained.conversion import Options
-from spiketriton.trained.converted import ConvertedIF
 from spiketriton.trained.evaluation import evaluate
 from spiketriton.trained.run import load_run
 
@@ -109,31 +108,3 @@ def test_options_and_their_defaults(arguments, options, runs, tmp_path, monkeypa
     with pytest.raises(UserError, match="stopped"):
         main([str(runs / "ann"), "--run-dir", str(tmp_path / "net"), *arguments])
     assert not (tmp_path / "net").exists()  # nothing is left of what did not begin
-
-
-@pytest.mark.parametrize(
-    ("option", "low", "high", "below", "above"),
-    [
-        ("--steps", 1, 65536, 0, 65537),
-        ("--percentile", 1, 100, 0.99, 100.01),
-        ("--images", 1, 10**6, 0, 10**6 + 1),
-        ("--epochs", 1, 10**6, 0, 10**6 + 1),
-    ],
-)
-def test_limits_are_accepted_and_what_lies_beyond_is_not(option, low, high, below, above):
-    method = ["--method", "qcfs"] if option == "--epochs" else []
-    for value in (low, high):
-        assert getattr(parse(["run", option, str(value), *method]), option[2:]) == value
-    for value in (below, above):
-        with pytest.raises(UserError, match=f"{option} {value}: accepted: from {low} to {high}"):
-            parse(["run", option, str(value), *method])
-
-
-def test_the_table_has_thresholds_and_shifts(monkeypatch):
-    neurons = [ConvertedIF(2), ConvertedIF(2)]
-    neurons[0].threshold.copy_(torch.tensor([0.5, 2.0]))
-    neurons[0].shift.copy_(torch.tensor([0.5, -0.25]))
-    monkeypatch.setattr(
-        "spiketriton.trained.conversion.neurons", lambda model: zip("ab", neurons, strict=True)
-    )
-    assert list(rows(None)) == [("a", "0.5", "2", "+0.125"), ("b", "1", "1", "-")]

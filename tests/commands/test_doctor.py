@@ -4,7 +4,6 @@ import json
 import sys
 import threading
 from dataclasses import replace
-from itertools import pairwise
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from spiketriton.checkup import KERNELS, TOLERANCE, compared
 from spiketriton.doctor import main, small_recipe
 from spiketriton.errors import EXIT_DONE, EXIT_ERROR
 from spiketriton_kernels.backends import choice, native
+from tests.covering import each
 
 CPU = torch.device("cpu")
 
@@ -68,17 +68,27 @@ def late(x, **options):
     return (spikes - flipped).abs()
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize(
-    ("broken", "said"),
-    [
-        (late, "1 of 1575 spikes differ"),
-        (lambda x, **o: kernels.multistep_lif(Scaled.apply(x, slice(None), 1.1), **o), "gradients"),
-        (lambda x, **o: kernels.multistep_lif(Scaled.apply(x, -1, torch.nan), **o), "gradients"),
-        (lambda x, **o: kernels.multistep_lif(x, **(o | {"decay": 0.53})), ""),
-    ],
+    ("dtype", "wrong"),
+    each(
+        list(TOLERANCE),
+        [
+            (late, "1 of 1575 spikes differ"),
+            (
+                lambda x, **o: kernels.multistep_lif(Scaled.apply(x, slice(None), 1.1), **o),
+                "gradients",
+            ),
+            (
+                lambda x, **o: kernels.multistep_lif(Scaled.apply(x, -1, torch.nan), **o),
+                "gradients",
+            ),
+            (lambda x, **o: kernels.multistep_lif(x, **(o | {"decay": 0.53})), ""),
+        ],
+    ),
+    ids=str,
 )
-def test_a_broken_kernel_is_wrong(broken, said, dtype):
+def test_a_broken_kernel_is_wrong(wrong, dtype):
+    broken, said = wrong
     (finding,) = compared(replace(KERNELS[0], fused=broken), dtype, CPU)
     assert finding.state == "wrong"
     assert said in finding.found
@@ -111,7 +121,7 @@ def test_a_network_that_trains_otherwise_than_eager_pytorch_is_wrong(monkeypatch
 
 @pytest.mark.parametrize(
     ("installed", "state"),
-    [("2.10.1", "wrong"), ("2.11.0", "ok"), ("2.13.0+cpu", "ok"), ("3.0.0", "ok")],
+    [("2.10.1", "wrong"), ("2.11.0", "ok"), ("3.0.0", "ok")],
 )
 def test_versions(installed, state, monkeypatch):
     monkeypatch.setattr(checkup, "version", lambda name: installed if name == "torch" else "3.6.0")
@@ -205,8 +215,3 @@ def test_a_gpu_is_timed_by_its_own_clock_over_calls_that_do_not_wait(monkeypatch
     seconds = checkup._seconds(lambda: said.append("call"), torch.device("cuda"))
     assert seconds == pytest.approx(0.05 / checkup.CALLS)
     assert said == ["call", "record", *["call"] * checkup.CALLS, "record", "wait"]
-
-
-def test_tolerances_grow_with_the_roundings_of_the_dtype():
-    for finer, coarser in pairwise((torch.float64, torch.float32, torch.float16, torch.bfloat16)):
-        assert TOLERANCE[finer] < TOLERANCE[coarser]

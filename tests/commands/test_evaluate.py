@@ -6,8 +6,7 @@ import math
 import pytest
 
 from spiketriton.errors import UserError
-from spiketriton.evaluate import count, main, parse
-from spiketriton.show.screen import ENDLESS
+from spiketriton.evaluate import main
 from tests.small_runs import small_trainer
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
@@ -60,30 +59,3 @@ def test_a_read_only_run_is_evaluated_elsewhere(runs, tmp_path, monkeypatch):
     assert sorted(path for path in (runs / "lif").rglob("*")) == before
     (tmp_path / "file").write_text("")
     assert "cannot be written" in mistake([str(runs / "lif"), "--out", str(tmp_path / "file")])
-
-
-def test_numbers_are_from_1_to_a_million():
-    assert [count(text, "--x") for text in ("1", " 7 ", "1000000")] == [1, 7, 10**6]
-    for text in ("0", "1000001", "-1", "1.5", ""):
-        with pytest.raises(UserError, match=f"--x '{text}': accepted: integers from 1 to 1000000"):
-            count(text, "--x")
-
-
-def test_options_and_their_defaults():
-    args = parse(["run"])
-    assert (args.steps, args.images, args.batch_size, args.checkpoint) == ([], None, 0, "last")
-    args = parse(["run", "--steps", "1,4", "--images", "5", "--batch-size", "6", "a=b"])
-    assert (args.steps, args.images, args.batch_size) == ([1, 4], 5, 6)
-    assert args.overrides == ["a=b"]
-
-
-def test_a_pipe_has_no_edge_and_one_run_no_comparison(runs, tmp_path, monkeypatch):
-    given = []
-    monkeypatch.setattr(
-        "spiketriton.show.evaluation_tables.show", lambda console, *rest: given.append(console)
-    )
-    monkeypatch.setattr("spiketriton.show.evaluation_pictures.draw_evaluations", lambda *_: [])
-    main([str(runs / "ann"), "--images", "9", "--out", str(tmp_path)])
-    assert given[0].width == ENDLESS
-    assert [path.name for path in tmp_path.iterdir()] == ["evaluation.json"]
-    assert (tmp_path / "evaluation.json").read_text().startswith('{\n "run": ')

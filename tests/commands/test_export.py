@@ -12,7 +12,7 @@ from safetensors.torch import load
 from spiketriton import consent
 from spiketriton.config import to_toml
 from spiketriton.errors import EXIT_DONE, EXIT_ERROR, UserError
-from spiketriton.export import main, parse
+from spiketriton.export import main
 from spiketriton.train import main as train
 from spiketriton.trained.exports import TIE, Comparison
 from spiketriton.trained.nir_graph import to_nir
@@ -154,22 +154,6 @@ def test_any_difference_of_torchs_file_is_an_error(difference, code, trained, mo
     assert "1 image(s) per call, 3 time steps\n" in said
     main([str(trained), "--to", "torch", "--batch-size", "5", "--out", "x"])
     assert [(path.name, size) for path, size, _ in given] == [("small.pt2", 1), ("x", 5)]
-
-
-@pytest.mark.parametrize(
-    ("to", "option", "inside", "outside"),
-    [
-        ("nir", "--dt", ["1e-09", "1000000000.0"], ["9e-10", "1000000001.0"]),
-        ("nir", "--images", ["1", "10000"], ["0", "10001"]),
-        ("torch", "--batch-size", ["1", "10000"], ["0", "10001"]),
-    ],
-)
-def test_limits_are_accepted_and_what_lies_beyond_is_not(to, option, inside, outside):
-    for value in inside:
-        parse(["run", "--to", to, option, value])
-    for value in outside:
-        with pytest.raises(UserError, match=f"{option} {value}: accepted: from "):
-            parse(["run", "--to", to, option, value])
 
 
 @pytest.mark.parametrize(("given", "sizes"), [([], (1, 3, 7)), (["--batch-size", "2"], (2,))])

@@ -105,6 +105,27 @@ def test_text_does_not_wait_for_torch(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("words", "inside", "outside"),
+    [
+        ("convert run --steps", ("1", "65536"), ("0", "65537")),
+        ("convert run --percentile", ("1", "100"), ("0.99", "100.01")),
+        ("convert run --method qcfs --epochs", ("1", "1000000"), ("0", "1000001")),
+        ("evaluate run --images", ("1", "1000000"), ("0", "1000001", "1.5", "")),
+        ("export run --to nir --dt", ("1e-09", "1000000000.0"), ("9e-10", "1000000001.0")),
+        ("export run --to torch --batch-size", ("1", "10000"), ("0", "10001")),
+    ],
+)
+def test_limits_are_accepted_and_what_lies_beyond_is_not(words, inside, outside):
+    name, *words = words.split()
+    parse = import_module(f"spiketriton.{name}").parse
+    for value in inside:
+        parse([*words, value])
+    for value in outside:
+        with pytest.raises(UserError, match=f"{words[-1]} '?{value}'?: accepted: "):
+            parse([*words, value])
+
+
 @pytest.mark.filterwarnings("ignore:'spiketriton.evaluate' found in sys.modules")
 @pytest.mark.parametrize("arguments", [["nowhere"], ["--jsom"], ["--help"]])
 def test_a_command_leaves_as_by_its_own_name(arguments, monkeypatch, capsys):
@@ -125,8 +146,3 @@ def test_a_run_records_the_command_of_its_module(tmp_path):
     (session,) = json.loads((tmp_path / "a b" / "environment.json").read_text())
     command = "spiketriton train small.toml train.max_steps=1 --run-dir 'a b'"
     assert session["command"] == command
-
-
-def test_the_console_command_is_this_module():
-    text = (Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8")
-    assert '[project.scripts]\nspiketriton = "spiketriton.__main__:main"\n' in text

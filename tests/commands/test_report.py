@@ -9,9 +9,8 @@ import pytest
 from spiketriton.convert import main as convert_main
 from spiketriton.errors import UserError
 from spiketriton.evaluate import main as evaluate_main
-from spiketriton.report import main, refuse_other_data
+from spiketriton.report import main
 from spiketriton.trained.evaluation import evaluate
-from tests.show.support import evaluation
 from tests.small_runs import small_trainer
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
@@ -160,13 +159,3 @@ def test_mistakes_are_named(compared, synthetic, tmp_path):
     assert "same data" in mistake([run, "--against", str(tmp_path / "other")])
     (tmp_path / "other" / "environment.json").write_text("{")
     assert "environment.json" in mistake([str(tmp_path / "other"), "--no-evaluation"])
-
-
-@pytest.mark.parametrize("change", [{"data": "x"}, {"classes": ["a"]}, {"images": 9}])
-def test_every_run_is_compared_with_the_first(change):
-    first, other = evaluation(), evaluation(**change)
-    refuse_other_data([first])
-    refuse_other_data([first, evaluation(run="runs/again")])
-    for runs in ([first, other], [first, first, other]):
-        with pytest.raises(UserError, match="accepted by --against: runs of the same data"):
-            refuse_other_data(runs)

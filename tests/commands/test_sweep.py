@@ -134,13 +134,6 @@ def test_a_cell_that_diverges_is_told_and_the_sweep_goes_on(recipe, tmp_path, mo
     assert results(out)[0]["spread"] is None
 
 
-def test_an_ann_and_words_can_be_swept(recipe, tmp_path):
-    out = tmp_path / "out"
-    assert run(recipe, "neuron.kind=lif,relu", out=out) == 0
-    assert [row["neuron.kind"] for row in results(out)] == ["lif", "relu"]
-    assert (out / "accuracy.png").exists()
-
-
 def test_the_table_has_means_spreads_and_what_diverged():
     def group(depth: str, *accuracies: float | None) -> Group:
         results = [{"accuracy": a, "seconds": 60.0, "width": 0.5} for a in accuracies]
