@@ -5,8 +5,7 @@ import sys
 
 import pytest
 
-from spiketriton.config import TABLES
-from spiketriton.config.__main__ import main, markdown
+from spiketriton.config.__main__ import main
 from spiketriton.errors import UserError
 from tests.config.support import DOCS
 
@@ -21,15 +20,3 @@ def test_the_command_prints_the_page():
 def test_an_argument_is_a_plugin():
     with pytest.raises(UserError, match=r"plugins\.modules: x cannot be imported"):
         main(["x"])
-
-
-def test_a_row_holds_key_default_range_and_meaning():
-    lines = markdown().splitlines()
-    assert "| `train.momentum` | `0.9` | a number from 0, below 1 | momentum of sgd |" in lines
-    assert any(
-        line.startswith('| `data.name` | must be given | `"imagenette"`, ') for line in lines
-    )
-    assert [line for line in lines if line.startswith("## ")] == [
-        "## Top level",
-        *(f"## `[{path}]`" for path in TABLES if path),
-    ]

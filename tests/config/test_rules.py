@@ -82,8 +82,7 @@ def test_a_key_without_effect_is_refused_with_the_key_that_is_why(overrides, why
     refused([f"{dotted} = ", "has no effect", f"{why} is "], replace, mine(), *overrides)
 
 
-@pytest.mark.parametrize("norm", ["bn", "tdbn", "tebn", "none"])
-@pytest.mark.parametrize("memory", ["standard", "packed"])
+@pytest.mark.parametrize(("norm", "memory"), [("tebn", "standard"), ("none", "packed")])
 def test_the_ann_twin_of_any_recipe_is_one_word_away(norm, memory):
     recipe = recipe_from_toml(
         GOOD + f'norm = "{norm}"\nmemory = "{memory}"\n[neuron]\nkind = "plif"\ntau = 3.0',
@@ -137,52 +136,8 @@ def test_keys_that_go_together_are_accepted(overrides):
 def test_each_idle_key_comes_with_its_reason():
     reasons = idle(values_of(mine()))
     assert reasons["train.momentum"] == 'train.optimizer is "adamw"'
-    assert sorted(reasons) == [
-        "data.augmentation.crop_scale",
-        "data.augmentation.delete",
-        "data.augmentation.drop",
-        "data.augmentation.flip",
-        "data.augmentation.magnitude",
-        "data.augmentation.operations",
-        "data.augmentation.roll",
-        "data.augmentation.rotate",
-        "data.augmentation.shear",
-        "data.bins",
-        "data.broken",
-        "data.cache",
-        "data.check",
-        "data.classes",
-        "data.count",
-        "data.format",
-        "data.sensor",
-        "data.split",
-        "data.split_seed",
-        "data.variant",
-        "loss.feature_weight",
-        "loss.teacher_weight",
-        "loss.temperature",
-        "loss.tet_lambda",
-        "model.arguments",
-        "model.connect",
-        "model.depth",
-        "model.input",
-        "model.start",
-        "model.stem",
-        "monitor.wandb_project",
-        "neuron.beta",
-        "neuron.levels",
-        "neuron.order",
-        "neuron.tau_adaptation",
-        "neuron.tau_learnt",
-        "neuron.tau_synapse",
-        "train.gamma",
-        "train.max_skips",
-        "train.milestones",
-        "train.mix_epochs",
-        "train.mix_probability",
-        "train.momentum",
-        "train.nesterov",
-    ]
+    assert {"loss.tet_lambda", "model.depth", "neuron.levels", "train.gamma"} < reasons.keys()
+    assert not {"train.lr", "neuron.tau", "model.residual_gain"} & reasons.keys()
 
 
 @pytest.mark.parametrize(

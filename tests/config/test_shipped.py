@@ -19,37 +19,6 @@ def lines_of(path):
     return [line for line in lines if line]
 
 
-def test_the_promised_recipes_are_there():
-    assert set(NAMES) >= {
-        "quickstart",
-        "fashion_mnist_r20",
-        "cifar100_r18",
-        "cifar100_r50",
-        "imagenette_r18",
-        "imagenette_r50",
-        "imagenette_r50_ann",
-        "digits_dvs",
-        "cifar10_dvs_vggsnn",
-        "dvs_gesture_7b",
-        "imagenette_r50_paper",
-        "cifar10_preact18",
-        "cifar100_preact18",
-        "imagenet_ms34",
-        "imagenet_sew18",
-        "imagenet_sew34",
-        "cifar10_r19_tdbn",
-        "cifar10_r19_tet",
-        "cifar100_r19_tet",
-        "cifar10_r19_tebn",
-        "cifar100_r19_tebn",
-        "cifar10_vgg16",
-        "cifar10_csnn_psn",
-        "cifar10_spikformer",
-        "cifar10_qkformer",
-        "cifar10_sdt",
-    }
-
-
 @each_recipe
 def test_a_recipe_loads_and_its_resolved_text_loads_to_the_same(path):
     recipe = load_recipe(path)

@@ -12,12 +12,9 @@ from spiketriton.config.words import number, quoted, short, shown
     ("value", "text"),
     [
         (0, "0"),
-        (1_000_000_000, "1000000000"),
         (2**63 - 1, "9223372036854775807"),
         (1e3, "1000"),
         (1e6, "1e6"),
-        (-1e6, "-1e6"),
-        (1e-6, "1e-6"),
         (1e-10, "1e-10"),
         (0.5, "0.5"),
     ],
@@ -31,7 +28,6 @@ def test_bounds_are_written_as_people_do(value, text):
     [
         (True, "true"),
         (False, "false"),
-        (3, "3"),
         (2.0, "2.0"),
         ('a "b"\\', '"a \\"b\\"\\\\"'),
         ("x" * 81, '"' + "x" * 80 + '..."'),
@@ -62,7 +58,6 @@ def test_long_texts_are_cut():
         ("\t\n", '"\\u0009\\u000A"'),
         ("\uffff\U00010ffe", '"\\uFFFF\\U00010FFE"'),  # the last with four digits
         ("\U000e0001", '"\\U000E0001"'),
-        ("\uffff", '"\\uFFFF"'),
         ("\U00010000", '"𐀀"'),
         ("\U0001fffe", '"\\U0001FFFE"'),
         ("\U000f0000", '"\\U000F0000"'),

@@ -52,13 +52,6 @@ def test_sums_become_means_over_the_elements_without_the_scale_of_the_loss():
     assert measured.nonfinite.tolist() == [[0, 0, 3], [0, 0, 0]]
 
 
-def test_without_a_scale_nothing_is_divided_out():
-    ones = sums(grad_input_sq=[[8] * 3, [8] * 3], grad_input_max=[[3] * 3] * 2)
-    measured = Measurement.of_sums("ab", ones, ELEMENTS)
-    assert measured.grad_input.tolist() == [[2] * 3, [1] * 3]
-    assert measured.peak.tolist() == [[3] * 3] * 2
-
-
 def test_rows_and_measurements_are_the_same():
     drawn = np.random.default_rng(0)
     measured = Measurement("ab", **{field: drawn.random((2, 3)) for field in KEYS})

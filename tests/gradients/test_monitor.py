@@ -10,16 +10,14 @@ from torch import Tensor
 
 import spiketriton_kernels.nn.neurons as neuron_module
 from spiketriton.config import Recipe
-from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.monitor import (
     GradientMonitor,
-    Summary,
     elements_per_image,
 )
 from spiketriton.models import Network, build_model
 from spiketriton.training.optim import clipped_norm
 from spiketriton.training.ranks import Ranks
-from spiketriton_kernels import PROBE_FIELDS, Surrogate, multistep_lif_reference
+from spiketriton_kernels import Surrogate, multistep_lif_reference
 from spiketriton_kernels.neuron import Call, Neuron, Outputs
 from tests.small_runs import small_recipe, small_trainer
 
@@ -179,7 +177,7 @@ def test_carry_factor_and_reach_equal_a_loop_over_time():
     assert any(0 < row["outside_share"] < 1 for row in rows)
 
 
-@pytest.mark.parametrize("block", ["plain", "sew", "ms"])
+@pytest.mark.parametrize("block", ["plain", "ms"])
 def test_fused_and_unfused_networks_measure_the_same(block):
     fused, unfused = (
         measure(network(f"model.block={block}", f"model.fused={word}")[1])
@@ -217,7 +215,6 @@ def test_a_part_of_a_step_shows_the_gradient_of_the_whole_steps_loss(tmp_path):
     ("overrides", "first", "last"),
     [
         ([], 4 * 8 * 8, 16 * 2 * 2),
-        (["model.block=sew"], 4 * 8 * 8, 16 * 2 * 2),
         (["model.name=mlp", "model.depth=3", "model.width=20"], 20, 20),
         (["model.name=plain", "model.depth=3", "model.width=6"], 6 * 8 * 8, 6 * 2 * 2),
         (["model.name=resnet18", "model.stem=imagenet", "model.width=4"], 4 * 4 * 4, 32),
@@ -285,60 +282,6 @@ def test_each_measurement_starts_from_zero():
     assert rows[: len(rows) // 2] == rows[len(rows) // 2 :]
 
 
-def test_an_ann_has_nothing_to_measure():
-    assert monitor_of(network("neuron.kind=relu")[1], []).layers == []
-
-
-def sums(grad_input_sq: list[list[float]], nonfinite: float = 0.0) -> Tensor:
-    """Sums [layers, T, fields] that are zero but for dL/dx, and 1 spike everywhere."""
-    square = torch.tensor(grad_input_sq, dtype=torch.float64)
-    made = torch.zeros(*square.shape, len(PROBE_FIELDS), dtype=torch.float64)
-    made[..., PROBE_FIELDS.index("grad_input_sq")] = square
-    made[..., PROBE_FIELDS.index("spikes")] = 1
-    made[0, 0, PROBE_FIELDS.index("nonfinite")] = nonfinite
-    return made
-
-
-def summary(grad_input_sq: list[list[float]], elements: list[int], **kw: float) -> Summary:
-    made = sums(grad_input_sq, **kw)
-    names = [str(index) for index in range(len(elements))]
-    return Summary.of(5, Measurement.of_sums(names, made.numpy(), elements), elements)
-
-
-def test_ratios_of_an_exploding_gradient():
-    # RMS 4, 2 in 10 neurons, then 2, 1 in 40: halved from layer to layer and from step to step
-    found = summary([[160.0, 40.0], [160.0, 40.0]], [10, 40])
-    assert found.depth_ratio == pytest.approx(2)
-    assert found.time_ratio == pytest.approx(2)
-    assert found.firing_rate == pytest.approx(4 / 100)
-
-
-def test_ratios_of_a_vanishing_gradient():
-    found = summary([[1e-12, 1e-8], [1e-4, 1.0]], [1, 1])
-    assert found.depth_ratio == pytest.approx(1e-4, rel=1e-3)
-    assert found.time_ratio == pytest.approx(1e-2)
-
-
-@pytest.mark.parametrize(
-    ("square", "depth", "time"),
-    [
-        ([[0.0, 0.0], [1.0, 1.0]], 0.0, 1.0),  # dead first layer
-        ([[1.0, 1.0], [0.0, 0.0]], None, 1.0),  # dead last layer
-        ([[1.0], [4.0]], 0.5, None),  # one time step
-        ([[1.0, 4.0]], None, 0.5),  # one layer
-        ([[0.0, 0.0], [0.0, 0.0]], None, None),
-    ],
-)
-def test_ratios_that_do_not_exist_are_none(square, depth, time):
-    found = summary(square, [1] * len(square))
-    assert (found.depth_ratio, found.time_ratio) == (depth, time)
-
-
-def test_values_that_are_not_finite_are_counted():
-    found = summary([[math.inf, 1.0]], [4], nonfinite=3)
-    assert found.nonfinite == 3
-
-
 def test_two_ranks_are_summed_and_each_loss_is_the_mean_of_its_own_images():
     class Two(Ranks):
         """The other rank has the same images and three times the largest value."""
@@ -368,15 +311,6 @@ def test_two_ranks_are_summed_and_each_loss_is_the_mean_of_its_own_images():
     assert again.summary == monitor.summary
 
 
-def test_without_a_backward_pass_the_gradient_is_zero():
-    rows: list[dict] = []
-    monitor = monitor_of(network()[1], rows)
-    with monitor.watch():
-        pass
-    monitor.read(1)
-    assert {row["grad_input_rms"] for row in rows} == {0.0}
-
-
 @pytest.mark.parametrize(("limit", "left"), [(0.0, 5.0), (2.0, 2.0), (9.0, 5.0)])
 def test_the_norm_is_that_of_before_clipping(limit, left):
     parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(3)]
@@ -385,17 +319,6 @@ def test_the_norm_is_that_of_before_clipping(limit, left):
     assert float(clipped_norm(parameters, limit)) == pytest.approx(5)
     norm = torch.stack([p.grad for p in parameters[:2]]).norm()
     assert float(norm) == pytest.approx(left, rel=1e-5)
-
-
-def test_nothing_measured():
-    assert Summary(step=0) == Summary(0, None, None, None, 0)
-
-
-def test_a_run_measures_first_last_and_on_the_steps_asked_for(tmp_path):
-    for every, steps in (("0", [1, 4, 8, 10]), ("3", [1, 3, 6, 9, 10])):
-        small_trainer(tmp_path / every, f"monitor.every={every}", "train.max_steps=10").fit()
-        lines = (tmp_path / every / "gradients.jsonl").read_text().splitlines()
-        assert sorted({json.loads(line)["step"] for line in lines}) == steps
 
 
 def test_fp16_measures_the_true_gradient(tmp_path):

@@ -113,7 +113,7 @@ def test_a_variant_is_what_the_recipe_is_not(changes, names):
     assert all(replace(recipe, v.override) != recipe for v in variants if v.override)
 
 
-@pytest.mark.parametrize("net", ["mlp", "resnet8", "ms", "sew"])
+@pytest.mark.parametrize("net", ["mlp", "resnet8", "ms"])
 def test_without_the_path_through_time_nothing_is_carried(net):
     changes = {"mlp": DEEP, "resnet8": ()}.get(net, (f"model.block={net}",))
     experiment = Experiment(subject(*changes, "neuron.kind=plif"), 1)

@@ -438,7 +438,7 @@ def test_closed_branches_of_sew_blocks_may_be_silent(block, gain, silent):
 NUMBER = r"(\d[\d.e+-]*)x"
 
 
-@pytest.mark.parametrize("seed", range(300))
+@pytest.mark.parametrize("seed", range(100))
 def test_no_sentence_contradicts_its_numbers(seed):
     """Every word is recomputed from the numbers that stand beside it in the same sentence."""
     rng = np.random.default_rng(seed)
@@ -506,11 +506,3 @@ def test_no_sentence_contradicts_its_numbers(seed):
     assert (verdict.word == Word.FREE) == (findings(verdict) == []) == (line(verdict) == Word.FREE)
     assert all(obstacle in line(verdict) for obstacle in verdict.obstacles)
     assert brief(verdict).startswith(line(verdict))
-
-
-@pytest.mark.parametrize(
-    ("optimizer", "said"),
-    [("adamw", "1x the last one's)"), ("sgd", "1x the last one's, limit 1000x)")],
-)
-def test_the_live_line_has_a_limit_only_where_it_says_something(optimizer, said):
-    assert brief(judge(made(), optimizer)).endswith(said)

@@ -16,6 +16,7 @@ from spiketriton.models.graph import (
     layers,
     shapes_of,
 )
+from tests.covering import each
 from tests.models.support import EVERY_BLOCK, SHALLOW_MLP, T, build, images, lively
 
 NETS = [
@@ -68,8 +69,7 @@ def run(nodes: Graph, image: Tensor, steps: int) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["lif", "relu"])
-@pytest.mark.parametrize("options", NETS, ids=str)
+@pytest.mark.parametrize(("options", "kind"), each(NETS, ["lif", "lif", "relu"]))
 def test_the_graph_computes_the_network_and_knows_its_shapes(options, kind):
     options = {"width": 4, **options}
     model = lively(build(**options, neuron={"kind": kind}, channels=2, image_size=16)).double()

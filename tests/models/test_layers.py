@@ -22,8 +22,6 @@ from tests.models.support import (
     build,
     images,
     lively,
-    parts_of,
-    recipe,
 )
 
 
@@ -141,14 +139,11 @@ def test_channels_last_stays_channels_last(block, norm, fused, kind):
     torch.testing.assert_close(currents, plain_format(x), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize(
-    "options",
-    [*({"block": b, "norm": n} for b in BLOCKS for n in NORMS), SHALLOW_MLP],
-    ids=str,
+    ("fused", "options", "norm"), pairwise([True, False], [*EVERY_BLOCK, SHALLOW_MLP], NORMS)
 )
-def test_bf16_autocast_trains(options, fused):
-    model = lively(build(**options, fused=fused, width=4, neuron={"kind": "plif"}))
+def test_bf16_autocast_trains(options, norm, fused):
+    model = lively(build(**options, norm=norm, fused=fused, width=4, neuron={"kind": "plif"}))
     inputs = []
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear) and name != "fc":
@@ -158,26 +153,6 @@ def test_bf16_autocast_trains(options, fused):
     assert_healthy(model, currents, steps=T)
     assert all(parameter.grad.abs().max() > 0 for parameter in model.parameters())
     assert set(inputs) == {torch.bfloat16}
-
-
-@pytest.mark.parametrize("norm_kind", ["bn", "tdbn", "tebn", "none"])
-def test_the_parts_of_the_ann_twin_have_no_time(norm_kind):
-    spiking = parts_of(recipe(norm=norm_kind, memory="packed", time_steps=3))
-    assert (spiking.norm_kind, spiking.steps, spiking.packed) == (norm_kind, 3, True)
-    twin = parts_of(recipe(norm=norm_kind, memory="packed", neuron={"kind": "relu"}))
-    wanted = "none" if norm_kind == "none" else "bn"
-    assert (twin.norm_kind, twin.steps, twin.packed) == (wanted, 1, False)
-    assert not parts_of(recipe()).packed
-
-
-def test_convolutions_keep_the_size_and_have_a_bias_without_a_norm():
-    parts = parts_of(recipe())
-    for kernel in (1, 3, 7):
-        assert parts.conv(2, 5, kernel)(torch.zeros(1, 2, 8, 8)).shape == (1, 5, 8, 8)
-    assert parts.conv(2, 5, 3, 2)(torch.zeros(1, 2, 8, 8)).shape == (1, 5, 4, 4)
-    assert (parts.conv(2, 5, 3).bias, parts.linear(2, 5).bias) == (None, None)
-    bare = parts_of(recipe(norm="none"))
-    assert (bare.conv(2, 5, 3).bias.shape, bare.linear(2, 5).bias.shape) == ((5,), (5,))
 
 
 @pytest.mark.parametrize("fused", [True, False])

@@ -4,9 +4,8 @@ import copy
 
 import pytest
 import torch
-from torch import nn
 
-from tests.covering import pairwise
+from tests.covering import each, pairwise
 from tests.models.support import (
     EVERY_BLOCK,
     NORMS,
@@ -53,8 +52,7 @@ def test_the_stem_follows_the_image_size_unless_named(name, stem, image_size, ke
     assert (model.maxpool is not None) == (kernel == 7)
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("options", [*EVERY_BLOCK, SHALLOW_MLP], ids=str)
+@pytest.mark.parametrize(("norm", "options"), each(NORMS, [*EVERY_BLOCK, SHALLOW_MLP]))
 def test_checkpoints_move_between_the_fused_the_unfused_and_the_twin(options, norm):
     fused = build(**options, norm=norm, width=4)
     unfused = build(**options, norm=norm, width=4, fused=False, seed=1)
@@ -98,9 +96,3 @@ def test_the_width_is_that_of_the_first_layer(name, default, first):
     assert model.get_submodule(first).out_channels == 5
     if name != "plain":
         assert model.layer3[0].conv1.out_channels == 20  # twice as many in each stage
-
-
-def test_the_features_of_an_mlp():
-    assert build("mlp", depth=2).fc.in_features == 128
-    model = build("mlp", depth=2, width=7, channels=2, image_size=5)
-    assert [m.in_features for m in model.modules() if isinstance(m, nn.Linear)] == [50, 7, 7]

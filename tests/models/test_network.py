@@ -9,6 +9,7 @@ from torch import nn
 from spiketriton.errors import UserError
 from spiketriton.models import trial
 from spiketriton.neurons import Norm, SpikingNeuron
+from tests.covering import each
 from tests.models.support import (
     BLOCKS,
     CLASSES,
@@ -53,8 +54,7 @@ def test_spiking_layers_are_listed_in_forward_order(options):
     assert all(model.get_submodule(name) is neuron for name, neuron in model.spiking_layers())
 
 
-@pytest.mark.parametrize("block", BLOCKS)
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(("block", "norm"), each(BLOCKS, NORMS))
 def test_a_streamed_window_equals_the_whole(block, norm):
     model = lively(build(block=block, norm=norm, width=4, time_steps=6, neuron={"reset": "soft"}))
     if norm == "tebn":

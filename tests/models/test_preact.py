@@ -10,6 +10,7 @@ from spiketriton.config.recipe import SurrogateConfig
 from spiketriton.models import count_parameters
 from spiketriton.models.preact import PreActResNet
 from spiketriton.models.resnet import ARCHITECTURES
+from tests.covering import each
 from tests.models.support import CLASSES, B, T, assert_healthy, backward, build, images, lively
 
 STEPS = 4
@@ -107,8 +108,9 @@ def test_the_parameters_are_the_authors():
     assert not model.fc.bias.any()
 
 
-@pytest.mark.parametrize("kind", ["lif", "relu"])
-@pytest.mark.parametrize("name", [n for n in ARCHITECTURES if n != "resnet19"])
+@pytest.mark.parametrize(
+    ("name", "kind"), each([n for n in ARCHITECTURES if n != "resnet19"], ["lif", "relu"])
+)
 def test_every_preact_resnet_trains(name, kind):
     model = lively(build(name, block="preact", width=2, neuron={"kind": kind}))
     assert isinstance(model, PreActResNet)

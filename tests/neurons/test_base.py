@@ -11,6 +11,7 @@ from spiketriton.neurons import IF, LIF, PLIF, Norm
 from spiketriton_kernels import PROBE_FIELDS, Surrogate, multistep_lif_reference
 from spiketriton_kernels.neuron import Outputs
 from spiketriton_kernels.nn import neurons
+from tests.covering import each, pairwise
 from tests.neurons.support import NEURONS, B, C, T, currents, every_neuron
 
 
@@ -101,14 +102,6 @@ def test_mistakes_are_refused_in_one_line(make, names):
         assert name in str(error.value)
 
 
-def test_repr_states_every_constant():
-    surrogate = Surrogate("triangle", height=0.5, width=0.25)
-    text = repr(IF(1.5, reset="none", detach_reset=False, surrogate=surrogate, stateful=True))
-    assert text.startswith("IF(v_threshold=1.5, v_reset=None, reset=none, detach_reset=False,")
-    assert "shape='triangle', height=0.5, width=0.25" in text
-    assert text.endswith(", stateful=True)")
-
-
 def test_defaults():
     neuron = IF()
     arguments = neuron.neuron_arguments()
@@ -156,9 +149,10 @@ def test_probe_reaches_the_kernel(fused):
     assert counted.sum() > 0
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("extra", [None, "residual", "spike_add"])
-@every_neuron
+@pytest.mark.parametrize(
+    ("kind", "extra", "training"),
+    pairwise(NEURONS, [None, "residual", "spike_add"], [True, False]),
+)
 def test_the_fused_unit_equals_norm_then_neuron(kind, extra, training):
     runs = []
     for fused in (True, False):
@@ -184,8 +178,7 @@ def test_the_fused_unit_equals_norm_then_neuron(kind, extra, training):
         torch.testing.assert_close(fused_value, value, rtol=1e-7, atol=1e-9)
 
 
-@pytest.mark.parametrize("fused", [False, True])
-@every_neuron
+@pytest.mark.parametrize(("kind", "fused"), each(list(NEURONS), [False, True]))
 def test_bf16_currents_give_bf16_spikes_in_channels_last(kind, fused):
     neuron, norm = NEURONS[kind](), Norm(C, steps=T)
     y = currents(T * B, C, 4, 5, dtype=torch.bfloat16).to(memory_format=torch.channels_last)

@@ -25,6 +25,7 @@ from spiketriton.trained.exports import export_onnx
 from spiketriton.trained.nir_graph import to_nir
 from spiketriton.trained.run import load_run
 from spiketriton.training.losses import build_loss
+from tests.covering import each
 from tests.small_runs import small_trainer
 
 TEXT = """
@@ -61,7 +62,7 @@ def batch():
 @pytest.mark.parametrize(
     ("kind", "block"),
     [
-        *((kind, block) for kind in KINDS for block in ("plain", "sew", "ms")),
+        *each(list(KINDS) * 2, ("plain", "sew", "ms")),
         ("psn", "plain"),
         ("masked_psn", "sew"),
         ("sliding_psn", "ms"),

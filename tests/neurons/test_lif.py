@@ -8,7 +8,6 @@ from torch import Tensor
 
 from spiketriton.errors import UserError
 from spiketriton.neurons import LIF, PLIF
-from spiketriton_kernels import Surrogate
 from tests.neurons.support import NEURONS, B, C, T, currents, every_neuron
 
 
@@ -104,18 +103,3 @@ def test_defaults_and_bounds():
     plif = PLIF()
     assert (plif.w.shape, plif.w.item(), plif.decay_input, plif.v_threshold) == ((), 0.0, True, 1.0)
     assert PLIF(init_tau=1.001, per_channel=1).w.shape == (1,)
-
-
-def test_repr_states_every_constant():
-    surrogate = Surrogate("triangle", height=0.5, width=0.25)
-    options = {"reset": "none", "detach_reset": False, "surrogate": surrogate, "stateful": True}
-    text = repr(LIF(3.0, False, 1.5, **options)) + repr(PLIF(4.0, per_channel=7, v_reset=-0.5))
-    for constant in (
-        "tau=3.0, decay_input=False",
-        "v_threshold=1.5, v_reset=None, reset=none, detach_reset=False",
-        "shape='triangle', height=0.5, width=0.25",
-        "stateful=True",
-        "init_tau=4.0, decay_input=True, per_channel=7",
-        "v_reset=-0.5, reset=hard, detach_reset=True",
-    ):
-        assert constant in text

@@ -119,14 +119,6 @@ def test_a_recomputed_batch_moves_no_statistics():
     assert norm.statistics()[0] is norm.running_mean
 
 
-def test_repr_states_every_constant():
-    norm = repr(Norm(6, scale=0.5, steps=3, fused=False))
-    constants = "eps=1e-05, momentum=0.1, scale=0.5, steps=3, fused=False, each_step=False"
-    assert norm == f"Norm(6, {constants})"
-    constants = "eps=1e-05, momentum=0.1, scale=1, steps=0, fused=False, each_step=True"
-    assert repr(Norm(6, each_step=True)) == f"Norm(6, {constants})"
-
-
 def test_one_by_one_unfuses_and_restores_each_norm():
     net = nn.Sequential(Norm(1), Norm(2, fused=False), nn.ReLU())
     with one_by_one(net):

@@ -1,6 +1,7 @@
 """A training step: the definition's check, block by block, and what takes part."""
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch

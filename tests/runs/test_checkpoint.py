@@ -44,11 +44,6 @@ def test_torch_alone_reads_a_checkpoint(checkpoints, tmp_path):
     assert zipfile.ZipFile(tmp_path / "best.pt").testzip() is None
 
 
-def test_without_a_checkpoint_there_is_none(checkpoints, warnings):
-    assert checkpoints.load() is None
-    assert warnings == []
-
-
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
 def test_a_flipped_bit_anywhere_is_found(checkpoints, tmp_path, share):
     checkpoints.save_last(state(1))
@@ -221,15 +216,6 @@ def test_the_older_ones_are_read_by_their_age_and_other_files_are_not(tmp_path, 
     assert warnings[1].endswith("last.10.pt of step 1 is used instead")
 
 
-def test_one_is_kept_by_default_and_other_files_rename_none(tmp_path):
-    checkpoints = Checkpoints(tmp_path, pytest.fail)
-    for step in (1, 2):
-        checkpoints.save_last(state(step))
-    checkpoints.save_best(state(2))
-    checkpoints.save_as(tmp_path / "other.pt", state(2))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "last.pt", "other.pt"]
-
-
 def test_the_format_by_hand(checkpoints, tmp_path):
     """A zip archive whose comment, of 71 bytes, is the SHA-256 of all bytes before it."""
     checkpoints.save_last(state(1))
@@ -237,18 +223,3 @@ def test_the_format_by_hand(checkpoints, tmp_path):
     digest = hashlib.sha256(content[:-71]).hexdigest()
     assert content[-73:] == (71).to_bytes(2, "little") + b"sha256:" + digest.encode()
     assert zipfile.ZipFile(tmp_path / "last.pt").comment == content[-71:]
-
-
-def test_a_dict_without_a_step_is_refused_and_the_reason_is_one_sentence(tmp_path):
-    buffer = io.BytesIO()
-    torch.save({"weights": 1}, buffer)
-    (tmp_path / "last.pt").write_bytes(with_checksum(buffer.getvalue()))
-    with pytest.raises(DamagedCheckpoint, match="not a checkpoint of a training run"):
-        read_checkpoint(tmp_path / "last.pt")
-    buffer = io.BytesIO()
-    torch.save({"step": 1, "weights": Bomb(tmp_path)}, buffer)
-    (tmp_path / "last.pt").write_bytes(with_checksum(buffer.getvalue()))
-    with pytest.raises(
-        DamagedCheckpoint, match=r"numbers and strings \(Weights only load failed\)$"
-    ):
-        read_checkpoint(tmp_path / "last.pt")

@@ -188,20 +188,3 @@ def test_a_folder_in_use_is_refused_where_the_file_system_has_locks(tmp_path, mo
     lock(errno.ENOLCK)
     with folder.held():
         pass
-
-
-def test_an_empty_folder_is_taken_and_goes_even_if_it_was_never_locked(tmp_path):
-    (tmp_path / "run").mkdir()
-    folder = RunFolder.create(tmp_path / "run", "x")
-    assert folder.checkpoints.is_dir()
-    assert not (folder.path / ".writable").exists()
-    RunFolder.create(tmp_path / "run", "x").discard_if_unused()
-    assert not folder.path.exists()
-
-
-def test_the_name_is_that_of_the_first_session(tmp_path):
-    folder = begun(tmp_path / "run")
-    for name in ("first", "second"):
-        sessions = [{"recipe": name}, {"recipe": "other"}]
-        folder.environment.write_text(json.dumps(sessions))
-        assert folder.load_recipe().name == name

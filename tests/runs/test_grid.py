@@ -7,7 +7,7 @@ import pytest
 
 from spiketriton.config import Recipe
 from spiketriton.runs.grid import Cell, Group, grid, grouped
-from tests.small_runs import FASTEST, fastest_recipe, small_recipe
+from tests.small_runs import fastest_recipe, small_recipe
 
 
 @pytest.fixture
@@ -26,12 +26,6 @@ def test_the_grid_is_the_product_and_single_values_are_set_everywhere(recipe, tm
     assert [cell.recipe.neuron.surrogate.width for cell in cells] == [0.5, 0.3] * 2
     assert len({cell.path for cell in cells}) == 4
     assert cells[1].path == tmp_path / "seed=0,width=auto"
-
-
-def test_no_axes_are_the_recipe_itself(recipe, tmp_path):
-    (cell,) = grid(recipe, [], tmp_path)
-    assert cell.values == {}
-    assert cell.recipe == small_recipe(*FASTEST)
 
 
 def a_group(*accuracies: float | None) -> Group:
