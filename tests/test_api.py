@@ -101,16 +101,6 @@ def test_the_process_of_a_notebook_is_left_as_it_was(recipe, monkeypatch):
         torch.set_num_threads(threads)
 
 
-def test_help_shows_the_arguments():
-    """The function, until somebody imports the command's module, which has its name."""
-    assert spiketriton.__getattr__("train") is api.train
-
-
-def test_quiet_prints_nothing(recipe, capsys):
-    spiketriton.train(recipe, run_dir="run", quiet=True, max_steps=1)
-    assert capsys.readouterr() == ("", "")
-
-
 @pytest.mark.parametrize(
     ("call", "words"),
     [
@@ -263,17 +253,6 @@ def small_run(tmp_path_factory):
     return spiketriton.load_run(path)
 
 
-def test_a_run_is_evaluated_as_by_the_command(small_run):
-    found = small_run.evaluate()
-    assert found.images == 50
-    assert len(found.accuracy) == 3
-
-
-def test_a_checkpoint_of_no_kind_is_refused(small_run):
-    with pytest.raises(UserError, match=r"checkpoint 'worst'; accepted: last, best, ema"):
-        spiketriton.load_run(small_run.path, checkpoint="worst")
-
-
 def test_a_key_that_changes_weights_is_refused(small_run):
     with pytest.raises(UserError, match=r"train\.epochs: a trained run takes only keys"):
         spiketriton.load_run(small_run.path, epochs=3)
@@ -292,16 +271,6 @@ def test_metrics_as_a_table(small_run, monkeypatch):
     assert found["loss"][0] == rows[0]["loss"]
     assert np.isnan(found["loss"][1])
     assert list(found["step"]) == [2, 2]
-
-
-def test_metrics_as_a_data_frame_where_pandas_is_installed(monkeypatch):
-    class Pandas:
-        DataFrame = staticmethod(lambda rows, columns: (rows, columns))
-
-    monkeypatch.setattr(api.importlib.util, "find_spec", lambda name: name == "pandas")
-    monkeypatch.setitem(sys.modules, "pandas", Pandas)
-    rows = [{"kind": "train", "step": 1}, {"kind": "eval", "test_accuracy": 0.5}]
-    assert api.table(rows) == (rows, ["kind", "step", "test_accuracy"])
 
 
 def test_importing_spiketriton_does_not_wait_for_torch():
@@ -399,8 +368,3 @@ def test_hooks_are_told_and_one_that_returns_true_ends_the_run_saved(recipe):
     assert spiketriton.train(resume="run", quiet=True).step == 21
     whole = spiketriton.train(recipe, run_dir="whole", quiet=True)
     assert_equal(last_state(Path("run")), last_state(whole.path))
-
-
-def test_what_a_hook_raises_ends_the_run(recipe):
-    with pytest.raises(ZeroDivisionError):
-        spiketriton.train(recipe, quiet=True, on_step=lambda step: 1 // 0)

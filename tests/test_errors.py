@@ -22,21 +22,6 @@ def test_a_user_error_is_one_line_and_code_2(capsys):
     assert capsys.readouterr().err == "error: no cake at all here\n"
 
 
-@pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (143, 143)])
-def test_a_command_leaves_with_its_code(returned, code):
-    with pytest.raises(SystemExit) as left:
-        run_command(lambda argv: returned, [])
-    assert left.value.code == code
-
-
-def test_the_arguments_default_to_those_of_the_process(monkeypatch):
-    seen = []
-    monkeypatch.setattr(sys, "argv", ["program", "a", "b=c"])
-    with pytest.raises(SystemExit):
-        run_command(seen.extend)
-    assert seen == ["a", "b=c"]
-
-
 def test_ctrl_c_is_code_130_without_a_traceback(capsys):
     def main(argv):
         raise KeyboardInterrupt

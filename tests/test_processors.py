@@ -93,14 +93,6 @@ def test_threads_sleep_only_on_busy_machines_and_unless_the_user_chose(
         os.environ.pop("OMP_WAIT_POLICY", None)
 
 
-def test_it_is_too_late_once_torch_is_imported(monkeypatch):
-    for name in processors.CHOSEN:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(processors, "taken", lambda: 2.0)
-    processors.wait_without_spinning_if_busy()
-    assert "OMP_WAIT_POLICY" not in os.environ
-
-
 def test_it_is_decided_before_any_command_imports_torch():
     """Every module of the package runs the package's own first."""
     code = (

@@ -22,9 +22,10 @@ from spiketriton.nonfinite import repeat
 from spiketriton.resuming import resume
 from spiketriton.runs import checkpoint
 from spiketriton.runs.folder import RunFolder
+from spiketriton.trainer import Trainer
 from spiketriton.training.environment import describe
-from spiketriton.training.memory_limit import OutOfMemory
 from spiketriton.training.nonfinite import Diverged
+from spiketriton.training.plan import Outcome
 from spiketriton.training.ranks import Ranks
 from spiketriton.training.testing import Score, Tester
 from tests.small_runs import Lines, assert_equal, last_state, small_trainer, untimed
@@ -50,9 +51,15 @@ def test_it_learns(tmp_path):
     assert outcome.progress.test_accuracy > 0.5  # of ten classes
 
 
-def test_rows_of_metrics(tmp_path):
-    small_trainer(tmp_path / "run").fit()
-    rows = RunFolder(tmp_path / "run").metrics.read()
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory) -> tuple[Trainer, Outcome]:
+    """The small run, trained to its end; nobody changes it."""
+    trainer = small_trainer(tmp_path_factory.mktemp("usual") / "run")
+    return trainer, trainer.fit()
+
+
+def test_rows_of_metrics(usual):
+    rows = usual[0].folder.metrics.read()
     train = [row for row in rows if row["kind"] == "train"]
     tests = [row for row in rows if row["kind"] == "eval"]
     assert [row["step"] for row in train] == [4, 8, 12, 16, 20, 21]
@@ -90,12 +97,8 @@ def test_the_accuracy_is_that_of_the_whole_test_set(tmp_path):
     assert outcome.progress.test_loss == pytest.approx(loss, rel=1e-4)
 
 
-def test_testing_leaves_no_trace_in_training(tmp_path):
-    often, once = (
-        small_trainer(tmp_path / "often"),
-        small_trainer(tmp_path / "once", "train.eval_every=3"),
-    )
-    often.fit()
+def test_testing_leaves_no_trace_in_training(usual, tmp_path):
+    often, once = usual[0], small_trainer(tmp_path / "once", "train.eval_every=3")
     once.fit()
     assert_equal(weights(often), weights(once))
     assert often.model.training
@@ -179,8 +182,7 @@ def test_several_ranks_synchronise_only_if_asked(tmp_path, monkeypatch):
         assert asked == [word == "true"]
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-@pytest.mark.parametrize("requested", [True, False])
+@pytest.mark.parametrize(("world_size", "requested"), [(1, True), (1, False), (2, True)])
 def test_a_failing_step_is_an_error_unless_a_signal_cut_it_off(tmp_path, requested, world_size):
     """With several ranks, which have lost each other by then, it is one either way."""
 
@@ -277,17 +279,6 @@ def test_the_scene_of_a_bad_step_is_that_step(tmp_path, more):
     assert repeat(scene, tmp_path / "run" / "nonfinite.pt") is None  # the network is whole
 
 
-def test_memory_that_runs_out_names_the_micro_batch(tmp_path):
-    trainer = small_trainer(tmp_path / "run", "train.micro_batch=8")
-
-    def fails(currents: Tensor, labels: Tensor) -> Tensor:
-        raise MemoryError
-
-    trainer.loss = fails
-    with pytest.raises(OutOfMemory, match="a micro-batch is 8 images"):
-        trainer.fit()
-
-
 def test_max_steps_ends_within_an_epoch_with_a_test_and_a_checkpoint(tmp_path):
     outcome = small_trainer(tmp_path / "run", "train.max_steps=10").fit()
     rows = RunFolder(tmp_path / "run").metrics.read()
@@ -297,10 +288,10 @@ def test_max_steps_ends_within_an_epoch_with_a_test_and_a_checkpoint(tmp_path):
     assert last_state(tmp_path / "run")["step"] == 10
 
 
-def test_without_images_held_out_nothing_is_called_the_best(tmp_path):
-    outcome = small_trainer(tmp_path / "run").fit()
+def test_without_images_held_out_nothing_is_called_the_best(usual):
+    trainer, outcome = usual
     assert outcome.progress.best_accuracy is None
-    assert not (tmp_path / "run" / "checkpoints" / "best.pt").exists()
+    assert not (trainer.folder.checkpoints / "best.pt").exists()
 
 
 def test_the_best_is_chosen_by_validation_and_the_last_is_kept(tmp_path):
@@ -462,13 +453,6 @@ def test_compiled_model_is_what_runs(tmp_path, monkeypatch):
     assert "_orig_mod" not in "".join(last_state(tmp_path / "run")["model"])
 
 
-def test_compile_without_a_compiler_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(UserError, match=r"train\.compile = true needs a C\+\+ compiler"):
-        small_trainer(tmp_path / "run", "train.compile=true")
-
-
 @pytest.mark.slow
 def test_a_compiled_run_trains_and_measures(tmp_path):
     compiled = small_trainer(tmp_path / "compiled", "train.compile=true", "train.max_steps=8")
@@ -523,12 +507,6 @@ def test_the_time_of_tests_is_not_that_of_training(tmp_path, monkeypatch):
     assert rows[-1]["seconds"] == 3 * 4000 + 21
 
 
-def test_one_step_alone_has_a_speed(tmp_path):
-    small_trainer(tmp_path / "run", "train.max_steps=1").fit()
-    row = RunFolder(tmp_path / "run").metrics.read()[0]
-    assert row["images_per_s"] > 0
-
-
 def test_the_twin_trains_and_has_no_spikes(tmp_path):
     outcome = small_trainer(tmp_path / "run", "neuron.kind=relu", "train.epochs=9").fit()
     folder = RunFolder(tmp_path / "run")
@@ -536,13 +514,6 @@ def test_the_twin_trains_and_has_no_spikes(tmp_path):
     assert folder.metrics.read()[0]["firing_rate"] is None
     assert not folder.gradients.path.exists()
     assert outcome.progress.test_accuracy > 0.2
-
-
-def test_synthetic_images_are_named_in_every_row(tmp_path):
-    small_trainer(tmp_path / "run", "data.name=synthetic", "train.epochs=1").fit()
-    rows = RunFolder(tmp_path / "run").metrics.read()
-    assert rows
-    assert all(row["synthetic"] is True for row in rows)
 
 
 def test_tensorboard_gets_the_same_numbers(tmp_path):
@@ -600,10 +571,17 @@ def test_weights_and_biases_gets_the_same_numbers_offline(tmp_path):
     assert rms == [1, 4, 7]
 
 
-def test_weights_and_biases_that_is_not_there(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match=r"pip install 'spiketriton\[wandb\]'"):
-        small_trainer(tmp_path / "run", "monitor.wandb=online")
+@pytest.mark.parametrize(
+    ("module", "key", "cure"),
+    [
+        ("wandb", "monitor.wandb=online", r"pip install 'spiketriton\[wandb\]'"),
+        ("torch.utils.tensorboard", "monitor.tensorboard=true", "pip install tensorboard"),
+    ],
+)
+def test_a_board_that_is_not_installed_is_named(tmp_path, monkeypatch, module, key, cure):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError, match=cure):
+        small_trainer(tmp_path / "run", key)
 
 
 def test_weights_and_biases_that_refuses_is_named(tmp_path, monkeypatch):
@@ -618,19 +596,12 @@ def test_weights_and_biases_that_refuses_is_named(tmp_path, monkeypatch):
         small_trainer(tmp_path / "run", "monitor.wandb=online")
 
 
-def test_tensorboard_that_is_not_there(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(UserError, match="pip install tensorboard"):
-        small_trainer(tmp_path / "run", "monitor.tensorboard=true")
-
-
-def test_two_calls_of_fit_are_one_run(tmp_path):
-    once, twice = small_trainer(tmp_path / "once"), small_trainer(tmp_path / "twice")
-    once.fit()
+def test_two_calls_of_fit_are_one_run(usual, tmp_path):
+    once, twice = usual[0], small_trainer(tmp_path / "twice")
     twice.fit(until=9)
     twice.fit()
-    assert_equal(last_state(tmp_path / "once"), last_state(tmp_path / "twice"))
-    rows = [untimed(RunFolder(tmp_path / name).metrics.read()) for name in ("once", "twice")]
+    assert_equal(last_state(once.folder.path), last_state(tmp_path / "twice"))
+    rows = [untimed(trainer.folder.metrics.read()) for trainer in (once, twice)]
     assert rows[0] == rows[1]
 
 
@@ -679,7 +650,7 @@ def test_a_run_stops_early_when_patience_runs_out_and_is_finished(tmp_path, monk
     assert again.fit().progress.step == 4 * 7  # nothing is left to do
 
 
-def test_a_test_that_fails_costs_no_step(tmp_path, monkeypatch):
+def test_a_test_that_fails_costs_no_step(usual, tmp_path, monkeypatch):
     trainer = small_trainer(tmp_path / "run")
     with monkeypatch.context() as patch:
         patch.setattr(Tester, "score", lambda *_: 1 / 0)
@@ -687,7 +658,7 @@ def test_a_test_that_fails_costs_no_step(tmp_path, monkeypatch):
             trainer.fit()
     assert last_state(tmp_path / "run")["step"] == 7
     small_trainer(tmp_path / "run", resume=True).fit()
-    small_trainer(tmp_path / "unbroken").fit()
-    assert_equal(last_state(tmp_path / "unbroken"), last_state(tmp_path / "run"))
-    older = checkpoint.read_checkpoint(tmp_path / "unbroken" / "checkpoints" / "last.1.pt")
+    unbroken = usual[0].folder
+    assert_equal(last_state(unbroken.path), last_state(tmp_path / "run"))
+    older = checkpoint.read_checkpoint(unbroken.checkpoints / "last.1.pt")
     assert older["step"] == 14  # the one before the test gave way to the one after it
