@@ -1,6 +1,7 @@
 """A recipe beside the code that it was published with: one process, one step of each in turn, the same images.
 
     python examples/beside_others.py spikformer qkformer sdt          # SpikingJelly's networks, with its own neurons
+    python examples/beside_others.py csnn --epochs 6 --seeds 0 1 2    # and its script for Fashion-MNIST
 
     git clone https://github.com/Gus-Lab/temporal_efficient_training
     git clone https://github.com/fangwei123456/Parallel-Spiking-Neuron
@@ -91,6 +92,7 @@ SIZES: dict[str, tuple[str, dict[str, Any]]] = {
         | {"model.width": 8},
     ),
     "psn": ("cifar10_csnn_psn", SMALL | {"model.width": 16}),
+    "csnn": (str(Path(__file__).parent / "own_parts" / "csnn.toml"), {}),
 }
 
 
@@ -300,7 +302,32 @@ class PSN(Other):
         return optimizer, self.cosine(optimizer)
 
 
+class CSNN(Other):
+    """SpikingJelly's examples/conv_fashion_mnist.py: its network, which takes images and gives rates, and its loss."""
+
+    def network(self) -> nn.Module:
+        from spikingjelly.activation_based.examples import conv_fashion_mnist
+
+        return conv_fashion_mnist.CSNN(self.recipe.time_steps, **self.recipe.model.arguments)
+
+    def logits(self, images: Tensor) -> Tensor:
+        from spikingjelly.activation_based import functional
+
+        functional.reset_net(self.net)
+        return self.net(images).unsqueeze(0)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return nn.functional.mse_loss(logits[0], nn.functional.one_hot(labels, 10).float())
+
+    def learning(self) -> tuple[Any, Any]:
+        train = self.recipe.train
+        optimizer = torch.optim.SGD(self.net.parameters(), train.lr, train.momentum)
+        return optimizer, self.cosine(optimizer)
+
+
 def other(case: str, recipe: Recipe, same: bool) -> Other:
+    if case == "csnn":
+        return CSNN(recipe, [], same_start=same)
     size = recipe.data.image_size or 28
     moved = [v2.RandomCrop(size, padding=size // 8), v2.RandomHorizontalFlip()]
     if case == "tet":
@@ -361,8 +388,8 @@ def beside(case: str, seed: int, keys: dict[str, Any], same: bool) -> dict[str, 
 
     with tempfile.TemporaryDirectory() as folder:
         run = spiketriton.train(
-            name, run_dir=f"{folder}/run", quiet=True, on_step=step, on_row=row, **values
-        )
+            name, run_dir=f"{folder}/run", quiet=True, plugins=True, on_step=step, on_row=row, **values
+        )  # fmt: skip
         waits = [r["data_wait"] for r in RunFolder(run.path).metrics.read() if r["kind"] == "train"]
     images, labels = (x.to(DEVICE) for x in next(theirs.batches))
     run.model.train()
@@ -394,9 +421,10 @@ def beside(case: str, seed: int, keys: dict[str, Any], same: bool) -> dict[str, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip
     parser.add_argument("cases", nargs="+", choices=SIZES)
-    parser.add_argument("--code", help="where the paper's code was cloned to, of tet and psn")
+    parser.add_argument("--code", help="where the paper's code was cloned to: tet, psn")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--epochs", type=int, default=4, help="of tet and psn")
+    parser.add_argument("--epochs", type=int, default=4, help="of tet, psn and csnn")
+    parser.add_argument("--images", type=int, help="of tet, psn and csnn: training images")
     parser.add_argument(
         "--same-start", action="store_true", help="tet, psn: from the recipe's weights"
     )
@@ -406,8 +434,9 @@ def main() -> None:
     sys.path.insert(0, args.code or "")
     for case in args.cases:
         keys: dict[str, Any] = {"train.max_steps": args.steps, "train.batch_size": args.batch}
-        if case in ("tet", "psn"):
+        if case in ("tet", "psn", "csnn"):
             keys = {"train.epochs": args.epochs}
+            keys |= {"data.train_images": args.images} if args.images else {}
         for seed in args.seeds:
             print(json.dumps(beside(case, seed, keys, args.same_start)), flush=True)
 

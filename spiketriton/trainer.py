@@ -75,7 +75,7 @@ class Trainer:
         freeze(model, cfg.freeze)
         self.model = self.placement.place(model)
         forward = environment.compiled(self.model) if cfg.compile else self.model
-        self.forward = ranks.parallel(forward)
+        self.forward = ranks.parallel(forward, unused=not self.model.uses_all_weights)
         self.plan = Plan.of(recipe, data)
         # a twin may have to be trained yet
         self.teacher = None if recipe.loss.teacher == TWIN else self.find_teacher()

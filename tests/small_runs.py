@@ -43,7 +43,12 @@ threads = 1
 
 
 def small_recipe(*overrides: str) -> Recipe:
-    return replace(recipe_from_toml(SMALL, "small"), *overrides)
+    names = [word for word in overrides if word.startswith("model.name=")]
+    own = any(":" in word for word in names)  # somebody's network, which has no width here
+    return replace(
+        recipe_from_toml(SMALL.replace("width = 4\n", "" if own else "width = 4\n"), "small"),
+        *overrides,
+    )
 
 
 class Lines(Display):

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import spiketriton
+from spiketriton.config.parts import chosen
 from spiketriton.errors import UserError
 
 HERE = Path(__file__).parent
@@ -20,7 +21,7 @@ HERE = Path(__file__).parent
 def copied(tmp_path_factory):
     """One folder for all tests: a process knows a part by one file."""
     folder = tmp_path_factory.mktemp("mine")
-    for name in ("stripes.py", "stripes.toml"):
+    for name in ("stripes.py", "stripes.toml", "rates.py", "csnn.toml"):
         shutil.copy(HERE / name, folder)
     return folder
 
@@ -59,3 +60,14 @@ def test_its_keys_are_checked(folder):
         spiketriton.train("stripes.toml", **{"model.two_layers.hiden": 4})
     with pytest.raises(UserError, match=r"hidden = 0: accepted: an integer from 1 to 4096"):
         spiketriton.train("stripes.toml", **{"model.two_layers.hidden": 0})
+
+
+def test_a_loss_of_ones_own_trains_spikingjellys_network(folder):
+    pytest.importorskip("spikingjelly")
+    keys = {"data.name": "digits", "data.image_size": 28, "data.train_images": 64}
+    keys |= {"data.test_images": 10, "model.arguments.channels": 2, "batch_size": 32, "epochs": 1}
+    run = spiketriton.train("csnn.toml", run_dir="csnn", quiet=True, plugins=True, **keys)
+    spikes = torch.tensor([[[0.0, 1.0]], [[1.0, 1.0]]])  # [T, B, K]
+    loss = chosen("losses", "rates").make(None)(spikes, torch.tensor([1]))
+    assert run.step == 2
+    assert loss == 0.125

@@ -117,6 +117,7 @@ class ForeignNetwork(Network):
     """
 
     draws = True  # perhaps  # type: ignore[assignment]
+    uses_all_weights = False  # perhaps
     streams = False  # its time may be inside, and its state is not all in neurons
 
     def __init__(
@@ -147,6 +148,7 @@ class ForeignNetwork(Network):
                 if self.packed and not isinstance(module, kernels.ILIF):
                     module.register_forward_hook(_mark)
         self._layers: list[tuple[str, SpikingNeuron]] = []
+        self._replaced: list[tuple[nn.Module, str]] = []
         self.unmeasured: dict[str, str] = dict(self.swapped.left)
         for neuron, module in net.named_modules():
             if isinstance(module, OnKernel):
@@ -166,7 +168,8 @@ class ForeignNetwork(Network):
 
     def currents(self, images: Tensor, steps: int) -> Tensor:
         self.reset()
-        found = self._called(self.takes, images, steps)
+        with self._in_place():
+            found = self._called(self.takes, images, steps)
         return found if self.answers_each_step else found.unsqueeze(0)
 
     def _called(self, takes: str, images: Tensor, steps: int) -> Any:
@@ -186,6 +189,18 @@ class ForeignNetwork(Network):
                 f"{self.name} loops over {self.time_steps} time steps by itself; accepted: that number, not {steps}"
             )
         return self.net(images)
+
+    @contextmanager
+    def _in_place(self) -> Iterator[None]:
+        """Buffers that forward replaces stay the tensors that they are, of which averages and other ranks know."""
+        own = [module.get_buffer(key) for module, key in self._replaced]
+        for (module, key), buffer in zip(self._replaced, own, strict=True):
+            module._buffers[key] = buffer.clone()  # which autograd may keep
+        yield
+        for (module, key), buffer in zip(self._replaced, own, strict=True):
+            with torch.no_grad():
+                buffer.copy_(module.get_buffer(key))
+            module._buffers[key] = buffer
 
     def reset(self) -> None:
         for module in self.net.modules():
@@ -399,6 +414,7 @@ class ForeignNetwork(Network):
         self._compare_windows(torch.zeros(1, *shape), "a blank image")
         for images in (noise, noise.abs(), -noise.abs()):  # other ones may be drawn, or chosen
             kept = {name: buffer.clone() for name, buffer in self.net.named_buffers()}
+            before = _buffers(self.net)
             self.net.train()
             try:
                 found = self._compare_windows(images, "training")
@@ -410,6 +426,10 @@ class ForeignNetwork(Network):
                 ) from error
             self.net.eval()
             self.reset()
+            now = _buffers(self.net)
+            self._replaced = [
+                place for place, one in before.items() if now.get(place, one) is not one
+            ]
             with torch.no_grad():
                 for name, buffer in self.net.named_buffers():
                     if name in kept and buffer.shape == kept[name].shape:  # others are states
@@ -478,6 +498,16 @@ def _refuse_wrapped(name: str, net: nn.Module) -> None:
             raise UserError(
                 f"{where} is a {type(module).__name__}; accepted: the module in it, and torchrun for several devices"
             )
+
+
+def _buffers(net: nn.Module) -> dict[tuple[nn.Module, str], Tensor]:
+    """Those that a checkpoint holds, by module and name."""
+    return {
+        (module, key): buffer
+        for module in net.modules()
+        for key, buffer in module._buffers.items()
+        if buffer is not None and key not in module._non_persistent_buffers_set
+    }
 
 
 def _leaves(found: Tensor) -> list[Tensor]:

@@ -25,6 +25,7 @@ class Network(nn.Module):
 
     fc: nn.Linear
     takes_any_size = False  # whether images may be smaller than those that it is made for
+    uses_all_weights = True  # whether every step's loss depends on every weight
     answers_each_step = True  # whether there is a current for each time step, not their mean alone
 
     def __init__(self, parts: Parts, channels: int) -> None:

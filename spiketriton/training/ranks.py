@@ -86,8 +86,8 @@ class Ranks:
     def average_(self, tensors: Sequence[Tensor]) -> None:
         """Replaces floating-point tensors by their means over ranks."""
 
-    def parallel(self, module: Any) -> Any:
-        """The module, with a backward that averages gradients over ranks."""
+    def parallel(self, module: Any, unused: bool = False) -> Any:
+        """The module, with a backward that averages gradients over ranks. unused: some weights may get none."""
         return module
 
     def averages(self, module: Any, when: bool) -> AbstractContextManager[None]:
@@ -219,7 +219,7 @@ class Group(Ranks):
         for x, mean in zip(tensors, flat.split([x.numel() for x in tensors]), strict=True):
             x.copy_(mean.view_as(x))
 
-    def parallel(self, module: nn.Module) -> DistributedDataParallel:
+    def parallel(self, module: nn.Module, unused: bool = False) -> DistributedDataParallel:
         device = next(module.parameters()).device
         with warnings.catch_warnings():
             # torch 2.13 calls broadcast_buffers by another name, which 2.11 does not know
@@ -227,6 +227,7 @@ class Group(Ranks):
             return DistributedDataParallel(
                 module,
                 device_ids=[device] if device.type == "cuda" else None,
+                find_unused_parameters=unused,
                 broadcast_buffers=False,  # see Trainer.statistics
             )
 

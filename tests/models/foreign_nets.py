@@ -95,6 +95,14 @@ class OneStep(nn.Module):
         return self.head(self.neuron(self.bn(self.conv(x))).mean((2, 3)))
 
 
+class Spare(Recurrent):
+    """Has a layer that nothing calls."""
+
+    def __init__(self, in_channels: int, num_classes: int, T: int) -> None:
+        super().__init__(in_channels, num_classes, T)
+        self.spare = nn.Linear(3, 3)
+
+
 class StateAttention(nn.Module):
     """Attention to what was stored in the steps before: its keys and values add up."""
 
@@ -156,7 +164,7 @@ class SnnTorch(nn.Module):
 
 
 class RunningMean(nn.Module):
-    """Takes its activity's average away, which its forward replaces; and what it does not read is never trained."""
+    """Takes its activity's average away, a buffer that forward replaces."""
 
     def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__()

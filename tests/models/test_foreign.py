@@ -198,5 +198,13 @@ def test_a_step_in_which_the_images_choose_other_time_steps_is_not_measured():
 
 
 def test_what_no_answer_depends_on_is_named():
-    lines = build(f"{HERE}:RunningMean").notes()
+    lines = build(f"{HERE}:Spare").notes()
     assert "not trained: spare.weight, spare.bias, on which no answer depends" in lines
+
+
+def test_a_buffer_that_forward_replaces_stays_the_tensor_that_averages_know():
+    model = build(f"{HERE}:RunningMean").train()
+    mean = model.net.mean
+    model(torch.ones(4, 1, 8, 8)).sum().backward()
+    assert model.net.mean is mean
+    assert mean.any()
