@@ -22,10 +22,10 @@ examples:
 
 Every command that takes a recipe takes the name of a shipped one, from any folder."""
 
-HEAD = ("recipe", "data", "network", "T", "memory", "ours", "paper")
+HEAD = ("recipe", "data", "network", "T", "memory", "here", "paper")
 LEGEND = (
     "network: of LIF neurons unless it names others; T: time steps; memory: kept for the backward pass at the "
-    "recipe's batch size; ours: test accuracy in %, measured (-: not yet); paper: the published one"
+    "recipe's batch size; here: test accuracy in %, measured (-: not yet); paper: the published one"
 )
 _MEMORY, _PERCENT = re.compile(r"[\d.]+ [MG]B"), re.compile(r"[\d.]+(?= %)")
 

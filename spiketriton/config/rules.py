@@ -259,7 +259,7 @@ def _of_training(values: Mapping[str, Any]) -> Iterator[str]:
     if values["loss.teacher"] == "twin":
         name, why = values["model.name"] or "", ""
         if ":" in name:
-            why = f"neuron.kind decides nothing in model.name = {shown(name)}"
+            why = f"neuron.kind has no effect in model.name = {shown(name)}"
         elif values["neuron.kind"] == "relu":
             why = 'neuron.kind = "relu" is that already'
         elif values["model.connect"] != "add":

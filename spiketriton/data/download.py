@@ -80,7 +80,7 @@ def obtain(file: RemoteFile, folder: Path, config: DataConfig) -> Path:
             return path
         except FAILURES as error:
             empty = part.exists() and not part.stat().st_size
-            why = "an empty answer: the server wants a browser" if empty else one_line(error)
+            why = "an empty answer: the server answers only browsers" if empty else one_line(error)
             failures.append(f"{why} from {address}" if file.mirror else why)
         finally:
             part.unlink(missing_ok=True)

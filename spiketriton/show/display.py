@@ -295,7 +295,7 @@ class LiveDisplay(Display):
             self.step_bar,
             completed=step - first,
             total=length,
-            count=f"{step - first} of {length}  ({step} of {plan.steps} in all)",
+            count=f"{step - first} of {length}  ({step} of {plan.steps} in total)",
         )
         self.bars.update(self.test_bar, visible=False)
 

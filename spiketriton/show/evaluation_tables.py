@@ -81,7 +81,7 @@ def step_head(one: Evaluation) -> tuple[str, ...]:
 def step_legend(evaluations: Sequence[Evaluation]) -> str:
     """What the heads of the time steps' table mean."""
     timed = any(one.ms_per_step is not None for one in evaluations)
-    ms = ", and the milliseconds of a recording that they are, in the mean" if timed else ""
+    ms = ", and the milliseconds of a recording that they are, on average" if timed else ""
     return STEP_LEGEND.format(ms=ms, what=evaluations[0].what)
 
 
@@ -165,7 +165,7 @@ def verdict(one: Evaluation, evaluations: list[Evaluation]) -> str:
         return f"{one.label}: operations and energy are not counted: {one.uncounted}.{rate}"
     if one.kind == "ann":
         macs, energy = one.macs(one.time_steps), one.energy_uj[at]
-        return f"{one.label}: {macs / 1e6:.3f} million MAC, {energy:.2f} µJ an image."
+        return f"{one.label}: {macs / 1e6:.3f} million MAC, {energy:.2f} µJ per image."
     low, high = (100 * rate for rate in BREAK_EVEN_RATES)
     ann_uj, ann_data_uj = (pj * 1e-6 for pj in ann_energy_pj(one.twin_macs(at + 1)))
     text = (

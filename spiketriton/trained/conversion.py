@@ -69,7 +69,7 @@ def convert(run: Run, options: Options) -> tuple[Recipe, Network]:
     if run.recipe.model.name == "net7b":
         raise UserError(
             f"{run.folder.path}: the max-pools of net7b lie behind sums of spikes, whose maximum is "
-            "not that of the rates; accepted: networks without them, as vggsnn or a ResNet"
+            "not that of the rates; accepted: networks without them, such as vggsnn or a ResNet"
         )
     if run.recipe.model.block == "preact":
         raise UserError(

@@ -40,7 +40,7 @@ class Counts(NamedTuple):
         steps = "1 step was" if self.new == 1 else f"{self.new} steps were"
         return (
             f"{steps} left out, the last one step {self.last}, where {self.number}; "
-            f"{self.skipped} in all"
+            f"{self.skipped} in total"
         )
 
 

@@ -120,7 +120,9 @@ def test_a_second_address_is_tried_and_an_empty_answer_is_said(tmp_path, serve, 
     one = RemoteFile(prefix + "empty", calculate_md5(archive), archive.name)
     with pytest.raises(UserError) as caught:
         download.obtain(replace(one, mirror=prefix + "none"), tmp_path / "data", config)
-    mentions(str(caught.value), f"the server wants a browser from {prefix}empty; ", "404", "none)")
+    mentions(
+        str(caught.value), f"the server answers only browsers from {prefix}empty; ", "404", "none)"
+    )
     assert os.listdir(tmp_path / "data") == []
     path = download.obtain(replace(one, mirror=prefix + archive.name), tmp_path / "data", config)
     assert path.read_bytes() == archive.read_bytes()

@@ -72,10 +72,10 @@ def test_lines_have_all_numbers_and_no_control_codes():
 @pytest.mark.parametrize(
     ("step", "shown"),
     [
-        (0, "0 of 20  (0 of 90 in all)"),
-        (20, "20 of 20  (20 of 90 in all)"),
-        (21, "1 of 20  (21 of 90 in all)"),
-        (90, "10 of 10  (90 of 90 in all)"),  # max_steps ends the run within an epoch
+        (0, "0 of 20  (0 of 90 in total)"),
+        (20, "20 of 20  (20 of 90 in total)"),
+        (21, "1 of 20  (21 of 90 in total)"),
+        (90, "10 of 10  (90 of 90 in total)"),  # max_steps ends the run within an epoch
     ],
 )
 def test_the_bar_of_steps_counts_within_the_epoch(step, shown):
@@ -210,7 +210,7 @@ def test_live_lines_one_by_one():
         assert display.live.transient
         assert len(rendered(display)) == 2
         assert "1.00 of 5 " in rendered(display)[0]
-        assert rendered(display)[1].endswith("20 of 20  (20 of 100 in all)")
+        assert rendered(display)[1].endswith("20 of 20  (20 of 100 in total)")
         display.row(TRAIN, verdict())
         display.row(EVAL, verdict())
         display.row(EVAL | {"test_accuracy": 0.5}, verdict())
@@ -267,7 +267,7 @@ def test_the_live_display_fits_the_screen_and_no_number_is_broken(width):
     finally:
         display.end()
     assert all(len(line) <= width for line in lines)
-    for words in ("1.50 of 5  7.94 s left", "10 of 20  (30 of 100 in all)", *numbers(TRAIN)):
+    for words in ("1.50 of 5  7.94 s left", "10 of 20  (30 of 100 in total)", *numbers(TRAIN)):
         assert [line for line in lines if words in line], words
     assert all(line.startswith("       ") for line in lines[3:])
 

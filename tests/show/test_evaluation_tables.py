@@ -93,7 +93,7 @@ def test_a_verdict_divides_by_the_energy_of_the_twin():
         "activations are quantised, and with a finer model of the same movement, another study finds "
         "that a spiking net saves energy below 5.7 to 6.4 % (Yan et al. 2024, T = 5)."
     )
-    assert verdict(twin, [twin]) == "twin (ANN): 10.000 million MAC, 46.00 µJ an image."
+    assert verdict(twin, [twin]) == "twin (ANN): 10.000 million MAC, 46.00 µJ per image."
 
 
 def test_the_first_run_is_compared_with_all_and_others_with_it_and_with_anns():

@@ -109,7 +109,7 @@ def test_counts_in_words():
     one = Counts(skipped=4, new=1, last=7, halted_at=0, loss=math.nan, norm=1.0)
     assert (
         one.in_words()
-        == "1 step was left out, the last one step 7, where the loss is nan; 4 in all"
+        == "1 step was left out, the last one step 7, where the loss is nan; 4 in total"
     )
     two = one._replace(new=2, loss=1.0, norm=math.inf)
     assert two.in_words().startswith("2 steps were left out, ")

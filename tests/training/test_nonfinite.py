@@ -135,7 +135,7 @@ def test_a_bad_batch_is_left_out_and_reported(tmp_path):
     outcome = trainer.fit()
     assert outcome.finished
     assert display.warnings == [
-        "1 step was left out, the last one step 6, where the norm of the gradient is nan; 1 in all"
+        "1 step was left out, the last one step 6, where the norm of the gradient is nan; 1 in total"
     ]
     rows = [row for row in RunFolder(tmp_path / "run").metrics.read() if row["kind"] == "train"]
     assert all(row["loss"] > 0 for row in rows)
@@ -170,7 +170,7 @@ def test_a_resumed_run_keeps_counting(tmp_path):
     display = Lines()
     resumed = small_trainer(tmp_path / "run", *SKIP, resume=True, display=display)
     poison(resumed, 11).fit(until=12)
-    assert [line[:16] + line[-8:] for line in display.warnings] == ["1 step was left 3 in all"]
+    assert [line[:16] + line[-10:] for line in display.warnings] == ["1 step was left 3 in total"]
 
     poison(small_trainer(tmp_path / "row", *SKIP), 8, 9).fit(until=9)
     resumed = small_trainer(tmp_path / "row", *SKIP, resume=True)

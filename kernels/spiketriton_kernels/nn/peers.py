@@ -43,7 +43,7 @@ def translate(module: nn.Module) -> nn.Module | None:
     if own:
         raise Left(f"{type(module).__name__} is a {kind} that overrides {', '.join(own)}")
     if kind not in kinds:
-        raise Left(f"{kind}: its equation is none of ours; swapped are {', '.join(kinds)}")
+        raise Left(f"{kind}: no kernel has its equation; swapped are {', '.join(kinds)}")
     try:
         ours = kinds[kind](module)
     except (
@@ -209,7 +209,9 @@ def _parallel(make: Callable[..., ParallelNeuron]) -> Callable[[Any], SpikingNeu
 
     def translated(node: Any) -> SpikingNeuron:
         if getattr(node, "step_mode", "m") != "m":
-            raise Left(f"step_mode {node.step_mode!r}: ours takes whole windows; accepted: 'm'")
+            raise Left(
+                f"step_mode {node.step_mode!r}: the module here takes whole windows; accepted: 'm'"
+            )
         ours = make(node, surrogate=_spikingjelly_surrogate(node.surrogate_function))
         ours._parameters.update(node._parameters)
         ours._buffers.update(node._buffers)

@@ -223,4 +223,6 @@ def test_spikingjellys_are_swapped(kind):
 
 def test_spikingjellys_in_single_steps_stay():
     net = torch_nn.Sequential(neuron.SlidingPSN(3))
-    assert swap(net).left == {"0": "step_mode 's': ours takes whole windows; accepted: 'm'"}
+    assert swap(net).left == {
+        "0": "step_mode 's': the module here takes whole windows; accepted: 'm'"
+    }

@@ -324,9 +324,9 @@ def with_learnt_alpha():
 @pytest.mark.parametrize(
     ("make", "names"),
     [
-        (lambda: neuron.KLIFNode(), ["KLIFNode", "none of ours", "LIFNode"]),
-        (lambda: neuron.QIFNode(), ["QIFNode", "none of ours"]),
-        (lambda: neuron.EIFNode(), ["EIFNode", "none of ours"]),
+        (lambda: neuron.KLIFNode(), ["KLIFNode", "no kernel has its equation", "LIFNode"]),
+        (lambda: neuron.QIFNode(), ["QIFNode", "no kernel has its equation"]),
+        (lambda: neuron.EIFNode(), ["EIFNode", "no kernel has its equation"]),
         (lambda: Mine(), ["Mine is a LIFNode that overrides single_step_functional_forward"]),
         (with_own_forward, ["IFNode that overrides forward"]),
         (with_own_parameter, ["IFNode with parameters of its own: scale"]),
