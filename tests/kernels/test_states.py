@@ -414,14 +414,6 @@ def test_the_operator_is_well_formed(kind, backend, device, monkeypatch):
         torch.library.opcheck(operator, args)
 
 
-@each_kind_and_backend
-def test_one_graph_under_compile(kind, backend, device):
-    function = FUNCTIONS[kind][0]
-    x = normal((3, 2, 4), device=device, mean=0.5)
-    compiled = torch.compile(lambda x: function(x), fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(x), function(x))
-
-
 def test_double_backward_is_refused():
     x = normal((3, 2, 4)).requires_grad_()
     (grad,) = torch.autograd.grad(multistep_clif(x).sum(), x, create_graph=True)

@@ -176,6 +176,11 @@ class SpikingNeuron(nn.Module):
 
         With ``return_current`` returns these spikes and ``norm(y) + residual``.
         """
+        if not self.takes_norm:
+            raise TypeError(
+                f"a batch norm in front of {type(self).__name__}: accepted: a neuron that returns spikes alone and "
+                "reads one step after the other, such as LIF"
+            )
         out = self._fire(y, norm, return_current, residual=residual, spike_add=spike_add)
         return (out.spikes, out.current) if return_current else out.spikes
 

@@ -50,6 +50,11 @@ class ParallelNeuron(SpikingNeuron):
         surrogate: Surrogate | None = None,
         store_v_seq: bool = False,
     ) -> None:
+        if isinstance(v_threshold, Tensor):
+            raise TypeError(
+                f"v_threshold of {type(self).__name__} as a tensor of shape {tuple(v_threshold.shape)}; accepted: a "
+                "number, where the bias begins, which learns"
+            )
         super().__init__(
             v_threshold, None, reset="none", surrogate=surrogate, store_v_seq=store_v_seq
         )
