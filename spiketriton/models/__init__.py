@@ -26,7 +26,7 @@ from spiketriton.models.resnet import (
     ResNet19,
     pixel_warning,
 )
-from spiketriton_kernels.nn import PSN
+from spiketriton_kernels.nn import PSN, MaskedPSN
 
 __all__ = ["Network", "build_model", "count_parameters", "trial"]
 
@@ -56,10 +56,11 @@ def build_model(recipe: Recipe, *, classes: int, channels: int, image_size: int)
     net.drop_paths()
     if model.norm != "none":
         net.start_blocks(*_block_start(model, recipe.neuron, recipe.time_steps))
-        if isinstance(net, BlockNetwork) and _fires_last(model) and model.residual_gain == 0:
+        if isinstance(net, BlockNetwork) and _fires_last(model):
             for _, block in net.blocks():
                 neuron = block.stages()[-1][2]
-                if isinstance(neuron, PSN):  # whose weights of either sign would lose the shortcut
+                # whose weights of either sign would lose the shortcut; a masked one's are so few that they always do
+                if isinstance(neuron, PSN if model.residual_gain == 0 else MaskedPSN):
                     nn.init.eye_(neuron.weight)
     return net
 

@@ -316,6 +316,16 @@ def test_blocks_of_parallel_neurons_start_by_passing_spikes_on(neuron, block):
         assert torch.equal(first(x), x)
 
 
+def test_blocks_of_masked_neurons_fire_at_a_gain_of_one():
+    """Weights drawn at random read too little to fire: the later half of 18 layers was silent."""
+    net, rates = build("resnet20", neuron={"kind": "masked_psn"}, residual_gain=1.0), []
+    for _, block in net.blocks():
+        block.stages()[-1][2].on_fire = lambda s: rates.append(float(s.detach().mean()))
+    net.train()(torch.randn(B, 3, 8, 8))
+    assert len(rates) == 9
+    assert min(rates) > 0.01
+
+
 @pytest.mark.parametrize("connect", ["add", "and", "iand"])
 def test_sew_blocks_start_by_passing_spikes_on_however_they_connect(connect):
     net = build("resnet8", block="sew", connect=connect, residual_gain=0.0)
