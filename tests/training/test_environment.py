@@ -2,7 +2,6 @@
 
 import os
 import platform
-import re
 import subprocess
 import sys
 
@@ -40,34 +39,6 @@ print(faults())
 def test_freed_memory_is_kept(tmp_path):
     default, kept = map(int, done("-c", COUNT, folder=tmp_path).stdout.split())
     assert kept * 10 < default
-
-
-def test_what_is_asked_of_the_c_library(monkeypatch):
-    class Glibc:
-        gnu_get_libc_version, refused, asked = "2.36", None, list[tuple[int, int]]()
-
-        def mallopt(self, name: int, value: int) -> int:
-            self.asked.append((name, value))
-            return int(name != self.refused)
-
-    libc = Glibc()
-    monkeypatch.setattr(environment.ctypes, "CDLL", lambda name: libc)
-    assert environment.keep_freed_memory() is True
-    # M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_MAX of malloc.h
-    assert libc.asked == [(-1, 2147483647), (-2, 67108864), (-4, 0)]
-    libc.refused = -2
-    assert environment.keep_freed_memory() is False
-    monkeypatch.setattr(environment.ctypes, "CDLL", lambda name: object())
-    assert environment.keep_freed_memory() is False
-
-
-def test_versions_and_commit():
-    line = environment.version_line()
-    assert line.startswith("spiketriton ")
-    assert f"torch {torch.__version__}" in line
-    commit, dirty = environment.commit_of_package()
-    assert commit is None or re.fullmatch("[0-9a-f]{40}", commit)
-    assert isinstance(dirty, bool)
 
 
 def test_the_commit_of_a_checkout(tmp_path, monkeypatch):
@@ -168,15 +139,11 @@ def test_the_device_with_a_gpu(monkeypatch, wanted):
     ("wanted", "flags", "dtype", "reason"),
     [
         ("fp32", set(), torch.float32, "as the recipe says"),
-        (
-            "bf16",
-            {"avx512_bf16", "sse"},
-            torch.bfloat16,
-            "with this CPU's avx512_bf16 instructions",
-        ),
+        ("bf16", {"avx512_bf16", "sse"}, torch.bfloat16, "this CPU's avx512_bf16 instructions"),
         ("bf16", {"amx_fp16"}, torch.bfloat16, "no bf16 instructions for: fp32 may be faster"),
-        ("fp16", {"amx_fp16", "amx_bf16"}, torch.float16, "with this CPU's amx_fp16 instructions"),
-        ("fp16", {"avx512_bf16"}, torch.float16, "no fp16 instructions for: fp32 may be faster"),
+        ("fp16", {"amx_fp16", "amx_bf16"}, torch.float16, "this CPU's amx_fp16 instructions"),
+        ("auto", {"avx512_bf16"}, torch.bfloat16, "this CPU has avx512_bf16 instructions"),
+        ("auto", {"avx2", "amx_fp16"}, torch.float32, "this CPU has no bf16 instructions"),
     ],
 )
 def test_the_precision_on_a_cpu(monkeypatch, wanted, flags, dtype, reason):
@@ -187,43 +154,14 @@ def test_the_precision_on_a_cpu(monkeypatch, wanted, flags, dtype, reason):
 
 
 @pytest.mark.parametrize(
-    ("flags", "dtype", "reason"),
-    [
-        (
-            {"avx512_bf16", "amx_bf16"},
-            torch.bfloat16,
-            "this CPU has amx_bf16, avx512_bf16 instructions",
-        ),
-        ({"avx2", "amx_fp16"}, torch.float32, "this CPU has no bf16 instructions"),
-    ],
-)
-def test_auto_takes_bf16_where_the_cpu_has_it(monkeypatch, flags, dtype, reason):
-    monkeypatch.setattr(environment, "_cpu_flags", lambda: flags)
-    assert environment.choose_precision("auto", CPU) == environment.Choice(
-        dtype, f"because {reason}"
-    )
-
-
-@pytest.mark.parametrize(
-    ("hardware", "dtype", "reason"),
-    [
-        (True, torch.bfloat16, "has bf16 arithmetic"),
-        (False, torch.float16, "has no bf16 arithmetic; the loss is scaled"),
-    ],
-)
-def test_auto_takes_bf16_where_the_gpu_has_it_else_fp16(monkeypatch, hardware, dtype, reason):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: hardware)
-    found = environment.choose_precision("auto", torch.device("cuda"))
-    assert found == environment.Choice(dtype, f"because this GPU {reason}")
-
-
-@pytest.mark.parametrize(
     ("wanted", "hardware", "reason"),
     [
         ("bf16", True, "by autocast"),
         ("bf16", False, "by autocast, emulated on this GPU: fp16 is faster"),
         ("fp16", True, "by autocast, the loss scaled against underflow"),
         ("fp32", True, "as the recipe says; cuDNN may compute convolutions in TF32"),
+        ("auto", True, "because this GPU has bf16 arithmetic"),
+        ("auto", False, "because this GPU has no bf16 arithmetic; the loss is scaled"),
     ],
 )
 def test_the_precision_on_a_gpu(monkeypatch, wanted, hardware, reason):
@@ -231,8 +169,10 @@ def test_the_precision_on_a_gpu(monkeypatch, wanted, hardware, reason):
         torch.cuda, "is_bf16_supported", lambda including_emulation: hardware or including_emulation
     )
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    found = environment.choose_precision(wanted, torch.device("cuda")).reason
-    assert found == reason or (wanted == "fp32" and found.startswith(reason))
+    choice = environment.choose_precision(wanted, torch.device("cuda"))
+    assert choice.reason == reason or (wanted == "fp32" and choice.reason.startswith(reason))
+    dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    assert choice.value == dtypes.get(wanted, dtypes["bf16" if hardware else "fp16"])
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     exact = environment.choose_precision("fp32", torch.device("cuda"))
     assert exact == environment.Choice(torch.float32, "as the recipe says")

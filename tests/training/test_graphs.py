@@ -471,16 +471,6 @@ def test_auto_falls_back_in_one_line_and_the_run_is_the_eager_run(
     assert_same_run(trainer, eager_run)
 
 
-def test_a_rate_that_is_frozen_shows_in_the_first_replay(tmp_path, monkeypatch):
-    """It was captured as 0."""
-    trainer = small_trainer(tmp_path, *EXACT, "train.graph=auto", "train.optimizer=sgd")
-    taped(trainer)
-    fill = Tensor.fill_
-    monkeypatch.setattr(Tensor, "fill_", lambda x, v: x if isinstance(v, float) else fill(x, v))
-    trainer.fit(until=STEPS)
-    assert "its first replay leaves weights" in trainer.display.text
-
-
 def test_a_step_that_is_not_finite_proves_nothing_and_the_next_one_does(tmp_path, monkeypatch):
     trainer = small_trainer(tmp_path, *EXACT, "train.graph=auto", "train.nonfinite=skip")
     tapes = taped(trainer)

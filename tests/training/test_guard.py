@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from spiketriton.config import TrainConfig
-from spiketriton.training.guard import SCALER_TRIES, Counts, FiniteGuard
+from spiketriton.training.guard import SCALER_TRIES, FiniteGuard
 from spiketriton.training.optim import build_optimizer
 
 
@@ -103,14 +103,3 @@ def test_counts_survive_a_resume():
     assert resumed.read()[:4] == (3, 1, 1, 0)
     judged(resumed, math.inf, math.inf)
     assert resumed.read().halted_at == 1
-
-
-def test_counts_in_words():
-    one = Counts(skipped=4, new=1, last=7, halted_at=0, loss=math.nan, norm=1.0)
-    assert (
-        one.in_words()
-        == "1 step was left out, the last one step 7, where the loss is nan; 4 in total"
-    )
-    two = one._replace(new=2, loss=1.0, norm=math.inf)
-    assert two.in_words().startswith("2 steps were left out, ")
-    assert two.number == "the norm of the gradient is inf"

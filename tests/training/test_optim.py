@@ -9,6 +9,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from spiketriton.config import TrainConfig
 from spiketriton.training.optim import build_optimizer, build_schedule
+from tests.covering import each
 
 SCHEDULES = ["one_cycle", "cosine", "constant", "step"]
 
@@ -65,13 +66,6 @@ def test_adamw_brings_gradients_above_its_eps_to_one_size():
     torch.testing.assert_close(moved[1e-20], torch.ones(3), rtol=1e-3, atol=0)
 
 
-def test_sgd_takes_momentum_and_nesterov():
-    optimizer = build_optimizer(
-        TrainConfig(optimizer="sgd", momentum=0.8, nesterov=True), small_net(), 0.1
-    )
-    assert all(g["momentum"] == 0.8 and g["nesterov"] for g in optimizer.param_groups)
-
-
 def test_frozen_parameters_are_left_out():
     net = small_net()
     net[0].requires_grad_(False)
@@ -86,7 +80,7 @@ def test_a_net_without_trainable_parameters_is_refused():
         build_optimizer(TrainConfig(), nn.Flatten(), 1e-3)
 
 
-@pytest.mark.parametrize(("total", "warmup"), [(20, 0.1), (10, 0.35), (100, 0.3), (7, 0.8)])
+@pytest.mark.parametrize(("total", "warmup"), [(10, 0.35), (100, 0.3), (7, 0.8)])
 def test_one_cycle_equals_torchs(total, warmup):
     cfg = TrainConfig(schedule="one_cycle", lr=0.4, warmup=warmup)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
@@ -97,13 +91,6 @@ def test_one_cycle_equals_torchs(total, warmup):
         optimizer.step()
         torchs.step()
     assert rates(cfg, total) == pytest.approx(expected, rel=1e-9)
-
-
-def test_one_cycle_rises_from_a_25th_and_ends_near_zero():
-    lrs = rates(TrainConfig(schedule="one_cycle", lr=1.0, warmup=0.2), 101)
-    assert lrs[0] == pytest.approx(1 / 25)
-    assert max(lrs) == pytest.approx(1.0, rel=1e-3)
-    assert lrs[-1] == pytest.approx(1 / 250_000)
 
 
 def test_cosine_rises_linearly_and_falls_as_a_cosine():
@@ -117,23 +104,10 @@ def test_constant_rises_linearly_and_stays():
     assert lrs == pytest.approx([0.5, 1.0, 1.5] + 17 * [2.0])
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_without_warmup_the_first_step_has_the_peak_rate(schedule):
-    assert rates(TrainConfig(schedule=schedule, lr=0.3, warmup=0.0), 9)[0] == pytest.approx(0.3)
-
-
-@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5, 0.99])
+@pytest.mark.parametrize("warmup", [0.0, 0.99])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_run_of_one_step_takes_it_at_the_peak_rate(schedule, warmup):
     assert rates(TrainConfig(schedule=schedule, lr=0.3, warmup=warmup), 1) == [pytest.approx(0.3)]
-
-
-@pytest.mark.parametrize("warmup", [0.0, 0.5, 0.99])
-@pytest.mark.parametrize("schedule", SCHEDULES[:3])  # `step` falls at a milestone within the rise
-def test_two_steps_work_and_the_peak_is_among_them(schedule, warmup):
-    lrs = rates(TrainConfig(schedule=schedule, lr=0.3, warmup=warmup), 2)
-    assert max(lrs) == pytest.approx(0.3, rel=0.02)
-    assert min(lrs) > 0
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -148,8 +122,7 @@ def test_no_steps_are_refused():
         build_schedule(TrainConfig(), optimizer, 0)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize(("schedule", "name"), each(SCHEDULES, ["sgd", "adamw"]))
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path, name, schedule):
     cfg = TrainConfig(optimizer=name, schedule=schedule, warmup=0.3, weight_decay=0.01, lr=0.05)
 

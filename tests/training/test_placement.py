@@ -40,20 +40,6 @@ def test_the_forward_pass_takes_the_precision_and_fp16_alone_is_scaled(precision
     assert placement.scaler().is_enabled() == (precision == "fp16")
 
 
-def test_the_process_is_set_up_by_the_recipe():
-    before = torch.get_num_threads()
-    try:
-        placement = Placement.set_up(TrainConfig(device="cpu", threads=2, deterministic=True))
-        assert placement.device == CPU
-        assert torch.get_num_threads() == 2
-        assert torch.are_deterministic_algorithms_enabled()
-        Placement.of(TrainConfig(device="cpu", threads=1))  # chooses only
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
-        torch.use_deterministic_algorithms(False)
-
-
 def test_a_device_may_be_given(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="finds no GPU"):

@@ -14,10 +14,8 @@ from tests.small_runs import small_recipe
 @pytest.mark.parametrize(
     "changes",
     [
-        [],
         ["train.epochs=4", "train.eval_every=3"],
         ["train.max_steps=9", "train.eval_every=1", "checkpoint.every=2"],
-        ["train.max_steps=1"],
         ["train.max_steps=14", "train.eval_every=2", "monitor.every=5"],
     ],
 )

@@ -163,14 +163,6 @@ def test_the_names_of_other_code_are_known(theirs, ours):
     assert ours not in report.fresh
 
 
-def test_what_spikingjelly_has_and_this_network_lacks_is_left_and_named():
-    net = network("model.block=sew")
-    given = {"sn1.w": torch.ones(()), "conv1.weight": net.conv1.weight.detach() + 1}
-    report = take_weights(net, given, "a file")
-    assert report.left == {"sn1.w": "which this network does not have"}  # its neurons learn no leak
-    assert report.taken == ["conv1.weight"]
-
-
 def test_another_number_of_classes_gets_a_new_head_and_the_report_says_so(trained):
     net = network(classes=5)
     head = net.fc.weight.detach().clone()
@@ -191,13 +183,6 @@ def test_no_bias_is_taken_without_its_weights():
     assert torch.equal(net.fc.bias, bias)
 
 
-def test_weights_of_which_nothing_fits_are_refused():
-    with pytest.raises(
-        UserError, match="nothing in there fits this network: it holds a \\[1\\], and"
-    ):
-        take_weights(network(), {"a": torch.ones(1)}, "there")
-
-
 def test_counters_and_biases_of_another_width_are_not_enough(trained):
     with pytest.raises(
         UserError, match=r"nothing in there fits this network: it holds conv1.weight \["
@@ -213,7 +198,7 @@ def test_a_run_begins_with_the_weights_and_says_so(trained, tmp_path):
     assert "tensors taken from" in display.text
 
 
-@pytest.mark.parametrize("patterns", [("conv1", "bn1"), ("layer1.*",), ("*.conv?.weight",)])
+@pytest.mark.parametrize("patterns", [("conv1", "bn1"), ("*.conv?.weight",)])
 def test_what_is_frozen_stays_and_the_rest_learns(tmp_path, patterns):
     listed = ", ".join(f'"{p}"' for p in patterns)
     trainer = small_trainer(tmp_path / "run", f"train.freeze=[{listed}]", "train.weight_decay=0.1")

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from spiketriton.errors import EXIT_ERROR, EXIT_SIGINT, EXIT_USER, UserError
 from spiketriton.training import ranks as module
-from spiketriton.training.ranks import _TRANSPORT, Group, Ranks, _reason, ranks_of_torchrun
+from spiketriton.training.ranks import _TRANSPORT, Group, Ranks, ranks_of_torchrun
 
 TORCHRUN = {"WORLD_SIZE": "4", "RANK": "1", "MASTER_PORT": "29500", "MASTER_ADDR": "host0"}
 
@@ -61,13 +61,6 @@ def test_the_ranks_of_an_environment(monkeypatch, changes, found):
             ranks_of_torchrun()
     else:
         assert type(ranks_of_torchrun()) is found
-
-
-def test_the_message_names_the_first_reason_or_who_is_missing():
-    assert _reason({2: "2 no such image", 1: "1 a bug in it"}, {0}) == "on rank 1: a bug in it"
-    lost = _reason({}, {3, 1})
-    assert lost.startswith("rank 1, 3 died or stopped responding; all ranks are stopping;")
-    assert _reason({}, set()).startswith("the ranks lost their connection; --resume continues")
 
 
 @pytest.mark.parametrize(
