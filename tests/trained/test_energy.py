@@ -11,10 +11,6 @@ from spiketriton.models import Network, build_model
 from spiketriton.models.graph import graph_of
 from spiketriton.trained.counters import SpikeCounter
 from spiketriton.trained.energy import (
-    AC_PJ,
-    BREAK_EVEN_RATES,
-    MAC_PJ,
-    WORD_PJ,
     ann_energy_pj,
     energy_pj,
     spike_sources,
@@ -154,8 +150,3 @@ def test_the_shortcut_of_currents_costs_macs_at_each_step():
     assert len(names) == 2
     assert work.macs_per_step == sum(work.layer_macs[name] for name in names)
     assert work.macs_once == work.layer_macs["conv1"]
-
-
-def test_the_constants_of_the_papers():
-    assert (MAC_PJ, AC_PJ, WORD_PJ) == (4.6, 0.9, 5.0)
-    assert BREAK_EVEN_RATES == (0.057, 0.064)

@@ -1,6 +1,5 @@
 """`spiketriton evaluate`: what it counts on trained nets, and what it says."""
 
-import dataclasses
 from dataclasses import replace
 
 import pytest
@@ -12,13 +11,7 @@ from spiketriton.models.graph import graph_of
 from spiketriton.runs.checkpoint import read_checkpoint
 from spiketriton.trained.counters import SpikeCounter
 from spiketriton.trained.energy import workload
-from spiketriton.trained.evaluation import (
-    CHUNK,
-    _chunks,
-    _images_per_s,
-    evaluate,
-    wilson,
-)
+from spiketriton.trained.evaluation import evaluate, wilson
 from spiketriton.trained.results import Evaluation, read_evaluation
 from spiketriton.trained.run import load_run
 from tests.small_runs import small_recipe, small_trainer
@@ -182,35 +175,12 @@ def test_the_energy_of_an_ann_with_and_without_its_data(runs):
     assert [layer.synaptic_operations for layer in one.layers] == [0] * len(one.layers)
 
 
-@pytest.mark.parametrize(
-    ("steps", "within", "chunks"),
-    [
-        (5, 3, [(0, 3), (3, 2)]),
-        (3, 3, [(0, 3)]),
-        (16, 16, [(0, 16)]),
-        (40, 17, [(0, 16), (16, 1), (17, 16), (33, 7)]),
-    ],
-)
-def test_a_chunk_ends_at_t(steps, within, chunks):
-    assert list(_chunks(steps, within)) == chunks
-
-
 def test_the_label_of_a_run(evaluation):
     assert evaluation.label == "lif"
     assert replace(evaluation, kind="ann").label == "lif (ANN)"
     converted = replace(evaluation, kind="converted", method="qcfs")
     assert converted.label == "lif (converted, qcfs)"
     assert replace(converted, run="runs/twin, qcfs").label == "twin, qcfs (converted)"
-
-
-def test_images_per_second_are_of_the_batches_after_the_first(runs, monkeypatch):
-    """The clock advances by 2 s; batches of 16, 16, 16 and 2 of 50 images, three of them timed."""
-    ticks = iter([10.0, 12.0])
-    monkeypatch.setattr("spiketriton.trained.evaluation.time.perf_counter", lambda: next(ticks))
-    run = load_run(runs / "lif")
-    assert _images_per_s(run, run.data.test) == (16 + 16 + 2) / 2
-    ticks = iter([10.0, 12.0])
-    assert _images_per_s(run, dataclasses.replace(run.data.test, batch_size=50)) == 50 / 2
 
 
 def test_the_operations_of_a_pool_are_those_of_its_neurons_layer():
@@ -241,22 +211,3 @@ def test_the_operations_of_a_pool_are_those_of_its_neurons_layer():
     places = sum(layer.neurons for layer in found)
     assert counter.mean_rate(4) == pytest.approx(spikes / (4 * 2 * places))
     assert [layer.synaptic_operations for layer in counter.layers(4, False)] == [0] * len(found)
-
-
-def test_a_counter_takes_the_whole_window_at_once_by_default():
-    model = build_model(small_recipe(), classes=10, channels=1, image_size=8).eval()
-    nodes = graph_of(model)
-    counter = SpikeCounter(nodes, workload(nodes, (1, 8, 8)), steps=3, within=3)
-    with torch.no_grad(), counter.watching(model):
-        model(torch.randn(4, 1, 8, 8), 3)
-    assert len(counter.operations_within()) == 3
-    assert counter.mean_rate(4) > 0
-
-
-def test_three_batches_are_timed_and_the_text_is_indented_by_one(runs, evaluation, monkeypatch):
-    ticks = iter([10.0, 12.0])
-    monkeypatch.setattr("spiketriton.trained.evaluation.time.perf_counter", lambda: next(ticks))
-    run = load_run(runs / "lif")
-    assert _images_per_s(run, dataclasses.replace(run.data.test, batch_size=5)) == 3 * 5 / 2
-    assert evaluation.to_json().startswith('{\n "run": ')
-    assert (CHUNK, evaluation.to_json().endswith("}\n")) == (16, True)

@@ -89,29 +89,6 @@ def test_a_lif_by_hand():
     assert membranes(neuron, 0.5, 2, dt=2.0) == [2.25, 2.25]
 
 
-def test_the_interpreter_by_hand():
-    """One LIF, tau = 2 steps: h = v / 2 + x with x = 0.75: 0.75, 1.125 fires at 1, 0.75, ..."""
-    one = np.array([1.0])
-    graph = nir.NIRGraph(
-        {
-            "in": nir.Input(np.array([1])),
-            "affine": nir.Affine(np.array([[3.0]]), np.array([-0.75])),
-            "lif": nir.LIF(tau=2 * one, r=2 * one, v_leak=0 * one, v_threshold=one),
-            "out": nir.Output(np.array([1])),
-        },
-        [("in", "affine"), ("affine", "lif"), ("lif", "out")],
-        metadata={"dt": 1.0},
-    )
-    given, membranes = replay(graph, np.array([[0.5]]), 4)
-    assert membranes["lif"].ravel().tolist() == [0.75, 1.125, 0.75, 1.125]
-    assert given["out"].ravel().tolist() == [0, 1, 0, 1]
-    # a current of 1 sits on the threshold: > does not fire, >= does
-    tie = np.array([[1.75 / 3]])
-    assert replay(graph, tie, 1)[0]["out"].ravel().tolist() == [0]
-    graph.metadata["spike_at"] = ">="
-    assert replay(graph, tie, 1)[0]["out"].ravel().tolist() == [1]
-
-
 def conv(groups: int):
     return nir.Conv2d((4, 4), np.ones((2, 1, 1, 1)), 1, (0, 0), (1, 1), groups, np.zeros(2))
 

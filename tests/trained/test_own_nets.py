@@ -30,8 +30,7 @@ def trained(path, net, *changes):
     return load_run(path)
 
 
-@pytest.mark.parametrize("kind", ["lif", "relu"])
-@pytest.mark.parametrize("net", ["twice", "pooled"])
+@pytest.mark.parametrize(("net", "kind"), [("twice", "lif"), ("pooled", "relu")])
 def test_without_a_graph_of_its_own_all_but_operations_is_measured(tmp_path, net, kind):
     run = trained(tmp_path / "run", net, f"neuron.kind={kind}")
     found = evaluate(run)

@@ -90,15 +90,6 @@ def test_a_converted_net_of_one_layer_gives_the_retrained_levels(net, tmp_path):
     assert wanted[first][0].max() > level
 
 
-def test_the_threshold_never_falls_below_a_thousandth_of_its_first_value():
-    activation = QuantisedReLU(torch.tensor([2.0, 5.0]), steps=3)
-    assert activation.used().tolist() == [2, 5]
-    with torch.no_grad():
-        activation.threshold.copy_(torch.tensor([-1.0, 4.0]))
-    assert activation.used().tolist() == pytest.approx([0.002, 4])
-    assert activation.extra_repr() == "steps=3"
-
-
 def watched(run, monkeypatch, epochs: int, broken_from: int | None = None) -> list[float]:
     """Retrains; the learning rate of each loss, which is NaN from one call on."""
     made, rates = [], []

@@ -1,6 +1,5 @@
 """A trained run, loaded: its checkpoint, its overrides, and what is missing or does not fit."""
 
-import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 
 from spiketriton.errors import UserError
 from spiketriton.runs.checkpoint import Checkpoints, read_checkpoint
-from spiketriton.trained.run import load_run, with_bar
+from spiketriton.trained.run import load_run
 from tests.small_runs import small_trainer
 
 
@@ -113,19 +112,3 @@ def refused(state: dict, path: Path) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Checkpoints, "load", lambda self: setattr(self, "loaded", None) or state)
         return mistake(path)
-
-
-def test_a_bar_is_shown_on_stderr_of_a_terminal_only_and_goes(monkeypatch, capsys):
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    assert list(with_bar(range(3), "a title")) == [0, 1, 2]
-    assert capsys.readouterr() == ("", "")
-    terminal = Terminal()
-    monkeypatch.setattr("sys.stderr", terminal)
-    monkeypatch.setenv("TERM", "xterm")
-    assert list(with_bar(range(3), "a title")) == [0, 1, 2]
-    assert "a title" in terminal.getvalue()
-    assert terminal.getvalue().endswith("\x1b[2K")  # the line is erased
-    assert capsys.readouterr().out == ""
