@@ -9,23 +9,32 @@ from typing import Any
 
 
 def pairwise(*axes: Iterable[Any]) -> list[tuple[Any, ...]]:
-    """Cases in which every two values of two axes occur together: the richest first, always the same."""
+    """Few cases in which every two values of two axes occur together (greedy, always the same)."""
     lists = [list(axis) for axis in axes]
-    cases = list(itertools.product(*(range(len(axis)) for axis in lists)))
-    left = {pair for case in cases for pair in _pairs(case)}
-    chosen = []
-    while left:
-        best = max(cases, key=lambda case: len(left & _pairs(case)))
-        left -= _pairs(best)
-        chosen.append(tuple(axis[at] for axis, at in zip(lists, best, strict=True)))
-    return chosen
+    missing = {
+        ((a, i), (b, j))
+        for a, b in itertools.combinations(range(len(lists)), 2)
+        for i in range(len(lists[a]))
+        for j in range(len(lists[b]))
+    }
+    cases: list[tuple[Any, ...]] = []
+    while missing:
+        chosen = dict(min(missing))
+        for axis in range(len(lists)):
+            if axis not in chosen:
+                gains = [
+                    sum(tuple(sorted(((axis, i), at))) in missing for at in chosen.items())
+                    for i in range(len(lists[axis]))
+                ]
+                # Ties rotate, so that values without a pair to win are spread as well.
+                tied = [i for i, gain in enumerate(gains) if gain == max(gains)]
+                chosen[axis] = tied[len(cases) % len(tied)]
+        missing -= set(itertools.combinations(sorted(chosen.items()), 2))
+        cases.append(tuple(axis[chosen[at]] for at, axis in enumerate(lists)))
+    return cases
 
 
 def each(*axes: Sequence[Any]) -> list[tuple[Any, ...]]:
     """Cases in which every value occurs: as many as the longest axis has, the others go round."""
     longest = max(map(len, axes))
     return [tuple(axis[at % len(axis)] for axis in axes) for at in range(longest)]
-
-
-def _pairs(case: Sequence[int]) -> set[tuple[int, int, int, int]]:
-    return {(a, case[a], b, case[b]) for a, b in itertools.combinations(range(len(case)), 2)}

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from spiketriton_kernels import SHAPES, Surrogate
+from tests import covering
 
 HALF = (torch.float16, torch.bfloat16)
 DTYPES = (*HALF, torch.float32, torch.float64)
@@ -85,33 +86,8 @@ def as_layout(x: torch.Tensor, layout: str) -> torch.Tensor:
 
 
 def pairwise(factors: dict[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """Few cases in which every two values of different factors meet at least once (greedy)."""
-    names = list(factors)
-    missing = {
-        ((a, i), (b, j))
-        for a, b in itertools.combinations(names, 2)
-        for i in range(len(factors[a]))
-        for j in range(len(factors[b]))
-    }
-    cases: list[dict[str, Any]] = []
-    while missing:
-        chosen = dict(min(missing))
-        for name in names:
-            if name not in chosen:
-                gains = [
-                    sum(
-                        tuple(sorted(((name, i), pair), key=lambda p: names.index(p[0]))) in missing
-                        for pair in chosen.items()
-                    )
-                    for i in range(len(factors[name]))
-                ]
-                best = max(gains)
-                # Ties rotate, so that values without a pair to win are spread as well.
-                tied = [i for i, gain in enumerate(gains) if gain == best]
-                chosen[name] = tied[len(cases) % len(tied)]
-        missing -= set(itertools.combinations([(name, chosen[name]) for name in names], 2))
-        cases.append({name: factors[name][chosen[name]] for name in names})
-    return cases
+    """Cases, by name, in which every two values of different factors meet at least once."""
+    return [dict(zip(factors, case, strict=True)) for case in covering.pairwise(*factors.values())]
 
 
 def case_id(case: dict[str, Any]) -> str:

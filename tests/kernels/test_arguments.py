@@ -24,33 +24,16 @@ NEURON = {
     # x
     "no tensor": (dict(x=[1.0]), TypeError, "must be a tensor [T, B, ...], got list"),
     "integers": (dict(x=X.long()), TypeError, "has dtype torch.int64; accepted: float16, bfloat16"),
-    "booleans": (dict(x=X.bool()), TypeError, "has dtype torch.bool"),
-    "complex": (dict(x=X.to(torch.complex64)), TypeError, "has dtype torch.complex64"),
-    "float8": (dict(x=X.to(torch.float8_e4m3fn)), TypeError, "has dtype torch.float8_e4m3fn"),
     "sparse": (dict(x=X.to_sparse()), TypeError, "layout torch.sparse_coo; accepted: dense"),
     "no time": (dict(x=torch.zeros(3)), ValueError, "has shape (3,); accepted: [T, B, ...]"),
-    "a number": (dict(x=torch.tensor(1.0)), ValueError, "has shape (); accepted: [T, B, ...]"),
     "0 steps": (dict(x=X[:0]), ValueError, "no time steps: shape (0, 2, 3, 5); accepted: T >= 1"),
     # constants
     "decay text": (dict(decay="0.5"), TypeError, "decay must be a float, got str"),
     "decay nan": (dict(decay=math.nan), ValueError, "decay must be finite, got nan"),
-    "decay bool": (dict(decay=True), TypeError, "decay must be a float, got bool"),
     "gain inf": (dict(gain=math.inf), ValueError, "gain must be finite, got inf"),
-    "gain None": (dict(gain=None), TypeError, "gain must be a float, got NoneType"),
-    "threshold None": (dict(threshold=None), TypeError, "threshold must be a float, got NoneType"),
-    "v_reset None": (dict(v_reset=None), TypeError, "v_reset must be a float, got NoneType"),
-    "reset": (
-        dict(reset="zero"),
-        ValueError,
-        "reset 'zero' is unknown; accepted: soft, hard, none",
-    ),
-    "reset None": (dict(reset=None), ValueError, "reset None is unknown"),
+    "reset": (dict(reset="zero"), ValueError, "reset 'zero' is unknown; accepted: soft, hard, none"),
     "detach": (dict(detach_reset=1), TypeError, "detach_reset must be True or False, got 1"),
-    "surrogate": (
-        dict(surrogate="atan"),
-        TypeError,
-        "must be a spiketriton_kernels.Surrogate, got str",
-    ),
+    "surrogate": (dict(surrogate="atan"), TypeError, "must be a spiketriton_kernels.Surrogate, got str"),
     # tensors as parameters
     "decay integers": (
         dict(decay=VECTOR.long()),
@@ -62,13 +45,7 @@ NEURON = {
         ValueError,
         "decay has shape (5,); accepted: () or (C,) with C = dim 2 of the input = 3",
     ),
-    "decay 2-d": (dict(decay=torch.ones(3, 1)), ValueError, "decay has shape (3, 1); accepted: ()"),
-    "decay device": (
-        dict(decay=META),
-        ValueError,
-        "decay is on meta, the input is on cpu; accepted: the same device",
-    ),
-    "threshold shape": (dict(threshold=torch.ones(1)), ValueError, "threshold has shape (1,)"),
+    "decay device": (dict(decay=META), ValueError, "decay is on meta, the input is on cpu; accepted: the same device"),
     "width shape": (
         dict(surrogate=Surrogate("atan", width=torch.ones(4))),
         ValueError,
@@ -80,55 +57,25 @@ NEURON = {
         "decay has shape (2,); accepted: () or (C,) with C = dim 2 of the input = None",
     ),
     # v_init
-    "v_init number": (dict(v_init=0.0), TypeError, "v_init must be a tensor, got float"),
-    "v_init shape": (
-        dict(v_init=torch.zeros(2, 3)),
-        ValueError,
-        "v_init has shape (2, 3); accepted: (2, 3, 5)",
-    ),
-    "v_init dtype": (
-        dict(v_init=X[0].double()),
-        TypeError,
-        "v_init has dtype torch.float64; accepted: float32",
-    ),
-    "v_init device": (
-        dict(v_init=X[0].to("meta")),
-        ValueError,
-        "v_init is on meta, the input is on",
-    ),
-}
+    "v_init shape": (dict(v_init=torch.zeros(2, 3)), ValueError, "v_init has shape (2, 3); accepted: (2, 3, 5)"),
+    "v_init dtype": (dict(v_init=X[0].double()), TypeError, "v_init has dtype torch.float64; accepted: float32"),
+    "v_init device": (dict(v_init=X[0].to("meta")), ValueError, "v_init is on meta, the input is on"),
+}  # fmt: skip
 
 PROBE = {
     "probe number": (dict(probe=8), TypeError, "probe must be a tensor, got int"),
-    "probe shape": (
-        dict(probe=torch.zeros(8, 4)),
-        ValueError,
-        "probe has shape (8, 4); accepted: (4, 8)",
-    ),
+    "probe shape": (dict(probe=torch.zeros(8, 4)), ValueError, "probe has shape (8, 4); accepted: (4, 8)"),
     "probe dtype": (
         dict(probe=torch.zeros(4, 8).half()),
         TypeError,
         "probe has dtype torch.float16; accepted: float32",
     ),
-}
+}  # fmt: skip
 
 BATCH_NORM = {
-    "y flat": (
-        dict(y=torch.zeros(4, 2)),
-        ValueError,
-        "accepted: [T, B, C, ...], channels are dim 2",
-    ),
-    "weight shape": (
-        dict(bn_weight=torch.ones(2)),
-        ValueError,
-        "bn_weight has shape (2,); accepted: (3,)",
-    ),
-    "bias dtype": (
-        dict(bn_bias=VECTOR.double()),
-        TypeError,
-        "bn_bias has dtype torch.float64; accepted: float32",
-    ),
-    "bias device": (dict(bn_bias=META), ValueError, "bn_bias is on meta, the input is on cpu"),
+    "y flat": (dict(y=torch.zeros(4, 2)), ValueError, "accepted: [T, B, C, ...], channels are dim 2"),
+    "weight shape": (dict(bn_weight=torch.ones(2)), ValueError, "bn_weight has shape (2,); accepted: (3,)"),
+    "bias dtype": (dict(bn_bias=VECTOR.double()), TypeError, "bn_bias has dtype torch.float64; accepted: float32"),
     "half a pair": (
         dict(running_mean=VECTOR),
         ValueError,
@@ -144,34 +91,13 @@ BATCH_NORM = {
         ValueError,
         "no statistics of an empty batch: y has shape (4, 0, 3, 5)",
     ),
-    "residual shape": (
-        dict(residual=X[:, :1]),
-        ValueError,
-        "residual has shape (4, 1, 3, 5); accepted: (4, 2, 3, 5)",
-    ),
-    "residual dtype": (
-        dict(residual=X.bfloat16()),
-        TypeError,
-        "residual has dtype torch.bfloat16; accepted: float32",
-    ),
-    "residual number": (dict(residual=0.0), TypeError, "residual must be a tensor, got float"),
-    "spike_add shape": (dict(spike_add=X[0]), ValueError, "spike_add has shape (2, 3, 5)"),
-    "gain shape": (
-        dict(step_gain=torch.ones(3)),
-        ValueError,
-        "step_gain has shape (3,); accepted: (4,)",
-    ),
-    "gain integers": (
-        dict(step_gain=torch.ones(4).long()),
-        TypeError,
-        "step_gain has dtype torch.int64; accepted: float32",
-    ),
-    "momentum None": (dict(momentum=None), TypeError, "momentum must be a float, got NoneType"),
+    "residual shape": (dict(residual=X[:, :1]), ValueError, "residual has shape (4, 1, 3, 5); accepted: (4, 2, 3, 5)"),
+    "residual dtype": (dict(residual=X.bfloat16()), TypeError, "residual has dtype torch.bfloat16; accepted: float32"),
+    "gain shape": (dict(step_gain=torch.ones(3)), ValueError, "step_gain has shape (3,); accepted: (4,)"),
     "momentum nan": (dict(momentum=math.nan), ValueError, "momentum must be finite, got nan"),
-    "eps text": (dict(eps="1e-5"), TypeError, "eps must be a float, got str"),
     "eps negative": (dict(eps=-1e-5), ValueError, "eps must be >= 0, got -1e-05"),
     "scale inf": (dict(bn_scale=math.inf), ValueError, "bn_scale must be finite, got inf"),
-}
+}  # fmt: skip
 
 ONE_VALUE = dict(y=torch.zeros(1, 1, 3)), ValueError, "needs more than 1 value per channel"
 
@@ -182,21 +108,21 @@ def refused(function, arguments: dict, error: type[Exception], words: str) -> No
     assert "\n" not in str(caught.value), "more than one line"
 
 
-@pytest.mark.parametrize("function", [multistep_lif, multistep_lif_reference])
 @pytest.mark.parametrize("case", NEURON, ids=str)
-def test_wrong_calls_of_the_neuron(function, case):
+def test_wrong_calls_of_the_neuron(case):
     arguments, error, words = NEURON[case]
-    refused(function, dict(x=X) | arguments, error, words)
+    for function in (multistep_lif, multistep_lif_reference):
+        refused(function, dict(x=X) | arguments, error, words)
 
 
-@pytest.mark.parametrize("function", [multistep_bn_lif, multistep_bn_lif_reference])
 @pytest.mark.parametrize("case", [*NEURON, *BATCH_NORM], ids=str)
-def test_wrong_calls_of_the_neuron_behind_batch_norm(function, case):
+def test_wrong_calls_of_the_neuron_behind_batch_norm(case):
     arguments, error, words = (NEURON | BATCH_NORM)[case]
     names = dict(zip(("bn_weight", "bn_bias", "running_mean", "running_var"), NORM, strict=True))
     given = dict(arguments)
     given["y"] = given.pop("x", given.get("y", X))
-    refused(function, names | given, error, words)
+    for function in (multistep_bn_lif, multistep_bn_lif_reference):
+        refused(function, names | given, error, words)
 
 
 @pytest.mark.parametrize("case", PROBE, ids=str)

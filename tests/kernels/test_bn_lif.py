@@ -11,7 +11,6 @@ from spiketriton_kernels import (
     Surrogate,
     multistep_bn_lif,
     multistep_bn_lif_reference,
-    multistep_lif,
     multistep_lif_reference,
 )
 from tests.kernels.support import (
@@ -318,7 +317,7 @@ def test_channels_and_images_larger_than_a_block(backend, device, size, layout):
     compare(size, 2, torch.bfloat16, device, layout, residual=True)
 
 
-@pytest.mark.parametrize("given", ["other layout", "strided", "expanded"])
+@pytest.mark.parametrize("given", ["other layout", "expanded"])
 def test_residual_and_added_spikes_of_another_layout(backend, device, given):
     """They are brought into the order of y; their gradients come back right."""
     y = as_layout(normal((3, 2, 4, 2, 3), device=device), "channels_last")
@@ -360,31 +359,6 @@ def test_one_argument_alone_can_want_a_gradient(backend, device):
         torch.testing.assert_close(ours[wanted], plain[wanted], rtol=1e-4, atol=1e-5)
 
 
-def test_neuron_behind_torchs_own_batch_norm(backend, device):
-    """nn.BatchNorm2d, then multistep_lif: the unfused path of a network gives the same numbers."""
-    y = normal((4, 2, 3, 4, 4), device=device, seed=5)
-    norm = torch.nn.BatchNorm2d(3).to(device)
-    with torch.no_grad():
-        norm.weight.copy_(torch.tensor([0.8, 1.0, 1.3]))
-        norm.bias.copy_(torch.tensor([0.1, 0.5, 0.3]))
-    fused = [value.clone() for value in (norm.running_mean, norm.running_var)]
-    results = []
-    for function in (
-        lambda leaf: multistep_lif(norm(leaf.flatten(0, 1)).unflatten(0, (4, 2))),
-        lambda leaf: multistep_bn_lif(leaf, norm.weight, norm.bias, *fused),
-    ):
-        leaf = y.clone().requires_grad_()
-        norm.zero_grad()
-        spikes = function(leaf)
-        spikes.backward(normal(y.shape, device=device, seed=6))
-        results.append((spikes.detach(), leaf.grad, norm.weight.grad, norm.bias.grad))
-    assert torch.equal(results[0][0], results[1][0])
-    for one, two in zip(*results, strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(fused[0], norm.running_mean)
-    torch.testing.assert_close(fused[1], norm.running_var)
-
-
 # ---- statistics
 
 
@@ -405,8 +379,10 @@ def assert_statistics(y: torch.Tensor, rtol: float) -> None:
     assert torch.all((mean - exact_mean).abs() <= rtol * exact_var.sqrt() + rounding)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("ratio", [0.0, 1.0, 100.0, -100.0])
+@pytest.mark.parametrize(
+    ("layout", "ratio"),
+    [("contiguous", 100.0), ("channels_last", -100.0), ("channels_last", 0.0)],
+)
 def test_statistics_with_a_mean_far_from_zero(backend, device, layout, ratio):
     """The mean 100 times the deviation, in float32: E[y^2] - E[y]^2 would lose four digits."""
     y = normal((2, 3, 3, 9, 11), device=device, mean=ratio)
@@ -414,8 +390,9 @@ def test_statistics_with_a_mean_far_from_zero(backend, device, layout, ratio):
 
 
 @pytest.mark.parametrize("backend", ["native"], indirect=True)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("layout", "dtype"), [("contiguous", torch.float32), ("channels_last", torch.bfloat16)], ids=str
+)
 def test_statistics_of_a_million_elements_a_channel(backend, device, layout, dtype):
     y = normal((2, 64, 2, 128, 64), dtype, device, mean=100.0)
     assert y.numel() // 2 > 10**6
@@ -443,29 +420,6 @@ def test_statistics_of_constant_channels_are_exact(backend, device):
     spikes.sum().backward()
     assert torch.equal(spikes, bias.view(1, 1, 2, 1).expand_as(y))
     assert leaf.grad.isfinite().all()
-
-
-@pytest.mark.parametrize("momentum", [0.0, 0.1, 1.0])
-def test_running_statistics_follow_torch(backend, device, momentum):
-    """Several batches through ours and torch's batch_norm: the same buffers, unbiased variance."""
-    ours, torchs = ([torch.zeros(3, device=device), torch.ones(3, device=device)] for _ in range(2))
-    for seed in range(3):
-        y = normal((2, 3, 3, 4), device=device, seed=seed, mean=1.0 + seed)
-        multistep_bn_lif(y, None, None, *ours, momentum=momentum)
-        functional.batch_norm(y.flatten(0, 1), *torchs, training=True, momentum=momentum)
-    for one, two in zip(ours, torchs, strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-6)
-
-
-def test_evaluation_reads_the_running_statistics_and_leaves_them(backend, device):
-    y = normal((2, 3, 3, 4), device=device, mean=2.0)
-    mean, var = torch.full((3,), 2.0, device=device), torch.full((3,), 4.0, device=device)
-    bias = torch.full((3,), 0.8, device=device)
-    kept = mean.clone(), var.clone()
-    spikes = multistep_bn_lif(y, None, bias, mean, var, training=False, eps=0.0)
-    assert torch.equal(spikes, multistep_lif((y - 2.0) * 0.5 + 0.8))
-    assert torch.equal(mean, kept[0])
-    assert torch.equal(var, kept[1])
 
 
 def test_training_without_gradients_still_counts(backend, device):
@@ -520,15 +474,14 @@ def test_an_empty_batch_in_evaluation(backend, device):
     assert weight.grad.eq(0).all()
 
 
-@pytest.mark.parametrize("cuts", [(0, 3, 12), (0, 12)], ids=str)
-def test_pieces_of_a_window_equal_the_whole_in_evaluation(backend, device, cuts):
+def test_pieces_of_a_window_equal_the_whole_in_evaluation(backend, device):
     """Streaming inference: running statistics, the membrane handed on; every bit."""
     y = normal((12, 2, 3, 4), torch.bfloat16, device, mean=0.4)
     norm = (None, None, torch.zeros(3, device=device), torch.ones(3, device=device))
     gains = torch.linspace(0.5, 1.5, 12, device=device)
     whole, v_last = multistep_bn_lif(y, *norm, training=False, step_gain=gains, return_v=True)
     v, rows = None, []
-    for begin, end in itertools.pairwise(cuts):
+    for begin, end in itertools.pairwise((0, 3, 12)):
         piece = dict(training=False, step_gain=gains[begin:end], v_init=v, return_v=True)
         out, v = multistep_bn_lif(y[begin:end], *norm, **piece)
         rows.append(out)

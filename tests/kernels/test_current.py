@@ -9,6 +9,7 @@ from spiketriton_kernels import (
     multistep_bn_lif,
     multistep_bn_lif_reference,
 )
+from tests.covering import pairwise
 from tests.kernels.support import as_layout, normal
 
 GIVEN = ("y", "residual", "bn_weight", "bn_bias", "step_gain")
@@ -40,10 +41,12 @@ def results(function, tensors, dtype=None, used=("spikes", "v_last", "current"),
     return {n: v.detach() for n, v in named.items()} | {n: v.grad for n, v in leaves.items()}
 
 
-@pytest.mark.parametrize("road", ["directly", "as operators"])
-@pytest.mark.parametrize("residual", [True, False], ids=["residual", "alone"])
-@pytest.mark.parametrize("training", [True, False], ids=["batch", "frozen"])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    ("layout", "training", "residual", "road"),
+    pairwise(
+        ["contiguous", "channels_last"], [True, False], [True, False], ["directly", "as operators"]
+    ),
+)
 def test_the_current_and_its_gradient_are_the_definitions(
     backend, device, layout, training, residual, road, monkeypatch
 ):

@@ -202,7 +202,7 @@ def test_no_byte_outside_is_read_or_written(backend, device, guard, function, ca
         assert torch.equal(one, two)
 
 
-@pytest.mark.parametrize("n", [1, 7, 8, 9, 4095, 4096, 4097])
+@pytest.mark.parametrize("n", [1, 8, 9, 4097])
 def test_packing_stays_inside(backend, device, guard, n):
     spikes = (normal((n,), device=device) > 0).float()
     bits = pack_spikes(guard.poisoned(spikes))

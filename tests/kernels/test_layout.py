@@ -54,12 +54,6 @@ def test_while_compiling_only_the_two_usual_orders_are_read_in_place(monkeypatch
     assert not is_dense(as_layout(normal((6, *SIZE[1:])), "channels_last")[::2])
 
 
-def test_an_empty_tensor_is_not_copied():
-    x = torch.zeros(3, 0, 4).transpose(0, 2)
-    assert dense(x) is x
-    assert like(x, x.contiguous()) is x
-
-
 @pytest.mark.parametrize(
     ("size", "stride", "expected"),
     [
@@ -68,11 +62,9 @@ def test_an_empty_tensor_is_not_copied():
         ((2, 3), (1, 2), True),
         ((2, 3, 4), (4, 8, 1), True),
         ((1, 3), (99, 1), True),
-        ((1, 1), (5, 7), True),
         ((2, 3), (4, 1), False),
         ((2, 3), (2, 1), False),
         ((2, 3), (0, 1), False),
-        ((3,), (2,), False),
         ((2, 2), (1, 1), False),
     ],
 )
@@ -123,11 +115,8 @@ def test_where_the_channels_lie(size, layout, expected):
     ("T", "alone", "behind_norm"),
     [
         (1, 1, 1),
-        (4, 4, 4),
         (16, 16, 16),
         (17, 9, 6),
-        (24, 12, 8),
-        (32, 16, 8),
         (33, 11, 7),
         (64, 16, 8),
     ],

@@ -8,12 +8,9 @@ import torch
 from spiketriton_kernels import (
     SHAPES,
     Surrogate,
-    backend_for,
     multistep_lif,
     multistep_lif_reference,
-    use_backend,
 )
-from tests.conftest import need_native
 from tests.kernels.support import (
     DTYPES,
     EVERY_PATH,
@@ -144,25 +141,6 @@ def test_long_windows_of_several_full_chunks(backend, device, T):
     compare((1, 3, 5), T, torch.bfloat16, device, reset="soft", detach_reset=False)
 
 
-@pytest.mark.parametrize("backend", ["native", "torch"], indirect=True)
-@pytest.mark.parametrize(
-    "case",
-    pairwise(
-        dict(
-            decay=["float", "scalar", "channel"],
-            threshold=["float", "scalar", "channel"],
-            width=["float", "scalar", "channel"],
-            reset=RESETS,
-            v_reset=[0.0, -1.0],
-            detach_reset=[True, False],
-        )
-    ),
-    ids=case_id,
-)
-def test_mixes_of_parameters(backend, device, case):
-    compare((3, 5, 7), 6, torch.float32, device, shape="gaussian", **case)
-
-
 @pytest.mark.parametrize("reset", RESETS)
 @pytest.mark.parametrize("v_reset", [0.0, 0.3])
 def test_spikes_and_membranes_agree_in_every_bit_on_any_input(backend, device, reset, v_reset):
@@ -214,20 +192,6 @@ def test_reference_equals_the_equations_written_out(reset, detach_reset, shape):
         torch.testing.assert_close(given, wanted, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("reset", RESETS)
-@pytest.mark.parametrize("detach_reset", [True, False], ids=["detached", "through"])
-def test_decay_one_is_integrate_and_fire(backend, device, reset, detach_reset):
-    x = dyadic((5, 2, 3, 4), device=device).requires_grad_()
-    spikes = multistep_lif(x, decay=1.0, reset=reset, detach_reset=detach_reset)
-    v, rows = torch.zeros(2, 3, 4, device=device), []
-    for current in x.detach():
-        h = v + current
-        fired = h >= 1
-        v = {"soft": h - fired.float(), "hard": torch.where(fired, 0.0, h), "none": h}[reset]
-        rows.append(fired.float())
-    assert torch.equal(spikes, torch.stack(rows))
-
-
 # ---- edges
 
 
@@ -270,7 +234,7 @@ def test_a_width_that_floats_cannot_hold_keeps_the_rectangle_sharp(backend, devi
     assert x.grad.flatten().tolist() == [0.0, 0.0, 1.0, 0.0]
 
 
-@pytest.mark.parametrize("size", [(1,), (4,), (5, 0), (0, 3), (0, 3, 4, 4)], ids=str)
+@pytest.mark.parametrize("size", [(4,), (5, 0), (0, 3, 4, 4)], ids=str)
 def test_small_and_empty_steps(backend, device, size):
     """[T, B] alone, and no neurons at all: spikes and gradients of the same shape."""
     x = dyadic((3, *size), device=device).requires_grad_()
@@ -360,17 +324,21 @@ def test_spikes_come_back_in_the_layout_of_the_input(backend, device, layout):
         assert x.grad.stride() == x.stride()
 
 
-@pytest.mark.parametrize("upstream", ["expanded", "strided", "other layout"])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    ("layout", "upstream"),
+    [
+        ("contiguous", "expanded"),
+        ("channels_last", "strided"),
+        ("channels_last", "other layout"),
+    ],
+)
 def test_upstream_gradients_of_any_layout(backend, device, layout, upstream):
     x = as_layout(dyadic((3, 2, 4, 3, 5), device=device), layout)
     values = dyadic(x.shape, device=device, seed=1)
     grad = {
         "expanded": torch.tensor(0.5, device=device).expand_as(x),
         "strided": as_layout(values, "strided"),
-        "other layout": as_layout(
-            values, {"contiguous": "channels_last"}.get(layout, "contiguous")
-        ),
+        "other layout": values,
     }[upstream]
     v_grad = torch.tensor(0.25, device=device).expand_as(x[0])
     results = []
@@ -398,8 +366,9 @@ def test_v_init_of_another_layout(backend, device):
 # ---- windows in pieces
 
 
-@pytest.mark.parametrize("cuts", [(0, 5, 20), (0, 1, 2, 20), (0, 17, 20), (0, 20)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "cuts"), [(torch.float32, (0, 1, 2, 20)), (torch.bfloat16, (0, 17, 20))], ids=str
+)
 def test_pieces_of_a_window_equal_the_whole_bit_for_bit(backend, device, dtype, cuts):
     """Spikes, last membrane and gradient, the state handed on by v_init and return_v."""
     whole = normal((20, 2, 3, 4), dtype, device, std=0.9)
@@ -418,19 +387,6 @@ def test_pieces_of_a_window_equal_the_whole_bit_for_bit(backend, device, dtype, 
     assert torch.equal(torch.cat(rows), spikes)
     assert torch.equal(v, v_last)
     assert torch.equal(pieces.grad, x.grad)
-
-
-def test_state_carries_gradients_through_two_windows(backend, device):
-    """dL/dx of the first window through the membrane alone: the second window's spikes feel it."""
-    x = dyadic((8, 1, 2, 3), device=device).requires_grad_()
-    first, v = multistep_lif(x[:4], return_v=True)
-    second = multistep_lif(x[4:], v_init=v)
-    (gradient,) = torch.autograd.grad(second.sum(), x)
-    reference = multistep_lif_reference(x)[4:]
-    (expected,) = torch.autograd.grad(reference.sum(), x)
-    torch.testing.assert_close(gradient, expected)
-    assert gradient[:4].abs().sum() > 0
-    assert first.shape == (4, 1, 2, 3)
 
 
 # ---- who wants a gradient
@@ -464,19 +420,6 @@ def test_one_argument_alone_can_want_a_gradient(backend, device, wanted):
             torch.testing.assert_close(ours[name], plain[name], rtol=1e-5, atol=1e-5)
 
 
-def test_a_network_that_ignores_the_spikes_gets_the_membrane_gradient(backend, device):
-    """Only v_last is used; then only the spikes; then neither: no gradient is asked for."""
-    x = dyadic((5, 2, 3), device=device).requires_grad_()
-    spikes, v_last = multistep_lif(x, reset="none", return_v=True)
-    (gradient,) = torch.autograd.grad(v_last.sum(), x, retain_graph=True)
-    expected = 0.5 ** torch.arange(4, -1, -1, device=device, dtype=torch.float32)
-    assert torch.equal(gradient, expected.view(5, 1, 1).expand_as(x))
-    (both,) = torch.autograd.grad(spikes.sum() + v_last.sum(), x)
-    spikes_only = multistep_lif(x, reset="none")
-    (alone,) = torch.autograd.grad(spikes_only.sum(), x)
-    torch.testing.assert_close(both, alone + gradient)
-
-
 def test_no_gradient_is_offered_where_none_is_wanted(backend, device):
     x = dyadic((3, 2, 4), device=device)
     assert not multistep_lif(x).requires_grad
@@ -486,47 +429,4 @@ def test_no_gradient_is_offered_where_none_is_wanted(backend, device):
         assert torch.equal(multistep_lif(x), multistep_lif_reference(x))
 
 
-def test_a_tensor_parameter_gives_the_spikes_of_its_float(backend, device):
-    x = normal((6, 2, 3, 4), device=device)
-    surrogate = Surrogate("sigmoid", width=0.6)
-    as_float = multistep_lif(x, decay=0.7, threshold=0.9, surrogate=surrogate)
-    for shape in ((), (3,)):
-        full = lambda value, shape=shape: torch.full(shape, value, device=device)  # noqa: E731
-        surrogate = Surrogate("sigmoid", width=full(0.6))
-        given = multistep_lif(x, decay=full(0.7), threshold=full(0.9), surrogate=surrogate)
-        assert torch.equal(given, as_float)
-
-
-def test_a_parameter_learns_in_half_precision(backend, device):
-    """bf16 input, float32 decay: the gradient comes back in the parameter's own dtype."""
-    x = dyadic((6, 2, 3, 4), torch.bfloat16, device)
-    for dtype in (torch.float32, torch.bfloat16):
-        decay = torch.full((3,), 0.5, dtype=dtype, device=device, requires_grad=True)
-        multistep_lif(x, decay=decay).sum().backward()
-        plain = decay.detach().double().requires_grad_()
-        multistep_lif_reference(x.double(), decay=plain).sum().backward()
-        assert decay.grad.dtype == dtype
-        torch.testing.assert_close(decay.grad.double(), plain.grad, rtol=1e-2, atol=1e-2)
-
-
 # ---- backends
-
-
-def test_all_backends_give_the_same_bits(triton_backend):
-    """One input, three codes: the same spikes and membranes, and gradients within rounding."""
-    need_native()
-    x = normal((18, 2, 4, 5), torch.bfloat16, std=0.9)
-    results = []
-    for name in ("torch", "native", "triton"):
-        leaf = x.clone().requires_grad_()
-        with use_backend(name):
-            assert backend_for(leaf) == name
-            spikes, v_last = multistep_lif(
-                leaf, decay=0.9, reset="soft", detach_reset=False, return_v=True
-            )
-            torch.autograd.backward([spikes, v_last], [spikes, v_last])
-        results.append((spikes.detach(), v_last.detach(), leaf.grad))
-    for other in results[1:]:
-        assert torch.equal(results[0][0], other[0])
-        assert torch.equal(results[0][1], other[1])
-        torch.testing.assert_close(results[0][2], other[2], rtol=2**-7, atol=1e-6)

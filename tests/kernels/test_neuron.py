@@ -14,6 +14,7 @@ from spiketriton_kernels.neuron import (
     as_small,
     membrane_dtype,
 )
+from tests.covering import each
 
 PLAIN = dict(
     decay=0.5,
@@ -38,10 +39,9 @@ def test_the_membrane_is_at_least_float32(dtype):
     assert membrane_dtype(dtype) == WIDE.get(dtype, torch.float64)
 
 
-@pytest.mark.parametrize("reset", RESETS)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("detach", [True, False])
+@pytest.mark.parametrize(
+    ("reset", "shape", "kind", "detach"), each(RESETS, SHAPES, KINDS, [True, False])
+)
 def test_words_carry_the_call_and_the_neuron(reset, shape, kind, detach):
     given = neuron(reset=reset, shape=shape, detach_reset=detach, kind=kind, levels=3)
     for i in range(6):  # each flag by itself

@@ -17,7 +17,7 @@ from spiketriton_kernels import (
 )
 from tests.conftest import need_native
 from tests.covering import each, pairwise
-from tests.kernels.support import DTYPES, as_layout, dyadic, normal
+from tests.kernels.support import as_layout, dyadic, normal
 
 
 def norm(C: int, device: torch.device | str = "cpu") -> list[torch.Tensor]:
@@ -245,10 +245,9 @@ def test_a_profiler_sees_the_passes_by_their_operators_names(backend, device):
     assert {"spiketriton::neuron_forward", "spiketriton::neuron_backward"} <= names
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_running_statistics_that_change_are_noticed_by_autograd(backend, device, dtype):
+def test_running_statistics_that_change_are_noticed_by_autograd(backend, device):
     """Frozen statistics that a forward has kept must not change before its backward."""
-    y = normal((3, 2, 3, 4), device=device).to(dtype).requires_grad_()
+    y = normal((3, 2, 3, 4), device=device).requires_grad_()
     weight, bias, mean, var = norm(3, device)
     frozen = multistep_bn_lif(y, weight, bias, mean, var, training=False)
     before = mean.clone(), var.clone()
@@ -321,8 +320,10 @@ def test_compiled_by_inductor():
 # ---- derivatives of derivatives
 
 
-@pytest.mark.parametrize("road", ["directly", "as operators"])
-@pytest.mark.parametrize("function", ["lif", "bn_lif", "bn_lif and residual"])
+@pytest.mark.parametrize(
+    ("function", "road"),
+    [("lif", "directly"), ("bn_lif", "as operators"), ("bn_lif and residual", "directly")],
+)
 def test_double_backward_is_refused_in_words(backend, device, function, road, request):
     if road == "as operators":
         request.getfixturevalue("as_operators")
@@ -382,8 +383,9 @@ def results(x: torch.Tensor) -> list[torch.Tensor]:
     return [value.detach() for value in found]
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("layout", "dtype"), [("contiguous", torch.float32), ("channels_last", torch.bfloat16)], ids=str
+)
 def test_ten_runs_on_any_number_of_threads_are_equal_in_every_bit(dtype, layout):
     need_native()
     x = as_layout(normal((5, 4, 6, 11, 13), dtype, mean=0.3), layout)
@@ -430,8 +432,9 @@ def bytes_of(saved: list[tuple[torch.Size, torch.dtype]]) -> int:
     return sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in saved)
 
 
-@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    ("dtype", "layout"), [(torch.float32, "contiguous"), (torch.bfloat16, "channels_last")], ids=str
+)
 def test_the_neuron_keeps_its_input_and_nothing_else(backend, device, dtype, layout):
     x = as_layout(normal((4, 2, 3, 2, 2), dtype, device), layout).requires_grad_()
     for reset in ("soft", "hard"):
@@ -439,8 +442,9 @@ def test_the_neuron_keeps_its_input_and_nothing_else(backend, device, dtype, lay
         assert saved == [(tuple(x.shape), dtype)]
 
 
-@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
-@pytest.mark.parametrize("residual", [False, True], ids=["alone", "residual"])
+@pytest.mark.parametrize(
+    ("dtype", "residual"), [(torch.float32, False), (torch.bfloat16, True)], ids=str
+)
 def test_behind_batch_norm_only_its_input_is_kept(backend, device, dtype, residual):
     """y, the residual where there is one, and vectors of C: mean, variance, weight, bias."""
     y = normal((4, 2, 3, 2, 2), dtype, device).requires_grad_()
@@ -450,7 +454,7 @@ def test_behind_batch_norm_only_its_input_is_kept(backend, device, dtype, residu
     assert saved == [((3,), torch.float32)] * 4 + large
 
 
-@pytest.mark.parametrize(("T", "rows"), [(16, 0), (17, 1), (32, 1), (37, 2), (64, 3)])
+@pytest.mark.parametrize(("T", "rows"), [(16, 0), (17, 1), (64, 3)])
 def test_checkpoints_of_long_windows(triton_backend, T, rows):
     """Triton keeps a float32 membrane between chunks of at most 16 steps; others none."""
     need_native()

@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from spiketriton_kernels import pack_spikes, unpack_spikes
+from tests.covering import each
 from tests.kernels.support import DTYPES, as_layout, dyadic, normal
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted"])
+@pytest.mark.parametrize(
+    ("dtype", "layout"), each(DTYPES, ["contiguous", "channels_last", "permuted"]), ids=str
+)
 def test_packed_spikes_come_back(backend, device, dtype, layout):
     for size in [(1,) * 4, (2, 3, 5, 1), (3, 4, 5, 7), (4, 8, 8, 33)]:
         spikes = as_layout((normal(size, device=device) > 0.5).to(dtype), layout)
@@ -29,38 +31,16 @@ def test_packed_bits_are_the_documented_ones(backend, device):
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "words"),
+    ("spikes", "error", "words"),
     [
-        (lambda: pack_spikes(torch.ones(3).long()), TypeError, "got torch.int64"),
-        (lambda: pack_spikes([1.0]), TypeError, "got list"),
-        (lambda: pack_spikes(torch.ones(4, 4)[:, ::2]), ValueError, "gaps in memory"),
-        (
-            lambda: unpack_spikes(torch.zeros(2), torch.Size([9]), (1,)),
-            TypeError,
-            "bits must be a uint8 tensor, got torch.float32",
-        ),
-        (
-            lambda: unpack_spikes(torch.zeros(2, dtype=torch.uint8), torch.Size([17]), (1,)),
-            ValueError,
-            "2 bytes do not hold a shape of 17 spikes; accepted: 3 bytes",
-        ),
-        (
-            lambda: unpack_spikes(torch.zeros(2, dtype=torch.uint8), torch.Size([9]), (2,)),
-            ValueError,
-            "leave gaps in memory",
-        ),
-        (
-            lambda: unpack_spikes(
-                torch.zeros(2, dtype=torch.uint8), torch.Size([9]), (1,), torch.int64
-            ),
-            TypeError,
-            "dtype torch.int64 is not one of",
-        ),
+        (torch.ones(3).long(), TypeError, "got torch.int64"),
+        ([1.0], TypeError, "got list"),
+        (torch.ones(4, 4)[:, ::2], ValueError, "gaps in memory"),
     ],
 )
-def test_what_cannot_be_packed_is_refused(call, error, words):
+def test_what_cannot_be_packed_is_refused(spikes, error, words):
     with pytest.raises(error, match=words):
-        call()
+        pack_spikes(spikes)
 
 
 def test_packing_compiles_whatever_the_sizes():
@@ -80,7 +60,10 @@ def test_packing_compiles_whatever_the_sizes():
         (dict(bits=torch.zeros(2)), "bits must be a uint8 tensor, got torch.float32"),
         (dict(bits=None), "bits must be a uint8 tensor, got NoneType"),
         (dict(bits=torch.zeros(3, dtype=torch.uint8)), "3 bytes do not hold a shape of 12 spikes"),
-        (dict(size=(5, 5), stride=(5, 1)), "2 bytes do not hold a shape of 25 spikes"),
+        (
+            dict(size=(5, 5), stride=(5, 1)),
+            "2 bytes do not hold a shape of 25 spikes; accepted: 4 bytes",
+        ),
         (dict(stride=(8, 1)), "leave gaps"),
         (dict(stride=(0, 1)), "leave gaps"),
         (dict(stride=(-4, 1)), "leave gaps"),

@@ -62,13 +62,6 @@ def test_coming_from_norse():
     assert torch.equal(found["z"], given["z"])
 
 
-def test_before_and_after_have_five_lines():
-    """Without what they import."""
-    for block in blocks(" before") + blocks(" after"):
-        code = [line for line in block.splitlines() if line.strip() and "import" not in line]
-        assert len(code) <= 5
-
-
 # ---- the table
 
 ROWS = [

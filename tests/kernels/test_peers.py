@@ -5,6 +5,7 @@ import torch
 from spikingjelly.activation_based import neuron, surrogate
 
 from spiketriton_kernels import Surrogate, multistep_lif
+from tests.covering import pairwise
 from tests.kernels.support import dyadic, normal
 
 SURROGATES = {
@@ -27,10 +28,10 @@ def compare(node: torch.nn.Module, x: torch.Tensor, **options) -> None:
     torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", SURROGATES)
-@pytest.mark.parametrize("detach_reset", [True, False], ids=["detached", "through"])
-@pytest.mark.parametrize("v_reset", [None, 0.0, -0.5], ids=["soft", "hard", "hard to -0.5"])
-@pytest.mark.parametrize("decay_input", [True, False], ids=["input decays", "input as it is"])
+@pytest.mark.parametrize(
+    ("shape", "v_reset", "detach_reset", "decay_input"),
+    pairwise(SURROGATES, [None, 0.0, -0.5], [True, False], [True, False]),
+)
 def test_lif(backend, device, shape, detach_reset, v_reset, decay_input):
     """tau 2 and dyadic inputs: every potential is exact in both libraries."""
     theirs, slope = SURROGATES[shape]
@@ -56,9 +57,9 @@ def test_lif(backend, device, shape, detach_reset, v_reset, decay_input):
     )
 
 
-@pytest.mark.parametrize("shape", SURROGATES)
-@pytest.mark.parametrize("detach_reset", [True, False], ids=["detached", "through"])
-@pytest.mark.parametrize("v_reset", [None, 0.0, -0.5], ids=["soft", "hard", "hard to -0.5"])
+@pytest.mark.parametrize(
+    ("shape", "v_reset", "detach_reset"), pairwise(SURROGATES, [None, 0.0, -0.5], [True, False])
+)
 def test_if(backend, device, shape, detach_reset, v_reset):
     theirs, slope = SURROGATES[shape]
     node = neuron.IFNode(

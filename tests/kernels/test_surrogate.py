@@ -14,13 +14,16 @@ from spiketriton_kernels import (
 )
 from spiketriton_kernels.surrogate import phi, primitive
 from spiketriton_kernels.triton_import import tl, triton
+from tests.covering import each
 from tests.kernels.support import PHI, RESETS, normal
 
 U = torch.linspace(-4, 4, 1601, dtype=torch.float64)
+every_shape = pytest.mark.parametrize(
+    ("shape", "height", "width"), each(SHAPES, [0.3, 7.0], [2.5, 0.1])
+)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("height", "width"), [(1.0, 1.0), (0.3, 2.5), (7.0, 0.1)])
+@every_shape
 def test_slope_is_the_formula_of_the_design(shape, height, width):
     slope = Surrogate(shape, height, width).slope(U)
     torch.testing.assert_close(slope, height * PHI[shape](U / width), rtol=1e-12, atol=1e-13)
@@ -28,8 +31,7 @@ def test_slope_is_the_formula_of_the_design(shape, height, width):
     assert at_zero.item() == pytest.approx(height)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("height", "width"), [(1.0, 1.0), (0.3, 2.5), (7.0, 0.1)])
+@every_shape
 def test_slope_is_the_derivative_of_the_primitive(shape, height, width):
     """By autograd everywhere (edges included), and by differences away from the kinks."""
     surrogate = Surrogate(shape, height, width)
@@ -59,9 +61,9 @@ def test_slopes_stay_finite_far_away(shape):
 # ---- the relaxed neuron is differentiable in the ordinary sense
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("reset", RESETS)
-@pytest.mark.parametrize("v_reset", [0.0, -0.4])
+@pytest.mark.parametrize(
+    ("shape", "reset", "v_reset"), [*each(SHAPES, RESETS, [-0.4]), ("atan", "hard", 0.0)]
+)
 def test_gradcheck_of_the_relaxed_neuron(shape, reset, v_reset):
     """Every tensor argument at once: x, v_init, decay, threshold, width; spikes and last membrane."""
     inputs = [
@@ -90,8 +92,7 @@ def test_gradcheck_of_the_relaxed_neuron(shape, reset, v_reset):
     assert torch.autograd.gradcheck(relaxed, [value.requires_grad_() for value in inputs])
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("shape", "training"), each(SHAPES, [True, False]))
 def test_gradcheck_of_the_relaxed_neuron_behind_batch_norm(shape, training):
     y, residual, spike_add = (normal((3, 2, 2, 2), torch.float64, seed=s) for s in range(3))
     weight, bias, gains = (normal((n,), torch.float64, seed=n, mean=1, std=0.1) for n in (2, 2, 3))
@@ -136,7 +137,7 @@ def area(surrogate: Surrogate) -> float:
     return float(torch.trapezoid(surrogate.slope(u), u))
 
 
-@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0, 4.0])
+@pytest.mark.parametrize("alpha", [0.5, 2.0])
 def test_classmethods_say_what_other_libraries_mean(alpha):
     """The formulas as SpikingJelly's and snnTorch's documentation print them."""
     sigmoid = torch.sigmoid(alpha * U)
@@ -173,7 +174,6 @@ def test_defaults_of_the_classmethods():
         (("tanh",), ValueError, "'tanh' is unknown; accepted: fast_sigmoid"),
         (("atan", -1.0), ValueError, "height must be finite and >= 0, got -1.0"),
         (("atan", math.nan), ValueError, "height must be finite and >= 0, got nan"),
-        (("atan", "1"), TypeError, "height must be a float, got str"),
         (("atan", True), TypeError, "height must be a float, got bool"),
         (("atan", 1.0, 0.0), ValueError, "width must be finite and > 0, got 0.0"),
         (("atan", 1.0, math.inf), ValueError, "width must be finite and > 0, got inf"),

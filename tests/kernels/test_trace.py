@@ -15,6 +15,7 @@ from spiketriton_kernels import (
     use_backend,
 )
 from spiketriton_kernels.triton_import import tl, triton
+from tests.covering import each
 from tests.kernels.support import as_layout, normal
 
 SHAPE = (5, 2, 3, 4)
@@ -28,9 +29,6 @@ RESETS = [
     dict(reset="hard", reset_delay=True),
     dict(reset="none", reset_delay=True),
 ]
-every_reset = pytest.mark.parametrize(
-    "options", RESETS, ids=["-".join(map(str, o.values())) for o in RESETS]
-)
 
 
 def run(function, x, **options):
@@ -58,8 +56,7 @@ def assert_equal_runs(found, expected):
         torch.testing.assert_close(grad, grads_[name], rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("shape", [SHAPE, (18, 2, 3, 2)], ids=str)
-@every_reset
+@pytest.mark.parametrize(("options", "shape"), each(RESETS, [SHAPE, (18, 2, 3, 2), SHAPE]), ids=str)
 def test_the_trace_and_its_gradient(options, shape, backend, device):
     x = normal(shape, device=device, mean=0.6, std=1.5)
     options = options | dict(v_init=normal(shape[1:], device=device, seed=5), decay=0.75)
@@ -71,8 +68,7 @@ def test_the_trace_and_its_gradient(options, shape, backend, device):
     assert torch.equal(plain, spikes)
 
 
-@pytest.mark.parametrize("size", [(), (3,)], ids=["one", "channels"])
-@every_reset
+@pytest.mark.parametrize(("options", "size"), each(RESETS, [(), (3,), (3,)]), ids=str)
 def test_parameters_learn(options, size, backend, device):
     spread = torch.linspace(0, 0.25, 3, device=device) if size else 0.0
     values = {

