@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from spiketriton.config import load_recipe, to_toml
+from spiketriton.config import load_recipe
 from spiketriton.errors import EXIT_DONE, EXIT_ERROR, EXIT_NONFINITE, EXIT_USER, UserError
 from spiketriton.runs import checkpoint
 from spiketriton.runs.folder import RunFolder
@@ -100,35 +100,16 @@ def test_the_command_itself(recipe):
     assert not Path("runs").exists()
 
 
-def test_help(capsys):
-    with pytest.raises(SystemExit) as leaves:
-        main(["--help"])
-    assert leaves.value.code == 0
-    shown = capsys.readouterr().out
-    for words in (
-        "RECIPE",
-        "key=value",
-        "--run-dir DIR",
-        "--resume RUN",
-        "examples:",
-        "143 terminated",
-    ):
-        assert words in shown
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ([], "no RECIPE was given"),
-        (["--run-dir"], "expected one argument"),
-        (["small.toml", "--fast"], "unrecognized arguments: --fast"),
         (["small.toml", "--res", "run"], "unrecognized arguments"),
         (["missing.toml"], "missing.toml: no such recipe file"),
         (["small.toml", "train.epoch=2"], "did you mean train.epochs"),
         (["--resume", "nowhere"], "nowhere does not exist"),
         (["--resume", "."], "holds no run"),
         (["--resume", "run", "--run-dir", "other"], "--run-dir contradicts --resume"),
-        (["small.toml", "--run-dir", "small.toml"], "small.toml cannot be written"),
         (["small.toml", "--run-dir", "small.toml/x"], "small.toml/x cannot be written"),
         (["small.toml", "data.name=imagefolder", "data.root=nowhere"], "nowhere"),
         (
@@ -137,6 +118,7 @@ def test_help(capsys):
         ),
         (["small.toml", "train.batch_size=999"], "train.batch_size = 999"),
         (["small.toml", "train.freeze=all"], '"all" names no parameter'),
+        (["small.toml", "train.device=cuda"], 'train.device = "cuda", but PyTorch'),
     ],
 )
 def test_mistakes_are_refused_in_one_line_and_leave_nothing(recipe, arguments, words, capsys):
@@ -275,10 +257,6 @@ def test_half_an_environment_of_ranks_is_refused(recipe, monkeypatch, given):
     assert f"WORLD_SIZE={given['WORLD_SIZE']}" in refused(recipe)
 
 
-def test_a_gpu_that_is_not_there(recipe):
-    assert 'train.device = "cuda", but PyTorch' in refused(recipe, "train.device=cuda")
-
-
 def test_a_folder_that_holds_a_run_is_refused(recipe, tmp_path):
     small_trainer(tmp_path / "run").fit(until=1)
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
@@ -307,10 +285,9 @@ def test_resume_with_another_recipe_is_refused(recipe, tmp_path):
 
 
 @pytest.mark.usefixtures("no_pictures")
-@pytest.mark.parametrize("arguments", [["small.toml"], []])
-def test_resume_with_the_same_recipe_or_none(recipe, tmp_path, capsys, arguments):
+def test_resume_with_the_same_recipe(recipe, tmp_path, capsys):
     small_trainer(tmp_path / "run").fit(until=20)
-    assert main([*arguments, "--resume", "run"]) == EXIT_DONE
+    assert main(["small.toml", "--resume", "run"]) == EXIT_DONE
     assert "resumes after step 20 of 21" in capsys.readouterr().out
     assert len(json.loads(Path("run/environment.json").read_text())) == 2
     assert RunFolder.open("run").load_recipe() == small_recipe()
@@ -324,11 +301,14 @@ def test_a_killed_run_whose_checkpoint_is_missing_resumes_from_the_start(recipe,
     assert "no checkpoint had been written yet" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "recipe.toml", "environment.json"])
-def test_a_damaged_run_folder_is_named(recipe, tmp_path, name):
+def test_a_damaged_run_folder_is_named(recipe, tmp_path):
     small_trainer(tmp_path / "run").fit(until=5)
-    (tmp_path / "run" / name).write_text("{]\n")
-    assert name in refused("--resume", "run")
+    for name in ("environment.json", "metrics.jsonl", "recipe.toml"):
+        file = tmp_path / "run" / name
+        whole = file.read_bytes()
+        file.write_text("{]\n")
+        assert name in refused("--resume", "run")
+        file.write_bytes(whole)
 
 
 def test_divergence_is_an_error_in_one_line(recipe, capsys):
@@ -361,9 +341,3 @@ def test_the_twin_and_synthetic_images(recipe, capsys):
 def test_bf16_on_a_cpu_says_so(recipe, capsys):
     assert main([recipe, "train.precision=bf16", "train.max_steps=1"]) == EXIT_DONE
     assert "precision: bf16, by PyTorch's CPU autocast" in capsys.readouterr().out
-
-
-def test_the_resolved_recipe_is_a_recipe(recipe, tmp_path):
-    small_trainer(tmp_path / "run")
-    text = (tmp_path / "run" / "recipe.toml").read_text()
-    assert text == to_toml(small_recipe())

@@ -14,7 +14,6 @@ from spiketriton.api import load_run as load_in_python
 from spiketriton.data import build_data
 from spiketriton.diagnose import main as diagnose_main
 from spiketriton.errors import EXIT_DONE, UserError
-from spiketriton.models import build_model
 from spiketriton.trained.evaluation import evaluate as evaluated
 from spiketriton.trained.run import load_run
 from spiketriton.training.nonfinite import Diverged
@@ -48,7 +47,6 @@ def keys(root: Path, *more: str) -> list[str]:
 
 
 RUNS = {
-    "resnet8": ["model.block=sew"],
     "net7b": [
         "model.name=net7b",
         "model.block=sew",
@@ -59,7 +57,6 @@ RUNS = {
         *("model.name=vggsnn", "model.width=2", "data.image_size=16", "loss.kind=tet"),
         *("train.mixup=0.4", "train.cutmix=1"),
     ],
-    "ms": ["data.augmentation.delete=1", "model.block=ms"],
 }
 
 
@@ -173,14 +170,6 @@ def test_an_evaluation_counts_frame_by_frame(run, tmp_path, capsys):
     assert {"accuracy.png", "latency.png", "events.png", "events.gif"} <= names
 
 
-def test_streaming_in_chunks_changes_no_answer(run, monkeypatch):
-    from spiketriton.trained import evaluation
-
-    whole = evaluation.evaluate(load_run(run))
-    monkeypatch.setattr(evaluation, "CHUNK", 1)
-    assert evaluation.evaluate(load_run(run)).accuracy == whole.accuracy
-
-
 def test_more_steps_than_frames_are_refused(run):
     with pytest.raises(UserError, match="recordings of 4 frames have no step 5"):
         evaluate.main([str(run), "--steps", "5"])
@@ -242,10 +231,9 @@ def test_net7b_is_not_converted(tmp_path):
         convert.main([str(run), "--run-dir", str(tmp_path / "converted")])
 
 
-@pytest.mark.parametrize("net", [[], ["model.name=vggsnn", "model.width=2", "data.image_size=16"]])
-def test_a_nir_file_spikes_as_the_network(root, tmp_path, capsys, net):
+def test_a_nir_file_spikes_as_the_network(root, tmp_path, capsys):
     pytest.importorskip("nir")
-    run = tmp_path / "run"
+    run, net = tmp_path / "run", ["model.name=vggsnn", "model.width=2", "data.image_size=16"]
     small_trainer(run, *keys(root, "train.max_steps=3", *net)).fit()
     export.main([str(run), "--to", "nir", "--out", str(tmp_path / "net.nir")])
     assert "replayed by NIR's equations: 0 of " in capsys.readouterr().out
@@ -292,14 +280,7 @@ def test_every_data_set_trains(tmp_path, name):
     }
     given = [f"data.name={name}", *more.get(name, []), "train.max_steps=2", "train.batch_size=4"]
     trainer = small_trainer(tmp_path / "run", *keys(tmp_path, *given))
-    outcome = trainer.fit()
-    assert outcome.progress.step == 2
-    assert (
-        build_model(
-            trainer.recipe, classes=len(trainer.data.classes), channels=2, image_size=12
-        ).channels
-        == trainer.data.channels
-    )
+    assert trainer.fit().progress.step == 2
 
 
 def test_recordings_of_a_folder_choose_the_weights(tmp_path):

@@ -74,22 +74,8 @@ WORDS = [
     b"=",
 ]
 VALUES = [
-    None,
-    True,
-    -1,
-    0,
-    2**70,
-    1e308,
-    float("inf"),
-    "",
-    "x",
-    "\0",
-    "../..",
-    [],
-    [[]],
-    {},
-    {"x": 1},
-    [None, "x"],
+    *(None, True, -1, 0, 2**70, 1e308, float("inf"), "", "x", "\0", "../.."),
+    *([], [[]], {}, {"x": 1}, [None, "x"]),
 ]
 
 
@@ -316,6 +302,16 @@ def count(pytestconfig):
     return SLOW if pytestconfig.getoption("--slow") else QUICK
 
 
+def hunt(target: str, count: int, damage, names: list[str], marker: Path) -> None:
+    """Each seed damages by `damage(rng)`, which returns the reader: what is wrong, once each, with its seed."""
+    found = {}
+    for seed in range(count):
+        wrong = refused_or_read(damage(random.Random(f"{target} {seed}")), names, marker)
+        if wrong:
+            found.setdefault(wrong[:60], (seed, wrong))
+    assert not found, "\n".join(f"seed {seed}: {wrong[:300]}" for seed, wrong in found.values())
+
+
 def refused_or_read(read, names: list[str], marker: Path) -> str:
     """What is wrong with how a damaged file was received; "" for nothing."""
     try:
@@ -345,16 +341,13 @@ def test_files_of_a_run(whole, target, count, tmp_path, monkeypatch):
     run.metrics.warn = run.gradients.warn = lambda text: None
     content, (damages, read) = file.read_bytes(), RUN_TARGETS[target]
     read(run)  # as it is
-    found = {}
-    for seed in range(count):
-        rng = random.Random(f"{target} {seed}")
-        damage = rng.choice(damages)
-        file.write_bytes(damage(content, rng))
-        # a checkpoint holds the recipe, and shapes are those of two files
-        wrong = refused_or_read(lambda: read(run), [file.name, str(run.path)], tmp_path / "marker")
-        if wrong:
-            found.setdefault(wrong[:60], (seed, wrong))
-    assert not found, "\n".join(f"seed {seed}: {wrong[:300]}" for seed, wrong in found.values())
+
+    def damage(rng):
+        file.write_bytes(rng.choice(damages)(content, rng))
+        return lambda: read(run)
+
+    # a checkpoint holds the recipe, and shapes are those of two files
+    hunt(target, count, damage, [file.name, str(run.path)], tmp_path / "marker")
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
@@ -365,22 +358,16 @@ def test_states_of_a_resumed_run(optimizer, count, tmp_path):
     trainer.fit(until=3)
     state = read_checkpoint(trainer.checkpoints.folder / "last.pt")
     resumed = [name for name in state if name not in ("recipe", "name", "version", "data")]
-    found = {}
-    for seed in range(count):
-        rng = random.Random(f"{optimizer} {seed}")
+
+    def damage(rng):
         part = rng.choice(resumed)
         changed = {**state, part: in_values(state[part], rng)}
         if rng.random() < 0.05:
             del changed[part]
         again = Trainer(trainer.recipe, trainer.data, trainer.folder, Lines())
+        return lambda: (again.load_state_dict(changed), again.fit(until=4))
 
-        def read(again=again, changed=changed):
-            again.load_state_dict(changed)
-            again.fit(until=4)
-
-        if wrong := refused_or_read(read, ["the checkpoint is damaged"], tmp_path / "marker"):
-            found.setdefault(wrong[:60], (seed, wrong))
-    assert not found, "\n".join(f"seed {seed}: {wrong[:300]}" for seed, wrong in found.values())
+    hunt(optimizer, count, damage, ["the checkpoint is damaged"], tmp_path / "marker")
 
 
 def in_metadata(content: bytes, rng: random.Random) -> bytes:
@@ -416,14 +403,14 @@ def test_files_of_networks(whole, target, count, tmp_path, monkeypatch):
         pytest.importorskip("safetensors")
         export_safetensors(run, file)
         damages, read = [in_bytes, in_metadata, in_metadata], lambda: _pulled(file)
-    content, found = file.read_bytes(), {}
+    content = file.read_bytes()
     read()
-    for seed in range(count):
-        rng = random.Random(f"{target} {seed}")
+
+    def damage(rng):
         file.write_bytes(rng.choice(damages)(content, rng))
-        if wrong := refused_or_read(read, [file.name, "new"], tmp_path / "marker"):
-            found.setdefault(wrong[:60], (seed, wrong))
-    assert not found, "\n".join(f"seed {seed}: {wrong[:300]}" for seed, wrong in found.values())
+        return read
+
+    hunt(target, count, damage, [file.name, "new"], tmp_path / "marker")
 
 
 @pytest.mark.parametrize("target", DATA_TARGETS)
@@ -432,13 +419,12 @@ def test_files_of_data(target, count, tmp_path, monkeypatch):
     file, read = tmp_path / target, DATA_TARGETS[target]
     content = file.read_bytes()
     read(file)
-    found = {}
-    for seed in range(count):
-        file.write_bytes(in_bytes(content, random.Random(f"{target} {seed}")))
-        wrong = refused_or_read(lambda: read(file), [file.name], tmp_path / "marker")
-        if wrong:
-            found.setdefault(wrong[:60], (seed, wrong))
-    assert not found, "\n".join(f"seed {seed}: {wrong[:300]}" for seed, wrong in found.values())
+
+    def damage(rng):
+        file.write_bytes(in_bytes(content, rng))
+        return lambda: read(file)
+
+    hunt(target, count, damage, [file.name], tmp_path / "marker")
 
 
 def made(folder: Path, monkeypatch) -> None:
@@ -499,18 +485,14 @@ def test_a_report_of_a_damaged_run_is_a_page_or_one_line(whole, count, tmp_path,
     """All of a page, where the tests above take its parts."""
     monkeypatch.chdir(tmp_path)
     names = [name for name in RUN_TARGETS if name != "plugins.json"]
-    found = {}
-    for seed in range(max(3, count // 60)):
-        rng = random.Random(f"report {seed}")
+
+    def damage(rng):
         shutil.rmtree("run", ignore_errors=True)
         shutil.copytree(whole, "run")
         target = rng.choice(names)
         file = Path("run") / target
         file.write_bytes(rng.choice(RUN_TARGETS[target][0])(file.read_bytes(), rng))
-        with contextlib.redirect_stdout(io.StringIO()):
-            wrong = refused_or_read(lambda: report.main(["run"]), ["run"], tmp_path / "marker")
-        if wrong:
-            found.setdefault(wrong[:60], (seed, target, wrong))
-    assert not found, "\n".join(
-        f"{seed} {target}: {wrong[:300]}" for seed, target, wrong in found.values()
-    )
+        return lambda: report.main(["run"])
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        hunt("report", max(3, count // 60), damage, ["run"], tmp_path / "marker")

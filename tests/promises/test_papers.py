@@ -117,15 +117,6 @@ def test_the_loss_is_the_authors(name, definition):
     torch.testing.assert_close(build_loss(recipe.loss)(currents, labels), expected)
 
 
-@pytest.mark.parametrize(
-    ("name", "plan"),
-    of_each((4, 256, 320), (6, 256, 125), (6, 128, 200)),
-)
-def test_steps_batch_and_epochs_are_the_authors(name, plan):
-    recipe = load_recipe(name)
-    assert (recipe.time_steps, recipe.train.batch_size, recipe.train.epochs) == plan
-
-
 @pytest.mark.parametrize(("name", "decay"), of_each(0.0, 1e-5, 5e-5, 5e-4))
 def test_the_schedule_and_the_decay_are_the_authors(name, decay):
     train = load_recipe(name).train
@@ -164,12 +155,6 @@ def test_sew_resnets_have_torchvisions_parameters(name):
     model = build_model(load_recipe(name), classes=1000, channels=3, image_size=224)
     assert sum(p.numel() for p in model.parameters()) == TORCHVISION[name]
     assert {type(block).__name__ for _, block in model.blocks()} == {"SEWBlock"}
-
-
-def test_the_single_gpu_sees_batches_as_each_of_eight_does():
-    one, eight = (load_recipe(name).train for name in ("imagenet_sew18", "imagenet_sew34"))
-    assert one.micro_batch == eight.batch_size // 8 == 32
-    assert not eight.sync_bn
 
 
 def test_ms_resnet_halves_in_its_first_block_and_norms_start_at_the_threshold():

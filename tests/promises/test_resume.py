@@ -245,13 +245,6 @@ def test_without_a_signal_a_failing_step_is_an_error(tmp_path):
         trainer.fit()
 
 
-def test_another_recipe_is_refused(tmp_path):
-    small_trainer(tmp_path / "run").fit(until=2)
-    for given in ("train.lr=0.5", "train.epochs=2", "model.width=8"):
-        with pytest.raises(UserError, match=given.split("=")[0]):
-            small_trainer(tmp_path / "run", given, resume=True)
-
-
 def start(folder: Path, *arguments: str, terminal: int | None = None) -> Forked:
     """The command itself."""
     return Forked("-m", "spiketriton.train", *arguments, folder=folder, terminal=terminal)
@@ -430,21 +423,13 @@ def test_a_finished_run_is_extended_on_the_schedule_of_the_longer_one(tmp_path, 
     assert main(["--resume", str(run)]) == EXIT_DONE  # it is a run of five epochs now
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--extend", "5"], "no RECIPE was given"),
-        (["a.toml", "--extend", "5"], "--extend needs --resume"),
-        (
-            ["--resume", "run", "--extend", "x"],
-            "extend x: accepted: a number of epochs, or train.epochs=N or train",
-        ),
-        (["--resume", "run", "--extend", "3"], "the run has 3 epochs already"),
-    ],
-)
-def test_extensions_that_extend_nothing_are_refused(tmp_path, monkeypatch, arguments, words):
+def test_extensions_that_extend_nothing_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     small_trainer(tmp_path / "run").fit(until=1)
-    with pytest.raises(UserError) as caught:
-        main(arguments)
-    assert words in str(caught.value)
+    for arguments, words in (
+        (["a.toml", "--extend", "5"], "--extend needs --resume"),
+        (["--resume", "run", "--extend", "x"], "extend x: accepted: a number of epochs, or train"),
+        (["--resume", "run", "--extend", "3"], "the run has 3 epochs already"),
+    ):
+        with pytest.raises(UserError, match=words):
+            main(arguments)

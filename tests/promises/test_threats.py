@@ -11,31 +11,15 @@ from pathlib import Path
 import pytest
 
 import spiketriton
-from spiketriton import consent, convert, evaluate, export, nonfinite, predict, report
+from spiketriton import consent, report
 from spiketriton.config import load_recipe, parts, recipe_from_toml
 from spiketriton.config.parts import NotAskedFor
-from spiketriton.diagnose import main as diagnose_main
 from spiketriton.errors import UserError
 from spiketriton.runs.checkpoint import Checkpoints, read_checkpoint
-from spiketriton.train import main as train_main
 from tests.small_runs import small_trainer
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
 CODE = "import pathlib\npathlib.Path({marker!r}).write_text('ran')\n"
-READERS = {
-    "load_run": lambda run: spiketriton.load_run(run),
-    "resume": lambda run: spiketriton.train(resume=run, quiet=True),
-    "evaluate": lambda run: evaluate.main([run]),
-    "report": lambda run: report.main([run, "--no-evaluation"]),
-    "diagnose": lambda run: diagnose_main([run]),
-    "export": lambda run: export.main([run, "--to", "torch"]),
-    "convert": lambda run: convert.main([run]),
-    "train": lambda run: train_main(["--resume", run]),
-    "nonfinite": lambda run: nonfinite.main([f"{run}/nonfinite.pt"]),
-    "override": lambda run: evaluate.main([run, "train.device=cpu"]),
-    "against": lambda run: evaluate.main(["honest", "--against", run]),
-    "predict": lambda run: predict.main([run, "one.png"]),
-}
 BEST = ["--checkpoint", "best"]  # it has none: the command ends when the code has run
 CALLS = {  # of each command that takes a run
     "report": ["hostile", "--no-evaluation"],
@@ -46,6 +30,19 @@ CALLS = {  # of each command that takes a run
     "nonfinite": ["hostile"],
     "train": ["--resume", "hostile", "seed=7"],
     "diagnose": ["hostile", "seed=7"],
+}
+
+
+def called(command: str, *words: str) -> object:
+    return import_module(f"spiketriton.{command}").main([*words])
+
+
+READERS = {
+    **{command: lambda c=command: called(c, *CALLS[c]) for command in CALLS},
+    "load_run": lambda: spiketriton.load_run("hostile"),
+    "resume": lambda: spiketriton.train(resume="hostile", quiet=True),
+    "override": lambda: called("evaluate", "hostile", "train.device=cpu"),
+    "against": lambda: called("evaluate", "honest", "--against", "hostile"),
 }
 
 
@@ -77,7 +74,7 @@ def folder(received, monkeypatch):
 @pytest.mark.parametrize("reader", READERS)
 def test_no_reader_of_a_run_runs_its_plugins_unasked(folder, reader):
     with pytest.raises(NotAskedFor) as caught:
-        READERS[reader]("hostile")
+        READERS[reader]()
     message = str(caught.value)
     for words in ("evil.py", "sha256 ", "--trust-plugins", "plugins=True"):
         assert words in message, message
@@ -99,10 +96,9 @@ def test_the_callers_word_is_consent(folder, plugins):
 @pytest.mark.parametrize("command", CALLS)
 def test_the_option_is_consent_for_the_process(folder, command):
     token = consent._consents.set(consent._consents.get())
-    main = import_module(f"spiketriton.{command}").main
     try:
         with contextlib.suppress(UserError):
-            main([*CALLS[command], "--trust-plugins"])
+            called(command, *CALLS[command], "--trust-plugins")
     finally:
         consent._consents.reset(token)
     assert Path("marker").exists()
