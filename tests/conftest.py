@@ -101,6 +101,16 @@ def _haste(item: pytest.Item) -> tuple[bool, int, Path]:
 
 
 @pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The file of the small recipe, in a folder that is the present one."""
+    from tests.small_runs import SMALL
+
+    monkeypatch.chdir(tmp_path)
+    Path("small.toml").write_text(SMALL)
+    return "small.toml"
+
+
+@pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of the train command end without pictures, which take most of a short run's seconds."""
     monkeypatch.setattr("spiketriton.session.draw_run", lambda *_: [])

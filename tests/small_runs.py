@@ -6,15 +6,18 @@ from tests.small_runs import small_recipe, small_trainer
 import io
 import os
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from spiketriton import resuming
 from spiketriton.config import Recipe, recipe_from_toml, replace, to_toml
 from spiketriton.data import build_data
+from spiketriton.errors import UserError
 from spiketriton.runs.checkpoint import read_checkpoint
 from spiketriton.runs.folder import Onlooker, RunFolder
 from spiketriton.show.display import Display
@@ -94,6 +97,14 @@ def last_state(path: Path) -> dict[str, Any]:
     state = read_checkpoint(path / "checkpoints" / "last.pt")
     del state["seconds"]
     return state
+
+
+def refused(main: Callable[[list[str]], Any], arguments: list[str]) -> str:
+    """The one line with which a command refuses them."""
+    with pytest.raises(UserError) as error:
+        main(arguments)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 def assert_equal(a: Any, b: Any, where: str = "state") -> None:

@@ -18,7 +18,6 @@ from torch import nn
 
 import spiketriton
 from spiketriton import api
-from spiketriton.config import to_toml
 from spiketriton.data import build_data
 from spiketriton.errors import UserError
 from spiketriton.runs.folder import RunFolder
@@ -37,13 +36,6 @@ from tests.small_runs import (
 )
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
-
-
-@pytest.fixture
-def recipe(tmp_path, monkeypatch) -> str:
-    monkeypatch.chdir(tmp_path)
-    Path("small.toml").write_text(to_toml(small_recipe()))
-    return "small.toml"
 
 
 def test_python_and_the_command_make_the_same_run(recipe, capsys):

@@ -9,6 +9,7 @@ from spiketriton.evaluate import main as evaluate_main
 from spiketriton.trained.conversion import Options
 from spiketriton.trained.evaluation import evaluate
 from spiketriton.trained.run import load_run
+from tests.small_runs import refused
 
 
 @pytest.fixture(scope="module")
@@ -58,25 +59,19 @@ def test_a_long_window_runs_in_chunks_of_the_whole(converted):
     assert torch.equal(torch.cat(parts), whole)
 
 
-def mistake(arguments: list[str]) -> str:
-    with pytest.raises(UserError) as error:
-        main(arguments)
-    return str(error.value)
-
-
 def test_mistakes_are_named(converted, tmp_path):
     net, source = str(converted / "net"), str(converted / "ann")
     target = tmp_path / "target"
     run_dir = ["--run-dir", str(target)]
-    assert "accepted: its ANN twin" in mistake([net, *run_dir])
+    assert "accepted: its ANN twin" in refused(main, [net, *run_dir])
     assert not target.exists()
-    assert "already holds a run" in mistake([source, "--run-dir", net])
-    assert "--steps 0" in mistake([source, "--steps", "0"])
-    assert "--percentile 101" in mistake([source, "--percentile", "101"])
-    assert "no effect" in mistake([source, "--method", "calibrated", "--percentile", "99"])
-    assert "invalid choice" in mistake([source, "--method", "rmp"])
-    assert "--epochs has no effect" in mistake([source, "--epochs", "2"])
-    assert "--epochs 0" in mistake([source, "--method", "qcfs", "--epochs", "0"])
+    assert "already holds a run" in refused(main, [source, "--run-dir", net])
+    assert "--steps 0" in refused(main, [source, "--steps", "0"])
+    assert "--percentile 101" in refused(main, [source, "--percentile", "101"])
+    assert "no effect" in refused(main, [source, "--method", "calibrated", "--percentile", "99"])
+    assert "invalid choice" in refused(main, [source, "--method", "rmp"])
+    assert "--epochs has no effect" in refused(main, [source, "--epochs", "2"])
+    assert "--epochs 0" in refused(main, [source, "--method", "qcfs", "--epochs", "0"])
 
 
 def test_a_converted_run_is_not_trained_on(converted):

@@ -5,9 +5,8 @@ import math
 
 import pytest
 
-from spiketriton.errors import UserError
 from spiketriton.evaluate import main
-from tests.small_runs import small_trainer
+from tests.small_runs import refused, small_trainer
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
 
@@ -33,23 +32,17 @@ def test_json_and_nothing_else(runs, tmp_path, capsys):
     assert math.isfinite(one["images_per_s"])
 
 
-def mistake(arguments: list[str]) -> str:
-    with pytest.raises(UserError) as error:
-        main(arguments)
-    return str(error.value)
-
-
 def test_mistakes_are_named(runs, tmp_path):
     lif = str(runs / "lif")
-    assert "--steps '0'" in mistake([lif, "--steps", "1,0"])
-    assert "--batch-size 'x'" in mistake([lif, "--batch-size", "x"])
-    assert "does not exist" in mistake([str(tmp_path / "nothing")])
-    assert "no recipe.toml" in mistake([str(tmp_path)])
-    assert "change no weight" in mistake([lif, "time_steps=9"])
+    assert "--steps '0'" in refused(main, [lif, "--steps", "1,0"])
+    assert "--batch-size 'x'" in refused(main, [lif, "--batch-size", "x"])
+    assert "does not exist" in refused(main, [str(tmp_path / "nothing")])
+    assert "no recipe.toml" in refused(main, [str(tmp_path)])
+    assert "change no weight" in refused(main, [lif, "time_steps=9"])
     small_trainer(tmp_path / "other", "data.name=synthetic", "train.max_steps=1").fit()
-    assert "same data" in mistake([lif, "--against", str(tmp_path / "other")])
+    assert "same data" in refused(main, [lif, "--against", str(tmp_path / "other")])
     small_trainer(tmp_path / "fewer", "data.test_images=40", "train.max_steps=1").fit()
-    assert "--images N gives both" in mistake([lif, "--against", str(tmp_path / "fewer")])
+    assert "--images N gives both" in refused(main, [lif, "--against", str(tmp_path / "fewer")])
 
 
 def test_a_read_only_run_is_evaluated_elsewhere(runs, tmp_path, monkeypatch):
@@ -58,4 +51,6 @@ def test_a_read_only_run_is_evaluated_elsewhere(runs, tmp_path, monkeypatch):
     main([str(runs / "lif"), "--json", "--out", str(tmp_path)])
     assert sorted(path for path in (runs / "lif").rglob("*")) == before
     (tmp_path / "file").write_text("")
-    assert "cannot be written" in mistake([str(runs / "lif"), "--out", str(tmp_path / "file")])
+    assert "cannot be written" in refused(
+        main, [str(runs / "lif"), "--out", str(tmp_path / "file")]
+    )

@@ -11,7 +11,7 @@ from safetensors.torch import load
 
 from spiketriton import consent
 from spiketriton.config import to_toml
-from spiketriton.errors import EXIT_DONE, EXIT_ERROR, UserError
+from spiketriton.errors import EXIT_DONE, EXIT_ERROR
 from spiketriton.export import main
 from spiketriton.train import main as train
 from spiketriton.trained.exports import TIE, Comparison
@@ -19,6 +19,7 @@ from spiketriton.trained.nir_graph import to_nir
 from spiketriton.trained.run import load_run
 from tests.models.test_foreign import recipe_of
 from tests.processes import done
+from tests.small_runs import refused
 
 nir = pytest.importorskip("nir", reason="the extra nir is not installed")
 
@@ -94,24 +95,18 @@ def test_torch_export_gives_the_same_currents_elsewhere(trained, tmp_path, capsy
     assert answer.stdout.strip() == "(3, 2, 10)"
 
 
-def mistake(arguments: list[str]) -> str:
-    with pytest.raises(UserError) as error:
-        main(arguments)
-    return str(error.value)
-
-
 def test_mistakes_are_named(trained, tmp_path, monkeypatch):
     run = str(trained)
-    assert "--to" in mistake([run])
-    assert "no effect" in mistake([run, "--to", "torch", "--dt", "1"])
-    assert "no effect" in mistake([run, "--to", "nir", "--batch-size", "1"])
-    assert "--dt -1.0" in mistake([run, "--to", "nir", "--dt", "-1"])
+    assert "--to" in refused(main, [run])
+    assert "no effect" in refused(main, [run, "--to", "torch", "--dt", "1"])
+    assert "no effect" in refused(main, [run, "--to", "nir", "--batch-size", "1"])
+    assert "--dt -1.0" in refused(main, [run, "--to", "nir", "--dt", "-1"])
     (tmp_path / "no").write_text("a file")
     nowhere = str(tmp_path / "no" / "folder")
-    assert "cannot be written" in mistake([run, "--to", "nir", "--out", nowhere])
-    assert "cannot be written" in mistake([run, "--to", "torch", "--out", nowhere])
+    assert "cannot be written" in refused(main, [run, "--to", "nir", "--out", nowhere])
+    assert "cannot be written" in refused(main, [run, "--to", "torch", "--out", nowhere])
     monkeypatch.setitem(sys.modules, "nir", None)
-    assert "pip install 'spiketriton[nir]'" in mistake([run, "--to", "nir"])
+    assert "pip install 'spiketriton[nir]'" in refused(main, [run, "--to", "nir"])
 
 
 @pytest.mark.parametrize(
@@ -186,7 +181,7 @@ def test_a_network_that_fixes_the_number_of_images_is_refused_by_name(tmp_path, 
     assert train(["r.toml", "--run-dir", "run", "--quiet"]) == EXIT_DONE
     arguments = ["run", "--to", "onnx"]
     with consent.decided(True):
-        said = mistake(arguments)
+        said = refused(main, arguments)
         assert "the code of tests.models.foreign_nets:Recurrent fixes the number of images" in said
         assert not list(Path("run").glob("*.onnx"))
         assert main([*arguments, "--batch-size", "3"]) == EXIT_DONE

@@ -7,11 +7,10 @@ from html.parser import HTMLParser
 import pytest
 
 from spiketriton.convert import main as convert_main
-from spiketriton.errors import UserError
 from spiketriton.evaluate import main as evaluate_main
 from spiketriton.report import main
 from spiketriton.trained.evaluation import evaluate
-from tests.small_runs import small_trainer
+from tests.small_runs import refused, small_trainer
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
 
@@ -141,21 +140,15 @@ def test_synthetic_images_are_labelled(synthetic):
     assert "synthetic noise" in (synthetic / "report.html").read_text()
 
 
-def mistake(arguments: list[str]) -> str:
-    with pytest.raises(UserError) as error:
-        main(arguments)
-    return str(error.value)
-
-
 def test_mistakes_are_named(compared, synthetic, tmp_path):
     run = str(compared / "ann")
-    assert "does not exist" in mistake([str(tmp_path / "nothing")])
-    assert "no effect" in mistake([run, "--against", run, "--no-evaluation"])
-    assert "is a folder" in mistake([run, "--no-evaluation", "--out", str(tmp_path)])
+    assert "does not exist" in refused(main, [str(tmp_path / "nothing")])
+    assert "no effect" in refused(main, [run, "--against", run, "--no-evaluation"])
+    assert "is a folder" in refused(main, [run, "--no-evaluation", "--out", str(tmp_path)])
     (tmp_path / "no").write_text("a file")
     nowhere = str(tmp_path / "no" / "folder.html")
-    assert "cannot be written" in mistake([run, "--no-evaluation", "--out", nowhere])
+    assert "cannot be written" in refused(main, [run, "--no-evaluation", "--out", nowhere])
     shutil.copytree(synthetic, tmp_path / "other")
-    assert "same data" in mistake([run, "--against", str(tmp_path / "other")])
+    assert "same data" in refused(main, [run, "--against", str(tmp_path / "other")])
     (tmp_path / "other" / "environment.json").write_text("{")
-    assert "environment.json" in mistake([str(tmp_path / "other"), "--no-evaluation"])
+    assert "environment.json" in refused(main, [str(tmp_path / "other"), "--no-evaluation"])

@@ -17,22 +17,12 @@ from spiketriton.runs import checkpoint
 from spiketriton.runs.folder import RunFolder
 from spiketriton.train import main
 from spiketriton.training import environment
-from tests.small_runs import SMALL, small_recipe, small_trainer
-
-
-@pytest.fixture
-def recipe(tmp_path, monkeypatch) -> str:
-    """A recipe file in the present folder."""
-    monkeypatch.chdir(tmp_path)
-    Path("small.toml").write_text(SMALL)
-    return "small.toml"
+from tests import small_runs
+from tests.small_runs import small_recipe, small_trainer
 
 
 def refused(*arguments: str) -> str:
-    with pytest.raises(UserError) as refusal:
-        main(list(arguments))
-    assert "\n" not in str(refusal.value)
-    return str(refusal.value)
+    return small_runs.refused(main, list(arguments))
 
 
 def test_a_run_from_the_command(recipe, capsys):

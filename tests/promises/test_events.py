@@ -14,6 +14,7 @@ from spiketriton.api import load_run as load_in_python
 from spiketriton.data import build_data
 from spiketriton.diagnose import main as diagnose_main
 from spiketriton.errors import EXIT_DONE, UserError
+from spiketriton.runs.folder import RunFolder
 from spiketriton.trained.evaluation import evaluate as evaluated
 from spiketriton.trained.run import load_run
 from spiketriton.training.nonfinite import Diverged
@@ -139,7 +140,7 @@ def run(root, tmp_path_factory) -> Path:
 
 
 def test_results_name_their_split(run):
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = RunFolder(run).metrics.read()
     tests = [row for row in rows if row["kind"] == "eval"]
     assert tests
     assert all(row["split"] == "split official" for row in tests)
@@ -206,7 +207,7 @@ def test_diagnose_takes_recordings(root, run, tmp_path, capsys):
 
 
 def test_the_gradient_of_every_frame_is_monitored(run):
-    rows = [json.loads(line) for line in (run / "gradients.jsonl").read_text().splitlines()]
+    rows = RunFolder(run).gradients.read()
     assert {row["time_step"] for row in rows} == {0, 1, 2, 3}
 
 
@@ -293,8 +294,6 @@ def test_recordings_of_a_folder_choose_the_weights(tmp_path):
     assert torch.equal(*loaded)  # of the same recordings, copied
     trainer = small_trainer(tmp_path / "run", *given, "train.max_steps=2", "train.batch_size=4")
     trainer.fit()
-    rows = [
-        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    ]
+    rows = RunFolder(tmp_path / "run").metrics.read()
     assert any("validation_accuracy" in row for row in rows)
     assert (tmp_path / "run" / "checkpoints" / "best.pt").is_file()

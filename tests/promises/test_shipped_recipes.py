@@ -1,6 +1,5 @@
 """The large recipes take real steps: real networks and windows, small folders in the data sets' own layouts."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import spiketriton
 from spiketriton.config import load_recipe
 from spiketriton.data import build_data
 from spiketriton.models import build_model, count_parameters
+from spiketriton.runs.folder import RunFolder
 from spiketriton.train import main
 from spiketriton.training.losses import build_loss
 from tests.small_data import accept_checksums, make_cifar100, make_imagenette
@@ -60,7 +60,7 @@ def test_the_command_trains_a_large_recipe(root, tmp_path):
     arguments = [str(RECIPES / f"{name}.toml"), f"data.root={folder}", "train.batch_size=2"]
     arguments += ["train.max_steps=2", "train.log_every=1", "data.image_size=64", "data.workers=0"]
     assert main([*arguments, "--run-dir", str(run)]) == 0
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = RunFolder(run).metrics.read()
     losses = [row["loss"] for row in rows if row["kind"] == "train"]
     assert len(losses) == 2
     assert all(map(torch.isfinite, map(torch.tensor, losses)))
@@ -87,7 +87,7 @@ def test_the_networks_of_the_cifar_tables_take_a_step_as_shipped(name, parameter
     changes += ["data.train_images=8", "data.test_images=4", "train.precision=fp32"]
     run = tmp_path / "run"
     assert main([str(RECIPES / f"{name}.toml"), *changes, "--run-dir", str(run)]) == 0
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = RunFolder(run).metrics.read()
     assert [row["kind"] for row in rows] == ["train", "eval"]
     assert 0 < rows[1]["test_loss"] < 20
     model = spiketriton.load_run(run, plugins=True).model

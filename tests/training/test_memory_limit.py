@@ -24,7 +24,6 @@ from spiketriton.training.randomness import random_state, seed_everything
 from spiketriton.training.ranks import Ranks
 from tests.processes import done
 from tests.small_runs import (
-    SMALL,
     assert_equal,
     last_state,
     small_recipe,
@@ -86,13 +85,6 @@ def test_what_the_recipe_has_done_already_is_not_proposed(changes, images, gone)
 
 
 LARGE = ["time_steps=8", "model.width=64", "data.image_size=32", "train.batch_size=120"]
-
-
-@pytest.fixture
-def recipe(tmp_path, monkeypatch) -> str:
-    monkeypatch.chdir(tmp_path)
-    Path("small.toml").write_text(SMALL)
-    return "small.toml"
 
 
 def test_a_run_that_is_too_large_says_so_in_one_line(recipe):

@@ -23,7 +23,7 @@ from spiketriton.train import main
 from spiketriton.trainer import Trainer
 from spiketriton.training import nonfinite as module
 from spiketriton.training.nonfinite import Diverged, Finding, locate
-from tests.small_runs import SMALL, Lines, assert_equal, last_state, small_recipe, small_trainer
+from tests.small_runs import Lines, assert_equal, last_state, small_recipe, small_trainer
 from tests.test_trainer import weights
 
 SKIP = ["train.nonfinite=skip", "train.max_skips=2"]
@@ -332,13 +332,6 @@ def test_only_advice_that_is_not_taken_is_given(keys, advice):
 
 
 # ---- through the command
-
-
-@pytest.fixture
-def recipe(tmp_path, monkeypatch) -> str:
-    monkeypatch.chdir(tmp_path)
-    Path("small.toml").write_text(SMALL)
-    return "small.toml"
 
 
 @pytest.mark.usefixtures("no_pictures")
