@@ -13,7 +13,7 @@ from spiketriton.errors import run_command
 
 INTRODUCTION = """# Recipes
 
-One TOML file describes one run: `spiketriton train RECIPE [key=value ...]`.
+For whoever writes or changes a recipe. **One TOML file describes one run: `spiketriton train RECIPE [key=value ...]`.**
 
 * Only `data.name` and `model.name` must be given; every other key has a default.
 * `key=value` on the command line overrides the file: `train.epochs=1 data.root=/data`. Values are
@@ -29,8 +29,8 @@ One TOML file describes one run: `spiketriton train RECIPE [key=value ...]`.
   file and have no effect, and `model.norm` is plain batch norm unless it is `none`.
 * The resolved recipe, with every key that has an effect, is saved in the run folder: `recipe.toml`.
 
-This page is printed by `python -m spiketriton.config`. [recipe.schema.json](recipe.schema.json) says the same
-to editors: with `#:schema docs/recipe.schema.json` in its first line, Even Better TOML and taplo check a recipe.
+This page is printed by `python -m spiketriton.config`. [recipe.schema.json](recipe.schema.json) has the same
+for editors: with `#:schema docs/recipe.schema.json` in its first line, Even Better TOML and taplo check a recipe.
 """
 
 

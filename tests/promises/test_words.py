@@ -12,7 +12,16 @@ PLAIN = [
     "README.md",
     *(
         f"docs/{name}.md"
-        for name in ("gradient_flow", "performance", "plugins", "python", "reading")
+        for name in (
+            "evaluation",
+            "events",
+            "gradient_flow",
+            "performance",
+            "plugins",
+            "python",
+            "reading",
+            "words",
+        )
     ),
 ]
 LONGEST = 35
