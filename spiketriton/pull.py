@@ -22,7 +22,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("source", metavar="OWNER/NAME|FILE", help="of the Hub, or a file here")
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit (the newest)")
     parser.add_argument("--run-dir", metavar="DIR", help="run folder (runs/<recipe>-<time>)")
-    return parser.parse_intermixed_args(arguments)
+    args = parser.parse_intermixed_args(arguments)
+    if args.revision is not None and is_file(args.source):
+        parser.error("--revision has no effect with a file")
+    return args
+
+
+def is_file(source: str) -> bool:
+    return source.endswith(".safetensors")
 
 
 def main(arguments: list[str]) -> None:
@@ -30,9 +37,8 @@ def main(arguments: list[str]) -> None:
     with importing():
         from spiketriton.trained.weights import make_run, pull
 
-    file = Path(args.source)
-    if file.suffix == ".safetensors":
-        folder = make_run(file, args.run_dir)
+    if is_file(args.source):
+        folder = make_run(Path(args.source), args.run_dir)
     else:
         folder = pull(args.source, args.run_dir, args.revision)
     print(f"{folder.path}\nnext: spiketriton evaluate {folder.path}")

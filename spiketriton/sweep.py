@@ -5,14 +5,15 @@ import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spiketriton.commandline import KEYS_PAGE, RECIPE_HELP, Parser, spelled
 from spiketriton.config import to_toml
 from spiketriton.errors import EXIT_DONE, UserError, importing, one_line, run_command
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.grid import Cell, Group, grid, grouped
-from spiketriton.runs.rows import Row, read_json, write_json
+from spiketriton.runs.outputs import refuse_foreign
+from spiketriton.runs.rows import Row, read_record, write_json
 from spiketriton.show.screen import console_of, show_table
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ DIR. The same command continues a sweep that was stopped; finished runs are kept
 the table are means over seeds. With train.max_steps=1 nothing is learnt: the norms are those of the
 untrained net."""
 
+PICTURES = ("norms.png", "times.png", "accuracy.png", "depth.png")
 RESULTS = ("width", "mean", "spread", "accuracies")  # keys of results.json beside the swept ones
 HEAD = ("width used", "accuracy", "spread", "seeds", "time")
 
@@ -85,11 +87,12 @@ def train_cell(cell: Cell) -> Row | int:
 
 
 def refuse_other_sweep(path: Path, cells: Sequence[Cell]) -> None:
-    """UserError: results of an earlier sweep are there that this one will not have, and would be lost."""
+    """UserError: results of an earlier sweep are there that this one will not have, or files of somebody else's."""
     if not path.exists():
+        refuse_foreign((path.with_name(name) for name in PICTURES), lambda _: False)
         return
     known = [{k: v for k, v in cell.values.items() if k != "seed"} for cell in cells]
-    for row in read_json(path):
+    for row in read_record(path, list[dict[str, Any]]):
         values = {key: value for key, value in row.items() if key not in RESULTS}
         if values not in known:
             words = " ".join(f"{key}={value}" for key, value in values.items()) or "the recipe"

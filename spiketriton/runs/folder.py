@@ -69,6 +69,13 @@ class Plugin:
     parts: list[str]
 
 
+_LATER = (
+    *("gradients.jsonl", "console.log", "network.txt", "nonfinite.pt"),
+    *("curves.png", "gradients.png", "firing.png"),
+)
+"""What a run writes once its recipe is in its folder: where there is none, they are somebody else's."""
+
+
 class RunFolder:
     """The files of a run at `path`; `create` makes a new one and `open` finds an old one."""
 
@@ -107,6 +114,12 @@ class RunFolder:
                 f"{self.path} already holds a run; continue it with --resume {self.path}, "
                 "or give another --run-dir"
             )
+        for name in _LATER:
+            if (self.path / name).exists():
+                raise UserError(
+                    f"{self.path / name} exists, and a run there would change it; remove it first, or give "
+                    "another --run-dir"
+                )
 
     @classmethod
     def open(cls, path: str | Path) -> "RunFolder":

@@ -87,6 +87,19 @@ def test_results_of_another_sweep_stay(tmp_path, capsys):
     assert (tmp_path / "out" / "results.json").read_bytes() == before
 
 
+def test_files_of_somebody_else_are_no_results_of_a_sweep(tmp_path):
+    words = ["quickstart", "seed=0,1", "train.max_steps=1", "--out", str(tmp_path)]
+    for name, content, said in (
+        ("results.json", '{"mine": 1}', "is damaged"),
+        ("accuracy.png", "mine", FOREIGN),
+    ):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(UserError, match=said):
+            sweep.main(words)
+        assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, content)]
+        (tmp_path / name).unlink()
+
+
 def test_a_diagnosis_takes_a_name_that_is_free(tmp_path):
     assert unused(tmp_path, "a").name == "diagnosis.json"
     (tmp_path / "diagnosis.png").write_text("the user's")

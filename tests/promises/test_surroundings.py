@@ -23,6 +23,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from spiketriton.commandline import COMMANDS, Parser
 from spiketriton.errors import EXIT_DONE, EXIT_ERROR, EXIT_USER, run_command
 from spiketriton.runs.checkpoint import read_checkpoint
 from spiketriton.runs.rows import Rows
@@ -35,37 +36,44 @@ from tests.small_runs import SMALL, small_trainer
 # a call of each command, and what is there once it has ended; further words of a name tell its options
 FEW = ["data.train_images=32", "data.test_images=16", "time_steps=2"]
 NET = ["model.name=mlp", "model.depth=2"]
+BESIDE = ["--against", "ann", "--out"]
+QCFS = ["--method", "qcfs", "--epochs", "1", "--steps", "2"]
+EULER = ["--dt", "1", "--reset", "hard"]
+TRAINED = ["--checkpoint", "last", "--trust-plugins"]
 CALLS: dict[str, tuple[list[str], str]] = {
     "train": (["small.toml", *FEW, "train.epochs=4", "--run-dir", "new"], "new/curves.png"),
     "sweep": (["small.toml", *FEW, *NET, "seed=0,1", "train.epochs=1", "--out", "s"], "s/results.json"),
     "diagnose": (["small.toml", *FEW, *NET, "--out", "d"], "d/diagnosis.png"),
+    "diagnose run": (["lif", "--batches", "2", "--trust-plugins"], "lif/diagnosis.png"),
     "evaluate": (["lif"], "lif/evaluation/confusion.png"),
     "convert": (["ann", "--steps", "2", "--images", "16", "--run-dir", "c"], "c/recipe.toml"),
-    "export": (["lif", "--to", "torch"], "lif/small.pt2"),
+    "export": (["lif", "--to", "torch", "--checkpoint", "last", "--trust-plugins"], "lif/small.pt2"),
     "report": (["lif"], "lif/report.html"),
-    "import": (["net.nir", "small.toml", *FEW, "--run-dir", "i"], "i/recipe.toml"),
-    "pull": (["net.safetensors", "--run-dir", "p"], "p/recipe.toml"),
-    "push": (["lif", "me/small"], "lif/hub/README.md"),
+    "import": (["net.nir", "small.toml", *FEW, *EULER, "--run-dir", "i"], "i/recipe.toml"),
+    "pull": (["net.safetensors", "--trust-plugins", "--run-dir", "p"], "p/recipe.toml"),
+    "pull hub": (["me/small", "--revision", "main", "--run-dir", "p"], "p/recipe.toml"),
+    "push": (["lif", "me/small", "--private", "--checkpoint", "last", "--trust-plugins"], "lif/hub/README.md"),
     "recipes": ([], "small.toml"),
     "config": ([], "small.toml"),
     "predict": (["lif", "one.png"], "one.png"),
-    "nonfinite": (["lif"], "lif/nonfinite.pt"),
+    "nonfinite": (["lif", "--trust-plugins"], "lif/nonfinite.pt"),
     "doctor": (["train.device=cpu"], "small.toml"),
     "train quiet": (["small.toml", *FEW, *NET, "--quiet", "--run-dir", "q"], "q/curves.png"),
     "train json": (["small.toml", *FEW, *NET, "--json", "--run-dir", "j"], "j/curves.png"),
-    "train extended": (["--resume", "lif", "--extend", "train.max_steps=4"], "lif/curves.png"),
+    "train extended": (["--resume", "lif", "--extend", "train.max_steps=4", "--trust-plugins"], "lif/curves.png"),
     "diagnose json": (["lif", "--json", "--out", "d"], "d/diagnosis.json"),
-    "evaluate json": (["lif", "--json", "--out", "e", "--against", "ann"], "e/evaluation.json"),
+    "evaluate json": (["lif", *TRAINED, "--json", "--batch-size", "8", *BESIDE, "e"], "e/evaluation.json"),
     "evaluate steps": (["lif", "--steps", "1,3", "--images", "8"], "lif/evaluation/rates.png"),
-    "convert qcfs": (["ann", "--method", "qcfs", "--steps", "2", "--run-dir", "c"], "c/recipe.toml"),
-    "export nir": (["lif", "--to", "nir", "--images", "1"], "lif/small.nir"),
-    "export onnx": (["lif", "--to", "onnx"], "lif/small.onnx"),
+    "convert qcfs": (["ann", *TRAINED, *QCFS, "--run-dir", "c"], "c/recipe.toml"),
+    "convert channels": (["ann", "--per-channel", "--percentile", "99", "--run-dir", "c"], "c/recipe.toml"),
+    "export nir": (["lif", "--to", "nir", "--images", "1", "--dt", "1"], "lif/small.nir"),
+    "export onnx": (["lif", "--to", "onnx", "--batch-size", "2"], "lif/small.onnx"),
     "export safetensors": (["lif", "--to", "safetensors", "--out", "w"], "w"),
-    "report against": (["lif", "--against", "ann", "--out", "r.html"], "r.html"),
+    "report against": (["lif", "--trust-plugins", *BESIDE, "r.html"], "r.html"),
     "report plain": (["lif", "--no-evaluation"], "lif/report.html"),
     "recipes name": (["quickstart"], "small.toml"),
     "config schema": (["--schema"], "small.toml"),
-    "predict json": (["lif", "one.png", "--json"], "one.png"),
+    "predict json": (["lif", *TRAINED, "one.png", "--top", "2", "--json"], "one.png"),
     "doctor json": (["train.device=cpu", "--json"], "small.toml"),
 }  # fmt: skip
 
@@ -74,7 +82,8 @@ HUB = {  # takes all that is pushed to it
     "huggingface_hub": SimpleNamespace(
         HfApi=lambda: SimpleNamespace(
             create_repo=lambda *_, **keys: None, upload_folder=lambda **keys: "https://hub/me/small"
-        )
+        ),
+        hf_hub_download=lambda name, file, revision: "net.safetensors",
     ),
     "huggingface_hub.errors": SimpleNamespace(
         HfHubHTTPError=OSError, HFValidationError=ValueError, LocalEntryNotFoundError=OSError
@@ -244,6 +253,23 @@ def cells() -> Iterator[object]:
         for amiss in [*AMISS, "cp1252"]:
             marks = [] if (name, amiss) in ALWAYS else [pytest.mark.slow]
             yield pytest.param(name, amiss, marks=marks)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_in_the_table(command, monkeypatch):
+    class Known(Exception):
+        pass
+
+    def known(parser, _):
+        raise Known({option for action in parser._actions for option in action.option_strings})
+
+    monkeypatch.setattr(Parser, "parse_args", known)
+    monkeypatch.setattr(Parser, "parse_intermixed_args", known)
+    with pytest.raises(Known) as found:
+        import_module(f"spiketriton.{command}").parse([])
+    tried = {word for name in CALLS if name.split()[0] == command for word in CALLS[name][0]}
+    # a harness of others: tests/suites/test_neurobench.py
+    assert {*found.value.args[0]} <= tried | {"-h", "--help", "--neurobench"}
 
 
 @pytest.mark.parametrize(("command", "amiss"), list(cells()))

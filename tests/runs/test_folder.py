@@ -113,6 +113,14 @@ def test_a_folder_with_a_run_is_not_taken_again(tmp_path, monkeypatch):
     assert made == [Path(f"runs/x-now{end}") for end in ("", "-2", "-3")]
 
 
+def test_a_run_begins_in_no_folder_where_it_would_change_files_of_somebody_else(tmp_path):
+    for name in ("curves.png", "console.log"):
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(UserError, match=f"{name} exists, and a run there would change it"):
+            RunFolder.create(tmp_path, "small")
+        (tmp_path / name).unlink()
+
+
 @pytest.mark.parametrize("users", [False, True])
 def test_a_folder_that_was_never_used_goes(tmp_path, users):
     folder = RunFolder.create(tmp_path / "run", "small")
