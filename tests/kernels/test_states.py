@@ -26,8 +26,6 @@ from spiketriton_kernels import (
     virtual_steps,
 )
 from spiketriton_kernels.backends import eager
-from spiketriton_kernels.definition import normalised
-from spiketriton_kernels.neuron import Call, Norm
 from tests.covering import each
 from tests.kernels.support import as_layout, dyadic, normal
 
@@ -197,38 +195,6 @@ def test_outside_is_where_the_slope_is_small(kind, backend, device):
     assert x.grad.count_nonzero() == len(inside)
 
 
-def record(kind, options):
-    """What the public function makes of its options."""
-    return FUNCTIONS[kind][0].__wrapped__(torch.zeros(1, 1), **options).neuron
-
-
-@every_case
-def test_batch_norm_in_the_passes_of_every_kind(kind, options, backend, device):
-    """Norm, residual, spike_add, step gain, the current and the trace, against the two of them in turn."""
-    y, residual, add = (normal((4, 2, 3, 5), device=device, seed=i, mean=0.4) for i in range(3))
-    small = [normal((3,), device=device, seed=i, mean=1.0, std=0.2) for i in (4, 5)]
-    gains = normal((4,), device=device, seed=6, mean=1.0, std=0.1)
-    upstream = [normal(y.shape, device=device, seed=7 + i) for i in range(2)]
-    results = []
-    for fused in (True, False):
-        given = [t.clone().requires_grad_() for t in (y, residual, add, *small, gains)]
-        y_, residual_, add_, weight, bias, gains_ = given
-        norm = Norm(weight, bias, None, None, step_gain=gains_)
-        if fused:
-            call = Call(return_current=True)
-            out = fire.fire(
-                y_, record(kind, options), call, norm, residual=residual_, spike_add=add_
-            )
-            spikes, current = out.spikes, out.current
-        else:
-            current = normalised(y_, norm) + residual_
-            spikes = FUNCTIONS[kind][1](current, **options) + add_
-        torch.autograd.backward([spikes, current], upstream)
-        results.append([spikes, current, *(t.grad for t in given)])
-    for found_, expected in zip(*results, strict=True):
-        torch.testing.assert_close(found_, expected, rtol=1e-3, atol=1e-3)
-
-
 @pytest.mark.parametrize(
     ("kind", "layout"),
     [
@@ -269,20 +235,6 @@ def test_dtypes(kind, dtype, backend, device):
     torch.testing.assert_close(
         found[3]["x"].double(), expected[3]["x"].double(), rtol=tolerance, atol=tolerance
     )
-
-
-@every_kind
-def test_chunks_are_the_window(kind, backend, device):
-    function, _ = FUNCTIONS[kind]
-    x = normal((20, 2, 3), device=device, mean=0.6, std=1.5)
-    whole, last = function(x, return_state=True)
-    first, (v, m) = function(x[:7], return_state=True)
-    states = dict(v_init=v) if kind == "ilif" else dict(v_init=v, m_init=m)
-    second, end = function(x[7:], **states, return_state=True)
-    assert torch.equal(torch.cat([first, second]), whole)
-    for a, b in zip(last, end, strict=True):
-        assert torch.equal(a, b)
-    assert torch.equal(function(x), whole)
 
 
 @every_case

@@ -146,14 +146,6 @@ def test_a_peers_network_is_the_same_network(quick):
     assert step.check().status == Status.OK
 
 
-def test_packed_spikes_save_less_and_what_they_save_is_counted(measured, quick):
-    case = TrainingStep(find_recipe("quickstart"), quick)
-    of = measured(case, OURS, f"{OURS} packed", section="memory")
-    whole, packed = of[OURS]["saved_bytes"], of[f"{OURS} packed"]["saved_bytes"]
-    assert 0.3 * whole < packed < 0.9 * whole
-    assert of[OURS]["peak_bytes"] > 0
-
-
 def test_times_become_images_and_ratios(quick):
     case = TrainingStep(find_recipe("quickstart"), quick)  # T = 2, a batch of 2
     timings = {OURS: Timing((3.0, 4.0, 9.0)), TWIN: Timing((1.0, 2.0, 3.0))}

@@ -9,9 +9,9 @@ import torch
 from torch import nn as torch_nn
 from torch.utils.checkpoint import checkpoint
 
-from spiketriton_kernels import PROBE_FIELDS, Surrogate, multistep_lif_reference, nn
+from spiketriton_kernels import Surrogate, multistep_lif_reference, nn
 from tests.covering import each
-from tests.kernels.support import dyadic, normal
+from tests.kernels.support import normal
 
 T, B, C = 5, 3, 4
 
@@ -154,15 +154,6 @@ def test_half_precision_keeps_the_leak_in_float32(kind, dtype):
         assert torch.equal(spikes.float(), whole(x.float()))
 
 
-@every_neuron
-def test_one_graph_under_compile(kind):
-    neuron = NEURONS[kind]()
-    x = normal((T, B, C), mean=0.7)
-    torch._dynamo.reset()  # all modules share one forward, which has a limit of compiled forms
-    compiled = torch.compile(neuron, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(x), neuron(x))
-
-
 def test_a_checkpoint_repeats_the_last_call_and_no_earlier_one():
     """What a stateful neuron keeps is moved on once, and its window computed again begins where it began."""
     layers = [
@@ -198,15 +189,6 @@ def test_a_checkpoint_repeats_the_last_call_and_no_earlier_one():
     outs = [checkpoint(step, x, use_reentrant=False) for _ in range(2)]
     with pytest.raises(ValueError, match="LIF keeps its membrane, and a checkpoint repeats a call"):
         sum(outs).sum().backward()
-
-
-def test_a_probe_is_filled():
-    neuron = nn.LIF()
-    neuron.probe = torch.zeros(T, len(PROBE_FIELDS), requires_grad=True)
-    spikes = neuron(normal((T, B, C), mean=0.7).requires_grad_())
-    spikes.sum().backward()
-    counted = neuron.probe.grad[:, PROBE_FIELDS.index("spikes")]
-    assert torch.equal(counted, spikes.detach().sum((1, 2)))
 
 
 @pytest.mark.parametrize(
@@ -245,8 +227,3 @@ def test_mistakes_are_refused_in_one_line(make, names):
 
 def test_empty_batches_pass():
     assert nn.LIF()(torch.zeros(T, 0, C)).shape == (T, 0, C)
-
-
-def test_dyadic_ties_fire():
-    x = dyadic((T, B, C))
-    assert torch.equal(nn.LIF(decay_input=False)(x), multistep_lif_reference(x))

@@ -7,7 +7,6 @@ import torch
 from torch import nn as torch_nn
 
 from spiketriton_kernels import (
-    PROBE_FIELDS,
     Surrogate,
     multistep_alif_reference,
     multistep_clif_reference,
@@ -15,7 +14,6 @@ from spiketriton_kernels import (
     multistep_ilif_reference,
     nn,
 )
-from spiketriton_kernels.nn.neurons import norm_record
 from tests.kernels.support import normal
 
 T, B, C = 5, 3, 4
@@ -121,32 +119,6 @@ def test_constants_learn_per_channel(make, names):
         neuron(torch.zeros(T, B, 6, C))
 
 
-@every_neuron
-def test_the_probe_and_the_norm_of_a_module(kind):
-    """Behind a norm, in one operation or in two, a neuron gives the same spikes, states and sums."""
-    y = normal((T, B, C, 6), mean=0.3, std=1.5)
-    residual = normal(y.shape, seed=2)
-    runs = []
-    for fused in (True, False):
-        neuron, norm = NEURONS[kind][0](stateful=True, store_v_seq=True), torch_nn.BatchNorm2d(C)
-        neuron.probe = torch.zeros(T, len(PROBE_FIELDS), requires_grad=True)
-        x = y.clone().requires_grad_()
-        if fused:
-            spikes, current = neuron.fused_norm(
-                x, norm_record(norm, x), residual, return_current=True
-            )
-        else:
-            current = norm(x.flatten(0, 1)[..., None])[..., 0].view_as(x) + residual
-            spikes = neuron(current)
-        (spikes * normal(y.shape, seed=1)).sum().backward()
-        runs.append(
-            [spikes, current, x.grad, norm.weight.grad, neuron.probe.grad, neuron.v, neuron.v_seq]
-        )
-        runs[-1] += [norm.running_mean, norm.running_var, norm.num_batches_tracked]
-    for one, two in zip(*runs, strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-3)
-
-
 def test_a_record_is_kept_until_a_constant_changes():
     neuron, x = nn.ALIF(), normal((T, B, C), mean=1.0)
     assert neuron.record() is neuron.record()
@@ -160,15 +132,6 @@ def test_a_record_is_kept_until_a_constant_changes():
         assert neuron.record() is not before
     assert torch.equal(neuron(x), nn.ALIF(beta=5.0)(x))
     assert nn.CLIF(decay=channels(0.4, 0.6)).record().decay.requires_grad
-
-
-@every_neuron
-def test_one_graph_under_compile(kind):
-    neuron = NEURONS[kind][0]()
-    x = normal((T, B, C), mean=0.7)
-    torch._dynamo.reset()  # all modules share one forward, which has a limit of compiled forms
-    compiled = torch.compile(neuron, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(x), neuron(x))
 
 
 @pytest.mark.parametrize(
