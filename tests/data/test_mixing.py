@@ -154,6 +154,7 @@ def test_some_pairs_and_late_epochs_are_not_mixed():
     drawn = mixing.draw(0, 0, 4000)
     assert (drawn[:, 1] < 1).mean() == pytest.approx(0.3, abs=0.03)
     always = Mixing(0.4, 1.0, classes=4).draw(0, 0, 4000)
+    assert always[:, 0].mean() == pytest.approx(0.5, abs=0.03)  # half of them by a box
     mixed = drawn[:, 1] < 1
     assert np.array_equal(drawn[mixed], always[mixed])  # by the draws that they had
     images, labels = images_and_labels()

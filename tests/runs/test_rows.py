@@ -10,6 +10,7 @@ import pytest
 from spiketriton.errors import UserError
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import (
+    GRADIENTS,
     NoRows,
     Rows,
     _write_or_leave,
@@ -141,6 +142,17 @@ def test_a_row_cut_short_is_left_out_and_a_damaged_one_is_named(tmp_path):
     rows.path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
     with pytest.raises(UserError, match=r"rows\.jsonl is damaged: line 2 is not valid JSON"):
         rows.read()
+
+
+def test_values_that_no_row_has_are_named(tmp_path):
+    rows = Rows(tmp_path / "gradients.jsonl", kinds=GRADIENTS)
+    whole = {"step": 2**53 - 1, "layer": "a", "index": 0, "time_step": 0, "norm": None}
+    rows.path.write_text(json.dumps(whole) + "\n")
+    assert rows.read() == [whole]
+    for key, value in (("step", 2**53), ("index", True), ("layer", 1), ("norm", 1e300)):
+        rows.path.write_text(json.dumps(whole | {key: value}) + "\n")
+        with pytest.raises(UserError, match=rf"gradients\.jsonl is damaged: line 1: {key} = "):
+            rows.read()
 
 
 def test_rows_of_another_process_are_not_written(tmp_path):
