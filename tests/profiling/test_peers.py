@@ -17,7 +17,8 @@ CPU, FLOAT = torch.device("cpu"), torch.float32
     ("peer", "contender"),
     [
         ("spikingjelly", "spikingjelly default"),
-        ("spikingjelly", "spikingjelly compiled"),
+        # it compiles for ten seconds
+        pytest.param("spikingjelly", "spikingjelly compiled", marks=pytest.mark.slow),
         ("snntorch", "snntorch"),
         ("norse", "norse"),
     ],

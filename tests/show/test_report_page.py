@@ -69,6 +69,7 @@ def test_commands_are_those_of_the_sessions_and_how_to_see_more(folder):
     assert f"accuracy on {part.images:,} of {part.available:,} test images" in _facts(part, [])
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_page_has_the_sections_for_which_there_is_something(folder):
     folder.metrics.append(
         {"kind": "train", "step": s, "epoch": s / 2, "seconds": 2.0, "loss": 1.0, "lr": 0.1, "grad_norm": 2.0}
