@@ -17,7 +17,7 @@ from spiketriton.data import TestSet
 from spiketriton.errors import UserError
 from spiketriton.models.agreement import AGREEMENT, counted_graph
 from spiketriton.neurons import IF, PSN, MaskedPSN, Norm, SlidingPSN, SpikingNeuron
-from spiketriton.trained.counters import ActivityCounter, SpikeCounter
+from spiketriton.trained.counters import SpikeCounter
 from spiketriton.trained.energy import Workload, ann_energy_pj, energy_pj, workload
 from spiketriton.trained.raster import raster_of
 from spiketriton.trained.results import Evaluation, Sample
@@ -58,7 +58,7 @@ def evaluate(run: Run, steps: int | None = None, batch_size: int = 0) -> Evaluat
             confusion += pairs.bincount(minlength=classes * classes)
 
     images_seen = int(confusion.sum())
-    if isinstance(counter, ActivityCounter):
+    if uncounted:
         operations = [math.nan] * last
     else:
         operations = [n / images_seen if spiking else 0.0 for n in counter.operations_within()]
@@ -83,7 +83,7 @@ def evaluate(run: Run, steps: int | None = None, batch_size: int = 0) -> Evaluat
         interval=[(math.nan, math.nan)] * first + [wilson(int(n), images_seen) for n in correct],
         confusion=confusion.view(classes, classes).tolist(),
         layers=counter.layers(images_seen, spiking),
-        mean_rate=counter.mean_rate(images_seen),
+        mean_rate=counter.mean_rate(),
         synaptic_operations=operations,
         neurons=work.neurons,
         macs_once=work.macs_once if spiking else work.ann_macs * (not data.facts.frames),
@@ -121,9 +121,7 @@ def _window(run: Run, steps: int | None) -> int:
     return last
 
 
-def _counter(
-    run: Run, test: TestSet, steps: int
-) -> tuple[SpikeCounter | ActivityCounter, Workload, str]:
+def _counter(run: Run, test: TestSet, steps: int) -> tuple[SpikeCounter, Workload, str]:
     """What counts spikes, and operations by a graph; or why there is no graph that gives the network's answers."""
     data = run.data
     try:
@@ -132,7 +130,7 @@ def _counter(
         return SpikeCounter(nodes, work, steps=steps, within=run.time_steps), work, ""
     except UserError as error:
         nothing = Workload(layer_macs={}, macs_once=0, macs_per_step=0, neurons=0, fan_out={})
-        return ActivityCounter(steps=steps, within=run.time_steps), nothing, str(error)
+        return SpikeCounter(steps=steps, within=run.time_steps), nothing, str(error)
 
 
 def _energy(

@@ -20,7 +20,7 @@ from spiketriton.neurons import (
     SpikingNeuron,
     build_neuron,
 )
-from spiketriton.trained.counters import ActivityCounter
+from spiketriton.trained.counters import SpikeCounter
 from spiketriton.trained.exports import export_onnx
 from spiketriton.trained.nir_graph import to_nir
 from spiketriton.trained.run import load_run
@@ -193,7 +193,7 @@ def test_spikes_of_ilif_are_counted_as_whole_numbers():
         built(recipe_of("ilif", more="v_threshold = 0.2\nlevels = 3")).eval(),
         batch(),
     )
-    counter = ActivityCounter(steps=4, within=4)
+    counter = SpikeCounter(steps=4, within=4)
     total = {}
     layer = dict(net.spiking_layers())["neuron1"]
     with torch.no_grad(), counter.watching(net):
