@@ -14,7 +14,8 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from typing import NoReturn
+from importlib import import_module
+from typing import Any, NoReturn
 
 from spiketriton import streams
 
@@ -60,6 +61,16 @@ def in_code_of_others(error: Exception) -> str:
     at = f" in {layer}" if layer else ""
     why = f"{type(error).__name__}: {one_line(error)}"
     return f"{key} failed{at}: {why} ({place})" if key else ""
+
+
+def need(module: str, extra: str, what: str = "this") -> Any:
+    """A module of a package that the extra brings. UserError: it is not installed, and `what` needs it."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"{what} needs a package: {one_line(error)}; pip install 'spiketriton[{extra}]'"
+        ) from None
 
 
 def one_line(message: object) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spiketriton.commandline import CHECKPOINTS, CHECKPOINTS_HELP, Parser
-from spiketriton.errors import UserError, importing, run_command
+from spiketriton.errors import UserError, importing, need, run_command
 from spiketriton.runs.folder import RunFolder, refuse_unusable
 from spiketriton.runs.outputs import output_folder, refuse_foreign
 from spiketriton.runs.rows import json_text, replace_file, write_json
@@ -64,11 +64,11 @@ def main(arguments: list[str]) -> None:
         from spiketriton.show.evaluation_tables import neurobench_line, show
         from spiketriton.show.screen import console_of, say, show_whole
         from spiketriton.trained.evaluation import evaluate
-        from spiketriton.trained.neurobench import import_neurobench, neurobench
+        from spiketriton.trained.neurobench import neurobench
         from spiketriton.trained.run import load_run
 
     if args.neurobench:
-        import_neurobench()  # fails before data are loaded
+        need("neurobench.benchmarks", "suites", "--neurobench")  # fails before data are loaded
     own = Path(args.run) / "evaluation"
     if args.out and Path(args.out).resolve() != own.resolve():
         refuse_foreign_results(Path(args.out), args.run)

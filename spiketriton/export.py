@@ -5,12 +5,17 @@ import sys
 from pathlib import Path
 
 from spiketriton.commandline import CHECKPOINTS, CHECKPOINTS_HELP, Parser
-from spiketriton.errors import EXIT_DONE, EXIT_ERROR, importing, run_command
+from spiketriton.errors import EXIT_DONE, EXIT_ERROR, importing, need, run_command
 from spiketriton.runs.folder import RunFolder, refuse_unusable
 from spiketriton.runs.outputs import mark_of, marked, output_folder, refuse_foreign
 
 ENDINGS = {"nir": ".nir", "torch": ".pt2", "onnx": ".onnx", "safetensors": ".safetensors"}
 
+PACKAGES = {  # and the extras that bring them
+    "nir": [("nir", "nir")],
+    "onnx": [("onnx", "onnx"), ("onnxruntime", "onnx")],
+    "safetensors": [("safetensors", "hub")],
+}
 EPILOG = """\
 examples:
   spiketriton export runs/fashion --to nir
@@ -72,18 +77,12 @@ def main(arguments: list[str]) -> int:
             export_nir,
             export_onnx,
             export_torch,
-            import_onnx,
         )
-        from spiketriton.trained.nir_graph import import_nir
         from spiketriton.trained.run import load_run
-        from spiketriton.trained.weights import export_safetensors, need
+        from spiketriton.trained.weights import export_safetensors
 
-    if args.to == "safetensors":
-        need("safetensors")
-    if args.to == "nir":
-        import_nir()  # fails before data are loaded
-    if args.to == "onnx":
-        import_onnx()
+    for package, extra in PACKAGES.get(args.to, ()):  # fails before data are loaded
+        need(package, extra, f"--to {args.to}")
     mark = mark_of(RunFolder.find(args.run), "export")
     if args.out:
         refuse_foreign([Path(args.out)], marked(mark))

@@ -3,7 +3,7 @@
 import argparse
 
 from spiketriton.commandline import CHECKPOINTS, CHECKPOINTS_HELP, Parser
-from spiketriton.errors import importing, run_command
+from spiketriton.errors import importing, need, run_command
 from spiketriton.runs.folder import refuse_unusable
 
 EPILOG = """\
@@ -30,9 +30,9 @@ def main(arguments: list[str]) -> None:
     refuse_unusable(args.run)
     with importing():
         from spiketriton.trained.run import load_run
-        from spiketriton.trained.weights import need, push
+        from spiketriton.trained.weights import push
 
-    need("huggingface_hub")
+    need("huggingface_hub", "hub")
     run = load_run(args.run, checkpoint=args.checkpoint)
     print(push(run, args.name, private=args.private))
 

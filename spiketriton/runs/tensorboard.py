@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from spiketriton.errors import UserError
+from spiketriton.errors import need
 
 
 class TensorBoard:
@@ -14,13 +14,8 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UserError(
-                "monitor.tensorboard = true needs the package tensorboard: pip install tensorboard"
-            ) from None
-        self.writer = SummaryWriter(str(folder / "tensorboard"))
+        boards = need("torch.utils.tensorboard", "tensorboard", "monitor.tensorboard = true")
+        self.writer = boards.SummaryWriter(str(folder / "tensorboard"))
 
     def add(self, row: dict[str, Any]) -> None:
         """A row of metrics.jsonl: train/loss, eval/test_accuracy, ..."""

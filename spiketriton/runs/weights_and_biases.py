@@ -7,7 +7,7 @@ from typing import Any
 
 from spiketriton.config import Recipe
 from spiketriton.config.recipe import values_of
-from spiketriton.errors import UserError, one_line
+from spiketriton.errors import UserError, need, one_line
 from spiketriton.runs.rows import replace_or_leave
 
 
@@ -19,14 +19,7 @@ class WeightsAndBiases:
     """
 
     def __init__(self, folder: Path, recipe: Recipe) -> None:
-        try:
-            import wandb
-        except ImportError:
-            raise UserError(
-                f'monitor.wandb = "{recipe.monitor.wandb}" needs the package wandb: '
-                "pip install 'spiketriton[wandb]'"
-            ) from None
-        self.wandb: Any = wandb
+        self.wandb = need("wandb", "wandb", f'monitor.wandb = "{recipe.monitor.wandb}"')
         self.folder, self.recipe = folder, recipe
         self.run: Any = None
         self._open()

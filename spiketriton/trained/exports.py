@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from spiketriton.data import Data
-from spiketriton.errors import UserError, one_line
+from spiketriton.errors import UserError, need, one_line
 from spiketriton.models import Network
 from spiketriton.neurons import one_by_one
 from spiketriton.neurons.base import normalised
 from spiketriton.runs.rows import replace_file
-from spiketriton.trained.nir_graph import import_nir, to_nir
+from spiketriton.trained.nir_graph import to_nir
 from spiketriton.trained.nir_replay import replay
 from spiketriton.trained.run import Run
 from spiketriton_kernels import multistep_lif_reference
@@ -63,8 +63,7 @@ def export_nir(
 
     UserError: NIR cannot express the network, nir is not installed, or the file cannot be written.
     """
-    nir = import_nir()
-    import h5py  # comes with nir
+    nir, h5py = need("nir", "nir"), need("h5py", "nir")
 
     size = run.facts.image_size
     image = (run.facts.channels, size, size)
@@ -161,7 +160,7 @@ def export_onnx(run: Run, path: Path, batch_size: int = 0, mark: str = "spiketri
     any number, for which calls with several numbers are compared. UserError: onnx or onnxruntime is not installed, a
     neuron is not LIF's kind, the code of a network fixes the number of images, the file cannot be written.
     """
-    onnx, onnxruntime = import_onnx()
+    onnx, onnxruntime = need("onnx", "onnx"), need("onnxruntime", "onnx")
     model = copy.deepcopy(run.model).cpu().float()
     plain = copy.deepcopy(model)
     images = _example(run, batch_size or _TRACED)
@@ -223,16 +222,6 @@ def _unflatten(x: Tensor, dim: int, sizes: Any) -> Tensor:
     """As torch's, which the tracer writes down with the very number of images that it was shown."""
     known = (int(sizes[0]), -1) if len(sizes) == 2 else tuple(sizes)
     return x.reshape(*x.shape[:dim], *known, *x.shape[dim + 1 :])
-
-
-def import_onnx() -> tuple[Any, Any]:
-    """UserError: one of the two is not installed."""
-    try:
-        import onnx
-        import onnxruntime
-    except ImportError as error:
-        raise UserError(f"{one_line(error)}; pip install 'spiketriton[onnx]'") from None
-    return onnx, onnxruntime
 
 
 class _Plain:

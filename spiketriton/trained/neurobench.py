@@ -9,7 +9,6 @@ that read spikes themselves both counts are the same number.
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from spiketriton.data import TestSet
-from spiketriton.errors import UserError, one_line
+from spiketriton.errors import UserError, need
 from spiketriton.models.agreement import counted_graph
 from spiketriton.models.graph import shapes_of
 from spiketriton.neurons import SpikingNeuron, one_by_one
@@ -29,16 +28,6 @@ from spiketriton.trained.run import Run
 STATIC = ("Footprint", "ConnectionSparsity", "ParameterCount")
 WORKLOAD = ("ClassificationAccuracy", "ActivationSparsity", "SynapticOperations")
 EXACT = 1 << 24  # up to here whole numbers are exact in float32, in which NeuroBench sums
-
-
-def import_neurobench() -> None:
-    """UserError: the package neurobench is not installed."""
-    try:
-        import_module("neurobench.benchmarks")
-    except ImportError as error:
-        raise UserError(
-            f"--neurobench: {one_line(error)}; install it with pip install 'spiketriton[suites]'"
-        ) from None
 
 
 @dataclass
@@ -66,10 +55,10 @@ def neurobench(run: Run) -> dict[str, Any]:
     ours: see `fan_out_by_reader`, or None where the network has no graph. UserError: neurobench or the data are
     missing.
     """
-    import_neurobench()
-    benchmarks, models = import_module("neurobench.benchmarks"), import_module("neurobench.models")
-    static = import_module("neurobench.metrics.static")
-    of_data = import_module("neurobench.metrics.workload")
+    benchmarks, models, static, of_data = (
+        need(f"neurobench.{name}", "suites", "--neurobench")
+        for name in ("benchmarks", "models", "metrics.static", "metrics.workload")
+    )
     data, test = run.data, run.data.test
     image, steps = data.facts.image_shape, run.time_steps
     counters: dict[str, SpikeCounter] = {}

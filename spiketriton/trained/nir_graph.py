@@ -14,7 +14,6 @@ What NIR cannot express is refused: ReLU, soft reset and no reset, max-pool, TEB
 """
 
 from collections.abc import Iterator
-from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -23,7 +22,7 @@ import torch
 from torch import nn
 
 import spiketriton
-from spiketriton.errors import UserError
+from spiketriton.errors import UserError, need
 from spiketriton.models import Network
 from spiketriton.models.agreement import counted_graph, noise
 from spiketriton.models.graph import (
@@ -37,17 +36,6 @@ from spiketriton.models.graph import (
 from spiketriton.neurons import SpikingNeuron
 
 
-def import_nir(what: str = "--to nir") -> ModuleType:
-    """The package nir. UserError: it is not installed."""
-    try:
-        return import_module("nir")
-    except ImportError:
-        raise UserError(
-            f"{what} needs the package nir, which is not installed; "
-            "install it with pip install 'spiketriton[nir]'"
-        ) from None
-
-
 def to_nir(
     model: Network, image: tuple[int, int, int], dt: float = 1.0, *, frames: bool = False
 ) -> Any:
@@ -56,7 +44,7 @@ def to_nir(
     frames: it is shown a frame of events at each step. UserError: NIR cannot express the network (every reason is
     given), or nir is not installed.
     """
-    nir = import_nir()
+    nir = need("nir", "nir", "--to nir")
     nodes = graph_of(model)
     reasons = list(not_in_nir(nodes))
     if reasons:

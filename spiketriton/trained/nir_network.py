@@ -16,11 +16,10 @@ from torch.nn import functional as F
 
 from spiketriton.config import Recipe
 from spiketriton.config.parts import FROM_NIR
-from spiketriton.errors import UserError, one_line
+from spiketriton.errors import UserError, need, one_line
 from spiketriton.models.foreign import ForeignNetwork
 from spiketriton.models.layers import folded
 from spiketriton.trained.exports import Comparison, compare
-from spiketriton.trained.nir_graph import import_nir
 from spiketriton.trained.nir_replay import order
 from spiketriton_kernels.nn import Leaky
 
@@ -36,7 +35,7 @@ def network(
     v_threshold, as sinabs and Rockpool train). None: what its metadata say. sha256: of the file, if it has to be
     that. UserError: no such file, or another one; dt is nowhere said; a node that the kernels lack, by its name.
     """
-    nir = import_nir("a file of NIR")
+    nir = need("nir", "nir", "a file of NIR")
     try:
         digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         if sha256 not in (None, digest):

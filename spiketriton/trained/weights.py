@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from spiketriton import __version__
 from spiketriton.config import recipe_from_toml, to_toml
 from spiketriton.config.parts import FROM_NIR
 from spiketriton.data import Facts
-from spiketriton.errors import UserError, one_line
+from spiketriton.errors import UserError, need, one_line
 from spiketriton.plain import of_plain
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import replace_file
@@ -28,14 +27,6 @@ from spiketriton_kernels.backends.native import cache_folder
 
 FILE = "model.safetensors"
 HUB = "hub:"
-
-
-def need(package: str) -> Any:
-    """A package of the extra hub. UserError: it is not installed."""
-    try:
-        return import_module(package)
-    except ImportError as error:
-        raise UserError(f"{one_line(error)}; pip install 'spiketriton[hub]'") from None
 
 
 def export_safetensors(run: Run, path: Path, mark: str = "spiketriton") -> float:
@@ -57,8 +48,8 @@ def export_safetensors(run: Run, path: Path, mark: str = "spiketriton") -> float
         "step": str(run.step),
         **more,
     }
-    content = need("safetensors.torch").save(tensors, metadata)
-    again = need("safetensors.torch").load(content)
+    content = need("safetensors.torch", "hub").save(tensors, metadata)
+    again = need("safetensors.torch", "hub").load(content)
     difference = max(
         (
             float((again[n].double() - t.double()).abs().max())
@@ -75,7 +66,7 @@ def export_safetensors(run: Run, path: Path, mark: str = "spiketriton") -> float
 def make_run(file: Path, path: str | Path | None) -> RunFolder:
     """A run folder at `path` of a file that `export_safetensors` wrote. UserError: it is another file, or damaged."""
     try:
-        with need("safetensors").safe_open(file, "pt") as opened:
+        with need("safetensors", "hub").safe_open(file, "pt") as opened:
             said = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         facts = Facts.of_state(of_plain(dict[str, Any], json.loads(said["data"]), "data"))
@@ -86,7 +77,7 @@ def make_run(file: Path, path: str | Path | None) -> RunFolder:
                 dict[str, Any], json.loads(said["conversion"]), "conversion"
             )
         text, name = said["recipe"], said["name"]
-    except (KeyError, ValueError, OSError, need("safetensors").SafetensorError) as error:
+    except (KeyError, ValueError, OSError, need("safetensors", "hub").SafetensorError) as error:
         raise UserError(
             f"{file} is not what spiketriton export --to safetensors writes: {type(error).__name__} {one_line(error)}"
         ) from None
@@ -125,7 +116,7 @@ def card(run: Run) -> str:
 
 def push(run: Run, name: str, *, private: bool = False) -> str:
     """Puts a run's weights, recipe and card into the repository `name` ("OWNER/NAME") of the Hub: its address."""
-    hub = need("huggingface_hub")
+    hub = need("huggingface_hub", "hub")
     staged = run.folder.path / "hub"
     staged.mkdir(exist_ok=True)
     export_safetensors(run, staged / FILE)
@@ -160,7 +151,7 @@ def run_of(source: str) -> Path:
 
 
 def _download(name: str, revision: str | None) -> Path:
-    hub = need("huggingface_hub")
+    hub = need("huggingface_hub", "hub")
     with _hub(name):
         return Path(hub.hf_hub_download(name, FILE, revision=revision))
 
@@ -168,7 +159,7 @@ def _download(name: str, revision: str | None) -> Path:
 @contextlib.contextmanager
 def _hub(name: str) -> Iterator[None]:
     """What the Hub and its client refuse, in one line."""
-    errors = need("huggingface_hub.errors")
+    errors = need("huggingface_hub.errors", "hub")
     try:
         yield
     except (

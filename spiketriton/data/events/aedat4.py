@@ -9,13 +9,12 @@ Source: https://docs.inivation.com/software/software-advanced-usage/file-formats
 """
 
 import struct
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 
 from spiketriton.data.events.arrays import Columns, DamagedEvents
-from spiketriton.errors import UserError, one_line
+from spiketriton.errors import need, one_line
 
 MARK = b"#!AER-DAT4.0\r\n"
 _EVENT = np.dtype(
@@ -86,12 +85,7 @@ def _unpacked(path: Path, packer: str, body: bytes) -> bytes:
     """The content of a packet. UserError: its decompressor is not installed."""
     if packer == "none":
         return body
-    try:
-        module = import_module("lz4.frame" if packer == "lz4" else packer)
-    except ImportError as error:
-        raise UserError(
-            f"{path} is compressed: {one_line(error)}; pip install 'spiketriton[events]'"
-        ) from None
+    module = need("lz4.frame" if packer == "lz4" else packer, "events", f"{path}, compressed,")
     try:
         if packer == "lz4":
             found = module.LZ4FrameDecompressor().decompress(body, max_length=_LARGEST + 1)
