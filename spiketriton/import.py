@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
     data = build_data(recipe)
     model = build_model(recipe, **data.facts.sizes)
     assert isinstance(model, ForeignNetwork)
-    found = verify(model, recipe, sample_images(data, 4))
+    found = verify(model, recipe.model.arguments["path"], sample_images(data, 4))
     said = [f"{len(model.spiking_layers())} spiking layers", *found.lines()]
     if not found.agrees:
         print(*said, sep="\n")

@@ -63,7 +63,8 @@ def train(
         if ranks.first:
             if draws and not outcome.finished and outcome.saved:
                 display.note(f"step {outcome.saved_at} is saved; drawing the pictures")
-            drawn = pictures(folder, recipe, trainer.data.synthetic, display) if draws else []
+            title = f"{recipe.name} on {recipe.data.label}{display.suffix}"
+            drawn = pictures(folder, title, display) if draws else []
             summary(display, outcome, folder.path, drawn)
             learned = trainer.recorder.watch.learned
             if outcome.finished and learned is not None and learned.at_chance:
@@ -176,10 +177,10 @@ def prepared(
     return trainer
 
 
-def pictures(folder: RunFolder, recipe: Recipe, synthetic: bool, display: Display) -> list[Path]:
+def pictures(folder: RunFolder, title: str, display: Display) -> list[Path]:
     """Draws the run's pictures; if they cannot be written, warns and returns none."""
     try:
-        return draw_run(folder, recipe, synthetic)
+        return draw_run(folder, title)
     except UserError as error:
         display.warn(f"not all pictures are drawn: {error}")
         return []

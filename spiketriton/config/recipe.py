@@ -784,6 +784,11 @@ def parts_of(values: Mapping[str, Any]) -> list[parts.Part]:
     return [part for part in found if part is not None]
 
 
+def plugins_of(recipe: Recipe) -> list[dict[str, Any]]:
+    """What a run folder keeps of the recipe's plugins, see `parts.record`."""
+    return parts.record(recipe.plugins.modules, parts_of(values_of(recipe)))
+
+
 def register_part(part: parts.Part) -> None:
     """Registers a part and its keys, which recipes then accept. UserError: the name is taken."""
     if part.name in KEYS[part.selector].words and not part.built_in:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from spiketriton.config import Recipe, load_recipe, moved_plugins, replace
+from spiketriton.config import LossConfig, Recipe, load_recipe, moved_plugins, replace
 from spiketriton.errors import UserError
 from spiketriton.gradients.verdict import Learned, mean_loss
 from spiketriton.runs.checkpoint import Checkpoints
@@ -65,18 +65,18 @@ def _of_run(folder: RunFolder, overrides: Sequence[str], warn: Callable[[str], N
         f"run {folder.path}, after step {state['step']}{changed}",
         weights,
         state["step"],
-        None if changed else learned_by(folder.metrics.read(), recipe, counts, state["step"]),
+        None if changed else learned_by(folder.metrics.read(), recipe.loss, counts, state["step"]),
         tuple(overrides),
     )
 
 
 def learned_by(
-    rows: Sequence[Row], recipe: Recipe, counts: Sequence[int], step: int
+    rows: Sequence[Row], config: LossConfig, counts: Sequence[int], step: int
 ) -> Learned | None:
     """What the rows of a run's metrics show until `step`: the last test, before it the last loss."""
     tests = [row for row in rows if row["kind"] == "eval" and row["step"] <= step]
     losses = [(r["step"], r["loss"]) for r in rows if r["kind"] == "train" and r["step"] <= step]
     if tests:
         last = tests[-1]
-        return Learned.of(recipe, counts, None, last["test_accuracy"], last["test_images"])
-    return Learned.of(recipe, counts, mean_loss(losses), None, 0)
+        return Learned.of(config, counts, None, last["test_accuracy"], last["test_images"])
+    return Learned.of(config, counts, mean_loss(losses), None, 0)

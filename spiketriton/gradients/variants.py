@@ -9,7 +9,7 @@ from typing import get_args
 
 import numpy as np
 
-from spiketriton.config import PlainNet, Recipe
+from spiketriton.config import ModelConfig, PlainNet, Recipe
 from spiketriton.config import replace as change
 from spiketriton.config.rules import BLOCK_NETS
 from spiketriton.data import Data, build_data
@@ -125,7 +125,7 @@ class Experiment:
     @property
     def opens(self) -> bool:
         """Whether gradients are measured with the blocks opened, see `measure`."""
-        return self.subject.state is None and starts_closed(self.recipe)
+        return self.subject.state is None and starts_closed(self.recipe.model)
 
     def measure(self, prober: Prober, *changes: str) -> Measurement:
         """The gradients of the net that `prober(*changes)` made.
@@ -134,14 +134,14 @@ class Experiment:
         fresh ones are opened for this, as they soon are.
         """
         assert isinstance(prober.model, Network)
-        with self._opened(change(self.recipe, *changes), prober.model):
+        with self._opened(change(self.recipe, *changes).model, prober.model):
             return prober.measure()
 
     @contextlib.contextmanager
-    def _opened(self, recipe: Recipe, model: Network) -> Iterator[None]:
+    def _opened(self, config: ModelConfig, model: Network) -> Iterator[None]:
         norms = [norm for norm in last_norms(model) if self.subject.state is None]
         gains = [norm.weight.detach().clone() for norm in norms]
-        if starts_closed(recipe):
+        if starts_closed(config):
             for norm in norms:
                 norm.weight.data.clamp_(min=CLOSED)
         try:

@@ -19,7 +19,7 @@ from typing import get_args
 
 import numpy as np
 
-from spiketriton.config import Recipe
+from spiketriton.config import LossConfig, ModelConfig, Recipe
 from spiketriton.config.rules import BLOCK_NETS, VGG, PlainNet
 from spiketriton.gradients.measurement import Measurement
 
@@ -95,20 +95,20 @@ class Learned:
     @classmethod
     def of(
         cls,
-        recipe: Recipe,
+        config: LossConfig,
         counts: Sequence[int],
         loss: float | None,
         accuracy: float | None,
         images: int,
     ) -> "Learned | None":
         """`counts`: images of each class; None where they are not known, and where nothing is known yet."""
-        loss = loss if recipe.loss.kind == "cross_entropy" else None
+        loss = loss if config.kind == "cross_entropy" else None
         if not sum(counts) or (loss is None and accuracy is None):
             return None
         shares = np.array(counts, float) / sum(counts)
         known = shares[shares > 0]
         entropy = float(-(known * np.log(known)).sum())
-        if recipe.loss.class_weights == "balanced":
+        if config.class_weights == "balanced":
             entropy = math.log(len(counts))
         return cls(loss, accuracy, images, entropy, float(shares.max()))
 
@@ -258,8 +258,8 @@ def judge_recipe(
         measured,
         recipe.train.optimizer,
         overlap,
-        among=comparable(measured, recipe),
-        may_be_silent=may_be_silent(measured.names, recipe),
+        among=comparable(measured, recipe.model),
+        may_be_silent=may_be_silent(measured.names, recipe.model),
         eps=recipe.train.eps,
         learned=learned,
     )
@@ -272,14 +272,13 @@ def lost_at(overlap: np.ndarray) -> int | None:
     return after if after < len(overlap) else None
 
 
-def starts_closed(recipe: Recipe) -> bool:
+def starts_closed(model: ModelConfig) -> bool:
     """Whether the net has residual blocks that start with little or no gain."""
-    model = recipe.model
     blocks = model.name in BLOCK_NETS and model.block != "preact" and model.norm != "none"
     return blocks and model.residual_gain < CLOSED
 
 
-def comparable(measured: Measurement, recipe: Recipe) -> list[int] | None:
+def comparable(measured: Measurement, model: ModelConfig) -> list[int] | None:
     """The layers whose gradients are compared: None for all; of residual nets the last ones of their blocks.
 
     Inside a block that starts closed the gradient is as small as the block's gain, at any depth. Before anything is
@@ -287,9 +286,9 @@ def comparable(measured: Measurement, recipe: Recipe) -> list[int] | None:
     are not finite are looked for in all layers.
     """
     ends = last_layers(measured.names)
-    if recipe.model.name not in BLOCK_NETS or recipe.model.block == "preact" or not ends:
+    if model.name not in BLOCK_NETS or model.block == "preact" or not ends:
         return None
-    closed = starts_closed(recipe) and not measured.grad_spike[ends].any()
+    closed = starts_closed(model) and not measured.grad_spike[ends].any()
     return [] if closed and not measured.nonfinite.any() else ends
 
 
@@ -303,9 +302,9 @@ def last_layers(names: Sequence[str]) -> list[int]:
     return list(last.values())
 
 
-def may_be_silent(names: Sequence[str], recipe: Recipe) -> list[int]:
+def may_be_silent(names: Sequence[str], model: ModelConfig) -> list[int]:
     """Layers whose spikes nobody needs: the branches of SEW blocks that start closed."""
-    closed = recipe.model.block == "sew" and starts_closed(recipe)
+    closed = model.block == "sew" and starts_closed(model)
     return [i for i in last_layers(names) if "." in names[i]] if closed else []
 
 
@@ -381,7 +380,7 @@ def cures(verdict: Verdict, recipe: Recipe, fresh: bool = True) -> list[Cure]:
         return [slower] if stuck else []
     if fresh and model.norm == "none":
         found.append(Cure("model.norm", "bn", Why.NORM))
-    elif fresh and blocks and not starts_closed(recipe):
+    elif fresh and blocks and not starts_closed(model):
         found.append(Cure("model.residual_gain", 0.0, Why.BLOCKS_START_CLOSED))
     if fresh and model.name in get_args(PlainNet) and model.start != "identity":
         found.append(Cure("model.start", "identity", Why.IDENTITY))

@@ -46,12 +46,12 @@ class Watch:
     def hear_loss(self, step: int, loss: float) -> None:
         """The mean loss of training since the last call, after `step`."""
         self._losses = [*self._losses, (step, loss)][-LIMITS.steps :]
-        self.learned = Learned.of(self.recipe, self.counts, mean_loss(self._losses), None, 0)
+        self.learned = Learned.of(self.recipe.loss, self.counts, mean_loss(self._losses), None, 0)
         self._judge()
 
     def hear_test(self, accuracy: float, images: int) -> None:
         """The result of a test, which holds until there is a newer loss."""
-        self.learned = Learned.of(self.recipe, self.counts, None, accuracy, images)
+        self.learned = Learned.of(self.recipe.loss, self.counts, None, accuracy, images)
         self._judge()
 
     def cures(self) -> list[Cure]:

@@ -36,7 +36,7 @@ from spiketriton.config import (
     replace,
     to_toml,
 )
-from spiketriton.config.recipe import parts_of, values_of
+from spiketriton.config.recipe import plugins_of
 from spiketriton.errors import UserError, one_line
 from spiketriton.locks import locked
 from spiketriton.runs.rows import (
@@ -203,40 +203,27 @@ class RunFolder:
         sessions = self.sessions()
         sessions.append({"recipe": recipe.name, **environment})
         write_json(self.environment, sessions)
-        if not self.recipe.exists() or self._lengths() != lengths(recipe):  # new, or extended
+        if not self.recipe.exists() or self._lengths() != lengths(recipe.train):  # new, or extended
             replace_file(self.recipe, to_toml(self._movable(recipe)))
-        self._record_plugins(recipe)
+        if self.plugins.exists():
+            for text in self.changed_plugins(recipe):
+                self.metrics.warn(text)
+        elif plugins := plugins_of(recipe):
+            write_json(self.plugins, plugins)
 
     def _lengths(self) -> dict[str, int]:
         train = tomllib.loads(self.recipe.read_text("utf-8"))["train"]
         return {key: train[key.removeprefix("train.")] for key in LENGTHS}
 
-    def _record_plugins(self, recipe: Recipe) -> None:
-        """Writes plugins.json when a run begins; later sessions warn if the code is another."""
-        now = parts.record(recipe.plugins.modules, parts_of(values_of(recipe)))
-        if not self.plugins.exists():
-            if now:
-                write_json(self.plugins, now)
-            return
-        for text in self._changed(now):
-            self.metrics.warn(text)
-
     def changed_plugins(self, recipe: Recipe) -> list[str]:
         """What is to be warned of where the run's plugins are not those that it began with."""
-        if not self.plugins.exists():
-            return []
-        return list(
-            self._changed(parts.record(recipe.plugins.modules, parts_of(values_of(recipe))))
-        )
-
-    def _changed(self, now: list[dict[str, Any]]) -> Iterator[str]:
-        begun = read_record(self.plugins, list[Plugin])
-        for then, row in zip(begun, now, strict=False):
-            if (then.sha256, then.version) != (row["sha256"], row["version"]):
-                yield (
-                    f"the plugin {row['module']} differs from the one that the run began with "
-                    f"(version {then.version} then, {row['version']} now; {self.plugins})"
-                )
+        begun = read_record(self.plugins, list[Plugin]) if self.plugins.exists() else []
+        return [
+            f"the plugin {row['module']} differs from the one that the run began with "
+            f"(version {then.version} then, {row['version']} now; {self.plugins})"
+            for then, row in zip(begun, plugins_of(recipe), strict=False)
+            if (then.sha256, then.version) != (row["sha256"], row["version"])
+        ]
 
     def _plugins_in_words(self) -> str:
         if not self.plugins.exists():

@@ -4,7 +4,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from spiketriton.config import Recipe, replace, to_toml
+from spiketriton.config import Recipe, TrainConfig, replace, to_toml
 from spiketriton.errors import UserError
 
 # what moves a run and changes no weight
@@ -31,9 +31,9 @@ RESUMABLE = (*MOVABLE, *COMPUTED, *PARTS)
 LENGTHS = ("train.epochs", "train.max_steps")  # --extend
 
 
-def lengths(recipe: Recipe) -> dict[str, int]:
+def lengths(train: TrainConfig) -> dict[str, int]:
     """How long a recipe trains, by its keys."""
-    return {"train.epochs": recipe.train.epochs, "train.max_steps": recipe.train.max_steps}
+    return {"train.epochs": train.epochs, "train.max_steps": train.max_steps}
 
 
 def extended(recipe: Recipe, wanted: int | str) -> Recipe:
@@ -42,7 +42,7 @@ def extended(recipe: Recipe, wanted: int | str) -> Recipe:
     UserError: it is not longer, or has no effect.
     """
     key, _, number = str(wanted).rpartition("=")
-    key, before = key or LENGTHS[0], lengths(recipe)
+    key, before = key or LENGTHS[0], lengths(recipe.train)
     if key not in LENGTHS or not number.isdecimal() or isinstance(wanted, bool):
         raise UserError(
             f"extend {wanted}: accepted: a number of epochs, or {' or '.join(f'{name}=N' for name in LENGTHS)}"
@@ -63,7 +63,7 @@ def extended(recipe: Recipe, wanted: int | str) -> Recipe:
 
 def extension(given: Recipe, trained: Recipe) -> tuple[Recipe, str]:
     """`trained` with the length of `given`, and how much longer that is in words; "" if it is not longer."""
-    ours, theirs = lengths(given), lengths(trained)
+    ours, theirs = lengths(given.train), lengths(trained.train)
     for key in LENGTHS:
         if 0 < theirs[key] < ours[key]:
             words = f"from {theirs[key]} to {ours[key]} {_unit(key)}"

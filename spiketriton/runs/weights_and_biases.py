@@ -5,27 +5,26 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from spiketriton.config import Recipe
-from spiketriton.config.recipe import values_of
+from spiketriton.config import MonitorConfig
 from spiketriton.errors import UserError, need, one_line
 from spiketriton.runs.rows import replace_or_leave
 
 
 class WeightsAndBiases:
-    """Writes the recipe, and rows of metrics and gradients, to a run of Weights & Biases.
+    """Writes the recipe's `values`, and rows of metrics and gradients, to a run of Weights & Biases.
 
     All sessions of a run folder are one run there; its id is in `wandb_id`. Offline, `wandb/` in the folder has one
     offline run a session. UserError: the package is not installed, or refuses to begin.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe) -> None:
-        self.wandb = need("wandb", "wandb", f'monitor.wandb = "{recipe.monitor.wandb}"')
-        self.folder, self.recipe = folder, recipe
+    def __init__(self, folder: Path, monitor: MonitorConfig, values: dict[str, Any]) -> None:
+        self.wandb = need("wandb", "wandb", f'monitor.wandb = "{monitor.wandb}"')
+        self.folder, self.monitor, self.values = folder, monitor, values
         self.run: Any = None
         self._open()
 
     def _open(self) -> None:
-        monitor, id_of = self.recipe.monitor, self.folder / "wandb_id"
+        monitor, id_of = self.monitor, self.folder / "wandb_id"
         try:
             id = id_of.read_text().strip() if id_of.exists() else uuid.uuid4().hex
             self.run = self.wandb.init(
@@ -35,7 +34,7 @@ class WeightsAndBiases:
                 dir=str(self.folder),
                 mode=monitor.wandb,
                 resume="allow",
-                config=values_of(self.recipe),
+                config=self.values,
                 settings=self.wandb.Settings(console="off", silent=monitor.wandb == "offline"),
             )
             replace_or_leave(id_of, id.encode())

@@ -248,7 +248,7 @@ def _gradients(folder: RunFolder, metrics: list[Row], recipe: Recipe, title: str
     learned = None
     if any(folder.checkpoints.glob("*.pt")):
         facts = read_state(folder)[0].get("data") or {}
-        learned = learned_by(metrics, recipe, facts.get("class_counts", ()), last)
+        learned = learned_by(metrics, recipe.loss, facts.get("class_counts", ()), last)
     verdict = judge_recipe(measured, recipe, _diagnosed(folder, last, len(measured.names)), learned)
     yield f"<p><strong>After step {last}: {escape(line(verdict))}.</strong></p>"
     yield f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in sentences(verdict))}</ul>"

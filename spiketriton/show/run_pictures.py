@@ -8,21 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spiketriton.config import Recipe
 from spiketriton.gradients.measurement import Measurement
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import Row
 from spiketriton.show import figures
 from spiketriton.show.figures import BLUE, GREY, ORANGE, heat_map, layer_figure, log10
-from spiketriton.show.words import percent, synthetic_note
+from spiketriton.show.words import percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def draw_run(folder: RunFolder, recipe: Recipe, synthetic: bool) -> list[Path]:
+def draw_run(folder: RunFolder, title: str) -> list[Path]:
     """Draws all pictures for which the run has rows; returns their paths."""
-    title = f"{recipe.name} on {recipe.data.label}{synthetic_note(synthetic)}"
     rows, gradient_rows = folder.metrics.read(), folder.gradients.read()
     return figures.save(
         folder.path,

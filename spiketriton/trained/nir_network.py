@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spiketriton.config import Recipe
 from spiketriton.config.parts import FROM_NIR
 from spiketriton.errors import UserError, need, one_line
 from spiketriton.models.foreign import ForeignNetwork
@@ -250,7 +249,7 @@ def keys(path: Path, dt: float | None, reset: str | None) -> dict[str, Any]:
     return {"model.name": FROM_NIR, "model.input": "time_first", **arguments}
 
 
-def verify(model: ForeignNetwork, recipe: Recipe, images: Tensor) -> Comparison:
+def verify(model: ForeignNetwork, path: object, images: Tensor) -> Comparison:
     """The spikes of a network against its file's, replayed by NIR's equations: see `compare`.
 
     UserError: the replay does not know a node.
@@ -261,5 +260,4 @@ def verify(model: ForeignNetwork, recipe: Recipe, images: Tensor) -> Comparison:
         nodes = {f"net.{name}": node for name, node in net.names.items()}
         return compare(model, net.graph, images, nodes)
     except ValueError as error:
-        path = recipe.model.arguments["path"]
         raise UserError(f"{path} cannot be replayed: {one_line(error)}") from None

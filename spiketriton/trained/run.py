@@ -47,7 +47,9 @@ class Run:
     @cached_property
     def data(self) -> Data:
         """The data of the recipe. UserError: they are missing."""
-        return build_data(self.recipe if self.augment else _as_they_are(self.recipe))
+        return build_data(
+            self.recipe if self.augment else replace(self.recipe, "data.augment=none")
+        )
 
     @property
     def kind(self) -> str:
@@ -94,7 +96,8 @@ def load_run(
     """
     folder = RunFolder.find(path)
     begun = folder.load_recipe(moved_plugins(overrides, values))
-    recipe = _moved(begun, overrides, values or {})
+    refuse_changes(overrides, values or {})
+    recipe = replace(begun, *overrides, values=values)
     for text in folder.changed_plugins(recipe):
         warn(text)
     if test_images is not None:
@@ -149,15 +152,6 @@ def save_run(
     folder.begin_session(recipe, describe(device))
 
 
-def _as_they_are(recipe: Recipe) -> Recipe:
-    return replace(recipe, "data.augment=none")
-
-
-def _moved(recipe: Recipe, overrides: tuple[str, ...], values: Mapping[str, Any]) -> Recipe:
-    refuse_changes(overrides, values)
-    return replace(recipe, *overrides, values=values)
-
-
 def network_of(recipe: Recipe, state: State, path: Path) -> tuple[Network, Facts]:
     """The network of a state with its weights, and what it was trained on. UserError: `path` is damaged."""
     kept = state.get("data")
@@ -166,14 +160,10 @@ def network_of(recipe: Recipe, state: State, path: Path) -> tuple[Network, Facts
     except ValueError as error:
         raise UserError(f"{path}: the checkpoint is damaged: {error}") from None
     facts = facts or build_data(recipe).facts
-    model = _network(recipe, facts, state)
+    make = converted_network if "conversion" in state else build_model
+    model = make(recipe, **facts.sizes)
     _load_weights(model, state, path)
     return model, facts
-
-
-def _network(recipe: Recipe, facts: Facts, state: State) -> Network:
-    make = converted_network if "conversion" in state else build_model
-    return make(recipe, **facts.sizes)
 
 
 def _load_weights(model: Network, state: State, path: Path) -> None:

@@ -295,7 +295,7 @@ def test_a_run_is_warned_of_each_trouble_once_with_its_cure():
 
 
 def known(loss=None, accuracy=None, images=0, *changes) -> Learned:
-    found = Learned.of(small_recipe(*changes), (30, 50, 20), loss, accuracy, images)
+    found = Learned.of(small_recipe(*changes).loss, (30, 50, 20), loss, accuracy, images)
     assert found is not None
     return found
 
@@ -319,9 +319,9 @@ def test_a_net_at_chance_is_never_healthy_and_one_that_learns_is_whatever_its_gr
     learned, chance
 ):
     assert learned.at_chance == chance
-    assert Learned.of(small_recipe(), (), 1.0, None, 0) is None
+    assert Learned.of(small_recipe().loss, (), 1.0, None, 0) is None
     assert (
-        Learned.of(small_recipe("loss.kind=tet"), (5, 5), 1.0, None, 0) is None
+        Learned.of(small_recipe("loss.kind=tet").loss, (5, 5), 1.0, None, 0) is None
     )  # guessing has which?
     grads = np.array([1e6, 1e3, 1])[:, None] * np.ones((3, 2))
     free, exploding = judge(made(), learned=learned), judge(made(grad_input=grads), learned=learned)
@@ -402,7 +402,7 @@ def test_blocks_that_start_closed_are_judged_by_their_last_layers(gain, arrives,
     arrays |= {"nonfinite": 0 * grads, "firing": 0 * grads + 0.1, "outside": 0 * grads}
     measured = Measurement(names=BOTTLENECKS, **arrays)
     recipe = small_recipe(f"model.residual_gain={gain}")
-    among = comparable(measured, recipe)
+    among = comparable(measured, recipe.model)
     assert (among if among is None else [BOTTLENECKS[i] for i in among]) == chosen
     found = judge(measured, among=among).backward
     assert (found.places == 0) == (chosen == [])
@@ -416,7 +416,7 @@ def test_blocks_that_start_closed_are_judged_by_their_last_layers(gain, arrives,
     arrays["nonfinite"] = 0 * grads
     arrays["nonfinite"][1] = 3.0  # inside a block
     bad = Measurement(names=BOTTLENECKS, **arrays)
-    assert judge(bad, among=comparable(bad, recipe)).backward.nonfinite == (1, 1)
+    assert judge(bad, among=comparable(bad, recipe.model)).backward.nonfinite == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -430,7 +430,7 @@ def test_closed_branches_of_sew_blocks_may_be_silent(block, gain, silent):
     fields = {name: np.ones((7, 2)) for name in KEYS} | {"firing": firing}
     fields |= {"outside": 0 * firing, "nonfinite": 0 * firing}
     measured = Measurement(BOTTLENECKS, **fields)
-    verdict = judge(measured, may_be_silent=may_be_silent(BOTTLENECKS, recipe))
+    verdict = judge(measured, may_be_silent=may_be_silent(BOTTLENECKS, recipe.model))
     assert (verdict.forward.word == Word.SILENT) == bool(silent)
     assert not silent or verdict.forward.quietest in silent
 

@@ -6,15 +6,15 @@ import pytest
 from spiketriton.runs.folder import RunFolder
 from spiketriton.show.figures import BLUE, GREY, ORANGE
 from spiketriton.show.run_pictures import curves, draw_run, firing, gradients
-from tests.small_runs import small_recipe, small_trainer
+from tests.small_runs import small_trainer
 
 
 def test_nothing_measured_nothing_drawn(tmp_path):
     small_trainer(tmp_path / "twin", "neuron.kind=relu", "train.max_steps=4").fit()
-    paths = draw_run(RunFolder(tmp_path / "twin"), small_recipe(), synthetic=True)
+    paths = draw_run(RunFolder(tmp_path / "twin"), "a title")
     assert [path.name for path in paths] == ["curves.png"]
     small_trainer(tmp_path / "none").fit(until=0)
-    assert draw_run(RunFolder(tmp_path / "none"), small_recipe(), synthetic=False) == []
+    assert draw_run(RunFolder(tmp_path / "none"), "a title") == []
 
 
 def test_gradients_that_are_zero_or_not_finite_are_drawn_as_gaps(tmp_path):
@@ -33,7 +33,7 @@ def test_gradients_that_are_zero_or_not_finite_are_drawn_as_gaps(tmp_path):
         for index, value in enumerate(values)
         for t in range(2)
     )
-    paths = draw_run(folder, small_recipe(), synthetic=False)
+    paths = draw_run(folder, "a title")
     assert [path.name for path in paths] == ["gradients.png", "firing.png"]
 
 
