@@ -1,5 +1,6 @@
 """Small data sets of random events in the exact layouts of the real ones.
 
+from tests.event_files import write_events
 from tests.small_events import make_events
 """
 
@@ -7,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from spiketriton.data.events import EVENT, FORMATS, write_events
+from spiketriton.data.events import EVENT, FORMATS
 from spiketriton.data.events.recordings import _CIFAR10
+from tests.event_files import write_events
 
 CLASSES = 3  # of the sets whose classes are folders
 

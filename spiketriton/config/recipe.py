@@ -244,8 +244,7 @@ class DataConfig(TableOfPart):
         "auto", "aedat2", "aedat3", "aedat4", "bin", "npy", "npz", "dat", "evt2", "evt3"
     ] = key(
         "auto",
-        "file format of `eventfolder` (`auto`: by ending and first bytes) and of the recordings "
-        "that `digits_dvs` makes (`auto`: bin)",
+        "file format of `eventfolder`; `auto`: by ending and first bytes, of `digits_dvs` bin",
     )
     sensor: str = key(
         "auto",

@@ -121,7 +121,7 @@ def test_the_ann_twin_of_any_recipe_is_one_word_away(norm, memory):
         ["data.name=n_mnist", "data.bins=time", "data.augmentation.delete=3"],
         ["data.name=eventfolder", "data.sensor=346x260", "data.split=random90"],
         ["data.name=cifar10_dvs", "data.split=random90", "data.split_seed=7"],
-        ["data.name=digits_dvs", "data.format=aedat3", "model.name=vggsnn"],
+        ["data.name=digits_dvs", "data.format=bin", "model.name=vggsnn"],
         ["model.name=net7b", "model.block=sew", "model.residual_gain=0"],
     ],
     ids=str,

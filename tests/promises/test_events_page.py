@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from spiketriton.data.events import write_events
 from spiketriton.errors import EXIT_DONE
+from tests.event_files import write_events
 from tests.small_events import random_events
 
 PAGE = Path(__file__).parents[2] / "docs" / "events.md"

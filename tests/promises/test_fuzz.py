@@ -22,7 +22,7 @@ from PIL import Image
 from spiketriton import api, consent, report
 from spiketriton.data import idx
 from spiketriton.data.events import cache
-from spiketriton.data.events.formats import FORMATS, read_events, write_events
+from spiketriton.data.events.formats import FORMATS, read_events
 from spiketriton.data.splits import Photo, check_file
 from spiketriton.errors import UserError
 from spiketriton.gradients.subject import find_subject
@@ -39,6 +39,7 @@ from spiketriton.trained.weights import export_safetensors, make_run
 from spiketriton.trainer import Trainer
 from spiketriton.training.nonfinite import scene
 from spiketriton.training.pretrained import find_weights
+from tests.event_files import write_events
 from tests.small_events import random_events
 from tests.small_runs import Lines, small_trainer
 

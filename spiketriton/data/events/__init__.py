@@ -1,5 +1,5 @@
 """Recordings of event cameras: read from files, binned to frames, cached, augmented."""
 
-from spiketriton.data.events.formats import EVENT, FORMATS, read_events, write_events
+from spiketriton.data.events.formats import EVENT, FORMATS, read_events
 
-__all__ = ["EVENT", "FORMATS", "read_events", "write_events"]
+__all__ = ["EVENT", "FORMATS", "read_events"]

@@ -23,7 +23,6 @@ _EVENT = np.dtype(
 )  # fmt: skip
 _COMPRESSIONS = ("none", "lz4", "lz4", "zstandard", "zstandard")
 _LARGEST = 1 << 28  # bytes of a packet: 16 million events
-_EVENTS_A_PACKET = 8192  # written
 
 
 class _Impossible(Exception):
@@ -137,35 +136,3 @@ def _events(buffer: bytes) -> np.ndarray:
     if vector + 4 + 16 * count > len(buffer):
         raise _Impossible(f"{count:,} events are promised in {len(buffer):,} bytes")
     return np.frombuffer(buffer, _EVENT, count, vector + 4)
-
-
-def write_aedat4(events: np.ndarray) -> bytes:
-    """Not compressed, without a table of packets."""
-    width, height = (int(events[side].max(initial=0)) + 1 for side in "xy")
-    attribute = '<attr key="{}" type="{}">{}</attr>'.format
-    said = (
-        '<dv version="2.0"><node name="outInfo" path="/mainloop/Recorder/outInfo/">'
-        '<node name="0" path="/mainloop/Recorder/outInfo/0/">'
-        + attribute("compression", "string", "NONE")
-        + attribute("originalModuleName", "string", "spiketriton")
-        + attribute("originalOutputName", "string", "events")
-        + attribute("typeIdentifier", "string", "EVTS")
-        + '<node name="info" path="/mainloop/Recorder/outInfo/0/info/">'
-        + attribute("sizeX", "int", width)
-        + attribute("sizeY", "int", height)
-        + "</node></node></node></dv>"
-    ).encode()
-    # root table at byte 20, its layout at 8: compression, table of packets, streams
-    header = struct.pack("<I4s5H2xiiqII", 20, b"IOHE", 10, 20, 4, 8, 16, 12, 0, -1, 4, len(said))
-    header += said + b"\0"
-    parts = [MARK, struct.pack("<I", len(header)), header]
-    rows = np.zeros(len(events), _EVENT)
-    for name in "txyp":
-        rows[name] = events[name]
-    for start in range(0, len(rows), _EVENTS_A_PACKET):
-        body = rows[start : start + _EVENTS_A_PACKET]
-        # root table at byte 16, its layout at 8: the vector right behind it
-        front = struct.pack("<I4s3H2xiII", 16, b"EVTS", 6, 8, 4, 8, 4, len(body))
-        size = len(front) + body.nbytes
-        parts += [struct.pack("<iiI", 0, size + 4, size), front, body.tobytes()]
-    return b"".join(parts)

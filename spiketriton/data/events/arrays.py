@@ -141,16 +141,3 @@ def _columns(
         why = f"p = {p[at]} is no polarity; accepted: 0 and 1, or -1 and 1"
         raise DamagedEvents(path, offset(at), at, why)
     return Columns(t, x, y, (p > 0).astype(np.uint8), offset, damage)
-
-
-def write_npy(events: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, events, allow_pickle=False)
-    return buffer.getvalue()
-
-
-def write_npz(events: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    t, x, y, p = (events[name] for name in "txyp")
-    np.savez_compressed(buffer, t=t, x=x, y=y, p=p)
-    return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Files of events: `read_events` and `write_events` for AEDAT 2, 3.1 and 4, 5-byte .bin, .npy, .npz and Prophesee.
+"""Files of events: `read_events` for AEDAT 2, 3.1 and 4, 5-byte .bin, .npy, .npz and Prophesee.
 
 aedat2   DVS128 by jAER (CIFAR10-DVS): text lines that begin with #, then pairs of big-endian uint32,
          an address (bit 0 polarity, 0 is ON; bits 1-7 and 8-14 the pixel; bit 15 an external signal,
@@ -18,18 +18,15 @@ Sources: https://docs.inivation.com/software/software-advanced-usage/file-format
 https://www.garrickorchard.com/datasets/n-mnist (.bin, and the overflows in its Matlab reader).
 """
 
-import contextlib
-import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from spiketriton.data.events.aedat4 import MARK, read_aedat4, write_aedat4
+from spiketriton.data.events.aedat4 import MARK, read_aedat4
 from spiketriton.data.events.arrays import (
     EVENT,
     Columns,
@@ -37,17 +34,12 @@ from spiketriton.data.events.arrays import (
     cut_short,
     read_npy,
     read_npz,
-    write_npy,
-    write_npz,
 )
 from spiketriton.data.events.prophesee import (
     format_of,
     read_dat,
     read_evt2,
     read_evt3,
-    write_dat,
-    write_evt2,
-    write_evt3,
 )
 from spiketriton.errors import UserError
 
@@ -88,34 +80,6 @@ def read_events(
     found = FORMATS[_format_of(path, raw) if format == "auto" else format]
     columns = found.read(path, raw)
     return _checked(path, columns, sensor or found.sensor, backward)
-
-
-def write_events(path: str | Path, events: np.ndarray, format: str) -> None:
-    """Writes an array of `EVENT`, ordered by time, so that `read_events` gives it back. UserError."""
-    path = Path(path)
-    if format not in FORMATS:
-        raise UserError(f'format "{format}": accepted: {", ".join(FORMATS)}')
-    if events.dtype != EVENT or events.ndim != 1:
-        raise UserError(f"events of {events.dtype}{list(events.shape)}: accepted: {EVENT}[N]")
-    if (events["t"][1:] < events["t"][:-1]).any():
-        raise UserError(f"{path}: the events to write are not ordered by time")
-    if (events["p"] > 1).any():
-        raise UserError(f"{path}: a polarity above 1 cannot be written; accepted: 0 and 1")
-    height, width, duration = FORMATS[format].limits
-    for field, limit in (("x", width), ("y", height), ("t", duration)):
-        values = events[field].astype(np.int64)
-        if len(events) and (values.min() < 0 or values.max() >= limit):
-            wrong = values.min() if values.min() < 0 else values.max()
-            raise UserError(f"{path}: {format} holds {field} from 0 to {limit - 1}, not {wrong}")
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(FORMATS[format].write(events))
-        os.replace(part, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def _format_of(path: Path, raw: bytes) -> str:
@@ -214,20 +178,11 @@ def _unwrapped(stamp: np.ndarray) -> np.ndarray:
     return np.cumsum(steps, out=steps)
 
 
-def _write_aedat2(events: np.ndarray) -> bytes:
-    words = np.empty((len(events), 2), ">u4")
-    column, row = 127 - events["x"].astype(np.uint32), 127 - events["y"].astype(np.uint32)
-    words[:, 0] = column << 8 | row << 1 | (events["p"] ^ 1)
-    words[:, 1] = events["t"]
-    return b"#!AER-DAT2.0\r\n# written by spiketriton\r\n" + words.tobytes()
-
-
 # AEDAT 3.1
 
 _PACKET = struct.Struct("<hhiiiiii")
 _POLARITY, _EVENT_BYTES = 1, 8
 _END_OF_TEXT = b"#!END-HEADER\r\n"
-_EVENTS_A_PACKET = 8192  # written
 
 
 def _read_aedat3(path: Path, raw: bytes) -> Columns:
@@ -308,22 +263,6 @@ def _impossible_packet(
     return ""
 
 
-def _write_aedat3(events: np.ndarray) -> bytes:
-    text = b"#!AER-DAT3.1\r\n#Format: RAW\r\n#Source 1: DVS128\r\n" + _END_OF_TEXT
-    parts = [text]
-    words = np.empty((len(events), 2), "<u4")
-    x, y, p = (events[name].astype(np.uint32) for name in ("x", "y", "p"))
-    words[:, 0] = x << 17 | y << 2 | p << 1 | 1
-    words[:, 1] = events["t"] & 0x7FFFFFFF
-    overflow = events["t"] >> 31
-    cuts = {*range(0, len(events), _EVENTS_A_PACKET), *(np.flatnonzero(np.diff(overflow)) + 1)}
-    for start, end in pairwise([*sorted(int(cut) for cut in cuts), len(events)]):
-        n, high = end - start, int(overflow[start])
-        parts.append(_PACKET.pack(_POLARITY, 1, _EVENT_BYTES, 4, high, n, n, n))
-        parts.append(words[start:end].tobytes())
-    return b"".join(parts)
-
-
 # ATIS, 5 bytes an event
 
 
@@ -345,7 +284,8 @@ def _read_bin(path: Path, raw: bytes) -> Columns:
     return Columns(t, x, y, p, lambda event: 5 * int(place[event]), damage)
 
 
-def _write_bin(events: np.ndarray) -> bytes:
+def write_bin(events: np.ndarray) -> bytes:
+    """The file of an array of `EVENT`, ordered by time."""
     late = np.maximum(events["t"] - (1 << 23) + ATIS_OVERFLOW_US, 0) // ATIS_OVERFLOW_US
     before = np.diff(late, prepend=0)  # overflows that must precede each event
     t = events["t"] - late * ATIS_OVERFLOW_US
@@ -360,23 +300,21 @@ def _write_bin(events: np.ndarray) -> bytes:
 
 @dataclass(frozen=True)
 class Format:
-    """A file format: how it is read and written, and what it can express."""
+    """A file format: how it is read."""
 
     read: Callable[[Path, bytes], Columns]
-    write: Callable[[np.ndarray], bytes]
     ending: str
-    limits: tuple[int, int, int]  # height, width, microseconds
     sensor: Sensor | None = None  # where a file of this format is always of one camera
 
 
 FORMATS = {
-    "aedat2": Format(_read_aedat2, _write_aedat2, ".aedat", (*DVS128, 1 << 32), DVS128),
-    "aedat3": Format(_read_aedat3, _write_aedat3, ".aedat", (1 << 15, 1 << 15, 1 << 62)),
-    "bin": Format(_read_bin, _write_bin, ".bin", (ATIS_OVERFLOW_ROW, 256, 1 << 40)),
-    "npy": Format(read_npy, write_npy, ".npy", (1 << 16, 1 << 16, 1 << 62)),
-    "npz": Format(read_npz, write_npz, ".npz", (1 << 16, 1 << 16, 1 << 62)),
-    "dat": Format(read_dat, write_dat, ".dat", (1 << 14, 1 << 14, 1 << 32)),
-    "evt2": Format(read_evt2, write_evt2, ".raw", (1 << 11, 1 << 11, 1 << 34)),
-    "evt3": Format(read_evt3, write_evt3, ".raw", (1 << 11, 1 << 11, 1 << 24)),
-    "aedat4": Format(read_aedat4, write_aedat4, ".aedat4", (1 << 15, 1 << 15, 1 << 62)),
+    "aedat2": Format(_read_aedat2, ".aedat", DVS128),
+    "aedat3": Format(_read_aedat3, ".aedat"),
+    "bin": Format(_read_bin, ".bin"),
+    "npy": Format(read_npy, ".npy"),
+    "npz": Format(read_npz, ".npz"),
+    "dat": Format(read_dat, ".dat"),
+    "evt2": Format(read_evt2, ".raw"),
+    "evt3": Format(read_evt3, ".raw"),
+    "aedat4": Format(read_aedat4, ".aedat4"),
 }

@@ -55,13 +55,6 @@ def read_dat(path: Path, raw: bytes) -> Columns:
     )
 
 
-def write_dat(events: np.ndarray) -> bytes:
-    words = np.empty((len(events), 2), "<u4")
-    x, y, p = (events[name].astype(np.uint32) for name in ("x", "y", "p"))
-    words[:, 0], words[:, 1] = events["t"], x | y << 14 | p << 28
-    return b"% Data file containing CD events.\n% Version 2\n\x0c\x08" + words.tobytes()
-
-
 def read_evt2(path: Path, raw: bytes) -> Columns:
     words, start, damage = _words(raw, "<u4")
     kind = words >> 28
@@ -76,14 +69,6 @@ def read_evt2(path: Path, raw: bytes) -> Columns:
         offset=lambda event: start + 4 * int(place[event]),
         damage=damage,
     )
-
-
-def write_evt2(events: np.ndarray) -> bytes:
-    t, x, y, p = (events[name].astype(np.uint64) for name in ("t", "x", "y", "p"))
-    words = (p << 28 | (t & 0x3F) << 22 | x << 11 | y).astype("<u4")
-    changes = np.flatnonzero(np.diff(t >> 6, prepend=np.uint64(1 << 63)))
-    highs = (8 << 28 | (t[changes] >> 6)).astype("<u4")
-    return b"% evt 2.0\n% end\n" + np.insert(words, changes, highs).tobytes()
 
 
 def read_evt3(path: Path, raw: bytes) -> Columns:
@@ -117,12 +102,6 @@ def read_evt3(path: Path, raw: bytes) -> Columns:
         offset=lambda event: start + 2 * int(place[event]),
         damage=damage,
     )
-
-
-def write_evt3(events: np.ndarray) -> bytes:
-    t, x, y, p = (events[name].astype(np.int64) for name in ("t", "x", "y", "p"))
-    words = np.stack([8 << 12 | t >> 12, 6 << 12 | t & 0xFFF, y, 2 << 12 | p << 11 | x], axis=1)
-    return b"% evt 3.0\n% end\n" + words.astype("<u2").tobytes()
 
 
 def _words(raw: bytes, dtype: str) -> tuple[np.ndarray, int, tuple[int, str] | None]:

@@ -241,15 +241,18 @@ def eventfolder(config: DataConfig) -> Recordings:
 @plugins.data("digits_dvs")
 def digits_dvs(config: DataConfig) -> Recordings:
     """The packaged digits as a simulated camera sees them, moved by three saccades: 1,437 + 360."""
+    if config.format not in ("auto", "bin"):
+        raise UserError(
+            f'data.format = "{config.format}": digits_dvs is written as .bin; accepted with it: "auto", "bin"'
+        )
     classes = tuple("0123456789")
-    format = "bin" if config.format == "auto" else config.format
-    folder = simulated.digits(data_root(config), format)
+    folder = simulated.digits(data_root(config))
     return Recordings(
         root=folder,
         classes=classes,
         train=_in_classes(folder / "train", classes, config),
         test=_in_classes(folder / "test", classes, config),
-        format=format,
+        format="bin",
         sensor=simulated.SENSOR,
         size=max(simulated.SENSOR),
         mirrors=False,

@@ -26,7 +26,7 @@ import numpy as np
 
 from spiketriton.data.counter_rng import mix, uniforms
 from spiketriton.data.download import one_process_at_a_time
-from spiketriton.data.events.formats import EVENT, FORMATS, Sensor, write_events
+from spiketriton.data.events.formats import EVENT, Sensor, write_bin
 from spiketriton.errors import UserError
 
 SENSOR: Sensor = (32, 32)
@@ -42,9 +42,9 @@ _SPREAD, _COUNT, _PLACE = 1, 2, 3  # keep the draws of one key apart
 _AT_ONCE = 128  # digits simulated together
 
 
-def digits(root: Path, format: str) -> Path:
-    """The folder with the recordings in `format`: train/<digit>/00000.bin, ..., made once. UserError."""
-    folder = root / f"digits_dvs_{format}_v{VERSION}"
+def digits(root: Path) -> Path:
+    """The folder with the recordings: train/<digit>/00000.bin, ..., made once. UserError."""
+    folder = root / f"digits_dvs_bin_v{VERSION}"
     if folder.is_dir():
         return folder
     try:
@@ -52,7 +52,7 @@ def digits(root: Path, format: str) -> Path:
             if not folder.is_dir():
                 part = Path(tempfile.mkdtemp(dir=root, prefix=".digits-dvs-"))
                 try:
-                    _write_all(part, format)
+                    _write_all(part)
                     part.chmod(0o755)
                     os.replace(part, folder)
                 finally:
@@ -62,7 +62,7 @@ def digits(root: Path, format: str) -> Path:
     return folder
 
 
-def _write_all(folder: Path, format: str) -> None:
+def _write_all(folder: Path) -> None:
     file = resources.files("spiketriton.data") / "digits.npz"
     with file.open("rb") as stream, np.load(stream) as stored:
         arrays = dict(stored)
@@ -72,8 +72,9 @@ def _write_all(folder: Path, format: str) -> None:
             numbers = np.arange(start, min(start + _AT_ONCE, len(images)))
             recordings = record(images[numbers], mix(split, numbers.astype(np.uint64)))
             for number, events in zip(numbers, recordings, strict=True):
-                place = folder / name / str(labels[number]) / f"{number:05d}"
-                write_events(place.with_suffix(FORMATS[format].ending), events, format)
+                place = folder / name / str(labels[number]) / f"{number:05d}.bin"
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_bytes(write_bin(events))
 
 
 def record(images: np.ndarray, keys: np.ndarray) -> list[np.ndarray]:

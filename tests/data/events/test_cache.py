@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from spiketriton.data.events import cache, read_events, recordings, write_events
+from spiketriton.data.events import cache, read_events, recordings
 from spiketriton.data.events.cache import FrameSplit, frames_of
 from spiketriton.data.events.frames import to_bytes, to_frames
 from spiketriton.errors import UserError
+from tests.event_files import write_events
 from tests.small_data import data_recipe
 from tests.small_events import make_events
 

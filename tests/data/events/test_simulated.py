@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from spiketriton.data.counter_rng import mix
-from spiketriton.data.events import FORMATS, read_events, recordings, simulated
+from spiketriton.data.events import read_events, recordings, simulated
 from spiketriton.data.events.simulated import DURATION_US, REFRACTORY_US, SENSOR, record
 from spiketriton.errors import UserError
 from tests.small_data import data_recipe
@@ -105,37 +105,38 @@ def few(monkeypatch):
     monkeypatch.setattr(simulated.np, "load", lambda stream: Few(write(stream)))
 
 
-@pytest.mark.parametrize("format", FORMATS)
-def test_the_same_events_are_written_and_read_in_each_format(few, tmp_path, format):
-    config = data_recipe("digits_dvs", tmp_path, data=f'format = "{format}"').data
+def test_the_same_events_are_written_and_read(few, tmp_path):
+    config = data_recipe("digits_dvs", tmp_path).data
     found = recordings.digits_dvs(config)
     assert (len(found.train), len(found.test), found.sensor) == (10, 10, (32, 32))
-    assert found.format == format
     stored = np.load  # of the real package, through the fixture
     with stored(open(simulated.resources.files("spiketriton.data") / "digits.npz", "rb")) as digits:
         for split, (name, part) in enumerate((("train", found.train), ("test", found.test))):
             keys = mix(split, np.arange(10, dtype=np.uint64))
             expected = record(digits[f"{name}_images"] / 16, keys)
             for one in part:
-                assert one.path.suffix == FORMATS[format].ending
-                events = read_events(one.path, format, sensor=(32, 32))
+                events = read_events(one.path, sensor=(32, 32))
                 assert np.array_equal(events, expected[int(one.path.stem)])
                 assert one.label == digits[f"{name}_labels"][int(one.path.stem)]
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [
-        f"digits_dvs_{format}_v1"
-    ]
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["digits_dvs_bin_v1"]
+
+
+def test_another_format_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r'data.format = "npy": digits_dvs is written as .bin'):
+        recordings.digits_dvs(data_recipe("digits_dvs", tmp_path, data='format = "npy"').data)
 
 
 def test_recordings_are_made_once_and_never_half(few, tmp_path, monkeypatch):
-    folder = simulated.digits(tmp_path, "bin")
+    folder = simulated.digits(tmp_path)
     stamp = folder.stat().st_mtime_ns
-    assert simulated.digits(tmp_path, "bin") == folder
+    assert simulated.digits(tmp_path) == folder
     assert folder.stat().st_mtime_ns == stamp
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(simulated, "write_events", full)
-    with pytest.raises(UserError, match=r"digits_dvs_npy_v1 cannot be written: No space left"):
-        simulated.digits(tmp_path, "npy")
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [folder.name]
+    monkeypatch.setattr(simulated, "write_bin", full)
+    other = tmp_path / "other"
+    with pytest.raises(UserError, match=r"digits_dvs_bin_v1 cannot be written: No space left"):
+        simulated.digits(other)
+    assert [path.name for path in other.iterdir() if path.is_dir()] == []
