@@ -49,42 +49,6 @@ SPLITS_OF = {
 }
 
 
-# of the networks that are built here by a recipe, from its norms and neurons
-BUILT_HERE = [
-    *(
-        f"model.{n}"
-        for n in (
-            "block",
-            "norm",
-            "norm_gain",
-            "width",
-            "checkpoint_blocks",
-            "dropout",
-            "drop_path",
-        )
-    ),
-    *(
-        f"neuron.{n}"
-        for n in (
-            "kind",
-            "v_threshold",
-            "threshold_learnt",
-            "tau_learnt",
-            "reset",
-            "v_reset",
-            "detach_reset",
-            "tau",
-            "order",
-            "levels",
-            "tau_adaptation",
-            "tau_synapse",
-            "beta",
-        )
-    ),
-    *(f"neuron.surrogate.{name}" for name in ("shape", "height", "width")),
-    *("neuron.decay_input", "train.sync_bn"),
-]
-
 LEAKY = ("lif", "plif", "ilif", "clif", "alif", "cuba")
 PARALLEL = ("psn", "masked_psn", "sliding_psn")
 RESETS_OF = {
@@ -106,6 +70,11 @@ EVENT_KEYS = [
 
 _START = ["model.residual_gain", "model.residual_bias"]
 _BLOCKS = ["model.drop_path", "model.checkpoint_blocks", "model.shortcut_gradient", *_START]
+
+
+# of networks that are built here by a recipe, from its norms and neurons, as all keys of [neuron]
+_LAYERS = ("block", "norm", "norm_gain", "width", "checkpoint_blocks", "dropout", "drop_path")
+_BUILT_HERE = [*(f"model.{name}" for name in _LAYERS), "train.sync_bn"]
 
 
 def _readers() -> list[tuple[list[str], str, tuple[Any, ...]]]:
@@ -170,7 +139,8 @@ def idle(values: Mapping[str, Any]) -> dict[str, str]:
     here = () if elsewhere else (name,)
     rules = [
         (["model.arguments", "model.input"], "model.name", elsewhere),
-        (BUILT_HERE, "model.name", here),
+        (_BUILT_HERE, "model.name", here),
+        ([dotted for dotted in values if dotted.startswith("neuron.")], "model.name", here),
         *_readers(),
     ]
     if values["data.name"] in get_args(Events):

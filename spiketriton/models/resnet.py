@@ -4,7 +4,6 @@ He et al. 2015 (arXiv 1512.03385); a bottleneck has its stride in the 3x3 convol
 torchvision. With ReLU neurons and plain blocks they are torchvision's ResNets, name by name.
 """
 
-import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -47,35 +46,16 @@ ARCHITECTURES = {
 IMAGENET_STEM_FROM = 96  # pixels; below, the last stage would see few pixels, or a single one
 
 
-def sides(architecture: Architecture, stem: str, image_size: int) -> list[int]:
-    """The side of the maps at the end of each stage."""
-    halvings = {"cifar": 0, "strided": 1, "imagenet": 2}[stem]
-    found = []
-    for stage in range(len(architecture.blocks)):
-        halvings += stage > 0 or stem == "strided"
-        found.append(-(-image_size // 2**halvings))
-    return found
-
-
 def pixel_warning(name: str, stem: str, image_size: int) -> str | None:
-    """What to change of a ResNet whose last stages see single pixels; None where they see more."""
-    architecture = ARCHITECTURES[name]
-    pixels = [
-        f"layer{i}" for i, side in enumerate(sides(architecture, stem, image_size), 1) if side < 2
-    ]
-    if not pixels:
+    """What to change of a ResNet whose last stage sees single pixels; None where it sees more."""
+    stages = len(ARCHITECTURES[name].blocks) - 1
+    halvings = stages + 2 * (stem != "cifar")
+    if image_size > 1 << halvings:
         return None
-
-    def enough(stem: str, size: int) -> bool:
-        return sides(architecture, stem, size)[-1] > 1
-
-    changes = ["model.stem=cifar"] if stem != "cifar" and enough("cifar", image_size) else []
-    changes.append(
-        f"data.image_size={next(s for s in itertools.count(image_size) if enough(stem, s))} or more"
-    )
+    other = "model.stem=cifar, or " if stem != "cifar" and image_size > 1 << stages else ""
     return (
-        f"{name} with the stem {stem!r} makes maps of one pixel of images of {image_size}x{image_size} in "
-        f"{' and '.join(pixels)}: 3x3 convolutions see nothing there but their middle. Try {', or '.join(changes)}"
+        f"{name} with the stem {stem!r} makes maps of one pixel of images of {image_size}x{image_size}: 3x3 "
+        f"convolutions see nothing there but their middle. Try {other}data.image_size={(1 << halvings) + 1} or more"
     )
 
 

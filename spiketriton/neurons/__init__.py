@@ -9,8 +9,7 @@ from spiketriton import plugins
 from spiketriton.config import NeuronConfig
 from spiketriton.config.parts import chosen
 from spiketriton.errors import UserError
-from spiketriton.neurons.base import SpikingNeuron, adopt
-from spiketriton.neurons.lif import (
+from spiketriton.neurons.base import (
     ALIF,
     CLIF,
     IF,
@@ -21,6 +20,8 @@ from spiketriton.neurons.lif import (
     CuBaLIF,
     MaskedPSN,
     SlidingPSN,
+    SpikingNeuron,
+    adopt,
 )
 from spiketriton.neurons.norm import Norm, one_by_one
 from spiketriton_kernels import Surrogate

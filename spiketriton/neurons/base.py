@@ -156,3 +156,43 @@ def normalised(neuron: kernels.SpikingNeuron, x: Any) -> Tensor:
         norm.eps,
     ).unflatten(0, y.shape[:2])
     return current if residual is None else current + residual
+
+
+class IF(SpikingNeuron, kernels.IF):
+    """Integrate and fire."""
+
+
+class LIF(SpikingNeuron, kernels.LIF):
+    """Leaky integrate and fire."""
+
+
+class PLIF(SpikingNeuron, kernels.PLIF):
+    """LIF with a learnable leak."""
+
+
+class ILIF(SpikingNeuron, kernels.ILIF):
+    """LIF with 0..levels spikes a step."""
+
+
+class CLIF(SpikingNeuron, kernels.CLIF):
+    """LIF with a complementary potential."""
+
+
+class ALIF(SpikingNeuron, kernels.ALIF):
+    """LIF with a threshold that rises with each spike."""
+
+
+class CuBaLIF(SpikingNeuron, kernels.CuBaLIF):
+    """LIF behind a synapse, whose current decays."""
+
+
+class PSN(SpikingNeuron, kernels.PSN):
+    """Parallel spiking neuron: a learnt matrix over the time steps, and a threshold."""
+
+
+class MaskedPSN(SpikingNeuron, kernels.MaskedPSN):
+    """PSN whose steps read only themselves and those before."""
+
+
+class SlidingPSN(SpikingNeuron, kernels.SlidingPSN):
+    """PSN whose steps all read by the same weights."""

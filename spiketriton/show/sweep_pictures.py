@@ -14,7 +14,7 @@ from spiketriton.gradients.measurement import Measurement
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.grid import Group
 from spiketriton.show import figures
-from spiketriton.show.figures import GREY, new_figure
+from spiketriton.show.figures import new_figure
 from spiketriton.show.words import synthetic_note
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 MOST_PANELS = 12
 WIDTH = "neuron.surrogate.width"
-STAR: dict[str, Any] = {"marker": "*", "ms": 15, "mec": "black", "zorder": 3}  # above the lines
 
 
 def draw_sweep(groups: Sequence[Group], out: Path, synthetic: bool) -> list[Path]:
@@ -73,9 +72,7 @@ def norms(
                 logs = np.log(np.stack([profile(line) for line in lines]))
             mean = np.exp(np.where(np.isfinite(logs), logs, np.nan).mean(0))
             value = group.values[along]
-            dashes = "--" if value.startswith("auto") else "-"
-            places = np.arange(len(mean))
-            ax.plot(places, mean, color=colours[value], label=value, ls=dashes)
+            ax.plot(np.arange(len(mean)), mean, color=colours[value], label=value)
             shown = True
         figures.log_scale(ax, "y")
         ax.set_title(name, fontsize=9)
@@ -92,12 +89,9 @@ def norms(
 
 
 def accuracy(groups: Sequence[Group], along: str, note: str) -> Figure:
-    """Final test accuracy against `along`, mean and spread over seeds, a line per combination.
-
-    Calibrated widths are stars, at the width that was chosen.
-    """
+    """Final test accuracy against `along`, mean and spread over seeds, a line per combination."""
     panels = _split(groups, along)
-    fixed = [g for g in groups if _number(g.values[along]) is not None]
+    fixed = [g for g in groups if along == WIDTH or _number(g.values[along]) is not None]
     figure = new_figure(8.4, 4.6)
     ax = figure.subplots()
     colours = _colours(len(panels))
@@ -106,21 +100,16 @@ def accuracy(groups: Sequence[Group], along: str, note: str) -> Figure:
         points = []
         for group in members:
             number = _number(group.values[along])
-            star = along == WIDTH and number is None
-            x = group.width if star else number if fixed else names.index(group.values[along])
+            x = group.width if along == WIDTH else number
+            x = x if fixed else names.index(group.values[along])
             if x is None or math.isnan(group.mean):
                 continue
             error = 0.0 if math.isnan(group.spread) else 100 * group.spread
-            if star:
-                ax.errorbar(x, 100 * group.mean, error, color=colour, **STAR)
-            else:
-                points.append((x, 100 * group.mean, error))
+            points.append((x, 100 * group.mean, error))
         if points:
             x, y, e = np.array(sorted(points)).T
             ax.errorbar(x, y, e, color=colour, marker="o", capsize=2)
         ax.plot([], [], color=colour, marker="o", label=name or "accuracy")
-    if any(g.values[along].startswith("auto") for g in groups):
-        ax.plot([], [], color=GREY, ls="", label="auto", **STAR)
     if fixed:
         figures.log_scale(ax, "x")
     else:

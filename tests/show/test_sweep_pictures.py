@@ -1,4 +1,4 @@
-"""Pictures of a sweep: norms of the untrained nets, accuracies over seeds, stars for "auto"."""
+"""Pictures of a sweep: norms of the untrained nets, accuracies over seeds."""
 
 import math
 from pathlib import Path
@@ -56,7 +56,6 @@ def test_norms_are_those_of_the_first_step_geometric_over_seeds(tmp_path):
     assert lines[0].get_ydata() == pytest.approx(profile)
     assert lines[1].get_ydata() == pytest.approx(profile * math.sqrt(10))  # of 1 and 10
     assert lines[0].get_xdata().tolist() == [0, 1]
-    assert [line.get_linestyle() for line in lines] == ["-", "-", "--"]
     axes = norms(groups, WIDTH, _by_time, "time step", "").axes[0]
     assert axes.get_lines()[0].get_xdata().tolist() == [0, 1]
     assert axes.get_lines()[0].get_ydata() == pytest.approx([2, math.sqrt(12)])
@@ -74,22 +73,21 @@ def test_a_panel_for_each_other_value_and_none_for_too_many(tmp_path, monkeypatc
     assert norms(groups, WIDTH, _by_layer, "spiking layer", "") is None
 
 
-def test_accuracy_is_a_mean_with_its_spread_and_auto_is_a_star_at_its_width(tmp_path):
+def test_accuracy_is_a_mean_with_its_spread_and_auto_is_at_its_width(tmp_path):
     groups = [
-        a_group(tmp_path, {WIDTH: "2"}, 0.5, 0.7),
-        a_group(tmp_path, {WIDTH: "1"}, 0.4),
+        a_group(tmp_path, {WIDTH: "2"}, 0.5, 0.7, width=2.0),
+        a_group(tmp_path, {WIDTH: "1"}, 0.4, width=1.0),
         a_group(tmp_path, {WIDTH: "auto"}, 0.8, width=1.5),
-        a_group(tmp_path, {WIDTH: "3"}, None),
+        a_group(tmp_path, {WIDTH: "3"}, None, width=3.0),
     ]
     axes = accuracy(groups, WIDTH, "").axes[0]
-    star, curve = (box.lines[0] for box in axes.containers)
-    assert star.get_xydata().tolist() == [[1.5, 80]]
-    assert curve.get_xydata() == pytest.approx(np.array([[1, 40], [2, 60]]))
-    bars = axes.containers[1].lines[2][0].get_segments()
+    (curve,) = (box.lines[0] for box in axes.containers)
+    assert curve.get_xydata() == pytest.approx(np.array([[1, 40], [1.5, 80], [2, 60]]))
+    bars = axes.containers[0].lines[2][0].get_segments()
     assert bars[0][:, 1] == pytest.approx([40, 40])
-    assert bars[1][:, 1] == pytest.approx([60 - 100 * math.sqrt(0.02), 60 + 100 * math.sqrt(0.02)])
+    assert bars[2][:, 1] == pytest.approx([60 - 100 * math.sqrt(0.02), 60 + 100 * math.sqrt(0.02)])
     assert axes.get_xscale() == "log"
-    assert {text.get_text() for text in axes.get_legend().get_texts()} == {"accuracy", "auto"}
+    assert {text.get_text() for text in axes.get_legend().get_texts()} == {"accuracy"}
 
 
 @pytest.mark.parametrize(
