@@ -65,16 +65,11 @@ def main(arguments: list[str]) -> int:
         head = {"version": environment.version_line(), "findings": [asdict(f) for f in found]}
         print(json_text(head, indent=1), end="")
     else:
-        say(console, f"{len(found)} checks: {_conclusion(states)}", style="bold")
+        wrong, slow = states.count("wrong"), states.count("slow")
+        end = f"all passed, but {slow} slow" if slow else "all passed"
+        end = f"{wrong} wrong; see the lines that begin with it" if wrong else end
+        say(console, f"{len(found)} checks: {end}", style="bold")
     return EXIT_ERROR if "wrong" in states else EXIT_DONE
-
-
-def _conclusion(states: Sequence[str]) -> str:
-    if wrong := states.count("wrong"):
-        return f"{wrong} wrong; see the lines that begin with it"
-    if slow := states.count("slow"):
-        return f"all passed, but {slow} slow"
-    return "all passed"
 
 
 if __name__ == "__main__":

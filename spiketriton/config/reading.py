@@ -337,17 +337,13 @@ def _parse_value(text: str, spec: Spec) -> Any:
     try:
         document = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):
-        return [text] if spec.items is str and _is_name(text) else text
+        one = bool(text) and not set(text) & set("[]\"',")  # as in train.freeze=conv1
+        return [text] if spec.items is str and one else text
     value = document["value"]
     bare = spec.base in (str, None) and not (
         spec.items or spec.free or isinstance(value, str)
     )  # data.root=2024
     return text if bare or len(document) > 1 else value
-
-
-def _is_name(text: str) -> bool:
-    """Whether a text can stand for an array of one text, as in train.freeze=conv1."""
-    return bool(text) and not set(text) & set("[]\"',")
 
 
 def _assemble(

@@ -872,7 +872,12 @@ class Spec:
                 words = self.choices
                 good = parts.find(kind, value) is not None
         elif self.items is not None:
-            good = isinstance(value, list | tuple) and all(map(self._is_item, value))
+            good = isinstance(value, list | tuple) and all(
+                (isinstance(item, str) and _is_text(item))
+                if self.items is str
+                else (type(item) in (int, float) and item in self.field.metadata["numbers"])
+                for item in value
+            )
             value = tuple(map(self.items, value)) if good else value
         elif self.base in (int, float):
             # not isinstance: to Python, a boolean is an integer
@@ -886,11 +891,6 @@ class Spec:
             tip = f'did you mean "{near[0]}"? ' if near else ""
             raise UserError(f"{self.dotted} = {shown(value)}: {tip}accepted: {self.accepts(words)}")
         return float(value) if self.base is float and type(value) is int else value
-
-    def _is_item(self, value: Any) -> bool:
-        if self.items is str:
-            return isinstance(value, str) and _is_text(value)
-        return type(value) in (int, float) and value in self.field.metadata["numbers"]
 
 
 def _specs(table: type[Table]) -> Iterator[tuple[str, Spec]]:

@@ -33,13 +33,8 @@ def finished(
 ) -> Generator[Batch, None, None]:
     """The batches of `loaded` on `device`, in order; closing it closes `loaded`."""
     if device.type == "cuda":
-        return _ahead(loaded, finish, device, torch.cuda)
-    return _on_demand(loaded, finish, device)
-
-
-def _on_demand(
-    loaded: Generator[Loaded, None, None], finish: Finish, device: torch.device
-) -> Generator[Batch, None, None]:
+        yield from _ahead(loaded, finish, device, torch.cuda)
+        return
     with closing(loaded):
         for one in loaded:
             yield _finished(one, finish, device)

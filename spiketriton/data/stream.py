@@ -237,7 +237,8 @@ class TrainStream:
         Balanced: classes take turns, each in the order of a permutation that begins again when it is used up; then
         all are shuffled.
         """
-        permutation = self._permutation(epoch)
+        generator = torch.Generator().manual_seed(int(mix(self.seed, _ORDER, epoch)[0]))
+        permutation = torch.randperm(len(self.members), generator=generator).numpy()
         if not self.balanced:
             return self.members[permutation], None
         order = self.members[permutation]
@@ -251,10 +252,6 @@ class TrainStream:
         )
         shuffled = shuffled[: len(order)]
         return chosen[shuffled], repeats[shuffled]
-
-    def _permutation(self, epoch: int) -> np.ndarray:
-        generator = torch.Generator().manual_seed(int(mix(self.seed, _ORDER, epoch)[0]))
-        return torch.randperm(len(self.members), generator=generator).numpy()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,13 +55,10 @@ def grid(recipe: str, axes: Sequence[str], out: Path) -> list[Cell]:
         given = dict(zip(choices, combination, strict=True))
         chosen = {key: given[key] for key in swept}
         made = load_recipe(recipe, [f"{key}={value}" for key, value in given.items()])
-        cells.append(Cell(chosen, made, out / _folder_name(chosen)))
+        words = [f"{key.rpartition('.')[2]}={value}" for key, value in chosen.items()]
+        name = re.sub(r"[^\w=.,-]", "_", ",".join(words)) or "recipe"
+        cells.append(Cell(chosen, made, out / name))
     return cells
-
-
-def _folder_name(values: dict[str, str]) -> str:
-    words = [f"{key.rpartition('.')[2]}={value}" for key, value in values.items()]
-    return re.sub(r"[^\w=.,-]", "_", ",".join(words)) or "recipe"
 
 
 @dataclass(frozen=True)

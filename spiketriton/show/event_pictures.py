@@ -26,13 +26,10 @@ def colours(frame: np.ndarray, most: int) -> np.ndarray:
     """
     share = np.sqrt(np.minimum(frame / max(most, 1), 1.0))[..., None]
     darker, brighter = (
-        1 - part * (1 - _rgb(colour)) for part, colour in zip(share, (ORANGE, BLUE), strict=True)
+        1 - part * (1 - np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)]) / 255)
+        for part, colour in zip(share, (ORANGE, BLUE), strict=True)
     )
     return (255 * darker * brighter).round().astype(np.uint8)
-
-
-def _rgb(colour: str) -> np.ndarray:
-    return np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)]) / 255
 
 
 def most_of(sample: Sample) -> int:
@@ -63,19 +60,15 @@ def frames(one: Evaluation, title: str) -> Figure | None:
             axes.set_xlabel(_short(answer), fontsize=8, color=BLUE if right else ORANGE)
         row[0].set_ylabel(_short(sample.label), fontsize=9)
     for axes, step in zip(grid[0], chosen, strict=True):
-        axes.set_title(_moment(one, step + 1), fontsize=8, fontweight="normal", loc="center")
+        ms = one.ms_per_step
+        moment = f"frame {step + 1}" if ms is None else f"{(step + 1) * ms:.0f} ms"
+        axes.set_title(moment, fontsize=8, fontweight="normal", loc="center")
     explain(
         figure,
         "pixels: blue where it got brighter, orange where darker; below a frame: the prediction after it, "
         "blue if it is correct",
     )
     return figure
-
-
-def _moment(one: Evaluation, steps: int) -> str:
-    if one.ms_per_step is None:
-        return f"frame {steps}"
-    return f"{steps * one.ms_per_step:.0f} ms"
 
 
 def _short(text: str) -> str:

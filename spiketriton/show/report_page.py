@@ -221,17 +221,13 @@ def _cost(evaluations: list[Evaluation], title: str) -> Iterator[str]:
 
 def _training(folder: RunFolder, rows: list[Row], title: str) -> Iterator[str]:
     figure = run_pictures.curves(rows, title)
-    if figure is None:
-        yield f"<p>{escape(_without_rows(folder))}</p>"
+    if figure is not None:
+        yield _figure(figure, "loss, accuracy, learning rate and gradient norm by epoch")
         return
-    yield _figure(figure, "loss, accuracy, learning rate and gradient norm by epoch")
-
-
-def _without_rows(folder: RunFolder) -> str:
-    conversion = read_state(folder)[0].get("conversion")
-    if conversion is None:
-        return "The run has logged nothing yet."
-    return f"Converted from {conversion['source']}, not trained: method {conversion['method']}."
+    made, said = read_state(folder)[0].get("conversion"), "The run has logged nothing yet."
+    if made is not None:
+        said = f"Converted from {made['source']}, not trained: method {made['method']}."
+    yield f"<p>{escape(said)}</p>"
 
 
 def _gradients(folder: RunFolder, metrics: list[Row], recipe: Recipe, title: str) -> Iterator[str]:

@@ -54,7 +54,10 @@ def workload(nodes: Graph, image: tuple[int, int, int], *, constant: bool = True
     """The workload of a network for images [C, H, W], constant or another one at each step."""
     shapes = shapes_of(nodes, image)
     weights = list(layers(nodes, "weights"))
-    macs = {node.name: _macs(node, shapes[node.name]) for node in weights}
+    macs = {}
+    for node in weights:
+        assert isinstance(node.module, nn.Conv2d | nn.Linear)
+        macs[node.name] = _size(shapes[node.name]) * node.module.weight[0].numel()
     source = {node.name: arrives(nodes, node) for node in weights}
     each_step = {"currents"} if constant else {"currents", "image"}
     return Workload(
@@ -94,12 +97,6 @@ def energy_pj(
 def ann_energy_pj(macs: int) -> tuple[float, float]:
     """The same for an ANN: each MAC, and the weight and the value that it reads."""
     return MAC_PJ * macs, (MAC_PJ + 2 * WORD_PJ) * macs
-
-
-def _macs(node: Node, shape: tuple[int, ...]) -> int:
-    layer = node.module
-    assert isinstance(layer, nn.Conv2d | nn.Linear)
-    return _size(shape) * layer.weight[0].numel()
 
 
 def _fan_out(nodes: Graph, node: Node, shapes: dict[str, tuple[int, ...]]) -> Tensor:

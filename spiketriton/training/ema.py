@@ -6,7 +6,7 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 class MovingAverage:
@@ -18,7 +18,8 @@ class MovingAverage:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.sources = _floating(model)
+        tensors = chain(model.named_parameters(), model.named_buffers())
+        self.sources = {n: value.detach() for n, value in tensors if value.is_floating_point()}
         self.average = {name: value.clone() for name, value in self.sources.items()}
         device = next(iter(self.sources.values())).device
         self.steps = torch.zeros(
@@ -63,8 +64,3 @@ class MovingAverage:
         self.steps.fill_(state["steps"])
         for name, value in self.average.items():
             value.copy_(state["average"][name])
-
-
-def _floating(model: nn.Module) -> dict[str, Tensor]:
-    tensors = chain(model.named_parameters(), model.named_buffers())
-    return {name: value.detach() for name, value in tensors if value.is_floating_point()}

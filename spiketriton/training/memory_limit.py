@@ -62,10 +62,13 @@ def explained(
     """The one-line error for running out of memory in training, by a micro-batch of `images` on this device."""
     train, peak = recipe.train, peak_memory_mib(device)
     asked = _asked(str(error))
-    had = "the peak allocated before" if device.type == "cuda" else "the peak of this process"
+    had, total = "the peak of this process", ""
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+        had, total = "the peak allocated before", f" of {memory / 2**20:.0f} MiB"
     return OutOfMemory(
         f"out of memory on {device.type}: {asked or 'memory'} more was asked for, {had} was "
-        f"{peak:.0f} MiB{_total(device)}; a micro-batch is {images} images (train.batch_size = "
+        f"{peak:.0f} MiB{total}; a micro-batch is {images} images (train.batch_size = "
         f"{train.batch_size}); what lowers it: {', '.join(_remedies(recipe, images))}"
     )
 
@@ -85,12 +88,6 @@ def _asked(message: str) -> str:
     if found := re.search(r"tried to allocate (\d+) bytes", message):
         return f"{int(found[1]) / 2**20:.1f} MiB"
     return ""
-
-
-def _total(device: torch.device) -> str:
-    if device.type != "cuda":
-        return ""
-    return f" of {torch.cuda.get_device_properties(device).total_memory / 2**20:.0f} MiB"
 
 
 def _remedies(recipe: Recipe, images: int) -> list[str]:

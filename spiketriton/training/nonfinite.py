@@ -5,7 +5,7 @@ reported: in the forward pass, or else in the backward pass, which starts at the
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -77,7 +77,9 @@ def locate(
     The model, with the weights from before the step, stays as it is; the gradients of its parameters are None.
     batches: micro-batches on its device. loss: currents [T, b, K], labels [b] -> scalar.
     """
-    with one_by_one(model), trial(model), _without_gradients(model):
+    model.zero_grad()
+    with one_by_one(model), trial(model), contextlib.ExitStack() as stack:
+        stack.callback(model.zero_grad)
         for images, labels in batches:
             if not images.isfinite().all():
                 return Finding("the images", "", None, *_share(images))
@@ -168,15 +170,6 @@ def _in_parameters(model: Network) -> Finding | None:
     if not nn.utils.get_total_norm(list(grads.values())).isfinite():
         return Finding("norm", max(grads, key=lambda name: float(grads[name].abs().max())))
     return None
-
-
-@contextlib.contextmanager
-def _without_gradients(model: Network) -> Iterator[None]:
-    model.zero_grad()
-    try:
-        yield
-    finally:
-        model.zero_grad()
 
 
 def scene(recipe_and_weights: State, step: int, batches: Sequence[Batch]) -> State:

@@ -144,7 +144,10 @@ def take_weights(model: Network, weights: Weights, source: str) -> Taken:
     """
     own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     report = Taken(source)
-    ours = {given: given if given in own else _ours(given) for given in weights}
+    ours = {given: given for given in weights}
+    for given in (name for name in weights if name not in own):
+        for pattern, name in SPIKINGJELLY:
+            ours[given] = re.sub(pattern, name, ours[given])
     layers_of_another_shape = {  # of which no bias and no counter is taken either
         name.rpartition(".")[0]
         for given, name in ours.items()
@@ -169,13 +172,6 @@ def take_weights(model: Network, weights: Weights, source: str) -> Taken:
             f"the network {_shapes(own)}"
         )
     return report
-
-
-def _ours(name: str) -> str:
-    """SpikingJelly's name of a tensor, translated."""
-    for pattern, ours in SPIKINGJELLY:
-        name = re.sub(pattern, ours, name)
-    return name
 
 
 def freeze(model: Network, patterns: Sequence[str]) -> None:

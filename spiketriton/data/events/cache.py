@@ -237,21 +237,16 @@ def _opened(folder: Path, job: Job, name: str) -> tuple[np.memmap, np.memmap]:
         try:
             np.lib.format.open_memmap(paths[0], "w+", np.uint8, job.shape).flush()
             np.lib.format.open_memmap(paths[1], "w+", FACTS, job.shape[:1]).flush()
-            for path in paths:
-                _take_space(path)
+            for path in paths:  # of a sparse file: a full disk is an error now, not a crash later
+                if hasattr(os, "posix_fallocate"):
+                    with path.open("r+b") as file:
+                        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         except OSError:
             for path in paths:
                 path.unlink(missing_ok=True)
             raise
         settings.write_text(job.settings, "utf-8")
     return tuple(np.lib.format.open_memmap(path, "r+") for path in paths)  # type: ignore[return-value]
-
-
-def _take_space(path: Path) -> None:
-    """Reserves the blocks of a sparse file: a full disk is an error now, not a crash while writing."""
-    if hasattr(os, "posix_fallocate"):
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 class _Requests(Dataset[Any]):
