@@ -15,7 +15,6 @@ from spiketriton.show.report_page import (
     _gradients,
     _table,
     _training,
-    _without_rows,
     page,
 )
 from tests.show.support import ann, evaluation
@@ -114,9 +113,8 @@ def test_what_is_left_of_the_image_is_told_where_it_was_measured(folder):
 def test_a_run_without_rows_says_why(folder, monkeypatch):
     state = {}
     monkeypatch.setattr(report_page, "read_state", lambda folder: (state, "last"))
-    assert _without_rows(folder) == "The run has logged nothing yet."
+    assert list(_training(folder, [], "")) == ["<p>The run has logged nothing yet.</p>"]
     state["conversion"] = {"source": "runs/ann", "method": "qcfs"}
-    assert _without_rows(folder) == "Converted from runs/ann, not trained: method qcfs."
     assert list(_training(folder, [], "")) == [
         "<p>Converted from runs/ann, not trained: method qcfs.</p>"
     ]
