@@ -25,7 +25,7 @@ CONTRADICTIONS = {  # overrides of a small recipe -> what the refusal names
     ("data.sampler=balanced", "loss.class_weights=balanced"): ["data.sampler", "loss.class_weights", "one of them"],
     ("loss.teacher=twin", "neuron.kind=relu"): ['neuron.kind = "relu" is that already', "the folder of a run"],
     ("loss.teacher=twin", "model.block=sew", "model.connect=iand"): ['model.connect = "iand" joins spikes'],
-    ("loss.teacher=twin", "model.name=torch.nn:Flatten"): ['nothing in model.name = "torch.nn:Flatten"'],
+    ("loss.teacher=twin", "model.name=torch.nn:Flatten"): ['no effect in model.name = "torch.nn:Flatten"'],
     ("train.patience=3",): ["train.patience = 3", "images held out", "data.validation is 0.0"],
     ("train.schedule=step", "train.milestones=[0.7, 0.5]"): ["[0.7, 0.5]", "fractions that rise"],
     ("data.name=imagefolder", "data.augmentation.crop_scale=[0.9, 0.5]"): ["[0.9, 0.5]", "the larger one last"],
