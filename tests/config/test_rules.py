@@ -118,6 +118,7 @@ def test_the_ann_twin_of_any_recipe_is_one_word_away(norm, memory):
         ["model.name=mlp", "model.start=identity"],
         ["data.name=imagefolder", "data.check=full", "data.broken=skip", "data.cache=known"],
         ["data.augmentation.cutout=3", "data.augmentation.erasing=0.5", "train.mixup=0.2"],
+        ["train.cutmix=1", "train.mix_probability=0.5"],
         ["data.name=n_mnist", "data.bins=time", "data.augmentation.delete=3"],
         ["data.name=eventfolder", "data.sensor=346x260", "data.split=random90"],
         ["data.name=cifar10_dvs", "data.split=random90", "data.split_seed=7"],
