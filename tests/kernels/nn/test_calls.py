@@ -328,5 +328,7 @@ def test_leaky_says_what_it_accepts():
     assert "beta=0.9" in repr(window)
     stored = Leaky(0.9, reset_delay=True, return_mem=True, store_v_seq=True)
     assert stored(x)[1] is stored.v_seq
+    stepped = Leaky(0.9, reset_delay=True, return_mem=True, step_mode="s")
+    assert torch.equal(torch.stack([stepped(step)[1] for step in x]), stored.v_seq)
     assert window.takes_norm
     assert not stored.takes_norm
