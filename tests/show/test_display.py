@@ -272,17 +272,20 @@ def test_the_live_display_fits_the_screen_and_no_number_is_broken(width):
     assert all(line.startswith("       ") for line in lines[3:])
 
 
-def test_rows_are_printed_when_they_are_worth_it():
-    """The first, one in 10 seconds, the last; a new verdict and each test always."""
+@pytest.mark.parametrize(
+    ("start", "each", "printed"), [(0, 0.25, [1, 41, 81, 100]), (20_000, 100, [*range(1, 101, 3)])]
+)
+def test_rows_are_printed_when_they_are_worth_it(start, each, printed):
+    """The first, one in 10 seconds, or in 5 minutes of a long run, the last; a new verdict and each test always."""
     stream = io.StringIO()
     display = Display(stream)
     display.begin(PLAN, 0, "cuda")
     for step in range(1, 101):
         found = verdict(3.2 if step < 50 else 1e15)
-        display.row(TRAIN | {"step": step, "seconds": step / 4}, found)
+        display.row(TRAIN | {"step": step, "seconds": start + each * step}, found)
     lines = stream.getvalue().splitlines()
     rows = [int(line.split()[1].split("/")[0]) for line in lines if line.startswith("step")]
-    assert rows == [1, 41, 81, 100]
+    assert rows == printed
     assert [line.split()[0] for line in lines if "gradient" in line] == [
         "no",
         "exploding",
