@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from profiling.harness.contenders import OURS, Status
 from profiling.harness.session import Row
+from profiling.render.rows import times_ours
 from profiling.render.tables import number, where
-from profiling.sections.step import TWIN
+from profiling.sections.step import FLOOR, TWIN
 from spiketriton.show.figures import BLUE, GREEN, GREY, new_figure, save
 
 if TYPE_CHECKING:
@@ -56,9 +57,17 @@ def steps(rows: list[Row]) -> Figure:
     about = "{}, T={}, batch {}, {}".format(*setting(first))
     rehearsal = " (quick rehearsal, not a measurement)" if first["quick"] else ""
     unequal = " (* not equal)" if any(row["status"] == Status.UNEQUAL for row in rows) else ""
-    title = f"Training step of {about}{unequal}{rehearsal}\n{where(first)}"
+    others = [
+        (ratio, row["contender"])
+        for row in groups[0]
+        if not row["contender"].startswith(OURS) and row["contender"] not in (TWIN, FLOOR)
+        if (ratio := times_ours(groups[0], row))
+    ]
+    ratio, fastest = min(others, default=(1.0, ""))
+    lead = f"{OURS} takes {1 / ratio:.2f} of the time of {fastest}\n" if fastest else ""
+    title = f"{lead}Training step of {about}{unequal}{rehearsal}\n{where(first)}"
     panels = [pair for pair in zip(groups, PANELS, strict=True) if pair[0]]
-    figure = new_figure(2 + 6.2 * len(panels), 2.4 + 0.42 * len(groups[0]), title)
+    figure = new_figure(2 + 6.2 * len(panels), 2.6 + 0.42 * len(groups[0]), title)
     for i, (group, (_, key, unit, scale)) in enumerate(panels, 1):
         axes = figure.add_subplot(1, len(panels), i)
         bars = []
