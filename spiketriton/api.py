@@ -26,6 +26,7 @@ from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.probing import Prober
 from spiketriton.gradients.verdict import LIMITS, Verdict, judge
 from spiketriton.models import Network
+from spiketriton.models.network import in_eval_mode
 from spiketriton.neurons import adopt
 from spiketriton.runs.folder import find_run
 from spiketriton.runs.rows import Row
@@ -209,7 +210,7 @@ class NetDiagnosis:
 
 def diagnose(
     net: nn.Module,
-    batch: Tensor | tuple[Tensor, Tensor],
+    batch: Tensor | Sequence[Tensor],
     *,
     optimizer: str = "adamw",
     loss: Callable[..., Tensor] | None = None,
@@ -229,7 +230,15 @@ def diagnose(
     Raises:
         UserError: no neuron that can be measured, labels that do not fit.
     """
-    x, y = batch if isinstance(batch, tuple) else (batch, None)
+    parts = (batch, None) if isinstance(batch, Tensor) else (*batch,)  # a DataLoader gives a list
+    if (
+        len(parts) != 2
+        or not isinstance(parts[0], Tensor)
+        or not isinstance(parts[1], Tensor | None)
+    ):
+        kinds = ", ".join(type(part).__name__ for part in parts)
+        raise UserError(f"a batch of {kinds}; accepted: (x, y), or x, which are tensors")
+    x, y = parts
     if optimizer not in LIMITS.depth:
         raise UserError(f"optimizer = {optimizer!r}: accepted: {', '.join(LIMITS.depth)}")
     if y is None and loss is None:
@@ -255,7 +264,14 @@ def diagnose(
 
 
 def _cross_entropy(out: Tensor, labels: Tensor) -> Tensor:
-    return nn.functional.cross_entropy(out.mean(0) if out.ndim == 3 else out, labels)
+    out = out.mean(0) if out.ndim == 3 else out
+    whole = labels.dtype in (torch.int64, torch.uint8)
+    if labels.ndim == 1 and not (whole and 0 <= labels.min() <= labels.max() < out.shape[-1]):
+        raise UserError(
+            f"labels {labels.dtype} from {labels.min():g} to {labels.max():g}; accepted: int64 from 0 to "
+            f"{out.shape[-1] - 1}, as the outputs {list(out.shape)} have classes, or a loss of one's own"
+        )
+    return nn.functional.cross_entropy(out, labels)
 
 
 class Run:
@@ -264,7 +280,8 @@ class Run:
     Attributes:
         path: the run folder.
         recipe: the resolved recipe.
-        model: the network: normalised images [B, C, H, W] -> logits [T, B, K].
+        model: the network: normalised images [B, C, H, W] -> logits [T, B, K]. Whatever mode it is left in, `predict`
+            and `evaluate` use eval mode.
         classes: the names of the K classes.
         step: optimizer steps behind the weights.
     """
@@ -295,12 +312,17 @@ class Run:
         Raises:
             UserError: other shapes, dtypes or values; a file that is no image.
         """
+        if batch_size < 0:
+            raise UserError(
+                f"batch_size = {batch_size}: accepted: 1 or more, or 0 for the recipe's"
+            )
         test = given_images(images, self.facts, batch_size or self.recipe.train.batch_size)
         found = []
-        for batch, _ in test:
-            with self._run.autocast():
-                currents = self.model(self._run.to_device(batch))
-            found.append(currents.float().mean(0).softmax(1).cpu())
+        with in_eval_mode(self.model):
+            for batch, _ in test:
+                with self._run.autocast():
+                    currents = self.model(self._run.to_device(batch))
+                found.append(currents.float().mean(0).softmax(1).cpu())
         return torch.cat(found)
 
     def evaluate(self, steps: int | None = None) -> Evaluation:
@@ -308,7 +330,10 @@ class Run:
 
         steps: time steps to run, if more than the recipe's T. UserError: the data are missing.
         """
-        return evaluate(self._run, steps)
+        if steps is not None and not (isinstance(steps, int) and steps >= 1):
+            raise UserError(f"steps = {steps!r}: accepted: an integer from 1 on")
+        with in_eval_mode(self.model):
+            return evaluate(self._run, steps)
 
     @property
     def metrics(self) -> Any:

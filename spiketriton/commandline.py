@@ -4,7 +4,7 @@ import argparse
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from spiketriton import consent
 from spiketriton.errors import UserError
@@ -116,6 +116,11 @@ class Parser(argparse.ArgumentParser):
             metavar="key=value",
             help="keys that change no weight, such as data.root=/data",
         )
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if args and "" in args:
+            self.error('an argument is empty (""), as an unset variable of the shell is')
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; {self.prog} --help shows what is accepted")

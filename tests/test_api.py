@@ -227,6 +227,7 @@ WRONG = {
     "integers": (torch.zeros(1, 1, 8, 8, dtype=torch.int64), "images of torch.int64"),
     "a word": ("nowhere.png", "cannot read image nowhere.png: "),
     "a number": ([3], "an image of type int"),
+    "a list of dark ones": ([-torch.ones(1, 8, 8)], "values from -1 to -1"),
     "no sequence": (3, "images: a value of type int; accepted: float [B, 1, H, W]"),
 }
 
@@ -236,6 +237,25 @@ def test_images_that_do_not_fit_are_refused(small_run, images, words):
     with pytest.raises(UserError) as caught:
         small_run.predict(images)
     assert words in str(caught.value)
+
+
+def test_answers_do_not_depend_on_the_mode_that_the_network_is_left_in(small_run):
+    images = torch.rand(4, 1, 8, 8)
+    found, accuracy = small_run.predict(images), small_run.evaluate().accuracy
+    small_run.model.train()  # of which batch norm would take its statistics from these images, and keep them
+    assert torch.equal(small_run.predict([*images]), found)
+    assert small_run.evaluate().accuracy == accuracy
+    assert small_run.model.training
+    small_run.model.eval()
+    assert torch.equal(small_run.predict(images), found)
+
+
+def test_numbers_of_images_and_steps_are_checked(small_run):
+    with pytest.raises(UserError, match="batch_size = -1: accepted: 1 or more"):
+        small_run.predict(torch.rand(1, 1, 8, 8), batch_size=-1)
+    for steps in (0, -5, 1.5):
+        with pytest.raises(UserError, match=f"steps = {steps}: accepted: an integer from 1 on"):
+            small_run.evaluate(steps)
 
 
 @pytest.fixture(scope="module")
@@ -297,7 +317,7 @@ def test_any_network_of_neurons_is_diagnosed_and_left_alone(width, optimizer, wo
     torch.manual_seed(0)
     net, x, y = Chain(50.0), torch.randn(4, 16, 8), torch.arange(16) % 3
     before, state = copy.deepcopy(net.state_dict()), torch.get_rng_state()
-    found = spiketriton.diagnose(net, (x, y), optimizer=optimizer)
+    found = spiketriton.diagnose(net, [x, y], optimizer=optimizer)  # as a DataLoader gives them
     assert found.names == tuple(f"neurons.{i}" for i in range(6))
     assert found.measured.grad_input.shape == (6, 4)
     assert found.verdict.backward.word == word
@@ -321,6 +341,21 @@ def test_any_network_of_neurons_is_diagnosed_and_left_alone(width, optimizer, wo
         ((torch.zeros(4, 16, 8), torch.zeros(5)), {}, "5 labels for inputs"),
         (torch.zeros(4, 16, 8), {}, "inputs without labels need a loss"),
         ((torch.zeros(4, 16, 8), torch.zeros(16)), {"optimizer": "adam"}, "accepted: sgd, adamw"),
+        (
+            (torch.zeros(4, 16, 8), torch.zeros(16)),
+            {},
+            "labels torch.float32 from 0 to 0; accepted: int64",
+        ),
+        (
+            (torch.zeros(4, 16, 8), torch.full([16], 99)),
+            {},
+            "labels torch.int64 from 99 to 99; accepted: int64 from 0",
+        ),
+        (
+            (torch.zeros(4, 16, 8), torch.zeros(16), 1),
+            {},
+            "a batch of Tensor, Tensor, int; accepted: ",
+        ),
     ],
 )
 def test_what_cannot_be_diagnosed_is_named(batch, options, words):

@@ -72,8 +72,8 @@ class Facts:
 class GivenSplit:
     """Images that somebody hands over, as a split, whose labels are 0.
 
-    images: float [B, C, H, W] in 0..1 or uint8 [B, C, H, W], rounded to 8 bits as data sets are; or a sequence of PIL
-    images and paths of image files. UserError: other shapes, dtypes, values or files.
+    images: float [B, C, H, W] in 0..1 or uint8 [B, C, H, W], rounded to 8 bits as data sets are; or a sequence of
+    such images, PIL images and paths of image files. UserError: other shapes, dtypes, values or files.
     """
 
     def __init__(self, images: Tensor | np.ndarray | Sequence[Any], facts: Facts) -> None:
@@ -84,7 +84,12 @@ class GivenSplit:
         if isinstance(images, Tensor | np.ndarray):
             self.images: Any = _as_bytes(as_tensor(images), facts.channels)
         elif isinstance(images, Iterable):
-            self.images = list(images)
+            self.images = [
+                _as_bytes(as_tensor(image)[None], facts.channels)[0]
+                if isinstance(image, Tensor | np.ndarray)
+                else image
+                for image in images
+            ]
         else:
             raise UserError(
                 f"images: a value of type {type(images).__name__}; accepted: {_accepted(facts.channels)}"

@@ -184,6 +184,17 @@ class Network(nn.Module):
 
 
 @contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode within the block; afterwards the mode is as before."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+@contextmanager
 def trial(model: nn.Module) -> Iterator[None]:
     """Training mode within the block; afterwards the mode and all buffers are as before."""
     training = model.training

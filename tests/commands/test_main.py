@@ -111,7 +111,7 @@ def test_text_does_not_wait_for_torch(tmp_path):
         ("convert run --steps", ("1", "65536"), ("0", "65537")),
         ("convert run --percentile", ("1", "100"), ("0.99", "100.01")),
         ("convert run --method qcfs --epochs", ("1", "1000000"), ("0", "1000001")),
-        ("evaluate run --images", ("1", "1000000"), ("0", "1000001", "1.5", "")),
+        ("evaluate run --images", ("1", "1000000"), ("0", "1000001", "1.5")),
         ("export run --to nir --dt", ("1e-09", "1000000000.0"), ("9e-10", "1000000001.0")),
         ("export run --to torch --batch-size", ("1", "10000"), ("0", "10001")),
     ],
@@ -124,6 +124,12 @@ def test_limits_are_accepted_and_what_lies_beyond_is_not(words, inside, outside)
     for value in outside:
         with pytest.raises(UserError, match=f"{words[-1]} '?{value}'?: accepted: "):
             parse([*words, value])
+
+
+@pytest.mark.parametrize("words", [["quickstart", "--run-dir", ""], ["--resume", ""], [""]])
+def test_an_argument_that_is_empty_is_no_wish_for_the_default(words):
+    with pytest.raises(UserError, match="an argument is empty"):
+        import_module("spiketriton.train").parse(words)
 
 
 @pytest.mark.filterwarnings("ignore:'spiketriton.evaluate' found in sys.modules")
