@@ -1,4 +1,4 @@
-"""Locks where there is no fcntl, and imports without what only POSIX has."""
+"""Locks where there is no fcntl, and a training without what only POSIX has."""
 
 import subprocess
 import sys
@@ -6,25 +6,39 @@ import sys
 import pytest
 
 from spiketriton import locks
+from tests.small_runs import environment
 
 WITHOUT = """
-import importlib, pkgutil, signal, sys
-sys.modules |= dict.fromkeys(("fcntl", "resource", "triton"))
-del signal.SIGHUP
+import importlib, os, pkgutil, signal, sys
+import torch, torch.distributed, torchvision
+sys.modules |= dict.fromkeys(("fcntl", "resource", "pwd", "grp", "termios", "tty", "triton"))
+for name in ("O_DIRECTORY", "fork", "sched_getaffinity", "posix_fallocate", "sysconf", "getuid", "killpg", "nice"):
+    delattr(os, name)
+for name in ("SIGHUP", "SIGKILL", "SIGUSR1", "alarm"):
+    delattr(signal, name)
+def open_no_folder(path, flags, *rest, open=os.open, **options):
+    if flags == os.O_RDONLY and os.path.isdir(path):
+        raise PermissionError(13, "Permission denied", path)
+    return open(path, flags, *rest, **options)
+os.open = open_no_folder
 for package in ("spiketriton", "spiketriton_kernels"):
     for module in pkgutil.walk_packages(importlib.import_module(package).__path__, package + "."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
 from spiketriton.training.interrupts import StopSignals
 from spiketriton.training.meters import peak_memory_mib
-import torch
 with StopSignals(lambda line: None, None):
     assert peak_memory_mib(torch.device("cpu")) == 0
+keys = {"model.name": "mlp", "data.train_images": 64, "data.test_images": 10, "data.workers": 0}
+spiketriton.train("quickstart", run_dir="run", max_steps=1, quiet=True, **keys)
+assert spiketriton.train(resume="run", extend="train.max_steps=2", quiet=True).step == 2
 """
 
 
-def test_everything_imports_without_what_windows_lacks():
-    done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True)
+def test_everything_imports_and_trains_without_what_windows_lacks(tmp_path):
+    command = [sys.executable, "-c", "import spiketriton\n" + WITHOUT]
+    variables = environment(SPIKETRITON_BACKEND="torch")
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -194,8 +194,10 @@ def _write_part(path: Path, state: State) -> Path:
 
 
 def _rename(part: Path, path: Path) -> None:
-    """Moves a written file to its place, and flushes the folder's entry to the disk."""
+    """Moves a written file to its place, and flushes the folder's entry to the disk, where folders can be opened."""
     os.replace(part, path)
+    if not hasattr(os, "O_DIRECTORY"):  # Windows
+        return
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -108,7 +108,7 @@ def _build(dtype: torch.dtype, kind: str) -> Path:
     version = subprocess.run(
         [compiler, "--version"], capture_output=True, text=True, check=False
     ).stdout
-    texts = (source.read_text() for source in _SOURCES)
+    texts = (source.read_text("utf-8") for source in _SOURCES)
     key = "\n".join([*texts, version, _machine(), repr((_FLAGS, _EXTRAS, dtype, kind))])
     folder = cache_folder()
     name = f"{kind} {str(dtype).removeprefix('torch.')}"
