@@ -54,7 +54,9 @@ def test_their_tests_pass_with_our_neurons(file, tmp_path):
     variables = environment(SUITE_RESULTS=str(tmp_path / "results.json"))
     variables["PYTHONPATH"] += os.pathsep + str(Path(__file__).parent)
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "replaced"]
-    command = [*words, "--rootdir", str(tmp_path), str(path)]
+    ini = tmp_path / "pytest.ini"  # or this project's would be found above build/suites
+    ini.write_text("[pytest]\n")
+    command = [*words, "-c", str(ini), "--rootdir", str(tmp_path), str(path)]
     done = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode in (0, 1), done.stdout + done.stderr
     results = json.loads((tmp_path / "results.json").read_text())
