@@ -71,8 +71,8 @@ def steps(out: Path, quick: bool = False, device: str = "auto") -> list[Step]:
         ("graphs", "does a graph of the step prove itself?", 80, measured("modes", cifar, only=kinds), ""),
         ("SpikingJelly's setting", "its 868 images/s on an RTX 4090", 90, measured("step", r740, only=ours), ""),
         ("ResNet-50", "the main recipe", 90, measured("modes", r50, only="ms,ms graph"), ""),
-        ("training", "loader, guard, monitor and files", 60, trained("false"), "rich matplotlib"),
-        ("training by a graph", "the same, replayed", 60, trained("auto"), "rich matplotlib"),
+        ("training", "loader, guard, monitor and files", 60, trained("false"), "rich matplotlib torchvision"),
+        ("training by a graph", "the same, replayed", 60, trained("auto"), "rich matplotlib torchvision"),
     )  # fmt: skip
     return [Step(*step, tuple(needs.split())) for *step, needs in plan]
 

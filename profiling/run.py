@@ -25,7 +25,6 @@ from profiling.harness.contenders import OURS, Case, Options, Status  # noqa: E4
 from profiling.harness.peers import PEERS, version  # noqa: E402
 from profiling.render import pictures, report, tables  # noqa: E402
 from profiling.sections import compiled  # noqa: E402
-from profiling.sections.data import Loading, one_core  # noqa: E402
 from profiling.sections.gradients import Monitoring  # noqa: E402
 from profiling.sections.host import HostTime  # noqa: E402
 from profiling.sections.kernels import FIRST, cases, every_case  # noqa: E402
@@ -140,8 +139,11 @@ def work_of(args: argparse.Namespace, options: Options) -> list[tuple[str, Seque
         "step": TrainingStep,
         "memory": TrainingStep,
         "gradients": Monitoring,
-        "data": Loading,
     }
+    if args.command in ("data", "all"):  # needs torchvision, which a bare machine may lack
+        from profiling.sections.data import Loading, one_core
+
+        kinds["data"] = Loading
     kernels = cases(options)
     if args.cases:
         labels = {case: short(case.spec) for case in every_case(options)}

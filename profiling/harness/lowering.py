@@ -40,6 +40,7 @@ from spiketriton_kernels import (
     passes,
     unpack_spikes,
 )
+from spiketriton_kernels.backends import triton_neuron
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -265,10 +266,12 @@ def lower(
     """
     if os.environ.get("TRITON_INTERPRET", "0") not in ("0", ""):
         raise RuntimeError("TRITON_INTERPRET is set: kernels are interpreted and cannot be lowered")
-    launch = record(case, T, dtype, layout, size, **options)
+    nvidia = target.startswith("sm_")
+    shared = triton_neuron.SHARED if nvidia else 0
+    with mock.patch.object(triton_neuron, "SHARED", shared):
+        launch = record(case, T, dtype, layout, size, **options)
     compiled = compile_for(launch, target)
     warps = compiled.metadata.num_warps
-    nvidia = target.startswith("sm_")
     untraced = dict.fromkeys(_traffic([], 1.0), None)
     text = compiled.asm["ptx" if nvidia else "amdgcn"]
     found = _nvidia(compiled.asm["cubin"]) if nvidia else {"bytes_in_flight": None} | _amd(text)
@@ -371,7 +374,9 @@ _SASS = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)\s*([^;]
 def _in_loops(sass: str) -> int:
     """Instructions of the longest loop."""
     code = [(int(at, 16), name, rest) for at, _, name, rest in _SASS.findall(sass)]
-    jumps = [(at, re.findall(r"0x[0-9a-f]+", rest)) for at, name, rest in code if name == "BRA"]
+    jumps = [
+        (at, re.findall(r"0x[0-9a-f]+", rest)) for at, name, rest in code if name.startswith("BRA")
+    ]
     loops = [(int(to[-1], 16), at) for at, to in jumps if to and int(to[-1], 16) < at]
     return max((sum(a <= at <= b for at, *_ in code) for a, b in loops), default=len(code))
 

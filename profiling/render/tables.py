@@ -254,6 +254,7 @@ LAYOUTS: list[tuple[str, str, str, dict[str, Cell]]] = [
         "B/request": key("bytes_per_request"),
         "occup.": key("occupancy", percent),
         "KB in flight": key("kb_in_flight"),
+        "of bandwidth": key("of_bandwidth", percent),
         "predicted ms": lambda row, group:
             number(row["predicted_ms"]) + (f" ({row['bound_by']})" if row["bound_by"] else ""),
     }),

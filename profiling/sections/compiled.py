@@ -2,9 +2,9 @@
 
 Registers, spills, shared memory, vector widths, bytes, those of a warp's request and instructions are
 read from the machine code (harness/lowering.py), and from the order of its loads how many bytes are
-under way at once. From them and the card's data sheet follow the occupancy and a roofline:
-the time that memory alone, or issuing alone, would take. That is a prediction, and labelled so: it
-knows nothing of latency, caches, clocks under load or launches.
+under way at once. From them and the card's data sheet follow the occupancy and a roofline: the time
+that memory alone, waiting for loads alone, or issuing alone, would take. That is a prediction, and
+labelled so: it knows nothing of caches, clocks under load or launches.
 """
 
 from __future__ import annotations
@@ -48,6 +48,10 @@ class Card:
     def ms_of_memory(self, bytes_: float) -> float:
         return 1e3 * bytes_ / (1e9 * self.gb_per_s)
 
+    def ms_of_waiting(self, loaded: float, in_flight: float) -> float:
+        """For loads of so many bytes, of which a processor has ``in_flight`` under way."""
+        return 1e3 * ROUND_TRIP * loaded / (in_flight * self.processors)
+
     def ms_of_issue(self, thread_instructions: float) -> float:
         rate = self.processors * self.issued * 1e9 * self.ghz
         return 1e3 * thread_instructions / self.warp / rate
@@ -62,6 +66,12 @@ CARDS = {
     # four 16-lane units, each busy for 4 clocks with a wave of 64; 512 registers a lane and unit
     "gfx942": Card("MI300X", 5300, 304, 2.1, 1, 64, 32, 4 * 512 * 64, 64 * 1024),
 }
+
+COPY = 0.88
+"""Of a data sheet's bandwidth, what a copy reaches."""
+
+ROUND_TRIP = 1.4e-6
+"""Seconds of a load under full traffic: 32 KB under way then fill an H100's processor."""
 
 OPERATIONS = {
     "multistep_lif": "lif",
@@ -82,7 +92,7 @@ ROW = (
     "bytes_per_element",
 )
 ROW += ("instructions", "atomics", "predicted_ms", "bound_by", "occupancy")
-ROW += ("bytes_per_request", "kb_in_flight")
+ROW += ("bytes_per_request", "kb_in_flight", "of_bandwidth")
 
 USUAL = {"T": ("10",), "dtype": ("bf16",), "layout": ("channels_last", "contiguous")}
 ACCEPTED = {"dtype": tuple(PRECISIONS), "layout": ("channels_last", "contiguous")}
@@ -104,6 +114,33 @@ def settings(words: Sequence[str]) -> list[dict[str, Any]]:
     return [{"T": int(T), "dtype": d, "layout": at} for T, d, at in product(*found.values())]
 
 
+def predicted(card: Card, report: dict[str, Any], size: int, elements: int) -> dict[str, Any]:
+    """Of a kernel for so many elements of a size: occupancy, KB in flight, time, what takes it, and the share of the
+    data sheet's bandwidth that this is."""
+    resident = card.resident(report["registers"], report["shared"], report["warps"])
+    one, moved = report["bytes_in_flight"], report["bytes_per_element"]  # of a warp
+    in_flight = None if one is None else one * resident * report["warps"]
+    found: dict[str, Any] = {
+        "occupancy": resident * report["warps"] / card.warps,
+        "kb_in_flight": None if in_flight is None else in_flight / 1024,
+        "predicted_ms": None,
+        "bound_by": None,
+        "of_bandwidth": None,
+    }
+    if moved is None:
+        return found
+    least = card.ms_of_memory(moved * elements)
+    limits = {"memory": least / COPY, "issue": card.ms_of_issue(report["instructions"] * elements)}
+    if in_flight:
+        limits["waiting"] = card.ms_of_waiting(report["loads"] * size * elements, in_flight)
+    slowest = max(limits, key=limits.__getitem__)
+    return found | {
+        "predicted_ms": limits[slowest],
+        "bound_by": slowest,
+        "of_bandwidth": least / limits[slowest],
+    }
+
+
 def lowered(target: str, T: int, dtype: str, layout: str) -> Iterator[dict[str, Any]]:
     """A row for each kernel, for each operation's sum, and for each shape's requests, as they are ready.
 
@@ -114,22 +151,15 @@ def lowered(target: str, T: int, dtype: str, layout: str) -> Iterator[dict[str, 
         raise UserError(f"compiled: TRITON_INTERPRET is {interpret!r}; accepted: unset, or 0")
     from profiling.harness import lowering
 
-    card, elements = CARDS[target], T * math.prod(SHAPE)
+    card = CARDS[target]
     spec = {"target": target, "card": card.name, "T": T, "dtype": dtype, "layout": layout}
     spec["status"] = Status.OK
     reports = {}
     for case in lowering.CASES:
         report = reports[case] = lowering.lower(case, target, T, dtype, layout)
-        report |= {"kernel": case, "predicted_ms": None, "bound_by": None}
-        if report["bytes_per_element"] is not None:
-            issue = card.ms_of_issue(report["instructions"] * elements)
-            memory = card.ms_of_memory(report["bytes_per_element"] * elements)
-            report["bound_by"] = "issue" if issue > memory else "memory"
-            report["predicted_ms"] = max(issue, memory)
-        resident = card.resident(report["registers"], report["shared"], report["warps"])
-        report["occupancy"] = resident * report["warps"] / card.warps
-        one = report["bytes_in_flight"]  # of a warp
-        report["kb_in_flight"] = None if one is None else one * resident * report["warps"] / 1024
+        report |= {"kernel": case} | predicted(
+            card, report, PRECISIONS[dtype].itemsize, T * math.prod(SHAPE)
+        )
         yield spec | {key: report[key] for key in ROW}
     for operation, steps in lowering.STEPS.items():
 

@@ -4,6 +4,7 @@ Triton's interpreter, which the other tests use, replaces its compiler, so one c
 all cases without it (profiling/harness/lowering.py) and hands its reports back.
 """
 
+import itertools
 import json
 import os
 import subprocess
@@ -276,15 +277,15 @@ def test_every_target_dtype_window_and_layout(slow, given):
 BUSY = {
     "lif forward": {4: (64, 64), 10: (64, 64), 16: (64, 64)},
     "lif backward": {4: (32, 64), 10: (16, 32), 16: (8, 16)},
-    "statistics": {4: (40, 55), 10: (40, 55), 16: (40, 55)},
+    "statistics": {4: (28, 38), 10: (28, 38), 16: (28, 38)},
     "bn_lif forward": {4: (32, 64), 10: (28, 63), 16: (32, 64)},
-    "bn_lif backward, sums": {4: (32, 33), 10: (16, 26), 16: (12, 24)},
-    "bn_lif backward, dy": {4: (24, 50), 10: (12, 15), 16: (8, 10)},
-    "bn_lif+current backward": {4: (20, 40), 10: (12, 24), 16: (8, 16)},
+    "bn_lif backward, sums": {4: (28, 62), 10: (16, 83), 16: (8, 65)},
+    "bn_lif backward, dy": {4: (24, 56), 10: (12, 64), 16: (8, 64)},
+    "bn_lif+current backward": {4: (20, 84), 10: (12, 122), 16: (8, 129)},
     "norm backward": {4: (20, 90), 10: (20, 84), 16: (20, 84)},
 }
-"""Of an H100's processor: warps that are resident, KB that are under way; bf16, channels_last. Walks back hold the
-window: beyond 8 steps they fall short of 16 warps and 30 KB, with fewer elements a thread they gain warps alone."""
+"""Of an A100's and an H100's processor: warps that are resident, KB that are under way; bf16, channels_last. All have
+16 warps and 30 KB, but walks back, which hold the window, in long ones: docs/gpu.md."""
 
 
 @pytest.mark.parametrize("case", BUSY)
@@ -296,17 +297,17 @@ def test_warps_and_bytes_under_way(quick, case):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", BUSY)
 def test_warps_and_bytes_under_way_in_every_window(slow, case):
-    assert assert_busy(slow, case) == 3
+    assert assert_busy(slow, case) == (3 if case in CURRENT else 6)
 
 
 def assert_busy(reports: dict[str, dict[str, Any]], case: str) -> int:
     """How many windows were looked at: one at least."""
-    card, seen = CARDS["sm_90"], 0
-    for T, (warps, kb) in BUSY[case].items():
-        (given,) = cases([case], ["sm_90"], ["bf16"], [T])
+    seen = 0
+    for target, (T, (warps, kb)) in itertools.product(("sm_80", "sm_90"), BUSY[case].items()):
+        (given,) = cases([case], [target], ["bf16"], [T])
         if (report := reports.get(key(given))) is None:
             continue
-        programs = card.resident(report["registers"], report["shared"], report["warps"])
+        programs = CARDS[target].resident(report["registers"], report["shared"], report["warps"])
         assert programs * report["warps"] >= warps
         assert programs * report["warps"] * report["bytes_in_flight"] >= 1024 * kb
         seen += 1

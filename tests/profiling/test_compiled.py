@@ -33,7 +33,7 @@ def test_the_loop_is_what_a_tile_costs():
         /*0010*/ LDG.E.128 R4, [R2] ;
         /*0020*/ FFMA R4, R4, R4, R4 ;
         /*0030*/ @P1 BRA 0x20 ;
-        /*0040*/ @P0 BRA 0x10 ;
+        /*0040*/ @P0 BRA.U 0x10 ;
         /*0050*/ EXIT ;
         /*0060*/ BRA 0x60 ;
         /*0070*/ NOP ;
@@ -55,7 +55,7 @@ def test_rows_of_kernels_and_of_operations(traced, monkeypatch):
             "bytes_per_element": 4.0 if traced else None,
             "checkpoint_bytes": 0.5 if traced else None,
             "bytes_per_request": 512.0 if traced else None,
-            "bytes_in_flight": 1024.0 if traced else None,
+            "bytes_in_flight": 2048.0 if traced else None,
         }  # fmt: skip
 
     monkeypatch.setattr(lowering, "lower", lower)
@@ -71,17 +71,18 @@ def test_rows_of_kernels_and_of_operations(traced, monkeypatch):
     assert all(row["card"] == "H100 SXM" and row["status"] == "ok" for row in rows)
     forward, sums = of["lif forward"], of["multistep_bn_lif"]
     assert forward["occupancy"] == 0.25  # 4 programs of 4 warps, of 64
-    assert forward["kb_in_flight"] == (16 if traced else None)
+    assert forward["kb_in_flight"] == (32 if traced else None)
     if not traced:
         assert forward["predicted_ms"] is forward["bound_by"] is sums["passes"] is None
         assert sums["predicted_ms"] is sums["checkpoint_bytes"] is None
         return
     elements = 4 * 256 * 64 * 56 * 56
-    memory = 1e3 * 4 * elements / 3350e9
+    memory = 1e3 * 4 * elements / 3350e9 / compiled.COPY
     issue = 1e3 * 80 * elements / (32 * 132 * 4 * 1.98e9)
     assert issue > memory
     assert forward["bound_by"] == "memory"
     assert forward["predicted_ms"] == pytest.approx(memory)
+    assert forward["of_bandwidth"] == pytest.approx(compiled.COPY)
     assert of["statistics"]["bound_by"] == "issue"
     assert of["statistics"]["predicted_ms"] == pytest.approx(issue)
     assert sums["predicted_ms"] == pytest.approx(3 * memory + issue)
@@ -90,6 +91,19 @@ def test_rows_of_kernels_and_of_operations(traced, monkeypatch):
     assert sums["predicted_for"] == [4, 256, 64, 56, 56]
     budgets = [row["budget"] for row in rows if "operation" in row]
     assert budgets == [5, 8, 11, 13]
+
+
+def test_few_bytes_under_way_are_what_takes_the_time():
+    report = dict(
+        registers=128, shared=0, warps=4, bytes_per_element=4.0, loads=2.0, instructions=1.0
+    )
+    full, starved = (
+        compiled.predicted(CARDS["sm_90"], report | {"bytes_in_flight": each}, 2, 10**9) for each in (2048, 512)
+    )  # fmt: skip
+    assert (full["bound_by"], full["kb_in_flight"]) == ("memory", 32)
+    assert (starved["bound_by"], starved["kb_in_flight"]) == ("waiting", 8)
+    assert starved["predicted_ms"] == pytest.approx(1e3 * 1.4e-6 * 4e9 / (8192 * 132))
+    assert starved["of_bandwidth"] == pytest.approx(8192 * 132 / 1.4e-6 / 3350e9)
 
 
 def test_nothing_is_compiled_under_the_interpreter(monkeypatch):

@@ -87,6 +87,7 @@ SPIKES = tl.constexpr(PROBE_FIELDS.index("spikes"))
 GRAD_INPUT_MAX = tl.constexpr(PROBE_FIELDS.index("grad_input_max"))
 NONFINITE = tl.constexpr(PROBE_FIELDS.index("nonfinite"))
 REACH = tl.constexpr(_REACH)
+SHARED = 0 if torch.version.hip else 64 * 1024  # bytes of a program's tile
 
 
 class Written(NamedTuple):
@@ -406,6 +407,7 @@ def walk_kernel(
     RULES: tl.constexpr,
     ROWS: tl.constexpr,
     PER_CHANNEL: tl.constexpr,
+    STAGES: tl.constexpr,
     OWN_SLOPE: tl.constexpr,
     OWN_AREA: tl.constexpr,
 ):
@@ -425,7 +427,7 @@ def walk_kernel(
     sums = (zero, zero)
     learnt = (zero, zero, zero, zero, zero, zero)
     asked = (upstream.spikes, upstream.current, upstream.trace)
-    for visited in range(first, blocks(R, CUT.block_r), programs):
+    for visited in tl.range(first, blocks(R, CUT.block_r), programs, num_stages=STAGES):
         row = visited
         if sums_ptr is not None:
             row = blocks(R, CUT.block_r) - 1 - visited
@@ -679,13 +681,19 @@ def _walk_back(
     # A replay stores nothing, so that its loads need no queue; but ptxas moves none over CLIF's exponentials and few
     # over I-LIF's divisions.
     replay_ahead = chunk if neuron.kind in ("clif", "ilif") else 0
+    # Behind batch norm a program walks many tiles: meanwhile the next one is copied into shared memory, where it fits.
+    read = sum([tensor is not None for tensor in (x, inputs.residual, *upstream)])
+    copied = read * T * tiles.block_r * tiles.block_l * x.element_size()
+    stages = 1
+    if neuron.has_norm and neuron.kind == "lif" and chunk == T and copied <= SHARED:
+        stages, ahead = 2, 1
     given, compiled = _compiled(neuron, back=True)
     own = own_surrogate(neuron.shape)
     launch(
         walk_kernel, (launched,), x,
         upstream, inputs, saved, Norm(*neuron.norm), sums, Written(out.dx, out.dy, out.v_init, out.m_init), partial,
         given, float(count), programs=programs, **tiles.geometry, **compiled,
-        WINDOW=Window(T, chunk, ahead, replay_ahead), ROWS=rows, PER_CHANNEL=not one,
+        WINDOW=Window(T, chunk, ahead, replay_ahead), ROWS=rows, PER_CHANNEL=not one, STAGES=stages,
         OWN_SLOPE=None if own is None else own.slope, OWN_AREA=None if own is None else own.primitive, maxnreg=most,
     )  # fmt: skip
     if partial.sums is not None and out.sums is not None:
