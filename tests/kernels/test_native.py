@@ -40,17 +40,18 @@ def gradients(x, run):
 # 2**23 bytes is where tensors count as larger than the caches. They are written past them where rows are whole lines,
 # so there are sizes of both kinds.
 @pytest.mark.parametrize(
-    ("dtype", "neurons"),
+    ("dtype", "step"),
     [
-        (torch.float32, 526_336),
-        (torch.bfloat16, 1_052_672),
-        (torch.bfloat16, 1_050_007),
-        (torch.float64, 263_176),
+        (torch.float32, (526_336,)),
+        (torch.float32, (43_696, 12)),  # whose blocks, of whole runs of channels, begin within a vector
+        (torch.bfloat16, (1_052_672,)),
+        (torch.bfloat16, (1_050_007,)),
+        (torch.float64, (263_176,)),
     ],
 )
-def test_tensors_beyond_the_caches_come_out_the_same(dtype, neurons):
+def test_tensors_beyond_the_caches_come_out_the_same(dtype, step):
     torch.manual_seed(0)
-    x = torch.randn(4, neurons).to(dtype)
+    x = torch.randn(4, *step).to(dtype)
     assert x.numel() * x.element_size() > 2**23
     out, grad = gradients(x, multistep_lif)
     parts = [
