@@ -10,6 +10,7 @@ from spiketriton_kernels import (
     SHAPES,
     Surrogate,
     multistep_bn_lif_reference,
+    multistep_lif,
     multistep_lif_reference,
 )
 from spiketriton_kernels.surrogate import phi, primitive
@@ -56,6 +57,17 @@ def test_slopes_stay_finite_far_away(shape):
         assert surrogate.slope(u).max() <= 1
         if shape not in ("fast_sigmoid", "atan"):
             assert surrogate.slope(u)[[0, -1]].eq(0).all()
+
+
+@pytest.mark.parametrize(("shape", "reach"), [("sigmoid", 60.0), ("gaussian", 12.0), ("atan", 1e4)])
+def test_slopes_keep_their_digits_far_away(shape, reach, backend, device):
+    """What is below any peak's rounding is a gradient too, where nothing else is left."""
+    x = torch.linspace(-reach, reach, 241, device=device).view(1, -1).requires_grad_()
+    multistep_lif(x, threshold=0.0, surrogate=Surrogate(shape)).sum().backward()
+    right = PHI[shape](x.detach().double())
+    if shape == "sigmoid":  # 1 - sigmoid has lost its own
+        right = 4 * torch.sigmoid(x.detach().double()) * torch.sigmoid(-x.detach().double())
+    torch.testing.assert_close(x.grad.double(), right, rtol=1e-4, atol=0)
 
 
 # ---- the relaxed neuron is differentiable in the ordinary sense
