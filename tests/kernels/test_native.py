@@ -43,7 +43,7 @@ def gradients(x, run):
     ("dtype", "step"),
     [
         (torch.float32, (526_336,)),
-        (torch.float32, (43_696, 12)),  # whose blocks, of whole runs of channels, begin within a vector
+        (torch.float32, (43_696, 12)),  # blocks of whole runs of channels begin within a vector
         (torch.bfloat16, (1_052_672,)),
         (torch.bfloat16, (1_050_007,)),
         (torch.float64, (263_176,)),
