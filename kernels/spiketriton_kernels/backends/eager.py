@@ -399,16 +399,12 @@ def _observed(
 
 def norm_backward(dx, y, neuron: Neuron, sums, count, dy) -> None:
     """Fill dy, which may be dx itself, with dL/dy of batch norm from dL/dx and the channel sums."""
-    mean, var, weight, _, step_gain = neuron.norm
-    wide = membrane_dtype(y.dtype)
-    channel = lambda p: along_channels(p, y, wide)  # noqa: E731
-    rstd = torch.rsqrt(channel(var) + neuron.eps)  # type: ignore[arg-type]  # var is a tensor
-    scale = (channel(weight) if weight is not None else 1.0) * neuron.bn_scale * rstd
-    dz = dx.to(wide)
-    if step_gain is not None:
-        dz = step_gain.view(-1, *[1] * (y.dim() - 1)) * dz
-    xhat = (y.to(wide) - channel(mean)) * rstd
-    dy.copy_(scale * (dz - channel(sums[0] / count) - xhat * channel(sums[1] / count)))
+    norm, dz = _Norm(Inputs(y), neuron), dx.to(membrane_dtype(y.dtype))
+    if neuron.step_gain is not None:
+        dz = neuron.step_gain.view(-1, *[1] * (y.dim() - 1)) * dz
+    xhat = (y.to(dz.dtype) - norm.mean) * norm.rstd
+    mean_dz, mean_dz_xhat = (norm.channel(total / count) for total in sums)
+    dy.copy_(norm.scale * (dz - mean_dz - xhat * mean_dz_xhat))
 
 
 def channel_statistics(

@@ -8,6 +8,7 @@ residual block adds in between.
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import operator
 from collections import Counter, OrderedDict, deque
@@ -73,17 +74,10 @@ class Handed:
         y = getattr(self.y, method)(*args, **options)
         return Handed(y, None if self.residual is None else self.residual.reshape(y.shape))
 
-    def reshape(self, *args: Any, **options: Any) -> Handed:
-        return self._folded("reshape", *args, **options)
-
-    def view(self, *args: Any, **options: Any) -> Handed:
-        return self._folded("view", *args, **options)
-
-    def unflatten(self, *args: Any, **options: Any) -> Handed:
-        return self._folded("unflatten", *args, **options)
-
-    def contiguous(self, *args: Any, **options: Any) -> Handed:
-        return self._folded("contiguous", *args, **options)
+    reshape = functools.partialmethod(_folded, "reshape")
+    view = functools.partialmethod(_folded, "view")
+    unflatten = functools.partialmethod(_folded, "unflatten")
+    contiguous = functools.partialmethod(_folded, "contiguous")
 
 
 class NormHandedOn(nn.Module):
