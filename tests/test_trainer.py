@@ -575,7 +575,11 @@ def test_weights_and_biases_gets_the_same_numbers_offline(tmp_path):
     ("module", "key", "cure"),
     [
         ("wandb", "monitor.wandb=online", r"pip install 'spiketriton\[wandb\]'"),
-        ("torch.utils.tensorboard", "monitor.tensorboard=true", "pip install tensorboard"),
+        (
+            "torch.utils.tensorboard",
+            "monitor.tensorboard=true",
+            r"pip install 'spiketriton\[tensorboard\]'",
+        ),
     ],
 )
 def test_a_board_that_is_not_installed_is_named(tmp_path, monkeypatch, module, key, cure):
