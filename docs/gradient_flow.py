@@ -1,7 +1,7 @@
 """Trains the cells of docs/data/gradient_flow.csv again: every number of docs/gradient_flow.md.
 
     python docs/gradient_flow.py --group race connected clinic --out again.csv    # hours of one core
-    python docs/gradient_flow.py --draw                  # docs/img/deep_nets.png, from the file as it is
+    python docs/gradient_flow.py --draw                  # the page's pictures, from the file as it is
     python docs/gradient_flow.py --judge                 # the table of what predicts learning
 
 A row's settings are docs/gradient_flow_cells.toml with some keys changed; `net=linear` and
@@ -25,8 +25,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
-from spiketriton.config import DataConfig, Recipe, load_recipe
-from spiketriton.data import sources
+from spiketriton.config import DataConfig, Recipe, load_recipe, parts
 from spiketriton.gradients.probing import Prober
 from spiketriton.models import build_model
 from spiketriton.models.blocks import Block
@@ -37,14 +36,21 @@ from spiketriton.training.optim import build_optimizer, build_schedule
 
 HERE = Path(__file__).parent
 ROWS = HERE / "data" / "gradient_flow.csv"
-GROUPS = ("race", "rate", "steps", "connected", "clinic", "fresh", "cured")
+GROUPS = ("race", "rate", "steps", "grid", "connected", "clinic", "fresh", "cured")
 HELD_OUT, TESTED = 2000, 5000
+MOMENTS = (
+    5,
+    10,
+    25,
+    50,
+    100,
+)  # percent of a training, after which the blocks' gains are written down
 Images = tuple[Tensor, Tensor]
 
 
 def load(recipe: Recipe) -> tuple[Images, Images, Images]:
     """Training, validation and test images, normalised, with their labels."""
-    source = getattr(sources, recipe.data.name)(DataConfig(name=recipe.data.name))
+    source = parts.chosen("data", recipe.data.name).make(DataConfig(name=recipe.data.name))
     side = recipe.data.image_size or source.image_size
     mean, std = source.statistics[0][0], source.statistics[1][0]
 
@@ -96,29 +102,39 @@ def train(cell: str) -> dict[str, Any]:
         row |= before_training(net, (x[order[:64]], y[order[:64]]), loss)
     optimizer = build_optimizer(cfg, net, recipe.peak_lr)
     schedule = build_schedule(cfg, optimizer, cfg.max_steps)
-    losses, started = [], time.monotonic()
+    losses, gains, started = [], [], time.monotonic()
+    moments = [cfg.max_steps * percent // 100 for percent in MOMENTS]
     for batch in order[: cfg.max_steps * cfg.batch_size].split(cfg.batch_size):
         found = loss(net(x[batch]), y[batch])
         losses.append(found.item())
         if not math.isfinite(losses[-1]):
             return row | {"diverged": len(losses)}
         found.backward()
+        if cfg.clip_grad_norm:
+            nn.utils.clip_grad_norm_(net.parameters(), cfg.clip_grad_norm)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
+        if len(losses) in moments:
+            gains.append(written(block_gains(net)))
     last = f"{np.mean(losses[-50:]):.4f}"
     row |= {"loss_100": f"{np.mean(losses[50:100]):.4f}", "loss": last}
     held, tested = accuracy(net, validation), accuracy(net, test)
     row |= {"validation": held[-1], "test": tested[-1], "by_step": written(tested)}
-    row["block_gain"] = written(
-        [
-            float(block.stages()[-1][1].weight.detach().abs().mean())
-            for block in net.modules()
-            if isinstance(block, Block)
-        ]
-    )
+    row |= {"block_gain": written(block_gains(net)), "gain_over_training": ";".join(gains)}
+    tenths = torch.tensor(losses).tensor_split(10)
+    row["loss_by_tenth"] = written([float(tenth.mean()) for tenth in tenths])
     print(f"{cell}: {time.monotonic() - started:.0f} s", flush=True)
     return row
+
+
+def block_gains(net: nn.Module) -> list[float]:
+    """Mean size of the last norm's weights of each residual block."""
+    return [
+        float(block.stages()[-1][1].weight.detach().abs().mean())
+        for block in net.modules()
+        if isinstance(block, Block)
+    ]
 
 
 def learn_widths(net: nn.Module) -> None:
@@ -216,15 +232,14 @@ def draw() -> None:
         for label, settings, colour in reversed(BARS):
             seeds = (f"{settings}{seed}" for seed in ("", " seed=1", " seed=2"))
             tests = [100 * float(found[seed]["test"]) for seed in seeds if seed in found]
-            bars.barh(label, np.mean(tests), color=colour)
-            bars.text(max(tests) + 1.5, label, f"{np.mean(tests):.1f}", va="center")
+            bars.bar_label(bars.barh(label, np.mean(tests), color=colour), fmt="%.1f", padding=24)
             if len(tests) > 1:
                 bars.plot(tests, [label] * len(tests), "o", color="black", markersize=3)
         bars.set_axisbelow(True)
         bars.grid(axis="y", visible=False)
-        bars.set_xlim(0, 76)
-        bars.set_xlabel("test accuracy after 600 steps, % (chance: 10); a dot is a seed")
-        bars.set_title("ResNet-56: plain blocks learn only if zero-initialised", loc="left")
+        bars.margins(x=0.14)
+        bars.set_xlabel("test accuracy, % (chance: 10); dots: seeds; blue: the default")
+        bars.set_title("A spiking ResNet-56 after 600 steps, by how it starts", loc="left")
         for label, settings, line in OPENED:
             gain = [float(value) for value in found[settings]["block_gain"].split()]
             gains.plot(range(1, len(gain) + 1), gain, line, color=BLUE, label=label)
@@ -233,10 +248,87 @@ def draw() -> None:
         gains.set_xlabel("block")
         gains.set_ylim(bottom=0)
         gains.set_ylabel("weight of the last norm (started at 0)")
-        gains.set_title("In both, the first half stays near zero", loc="left")
+        gains.set_title("How far the blocks opened", loc="left")
         gains.legend()
         figure.savefig(HERE / "img" / "deep_nets.png", dpi=150)
 
+
+def setting_of(row: dict[str, str]) -> tuple[str, str]:
+    """The net of a row of the grid, and what was changed: one of SETTINGS."""
+    words = row["settings"].split()
+    changed = {
+        word
+        for word in words
+        if word.startswith(("train.lr", "train.clip", *(c for c, _ in CHANGES)))
+    }
+    net = " ".join(word for word in words if word not in changed)
+    default = {"train.lr=0.3", "train.clip_grad_norm=1"} if "sgd" in net else {"train.lr=0.01"}
+    for key, name in CHANGES:
+        if any(word.startswith(key) for word in changed):
+            return net, name
+    return net, "default" if changed == default else RATES_TRIED[" ".join(sorted(changed))]
+
+
+def regret() -> None:
+    """What each setting loses against the best of its net: a dot a net."""
+    nets: dict[str, dict[str, float]] = {}
+    for row in rows(ROWS):
+        if row["group"] == "grid":
+            net, name = setting_of(row)
+            nets.setdefault(net, {})[name] = 100 * float(row["validation"] or 0.1)
+    names = [name for name in SETTINGS if any(name in found for found in nets.values())]
+    with plt.style.context(STYLE):
+        figure, axes = plt.subplots(figsize=(8, 3.6), layout="constrained")
+        for net, found in nets.items():
+            best = max(found.values())
+            print(f"{net}: " + ", ".join(f"{name} {value:.1f}" for name, value in found.items()))
+            for name, value in found.items():
+                colour = BLUE if name == "default" else ORANGE
+                axes.plot(best - value, names.index(name), "o", color=colour, alpha=0.7)
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        axes.set_xlabel("points of validation accuracy below the best setting of the same net")
+        axes.set_title("What a setting loses: a dot for each of eight nets", loc="left")
+        figure.savefig(HERE / "img" / "regret.png", dpi=150)
+
+
+def draw_opening() -> None:
+    """How far the blocks of ResNet-20 have opened, from 5 % of six epochs to their end."""
+    found = {row["settings"]: row for row in rows(ROWS)}
+    with plt.style.context(STYLE):
+        figure, pair = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained", sharey=True)
+        for axes, (label, settings) in zip(pair, LONG, strict=True):
+            parts = found[settings]["gain_over_training"].split(";")
+            for part, percent in zip(parts, MOMENTS, strict=True):
+                gain = [float(value) for value in part.split()]
+                shade = plt.colormaps["Blues"](0.3 + 0.007 * percent)
+                axes.plot(range(1, len(gain) + 1), gain, "o-", color=shade, label=f"{percent} %")
+            axes.set_title(label, loc="left")
+            axes.set_xlabel("block")
+        pair[0].set_ylabel("weight of the last norm")
+        pair[0].set_ylim(bottom=0)
+        pair[1].legend(title="of training")
+        figure.savefig(HERE / "img" / "opening.png", dpi=150)
+
+
+LONG = tuple(
+    (label, f"data.image_size=16 {block}train.lr=1e-2 train.epochs=6 train.max_steps=10800")
+    for label, block in (("Plain blocks, which start at 0", ""), ("MS blocks", "model.block=ms "))
+)
+CHANGES = (  # of the grid, by the key that they begin with
+    ("neuron.surrogate.width=0.6", "width 0.6"),
+    ("neuron.surrogate.width=0.15", "width 0.15"),
+    ("model.residual_gain", "usual start"),
+    ("model.residual_bias", "usual start"),
+    ("model.shortcut_gradient", "usual start"),
+)
+RATES_TRIED = {
+    "train.lr=0.03": "three times the rate (AdamW)",
+    "train.lr=0.00333": "a third of the rate (AdamW)",
+    "train.lr=0.3": "SGD without clipping",
+    "train.lr=0.1": "SGD without clipping, a third of the rate",
+}
+SETTINGS = ("default", *RATES_TRIED.values(), "width 0.15", "width 0.6", "usual start")
 
 NET = "data.image_size=16 model.name=resnet56"
 RATE = "train.lr=6e-3"
@@ -277,6 +369,8 @@ def main() -> None:
         judge()
     if asked.draw:
         draw()
+        regret()
+        draw_opening()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The pages that a newcomer reads: sentences that can be read once, within a length in all."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,24 @@ def test_the_trust_in_a_verdict_is_that_of_the_page_that_measured_it():
         row = re.search(rf"^\| {sign} \|.*\| (\d+) \| \**(\d+)\** \|$", page, re.MULTILINE)
         assert row, sign
         assert f"{row[2]} of {row[1]}" in reading, sign
+
+
+def test_the_table_of_what_predicts_learning_is_what_its_script_finds_in_its_rows(capsys):
+    script = runpy.run_path(str(ROOT / "docs" / "gradient_flow.py"))
+    script["judge"]()
+    clinic, fresh = capsys.readouterr().out.split("fresh: ")
+    page = (ROOT / "docs" / "gradient_flow.md").read_text("utf-8")
+    signs = {
+        "before training: no obstacle found": "no obstacle before training: says yes",
+        "loss of steps 51 to 100 below 0.95 ln K": "loss at step 100: says yes",
+        "both": "both: says yes",
+    }
+    for sign, found in signs.items():
+        row = re.search(rf"^\| {sign} \| (.*) \|$", page, re.MULTILINE)
+        assert row, sign
+        said, right, said_of_new, right_of_new = row[1].replace("*", "").split(" | ")
+        assert f"{found} {said}, right {right};" in clinic
+        assert f"{found} {said_of_new}, right {right_of_new};" in fresh
 
 
 def test_the_pages_stay_short():
