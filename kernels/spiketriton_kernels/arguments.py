@@ -14,7 +14,7 @@ from .surrogate import Surrogate
 RESETS = ("soft", "hard", "none")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-DEFAULT_SURROGATE = Surrogate("atan", height=1.0, width=1.0)
+DEFAULT_SURROGATE = Surrogate("atan")
 
 PROBE_FIELDS = (
     "grad_spike_sq",  # sum of (dL/ds)^2

@@ -145,7 +145,7 @@ class Surrogate:
 
     shape: str
     height: float = 1.0
-    width: float | torch.Tensor = 1.0
+    width: float | torch.Tensor = 0.3
 
     def __post_init__(self) -> None:
         if self.shape not in SHAPES and self.shape not in _own:
