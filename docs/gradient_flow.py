@@ -316,7 +316,10 @@ def draw_opening() -> None:
 
 LONG = tuple(
     (label, f"data.image_size=16 {block}train.lr=1e-2 train.epochs=6 train.max_steps=10800")
-    for label, block in (("plain blocks, ResNet-20", ""), ("MS blocks, ResNet-20", "model.block=ms "))
+    for label, block in (
+        ("plain blocks, ResNet-20", ""),
+        ("MS blocks, ResNet-20", "model.block=ms "),
+    )
 )
 CHANGES = (  # of the grid, by the key that they begin with
     ("neuron.surrogate.width=0.6", "width 0.6"),

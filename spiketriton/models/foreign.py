@@ -4,7 +4,6 @@ Its neurons are swapped for ours (`spiketriton_kernels.nn.swap`). A first call o
 module wants to be called and how it calls its neurons; what cannot give right numbers is refused by name.
 """
 
-import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,12 +16,26 @@ from spiketriton.config import ModelConfig
 from spiketriton.config.parts import IN_HAND, named_object
 from spiketriton.config.recipe import Arguments
 from spiketriton.errors import UserError, one_line
+from spiketriton.models.inspection import (
+    hidden_modules,
+    leaves_of,
+    mark,
+    needs_nothing,
+    noise,
+    parameters_of,
+    refuse_wrapped,
+    same,
+    saved_buffers,
+    states_of,
+    take_windows,
+    undisturbed,
+    watched,
+    wrong_answer,
+)
 from spiketriton.models.layers import Parts, over_time
-from spiketriton.models.memory import mark_spikes
 from spiketriton.models.network import Network
 from spiketriton.neurons import SpikingNeuron, adopt
 from spiketriton_kernels import nn as kernels
-from spiketriton_kernels.nn import peers
 from spiketriton_kernels.nn.calls import OnKernel
 
 # what a function is told without being asked to, where it has a parameter of this name
@@ -49,7 +62,7 @@ def make_foreign(
     known |= dict.fromkeys(_CHANNELS, channels) | dict.fromkeys(_STEPS, parts.steps)
     known |= dict.fromkeys(_SIZES, image_size)
     given = _plain(model.arguments)
-    told = {n: known[n] for n in known if n in _parameters(make) and n not in given}
+    told = {n: known[n] for n in known if n in parameters_of(make) and n not in given}
     try:
         net = make(**told, **given)
     except UserError:
@@ -75,13 +88,6 @@ def make_foreign(
         classes=classes,
         told=told,
     )
-
-
-def _parameters(make: Callable[..., Any]) -> Mapping[str, Any]:
-    try:
-        return inspect.signature(make).parameters
-    except (TypeError, ValueError):  # written in C
-        return {}
 
 
 def _plain(arguments: Arguments) -> dict[str, Any]:
@@ -135,9 +141,9 @@ class ForeignNetwork(Network):
         super().__init__(parts, shape[0])
         self.name, self.net = name, net
         self.is_spiking = True
-        _refuse_wrapped(name, net)
+        refuse_wrapped(name, net)
         if takes == "time_first":
-            _take_windows(net)
+            take_windows(net)
         try:
             self.swapped = kernels.swap(net, fuse=parts.model.fused)
         except (TypeError, ValueError) as error:
@@ -146,14 +152,14 @@ class ForeignNetwork(Network):
             if isinstance(module, kernels.SpikingNeuron):
                 adopt(module)
                 if self.packed and not isinstance(module, kernels.ILIF):
-                    module.register_forward_hook(_mark)
+                    module.register_forward_hook(mark)
         self._layers: list[tuple[str, SpikingNeuron]] = []
         self._replaced: list[tuple[nn.Module, str]] = []
         self.unmeasured: dict[str, str] = dict(self.swapped.left)
         for neuron, module in net.named_modules():
             if isinstance(module, OnKernel):
                 self.unmeasured[neuron] = "it runs on the kernels as a module of its own library"
-        with _undisturbed(net):
+        with undisturbed(net):
             self.takes = self._recognised(takes, shape, classes)
             self._leave_out_other_windows(shape)
             self._refuse_states(shape)
@@ -206,7 +212,7 @@ class ForeignNetwork(Network):
         for module in self.net.modules():
             for word in _RESETS:
                 method = getattr(module, word, None)
-                if callable(method) and _needs_nothing(method):
+                if callable(method) and needs_nothing(method):
                     method()
 
     def set_stateful(self, stateful: bool = True) -> None:
@@ -264,11 +270,11 @@ class ForeignNetwork(Network):
     def _recognised(self, takes: str, shape: tuple[int, int, int], classes: int) -> str:
         """ "time_first", "images" or "steps"; sets what it answers and which neurons are measured."""
         steps, batch = self.time_steps, 2 + (self.time_steps == 2)
-        images = _noise(batch, shape)
+        images = noise(batch, shape)
         failed: dict[str, str] = {}
         refused = ""  # what was wrong with an answer to [T, B, C, H, W]
         for kind in ("time_first", "images") if takes == "auto" else (takes,):
-            with _watched(self.net) as calls:
+            with watched(self.net) as calls:
                 try:
                     self.reset()
                     found = self._called(kind, images, steps)
@@ -278,16 +284,16 @@ class ForeignNetwork(Network):
             windows = {name: sum(counts) for name, counts in calls.items()}
             if kind == "images" and steps > 1 and windows and set(windows.values()) == {1}:
                 kind = "steps"
-                with _watched(self.net) as calls:
+                with watched(self.net) as calls:
                     self.reset()
                     found = self._called(kind, images, steps)
                 windows = {name: sum(counts) for name, counts in calls.items()}
-            if not torch.equal(images, _noise(batch, shape)):
+            if not torch.equal(images, noise(batch, shape)):
                 raise UserError(
                     f"{self.name} changes its images in place, which others read after it; accepted: a forward that "
                     "makes new tensors of them, such as 0.5 * x in place of x.mul_(0.5)"
                 )
-            wrong = self._wrong_answer(kind, found, batch, steps, classes, windows)
+            wrong = wrong_answer(kind, found, batch, steps, classes, windows)
             if wrong and kind == "time_first" and takes == "auto":
                 refused = wrong
                 continue
@@ -325,53 +331,6 @@ class ForeignNetwork(Network):
             )
         return ""
 
-    def _wrong_answer(
-        self,
-        kind: str,
-        found: Any,
-        batch: int,
-        steps: int,
-        classes: int,
-        windows: Mapping[str, int],
-    ) -> str:
-        """What is wrong with an answer, and what to change; "" for a good one."""
-        accepted = f"accepted: one tensor, [T, B, K] = {[steps, batch, classes]} or [B, K] = {[batch, classes]}"
-        if not isinstance(found, Tensor):
-            size = f" of {len(found)}" if isinstance(found, tuple | list | dict) else ""
-            return (
-                f"returned a {type(found).__name__}{size}; {accepted}. Name a function that makes a module around it, "
-                "whose forward returns the one to train"
-            )
-        shape = list(found.shape)
-        if shape == [batch, steps, classes]:
-            return f"returned [B, T, K] = {shape}; {accepted}, as transpose(0, 1) makes of it"
-        if shape not in ([steps, batch, classes], [batch, classes]):
-            if shape and shape[-1] != classes:
-                return (
-                    f"gives {shape[-1]} numbers for {classes} classes, a tensor of {shape}; {accepted}. Its argument "
-                    "for the number of classes goes into [model.arguments]"
-                )
-            return f"returned a tensor of {shape} for {batch} images and {steps} time steps; {accepted}"
-        if not found.is_floating_point() or not found.requires_grad:
-            return (
-                "gives an answer without a gradient, so that nothing can be learnt; accepted: one that is computed "
-                "from its parameters, outside torch.no_grad() and without detach()"
-            )
-        if not windows or steps in windows.values():
-            return ""
-        name, window = next(iter(windows.items()))
-        if kind == "time_first" and batch in windows.values():
-            return (
-                f"shows {name} as many time steps as there are images: it takes [B, T, ...]; accepted: [T, B, "
-                "...]. Name a function that makes a module around it, whose forward swaps the two"
-            )
-        if found.ndim == 2:  # an answer of each step says how many there are
-            return (
-                f"shows {name} {window} time steps, and time_steps = {steps}; accepted: time_steps = {window}, or the "
-                "argument of the network that sets its steps, in [model.arguments]"
-            )
-        return ""
-
     def _measured(self, calls: Mapping[str, list[int]], steps: int) -> None:
         """Which neurons are measured; those that are called once need no state between calls."""
         modules = dict(self.net.named_modules())
@@ -398,23 +357,23 @@ class ForeignNetwork(Network):
     def _learning(self, found: Tensor) -> None:
         """Sets which parameters an answer does not depend on. UserError: it depends on others than the network's."""
         own = {id(p): name for name, p in self.net.named_parameters() if p.requires_grad}
-        reached = {id(p): list(p.shape) for p in _leaves(found)}
+        reached = {id(p): list(p.shape) for p in leaves_of(found)}
         strange = [shape for key, shape in reached.items() if key not in own]
         if strange:
             raise UserError(
                 f"{self.name} depends on a weight of {strange[0]} that is none of its parameters and would not be "
-                f"trained{_hidden(self.net)}; accepted: modules that are attributes or in a ModuleList, and functions "
-                "that refer to no other copy of the network"
+                f"trained{hidden_modules(self.net)}; accepted: modules that are attributes or in a ModuleList, and "
+                "functions that refer to no other copy of the network"
             )
         self.idle = [name for key, name in own.items() if key not in reached]
 
     def _leave_out_other_windows(self, shape: tuple[int, int, int]) -> None:
         """A neuron that is shown more time steps of some images than of others has no rows to measure it in."""
-        noise = _noise(2, shape)
+        drawn = noise(2, shape)
         self._compare_windows(torch.zeros(1, *shape), "a blank image")
-        for images in (noise, noise.abs(), -noise.abs()):  # other ones may be drawn, or chosen
+        for images in (drawn, drawn.abs(), -drawn.abs()):  # other ones may be drawn, or chosen
             kept = {name: buffer.clone() for name, buffer in self.net.named_buffers()}
-            before = _buffers(self.net)
+            before = saved_buffers(self.net)
             self.net.train()
             try:
                 found = self._compare_windows(images, "training")
@@ -426,7 +385,7 @@ class ForeignNetwork(Network):
                 ) from error
             self.net.eval()
             self.reset()
-            now = _buffers(self.net)
+            now = saved_buffers(self.net)
             self._replaced = [
                 place for place, one in before.items() if now.get(place, one) is not one
             ]
@@ -447,7 +406,7 @@ class ForeignNetwork(Network):
     def _compare_windows(self, images: Tensor, what: str) -> Any:
         """Calls the network, whose neurons of other windows than at first are not measured."""
         self.reset()
-        with _watched(self.net) as calls:
+        with watched(self.net) as calls:
             found = self._called(self.takes, images, self.time_steps)
         for name, neuron in self._layers:
             shown = sum(calls.get(name.removeprefix("net."), []))
@@ -459,7 +418,7 @@ class ForeignNetwork(Network):
 
     def _refuse_states(self, shape: tuple[int, int, int]) -> None:
         """A second window must begin where the first began. UserError, with the module that remembers."""
-        images = _noise(2, shape)
+        images = noise(2, shape)
         weights = [p.detach().clone() for p in self.net.parameters()]
         self.reset()
         if any(not torch.equal(p, w) for p, w in zip(self.net.parameters(), weights, strict=True)):
@@ -467,150 +426,20 @@ class ForeignNetwork(Network):
                 f"{self.name}: reset() of one of its modules changes parameters, and it is called before every batch; "
                 "accepted: a reset() that forgets membranes and other states alone"
             )
-        before = _states(self.net)
+        before = states_of(self.net)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             first = self.currents(images, self.time_steps)
         self.reset()
         kept = [
-            name for name, value in _states(self.net).items() if not _same(before.get(name), value)
+            name for name, value in states_of(self.net).items() if not same(before.get(name), value)
         ]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             second = self.currents(images, self.time_steps)
         if not torch.equal(first, second):
-            where = f": {', '.join(kept[:3])} is kept" if kept else _hidden(self.net)
+            where = f": {', '.join(kept[:3])} is kept" if kept else hidden_modules(self.net)
             raise UserError(
                 f"{self.name} answers differently to the same images a second time{where}; accepted: a state that the "
                 "reset() method of its module forgets, as SpikingJelly's neurons do, or one that forward begins anew"
             )
-
-
-def _refuse_wrapped(name: str, net: nn.Module) -> None:
-    """UserError: a part is compiled, or spread over devices, which `swap` or the trainer has to do later."""
-    for part, module in net.named_modules():
-        where = f"{name}: {part}" if part else name
-        if hasattr(module, "_orig_mod"):
-            raise UserError(
-                f"{where} is compiled by torch.compile; accepted: the module itself, and train.compile = true"
-            )
-        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            raise UserError(
-                f"{where} is a {type(module).__name__}; accepted: the module in it, and torchrun for several devices"
-            )
-
-
-def _buffers(net: nn.Module) -> dict[tuple[nn.Module, str], Tensor]:
-    """Those that a checkpoint holds, by module and name."""
-    return {
-        (module, key): buffer
-        for module in net.modules()
-        for key, buffer in module._buffers.items()
-        if buffer is not None and key not in module._non_persistent_buffers_set
-    }
-
-
-def _leaves(found: Tensor) -> list[Tensor]:
-    """What learns of what a tensor was computed from."""
-    nodes, seen, leaves = [found.grad_fn], set(), []
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if (leaf := getattr(node, "variable", None)) is not None:
-            leaves.append(leaf)
-        nodes += [following for following, _ in node.next_functions]
-    return leaves
-
-
-def _hidden(net: nn.Module) -> str:
-    """Words about modules in plain lists, which the network does not know of."""
-    known = set(net.modules())
-    for name, module in net.named_modules():
-        for key, value in vars(module).items():
-            held = value.values() if isinstance(value, dict) else value
-            if key.startswith("_") or not isinstance(value, list | tuple | dict):
-                continue
-            if any(isinstance(one, nn.Module) and one not in known for one in held):
-                kind = type(value).__name__
-                return f": {f'{name}.{key}'.lstrip('.')} is a {kind} of modules, of which a Module does not know"
-    return ""
-
-
-def _mark(module: nn.Module, args: Any, out: Tensor) -> Tensor:
-    return mark_spikes(out) if getattr(module, "is_binary", False) else out
-
-
-def _noise(batch: int, shape: tuple[int, int, int]) -> Tensor:
-    return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
-
-
-def _take_windows(net: nn.Module) -> None:
-    """SpikingJelly's modules are called once a step unless they are told otherwise, as [T, B, ...] asks for."""
-    single = [m for m in net.modules() if getattr(m, "step_mode", None) == "s"]
-    if single and any(type(m).__module__.startswith("spikingjelly.") for m in single):
-        from spikingjelly.activation_based import functional
-
-        functional.set_step_mode(net, "m")
-
-
-def _needs_nothing(method: Callable[..., Any]) -> bool:
-    try:
-        inspect.signature(method).bind()
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
-@contextmanager
-def _undisturbed(net: nn.Module) -> Iterator[None]:
-    """Eval mode within the block, the random state is put back; states are forgotten afterwards by the next call."""
-    training = net.training
-    net.eval()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        net.train(training)
-
-
-@contextmanager
-def _watched(net: nn.Module) -> Iterator[dict[str, list[int]]]:
-    """By name, in the order of the first calls: how many steps each call of a neuron shows it."""
-    calls: dict[str, list[int]] = {}
-
-    def note(name: str, module: nn.Module, given: tuple) -> None:
-        windows = getattr(module, "step_mode", "s") == "m" or hasattr(module, "record_states")
-        x = getattr(given[0], "y", given[0]) if given else None
-        calls.setdefault(name, []).append(len(x) if windows and isinstance(x, Tensor) else 1)
-
-    handles = []
-    for name, module in net.named_modules():
-        if isinstance(module, kernels.SpikingNeuron) or peers.is_neuron(module):
-            handles.append(
-                module.register_forward_pre_hook(lambda m, x, name=name: note(name, m, x))
-            )
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _states(net: nn.Module) -> dict[str, Any]:
-    """Tensors that modules hold beside their parameters, by name."""
-    return {
-        f"{name}.{key}" if name else key: value
-        for name, module in net.named_modules()
-        for key, value in (*vars(module).items(), *module._buffers.items())
-        if isinstance(value, Tensor)
-    }
-
-
-def _same(before: Any, after: Tensor) -> bool:
-    return (
-        isinstance(before, Tensor)
-        and before.shape == after.shape
-        and torch.equal(before.detach(), after.detach())
-    )
