@@ -85,7 +85,9 @@ def late(x, **options):
             (lambda x, **o: kernels.multistep_lif(x, **(o | {"decay": 0.53})), ""),
         ],
     ),
-    ids=str,
+    ids=lambda value: (
+        value[1] if isinstance(value, tuple) else str(value)
+    ),  # the same in every process
 )
 def test_a_broken_kernel_is_wrong(wrong, dtype):
     broken, said = wrong

@@ -174,7 +174,7 @@ def test_a_data_set_without_images_here_is_refused_by_name(quick, monkeypatch):
         RecipeCase(find_recipe("quickstart"), quick)
 
 
-@pytest.mark.parametrize(("number", "block"), enumerate(BLOCKS))
+@pytest.mark.parametrize(("number", "block"), list(enumerate(BLOCKS)))
 def test_each_kind_of_block_in_each_mode(measured, quick, number, block):
     """Without a GPU eagerly and compiled. Each kind is a case; their rows are one table."""
     cases = modes(find_recipe("quickstart", ["time_steps=2"]), quick)
