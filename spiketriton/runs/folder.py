@@ -296,6 +296,12 @@ class RunFolder:
         """The last step that a row tells of; 0 without rows."""
         return max((row["step"] for row in self.metrics.read()), default=0)
 
+    def reached_lengths(self) -> dict[str, float]:
+        """How far the rows come, by the keys that set how long a run is."""
+        rows = self.metrics.read()
+        columns = zip(LENGTHS, ("epoch", "step"), strict=True)
+        return {key: max((row[column] for row in rows), default=0) for key, column in columns}
+
     def again(self) -> list[str]:
         """Arguments of `train` that train the recipe in a new folder beside this one."""
         names = (self.path.with_name(f"{self.path.name}-{number}") for number in itertools.count(2))
@@ -389,7 +395,7 @@ def find_recipe_of(
         else replace(begun, *overrides, values=values)
     )
     refuse_another_recipe(given, begun)
-    return given if extend is None else extended(given, extend)
+    return given if extend is None else extended(given, extend, folder.reached_lengths())
 
 
 def refuse_unusable(path: str | Path, overrides: Sequence[str] = ()) -> None:

@@ -36,9 +36,10 @@ def lengths(train: TrainConfig) -> dict[str, int]:
     return {"train.epochs": train.epochs, "train.max_steps": train.max_steps}
 
 
-def extended(recipe: Recipe, wanted: int | str) -> Recipe:
+def extended(recipe: Recipe, wanted: int | str, reached: Mapping[str, float]) -> Recipe:
     """The recipe made longer: `wanted` is a number of epochs, or as "train.max_steps=400".
 
+    reached: by key, how far the run has come. An extension that was cut short may be asked for again.
     UserError: it is not longer, or has no effect.
     """
     key, _, number = str(wanted).rpartition("=")
@@ -53,7 +54,7 @@ def extended(recipe: Recipe, wanted: int | str) -> Recipe:
             f"extend {wanted} has no effect on a run that ends by {ends} = {before[ends]}; accepted: {ends}=N"
         )
     longer = replace(recipe, values={key: int(number)})
-    if int(number) <= before[key]:
+    if int(number) < before[key] or reached[key] >= int(number):
         raise UserError(
             f"extend {wanted}: the run has {before[key]} {_unit(key)} already; accepted: more, counted from its "
             "beginning"

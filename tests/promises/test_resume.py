@@ -7,6 +7,7 @@ import pty
 import random
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -387,8 +388,15 @@ def test_a_run_that_ends_by_its_steps_is_extended(tmp_path, capsys):
         UserError, match=r"max_steps = 6 .*; --extend trains it longer, and train.init_from"
     ):
         main(["--resume", str(run), "train.max_steps=6"])
-    assert main(["--resume", str(run), "--extend", "train.max_steps=6"]) == EXIT_DONE
+    longer = ["--resume", str(run), "--extend", "train.max_steps=6"]
+    with pytest.MonkeyPatch.context() as patch:  # cut short, once the longer recipe is kept
+        patch.setattr(Trainer, "fit", lambda *_: sys.exit("killed"))
+        with pytest.raises(SystemExit, match="killed"):
+            main(longer)
     assert "extended from 4 to 6 steps: " in capsys.readouterr().out
+    assert RunFolder(run).load_recipe().train.max_steps == 6
+    assert main(longer) == EXIT_DONE
+    assert "4 of 6" in capsys.readouterr().out
     assert (last_state(run)["step"], RunFolder(run).load_recipe().train.max_steps) == (6, 6)
 
 
@@ -429,7 +437,7 @@ def test_extensions_that_extend_nothing_are_refused(tmp_path, monkeypatch):
     for arguments, words in (
         (["a.toml", "--extend", "5"], "--extend needs --resume"),
         (["--resume", "run", "--extend", "x"], "extend x: accepted: a number of epochs, or train"),
-        (["--resume", "run", "--extend", "3"], "the run has 3 epochs already"),
+        (["--resume", "run", "--extend", "2"], "the run has 3 epochs already"),
     ):
         with pytest.raises(UserError, match=words):
             main(arguments)
