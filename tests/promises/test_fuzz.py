@@ -210,7 +210,7 @@ RUN_TARGETS = {  # file of the run: how it is damaged, who reads it
     "metrics.jsonl": ((in_bytes, in_lines), _page),
     "gradients.jsonl": ((in_bytes, in_lines), _gradients),
     "environment.json": ((in_bytes, in_json), _page),
-    "plugins.json": ((in_bytes, in_json), lambda run: run._record_plugins(run.load_recipe())),
+    "plugins.json": ((in_bytes, in_json), lambda run: run.changed_plugins(run.load_recipe())),
     "diagnosis.json": ((in_bytes, in_json), _gradients),
     "evaluation/evaluation.json": (
         (in_bytes, in_json),
