@@ -182,11 +182,13 @@ def test_a_surrogate_of_two_functions(device):
     x = normal(SHAPE, device=device, mean=0.6, std=1.5)
     with use_backend("torch"):
         expected = run(multistep_lif_reference, x, surrogate=Surrogate("atan", 1.0, 0.5))
-        found = run(multistep_lif, x, surrogate=Surrogate("steep"))
+        found = run(multistep_lif, x, surrogate=Surrogate("steep", width=1))
     assert_equal_runs(found, expected)
-    assert_equal_runs(run(multistep_lif_reference, x, surrogate=Surrogate("steep")), expected)
+    assert_equal_runs(
+        run(multistep_lif_reference, x, surrogate=Surrogate("steep", width=1)), expected
+    )
     with use_backend("torch"):
-        names = (Surrogate("steep"), Surrogate("atan", 1.0, 0.5))
+        names = (Surrogate("steep", width=1), Surrogate("atan", 1.0, 0.5))
         one, other = (multistep_bn_lif(x, None, None, None, None, surrogate=s) for s in names)
     assert torch.equal(one, other)
 
@@ -195,7 +197,7 @@ def test_a_surrogate_in_triton_is_compiled_in(triton_backend, device):
     register_surrogate("jitted", triton.jit(steep), triton.jit(steep_primitive))
     x = normal(SHAPE, device=device, mean=0.6, std=1.5)
     with use_backend("triton"):
-        found = run(multistep_lif, x, surrogate=Surrogate("jitted"))
+        found = run(multistep_lif, x, surrogate=Surrogate("jitted", width=1))
     assert_equal_runs(found, run(multistep_lif_reference, x, surrogate=Surrogate("atan", 1.0, 0.5)))
     with use_backend("torch"), pytest.raises(RuntimeError, match="'jitted' is written in Triton"):
         multistep_lif(x, surrogate=Surrogate("jitted"))

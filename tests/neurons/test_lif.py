@@ -12,7 +12,7 @@ from tests.neurons.support import NEURONS, B, C, T, currents, every_neuron
 
 
 class Spike(torch.autograd.Function):
-    """Step forward, arctangent surrogate of height 1 and width 1 backward."""
+    """Step forward, arctangent surrogate of height 1 and width 0.3 backward."""
 
     @staticmethod
     def forward(ctx, u):
@@ -22,7 +22,7 @@ class Spike(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         (u,) = ctx.saved_tensors
-        return grad / (1 + u * u)
+        return grad / (1 + (u / 0.3) ** 2)
 
 
 def published_neuron(x: Tensor, rate: Tensor | float, gain: Tensor | float, v_reset: float | None):
