@@ -54,7 +54,7 @@ class _Fire(torch.autograd.Function):
         kept = {name: value for name, value in given.items() if name not in UNSAVED}
         if neuron.mean is not None:  # measured on the way, where none was given
             kept["mean"], kept["var"] = neuron.mean, neuron.var
-        ctx.names, ctx.kept, ctx.neuron, ctx.call = tuple(given), kept.keys(), neuron, call
+        ctx.names, ctx.kept, ctx.neuron, ctx.call = tuple(given), tuple(kept), neuron, call
         ctx.save_for_backward(out.saved, *kept.values())
         ctx.set_materialize_grads(False)
         return out.spikes, out.v_last, out.m_last, out.trace, None, out.current
