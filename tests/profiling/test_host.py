@@ -10,7 +10,8 @@ from profiling.sections.host import ALONE, REFERENCE, HostTime, Inputs, Layer
 
 def test_rows_say_how_much_of_the_reference_ours_takes(measured):
     rows = measured(HostTime(), section="host")
-    assert rows.keys() == {REFERENCE, OURS, ALONE}
+    by_launcher = {name for name in rows if name.endswith("by Triton's launcher")}  # on a GPU
+    assert rows.keys() - by_launcher == {REFERENCE, OURS, ALONE}
     assert {row["status"] for row in rows.values()} == {Status.OK}
     assert [rows[name]["allowed"] for name in (OURS, ALONE)] == [2.5, 2.0]
     assert "of_reference" not in rows[REFERENCE]
