@@ -240,7 +240,7 @@ def draw() -> None:
         bars.grid(axis="y", visible=False)
         bars.set_xlim(0, 76)
         bars.set_xlabel("test accuracy after 600 steps, % (chance: 10); a dot is a seed")
-        bars.set_title("ResNet-56: plain blocks learn only if zero-initialised", loc="left")
+        bars.set_title("After 600 steps, plain blocks have learnt only from zero", loc="left")
         for label, settings, line in OPENED:
             gain = [float(value) for value in found[settings]["block_gain"].split()]
             gains.plot(range(1, len(gain) + 1), gain, line, color=BLUE, label=label)

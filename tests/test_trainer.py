@@ -28,7 +28,7 @@ from spiketriton.training.nonfinite import Diverged
 from spiketriton.training.plan import Outcome
 from spiketriton.training.ranks import Ranks
 from spiketriton.training.testing import Score, Tester
-from tests.small_runs import Lines, assert_equal, last_state, small_trainer, untimed
+from tests.small_runs import DIVERGING, Lines, assert_equal, last_state, small_trainer, untimed
 
 TRAIN_KEYS = {
     "kind", "step", "epoch", "seconds", "lr", "loss", "grad_norm", "images_per_s", "data_wait",
@@ -468,15 +468,8 @@ def test_a_compiled_run_trains_and_measures(tmp_path):
 
 @pytest.mark.parametrize("log_every", [1, 100])
 def test_a_diverging_run_ends_with_an_error_and_good_checkpoints(tmp_path, log_every):
-    diverging = [
-        "train.optimizer=sgd",
-        "train.lr=1e3",
-        "train.clip_grad_norm=0",
-        "model.norm=none",
-        "neuron.kind=relu",
-    ]
-    diverging += [f"train.log_every={log_every}"]
-    trainer = small_trainer(tmp_path / "run", *diverging, "checkpoint.every=1")
+    changes = [*DIVERGING, f"train.log_every={log_every}", "checkpoint.every=1"]
+    trainer = small_trainer(tmp_path / "run", *changes)
     with pytest.raises(Diverged, match=r"at step \d+; .*a lower train\.lr"):
         trainer.fit()
     state = last_state(tmp_path / "run")

@@ -18,7 +18,7 @@ from spiketriton.runs.folder import RunFolder
 from spiketriton.train import main
 from spiketriton.training import environment
 from tests import small_runs
-from tests.small_runs import small_recipe, small_trainer
+from tests.small_runs import DIVERGING, small_recipe, small_trainer
 
 
 def refused(*arguments: str) -> str:
@@ -302,14 +302,7 @@ def test_a_damaged_run_folder_is_named(recipe, tmp_path):
 
 
 def test_divergence_is_an_error_in_one_line(recipe, capsys):
-    diverging = [
-        "train.optimizer=sgd",
-        "train.lr=1e3",
-        "train.clip_grad_norm=0",
-        "model.norm=none",
-        "neuron.kind=relu",
-    ]
-    assert main([recipe, *diverging, "--run-dir", "run"]) == EXIT_NONFINITE
+    assert main([recipe, *DIVERGING, "--run-dir", "run"]) == EXIT_NONFINITE
     error = capsys.readouterr().err
     assert error.startswith("error: the ")
     assert error.count("\n") == 1
