@@ -1,7 +1,6 @@
 """The rows of a run: to its folder, the screen, the boards, the caller's functions, and who judges them."""
 
 from spiketriton.config import Recipe
-from spiketriton.config.recipe import values_of
 from spiketriton.data import Data
 from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.watch import Watch
@@ -34,7 +33,7 @@ class Recorder:
         if recipe.monitor.tensorboard and first:
             self.boards.append(TensorBoard(folder.path))
         if recipe.monitor.wandb != "off" and first:
-            self.boards.append(WeightsAndBiases(folder.path, recipe.monitor, values_of(recipe)))
+            self.boards.append(WeightsAndBiases(folder.path, recipe.monitor, recipe.values()))
         self.watch = Watch(
             recipe,
             data.facts.class_counts,

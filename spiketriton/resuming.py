@@ -6,7 +6,6 @@ from typing import Any
 
 from spiketriton.commandline import spelled
 from spiketriton.config import recipe_from_toml
-from spiketriton.config.recipe import values_of
 from spiketriton.errors import UserError
 from spiketriton.runs.same_recipe import PARTS, extension, refuse_another_recipe
 from spiketriton.trainer import Trainer
@@ -53,7 +52,7 @@ def _continue_from(trainer: Trainer, state: dict[str, Any]) -> None:
     # the folder's recipe, which was compared before, may have been extended
     longer, extended = extension(recipe, trained)
     refuse_another_recipe(recipe, longer)
-    if any(values_of(recipe)[key] != values_of(trained)[key] for key in PARTS):
+    if any(recipe.values()[key] != trained.values()[key] for key in PARTS):
         note(
             f"a step is computed in other parts from here on ({trainer.accumulate}): batch norm takes the "
             "statistics of each, so the weights will not be those of the unbroken run, bit for bit"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spiketriton.commandline import KEYS_PAGE, RECIPE_HELP, Parser, spelled
-from spiketriton.config import to_toml
 from spiketriton.errors import EXIT_DONE, UserError, importing, one_line, run_command
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.grid import Cell, Group, grid, grouped
@@ -58,7 +57,7 @@ def train_cell(cell: Cell) -> Row | int:
     resume = (cell.path / "recipe.toml").exists()
     if resume:
         folder = RunFolder.open(cell.path)
-        if to_toml(folder.load_recipe()) != to_toml(cell.recipe):
+        if folder.load_recipe().to_toml() != cell.recipe.to_toml():
             raise UserError(
                 f"{cell.path} holds a cell of another sweep; accepted: a new folder, given with --out"
             )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spiketriton import __version__
-from spiketriton.config import Recipe, to_toml
+from spiketriton.config import Recipe
 from spiketriton.data import Data
 from spiketriton.errors import EXIT_DONE, EXIT_ERROR
 from spiketriton.gradients.monitor import GradientMonitor
@@ -281,7 +281,7 @@ class Trainer:
         """
         return {
             **asdict(self.progress),
-            "recipe": to_toml(self.recipe),
+            "recipe": self.recipe.to_toml(),
             "name": self.recipe.name,
             "version": __version__,
             "data": self.data.facts.state_dict(),

@@ -40,7 +40,7 @@ from profiling.harness.contenders import (
 from profiling.harness.peers import ATAN, Variant
 from profiling.harness.timing import Effort, Timing
 from profiling.sections.kernels import Reference, relative_error, worst
-from spiketriton.config import Recipe, load_recipe, replace, to_toml
+from spiketriton.config import Recipe, load_recipe, replace
 from spiketriton.errors import UserError
 from spiketriton.models import Network, build_model
 from spiketriton.models.blocks import BLOCKS, Block
@@ -135,7 +135,7 @@ class RecipeCase(Case):
         self.recipe = recipe
         self.spec = {
             "recipe": recipe.name,
-            "toml": to_toml(recipe),
+            "toml": recipe.to_toml(),
             "T": recipe.time_steps,
             "batch": recipe.train.batch_size // recipe.train.accumulate,
             "image": [channels, *[recipe.data.image_size or side] * 2],

@@ -3,10 +3,8 @@
 from spiketriton.config.reading import (
     load_recipe,
     moved_plugins,
-    overrides_of,
     recipe_from_toml,
     replace,
-    to_toml,
     values_by_key,
 )
 from spiketriton.config.recipe import (
@@ -25,6 +23,8 @@ from spiketriton.config.recipe import (
 )
 from spiketriton.config.rules import PlainNet
 
+to_toml = Recipe.to_toml
+
 __all__ = [
     "KEYS",
     "TABLES",
@@ -41,7 +41,6 @@ __all__ = [
     "TrainConfig",
     "load_recipe",
     "moved_plugins",
-    "overrides_of",
     "recipe_from_toml",
     "replace",
     "to_toml",

@@ -25,10 +25,9 @@ from spiketriton.config.recipe import (
     chosen_part,
     join,
     selector_of,
-    values_of,
 )
 from spiketriton.config.shipped import find_recipe
-from spiketriton.config.words import quoted, short, shown, whole
+from spiketriton.config.words import quoted, short, shown
 from spiketriton.errors import UserError, warn_once
 
 # likeness, 0 to 1, from which on a name is taken for a slip of another; for up to 4 letters, where
@@ -83,7 +82,7 @@ def recipe_from_toml(
 
 
 def of_text(text: str, name: str) -> Recipe:
-    """The recipe that `to_toml` wrote, perhaps in another process."""
+    """The recipe that `Recipe.to_toml` wrote, perhaps in another process."""
     return _assemble(_parse(text, Path()), {}, name, accepted=True)
 
 
@@ -91,7 +90,7 @@ def replace(recipe: Recipe, *overrides: str, values: Mapping[str, Any] | None = 
     """The recipe with `key=value` overrides and `values`, as in `load_recipe`. Raises UserError."""
     _load_plugins(overrides, values or {})
     changes = {**_parse_overrides(overrides), **_checked(values or {})}
-    return _assemble(_effective(recipe), changes, recipe.name, accepted=True)
+    return _assemble(recipe.effective(), changes, recipe.name, accepted=True)
 
 
 def values_by_key(keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,29 +141,8 @@ def _with_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**rest, ARGUMENTS: Arguments({**rest[ARGUMENTS], **own})} if own else rest
 
 
-def to_toml(recipe: Recipe) -> str:
-    """Every key that has an effect, always in the same order; `recipe_from_toml` gives the recipe back."""
-    lines, table = [], ""
-    for dotted, value in _effective(recipe).items():
-        path, _, name = dotted.rpartition(".")
-        if path != table:
-            lines += ["", f"[{path}]"]
-            table = path
-        lines.append(f"{name} = {whole(value)}")
-    return "\n".join(lines) + "\n"
-
-
-def overrides_of(recipe: Recipe) -> list[str]:
-    """`key=value` for each key with an effect that is not at its default, as a command takes it."""
-    return [
-        f"{dotted}={value if isinstance(value, str) else whole(value)}"
-        for dotted, value in _effective(recipe).items()
-        if value != KEYS[dotted].default
-    ]
-
-
 # as text: another process imports the plugins before it reads the rest
-copyreg.pickle(Recipe, lambda recipe: (of_text, (to_toml(recipe), recipe.name)))
+copyreg.pickle(Recipe, lambda recipe: (of_text, (recipe.to_toml(), recipe.name)))
 
 
 def _read(path: Path) -> str:
@@ -386,10 +364,3 @@ def _build(table: type[Table], values: Mapping[str, Any], **extra: Any) -> Any:
         elif field.name not in extra:
             extra[field.name] = _build(hints[field.name], values)
     return table(**extra)
-
-
-def _effective(recipe: Recipe) -> dict[str, Any]:
-    """{dotted key: value} of the keys that have an effect; the others are at their defaults."""
-    values = values_of(recipe)
-    idle = rules.idle(values)
-    return {dotted: value for dotted, value in values.items() if dotted not in idle}

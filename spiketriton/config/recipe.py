@@ -21,7 +21,7 @@ from spiketriton.config.rules import (
     ResNet,
     SmallResNet,
 )
-from spiketriton.config.words import number, short, shown
+from spiketriton.config.words import number, short, shown, whole
 from spiketriton.errors import UserError
 
 
@@ -729,7 +729,7 @@ class Recipe(Table):
         super().__post_init__()
         if not isinstance(self.name, str) or not self.name or set(self.name) & set("/\\\0"):
             raise UserError(f"recipe name {self.name!r}: accepted: a file name without its ending")
-        values = values_of(self)
+        values = self.values()
         for part in parts_of(values):
             if not parts.provided(part, self.plugins.modules):
                 raise UserError(
@@ -745,18 +745,59 @@ class Recipe(Table):
     @property
     def peak_lr(self) -> float:
         """The highest learning rate, where train.lr is `auto`, too."""
-        return rules.peak_lr(values_of(self))
+        return rules.peak_lr(self.values())
 
     @property
     def clipping(self) -> float:
         """The largest gradient norm, where train.clip_grad_norm is `auto`, too; 0: none."""
-        return rules.clipping(values_of(self))
+        return rules.clipping(self.values())
 
     @property
     def names_code(self) -> bool:
         """Whether it names code of somebody else's, so that a run of it is loaded with consent only."""
         foreign = ":" in self.model.name and self.model.name != parts.FROM_NIR
         return bool(self.plugins.modules) or foreign
+
+    def values(self) -> dict[str, Any]:
+        """{dotted key: value}; keys of parts that the recipe does not use have their defaults."""
+        values = {}
+        for dotted, spec in KEYS.items():
+            if issubclass(spec.table, PartOptions):
+                options = getattr(self, dotted.partition(".")[0]).options
+                mine = type(options) is spec.table
+                values[dotted] = getattr(options, spec.field.name) if mine else spec.default
+            else:
+                values[dotted] = attrgetter(dotted)(self)
+        return values
+
+    def effective(self) -> dict[str, Any]:
+        """{dotted key: value} of the keys that have an effect; the others are at their defaults."""
+        values = self.values()
+        idle = rules.idle(values)
+        return {dotted: value for dotted, value in values.items() if dotted not in idle}
+
+    def overrides(self) -> list[str]:
+        """`key=value` for each key with an effect that is not at its default, as a command takes it."""
+        return [
+            f"{dotted}={value if isinstance(value, str) else whole(value)}"
+            for dotted, value in self.effective().items()
+            if value != KEYS[dotted].default
+        ]
+
+    def to_toml(self) -> str:
+        """Every key that has an effect, always in the same order; `recipe_from_toml` gives the recipe back."""
+        lines, table = [], ""
+        for dotted, value in self.effective().items():
+            path, _, name = dotted.rpartition(".")
+            if path != table:
+                lines += ["", f"[{path}]"]
+                table = path
+            lines.append(f"{name} = {whole(value)}")
+        return "\n".join(lines) + "\n"
+
+    def plugin_rows(self) -> list[dict[str, Any]]:
+        """What a run folder keeps of the plugins, see `parts.record`."""
+        return parts.record(self.plugins.modules, parts_of(self.values()))
 
 
 def selector_of(path: str) -> str:
@@ -781,11 +822,6 @@ def parts_of(values: Mapping[str, Any]) -> list[parts.Part]:
         chosen_part(dotted.rpartition(".")[0], values[dotted]) for dotted in parts.KINDS.values()
     )
     return [part for part in found if part is not None]
-
-
-def plugins_of(recipe: Recipe) -> list[dict[str, Any]]:
-    """What a run folder keeps of the recipe's plugins, see `parts.record`."""
-    return parts.record(recipe.plugins.modules, parts_of(values_of(recipe)))
 
 
 def register_part(part: parts.Part) -> None:
@@ -915,20 +951,6 @@ def _specs(table: type[Table]) -> Iterator[tuple[str, Spec]]:
 
 KEYS: dict[str, Spec] = dict(_specs(Recipe))
 TABLES: dict[str, type[Table]] = {spec.table.path: spec.table for spec in KEYS.values()}
-
-
-def values_of(recipe: Recipe) -> dict[str, Any]:
-    """{dotted key: value}; keys of parts that the recipe does not use have their defaults."""
-    values = {}
-    for dotted, spec in KEYS.items():
-        if issubclass(spec.table, PartOptions):
-            top = dotted.partition(".")[0]
-            options = getattr(recipe, top).options
-            mine = type(options) is spec.table
-            values[dotted] = getattr(options, spec.field.name) if mine else spec.default
-        else:
-            values[dotted] = attrgetter(dotted)(recipe)
-    return values
 
 
 def _is_text(value: str) -> bool:

@@ -34,9 +34,7 @@ from spiketriton.config import (
     parts,
     recipe_from_toml,
     replace,
-    to_toml,
 )
-from spiketriton.config.recipe import plugins_of
 from spiketriton.errors import UserError, one_line
 from spiketriton.locks import locked
 from spiketriton.runs.rows import (
@@ -204,11 +202,11 @@ class RunFolder:
         sessions.append({"recipe": recipe.name, **environment})
         write_json(self.environment, sessions)
         if not self.recipe.exists() or self._lengths() != lengths(recipe.train):  # new, or extended
-            replace_file(self.recipe, to_toml(self._movable(recipe)))
+            replace_file(self.recipe, self._movable(recipe).to_toml())
         if self.plugins.exists():
             for text in self.changed_plugins(recipe):
                 self.metrics.warn(text)
-        elif plugins := plugins_of(recipe):
+        elif plugins := recipe.plugin_rows():
             write_json(self.plugins, plugins)
 
     def _lengths(self) -> dict[str, int]:
@@ -221,7 +219,7 @@ class RunFolder:
         return [
             f"the plugin {row['module']} differs from the one that the run began with "
             f"(version {then.version} then, {row['version']} now; {self.plugins})"
-            for then, row in zip(begun, plugins_of(recipe), strict=False)
+            for then, row in zip(begun, recipe.plugin_rows(), strict=False)
             if (then.sha256, then.version) != (row["sha256"], row["version"])
         ]
 

@@ -4,7 +4,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from spiketriton.config import Recipe, TrainConfig, replace, to_toml
+from spiketriton.config import Recipe, TrainConfig, replace
 from spiketriton.errors import UserError
 
 # what moves a run and changes no weight
@@ -78,7 +78,7 @@ def _unit(key: str) -> str:
 
 def refuse_another_recipe(given: Recipe, trained: Recipe) -> None:
     """UserError naming the keys in which `given` differs from the recipe a run was begun with."""
-    ours, theirs = _flat(tomllib.loads(to_toml(given))), _flat(tomllib.loads(to_toml(trained)))
+    ours, theirs = _flat(tomllib.loads(given.to_toml())), _flat(tomllib.loads(trained.to_toml()))
     differing = [
         f"{key} = {ours.get(key)!r} (the run: {theirs.get(key)!r})"
         for key in sorted({*ours, *theirs} - {*RESUMABLE})

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from spiketriton.commandline import spelled
-from spiketriton.config import Recipe, load_recipe, overrides_of
+from spiketriton.config import Recipe, load_recipe
 from spiketriton.config.shipped import shipped_recipes
 from spiketriton.data import Data
 from spiketriton.errors import UserError
@@ -34,7 +34,7 @@ def announce_run(display: Display, recipe: Recipe, folder: Path) -> None:
     precision = environment.choose_precision(recipe.train.precision, device.value)
     display.note(environment.version_line())
     display.verbatim(f"run folder: {folder}")
-    changed = shlex.join(overrides_of(recipe))
+    changed = shlex.join(recipe.overrides())
     display.note(f"recipe {recipe.name}: {changed} (all keys: recipe.toml in the run folder)")
     display.note(f"device: {device.value.type}, {device.reason}")
     display.note(f"precision: {environment.name_of(precision.value)}, {precision.reason}")

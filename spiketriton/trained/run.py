@@ -13,7 +13,7 @@ from rich.progress import track
 from torch import Tensor
 
 from spiketriton import __version__
-from spiketriton.config import Recipe, moved_plugins, replace, to_toml
+from spiketriton.config import Recipe, moved_plugins, replace
 from spiketriton.data import Data, Facts, build_data
 from spiketriton.errors import UserError, one_line, warn
 from spiketriton.models import Network, build_model
@@ -139,7 +139,7 @@ def save_run(
     Checkpoints(folder.checkpoints, failures.append).save_last(
         {
             "step": step,
-            "recipe": to_toml(recipe),
+            "recipe": recipe.to_toml(),
             "name": recipe.name,
             "version": __version__,
             "data": facts.state_dict(),

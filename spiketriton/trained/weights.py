@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from spiketriton import __version__
-from spiketriton.config import recipe_from_toml, to_toml
+from spiketriton.config import recipe_from_toml
 from spiketriton.config.parts import FROM_NIR
 from spiketriton.data import Facts
 from spiketriton.errors import UserError, need, one_line
@@ -43,7 +43,7 @@ def export_safetensors(run: Run, path: Path, mark: str = "spiketriton") -> float
         "written_by": mark,
         "version": __version__,
         "name": run.recipe.name,
-        "recipe": to_toml(run.recipe),
+        "recipe": run.recipe.to_toml(),
         "data": json.dumps(run.facts.state_dict()),
         "step": str(run.step),
         **more,
@@ -110,7 +110,7 @@ def card(run: Run) -> str:
         "---\nlibrary_name: spiketriton\ntags: [spiking-neural-network]\n---\n"
         f"# {run.recipe.name}\n\n" + "\n".join(lines) + "\n\n```python\nimport spiketriton\n\n"
         'run = spiketriton.load_run("hub:OWNER/NAME")\n```\n\n'
-        f"```toml\n{to_toml(run.recipe)}```\n"
+        f"```toml\n{run.recipe.to_toml()}```\n"
     )
 
 
@@ -120,7 +120,7 @@ def push(run: Run, name: str, *, private: bool = False) -> str:
     staged = run.folder.path / "hub"
     staged.mkdir(exist_ok=True)
     export_safetensors(run, staged / FILE)
-    replace_file(staged / "recipe.toml", to_toml(run.recipe))
+    replace_file(staged / "recipe.toml", run.recipe.to_toml())
     replace_file(staged / "README.md", card(run).replace("OWNER/NAME", name))
     api = hub.HfApi()
     with _hub(name):

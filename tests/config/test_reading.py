@@ -5,7 +5,6 @@ import pytest
 from spiketriton.config import (
     DataConfig,
     load_recipe,
-    overrides_of,
     recipe_from_toml,
     replace,
     to_toml,
@@ -220,7 +219,7 @@ def test_a_key_near_to_nothing_suggests_nothing(tmp_path, key, meant):
 
 def test_what_a_recipe_changes_makes_it_again():
     recipe = recipe_from_toml(GOOD, "mine")
-    changed = overrides_of(recipe)
+    changed = recipe.overrides()
     assert not [text for text in changed if text.startswith("train.momentum")]
     required = [text for text in changed if text.startswith(("data.name=", "model.name="))]
     tables = "\n".join(

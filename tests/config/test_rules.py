@@ -3,7 +3,6 @@
 import pytest
 
 from spiketriton.config import recipe_from_toml, replace, to_toml
-from spiketriton.config.recipe import values_of
 from spiketriton.config.rules import idle
 from tests.config.support import GOOD, mine, refused
 
@@ -128,14 +127,14 @@ def test_the_ann_twin_of_any_recipe_is_one_word_away(norm, memory):
     ids=str,
 )
 def test_keys_that_go_together_are_accepted(overrides):
-    values = values_of(replace(mine(), *overrides))
+    values = replace(mine(), *overrides).values()
     for override in overrides:
         dotted, _, value = override.partition("=")
         assert str(values[dotted]).lower().removesuffix(".0") == value
 
 
 def test_each_idle_key_comes_with_its_reason():
-    reasons = idle(values_of(mine()))
+    reasons = idle(mine().values())
     assert reasons["train.momentum"] == 'train.optimizer is "adamw"'
     assert {"loss.tet_lambda", "model.depth", "neuron.levels", "train.gamma"} < reasons.keys()
     assert not {"train.lr", "neuron.tau", "model.residual_gain"} & reasons.keys()
