@@ -13,13 +13,7 @@ from spiketriton.data import build_data
 from spiketriton.errors import EXIT_DONE, EXIT_NONFINITE, UserError
 from spiketriton.runs.folder import Onlooker, RunFolder
 from spiketriton.runs.rows import json_text
-from spiketriton.show.announcements import (
-    announce_parts,
-    announce_run,
-    summary,
-    to_continue,
-    what_next,
-)
+from spiketriton.show.announcements import Announcements
 from spiketriton.show.display import Display, Quiet, make_display
 from spiketriton.show.run_pictures import draw_run
 from spiketriton.show.verdict import nothing_learnt
@@ -65,7 +59,7 @@ def train(
                 display.note(f"step {outcome.saved_at} is saved; drawing the pictures")
             title = f"{recipe.name} on {recipe.data.label}{display.suffix}"
             drawn = pictures(folder, title, display) if draws else []
-            summary(display, outcome, folder.path, drawn)
+            Announcements(display, recipe, folder).summary(outcome, drawn)
             learned = trainer.recorder.watch.learned
             if outcome.finished and learned is not None and learned.at_chance:
                 display.note(nothing_learnt(learned, trainer.recorder.watch.cures()))
@@ -122,6 +116,7 @@ def train_for_command(
     """
     silent = quiet or as_json or not ranks.first
     display = Quiet(warns=ranks.first) if silent else make_display()
+    announcements = Announcements(display, recipe, folder, ranks)
     try:
         outcome = train(recipe, folder, display, ranks, resume=resume)
     except Diverged as error:
@@ -132,10 +127,10 @@ def train_for_command(
         failed = isinstance(error, Exception)
         if ranks.first and folder.recipe.exists() and (display.plan or not failed):
             what = f"failed (traceback: {folder.console})" if failed else "interrupted"
-            to_continue(display, folder, recipe, what, ranks.launcher)
+            announcements.to_continue(what)
         raise
     if ranks.first:
-        what_next(display, outcome, folder, recipe, words, ranks.launcher)
+        announcements.what_next(outcome, words)
     if ranks.first and as_json:
         print(json_text({"run": str(folder.path), **outcome.row()}), end="")
     return outcome.exit_code
@@ -150,16 +145,17 @@ def prepared(
     hooks: Hooks | None = None,
 ) -> Trainer:
     """A trainer that has begun or resumed the run of a folder that is held."""
+    announcements = Announcements(display, recipe, folder, ranks)
     try:
         ranks.claim_device(recipe.train.device)
         if not resume and recipe.train.init_from != NOTHING:
             ranks.decide(partial(refuse_missing_weights, recipe.train.init_from))
         with display.held_back():  # a refusal stands alone
-            announce_run(display, recipe, folder.path)
+            announcements.opening()
             data = build_data(recipe, rank=ranks.rank, world_size=ranks.world_size)
             ranks.meet()
             trainer = Trainer(recipe, data, folder, display, ranks, hooks)
-            announce_parts(display, recipe, trainer.data, trainer.model, trainer.plan, ranks)
+            announcements.training(trainer.data, trainer.model, trainer.plan)
             if resume:
                 resuming.resume(trainer)
             else:

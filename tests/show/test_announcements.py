@@ -12,7 +12,7 @@ from spiketriton.data import build_data
 from spiketriton.models import build_model
 from spiketriton.runs.checkpoint import Checkpoints
 from spiketriton.runs.folder import RunFolder
-from spiketriton.show.announcements import announce_parts, announce_run, summary, what_next
+from spiketriton.show.announcements import Announcements
 from spiketriton.show.display import Display
 from spiketriton.training.plan import Plan, Progress
 from spiketriton.training.ranks import Ranks
@@ -23,7 +23,8 @@ from tests.small_runs import SMALL, Lines, small_recipe
 def test_the_summary_keeps_long_paths_whole():
     stream = io.StringIO()
     path = Path("runs") / ("long-" * 40)
-    summary(Display(stream), outcome(), path, [path / "curves.png", path / "gradients.png"])
+    drawn = [path / "curves.png", path / "gradients.png"]
+    Announcements(Display(stream), small_recipe(), RunFolder(path)).summary(outcome(), drawn)
     text = stream.getvalue()
     for words in (
         f" {path}\n",
@@ -42,7 +43,7 @@ def test_the_summary_keeps_long_paths_whole():
 def test_the_summary_of_a_run_that_was_never_tested():
     stream = io.StringIO()
     early = outcome(images_per_s=None, firing_rate=None, progress=Progress(step=3, seconds=1.0))
-    summary(Display(stream), early, Path("x"), [])
+    Announcements(Display(stream), small_recipe(), RunFolder(Path("x"))).summary(early, [])
     assert "3 of 100" in stream.getvalue()
     assert "accuracy" not in stream.getvalue()
 
@@ -56,7 +57,8 @@ def test_after_an_interruption_the_resume_command_stands_alone_on_its_line(tmp_p
         stream = io.StringIO()
         if saved is not None:
             Checkpoints(folder.checkpoints, pytest.fail).save_last({"step": saved})
-        what_next(Display(stream), outcome(step=41, saved_at=None), folder, recipe, [])
+        stopped = outcome(step=41, saved_at=None)
+        Announcements(Display(stream), recipe, folder).what_next(stopped, [])
         lines = stream.getvalue().splitlines()
         assert lines == [
             f"stopped at step 41; saved: {words}. To continue:",
@@ -71,7 +73,10 @@ def offered(
 ) -> dict[str, str]:
     """Commands and their reasons."""
     display = Display(io.StringIO())
-    what_next(display, outcome(**changes), RunFolder(Path("runs/x")), recipe, arguments, launcher)
+    ranks = Ranks()
+    ranks.launcher = launcher
+    folder = RunFolder(Path("runs/x"))
+    Announcements(display, recipe, folder, ranks).what_next(outcome(**changes), arguments)
     head, *lines = display.stream.getvalue().splitlines()
     assert head == "what to try next:"
     assert all(line.startswith("  ") and line[2] != " " for line in lines[::2])
@@ -147,7 +152,10 @@ def announced(
     data = replace(build_data(recipe), skipped=skipped)
     model = build_model(recipe, classes=10, channels=data.channels, image_size=data.image_size)
     display = Display(io.StringIO())
-    announce_parts(display, recipe, data, model, Plan.of(recipe, data), ranks)
+    folder = RunFolder(Path("runs/x"))
+    Announcements(display, recipe, folder, ranks or Ranks()).training(
+        data, model, Plan.of(recipe, data)
+    )
     return display.stream.getvalue().splitlines()
 
 
@@ -176,8 +184,8 @@ def test_classes_without_a_training_image_are_warned_of():
     recipe, display = small_recipe(), Lines()
     data = build_data(recipe)
     data = replace(data, facts=replace(data.facts, class_counts=(5, 0, 3, 0, *[1] * 6)))
-    announce_parts(
-        display, recipe, data, build_model(recipe, **data.facts.sizes), Plan.of(recipe, data)
+    Announcements(display, recipe, RunFolder(Path("runs/x"))).training(
+        data, build_model(recipe, **data.facts.sizes), Plan.of(recipe, data)
     )
     assert display.warnings == [
         "no training images of 1, 3: the network cannot learn what they look like"
@@ -186,7 +194,8 @@ def test_classes_without_a_training_image_are_warned_of():
 
 def test_what_is_about_to_run_where_and_why():
     display = Display(io.StringIO())
-    announce_run(display, small_recipe("train.device=cpu"), Path("runs/x"))
+    recipe = small_recipe("train.device=cpu")
+    Announcements(display, recipe, RunFolder(Path("runs/x"))).opening()
     text = display.stream.getvalue()
     for words in (
         "spiketriton ",
@@ -208,7 +217,7 @@ def test_a_diagnosis_is_offered_only_where_something_can_be_measured(tmp_path, m
     folder.metrics.append([{"step": 1}])
     if measured:
         folder.gradients.append([{"step": 1}])
-    what_next(display, outcome(), folder, small_recipe(), ["small.toml"])
+    Announcements(display, small_recipe(), folder).what_next(outcome(), ["small.toml"])
     assert ("spiketriton diagnose" in display.stream.getvalue()) == measured
 
 
@@ -217,13 +226,14 @@ def test_what_a_run_says_fits_the_screen(width, file, monkeypatch):
     """Prose breaks between words, rows between their parts; only paths and commands may be longer."""
     monkeypatch.setenv("COLUMNS", str(width))
     recipe, display = small_recipe("train.device=cpu"), Display(io.StringIO())
-    announce_run(display, recipe, Path("runs/x"))
+    said = Announcements(display, recipe, RunFolder(Path("runs/x")))
+    said.opening()
     data = build_data(recipe)
     model = build_model(recipe, classes=10, channels=data.channels, image_size=data.image_size)
-    announce_parts(display, recipe, data, model, Plan.of(recipe, data))
+    said.training(data, model, Plan.of(recipe, data))
     drawn = [Path(f"runs/x/{name}.png") for name in ("curves", "gradients", "firing")]
-    summary(display, outcome(), Path("runs/x"), drawn)
-    what_next(display, outcome(), RunFolder(Path("runs/x")), recipe, [file])
+    said.summary(outcome(), drawn)
+    said.what_next(outcome(), [file])
     for line in display.stream.getvalue().splitlines():
         command = line.startswith("  ") and line.split()[0] in ("spiketriton", "cp")
         assert len(line) <= width or command, line

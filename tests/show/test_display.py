@@ -13,7 +13,7 @@ from rich.console import Console
 
 from spiketriton.gradients.verdict import Verdict, judge
 from spiketriton.runs.folder import RunFolder
-from spiketriton.show.announcements import summary, what_next
+from spiketriton.show.announcements import Announcements
 from spiketriton.show.display import Display, LiveDisplay, Quiet, make_display, numbers
 from spiketriton.show.words import duration
 from spiketriton.training.plan import Plan
@@ -56,8 +56,9 @@ def test_lines_have_all_numbers_and_no_control_codes():
     display.row(TRAIN, verdict())
     display.testing(1, 3)
     display.row(EVAL, verdict())
-    summary(display, outcome(), Path("runs/x"), [Path("runs/x/curves.png")])
-    what_next(display, outcome(), RunFolder(Path("runs/x")), small_recipe(), ["small.toml"])
+    said = Announcements(display, small_recipe(), RunFolder(Path("runs/x")))
+    said.summary(outcome(), [Path("runs/x/curves.png")])
+    said.what_next(outcome(), ["small.toml"])
     display.end()
     train, gradient, test, *rest = stream.getvalue().splitlines()
     assert train == (
@@ -97,7 +98,7 @@ def test_a_dumb_terminal_gets_lines(monkeypatch):
 def test_forced_colours_do_not_reach_a_file(monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     stream = io.StringIO()
-    summary(make_display(stream), outcome(), Path("x"), [])
+    Announcements(make_display(stream), small_recipe(), RunFolder(Path("x"))).summary(outcome(), [])
     assert "\x1b" not in stream.getvalue()
 
 
@@ -169,7 +170,7 @@ def test_synthetic_images_are_named_in_every_line_with_numbers():
     display.begin(PLAN, 0, "cpu")
     display.row(TRAIN, verdict())
     display.row(EVAL, None)
-    summary(display, outcome(), Path("x"), [])
+    Announcements(display, small_recipe(), RunFolder(Path("x"))).summary(outcome(), [])
     lines = stream.getvalue().splitlines()
     assert [line for line in lines if "accuracy" in line or "loss" in line]
     for line in lines:
