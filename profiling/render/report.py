@@ -115,6 +115,7 @@ def _range(ratios: list[float]) -> str:
 def _steps(rows: list[Row]) -> Grid:
     """Milliseconds of a step, and the fraction of it outside the convolutions; a column for each setting."""
     groups = by_case([row for row in rows if "recipe" in row])
+    groups.sort(key=lambda group: (group[0]["recipe"], group[0]["T"]))
     names = dict.fromkeys(row["contender"] for row in rows)
     header, lines = ["training step, ms (outside the convolutions)"], [[name] for name in names]
     for group in groups:
