@@ -15,7 +15,6 @@ from spiketriton_kernels import (
 )
 from tests.kernels.support import (
     DTYPES,
-    EVERY_PATH,
     LAYOUTS,
     RESETS,
     WINDOWS,
@@ -278,20 +277,13 @@ def test_every_pair_of_options(backend, device, case):
     compare(device=device, **case)
 
 
-@pytest.mark.parametrize("backend", ["native", "torch"], indirect=True)
-@pytest.mark.parametrize("case", EVERY_PATH, ids=case_id)
-def test_every_reset_and_surrogate(backend, device, case):
-    compare((2, 3, 5), 3, device=device, **case)
-
-
 RESETS_AND_SURROGATES = pairwise(
     dict(reset=RESETS, detach_reset=[True, False], shape=SHAPES, dtype=DTYPES[:3])
 )
 
 
-@pytest.mark.parametrize("backend", ["triton"], indirect=True)
 @pytest.mark.parametrize("case", RESETS_AND_SURROGATES, ids=case_id)
-def test_resets_and_surrogates_interpreted(backend, device, case):
+def test_resets_and_surrogates(backend, device, case):
     compare((3, 2, 3), 2, device=device, layout="channels_last", **case)
 
 

@@ -12,7 +12,6 @@ from spiketriton_kernels.neuron import (
     Emit,
     Neuron,
     as_small,
-    membrane_dtype,
 )
 from tests.covering import each
 
@@ -27,16 +26,10 @@ PLAIN = dict(
     height=0.7,
     width=0.3,
 )
-WIDE = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float32: torch.float32}
 
 
 def neuron(**changes) -> Neuron:
     return Neuron(**PLAIN | changes)
-
-
-@pytest.mark.parametrize("dtype", [*WIDE, torch.float64], ids=str)
-def test_the_membrane_is_at_least_float32(dtype):
-    assert membrane_dtype(dtype) == WIDE.get(dtype, torch.float64)
 
 
 @pytest.mark.parametrize(
@@ -70,28 +63,6 @@ def test_floats_and_tensors_keep_their_places():
     assert adapted.adapted(x, adapted.given()) is adapted
     assert (back.v_reset, back.height) == (0.0, 0.7)
     assert (back.eps, back.bn_scale) == (0.01, 2.0)
-
-
-def test_without_a_norm_its_constants_change_nothing():
-    plain = neuron()
-    assert (plain.eps, plain.bn_scale) == (0.0, 1.0)
-    assert not plain.has_norm
-    assert neuron(mean=torch.zeros(1)).has_norm
-
-
-@pytest.mark.parametrize(
-    ("reset", "v_reset", "start", "leaks"),
-    [
-        ("hard", -0.5, -0.5, True),
-        ("hard", 0.0, 0.0, False),
-        ("soft", -0.5, 0.0, False),
-        ("none", -0.5, 0.0, False),
-    ],
-)
-def test_only_a_hard_reset_knows_v_reset(reset, v_reset, start, leaks):
-    given = neuron(reset=reset, v_reset=v_reset)
-    assert given.v_start == start
-    assert given.leaks_to_reset == leaks
 
 
 def test_the_largest_parameter_says_whether_channels_differ():

@@ -15,6 +15,7 @@ from spiketriton_kernels import (
     passes,
     use_backend,
 )
+from spiketriton_kernels.backends import native
 from tests.conftest import need_native
 from tests.covering import each, pairwise
 from tests.kernels.support import as_layout, dyadic, normal
@@ -386,28 +387,22 @@ def results(x: torch.Tensor) -> list[torch.Tensor]:
 @pytest.mark.parametrize(
     ("layout", "dtype"), [("contiguous", torch.float32), ("channels_last", torch.bfloat16)], ids=str
 )
-def test_ten_runs_on_any_number_of_threads_are_equal_in_every_bit(dtype, layout):
+def test_runs_on_any_number_of_threads_are_equal_in_every_bit(dtype, layout):
     need_native()
-    x = as_layout(normal((5, 4, 6, 11, 13), dtype, mean=0.3), layout)
+    x = as_layout(normal((5, 4, 16, 33, 13), dtype, mean=0.3), layout)
+    assert x.numel() > 4 * native.GRAIN  # enough for four
     threads = torch.get_num_threads()
     try:
         with use_backend("native"):
             torch.set_num_threads(1)
             first = results(x)
             assert len(first) == 23
-            for run in range(10):
-                torch.set_num_threads(run % 4 + 1)
+            for number in (2, 3, 4, 4):
+                torch.set_num_threads(number)
                 for one, two in zip(first, results(x), strict=True):
                     assert torch.equal(one, two)
     finally:
         torch.set_num_threads(threads)
-
-
-def test_two_interpreted_runs_are_equal_in_every_bit(triton_backend):
-    x = normal((2, 2, 3, 5))
-    with use_backend("triton"):
-        for one, two in zip(results(x), results(x), strict=True):
-            assert torch.equal(one, two)
 
 
 # ---- what is kept for backward
@@ -430,16 +425,6 @@ def kept(function, *inputs: torch.Tensor) -> list[tuple[torch.Size, torch.dtype]
 
 def bytes_of(saved: list[tuple[torch.Size, torch.dtype]]) -> int:
     return sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in saved)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "layout"), [(torch.float32, "contiguous"), (torch.bfloat16, "channels_last")], ids=str
-)
-def test_the_neuron_keeps_its_input_and_nothing_else(backend, device, dtype, layout):
-    x = as_layout(normal((4, 2, 3, 2, 2), dtype, device), layout).requires_grad_()
-    for reset in ("soft", "hard"):
-        saved = kept(lambda x, r=reset: multistep_lif(x, reset=r, detach_reset=False), x)
-        assert saved == [(tuple(x.shape), dtype)]
 
 
 @pytest.mark.parametrize(

@@ -30,19 +30,6 @@ def test_packed_bits_are_the_documented_ones(backend, device):
     assert [pack_spikes(spikes[i : i + 1]).tolist() for i in (0, 1)] == [[1], [0]]
 
 
-@pytest.mark.parametrize(
-    ("spikes", "error", "words"),
-    [
-        (torch.ones(3).long(), TypeError, "got torch.int64"),
-        ([1.0], TypeError, "got list"),
-        (torch.ones(4, 4)[:, ::2], ValueError, "gaps in memory"),
-    ],
-)
-def test_what_cannot_be_packed_is_refused(spikes, error, words):
-    with pytest.raises(error, match=words):
-        pack_spikes(spikes)
-
-
 def test_packing_compiles_whatever_the_sizes():
     def there_and_back(x):
         return unpack_spikes(pack_spikes(x), x.shape, x.stride(), x.dtype)

@@ -132,33 +132,27 @@ def test_sums_behind_batch_norm(backend, device, training, residual, layout):
     assert_sums(given.grad, expected)
 
 
-@pytest.mark.parametrize("T", [1, 37])
-def test_sums_of_windows_in_chunks(backend, device, T):
-    x, grad_s = normal((T, 1, 2, 3), std=0.9), normal((T, 1, 2, 3), seed=1)
-    case = dict(shape="triangle", reset="hard", detach_reset=False, v_reset=0.0, decay="float")
+@pytest.mark.parametrize(
+    ("size", "shape", "reset"),
+    [
+        ((1, 1, 2, 3), "triangle", "hard"),
+        ((37, 1, 2, 3), "triangle", "hard"),  # in chunks
+        ((2, 3, 7, 13, 11), "gaussian", "soft"),  # more neurons than one program or block holds
+    ],
+    ids=str,
+)
+def test_sums_of_chunks_and_blocks(backend, device, size, shape, reset):
+    """No step and no neuron is counted twice, none left out."""
+    x, grad_s = normal(size, std=0.9), normal(size, seed=1)
+    case = dict(shape=shape, reset=reset, detach_reset=False, v_reset=0.0, decay="float")
     trace = by_hand(x.double().requires_grad_() * 1.0, **neuron(case))
     torch.stack(trace.out).backward(grad_s.double())
-    given = probe(device, T)
+    given = probe(device, len(x))
     leaf = x.to(device).requires_grad_()
     multistep_lif(leaf, **as_arguments(neuron(case), device), probe=given).backward(
         grad_s.to(device)
     )
     assert_sums(given.grad, probe_by_hand(trace, 0.7))
-
-
-def test_sums_of_many_blocks(backend, device):
-    """More neurons than one program or block holds, none counted twice, none left out."""
-    x, grad_s = normal((2, 3, 7, 13, 11)), normal((2, 3, 7, 13, 11), seed=1)
-    case = dict(shape="gaussian", reset="soft", detach_reset=False, v_reset=0.0, decay="float")
-    trace = by_hand(x.double().requires_grad_() * 1.0, **neuron(case))
-    torch.stack(trace.out).backward(grad_s.double())
-    given = probe(device, 2)
-    leaf = x.to(device).requires_grad_()
-    spikes = multistep_lif(leaf, **as_arguments(neuron(case), device), probe=given)
-    spikes.backward(grad_s.to(device))
-    assert_sums(given.grad, probe_by_hand(trace, 0.7))
-    fired = spikes.detach().flatten(1).sum(1)
-    assert torch.equal(given.grad[:, PROBE_FIELDS.index("spikes")], fired)
 
 
 @pytest.mark.parametrize("reset", ["soft", "hard"])
@@ -171,19 +165,6 @@ def test_a_delayed_reset_is_counted_at_its_spike(backend, device, reset):
     factor = found.grad[:, PROBE_FIELDS.index("time_factor")]
     torch.testing.assert_close(factor, 0.7 * passes.flatten(1).sum(1))
     assert 0.05 < spikes.mean() < 0.95
-
-
-def test_two_backwards_accumulate(backend, device):
-    """Gradient accumulation: sums add up; the probe is a gradient like any other."""
-    given = probe(device)
-    rows = []
-    for seed in (1, 2):
-        alone = probe(device)
-        for target in (alone, given):
-            x = normal((T, *SIZE), device=device, seed=seed).requires_grad_()
-            multistep_lif(x, probe=target).sum().backward()
-        rows.append(alone.grad)
-    torch.testing.assert_close(given.grad, rows[0] + rows[1])
 
 
 def test_a_probe_changes_nothing(backend, device):

@@ -1,7 +1,5 @@
 """What LIF does beyond its usual arguments: the membrane's trace, tensor gains, delayed resets, custom surrogates."""
 
-import itertools
-
 import pytest
 import torch
 
@@ -16,7 +14,7 @@ from spiketriton_kernels import (
 )
 from spiketriton_kernels.triton_import import tl, triton
 from tests.covering import each
-from tests.kernels.support import as_layout, normal
+from tests.kernels.support import normal
 
 SHAPE = (5, 2, 3, 4)
 RESETS = [
@@ -79,13 +77,6 @@ def test_parameters_learn(options, size, backend, device):
     expected = run(multistep_lif_reference, x, **values, **options)
     assert all(g.abs().min() > 1e-3 for n, g in expected[1].items() if n != "x")
     assert_equal_runs(run(multistep_lif, x, **values, **options), expected)
-
-
-@pytest.mark.parametrize("layout", ["channels_last", "strided"])
-def test_layouts(layout, backend, device):
-    x = as_layout(normal((4, 2, 3, 4, 5), device=device, mean=0.6, std=1.5), layout)
-    options = dict(gain=torch.linspace(0.5, 1.5, 3, device=device), reset="soft")
-    assert_equal_runs(run(multistep_lif, x, **options), run(multistep_lif_reference, x, **options))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
@@ -225,12 +216,3 @@ def test_what_does_not_go_together_is_named(call, names):
         call()
     for name in names:
         assert name in str(error.value)
-
-
-def test_piecewise_quadratic_is_among_the_shapes():
-    """SpikingJelly's PiecewiseQuadratic has a triangle as its slope."""
-    alphas = (0.5, 1.0, 2.0)
-    u = torch.linspace(-3, 3, 61)
-    for alpha, position in itertools.product(alphas, u):
-        slope = Surrogate.piecewise_quadratic(alpha).slope(position)
-        torch.testing.assert_close(slope, (alpha - alpha**2 * position.abs()).clamp(min=0))

@@ -15,7 +15,7 @@ from triton import language as tl
 
 from profiling.harness.launcher import Driver, without_gpu
 from spiketriton_kernels.backends import triton_launch
-from spiketriton_kernels.backends.triton_launch import launch, repeat, scratch
+from spiketriton_kernels.backends.triton_launch import launch
 from tests.conftest import CUDA
 from tests.small_runs import environment
 
@@ -122,25 +122,6 @@ def test_the_kernel_is_tritons_choice_whatever_the_arguments(kernel):
     assert triton_launch._known == {id(kernel): kernel}  # held, so that the id stays its own
 
 
-def test_no_address_is_taken_for_aligned(kernel):
-    """By what the kernel was compiled for, after any number of launches of aligned tensors."""
-    x = torch.zeros(1)
-    for offset in (0, 0, 0, 1, 4, 0, 3, 8):
-        given, named = arguments(offset=offset)
-        launch(kernel, (1,), x, *given, **named)
-        (ran,) = [one for one in kernel.device_caches[0][0].values() if one.launched]
-        ran.launched.clear()
-        says = ["tt.divisibility", 16] in ran.source.attrs.get((0, 0), [])
-        assert says == (given[0].x.data_ptr() % 16 == 0)
-
-
-def test_later_launches_do_not_pass_by_tritons_launcher(kernel):
-    given, named = arguments()
-    for _ in range(5):
-        launch(kernel, (1,), torch.zeros(1), *given, **named)
-    assert kernel.through == 2  # what is known of it, and the first of its kind
-
-
 def test_who_watches_launches_sees_them(kernel, monkeypatch):
     given, named = arguments()
 
@@ -195,61 +176,6 @@ def test_a_triton_of_another_make_is_asked_each_time(kernel, monkeypatch, missin
     for _ in range(3):
         launch(one, (7,), torch.zeros(1), 1, BLOCK=2)
     assert calls == [(7,)] * 3
-
-
-def one_pass(kernel, pair, out, n, scale):
-    """Two launches, the second of which reads what the first one wrote."""
-    room = scratch(out, 2, 8)
-    launch(kernel, (3,), out, pair, room, n, scale, BLOCK=128, RULES=())
-    launch(kernel, (1, 2), out, Pair(room, None), out, n, scale, BLOCK=128, RULES=())
-
-
-def run_pass(kernel, offset=0, dtype=torch.float32, second=False, n=32, scale=0.5):
-    """The launches of a pass, repeated where they are known, with the roles of what each of them is given."""
-    (pair, out, _, _), _ = arguments(offset=offset, dtype=dtype)
-    if second:
-        pair = Pair(pair.x, torch.zeros_like(pair.x) if second == "other" else pair.x)
-    before = kernel.through
-    repeat(one_pass, (kernel, pair, out, n, scale), (id(kernel), n, scale), (out, *pair))
-    names = {id(None): "-", id(pair.y): "y", id(pair.x): "x", id(out): "out"}
-    found = []
-    for ran in kernel.device_caches[0][0].values():
-        for launched in ran.launched:
-            given, result, many, factor = launched[9:13]
-            roles = [names.get(id(one), "room") for one in (*given, result)]
-            found.append(
-                (launched[:3], roles, many, factor, ran.source.attrs, ran.source.signature)
-            )
-        ran.launched.clear()
-    return sorted(found, key=str), kernel.through - before
-
-
-def forget():
-    triton_launch._plans.clear()
-    triton_launch._met.clear()
-
-
-def test_a_pass_is_repeated_as_it_would_run(kernel):
-    """Of all mixtures, whichever came before: with the tensors of this call, and what is compiled for them."""
-    varied = dict(
-        offset=[0, 1, 4], dtype=[torch.float32, torch.bfloat16], second=[False, "other", "same"], n=[16, 17]
-    )  # fmt: skip
-    cases = [
-        dict(zip(varied, values, strict=True)) for values in itertools.product(*varied.values())
-    ]
-    expected = []
-    for case in cases:
-        run_pass(kernel, **case)  # compiled
-        forget()
-        expected.append(run_pass(kernel, **case)[0])
-        forget()
-    for _ in range(3):
-        for case, launches in zip(cases[::-1], expected[::-1], strict=True):
-            assert run_pass(kernel, **case) == (launches, 0)
-    for case in cases:  # one tensor in two places says nothing of two
-        run_pass(kernel, **case | dict(second="same"))
-        assert run_pass(kernel, **case) == (expected[cases.index(case)], 0)
-    assert len(triton_launch._plans) == 20  # 4 elements of float32 are 16 bytes
 
 
 CALLS = """

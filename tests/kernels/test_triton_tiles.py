@@ -8,7 +8,7 @@ import torch
 
 from spiketriton_kernels import multistep_bn_lif, passes
 from spiketriton_kernels.backends import triton_tiles
-from spiketriton_kernels.backends.triton_tiles import Tiling, tiling, vector_width
+from spiketriton_kernels.backends.triton_tiles import Tiling, tiling
 from spiketriton_kernels.triton_import import tl, triton
 from tests.kernels.support import as_layout, normal
 
@@ -264,10 +264,3 @@ def test_groups_join(triton_backend, n):
     triton_tiles.join_groups(partial, out, n, period=3, maximum=2)
     assert torch.equal(out[:, :2], values.view(2, 3, n)[:, :2].sum(2))
     assert torch.equal(out[:, 2], values.view(2, 3, n)[:, 2].amax(1))
-
-
-def test_a_thread_owns_16_bytes():
-    assert [vector_width(torch.zeros(1, dtype=d)) for d in (torch.bfloat16, torch.float32)] == [
-        8,
-        4,
-    ]

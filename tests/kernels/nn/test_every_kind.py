@@ -9,12 +9,8 @@ import pytest
 import torch
 
 from spiketriton_kernels import (
-    PROBE_FIELDS,
     nn,
-    pack_spikes,
-    unpack_spikes,
     use_backend,
-    virtual_steps,
 )
 from spiketriton_kernels.definition import define
 from spiketriton_kernels.neuron import Norm
@@ -148,19 +144,6 @@ def as_the_definition(kind, feature, monkeypatch):
     assert float(expected["0"].ne(0).float().mean()) > 0.02
 
 
-def probed(kind):
-    module, x = made(kind, "probe"), x_of().requires_grad_()
-    module.probe = torch.zeros(T, len(PROBE_FIELDS), requires_grad=True)
-    spikes = spikes_of(module(x))
-    spikes.backward(image(2))
-    found = dict(zip(PROBE_FIELDS, module.probe.grad.unbind(1), strict=True))
-    for name, value in (
-        ("spikes", spikes.detach()), ("grad_spike_sq", image(2).square()), ("grad_input_sq", x.grad.square())
-    ):  # fmt: skip
-        torch.testing.assert_close(found[name], value.flatten(1).sum(1), msg=name)
-    assert not found["nonfinite"].any()
-
-
 def compiled(kind):
     module = made(kind, "compiled")
     torch._dynamo.reset()
@@ -179,22 +162,13 @@ def mapped(kind):
     assert_equal(torch.vmap(module)(many), together)
 
 
-def packed(kind):
-    module = made(kind, "packed")
-    spikes = spikes_of(module(x_of())).detach()
-    if kind == "ILIF":  # whose whole numbers are as many binary steps
-        spikes = virtual_steps(spikes, module.levels)
-    again = unpack_spikes(pack_spikes(spikes), spikes.shape, spikes.stride())
-    assert torch.equal(again, spikes)
-
-
 def assert_equal(found, expected):
     found, expected = (o if isinstance(o, tuple | list) else [o] for o in (found, expected))
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b)
 
 
-OTHERS = {"probe": probed, "compiled": compiled, "mapped": mapped, "packed": packed}
+OTHERS = {"compiled": compiled, "mapped": mapped}
 SWEEP = [(kind, feature) for kind in KINDS for feature in (*CALLS, *OTHERS)]
 
 

@@ -59,21 +59,6 @@ class SpikingSelfAttention(nn.Module):
         return self.proj(self.attention(x.transpose(-1, -2).flatten(2, 3).contiguous()))
 
 
-class TokenQKAttention(nn.Module):
-    """QKTA of QKFormer (Zhou et al. 2024, arXiv 2403.16552, eq. 5-7): a spike for each token masks the keys."""
-
-    def __init__(self, channels, heads):
-        super().__init__()
-        self.heads = heads
-        self.q, self.k = (Spikes(channels, channels) for _ in range(2))
-        self.attention = lif(0.5)
-        self.proj = Spikes(channels, channels)
-
-    def forward(self, x):
-        q, k = (s.unflatten(2, (self.heads, -1)) for s in (self.q(x), self.k(x)))
-        return self.proj((self.attention(q.sum(3, keepdim=True)) * k).flatten(2, 3))
-
-
 class Block(nn.Module):
     """x + attention(x), then x + MLP(x)."""
 
@@ -133,7 +118,6 @@ NETWORKS = {
         20,
     ),
     "Spikformer": (lambda: Transformer(SpikingSelfAttention), 16, 14),
-    "QKFormer": (lambda: Transformer(TokenQKAttention), 14, 12),
 }
 
 

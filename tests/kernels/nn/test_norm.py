@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn as torch_nn
 
-from spiketriton_kernels import multistep_bn_lif, nn
+from spiketriton_kernels import nn
 from tests.covering import pairwise
 from tests.kernels.nn.test_neurons import NEURONS, B, C, T
 from tests.kernels.support import normal
@@ -96,14 +96,6 @@ def test_half_precision_and_one_graph():
             ["(2, 3, 7, 4)", "[T, B, 4, ...]", "channels are dim 2"],
         ),
         (lambda: nn.BatchNormLIF(4)(torch.zeros(2, 3)), ["(2, 3)", "channels are dim 2"]),
-        (
-            lambda: multistep_bn_lif(torch.zeros(2, 3, 7, 4), torch.ones(4), None, None, None),
-            ["bn_weight has shape (4,)", "(7,)", "channels are dim 2"],
-        ),
-        (
-            lambda: nn.BatchNormLIF(4)(torch.zeros(1, 1, 4)),
-            ["more than 1 value per channel"],
-        ),
     ],
 )
 def test_mistakes_are_refused_in_one_line(make, names):

@@ -83,30 +83,14 @@ def test_steps_chunks_copies_and_resets(kind):
     assert torch.equal(chunks(x), whole)
 
 
-@pytest.mark.parametrize(
-    ("make", "names"),
-    [
-        (
-            lambda: nn.ILIF(decay=channels(0.2, 0.6), v_threshold=channels(0.5, 1.0)),
-            {"decay", "v_threshold"},
-        ),
-        (
-            lambda: nn.CLIF(decay=channels(0.4, 0.6), v_threshold=channels(0.5, 1.0)),
-            {"decay", "v_threshold"},
-        ),
-        (
-            lambda: nn.ALIF(
-                decay=channels(0.4, 0.6),
-                v_threshold=channels(0.5, 1.0),
-                rho=channels(0.5, 0.9),
-                beta=channels(0.3, 1.0),
-            ),
-            {"decay", "v_threshold", "rho", "beta"},
-        ),
-    ],
-)
-def test_constants_learn_per_channel(make, names):
+def test_constants_learn_per_channel():
+    def make():
+        shares = dict(decay=channels(0.4, 0.6), rho=channels(0.5, 0.9), beta=channels(0.3, 1.0))
+        return nn.ALIF(v_threshold=channels(0.5, 1.0), **shares)
+
     neuron = make()
+    names = {name for name, _ in neuron.named_parameters()}
+    assert names == {"decay", "v_threshold", "rho", "beta"}
     assert {name for name, _ in neuron.named_parameters()} == names
     neuron(normal((T, B, C, 6), mean=0.7, std=1.5)).square().sum().backward()
     assert all(p.grad.abs().min() > 0 for p in neuron.parameters())
