@@ -6,10 +6,10 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+import timeit
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, get_args
@@ -67,12 +67,8 @@ class Kernel:
     fused: Callable[..., Any]
     definition: Callable[..., Any]
     leaves: tuple[str, ...] = ()  # of LIKE_X as x, step_gain (T,), else (C,)
-    constants: tuple[tuple[str, Any], ...] = ()
+    constants: Mapping[str, Any] = field(default_factory=dict)
     kind: str = "lif"
-
-    def looked_at(self, dtype: torch.dtype) -> bool:
-        """Kinds other than LIF in float32 only: on a CPU each of them has builds of its own."""
-        return self.kind == "lif" or dtype == torch.float32
 
 
 def judged(name: str, fine: bool, found: str, advice: str, bad: str = "wrong") -> Finding:
@@ -80,26 +76,36 @@ def judged(name: str, fine: bool, found: str, advice: str, bad: str = "wrong") -
     return Finding(name, "ok", found) if fine else Finding(name, bad, found, advice)
 
 
+def _packed(x: Tensor) -> Tensor:
+    spikes = _fired(x)
+    return kernels.unpack_spikes(kernels.pack_spikes(spikes), x.shape, x.stride(), x.dtype)
+
+
+def _fired(x: Tensor) -> Tensor:
+    return (x > 1).to(x.dtype)
+
+
 BROKEN = "do not train on this device; please report it"
 LIKE_X = ("residual", "spike_add")
 LIF = kernels.multistep_lif, kernels.multistep_lif_reference
 BN_LIF = kernels.multistep_bn_lif, kernels.multistep_bn_lif_reference
 AFFINE = ("bn_weight", "bn_bias")
-SOFT, TRACE, CURRENT, TDBN = (
-    (("reset", "soft"), ("detach_reset", False)),
-    (("return_trace", True),),
-    (("return_current", True),),
-    (("bn_scale", 0.9),),
-)
+SOFT = dict(reset="soft", detach_reset=False)
 KERNELS = (
     Kernel("LIF, hard reset", *LIF),
     Kernel("LIF, soft reset, learnt decay and threshold", *LIF, ("decay", "threshold"), SOFT),
     Kernel("LIF, learnt surrogate width", *LIF, ("width",)),
-    Kernel("LIF, membranes of every step", *LIF, (), TRACE),
+    Kernel("LIF, membranes of every step", *LIF, (), dict(return_trace=True)),
     Kernel("batch norm + LIF", *BN_LIF, AFFINE),
-    Kernel("batch norm + shortcut + LIF, currents", *BN_LIF, (*AFFINE, "residual"), CURRENT),
+    Kernel(
+        "batch norm + shortcut + LIF, currents",
+        *BN_LIF,
+        (*AFFINE, "residual"),
+        dict(return_current=True),
+    ),
     Kernel("batch norm + LIF + SEW's addition", *BN_LIF, (*AFFINE, "spike_add")),
-    Kernel("tdBN + TEBN + LIF", *BN_LIF, (*AFFINE, "step_gain"), TDBN),
+    Kernel("tdBN + TEBN + LIF", *BN_LIF, (*AFFINE, "step_gain"), dict(bn_scale=0.9)),
+    Kernel("packed spikes", _packed, _fired),
     Kernel("I-LIF", kernels.multistep_ilif, kernels.multistep_ilif_reference, kind="ilif"),
     Kernel("CLIF", kernels.multistep_clif, kernels.multistep_clif_reference, kind="clif"),
     Kernel("ALIF", kernels.multistep_alif, kernels.multistep_alif_reference, kind="alif"),
@@ -107,42 +113,34 @@ KERNELS = (
 )
 
 
-def findings(recipe: Recipe) -> Iterator[Finding]:
-    """Everything that is looked at, one after another; what fails to run is wrong.
+def looked_at(dtype: torch.dtype) -> list[Kernel]:
+    """Kinds other than LIF in float32 only: on a CPU each of them has builds of its own."""
+    return [kernel for kernel in KERNELS if kernel.kind == "lif" or dtype == torch.float32]
 
-    By dtype, in the order in which the compiler hands over their kernels. What is timed comes after it.
-    """
+
+def findings(recipe: Recipe) -> Iterator[Finding]:
+    """Everything that is looked at, one after another; what fails to run is wrong."""
     device = environment.choose_device(recipe.train.device).value
-    builds = Builds(device)
-    looks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
-        ("versions", versions),
-        ("device", partial(devices, device)),
-        ("processors", busy),
-        ("compiler", builds.begin),
+    looks = [
+        ("versions", versions()),
+        ("device", devices(device)),
+        ("compiler", builds(device)),
     ]
     for dtype in TOLERANCE:
-        looks.append((f"backend, {_name(dtype)}", partial(backend, dtype, device)))
-        looks += [
-            (f"{kernel.name}, {_name(dtype)}", partial(compared, kernel, dtype, device))
-            for kernel in KERNELS
-            if kernel.looked_at(dtype)
-        ]
-        looks.append((f"packed spikes, {_name(dtype)}", partial(packed, dtype, device)))
+        looks.append((f"backend, {_name(dtype)}", backend(dtype, device)))
+        for kernel in looked_at(dtype):
+            looks.append((f"{kernel.name}, {_name(dtype)}", compared(kernel, dtype, device)))
     looks += [
-        ("compiler", builds.end),
-        ("bandwidth", partial(bandwidth, device)),
-        ("training", partial(trained, recipe, device)),
-        ("data", partial(data_sets, recipe)),
+        ("bandwidth", bandwidth(device)),
+        ("training", trained(recipe, device)),
+        ("data", data_sets(recipe)),
     ]
-    try:
-        for name, look in looks:
-            try:
-                yield from look()
-            except Exception as error:
-                words = one_line(f"{type(error).__name__}: {error}")[:300]
-                yield Finding(name, "wrong", words, "please report it with the output of --json")
-    finally:
-        builds.pool.shutdown(wait=False, cancel_futures=True)
+    for name, look in looks:
+        try:
+            yield from look
+        except Exception as error:
+            words = one_line(f"{type(error).__name__}: {error}")[:300]
+            yield Finding(name, "wrong", words, "please report it with the output of --json")
 
 
 def versions() -> Iterator[Finding]:
@@ -164,7 +162,7 @@ def versions() -> Iterator[Finding]:
 
 
 def devices(device: torch.device) -> Iterator[Finding]:
-    """The device of a training, and its memory."""
+    """The device of a training, memory, and what other processes take of the processors."""
     if device.type == "cuda":
         free, total = (size / 2**30 for size in torch.cuda.mem_get_info(device))
         name = torch.cuda.get_device_name(device)
@@ -178,13 +176,10 @@ def devices(device: torch.device) -> Iterator[Finding]:
         yield Finding("CPU", "ok", f"{environment.cpu_name()} ({why})")
     memory = available_host_memory()
     if memory is not None:
-        words = f"{memory / 2**30:.1f} GiB available"
         advice = "close other programs; a small training takes 0.5 GiB"
-        yield judged("memory", memory >= 2**31, words, advice, "slow")
-
-
-def busy() -> Iterator[Finding]:
-    """Processors, and what other processes take of them."""
+        yield judged(
+            "memory", memory >= 2**31, f"{memory / 2**30:.1f} GiB available", advice, "slow"
+        )
     usable, taken = processors.usable(), processors.taken()
     advice = f"a training takes {processors.free()} of them; see which other processes run"
     words = f"{usable}, of which other processes use {taken:.1f}"
@@ -209,45 +204,26 @@ def backend(dtype: torch.dtype, device: torch.device) -> Iterator[Finding]:
         yield Finding(name, "slow", f"eager PyTorch: {one_line(why)}", "install g++ or clang++")
 
 
-class Builds:
-    """Compiles what this machine has not compiled yet, on all processors, while the rest is looked at.
-
-    One after another would take most of a minute. Who needs a library waits for its build; a GPU's kernels are all
-    compiled before the first of them runs.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.needed = device.type == "cpu" and not choice.interpreting()
-        self.pool = ThreadPoolExecutor(processors.usable())
-        self.jobs: list[Future[object]] = []
-
-    def begin(self) -> Iterator[Finding]:
-        if self.needed:
-            self.begun = time.perf_counter()
-            self.jobs = [
-                self.pool.submit(native.library, dtype, kind)
-                for dtype in TOLERANCE
-                for kind in dict.fromkeys(k.kind for k in KERNELS if k.looked_at(dtype))
-            ]
-        elif compiles(self.device):
-            with compiling(self.pool):
+def builds(device: torch.device) -> Iterator[Finding]:
+    """Compiles what this machine has not compiled yet, on all processors: one after another would take a minute."""
+    begun = time.perf_counter()
+    with ThreadPoolExecutor(processors.usable()) as pool:
+        if compiles(device):
+            with compiling(pool):
                 for dtype in TOLERANCE:
-                    for kernel in KERNELS:
-                        if kernel.looked_at(dtype):
-                            _pass(kernel.fused, kernel, dtype, self.device)
-        yield from ()
-
-    def end(self) -> Iterator[Finding]:
-        try:
-            for job in self.jobs:
-                job.result()
-        except native.CompilerError:
-            return  # `backend` says why
-        if self.jobs:
-            seconds = time.perf_counter() - self.begun
-            how = f"in {seconds:.0f} s" if seconds > 1 else "earlier"
-            yield Finding("compiler", "ok", f"the kernels are compiled, {how}")
+                    for kernel in looked_at(dtype):
+                        _pass(kernel.fused, kernel, dtype, device)
+        elif device.type == "cpu" and not choice.interpreting():
+            wanted = [(dtype, kernel.kind) for dtype in TOLERANCE for kernel in looked_at(dtype)]
+            try:
+                list(pool.map(lambda one: native.library(*one), dict.fromkeys(wanted)))
+            except native.CompilerError:
+                return  # `backend` says why
+        else:
+            return
+    seconds = time.perf_counter() - begun
+    how = f"in {seconds:.0f} s" if seconds > 1 else "earlier"
+    yield Finding("compiler", "ok", f"the kernels are compiled, {how}")
 
 
 def compared(kernel: Kernel, dtype: torch.dtype, device: torch.device) -> Iterator[Finding]:
@@ -261,7 +237,7 @@ def compared(kernel: Kernel, dtype: torch.dtype, device: torch.device) -> Iterat
         words = f"{different} of {spikes.numel()} spikes differ from the definition"
         yield Finding(name, "wrong", words, BROKEN)
         return
-    error, allowed = max(map(_difference, found, right)), TOLERANCE[dtype]
+    error, allowed = max(map(_difference, found, right), default=0.0), TOLERANCE[dtype]
     words = f"spikes equal, gradients off by {error:.1e} (allowed: {allowed:.1e})"
     yield judged(name, error <= allowed, words, BROKEN)  # NaN is not
 
@@ -277,26 +253,26 @@ def _pass(
 
     x = (normal(*SHAPE) + 0.3).to(device, dtype).requires_grad_()
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    leaves = {}
+    given: dict[str, Any] = {}
     for name in kernel.leaves:
-        leaf = normal(*SHAPE) if name in LIKE_X else normal(SHAPE[0 if name == "step_gain" else 2])
-        leaf = (
-            leaf.to(device, dtype) if name in LIKE_X else (0.6 + 0.1 * leaf.tanh()).to(device, wide)
-        )
-        leaves[name] = leaf.requires_grad_()
-    given: dict[str, Any] = leaves | dict(kernel.constants)
-    if "width" in leaves:
+        if name in LIKE_X:
+            leaf = normal(*SHAPE).to(device, dtype)
+        else:
+            size = SHAPE[0 if name == "step_gain" else 2]
+            leaf = (0.6 + 0.1 * normal(size).tanh()).to(device, wide)
+        given[name] = leaf.requires_grad_()
+    inputs = [x, *given.values()]
+    if "width" in given:
         given["surrogate"] = kernels.Surrogate("atan", width=given.pop("width"))
-    if "bn_weight" in leaves:
+    if "bn_weight" in given:
         zero = torch.zeros(SHAPE[2], device=device, dtype=wide)
         given |= {"running_mean": zero, "running_var": zero + 1}
-    returned = function(x, **given)
+    returned = function(x, **given, **kernel.constants)
     returned = returned if isinstance(returned, tuple) else (returned,)
-    torch.autograd.backward(returned, [normal(*SHAPE).to(one) for one in returned])
-    return [
-        *(one.detach() for one in returned),
-        *(t.grad for t in (x, *leaves.values()) if t.grad is not None),
-    ]
+    if returned[0].requires_grad:
+        torch.autograd.backward(returned, [normal(*SHAPE).to(one) for one in returned])
+    gradients = [one.grad for one in inputs if one.grad is not None]
+    return [*(one.detach() for one in returned), *gradients]
 
 
 def _difference(found: Tensor, right: Tensor) -> float:
@@ -304,18 +280,6 @@ def _difference(found: Tensor, right: Tensor) -> float:
     found, right = found.double(), right.double()
     error = float((found - right).abs().max() / right.abs().max().clamp_min(1e-30))
     return error if math.isfinite(error) else math.inf
-
-
-def packed(dtype: torch.dtype, device: torch.device) -> Iterator[Finding]:
-    """Spikes at one bit each, and back."""
-    random = torch.Generator().manual_seed(0)
-    spikes = (torch.rand(1001, generator=random) < 0.3).to(device, dtype)
-    bits = kernels.pack_spikes(spikes)
-    back = kernels.unpack_spikes(bits, spikes.shape, spikes.stride(), dtype)
-    same = torch.equal(back, spikes)
-    words = "come back as they were" if same else "come back changed"
-    advice = 'keep model.memory = "standard"; please report it'
-    yield judged(f"packed spikes, {_name(dtype)}", same, words, advice)
 
 
 def bandwidth(device: torch.device) -> Iterator[Finding]:
@@ -345,7 +309,7 @@ def bandwidth(device: torch.device) -> Iterator[Finding]:
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Median of a few calls, after one that compiles; on a GPU by its own clock, of calls that do not wait."""
+    """Of a call, after one that compiles; on a GPU by its own clock, of calls that do not wait."""
     work()
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -355,12 +319,7 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
         end.record()
         end.synchronize()
         return start.elapsed_time(end) / 1e3 / CALLS
-    times = []
-    for _ in range(5):
-        start_at = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start_at)
-    return statistics.median(times)
+    return statistics.median(timeit.repeat(work, number=1, repeat=5))
 
 
 def trained(recipe: Recipe, device: torch.device) -> Iterator[Finding]:
@@ -371,27 +330,25 @@ def trained(recipe: Recipe, device: torch.device) -> Iterator[Finding]:
     if device.type == "cpu" and choice.interpreting():
         return
     with kernels.use_backend("torch"):
-        right, _ = _losses(recipe)
-    precisions = ("fp32", "bf16") if device.type == "cuda" else ("fp32",)
-    for precision in precisions:
-        losses, speed = _losses(replace(recipe, f"train.precision={precision}"))
-        first = abs(losses[0] - right[0]) / right[0]
-        fine = all(map(math.isfinite, losses)) and first <= (1e-3 if precision == "fp32" else 5e-2)
-        words = f"loss {losses[0]:.4f} (eager PyTorch: {right[0]:.4f}), {speed:.0f} images/s"
+        right, *_ = _rows(recipe)
+    for precision in ("fp32", "bf16") if device.type == "cuda" else ("fp32",):
+        rows = _rows(replace(recipe, f"train.precision={precision}"))
+        first, eager = rows[0]["loss"], right["loss"]
+        allowed = eager * (1e-3 if precision == "fp32" else 5e-2)
+        fine = all(math.isfinite(row["loss"]) for row in rows) and abs(first - eager) <= allowed
+        speed = rows[-1]["images_per_s"]
+        words = f"loss {first:.4f} (eager PyTorch: {eager:.4f}), {speed:.0f} images/s"
         yield judged(f"training, {precision}", fine, words, BROKEN)
 
 
-def _losses(recipe: Recipe) -> tuple[list[float], float]:
-    """The loss of each of a few steps, and images a second in the last."""
+def _rows(recipe: Recipe) -> list[dict[str, Any]]:
+    """What a training writes about each of its few steps."""
     with tempfile.TemporaryDirectory() as path:
         folder = RunFolder.create(str(Path(path) / "run"), recipe.name)
-        outcome = session.train(
-            recipe, folder, Quiet(warns=False), Ranks(), resume=False, draws=False
-        )
-        if not outcome.finished:
+        display, ranks = Quiet(warns=False), Ranks()
+        if not session.train(recipe, folder, display, ranks, resume=False, draws=False).finished:
             raise KeyboardInterrupt
-        rows = [row for row in folder.metrics.read() if row["kind"] == "train"]
-    return [row["loss"] for row in rows], rows[-1]["images_per_s"]
+        return [row for row in folder.metrics.read() if row["kind"] == "train"]
 
 
 def data_sets(recipe: Recipe) -> Iterator[Finding]:
@@ -404,9 +361,8 @@ def data_sets(recipe: Recipe) -> Iterator[Finding]:
             config = replace(recipe, f"data.name={name}", "data.download=false", *extra).data
             source = chosen("data", name).make(config)
         except UserError:
-            words = (
-                f"not in {data_root(recipe.data)}; a training downloads it, or give data.root=..."
-            )
+            where = data_root(recipe.data)
+            words = f"not in {where}; a training downloads it, or give data.root=..."
         else:
             words = f"{len(source.train):,} training and {len(source.test):,} test images"
             place = source.place or data_root(config)

@@ -74,11 +74,9 @@ with without_gpu(Driver()):
     passes._NEURON["triton"], passes._NORM["triton"] = triton_neuron, triton_norm
     checkup.compiles = precompile.compiles
     device, when[0] = torch.device("cpu"), "by doctor"
-    builds = checkup.Builds(device)
-    builds.needed = False
-    list(builds.begin())
+    list(checkup.builds(device))
     when[0] = "later"
-    for kernel in checkup.KERNELS:
+    for kernel in checkup.looked_at(torch.float32):
         checkup._pass(kernel.fused, kernel, torch.float32, device)
 print(json.dumps([compiled, trainer.display.text]))
 """

@@ -62,12 +62,14 @@ class Cut(NamedTuple):
 
 
 class Window(NamedTuple):
-    """What a kernel is compiled for: time steps, those of a chunk, and how many are read ahead of the one at work."""
+    """What a kernel is compiled for: time steps, those of a chunk, how many are read ahead of the one at work, and the
+    stages of its loop over tiles."""
 
     steps: int
     chunk: int
     ahead: int
     replay_ahead: int = 0
+    stages: int = 1
 
 
 class Tile(NamedTuple):

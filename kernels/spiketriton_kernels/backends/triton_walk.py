@@ -1,0 +1,336 @@
+"""The walk back of the neuron in Triton: a tile's window is replayed chunk by chunk, and gone through from its end.
+
+Windows longer than a chunk keep the float32 states between chunks: 8 / CHUNK bytes more for each.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from ..arguments import PROBE_FIELDS
+from ..surrogate import REACH as _REACH
+from ..triton_import import tl, triton
+from .triton_fire import amplified, current_of, kept_at, states, visit, within
+from .triton_norm import by_norm_input, channel_means, norm_constants
+from .triton_step import by_width, charge, filtered, gate, of_tile, settle, spike, step_back
+from .triton_tiles import (
+    GROUP,
+    SIZES,
+    Size,
+    blocks,
+    in_group,
+    over_owned,
+    own_tile,
+    partial_place,
+    step_size,
+    tile_at,
+    tile_number,
+    time_step,
+    total,
+    where_below,
+)
+
+PROBE_WIDTH = tl.constexpr(len(PROBE_FIELDS))
+GRAD_SPIKE_SQ = tl.constexpr(PROBE_FIELDS.index("grad_spike_sq"))
+GRAD_INPUT_SQ = tl.constexpr(PROBE_FIELDS.index("grad_input_sq"))
+GRAD_CARRY_SQ = tl.constexpr(PROBE_FIELDS.index("grad_carry_sq"))
+TIME_FACTOR = tl.constexpr(PROBE_FIELDS.index("time_factor"))
+OUTSIDE = tl.constexpr(PROBE_FIELDS.index("outside"))
+SPIKES = tl.constexpr(PROBE_FIELDS.index("spikes"))
+GRAD_INPUT_MAX = tl.constexpr(PROBE_FIELDS.index("grad_input_max"))
+NONFINITE = tl.constexpr(PROBE_FIELDS.index("nonfinite"))
+REACH = tl.constexpr(_REACH)
+
+
+class Written(NamedTuple):
+    """Of ``Gradients``, what is as large as the input or a step of it."""
+
+    dx: Any
+    dy: Any
+    v_init: Any
+    m_init: Any
+
+
+class Partial(NamedTuple):
+    """What the programs of a walk back sum, float32."""
+
+    sums: Any  # [2, parts, L or C]
+    parameters: Any  # [rows, parts, L or C] or [groups, rows, GROUP]
+    step_gain: Any  # [groups, T, GROUP]
+    probe: Any  # [groups, T, 8, GROUP]
+
+
+class Learnt(NamedTuple):
+    """What a walk is compiled for: the rows of ``Gradients.parameters``, and whether they have channels."""
+
+    rows: int
+    per_channel: bool
+
+
+@triton.jit
+def _start_of_chunk(k, inputs, saved_ptr, c, tile, step, WINDOW: tl.constexpr, RULES: tl.constexpr):
+    """Membrane and second state before chunk k: the given ones, or those that the forward pass kept."""
+    first_chunk = where_below(tile.inside, k, 1)
+    v, m = states(inputs.v_init, inputs.m_init, c.v_start, tile, first_chunk)
+    if WINDOW.steps > WINDOW.chunk:
+        later_chunk = where_below(tile.inside, -k, 0)
+        kept_ptr = kept_at(saved_ptr, k - 1, tile, step, RULES)
+        v = tl.where(k == 0, v, tl.load(kept_ptr, mask=later_chunk, other=0.0))
+        if RULES.has_m:
+            m = tl.where(k == 0, m, tl.load(kept_ptr + step, mask=later_chunk, other=0.0))
+    return v, m
+
+
+class Replayed(NamedTuple):
+    """Of each step of a chunk: x, h, m before it and what its gate kept. What of it is needed stays in registers."""
+
+    x: Any
+    h: Any
+    m: Any
+    kept: Any
+    v_start: Any
+
+
+@triton.jit
+def _replay(
+    k, inputs, saved_ptr, norm, affine, c, tile, step, WINDOW: tl.constexpr, RULES: tl.constexpr
+):  # fmt: skip
+    """Forward through chunk k again."""
+    CHUNK: tl.constexpr = WINDOW.chunk
+    AHEAD: tl.constexpr = WINDOW.replay_ahead
+    v, m = _start_of_chunk(k, inputs, saved_ptr, c, tile, step, WINDOW, RULES)
+    v_start = v
+    potentials = ()
+    seconds = ()
+    gates = ()
+    queues = ((), (), ())
+    asked = (inputs.x, inputs.residual, None)
+    for n in tl.static_range(AHEAD):
+        queues = visit(queues, asked, n, k, tile, step, WINDOW, False)
+    for j in tl.static_range(CHUNK):
+        queues = visit(queues, asked, j + AHEAD, k, tile, step, WINDOW, False)
+        now = time_step(k, j, tile, step, WINDOW)
+        current = current_of(queues, j, inputs, norm, affine, now, WINDOW)
+        seconds = seconds + (m,)  # type: ignore[assignment]
+        charging, m = filtered(current, m, c, RULES)
+        h = charge(v, charging, c, RULES)
+        kept = gate(h, c, RULES)
+        potentials = potentials + (h,)  # type: ignore[assignment]
+        gates = gates + (kept,)  # type: ignore[assignment]
+        v, m = settle(h, m, spike(h, m, c, RULES), kept, c, RULES)
+    return Replayed(queues[0], potentials, seconds, gates, v_start)
+
+
+@triton.jit
+def _before(replayed, j: tl.constexpr, c, RULES: tl.constexpr):
+    """The membrane before step j of a chunk."""
+    v = replayed.v_start
+    if j > 0:
+        h = replayed.h[j - 1]
+        m = replayed.m[j - 1]
+        v, _ = settle(h, m, spike(h, m, c, RULES), replayed.kept[j - 1], c, RULES)
+    return v
+
+
+@triton.jit
+def _observe(probe_ptr, number, now, grad_s, dx, carry, back, c, WINDOW: tl.constexpr):
+    """This tile's share of one step of a probe, whose fields are ``GROUP`` apart."""
+    here = now.inside
+    finite = tl.abs(dx) < float("inf")
+    at = probe_ptr + in_group(number, WINDOW.steps * PROBE_WIDTH) + now.t * PROBE_WIDTH * GROUP
+    kept = now.t < WINDOW.steps
+    tl.store(
+        at + GRAD_SPIKE_SQ * GROUP, total(tl.where(here, 1.0, 0.0) * grad_s * grad_s), mask=kept
+    )
+    tl.store(at + GRAD_INPUT_SQ * GROUP, total(tl.where(here, dx * dx, 0.0)), mask=kept)
+    tl.store(at + GRAD_CARRY_SQ * GROUP, total(tl.where(here, carry * carry, 0.0)), mask=kept)
+    passed = tl.abs(c.decay * back.jump)
+    tl.store(at + TIME_FACTOR * GROUP, total(tl.where(here, passed, 0.0)), mask=kept)
+    outside = here & (back.unit < REACH)
+    tl.store(at + OUTSIDE * GROUP, total(tl.where(outside, 1.0, 0.0)), mask=kept)
+    tl.store(at + SPIKES * GROUP, total(tl.where(here, back.s, 0.0)), mask=kept)
+    largest = tl.max(tl.max(tl.where(here & finite, tl.abs(dx), 0.0), axis=1), axis=0)
+    tl.store(at + GRAD_INPUT_MAX * GROUP, largest, mask=kept)
+    tl.store(at + NONFINITE * GROUP, total(tl.where(here & (finite == 0), 1.0, 0.0)), mask=kept)
+
+
+@triton.jit
+def _learn(
+    sums, h, m, v_before, current, back, now, c,
+    RULES: tl.constexpr, FORMS: tl.constexpr, OWN_AREA: tl.constexpr,
+):  # fmt: skip
+    """The sums of the gradients by ``Forms``, with this step's. Those of floats stay as they are."""
+    decay, threshold, width, gain, rho, beta = sums
+    by_threshold = back.by_threshold
+    if RULES.reset == "delayed_soft":
+        by_threshold = by_threshold - tl.where(v_before >= c.threshold, back.by_h, 0.0)
+    if FORMS.decay != "float":
+        if RULES.leaks_to_reset:
+            v_before = v_before - c.v_reset
+        if RULES.reset == "delayed_hard":
+            v_before = tl.where(v_before >= c.threshold, 0.0, v_before)
+        share = back.by_h * v_before
+        if RULES.kind == "clif":
+            share = share + back.by_decay
+        decay += tl.where(now.inside, share, 0.0)
+    if FORMS.threshold != "float":
+        threshold += tl.where(now.inside, by_threshold, 0.0)
+    if FORMS.width != "float":
+        width += tl.where(now.inside, by_width(h, m, back, c, RULES, OWN_AREA), 0.0)
+    if FORMS.gain != "float":
+        gain += tl.where(now.inside, back.by_h * current, 0.0)
+    if FORMS.rho != "float":
+        rho += tl.where(now.inside, back.by_rho, 0.0)
+    if FORMS.beta != "float":
+        beta += tl.where(now.inside, back.by_beta, 0.0)
+    return decay, threshold, width, gain, rho, beta
+
+
+@triton.jit
+def _current_again(inputs, norm, affine, now, WINDOW: tl.constexpr):
+    """The current of a step, read once more: held since the replay it would take a register a step."""
+    x = tl.load(inputs.x + now.at, mask=now.inside, other=0.0)
+    read = ((x,), ())
+    if inputs.residual is not None:
+        read = ((x,), (tl.load(inputs.residual + now.at, mask=now.inside, other=0.0),))  # type: ignore[assignment]
+    return current_of(read, 0, inputs, norm, affine, now, WINDOW)
+
+
+@triton.jit
+def _through_norm(
+    sums, dx, x, norm, affine, means, out, partial, number, now, WINDOW: tl.constexpr
+):
+    """One step through batch norm: dL/dy is stored, and the sums are those before with this step's."""
+    sum_dz, sum_dz_xhat = sums
+    xhat = (x.to(tl.float32) - affine.mean) * affine.rstd
+    if partial.step_gain is not None:
+        share = tl.where(now.inside, dx * (xhat * affine.weight + affine.bias), 0.0)
+        at = partial.step_gain + in_group(number, WINDOW.steps) + now.t * GROUP
+        tl.store(at, total(share), mask=now.t < WINDOW.steps)
+    dz = amplified(dx, norm, now, WINDOW)
+    if partial.sums is not None:
+        # beyond the window dz is no gradient; beyond the tensor it is 0
+        if WINDOW.steps % WINDOW.chunk != 0:
+            dz = tl.where(now.inside, dz, 0.0)
+        sum_dz += dz
+        sum_dz_xhat = tl.fma(dz, xhat, sum_dz_xhat)
+    if out.dy is not None:
+        dy = affine.scale * dz
+        if means is not None:
+            dy = by_norm_input(dz, xhat, means, affine)
+        tl.store(out.dy + now.at, dy.to(out.dy.dtype.element_ty), mask=now.inside)
+    return sum_dz, sum_dz_xhat
+
+
+@triton.jit(**SIZES)
+def walk_kernel(
+    upstream,  # Upstream
+    inputs,  # Inputs
+    saved_ptr,  # [chunks - 1, N] or [chunks - 1, 2, N] float32
+    norm,  # Norm
+    sums_ptr,  # [2, C]: sum of dz, sum of dz * xhat over the channel
+    out,  # Written
+    partial,  # Partial
+    given,  # Constants
+    count,
+    R,
+    C,
+    units,
+    S,
+    programs,  # row programs; each walks every programs-th row tile
+    CUT: tl.constexpr,
+    WINDOW: tl.constexpr,
+    FORMS: tl.constexpr,
+    RULES: tl.constexpr,
+    LEARNT: tl.constexpr,
+    OWN_SLOPE: tl.constexpr,
+    OWN_AREA: tl.constexpr,
+):
+    CHUNK: tl.constexpr = WINDOW.chunk
+    AHEAD: tl.constexpr = WINDOW.ahead
+    STAGES: tl.constexpr = WINDOW.stages
+    ROWS: tl.constexpr = LEARNT.rows
+    CHUNKS: tl.constexpr = (WINDOW.steps + CHUNK - 1) // CHUNK
+    size = Size(R, C, units * CUT.align, S)
+    first, column, channel = own_tile(tl.program_id(0), size, CUT)
+    lane = tile_at(first, column, channel, size, CUT)
+    step = step_size(size, CUT)
+    c = of_tile(given, lane, FORMS)
+    affine = norm_constants(norm, c.eps, c.bn_scale, lane)
+    means = None
+    if sums_ptr is not None:
+        means = channel_means(sums_ptr, C, count, lane)
+    zero = tl.zeros(lane.offs.shape, tl.float32)
+    sums = (zero, zero)
+    learnt = (zero, zero, zero, zero, zero, zero)
+    asked = (upstream.spikes, upstream.current, upstream.trace)
+    for visited in tl.range(first, blocks(R, CUT.block_r), programs, num_stages=STAGES):
+        row = visited
+        if sums_ptr is not None:
+            row = blocks(R, CUT.block_r) - 1 - visited
+        tile = tile_at(row, column, channel, size, CUT)
+        number = tile_number(row, column, channel, size, CUT)
+        by_v, by_m = states(upstream.v_last, upstream.m_last, 0.0, tile, tile.inside)
+        for back in range(CHUNKS):
+            k = tl.cast(CHUNKS - 1 - back, tl.int32)
+            replayed = _replay(k, inputs, saved_ptr, norm, affine, c, tile, step, WINDOW, RULES)
+            queues = ((), (), ())
+            for n in tl.static_range(AHEAD):
+                queues = visit(queues, asked, n, k, tile, step, WINDOW, True)
+            for j in tl.static_range(CHUNK - 1, -1, -1):
+                queues = visit(queues, asked, CHUNK - 1 - j + AHEAD, k, tile, step, WINDOW, True)
+                now = time_step(k, j, tile, step, WINDOW)
+                grad_s = queues[0][CHUNK - 1 - j].to(tl.float32)
+                if upstream.trace is not None:
+                    by_v += queues[2][CHUNK - 1 - j]
+                h = replayed.h[j]
+                m = replayed.m[j]
+                step_of = step_back(h, m, replayed.kept[j], grad_s, by_v, by_m, c, RULES, OWN_SLOPE)
+                own = (
+                    c.gain * step_of.by_h
+                )  # what comes through the neuron; a probe measures that alone
+                if RULES.kind == "cuba":
+                    own = own + by_m
+                dx = own
+                if upstream.current is not None:
+                    dx = own + queues[1][CHUNK - 1 - j].to(tl.float32)
+                if out.dx is not None:
+                    tl.store(out.dx + now.at, dx.to(out.dx.dtype.element_ty), mask=now.inside)
+                v_before = _before(replayed, j, c, RULES)
+                if partial.parameters is not None:
+                    current = h
+                    if FORMS.gain != "float":
+                        current = _current_again(inputs, norm, affine, now, WINDOW)
+                        current, _ = filtered(current, m, c, RULES)
+                    learnt = _learn(
+                        learnt, h, m, v_before, current, step_of, now, c, RULES, FORMS, OWN_AREA
+                    )
+                if partial.probe is not None:
+                    _observe(partial.probe, number, now, grad_s, own, by_v, step_of, c, WINDOW)
+                if norm.mean is not None:
+                    sums = _through_norm(
+                        sums, dx, replayed.x[j], norm, affine, means, out, partial, number, now, WINDOW
+                    )  # fmt: skip
+                earlier = c.decay * step_of.by_h
+                if RULES.reset == "delayed_hard":
+                    earlier = tl.where(v_before >= c.threshold, 0.0, earlier)
+                by_v, by_m = within(now, earlier, step_of.by_m, by_v, by_m, WINDOW)
+        if out.v_init is not None:
+            tl.store(out.v_init + tile.offs, by_v, mask=tile.inside)
+        if out.m_init is not None:
+            tl.store(out.m_init + tile.offs, by_m, mask=tile.inside)
+
+    # One partial sum per program and channel; the host joins them in a fixed order.
+    place, keep, plane = partial_place(first, column, channel, programs, size, CUT)
+    if partial.sums is not None:
+        at = partial.sums + place
+        tl.store(at, over_owned(sums[0], CUT), mask=keep)
+        tl.store(at + plane, over_owned(sums[1], CUT), mask=keep)
+    if partial.parameters is not None:
+        for i in tl.static_range(ROWS):
+            if LEARNT.per_channel:
+                at = partial.parameters + place + i * plane
+                tl.store(at, over_owned(learnt[i], CUT), mask=keep)
+            else:
+                at = partial.parameters + in_group(tl.program_id(0), ROWS) + i * GROUP
+                tl.store(at, total(learnt[i]))
