@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from tests.small_runs import environment
+from tests.child import environment
 
 LONGEST = 600  # seconds, of any of them
 

@@ -4,8 +4,6 @@ from tests.small_runs import small_recipe, small_trainer
 """
 
 import io
-import os
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -144,13 +142,6 @@ def untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of metrics without what depends on the clock and the machine."""
     clock = {"seconds", "images_per_s", "data_wait", "peak_memory_mib", "test_seconds"}
     return [{key: value for key, value in row.items() if key not in clock} for row in rows]
-
-
-def environment(**variables: str) -> dict[str, str]:
-    """For a process that a test starts anywhere: this checkout, on one thread."""
-    root = Path(__file__).parent.parent
-    paths = os.pathsep.join([str(root), str(root / "kernels"), *sys.path])
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **variables}
 
 
 def wait_for(process: Any, word: str) -> str:

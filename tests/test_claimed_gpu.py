@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.small_runs import environment
+from tests.child import environment
 
 HERE = Path(__file__).parent
 

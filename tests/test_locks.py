@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from spiketriton import locks
-from tests.small_runs import environment
+from tests.child import environment
 
 WITHOUT = """
 import importlib, os, pkgutil, signal, sys

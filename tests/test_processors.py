@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from spiketriton import processors
-from tests.small_runs import environment
+from tests.child import environment
 
 #         user nice system idle iowait irq softirq steal guest guest_nice
 BEFORE = (100, 200, 300, 5000, 600, 10, 20, 30, 40, 50)

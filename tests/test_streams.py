@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 from spiketriton.streams import DroppingFile, survive_closed_output
-from tests.small_runs import environment
+from tests.child import environment
 
 CODE = """
 import os, sys

@@ -12,8 +12,9 @@ import spiketriton
 from spiketriton.__main__ import dispatch, main
 from spiketriton.commandline import COMMANDS, Parser
 from spiketriton.errors import EXIT_DONE, EXIT_USER, UserError, run_command
+from tests.child import environment
 from tests.processes import done
-from tests.small_runs import SMALL, environment
+from tests.small_runs import SMALL
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])

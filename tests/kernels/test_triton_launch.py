@@ -1,10 +1,6 @@
 """Launches by the compiled kernel: it is always the one that Triton's own launcher would choose."""
 
 import itertools
-import json
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -16,8 +12,8 @@ from triton import language as tl
 from profiling.harness.launcher import Driver, without_gpu
 from spiketriton_kernels.backends import triton_launch
 from spiketriton_kernels.backends.triton_launch import launch
+from tests.child import said_by
 from tests.conftest import CUDA
-from tests.small_runs import environment
 
 pytestmark = pytest.mark.skipif(
     CUDA, reason="kernels that do not run: their driver stands in for a GPU's"
@@ -184,20 +180,13 @@ from dataclasses import fields
 import torch, triton
 from profiling.harness.launcher import Driver, without_gpu
 from spiketriton_kernels import multistep_bn_lif, multistep_lif
-from spiketriton_kernels.backends import triton_launch, triton_neuron, triton_norm, triton_tiles
+from spiketriton_kernels.backends import triton_launch, triton_neuron
 from spiketriton_kernels.neuron import Gradients
+from tests.child import Compiled, stub_compiler
 
 launched, names = [], {}
 
-class Compiled:
-    function = packed_metadata = object()
-
-    def __init__(self, source):
-        self.source = source
-
-    def launch_metadata(self, *_):
-        pass
-
+class Noted(Compiled):
     def run(self, *arguments):
         x, y, z, *_ = arguments
         given = [role(one) for one in arguments[9:]]
@@ -276,11 +265,7 @@ for name in ("forward", "backward"):
     setattr(triton_neuron, name, named(getattr(triton_neuron, name)))
 differ = []
 with without_gpu(Driver()):
-    for module in (triton_neuron, triton_norm, triton_tiles):
-        for name, kernel in vars(module).items():
-            if isinstance(kernel, triton.JITFunction) and name.endswith("_kernel"):
-                kernel.device_caches[0]
-                kernel.compile = lambda source, target, options, **_: Compiled(source)
+    stub_compiler(Noted)
     repeat = triton_neuron.repeat
     triton_neuron.repeat = lambda work, arguments, *_: work(*arguments)
     expected = [(call(case), call(case))[1] for case in VARIED]
@@ -295,12 +280,7 @@ print(json.dumps([len(triton_launch._plans), [len(e) for e in expected], differ]
 
 def test_passes_of_all_kinds_are_repeated_as_they_would_run():
     """In a process where nothing is interpreted, of real calls: which kernel, on what grid, with which tensor where."""
-    done = subprocess.run(
-        [sys.executable, "-c", CALLS], env=environment(), cwd=Path(__file__).parents[2],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    plans, launches, differ = json.loads(done.stdout.splitlines()[-1])
+    plans, launches, differ = said_by(CALLS)
     assert not differ
     assert (min(launches), max(launches)) == (2, 7)
     assert (

@@ -24,7 +24,8 @@ from spiketriton.config import to_toml
 from spiketriton.errors import EXIT_DONE
 from spiketriton.runs.checkpoint import Checkpoints, read_checkpoint
 from spiketriton.runs.rows import Rows
-from tests.small_runs import assert_equal, environment, small_recipe, untimed
+from tests.child import environment
+from tests.small_runs import assert_equal, small_recipe, untimed
 
 EVERY = 3
 KEYS = [

@@ -10,7 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from tests.small_runs import environment, small_trainer
+from tests.child import environment
+from tests.small_runs import small_trainer
 
 pytest.importorskip("huggingface_hub", reason="the extra hub is not installed")
 

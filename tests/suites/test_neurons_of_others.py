@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.small_runs import environment
+from tests.child import environment
 
 MEMORIES = "SpikingJelly 2's states as arguments: _memories, functional_forward"
 CLASS = "asks whether the node is an instance of SpikingJelly's class"

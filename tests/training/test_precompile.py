@@ -4,41 +4,27 @@ In a process of its own, where Triton compiles and nothing is interpreted: a dri
 that only takes notes for Triton's; what the kernels compute comes from the compiled C++.
 """
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
+from tests.child import said_by
 from tests.conftest import need_native
-from tests.small_runs import environment
-
-ROOT = Path(__file__).parents[2]
 
 TRAINING = """
 import copy, json, sys
 from pathlib import Path
-import torch, triton
+import torch
 from profiling.harness.launcher import Driver, without_gpu
 from spiketriton import checkup, session
 from spiketriton.training import precompile
 from spiketriton.training.randomness import random_state
 from spiketriton_kernels import passes
-from spiketriton_kernels.backends import native, triton_neuron, triton_norm, triton_tiles
+from spiketriton_kernels.backends import native, triton_neuron, triton_norm
 from tests.small_runs import Lines, assert_equal, small_trainer
+from tests.child import Compiled, stub_compiler
 
 compiled, when = [], ["before the first step"]
 
-class Compiled:
-    function = packed_metadata = object()
-
-    def __init__(self, source, **_):
+class Noted(Compiled):
+    def __init__(self, source):
         compiled.append((when[0], source.fn.__name__))
-
-    def launch_metadata(self, *_):
-        pass
-
-    def run(self, *_):
-        pass
 
 class Both:
     "Of two modules the same function, called one after the other; the second one's result counts."
@@ -57,11 +43,7 @@ torch.set_num_threads(1)
 changes = ["model.width=64", "data.train_images=48", "train.epochs=1", "train.log_every=2"]
 trainer = small_trainer(Path(sys.argv[1]), *changes, display=Lines())
 with without_gpu(Driver()):
-    for module in (triton_neuron, triton_norm, triton_tiles):
-        for name, kernel in vars(module).items():
-            if isinstance(kernel, triton.JITFunction) and name.endswith("_kernel"):
-                kernel.device_caches[0]
-                kernel.compile = lambda source, target, options, **_: Compiled(source)
+    stub_compiler(Noted)
     precompile.compiles = lambda device: True
     before = copy.deepcopy((trainer.state_dict(), random_state()))
     session.compile_kernels(trainer)
@@ -84,12 +66,7 @@ print(json.dumps([compiled, trainer.display.text]))
 
 def test_a_training_compiles_at_most_30_kernels_all_of_them_before_its_first_step(tmp_path):
     need_native()
-    given = [sys.executable, "-c", TRAINING, str(tmp_path / "run")]
-    done = subprocess.run(
-        given, env=environment(), cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    compiled, said = json.loads(done.stdout.splitlines()[-1])
+    compiled, said = said_by(TRAINING, str(tmp_path / "run"))
     assert not [name for when, name in compiled if when == "later"]
     assert {"fire_kernel", "walk_kernel", "statistics_kernel"} <= {name for _, name in compiled}
     assert sum(when == "before the first step" for when, _ in compiled) <= 30
