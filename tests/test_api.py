@@ -5,8 +5,6 @@ import copy
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -28,7 +26,6 @@ from tests.small_data import make_class_tree
 from tests.small_runs import (
     Lines,
     assert_equal,
-    environment,
     last_state,
     small_recipe,
     small_trainer,
@@ -120,25 +117,6 @@ def test_mistakes_are_named(recipe, call, words):
         call()
     assert words in str(caught.value)
     assert [path.name for path in Path().iterdir()] == [recipe]
-
-
-def test_a_folder_that_another_process_trains_in_is_refused(recipe, tmp_path):
-    small_trainer(tmp_path / "run").fit(until=2)
-    holder = (
-        "import time; from pathlib import Path; from spiketriton.runs.folder import RunFolder\n"
-        "with RunFolder(Path('run')).held():\n print('held', flush=True); time.sleep(60)"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", holder], stdout=subprocess.PIPE, text=True, env=environment()
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match="in use by another process"):
-            spiketriton.train(resume="run")
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def test_ctrl_c_saves_and_is_raised_and_the_run_continues_with_the_same_bits(
@@ -283,14 +261,6 @@ def test_metrics_as_a_table(small_run, monkeypatch):
     assert found["loss"][0] == rows[0]["loss"]
     assert np.isnan(found["loss"][1])
     assert list(found["step"]) == [2, 2]
-
-
-def test_importing_spiketriton_does_not_wait_for_torch():
-    code = (
-        "import sys, spiketriton; assert 'torch' not in sys.modules\n"
-        "spiketriton.load_run; assert 'torch' in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment())
 
 
 class Chain(nn.Module):

@@ -70,17 +70,7 @@ def printed(stdout: str, **variables: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_a_stream_that_is_closed_from_the_start_is_the_null_device():
-    done = printed(">&-")
-    assert (done.returncode, done.stderr) == (0, b"")
-
-
 def test_output_for_which_there_is_no_room_is_an_error_in_one_line():
     done = printed("> /dev/full")
     lost = b"error: not all of the output could be written: No space left on device\n"
     assert (done.returncode, done.stderr) == (1, lost)
-
-
-def test_characters_that_a_pipe_on_windows_lacks_are_replaced():
-    done = printed("", PYTHONIOENCODING="cp1252")
-    assert (done.returncode, done.stdout) == (0, "width - 2 -> ü €\n".encode("cp1252"))

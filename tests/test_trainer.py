@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from spiketriton.data import TestSet, build_data
-from spiketriton.errors import EXIT_ERROR, EXIT_SIGTERM, UserError
+from spiketriton.errors import EXIT_SIGTERM, UserError
 from spiketriton.nonfinite import repeat
 from spiketriton.resuming import resume
 from spiketriton.runs import checkpoint
@@ -208,37 +208,8 @@ def test_a_failing_step_is_an_error_unless_a_signal_cut_it_off(tmp_path, request
         assert display.warnings == []
 
 
-def test_a_test_that_a_signal_breaks_off_counts_for_nothing(tmp_path):
-    class Breaks(Lines):
-        def testing(self, done: int, batches: int) -> None:
-            seen.append((done, batches))
-            if done == 2:
-                signal.raise_signal(signal.SIGTERM)
-
-    seen: list[tuple[int, int]] = []
-    trainer = small_trainer(tmp_path / "run", display=Breaks())
-    outcome = trainer.fit()
-    assert seen == [(1, 4), (2, 4)]
-    assert (outcome.exit_code, outcome.saved_at, outcome.finished) == (EXIT_SIGTERM, 7, False)
-    assert outcome.progress.tested_at == -1
-    assert trainer.model.training
-
-
-def test_a_run_whose_last_state_cannot_be_saved_is_not_done(tmp_path, monkeypatch):
-    trainer = small_trainer(tmp_path / "run", "train.max_steps=2")
-    monkeypatch.setattr(trainer.checkpoints, "save_last", lambda state: False)
-    outcome = trainer.fit()
-    assert (outcome.finished, outcome.saved_at, outcome.exit_code) == (True, None, EXIT_ERROR)
-
-
-def test_what_resuming_says(tmp_path):
-    begun, fresh = Lines(), Lines()
+def test_a_converted_run_has_no_next_step(tmp_path):
     small_trainer(tmp_path / "run").fit(until=2)
-    assert small_trainer(tmp_path / "run", resume=True, display=begun).saver.saved_at == 2
-    assert "resumes after step 2 of 21" in begun.text
-    small_trainer(tmp_path / "fresh")
-    small_trainer(tmp_path / "fresh", resume=True, display=fresh)
-    assert "no checkpoint had been written yet" in fresh.text
     state = checkpoint.read_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")
     trainer = small_trainer(tmp_path / "converted")
     trainer.checkpoints.load = lambda: state | {"conversion": {}}  # type: ignore[method-assign]
@@ -426,19 +397,6 @@ def test_half_precision(tmp_path, precision):
     assert trainer.update.scaler.is_enabled() == (precision == "fp16")
 
 
-def test_threads_and_deterministic_algorithms(tmp_path):
-    before = torch.get_num_threads()
-    try:
-        small_trainer(tmp_path / "a", "train.threads=2", "train.deterministic=true")
-        assert torch.get_num_threads() == 2
-        assert torch.are_deterministic_algorithms_enabled()
-        small_trainer(tmp_path / "b")
-        assert torch.get_num_threads() == 1
-        assert not torch.are_deterministic_algorithms_enabled()
-    finally:
-        torch.set_num_threads(before)
-
-
 def test_compiled_model_is_what_runs(tmp_path, monkeypatch):
     calls: list[nn.Module] = []
 
@@ -498,15 +456,6 @@ def test_the_time_of_tests_is_not_that_of_training(tmp_path, monkeypatch):
     assert {row["images_per_s"] for row in rows if row["kind"] == "train"} == {16.0}
     assert {row["test_seconds"] for row in rows if row["kind"] == "eval"} == {4000.0}
     assert rows[-1]["seconds"] == 3 * 4000 + 21
-
-
-def test_the_twin_trains_and_has_no_spikes(tmp_path):
-    outcome = small_trainer(tmp_path / "run", "neuron.kind=relu", "train.epochs=9").fit()
-    folder = RunFolder(tmp_path / "run")
-    assert outcome.firing_rate is None
-    assert folder.metrics.read()[0]["firing_rate"] is None
-    assert not folder.gradients.path.exists()
-    assert outcome.progress.test_accuracy > 0.2
 
 
 def test_tensorboard_gets_the_same_numbers(tmp_path):

@@ -73,11 +73,6 @@ def test_pages_are_pinned_and_workers_chosen_for_a_gpu(monkeypatch, cuda, device
     assert asked == {"in_memory": True, "cuda": bool(pinned), "ranks_here": 3}
 
 
-def test_a_batch_that_does_not_divide_among_processes():
-    message = mistake(data_recipe("digits", train="batch_size = 6"), rank=0, world_size=4)
-    mentions(message, "train.batch_size = 6", "4 ranks")
-
-
 def test_a_single_class(tmp_path):
     make_class_tree(tmp_path, ("train", "val"), ("cat",), 1)
     mentions(mistake(data_recipe("imagefolder", tmp_path)), "only one class, cat")

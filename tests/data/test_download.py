@@ -94,24 +94,6 @@ def test_a_download_is_unpacked_and_used(tmp_path, address, serve, monkeypatch):
     assert build_data(data_recipe("cifar100", tmp_path / "data")).train.images == 40
 
 
-def test_a_server_has_15_seconds_to_answer_and_folders_are_made(tmp_path, monkeypatch):
-    """And a download that has begun is not left behind."""
-    given: list[object] = []
-
-    def broken(url, folder, filename, md5):
-        given.extend((url, filename, md5, socket.getdefaulttimeout()))
-        (folder / filename).write_text("half")
-        raise EOFError("the end")
-
-    monkeypatch.setattr(download, "download_url", broken)
-    root = tmp_path / "a" / "b"
-    mentions(mistake(data_recipe("cifar10", root)), "is missing and the download failed (the end)")
-    remote = RemoteFile(datasets.CIFAR10.url, datasets.CIFAR10.tgz_md5)
-    assert given == [remote.url, remote.name + ".part", remote.md5, 15.0]
-    assert os.listdir(root) == [".download.lock"]
-    assert socket.getdefaulttimeout() is None
-
-
 def test_a_second_address_is_tried_and_an_empty_answer_is_said(tmp_path, serve, monkeypatch):
     archive = make_cifar100(tmp_path / "server")
     (tmp_path / "server" / "empty").touch()

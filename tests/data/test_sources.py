@@ -155,18 +155,6 @@ def test_digits_come_with_the_package():
     assert abs(float(images.std()) - 1) < 2e-3
 
 
-def test_digits_are_scikit_learns():
-    sklearn = pytest.importorskip("sklearn.datasets", reason="scikit-learn is no dependency")
-    expected = sklearn.load_digits()
-    data = build_data(data_recipe("digits"))
-    splits = (data.train.dataset.split, data.test.dataset.split)
-    pixels = torch.cat([split.images.flatten(1) for split in splits]).numpy() / 255 * 16
-    labels = torch.cat([split.labels for split in splits]).numpy()
-    ours = np.column_stack([pixels.round(), labels])
-    theirs = np.column_stack([expected.data, expected.target])
-    assert sorted(ours.tolist()) == sorted(theirs.tolist())
-
-
 def test_synthetic_says_so_and_is_the_same_everywhere():
     extra = "classes = 7\nimage_size = 12\ntrain_images = 200\ntest_images = 100"
     data = build_data(data_recipe("synthetic", data=extra))
@@ -192,28 +180,6 @@ def test_synthetic_images_are_these_for_ever():
     for split, expected in zip((made.train, made.test), labels, strict=True):
         assert torch.equal(split.images, images)
         assert torch.equal(split.labels, expected)
-
-
-@pytest.mark.parametrize(
-    ("shape", "labels", "said"),
-    [
-        ((2, 28, 28), [0, 9], None),
-        ((2, 28, 28), [0, 10], "holds the label 10, above 9"),
-        ((3, 28, 28), [0, 1], "holds 3 images, but"),
-        ((2, 28, 27), [0, 1], "holds an array of (2, 28, 27), not images of 28x28"),
-        ((2, 27, 28), [0, 1], "holds an array of (2, 27, 28), not images of 28x28"),
-        ((0, 28, 28), [], "holds an array of (0, 28, 28), not images of 28x28"),
-    ],
-)
-def test_what_the_files_of_fashion_mnist_hold(tmp_path, monkeypatch, shape, labels, said):
-    make_fashion_mnist(tmp_path, n=1)
-    held = {3: np.zeros(shape, np.uint8), 1: np.array(labels, np.uint8)}
-    monkeypatch.setattr(sources.idx, "read", lambda path, rank: held[rank])
-    recipe = data_recipe("fashion_mnist", tmp_path)
-    if said:
-        mentions(mistake(recipe), "fashion_mnist", tmp_path, said)
-    else:
-        assert sources.fashion_mnist(recipe.data).train.labels.tolist() == labels
 
 
 def test_a_class_without_images(tmp_path):

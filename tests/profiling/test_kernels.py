@@ -69,14 +69,6 @@ def test_ours_and_the_definition_agree_in_every_case(op, layout, dtype, quick):
         assert names == ["copy", OURS, "torch.compile", "eager", *behind]
 
 
-@pytest.mark.slow  # a minute and a half of the compiler
-def test_the_compiled_definition_agrees_and_is_timed(measured, lif):
-    of = measured(replace(lif, T=2), "torch.compile")
-    assert of.keys() == {"copy", "torch.compile"}
-    assert of["torch.compile"]["status"] == Status.OK, of
-    assert of["torch.compile"]["median_ms"] > 0
-
-
 def test_a_large_case_is_checked_on_part_of_its_batch(monkeypatch, lif):
     whole = Arena(lif, CPU)
     assert whole.to_check.leaves[0].shape == whole.inputs[0].leaves[0].shape

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from profiling.harness.contenders import OURS, Status
-from profiling.render.rows import by_case, find, newest, read, times_ours
+from profiling.render.rows import by_case, find, newest, read
 from spiketriton.errors import UserError
 
 
@@ -34,12 +34,3 @@ def test_lines_that_are_no_rows_and_folders_without_any_are_refused(tmp_path):
     (tmp_path / "b.jsonl").write_text("{}\nno json\n")
     with pytest.raises(UserError, match=r"b\.jsonl, line 2: is not valid JSON"):
         read(tmp_path)
-
-
-def test_times_ours_are_counted_round_by_round_where_rows_have_them(lif_rows):
-    rows = lif_rows(ours=2.0)
-    assert times_ours(rows, find(rows, "snntorch")) == 15
-    assert times_ours(rows, find(rows, "snntorch") | {"times_ours": 14.0}) == 14
-    assert times_ours(rows, {"status": "failed"}) is None
-    assert times_ours(rows[2:], rows[2]) is None
-    assert find(rows, "nobody") == {}

@@ -1,9 +1,6 @@
 """The command: what it accepts, what `all` measures, and how it ends."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +8,7 @@ import torch
 
 from profiling import run
 from profiling.harness import session
-from profiling.harness.contenders import OURS, Options, Status
+from profiling.harness.contenders import OURS, Options
 from profiling.harness.timing import race
 from profiling.sections import kernels
 from profiling.sections.kernels import FIRST, cases
@@ -20,62 +17,6 @@ from spiketriton_kernels import multistep_lif
 from tests.processes import done
 
 ROOT = Path(__file__).resolve().parents[2]
-
-MEASURED = {
-    "kernels": {"op", "mode", "T", "shape", "dtype", "layout", "contender", "gb_per_s", "of_copy"},
-    "step": {"recipe", "T", "batch", "image", "precision", "contender", "images_per_s"},
-    "memory": {"contender", "peak_bytes", "saved_bytes"},
-    "gradients": {"recipe", "contender", "median_ms", "measures_every"},
-    "data": {"augment", "batch", "contender", "images_per_s"},
-    "host": {"contender", "median_ms", "shape"},
-    "compiled": {"target", "T", "dtype", "layout", "predicted_ms", "card"},
-}
-
-
-def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    environ = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC", "PYTHONPATH"))}
-    return subprocess.run(
-        [sys.executable, ROOT / "profiling/run.py", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd="/",
-        env=environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"},
-        timeout=600,
-    )
-
-
-@pytest.mark.slow  # minutes: the sections' own tests measure each of them
-def test_all_measures_every_section_and_says_where(tmp_path):
-    only = "spiketriton,F.batch_norm*,spiketriton m*,spiketriton's*,ANN twin,no worker"
-    arguments = ["--peers", "none", "--only", only, "--target", "sm_80", "--out", tmp_path]
-    ended = command("all", "--quick", *arguments)
-    assert ended.returncode == 0, ended.stderr
-    (file,) = tmp_path.glob("*.jsonl")
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    assert {row["section"] for row in rows} == set(MEASURED)
-    for row in rows:
-        assert row["status"] == Status.OK, row
-        by_shape = {"predicted_ms"} if "requests" in row else set()  # how it moves, not how long
-        assert row.keys() >= MEASURED[row["section"]] - by_shape, row
-        if row["section"] not in ("memory", "compiled"):
-            assert 0 < row["p20_ms"] <= row["median_ms"] <= row["p80_ms"]
-            assert row["samples"] == 3
-        assert row["quick"]
-    passes = {row["operation"]: row["passes"] for row in rows if "operation" in row}
-    assert list(passes.values()) == pytest.approx([5, 8, 11, 13])
-    lowered = {row["kernel"]: row for row in rows if "kernel" in row}
-    assert lowered["lif inference"]["bytes_per_element"] == pytest.approx(2 * 2)
-    assert lowered["lif inference"]["spills"] == 0
-    assert lowered["lif backward"]["card"] == "A100 80 GB SXM"
-    if sys.platform == "linux":
-        assert {row["allocator"] for row in rows} == {
-            "MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=68719476736 MALLOC_TOP_PAD_=67108864"
-        }
-    assert "training step of quickstart" in ended.stdout
-    assert "predicted, not measured" in ended.stdout.lower()
-    assert [path.name.split("threads-")[-1][11:] for path in tmp_path.glob("*.png")] == [
-        "step-quickstart.png"
-    ]
 
 
 def test_a_mistake_ends_the_command_with_2_and_no_traceback(tmp_path):
@@ -122,20 +63,6 @@ def test_all_begins_with_the_most_important_kernels_and_ends_with_the_others():
     assert [*first, *rest] == cases(options)
     assert rest
     assert [case.spec.get("recipe") for case in work[2][1]] == [None] * 3 + ["fashion_mnist_r20"]
-
-
-def test_on_a_gpu_all_goes_on_with_whole_steps():
-    """Their modes and kinds of blocks, and the setting that SpikingJelly publishes; no GPU is needed to list them."""
-    work = run.work_of(run.parse(["all"]), Options(torch.device("cuda")))
-    listed = [(section, cases_of[0].spec.get("recipe")) for section, cases_of in work[:4]]
-    steps = [
-        ("kernels", None),
-        ("modes", "cifar_r20"),
-        ("step", "spikingjelly_740"),
-        ("modes", "imagenette_r18"),
-    ]
-    assert listed == steps
-    assert {len(cases_of) for section, cases_of in work if section == "modes"} == {3}
 
 
 def test_a_session_that_measured_nothing_ends_with_an_error(monkeypatch, tmp_path):

@@ -18,7 +18,7 @@ from spiketriton.runs.folder import RunFolder
 from spiketriton.train import main
 from spiketriton.training import environment
 from tests import small_runs
-from tests.small_runs import DIVERGING, small_recipe, small_trainer
+from tests.small_runs import DIVERGING, small_trainer
 
 
 def refused(*arguments: str) -> str:
@@ -238,15 +238,6 @@ def test_quiet_and_json(recipe, capsys):
     assert wanted.items() <= said.items()
 
 
-@pytest.mark.parametrize("given", [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": "all", "RANK": "0"}])
-def test_half_an_environment_of_ranks_is_refused(recipe, monkeypatch, given):
-    for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
-    for name, text in given.items():
-        monkeypatch.setenv(name, text)
-    assert f"WORLD_SIZE={given['WORLD_SIZE']}" in refused(recipe)
-
-
 def test_a_folder_that_holds_a_run_is_refused(recipe, tmp_path):
     small_trainer(tmp_path / "run").fit(until=1)
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
@@ -275,30 +266,11 @@ def test_resume_with_another_recipe_is_refused(recipe, tmp_path):
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_resume_with_the_same_recipe(recipe, tmp_path, capsys):
-    small_trainer(tmp_path / "run").fit(until=20)
-    assert main(["small.toml", "--resume", "run"]) == EXIT_DONE
-    assert "resumes after step 20 of 21" in capsys.readouterr().out
-    assert len(json.loads(Path("run/environment.json").read_text())) == 2
-    assert RunFolder.open("run").load_recipe() == small_recipe()
-
-
-@pytest.mark.usefixtures("no_pictures")
 def test_a_killed_run_whose_checkpoint_is_missing_resumes_from_the_start(recipe, tmp_path, capsys):
     small_trainer(tmp_path / "run")
     (tmp_path / "run" / "checkpoints").rmdir()
     assert main(["--resume", "run"]) == EXIT_DONE
     assert "no checkpoint had been written yet" in capsys.readouterr().out
-
-
-def test_a_damaged_run_folder_is_named(recipe, tmp_path):
-    small_trainer(tmp_path / "run").fit(until=5)
-    for name in ("environment.json", "metrics.jsonl", "recipe.toml"):
-        file = tmp_path / "run" / name
-        whole = file.read_bytes()
-        file.write_text("{]\n")
-        assert name in refused("--resume", "run")
-        file.write_bytes(whole)
 
 
 def test_divergence_is_an_error_in_one_line(recipe, capsys):
@@ -318,9 +290,3 @@ def test_the_twin_and_synthetic_images(recipe, capsys):
             assert "(synthetic images)" in line, line
     assert not Path("run/gradients.png").exists()
     assert "neuron.kind=lif" in shown
-
-
-@pytest.mark.usefixtures("no_pictures")
-def test_bf16_on_a_cpu_says_so(recipe, capsys):
-    assert main([recipe, "train.precision=bf16", "train.max_steps=1"]) == EXIT_DONE
-    assert "precision: bf16, by PyTorch's CPU autocast" in capsys.readouterr().out

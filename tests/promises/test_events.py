@@ -120,18 +120,6 @@ def test_ranks_and_workers_see_the_same_batches(root):
     assert all(torch.equal(a, b) for a, b in zip(loaded, whole, strict=True))
 
 
-def test_what_is_too_little_is_named(root):
-    for given, words in (
-        (
-            "train.batch_size=41",
-            "batch_size = 41 is more than the 40 training recordings of n_mnist",
-        ),
-        ("data.test_images=41", "data.test_images = 41, but n_mnist has only 40 recordings"),
-    ):
-        with pytest.raises(UserError, match=words):
-            build_data(small_recipe(*keys(root, given)))
-
-
 @pytest.fixture(scope="module")
 def run(root, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("run") / "run"

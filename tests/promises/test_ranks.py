@@ -22,7 +22,6 @@ from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from spiketriton.config import to_toml
-from spiketriton.data import build_data
 from spiketriton.errors import (
     EXIT_DONE,
     EXIT_ERROR,
@@ -410,13 +409,6 @@ from spiketriton.train import main
 t.end_at(5, t.{})
 run_command(main, [sys.argv[1], "--run-dir", "run"])
 """  # the real command, but that the second rank ends at a step
-
-
-def test_an_indivisible_batch_names_the_keys_and_the_ranks():
-    for keys in (["train.batch_size=18", "train.accumulate=3"], ["train.micro_batch=8"]):
-        recipe = small_recipe(*keys)
-        with pytest.raises(UserError, match=r"train\.batch_size = .* 4 ranks"):
-            build_data(recipe, rank=3, world_size=4)
 
 
 def test_a_mistake_that_another_rank_has_reported_is_not_reported_again(monkeypatch):

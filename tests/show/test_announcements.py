@@ -169,15 +169,9 @@ def test_the_parts_of_a_run():
     assert lines[4:] == ["plan: 21 steps of 16 images, 7 steps an epoch", ""]
 
 
-@pytest.mark.parametrize(
-    ("skipped", "said"),
-    [
-        (("a.png (class a): empty", "b.png (class b): cut"), "a.png (class a): empty and 1 more"),
-    ],
-)
-def test_image_files_that_were_left_out_are_named(skipped, said):
-    line = announced(skipped=skipped)[1]
-    assert line == f"left out: image files that cannot be read, {said}"
+def test_image_files_that_were_left_out_are_named():
+    line = announced(skipped=("a.png (class a): empty", "b.png (class b): cut"))[1]
+    assert line == "left out: image files that cannot be read, a.png (class a): empty and 1 more"
 
 
 def test_classes_without_a_training_image_are_warned_of():
@@ -192,24 +186,6 @@ def test_classes_without_a_training_image_are_warned_of():
     ]
 
 
-def test_what_is_about_to_run_where_and_why():
-    display = Display(io.StringIO())
-    recipe = small_recipe("train.device=cpu")
-    Announcements(display, recipe, RunFolder(Path("runs/x"))).opening()
-    text = display.stream.getvalue()
-    for words in (
-        "spiketriton ",
-        "recipe small: time_steps=3 ",
-        " train.device=cpu ",
-        " (all keys: recipe.toml in the run folder)\n",
-        "device: cpu, ",
-        "precision: fp32, as the recipe says\n",
-        "this run uses the CPU",
-        "run folder: runs/x\n",
-    ):
-        assert words in text, words
-
-
 @pytest.mark.parametrize("measured", [True, False])
 def test_a_diagnosis_is_offered_only_where_something_can_be_measured(tmp_path, measured):
     """As with a network that calls its neurons step by step."""
@@ -219,21 +195,3 @@ def test_a_diagnosis_is_offered_only_where_something_can_be_measured(tmp_path, m
         folder.gradients.append([{"step": 1}])
     Announcements(display, small_recipe(), folder).what_next(outcome(), ["small.toml"])
     assert ("spiketriton diagnose" in display.stream.getvalue()) == measured
-
-
-@pytest.mark.parametrize("width", [60, 120])
-def test_what_a_run_says_fits_the_screen(width, file, monkeypatch):
-    """Prose breaks between words, rows between their parts; only paths and commands may be longer."""
-    monkeypatch.setenv("COLUMNS", str(width))
-    recipe, display = small_recipe("train.device=cpu"), Display(io.StringIO())
-    said = Announcements(display, recipe, RunFolder(Path("runs/x")))
-    said.opening()
-    data = build_data(recipe)
-    model = build_model(recipe, classes=10, channels=data.channels, image_size=data.image_size)
-    said.training(data, model, Plan.of(recipe, data))
-    drawn = [Path(f"runs/x/{name}.png") for name in ("curves", "gradients", "firing")]
-    said.summary(outcome(), drawn)
-    said.what_next(outcome(), [file])
-    for line in display.stream.getvalue().splitlines():
-        command = line.startswith("  ") and line.split()[0] in ("spiketriton", "cp")
-        assert len(line) <= width or command, line

@@ -95,13 +95,6 @@ def test_a_dumb_terminal_gets_lines(monkeypatch):
     assert type(make_display(Terminal())) is Display
 
 
-def test_forced_colours_do_not_reach_a_file(monkeypatch):
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    stream = io.StringIO()
-    Announcements(make_display(stream), small_recipe(), RunFolder(Path("x"))).summary(outcome(), [])
-    assert "\x1b" not in stream.getvalue()
-
-
 def test_a_real_terminal_is_left_as_it_was(tmp_path):
     """On a pseudo-terminal: the cursor is shown again and the bars are gone at the end."""
     leader, follower = pty.openpty()
@@ -161,21 +154,6 @@ def test_time_left_uses_the_tests_that_were_measured():
     display.row(EVAL, None)
     assert display.seconds_left(40, 32.0) == pytest.approx(60 + 2 * 2.0)
     assert display.seconds_left(100, 32.0) == 0
-
-
-def test_synthetic_images_are_named_in_every_line_with_numbers():
-    stream = io.StringIO()
-    display = Display(stream)
-    display.suffix = "  (synthetic images)"
-    display.begin(PLAN, 0, "cpu")
-    display.row(TRAIN, verdict())
-    display.row(EVAL, None)
-    Announcements(display, small_recipe(), RunFolder(Path("x"))).summary(outcome(), [])
-    lines = stream.getvalue().splitlines()
-    assert [line for line in lines if "accuracy" in line or "loss" in line]
-    for line in lines:
-        if "accuracy" in line or "loss" in line:
-            assert "(synthetic images)" in line
 
 
 def test_every_line_is_flushed_and_a_signal_passes_all_buffers(capfd):

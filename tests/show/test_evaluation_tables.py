@@ -138,23 +138,3 @@ def test_what_is_shown():
     show(Console(file=file, width=160), [evaluation()], [])
     assert "synthetic" not in file.getvalue()
     assert "best" not in file.getvalue()
-
-
-@pytest.mark.parametrize("width", [60, 120])
-def test_the_tables_fit_the_screen(width):
-    """Each row keeps its run and its T, and every number is whole."""
-    one, twin = evaluation(run="runs/fashion_mnist_r20-20260101"), ann()
-    file = io.StringIO()
-    show(Console(file=file, width=width), [one, twin], [])
-    text = file.getvalue()
-    assert max(map(len, text.splitlines())) <= width
-    rows = [line for line in text.splitlines() if line.startswith(one.label) and ":" not in line]
-    bands = len(rows) / 4  # of the time steps
-    assert bands == (1 if width >= 120 else 2)
-    assert [line.split()[2] for line in rows] == [str(t) for t in (1, 2, 3, 4)] * int(bands)
-    for t in (1, 2, 3, 4):
-        for cell in dict(step_rows(one))[t]:
-            assert cell in text
-    for cells in layer_rows(one):
-        for cell in cells:
-            assert cell in text

@@ -17,26 +17,6 @@ def test_nothing_measured_nothing_drawn(tmp_path):
     assert draw_run(RunFolder(tmp_path / "none"), "a title") == []
 
 
-def test_gradients_that_are_zero_or_not_finite_are_drawn_as_gaps(tmp_path):
-    folder = RunFolder.create(tmp_path / "run", "x")
-    values = [0.0, float("inf"), 1e-3, float("nan")]
-    folder.gradients.append(
-        {
-            "step": 1,
-            "layer": f"layer{index}",
-            "index": index,
-            "time_step": t,
-            "grad_input_rms": value,
-            "firing_rate": 0.0,
-            "outside_share": 1.0,
-        }
-        for index, value in enumerate(values)
-        for t in range(2)
-    )
-    paths = draw_run(folder, "a title")
-    assert [path.name for path in paths] == ["gradients.png", "firing.png"]
-
-
 def rows_of(steps: list[int], grads: list[list[float]], **fields: float) -> list[dict]:
     """Rows of gradients.jsonl; the gradients of step n are n times `grads` [layers][T]."""
     values = {"firing_rate": 0.05, "outside_share": 0.0} | fields

@@ -2,7 +2,7 @@
 
 import pytest
 
-from spiketriton.show.words import duration, percent, speed, synthetic_note
+from spiketriton.show.words import duration, speed
 
 
 @pytest.mark.parametrize(
@@ -22,12 +22,3 @@ def test_durations(seconds, words):
 )  # fmt: skip
 def test_a_speed_is_never_a_power_of_ten(rate, number):
     assert speed(rate) == f"{number} images/s"
-
-
-def test_percent():
-    assert percent(0.99166) == "99.17 %"
-
-
-def test_synthetic_images_are_named():
-    assert synthetic_note(True) == " (synthetic images)"
-    assert synthetic_note(False) == ""

@@ -203,20 +203,6 @@ def test_an_automatic_run_is_the_run_of_its_number_and_resumes(recipe, monkeypat
         assert rows[0] == rows[1]
 
 
-@pytest.mark.slow  # half a minute of imports: a limited process is above, the search below
-def test_a_real_trial_finds_less_than_the_whole_and_leaves_no_trace(tmp_path, monkeypatch):
-    """A process that gets 200 MB has room for one image, not for 13."""
-    small_trainer(tmp_path / "warm").fit(until=1)
-    recipe = small_recipe(*LARGE, "train.batch_size=13", "train.micro_batch=auto")
-    folder, data = RunFolder.create(tmp_path / "run", "small"), build_data(recipe)
-    monkeypatch.setattr(memory_limit, "available_host_memory", lambda: 200 * 2**20)
-    limit, before = resource.getrlimit(resource.RLIMIT_DATA), random_state()
-    found = settle(recipe, data, folder, print)
-    assert found.train.accumulate == 13
-    assert_equal(random_state(), before)
-    assert resource.getrlimit(resource.RLIMIT_DATA) == limit
-
-
 def test_ranks_share_the_memory_and_wait_for_each_other(tmp_path, monkeypatch):
     """The smaller one of what fits is taken by all, after they have met: tries take minutes."""
     said: list[str] = []
@@ -296,16 +282,6 @@ def test_a_trial_is_a_step_and_one_more_backward_on_noise(monkeypatch):
         assert seen == [([3, 5, 7], [0] * 5)] * 2
         assert len(compiled) == (word == "true")
         seen.clear()
-
-
-def test_the_free_memory_of_this_machine():
-    available = memory_limit.available_host_memory()
-    total = memory_limit._field(Path("/proc/meminfo"), "MemTotal")
-    assert available is not None
-    assert total is not None
-    assert 0 < available < total * 1024
-    assert memory_limit._field(Path("/proc/meminfo"), "NoSuchField") is None
-    assert memory_limit._field(Path("/no/such/file"), "MemTotal") is None
 
 
 def test_the_free_memory_of_a_container(tmp_path, monkeypatch):

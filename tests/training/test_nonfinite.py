@@ -152,17 +152,6 @@ def test_the_loss_of_a_row_is_the_mean_over_the_steps_that_count(tmp_path):
     assert row["loss"] == pytest.approx((single[0] + single[1] + single[3]) / 3, rel=1e-6)
 
 
-@pytest.mark.parametrize(("steps", "ends"), [((2, 3, 5, 6, 8), None), ((2, 3, 5, 6, 7), 7)])
-def test_more_than_max_skips_in_a_row_end_the_run(tmp_path, steps, ends):
-    trainer = poison(small_trainer(tmp_path / "run", *SKIP, "train.log_every=9"), *steps)
-    if ends is None:
-        trainer.fit(until=9)
-        assert trainer.update.guard.read().skipped == len(steps)
-    else:
-        with pytest.raises(Diverged, match=f"at step {ends};"):
-            trainer.fit(until=9)
-
-
 def test_a_resumed_run_keeps_counting(tmp_path):
     poison(small_trainer(tmp_path / "run", *SKIP), 8, 9).fit(until=9)
     display = Lines()
@@ -208,16 +197,6 @@ def test_a_weight_is_named(tmp_path, neuron):
     assert found.count == found.of / 8  # one channel
     assert "layer2.0.conv1" in found.in_words()
     assert "whose weight is not finite" in found.in_words()
-
-
-def test_a_time_step_is_named(tmp_path):
-    trainer = small_trainer(tmp_path / "run", "model.norm=tebn")
-    trainer.model.get_submodule("layer2.0.bn1").step_gain.data[1] = math.inf
-    found = located(trainer)
-    assert found is not None
-    assert (found.layer, found.time_step) == ("layer2.0.bn1", 1)
-    assert found.parameters == ("step_gain",)
-    assert found.in_words().startswith("it began at time step 1 ")
 
 
 def test_a_current_is_named_that_no_spike_shows(tmp_path):

@@ -10,29 +10,6 @@ from spiketriton.training.plan import Outcome, Plan, Progress
 from spiketriton.training.testing import Results, Score
 from tests.small_runs import small_recipe
 
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        ["train.epochs=4", "train.eval_every=3"],
-        ["train.max_steps=9", "train.eval_every=1", "checkpoint.every=2"],
-        ["train.max_steps=14", "train.eval_every=2", "monitor.every=5"],
-    ],
-)
-def test_the_plan_counts_the_tests_to_come(changes):
-    recipe = small_recipe(*changes)
-    plan = Plan.of(recipe, build_data(recipe))
-    for step in range(plan.steps + 1):
-        assert plan.tests_after(step) == sum(plan.tests(n) for n in range(step + 1, plan.steps + 1))
-    assert plan.tests(plan.steps)
-    assert plan.saves(plan.steps)
-    assert plan.logs(plan.steps)
-    assert plan.measures(1)
-    assert plan.measures(plan.steps)
-    assert not plan.tests(0)
-    assert not plan.saves(0)
-
-
 PLAN = Plan(
     steps=10,
     epoch_steps=4,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from spiketriton.data.events import EVENT
-from spiketriton.data.events.frames import bin_edges, to_bytes, to_frames
+from spiketriton.data.events.frames import bin_edges, to_frames
 from tests.data.events.support import spikingjelly, stream
 
 
@@ -93,10 +93,3 @@ def test_a_sensor_that_is_not_square_lies_in_the_middle():
     events = np.array([(0, 0, 0, 0), (1, 239, 179, 1)], EVENT)
     frames = to_frames(events, (180, 240), steps=1, bins="number", size=240)
     assert np.argwhere(frames).tolist() == [[0, 0, 30, 0], [0, 1, 209, 239]]
-
-
-def test_counts_above_255_are_255_and_are_told():
-    counts = np.array([0, 255, 256, 1255])
-    kept, lost = to_bytes(counts)
-    assert kept.tolist() == [0, 255, 255, 255]
-    assert lost == 1001
