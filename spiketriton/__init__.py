@@ -10,7 +10,7 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from spiketriton import errors, processors
+from spiketriton import errors, machine
 
 if TYPE_CHECKING:
     from spiketriton.api import Run, diagnose, from_nir, load_run, train
@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 
 if sys.argv[:1] == ["-m"]:  # python -m spiketriton.COMMAND, which is about to import torch
     errors.end_quietly_on_interrupt()
-processors.wait_without_spinning_if_busy()
+machine.wait_without_spinning_if_busy()
 
 
 def __getattr__(name: str) -> Any:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import spiketriton_kernels as kernels
-from spiketriton import processors, session
+from spiketriton import machine, session
 from spiketriton.config import Recipe, replace
 from spiketriton.config.parts import chosen
 from spiketriton.config.rules import Images
@@ -27,7 +27,6 @@ from spiketriton.errors import UserError, one_line
 from spiketriton.runs.folder import RunFolder
 from spiketriton.show.display import Quiet
 from spiketriton.training import environment
-from spiketriton.training.memory_limit import available_host_memory
 from spiketriton.training.precompile import compiles
 from spiketriton.training.ranks import Ranks
 from spiketriton_kernels.backends import choice, native
@@ -173,15 +172,15 @@ def devices(device: torch.device) -> Iterator[Finding]:
         yield judged("GPU", not full and major >= 8, words, advice, "slow")
     else:
         why = "asked for" if torch.cuda.is_available() else "PyTorch finds no GPU"
-        yield Finding("CPU", "ok", f"{environment.cpu_name()} ({why})")
-    memory = available_host_memory()
+        yield Finding("CPU", "ok", f"{machine.cpu_name()} ({why})")
+    memory = machine.available_memory()
     if memory is not None:
         advice = "close other programs; a small training takes 0.5 GiB"
         yield judged(
             "memory", memory >= 2**31, f"{memory / 2**30:.1f} GiB available", advice, "slow"
         )
-    usable, taken = processors.usable(), processors.taken()
-    advice = f"a training takes {processors.free()} of them; see which other processes run"
+    usable, taken = machine.usable(), machine.taken()
+    advice = f"a training takes {machine.free()} of them; see which other processes run"
     words = f"{usable}, of which other processes use {taken:.1f}"
     yield judged("processors", taken < usable / 2, words, advice, "slow")
 
@@ -207,7 +206,7 @@ def backend(dtype: torch.dtype, device: torch.device) -> Iterator[Finding]:
 def builds(device: torch.device) -> Iterator[Finding]:
     """Compiles what this machine has not compiled yet, on all processors: one after another would take a minute."""
     begun = time.perf_counter()
-    with ThreadPoolExecutor(processors.usable()) as pool:
+    with ThreadPoolExecutor(machine.usable()) as pool:
         if compiles(device):
             with compiling(pool):
                 for dtype in TOLERANCE:

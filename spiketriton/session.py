@@ -48,6 +48,8 @@ def train(
         trainer = prepared(recipe, folder, display, ranks, resume, hooks)
         if code := _train_twin(trainer, folder, display, ranks):
             return replace(trainer.outcome(), exit_code=code)
+        if recipe.loss.teacher == TWIN:
+            trainer.find_teacher()
         compile_kernels(trainer)
         try:
             outcome = trainer.fit()

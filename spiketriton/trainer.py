@@ -20,24 +20,18 @@ from spiketriton.runs.checkpoint import Checkpoints
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import Row
 from spiketriton.show.display import Display
-from spiketriton.trained.teacher import TWIN, Teacher, find_teacher
-from spiketriton.training import environment
+from spiketriton.trained.teacher import NOBODY, TWIN, Teacher, find_teacher
+from spiketriton.training import environment, randomness
 from spiketriton.training.guard import Counts
 from spiketriton.training.hooks import Hooks
 from spiketriton.training.interrupts import StopSignals
 from spiketriton.training.losses import build_loss
-from spiketriton.training.memory_limit import explained, is_out_of_memory, settle
+from spiketriton.training.memory_limit import Trial, explained, is_out_of_memory, settle
 from spiketriton.training.meters import Meters, forget_peak_memory, peak_memory_mib
-from spiketriton.training.nonfinite import Diverged, again, report, scene
+from spiketriton.training.nonfinite import Diverged, advice, again, report, scene
 from spiketriton.training.placement import Placement
 from spiketriton.training.plan import Outcome, Plan, Progress
 from spiketriton.training.pretrained import freeze
-from spiketriton.training.randomness import (
-    random_state,
-    seed_everything,
-    seed_step,
-    set_random_state,
-)
 from spiketriton.training.ranks import Ranks
 from spiketriton.training.restore import refuse_damage
 from spiketriton.training.saving import Saver
@@ -68,17 +62,21 @@ class Trainer:
         self.ranks = ranks = ranks or Ranks()
         self.placement = Placement.set_up(cfg)
         self.device = self.placement.device
-        self.data = data = settle(recipe, data, folder, display.note, ranks=ranks)
+        if cfg.micro_batch == "auto":
+            trial = Trial(recipe, data.facts, data.frames)
+            data = settle(trial, data, folder, display.note, ranks)
+        self.data = data
 
-        seed_everything(recipe.seed)
+        randomness.seed_everything(recipe.seed)
         model = build_model(recipe, **data.facts.sizes)
         freeze(model, cfg.freeze)
         self.model = self.placement.place(model)
         forward = environment.compiled(self.model) if cfg.compile else self.model
         self.forward = ranks.parallel(forward, unused=not self.model.uses_all_weights)
         self.plan = Plan.of(recipe, data)
-        # a twin may have to be trained yet
-        self.teacher = None if recipe.loss.teacher == TWIN else self.find_teacher()
+        self.teacher: Teacher | None = None
+        if recipe.loss.teacher not in (NOBODY, TWIN):  # a twin may have to be trained yet
+            self.find_teacher()
         self.loss = build_loss(recipe.loss, data.facts.class_counts)
         self.update = Update(
             cfg,
@@ -103,8 +101,8 @@ class Trainer:
         )
         self.meters = Meters(self.device)
         self.stop = StopSignals(display.stopping, ranks)
-        checkpoints = Checkpoints(folder.checkpoints, display.warn, recipe.checkpoint.keep)
-        self.saver = Saver(checkpoints, self.stop, self.hooks.checkpoint)
+        self.checkpoints = Checkpoints(folder.checkpoints, display.warn, recipe.checkpoint.keep)
+        self.saver = Saver(self.checkpoints, self.stop, self.hooks.checkpoint)
         self.tester = Tester(
             model=self.model,
             forward=self.forward,
@@ -122,20 +120,19 @@ class Trainer:
         }
         self.progress = Progress()
         self.images_per_s: float | None = None
-        seed_everything(recipe.seed)
-        self.random_state = random_state()
+        randomness.seed_everything(recipe.seed)
+        self.random_state = randomness.random_state()
 
-    def find_teacher(self) -> Teacher | None:
+    def find_teacher(self) -> None:
         """UserError: the recipe names one that cannot teach this network."""
-        where, facts = self.folder.path, self.data.facts
-        return find_teacher(self.recipe.loss, where, facts, self.placement, self.model)
+        loss, where, facts = self.recipe.loss, self.folder.path, self.data.facts
+        self.teacher = find_teacher(loss, where, facts, self.placement, self.model)
 
     def fit(self, until: int | None = None) -> Outcome:
         """Trains to the end, to step `until`, or until a signal; saves before it returns.
 
         Diverged: a loss or gradient was infinite or NaN. OutOfMemory: a step does not fit in memory.
         """
-        self.teacher = self.teacher or self.find_teacher()
         end = self.plan.steps if until is None else min(until, self.plan.steps)
         with self.stop, self.session():
             forget_peak_memory(self.device)  # of trials
@@ -155,10 +152,6 @@ class Trainer:
         return self.outcome()
 
     @property
-    def checkpoints(self) -> Checkpoints:
-        return self.saver.checkpoints
-
-    @property
     def accumulate(self) -> int:
         """Micro-batches of a step."""
         return self.data.train.accumulate
@@ -172,7 +165,7 @@ class Trainer:
         """One optimizer step with the clipped sum of the micro-batches' gradients."""
         self.update.number.fill_(self.step + 1)
         if self.model.draws:
-            seed_step(self.recipe.seed, self.step, self.ranks.rank)
+            randomness.seed_step(self.recipe.seed, self.step, self.ranks.rank)
         parts = (self.next_batch() for _ in range(self.accumulate))
         measured = bool(self.monitor.layers) and self.plan.measures(self.step + 1)
         total, norm = self.run(parts, watched=measured)
@@ -258,7 +251,8 @@ class Trainer:
         step, path = counts.halted_at, self.folder.path
         parts, find = again(self.model, self.data.train, self.loss, self.placement, step)
         self.checkpoints.save_as(path / "nonfinite.pt", scene(self.state_dict(), step, parts))
-        return report(self.recipe, path, counts, find)
+        tips = advice(self.recipe.train, self.recipe.neuron, self.update.limit)
+        return report(path, counts, tips, find)
 
     def record(self, kind: str, **numbers: float | None) -> None:
         """A row of metrics.jsonl; `epoch` counts passes over the training images."""
@@ -286,7 +280,7 @@ class Trainer:
             "version": __version__,
             "data": self.data.facts.state_dict(),
             **{name: part.state_dict() for name, part in self.stateful.items()},
-            "random": random_state(),
+            "random": randomness.random_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -316,7 +310,7 @@ class Trainer:
         self.spent, self.started = self.progress.seconds, time.perf_counter()
         self.stream = self.data.train.from_step(self.step, self.device)
         self.display.begin(self.plan, self.step, self.device.type)
-        set_random_state(self.random_state)
+        randomness.set_random_state(self.random_state)
         try:
             yield
         except (RuntimeError, MemoryError, OSError) as error:
@@ -328,7 +322,7 @@ class Trainer:
                 raise
             self.display.warn(f"step {self.step + 1} was cut off: {error}")
         finally:
-            self.random_state = random_state()
+            self.random_state = randomness.random_state()
             self.progress.seconds = self.seconds()
             self.stream.close()
             self.display.end()

@@ -37,7 +37,7 @@ if not CUDA:
 
     del os.environ["TRITON_INTERPRET"]
 
-from spiketriton import processors  # noqa: E402
+from spiketriton import machine  # noqa: E402
 from spiketriton_kernels import use_backend  # noqa: E402 - Triton must be imported after that
 
 
@@ -53,7 +53,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     where = "on the GPU" if CUDA else "interpreted, as there is no GPU"
     compiler = next(filter(shutil.which, [os.environ.get("CXX") or "c++", "g++", "clang++"]), None)
     whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS
-    workers = min(processors.free(), 4)
+    workers = min(machine.free(), 4)
     minutes = f"about {CORE_MINUTES / workers:.0f} minutes on the {workers} free core(s)"
     return [
         f"spiketriton: {f'the whole suite, {minutes} here' if whole else 'a part of the suite'}; "

@@ -555,8 +555,8 @@ def test_two_calls_of_fit_are_one_run(usual, tmp_path):
 def test_a_resumed_run_has_the_threads_that_it_had(tmp_path, monkeypatch, chosen, kept):
     """They change the bits; a processor that is busy now must not."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("spiketriton.processors.usable", lambda: 2)
-    monkeypatch.setattr("spiketriton.processors.taken", lambda: 0.0)
+    monkeypatch.setattr("spiketriton.machine.usable", lambda: 2)
+    monkeypatch.setattr("spiketriton.machine.taken", lambda: 0.0)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
@@ -564,7 +564,7 @@ def test_a_resumed_run_has_the_threads_that_it_had(tmp_path, monkeypatch, chosen
         run = small_trainer(tmp_path / "run", *words)
         run.folder.begin_session(run.recipe, describe(run.device))
         run.fit(until=2)
-        monkeypatch.setattr("spiketriton.processors.taken", lambda: 1.0)
+        monkeypatch.setattr("spiketriton.machine.taken", lambda: 1.0)
         small_trainer(tmp_path / "run", *words, resume=True)
         assert torch.get_num_threads() == kept
         small_trainer(tmp_path / "new", *words)

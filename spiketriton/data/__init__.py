@@ -96,7 +96,8 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
     config, train = recipe.data, recipe.train
     accumulate = _micro_batches(train, world_size)
     part = train.batch_size // (accumulate * world_size)
-    if train.mixes and part % 2:
+    mixes = train.mixup > 0 or train.cutmix > 0
+    if mixes and part % 2:
         raise UserError(
             f"train.batch_size = {train.batch_size} in {accumulate} micro-batches on {world_size} "
             f"ranks leaves {part} images, of which train.mixup and train.cutmix cannot make pairs; "
@@ -125,7 +126,7 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
         )
 
     mixing = None
-    if train.mixes:
+    if mixes:
         often = (train.mix_probability, train.mix_epochs)
         mixing = Mixing(train.mixup, train.cutmix, len(facts.classes), *often)
     validation = None
@@ -186,8 +187,8 @@ def _loading(config: DataConfig, train: TrainConfig, source: Source, world_size:
 
 
 def _source(config: DataConfig, steps: int) -> Source:
-    accepted = Source | Recordings, "spiketriton.data.sources.Source"
-    made = chosen("data", config.name).made(*accepted, config)
+    part = chosen("data", config.name)
+    made = part.checked(part.make(config), Source | Recordings, "spiketriton.data.sources.Source")
     return event_source(made, config, steps) if isinstance(made, Recordings) else made
 
 

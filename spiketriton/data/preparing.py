@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from spiketriton.config import DataConfig
 from spiketriton.data.download import data_root
-from spiketriton.processors import usable
+from spiketriton.machine import usable
 
 
 def kept_in(config: DataConfig, usual: str) -> Path:

@@ -21,7 +21,7 @@ from spiketriton.data.prefetch import Batch, Loaded, finished
 from spiketriton.data.splits import Split
 from spiketriton.data.transforms import Transform, seeded_each
 from spiketriton.errors import UserError, in_code_of_others, one_line
-from spiketriton.processors import usable
+from spiketriton.machine import usable
 
 
 class Request(NamedTuple):

@@ -11,7 +11,7 @@ import numpy as np
 
 from spiketriton.config import ModelConfig, PlainNet, Recipe
 from spiketriton.config import replace as change
-from spiketriton.config.rules import BLOCK_NETS
+from spiketriton.config.rules import BLOCK_NETS, PARALLEL
 from spiketriton.data import Data, build_data
 from spiketriton.errors import UserError, one_line
 from spiketriton.gradients.mean_field import MeanField
@@ -222,7 +222,7 @@ class Experiment:
                 yield self._forward(Change.NO_RESET, "neuron.reset=none")
         if neuron.kind == "if":
             yield self._forward(Change.LEAK, "neuron.kind=lif")
-        elif not neuron.is_parallel:  # which has other weights
+        elif neuron.kind not in PARALLEL:  # which has other weights
             yield self._forward(Change.NO_LEAK, "neuron.kind=if")
         if self.subject.state is None:  # other norms and blocks have other weights
             if model.norm == "none":

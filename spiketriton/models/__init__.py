@@ -11,6 +11,7 @@ from torch import nn
 from spiketriton import plugins
 from spiketriton.config import ModelConfig, NeuronConfig, Recipe
 from spiketriton.config.parts import chosen
+from spiketriton.config.rules import LEAKY, PARALLEL
 from spiketriton.errors import UserError, one_line, warn_once
 from spiketriton.models.blocks import BlockNetwork
 from spiketriton.models.feedforward import MLP, PlainNet
@@ -46,7 +47,8 @@ def build_model(recipe: Recipe, *, classes: int, channels: int, image_size: int)
     if not part.built_in:
         what = f'model.name = "{part.name}" of the plugin {part.home}'
         with _failing(what, part.make):
-            net = part.made(Network, "spiketriton.models.Network", recipe, parts, **sizes)
+            net = part.make(recipe, parts, **sizes)
+            part.checked(net, Network, "spiketriton.models.Network")
         with _failing(
             f"{what}, shown an image of {channels}x{image_size}x{image_size},", part.make
         ):
@@ -138,17 +140,17 @@ def _block_start(model: ModelConfig, neuron: NeuronConfig, steps: int) -> tuple[
     """
     if not isinstance(model.residual_bias, str):
         return model.residual_gain, model.residual_bias
-    parallel = neuron.kind in ("psn", "masked_psn")
-    if (parallel and model.residual_gain) or neuron.kind == "relu" or not _fires_last(model):
+    weighs = neuron.kind in ("psn", "masked_psn")  # all steps, by weights of its own
+    if (weighs and model.residual_gain) or neuron.kind == "relu" or not _fires_last(model):
         return model.residual_gain, 0.0
-    leaky = neuron.kind in ("lif", "plif", "ilif", "clif", "alif", "cuba")
+    leaky = neuron.kind in LEAKY
     decay = 1 - 1 / neuron.tau if leaky else 1.0
     gain = 1 / neuron.tau if leaky and neuron.decay_input else 1.0
     if model.block == "sew":  # with "and", where only a branch that fires passes the shortcut on
         return model.residual_gain, 1.25 * neuron.v_threshold / gain
     synapse = 1 - 1 / neuron.tau_synapse if neuron.kind == "cuba" else 0.0
     gathered = arriving = echo = 0.0  # by a current of 1
-    if neuron.is_parallel:
+    if neuron.kind in PARALLEL:
         decay, steps = 0.5, min(steps, neuron.order) if neuron.kind == "sliding_psn" else 1
         echo = 1 - decay ** (steps - 1)
     for _ in range(steps):

@@ -53,7 +53,7 @@ def build_neuron(config: NeuronConfig, steps: int = 4, channels: int | None = No
     part = chosen("neurons", config.kind)
     if part.built_in:
         return part.make(config, steps, channels)
-    return part.made(SpikingNeuron, "spiketriton.neurons.SpikingNeuron", config)
+    return part.checked(part.make(config), SpikingNeuron, "spiketriton.neurons.SpikingNeuron")
 
 
 @plugins.neuron("relu")

@@ -75,11 +75,9 @@ class Announcements:
         if words := self.ranks.in_words():
             norms = "all ranks together" if recipe.train.sync_bn else "each rank by itself"
             note(f"ranks: {words}; batch norm's statistics are those of {norms}")
-        if recipe.train.mixes:
-            alphas = {"mixup": recipe.train.mixup, "CutMix": recipe.train.cutmix}
-            by = " and ".join(
-                f"{name} (alpha {alpha:g})" for name, alpha in alphas.items() if alpha
-            )
+        alphas = {"mixup": recipe.train.mixup, "CutMix": recipe.train.cutmix}
+        mixed = (f"{name} (alpha {alpha:g})" for name, alpha in alphas.items() if alpha)
+        if by := " and ".join(mixed):
             note(
                 f"mixed: pairs of training {what} by {by}; the loss in training is that of mixed {what}, "
                 "tests are not mixed"

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spiketriton import machine
 from spiketriton.data import TestSet
 from spiketriton.errors import UserError
 from spiketriton.models.agreement import AGREEMENT, counted_graph
@@ -22,7 +23,6 @@ from spiketriton.trained.energy import Workload, ann_energy_pj, energy_pj, workl
 from spiketriton.trained.raster import raster_of
 from spiketriton.trained.results import Evaluation, Sample
 from spiketriton.trained.run import Run, with_bar
-from spiketriton.training import environment
 
 CHUNK = 16  # time steps at once, so that memory does not grow with the window
 TIMED_BATCHES = 3
@@ -97,7 +97,7 @@ def evaluate(run: Run, steps: int | None = None, batch_size: int = 0) -> Evaluat
         images_per_s=images_per_s,
         device=torch.cuda.get_device_name(run.device)
         if run.device.type == "cuda"
-        else environment.cpu_name(),
+        else machine.cpu_name(),
         events=bool(data.facts.frames),
         ms_per_step=None if data.bin_ms is None else float(data.bin_ms[test.members].mean()),
         samples=_samples(run) if data.facts.frames and model.answers_each_step else [],

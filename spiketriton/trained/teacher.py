@@ -114,13 +114,11 @@ def _apart(a: Tensor, b: Tensor) -> Tensor:
 
 def find_teacher(
     config: LossConfig, folder: Path, facts: Facts, placement: Placement, student: Network
-) -> Teacher | None:
+) -> Teacher:
     """The teacher that a recipe names, of a student that is trained in `folder`.
 
     UserError: there is no such run, it was trained on other data, or no block fits the student's.
     """
-    if config.teacher == NOBODY:
-        return None
     if config.teacher == TWIN:
         with consent.decided(True):  # its code is that of this training
             run = load_run(folder / TWIN)

@@ -23,7 +23,7 @@ from torch import nn
 
 import spiketriton
 import spiketriton_kernels
-from spiketriton import processors
+from spiketriton import machine
 from spiketriton.commandline import spelled
 from spiketriton.config import TrainConfig
 from spiketriton.errors import UserError
@@ -49,9 +49,9 @@ def choose_device(wanted: str) -> Choice:
             f'train.device = "cuda", but PyTorch {torch.__version__} finds no GPU; accepted here: "auto" or "cpu"'
         )
     if wanted == "cpu":
-        return Choice(torch.device("cpu"), f"{cpu_name()}, because train.device says so")
+        return Choice(torch.device("cpu"), f"{machine.cpu_name()}, because train.device says so")
     if not found:
-        return Choice(torch.device("cpu"), f"{cpu_name()}, because PyTorch finds no GPU")
+        return Choice(torch.device("cpu"), f"{machine.cpu_name()}, because PyTorch finds no GPU")
     device = torch.device("cuda", torch.cuda.current_device())
     properties = torch.cuda.get_device_properties(device)
     return Choice(device, f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB")
@@ -67,7 +67,9 @@ def choose_precision(wanted: str, device: torch.device) -> Choice:
         note = "; cuDNN may compute convolutions in TF32, PyTorch's default" if tf32 else ""
         return Choice(dtype, f"as the recipe says{note}")
     if device.type == "cpu":
-        fast = _cpu_flags() & ({"avx512_bf16", "amx_bf16"} if wanted == "bf16" else {"amx_fp16"})
+        fast = machine.cpu_flags() & (
+            {"avx512_bf16", "amx_bf16"} if wanted == "bf16" else {"amx_fp16"}
+        )
         note = (
             f"with this CPU's {', '.join(sorted(fast))} instructions"
             if fast
@@ -88,7 +90,7 @@ def name_of(dtype: torch.dtype) -> str:
 def _fast_precision(device: torch.device) -> Choice:
     """bfloat16 where the processor has instructions for it, else float16 on a GPU: emulated ones are slower."""
     if device.type == "cpu":
-        found = sorted(_cpu_flags() & {"avx512_bf16", "amx_bf16"})
+        found = sorted(machine.cpu_flags() & {"avx512_bf16", "amx_bf16"})
         fast, who = bool(found), f"this CPU has {', '.join(found) or 'no bf16'} instructions"
     else:
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -100,12 +102,12 @@ def _fast_precision(device: torch.device) -> Choice:
     return Choice(torch.bfloat16 if fast else torch.float32, f"because {who}")
 
 
-def set_up(cfg: TrainConfig, device: torch.device) -> None:
-    """The recipe's threads and algorithms for this process."""
-    use_threads(cfg.threads)
+def set_up(threads: int, deterministic: bool, device: torch.device) -> None:
+    """A recipe's threads and algorithms for this process."""
+    use_threads(threads)
     if device.type == "cpu":
         keep_freed_memory()
-    use_deterministic_algorithms(cfg.deterministic, device)
+    use_deterministic_algorithms(deterministic, device)
 
 
 @contextlib.contextmanager
@@ -154,7 +156,7 @@ def use_threads(threads: int) -> int:
     OMP_NUM_THREADS, which torchrun sets, has chosen already.
     """
     if not threads and "OMP_NUM_THREADS" not in os.environ:
-        threads = min(torch.get_num_threads(), processors.free())
+        threads = min(torch.get_num_threads(), machine.free())
     if threads:
         torch.set_num_threads(threads)
     return torch.get_num_threads()
@@ -162,7 +164,10 @@ def use_threads(threads: int) -> int:
 
 def use_threads_of(session: Mapping[str, Any]) -> None:
     """The threads of an earlier session on this machine: another number gives other bits."""
-    if session.get("cpu") == cpu_name() and 1 <= session.get("threads", 0) <= processors.usable():
+    if (
+        session.get("cpu") == machine.cpu_name()
+        and 1 <= session.get("threads", 0) <= machine.usable()
+    ):
         torch.set_num_threads(session["threads"])
 
 
@@ -185,11 +190,11 @@ def keep_threads(
 
 def thread_words(chosen: int) -> str:
     """`2`, or why there are fewer, as `1 of 2: other processes use 1.0 processors; ...`."""
-    threads, usable = torch.get_num_threads(), processors.usable()
-    if chosen or not threads == processors.free() < usable:
+    threads, usable = torch.get_num_threads(), machine.usable()
+    if chosen or not threads == machine.free() < usable:
         return f"{threads}"
     return (
-        f"{threads} of {usable}: other processes use {processors.taken():.1f} processors; "
+        f"{threads} of {usable}: other processes use {machine.taken():.1f} processors; "
         f"train.threads={usable} takes all"
     )
 
@@ -230,7 +235,7 @@ def describe(device: torch.device, ranks: Ranks | None = None) -> dict[str, Any]
         "python": platform.python_version(),
         **{name: _version(name) for name in ("torch", "torchvision", "triton", "numpy")},
         "platform": platform.platform(),
-        "cpu": cpu_name(),
+        "cpu": machine.cpu_name(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cuda": torch.version.cuda,
         "threads": torch.get_num_threads(),
@@ -307,22 +312,3 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-@cache
-def _cpu_info() -> dict[str, str]:
-    """The first processor's entry of Linux's /proc/cpuinfo; empty elsewhere."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-    except OSError:
-        return {}
-    pairs = (line.partition(":") for line in lines)
-    return {key.strip(): value.strip() for key, _, value in pairs}
-
-
-def cpu_name() -> str:
-    return _cpu_info().get("model name") or platform.processor() or platform.machine()
-
-
-def _cpu_flags() -> set[str]:
-    return set(_cpu_info().get("flags", "").split())

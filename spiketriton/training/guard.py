@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from spiketriton.config import TrainConfig
-
 # A loss scaler starts at 2^16 and halves: a gradient that still overflows at 2^-8 is bad.
 SCALER_TRIES = 24
 
@@ -47,15 +45,15 @@ class Counts(NamedTuple):
 class FiniteGuard:
     """Keeps bad steps from changing anything; all ranks must be given the same `loss` and `norm`.
 
-    optimizer: with torch's `fused=True`; its `step` is hooked. scaled: a loss scaler finds its factor by trial, so
-    gradients may overflow; such steps change nothing either, and count as bad only after SCALER_TRIES in a row.
+    optimizer: with torch's `fused=True`; its `step` is hooked. patience: bad steps in a row before the end. scaled: a
+    loss scaler finds its factor by trial, so gradients may overflow; such steps change nothing either, and count as
+    bad only after SCALER_TRIES in a row.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: Optimizer, cfg: TrainConfig, *, scaled: bool
+        self, model: nn.Module, optimizer: Optimizer, *, patience: int, scaled: bool
     ) -> None:
-        self.patience = cfg.max_skips if cfg.nonfinite == "skip" else 0
-        self.scaled = scaled
+        self.patience, self.scaled = patience, scaled
         buffers = [buffer for buffer in model.buffers() if buffer is not None]
         dtypes = sorted({buffer.dtype for buffer in buffers}, key=str)
         self._buffers = [[b for b in buffers if b.dtype == dtype] for dtype in dtypes]

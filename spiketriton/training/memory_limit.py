@@ -8,20 +8,20 @@ On a CPU each trial is a process whose memory is limited to what is free. Withou
 process, and oneDNN computes no new convolution in a process that was refused memory once.
 """
 
-import contextlib
 import gc
 import json
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 
-from spiketriton.config import Recipe
+from spiketriton import machine
+from spiketriton.config import ModelConfig, Recipe, TrainConfig
 from spiketriton.data import Data, Facts
 from spiketriton.errors import UserError
 from spiketriton.models import build_model
@@ -60,16 +60,15 @@ def explained(
     error: BaseException, recipe: Recipe, device: torch.device, images: int
 ) -> OutOfMemory:
     """The one-line error for running out of memory in training, by a micro-batch of `images` on this device."""
-    train, peak = recipe.train, peak_memory_mib(device)
-    asked = _asked(str(error))
-    had, total = "the peak of this process", ""
+    peak, had, total = peak_memory_mib(device), "the peak of this process", ""
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
         had, total = "the peak allocated before", f" of {memory / 2**20:.0f} MiB"
+    remedies = _remedies(recipe.train, recipe.model, recipe.neuron.kind != "relu", images)
     return OutOfMemory(
-        f"out of memory on {device.type}: {asked or 'memory'} more was asked for, {had} was "
+        f"out of memory on {device.type}: {_asked(str(error)) or 'memory'} more was asked for, {had} was "
         f"{peak:.0f} MiB{total}; a micro-batch is {images} images (train.batch_size = "
-        f"{train.batch_size}); what lowers it: {', '.join(_remedies(recipe, images))}"
+        f"{recipe.train.batch_size}); what lowers it: {', '.join(remedies)}"
     )
 
 
@@ -90,10 +89,9 @@ def _asked(message: str) -> str:
     return ""
 
 
-def _remedies(recipe: Recipe, images: int) -> list[str]:
+def _remedies(train: TrainConfig, model: ModelConfig, spiking: bool, images: int) -> list[str]:
     """Changes to the recipe that need less memory and are not made yet; the cheapest first."""
-    train, model = recipe.train, recipe.model
-    spiking, tips = recipe.neuron.kind != "relu", []
+    tips = []
     if images > 1:
         fewer = next(n for n in range(images // 2, 0, -1) if images % n == 0)
         auto = "" if train.micro_batch == "auto" else " or auto"
@@ -109,42 +107,70 @@ def _remedies(recipe: Recipe, images: int) -> list[str]:
     return tips or ["a smaller model.width, data.image_size or time_steps"]
 
 
-Trial = Callable[[int], None]  # trains on this many images; raises if they do not fit in memory
+@dataclass(frozen=True)
+class Trial:
+    """The recipe's network, trained on noise. frames: of a recording; 0: constant images."""
+
+    recipe: Recipe
+    facts: Facts
+    frames: int
+
+    def __call__(self, images: int) -> None:
+        """A step on so many images, then forward and backward once more; raises if they do not fit in memory."""
+        cfg = self.recipe.train
+        placement = Placement.set_up(cfg)
+        model = placement.place(build_model(self.recipe, **self.facts.sizes))
+        forward = environment.compiled(model) if cfg.compile else model
+        optimizer = build_optimizer(cfg, model, self.recipe.peak_lr)
+        loss = build_loss(self.recipe.loss, [1] * len(self.facts.classes))
+        frames = (self.frames,) if self.frames else ()
+        shape = (*frames, images, *self.facts.image_shape)
+        batch = placement.to_device(torch.randn(shape, device=placement.device))
+        labels = torch.zeros(images, dtype=torch.int64, device=placement.device)
+        for _ in range(2):
+            with placement.autocast():
+                value = loss(forward(batch), labels)
+            value.backward()
+            optimizer.step()
+        value.item()  # waits for the device
+
+    def apart(self, free: int | None, images: int) -> None:
+        """The same in a process of its own, which may allocate `free` bytes (None: no limit is known)."""
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            pool.submit(_limited, free, self, images).result()
+
+
+def _limited(free: int | None, trial: Callable[[int], None], images: int) -> None:
+    machine.limit_memory(free)
+    trial(images)
 
 
 def settle(
-    recipe: Recipe,
-    data: Data,
-    folder: RunFolder,
-    note: Callable[[str], None],
-    trial: Trial | None = None,
-    ranks: Ranks | None = None,
+    trial: Trial, data: Data, folder: RunFolder, note: Callable[[str], None], ranks: Ranks
 ) -> Data:
-    """`data` with the largest micro-batches that fit, if the recipe says "auto".
+    """`data` with the largest micro-batches that fit, for `train.micro_batch = "auto"`.
 
     All ranks use the smallest size found by any of them. OutOfMemory: not even one image fits.
     """
-    if recipe.train.micro_batch != "auto":
-        return data
-    ranks = ranks or Ranks()
-    found = folder.micro_batch
-    share = data.train.batch_size // data.train.world_size
-    sizes = [
-        n for n in range(share, 0, -1) if share % n == 0 and not (recipe.train.mixes and n % 2)
-    ]
+    found, train = folder.micro_batch, data.train
+    share = train.batch_size // train.world_size
+    even = 1 if train.dataset.mixing is None else 2  # it mixes pairs
+    sizes = [n for n in range(share, 0, -1) if share % n == 0 and n % even == 0]
     size = ranks.decide(lambda: _read(found, sizes) if found.exists() else 0)
     if size:
         note(f"micro-batch: {size} of {share} images, as this run began")
     else:
-        trial = trial or _trial_of(recipe, data, ranks.ranks_here)
-        fits = largest_that_fits(sizes, trial, recipe)
+        fits = _largest_that_fits(sizes, trial, ranks.ranks_here)
         ranks.meet()  # their trials may differ by minutes
         size = -int(ranks.most(-fits))
         note(f"micro-batch: {size} of {share} images, the largest that fits in memory")
         folder.write_micro_batch(size)
-    train = replace(data.train, accumulate=share // size)
-    held_out = data.validation and replace(data.validation, batch_size=size)
-    return replace(data, train=train, test=replace(data.test, batch_size=size), validation=held_out)
+    return replace(
+        data,
+        train=replace(train, accumulate=share // size),
+        test=replace(data.test, batch_size=size),
+        validation=data.validation and replace(data.validation, batch_size=size),
+    )
 
 
 def _read(path: Path, sizes: Sequence[int]) -> int:
@@ -157,21 +183,28 @@ def _read(path: Path, sizes: Sequence[int]) -> int:
     return size
 
 
-def largest_that_fits(sizes: Sequence[int], trial: Trial, recipe: Recipe) -> int:
-    """The first of some falling numbers of images for which `trial` has memory. OutOfMemory: there is none."""
-    before, device = random_state(), environment.choose_device(recipe.train.device).value
+def _largest_that_fits(sizes: Sequence[int], trial: Trial, ranks_here: int) -> int:
+    """The first of some falling numbers of images for which there is memory. OutOfMemory: there is none.
+
+    Ranks on this machine share what is free.
+    """
+    before, device = random_state(), environment.choose_device(trial.recipe.train.device).value
+    run: Callable[[int], None] = trial
+    if device.type == "cpu":
+        free = machine.available_memory()
+        run = partial(trial.apart, free and free // ranks_here)
     try:
         for size in sizes:
-            if (failure := _failure(trial, size)) is None:
+            if (failure := _failure(run, size)) is None:
                 return size
         assert failure is not None
-        raise explained(failure, recipe, device, size)
+        raise explained(failure, trial.recipe, device, size)
     finally:
         set_random_state(before)
         torch.cuda.empty_cache()
 
 
-def _failure(trial: Trial, size: int) -> Exception | None:
+def _failure(trial: Callable[[int], None], size: int) -> Exception | None:
     """The out-of-memory error of a trial, or None. Its frames, which hold tensors, are dropped."""
     try:
         trial(size)
@@ -184,82 +217,3 @@ def _failure(trial: Trial, size: int) -> Exception | None:
     gc.collect()
     torch.cuda.empty_cache()
     return failure
-
-
-def _trial_of(recipe: Recipe, data: Data, ranks_here: int) -> Trial:
-    """A trial with the recipe's network, on noise. Ranks on this machine share the free memory."""
-    device = environment.choose_device(recipe.train.device).value
-    train = partial(_train, recipe, data.facts, data.frames)
-    if device.type != "cpu":
-        return train
-    free = available_host_memory()
-    free = free and free // ranks_here
-
-    def in_a_process(images: int) -> None:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            pool.submit(_within, free, train, images).result()
-
-    return in_a_process
-
-
-def _within(free: int | None, train: Trial, images: int) -> None:
-    """Trains in this process, limited to `free` more bytes (None: no limit is known)."""
-    used = _data_memory()
-    if free is not None and used is not None:
-        import resource  # missing on Windows, where neither is known
-
-        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-        most = used + free
-        limit = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
-    train(images)
-
-
-def _train(recipe: Recipe, facts: Facts, frames: int, images: int) -> None:
-    """A step on so many images of noise, then forward and backward once more.
-
-    frames: of a recording; 0: constant images.
-    """
-    cfg = recipe.train
-    placement = Placement.set_up(cfg)
-    model = placement.place(build_model(recipe, **facts.sizes))
-    forward = environment.compiled(model) if cfg.compile else model
-    optimizer = build_optimizer(cfg, model, recipe.peak_lr)
-    loss = build_loss(recipe.loss, [1] * len(facts.classes))
-    shape = (images, *facts.image_shape)
-    noise = torch.randn((frames, *shape) if frames else shape, device=placement.device)
-    batch = placement.to_device(noise)
-    labels = torch.zeros(images, dtype=torch.int64, device=placement.device)
-    for _ in range(2):
-        with placement.autocast():
-            value = loss(forward(batch), labels)
-        value.backward()
-        optimizer.step()
-    value.item()  # waits for the device
-
-
-def available_host_memory() -> int | None:
-    """Bytes that can still be allocated, also in a container; None where /proc does not say."""
-    kib = _field(Path("/proc/meminfo"), "MemAvailable")
-    if kib is None:
-        return None
-    free = [kib * 1024]
-    group = Path("/sys/fs/cgroup")
-    with contextlib.suppress(OSError, ValueError):  # no limit reads "max"
-        limit = int((group / "memory.max").read_text())
-        free.append(max(0, limit - int((group / "memory.current").read_text())))
-    return min(free)
-
-
-def _data_memory() -> int | None:
-    """Bytes of this process that RLIMIT_DATA counts."""
-    kib = _field(Path("/proc/self/status"), "VmData")
-    return None if kib is None else kib * 1024
-
-
-def _field(path: Path, name: str) -> int | None:
-    try:
-        found = re.search(rf"^{name}:\s+(\d+) kB", path.read_text(), re.MULTILINE)
-    except OSError:
-        return None
-    return int(found[1]) if found else None

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from spiketriton.config import Recipe
+from spiketriton.config import NeuronConfig, TrainConfig
 from spiketriton.data import Facts, TrainStream
 from spiketriton.errors import UserError
 from spiketriton.models import Network, trial
@@ -219,7 +219,7 @@ def again(
 
 
 def report(
-    recipe: Recipe, folder: Path, counts: Counts, find: Callable[[], Finding | None]
+    folder: Path, counts: Counts, advice: str, find: Callable[[], Finding | None]
 ) -> Diverged:
     """Writes nonfinite.json, and returns the error that ends the run; `find` repeats the step."""
     finding = None
@@ -242,15 +242,15 @@ def report(
     except UserError as error:
         message += f"; {error}"
     return Diverged(
-        f"{message}; {_advice(recipe)} may help; the step changed no weight, and "
+        f"{message}; {advice} may help; the step changed no weight, and "
         f"spiketriton nonfinite {folder / 'nonfinite.pt'} repeats it"
     )
 
 
-def _advice(recipe: Recipe) -> str:
-    train, neuron = recipe.train, recipe.neuron
+def advice(train: TrainConfig, neuron: NeuronConfig, clipping: float) -> str:
+    """What may help. clipping: the largest norm of a gradient; 0: any."""
     tips = ["a lower train.lr"]
-    if not recipe.clipping:
+    if not clipping:
         tips.append("train.clip_grad_norm=1")
     if train.precision != "fp32":
         tips.append("train.precision=fp32")

@@ -36,7 +36,7 @@ class Placement:
     def set_up(cls, cfg: TrainConfig) -> "Placement":
         """`of`, after setting the threads and algorithms of this process."""
         placement = cls.of(cfg)
-        environment.set_up(cfg, placement.device)
+        environment.set_up(cfg.threads, cfg.deterministic, placement.device)
         return placement
 
     def place(self, model: Net) -> Net:

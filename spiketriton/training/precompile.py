@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spiketriton import processors
+from spiketriton import machine
 from spiketriton.errors import one_line
 from spiketriton.models.network import Network
 from spiketriton.training.placement import Placement
@@ -29,7 +29,7 @@ class _Pool(ThreadPoolExecutor):
     """Keeps what it is given."""
 
     def __init__(self) -> None:
-        super().__init__(processors.free())
+        super().__init__(machine.free())
         self.jobs: list[Future[Any]] = []
 
     def submit(self, *args: Any, **options: Any) -> Future[Any]:

@@ -45,7 +45,12 @@ class Update:
         self.scaler = placement.scaler()
         # torch warns if the scaler skips the first step, which is normal
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
-        self.guard = FiniteGuard(model, self.optimizer, cfg, scaled=self.scaler.is_enabled())
+        self.guard = FiniteGuard(
+            model,
+            self.optimizer,
+            patience=cfg.max_skips if cfg.nonfinite == "skip" else 0,
+            scaled=self.scaler.is_enabled(),
+        )
         self.ema = MovingAverage(model, cfg.ema) if cfg.ema else None
         self.number = torch.zeros((), dtype=torch.int64, device=self.device)  # of the step
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import spiketriton_kernels as kernels
-from spiketriton import checkup, processors
+from spiketriton import checkup, machine
 from spiketriton.checkup import KERNELS, TOLERANCE, compared
 from spiketriton.doctor import main, small_recipe
 from spiketriton.errors import EXIT_DONE, EXIT_ERROR
@@ -136,8 +136,8 @@ def test_versions(installed, state, monkeypatch):
 
 
 def test_a_busy_machine_and_one_without_a_compiler_are_slow(monkeypatch):
-    for taken, state in ((processors.usable() / 2, "slow"), (0.0, "ok")):
-        monkeypatch.setattr(processors, "taken", lambda taken=taken: taken)
+    for taken, state in ((machine.usable() / 2, "slow"), (0.0, "ok")):
+        monkeypatch.setattr(machine, "taken", lambda taken=taken: taken)
         (found,) = [one for one in checkup.devices(CPU) if one.name == "processors"]
         assert found.state == state
     with kernels.use_backend("torch"):

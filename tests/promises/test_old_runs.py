@@ -16,13 +16,13 @@ from spiketriton.data import build_data
 from spiketriton.errors import EXIT_DONE
 from spiketriton.gradients.subject import find_subject
 from spiketriton.gradients.variants import Experiment
+from spiketriton.machine import cpu_flags
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import Rows
 from spiketriton.train import main
 from spiketriton.trained.evaluation import evaluate
 from spiketriton.trained.run import load_run
 from spiketriton.trainer import Trainer
-from spiketriton.training.environment import _cpu_flags
 from tests.small_runs import Lines, small_recipe
 
 OLD = Path(__file__).parent / "old_run"  # of the small recipe, stopped after step 7 of 10
@@ -98,6 +98,6 @@ def test_one_step_in_bf16(tmp_path, fused, recorded):
     recipe = small_recipe(
         *USUAL, "train.precision=bf16", f"model.fused={fused}", "train.log_every=1"
     )
-    same_rounding = "avx512_bf16" in _cpu_flags() and "amx_bf16" not in _cpu_flags()
+    same_rounding = "avx512_bf16" in cpu_flags() and "amx_bf16" not in cpu_flags()
     tolerance = TOLERANCE if same_rounding else 0.05
     assert_recorded(trained(recipe, tmp_path / "run", 1), [recorded], tolerance)

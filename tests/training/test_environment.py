@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from spiketriton.config import TrainConfig
 from spiketriton.errors import UserError
 from spiketriton.training import environment
 from spiketriton.training.ranks import Ranks
@@ -76,23 +75,6 @@ def test_the_commit_of_a_checkout(tmp_path, monkeypatch):
     assert f" (code {environment.package_checksum()[:8]}), torch" in environment.version_line()
 
 
-def test_the_processor(tmp_path, monkeypatch):
-    info = tmp_path / "cpuinfo"
-    info.write_text("model name\t: Fast: 9\nflags\t: sse amx_bf16\n\nmodel name\t: Slow\n")
-    monkeypatch.setattr(environment, "Path", lambda path: info)
-    found = environment._cpu_info.__wrapped__()
-    assert found == {"model name": "Fast: 9", "flags": "sse amx_bf16"}
-    info.unlink()
-    assert environment._cpu_info.__wrapped__() == {}
-    for read, name in ((found, "Fast: 9"), ({}, "x86"), ({"model name": ""}, "x86")):
-        monkeypatch.setattr(environment, "_cpu_info", lambda read=read: read)
-        monkeypatch.setattr(platform, "processor", lambda: "x86")
-        assert environment.cpu_name() == name
-        assert environment._cpu_flags() == ({"sse", "amx_bf16"} if "flags" in read else set())
-    monkeypatch.setattr(platform, "processor", lambda: "")
-    assert environment.cpu_name() == platform.machine()
-
-
 def test_outside_a_repository_there_is_no_commit(tmp_path, monkeypatch):
     package = tmp_path / "lib" / "spiketriton" / "__init__.py"
     package.parent.mkdir(parents=True)
@@ -112,7 +94,7 @@ def test_outside_a_repository_there_is_no_commit(tmp_path, monkeypatch):
 def test_the_device_without_a_gpu(monkeypatch, wanted, reason):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert environment.choose_device(wanted) == environment.Choice(
-        CPU, f"{environment.cpu_name()}, {reason}"
+        CPU, f"{environment.machine.cpu_name()}, {reason}"
     )
     with pytest.raises(UserError, match=r'train\.device = "cuda", but PyTorch .* finds no GPU'):
         environment.choose_device("cuda")
@@ -147,7 +129,7 @@ def test_the_device_with_a_gpu(monkeypatch, wanted):
     ],
 )
 def test_the_precision_on_a_cpu(monkeypatch, wanted, flags, dtype, reason):
-    monkeypatch.setattr(environment, "_cpu_flags", lambda: flags)
+    monkeypatch.setattr(environment.machine, "cpu_flags", lambda: flags)
     choice = environment.choose_precision(wanted, CPU)
     assert choice.value == dtype
     assert choice.reason.endswith(reason)
@@ -196,8 +178,8 @@ def test_deterministic_algorithms_on_and_off(monkeypatch):
 def threads(monkeypatch):
     """Four processors of which one is taken, and the number of threads as it was afterwards."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(environment.processors, "usable", lambda: 4)
-    monkeypatch.setattr(environment.processors, "taken", lambda: 1.2)
+    monkeypatch.setattr(environment.machine, "usable", lambda: 4)
+    monkeypatch.setattr(environment.machine, "taken", lambda: 1.2)
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -220,7 +202,7 @@ def test_threads_are_those_of_the_recipe_or_the_processors_that_are_free(threads
 
 
 def test_a_resumed_run_keeps_its_threads_on_the_same_machine_only(threads):
-    cpu = environment.cpu_name()
+    cpu = environment.machine.cpu_name()
     torch.set_num_threads(1)
     for session in ({}, {"cpu": "another", "threads": 2}, {"cpu": cpu, "threads": 5}):
         environment.use_threads_of(session)
@@ -277,7 +259,7 @@ def test_memory_is_kept_on_a_cpu_only(monkeypatch, device):
             environment, name, lambda *given, name=name: done.append((name, *given))
         )
     where = torch.device(device)
-    environment.set_up(TrainConfig(threads=3, deterministic=True), where)
+    environment.set_up(3, True, where)
     kept = [("keep_freed_memory",)] * (device == "cpu")
     assert done == [("use_threads", 3), *kept, ("use_deterministic_algorithms", True, where)]
 

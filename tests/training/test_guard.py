@@ -8,6 +8,9 @@ import torch
 from spiketriton.config import TrainConfig
 from spiketriton.training.guard import SCALER_TRIES, FiniteGuard
 from spiketriton.training.optim import build_optimizer
+from spiketriton.training.placement import Placement
+from spiketriton.training.ranks import Ranks
+from spiketriton.training.update import Update
 
 
 def judged(guard: FiniteGuard, loss: float, norm: float) -> None:
@@ -17,7 +20,7 @@ def judged(guard: FiniteGuard, loss: float, norm: float) -> None:
 
 def test_a_loss_scaler_may_try_but_not_for_ever():
     net = torch.nn.Linear(2, 1)
-    guard = FiniteGuard(net, build_optimizer(TrainConfig(), net, 1e-3), TrainConfig(), scaled=True)
+    guard = FiniteGuard(net, build_optimizer(TrainConfig(), net, 1e-3), patience=0, scaled=True)
     for _ in range(2):
         for _ in range(SCALER_TRIES):
             judged(guard, 1.0, math.inf)
@@ -33,7 +36,7 @@ def test_what_counts_as_bad():
     for scaled in (False, True):
         net = torch.nn.Linear(2, 1)
         optimizer = build_optimizer(TrainConfig(optimizer="sgd", momentum=0.0), net, 1e-3)
-        guard = FiniteGuard(net, optimizer, TrainConfig(nonfinite="skip"), scaled=scaled)
+        guard = FiniteGuard(net, optimizer, patience=10, scaled=scaled)
         for loss, norm, bad in (
             (1.0, 1.0, False),
             (math.nan, 1.0, True),
@@ -52,7 +55,8 @@ def test_what_counts_as_bad():
 
 def guard_of(net: torch.nn.Module, **keys: object) -> FiniteGuard:
     cfg = TrainConfig(**keys)  # type: ignore[arg-type]
-    return FiniteGuard(net, build_optimizer(cfg, net, 1e-3), cfg, scaled=False)
+    placement = Placement(torch.device("cpu"), torch.float32, torch.contiguous_format)
+    return Update(cfg, 1e-3, 0.0, net, placement, Ranks(), 10).guard
 
 
 @pytest.mark.parametrize(

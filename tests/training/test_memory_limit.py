@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from spiketriton import machine
 from spiketriton.data import Facts, build_data
 from spiketriton.errors import EXIT_DONE, EXIT_USER, UserError
 from spiketriton.gradients.probing import Prober
@@ -19,7 +20,13 @@ from spiketriton.models import build_model
 from spiketriton.runs.folder import RunFolder
 from spiketriton.train import main
 from spiketriton.training import memory_limit
-from spiketriton.training.memory_limit import OutOfMemory, explained, is_out_of_memory, settle
+from spiketriton.training.memory_limit import (
+    OutOfMemory,
+    Trial,
+    explained,
+    is_out_of_memory,
+    settle,
+)
 from spiketriton.training.randomness import random_state, seed_everything
 from spiketriton.training.ranks import Ranks
 from tests.processes import done
@@ -91,10 +98,11 @@ def test_a_run_that_is_too_large_says_so_in_one_line(recipe):
     """Really: 252 MB for one tensor, of the 150 MB that the system gives to that process."""
     small_trainer(Path("warm")).fit(until=1)  # a compiler would not live on so little
     code = (
-        "import sys; from functools import partial; from spiketriton.train import main\n"
-        "from spiketriton.training import memory_limit\n"
+        "from spiketriton.train import main\n"
+        "from spiketriton import machine, session\n"
         "from spiketriton.errors import run_command\n"
-        "memory_limit._within(150 * 2**20, partial(run_command, main), sys.argv[1:])"
+        "machine.limit_memory(150 * 2**20)\n"
+        "run_command(main)"
     )
     words = [recipe, *LARGE, "--run-dir", "run"]
     ended = done("-c", code, *words, folder=Path.cwd())
@@ -119,10 +127,10 @@ def test_wherever_a_run_meets_it(tmp_path, monkeypatch, error, place):
 # ---- the micro-batch that fits
 
 
-def trial_of(limit: int, tried: list[int]) -> memory_limit.Trial:
+def trial_of(limit: int, tried: list[int]) -> Callable[[Trial, int | None, int], None]:
     """Fits so many images and no more; draws random numbers, as a real one does."""
 
-    def trial(images: int) -> None:
+    def trial(_: Trial, free: int | None, images: int) -> None:
         tried.append(images)
         torch.rand(3)
         if images > limit:
@@ -142,13 +150,15 @@ def trial_of(limit: int, tried: list[int]) -> memory_limit.Trial:
         (60, 19, 12, [60, 30, 20, 12], ["train.mixup=1"]),  # only even ones make pairs
     ],
 )
-def test_the_largest_divisor_that_fits(tmp_path, batch, limit, size, tries, more):
+def test_the_largest_divisor_that_fits(tmp_path, monkeypatch, batch, limit, size, tries, more):
     recipe = small_recipe("train.micro_batch=auto", f"train.batch_size={batch}", *more)
     folder, tried, notes = RunFolder.create(tmp_path / "run", "small"), [], []
     data = build_data(recipe)
     seed_everything(5)
     before = random_state()
-    found = settle(recipe, data, folder, notes.append, trial_of(limit, tried))
+    monkeypatch.setattr(Trial, "apart", trial_of(limit, tried))
+    trial = Trial(recipe, data.facts, 0)
+    found = settle(trial, data, folder, notes.append, Ranks())
     assert_equal(random_state(), before)
     assert tried == tries
     assert found.train.accumulate == batch // size
@@ -156,16 +166,18 @@ def test_the_largest_divisor_that_fits(tmp_path, batch, limit, size, tries, more
     assert found.test.batch_size == size
     assert notes == [f"micro-batch: {size} of {batch} images, the largest that fits in memory"]
 
-    again = settle(recipe, data, folder, notes.append, trial_of(1, tried))
+    again = settle(trial, data, folder, notes.append, Ranks())
     assert tried == tries  # it is not tried again: the run has begun
     assert again == found
     assert notes[1] == f"micro-batch: {size} of {batch} images, as this run began"
 
 
-def test_not_even_one_image_fits(tmp_path):
+def test_not_even_one_image_fits(tmp_path, monkeypatch):
     recipe, folder = small_recipe("train.micro_batch=auto"), RunFolder.create(tmp_path, "small")
+    data = build_data(recipe)
+    monkeypatch.setattr(Trial, "apart", trial_of(0, []))
     with pytest.raises(OutOfMemory, match="a micro-batch is 1 images"):
-        settle(recipe, build_data(recipe), folder, print, trial_of(0, []))
+        settle(Trial(recipe, data.facts, 0), data, folder, print, Ranks())
     assert not (tmp_path / "micro_batch.json").exists()
 
 
@@ -173,15 +185,16 @@ def test_not_even_one_image_fits(tmp_path):
 def test_a_damaged_result_is_named(tmp_path, content):
     recipe, folder = small_recipe("train.micro_batch=auto"), RunFolder.create(tmp_path, "small")
     (tmp_path / "micro_batch.json").write_text(content)
+    data = build_data(recipe)
     with pytest.raises(UserError, match=r"micro_batch\.json is damaged: no divisor of 16 images"):
-        settle(recipe, build_data(recipe), folder, print)
+        settle(Trial(recipe, data.facts, 0), data, folder, print, Ranks())
 
 
 @pytest.mark.usefixtures("no_pictures")
 def test_an_automatic_run_is_the_run_of_its_number_and_resumes(recipe, monkeypatch, capsys):
     """It trains as the number that was found says, and goes on so where more would fit."""
     tried: list[int] = []
-    monkeypatch.setattr(memory_limit, "_trial_of", lambda *_: trial_of(4, tried))
+    monkeypatch.setattr(Trial, "apart", trial_of(4, tried))
     auto = ["train.micro_batch=auto", "train.max_steps=9"]
     assert main([recipe, *auto, "--run-dir", "auto"]) == EXIT_DONE
     shown = capsys.readouterr().out
@@ -190,7 +203,7 @@ def test_an_automatic_run_is_the_run_of_its_number_and_resumes(recipe, monkeypat
     assert json.loads(Path("auto/micro_batch.json").read_text()) == {"micro_batch": 4}
 
     small_trainer(Path("broken"), *auto).fit(until=5)
-    monkeypatch.setattr(memory_limit, "_trial_of", lambda *_: trial_of(99, tried))
+    monkeypatch.setattr(Trial, "apart", trial_of(99, tried))
     assert main(["--resume", "broken"]) == EXIT_DONE
     small_trainer(Path("number"), "train.micro_batch=4", auto[1]).fit()
     small_trainer(Path("parts"), "train.accumulate=4", auto[1]).fit()
@@ -219,44 +232,27 @@ def test_ranks_share_the_memory_and_wait_for_each_other(tmp_path, monkeypatch):
 
     recipe = small_recipe("train.micro_batch=auto")
     folder, data = RunFolder.create(tmp_path / "run", "small"), build_data(recipe, world_size=2)
-    tried: list[int] = []
-    found = settle(recipe, data, folder, print, trial=tried.append, ranks=Two())
-    assert tried == [8]  # of 16 images on two ranks
+    given: list[tuple[int | None, int]] = []
+    monkeypatch.setattr(machine, "available_memory", lambda: 1000)
+    monkeypatch.setattr(Trial, "apart", lambda _, *free_and_images: given.append(free_and_images))
+    found = settle(Trial(recipe, data.facts, 0), data, folder, print, Two())
+    assert given == [(500, 8)]  # of 16 images on two ranks
     assert found.train.accumulate == 4
     assert said == ["met", "agreed"]
 
+
+def test_a_trial_apart_trains_in_a_process_that_is_limited(monkeypatch):
     class Pool(ThreadPoolExecutor):
         def __init__(self, workers: int, mp_context: object) -> None:
             assert workers == 1
             super().__init__(workers)
 
-    given = []
-    monkeypatch.setattr(memory_limit, "available_host_memory", lambda: 1000)
+    recipe, done = small_recipe("train.micro_batch=auto"), []
+    monkeypatch.setattr(machine, "limit_memory", done.append)
     monkeypatch.setattr(memory_limit, "ProcessPoolExecutor", Pool)
-    monkeypatch.setattr(memory_limit, "_within", lambda free, *_: given.append(free))
-    memory_limit._trial_of(recipe, data, ranks_here=2)(4)
-    assert given == [500]
-
-
-@pytest.mark.parametrize(
-    ("free", "used", "hard", "limit"),
-    [
-        (300, 200, resource.RLIM_INFINITY, 500),
-        (300, 200, 450, 450),
-        (300, 200, 900, 500),
-        (None, 200, 900, None),
-        (300, None, 900, None),
-    ],
-)
-def test_a_trial_gets_what_is_free_and_never_more_than_allowed(
-    monkeypatch, free, used, hard, limit
-):
-    done: list[object] = []
-    monkeypatch.setattr(memory_limit, "_data_memory", lambda: used)
-    monkeypatch.setattr(resource, "getrlimit", lambda kind: (77, hard))
-    monkeypatch.setattr(resource, "setrlimit", lambda *given: done.append(given))
-    memory_limit._within(free, done.append, 4)
-    assert done == [*([(resource.RLIMIT_DATA, (limit, hard))] if limit else []), 4]
+    monkeypatch.setattr(Trial, "__call__", lambda _, images: done.append(images))
+    Trial(recipe, build_data(recipe).facts, 0).apart(500, 4)
+    assert done == [500, 4]
 
 
 def test_a_trial_is_a_step_and_one_more_backward_on_noise(monkeypatch):
@@ -278,28 +274,10 @@ def test_a_trial_is_a_step_and_one_more_backward_on_noise(monkeypatch):
     facts = Facts(name="seven", classes=tuple("abcdefg"), channels=2, image_size=12, **pixels)
     monkeypatch.setattr(memory_limit.environment, "compiled", keep)
     for word in ("false", "true"):
-        memory_limit._train(small_recipe(f"train.compile={word}"), facts, 0, 5)
+        Trial(small_recipe(f"train.compile={word}"), facts, 0)(5)
         assert seen == [([3, 5, 7], [0] * 5)] * 2
         assert len(compiled) == (word == "true")
         seen.clear()
-
-
-def test_the_free_memory_of_a_container(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory_limit, "Path", lambda path: tmp_path / path.lstrip("/"))
-    assert memory_limit.available_host_memory() is None
-    assert memory_limit._data_memory() is None
-    for path, text in (
-        ("proc/meminfo", "MemTotal: 999 kB\nMemAvailable:   100 kB\n"),
-        ("proc/self/status", "VmData:\t  30 kB\n"),
-        ("sys/fs/cgroup/memory.max", "max\n"),
-        ("sys/fs/cgroup/memory.current", "2000\n"),
-    ):
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_text(text)
-    assert memory_limit._data_memory() == 30 * 1024
-    for limit, free in (("max", 102_400), ("50000", 48_000), ("1000", 0), ("900000", 102_400)):
-        (tmp_path / "sys/fs/cgroup/memory.max").write_text(limit)
-        assert memory_limit.available_host_memory() == free
 
 
 # ---- blocks that are computed again

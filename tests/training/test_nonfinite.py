@@ -307,7 +307,7 @@ def test_parameters_whose_gradient_is_not_finite(grads, finding):
 )
 def test_only_advice_that_is_not_taken_is_given(keys, advice):
     recipe = small_recipe(*keys)
-    assert module._advice(recipe) == advice
+    assert module.advice(recipe.train, recipe.neuron, recipe.clipping) == advice
 
 
 # ---- through the command

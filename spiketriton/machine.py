@@ -1,10 +1,13 @@
-"""Processors that other processes leave to this one, and how its threads wait for each other.
+"""What the system says of this machine: its processors, which others may be using, and its memory.
 
 OpenMP's threads spin while they wait: one busy core of two made a small training 20 times slower. So the processors
 are looked at once, before torch is imported and reads the environment.
 """
 
+import contextlib
 import os
+import platform
+import re
 import sys
 import time
 from functools import cache
@@ -70,3 +73,54 @@ def _seconds() -> float | None:
         return ticks / os.sysconf("SC_CLK_TCK")
     except (OSError, AttributeError, ValueError):
         return None
+
+
+@cache
+def _cpu_info() -> dict[str, str]:
+    """The first processor's entry of Linux's /proc/cpuinfo; empty elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in lines)
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def cpu_name() -> str:
+    return _cpu_info().get("model name") or platform.processor() or platform.machine()
+
+
+def cpu_flags() -> set[str]:
+    return set(_cpu_info().get("flags", "").split())
+
+
+def available_memory() -> int | None:
+    """Bytes that can still be allocated, also in a container; None where /proc does not say."""
+    available = _bytes("/proc/meminfo", "MemAvailable")
+    group = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, ValueError):  # no limit reads "max"
+        limit = int((group / "memory.max").read_text())
+        free = max(0, limit - int((group / "memory.current").read_text()))
+        return available and min(available, free)
+    return available
+
+
+def limit_memory(free: int | None) -> None:
+    """Lets this process allocate `free` more bytes; None, or where /proc does not say what it has: no limit."""
+    used = _bytes("/proc/self/status", "VmData")
+    if free is None or used is None:
+        return
+    import resource  # missing on Windows, where neither is known
+
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    limit = used + free if hard == resource.RLIM_INFINITY else min(used + free, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+
+
+def _bytes(path: str, name: str) -> int | None:
+    """What a file of /proc says in kB."""
+    try:
+        found = re.search(rf"^{name}:\s+(\d+) kB", Path(path).read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
