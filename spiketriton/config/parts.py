@@ -65,9 +65,8 @@ class Part:
         """Whether it comes with this package."""
         return self.module.partition(".")[0] == "spiketriton"
 
-    def made(self, accepted: Any, name: str, *given: Any, **sizes: int) -> Any:
-        """What it makes. UserError: it is none of the `accepted` types, of which `name` is told."""
-        made = self.make(*given, **sizes)
+    def checked(self, made: Any, accepted: Any, name: str) -> Any:
+        """What it made. UserError: it is none of the `accepted` types, of which `name` is told."""
         if not isinstance(made, accepted):
             raise UserError(
                 f'{self.selector} = "{self.name}" of the plugin {self.module} made a {type(made).__name__}; '

@@ -10,6 +10,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, get_type_hints
@@ -353,7 +354,7 @@ def _assemble(
 
 def _build(table: type[Table], values: Mapping[str, Any], **extra: Any) -> Any:
     hints = get_type_hints(table)
-    for field in dataclasses.fields(table):
+    for field in filter(attrgetter("init"), dataclasses.fields(table)):
         dotted = join(table.path, field.name)
         if dotted in values:
             extra[field.name] = values[dotted]

@@ -55,6 +55,11 @@ def key(default: Any, doc: str, numbers: Range | None = None) -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def follows(default: Any) -> Any:
+    """A field that follows from the keys, set when its table is made: what `auto` stands for."""
+    return dataclasses.field(default=default, init=False, compare=False, repr=False)
+
+
 class Arguments(Mapping):
     """Keyword arguments of somebody else's function: texts, numbers, true, false, arrays and tables of them."""
 
@@ -462,20 +467,11 @@ class NeuronConfig(TableOfPart):
     )
     detach_reset: bool = key(True, "no gradient through a hard or soft reset")
     surrogate: SurrogateConfig = dataclasses.field(default_factory=SurrogateConfig)
+    resets_by: str = follows("hard")  # hard, soft or none
 
-    @property
-    def resets_by(self) -> str:
-        """hard, soft or none."""
-        if self.reset != "auto":
-            return self.reset
-        if self.is_parallel:
-            return "none"
-        return "soft" if self.kind in ("ilif", "clif", "alif") else "hard"
-
-    @property
-    def is_parallel(self) -> bool:
-        """Whether it is a PSN, which has no membrane from step to step."""
-        return self.kind.endswith("psn")
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "resets_by", rules.reset(self.kind, self.reset))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -655,11 +651,6 @@ class TrainConfig(Table):
     eval_every: int = key(1, "epochs between evaluations", COUNT)
     deterministic: bool = key(False, "only algorithms that give the same bits in every run")
 
-    @property
-    def mixes(self) -> bool:
-        """Whether training images are mixed in pairs."""
-        return self.mixup > 0 or self.cutmix > 0
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MonitorConfig(Table):
@@ -724,6 +715,10 @@ class Recipe(Table):
     monitor: MonitorConfig = dataclasses.field(default_factory=MonitorConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     plugins: PluginsConfig = dataclasses.field(default_factory=PluginsConfig)
+    peak_lr: float = follows(0.0)  # the highest learning rate
+    clipping: float = follows(0.0)  # the largest gradient norm; 0: any
+    # of somebody else's, so that a run of it is loaded with consent only
+    names_code: bool = follows(False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -741,22 +736,10 @@ class Recipe(Table):
                 raise UserError(rules.no_effect(dotted, values[dotted], reason))
         for message in rules.contradictions(values):
             raise UserError(message)
-
-    @property
-    def peak_lr(self) -> float:
-        """The highest learning rate, where train.lr is `auto`, too."""
-        return rules.peak_lr(self.values())
-
-    @property
-    def clipping(self) -> float:
-        """The largest gradient norm, where train.clip_grad_norm is `auto`, too; 0: none."""
-        return rules.clipping(self.values())
-
-    @property
-    def names_code(self) -> bool:
-        """Whether it names code of somebody else's, so that a run of it is loaded with consent only."""
         foreign = ":" in self.model.name and self.model.name != parts.FROM_NIR
-        return bool(self.plugins.modules) or foreign
+        object.__setattr__(self, "peak_lr", rules.peak_lr(values))
+        object.__setattr__(self, "clipping", rules.clipping(values))
+        object.__setattr__(self, "names_code", bool(self.plugins.modules) or foreign)
 
     def values(self) -> dict[str, Any]:
         """{dotted key: value}; keys of parts that the recipe does not use have their defaults."""

@@ -210,6 +210,15 @@ def clipping(values: Mapping[str, Any]) -> float:
     return CLIPPING[values["train.optimizer"]] if limit == "auto" else float(limit)
 
 
+def reset(kind: str, given: str) -> str:
+    """hard, soft or none, of a neuron whose reset may be `auto`."""
+    if given != "auto":
+        return given
+    if kind in PARALLEL:
+        return "none"
+    return "soft" if kind in ("ilif", "clif", "alif") else "hard"
+
+
 def _of_training(values: Mapping[str, Any]) -> Iterator[str]:
     if values["train.patience"] and values["data.validation"] == 0:
         yield (
