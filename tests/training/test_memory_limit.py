@@ -2,7 +2,6 @@
 
 import copy
 import json
-import resource
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
