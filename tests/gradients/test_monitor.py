@@ -263,14 +263,6 @@ def test_nothing_is_attached_outside_a_measurement():
     assert len(rows) == len(model.spiking_layers()) * T
 
 
-def test_measuring_changes_no_gradient():
-    plain, watched = network()[1], network()[1]
-    loss_of(plain).backward()
-    measure(watched)
-    for a, b in zip(plain.parameters(), watched.parameters(), strict=True):
-        assert torch.equal(a.grad, b.grad)
-
-
 def test_each_measurement_starts_from_zero():
     _, model = network("model.norm=none")
     rows: list[dict] = []

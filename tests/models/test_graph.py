@@ -30,6 +30,8 @@ NETS = [
     {"name": "resnet50", "block": "preact", "stem": "imagenet", "norm": "tdbn"},
     {"block": "preact", "norm": "none"},
     {"name": "plain", "depth": 4},
+    {"name": "vggsnn"},
+    *({"name": "net7b", "block": block} for block in ("plain", "sew", "ms")),
     SHALLOW_MLP,
 ]
 
@@ -60,7 +62,7 @@ def run(nodes: Graph, image: Tensor, steps: int) -> dict[str, Tensor]:
             )
         elif node.kind == "neuron":
             out = node.module(x).flatten(0, 1)
-        elif node.kind == "maxpool":
+        elif node.kind in ("maxpool", "avgpool"):
             out = node.module(flat)
         else:
             out = flat.mean((2, 3)) if node.kind == "mean" else flat.flatten(1)

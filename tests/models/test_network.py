@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from torch import nn
 
 from spiketriton.errors import UserError
 from spiketriton.models import trial
@@ -15,7 +14,6 @@ from tests.models.support import (
     CLASSES,
     EVERY_BLOCK,
     NORMS,
-    SHALLOW_MLP,
     SHALLOW_PLAIN,
     B,
     T,
@@ -23,23 +21,6 @@ from tests.models.support import (
     images,
     lively,
 )
-
-
-@pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("options", [*EVERY_BLOCK, SHALLOW_MLP], ids=str)
-def test_the_first_layer_runs_once(options, fused):
-    model = build(**options, fused=fused, time_steps=5)
-    calls: dict[str, list[int]] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            module.register_forward_hook(
-                lambda _, args, out, name=name: calls.setdefault(name, []).append(len(out))
-            )
-    model(images())
-    first, *rest = calls
-    assert first in ("conv1", "layers.0.weights")
-    assert calls[first] == [B]
-    assert all(calls[name] == [5 * B] for name in rest if name != "fc")
 
 
 @pytest.mark.parametrize("options", [*EVERY_BLOCK, SHALLOW_PLAIN], ids=str)
