@@ -29,6 +29,7 @@ from spiketriton.training.losses import build_loss
 from spiketriton.training.memory_limit import Trial, explained, is_out_of_memory, settle
 from spiketriton.training.meters import Meters, forget_peak_memory, peak_memory_mib
 from spiketriton.training.nonfinite import Diverged, advice, again, report, scene
+from spiketriton.training.optim import Update
 from spiketriton.training.placement import Placement
 from spiketriton.training.plan import Outcome, Plan, Progress
 from spiketriton.training.pretrained import freeze
@@ -36,7 +37,6 @@ from spiketriton.training.ranks import Ranks
 from spiketriton.training.restore import refuse_damage
 from spiketriton.training.saving import Saver
 from spiketriton.training.testing import Tester
-from spiketriton.training.update import Update
 
 
 class Trainer:

@@ -7,10 +7,9 @@ import torch
 
 from spiketriton.config import TrainConfig
 from spiketriton.training.guard import SCALER_TRIES, FiniteGuard
-from spiketriton.training.optim import build_optimizer
+from spiketriton.training.optim import Update, build_optimizer
 from spiketriton.training.placement import Placement
 from spiketriton.training.ranks import Ranks
-from spiketriton.training.update import Update
 
 
 def judged(guard: FiniteGuard, loss: float, norm: float) -> None:
