@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spiketriton import consent, session
+from spiketriton import consent
 from spiketriton.config import Recipe, values_by_key
 from spiketriton.config.parts import IN_HAND, handed
 from spiketriton.config.reading import PLUGINS
@@ -30,6 +30,7 @@ from spiketriton.models.network import in_eval_mode
 from spiketriton.neurons import adopt
 from spiketriton.runs.folder import find_run
 from spiketriton.runs.rows import Row
+from spiketriton.session import Session
 from spiketriton.show.display import Quiet, make_display
 from spiketriton.show.verdict import line, sentences
 from spiketriton.trained import run as trained
@@ -108,14 +109,8 @@ def train(
         )
     display = Quiet() if quiet else make_display()
     with consent.decided(plugins is True), undisturbed(), handed(net):
-        outcome = session.train(
-            given,
-            folder,
-            display,
-            Ranks(),
-            resume=resume is not None,
-            hooks=Hooks(on_row, on_step, on_checkpoint),
-        )
+        hooks = Hooks(on_row, on_step, on_checkpoint)
+        outcome = Session(given, folder, display, Ranks(), resume is not None, hooks).train()
     if outcome.exit_code == EXIT_SIGINT:
         trust = ", plugins=True" if given.names_code else ""
         display.note(f'continue with spiketriton.train(resume="{folder.path}"{trust})')

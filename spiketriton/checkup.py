@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 import spiketriton_kernels as kernels
-from spiketriton import machine, session
+from spiketriton import machine
 from spiketriton.config import Recipe, replace
 from spiketriton.config.parts import chosen
 from spiketriton.config.rules import Images
 from spiketriton.data.download import data_root
 from spiketriton.errors import UserError, one_line
 from spiketriton.runs.folder import RunFolder
+from spiketriton.session import Session
 from spiketriton.show.display import Quiet
 from spiketriton.training import environment
 from spiketriton.training.precompile import compiles
@@ -345,7 +346,7 @@ def _rows(recipe: Recipe) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as path:
         folder = RunFolder.create(str(Path(path) / "run"), recipe.name)
         display, ranks = Quiet(warns=False), Ranks()
-        if not session.train(recipe, folder, display, ranks, resume=False, draws=False).finished:
+        if not Session(recipe, folder, display, ranks, draws=False).train().finished:
             raise KeyboardInterrupt
         return [row for row in folder.metrics.read() if row["kind"] == "train"]
 

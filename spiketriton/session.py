@@ -3,8 +3,8 @@
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 
 from spiketriton import resuming
@@ -29,43 +29,106 @@ from spiketriton.training.pretrained import NOTHING, refuse_missing_weights
 from spiketriton.training.ranks import Ranks
 
 
-def train(
-    recipe: Recipe,
-    folder: RunFolder,
-    display: Display,
-    ranks: Ranks,
-    *,
-    resume: bool,
-    hooks: Hooks | None = None,
-    draws: bool = True,
-) -> Outcome:
-    """Trains in a folder, which it holds meanwhile, draws the pictures, and shows the summary.
+@dataclass(frozen=True)
+class Session:
+    """A session of the training of a recipe in a folder. hooks: of the caller's. draws: the pictures of the run."""
 
-    What the display is told is kept in the folder's console.log. Diverged: a loss or gradient was not
-    finite. UserError: the user's mistake; a folder of a run that never began is removed again.
-    """
-    with folder.held():
-        trainer = prepared(recipe, folder, display, ranks, resume, hooks)
-        if code := _train_twin(trainer, folder, display, ranks):
-            return replace(trainer.outcome(), exit_code=code)
-        if recipe.loss.teacher == TWIN:
-            trainer.find_teacher()
-        compile_kernels(trainer)
+    recipe: Recipe
+    folder: RunFolder
+    display: Display
+    ranks: Ranks
+    resume: bool = False
+    hooks: Hooks = field(default_factory=Hooks)
+    draws: bool = True
+
+    @cached_property
+    def announcements(self) -> Announcements:
+        return Announcements(self.display, self.recipe, self.folder, self.ranks)
+
+    def train(self) -> Outcome:
+        """Trains in the folder, which it holds meanwhile, draws the pictures, and shows the summary.
+
+        What the display is told is kept in the folder's console.log. Diverged: a loss or gradient was not
+        finite. UserError: the user's mistake; a folder of a run that never began is removed again.
+        """
+        display = self.display
+        with self.folder.held():
+            trainer = self._prepared()
+            if self.recipe.loss.teacher == TWIN:
+                if trainer.step == 0 and (code := self._train_twin()):
+                    return replace(trainer.outcome(), exit_code=code)
+                trainer.find_teacher()
+            compile_kernels(trainer)
+            try:
+                outcome = trainer.fit()
+            except Exception:
+                display.keep(traceback.format_exc())  # a command may say it in one line
+                raise
+            if self.ranks.first:
+                if self.draws and not outcome.finished and outcome.saved:
+                    display.note(f"step {outcome.saved_at} is saved; drawing the pictures")
+                self.announcements.summary(outcome, self._pictures() if self.draws else [])
+                learned = trainer.recorder.watch.learned
+                if outcome.finished and learned is not None and learned.at_chance:
+                    display.note(nothing_learnt(learned, trainer.recorder.watch.cures()))
+        return outcome
+
+    def _prepared(self) -> Trainer:
+        """A trainer that has begun or resumed the run."""
+        recipe, folder, display, ranks = self.recipe, self.folder, self.display, self.ranks
         try:
-            outcome = trainer.fit()
-        except Exception:
-            display.keep(traceback.format_exc())  # a command may say it in one line
+            ranks.claim_device(recipe.train.device)
+            if not self.resume and recipe.train.init_from != NOTHING:
+                ranks.decide(partial(refuse_missing_weights, recipe.train.init_from))
+            with display.held_back():  # a refusal stands alone
+                self.announcements.opening()
+                data = build_data(recipe, rank=ranks.rank, world_size=ranks.world_size)
+                ranks.meet()
+                trainer = Trainer(recipe, data, folder, display, ranks, self.hooks)
+                self.announcements.training(trainer.data, trainer.model, trainer.plan)
+                if self.resume:
+                    resuming.resume(trainer)
+                else:
+                    resuming.begin(trainer)
+            folder.begin_session(recipe, describe(trainer.device, ranks))
+            if report := trainer.model.report():
+                folder.write_network(report)
+            if ranks.first:
+                display.keep_in(folder.console)
+        except BaseException as error:
+            folder.discard_if_unused()
+            if is_out_of_memory(error):
+                raise too_large(error) from None
             raise
+        return trainer
+
+    def _train_twin(self) -> int:
+        """Trains the ANN twin that is to teach, or what is left of it, as a run in the run's folder.
+
+        The exit code where that was cut short, and 0 where the twin has ended.
+        """
+        place, display, ranks = self.folder.path / TWIN, self.display, self.ranks
+        begun = ranks.decide((place / "recipe.toml").is_file)
+        display.note(
+            f"first its teacher, the ANN twin: {'continued' if begun else 'trained'} in {place}"
+        )
+        folder: RunFolder = Onlooker(place)
         if ranks.first:
-            if draws and not outcome.finished and outcome.saved:
-                display.note(f"step {outcome.saved_at} is saved; drawing the pictures")
-            title = f"{recipe.name} on {recipe.data.label}{display.suffix}"
-            drawn = pictures(folder, title, display) if draws else []
-            Announcements(display, recipe, folder).summary(outcome, drawn)
-            learned = trainer.recorder.watch.learned
-            if outcome.finished and learned is not None and learned.at_chance:
-                display.note(nothing_learnt(learned, trainer.recorder.watch.cures()))
-    return outcome
+            folder = RunFolder.open(place) if begun else RunFolder.create(place, self.recipe.name)
+        twin, shown = twin_of(self.recipe), display.another()
+        outcome = Session(twin, folder, shown, ranks, resume=begun, draws=False).train()
+        if outcome.exit_code != EXIT_DONE:
+            display.note(f"its teacher was stopped; saved: step {outcome.saved_at} of it")
+        return outcome.exit_code
+
+    def _pictures(self) -> list[Path]:
+        """Draws the run's pictures; if they cannot be written, warns and returns none."""
+        try:
+            title = f"{self.recipe.name} on {self.recipe.data.label}{self.display.suffix}"
+            return draw_run(self.folder, title)
+        except UserError as error:
+            self.display.warn(f"not all pictures are drawn: {error}")
+            return []
 
 
 def compile_kernels(trainer: Trainer) -> None:
@@ -80,28 +143,6 @@ def compile_kernels(trainer: Trainer) -> None:
     precompile(trainer.model, shape, monitor.probes, monitor.watch, trainer.placement, note)
 
 
-def _train_twin(trainer: Trainer, folder: RunFolder, display: Display, ranks: Ranks) -> int:
-    """Trains the ANN twin that is to teach, or what is left of it, as a run in the run's folder.
-
-    The exit code where that was cut short, and 0 where the twin has ended; it has where its student has begun.
-    """
-    recipe = trainer.recipe
-    if recipe.loss.teacher != TWIN or trainer.step > 0:
-        return 0
-    place = folder.path / TWIN
-    begun = ranks.decide((place / "recipe.toml").is_file)
-    display.note(
-        f"first its teacher, the ANN twin: {'continued' if begun else 'trained'} in {place}"
-    )
-    twin: RunFolder = Onlooker(place)
-    if ranks.first:
-        twin = RunFolder.open(place) if begun else RunFolder.create(place, recipe.name)
-    outcome = train(twin_of(recipe), twin, display.another(), ranks, resume=begun, draws=False)
-    if outcome.exit_code != EXIT_DONE:
-        display.note(f"its teacher was stopped; saved: step {outcome.saved_at} of it")
-    return outcome.exit_code
-
-
 def train_for_command(
     recipe: Recipe,
     folder: RunFolder,
@@ -112,15 +153,15 @@ def train_for_command(
     quiet: bool,
     as_json: bool,
 ) -> int:
-    """`train`, and what to try next or how to continue; returns the exit code.
+    """A session, and what to try next or how to continue; returns the exit code.
 
     words: the recipe file and the overrides that made it.
     """
     silent = quiet or as_json or not ranks.first
     display = Quiet(warns=ranks.first) if silent else make_display()
-    announcements = Announcements(display, recipe, folder, ranks)
+    session = Session(recipe, folder, display, ranks, resume)
     try:
-        outcome = train(recipe, folder, display, ranks, resume=resume)
+        outcome = session.train()
     except Diverged as error:
         if ranks.first:
             print(f"error: {error}", file=sys.stderr)
@@ -129,56 +170,10 @@ def train_for_command(
         failed = isinstance(error, Exception)
         if ranks.first and folder.recipe.exists() and (display.plan or not failed):
             what = f"failed (traceback: {folder.console})" if failed else "interrupted"
-            announcements.to_continue(what)
+            session.announcements.to_continue(what)
         raise
     if ranks.first:
-        announcements.what_next(outcome, words)
+        session.announcements.what_next(outcome, words)
     if ranks.first and as_json:
         print(json_text({"run": str(folder.path), **outcome.row()}), end="")
     return outcome.exit_code
-
-
-def prepared(
-    recipe: Recipe,
-    folder: RunFolder,
-    display: Display,
-    ranks: Ranks,
-    resume: bool,
-    hooks: Hooks | None = None,
-) -> Trainer:
-    """A trainer that has begun or resumed the run of a folder that is held."""
-    announcements = Announcements(display, recipe, folder, ranks)
-    try:
-        ranks.claim_device(recipe.train.device)
-        if not resume and recipe.train.init_from != NOTHING:
-            ranks.decide(partial(refuse_missing_weights, recipe.train.init_from))
-        with display.held_back():  # a refusal stands alone
-            announcements.opening()
-            data = build_data(recipe, rank=ranks.rank, world_size=ranks.world_size)
-            ranks.meet()
-            trainer = Trainer(recipe, data, folder, display, ranks, hooks)
-            announcements.training(trainer.data, trainer.model, trainer.plan)
-            if resume:
-                resuming.resume(trainer)
-            else:
-                resuming.begin(trainer)
-        folder.begin_session(recipe, describe(trainer.device, ranks))
-        if report := trainer.model.report():
-            folder.write_network(report)
-        if ranks.first:
-            display.keep_in(folder.console)
-    except BaseException as error:
-        folder.discard_if_unused()
-        if is_out_of_memory(error):
-            raise too_large(error) from None
-        raise
-    return trainer
-
-
-def pictures(folder: RunFolder, title: str, display: Display) -> list[Path]:
-    """Draws the run's pictures; if they cannot be written, warns and returns none."""
-    try:
-        return draw_run(folder, title)
-    except UserError as error:
-        display.warn(f"not all pictures are drawn: {error}")
-        return []

@@ -49,7 +49,7 @@ def train_cell(cell: Cell) -> Row | int:
 
     The result of a finished cell is read from its folder. UserError: that holds another recipe.
     """
-    from spiketriton import session
+    from spiketriton.session import Session
     from spiketriton.show.display import Quiet
     from spiketriton.training.nonfinite import Diverged
     from spiketriton.training.ranks import Ranks
@@ -67,7 +67,7 @@ def train_cell(cell: Cell) -> Row | int:
         folder = RunFolder.create(cell.path, cell.recipe.name)
     result: Row = {"values": cell.values}
     try:
-        outcome = session.train(cell.recipe, folder, Quiet(), Ranks(), resume=resume, draws=False)
+        outcome = Session(cell.recipe, folder, Quiet(), Ranks(), resume, draws=False).train()
     except Diverged as error:
         seconds = max((row["seconds"] for row in folder.metrics.read()), default=0.0)
         result |= {"accuracy": None, "diverged": str(error), "seconds": seconds}
