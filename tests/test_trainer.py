@@ -1,15 +1,13 @@
 """The training loop: what it computes, what it writes, and what it leaves alone."""
 
 import errno
-import json
 import math
 import signal
-import struct
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
-from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +17,6 @@ from torch import Tensor, nn
 from spiketriton.data import TestSet, build_data
 from spiketriton.errors import EXIT_SIGTERM, UserError
 from spiketriton.nonfinite import repeat
-from spiketriton.resuming import resume
 from spiketriton.runs import checkpoint
 from spiketriton.runs.folder import RunFolder
 from spiketriton.trainer import Trainer
@@ -206,15 +203,6 @@ def test_a_failing_step_is_an_error_unless_a_signal_cut_it_off(tmp_path, request
         with pytest.raises(RuntimeError, match="worker exited"):
             trainer.fit()
         assert display.warnings == []
-
-
-def test_a_converted_run_has_no_next_step(tmp_path):
-    small_trainer(tmp_path / "run").fit(until=2)
-    state = checkpoint.read_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")
-    trainer = small_trainer(tmp_path / "converted")
-    trainer.checkpoints.load = lambda: state | {"conversion": {}}  # type: ignore[method-assign]
-    with pytest.raises(UserError, match="was converted, not trained: it has no next step"):
-        resume(trainer)
 
 
 def test_the_first_rank_alone_repeats_a_bad_step(tmp_path):
@@ -472,27 +460,36 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
     assert [e.step for e in events.Scalars("grad_input_rms/layer1.0.neuron1")] == [1, 4, 7]
 
 
-def wandb_rows(path: Path) -> list[dict[str, Any]]:
-    """What an offline run of Weights & Biases holds: its log has LevelDB's format, after 7 bytes."""
-    from wandb.proto.wandb_internal_pb2 import Record
+class Board(ModuleType):
+    """`wandb`, as far as a run calls it: keeps what it is given."""
 
-    content, at, parts, found = path.read_bytes(), 7, b"", []
-    while at < len(content):
-        at += 32768 - at % 32768 if 32768 - at % 32768 < 7 else 0
-        length, kind = struct.unpack_from("<HB", content, at + 4)
-        parts += content[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # whole, or the last part
-            record, parts = Record.FromString(parts), b""
-            items = record.history.item
-            row = {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items}
-            found += [row] if row else []
-    return found
+    Settings, errors = dict, SimpleNamespace(Error=ConnectionError)
+
+    def __init__(self, *refusals: Exception) -> None:
+        super().__init__("wandb")
+        self.refusals, self.begun, self.rows, self.ended = list(refusals), [], [], 0
+
+    def init(self, **given: Any) -> "Board":
+        if self.refusals:
+            raise self.refusals.pop()
+        self.begun.append(given)
+        return self
+
+    def define_metric(self, name: str, step_metric: str) -> None:
+        assert (name, step_metric) == ("*", "step")
+
+    def log(self, row: dict[str, Any]) -> None:
+        assert len(self.begun) == self.ended + 1
+        self.rows.append(row)
+
+    def finish(self) -> None:
+        self.ended += 1
 
 
-def test_weights_and_biases_gets_the_same_numbers_offline(tmp_path):
-    """One run there, also after a stop, and no random draw of the training is used for it."""
-    pytest.importorskip("wandb")
+def test_weights_and_biases_gets_the_same_numbers(tmp_path, monkeypatch):
+    """One run there, also after a stop; no random draw of the training is used for it."""
+    board = Board()
+    monkeypatch.setitem(sys.modules, "wandb", board)
     keys = ["monitor.wandb=offline", "train.epochs=1"]
     small_trainer(tmp_path / "run", *keys).fit(until=4)
     small_trainer(tmp_path / "run", *keys, resume=True).fit()
@@ -500,17 +497,24 @@ def test_weights_and_biases_gets_the_same_numbers_offline(tmp_path):
     ours, plain = last_state(tmp_path / "run"), last_state(tmp_path / "plain")
     assert ours.pop("recipe") != plain.pop("recipe")
     assert_equal(ours, plain)
-    files = sorted((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
-    (name,) = {file.name for file in files}
-    assert name == f"run-{(tmp_path / 'run' / 'wandb_id').read_text()}.wandb"
-    logged = [row for file in files for row in wandb_rows(file)]
+    expected = []
     for row in RunFolder(tmp_path / "run").metrics.read():
         kind, step = row.pop("kind"), row.pop("step")
-        found = [r for r in logged if r["step"] == step and f"{kind}/seconds" in r]
-        expected = {f"{kind}/{key}": value for key, value in row.items() if value is not None}
-        assert {key: found[0][key] for key in expected} == pytest.approx(expected, rel=1e-6)
-    rms = [r["step"] for r in logged if "grad_input_rms/layer1.0.neuron1" in r]
-    assert rms == [1, 4, 7]
+        values = {f"{kind}/{key}": value for key, value in row.items() if value is not None}
+        expected.append(pytest.approx({"step": step} | values, rel=1e-6))
+    layer = "grad_input_rms/layer1.0.neuron1"
+    assert [row for row in board.rows if layer not in row] == expected
+    assert [row["step"] for row in board.rows if layer in row] == [1, 4, 7]
+    assert {(s["id"], s["mode"], s["project"], s["dir"]) for s in board.begun} == {
+        ((tmp_path / "run" / "wandb_id").read_text(), "offline", "spiketriton", f"{tmp_path}/run")
+    }
+    assert board.ended == len(board.begun) == 2
+
+
+def test_weights_and_biases_that_refuses_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", Board(ConnectionError("No API key\nconfigured")))
+    with pytest.raises(UserError, match=r'monitor.wandb = "online": .*: No API key configured'):
+        small_trainer(tmp_path / "run", "monitor.wandb=online")
 
 
 @pytest.mark.parametrize(
@@ -528,18 +532,6 @@ def test_a_board_that_is_not_installed_is_named(tmp_path, monkeypatch, module, k
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError, match=cure):
         small_trainer(tmp_path / "run", key)
-
-
-def test_weights_and_biases_that_refuses_is_named(tmp_path, monkeypatch):
-    """As without a login."""
-    wandb = pytest.importorskip("wandb")
-
-    def init(**given: Any) -> None:
-        raise wandb.errors.UsageError("No API key\nconfigured")
-
-    monkeypatch.setattr(wandb, "init", init)
-    with pytest.raises(UserError, match=r'monitor.wandb = "online": .*: No API key configured'):
-        small_trainer(tmp_path / "run", "monitor.wandb=online")
 
 
 def test_two_calls_of_fit_are_one_run(usual, tmp_path):

@@ -77,7 +77,7 @@ def test_mistakes_are_named(converted, tmp_path):
 def test_a_converted_run_is_not_trained_on(converted):
     from spiketriton.train import main as train_main
 
-    with pytest.raises(UserError, match="converted"):
+    with pytest.raises(UserError, match="was converted, not trained: it has no next step"):
         train_main(["--resume", str(converted / "net")])
 
 

@@ -29,13 +29,6 @@ def trained(runs):
     return runs / "lif"
 
 
-def test_the_command_writes_and_compares(trained, tmp_path, capsys):
-    out = tmp_path / "net.nir"
-    assert main([str(trained), "--to", "nir", "--out", str(out), "--images", "2"]) == EXIT_DONE
-    assert ": 0 of " in capsys.readouterr().out
-    assert "neuron1" in nir.read(out).nodes
-
-
 def wrong(model, image, dt, **options):
     graph = to_nir(model, image, dt, **options)
     graph.nodes["neuron1"].v_threshold *= 0.5

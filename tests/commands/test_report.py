@@ -97,14 +97,6 @@ def test_the_page_stands_alone_and_holds_everything(compared, tmp_path):
     assert "ANN twin's energy" in page.words["accuracy"]
 
 
-def test_a_converted_run_has_no_training_to_show(compared, tmp_path):
-    out = tmp_path / "page.html"
-    main([str(compared / "net"), "--out", str(out)])
-    page = Page(out.read_text("utf-8"))
-    assert "Converted from" in page.words["training"]
-    assert "gradients" not in page.sections
-
-
 def test_a_stored_evaluation_is_shown_and_a_stale_one_is_not(runs, tmp_path, monkeypatch, capsys):
     path = tmp_path / "run"
     shutil.copytree(runs / "lif", path)
@@ -133,11 +125,6 @@ def test_without_evaluation_the_run_folder_is_enough(compared, tmp_path):
     main([str(compared / "ann"), "--no-evaluation", "--out", str(out)])
     page = Page(out.read_text("utf-8"))
     assert page.sections == ["training", "recipe", "environment", "commands"]
-
-
-def test_synthetic_images_are_labelled(synthetic):
-    main([str(synthetic)])
-    assert "synthetic noise" in (synthetic / "report.html").read_text()
 
 
 def test_mistakes_are_named(compared, synthetic, tmp_path):

@@ -1,8 +1,5 @@
 """What all neurons share: resets, windows in chunks, refusals, and the norm in the same kernel."""
 
-import copy
-import math
-
 import pytest
 import torch
 
@@ -12,7 +9,7 @@ from spiketriton_kernels import PROBE_FIELDS, Surrogate, multistep_lif_reference
 from spiketriton_kernels.neuron import Outputs
 from spiketriton_kernels.nn import neurons
 from tests.covering import each, pairwise
-from tests.neurons.support import NEURONS, B, C, T, currents, every_neuron
+from tests.neurons.support import NEURONS, B, C, T, currents
 
 
 @pytest.mark.parametrize("reset", ["hard", "soft", "none"])
@@ -31,47 +28,6 @@ def test_v_reset_none_means_soft_reset():
     assert IF(v_reset=0.5, reset="soft").v_reset is None
 
 
-@every_neuron
-def test_chunks_of_any_length_equal_the_whole_window(kind):
-    neuron = NEURONS[kind](v_reset=None, detach_reset=False).double()
-    x = currents(T, B, C, 2)
-    runs = []
-    for lengths in ([T], [1, 3, 1]):
-        neuron.stateful = lengths != [T]
-        neuron.zero_grad()
-        leaf = x.clone().requires_grad_()
-        spikes = torch.cat([neuron(chunk) for chunk in leaf.split(lengths)])
-        (spikes * currents(T, B, C, 2, seed=1)).sum().backward()
-        grads = [leaf.grad, *(p.grad.clone() for p in neuron.parameters())]
-        runs.append((spikes, grads))
-    (whole, whole_grads), (chunks, chunk_grads) = runs
-    assert torch.equal(whole, chunks)
-    for expected, grad in zip(whole_grads, chunk_grads, strict=True):
-        torch.testing.assert_close(grad, expected, rtol=1e-9, atol=1e-12)
-
-    neuron.detach()
-    assert not neuron.v.requires_grad
-    assert not torch.equal(neuron(x), whole)  # continues where it ended
-    neuron.reset()
-    assert torch.equal(neuron(x), whole)
-
-
-def test_a_copy_within_a_window_continues_it():
-    neuron = PLIF(v_reset=None, stateful=True).double()
-    x = currents(T, B, C)
-    neuron(x)  # the membrane has a gradient by the leak
-    copied = copy.deepcopy(neuron)
-    assert torch.equal(copied(x), neuron(x))
-    assert neuron.v.requires_grad
-    assert copied.v.data_ptr() != neuron.v.data_ptr()
-
-
-def test_nothing_is_kept_unless_asked_for():
-    neuron, x = LIF(), currents(T, B, C)
-    assert torch.equal(neuron(x), neuron(x))
-    assert neuron.v is None
-
-
 def test_a_chunk_of_another_shape_is_refused_until_reset():
     neuron = LIF(stateful=True)
     neuron(currents(2, B, C))
@@ -84,17 +40,13 @@ def test_a_chunk_of_another_shape_is_refused_until_reset():
 @pytest.mark.parametrize(
     ("make", "names"),
     [
-        (lambda: IF(v_threshold=0.0), ["v_threshold 0.0", "above 0"]),
-        (lambda: IF(v_threshold=math.nan), ["v_threshold nan"]),
-        (lambda: IF(v_threshold=math.inf), ["v_threshold inf"]),
-        (lambda: IF(v_reset=-math.inf), ["v_reset -inf", "finite"]),
-        (lambda: IF(v_reset=1.0), ["v_reset 1.0", "below v_threshold = 1.0"]),
         (lambda: IF(v_reset=None, reset="hard"), ["v_reset None", "hard"]),
-        (lambda: IF(reset="firm"), ["reset 'firm'", "hard, soft, none"]),
-        (lambda: IF()(torch.zeros(3)), ["IF", "(3,)", "[T, B, ...]"]),
+        (lambda: LIF(tau=0.999), ["tau 0.999", "at least 1"]),
+        (lambda: PLIF(init_tau=1.0), ["init_tau 1.0", "above 1"]),
+        (lambda: PLIF(per_channel=3)(torch.zeros(2, 1)), ["(2, 1)", "[T, B, 3, ...]"]),
     ],
 )
-def test_mistakes_are_refused_in_one_line(make, names):
+def test_mistakes_of_the_kernels_neurons_are_mistakes_of_a_user(make, names):
     with pytest.raises(UserError) as error:
         make()
     assert "\n" not in str(error.value)

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from spiketriton.errors import UserError
 from spiketriton.neurons import LIF, PLIF
 from tests.neurons.support import NEURONS, B, C, T, currents, every_neuron
 
@@ -74,26 +73,6 @@ def test_plif_starts_at_its_tau_and_each_channel_has_its_own():
     for c, w in enumerate(neuron.w.tolist()):
         one = PLIF(init_tau=1 + math.exp(-w)).double()
         assert torch.equal(neuron(x)[:, :, c], one(x[:, :, c]))
-
-
-@pytest.mark.parametrize(
-    ("make", "names"),
-    [
-        (lambda: LIF(tau=0.999), ["tau 0.999", "at least 1"]),
-        (lambda: LIF(tau=math.inf), ["tau inf"]),
-        (lambda: PLIF(init_tau=1.0), ["init_tau 1.0", "above 1"]),
-        (lambda: PLIF(init_tau=math.inf), ["init_tau inf"]),
-        (lambda: PLIF(per_channel=0), ["per_channel 0"]),
-        (lambda: PLIF(per_channel=3)(torch.zeros(2, 1, 4)), ["(2, 1, 4)", "[T, B, 3, ...]"]),
-        (lambda: PLIF(per_channel=3)(torch.zeros(2, 1)), ["(2, 1)", "[T, B, 3, ...]"]),
-    ],
-)
-def test_mistakes_are_refused_in_one_line(make, names):
-    with pytest.raises(UserError) as error:
-        make()
-    assert "\n" not in str(error.value)
-    for name in names:
-        assert name in str(error.value)
 
 
 def test_defaults_and_bounds():

@@ -101,12 +101,6 @@ def test_a_batch_with_one_value_per_channel_is_refused_in_training():
     assert norm.train()(torch.zeros(2, 1, C)).shape == (2, 1, C)
 
 
-def test_defaults():
-    norm = Norm(C)
-    assert (norm.scale, norm.fused, norm.tracks, norm.synchronised) == (1.0, True, True, False)
-    assert (norm.first_step, norm.step_gain) == (0, None)
-
-
 def test_a_recomputed_batch_moves_no_statistics():
     norm, twin, y = Norm(C), Norm(C), currents(T, B, C).float()
     norm.tracks = False

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -63,15 +62,6 @@ def test_a_run_from_the_command(recipe, capsys):
     assert session["torch"] == torch.__version__
     assert session["device"] == "cpu"
     assert session["threads"] == 1
-
-
-@pytest.mark.usefixtures("no_pictures")
-def test_the_run_folder_is_named_after_recipe_and_time(recipe):
-    assert main([recipe, "train.max_steps=1"]) == EXIT_DONE
-    assert main([recipe, "train.max_steps=1"]) == EXIT_DONE
-    names = sorted(path.name for path in Path("runs").iterdir())
-    assert len(names) == 2
-    assert all(re.fullmatch(r"small-\d{8}-\d{6}(-2)?", name) for name in names)
 
 
 def test_the_command_itself(recipe):
@@ -238,15 +228,6 @@ def test_quiet_and_json(recipe, capsys):
     assert wanted.items() <= said.items()
 
 
-def test_a_folder_that_holds_a_run_is_refused(recipe, tmp_path):
-    small_trainer(tmp_path / "run").fit(until=1)
-    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    assert "run already holds a run; continue it with --resume run" in refused(
-        recipe, "--run-dir", "run"
-    )
-    assert {path: path.read_bytes() for path in before} == before
-
-
 @pytest.mark.usefixtures("no_pictures")
 def test_a_folder_of_the_users_own_files_is_taken_and_kept(recipe):
     Path("mine").mkdir()
@@ -255,14 +236,6 @@ def test_a_folder_of_the_users_own_files_is_taken_and_kept(recipe):
     assert [path.name for path in Path("mine").iterdir()] == ["notes.txt"]
     assert main([recipe, "--run-dir", "mine", "train.max_steps=1"]) == EXIT_DONE
     assert Path("mine/notes.txt").read_text() == "mine"
-
-
-def test_resume_with_another_recipe_is_refused(recipe, tmp_path):
-    small_trainer(tmp_path / "run").fit(until=2)
-    message = refused("small.toml", "train.lr=0.5", "--resume", "run")
-    assert "train.lr = 0.5 (the run: 0.01)" in message
-    assert "neuron.tau = 3.0 (the run: 2.0)" in refused("--resume", "run", "neuron.tau=3")
-    assert (tmp_path / "run" / "checkpoints" / "last.pt").exists()
 
 
 @pytest.mark.usefixtures("no_pictures")

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,7 @@ def test_a_folder_with_a_run_is_not_taken_again(tmp_path, monkeypatch):
     killed.write_text("")
     assert RunFolder.create(tmp_path / "killed", "small").path == tmp_path / "killed"
     monkeypatch.chdir(tmp_path)
+    assert re.fullmatch(r"runs/x-\d{8}-\d{6}", str(RunFolder.create(None, "x").path))
     monkeypatch.setattr("time.strftime", lambda form: "now")
     made = [RunFolder.create(None, "x").path for _ in range(3)]
     assert made == [Path(f"runs/x-now{end}") for end in ("", "-2", "-3")]

@@ -196,6 +196,8 @@ def test_a_checkpoint_repeats_the_last_call_and_no_earlier_one():
     [
         (lambda: nn.IF(v_threshold=0.0), ["v_threshold 0.0", "above 0"]),
         (lambda: nn.IF(v_threshold=math.nan), ["v_threshold nan"]),
+        (lambda: nn.IF(v_threshold=math.inf), ["v_threshold inf"]),
+        (lambda: nn.IF(v_reset=-math.inf), ["v_reset -inf", "finite"]),
         (lambda: nn.IF(v_threshold=torch.ones(2, 2)), ["(2, 2)", "[] or [C]"]),
         (lambda: nn.IF(v_threshold=torch.ones(2).int()), ["int32", "floating point"]),
         (lambda: nn.IF(v_reset=1.0), ["v_reset 1.0", "below v_threshold = 1.0"]),
@@ -203,6 +205,8 @@ def test_a_checkpoint_repeats_the_last_call_and_no_earlier_one():
         (lambda: nn.IF(step_mode="x"), ["step_mode 'x'", "'m'", "'s'"]),
         (lambda: nn.IF(surrogate="atan"), ["surrogate 'atan'", "Surrogate"]),
         (lambda: nn.LIF(tau=0.5), ["tau 0.5", "at least 1"]),
+        (lambda: nn.LIF(tau=math.inf), ["tau inf"]),
+        (lambda: nn.PLIF(init_tau=math.inf), ["init_tau inf"]),
         (lambda: nn.PLIF(init_tau=1.0), ["init_tau 1.0", "above 1"]),
         (lambda: nn.PLIF(per_channel=0), ["per_channel 0"]),
         (
