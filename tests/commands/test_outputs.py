@@ -29,12 +29,12 @@ def written(command, run: str, out: Path) -> None:
         "evaluate": lambda: evaluate.main([run, "--json", "--out", str(out)]),
         "report": lambda: report.main([run, "--no-evaluation", "--out", str(out)]),
         "nir": lambda: export.main([run, "--to", "nir", "--images", "1", "--out", str(out)]),
-        "torch": lambda: export.main([run, "--to", "torch", "--out", str(out)]),
+        "safetensors": lambda: export.main([run, "--to", "safetensors", "--out", str(out)]),
     }
     calls[command]()
 
 
-@pytest.mark.parametrize("command", ["evaluate", "report", "nir", "torch"])
+@pytest.mark.parametrize("command", ["evaluate", "report", "nir", "safetensors"])
 def test_a_file_of_another_run_or_of_the_user_stays(command, two, tmp_path):
     if command == "nir":
         pytest.importorskip("nir", reason="the extra nir is not installed")
@@ -58,7 +58,7 @@ def test_a_file_of_another_run_or_of_the_user_stays(command, two, tmp_path):
 def test_a_run_is_not_overwritten_by_its_own_export(two):
     recipe = Path(two[0]) / "recipe.toml"
     before = recipe.read_bytes()
-    for command in ("report", "torch"):
+    for command in ("report", "safetensors"):
         with pytest.raises(UserError, match=FOREIGN):
             written(command, two[0], recipe)
     assert recipe.read_bytes() == before
