@@ -335,10 +335,11 @@ class ModelConfig(TableOfPart):
         "for `csnn`)",
         Range(0, 65_536),
     )
-    residual_gain: float = key(
-        0.0,
+    residual_gain: float | Literal["auto"] = key(
+        "auto",
         "initial weight of the last norm of every `plain`, `sew` and `ms` block; 0 (zero-initialised): each block "
-        "starts as its shortcut, and the forward signal reaches the last layer at any depth",
+        "starts as its shortcut, and the forward signal reaches the last layer at any depth; `auto`: 0, but "
+        "1 / sqrt(number of blocks) for `ilif`",
         Range(0, 1e3),
     )
     residual_bias: float | Literal["auto"] = key(

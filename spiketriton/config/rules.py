@@ -175,7 +175,6 @@ def idle(values: Mapping[str, Any]) -> dict[str, str]:
 
 # what earlier versions had: words that stand for the default now, and what else to write
 STANDS_FOR_DEFAULT = [
-    ("model.residual_gain", "auto"),
     ("model.start", "auto"),
     ("neuron.surrogate.width", "auto"),
 ]

@@ -275,7 +275,7 @@ def lost_at(overlap: np.ndarray) -> int | None:
 def starts_closed(model: ModelConfig) -> bool:
     """Whether the net has residual blocks that start with little or no gain."""
     blocks = model.name in BLOCK_NETS and model.block != "preact" and model.norm != "none"
-    return blocks and model.residual_gain < CLOSED
+    return blocks and (model.residual_gain == "auto" or model.residual_gain < CLOSED)
 
 
 def comparable(measured: Measurement, model: ModelConfig) -> list[int] | None:

@@ -57,12 +57,14 @@ def build_model(recipe: Recipe, *, classes: int, channels: int, image_size: int)
     net = part.make(model, parts, **sizes)
     net.drop_paths()
     if model.norm != "none":
-        net.start_blocks(*_block_start(model, recipe.neuron, recipe.time_steps))
-        if isinstance(net, BlockNetwork) and _fires_last(model):
-            for _, block in net.blocks():
+        blocks = list(net.blocks()) if isinstance(net, BlockNetwork) else []
+        gain = _block_gain(model, recipe.neuron, len(blocks))
+        net.start_blocks(gain, _block_bias(model, gain, recipe.neuron, recipe.time_steps))
+        if _fires_last(model):
+            for _, block in blocks:
                 neuron = block.stages()[-1][2]
                 # whose weights of either sign would lose the shortcut; a masked one's are so few that they always do
-                if isinstance(neuron, PSN if model.residual_gain == 0 else MaskedPSN):
+                if isinstance(neuron, PSN if gain == 0 else MaskedPSN):
                     nn.init.eye_(neuron.weight)
     return net
 
@@ -130,24 +132,31 @@ def _mlp(model: ModelConfig, parts: Parts, **sizes: int) -> Network:
     return MLP(parts, depth=model.depth, width=model.width or 128, **sizes)
 
 
-def _block_start(model: ModelConfig, neuron: NeuronConfig, steps: int) -> tuple[float, float]:
-    """Weight and bias of the last norm of a block.
+def _block_gain(model: ModelConfig, neuron: NeuronConfig, blocks: int) -> float:
+    """Weight of the last norm of a block. The signal of I-LIF survives open blocks, and they learn sooner."""
+    if model.residual_gain != "auto":
+        return model.residual_gain
+    return blocks**-0.5 if neuron.kind == "ilif" and blocks else 0.0
+
+
+def _block_bias(model: ModelConfig, weight: float, neuron: NeuronConfig, steps: int) -> float:
+    """Bias of the last norm of a block, whose weight is given.
 
     A spike of a `plain` block's shortcut of 1 meets a threshold of 1 exactly: as soon as the branch takes anything
     away, it is lost. The bias "auto" lifts it so far that a neuron that fires is as far above the threshold in its
     first step as a silent one is below it in the last. A sliding PSN has no reset: its silence is measured behind
     spikes.
     """
-    if not isinstance(model.residual_bias, str):
-        return model.residual_gain, model.residual_bias
+    if model.residual_bias != "auto":
+        return model.residual_bias
     weighs = neuron.kind in ("psn", "masked_psn")  # all steps, by weights of its own
-    if (weighs and model.residual_gain) or neuron.kind == "relu" or not _fires_last(model):
-        return model.residual_gain, 0.0
+    if (weighs and weight) or neuron.kind == "relu" or not _fires_last(model):
+        return 0.0
     leaky = neuron.kind in LEAKY
     decay = 1 - 1 / neuron.tau if leaky else 1.0
     gain = 1 / neuron.tau if leaky and neuron.decay_input else 1.0
     if model.block == "sew":  # with "and", where only a branch that fires passes the shortcut on
-        return model.residual_gain, 1.25 * neuron.v_threshold / gain
+        return 1.25 * neuron.v_threshold / gain
     synapse = 1 - 1 / neuron.tau_synapse if neuron.kind == "cuba" else 0.0
     gathered = arriving = echo = 0.0  # by a current of 1
     if neuron.kind in PARALLEL:
@@ -156,7 +165,7 @@ def _block_start(model: ModelConfig, neuron: NeuronConfig, steps: int) -> tuple[
     for _ in range(steps):
         arriving = synapse * arriving + 1
         gathered = decay * gathered + arriving
-    return model.residual_gain, (2 * neuron.v_threshold / gain - 1 - echo) / (1 + gathered)
+    return (2 * neuron.v_threshold / gain - 1 - echo) / (1 + gathered)
 
 
 def _fires_last(model: ModelConfig) -> bool:
