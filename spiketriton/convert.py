@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> None:
     refuse_unusable(args.run, args.overrides)
     with importing():
         from spiketriton.show.screen import console_of, show_table, show_whole
-        from spiketriton.trained.conversion import Options, convert, save
+        from spiketriton.trained.conversion import Options, convert
         from spiketriton.trained.run import load_run
 
     options = Options(
@@ -94,16 +94,16 @@ def main(arguments: list[str]) -> None:
     folder = RunFolder.create(args.run_dir, f"{run.recipe.name}_{options.method}")
     with folder.held():
         try:
-            recipe, model = convert(run, options)
-            save(folder, run, recipe, model, options)
+            converted = convert(run, options)
+            converted.save(folder)
         except BaseException:
             folder.discard_if_unused()
             raise
     console = console_of()
-    show_table(console, "", HEAD, list(rows(model)), legend=LEGEND)
+    show_table(console, "", HEAD, list(rows(converted.model)), legend=LEGEND)
     show_whole(console, f"converted for T = {options.steps}: {folder.path}")
     command = [*spelled("evaluate"), str(folder.path), "--against", args.run]
-    command += ["--trust-plugins"] * recipe.names_code
+    command += ["--trust-plugins"] * converted.recipe.names_code
     show_whole(console, f"next: {shlex.join(command)}")
 
 

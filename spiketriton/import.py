@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
     if not file.is_file():
         raise UserError(f"{file} does not exist; accepted: a file of NIR")
     with importing():
-        from spiketriton.config import load_recipe
+        from spiketriton.config import load_recipe, replace
         from spiketriton.data import build_data
         from spiketriton.models import build_model
         from spiketriton.models.foreign import ForeignNetwork
@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
     folder = RunFolder.create(args.run_dir, file.stem)
     with folder.held():
         try:
-            recipe = folder.keep_network(recipe)
+            recipe = replace(recipe, values=folder.keep_network(recipe.model))
             device = Placement.set_up(recipe.train).device
             save_run(folder, recipe, data.facts, model.state_dict(), device)
         except BaseException:

@@ -3,6 +3,7 @@
 from spiketriton.config import Recipe
 from spiketriton.data import Data
 from spiketriton.gradients.measurement import Measurement
+from spiketriton.gradients.verdict import Judge
 from spiketriton.gradients.watch import Watch
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import Row
@@ -35,7 +36,8 @@ class Recorder:
         if recipe.monitor.wandb != "off" and first:
             self.boards.append(WeightsAndBiases(folder.path, recipe.monitor, recipe.values()))
         self.watch = Watch(
-            recipe,
+            Judge(recipe),
+            recipe.loss,
             data.facts.class_counts,
             lambda step, verdict, found: display.warn(warning(step, verdict, found)),
         )

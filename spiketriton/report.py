@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> None:
     for path in (args.run, *args.against):
         refuse_unusable(path, args.overrides)
     with importing():
-        from spiketriton.show.report_page import page
+        from spiketriton.show.report_page import Page
 
     folder = RunFolder.find(args.run)
     recipe = folder.load_recipe(moved_plugins(args.overrides))
@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> None:
     if not args.no_evaluation:
         evaluations = [evaluation_of(path, args.overrides) for path in [args.run, *args.against]]
         refuse_other_data(evaluations)
-    text = page(folder, recipe, evaluations, mark)
+    text = Page(folder, recipe, evaluations).html(mark)
     replace_file(out, text)
     print(f"{out}: {len(text) / 2**20:.1f} MiB; open it in a browser")
 

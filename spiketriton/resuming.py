@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from spiketriton.commandline import spelled
-from spiketriton.config import recipe_from_toml
+from spiketriton.config import recipe_from_toml, replace
 from spiketriton.errors import UserError
 from spiketriton.runs.same_recipe import PARTS, extension, refuse_another_recipe
 from spiketriton.trainer import Trainer
@@ -50,8 +50,8 @@ def _continue_from(trainer: Trainer, state: dict[str, Any]) -> None:
     moved = {"plugins.modules": modules} if modules else {}
     trained = recipe_from_toml(state["recipe"], state["name"], moved, of_run=folder.path)
     # the folder's recipe, which was compared before, may have been extended
-    longer, extended = extension(recipe, trained)
-    refuse_another_recipe(recipe, longer)
+    longer, extended = extension(recipe.train, trained.train)
+    refuse_another_recipe(recipe, replace(trained, values=longer))
     if any(recipe.values()[key] != trained.values()[key] for key in PARTS):
         note(
             f"a step is computed in other parts from here on ({trainer.accumulate}): batch norm takes the "

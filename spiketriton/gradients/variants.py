@@ -9,7 +9,7 @@ from typing import get_args
 
 import numpy as np
 
-from spiketriton.config import ModelConfig, PlainNet, Recipe
+from spiketriton.config import ModelConfig, PlainNet
 from spiketriton.config import replace as change
 from spiketriton.config.rules import BLOCK_NETS, PARALLEL
 from spiketriton.data import Data, build_data
@@ -83,9 +83,9 @@ class Experiment:
         self.subject, self.recipe = subject, subject.recipe
         recipe = self.recipe
         self.placement = Placement.set_up(recipe.train)
-        self.data = _data(recipe)
+        self.data = self._data()
         self.loss = build_loss(recipe.loss, self.data.facts.class_counts)
-        model = self.build(recipe)
+        model = self.build()
         if not model.spiking_layers():
             raise UserError(
                 f"{subject.title}: none of its neurons can be measured: {'; '.join(model.notes())}"
@@ -101,10 +101,17 @@ class Experiment:
     def images(self) -> int:
         return sum(len(labels) for _, labels in self.batches)
 
-    def build(self, recipe: Recipe) -> Network:
+    def _data(self) -> Data:
+        """The data as training has them; a batch larger than a small data set is reduced to it."""
+        changes, few = ["data.workers=0"], self.recipe.data.train_images
+        if 0 < few < self.recipe.train.batch_size:
+            changes += [f"train.batch_size={few}", "train.accumulate=1", "train.micro_batch=0"]
+        return build_data(change(self.recipe, *changes))
+
+    def build(self, *changes: str) -> Network:
         """The net at the subject's weights; those that the variant has no use for are left out."""
-        seed_everything(recipe.seed)
-        model = build_model(recipe, **self.data.facts.sizes)
+        seed_everything(self.recipe.seed)
+        model = build_model(change(self.recipe, *changes), **self.data.facts.sizes)
         if self.subject.state is not None:
             try:
                 model.load_state_dict(self.subject.state, strict=False)
@@ -116,7 +123,7 @@ class Experiment:
 
     def prober(self, *changes: str, scale: float = 1.0) -> Prober:
         """Of the net with changes of the recipe, widths times `scale`."""
-        model = self.build(change(self.recipe, *changes))
+        model = self.build(*changes)
         for name, layer in model.spiking_layers():
             width = self.widths.get(name, self.width)  # other blocks may have other layers
             layer.surrogate = replace(layer.surrogate, width=width * scale)
@@ -240,12 +247,3 @@ def last_norms(model: Network) -> list[Norm]:
         return []
     found = [block.stages()[-1][1] for _, block in model.blocks()]
     return [norm for norm in found if isinstance(norm, Norm)]
-
-
-def _data(recipe: Recipe) -> Data:
-    """The data as training has them; a batch larger than a small data set is reduced to it."""
-    changes = ["data.workers=0"]
-    if 0 < recipe.data.train_images < recipe.train.batch_size:
-        few = recipe.data.train_images
-        changes += [f"train.batch_size={few}", "train.accumulate=1", "train.micro_batch=0"]
-    return build_data(change(recipe, *changes))

@@ -247,24 +247,6 @@ def judge(
     )
 
 
-def judge_recipe(
-    measured: Measurement,
-    recipe: Recipe,
-    overlap: np.ndarray | None = None,
-    learned: Learned | None = None,
-) -> Verdict:
-    """The verdict on a net of a recipe, the same for `train`, `diagnose` and the report."""
-    return judge(
-        measured,
-        recipe.train.optimizer,
-        overlap,
-        among=comparable(measured, recipe.model),
-        may_be_silent=may_be_silent(measured.names, recipe.model),
-        eps=recipe.train.eps,
-        learned=learned,
-    )
-
-
 def lost_at(overlap: np.ndarray) -> int | None:
     """The layer from which on nothing is kept of an image; None if the last one keeps some."""
     keeping = np.flatnonzero(~(overlap < LIMITS.kept))
@@ -364,39 +346,62 @@ class Cure:
     why: Why
 
 
-def cures(verdict: Verdict, recipe: Recipe, fresh: bool = True) -> list[Cure]:
-    """The defaults that `recipe` does not take, where the verdict found an obstacle or nothing was learnt.
+class Judge:
+    """Judges nets of a recipe, the same for `train`, `diagnose` and the report."""
 
-    They are what won the race of docs/gradient_flow.md. `fresh`: the net may still be another; of a run with weights
-    only what leaves them alone is offered.
-    """
-    model, found = recipe.model, []
-    stuck = verdict.word == Word.CHANCE
-    if verdict.word in (Word.FREE, Word.HEALTHY, Word.LEARNING):
-        return []
-    slower = Cure("train.lr", float(f"{recipe.peak_lr / 3:.2g}"), Why.RATE)
-    blocks = model.name in BLOCK_NETS and model.block != "preact"
-    if model.name not in (*BLOCK_NETS, *get_args(PlainNet), *get_args(VGG)):  # somebody's own
-        return [slower] if stuck else []
-    if fresh and model.norm == "none":
-        found.append(Cure("model.norm", "bn", Why.NORM))
-    elif fresh and blocks and not starts_closed(model):
-        found.append(Cure("model.residual_gain", 0.0, Why.BLOCKS_START_CLOSED))
-    if fresh and model.name in get_args(PlainNet) and model.start != "identity":
-        found.append(Cure("model.start", "identity", Why.IDENTITY))
-    if stuck or verdict.backward.word != Word.FREE:
-        around = model.shortcut_gradient == "straight_through"
-        if blocks and model.block == "plain" and not around:
-            found.append(Cure("model.shortcut_gradient", "straight_through", Why.GOES_AROUND))
-        usual = WIDTH * recipe.neuron.v_threshold
-        own = recipe.neuron.kind == "ilif"  # its gradient has no width
-        if not own and not 0.5 < recipe.neuron.surrogate.width / usual < 2:
-            found.append(Cure("neuron.surrogate.width", float(f"{usual:.3g}"), Why.WIDTH))
-    if stuck:
-        found.append(slower)
-        if fresh and blocks and model.block == "plain":
-            found.append(Cure("model.block", "ms", Why.MEMBRANES))
-    return found
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe, self.model = recipe, recipe.model
+
+    def verdict(
+        self,
+        measured: Measurement,
+        overlap: np.ndarray | None = None,
+        learned: Learned | None = None,
+    ) -> Verdict:
+        """See `judge`."""
+        return judge(
+            measured,
+            self.recipe.train.optimizer,
+            overlap,
+            among=comparable(measured, self.model),
+            may_be_silent=may_be_silent(measured.names, self.model),
+            eps=self.recipe.train.eps,
+            learned=learned,
+        )
+
+    def cures(self, verdict: Verdict, fresh: bool = True) -> list[Cure]:
+        """The defaults that the recipe does not take, where the verdict found an obstacle or nothing was learnt.
+
+        They are what won the race of docs/gradient_flow.md. `fresh`: the net may still be another; of a run with
+        weights only what leaves them alone is offered.
+        """
+        recipe, model, found = self.recipe, self.model, []
+        stuck = verdict.word == Word.CHANCE
+        if verdict.word in (Word.FREE, Word.HEALTHY, Word.LEARNING):
+            return []
+        slower = Cure("train.lr", float(f"{recipe.peak_lr / 3:.2g}"), Why.RATE)
+        blocks = model.name in BLOCK_NETS and model.block != "preact"
+        if model.name not in (*BLOCK_NETS, *get_args(PlainNet), *get_args(VGG)):  # somebody's own
+            return [slower] if stuck else []
+        if fresh and model.norm == "none":
+            found.append(Cure("model.norm", "bn", Why.NORM))
+        elif fresh and blocks and not starts_closed(model):
+            found.append(Cure("model.residual_gain", 0.0, Why.BLOCKS_START_CLOSED))
+        if fresh and model.name in get_args(PlainNet) and model.start != "identity":
+            found.append(Cure("model.start", "identity", Why.IDENTITY))
+        if stuck or verdict.backward.word != Word.FREE:
+            around = model.shortcut_gradient == "straight_through"
+            if blocks and model.block == "plain" and not around:
+                found.append(Cure("model.shortcut_gradient", "straight_through", Why.GOES_AROUND))
+            usual = WIDTH * recipe.neuron.v_threshold
+            own = recipe.neuron.kind == "ilif"  # its gradient has no width
+            if not own and not 0.5 < recipe.neuron.surrogate.width / usual < 2:
+                found.append(Cure("neuron.surrogate.width", float(f"{usual:.3g}"), Why.WIDTH))
+        if stuck:
+            found.append(slower)
+            if fresh and blocks and model.block == "plain":
+                found.append(Cure("model.block", "ms", Why.MEMBRANES))
+        return found
 
 
 def mean_loss(rows: Sequence[tuple[int, float]]) -> float | None:

@@ -2,16 +2,15 @@
 
 from collections.abc import Callable, Sequence
 
-from spiketriton.config import Recipe
+from spiketriton.config import LossConfig
 from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.verdict import (
     LIMITS,
     Cure,
+    Judge,
     Learned,
     Verdict,
     Word,
-    cures,
-    judge_recipe,
     mean_loss,
 )
 
@@ -21,11 +20,12 @@ class Watch:
 
     def __init__(
         self,
-        recipe: Recipe,
+        judge: Judge,
+        loss: LossConfig,
         counts: Sequence[int],
         tell: Callable[[int, Verdict, list[Cure]], None],
     ) -> None:
-        self.recipe, self.counts, self.tell = recipe, counts, tell
+        self.judge, self.loss, self.counts, self.tell = judge, loss, counts, tell
         self.verdict: Verdict | None = None
         self.learned: Learned | None = None
         self._measured: Measurement | None = None
@@ -41,23 +41,23 @@ class Watch:
         found = {*self.verdict.obstacles} - {Word.NOT_FINITE}
         if self.verdict.word != Word.LEARNING and not self._told.issuperset(found):
             self._told.update(found)
-            self.tell(step, self.verdict, cures(self.verdict, self.recipe))
+            self.tell(step, self.verdict, self.judge.cures(self.verdict))
 
     def hear_loss(self, step: int, loss: float) -> None:
         """The mean loss of training since the last call, after `step`."""
         self._losses = [*self._losses, (step, loss)][-LIMITS.steps :]
-        self.learned = Learned.of(self.recipe.loss, self.counts, mean_loss(self._losses), None, 0)
+        self.learned = Learned.of(self.loss, self.counts, mean_loss(self._losses), None, 0)
         self._judge()
 
     def hear_test(self, accuracy: float, images: int) -> None:
         """The result of a test, which holds until there is a newer loss."""
-        self.learned = Learned.of(self.recipe.loss, self.counts, None, accuracy, images)
+        self.learned = Learned.of(self.loss, self.counts, None, accuracy, images)
         self._judge()
 
     def cures(self) -> list[Cure]:
         """Changes that may help; none for a net without a measurement."""
-        return [] if self.verdict is None else cures(self.verdict, self.recipe)
+        return [] if self.verdict is None else self.judge.cures(self.verdict)
 
     def _judge(self) -> None:
         if self._measured is not None:
-            self.verdict = judge_recipe(self._measured, self.recipe, learned=self.learned)
+            self.verdict = self.judge.verdict(self._measured, learned=self.learned)

@@ -28,6 +28,7 @@ from typing import Any
 
 from spiketriton import __version__
 from spiketriton.config import (
+    ModelConfig,
     Recipe,
     load_recipe,
     moved_plugins,
@@ -202,24 +203,26 @@ class RunFolder:
         sessions.append({"recipe": recipe.name, **environment})
         write_json(self.environment, sessions)
         if not self.recipe.exists() or self._lengths() != lengths(recipe.train):  # new, or extended
-            replace_file(self.recipe, self._movable(recipe).to_toml())
+            moved = replace(recipe, values=self._movable(recipe.model))
+            replace_file(self.recipe, moved.to_toml())
+        used = recipe.plugin_rows()
         if self.plugins.exists():
-            for text in self.changed_plugins(recipe):
+            for text in self.changed_plugins(used):
                 self.metrics.warn(text)
-        elif plugins := recipe.plugin_rows():
-            write_json(self.plugins, plugins)
+        elif used:
+            write_json(self.plugins, used)
 
     def _lengths(self) -> dict[str, int]:
         train = tomllib.loads(self.recipe.read_text("utf-8"))["train"]
         return {key: train[key.removeprefix("train.")] for key in LENGTHS}
 
-    def changed_plugins(self, recipe: Recipe) -> list[str]:
-        """What is to be warned of where the run's plugins are not those that it began with."""
+    def changed_plugins(self, used: Sequence[Row]) -> list[str]:
+        """What is to be warned of where the plugins in use (`Recipe.plugin_rows`) are not those of the beginning."""
         begun = read_record(self.plugins, list[Plugin]) if self.plugins.exists() else []
         return [
             f"the plugin {row['module']} differs from the one that the run began with "
             f"(version {then.version} then, {row['version']} now; {self.plugins})"
-            for then, row in zip(begun, recipe.plugin_rows(), strict=False)
+            for then, row in zip(begun, used, strict=False)
             if (then.sha256, then.version) != (row["sha256"], row["version"])
         ]
 
@@ -249,14 +252,14 @@ class RunFolder:
             + (": install the newer one" if newer else "")
         )
 
-    def keep_network(self, recipe: Recipe) -> Recipe:
-        """The recipe of a network out of a file of NIR, of which the folder has a copy now; others as they are."""
-        if recipe.model.name != parts.FROM_NIR:
-            return recipe
-        file = Path(str(recipe.model.arguments.get("path", "")))
+    def keep_network(self, model: ModelConfig) -> dict[str, Any]:
+        """Keys of a network out of a file of NIR, of which the folder has a copy now; none of others."""
+        if model.name != parts.FROM_NIR:
+            return {}
+        file = Path(str(model.arguments.get("path", "")))
         here = self.path.absolute()
         if file.parent == here or not file.is_file():  # the network says what is amiss
-            return recipe
+            return {}
         content = file.read_bytes()
         digest = hashlib.sha256(content).hexdigest()
         mark = f"-{digest[:8]}"
@@ -266,15 +269,15 @@ class RunFolder:
         except UserError:
             self.discard_if_unused()
             raise
-        kept = {"sha256": digest, **recipe.model.arguments, "path": str(self._network)}
-        return replace(recipe, values={f"model.arguments.{n}": v for n, v in kept.items()})
+        kept = {"sha256": digest, **model.arguments, "path": str(self._network)}
+        return {f"model.arguments.{name}": value for name, value in kept.items()}
 
-    def _movable(self, recipe: Recipe) -> Recipe:
-        """The recipe as recipe.toml has it: a copy in the folder is named without the folder."""
-        path = Path(str(recipe.model.arguments.get("path", "")))
-        if recipe.model.name != parts.FROM_NIR or path.parent != self.path.absolute():
-            return recipe
-        return replace(recipe, values={"model.arguments.path": path.name})
+    def _movable(self, model: ModelConfig) -> dict[str, Any]:
+        """Keys as recipe.toml has them: a copy in the folder is named without the folder."""
+        path = Path(str(model.arguments.get("path", "")))
+        if model.name != parts.FROM_NIR or path.parent != self.path.absolute():
+            return {}
+        return {"model.arguments.path": path.name}
 
     def write_micro_batch(self, images: int) -> None:
         """Writes what `train.micro_batch = "auto"` found; a resumed run keeps it."""
@@ -334,13 +337,7 @@ class Onlooker(RunFolder):
     def held(self) -> Iterator[None]:
         yield
 
-    def begin_session(self, recipe: Recipe, environment: Row) -> None:
-        pass
-
     def write_micro_batch(self, images: int) -> None:
-        pass
-
-    def write_network(self, report: str) -> None:
         pass
 
     def discard_if_unused(self) -> None:
@@ -363,7 +360,7 @@ def find_run(
     if resume is not None:
         return given, RunFolder.open(resume)
     folder = RunFolder.create(run_dir, given.name)
-    return folder.keep_network(given), folder
+    return replace(given, values=folder.keep_network(given.model)), folder
 
 
 def find_recipe_of(
@@ -393,7 +390,9 @@ def find_recipe_of(
         else replace(begun, *overrides, values=values)
     )
     refuse_another_recipe(given, begun)
-    return given if extend is None else extended(given, extend, folder.reached_lengths())
+    if extend is None:
+        return given
+    return replace(given, values=extended(given.train, extend, folder.reached_lengths()))
 
 
 def refuse_unusable(path: str | Path, overrides: Sequence[str] = ()) -> None:

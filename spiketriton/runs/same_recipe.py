@@ -4,7 +4,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from spiketriton.config import Recipe, TrainConfig, replace
+from spiketriton.config import Recipe, TrainConfig
 from spiketriton.errors import UserError
 
 # what moves a run and changes no weight
@@ -36,14 +36,14 @@ def lengths(train: TrainConfig) -> dict[str, int]:
     return {"train.epochs": train.epochs, "train.max_steps": train.max_steps}
 
 
-def extended(recipe: Recipe, wanted: int | str, reached: Mapping[str, float]) -> Recipe:
-    """The recipe made longer: `wanted` is a number of epochs, or as "train.max_steps=400".
+def extended(train: TrainConfig, wanted: int | str, reached: Mapping[str, float]) -> dict[str, int]:
+    """The key that makes a recipe longer, with its value: `wanted` is a number of epochs, or as "train.max_steps=400".
 
     reached: by key, how far the run has come. An extension that was cut short may be asked for again.
     UserError: it is not longer, or has no effect.
     """
     key, _, number = str(wanted).rpartition("=")
-    key, before = key or LENGTHS[0], lengths(recipe.train)
+    key, before = key or LENGTHS[0], lengths(train)
     if key not in LENGTHS or not number.isdecimal() or isinstance(wanted, bool):
         raise UserError(
             f"extend {wanted}: accepted: a number of epochs, or {' or '.join(f'{name}=N' for name in LENGTHS)}"
@@ -53,23 +53,22 @@ def extended(recipe: Recipe, wanted: int | str, reached: Mapping[str, float]) ->
         raise UserError(
             f"extend {wanted} has no effect on a run that ends by {ends} = {before[ends]}; accepted: {ends}=N"
         )
-    longer = replace(recipe, values={key: int(number)})
     if int(number) < before[key] or reached[key] >= int(number):
         raise UserError(
             f"extend {wanted}: the run has {before[key]} {_unit(key)} already; accepted: more, counted from its "
             "beginning"
         )
-    return longer
+    return {key: int(number)}
 
 
-def extension(given: Recipe, trained: Recipe) -> tuple[Recipe, str]:
-    """`trained` with the length of `given`, and how much longer that is in words; "" if it is not longer."""
-    ours, theirs = lengths(given.train), lengths(trained.train)
+def extension(given: TrainConfig, trained: TrainConfig) -> tuple[dict[str, int], str]:
+    """The key by which `given` is longer than `trained`, and how much in words; none and "" if it is not longer."""
+    ours, theirs = lengths(given), lengths(trained)
     for key in LENGTHS:
         if 0 < theirs[key] < ours[key]:
             words = f"from {theirs[key]} to {ours[key]} {_unit(key)}"
-            return replace(trained, values={key: ours[key]}), words
-    return trained, ""
+            return {key: ours[key]}, words
+    return {}, ""
 
 
 def _unit(key: str) -> str:

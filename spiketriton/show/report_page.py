@@ -2,7 +2,7 @@
 
 import base64
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,10 @@ from spiketriton.config import Recipe
 from spiketriton.errors import UserError
 from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.subject import learned_by
-from spiketriton.gradients.verdict import judge_recipe
+from spiketriton.gradients.verdict import Judge
 from spiketriton.plain import of_plain
 from spiketriton.runs.folder import RunFolder
-from spiketriton.runs.rows import Row, read_json
+from spiketriton.runs.rows import read_json
 from spiketriton.runs.state import read_state
 from spiketriton.show import evaluation_pictures, event_pictures, run_pictures
 from spiketriton.show.evaluation_tables import (
@@ -81,100 +81,194 @@ pre { background: #f7fafc; border: 1px solid var(--line); border-radius: 8px; pa
 """
 
 
-def page(
-    folder: RunFolder, recipe: Recipe, evaluations: list[Evaluation], mark: str = "spiketriton"
-) -> str:
-    """The page. `evaluations` begins with the run's own, or is empty for a page without them.
+class Page:
+    """A run's page. `evaluations` begins with the run's own, or is empty for a page without them."""
 
-    mark: what the page says about who wrote it (`runs.outputs`).
-    """
-    main = evaluations[0] if evaluations else None
-    rows = folder.metrics.read()
-    name, title = folder.path.resolve().name, f"{recipe.name} on {recipe.data.label}"
-    synthetic = recipe.data.name == "synthetic"
-    with style():
+    def __init__(self, folder: RunFolder, recipe: Recipe, evaluations: list[Evaluation]) -> None:
+        self.folder, self.recipe, self.evaluations = folder, recipe, evaluations
+        self.main = evaluations[0] if evaluations else None
+        self.rows = folder.metrics.read()
+        self.title = f"{recipe.name} on {recipe.data.label}"
+
+    def html(self, mark: str = "spiketriton") -> str:
+        """The page. `mark`: what it says about who wrote it (`runs.outputs`)."""
+        name = escape(self.folder.path.resolve().name)
         sections = {
-            "Accuracy": "".join(_accuracy(evaluations, title)),
-            "Events": "".join(_events(evaluations, title)),
-            "Cost": "".join(_cost(evaluations, title)),
-            "Training": "".join(_training(folder, rows, title)),
-            "Gradients": "".join(_gradients(folder, rows, recipe, title)),
-            "Activity": "".join(_activity(main, title)),
-            "Recipe": f"<pre>{escape(folder.recipe.read_text('utf-8'))}</pre>",
-            "Environment": "".join(_environment(folder)),
-            "Commands": "".join(_commands(folder, recipe, evaluations)),
+            "Accuracy": self.accuracy,
+            "Events": self.events,
+            "Cost": self.cost,
+            "Training": self.training,
+            "Gradients": self.gradients,
+            "Activity": self.activity,
+            "Recipe": self.keys,
+            "Environment": self.environment,
+            "Commands": self.commands,
         }
-    shown = {head: body for head, body in sections.items() if body}
-    links = "".join(f'<a href="#{head.lower()}">{head}</a>' for head in shown)
-    bodies = "".join(
-        f'<section id="{head.lower()}"><h2>{head}</h2>{body}</section>\n'
-        for head, body in shown.items()
-    )
-    warning = (
-        '<p class="note">The images are synthetic noise: accuracies mean nothing.</p>'
-        if synthetic
-        else ""
-    )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="generator" content="{mark}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(name)} - spiketriton</title><style>{CSS}</style></head><body>\n"
-        f"<header><h1>{escape(name)}</h1><p>{escape(_subtitle(recipe))}</p></header>{warning}"
-        f"{_facts(main, rows)}<nav>{links}</nav>\n{bodies}"
-        f"<footer><p>{escape(environment.version_line())}</p></footer></body></html>\n"
-    )
+        with style():
+            shown = {head: body for head, part in sections.items() if (body := "".join(part()))}
+        links = "".join(f'<a href="#{head.lower()}">{head}</a>' for head in shown)
+        bodies = "".join(
+            f'<section id="{head.lower()}"><h2>{head}</h2>{body}</section>\n'
+            for head, body in shown.items()
+        )
+        warning = ""
+        if self.recipe.data.name == "synthetic":
+            warning = '<p class="note">The images are synthetic noise: accuracies mean nothing.</p>'
+        return (
+            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+            f'<meta name="generator" content="{mark}">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f"<title>{name} - spiketriton</title><style>{CSS}</style></head><body>\n"
+            f"<header><h1>{name}</h1><p>{escape(self.subtitle())}</p></header>{warning}"
+            f"{self.facts()}<nav>{links}</nav>\n{bodies}"
+            f"<footer><p>{escape(environment.version_line())}</p></footer></body></html>\n"
+        )
 
+    def subtitle(self) -> str:
+        """The network, its neurons and its data."""
+        recipe, neuron = self.recipe, self.recipe.neuron
+        if neuron.kind == "relu":
+            return f"{recipe.model.name}, ANN twin (ReLU), on {recipe.data.label}"
+        surrogate = neuron.surrogate
+        slope = f"{surrogate.shape}, height {surrogate.height:g}, width {surrogate.width}"
+        return (
+            f"{recipe.model.name}, {recipe.model.block} blocks, {neuron.kind.upper()} neurons with "
+            f"{neuron.resets_by} reset, T = {recipe.time_steps}, on {recipe.data.label}"
+            + ("" if neuron.kind == "ilif" else f"; surrogate {slope}")
+        )
 
-def _subtitle(recipe: Recipe) -> str:
-    neuron = recipe.neuron
-    if neuron.kind == "relu":
-        return f"{recipe.model.name}, ANN twin (ReLU), on {recipe.data.label}"
-    surrogate = neuron.surrogate
-    slope = f"{surrogate.shape}, height {surrogate.height:g}, width {surrogate.width}"
-    return (
-        f"{recipe.model.name}, {recipe.model.block} blocks, {neuron.kind.upper()} neurons with "
-        f"{neuron.resets_by} reset, T = {recipe.time_steps}, on {recipe.data.label}"
-        + ("" if neuron.kind == "ilif" else f"; surrogate {slope}")
-    )
+    def facts(self) -> str:
+        """The numbers at the top, each with what it is."""
+        facts: list[tuple[str, str]] = []
+        if (main := self.main) is not None:
+            at = main.time_steps - 1
+            low, high = main.interval[at]
+            tested = f"accuracy on {main.tested}, 95 %: {100 * low:.1f}-{100 * high:.1f}"
+            active = "active" if main.kind == "ann" else "spike in a step"
+            facts = [(f"{100 * main.accuracy[at]:.2f} %", tested)]
+            facts += [(f"{main.time_steps}", "time steps")]
+            if not main.uncounted:
+                energy = f"energy of one {main.what} (operations)"
+                facts += [(f"{main.energy_uj[at]:.3g} µJ", energy)]
+            facts += [(f"{100 * main.mean_rate:.1f} %", f"of the neurons {active}")]
+            facts += [(f"{main.images_per_s:,.0f}", f"{main.what}s/s")]
+        if self.rows:
+            last = self.rows[-1]
+            facts += [(f"{last['epoch']:g}", f"epochs, {last['seconds'] / 60:.1f} minutes")]
+        boxes = (f"<div><b>{escape(b)}</b><span>{escape(s)}</span></div>" for b, s in facts)
+        return f'<div class="facts">{"".join(boxes)}</div>'
 
+    def accuracy(self) -> Iterator[str]:
+        if (main := self.main) is None:
+            return
+        every, title = self.evaluations, self.title
+        yield _figure(evaluation_pictures.accuracy(every, title), "accuracy by time steps")
+        yield _list(run_in_sentences(one, every) for one in every)
+        yield _figure(evaluation_pictures.confusion(main, title), "confusion matrix")
+        yield _table(("class", f"test {main.what}s", "accuracy"), list(_class_rows(main)))
 
-def _facts(main: Evaluation | None, rows: list[Row]) -> str:
-    facts: list[tuple[str, str]] = []
-    if main is not None:
-        at = main.time_steps - 1
-        low, high = main.interval[at]
-        facts = [
-            (
-                f"{100 * main.accuracy[at]:.2f} %",
-                f"accuracy on {main.tested}, 95 %: {100 * low:.1f}-{100 * high:.1f}",
-            ),
-            (f"{main.time_steps}", "time steps"),
-            *(
-                []
-                if main.uncounted
-                else [(f"{main.energy_uj[at]:.3g} µJ", f"energy of one {main.what} (operations)")]
-            ),
-            (
-                f"{100 * main.mean_rate:.1f} %",
-                "of the neurons active" if main.kind == "ann" else "of the neurons spike in a step",
-            ),
-            (f"{main.images_per_s:,.0f}", f"{main.what}s/s"),
+    def events(self) -> Iterator[str]:
+        """Recordings of event cameras: some frame by frame, one moving; accuracy by milliseconds."""
+        main, title = self.main, self.title
+        if main is None or not main.samples:
+            return
+        frames, latency = (
+            event_pictures.frames(main, title),
+            event_pictures.latency(self.evaluations, title),
+        )
+        yield _figure(frames, "frames of recordings and the predictions after each")
+        yield _figure(latency, "accuracy by milliseconds of the recording")
+        data = base64.b64encode(event_pictures.animation(main.samples[0])).decode()
+        words = escape(event_pictures.caption(main, main.samples[0]))
+        yield (
+            f'<figure class="moving"><img alt="{words}" src="data:image/gif;base64,{data}">'
+            f"<figcaption>{words}</figcaption></figure>"
+        )
+
+    def cost(self) -> Iterator[str]:
+        if (main := self.main) is None:
+            return
+        every = self.evaluations
+        rows = [(t == one.time_steps, row) for one in every for t, row in step_rows(one)]
+        yield _table(step_head(main), [row for _, row in rows], [own for own, _ in rows])
+        yield f"<p>{step_legend(every)}</p>"
+        yield (
+            f"<p>Energy of one {main.what} at 45 nm, 32 bit: 4.6 pJ a multiply-accumulate, 0.9 pJ an "
+            "accumulate. With data: 5 pJ more for each word read or written, with no reuse, in the "
+            "spiking net and in the ANN alike. Neither is a measurement.</p>"
+        )
+        yield _figure(evaluation_pictures.energy(every, self.title), "accuracy against energy")
+
+    def training(self) -> Iterator[str]:
+        figure = run_pictures.curves(self.rows, self.title)
+        if figure is not None:
+            yield _figure(figure, "loss, accuracy, learning rate and gradient norm by epoch")
+            return
+        made, said = read_state(self.folder)[0].get("conversion"), "The run has logged nothing yet."
+        if made is not None:
+            said = f"Converted from {made['source']}, not trained: method {made['method']}."
+        yield f"<p>{escape(said)}</p>"
+
+    def gradients(self) -> Iterator[str]:
+        """The verdict on the last measurement, both ways, and the picture of them all."""
+        folder = self.folder
+        rows = folder.gradients.read()
+        try:
+            figure = run_pictures.gradients(rows, self.title)
+        except ValueError as error:
+            raise UserError(f"{folder.gradients.path} is damaged: {error}") from None
+        if figure is None:
+            return
+        last = max(row["step"] for row in rows)
+        measured = Measurement.of_rows([row for row in rows if row["step"] == last])
+        learned = None
+        if any(folder.checkpoints.glob("*.pt")):
+            facts = read_state(folder)[0].get("data") or {}
+            learned = learned_by(self.rows, self.recipe.loss, facts.get("class_counts", ()), last)
+        overlap = _diagnosed(folder, last, len(measured.names))
+        verdict = Judge(self.recipe).verdict(measured, overlap, learned)
+        yield f"<p><strong>After step {last}: {escape(line(verdict))}.</strong></p>"
+        yield _list(sentences(verdict))
+        yield _figure(figure, "gradient by layer and time step")
+
+    def activity(self) -> Iterator[str]:
+        main, title = self.main, self.title
+        if main is None:
+            return
+        sample = evaluation_pictures.sample(main, title)
+        yield _figure(sample, "one test image, its predictions and its spikes")
+        if (rates := evaluation_pictures.rates(main, title)) is None:
+            return
+        yield _figure(rates, "activity by layer and time step")
+        yield _table(layer_head(main), list(layer_rows(main)))
+        yield f"<p>{layer_legend(main)}</p>"
+
+    def keys(self) -> Iterator[str]:
+        """The recipe as it is in the folder."""
+        yield f"<pre>{escape(self.folder.recipe.read_text('utf-8'))}</pre>"
+
+    def environment(self) -> Iterator[str]:
+        for session in self.folder.sessions():
+            body = [(key, str(value)) for key, value in session.items() if value is not None]
+            yield _table(("session", str(session.get("time", ""))), body)
+
+    def commands(self) -> Iterator[str]:
+        """The commands that give the run and the numbers of this page again."""
+        folder, recipe, main = self.folder, self.recipe, self.main
+        path = shlex.quote(str(folder.path))
+        lines = [str(s["command"]) for s in folder.sessions() if "command" in s]
+        against = " ".join(shlex.quote(one.run) for one in self.evaluations[1:])
+        tail = (f" --against {against}" if against else "") + " --trust-plugins" * recipe.names_code
+        part = ""
+        if main is not None and main.images != (
+            recipe.data.test_images or main.available or main.images
+        ):
+            part = f" --images {main.images}"
+        lines += [
+            f"spiketriton evaluate {path}{part}{tail}",
+            f"spiketriton report {path}{tail}",
         ]
-    if rows:
-        facts.append((f"{rows[-1]['epoch']:g}", f"epochs, {rows[-1]['seconds'] / 60:.1f} minutes"))
-    boxes = (f"<div><b>{escape(b)}</b><span>{escape(s)}</span></div>" for b, s in facts)
-    return f'<div class="facts">{"".join(boxes)}</div>'
-
-
-def _accuracy(evaluations: list[Evaluation], title: str) -> Iterator[str]:
-    if not evaluations:
-        return
-    yield _figure(evaluation_pictures.accuracy(evaluations, title), "accuracy by time steps")
-    yield f"<ul>{''.join(f'<li>{escape(run_in_sentences(e, evaluations))}</li>' for e in evaluations)}</ul>"
-    yield _figure(evaluation_pictures.confusion(evaluations[0], title), "confusion matrix")
-    head = ("class", f"test {evaluations[0].what}s", "accuracy")
-    yield _table(head, list(_class_rows(evaluations[0])))
+        yield f"<pre>{escape(chr(10).join(lines))}</pre>"
 
 
 def _class_rows(one: Evaluation) -> Iterator[tuple[str, str, str]]:
@@ -182,73 +276,6 @@ def _class_rows(one: Evaluation) -> Iterator[tuple[str, str, str]]:
     rows = zip(one.classes, map(sum, one.confusion), one.class_accuracy, strict=True)
     for name, images, accuracy in sorted(rows, key=lambda row: (row[1] == 0, row[2])):
         yield name, f"{images:,}", f"{100 * accuracy:.1f} %" if images else "-"
-
-
-def _events(evaluations: list[Evaluation], title: str) -> Iterator[str]:
-    """Recordings of event cameras: some frame by frame, one moving; accuracy by milliseconds."""
-    if not evaluations or not evaluations[0].samples:
-        return
-    main = evaluations[0]
-    pictures = (
-        (event_pictures.frames(main, title), "frames of recordings and the predictions after each"),
-        (event_pictures.latency(evaluations, title), "accuracy by milliseconds of the recording"),
-    )
-    for figure, words in pictures:
-        if figure is not None:
-            yield _figure(figure, words)
-    data = base64.b64encode(event_pictures.animation(main.samples[0])).decode()
-    words = escape(event_pictures.caption(main, main.samples[0]))
-    yield (
-        f'<figure class="moving"><img alt="{words}" src="data:image/gif;base64,{data}">'
-        f"<figcaption>{words}</figcaption></figure>"
-    )
-
-
-def _cost(evaluations: list[Evaluation], title: str) -> Iterator[str]:
-    if not evaluations:
-        return
-    rows = [(t == one.time_steps, row) for one in evaluations for t, row in step_rows(one)]
-    yield _table(step_head(evaluations[0]), [row for _, row in rows], [own for own, _ in rows])
-    yield f"<p>{step_legend(evaluations)}</p>"
-    yield (
-        f"<p>Energy of one {evaluations[0].what} at 45 nm, 32 bit: 4.6 pJ a multiply-accumulate, 0.9 pJ an "
-        "accumulate. With data: 5 pJ more for each word read or written, with no reuse, in the "
-        "spiking net and in the ANN alike. Neither is a measurement.</p>"
-    )
-    if (figure := evaluation_pictures.energy(evaluations, title)) is not None:
-        yield _figure(figure, "accuracy against energy")
-
-
-def _training(folder: RunFolder, rows: list[Row], title: str) -> Iterator[str]:
-    figure = run_pictures.curves(rows, title)
-    if figure is not None:
-        yield _figure(figure, "loss, accuracy, learning rate and gradient norm by epoch")
-        return
-    made, said = read_state(folder)[0].get("conversion"), "The run has logged nothing yet."
-    if made is not None:
-        said = f"Converted from {made['source']}, not trained: method {made['method']}."
-    yield f"<p>{escape(said)}</p>"
-
-
-def _gradients(folder: RunFolder, metrics: list[Row], recipe: Recipe, title: str) -> Iterator[str]:
-    """The verdict on the last measurement, both ways, and the picture of them all."""
-    rows = folder.gradients.read()
-    try:
-        figure = run_pictures.gradients(rows, title)
-    except ValueError as error:
-        raise UserError(f"{folder.gradients.path} is damaged: {error}") from None
-    if figure is None:
-        return
-    last = max(row["step"] for row in rows)
-    measured = Measurement.of_rows([row for row in rows if row["step"] == last])
-    learned = None
-    if any(folder.checkpoints.glob("*.pt")):
-        facts = read_state(folder)[0].get("data") or {}
-        learned = learned_by(metrics, recipe.loss, facts.get("class_counts", ()), last)
-    verdict = judge_recipe(measured, recipe, _diagnosed(folder, last, len(measured.names)), learned)
-    yield f"<p><strong>After step {last}: {escape(line(verdict))}.</strong></p>"
-    yield f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in sentences(verdict))}</ul>"
-    yield _figure(figure, "gradient by layer and time step")
 
 
 def _diagnosed(folder: RunFolder, step: int, layers: int) -> np.ndarray | None:
@@ -266,41 +293,8 @@ def _diagnosed(folder: RunFolder, step: int, layers: int) -> np.ndarray | None:
     return None
 
 
-def _activity(main: Evaluation | None, title: str) -> Iterator[str]:
-    if main is None:
-        return
-    picture = evaluation_pictures.sample(main, title)
-    if picture is not None:
-        yield _figure(picture, "one test image, its predictions and its spikes")
-    if (rates := evaluation_pictures.rates(main, title)) is None:
-        return
-    yield _figure(rates, "activity by layer and time step")
-    yield _table(layer_head(main), list(layer_rows(main)))
-    yield f"<p>{layer_legend(main)}</p>"
-
-
-def _environment(folder: RunFolder) -> Iterator[str]:
-    for session in folder.sessions():
-        body = [(key, str(value)) for key, value in session.items() if value is not None]
-        yield _table(("session", str(session.get("time", ""))), body)
-
-
-def _commands(folder: RunFolder, recipe: Recipe, evaluations: list[Evaluation]) -> Iterator[str]:
-    """The commands that give the run and the numbers of this page again."""
-    path = shlex.quote(str(folder.path))
-    lines = [str(s["command"]) for s in folder.sessions() if "command" in s]
-    against = " ".join(shlex.quote(one.run) for one in evaluations[1:])
-    tail = (f" --against {against}" if against else "") + " --trust-plugins" * recipe.names_code
-    main = evaluations[0] if evaluations else None
-    usual = main is None or main.images == (
-        recipe.data.test_images or main.available or main.images
-    )
-    part = "" if main is None or usual else f" --images {main.images}"
-    lines += [
-        f"spiketriton evaluate {path}{part}{tail}",
-        f"spiketriton report {path}{tail}",
-    ]
-    yield f"<pre>{escape(chr(10).join(lines))}</pre>"
+def _list(items: Iterable[str]) -> str:
+    return f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in items)}</ul>"
 
 
 def _table(
@@ -317,8 +311,10 @@ def _table(
     return f'{hint}<div class="wide"><table><thead>{head_row}</thead><tbody>{rows}</tbody></table></div>'
 
 
-def _figure(figure: "Figure", words: str) -> str:
-    """A picture inline, which scrolls on a phone: there its words would be too small to read."""
+def _figure(figure: "Figure | None", words: str) -> str:
+    """A picture inline, which scrolls on a phone: there its words would be too small to read; "" without one."""
+    if figure is None:
+        return ""
     panels = ' class="two"' if figure.get_figwidth() > 9 else ""
     data = base64.b64encode(png(figure, DPI)).decode()
     image = f'<img{panels} alt="{escape(words)}" src="data:image/png;base64,{data}">'

@@ -30,14 +30,22 @@ from torch import Tensor, nn
 
 from spiketriton.config import Recipe, replace
 from spiketriton.errors import UserError
-from spiketriton.models import Network
+from spiketriton.models import Network, build_model
 from spiketriton.models.agreement import counted_graph, noise
 from spiketriton.models.graph import folded_weights, graph_of, layers
 from spiketriton.runs.folder import RunFolder
-from spiketriton.trained.converted import ConvertedIF, converted_network
+from spiketriton.trained.converted import ConvertedIF, with_converted_neurons
 from spiketriton.trained.quantised import quantised, retrain
 from spiketriton.trained.run import Run, save_run
 
+CHANGES = (
+    "model.norm=none",
+    "model.memory=standard",
+    "neuron.kind=if",
+    "neuron.reset=soft",
+    "neuron.v_threshold=1.0",
+    "train.precision=fp32",
+)
 SAMPLES = 1 << 18  # activations kept per layer and batch
 CANDIDATES = 100  # thresholds that are tried, up to the largest activation
 
@@ -52,9 +60,29 @@ class Options:
     epochs: int = 1  # of retraining, "qcfs" only
 
 
+@dataclass(frozen=True)
+class Converted:
+    """The network of a converted ANN, and its recipe: the ANN's with the keys that conversion changes."""
+
+    recipe: Recipe
+    model: Network
+    source: Run
+    options: Options
+
+    def save(self, folder: RunFolder) -> None:
+        """Writes the run folder, which is a run only when all is there. UserError: it cannot be written."""
+        run = self.source
+        made = {"source": str(run.folder.path), "checkpoint": run.checkpoint, **vars(self.options)}
+        weights = self.model.state_dict()
+        save_run(
+            folder, self.recipe, run.facts, weights, run.device, step=run.step, conversion=made
+        )
+
+
 @torch.no_grad()
-def convert(run: Run, options: Options) -> tuple[Recipe, Network]:
-    """The recipe and the network of a converted ANN. UserError: the run is not an ANN, or retraining diverged."""
+def convert(run: Run, options: Options) -> Converted:
+    """The run as a spiking network. UserError: it is not an ANN, or retraining diverged."""
+    source = run
     if run.facts.frames:
         raise UserError(
             f"{run.folder.path} sees recordings of {run.data.name}, a frame at each step: a converted "
@@ -76,9 +104,9 @@ def convert(run: Run, options: Options) -> tuple[Recipe, Network]:
             f"{run.folder.path}: a norm of preact blocks takes a sum and folds into no weights; accepted: "
             'networks with model.block = "plain", "sew" or "ms"'
         )
-    recipe = converted_recipe(run.recipe, options)
+    recipe = replace(run.recipe, f"time_steps={options.steps}", *CHANGES)
     facts = run.facts
-    model = converted_network(recipe, **facts.sizes)
+    model = with_converted_neurons(build_model(recipe, **facts.sizes))
     model.to(run.device).eval()
     images = calibration_images(run, options.images)
     with recording(run.model, sample) as activations:
@@ -102,21 +130,7 @@ def convert(run: Run, options: Options) -> tuple[Recipe, Network]:
         neuron.threshold.copy_(found[name])
     if options.method != "balanced":
         calibrate(run, model, images, options.steps)
-    return recipe, model
-
-
-def converted_recipe(recipe: Recipe, options: Options) -> Recipe:
-    """The recipe of the converted network: the ANN's with the keys that conversion changes."""
-    return replace(
-        recipe,
-        f"time_steps={options.steps}",
-        "model.norm=none",
-        "model.memory=standard",
-        "neuron.kind=if",
-        "neuron.reset=soft",
-        "neuron.v_threshold=1.0",
-        "train.precision=fp32",
-    )
+    return Converted(recipe, model, source, options)
 
 
 def thresholds(values: Tensor, options: Options) -> Tensor:
@@ -240,11 +254,3 @@ def neurons(model: Network) -> list[tuple[str, ConvertedIF]]:
     """The neurons of a converted network, in forward order."""
     found = model.spiking_layers()
     return [(name, neuron) for name, neuron in found if isinstance(neuron, ConvertedIF)]
-
-
-def save(folder: RunFolder, run: Run, recipe: Recipe, model: Network, options: Options) -> None:
-    """Writes the run folder, which is a run only when all is there. UserError: it cannot be written."""
-    source = {"source": str(run.folder.path), "checkpoint": run.checkpoint, **vars(options)}
-    save_run(
-        folder, recipe, run.facts, model.state_dict(), run.device, step=run.step, conversion=source
-    )

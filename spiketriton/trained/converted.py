@@ -13,8 +13,7 @@ factor of the weights behind the neuron: only 0 or 1 has to be transmitted.
 import torch
 from torch import Tensor, nn
 
-from spiketriton.config import Recipe
-from spiketriton.models import Network, build_model
+from spiketriton.models import Network
 from spiketriton.models.graph import channels_of, graph_of
 from spiketriton.models.layers import folded
 from spiketriton.neurons import IF
@@ -67,9 +66,8 @@ class PooledCurrent(nn.Module):
         return folded(self.pool, y)
 
 
-def converted_network(recipe: Recipe, **sizes: int) -> Network:
-    """The network of a converted run's recipe, with the names of the ANN's modules, weights not yet loaded."""
-    model = build_model(recipe, **sizes)
+def with_converted_neurons(model: Network) -> Network:
+    """The network of a converted run's recipe, as `build_model` makes it, with IF neurons in place of its own."""
     nodes = graph_of(model)
     for node in nodes.values():
         if node.kind == "neuron":

@@ -22,7 +22,7 @@ from spiketriton.runs.checkpoint import Checkpoints, State
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.same_recipe import refuse_changes
 from spiketriton.runs.state import read_state
-from spiketriton.trained.converted import converted_network
+from spiketriton.trained.converted import with_converted_neurons
 from spiketriton.training.environment import describe
 from spiketriton.training.placement import Placement
 
@@ -98,7 +98,7 @@ def load_run(
     begun = folder.load_recipe(moved_plugins(overrides, values))
     refuse_changes(overrides, values or {})
     recipe = replace(begun, *overrides, values=values)
-    for text in folder.changed_plugins(recipe):
+    for text in folder.changed_plugins(recipe.plugin_rows()):
         warn(text)
     if test_images is not None:
         recipe = replace(recipe, f"data.test_images={test_images}")
@@ -160,8 +160,9 @@ def network_of(recipe: Recipe, state: State, path: Path) -> tuple[Network, Facts
     except ValueError as error:
         raise UserError(f"{path}: the checkpoint is damaged: {error}") from None
     facts = facts or build_data(recipe).facts
-    make = converted_network if "conversion" in state else build_model
-    model = make(recipe, **facts.sizes)
+    model = build_model(recipe, **facts.sizes)
+    if "conversion" in state:
+        model = with_converted_neurons(model)
     _load_weights(model, state, path)
     return model, facts
 

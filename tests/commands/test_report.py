@@ -101,7 +101,7 @@ def test_a_stored_evaluation_is_shown_and_a_stale_one_is_not(runs, tmp_path, mon
     path = tmp_path / "run"
     shutil.copytree(runs / "lif", path)
     monkeypatch.setattr("spiketriton.show.evaluation_pictures.draw_evaluations", lambda *_: [])
-    monkeypatch.setattr("spiketriton.show.report_page.page", lambda *_: "x" * 7 * 2**19)
+    monkeypatch.setattr("spiketriton.show.report_page.Page.html", lambda *_: "x" * 7 * 2**19)
     evaluate_main([str(path), "--images", "20", "--json"])
     calls = []
 

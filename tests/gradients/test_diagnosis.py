@@ -61,7 +61,7 @@ def test_a_run_is_measured_at_its_weights_and_widths(tmp_path):
     assert subject_of_run.step == 21
     experiment = Experiment(subject_of_run, 1)
     assert set(experiment.widths.values()) == {0.7}
-    model = experiment.build(subject_of_run.recipe)
+    model = experiment.build()
     for name, value in trainer.model.state_dict().items():
         assert torch.equal(model.state_dict()[name], value)
     fresh = diagnose(subject("neuron.surrogate.width=0.7", "data.augment=none"))

@@ -14,10 +14,10 @@ from spiketriton.gradients.measurement import KEYS, Measurement
 from spiketriton.gradients.probing import Prober
 from spiketriton.gradients.verdict import (
     LIMITS,
+    Judge,
     Learned,
     Word,
     comparable,
-    cures,
     judge,
     lost_at,
     may_be_silent,
@@ -91,7 +91,7 @@ def test_a_net_without_an_obstacle_gets_no_finding():
         assert line(verdict) == "no obstacle found"
         assert line(judge(measured, optimizer, overlap=np.full(5, 0.5))) == "no obstacle found"
         assert findings(verdict) == []
-        assert cures(verdict, small_recipe()) == []
+        assert Judge(small_recipe()).cures(verdict) == []
     assert measured.depth_gain == pytest.approx(1)
 
 
@@ -269,7 +269,7 @@ USUAL = ("model.residual_gain=1", "model.shortcut_gradient=surrogate", "neuron.s
 def test_cures_are_defaults_that_the_recipe_does_not_take(changes, grads, fresh, expected):
     recipe: Recipe = small_recipe(*changes)
     grads = np.array(grads)[:, None] * np.ones((3, 2))
-    found = cures(judge(made(grad_input=grads), "sgd"), recipe, fresh)
+    found = Judge(recipe).cures(judge(made(grad_input=grads), "sgd"), fresh)
     assert [change(cure) for cure in found] == expected
     for cure in found:
         assert replace(recipe, change(cure)) != recipe
@@ -278,7 +278,8 @@ def test_cures_are_defaults_that_the_recipe_does_not_take(changes, grads, fresh,
 
 def test_a_run_is_warned_of_each_trouble_once_with_its_cure():
     said: list[str] = []
-    watch = Watch(small_recipe(*SGD, *USUAL), (5, 5), lambda *news: said.append(warning(*news)))
+    recipe = small_recipe(*SGD, *USUAL)
+    watch = Watch(Judge(recipe), recipe.loss, (5, 5), lambda *news: said.append(warning(*news)))
     assert watch.verdict is None
     watch.look(1, made())
     assert said == []
@@ -334,7 +335,7 @@ def test_a_net_at_chance_is_never_healthy_and_one_that_learns_is_whatever_its_gr
         assert (free.word, exploding.word) == (Word.HEALTHY, Word.LEARNING)
         assert line(free) == "healthy: it learns, and no obstacle was found"
         assert line(exploding) == "learning, although exploding backward"
-        assert cures(exploding, small_recipe(*USUAL)) == []
+        assert Judge(small_recipe(*USUAL)).cures(exploding) == []
 
 
 def test_the_loss_of_the_last_fifty_steps_decides_from_the_hundredth_on():
@@ -345,7 +346,8 @@ def test_the_loss_of_the_last_fifty_steps_decides_from_the_hundredth_on():
 
 
 def test_what_a_run_at_chance_says_and_what_to_try():
-    watch = Watch(small_recipe("train.lr=0.03"), (30, 50, 20), lambda *news: None)
+    recipe = small_recipe("train.lr=0.03")
+    watch = Watch(Judge(recipe), recipe.loss, (30, 50, 20), lambda *news: None)
     watch.look(1, made())
     watch.hear_loss(90, 0.9)
     assert watch.verdict is not None

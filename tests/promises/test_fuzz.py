@@ -177,14 +177,14 @@ def written(state) -> bytes:
 def _page(run: RunFolder) -> None:
     rows = run.metrics.read()
     api.table(rows)
-    report_page._facts(None, rows)
     run_pictures.curves(rows, "")
-    "".join(report_page._environment(run))
-    "".join(report_page._commands(run, run.load_recipe(), []))
+    page = report_page.Page(run, run.load_recipe(), [])
+    page.facts()
+    "".join([*page.environment(), *page.commands()])
 
 
 def _gradients(run: RunFolder) -> None:
-    "".join(report_page._gradients(run, run.metrics.read(), run.load_recipe(), ""))
+    "".join(report_page.Page(run, run.load_recipe(), []).gradients())
 
 
 def _evaluation(run: RunFolder) -> None:
@@ -192,7 +192,7 @@ def _evaluation(run: RunFolder) -> None:
     list(evaluation_tables.step_rows(one))
     list(evaluation_tables.layer_rows(one))
     evaluation_tables.verdict(one, [one])
-    "".join(report_page._facts(one, []))
+    report_page.Page(run, run.load_recipe(), [one]).facts()
 
 
 def _weights(run: RunFolder) -> None:
@@ -210,14 +210,12 @@ RUN_TARGETS = {  # file of the run: how it is damaged, who reads it
     "metrics.jsonl": ((in_bytes, in_lines), _page),
     "gradients.jsonl": ((in_bytes, in_lines), _gradients),
     "environment.json": ((in_bytes, in_json), _page),
-    "plugins.json": ((in_bytes, in_json), lambda run: run.changed_plugins(run.load_recipe())),
-    "diagnosis.json": ((in_bytes, in_json), _gradients),
-    "evaluation/evaluation.json": (
+    "plugins.json": (
         (in_bytes, in_json),
-        lambda run: report_page.step_rows(
-            read_evaluation(run.path / "evaluation" / "evaluation.json")
-        ),
+        lambda run: run.changed_plugins(run.load_recipe().plugin_rows()),
     ),
+    "diagnosis.json": ((in_bytes, in_json), _gradients),
+    "evaluation/evaluation.json": ((in_bytes, in_json), _evaluation),
     "nonfinite.pt": ((in_bytes, forged, forged), _scene),
     "checkpoints/last.pt": ((in_bytes, forged, forged), _weights),
 }

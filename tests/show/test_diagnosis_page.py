@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +10,8 @@ from rich.console import Console
 
 from spiketriton.gradients.diagnosis import Diagnosis, diagnose
 from spiketriton.gradients.subject import Subject
+from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import json_text
-from spiketriton.show import report_page
 from spiketriton.show.diagnosis_page import (
     as_json,
     causes,
@@ -18,6 +19,7 @@ from spiketriton.show.diagnosis_page import (
     opening,
     show,
 )
+from spiketriton.show.report_page import Page
 from spiketriton.show.verdict import WHY, change, sentences
 from tests.show.support import measurement
 from tests.small_runs import small_recipe
@@ -78,7 +80,8 @@ def test_an_ilif_has_no_surrogate_whose_width_is_shown_or_changed():
     assert "\nI-LIF passes gradients on where 0 <= membrane / threshold <= levels; neurons" in text
     assert "width" not in text
     assert "neuron.surrogate" not in text
-    assert "surrogate" not in report_page._subtitle(found.subject.recipe)
+    run = RunFolder(Path("none"))
+    assert "surrogate" not in Page(run, found.subject.recipe, []).subtitle()
 
 
 def test_the_page_is_plain_where_it_is_piped(narrow):

@@ -5,18 +5,11 @@ import re
 
 import pytest
 
+from spiketriton.config import Recipe
 from spiketriton.runs.folder import RunFolder
 from spiketriton.show import report_page
-from spiketriton.show.report_page import (
-    _activity,
-    _commands,
-    _environment,
-    _facts,
-    _gradients,
-    _table,
-    _training,
-    page,
-)
+from spiketriton.show.report_page import Page, _table
+from spiketriton.trained.results import Evaluation
 from tests.show.support import ann, evaluation
 from tests.small_runs import small_recipe
 
@@ -28,9 +21,17 @@ def folder(tmp_path) -> RunFolder:
     return folder
 
 
-def test_facts_are_those_at_t_and_of_the_last_row():
-    rows = [{"epoch": 1.0, "seconds": 1.0}, {"epoch": 2.5, "seconds": 90.0}]
-    facts = _facts(evaluation(), rows)
+def page(folder: RunFolder, *evaluations: Evaluation, recipe: Recipe | None = None) -> Page:
+    return Page(folder, recipe or small_recipe(), [*evaluations])
+
+
+def test_facts_are_those_at_t_and_of_the_last_row(folder):
+    assert page(folder).facts() == '<div class="facts"></div>'
+    folder.metrics.append(
+        {"kind": "train", "step": int(e), "epoch": e, "seconds": s, "loss": 1.0, "lr": 0.1, "grad_norm": 2.0}
+        for e, s in ((1.0, 1.0), (2.5, 90.0))
+    )  # fmt: skip
+    facts = page(folder, evaluation()).facts()
     for shown in (
         "<b>75.00 %</b><span>accuracy on 1,000 test images, 95 %: 65.0-85.0</span>",
         "<b>3</b><span>time steps</span>",
@@ -40,8 +41,7 @@ def test_facts_are_those_at_t_and_of_the_last_row():
         "<b>2.5</b><span>epochs, 1.5 minutes</span>",
     ):
         assert shown in facts, shown
-    assert "<b>32.1 %</b><span>of the neurons active</span>" in _facts(ann(), [])
-    assert _facts(None, []) == '<div class="facts"></div>'
+    assert "<b>32.1 %</b><span>of the neurons active</span>" in page(folder, ann()).facts()
 
 
 def test_a_table_escapes_its_cells_and_marks_the_runs_own_row():
@@ -53,19 +53,20 @@ def test_a_table_escapes_its_cells_and_marks_the_runs_own_row():
 
 def test_commands_are_those_of_the_sessions_and_how_to_see_more(folder):
     recipe = small_recipe("data.test_images=0")
-    (text,) = _commands(folder, recipe, [evaluation(), ann()])
+    (text,) = page(folder, evaluation(), ann(), recipe=recipe).commands()
     path = str(folder.path)
     assert text == (
         f"<pre>python -m x &lt;y&gt;\nspiketriton evaluate &#x27;{path}&#x27; --against "
         f"runs/twin\nspiketriton report &#x27;{path}&#x27; --against runs/twin</pre>"
     )
-    (text,) = _commands(folder, recipe, [evaluation()])
+    (text,) = page(folder, evaluation(), recipe=recipe).commands()
     assert "--against" not in text
     assert "--images" not in text
     part = evaluation(available=4 * evaluation().images)
-    (text,) = _commands(folder, recipe, [part])
+    shown = page(folder, part, recipe=recipe)
+    (text,) = shown.commands()
     assert f"--images {part.images}" in text
-    assert f"accuracy on {part.images:,} of {part.available:,} test images" in _facts(part, [])
+    assert f"accuracy on {part.images:,} of {part.available:,} test images" in shown.facts()
 
 
 @pytest.mark.usefixtures("blank_pictures")
@@ -74,7 +75,7 @@ def test_a_page_has_the_sections_for_which_there_is_something(folder):
         {"kind": "train", "step": s, "epoch": s / 2, "seconds": 2.0, "loss": 1.0, "lr": 0.1, "grad_norm": 2.0}
         for s in (1, 2)
     )  # fmt: skip
-    text = page(folder, small_recipe(), [evaluation(), ann()])
+    text = page(folder, evaluation(), ann()).html()
     heads = [part.partition("</h2>")[0] for part in text.split("<h2>")[1:]]
     assert heads == [
         "Accuracy",
@@ -91,11 +92,11 @@ def test_a_page_has_the_sections_for_which_there_is_something(folder):
         r"base64,[^\"]*", "", text
     )  # the letters of a picture may say anything
     assert "synthetic noise" not in text
-    text = page(folder, small_recipe("data.name=synthetic"), [])
+    text = page(folder, recipe=small_recipe("data.name=synthetic")).html()
     assert "synthetic noise" in text
     assert text.count("<h2>") == 4
     folder.environment.write_text(json.dumps([]))
-    assert "<h2>Environment" not in page(folder, small_recipe(), [])
+    assert "<h2>Environment" not in page(folder).html()
 
 
 def test_what_is_left_of_the_image_is_told_where_it_was_measured(folder):
@@ -105,7 +106,7 @@ def test_what_is_left_of_the_image_is_told_where_it_was_measured(folder):
     for number, (step, changes, overlap) in enumerate(found):
         path = folder.path / f"diagnosis-{number}.json"
         path.write_text(json.dumps({"step": step, "changes": changes, "overlap": [overlap]}))
-    line, sentences, _ = _gradients(folder, [], small_recipe(), "title")
+    line, sentences, _ = page(folder).gradients()
     assert "After step 9: no obstacle found" in line
     assert "forward: the forward signal at the last layer is 77 %" in sentences
 
@@ -113,16 +114,16 @@ def test_what_is_left_of_the_image_is_told_where_it_was_measured(folder):
 def test_a_run_without_rows_says_why(folder, monkeypatch):
     state = {}
     monkeypatch.setattr(report_page, "read_state", lambda folder: (state, "last"))
-    assert list(_training(folder, [], "")) == ["<p>The run has logged nothing yet.</p>"]
+    assert list(page(folder).training()) == ["<p>The run has logged nothing yet.</p>"]
     state["conversion"] = {"source": "runs/ann", "method": "qcfs"}
-    assert list(_training(folder, [], "")) == [
+    assert list(page(folder).training()) == [
         "<p>Converted from runs/ann, not trained: method qcfs.</p>"
     ]
 
 
 def test_gradients_and_sessions_are_shown_where_there_are_some(folder):
-    assert list(_gradients(folder, [], small_recipe(), "title")) == []
-    assert list(_activity(None, "title")) == []
+    assert list(page(folder).gradients()) == []
+    assert list(page(folder).activity()) == []
     folder.gradients.append(
         {
             "step": 1, "layer": "a", "index": 0, "time_step": t, "grad_input_rms": 1.0,
@@ -130,14 +131,14 @@ def test_gradients_and_sessions_are_shown_where_there_are_some(folder):
         }
         for t in range(2)
     )  # fmt: skip
-    line, sentences, figure = _gradients(folder, [], small_recipe(), "title")
+    line, sentences, figure = page(folder).gradients()
     assert line == "<p><strong>After step 1: no obstacle found.</strong></p>"
     for way in ("<li>forward: ", "<li>backward: ", "<li>through time: "):
         assert way in sentences
     assert 'alt="gradient by layer and time step"' in figure
     assert "is measured by spiketriton diagnose" in sentences
     assert "before training" not in sentences
-    (session,) = _environment(folder)
+    (session,) = page(folder).environment()
     assert "<th>session</th><th>now</th>" in session
     assert "<td>time</td><td>now</td>" in session
     assert "gpu" not in session  # it is null

@@ -16,7 +16,6 @@ from spiketriton.trained.conversion import (
     neurons,
     percentile,
     sample,
-    save,
     thresholds,
 )
 from spiketriton.trained.run import Run, load_run
@@ -48,7 +47,7 @@ def test_thresholds_per_layer_are_equal_and_never_zero():
 def test_the_currents_come_to_those_of_the_ann(net, tmp_path):
     """Nothing is clipped (thresholds above all activations), so a long window leaves rounding."""
     run = ann(tmp_path / "ann", *NETS[net])
-    _, model = convert(run, Options(percentile=100, images=120))
+    model = convert(run, Options(percentile=100, images=120)).model
     for _, neuron in model.spiking_layers():
         neuron.threshold *= 1.3
     images = run.to_device(next(iter(run.data.test))[0])
@@ -70,14 +69,14 @@ def test_calibration_brings_few_steps_closer(tmp_path):
         for steps in (2, 4):
             errors = {}
             for method in ("balanced", "calibrated"):
-                _, model = convert(run, Options(method=method, steps=steps, images=120))
+                model = convert(run, Options(method=method, steps=steps, images=120)).model
                 errors[method] = float((model(images, steps).mean(0) - wanted).square().mean())
             assert errors["calibrated"] < 0.9 * errors["balanced"], steps
 
 
 def test_the_recipe_drops_what_the_ann_did_not_read(tmp_path):
     run = ann(tmp_path / "ann", "neuron.v_reset=-0.5", "neuron.tau=3.0", "model.norm=tebn")
-    recipe, _ = convert(run, Options(images=10))
+    recipe = convert(run, Options(images=10)).recipe
     assert (run.recipe.neuron.v_reset, recipe.neuron.v_reset) == (-0.5, 0)
     assert (recipe.neuron.reset, recipe.model.norm) == ("soft", "none")
 
@@ -140,21 +139,22 @@ def test_calibration_images_are_whole_batches_of_the_first_step_on(source):
 
 def test_after_calibration_the_mean_currents_are_the_anns(source):
     """On the images of the calibration, of two batches; the classifier is linear."""
-    _, model = convert(source, Options(method="calibrated", steps=3, images=32))
+    model = convert(source, Options(method="calibrated", steps=3, images=32)).model
     images = torch.cat([source.to_device(x) for x in calibration_images(source, 32)])
     with torch.no_grad():
         wanted, got = source.model(images).mean((0, 1)), model(images, 3).mean((0, 1))
     assert torch.allclose(got, wanted, atol=1e-5)
-    _, balanced = convert(source, Options(steps=3, images=32))
+    balanced = convert(source, Options(steps=3, images=32)).model
     assert all(not neuron.shift.any() for _, neuron in neurons(balanced))
     assert not torch.allclose(balanced(images, 3).mean((0, 1)), wanted, atol=1e-3)
 
 
 def test_what_is_saved(source, tmp_path, monkeypatch):
     options = Options(steps=2, images=16)
-    recipe, model = convert(source, options)
+    converted = convert(source, options)
+    recipe, model = converted.recipe, converted.model
     folder = RunFolder.create(tmp_path / "net", "x")
-    save(folder, source, recipe, model, options)
+    converted.save(folder)
     state = read_checkpoint(folder.checkpoints / "last.pt")
     assert [path.name for path in folder.checkpoints.iterdir()] == ["last.pt"]
     assert (state["step"], state["name"]) == (source.step, recipe.name)
@@ -170,6 +170,6 @@ def test_what_is_saved(source, tmp_path, monkeypatch):
 
     monkeypatch.setattr("spiketriton.runs.checkpoint._write_part", full)
     with pytest.raises(UserError, match="could not be written: No space left"):
-        save(folder, source, recipe, model, options)
+        converted.save(folder)
     with pytest.raises(UserError, match="is a converted run"):
         convert(loaded, options)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from spiketriton.models import build_model
 from spiketriton.trained.conversion import levels
-from spiketriton.trained.converted import ConvertedIF, PooledCurrent, converted_network
+from spiketriton.trained.converted import ConvertedIF, PooledCurrent, with_converted_neurons
 from tests.small_runs import small_recipe
 
 
@@ -40,7 +41,7 @@ def test_the_pool_of_the_stem_moves_before_its_neuron():
         "model.name=resnet18", "model.stem=imagenet", "neuron.kind=if", "neuron.reset=soft",
         "model.norm=none",
     )  # fmt: skip
-    net = converted_network(recipe, classes=10, channels=1, image_size=32)
+    net = with_converted_neurons(build_model(recipe, classes=10, channels=1, image_size=32))
     assert isinstance(net.bn1, PooledCurrent)
     assert net.maxpool is None
     assert all(isinstance(neuron, ConvertedIF) for _, neuron in net.spiking_layers())
@@ -49,10 +50,9 @@ def test_the_pool_of_the_stem_moves_before_its_neuron():
     expected = torch.stack([torch.nn.functional.max_pool2d(x, 3, 2, 1) for x in currents])
     assert torch.equal(pooled, expected)
     assert net(torch.randn(2, 1, 32, 32), 2).shape == (2, 2, 10)
-    assert not hasattr(converted_network(
-        small_recipe("neuron.kind=if", "neuron.reset=soft", "model.norm=none"),
-        classes=10, channels=1, image_size=8,
-    ).bn1, "pool")  # fmt: skip
+    recipe = small_recipe("neuron.kind=if", "neuron.reset=soft", "model.norm=none")
+    net = with_converted_neurons(build_model(recipe, classes=10, channels=1, image_size=8))
+    assert not hasattr(net.bn1, "pool")
 
 
 def test_a_pool_without_a_neuron_before_it_stays():
@@ -60,6 +60,6 @@ def test_a_pool_without_a_neuron_before_it_stays():
         "model.name=resnet18", "model.stem=imagenet", "model.block=ms", "neuron.kind=if",
         "neuron.reset=soft", "model.norm=none",
     )  # fmt: skip
-    net = converted_network(recipe, classes=10, channels=1, image_size=32)
+    net = with_converted_neurons(build_model(recipe, classes=10, channels=1, image_size=32))
     assert isinstance(net.maxpool, torch.nn.MaxPool2d)
     assert not isinstance(net.bn1, PooledCurrent)

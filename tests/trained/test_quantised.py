@@ -43,11 +43,11 @@ def test_retraining_lowers_the_loss_at_few_steps(tmp_path):
     losses = {}
     for method in ("calibrated", "qcfs"):
         options = Options(method=method, steps=2, images=120, epochs=6, per_channel=True)
-        _, model = convert(run, options)
+        model = convert(run, options).model
         with torch.inference_mode():
             losses[method] = float(cross_entropy(model(images, 2).mean(0), labels))
     assert losses["qcfs"] < 0.9 * losses["calibrated"]
-    _, again = convert(run, options)
+    again = convert(run, options).model
     assert_equal(dict(again.state_dict()), dict(model.state_dict()))
     assert_equal(dict(run.model.state_dict()), before)  # the ANN is left as it was
 
@@ -74,7 +74,7 @@ def test_a_converted_net_of_one_layer_gives_the_retrained_levels(net, tmp_path):
 
         patch.setattr("spiketriton.trained.conversion.retrain", keep)
         patch.setattr("spiketriton.trained.conversion.calibrate", lambda *_: None)
-        _, model = convert(run, Options(method="qcfs", steps=3, images=30))
+        model = convert(run, Options(method="qcfs", steps=3, images=30)).model
     images = run.to_device(next(iter(run.data.test))[0])
     with (
         torch.inference_mode(),
