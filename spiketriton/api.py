@@ -28,7 +28,7 @@ from spiketriton.gradients.verdict import LIMITS, Verdict, judge
 from spiketriton.models import Network
 from spiketriton.models.network import in_eval_mode
 from spiketriton.neurons import adopt
-from spiketriton.runs.folder import find_run
+from spiketriton.runs.folder import Request
 from spiketriton.runs.rows import Row
 from spiketriton.session import Session
 from spiketriton.show.display import Quiet, make_display
@@ -99,14 +99,13 @@ def train(
     if net is not None and recipe is not None:
         values["model.name"] = f"{IN_HAND}:{type(net).__name__}"
     with consent.decided(plugins is True):
-        given, folder = find_run(
+        given, folder = Request(
             None if recipe is None else str(recipe),
-            (),
-            None if run_dir is None else str(run_dir),
-            None if resume is None else str(resume),
-            values,
-            extend,
-        )
+            run_dir=None if run_dir is None else str(run_dir),
+            resume=None if resume is None else str(resume),
+            values=values,
+            extend=extend,
+        ).find_run()
     display = Quiet() if quiet else make_display()
     with consent.decided(plugins is True), undisturbed(), handed(net):
         hooks = Hooks(on_row, on_step, on_checkpoint)

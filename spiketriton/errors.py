@@ -39,6 +39,10 @@ class UserError(Exception):
     """The user's mistake: one line that names the thing, what was given and what is accepted."""
 
 
+class UnknownKey(UserError):
+    """A recipe file has a key or a table that this version does not know."""
+
+
 TRACEBACK = (
     "SPIKETRITON_TRACEBACK"  # in the environment: mistakes of others' code are not put in one line
 )

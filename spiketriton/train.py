@@ -2,12 +2,11 @@
 
 import argparse
 import os
-from functools import partial
 
 from spiketriton.callable import as_function
 from spiketriton.commandline import KEYS_HELP, RECIPE_HELP, Parser
 from spiketriton.errors import importing, run_command
-from spiketriton.runs.folder import Onlooker, find_recipe_of, find_run
+from spiketriton.runs.folder import Onlooker, Request
 
 EPILOG = """\
 examples:
@@ -55,15 +54,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> int:
     args = parse(arguments)
-    given = (args.recipe, args.overrides, args.run_dir, args.resume)
+    asked = Request(args.recipe, args.overrides, args.run_dir, args.resume, extend=args.extend)
     if os.environ.get("WORLD_SIZE", "1") in ("", "1"):  # else one rank speaks for all
-        find_recipe_of(*given, extend=args.extend)
+        asked.find_recipe()
     with importing():
         from spiketriton import session
         from spiketriton.training.ranks import ranks_of_torchrun
 
     with ranks_of_torchrun() as ranks:
-        recipe, folder = ranks.decide(partial(find_run, *given, extend=args.extend))
+        recipe, folder = ranks.decide(asked.find_run)
         folder = folder if ranks.first else Onlooker(folder.path)
         words = [args.recipe or str(folder.recipe), *args.overrides]
         how = {"resume": args.resume is not None, "quiet": args.quiet, "as_json": args.json}

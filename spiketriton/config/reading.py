@@ -29,7 +29,7 @@ from spiketriton.config.recipe import (
 )
 from spiketriton.config.shipped import find_recipe
 from spiketriton.config.words import quoted, short, shown
-from spiketriton.errors import UserError, warn_once
+from spiketriton.errors import UnknownKey, UserError, warn_once
 
 # likeness, 0 to 1, from which on a name is taken for a slip of another; for up to 4 letters, where
 # one of them weighs more, less is asked
@@ -242,7 +242,8 @@ def _flatten(
         elif of_run and dotted in rules.GONE_KEYS:
             continue
         elif dotted not in TABLES:
-            raise UserError(_unknown(dotted, is_table=isinstance(value, Mapping)))
+            kind = UserError if dotted in rules.GONE_KEYS else UnknownKey
+            raise kind(_unknown(dotted, is_table=isinstance(value, Mapping)))
         elif isinstance(value, Mapping):
             yield from _flatten(value, dotted, of_run)
         else:

@@ -101,6 +101,11 @@ class Measurement:
         known: dict[str, Any] = values
         return cls(names=tuple(names[index] for index in sorted(names)), **known)
 
+    @classmethod
+    def of_step(cls, rows: Iterable[dict[str, Any]], step: int) -> "Measurement":
+        """`of_rows`, of a step among others in gradients.jsonl."""
+        return cls.of_rows([row for row in rows if row["step"] == step])
+
     def rows(self, step: int | None = None) -> list[dict[str, Any]]:
         """One object per layer and time step, for JSON; with the step of training if given."""
         start = {} if step is None else {"step": step}

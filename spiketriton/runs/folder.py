@@ -36,7 +36,7 @@ from spiketriton.config import (
     recipe_from_toml,
     replace,
 )
-from spiketriton.errors import UserError, one_line
+from spiketriton.errors import UnknownKey, UserError, one_line
 from spiketriton.locks import locked
 from spiketriton.runs.rows import (
     GRADIENTS,
@@ -192,7 +192,7 @@ class RunFolder:
         except parts.NotAskedFor as error:
             raise parts.NotAskedFor(f"{self.recipe}: {error}") from None
         except UserError as error:
-            hints = f"{self._plugins_in_words()}{self._version_in_words(str(error))}"
+            hints = self._plugins_in_words() + self._version_in_words(isinstance(error, UnknownKey))
             raise UserError(f"{self.recipe}: {error}{hints}") from None
         except UnicodeDecodeError as error:
             raise UserError(f"{self.recipe} is damaged: not UTF-8 at byte {error.start}") from None
@@ -239,11 +239,11 @@ class RunFolder:
             "plugins.modules=..."
         )
 
-    def _version_in_words(self, error: str) -> str:
+    def _version_in_words(self, unknown: bool) -> str:
         """With what the run was trained, where that may be why its recipe is not understood."""
         last = (self.sessions() or [{}])[-1]
         theirs, commit = last.get("spiketriton"), last.get("commit")
-        if not isinstance(theirs, str) or (theirs == __version__ and "unknown" not in error):
+        if not isinstance(theirs, str) or (theirs == __version__ and not unknown):
             return ""
         at = f", commit {commit[:10]}" if isinstance(commit, str) else ""
         newer = _numbers(theirs) > _numbers(__version__)
@@ -344,55 +344,50 @@ class Onlooker(RunFolder):
         pass
 
 
-def find_run(
-    recipe: str | None,
-    overrides: Sequence[str],
-    run_dir: str | None,
-    resume: str | None,
-    values: Mapping[str, Any] | None = None,
-    extend: int | str | None = None,
-) -> tuple[Recipe, RunFolder]:
-    """The recipe, as `find_recipe_of`, and the folder of a new run, or of the one to `resume`.
+@dataclass(frozen=True)
+class Request:
+    """What `train` is asked for: a recipe for a new run, or a run to `resume`, perhaps to `extend` epochs.
 
-    UserError: either cannot be used, or the recipe is not that of the run.
+    values: overrides as Python values.
     """
-    given = find_recipe_of(recipe, overrides, run_dir, resume, values, extend)
-    if resume is not None:
-        return given, RunFolder.open(resume)
-    folder = RunFolder.create(run_dir, given.name)
-    return replace(given, values=folder.keep_network(given.model)), folder
 
+    recipe: str | None
+    overrides: Sequence[str] = ()
+    run_dir: str | None = None
+    resume: str | None = None
+    values: Mapping[str, Any] | None = None
+    extend: int | str | None = None
 
-def find_recipe_of(
-    recipe: str | None,
-    overrides: Sequence[str],
-    run_dir: str | None,
-    resume: str | None,
-    values: Mapping[str, Any] | None = None,
-    extend: int | str | None = None,
-) -> Recipe:
-    """The recipe of a new run, or of the one to `resume`, perhaps to `extend` epochs. Writes nothing.
+    def find_recipe(self) -> Recipe:
+        """The recipe that is to be trained. Writes nothing. UserError: see `find_run`."""
+        if self.resume is None:
+            assert self.recipe is not None
+            given = load_recipe(self.recipe, self.overrides, self.values)
+            if self.run_dir:
+                RunFolder(Path(self.run_dir)).refuse_a_run()
+            return given
+        folder = RunFolder.find(self.resume)
+        begun = folder.load_recipe(moved_plugins(self.overrides, self.values))
+        if self.recipe:
+            given = load_recipe(self.recipe, self.overrides, self.values)
+        else:
+            given = replace(begun, *self.overrides, values=self.values)
+        refuse_another_recipe(given, begun)
+        if self.extend is None:
+            return given
+        longer = extended(given.train, self.extend, folder.reached_lengths())
+        return replace(given, values=longer)
 
-    `values` are overrides as Python values. UserError: see `find_run`.
-    """
-    if resume is None:
-        assert recipe is not None
-        given = load_recipe(recipe, overrides, values)
-        if run_dir:
-            RunFolder(Path(run_dir)).refuse_a_run()
-        return given
-    folder = RunFolder.find(resume)
-    moved = moved_plugins(overrides, values)
-    begun = folder.load_recipe(moved)
-    given = (
-        load_recipe(recipe, overrides, values)
-        if recipe
-        else replace(begun, *overrides, values=values)
-    )
-    refuse_another_recipe(given, begun)
-    if extend is None:
-        return given
-    return replace(given, values=extended(given.train, extend, folder.reached_lengths()))
+    def find_run(self) -> tuple[Recipe, RunFolder]:
+        """The recipe, and the folder of a new run, or of the one to resume.
+
+        UserError: either cannot be used, or the recipe is not that of the run.
+        """
+        given = self.find_recipe()
+        if self.resume is not None:
+            return given, RunFolder.open(self.resume)
+        folder = RunFolder.create(self.run_dir, given.name)
+        return replace(given, values=folder.keep_network(given.model)), folder
 
 
 def refuse_unusable(path: str | Path, overrides: Sequence[str] = ()) -> None:

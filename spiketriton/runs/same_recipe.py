@@ -78,17 +78,13 @@ def _unit(key: str) -> str:
 def refuse_another_recipe(given: Recipe, trained: Recipe) -> None:
     """UserError naming the keys in which `given` differs from the recipe a run was begun with."""
     ours, theirs = _flat(tomllib.loads(given.to_toml())), _flat(tomllib.loads(trained.to_toml()))
-    differing = [
-        f"{key} = {ours.get(key)!r} (the run: {theirs.get(key)!r})"
-        for key in sorted({*ours, *theirs} - {*RESUMABLE})
-        if ours.get(key) != theirs.get(key)
-    ]
-    if differing:
-        longer = any(text.startswith(LENGTHS) for text in differing)
+    keys = sorted({*ours, *theirs} - {*RESUMABLE})
+    if differing := [key for key in keys if ours.get(key) != theirs.get(key)]:
+        said = (f"{key} = {ours.get(key)!r} (the run: {theirs.get(key)!r})" for key in differing)
         raise UserError(
-            f"the run has another recipe: {'; '.join(differing)}; a resumed run keeps its recipe but for "
+            f"the run has another recipe: {'; '.join(said)}; a resumed run keeps its recipe but for "
             f"{', '.join(RESUMABLE)}; "
-            + ("--extend trains it longer, and " if longer else "")
+            + ("--extend trains it longer, and " if {*LENGTHS} & {*differing} else "")
             + "train.init_from=RUN begins a new run with its weights"
         )
 

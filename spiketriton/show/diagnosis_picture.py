@@ -6,14 +6,12 @@ from typing import Any
 from spiketriton.gradients.diagnosis import Diagnosis
 from spiketriton.gradients.variants import Change
 from spiketriton.show import figures
-from spiketriton.show.figures import BLUE, GREY, ORANGE, heat_map, log10, new_figure
+from spiketriton.show.figures import BLUE, GREY, ORANGE, heat_map, new_figure, positive
 from spiketriton.show.verdict import line
 
 
 def draw(found: Diagnosis, path: Path) -> None:
     """Heat map, depth profile with the surrogate halved and doubled, and time profile, as PNG."""
-    from matplotlib.ticker import MaxNLocator
-
     measured = found.measured
     note = " (synthetic images)" if found.synthetic else ""
     with figures.style():
@@ -23,53 +21,39 @@ def draw(found: Diagnosis, path: Path) -> None:
         grid = figure.add_gridspec(2, 3, width_ratios=[1.2, 1, 0.75], height_ratios=[layers, 1.6])
         heat, depth, image = (figure.add_subplot(grid[0, i]) for i in range(3))
         time = figure.add_subplot(grid[1, :2])
-        logs = log10(measured.grad_input)
-        names = list(measured.names)
-        heat_map(
-            heat,
-            logs,
-            names,
-            "viridis",
-            "Size of the gradient",
-            "gradient (RMS, log scale)",
-            logs=True,
-        )
+        size, unit = "Size of the gradient", "gradient (RMS, log scale)"
+        heat_map(heat, measured.grad_input, measured.names, size, unit, logs=True)
+        named = {
+            Change.HALF_WIDTH: ("half as wide", GREY),
+            Change.TWICE_WIDTH: ("twice as wide", ORANGE),
+        }
         lines = [("as it is", measured, BLUE)]
         for variant in found.variants:
-            if variant.change is Change.HALF_WIDTH:
-                lines.append(("half as wide", variant.measured, GREY))
-            if variant.change is Change.TWICE_WIDTH:
-                lines.append(("twice as wide", variant.measured, ORANGE))
+            if variant.change in named:
+                label, colour = named[variant.change]
+                lines.append((label, variant.measured, colour))
         for label, shown, colour in lines:
             style: dict[str, Any] = {"color": colour, "marker": "o", "label": label}
-            profile = figures.positive(shown.depth_profile)
+            profile = positive(shown.depth_profile)
             depth.plot(profile, range(len(profile)), **style)
-            time.plot(figures.positive(shown.time_profile), **style)
+            time.plot(positive(shown.time_profile), **style)
         image.plot(found.overlap, range(len(found.overlap)), color=BLUE, marker="o")
         if found.predicted is not None:
-            image.plot(
-                found.predicted.overlap,
-                range(len(found.overlap)),
-                color=GREY,
-                ls="--",
-                label="predicted",
-            )
+            predicted = found.predicted.overlap
+            image.plot(predicted, range(len(predicted)), color=GREY, ls="--", label="predicted")
             figures.legend_below(image)
         image.set_title(f"Forward signal: {found.overlap[-1]:.2f}")
         image.set_xlabel("similarity (1: same)")
         image.set_xlim(-0.05, 1.05)
-        figures.log_scale(depth, "x")
-        for axes in (depth, image):
-            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-            axes.set_ylim(heat.get_ylim())
-        gain = measured.depth_gain
-        depth.set_title("Through depth" + (f": {gain:.3g}x per layer" if gain else ""))
+        figures.whole_numbers(image.yaxis)
+        image.set_ylim(heat.get_ylim())
+        figures.through_depth(depth, heat, measured.depth_gain)
         depth.set_xlabel("gradient (RMS, log scale)")
         figures.log_scale(time, "y")
         ratio = measured.time_ratio
         time.set_title("Through time" + (f": {ratio:.3g}x" if ratio else ""))
         time.set(xlabel="time step", ylabel="gradient (RMS)")
-        time.xaxis.set_major_locator(MaxNLocator(integer=True))
+        figures.whole_numbers(time.xaxis)
         key = figure.add_subplot(grid[1, 2])
         key.axis("off")
         key.legend(handles=depth.get_lines(), title="surrogate", loc="center left")

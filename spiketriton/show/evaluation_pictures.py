@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from itertools import cycle
 from pathlib import Path
@@ -17,6 +18,7 @@ from spiketriton.show.words import synthetic_note
 from spiketriton.trained.results import Evaluation
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 PICTURES = (
@@ -57,8 +59,6 @@ def draw_evaluations(folder: Path, evaluations: list[Evaluation]) -> list[Path]:
 
 def accuracy(evaluations: list[Evaluation], title: str) -> Figure:
     """Accuracy against time steps with 95 % intervals; ANNs are horizontal lines."""
-    from matplotlib.ticker import MaxNLocator
-
     figure = new_figure(8, 5, title)
     axes = figure.subplots()
     longest = max(one.steps for one in evaluations)
@@ -73,20 +73,25 @@ def accuracy(evaluations: list[Evaluation], title: str) -> Figure:
         marker = "o" if one.steps <= 32 else None
         axes.plot(steps, values, color=colour, marker=marker, label=one.label)
         axes.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
-        at = one.time_steps
-        axes.plot(at, values[at - 1], "D", color=colour, ms=7, mfc="white", mew=1.5)
+        _diamond(axes, one, steps, colour)
     if longest > 32:
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:g}")
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        figures.whole_numbers(axes.xaxis)
     axes.set(title=_enough(evaluations[0]), ylabel="test accuracy (%)")
     axes.set_xlabel("time steps before the prediction" + (" (log scale)" if longest > 32 else ""))
-    axes.legend(frameon=True, framealpha=0.85)  # it may lie over a line
+    axes.legend(frameon=True)  # it may lie over a line
     figures.explain(
         figure, "diamond: T of the recipe; band: 95 % interval of the accuracy on these images"
     )
     return figure
+
+
+def _diamond(axes: Axes, one: Evaluation, x: Sequence[float], colour: str) -> None:
+    """Where a line of accuracies over `x` has the T of the recipe."""
+    at = one.time_steps - 1
+    axes.plot(x[at], 100 * one.accuracy[at], "D", color=colour, ms=7, mfc="white", mew=1.5)
 
 
 def _enough(one: Evaluation) -> str:
@@ -99,19 +104,13 @@ def _enough(one: Evaluation) -> str:
 
 def learning(evaluations: list[Evaluation], title: str) -> Figure | None:
     """Test accuracy during training, of all runs; None unless there are several to compare."""
-    from matplotlib.ticker import MaxNLocator
-
     figure = new_figure(8, 5, title)
     axes = figure.subplots()
     ends: dict[str, float] = {}
     for one, colour in coloured(evaluations):
-        rows = [
-            row
-            for row in Rows(Path(one.run) / "metrics.jsonl", METRICS).read()
-            if row["kind"] == "eval"
-        ]
-        if rows:
-            points = [(row["epoch"], 100 * row["test_accuracy"]) for row in rows]
+        rows = Rows(Path(one.run) / "metrics.jsonl", METRICS).read()
+        tests = [row for row in rows if row["kind"] == "eval"]
+        if points := [(row["epoch"], 100 * row["test_accuracy"]) for row in tests]:
             axes.plot(*zip(*points, strict=True), color=colour, marker="o", label=one.label)
             ends[one.label] = points[-1][1]
     if len(ends) < 2:
@@ -120,8 +119,8 @@ def learning(evaluations: list[Evaluation], title: str) -> Figure | None:
     first = [name for name, end in ends.items() if end == best]
     axes.set(title=f"{' and '.join(first)} end{'s' * (len(first) == 1)} highest, at {best:.1f} %")
     axes.set(xlabel="epoch", ylabel="test accuracy (%)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(frameon=True, framealpha=0.85)  # it may lie over a line
+    figures.whole_numbers(axes.xaxis)
+    axes.legend(frameon=True)  # it may lie over a line
     return figure
 
 
@@ -141,25 +140,17 @@ def energy(evaluations: list[Evaluation], title: str) -> Figure | None:
         twin = next((getattr(one, field)[0] for one in evaluations if one.kind == "ann"), math.nan)
         of_twin = f", {spent / twin:.2g}x the ANN's" if twin > 0 and first.kind != "ann" else ""
         for one, colour in coloured(evaluations):
-            marker = "*" if one.kind == "ann" else "o"
-            few = one.steps <= 32
-            axes.plot(
-                getattr(one, field),
-                100 * np.array(one.accuracy),
-                marker=marker if few else None,
-                ms=11 if one.kind == "ann" else None,
-                color=colour,
-                label=one.label,
-            )
+            marker, size = ("*", 11) if one.kind == "ann" else ("o", None)
+            marker = marker if one.steps <= 32 else ""
+            x, y = getattr(one, field), 100 * np.array(one.accuracy)
+            axes.plot(x, y, marker=marker, ms=size, color=colour, label=one.label)
             if one.kind != "ann":
-                at = one.time_steps - 1
-                at_t = (getattr(one, field)[at], 100 * one.accuracy[at])
-                axes.plot(*at_t, "D", color=colour, ms=7, mfc="white", mew=1.5)
+                _diamond(axes, one, x, colour)
         figures.log_scale(axes, "x")
         axes.set(title=f"{name}: {first.label} {spent:.3g} µJ{of_twin}")
         axes.set_xlabel(f"energy of one {first.what} (µJ, log scale)")
     panels[0].set_ylabel("test accuracy (%)")
-    panels[0].legend(frameon=True, framealpha=0.85)  # it may lie over a line
+    panels[0].legend(frameon=True)  # it may lie over a line
     figures.explain(
         figure,
         "up and left is better; a line begins after one time step and goes on to the last; diamond: T of the recipe.\n"
@@ -178,15 +169,8 @@ def rates(one: Evaluation, title: str) -> Figure | None:
     heat, bars = figure.subplots(1, 2)
     rate = np.array([layer.rate for layer in one.layers])
     unit = "fraction of values above 0" if one.kind == "ann" else "spikes per neuron and time step"
-    heat_map(
-        heat,
-        rate,
-        names,
-        "magma",
-        "Activity by layer and time step",
-        unit,
-        (0, max(0.1, float(rate.max()))),
-    )
+    what, most = "Activity by layer and time step", max(0.1, float(rate.max()))
+    heat_map(heat, rate, names, what, unit, colours="magma", most=most)
     at = np.arange(len(names))
     dead = np.array([100 * layer.dead / layer.neurons for layer in one.layers])
     always = np.array([100 * layer.saturated / layer.neurons for layer in one.layers])
@@ -196,7 +180,7 @@ def rates(one: Evaluation, title: str) -> Figure | None:
     bars.set_xlim(0, 100)
     bars.set_yticks([])
     bars.set(title="Neurons that never spike, or always", xlabel="% of the layer's neurons")
-    bars.legend(frameon=True, framealpha=0.85)  # it may lie over bars
+    bars.legend(frameon=True)  # it may lie over bars
     return figure
 
 
@@ -240,8 +224,7 @@ def sample(one: Evaluation, title: str) -> Figure | None:
     left, right = figure.subplots(1, 2, width_ratios=[1, 2.2])
     left.imshow(np.array(found.image), cmap="gray", interpolation="nearest")
     left.grid(False)
-    left.set_xticks([])
-    left.set_yticks([])
+    left.set(xticks=[], yticks=[])
     answers = [
         f"after {t} of {len(found.answers)} steps: {answer} ({100 * share:.0f} %)"
         for t, (answer, share) in enumerate(zip(found.answers, found.shares, strict=True), 1)

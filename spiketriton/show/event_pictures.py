@@ -118,5 +118,5 @@ def latency(evaluations: list[Evaluation], title: str) -> Figure | None:
     axes.set_xlim(left=0)
     axes.set(title="Accuracy by the time that was seen", ylabel="test accuracy (%)")
     axes.set_xlabel("milliseconds of the recording (mean over recordings)")
-    axes.legend(frameon=True, framealpha=0.85)
+    axes.legend(frameon=True)
     return figure

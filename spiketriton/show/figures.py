@@ -9,7 +9,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
@@ -41,29 +41,16 @@ STYLE: dict[Any, Any] = {
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "legend.frameon": False,
+    "legend.framealpha": 0.85,  # of those that may lie over a line
     "lines.linewidth": 1.3,
     "lines.markersize": 4,
     "figure.dpi": 110,
 }
 
-
 MORE_LETTERS = (
-    *(f"Noto Sans CJK {place}" for place in ("SC", "TC", "JP", "KR")),
-    *(
-        "PingFang SC",
-        "Hiragino Sans",
-        "Microsoft YaHei",
-        "SimHei",
-        "Malgun Gothic",
-        "WenQuanYi Micro Hei",
-    ),
-    *(
-        "Arial Unicode MS",
-        "Noto Sans",
-        "Noto Sans Arabic",
-        "Noto Sans Devanagari",
-        "Noto Sans Hebrew",
-    ),
+    "Noto Sans CJK SC, Noto Sans CJK TC, Noto Sans CJK JP, Noto Sans CJK KR, PingFang SC, Hiragino Sans, "
+    "Microsoft YaHei, SimHei, Malgun Gothic, WenQuanYi Micro Hei, Arial Unicode MS, Noto Sans, Noto Sans Arabic, "
+    "Noto Sans Devanagari, Noto Sans Hebrew"
 )
 
 
@@ -116,7 +103,7 @@ def _families() -> list[str]:
     from matplotlib import font_manager
 
     there = {font.name for font in font_manager.fontManager.ttflist}
-    return ["DejaVu Sans", *(name for name in MORE_LETTERS if name in there)]
+    return ["DejaVu Sans", *(name for name in MORE_LETTERS.split(", ") if name in there)]
 
 
 def new_figure(width: float, height: float, title: str = "") -> Figure:
@@ -136,11 +123,26 @@ def explain(figure: Figure, text: str) -> None:
     figure.supxlabel(text, x=0.01, ha="left", fontsize=8, color=GREY)
 
 
+def through_depth(axes: Axes, heat: Axes, gain: float, end: str = "") -> None:
+    """A panel of gradients by layer, drawn already, beside a heat map that has the same rows."""
+    log_scale(axes, "x")
+    whole_numbers(axes.yaxis)
+    axes.set_ylim(heat.get_ylim())
+    axes.set_title("Through depth" + (f": {gain:.3g}x per layer{end}" if gain else ""))
+
+
 def legend_below(axes: Axes) -> None:
     """A legend in one row below the panel, where it lies over no line."""
     axes.legend(
         loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3, borderaxespad=3.8, columnspacing=1.2
     )
+
+
+def whole_numbers(axis: Axis) -> None:
+    """Ticks at whole numbers only."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True))
 
 
 def layer_figure(layers: int, title: str) -> Figure:
@@ -151,23 +153,23 @@ def layer_figure(layers: int, title: str) -> Figure:
 def heat_map(
     axes: Axes,
     values: np.ndarray,
-    names: list[str],
-    colours: str,
+    names: Sequence[str],
     title: str,
     unit: str,
-    limits: tuple[float, float] | None = None,
+    *,
+    colours: str = "viridis",
+    most: float | None = None,
     logs: bool = False,
 ) -> None:
-    """`values` [layers, T]: layers downwards from the input, time steps to the right.
+    """`values` [layers, T]: layers downwards from the input, time steps to the right; colours from 0 to `most`.
 
-    logs: they are logarithms to base 10; the colour bar has the numbers themselves.
+    logs: of values above 0, the colours go by their logarithm, from the smallest to the largest.
     """
     from matplotlib.ticker import FuncFormatter
 
-    low, high = limits or (None, None)
-    image = axes.imshow(
-        values, aspect="auto", cmap=colours, vmin=low, vmax=high, interpolation="nearest"
-    )
+    limits = {} if most is None else {"vmin": 0.0, "vmax": most}
+    shown = np.log10(positive(values)) if logs else values
+    image = axes.imshow(shown, aspect="auto", cmap=colours, interpolation="nearest", **limits)
     axes.grid(False)
     axes.set(title=title, xlabel=f"time step; colour: {unit}")
     axes.set_ylabel("spiking layer (input at the top)")
@@ -226,8 +228,3 @@ def thinned(count: int, most: int) -> list[int]:
 def positive(values: np.ndarray) -> np.ndarray:
     """Finite `values` above 0, NaN (a gap in the picture) elsewhere."""
     return np.where((values > 0) & np.isfinite(values), values, np.nan)
-
-
-def log10(values: np.ndarray) -> np.ndarray:
-    """log10 of `positive`."""
-    return np.log10(positive(values))

@@ -220,7 +220,7 @@ class Page:
         if figure is None:
             return
         last = max(row["step"] for row in rows)
-        measured = Measurement.of_rows([row for row in rows if row["step"] == last])
+        measured = Measurement.of_step(rows, last)
         learned = None
         if any(folder.checkpoints.glob("*.pt")):
             facts = read_state(folder)[0].get("data") or {}

@@ -12,7 +12,7 @@ from spiketriton.gradients.measurement import Measurement
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import Row
 from spiketriton.show import figures
-from spiketriton.show.figures import BLUE, GREY, ORANGE, heat_map, layer_figure, log10
+from spiketriton.show.figures import BLUE, GREY, ORANGE, heat_map, layer_figure, positive
 from spiketriton.show.words import percent
 
 if TYPE_CHECKING:
@@ -76,36 +76,19 @@ def gradients(rows: list[Row], title: str) -> Figure | None:
         return None
     steps = sorted({row["step"] for row in rows})
     chosen = sorted({steps[0], steps[len(steps) // 2], steps[-1]})
-    last = _measured(rows, steps[-1])
-    names = list(last.names)
-    figure = layer_figure(len(names), title)
+    last = Measurement.of_step(rows, steps[-1])
+    figure = layer_figure(len(last.names), title)
     heat, depth = figure.subplots(1, 2, width_ratios=[1.15, 1])
-
-    heat_map(
-        heat,
-        log10(last.grad_input),
-        names,
-        "viridis",
-        f"Size of the gradient at step {steps[-1]}",
-        "gradient (RMS, log scale)",
-        logs=True,
-    )
-    colours = (GREY, ORANGE, BLUE)[-len(chosen) :]
-    for step, colour in zip(chosen, colours, strict=True):
-        profile = _measured(rows, step).depth_profile
-        if len(profile) != len(names):
+    size = f"Size of the gradient at step {steps[-1]}"
+    heat_map(heat, last.grad_input, last.names, size, "gradient (RMS, log scale)", logs=True)
+    for step, colour in zip(chosen, (GREY, ORANGE, BLUE)[-len(chosen) :], strict=True):
+        profile = positive(Measurement.of_step(rows, step).depth_profile)
+        if len(profile) != len(last.names):
             raise ValueError(
-                f"step {step} has {len(profile)} layers, step {steps[-1]} has {len(names)}"
+                f"step {step} has {len(profile)} layers, step {steps[-1]} has {len(last.names)}"
             )
-        places = range(len(names))
-        depth.plot(
-            figures.positive(profile), places, color=colour, marker="o", label=f"step {step}"
-        )
-    figures.log_scale(depth, "x")
-    depth.set_ylim(heat.get_ylim())
-    depth.yaxis.get_major_locator().set_params(integer=True)
-    gain = last.depth_gain
-    depth.set_title("Through depth" + (f": {gain:.3g}x per layer at the end" if gain else ""))
+        depth.plot(profile, range(len(profile)), color=colour, marker="o", label=f"step {step}")
+    figures.through_depth(depth, heat, last.depth_gain, " at the end")
     depth.set_xlabel("gradient (RMS over all time steps, log scale)")
     figures.legend_below(depth)
     figures.explain(
@@ -120,33 +103,29 @@ def firing(rows: list[Row], title: str) -> Figure | None:
     if not rows:
         return None
     step = max(row["step"] for row in rows)
-    measured = _measured(rows, step)
-    names, rate, outside = list(measured.names), measured.firing, measured.outside
-    figure = layer_figure(len(names), title)
+    measured = Measurement.of_step(rows, step)
+    rate, outside = measured.firing, 100 * measured.outside
+    figure = layer_figure(len(measured.names), title)
     left, right = figure.subplots(1, 2)
     heat_map(
         left,
         rate,
-        names,
-        "magma",
+        measured.names,
         f"Firing rate at step {step}",
         "spikes per neuron and time step",
-        (0, max(0.1, np.nanmax(rate))),
+        colours="magma",
+        most=max(0.1, np.nanmax(rate)),
     )
     heat_map(
         right,
-        100 * outside,
-        names,
-        "cividis",
+        outside,
+        measured.names,
         "Neurons that get hardly any gradient",
         "less than 1 % of the peak gradient (% of neurons)",
-        (0, max(1, 100 * np.nanmax(outside))),
+        colours="cividis",
+        most=max(1, np.nanmax(outside)),
     )
     return figure
-
-
-def _measured(rows: list[Row], step: int) -> Measurement:
-    return Measurement.of_rows([row for row in rows if row["step"] == step])
 
 
 def _xy(rows: list[Row], field: str) -> tuple[Any, Any]:

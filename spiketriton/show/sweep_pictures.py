@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 MOST_PANELS = 12
 WIDTH = "neuron.surrogate.width"
+BY_LAYER, BY_TIME = attrgetter("depth_profile"), attrgetter("time_profile")
 
 
 def draw_sweep(groups: Sequence[Group], out: Path, synthetic: bool) -> list[Path]:
@@ -33,8 +35,8 @@ def draw_sweep(groups: Sequence[Group], out: Path, synthetic: bool) -> list[Path
     # the key along the axis: the width or the depth where it was swept, else the first
     along = next((key for key in (WIDTH, "model.depth") if key in keys), keys[0])
     pictures: dict[str, Callable[[], Figure | None]] = {
-        "norms.png": partial(norms, groups, along, _by_layer, "spiking layer", note),
-        "times.png": partial(norms, groups, along, _by_time, "time step", note),
+        "norms.png": partial(norms, groups, along, BY_LAYER, "spiking layer", note),
+        "times.png": partial(norms, groups, along, BY_TIME, "time step", note),
         "accuracy.png": partial(accuracy, groups, along, note),
     }
     if "model.depth" in keys and along != "model.depth":
@@ -45,7 +47,7 @@ def draw_sweep(groups: Sequence[Group], out: Path, synthetic: bool) -> list[Path
 def norms(
     groups: Sequence[Group],
     along: str,
-    profile: Callable[[np.ndarray], np.ndarray],
+    profile: Callable[[Measurement], np.ndarray],
     label: str,
     note: str,
 ) -> Figure | None:
@@ -65,19 +67,17 @@ def norms(
     shown = False
     for ax, (name, members) in zip(axes.flat, panels.items(), strict=True):
         for group in sorted(members, key=lambda g: values.index(g.values[along])):
-            lines = [line for cell in group.cells if (line := _first_norms(cell.path)) is not None]
+            lines = [profile(one) for cell in group.cells if (one := _first(cell.path)) is not None]
             if not lines:
                 continue
-            with np.errstate(divide="ignore"):
-                logs = np.log(np.stack([profile(line) for line in lines]))
-            mean = np.exp(np.where(np.isfinite(logs), logs, np.nan).mean(0))
+            mean = np.exp(np.log(figures.positive(np.stack(lines))).mean(0))
             value = group.values[along]
             ax.plot(np.arange(len(mean)), mean, color=colours[value], label=value)
             shown = True
         figures.log_scale(ax, "y")
         ax.set_title(name, fontsize=9)
         ax.set_xlabel(label)
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        figures.whole_numbers(ax.xaxis)
         ax.set_ylabel("gradient (RMS)")
     if not shown:
         return None
@@ -132,22 +132,10 @@ def _split(groups: Sequence[Group], along: str) -> dict[str, list[Group]]:
     return panels
 
 
-def _first_norms(path: Path) -> np.ndarray | None:
-    """RMS of dL/dx at the first measured step, [layers, T]; None for an ANN."""
+def _first(path: Path) -> Measurement | None:
+    """What was measured first; None for an ANN."""
     rows = RunFolder(path).gradients.read()
-    if not rows:
-        return None
-    return Measurement.of_rows([row for row in rows if row["step"] == rows[0]["step"]]).grad_input
-
-
-def _by_layer(values: np.ndarray) -> np.ndarray:
-    return np.sqrt(np.mean(values**2, axis=1))
-
-
-def _by_time(values: np.ndarray) -> np.ndarray:
-    """Geometric mean over layers."""
-    with np.errstate(divide="ignore"):
-        return np.exp(np.log(values).mean(0))
+    return Measurement.of_step(rows, rows[0]["step"]) if rows else None
 
 
 def _number(value: str) -> float | None:

@@ -65,8 +65,8 @@ def brief(verdict: Verdict) -> str:
 
 def sentences(verdict: Verdict) -> list[str]:
     """Everything that was judged, a sentence each: learning, forward, depth, time, reach."""
-    said = [] if verdict.learned is None else [learned(verdict.learned)]
-    said.append(forward(verdict.forward, verdict.names))
+    said = [] if verdict.learned is None else [f"learning: {learned(verdict.learned)}"]
+    said.append(f"forward: {forward(verdict.forward, verdict.names)}")
     if verdict.backward.nonfinite:
         return [
             *said,
@@ -95,7 +95,7 @@ def findings(verdict: Verdict) -> list[str]:
     """The obstacles, a sentence each, with layer and time step."""
     found = []
     if verdict.learned is not None and verdict.learned.at_chance:
-        found.append(learned(verdict.learned).removeprefix("learning: "))
+        found.append(learned(verdict.learned))
     if verdict.backward.nonfinite:
         found.append(f"dL/dx is not finite at {_at(verdict, verdict.backward.nonfinite)}")
     elif verdict.backward.word != Word.FREE:
@@ -105,7 +105,7 @@ def findings(verdict: Verdict) -> list[str]:
             f"the way into {verdict.names[verdict.backward.steepest]}"
         )
     if verdict.forward.word != Word.FREE:
-        found.append(forward(verdict.forward, verdict.names).removeprefix("forward: "))
+        found.append(forward(verdict.forward, verdict.names))
     return found
 
 
@@ -139,7 +139,7 @@ def learned(known: Learned) -> str:
         )
     else:
         numbers = f"loss {known.loss:.4g}, guessing has {known.guess_loss:.4g}"
-    return f"learning: {'at chance' if known.at_chance else 'above chance'}: {numbers}"
+    return f"{'at chance' if known.at_chance else 'above chance'}: {numbers}"
 
 
 def forward(found: Forward, names: Sequence[str]) -> str:
@@ -148,21 +148,18 @@ def forward(found: Forward, names: Sequence[str]) -> str:
     quiet = f"the quietest layer, {names[found.quietest]}, {rate}"
     if found.word == Word.SILENT:
         return (
-            f"forward: silent: {names[found.quietest]} {rate}, below the limit of {LIMITS.rate:g}; "
+            f"silent: {names[found.quietest]} {rate}, below the limit of {LIMITS.rate:g}; "
             "no signal reaches the layers after it"
         )
     if found.kept is None or math.isnan(found.kept):
-        return (
-            f"forward: every layer fires; {quiet}; the forward signal is measured by "
-            "spiketriton diagnose"
-        )
+        return f"every layer fires; {quiet}; the forward signal is measured by spiketriton diagnose"
     kept = f"the forward signal at the last layer is {in_percent(found.kept)}"
     if found.lost_from is not None:
         return (
-            f"forward: lost: {kept}; from {names[found.lost_from]} on it is below the {in_percent(LIMITS.kept)} "
+            f"lost: {kept}; from {names[found.lost_from]} on it is below the {in_percent(LIMITS.kept)} "
             "that nets need to learn (0 %: an image and a copy with 5 % noise differ like two images)"
         )
-    return f"forward: {kept} (at least {in_percent(LIMITS.kept)} is needed); {quiet}"
+    return f"{kept} (at least {in_percent(LIMITS.kept)} is needed); {quiet}"
 
 
 def change(cure: Cure) -> str:
@@ -185,8 +182,8 @@ def warning(step: int, verdict: Verdict, found: Sequence[Cure]) -> str:
 
 def nothing_learnt(known: Learned, found: Sequence[Cure]) -> str:
     """The end of a run at chance."""
-    said = learned(known).removeprefix("learning: ")
-    return ". ".join(filter(None, (f"nothing was learnt: {said}", advice(found, most=3))))
+    trouble = f"nothing was learnt: {learned(known)}"
+    return ". ".join(filter(None, (trouble, advice(found, most=3))))
 
 
 def comparison(found: Backward) -> str:

@@ -132,14 +132,12 @@ class Evaluation:
     @property
     def label(self) -> str:
         """A short name for tables and pictures: the folder's, and what the run is unless that says so."""
-        how = {"ann": "ANN", "converted": f"converted, {self.method}", "spiking": self.neuron}
+        spiking = self.neuron.split(", ")  # a network of somebody's own may have several kinds
+        how = {"ann": ["ANN"], "converted": ["converted", self.method], "spiking": spiking}
         name = Path(self.run).name
         words = re.split(r"[\W_]+", name.lower())
-        new = [
-            kind
-            for kind in how[self.kind].split(", ")
-            if kind.lower() not in (*words, "".join(words))
-        ]
+        known = (*words, "".join(words))
+        new = [str(kind) for kind in how[self.kind] if str(kind).lower() not in known]
         return f"{name} ({', '.join(new)})" if new else name
 
     def accumulates(self, t: int) -> float:

@@ -10,7 +10,7 @@ import pytest
 from spiketriton import locks
 from spiketriton.config import load_recipe, replace, to_toml
 from spiketriton.errors import UserError
-from spiketriton.runs.folder import Onlooker, RunFolder, find_run
+from spiketriton.runs.folder import Onlooker, Request, RunFolder
 from spiketriton.runs.rows import METRICS
 from tests.small_runs import small_recipe
 
@@ -156,7 +156,6 @@ def test_rows_behind_a_checkpoint_are_cut(tmp_path):
 
 def test_other_ranks_write_nothing(tmp_path):
     other = Onlooker(tmp_path / "run")
-    other.begin_session(small_recipe(), {})
     other.write_micro_batch(3)
     other.metrics.append([{"step": 1}])
     other.gradients.append([{"step": 1}])
@@ -168,17 +167,17 @@ def test_other_ranks_write_nothing(tmp_path):
 def test_the_recipe_of_a_new_run_and_of_a_resumed_one(tmp_path):
     file = tmp_path / "small.toml"
     file.write_text(to_toml(small_recipe()))
-    given, folder = find_run(str(file), ["seed=3"], str(tmp_path / "run"), None)
+    given, folder = Request(str(file), ["seed=3"], str(tmp_path / "run")).find_run()
     assert given == small_recipe("seed=3")
     folder.begin_session(given, {})
     for recipe, overrides in ((None, []), (str(file), ["seed=3"]), (None, ["data.workers=2"])):
-        again, found = find_run(recipe, overrides, None, str(folder.path))
+        again, found = Request(recipe, overrides, resume=str(folder.path)).find_run()
         assert found.path == folder.path
         assert again.seed == 3
         assert again.data.workers == (2 if "data.workers=2" in overrides else 0)
     for recipe, overrides in ((str(file), []), (None, ["seed=4"])):
         with pytest.raises(UserError, match=r"seed = \d \(the run: 3\)"):
-            find_run(recipe, overrides, None, str(folder.path))
+            Request(recipe, overrides, resume=str(folder.path)).find_run()
 
 
 def test_a_folder_in_use_is_refused_where_the_file_system_has_locks(tmp_path, monkeypatch):

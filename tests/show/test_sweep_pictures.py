@@ -10,9 +10,9 @@ from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.grid import Cell, Group
 from spiketriton.show import sweep_pictures
 from spiketriton.show.sweep_pictures import (
+    BY_LAYER,
+    BY_TIME,
     WIDTH,
-    _by_layer,
-    _by_time,
     _ordered,
     accuracy,
     draw_sweep,
@@ -49,14 +49,14 @@ def test_norms_are_those_of_the_first_step_geometric_over_seeds(tmp_path):
         a_group(tmp_path, {WIDTH: "auto"}, 0.5),
         a_group(tmp_path, {WIDTH: "0.5"}, 0.5),
     ]
-    axes = norms(groups, WIDTH, _by_layer, "spiking layer", "").axes[0]
+    axes = norms(groups, WIDTH, BY_LAYER, "spiking layer", "").axes[0]
     lines = axes.get_lines()
     assert [line.get_label() for line in lines] == ["0.5", "2", "auto"]
     profile = np.array([math.sqrt(5), 4])  # RMS over time
     assert lines[0].get_ydata() == pytest.approx(profile)
     assert lines[1].get_ydata() == pytest.approx(profile * math.sqrt(10))  # of 1 and 10
     assert lines[0].get_xdata().tolist() == [0, 1]
-    axes = norms(groups, WIDTH, _by_time, "time step", "").axes[0]
+    axes = norms(groups, WIDTH, BY_TIME, "time step", "").axes[0]
     assert axes.get_lines()[0].get_xdata().tolist() == [0, 1]
     assert axes.get_lines()[0].get_ydata() == pytest.approx([2, math.sqrt(12)])
 
@@ -65,12 +65,12 @@ def test_a_panel_for_each_other_value_and_none_for_too_many(tmp_path, monkeypatc
     groups = [
         a_group(tmp_path, {WIDTH: "1", "a.depth": d, "tau": t}, 0.5) for d in "234" for t in "56"
     ]
-    figure = norms(groups, WIDTH, _by_layer, "spiking layer", "")
+    figure = norms(groups, WIDTH, BY_LAYER, "spiking layer", "")
     assert figure.axes[0].get_title() == "depth 2, tau 5"
     monkeypatch.setattr(sweep_pictures, "MOST_PANELS", 6)
-    assert norms(groups, WIDTH, _by_layer, "spiking layer", "") is not None
+    assert norms(groups, WIDTH, BY_LAYER, "spiking layer", "") is not None
     monkeypatch.setattr(sweep_pictures, "MOST_PANELS", 5)
-    assert norms(groups, WIDTH, _by_layer, "spiking layer", "") is None
+    assert norms(groups, WIDTH, BY_LAYER, "spiking layer", "") is None
 
 
 def test_accuracy_is_a_mean_with_its_spread_and_auto_is_at_its_width(tmp_path):
@@ -107,7 +107,7 @@ def test_what_is_drawn(tmp_path, keys, names):
 def test_the_norms_of_an_ann_are_not_drawn(tmp_path):
     group = a_group(tmp_path, {"tau": "2"}, 0.5)
     group.cells[0] = Cell({}, small_recipe(), tmp_path / "nothing")
-    assert norms([group], "tau", _by_layer, "spiking layer", "") is None
+    assert norms([group], "tau", BY_LAYER, "spiking layer", "") is None
 
 
 def test_numbers_come_before_words_by_size():
