@@ -106,16 +106,21 @@ class Parser(argparse.ArgumentParser):
             help="run the code that the recipe of a run names in plugins.modules",
         )
 
+    def add_checkpoint(self) -> None:
+        """The option that says which of a run's weights are used."""
+        self.add_argument(
+            "--checkpoint", choices=CHECKPOINTS, default="last", help=CHECKPOINTS_HELP
+        )
+
+    def add_overrides(self, words: str = KEYS_HELP) -> None:
+        """`key=value`, as many as there are."""
+        self.add_argument("overrides", nargs="*", metavar="key=value", help=words)
+
     def add_run(self, words: str = "run folder") -> None:
         """The arguments of a command that takes a trained run: its folder and overrides."""
         self.add_trust()
         self.add_argument("run", metavar="RUN", help=words)
-        self.add_argument(
-            "overrides",
-            nargs="*",
-            metavar="key=value",
-            help="keys that change no weight, such as data.root=/data",
-        )
+        self.add_overrides("keys that change no weight, such as data.root=/data")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         if args and "" in args:

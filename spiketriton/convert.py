@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from spiketriton.commandline import CHECKPOINTS, CHECKPOINTS_HELP, Parser, spelled
+from spiketriton.commandline import Parser, spelled
 from spiketriton.errors import importing, run_command
 from spiketriton.runs.folder import RunFolder, refuse_unusable
 
@@ -56,7 +56,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--images", type=int, default=512, help="training images to measure on (512)"
     )
-    parser.add_argument("--checkpoint", choices=CHECKPOINTS, default="last", help=CHECKPOINTS_HELP)
+    parser.add_checkpoint()
     parser.add_argument("--run-dir", metavar="DIR", help="run folder (runs/<recipe>_<method>-...)")
     args = parser.parse_intermixed_args(arguments)
     if args.percentile is not None and args.method != "balanced":

@@ -8,7 +8,7 @@ from itertools import count
 from pathlib import Path
 
 from spiketriton.callable import as_function
-from spiketriton.commandline import KEYS_HELP, RECIPE_HELP, Parser
+from spiketriton.commandline import RECIPE_HELP, Parser
 from spiketriton.config import load_recipe
 from spiketriton.config.shipped import find_recipe
 from spiketriton.errors import EXIT_DONE, UserError, importing, run_command, warn
@@ -32,7 +32,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         metavar="RECIPE|RUN",
         help=f"run folder, {RECIPE_HELP}",
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help=KEYS_HELP)
+    parser.add_overrides()
     parser.add_trust()
     parser.add_argument("--json", action="store_true", help="print JSON only, complete")
     parser.add_argument(

@@ -28,9 +28,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(
         "doctor", EPILOG, {0: "all checks passed", 1: "a check failed, or anything else"}
     )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="data.root=DIR, train.device=cpu"
-    )
+    parser.add_overrides("data.root=DIR, train.device=cpu")
     parser.add_argument("--json", action="store_true", help="print JSON, for a bug report")
     return parser.parse_intermixed_args(arguments)
 

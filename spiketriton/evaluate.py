@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spiketriton.commandline import CHECKPOINTS, CHECKPOINTS_HELP, Parser
+from spiketriton.commandline import Parser
 from spiketriton.errors import UserError, importing, need, run_command
 from spiketriton.runs.folder import RunFolder, refuse_unusable
 from spiketriton.runs.outputs import output_folder, refuse_foreign
@@ -41,7 +41,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", metavar="DIR", help="output folder (RUN/evaluation)")
     parser.add_argument("--images", metavar="N", help="a fixed subset of the test images")
     parser.add_argument("--batch-size", metavar="N", help="images at once (the recipe's)")
-    parser.add_argument("--checkpoint", choices=CHECKPOINTS, default="last", help=CHECKPOINTS_HELP)
+    parser.add_checkpoint()
     args = parser.parse_intermixed_args(arguments)
     args.steps = [count(n, "--steps") for n in args.steps.split(",")] if args.steps else []
     args.images = None if args.images is None else count(args.images, "--images")

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from spiketriton.commandline import CHECKPOINTS, CHECKPOINTS_HELP, Parser
+from spiketriton.commandline import Parser
 from spiketriton.errors import EXIT_DONE, EXIT_ERROR, importing, need, run_command
 from spiketriton.runs.folder import RunFolder, refuse_unusable
 from spiketriton.runs.outputs import mark_of, marked, output_folder, refuse_foreign
@@ -47,7 +47,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--out", metavar="FILE", help="output file (RUN/<recipe>.nir, .pt2, .onnx, .safetensors)"
     )
-    parser.add_argument("--checkpoint", choices=CHECKPOINTS, default="last", help=CHECKPOINTS_HELP)
+    parser.add_checkpoint()
     parser.add_argument("--dt", type=float, help="nir: length of a time step (1)")
     parser.add_argument("--images", type=int, help="nir: test images of the comparison (4)")
     parser.add_argument("--batch-size", type=int, help="images per call; torch: 1; onnx: any")

@@ -5,7 +5,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from spiketriton.commandline import KEYS_HELP, RECIPE_HELP, Parser
+from spiketriton.commandline import RECIPE_HELP, Parser
 from spiketriton.errors import EXIT_DONE, EXIT_ERROR, UserError, importing, run_command
 from spiketriton.runs.folder import RunFolder
 
@@ -26,7 +26,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("file", metavar="FILE", help="NIR file, written by nir.write")
     parser.add_argument("recipe", metavar="RECIPE", help=RECIPE_HELP)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help=KEYS_HELP)
+    parser.add_overrides()
     parser.add_argument("--dt", type=float, help="length of a time step (from the file)")
     parser.add_argument(
         "--reset", choices=("hard", "soft"), help="reset of the neurons (from the file, or hard)"

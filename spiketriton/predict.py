@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from spiketriton.commandline import CHECKPOINTS, CHECKPOINTS_HELP, Parser
+from spiketriton.commandline import Parser
 from spiketriton.errors import importing, run_command
 from spiketriton.runs.folder import refuse_unusable
 
@@ -24,7 +24,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--top", type=int, default=3, help="classes to show, the likeliest first (3)"
     )
-    parser.add_argument("--checkpoint", choices=CHECKPOINTS, default="last", help=CHECKPOINTS_HELP)
+    parser.add_checkpoint()
     parser.add_argument("--json", action="store_true", help="an object for each image, a line each")
     args = parser.parse_intermixed_args(arguments)
     if args.top < 1:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from spiketriton.commandline import CHECKPOINTS, CHECKPOINTS_HELP, Parser
+from spiketriton.commandline import Parser
 from spiketriton.errors import importing, need, run_command
 from spiketriton.runs.folder import refuse_unusable
 
@@ -21,7 +21,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("run", metavar="RUN", help="run folder")
     parser.add_argument("name", metavar="OWNER/NAME", help="repository on the Hub")
     parser.add_argument("--private", action="store_true", help="a new repository is private")
-    parser.add_argument("--checkpoint", choices=CHECKPOINTS, default="last", help=CHECKPOINTS_HELP)
+    parser.add_checkpoint()
     return parser.parse_intermixed_args(arguments)
 
 

@@ -4,7 +4,7 @@ import argparse
 import os
 
 from spiketriton.callable import as_function
-from spiketriton.commandline import KEYS_HELP, RECIPE_HELP, Parser
+from spiketriton.commandline import RECIPE_HELP, Parser
 from spiketriton.errors import importing, run_command
 from spiketriton.runs.folder import Onlooker, Request
 
@@ -29,7 +29,7 @@ CODES = {
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser("train", EPILOG, CODES)
     parser.add_argument("recipe", nargs="?", metavar="RECIPE", help=RECIPE_HELP)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help=KEYS_HELP)
+    parser.add_overrides()
     parser.add_trust()
     parser.add_argument("--run-dir", metavar="DIR", help="run folder (runs/<recipe>-<time>)")
     parser.add_argument("--resume", metavar="RUN", help="continue the run in this folder")

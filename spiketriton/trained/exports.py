@@ -65,9 +65,7 @@ def export_nir(
     """
     nir, h5py = need("nir", "nir"), need("h5py", "nir")
 
-    size = run.facts.image_size
-    image = (run.facts.channels, size, size)
-    graph = to_nir(run.model, image, dt, frames=bool(run.facts.frames))
+    graph = to_nir(run.model, run.facts.image_shape, dt, frames=bool(run.facts.frames))
     content = io.BytesIO()
     nir.write(content, graph)
     with h5py.File(content, "a") as file:
@@ -240,12 +238,8 @@ class _Plain:
             x = normalised(neuron, x)
         if single := neuron.step_mode == "s":
             x = x.unsqueeze(0)
-        spikes, v = multistep_lif_reference(
-            x,
-            **neuron.neuron_arguments(),
-            v_init=neuron.v,
-            return_v=True,
-        )
+        given = neuron.neuron_arguments()
+        spikes, v = multistep_lif_reference(x, **given, v_init=neuron.v, return_v=True)
         if neuron.keeps_state:
             neuron.v = v
         return spikes[0] if single else spikes
@@ -253,8 +247,7 @@ class _Plain:
 
 def _example(run: Run, batch_size: int) -> Tensor:
     """Noise of the shape that the network is shown, on the CPU."""
-    size = run.facts.image_size
-    shape: tuple[int, ...] = (batch_size, run.facts.channels, size, size)
+    shape = (batch_size, *run.facts.image_shape)
     if run.facts.frames:
         shape = (run.time_steps, *shape)
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))

@@ -25,14 +25,7 @@ import spiketriton
 from spiketriton.errors import UserError, need
 from spiketriton.models import Network
 from spiketriton.models.agreement import counted_graph, noise
-from spiketriton.models.graph import (
-    Graph,
-    Node,
-    folded_weights,
-    graph_of,
-    layers,
-    shapes_of,
-)
+from spiketriton.models.graph import Graph, Node, folded_weights, graph_of, layers, shapes_of
 from spiketriton.neurons import SpikingNeuron
 
 

@@ -19,7 +19,7 @@ from spiketriton.errors import UserError, need, one_line
 from spiketriton.models.foreign import ForeignNetwork
 from spiketriton.models.layers import folded
 from spiketriton.trained.exports import Comparison, compare
-from spiketriton.trained.nir_replay import order
+from spiketriton.trained.nir_replay import in_order
 from spiketriton_kernels.nn import Leaky
 
 RESETS = ("hard", "soft")
@@ -75,18 +75,15 @@ class NirNetwork(nn.Module):
             raise ValueError(f"reset {reset!r}: accepted: {', '.join(RESETS)}")
         graph.metadata = {**graph.metadata, "dt": dt, "spike_at": ">=", "reset": reset}
         self.graph = graph
-        self.sources: dict[str, list[str]] = {name: [] for name in graph.nodes}
-        for source, target in graph.edges:
-            self.sources[target].append(source)
-        self.order = order(self.sources)
-        modules = {name: _module(name, graph.nodes[name], dt, reset) for name in self.order}
+        self.sources = in_order(graph)
+        modules = {name: _module(name, graph.nodes[name], dt, reset) for name in self.sources}
         self.names = {
             f"nodes.{_safe(name)}.neuron": name
             for name, module in modules.items()
             if isinstance(module, _Neuron)
         }
         self.nodes = nn.ModuleDict({_safe(name): module for name, module in modules.items()})
-        outputs = [name for name in self.order if type(graph.nodes[name]).__name__ == "Output"]
+        outputs = [name for name in self.sources if type(graph.nodes[name]).__name__ == "Output"]
         if len(outputs) != 1 or len(self.nodes) != len(modules):
             raise ValueError(f"{len(outputs)} outputs; accepted: one, and names that differ")
         self.output = outputs[0]
@@ -94,8 +91,8 @@ class NirNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Inputs of each step, time first, to the output of each step."""
         values: dict[str, Tensor] = {}
-        for name in self.order:
-            given = [values[source] for source in self.sources[name]] or [x]
+        for name, sources in self.sources.items():
+            given = [values[source] for source in sources] or [x]
             values[name] = self.nodes[_safe(name)](sum(given[1:], given[0]))
         return values[self.output]
 

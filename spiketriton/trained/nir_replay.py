@@ -23,38 +23,36 @@ def replay(graph: Any, images: Array, steps: int) -> tuple[dict[str, Array], dic
     dt = float(graph.metadata["dt"])
     inclusive = graph.metadata.get("spike_at", ">") == ">="
     soft = graph.metadata.get("reset", "hard") == "soft"
-    sources: dict[str, list[str]] = {name: [] for name in graph.nodes}
-    for source, target in graph.edges:
-        sources[target].append(source)
     membranes: dict[str, list[Array]] = {}
     run = {
         name: _step(node, dt, inclusive, soft, membranes.setdefault(name, []))
         for name, node in graph.nodes.items()
     }
-    in_order = order(sources)
-    given: dict[str, list[Array]] = {name: [] for name in in_order}
+    sources = in_order(graph)
+    given: dict[str, list[Array]] = {name: [] for name in sources}
     for step in range(steps):
         shown = images[step] if images.ndim == 5 else images
         now: dict[str, Array] = {}
-        for name in in_order:
-            arrives = [now[source] for source in sources[name]] or [shown.astype(np.float64)]
+        for name, feeding in sources.items():
+            arrives = [now[source] for source in feeding] or [shown.astype(np.float64)]
             now[name] = run[name](sum(arrives[1:], arrives[0]))
             given[name].append(now[name])
     stacked = {name: np.stack(values) for name, values in given.items()}
     return stacked, {name: np.stack(v) for name, v in membranes.items() if v}
 
 
-def order(sources: dict[str, list[str]]) -> list[str]:
-    """Every node after all of its sources."""
-    found: list[str] = []
-    waiting = dict(sources)
+def in_order(graph: Any) -> dict[str, list[str]]:
+    """The nodes that feed each node, every node after all of its own. ValueError: there is a cycle."""
+    found: dict[str, list[str]] = {}
+    waiting: dict[str, list[str]] = {name: [] for name in graph.nodes}
+    for source, target in graph.edges:
+        waiting[target].append(source)
     while waiting:
         ready = [name for name, needs in waiting.items() if all(need in found for need in needs)]
         if not ready:
             raise ValueError(f"the graph has a cycle through {', '.join(waiting)}")
         for name in ready:
-            found.append(name)
-            del waiting[name]
+            found[name] = waiting.pop(name)
     return found
 
 
