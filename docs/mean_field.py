@@ -14,10 +14,10 @@ import numpy as np
 
 from spiketriton.config import Recipe, load_recipe
 from spiketriton.errors import run_command
+from spiketriton.gradients.ablations import Experiment
+from spiketriton.gradients.diagnosed import Subject
 from spiketriton.gradients.mean_field import MeanField
 from spiketriton.gradients.probing import NOISE
-from spiketriton.gradients.subject import Subject
-from spiketriton.gradients.variants import Experiment
 from spiketriton.neurons import build_neuron
 from spiketriton.show.figures import BLUE, GREY, ORANGE, STYLE, log_scale, new_figure
 

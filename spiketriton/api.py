@@ -224,15 +224,11 @@ def diagnose(
     Raises:
         UserError: no neuron that can be measured, labels that do not fit.
     """
-    parts = (batch, None) if isinstance(batch, Tensor) else (*batch,)  # a DataLoader gives a list
-    if (
-        len(parts) != 2
-        or not isinstance(parts[0], Tensor)
-        or not isinstance(parts[1], Tensor | None)
-    ):
-        kinds = ", ".join(type(part).__name__ for part in parts)
+    pair = (batch, None) if isinstance(batch, Tensor) else (*batch,)  # a DataLoader gives a list
+    if len(pair) != 2 or not isinstance(pair[0], Tensor) or not isinstance(pair[1], Tensor | None):
+        kinds = ", ".join(type(part).__name__ for part in pair)
         raise UserError(f"a batch of {kinds}; accepted: (x, y), or x, which are tensors")
-    x, y = parts
+    x, y = pair
     if optimizer not in LIMITS.depth:
         raise UserError(f"optimizer = {optimizer!r}: accepted: {', '.join(LIMITS.depth)}")
     if y is None and loss is None:
@@ -280,7 +276,7 @@ class Run:
         step: optimizer steps behind the weights.
     """
 
-    def __init__(self, run: trained.Run) -> None:
+    def __init__(self, run: trained.TrainedRun) -> None:
         self._run = run
         self.path: Path = run.folder.path
         self.recipe: Recipe = run.recipe

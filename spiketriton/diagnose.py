@@ -52,8 +52,8 @@ def main(arguments: list[str]) -> int:
     args = parse(arguments)
     refuse_mistakes(args.target, args.overrides)
     with importing():
+        from spiketriton.gradients.diagnosed import find_subject
         from spiketriton.gradients.diagnosis import diagnose
-        from spiketriton.gradients.subject import find_subject
         from spiketriton.show.diagnosis_page import as_json, show
         from spiketriton.show.diagnosis_picture import draw
         from spiketriton.show.screen import console_of

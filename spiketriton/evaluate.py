@@ -15,7 +15,7 @@ from spiketriton.runs.rows import json_text, replace_file, write_json
 
 if TYPE_CHECKING:
     from spiketriton.trained.results import Evaluation
-    from spiketriton.trained.run import Run
+    from spiketriton.trained.run import TrainedRun
 
 EPILOG = """\
 examples:
@@ -127,7 +127,7 @@ def _run_of(numbers: Path) -> str | None:
     return None
 
 
-def refuse_other_tests(runs: list["Run"]) -> None:
+def refuse_other_tests(runs: list["TrainedRun"]) -> None:
     """UserError: a run was trained for other test images than the first."""
     import numpy as np
 

@@ -7,7 +7,7 @@ from typing import Any
 from spiketriton.commandline import spelled
 from spiketriton.config import recipe_from_toml, replace
 from spiketriton.errors import UserError
-from spiketriton.runs.same_recipe import PARTS, extension, refuse_another_recipe
+from spiketriton.runs.same_recipe import MICRO_BATCHES, extension, refuse_another_recipe
 from spiketriton.trainer import Trainer
 from spiketriton.training.environment import keep_threads
 from spiketriton.training.optim import continue_on
@@ -52,7 +52,7 @@ def _continue_from(trainer: Trainer, state: dict[str, Any]) -> None:
     # the folder's recipe, which was compared before, may have been extended
     longer, extended = extension(recipe.train, trained.train)
     refuse_another_recipe(recipe, replace(trained, values=longer))
-    if any(recipe.values()[key] != trained.values()[key] for key in PARTS):
+    if any(recipe.values()[key] != trained.values()[key] for key in MICRO_BATCHES):
         note(
             f"a step is computed in other parts from here on ({trainer.accumulate}): batch norm takes the "
             "statistics of each, so the weights will not be those of the unbroken run, bit for bit"

@@ -9,9 +9,9 @@ from torch import nn
 import spiketriton
 from spiketriton.config import to_toml
 from spiketriton.errors import UserError
+from spiketriton.gradients.ablations import Experiment
+from spiketriton.gradients.diagnosed import Subject
 from spiketriton.gradients.probing import Prober, cut_time
-from spiketriton.gradients.subject import Subject
-from spiketriton.gradients.variants import Experiment
 from spiketriton.runs.folder import RunFolder
 from spiketriton.train import main
 from spiketriton.training.losses import build_loss
@@ -106,4 +106,4 @@ def test_a_diagnosis_keeps_the_networks_own_surrogates():
     recipe = recipe_of(f"{HERE}:LongSkip", "data.train_images=40")
     experiment = Experiment(Subject(recipe, "recipe"))
     assert list(experiment.widths.values()) == [0.25] * 5
-    assert {variant.override for variant in experiment.variants()} == {""}
+    assert {ablation.override for ablation in experiment.ablations()} == {""}

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from spiketriton.gradients.ablations import Ablation, Experiment, Prediction
+from spiketriton.gradients.diagnosed import Subject
 from spiketriton.gradients.measurement import Measurement
-from spiketriton.gradients.subject import Subject
-from spiketriton.gradients.variants import Experiment, Prediction, Variant
 from spiketriton.gradients.verdict import Cure, Judge, Verdict, Word
 
 
@@ -25,7 +25,7 @@ class Diagnosis:
     measured: Measurement
     opened: bool
     verdict: Verdict
-    variants: list[Variant]
+    ablations: list[Ablation]
     overlap: np.ndarray  # [layers], see Prober.overlap
     width: float | None
     predicted: Prediction | None
@@ -34,15 +34,15 @@ class Diagnosis:
     synthetic: bool
     device: str
 
-    def causes(self) -> list[tuple[Variant, float]]:
-        """Up to three variants that bring the gradient's ratio through depth nearest to 1, with that ratio."""
+    def causes(self) -> list[tuple[Ablation, float]]:
+        """Up to three ablations that bring the gradient's ratio through depth nearest to 1, with that ratio."""
         tried, own = [], self.measured.depth_ratio
         if self.verdict.backward.word == Word.FREE or not own:
             return []
-        for variant in self.variants:
-            ratio = variant.measured.depth_ratio
+        for ablation in self.ablations:
+            ratio = ablation.measured.depth_ratio
             if ratio and abs(math.log(ratio)) < 0.9 * abs(math.log(own)):
-                tried.append((variant, ratio))
+                tried.append((ablation, ratio))
         return sorted(tried, key=lambda pair: abs(math.log(pair[1])))[:3]
 
 
@@ -58,7 +58,7 @@ def diagnose(subject: Subject, batches: int = 1) -> Diagnosis:
         measured=measured,
         opened=opened,
         verdict=verdict,
-        variants=experiment.variants(),
+        ablations=experiment.ablations(),
         overlap=experiment.overlap,
         width=experiment.width if experiment.has_surrogate else None,
         predicted=experiment.predicted(),

@@ -26,8 +26,8 @@ MOVABLE = (
 # how a step is computed, in parts or with less memory, and how often it is told of. Parts change no more
 # than how batch norm sees a batch: `resuming` says so
 COMPUTED = ("model.memory", "model.checkpoint_blocks", "train.log_every")
-PARTS = ("train.micro_batch", "train.accumulate")
-RESUMABLE = (*MOVABLE, *COMPUTED, *PARTS)
+MICRO_BATCHES = ("train.micro_batch", "train.accumulate")
+RESUMABLE = (*MOVABLE, *COMPUTED, *MICRO_BATCHES)
 LENGTHS = ("train.epochs", "train.max_steps")  # --extend
 
 

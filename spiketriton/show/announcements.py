@@ -133,7 +133,7 @@ class Announcements:
         rows += [("run folder", str(self.folder.path))]
         wide = max(len(name) for name, _ in rows)
         for name, value in rows:
-            self.display.parts(f"{name:<{wide}}  {value}")
+            self.display.fields(f"{name:<{wide}}  {value}")
         if names := ", ".join(path.name for path in pictures):
             words = f"{'pictures':<{wide}}  {names}, in the run folder"
             self.display.note(words, indent=" " * (wide + 2))

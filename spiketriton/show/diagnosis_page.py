@@ -8,9 +8,9 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
+from spiketriton.gradients.ablations import Ablation, Change
 from spiketriton.gradients.diagnosis import Diagnosis
 from spiketriton.gradients.measurement import Measurement
-from spiketriton.gradients.variants import Change, Variant
 from spiketriton.gradients.verdict import CLOSED, Word, lost_at
 from spiketriton.show import verdict as words
 from spiketriton.show.screen import say, show_table, show_whole
@@ -48,12 +48,12 @@ def show(found: Diagnosis, console: Console) -> None:
         f"membrane's gradient keeps {in_percent(verdict.time_factor)} from step to step",
     )
     console.print()
-    as_is = Variant(Change.NOTHING, "", measured, float(found.overlap[-1]))
+    as_is = Ablation(Change.NOTHING, "", measured, float(found.overlap[-1]))
     show_table(
         console,
         "one thing changed at a time",
         HEAD,
-        [_row(variant) for variant in (as_is, *found.variants)],
+        [_row(ablation) for ablation in (as_is, *found.ablations)],
         legend=LEGEND,
     )
     if cause := causes(found):
@@ -116,8 +116,8 @@ def causes(found: Diagnosis) -> str:
     if found.verdict.backward.word == Word.FREE:
         return ""
     best = ", ".join(
-        f"{variant.override or variant.change} ({times(ratio)})"
-        for variant, ratio in found.causes()
+        f"{ablation.override or ablation.change} ({times(ratio)})"
+        for ablation, ratio in found.causes()
     )
     nearest = f"nearest to 1 with {best}" if best else "none of the changes tried reduces it"
     return f"depth: {times(found.measured.depth_ratio)}; {nearest}"
@@ -169,16 +169,16 @@ def as_json(found: Diagnosis) -> dict[str, Any]:
         "causes": causes(found),
         "switches": [
             {
-                "name": variant.change,
-                "change": variant.override,
-                "depth_gain": variant.measured.depth_gain,
-                "time_ratio": variant.measured.time_ratio,
-                "outside_share": float(variant.measured.outside.mean()),
-                "firing_rate": float(variant.measured.firing.mean()),
-                "overlap": variant.overlap,
-                "depth_profile": variant.measured.depth_profile.tolist(),
+                "name": ablation.change,
+                "change": ablation.override,
+                "depth_gain": ablation.measured.depth_gain,
+                "time_ratio": ablation.measured.time_ratio,
+                "outside_share": float(ablation.measured.outside.mean()),
+                "firing_rate": float(ablation.measured.firing.mean()),
+                "overlap": ablation.overlap,
+                "depth_profile": ablation.measured.depth_profile.tolist(),
             }
-            for variant in found.variants
+            for ablation in found.ablations
         ],
         "cures": [
             {"change": words.change(cure), "reason": words.WHY[cure.why]} for cure in found.cures
@@ -193,18 +193,18 @@ def two_digits(overlap: float) -> str:
     return "-" if math.isnan(overlap) else f"{max(overlap, 0.0):.2f}"
 
 
-def _row(variant: Variant) -> tuple[str, ...]:
+def _row(ablation: Ablation) -> tuple[str, ...]:
     """A row below `HEAD`."""
-    shown = variant.measured
+    shown = ablation.measured
     depth, time = shown.depth_ratio, shown.time_ratio
     return (
-        variant.override or variant.change,
+        ablation.override or ablation.change,
         f"{shown.depth_gain:.3g}",
         "-" if depth is None else times(depth),
         "-" if time is None else times(time),
         in_percent(1 - shown.outside.mean()),
         f"{shown.firing.mean():.3f}",
-        two_digits(variant.overlap),
+        two_digits(ablation.overlap),
     )
 
 

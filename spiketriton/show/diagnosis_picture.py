@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from spiketriton.gradients.ablations import Change
 from spiketriton.gradients.diagnosis import Diagnosis
-from spiketriton.gradients.variants import Change
 from spiketriton.show import figures
 from spiketriton.show.figures import BLUE, GREY, ORANGE, heat_map, new_figure, positive
 from spiketriton.show.verdict import line
@@ -28,10 +28,10 @@ def draw(found: Diagnosis, path: Path) -> None:
             Change.TWICE_WIDTH: ("twice as wide", ORANGE),
         }
         lines = [("as it is", measured, BLUE)]
-        for variant in found.variants:
-            if variant.change in named:
-                label, colour = named[variant.change]
-                lines.append((label, variant.measured, colour))
+        for ablation in found.ablations:
+            if ablation.change in named:
+                label, colour = named[ablation.change]
+                lines.append((label, ablation.measured, colour))
         for label, shown, colour in lines:
             style: dict[str, Any] = {"color": colour, "marker": "o", "label": label}
             profile = positive(shown.depth_profile)

@@ -68,10 +68,10 @@ class Display:
         self.keep(text)
         self.show(lambda: show_whole(self.console, text))
 
-    def parts(self, *parts: str) -> None:
-        """One row: a terminal breaks it between its parts."""
-        self.keep((" " * GAP).join(parts))
-        for line in fill(parts, self.console.width, indent="    "):
+    def fields(self, *fields: str) -> None:
+        """One row: a terminal breaks it between its fields."""
+        self.keep((" " * GAP).join(fields))
+        for line in fill(fields, self.console.width, indent="    "):
             self.show(partial(show_whole, self.console, line))
 
     @contextlib.contextmanager
@@ -158,12 +158,12 @@ class Display:
         """A row of metrics, and the verdict on the last measurement of the gradient, if there was one."""
         if row["kind"] == "eval":
             self.tests.append(row["test_seconds"])
-            self.parts(*self.test_parts(row))
+            self.fields(*self.test_fields(row))
             return
         if row["seconds"] >= self.due or row["step"] == self.plan_steps:
             wait = min(max(ROW_SECONDS, ROW_SHARE * row["seconds"]), ROW_SECONDS_MOST)
             self.due = row["seconds"] + wait
-            self.parts(*self.train_parts(row))
+            self.fields(*self.train_fields(row))
         self.tell_verdict(verdict)
 
     def tell_verdict(self, verdict: Verdict | None) -> None:
@@ -190,25 +190,25 @@ class Display:
         width = len(str(self.plan_steps))
         return f"step {row['step']:{width}}/{self.plan_steps}", f"epoch {row['epoch']:.2f}"
 
-    def train_parts(self, row: Row) -> list[str]:
+    def train_fields(self, row: Row) -> list[str]:
         """What changes from row to row; metrics.jsonl has all numbers of every row."""
-        parts = [*self.position(row), f"loss {row['loss']:.4f}"]
+        fields = [*self.position(row), f"loss {row['loss']:.4f}"]
         if row["firing_rate"] is not None:
-            parts.append(f"firing {row['firing_rate']:.3f}")
-        parts.append(speed(row["images_per_s"]))
+            fields.append(f"firing {row['firing_rate']:.3f}")
+        fields.append(speed(row["images_per_s"]))
         if row["data_wait"] >= WAITING:
-            parts.append(f"{row['data_wait']:.0%} waiting for data")
+            fields.append(f"{row['data_wait']:.0%} waiting for data")
         left = duration(self.seconds_left(row["step"], row["images_per_s"]))
-        return [*parts, f"{left} left{self.suffix}"]
+        return [*fields, f"{left} left{self.suffix}"]
 
-    def test_parts(self, row: Row) -> list[str]:
-        parts = list(self.position(row))
+    def test_fields(self, row: Row) -> list[str]:
+        fields = list(self.position(row))
         if "validation_accuracy" in row:
-            parts.append(f"validation accuracy {percent(row['validation_accuracy'])}")
-        parts.append(f"test accuracy {percent(row['test_accuracy'])}")
+            fields.append(f"validation accuracy {percent(row['validation_accuracy'])}")
+        fields.append(f"test accuracy {percent(row['test_accuracy'])}")
         if "ema_accuracy" in row:
-            parts.append(f"averaged {percent(row['ema_accuracy'])}")
-        return [*parts, f"test loss {row['test_loss']:.4f}{self.suffix}"]
+            fields.append(f"averaged {percent(row['ema_accuracy'])}")
+        return [*fields, f"test loss {row['test_loss']:.4f}{self.suffix}"]
 
     def seconds_left(self, step: int, images_per_s: float) -> float:
         """Training and tests still to come, at this speed of training."""
@@ -326,11 +326,11 @@ class LiveDisplay(Display):
         if self.train is not None:
             lines += fill(numbers(self.train), self.console.width - MARGIN)
         if self.test is not None:
-            parts = [f"test accuracy {percent(self.test['test_accuracy'])}"]
+            fields = [f"test accuracy {percent(self.test['test_accuracy'])}"]
             if "validation_accuracy" in self.test:
                 held_out = percent(self.test["validation_accuracy"])
-                parts.append(f"validation accuracy {held_out}, best {percent(self.best)}")
-            lines += fill(parts, self.console.width - MARGIN)
+                fields.append(f"validation accuracy {held_out}, best {percent(self.best)}")
+            lines += fill(fields, self.console.width - MARGIN)
         if self.shown is not None:
             lines.append(Text(brief(self.shown), style=COLOURS[self.shown.word]))
         lines += [Text(self.suffix.strip(), style="yellow")] if self.suffix else []
@@ -347,7 +347,7 @@ class LiveDisplay(Display):
 
 def numbers(row: Row) -> list[str]:
     """The numbers of a train row, each with its name or unit."""
-    parts = [
+    fields = [
         f"loss {row['loss']:.4f}",
         f"lr {row['lr']:.2e}",
         f"gradient norm {row['grad_norm']:.3g}",
@@ -356,5 +356,5 @@ def numbers(row: Row) -> list[str]:
         f"{row['peak_memory_mib']:.0f} MiB",
     ]
     if row["firing_rate"] is not None:
-        parts.insert(3, f"firing rate {row['firing_rate']:.3f}")
-    return parts
+        fields.insert(3, f"firing rate {row['firing_rate']:.3f}")
+    return fields

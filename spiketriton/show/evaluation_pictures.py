@@ -88,7 +88,7 @@ def accuracy(evaluations: list[Evaluation], title: str) -> Figure:
     return figure
 
 
-def _diamond(axes: Axes, one: Evaluation, x: Sequence[float], colour: str) -> None:
+def _diamond(axes: Axes, one: Evaluation, x: Sequence[float] | np.ndarray, colour: str) -> None:
     """Where a line of accuracies over `x` has the T of the recipe."""
     at = one.time_steps - 1
     axes.plot(x[at], 100 * one.accuracy[at], "D", color=colour, ms=7, mfc="white", mew=1.5)

@@ -194,7 +194,7 @@ def neurobench_line(found: Mapping[str, Any]) -> str:
     )
     if ours is None:
         return text
-    parts = (
+    reasons = (
         (ours["shortcuts"], "at shortcuts without weights, which it does not count"),
         (ours["pools"], "behind a mean, which it counts as MAC"),
         (
@@ -202,7 +202,7 @@ def neurobench_line(found: Mapping[str, Any]) -> str:
             "at weights that read sums of spikes, which it counts as MAC where a sum is 2",
         ),
     )
-    others = "".join(f", {count:,.0f} {why}" for count, why in parts if count)
+    others = "".join(f", {count:,.0f} {why}" for count, why in reasons if count)
     weights = f"{ours['weights']:,.0f} are at weights that read spikes"
     return f"{text} Of our {sum(ours.values()):,.0f} AC, {weights}{others}."
 

@@ -167,9 +167,10 @@ def heat_map(
     """
     from matplotlib.ticker import FuncFormatter
 
-    limits = {} if most is None else {"vmin": 0.0, "vmax": most}
     shown = np.log10(positive(values)) if logs else values
-    image = axes.imshow(shown, aspect="auto", cmap=colours, interpolation="nearest", **limits)
+    image = axes.imshow(shown, aspect="auto", cmap=colours, interpolation="nearest")
+    if most is not None:
+        image.set_clim(0, most)
     axes.grid(False)
     axes.set(title=title, xlabel=f"time step; colour: {unit}")
     axes.set_ylabel("spiking layer (input at the top)")

@@ -10,8 +10,8 @@ import numpy as np
 
 from spiketriton.config import Recipe
 from spiketriton.errors import UserError
+from spiketriton.gradients.diagnosed import learned_by
 from spiketriton.gradients.measurement import Measurement
-from spiketriton.gradients.subject import learned_by
 from spiketriton.gradients.verdict import Judge
 from spiketriton.plain import of_plain
 from spiketriton.runs.folder import RunFolder

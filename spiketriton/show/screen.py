@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleDimensions
 from rich.text import Text
 
-GAP = 2  # blanks between columns, and between the parts of a line
+GAP = 2  # blanks between columns, and between the fields of a line
 ENDLESS = 100_000  # columns of a pipe: it has no edge at which lines must break
 
 
@@ -34,15 +34,15 @@ def console_of(stream: TextIO | None = None) -> Console:
     return made
 
 
-def fill(parts: Sequence[str], width: int, indent: str = "") -> list[str]:
-    """Lines of `parts` with two blanks between; a line breaks between parts, never within one."""
-    lines = [parts[0]]
-    for part in parts[1:]:
-        longer = lines[-1] + " " * GAP + part
+def fill(fields: Sequence[str], width: int, indent: str = "") -> list[str]:
+    """Lines of `fields` with two blanks between; a line breaks between fields, never within one."""
+    lines = [fields[0]]
+    for field in fields[1:]:
+        longer = lines[-1] + " " * GAP + field
         if cell_len(longer) <= width:
             lines[-1] = longer
         else:
-            lines.append(indent + part)
+            lines.append(indent + field)
     return lines
 
 

@@ -36,7 +36,7 @@ from spiketriton.models.graph import folded_weights, graph_of, layers
 from spiketriton.runs.folder import RunFolder
 from spiketriton.trained.converted import ConvertedIF, with_converted_neurons
 from spiketriton.trained.quantised import quantised, retrain
-from spiketriton.trained.run import Run, save_run
+from spiketriton.trained.run import TrainedRun, save_run
 
 CHANGES = (
     "model.norm=none",
@@ -66,7 +66,7 @@ class Converted:
 
     recipe: Recipe
     model: Network
-    source: Run
+    source: TrainedRun
     options: Options
 
     def save(self, folder: RunFolder) -> None:
@@ -80,7 +80,7 @@ class Converted:
 
 
 @torch.no_grad()
-def convert(run: Run, options: Options) -> Converted:
+def convert(run: TrainedRun, options: Options) -> Converted:
     """The run as a spiking network. UserError: it is not an ANN, or retraining diverged."""
     source = run
     if run.facts.frames:
@@ -171,7 +171,7 @@ def levels(activations: Tensor, threshold: Tensor, steps: int) -> Tensor:
     return step * (activations / step + 0.5).floor().clamp(0, steps)
 
 
-def calibrate(run: Run, model: Network, images: list[Tensor], steps: int) -> None:
+def calibrate(run: TrainedRun, model: Network, images: list[Tensor], steps: int) -> None:
     """Shifts each layer's current, from the input on, by the ANN's mean output minus its own; last the bias."""
     with recording(run.model, channel_means) as wanted:
         currents = [run.model(run.to_device(batch)).mean((0, 1)) for batch in images]
@@ -241,7 +241,7 @@ def channel_means(out: Tensor) -> Tensor:
     return out.movedim(2, -1).flatten(0, -2).float().mean(0)
 
 
-def calibration_images(run: Run, count: int) -> list[Tensor]:
+def calibration_images(run: TrainedRun, count: int) -> list[Tensor]:
     """`count` training images or a few more, in whole batches."""
     batches: list[Tensor] = []
     with closing(run.data.train.from_step(0)) as stream:

@@ -22,7 +22,7 @@ from spiketriton.trained.counters import SpikeCounter
 from spiketriton.trained.energy import Workload, ann_energy_pj, energy_pj, workload
 from spiketriton.trained.raster import raster_of
 from spiketriton.trained.results import Evaluation, Sample
-from spiketriton.trained.run import Run, with_bar
+from spiketriton.trained.run import TrainedRun, with_bar
 
 CHUNK = 16  # time steps at once, so that memory does not grow with the window
 TIMED_BATCHES = 3
@@ -31,7 +31,7 @@ Z95 = 1.959964  # two-sided 95 % of the normal distribution
 
 
 @torch.inference_mode()
-def evaluate(run: Run, steps: int | None = None, batch_size: int = 0) -> Evaluation:
+def evaluate(run: TrainedRun, steps: int | None = None, batch_size: int = 0) -> Evaluation:
     """Runs the test images through a network and counts everything.
 
     steps: to run, if more than the run's T; an ANN has 1, recordings T. batch_size: 0: the recipe's.
@@ -43,7 +43,7 @@ def evaluate(run: Run, steps: int | None = None, batch_size: int = 0) -> Evaluat
     if batch_size:
         test = dataclasses.replace(test, batch_size=batch_size)
     counter, work, uncounted = _counter(run, test, last)
-    chunks = _parts_of_window(run, first_images(test), last)
+    chunks = _chunks_of_window(run, first_images(test), last)
     first = 0 if model.answers_each_step else last - 1  # the step of the first answer
 
     classes = len(data.classes)
@@ -105,7 +105,7 @@ def evaluate(run: Run, steps: int | None = None, batch_size: int = 0) -> Evaluat
     )
 
 
-def _window(run: Run, steps: int | None) -> int:
+def _window(run: TrainedRun, steps: int | None) -> int:
     """How many time steps are run. UserError: the network, or its recordings, have not so many."""
     own = run.time_steps
     if run.data.facts.frames and (steps or 0) > own:
@@ -121,7 +121,7 @@ def _window(run: Run, steps: int | None) -> int:
     return last
 
 
-def _counter(run: Run, test: TestSet, steps: int) -> tuple[SpikeCounter, Workload, str]:
+def _counter(run: TrainedRun, test: TestSet, steps: int) -> tuple[SpikeCounter, Workload, str]:
     """What counts spikes, and operations by a graph; or why there is no graph that gives the network's answers."""
     data = run.data
     try:
@@ -134,7 +134,7 @@ def _counter(run: Run, test: TestSet, steps: int) -> tuple[SpikeCounter, Workloa
 
 
 def _energy(
-    run: Run, work: Workload, operations: list[float], leak: int, counted: bool
+    run: TrainedRun, work: Workload, operations: list[float], leak: int, counted: bool
 ) -> list[tuple[float, float]]:
     """Of one image within t steps, in pJ: by operations, and with data movement."""
     if not counted:
@@ -153,7 +153,7 @@ def _membrane_macs(neuron: SpikingNeuron, steps: int) -> int:
     return 0 if isinstance(neuron, IF) else 1
 
 
-def _neurons(run: Run) -> str:
+def _neurons(run: TrainedRun) -> str:
     """The kind of neuron that the recipe names; the kinds that a network of others has."""
     if ":" not in run.recipe.model.name:
         return run.recipe.neuron.kind
@@ -175,7 +175,7 @@ def first_images(test: TestSet) -> Tensor:
     return images.narrow(-4, 0, min(2, images.shape[-4]))
 
 
-def _parts_of_window(run: Run, images: Tensor, steps: int) -> list[tuple[int, int]]:
+def _chunks_of_window(run: TrainedRun, images: Tensor, steps: int) -> list[tuple[int, int]]:
     """Start and length of the chunks in which a window is run; one where the network runs only whole ones.
 
     That is so where a neuron is called several times with the same steps, or something else is kept between steps.
@@ -193,7 +193,7 @@ def _parts_of_window(run: Run, images: Tensor, steps: int) -> list[tuple[int, in
 
 
 def _answers(
-    run: Run,
+    run: TrainedRun,
     images: Tensor,
     chunks: Sequence[tuple[int, int]],
     follow: Callable[[int, int], object] = lambda *_: None,
@@ -216,7 +216,7 @@ def _answers(
     return torch.cat(answers).cpu()
 
 
-def _shown(run: Run, images: Tensor, start: int, length: int) -> Tensor:
+def _shown(run: TrainedRun, images: Tensor, start: int, length: int) -> Tensor:
     """Currents [length, B, K] of the steps from `start` on: of constant images, or of their frames."""
     if images.ndim == 5:
         return run.model(images[start : start + length])
@@ -233,7 +233,7 @@ def _chunks(steps: int, within: int) -> Iterator[tuple[int, int]]:
 
 
 @contextmanager
-def _streaming(run: Run) -> Iterator[None]:
+def _streaming(run: TrainedRun) -> Iterator[None]:
     """Within this context the model's state is kept from call to call, from a fresh start."""
     run.model.set_stateful(run.model.is_spiking)
     try:
@@ -243,7 +243,7 @@ def _streaming(run: Run) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def _images_per_s(run: Run, test: TestSet) -> float:
+def _images_per_s(run: TrainedRun, test: TestSet) -> float:
     """Images that the network answers in a second at T, after a first batch that warms it up."""
     batches = [
         run.to_device(images)
@@ -251,7 +251,7 @@ def _images_per_s(run: Run, test: TestSet) -> float:
     ]
     batches = batches[-1:] * 2 if len(batches) == 1 else batches
 
-    chunks = _parts_of_window(run, batches[0], run.time_steps)
+    chunks = _chunks_of_window(run, batches[0], run.time_steps)
 
     def answer(images: Tensor) -> None:
         with _streaming(run) if len(chunks) > 1 else nullcontext(), run.autocast():
@@ -267,7 +267,7 @@ def _images_per_s(run: Run, test: TestSet) -> float:
     return sum(images.shape[-4] for images in batches[1:]) / (time.perf_counter() - start)
 
 
-def _samples(run: Run) -> list[Sample]:
+def _samples(run: TrainedRun) -> list[Sample]:
     """The first test recording of each of a few classes, and the answers to it."""
     test = run.data.test
     labels = test.dataset.split.labels[torch.from_numpy(test.members)]
@@ -275,7 +275,7 @@ def _samples(run: Run) -> list[Sample]:
     chosen = test.members[np.array(firsts[:SAMPLES])]
     frames = test.dataset.split.read(chosen)
     images = test.dataset.whole(frames)
-    answers = _answers(run, images, _parts_of_window(run, images, run.time_steps))
+    answers = _answers(run, images, _chunks_of_window(run, images, run.time_steps))
     classes = run.data.classes
     return [
         Sample.of(classes[int(test.dataset.split.labels[index])], frame, [classes[a] for a in said])

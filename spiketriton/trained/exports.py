@@ -23,7 +23,7 @@ from spiketriton.neurons.base import normalised
 from spiketriton.runs.rows import replace_file
 from spiketriton.trained.nir_graph import to_nir
 from spiketriton.trained.nir_replay import replay
-from spiketriton.trained.run import Run
+from spiketriton.trained.run import TrainedRun
 from spiketriton_kernels import multistep_lif_reference
 from spiketriton_kernels import nn as kernels
 
@@ -57,7 +57,7 @@ class Comparison:
 
 
 def export_nir(
-    run: Run, path: Path, dt: float, images: int, mark: str = "spiketriton"
+    run: TrainedRun, path: Path, dt: float, images: int, mark: str = "spiketriton"
 ) -> Comparison:
     """Writes the network as NIR and compares the file with the network; `mark`: who wrote it (`runs.outputs`).
 
@@ -133,7 +133,7 @@ def spikes_of(model: Network, images: Tensor) -> dict[str, np.ndarray]:
 
 
 @torch.no_grad()
-def export_torch(run: Run, path: Path, batch_size: int, mark: str = "spiketriton") -> float:
+def export_torch(run: TrainedRun, path: Path, batch_size: int, mark: str = "spiketriton") -> float:
     """Writes `torch.export` of the network and reads it back: the largest difference of currents. UserError."""
     images = run.to_device(_example(run, batch_size))
     program = torch.export.export(run.model, (images,))
@@ -151,7 +151,9 @@ def export_torch(run: Run, path: Path, batch_size: int, mark: str = "spiketriton
 
 
 @torch.no_grad()
-def export_onnx(run: Run, path: Path, batch_size: int = 0, mark: str = "spiketriton") -> float:
+def export_onnx(
+    run: TrainedRun, path: Path, batch_size: int = 0, mark: str = "spiketriton"
+) -> float:
     """Writes the network as ONNX of plain operators, its neurons the kernels' definition, and runs it in onnxruntime.
 
     Returns the largest difference of currents, as a share of the largest current. batch_size: images of a call; 0:
@@ -209,7 +211,7 @@ def export_onnx(run: Run, path: Path, batch_size: int = 0, mark: str = "spiketri
 _TRACED, _COMPARED = 2, (1, 2, 5)  # images of a call: that is traced, that are compared
 
 
-def _fixes_its_size(run: Run, why: str) -> UserError:
+def _fixes_its_size(run: TrainedRun, why: str) -> UserError:
     return UserError(
         f"the code of {run.recipe.model.name} fixes the number of images ({why[-120:]}); "
         "accepted: --batch-size N, for a file that takes N at a time"
@@ -245,9 +247,9 @@ class _Plain:
         return spikes[0] if single else spikes
 
 
-def _example(run: Run, batch_size: int) -> Tensor:
+def _example(run: TrainedRun, batch_size: int) -> Tensor:
     """Noise of the shape that the network is shown, on the CPU."""
-    shape = (batch_size, *run.facts.image_shape)
+    shape: tuple[int, ...] = (batch_size, *run.facts.image_shape)
     if run.facts.frames:
         shape = (run.time_steps, *shape)
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))

@@ -23,7 +23,7 @@ from spiketriton.neurons import SpikingNeuron, one_by_one
 from spiketriton.trained.counters import SpikeCounter
 from spiketriton.trained.energy import fan_out_by_reader, spike_sources, workload
 from spiketriton.trained.evaluation import first_images
-from spiketriton.trained.run import Run
+from spiketriton.trained.run import TrainedRun
 
 STATIC = ("Footprint", "ConnectionSparsity", "ParameterCount")
 WORKLOAD = ("ClassificationAccuracy", "ActivationSparsity", "SynapticOperations")
@@ -49,7 +49,7 @@ class _Batches:
 
 
 @torch.no_grad()
-def neurobench(run: Run) -> dict[str, Any]:
+def neurobench(run: TrainedRun) -> dict[str, Any]:
     """Metrics of NeuroBench's harness on all test images, and our accumulates of one image by what reads the spikes.
 
     ours: see `fan_out_by_reader`, or None where the network has no graph. UserError: neurobench or the data are
@@ -105,5 +105,5 @@ def neurobench(run: Run) -> dict[str, Any]:
     }
 
 
-def _shown(run: Run, images: Tensor) -> Tensor:
+def _shown(run: TrainedRun, images: Tensor) -> Tensor:
     return run.to_device(images.transpose(0, 1).contiguous() if images.ndim == 5 else images)

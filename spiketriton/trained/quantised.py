@@ -15,7 +15,7 @@ from spiketriton.data import build_data
 from spiketriton.errors import UserError
 from spiketriton.models import Network
 from spiketriton.models.graph import graph_of, layers
-from spiketriton.trained.run import Run, with_bar
+from spiketriton.trained.run import TrainedRun, with_bar
 from spiketriton.training.losses import build_loss
 from spiketriton.training.optim import build_optimizer, build_schedule, clipped_norm
 
@@ -61,7 +61,7 @@ def quantised(model: Network, thresholds: dict[str, Tensor], steps: int) -> Netw
 
 
 @torch.enable_grad()
-def retrain(run: Run, model: Network, epochs: int) -> None:
+def retrain(run: TrainedRun, model: Network, epochs: int) -> None:
     """Trains a quantised network, in float32, with the run's data, loss and optimizer, and leaves it in eval mode.
 
     At a quarter of the learning rate, which falls to 0 along a cosine. UserError: the loss is not finite.

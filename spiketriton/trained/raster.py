@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from spiketriton.trained.run import Run
+from spiketriton.trained.run import TrainedRun
 
 SHOWN = 24  # neurons of each layer, at even distances
 PIXELS = 64  # side of the image that is kept, at most
@@ -27,7 +27,7 @@ class Raster:
 
 
 @torch.inference_mode()
-def raster_of(run: Run) -> Raster | None:
+def raster_of(run: TrainedRun) -> Raster | None:
     """The raster of the first test image; None for an ANN, for recordings, and without answers at each step."""
     if not run.model.is_spiking or run.data.facts.frames or not run.model.answers_each_step:
         return None

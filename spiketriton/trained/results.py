@@ -133,11 +133,12 @@ class Evaluation:
     def label(self) -> str:
         """A short name for tables and pictures: the folder's, and what the run is unless that says so."""
         spiking = self.neuron.split(", ")  # a network of somebody's own may have several kinds
-        how = {"ann": ["ANN"], "converted": ["converted", self.method], "spiking": spiking}
+        converted = ["converted", str(self.method)]
+        how = {"ann": ["ANN"], "converted": converted, "spiking": spiking}
         name = Path(self.run).name
         words = re.split(r"[\W_]+", name.lower())
         known = (*words, "".join(words))
-        new = [str(kind) for kind in how[self.kind] if str(kind).lower() not in known]
+        new = [kind for kind in how[self.kind] if kind.lower() not in known]
         return f"{name} ({', '.join(new)})" if new else name
 
     def accumulates(self, t: int) -> float:

@@ -31,7 +31,7 @@ _NONE = torch.empty(0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class TrainedRun:
     """A network with the weights of a checkpoint, in eval mode, and what it was trained on."""
 
     folder: RunFolder
@@ -83,8 +83,8 @@ def load_run(
     checkpoint: str = "last",
     test_images: int | None = None,
     augment: bool = True,
-) -> Run:
-    """Loads the run in the folder `path`, which may be read-only. Its data are looked for when `Run.data` is used.
+) -> TrainedRun:
+    """Loads the run in the folder `path`, which may be read-only. Its data are looked for when `data` of it is used.
 
     Args:
         overrides, values: of the keys that move a run and change no weight, as "data.root=...", or as Python values.
@@ -111,7 +111,7 @@ def load_run(
         raise UserError(f"{folder.path}: its checkpoint is damaged: {error}") from None
     model, facts = network_of(recipe, state, folder.path)
     placement = Placement.set_up(recipe.train)
-    return Run(
+    return TrainedRun(
         folder=folder,
         recipe=recipe,
         facts=facts,

@@ -22,14 +22,14 @@ from spiketriton.plain import of_plain
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import replace_file
 from spiketriton.trained.results import read_evaluation
-from spiketriton.trained.run import Run, save_run
+from spiketriton.trained.run import TrainedRun, save_run
 from spiketriton_kernels.backends.native import cache_folder
 
 FILE = "model.safetensors"
 HUB = "hub:"
 
 
-def export_safetensors(run: Run, path: Path, mark: str = "spiketriton") -> float:
+def export_safetensors(run: TrainedRun, path: Path, mark: str = "spiketriton") -> float:
     """Writes a run's weights, unless what is read back differs: the largest difference. UserError: it cannot."""
     if run.recipe.model.name == FROM_NIR:
         raise UserError(
@@ -94,7 +94,7 @@ def make_run(file: Path, path: str | Path | None) -> RunFolder:
     return folder
 
 
-def card(run: Run) -> str:
+def card(run: TrainedRun) -> str:
     """The README of a model: how it is used, what it reached where it was evaluated, its recipe."""
     found = run.folder.path / "evaluation" / "evaluation.json"
     lines = [f"Trained on {run.facts.label} for {run.step:,} steps by spiketriton {__version__}."]
@@ -114,7 +114,7 @@ def card(run: Run) -> str:
     )
 
 
-def push(run: Run, name: str, *, private: bool = False) -> str:
+def push(run: TrainedRun, name: str, *, private: bool = False) -> str:
     """Puts a run's weights, recipe and card into the repository `name` ("OWNER/NAME") of the Hub: its address."""
     hub = need("huggingface_hub", "hub")
     staged = run.folder.path / "hub"

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from spiketriton.gradients.ablations import Change, Experiment
+from spiketriton.gradients.diagnosed import Subject, find_subject
 from spiketriton.gradients.diagnosis import diagnose
-from spiketriton.gradients.subject import Subject, find_subject
-from spiketriton.gradients.variants import Change, Experiment
 from spiketriton.gradients.verdict import Cure, Why, Word
 from spiketriton.show.diagnosis_page import as_json
 from tests.small_runs import small_recipe, small_trainer
@@ -67,7 +67,7 @@ def test_a_run_is_measured_at_its_weights_and_widths(tmp_path):
     fresh = diagnose(subject("neuron.surrogate.width=0.7", "data.augment=none"))
     trained = diagnose(subject_of_run)
     assert not np.allclose(fresh.measured.grad_input, trained.measured.grad_input)
-    assert Change.NO_NORM not in [variant.change for variant in trained.variants]
+    assert Change.NO_NORM not in [ablation.change for ablation in trained.ablations]
     assert trained.subject.title == f"run {run}, after step 21"
     assert as_json(trained)["step"] == 21
     assert fresh.verdict.learned is None

@@ -5,9 +5,9 @@ import torch
 
 from spiketriton.config.reading import recipe_from_toml
 from spiketriton.errors import UserError
+from spiketriton.gradients.ablations import Experiment
+from spiketriton.gradients.diagnosed import find_subject
 from spiketriton.gradients.probing import Prober, cut_time
-from spiketriton.gradients.subject import find_subject
-from spiketriton.gradients.variants import Experiment
 from spiketriton.models import build_model
 from spiketriton.neurons import (
     ALIF,

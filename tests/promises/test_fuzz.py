@@ -25,7 +25,7 @@ from spiketriton.data.events import cache
 from spiketriton.data.events.formats import FORMATS, read_events
 from spiketriton.data.splits import Photo, check_file
 from spiketriton.errors import UserError
-from spiketriton.gradients.subject import find_subject
+from spiketriton.gradients.diagnosed import find_subject
 from spiketriton.nonfinite import repeat
 from spiketriton.runs.checkpoint import Checkpoints, read_checkpoint
 from spiketriton.runs.folder import RunFolder

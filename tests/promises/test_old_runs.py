@@ -14,8 +14,8 @@ import pytest
 from spiketriton.config import Recipe, load_recipe
 from spiketriton.data import build_data
 from spiketriton.errors import EXIT_DONE
-from spiketriton.gradients.subject import find_subject
-from spiketriton.gradients.variants import Experiment
+from spiketriton.gradients.ablations import Experiment
+from spiketriton.gradients.diagnosed import find_subject
 from spiketriton.machine import cpu_flags
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import Rows

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from spiketriton.gradients.diagnosed import Subject
 from spiketriton.gradients.diagnosis import Diagnosis, diagnose
-from spiketriton.gradients.subject import Subject
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import json_text
 from spiketriton.show.diagnosis_page import (
@@ -109,8 +109,8 @@ def test_the_page_fits_the_screen(narrow, width):
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert max(map(len, text.splitlines())) <= width
     assert sum(line.startswith("layers.") for line in text.splitlines()) == 8
-    for variant in narrow.variants:  # a change is told from the others in each part of the table
-        assert variant.override in text
+    for ablation in narrow.ablations:  # a change is told from the others in each part of the table
+        assert ablation.override in text
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from spiketriton.gradients.ablations import Change
 from spiketriton.gradients.measurement import Measurement
-from spiketriton.gradients.variants import Change
 from spiketriton.gradients.verdict import judge
 from spiketriton.show import diagnosis_picture
 from spiketriton.show.diagnosis_picture import draw
@@ -16,7 +16,7 @@ from tests.show.support import measurement
 
 def found(measured: Measurement, synthetic: bool = False):
     """A diagnosis, as far as it is drawn."""
-    variants = [
+    ablations = [
         SimpleNamespace(change=name, measured=measurement(factor * measured.grad_input))
         for name, factor in ((Change.HALF_WIDTH, 0.5), (Change.TWICE_WIDTH, 2.0), (Change.LEAK, 9.0))
     ]  # fmt: skip
@@ -26,7 +26,7 @@ def found(measured: Measurement, synthetic: bool = False):
         subject=SimpleNamespace(recipe=SimpleNamespace(name="small")),
         verdict=judge(measurement(np.ones((2, 2)), firing=np.ones((2, 2)))),
         predicted=None,
-        variants=variants,
+        ablations=ablations,
         overlap=np.array([0.75, 0.5]),
     )
 

@@ -32,21 +32,22 @@ def test_a_heat_map_names_its_layers_and_thins_them():
     axes = new_figure(5, 5).subplots()
     names = [f"layer {n}" for n in range(30)]
     values = np.arange(30 * 13.0).reshape(30, 13)
-    heat_map(axes, values, names, "viridis", "title", "unit", (-1, 500))
+    heat_map(axes, values, names, "title", "unit", most=500)
     assert [label.get_text() for label in axes.get_yticklabels()] == names[::2]
     assert axes.get_xticks().tolist() == list(range(0, 13, 2))
     (image,) = axes.get_images()
     assert np.array_equal(image.get_array(), values)
-    assert image.get_clim() == (-1, 500)
+    assert image.get_clim() == (0, 500)
     assert axes.get_ylim() == (29.5, -0.5)  # the input at the top
-    heat_map(axes, values, names, "viridis", "title", "unit")
+    heat_map(axes, values, names, "title", "unit")
     assert axes.get_images()[1].get_clim() == (0, 389)
 
 
 def test_the_colours_of_logarithms_are_told_as_numbers():
     figure = new_figure(5, 5)
     axes = figure.subplots()
-    heat_map(axes, np.array([[-4.5, 0.2], [-1.0, np.nan]]), ["a", "b"], "viridis", "t", "u", logs=True)  # fmt: skip
+    values = 10 ** np.array([[-4.5, 0.2], [-1.0, np.nan]])
+    heat_map(axes, values, ["a", "b"], "t", "u", logs=True)
     figure.draw_without_rendering()
     labels = [label.get_text() for label in figure.axes[1].get_yticklabels()]
     assert labels == ["1e-4", "1e-3", "0.01", "0.1", "1"]

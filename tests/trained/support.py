@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from spiketriton.trained.run import Run, load_run
+from spiketriton.trained.run import TrainedRun, load_run
 from tests.small_runs import small_trainer
 
 NETS = {
@@ -16,7 +16,7 @@ NETS = {
 }
 
 
-def ann(path: Path, *overrides: str) -> Run:
+def ann(path: Path, *overrides: str) -> TrainedRun:
     """An ANN after a few steps."""
     small_trainer(path, "neuron.kind=relu", "train.max_steps=5", *overrides).fit()
     return load_run(path, augment=False)

@@ -18,7 +18,7 @@ from spiketriton.trained.conversion import (
     sample,
     thresholds,
 )
-from spiketriton.trained.run import Run, load_run
+from spiketriton.trained.run import TrainedRun, load_run
 from tests.trained.support import NETS, ann
 
 
@@ -123,7 +123,7 @@ def test_samples_are_whole_places_at_even_distances(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory) -> Run:
+def source(tmp_path_factory) -> TrainedRun:
     return ann(tmp_path_factory.mktemp("source") / "ann", *NETS["mlp"])
 
 

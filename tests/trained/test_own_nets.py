@@ -8,8 +8,8 @@ import torch
 from spiketriton import evaluate as command
 from spiketriton import report
 from spiketriton.errors import UserError
-from spiketriton.gradients.subject import find_subject
-from spiketriton.gradients.variants import Experiment
+from spiketriton.gradients.ablations import Experiment
+from spiketriton.gradients.diagnosed import find_subject
 from spiketriton.runs.checkpoint import read_checkpoint
 from spiketriton.trained.conversion import Options, convert
 from spiketriton.trained.evaluation import evaluate

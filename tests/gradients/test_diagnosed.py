@@ -4,8 +4,8 @@ import pytest
 
 from spiketriton.config import to_toml
 from spiketriton.errors import UserError
-from spiketriton.gradients.subject import find_subject
-from spiketriton.gradients.variants import Experiment
+from spiketriton.gradients.ablations import Experiment
+from spiketriton.gradients.diagnosed import find_subject
 from spiketriton.runs.folder import RunFolder
 from tests.small_runs import small_recipe, small_trainer
 

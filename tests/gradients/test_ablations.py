@@ -6,10 +6,10 @@ import pytest
 from spiketriton.config import replace
 from spiketriton.errors import UserError
 from spiketriton.gradients import probing
+from spiketriton.gradients.ablations import Experiment
+from spiketriton.gradients.diagnosed import Subject, find_subject
 from spiketriton.gradients.measurement import KEYS
 from spiketriton.gradients.probing import cut_time
-from spiketriton.gradients.subject import Subject, find_subject
-from spiketriton.gradients.variants import Experiment
 from spiketriton.gradients.verdict import lost_at
 from tests.small_runs import small_recipe, small_trainer
 
@@ -55,8 +55,8 @@ def test_a_batch_larger_than_a_small_data_set_is_reduced_to_it():
 def test_the_variants_change_what_they_say():
     changes = (*DEEP, "neuron.surrogate.height=2", "neuron.surrogate.width=0.3")
     experiment = Experiment(subject(*changes))
-    measured, variants = experiment.measure(experiment.prober()), experiment.variants()
-    names = [variant.change for variant in variants]
+    measured, ablations = experiment.measure(experiment.prober()), experiment.ablations()
+    names = [ablation.change for ablation in ablations]
     assert names == [
         "surrogate half as wide",
         "surrogate twice as wide",
@@ -67,7 +67,7 @@ def test_the_variants_change_what_they_say():
         "no norm",
         "no gradient from step to step",
     ]
-    assert [variant.override for variant in variants] == [
+    assert [ablation.override for ablation in ablations] == [
         "neuron.surrogate.width=0.15",
         "neuron.surrogate.width=0.6",
         "neuron.surrogate.height=1",
@@ -77,20 +77,20 @@ def test_the_variants_change_what_they_say():
         "model.norm=none",
         "",
     ]
-    base, gains = measured.depth_gain, [variant.measured.depth_gain for variant in variants]
+    base, gains = measured.depth_gain, [ablation.measured.depth_gain for ablation in ablations]
     assert gains[0] < base < gains[1]
     # heights multiply every layer's gradient but the carried part's share is the same
     assert gains[2] == pytest.approx(base / 2, rel=1e-3)
-    for variant in variants:
+    for ablation in ablations:
         # what acts on the backward pass alone leaves the spikes and the overlap as they are
-        forward = variant.change in ("no reset", "no leak", "no norm")
-        assert np.array_equal(variant.measured.firing, measured.firing) != forward
-        assert (variant.overlap == experiment.overlap[-1]) != forward
+        forward = ablation.change in ("no reset", "no leak", "no norm")
+        assert np.array_equal(ablation.measured.firing, measured.firing) != forward
+        assert (ablation.overlap == experiment.overlap[-1]) != forward
     # the recipe line does what was measured
-    for variant in variants[:-1]:
-        other = Experiment(subject(*changes, variant.override))
+    for ablation in ablations[:-1]:
+        other = Experiment(subject(*changes, ablation.override))
         again = other.measure(other.prober())
-        assert np.allclose(again.grad_input, variant.measured.grad_input, rtol=1e-4)
+        assert np.allclose(again.grad_input, ablation.measured.grad_input, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -107,10 +107,10 @@ def test_the_variants_change_what_they_say():
 )
 def test_a_variant_is_what_the_recipe_is_not(changes, names):
     experiment = Experiment(subject(*changes))
-    variants = experiment.variants()
-    assert names <= {variant.change for variant in variants}
+    ablations = experiment.ablations()
+    assert names <= {ablation.change for ablation in ablations}
     recipe = experiment.recipe
-    assert all(replace(recipe, v.override) != recipe for v in variants if v.override)
+    assert all(replace(recipe, v.override) != recipe for v in ablations if v.override)
 
 
 @pytest.mark.parametrize("net", ["mlp", "resnet8", "ms"])

@@ -14,10 +14,10 @@ from spiketriton.config import replace as change
 from spiketriton.config.rules import BLOCK_NETS, PARALLEL
 from spiketriton.data import Data, build_data
 from spiketriton.errors import UserError, one_line
+from spiketriton.gradients.diagnosed import Subject
 from spiketriton.gradients.mean_field import MeanField
 from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.probing import NOISE, Prober, cut_time, probe_batches
-from spiketriton.gradients.subject import Subject
 from spiketriton.gradients.verdict import CLOSED, lost_at, starts_closed
 from spiketriton.models import Network, build_model
 from spiketriton.models.blocks import BlockNetwork
@@ -28,7 +28,7 @@ from spiketriton.training.randomness import seed_everything
 
 
 class Change(StrEnum):
-    """What a variant changes."""
+    """What an ablation changes."""
 
     NOTHING = "as it is"
     HALF_WIDTH = "surrogate half as wide"
@@ -48,7 +48,7 @@ class Change(StrEnum):
 
 
 @dataclass(frozen=True)
-class Variant:
+class Ablation:
     """One thing changed, and what was measured then.
 
     override: the recipe line that does it; "" for what no recipe can do.
@@ -74,7 +74,7 @@ class Prediction:
 
 
 class Experiment:
-    """Measures a subject and its variants on the same images, from the same weights.
+    """Measures a subject and its ablations on the same images, from the same weights.
 
     Networks are placed and cast by the code that trains them. `batches`: how many are measured.
     """
@@ -91,7 +91,7 @@ class Experiment:
                 f"{subject.title}: none of its neurons can be measured: {'; '.join(model.notes())}"
             )
         self.batches = probe_batches(self.data, model, self.placement.device, batches)
-        # a width for each layer, which every variant keeps unless the width is what it changes
+        # a width for each layer, which every ablation keeps unless the width is what it changes
         self.widths = {name: layer.surrogate.width for name, layer in model.spiking_layers()}
         self.width = math.exp(np.mean(np.log([float(w) for w in self.widths.values()])))
         self.has_surrogate = any(layer.kind != "ilif" for _, layer in model.spiking_layers())
@@ -109,7 +109,7 @@ class Experiment:
         return build_data(change(self.recipe, *changes))
 
     def build(self, *changes: str) -> Network:
-        """The net at the subject's weights; those that the variant has no use for are left out."""
+        """The net at the subject's weights; those that the ablation has no use for are left out."""
         seed_everything(self.recipe.seed)
         model = build_model(change(self.recipe, *changes), **self.data.facts.sizes)
         if self.subject.state is not None:
@@ -179,26 +179,26 @@ class Experiment:
         similar = 1 / math.sqrt(1 + NOISE**2)
         return Prediction(field.gain(model.depth), field.overlap(model.depth, similar))
 
-    def _backward(self, kind: Change, line: str, prober: Prober) -> Variant:
-        """A variant that changes no spike."""
+    def _backward(self, kind: Change, line: str, prober: Prober) -> Ablation:
+        """An ablation that changes no spike."""
         changes = [line] if line else []
-        return Variant(kind, line, self.measure(prober, *changes), float(self.overlap[-1]))
+        return Ablation(kind, line, self.measure(prober, *changes), float(self.overlap[-1]))
 
-    def _forward(self, kind: Change, line: str) -> Variant:
-        """A variant that changes the spikes."""
+    def _forward(self, kind: Change, line: str) -> Ablation:
+        """An ablation that changes the spikes."""
         prober = self.prober(line)
         kept = float(prober.overlap()[-1])
-        return Variant(kind, line, self.measure(prober, line), kept)
+        return Ablation(kind, line, self.measure(prober, line), kept)
 
-    def scaled(self, kind: Change, scale: float) -> Variant:
+    def scaled(self, kind: Change, scale: float) -> Ablation:
         """All widths times `scale`."""
         widths = {float(width) * scale for width in self.widths.values()}
         own = ":" in self.recipe.model.name  # such a network's neurons have widths of their own
         line = f"neuron.surrogate.width={widths.pop():.3g}" if len(widths) == 1 and not own else ""
         measured = self.measure(self.prober(scale=scale))
-        return Variant(kind, line, measured, float(self.overlap[-1]))
+        return Ablation(kind, line, measured, float(self.overlap[-1]))
 
-    def variants(self) -> list[Variant]:
+    def ablations(self) -> list[Ablation]:
         """All of them, one change each."""
         made = []
         if self.has_surrogate:
@@ -211,7 +211,7 @@ class Experiment:
             made.append(self._backward(Change.CUT_TIME, "", prober))
         return made
 
-    def _of_recipe(self) -> Iterator[Variant]:
+    def _of_recipe(self) -> Iterator[Ablation]:
         model, neuron = self.recipe.model, self.recipe.neuron
         if neuron.surrogate.height != 1 and self.has_surrogate:
             line = "neuron.surrogate.height=1"
