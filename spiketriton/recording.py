@@ -5,10 +5,9 @@ from spiketriton.data import Data
 from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.verdict import Judge
 from spiketriton.gradients.watch import Watch
+from spiketriton.runs.boards import Board, TensorBoard, WeightsAndBiases
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import Row
-from spiketriton.runs.tensorboard import TensorBoard
-from spiketriton.runs.weights_and_biases import WeightsAndBiases
 from spiketriton.show.display import Display
 from spiketriton.show.verdict import warning
 from spiketriton.training.hooks import Hooks
@@ -30,7 +29,7 @@ class Recorder:
         first: bool,
     ) -> None:
         self.data, self.folder, self.display, self.hooks = data, folder, display, hooks
-        self.boards: list[TensorBoard | WeightsAndBiases] = []
+        self.boards: list[Board] = []
         if recipe.monitor.tensorboard and first:
             self.boards.append(TensorBoard(folder.path))
         if recipe.monitor.wandb != "off" and first:

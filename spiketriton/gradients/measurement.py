@@ -161,11 +161,5 @@ class Measurement:
     @property
     def depth_gain(self) -> float:
         """Geometric mean of the ratios of consecutive layers; 0 when the gradient dies."""
-        return gain_through(self.depth_profile)
-
-
-def gain_through(profile: np.ndarray) -> float:
-    """Geometric mean of the ratios of consecutive places, walking backward; 0 if nothing arrives."""
-    if not profile[-1] > 0:
-        return 0.0
-    return float((profile[0] / profile[-1]) ** (1 / max(1, len(profile) - 1)))
+        first, last = self.depth_profile[[0, -1]]
+        return float((first / last) ** (1 / max(1, len(self.names) - 1))) if last > 0 else 0.0

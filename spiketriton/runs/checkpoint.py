@@ -50,23 +50,22 @@ class Checkpoints:
         )
 
     def save_last(self, state: State) -> bool:
-        """Writes last.pt, after renaming the earlier ones; in place of one of the same step. See `_save`."""
+        """Writes last.pt, after renaming the earlier ones; in place of one of the same step. See `save_as`."""
         again = self._newest_step == state["step"] and self._last(0).exists()
-        saved = self._save(self._last(0), state, keep=1 if again else self.keep)
+        saved = self.save_as(self._last(0), state, keep=1 if again else self.keep)
         if saved:
             self._newest_step = state["step"]
         return saved
 
     def save_best(self, state: State) -> bool:
-        """Writes best.pt; see `_save`."""
-        return self._save(self.folder / "best.pt", state)
+        """Writes best.pt; see `save_as`."""
+        return self.save_as(self.folder / "best.pt", state)
 
-    def save_as(self, path: Path, state: State) -> bool:
-        """Writes a state to another file, which no run resumes from; see `_save`."""
-        return self._save(path, state)
+    def save_as(self, path: Path, state: State, keep: int = 1) -> bool:
+        """Writes a state to a file, the `keep` - 1 earlier ones of last.pt renamed; also one that no run resumes from.
 
-    def _save(self, path: Path, state: State, keep: int = 1) -> bool:
-        """Whether the file could be written; if not (disk full), all earlier ones are intact."""
+        Whether the file could be written; if not (disk full), all earlier ones are intact.
+        """
         try:
             part = _write_part(path, state)
             for age in range(keep - 1, 0, -1):

@@ -318,12 +318,8 @@ class RunFolder:
             raise UserError(f"{error}; remove it to continue") from None
 
     def _name(self) -> str:
-        sessions = self.sessions()
-        return (
-            str(sessions[0].get("recipe", "")) or self.path.resolve().name
-            if sessions
-            else self.path.resolve().name
-        )
+        first = (self.sessions() or [{}])[0]
+        return str(first.get("recipe", "")) or self.path.resolve().name
 
 
 class Onlooker(RunFolder):

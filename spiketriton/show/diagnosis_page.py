@@ -196,12 +196,11 @@ def two_digits(overlap: float) -> str:
 def _row(ablation: Ablation) -> tuple[str, ...]:
     """A row below `HEAD`."""
     shown = ablation.measured
-    depth, time = shown.depth_ratio, shown.time_ratio
     return (
         ablation.override or ablation.change,
         f"{shown.depth_gain:.3g}",
-        "-" if depth is None else times(depth),
-        "-" if time is None else times(time),
+        times(shown.depth_ratio),
+        times(shown.time_ratio),
         in_percent(1 - shown.outside.mean()),
         f"{shown.firing.mean():.3f}",
         two_digits(ablation.overlap),
@@ -262,19 +261,10 @@ def _cell(value: float, low: float, high: float, console: Console, width: int) -
     level = float(np.clip((value - low) / (high - low), 0, 1))
     if console.no_color or console.color_system not in ("256", "truecolor"):
         return Text(BLOCKS[1 + round(level * (len(BLOCKS) - 2))] * width)
-    return Text(" " * width, style=f"on rgb({','.join(str(c) for c in _colour(level))})")
+    from matplotlib import colormaps  # a second, which the picture takes anyway
 
-
-# of matplotlib's viridis, at equal distances
-_VIRIDIS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
-
-
-def _colour(level: float) -> list[int]:
-    place = level * (len(_VIRIDIS) - 1)
-    left = min(int(place), len(_VIRIDIS) - 2)
-    share = place - left
-    pairs = zip(_VIRIDIS[left], _VIRIDIS[left + 1], strict=True)
-    return [round(a + share * (b - a)) for a, b in pairs]
+    red, green, blue, _ = colormaps["viridis"](level, bytes=True)
+    return Text(" " * width, style=f"on rgb({red},{green},{blue})")
 
 
 def _log10(values: np.ndarray) -> np.ndarray:

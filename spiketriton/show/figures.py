@@ -19,6 +19,7 @@ import numpy as np
 
 from spiketriton.errors import warn_once
 from spiketriton.runs.rows import replace_file
+from spiketriton.show.words import with_exponent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -215,8 +216,7 @@ def short(value: float) -> str:
     """A number on an axis in few letters: `0.02`, `500`, `2e-5`, `1e12`."""
     if 1e-2 <= value < 1e4:
         return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
-    digits, _, power = f"{value:.1e}".partition("e")
-    return f"{digits.removesuffix('.0')}e{int(power)}"
+    return with_exponent(value)
 
 
 def thinned(count: int, most: int) -> list[int]:

@@ -27,8 +27,13 @@ def times(ratio: float | None) -> str:
         return "0x" if ratio == 0 else "more than 1e38x"
     if 1e-3 <= ratio < 100:
         return f"{ratio:.3g}x"
-    digits, exponent = f"{ratio:.1e}".split("e")
-    return f"{digits.removesuffix('.0')}e{int(exponent)}x"
+    return f"{with_exponent(ratio)}x"
+
+
+def with_exponent(value: float) -> str:
+    """`2e-5`, `1.5e12`: two digits at most."""
+    digits, _, power = f"{value:.1e}".partition("e")
+    return f"{digits.removesuffix('.0')}e{int(power)}"
 
 
 def in_percent(share: float) -> str:

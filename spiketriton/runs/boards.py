@@ -1,16 +1,54 @@
-"""Weights & Biases, for those who ask for it (`monitor.wandb = "online"` or `"offline"`)."""
+"""TensorBoard and Weights & Biases, for those who ask for them (`monitor.tensorboard`, `monitor.wandb`)."""
 
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from spiketriton.config import MonitorConfig
 from spiketriton.errors import UserError, need, one_line
-from spiketriton.runs.rows import replace_or_leave
+from spiketriton.runs.rows import Row, replace_or_leave
 
 
-class WeightsAndBiases:
+class Board(ABC):
+    """Takes rows of metrics and of gradients as numbers by name."""
+
+    @abstractmethod
+    def log(self, step: int, values: dict[str, Any]) -> None: ...
+
+    @abstractmethod
+    def close(self) -> None:
+        """Waits until all is written, or uploaded."""
+
+    def add(self, row: Row) -> None:
+        """A row of metrics.jsonl: train/loss, eval/test_accuracy, ..."""
+        named = {k: v for k, v in row.items() if k not in ("kind", "step") and v is not None}
+        self.log(row["step"], {f"{row['kind']}/{key}": value for key, value in named.items()})
+
+    def add_gradients(self, step: int, layers: Iterable[str], rms: Iterable[float]) -> None:
+        """Each layer's RMS of dL/dx over all its time steps."""
+        pairs = zip(layers, rms, strict=True)
+        self.log(step, {f"grad_input_rms/{layer}": value for layer, value in pairs})
+
+
+class TensorBoard(Board):
+    """Writes scalars into `folder`. UserError: the package tensorboard is not installed."""
+
+    def __init__(self, folder: Path) -> None:
+        boards = need("torch.utils.tensorboard", "tensorboard", "monitor.tensorboard = true")
+        self.writer = boards.SummaryWriter(str(folder / "tensorboard"))
+
+    def log(self, step: int, values: dict[str, Any]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self.writer.flush()
+        self.writer.close()
+
+
+class WeightsAndBiases(Board):
     """Writes the recipe's `values`, and rows of metrics and gradients, to a run of Weights & Biases.
 
     All sessions of a run folder are one run there; its id is in `wandb_id`. Offline, `wandb/` in the folder has one
@@ -44,25 +82,12 @@ class WeightsAndBiases:
             ) from error
         self.run.define_metric("*", step_metric="step")
 
-    def add(self, row: dict[str, Any]) -> None:
-        """A row of metrics.jsonl: train/loss, eval/test_accuracy, ..."""
-        values = {
-            f"{row['kind']}/{key}": v for key, v in row.items() if key not in ("kind", "step")
-        }
-        self._log(row["step"], {key: value for key, value in values.items() if value is not None})
-
-    def add_gradients(self, step: int, layers: Iterable[str], rms: Iterable[float]) -> None:
-        """Each layer's RMS of dL/dx over all its time steps."""
-        pairs = zip(layers, rms, strict=True)
-        self._log(step, {f"grad_input_rms/{layer}": value for layer, value in pairs})
-
-    def _log(self, step: int, values: dict[str, Any]) -> None:
+    def log(self, step: int, values: dict[str, Any]) -> None:
         if self.run is None:  # training goes on after a session was closed
             self._open()
         self.run.log({"step": step, **values})
 
     def close(self) -> None:
-        """Waits until all is written, or uploaded."""
         if self.run is not None:
             self.run.finish()
             self.run = None
