@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ from spiketriton.trained.raster import raster_of
 from spiketriton.trained.results import Evaluation, Sample
 from spiketriton.trained.run import TrainedRun, with_bar
 
+Chunks: TypeAlias = Sequence[tuple[int, int]]  # starts and lengths
+Follow: TypeAlias = Callable[[int, int], object]
 CHUNK = 16  # time steps at once, so that memory does not grow with the window
 TIMED_BATCHES = 3
 SAMPLES = 4  # recordings in pictures
@@ -175,7 +178,7 @@ def first_images(test: TestSet) -> Tensor:
     return images.narrow(-4, 0, min(2, images.shape[-4]))
 
 
-def _chunks_of_window(run: TrainedRun, images: Tensor, steps: int) -> list[tuple[int, int]]:
+def _chunks_of_window(run: TrainedRun, images: Tensor, steps: int) -> Chunks:
     """Start and length of the chunks in which a window is run; one where the network runs only whole ones.
 
     That is so where a neuron is called several times with the same steps, or something else is kept between steps.
@@ -184,43 +187,39 @@ def _chunks_of_window(run: TrainedRun, images: Tensor, steps: int) -> list[tuple
     if len(chunks) == 1 or not run.model.streams:
         return [(0, steps)]
     images = run.to_device(images)
-    with run.autocast():
-        whole = _shown(run, images, 0, steps)
-        with _streaming(run):
-            cut = torch.cat([_shown(run, images, *chunk) for chunk in chunks])
+    whole, cut = (torch.cat([*_currents(run, images, x)]) for x in ([(0, steps)], chunks))
     far = (cut - whole).abs().mean()
     return chunks if far <= AGREEMENT * whole.abs().mean() else [(0, steps)]
 
 
 def _answers(
-    run: TrainedRun,
-    images: Tensor,
-    chunks: Sequence[tuple[int, int]],
-    follow: Callable[[int, int], object] = lambda *_: None,
+    run: TrainedRun, images: Tensor, chunks: Chunks, follow: Follow = lambda *_: None
 ) -> Tensor:
     """The class of the largest mean current after each step of the `chunks` of a window: [steps, B].
 
     follow: told the start and length of each chunk before the model is given it.
     """
-    images = run.to_device(images)
     total = torch.zeros((), dtype=torch.float64, device=run.device)
     answers = []
-    with _streaming(run) if len(chunks) > 1 else nullcontext(), run.autocast():
-        for start, length in chunks:
-            follow(start, length)
-            currents = _shown(run, images, start, length).double()
-            # no cumsum, which CUDA refuses under train.deterministic
-            sums = total + torch.stack(list(itertools.accumulate(currents)))
-            answers.append(sums.argmax(2))
-            total = sums[-1]
+    for currents in _currents(run, run.to_device(images), chunks, follow):
+        # no cumsum, which CUDA refuses under train.deterministic
+        sums = total + torch.stack(list(itertools.accumulate(currents.double())))
+        answers.append(sums.argmax(2))
+        total = sums[-1]
     return torch.cat(answers).cpu()
 
 
-def _shown(run: TrainedRun, images: Tensor, start: int, length: int) -> Tensor:
-    """Currents [length, B, K] of the steps from `start` on: of constant images, or of their frames."""
-    if images.ndim == 5:
-        return run.model(images[start : start + length])
-    return run.model(images, length)
+def _currents(
+    run: TrainedRun, images: Tensor, chunks: Chunks, follow: Follow = lambda *_: None
+) -> Iterator[Tensor]:
+    """Currents [length, B, K] of each chunk: of constant images, or of their frames. To be read to the end."""
+    with _streaming(run) if len(chunks) > 1 else nullcontext(), run.autocast():
+        for start, length in chunks:
+            follow(start, length)
+            if images.ndim == 5:
+                yield run.model(images[start : start + length])
+            else:
+                yield run.model(images, length)
 
 
 def _chunks(steps: int, within: int) -> Iterator[tuple[int, int]]:
@@ -249,22 +248,16 @@ def _images_per_s(run: TrainedRun, test: TestSet) -> float:
         run.to_device(images)
         for _, (images, _) in zip(range(1 + TIMED_BATCHES), test, strict=False)
     ]
-    batches = batches[-1:] * 2 if len(batches) == 1 else batches
-
-    chunks = _chunks_of_window(run, batches[0], run.time_steps)
-
-    def answer(images: Tensor) -> None:
-        with _streaming(run) if len(chunks) > 1 else nullcontext(), run.autocast():
-            for start, length in chunks:
-                _shown(run, images, start, length)
-
-    answer(batches[0])
+    first, *timed = batches * 2 if len(batches) == 1 else batches
+    chunks = _chunks_of_window(run, first, run.time_steps)
+    _answers(run, first, chunks)
     _wait(run.device)
     start = time.perf_counter()
-    for images in batches[1:]:
-        answer(images)
+    for images in timed:
+        for _ in _currents(run, images, chunks):
+            pass
     _wait(run.device)
-    return sum(images.shape[-4] for images in batches[1:]) / (time.perf_counter() - start)
+    return sum(images.shape[-4] for images in timed) / (time.perf_counter() - start)
 
 
 def _samples(run: TrainedRun) -> list[Sample]:
