@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> None:
     args = parse(arguments)
     refuse_unusable(args.run, args.overrides)
     with importing():
-        from spiketriton.show.screen import console_of, show_table, show_whole
+        from spiketriton.show.screen import Table, console_of, show_table, show_whole
         from spiketriton.trained.conversion import Options, convert
         from spiketriton.trained.run import load_run
 
@@ -100,7 +100,7 @@ def main(arguments: list[str]) -> None:
             folder.discard_if_unused()
             raise
     console = console_of()
-    show_table(console, "", HEAD, list(rows(converted.model)), legend=LEGEND)
+    show_table(console, "", Table(HEAD, list(rows(converted.model)), legend=LEGEND))
     show_whole(console, f"converted for T = {options.steps}: {folder.path}")
     command = [*spelled("evaluate"), str(folder.path), "--against", args.run]
     command += ["--trust-plugins"] * converted.recipe.names_code

@@ -13,7 +13,7 @@ from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.grid import Cell, Group, grid, grouped
 from spiketriton.runs.outputs import refuse_foreign
 from spiketriton.runs.rows import Row, read_record, write_json
-from spiketriton.show.screen import console_of, show_table
+from spiketriton.show.screen import Table, console_of, show_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -120,14 +120,10 @@ def table(console: "Console", groups: Sequence[Group], synthetic: bool) -> None:
                 duration(sum(r["seconds"] for r in group.results)),
             )
         )
-    show_table(
-        console,
-        f"test accuracy{synthetic_note(synthetic)}",
-        [*(key.rpartition(".")[2] for key in keys), *HEAD],
-        rows,
-        keys=len(keys),
-        legend="spread: standard deviation over the seeds",
-    )
+    head = [*(key.rpartition(".")[2] for key in keys), *HEAD]
+    legend = "spread: standard deviation over the seeds"
+    title = f"test accuracy{synthetic_note(synthetic)}"
+    show_table(console, title, Table(head, rows, keys=len(keys), legend=legend))
 
 
 def main(arguments: list[str]) -> int:

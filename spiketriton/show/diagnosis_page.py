@@ -13,7 +13,7 @@ from spiketriton.gradients.diagnosis import Diagnosis
 from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.verdict import CLOSED, Word, lost_at
 from spiketriton.show import verdict as words
-from spiketriton.show.screen import say, show_table, show_whole
+from spiketriton.show.screen import Table, say, show_table, show_whole
 from spiketriton.show.words import COLOURS, in_percent, times
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -49,13 +49,8 @@ def show(found: Diagnosis, console: Console) -> None:
     )
     console.print()
     as_is = Ablation(Change.NOTHING, "", measured, float(found.overlap[-1]))
-    show_table(
-        console,
-        "one thing changed at a time",
-        HEAD,
-        [_row(ablation) for ablation in (as_is, *found.ablations)],
-        legend=LEGEND,
-    )
+    rows = [_row(ablation) for ablation in (as_is, *found.ablations)]
+    show_table(console, "one thing changed at a time", Table(HEAD, rows, legend=LEGEND))
     if cause := causes(found):
         say(console, cause)
     console.print()

@@ -1,14 +1,14 @@
 """Evaluations as tables and sentences: cost by time step, activity by layer, comparisons."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 
-from spiketriton.show.screen import say, show_table
+from spiketriton.show.screen import Table, say, show_table
 from spiketriton.trained.energy import BREAK_EVEN_RATES, ann_energy_pj
-from spiketriton.trained.results import Evaluation
+from spiketriton.trained.results import Evaluation, Layer
 
 ALL_STEPS = 16  # windows up to here are shown step by step, longer ones in powers of two
 STEP_LEGEND = (
@@ -30,76 +30,42 @@ def show(console: Console, evaluations: list[Evaluation], asked: list[int]) -> N
     if first.checkpoint == "best":
         say(console, "checkpoint: best, chosen by its validation accuracy")
     console.print()
-    steps = [
-        (cells, t == one.time_steps) for one in evaluations for t, cells in step_rows(one, asked)
-    ]
-    show_table(
-        console,
-        f"Accuracy and cost of one {first.what}",
-        step_head(first),
-        [cells for cells, _ in steps],
-        keys=2,
-        bold=[row for row, (_, own) in enumerate(steps) if own],
-        legend=step_legend(evaluations),
-    )
+    show_table(console, f"Accuracy and cost of one {first.what}", steps_table(evaluations, asked))
     console.print()
     if first.layers:
-        show_table(
-            console,
-            f"Layers of {first.label} within T = {first.time_steps}",
-            layer_head(first),
-            list(layer_rows(first)),
-            legend=layer_legend(first),
-        )
+        title = f"Layers of {first.label} within T = {first.time_steps}"
+        show_table(console, title, layers_table(first))
         console.print()
     for one in evaluations:
         say(console, verdict(one, evaluations))
 
 
-def layer_legend(one: Evaluation) -> str:
-    """What the heads of the layers' table mean."""
-    head, active, did = "rate %", "neurons that spike in a time step", "spiked"
-    if one.kind == "ann":
-        head, active, did = "active %", "values above 0", "were above 0"
-    return f"{head}: " + LAYER_LEGEND.format(active=active, did=did, what=one.what)
-
-
-def step_head(one: Evaluation) -> tuple[str, ...]:
-    return (
-        "run",
-        "T",
-        "accuracy %",
-        "95 %",
-        "million AC",
-        "million MAC",
-        "µJ",
-        "µJ with data",
-        f"{one.what}s/s",
+def steps_table(evaluations: Sequence[Evaluation], asked: Sequence[int] = ()) -> Table:
+    """A row for each run and time step worth one; that of the run's own T is bold."""
+    first = evaluations[0]
+    timed = any(one.ms_per_step is not None for one in evaluations)
+    ms = ", and the milliseconds of a recording that they are, on average" if timed else ""
+    chosen = [(one, t) for one in evaluations for t in chosen_steps(one, asked)]
+    costs = ("million AC", "million MAC", "µJ", "µJ with data")
+    return Table(
+        ("run", "T", "accuracy %", "95 %", *costs, f"{first.what}s/s"),
+        [_step_row(one, t) for one, t in chosen],
+        keys=2,
+        bold=[row for row, (one, t) in enumerate(chosen) if t == one.time_steps],
+        legend=STEP_LEGEND.format(ms=ms, what=first.what),
     )
 
 
-def step_legend(evaluations: Sequence[Evaluation]) -> str:
-    """What the heads of the time steps' table mean."""
-    timed = any(one.ms_per_step is not None for one in evaluations)
-    ms = ", and the milliseconds of a recording that they are, on average" if timed else ""
-    return STEP_LEGEND.format(ms=ms, what=evaluations[0].what)
-
-
-def step_rows(one: Evaluation, asked: Sequence[int] = ()) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """A row below `step_head` for each time step worth one, with that step."""
-    for t in chosen_steps(one, asked):
-        low, high = one.interval[t - 1]
-        yield (
-            t,
-            (
-                one.label,
-                f"{t}" if one.ms_per_step is None else f"{t} ({t * one.ms_per_step:.0f} ms)",
-                f"{100 * one.accuracy[t - 1]:.2f}",
-                f"{100 * low:.1f}-{100 * high:.1f}",
-                *_costs(one, t),
-                f"{one.images_per_s:.0f}" if t == one.time_steps else "",
-            ),
-        )
+def _step_row(one: Evaluation, t: int) -> tuple[str, ...]:
+    low, high = one.interval[t - 1]
+    return (
+        one.label,
+        f"{t}" if one.ms_per_step is None else f"{t} ({t * one.ms_per_step:.0f} ms)",
+        f"{100 * one.accuracy[t - 1]:.2f}",
+        f"{100 * low:.1f}-{100 * high:.1f}",
+        *_costs(one, t),
+        f"{one.images_per_s:.0f}" if t == one.time_steps else "",
+    )
 
 
 def _costs(one: Evaluation, t: int) -> tuple[str, str, str, str]:
@@ -124,34 +90,32 @@ def chosen_steps(one: Evaluation, asked: Sequence[int] = ()) -> list[int]:
     return sorted(t for t in steps if t <= one.steps and not math.isnan(one.accuracy[t - 1]))
 
 
-def layer_head(one: Evaluation) -> tuple[str, ...]:
-    active = "active %" if one.kind == "ann" else "rate %"
-    return (
-        "layer",
-        "neurons",
-        active,
-        "first step",
-        "last step",
-        "never %",
-        "always %",
-        "million AC",
+def layers_table(one: Evaluation) -> Table:
+    """A row for each layer: its activity within T."""
+    rate, active, did = "rate %", "neurons that spike in a time step", "spiked"
+    if one.kind == "ann":
+        rate, active, did = "active %", "values above 0", "were above 0"
+    legend = LAYER_LEGEND.format(active=active, did=did, what=one.what)
+    shares = (rate, "first step", "last step", "never %", "always %")
+    return Table(
+        ("layer", "neurons", *shares, "million AC"),
+        [_layer_row(one, layer) for layer in one.layers],
+        legend=f"{rate}: {legend}",
     )
 
 
-def layer_rows(one: Evaluation) -> Iterator[tuple[str, ...]]:
-    """A row below `layer_head` for each layer: its activity within T."""
-    for layer in one.layers:
-        rate = layer.rate[: one.time_steps]
-        yield (
-            layer.name,
-            f"{layer.neurons:,}",
-            f"{100 * sum(rate) / len(rate):.2f}",
-            f"{100 * rate[0]:.2f}",
-            f"{100 * rate[-1]:.2f}",
-            f"{100 * layer.dead / layer.neurons:.1f}",
-            f"{100 * layer.saturated / layer.neurons:.1f}",
-            "-" if one.uncounted else f"{layer.synaptic_operations / 1e6:.3f}",
-        )
+def _layer_row(one: Evaluation, layer: Layer) -> tuple[str, ...]:
+    rate = layer.rate[: one.time_steps]
+    return (
+        layer.name,
+        f"{layer.neurons:,}",
+        f"{100 * sum(rate) / len(rate):.2f}",
+        f"{100 * rate[0]:.2f}",
+        f"{100 * rate[-1]:.2f}",
+        f"{100 * layer.dead / layer.neurons:.1f}",
+        f"{100 * layer.saturated / layer.neurons:.1f}",
+        "-" if one.uncounted else f"{layer.synaptic_operations / 1e6:.3f}",
+    )
 
 
 def verdict(one: Evaluation, evaluations: list[Evaluation]) -> str:

@@ -18,16 +18,10 @@ from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import read_json
 from spiketriton.runs.state import read_state
 from spiketriton.show import evaluation_pictures, event_pictures, run_pictures
-from spiketriton.show.evaluation_tables import (
-    layer_head,
-    layer_legend,
-    layer_rows,
-    step_head,
-    step_legend,
-    step_rows,
-)
+from spiketriton.show.evaluation_tables import layers_table, steps_table
 from spiketriton.show.evaluation_tables import verdict as run_in_sentences
 from spiketriton.show.figures import png, style
+from spiketriton.show.screen import Table
 from spiketriton.show.verdict import line, sentences
 from spiketriton.trained.results import Evaluation
 from spiketriton.training import environment
@@ -165,17 +159,16 @@ class Page:
         yield _figure(evaluation_pictures.accuracy(every, title), "accuracy by time steps")
         yield _list(run_in_sentences(one, every) for one in every)
         yield _figure(evaluation_pictures.confusion(main, title), "confusion matrix")
-        yield _table(("class", f"test {main.what}s", "accuracy"), list(_class_rows(main)))
+        head = ("class", f"test {main.what}s", "accuracy")
+        yield _table(Table(head, list(_class_rows(main))))
 
     def events(self) -> Iterator[str]:
         """Recordings of event cameras: some frame by frame, one moving; accuracy by milliseconds."""
         main, title = self.main, self.title
         if main is None or not main.samples:
             return
-        frames, latency = (
-            event_pictures.frames(main, title),
-            event_pictures.latency(self.evaluations, title),
-        )
+        frames = event_pictures.frames(main, title)
+        latency = event_pictures.latency(self.evaluations, title)
         yield _figure(frames, "frames of recordings and the predictions after each")
         yield _figure(latency, "accuracy by milliseconds of the recording")
         data = base64.b64encode(event_pictures.animation(main.samples[0])).decode()
@@ -188,16 +181,15 @@ class Page:
     def cost(self) -> Iterator[str]:
         if (main := self.main) is None:
             return
-        every = self.evaluations
-        rows = [(t == one.time_steps, row) for one in every for t, row in step_rows(one)]
-        yield _table(step_head(main), [row for _, row in rows], [own for own, _ in rows])
-        yield f"<p>{step_legend(every)}</p>"
+        yield _table(steps_table(self.evaluations))
         yield (
             f"<p>Energy of one {main.what} at 45 nm, 32 bit: 4.6 pJ a multiply-accumulate, 0.9 pJ an "
             "accumulate. With data: 5 pJ more for each word read or written, with no reuse, in the "
             "spiking net and in the ANN alike. Neither is a measurement.</p>"
         )
-        yield _figure(evaluation_pictures.energy(every, self.title), "accuracy against energy")
+        yield _figure(
+            evaluation_pictures.energy(self.evaluations, self.title), "accuracy against energy"
+        )
 
     def training(self) -> Iterator[str]:
         figure = run_pictures.curves(self.rows, self.title)
@@ -240,8 +232,7 @@ class Page:
         if (rates := evaluation_pictures.rates(main, title)) is None:
             return
         yield _figure(rates, "activity by layer and time step")
-        yield _table(layer_head(main), list(layer_rows(main)))
-        yield f"<p>{layer_legend(main)}</p>"
+        yield _table(layers_table(main))
 
     def keys(self) -> Iterator[str]:
         """The recipe as it is in the folder."""
@@ -250,7 +241,7 @@ class Page:
     def environment(self) -> Iterator[str]:
         for session in self.folder.sessions():
             body = [(key, str(value)) for key, value in session.items() if value is not None]
-            yield _table(("session", str(session.get("time", ""))), body)
+            yield _table(Table(("session", str(session.get("time", ""))), body))
 
     def commands(self) -> Iterator[str]:
         """The commands that give the run and the numbers of this page again."""
@@ -297,18 +288,20 @@ def _list(items: Iterable[str]) -> str:
     return f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in items)}</ul>"
 
 
-def _table(
-    head: Sequence[str], body: Sequence[Sequence[str]], own: Sequence[bool] | None = None
-) -> str:
-    def row(cells: Sequence[str], tag: str, marked: bool) -> str:
+def _table(table: Table) -> str:
+    """The table, with its bold rows marked, and what it means."""
+
+    def row(cells: Sequence[str], tag: str, marked: bool = False) -> str:
         inner = "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells)
         return f'<tr class="own">{inner}</tr>' if marked else f"<tr>{inner}</tr>"
 
-    marks = own or [False] * len(body)
-    rows = "".join(row(cells, "td", mark) for cells, mark in zip(body, marks, strict=True))
-    head_row = row(head, "th", False)
-    hint = HINT if len(head) > 3 else ""
-    return f'{hint}<div class="wide"><table><thead>{head_row}</thead><tbody>{rows}</tbody></table></div>'
+    rows = "".join(row(cells, "td", place in table.bold) for place, cells in enumerate(table.rows))
+    hint = HINT if len(table.head) > 3 else ""
+    legend = f"<p>{table.legend}</p>" if table.legend else ""
+    return (
+        f'{hint}<div class="wide"><table><thead>{row(table.head, "th")}</thead><tbody>{rows}</tbody></table></div>'
+        + legend
+    )
 
 
 def _figure(figure: "Figure | None", words: str) -> str:

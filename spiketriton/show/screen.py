@@ -5,6 +5,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TextIO
 
@@ -73,24 +74,29 @@ def show_whole(console: Console, text: str, *, style: str = "") -> None:
     console.print(Text(text, style=style), soft_wrap=True)
 
 
-def show_table(
-    console: Console,
-    title: str,
-    head: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    *,
-    keys: int = 1,
-    words: Collection[int] = (),
-    bold: Collection[int] = (),
-    legend: str = "",
-) -> None:
-    """Prints a table; the first `keys` columns tell its rows apart.
+@dataclass(frozen=True)
+class Table:
+    """Cells below heads, for a screen or a page.
+
+    keys: columns at the left that tell the rows apart. words: columns that begin at the left, as the keys do; numbers
+    end at the right. bold: numbers of the rows to print in bold. legend: prose below, what the heads mean.
+    """
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    keys: int = 1
+    words: Collection[int] = ()
+    bold: Collection[int] = ()
+    legend: str = ""
+
+
+def show_table(console: Console, title: str, table: Table) -> None:
+    """Prints a table.
 
     Where the columns do not fit side by side they are printed below each other, each time with the
-    keys in front. Keys too long for that stand on lines of their own. No cell is cut or broken.
-    `words`: columns that begin at the left, as the keys do; numbers end at the right.
-    `bold`: numbers of the rows to print in bold. `legend`: prose below, what the heads mean.
+    keys in front. Keys too long for that stand on lines of their own. No cell is cut or broken, as rich would.
     """
+    head, rows, keys = table.head, table.rows, table.keys
     if title:
         say(console, title, style="bold")
     widths = [max(map(cell_len, column)) for column in zip(head, *rows, strict=True)]
@@ -102,17 +108,17 @@ def show_table(
             console.print()
         columns = [keys + place for place in band]
         columns = columns if apart else [*range(keys), *columns]
-        line = partial(_line, widths=widths, columns=columns, left={*range(keys), *words})
+        line = partial(_line, widths=widths, columns=columns, left={*range(keys), *table.words})
         top = line(head)
         show_whole(console, top, style="bold")
         show_whole(console, "─" * cell_len(top))
         for place, row in enumerate(rows):
-            style = "bold" if place in bold else ""
+            style = "bold" if place in table.bold else ""
             if apart:
                 show_whole(console, (" " * GAP).join(row[:keys]), style=style)
             show_whole(console, line(row), style=style)
-    if legend:
-        say(console, legend)
+    if table.legend:
+        say(console, table.legend)
 
 
 def _line(

@@ -189,8 +189,8 @@ def _gradients(run: RunFolder) -> None:
 
 def _evaluation(run: RunFolder) -> None:
     one = read_evaluation(run.path / "evaluation" / "evaluation.json")
-    list(evaluation_tables.step_rows(one))
-    list(evaluation_tables.layer_rows(one))
+    evaluation_tables.steps_table([one])
+    evaluation_tables.layers_table(one)
     evaluation_tables.verdict(one, [one])
     report_page.Page(run, run.load_recipe(), [one]).facts()
 

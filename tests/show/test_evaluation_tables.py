@@ -8,14 +8,10 @@ from rich.console import Console
 
 from spiketriton.show.evaluation_tables import (
     chosen_steps,
-    layer_head,
-    layer_legend,
-    layer_rows,
+    layers_table,
     overtakes,
     show,
-    step_head,
-    step_legend,
-    step_rows,
+    steps_table,
     verdict,
 )
 from spiketriton.trained.results import Evaluation
@@ -23,7 +19,9 @@ from tests.show.support import ann, evaluation
 
 
 def row(one: Evaluation, t: int) -> dict[str, str]:
-    return dict(zip(step_head(one), dict(step_rows(one))[t], strict=True))
+    table = steps_table([one])
+    (cells,) = (row for row in table.rows if row[1].split()[0] == str(t))
+    return dict(zip(table.head, cells, strict=True))
 
 
 def test_the_columns_of_a_time_step():
@@ -49,22 +47,23 @@ def test_recordings_are_no_images_and_last_milliseconds():
     assert row(one, 2)["T"] == "2 (101 ms)"
     assert row(one, 3)["recordings/s"] == "1234"
     assert row(evaluation(events=True), 2)["T"] == "2"  # bins of equally many events
-    words = step_legend([one]) + layer_legend(one)
+    words = steps_table([one]).legend + layers_table(one).legend
     assert "milliseconds of a recording" in words
     assert "image" not in words
-    assert "milliseconds" not in step_legend([evaluation()])
-    assert "other such images" in step_legend([evaluation()])
+    assert "milliseconds" not in steps_table([evaluation()]).legend
+    assert "other such images" in steps_table([evaluation()]).legend
 
 
 def test_the_columns_of_a_layer():
     one = evaluation()
-    first, second = (dict(zip(layer_head(one), cells, strict=True)) for cells in layer_rows(one))
+    table = layers_table(one)
+    first, second = (dict(zip(table.head, cells, strict=True)) for cells in table.rows)
     assert first == {
         "layer": "first", "neurons": "100", "rate %": "25.00", "first step": "12.50",
         "last step": "37.50", "never %": "5.0", "always %": "10.0", "million AC": "2.000",
     }  # fmt: skip
     assert (second["never %"], second["always %"], second["million AC"]) == ("5.0", "0.0", "1.000")
-    assert "active %" in layer_head(ann())
+    assert "active %" in layers_table(ann()).head
 
 
 @pytest.mark.parametrize(

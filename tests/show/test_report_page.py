@@ -9,6 +9,7 @@ from spiketriton.config import Recipe
 from spiketriton.runs.folder import RunFolder
 from spiketriton.show import report_page
 from spiketriton.show.report_page import Page, _table
+from spiketriton.show.screen import Table
 from spiketriton.trained.results import Evaluation
 from tests.show.support import ann, evaluation
 from tests.small_runs import small_recipe
@@ -45,10 +46,10 @@ def test_facts_are_those_at_t_and_of_the_last_row(folder):
 
 
 def test_a_table_escapes_its_cells_and_marks_the_runs_own_row():
-    text = _table(("a<b",), [("1",), ("2&3",)], [False, True])
+    text = _table(Table(("a<b",), [("1",), ("2&3",)], bold=[1]))
     assert "<th>a&lt;b</th>" in text
     assert '<tr><td>1</td></tr><tr class="own"><td>2&amp;3</td></tr>' in text
-    assert 'class="own"' not in _table(("a",), [("1",)])
+    assert 'class="own"' not in _table(Table(("a",), [("1",)]))
 
 
 def test_commands_are_those_of_the_sessions_and_how_to_see_more(folder):

@@ -5,7 +5,16 @@ import io
 import pytest
 from rich.console import Console
 
-from spiketriton.show.screen import ENDLESS, console_of, fill, say, show_table, show_whole, wrapped
+from spiketriton.show.screen import (
+    ENDLESS,
+    Table,
+    console_of,
+    fill,
+    say,
+    show_table,
+    show_whole,
+    wrapped,
+)
 
 HEAD = ("run", "T", "accuracy %", "µJ with data", "images/s")
 ROWS = [("net (lif)", "1", "99.44", "20.00", "1,234"), ("a longer name", "16", "9.10", "1.5", "7")]
@@ -42,7 +51,7 @@ def test_a_command_is_one_line():
 
 def test_a_table_side_by_side():
     made = console(80)
-    show_table(made, "title", HEAD, ROWS, keys=2, legend="what it means")
+    show_table(made, "title", Table(HEAD, ROWS, keys=2, legend="what it means"))
     assert text_of(made).splitlines() == [
         "title",
         "run            T   accuracy %  µJ with data  images/s",
@@ -55,7 +64,7 @@ def test_a_table_side_by_side():
 
 def test_what_does_not_fit_comes_below_with_the_keys_in_front():
     made = console(44)
-    show_table(made, "", HEAD, ROWS, keys=2)
+    show_table(made, "", Table(HEAD, ROWS, keys=2))
     assert text_of(made).splitlines() == [
         "run            T   accuracy %  µJ with data",
         "───────────────────────────────────────────",
@@ -72,7 +81,7 @@ def test_what_does_not_fit_comes_below_with_the_keys_in_front():
 @pytest.mark.parametrize("width", range(8, 130, 15))
 def test_no_cell_is_lost_or_broken_at_any_width(width):
     made = console(width)
-    show_table(made, "", HEAD, ROWS, keys=2)
+    show_table(made, "", Table(HEAD, ROWS, keys=2))
     lines = text_of(made).splitlines()
     for row in (HEAD[2:], *(row[2:] for row in ROWS)):
         for cell in row:
