@@ -47,6 +47,12 @@ class Change(StrEnum):
     CUT_TIME = "no gradient from step to step"
 
 
+CHANGES_SPIKES = (
+    *(Change.NO_RESET, Change.LEAK, Change.NO_LEAK),
+    *(Change.NORM, Change.NO_NORM, Change.SEW, Change.MS),
+)
+
+
 @dataclass(frozen=True)
 class Ablation:
     """One thing changed, and what was measured then.
@@ -179,66 +185,58 @@ class Experiment:
         similar = 1 / math.sqrt(1 + NOISE**2)
         return Prediction(field.gain(model.depth), field.overlap(model.depth, similar))
 
-    def _backward(self, kind: Change, line: str, prober: Prober) -> Ablation:
-        """An ablation that changes no spike."""
-        changes = [line] if line else []
-        return Ablation(kind, line, self.measure(prober, *changes), float(self.overlap[-1]))
-
-    def _forward(self, kind: Change, line: str) -> Ablation:
-        """An ablation that changes the spikes."""
-        prober = self.prober(line)
-        kept = float(prober.overlap()[-1])
-        return Ablation(kind, line, self.measure(prober, line), kept)
-
-    def scaled(self, kind: Change, scale: float) -> Ablation:
-        """All widths times `scale`."""
-        widths = {float(width) * scale for width in self.widths.values()}
-        own = ":" in self.recipe.model.name  # such a network's neurons have widths of their own
-        line = f"neuron.surrogate.width={widths.pop():.3g}" if len(widths) == 1 and not own else ""
-        measured = self.measure(self.prober(scale=scale))
-        return Ablation(kind, line, measured, float(self.overlap[-1]))
-
     def ablations(self) -> list[Ablation]:
         """All of them, one change each."""
         made = []
+        own = ":" in self.recipe.model.name  # such a network's neurons have widths of their own
         if self.has_surrogate:
-            made += [self.scaled(Change.HALF_WIDTH, 0.5), self.scaled(Change.TWICE_WIDTH, 2.0)]
-        if ":" not in self.recipe.model.name:
-            made += self._of_recipe()
+            for kind, scale in ((Change.HALF_WIDTH, 0.5), (Change.TWICE_WIDTH, 2.0)):
+                widths = {float(width) * scale for width in self.widths.values()}
+                named = len(widths) == 1 and not own
+                line = f"neuron.surrogate.width={widths.pop():.3g}" if named else ""
+                made.append(self._ablated(kind, line, self.prober(scale=scale)))
+        if not own:
+            made += [self._ablated(kind, line) for kind, line in self._of_recipe()]
         prober = self.prober()
         assert isinstance(prober.model, Network)
         with cut_time(prober.model):
-            made.append(self._backward(Change.CUT_TIME, "", prober))
+            made.append(self._ablated(Change.CUT_TIME, "", prober))
         return made
 
-    def _of_recipe(self) -> Iterator[Ablation]:
+    def _ablated(self, kind: Change, line: str, prober: Prober | None = None) -> Ablation:
+        """`line`: what changes in the recipe, "" for nothing that a recipe has; `prober`: of the net that has it."""
+        changes = [line] if line else []
+        prober = prober or self.prober(*changes)
+        overlap = prober.overlap() if kind in CHANGES_SPIKES else self.overlap
+        return Ablation(kind, line, self.measure(prober, *changes), float(overlap[-1]))
+
+    def _of_recipe(self) -> Iterator[tuple[Change, str]]:
+        """What may be changed in the recipe, and by which line."""
         model, neuron = self.recipe.model, self.recipe.neuron
         if neuron.surrogate.height != 1 and self.has_surrogate:
-            line = "neuron.surrogate.height=1"
-            yield self._backward(Change.HEIGHT, line, self.prober(line))
+            yield Change.HEIGHT, "neuron.surrogate.height=1"
         blocks = model.name in BLOCK_NETS
         if blocks and model.block == "plain":
             around = model.shortcut_gradient == "straight_through"
-            line = f"model.shortcut_gradient={'surrogate' if around else 'straight_through'}"
-            yield self._backward(Change.SHORTCUT, line, self.prober(line))
+            other = "surrogate" if around else "straight_through"
+            yield Change.SHORTCUT, f"model.shortcut_gradient={other}"
         if neuron.resets_by != "none":
             kind = Change.RESET_ATTACHED if neuron.detach_reset else Change.RESET_DETACHED
-            line = f"neuron.detach_reset={str(not neuron.detach_reset).lower()}"
-            yield self._backward(kind, line, self.prober(line))
+            yield kind, f"neuron.detach_reset={str(not neuron.detach_reset).lower()}"
             if neuron.kind in ("if", "lif", "plif"):
-                yield self._forward(Change.NO_RESET, "neuron.reset=none")
+                yield Change.NO_RESET, "neuron.reset=none"
         if neuron.kind == "if":
-            yield self._forward(Change.LEAK, "neuron.kind=lif")
+            yield Change.LEAK, "neuron.kind=lif"
         elif neuron.kind not in PARALLEL:  # which has other weights
-            yield self._forward(Change.NO_LEAK, "neuron.kind=if")
+            yield Change.NO_LEAK, "neuron.kind=if"
         if self.subject.state is None:  # other norms and blocks have other weights
             if model.norm == "none":
-                yield self._forward(Change.NORM, "model.norm=bn")
+                yield Change.NORM, "model.norm=bn"
             else:
-                yield self._forward(Change.NO_NORM, "model.norm=none")
+                yield Change.NO_NORM, "model.norm=none"
             if lost_at(self.overlap) is not None and blocks and model.block == "plain":
-                yield self._forward(Change.SEW, "model.block=sew")
-                yield self._forward(Change.MS, "model.block=ms")
+                yield Change.SEW, "model.block=sew"
+                yield Change.MS, "model.block=ms"
 
 
 def last_norms(model: Network) -> list[Norm]:
