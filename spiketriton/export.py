@@ -72,6 +72,7 @@ def main(arguments: list[str]) -> int:
     args = parse(arguments)
     refuse_unusable(args.run, args.overrides)
     with importing():
+        from spiketriton.show.evaluation_tables import replayed
         from spiketriton.trained.exports import (
             CLOSE,
             export_nir,
@@ -107,7 +108,7 @@ def main(arguments: list[str]) -> int:
         lines = [f"run by onnxruntime: currents differ by {difference:.1e} of the largest"]
     else:
         found = export_nir(run, path, args.dt or 1.0, args.images or 4, mark)
-        agrees, lines = found.agrees, found.lines()
+        agrees, lines = found.agrees, replayed(found)
         what = f"{len(run.model.spiking_layers())} spiking layers, dt = {args.dt or 1.0:g}"
     print(f"{path}: {what}" if agrees else what, *lines, sep="\n")
     if not agrees:

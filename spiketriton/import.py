@@ -45,6 +45,7 @@ def main(arguments: list[str]) -> int:
         from spiketriton.data import build_data
         from spiketriton.models import build_model
         from spiketriton.models.foreign import ForeignNetwork
+        from spiketriton.show.evaluation_tables import replayed
         from spiketriton.trained.exports import sample_images
         from spiketriton.trained.nir_network import keys, verify
         from spiketriton.trained.run import save_run
@@ -56,7 +57,7 @@ def main(arguments: list[str]) -> int:
     model = build_model(recipe, **data.facts.sizes)
     assert isinstance(model, ForeignNetwork)
     found = verify(model, recipe.model.arguments["path"], sample_images(data, 4))
-    said = [f"{len(model.spiking_layers())} spiking layers", *found.lines()]
+    said = [f"{len(model.spiking_layers())} spiking layers", *replayed(found)]
     if not found.agrees:
         print(*said, sep="\n")
         print(f"error: {file} is not imported: the network would differ from it", file=sys.stderr)

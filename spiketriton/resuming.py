@@ -50,20 +50,21 @@ def _continue_from(trainer: Trainer, state: dict[str, Any]) -> None:
     moved = {"plugins.modules": modules} if modules else {}
     trained = recipe_from_toml(state["recipe"], state["name"], moved, of_run=folder.path)
     # the folder's recipe, which was compared before, may have been extended
-    longer, extended = extension(recipe.train, trained.train)
-    refuse_another_recipe(recipe, replace(trained, values=longer))
+    longer = extension(recipe.train, trained.train)
+    extended = {longer.key: longer.after} if longer else {}
+    refuse_another_recipe(recipe, replace(trained, values=extended))
     if any(recipe.values()[key] != trained.values()[key] for key in MICRO_BATCHES):
         note(
             f"a step is computed in other parts from here on ({trainer.accumulate}): batch norm takes the "
             "statistics of each, so the weights will not be those of the unbroken run, bit for bit"
         )
     trainer.load_state_dict(state)
-    if extended:
+    if longer:
         rate = continue_on(trainer.update.schedule, trainer.update.optimizer, trainer.step)
         trainer.progress.since_best = 0
         note(
-            f"extended {extended}: the learning rate continues as in a run of that length, {rate:.3g} at "
-            f"step {trainer.step + 1} of {trainer.plan.steps}"
+            f"extended from {longer.before} to {longer.after} {longer.unit}: the learning rate continues as in a "
+            f"run of that length, {rate:.3g} at step {trainer.step + 1} of {trainer.plan.steps}"
         )
     if words := keep_threads(recipe.train, trainer.device, folder.sessions()):
         note(words)

@@ -2,6 +2,7 @@
 
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from spiketriton.config import Recipe, TrainConfig
@@ -61,14 +62,24 @@ def extended(train: TrainConfig, wanted: int | str, reached: Mapping[str, float]
     return {key: int(number)}
 
 
-def extension(given: TrainConfig, trained: TrainConfig) -> tuple[dict[str, int], str]:
-    """The key by which `given` is longer than `trained`, and how much in words; none and "" if it is not longer."""
+@dataclass(frozen=True)
+class Extension:
+    """The key by which a recipe is longer than another, and how long both are."""
+
+    key: str
+    before: int
+    after: int
+
+    @property
+    def unit(self) -> str:
+        return _unit(self.key)
+
+
+def extension(given: TrainConfig, trained: TrainConfig) -> Extension | None:
+    """By what `given` is longer than `trained`; None if it is not."""
     ours, theirs = lengths(given), lengths(trained)
-    for key in LENGTHS:
-        if 0 < theirs[key] < ours[key]:
-            words = f"from {theirs[key]} to {ours[key]} {_unit(key)}"
-            return {key: ours[key]}, words
-    return {}, ""
+    longer = (Extension(k, theirs[k], ours[k]) for k in LENGTHS if 0 < theirs[k] < ours[k])
+    return next(longer, None)
 
 
 def _unit(key: str) -> str:

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from spiketriton.show.screen import Table, say, show_table
 from spiketriton.trained.energy import BREAK_EVEN_RATES, ann_energy_pj
+from spiketriton.trained.exports import Comparison
 from spiketriton.trained.results import Evaluation, Layer
 
 ALL_STEPS = 16  # windows up to here are shown step by step, longer ones in powers of two
@@ -169,6 +170,17 @@ def neurobench_line(found: Mapping[str, Any]) -> str:
     others = "".join(f", {count:,.0f} {why}" for count, why in reasons if count)
     weights = f"{ours['weights']:,.0f} are at weights that read spikes"
     return f"{text} Of our {sum(ours.values()):,.0f} AC, {weights}{others}."
+
+
+def replayed(found: Comparison) -> list[str]:
+    """What `export` and `import` print of a file of NIR and its network."""
+    counted = f"{found.different:,} of {found.compared:,} differ ({found.spikes:,} spikes)"
+    lines = [f"replayed by NIR's equations: {counted}"]
+    if (at := found.first) is not None:
+        place = f"{at.node}, time step {at.step}, image {at.image}, neuron {[*at.neuron]}"
+        away = f"{found.margin:.1e} of the threshold away from it"
+        lines.append(f"first difference: {place}, {away}")
+    return lines
 
 
 def _rate(one: Evaluation) -> str:

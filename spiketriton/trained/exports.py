@@ -32,28 +32,29 @@ TIE = 1e-5  # of the threshold: nearer to it, rounding to float32 may decide whe
 
 
 @dataclass(frozen=True)
+class Place:
+    """A spike that may be there or not."""
+
+    node: str
+    step: int
+    image: int
+    neuron: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Spikes of a NIR file against those of the network that it was written from."""
 
     spikes: int  # of the network
     compared: int  # neurons x time steps x images
     different: int
-    first: str  # where the first difference is, in words; "" without one
+    first: Place | None  # of the first difference
     margin: float  # how far that membrane is from its threshold, as a share of it
 
     @property
     def agrees(self) -> bool:
         """Whether no spike differs, but for ties."""
         return self.different == 0 or self.margin < TIE
-
-    def lines(self) -> list[str]:
-        """What `export` and `import` print of it."""
-        counted = f"{self.different:,} of {self.compared:,} differ ({self.spikes:,} spikes)"
-        found = [f"replayed by NIR's equations: {counted}"]
-        if self.different:
-            away = f"{self.margin:.1e} of the threshold away from it"
-            found.append(f"first difference: {self.first}, {away}")
-        return found
 
 
 def export_nir(
@@ -101,19 +102,18 @@ def compare(
     steps = len(images) if images.ndim == 5 else model.time_steps
     theirs, membranes = replay(graph, images.cpu().numpy(), steps)
     spikes = compared = different = 0
-    found: list[tuple[int, int, str, float]] = []  # time step, layer, words, margin
+    found: list[tuple[int, int, Place, float]] = []  # step, layer, ...
     for index, (layer, expected) in enumerate(ours.items()):
         name = nodes.get(layer, layer)
         wrong = np.argwhere(theirs[name] != expected)
         spikes, compared = spikes + int(expected.sum()), compared + expected.size
         different += len(wrong)
         if len(wrong):
-            at = tuple(wrong[0])
+            at = tuple(map(int, wrong[0]))
             threshold = graph.nodes[name].v_threshold[at[2:]]
             margin = float(abs(membranes[name][at] / threshold - 1))
-            place = f"{name}, time step {at[0]}, image {at[1]}, neuron {[int(i) for i in at[2:]]}"
-            found.append((int(at[0]), index, place, margin))
-    _, _, first, margin = min(found, default=(0, 0, "", 0.0))
+            found.append((at[0], index, Place(name, at[0], at[1], at[2:]), margin))
+    _, _, first, margin = min(found, default=(0, 0, None, 0.0))
     return Comparison(spikes, compared, different, first, margin)
 
 

@@ -14,7 +14,7 @@ from spiketriton.config import to_toml
 from spiketriton.errors import EXIT_DONE, EXIT_ERROR
 from spiketriton.export import main
 from spiketriton.train import main as train
-from spiketriton.trained.exports import TIE, Comparison
+from spiketriton.trained.exports import TIE, Comparison, Place
 from spiketriton.trained.nir_graph import to_nir
 from spiketriton.trained.run import load_run
 from tests.models.test_foreign import recipe_of
@@ -110,7 +110,9 @@ def test_a_difference_within_a_tie_is_forgiven(
     def export(run, *rest):
         given.append(rest[:-1])
         assert rest[-1].startswith("spiketriton export ")  # the mark
-        return Comparison(7, 1234, different, "there" * different, margin)
+        return Comparison(
+            7, 1234, different, Place("there", 1, 2, (3,)) if different else None, margin
+        )
 
     monkeypatch.setattr("spiketriton.trained.exports.export_nir", export)
     assert TIE == 1e-5
@@ -118,7 +120,7 @@ def test_a_difference_within_a_tie_is_forgiven(
     out = capsys.readouterr().out
     assert f"replayed by NIR's equations: {different} of 1,234 differ (7 spikes)\n" in out
     assert "7 spiking layers, dt = 1\n" in out
-    assert ("first difference: there" in out) == (different == 1)
+    assert ("first difference: there, time step 1, image 2, neuron [3]" in out) == (different == 1)
     assert main([str(trained), "--to", "nir", "--dt", "0.5", "--images", "3"]) == code
     assert "dt = 0.5\n" in capsys.readouterr().out
     path = trained / "small.nir"

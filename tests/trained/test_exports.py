@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from spiketriton.errors import UserError
+from spiketriton.show.evaluation_tables import replayed
 from spiketriton.trained.exports import (
     Comparison,
+    Place,
     compare,
     export_nir,
     export_torch,
@@ -30,8 +32,7 @@ def test_a_wrong_file_is_found_at_its_first_difference():
     graph.nodes["layer2.0.neuron1"].v_threshold[3] *= 1.5
     found = compare(model, graph, images())
     assert found.different > 0
-    assert found.first.startswith("layer2.0.neuron1, time step")
-    assert "neuron [3," in found.first
+    assert (found.first.node, found.first.neuron[0]) == ("layer2.0.neuron1", 3)
     assert found.margin > 1e-3
 
 
@@ -39,14 +40,14 @@ def test_counts_are_of_all_neurons_steps_and_images_and_the_first_step_comes_fir
     model = build("model.name=mlp", "model.depth=2", "model.width=8")
     graph = to_nir(model, (2, SIZE, SIZE))
     found = compare(model, graph, images())
-    assert found == Comparison(found.spikes, 2 * 8 * T * 3, 0, "", 0.0)
+    assert found == Comparison(found.spikes, 2 * 8 * T * 3, 0, None, 0.0)
     with torch.no_grad():
         spikes = spikes_of(model.double(), images().double())
     assert found.spikes == sum(layer.sum() for layer in spikes.values())
     graph.nodes["layers.1.neuron"].v_threshold[:] = 1e9  # silent
     found = compare(model, graph, images())
     assert found.different == spikes["layers.1.neuron"].sum()
-    assert found.first.startswith(f"layers.1.neuron, time step {first_step(spikes)}, image ")
+    assert (found.first.node, found.first.step) == ("layers.1.neuron", first_step(spikes))
     assert 0.9 < found.margin <= 1.1  # of a threshold that is far away
 
 
@@ -108,6 +109,6 @@ def test_the_margin_is_the_distance_from_the_threshold_in_thresholds():
         ours = spikes_of(model.double(), images().double())["layers.0.neuron"]
     at = tuple(np.argwhere(theirs["layers.0.neuron"] != ours)[0])
     assert found.margin == pytest.approx(abs(membranes["layers.0.neuron"][at] / 1.25 - 1))
-    assert found.first == (
-        f"layers.0.neuron, time step {at[0]}, image {at[1]}, neuron {[int(at[2])]}"
-    )
+    assert found.first == Place("layers.0.neuron", at[0], at[1], (at[2],))
+    place = f"layers.0.neuron, time step {at[0]}, image {at[1]}, neuron {[int(at[2])]}"
+    assert place in replayed(found)[1]
