@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from spiketriton.show.screen import Table, say, show_table
 from spiketriton.trained.energy import BREAK_EVEN_RATES, ann_energy_pj
-from spiketriton.trained.exports import Comparison
 from spiketriton.trained.results import Evaluation, Layer
+
+if TYPE_CHECKING:
+    from spiketriton.trained.exports import Comparison
 
 ALL_STEPS = 16  # windows up to here are shown step by step, longer ones in powers of two
 STEP_LEGEND = (
@@ -172,7 +174,7 @@ def neurobench_line(found: Mapping[str, Any]) -> str:
     return f"{text} Of our {sum(ours.values()):,.0f} AC, {weights}{others}."
 
 
-def replayed(found: Comparison) -> list[str]:
+def replayed(found: "Comparison") -> list[str]:
     """What `export` and `import` print of a file of NIR and its network."""
     counted = f"{found.different:,} of {found.compared:,} differ ({found.spikes:,} spikes)"
     lines = [f"replayed by NIR's equations: {counted}"]
