@@ -204,8 +204,8 @@ class Experiment:
         return made
 
     def _ablated(self, kind: Change, line: str, prober: Prober | None = None) -> Ablation:
-        """`line`: what changes in the recipe, "" for nothing that a recipe has; `prober`: of the net that has it."""
-        changes = [line] if line else []
+        """`line`: the change of the recipe, "" for what no recipe can do. `prober`: of a net that has it otherwise."""
+        changes = [] if prober else [line]
         prober = prober or self.prober(*changes)
         overlap = prober.overlap() if kind in CHANGES_SPIKES else self.overlap
         return Ablation(kind, line, self.measure(prober, *changes), float(overlap[-1]))
