@@ -93,12 +93,8 @@ def main(arguments: list[str]) -> None:
     run = load_run(args.run, *args.overrides, checkpoint=args.checkpoint, augment=False)
     folder = RunFolder.create(args.run_dir, f"{run.recipe.name}_{options.method}")
     with folder.held():
-        try:
-            converted = convert(run, options)
-            converted.save(folder)
-        except BaseException:
-            folder.discard_if_unused()
-            raise
+        converted = convert(run, options)
+        converted.save(folder)
     console = console_of()
     show_table(console, "", Table(HEAD, list(rows(converted.model)), legend=LEGEND))
     show_whole(console, f"converted for T = {options.steps}: {folder.path}")

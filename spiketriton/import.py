@@ -64,13 +64,9 @@ def main(arguments: list[str]) -> int:
         return EXIT_ERROR
     folder = RunFolder.create(args.run_dir, file.stem)
     with folder.held():
-        try:
-            recipe = replace(recipe, values=folder.keep_network(recipe.model))
-            device = Placement.set_up(recipe.train).device
-            save_run(folder, recipe, data.facts, model.state_dict(), device)
-        except BaseException:
-            folder.discard_if_unused()
-            raise
+        recipe = replace(recipe, values=folder.keep_network(recipe.model))
+        device = Placement.set_up(recipe.train).device
+        save_run(folder, recipe, data.facts, model.state_dict(), device)
     print(f"{folder.path}: a run at step 0 of", *said, sep="\n")
     print(f"next: {shlex.join(['spiketriton', 'evaluate', str(folder.path)])}")
     return EXIT_DONE

@@ -96,7 +96,6 @@ class Session:
                     folder.write_network(report)
                 display.keep_in(folder.console)
         except BaseException as error:
-            folder.discard_if_unused()
             if is_out_of_memory(error):
                 raise too_large(error) from None
             raise

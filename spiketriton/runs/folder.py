@@ -151,7 +151,7 @@ class RunFolder:
     def held(self) -> Iterator[None]:
         """Locks the folder while entered; the lock also ends with the process, however that ends.
 
-        UserError: another process holds it.
+        Whatever fails before there is a run leaves no folder behind. UserError: another process holds it.
         """
         with contextlib.ExitStack() as stack:
             try:
@@ -162,7 +162,11 @@ class RunFolder:
                         f"run folder {self.path} is in use by another process; a new run takes "
                         "another one by --run-dir"
                     ) from None
-            yield
+            try:
+                yield
+            except BaseException:
+                self.discard_if_unused()
+                raise
 
     def holds_a_run(self) -> bool:
         """Whether there is a run; other files in the folder do not count."""

@@ -82,15 +82,12 @@ def make_run(file: Path, path: str | Path | None) -> RunFolder:
             f"{file} is not what spiketriton export --to safetensors writes: {type(error).__name__} {one_line(error)}"
         ) from None
     folder = RunFolder.create(path, name)
-    with folder.held():
-        try:
+    try:
+        with folder.held():
             recipe = recipe_from_toml(text, name, of_run=folder.path)
             save_run(folder, recipe, facts, tensors, torch.device("cpu"), step=step, **more)
-        except BaseException as error:
-            folder.discard_if_unused()
-            if isinstance(error, UserError):
-                raise type(error)(f"{file}: {error}") from None
-            raise
+    except UserError as error:
+        raise type(error)(f"{file}: {error}") from None
     return folder
 
 
