@@ -344,12 +344,8 @@ def table(rows: list[Row]) -> Any:
     for name in names:
         values = [row.get(name) for row in rows]
         words = any(isinstance(value, str) for value in values)
-        if words:
-            columns[name] = np.array(["" if value is None else str(value) for value in values])
-        else:
-            columns[name] = np.array(
-                [np.nan if value is None else value for value in values], np.float64
-            )
+        filled = [("" if words else np.nan) if value is None else value for value in values]
+        columns[name] = np.array(filled, np.str_ if words else np.float64)
     found = np.empty(len(rows), [(name, column.dtype) for name, column in columns.items()])
     for name, column in columns.items():
         found[name] = column

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from spiketriton.commandline import Parser
@@ -9,12 +10,21 @@ from spiketriton.errors import EXIT_DONE, EXIT_ERROR, importing, need, run_comma
 from spiketriton.runs.folder import RunFolder, refuse_unusable
 from spiketriton.runs.outputs import mark_of, marked, output_folder, refuse_foreign
 
-ENDINGS = {"nir": ".nir", "torch": ".pt2", "onnx": ".onnx", "safetensors": ".safetensors"}
 
-PACKAGES = {  # and the extras that bring them
-    "nir": [("nir", "nir")],
-    "onnx": [("onnx", "onnx"), ("onnxruntime", "onnx")],
-    "safetensors": [("safetensors", "hub")],
+@dataclass(frozen=True)
+class Format:
+    """How its files end, the packages that it needs with the extras that bring them, and the options that it has."""
+
+    ending: str
+    packages: tuple[tuple[str, str], ...]
+    options: tuple[str, ...]
+
+
+FORMATS = {
+    "nir": Format(".nir", (("nir", "nir"),), ("dt", "images")),
+    "torch": Format(".pt2", (), ("batch_size",)),
+    "onnx": Format(".onnx", (("onnx", "onnx"), ("onnxruntime", "onnx")), ("batch_size",)),
+    "safetensors": Format(".safetensors", (("safetensors", "hub"),), ()),
 }
 EPILOG = """\
 examples:
@@ -40,7 +50,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_run()
     parser.add_argument(
         "--to",
-        choices=tuple(ENDINGS),
+        choices=tuple(FORMATS),
         required=True,
         help="for snnTorch, norse, chips (nir), a PyTorch program (torch), onnxruntime (onnx), any (safetensors)",
     )
@@ -52,13 +62,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--images", type=int, help="nir: test images of the comparison (4)")
     parser.add_argument("--batch-size", type=int, help="images per call; torch: 1; onnx: any")
     args = parser.parse_intermixed_args(arguments)
-    used = {
-        "nir": ["dt", "images"],
-        "torch": ["batch_size"],
-        "onnx": ["batch_size"],
-        "safetensors": [],
-    }
-    for name in {"dt", "images", "batch_size"} - {*used[args.to]}:
+    for name in {"dt", "images", "batch_size"} - {*FORMATS[args.to].options}:
         if getattr(args, name) is not None:
             parser.error(f"--{name.replace('_', '-')} has no effect with --to {args.to}")
     for name, low, high in (("dt", 1e-9, 1e9), ("images", 1, 10_000), ("batch_size", 1, 10_000)):
@@ -73,38 +77,30 @@ def main(arguments: list[str]) -> int:
     refuse_unusable(args.run, args.overrides)
     with importing():
         from spiketriton.show.evaluation_tables import replayed
-        from spiketriton.trained.exports import (
-            CLOSE,
-            export_nir,
-            export_onnx,
-            export_torch,
-        )
+        from spiketriton.trained.exports import CLOSE, export_nir, export_onnx, export_torch
         from spiketriton.trained.run import load_run
         from spiketriton.trained.weights import export_safetensors
 
-    for package, extra in PACKAGES.get(args.to, ()):  # fails before data are loaded
+    for package, extra in FORMATS[args.to].packages:  # fails before data are loaded
         need(package, extra, f"--to {args.to}")
     mark = mark_of(RunFolder.find(args.run), "export")
     if args.out:
         refuse_foreign([Path(args.out)], marked(mark))
     output_folder(Path(args.out).parent if args.out else args.run)
     run = load_run(args.run, *args.overrides, checkpoint=args.checkpoint)
-    path = Path(args.out or run.folder.path / (run.recipe.name + ENDINGS[args.to]))
+    path = Path(args.out or run.folder.path / (run.recipe.name + FORMATS[args.to].ending))
+    calls = f"image(s) per call, {run.time_steps} time steps"
     if args.to == "safetensors":
         difference = export_safetensors(run, path, mark)
         agrees, what = difference == 0, f"weights of step {run.step}"
         lines = [f"read back: they differ by {difference:g}"]
     elif args.to == "torch":
         difference = export_torch(run, path, args.batch_size or 1, mark)
-        agrees, what = (
-            difference == 0,
-            f"{args.batch_size or 1} image(s) per call, {run.time_steps} time steps",
-        )
+        agrees, what = difference == 0, f"{args.batch_size or 1} {calls}"
         lines = [f"read back: currents differ by {difference:g}"]
     elif args.to == "onnx":
         difference = export_onnx(run, path, args.batch_size or 0, mark)
-        agrees = difference < CLOSE
-        what = f"{args.batch_size or 'any'} image(s) per call, {run.time_steps} time steps"
+        agrees, what = difference < CLOSE, f"{args.batch_size or 'any'} {calls}"
         lines = [f"run by onnxruntime: currents differ by {difference:.1e} of the largest"]
     else:
         found = export_nir(run, path, args.dt or 1.0, args.images or 4, mark)
