@@ -35,10 +35,10 @@ from spiketriton.trainer import Trainer
 from spiketriton.training.losses import build_loss
 from spiketriton.training.nonfinite import Diverged
 from spiketriton.training.ranks import TIMEOUT, Group, Ranks, ranks_of_torchrun
+from tests.child import environment
 from tests.processes import said, start_ranks
 from tests.small_runs import (
     assert_equal,
-    environment,
     last_state,
     small_recipe,
     small_trainer,
