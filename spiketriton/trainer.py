@@ -68,29 +68,22 @@ class Trainer:
         self.data = data
 
         randomness.seed_everything(recipe.seed)
-        model = build_model(recipe, **data.facts.sizes)
+        self.model = model = self.placement.place(build_model(recipe, **data.facts.sizes))
         freeze(model, cfg.freeze)
-        self.model = self.placement.place(model)
-        forward = environment.compiled(self.model) if cfg.compile else self.model
-        self.forward = ranks.parallel(forward, unused=not self.model.uses_all_weights)
+        forward = environment.compiled(model) if cfg.compile else model
+        self.forward = ranks.parallel(forward, unused=not model.uses_all_weights)
         self.plan = Plan.of(recipe, data)
         self.teacher: Teacher | None = None
         if recipe.loss.teacher not in (NOBODY, TWIN):  # a twin may have to be trained yet
             self.find_teacher()
         self.loss = build_loss(recipe.loss, data.facts.class_counts)
         self.update = Update(
-            cfg,
-            recipe.peak_lr,
-            recipe.clipping,
-            self.model,
-            self.placement,
-            ranks,
-            self.plan.steps,
+            cfg, recipe.peak_lr, recipe.clipping, model, self.placement, ranks, self.plan.steps
         )
 
         self.recorder = Recorder(recipe, data, folder, display, self.hooks, ranks.first)
         self.monitor = GradientMonitor(
-            self.model,
+            model,
             batch=cfg.batch_size // self.accumulate,
             image_shape=data.facts.image_shape,
             scale=self.update.scaler.get_scale,
@@ -104,16 +97,11 @@ class Trainer:
         self.checkpoints = Checkpoints(folder.checkpoints, display.warn, recipe.checkpoint.keep)
         self.saver = Saver(self.checkpoints, self.stop, self.hooks.checkpoint)
         self.tester = Tester(
-            model=self.model,
-            forward=self.forward,
-            loss=self.loss,
-            placement=self.placement,
-            stop=self.stop,
-            tell=display.testing,
+            model, self.forward, self.loss, self.placement, self.stop, display.testing
         )
         self.run = self.update.runs(self.work, cfg.graph, own=recipe.names_code, note=display.note)
         self.stateful = {
-            "model": self.model,
+            "model": model,
             **self.update.stateful,
             "meters": self.meters,
             "monitor": self.monitor,

@@ -50,7 +50,7 @@ class Results:
         return row
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Tester:
     """Tests `model`, whose forward pass is `forward`; a signal breaks a test off.
 
