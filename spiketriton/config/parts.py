@@ -205,10 +205,7 @@ def in_hand() -> Any:
         )
     try:
         return copy.deepcopy(_handed[-1])
-    except (
-        RuntimeError,
-        ValueError,
-    ) as error:  # torch copies no tensor that has a graph, or no size
+    except (RuntimeError, ValueError) as error:  # of tensors that have a graph, or no size
         raise UserError(
             f"the network cannot be copied: {one_line(error)}; accepted: one that is not in the middle of a window "
             "(functional.reset_net(net) of SpikingJelly), weight norms of torch.nn.utils.parametrizations, and lazy "

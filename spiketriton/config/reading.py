@@ -320,9 +320,8 @@ def _parse_value(text: str, spec: Spec) -> Any:
         one = bool(text) and not set(text) & set("[]\"',")  # as in train.freeze=conv1
         return [text] if spec.items is str and one else text
     value = document["value"]
-    bare = spec.base in (str, None) and not (
-        spec.items or spec.free or isinstance(value, str)
-    )  # data.root=2024
+    other = spec.items or spec.free or isinstance(value, str)
+    bare = spec.base in (str, None) and not other  # data.root=2024
     return text if bare or len(document) > 1 else value
 
 

@@ -133,9 +133,8 @@ def idle(values: Mapping[str, Any]) -> dict[str, str]:
     Those that only the ANN twin ignores are allowed, so that a recipe and its twin differ in one word.
     """
     name = values["model.name"]
-    elsewhere = (
-        (name,) if ":" in (name or "") else ()
-    )  # made by a function that knows nothing of recipes
+    # made by a function that knows nothing of recipes
+    elsewhere = (name,) if ":" in (name or "") else ()
     here = () if elsewhere else (name,)
     rules = [
         (["model.arguments", "model.input"], "model.name", elsewhere),

@@ -1,7 +1,7 @@
 """How values of a recipe are written, in TOML and in errors."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -59,3 +59,8 @@ def quoted(text: str) -> str:
         return f"\\u{ord(c):04X}" if ord(c) <= 0xFFFF else f"\\U{ord(c):08X}"
 
     return '"' + "".join(map(escaped, text)) + '"'
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first names, and how many more there are: `a, b and 3 more`."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

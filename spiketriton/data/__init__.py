@@ -19,10 +19,11 @@ from spiketriton.config.words import shown
 from spiketriton.data.checking import checked
 from spiketriton.data.counter_rng import mix
 from spiketriton.data.events.augment import EventTransform, GivenFrames, Moves
+from spiketriton.data.events.cache import frames_of
 from spiketriton.data.events.recordings import Recordings
-from spiketriton.data.events.source import event_source
 from spiketriton.data.facts import Facts, GivenSplit
 from spiketriton.data.mixing import Mixing
+from spiketriton.data.preparing import workers_of
 from spiketriton.data.sources import Source
 from spiketriton.data.splits import FileSplit, Split
 from spiketriton.data.stream import (
@@ -56,9 +57,7 @@ class Data:
     train: TrainStream
     test: TestSet
     validation: TestSet | None = None  # images held out of training, to choose weights by
-    skipped: tuple[
-        str, ...
-    ] = ()  # image files that cannot be read and were left out, each with why
+    skipped: tuple[str, ...] = ()  # image files that are left out, each with why it cannot be read
     frames: int = 0  # of a training recording, without those that are left out; 0: constant images
     bin_ms: np.ndarray | None = None  # of each test recording, milliseconds; None: not bins of time
     place: Path | None = None  # where the files are, if that is not below data.root
@@ -189,7 +188,29 @@ def _loading(config: DataConfig, train: TrainConfig, source: Source, world_size:
 def _source(config: DataConfig, steps: int) -> Source:
     part = chosen("data", config.name)
     made = part.checked(part.make(config), Source | Recordings, "spiketriton.data.sources.Source")
-    return event_source(made, config, steps) if isinstance(made, Recordings) else made
+    return _as_frames(made, config, steps) if isinstance(made, Recordings) else made
+
+
+def _as_frames(found: Recordings, config: DataConfig, steps: int) -> Source:
+    """Recordings in `steps` frames each, which are computed the first time.
+
+    UserError: one is damaged, or the frames cannot be written.
+    """
+    size, workers = config.image_size or found.size, workers_of(config)
+    train, test, *held_out = frames_of(found, config, steps=steps, size=size, workers=workers)
+    return Source(
+        train=train,
+        test=test,
+        validation=held_out[0] if held_out else None,
+        classes=found.classes,
+        channels=2,
+        image_size=size,
+        statistics=((), ()),
+        move="events",
+        mirrors=found.mirrors,
+        split=config.split_words,
+        bin_ms=test.duration_us / steps / 1000 if config.bins == "time" else None,
+    )
 
 
 def given_images(images: Any, facts: Facts, batch_size: int) -> TestSet:

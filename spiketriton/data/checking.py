@@ -9,11 +9,11 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset
 
 from spiketriton.config import DataConfig
 from spiketriton.data.download import one_process_at_a_time
@@ -160,11 +160,10 @@ def _check(
         say(
             f"{config.name}: {len(new):,} image files are checked once (data.check = {config.check})"
         )
-    items = _Chunks(
-        [[files[at] for at in chunk] for chunk in chunks], pixels=config.check == "full"
-    )
+    items = [[files[at] for at in chunk] for chunk in chunks]
     processes = min(workers, len(chunks)) if many else 0
-    answers = in_processes(items, f"images of {config.name}", processes)
+    work = partial(_whys, pixels=config.check == "full")
+    answers = in_processes(work, items, f"images of {config.name}", processes)
     whys = [why for answer in answers for why in answer]
     for key, why in zip(keys[new].tolist(), whys, strict=True):
         if why:
@@ -173,19 +172,8 @@ def _check(
     known.whole = np.union1d(known.whole, whole)
 
 
-class _Chunks(Dataset[list[str]]):
-    """Why each file of a chunk is broken."""
-
-    def __init__(self, chunks: Sequence[Sequence[tuple[Path, str]]], *, pixels: bool) -> None:
-        self.chunks, self.pixels = chunks, pixels
-
-    def __len__(self) -> int:
-        return len(self.chunks)
-
-    def __getitem__(self, item: int) -> list[str]:
-        if item >= len(self.chunks):
-            raise IndexError
-        return [why_broken(*file, pixels=self.pixels) for file in self.chunks[item]]
+def _whys(files: Sequence[tuple[Path, str]], *, pixels: bool) -> list[str]:
+    return [why_broken(*file, pixels=pixels) for file in files]
 
 
 def why_broken(path: Path, class_name: str, *, pixels: bool) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from spiketriton.data.counter_rng import mix, on_device
+from spiketriton.data.transforms import in_boxes
 
 _MIXING = 5  # keeps these draws apart from those of stream.py
 _SMALLEST = 1e-6  # alpha below which a beta distribution cannot be told from a coin, nor computed
@@ -64,7 +65,7 @@ class Mixing:
             kept = _of_each(np.where(cuts, 1.0, share), images).view(-1, 1, 1, 1)
             images = images * kept + others * (1 - kept)  # not lerp, which may round by batch size
         if cuts.any():
-            images = torch.where(_inside(box, images), others, images)
+            images = torch.where(in_boxes(box.repeat(2, 0), images), others, images)
         number = torch.arange(self.classes, device=labels.device)
         one = (labels[:, None] == number).float()
         mine = _of_each(share, images).view(-1, 1)
@@ -92,13 +93,3 @@ def _exchanged(x: Tensor, dim: int) -> Tensor:
 def _of_each(of_pairs: np.ndarray, images: Tensor) -> Tensor:
     """A number of each pair for both of its images, float32 [b]."""
     return on_device(of_pairs.astype(np.float32).repeat(2), images.device)
-
-
-def _inside(box: np.ndarray, images: Tensor) -> Tensor:
-    """Which pixels lie in the box of their pair: bool [b, 1, H, W]."""
-    height, width = images.shape[-2:]
-    top, left, high, wide = on_device(box.repeat(2, 0).T.copy(), images.device)[:, :, None]
-    row = torch.arange(height, device=images.device)
-    column = torch.arange(width, device=images.device)
-    rows, columns = (row >= top) & (row < top + high), (column >= left) & (column < left + wide)
-    return (rows[:, :, None] & columns[:, None, :])[:, None]

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from spiketriton.data.transforms import Draws
 
-Batch: TypeAlias = tuple[
-    Tensor, Tensor
-]  # float32 [b, C, S, S]; int64 [b], or mixed: float32 [b, K]
+# float32 [b, C, S, S]; int64 [b], or mixed: float32 [b, K]
+Batch: TypeAlias = tuple[Tensor, Tensor]
 
 
 class Loaded(NamedTuple):

@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,18 @@ def workers_of(config: DataConfig) -> int:
     return usable() if config.workers == "auto" else int(config.workers)
 
 
-def in_processes(items: Dataset[Any], title: str, workers: int) -> Iterator[Any]:
-    """The items in order, made by `workers` processes (0: this one), with a progress bar on a terminal."""
+def in_processes(
+    work: Callable[[Any], Any], items: Sequence[Any], title: str, workers: int
+) -> Iterator[Any]:
+    """`work(item)` of each in order, by `workers` processes (0: this one), with a progress bar on a terminal."""
     from rich.console import Console
     from rich.progress import track
 
     loader = DataLoader(
-        items,
+        _Work(work, items),
         batch_size=None,
         num_workers=workers,
-        collate_fn=_as_it_is,
+        collate_fn=as_it_is,
         worker_init_fn=_leave_ctrl_c_to_the_parent,
         generator=torch.Generator(),  # or it would draw a seed from the global one
     )
@@ -42,7 +44,19 @@ def in_processes(items: Dataset[Any], title: str, workers: int) -> Iterator[Any]
     yield from track(loader, title, console=console, transient=True, disable=quiet)
 
 
-def _as_it_is(answer: Any) -> Any:
+class _Work(Dataset[Any]):
+    def __init__(self, work: Callable[[Any], Any], items: Sequence[Any]) -> None:
+        self.work, self.items = work, items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, item: int) -> Any:
+        return self.work(self.items[item])
+
+
+def as_it_is(answer: Any) -> Any:
+    """Instead of torch's way to join answers to a batch."""
     return answer
 
 

@@ -16,6 +16,7 @@ from torchvision import datasets
 
 from spiketriton import plugins
 from spiketriton.config import DataConfig
+from spiketriton.config.words import some
 from spiketriton.data import idx
 from spiketriton.data.clutter import SIDE, cluttered
 from spiketriton.data.download import (
@@ -57,17 +58,16 @@ IMAGENETTE_ARCHIVES = {
 
 
 Move = Literal["photo", "crop", "affine", "events"]
+Held = ArraySplit | FileSplit | FrameSplit
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """A data set: its two splits and what the transforms need to know."""
 
-    train: ArraySplit | FileSplit | FrameSplit
-    test: ArraySplit | FileSplit | FrameSplit
-    validation: ArraySplit | FileSplit | FrameSplit | None = (
-        None  # of its own, beside the training images
-    )
+    train: Held
+    test: Held
+    validation: Held | None = None  # of its own, beside the training images
     classes: tuple[str, ...]
     channels: int
     image_size: int  # default side of the square images that the network sees
@@ -80,13 +80,6 @@ class Source:
     split: str = ""  # of events: which recordings are tested on
     bin_ms: np.ndarray | None = None  # of events in bins of time: of each test recording
     place: Path | None = None  # where its files are, if that is not below data.root
-
-    @property
-    def _is_normal(self) -> bool:
-        """Whether there is a mean and a standard deviation above 0 for each channel."""
-        mean, std = (np.asarray(values, float) for values in self.statistics)
-        usable = mean.shape == std.shape == (self.channels,)
-        return usable and bool(np.isfinite([mean, std]).all() and (std > 0).all())
 
     def refuse_unsound(self, name: str) -> None:
         """UserError: what no network can be trained and tested on, or only with wrong numbers."""
@@ -137,7 +130,10 @@ class Source:
                     in_bytes(images)
                 except UserError as error:
                     yield f"{name}: {error}"
-        if self.move != "events" and not self._is_normal:
+        mean, std = (np.asarray(values, float) for values in self.statistics)
+        usable = mean.shape == std.shape == (self.channels,)
+        usable = usable and bool(np.isfinite([mean, std]).all() and (std > 0).all())
+        if self.move != "events" and not usable:
             yield (
                 f"statistics {self.statistics}; accepted: a mean and a standard deviation above 0 for each of "
                 f"{self.channels} channels"
@@ -222,8 +218,8 @@ def _photographs(
         if train.classes != other.classes:
             raise UserError(
                 f"{config.name}: {folder} has different classes in {names[0]} and {name}: "
-                f"only in {names[0]}: {_some(set(train.classes) - set(other.classes))}; "
-                f"only in {name}: {_some(set(other.classes) - set(train.classes))}"
+                f"only in {names[0]}: {some(sorted({*train.classes} - {*other.classes})) or 'none'}; "
+                f"only in {name}: {some(sorted({*other.classes} - {*train.classes})) or 'none'}"
             )
     return Source(
         train=train,
@@ -235,11 +231,6 @@ def _photographs(
         statistics=IMAGENET_STATISTICS,
         move="photo",
     )
-
-
-def _some(names: set[str], most: int = 5) -> str:
-    shown = ", ".join(sorted(names)[:most]) or "none"
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _cifar(

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from spiketriton.data.counter_rng import mix
 from spiketriton.data.mixing import Mixing
 from spiketriton.data.prefetch import Batch, Loaded, finished
+from spiketriton.data.preparing import as_it_is
 from spiketriton.data.splits import Split
 from spiketriton.data.transforms import Transform, seeded_each
 from spiketriton.errors import UserError, in_code_of_others, one_line
@@ -114,7 +115,7 @@ class Loading:
             batch_size=None,  # a request is already a batch
             sampler=requests,
             num_workers=self.workers,
-            collate_fn=_as_it_is,
+            collate_fn=as_it_is,
             pin_memory=self.pin_memory,
             worker_init_fn=_leave_signals_to_the_parent,
             generator=torch.Generator(),  # or it would draw a seed from the global one
@@ -144,10 +145,6 @@ def _raise_mistakes(answers: Iterator[Loaded | UserError]) -> Generator[Loaded, 
             yield answer
     finally:
         del answers  # ends the workers even if a traceback keeps this frame alive
-
-
-def _as_it_is(answer: Any) -> Any:
-    return answer
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:

@@ -101,24 +101,21 @@ class Augmentation:
 NO_AUGMENTATION = Augmentation("none")
 
 
+@dataclass(eq=False)
 class _Transform:
     """What all transforms of images share: floats of `size` x `size`, normalised, with boxes erased."""
 
-    def __init__(
-        self,
-        size: int,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        augmentation: Augmentation,
-    ) -> None:
-        self.size = size
-        self.mean, self.std = mean, std
-        self.augmentation = augmentation
-        self.operation = augmentation.operation()
-        if self.operation is not None and len(mean) not in (1, 3):
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augmentation: Augmentation
+
+    def __post_init__(self) -> None:
+        self.operation = self.augmentation.operation()
+        if self.operation is not None and len(self.mean) not in (1, 3):
             raise UserError(
-                f'data.augmentation.policy = "{augmentation.policy}" is for grey and colour images, and these have '
-                f'{len(mean)} channels; accepted: "none"'
+                f'data.augmentation.policy = "{self.augmentation.policy}" is for grey and colour images, and these '
+                f'have {len(self.mean)} channels; accepted: "none"'
             )
 
     def __call__(self, images: Any, keys: np.ndarray | None) -> Tensor:
@@ -131,8 +128,8 @@ class _Transform:
         """images: uint8, or floats in 0..1."""
         images = normalise(images, self.mean, self.std)
         for name in ("erase", "cut"):
-            if name in draws:
-                images = erase(images, draws[name])
+            if name in draws:  # zero is the mean
+                images = images.masked_fill_(in_boxes(draws[name], images), 0.0)
         return images
 
 
@@ -144,15 +141,9 @@ class PhotoTransform(_Transform):
     quarter or an eighth of its size where the cut still has at least `size` pixels each way.
     """
 
-    def __init__(
-        self,
-        size: int,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        augmentation: Augmentation,
-    ) -> None:
-        super().__init__(size, mean, std, augmentation)
-        self.crop = v2.RandomResizedCrop(size, scale=augmentation.crop_scale)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.crop = v2.RandomResizedCrop(self.size, scale=self.augmentation.crop_scale)
         self.colours = v2.TrivialAugmentWide()
 
     def load(
@@ -208,6 +199,7 @@ class PhotoTransform(_Transform):
         return drawn["i"], drawn["j"], drawn["h"], drawn["w"]
 
 
+@dataclass(eq=False)
 class ArrayTransform(_Transform):
     """Small images in memory, [b, C, H, W], uint8 or floats in 0..1: resized and moved as a batch, for speed.
 
@@ -215,17 +207,11 @@ class ArrayTransform(_Transform):
     small turn, shear, scale and shift). strong: crop adds TrivialAugmentWide, affine moves twice as far, both erase.
     """
 
-    def __init__(
-        self,
-        size: int,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        augmentation: Augmentation,
-        move: str,
-    ) -> None:
-        super().__init__(size, mean, std, augmentation)
-        self.move = move
-        self.padding = max(1, round(size / 8))
+    move: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.padding = max(1, round(self.size / 8))
 
     def load(self, images: Tensor, keys: np.ndarray | None) -> tuple[Tensor, Draws]:
         images = in_bytes(images)
@@ -388,14 +374,14 @@ def erased_boxes(
     return boxes
 
 
-def erase(images: Tensor, boxes: np.ndarray) -> Tensor:
-    """Zero, which after normalising is the mean, in a box [top, left, height, width] of each image."""
+def in_boxes(boxes: np.ndarray, images: Tensor) -> Tensor:
+    """Which pixels lie in the box [top, left, height, width] of their image: bool [b, 1, H, W]."""
     height, width = images.shape[-2:]
     top, left, high, wide = on_device(boxes.T.copy(), images.device)[:, :, None]
     each = partial(torch.arange, device=images.device)
     rows = (each(height) >= top) & (each(height) < top + high)
     columns = (each(width) >= left) & (each(width) < left + wide)
-    return images.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
+    return (rows[:, :, None] & columns[:, None, :])[:, None]
 
 
 def _whole(ratio: float) -> int:

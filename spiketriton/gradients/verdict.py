@@ -12,6 +12,7 @@ record; `show.verdict` has the words.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -279,7 +280,7 @@ def last_layers(names: Sequence[str]) -> list[int]:
     last: dict[str, int] = {}
     for index, name in enumerate(names):
         block, _, layer = name.rpartition(".")
-        if layer.startswith("neuron") and layer != "neuron_last":
+        if re.fullmatch(r"neuron\d*", layer):  # not those behind the blocks
             last[block] = index
     return list(last.values())
 

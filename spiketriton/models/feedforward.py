@@ -46,17 +46,9 @@ class FeedForward(Network):
         self.layers = nn.ModuleList(layers)
         self.fc = nn.Linear(features, classes)
         self._initialize()
-        self.starts_as_identity = False
         if parts.model.start == "identity":
-            self.start_as_identity()
-
-    def start_as_identity(self) -> None:
-        """Of all layers but the first, which has another number of inputs; once is enough."""
-        if not self.starts_as_identity:
-            for layer in list(self.layers)[1:]:
-                assert isinstance(layer, Layer)
+            for layer in layers[1:]:  # the first has another number of inputs
                 add_identity(layer.weights)
-        self.starts_as_identity = True
 
     def features(self, images: Tensor, steps: int) -> Tensor:
         first, *rest = self.layers

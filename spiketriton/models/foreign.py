@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from spiketriton.config import ModelConfig
 from spiketriton.config.parts import IN_HAND, named_object
 from spiketriton.config.recipe import Arguments
+from spiketriton.config.words import some
 from spiketriton.errors import UserError, one_line
 from spiketriton.models.inspection import (
     hidden_modules,
@@ -245,16 +246,10 @@ class ForeignNetwork(Network):
             f"norm in front{kept}; network.txt lists each",
         ]
         if self.unmeasured:
-            few = ", ".join(f"{name} ({why})" for name, why in list(self.unmeasured.items())[:3])
-            more = len(self.unmeasured) - 3
-            lines.append(f"not measured: {few}" + (f" and {more} more" if more > 0 else ""))
+            why = [f"{name} ({why})" for name, why in self.unmeasured.items()]
+            lines.append(f"not measured: {some(why, 3)}")
         if self.idle:
-            few, more = ", ".join(self.idle[:3]), len(self.idle) - 3
-            lines.append(
-                f"not trained: {few}"
-                + (f" and {more} more" if more > 0 else "")
-                + ", on which no answer depends"
-            )
+            lines.append(f"not trained: {some(self.idle, 3)}, on which no answer depends")
         lines.append("operations and energy: not counted, there is no graph of this network")
         return lines
 

@@ -43,7 +43,7 @@ def norm_neuron(
         spikes = norm_neuron(norm, neuron, y, residual.detach(), spike_add, kept=kept)
         out = _StraightThrough.apply(spikes, residual)
         return out if spike_add is not None else mark_spikes(out)
-    if kept is None and _fused(norm, neuron):
+    if kept is None and gives_current(norm, neuron):
         assert isinstance(neuron, SpikingNeuron)
         out = neuron.fused_norm(y, norm, residual, spike_add)
         return out if spike_add is not None else mark_spikes(out)
@@ -86,12 +86,7 @@ def norm_current_neuron(
     return current, mark_spikes(spikes)
 
 
-def gives_current(norm: nn.Module, neuron: nn.Module | None) -> bool:
-    """Whether `norm_current_neuron` serves."""
-    return _fused(norm, neuron)
-
-
-def _fused(norm: nn.Module, neuron: nn.Module | None) -> TypeGuard[Norm]:
+def gives_current(norm: nn.Module, neuron: nn.Module | None) -> TypeGuard[Norm]:
     """Whether a spiking neuron and the norm in front of it are called in one operation."""
     fuses = isinstance(neuron, SpikingNeuron) and neuron.fuses
     return fuses and isinstance(norm, Norm) and norm.fused
@@ -101,11 +96,6 @@ def fire(neuron: nn.Module, current: Tensor) -> Tensor:
     """Calls a neuron on its own; the output of a spiking one is marked as spikes."""
     out = neuron(current)
     return mark_spikes(out) if isinstance(neuron, SpikingNeuron) else out
-
-
-def constant_current(norm: nn.Module, y: Tensor, steps: int) -> Tensor:
-    """Norm of a current [B, C, ...] that lasts `steps` steps: [1 or steps, B, C, ...]."""
-    return norm.constant(y, steps) if isinstance(norm, Norm) else norm(y.unsqueeze(0))
 
 
 def over_time(current: Tensor, steps: int) -> Tensor:
@@ -139,7 +129,8 @@ def first_layer(
     if shown.ndim in (3, 5):
         current = folded(weights, shown)
         return norm(current) if neuron is None else norm_neuron(norm, neuron, current)
-    current = constant_current(norm, weights(shown), steps)
+    y = weights(shown)
+    current = norm.constant(y, steps) if isinstance(norm, Norm) else norm(y.unsqueeze(0))
     return current if neuron is None else fire(neuron, over_time(current, steps))
 
 

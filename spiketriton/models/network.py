@@ -152,9 +152,6 @@ class Network(nn.Module):
     def start_blocks(self, gain: float, bias: float = 0.0) -> None:
         """Sets weight and bias of the last norm of every residual block; nothing without blocks."""
 
-    def start_as_identity(self) -> None:
-        """Makes square layers without a skip pass their input on; nothing where there are skips."""
-
     def set_stateful(self, stateful: bool = True) -> None:
         """Whether each call continues the window where the last one ended; starts a new window."""
         self.streaming = stateful

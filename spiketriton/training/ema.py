@@ -21,10 +21,8 @@ class MovingAverage:
         tensors = chain(model.named_parameters(), model.named_buffers())
         self.sources = {n: value.detach() for n, value in tensors if value.is_floating_point()}
         self.average = {name: value.clone() for name, value in self.sources.items()}
-        device = next(iter(self.sources.values())).device
-        self.steps = torch.zeros(
-            (), dtype=torch.float64, device=device
-        )  # on the device: no waiting
+        device = next(iter(self.sources.values())).device  # no waiting for it
+        self.steps = torch.zeros((), dtype=torch.float64, device=device)
 
     @torch.no_grad()
     def restart(self) -> None:

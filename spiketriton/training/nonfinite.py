@@ -146,9 +146,8 @@ class _Trace:
     def _place(self, x: Tensor, *, first: bool) -> tuple[int | None, tuple[int, int]]:
         """The first (or last) time step of `x` that is not finite, and how much of it."""
         if x.shape[:2] != (self.steps, self.images):
-            if (
-                len(x) != self.steps * self.images
-            ):  # the stem's current, which is the same at every step
+            # the stem's current is the same at every step
+            if len(x) != self.steps * self.images:
                 return 0 if self.spiking else None, _share(x)
             x = x.unflatten(0, (self.steps, self.images))
         steps = [t for t in range(self.steps) if not x[t].isfinite().all()]

@@ -12,6 +12,7 @@ import torch
 import torchvision
 from torch import Tensor
 
+from spiketriton.config.words import some
 from spiketriton.errors import UserError, one_line, warn
 from spiketriton.models import Network
 from spiketriton.neurons import Norm
@@ -50,12 +51,12 @@ class Taken:
         lines = [f"weights: {len(self.taken)} tensors taken from {self.source}"]
         if self.renamed:
             pairs = [f"{theirs} as {ours}" for theirs, ours in self.renamed.items()]
-            lines.append(f"  under SpikingJelly's names: {_some(pairs)}")
+            lines.append(f"  under SpikingJelly's names: {some(pairs, 4)}")
         reasons: dict[str, list[str]] = {}
         for name, why in self.left.items():
             reasons.setdefault(why, []).append(name)
-        lines += [f"  left, {why}: {_some(names)}" for why, names in reasons.items()]
-        return lines + [f"  not in it, as the recipe begins: {_some(self.fresh)}"] * bool(
+        lines += [f"  left, {why}: {some(names, 4)}" for why, names in reasons.items()]
+        return lines + [f"  not in it, as the recipe begins: {some(self.fresh, 4)}"] * bool(
             self.fresh
         )
 
@@ -201,9 +202,4 @@ def freeze(model: Network, patterns: Sequence[str]) -> None:
 
 
 def _shapes(weights: Weights) -> str:
-    return _some([f"{name} {[*value.shape]}" for name, value in weights.items()])
-
-
-def _some(names: Sequence[str], most: int = 4) -> str:
-    shown = ", ".join(names[:most])
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+    return some([f"{name} {[*value.shape]}" for name, value in weights.items()], 4)

@@ -30,15 +30,13 @@ from spiketriton.errors import EXIT_ERROR, EXIT_SIGINT, EXIT_USER, UserError, on
 
 T = TypeVar("T")
 
-TIMEOUT = timedelta(
-    minutes=10
-)  # of a collective: one rank may compile, or write, for minutes longer
+# of a collective: one rank may compile, or write, for minutes longer
+TIMEOUT = timedelta(minutes=10)
 PULSE = 1.0  # seconds between a rank's signs of life
 LOST = 20  # pulses of this rank without one of another, which is then lost
 PATIENCE = 5.0  # seconds for the survivors to report, after the first of them noticed
-REPORTED = (
-    20.0  # seconds for the first rank to report; torchrun kills all ranks 30 s after a signal
-)
+# seconds for the first rank to report; torchrun kills all ranks 30 s after a signal
+REPORTED = 20.0
 
 
 class Ranks:
@@ -146,9 +144,8 @@ class Group(Ranks):
         # them that still holds a tensor then aborts the process: what comes last goes through here.
         self.on_cpu = dist.new_group(backend="gloo", timeout=TIMEOUT)
         self.on_gpus, self.meetings = False, 0
-        watch = partial(
-            self._watch, self.store.clone()
-        )  # one that no call of the main thread blocks
+        # on a store that no call of the main thread blocks
+        watch = partial(self._watch, self.store.clone())
         self.watcher = threading.Thread(target=watch, name="ranks", daemon=True)
         self.watcher.start()
         return self

@@ -19,6 +19,7 @@ from spiketriton.gradients.verdict import (
     Word,
     comparable,
     judge,
+    last_layers,
     lost_at,
     may_be_silent,
     mean_loss,
@@ -385,6 +386,12 @@ BOTTLENECKS = (
     "layer1.1.neuron2",
     "neuron_last",
 )
+
+
+def test_layers_behind_the_blocks_are_not_taken_for_the_stem():
+    names = ["neuron1", "layer1.0.neuron1", "layer1.0.neuron2", "neuron_last", "neuron_fc1"]
+    assert last_layers(names) == [0, 2]
+    assert last_layers(["layers.0.neuron", "layers.1.neuron"]) == [0, 1]
 
 
 @pytest.mark.parametrize(

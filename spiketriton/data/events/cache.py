@@ -16,13 +16,12 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from spiketriton.config import DataConfig
 from spiketriton.data.events.formats import read_events
@@ -198,8 +197,8 @@ def _build(folder: Path, job: Job, workers: int, name: str) -> np.ndarray:
         f"frames of {name}: {size_in_words(job.bytes)} in {folder}, built once"
         + (f"; {done:,} of {len(job.every):,} recordings are there" if done else "")
     )
-    requests = _Requests(folder, job, list(files.values()))
-    for answer in in_processes(requests, f"frames of {name}", min(workers, len(files))):
+    work, processes = partial(_binned, folder, job), min(workers, len(files))
+    for answer in in_processes(work, [*files.values()], f"frames of {name}", processes):
         if isinstance(answer, UserError):
             raise UserError(str(answer))
         for index, *numbers in answer:
@@ -249,40 +248,23 @@ def _opened(folder: Path, job: Job, name: str) -> tuple[np.memmap, np.memmap]:
     return tuple(np.lib.format.open_memmap(path, "r+") for path in paths)  # type: ignore[return-value]
 
 
-class _Requests(Dataset[Any]):
-    """A file's recordings, binned and written to the memory map by whoever asks for the item."""
-
-    def __init__(self, folder: Path, job: Job, groups: list[list[int]]) -> None:
-        self.folder, self.job, self.groups = folder, job, groups
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-    def __getitem__(self, item: int) -> list[tuple[int, int, int, int]] | UserError:
-        """Index, events, duration and lost events of each, once its frames are written."""
-        if item >= len(self.groups):
-            raise IndexError
-        job, group = self.job, self.groups[item]
-        frames = np.lib.format.open_memmap(self.folder / "frames.npy", "r+")
-        known = job.recordings
-        try:
-            events = read_events(
-                job.every[group[0]].path, known.format, sensor=known.sensor, backward="sort"
-            )
-        except UserError as error:
-            return UserError(str(error))  # its own kind cannot be pickled for the parent
-        answers = []
-        for index in group:
-            start, end = np.searchsorted(events["t"], job.every[index].span)
-            part = events[start:end]
-            counts = to_frames(
-                part,
-                known.sensor,
-                steps=job.steps,
-                bins=job.bins,  # type: ignore[arg-type]
-                size=job.size,
-            )
-            frames[index], lost = to_bytes(counts)
-            duration = int(part["t"][-1] - part["t"][0]) if len(part) else 0
-            answers.append((index, len(part), duration, lost))
-        return answers
+def _binned(
+    folder: Path, job: Job, group: list[int]
+) -> list[tuple[int, int, int, int]] | UserError:
+    """Writes the frames of a file's recordings; index, events, duration and lost events of each."""
+    frames, known = np.lib.format.open_memmap(folder / "frames.npy", "r+"), job.recordings
+    try:
+        path = job.every[group[0]].path
+        events = read_events(path, known.format, sensor=known.sensor, backward="sort")
+    except UserError as error:
+        return UserError(str(error))  # its own kind cannot be pickled for the parent
+    answers = []
+    for index in group:
+        start, end = np.searchsorted(events["t"], job.every[index].span)
+        part = events[start:end]
+        bins: Any = job.bins
+        counts = to_frames(part, known.sensor, steps=job.steps, bins=bins, size=job.size)
+        frames[index], lost = to_bytes(counts)
+        duration = int(part["t"][-1] - part["t"][0]) if len(part) else 0
+        answers.append((index, len(part), duration, lost))
+    return answers

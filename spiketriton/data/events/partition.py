@@ -6,7 +6,7 @@ random90   a tenth of each class (rounded down), drawn by a seed and the recordi
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,27 +25,14 @@ def number_of(path: Path) -> int:
     return int(digits[-1])
 
 
-def first100(labels: np.ndarray, numbers: np.ndarray, seed: int) -> np.ndarray:
-    """Whether each recording is tested on, bool [N]; `seed` changes nothing."""
-    return numbers < FIRST
-
-
-def random90(labels: np.ndarray, numbers: np.ndarray, seed: int) -> np.ndarray:
-    """Whether each recording is tested on, bool [N]: in each class the tenth with the least draws."""
+def held_out(name: str, of: Sequence[int], within: Sequence[int], seed: int) -> np.ndarray:
+    """Whether each recording belongs to the test set, bool [N]: `of` a class, with a number `within` it."""
+    labels, numbers = np.asarray(of), np.asarray(within)
+    if name == "first100":
+        return numbers < FIRST
     draws = mix(seed, labels.astype(np.uint64), numbers.astype(np.uint64))
     tested = np.zeros(len(labels), bool)
     for label in np.unique(labels):
         (members,) = np.nonzero(labels == label)
         tested[members[np.argsort(draws[members], kind="stable")][: len(members) // 10]] = True
     return tested
-
-
-SPLITS: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {
-    "first100": first100,
-    "random90": random90,
-}
-
-
-def held_out(name: str, labels: Sequence[int], numbers: Sequence[int], seed: int) -> np.ndarray:
-    """Whether each recording belongs to the test set, bool [N]; `numbers`: within the class."""
-    return SPLITS[name](np.array(labels), np.array(numbers), seed)
