@@ -165,7 +165,9 @@ class Evaluation:
         """ValueError: the text is not an evaluation."""
         found = of_plain(cls, json.loads(text))
         steps, classes = found.steps, len(found.classes)
-        lengths = {
+        fits = {
+            "kind": found.kind in ("spiking", "converted", "ann"),
+            "ann_macs": found.ann_macs > 0 or bool(found.uncounted),
             "time_steps": 1 <= found.time_steps <= steps,
             "images": found.images > 0,
             "interval": len(found.interval) == steps,
@@ -175,8 +177,8 @@ class Evaluation:
             "confusion": [len(row) for row in found.confusion] == [classes] * classes,
             "layers": all(len(layer.rate) == steps and layer.neurons > 0 for layer in found.layers),
         }
-        for name, fits in lengths.items():
-            if not fits:
+        for name, right in fits.items():
+            if not right:
                 raise ValueError(f"{name} does not fit the rest")
         return found
 

@@ -4,6 +4,7 @@ One line that names the file; no traceback, no hang, and no code of the file run
 """
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -191,7 +192,7 @@ def _evaluation(run: RunFolder) -> None:
     one = read_evaluation(run.path / "evaluation" / "evaluation.json")
     evaluation_tables.steps_table([one])
     evaluation_tables.layers_table(one)
-    evaluation_tables.verdict(one, [one])
+    evaluation_tables.verdict(one, [one, dataclasses.replace(one)])
     report_page.Page(run, run.load_recipe(), [one]).facts()
 
 
