@@ -36,7 +36,6 @@ class Recorder:
             self.boards.append(WeightsAndBiases(folder.path, recipe.monitor, recipe.values()))
         self.watch = Watch(
             Judge(recipe),
-            recipe.loss,
             data.facts.class_counts,
             lambda step, verdict, found: display.warn(warning(step, verdict, found)),
         )

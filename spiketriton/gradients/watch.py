@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 
-from spiketriton.config import LossConfig
 from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.verdict import (
     LIMITS,
@@ -21,11 +20,10 @@ class Watch:
     def __init__(
         self,
         judge: Judge,
-        loss: LossConfig,
         counts: Sequence[int],
         tell: Callable[[int, Verdict, list[Cure]], None],
     ) -> None:
-        self.judge, self.loss, self.counts, self.tell = judge, loss, counts, tell
+        self.judge, self.counts, self.tell = judge, counts, tell
         self.verdict: Verdict | None = None
         self.learned: Learned | None = None
         self._measured: Measurement | None = None
@@ -46,17 +44,19 @@ class Watch:
     def hear_loss(self, step: int, loss: float) -> None:
         """The mean loss of training since the last call, after `step`."""
         self._losses = [*self._losses, (step, loss)][-LIMITS.steps :]
-        self.learned = Learned.of(self.loss, self.counts, mean_loss(self._losses), None, 0)
-        self._judge()
+        self._learned(mean_loss(self._losses), None, 0)
 
     def hear_test(self, accuracy: float, images: int) -> None:
         """The result of a test, which holds until there is a newer loss."""
-        self.learned = Learned.of(self.loss, self.counts, None, accuracy, images)
-        self._judge()
+        self._learned(None, accuracy, images)
 
     def cures(self) -> list[Cure]:
         """Changes that may help; none for a net without a measurement."""
         return [] if self.verdict is None else self.judge.cures(self.verdict)
+
+    def _learned(self, loss: float | None, accuracy: float | None, images: int) -> None:
+        self.learned = Learned.of(self.judge.recipe.loss, self.counts, loss, accuracy, images)
+        self._judge()
 
     def _judge(self) -> None:
         if self._measured is not None:

@@ -207,8 +207,9 @@ class RunFolder:
         sessions.append({"recipe": recipe.name, **environment})
         write_json(self.environment, sessions)
         if not self.recipe.exists() or self._lengths() != lengths(recipe.train):  # new, or extended
-            moved = replace(recipe, values=self._movable(recipe.model))
-            replace_file(self.recipe, moved.to_toml())
+            moved = self._movable(recipe.model)
+            written = replace(recipe, values=moved) if moved else recipe
+            replace_file(self.recipe, written.to_toml())
         used = recipe.plugin_rows()
         if self.plugins.exists():
             for text in self.changed_plugins(used):

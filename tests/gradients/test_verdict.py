@@ -280,7 +280,7 @@ def test_cures_are_defaults_that_the_recipe_does_not_take(changes, grads, fresh,
 def test_a_run_is_warned_of_each_trouble_once_with_its_cure():
     said: list[str] = []
     recipe = small_recipe(*SGD, *USUAL)
-    watch = Watch(Judge(recipe), recipe.loss, (5, 5), lambda *news: said.append(warning(*news)))
+    watch = Watch(Judge(recipe), (5, 5), lambda *news: said.append(warning(*news)))
     assert watch.verdict is None
     watch.look(1, made())
     assert said == []
@@ -348,7 +348,7 @@ def test_the_loss_of_the_last_fifty_steps_decides_from_the_hundredth_on():
 
 def test_what_a_run_at_chance_says_and_what_to_try():
     recipe = small_recipe("train.lr=0.03")
-    watch = Watch(Judge(recipe), recipe.loss, (30, 50, 20), lambda *news: None)
+    watch = Watch(Judge(recipe), (30, 50, 20), lambda *news: None)
     watch.look(1, made())
     watch.hear_loss(90, 0.9)
     assert watch.verdict is not None
