@@ -9,6 +9,7 @@ import torch
 from spiketriton.data import build_data
 from spiketriton.data.mixing import Mixing, boxes
 from tests.small_data import data_recipe, mentions, mistake
+from tests.small_events import make_events
 
 MIXES = ["mixup = 0.4", "mixup = 0.2\ncutmix = 1"]
 
@@ -129,6 +130,14 @@ def test_tests_are_not_mixed():
     plain = build_data(data_recipe("digits", data="validation = 0.1"))
     for mixed, ours in ((data.test, plain.test), (data.validation, plain.validation)):
         assert same(next(iter(mixed)), next(iter(ours)))
+
+
+def test_frames_are_mixed_too(tmp_path):
+    make_events(tmp_path, "n_mnist", per_class=2, count=200)
+    recipe = data_recipe("n_mnist", tmp_path, train="mixup = 1", data="image_size = 12")
+    frames, probabilities = next(build_data(recipe).train.from_step(0))
+    assert frames.shape == (4, 4, 2, 12, 12)
+    assert ((probabilities > 0).sum(1) == 2).any()
 
 
 @pytest.mark.parametrize(
