@@ -15,7 +15,6 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,8 @@ from torch import Tensor
 
 from spiketriton.gradients.measurement import Measurement
 from spiketriton.models import Network
+from spiketriton.models.network import in_eval_mode
+from spiketriton.neurons import told_of_spikes
 from spiketriton.training.ranks import Ranks
 from spiketriton_kernels import PROBE_FIELDS
 
@@ -154,23 +155,15 @@ def elements_per_image(
     A layer that is called twice in a step counts twice. Leaves the model as it was; batch norm's
     statistics do not move.
     """
-    training, layers = model.training, model.spiking_layers()
-    steps = model.time_steps
-    counts = [0] * len(layers)
+    layers, steps = model.spiking_layers(), model.time_steps
+    counts = dict.fromkeys((name for name, _ in layers), 0)
 
-    def count(index: int, spikes: Tensor) -> None:
-        counts[index] += spikes.numel()
+    def count(name: str, spikes: Tensor) -> None:
+        counts[name] += spikes.numel()
 
-    model.eval()
-    for index, (_, layer) in enumerate(layers):
-        layer.on_fire = partial(count, index)
-    try:
+    with in_eval_mode(model), told_of_spikes(layers, count):
         model(torch.zeros(1, *image_shape, device=device), time_steps=steps)
-    finally:
-        for _, layer in layers:
-            layer.on_fire = None
-        model.train(training)
-    return [count // steps for count in counts]
+    return [count // steps for count in counts.values()]
 
 
 def _finite(ratio: float | None) -> float | None:

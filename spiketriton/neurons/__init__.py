@@ -22,6 +22,7 @@ from spiketriton.neurons.base import (
     SlidingPSN,
     SpikingNeuron,
     adopt,
+    told_of_spikes,
 )
 from spiketriton.neurons.norm import Norm, one_by_one
 from spiketriton_kernels import Surrogate
@@ -42,6 +43,7 @@ __all__ = [
     "adopt",
     "build_neuron",
     "one_by_one",
+    "told_of_spikes",
 ]
 
 

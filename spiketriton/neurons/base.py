@@ -1,7 +1,9 @@
 """What all spiking neurons share: the kernels' module, watched, and with the engine's norm in the same operation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -156,6 +158,20 @@ def normalised(neuron: kernels.SpikingNeuron, x: Any) -> Tensor:
         norm.eps,
     ).unflatten(0, y.shape[:2])
     return current if residual is None else current + residual
+
+
+@contextmanager
+def told_of_spikes(
+    neurons: Sequence[tuple[str, SpikingNeuron]], tell: Callable[[str, Tensor], object]
+) -> Iterator[None]:
+    """Within the block each call of a neuron hands its spikes to `tell`, with the neuron's name."""
+    for name, neuron in neurons:
+        neuron.on_fire = partial(tell, name)
+    try:
+        yield
+    finally:
+        for _, neuron in neurons:
+            neuron.on_fire = None
 
 
 class IF(SpikingNeuron, kernels.IF):

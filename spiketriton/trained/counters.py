@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from spiketriton.models.graph import Graph
 from spiketriton.models.network import Network
-from spiketriton.neurons import SpikingNeuron, one_by_one
+from spiketriton.neurons import SpikingNeuron, one_by_one, told_of_spikes
 from spiketriton.trained.energy import Workload, spike_sources
 from spiketriton.trained.results import Layer
 
@@ -51,18 +51,18 @@ class SpikeCounter:
         modules = {source.name: source.module for source in self.sources}
         if not modules and not model.is_spiking:
             modules = {n: m for n, m in model.named_modules() if isinstance(m, nn.ReLU)}
-        for name, layer in layers:
-            layer.on_fire = partial(self._count, name, layer, None)
+        named = dict(layers)
         hooks = []
         for name, module in modules.items():
             assert module is not None
             hooks.append(module.register_forward_hook(partial(self._count, name)))
         try:
-            with one_by_one(model) if self.sources else nullcontext():
+            with (
+                one_by_one(model) if self.sources else nullcontext(),
+                told_of_spikes(layers, lambda n, out: self._count(n, named[n], None, out)),
+            ):
                 yield
         finally:
-            for _, layer in layers:
-                layer.on_fire = None
             for hook in hooks:
                 hook.remove()
 

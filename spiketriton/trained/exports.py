@@ -5,7 +5,6 @@ import io
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,12 +12,12 @@ from unittest import mock
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spiketriton.data import Data
 from spiketriton.errors import UserError, need, one_line
 from spiketriton.models import Network
-from spiketriton.neurons import one_by_one
+from spiketriton.neurons import one_by_one, told_of_spikes
 from spiketriton.neurons.base import normalised
 from spiketriton.runs.rows import replace_file
 from spiketriton.trained.nir_graph import to_nir
@@ -121,14 +120,11 @@ def spikes_of(model: Network, images: Tensor) -> dict[str, np.ndarray]:
     """The spikes of each layer by name, [T, B, ...], norms and neurons one by one."""
     spikes: dict[str, np.ndarray] = {}
 
-    def keep(name: str, module: nn.Module, _: Any, out: Tensor) -> None:
+    def keep(name: str, out: Tensor) -> None:
         spikes[name] = out.numpy()
 
-    hooks = [n.register_forward_hook(partial(keep, name)) for name, n in model.spiking_layers()]
-    with one_by_one(model):
+    with one_by_one(model), told_of_spikes(model.spiking_layers(), keep):
         model.eval()(images)
-    for hook in hooks:
-        hook.remove()
     return spikes
 
 

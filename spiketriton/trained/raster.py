@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from spiketriton.neurons import told_of_spikes
 from spiketriton.trained.run import TrainedRun
 
 SHOWN = 24  # neurons of each layer, at even distances
@@ -34,15 +35,8 @@ def raster_of(run: TrainedRun) -> Raster | None:
     images, labels = next(iter(run.data.test))
     images = run.to_device(images[:1])
     spikes: dict[str, list[list[int]]] = {}
-    layers = run.model.spiking_layers()
-    for name, layer in layers:
-        layer.on_fire = partial(_keep, spikes, name)
-    try:
-        with run.autocast():
-            currents = run.model(images, run.time_steps).double()[:, 0].cpu()
-    finally:
-        for _, layer in layers:
-            layer.on_fire = None
+    with told_of_spikes(run.model.spiking_layers(), partial(_keep, spikes)), run.autocast():
+        currents = run.model(images, run.time_steps).double()[:, 0].cpu()
     steps = torch.arange(1, len(currents) + 1).view(-1, 1)
     share, answer = (currents.cumsum(0) / steps).softmax(1).max(1)
     classes = run.data.classes
