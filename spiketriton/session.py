@@ -90,10 +90,10 @@ class Session:
                     resuming.resume(trainer)
                 else:
                     resuming.begin(trainer)
+            folder.begin_session(recipe, describe(trainer.device, ranks))
+            if report := trainer.model.report():
+                folder.write_network(report)
             if ranks.first:
-                folder.begin_session(recipe, describe(trainer.device, ranks))
-                if report := trainer.model.report():
-                    folder.write_network(report)
                 display.keep_in(folder.console)
         except BaseException as error:
             if is_out_of_memory(error):

@@ -338,7 +338,13 @@ class Onlooker(RunFolder):
     def held(self) -> Iterator[None]:
         yield
 
+    def begin_session(self, recipe: Recipe, environment: Row) -> None:
+        pass
+
     def write_micro_batch(self, images: int) -> None:
+        pass
+
+    def write_network(self, report: str) -> None:
         pass
 
     def discard_if_unused(self) -> None:

@@ -156,7 +156,9 @@ def test_rows_behind_a_checkpoint_are_cut(tmp_path):
 
 def test_other_ranks_write_nothing(tmp_path):
     other = Onlooker(tmp_path / "run")
+    other.begin_session(small_recipe(), {})
     other.write_micro_batch(3)
+    other.write_network("report")
     other.metrics.append([{"step": 1}])
     other.gradients.append([{"step": 1}])
     with other.held():
