@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
 
 import torch
 
-from .neuron import MAX_LEVELS, PARAMETERS, Neuron, Norm, membrane_dtype
+from .neuron import MAX_LEVELS, Neuron, Norm, membrane_dtype
 from .surrogate import Surrogate
 
 RESETS = ("soft", "hard", "none")
@@ -49,10 +48,8 @@ def check_float(name: str, value: object) -> None:
         raise ValueError(f"{name} must be finite, got {value}")
 
 
-def _check_parameter(name: str, value: object, x: torch.Tensor) -> None:
+def _check_parameter(name: str, value: torch.Tensor, x: torch.Tensor) -> None:
     """A parameter as a tensor must fit x."""
-    if not isinstance(value, torch.Tensor):
-        return
     if not value.is_floating_point():
         raise TypeError(f"{name} as a tensor must be floating point, got {value.dtype}")
     if value.device != x.device:
@@ -180,7 +177,7 @@ _remembered = functools.lru_cache(maxsize=256)(_record)
 
 def check_call(
     x: torch.Tensor,
-    neuron: Neuron,
+    parameters: dict[str, torch.Tensor],
     norm: Norm | None = None,
     v_init: torch.Tensor | None = None,
     m_init: torch.Tensor | None = None,
@@ -188,26 +185,27 @@ def check_call(
     spike_add: torch.Tensor | None = None,
     probe: torch.Tensor | None = None,
 ) -> None:
-    """Check the input, a neuron's and a norm's tensors against it, and what a call may bring besides.
+    """Check the input, and against it a neuron's tensors, a norm, and what a call may bring besides.
 
     Raises:
         TypeError: a wrong type or dtype. ValueError: a wrong value, shape or device. Both name what was given and
             what is accepted.
     """
     check_input("x" if norm is None else "y", x)
-    for i, parameter in enumerate(neuron.parameters):
-        if type(parameter) is not float:
-            _check_parameter(_PARAMETERS_IN_WORDS[i], parameter, x)
-    for state, value in (("v_init", v_init), ("m_init", m_init)):
-        if value is not None:
-            check_like(state, value, x, x.shape[1:], (membrane_dtype(x.dtype), x.dtype))
+    for name, parameter in parameters.items():
+        _check_parameter("surrogate width" if name == "width" else name, parameter, x)
+    if not v_init is m_init is residual is spike_add is None:
+        states = (membrane_dtype(x.dtype), x.dtype)
+        for name, tensor, shape, dtypes in (
+            ("v_init", v_init, x.shape[1:], states), ("m_init", m_init, x.shape[1:], states),
+            ("residual", residual, x.shape, (x.dtype,)), ("spike_add", spike_add, x.shape, (x.dtype,)),
+        ):  # fmt: skip
+            if tensor is not None:
+                check_like(name, tensor, x, shape, dtypes)
     if probe is not None:
         check_like("probe", probe, x, torch.Size([x.shape[0], len(PROBE_FIELDS)]), (torch.float32,))
     if norm is not None:
         _check_norm(x, norm)
-    for name, value in (("residual", residual), ("spike_add", spike_add)):
-        if value is not None:
-            check_like(name, value, x, x.shape, (x.dtype,))
 
 
 def _check_norm(y: torch.Tensor, norm: Norm) -> None:
@@ -215,30 +213,36 @@ def _check_norm(y: torch.Tensor, norm: Norm) -> None:
         raise ValueError(
             f"y has shape {tuple(y.shape)}; accepted: [T, B, C, ...], channels are dim 2"
         )
-    floats, channels = (membrane_dtype(y.dtype), y.dtype), y.shape[2:3]
-    tensors: tuple[Any, ...] = norm[: len(_OF_CHANNELS)]
-    for name, value in zip(_OF_CHANNELS, tensors, strict=True):
-        if value is not None:
-            check_like(name, value, y, channels, floats)
-    if (norm.running_mean is None) != (norm.running_var is None):
+    weight, bias, mean, var, training, momentum, eps, scale, step_gain, _ = norm
+    floats, channels, device = (membrane_dtype(y.dtype), y.dtype), y.shape[2:3], y.device
+    for i, value in enumerate((weight, bias, mean, var)):
+        if value is not None and (
+            not isinstance(value, torch.Tensor)
+            or value.shape != channels
+            or value.dtype not in floats
+            or value.device != device
+        ):
+            check_like(_OF_CHANNELS[i], value, y, channels, floats)
+    if (mean is None) != (var is None):
         raise ValueError("running_mean and running_var go together; one of them is None")
-    if not norm.training and norm.running_mean is None:
+    if not training and mean is None:
         raise ValueError("running_mean and running_var are needed when training is False; got None")
-    if norm.training and y.numel() == 0:
+    if training and y.numel() == 0:
         raise ValueError(
             f"batch norm has no statistics of an empty batch: y has shape {tuple(y.shape)}"
         )
-    if norm.step_gain is not None:
-        check_like("step_gain", norm.step_gain, y, y.shape[:1], floats)
-    for name, number in (("momentum", norm.momentum), ("eps", norm.eps), ("bn_scale", norm.scale)):
-        check_float(name, number)
-    if norm.eps < 0:
-        raise ValueError(f"eps must be >= 0, got {norm.eps}")
-    if norm.training and norm.count(y) < 2:
+    if step_gain is not None:
+        check_like("step_gain", step_gain, y, y.shape[:1], floats)
+    plain = type(momentum) is type(eps) is type(scale) is float
+    if not (plain and eps >= 0 and -math.inf < momentum + eps + scale < math.inf):
+        for name, number in (("momentum", momentum), ("eps", eps), ("bn_scale", scale)):
+            check_float(name, number)
+        if eps < 0:
+            raise ValueError(f"eps must be >= 0, got {eps}")
+    if training and norm.count(y) < 2:
         raise ValueError(
             f"batch norm needs more than 1 value per channel when training, got y of shape {tuple(y.shape)}"
         )
 
 
 _OF_CHANNELS = ("bn_weight", "bn_bias", "running_mean", "running_var")
-_PARAMETERS_IN_WORDS = [{"width": "surrogate width"}.get(name, name) for name in PARAMETERS]

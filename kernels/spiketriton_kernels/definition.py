@@ -48,7 +48,7 @@ def define(
     for name, value in (("probe", probe), ("process_group", group)):
         if value is not None:
             raise TypeError(f"{name} is given to a definition, which has none; accepted: None")
-    check_call(x, neuron, norm, v_init, m_init, residual, spike_add)
+    check_call(x, neuron.given(), norm, v_init, m_init, residual, spike_add)
     dtype, wide = x.dtype, membrane_dtype(x.dtype)
     x = x.to(wide) if norm is None else normalised(x, norm)
     if residual is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,9 +13,9 @@ from torch.autograd import forward_ad
 from . import operators, passes
 from .arguments import check_call
 from .backends.eager import update_running
-from .gradient import ARGUMENTS, UNSAVED, gradients
+from .gradient import ARGUMENTS, UNSAVED, Walk, gradients
 from .layout import dense
-from .neuron import Call, Emit, Gradients, Inputs, Neuron, Norm, Outputs, Running, Upstream
+from .neuron import NORM, Call, Inputs, Neuron, Norm, Outputs, Running, Upstream
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
@@ -47,15 +48,14 @@ class _Fire(torch.autograd.Function):
     """A call's passes as one node of autograd's graph."""
 
     @staticmethod
-    def forward(ctx: Any, asked: _Asked, *_: torch.Tensor) -> Any:
+    def forward(ctx: Any, asked: _Asked, *tensors: torch.Tensor) -> Any:
         """The tensors are those in ``asked``: autograd has to see them as arguments, each of which costs time."""
-        inputs, neuron, call, running, given = asked
-        neuron, out = _recorded(passes.neuron_forward)(inputs, neuron, call, running)
-        kept = {name: value for name, value in given.items() if name not in UNSAVED}
-        if neuron.mean is not None:  # measured on the way, where none was given
-            kept["mean"], kept["var"] = neuron.mean, neuron.var
-        ctx.names, ctx.kept, ctx.neuron, ctx.call = tuple(given), tuple(kept), neuron, call
-        ctx.save_for_backward(out.saved, *kept.values())
+        inputs, ctx.neuron, ctx.call, running, measures, ctx.names = asked
+        out = _recorded(passes.neuron_forward)(inputs, ctx.neuron, ctx.call, running, measures)
+        if ctx.names[-1] in UNSAVED:
+            named = zip(ctx.names, tensors, strict=True)
+            tensors = tuple(tensor for name, tensor in named if name not in UNSAVED)
+        ctx.save_for_backward(out.saved, *tensors)
         ctx.set_materialize_grads(False)
         return out.spikes, out.v_last, out.m_last, out.trace, None, out.current
 
@@ -67,32 +67,29 @@ class _Fire(torch.autograd.Function):
         if grad_s is None and all([grad is None for grad in upstream]):
             return (None,) * len(ctx.needs_input_grad)
         saved, *rest = ctx.saved_tensors
-        given = dict(zip(ctx.kept, rest, strict=True))
-        call, x, neuron = ctx.call, given["x"], ctx.neuron
+        given = dict(zip(ctx.names, rest, strict=False))  # those of UNSAVED come last
+        call, x, neuron, get = ctx.call, given["x"], ctx.neuron, given.get
+        if neuron.mean is not None:  # perhaps measured on the way
+            given["mean"], given["var"] = neuron.mean, neuron.var
         if grad_s is None:
             upstream = upstream._replace(spikes=torch.zeros_like(x))
+        walk: Walk
+        norm_backward: Callable[..., Any]
         if torch.is_grad_enabled():  # create_graph=True: the operators refuse to be differentiated
             walk = operators.walk(upstream, saved, given, neuron.words(call), neuron.floats())
-            norm_backward: Callable[..., Any] = operators.norm_backward
+            norm_backward = operators.norm_backward
         else:
-            get = given.get
             inputs = Inputs(x, get("v_init"), get("m_init"), get("residual"))
-
-            def walk(emit: Emit, count: float, sums: torch.Tensor | None) -> Gradients:
-                return _recorded(passes.neuron_backward)(
-                    upstream, inputs, saved, neuron, emit, count, sums
-                )
-
-            norm_backward = passes.norm_backward
-        needs = ctx.needs_input_grad[1:]
-        found = gradients(
-            grad_s, given, ctx.names, needs, call, neuron.eps, neuron.bn_scale, walk, norm_backward
-        )
-        return None, *found
+            back, norm_backward = _recorded(passes.neuron_backward), passes.norm_backward
+            walk = functools.partial(back, upstream, inputs, saved, neuron)
+        return None, *gradients(
+            grad_s, given, ctx.names, ctx.needs_input_grad[1:], call, neuron.eps, neuron.bn_scale, walk,
+            norm_backward,
+        )  # fmt: skip
 
 
-_Asked = tuple[Inputs, Neuron, Call, Running | None, dict[str, torch.Tensor]]
-"""What a forward pass is given, and the call's tensors by their names in ``ARGUMENTS``."""
+_Asked = tuple[Inputs, Neuron, Call, Running | None, bool, tuple[str, ...]]
+"""What a forward pass is given, and the names of the call's tensors in ``ARGUMENTS``."""
 
 _apply = super(torch.autograd.Function, _Fire).apply
 """``_Fire.apply`` without its look for what ``traced`` has found not to be there."""
@@ -111,47 +108,62 @@ def fire(
     probe: torch.Tensor | None = None,
 ) -> Outputs:
     """What the call wants: check, normalise where there is a norm, add the residual, fire."""
-    check_call(x, neuron, norm, v_init, m_init, residual, spike_add, probe)
-    x, running = dense(x), None
-    if norm is not None:
-        neuron, call, running = _behind(x, neuron, call, norm)
     own = neuron.given()
+    check_call(x, own, norm, v_init, m_init, residual, spike_add, probe)
+    x, group, running, measures = dense(x), "", None, False
+    if norm is not None:
+        mean, var, group, running = _statistics(x, norm)
+        measures = mean is None
+        for name, value in zip(
+            NORM, (mean, var, norm.weight, norm.bias, norm.step_gain), strict=True
+        ):
+            if value is not None:
+                own[name] = value
     given = {"x": x, **own}
     if not (v_init is m_init is residual is spike_add is probe is None):
         more = (v_init, m_init, residual, spike_add, probe)
         given |= {n: v for n, v in zip(_MORE, more, strict=True) if v is not None}
     tensors = given.values()
     learns = torch.is_grad_enabled() and any([value.requires_grad for value in tensors])
-    if learns:
-        call = Call(*call[:2], True, *call[3:])  # save
+    if learns or norm is not None:
+        call = Call(group, norm is not None and norm.training, learns, *call[3:])
     if traced(tensors):
+        if norm is not None:
+            neuron = neuron.behind(norm, mean, var)
         return _by_operator(given, neuron, call, running)
     if forward_ad._current_level >= 0:
         _refuse_tangents(tensors)
-    inputs, neuron = Inputs(x, v_init, m_init, residual, spike_add), neuron.adapted(x, own)
+    if norm is not None:
+        if measures:
+            mean, var = passes.statistics_like(x)
+        neuron = neuron.behind(norm, mean, var)
+    if own:
+        neuron = neuron.adapted(x, own)
+    inputs = Inputs(x, v_init, m_init, residual, spike_add)
     if learns:
-        return Outputs(*_apply((inputs, neuron, call, running, given), *tensors))
-    return _recorded(passes.neuron_forward)(inputs, neuron, call, running)[1]
+        asked = inputs, neuron, call, running, measures, tuple(given)
+        return Outputs(*_apply(asked, *tensors))
+    return _recorded(passes.neuron_forward)(inputs, neuron, call, running, measures)
 
 
 _MORE = ("v_init", "m_init", "residual", "spike_add", "probe")
 
 
-def _behind(
-    y: torch.Tensor, neuron: Neuron, call: Call, norm: Norm
-) -> tuple[Neuron, Call, Running | None]:
-    """The neuron and the call with the norm in them, and the running statistics that the call moves."""
+def _statistics(
+    y: torch.Tensor, norm: Norm
+) -> tuple[torch.Tensor | None, torch.Tensor | None, str, Running | None]:
+    """Mean and variance that a norm takes, None where the call measures them; who shares them; what it moves."""
     mean, var, group = norm.running_mean, norm.running_var, norm.process_group
     if not norm.training:
-        return neuron.behind(norm, mean, var), call, None
+        return mean, var, "", None
     running = None if mean is None or var is None else (mean, var, norm.momentum)
-    if group is None:  # measured on the way
-        return neuron.behind(norm, None, None), Call("", True, *call[2:]), running
+    if group is None:
+        return None, None, "", running
     with torch.no_grad():
         mean, var = _over_ranks(*channel_statistics(y, None), group)
         if running is not None:
             update_running(mean, var, norm.count(y), running)
-    return neuron.behind(norm, mean, var), Call(group.group_name, True, *call[2:]), None
+    return mean, var, group.group_name, None
 
 
 def _over_ranks(

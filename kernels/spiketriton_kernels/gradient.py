@@ -40,18 +40,19 @@ def gradients(
         grad_s: gradient by the spikes. given: the tensors of ``SAVED`` that there are.
         eps, bn_scale: of the norm. walk, norm_backward: the passes, by which everything is computed.
     """
-    x, normed, asked = given["x"], "mean" in given, _needed(names, needs)
+    x, normed = given["x"], "mean" in given
     # statistics that other ranks share take two passes: sums travel in between
-    shared = normed and "x" in asked and bool(call.group)
+    shared = normed and needs[0] and bool(call.group)
+    emit = _emit(names, needs, normed, shared, shared and not replays(x))
     count = float(x.numel() // x.shape[2]) if normed and call.batch_statistics else 0.0
-    out = walk(_emit(asked, normed, shared, shared and not replays(x)), count, None)
+    out = walk(emit, count, None)
     found = {
         "x": out.dy if normed else out.dx, "residual": out.dx, "spike_add": grad_s, "v_init": out.v_init,
         "m_init": out.m_init, "step_gain": out.step_gain, "probe": out.probe,
     }  # fmt: skip
     if out.sums is not None:
         found["bias"], weight = out.sums.unbind(0)
-        found["weight"] = weight * bn_scale if "weight" in asked and bn_scale != 1.0 else weight
+        found["weight"] = weight * bn_scale if bn_scale != 1.0 else weight
         if shared:
             group = dist.distributed_c10d._resolve_process_group(call.group)  # type: ignore[arg-type]
             sums = out.sums.clone()
@@ -64,17 +65,18 @@ def gradients(
                 found["x"] = norm_backward(out.dx, x, *norms, sums, eps, bn_scale, count)
     if out.parameters is not None:
         found |= zip(PARAMETERS, out.parameters, strict=False)
-    return [_fitting(found.get(name), given.get(name)) if name in asked else None for name in names]
+    return [
+        _fitting(found[name], given.get(name)) if needed else None
+        for name, needed in zip(names, needs, strict=True)
+    ]
 
 
 @functools.lru_cache
-def _needed(names: tuple[str, ...], needs: tuple[bool, ...]) -> frozenset[str]:
-    return frozenset(name for name, needed in zip(names, needs, strict=True) if needed)
-
-
-@functools.lru_cache
-def _emit(asked: frozenset[str], normed: bool, shared: bool, stores: bool) -> Emit:
+def _emit(
+    names: tuple[str, ...], needs: tuple[bool, ...], normed: bool, shared: bool, stores: bool
+) -> Emit:
     """What the walk back writes of what is asked for; ``stores``: dL/dx, for a second pass over ``shared`` sums."""
+    asked = {name for name, needed in zip(names, needs, strict=True) if needed}
     return Emit(
         dx="residual" in asked or not normed or stores,
         dy=normed and "x" in asked and not shared,

@@ -65,12 +65,14 @@ def step_like(value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 def channel_axis(x: torch.Tensor) -> tuple[int, int]:
     """(number of channels, inner): the channel of the element at offset n of a time step is (n // inner) % channels."""
-    if x.dim() < 3:
-        return 1, max(1, x.numel() // x.shape[0])
-    channels = x.shape[2]
-    if channels == 1:  # its stride says nothing
-        return 1, max(1, x.numel() // x.shape[0])
-    return channels, x.stride(2)
+    return axis_of(x.shape, x.stride())
+
+
+def axis_of(size: Sequence[int], stride: Sequence[int]) -> tuple[int, int]:
+    """``channel_axis`` of a tensor of this size and these strides."""
+    if len(size) < 3 or size[2] == 1:  # a single channel's stride says nothing
+        return 1, max(1, math.prod(size[1:]))
+    return size[2], stride[2]
 
 
 CHUNK = 16

@@ -58,6 +58,7 @@ PARAMETERS = ("decay", "threshold", "width", "gain", "rho", "beta")
 NORM = ("mean", "var", "weight", "bias", "step_gain")
 TENSORS = (*PARAMETERS, *NORM)
 """Of a neuron, in the operators' order."""
+_FLOATS_ALONE = (float,) * len(PARAMETERS)
 
 FLOATS = (
     "decay", "gain", "threshold", "v_reset", "height", "width", "rho", "beta", "eps", "bn_scale",
@@ -150,25 +151,26 @@ class Neuron(NamedTuple):
         rest = norm.weight, norm.bias, norm.step_gain, float(norm.eps), float(norm.scale)
         return Neuron._make((*self[:_OWN], mean, var, *rest))
 
-    def measured(self, mean: torch.Tensor, var: torch.Tensor) -> Neuron:
-        """With these statistics."""
-        return Neuron._make((*self[:_OWN], mean, var, *self[_OWN + 2 :]))
-
     def adapted(self, x: torch.Tensor, given: dict[str, torch.Tensor]) -> Neuron:
-        """With tensors as the kernels read them for the input x; itself where nothing changes. ``given``: its own."""
+        """With these tensors of its own as the kernels read them for the input x; itself where nothing changes."""
         wide = membrane_dtype(x.dtype)
-        if all([_is_small(value, wide) for value in given.values()]):
-            return self
-        small: dict[str, Any] = {name: as_small(value, x) for name, value in given.items()}
-        return self._replace(**small)
+        for value in given.values():
+            if value.dtype != wide or value.dim() != 1 or not value.is_contiguous():
+                small: dict[str, Any] = {name: as_small(given[name], x) for name in given}
+                return self._replace(**small)
+        return self
 
     def given(self) -> dict[str, torch.Tensor]:
-        """Its tensors by their names."""
-        found = {}
-        for name, value in zip(TENSORS, (*self.parameters, *self.norm), strict=True):
-            if type(value) is not float and isinstance(value, torch.Tensor):
-                found[name] = value
-        return found
+        """Its parameters that are tensors, by their names."""
+        if self.is_plain:
+            return {}
+        named = zip(PARAMETERS, self.parameters, strict=True)
+        return {name: value for name, value in named if isinstance(value, torch.Tensor)}
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its parameters are floats."""
+        return tuple(map(type, self.parameters)) == _FLOATS_ALONE
 
     @property
     def v_start(self) -> float:
@@ -236,11 +238,9 @@ def _parsed(words: str) -> tuple[dict[str, Any], Call]:
 def as_small(value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """A parameter or norm tensor as the kernels read it: contiguous, in the membrane's dtype, 1-d."""
     wide = membrane_dtype(x.dtype)
-    return value if _is_small(value, wide) else value.detach().to(wide).reshape(-1).contiguous()
-
-
-def _is_small(value: torch.Tensor, wide: torch.dtype) -> bool:
-    return value.dtype == wide and value.dim() == 1 and value.is_contiguous()
+    if value.dtype == wide and value.dim() == 1 and value.is_contiguous():
+        return value
+    return value.detach().to(wide).reshape(-1).contiguous()
 
 
 _OWN = Neuron._fields.index("mean")

@@ -45,7 +45,7 @@ def _filled(x: torch.Tensor, found: Iterable[torch.Tensor | None]) -> tuple[torc
 def neuron_forward(*args: Any) -> tuple[torch.Tensor, ...]:
     """``passes.neuron_forward``: empty where not wanted. Only the backward reads the probe."""
     inputs, neuron, call = _read(args)
-    return _filled(inputs.x, passes.neuron_forward(inputs, neuron, call)[1])
+    return _filled(inputs.x, passes.neuron_forward(inputs, neuron, call))
 
 
 @neuron_forward.register_fake

@@ -13,6 +13,7 @@ from .backends import eager, native, triton_neuron, triton_norm
 from .backends.choice import backend_for
 from .layout import CHUNK, chunk_length, like, step_like
 from .neuron import (
+    NORM,
     Call,
     Emit,
     Gradients,
@@ -88,28 +89,29 @@ def _state(value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 def neuron_forward(
-    inputs: Inputs, neuron: Neuron, call: Call, running: Running | None = None
-) -> tuple[Neuron, Outputs]:
-    """The neuron as the kernels saw it, of an ``adapted`` one; spikes and what else the call wants.
+    inputs: Inputs,
+    neuron: Neuron,
+    call: Call,
+    running: Running | None = None,
+    measures: bool = False,
+) -> Outputs:
+    """Spikes of an ``adapted`` neuron, and what else the call wants.
 
-    A call with ``batch_statistics`` of a neuron without mean measures them first, as by ``channel_statistics``.
+    ``measures``: its mean and var are filled first, as by ``channel_statistics``.
     """
     x = inputs.x
-    measures = call.batch_statistics and neuron.mean is None
-    if measures:
-        neuron = neuron.measured(*statistics_like(x))
     out = allocate_forward(x, neuron, call)
     if x.numel() == 0:
         if out.v_last is not None:
             out.v_last.fill_(neuron.v_start)
         if out.m_last is not None:
             out.m_last.zero_()
-        return neuron, out
+        return out
     inside = running if _in_kernel(x, running) else None
     _NEURON[serving(x, neuron)].forward(_in_order(inputs), neuron, out, measures, inside)
     if running is not None:
         _follow(x, neuron.mean, neuron.var, running, inside)
-    return neuron, out
+    return out
 
 
 _INPUT_ONLY, _NORMED = Emit(dx=True), Emit(dy=True, sums=True)
@@ -159,13 +161,16 @@ def neuron_backward(
                 total.zero_()
         return out
     by_spikes, by_v, by_m, by_trace, by_current = upstream
-    upstream = Upstream(
-        like(by_spikes if by_spikes.dtype == x.dtype else by_spikes.to(x.dtype), x),
-        None if by_v is None else _state(by_v, x),
-        None if by_m is None else _state(by_m, x),
-        None if by_trace is None else like(by_trace.to(membrane_dtype(x.dtype)), x),
-        None if by_current is None else like(by_current.to(x.dtype), x),
-    )
+    if by_spikes.dtype != x.dtype or by_spikes.stride() != x.stride():
+        upstream = upstream._replace(spikes=like(by_spikes.to(x.dtype), x))
+    if not by_v is by_m is by_trace is by_current is None:
+        upstream = Upstream(
+            upstream.spikes,
+            None if by_v is None else _state(by_v, x),
+            None if by_m is None else _state(by_m, x),
+            None if by_trace is None else like(by_trace.to(membrane_dtype(x.dtype)), x),
+            None if by_current is None else like(by_current.to(x.dtype), x),
+        )
     # Missing checkpoints: the forward ran on another backend, or vmap hid that a gradient is wanted.
     missing = (0 if saved is None else saved.shape[0]) < checkpoints(x, neuron)
     backend = eager if missing else _NEURON[serving(x, neuron)]
@@ -192,7 +197,9 @@ def norm_backward(
             0.0, 0.0, 0.0, "none", 0.0, True, "atan", 1.0, 1.0,
             mean=mean, var=var, weight=weight, step_gain=step_gain, eps=eps, bn_scale=bn_scale,
         )  # fmt: skip
-        norm = norm.adapted(y, norm.given())
+        norm = norm.adapted(
+            y, {n: v for n, v in zip(NORM, norm.norm, strict=True) if v is not None}
+        )
         _NORM[backend_for(y)].norm_backward(like(dx, y), y, norm, sums, count, dy)
     return dy
 

@@ -120,9 +120,8 @@ def unit_primitive(shape: str, z: torch.Tensor) -> torch.Tensor:
     if shape == "sigmoid":
         return 2 * torch.tanh(z / 2)
     if shape == "triangle":
-        inside = torch.where(
-            z.abs() >= 1, z.sign(), z
-        )  # not clamp, which gives a NaN the gradient 0
+        # not clamp, which gives a NaN the gradient 0
+        inside = torch.where(z.abs() >= 1, z.sign(), z)
         return inside - inside * inside.abs() / 2
     if shape == "rectangle":  # not clamp, whose gradient at |z| = 1 would be 1
         return torch.where(z.abs() < 1, z, z.sign())

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from ..layout import channel_axis
+from ..layout import axis_of
 from ..neuron import Gradients, Inputs, Neuron, Outputs, Running, Upstream
 from ..surrogate import SHAPES
 
@@ -39,8 +39,8 @@ _RESETS = {"soft": 0, "delayed_soft": 0, "hard": 1, "delayed_hard": 1, "none": 3
 _TO_RESET_LEAK = 2
 _SHAPES = {shape: number for number, shape in enumerate(SHAPES)}
 _FORWARD, _BACKWARD, _NORM_BACKWARD, _STATISTICS, _PACK, _UNPACK = range(6)
-_SOURCE = Path(__file__).with_name("native.cpp")
-_SOURCES = (_SOURCE, _SOURCE.with_name("neurons.h"), _SOURCE.with_suffix(".h"))
+_SOURCE = Path(__file__).with_name("cpp") / "native.cpp"
+_SOURCES = (_SOURCE, *sorted(_SOURCE.parent.glob("*.h")))
 _FLAGS = (
     "-O3",
     "-std=c++17",
@@ -61,11 +61,14 @@ _EXTRAS = (
 
 _INPUT = struct.Struct("@4q2i")
 _NEURON = struct.Struct("@4i8q9d6P")
-_REST = struct.Struct("@4d31P")
-"""The parts of native.cpp's Call: sizes and threads of the input; the neuron's constants; norm, tensors."""
+_FORTH = struct.Struct("@4d17P")
+_BACK = struct.Struct("@14P")
+"""The parts of native.cpp's Call."""
+_NO_NEURON, _NOTHING_BACK = bytes(_NEURON.size), bytes(_BACK.size)
+_NOT_RUNNING: tuple[None, None, float] = (None, None, 0.0)
 _FIELDS = Neuron._fields.index("mean")
 """How many of a neuron's fields are its own, before those of its norm."""
-_CALL_SIZE = _INPUT.size + _NEURON.size + _REST.size
+_CALL_SIZE = _INPUT.size + _NEURON.size + _FORTH.size + _BACK.size
 
 
 class CompilerError(RuntimeError):
@@ -159,8 +162,8 @@ def _build(dtype: torch.dtype, kind: str) -> Path:
 
 
 _building: dict[tuple[torch.dtype, str], threading.Lock] = defaultdict(threading.Lock)
-_loaded: dict[torch.dtype, ctypes.CDLL] = {}
-"""Of each dtype one kind's library."""
+_loaded: dict[tuple[torch.dtype, str | None], ctypes.CDLL] = {}
+"""By dtype and kind; without a kind one of them."""
 
 
 @functools.cache
@@ -179,7 +182,7 @@ def load(dtype: torch.dtype, kind: str) -> ctypes.CDLL | CompilerError:
     loaded.spiketriton_run.restype = None
     if loaded.spiketriton_call_size() != _CALL_SIZE:
         raise AssertionError(f"{_SOURCE.name} and {Path(__file__).name} disagree on Call")
-    _loaded[dtype] = loaded
+    _loaded[dtype, kind] = _loaded[dtype, None] = loaded
     return loaded
 
 
@@ -188,17 +191,15 @@ def library(dtype: torch.dtype, kind: str | None = None) -> ctypes.CDLL:
 
     Raises CompilerError with the reason when there are none.
     """
-    if kind is None and dtype in _loaded:
-        return _loaded[dtype]
-    loaded = load(dtype, kind or "lif")
-    if isinstance(loaded, CompilerError):
-        raise loaded
-    return loaded
+    found = _loaded.get((dtype, kind)) or load(dtype, kind or "lif")
+    if isinstance(found, CompilerError):
+        raise found
+    return found
 
 
 def failure(dtype: torch.dtype, kind: str | None = None) -> CompilerError | None:
     """Why ``library`` has none; None where it has."""
-    if kind is None and dtype in _loaded:
+    if (dtype, kind) in _loaded:
         return None
     found = load(dtype, kind or "lif")
     return found if isinstance(found, CompilerError) else None
@@ -208,14 +209,16 @@ GRAIN = 32768
 """Elements worth a thread, as in torch's own CPU kernels: a smaller pass ends before its helpers have woken."""
 
 
-def _threads(elements: int) -> int:
-    return 1 if elements < 2 * GRAIN else min(torch.get_num_threads(), elements // GRAIN)
-
-
 def _input(x: torch.Tensor, measures: bool = False) -> bytes:
     """The part of the call about x [T, B, ...]."""
-    steps, elements = x.shape[0], x.numel()
-    return _INPUT.pack(steps, elements // steps, *channel_axis(x), _threads(elements), measures)
+    return _described(x.shape, x.stride(), torch.get_num_threads(), measures)
+
+
+@functools.lru_cache(maxsize=1024)
+def _described(size: torch.Size, stride: tuple[int, ...], threads: int, measures: bool) -> bytes:
+    elements = size.numel()
+    threads = 1 if elements < 2 * GRAIN else min(threads, elements // GRAIN)
+    return _INPUT.pack(size[0], elements // size[0], *axis_of(size, stride), threads, measures)
 
 
 def _places(*tensors: torch.Tensor | None) -> list[int]:
@@ -229,10 +232,8 @@ def kind_of(neuron: Neuron) -> str:
 
 def _constants(neuron: Neuron) -> tuple[str, bytes]:
     """Of a neuron its one of ``KINDS``, and its part of the call."""
-    for value in neuron.parameters:
-        if type(value) is not float:
-            return _packed.__wrapped__(neuron[:_FIELDS])
-    return _packed(neuron[:_FIELDS])
+    packed = _packed if neuron.is_plain else _packed.__wrapped__
+    return packed(neuron[:_FIELDS])
 
 
 @functools.lru_cache(maxsize=256)
@@ -262,11 +263,12 @@ def forward(
     x = inputs.x
     spikes, v_last, m_last, trace, _, current = out
     kind, constants = _constants(neuron)
-    running_mean, running_var, momentum = (None, None, 0.0) if running is None else running
-    written = spikes, v_last, m_last, trace, current, *(None,) * 7, running_mean, running_var, None
-    places = _places(*neuron.norm, *inputs, *(None,) * 6, *written)
-    rest = _REST.pack(neuron.eps, neuron.bn_scale, 0.0, momentum, *places)
-    library(x.dtype, kind).spiketriton_run(_input(x, measures) + constants + rest, _FORWARD)
+    running_mean, running_var, momentum = running or _NOT_RUNNING
+    more = spikes, v_last, m_last, trace, current, running_mean, running_var
+    places = _places(*neuron.norm, *inputs, *more)
+    forth = _FORTH.pack(neuron.eps, neuron.bn_scale, 0.0, momentum, *places)
+    call = _input(x, measures) + constants + forth + _NOTHING_BACK
+    library(x.dtype, kind).spiketriton_run(call, _FORWARD)
 
 
 def backward(
@@ -281,29 +283,31 @@ def backward(
     """Fill what ``out`` holds tensors for."""
     x = inputs.x
     kind, constants = _constants(neuron)
-    written = (
-        out.dx, out.dy, out.sums, out.v_init, out.m_init, out.parameters, out.step_gain, None, None, out.probe
+    read = _places(*neuron.norm, *inputs)
+    forth = _FORTH.pack(neuron.eps, neuron.bn_scale, count, 0.0, *read, 0, 0, 0, 0, 0, 0, 0)
+    places = _places(
+        *upstream, sums, out.dx, out.dy, out.sums, out.v_init, out.parameters, out.step_gain, out.probe, out.m_init
     )  # fmt: skip
-    places = _places(*neuron.norm, *inputs, *upstream, sums, *(None,) * 5, *written)
-    rest = _REST.pack(neuron.eps, neuron.bn_scale, count, 0.0, *places)
-    library(x.dtype, kind).spiketriton_run(_input(x) + constants + rest, _BACKWARD)
+    call = _input(x) + constants + forth + _BACK.pack(*places)
+    library(x.dtype, kind).spiketriton_run(call, _BACKWARD)
 
 
 def norm_backward(dx, y, neuron: Neuron, sums, count, dy) -> None:
     """Fill dy, which may be dx itself, with dL/dy of batch norm from dL/dx and the channel sums."""
-    read = y, *(None,) * 4, dx, *(None,) * 4, sums
-    places = _places(*neuron.norm, *read, *(None,) * 6, dy, *(None,) * 8)
-    _run_simple(_NORM_BACKWARD, y, _REST.pack(neuron.eps, neuron.bn_scale, count, 0.0, *places))
+    places = _places(*neuron.norm, y, *(None,) * 11)
+    forth = _FORTH.pack(neuron.eps, neuron.bn_scale, count, 0.0, *places)
+    back = _BACK.pack(*_places(dx, *(None,) * 4, sums, None, dy, *(None,) * 6))
+    _run_simple(_NORM_BACKWARD, y, forth, back)
 
 
 def channel_statistics(
     y: torch.Tensor, mean: torch.Tensor, var: torch.Tensor, running: Running | None
 ) -> None:
     """Fill mean and biased variance of each channel, [C] each; running statistics move towards them."""
-    running_mean, running_var, momentum = (None, None, 0.0) if running is None else running
-    none = (None,) * 5
-    places = _places(*none, y, *none * 3, mean, var, *none, running_mean, running_var, None)
-    _run_simple(_STATISTICS, y, _REST.pack(0.0, 0.0, 0.0, momentum, *places))
+    running_mean, running_var, momentum = running or _NOT_RUNNING
+    none = (None,) * 9
+    places = _places(mean, var, None, None, None, y, *none, running_mean, running_var)
+    _run_simple(_STATISTICS, y, _FORTH.pack(0.0, 0.0, 0.0, momentum, *places))
 
 
 def pack(spikes: torch.Tensor, bits: torch.Tensor) -> None:
@@ -317,10 +321,10 @@ def unpack(bits: torch.Tensor, spikes: torch.Tensor) -> None:
 
 
 def _convert(pass_: int, spikes: torch.Tensor, source: torch.Tensor, target: torch.Tensor) -> None:
-    pointers = *(0,) * 5, source.data_ptr(), *(0,) * 10, target.data_ptr(), *(0,) * 14
-    _run_simple(pass_, spikes.view(1, 1, -1), _REST.pack(0.0, 0.0, 0.0, 0.0, *pointers))
+    places = *(0,) * 5, source.data_ptr(), *(0,) * 4, target.data_ptr(), *(0,) * 6
+    _run_simple(pass_, spikes.view(1, 1, -1), _FORTH.pack(0.0, 0.0, 0.0, 0.0, *places))
 
 
-def _run_simple(pass_: int, x: torch.Tensor, rest: bytes) -> None:
+def _run_simple(pass_: int, x: torch.Tensor, forth: bytes, back: bytes = _NOTHING_BACK) -> None:
     """A pass without a neuron, which every kind's library has."""
-    library(x.dtype).spiketriton_run(_input(x) + bytes(_NEURON.size) + rest, pass_)
+    library(x.dtype).spiketriton_run(_input(x) + _NO_NEURON + forth + back, pass_)

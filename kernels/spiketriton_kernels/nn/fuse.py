@@ -26,17 +26,10 @@ _NORMS = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d")
 _FOLDS = ("reshape", "view", "unflatten", "contiguous")
 """What may lie between a norm of [T*B, C, ...] and a neuron of [T, B, C, ...]; checked in every call."""
 
-
 _ADDS = {"call_function": (operator.add, operator.iadd, torch.add), "call_method": ("add", "add_")}
 """What may lie between, once, and becomes the residual of the fused operation."""
-_PLUS = (
-    *_ADDS["call_function"],
-    Tensor.add,
-    Tensor.add_,
-    Tensor.__add__,
-    Tensor.__radd__,
-    Tensor.__iadd__,
-)
+_METHODS = ("add", "add_", "__add__", "__radd__", "__iadd__")
+_PLUS = (*_ADDS["call_function"], *(getattr(Tensor, name) for name in _METHODS))
 
 
 @dataclass(eq=False)
@@ -132,14 +125,11 @@ def fuse(
         held = _held(part)
         try:
             graph = _Tracer().trace(part)
-        except (
-            Exception
-        ) as error:  # user code of any kind: what it raises on proxies is not ours to list
+        except Exception as error:  # of any kind: the user's code runs on proxies
             log.debug("no graph of %s: %s", prefix or "the network", error)
             for name in inside:
-                reasons[name] = (
-                    f"torch.fx cannot trace {type(part).__name__}.forward: {_line(error)}"
-                )
+                what = f"{type(part).__name__}.forward"
+                reasons[name] = f"torch.fx cannot trace {what}: {_line(error)}"
             graph = None
         for container, content in held:  # forward has run on proxies, and may have kept one
             container.clear()
@@ -240,14 +230,8 @@ def _norm_behind(
     norm, path, container = ending
     if len(node.users) > 1:
         return f"{node.target} in front of it is read elsewhere"
-    if (
-        sum(
-            _is(part, n, norm) or n.target == node.target
-            for n in graph.nodes
-            if n.op == "call_module"
-        )
-        > 1
-    ):
+    calls = [n for n in graph.nodes if n.op == "call_module"]
+    if sum(_is(part, n, norm) or n.target == node.target for n in calls) > 1:
         return f"{node.target} in front of it is called several times"
     if any(places[id(m)] > 1 for m in (norm, container)):
         return f"{path} in front of it is shared between several places"
@@ -269,10 +253,8 @@ def _ending_norm(
     if root == "spikingjelly" and kind == "SeqToANNContainer" and len(module._modules):
         last = list(module._modules)[-1]
         norm = module._modules[last]
-        if (
-            type(norm).__module__.startswith(("torch.nn.", "spikingjelly."))
-            and type(norm).__name__ in _NORMS
-        ):
+        known = type(norm).__module__.startswith(("torch.nn.", "spikingjelly."))
+        if known and type(norm).__name__ in _NORMS:
             return norm, f"{path}.{last}", module  # type: ignore[return-value]
     elif kind in _NORMS and root == "torch" and folds:
         return module, path, module
@@ -286,13 +268,8 @@ def _ending_norm(
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    hooks: tuple[Any, ...] = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-    )
-    return any(hooks)
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, name) for name in names)
 
 
 def _join(net: nn.Module, neuron: SpikingNeuron, norm_name: str, folded: bool, adds: bool) -> None:

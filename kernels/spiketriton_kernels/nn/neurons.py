@@ -109,9 +109,7 @@ class SpikingNeuron(nn.Module):
         self.store_v_seq = store_v_seq
         self.v_seq: Tensor | None = None
         self.v = self.m = None
-        self._began: tuple[Tensor | None, Tensor | None] | None = (
-            None  # states before the last call
-        )
+        self._began: Any = None  # the states before the last call
         self.probe = None
         self.handed_on: tuple[nn.Module, ...] = ()  # the norm in front, where swap fused one
 
@@ -202,13 +200,10 @@ class SpikingNeuron(nn.Module):
     def _check(self, x: Tensor) -> None:
         """Refuses currents without time and batch, and a chunk that does not fit the membrane."""
         if x.ndim < 2:
-            given, accepted = (
-                (tuple(x.shape), "[T, B, ...], time first")
-                if self.step_mode == "m"
-                else (tuple(x.shape[1:]), "[B, ...] with step_mode 's'")
-            )
+            steps = self.step_mode == "s"
+            accepted = "[B, ...] with step_mode 's'" if steps else "[T, B, ...], time first"
             raise ValueError(
-                f"input of {type(self).__name__} has shape {given}; accepted: {accepted}"
+                f"input of {type(self).__name__} has shape {tuple(x.shape[steps:])}; accepted: {accepted}"
             )
         for name, value in (*self._parameters.items(), *self._buffers.items()):
             if value is not None and value.ndim and x.shape[2:3] != value.shape:
@@ -376,10 +371,8 @@ class PLIF(SpikingNeuron):
         return super().neuron_arguments() | learnt
 
     def extra_repr(self) -> str:
-        return (
-            f"init_tau={self.init_tau}, decay_input={self.decay_input}, "
-            f"per_channel={self.per_channel}, {super().extra_repr()}"
-        )
+        own = f"init_tau={self.init_tau}, decay_input={self.decay_input}, per_channel={self.per_channel}"
+        return f"{own}, {super().extra_repr()}"
 
 
 def norm_record(
@@ -397,17 +390,9 @@ def norm_record(
         norm.num_batches_tracked.add_(1)
         if norm.momentum is None:
             momentum = 1.0 / float(norm.num_batches_tracked)
-    return Norm(
-        norm.weight,
-        norm.bias,
-        norm.running_mean,
-        norm.running_var,
-        training=norm.training or not tracked,
-        momentum=momentum,
-        eps=norm.eps,
-        scale=scale,
-        process_group=process_group if norm.training else None,
-    )
+    training, group = norm.training or not tracked, process_group if norm.training else None
+    tensors = norm.weight, norm.bias, norm.running_mean, norm.running_var
+    return Norm(*tensors, training, momentum, norm.eps, scale, process_group=group)
 
 
 def _check_threshold(value: float | Tensor) -> float:

@@ -46,9 +46,7 @@ def translate(module: nn.Module) -> nn.Module | None:
         raise Left(f"{kind}: no kernel has its equation; swapped are {', '.join(kinds)}")
     try:
         ours = kinds[kind](module)
-    except (
-        ValueError
-    ) as error:  # a constant that ours refuse, such as a threshold that is never reached
+    except ValueError as error:  # a constant that ours refuse
         raise Left(str(error)) from None
     if ours is module:
         return ours
@@ -79,13 +77,10 @@ _FOLDERS = {"spikingjelly": "neuron", "snntorch": "_neurons", "norse": "module"}
 _NORSE_BASES = ("SNN", "SNNCell", "SNNRecurrent", "SNNRecurrentCell")
 
 
-_HARMLESS = {"__module__", "__doc__", "__init__", "extra_repr", "__annotations__", "__qualname__"}
-_HARMLESS |= {
-    "__static_attributes__",
-    "__firstlineno__",
-    "__annotate_func__",
-    "__annotations_cache__",
-}
+_HARMLESS = {
+    "__module__", "__doc__", "__init__", "extra_repr", "__annotations__", "__qualname__", "__static_attributes__",
+    "__firstlineno__", "__annotate_func__", "__annotations_cache__",
+}  # fmt: skip
 
 
 def _overridden(module: nn.Module, library: str) -> list[str]:
@@ -100,12 +95,10 @@ def _overridden(module: nn.Module, library: str) -> list[str]:
 
 def _number(value: Any, name: str) -> float:
     """A constant that may be a tensor of one element; one that learns cannot be carried over as a number."""
-    if isinstance(value, torch.Tensor):
-        if value.requires_grad or value.numel() != 1:
-            raise Left(
-                f"{name} is a tensor of shape {tuple(value.shape)} that no kernel constant holds"
-            )
-        return float(value)
+    if isinstance(value, torch.Tensor) and (value.requires_grad or value.numel() != 1):
+        raise Left(
+            f"{name} is a tensor of shape {tuple(value.shape)} that no kernel constant holds"
+        )
     return float(value)
 
 
@@ -114,10 +107,8 @@ def _number(value: Any, name: str) -> float:
 
 def _spikingjelly_surrogate(function: Any) -> Surrogate:
     name = type(function).__name__
-    if (
-        not type(function).__module__.startswith("spikingjelly.")
-        or name not in _SPIKINGJELLY_SLOPES
-    ):
+    theirs = type(function).__module__.startswith("spikingjelly.")
+    if not theirs or name not in _SPIKINGJELLY_SLOPES:
         accepted = ", ".join(_SPIKINGJELLY_SLOPES)
         raise Left(f"surrogate {name} has no equal here; accepted: {accepted}")
     if not getattr(function, "spiking", True):
@@ -255,12 +246,8 @@ _SNNTORCH_SLOPES: dict[str, Callable[[float], Surrogate]] = {
 
 
 def _check_leaky(leaky: Any) -> None:
-    for name, harmless in (
-        ("inhibition", False),
-        ("state_quant", False),
-        ("surrogate_disable", False),
-    ):
-        if getattr(leaky, name) != harmless:
+    for name in ("inhibition", "state_quant", "surrogate_disable"):
+        if getattr(leaky, name) is not False:
             raise Left(f"{name}={getattr(leaky, name)}")
     factor = leaky.graded_spikes_factor
     if isinstance(factor, nn.Parameter) or factor.numel() != 1 or float(factor) != 1.0:
@@ -286,11 +273,8 @@ def read_snntorch(leaky: nn.Module) -> dict[str, Any]:
     module: Any = leaky
     try:
         _check_leaky(module)
-        slope = (
-            module.surrogate
-            if isinstance(leaky, OnKernel)
-            else _snntorch_surrogate(module.spike_grad)
-        )
+        ours = isinstance(leaky, OnKernel)
+        slope = module.surrogate if ours else _snntorch_surrogate(module.spike_grad)
     except Left as reason:
         raise ValueError(f"{type(leaky).__name__} has no equal here: {reason}") from reason
     return dict(

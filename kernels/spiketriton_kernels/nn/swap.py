@@ -117,9 +117,8 @@ def _refuse(net: object) -> None:
 
 def _put_in_place(net: nn.Module, report: SwapReport) -> dict[str, SpikingNeuron]:
     """Replaces what can be replaced; the new neurons by name, a shared one by its first."""
-    made: dict[
-        int, tuple[nn.Module | str | None, str]
-    ] = {}  # by id: ours, or why it stays; what it was
+    # by id: ours, or why it stays; what it was
+    made: dict[int, tuple[nn.Module | str | None, str]] = {}
     kept: list[nn.Module] = []  # so that no id is given away twice
     neurons: dict[str, SpikingNeuron] = {}
     for parent_name, parent in list(net.named_modules()):
@@ -233,10 +232,9 @@ def _run(net: nn.Module, inputs: tuple) -> dict[str, dict[str, Tensor]]:
         learning = [o for o in outputs if o.requires_grad]
         if learning:
             torch.autograd.backward(learning, [torch.randn_like(o) for o in learning])
-    leaves = {
-        f"input {i}": v for i, v in enumerate(pytree.tree_leaves(inputs)) if isinstance(v, Tensor)
-    }
-    learnt = leaves | dict(net.named_parameters())
+    leaves = enumerate(pytree.tree_leaves(inputs))
+    learnt = {f"input {i}": v for i, v in leaves if isinstance(v, Tensor)}
+    learnt |= dict(net.named_parameters())
     return {
         "outputs": {str(i): o.detach() for i, o in enumerate(outputs)},
         "gradients": {n: p.grad for n, p in learnt.items() if p.grad is not None},
@@ -254,13 +252,8 @@ def _difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
         return math.inf
     sizes = {name: _rms(value) for name, value in expected.items()}
     floor = 1e-6 * max(sizes.values(), default=0.0) or 1.0
-    return max(
-        (
-            _rms(found[name].double() - expected[name].double()) / max(size, floor)
-            for name, size in sizes.items()
-        ),
-        default=0.0,
-    )
+    apart = {name: _rms(found[name].double() - expected[name].double()) for name in sizes}
+    return max((apart[name] / max(size, floor) for name, size in sizes.items()), default=0.0)
 
 
 def _rms(value: Tensor) -> float:

@@ -4,7 +4,7 @@
 
 #pragma once
 
-#include "native.h"
+#include "vectors.h"
 
 namespace {
 

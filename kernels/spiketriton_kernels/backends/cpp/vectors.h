@@ -75,14 +75,23 @@ using Mask = decltype(V{} < V{});  // integers: -1 where true
 inline V all(Accumulator x) { return x - V{}; }
 inline V absolute(V x) { return (V)((Mask)x & ~(Mask)all(Accumulator(-0.0))); }
 
-// Arrays in cache begin on a line of it: malloc's 16 bytes would let every other vector straddle two.
+// Arrays in cache begin on a line of it: malloc's 16 bytes would let every other vector straddle two. Aligned by hand: what
+// libraries align themselves they take from no cache, and a call on a tiny tensor is mostly its arrays.
 template <class X>
 struct Lines {
     using value_type = X;
     Lines() = default;
     template <class Y> Lines(const Lines<Y> &) {}
-    X *allocate(size_t n) { return static_cast<X *>(::operator new(n * sizeof(X), std::align_val_t(64))); }
-    void deallocate(X *p, size_t) { ::operator delete(p, std::align_val_t(64)); }
+    X *allocate(size_t n) {
+        char *taken = static_cast<char *>(::operator new(n * sizeof(X) + 64));
+        char *line = taken + 64 - reinterpret_cast<uintptr_t>(taken) % 64;
+        line[-1] = char(line - taken);
+        return reinterpret_cast<X *>(line);
+    }
+    void deallocate(X *p, size_t) {
+        char *line = reinterpret_cast<char *>(p);
+        ::operator delete(line - line[-1]);
+    }
     bool operator==(const Lines &) const { return true; }
     bool operator!=(const Lines &) const { return false; }
 };

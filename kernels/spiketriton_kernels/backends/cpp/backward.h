@@ -1,0 +1,377 @@
+// The way back: the gradients of a block's neurons from the end of the window to its start, and what they leave.
+
+#pragma once
+
+#include "forward.h"
+
+namespace {
+
+// The columns of a probe's row, in the order of PROBE_FIELDS in arguments.py.
+enum Probe { GRAD_SPIKE_SQ, GRAD_INPUT_SQ, GRAD_CARRY_SQ, TIME_FACTOR, OUTSIDE, SPIKE_COUNT, GRAD_INPUT_MAX, NONFINITE, PROBE_FIELDS };
+constexpr double REACH = 0.01;
+
+// The surrogate's primitive.
+inline A primitive(A z, int shape) {
+    A inside = std::min(std::max(z, A(-1)), A(1));
+    switch (shape) {
+        case FAST_SIGMOID: return z / (A(1) + std::fabs(z));
+        case ATAN: return std::atan(z);
+        case SIGMOID: return A(2) * std::tanh(z / A(2));
+        case TRIANGLE: return inside - inside * std::fabs(inside) / A(2);
+        case RECTANGLE: return inside;
+        default: return A(1.2533141373155003) * std::erf(z * A(0.7071067811865476));
+    }
+}
+
+// Everything that one chunk sums, joined later in chunk order.
+struct Sums {
+    std::vector<double> norm, parameters, step_gain, probe;
+
+    explicit Sums(const Call &c)
+        : norm(c.out_sums ? 2 * c.channels : 0), parameters(c.out_parameters ? c.rows * c.parameter_size : 0),
+          step_gain(c.out_step_gain ? c.steps : 0), probe(c.probe ? c.steps * PROBE_FIELDS : 0) {}
+
+    void join(const Sums &more) {
+        for (auto part : {&Sums::norm, &Sums::parameters, &Sums::step_gain})
+            for (size_t i = 0; i < (this->*part).size(); i++) (this->*part)[i] += (more.*part)[i];
+        for (size_t i = 0; i < probe.size(); i++)
+            probe[i] = i % PROBE_FIELDS == GRAD_INPUT_MAX ? std::max(probe[i], more.probe[i]) : probe[i] + more.probe[i];
+    }
+};
+
+// What the way back leaves besides the carried gradients.
+enum Mode {
+    WRITE,       // dL/dx in memory: the neuron alone
+    ACCUMULATE,  // the channel sums of dz and dz * (x - mean), and in memory dL/dx or dy where asked for: batch norm
+    OBSERVE,     // everything rarer besides, with the surrogate from cache, so that this is compiled once for all shapes
+};
+
+// The way of a block back through the window. Memory as in Forth.
+struct Back {
+    const T *x, *residual, *grad_s, *grad_current;  // residual and grad_current may be null
+    T *out, *dy;                                    // dL/dx, and dL/dy where it needs no sums; or null
+    const A *grad_trace, *step_gain;                // or null
+    int64_t stride;
+    int size, n;
+    bool past;
+
+    Back(const Call &c, const Place &at, int size_, bool past_)
+        : x(from<T>(c.x, at.start)), residual(from<T>(c.residual, at.start)), grad_s(from<T>(c.grad_s, at.start)),
+          grad_current(from<T>(c.grad_current, at.start)), out(from<T>(c.dx, at.start)), dy(from<T>(c.dy, at.start)),
+          grad_trace(from<A>(c.grad_trace, at.start)), step_gain(reals(c.step_gain)), stride(c.neurons), size(size_), n(at.n),
+          past(past_ && at.start % LANES == 0) {}
+};
+
+// What a thread keeps of a block on the way: states, by h and m_before those of each step; carried gradients; sums.
+struct Kept {
+    Array<A> v, m, h, m_before, start;  // start: v before the first step
+    Array<A> by_v, by_m, sum_dz, sum_dz_x;
+    Array<A> unit, turn;                // of a window: phi; primitive(z) - z * phi where a width learns
+    Array<A> learnt[PARAMETERS];        // sums over the steps; empty of what is a number
+    Sums *sums = nullptr;
+
+    Kept(const Call &c, int size, int mode) : v(size), start(size), by_v(size), sum_dz(size), sum_dz_x(size) {
+        const size_t window = size_t(size) * c.steps;
+        h.resize(window);
+        if (SECOND) m.resize(size), by_m.resize(size), m_before.resize(window);
+        if (mode == OBSERVE) unit.resize(window);
+        if (c.out_parameters && c.parameters[WIDTH]) turn.resize(window);
+        for (int p = 0; c.out_parameters && p < c.rows; p++)
+            if (c.parameters[p]) learnt[p].resize(size);
+    }
+};
+
+// phi over a block's window, and what a width learns by.
+template <int SHAPE>
+void surrogates(const Block &b, const Back &s, Kept &kept) {
+    const Rules<false> rules(b);
+    const A *widths = b.parameters[WIDTH].data(), *inverse_widths = b.inverse_width.data();
+    for (int64_t t = 0; t < b.c.steps; t++)
+        for (int i = 0; i < s.n; i += LANES) {
+            const int64_t here = t * s.size + i;
+            const V z = load(&kept.h[here]) - top_of(rules.template at<SUBTRACT>(i), SECOND ? load(&kept.m_before[here]) : V{});
+            const V width = load(widths + i), unit = phi<SHAPE>(z, width, load(inverse_widths + i));
+            store(&kept.unit[here], unit);
+            if (kept.turn.empty()) continue;
+            const V scaled = z / width;
+            V turn{};
+            for (int l = 0; l < LANES; l++) turn[l] = primitive(scaled[l], SHAPE);
+            store(&kept.turn[here], turn - scaled * unit);
+        }
+}
+
+template <bool PART>
+inline V only(V v, int n) {  // the lanes that are neurons
+    if constexpr (PART)
+        for (int l = n; l < LANES; l++) v[l] = 0;
+    return v;
+}
+
+inline double total(V v) {
+    A lanes[LANES];
+    std::memcpy(lanes, &v, sizeof lanes);
+    return total(lanes, LANES);
+}
+
+template <int RESET, bool ATTACHED, int SHAPE, int MODE, bool ONE>
+__attribute__((noinline)) void back_block(const Block &b, const Back &s, Kept &kept) {
+    const Call &c = b.c;
+    const A height = A(c.height);
+    const Rules<ONE> rules(b);
+    const Values<ONE> widths(b.parameters[WIDTH]), inverse_widths(b.inverse_width);
+    const A *means = b.of[MEAN].data(), *scales = b.of[SCALE].data(), *biases = b.of[BIAS].data(), *rstds = b.of[RSTD].data(),
+            *affines = b.of[AFFINE].data(), *tilts = b.of[SLOPE].data(), *offsets = b.of[OFFSET].data();
+    A *by_vs = kept.by_v.data(), *by_ms = kept.by_m.data(), *sum_dz = kept.sum_dz.data(), *sum_dz_x = kept.sum_dz_x.data();
+    A *learnt[PARAMETERS];
+    for (int p = 0; p < PARAMETERS; p++) learnt[p] = kept.learnt[p].empty() ? nullptr : kept.learnt[p].data();
+    for (int64_t t = c.steps - 1; t >= 0; t--) {
+        const int64_t row = t * s.stride, in_window = t * s.size;
+        const A k = s.step_gain ? s.step_gain[t] : A(1);
+        const T *gs = s.grad_s + row, *x = s.x + row, *grad_current = s.grad_current ? s.grad_current + row : nullptr,
+                *residual = s.residual ? s.residual + row : nullptr;
+        const int64_t next = earlier(t, c.steps, s.stride, s.size);
+        T *out = s.out ? s.out + row : nullptr, *dy = s.dy ? s.dy + row : nullptr;
+        const A *hs = kept.h.data() + in_window, *ms = SECOND ? kept.m_before.data() + in_window : nullptr, *grad_trace = s.grad_trace ? s.grad_trace + row : nullptr;
+        const bool past_caches = s.past;
+        V probe[PROBE_FIELDS] = {}, by_step_gain{};
+        vectors(s.n, [&](auto part, int i, int n) {
+            constexpr bool PART = decltype(part)::value;
+            prefetch(gs + next + i, LANES);
+            if (out && !past_caches) prefetch_for_writing(out + next + i);
+            if (grad_current) prefetch(grad_current + next + i, LANES);
+            const Rule r = rules.template at<RESET>(i);
+            const V h = load(hs + i), grad = get<PART>(gs + i, n);
+            V m{}, by_m{}, by_v = load(by_vs + i), unit{};
+            if constexpr (SECOND) m = load(ms + i), by_m = load(by_ms + i);
+            if (MODE == OBSERVE && grad_trace) by_v = by_v + get<PART>(grad_trace + i, n);
+            if constexpr (KIND == ILIF) unit = between(r, h);
+            else if constexpr (MODE == OBSERVE) unit = load(&kept.unit[in_window + i]);
+            else unit = phi<SHAPE>(h - top_of(r, m), widths.at(i), inverse_widths.at(i));
+            const V carried = by_v, slope = KIND == ILIF ? unit / r.threshold : height * unit;
+            Found f = step_back<RESET, ATTACHED>(r, h, m, grad, slope, by_v, by_m);
+            V dx = r.gain * f.h;
+            if constexpr (KIND == CUBA) {
+                dx = dx + by_m;
+                f.rho = dx * m;
+                by_m = r.rho * dx;
+            }
+            by_v = r.decay * f.h;
+            V v{};  // before the step
+            if ((MODE == OBSERVE && learnt[DECAY]) || KIND == DELAYED) {
+                if (t) {
+                    v = load(hs - s.size + i);
+                    V before = SECOND ? load(ms - s.size + i) : V{};
+                    settle<RESET>(r, v, v, before);
+                } else {
+                    v = load(&kept.start[i]);
+                }
+            }
+            if constexpr (KIND == DELAYED) {
+                const Mask reset = v >= r.threshold;
+                if constexpr (RESET == SUBTRACT) f.threshold = f.threshold - (reset ? f.h : V{});
+                if constexpr (RESET == TO_ZERO_LEAK) by_v = reset ? V{} : by_v, v = reset ? V{} : v;
+            }
+            if constexpr (MODE == OBSERVE) {
+                if (c.probe) {
+                    const V size_of = absolute(dx), jump = jump_of<RESET, ATTACHED>(r, h, m, slope);
+                    const Mask finite = size_of <= std::numeric_limits<A>::max();
+                    const auto add = [&](Probe field, V value) { probe[field] += only<PART>(value, n); };
+                    add(GRAD_SPIKE_SQ, grad * grad);
+                    add(GRAD_INPUT_SQ, dx * dx);
+                    add(GRAD_CARRY_SQ, carried * carried);
+                    add(TIME_FACTOR, absolute(r.decay * jump));
+                    add(OUTSIDE, counted(unit < A(REACH)));
+                    V after = m;
+                    V left{};
+                    add(SPIKE_COUNT, counted(settle<RESET>(r, h, left, after)));
+                    add(NONFINITE, counted(~finite));
+                    const V counts = only<PART>(finite ? size_of : V{}, n);
+                    probe[GRAD_INPUT_MAX] = counts > probe[GRAD_INPUT_MAX] ? counts : probe[GRAD_INPUT_MAX];
+                }
+                if (c.out_parameters) {
+                    const auto add = [&](Parameter p, V value) {
+                        if (learnt[p]) store(learnt[p] + i, load(learnt[p] + i) + value);
+                    };
+                    add(DECAY, f.h * (RESET == TO_RESET_LEAK ? v - r.v_reset : v) + f.decay);
+                    add(THRESHOLD, f.threshold);
+                    if (!kept.turn.empty()) add(WIDTH, f.spike * height * load(&kept.turn[in_window + i]));
+                    if (learnt[GAIN]) {
+                        V current = get<PART>(x + i, n);
+                        if (c.mean) current = k * ((current - load(means + i)) * load(scales + i) + load(biases + i));
+                        if (residual) current = current + get<PART>(residual + i, n);
+                        V before = m;
+                        add(GAIN, f.h * filtered(r, current, before));
+                    }
+                    if constexpr (HAS_RHO) add(RHO, f.rho);
+                    if constexpr (KIND == ALIF) add(BETA, f.beta);
+                }
+            }
+            // after the probe, which measures what passes the neuron
+            if (grad_current) dx = dx + get<PART>(grad_current + i, n);
+            if (MODE == WRITE || out) put<PART>(out + i, rounded(dx), n, past_caches);
+            if (MODE == ACCUMULATE || (MODE == OBSERVE && c.mean)) {
+                const V dz = k * dx, centred = get<PART>(x + i, n) - load(means + i);
+                store(sum_dz + i, load(sum_dz + i) + dz);
+                store(sum_dz_x + i, load(sum_dz_x + i) + dz * centred);
+                if (dy) put<PART>(dy + i, rounded(load(scales + i) * dz + (load(tilts + i) * centred + load(offsets + i))), n, past_caches);
+                if (MODE == OBSERVE && c.out_step_gain)
+                    by_step_gain += only<PART>(dx * (centred * load(rstds + i) * load(affines + i) + load(biases + i)), n);
+            }
+            store(by_vs + i, by_v);
+            if constexpr (SECOND) store(by_ms + i, by_m);
+        });
+        if constexpr (MODE == OBSERVE) {
+            if (c.out_step_gain) kept.sums->step_gain[t] += total(by_step_gain);
+            if (!c.probe) continue;
+            double *fields = kept.sums->probe.data() + t * PROBE_FIELDS;
+            for (int p = 0; p < PROBE_FIELDS; p++)
+                if (p != GRAD_INPUT_MAX) fields[p] += total(probe[p]);
+            for (int l = 0; l < LANES; l++) fields[GRAD_INPUT_MAX] = std::max(fields[GRAD_INPUT_MAX], double(probe[GRAD_INPUT_MAX][l]));
+        }
+    }
+}
+
+template <class Go>
+void with_shape(int shape, Go go) {
+    if constexpr (KIND == ILIF) return go(Number<RECTANGLE>{});
+    switch (shape) {
+        case FAST_SIGMOID: return go(Number<FAST_SIGMOID>{});
+        case ATAN: return go(Number<ATAN>{});
+        case SIGMOID: return go(Number<SIGMOID>{});
+        case TRIANGLE: return go(Number<TRIANGLE>{});
+        case RECTANGLE: return go(Number<RECTANGLE>{});
+        default: return go(Number<GAUSSIAN>{});
+    }
+}
+
+// The way the gradient takes through the reset: of LIF without what is rare, four ways serve all of them.
+template <int MODE, class Go>
+void with_path(const Call &c, Go go) {
+    constexpr bool merged = KIND == LIF && MODE != OBSERVE;
+    int reset = c.reset;
+    if (merged && reset == TO_RESET_LEAK) reset = TO_ZERO_LEAK;
+    if (merged && reset == SUBTRACT && c.detach_reset) reset = NO_RESET;
+    with_number(reset, [&](auto number) {
+        constexpr int RESET = decltype(number)::value;
+        if constexpr (RESET == NO_RESET || KIND == DELAYED) go(number, std::false_type{});
+        else if constexpr (merged && RESET == SUBTRACT) go(number, std::true_type{});
+        else if constexpr (!(merged && RESET == TO_RESET_LEAK)) with(!c.detach_reset, [&](auto attached) { go(number, attached); });
+    });
+}
+
+template <int MODE>
+void back_mode(const Block &b, const Back &s, Kept &kept) {
+    const auto go = [&](auto shape, auto one) {
+        with_path<MODE>(b.c, [&](auto reset, auto attached) {
+            back_block<decltype(reset)::value, decltype(attached)::value, decltype(shape)::value, MODE, decltype(one)::value>(b, s, kept);
+        });
+    };
+    if constexpr (MODE == OBSERVE) go(Number<0>{}, std::false_type{});
+    else with_shape(b.c.shape, [&](auto shape) { with(uniform(b.c), [&](auto one) { go(shape, one); }); });
+}
+
+void back(const Block &b, const Back &s, Kept &kept, int mode) {
+    if (mode == WRITE) return back_mode<WRITE>(b, s, kept);
+    if (mode == ACCUMULATE) return back_mode<ACCUMULATE>(b, s, kept);
+    if (KIND != ILIF) with_shape(b.c.shape, [&](auto shape) { surrogates<decltype(shape)::value>(b, s, kept); });
+    back_mode<OBSERVE>(b, s, kept);
+}
+
+// One block: forth to replay its window, back, and what its sums are worth.
+void walk_block(const Block &b, const Place &at, Kept &kept, int size, int mode, bool past) {
+    const Call &c = b.c;
+    Forth replay = forth_of(c, at, size, kept.v.data(), kept.m.data());
+    replay.h = kept.h.data();
+    replay.m_before = kept.m_before.data();
+    if (mode == OBSERVE || KIND == DELAYED) kept.start = kept.v;
+    forth<false>(b, replay);
+    for (auto *by : {&kept.by_v, &kept.by_m}) std::fill(by->begin(), by->end(), A(0));  // of lanes past a ragged end, too
+    if (c.grad_v_last) std::copy_n(from<A>(c.grad_v_last, at.start), at.n, kept.by_v.begin());
+    if (SECOND && c.grad_m_last) std::copy_n(from<A>(c.grad_m_last, at.start), at.n, kept.by_m.begin());
+    // Aligned blocks share their channels: a few of them add up in float before they join the channel's sum.
+    if (c.mean && (!b.aligned || at.number % 16 == 0))
+        for (auto *sum : {&kept.sum_dz, &kept.sum_dz_x}) std::fill(sum->begin(), sum->end(), A(0));
+    for (auto &sum : kept.learnt) std::fill(sum.begin(), sum.end(), A(0));
+    back(b, Back(c, at, size, past), kept, mode);
+    if (c.out_v_init) std::copy_n(kept.by_v.begin(), at.n, from<A>(c.out_v_init, at.start));
+    if (SECOND && c.out_m_init) std::copy_n(kept.by_m.begin(), at.n, from<A>(c.out_m_init, at.start));
+    if (c.out_sums && (!b.aligned || at.number % 16 == 15 || at.last)) {
+        const int lanes = b.aligned ? b.size : at.n;
+        gather(c, at.start, lanes, kept.sum_dz.data(), kept.sums->norm.data());
+        gather(c, at.start, lanes, kept.sum_dz_x.data(), kept.sums->norm.data() + c.channels);
+    }
+    for (int p = 0; p < PARAMETERS; p++) {
+        if (kept.learnt[p].empty()) continue;
+        double *row = kept.sums->parameters.data() + p * c.parameter_size;
+        if (c.parameter_size > 1) gather(c, at.start, at.n, kept.learnt[p].data(), row);
+        else *row += total(kept.learnt[p].data(), at.n);
+    }
+}
+
+void walk_back(const Call &c) {
+    const Cut cut(c);
+    const Norm norm(c);
+    std::vector<Sums> sums(cut.chunks, Sums(c));
+    const int mode = c.probe || c.out_parameters || c.out_step_gain || c.grad_trace ? OBSERVE : c.mean ? ACCUMULATE : WRITE;
+    const bool past = (!c.dx || streams(c, c.dx)) && (!c.dy || streams(c, c.dy));
+    visit_blocks(c, norm, cut, [&](const Block &b) {
+        return [&, kept = Kept(c, cut.padded(), mode)](const Place &at) mutable {
+            kept.sums = &sums[at.chunk];
+            walk_block(b, at, kept, cut.padded(), mode, past);
+        };
+    });
+    Sums joined(c);
+    for (const Sums &s : sums) joined.join(s);
+    for (size_t i = size_t(c.channels); i < joined.norm.size(); i++)  // dz * xhat is dz * (x - mean) * rstd
+        joined.norm[i] *= double(norm.of[RSTD][i - c.channels]);
+    const auto write = [](const std::vector<double> &sums, auto *out) {
+        for (size_t i = 0; i < sums.size(); i++) out[i] = std::remove_reference_t<decltype(*out)>(sums[i]);
+    };
+    write(joined.norm, (A *)c.out_sums);
+    write(joined.parameters, (A *)c.out_parameters);
+    write(joined.step_gain, (A *)c.out_step_gain);
+    write(joined.probe, c.probe);
+}
+
+// Second pass of batch norm where dL/dx is stored: dy = scale * dz + (slope * (x - mean) + offset). dy may be dL/dx.
+void norm_block(const Block &b, const Back &s, int64_t steps) {
+    const A *means = b.of[MEAN].data(), *scales = b.of[SCALE].data(), *tilts = b.of[SLOPE].data(), *offsets = b.of[OFFSET].data();
+    for (int64_t t = 0; t < steps; t++) {
+        const int64_t next = later(t, steps, s.stride, s.size);
+        const A k = s.step_gain ? s.step_gain[t] : A(1);
+        const T *x = s.x + t * s.stride, *grad = s.grad_s + t * s.stride;
+        T *dy = s.dy + t * s.stride;
+        const bool past = s.past;
+        vectors(s.n, [&](auto part, int i, int m) {
+            constexpr bool PART = decltype(part)::value;
+            prefetch(x + next + i, LANES);
+            prefetch(grad + next + i, LANES);
+            if (!past && dy != grad) prefetch_for_writing(dy + next + i);
+            const V centred = get<PART>(x + i, m) - load(means + i), dz = k * get<PART>(grad + i, m);
+            put<PART>(dy + i, rounded(load(scales + i) * dz + (load(tilts + i) * centred + load(offsets + i))), m, past);
+        });
+    }
+}
+
+void norm_backward(const Call &c) {
+    const bool past = streams(c, c.dy);
+    const Cut cut(c);
+    visit_blocks(c, Norm(c), cut, [&](const Block &b) {
+        return [&](const Place &at) { norm_block(b, Back(c, at, b.size, past), c.steps); };
+    });
+}
+
+// The walk back, and through the statistics of a batch the second pass, from dL/dx in the place of dy where nobody wants it.
+void backward(const Call &c) {
+    if (!c.dy || c.count == 0 || c.sums) return walk_back(c);
+    Call first = c, second = c;
+    first.dx = c.dx ? c.dx : c.dy;
+    first.dy = nullptr;
+    walk_back(first);
+    second.grad_s = first.dx;
+    second.sums = c.out_sums;
+    second.out_step_gain = nullptr;
+    norm_backward(second);
+}
+
+}  // namespace

@@ -1,0 +1,260 @@
+// A call, and how its neurons are cut: chunks for the threads, blocks inside them, and what the constants are there.
+//
+// A time step is one gapless block of `neurons` elements; the element at offset n has channel (n / inner) % channels.
+
+#pragma once
+
+#include "neurons.h"
+
+namespace {
+
+using T = Element;
+using A = Accumulator;
+
+// Mirrored field by field in native.py: the input, the neuron, the norm with what every pass reads and what a forward pass
+// writes, what a walk back reads and writes besides.
+struct Call {
+    int64_t steps, neurons, channels, inner;
+    int32_t threads, measures;
+
+    int32_t reset, detach_reset, shape, levels;
+    int64_t rows, parameter_size, sizes[PARAMETERS];
+    double numbers[PARAMETERS], v_reset, v_start, height;
+    const void *parameters[PARAMETERS];                     // float (double for double), null: the number
+
+    double eps, bn_scale, count, momentum;
+    void *mean, *var;                                       // null: no norm; filled first where the call measures
+    const void *weight, *bias, *step_gain;                  // as the parameters
+    const void *x, *v_init, *m_init, *residual, *spike_add;
+    void *spikes, *v_last, *m_last, *trace, *current, *running_mean, *running_var;
+
+    const void *grad_s, *grad_v_last, *grad_m_last, *grad_trace, *grad_current, *sums;
+    void *dx, *dy, *out_sums, *out_v_init, *out_parameters, *out_step_gain;
+    float *probe;
+    void *out_m_init;
+};
+
+inline const A *reals(const void *of) { return static_cast<const A *>(of); }
+
+// The elements of a tensor from `start` on; null where there is none.
+template <class X>
+X *from(const void *tensor, int64_t start) { return tensor ? static_cast<X *>(const_cast<void *>(tensor)) + start : nullptr; }
+
+// How the neurons of a time step are cut. A block's window (h of every step) stays in the second-level cache, and its rows
+// are long runs of memory: as short as lines, with one from each step in turn, they come at half the speed. With channels
+// innermost, blocks hold whole runs of channels, so that every block sees the same per-channel values.
+struct Cut {
+    int size;
+    bool aligned;
+    int64_t chunks, unit;
+
+    explicit Cut(const Call &c) {
+        size = int(std::max<int64_t>(64, std::min<int64_t>(1024, 16384 / c.steps / 64 * 64)));
+        aligned = c.inner == 1 && c.channels <= size;
+        if (aligned) size = int(size / c.channels * c.channels);
+        unit = aligned ? c.channels : 64;
+        chunks = chunk_count(c.neurons, size);
+        size = int(std::min<int64_t>(size, c.neurons));  // no more memory than there are neurons
+    }
+    int64_t edge(const Call &c, int64_t k) const { return k == chunks ? c.neurons : c.neurons / unit * k / chunks * unit; }
+    // What arrays of a block hold: whole vectors, so that only memory has ragged ends.
+    int padded() const { return (size + LANES - 1) / LANES * LANES; }
+};
+
+// The elements [start, start + n) of a time step by runs, which lie in a row of channels, or in one channel.
+template <class Go>
+void runs(const Call &c, int64_t start, int n, Go go) {
+    for (int i = 0, length; i < n; i += length) {
+        const int64_t at = start + i, channel = at / c.inner % c.channels;
+        length = int(std::min<int64_t>(n - i, c.inner == 1 ? c.channels - channel : c.inner - at % c.inner));
+        go(i, channel, length);
+    }
+}
+
+// Per-channel values spread over elements.
+void spread(const Call &c, int64_t start, int n, const A *values, A *out) {
+    runs(c, start, n, [&](int i, int64_t channel, int length) {
+        if (c.inner == 1) std::memcpy(out + i, values + channel, length * sizeof(A));
+        else std::fill_n(out + i, length, values[channel]);
+    });
+}
+
+double total(const A *values, int n) {
+    double sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int i = 0; i < n; i++) sum += double(values[i]);
+    return sum;
+}
+
+// The reverse: elements added to their channels' sums.
+void gather(const Call &c, int64_t start, int n, const A *values, double *sums) {
+    runs(c, start, n, [&](int i, int64_t channel, int length) {
+        if (c.inner > 1) sums[channel] += total(values + i, length);
+        else for (int j = 0; j < length; j++) sums[channel + j] += double(values[i + j]);
+    });
+}
+
+// What the norm makes of its statistics, channel by channel: current = (x - mean) * scale + bias, and on the way back
+// dy = scale * dz + (slope * (x - mean) + offset), slope and offset being 0 where the statistics were given.
+enum OfNorm { MEAN, SCALE, BIAS, SLOPE, OFFSET, RSTD, AFFINE, OF_NORM };
+
+struct Norm {
+    Array<A> of[OF_NORM];
+
+    explicit Norm(const Call &c) {
+        if (!c.mean) return;
+        for (int v = 0; v < (c.grad_s ? OF_NORM : SLOPE); v++) of[v].resize(size_t(c.channels));
+        for (int64_t k = 0; k < c.channels; k++) {
+            const A rstd = A(1) / std::sqrt(reals(c.var)[k] + A(c.eps)), affine = (c.weight ? reals(c.weight)[k] : A(1)) * A(c.bn_scale);
+            of[MEAN][k] = reals(c.mean)[k];
+            of[SCALE][k] = affine * rstd;
+            of[BIAS][k] = c.bias ? reals(c.bias)[k] : A(0);
+            if (!c.grad_s) continue;
+            of[RSTD][k] = rstd;
+            of[AFFINE][k] = affine;
+            if (!c.sums) continue;
+            of[SLOPE][k] = -of[SCALE][k] * rstd * (reals(c.sums)[c.channels + k] / A(c.count));
+            of[OFFSET][k] = -of[SCALE][k] * (reals(c.sums)[k] / A(c.count));
+        }
+    }
+};
+
+// Whether no parameter differs between neurons.
+inline bool uniform(const Call &c) {
+    return std::all_of(c.sizes, c.sizes + PARAMETERS, [](int64_t size) { return size <= 1; });
+}
+
+// One layer's constants, spread over the block at hand.
+struct Block {
+    const Call &c;
+    const Norm &norm;
+    Array<A> parameters[PARAMETERS], leak, rest, inverse_width;  // 1 - decay, 1 - rho, 1 / width
+    Array<A> of[OF_NORM];
+    int size;
+    bool aligned, same;    // same: nothing depends on the channel
+    int64_t filled = -2;   // the channel that all values are of, -1: several; -2: there are no values yet
+
+    Block(const Call &call, const Norm &norm_, const Cut &cut)
+        : c(call), norm(norm_), size(cut.size), aligned(cut.aligned), same(!c.mean && uniform(c)) {
+        const size_t padded = size_t(cut.padded());
+        for (int p = 0; p < (HAS_RHO ? PARAMETERS : RHO); p++) parameters[p].resize(padded);
+        inverse_width.resize(padded);
+        if (KIND == CLIF || c.reset == TO_RESET_LEAK) leak.resize(padded);
+        if (KIND == ALIF) rest.resize(padded);
+        for (int v = 0; c.mean && v < OF_NORM; v++)
+            if (v <= BIAS || (v <= OFFSET ? c.dy : c.out_step_gain)) of[v].resize(padded);
+    }
+
+    void complement(Array<A> &out, int p) {
+        for (size_t i = 0; i < out.size(); i++) out[i] = c.parameters[p] ? A(1) - parameters[p][i] : A(1 - c.numbers[p]);
+    }
+
+    // Values for the block that begins at start. Those of the block before still hold where blocks are aligned, where nothing
+    // depends on the channel, or where both lie in the same one.
+    void at(int64_t start) {
+        const int64_t run = start / c.inner, channel = (start + size - 1) / c.inner == run ? run % c.channels : -1;
+        const bool first = filled == -2;
+        if (!first && (aligned || same || (channel >= 0 && channel == filled))) return;
+        filled = channel;
+        for (int p = 0; p < PARAMETERS; p++) {
+            if (parameters[p].empty() || !(first || c.sizes[p] > 1)) continue;
+            const A *given = reals(c.parameters[p]);
+            if (c.sizes[p] > 1) spread(c, start, size, given, parameters[p].data());
+            else std::fill(parameters[p].begin(), parameters[p].end(), given ? *given : A(c.numbers[p]));
+            if (p == DECAY) complement(leak, p);
+            if (p == RHO) complement(rest, p);
+            if (p == WIDTH)
+                for (size_t i = 0; i < inverse_width.size(); i++) inverse_width[i] = A(1) / parameters[p][i];
+        }
+        for (int v = 0; v < OF_NORM; v++)
+            if (!of[v].empty()) spread(c, start, size, norm.of[v].data(), of[v].data());
+    }
+};
+
+// Tensors beyond the caches are written past them: an ordinary store would first read the line that it overwrites. With
+// what is read and written beside it, such a tensor fills what a core has of a shared cache.
+constexpr int64_t BEYOND_CACHES = int64_t(1) << 23;
+
+// Whether this tensor is written past the caches: rows of whole lines, or a line would travel twice.
+bool streams(const Call &c, const void *to) {
+    const int64_t row = c.neurons * int64_t(sizeof(T));
+    return to && c.steps * row > BEYOND_CACHES && row % 64 == 0 && reinterpret_cast<uintptr_t>(to) % 64 == 0;
+}
+
+// A parameter's values of a block, or the ONE of all neurons, which stays in a register: a load less for each vector.
+template <bool ONE>
+struct Values {
+    const A *values;
+    V first;
+
+    explicit Values(const Array<A> &of) : values(of.data()), first(ONE && !of.empty() ? load(of.data()) : V{}) {}
+    V at(int i) const { return ONE ? first : load(values + i); }
+};
+
+// The rules of a block's neurons.
+template <bool ONE>
+struct Rules {
+    Values<ONE> decay, leak, threshold, gain, rho, rest, beta;
+    A v_reset, levels;
+
+    explicit Rules(const Block &b)
+        : decay(b.parameters[DECAY]), leak(b.leak), threshold(b.parameters[THRESHOLD]), gain(b.parameters[GAIN]),
+          rho(b.parameters[RHO]), rest(b.rest), beta(b.parameters[BETA]), v_reset(A(b.c.v_reset)), levels(A(b.c.levels)) {}
+
+    template <int RESET>
+    Rule at(int i) const {
+        Rule r{decay.at(i), {}, threshold.at(i), gain.at(i), {}, {}, {}, v_reset, levels};
+        if constexpr (KIND == CLIF || RESET == TO_RESET_LEAK) r.leak = leak.at(i);
+        if constexpr (KIND == ALIF) r.rest = rest.at(i), r.beta = beta.at(i);
+        if constexpr (HAS_RHO) r.rho = rho.at(i);
+        return r;
+    }
+};
+
+// From a number of the call to a compile-time constant.
+template <int N> using Number = std::integral_constant<int, N>;
+
+template <class Go>
+void with(bool yes, Go go) {
+    if (yes) go(std::true_type{});
+    else go(std::false_type{});
+}
+
+template <int N = 0, class Go>
+void with_number(int number, Go go) {  // of a reset that the kind has
+    if constexpr (N <= NO_RESET) {
+        if constexpr (has(N))
+            if (number == N) return go(Number<N>{});
+        with_number<N + 1>(number, go);
+    }
+}
+
+// A block of the call: its chunk, its number there and whether it is the last one, its first neuron and how many there are.
+struct Place {
+    int64_t chunk, number;
+    bool last;
+    int64_t start;
+    int n;
+};
+
+// Every block, chunk by chunk, on the call's threads: each begins with what it needs, which then visits its blocks.
+template <class Begin>
+void visit_blocks(const Call &c, const Norm &norm, const Cut &cut, Begin begin) {
+#pragma omp parallel num_threads(c.threads) if (c.threads > 1)
+    {
+        Block b(c, norm, cut);
+        auto visit = begin(b);
+#pragma omp for schedule(static)
+        for (int64_t k = 0; k < cut.chunks; k++) {
+            const int64_t end = cut.edge(c, k + 1);
+            int64_t number = 0;
+            for (int64_t start = cut.edge(c, k); start < end; start += cut.size) {
+                b.at(start);
+                visit(Place{k, number++, start + cut.size >= end, start, int(std::min<int64_t>(cut.size, end - start))});
+            }
+        }
+        finish_stream();
+    }
+}
+
+}  // namespace

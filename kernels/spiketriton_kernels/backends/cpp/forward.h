@@ -1,0 +1,148 @@
+// The way forth: a block's neurons through the window.
+
+#pragma once
+
+#include "blocks.h"
+
+namespace {
+
+// The way of a block through the window. Memory is at (0, start), its steps `stride` apart; those of h and m_before are
+// `size` apart.
+struct Forth {
+    const T *x, *residual, *spike_add;  // the last two may be null
+    T *spikes, *current;                // the last may be null
+    A *h, *m_before;                    // of a replay: potentials, and second states before them
+    A *v, *m, *trace;                   // the last may be null
+    const A *step_gain;                 // or null
+    int64_t steps, stride;
+    int size, n;
+    bool past;
+};
+
+// Whether there is a norm, a residual: ASK at run time, which also writes what is rarer, the trace and the current without norm.
+enum Given { NO, YES, ASK };
+
+// STEPS steps from t on, in which the states and the constants of a vector of neurons stay in registers.
+template <int RESET, int NORM, int RESIDUAL, bool FIRE, bool ONE, int STEPS>
+__attribute__((noinline)) void forth_steps(const Block &b, const Forth &s, int64_t t) {
+    const bool norm = NORM == ASK ? b.c.mean != nullptr : NORM == YES, joined = RESIDUAL == ASK ? s.residual != nullptr : RESIDUAL == YES;
+    const A *means = b.of[MEAN].data(), *scales = b.of[SCALE].data(), *biases = b.of[BIAS].data();
+    const Rules<ONE> rules(b);
+    const int64_t row = t * s.stride, stride = s.stride, next = later(t, s.steps, stride, s.size);
+    const T *x = s.x + row, *residual = joined ? s.residual + row : nullptr, *spike_add = FIRE && STEPS < 4 && s.spike_add ? s.spike_add + row : nullptr;
+    T *spikes = FIRE ? s.spikes + row : nullptr, *currents = FIRE && NORM != NO && STEPS < 4 && s.current ? s.current + row : nullptr;
+    A *vs = s.v, *ms = s.m, *hs = FIRE ? nullptr : s.h + t * s.size, *m_before = FIRE || !SECOND ? nullptr : s.m_before + t * s.size,
+      *trace = FIRE && NORM == ASK && s.trace ? s.trace + row : nullptr;
+    const int size = s.size;
+    const bool past = STEPS == 1 && s.past;
+    A step_gains[STEPS];
+    for (int j = 0; j < STEPS; j++) step_gains[j] = s.step_gain ? s.step_gain[t + j] : A(1);
+    vectors(s.n, [&](auto part, int i, int n) {
+        constexpr bool PART = decltype(part)::value;
+        if constexpr (STEPS == 1) {  // hardware prefetchers keep up with columns
+            prefetch(x + next + i, LANES);
+            if (FIRE && !past) prefetch_for_writing(spikes + next + i);
+            if (joined) prefetch(residual + next + i, LANES);
+        }
+        const Rule r = rules.template at<RESET>(i);
+        V mean{}, scale{}, bias{}, v = load(vs + i), m{};
+        if constexpr (SECOND) m = load(ms + i);
+        if (norm) mean = load(means + i), scale = load(scales + i), bias = load(biases + i);
+#pragma GCC unroll 4
+        for (int j = 0; j < STEPS; j++) {
+            const int64_t here = j * stride + i;
+            V current = get<PART>(x + here, n);
+            if (norm) current = step_gains[j] * ((current - mean) * scale + bias);
+            if (joined) current = current + get<PART>(residual + here, n);
+            if constexpr (SECOND && !FIRE) store(m_before + j * size + i, m);
+            const V h = charge<RESET>(r, v, filtered(r, current, m));
+            if constexpr (!FIRE) store(hs + j * size + i, h);
+            const auto fired = settle<RESET>(r, h, v, m);
+            if constexpr (FIRE) {
+                if (NORM != NO && currents) put<PART>(currents + here, rounded(current), n, past);
+                if (__builtin_expect(spike_add != nullptr, false)) put<PART>(spikes + here, rounded(counted(fired) + get<PART>(spike_add + here, n)), n, past);
+                else put<PART>(spikes + here, written(fired), n, past);
+                if constexpr (NORM == ASK)
+                    if (trace) std::memcpy(trace + i, &v, size_t(n) * sizeof(A));
+            }
+        }
+        store(vs + i, v);
+        if constexpr (SECOND) store(ms + i, m);
+    });
+}
+
+// Steps by twos or fours where spikes stay in the caches: rows lie about a power of two apart, so that few streams fit side
+// by side. What is written past the caches, or kept for the way back, goes row by row (profiling/LOG.md has the times); so
+// does CLIF, each of whose steps waits for the two sigmoids of the one before, while vectors side by side do not.
+template <int RESET, int NORM, int RESIDUAL, bool FIRE, bool ONE>
+void forth_block(const Block &b, const Forth &s) {
+    int64_t t = 0;
+    if constexpr (FIRE && NORM != ASK && KIND != CLIF) {
+        if (!s.past) {
+            if constexpr (RESIDUAL == NO && sizeof(T) >= 4)
+                if (!s.spike_add && !s.current)
+                    for (; t + 4 <= s.steps; t += 4) forth_steps<RESET, NORM, RESIDUAL, FIRE, ONE, 4>(b, s, t);
+            for (; t + 2 <= s.steps; t += 2) forth_steps<RESET, NORM, RESIDUAL, FIRE, ONE, 2>(b, s, t);
+        }
+    }
+    for (; t < s.steps; t++) forth_steps<RESET, NORM, RESIDUAL, FIRE, ONE, 1>(b, s, t);
+}
+
+template <bool FIRE>
+void forth(const Block &b, const Forth &s) {
+    with_number(b.c.reset, [&](auto number) {
+        constexpr int RESET = decltype(number)::value;
+        if constexpr (FIRE)
+            if (s.trace || (s.current && !b.c.mean)) return forth_block<RESET, ASK, ASK, FIRE, false>(b, s);
+        with(uniform(b.c), [&](auto one) {
+            with(b.c.mean, [&](auto norm) {
+                with(s.residual, [&](auto residual) {
+                    forth_block<RESET, decltype(norm)::value, decltype(residual)::value, FIRE, decltype(one)::value>(b, s);
+                });
+            });
+        });
+    });
+}
+
+void start_state(const void *given, int64_t start, int n, A *state, double value = 0) {
+    if (given) std::memcpy(state, reals(given) + start, n * sizeof(A));
+    else std::fill(state, state + n, A(value));
+}
+
+// A block before its first step, with its states in v and m.
+Forth forth_of(const Call &c, const Place &at, int size, A *v, A *m) {
+    start_state(c.v_init, at.start, at.n, v, c.v_start);
+    if (SECOND) start_state(c.m_init, at.start, at.n, m);
+    Forth s{};
+    s.x = from<T>(c.x, at.start);
+    s.residual = from<T>(c.residual, at.start);
+    s.v = v;
+    s.m = m;
+    s.step_gain = reals(c.step_gain);
+    s.steps = c.steps;
+    s.stride = c.neurons;
+    s.size = size;
+    s.n = at.n;
+    return s;
+}
+
+void forward(const Call &c) {
+    const Cut cut(c);
+    const int size = cut.padded();
+    const bool past = streams(c, c.spikes) && (!c.current || streams(c, c.current));
+    visit_blocks(c, Norm(c), cut, [&](const Block &b) {
+        return [&, v = Array<A>(size), m = Array<A>(SECOND ? size : 0)](const Place &at) mutable {
+            Forth s = forth_of(c, at, size, v.data(), m.data());
+            s.spike_add = from<T>(c.spike_add, at.start);
+            s.spikes = from<T>(c.spikes, at.start);
+            s.current = from<T>(c.current, at.start);
+            s.trace = from<A>(c.trace, at.start);
+            s.past = past && at.start % LANES == 0;
+            forth<true>(b, s);
+            if (c.v_last) std::copy_n(v.begin(), at.n, from<A>(c.v_last, at.start));
+            if (SECOND && c.m_last) std::copy_n(m.begin(), at.n, from<A>(c.m_last, at.start));
+        };
+    });
+}
+
+}  // namespace

@@ -1,0 +1,55 @@
+// The CPU pass: the whole time window of a block of neurons at a time, states in cache, one read and one write of
+// memory per element and step. Same order of operations as the PyTorch reference, no contraction into fused
+// multiply-adds (-ffp-contract=off), so spikes agree bit for bit. Sums run over chunks fixed by size, not by threads,
+// and are joined in order: bit-equal from run to run and for any number of threads.
+
+#include "backward.h"
+#include "statistics.h"
+
+namespace {
+
+// One bit a spike, in memory order: x -> spikes as bytes, and back.
+void pack(const Call &c) {
+    const T *x = (const T *)c.x;
+    uint8_t *bits = (uint8_t *)c.spikes;
+    const int64_t n = c.neurons, bytes = (n + 7) / 8;
+#pragma omp parallel for schedule(static) num_threads(c.threads) if (c.threads > 1)
+    for (int64_t j = 0; j < bytes; j++) {
+        unsigned byte = 0;
+        const int m = int(std::min<int64_t>(8, n - 8 * j));
+        for (int i = 0; i < m; i++) byte |= unsigned(load(x[8 * j + i]) != 0) << i;
+        bits[j] = uint8_t(byte);
+    }
+}
+
+void unpack(const Call &c) {
+    const uint8_t *bits = (const uint8_t *)c.x;
+    T *out = (T *)c.spikes;
+    const int64_t n = c.neurons, bytes = (n + 7) / 8;
+#pragma omp parallel for schedule(static) num_threads(c.threads) if (c.threads > 1)
+    for (int64_t j = 0; j < bytes; j++) {
+        const int m = int(std::min<int64_t>(8, n - 8 * j));
+        for (int i = 0; i < m; i++) store(out + 8 * j + i, A(bits[j] >> i & 1));
+    }
+}
+
+enum Pass { FORWARD, BACKWARD, NORM_BACKWARD, STATISTICS, PACK, UNPACK };
+
+void run(const Call &c, int pass) {
+    switch (pass) {
+        case FORWARD:
+            if (c.measures) statistics(c);
+            return forward(c);
+        case BACKWARD: return backward(c);
+        case NORM_BACKWARD: return norm_backward(c);
+        case STATISTICS: return statistics(c);
+        case PACK: return pack(c);
+        default: return unpack(c);
+    }
+}
+
+}  // namespace
+
+extern "C" void spiketriton_run(const Call *call, int pass) { run(*call, pass); }
+
+extern "C" int spiketriton_call_size() { return int(sizeof(Call)); }
