@@ -45,7 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
 
 
-CORE_MINUTES = 11  # of the whole suite on a CPU: 317 seconds on two cores
+CORE_MINUTES = 9  # of the whole suite on a CPU: 268 seconds on two cores
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

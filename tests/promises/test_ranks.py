@@ -34,7 +34,7 @@ from spiketriton.runs.checkpoint import read_checkpoint
 from spiketriton.trainer import Trainer
 from spiketriton.training.losses import build_loss
 from spiketriton.training.nonfinite import Diverged
-from spiketriton.training.ranks import TIMEOUT, Group, Ranks, ranks_of_torchrun
+from spiketriton.training.ranks import TIMEOUT, Ranks, ranks_of_torchrun
 from tests.child import environment
 from tests.processes import said, start_ranks
 from tests.small_runs import (
@@ -409,16 +409,6 @@ from spiketriton.train import main
 t.end_at(5, t.{})
 run_command(main, [sys.argv[1], "--run-dir", "run"])
 """  # the real command, but that the second rank ends at a step
-
-
-def test_a_mistake_that_another_rank_has_reported_is_not_reported_again(monkeypatch):
-    group = Group()
-    group.store, group.rank, group.first = dist.HashStore(), 0, True
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
-    group.explain(UserError("the first to report it"))  # returns: it is about to be printed
-    with pytest.raises(SystemExit) as left:
-        group.explain(UserError("reported by then"))
-    assert left.value.code == EXIT_USER
 
 
 def end_at(step: int, how: Callable[[], None]) -> None:
