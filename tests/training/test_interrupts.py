@@ -1,7 +1,7 @@
 """Signals: the first one stops after the step, the second one at once."""
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -10,6 +10,14 @@ from spiketriton.errors import EXIT_SIGTERM
 from spiketriton.training import interrupts
 from spiketriton.training.interrupts import StopSignals
 from spiketriton.training.ranks import Ranks
+
+
+@pytest.fixture(autouse=True)
+def heard() -> Iterator[None]:
+    """Hang-ups, which are ignored where nohup began the tests."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture
