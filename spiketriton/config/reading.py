@@ -105,14 +105,24 @@ def values_by_key(keys: Mapping[str, Any]) -> dict[str, Any]:
 
 def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
     for dotted in values:
-        if dotted in TABLES:
-            raise UserError(_is_a_table(dotted))
-        if dotted not in KEYS and not _is_argument(dotted):
-            raise UserError(_unknown(dotted, is_table=False))
-    checked = {dotted: _check(dotted, value) for dotted, value in values.items()}
-    if PLUGINS in checked:
-        checked[PLUGINS] = tuple(_absolute(entry, Path()) for entry in checked[PLUGINS])
-    return checked
+        _refuse_unknown(dotted)
+    return {dotted: _change(dotted, value) for dotted, value in values.items()}
+
+
+def _refuse_unknown(dotted: str, where: str = "") -> None:
+    """UserError, which begins with `where`: it is no key."""
+    if dotted in TABLES:
+        raise UserError(f"{where}{_is_a_table(dotted)}")
+    if dotted not in KEYS and not _is_argument(dotted):
+        raise UserError(f"{where}{_unknown(dotted, is_table=False)}")
+
+
+def _change(dotted: str, value: Any) -> Any:
+    """What a key is changed to; files of plugins with their whole paths."""
+    checked = _check(dotted, value)
+    if dotted != PLUGINS:
+        return checked
+    return tuple(_absolute(entry, Path()) for entry in checked)
 
 
 def _is_argument(dotted: str) -> bool:
@@ -166,8 +176,7 @@ def moved_plugins(
 
 def _load_plugins(overrides: Sequence[str], values: Mapping[str, Any]) -> None:
     """Imports the plugins that overrides name, so that their parts and keys are known."""
-    given = [text for text in overrides if text.partition("=")[0].strip() == PLUGINS]
-    for modules in (*_parse_overrides(given).values(), values.get(PLUGINS, ())):
+    for modules in moved_plugins(overrides, values).values():
         parts.load(KEYS[PLUGINS].check(modules))
 
 
@@ -300,15 +309,9 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         dotted, equals, value = (part.strip() for part in text.partition("="))
         if not equals or not dotted:
             raise UserError(f"override {short(text)!r}: accepted: key=value, as in train.epochs=1")
-        if dotted in TABLES:
-            raise UserError(f"override {short(text)!r}: {_is_a_table(dotted)}")
-        if dotted not in KEYS and not _is_argument(dotted):
-            raise UserError(f"override {short(text)!r}: {_unknown(dotted, is_table=False)}")
+        _refuse_unknown(dotted, f"override {short(text)!r}: ")
         spec = KEYS[ARGUMENTS if _is_argument(dotted) else dotted]
-        checked = _check(dotted, _parse_value(value, spec))
-        if dotted == PLUGINS:
-            checked = tuple(_absolute(entry, Path()) for entry in checked)
-        changes[dotted] = checked
+        changes[dotted] = _change(dotted, _parse_value(value, spec))
     return changes
 
 

@@ -29,7 +29,6 @@ class Shipped:
 
 
 def folder_of_recipes() -> Path:
-    """The folder of the shipped recipes."""
     inside = _PACKAGE / "shipped"
     return inside if inside.is_dir() else _PACKAGE.parent / "recipes"
 

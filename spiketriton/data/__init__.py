@@ -112,17 +112,11 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
     facts = _facts(config, recipe.time_steps, source, training)
     augment = None if config.augment == "none" else source.augment
     transform, frames = _augmenting(config, source, facts)
-    loading = _loading(config, train, source, world_size)
+    ours: dict[str, Any] = {"rank": rank, "world_size": world_size}
+    ours["loading"] = _loading(config, train, source, world_size)
 
     def tested(split: Split, members: np.ndarray) -> TestSet:
-        return TestSet(
-            dataset=Batches(split, transform),
-            members=members,
-            batch_size=part,
-            rank=rank,
-            world_size=world_size,
-            loading=loading,
-        )
+        return TestSet(dataset=Batches(split, transform), members=members, batch_size=part, **ours)
 
     mixing = None
     if mixes:
@@ -147,9 +141,7 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
             seed=recipe.seed,
             batch_size=train.batch_size,
             accumulate=accumulate,
-            rank=rank,
-            world_size=world_size,
-            loading=loading,
+            **ours,
         ),
         test=tested(source.test, subset(np.arange(len(source.test)), config.test_images)),
         validation=validation,

@@ -168,23 +168,29 @@ def auto_workers(*, in_memory: bool, cuda: bool, ranks_here: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainStream:
-    """Endless training batches. `batch_size` counts the images of a step over all ranks."""
+class _Members:
+    """The part of one rank in some images of a data set."""
 
     dataset: Batches
-    members: np.ndarray  # indices of the images trained on
-    seed: int
+    members: np.ndarray  # indices of the images, over all ranks
     batch_size: int
-    accumulate: int
     rank: int
     world_size: int
     loading: Loading
-    balanced: bool = False  # as many images of each class in an epoch
 
     @property
     def images(self) -> int:
-        """Images of an epoch, with those of its last, incomplete batch, which is dropped."""
+        """Images over all ranks; of an epoch, with those of its last, incomplete batch, which is dropped."""
         return len(self.members)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainStream(_Members):
+    """Endless training batches. `batch_size` counts the images of a step over all ranks."""
+
+    seed: int
+    accumulate: int
+    balanced: bool = False  # as many images of each class in an epoch
 
     @property
     def steps_per_epoch(self) -> int:
@@ -252,25 +258,14 @@ class TrainStream:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TestSet:
+class TestSet(_Members):
     """The test images in a fixed order, unaugmented; each rank sees every world_size-th, perhaps none.
 
-    Iterating gives (images float32 [b, C, S, S], labels int64 [b]); the last batch may be smaller.
+    Iterating gives (images float32 [b, C, S, S], labels int64 [b]); the last batch may be smaller. `batch_size` is
+    that of this rank.
     """
 
     __test__ = False  # pytest: not a class of tests
-
-    dataset: Batches
-    members: np.ndarray  # indices of the images tested on, over all ranks
-    batch_size: int  # of this rank
-    rank: int
-    world_size: int
-    loading: Loading
-
-    @property
-    def images(self) -> int:
-        """Images of the whole test set, over all ranks."""
-        return len(self.members)
 
     def __len__(self) -> int:
         """Batches that this rank gets."""
@@ -280,7 +275,6 @@ class TestSet:
         return self.batches()
 
     def batches(self, device: torch.device = CPU) -> Generator[Batch, None, None]:
-        """The batches on `device`."""
         mine, size = self._mine, self.batch_size
         requests = (Request(mine[start : start + size]) for start in range(0, len(mine), size))
         return self.loading.batches(self.dataset, requests, device)

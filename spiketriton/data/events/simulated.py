@@ -16,7 +16,6 @@ A recording is a function of its digit, its split and its number; nothing is dra
 
 import math
 import os
-import shutil
 import tempfile
 from importlib import resources
 from itertools import pairwise
@@ -50,13 +49,9 @@ def digits(root: Path) -> Path:
     try:
         with one_process_at_a_time(root):
             if not folder.is_dir():
-                part = Path(tempfile.mkdtemp(dir=root, prefix=".digits-dvs-"))
-                try:
-                    _write_all(part)
-                    part.chmod(0o755)
-                    os.replace(part, folder)
-                finally:
-                    shutil.rmtree(part, ignore_errors=True)
+                with tempfile.TemporaryDirectory(dir=root, prefix=".digits-dvs-") as temporary:
+                    _write_all(Path(temporary, "whole"))
+                    os.replace(Path(temporary, "whole"), folder)
     except OSError as error:
         raise UserError(f"digits_dvs: {folder} cannot be written: {error.strerror}") from None
     return folder
