@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
@@ -17,10 +17,10 @@ from .gradient import ARGUMENTS, UNSAVED, Walk, gradients
 from .layout import dense
 from .neuron import NORM, Call, Inputs, Neuron, Norm, Outputs, Running, Upstream
 
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+_PLAIN = {torch.Tensor, torch.nn.Parameter}
 
 
-def traced(tensors: Iterable[torch.Tensor]) -> bool:
+def traced(tensors: Collection[torch.Tensor]) -> bool:
     """Whether something looks at operators: a compiler, export, vmap, a dispatch mode, a tensor of its own class."""
     if (
         torch.compiler.is_compiling()
@@ -29,7 +29,7 @@ def traced(tensors: Iterable[torch.Tensor]) -> bool:
         or torch._C._get_tracing_state() is not None
     ):
         return True
-    return any([type(t) not in _PLAIN or t.is_meta for t in tensors])
+    return not _PLAIN.issuperset(map(type, tensors)) or next(iter(tensors)).is_meta
 
 
 def _recorded(pass_: Callable[..., Any]) -> Callable[..., Any]:

@@ -66,7 +66,7 @@ def gradients(
     if out.parameters is not None:
         found |= zip(PARAMETERS, out.parameters, strict=False)
     return [
-        _fitting(found[name], given.get(name)) if needed else None
+        _fitting(found.get(name), given.get(name)) if needed else None
         for name, needed in zip(names, needs, strict=True)
     ]
 
