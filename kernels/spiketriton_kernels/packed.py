@@ -11,6 +11,7 @@ import math
 import torch
 
 from .arguments import DTYPES
+from .backends import native
 from .backends.choice import backend_for
 from .backends.triton_launch import launch
 from .layout import gapless
@@ -92,8 +93,6 @@ def _pack(spikes: torch.Tensor) -> torch.Tensor:
             pack_kernel, (triton.cdiv(bits.numel(), _BLOCK),), spikes, flat, bits, n, BLOCK=_BLOCK
         )
     elif backend == "native":
-        from .backends import native
-
         native.pack(flat, bits)
     else:
         padded = torch.zeros(bits.numel() * 8, dtype=torch.bool, device=spikes.device)
@@ -122,8 +121,6 @@ def _unpack(
             unpack_kernel, (triton.cdiv(bits.numel(), _BLOCK),), bits, bits, flat, n, BLOCK=_BLOCK
         )
     elif backend == "native":
-        from .backends import native
-
         native.unpack(bits, flat)
     else:
         fired = bits.view(-1, 1).bitwise_and(_weights(bits.device)) != 0

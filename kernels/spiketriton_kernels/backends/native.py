@@ -42,22 +42,12 @@ _FORWARD, _BACKWARD, _NORM_BACKWARD, _STATISTICS, _PACK, _UNPACK = range(6)
 _SOURCE = Path(__file__).with_name("cpp") / "native.cpp"
 _SOURCES = (_SOURCE, *sorted(_SOURCE.parent.glob("*.h")))
 _FLAGS = (
-    "-O3",
-    "-std=c++17",
-    "-ffp-contract=off",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-shared",
-    "-fPIC",
-)
+    "-O3", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC",
+)  # fmt: skip
 # Tried in turn: the machine's own vector units and threads, then less.
 _EXTRAS = (
-    ("-march=native", "-fopenmp"),
-    ("-mcpu=native", "-fopenmp"),
-    ("-fopenmp",),
-    ("-march=native",),
-    (),
-)
+    ("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-fopenmp",), ("-march=native",), (),
+)  # fmt: skip
 
 _INPUT = struct.Struct("@4q2i")
 _NEURON = struct.Struct("@4i8q9d6P")
@@ -101,16 +91,14 @@ def _machine() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() + platform.machine()
-    return "".join(
-        sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
-    )
+    told = {line for line in lines if line.startswith(("model name", "flags", "Features"))}
+    return "".join(sorted(told))
 
 
 def _build(dtype: torch.dtype, kind: str) -> Path:
     compiler = _compiler()
-    version = subprocess.run(
-        [compiler, "--version"], capture_output=True, text=True, check=False
-    ).stdout
+    asked = [compiler, "--version"]
+    version = subprocess.run(asked, capture_output=True, text=True, check=False).stdout
     texts = (source.read_text("utf-8") for source in _SOURCES)
     key = "\n".join([*texts, version, _machine(), repr((_FLAGS, _EXTRAS, dtype, kind))])
     folder = cache_folder()
@@ -130,26 +118,16 @@ def _build(dtype: torch.dtype, kind: str) -> Path:
     for extra in _EXTRAS:
         part = folder / f"{target.stem}.{uuid.uuid4().hex}.part"
         command = [
-            compiler,
-            *_FLAGS,
-            f"-DSPIKETRITON_DTYPE={_DTYPES[dtype]}",
-            f"-DSPIKETRITON_KIND={KINDS.index(kind)}",
-            *extra,
-            str(_SOURCE),
-            "-o",
-            str(part),
-        ]
+            compiler, *_FLAGS, f"-DSPIKETRITON_DTYPE={_DTYPES[dtype]}",
+            f"-DSPIKETRITON_KIND={KINDS.index(kind)}", *extra, str(_SOURCE), "-o", str(part),
+        ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode == 0:
             os.replace(
                 part, target
             )  # of several processes the last one wins, with the same content
-            log.info(
-                "compiled the CPU kernels for %s in %.1f s: %s",
-                name,
-                time.perf_counter() - started,
-                target,
-            )
+            took = time.perf_counter() - started
+            log.info("compiled the CPU kernels for %s in %.1f s: %s", name, took, target)
             return target
         part.unlink(missing_ok=True)
         if done.returncode < 0 or "signal terminated" in done.stderr:
