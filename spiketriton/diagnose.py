@@ -27,11 +27,7 @@ its newest checkpoint."""
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser("diagnose", EPILOG, {0: "done, whatever the verdict"})
-    parser.add_argument(
-        "target",
-        metavar="RECIPE|RUN",
-        help=f"run folder, {RECIPE_HELP}",
-    )
+    parser.add_argument("target", metavar="RECIPE|RUN", help=f"run folder, {RECIPE_HELP}")
     parser.add_overrides()
     parser.add_trust()
     parser.add_argument("--json", action="store_true", help="print JSON only, complete")

@@ -3,25 +3,14 @@
 from collections.abc import Callable, Sequence
 
 from spiketriton.gradients.measurement import Measurement
-from spiketriton.gradients.verdict import (
-    LIMITS,
-    Cure,
-    Judge,
-    Learned,
-    Verdict,
-    Word,
-    mean_loss,
-)
+from spiketriton.gradients.verdict import LIMITS, Cure, Judge, Learned, Verdict, Word, mean_loss
 
 
 class Watch:
     """Judges each measurement of a run, and tells once of each obstacle, with its cures."""
 
     def __init__(
-        self,
-        judge: Judge,
-        counts: Sequence[int],
-        tell: Callable[[int, Verdict, list[Cure]], None],
+        self, judge: Judge, counts: Sequence[int], tell: Callable[[int, Verdict, list[Cure]], None]
     ) -> None:
         self.judge, self.counts, self.tell = judge, counts, tell
         self.verdict: Verdict | None = None

@@ -255,10 +255,7 @@ class Page:
             recipe.data.test_images or main.available or main.images
         ):
             part = f" --images {main.images}"
-        lines += [
-            f"spiketriton evaluate {path}{part}{tail}",
-            f"spiketriton report {path}{tail}",
-        ]
+        lines += [f"spiketriton evaluate {path}{part}{tail}", f"spiketriton report {path}{tail}"]
         yield f"<pre>{escape(chr(10).join(lines))}</pre>"
 
 

@@ -59,11 +59,7 @@ def wrapped(text: str, width: int, indent: str = "") -> list[str]:
         part
         for line in text.split("\n")
         for part in textwrap.wrap(
-            line,
-            width,
-            subsequent_indent=indent,
-            break_long_words=False,
-            break_on_hyphens=False,
+            line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
         )
         or [""]
     ]

@@ -24,12 +24,7 @@ class SpikeCounter:
     """
 
     def __init__(
-        self,
-        nodes: Graph | None = None,
-        work: Workload | None = None,
-        *,
-        steps: int,
-        within: int,
+        self, nodes: Graph | None = None, work: Workload | None = None, *, steps: int, within: int
     ) -> None:
         self.sources = spike_sources(nodes) if nodes else []
         self.pools = {s.name for s in self.sources if s.kind == "maxpool"}
