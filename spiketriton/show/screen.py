@@ -6,14 +6,17 @@ import sys
 import textwrap
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TextIO
 
+from rich import box
+from rich import table as tables
 from rich.cells import cell_len
 from rich.console import Console, ConsoleDimensions
 from rich.text import Text
 
 GAP = 2  # blanks between columns, and between the fields of a line
+# a line below the heads, blanks between columns: with a blank of padding, GAP of them
+RULED = box.Box("    \n    \n ── \n    \n    \n    \n    \n    \n")
 ENDLESS = 100_000  # columns of a pipe: it has no edge at which lines must break
 
 
@@ -89,8 +92,8 @@ class Table:
 def show_table(console: Console, title: str, table: Table) -> None:
     """Prints a table.
 
-    Where the columns do not fit side by side they are printed below each other, each time with the
-    keys in front. Keys too long for that stand on lines of their own. No cell is cut or broken, as rich would.
+    Where the columns do not fit side by side they are printed below each other, each time with the keys in front.
+    Keys too long for that stand on lines of their own. No cell is cut or broken, as rich does where one is too long.
     """
     head, rows, keys = table.head, table.rows, table.keys
     if title:
@@ -99,34 +102,48 @@ def show_table(console: Console, title: str, table: Table) -> None:
     front = sum(widths[:keys]) + GAP * keys
     room = console.width - front
     apart = room < max(widths[keys:]) or (sum(widths[keys:]) > room < console.width / 2)
+    every = range(len(rows))
     for number, band in enumerate(_bands(widths[keys:], console.width - GAP if apart else room)):
         if number:
             console.print()
         columns = [keys + place for place in band]
-        columns = columns if apart else [*range(keys), *columns]
-        line = partial(_line, widths=widths, columns=columns, left={*range(keys), *table.words})
-        top = line(head)
-        show_whole(console, top, style="bold")
-        show_whole(console, "─" * cell_len(top))
-        for place, row in enumerate(rows):
+        if not apart:
+            console.print(_drawn(table, widths, [*range(keys), *columns], every), crop=False)
+            continue
+        console.print(_drawn(table, widths, columns, [], margin=GAP), crop=False)
+        for place in every:
             style = "bold" if place in table.bold else ""
-            if apart:
-                show_whole(console, (" " * GAP).join(row[:keys]), style=style)
-            show_whole(console, line(row), style=style)
+            show_whole(console, (" " * GAP).join(rows[place][:keys]), style=style)
+            row = _drawn(table, widths, columns, [place], margin=GAP, heads=False)
+            console.print(row, crop=False)
     if table.legend:
         say(console, table.legend)
 
 
-def _line(
-    row: Sequence[str], widths: Sequence[int], columns: Sequence[int], left: Collection[int]
-) -> str:
-    """The chosen columns of a row: those of `left` at the left of their column, all else at the right."""
-    cells = []
-    for column in columns:
-        blanks = " " * (widths[column] - cell_len(row[column]))
-        cells.append(row[column] + blanks if column in left else blanks + row[column])
-    margin = "" if 0 in columns else " " * GAP
-    return (margin + (" " * GAP).join(cells)).rstrip()
+def _drawn(
+    table: Table,
+    widths: Sequence[int],
+    columns: Sequence[int],
+    rows: Sequence[int],
+    *,
+    margin: int = 0,
+    heads: bool = True,
+) -> tables.Table:
+    """Some columns and rows, in columns of these widths, whatever the console's; `margin`: blanks at the left."""
+    total = margin + sum(widths[column] for column in columns) + GAP * (len(columns) - 1)
+    drawn = tables.Table(box=RULED, show_header=heads, width=total)
+    drawn.padding, drawn.pad_edge, drawn.show_edge = (0, 1, 0, 0), False, False
+    head, *lines = [
+        [" " * margin + row[columns[0]], *(row[column] for column in columns[1:])]
+        for row in (table.head, *(table.rows[place] for place in rows))
+    ]
+    for column, text in zip(columns, head, strict=True):
+        width = widths[column] + margin * (column == columns[0])
+        left = column < table.keys or column in table.words
+        drawn.add_column(Text(text), justify="left" if left else "right", width=width, no_wrap=True)
+    for place, line in zip(rows, lines, strict=True):
+        drawn.add_row(*map(Text, line), style="bold" if place in table.bold else "")
+    return drawn
 
 
 def _bands(widths: Sequence[int], room: int) -> list[list[int]]:
