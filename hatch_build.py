@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent
 def version() -> str:
     """For tool.hatch.version. ValueError: the commit is tagged with another version."""
     found = re.search(
-        r'^__version__ = "(.+)"$', (ROOT / "spiketriton/__init__.py").read_text(), re.M
+        r'^__version__ = "(.+)"$', (ROOT / "spiketriton/version.py").read_text(), re.M
     )
     assert found is not None
     commit, changed = _commit()

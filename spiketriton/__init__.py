@@ -11,12 +11,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from spiketriton import errors, machine
+from spiketriton.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from spiketriton.api import Run, diagnose, from_nir, load_run, train
 
 __all__ = ["Run", "diagnose", "from_nir", "load_run", "train"]
-__version__ = "0.1.0"
 
 if sys.argv[:1] == ["-m"]:  # python -m spiketriton.COMMAND, which is about to import torch
     errors.end_quietly_on_interrupt()

@@ -7,9 +7,9 @@ import sys
 import textwrap
 from functools import partial
 
-from spiketriton import __version__
 from spiketriton.commandline import COMMANDS, KEYS_PAGE
 from spiketriton.errors import UserError, run_command
+from spiketriton.version import __version__
 
 NOTES = (
     "spiketriton COMMAND --help explains a command, and spiketriton --version says which version "

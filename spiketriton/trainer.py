@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spiketriton import __version__
 from spiketriton.config import Recipe
 from spiketriton.data import Data
 from spiketriton.errors import EXIT_DONE, EXIT_ERROR
@@ -37,6 +36,7 @@ from spiketriton.training.ranks import Ranks
 from spiketriton.training.restore import refuse_damage
 from spiketriton.training.saving import Saver
 from spiketriton.training.testing import Tester
+from spiketriton.version import __version__
 
 
 class Trainer:

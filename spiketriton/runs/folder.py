@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spiketriton import __version__
 from spiketriton.config import (
     ModelConfig,
     Recipe,
@@ -55,6 +54,7 @@ from spiketriton.runs.same_recipe import (
     refuse_another_recipe,
     refuse_changes,
 )
+from spiketriton.version import __version__
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from torch import nn
 
-import spiketriton
 from spiketriton.errors import UserError, need
 from spiketriton.models import Network
 from spiketriton.models.agreement import counted_graph, noise
 from spiketriton.models.graph import Graph, Node, folded_weights, graph_of, layers, shapes_of
 from spiketriton.neurons import SpikingNeuron
+from spiketriton.version import __version__
 
 
 def to_nir(
@@ -57,7 +57,7 @@ def to_nir(
     edges.append(("fc", "output"))
     first = next(neuron for _, neuron in model.spiking_layers())
     metadata = {
-        "made_by": f"spiketriton {spiketriton.__version__}",
+        "made_by": f"spiketriton {__version__}",
         "dt": dt,
         "time_steps": model.time_steps,
         "spike_at": ">=",

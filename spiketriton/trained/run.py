@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from spiketriton import __version__
 from spiketriton.config import Recipe, moved_plugins, replace
 from spiketriton.data import Data, Facts, build_data
 from spiketriton.errors import UserError, one_line, warn
@@ -25,6 +24,7 @@ from spiketriton.runs.state import read_state
 from spiketriton.trained.converted import with_converted_neurons
 from spiketriton.training.environment import describe
 from spiketriton.training.placement import Placement
+from spiketriton.version import __version__
 
 T = TypeVar("T")
 _NONE = torch.empty(0)

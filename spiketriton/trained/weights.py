@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from spiketriton import __version__
 from spiketriton.config import recipe_from_toml
 from spiketriton.config.parts import FROM_NIR
 from spiketriton.data import Facts
@@ -23,6 +22,7 @@ from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import replace_file
 from spiketriton.trained.results import read_evaluation
 from spiketriton.trained.run import TrainedRun, save_run
+from spiketriton.version import __version__
 from spiketriton_kernels.backends.native import cache_folder
 
 FILE = "model.safetensors"

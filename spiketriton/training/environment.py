@@ -21,9 +21,8 @@ from typing import Any
 import torch
 from torch import nn
 
-import spiketriton
 import spiketriton_kernels
-from spiketriton import machine
+from spiketriton import machine, version
 from spiketriton.commandline import spelled
 from spiketriton.config import TrainConfig
 from spiketriton.errors import UserError
@@ -228,7 +227,7 @@ def describe(device: torch.device, ranks: Ranks | None = None) -> dict[str, Any]
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": command_line(ranks.launcher if ranks else ()),
         "ranks": ranks.world_size if ranks else 1,
-        "spiketriton": spiketriton.__version__,
+        "spiketriton": version.__version__,
         "commit": commit,
         "dirty": dirty,
         "code_sha256": package_checksum(),
@@ -255,7 +254,7 @@ def command_line(launcher: Sequence[str] = ()) -> str:
 
 def commit_of_package() -> tuple[str | None, bool]:
     """The git commit of this code, or of its wheel, and whether files differed from it; (None, False): unknown."""
-    package = Path(spiketriton.__file__).resolve().parent
+    package = Path(version.__file__).resolve().parent
     root, built = package.parent, package / "commit.txt"  # hatch_build.py
     if built.is_file():
         commit, *changed = built.read_text().split()
@@ -271,7 +270,7 @@ def commit_of_package() -> tuple[str | None, bool]:
 def package_checksum() -> str:
     """SHA-256 of the code of both packages: it tells wheels of one version apart."""
     found = hashlib.sha256()
-    for package in (spiketriton, spiketriton_kernels):
+    for package in (version, spiketriton_kernels):
         root = Path(str(package.__file__)).parent
         for path in sorted(root.rglob("*")):
             if path.suffix in (".py", ".cpp", ".h"):
@@ -287,7 +286,7 @@ def version_line() -> str:
         where = f" (commit {commit[:8]}{', with changes' if dirty else ''})"
     triton = _version("triton")
     return (
-        f"spiketriton {spiketriton.__version__}{where}, torch {torch.__version__}, "
+        f"spiketriton {version.__version__}{where}, torch {torch.__version__}, "
         + (f"triton {triton}, " if triton else "")
         + f"Python {platform.python_version()}"
     )

@@ -29,7 +29,7 @@ def test_a_run_from_the_command(recipe, capsys):
     shown = capsys.readouterr()
     assert shown.err == ""
     for words in (
-        f"spiketriton {environment.spiketriton.__version__}",
+        f"spiketriton {environment.version.__version__}",
         f"torch {torch.__version__}",
         "recipe small: seed=3 time_steps=3 data.name=digits ",
         "(all keys: recipe.toml in the run folder)",

@@ -52,7 +52,7 @@ def test_the_commit_of_a_checkout(tmp_path, monkeypatch):
     git("init", "-q")
     git("add", "-A")
     git("commit", "-q", "-m", "x")
-    monkeypatch.setattr(environment.spiketriton, "__file__", str(package))
+    monkeypatch.setattr(environment.version, "__file__", str(package))
     commit = git("rev-parse", "HEAD")
     (tmp_path / "untracked").write_text("")
     assert environment.commit_of_package() == (commit, False)
@@ -78,7 +78,7 @@ def test_the_commit_of_a_checkout(tmp_path, monkeypatch):
 def test_outside_a_repository_there_is_no_commit(tmp_path, monkeypatch):
     package = tmp_path / "lib" / "spiketriton" / "__init__.py"
     package.parent.mkdir(parents=True)
-    monkeypatch.setattr(environment.spiketriton, "__file__", str(package))
+    monkeypatch.setattr(environment.version, "__file__", str(package))
     assert environment.commit_of_package() == (None, False)
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)  # somebody else's repository
     assert environment.commit_of_package() == (None, False)
@@ -268,7 +268,7 @@ def test_another_code_has_another_checksum(monkeypatch, tmp_path):
     sums = []
     for content in ("a = 1", "a = 2", "a = 1"):
         (tmp_path / "__init__.py").write_text(content)
-        monkeypatch.setattr(environment.spiketriton, "__file__", str(tmp_path / "__init__.py"))
+        monkeypatch.setattr(environment.version, "__file__", str(tmp_path / "__init__.py"))
         environment.package_checksum.cache_clear()
         sums.append(environment.package_checksum())
     environment.package_checksum.cache_clear()
