@@ -28,7 +28,8 @@ from profiling.sections import compiled  # noqa: E402
 from profiling.sections.gradients import Monitoring  # noqa: E402
 from profiling.sections.host import HostTime  # noqa: E402
 from profiling.sections.kernels import FIRST, cases, every_case  # noqa: E402
-from profiling.sections.step import RecipeCase, TrainingStep, find_recipe, modes  # noqa: E402
+from profiling.sections.recipes import RecipeCase, find_recipe  # noqa: E402
+from profiling.sections.step import TrainingStep, modes  # noqa: E402
 from spiketriton.commandline import Parser  # noqa: E402
 from spiketriton.errors import EXIT_ERROR, EXIT_SIGINT, UserError, run_command  # noqa: E402
 from spiketriton.runs.folder import make_writable  # noqa: E402

@@ -9,15 +9,11 @@ which quietly reads a tensor twice shows.
 
 from __future__ import annotations
 
-import math
 import os
 import re
-import subprocess
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -26,6 +22,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from profiling.harness.machine_code import fused_across_lanes, of_amd, of_nvidia
 from spiketriton.training.environment import PRECISIONS
 from spiketriton_kernels import (
     PROBE_FIELDS,
@@ -267,14 +264,13 @@ def lower(
     if os.environ.get("TRITON_INTERPRET", "0") not in ("0", ""):
         raise RuntimeError("TRITON_INTERPRET is set: kernels are interpreted and cannot be lowered")
     nvidia = target.startswith("sm_")
-    shared = triton_neuron.SHARED if nvidia else 0
-    with mock.patch.object(triton_neuron, "SHARED", shared):
+    with mock.patch.object(triton_neuron, "AMD", not nvidia):
         launch = record(case, T, dtype, layout, size, **options)
     compiled = compile_for(launch, target)
     warps = compiled.metadata.num_warps
     untraced = dict.fromkeys(_traffic([], 1.0), None)
     text = compiled.asm["ptx" if nvidia else "amdgcn"]
-    found = _nvidia(compiled.asm["cubin"]) if nvidia else {"bytes_in_flight": None} | _amd(text)
+    found = of_nvidia(compiled.asm["cubin"]) if nvidia else {"bytes_in_flight": None} | of_amd(text)
     in_loops, elements = found.pop("in_loops", None), None
     if _joins(launch):
         found["instructions"] = None
@@ -285,7 +281,7 @@ def lower(
         found["instructions"] /= elements * launch.sizes["chunk"]
         if nvidia:
             found |= _traffic(_accesses(text, launch, elements), _fill(launch))
-            found["fused_across_lanes"] = _fused_across_lanes(text)
+            found["fused_across_lanes"] = fused_across_lanes(text)
     return (
         untraced
         | found
@@ -296,13 +292,6 @@ def lower(
             "atomics": len(re.findall(r"\b(?:atom|red)\.\w|_atomic_", text)),
         }
     )
-
-
-def _fused_across_lanes(ptx: str) -> int:
-    """Multiply-adds of a lane's own product and another lane's sum: the lanes' last bits then differ."""
-    others = set(re.findall(r"shfl\.sync\.bfly\.b32\s+(%r\d+)", ptx))
-    addends = re.findall(r"fma\.rn\.f32\s+%\w+, %\w+, %\w+, (%\w+)", ptx)
-    return sum(register in others for register in addends)
 
 
 def _packs(launch: Launch) -> bool:
@@ -346,86 +335,6 @@ def _traffic(accesses: list[dict[str, Any]], fill: float) -> dict[str, Any]:
         "bytes_per_request": 32 * fill * moved / requests if requests else 0.0,
         "accesses": accesses,
     }
-
-
-def _nvidia(cubin: bytes) -> dict[str, Any]:
-    """By triton's own cuobjdump."""
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        run = dict(capture_output=True, text=True, check=True)
-        flags = ("-res-usage", "-sass")
-        usage, sass = (subprocess.run([tool, flag, file.name], **run).stdout for flag in flags)
-    code = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", sass)
-    spilled = [re.search(r"\.(64|128)", name) for name in code if name.split(".")[0] == "STL"]
-    return {
-        "registers": int(re.findall(r"REG:(\d+)", usage)[0]),
-        "spills": sum(int(width.group(1)) // 8 if width else 4 for width in spilled),
-        "instructions": sum(name != "NOP" for name in code),
-        "in_loops": _in_loops(sass),
-        "bytes_in_flight": _in_flight(sass),
-    }
-
-
-_SASS = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)\s*([^;]*);")
-
-
-def _in_loops(sass: str) -> int:
-    """Instructions of the longest loop."""
-    code = [(int(at, 16), name, rest) for at, _, name, rest in _SASS.findall(sass)]
-    jumps = [
-        (at, re.findall(r"0x[0-9a-f]+", rest)) for at, name, rest in code if name.startswith("BRA")
-    ]
-    loops = [(int(to[-1], 16), at) for at, to in jumps if to and int(to[-1], 16) < at]
-    return max((sum(a <= at <= b for at, *_ in code) for a, b in loops), default=len(code))
-
-
-def _in_flight(sass: str) -> float:
-    """Bytes that a warp loads in the time of one round trip to memory, on average.
-
-    A warp issues in order, and waits where an instruction names a register that a load has yet to
-    fill (for ``LDGSTS``, where it waits for a group). Instructions count as if they took no time,
-    round trips as if all were equally long. Loops run 8 times, other conditional jumps are not taken.
-    """
-    code = [(int(at, 16), bool(when), name, rest) for at, when, name, rest in _SASS.findall(sass)]
-    index = {at: i for i, (at, *_) in enumerate(code)}
-    pending: dict[int, float] = {}  # register -> when it is filled
-    groups: list[float] = []
-    taken: dict[int, int] = defaultdict(int)
-    now, loaded, last, i = 0.0, 0, 0.0, 0
-    while i < len(code):
-        at, conditional, name, rest = code[i]
-        i += 1
-        kind, *options = name.split(".")
-        now += 1e-9
-        for register in map(int, re.findall(r"\bR(\d+)", rest)):
-            now = max(now, pending.pop(register, 0.0))
-        width = next((int(o) // 8 for o in options if o in ("64", "128", "256")), 4)
-        if kind == "LDG":
-            width = next(
-                (int(o[1:]) // 8 for o in options if o in ("U8", "S8", "U16", "S16")), width
-            )
-            first = int(re.findall(r"\bR(\d+)", rest)[0])
-            pending |= dict.fromkeys(range(first, first + max(1, width // 4)), now + 1)
-        elif kind == "LDGSTS":
-            last = now + 1
-        elif kind == "LDGDEPBAR":
-            groups.append(last)
-        elif kind == "DEPBAR" and rest.startswith("SB0"):
-            left = int(rest.split(",")[1].strip(), 16)
-            now = max([now, *groups[: len(groups) - left]])
-        elif kind == "EXIT" and not conditional:
-            break
-        elif kind == "BRA":
-            target = int(re.findall(r"0x[0-9a-f]+", rest)[-1], 16)
-            if target <= at and taken[at] < 7:
-                taken[at] += 1
-                i = index[target]
-            elif target > at and not conditional:
-                i = index[target]
-        loaded += 32 * width if kind in ("LDG", "LDGSTS") else 0
-    return loaded / max(1, math.floor(now))
 
 
 _PTX_LINE = re.compile(r"^(?:(\$L__BB\w+):|\s*(@!?%\w+\s+)?([a-z][\w.:]*)\s*(.*?);)", re.MULTILINE)
@@ -535,20 +444,3 @@ def _accesses(ptx: str, launch: Launch, elements: int) -> list[dict[str, Any]]:
         access |= {"vector_bytes": narrowest[name, kind], "element_bytes": size}
         result.append(access | {"requests": requests})
     return result
-
-
-def _amd(assembly: str) -> dict[str, Any]:
-    """`vector_bytes`: at which most global bytes move: in the loops, where there are any."""
-    labels = {m[1]: m.start() for m in re.finditer(r"(?m)^(\.L\w+):", assembly)}
-    jumps = [(labels[m[1]], m.start()) for m in re.finditer(r"s_c?branch\w*\s+(\.L\w+)", assembly)]
-    loops = "".join(assembly[label:jump] for label, jump in jumps if label < jump)
-    number = lambda name: int(re.findall(rf"\.{name}:\s+(\d+)", assembly)[0])  # noqa: E731
-    widths = {"byte": 1, "short": 2, "dword": 4, "dwordx2": 8, "dwordx3": 12, "dwordx4": 16}
-    pattern = r"\b(?:global|buffer)_(?:load|store)_[us]?(byte|short|dword(?:x[234])?)"
-    moved = [widths[word] for word in re.findall(pattern, loops) or re.findall(pattern, assembly)]
-    return {
-        "registers": number("vgpr_count"),
-        "spills": max(4 * number("vgpr_spill_count"), number("private_segment_fixed_size")),
-        "instructions": len(re.findall(r"(?m)^\s+(?:v|s|global|buffer|ds|flat)_\w+", assembly)),
-        "vector_bytes": max(moved, key=lambda width: width * moved.count(width)),
-    }

@@ -21,7 +21,8 @@ from torchvision.transforms import v2
 
 from profiling.harness.contenders import OURS, Case, Contender, Options, Status, Verdict, Work
 from profiling.harness.timing import Effort, Timing
-from profiling.sections.step import Bench, RecipeCase, Step
+from profiling.sections.recipes import RecipeCase
+from profiling.sections.step import Bench, Step
 from spiketriton.config import Recipe, replace
 from spiketriton.data import build_data
 from spiketriton.data.counter_rng import mix

@@ -18,7 +18,6 @@ import copy
 import dataclasses
 from collections.abc import Callable, Iterable
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +26,6 @@ from torch import Tensor, nn
 from profiling.harness import device, memory, peers
 from profiling.harness.contenders import (
     OURS,
-    Case,
     Contender,
     Options,
     Status,
@@ -40,7 +38,8 @@ from profiling.harness.contenders import (
 from profiling.harness.peers import ATAN, Variant
 from profiling.harness.timing import Effort, Timing
 from profiling.sections.kernels import Reference, relative_error, worst
-from spiketriton.config import Recipe, load_recipe, replace
+from profiling.sections.recipes import RecipeCase
+from spiketriton.config import Recipe, replace
 from spiketriton.errors import UserError
 from spiketriton.models import Network, build_model
 from spiketriton.models.blocks import BLOCKS, Block
@@ -51,27 +50,8 @@ from spiketriton.training.losses import build_loss
 from spiketriton.training.optim import build_optimizer
 from spiketriton.training.placement import Placement
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 TWIN = "ANN twin"
 FLOOR = "convolutions alone"
-
-IMAGES = {
-    "imagenette": (3, 224, 10),
-    "imagefolder": (3, 224, 10),
-    "cifar10": (3, 32, 10),
-    "cifar100": (3, 32, 100),
-    "synthetic": (3, 32, None),
-    "fashion_mnist": (1, 28, 10),
-    "cluttered_fashion_mnist": (1, 40, 10),
-    "digits": (1, 8, 10),
-    "dvs_gesture": (2, 128, 11),
-    "cifar10_dvs": (2, 48, 10),
-    "n_mnist": (2, 34, 10),
-    "n_caltech101": (2, 48, 101),
-    "digits_dvs": (2, 32, 10),
-    "eventfolder": (2, 128, 10),
-}
-"""Channels, side and classes of each data set's images: a step needs no data at hand."""
 
 BATCHES = 4
 
@@ -83,71 +63,6 @@ rounding more moves many spikes, so that no two runs in half precision agree clo
 MOST_CHECKED = 2**21
 """Pixels of all time steps: of larger batches the first images are checked, two or more because batch norm of
 a single vector has no statistics. ResNet-50 at T = 10 is checked on 4 images, for which the definition saves 6.5 GB."""
-
-
-NAMED = {
-    "spikingjelly_740": (
-        "imagenette_r18",
-        (
-            *("data.name=synthetic", "data.image_size=224", "data.classes=1000", "model.block=sew"),
-            *(
-                "time_steps=4",
-                "train.precision=bf16",
-                "train.batch_size=112",
-                "train.optimizer=sgd",
-            ),
-        ),
-    ),
-    "cifar_r20": ("cifar100_r18", ("model.name=resnet20", "time_steps=4", "train.batch_size=128")),
-}
-"""Cases that are no recipes: a recipe and changes to it. spikingjelly_740 is the setting of SpikingJelly's issue 740:
-SEW-ResNet-18, T = 4, bf16, 112 images of 224 pixels of 1000 classes, SGD."""
-
-
-def find_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
-    """A recipe by its path, or by its name in recipes/ or NAMED. UserError: there is none."""
-    if name in NAMED:
-        base, changes = NAMED[name]
-        return dataclasses.replace(find_recipe(base, (*changes, *overrides)), name=name)
-    path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
-    if not name.endswith(".toml") and not path.exists():
-        known = ", ".join(sorted([*(p.stem for p in RECIPES.glob("*.toml")), *NAMED]))
-        raise UserError(f"recipe {name!r}: accepted: a TOML file, or one of {known}")
-    return load_recipe(path, tuple(overrides))
-
-
-class RecipeCase(Case):
-    """A recipe's training step as a case. UserError: IMAGES lacks its data set."""
-
-    def __init__(self, recipe: Recipe, options: Options) -> None:
-        if recipe.neuron.kind != "relu":
-            surrogate = {"shape": "atan", "height": ATAN.height, "width": ATAN.width}
-            recipe = replace(recipe, *(f"neuron.surrogate.{k}={v}" for k, v in surrogate.items()))
-        if options.quick:
-            steps = f"time_steps={min(recipe.time_steps, 2)}"
-            recipe = replace(recipe, "train.batch_size=2", "train.accumulate=1", steps)
-        if recipe.data.name not in IMAGES:
-            raise UserError(
-                f"recipe {recipe.name}: profiling does not know the images of data.name = "
-                f"{recipe.data.name!r}; accepted: {', '.join(IMAGES)}"
-            )
-        channels, side, classes = IMAGES[recipe.data.name]
-        self.recipe = recipe
-        self.spec = {
-            "recipe": recipe.name,
-            "toml": recipe.to_toml(),
-            "T": recipe.time_steps,
-            "batch": recipe.train.batch_size // recipe.train.accumulate,
-            "image": [channels, *[recipe.data.image_size or side] * 2],
-            "frames": [recipe.time_steps] if recipe.data.split_words else [],
-            "classes": classes or recipe.data.classes,
-            "precision": recipe.train.precision,
-            "layout": "channels_last" if recipe.train.channels_last else "contiguous",
-        }
-
-    def images_per_s(self, timings: dict[str, Timing]) -> dict[str, dict[str, Any]]:
-        batch = self.spec["batch"]
-        return {name: {"images_per_s": batch / timing.median} for name, timing in timings.items()}
 
 
 class Bench:

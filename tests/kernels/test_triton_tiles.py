@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from spiketriton_kernels import multistep_bn_lif, passes
-from spiketriton_kernels.backends import triton_tiles
+from spiketriton_kernels import multistep_bn_lif, multistep_lif, passes
+from spiketriton_kernels.backends import triton_neuron, triton_tiles
 from spiketriton_kernels.backends.triton_tiles import Tiling, tiling
 from spiketriton_kernels.triton_import import tl, triton
 from tests.kernels.support import as_layout, normal
@@ -226,6 +226,28 @@ def test_another_number_of_processors_sums_in_another_order(triton_backend, monk
     few = sums()
     torch.testing.assert_close(few, many, rtol=1e-5, atol=1e-5)
     assert not any(map(torch.equal, few, many))
+
+
+@pytest.mark.parametrize("neurons", [5 * 512, 5 * 512 + 4])
+def test_a_program_walks_several_tiles_of_neurons_without_channels(
+    triton_backend, monkeypatch, neurons
+):
+    """Where they fill their tiles: its gradients are those of a program for each tile."""
+    x = normal((3, 1, neurons), mean=0.5).requires_grad_()
+    v_init = normal((1, neurons), seed=1).requires_grad_()
+    decay, probe = torch.tensor(0.5, requires_grad=True), torch.zeros(3, 8, requires_grad=True)
+
+    def gradients():
+        spikes = multistep_lif(x, v_init=v_init, decay=decay, probe=probe)
+        return torch.autograd.grad(spikes.square().sum(), (x, v_init, probe, decay))
+
+    many = gradients()
+    monkeypatch.setattr(triton_neuron, "processors", lambda device: 1)
+    monkeypatch.setattr(triton_neuron, "WALKS", 1)
+    assert tiling(x, False, 4, walks=True).row_tiles == (5 if neurons % 512 == 0 else 1)
+    *few, by_decay = gradients()
+    assert all(map(torch.equal, few, many))
+    torch.testing.assert_close(by_decay, many[-1])
 
 
 @pytest.mark.parametrize(

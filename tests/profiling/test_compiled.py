@@ -2,7 +2,7 @@
 
 import pytest
 
-from profiling.harness import lowering
+from profiling.harness import lowering, machine_code
 from profiling.sections import compiled
 from profiling.sections.compiled import CARDS, lowered
 from spiketriton.errors import UserError
@@ -38,8 +38,8 @@ def test_the_loop_is_what_a_tile_costs():
         /*0060*/ BRA 0x60 ;
         /*0070*/ NOP ;
     """
-    assert lowering._in_loops(sass) == 4
-    assert lowering._in_loops("/*0000*/ MOV R1, R2 ;\n/*0010*/ EXIT ;") == 2
+    assert machine_code._in_loops(sass) == 4
+    assert machine_code._in_loops("/*0000*/ MOV R1, R2 ;\n/*0010*/ EXIT ;") == 2
 
 
 @pytest.mark.parametrize("traced", [True, False])

@@ -14,7 +14,7 @@ from profiling.sections.data import (
     OnOneCore,
     Preparing,
 )
-from profiling.sections.step import find_recipe
+from profiling.sections.recipes import find_recipe
 from tests.covering import each
 from tests.small_events import make_events
 

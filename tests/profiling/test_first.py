@@ -10,7 +10,7 @@ import torch
 
 from profiling import first, run
 from profiling.harness import device
-from profiling.sections.step import find_recipe
+from profiling.sections.recipes import find_recipe
 from spiketriton.config import load_recipe
 from tests.processes import done
 

@@ -5,7 +5,8 @@ import torch
 
 from profiling.harness.timing import Timing
 from profiling.sections.gradients import EVERY, OFF, MonitoredStep, Monitoring
-from profiling.sections.step import Bench, find_recipe
+from profiling.sections.recipes import find_recipe
+from profiling.sections.step import Bench
 
 
 @pytest.fixture

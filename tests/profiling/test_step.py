@@ -10,18 +10,10 @@ from profiling.harness.contenders import OURS, Options, Status, Unavailable
 from profiling.harness.timing import QUICK, Timing
 from profiling.render import tables
 from profiling.render.rows import case_of
+from profiling.sections import recipes
 from profiling.sections import step as steps
-from profiling.sections.step import (
-    FLOOR,
-    TWIN,
-    Bench,
-    RecipeCase,
-    Replayed,
-    Step,
-    TrainingStep,
-    find_recipe,
-    modes,
-)
+from profiling.sections.recipes import RecipeCase, find_recipe
+from profiling.sections.step import FLOOR, TWIN, Bench, Replayed, Step, TrainingStep, modes
 from spiketriton.config.rules import Events, Images
 from spiketriton.errors import UserError
 from spiketriton.models import Network
@@ -163,11 +155,11 @@ def test_times_become_images_and_ratios(quick):
 
 def test_every_data_set_has_its_images_here():
     """Or `step` would not know what to feed a recipe's network."""
-    assert set(steps.IMAGES) == {*get_args(Images), *get_args(Events)}
+    assert set(recipes.IMAGES) == {*get_args(Images), *get_args(Events)}
 
 
 def test_a_data_set_without_images_here_is_refused_by_name(quick, monkeypatch):
-    monkeypatch.delitem(steps.IMAGES, "digits")
+    monkeypatch.delitem(recipes.IMAGES, "digits")
     with pytest.raises(
         UserError, match=r"recipe quickstart: .* data\.name = 'digits'; accepted: im"
     ):

@@ -38,24 +38,41 @@ from .triton_tiles import (
 )
 from .triton_walk import Learnt, Partial, Written, walk_kernel
 
-SHARED = 0 if torch.version.hip else 64 * 1024  # bytes of a program's tile
+AMD = torch.version.hip is not None  # a wave of 64 takes half as many elements a thread
+SHARED = 40 * 1024  # bytes of a program's next tile: an RTX 4090 then runs two, an H100 five
 
 
-def _walk_width(x: torch.Tensor, neuron: Neuron, out: Gradients) -> int:
+class Walk(NamedTuple):
+    """What ``backends`` gives a backward pass."""
+
+    upstream: Upstream
+    inputs: Inputs
+    saved: torch.Tensor | None
+    neuron: Neuron
+    elements: float  # ``count``
+    sums: torch.Tensor | None
+    out: Gradients
+
+
+def _walk_width(walk: Walk) -> int:
     """``vector_width`` of a walk back.
 
     Where it holds more than h of a chunk: 4 elements (8 bytes in half precision, still whole cache lines a warp) with
-    batch norm, a learnt parameter or a kind other than LIF; at T <= 4 they would fit, but twice as many warps run with
-    half as many. Beyond that 2 with a learnt width, whose slopes take much arithmetic, and for CLIF beyond 8 steps.
-    More would take all registers or spill (profiling/LOG.md).
+    batch norm, a learnt parameter or a kind other than LIF; more would take all registers or spill. 2 beyond 8 steps
+    behind batch norm, and for CLIF, and beyond 4 with a learnt width, whose slopes take much arithmetic: a tenth to a
+    fifth more instructions, and 16 to 20 warps on a processor instead of 8 or 12 (profiling/LOG.md).
     """
-    widest, steps = vector_width(x), x.shape[0]
+    x, neuron, out = walk.inputs.x, walk.neuron, walk.out
+    widest, chunk = vector_width(x), chunk_length(x.shape[0], neuron.holds_more)
     learns = out.parameters is not None
     if neuron.kind == "lif" and not learns and not neuron.has_norm:
-        return widest
-    if steps > 8 and neuron.kind == "clif":
+        return widest if chunk <= 10 or AMD else min(widest, 4)
+    if x.shape[0] > 8 and neuron.kind == "clif":
         return 2
-    if steps > 4 and learns and isinstance(neuron.width, torch.Tensor):
+    if x.shape[0] > 4 and learns and isinstance(neuron.width, torch.Tensor):
+        return 2
+    only_sums = out.dx is None and out.dy is None
+    if neuron.has_norm and chunk > (10 if only_sums else 8) and not AMD:
         return 2
     return min(widest, 4)
 
@@ -145,18 +162,6 @@ def _forward(
     )  # fmt: skip
 
 
-class Walk(NamedTuple):
-    """What ``backends`` gives a backward pass."""
-
-    upstream: Upstream
-    inputs: Inputs
-    saved: torch.Tensor | None
-    neuron: Neuron
-    elements: float  # ``count``
-    sums: torch.Tensor | None
-    out: Gradients
-
-
 def backward(*given: Any) -> None:
     """Fill what ``out`` of a ``Walk`` holds tensors for."""
     walk = Walk(*given)
@@ -183,7 +188,7 @@ def _plan(walk: Walk, tiles: Tiling) -> tuple[Window, int | None]:
     x, neuron, upstream = walk.inputs.x, walk.neuron, walk.upstream
     T, chunk = x.shape[0], chunk_length(x.shape[0], neuron.holds_more)
     # Left alone, ptxas holds a long replay to 168 registers, for a third program on a processor, and spills for it.
-    most = 255 if walk.out.dy is not None and chunk < T and not torch.version.hip else None
+    most = 255 if walk.out.dy is not None and chunk < T and not AMD else None
     # A gradient of the current is read ahead too: four steps of both would spill in a long chunk. So would two steps of
     # a neuron alone in float32, or where the slope takes most registers.
     ahead = 4 if neuron.has_norm and (upstream.current is None or chunk <= 10) else 2
@@ -193,11 +198,12 @@ def _plan(walk: Walk, tiles: Tiling) -> tuple[Window, int | None]:
     # A replay stores nothing, so that its loads need no queue; but ptxas moves none over CLIF's exponentials and few
     # over I-LIF's divisions.
     replay_ahead = chunk if neuron.kind in ("clif", "ilif") else 0
-    # Behind batch norm a program walks many tiles: meanwhile the next one is copied into shared memory, where it fits.
+    # A program walks many tiles: meanwhile the next one is copied into shared memory, where it fits.
     read = sum([tensor is not None for tensor in (x, walk.inputs.residual, *upstream)])
     copied = read * T * tiles.block_r * tiles.block_l * x.element_size()
     stages = 1
-    if neuron.has_norm and neuron.kind == "lif" and chunk == T and copied <= SHARED:
+    loops = neuron.has_norm or tiles.row_tiles > 1
+    if loops and neuron.kind == "lif" and chunk == T and copied <= SHARED and not AMD:
         stages, ahead = 2, 1
     return Window(T, chunk, ahead, replay_ahead, stages), most
 
@@ -206,12 +212,10 @@ def _walk_back(walk: Walk) -> None:
     """One launch, and one small sum for each kind of partial."""
     x, neuron, out = walk.inputs.x, walk.neuron, walk.out
     T, rows = x.shape[0], neuron.rows
-    tiles = tiling(x, neuron.per_channel, _walk_width(x, neuron, out))
-    # A norm's constants, and sums, are worth fetching and leaving once for many tiles. At T <= 4 up to 8 programs run
-    # at once on a processor, beyond that 2, 3, 4 or 6: these are whole waves.
-    walking = neuron.has_norm or out.parameters is not None
-    waves = (2 * WALKS if T <= 4 else WALKS) * processors(x.device)
-    programs = tiles.programs(waves) if walking else tiles.row_tiles
+    tiles = tiling(x, neuron.per_channel, _walk_width(walk), walks=neuron.kind == "lif" and not AMD)
+    # A norm's constants, and sums, are worth fetching and leaving once for many tiles. At T <= 4 up to 9 programs run
+    # at once on a processor, beyond that 3 to 6: these are nearly whole waves.
+    programs = tiles.programs((2 * WALKS if T <= 4 else WALKS) * processors(x.device))
     launched, every_tile = programs * tiles.lanes, tiles.row_tiles * tiles.lanes
     one = neuron.parameter_size == 1  # a program leaves one sum of each, or one per channel
     partial = Partial(

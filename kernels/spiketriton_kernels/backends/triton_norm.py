@@ -78,21 +78,18 @@ def norm_constants(norm, eps, bn_scale, tile):
 
 
 @triton.jit
-def channel_means(sums_ptr, C, count, tile):
-    """The means over a channel of dz and dz * xhat; (0, 0) without their sums."""
-    mean_dz = 0.0
-    mean_dz_xhat = 0.0
-    if sums_ptr is not None:
-        mean_dz = tl.load(sums_ptr + tile.channels, mask=tile.valid, other=0.0) / count
-        mean_dz_xhat = tl.load(sums_ptr + C + tile.channels, mask=tile.valid, other=0.0) / count
-    return mean_dz, mean_dz_xhat
+def channel_means(sums_ptr, C, count, affine, tile):
+    """For ``by_norm_input``: the means over a channel of dz, times scale, and of dz * xhat, times scale * rstd."""
+    mean_dz = tl.load(sums_ptr + tile.channels, mask=tile.valid, other=0.0) / count
+    mean_dz_xhat = tl.load(sums_ptr + C + tile.channels, mask=tile.valid, other=0.0) / count
+    return affine.scale * mean_dz, affine.scale * affine.rstd * mean_dz_xhat
 
 
 @triton.jit
-def by_norm_input(dz, xhat, means, affine):
-    """dL/dy = scale * (dz - mean(dz) - xhat * mean(dz * xhat))."""
-    mean_dz, mean_dz_xhat = means
-    return affine.scale * tl.fma(-mean_dz_xhat, xhat, dz - mean_dz)
+def by_norm_input(dz, centred, means, affine):
+    """dL/dy = scale * (dz - mean(dz) - xhat * mean(dz * xhat)); centred: y - mean(y), which is xhat / rstd."""
+    shift, slope = means
+    return tl.fma(-slope, centred, tl.fma(affine.scale, dz, -shift))
 
 
 @triton.jit(**SIZES)
@@ -214,7 +211,7 @@ def norm_backward_kernel(
     tile = tile_at(row, column, channel, size, CUT)
     step = step_size(size, CUT)
     affine = norm_constants(norm, eps, bn_scale, tile)
-    means = channel_means(sums_ptr, C, count, tile)
+    means = channel_means(sums_ptr, C, count, affine, tile)
     for chunk in range((WINDOW.steps + CHUNK - 1) // CHUNK):
         k = tl.cast(chunk, tl.int32)
         grads = ()
@@ -229,8 +226,7 @@ def norm_backward_kernel(
             dz = grads[j].to(tl.float32)
             if norm.step_gain is not None:
                 dz = tl.load(norm.step_gain + now.t, mask=now.t < WINDOW.steps, other=0.0) * dz
-            xhat = (inputs[j].to(tl.float32) - affine.mean) * affine.rstd
-            dy = by_norm_input(dz, xhat, means, affine)
+            dy = by_norm_input(dz, inputs[j].to(tl.float32) - affine.mean, means, affine)
             tl.store(dy_ptr + now.at, dy.to(dy_ptr.dtype.element_ty), mask=now.inside)
 
 

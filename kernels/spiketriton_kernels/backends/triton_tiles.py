@@ -359,19 +359,22 @@ def _power_of_2(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
 
-def tiling(x: torch.Tensor, per_channel: bool, vector: int) -> Tiling:
-    """Cut a time step of x [T, B, C, ...] so that a thread owns ``vector`` neighbouring elements."""
+def tiling(x: torch.Tensor, per_channel: bool, vector: int, walks: bool = False) -> Tiling:
+    """Cut a time step of x [T, B, C, ...] so that a thread owns ``vector`` neighbouring elements.
+
+    walks: into rows also without channels, where they come out even, so that a program may go through several tiles.
+    """
     block, neurons = 32 * WARPS * vector, x[0].numel()
     if not per_channel:
-        return _whole(neurons, block)
+        return _whole(neurons, block, walks and neurons % block == 0)
     channels, inner = channel_axis(x)
     return _cut(channels, inner if channels > 1 else neurons, neurons, block)
 
 
 @functools.lru_cache(maxsize=4096)
-def _whole(neurons: int, block: int) -> Tiling:
+def _whole(neurons: int, block: int, rows: bool) -> Tiling:
     """Tiles of a step without channels."""
-    return Tiling(1, 1, neurons, 1, block, True)
+    return Tiling(neurons // block if rows else 1, 1, block if rows else neurons, 1, block, True)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -201,10 +201,10 @@ def _through_norm(
     sums, dx, x, norm, affine, means, out, partial, number, now, WINDOW: tl.constexpr
 ):
     """One step through batch norm: dL/dy is stored, and the sums are those before with this step's."""
-    sum_dz, sum_dz_xhat = sums
-    xhat = (x.to(tl.float32) - affine.mean) * affine.rstd
+    sum_dz, sum_dz_centred = sums
+    centred = x.to(tl.float32) - affine.mean
     if partial.step_gain is not None:
-        share = tl.where(now.inside, dx * (xhat * affine.weight + affine.bias), 0.0)
+        share = tl.where(now.inside, dx * (centred * affine.scale + affine.bias), 0.0)
         at = partial.step_gain + in_group(number, WINDOW.steps) + now.t * GROUP
         tl.store(at, total(share), mask=now.t < WINDOW.steps)
     dz = amplified(dx, norm, now, WINDOW)
@@ -213,13 +213,13 @@ def _through_norm(
         if WINDOW.steps % WINDOW.chunk != 0:
             dz = tl.where(now.inside, dz, 0.0)
         sum_dz += dz
-        sum_dz_xhat = tl.fma(dz, xhat, sum_dz_xhat)
+        sum_dz_centred = tl.fma(dz, centred, sum_dz_centred)
     if out.dy is not None:
         dy = affine.scale * dz
         if means is not None:
-            dy = by_norm_input(dz, xhat, means, affine)
+            dy = by_norm_input(dz, centred, means, affine)
         tl.store(out.dy + now.at, dy.to(out.dy.dtype.element_ty), mask=now.inside)
-    return sum_dz, sum_dz_xhat
+    return sum_dz, sum_dz_centred
 
 
 @triton.jit(**SIZES)
@@ -259,7 +259,7 @@ def walk_kernel(
     affine = norm_constants(norm, c.eps, c.bn_scale, lane)
     means = None
     if sums_ptr is not None:
-        means = channel_means(sums_ptr, C, count, lane)
+        means = channel_means(sums_ptr, C, count, affine, lane)
     zero = tl.zeros(lane.offs.shape, tl.float32)
     sums = (zero, zero)
     learnt = (zero, zero, zero, zero, zero, zero)
@@ -325,7 +325,7 @@ def walk_kernel(
     if partial.sums is not None:
         at = partial.sums + place
         tl.store(at, over_owned(sums[0], CUT), mask=keep)
-        tl.store(at + plane, over_owned(sums[1], CUT), mask=keep)
+        tl.store(at + plane, over_owned(sums[1] * affine.rstd, CUT), mask=keep)
     if partial.parameters is not None:
         for i in tl.static_range(ROWS):
             if LEARNT.per_channel:
