@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from spiketriton.errors import UserError
-from spiketriton.neurons import Norm, one_by_one
+from spiketriton.neurons import LIF, Norm, one_by_one
 from spiketriton.neurons import norm as module
+from spiketriton.neurons.base import normalised
+from spiketriton_kernels.nn.fuse import NormHandedOn
 from tests.neurons.support import B, C, T, currents
 
 
@@ -111,6 +113,20 @@ def test_a_recomputed_batch_moves_no_statistics():
     assert norm.statistics()[0] is not norm.running_mean
     norm.eval()  # statistics are read, not moved
     assert norm.statistics()[0] is norm.running_mean
+
+
+@pytest.mark.parametrize(("adds", "training"), [(False, True), (True, True), (True, False)])
+def test_what_a_joined_norm_hands_on_is_normalised_and_moves_no_statistics(adds, training):
+    """As probes and exports do it, which call a neuron step by step that `swap` has joined with its norm."""
+    norm, neuron = nn.BatchNorm2d(C).double().train(training), LIF()
+    y, residual = currents(T, B, C, 3, 2), currents(T, B, C, 3, 2, seed=1)
+    neuron.handed_on = (NormHandedOn(norm, folded=False, adds=adds),)
+    handed = neuron.handed_on[0](y)
+    found = normalised(neuron, handed + residual if adds else handed)
+    assert torch.equal(norm.running_mean, torch.zeros(C).double())
+    assert torch.equal(norm.running_var, torch.ones(C).double())
+    expected = norm(y.flatten(0, 1)).unflatten(0, (T, B))
+    torch.testing.assert_close(found, expected + residual if adds else expected)
 
 
 def test_one_by_one_unfuses_and_restores_each_norm():
