@@ -31,6 +31,7 @@ NETS = [
     {"block": "preact", "norm": "none"},
     {"name": "plain", "depth": 4},
     {"name": "vggsnn"},
+    {"name": "resnet19"},
     *({"name": "net7b", "block": block} for block in ("plain", "sew", "ms")),
     SHALLOW_MLP,
 ]
