@@ -192,6 +192,8 @@ def _plan(walk: Walk, tiles: Tiling) -> tuple[Window, int | None]:
     # A gradient of the current is read ahead too: four steps of both would spill in a long chunk. So would two steps of
     # a neuron alone in float32, or where the slope takes most registers.
     ahead = 4 if neuron.has_norm and (upstream.current is None or chunk <= 10) else 2
+    if most is not None:  # four of a ragged window's last chunk would spill
+        ahead = min(ahead, 3)
     costly = x.element_size() == 4 or neuron.shape == "triangle"
     if not neuron.has_norm and costly and chunk > 12:
         ahead = 1
