@@ -65,6 +65,13 @@ def test_all_begins_with_the_most_important_kernels_and_ends_with_the_others():
     assert [case.spec.get("recipe") for case in work[2][1]] == [None] * 3 + ["fashion_mnist_r20"]
 
 
+def test_on_a_gpu_all_goes_on_with_whole_steps():
+    """Their modes and kinds of blocks, and the setting that SpikingJelly publishes; no GPU is needed to list them."""
+    work = run.work_of(run.parse(["all"]), Options(torch.device("cuda")))
+    assert [section for section, _ in work[:4]] == ["kernels", "modes", "step", "modes"]
+    assert work[2][1][0].spec["recipe"] == "spikingjelly_740"
+
+
 def test_a_session_that_measured_nothing_ends_with_an_error(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="--only 'theirs': accepted: names of contenders"):
         run.main(["kernels", "--quick", "--only", "theirs", "--out", str(tmp_path)])
