@@ -6,6 +6,7 @@ import pytest
 
 from profiling.harness.contenders import OURS, Status
 from profiling.render.rows import by_case, find, newest, read
+from profiling.render.tables import number
 from spiketriton.errors import UserError
 
 
@@ -34,3 +35,15 @@ def test_lines_that_are_no_rows_and_folders_without_any_are_refused(tmp_path):
     (tmp_path / "b.jsonl").write_text("{}\nno json\n")
     with pytest.raises(UserError, match=r"b\.jsonl, line 2: is not valid JSON"):
         read(tmp_path)
+
+
+def test_numbers_have_three_digits():
+    shown = {
+        None: "-",
+        0: "0",
+        9.999: "10.00",
+        0.012345: "0.0123",
+        -2.5: "-2.50",
+        9876543: "9,876,543",
+    }
+    assert {value: number(value) for value in shown} == shown
