@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from operator import call
 from typing import Any, cast
 
 import torch
@@ -307,7 +306,7 @@ class BlockNetwork(Network):
         blocks = cast(list[Block], list(chain))
         training = self.training and torch.is_grad_enabled() and not self.streaming
         recompute = self.checkpoint_blocks and training
-        run = partial(recomputed, on_save=self.on_save) if recompute else call
+        run = partial(recomputed, on_save=self.on_save) if recompute else _call
         readers = [*(block.stages()[0][2] for block in blocks[1:]), self.neuron_last]
         spikes = None
         for number, (block, reader) in enumerate(zip(blocks, readers, strict=True)):
@@ -321,3 +320,7 @@ class BlockNetwork(Network):
         if self.neuron_last is None:
             return x
         return fire(self.neuron_last, x) if spikes is None else spikes
+
+
+def _call(block: nn.Module, *given: object) -> Any:  # operator.call cannot be traced
+    return block(*given)
