@@ -351,21 +351,9 @@ class _Block:
     falls_through: bool = True
 
 
-def _accesses(ptx: str, launch: Launch, elements: int) -> list[dict[str, Any]]:
-    """Every global access to a tensor of T x N elements (to their bits, to ``saved``), summed by tensor.
-
-    An address is traced to the one pointer argument that it is computed from. The sum is that of
-    the longest way through the code: of two versions of a loop only one runs. The body of the loop
-    over chunks of the window runs once a chunk; kernels that walk rows have a loop around it. What the
-    packing kernels jump over is for the last program alone, and left out.
-    """
-    steps, chunk = launch.sizes["steps"], launch.sizes["chunk"]
-    chunks = -(-steps // chunk)
-    outer = 1 if "programs" in launch.kernel.arg_names else 0
-    given = {name: value for _, name, value, constant in launch.leaves() if not constant}
-    names = list(given)
-    pointers: dict[str, str] = {}
-    origins: dict[str, set[str]] = defaultdict(set)
+def _read(ptx: str, given: dict[str, Any]) -> tuple[list[_Block], dict, dict, dict]:
+    """The blocks of the code, each label's, the arguments that registers point to, what registers come from."""
+    names, pointers, origins = list(given), {}, defaultdict(set)
     blocks, labels = [_Block([], [])], {}
     for label, predicate, opcode, operands in _PTX_LINE.findall(ptx):
         if label:
@@ -391,6 +379,22 @@ def _accesses(ptx: str, launch: Launch, elements: int) -> list[dict[str, Any]]:
                 pointers[registers[0]] = names[index]
         elif registers and not opcode.startswith(("ld.", "st.")):
             origins[registers[0]].update(registers[1:])
+    return blocks, labels, pointers, origins
+
+
+def _accesses(ptx: str, launch: Launch, elements: int) -> list[dict[str, Any]]:
+    """Every global access to a tensor of T x N elements (to their bits, to ``saved``), summed by tensor.
+
+    An address is traced to the one pointer argument that it is computed from. The sum is that of
+    the longest way through the code: of two versions of a loop only one runs. The body of the loop
+    over chunks of the window runs once a chunk; kernels that walk rows have a loop around it. What the
+    packing kernels jump over is for the last program alone, and left out.
+    """
+    steps, chunk = launch.sizes["steps"], launch.sizes["chunk"]
+    chunks = -(-steps // chunk)
+    outer = 1 if "programs" in launch.kernel.arg_names else 0
+    given = {name: value for _, name, value, constant in launch.leaves() if not constant}
+    blocks, labels, pointers, origins = _read(ptx, given)
 
     def pointer(register: str) -> str:
         seen, todo = {register}, [register]
