@@ -38,13 +38,8 @@ HERE = Path(__file__).parent
 ROWS = HERE / "data" / "gradient_flow.csv"
 GROUPS = ("race", "rate", "steps", "grid", "connected", "clinic", "fresh", "cured")
 HELD_OUT, TESTED = 2000, 5000
-MOMENTS = (
-    5,
-    10,
-    25,
-    50,
-    100,
-)  # percent of a training, after which the blocks' gains are written down
+# percent of a training, after which the blocks' gains are written down
+MOMENTS = (5, 10, 25, 50, 100)
 Images = tuple[Tensor, Tensor]
 
 

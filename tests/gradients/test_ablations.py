@@ -7,28 +7,16 @@ from spiketriton.config import replace
 from spiketriton.errors import UserError
 from spiketriton.gradients import probing
 from spiketriton.gradients.ablations import Experiment
-from spiketriton.gradients.diagnosed import Subject, find_subject
+from spiketriton.gradients.diagnosed import find_subject
 from spiketriton.gradients.measurement import KEYS
 from spiketriton.gradients.probing import cut_time
 from spiketriton.gradients.verdict import lost_at
-from tests.small_runs import small_recipe, small_trainer
-
-
-def subject(*changes: str) -> Subject:
-    return Subject(small_recipe(*changes), "recipe small.toml")
+from tests.gradients.support import DEEP, subject
+from tests.small_runs import small_trainer
 
 
 def nothing(text: str) -> None:
     raise AssertionError(text)
-
-
-DEEP = (
-    "model.name=mlp",
-    "model.depth=8",
-    "model.start=kaiming",
-    "train.optimizer=sgd",
-    "time_steps=5",
-)
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,12 @@ import pytest
 import torch
 
 from spiketriton.gradients.ablations import Change, Experiment
-from spiketriton.gradients.diagnosed import Subject, find_subject
+from spiketriton.gradients.diagnosed import find_subject
 from spiketriton.gradients.diagnosis import diagnose
 from spiketriton.gradients.verdict import Cure, Why, Word
 from spiketriton.show.diagnosis_page import as_json
-from tests.small_runs import small_recipe, small_trainer
-
-
-def subject(*changes: str) -> Subject:
-    return Subject(small_recipe(*changes), "recipe small.toml")
+from tests.gradients.support import subject
+from tests.small_runs import small_trainer
 
 
 def nothing(text: str) -> None:

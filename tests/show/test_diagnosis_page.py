@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from spiketriton.gradients.diagnosed import Subject
 from spiketriton.gradients.diagnosis import Diagnosis, diagnose
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import json_text
@@ -21,22 +20,11 @@ from spiketriton.show.diagnosis_page import (
 )
 from spiketriton.show.report_page import Page
 from spiketriton.show.verdict import WHY, change, sentences
+from tests.gradients.support import DEEP, subject
 from tests.show.support import measurement
-from tests.small_runs import small_recipe
 
 PAGE = 400  # no sentence breaks
-DEEP = (
-    "model.name=mlp",
-    "model.depth=8",
-    "model.start=kaiming",
-    "train.optimizer=sgd",
-    "time_steps=5",
-)
 NARROW = "neuron.surrogate.width=0.02"
-
-
-def subject(*changes: str) -> Subject:
-    return Subject(small_recipe(*changes), "recipe small.toml")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,16 @@
+"""What is diagnosed, and a net in which the surrogate's width matters."""
+
+from spiketriton.gradients.diagnosed import Subject
+from tests.small_runs import small_recipe
+
+DEEP = (
+    "model.name=mlp",
+    "model.depth=8",
+    "model.start=kaiming",
+    "train.optimizer=sgd",
+    "time_steps=5",
+)
+
+
+def subject(*changes: str) -> Subject:
+    return Subject(small_recipe(*changes), "recipe small.toml")
