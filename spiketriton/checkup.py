@@ -2,12 +2,9 @@
 
 import math
 import shutil
-import statistics
 import sys
 import tempfile
-import time
-import timeit
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +13,7 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor
+from torch.utils.benchmark import Timer
 
 import spiketriton_kernels as kernels
 from spiketriton import machine
@@ -46,7 +44,7 @@ TOLERANCE = {
 }
 SHAPE = (5, 3, 7, 5, 3)  # T, B, C, H, W: no size is a multiple of a block
 COPY_SHARE = {"cpu": 0.2, "cuda": 0.5}  # of a copy's bandwidth, below which a kernel is slow
-CALLS = 20  # timed together on a GPU
+BROKEN = "do not train on this device; please report it"
 
 
 @dataclass(frozen=True)
@@ -59,6 +57,11 @@ class Finding:
     advice: str = ""
 
 
+def judged(name: str, fine: bool, found: str, advice: str, bad: str = "wrong") -> Finding:
+    """Fine, or bad and what to do."""
+    return Finding(name, "ok", found) if fine else Finding(name, bad, found, advice)
+
+
 @dataclass(frozen=True)
 class Kernel:
     """A public function and its definition: both take x [T, B, C, H, W] and leaves with gradients."""
@@ -67,13 +70,8 @@ class Kernel:
     fused: Callable[..., Any]
     definition: Callable[..., Any]
     leaves: tuple[str, ...] = ()  # of LIKE_X as x, step_gain (T,), else (C,)
-    constants: Mapping[str, Any] = field(default_factory=dict)
+    constants: dict[str, Any] = field(default_factory=dict)
     kind: str = "lif"
-
-
-def judged(name: str, fine: bool, found: str, advice: str, bad: str = "wrong") -> Finding:
-    """Fine, or bad and what to do."""
-    return Finding(name, "ok", found) if fine else Finding(name, bad, found, advice)
 
 
 def _packed(x: Tensor) -> Tensor:
@@ -85,7 +83,6 @@ def _fired(x: Tensor) -> Tensor:
     return (x > 1).to(x.dtype)
 
 
-BROKEN = "do not train on this device; please report it"
 LIKE_X = ("residual", "spike_add")
 LIF = kernels.multistep_lif, kernels.multistep_lif_reference
 BN_LIF = kernels.multistep_bn_lif, kernels.multistep_bn_lif_reference
@@ -130,12 +127,10 @@ def findings(recipe: Recipe) -> Iterator[Finding]:
         looks.append((f"backend, {_name(dtype)}", backend(dtype, device)))
         for kernel in looked_at(dtype):
             looks.append((f"{kernel.name}, {_name(dtype)}", compared(kernel, dtype, device)))
-    looks += [
-        ("bandwidth", bandwidth(device)),
-        ("training", trained(recipe, device)),
-        ("data", data_sets(recipe)),
-    ]
-    for name, look in looks:
+    interpreted = device.type == "cpu" and choice.interpreting()
+    if not interpreted:  # which would take minutes
+        looks += [("bandwidth", bandwidth(device)), ("training", trained(recipe, device))]
+    for name, look in [*looks, ("data", data_sets(recipe))]:
         try:
             yield from look
         except Exception as error:
@@ -148,27 +143,28 @@ def versions() -> Iterator[Finding]:
     python = ".".join(map(str, sys.version_info[:3]))
     yield judged("Python", sys.version_info >= (3, 11), python, "3.11 or newer")
     for package, (oldest, newest) in SUPPORTED.items():
+        advice = f"pip install -U '{package}>={oldest[0]}.{oldest[1]}'"
         try:
             text = version(package)
         except PackageNotFoundError:
             fine = package == "triton" and not sys.platform.startswith("linux")
-            yield judged(package, fine, "not installed", f"pip install {package}")
+            yield judged(package, fine, "not installed", advice)
             continue
-        number = tuple(int(part) for part in text.split("+")[0].split(".")[:2])
-        if number > newest:
-            text += f", newer than the tested {newest[0]}.{newest[1]}"
-        advice = f"pip install -U '{package}>={oldest[0]}.{oldest[1]}'"
-        yield judged(package, number >= oldest, text, advice)
+        number = tuple(map(int, text.split(".")[:2]))
+        newer = f", newer than the tested {newest[0]}.{newest[1]}" if number > newest else ""
+        yield judged(package, number >= oldest, text + newer, advice)
 
 
 def devices(device: torch.device) -> Iterator[Finding]:
     """The device of a training, memory, and what other processes take of the processors."""
     if device.type == "cuda":
-        free, total = (size / 2**30 for size in torch.cuda.mem_get_info(device))
-        name = torch.cuda.get_device_name(device)
+        free, total = torch.cuda.mem_get_info(device)
         major, minor = torch.cuda.get_device_capability(device)
+        words = (
+            f"{torch.cuda.get_device_name(device)}, compute capability {major}.{minor}, "
+            f"{free >> 30} of {total >> 30} GiB free"
+        )
         full = free < total / 2
-        words = f"{name}, compute capability {major}.{minor}, {free:.0f} of {total:.0f} GiB free"
         advice = "another process holds the memory" if full else "the kernels are made for 8.0 on"
         yield judged("GPU", not full and major >= 8, words, advice, "slow")
     else:
@@ -176,14 +172,27 @@ def devices(device: torch.device) -> Iterator[Finding]:
         yield Finding("CPU", "ok", f"{machine.cpu_name()} ({why})")
     memory = machine.available_memory()
     if memory is not None:
+        words = f"{memory / 2**30:.1f} GiB available"
         advice = "close other programs; a small training takes 0.5 GiB"
-        yield judged(
-            "memory", memory >= 2**31, f"{memory / 2**30:.1f} GiB available", advice, "slow"
-        )
+        yield judged("memory", memory >= 2**31, words, advice, "slow")
     usable, taken = machine.usable(), machine.taken()
     advice = f"a training takes {machine.free()} of them; see which other processes run"
     words = f"{usable}, of which other processes use {taken:.1f}"
     yield judged("processors", taken < usable / 2, words, advice, "slow")
+
+
+def builds(device: torch.device) -> Iterator[Finding]:
+    """Compiles what this machine has not compiled yet, on all processors: one after another would take a minute."""
+    wanted = [(kernel, dtype) for dtype in TOLERANCE for kernel in looked_at(dtype)]
+    with ThreadPoolExecutor(machine.usable()) as pool:
+        if compiles(device):
+            with compiling(pool):
+                for kernel, dtype in wanted:
+                    _pass(kernel.fused, kernel, dtype, device)
+        elif device.type == "cpu" and not choice.interpreting():
+            kinds = {(dtype, kernel.kind) for kernel, dtype in wanted}
+            pool.map(lambda one: native.failure(*one), kinds)
+    yield Finding("compiler", "ok", f"{len(wanted)} kernels are prepared")
 
 
 def backend(dtype: torch.dtype, device: torch.device) -> Iterator[Finding]:
@@ -197,49 +206,24 @@ def backend(dtype: torch.dtype, device: torch.device) -> Iterator[Finding]:
     elif serves == "triton":
         words = "Triton, interpreted" if on_cpu else "Triton"
         yield judged(name, not on_cpu, words, "unset TRITON_INTERPRET to train", "slow")
-    elif dtype == torch.float64 and device.type == "cuda":
+    elif dtype == torch.float64 and not on_cpu:
         yield Finding(name, "ok", "eager PyTorch: float64 has no kernel on a GPU")
     else:
         why = native.failure(dtype) if on_cpu else "triton is not installed"
         yield Finding(name, "slow", f"eager PyTorch: {one_line(why)}", "install g++ or clang++")
 
 
-def builds(device: torch.device) -> Iterator[Finding]:
-    """Compiles what this machine has not compiled yet, on all processors: one after another would take a minute."""
-    begun = time.perf_counter()
-    with ThreadPoolExecutor(machine.usable()) as pool:
-        if compiles(device):
-            with compiling(pool):
-                for dtype in TOLERANCE:
-                    for kernel in looked_at(dtype):
-                        _pass(kernel.fused, kernel, dtype, device)
-        elif device.type == "cpu" and not choice.interpreting():
-            wanted = [(dtype, kernel.kind) for dtype in TOLERANCE for kernel in looked_at(dtype)]
-            try:
-                list(pool.map(lambda one: native.library(*one), dict.fromkeys(wanted)))
-            except native.CompilerError:
-                return  # `backend` says why
-        else:
-            return
-    seconds = time.perf_counter() - begun
-    how = f"in {seconds:.0f} s" if seconds > 1 else "earlier"
-    yield Finding("compiler", "ok", f"the kernels are compiled, {how}")
-
-
 def compared(kernel: Kernel, dtype: torch.dtype, device: torch.device) -> Iterator[Finding]:
     """A kernel and its definition on the same numbers: spikes, what else it returns, and every gradient."""
-    name = f"{kernel.name}, {_name(dtype)}"
     (spikes, *found), (wanted, *right) = (
         _pass(function, kernel, dtype, device) for function in (kernel.fused, kernel.definition)
     )
-    different = int((spikes != wanted).sum())
-    if different:
-        words = f"{different} of {spikes.numel()} spikes differ from the definition"
-        yield Finding(name, "wrong", words, BROKEN)
-        return
     error, allowed = max(map(_difference, found, right), default=0.0), TOLERANCE[dtype]
     words = f"spikes equal, gradients off by {error:.1e} (allowed: {allowed:.1e})"
-    yield judged(name, error <= allowed, words, BROKEN)  # NaN is not
+    if different := int((spikes != wanted).sum()):
+        words = f"{different} of {spikes.numel()} spikes differ from the definition"
+    fine = not different and error <= allowed  # NaN is not
+    yield judged(f"{kernel.name}, {_name(dtype)}", fine, words, BROKEN)
 
 
 def _pass(
@@ -247,21 +231,20 @@ def _pass(
 ) -> list[Tensor]:
     """Spikes, what else is returned, and the gradients of the input and of the parameters."""
     random = torch.Generator().manual_seed(0)
+    wide = torch.promote_types(dtype, torch.float32)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=random, dtype=torch.float64)
 
-    x = (normal(*SHAPE) + 0.3).to(device, dtype).requires_grad_()
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    given: dict[str, Any] = {}
-    for name in kernel.leaves:
+    def leaf(name: str) -> Tensor:
         if name in LIKE_X:
-            leaf = normal(*SHAPE).to(device, dtype)
-        else:
-            size = SHAPE[0 if name == "step_gain" else 2]
-            leaf = (0.6 + 0.1 * normal(size).tanh()).to(device, wide)
-        given[name] = leaf.requires_grad_()
-    inputs = [x, *given.values()]
+            return normal(*SHAPE).to(device, dtype)
+        size = SHAPE[0 if name == "step_gain" else 2]
+        return (0.6 + 0.1 * normal(size).tanh()).to(device, wide)
+
+    x = (normal(*SHAPE) + 0.3).to(device, dtype)
+    given: dict[str, Any] = {name: leaf(name) for name in kernel.leaves}
+    inputs = [one.requires_grad_() for one in (x, *given.values())]
     if "width" in given:
         given["surrogate"] = kernels.Surrogate("atan", width=given.pop("width"))
     if "bn_weight" in given:
@@ -286,10 +269,7 @@ def bandwidth(device: torch.device) -> Iterator[Finding]:
     """Bytes a second of the LIF kernel, forward and backward, beside those of a copy.
 
     The copy writes to fresh memory, as the kernel does: on a CPU its pages cost more than the bytes.
-    Interpreted kernels have none worth a measurement, which would take minutes.
     """
-    if device.type == "cpu" and choice.interpreting():
-        return
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     # half a gigabyte: a GPU works longer on it than Python on the call
     neurons = 2**25 if device.type == "cuda" else 2**20
@@ -301,41 +281,27 @@ def bandwidth(device: torch.device) -> Iterator[Finding]:
         torch.autograd.backward(kernels.multistep_lif(x), arrives)
 
     size = x.numel() * x.element_size()
-    copy = 2 * size / _seconds(lambda: x.detach().clone(), device)
-    ours = 5 * size / _seconds(both, device)
+    copy, ours = 2 * size / _seconds(x.detach().clone), 5 * size / _seconds(both)
     words = f"LIF, forward and backward: {ours / 1e9:.3g} GB/s; a copy: {copy / 1e9:.3g} GB/s"
     advice = "see which processes run, and which backend serves"
     yield judged("bandwidth", ours >= COPY_SHARE[device.type] * copy, words, advice, "slow")
 
 
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Of a call, after one that compiles; on a GPU by its own clock, of calls that do not wait."""
-    work()
-    if device.type == "cuda":
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for _ in range(CALLS):
-            work()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3 / CALLS
-    return statistics.median(timeit.repeat(work, number=1, repeat=5))
+def _seconds(work: Callable[[], object]) -> float:
+    """Of a call among many that do not wait for each other on a GPU, after some that compile."""
+    timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
+    return timer.blocked_autorange().median
 
 
 def trained(recipe: Recipe, device: torch.device) -> Iterator[Finding]:
-    """A small network, trained by the definition's code and as a recipe would, in each precision.
-
-    Interpreted kernels would take minutes.
-    """
-    if device.type == "cpu" and choice.interpreting():
-        return
+    """A small network, trained by the definition's code and as a recipe would, in each precision."""
     with kernels.use_backend("torch"):
-        right, *_ = _rows(recipe)
-    for precision in ("fp32", "bf16") if device.type == "cuda" else ("fp32",):
+        eager = _rows(recipe)[0]["loss"]
+    for precision, tolerance in (("fp32", 1e-3), ("bf16", 5e-2))[: 1 + (device.type == "cuda")]:
         rows = _rows(replace(recipe, f"train.precision={precision}"))
-        first, eager = rows[0]["loss"], right["loss"]
-        allowed = eager * (1e-3 if precision == "fp32" else 5e-2)
-        fine = all(math.isfinite(row["loss"]) for row in rows) and abs(first - eager) <= allowed
+        first = rows[0]["loss"]
+        fine = all(math.isfinite(row["loss"]) for row in rows)
+        fine = fine and abs(first - eager) <= tolerance * eager
         speed = rows[-1]["images_per_s"]
         words = f"loss {first:.4f} (eager PyTorch: {eager:.4f}), {speed:.0f} images/s"
         yield judged(f"training, {precision}", fine, words, BROKEN)
@@ -345,8 +311,7 @@ def _rows(recipe: Recipe) -> list[dict[str, Any]]:
     """What a training writes about each of its few steps."""
     with tempfile.TemporaryDirectory() as path:
         folder = RunFolder.create(str(Path(path) / "run"), recipe.name)
-        display, ranks = Quiet(warns=False), Ranks()
-        if not Session(recipe, folder, display, ranks, draws=False).train().finished:
+        if not Session(recipe, folder, Quiet(warns=False), Ranks(), draws=False).train().finished:
             raise KeyboardInterrupt
         return [row for row in folder.metrics.read() if row["kind"] == "train"]
 
@@ -356,17 +321,16 @@ def data_sets(recipe: Recipe) -> Iterator[Finding]:
     for name in get_args(Images):
         if name in ("imagefolder", "synthetic"):  # the user's own, and none
             continue
-        extra = ["data.variant=full"] if name == "imagenette" else []
+        full = ["data.variant=full"] if name == "imagenette" else []
+        config = replace(recipe, f"data.name={name}", "data.download=false", *full).data
         try:
-            config = replace(recipe, f"data.name={name}", "data.download=false", *extra).data
             source = chosen("data", name).make(config)
         except UserError:
             where = data_root(recipe.data)
             words = f"not in {where}; a training downloads it, or give data.root=..."
         else:
             words = f"{len(source.train):,} training and {len(source.test):,} test images"
-            place = source.place or data_root(config)
-            words += "" if name == "digits" else f", in {place}"
+            words += "" if name == "digits" else f", in {source.place or data_root(config)}"
         yield Finding(f"data, {name}", "ok", words)
 
 

@@ -12,7 +12,7 @@ from spiketriton import checkup, machine
 from spiketriton.checkup import KERNELS, TOLERANCE, compared
 from spiketriton.doctor import main, small_recipe
 from spiketriton.errors import EXIT_DONE, EXIT_ERROR
-from spiketriton_kernels.backends import choice, native
+from spiketriton_kernels.backends import choice
 from tests.covering import each
 
 CPU = torch.device("cpu")
@@ -145,23 +145,17 @@ def test_a_busy_machine_and_one_without_a_compiler_are_slow(monkeypatch):
     assert states == ["slow"] * 4
 
 
-def test_interpreted_kernels_are_slow_and_not_timed(monkeypatch):
+def test_interpreted_kernels_are_slow_and_neither_timed_nor_trained(monkeypatch):
     monkeypatch.setattr(choice, "interpreting", lambda: True)
+    monkeypatch.setattr(checkup, "KERNELS", ())
     with kernels.use_backend("triton"):
-        (found,) = checkup.backend(torch.float32, CPU)
-    assert found.state == "slow"
-    assert "unset TRITON_INTERPRET" in found.advice
-    assert list(checkup.bandwidth(CPU)) == []
-    assert list(checkup.builds(CPU)) == []
-    assert list(checkup.trained(small_recipe([]), CPU)) == []
-
-
-def test_without_a_compiler_nothing_is_compiled(monkeypatch):
-    def missing(dtype, kind):
-        raise native.CompilerError("none")
-
-    monkeypatch.setattr(native, "library", missing)
-    assert list(checkup.builds(CPU)) == []
+        found = {
+            finding.name: finding
+            for finding in checkup.findings(small_recipe(["train.device=cpu"]))
+        }
+    assert found["backend, float32"].state == "slow"
+    assert "unset TRITON_INTERPRET" in found["backend, float32"].advice
+    assert not {"bandwidth", "training, fp32"} & found.keys()
 
 
 def test_a_slow_kernel_is_slow(monkeypatch):
@@ -169,26 +163,3 @@ def test_a_slow_kernel_is_slow(monkeypatch):
         seconds = iter([copy, ours])
         monkeypatch.setattr(checkup, "_seconds", lambda *_, left=seconds: next(left))
         assert next(checkup.bandwidth(CPU)).state == state
-
-
-def test_a_gpu_is_timed_by_its_own_clock_over_calls_that_do_not_wait(monkeypatch):
-    """Python's part of a call would hide behind it, or be taken for the kernel's."""
-    said = []
-
-    class Event:
-        def __init__(self, enable_timing):
-            assert enable_timing
-
-        def record(self):
-            said.append("record")
-
-        def synchronize(self):
-            said.append("wait")
-
-        def elapsed_time(self, end):
-            return 50.0  # milliseconds
-
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    seconds = checkup._seconds(lambda: said.append("call"), torch.device("cuda"))
-    assert seconds == pytest.approx(0.05 / checkup.CALLS)
-    assert said == ["call", "record", *["call"] * checkup.CALLS, "record", "wait"]
