@@ -10,7 +10,7 @@ from rich.console import Console
 
 from spiketriton.commandline import Parser
 from spiketriton.config.recipe import KEYS
-from spiketriton.config.shipped import find_recipe, read_header, shipped_recipes
+from spiketriton.config.shipped import find_recipe, notes_of, shipped_recipes
 from spiketriton.errors import run_command
 from spiketriton.show.screen import Table, console_of, say, show_table, show_whole
 
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> None:
 
 def show(console: Console) -> None:
     """A row for each shipped recipe, how each number of ours was measured, and what to do with a name."""
-    notes = {name: read_header(path).notes for name, path in shipped_recipes().items()}
+    notes = {name: notes_of(path) for name, path in shipped_recipes().items()}
     show_table(console, "", Table(HEAD, list(rows(notes)), words=(1, 2), legend=LEGEND))
     console.print()
     for name, said in notes.items():

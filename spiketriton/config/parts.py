@@ -34,6 +34,8 @@ KINDS = {
 }
 """The key of the recipe that names a part, by kind of part."""
 
+KIND_OF = {key: kind for kind, key in KINDS.items()}
+
 
 @dataclass(frozen=True)
 class Part:
@@ -94,11 +96,6 @@ def register(part: Part) -> None:
     PARTS[part.kind, part.name] = part
 
 
-def kind_of(selector: str) -> str | None:
-    """The kind of part that a key names; None for other keys."""
-    return next((kind for kind, key in KINDS.items() if key == selector), None)
-
-
 @cache
 def entry_points(kind: str) -> dict[str, metadata.EntryPoint]:
     """The parts that installed packages offer, by name; nothing is imported yet."""
@@ -121,7 +118,9 @@ def chosen(kind: str, name: str) -> Part:
 def find(kind: str, name: str) -> Part | None:
     """A part by name, its package imported if need be. UserError: that package is broken."""
     if kind == "models" and ":" in name:
-        return _elsewhere(name)
+        module = name.partition(":")[0]  # which knows nothing of this package
+        make = in_hand if module == IN_HAND else named_object(name, KINDS[kind])
+        return Part(kind, name, make, None, module)
     if (kind, name) not in PARTS and name in entry_points(kind):
         point = entry_points(kind)[name]
         with _as_a_mistake(f"the plugin {_distribution(point)} ({point.value})"):
@@ -149,14 +148,6 @@ _SHORT = {
         f"{_SPIKINGJELLY}.parametric_lif_net",
     )
 }
-
-
-def _elsewhere(name: str) -> Part:
-    """What "MODULE:NAME" stands for, a function or class that knows nothing of this package, as a part."""
-    module = name.partition(":")[0]
-    if module == IN_HAND:
-        return Part("models", name, in_hand, None, module)
-    return Part("models", name, named_object(name, "model.name"), None, module)
 
 
 def named_object(name: str, key: str) -> Callable[..., Any]:
@@ -242,30 +233,27 @@ def refuse_unasked(modules: Sequence[str], call: str, named: Sequence[str]) -> N
 
 def _unseen(given: str) -> str:
     """A plugin that has not run in this process, with its file and checksum; "" for others and what is missing."""
-    if given.endswith(".py"):
-        path = Path(os.path.abspath(given))
-        if str(path) in _files or not path.is_file():
-            return ""
-    elif given in sys.modules:
+    is_file = given.endswith(".py")
+    origin = os.path.abspath(given) if is_file else _origin(given)
+    if origin is None or origin in _files or given in sys.modules:
         return ""
-    else:
-        origin = _origin(given)
-        if origin is None:
-            return ""
-        path = Path(origin)
-    known = path.is_file()
-    digest = f"sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}" if known else "no file"
-    return f"{given} ({path}, {digest})" if str(path) != given else f"{given} ({digest})"
+    if is_file and not os.path.isfile(origin):
+        return ""
+    known = os.path.isfile(origin)
+    digest = f"sha256 {_checksum(origin)}" if known else "no file"
+    return f"{given} ({digest})" if origin == given else f"{given} ({origin}, {digest})"
+
+
+def _checksum(file: str) -> str:
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 def _origin(module: str) -> str | None:
     """Where a module would be imported from, found without importing anything; None: nowhere."""
     top, *names = module.split(".")
-    try:
-        with _current_folder_first():
-            spec = importlib.util.find_spec(top)
-    except (ImportError, ValueError):
-        return None
+    spec = None
+    with contextlib.suppress(ImportError, ValueError), _current_folder_first():
+        spec = importlib.util.find_spec(top)
     if spec is None:
         return None
     origin = spec.origin or top
@@ -313,7 +301,7 @@ def record(modules: Sequence[str], used: Sequence[Part]) -> list[dict[str, Any]]
                 "module": given,
                 "version": getattr(module, "__version__", None) or _installed_version(name),
                 "file": file,
-                "sha256": hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None,
+                "sha256": _checksum(file) if file else None,
                 "parts": [f"{p.selector} = {p.name}" for p in used if p.module.startswith(name)],
             }
         )

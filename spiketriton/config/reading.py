@@ -10,7 +10,6 @@ import difflib
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, get_type_hints
@@ -18,22 +17,20 @@ from typing import Any, get_type_hints
 from spiketriton.config import parts, rules
 from spiketriton.config.recipe import (
     KEYS,
+    SELECTORS,
     TABLES,
     Arguments,
     Recipe,
     Spec,
     Table,
-    chosen_part,
     join,
-    selector_of,
+    own_part,
 )
 from spiketriton.config.shipped import find_recipe
 from spiketriton.config.words import quoted, short, shown
 from spiketriton.errors import UnknownKey, UserError, warn_once
 
-# likeness, 0 to 1, from which on a name is taken for a slip of another; for up to 4 letters, where
-# one of them weighs more, less is asked
-NEAR, NEAR_SHORT = 0.75, 0.65
+NEAR = 0.8  # likeness, 0 to 1, from which on a name is taken for a slip of another
 PLUGINS = "plugins.modules"
 ARGUMENTS = "model.arguments"
 
@@ -112,7 +109,8 @@ def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
 def _refuse_unknown(dotted: str, where: str = "") -> None:
     """UserError, which begins with `where`: it is no key."""
     if dotted in TABLES:
-        raise UserError(f"{where}{_is_a_table(dotted)}")
+        known = next(k for k in KEYS if k.startswith(dotted))
+        raise UserError(f"{where}{dotted} is a table; accepted: one of its keys, as in {known}=...")
     if dotted not in KEYS and not _is_argument(dotted):
         raise UserError(f"{where}{_unknown(dotted, is_table=False)}")
 
@@ -120,9 +118,7 @@ def _refuse_unknown(dotted: str, where: str = "") -> None:
 def _change(dotted: str, value: Any) -> Any:
     """What a key is changed to; files of plugins with their whole paths."""
     checked = _check(dotted, value)
-    if dotted != PLUGINS:
-        return checked
-    return tuple(_absolute(entry, Path()) for entry in checked)
+    return tuple(_absolute(one, Path()) for one in checked) if dotted == PLUGINS else checked
 
 
 def _is_argument(dotted: str) -> bool:
@@ -193,29 +189,30 @@ def _parse(
         end = f"at the end, line {len(text.splitlines())}"
         reason = str(error).replace("at end of document", end)
         raise UserError(f"invalid TOML: {reason}") from None
-    table, modules = document.get("plugins"), []
-    if isinstance(table, dict) and "modules" in table:
-        given = KEYS[PLUGINS].check(table["modules"])
-        modules = table["modules"] = [_absolute(entry, folder) for entry in given]
+    given, modules = _table(document, "plugins"), []
+    if "modules" in given:
+        modules = [_absolute(entry, folder) for entry in KEYS[PLUGINS].check(given["modules"])]
+        given["modules"] = modules
     if PLUGINS in values:
         modules = []
-    model = document.get("model")
-    if isinstance(model, dict) and model.get("name") == parts.FROM_NIR:
+    model = _table(document, "model")
+    if model.get("name") == parts.FROM_NIR:
         _place_file(model.get("arguments"), folder, of_run)
     if of_run:
-        call = (
-            _call(model.get("name"), model.get("arguments", {})) if isinstance(model, dict) else ""
-        )
+        call = _call(model.get("name"), model.get("arguments", {}))
         parts.refuse_unasked(modules, call, values.get(PLUGINS, ()))
     parts.load(modules)
-    for dotted in parts.KINDS.values():  # an installed package is imported when it is named
-        path, _, key = dotted.rpartition(".")
-        name = document.get(path, {})
-        name = name.get(key) if isinstance(name, Mapping) else None
-        kind = parts.kind_of(dotted)
-        if isinstance(name, str) and name not in KEYS[dotted].words and kind:
-            parts.find(kind, name)
+    for path, dotted in SELECTORS.items():  # an installed package is imported when it is named
+        table, name = _table(document, path), dotted.rpartition(".")[2]
+        if name in table:
+            KEYS[dotted].check(table[name])
     return dict(_flatten(document, "", of_run))
+
+
+def _table(document: dict[str, Any], name: str) -> dict[str, Any]:
+    """A table of the document; an empty one where there is none."""
+    table = document.get(name)
+    return table if isinstance(table, dict) else {}
 
 
 def _place_file(arguments: object, folder: Path, of_run: bool) -> None:
@@ -263,14 +260,11 @@ def _unknown(dotted: str, is_table: bool) -> str:
     if dotted in rules.GONE_KEYS:
         return f"{dotted} is gone: {rules.GONE_KEYS[dotted]}"
     tables = list(TABLES)[1:]  # without the top level, which has no name
-    table, _, name = dotted.rpartition(".")
-    known = tables if is_table else list(KEYS)
-    near = [k for k in known if k.rpartition(".")[2] == name]  # right key, wrong or missing table
-    near.sort(key=lambda k: -difflib.SequenceMatcher(None, table, k.rpartition(".")[0]).ratio())
-    near = near or _near(short(dotted), known)
+    near = _near(short(dotted), tables if is_table else list(KEYS))
+    table = dotted.rpartition(".")[0]
     siblings = [] if is_table else [k for k in KEYS if KEYS[k].table.path == table]
     if near:
-        tip = f"did you mean {near[0]}?"
+        tip = f"did you mean {near}?"
     elif siblings:
         few = ", ".join(siblings[:12])
         tip = f"known keys: {few}" + ", ... (docs/recipes.md has all)" * (len(siblings) > 12)
@@ -280,27 +274,13 @@ def _unknown(dotted: str, is_table: bool) -> str:
     return f"unknown {'table' if is_table else 'key'} {shown}; {tip}"
 
 
-def _is_a_table(dotted: str) -> str:
-    key = next(k for k in KEYS if k.startswith(dotted))
-    return f"{dotted} is a table; accepted: one of its keys, as in {key}=..."
-
-
-def _near(dotted: str, known: Sequence[str]) -> list[str]:
-    """The known name that `dotted` may be a slip of; none if its table or its own name is far off."""
-    table, _, name = dotted.rpartition(".")
-
-    def likeness(other: str) -> tuple[float, float]:
-        place, _, word = other.rpartition(".")
-        begun = len(name) >= 3 and word.startswith(name)
-        own = 1.0 if begun else difflib.SequenceMatcher(None, name, word).ratio()
-        own += (NEAR - NEAR_SHORT) * (len(name) <= 4)
-        inner = place.endswith(table)  # also: no table was given
-        here = 1.0 if inner else difflib.SequenceMatcher(None, table, place).ratio()
-        return min(here, own), here + own
-
-    best = max(known, key=likeness)
-    alike = difflib.get_close_matches(dotted, known, n=1, cutoff=0.85)
-    return [best] if likeness(best)[0] >= NEAR else alike
+def _near(dotted: str, known: Sequence[str]) -> str:
+    """The known name that `dotted` may be a slip of, whose own name or the whole is near to it; "" for none."""
+    owns = [other.rpartition(".")[2] for other in known]
+    own = difflib.get_close_matches(dotted.rpartition(".")[2], owns, n=1, cutoff=NEAR)
+    alike = [other for other, name in zip(known, owns, strict=True) if name in own]
+    alike = alike or difflib.get_close_matches(dotted, known, n=1, cutoff=NEAR)
+    return max(alike, key=lambda k: difflib.SequenceMatcher(None, dotted, k).ratio(), default="")
 
 
 def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
@@ -321,11 +301,9 @@ def _parse_value(text: str, spec: Spec) -> Any:
         document = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):
         one = bool(text) and not set(text) & set("[]\"',")  # as in train.freeze=conv1
-        return [text] if spec.items is str and one else text
-    value = document["value"]
-    other = spec.items or spec.free or isinstance(value, str)
-    bare = spec.base in (str, None) and not other  # data.root=2024
-    return text if bare or len(document) > 1 else value
+        return [text] if tuple[str, ...] in spec.kinds and one else text
+    bare = set(spec.kinds) <= {str} and not isinstance(document["value"], str)  # data.root=2024
+    return text if bare or len(document) > 1 else document["value"]
 
 
 def _assemble(
@@ -357,12 +335,13 @@ def _assemble(
 
 def _build(table: type[Table], values: Mapping[str, Any], **extra: Any) -> Any:
     hints = get_type_hints(table)
-    for field in filter(attrgetter("init"), dataclasses.fields(table)):
+    for field in dataclasses.fields(table):
         dotted = join(table.path, field.name)
         if dotted in values:
             extra[field.name] = values[dotted]
         elif field.name == "options":
-            part = chosen_part(table.path, values[f"{table.path}.{selector_of(table.path)}"])
+            selector = SELECTORS[table.path]
+            part = own_part(selector, values[selector])
             if part is not None and part.options is not None:
                 extra["options"] = _build(part.options, values)
         elif field.name not in extra:

@@ -3,13 +3,15 @@
 Errors, docs/recipes.md and the reading of TOML all come from these declarations.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Iterator, Mapping
 from operator import attrgetter
-from types import MappingProxyType
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from types import MappingProxyType, UnionType
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 from spiketriton.config import parts, rules
 from spiketriton.config.rules import (
@@ -49,15 +51,8 @@ SHARE = Range(0, 1, open="high")
 
 def key(default: Any, doc: str, numbers: Range | None = None) -> Any:
     """A field with its explanation and the numbers that it accepts; `...`: it must be given."""
-    metadata = {"doc": doc, "numbers": numbers}
-    if default is ...:
-        return dataclasses.field(metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-def follows(default: Any) -> Any:
-    """A field that follows from the keys, set when its table is made: what `auto` stands for."""
-    return dataclasses.field(default=default, init=False, compare=False, repr=False)
+    default = dataclasses.MISSING if default is ... else default
+    return dataclasses.field(default=default, metadata={"doc": doc, "numbers": numbers})
 
 
 class Arguments(Mapping):
@@ -74,9 +69,6 @@ class Arguments(Mapping):
 
     def __len__(self) -> int:
         return len(self._given)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Arguments) and self._given == other._given
 
     def __hash__(self) -> int:
         return hash(frozenset(self._given.items()))
@@ -173,16 +165,13 @@ class TableOfPart(Table):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        part = chosen_part(self.path, getattr(self, selector_of(self.path)))
-        if part is None or part.options is None:
-            if self.options is not None:
-                raise UserError(f"{self.path}.options = {self.options!r}: accepted: None")
-        elif self.options is None:
-            object.__setattr__(self, "options", part.options())
-        elif not isinstance(self.options, part.options):
-            raise UserError(
-                f"{self.path}.options = {self.options!r}: accepted: a {part.options.__name__}"
-            )
+        dotted = SELECTORS[self.path]
+        part = own_part(dotted, getattr(self, dotted.partition(".")[2]))
+        kind: Any = part.options if part and part.options else type(None)
+        if self.options is None:
+            object.__setattr__(self, "options", kind())
+        elif not isinstance(self.options, kind):
+            raise UserError(f"{self.path}.options = {self.options!r}: accepted: a {kind.__name__}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -468,11 +457,15 @@ class NeuronConfig(TableOfPart):
     )
     detach_reset: bool = key(True, "no gradient through a hard or soft reset")
     surrogate: SurrogateConfig = dataclasses.field(default_factory=SurrogateConfig)
-    resets_by: str = follows("hard")  # hard, soft or none
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "resets_by", rules.reset(self.kind, self.reset))
+    @property
+    def resets_by(self) -> str:
+        """hard, soft or none: what `auto` stands for."""
+        if self.reset != "auto":
+            return self.reset
+        if self.kind in rules.PARALLEL:
+            return "none"
+        return "soft" if self.kind in ("ilif", "clif", "alif") else "hard"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -716,42 +709,56 @@ class Recipe(Table):
     monitor: MonitorConfig = dataclasses.field(default_factory=MonitorConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     plugins: PluginsConfig = dataclasses.field(default_factory=PluginsConfig)
-    peak_lr: float = follows(0.0)  # the highest learning rate
-    clipping: float = follows(0.0)  # the largest gradient norm; 0: any
-    # of somebody else's, so that a run of it is loaded with consent only
-    names_code: bool = follows(False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.name, str) or not self.name or set(self.name) & set("/\\\0"):
             raise UserError(f"recipe name {self.name!r}: accepted: a file name without its ending")
-        values = self.values()
-        for part in parts_of(values):
+        for part in self.own_parts():
             if not parts.provided(part, self.plugins.modules):
                 raise UserError(
                     f'{part.selector} = "{part.name}" is registered by {part.home}, which the recipe '
                     f'does not list; accepted: plugins.modules = ["{part.home}"]'
                 )
+        values = self.values()
         for dotted, reason in rules.idle(values).items():
             if values[dotted] != KEYS[dotted].default:
                 raise UserError(rules.no_effect(dotted, values[dotted], reason))
-        for message in rules.contradictions(values):
+        for message in rules.contradictions(self):
             raise UserError(message)
+
+    @property
+    def peak_lr(self) -> float:
+        """The highest learning rate, where train.lr may be `auto`."""
+        if not isinstance(self.train.lr, str):
+            return self.train.lr
+        of_blocks, without_skips, others = rules.RATES[self.train.optimizer]
+        if self.model.name in rules.BLOCK_NETS:
+            return of_blocks
+        return without_skips if self.model.name in rules.SKIPLESS else others
+
+    @property
+    def clipping(self) -> float:
+        """The largest gradient norm, where train.clip_grad_norm may be `auto`; 0: any."""
+        limit = self.train.clip_grad_norm
+        return rules.CLIPPING[self.train.optimizer] if isinstance(limit, str) else limit
+
+    @property
+    def names_code(self) -> bool:
+        """Whether it names somebody else's code, so that a run of it is loaded with consent only."""
         foreign = ":" in self.model.name and self.model.name != parts.FROM_NIR
-        object.__setattr__(self, "peak_lr", rules.peak_lr(values))
-        object.__setattr__(self, "clipping", rules.clipping(values))
-        object.__setattr__(self, "names_code", bool(self.plugins.modules) or foreign)
+        return bool(self.plugins.modules) or foreign
 
     def values(self) -> dict[str, Any]:
         """{dotted key: value}; keys of parts that the recipe does not use have their defaults."""
         values = {}
         for dotted, spec in KEYS.items():
-            if issubclass(spec.table, PartOptions):
+            if not issubclass(spec.table, PartOptions):
+                values[dotted] = attrgetter(dotted)(self)
+            else:
                 options = getattr(self, dotted.partition(".")[0]).options
                 mine = type(options) is spec.table
                 values[dotted] = getattr(options, spec.field.name) if mine else spec.default
-            else:
-                values[dotted] = attrgetter(dotted)(self)
         return values
 
     def effective(self) -> dict[str, Any]:
@@ -779,33 +786,24 @@ class Recipe(Table):
             lines.append(f"{name} = {whole(value)}")
         return "\n".join(lines) + "\n"
 
+    def own_parts(self) -> list[parts.Part]:
+        """The parts of one's own that it uses."""
+        found = (own_part(dotted, attrgetter(dotted)(self)) for dotted in SELECTORS.values())
+        return [part for part in found if part is not None]
+
     def plugin_rows(self) -> list[dict[str, Any]]:
         """What a run folder keeps of the plugins, see `parts.record`."""
-        return parts.record(self.plugins.modules, parts_of(self.values()))
+        return parts.record(self.plugins.modules, self.own_parts())
 
 
-def selector_of(path: str) -> str:
-    """The key of a table that names a part."""
-    return next(
-        dotted for dotted in parts.KINDS.values() if dotted.startswith(f"{path}.")
-    ).rpartition(".")[2]
+SELECTORS = {dotted.partition(".")[0]: dotted for dotted in parts.KINDS.values()}
+"""The key that chooses a part, by the table that it is in."""
 
 
-def chosen_part(path: str, name: str) -> parts.Part | None:
-    """The part of one's own that the table at `path` names; None for built-in ones."""
-    dotted = f"{path}.{selector_of(path)}"
-    kind = parts.kind_of(dotted)
-    if kind is None or name in KEYS[dotted].words:
-        return None
-    return parts.find(kind, name)
-
-
-def parts_of(values: Mapping[str, Any]) -> list[parts.Part]:
-    """The parts of one's own that a recipe uses."""
-    found = (
-        chosen_part(dotted.rpartition(".")[0], values[dotted]) for dotted in parts.KINDS.values()
-    )
-    return [part for part in found if part is not None]
+def own_part(dotted: str, name: str) -> parts.Part | None:
+    """The part of one's own that a key names; None for built-in ones."""
+    kind = parts.KIND_OF.get(dotted)
+    return None if kind is None or name in KEYS[dotted].words else parts.find(kind, name)
 
 
 def register_part(part: parts.Part) -> None:
@@ -824,18 +822,27 @@ def join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
+NOUNS = {
+    bool: "true or false",
+    int: "an integer {}",
+    float: "a number {}",
+    str: "non-empty text without NUL",
+    tuple[str, ...]: "an array of strings",
+    tuple[float, ...]: "an array of numbers {}",
+    Arguments: "a table of strings, numbers, true, false and arrays of them",
+}
+"""What a key may be, in words; {}: its range."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What one key accepts: a base type with a range, some words, or either."""
+    """What one key accepts: values of some of `NOUNS`, and some words."""
 
     dotted: str
     table: type[Table]
     field: dataclasses.Field
-    base: type | None
+    kinds: tuple[Any, ...]
     words: tuple[str, ...]
-    text: bool = False  # whether any text is accepted, besides numbers of the base type
-    items: type | None = None  # of an array
-    free: bool = False  # whether any table is accepted
 
     @property
     def required(self) -> bool:
@@ -848,95 +855,63 @@ class Spec:
     @property
     def accepted(self) -> str:
         """What is accepted, in words, for errors and for docs/recipes.md."""
-        return self.accepts(self.words)
+        return self._accepts(self.words)
 
-    @property
-    def choices(self) -> tuple[str, ...]:
-        """The words, and the names of parts of one's own."""
-        kind = parts.kind_of(self.dotted)
-        return self.words + (tuple(parts.names(kind)) if kind else ())
-
-    def accepts(self, words: tuple[str, ...]) -> str:
-        """What is accepted, with these words."""
-        said = []
-        if self.items is not None:
-            noun = "strings" if self.items is str else f"numbers {self.field.metadata['numbers']}"
-            said.append(f"an array of {noun}")
-        if self.free:
-            said.append("a table of strings, numbers, true, false and arrays of them")
-        if self.base is bool:
-            said.append("true or false")
-        elif self.base is str:
-            said.append("non-empty text without NUL")
-        elif self.base is not None:
-            noun = "an integer" if self.base is int else "a number"
-            said.append(f"{noun} {self.field.metadata['numbers']}")
-        if self.text:
-            said.append("non-empty text without NUL")
+    def _accepts(self, words: tuple[str, ...]) -> str:
+        said = [NOUNS[kind].format(self.field.metadata["numbers"]) for kind in self.kinds]
         if words:
             said.append(", ".join(f'"{word}"' for word in words))
         return (", or " if any("," in part for part in said) else " or ").join(said)
 
     def check(self, value: Any) -> Any:
-        """The value as its field stores it: integers become floats where a number is accepted."""
-        words = self.words
-        if self.free:
-            try:
-                return Arguments(value)
-            except (AttributeError, ValueError):
-                good = False
-        elif isinstance(value, str):
-            free = self.text or self.base is str
-            good = value in words or (free and _is_text(value))
-            if not good and (kind := parts.kind_of(self.dotted)):
-                words = self.choices
-                good = parts.find(kind, value) is not None
-        elif self.items is not None:
-            good = isinstance(value, list | tuple) and all(
-                (isinstance(item, str) and _is_text(item))
-                if self.items is str
-                else (type(item) in (int, float) and item in self.field.metadata["numbers"])
-                for item in value
-            )
-            value = tuple(map(self.items, value)) if good else value
-        elif self.base in (int, float):
-            # not isinstance: to Python, a boolean is an integer
-            numeric = type(value) is int or (self.base is float and type(value) is float)
-            good = numeric and value in self.field.metadata["numbers"]
-        else:
-            good = self.base is bool and type(value) is bool
-        if not good:
-            word = short(value) if isinstance(value, str) else ""
-            near = difflib.get_close_matches(word, words)
-            tip = f'did you mean "{near[0]}"? ' if near else ""
-            raise UserError(f"{self.dotted} = {shown(value)}: {tip}accepted: {self.accepts(words)}")
-        return float(value) if self.base is float and type(value) is int else value
+        """The value as its field stores it: integers become floats where a number is accepted. UserError."""
+        kind = parts.KIND_OF.get(self.dotted) if isinstance(value, str) else None
+        if isinstance(value, str) and (value in self.words or (kind and parts.find(kind, value))):
+            return value
+        for one in self.kinds:
+            with contextlib.suppress(ValueError):
+                return _stored(one, value, self.field.metadata["numbers"])
+        words = self.words + (tuple(parts.names(kind)) if kind else ())
+        near = difflib.get_close_matches(short(value) if isinstance(value, str) else "", words)
+        tip = f'did you mean "{near[0]}"? ' if near else ""
+        raise UserError(f"{self.dotted} = {shown(value)}: {tip}accepted: {self._accepts(words)}")
+
+
+def _stored(kind: Any, value: Any, numbers: Range) -> Any:
+    """The value as a field of that kind stores it. ValueError: it is of another one."""
+    if kind is Arguments and isinstance(value, Mapping):
+        return Arguments(value)
+    if get_origin(kind) is tuple and isinstance(value, list | tuple):
+        return tuple(_stored(get_args(kind)[0], item, numbers) for item in value)
+    if kind is bool and type(value) is bool:
+        return value
+    # not isinstance: to Python, a boolean is an integer
+    if kind in (int, float) and type(value) in (int, kind) and value in numbers:
+        return kind(value)
+    # no path may hold NUL, and no file a lone surrogate
+    if (
+        kind is str
+        and isinstance(value, str)
+        and value
+        and not re.search("[\0\ud800-\udfff]", value)
+    ):
+        return value
+    raise ValueError
 
 
 def _specs(table: type[Table]) -> Iterator[tuple[str, Spec]]:
     hints = get_type_hints(table)
     for field in dataclasses.fields(table):
-        hint = hints[field.name]
         if "doc" in field.metadata:
-            choices = [hint] if get_origin(hint) is Literal else get_args(hint)
+            hint, dotted = hints[field.name], join(table.path, field.name)
+            choices = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+            kinds = tuple(one for one in choices if get_origin(one) is not Literal)
             words = tuple(w for c in choices if get_origin(c) is Literal for w in get_args(c))
-            bases = [t for t in (hint, *get_args(hint)) if t in (bool, int, float, str)]
-            dotted = join(table.path, field.name)
-            text = len(bases) > 1 and str in bases
-            arrays = [h for h in (hint, *get_args(hint)) if get_origin(h) is tuple]
-            items = get_args(arrays[0])[0] if arrays else None
-            base = bases[0] if bases and items is None else None
-            free = hint is Arguments
-            yield dotted, Spec(dotted, table, field, base, words, text, items, free)
-    for field in dataclasses.fields(table):  # subtables follow the keys, as TOML asks
-        if isinstance(hints[field.name], type) and issubclass(hints[field.name], Table):
-            yield from _specs(hints[field.name])
+            yield dotted, Spec(dotted, table, field, kinds, words)
+    for hint in hints.values():  # subtables follow the keys, as TOML asks
+        if isinstance(hint, type) and issubclass(hint, Table):
+            yield from _specs(hint)
 
 
 KEYS: dict[str, Spec] = dict(_specs(Recipe))
 TABLES: dict[str, type[Table]] = {spec.table.path: spec.table for spec in KEYS.values()}
-
-
-def _is_text(value: str) -> bool:
-    """Not empty, no NUL (no path may hold it) and no lone surrogate (no file can hold it)."""
-    return bool(value) and "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)

@@ -4,10 +4,10 @@ It knows each key alone. What keys mean together, and parts of one's own, a run 
 """
 
 import json
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from spiketriton.config import parts
-from spiketriton.config.recipe import KEYS, TABLES, Arguments, Spec, TableOfPart
+from spiketriton.config.recipe import KEYS, TABLES, Arguments, Range, Spec, TableOfPart
 
 TEXT = {"type": "string", "minLength": 1}
 
@@ -40,20 +40,9 @@ def _table(path: str) -> dict[str, Any]:
 
 
 def _key(spec: Spec) -> dict[str, Any]:
-    numbers = spec.field.metadata["numbers"]
-    accepted: list[dict[str, Any]] = []
-    if spec.words:
-        accepted.append({"enum": [*spec.words]})
-    if spec.items is not None:
-        items = TEXT if spec.items is str else _number("number", numbers)
-        accepted.append({"type": "array", "items": items})
-    if spec.free:
-        accepted.append({"type": "object"})
-    if spec.base is bool:
-        accepted.append({"type": "boolean"})
-    elif spec.base in (int, float):
-        accepted.append(_number("integer" if spec.base is int else "number", numbers))
-    if spec.base is str or spec.text or parts.kind_of(spec.dotted):
+    accepted: list[dict[str, Any]] = [{"enum": [*spec.words]}] if spec.words else []
+    accepted += [_kind(kind, spec.field.metadata["numbers"]) for kind in spec.kinds]
+    if spec.dotted in parts.KIND_OF:  # a part of one's own
         accepted.append(TEXT)
     said: dict[str, Any] = {"description": spec.field.metadata["doc"]}
     if not spec.required and not isinstance(spec.default, Arguments):
@@ -61,10 +50,15 @@ def _key(spec: Spec) -> dict[str, Any]:
     return said | (accepted[0] if len(accepted) == 1 else {"anyOf": accepted})
 
 
-def _number(kind: str, numbers: Any) -> dict[str, Any]:
-    low = "exclusiveMinimum" if numbers.open == "low" else "minimum"
-    high = "exclusiveMaximum" if numbers.open == "high" else "maximum"
-    return {"type": kind, low: numbers.low, high: numbers.high}
+def _kind(kind: Any, numbers: Range) -> dict[str, Any]:
+    if get_origin(kind) is tuple:
+        return {"type": "array", "items": _kind(get_args(kind)[0], numbers)}
+    if kind in (int, float):
+        low = "exclusiveMinimum" if numbers.open == "low" else "minimum"
+        high = "exclusiveMaximum" if numbers.open == "high" else "maximum"
+        named = "integer" if kind is int else "number"
+        return {"type": named, low: numbers.low, high: numbers.high}
+    return TEXT if kind is str else {"type": "boolean" if kind is bool else "object"}
 
 
 def text() -> str:

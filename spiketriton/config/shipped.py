@@ -1,31 +1,17 @@
 """The recipes that come with spiketriton: in a wheel in `spiketriton/shipped`, in a clone in `recipes/`.
 
-A header is the comment at the top of a file. Its first sentence is the title. A paragraph that begins with one of
-`NOTES` and a colon ends at the next empty comment line.
+A header is the comment at the top of a file. A paragraph that begins with one of `NOTES` and a colon ends at the next
+empty comment line.
 """
 
 import difflib
-import re
-from dataclasses import dataclass
+import itertools
 from pathlib import Path
 
 from spiketriton.errors import UserError
 
 NOTES = ("Memory", "Measured", "Published")
 _PACKAGE = Path(__file__).resolve().parents[1]
-
-
-@dataclass(frozen=True)
-class Shipped:
-    """A shipped recipe: its file, what it trains, and the notes of its header by name."""
-
-    path: Path
-    title: str
-    notes: dict[str, str]
-
-    @property
-    def name(self) -> str:
-        return self.path.stem
 
 
 def folder_of_recipes() -> Path:
@@ -64,18 +50,9 @@ def _near(path: Path) -> str:
     return "; accepted: a TOML file, or a name that `spiketriton recipes` lists"
 
 
-def read_header(path: Path) -> Shipped:
-    """Title and notes of a recipe file."""
-    lines = []
-    for line in path.read_text("utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        lines.append(line.lstrip("#").strip())
-    paragraphs = [" ".join(part.split()) for part in "\n".join(lines).split("\n\n")]
-    title = re.split(r"[.:](?: |$)", paragraphs[0], maxsplit=1)[0]
-    notes = {}
-    for paragraph in paragraphs[1:]:
-        name, colon, text = paragraph.partition(": ")
-        if colon and name in NOTES:
-            notes[name] = text
-    return Shipped(path, title, notes)
+def notes_of(path: Path) -> dict[str, str]:
+    """The notes in the header of a recipe file, by name."""
+    header = itertools.takewhile(lambda line: line[:1] == "#", path.read_text("utf-8").split("\n"))
+    paragraphs = "\n".join(line.lstrip("#").strip() for line in header).split("\n\n")
+    said = (" ".join(paragraph.split()).partition(": ") for paragraph in paragraphs[1:])
+    return {name: text for name, _, text in said if name in NOTES and text}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from spiketriton.config.shipped import read_header, shipped_recipes
+from spiketriton.config.shipped import notes_of, shipped_recipes
 from spiketriton.errors import UserError
 from spiketriton.recipes import main
 
@@ -45,7 +45,7 @@ def test_the_front_page_has_the_numbers_of_the_headers():
     front = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
     for name, path in shipped_recipes().items():
         for head in ("Published", "Measured"):
-            number = re.search(r"[\d.]+ %", read_header(path).notes.get(head, ""))
+            number = re.search(r"[\d.]+ %", notes_of(path).get(head, ""))
             if number:
                 rounded = f"{float(number[0][:-2]):.1f} %"
                 assert f"`{name}`" in front, name

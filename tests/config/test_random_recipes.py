@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from spiketriton.config import KEYS, TABLES, load_recipe, recipe_from_toml, replace, to_toml
+from spiketriton.config.recipe import Arguments, Range
 from spiketriton.errors import UserError
 
 SHIPPED = [
@@ -73,32 +74,25 @@ OTHERS = st.sampled_from(["true", "false", "[1]", "[]", "{}", "{a = 1}", "1979-0
 def good_value(dotted: str) -> st.SearchStrategy[str]:
     """Values that the key by itself accepts."""
     spec = KEYS[dotted]
-    numbers = spec.field.metadata["numbers"]
-    choices = [st.sampled_from([f'"{word}"' for word in spec.words])] if spec.words else []
-    if spec.items is str:  # plugins must be there to be imported
-        choices.append(st.just("[]" if dotted == "plugins.modules" else '["fc", "conv*"]'))
-    elif spec.items is not None:
-        inside = st.floats(numbers.low, numbers.high, exclude_min=True, exclude_max=True)
-        choices.append(
-            st.lists(inside.map(repr), max_size=3).map(lambda all: f"[{', '.join(all)}]")
-        )
-    if spec.base is bool:
-        choices.append(st.sampled_from(["true", "false"]))
-    elif spec.base is int:
-        choices.append(st.integers(int(numbers.low), int(numbers.high)).map(str))
-    elif spec.base is float:
-        inside = st.floats(
-            numbers.low,
-            numbers.high,
-            exclude_min=numbers.open == "low",
-            exclude_max=numbers.open == "high",
-        )
-        choices.append(inside.map(repr))
-    elif spec.base is str:
-        choices.append(st.sampled_from(['"data"', '"/é/日本 語"', "'C:\\data'", '"a=b #c"']))
-    if spec.free:
-        choices.append(st.sampled_from(["{}", '{a = 1, "b c" = [0.5, "x"], d = {e = true}}']))
-    return st.one_of(choices)
+    numbers = spec.field.metadata["numbers"] or Range(0, 0)
+    floats = st.floats(
+        numbers.low,
+        numbers.high,
+        exclude_min=numbers.open == "low",
+        exclude_max=numbers.open == "high",
+    ).map(repr)
+    of = {
+        bool: st.sampled_from(["true", "false"]),
+        int: st.integers(int(numbers.low), int(numbers.high)).map(str),
+        float: floats,
+        str: st.sampled_from(['"data"', '"/é/日本 語"', "'C:\\data'", '"a=b #c"']),
+        # plugins must be there to be imported
+        tuple[str, ...]: st.just("[]" if dotted == "plugins.modules" else '["fc", "conv*"]'),
+        tuple[float, ...]: st.lists(floats, max_size=3).map(lambda all: f"[{', '.join(all)}]"),
+        Arguments: st.sampled_from(["{}", '{a = 1, "b c" = [0.5, "x"], d = {e = true}}']),
+    }
+    words = [st.sampled_from([f'"{word}"' for word in spec.words])] if spec.words else []
+    return st.one_of(words + [of[kind] for kind in spec.kinds])
 
 
 def in_toml(values: dict[str, str]) -> str:

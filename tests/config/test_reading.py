@@ -201,7 +201,7 @@ def test_a_byte_order_mark_and_dos_line_ends_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("key", "meant"),
     [
-        ("train.ema", None), ("train.learning_rate", None), ("data.classweight_x", None),
+        ("train.ema", None), ("train.learning_rate", None), ("data.classweight", "loss.class_weights"),
         ("zyx", None), ("trian.lr", "train.lr"), ("epoch", "train.epochs"), ("lr", "train.lr"),
         ("neuron.tua", "neuron.tau"), ("neuron.width", "neuron.surrogate.width"),
         ("train.batch", "train.batch_size"), ("surrogate.widht", "neuron.surrogate.width"),
