@@ -3,7 +3,7 @@
 import argparse
 import shutil
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from spiketriton import consent
@@ -65,6 +65,19 @@ def reflowed(text: str, width: int = 0) -> str:
             prose = []
         lines += [line] if kept else []
     return "\n".join(lines).rstrip()
+
+
+def number(low: float, high: float, kind: type = int) -> Callable[[str], Any]:
+    """The type of an argument that is a number from `low` to `high`."""
+
+    def read(text: str) -> Any:
+        value = kind(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text}: accepted: from {low:.7g} to {high:.7g}")
+        return value
+
+    read.__name__ = "number"  # argparse names it
+    return read
 
 
 class _Trust(argparse.Action):

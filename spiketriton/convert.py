@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from spiketriton.commandline import Parser, spelled
+from spiketriton.commandline import Parser, number, spelled
 from spiketriton.errors import importing, run_command
 from spiketriton.runs.folder import RunFolder, refuse_unusable
 
@@ -41,36 +41,28 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--steps",
-        type=int,
+        type=number(1, 65536),
         metavar="T",
         help="time steps of the new run (128; calibrated: 16; qcfs: 8)",
     )
     parser.add_argument(
         "--percentile",
-        type=float,
+        type=number(1, 100, float),
         metavar="P",
         help="balanced only: percentile of the activations (99.9)",
     )
     parser.add_argument("--per-channel", action="store_true", help="a threshold for each channel")
-    parser.add_argument("--epochs", type=int, help="qcfs only: epochs of retraining (1)")
+    many = number(1, 10**6)
+    parser.add_argument("--epochs", type=many, help="qcfs only: epochs of retraining (1)")
     parser.add_argument(
-        "--images", type=int, default=512, help="training images to measure on (512)"
+        "--images", type=many, default=512, help="training images to measure on (512)"
     )
     parser.add_checkpoint()
     parser.add_argument("--run-dir", metavar="DIR", help="run folder (runs/<recipe>_<method>-...)")
     args = parser.parse_intermixed_args(arguments)
-    if args.percentile is not None and args.method != "balanced":
-        parser.error(f"--percentile has no effect with --method {args.method}")
-    if args.epochs is not None and args.method != "qcfs":
-        parser.error(f"--epochs has no effect with --method {args.method}")
-    for option, value, low, high in (
-        ("--steps", args.steps, 1, 65536),
-        ("--percentile", args.percentile, 1, 100),
-        ("--images", args.images, 1, 10**6),
-        ("--epochs", args.epochs, 1, 10**6),
-    ):
-        if value is not None and not low <= value <= high:
-            parser.error(f"{option} {value}: accepted: from {low} to {high}")
+    for option, method in (("percentile", "balanced"), ("epochs", "qcfs")):
+        if getattr(args, option) is not None and args.method != method:
+            parser.error(f"--{option} has no effect with --method {args.method}")
     return args
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spiketriton.commandline import Parser
+from spiketriton.commandline import Parser, number
 from spiketriton.errors import UserError, importing, need, run_command
 from spiketriton.runs.folder import RunFolder, refuse_unusable
 from spiketriton.runs.outputs import output_folder, refuse_foreign
@@ -32,28 +32,28 @@ docs/evaluation.md explains what is counted and how."""
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser("evaluate", EPILOG)
     parser.add_run()
-    parser.add_argument("--steps", metavar="1,2,4", help="time steps to show, also beyond T")
+    count = number(1, 10**6)
+    parser.add_argument(
+        "--steps",
+        type=lambda text: [count(step) for step in text.split(",")],
+        default=[],
+        metavar="1,2,4",
+        help="time steps to show, also beyond T",
+    )
     parser.add_argument("--against", nargs="+", default=[], metavar="RUN", help="runs to compare")
     parser.add_argument(
         "--neurobench", action="store_true", help="also run NeuroBench's harness on RUN"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.add_argument("--out", metavar="DIR", help="output folder (RUN/evaluation)")
-    parser.add_argument("--images", metavar="N", help="a fixed subset of the test images")
-    parser.add_argument("--batch-size", metavar="N", help="images at once (the recipe's)")
+    parser.add_argument(
+        "--images", type=count, metavar="N", help="a fixed subset of the test images"
+    )
+    parser.add_argument(
+        "--batch-size", type=count, default=0, metavar="N", help="images at once (the recipe's)"
+    )
     parser.add_checkpoint()
-    args = parser.parse_intermixed_args(arguments)
-    args.steps = [count(n, "--steps") for n in args.steps.split(",")] if args.steps else []
-    args.images = None if args.images is None else count(args.images, "--images")
-    args.batch_size = 0 if args.batch_size is None else count(args.batch_size, "--batch-size")
-    return args
-
-
-def count(text: str, option: str) -> int:
-    """A number of at least 1. UserError."""
-    if not (text.strip().isdecimal() and 1 <= int(text) <= 10**6):
-        raise UserError(f"{option} {text!r}: accepted: integers from 1 to 1000000")
-    return int(text)
+    return parser.parse_intermixed_args(arguments)
 
 
 def main(arguments: list[str]) -> None:

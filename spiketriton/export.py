@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from spiketriton.commandline import Parser
+from spiketriton.commandline import Parser, number
 from spiketriton.errors import EXIT_DONE, EXIT_ERROR, importing, need, run_command
 from spiketriton.runs.folder import RunFolder, refuse_unusable
 from spiketriton.runs.outputs import mark_of, marked, output_folder, refuse_foreign
@@ -32,7 +32,7 @@ examples:
   spiketriton export runs/fashion --to torch --batch-size 8 --out net.pt2
 
 A file is read back and compared with the network; one that differs is not written.
-nir: it is run by NIR's equations in numpy, and compared
+nir: it is run by NIR's equations in PyTorch, and compared
 spike by spike, on test images and on noise. The time step is --dt long in the
 file's unit of time (1); importers that assume another length need it: 0.0001 for snnTorch.
 torch: torch.export of the network in eval mode, for one batch size and image size. Import
@@ -58,17 +58,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--out", metavar="FILE", help="output file (RUN/<recipe>.nir, .pt2, .onnx, .safetensors)"
     )
     parser.add_checkpoint()
-    parser.add_argument("--dt", type=float, help="nir: length of a time step (1)")
-    parser.add_argument("--images", type=int, help="nir: test images of the comparison (4)")
-    parser.add_argument("--batch-size", type=int, help="images per call; torch: 1; onnx: any")
+    many = number(1, 10_000)
+    parser.add_argument(
+        "--dt", type=number(1e-9, 1e9, float), help="nir: length of a time step (1)"
+    )
+    parser.add_argument("--images", type=many, help="nir: test images of the comparison (4)")
+    parser.add_argument("--batch-size", type=many, help="images per call; torch: 1; onnx: any")
     args = parser.parse_intermixed_args(arguments)
     for name in {"dt", "images", "batch_size"} - {*FORMATS[args.to].options}:
         if getattr(args, name) is not None:
             parser.error(f"--{name.replace('_', '-')} has no effect with --to {args.to}")
-    for name, low, high in (("dt", 1e-9, 1e9), ("images", 1, 10_000), ("batch_size", 1, 10_000)):
-        value = getattr(args, name)
-        if value is not None and not low <= value <= high:
-            parser.error(f"--{name.replace('_', '-')} {value}: accepted: from {low:g} to {high:g}")
     return args
 
 

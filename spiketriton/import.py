@@ -16,7 +16,7 @@ examples:
   spiketriton train runs/cnn-20260101-120000/recipe.toml train.lr=0.001
 
 The recipe says the data, the time steps and how the network would be trained further. The network is replayed by an
-interpreter of NIR's equations in numpy and compared spike by spike, on test images and on noise. Neurons fire at
+interpreter of NIR's equations in PyTorch and compared spike by spike, on test images and on noise. Neurons fire at
 v >= v_threshold. The file is copied into the run folder."""
 
 

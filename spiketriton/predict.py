@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from spiketriton.commandline import Parser
+from spiketriton.commandline import Parser, number
 from spiketriton.errors import importing, run_command
 from spiketriton.runs.folder import refuse_unusable
 
@@ -22,14 +22,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("run", metavar="RUN", help="run folder")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
     parser.add_argument(
-        "--top", type=int, default=3, help="classes to show, the likeliest first (3)"
+        "--top", type=number(1, 10**6), default=3, help="classes to show, the likeliest first (3)"
     )
     parser.add_checkpoint()
     parser.add_argument("--json", action="store_true", help="an object for each image, a line each")
-    args = parser.parse_intermixed_args(arguments)
-    if args.top < 1:
-        parser.error(f"--top {args.top}: accepted: 1 or more")
-    return args
+    return parser.parse_intermixed_args(arguments)
 
 
 def main(arguments: list[str]) -> None:
@@ -42,18 +39,13 @@ def main(arguments: list[str]) -> None:
     run = Run(load_run(args.run, checkpoint=args.checkpoint))
     top = min(args.top, len(run.classes))
     for path, row in zip(args.images, run.predict(args.images), strict=True):
-        shares, classes = row.topk(top)
-        said = {
-            run.classes[c]: round(p, 6)
-            for p, c in zip(shares.tolist(), classes.tolist(), strict=True)
-        }
+        likeliest = zip(*(found.tolist() for found in row.topk(top)), strict=True)
+        said = {run.classes[place]: round(share, 6) for share, place in likeliest}
         if args.json:
             print(json.dumps({"image": path, "classes": said}, ensure_ascii=False))
         else:
-            print(
-                f"{path}: "
-                + ", ".join(f"{name} {100 * share:.1f} %" for name, share in said.items())
-            )
+            words = (f"{name} {100 * share:.1f} %" for name, share in said.items())
+            print(f"{path}: {', '.join(words)}")
 
 
 if __name__ == "__main__":

@@ -65,22 +65,19 @@ def train_cell(cell: Cell) -> Row | int:
             return earlier
     else:
         folder = RunFolder.create(cell.path, cell.recipe.name)
-    result: Row = {"values": cell.values}
     try:
         outcome = Session(cell.recipe, folder, Quiet(), Ranks(), resume, draws=False).train()
-    except Diverged as error:
-        seconds = max((row["seconds"] for row in folder.metrics.read()), default=0.0)
-        result |= {"accuracy": None, "diverged": str(error), "seconds": seconds}
-    else:
         if not (outcome.finished and outcome.saved):
             return outcome.exit_code
-        result |= {
-            "accuracy": outcome.progress.test_accuracy,
-            "test_loss": outcome.progress.test_loss,
-            "seconds": outcome.progress.seconds,
-        }
+        done = outcome.progress
+        result: Row = {"accuracy": done.test_accuracy, "test_loss": done.test_loss}
+        result["seconds"] = done.seconds
+    except Diverged as error:
+        seconds = max((row["seconds"] for row in folder.metrics.read()), default=0.0)
+        result = {"accuracy": None, "diverged": str(error), "seconds": seconds}
     result["synthetic"] = any(row.get("synthetic", False) for row in folder.metrics.read())
     result["width"] = cell.recipe.neuron.surrogate.width
+    result = {"values": cell.values, **result}
     write_json(cell.result_file, result)
     return result
 
@@ -109,17 +106,11 @@ def table(console: "Console", groups: Sequence[Group], synthetic: bool) -> None:
     rows = []
     for group in groups:
         lost = len(group.results) - len(group.accuracies)
+        accuracy = percent(group.mean) if group.accuracies else "diverged"
         spread = "" if math.isnan(group.spread) else f"± {100 * group.spread:.2f}"
-        rows.append(
-            (
-                *(group.values[key] for key in keys),
-                f"{group.width:.4g}",
-                percent(group.mean) if group.accuracies else "diverged",
-                spread,
-                f"{len(group.results)}" + (f" ({lost} diverged)" if lost else ""),
-                duration(sum(r["seconds"] for r in group.results)),
-            )
-        )
+        seeds = f"{len(group.results)}" + (f" ({lost} diverged)" if lost else "")
+        time = duration(sum(result["seconds"] for result in group.results))
+        rows.append([*group.values.values(), f"{group.width:.4g}", accuracy, spread, seeds, time])
     head = [*(key.rpartition(".")[2] for key in keys), *HEAD]
     legend = "spread: standard deviation over the seeds"
     title = f"test accuracy{synthetic_note(synthetic)}"

@@ -43,11 +43,8 @@ class Checkpoints:
     def __init__(self, folder: Path, warn: Callable[[str], None], keep: int = 1) -> None:
         self.folder, self.keep, self.warn = folder, keep, warn
         self.loaded: Path | None = None  # the file that `load` took
-        # in last.pt, as far as this process has saved or loaded it
-        self._newest_step: int | None = None
-        self._failed: tuple[Path, int] | None = (
-            None  # file and step of the last that was not written
-        )
+        self._newest_step: int | None = None  # in last.pt, if this process has saved or loaded it
+        self._failed: object = None  # file and step of the last that was not written
 
     def save_last(self, state: State) -> bool:
         """Writes last.pt, after renaming the earlier ones; in place of one of the same step. See `save_as`."""
@@ -89,41 +86,39 @@ class Checkpoints:
 
         UserError: all checkpoints are damaged.
         """
-        valid, damaged = [], []
+        valid: dict[Path, State] = {}
+        damaged = []
         for path in self._newest_first():
             try:
-                valid.append((path, read_checkpoint(path)))
-                self.loaded = path
+                valid[path] = read_checkpoint(path)
             except DamagedCheckpoint as error:
-                damaged.append(path)
+                damaged.append(path.name)
                 self.warn(str(error))
-            else:
-                if not damaged:
-                    state = valid[0][1]
-                    if path == self._last(0):  # a resumed run may save its step again, too
-                        self._newest_step = state["step"]
-                    return state
-        if valid:
-            path, state = max(valid, key=lambda found: found[1]["step"])
-            self.loaded = path
-            self.warn(f"{path} of step {state['step']} is used instead")
-            return state
-        if damaged:
+            if not damaged:
+                break
+        if damaged and not valid:
             raise UserError(
-                f"all checkpoints in {self.folder} are damaged: "
-                f"{', '.join(p.name for p in damaged)}; start the recipe again in another run folder"
+                f"all checkpoints in {self.folder} are damaged: {', '.join(damaged)}; start the recipe again in "
+                "another run folder"
             )
-        return None
+        if not valid:
+            return None
+        self.loaded = max(valid, key=lambda path: valid[path]["step"])
+        state = valid[self.loaded]
+        if damaged:
+            self.warn(f"{self.loaded} of step {state['step']} is used instead")
+        elif self.loaded == self._last(0):  # a resumed run may save its step again, too
+            self._newest_step = state["step"]
+        return state
 
     def _last(self, age: int) -> Path:
         return self.folder / (f"last.{age}.pt" if age else "last.pt")
 
     def _newest_first(self) -> Iterator[Path]:
-        older = [path for path in self.folder.glob("last.*.pt") if path.suffixes[0][1:].isdigit()]
-        older.sort(key=lambda path: int(path.suffixes[0][1:]))
-        for path in [self._last(0), *older, self.folder / "best.pt"]:
-            if path.exists():
-                yield path
+        ages = (path.suffixes[0][1:] for path in self.folder.glob("last.*.pt"))
+        older = sorted(int(age) for age in ages if age.isdigit())
+        paths = [self._last(0), *map(self._last, older), self.folder / "best.pt"]
+        return filter(Path.exists, paths)
 
 
 def read_checkpoint(path: str | Path) -> State:
@@ -158,12 +153,10 @@ def read_checkpoint(path: str | Path) -> State:
         widths = of_plain(dict[str, float], found.get("widths", {}), "calibration.widths")
         facts = of_plain(dict[str, Any] | None, state.get("data"), "data") or {}
         of_plain(list[int], facts.get("class_counts", []), "data.class_counts")
-        weights = state.get("model")
-        if isinstance(weights, dict):
+        if isinstance(weights := state.get("model"), dict):
             for layer, width in widths.items():
-                weights.setdefault(
-                    f"{layer}._extra_state", torch.tensor(width, dtype=torch.float64)
-                )
+                kept = torch.tensor(width, dtype=torch.float64)
+                weights.setdefault(f"{layer}._extra_state", kept)
     except ValueError as error:
         raise DamagedCheckpoint(f"{path} is not a checkpoint of a training run: {error}") from None
     return state
@@ -173,17 +166,15 @@ def _write_part(path: Path, state: State) -> Path:
     """Writes `state` to `path`.part and flushes it to the disk. OSError: the file is removed."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    buffer.seek(-22, io.SEEK_END)
-    end = buffer.read()
-    assert end.startswith(_END_OF_ARCHIVE)
-    assert end.endswith(b"\0\0")  # the length of the comment: torch writes none
-    buffer.seek(-2, io.SEEK_END)
-    buffer.write(_COMMENT_BYTES.to_bytes(2, "little"))
+    archive = buffer.getbuffer()
+    assert archive[-22:-18] == _END_OF_ARCHIVE
+    assert archive[-2:] == b"\0\0"  # the length of the comment: torch writes none
+    archive[-2:] = _COMMENT_BYTES.to_bytes(2, "little")
     part = path.with_name(path.name + ".part")
     try:
         with open(part, "wb") as file:
-            file.write(buffer.getbuffer())
-            file.write(_checksum(buffer.getbuffer()))
+            file.write(archive)
+            file.write(_checksum(archive))
             file.flush()
             os.fsync(file.fileno())
     except OSError:

@@ -96,22 +96,23 @@ class RunFolder:
 
         UserError: it holds a run already, or cannot be written.
         """
-        folder = cls(Path(path) if path else _unused(Path("runs"), name))
+        stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        folder = cls(Path(path) if path else _unused(Path("runs", stem)))
         folder.refuse_a_run()
         folder._prepare()
         return folder
 
     def refuse_a_run(self) -> None:
         """UserError: there is one."""
-        if self.holds_a_run() and not self.recipe.exists():
-            raise UserError(
-                f"{self.path} holds a part of a run without its recipe, as a command leaves it that is killed; "
-                "remove it, or give another --run-dir"
-            )
-        if self.holds_a_run():
+        if self.recipe.exists():
             raise UserError(
                 f"{self.path} already holds a run; continue it with --resume {self.path}, "
                 "or give another --run-dir"
+            )
+        if self.holds_a_run():
+            raise UserError(
+                f"{self.path} holds a part of a run without its recipe, as a command leaves it that is killed; "
+                "remove it, or give another --run-dir"
             )
         for name in _LATER:
             if (self.path / name).exists():
@@ -170,7 +171,8 @@ class RunFolder:
 
     def holds_a_run(self) -> bool:
         """Whether there is a run; other files in the folder do not count."""
-        return self.recipe.exists() or self.metrics.path.exists() or _holds_files(self.checkpoints)
+        saved = (path for path in self.checkpoints.glob("*") if path.suffix != ".part")
+        return self.recipe.exists() or self.metrics.path.exists() or any(saved)
 
     def discard_if_unused(self) -> None:
         """Removes the folder of a run that never began, unless it holds the user's files."""
@@ -179,11 +181,9 @@ class RunFolder:
         for path in (self.micro_batch, self._network, self.path / ".lock"):
             if path is not None:
                 path.unlink(missing_ok=True)
-        for path in (self.checkpoints, self.path):
-            try:
-                path.rmdir()
-            except OSError:  # not empty: a run, or the user's files
-                return
+        with contextlib.suppress(OSError):  # not empty: the user's files
+            self.checkpoints.rmdir()
+            self.path.rmdir()
 
     def load_recipe(self, values: Mapping[str, Any] | None = None) -> Recipe:
         """The recipe of the run, with `values` as in `recipe_from_toml`.
@@ -196,7 +196,8 @@ class RunFolder:
         except parts.NotAskedFor as error:
             raise parts.NotAskedFor(f"{self.recipe}: {error}") from None
         except UserError as error:
-            hints = self._plugins_in_words() + self._version_in_words(isinstance(error, UnknownKey))
+            known = not isinstance(error, UnknownKey)
+            hints = self._plugins_in_words() + self._version_in_words(known)
             raise UserError(f"{self.recipe}: {error}{hints}") from None
         except UnicodeDecodeError as error:
             raise UserError(f"{self.recipe} is damaged: not UTF-8 at byte {error.start}") from None
@@ -234,28 +235,23 @@ class RunFolder:
     def _plugins_in_words(self) -> str:
         if not self.plugins.exists():
             return ""
-        used = []
-        for row in read_record(self.plugins, list[Plugin]):
-            version = f" {row.version}" if row.version else ""
-            place = f" ({row.file})" if row.file != row.module else ""
-            used.append(f"{row.module}{version}{place}")
-        return (
-            f"; the run used the plugin {', '.join(used)}: install it, or give its new place with "
-            "plugins.modules=..."
+        used = ", ".join(
+            row.module
+            + (f" {row.version}" if row.version else "")
+            + (f" ({row.file})" if row.file != row.module else "")
+            for row in read_record(self.plugins, list[Plugin])
         )
+        return f"; the run used the plugin {used}: install it, or give its new place with plugins.modules=..."
 
-    def _version_in_words(self, unknown: bool) -> str:
+    def _version_in_words(self, known: bool) -> str:
         """With what the run was trained, where that may be why its recipe is not understood."""
         last = (self.sessions() or [{}])[-1]
         theirs, commit = last.get("spiketriton"), last.get("commit")
-        if not isinstance(theirs, str) or (theirs == __version__ and not unknown):
+        if not isinstance(theirs, str) or (theirs == __version__ and known):
             return ""
-        at = f", commit {commit[:10]}" if isinstance(commit, str) else ""
-        newer = _numbers(theirs) > _numbers(__version__)
-        return (
-            f"; the run was trained with spiketriton {one_line(theirs)[:20]}{one_line(at)}, and this is {__version__}"
-            + (": install the newer one" if newer else "")
-        )
+        at = f", commit {one_line(commit[:10])}" if isinstance(commit, str) else ""
+        newer = ": install the newer one" * (_numbers(theirs) > _numbers(__version__))
+        return f"; the run was trained with spiketriton {one_line(theirs)[:20]}{at}, and this is {__version__}{newer}"
 
     def keep_network(self, model: ModelConfig) -> dict[str, Any]:
         """Keys of a network out of a file of NIR, of which the folder has a copy now; none of others."""
@@ -305,14 +301,14 @@ class RunFolder:
     def reached_lengths(self) -> dict[str, float]:
         """How far the rows come, by the keys that set how long a run is."""
         rows = self.metrics.read()
-        columns = zip(LENGTHS, ("epoch", "step"), strict=True)
-        return {key: max((row[column] for row in rows), default=0) for key, column in columns}
+        last = {
+            column: max((row[column] for row in rows), default=0) for column in ("epoch", "step")
+        }
+        return dict(zip(LENGTHS, last.values(), strict=True))
 
     def again(self) -> list[str]:
         """Arguments of `train` that train the recipe in a new folder beside this one."""
-        names = (self.path.with_name(f"{self.path.name}-{number}") for number in itertools.count(2))
-        unused = next(path for path in names if not path.exists())
-        return [str(self.recipe), "--run-dir", str(unused)]
+        return [str(self.recipe), "--run-dir", str(_unused(self.path))]
 
     def sessions(self) -> list[Row]:
         if not self.environment.exists():
@@ -411,16 +407,11 @@ def make_writable(folder: Path) -> None:
     trial.unlink(missing_ok=True)  # another process may try at the same moment
 
 
-def _unused(root: Path, name: str) -> Path:
-    """root/<name>-<time>, with a number at the end if two runs begin in the same second."""
-    stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
-    return next(root / name for name in names if not (root / name).exists())
+def _unused(path: Path) -> Path:
+    """The path, with a number at the end where something is there already."""
+    numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+    return next(one for one in itertools.chain([path], numbered) if not one.exists())
 
 
 def _numbers(version: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d{1,9}", version)]
-
-
-def _holds_files(folder: Path) -> bool:
-    return folder.is_dir() and any(path.suffix != ".part" for path in folder.iterdir())

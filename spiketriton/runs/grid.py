@@ -2,12 +2,11 @@
 
 import math
 import re
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-
-import numpy as np
 
 from spiketriton.config import Recipe, load_recipe
 from spiketriton.errors import UserError
@@ -75,21 +74,18 @@ class Group:
 
     @property
     def mean(self) -> float:
-        return float(np.mean(self.accuracies)) if self.accuracies else math.nan
+        return statistics.fmean(self.accuracies) if self.accuracies else math.nan
 
     @property
     def spread(self) -> float:
         """Standard deviation over seeds (n - 1); nan for fewer than two."""
-        known = self.accuracies
-        return float(np.std(known, ddof=1)) if len(known) > 1 else math.nan
+        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else math.nan
 
     @property
     def width(self) -> float:
         """The width that was trained with, the geometric mean over seeds."""
-        widths = {r["width"] for r in self.results}
-        if len(widths) == 1:  # exactly
-            return float(widths.pop())
-        return float(np.exp(np.mean([math.log(r["width"]) for r in self.results])))
+        width = statistics.geometric_mean(result["width"] for result in self.results)
+        return float(f"{width:.12g}")  # of equal ones it is that one
 
 
 def grouped(cells: Sequence[Cell], results: Sequence[Row]) -> list[Group]:

@@ -1,5 +1,6 @@
 """What a run says at its start and at its end: device, data, network, plan; results, what next."""
 
+import itertools
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -59,11 +60,9 @@ class Announcements:
         what = "recordings" if data.frames else "images"
         self._data(data, what)
         layers = len(model.spiking_layers())
-        kind = (
-            f"{layers} spiking layers over {recipe.time_steps} time steps" if layers else "an ANN"
-        )
-        if not layers and model.is_spiking:
-            kind = "none of its neurons can be measured"
+        kind = "none of its neurons can be measured" if model.is_spiking else "an ANN"
+        if layers:
+            kind = f"{layers} spiking layers over {recipe.time_steps} time steps"
         note(f"network: {recipe.model.name}, {count_parameters(model):,} parameters, {kind}")
         for line in model.notes():
             note(line)
@@ -83,25 +82,22 @@ class Announcements:
                 "tests are not mixed"
             )
         count = data.train.accumulate
-        parts = f" in {count} parts" if count > 1 else ""
-        note(
-            f"plan: {plan.steps} steps of {plan.batch_size} images{parts}, {plan.epoch_steps} steps an epoch\n"
-        )
+        batch = f"{plan.batch_size} images" + (f" in {count} parts" if count > 1 else "")
+        note(f"plan: {plan.steps} steps of {batch}, {plan.epoch_steps} steps an epoch\n")
 
     def _data(self, data: Data, what: str) -> None:
         shape = f"{data.channels}x{data.image_size}x{data.image_size}"
         if data.frames:
             shape = f"{self.recipe.time_steps} frames of {shape}"
-        self.display.note(
+        said = (
             f"data: {data.label}{self.display.suffix}, {data.train.images:,} training and {data.test.images:,} "
             f"test {what} of {shape}, {len(data.classes)} classes"
-            + (f", from {data.place}" if data.place else "")
-            + (
-                f"; {data.validation.images} {what} held out for validation"
-                if data.validation
-                else ""
-            )
         )
+        if data.place:
+            said += f", from {data.place}"
+        if data.validation:
+            said += f"; {data.validation.images} {what} held out for validation"
+        self.display.note(said)
         counts = zip(data.classes, data.facts.class_counts, strict=False)
         if empty := [name for name, count in counts if not count]:
             few = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
@@ -116,23 +112,23 @@ class Announcements:
     def summary(self, outcome: Outcome, pictures: Iterable[Path]) -> None:
         """The table at the end of a session."""
         plan, done, suffix = outcome.plan, outcome.progress, self.display.suffix
-        rows = [("steps", f"{done.step} of {plan.steps}")]
+        rows = {"steps": f"{done.step} of {plan.steps}"}
         if done.test_accuracy is not None:
-            rows += [("test accuracy", percent(done.test_accuracy) + suffix)]
+            rows["test accuracy"] = percent(done.test_accuracy) + suffix
         if done.best_accuracy is not None and done.best_test_accuracy is not None:
-            rows[-1] = ("test accuracy, last", rows[-1][1])
             best = f"{percent(done.best_accuracy)} (after epoch {plan.epoch(done.best_step):g})"
-            rows += [("validation accuracy, best", best + suffix)]
-            rows += [("test accuracy there", percent(done.best_test_accuracy) + suffix)]
-        rows += [("time", duration(done.seconds))]
+            rows["test accuracy, last"] = rows.pop("test accuracy")
+            rows["validation accuracy, best"] = best + suffix
+            rows["test accuracy there"] = percent(done.best_test_accuracy) + suffix
+        rows["time"] = duration(done.seconds)
         if outcome.images_per_s is not None:
-            rows += [("training speed", speed(outcome.images_per_s))]
-        rows += [("peak memory", f"{outcome.peak_memory_mib:.0f} MiB")]
+            rows["training speed"] = speed(outcome.images_per_s)
+        rows["peak memory"] = f"{outcome.peak_memory_mib:.0f} MiB"
         if outcome.firing_rate is not None:
-            rows += [("firing rate", f"{outcome.firing_rate:.3f} spikes per neuron and step")]
-        rows += [("run folder", str(self.folder.path))]
-        wide = max(len(name) for name, _ in rows)
-        for name, value in rows:
+            rows["firing rate"] = f"{outcome.firing_rate:.3f} spikes per neuron and step"
+        rows["run folder"] = str(self.folder.path)
+        wide = max(map(len, rows))
+        for name, value in rows.items():
             self.display.fields(f"{name:<{wide}}  {value}")
         if names := ", ".join(path.name for path in pictures):
             words = f"{'pictures':<{wide}}  {names}, in the run folder"
@@ -144,10 +140,8 @@ class Announcements:
             self.to_continue(f"stopped at step {outcome.progress.step}")
             return
         self.display.note("what to try next:")
-        for command, reason in [
-            *self._with_changes(outcome, arguments),
-            *self._with_the_run(arguments[0]),
-        ]:
+        commands = (self._with_changes(outcome, arguments), self._with_the_run(arguments[0]))
+        for command, reason in itertools.chain(*commands):
             self.display.verbatim(f"  {shlex.join(command)}")
             self.display.note(f"      {reason}", indent=" " * 6)
 
@@ -172,22 +166,16 @@ class Announcements:
         self, outcome: Outcome, arguments: Sequence[str]
     ) -> Iterator[tuple[list[str], str]]:
         """The same training with one thing changed, and why; what a changed recipe refuses is left out."""
-        if self.recipe.neuron.kind == "relu":
-            changes = [("neuron.kind=lif", "its spiking twin")]
-        else:
-            twin = "its ANN twin: the same network without spikes or time"
-            changes = [("neuron.kind=relu", twin)]
         done, train = outcome.progress, self.recipe.train
-        if (
-            done.best_accuracy is not None and done.best_step == done.step
-        ):  # it may still get better
-            key, value = "train.epochs", train.epochs
+        changes = {"neuron.kind=relu": "its ANN twin: the same network without spikes or time"}
+        if self.recipe.neuron.kind == "relu":
+            changes = {"neuron.kind=lif": "its spiking twin"}
+        if done.best_accuracy is not None and done.best_step == done.step:
+            longer = f"train.epochs={2 * train.epochs}"
             if train.max_steps:  # epochs have no effect beside it
-                key, value = "train.max_steps", train.max_steps
-            changes.append(
-                (f"{key}={2 * value}", "twice as long: validation was still getting better")
-            )
-        for change, reason in changes:
+                longer = f"train.max_steps={2 * train.max_steps}"
+            changes[longer] = "twice as long: validation was still getting better"
+        for change, reason in changes.items():
             if (words := _overridden(arguments, change)) is not None:
                 yield [*spelled("train", self.ranks.launcher), *words], reason
 

@@ -1,14 +1,12 @@
 """What a run shows: live bars on a terminal, plain lines without control codes anywhere else."""
 
 import contextlib
-import io
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import TextIO
 
 from rich import progress as bars
 from rich.console import Group
@@ -37,7 +35,7 @@ TEST_SHARE = 1 / 3  # of a training image's time, until a test was measured: for
 
 def make_display(stream: TextIO | None = None) -> "Display":
     """The display that fits `stream` (stdout)."""
-    stream = sys.stdout if stream is None else stream
+    stream = stream or sys.stdout
     live = stream.isatty() and os.environ.get("TERM") != "dumb"
     return LiveDisplay(stream) if live else Display(stream)
 
@@ -49,7 +47,7 @@ class Display:
         self.stream = stream
         self.suffix = ""  # after every number of synthetic images
         self.console = console_of(stream)
-        self.plan: Plan | None = None
+        self.plan: Plan = None  # type: ignore[assignment]  # until training begins
         self.tests: list[float] = []  # seconds of each test of this session
         self.due = 0.0  # seconds of training at which the next row is worth a line
         self.verdict: tuple[object, ...] | None = None  # the last one that was printed
@@ -57,6 +55,7 @@ class Display:
         self.log: Lines | None = None
         self._kept = ""  # said before there was a log
         self._waiting: list[Callable[[], None]] | None = None  # said, and not shown yet
+        self._timed: int | None = None  # steps whose time was measured
 
     def note(self, text: str, indent: str = "  ") -> None:
         """Prose, broken between words at the edge of a terminal; later lines are indented."""
@@ -71,19 +70,17 @@ class Display:
     def fields(self, *fields: str) -> None:
         """One row: a terminal breaks it between its fields."""
         self.keep((" " * GAP).join(fields))
-        for line in fill(fields, self.console.width, indent="    "):
-            self.show(partial(show_whole, self.console, line))
+        lines = "\n".join(fill(fields, self.console.width, indent="    "))
+        self.show(lambda: show_whole(self.console, lines))
 
     @contextlib.contextmanager
     def held_back(self) -> Iterator[None]:
         """What is said in this block, but for warnings, is shown at its end, and not at all if it fails."""
-        self._waiting = []
+        waiting = self._waiting = []
         try:
             yield
-        except BaseException:
+        finally:
             self._waiting = None
-            raise
-        waiting, self._waiting = self._waiting, None
         for show in waiting:
             self.show(show)
 
@@ -118,10 +115,8 @@ class Display:
 
     def keep(self, text: str) -> None:
         """A line or more for the log, each with the time."""
-        lines = "".join(
-            f"{time.strftime('%H:%M:%S')} {line}".rstrip() + "\n"
-            for line in text.rstrip().split("\n")
-        )
+        now = time.strftime("%H:%M:%S")
+        lines = "".join(f"{now} {line}".rstrip() + "\n" for line in text.rstrip().split("\n"))
         if self.log is None:
             self._kept += lines
         else:
@@ -135,19 +130,19 @@ class Display:
 
     def advance(self, step: int) -> None:
         """A step was done. On a CPU the first few show how long the run will take."""
-        if self._timed is None or self.plan is None:
+        if self._timed is None:
             return
         if self._timed == 0:  # the first one compiles; measuring starts after it
             self._clock = time.perf_counter()
         elapsed = time.perf_counter() - self._clock
-        if self._timed >= COST_STEPS and elapsed >= COST_SECONDS:
-            rate = self._timed * self.plan.batch_size / elapsed
-            left = duration(self.seconds_left(step, rate))
-            if step < self.plan.steps:
-                self.note(f"the rest of this run will take about {left} at {speed(rate)}")
-            self._timed = None
-        else:
+        if self._timed < COST_STEPS or elapsed < COST_SECONDS:
             self._timed += 1
+            return
+        rate = self._timed * self.plan.batch_size / elapsed
+        left = duration(self.seconds_left(step, rate))
+        if step < self.plan.steps:
+            self.note(f"the rest of this run will take about {left} at {speed(rate)}")
+        self._timed = None
 
     def testing(self, done: int, batches: int) -> None:
         """A batch was tested."""
@@ -160,7 +155,7 @@ class Display:
             self.tests.append(row["test_seconds"])
             self.fields(*self.test_fields(row))
             return
-        if row["seconds"] >= self.due or row["step"] == self.plan_steps:
+        if row["seconds"] >= self.due or row["step"] == self.plan.steps:
             wait = min(max(ROW_SECONDS, ROW_SHARE * row["seconds"]), ROW_SECONDS_MOST)
             self.due = row["seconds"] + wait
             self.fields(*self.train_fields(row))
@@ -168,10 +163,7 @@ class Display:
 
     def tell_verdict(self, verdict: Verdict | None) -> None:
         """Prints a verdict that is a new one."""
-        if verdict is None:
-            return
-        told = (verdict.word, verdict.obstacles)
-        if told != self.verdict:
+        if verdict is not None and self.verdict != (told := (verdict.word, verdict.obstacles)):
             self.verdict = told
             self.note(brief(verdict) + self.suffix)
 
@@ -181,14 +173,9 @@ class Display:
             self.keep(self.signal)
             self.signal = ""
 
-    @property
-    def plan_steps(self) -> int:
-        assert self.plan is not None
-        return self.plan.steps
-
-    def position(self, row: Row) -> tuple[str, str]:
-        width = len(str(self.plan_steps))
-        return f"step {row['step']:{width}}/{self.plan_steps}", f"epoch {row['epoch']:.2f}"
+    def position(self, row: Row) -> list[str]:
+        width = len(str(self.plan.steps))
+        return [f"step {row['step']:{width}}/{self.plan.steps}", f"epoch {row['epoch']:.2f}"]
 
     def train_fields(self, row: Row) -> list[str]:
         """What changes from row to row; metrics.jsonl has all numbers of every row."""
@@ -198,11 +185,10 @@ class Display:
         fields.append(speed(row["images_per_s"]))
         if row["data_wait"] >= WAITING:
             fields.append(f"{row['data_wait']:.0%} waiting for data")
-        left = duration(self.seconds_left(row["step"], row["images_per_s"]))
-        return [*fields, f"{left} left{self.suffix}"]
+        return [*fields, f"{self.time_left(row)} left{self.suffix}"]
 
     def test_fields(self, row: Row) -> list[str]:
-        fields = list(self.position(row))
+        fields = self.position(row)
         if "validation_accuracy" in row:
             fields.append(f"validation accuracy {percent(row['validation_accuracy'])}")
         fields.append(f"test accuracy {percent(row['test_accuracy'])}")
@@ -210,30 +196,28 @@ class Display:
             fields.append(f"averaged {percent(row['ema_accuracy'])}")
         return [*fields, f"test loss {row['test_loss']:.4f}{self.suffix}"]
 
+    def time_left(self, row: Row) -> str:
+        return duration(self.seconds_left(row["step"], row["images_per_s"]))
+
     def seconds_left(self, step: int, images_per_s: float) -> float:
         """Training and tests still to come, at this speed of training."""
-        assert self.plan is not None
         plan = self.plan
         test = self.tests[-1] if self.tests else plan.test_images * TEST_SHARE / images_per_s
         return (plan.steps - step) * plan.batch_size / images_per_s + plan.tests_after(step) * test
-
-
-class Nowhere(io.TextIOBase):
-    """A stream that takes everything and keeps nothing."""
-
-    def write(self, text: str) -> int:
-        return len(text)
 
 
 class Quiet(Display):
     """Shows nothing but warnings, and with `warns=False` nothing at all; the log has everything."""
 
     def __init__(self, warns: bool = True) -> None:
-        super().__init__(cast(TextIO, Nowhere()))
+        super().__init__(sys.stdout)
         self.warns = warns
 
     def another(self) -> "Quiet":
         return Quiet(self.warns)
+
+    def show(self, show: Callable[[], None]) -> None:
+        pass
 
     def show_warning(self, text: str) -> None:
         if self.warns:
@@ -250,8 +234,7 @@ class LiveDisplay(Display):
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
         self.live: Live | None = None
-        self.train: Row | None = None
-        self.test: Row | None = None
+        self.numbers: dict[str, list[str]] = {"train": [], "eval": []}  # of the last row of each
         self.best = 0.0
         self.left = ""
         self.shown: Verdict | None = None
@@ -281,61 +264,42 @@ class LiveDisplay(Display):
         self.update_bars(step)
 
     def update_bars(self, step: int) -> None:
-        assert self.plan is not None
         plan = self.plan
-        epoch = min(-(-step // plan.epoch_steps), -(-plan.steps // plan.epoch_steps)) or 1
-        first = (epoch - 1) * plan.epoch_steps
-        length = min(plan.epoch_steps, plan.steps - first)
-        self.bars.update(
-            self.epoch_bar,
-            completed=plan.epoch(step),
-            count=f"{plan.epoch(step):.2f} of {self.epochs:.3g}  {self.left}",
-        )
-        self.bars.update(
-            self.step_bar,
-            completed=step - first,
-            total=length,
-            count=f"{step - first} of {length}  ({step} of {plan.steps} in total)",
-        )
+        first = max(min(step, plan.steps) - 1, 0) // plan.epoch_steps * plan.epoch_steps
+        done, length = step - first, min(plan.epoch_steps, plan.steps - first)
+        epochs = f"{plan.epoch(step):.2f} of {self.epochs:.3g}  {self.left}"
+        steps = f"{done} of {length}  ({step} of {plan.steps} in total)"
+        self.bars.update(self.epoch_bar, completed=plan.epoch(step), count=epochs)
+        self.bars.update(self.step_bar, completed=done, total=length, count=steps)
         self.bars.update(self.test_bar, visible=False)
 
     def testing(self, done: int, batches: int) -> None:
         super().testing(done, batches)
-        self.bars.update(
-            self.test_bar,
-            completed=done,
-            total=batches,
-            visible=True,
-            count=f"{done} of {batches} batches",
-        )
+        count = f"{done} of {batches} batches"
+        self.bars.update(self.test_bar, completed=done, total=batches, visible=True, count=count)
 
     def row(self, row: Row, verdict: Verdict | None) -> None:
         self.shown = verdict
-        if row["kind"] == "eval":
-            self.test, self.best = row, max(self.best, row.get("validation_accuracy", 0.0))
-            super().row(row, verdict)
-        else:
-            self.train = row
-            left = self.seconds_left(row["step"], row["images_per_s"])
-            self.left = f"{duration(left)} left"
+        if row["kind"] == "train":
+            self.numbers["train"] = numbers(row)
+            self.left = f"{self.time_left(row)} left"
             self.update_bars(row["step"])
             self.tell_verdict(verdict)
+            return
+        self.numbers["eval"] = [f"test accuracy {percent(row['test_accuracy'])}"]
+        if (accuracy := row.get("validation_accuracy")) is not None:
+            self.best = max(self.best, accuracy)
+            held_out = f"validation accuracy {percent(accuracy)}, best {percent(self.best)}"
+            self.numbers["eval"].append(held_out)
+        super().row(row, verdict)
 
     def render(self) -> Group:
-        lines: list[Any] = []
-        if self.train is not None:
-            lines += fill(numbers(self.train), self.console.width - MARGIN)
-        if self.test is not None:
-            fields = [f"test accuracy {percent(self.test['test_accuracy'])}"]
-            if "validation_accuracy" in self.test:
-                held_out = percent(self.test["validation_accuracy"])
-                fields.append(f"validation accuracy {held_out}, best {percent(self.best)}")
-            lines += fill(fields, self.console.width - MARGIN)
+        room = self.console.width - MARGIN
+        texts = [Text(line) for given in self.numbers.values() for line in fill(given, room)]
         if self.shown is not None:
-            lines.append(Text(brief(self.shown), style=COLOURS[self.shown.word]))
-        lines += [Text(self.suffix.strip(), style="yellow")] if self.suffix else []
-        lines += [Text(self.signal, style="bold red")] if self.signal else []
-        texts = [Text(line) if isinstance(line, str) else line for line in lines]
+            texts.append(Text(brief(self.shown), style=COLOURS[self.shown.word]))
+        for text, style in ((self.suffix.strip(), "yellow"), (self.signal, "bold red")):
+            texts += [Text(text, style=style)] if text else []
         return Group(self.bars, *(Padding(text, (0, 0, 0, MARGIN)) for text in texts))
 
     def end(self) -> None:
@@ -347,14 +311,13 @@ class LiveDisplay(Display):
 
 def numbers(row: Row) -> list[str]:
     """The numbers of a train row, each with its name or unit."""
-    fields = [
+    rate = row["firing_rate"]
+    return [
         f"loss {row['loss']:.4f}",
         f"lr {row['lr']:.2e}",
         f"gradient norm {row['grad_norm']:.3g}",
+        *([] if rate is None else [f"firing rate {rate:.3f}"]),
         speed(row["images_per_s"]),
         f"{row['data_wait']:.0%} waiting for data",
         f"{row['peak_memory_mib']:.0f} MiB",
     ]
-    if row["firing_rate"] is not None:
-        fields.insert(3, f"firing rate {row['firing_rate']:.3f}")
-    return fields

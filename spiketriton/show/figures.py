@@ -6,7 +6,6 @@ matplotlib is imported when something is drawn, so that training itself does not
 from __future__ import annotations
 
 import io
-import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -166,7 +165,7 @@ def heat_map(
 
     logs: of values above 0, the colours go by their logarithm, from the smallest to the largest.
     """
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     shown = np.log10(positive(values)) if logs else values
     image = axes.imshow(shown, aspect="auto", cmap=colours, interpolation="nearest")
@@ -181,35 +180,22 @@ def heat_map(
     assert axes.figure is not None
     bar = axes.figure.colorbar(image, ax=axes)
     if logs:
-        low, high = image.get_clim()
-        powers = list(range(math.ceil(low), math.floor(high) + 1)) if high > low else []
-        if len(powers) > 1:
-            bar.set_ticks(powers[:: -(-len(powers) // 8)])
-        bar.formatter = FuncFormatter(lambda log, _: short(10.0**log))
-        bar.update_ticks()
+        bar.ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda log, _: short(10.0**log)))
 
 
 def log_scale(axes: Axes, axis: Literal["x", "y"]) -> None:
-    """A log scale with a few numbers that do not overlap, for what has been drawn.
-
-    Powers of ten where two of them are in view; of fewer decades 1, 2 and 5 times those, or all whole times.
-    """
-    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
+    """A log scale with a few numbers that do not overlap, for what has been drawn."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     (axes.set_xscale if axis == "x" else axes.set_yscale)("log")
-    ruler: Axis = axes.xaxis if axis == "x" else axes.yaxis
-    ruler.set_minor_formatter(NullFormatter())
-    ruler.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    ruler = axes.xaxis if axis == "x" else axes.yaxis
     low, high = ruler.get_view_interval()
-    for factors in ((1,), (1, 2, 5), range(1, 10), np.arange(1, 10, 0.2)):
-        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        places = [f * 10.0**p for p in powers for f in factors if low <= f * 10.0**p <= high]
-        if len(places) > 1:
-            break
-    else:
-        ruler.set_major_locator(LogLocator())
-        return
-    ruler.set_major_locator(FixedLocator(places[:: -(-len(places) // 6)]))
+    factors = (1,) if high >= 100 * low else (1, 2, 5)
+    few = LogLocator(subs=factors, numticks=7) if high >= 5 * low else MaxNLocator(4)
+    ruler.set_major_locator(few)
+    ruler.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    ruler.set_minor_formatter(NullFormatter())
 
 
 def short(value: float) -> str:

@@ -8,21 +8,17 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
-from rich import box
-from rich import table as tables
 from rich.cells import cell_len
 from rich.console import Console, ConsoleDimensions
 from rich.text import Text
 
 GAP = 2  # blanks between columns, and between the fields of a line
-# a line below the heads, blanks between columns: with a blank of padding, GAP of them
-RULED = box.Box("    \n    \n ── \n    \n    \n    \n    \n    \n")
 ENDLESS = 100_000  # columns of a pipe: it has no edge at which lines must break
 
 
 def console_of(stream: TextIO | None = None) -> Console:
     """A console on `stream` (stdout). A pipe gets no colours, and its width only from COLUMNS."""
-    stream = sys.stdout if stream is None else stream
+    stream = stream or sys.stdout
     live = stream.isatty()
     asked = os.environ.get("COLUMNS", "")
     width = int(asked) if asked.isdecimal() and int(asked) else ENDLESS
@@ -40,7 +36,7 @@ def console_of(stream: TextIO | None = None) -> Console:
 
 def fill(fields: Sequence[str], width: int, indent: str = "") -> list[str]:
     """Lines of `fields` with two blanks between; a line breaks between fields, never within one."""
-    lines = [fields[0]]
+    lines = [*fields[:1]]
     for field in fields[1:]:
         longer = lines[-1] + " " * GAP + field
         if cell_len(longer) <= width:
@@ -58,14 +54,10 @@ def say(console: Console, text: str, *, style: str = "", indent: str = "") -> No
 
 def wrapped(text: str, width: int, indent: str = "") -> list[str]:
     """The lines of `text`, broken between words; later lines are indented."""
-    return [
-        part
-        for line in text.split("\n")
-        for part in textwrap.wrap(
-            line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-        )
-        or [""]
-    ]
+    made = textwrap.TextWrapper(
+        width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+    return [part for line in text.split("\n") for part in made.wrap(line) or [""]]
 
 
 def show_whole(console: Console, text: str, *, style: str = "") -> None:
@@ -95,55 +87,35 @@ def show_table(console: Console, title: str, table: Table) -> None:
     Where the columns do not fit side by side they are printed below each other, each time with the keys in front.
     Keys too long for that stand on lines of their own. No cell is cut or broken, as rich does where one is too long.
     """
-    head, rows, keys = table.head, table.rows, table.keys
     if title:
         say(console, title, style="bold")
-    widths = [max(map(cell_len, column)) for column in zip(head, *rows, strict=True)]
-    front = sum(widths[:keys]) + GAP * keys
-    room = console.width - front
+    keys = table.keys
+    widths = [max(map(cell_len, column)) for column in zip(table.head, *table.rows, strict=True)]
+    room = console.width - sum(widths[:keys]) - GAP * keys
     apart = room < max(widths[keys:]) or (sum(widths[keys:]) > room < console.width / 2)
-    every = range(len(rows))
+
+    def line(row: Sequence[str], columns: Sequence[int]) -> str:
+        cells = []
+        for column in columns:
+            blanks = " " * (widths[column] - cell_len(row[column]))
+            left = column < keys or column in table.words
+            cells.append(row[column] + blanks if left else blanks + row[column])
+        return (" " * GAP).join(cells)
+
     for number, band in enumerate(_bands(widths[keys:], console.width - GAP if apart else room)):
-        if number:
-            console.print()
         columns = [keys + place for place in band]
-        if not apart:
-            console.print(_drawn(table, widths, [*range(keys), *columns], every), crop=False)
-            continue
-        console.print(_drawn(table, widths, columns, [], margin=GAP), crop=False)
-        for place in every:
+        columns = columns if apart else [*range(keys), *columns]
+        margin = " " * GAP * apart
+        head = margin + line(table.head, columns)
+        for text in ([""] if number else []) + [head, "─" * cell_len(head)]:
+            show_whole(console, text)
+        for place, row in enumerate(table.rows):
             style = "bold" if place in table.bold else ""
-            show_whole(console, (" " * GAP).join(rows[place][:keys]), style=style)
-            row = _drawn(table, widths, columns, [place], margin=GAP, heads=False)
-            console.print(row, crop=False)
+            if apart:
+                show_whole(console, (" " * GAP).join(row[:keys]), style=style)
+            show_whole(console, margin + line(row, columns), style=style)
     if table.legend:
         say(console, table.legend)
-
-
-def _drawn(
-    table: Table,
-    widths: Sequence[int],
-    columns: Sequence[int],
-    rows: Sequence[int],
-    *,
-    margin: int = 0,
-    heads: bool = True,
-) -> tables.Table:
-    """Some columns and rows, in columns of these widths, whatever the console's; `margin`: blanks at the left."""
-    total = margin + sum(widths[column] for column in columns) + GAP * (len(columns) - 1)
-    drawn = tables.Table(box=RULED, show_header=heads, width=total)
-    drawn.padding, drawn.pad_edge, drawn.show_edge = (0, 1, 0, 0), False, False
-    head, *lines = [
-        [" " * margin + row[columns[0]], *(row[column] for column in columns[1:])]
-        for row in (table.head, *(table.rows[place] for place in rows))
-    ]
-    for column, text in zip(columns, head, strict=True):
-        width = widths[column] + margin * (column == columns[0])
-        left = column < table.keys or column in table.words
-        drawn.add_column(Text(text), justify="left" if left else "right", width=width, no_wrap=True)
-    for place, line in zip(rows, lines, strict=True):
-        drawn.add_row(*map(Text, line), style="bold" if place in table.bold else "")
-    return drawn
 
 
 def _bands(widths: Sequence[int], room: int) -> list[list[int]]:

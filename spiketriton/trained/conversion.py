@@ -20,7 +20,7 @@ as above. More accurate at few steps, for the time of the training.
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -178,7 +178,8 @@ def calibrate(run: TrainedRun, model: Network, images: list[Tensor], steps: int)
     for name, neuron in neurons(model):
         with recording(model, channel_means, until=name) as given:
             for batch in images:
-                run_until(model, run.to_device(batch), steps)
+                with suppress(_Reached):
+                    model(run.to_device(batch), steps)
         neuron.shift += torch.stack(wanted[name]).mean(0) - torch.stack(given[name]).mean(0)
     answers = [model(run.to_device(batch), steps).mean((0, 1)) for batch in images]
     model.fc.bias.add_(torch.stack(currents).mean(0) - torch.stack(answers).mean(0))
@@ -186,14 +187,6 @@ def calibrate(run: TrainedRun, model: Network, images: list[Tensor], steps: int)
 
 class _Reached(Exception):
     """The last layer to record has run: the rest of the network need not."""
-
-
-def run_until(model: Network, images: Tensor, steps: int) -> None:
-    """Runs a network that is being recorded up to the layer where the recording ends."""
-    try:
-        model(images, steps)
-    except _Reached:
-        return
 
 
 @contextmanager

@@ -7,7 +7,6 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from typing import TypeAlias
 
 import numpy as np
@@ -67,6 +66,7 @@ def evaluate(run: TrainedRun, steps: int | None = None, batch_size: int = 0) -> 
         operations = [n / images_seen if spiking else 0.0 for n in counter.operations_within()]
     leak = max([_membrane_macs(n, run.time_steps) for _, n in model.spiking_layers()], default=0)
     energy = _energy(run, work, operations, leak, counted=not uncounted)
+    on_gpu = run.device.type == "cuda"
     return Evaluation(
         run=str(run.folder.path),
         recipe=run.recipe.name,
@@ -98,9 +98,7 @@ def evaluate(run: TrainedRun, steps: int | None = None, batch_size: int = 0) -> 
         energy_uj=[pj * 1e-6 for pj, _ in energy],
         energy_with_data_uj=[pj * 1e-6 for _, pj in energy],
         images_per_s=images_per_s,
-        device=torch.cuda.get_device_name(run.device)
-        if run.device.type == "cuda"
-        else machine.cpu_name(),
+        device=torch.cuda.get_device_name(run.device) if on_gpu else machine.cpu_name(),
         events=bool(data.facts.frames),
         ms_per_step=None if data.bin_ms is None else float(data.bin_ms[test.members].mean()),
         samples=_samples(run) if data.facts.frames and model.answers_each_step else [],
@@ -183,7 +181,8 @@ def _chunks_of_window(run: TrainedRun, images: Tensor, steps: int) -> Chunks:
 
     That is so where a neuron is called several times with the same steps, or something else is kept between steps.
     """
-    chunks = list(_chunks(steps, run.time_steps))
+    ends = sorted({*range(CHUNK, steps, CHUNK), run.time_steps, steps})
+    chunks = [(start, end - start) for start, end in itertools.pairwise([0, *ends])]
     if len(chunks) == 1 or not run.model.streams:
         return [(0, steps)]
     images = run.to_device(images)
@@ -213,30 +212,15 @@ def _currents(
     run: TrainedRun, images: Tensor, chunks: Chunks, follow: Follow = lambda *_: None
 ) -> Iterator[Tensor]:
     """Currents [length, B, K] of each chunk: of constant images, or of their frames. To be read to the end."""
-    with _streaming(run) if len(chunks) > 1 else nullcontext(), run.autocast():
-        for start, length in chunks:
-            follow(start, length)
-            if images.ndim == 5:
-                yield run.model(images[start : start + length])
-            else:
-                yield run.model(images, length)
-
-
-def _chunks(steps: int, within: int) -> Iterator[tuple[int, int]]:
-    """Start and length of the chunks of a window; one ends at `within`."""
-    start = 0
-    while start < steps:
-        end = min(start + CHUNK, steps, within if start < within else steps)
-        yield start, end - start
-        start = end
-
-
-@contextmanager
-def _streaming(run: TrainedRun) -> Iterator[None]:
-    """Within this context the model's state is kept from call to call, from a fresh start."""
-    run.model.set_stateful(run.model.is_spiking)
+    run.model.set_stateful(run.model.is_spiking and len(chunks) > 1)
     try:
-        yield
+        with run.autocast():
+            for start, length in chunks:
+                follow(start, length)
+                if images.ndim == 5:
+                    yield run.model(images[start : start + length])
+                else:
+                    yield run.model(images, length)
     finally:
         run.model.set_stateful(False)
 
@@ -244,10 +228,8 @@ def _streaming(run: TrainedRun) -> Iterator[None]:
 @torch.inference_mode()
 def _images_per_s(run: TrainedRun, test: TestSet) -> float:
     """Images that the network answers in a second at T, after a first batch that warms it up."""
-    batches = [
-        run.to_device(images)
-        for _, (images, _) in zip(range(1 + TIMED_BATCHES), test, strict=False)
-    ]
+    some = itertools.islice(test, 1 + TIMED_BATCHES)
+    batches = [run.to_device(images) for images, _ in some]
     first, *timed = batches * 2 if len(batches) == 1 else batches
     chunks = _chunks_of_window(run, first, run.time_steps)
     _answers(run, first, chunks)

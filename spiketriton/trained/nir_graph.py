@@ -64,9 +64,7 @@ def to_nir(
         "reset": first.reset_mode,
         "v_init": "v_reset",
         "synapse": "a CubaLIF reads the synaptic current after its step",
-        "input": "a frame of events for each time step"
-        if frames
-        else "the image, at each time step",
+        "input": ("the image, at each time step", "a frame of events for each time step")[frames],
         "read_out": "mean over time of the output",
     }
     return nir.NIRGraph(translated, edges, metadata=metadata)
@@ -75,16 +73,13 @@ def to_nir(
 def not_in_nir(nodes: Graph) -> Iterator[str]:
     """What of a network NIR has no node for, in words; nothing if it can be exported."""
     neurons = [node.module for node in layers(nodes, "neuron")]
-    if not all(isinstance(neuron, SpikingNeuron) for neuron in neurons):
+    spiking = [neuron for neuron in neurons if isinstance(neuron, SpikingNeuron)]
+    if len(spiking) < len(neurons):
         yield "ReLU (this is an ANN; export its spiking twin)"
-    kinds = {
-        type(n).__name__
-        for n in neurons
-        if isinstance(n, SpikingNeuron) and n.kind not in ("lif", "cuba")
-    }
+    kinds = {type(neuron).__name__ for neuron in spiking if neuron.kind not in ("lif", "cuba")}
     if kinds:
         yield f"neurons of the kind {', '.join(sorted(kinds))} (neuron.kind)"
-    resets = {neuron.reset_mode for neuron in neurons if isinstance(neuron, SpikingNeuron)}
+    resets = {neuron.reset_mode for neuron in spiking}
     if "soft" in resets:
         yield 'a soft reset, v - threshold (neuron.reset = "soft", as in converted nets)'
     if "none" in resets:

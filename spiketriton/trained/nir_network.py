@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from spiketriton.config.parts import FROM_NIR
 from spiketriton.errors import UserError, need, one_line
 from spiketriton.models.foreign import ForeignNetwork
 from spiketriton.models.layers import folded
 from spiketriton.trained.exports import Comparison, compare
-from spiketriton.trained.nir_replay import in_order
+from spiketriton.trained.nir_replay import in_order, pair
 from spiketriton_kernels.nn import Leaky
 
 RESETS = ("hard", "soft")
@@ -112,15 +111,6 @@ class _Each(nn.Module):
         return folded(self.layer, x)
 
 
-class _Pool(nn.Module):
-    def __init__(self, sides: tuple[int, ...], stride: tuple[int, ...], sums: bool) -> None:
-        super().__init__()
-        self.sides, self.stride, self.divisor = sides, stride, 1 if sums else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.avg_pool2d(x, self.sides, self.stride, divisor_override=self.divisor)
-
-
 class _Neuron(nn.Module):
     """scale * x + shift into a neuron of ours; scale and shift [C, 1, ...] or numbers."""
 
@@ -158,7 +148,7 @@ def _module(name: str, node: Any, dt: float, reset: str) -> nn.Module:
         weight, bias = node.weight, node.bias if kind == "Affine" else None
         return _filled(nn.Linear(weight.shape[1], weight.shape[0], bias is not None), weight, bias)
     if kind == "Conv2d":
-        geometry = {n: _pair(getattr(node, n)) for n in ("stride", "padding", "dilation")}
+        geometry = {n: pair(getattr(node, n)) for n in ("stride", "padding", "dilation")}
         out, inside, *sides = node.weight.shape
         groups = int(node.groups)
         conv = nn.Conv2d(inside * groups, out, tuple(sides), groups=groups, **geometry)
@@ -166,9 +156,12 @@ def _module(name: str, node: Any, dt: float, reset: str) -> nn.Module:
     if kind in ("AvgPool2d", "SumPool2d"):
         if np.any(node.padding):
             raise ValueError(f"{name} is a {kind} with padding; accepted: none")
-        return _Each(_Pool(_pair(node.kernel_size), _pair(node.stride), kind == "SumPool2d"))
+        divisor = 1 if kind == "SumPool2d" else None
+        sides, stride = pair(node.kernel_size), pair(node.stride)
+        return _Each(nn.AvgPool2d(sides, stride, divisor_override=divisor))
     if kind == "Flatten":
-        if (int(node.start_dim), int(node.end_dim)) not in ((0, -1), (0, len(_shape(node)) - 1)):
+        last = np.size(node.input_type["input"]) - 1
+        if (int(node.start_dim), int(node.end_dim)) not in ((0, -1), (0, last)):
             raise ValueError(f"{name} flattens a part of the dimensions; accepted: all")
         return nn.Flatten(2)
     if kind == "Scale":
@@ -176,14 +169,6 @@ def _module(name: str, node: Any, dt: float, reset: str) -> nn.Module:
     if kind in ("IF", "LIF"):
         return _neuron(name, node, dt, reset)
     raise ValueError(f"{name} is a {kind}; accepted: {KNOWN}")
-
-
-def _shape(node: Any) -> tuple[int, ...]:
-    return tuple(int(n) for n in np.atleast_1d(node.input_type["input"]))
-
-
-def _pair(value: Any) -> Any:
-    return value if isinstance(value, str) else tuple(int(n) for n in np.broadcast_to(value, 2))
 
 
 def _filled(layer: Any, weight: np.ndarray, bias: np.ndarray | None) -> nn.Module:

@@ -31,9 +31,7 @@ class Layer:
     rate: list[float]  # spikes a neuron, of each time step
     dead: int  # neurons that did not spike on any test image within T
     saturated: int  # neurons that spiked at each step of each test image within T
-    synaptic_operations: (
-        float  # of one image within T, behind this layer; 0 for an ANN, nan if not counted
-    )
+    synaptic_operations: float  # of one image within T; 0 for an ANN, nan if not counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,19 +49,14 @@ class Sample:
         window = -(-frames.shape[-1] // 64)
         small = F.max_pool2d(frames.float(), window, ceil_mode=True).to(torch.uint8)
         packed = zlib.compress(small.numpy().tobytes(), 9)
-        return cls(
-            label=label,
-            answers=answers,
-            shape=list(small.shape),
-            counts=base64.b64encode(packed).decode(),
-        )
+        counts = base64.b64encode(packed).decode()
+        return cls(label=label, answers=answers, shape=list(small.shape), counts=counts)
 
     @property
     def frames(self) -> np.ndarray:
         """uint8 [T, 2, S, S]."""
-        return np.frombuffer(zlib.decompress(base64.b64decode(self.counts)), np.uint8).reshape(
-            self.shape
-        )
+        counts = zlib.decompress(base64.b64decode(self.counts))
+        return np.frombuffer(counts, np.uint8).reshape(self.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +92,7 @@ class Evaluation:
     images_per_s: float  # at T, with nothing counted
     device: str
     events: bool = False  # recordings, a frame at each step, instead of constant images
-    ms_per_step: float | None = (
-        None  # of the recordings, in the mean; None: bins of no fixed length
-    )
+    ms_per_step: float | None = None  # of the recordings; None: bins of no fixed length
     uncounted: str = ""  # why there are no operations and no energy: nan in all lists of them
     available: int = 0  # test images that there are; 0: not recorded
     samples: list[Sample] = dataclasses.field(default_factory=list)  # of events, for pictures
@@ -148,10 +139,8 @@ class Evaluation:
 
     def macs(self, t: int) -> int:
         """MACs of one image within t steps: synapses, and the membranes of leaky neurons."""
-        return (
-            self.macs_once
-            + (self.macs_per_step + self.neurons * self.leaky * self.membrane_macs) * t
-        )
+        membranes = self.neurons * self.leaky * self.membrane_macs
+        return self.macs_once + (self.macs_per_step + membranes) * t
 
     def twin_macs(self, t: int) -> int:
         """MACs of the ANN twin, which sees a constant image once and each of t frames."""
@@ -177,9 +166,8 @@ class Evaluation:
             "confusion": [len(row) for row in found.confusion] == [classes] * classes,
             "layers": all(len(layer.rate) == steps and layer.neurons > 0 for layer in found.layers),
         }
-        for name, right in fits.items():
-            if not right:
-                raise ValueError(f"{name} does not fit the rest")
+        if wrong := [name for name, right in fits.items() if not right]:
+            raise ValueError(f"{wrong[0]} does not fit the rest")
         return found
 
 

@@ -47,9 +47,8 @@ class TrainedRun:
     @cached_property
     def data(self) -> Data:
         """The data of the recipe. UserError: they are missing."""
-        return build_data(
-            self.recipe if self.augment else replace(self.recipe, "data.augment=none")
-        )
+        augment = () if self.augment else ("data.augment=none",)
+        return build_data(replace(self.recipe, *augment))
 
     @property
     def kind(self) -> str:
@@ -186,11 +185,7 @@ def _load_weights(model: Network, state: State, path: Path) -> None:
             )
     try:
         model.load_state_dict(given)
-    except (
-        RuntimeError,
-        ValueError,
-        TypeError,
-    ) as error:  # a width that no surrogate has, other dtypes
+    except (RuntimeError, ValueError, TypeError) as error:  # a width of no surrogate, other dtypes
         raise UserError(f"{path}: the checkpoint is damaged: {one_line(error)[:160]}") from None
 
 

@@ -34,11 +34,8 @@ NOBODY, TWIN = "-", "twin"
 
 def twin_of(recipe: Recipe) -> Recipe:
     """The same recipe with ReLU, and without a teacher."""
-    nothing = LossConfig()
-    unused = {
-        name: getattr(nothing, name)
-        for name in ("teacher", "teacher_weight", "temperature", "feature_weight")
-    }
+    keys = ("teacher", "teacher_weight", "temperature", "feature_weight")
+    unused = {name: getattr(LossConfig(), name) for name in keys}
     loss = dataclasses.replace(recipe.loss, **unused)
     return dataclasses.replace(recipe, neuron=NeuronConfig(kind="relu"), loss=loss)
 
@@ -59,19 +56,17 @@ class Teacher:
 
     def listen(self, student: Network) -> None:
         """From now on to all blocks that have the same name and shapes in both. UserError: there is none."""
-        theirs = blocks_of(self.model)
-        pairs = [
-            (name, b, theirs[name]) for name, b in blocks_of(student).items() if name in theirs
-        ]
-        same = [(n, a, b) for n, a, b in pairs if a.channels_out == b.channels_out]
+        ours, theirs = blocks_of(student), blocks_of(self.model)
+        both = [name for name in ours if name in theirs]
+        same = [name for name in both if ours[name].channels_out == theirs[name].channels_out]
         if not same:
             raise UserError(
                 "loss.feature_weight compares what leaves residual blocks, and none of the student's has the name and "
                 "the channels of one of the teacher's; accepted: a teacher of the same architecture and width, or 0.0"
             )
-        for name, *blocks in same:
-            for block, heard in zip(blocks, self.heard, strict=True):
-                block.register_forward_hook(partial(_keep, heard, name))
+        for name in same:
+            for blocks, heard in zip((ours, theirs), self.heard, strict=True):
+                blocks[name].register_forward_hook(partial(_keep, heard, name))
 
     def blended(self, loss: Tensor, currents: Tensor, images: Tensor) -> Tensor:
         """The loss of the labels and that of the teacher, of currents [T, B, K] and the images behind them."""

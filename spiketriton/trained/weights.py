@@ -48,16 +48,11 @@ def export_safetensors(run: TrainedRun, path: Path, mark: str = "spiketriton") -
         "step": str(run.step),
         **more,
     }
-    content = need("safetensors.torch", "hub").save(tensors, metadata)
-    again = need("safetensors.torch", "hub").load(content)
-    difference = max(
-        (
-            float((again[n].double() - t.double()).abs().max())
-            for n, t in tensors.items()
-            if t.numel()
-        ),
-        default=0.0,
-    )
+    package = need("safetensors.torch", "hub")
+    content = package.save(tensors, metadata)
+    again = package.load(content)
+    apart = [(again[n].double() - t.double()).abs() for n, t in tensors.items() if t.numel()]
+    difference = max((float(one.max()) for one in apart), default=0.0)
     if difference == 0:
         replace_file(path, content)
     return difference
@@ -65,19 +60,17 @@ def export_safetensors(run: TrainedRun, path: Path, mark: str = "spiketriton") -
 
 def make_run(file: Path, path: str | Path | None) -> RunFolder:
     """A run folder at `path` of a file that `export_safetensors` wrote. UserError: it is another file, or damaged."""
+    package = need("safetensors", "hub")
     try:
-        with need("safetensors", "hub").safe_open(file, "pt") as opened:
+        with package.safe_open(file, "pt") as opened:
             said = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         facts = Facts.of_state(of_plain(dict[str, Any], json.loads(said["data"]), "data"))
         step = int(said["step"])
-        more = {}
-        if "conversion" in said:
-            more["conversion"] = of_plain(
-                dict[str, Any], json.loads(said["conversion"]), "conversion"
-            )
+        more = {name: json.loads(said[name]) for name in ("conversion",) if name in said}
+        of_plain(dict[str, dict[str, Any]], more)
         text, name = said["recipe"], said["name"]
-    except (KeyError, ValueError, OSError, need("safetensors", "hub").SafetensorError) as error:
+    except (KeyError, ValueError, OSError, package.SafetensorError) as error:
         raise UserError(
             f"{file} is not what spiketriton export --to safetensors writes: {type(error).__name__} {one_line(error)}"
         ) from None

@@ -66,12 +66,12 @@ def test_mistakes_are_named(converted, tmp_path):
     assert "accepted: its ANN twin" in refused(main, [net, *run_dir])
     assert not target.exists()
     assert "already holds a run" in refused(main, [source, "--run-dir", net])
-    assert "--steps 0" in refused(main, [source, "--steps", "0"])
-    assert "--percentile 101" in refused(main, [source, "--percentile", "101"])
+    assert "--steps: 0" in refused(main, [source, "--steps", "0"])
+    assert "--percentile: 101" in refused(main, [source, "--percentile", "101"])
     assert "no effect" in refused(main, [source, "--method", "calibrated", "--percentile", "99"])
     assert "invalid choice" in refused(main, [source, "--method", "rmp"])
     assert "--epochs has no effect" in refused(main, [source, "--epochs", "2"])
-    assert "--epochs 0" in refused(main, [source, "--method", "qcfs", "--epochs", "0"])
+    assert "--epochs: 0" in refused(main, [source, "--method", "qcfs", "--epochs", "0"])
 
 
 def test_a_converted_run_is_not_trained_on(converted):

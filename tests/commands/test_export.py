@@ -89,7 +89,7 @@ def test_mistakes_are_named(trained, tmp_path, monkeypatch):
     assert "--to" in refused(main, [run])
     assert "no effect" in refused(main, [run, "--to", "torch", "--dt", "1"])
     assert "no effect" in refused(main, [run, "--to", "nir", "--batch-size", "1"])
-    assert "--dt -1.0" in refused(main, [run, "--to", "nir", "--dt", "-1"])
+    assert "--dt: -1" in refused(main, [run, "--to", "nir", "--dt", "-1"])
     (tmp_path / "no").write_text("a file")
     nowhere = str(tmp_path / "no" / "folder")
     assert "cannot be written" in refused(main, [run, "--to", "nir", "--out", nowhere])

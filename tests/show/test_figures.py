@@ -49,8 +49,9 @@ def test_the_colours_of_logarithms_are_told_as_numbers():
     values = 10 ** np.array([[-4.5, 0.2], [-1.0, np.nan]])
     heat_map(axes, values, ["a", "b"], "t", "u", logs=True)
     figure.draw_without_rendering()
-    labels = [label.get_text() for label in figure.axes[1].get_yticklabels()]
-    assert labels == ["1e-4", "1e-3", "0.01", "0.1", "1"]
+    labels = figure.axes[1].get_yticklabels()
+    shown = [label.get_text() for label in labels if -4.5 <= label.get_position()[1] <= 0.2]
+    assert shown == ["1e-4", "1e-3", "0.01", "0.1", "1"]
 
 
 @pytest.mark.parametrize("values", [(2.1, 2.4), (2, 9), (1e-5, 3e-4), (1e-5, 1e-2), (1e-30, 1e9)])

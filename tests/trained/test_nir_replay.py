@@ -89,16 +89,11 @@ def test_a_lif_by_hand():
     assert membranes(neuron, 0.5, 2, dt=2.0) == [2.25, 2.25]
 
 
-def conv(groups: int):
-    return nir.Conv2d((4, 4), np.ones((2, 1, 1, 1)), 1, (0, 0), (1, 1), groups, np.zeros(2))
-
-
 @pytest.mark.parametrize(
     ("node", "words"),
     [
         (nir.Flatten(np.array([2, 2, 2]), start_dim=1, end_dim=-1), "dimensions 1 to -1"),
         (nir.Flatten(np.array([2, 2, 2]), start_dim=0, end_dim=1), "dimensions 0 to 1"),
-        (conv(groups=2), "2 groups"),
         (nir.AvgPool2d(ONE.repeat(2), ONE.repeat(2), np.array([0, 1])), "padding"),
         (nir.Threshold(ONE), "node Threshold is unknown"),
     ],
