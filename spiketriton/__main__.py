@@ -21,13 +21,8 @@ NOTES = (
 def usage() -> str:
     """The list of commands, as wide as the terminal."""
     wrap = partial(textwrap.wrap, width=min(shutil.get_terminal_size().columns, 100))
-    lines = [
-        "usage: spiketriton COMMAND ...",
-        "",
-        *wrap("Train deep spiking neural networks, and measure, convert, export and report them."),
-        "",
-        "commands:",
-    ]
+    said = "Train deep spiking neural networks, and measure, convert, export and report them."
+    lines = ["usage: spiketriton COMMAND ...", "", *wrap(said), "", "commands:"]
     for name, line in COMMANDS.items():
         lines += wrap(line, initial_indent=f"  {name:<10} ", subsequent_indent=" " * 13)
     for note in NOTES:

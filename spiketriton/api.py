@@ -87,7 +87,11 @@ def train(
         spiketriton.training.nonfinite.Diverged: a loss or gradient was not finite.
         KeyboardInterrupt: Ctrl-C; the run is saved, and `resume` continues it.
     """
-    _refuse_ranks()
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+        raise UserError(
+            f"spiketriton.train trains in its own process alone, and WORLD_SIZE = {os.environ['WORLD_SIZE']} "
+            "asks for one training by several; accepted: torchrun ... -m spiketriton.train RECIPE"
+        )
     net, recipe = _net_and_recipe(net, recipe)
     if (recipe is None) == (resume is None):
         raise UserError("accepted: either a recipe, or resume=RUN")
@@ -98,14 +102,10 @@ def train(
     values = _with_plugins(values_by_key(keys), plugins)
     if net is not None and recipe is not None:
         values["model.name"] = f"{IN_HAND}:{type(net).__name__}"
+    named, into, begun = (None if p is None else str(p) for p in (recipe, run_dir, resume))
     with consent.decided(plugins is True):
-        given, folder = Request(
-            None if recipe is None else str(recipe),
-            run_dir=None if run_dir is None else str(run_dir),
-            resume=None if resume is None else str(resume),
-            values=values,
-            extend=extend,
-        ).find_run()
+        request = Request(named, run_dir=into, resume=begun, values=values, extend=extend)
+        given, folder = request.find_run()
     display = Quiet() if quiet else make_display()
     with consent.decided(plugins is True), undisturbed(), handed(net):
         hooks = Hooks(on_row, on_step, on_checkpoint)
@@ -119,14 +119,6 @@ def train(
             f"{folder.path}: the last checkpoint could not be saved; the run is incomplete"
         )
     return load_run(folder.path, net=net)
-
-
-def _refuse_ranks() -> None:
-    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
-        raise UserError(
-            f"spiketriton.train trains in its own process alone, and WORLD_SIZE = {os.environ['WORLD_SIZE']} "
-            "asks for one training by several; accepted: torchrun ... -m spiketriton.train RECIPE"
-        )
 
 
 def _net_and_recipe(
@@ -303,9 +295,7 @@ class Run:
             UserError: other shapes, dtypes or values; a file that is no image.
         """
         if batch_size < 0:
-            raise UserError(
-                f"batch_size = {batch_size}: accepted: 1 or more, or 0 for the recipe's"
-            )
+            raise UserError(f"batch_size = {batch_size}: accepted: 1 or more, 0: the recipe's")
         test = given_images(images, self.facts, batch_size or self.recipe.train.batch_size)
         found = []
         with in_eval_mode(self.model):

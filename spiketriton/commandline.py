@@ -29,12 +29,6 @@ COMMANDS = {
 KEYS_PAGE = "docs/recipes.md explains every key, python -m spiketriton.config prints that page"
 RECIPE_HELP = "recipe file (TOML), or the name of a shipped one"
 CHECKPOINTS = ("last", "best", "ema")
-CHECKPOINTS_HELP = (
-    "weights: at the end (last), by validation accuracy (best: with data.validation), or averaged "
-    "(ema: with train.ema)"
-)
-KEYS_HELP = f"changes to the recipe; {KEYS_PAGE}"
-
 
 EXIT_CODES = {
     0: "done",
@@ -121,11 +115,13 @@ class Parser(argparse.ArgumentParser):
 
     def add_checkpoint(self) -> None:
         """The option that says which of a run's weights are used."""
-        self.add_argument(
-            "--checkpoint", choices=CHECKPOINTS, default="last", help=CHECKPOINTS_HELP
+        words = (
+            "weights: at the end (last), by validation accuracy (best: with data.validation), or averaged "
+            "(ema: with train.ema)"
         )
+        self.add_argument("--checkpoint", choices=CHECKPOINTS, default="last", help=words)
 
-    def add_overrides(self, words: str = KEYS_HELP) -> None:
+    def add_overrides(self, words: str = f"changes to the recipe; {KEYS_PAGE}") -> None:
         """`key=value`, as many as there are."""
         self.add_argument("overrides", nargs="*", metavar="key=value", help=words)
 

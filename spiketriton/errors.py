@@ -27,8 +27,7 @@ EXIT_SIGHUP = 129
 EXIT_SIGINT = 130
 EXIT_SIGTERM = 143
 
-
-# what the system refuses, as a full disk or a read-only folder: no mistake of the program
+# what the system refuses, as a full disk or a read-only folder
 _REFUSED = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
     *(errno.EROFS, errno.EACCES, errno.EPERM),
@@ -43,9 +42,8 @@ class UnknownKey(UserError):
     """A recipe file has a key or a table that this version does not know."""
 
 
-TRACEBACK = (
-    "SPIKETRITON_TRACEBACK"  # in the environment: mistakes of others' code are not put in one line
-)
+TRACEBACK = "SPIKETRITON_TRACEBACK"
+"""In the environment: mistakes of others' code are not put in one line."""
 named_code: dict[str, str] = {}
 """Packages and modules of others whose code a recipe names, and the key that names them."""
 
@@ -126,36 +124,35 @@ def run_command(
 ) -> NoReturn:
     """Runs `main(arguments)` and exits with the code that it returns (None counts as 0).
 
-    `argv` are the arguments without the program's name; None takes them from `sys.argv`. A
-    `UserError` is printed as one line on stderr and exits with 2, as does what the system refuses to
-    write or read, and a mistake `in_code_of_others`; Ctrl-C exits with 130. Python prints the traceback of
+    `argv` are the arguments without the program's name; None takes them from `sys.argv`. What is no mistake of the
+    program is one line on stderr and exits with 2, Ctrl-C with 130. Python prints the traceback of
     every other exception and exits with 1. Output that nobody reads is dropped.
     """
     streams.survive_closed_output()
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = main(arguments)
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        code = EXIT_USER
+        code = main(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = EXIT_SIGINT
-    except OSError as error:
-        if error.errno not in _REFUSED:
-            raise
-        what = f"{error.filename}: " if error.filename else ""
-        print(f"error: {what}{error.strerror}", file=sys.stderr)
-        code = EXIT_USER
     except Exception as error:
-        mistake = in_code_of_others(error)
-        if not mistake or os.environ.get(TRACEBACK):
+        mistake = _mistake_of_others(error)
+        if not mistake:
             raise
-        print(f"error: {mistake}; {TRACEBACK}=1 shows its traceback", file=sys.stderr)
+        print(f"error: {mistake}", file=sys.stderr)
         code = EXIT_USER
     if lost := streams.lost_output():
         print(f"error: not all of the output could be written: {lost.strerror}", file=sys.stderr)
         code = code or EXIT_ERROR
     sys.exit(EXIT_DONE if code is None else code)
+
+
+def _mistake_of_others(error: Exception) -> str:
+    """What the user, the system or somebody else's code did wrong, in one line; "" for our own mistakes."""
+    if isinstance(error, UserError):
+        return one_line(error)
+    if isinstance(error, OSError) and error.errno in _REFUSED:
+        return f"{error.filename}: {error.strerror}" if error.filename else f"{error.strerror}"
+    mistake = "" if os.environ.get(TRACEBACK) else in_code_of_others(error)
+    return mistake and f"{mistake}; {TRACEBACK}=1 shows its traceback"
