@@ -1,6 +1,7 @@
 """The commands by name, and their parser, which reports the user's mistakes in one line."""
 
 import argparse
+import contextlib
 import shutil
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -65,12 +66,12 @@ def number(low: float, high: float, kind: type = int) -> Callable[[str], Any]:
     """The type of an argument that is a number from `low` to `high`."""
 
     def read(text: str) -> Any:
-        value = kind(text)
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text}: accepted: from {low:.7g} to {high:.7g}")
-        return value
+        with contextlib.suppress(ValueError):
+            if low <= (value := kind(text)) <= high:
+                return value
+        kinds = "integers" if kind is int else "numbers"
+        raise argparse.ArgumentTypeError(f"{text}: accepted: {kinds} from {low:.7g} to {high:.7g}")
 
-    read.__name__ = "number"  # argparse names it
     return read
 
 

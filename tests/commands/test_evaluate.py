@@ -34,8 +34,8 @@ def test_json_and_nothing_else(runs, tmp_path, capsys):
 
 def test_mistakes_are_named(runs, tmp_path):
     lif = str(runs / "lif")
-    assert "--steps: 0: accepted: from 1" in refused(main, [lif, "--steps", "1,0"])
-    assert "--batch-size: invalid number value: 'x'" in refused(main, [lif, "--batch-size", "x"])
+    assert "--steps: 0: accepted: integers from 1" in refused(main, [lif, "--steps", "1,0"])
+    assert "--batch-size: x: accepted: " in refused(main, [lif, "--batch-size", "x"])
     assert "does not exist" in refused(main, [str(tmp_path / "nothing")])
     assert "no recipe.toml" in refused(main, [str(tmp_path)])
     assert "change no weight" in refused(main, [lif, "time_steps=9"])

@@ -30,7 +30,7 @@ def test_it_says_what_python_says(runs, tmp_path, capsys):
 
 
 def test_mistakes_are_named(runs, tmp_path):
-    with pytest.raises(UserError, match="--top: 0: accepted: from 1"):
+    with pytest.raises(UserError, match="--top: 0: accepted: integers from 1"):
         main([str(runs / "lif"), "a.png", "--top", "0"])
     with pytest.raises(UserError, match=r"missing\.png"):
         main([str(runs / "lif"), str(tmp_path / "missing.png")])
