@@ -27,6 +27,7 @@ from torchvision.transforms.v2 import functional as F
 
 from spiketriton.config import DataConfig, Recipe, load_recipe, parts
 from spiketriton.gradients.probing import Prober
+from spiketriton.gradients.verdict import last_layers
 from spiketriton.models import build_model
 from spiketriton.models.blocks import Block
 from spiketriton.neurons import SpikingNeuron
@@ -145,8 +146,7 @@ def before_training(net: nn.Module, batch: Images, loss: Loss) -> dict[str, Any]
     """What `spiketriton diagnose` measures; the gradient from block to block, where there are blocks."""
     prober = Prober(net, [batch], loss)
     measured, similarity = prober.measure(), prober.overlap()
-    blocks = [measured.names.index(name) for name in net.last_of_blocks()]
-    first, *_, last = measured.depth_profile[blocks or slice(None)]
+    first, *_, last = measured.depth_profile[last_layers(measured.names) or slice(None)]
     return {
         "similarity": round(float(similarity[-1]), 3),
         "gradient_ratio": f"{first / last:.3g}" if last > 0 and math.isfinite(first) else "inf",

@@ -37,7 +37,7 @@ def model(*names: str, options: type[PartOptions] | None = None) -> Decorator:
     """`model.name`: (recipe, parts, *, classes, channels, image_size) -> `spiketriton.models.Network`.
 
     `parts` makes norms, neurons, convolutions and linear layers as the recipe asks for them. Built-in ones are
-    given the recipe's [model] in place of the recipe.
+    not given the recipe.
     """
     return _registers("models", names, options)
 

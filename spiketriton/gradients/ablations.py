@@ -143,8 +143,8 @@ class Experiment:
     def measure(self, prober: Prober, *changes: str) -> Measurement:
         """The gradients of the net that `prober(*changes)` made.
 
-        Into a residual block that starts closed no gradient enters, which says nothing about training:
-        fresh ones are opened for this, as they soon are.
+        Into a residual block that starts closed little gradient enters, at a gain of 0 none, which says nothing
+        about training: fresh ones are opened for this, as they soon are.
         """
         assert isinstance(prober.model, Network)
         with self._opened(change(self.recipe, *changes).model, prober.model):

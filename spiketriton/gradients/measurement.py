@@ -66,9 +66,8 @@ class Measurement:
             scale: what the loss was multiplied by; divided out of every gradient.
         """
         count = np.asarray(elements, np.float64)[:, None]
-        sum_of = dict(
-            zip(PROBE_FIELDS, np.moveaxis(np.asarray(sums, np.float64), -1, 0), strict=True)
-        )
+        by_field = np.moveaxis(np.asarray(sums, np.float64), -1, 0)
+        sum_of = dict(zip(PROBE_FIELDS, by_field, strict=True))
         norms = ("grad_spike", "grad_input", "grad_carry")
         rms = {name: np.sqrt(sum_of[f"{name}_sq"] / count) / scale for name in norms}
         return cls(
@@ -93,13 +92,12 @@ class Measurement:
             raise ValueError(
                 f"{len(names)} layers in {len(rows)} rows of one step, up to layer {shape[0] - 1}"
             )
-        values = {name: np.full(shape, np.nan) for name in KEYS}
+        values: dict[str, Any] = {name: np.full(shape, np.nan) for name in KEYS}
         for row in rows:
             for name, key in KEYS.items():
                 if row.get(key) is not None:
                     values[name][row["index"], row["time_step"]] = row[key]
-        known: dict[str, Any] = values
-        return cls(names=tuple(names[index] for index in sorted(names)), **known)
+        return cls(names=tuple(names[index] for index in sorted(names)), **values)
 
     @classmethod
     def of_step(cls, rows: Iterable[dict[str, Any]], step: int) -> "Measurement":

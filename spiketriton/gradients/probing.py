@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -18,9 +17,8 @@ from spiketriton.errors import UserError
 from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.monitor import elements_per_image
 from spiketriton.models import Network, trial
-from spiketriton.neurons import SpikingNeuron
+from spiketriton.neurons import SpikingNeuron, one_by_one, told_of_spikes
 from spiketriton.neurons.base import normalised
-from spiketriton.neurons.norm import one_by_one
 from spiketriton.training.losses import Batch
 from spiketriton_kernels import PROBE_FIELDS
 from spiketriton_kernels import nn as kernels
@@ -85,46 +83,43 @@ class Prober:
         self.model, self.batches, self.loss, self.autocast = model, batches, loss, autocast
         self.images = images
         self.share = 1 / len(batches)  # so that the loss is the mean over the batches
-        self.layers = neurons_of(model)
-        fired: dict[int, list[tuple[int, int]]] = {}  # steps and spikes of each call
-        with self._untouched(), torch.no_grad(), autocast():
-            for index, (_, layer) in enumerate(self.layers):
-                layer.on_fire = partial(
-                    lambda i, spikes: fired.setdefault(i, []).append((len(spikes), spikes.numel())),
-                    index,
-                )
+        self.layers, shown = neurons_of(model), batches[0][0]
+        fired: dict[
+            str, list[torch.Size]
+        ] = {}  # shapes of the calls, in the order of the first ones
+        told = told_of_spikes(self.layers, lambda n, s: fired.setdefault(n, []).append(s.shape))
+        with trial(model), torch.no_grad(), autocast(), told:
             model.eval()  # a batch of one has no statistics
-            model(batches[0][0])
-        steps = {i: sum(count for count, _ in calls) for i, calls in fired.items()}
-        if not isinstance(model, Network):  # in the order of their calls
-            self.layers = [self.layers[i] for i in fired]
-            for i, (_, layer) in zip(fired, self.layers, strict=True):
-                layer.window = steps[i] if len(fired[i]) > 1 else 0
-            fired = dict(enumerate(fired.values()))
-        if len(set(steps.values())) != 1 and not isinstance(model, Network):
-            raise UserError(
-                f"the neurons of {type(model).__name__} are shown {sorted(set(steps.values())) or 'no'} time steps; "
-                "accepted: neurons of spiketriton_kernels.nn, or that swap puts there, all for one number of steps"
-            )
-        self.names = tuple(name for name, _ in self.layers)
-        shown = batches[0][0]
-        self.steps = min(steps.values())
+            model(shown)
         if isinstance(model, Network):
             self.steps = len(shown) if shown.ndim == 5 else model.time_steps
-        self.elements = [
-            sum(spikes for _, spikes in fired[i]) // self.steps * len(batches)
-            for i in range(len(self.layers))
-        ]
+        else:
+            neurons = dict(self.layers)
+            self.layers = [(name, neurons[name]) for name in fired]
+            steps = {name: sum(shape[0] for shape in calls) for name, calls in fired.items()}
+            if len(set(steps.values())) != 1:
+                found = sorted(set(steps.values())) or "no"
+                raise UserError(
+                    f"the neurons of {type(model).__name__} are shown {found} time steps; accepted: neurons of "
+                    "spiketriton_kernels.nn, or that swap puts there, all for one number of steps"
+                )
+            for name, layer in self.layers:
+                layer.window = steps[name] if len(fired[name]) > 1 else 0
+            self.steps = min(steps.values())
+        self.names = tuple(name for name, _ in self.layers)
+        sizes = {name: sum(shape.numel() for shape in calls) for name, calls in fired.items()}
+        self.elements = [sizes[name] // self.steps * len(batches) for name in self.names]
 
     def measure(self) -> Measurement:
         """One forward and backward pass of each batch; the loss is the mean over all of them."""
-        shape = (self.steps, len(PROBE_FIELDS))
-        device = self.batches[0][0].device
+        shape, device = (self.steps, len(PROBE_FIELDS)), self.batches[0][0].device
         sums = np.zeros((len(self.layers), *shape))
         largest = PROBE_FIELDS.index("grad_input_max")
         weights = {n: p for n, p in self.model.named_parameters() if p.ndim > 1 and p.requires_grad}
         totals = [torch.zeros_like(weight) for weight in weights.values()]
-        with self._untouched():
+        with trial(self.model), contextlib.ExitStack() as after:
+            for _, layer in self.layers:
+                after.callback(setattr, layer, "probe", None)
             for images, labels in self.batches:
                 probes = [torch.zeros(shape, device=device, requires_grad=True) for _ in self.names]
                 for (_, layer), probe in zip(self.layers, probes, strict=True):
@@ -145,11 +140,9 @@ class Prober:
                 sums[..., largest] = top
                 for total, grad in zip(totals, grads[len(probes) :], strict=True):
                     total += grad
-        rms = {
-            n: float(g.double().square().mean().sqrt())
-            for n, g in zip(weights, totals, strict=True)
-        }
-        return replace(Measurement.of_sums(self.names, sums, self.elements), weights=rms)
+        rms = [float(total.double().square().mean().sqrt()) for total in totals]
+        measured = Measurement.of_sums(self.names, sums, self.elements)
+        return replace(measured, weights=dict(zip(weights, rms, strict=True)))
 
     @torch.no_grad()
     def overlap(self) -> np.ndarray:
@@ -162,37 +155,22 @@ class Prober:
         1606.05340; rates are the mean over time steps). NaN for a batch of one image.
         """
         found = np.zeros(len(self.layers))
-        with self._untouched():
-            for images, _ in self.batches:
-                pairs = images.shape[self.images]
-                pairs = min(max(2, pairs // 2), pairs)  # twice as many are run
-                images = images.narrow(self.images, 0, pairs)
-                seeded = torch.Generator().manual_seed(0)
-                noise = torch.randn(images.shape, generator=seeded).to(images.device)
-                rates: list[Tensor | float] = [0.0] * len(self.layers)
+        for images, _ in self.batches:
+            pairs = images.shape[self.images]
+            pairs = min(max(2, pairs // 2), pairs)  # twice as many are run
+            images = images.narrow(self.images, 0, pairs)
+            noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+            copies = images + NOISE * images.std() * noise.to(images.device)
+            rates: dict[str, Any] = dict.fromkeys(self.names, 0.0)
 
-                def add(index: int, spikes: Tensor, rates: list = rates) -> None:
-                    rates[index] = rates[index] + spikes.float().sum(0) / self.steps
+            def add(name: str, spikes: Tensor, rates: dict[str, Any] = rates) -> None:
+                rates[name] = rates[name] + spikes.float().sum(0) / self.steps
 
-                for index, (_, layer) in enumerate(self.layers):
-                    layer.on_fire = partial(add, index)
-                with self.autocast():
-                    copies = images + NOISE * images.std() * noise
-                    self.model(torch.cat([images, copies], dim=self.images))
-                found += (
-                    np.array([overlap_of(torch.as_tensor(rate), pairs) for rate in rates])
-                    * self.share
-                )
+            with trial(self.model), self.autocast(), told_of_spikes(self.layers, add):
+                self.model(torch.cat([images, copies], dim=self.images))
+            overlaps = [overlap_of(torch.as_tensor(rate), pairs) for rate in rates.values()]
+            found += np.array(overlaps) * self.share
         return found
-
-    @contextlib.contextmanager
-    def _untouched(self) -> Iterator[None]:
-        with trial(self.model):
-            try:
-                yield
-            finally:
-                for _, layer in self.layers:
-                    layer.probe = layer.on_fire = None
 
 
 def neurons_of(model: nn.Module) -> list[tuple[str, SpikingNeuron]]:

@@ -16,7 +16,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import get_args
+from typing import ClassVar, get_args
 
 import numpy as np
 
@@ -39,42 +39,22 @@ class Word(StrEnum):
     NOT_FINITE = "not finite"
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What tells nets that learn from others.
+class LIMITS:
+    """What tells nets that learn from others."""
 
-    depth: of the ratio first / last by optimizer; vanishing below, exploding above. AdamW divides each gradient by its
-        size, so that it may be as small as it likes, but for 0.
-    kept: of an image, by the last layer (`Prober.overlap`).
-    rate: spikes per neuron and time step of every layer that should fire.
-    loss: in training, by that of answering with the shares of the classes, ...
-    steps: ... the mean over as many steps, ...
-    since: ... from this step on.
-    deviations: of a test's accuracy from that of the largest class, in standard deviations.
-    """
-
-    depth: dict[str, tuple[float, float]]
-    kept: float
-    rate: float
-    loss: float
-    steps: int
-    since: int
-    deviations: float
+    # of the ratio first / last by optimizer; vanishing below, exploding above. AdamW divides each gradient by its
+    # size, so that it may be as small as it likes, but for 0
+    depth: ClassVar[dict[str, tuple[float, float]]] = {"sgd": (1e-3, 1e3), "adamw": (0.0, 1e12)}
+    kept = 0.25  # of an image, by the last layer (`Prober.overlap`)
+    rate = 1e-3  # spikes per neuron and time step of every layer that should fire
+    loss = 0.95  # in training, by that of answering with the shares of the classes, ...
+    steps = 50  # ... the mean over as many steps, ...
+    since = 100  # ... from this step on
+    deviations = 3.0  # of a test's accuracy from that of the largest class, in standard deviations
 
 
-LIMITS = Limits(
-    depth={"sgd": (1e-3, 1e3), "adamw": (0.0, 1e12)},
-    kept=0.25,
-    rate=1e-3,
-    loss=0.95,
-    steps=50,
-    since=100,
-    deviations=3.0,
-)
 DEAD_SHARE = 0.9  # of a layer's neurons, outside the surrogate's reach: worth a sentence
-CLOSED = (
-    0.5  # residual blocks that start with a smaller gain pass little gradient into their branches
-)
+CLOSED = 0.5  # blocks that start with a smaller gain pass little gradient into their branches
 WIDTH = 0.3  # of the threshold: the default
 
 
@@ -99,8 +79,8 @@ class Learned:
         config: LossConfig,
         counts: Sequence[int],
         loss: float | None,
-        accuracy: float | None,
-        images: int,
+        accuracy: float | None = None,
+        images: int = 0,
     ) -> "Learned | None":
         """`counts`: images of each class; None where they are not known, and where nothing is known yet."""
         loss = loss if config.kind == "cross_entropy" else None
@@ -277,12 +257,10 @@ def comparable(measured: Measurement, model: ModelConfig) -> list[int] | None:
 
 def last_layers(names: Sequence[str]) -> list[int]:
     """The last spiking layer (index) of each residual block, and of whatever stands before them."""
-    last: dict[str, int] = {}
-    for index, name in enumerate(names):
-        block, _, layer = name.rpartition(".")
-        if re.fullmatch(r"neuron\d*", layer):  # not those behind the blocks
-            last[block] = index
-    return list(last.values())
+    places = (
+        re.fullmatch(r"(.*\.)?neuron\d*", name) for name in names
+    )  # not those behind the blocks
+    return list({place[1]: index for index, place in enumerate(places) if place}.values())
 
 
 def may_be_silent(names: Sequence[str], model: ModelConfig) -> list[int]:
@@ -292,18 +270,16 @@ def may_be_silent(names: Sequence[str], model: ModelConfig) -> list[int]:
 
 
 def _backward(measured: Measurement, among: Sequence[int], optimizer: str) -> Backward:
-    limits = LIMITS.depth[optimizer]
-    bad = np.argwhere(measured.nonfinite[::-1, ::-1] > 0)
-    layers, steps = measured.grad_input.shape
-    nonfinite = (layers - 1 - int(bad[0][0]), steps - 1 - int(bad[0][1])) if len(bad) else None
+    limits, last = LIMITS.depth[optimizer], len(measured.names) - 1
+    bad = np.argwhere(measured.nonfinite > 0)
+    nonfinite = (int(bad[-1][0]), int(bad[-1][1])) if len(bad) else None
     if not among:
-        return Backward(Word.FREE, limits, 0, None, layers - 1, (layers - 1, 0), None)
+        return Backward(Word.FREE, limits, 0, None, last, (last, 0), None)
     shown = measured.of_layers(among)
     profile, ratio = shown.depth_profile, shown.depth_ratio
     finite = np.where(np.isfinite(profile), profile, np.inf)
     with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.log(finite)
-        jumps = logs[:-1] - logs[1:]  # from a layer to the one before it, walking backward
+        jumps = -np.diff(np.log(finite))  # from a layer to the one before it, walking backward
     word = Word.FREE
     if nonfinite is not None:
         word = Word.NOT_FINITE
@@ -314,16 +290,10 @@ def _backward(measured: Measurement, among: Sequence[int], optimizer: str) -> Ba
     towards = np.where(np.isnan(jumps), -np.inf, -jumps if word == Word.VANISHING else jumps)
     grads = np.where(np.isfinite(shown.grad_input), shown.grad_input, np.inf)
     extreme = grads.argmin() if word == Word.VANISHING else grads.argmax()
-    layer, step = np.unravel_index(extreme, grads.shape)
-    return Backward(
-        word=word,
-        limits=limits,
-        places=len(profile),
-        ratio=ratio,
-        steepest=among[int(towards.argmax()) if len(towards) else 0],
-        extreme=(int(among[int(layer)]), int(step)),
-        nonfinite=nonfinite,
-    )
+    layer, step = map(int, np.unravel_index(extreme, grads.shape))
+    steepest = among[int(towards.argmax()) if len(towards) else 0]
+    place = (int(among[layer]), step)
+    return Backward(word, limits, len(profile), ratio, steepest, place, nonfinite)
 
 
 class Why(StrEnum):

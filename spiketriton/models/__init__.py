@@ -1,32 +1,16 @@
 """Networks from recipes: images [B, C, H, W] or frames [T, B, C, H, W] -> currents [T, B, K]."""
 
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
-
-import torch
 from torch import nn
 
-from spiketriton import plugins
 from spiketriton.config import ModelConfig, NeuronConfig, Recipe
 from spiketriton.config.parts import chosen
 from spiketriton.config.rules import LEAKY, PARALLEL
-from spiketriton.errors import UserError, one_line, warn_once
+from spiketriton.models import feedforward, resnet  # noqa: F401  # which register networks
 from spiketriton.models.blocks import BlockNetwork
-from spiketriton.models.feedforward import MLP, PlainNet
 from spiketriton.models.foreign import make_foreign
+from spiketriton.models.inspection import failing
 from spiketriton.models.layers import Parts
 from spiketriton.models.network import Network, trial
-from spiketriton.models.pooled import PLANS, VGG, BlockNet
-from spiketriton.models.preact import PreActResNet
-from spiketriton.models.resnet import (
-    ARCHITECTURES,
-    IMAGENET_STEM_FROM,
-    ResNet,
-    ResNet19,
-    pixel_warning,
-)
 from spiketriton_kernels.nn import PSN, MaskedPSN
 
 __all__ = ["Network", "build_model", "count_parameters", "trial"]
@@ -38,105 +22,50 @@ def build_model(recipe: Recipe, *, classes: int, channels: int, image_size: int)
     Parameters are drawn from torch's global random state. The ANN twin and `model.fused` have the same names and
     shapes, so that checkpoints fit.
     """
-    model, part = recipe.model, chosen("models", recipe.model.name)
-    parts = Parts(model, recipe.neuron, recipe.time_steps)
+    part = chosen("models", recipe.model.name)
+    parts = Parts(recipe.model, recipe.neuron, recipe.time_steps)
     sizes = {"classes": classes, "channels": channels, "image_size": image_size}
     if ":" in part.name:
         averages = recipe.loss.kind != "tet"
-        return make_foreign(part.name, part.make, model, parts, averages=averages, **sizes)
-    if not part.built_in:
-        what = f'model.name = "{part.name}" of the plugin {part.home}'
-        with _failing(what, part.make):
-            net = part.make(recipe, parts, **sizes)
-            part.checked(net, Network, "spiketriton.models.Network")
-        with _failing(
-            f"{what}, shown an image of {channels}x{image_size}x{image_size},", part.make
-        ):
-            net.look_at_calls(image_size)
+        return make_foreign(part.name, part.make, parts, averages=averages, **sizes)
+    if part.built_in:
+        net = part.make(parts, **sizes)
+        if isinstance(net, BlockNetwork):
+            _start(net, parts)
         return net
-    net = part.make(model, parts, **sizes)
-    net.drop_paths()
-    if model.norm != "none":
-        blocks = list(net.blocks()) if isinstance(net, BlockNetwork) else []
-        gain = _block_gain(model, recipe.neuron, len(blocks))
-        net.start_blocks(gain, _block_bias(model, gain, recipe.neuron, recipe.time_steps))
-        if _fires_last(model):
-            for _, block in blocks:
-                neuron = block.stages()[-1][2]
-                # whose weights of either sign would lose the shortcut; a masked one's are so few that they always do
-                if isinstance(neuron, PSN if gain == 0 else MaskedPSN):
-                    nn.init.eye_(neuron.weight)
+    what = f'model.name = "{part.name}" of the plugin {part.home}'
+    with failing(what, part.make):
+        net = part.make(recipe, parts, **sizes)
+        part.checked(net, Network, "spiketriton.models.Network")
+    shown = f"{what}, shown an image of {channels}x{image_size}x{image_size},"
+    with failing(shown, part.make):
+        net.look_at_calls(image_size)
     return net
 
 
-@contextmanager
-def _failing(what: str, make: Callable[..., Any]) -> Iterator[None]:
-    """The mistakes of somebody else's code in one line, with where in the file of `make` it is. UserError."""
-    try:
-        yield
-    except (UserError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        file = getattr(getattr(make, "__code__", None), "co_filename", "")
-        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
-        where = f" ({file}:{lines[-1]})" if lines else ""
-        raise UserError(
-            f"{what} failed: {type(error).__name__}: {one_line(error)}{where}"
-        ) from error
-
-
-@plugins.model(*ARCHITECTURES)
-def _resnet(
-    model: ModelConfig, parts: Parts, *, classes: int, channels: int, image_size: int
-) -> Network:
-    architecture = ARCHITECTURES[model.name]
-    if model.width:
-        architecture = architecture._replace(width=model.width)
-    stem = model.stem
-    if stem == "auto":
-        large = len(architecture.blocks) == 4 and image_size >= IMAGENET_STEM_FROM
-        stem = "imagenet" if large else "cifar"
-    if warning := pixel_warning(model.name, stem, image_size):
-        warn_once(warning)
-    sizes: dict[str, Any] = {"stem": stem, "classes": classes, "channels": channels}
-    if model.block == "preact":
-        return PreActResNet(parts, architecture, **sizes)
-    kind = ResNet19 if model.name == "resnet19" else ResNet
-    return kind(parts, architecture, block=model.block, **sizes)
-
-
-@plugins.model(*PLANS)
-def _vgg(model: ModelConfig, parts: Parts, *, image_size: int, **sizes: int) -> Network:
-    plan, hidden, width = PLANS[model.name]
-    smallest = 1 << sum(isinstance(entry, str) for entry in plan)
-    if image_size < smallest and model.name == "vggsnn":
-        raise UserError(
-            f"data.image_size = {image_size} is too small for vggsnn, which halves it four "
-            f"times; accepted: {smallest} or more"
-        )
-    return VGG(parts, plan, hidden, width=model.width or width, image_size=image_size, **sizes)
-
-
-@plugins.model("net7b")
-def _net7b(model: ModelConfig, parts: Parts, **sizes: int) -> Network:
-    return BlockNet(parts, block=model.block, width=model.width or 32, **sizes)
-
-
-@plugins.model("plain")
-def _plain(model: ModelConfig, parts: Parts, *, image_size: int, **sizes: int) -> Network:
-    return PlainNet(parts, depth=model.depth, width=model.width or 16, **sizes)
-
-
-@plugins.model("mlp")
-def _mlp(model: ModelConfig, parts: Parts, **sizes: int) -> Network:
-    return MLP(parts, depth=model.depth, width=model.width or 128, **sizes)
+def _start(net: BlockNetwork, parts: Parts) -> None:
+    """Drop path of the blocks, by their depth, and what their last norms and neurons start with."""
+    model, neuron = parts.model, parts.neuron_config
+    blocks = [block for _, block in net.blocks()]
+    for number, block in enumerate(blocks, 1):
+        block.drop = model.drop_path * number / len(blocks)
+    if model.norm == "none":
+        return
+    gain = _block_gain(model, neuron, len(blocks))
+    bias = _block_bias(model, gain, neuron, parts.time_steps)
+    for block in blocks:
+        block.start(gain, bias)
+        last = block.stages()[-1][2]
+        # whose weights of either sign would lose the shortcut; a masked one's are so few that they always do
+        if _fires_last(model) and isinstance(last, PSN if gain == 0 else MaskedPSN):
+            nn.init.eye_(last.weight)
 
 
 def _block_gain(model: ModelConfig, neuron: NeuronConfig, blocks: int) -> float:
     """Weight of the last norm of a block. The signal of I-LIF survives open blocks, and they learn sooner."""
     if model.residual_gain != "auto":
         return model.residual_gain
-    return blocks**-0.5 if neuron.kind == "ilif" and blocks else 0.0
+    return blocks**-0.5 if neuron.kind == "ilif" else 0.0
 
 
 def _block_bias(model: ModelConfig, weight: float, neuron: NeuronConfig, steps: int) -> float:

@@ -1,8 +1,7 @@
 """Residual blocks, by `model.block`, and what the networks that are made of them share."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
 import torch
@@ -11,26 +10,10 @@ from torch.utils.checkpoint import checkpoint
 
 from spiketriton.errors import UserError
 from spiketriton.models.graph import Builder, Value
-from spiketriton.models.layers import (
-    Parts,
-    fire,
-    folded,
-    gives_current,
-    kept_paths,
-    norm_current_neuron,
-    norm_neuron,
-    spike_conv,
-)
+from spiketriton.models.layers import Parts, fire, folded, gives_current, kept_paths, norm_neuron
 from spiketriton.models.memory import PackedSpikes, mark_spikes
 from spiketriton.models.network import Network
 from spiketriton.neurons import Norm, SpikingNeuron
-
-
-def convolutions(width: int, stride: int, bottleneck: bool) -> list[tuple[int, int, int]]:
-    """Kernel, channels out and stride of each convolution of a block."""
-    if bottleneck:
-        return [(1, width, 1), (3, width, stride), (1, 4 * width, 1)]
-    return [(3, width, stride), (3, width, 1)]
 
 
 class Block(nn.Module):
@@ -41,40 +24,49 @@ class Block(nn.Module):
     """
 
     sums_currents = True  # whether the last norm and the shortcut are two terms of one current
-    drop = 0.0  # share of the images for which training leaves out the branch
     fires_first = False  # whether each neuron is in front of its convolution, not behind its norm
+    norms_first = False  # whether each norm is there, too, so that the first one takes a sum
+    drop = 0.0  # share of the images for which training leaves out the branch
 
     def __init__(
         self, parts: Parts, channels_in: int, width: int, stride: int, bottleneck: bool
     ) -> None:
         super().__init__()
-        plan = convolutions(width, stride, bottleneck)
-        self.depth = len(plan)
-        self.channels_out = plan[-1][1]
+        plan = [(3, width, stride), (3, width, 1)]  # kernel, channels out, stride
+        if bottleneck:
+            plan = [(1, width, 1), (3, width, stride), (1, 4 * width, 1)]
+        self.depth, self.channels_out = len(plan), plan[-1][1]
         around = parts.model.shortcut_gradient == "straight_through"
         self.straight_through = parts.spiking and around
         self.connect = parts.model.connect
+        self.pool: nn.MaxPool2d | None = None  # behind the block
+        self.downsample: Any = None
+        changes_shape = stride != 1 or channels_in != self.channels_out
         channels = channels_in
         for i, (kernel, channels_next, conv_stride) in enumerate(plan, start=1):
-            if i == self.depth:
-                self.downsample = None
-                if stride != 1 or channels_in != self.channels_out:
-                    self.downsample = self._downsample(parts, channels_in, stride)
-            before_sum = i == self.depth and self.sums_currents
-            self.add_module(f"conv{i}", parts.conv(channels, channels_next, kernel, conv_stride))
-            self.add_module(f"bn{i}", parts.norm(channels_next, before_sum=before_sum))
-            self.add_module(
-                f"neuron{i}", parts.neuron(channels if self.fires_first else channels_next)
-            )
+            last = i == self.depth
+            if last and changes_shape and not self.norms_first:
+                self.downsample = self._downsample(parts, channels_in, stride)
+            conv = (channels, channels_next, kernel, conv_stride)
+            for kind, module in self._layer(parts, conv, last).items():
+                self.add_module(f"{kind}{i}", module)
             channels = channels_next
+        if changes_shape and self.norms_first:
+            self.downsample = parts.conv(channels_in, self.channels_out, 1, stride)
+
+    def _layer(
+        self, parts: Parts, conv: tuple[int, int, int, int], last: bool
+    ) -> dict[str, nn.Module]:
+        channels_in, channels_out, *_ = conv
+        return {
+            "conv": parts.conv(*conv),
+            "bn": parts.norm(channels_out, before_sum=last and self.sums_currents),
+            "neuron": parts.neuron(channels_in if self.fires_first else channels_out),
+        }
 
     def _downsample(self, parts: Parts, channels_in: int, stride: int) -> nn.ModuleList:
-        return nn.ModuleList(
-            [
-                parts.conv(channels_in, self.channels_out, 1, stride),
-                parts.norm(self.channels_out, before_sum=self.sums_currents),
-            ]
-        )
+        conv = parts.conv(channels_in, self.channels_out, 1, stride)
+        return nn.ModuleList([conv, parts.norm(self.channels_out, before_sum=self.sums_currents)])
 
     def start(self, gain: float, bias: float) -> None:
         """Sets weight and bias of the last norm.
@@ -99,8 +91,8 @@ class Block(nn.Module):
         """Spikes [T, B, C, H, W] -> output of the last convolution, before its norm."""
         *inner, (last_conv, _, _) = self.stages()
         for conv, norm, neuron in inner:
-            spikes = norm_neuron(norm, neuron, spike_conv(conv, spikes))
-        return spike_conv(last_conv, spikes)
+            spikes = norm_neuron(norm, neuron, folded(conv, spikes))
+        return folded(last_conv, spikes)
 
     def describe(self, build: Builder, name: str, x: Value) -> Value:
         """Adds its nodes, whose names begin with `name`, to a graph in which it reads `x`."""
@@ -137,7 +129,7 @@ class PlainBlock(Block):
         current, shortcut, straight = self.last_current(x), x, self.straight_through
         if self.downsample is not None:  # a current, not spikes: it has no value behind the neuron
             conv, norm = self.downsample
-            shortcut, straight = norm(spike_conv(conv, x)), False
+            shortcut, straight = norm(folded(conv, x)), False
         _, norm, neuron = self.stages()[-1]
         return norm_neuron(
             norm, neuron, current, shortcut, straight_through=straight, kept=self.kept(current)
@@ -158,15 +150,14 @@ class SEWBlock(Block):
     sums_currents = False
 
     def _downsample(self, parts: Parts, channels_in: int, stride: int) -> nn.ModuleList:
-        return (
-            super()._downsample(parts, channels_in, stride).append(parts.neuron(self.channels_out))
-        )
+        layers = super()._downsample(parts, channels_in, stride)
+        return layers.append(parts.neuron(self.channels_out))
 
     def forward(self, x: Tensor) -> Tensor:
         current, shortcut = self.last_current(x), x
         if self.downsample is not None:
             conv, norm, neuron = self.downsample
-            shortcut = norm_neuron(norm, neuron, spike_conv(conv, x))
+            shortcut = norm_neuron(norm, neuron, folded(conv, x))
         _, norm, neuron = self.stages()[-1]
         if self.connect == "add":
             return norm_neuron(norm, neuron, current, spike_add=shortcut, kept=self.kept(current))
@@ -205,19 +196,60 @@ class MSBlock(Block):
         if spikes is None:
             spikes = fire(neurons[0], x)
         for conv, norm, neuron in zip(convs[:-1], norms[:-1], neurons[1:], strict=True):
-            spikes = norm_neuron(norm, neuron, spike_conv(conv, spikes))
+            spikes = norm_neuron(norm, neuron, folded(conv, spikes))
         shortcut = x
         if self.downsample is not None:
             conv, norm = self.downsample
             shortcut = norm(folded(conv, x))
-        current = spike_conv(convs[-1], spikes)
-        if reader is None:
-            branch, kept = norms[-1](current), self.kept(current)
-            return (branch if kept is None else branch * kept) + shortcut
-        return norm_current_neuron(norms[-1], reader, current, shortcut)
+        current = folded(convs[-1], spikes)
+        if reader is not None:
+            spikes, summed = reader.fused_norm(current, norms[-1], shortcut, return_current=True)
+            return summed, mark_spikes(spikes)
+        branch, kept = norms[-1](current), self.kept(current)
+        return (branch if kept is None else branch * kept) + shortcut
 
     def describe(self, build: Builder, name: str, x: Value) -> Value:
         return self._branch(build, name, x) + self._shortcut(build, name, x)
+
+
+class PreActBlock(Block):
+    """s = neuron(BN(x)); out = conv(neuron(BN(conv(s)))) + shortcut(s): currents -> currents.
+
+    He et al. 2016 (arXiv 1603.05027), with spiking neurons as in the ResNet-18 of CLIF (Huang et al. 2024,
+    arXiv 2402.04663). The shortcut is s, or a convolution of it where the shape changes, without a norm: the next
+    block's norm takes the sum. The authors' convolutions have a bias, which that norm takes away; ours have none.
+    """
+
+    fires_first = norms_first = True
+
+    def _layer(
+        self, parts: Parts, conv: tuple[int, int, int, int], last: bool
+    ) -> dict[str, nn.Module]:
+        norm, neuron = parts.norm(conv[0]), parts.neuron(conv[0])
+        return {"bn": norm, "neuron": neuron, "conv": parts.conv(*conv)}
+
+    def start(self, gain: float, bias: float) -> None:
+        """Nothing: no norm ends its branch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        (conv, norm, neuron), *rest = self.stages()
+        spikes = norm_neuron(norm, neuron, x)
+        shortcut = spikes if self.downsample is None else folded(self.downsample, spikes)
+        current = folded(conv, spikes)
+        for conv, norm, neuron in rest:
+            current = folded(conv, norm_neuron(norm, neuron, current))
+        return current + shortcut
+
+    def describe(self, build: Builder, name: str, x: Value) -> Value:
+        convs, norms, neurons = zip(*self.stages(), strict=True)
+        value = build.norm(f"{name}bn1", x, norms[0])
+        value = shortcut = build.neuron(f"{name}neuron1", value, neurons[0])
+        if self.downsample is not None:
+            shortcut = build.weights(f"{name}downsample", value, self.downsample, None)
+        for i in range(1, self.depth):
+            value = build.weights(f"{name}conv{i}", value, convs[i - 1], norms[i])
+            value = build.neuron(f"{name}neuron{i + 1}", value, neurons[i])
+        return build.weights(f"{name}conv{self.depth}", value, convs[-1], None) + shortcut
 
 
 def recomputed(
@@ -259,68 +291,78 @@ def _untracked(block: nn.Module) -> Iterator[None]:
             norm.tracks = True
 
 
-BLOCKS: dict[str, type[Block]] = {"plain": PlainBlock, "sew": SEWBlock, "ms": MSBlock}
+BLOCKS: dict[str, type[Block]] = {
+    "plain": PlainBlock,
+    "sew": SEWBlock,
+    "ms": MSBlock,
+    "preact": PreActBlock,
+}
 
 
 class BlockNetwork(Network):
-    """What networks of residual blocks share. With MS blocks currents flow between the blocks.
+    """What networks of residual blocks share. With MS and pre-activation blocks currents flow between the blocks.
 
     Between two MS blocks one operation gives the sum of currents and the spikes of the neuron that
     reads it: norm, sum and neuron move 5 tensors forward and 8 back, one by one they move 8 and 11.
     """
 
-    checkpoint_blocks: bool
     conv1: nn.Module
     bn1: nn.Module
-    neuron1: nn.Module | None  # of the stem; none with MS blocks
-    neuron_last: nn.Module | None  # behind the last MS block
+    neuron1: nn.Module | None  # of the stem; none where currents flow between the blocks
+    bn_last: nn.Module | None  # behind the last pre-activation block
+    neuron_last: nn.Module | None  # behind the last block that gives currents
+
+    def __init__(self, parts: Parts, channels: int) -> None:
+        super().__init__(parts, channels)
+        self.checkpoint_blocks = parts.model.checkpoint_blocks
+        self.bn_last = self.neuron_last = None
+
+    def _begin(self, parts: Parts, kind: type[Block], width: int) -> None:
+        """Norm and neuron behind `conv1`."""
+        self.bn1 = nn.Identity() if kind.norms_first else parts.norm(width)
+        self.neuron1 = None if kind.fires_first else parts.neuron(width)
+
+    def _end(self, parts: Parts, kind: type[Block], channels: int) -> None:
+        """Norm and neuron behind the blocks."""
+        if kind.norms_first:
+            self.bn_last = parts.norm(channels)
+        if kind.fires_first:
+            self.neuron_last = parts.neuron(channels)
 
     def blocks(self) -> list[tuple[str, Block]]:
         """Dotted name and block, in forward order."""
         return [(name, m) for name, m in self.named_modules() if isinstance(m, Block)]
-
-    def last_of_blocks(self) -> list[str]:
-        names = {neuron: name for name, neuron in self.spiking_layers()}
-        neurons = [block.stages()[-1][2] for _, block in self.blocks()]
-        return [names[neuron] for neuron in (self.neuron1, *neurons) if neuron in names]
-
-    def drop_paths(self) -> None:
-        """Of the last block the recipe's share of images, of the others less by their depth."""
-        blocks = self.blocks()
-        for number, (_, block) in enumerate(blocks, 1):
-            block.drop = self.drop_path * number / len(blocks)
-
-    def start_blocks(self, gain: float, bias: float = 0.0) -> None:
-        for _, block in self.blocks():
-            block.start(gain, bias)
 
     def stem(self, build: Builder) -> Value:
         """Adds the nodes in front of the blocks to a graph."""
         current = build.weights("conv1", build.input, self.conv1, self.bn1)
         return build.neuron("neuron1", current, self.neuron1)
 
-    def through(
-        self, chain: Iterable[nn.Module], x: Tensor, pools: Sequence[nn.Module] | nn.ModuleList = ()
-    ) -> Tensor:
-        """x [T, B, C, H, W] through blocks and `neuron_last`; the first blocks have a pool behind them."""
+    def end(self, build: Builder, value: Value) -> Value:
+        """Adds the nodes behind the blocks that `through` calls to a graph."""
+        value = build.norm("bn_last", value, self.bn_last)
+        return build.neuron("neuron_last", value, self.neuron_last)
+
+    def through(self, chain: Iterable[nn.Module], x: Tensor) -> Tensor:
+        """x [T, B, C, H, W] through blocks, with the pools behind them, and `neuron_last`."""
         blocks = cast(list[Block], list(chain))
         training = self.training and torch.is_grad_enabled() and not self.streaming
         recompute = self.checkpoint_blocks and training
-        run = partial(recomputed, on_save=self.on_save) if recompute else _call
         readers = [*(block.stages()[0][2] for block in blocks[1:]), self.neuron_last]
         spikes = None
-        for number, (block, reader) in enumerate(zip(blocks, readers, strict=True)):
-            currents, pooled = isinstance(block, MSBlock), number < len(pools)
-            joins = currents and not pooled and gives_current(block.stages()[-1][1], reader)
-            joins = joins and not (block.drop and block.training)
-            out = run(block, x, *((spikes, reader if joins else None) if currents else ()))
+        for block, reader in zip(blocks, readers, strict=True):
+            given: tuple[Any, ...] = (x,)
+            joins = False
+            if isinstance(block, MSBlock):
+                joins = block.pool is None and gives_current(block.stages()[-1][1], reader)
+                joins = joins and not (block.drop and block.training)
+                given = (x, spikes, reader if joins else None)
+            out = recomputed(block, *given, on_save=self.on_save) if recompute else block(*given)
             x, spikes = out if joins else (out, None)
-            if pooled:
-                x = folded(pools[number], x)
-        if self.neuron_last is None:
-            return x
-        return fire(self.neuron_last, x) if spikes is None else spikes
-
-
-def _call(block: nn.Module, *given: object) -> Any:  # operator.call cannot be traced
-    return block(*given)
+            if block.pool is not None:
+                x = folded(block.pool, x)
+        if self.neuron_last is None or spikes is not None:
+            return x if spikes is None else spikes
+        if self.bn_last is None:
+            return fire(self.neuron_last, x)
+        return norm_neuron(self.bn_last, self.neuron_last, x)

@@ -12,29 +12,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spiketriton.config import ModelConfig
-from spiketriton.config.parts import IN_HAND, named_object
+from spiketriton.config.parts import named_object
 from spiketriton.config.recipe import Arguments
 from spiketriton.config.words import some
 from spiketriton.errors import UserError, one_line
 from spiketriton.models.inspection import (
+    failing,
     hidden_modules,
     leaves_of,
-    mark,
     needs_nothing,
     noise,
     parameters_of,
     refuse_wrapped,
-    same,
     saved_buffers,
     states_of,
     take_windows,
-    undisturbed,
     watched,
     wrong_answer,
 )
 from spiketriton.models.layers import Parts, over_time
-from spiketriton.models.network import Network
+from spiketriton.models.memory import mark_spikes
+from spiketriton.models.network import Network, trial, undisturbed
 from spiketriton.neurons import SpikingNeuron, adopt
 from spiketriton_kernels import nn as kernels
 from spiketriton_kernels.nn.calls import OnKernel
@@ -50,7 +48,6 @@ _RESETS = ("reset", "reset_mem")  # SpikingJelly's and norse's, snnTorch's
 def make_foreign(
     name: str,
     make: Callable[..., Any],
-    model: ModelConfig,
     parts: Parts,
     *,
     averages: bool,
@@ -62,33 +59,19 @@ def make_foreign(
     known: dict[str, int] = dict.fromkeys(_CLASSES, classes)
     known |= dict.fromkeys(_CHANNELS, channels) | dict.fromkeys(_STEPS, parts.steps)
     known |= dict.fromkeys(_SIZES, image_size)
-    given = _plain(model.arguments)
+    given = _plain(parts.model.arguments)
     told = {n: known[n] for n in known if n in parameters_of(make) and n not in given}
-    try:
+    words = ", ".join(f"{n}={value!r}" for n, value in (told | given).items())
+    with failing(f"{name}({words})", make):
         net = make(**told, **given)
-    except UserError:
-        raise
-    except Exception as error:  # somebody else's code
-        words = ", ".join(f"{n}={value!r}" for n, value in (told | given).items())
-        raise UserError(
-            f"{name}({words}) failed: {type(error).__name__}: {one_line(error)}"
-        ) from error
     if isinstance(net, Network):
         return net
     if not isinstance(net, nn.Module):
         raise UserError(
             f"{name} made a {type(net).__name__}; accepted: a function or class that makes a torch.nn.Module"
         )
-    return ForeignNetwork(
-        name,
-        net,
-        parts,
-        takes=model.input,
-        averages=averages,
-        shape=(channels, image_size, image_size),
-        classes=classes,
-        told=told,
-    )
+    shape = (channels, image_size, image_size)
+    return ForeignNetwork(name, net, parts, averages, shape, classes, told)
 
 
 def _plain(arguments: Arguments) -> dict[str, Any]:
@@ -113,11 +96,14 @@ class ForeignNetwork(Network):
         name: "MODULE:NAME", for messages.
         net: the module. Its neurons are replaced in place.
         parts: T, and what of the recipe concerns networks of any kind.
-        takes: "time_first" ([T, B, C, H, W]), "images" ([B, C, H, W]), or "auto".
         averages: whether an answer without time, [B, K], will do.
         shape: of an image, [C, H, W].
         classes: K.
         told: arguments that it was made with and did not ask for.
+
+    Attributes:
+        takes: "time_first" ([T, B, C, H, W]), "images" ([B, C, H, W]) or "steps" (the same, for each step).
+        idle: its parameters on which no answer depends.
 
     Raises:
         UserError: it does not answer, or not to each image, or keeps a state that nothing resets.
@@ -132,36 +118,35 @@ class ForeignNetwork(Network):
         name: str,
         net: nn.Module,
         parts: Parts,
-        *,
-        takes: str,
         averages: bool,
         shape: tuple[int, int, int],
         classes: int,
         told: Mapping[str, int],
     ) -> None:
         super().__init__(parts, shape[0])
-        self.name, self.net = name, net
+        self.name, self.net, self.told = name, net, dict(told)
         self.is_spiking = True
         refuse_wrapped(name, net)
-        if takes == "time_first":
+        if parts.model.input == "time_first":
             take_windows(net)
         try:
             self.swapped = kernels.swap(net, fuse=parts.model.fused)
         except (TypeError, ValueError) as error:
             raise UserError(f"{name}: {error}") from None
-        for module in net.modules():
-            if isinstance(module, kernels.SpikingNeuron):
-                adopt(module)
-                if self.packed and not isinstance(module, kernels.ILIF):
-                    module.register_forward_hook(mark)
         self._layers: list[tuple[str, SpikingNeuron]] = []
         self._replaced: list[tuple[nn.Module, str]] = []
         self.unmeasured: dict[str, str] = dict(self.swapped.left)
         for neuron, module in net.named_modules():
             if isinstance(module, OnKernel):
                 self.unmeasured[neuron] = "it runs on the kernels as a module of its own library"
+            if (
+                isinstance(module, kernels.SpikingNeuron)
+                and adopt(module).is_binary
+                and self.packed
+            ):
+                module.register_forward_hook(_mark)
         with undisturbed(net):
-            self.takes = self._recognised(takes, shape, classes)
+            self.takes = self._recognised(parts.model.input, shape, classes)
             self._leave_out_other_windows(shape)
             self._refuse_states(shape)
         if not averages and not self.answers_each_step:
@@ -169,7 +154,6 @@ class ForeignNetwork(Network):
                 f'loss.kind = "tet" needs the answer of each step, and {name} gives their mean; accepted with it: '
                 '"cross_entropy", or a network that returns [T, B, K]'
             )
-        self.told = dict(told)
 
     # ---- calling it
 
@@ -222,7 +206,7 @@ class ForeignNetwork(Network):
 
     def spiking_layers(self) -> list[tuple[str, SpikingNeuron]]:
         """Those that can be measured, in the order in which they are called."""
-        return self._layers
+        return [layer for layer in self._layers if layer[0] not in self.unmeasured]
 
     def to(
         self, *args: Any, memory_format: torch.memory_format | None = None, **options: Any
@@ -256,11 +240,16 @@ class ForeignNetwork(Network):
     def report(self) -> str:
         """The text of network.txt."""
         left = [f"  {name}: not measured, {why}" for name, why in self.unmeasured.items()]
-        return "\n".join(
-            [self.name, *self.notes(), "", str(self.swapped), *left, "", str(self.net), ""]
-        )
+        lines = [self.name, *self.notes(), "", str(self.swapped), *left, "", str(self.net), ""]
+        return "\n".join(lines)
 
     # ---- finding out how it is called
+
+    def _watched(self, takes: str, images: Tensor) -> tuple[Any, dict[str, list[int]]]:
+        """Its answer to a new window, and by name how many steps each call of a neuron shows it."""
+        self.reset()
+        with watched(self.net) as calls:
+            return self._called(takes, images, self.time_steps), calls
 
     def _recognised(self, takes: str, shape: tuple[int, int, int], classes: int) -> str:
         """ "time_first", "images" or "steps"; sets what it answers and which neurons are measured."""
@@ -269,33 +258,27 @@ class ForeignNetwork(Network):
         failed: dict[str, str] = {}
         refused = ""  # what was wrong with an answer to [T, B, C, H, W]
         for kind in ("time_first", "images") if takes == "auto" else (takes,):
-            with watched(self.net) as calls:
-                try:
-                    self.reset()
-                    found = self._called(kind, images, steps)
-                except Exception as error:  # somebody else's code
-                    failed[kind] = f"{type(error).__name__}: {one_line(error)}"
-                    continue
-            windows = {name: sum(counts) for name, counts in calls.items()}
-            if kind == "images" and steps > 1 and windows and set(windows.values()) == {1}:
+            try:
+                found, calls = self._watched(kind, images)
+            except Exception as error:  # somebody else's code
+                failed[kind] = f"{type(error).__name__}: {one_line(error)}"
+                continue
+            if kind == "images" and steps > 1 and calls and all(c == [1] for c in calls.values()):
                 kind = "steps"
-                with watched(self.net) as calls:
-                    self.reset()
-                    found = self._called(kind, images, steps)
-                windows = {name: sum(counts) for name, counts in calls.items()}
+                found, calls = self._watched(kind, images)
             if not torch.equal(images, noise(batch, shape)):
                 raise UserError(
                     f"{self.name} changes its images in place, which others read after it; accepted: a forward that "
                     "makes new tensors of them, such as 0.5 * x in place of x.mul_(0.5)"
                 )
-            wrong = wrong_answer(kind, found, batch, steps, classes, windows)
+            wrong = wrong_answer(kind, found, batch, steps, classes, calls)
             if wrong and kind == "time_first" and takes == "auto":
                 refused = wrong
                 continue
             if wrong:
                 raise UserError(f"{self.name} {refused or wrong}")
             self.answers_each_step = found.ndim == 3
-            self._measured(calls, steps)
+            self._measured(calls)
             self._learning(found)
             return kind
         if refused:
@@ -303,51 +286,30 @@ class ForeignNetwork(Network):
         shapes = {"time_first": "[T, B, C, H, W]", "images": "[B, C, H, W]"}
         sizes = {"time_first": [steps, batch, *shape], "images": [batch, *shape]}
         words = "; of ".join(f"{shapes[k]} = {sizes[k]}: {why}" for k, why in failed.items())
+        kinds = {type(m).__name__ for m in self.net.modules() if isinstance(m, SpikingNeuron)}
+        missing = re.search(rf"'({'|'.join(kinds)})' object has no attribute '(\w+)'", words)
+        perhaps = ""
+        if kinds and missing:
+            perhaps = f". A swapped neuron is called as a module, and has no {missing[2]}"
         raise UserError(
             f"{self.name} answers to no images of this recipe. Of {words}. Accepted: a module that takes one "
-            f"of the two; [model.arguments] are its arguments{self._perhaps(words)}"
+            f"of the two; [model.arguments] are its arguments{perhaps}"
         )
 
-    def _perhaps(self, failed: str) -> str:
-        """What often keeps a network from answering."""
-        if kinds := {type(m).__name__ for m in self.net.modules() if isinstance(m, SpikingNeuron)}:
-            missing = re.search(rf"'({'|'.join(kinds)})' object has no attribute '(\w+)'", failed)
-            if missing:
-                return f". A swapped neuron is called as a module, and has no {missing[2]}"
-        others = {str(p.dtype)[6:] for p in self.net.parameters()} - {"float32"}
-        if others:
-            return f". Its parameters are {', '.join(sorted(others))} and images float32, as net.float() would be"
-        if self.name.startswith(f"{IN_HAND}:") and any(
-            m._forward_hooks for m in self.net.modules()
-        ):
-            return (
-                ". This is a copy of it, and its hooks still belong to the original; accepted: a function that makes "
-                'it, as model.name = "my_package.nets:make"'
-            )
-        return ""
-
-    def _measured(self, calls: Mapping[str, list[int]], steps: int) -> None:
+    def _measured(self, calls: Mapping[str, list[int]]) -> None:
         """Which neurons are measured; those that are called once need no state between calls."""
-        modules = dict(self.net.named_modules())
-        for name, neuron in modules.items():
-            if not isinstance(neuron, SpikingNeuron):
-                continue
-            name = f"net.{name}"
-            counts = calls.get(name.removeprefix("net."), [])
+        steps = self.time_steps
+        neurons = {n: m for n, m in self.net.named_modules() if isinstance(m, SpikingNeuron)}
+        for name, neuron in neurons.items():
+            counts = calls.get(name, [])
             if counts == [steps] and neuron.step_mode == "m":
                 neuron.stateful = False
             neuron.window = sum(counts)
             if not counts:
-                self.unmeasured[name] = "it is not called"
-            elif sum(counts) % steps or not {*counts} <= {1, steps}:
-                self.unmeasured[name] = f"it is called for {sum(counts)} steps"
-        order = [f"net.{name}" for name in calls]
-        self._layers = [
-            (name, neuron)
-            for name in order
-            if isinstance(neuron := modules[name.removeprefix("net.")], SpikingNeuron)
-            and name not in self.unmeasured
-        ]
+                self.unmeasured[f"net.{name}"] = "it is not called"
+            elif neuron.window % steps or not {*counts} <= {1, steps}:
+                self.unmeasured[f"net.{name}"] = f"it is called for {neuron.window} steps"
+        self._layers = [(f"net.{name}", neurons[name]) for name in calls if name in neurons]
 
     def _learning(self, found: Tensor) -> None:
         """Sets which parameters an answer does not depend on. UserError: it depends on others than the network's."""
@@ -367,27 +329,15 @@ class ForeignNetwork(Network):
         drawn = noise(2, shape)
         self._compare_windows(torch.zeros(1, *shape), "a blank image")
         for images in (drawn, drawn.abs(), -drawn.abs()):  # other ones may be drawn, or chosen
-            kept = {name: buffer.clone() for name, buffer in self.net.named_buffers()}
             before = saved_buffers(self.net)
-            self.net.train()
-            try:
-                found = self._compare_windows(images, "training")
-            except UserError:
-                raise
-            except Exception as error:  # somebody else's code
-                raise UserError(
-                    f"{self.name} fails in training mode: {type(error).__name__}: {one_line(error)}"
-                ) from error
-            self.net.eval()
-            self.reset()
+            with trial(self.net):
+                with failing(f"{self.name} in training mode", type(self.net).forward):
+                    found = self._compare_windows(images, "training")
+                self.reset()
             now = saved_buffers(self.net)
             self._replaced = [
                 place for place, one in before.items() if now.get(place, one) is not one
             ]
-            with torch.no_grad():
-                for name, buffer in self.net.named_buffers():
-                    if name in kept and buffer.shape == kept[name].shape:  # others are states
-                        buffer.copy_(kept[name])
             dims = 2 + self.answers_each_step
             if not isinstance(found, Tensor) or found.ndim != dims:
                 what = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
@@ -396,13 +346,10 @@ class ForeignNetwork(Network):
                     "dimensions, as in a test. Name a function that makes a module around it, whose forward "
                     "returns the one to train"
                 )
-        self._layers = [layer for layer in self._layers if layer[0] not in self.unmeasured]
 
     def _compare_windows(self, images: Tensor, what: str) -> Any:
         """Calls the network, whose neurons of other windows than at first are not measured."""
-        self.reset()
-        with watched(self.net) as calls:
-            found = self._called(self.takes, images, self.time_steps)
+        found, calls = self._watched(self.takes, images)
         for name, neuron in self._layers:
             shown = sum(calls.get(name.removeprefix("net."), []))
             if shown != neuron.window:
@@ -416,25 +363,29 @@ class ForeignNetwork(Network):
         images = noise(2, shape)
         weights = [p.detach().clone() for p in self.net.parameters()]
         self.reset()
-        if any(not torch.equal(p, w) for p, w in zip(self.net.parameters(), weights, strict=True)):
+        if not all(map(torch.equal, self.net.parameters(), weights)):
             raise UserError(
                 f"{self.name}: reset() of one of its modules changes parameters, and it is called before every batch; "
                 "accepted: a reset() that forgets membranes and other states alone"
             )
         before = states_of(self.net)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            first = self.currents(images, self.time_steps)
+        torch.manual_seed(0)
+        first = self.currents(images, self.time_steps)
         self.reset()
         kept = [
-            name for name, value in states_of(self.net).items() if not same(before.get(name), value)
+            name
+            for name, value in states_of(self.net).items()
+            if name not in before or not torch.equal(before[name].detach(), value.detach())
         ]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            second = self.currents(images, self.time_steps)
+        torch.manual_seed(0)
+        second = self.currents(images, self.time_steps)
         if not torch.equal(first, second):
             where = f": {', '.join(kept[:3])} is kept" if kept else hidden_modules(self.net)
             raise UserError(
                 f"{self.name} answers differently to the same images a second time{where}; accepted: a state that the "
                 "reset() method of its module forgets, as SpikingJelly's neurons do, or one that forward begins anew"
             )
+
+
+def _mark(module: nn.Module, given: object, out: Tensor) -> Tensor:
+    return mark_spikes(out)

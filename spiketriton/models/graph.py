@@ -69,14 +69,17 @@ class Builder:
         """The max-pool of a stem; nothing where there is none."""
         return inputs if pool is None else self.add("maxpool", "maxpool", inputs, pool)
 
-    def norm(self, name: str, inputs: Value, norm: nn.Module) -> Value:
+    def norm(self, name: str, inputs: Value, norm: nn.Module | None) -> Value:
         """A norm of a sum; nothing where there is none."""
         return self.add(name, "norm", inputs, norm) if isinstance(norm, Norm) else inputs
 
     def row(self, name: str, value: Value, layers: Iterable[Any]) -> Value:
-        """Layers or blocks of the list `name`, one behind the other, each as it describes itself."""
+        """Layers or blocks of the list `name`, each as it describes itself, with the pool behind it."""
         for number, layer in enumerate(layers):
             value = layer.describe(self, f"{name}.{number}.", value)
+            if layer.pool is not None:
+                kind: Kind = "maxpool" if isinstance(layer.pool, nn.MaxPool2d) else "avgpool"
+                value = self.add(f"{name}.{number}.pool", kind, value, layer.pool)
         return value
 
     def read_by(self, fc: nn.Module, value: Value) -> Graph:
@@ -91,8 +94,8 @@ def graph_of(model: nn.Module) -> Graph:
     if nodes is None:
         raise UserError(
             f"{type(model).__name__} has no graph by which operations are counted and networks "
-            "converted and exported; accepted: a ResNet, PreActResNet, FeedForward, VGG or BlockNet "
-            "of spiketriton.models, a subclass of one, or a network with a method graph()"
+            "converted and exported; accepted: a ResNet, FeedForward, VGG or BlockNet of spiketriton.models, a "
+            "subclass of one, or a network with a method graph()"
         )
     return nodes
 

@@ -1,17 +1,34 @@
 """What is asked of a module from elsewhere, and found in it: its answer, its calls, its states."""
 
 import inspect
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spiketriton.errors import UserError
-from spiketriton.models.memory import mark_spikes
+from spiketriton.errors import UserError, one_line
 from spiketriton_kernels import nn as kernels
 from spiketriton_kernels.nn import peers
+
+
+@contextmanager
+def failing(what: str, make: Callable[..., Any]) -> Iterator[None]:
+    """The mistakes of somebody else's code in one line, with where in the file of `make` it is. UserError."""
+    try:
+        yield
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        file = getattr(getattr(make, "__code__", None), "co_filename", "")
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+        where = f" ({file}:{lines[-1]})" if lines else ""
+        raise UserError(
+            f"{what} failed: {type(error).__name__}: {one_line(error)}{where}"
+        ) from error
 
 
 def wrong_answer(
@@ -20,9 +37,9 @@ def wrong_answer(
     batch: int,
     steps: int,
     classes: int,
-    windows: Mapping[str, int],
+    calls: Mapping[str, list[int]],
 ) -> str:
-    """What is wrong with an answer, and what to change; "" for a good one."""
+    """What is wrong with an answer, and what to change; "" for a good one. `calls`: see `watched`."""
     accepted = f"accepted: one tensor, [T, B, K] = {[steps, batch, classes]} or [B, K] = {[batch, classes]}"
     if not isinstance(found, Tensor):
         size = f" of {len(found)}" if isinstance(found, tuple | list | dict) else ""
@@ -45,6 +62,7 @@ def wrong_answer(
             "gives an answer without a gradient, so that nothing can be learnt; accepted: one that is computed "
             "from its parameters, outside torch.no_grad() and without detach()"
         )
+    windows = {name: sum(counts) for name, counts in calls.items()}
     if not windows or steps in windows.values():
         return ""
     name, window = next(iter(windows.items()))
@@ -113,10 +131,6 @@ def hidden_modules(net: nn.Module) -> str:
     return ""
 
 
-def mark(module: nn.Module, args: Any, out: Tensor) -> Tensor:
-    return mark_spikes(out) if getattr(module, "is_binary", False) else out
-
-
 def noise(batch: int, shape: tuple[int, int, int]) -> Tensor:
     return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
 
@@ -139,18 +153,6 @@ def needs_nothing(method: Callable[..., Any]) -> bool:
 
 
 @contextmanager
-def undisturbed(net: nn.Module) -> Iterator[None]:
-    """Eval mode within the block, the random state is put back; states are forgotten afterwards by the next call."""
-    training = net.training
-    net.eval()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        net.train(training)
-
-
-@contextmanager
 def watched(net: nn.Module) -> Iterator[dict[str, list[int]]]:
     """By name, in the order of the first calls: how many steps each call of a neuron shows it."""
     calls: dict[str, list[int]] = {}
@@ -160,12 +162,11 @@ def watched(net: nn.Module) -> Iterator[dict[str, list[int]]]:
         x = getattr(given[0], "y", given[0]) if given else None
         calls.setdefault(name, []).append(len(x) if windows and isinstance(x, Tensor) else 1)
 
-    handles = []
-    for name, module in net.named_modules():
-        if isinstance(module, kernels.SpikingNeuron) or peers.is_neuron(module):
-            handles.append(
-                module.register_forward_pre_hook(lambda m, x, name=name: note(name, m, x))
-            )
+    handles = [
+        module.register_forward_pre_hook(partial(note, name))
+        for name, module in net.named_modules()
+        if isinstance(module, kernels.SpikingNeuron) or peers.is_neuron(module)
+    ]
     try:
         yield calls
     finally:
@@ -181,14 +182,6 @@ def states_of(net: nn.Module) -> dict[str, Any]:
         for key, value in (*vars(module).items(), *module._buffers.items())
         if isinstance(value, Tensor)
     }
-
-
-def same(before: Any, after: Tensor) -> bool:
-    return (
-        isinstance(before, Tensor)
-        and before.shape == after.shape
-        and torch.equal(before.detach(), after.detach())
-    )
 
 
 def parameters_of(make: Callable[..., Any]) -> Mapping[str, Any]:

@@ -18,11 +18,6 @@ def folded(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
-def spike_conv(layer: nn.Module, spikes: Tensor) -> Tensor:
-    """A convolution or linear layer on spikes (or sums of them), the one place for an operation on binary inputs."""
-    return folded(layer, spikes)
-
-
 def norm_neuron(
     norm: nn.Module,
     neuron: nn.Module,
@@ -78,14 +73,6 @@ class _StraightThrough(torch.autograd.Function):
         return grad, grad.to(ctx.dtype)
 
 
-def norm_current_neuron(
-    norm: Norm, neuron: SpikingNeuron, y: Tensor, residual: Tensor
-) -> tuple[Tensor, Tensor]:
-    """`current = norm(y) + residual` and `neuron(current)` by one operation; where `gives_current`."""
-    spikes, current = neuron.fused_norm(y, norm, residual, return_current=True)
-    return current, mark_spikes(spikes)
-
-
 def gives_current(norm: nn.Module, neuron: nn.Module | None) -> TypeGuard[Norm]:
     """Whether a spiking neuron and the norm in front of it are called in one operation."""
     fuses = isinstance(neuron, SpikingNeuron) and neuron.fuses
@@ -113,9 +100,8 @@ class StridedPointwise(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu" or self.in_channels % 8 == 0:
             return super().forward(x)
-        return nn.functional.conv2d(
-            nn.functional.avg_pool2d(x, 1, self.stride), self.weight, self.bias
-        )
+        pixels = nn.functional.avg_pool2d(x, 1, self.stride)
+        return nn.functional.conv2d(pixels, self.weight, self.bias)
 
 
 def first_layer(
@@ -169,27 +155,26 @@ class Parts:
 
         tdBN then scales by v_threshold / sqrt(2), so that the spread of the sum is the threshold.
         """
-        if self.norm_kind == "none":
+        kind = self.norm_kind
+        if kind == "none":
             return nn.Identity()
-        scale = 1.0
-        if self.norm_kind == "tdbn":
-            scale = self.neuron_config.v_threshold * (math.sqrt(0.5) if before_sum else 1.0)
-        steps = self.steps if self.norm_kind == "tebn" else 0
-        each_step = self.norm_kind == "step_bn"
-        norm = Norm(channels, scale=scale, steps=steps, fused=self.model.fused, each_step=each_step)
+        norm = Norm(
+            channels,
+            scale=self.neuron_config.v_threshold if kind == "tdbn" else 1.0,
+            steps=self.steps if kind == "tebn" else 0,
+            fused=self.model.fused,
+            each_step=kind == "step_bn",
+        )
+        if kind == "tdbn" and before_sum:
+            norm.scale *= math.sqrt(0.5)
         nn.init.constant_(norm.weight, self.model.norm_gain)
         return norm
 
     def conv(self, channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
         """A convolution that keeps the size at stride 1; with a bias if no norm follows."""
-        return (StridedPointwise if kernel == 1 and stride > 1 else nn.Conv2d)(
-            channels_in,
-            channels_out,
-            kernel,
-            stride=stride,
-            padding=kernel // 2,
-            bias=self.norm_kind == "none",
-        )
+        kind = StridedPointwise if kernel == 1 and stride > 1 else nn.Conv2d
+        bias = self.norm_kind == "none"
+        return kind(channels_in, channels_out, kernel, stride, padding=kernel // 2, bias=bias)
 
     def linear(self, features_in: int, features_out: int) -> nn.Linear:
         return nn.Linear(features_in, features_out, bias=self.norm_kind == "none")

@@ -6,7 +6,7 @@ A convolution keeps its input, and a fused neuron its residual. Packing loses no
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,25 +40,18 @@ def _forget(address: int, gone: weakref.ref) -> None:
 def _source(saved: Tensor) -> Tensor | None:
     """The marked tensor of which `saved` is a view with all elements; else None."""
     reference, version = _spikes.get(saved.untyped_storage().data_ptr(), (None, 0))
-    source = reference() if reference is not None else None
-    if (
-        source is None
-        or _version(source) != version
-        or source.numel() != saved.numel()
-        or source.dtype != saved.dtype
-    ):
+    source = None if reference is None else reference()
+    if source is None or _version(source) != version:
         return None
-    return source
+    whole = source.numel() == saved.numel() and source.dtype == saved.dtype
+    return source if whole else None
 
 
-class _Packed:
-    """The bits of a tensor, and its dtype, shape and strides."""
-
-    __slots__ = ("bits", "dtype", "size", "stride")
-
-    def __init__(self, bits: Tensor, like: Tensor) -> None:
-        self.bits, self.dtype = bits, like.dtype
-        self.size, self.stride = like.size(), like.stride()
+class _Packed(NamedTuple):
+    bits: Tensor
+    size: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
 
 
 class PackedSpikes(AbstractContextManager):
@@ -85,21 +78,16 @@ class PackedSpikes(AbstractContextManager):
         self._bits.clear()
 
     def _pack(self, saved: Tensor) -> Tensor | _Packed:
-        source = _source(saved)
-        if source is None:
-            if self._on_save is not None:
-                self._on_save(saved)
-            return saved
-        known = self._bits.get(id(source))
-        if known is None or known[0]() is not source:
-            known = weakref.ref(source), pack_spikes(source)
-            self._bits[id(source)] = known
+        kept, source = saved, _source(saved)
+        if source is not None:
+            known, kept = self._bits.get(id(source), (None, saved))
+            if known is None or known() is not source:
+                kept = pack_spikes(source)
+                self._bits[id(source)] = weakref.ref(source), kept
         if self._on_save is not None:
-            self._on_save(known[1])
-        return _Packed(known[1], saved)
+            self._on_save(kept)
+        return saved if source is None else _Packed(kept, saved.size(), saved.stride(), saved.dtype)
 
     @staticmethod
     def _unpack(saved: Tensor | _Packed) -> Tensor:
-        if isinstance(saved, Tensor):
-            return saved
-        return unpack_spikes(saved.bits, saved.size, saved.stride, saved.dtype)
+        return unpack_spikes(*saved) if isinstance(saved, _Packed) else saved

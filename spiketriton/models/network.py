@@ -11,7 +11,7 @@ from spiketriton.errors import UserError
 from spiketriton.models.graph import Graph
 from spiketriton.models.layers import Parts, initialize
 from spiketriton.models.memory import PackedSpikes
-from spiketriton.neurons import Norm, SpikingNeuron
+from spiketriton.neurons import Norm, SpikingNeuron, told_of_spikes
 
 
 class Network(nn.Module):
@@ -109,23 +109,18 @@ class Network(nn.Module):
     @torch.no_grad()
     def look_at_calls(self, image_size: int) -> None:
         """Shows a blank image, and leaves out of what is measured the neurons that do not see all steps at once."""
-        calls: dict[str, set[int]] = {}
-        training, random = self.training, torch.get_rng_state()
-        self.eval()
-        for name, neuron in self._neurons():
-            neuron.on_fire = lambda out, name=name: calls.setdefault(name, set()).add(len(out))
-        self(torch.zeros(1, self.channels, image_size, image_size))
-        for name, neuron in self._neurons():
-            neuron.on_fire = None
-            if (seen := calls.get(name, set())) != {self.time_steps}:
+        neurons = self._neurons()
+        calls: dict[str, set[int]] = {name: set() for name, _ in neurons}
+        with undisturbed(self), told_of_spikes(neurons, lambda n, out: calls[n].add(len(out))):
+            self(torch.zeros(1, self.channels, image_size, image_size))
+        for name, seen in calls.items():
+            if not seen:
+                self.unmeasured[name] = "never called"
+            elif seen != {self.time_steps}:
                 self.unmeasured[name] = (
                     f"called with {max(seen)} of {self.time_steps} time steps, where each call begins at rest "
                     "unless the neuron is stateful"
-                    if seen
-                    else "never called"
                 )
-        self.train(training)
-        torch.set_rng_state(random)
 
     def graph(self) -> Graph | None:
         """The network as a graph of `models.graph.Node`, from "input" to "fc"; None: a subclass gives none."""
@@ -138,19 +133,6 @@ class Network(nn.Module):
     def report(self) -> str:
         """What the run folder keeps about the network as `network.txt`; "": nothing."""
         return ""
-
-    def last_of_blocks(self) -> list[str]:
-        """The spiking layers between which gains from block to block are counted, in forward order.
-
-        The stem's and the last one of each residual block; all of them where there are no blocks.
-        """
-        return [name for name, _ in self.spiking_layers()]
-
-    def drop_paths(self) -> None:
-        """Sets the share of images for which each residual block is left out; nothing without blocks."""
-
-    def start_blocks(self, gain: float, bias: float = 0.0) -> None:
-        """Sets weight and bias of the last norm of every residual block; nothing without blocks."""
 
     def set_stateful(self, stateful: bool = True) -> None:
         """Whether each call continues the window where the last one ended; starts a new window."""
@@ -192,8 +174,15 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Eval mode within the block; afterwards the mode and the random state are as before."""
+    with in_eval_mode(model), torch.random.fork_rng(devices=[]):
+        yield
+
+
+@contextmanager
 def trial(model: nn.Module) -> Iterator[None]:
-    """Training mode within the block; afterwards the mode and all buffers are as before."""
+    """Training mode within the block; afterwards the mode and all buffers, but new ones, are as before."""
     training = model.training
     kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
     model.train()
@@ -203,4 +192,5 @@ def trial(model: nn.Module) -> Iterator[None]:
         model.train(training)
         with torch.no_grad():
             for name, buffer in model.named_buffers():
-                buffer.copy_(kept[name])
+                if name in kept and buffer.shape == kept[name].shape:  # others are states
+                    buffer.copy_(kept[name])

@@ -1,25 +1,18 @@
-"""Spiking ResNets: torchvision's and the CIFAR-style ones, of any of the blocks.
+"""Spiking ResNets: torchvision's and the CIFAR-style ones, of any of the blocks, and 7B-Net.
 
 He et al. 2015 (arXiv 1512.03385); a bottleneck has its stride in the 3x3 convolution, as in
 torchvision. With ReLU neurons and plain blocks they are torchvision's ResNets, name by name.
 """
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from spiketriton import plugins
+from spiketriton.errors import warn_once
 from spiketriton.models.blocks import BLOCKS, BlockNetwork
 from spiketriton.models.graph import Builder, Graph, Value
-from spiketriton.models.layers import (
-    Parts,
-    fire,
-    first_layer,
-    folded,
-    over_time,
-    spike_conv,
-)
+from spiketriton.models.layers import Parts, fire, first_layer, folded, over_time
 from spiketriton.models.memory import mark_spikes
 
 
@@ -59,29 +52,11 @@ def pixel_warning(name: str, stem: str, image_size: int) -> str | None:
     )
 
 
-def add_stages(
-    net: nn.Module, architecture: Architecture, strided: bool, make: Callable[..., Any]
-) -> tuple[list[str], int]:
-    """Adds the stages `layer1`, `layer2`, ... to a network; returns their names, and the channels at their end.
-
-    strided: the first stage halves the image too. make: makes a block of (channels_in, width, stride).
-    """
-    names, channels = [], architecture.width
-    for i, count in enumerate(architecture.blocks):
-        blocks = []
-        for j in range(count):
-            stride = 2 if (i > 0 or strided) and j == 0 else 1
-            blocks.append(make(channels, architecture.width << i, stride))
-            channels = blocks[-1].channels_out
-        names.append(f"layer{i + 1}")
-        net.add_module(names[-1], nn.Sequential(*blocks))
-    return names, channels
-
-
 class ResNet(BlockNetwork):
     """A spiking ResNet of an architecture, its width perhaps changed.
 
-    block: with "ms" currents flow between blocks: the stem has no neuron and one neuron fires before the classifier.
+    block: with "ms" and "preact" currents flow between blocks: the stem has no neuron and one fires before the
+    classifier; with "preact" the norms stand in front of the neurons there, too.
     stem: "imagenet" (7x7 stride 2, neuron, max-pool), "strided" (the same without the pool, and the first block has
     stride 2 in its place) or "cifar" (3x3, neuron).
     """
@@ -99,17 +74,25 @@ class ResNet(BlockNetwork):
         channels: int,
     ) -> None:
         super().__init__(parts, channels)
-        width = architecture.width
+        (stages, bottleneck, width), kind = architecture, BLOCKS[block]
         kernel, stride = (3, 1) if stem == "cifar" else (7, 2)
         self.conv1 = parts.conv(channels, width, kernel, stride)
-        self.bn1 = parts.norm(width)
-        self.neuron1 = None if block == "ms" else parts.neuron(width)
+        self._begin(parts, kind, width)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem == "imagenet" else None
-        make = partial(BLOCKS[block], parts, bottleneck=architecture.bottleneck)
-        self.stage_names, channels_in = add_stages(self, architecture, stem == "strided", make)
-        self.checkpoint_blocks = parts.model.checkpoint_blocks
-        self.neuron_last = parts.neuron(channels_in) if block == "ms" else None
-        self.fc = nn.Linear(channels_in, classes)
+        self.stage_names: list[str] = []
+        before = width
+        for i, count in enumerate(stages):
+            stage = nn.Sequential()
+            for j in range(count):
+                stride = 2 if (i > 0 or stem == "strided") and j == 0 else 1
+                stage.append(made := kind(parts, before, width << i, stride, bottleneck))
+                before = made.channels_out
+            self.stage_names.append(f"layer{i + 1}")
+            self.add_module(f"layer{i + 1}", stage)
+        self._end(parts, kind, before)
+        self.fc = nn.Linear(before, classes)
+        if kind.norms_first:
+            nn.init.zeros_(self.fc.bias)
         self._initialize()
 
     def features(self, images: Tensor, steps: int) -> Tensor:
@@ -127,8 +110,8 @@ class ResNet(BlockNetwork):
         value = build.maxpool(self.stem(build), self.maxpool)
         for stage in self.stage_names:
             value = build.row(stage, value, self.get_submodule(stage).children())
-        value = build.neuron("neuron_last", value, self.neuron_last)
-        return build.read_by(self.fc, self._head(build, build.add("mean", "mean", value)))
+        value = build.add("mean", "mean", self.end(build, value))
+        return build.read_by(self.fc, self._head(build, value))
 
     def _head(self, build: Builder, value: Value) -> Value:
         """Adds the nodes between the mean over space and the classifier to a graph."""
@@ -150,9 +133,62 @@ class ResNet19(ResNet):
         self._initialize()
 
     def features(self, images: Tensor, steps: int) -> Tensor:
-        return fire(self.neuron_fc1, spike_conv(self.fc1, super().features(images, steps)))
+        return fire(self.neuron_fc1, folded(self.fc1, super().features(images, steps)))
 
     def _head(self, build: Builder, value: Value) -> Value:
-        return build.neuron(
-            "neuron_fc1", build.weights("fc1", value, self.fc1, None), self.neuron_fc1
+        value = build.weights("fc1", value, self.fc1, None)
+        return build.neuron("neuron_fc1", value, self.neuron_fc1)
+
+
+@plugins.model(*ARCHITECTURES)
+def _of_recipe(parts: Parts, *, classes: int, channels: int, image_size: int) -> ResNet:
+    model, architecture = parts.model, ARCHITECTURES[parts.model.name]
+    if model.width:
+        architecture = architecture._replace(width=model.width)
+    stem = model.stem
+    if stem == "auto":
+        large = len(architecture.blocks) == 4 and image_size >= IMAGENET_STEM_FROM
+        stem = "imagenet" if large else "cifar"
+    if warning := pixel_warning(model.name, stem, image_size):
+        warn_once(warning)
+    kind = ResNet19 if model.name == "resnet19" else ResNet
+    return kind(
+        parts, architecture, block=model.block, stem=stem, classes=classes, channels=channels
+    )
+
+
+@plugins.model("net7b")
+class BlockNet(BlockNetwork):
+    """7B-Net, the network for DVS Gesture of Fang et al. 2021 (SEW-ResNet, arXiv 2102.04159), as in their code.
+
+    A 1x1 stem, seven blocks of two 3x3 convolutions of one width, a max-pool behind each while the image has sides to
+    halve, and a linear layer on what is left.
+    """
+
+    number_of_blocks = 7
+
+    def __init__(self, parts: Parts, *, classes: int, channels: int, image_size: int) -> None:
+        super().__init__(parts, channels)
+        kind, width = BLOCKS[parts.model.block], parts.model.width or 32
+        self.conv1 = parts.conv(channels, width, 1)
+        self._begin(parts, kind, width)
+        self.layers = nn.ModuleList(
+            kind(parts, width, width, 1, False) for _ in range(self.number_of_blocks)
         )
+        side = image_size
+        for _, block in self.blocks():
+            if side > 1:
+                block.pool = nn.MaxPool2d(2)
+                side //= 2
+        self._end(parts, kind, width)
+        self.fc = nn.Linear(width * side**2, classes)
+        self._initialize()
+
+    def features(self, images: Tensor, steps: int) -> Tensor:
+        x = over_time(first_layer(self.conv1, self.bn1, self.neuron1, images, steps), steps)
+        return self.through(self.layers, x).flatten(2)
+
+    def graph(self) -> Graph:
+        build = Builder()
+        value = self.end(build, build.row("layers", self.stem(build), self.layers))
+        return build.read_by(self.fc, build.add("flatten", "flatten", value))

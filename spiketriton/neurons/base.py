@@ -146,17 +146,10 @@ def normalised(neuron: kernels.SpikingNeuron, x: Any) -> Tensor:
     """The current of a neuron that `swap` has joined with the batch norm in front, from what that hands on."""
     norm: Any = neuron.handed_on[0]
     y, residual = (x.y, x.residual) if norm.adds else (x, None)
-    tracked = norm.running_mean is not None
-    current = F.batch_norm(
-        y.flatten(0, 1),
-        norm.running_mean,
-        norm.running_var,
-        norm.weight,
-        norm.bias,
-        norm.training or not tracked,
-        0.0,  # this is a trial: the call itself updates the statistics
-        norm.eps,
-    ).unflatten(0, y.shape[:2])
+    tensors = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    own = norm.training or norm.running_mean is None
+    # this is a trial, by a momentum of 0: the call itself updates the statistics
+    current = F.batch_norm(y.flatten(0, 1), *tensors, own, 0.0, norm.eps).unflatten(0, y.shape[:2])
     return current if residual is None else current + residual
 
 

@@ -73,19 +73,9 @@ class Norm(nn.modules.batchnorm._BatchNorm):
     def _normalise(self, y: Tensor, momentum: float) -> Tensor:
         self.count_batch(y)
         weight = self.weight if self.scale == 1 else self.weight * self.scale
-        mean, variance = self.statistics()
+        tensors = (y.flatten(0, 1), *self.statistics(), weight, self.bias)
         batch_norm = F.batch_norm if self.process_group is None else _batch_norm_over_ranks
-        current = batch_norm(
-            y.flatten(0, 1),
-            mean,
-            variance,
-            weight,
-            self.bias,
-            self.training,
-            momentum,
-            self.eps,
-        )
-        return current.unflatten(0, y.shape[:2])
+        return batch_norm(*tensors, self.training, momentum, self.eps).unflatten(0, y.shape[:2])
 
     def _apply_gains(self, current: Tensor, steps: int) -> Tensor:
         gains = self.gains(steps)

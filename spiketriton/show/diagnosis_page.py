@@ -76,7 +76,7 @@ def opening(found: Diagnosis) -> str:
         return ""
     return (
         "the verdict is of the network as initialised; heat map, picture and table are measured with its residual "
-        f"branches at a gain of {CLOSED:g}, because at zero no gradient enters them"
+        f"branches at a gain of {CLOSED:g}, because at a smaller one little gradient enters them, and at zero none"
     )
 
 

@@ -34,4 +34,3 @@ def test_an_identity_start_adds_the_identity_to_a_tenth_of_the_usual_weights(nam
         for i in range(len(weight)):
             identity[(i, i, 1, 1) if weight.ndim == 4 else (i, i)] = 1.0
         torch.testing.assert_close(weight, identity + 0.1 * before, rtol=0, atol=1e-7)
-    assert ours.last_of_blocks() == [name for name, _ in ours.spiking_layers()]

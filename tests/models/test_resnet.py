@@ -339,21 +339,13 @@ def test_sew_blocks_start_by_passing_spikes_on_however_they_connect(connect):
 
 
 @pytest.mark.parametrize("bias", [0.0, 0.25])
-@pytest.mark.parametrize("kind", BLOCK_TYPES)
+@pytest.mark.parametrize("kind", BLOCKS)
 def test_a_block_that_starts_at_0_passes_its_input_on(kind, bias):
     parts = parts_of(recipe(block=kind))
     block = BLOCK_TYPES[kind](parts, 6, 6, 1, False)
     block.start(0.0, bias if kind == "plain" else 0.0)
     x = (torch.rand(T, B, 6, 4, 4) < 0.4).float()
     assert torch.equal(block(x), x)
-
-
-def test_gains_are_counted_from_the_last_layer_of_one_block_to_that_of_the_next():
-    last = [f"layer{i}.0.neuron2" for i in (1, 2, 3)]
-    assert build("resnet8").last_of_blocks() == ["neuron1", *last]
-    assert build("resnet8", block="sew").last_of_blocks() == ["neuron1", *last]
-    assert build("resnet8", block="ms").last_of_blocks() == last  # its stem has no neuron
-    assert build("resnet50").last_of_blocks()[-1] == "layer4.2.neuron3"
 
 
 @pytest.mark.parametrize("block", ["plain", "sew", "ms"])

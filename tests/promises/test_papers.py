@@ -10,7 +10,7 @@ from spiketriton.config import load_recipe
 from spiketriton.data import build_data
 from spiketriton.data.transforms import Augmentation
 from spiketriton.models import build_model
-from spiketriton.models.preact import PreActResNet
+from spiketriton.models.blocks import PreActBlock
 from spiketriton.neurons import Norm, build_neuron
 from spiketriton.runs.folder import RunFolder
 from spiketriton.trainer import Trainer
@@ -176,7 +176,7 @@ def test_the_preact_resnet_takes_statistics_of_each_step():
     """tests/models/test_preact.py holds the network against one that is called step by step."""
     for name, classes in zip(CLIF, (10, 100), strict=True):
         model = build_model(load_recipe(name), classes=classes, channels=3, image_size=32)
-        assert isinstance(model, PreActResNet)
+        assert {type(block) for _, block in model.blocks()} == {PreActBlock}
         norms = [m for m in model.modules() if isinstance(m, Norm)]
         assert len(norms) == 17
         assert all(norm.each_step for norm in norms)
