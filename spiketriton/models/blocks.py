@@ -102,20 +102,20 @@ class Block(nn.Module):
         """Its convolutions and the neurons in front of them or between them."""
         for i, (conv, norm, neuron) in enumerate(self.stages(), start=1):
             if self.fires_first:
-                value = build.neuron(f"{name}neuron{i}", value, neuron)
-            value = build.weights(f"{name}conv{i}", value, conv, norm)
+                value = build.add(f"{name}neuron{i}", value, neuron)
+            value = build.add(f"{name}conv{i}", value, conv, norm)
             if not self.fires_first and i < self.depth:
-                value = build.neuron(f"{name}neuron{i}", value, neuron)
+                value = build.add(f"{name}neuron{i}", value, neuron)
         return value
 
     def _shortcut(self, build: Builder, name: str, x: Value) -> Value:
         """Up to its norm: x itself where the block keeps the shape."""
         if self.downsample is None:
             return x
-        return build.weights(f"{name}downsample.0", x, self.downsample[0], self.downsample[1])
+        return build.add(f"{name}downsample.0", x, self.downsample[0], self.downsample[1])
 
     def _last_neuron(self, build: Builder, name: str, current: Value) -> Value:
-        return build.neuron(f"{name}neuron{self.depth}", current, self.stages()[-1][2])
+        return build.add(f"{name}neuron{self.depth}", current, self.stages()[-1][2])
 
 
 class PlainBlock(Block):
@@ -172,7 +172,7 @@ class SEWBlock(Block):
             )
         current, shortcut = self._branch(build, name, x), self._shortcut(build, name, x)
         if self.downsample is not None:
-            shortcut = build.neuron(f"{name}downsample.2", shortcut, self.downsample[2])
+            shortcut = build.add(f"{name}downsample.2", shortcut, self.downsample[2])
         return self._last_neuron(build, name, current) + shortcut
 
 
@@ -242,14 +242,13 @@ class PreActBlock(Block):
 
     def describe(self, build: Builder, name: str, x: Value) -> Value:
         convs, norms, neurons = zip(*self.stages(), strict=True)
-        value = build.norm(f"{name}bn1", x, norms[0])
-        value = shortcut = build.neuron(f"{name}neuron1", value, neurons[0])
-        if self.downsample is not None:
-            shortcut = build.weights(f"{name}downsample", value, self.downsample, None)
+        value = build.add(f"{name}bn1", x, norms[0])
+        value = build.add(f"{name}neuron1", value, neurons[0])
+        shortcut = build.add(f"{name}downsample", value, self.downsample)
         for i in range(1, self.depth):
-            value = build.weights(f"{name}conv{i}", value, convs[i - 1], norms[i])
-            value = build.neuron(f"{name}neuron{i + 1}", value, neurons[i])
-        return build.weights(f"{name}conv{self.depth}", value, convs[-1], None) + shortcut
+            value = build.add(f"{name}conv{i}", value, convs[i - 1], norms[i])
+            value = build.add(f"{name}neuron{i + 1}", value, neurons[i])
+        return build.add(f"{name}conv{self.depth}", value, convs[-1]) + shortcut
 
 
 def recomputed(
@@ -335,13 +334,13 @@ class BlockNetwork(Network):
 
     def stem(self, build: Builder) -> Value:
         """Adds the nodes in front of the blocks to a graph."""
-        current = build.weights("conv1", build.input, self.conv1, self.bn1)
-        return build.neuron("neuron1", current, self.neuron1)
+        current = build.add("conv1", build.input, self.conv1, self.bn1)
+        return build.add("neuron1", current, self.neuron1)
 
     def end(self, build: Builder, value: Value) -> Value:
         """Adds the nodes behind the blocks that `through` calls to a graph."""
-        value = build.norm("bn_last", value, self.bn_last)
-        return build.neuron("neuron_last", value, self.neuron_last)
+        value = build.add("bn_last", value, self.bn_last)
+        return build.add("neuron_last", value, self.neuron_last)
 
     def through(self, chain: Iterable[nn.Module], x: Tensor) -> Tensor:
         """x [T, B, C, H, W] through blocks, with the pools behind them, and `neuron_last`."""

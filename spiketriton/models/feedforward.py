@@ -38,8 +38,8 @@ class Layer(nn.Module):
 
     def describe(self, build: Builder, name: str, x: Value) -> Value:
         """Adds its nodes, whose names begin with `name`, to a graph in which it reads `x`."""
-        current = build.weights(f"{name}weights", x, self.weights, self.bn)
-        return build.neuron(f"{name}neuron", current, self.neuron)
+        current = build.add(f"{name}weights", x, self.weights, self.bn)
+        return build.add(f"{name}neuron", current, self.neuron)
 
 
 class FeedForward(Network):
@@ -79,9 +79,9 @@ class FeedForward(Network):
 
     def graph(self) -> Graph:
         build = Builder()
-        value = build.add("flatten", "flatten", build.input) if self.flattens else build.input
+        value = build.read("flatten", build.input) if self.flattens else build.input
         value = build.row("layers", value, self.layers)
-        value = value if self.flattens else build.add(self.reads, self.reads, value)
+        value = value if self.flattens else build.read(self.reads, value)
         return build.read_by(self.fc, build.row("hidden", value, self.hidden))
 
 

@@ -37,54 +37,51 @@ class Node:
 Graph = dict[str, Node]  # by name, each node after its inputs
 
 
+_KINDS: dict[Kind, tuple[type[nn.Module], ...]] = {
+    "weights": (nn.Conv2d, nn.Linear),
+    "norm": (Norm,),
+    "maxpool": (nn.MaxPool2d,),
+    "avgpool": (nn.AvgPool2d,),
+}
+"""The modules of each kind of node; any other is a neuron."""
+
+
 class Builder:
     """Adds nodes to a graph; a value is what the next node reads."""
 
     def __init__(self) -> None:
-        self.nodes: Graph = {}
-        self.input: Value = self.add("input", "input", ())
+        self.nodes: Graph = {"input": Node("input", "input", ())}
+        self.input: Value = ("input",)
 
     def add(
-        self,
-        name: str,
-        kind: Kind,
-        inputs: Value,
-        module: nn.Module | None = None,
-        norm: Norm | None = None,
+        self, name: str, inputs: Value, module: nn.Module | None, norm: nn.Module | None = None
     ) -> Value:
-        self.nodes[name] = Node(name, kind, inputs, module, norm)
-        return (name,)
+        """A node of a module; nothing where there is none, or one that does nothing.
 
-    def weights(self, name: str, inputs: Value, layer: nn.Module, norm: nn.Module | None) -> Value:
-        """Weights and norm; the stem of a converted net has its max-pool in place of the norm."""
+        norm: behind weights; the stem of a converted net has its max-pool there.
+        """
+        if module is None or isinstance(module, nn.Identity):
+            return inputs
+        kind = next((kind for kind, types in _KINDS.items() if isinstance(module, types)), "neuron")
         batch_norm = norm if isinstance(norm, Norm) else None
-        value = self.add(name, "weights", inputs, layer, batch_norm)
-        return self.maxpool(value, getattr(norm, "pool", None))
+        self.nodes[name] = Node(name, kind, inputs, module, batch_norm)
+        return self.add("maxpool", (name,), getattr(norm, "pool", None))
 
-    def neuron(self, name: str, inputs: Value, neuron: nn.Module | None) -> Value:
-        """A neuron; nothing where there is none."""
-        return inputs if neuron is None else self.add(name, "neuron", inputs, neuron)
-
-    def maxpool(self, inputs: Value, pool: nn.Module | None) -> Value:
-        """The max-pool of a stem; nothing where there is none."""
-        return inputs if pool is None else self.add("maxpool", "maxpool", inputs, pool)
-
-    def norm(self, name: str, inputs: Value, norm: nn.Module | None) -> Value:
-        """A norm of a sum; nothing where there is none."""
-        return self.add(name, "norm", inputs, norm) if isinstance(norm, Norm) else inputs
+    def read(self, kind: Literal["mean", "flatten"], inputs: Value) -> Value:
+        """A node of the whole image, which has no module."""
+        self.nodes[kind] = Node(kind, kind, inputs)
+        return (kind,)
 
     def row(self, name: str, value: Value, layers: Iterable[Any]) -> Value:
         """Layers or blocks of the list `name`, each as it describes itself, with the pool behind it."""
         for number, layer in enumerate(layers):
             value = layer.describe(self, f"{name}.{number}.", value)
-            if layer.pool is not None:
-                kind: Kind = "maxpool" if isinstance(layer.pool, nn.MaxPool2d) else "avgpool"
-                value = self.add(f"{name}.{number}.pool", kind, value, layer.pool)
+            value = self.add(f"{name}.{number}.pool", value, layer.pool)
         return value
 
     def read_by(self, fc: nn.Module, value: Value) -> Graph:
         """The whole graph, whose classifier reads `value`."""
-        self.weights("fc", value, fc, None)
+        self.add("fc", value, fc)
         return self.nodes
 
 

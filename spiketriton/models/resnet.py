@@ -107,10 +107,10 @@ class ResNet(BlockNetwork):
 
     def graph(self) -> Graph:
         build = Builder()
-        value = build.maxpool(self.stem(build), self.maxpool)
+        value = build.add("maxpool", self.stem(build), self.maxpool)
         for stage in self.stage_names:
             value = build.row(stage, value, self.get_submodule(stage).children())
-        value = build.add("mean", "mean", self.end(build, value))
+        value = build.read("mean", self.end(build, value))
         return build.read_by(self.fc, self._head(build, value))
 
     def _head(self, build: Builder, value: Value) -> Value:
@@ -136,8 +136,8 @@ class ResNet19(ResNet):
         return fire(self.neuron_fc1, folded(self.fc1, super().features(images, steps)))
 
     def _head(self, build: Builder, value: Value) -> Value:
-        value = build.weights("fc1", value, self.fc1, None)
-        return build.neuron("neuron_fc1", value, self.neuron_fc1)
+        value = build.add("fc1", value, self.fc1)
+        return build.add("neuron_fc1", value, self.neuron_fc1)
 
 
 @plugins.model(*ARCHITECTURES)
@@ -191,4 +191,4 @@ class BlockNet(BlockNetwork):
     def graph(self) -> Graph:
         build = Builder()
         value = self.end(build, build.row("layers", self.stem(build), self.layers))
-        return build.read_by(self.fc, build.add("flatten", "flatten", value))
+        return build.read_by(self.fc, build.read("flatten", value))

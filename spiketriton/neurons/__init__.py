@@ -9,23 +9,10 @@ from spiketriton import plugins
 from spiketriton.config import NeuronConfig
 from spiketriton.config.parts import chosen
 from spiketriton.errors import UserError
-from spiketriton.neurons.base import (
-    ALIF,
-    CLIF,
-    IF,
-    ILIF,
-    LIF,
-    PLIF,
-    PSN,
-    CuBaLIF,
-    MaskedPSN,
-    SlidingPSN,
-    SpikingNeuron,
-    adopt,
-    told_of_spikes,
-)
+from spiketriton.neurons.base import SpikingNeuron, adopt, told_of_spikes
 from spiketriton.neurons.norm import Norm, one_by_one
 from spiketriton_kernels import Surrogate
+from spiketriton_kernels import nn as kernels
 
 __all__ = [
     "ALIF",
@@ -45,6 +32,46 @@ __all__ = [
     "one_by_one",
     "told_of_spikes",
 ]
+
+
+class IF(SpikingNeuron, kernels.IF):
+    """Integrate and fire."""
+
+
+class LIF(SpikingNeuron, kernels.LIF):
+    """Leaky integrate and fire."""
+
+
+class PLIF(SpikingNeuron, kernels.PLIF):
+    """LIF with a learnable leak."""
+
+
+class ILIF(SpikingNeuron, kernels.ILIF):
+    """LIF with 0..levels spikes a step."""
+
+
+class CLIF(SpikingNeuron, kernels.CLIF):
+    """LIF with a complementary potential."""
+
+
+class ALIF(SpikingNeuron, kernels.ALIF):
+    """LIF with a threshold that rises with each spike."""
+
+
+class CuBaLIF(SpikingNeuron, kernels.CuBaLIF):
+    """LIF behind a synapse, whose current decays."""
+
+
+class PSN(SpikingNeuron, kernels.PSN):
+    """Parallel spiking neuron: a learnt matrix over the time steps, and a threshold."""
+
+
+class MaskedPSN(SpikingNeuron, kernels.MaskedPSN):
+    """PSN whose steps read only themselves and those before."""
+
+
+class SlidingPSN(SpikingNeuron, kernels.SlidingPSN):
+    """PSN whose steps all read by the same weights."""
 
 
 def build_neuron(config: NeuronConfig, steps: int = 4, channels: int | None = None) -> nn.Module:
