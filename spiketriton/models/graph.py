@@ -62,9 +62,9 @@ class Builder:
         """
         if module is None or isinstance(module, nn.Identity):
             return inputs
-        kind = next((kind for kind, types in _KINDS.items() if isinstance(module, types)), "neuron")
+        kinds = [kind for kind, types in _KINDS.items() if isinstance(module, types)]
         batch_norm = norm if isinstance(norm, Norm) else None
-        self.nodes[name] = Node(name, kind, inputs, module, batch_norm)
+        self.nodes[name] = Node(name, kinds[0] if kinds else "neuron", inputs, module, batch_norm)
         return self.add("maxpool", (name,), getattr(norm, "pool", None))
 
     def read(self, kind: Literal["mean", "flatten"], inputs: Value) -> Value:
