@@ -18,7 +18,7 @@ from spiketriton.config.recipe import KEYS
 from spiketriton.config.words import shown
 from spiketriton.data.checking import checked
 from spiketriton.data.counter_rng import mix
-from spiketriton.data.events.augment import EventTransform, GivenFrames, Moves
+from spiketriton.data.events.augment import EventTransform, Moves, given_frames
 from spiketriton.data.events.cache import frames_of
 from spiketriton.data.events.recordings import Recordings
 from spiketriton.data.facts import Facts, GivenSplit
@@ -40,6 +40,7 @@ from spiketriton.data.transforms import (
     ArrayTransform,
     Augmentation,
     PhotoTransform,
+    Transform,
 )
 from spiketriton.errors import UserError
 
@@ -110,10 +111,9 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
     training = subset(np.flatnonzero(~held_out), config.train_images)
     _check_counts(config, train.batch_size, source, int((~held_out).sum()))
     facts = _facts(config, recipe.time_steps, source, training)
-    augment = None if config.augment == "none" else source.augment
-    transform, frames = _augmenting(config, source, facts)
-    ours: dict[str, Any] = {"rank": rank, "world_size": world_size}
-    ours["loading"] = _loading(config, train, source, world_size)
+    transform = _transform(facts, _changes(config, source, facts))
+    loading = _loading(config, train, source, world_size)
+    ours: dict[str, Any] = {"rank": rank, "world_size": world_size, "loading": loading}
 
     def tested(split: Split, members: np.ndarray) -> TestSet:
         return TestSet(dataset=Batches(split, transform), members=members, batch_size=part, **ours)
@@ -127,6 +127,7 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
         validation = tested(source.validation, np.arange(len(source.validation)))
     elif held_out.any():
         validation = tested(source.train, np.flatnonzero(held_out))
+    augment = None if config.augment == "none" else source.augment
     batches = Batches(source.train, transform, mixing, augment)
     if augment is not None:  # a mistake in it is found before the training begins
         answer = batches[Request(training[:1], np.zeros(1, np.uint64))]
@@ -147,22 +148,25 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
         validation=validation,
         skipped=skipped,
         place=source.place,
-        frames=frames,
+        frames=facts.frames - config.augmentation.delete if facts.frames else 0,
         bin_ms=source.bin_ms,
     )
 
 
-def _augmenting(
-    config: DataConfig, source: Source, facts: Facts
-) -> tuple[PhotoTransform | ArrayTransform | EventTransform, int]:
-    """The transform of training images, and how many frames it leaves of a recording; 0: constant images."""
+def _changes(config: DataConfig, source: Source, facts: Facts) -> Augmentation | Moves:
+    """Those of training images."""
     if source.move == "events":
-        moves = Moves.of(config, facts.image_size, mirrors=source.mirrors)
-        return EventTransform(config.count, moves), facts.frames - moves.delete
+        return Moves.of(config, facts.image_size, mirrors=source.mirrors)
     augmentation = Augmentation.of(config)
-    if source.augment is not None:  # in place of the moves of the recipe
-        augmentation = replace(augmentation, preset="none")
-    return _transform(facts, augmentation), 0
+    # a plugin's own stand in place of the moves of the recipe
+    return augmentation if source.augment is None else replace(augmentation, preset="none")
+
+
+def _transform(facts: Facts, changes: Augmentation | Moves) -> Transform:
+    if isinstance(changes, Moves):
+        return EventTransform(facts.count, changes)
+    given = facts.image_size, facts.mean, facts.std, changes
+    return PhotoTransform(*given) if facts.move == "photo" else ArrayTransform(*given, facts.move)
 
 
 def _loading(config: DataConfig, train: TrainConfig, source: Source, world_size: int) -> Loading:
@@ -179,17 +183,13 @@ def _loading(config: DataConfig, train: TrainConfig, source: Source, world_size:
 
 def _source(config: DataConfig, steps: int) -> Source:
     part = chosen("data", config.name)
-    made = part.checked(part.make(config), Source | Recordings, "spiketriton.data.sources.Source")
-    return _as_frames(made, config, steps) if isinstance(made, Recordings) else made
-
-
-def _as_frames(found: Recordings, config: DataConfig, steps: int) -> Source:
-    """Recordings in `steps` frames each, which are computed the first time.
-
-    UserError: one is damaged, or the frames cannot be written.
-    """
-    size, workers = config.image_size or found.size, workers_of(config)
-    train, test, *held_out = frames_of(found, config, steps=steps, size=size, workers=workers)
+    found = part.checked(part.make(config), Source | Recordings, "spiketriton.data.sources.Source")
+    if isinstance(found, Source):
+        return found
+    size = config.image_size or found.size
+    train, test, *held_out = frames_of(
+        found, config, steps=steps, size=size, workers=workers_of(config)
+    )
     return Source(
         train=train,
         test=test,
@@ -201,15 +201,16 @@ def _as_frames(found: Recordings, config: DataConfig, steps: int) -> Source:
         move="events",
         mirrors=found.mirrors,
         split=config.split_words,
-        bin_ms=test.duration_us / steps / 1000 if config.bins == "time" else None,
+        bin_ms=test.facts["duration_us"] / steps / 1000 if config.bins == "time" else None,
     )
 
 
 def given_images(images: Any, facts: Facts, batch_size: int) -> TestSet:
     """Images of one's own as batches, prepared as the test images of `facts` are; see `GivenSplit`."""
-    split = GivenFrames(images, facts) if facts.frames else GivenSplit(images, facts)
+    split = given_frames(images, facts) if facts.frames else GivenSplit(images, facts)
+    changes = Moves() if facts.frames else NO_AUGMENTATION
     return TestSet(
-        dataset=Batches(split, _transform(facts, NO_AUGMENTATION)),
+        dataset=Batches(split, _transform(facts, changes)),
         members=np.arange(len(split)),
         batch_size=batch_size,
         rank=0,
@@ -257,30 +258,20 @@ def _facts(config: DataConfig, steps: int, source: Source, training: np.ndarray)
     )
 
 
-def _transform(
-    facts: Facts, augmentation: Augmentation
-) -> PhotoTransform | ArrayTransform | EventTransform:
-    if facts.frames:
-        return EventTransform(facts.count, Moves())
-    given = facts.image_size, facts.mean, facts.std, augmentation
-    return PhotoTransform(*given) if facts.move == "photo" else ArrayTransform(*given, facts.move)
-
-
 def _refuse_idle(config: DataConfig, source: Source) -> None:
     """Refuses keys without effect on the images of a plugin, whose kind no rule of recipes knows."""
     files = isinstance(source.train, FileSplit)
-    useless = {
-        "augmentation.crop_scale": source.move != "photo",
-        "augmentation.erasing": source.move == "events",
-        "check": not files,
-        "broken": not files,
-    }
+    idle = [] if files else ["check", "broken"]
+    if source.move != "photo":
+        idle.append("augmentation.crop_scale")
+    if source.move == "events":
+        idle.append("augmentation.erasing")
     if source.augment is not None and config.augment == "strong":
         raise UserError(
             f'data.augment = "strong" has no effect on the data of data.name = "{config.name}", which bring an '
             'augmentation of their own; accepted: "standard", which is that, or "none"'
         )
-    for name in (name for name, idle in useless.items() if idle):
+    for name in idle:
         value = attrgetter(name)(config)
         if value != KEYS[f"data.{name}"].default:
             raise UserError(

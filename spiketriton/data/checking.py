@@ -128,13 +128,13 @@ class _Known:
 
 def _keys(paths: Sequence[Path]) -> np.ndarray:
     """A number for path, size and time of change of each file; uint64 [N]."""
-
-    def of(some: Sequence[Path]) -> list[int]:
-        return [_key(path) for path in some]
-
-    chunks = [paths[at : at + CHUNK] for at in range(0, len(paths), CHUNK)]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return np.array([key for keys in pool.map(of, chunks) for key in keys], np.uint64)
+        chunks = pool.map(lambda some: [_key(path) for path in some], _chunks(paths))
+        return np.array([key for keys in chunks for key in keys], np.uint64)
+
+
+def _chunks(of: Sequence[Any]) -> list[Any]:
+    return [of[at : at + CHUNK] for at in range(0, len(of), CHUNK)]
 
 
 def _key(path: Path) -> int:
@@ -143,8 +143,7 @@ def _key(path: Path) -> int:
         state = f"{found.st_size} {found.st_mtime_ns}"
     except OSError:  # a link to nothing; opening it says why
         state = "missing"
-    name = hashlib.blake2b(os.fsencode(path), digest_size=8)
-    name.update(f"\0{state}".encode())
+    name = hashlib.blake2b(os.fsencode(path) + f"\0{state}".encode(), digest_size=8)
     return int.from_bytes(name.digest(), "little")
 
 
@@ -153,23 +152,20 @@ def _check(
 ) -> None:
     """Checks the files that are not known yet, in several processes if they are many."""
     new = np.flatnonzero(known.lacks(keys))
-    chunks = [new[at : at + CHUNK] for at in range(0, len(new), CHUNK)]
-    workers = workers_of(config)
-    many = len(chunks) > 2 and workers > 1
-    if many:
+    chunks = _chunks([files[at] for at in new.tolist()])
+    processes = min(workers_of(config), len(chunks)) if len(chunks) > 2 else 0
+    if processes > 1:
         say(
             f"{config.name}: {len(new):,} image files are checked once (data.check = {config.check})"
         )
-    items = [[files[at] for at in chunk] for chunk in chunks]
-    processes = min(workers, len(chunks)) if many else 0
     work = partial(_whys, pixels=config.check == "full")
-    answers = in_processes(work, items, f"images of {config.name}", processes)
+    answers = in_processes(
+        work, chunks, f"images of {config.name}", processes if processes > 1 else 0
+    )
     whys = [why for answer in answers for why in answer]
-    for key, why in zip(keys[new].tolist(), whys, strict=True):
-        if why:
-            known.broken[key] = why
-    whole = keys[new][[not why for why in whys]]
-    known.whole = np.union1d(known.whole, whole)
+    broken = np.array(whys, bool)
+    known.broken |= {int(keys[at]): why for at, why in zip(new, whys, strict=True) if why}
+    known.whole = np.union1d(known.whole, keys[new][~broken])
 
 
 def _whys(files: Sequence[tuple[Path, str]], *, pixels: bool) -> list[str]:

@@ -25,7 +25,7 @@ def cluttered(split: ArraySplit, seed: int) -> ArraySplit:
     every = np.arange(count)
 
     def draw(below: int, *words: int) -> np.ndarray:
-        keys = mix(seed, _CLUTTER, *words, every.astype(np.uint64))
+        keys = mix(seed, _CLUTTER, *words, every)
         return (keys % np.uint64(below)).astype(np.int64)
 
     def put(pieces: np.ndarray, which: int) -> None:

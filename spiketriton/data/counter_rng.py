@@ -3,15 +3,10 @@
 So neither the number of workers nor the step at which a run was resumed changes a sample's augmentation.
 """
 
-from typing import TypeAlias
-
 import numpy as np
 import torch
 
-Words: TypeAlias = "int | np.ndarray"
-
 _GOLDEN = 0x9E3779B97F4A7C15
-_TWO_64 = 1 << 64
 
 
 def _scramble(word: np.ndarray) -> np.ndarray:
@@ -21,19 +16,19 @@ def _scramble(word: np.ndarray) -> np.ndarray:
     return word ^ (word >> np.uint64(31))
 
 
-def mix(*words: Words) -> np.ndarray:
+def mix(*words: int | np.ndarray) -> np.ndarray:
     """Hash of integer words: uint64, in the shape to which the words broadcast (at least 1-d)."""
     state = np.zeros(1, dtype=np.uint64)
     for word in words:
         if isinstance(word, int):
-            word = np.full(1, word % _TWO_64, dtype=np.uint64)
+            word = np.full(1, word % (1 << 64), dtype=np.uint64)
         state = _scramble((state + np.uint64(_GOLDEN)) ^ _scramble(word.astype(np.uint64)))
     return state
 
 
 def uniforms(keys: np.ndarray, count: int) -> np.ndarray:
     """`count` draws from [0, 1) for each key: keys uint64 [b] -> float64 [b, count]."""
-    words = mix(keys[:, None], np.arange(count, dtype=np.uint64))
+    words = mix(keys[:, None], np.arange(count))
     return (words >> np.uint64(11)) * 2.0**-53
 
 

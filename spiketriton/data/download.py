@@ -5,7 +5,7 @@ import socket
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -101,24 +101,29 @@ def unpacked(archive: RemoteFile, name: str, config: DataConfig) -> Path:
         why = f"no folder {folder} and data.download is false"
         raise describe_missing(config, archive, root, why)
     try:
-        with one_process_at_a_time(root):
-            if not folder.is_dir():
-                path = obtain(archive, root, config)
-                with tempfile.TemporaryDirectory(dir=root, prefix=".unpacking-") as temporary:
-                    extract_archive(path, temporary)
-                    os.replace(Path(temporary, name), folder)
+        return made_once(folder, lambda into: extract_archive(obtain(archive, root, config), into))
     except FAILURES as error:
         why = f"cannot prepare {folder} ({error})"
         raise describe_missing(config, archive, root, why) from error
+
+
+def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
+    """The folder, which `make(into)` makes in another one by one process of a machine; whole or not there. OSError."""
+    if not folder.is_dir():
+        with one_process_at_a_time(folder.parent) as root:
+            if not folder.is_dir():
+                with tempfile.TemporaryDirectory(dir=root, prefix=".unpacking-") as temporary:
+                    make(Path(temporary))
+                    os.replace(Path(temporary, folder.name), folder)
     return folder
 
 
 @contextmanager
-def one_process_at_a_time(folder: Path) -> Iterator[None]:
+def one_process_at_a_time(folder: Path) -> Iterator[Path]:
     """Makes `folder` and holds a lock in it, so that the ranks of a job share one download. OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / ".download.lock", wait=True):
-        yield
+        yield folder
 
 
 @contextmanager

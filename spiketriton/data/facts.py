@@ -77,26 +77,34 @@ class GivenSplit:
     """
 
     def __init__(self, images: Tensor | np.ndarray | Sequence[Any], facts: Facts) -> None:
-        self.photographs = facts.move == "photo"
-        self.channels, self.image_size = facts.channels, facts.image_size
+        self.facts = facts
         if isinstance(images, str | Path | Image.Image):
             images = [images]
         if isinstance(images, Tensor | np.ndarray):
-            self.images: Any = _as_bytes(as_tensor(images), facts.channels)
+            self.images: Any = self._as_bytes(images)
         elif isinstance(images, Iterable):
             self.images = [
-                _as_bytes(as_tensor(image)[None], facts.channels)[0]
-                if isinstance(image, Tensor | np.ndarray)
-                else image
+                self._as_bytes(image[None])[0] if isinstance(image, Tensor | np.ndarray) else image
                 for image in images
             ]
         else:
             raise UserError(
-                f"images: a value of type {type(images).__name__}; accepted: {_accepted(facts.channels)}"
+                f"images: a value of type {type(images).__name__}; accepted: {self._accepted}"
             )
         if len(self.images) == 0:
             raise UserError("no image was given; accepted: one or more")
         self.labels = torch.zeros(len(self.images), dtype=torch.int64)
+
+    @property
+    def _accepted(self) -> str:
+        shape = f"[B, {self.facts.channels}, H, W]"
+        return f"float {shape} in 0..1, uint8 {shape}, PIL images, paths"
+
+    def _as_bytes(self, images: Tensor | np.ndarray) -> Tensor:
+        shape = tuple(images.shape)
+        if len(shape) != 4 or shape[1] != self.facts.channels or 0 in shape[1:]:
+            raise UserError(f"images of shape {shape}; accepted: {self._accepted}")
+        return in_bytes(as_tensor(images).detach().cpu(), self._accepted)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -104,45 +112,26 @@ class GivenSplit:
     def read(self, indices: np.ndarray) -> Any:
         """Photographs for networks of photographs; else uint8 [b, C, H, W]."""
         chosen = (self.images[int(index)] for index in indices)
-        if self.photographs:
-            return (self._photograph(image) for image in chosen)
-        pixels = [self._pixels(image) for image in chosen]
+        if self.facts.move == "photo":
+            return (_photograph(image) for image in chosen)
+        pixels = [image if isinstance(image, Tensor) else self._pixels(image) for image in chosen]
         if len({image.shape for image in pixels}) > 1:  # as the transform does with a batch
-            side = [self.image_size] * 2
+            side = [self.facts.image_size] * 2
             pixels = [F.resize(image, side, antialias=True) for image in pixels]
         return torch.stack(pixels)
 
-    def _photograph(self, image: Any) -> Photo | DecodedPhoto:
-        if isinstance(image, str | Path):
-            return Photo(Path(image), "")
-        if isinstance(image, Tensor):
-            return DecodedPhoto(F.to_pil_image(image))
-        return DecodedPhoto(_opened(image))
-
     def _pixels(self, image: Any) -> Tensor:
-        if isinstance(image, Tensor):
-            return image
-        shown = _opened(image)
-        return F.pil_to_tensor(shown.convert("L") if self.channels == 1 else shown)
+        shown = _photograph(image).decode()
+        return F.pil_to_tensor(shown.convert("L") if self.facts.channels == 1 else shown)
 
 
-def _accepted(channels: int) -> str:
-    return f"float [B, {channels}, H, W] in 0..1, uint8 [B, {channels}, H, W], PIL images, paths"
-
-
-def _as_bytes(images: Tensor, channels: int) -> Tensor:
-    accepted = _accepted(channels)
-    if images.ndim != 4 or images.shape[1] != channels or 0 in images.shape[1:]:
-        raise UserError(f"images of shape {tuple(images.shape)}; accepted: {accepted}")
-    return in_bytes(images.detach().cpu(), accepted)
-
-
-def _opened(image: Any) -> Image.Image:
-    """As RGB, upright."""
-    if isinstance(image, Image.Image):
-        return in_colour(ImageOps.exif_transpose(image))
+def _photograph(image: Any) -> Photo | DecodedPhoto:
     if isinstance(image, str | Path):
-        return Photo(Path(image), "").decode()
+        return Photo(Path(image), "")
+    if isinstance(image, Tensor):
+        return DecodedPhoto(F.to_pil_image(image))
+    if isinstance(image, Image.Image):
+        return DecodedPhoto(in_colour(ImageOps.exif_transpose(image)))
     raise UserError(
         f"an image of type {type(image).__name__}; accepted: PIL images and paths, or one tensor of all"
     )

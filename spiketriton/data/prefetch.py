@@ -1,6 +1,6 @@
 """From loaded images to batches on the device: copied as bytes, finished there, one batch ahead on a GPU."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any, NamedTuple, TypeAlias
@@ -24,28 +24,22 @@ class Loaded(NamedTuple):
     pairs: np.ndarray | None = None  # how pairs of them are to be mixed, see mixing.py
 
 
-Finish: TypeAlias = Callable[[Loaded], Batch]
-
-
 def finished(
-    loaded: Generator[Loaded, None, None], finish: Finish, device: torch.device
+    loaded: Generator[Loaded, None, None], finish: Callable[[Loaded], Batch], device: torch.device
 ) -> Generator[Batch, None, None]:
     """The batches of `loaded` on `device`, in order; closing it closes `loaded`."""
-    if device.type == "cuda":
-        yield from _ahead(loaded, finish, device, torch.cuda)
-        return
+
+    def moved(one: Loaded) -> Batch:
+        images, labels = (x.to(device, non_blocking=True) for x in one[:2])
+        return finish(one._replace(images=images, labels=labels))
+
     with closing(loaded):
-        for one in loaded:
-            yield _finished(one, finish, device)
-
-
-def _finished(loaded: Loaded, finish: Finish, device: torch.device) -> Batch:
-    images, labels = (x.to(device, non_blocking=True) for x in loaded[:2])
-    return finish(loaded._replace(images=images, labels=labels))
+        batches = map(moved, loaded)
+        yield from _ahead(batches, device, torch.cuda) if device.type == "cuda" else batches
 
 
 def _ahead(
-    loaded: Generator[Loaded, None, None], finish: Finish, device: torch.device, cuda: Any
+    batches: Iterator[Batch], device: torch.device, cuda: Any
 ) -> Generator[Batch, None, None]:
     """Each batch, while a thread puts the next one on its way; `cuda` is torch.cuda.
 
@@ -55,12 +49,12 @@ def _ahead(
     side = cuda.Stream(device)
 
     def prepared() -> tuple[Batch, Any] | None:
-        for one in loaded:
-            with cuda.stream(side):
-                return _finished(one, finish, device), side.record_event()
+        with cuda.stream(side):
+            for batch in batches:
+                return batch, side.record_event()
         return None
 
-    with closing(loaded), ThreadPoolExecutor(1, "augmentation") as thread:
+    with ThreadPoolExecutor(1, "augmentation") as thread:
         coming = thread.submit(prepared)
         while (ready := coming.result()) is not None:
             coming = thread.submit(prepared)

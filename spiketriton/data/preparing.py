@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from spiketriton.config import DataConfig
 from spiketriton.data.download import data_root
@@ -32,32 +32,16 @@ def in_processes(
     from rich.console import Console
     from rich.progress import track
 
-    loader = DataLoader(
-        _Work(work, items),
+    loader: DataLoader[Any] = DataLoader(
+        items,  # type: ignore[arg-type]
         batch_size=None,
         num_workers=workers,
-        collate_fn=as_it_is,
+        collate_fn=work,
         worker_init_fn=_leave_ctrl_c_to_the_parent,
         generator=torch.Generator(),  # or it would draw a seed from the global one
     )
     quiet, console = not sys.stderr.isatty(), Console(stderr=True)
     yield from track(loader, title, console=console, transient=True, disable=quiet)
-
-
-class _Work(Dataset[Any]):
-    def __init__(self, work: Callable[[Any], Any], items: Sequence[Any]) -> None:
-        self.work, self.items = work, items
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, item: int) -> Any:
-        return self.work(self.items[item])
-
-
-def as_it_is(answer: Any) -> Any:
-    """Instead of torch's way to join answers to a batch."""
-    return answer
 
 
 def _leave_ctrl_c_to_the_parent(worker: int) -> None:

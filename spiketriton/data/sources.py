@@ -6,9 +6,8 @@ computed from the files; synthetic images are uniform noise.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ from spiketriton.data.download import (
     unpacked,
 )
 from spiketriton.data.events.cache import FrameSplit
+from spiketriton.data.events.simulated import packaged
 from spiketriton.data.splits import (
     ArraySplit,
     FileSplit,
@@ -83,63 +83,64 @@ class Source:
 
     def refuse_unsound(self, name: str) -> None:
         """UserError: what no network can be trained and tested on, or only with wrong numbers."""
-        reasons = [*self._unsound()]
-        if reasons:
-            raise UserError(f'data.name = "{name}": {reasons[0]}')
+        for why in self._unsound():
+            raise UserError(f'data.name = "{name}": {why}')
 
     def _unsound(self) -> Iterator[str]:
         if self.move not in get_args(Move):
             yield f"move {self.move!r}; accepted: {', '.join(get_args(Move))}"
         if self.image_size < 1:
             yield f"image_size {self.image_size}; accepted: 1 or more"
-        twice = [one for at, one in enumerate(self.classes) if one in self.classes[:at]]
-        if twice:
-            yield f"two classes are named {twice[0]!r}; accepted: names that differ"
+        if len({*self.classes}) < len(self.classes):
+            twice = max(self.classes, key=self.classes.count)
+            yield f"two classes are named {twice!r}; accepted: names that differ"
         for name in ("train", "test", "validation"):
             split = getattr(self, name)
-            if split is None:
-                continue
-            count, labels = len(split), as_tensor(split.labels)
-            if count == 0:
-                yield f"{name} holds no images; accepted: one or more"
-                return
-            if labels.is_floating_point() or labels.shape != (count,):
-                yield (
-                    f"{name}.labels of shape {list(labels.shape)} and {labels.dtype} for {count:,} images; "
-                    f"accepted: integers [{count}]"
-                )
-                return
-            low, high = int(labels.min()), int(labels.max())
-            if low < 0 or high >= len(self.classes):
-                yield (
-                    f"{name} has labels from {low} to {high}; accepted with {len(self.classes)} classes: "
-                    f"0 to {len(self.classes) - 1}"
-                )
-            images = split.images if type(split) is ArraySplit else None
-            if images is None and self.move in ("crop", "affine"):
-                images = split.read(np.zeros(1, np.int64))
-            if images is not None and (images.ndim != 4 or images.shape[1] != self.channels):
-                yield (
-                    f"{name} holds images of shape {list(images.shape)}; accepted: [N, {self.channels}, "
-                    "height, width]"
-                )
-            elif type(split) is ArraySplit and len(split.images) != count:
-                yield f"{name} holds {len(split.images):,} images and {count:,} labels; accepted: as many"
-            elif images is not None and images.dtype != torch.uint8:
-                try:
-                    in_bytes(images)
-                except UserError as error:
-                    yield f"{name}: {error}"
+            if split is not None:
+                yield from self._unsound_images(name, split)
+        if self.move == "events":
+            if self.augment is not None:
+                yield "augment of recordings of events; accepted: none, of images alone"
+            return
         mean, std = (np.asarray(values, float) for values in self.statistics)
-        usable = mean.shape == std.shape == (self.channels,)
-        usable = usable and bool(np.isfinite([mean, std]).all() and (std > 0).all())
-        if self.move != "events" and not usable:
+        shaped = mean.shape == std.shape == (self.channels,)
+        if not (shaped and np.isfinite([mean, std]).all() and (std > 0).all()):
             yield (
                 f"statistics {self.statistics}; accepted: a mean and a standard deviation above 0 for each of "
                 f"{self.channels} channels"
             )
-        if self.move == "events" and self.augment is not None:
-            yield "augment of recordings of events; accepted: none, of images alone"
+
+    def _unsound_images(self, name: str, split: Held) -> Iterator[str]:
+        count, labels = len(split), as_tensor(split.labels)
+        if count == 0:
+            yield f"{name} holds no images; accepted: one or more"
+        if labels.is_floating_point() or labels.shape != (count,):
+            yield (
+                f"{name}.labels of shape {list(labels.shape)} and {labels.dtype} for {count:,} images; "
+                f"accepted: integers [{count}]"
+            )
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= len(self.classes):
+            yield (
+                f"{name} has labels from {low} to {high}; accepted with {len(self.classes)} classes: "
+                f"0 to {len(self.classes) - 1}"
+            )
+        images: Any = split.images if type(split) is ArraySplit else None
+        if images is not None and len(images) != count:
+            yield f"{name} holds {len(images):,} images and {count:,} labels; accepted: as many"
+        if images is None and self.move in ("crop", "affine"):
+            images = split.read(np.zeros(1, np.int64))
+        if images is None:
+            return
+        if images.ndim != 4 or images.shape[1] != self.channels:
+            yield (
+                f"{name} holds images of shape {list(images.shape)}; accepted: [N, {self.channels}, "
+                "height, width]"
+            )
+        try:
+            in_bytes(images)
+        except UserError as error:
+            yield f"{name}: {error}"
 
 
 @plugins.data("imagenette")
@@ -148,36 +149,26 @@ def imagenette(config: DataConfig) -> Source:
     archive = IMAGENETTE_ARCHIVES[config.variant]
     folder = unpacked(archive, archive.name.removesuffix(".tgz"), config)
 
-    def read(split: str) -> tuple[list[str], list[tuple[str, int]]]:
-        try:
-            found = datasets.Imagenette(
-                data_root(config), split=split, size=config.variant, loader=str
-            )
-        except KeyError as error:
-            raise UserError(
-                f"imagenette: {folder / split} holds the folder {error.args[0]!r}, which is not one "
-                "of Imagenette's ten classes"
-            ) from error
-        names = [f"{wnid} ({found.classes[at][0]})" for at, wnid in enumerate(found.wnids)]
-        return names, [found[i] for i in range(len(found))]
-
-    source = _photographs(read, folder, ["train", "val"], config)
-    return replace(
-        source, classes=tuple(name.partition("(")[2].rstrip(")") for name in source.classes)
-    )
+    source = _photographs(folder, ["train", "val"], config)
+    try:
+        found = datasets.Imagenette(data_root(config), size=config.variant)
+    except KeyError as error:
+        raise UserError(
+            f"imagenette: {folder / 'train'} holds the folder {error.args[0]!r}, which is not one "
+            "of Imagenette's ten classes"
+        ) from error
+    classes = tuple(names[0] for names in found.classes)
+    for split in (source.train, source.test):
+        assert isinstance(split, FileSplit)
+        split.classes = classes
+    return replace(source, classes=classes)
 
 
 @plugins.data("imagefolder")
 def imagefolder(config: DataConfig) -> Source:
     """Your own photographs: root/train/<class>/*, and root/val/<class>/* or root/test/<class>/*."""
     root = data_root(config)
-    names = folders_of_splits(root, config, "images")
-
-    def read(split: str) -> tuple[list[str], list[tuple[str, int]]]:
-        found = _VisibleFolders(root / split, loader=str, is_valid_file=_is_image)
-        return found.classes, found.samples
-
-    return _photographs(read, root, names, config)
+    return _photographs(root, folders_of_splits(root, config, "images"), config)
 
 
 IMAGE_ENDINGS = (*datasets.folder.IMG_EXTENSIONS, ".gif")
@@ -199,20 +190,15 @@ class _VisibleFolders(datasets.ImageFolder):
         return shown, {name: index for index, name in enumerate(shown)}
 
 
-def _photographs(
-    read: Callable[[str], tuple[list[str], list[tuple[str, int]]]],
-    folder: Path,
-    names: Sequence[str],
-    config: DataConfig,
-) -> Source:
+def _photographs(folder: Path, names: Sequence[str], config: DataConfig) -> Source:
     """Splits of a tree of class folders, which must have the same classes: train, test, validation."""
     splits = []
     for name in names:
         try:
-            classes, samples = read(name)
+            found = _VisibleFolders(folder / name, loader=str, is_valid_file=_is_image)
         except OSError as error:  # no folder, no class folder, no images, no permission
             raise UserError(f"{config.name}: {folder / name}: {one_line(error)}") from error
-        splits.append(FileSplit(samples, classes))
+        splits.append(FileSplit(found.samples, found.classes))
     train, *others = splits
     for name, other in zip(names[1:], others, strict=True):
         if train.classes != other.classes:
@@ -280,30 +266,22 @@ def cifar100(config: DataConfig) -> Source:
 @plugins.data("fashion_mnist")
 def fashion_mnist(config: DataConfig) -> Source:
     """Fashion-MNIST (arXiv 1708.07747): 60,000 + 10,000 grey images of 28 x 28, as idx files, gzipped or not."""
-    files = _find_fashion_mnist(config) or _fetch_fashion_mnist(config)
-    classes = tuple(datasets.FashionMNIST.classes)
+    files = _fashion_files(config)
     folder = files[_FASHION_FILES[0]].parent
 
     def split(prefix: str) -> ArraySplit:
         image_path, label_path = (files[name] for name in _FASHION_FILES if name.startswith(prefix))
         images, labels = idx.read(image_path, rank=3), idx.read(label_path, rank=1)
-        if len(images) != len(labels):
-            raise UserError(
-                f"fashion_mnist: {image_path} holds {len(images):,} images, but {label_path} "
-                f"{len(labels):,} labels"
-            )
-        if images.shape[1:] != (28, 28) or len(images) == 0:
+        if images.shape[1:] != (28, 28):
             raise UserError(
                 f"fashion_mnist: {image_path} holds an array of {images.shape}, not images of 28x28"
             )
-        if labels.max() >= len(classes):
-            raise UserError(f"fashion_mnist: {label_path} holds the label {labels.max()}, above 9")
         return ArraySplit(images[:, None].copy(), labels.copy())
 
     return Source(
         train=split("train"),
         test=split("t10k"),
-        classes=classes,
+        classes=tuple(datasets.FashionMNIST.classes),
         channels=1,
         image_size=28,
         statistics=FASHION_STATISTICS,
@@ -335,19 +313,14 @@ _FASHION_FILES = (
 )
 
 
-def _find_fashion_mnist(config: DataConfig) -> dict[str, Path] | None:
-    """Paths of the four files in the first folder that has them all."""
-    root = data_root(config)
-    for folder in (root, root / "FashionMNIST" / "raw", DEBIAN_FASHION_MNIST):
-        found = {name: path for name in _FASHION_FILES if (path := idx.find(folder, name))}
-        if len(found) == len(_FASHION_FILES):
-            return found
-    return None
-
-
-def _fetch_fashion_mnist(config: DataConfig) -> dict[str, Path]:
+def _fashion_files(config: DataConfig) -> dict[str, Path]:
+    """The four files in the first folder that has them all, downloaded if there is none."""
     root = data_root(config)
     folder = root / "FashionMNIST" / "raw"
+    for place in (root, folder, DEBIAN_FASHION_MNIST):
+        found = {name: path for name in _FASHION_FILES if (path := idx.find(place, name))}
+        if len(found) == len(_FASHION_FILES):
+            return found
     remote = [
         RemoteFile(datasets.FashionMNIST.mirrors[0] + name, md5)
         for name, md5 in datasets.FashionMNIST.resources
@@ -373,14 +346,12 @@ def digits(config: DataConfig) -> Source:
 
     Enlarged to 16 x 16 (bilinear) unless data.image_size is set.
     """
-    file = resources.files("spiketriton.data") / "digits.npz"
-    with file.open("rb") as stream, np.load(stream) as stored:
-        arrays = dict(stored)
 
     def split(name: str) -> ArraySplit:
+        images, labels = packaged(name)
         # 0..16 to 0..255 by rounding: off by at most half a level of 255.
-        pixels = (arrays[f"{name}_images"].astype(np.int64) * 255 + 8) // 16
-        return ArraySplit(pixels.astype(np.uint8)[:, None], arrays[f"{name}_labels"])
+        pixels = (images.astype(np.int64) * 255 + 8) // 16
+        return ArraySplit(pixels.astype(np.uint8)[:, None], labels)
 
     return Source(
         train=split("train"),

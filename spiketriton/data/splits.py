@@ -213,11 +213,6 @@ def in_colour(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # convert("RGB") would clip it to white
         high_byte = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255)
         return Image.fromarray(high_byte.astype(np.uint8)).convert("RGB")
-    return on_white(image)
-
-
-def on_white(image: Image.Image) -> Image.Image:
-    """An image of any 8-bit mode as RGB, its transparent parts blended onto white; itself where it is RGB."""
     if not image.has_transparency_data:
         return image if image.mode == "RGB" else image.convert("RGB")
     image = image.convert("RGBA")

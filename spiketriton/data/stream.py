@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader, Dataset
 from spiketriton.data.counter_rng import mix
 from spiketriton.data.mixing import Mixing
 from spiketriton.data.prefetch import Batch, Loaded, finished
-from spiketriton.data.preparing import as_it_is
 from spiketriton.data.splits import Split
 from spiketriton.data.transforms import Transform, seeded_each
 from spiketriton.errors import UserError, in_code_of_others, one_line
@@ -77,7 +76,7 @@ class Batches(Dataset[Loaded | UserError]):
 
     def whole(self, images: Any) -> torch.Tensor:
         """Raw images, as the split has them, as tests show them to a network."""
-        return self.transform.finish(*self.transform.load(images, None))
+        return self.transform(images, None)
 
 
 def augmented(
@@ -115,7 +114,7 @@ class Loading:
             batch_size=None,  # a request is already a batch
             sampler=requests,
             num_workers=self.workers,
-            collate_fn=as_it_is,
+            collate_fn=_as_it_is,
             pin_memory=self.pin_memory,
             worker_init_fn=_leave_signals_to_the_parent,
             generator=torch.Generator(),  # or it would draw a seed from the global one
@@ -124,6 +123,11 @@ class Loading:
         batches = finished(loaded, dataset.finish, device)
         _open.add(batches)
         return batches
+
+
+def _as_it_is(answer: Any) -> Any:
+    """Instead of torch's way to make tensors of what a data set gives."""
+    return answer
 
 
 # Closed at exit, before multiprocessing waits for their workers.

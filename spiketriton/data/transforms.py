@@ -8,7 +8,7 @@ augmentation, one key per image; None means test images. An image's augmentation
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -36,20 +36,22 @@ _ERASING_TRIES = 10
 _ERASING_WORDS = 1 + 2 * _ERASING_TRIES + 2
 _NO_BOX = (0, 0, 0, 0)
 
-Raw = TypeVar("Raw", contravariant=True)
 Answer = TypeVar("Answer")
 
 
-class Transform(Protocol[Raw]):
+class Transform:
     """What turns the raw images of a split into those that the network sees."""
 
-    def load(self, images: Raw, keys: np.ndarray | None) -> tuple[Tensor, Draws]:
+    def __call__(self, images: Any, keys: np.ndarray | None) -> Tensor:
+        return self.finish(*self.load(images, keys))
+
+    def load(self, images: Any, keys: np.ndarray | None) -> tuple[Tensor, Draws]:
         """On the host, where images are read."""
-        ...
+        raise NotImplementedError
 
     def finish(self, images: Tensor, draws: Draws) -> Tensor:
         """On the device of `images`, which may be changed; without waiting for it."""
-        ...
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -74,14 +76,6 @@ class Augmentation:
     def is_trivial(self) -> bool:
         return self.policy == "auto" and self.preset == "strong"
 
-    def operation(self) -> Callable[[Any], Any] | None:
-        """torchvision's transform of one image; None where there is none, or TrivialAugmentWide."""
-        if self.policy == "autoaugment":
-            return v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
-        if self.policy == "randaugment":
-            return v2.RandAugment(self.operations, self.magnitude)
-        return None
-
     @classmethod
     def of(cls, config: DataConfig) -> "Augmentation":
         """What a recipe asks for; of the presets, "strong" alone erases."""
@@ -102,7 +96,7 @@ NO_AUGMENTATION = Augmentation("none")
 
 
 @dataclass(eq=False)
-class _Transform:
+class _Transform(Transform):
     """What all transforms of images share: floats of `size` x `size`, normalised, with boxes erased."""
 
     size: int
@@ -111,18 +105,22 @@ class _Transform:
     augmentation: Augmentation
 
     def __post_init__(self) -> None:
-        self.operation = self.augmentation.operation()
-        if self.operation is not None and len(self.mean) not in (1, 3):
+        asked, self.operation = self.augmentation, None
+        if asked.policy in ("auto", "none"):
+            return
+        if len(self.mean) not in (1, 3):
             raise UserError(
-                f'data.augmentation.policy = "{self.augmentation.policy}" is for grey and colour images, and these '
+                f'data.augmentation.policy = "{asked.policy}" is for grey and colour images, and these '
                 f'have {len(self.mean)} channels; accepted: "none"'
             )
+        if asked.policy == "autoaugment":
+            self.operation = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
+        else:
+            self.operation = v2.RandAugment(asked.operations, asked.magnitude)
 
-    def __call__(self, images: Any, keys: np.ndarray | None) -> Tensor:
-        return self.finish(*self.load(images, keys))
-
-    def load(self, images: Any, keys: np.ndarray | None) -> tuple[Tensor, Draws]:
-        raise NotImplementedError
+    def _cut(self, keys: np.ndarray) -> dict[str, np.ndarray]:
+        side = self.augmentation.cutout
+        return {"cut": squares(keys, self.size, side)} if side else {}
 
     def finish(self, images: Tensor, draws: Draws) -> Tensor:
         """images: uint8, or floats in 0..1."""
@@ -152,11 +150,9 @@ class PhotoTransform(_Transform):
         if keys is None:
             return torch.stack([self._centre(photo) for photo in images]), {}
         loaded, boxes = zip(*seeded_each(self._random, images, keys), strict=True)
-        draws: dict[str, np.ndarray] = {}
+        draws = self._cut(keys)
         if self.augmentation.erasing:
             draws["erase"] = np.array(boxes)
-        if self.augmentation.cutout:
-            draws["cut"] = squares(keys, self.size, self.augmentation.cutout)
         return torch.stack(loaded), draws
 
     def _centre(self, photo: Photo | DecodedPhoto) -> Tensor:
@@ -191,12 +187,11 @@ class PhotoTransform(_Transform):
         return pixels.flip(-1) if mirrored else pixels
 
     def _box(self, pixels: Tensor) -> tuple[int, int, int, int]:
-        if torch.rand(1) >= self.augmentation.erasing:
-            return _NO_BOX
-        drawn = _ERASING.make_params([pixels])
-        if drawn["v"] is None:
-            return _NO_BOX
-        return drawn["i"], drawn["j"], drawn["h"], drawn["w"]
+        if torch.rand(1) < self.augmentation.erasing:
+            drawn = _ERASING.make_params([pixels])
+            if drawn["v"] is not None:
+                return drawn["i"], drawn["j"], drawn["h"], drawn["w"]
+        return _NO_BOX
 
 
 @dataclass(eq=False)
@@ -217,9 +212,9 @@ class ArrayTransform(_Transform):
         images = in_bytes(images)
         if images.shape[-2:] != (self.size, self.size):
             images = F.resize(images, [self.size, self.size], antialias=True)
-        draws: dict[str, np.ndarray] = {}
         if keys is None:
-            return images, draws
+            return images, {}
+        draws: dict[str, np.ndarray] = {}
         asked, crops = self.augmentation, self.move == "crop"
         moves, strong = asked.preset != "none", asked.preset == "strong"
         if moves and crops:
@@ -230,16 +225,15 @@ class ArrayTransform(_Transform):
             images = in_bytes(self._moved(images, draws))
             images = torch.stack(seeded_each(self.operation, images, keys))
             draws = {}
-        if (asked.is_trivial and crops) or asked.erasing:
+        trivial = asked.is_trivial and crops
+        if trivial or asked.erasing:
             words = torch_words(keys, trivial_augment.WORDS + _ERASING_WORDS)
             used = np.zeros(len(keys), dtype=np.int64)
-            if asked.is_trivial and crops:
+            if trivial:
                 draws["operation"], draws["row"], used = trivial_augment.draw(words)
             if asked.erasing:
                 draws["erase"] = erased_boxes(words, used, self.size, self.size, asked.erasing)
-        if asked.cutout:
-            draws["cut"] = squares(keys, self.size, asked.cutout)
-        return images, draws
+        return images, draws | self._cut(keys)
 
     def _moved(self, images: Tensor, draws: Draws) -> Tensor:
         if "window" in draws:
@@ -275,17 +269,13 @@ def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
     floats = images.float()
     if not images.is_floating_point():
         floats = floats * (1.0 / 255)
-    mean_of, std_of = _constants(mean, std, images.device)
-    return (floats - mean_of).div_(std_of)
+    return (floats - _constants(mean, images.device)).div_(_constants(std, images.device))
 
 
-@lru_cache(maxsize=16)
-def _constants(
-    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Both as float32 [C, 1, 1]."""
-    one, two = (torch.tensor(values).view(-1, 1, 1).to(device) for values in (mean, std))
-    return one, two
+@lru_cache(maxsize=32)
+def _constants(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """float32 [C, 1, 1]."""
+    return torch.tensor(values).view(-1, 1, 1).to(device)
 
 
 def windows(keys: np.ndarray, padding: int) -> np.ndarray:
@@ -339,11 +329,7 @@ def squares(keys: np.ndarray, size: int, side: int) -> np.ndarray:
 
 
 def erased_boxes(
-    words: np.ndarray,
-    used: np.ndarray,
-    height: int,
-    width: int,
-    probability: float,
+    words: np.ndarray, used: np.ndarray, height: int, width: int, probability: float
 ) -> np.ndarray:
     """The boxes that torchvision's RandomErasing draws: top, left, height, width, int64 [b, 4]; 0 for none.
 

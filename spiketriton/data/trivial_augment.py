@@ -6,6 +6,7 @@ result is torchvision's bit for bit. What moves pixels is looked up in maps that
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,25 +23,18 @@ BLENDS = ("Brightness", "Color", "Contrast", "Sharpness")
 OPERATIONS = ("Identity", *MOVES, *BLENDS, "Posterize", "Solarize", "AutoContrast", "Equalize")
 """In torchvision's order, which the draws refer to."""
 
-_PLAIN = torch.zeros(BINS)
 _MAGNITUDES = {
-    "Identity": _PLAIN,
-    "ShearX": torch.linspace(0.0, 0.99, BINS),
-    "ShearY": torch.linspace(0.0, 0.99, BINS),
-    "TranslateX": torch.linspace(0.0, 32.0, BINS),
-    "TranslateY": torch.linspace(0.0, 32.0, BINS),
+    **{name: torch.linspace(0.0, 0.99, BINS) for name in ("ShearX", "ShearY", *BLENDS)},
+    **{name: torch.linspace(0.0, 32.0, BINS) for name in ("TranslateX", "TranslateY")},
     "Rotate": torch.linspace(0.0, 135.0, BINS),
-    **{name: torch.linspace(0.0, 0.99, BINS) for name in BLENDS},
     "Posterize": (8 - torch.arange(BINS) / ((BINS - 1) / 6)).round(),
     "Solarize": torch.linspace(1.0, 0.0, BINS),
-    "AutoContrast": _PLAIN,
-    "Equalize": _PLAIN,
 }
-MAGNITUDES = torch.stack([_MAGNITUDES[name] for name in OPERATIONS]).double().numpy()
+MAGNITUDES = np.array([_MAGNITUDES.get(name, torch.zeros(BINS)).tolist() for name in OPERATIONS])
 """float64 [14, 31]: the paper's wide ranges, rounded to float32 as torchvision rounds them."""
 
 _SIGNED = np.array([name in MOVES + BLENDS for name in OPERATIONS])
-_GRADED = _SIGNED | np.array([name in ("Posterize", "Solarize") for name in OPERATIONS])
+_GRADED = np.array([name in _MAGNITUDES for name in OPERATIONS])
 
 
 def draw(words: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -111,63 +105,52 @@ def _maps(height: int, width: int, device: torch.device) -> Tensor:
     """
     outside = height * width
     numbers = torch.arange(outside, dtype=torch.float32).view(1, height, width)
-    size = max(outside, 1)
-    maps = torch.empty(len(MOVES), 2 * BINS, size, dtype=torch.int32)
-    for kind, name in enumerate(MOVES):
-        at = np.full(2 * BINS, OPERATIONS.index(name))
-        for row, value in enumerate(magnitude(at, np.arange(2 * BINS)).tolist()):
-            maps[kind, row] = _move(name, numbers, value, float(outside)).flatten()
-    return maps.flatten(0, 1).to(device)
+    rows = np.arange(2 * BINS)
+    maps = [
+        _move(name, numbers, value, float(outside)).flatten()
+        for name in MOVES
+        for value in magnitude(np.full_like(rows, OPERATIONS.index(name)), rows).tolist()
+    ]
+    return torch.stack(maps).int().to(device)
 
 
 def _move(name: str, image: Tensor, value: float, fill: float) -> Tensor:
     """torchvision's operation `name` of magnitude `value`."""
     if name == "Rotate":
         return F.rotate(image, angle=value, fill=[fill])
-    shift, shear = [0, 0], [0.0, 0.0]
-    axis = 0 if name.endswith("X") else 1
+    along = [1, 0] if name.endswith("X") else [0, 1]
+    how: dict[str, Any] = {"angle": 0.0, "scale": 1.0, "fill": [fill]}
     if name.startswith("Shear"):
-        shear[axis] = math.degrees(math.atan(value))
-        centre: list[float] | None = [0, 0]
-    else:
-        shift[axis] = int(value)
-        centre = None
-    return F.affine(
-        image, angle=0.0, translate=shift, scale=1.0, shear=shear, fill=[fill], center=centre
-    )
+        shear = [math.degrees(math.atan(value)) * axis for axis in along]
+        return F.affine(image, translate=[0, 0], shear=shear, center=[0, 0], **how)
+    return F.affine(image, translate=[int(value) * axis for axis in along], shear=[0.0, 0.0], **how)
 
 
 def _blended(name: str, images: Tensor, factors: np.ndarray) -> Tensor:
     """Between each image and one without brightness, colour, contrast or sharpness."""
+    if (name == "Color" and images.shape[1] == 1) or (
+        name == "Sharpness" and min(images.shape[2:]) <= 2
+    ):
+        return images
     pixels = images.float()
-    if name == "Brightness":
-        return (pixels * _factor(factors, images)).clamp(0, 255).to(torch.uint8)
+    kept, rest = (
+        on_device(share.astype(np.float32), images.device).view(-1, 1, 1, 1)
+        for share in (factors, 1.0 - factors)
+    )
     if name == "Sharpness":
-        return _sharpened(images, pixels, factors)
-    if name == "Color" and images.shape[1] == 1:
-        return images
-    other = F.rgb_to_grayscale(images).float()
-    if name == "Contrast":
-        other = other.mean((1, 2, 3), keepdim=True)
-    mixed = _fused(pixels * _factor(factors, images), other, _factor(1.0 - factors, images))
-    return mixed.clamp(0, 255).to(torch.uint8)
-
-
-def _sharpened(images: Tensor, pixels: Tensor, factors: np.ndarray) -> Tensor:
-    """Away from a blur by the kernel of ones with 5 in its middle, over 13; borders stay."""
-    if min(images.shape[2:]) <= 2:
-        return images
-    inside = pixels[:, :, 1:-1, 1:-1]
-    windows = torch.nn.functional.avg_pool2d(pixels, 3, stride=1, divisor_override=1)
-    blurred = ((windows + 4 * inside) / 13).round()  # 13 is odd: no sum lies halfway
-    inside.copy_(_fused(inside, blurred - inside, _factor(1.0 - factors, images)))
+        # a blur by the kernel of ones with 5 in its middle, over 13; borders stay
+        inside = pixels[:, :, 1:-1, 1:-1]
+        windows = torch.nn.functional.avg_pool2d(pixels, 3, stride=1, divisor_override=1)
+        blurred = ((windows + 4 * inside) / 13).round()  # 13 is odd: no sum lies halfway
+        inside.copy_(_fused(inside, blurred - inside, rest))
+    else:
+        pixels *= kept
+    if name in ("Color", "Contrast"):
+        other = F.rgb_to_grayscale(images).float()
+        pixels = _fused(pixels, other if name == "Color" else other.mean((1, 2, 3), True), rest)
     return pixels.clamp(0, 255).to(torch.uint8)
 
 
 def _fused(a: Tensor, b: Tensor, factor: Tensor) -> Tensor:
     """a + factor * b in float32, rounded once, as `a.add(b, alpha=factor)` rounds on the CPU."""
     return (a.double() + b.double() * factor.double()).float()
-
-
-def _factor(values: np.ndarray, images: Tensor) -> Tensor:
-    return on_device(values.astype(np.float32), images.device).view(-1, 1, 1, 1)

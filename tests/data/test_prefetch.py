@@ -88,20 +88,20 @@ def test_on_a_cpu_a_batch_is_made_when_it_is_asked_for():
 
 
 @pytest.fixture
-def on_a_gpu(monkeypatch):
-    """`on_a_gpu(log, **source) -> batches` on a fake GPU, whose batches are logged by name."""
+def on_a_gpu():
+    """`on_a_gpu(log, **source) -> batches` on a fake GPU, whose batches are logged by name and thread."""
 
     def start(log, **source):
         cuda = FakeCuda(log)
 
-        def copied(loaded, finish, device):
-            assert (device, cuda.at) == (CUDA, "side")
+        def copied(loaded):
+            assert cuda.at == "side"
+            assert threading.current_thread() is not threading.main_thread()
             at = int(loaded.labels)
             log.append(f"finish {at}")
             return FakeTensor(log, f"images {at}"), FakeTensor(log, f"labels {at}")
 
-        monkeypatch.setattr(prefetch, "_finished", copied)
-        return prefetch._ahead(Source(log, **source)(), lambda *_: None, CUDA, cuda)
+        return prefetch._ahead(map(copied, Source(log, **source)()), CUDA, cuda)
 
     return start
 
@@ -121,23 +121,6 @@ def test_on_a_gpu_a_thread_puts_the_next_batch_on_its_way(on_a_gpu):
     assert used == [line for n, at in zip(events, range(3), strict=True) for line in (
         f"consumer waits for {n}", f"images {at} lives on consumer", f"labels {at} lives on consumer"
     )]  # fmt: skip
-
-
-def test_on_a_gpu_the_training_thread_prepares_nothing(on_a_gpu):
-    """What augmentation costs Python is not added to the step's."""
-    log, threads = [], set()
-
-    def note(loaded, finish, device):
-        threads.add(threading.current_thread())
-        return FakeTensor(log, "images"), FakeTensor(log, "labels")
-
-    batches = on_a_gpu(log)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prefetch, "_finished", note)
-        assert len(list(batches)) == 3
-    assert len(threads) == 1
-    assert threading.current_thread() not in threads
-    assert not [one for one in threads if one.is_alive()]
 
 
 def test_a_mistake_is_raised_on_a_gpu_too(on_a_gpu):

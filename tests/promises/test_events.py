@@ -148,7 +148,7 @@ def test_an_evaluation_counts_frame_by_frame(run, tmp_path, capsys):
         with torch.no_grad():
             means = loaded.model(frames).cumsum(0)
         correct += (means.argmax(2) == labels).sum(1)
-    durations = loaded.data.test.dataset.split.duration_us
+    durations = loaded.data.test.dataset.split.facts["duration_us"]
     assert found["accuracy"] == [float(n) / 40 for n in correct]
     assert found["ms_per_step"] == pytest.approx(durations.mean() / 4 / 1000)
     assert 60 < found["ms_per_step"] < 76

@@ -30,8 +30,6 @@ class _Impossible(Exception):
 
 
 def read_aedat4(path: Path, raw: bytes) -> Columns:
-    if not raw.startswith(MARK):
-        raise DamagedEvents(path, 0, 0, f"it begins with {raw[:14]!r}, not with {MARK!r}")
     try:
         header, at = _sized(raw, len(MARK))
         compression = _field(header, 0, "<i", 0)
@@ -42,8 +40,7 @@ def read_aedat4(path: Path, raw: bytes) -> Columns:
         raise DamagedEvents(path, len(MARK), 0, f"its header: {error}") from None
     packer = _COMPRESSIONS[compression]
     end = len(raw) if table < at else min(table, len(raw))
-    chunks: list[np.ndarray] = []
-    starts, firsts = [0], [0]  # of each packet: its byte, its first event
+    chunks, places = [np.empty(0, _EVENT)], [np.empty(0, np.int64)]
     damage: tuple[int, str] | None = None
     kinds: dict[int, bool] = {}  # of each stream, whether its events are read
     while at < end and damage is None:
@@ -62,20 +59,19 @@ def read_aedat4(path: Path, raw: bytes) -> Columns:
                     kinds[stream] = buffer[4:8] == b"EVTS" and not any(kinds.values())
                 if kinds[stream]:
                     chunks.append(_events(buffer))
-                    starts.append(at)
-                    firsts.append(firsts[-1] + len(chunks[-1]))
+                    places.append(np.full(len(chunks[-1]), at))
             except _Impossible as error:
                 damage = (at, f"a packet of stream {stream}: {error}")
         at += 8 + size
     if damage is None and table > len(raw):
         damage = (len(raw), f"the file is cut short: its table of packets is at byte {table:,}")
-    events = np.concatenate(chunks) if chunks else np.empty(0, _EVENT)
+    events = np.concatenate(chunks)
     return Columns(
         t=events["t"],
         x=events["x"],
         y=events["y"],
         p=(events["p"] != 0).astype(np.uint8),
-        offset=lambda event: starts[int(np.searchsorted(firsts, event, side="right"))],
+        at=np.concatenate(places),
         damage=damage,
     )
 
@@ -112,24 +108,24 @@ def _number(buffer: bytes, kind: str, at: int) -> int:
     return int(struct.unpack_from(kind, buffer, at)[0])
 
 
-def _place(buffer: bytes, index: int) -> int | None:
-    """Where a field of the root table is; None where it is left out."""
+def _place(buffer: bytes, index: int) -> int:
+    """Where a field of the root table is; 0 where it is left out."""
     table = _number(buffer, "<I", 0)
     layout = table - _number(buffer, "<i", table)
     if 4 + 2 * index >= _number(buffer, "<H", layout):
-        return None
+        return 0
     offset = _number(buffer, "<H", layout + 4 + 2 * index)
-    return table + offset if offset else None
+    return table + offset if offset else 0
 
 
 def _field(buffer: bytes, index: int, kind: str, default: int) -> int:
     place = _place(buffer, index)
-    return default if place is None else _number(buffer, kind, place)
+    return _number(buffer, kind, place) if place else default
 
 
 def _events(buffer: bytes) -> np.ndarray:
     place = _place(buffer, 0)
-    if place is None:
+    if not place:
         return np.empty(0, _EVENT)
     vector = place + _number(buffer, "<I", place)
     count = _number(buffer, "<I", vector)

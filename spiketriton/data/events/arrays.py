@@ -1,10 +1,11 @@
 """Events as arrays: what the readers of all formats give, and files of NumPy's, .npy and .npz."""
 
 import io
+import math
 import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,12 +31,30 @@ class Columns:
     x: np.ndarray
     y: np.ndarray
     p: np.ndarray
-    offset: Callable[[int], int | None]  # byte at which an event lies, if that can be said
+    at: np.ndarray | None  # byte at which each event lies; None: that cannot be said
     damage: tuple[int | None, str] | None = None  # behind these events
 
+    def only(self, chosen: np.ndarray) -> "Columns":
+        """The events of a mask."""
+        if chosen.all():
+            return self
+        kept = {name: getattr(self, name)[chosen] for name in ("t", "x", "y", "p", "at")}
+        return replace(self, **kept)
 
-def cut_short(held: int, record: int) -> str:
-    return f"the file is cut short: {held} of the {record} bytes of an event"
+    def damaged(self, path: Path, event: int, why: str) -> DamagedEvents:
+        return DamagedEvents(path, None if self.at is None else int(self.at[event]), event, why)
+
+
+def records(
+    raw: bytes, start: int, dtype: Any, what: str = "an event"
+) -> tuple[np.ndarray, np.ndarray, tuple[int, str] | None]:
+    """The whole records from a byte on, the byte of each, and how the file ends."""
+    size = np.dtype(dtype).itemsize
+    count, rest = divmod(len(raw) - start, size)
+    why = f"the file is cut short: {rest} of the {size} bytes of {what}"
+    damage = (start + size * count, why) if rest else None
+    at = np.arange(start, start + size * count, size)
+    return np.frombuffer(raw, dtype, count, start), at, damage
 
 
 def read_npy(path: Path, raw: bytes) -> Columns:
@@ -49,8 +68,8 @@ def read_npy(path: Path, raw: bytes) -> Columns:
         columns = list(array.T)
     else:
         raise not_events(path, f"an array {list(array.shape)} of {array.dtype}")
-    stride = array.strides[0] if len(array) else 0
-    return _columns(path, columns, lambda event: start + stride * event, damage)
+    at = start + array.strides[0] * np.arange(len(array))
+    return _whole(path, columns, at, damage)
 
 
 def read_npz(path: Path, raw: bytes) -> Columns:
@@ -75,7 +94,7 @@ def read_npz(path: Path, raw: bytes) -> Columns:
         raise not_events(path, f"arrays of other lengths: {shapes}")
     whole = min(lengths)
     cut = (None, damage[1]) if damage else None  # a byte within a compressed file says nothing
-    return _columns(path, [column[:whole] for column in columns], lambda event: None, cut)
+    return _whole(path, [column[:whole] for column in columns], None, cut)
 
 
 def not_events(path: Path, held: str) -> UserError:
@@ -102,42 +121,42 @@ def _array(path: Path, raw: bytes, name: str) -> tuple[np.ndarray, int, tuple[in
         raise not_events(path, f"{name or 'an array '}of {dtype}")
     if not shape or any(side < 0 for side in shape):
         raise not_events(path, f"{name or 'an array '}of shape {list(shape)}")
-    row = dtype.itemsize
-    for side in shape[1:]:
-        row *= side
-    held = len(raw) - start
-    if held >= row * shape[0]:
-        count = shape[0]
-        array = np.frombuffer(raw, dtype, row * count // dtype.itemsize, start)
-        return array.reshape(shape, order="F" if fortran else "C"), start, None
-    count = 0 if (fortran and len(shape) > 1) or not row else held // row
+    row = dtype.itemsize * math.prod(shape[1:])
+    held, promised = len(raw) - start, row * shape[0]
+    count, damage = shape[0], None
+    if held < promised:
+        count = 0 if fortran and len(shape) > 1 else held // row
+        why = f"{name}promises {promised:,} bytes of data, the file holds {held:,}"
+        damage = start + row * count, why
     array = np.frombuffer(raw, dtype, row * count // dtype.itemsize, start)
-    why = f"{name}promises {row * shape[0]:,} bytes of data, the file holds {held:,}"
-    return array.reshape(count, *shape[1:]), start, (start + row * count, why)
+    return array.reshape(count, *shape[1:], order="F" if fortran else "C"), start, damage
 
 
-def _columns(
+def _whole(
     path: Path,
     columns: list[np.ndarray],
-    offset: Callable[[int], int | None],
+    at: np.ndarray | None,
     damage: tuple[int | None, str] | None,
 ) -> Columns:
     """Columns of any numbers as integers. DamagedEvents: a value is no whole number, or too large."""
-    whole = []
+    t, x, y, p = columns
+    found = Columns(t, x, y, p, at, damage)
+    whole = {}
     for name, column in zip("txyp", columns, strict=True):
+        bad = np.zeros(len(column), bool)
         if column.dtype.kind == "f":
             exact = column.astype(np.float64)  # 2^63 is beyond half precision
             bad = ~(np.abs(exact) < 2.0**63) | (exact != np.floor(exact))
-        else:
-            bad = column > (1 << 63) - 1 if column.dtype.kind == "u" else np.zeros(1, bool)
+        elif column.dtype.kind == "u":
+            bad = column > (1 << 63) - 1
         if bad.any():
-            at = int(np.argmax(bad))
-            why = f"{name} = {column[at]} is not a whole number of 64 bits"
-            raise DamagedEvents(path, offset(at), at, why)
-        whole.append(column.astype(np.int64))
-    t, x, y, p = whole
-    if len(p) and (p.min() < -1 or p.max() > 1):
-        at = int(np.argmax((p < -1) | (p > 1)))
-        why = f"p = {p[at]} is no polarity; accepted: 0 and 1, or -1 and 1"
-        raise DamagedEvents(path, offset(at), at, why)
-    return Columns(t, x, y, (p > 0).astype(np.uint8), offset, damage)
+            first = int(np.argmax(bad))
+            why = f"{name} = {column[first]} is not a whole number of 64 bits"
+            raise found.damaged(path, first, why)
+        whole[name] = column.astype(np.int64)
+    p = whole["p"]
+    if (strange := (p < -1) | (p > 1)).any():
+        first = int(np.argmax(strange))
+        why = f"p = {p[first]} is no polarity; accepted: 0 and 1, or -1 and 1"
+        raise found.damaged(path, first, why)
+    return Columns(whole["t"], whole["x"], whole["y"], (p > 0).astype(np.uint8), at, damage)

@@ -16,8 +16,8 @@ from torch.nn.functional import grid_sample
 from spiketriton.config import DataConfig
 from spiketriton.data.counter_rng import mix, uniforms
 from spiketriton.data.facts import Facts
-from spiketriton.data.splits import as_tensor
-from spiketriton.data.transforms import Draws
+from spiketriton.data.splits import ArraySplit, as_tensor
+from spiketriton.data.transforms import Draws, Transform
 from spiketriton.errors import UserError
 
 _DROP, _DELETE = 1, 2  # keep the draws of one key apart
@@ -56,7 +56,7 @@ class Moves:
         return cls(**chosen, drop=config.augmentation.drop, delete=config.augmentation.delete)
 
 
-class EventTransform:
+class EventTransform(Transform):
     """Augments (training only), scales counts, and puts time first.
 
     count: what the network sees of n events: "log" ln(1 + n), "clip" 1 if there is one, "raw" n.
@@ -65,9 +65,6 @@ class EventTransform:
     def __init__(self, count: str, moves: Moves) -> None:
         self.count = count
         self.moves = moves
-
-    def __call__(self, frames: Tensor, keys: np.ndarray | None) -> Tensor:
-        return self.finish(*self.load(frames, keys))
 
     def load(self, frames: Tensor, keys: np.ndarray | None) -> tuple[Tensor, Draws]:
         """The first half: augmented, time first, uint8 [T', b, 2, S, S]; no draw is left."""
@@ -107,34 +104,23 @@ class EventTransform:
         return frames
 
 
-class GivenFrames:
-    """Frames that somebody hands over, as a split, whose labels are 0: uint8 counts [B, T, 2, S, S].
-
-    UserError: other shapes or dtypes.
-    """
-
-    def __init__(self, frames: Any, facts: Facts) -> None:
-        side = facts.image_size
-        accepted = f"uint8 counts [B, T, {facts.channels}, {side}, {side}]"
-        if not isinstance(frames, Tensor | np.ndarray):
-            raise UserError(f"frames as a {type(frames).__name__}; accepted: {accepted}")
-        self.frames = as_tensor(frames)
-        shape = tuple(self.frames.shape)
-        fits = self.frames.ndim == 5 and shape[2:] == (facts.channels, side, side)
-        if self.frames.dtype != torch.uint8 or not fits or 0 in shape:
-            raise UserError(f"frames of {self.frames.dtype} {list(shape)}; accepted: {accepted}")
-        self.labels = torch.zeros(len(self.frames), dtype=torch.int64)
-
-    def __len__(self) -> int:
-        return len(self.frames)
-
-    def read(self, indices: np.ndarray) -> Tensor:
-        return self.frames[torch.from_numpy(indices)]
+def given_frames(frames: Any, facts: Facts) -> ArraySplit:
+    """Frames that somebody hands over, with labels of 0: uint8 counts [B, T, 2, S, S]. UserError: others."""
+    side = facts.image_size
+    accepted = f"uint8 counts [B, T, {facts.channels}, {side}, {side}]"
+    if not isinstance(frames, Tensor | np.ndarray):
+        raise UserError(f"frames as a {type(frames).__name__}; accepted: {accepted}")
+    frames = as_tensor(frames)
+    dtype, shape = frames.dtype, tuple(frames.shape)
+    fits = len(shape) == 5 and shape[2:] == (facts.channels, side, side)
+    if dtype != torch.uint8 or not fits or 0 in shape:
+        raise UserError(f"frames of {dtype} {list(shape)}; accepted: {accepted}")
+    return ArraySplit(frames, np.zeros(shape[0], np.int64))
 
 
 def kept_steps(key: np.uint64, steps: int, deleted: int) -> np.ndarray:
     """The frames left of `steps` by random temporal delete (Fang et al. 2021, arXiv 2102.04159), in order."""
-    draws = mix(np.array([key]), _DELETE, np.arange(steps, dtype=np.uint64))
+    draws = mix(np.array([key]), _DELETE, np.arange(steps))
     return np.sort(np.argsort(draws, kind="stable")[deleted:])
 
 
@@ -143,7 +129,7 @@ def dropped(frames: Tensor, key: np.uint64, share: float) -> Tensor:
     counts = frames.numpy().ravel()
     (places,) = counts.nonzero()
     each = np.repeat(places, counts[places])
-    draws = mix(np.array([key]), _DROP, np.arange(len(each), dtype=np.uint64))
+    draws = mix(np.array([key]), _DROP, np.arange(len(each)))
     stays = (draws >> np.uint64(11)) * 2.0**-53 >= share
     left = np.bincount(each[stays], minlength=len(counts)).astype(np.uint8)
     return torch.from_numpy(left).view(frames.shape)

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -50,11 +50,6 @@ class FrameSplit:
     def __len__(self) -> int:
         return len(self.labels)
 
-    @property
-    def duration_us(self) -> np.ndarray:
-        """From the first to the last event of each recording, int64 [N]."""
-        return self.facts["duration_us"]
-
     def read(self, indices: np.ndarray) -> torch.Tensor:
         if self._frames is None:
             self._frames = np.load(self.path, mmap_mode="r")
@@ -83,7 +78,12 @@ def frames_of(
     if facts is None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with _one_at_a_time(folder):
+            with contextlib.ExitStack() as stack:
+                try:
+                    stack.enter_context(locked(folder / ".lock", wait=False))
+                except BlockingIOError:
+                    say(f"another process builds the frames in {folder}: waiting for it")
+                    stack.enter_context(locked(folder / ".lock", wait=True))
                 facts = _complete(folder, job)
                 if facts is None:
                     facts = _build(folder, job, workers, config.name)
@@ -99,8 +99,8 @@ def frames_of(
         labels = [recording.label for recording in part]
         return FrameSplit(folder / "frames.npy", rows, labels, facts[rows])
 
-    held_out = [recordings.validation] if recordings.validation else []
-    return [split(part) for part in (recordings.train, recordings.test, *held_out)]
+    parts = (recordings.train, recordings.test, recordings.validation)
+    return [split(part) for part in parts if part]
 
 
 @dataclass(frozen=True)
@@ -172,27 +172,13 @@ def _begun(folder: Path, job: Job) -> np.ndarray | None:
     return facts if same else None
 
 
-@contextlib.contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Holds a lock in the folder; says so if another process has it. It ends with the process."""
-    with contextlib.ExitStack() as stack:
-        lock = folder / ".lock"
-        try:
-            stack.enter_context(locked(lock, wait=False))
-        except BlockingIOError:
-            say(f"another process builds the frames in {folder}: waiting for it")
-            stack.enter_context(locked(lock, wait=True))
-        yield
-
-
 def _build(folder: Path, job: Job, workers: int, name: str) -> np.ndarray:
     """Builds what is missing and returns the facts. UserError, OSError."""
     frames, facts = _opened(folder, job, name)
     files: dict[Path, list[int]] = {}
-    for index, recording in enumerate(job.every):
-        if not facts["done"][index]:
-            files.setdefault(recording.path, []).append(index)
-    done = len(job.every) - sum(map(len, files.values()))
+    for index in np.flatnonzero(facts["done"] == 0).tolist():
+        files.setdefault(job.every[index].path, []).append(index)
+    done = int(facts["done"].sum())
     say(
         f"frames of {name}: {size_in_words(job.bytes)} in {folder}, built once"
         + (f"; {done:,} of {len(job.every):,} recordings are there" if done else "")
@@ -200,7 +186,7 @@ def _build(folder: Path, job: Job, workers: int, name: str) -> np.ndarray:
     work, processes = partial(_binned, folder, job), min(workers, len(files))
     for answer in in_processes(work, [*files.values()], f"frames of {name}", processes):
         if isinstance(answer, UserError):
-            raise UserError(str(answer))
+            raise answer
         for index, *numbers in answer:
             facts[index] = (1, *numbers)
     frames.flush()
@@ -221,7 +207,7 @@ def _build(folder: Path, job: Job, workers: int, name: str) -> np.ndarray:
 
 def _opened(folder: Path, job: Job, name: str) -> tuple[np.memmap, np.memmap]:
     """The two files for writing: those of an interrupted build, or new ones with all their space."""
-    paths = folder / "frames.npy", folder / "facts.npy"
+    paths = frames, facts = folder / "frames.npy", folder / "facts.npy"
     settings = folder / "settings.json"
     if _begun(folder, job) is None:
         for path in (*paths, settings):
@@ -234,8 +220,8 @@ def _opened(folder: Path, job: Job, name: str) -> tuple[np.memmap, np.memmap]:
                 "data.image_size or time_steps needs less"
             )
         try:
-            np.lib.format.open_memmap(paths[0], "w+", np.uint8, job.shape).flush()
-            np.lib.format.open_memmap(paths[1], "w+", FACTS, job.shape[:1]).flush()
+            np.lib.format.open_memmap(frames, "w+", np.uint8, job.shape).flush()
+            np.lib.format.open_memmap(facts, "w+", FACTS, job.shape[:1]).flush()
             for path in paths:  # of a sparse file: a full disk is an error now, not a crash later
                 if hasattr(os, "posix_fallocate"):
                     with path.open("r+b") as file:
@@ -245,16 +231,16 @@ def _opened(folder: Path, job: Job, name: str) -> tuple[np.memmap, np.memmap]:
                 path.unlink(missing_ok=True)
             raise
         settings.write_text(job.settings, "utf-8")
-    return tuple(np.lib.format.open_memmap(path, "r+") for path in paths)  # type: ignore[return-value]
+    return np.load(frames, mmap_mode="r+"), np.load(facts, mmap_mode="r+")
 
 
 def _binned(
     folder: Path, job: Job, group: list[int]
 ) -> list[tuple[int, int, int, int]] | UserError:
     """Writes the frames of a file's recordings; index, events, duration and lost events of each."""
-    frames, known = np.lib.format.open_memmap(folder / "frames.npy", "r+"), job.recordings
+    frames, known = np.load(folder / "frames.npy", mmap_mode="r+"), job.recordings
+    path = job.every[group[0]].path
     try:
-        path = job.every[group[0]].path
         events = read_events(path, known.format, sensor=known.sensor, backward="sort")
     except UserError as error:
         return UserError(str(error))  # its own kind cannot be pickled for the parent
@@ -265,6 +251,6 @@ def _binned(
         bins: Any = job.bins
         counts = to_frames(part, known.sensor, steps=job.steps, bins=bins, size=job.size)
         frames[index], lost = to_bytes(counts)
-        duration = int(part["t"][-1] - part["t"][0]) if len(part) else 0
+        duration = int(np.ptp(part["t"])) if len(part) else 0
         answers.append((index, len(part), duration, lost))
     return answers

@@ -31,16 +31,11 @@ from spiketriton.data.events.arrays import (
     EVENT,
     Columns,
     DamagedEvents,
-    cut_short,
     read_npy,
     read_npz,
+    records,
 )
-from spiketriton.data.events.prophesee import (
-    format_of,
-    read_dat,
-    read_evt2,
-    read_evt3,
-)
+from spiketriton.data.events.prophesee import format_of, read_dat, read_evt2, read_evt3
 from spiketriton.errors import UserError
 
 Sensor = tuple[int, int]  # height, width in pixels
@@ -78,44 +73,42 @@ def read_events(
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     found = FORMATS[_format_of(path, raw) if format == "auto" else format]
-    columns = found.read(path, raw)
-    return _checked(path, columns, sensor or found.sensor, backward)
+    if not raw.startswith(found.mark):
+        start = raw[: len(found.mark)]
+        raise DamagedEvents(path, 0, 0, f"it begins with {start!r}, not with {found.mark!r}")
+    return _checked(path, found.read(path, raw), sensor or found.sensor, backward)
 
 
 def _format_of(path: Path, raw: bytes) -> str:
     ending = path.suffix.lower()
     if ending in (".aedat", ".aedat4") or raw.startswith(b"#!AER-DAT"):
-        for name, start in (
-            ("aedat2", b"#!AER-DAT2."),
-            ("aedat3", b"#!AER-DAT3."),
-            ("aedat4", MARK),
-        ):
-            if raw.startswith(start):
-                return name
-        begins = f"begins with {raw[:14]!r}" if raw else "is empty"
-        raise UserError(f"{path} {begins}; accepted of {ending}: #!AER-DAT2., 3. and 4.0")
-    if ending == ".raw":
-        if found := format_of(raw):
-            return found
-        raise UserError(
-            f"{path} begins with {raw[:14]!r}; accepted of .raw: % evt 2.0 and % evt 3.0"
-        )
-    if ending[1:] in FORMATS:
+        marks = ((name, format.mark) for name, format in FORMATS.items() if format.mark)
+        found = next((name for name, mark in marks if raw.startswith(mark)), None)
+        accepted = "#!AER-DAT2., 3. and 4.0"
+    elif ending == ".raw":
+        found, accepted = format_of(raw), "% evt 2.0 and % evt 3.0"
+    elif ending[1:] in FORMATS:
         return ending[1:]
-    raise UserError(
-        f"{path}: unknown file ending; accepted: .aedat, .aedat4, .bin, .dat, .npy, .npz, .raw"
-    )
+    else:
+        raise UserError(
+            f"{path}: unknown file ending; accepted: .aedat, .aedat4, .bin, .dat, .npy, .npz, .raw"
+        )
+    if found is None:
+        begins = f"begins with {raw[:14]!r}" if raw else "is empty"
+        raise UserError(f"{path} {begins}; accepted of {ending}: {accepted}")
+    return found
 
 
 def _checked(path: Path, found: Columns, sensor: Sensor | None, backward: Backward) -> np.ndarray:
     """The columns as one array; refuses the first event that cannot be, then the end of the file."""
-    t, x, y = found.t, found.x, found.y
+    t = found.t
     behind = t[1:] < t[:-1]
     wrong: list[tuple[int, str]] = []
     height, width = sensor or (1 << 16, 1 << 16)
-    for name, values, limit in (("x", x, width), ("y", y, height)):
-        if len(values) and (values.min() < 0 or values.max() >= limit):
-            at = int(np.argmax((values < 0) | (values >= limit)))
+    for name, values, limit in (("x", found.x, width), ("y", found.y, height)):
+        outside = (values < 0) | (values >= limit)
+        if outside.any():
+            at = int(np.argmax(outside))
             size = f"the sensor of {width} x {height}" if sensor else "0 to 65535"
             wrong.append((at, f"{name} = {values[at]} is outside {size}"))
     if backward == "refuse" and behind.any():
@@ -123,16 +116,13 @@ def _checked(path: Path, found: Columns, sensor: Sensor | None, backward: Backwa
         why = f'time runs backward, from {t[at - 1]} to {t[at]} µs; backward = "sort" accepts that'
         wrong.append((at, why))
     if wrong:
-        at, why = min(wrong)
-        raise DamagedEvents(path, found.offset(at), at, why)
+        raise found.damaged(path, *min(wrong))
     if found.damage is not None:
         raise DamagedEvents(path, found.damage[0], len(t), found.damage[1])
     events = np.empty(len(t), EVENT)
     for name in ("t", "x", "y", "p"):
         events[name] = getattr(found, name)
-    if behind.any():
-        events = events[np.argsort(t, kind="stable")]
-    return events
+    return events[np.argsort(t, kind="stable")] if behind.any() else events
 
 
 # AEDAT 2
@@ -140,34 +130,26 @@ def _checked(path: Path, found: Columns, sensor: Sensor | None, backward: Backwa
 
 def _read_aedat2(path: Path, raw: bytes) -> Columns:
     start = 0
-    if not raw.startswith(b"#!AER-DAT2."):
-        raise DamagedEvents(path, 0, 0, f"it begins with {raw[:11]!r}, not with '#!AER-DAT2.'")
     while raw[start : start + 1] == b"#":
-        end = raw.find(b"\n", start)
-        if end < 0:
+        start = raw.find(b"\n", start) + 1
+        if not start:
             raise DamagedEvents(path, len(raw), 0, "the file is cut short within its text")
-        start = end + 1
-    count, rest = divmod(len(raw) - start, 8)
-    words = np.frombuffer(raw, ">u4", 2 * count, start).astype(np.uint32)
-    address, stamp = words[0::2], words[1::2]
-    damage = (start + 8 * count, cut_short(rest, 8)) if rest else None
-    if count and address.max() > 0xFFFF:
-        count = int(np.argmax(address > 0xFFFF))
-        damage = (start + 8 * count, f"the address {address[count]:#010x} is not one of a DVS128")
-        address, stamp = address[:count], stamp[:count]
-    external = address & 0x8000 != 0
-    place = np.arange(count)
-    t = _unwrapped(stamp)
-    if external.any():
-        address, t, place = address[~external], t[~external], place[~external]
-    return Columns(
-        t=t,
+    words, at, damage = records(raw, start, [("address", ">u4"), ("stamp", ">u4")])
+    strange = words["address"] > 0xFFFF
+    if strange.any():
+        count = int(np.argmax(strange))
+        why = f"the address {words['address'][count]:#010x} is not one of a DVS128"
+        words, at, damage = words[:count], at[:count], (start + 8 * count, why)
+    address = words["address"].astype(np.uint16)
+    found = Columns(
+        t=_unwrapped(words["stamp"].astype(np.uint32)),
         x=127 - (address >> 8 & 127).astype(np.int16),
         y=127 - (address >> 1 & 127).astype(np.int16),
         p=(address & 1 ^ 1).astype(np.uint8),
-        offset=lambda event: start + 8 * int(place[event]),
+        at=at,
         damage=damage,
     )
+    return found.only(address & 0x8000 == 0)  # without external signals
 
 
 def _unwrapped(stamp: np.ndarray) -> np.ndarray:
@@ -186,67 +168,51 @@ _END_OF_TEXT = b"#!END-HEADER\r\n"
 
 
 def _read_aedat3(path: Path, raw: bytes) -> Columns:
-    if not raw.startswith(b"#!AER-DAT3."):
-        raise DamagedEvents(path, 0, 0, f"it begins with {raw[:11]!r}, not with '#!AER-DAT3.'")
     at = raw.find(_END_OF_TEXT) + len(_END_OF_TEXT)
     if at < len(_END_OF_TEXT):
         raise DamagedEvents(path, len(raw), 0, "its text has no line #!END-HEADER")
-    chunks: list[np.ndarray] = []
-    firsts, starts, overflows = [0], [at], []  # of each packet: its first event, first byte, time
+    nothing = np.empty(0, np.int64)
+    data, times, places = [nothing.astype(np.uint32)], [nothing], [nothing]
     damage: tuple[int, str] | None = None
     while at < len(raw) and damage is None:
-        held = len(raw) - at
-        if held < _PACKET.size:
-            damage = (at, f"the file is cut short: {held} of the 28 bytes of a packet's header")
+        held = len(raw) - at - _PACKET.size
+        if held < 0:
+            why = f"{held + _PACKET.size} of the {_PACKET.size} bytes of a packet's header"
+            damage = at, f"the file is cut short: {why}"
             break
         kind, _, size, stamp, overflow, capacity, number, _ = _PACKET.unpack_from(raw, at)
-        why = _impossible_packet(kind, size, stamp, overflow, capacity, number)
-        if why:
-            damage = (at, why)
+        if why := _impossible_packet(kind, size, stamp, overflow, capacity, number):
+            damage = at, why
             break
-        whole = min(number, (held - _PACKET.size) // size)
-        if size * capacity > held - _PACKET.size:
-            why = f"a packet promises {size * capacity:,} bytes, the file holds"
-            damage = (at + _PACKET.size + whole * size, f"{why} {held - _PACKET.size:,}")
-        if kind == _POLARITY and whole:
-            chunks.append(np.frombuffer(raw, "<u4", 2 * whole, at + _PACKET.size))
-            starts.append(at + _PACKET.size)
-            firsts.append(firsts[-1] + whole)
-            overflows.append(overflow)
-        at += _PACKET.size + size * capacity
-    words = np.concatenate(chunks) if chunks else np.empty(0, np.uint32)
-    data, stamp = words[0::2], words[1::2]
-    high = np.repeat(np.array(overflows, np.int64) << 31, np.diff(firsts))
-    place = np.arange(len(data))
-    early = stamp > 0x7FFFFFFF
-    t = high | stamp
-    if early.any():
-        stop = int(np.argmax(early))
-        damage = (0, f"the time stamp {stamp[stop]:#010x} has more than 31 bits")
-        data, t, place = data[:stop], t[:stop], place[:stop]
-    valid = data & 1 != 0
-    if not valid.all():
-        data, t, place = data[valid], t[valid], place[valid]
-
-    def offset(event: int) -> int:
-        return _aedat3_offset(int(place[event]), firsts, starts)
-
-    if early.any():
-        assert damage is not None
-        damage = (_aedat3_offset(stop, firsts, starts), damage[1])
-    return Columns(
-        t=t,
-        x=data >> 17,
-        y=data >> 2 & 0x7FFF,
-        p=(data >> 1 & 1).astype(np.uint8),
-        offset=offset,
+        at += _PACKET.size
+        whole = min(number, held // size)
+        if size * capacity > held:
+            promise = f"a packet promises {size * capacity:,} bytes, the file holds {held:,}"
+            damage = at + whole * size, promise
+        if kind == _POLARITY:
+            words = np.frombuffer(raw, "<u4", 2 * whole, at).reshape(-1, 2)
+            place = np.arange(at, at + _EVENT_BYTES * whole, _EVENT_BYTES)
+            if len(late := np.flatnonzero(words[:, 1] >> 31)):
+                stop = late[0]
+                damage = (
+                    int(place[stop]),
+                    f"the time stamp {words[stop, 1]:#010x} has more than 31 bits",
+                )
+                words, place = words[:stop], place[:stop]
+            data.append(words[:, 0])
+            times.append(overflow << 31 | words[:, 1].astype(np.int64))
+            places.append(place)
+        at += size * capacity
+    word = np.concatenate(data)
+    found = Columns(
+        t=np.concatenate(times),
+        x=word >> 17,
+        y=word >> 2 & 0x7FFF,
+        p=(word >> 1 & 1).astype(np.uint8),
+        at=np.concatenate(places),
         damage=damage,
     )
-
-
-def _aedat3_offset(event: int, firsts: list[int], starts: list[int]) -> int:
-    packet = int(np.searchsorted(firsts, event, side="right"))
-    return starts[packet] + _EVENT_BYTES * (event - firsts[packet - 1])
+    return found.only(word & 1 != 0)
 
 
 def _impossible_packet(
@@ -267,21 +233,11 @@ def _impossible_packet(
 
 
 def _read_bin(path: Path, raw: bytes) -> Columns:
-    count, rest = divmod(len(raw), 5)
-    rows = np.frombuffer(raw, np.uint8, 5 * count).reshape(-1, 5)
-    damage = (5 * count, cut_short(rest, 5)) if rest else None
-    x, y, high = rows[:, 0], rows[:, 1], rows[:, 2]
-    t = (high & 127).astype(np.int64)
-    for byte in (3, 4):
-        t <<= 8
-        t |= rows[:, byte]
-    p = high >> 7
-    place = np.arange(count)
-    overflows = y == ATIS_OVERFLOW_ROW
-    if overflows.any():
-        t += np.cumsum(overflows) * ATIS_OVERFLOW_US
-        x, y, t, p, place = (column[~overflows] for column in (x, y, t, p, place))
-    return Columns(t, x, y, p, lambda event: 5 * int(place[event]), damage)
+    rows, at, damage = records(raw, 0, [("x", "u1"), ("y", "u1"), ("high", "u1"), ("low", ">u2")])
+    overflows = rows["y"] == ATIS_OVERFLOW_ROW
+    t = (rows["high"] & 127).astype(np.int64) << 16 | rows["low"]
+    t += np.cumsum(overflows) * ATIS_OVERFLOW_US
+    return Columns(t, rows["x"], rows["y"], rows["high"] >> 7, at, damage).only(~overflows)
 
 
 def write_bin(events: np.ndarray) -> bytes:
@@ -304,17 +260,18 @@ class Format:
 
     read: Callable[[Path, bytes], Columns]
     ending: str
+    mark: bytes = b""  # how every file of it begins
     sensor: Sensor | None = None  # where a file of this format is always of one camera
 
 
 FORMATS = {
-    "aedat2": Format(_read_aedat2, ".aedat", DVS128),
-    "aedat3": Format(_read_aedat3, ".aedat"),
+    "aedat2": Format(_read_aedat2, ".aedat", b"#!AER-DAT2.", DVS128),
+    "aedat3": Format(_read_aedat3, ".aedat", b"#!AER-DAT3."),
     "bin": Format(_read_bin, ".bin"),
     "npy": Format(read_npy, ".npy"),
     "npz": Format(read_npz, ".npz"),
     "dat": Format(read_dat, ".dat"),
     "evt2": Format(read_evt2, ".raw"),
     "evt3": Format(read_evt3, ".raw"),
-    "aedat4": Format(read_aedat4, ".aedat4"),
+    "aedat4": Format(read_aedat4, ".aedat4", MARK),
 }

@@ -30,7 +30,7 @@ def held_out(name: str, of: Sequence[int], within: Sequence[int], seed: int) -> 
     labels, numbers = np.asarray(of), np.asarray(within)
     if name == "first100":
         return numbers < FIRST
-    draws = mix(seed, labels.astype(np.uint64), numbers.astype(np.uint64))
+    draws = mix(seed, labels, numbers)
     tested = np.zeros(len(labels), bool)
     for label in np.unique(labels):
         (members,) = np.nonzero(labels == label)

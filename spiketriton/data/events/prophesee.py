@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spiketriton.data.events.arrays import Columns, DamagedEvents, cut_short
+from spiketriton.data.events.arrays import Columns, DamagedEvents, records
 
 
 def text_of(raw: bytes) -> bytes:
@@ -42,21 +42,20 @@ def read_dat(path: Path, raw: bytes) -> Columns:
     if len(raw) < start or raw[start - 1] != 8:
         size = raw[start - 1] if len(raw) >= start else "no"
         raise DamagedEvents(path, min(start - 1, len(raw)), 0, f"events of {size} bytes; known: 8")
-    count, rest = divmod(len(raw) - start, 8)
-    words = np.frombuffer(raw, "<u4", 2 * count, start)
-    place = words[1::2]
+    words, at, damage = records(raw, start, [("t", "<u4"), ("place", "<u4")])
+    place = words["place"]
     return Columns(
-        t=words[0::2].astype(np.int64),
+        t=words["t"].astype(np.int64),
         x=(place & 0x3FFF).astype(np.int32),
         y=(place >> 14 & 0x3FFF).astype(np.int32),
         p=(place >> 28 & 1).astype(np.uint8),
-        offset=lambda event: start + 8 * event,
-        damage=(start + 8 * count, cut_short(rest, 8)) if rest else None,
+        at=at,
+        damage=damage,
     )
 
 
 def read_evt2(path: Path, raw: bytes) -> Columns:
-    words, start, damage = _words(raw, "<u4")
+    words, at, damage = records(raw, len(text_of(raw)), "<u4", "a word")
     kind = words >> 28
     high = _last(kind == 8, (words & 0x0FFFFFFF).astype(np.int64))
     place = np.flatnonzero((kind <= 1) & (high >= 0))
@@ -66,13 +65,13 @@ def read_evt2(path: Path, raw: bytes) -> Columns:
         x=(word >> 11 & 0x7FF).astype(np.int32),
         y=(word & 0x7FF).astype(np.int32),
         p=kind[place].astype(np.uint8),
-        offset=lambda event: start + 4 * int(place[event]),
+        at=at[place],
         damage=damage,
     )
 
 
 def read_evt3(path: Path, raw: bytes) -> Columns:
-    words, start, damage = _words(raw, "<u2")
+    words, at, damage = records(raw, len(text_of(raw)), "<u2", "a word")
     words = words.astype(np.int64)
     kind, low12, x11 = words >> 12, words & 0xFFF, words & 0x7FF
     highs = low12[kind == 8]
@@ -99,16 +98,9 @@ def read_evt3(path: Path, raw: bytes) -> Columns:
         x=x[order],
         y=y[place],
         p=p[order].astype(np.uint8),
-        offset=lambda event: start + 2 * int(place[event]),
+        at=at[place],
         damage=damage,
     )
-
-
-def _words(raw: bytes, dtype: str) -> tuple[np.ndarray, int, tuple[int, str] | None]:
-    start, size = len(text_of(raw)), np.dtype(dtype).itemsize
-    count, rest = divmod(len(raw) - start, size)
-    damage = (start + size * count, f"the file is cut short: {rest} of the {size} bytes of a word")
-    return np.frombuffer(raw, dtype, count, start), start, damage if rest else None
 
 
 def _last(chosen: np.ndarray, values: np.ndarray) -> np.ndarray:

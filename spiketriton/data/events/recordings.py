@@ -15,6 +15,9 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from spiketriton import plugins
 from spiketriton.config import DataConfig
@@ -104,7 +107,7 @@ class Recordings:
 @plugins.data("dvs_gesture")
 def dvs_gesture(config: DataConfig) -> Recordings:
     """DVS128 Gesture (Amir et al. 2017): 11 gestures, parts of 122 files, 1,176 + 288 recordings."""
-    folder = unpacked(_GESTURE, "DvsGesture", _inside(config, "dvs_gesture"))
+    folder = unpacked(_GESTURE, "DvsGesture", _inside(config))
 
     def read(part: str) -> list[Recording]:
         names = _text(folder / f"trials_to_{part}.txt").split()
@@ -145,7 +148,7 @@ def _gestures(path: Path) -> list[Recording]:
 @plugins.data("cifar10_dvs")
 def cifar10_dvs(config: DataConfig) -> Recordings:
     """CIFAR10-DVS (Li et al. 2017): 10,000 recordings of CIFAR-10's images, moved on a screen."""
-    inside = _inside(config, "cifar10_dvs")
+    inside = _inside(config)
     for name, (number, md5) in _CIFAR10.items():
         file = RemoteFile(
             f"https://ndownloader.figshare.com/files/{number}",
@@ -154,34 +157,24 @@ def cifar10_dvs(config: DataConfig) -> Recordings:
             mirror=f"https://api.figshare.com/v2/file/download/{number}",
         )
         unpacked(file, name, inside)
-    found = Recordings(
-        root=Path(inside.root),
-        classes=tuple(_CIFAR10),
-        train=_in_classes(Path(inside.root), tuple(_CIFAR10), config),
-        test=(),
+    return Recordings(
+        **_partitioned(Path(inside.root), tuple(_CIFAR10), config),
         format="aedat2",
         sensor=DVS128,
         size=48,
         mirrors=True,
     )
-    return _partitioned(found, config)
 
 
 @plugins.data("n_mnist")
 def n_mnist(config: DataConfig) -> Recordings:
     """N-MNIST (Orchard et al. 2015): 60,000 + 10,000 recordings of MNIST's digits by saccades."""
-    inside, classes = _inside(config, "n_mnist"), tuple("0123456789")
+    inside = _inside(config)
     files = "https://data.mendeley.com/public-files/datasets/468j46mzdv/files"
-    parts = {}
     for name, (key, md5) in _N_MNIST.items():
-        file = RemoteFile(f"{files}/{key}/file_downloaded", md5, f"{name}.zip")
-        folder = unpacked(file, name, inside)
-        parts[name] = _in_classes(folder, classes, config)
+        unpacked(RemoteFile(f"{files}/{key}/file_downloaded", md5, f"{name}.zip"), name, inside)
     return Recordings(
-        root=Path(inside.root),
-        classes=classes,
-        train=parts["Train"],
-        test=parts["Test"],
+        **_in_folders(Path(inside.root), list(_N_MNIST), tuple("0123456789"), config),
         format="bin",
         sensor=(34, 34),
         size=34,
@@ -192,50 +185,34 @@ def n_mnist(config: DataConfig) -> Recordings:
 @plugins.data("n_caltech101")
 def n_caltech101(config: DataConfig) -> Recordings:
     """N-Caltech101 (Orchard et al. 2015): 8,709 recordings of 101 classes by saccades."""
-    folder = unpacked(_N_CALTECH101, "Caltech101", _inside(config, "n_caltech101"))
-    classes = _class_folders(folder, config)
-    found = Recordings(
-        root=folder,
-        classes=classes,
-        train=_in_classes(folder, classes, config),
-        test=(),
+    folder = unpacked(_N_CALTECH101, "Caltech101", _inside(config))
+    return Recordings(
+        **_partitioned(folder, _class_folders(folder, config), config),
         format="bin",
         sensor=(180, 240),
         size=48,
         mirrors=True,
     )
-    return _partitioned(found, config)
 
 
 @plugins.data("eventfolder")
 def eventfolder(config: DataConfig) -> Recordings:
     """Your own recordings, a folder for each class."""
     root, sensor = data_root(config), sensor_of(config)
-    found = Recordings(
-        root=root,
-        classes=(),
-        train=(),
-        test=(),
-        format=config.format,
-        sensor=sensor,
-        size=max(sensor),
-        mirrors=True,
-    )
     if config.split != "official":
-        classes = _class_folders(root, config)
-        found = replace(found, classes=classes, train=_in_classes(root, classes, config))
-        return _partitioned(found, config)
-    names = folders_of_splits(root, config, 'recordings, or <class>/ with data.split = "random90"')
-    classes = _class_folders(root / "train", config)
-    for name in names[1:]:
-        if (others := _class_folders(root / name, config)) != classes:
-            raise UserError(
-                f"eventfolder: {root} has different classes in train ({', '.join(classes)}) and "
-                f"{name} ({', '.join(others)})"
-            )
-    train, test, *held_out = (_in_classes(root / name, classes, config) for name in names)
-    validation = held_out[0] if held_out else ()
-    return replace(found, classes=classes, train=train, test=test, validation=validation)
+        parts = _partitioned(root, _class_folders(root, config), config)
+    else:
+        holding = 'recordings, or <class>/ with data.split = "random90"'
+        names = folders_of_splits(root, config, holding)
+        classes = _class_folders(root / "train", config)
+        for name in names[1:]:
+            if (others := _class_folders(root / name, config)) != classes:
+                raise UserError(
+                    f"eventfolder: {root} has different classes in train ({', '.join(classes)}) and "
+                    f"{name} ({', '.join(others)})"
+                )
+        parts = _in_folders(root, names, classes, config)
+    return Recordings(**parts, format=config.format, sensor=sensor, size=max(sensor), mirrors=True)
 
 
 @plugins.data("digits_dvs")
@@ -245,13 +222,9 @@ def digits_dvs(config: DataConfig) -> Recordings:
         raise UserError(
             f'data.format = "{config.format}": digits_dvs is written as .bin; accepted with it: "auto", "bin"'
         )
-    classes = tuple("0123456789")
     folder = simulated.digits(data_root(config))
     return Recordings(
-        root=folder,
-        classes=classes,
-        train=_in_classes(folder / "train", classes, config),
-        test=_in_classes(folder / "test", classes, config),
+        **_in_folders(folder, ["train", "test"], tuple("0123456789"), config),
         format="bin",
         sensor=simulated.SENSOR,
         size=max(simulated.SENSOR),
@@ -272,9 +245,9 @@ def sensor_of(config: DataConfig) -> Sensor:
     )
 
 
-def _inside(config: DataConfig, name: str) -> DataConfig:
-    """The recipe's data with data.root at a folder of it."""
-    return replace(config, root=str(data_root(config) / name))
+def _inside(config: DataConfig) -> DataConfig:
+    """The recipe's data with data.root at the folder of the data set's name."""
+    return replace(config, root=str(data_root(config) / config.name))
 
 
 def _text(path: Path) -> str:
@@ -284,53 +257,64 @@ def _text(path: Path) -> str:
         raise UserError(f"{path} cannot be read: {one_line(error)}") from None
 
 
+CACHE = "event_frames"  # name of the folder in data.root that holds frames
+
+
 def _class_folders(folder: Path, config: DataConfig) -> tuple[str, ...]:
-    """The names of the folders in a folder. UserError: there are none."""
-    try:
-        found = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    except OSError as error:
-        raise UserError(f"{config.name}: {folder}: {error.strerror}") from None
-    # the cache of frames may lie next to the classes
+    """The names of the folders in a folder, but for the cache of frames. UserError: there are none."""
+    found = sorted(path.name for path in _inside_of(folder, config) if path.is_dir())
     names = tuple(name for name in found if not name.startswith(".") and name != CACHE)
     if not names:
         raise UserError(f"{config.name}: {folder} holds no folder of a class")
     return names
 
 
-CACHE = "event_frames"  # name of the folder in data.root that holds frames
+def _inside_of(folder: Path, config: DataConfig) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"{config.name}: {folder}: {error.strerror}") from None
 
 
 def _in_classes(folder: Path, classes: Sequence[str], config: DataConfig) -> list[Recording]:
-    """The recordings in folder/<class>/, by class and number. UserError: a class has none."""
+    """The recordings in folder/<class>/, by class and name. UserError: a class has none."""
     found = []
     for label, name in enumerate(classes):
-        try:
-            paths = [p for p in (folder / name).iterdir() if _is_recording(p.name)]
-        except OSError as error:
-            raise UserError(f"{config.name}: {folder / name}: {error.strerror}") from None
-        if not paths:
+        mine = [
+            Recording(path, label)
+            for path in _inside_of(folder / name, config)
+            # macOS writes ._0.npy next to 0.npy on other disks and in archives
+            if path.name.lower().endswith(ENDINGS) and not path.name.startswith(".")
+        ]
+        if not mine:
             raise UserError(
                 f"{config.name}: {folder / name} holds no recording; accepted: {', '.join(ENDINGS)}"
             )
-        found += [Recording(path, label) for path in sorted(paths)]
+        found += mine
     return found
 
 
-def _is_recording(name: str) -> bool:
-    """Hidden files are none: macOS writes ._0.npy next to 0.npy on other disks and in archives."""
-    return name.lower().endswith(ENDINGS) and not name.startswith(".")
+def _in_folders(
+    root: Path, names: Sequence[str], classes: tuple[str, ...], config: DataConfig
+) -> dict[str, Any]:
+    """The sets of recordings in root/<name>/<class>/: train, test and perhaps validation."""
+    sets = [_in_classes(root / name, classes, config) for name in names]
+    return {
+        "root": root,
+        "classes": classes,
+        **dict(zip(("train", "test", "validation"), sets, strict=False)),
+    }
 
 
-def _partitioned(found: Recordings, config: DataConfig) -> Recordings:
-    """All recordings, in `train`, divided by the recipe's split. UserError: a set would be empty."""
-    labels = [recording.label for recording in found.train]
-    numbers = [number_of(recording.path) for recording in found.train]
+def _partitioned(root: Path, classes: tuple[str, ...], config: DataConfig) -> dict[str, Any]:
+    """The recordings in root/<class>/, divided by the recipe's split. UserError: a set would be empty."""
+    every = _in_classes(root, classes, config)
+    labels, numbers = [r.label for r in every], [number_of(r.path) for r in every]
     tested = held_out(config.split, labels, numbers, config.split_seed)
-    sets = [[r for r, t in zip(found.train, tested, strict=True) if t == part] for part in (0, 1)]
-    if not all(sets):
-        which = "training" if not sets[0] else "test"
+    train, test = ([every[at] for at in np.flatnonzero(tested == part)] for part in (False, True))
+    if not train or not test:
         raise UserError(
-            f"data.split = {config.split!r} leaves no {which} recording of the "
-            f"{len(labels):,} of {config.name}"
+            f"data.split = {config.split!r} leaves no {'test' if train else 'training'} recording of the "
+            f"{len(every):,} of {config.name}"
         )
-    return replace(found, train=sets[0], test=sets[1])
+    return {"root": root, "classes": classes, "train": train, "test": test}

@@ -15,8 +15,6 @@ A recording is a function of its digit, its split and its number; nothing is dra
 """
 
 import math
-import os
-import tempfile
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from spiketriton.data.counter_rng import mix, uniforms
-from spiketriton.data.download import one_process_at_a_time
+from spiketriton.data.download import made_once
 from spiketriton.data.events.formats import EVENT, Sensor, write_bin
 from spiketriton.errors import UserError
 
@@ -44,28 +42,25 @@ _AT_ONCE = 128  # digits simulated together
 def digits(root: Path) -> Path:
     """The folder with the recordings: train/<digit>/00000.bin, ..., made once. UserError."""
     folder = root / f"digits_dvs_bin_v{VERSION}"
-    if folder.is_dir():
-        return folder
     try:
-        with one_process_at_a_time(root):
-            if not folder.is_dir():
-                with tempfile.TemporaryDirectory(dir=root, prefix=".digits-dvs-") as temporary:
-                    _write_all(Path(temporary, "whole"))
-                    os.replace(Path(temporary, "whole"), folder)
+        return made_once(folder, lambda into: _write_all(into / folder.name))
     except OSError as error:
         raise UserError(f"digits_dvs: {folder} cannot be written: {error.strerror}") from None
-    return folder
+
+
+def packaged(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """The digits of "train" or "test": brightness 0..16 [N, 8, 8], labels [N]."""
+    file = resources.files("spiketriton.data") / "digits.npz"
+    with file.open("rb") as stream, np.load(stream) as stored:
+        return stored[f"{split}_images"], stored[f"{split}_labels"]
 
 
 def _write_all(folder: Path) -> None:
-    file = resources.files("spiketriton.data") / "digits.npz"
-    with file.open("rb") as stream, np.load(stream) as stored:
-        arrays = dict(stored)
     for split, name in enumerate(("train", "test")):
-        images, labels = arrays[f"{name}_images"] / 16, arrays[f"{name}_labels"]
+        images, labels = packaged(name)
         for start in range(0, len(images), _AT_ONCE):
             numbers = np.arange(start, min(start + _AT_ONCE, len(images)))
-            recordings = record(images[numbers], mix(split, numbers.astype(np.uint64)))
+            recordings = record(images[numbers] / 16, mix(split, numbers))
             for number, events in zip(numbers, recordings, strict=True):
                 place = folder / name / str(labels[number]) / f"{number:05d}.bin"
                 place.parent.mkdir(parents=True, exist_ok=True)
@@ -136,17 +131,13 @@ def _brightness(images: np.ndarray, saccade: float) -> np.ndarray:
 
 
 def _shifted(images: np.ndarray, down: float, right: float) -> np.ndarray:
-    """Images moved by parts of pixels, bilinear; zeros enter."""
+    """Images moved by parts of pixels, bilinear: less than their margin of zeros, so that nothing comes around."""
     for axis, shift in ((1, down), (2, right)):
         whole = math.floor(shift)
         part = shift - whole
-        images = (1 - part) * _rolled(images, whole, axis) + part * _rolled(images, whole + 1, axis)
+        near, far = np.roll(images, whole, axis), np.roll(images, whole + 1, axis)
+        images = (1 - part) * near + part * far
     return images
-
-
-def _rolled(images: np.ndarray, by: int, axis: int) -> np.ndarray:
-    """np.roll; the margin of zeros is wider than any shift, so that nothing comes around."""
-    return np.roll(images, by, axis)
 
 
 def _normal(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -163,6 +154,6 @@ def _noise(keys: np.ndarray) -> np.ndarray:
     counts = np.maximum(np.rint(mean + math.sqrt(mean) * normal), 0).astype(np.int64)
     image = np.repeat(np.arange(len(keys)), counts)
     numbers = np.arange(len(image)) - np.repeat(np.cumsum(counts) - counts, counts)
-    draws = uniforms(mix(keys[image], _PLACE, numbers.astype(np.uint64)), 4)
+    draws = uniforms(mix(keys[image], _PLACE, numbers), 4)
     sides = np.array([DURATION_US, width, height, 2])
     return np.concatenate([image[None], (draws * sides).astype(np.int64).T])

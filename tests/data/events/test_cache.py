@@ -58,7 +58,7 @@ def test_frames_are_those_of_the_files(root, bins):
             assert np.array_equal(frames, to_bytes(counts)[0])
             facts = split.facts[index]
             assert facts["events"] == len(events) == counts.sum()
-            assert facts["duration_us"] == split.duration_us[index] == np.ptp(events["t"])
+            assert facts["duration_us"] == np.ptp(events["t"])
             assert facts["lost"] == 0
 
 
