@@ -60,7 +60,7 @@ def _continue_from(trainer: Trainer, state: dict[str, Any]) -> None:
         )
     trainer.load_state_dict(state)
     if longer:
-        rate = continue_on(trainer.update.schedule, trainer.update.optimizer, trainer.step)
+        rate = continue_on(trainer.update.schedule, trainer.step)
         trainer.progress.since_best = 0
         note(
             f"extended from {longer.before} to {longer.after} {longer.unit}: the learning rate continues as in a "

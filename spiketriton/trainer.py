@@ -2,9 +2,9 @@
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,12 +15,13 @@ from spiketriton.errors import EXIT_DONE, EXIT_ERROR
 from spiketriton.gradients.monitor import GradientMonitor
 from spiketriton.models import build_model
 from spiketriton.recording import Recorder
-from spiketriton.runs.checkpoint import Checkpoints
+from spiketriton.runs.checkpoint import Checkpoints, State
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import Row
 from spiketriton.show.display import Display
 from spiketriton.trained.teacher import NOBODY, TWIN, Teacher, find_teacher
 from spiketriton.training import environment, randomness
+from spiketriton.training.graphs import CudaGraphs, Steps, obstacle_of
 from spiketriton.training.guard import Counts
 from spiketriton.training.hooks import Hooks
 from spiketriton.training.interrupts import StopSignals
@@ -34,7 +35,6 @@ from spiketriton.training.plan import Outcome, Plan, Progress
 from spiketriton.training.pretrained import freeze
 from spiketriton.training.ranks import Ranks
 from spiketriton.training.restore import refuse_damage
-from spiketriton.training.saving import Saver
 from spiketriton.training.testing import Tester
 from spiketriton.version import __version__
 
@@ -95,11 +95,22 @@ class Trainer:
         self.meters = Meters(self.device)
         self.stop = StopSignals(display.stopping, ranks)
         self.checkpoints = Checkpoints(folder.checkpoints, display.warn, recipe.checkpoint.keep)
-        self.saver = Saver(self.checkpoints, self.stop, self.hooks.checkpoint)
+        self.saved_at: int | None = None  # step of the newest last.pt
         self.tester = Tester(
             model, self.forward, self.loss, self.placement, self.stop, display.testing
         )
-        self.run = self.update.runs(self.work, cfg.graph, own=recipe.names_code, note=display.note)
+        own = cfg.graph == "auto" and recipe.names_code  # nobody knows what their Python does in a step
+        self.run = Steps(
+            self.work,
+            self.update.optimizer,
+            mode=cfg.graph,
+            obstacle=obstacle_of(
+                self.device, ranks.world_size, self.update.scaler.is_enabled(), own=own
+            ),
+            state=self.update.tensors,
+            note=display.note,
+            graphs=partial(CudaGraphs, self.device),
+        )
         self.stateful = {
             "model": model,
             **self.update.stateful,
@@ -171,7 +182,7 @@ class Trainer:
         No number of Python's that changes from step to step may reach a kernel here: see `graphs`.
         """
         losses = []
-        self.update.begin()
+        self.update.guard.begin()
         for part, (images, labels) in enumerate(parts):
             last = part == self.accumulate - 1
             with (
@@ -205,10 +216,10 @@ class Trainer:
         if results is None:
             return
         best = self.progress.tested(results)
-        self.saver.saved_at = None  # of this step, but without the result, if a signal broke it off
+        self.saved_at = None  # of this step, but without the result, if a signal broke it off
         self.record("eval", **results.row(self.data))
         if best:
-            self.saver.save_best(self.state_dict)
+            self.written(self.checkpoints.save_best)
 
     def log(self) -> None:
         """Writes a row about the steps since the last one; this waits for the device."""
@@ -250,13 +261,20 @@ class Trainer:
 
     def save(self) -> None:
         """Writes a checkpoint of this step, unless there is one."""
-        if self.saver.saved_at == self.step:
+        if self.saved_at == self.step:
             return
         self.refuse_nonfinite()
         self.progress.seconds = self.seconds()
-        self.saver.save_last(self.step, self.state_dict)
+        if self.written(self.checkpoints.save_last):
+            self.saved_at = self.step
+            self.hooks.checkpoint(self.checkpoints.folder / "last.pt")
 
-    def state_dict(self) -> dict[str, Any]:
+    def written(self, write: Callable[[State], bool]) -> bool:
+        """Whether the first rank could write the state, whole whatever signal comes; else a warning says why."""
+        with self.stop.saving():
+            return self.ranks.decide(partial(write, self.state_dict()))
+
+    def state_dict(self) -> State:
         """Everything that the next step depends on; the data are a function of (seed, step).
 
         Ranks differ in the random generators only, which no step draws from.
@@ -271,14 +289,14 @@ class Trainer:
             "random": randomness.random_state(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """UserError: the state is damaged."""
-        refuse_damage(self.folder.path, state, self.state_dict(), self.update.optimizer)
+        refuse_damage(self.folder.path, state, self.state_dict())
         self.progress = Progress.of_state(state, validated=self.data.validation is not None)
         for name, part in self.stateful.items():
             part.load_state_dict(state[name])
         self.random_state = state["random"]
-        self.saver.saved_at = self.step
+        self.saved_at = self.step
 
     @property
     def step(self) -> int:
@@ -323,7 +341,7 @@ class Trainer:
             images_per_s=self.images_per_s,
             peak_memory_mib=self.ranks.most(peak_memory_mib(self.device)),
             firing_rate=self.monitor.summary.firing_rate,
-            saved_at=self.saver.saved_at,
+            saved_at=self.saved_at,
             exit_code=self.exit_code(),
         )
 
@@ -331,4 +349,4 @@ class Trainer:
         """The signal's code if it cut the run short; the same on all ranks."""
         if not self.plan.finished(self.progress) and not self.hooks.stops:
             return self.stop.exit_code
-        return EXIT_DONE if self.saver.saved_at == self.step else EXIT_ERROR
+        return EXIT_DONE if self.saved_at == self.step else EXIT_ERROR

@@ -30,6 +30,9 @@ from spiketriton.training.randomness import random_state, set_random_state
 from spiketriton.training.ranks import Ranks
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_BF16 = {"avx512_bf16", "amx_bf16"}
+_INSTRUCTIONS = {"auto": _BF16, "bf16": _BF16, "fp16": {"amx_fp16"}}  # of CPUs
+_TF32 = "; cuDNN may compute convolutions in TF32, PyTorch's default"
 
 
 @dataclass(frozen=True)
@@ -58,47 +61,34 @@ def choose_device(wanted: str) -> Choice:
 
 def choose_precision(wanted: str, device: torch.device) -> Choice:
     """The torch.dtype of convolutions for train.precision; membranes and weights are float32."""
+    on_cpu = device.type == "cpu"
+    found = ", ".join(sorted(machine.cpu_flags() & _INSTRUCTIONS.get(wanted, set())))
+    gpu_has_bf16 = not on_cpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    # bfloat16 where the processor has instructions for it: emulated, it is slower
+    if wanted == "auto" and on_cpu:
+        dtype = torch.bfloat16 if found else torch.float32
+        return Choice(dtype, f"because this CPU has {found or 'no bf16'} instructions")
+    if wanted == "auto" and gpu_has_bf16:
+        return Choice(torch.bfloat16, "because this GPU has bf16 arithmetic")
     if wanted == "auto":
-        return _fast_precision(device)
-    dtype = PRECISIONS[wanted]
+        return Choice(torch.float16, "because this GPU has no bf16 arithmetic; the loss is scaled")
     if wanted == "fp32":
-        tf32 = device.type == "cuda" and torch.backends.cudnn.allow_tf32
-        note = "; cuDNN may compute convolutions in TF32, PyTorch's default" if tf32 else ""
-        return Choice(dtype, f"as the recipe says{note}")
-    if device.type == "cpu":
-        fast = machine.cpu_flags() & (
-            {"avx512_bf16", "amx_bf16"} if wanted == "bf16" else {"amx_fp16"}
-        )
-        note = (
-            f"with this CPU's {', '.join(sorted(fast))} instructions"
-            if fast
-            else f"which this CPU has no {wanted} instructions for: fp32 may be faster"
-        )
-        return Choice(dtype, f"by PyTorch's CPU autocast, {note}")
-    if wanted == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return Choice(dtype, "by autocast, emulated on this GPU: fp16 is faster")
-    scaled = ", the loss scaled against underflow" if wanted == "fp16" else ""
-    return Choice(dtype, f"by autocast{scaled}")
+        tf32 = not on_cpu and torch.backends.cudnn.allow_tf32
+        reason = "as the recipe says" + _TF32 * tf32
+    elif on_cpu and found:
+        reason = f"by PyTorch's CPU autocast, with this CPU's {found} instructions"
+    elif on_cpu:
+        reason = f"by PyTorch's CPU autocast, which this CPU has no {wanted} instructions for: fp32 may be faster"
+    elif wanted == "fp16":
+        reason = "by autocast, the loss scaled against underflow"
+    else:
+        reason = "by autocast" + ", emulated on this GPU: fp16 is faster" * (not gpu_has_bf16)
+    return Choice(PRECISIONS[wanted], reason)
 
 
 def name_of(dtype: torch.dtype) -> str:
     """As train.precision has it."""
     return next(name for name, value in PRECISIONS.items() if value == dtype)
-
-
-def _fast_precision(device: torch.device) -> Choice:
-    """bfloat16 where the processor has instructions for it, else float16 on a GPU: emulated ones are slower."""
-    if device.type == "cpu":
-        found = sorted(machine.cpu_flags() & {"avx512_bf16", "amx_bf16"})
-        fast, who = bool(found), f"this CPU has {', '.join(found) or 'no bf16'} instructions"
-    else:
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        if not fast:
-            return Choice(
-                torch.float16, "because this GPU has no bf16 arithmetic; the loss is scaled"
-            )
-        who = "this GPU has bf16 arithmetic"
-    return Choice(torch.bfloat16 if fast else torch.float32, f"because {who}")
 
 
 def set_up(threads: int, deterministic: bool, device: torch.device) -> None:
@@ -161,25 +151,16 @@ def use_threads(threads: int) -> int:
     return torch.get_num_threads()
 
 
-def use_threads_of(session: Mapping[str, Any]) -> None:
-    """The threads of an earlier session on this machine: another number gives other bits."""
-    if (
-        session.get("cpu") == machine.cpu_name()
-        and 1 <= session.get("threads", 0) <= machine.usable()
-    ):
-        torch.set_num_threads(session["threads"])
-
-
 def keep_threads(
     cfg: TrainConfig, device: torch.device, sessions: Sequence[Mapping[str, Any]]
 ) -> str:
-    """On a CPU takes the threads of the session before; where the recipe or the machine has another number, says so."""
-    if device.type != "cpu" or not sessions:
+    """On a CPU takes the threads of the session before, without which its bits would be others; words where it cannot."""
+    if device.type != "cpu" or not sessions or not (before := sessions[-1].get("threads")):
         return ""
-    if not cfg.threads:
-        use_threads_of(sessions[-1])
-    before, now = sessions[-1].get("threads"), torch.get_num_threads()
-    if before in (None, now):
+    same_machine = sessions[-1].get("cpu") == machine.cpu_name()
+    if not cfg.threads and same_machine and 1 <= before <= machine.usable():
+        torch.set_num_threads(before)
+    if before == (now := torch.get_num_threads()):
         return ""
     return (
         f"threads: {now} from here on instead of {before}; the sums are rounded otherwise, so the weights "

@@ -5,7 +5,6 @@ Optimizer and schedule are torch's own classes, which save and resume.
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,12 +15,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from spiketriton.config import TrainConfig
 from spiketriton.training.ema import MovingAverage
-from spiketriton.training.graphs import CudaGraphs, Steps, Work, obstacle_of, tensors_of
+from spiketriton.training.graphs import tensors_of
 from spiketriton.training.guard import FiniteGuard
 from spiketriton.training.placement import Placement
 from spiketriton.training.ranks import Ranks
-
-Factor = Callable[[int, float, int], float]  # step, steps in which the rate rises, all steps
 
 # OneCycleLR's defaults: where the rate starts below its peak, and where it ends below that start
 START_FACTOR = 1 / 25
@@ -65,10 +62,6 @@ class Update:
         self.ema = MovingAverage(model, cfg.ema) if cfg.ema else None
         self.number = torch.zeros((), dtype=torch.int64, device=self.device)  # of the step
 
-    def begin(self) -> None:
-        """Before the first forward pass."""
-        self.guard.begin()
-
     def backward(self, loss: Tensor) -> None:
         """Adds the gradients of a part's share of the loss."""
         self.scaler.scale(loss).backward()
@@ -102,28 +95,6 @@ class Update:
         average = [] if self.ema is None else [*self.ema.average.values(), self.ema.steps]
         return [*model, *tensors_of(self.optimizer), *self.guard.tensors(), *average]
 
-    def runs(
-        self, work: Work, mode: bool | str, *, own: bool, note: Callable[[str], object]
-    ) -> Steps:
-        """What runs the work of steps, as CUDA graphs where `train.graph` asks and nothing stands in the way.
-
-        own: whether the network is somebody's, of whom "auto" does not know what it does in a step.
-        """
-        return Steps(
-            work,
-            self.optimizer,
-            mode=mode,
-            obstacle=obstacle_of(
-                self.device,
-                self.ranks.world_size,
-                self.scaler.is_enabled(),
-                own=mode == "auto" and own,
-            ),
-            state=self.tensors,
-            note=note,
-            graphs=partial(CudaGraphs, self.device),
-        )
-
     @property
     def stateful(self) -> dict[str, Any]:
         """What a checkpoint holds of it, by name."""
@@ -146,14 +117,17 @@ def build_optimizer(cfg: TrainConfig, model: nn.Module, lr: float) -> Optimizer:
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": small},
     ]
     groups = [group for group in groups if group["params"]]
+    # state as torch's first step makes it: skipping that step would leave SGD's undefined
     if cfg.optimizer == "sgd":
         sgd = SGD(groups, lr=lr, momentum=cfg.momentum, nesterov=cfg.nesterov, fused=True)
-        if cfg.momentum:
-            # as torch's first step does; skipping that step would leave it undefined
-            for p in trained:
-                sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        for p in trained if cfg.momentum else ():
+            sgd.state[p] = {"momentum_buffer": torch.zeros_like(p)}
         return sgd
-    return AdamW(groups, lr=lr, eps=cfg.eps, fused=True)
+    adamw = AdamW(groups, lr=lr, eps=cfg.eps, fused=True)
+    for p in trained:
+        moments = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
+        adamw.state[p] = {"step": torch.zeros((), device=p.device), **moments}
+    return adamw
 
 
 def build_schedule(cfg: TrainConfig, optimizer: Optimizer, total_steps: int) -> LambdaLR:
@@ -167,15 +141,7 @@ def build_schedule(cfg: TrainConfig, optimizer: Optimizer, total_steps: int) -> 
     """
     if total_steps < 1:
         raise ValueError(f"total_steps = {total_steps}: accepted: an integer from 1")
-    peak = optimizer.defaults["lr"]
-    start, end = cfg.warmup_lr / peak, cfg.min_lr / peak
-    factors: dict[str, Factor] = {
-        "one_cycle": partial(_one_cycle, start, end),
-        "cosine": partial(_cosine, start, end),
-        "constant": partial(_constant, start),
-        "step": partial(_step, start, cfg.milestones, cfg.gamma),
-    }
-    return LambdaLR(optimizer, partial(_clamped, factors[cfg.schedule], cfg.warmup, total_steps))
+    return LambdaLR(optimizer, partial(_factor, cfg, optimizer.defaults["lr"], total_steps))
 
 
 def clipped_norm(parameters: list[nn.Parameter], limit: float) -> Tensor:
@@ -185,49 +151,34 @@ def clipped_norm(parameters: list[nn.Parameter], limit: float) -> Tensor:
     return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
-def continue_on(schedule: LambdaLR, optimizer: Optimizer, step: int) -> float:
+def continue_on(schedule: LambdaLR, step: int) -> float:
     """Goes on after `step` steps of another schedule, and returns the first rate."""
-    rates = [
-        base * factor(step)
-        for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
-    ]
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
-    schedule._last_lr = rates
-    return float(rates[0])
+    schedule.last_epoch = step - 1
+    schedule.step()
+    return float(schedule.get_last_lr()[0])
 
 
-def _clamped(factor: Factor, warmup: float, total: int, step: int) -> float:
-    return factor(min(step, total - 1), warmup * total, total)
-
-
-def _one_cycle(start: float, end: float, step: int, rise: float, total: int) -> float:
-    last = total - 1
-    peak = max(0.0, min(rise, last) - 1)
-    if step < peak:
-        return _cosine_between(start or START_FACTOR, 1.0, step / peak)
-    share = (step - peak) / (last - peak) if last > peak else 0.0
-    return _cosine_between(1.0, end or END_FACTOR, share)
-
-
-def _cosine(start: float, end: float, step: int, rise: float, total: int) -> float:
-    return _constant(start, step, rise, total) * (
-        1.0 if step < rise else _cosine_between(1.0, end, (step - rise) / (total - rise))
-    )
-
-
-def _constant(start: float, step: int, rise: float, total: int) -> float:
+def _factor(cfg: TrainConfig, peak: float, total: int, step: int) -> float:
+    """The learning rate of a step, from 0, as a share of its peak."""
+    last, rise = total - 1, cfg.warmup * total
+    step = min(step, last)
+    start, end = cfg.warmup_lr / peak, cfg.min_lr / peak
+    if cfg.schedule == "one_cycle":
+        top = max(0.0, min(rise, last) - 1)
+        if step < top:
+            return _cosine(start or START_FACTOR, 1.0, step / top)
+        return _cosine(1.0, end or END_FACTOR, (step - top) / (last - top) if last > top else 0.0)
     if start and step < rise:
-        return start + (1.0 - start) * step / rise
-    return min(1.0, (step + 1) / rise) if rise else 1.0
+        rising = start + (1.0 - start) * step / rise
+    else:
+        rising = min(1.0, (step + 1) / rise) if rise else 1.0
+    if cfg.schedule == "cosine" and step >= rise:
+        return rising * _cosine(1.0, end, (step - rise) / (total - rise))
+    if cfg.schedule == "step":
+        passed = sum(step >= max(1, round(share * total)) for share in cfg.milestones)
+        return rising * cfg.gamma**passed
+    return rising
 
 
-def _step(
-    start: float, milestones: Sequence[float], gamma: float, step: int, rise: float, total: int
-) -> float:
-    passed = sum(step >= max(1, round(share * total)) for share in milestones)
-    return _constant(start, step, rise, total) * gamma**passed
-
-
-def _cosine_between(start: float, end: float, share: float) -> float:
+def _cosine(start: float, end: float, share: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * share)) / 2

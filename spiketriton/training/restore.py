@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.optim import SGD, Optimizer
 
 from spiketriton.errors import UserError
 from spiketriton.training.randomness import set_random_state
@@ -13,9 +12,7 @@ from spiketriton.training.randomness import set_random_state
 _ELSEWHERE = ("recipe", "name", "version", "data")  # not taken from it, or looked at before
 
 
-def refuse_damage(
-    path: Path, given: Mapping[str, Any], own: Mapping[str, Any], optimizer: Optimizer
-) -> None:
+def refuse_damage(path: Path, given: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     """UserError: a part of a checkpoint in `path` is missing, or has not the form of the trainer's own.
 
     Sets the random generators.
@@ -23,7 +20,7 @@ def refuse_damage(
     try:
         for name, part in own.items():
             if name == "optimizer":
-                _compare_optimizer(given.get(name), part, optimizer)
+                _compare_optimizer(given.get(name), part)
             elif name == "random":
                 _compare_random(given.get(name), part)
             elif name == "model":
@@ -76,26 +73,14 @@ def _compare_weights(given: Any, own: Mapping[str, Any]) -> None:
                 raise ValueError(f"model.{name} is {_short(width)} where it should be a width")
 
 
-def _compare_optimizer(given: Any, own: Mapping[str, Any], optimizer: Optimizer) -> None:
+def _compare_optimizer(given: Any, own: Mapping[str, Any]) -> None:
+    """Older checkpoints of step 0, and of parameters that got no gradient, lack state."""
     _compare(given, {**own, "state": {}}, "optimizer")
-    names = (
-        ("momentum_buffer",) if isinstance(optimizer, SGD) else ("step", "exp_avg", "exp_avg_sq")
-    )
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    numbers = [number for group in own["param_groups"] for number in group["params"]]
-    if numbers != [number for group in given["param_groups"] for number in group["params"]]:
+    state = {number: own["state"].get(number) for number in given["state"]}
+    _compare(given["state"], state, "optimizer.state")
+    numbers = [[group["params"] for group in part["param_groups"]] for part in (given, own)]
+    if numbers[0] != numbers[1]:
         raise ValueError("optimizer.param_groups has other parameters")
-    for number, kept in given["state"].items():
-        if number not in numbers or not isinstance(kept, Mapping):
-            raise ValueError(f"optimizer.state[{_short(number)}] is of no parameter")
-        shape = parameters[numbers.index(number)].shape
-        for name in names if kept else ():
-            value = kept.get(name)
-            wanted = () if name == "step" else shape
-            fits = isinstance(value, Tensor) and value.is_floating_point() and value.shape == wanted
-            if not fits:
-                where = f"optimizer.state[{number}].{name}"
-                raise ValueError(f"{where} is {_short(value)} of a parameter {list(shape)}")
 
 
 def _compare_random(given: Any, own: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from spiketriton.config import TrainConfig
 from spiketriton.errors import UserError
 from spiketriton.training import environment
 from spiketriton.training.ranks import Ranks
@@ -205,9 +206,10 @@ def test_a_resumed_run_keeps_its_threads_on_the_same_machine_only(threads):
     cpu = environment.machine.cpu_name()
     torch.set_num_threads(1)
     for session in ({}, {"cpu": "another", "threads": 2}, {"cpu": cpu, "threads": 5}):
-        environment.use_threads_of(session)
+        words = environment.keep_threads(TrainConfig(), CPU, [session])
+        assert bool(words) == bool(session)
         assert torch.get_num_threads() == 1
-    environment.use_threads_of({"cpu": cpu, "threads": 3})
+    assert environment.keep_threads(TrainConfig(), CPU, [{"cpu": cpu, "threads": 3}]) == ""
     assert torch.get_num_threads() == 3
 
 
