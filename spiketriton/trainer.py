@@ -335,6 +335,10 @@ class Trainer:
             self.recorder.close()
 
     def outcome(self) -> Outcome:
+        """The signal's exit code if it cut the run short; the same on all ranks."""
+        exit_code = EXIT_DONE if self.saved_at == self.step else EXIT_ERROR
+        if not self.plan.finished(self.progress) and not self.hooks.stops:
+            exit_code = self.stop.exit_code
         return Outcome(
             plan=self.plan,
             progress=self.progress,
@@ -342,11 +346,5 @@ class Trainer:
             peak_memory_mib=self.ranks.most(peak_memory_mib(self.device)),
             firing_rate=self.monitor.summary.firing_rate,
             saved_at=self.saved_at,
-            exit_code=self.exit_code(),
+            exit_code=exit_code,
         )
-
-    def exit_code(self) -> int:
-        """The signal's code if it cut the run short; the same on all ranks."""
-        if not self.plan.finished(self.progress) and not self.hooks.stops:
-            return self.stop.exit_code
-        return EXIT_DONE if self.saved_at == self.step else EXIT_ERROR

@@ -9,7 +9,6 @@ process, and oneDNN computes no new convolution in a process that was refused me
 """
 
 import gc
-import json
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
@@ -26,6 +25,7 @@ from spiketriton.data import Data, Facts
 from spiketriton.errors import UserError
 from spiketriton.models import build_model
 from spiketriton.runs.folder import RunFolder
+from spiketriton.runs.rows import read_json
 from spiketriton.training import environment
 from spiketriton.training.losses import build_loss
 from spiketriton.training.meters import peak_memory_mib
@@ -174,11 +174,9 @@ def settle(
 
 
 def _read(path: Path, sizes: Sequence[int]) -> int:
-    try:
-        size = int(json.loads(path.read_text("utf-8"))["micro_batch"])
-    except (ValueError, KeyError, TypeError):
-        size = 0
-    if size not in sizes:
+    content = read_json(path)
+    size = content.get("micro_batch") if isinstance(content, dict) else None
+    if type(size) is not int or size not in sizes:
         raise UserError(f"{path} is damaged: no divisor of {sizes[0]} images is in it")
     return size
 
@@ -197,11 +195,11 @@ def _largest_that_fits(sizes: Sequence[int], trial: Trial, ranks_here: int) -> i
         for size in sizes:
             if (failure := _failure(run, size)) is None:
                 return size
-        assert failure is not None
-        raise explained(failure, trial.recipe, device, size)
     finally:
         set_random_state(before)
         torch.cuda.empty_cache()
+    assert failure is not None
+    raise explained(failure, trial.recipe, device, size)
 
 
 def _failure(trial: Callable[[int], None], size: int) -> Exception | None:

@@ -185,7 +185,7 @@ def test_a_damaged_result_is_named(tmp_path, content):
     recipe, folder = small_recipe("train.micro_batch=auto"), RunFolder.create(tmp_path, "small")
     (tmp_path / "micro_batch.json").write_text(content)
     data = build_data(recipe)
-    with pytest.raises(UserError, match=r"micro_batch\.json is damaged: no divisor of 16 images"):
+    with pytest.raises(UserError, match=r"micro_batch\.json is damaged: "):
         settle(Trial(recipe, data.facts, 0), data, folder, print, Ranks())
 
 
