@@ -99,7 +99,9 @@ class Trainer:
         self.tester = Tester(
             model, self.forward, self.loss, self.placement, self.stop, display.testing
         )
-        own = cfg.graph == "auto" and recipe.names_code  # nobody knows what their Python does in a step
+        own = (
+            cfg.graph == "auto" and recipe.names_code
+        )  # nobody knows what their Python does in a step
         self.run = Steps(
             self.work,
             self.update.optimizer,

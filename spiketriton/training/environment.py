@@ -154,7 +154,7 @@ def use_threads(threads: int) -> int:
 def keep_threads(
     cfg: TrainConfig, device: torch.device, sessions: Sequence[Mapping[str, Any]]
 ) -> str:
-    """On a CPU takes the threads of the session before, without which its bits would be others; words where it cannot."""
+    """On a CPU takes the threads of the session before, whose bits follow from them; words where it cannot."""
     if device.type != "cpu" or not sessions or not (before := sessions[-1].get("threads")):
         return ""
     same_machine = sessions[-1].get("cpu") == machine.cpu_name()

@@ -32,8 +32,6 @@ Work = Callable[[Iterable[Batch], bool], Numbers]
 WARM_UP = 3
 """Eager steps of a shape before it is captured: kernels are compiled, convolutions tuned, and the
 optimizer has its state."""
-MOST_SHAPES = 4
-"""Batches of further shapes run eagerly, measured or not; the graphs share the memory of their activations."""
 GAIN = 0.95
 """Of an eager step's time, at most, with "auto": a graph's memory must be worth it."""
 
@@ -214,18 +212,7 @@ class Steps:
         seen = self.seen[shape] = self.seen.get(shape, 0) + 1
         if seen <= WARM_UP:
             return self.graphs.warm_up(lambda: self.work(batches, watched))
-        if sum(one[0] == watched for one in self.captured) == MOST_SHAPES:
-            if seen == WARM_UP + 1:
-                self.note(
-                    f"{self._key}: batches of a further shape run eagerly, beyond {MOST_SHAPES}"
-                )
-            return self.work(batches, watched)
         return self._first(shape, batches, watched, self.graphs)
-
-    def forget(self) -> None:
-        """Something that graphs have frozen has changed: they are captured again."""
-        self.captured.clear()
-        self.seen.clear()
 
     def _first(self, shape: tuple, batches: list[Batch], watched: bool, graphs: Graphs) -> Numbers:
         """The step in which a shape is captured."""
