@@ -43,12 +43,9 @@ def later(changes: dict[int, int]) -> tuple[int, ...]:
 @pytest.mark.parametrize(
     ("one", "two", "ours", "taken", "free"),
     [
-        ({3: 10}, {3: 10}, 0.0, 0.0, 2),  # idle
-        ({3: 10, 4: 10}, {}, 0.0, 0.0, 2),  # waiting for a disk
-        ({0: 10}, {3: 10}, 0.0, 1.0, 1),
+        ({3: 10, 4: 10}, {3: 10}, 0.0, 0.0, 2),  # idle, and waiting for a disk
         ({1: 10}, {3: 10}, 0.0, 1.0, 1),  # a process with a low priority counts
-        ({2: 2, 5: 2, 6: 2, 7: 4}, {}, 0.0, 1.0, 1),
-        ({0: 10, 8: 10, 9: 10}, {}, 0.0, 1.0, 1),  # guests are counted as users, too
+        ({2: 2, 5: 2, 6: 2, 7: 4, 8: 10, 9: 10}, {}, 0.0, 1.0, 1),  # guests are in user and nice
         ({0: 10}, {0: 10}, 0.0, 2.0, 1),  # never less than one thread
         ({0: 10}, {3: 10}, 0.1, 0.0, 2),  # it was this process
         ({0: 3}, {}, 0.0, 0.3, 2),
@@ -66,17 +63,16 @@ def test_what_others_take(stat, monkeypatch, one, two, ours, taken, free):
     assert machine.usable() == 2
 
 
-@pytest.mark.parametrize("text", [None, "", "cpu1 a b c\n"])
+@pytest.mark.parametrize("text", ["", "cpu1 a b c\n"])
 def test_a_system_that_does_not_say_counts_as_idle(stat, text):
-    if text is not None:
+    if text:
         stat.write_text(text)
-    assert machine.taken() == 0.0
-    assert machine.free() == 2
+    assert (machine.taken(), machine.free()) == (0.0, 2)
 
 
 @pytest.mark.parametrize(
     ("taken", "chosen", "policy"),
-    [(0.0, "", None), (0.3, "", None), (0.5, "", "PASSIVE"), (2.0, "", "PASSIVE")]
+    [(0.3, "", None), (0.5, "", "PASSIVE")]
     + [(2.0, name, None) for name in machine.CHOSEN if name != "OMP_WAIT_POLICY"],
 )
 def test_threads_sleep_only_on_busy_machines_and_unless_the_user_chose(
@@ -108,19 +104,12 @@ def test_it_is_decided_before_any_command_imports_torch():
 
 def test_the_processor(tmp_path, monkeypatch):
     info = tmp_path / "cpuinfo"
-    info.write_text("model name\t: Fast: 9\nflags\t: sse amx_bf16\n\nmodel name\t: Slow\n")
     monkeypatch.setattr(machine, "Path", lambda path: info)
-    found = machine._cpu_info.__wrapped__()
-    assert found == {"model name": "Fast: 9", "flags": "sse amx_bf16"}
-    info.unlink()
-    assert machine._cpu_info.__wrapped__() == {}
-    for read, name in ((found, "Fast: 9"), ({}, "x86"), ({"model name": ""}, "x86")):
-        monkeypatch.setattr(machine, "_cpu_info", lambda read=read: read)
-        monkeypatch.setattr(platform, "processor", lambda: "x86")
-        assert machine.cpu_name() == name
-        assert machine.cpu_flags() == ({"sse", "amx_bf16"} if "flags" in read else set())
-    monkeypatch.setattr(platform, "processor", lambda: "")
-    assert machine.cpu_name() == platform.machine()
+    monkeypatch.setattr(platform, "processor", lambda: "x86")
+    monkeypatch.setattr(machine, "_cpu_info", machine._cpu_info.__wrapped__)
+    assert (machine.cpu_name(), machine.cpu_flags()) == ("x86", set())
+    info.write_text("model name\t: Fast: 9\nflags\t: sse amx_bf16\n\nmodel name\t: Slow\n")
+    assert (machine.cpu_name(), machine.cpu_flags()) == ("Fast: 9", {"sse", "amx_bf16"})
 
 
 @pytest.mark.parametrize(
@@ -128,7 +117,6 @@ def test_the_processor(tmp_path, monkeypatch):
     [
         (300, 200, resource.RLIM_INFINITY, 500),
         (300, 200, 450, 450),
-        (300, 200, 900, 500),
         (None, 200, 900, None),
         (300, None, 900, None),
     ],

@@ -36,12 +36,7 @@ def test_what_counts_as_bad():
         net = torch.nn.Linear(2, 1)
         optimizer = build_optimizer(TrainConfig(optimizer="sgd", momentum=0.0), net, 1e-3)
         guard = FiniteGuard(net, optimizer, patience=10, scaled=scaled)
-        for loss, norm, bad in (
-            (1.0, 1.0, False),
-            (math.nan, 1.0, True),
-            (-math.inf, math.nan, True),
-            (1.0, math.inf, True),
-        ):
+        for loss, norm, bad in ((1.0, 1.0, False), (-math.inf, 1.0, True), (1.0, math.nan, True)):
             judged(guard, loss, norm)
             for overflow in (0.0, 1.0) if scaled else (0.0,):
                 before = net.weight.detach().clone()
@@ -52,18 +47,13 @@ def test_what_counts_as_bad():
                 assert moved == (not bad and not overflow), (scaled, loss, norm, overflow)
 
 
-def guard_of(net: torch.nn.Module, **keys: object) -> FiniteGuard:
-    cfg = TrainConfig(**keys)  # type: ignore[arg-type]
-    placement = Placement(torch.device("cpu"), torch.float32, torch.contiguous_format)
-    return Update(cfg, 1e-3, 0.0, net, placement, Ranks(), 10).guard
-
-
 @pytest.mark.parametrize(
-    ("keys", "allowed"),
-    [({}, 0), ({"max_skips": 5}, 0), ({"nonfinite": "skip", "max_skips": 2}, 2)],
+    ("keys", "allowed"), [({"max_skips": 5}, 0), ({"nonfinite": "skip", "max_skips": 2}, 2)]
 )
 def test_training_ends_after_more_bad_steps_in_a_row_than_allowed(keys, allowed):
-    guard = guard_of(torch.nn.Linear(2, 1), **keys)
+    placement = Placement(torch.device("cpu"), torch.float32, torch.contiguous_format)
+    net = torch.nn.Linear(2, 1)
+    guard = Update(TrainConfig(**keys), 1e-3, 0.0, net, placement, Ranks(), 10).guard
     steps = [True] * allowed + [False] + [True] * (allowed + 1) + [False, True]
     for step, bad in enumerate(steps, 1):
         guard.begin()
@@ -79,7 +69,8 @@ def test_training_ends_after_more_bad_steps_in_a_row_than_allowed(keys, allowed)
 
 def test_statistics_of_a_bad_step_are_put_back():
     net = torch.nn.BatchNorm1d(3)
-    guard = guard_of(net, nonfinite="skip")
+    optimizer = build_optimizer(TrainConfig(), net, 1e-3)
+    guard = FiniteGuard(net, optimizer, patience=10, scaled=False)
     for norm in (1.0, math.inf):
         before = {name: buffer.clone() for name, buffer in net.named_buffers()}
         guard.begin()

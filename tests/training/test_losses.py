@@ -1,5 +1,7 @@
 """The losses against their definitions, written out step by step."""
 
+import re
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -62,13 +64,18 @@ def test_low_precision_currents_give_a_float32_loss_and_their_own_gradient(batch
 
 @pytest.mark.parametrize(
     ("kind", "currents", "labels"),
-    [("tet", (B, K), (B,)), ("cross_entropy", (T, B, K), (B + 1,)), ("tet", (T, B, K), (B, K))],
+    [
+        ("tet", (B, K), torch.zeros(B).long()),
+        ("cross_entropy", (T, B, K), torch.zeros(B + 1).long()),
+        ("tet", (T, B, K), torch.zeros(B, K).long()),
+        ("cross_entropy", (T, B, K), torch.zeros(B)),
+        ("cross_entropy", (T, B, K), torch.zeros(B, K + 1)),
+    ],
 )
 def test_wrong_shapes_are_named(kind, currents, labels):
-    with pytest.raises(ValueError, match=r"accepted: \[T, B, K\] and \[B\], or") as raised:
-        build_loss(LossConfig(kind=kind))(torch.zeros(currents), torch.zeros(labels).long())
-    assert str(list(currents)) in str(raised.value)
-    assert str(list(labels)) in str(raised.value)
+    words = f"{list(currents)} and labels {list(labels.shape)} of {labels.dtype}: accepted: [T, B, K] and [B], or"
+    with pytest.raises(ValueError, match=re.escape(words)):
+        build_loss(LossConfig(kind=kind))(torch.zeros(currents), labels)
 
 
 @pytest.mark.parametrize(("kind", "smoothing"), [("cross_entropy", 0.1), ("tet", 0.0)])
@@ -112,12 +119,6 @@ def test_the_loss_of_mixed_labels_is_the_mixed_loss(batch, kind, smoothing, weig
     )
     torch.testing.assert_close(loss(currents, mixed), expected / B, rtol=1e-6, atol=0)
     torch.testing.assert_close(loss(currents, F.one_hot(labels, K).float()), loss(currents, labels))
-
-
-@pytest.mark.parametrize("shape", [(B,), (B, K + 1), (B + 1, K)])
-def test_probabilities_of_another_shape_are_named(batch, shape):
-    with pytest.raises(ValueError, match=r"of torch.float32: accepted: .* probabilities \[B, K\]"):
-        build_loss(LossConfig())(batch[0], torch.zeros(shape))
 
 
 def test_weights_of_classes_are_given_as_a_list(batch):

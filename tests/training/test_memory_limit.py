@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from spiketriton import machine
-from spiketriton.data import Facts, build_data
-from spiketriton.errors import EXIT_DONE, EXIT_USER, UserError
+from spiketriton.data import Data, Facts, build_data
+from spiketriton.errors import EXIT_USER, UserError
 from spiketriton.gradients.probing import Prober
 from spiketriton.models import build_model
 from spiketriton.runs.folder import RunFolder
-from spiketriton.train import main
 from spiketriton.training import memory_limit
 from spiketriton.training.memory_limit import (
     OutOfMemory,
@@ -73,24 +72,20 @@ def test_the_line_says_what_was_asked_and_what_lowers_it(error, asked):
 @pytest.mark.parametrize(
     ("changes", "images", "gone"),
     [
-        (["train.micro_batch=auto"], 8, "or auto"),
-        ([], 1, "train.micro_batch"),
-        (["model.memory=packed"], 8, "model.memory"),
-        (["neuron.kind=relu"], 8, "model.memory"),
-        (["train.precision=fp16"], 8, "train.precision"),
-        (["train.batch_size=1"], 1, "train.batch_size"),
-        (["model.checkpoint_blocks=true"], 8, "checkpoint_blocks"),
-        (["model.name=plain", "model.width=4"], 8, "checkpoint_blocks"),
-        (["train.compile=true"], 8, "checkpoint_blocks"),
+        (["train.micro_batch=auto"], 8, ["or auto"]),
+        ([], 1, ["train.micro_batch"]),
+        (["neuron.kind=relu"], 8, ["model.memory"]),
+        (["model.memory=packed", "train.precision=fp16"], 8, ["model.memory", "train.precision"]),
+        (["train.batch_size=1", "model.checkpoint_blocks=true"], 1, ["batch_size", "blocks"]),
+        (["model.name=plain", "model.width=4"], 8, ["checkpoint_blocks"]),
+        (["train.compile=true"], 8, ["checkpoint_blocks"]),
     ],
 )
 def test_what_the_recipe_has_done_already_is_not_proposed(changes, images, gone):
     line = str(explained(CPU_ERROR, small_recipe(*changes), CPU, images))
-    assert gone not in line.partition("lowers it:")[2]
-    assert line.partition("lowers it:")[2]
-
-
-LARGE = ["time_steps=8", "model.width=64", "data.image_size=32", "train.batch_size=120"]
+    tips = line.partition("lowers it:")[2]
+    assert tips
+    assert not any(key in tips for key in gone)
 
 
 def test_a_run_that_is_too_large_says_so_in_one_line(recipe):
@@ -103,8 +98,8 @@ def test_a_run_that_is_too_large_says_so_in_one_line(recipe):
         "machine.limit_memory(150 * 2**20)\n"
         "run_command(main)"
     )
-    words = [recipe, *LARGE, "--run-dir", "run"]
-    ended = done("-c", code, *words, folder=Path.cwd())
+    large = ["time_steps=8", "model.width=64", "data.image_size=32", "train.batch_size=120"]
+    ended = done("-c", code, recipe, *large, "--run-dir", "run", folder=Path.cwd())
     assert ended.returncode == EXIT_USER, ended.stderr
     assert ended.stderr.startswith("error: out of memory on cpu: ")
     assert "a micro-batch is 120 images" in ended.stderr
@@ -138,81 +133,71 @@ def trial_of(limit: int, tried: list[int]) -> Callable[[Trial, int | None, int],
     return trial
 
 
+def settled(path: Path, *overrides: str, ranks: Ranks | None = None) -> tuple[Data, list[str]]:
+    """The data of a run in this folder, and what was noted."""
+    recipe, ranks, notes = small_recipe("train.micro_batch=auto", *overrides), ranks or Ranks(), []
+    data = build_data(recipe, world_size=ranks.world_size)
+    trial = Trial(recipe, data.facts, 0)
+    return settle(trial, data, RunFolder.create(path, "small"), notes.append, ranks), notes
+
+
 @pytest.mark.parametrize(
-    ("batch", "limit", "size", "tries", "more"),
+    ("batch", "limit", "tries", "more"),
     [
-        (16, 99, 16, [16], []),
-        (16, 5, 4, [16, 8, 4], []),
-        (60, 19, 15, [60, 30, 20, 15], []),
-        (6, 2, 2, [6, 3, 2], []),
-        (7, 6, 1, [7, 1], []),
-        (60, 19, 12, [60, 30, 20, 12], ["train.mixup=1"]),  # only even ones make pairs
+        (16, 99, [16], []),
+        (60, 19, [60, 30, 20, 15], []),
+        (7, 6, [7, 1], []),
+        (60, 19, [60, 30, 20, 12], ["train.mixup=1"]),  # only even ones make pairs
     ],
 )
-def test_the_largest_divisor_that_fits(tmp_path, monkeypatch, batch, limit, size, tries, more):
-    recipe = small_recipe("train.micro_batch=auto", f"train.batch_size={batch}", *more)
-    folder, tried, notes = RunFolder.create(tmp_path / "run", "small"), [], []
-    data = build_data(recipe)
+def test_the_largest_divisor_that_fits(tmp_path, monkeypatch, batch, limit, tries, more):
+    tried: list[int] = []
+    monkeypatch.setattr(Trial, "apart", trial_of(limit, tried))
     seed_everything(5)
     before = random_state()
-    monkeypatch.setattr(Trial, "apart", trial_of(limit, tried))
-    trial = Trial(recipe, data.facts, 0)
-    found = settle(trial, data, folder, notes.append, Ranks())
+    found, notes = settled(tmp_path, f"train.batch_size={batch}", *more)
     assert_equal(random_state(), before)
+    size = tries[-1]
     assert tried == tries
-    assert found.train.accumulate == batch // size
-    assert found.train.batch_size == batch
+    assert (found.train.batch_size, found.train.accumulate) == (batch, batch // size)
     assert found.test.batch_size == size
     assert notes == [f"micro-batch: {size} of {batch} images, the largest that fits in memory"]
 
-    again = settle(trial, data, folder, notes.append, Ranks())
+    again, notes = settled(tmp_path, f"train.batch_size={batch}", *more)
     assert tried == tries  # it is not tried again: the run has begun
-    assert again == found
-    assert notes[1] == f"micro-batch: {size} of {batch} images, as this run began"
+    assert again.train.accumulate == found.train.accumulate
+    assert notes == [f"micro-batch: {size} of {batch} images, as this run began"]
 
 
 def test_not_even_one_image_fits(tmp_path, monkeypatch):
-    recipe, folder = small_recipe("train.micro_batch=auto"), RunFolder.create(tmp_path, "small")
-    data = build_data(recipe)
     monkeypatch.setattr(Trial, "apart", trial_of(0, []))
     with pytest.raises(OutOfMemory, match="a micro-batch is 1 images"):
-        settle(Trial(recipe, data.facts, 0), data, folder, print, Ranks())
+        settled(tmp_path)
     assert not (tmp_path / "micro_batch.json").exists()
 
 
-@pytest.mark.parametrize("content", ["{", "{}", '{"micro_batch": 3}', '{"micro_batch": 0}'])
+@pytest.mark.parametrize("content", ["{}", '{"micro_batch": 3}', '{"micro_batch": 0}'])
 def test_a_damaged_result_is_named(tmp_path, content):
-    recipe, folder = small_recipe("train.micro_batch=auto"), RunFolder.create(tmp_path, "small")
     (tmp_path / "micro_batch.json").write_text(content)
-    data = build_data(recipe)
-    with pytest.raises(UserError, match=r"micro_batch\.json is damaged: "):
-        settle(Trial(recipe, data.facts, 0), data, folder, print, Ranks())
+    with pytest.raises(UserError, match=r"micro_batch\.json is damaged: no divisor of 16 images"):
+        settled(tmp_path)
 
 
-@pytest.mark.usefixtures("no_pictures")
-def test_an_automatic_run_is_the_run_of_its_number_and_resumes(recipe, monkeypatch, capsys):
+def test_an_automatic_run_is_the_run_of_its_number_and_resumes(tmp_path, monkeypatch):
     """It trains as the number that was found says, and goes on so where more would fit."""
-    tried: list[int] = []
-    monkeypatch.setattr(Trial, "apart", trial_of(4, tried))
-    auto = ["train.micro_batch=auto", "train.max_steps=9"]
-    assert main([recipe, *auto, "--run-dir", "auto"]) == EXIT_DONE
-    shown = capsys.readouterr().out
-    assert "micro-batch: 4 of 16 images, the largest that fits" in shown
-    assert "9 steps of 16 images in 4 parts" in shown
-    assert json.loads(Path("auto/micro_batch.json").read_text()) == {"micro_batch": 4}
-
-    small_trainer(Path("broken"), *auto).fit(until=5)
-    monkeypatch.setattr(Trial, "apart", trial_of(99, tried))
-    assert main(["--resume", "broken"]) == EXIT_DONE
-    small_trainer(Path("number"), "train.micro_batch=4", auto[1]).fit()
-    small_trainer(Path("parts"), "train.accumulate=4", auto[1]).fit()
-    states = {name: last_state(Path(name)) for name in ("auto", "broken", "number", "parts")}
-    for state in states.values():
+    auto, steps = "train.micro_batch=auto", "train.max_steps=9"
+    monkeypatch.setattr(Trial, "apart", trial_of(4, []))
+    small_trainer(tmp_path / "auto", auto, steps).fit(until=5)
+    found = json.loads((tmp_path / "auto" / "micro_batch.json").read_text())
+    assert found == {"micro_batch": 4}
+    monkeypatch.setattr(Trial, "apart", trial_of(99, []))
+    small_trainer(tmp_path / "auto", auto, steps, resume=True).fit()
+    small_trainer(tmp_path / "number", "train.micro_batch=4", steps).fit()
+    small_trainer(tmp_path / "parts", "train.accumulate=4", steps).fit()
+    states = [last_state(tmp_path / name) for name in ("auto", "number", "parts")]
+    for state in states:
         del state["recipe"]
-    for name in ("broken", "number", "parts"):
-        assert_equal(states[name], states["auto"])
-        rows = [untimed(RunFolder(Path(run)).gradients.read()) for run in (name, "auto")]
-        assert rows[0] == rows[1]
+        assert_equal(state, states[0])
 
 
 def test_ranks_share_the_memory_and_wait_for_each_other(tmp_path, monkeypatch):
@@ -229,12 +214,10 @@ def test_ranks_share_the_memory_and_wait_for_each_other(tmp_path, monkeypatch):
             said.append("agreed")
             return max(value, -2.0)  # the other one has room for two
 
-    recipe = small_recipe("train.micro_batch=auto")
-    folder, data = RunFolder.create(tmp_path / "run", "small"), build_data(recipe, world_size=2)
     given: list[tuple[int | None, int]] = []
     monkeypatch.setattr(machine, "available_memory", lambda: 1000)
     monkeypatch.setattr(Trial, "apart", lambda _, *free_and_images: given.append(free_and_images))
-    found = settle(Trial(recipe, data.facts, 0), data, folder, print, Two())
+    found, _ = settled(tmp_path, ranks=Two())
     assert given == [(500, 8)]  # of 16 images on two ranks
     assert found.train.accumulate == 4
     assert said == ["met", "agreed"]
@@ -254,50 +237,42 @@ def test_a_trial_apart_trains_in_a_process_that_is_limited(monkeypatch):
     assert done == [500, 4]
 
 
-def test_a_trial_is_a_step_and_one_more_backward_on_noise(monkeypatch):
+@pytest.mark.parametrize("compiles", [False, True])
+def test_a_trial_is_a_step_and_one_more_backward_on_noise(monkeypatch, compiles):
     """The second one has gradients, optimizer state and activations at once."""
     seen: list[tuple] = []
-    loss_of = memory_limit.build_loss
-
-    def build_loss(cfg, counts):
-        def loss(currents: Tensor, labels: Tensor) -> Tensor:
-            seen.append((list(currents.shape), labels.tolist()))
-            return loss_of(cfg, counts)(currents, labels)
-
-        return loss
-
-    monkeypatch.setattr(memory_limit, "build_loss", build_loss)
     compiled: list[object] = []
-    keep = lambda model: compiled.append(model) or model  # noqa: E731
+
+    def loss(currents: Tensor, labels: Tensor) -> Tensor:
+        seen.append((list(currents.shape), labels.tolist()))
+        return currents.sum()
+
+    monkeypatch.setattr(memory_limit, "build_loss", lambda cfg, counts: loss)
+    monkeypatch.setattr(
+        memory_limit.environment, "compiled", lambda model: compiled.append(model) or model
+    )
     pixels = {"mean": (0.0,), "std": (1.0,), "move": "none"}
     facts = Facts(name="seven", classes=tuple("abcdefg"), channels=2, image_size=12, **pixels)
-    monkeypatch.setattr(memory_limit.environment, "compiled", keep)
-    for word in ("false", "true"):
-        Trial(small_recipe(f"train.compile={word}"), facts, 0)(5)
-        assert seen == [([3, 5, 7], [0] * 5)] * 2
-        assert len(compiled) == (word == "true")
-        seen.clear()
+    Trial(small_recipe(f"train.compile={str(compiles).lower()}"), facts, 0)(5)
+    assert seen == [([3, 5, 7], [0] * 5)] * 2
+    assert len(compiled) == compiles
 
 
 # ---- blocks that are computed again
 
-NETS = {
-    "ms": ["model.block=ms"],
-    "tebn, plif": ["model.norm=tebn", "neuron.kind=plif"],
-    "bf16": ["train.precision=bf16"],
-}
 
-
-@pytest.mark.parametrize("net", NETS)
-def test_runs_with_and_without_are_the_same_to_the_last_bit(tmp_path, net):
+@pytest.mark.parametrize(
+    "changes", [["model.block=ms", "train.precision=bf16"], ["model.norm=tebn", "neuron.kind=plif"]]
+)
+def test_runs_with_and_without_are_the_same_to_the_last_bit(tmp_path, changes):
     """Weights, batch norm's statistics, and the monitor's measurements, none of them twice."""
-    for name, again in (("kept", "false"), ("again", "true")):
-        changes = [*NETS[net], f"model.checkpoint_blocks={again}", "monitor.every=1"]
-        small_trainer(tmp_path / name, *changes).fit(until=2)
-    kept, again = (last_state(tmp_path / name) for name in ("kept", "again"))
+    for name in ("false", "true"):
+        again = f"model.checkpoint_blocks={name}"
+        small_trainer(tmp_path / name, *changes, again, "monitor.every=1").fit(until=2)
+    kept, again = (last_state(tmp_path / name) for name in ("false", "true"))
     assert kept.pop("recipe") != again.pop("recipe")
     assert_equal(again, kept)
-    rows = [untimed(RunFolder(tmp_path / name).gradients.read()) for name in ("kept", "again")]
+    rows = [untimed(RunFolder(tmp_path / name).gradients.read()) for name in ("false", "true")]
     assert rows[0] == rows[1]
     counted = [value for key, value in kept["model"].items() if key.endswith("batches_tracked")]
     assert all(value == 2 for value in counted)

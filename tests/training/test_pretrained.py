@@ -8,7 +8,7 @@ from spiketriton.config import recipe_from_toml
 from spiketriton.errors import UserError
 from spiketriton.models import build_model
 from spiketriton.training.pretrained import find_weights, freeze, take_weights
-from tests.small_runs import Lines, small_recipe, small_trainer
+from tests.small_runs import assert_equal, small_recipe, small_trainer
 
 
 def network(*overrides, classes=10):
@@ -22,24 +22,19 @@ def trained(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("of", ["run", "checkpoint", "state_dict", "nested", "parallel"])
-def test_weights_are_found_in_runs_and_files(trained, tmp_path, of):
-    state = torch.load(trained / "checkpoints" / "last.pt", weights_only=True)["model"]
-    path = tmp_path / "other.pt"
-    if of == "run":
-        path = trained
-    elif of == "checkpoint":
-        path = trained / "checkpoints" / "last.pt"
-    elif of == "state_dict":
-        torch.save(state, path)
-    elif of == "nested":
-        torch.save({"epoch": 3, "state_dict": state}, path)
-    else:
-        torch.save({f"module.{name}": value for name, value in state.items()}, path)
-    found = find_weights(str(path))
-    widths = {name for name in state if name.endswith("_extra_state")}
-    assert found.keys() == state.keys() - widths
-    assert all(torch.equal(value, state[name]) for name, value in found.items())
+def test_weights_are_found_in_runs_and_files(trained, tmp_path):
+    last = trained / "checkpoints" / "last.pt"
+    state = torch.load(last, weights_only=True)["model"]
+    files = {
+        "state_dict": state,
+        "nested": {"epoch": 3, "state_dict": state},
+        "parallel": {f"module.{name}": value for name, value in state.items()},
+    }
+    for name, content in files.items():
+        torch.save(content, tmp_path / name)
+    kept = {name: value for name, value in state.items() if not name.endswith("_extra_state")}
+    for source in (trained, last, *(tmp_path / name for name in files)):
+        assert_equal(find_weights(str(source)), kept)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +64,7 @@ def test_an_ann_of_torchvision_fits_the_plain_resnet_name_by_name(monkeypatch):
     monkeypatch.setattr(torchvision.models, "get_model", lambda name, weights: theirs)
     for kind in ("relu", "lif"):
         recipe = recipe_from_toml(text.format(kind), "x")
-        ours = build_model(recipe, classes=10, channels=3, image_size=64)
+        ours = build_model(recipe, classes=10, channels=3, image_size=32)
         report = take_weights(ours, find_weights("torchvision:resnet18"), "torchvision:resnet18")
         assert report.left == {
             name: "of another shape (a new head)" for name in ("fc.weight", "fc.bias")
@@ -114,7 +109,7 @@ def test_a_spiking_resnet_of_spikingjelly_computes_the_same(tmp_path, block):
     for parameter in theirs.parameters():
         if parameter.ndim < 2:  # norms, leaks and the head's bias: all of their own
             parameter.add_(torch.rand_like(parameter) * 0.5)
-    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     frames = x.expand(STEPS, -1, -1, -1, -1)
     for _ in range(2):  # statistics that are not the first ones
         theirs(frames)
@@ -125,21 +120,17 @@ def test_a_spiking_resnet_of_spikingjelly_computes_the_same(tmp_path, block):
         f'time_steps={STEPS}\n[data]\nname="imagenette"\n[model]\nname="resnet18"\nblock="{block}"\n'
         + lines, "x",
     )  # fmt: skip
-    ours = build_model(recipe, classes=10, channels=3, image_size=64).double().eval()
+    ours = build_model(recipe, classes=10, channels=3, image_size=32).double().eval()
     report = take_weights(ours, find_weights(str(tmp_path / "theirs.pt")), "theirs")
     assert (report.left, report.fresh) == ({}, [])
     assert len(report.taken) == len(theirs.state_dict())
     expected = theirs.eval()(frames)
-    found = ours(x)
-    if block == "ms":  # gives the mean
-        found = found.mean(0)
+    found = ours(x).mean(0) if block == "ms" else ours(x)  # which gives the mean
     assert found.std() > 1e-3
     torch.testing.assert_close(found, expected.float())
     assert report.renamed.items() >= RENAMED[block].items()
     said = "\n".join(report.lines())
     assert ("under SpikingJelly's names: " in said) == (block != "plain") == bool(report.renamed)
-    for name, here in list(RENAMED[block].items())[:1]:
-        assert f"{name} as {here}" in said
 
 
 @pytest.mark.parametrize(
@@ -191,11 +182,10 @@ def test_counters_and_biases_of_another_width_are_not_enough(trained):
 
 
 def test_a_run_begins_with_the_weights_and_says_so(trained, tmp_path):
-    display = Lines()
-    trainer = small_trainer(tmp_path / "run", f"train.init_from={trained}", display=display)
+    trainer = small_trainer(tmp_path / "run", f"train.init_from={trained}")
     state = torch.load(trained / "checkpoints" / "last.pt", weights_only=True)["model"]
-    assert all(torch.equal(v, state[name]) for name, v in trainer.model.state_dict().items())
-    assert "tensors taken from" in display.text
+    assert_equal(dict(trainer.model.state_dict()), dict(state))
+    assert "tensors taken from" in trainer.display.text
 
 
 @pytest.mark.parametrize("patterns", [("conv1", "bn1"), ("*.conv?.weight",)])

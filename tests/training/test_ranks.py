@@ -4,7 +4,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from spiketriton.errors import EXIT_ERROR, EXIT_SIGINT, EXIT_USER, UserError
+from spiketriton.runs.folder import RunFolder
 from spiketriton.training import ranks as module
 from spiketriton.training.ranks import _TRANSPORT, Group, Ranks, ranks_of_torchrun
 
@@ -22,21 +23,14 @@ TORCHRUN = {"WORLD_SIZE": "4", "RANK": "1", "MASTER_PORT": "29500", "MASTER_ADDR
 
 def test_a_single_process_exchanges_nothing():
     with Ranks() as ranks:
-        assert (ranks.rank, ranks.world_size, ranks.ranks_here, ranks.first) == (0, 1, 1, True)
-        assert (ranks.in_words(), ranks.launcher) == ("", ())
-        ranks.claim_device("cuda")
         ranks.meet()
         ranks.explain(RuntimeError("Connection closed"))
-        assert ranks.decide(lambda: 3) == 3
-        assert ranks.most(2.5) == 2.5
         x, net = torch.tensor([1.0, 2.0]), nn.Linear(1, 1)
-        for same in (ranks.total(x), ranks.mean(x), ranks.largest(x)):
-            assert same is x
         ranks.average_([x])
+        for same in (ranks.total, ranks.mean, ranks.largest, ranks.most, ranks.parallel):
+            given = net if same == ranks.parallel else x
+            assert same(given) is given
         assert x.tolist() == [1.0, 2.0]
-        assert ranks.parallel(net) is net
-        with ranks.averages(net, when=False):
-            pass
 
 
 @pytest.mark.parametrize(
@@ -44,9 +38,7 @@ def test_a_single_process_exchanges_nothing():
     [
         ({}, Group),
         ({"WORLD_SIZE": "1"}, Ranks),
-        ({"WORLD_SIZE": ""}, Ranks),
         ({"WORLD_SIZE": None}, Ranks),
-        ({"RANK": None}, None),
         ({"MASTER_ADDR": None}, None),
         ({"MASTER_PORT": "http"}, None),
     ],
@@ -64,16 +56,15 @@ def test_the_ranks_of_an_environment(monkeypatch, changes, found):
 
 
 @pytest.mark.parametrize(
-    ("message", "other"),
+    "message",
     [
-        ("[../third_party/gloo/gloo/transport/tcp/pair.cc] Connection closed by peer", True),
-        ("NCCL error: remote process exited", True),
-        ("Timed out waiting 45000ms for recv", True),
-        ("shapes do not match", False),
+        "[../third_party/gloo/gloo/transport/tcp/pair.cc] Connection closed by peer",
+        "NCCL error: remote process exited",
+        "Timed out waiting 45000ms for recv",
     ],
 )
-def test_which_errors_come_from_another_rank(message, other):
-    assert bool(_TRANSPORT.search(message)) == other
+def test_which_errors_come_from_another_rank(message):
+    assert _TRANSPORT.search(message)
 
 
 def test_more_ranks_than_gpus_are_refused(monkeypatch):
@@ -98,39 +89,26 @@ def test_more_ranks_than_gpus_are_refused(monkeypatch):
         (3, "2", ("torchrun", "--nnodes=2", "--nproc-per-node=2")),
     ],
 )
-def test_a_group_knows_its_place_and_sets_its_timeouts(monkeypatch, rank, here, launcher):
+def test_a_group_knows_its_place_and_the_backend(monkeypatch, rank, here, launcher):
     monkeypatch.setenv("WORLD_SIZE", "4")
     for name, value in (("LOCAL_WORLD_SIZE", here), ("LOCAL_RANK", here and "1")):
         monkeypatch.delenv(name, raising=False)
         if value:
             monkeypatch.setenv(name, value)
-    calls: list[dict] = []
-    store = dist.HashStore()
-
-    def rendezvous(url: str, timeout: timedelta):
-        calls.append({"timeout": timeout})
-        return iter([(store, rank, 4)])
-
-    monkeypatch.setattr(module, "rendezvous", rendezvous)
-    begin = lambda backend, **given: calls.append({"backend": backend, **given})  # noqa: E731
-    monkeypatch.setattr(dist, "init_process_group", begin)
-    monkeypatch.setattr(dist, "new_group", lambda **given: calls.append(given))
-    for gpus, nccl, backend in ((True, False, "gloo"), (True, True, "cpu:gloo,cuda:nccl")):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda gpus=gpus: gpus)
-        monkeypatch.setattr(dist, "is_nccl_available", lambda nccl=nccl: nccl)
-        calls.clear()
-        with Group() as group:
-            pass
-        assert calls[1]["backend"] == backend
-    seconds = [call["timeout"].total_seconds() for call in calls]
-    assert seconds == [600, 600, 3600, 600]
-    assert (calls[1]["rank"], calls[1]["world_size"]) == (rank, 4)
+    store, begun = dist.HashStore(), []
+    monkeypatch.setattr(module, "rendezvous", lambda *_, **given: iter([(store, rank, 4)]))
+    monkeypatch.setattr(
+        dist, "init_process_group", lambda backend, **given: begun.append((backend, given["rank"]))
+    )
+    monkeypatch.setattr(dist, "new_group", lambda **given: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(here))
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
+    with Group() as group:
+        pass
+    assert begun == [("cpu:gloo,cuda:nccl" if here else "gloo", rank)]
     assert (group.rank, group.world_size, group.first) == (rank, 4, rank == 0)
     assert (group.local_rank, group.ranks_here) == ((1, 2) if here else (0, 4))
     assert group.launcher == launcher
-    assert group.in_words() == "4 ranks, by gloo"
-    group.on_gpus = True
-    assert group.in_words() == "4 ranks, by NCCL"
 
 
 @pytest.fixture
@@ -163,34 +141,14 @@ def test_no_thread_outlives_the_group(request):
     assert gloo_threads() == before
 
 
-def test_numbers_do_not_pass_the_group_that_ddp_keeps(alone, monkeypatch):
-    groups = []
-    all_reduce = dist.all_reduce
-
-    def seen(*args, group=None):
-        groups.append(group)
-        return all_reduce(*args, group=group)
-
-    monkeypatch.setattr(dist, "all_reduce", seen)
-    alone.total(torch.ones(2))
-    alone.largest(torch.ones(2))
-    assert groups == [alone.on_cpu, alone.on_cpu]
-    assert alone.on_cpu is not dist.group.WORLD
-
-
-def refuse() -> None:
-    raise UserError("no such folder")
-
-
 def test_collectives(alone, monkeypatch):
     assert not alone.on_gpus
     assert alone.decide(lambda: {"a": 1}) == {"a": 1}
-    with pytest.raises(UserError, match="no such folder"):
-        alone.decide(refuse)
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        alone.decide(partial(RunFolder.open, "nowhere"))
     alone.meet()
     alone.meet()
-    assert alone.store.check(["met1/0"])
-    assert alone.store.check(["met2/0"])
+    assert alone.store.check(["met1/0", "met2/0"])
     net = alone.parallel(nn.Linear(2, 1))
     assert isinstance(net, DistributedDataParallel)
     assert not net.broadcast_buffers
@@ -199,7 +157,8 @@ def test_collectives(alone, monkeypatch):
             assert net.require_backward_grad_sync == when
 
     def two(x: torch.Tensor, op: dist.ReduceOp = dist.ReduceOp.SUM, group: object = None) -> None:
-        """The other rank has 10."""
+        """The other rank has 10. DDP keeps the default group, so nothing else may pass it."""
+        assert group is alone.on_cpu is not dist.group.WORLD
         x.copy_(torch.maximum(x, torch.tensor(10.0)) if op == dist.ReduceOp.MAX else x + 10)
 
     alone.world_size = 2
