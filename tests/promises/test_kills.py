@@ -1,20 +1,17 @@
 """A run that is killed again and again, at any instant, ends with the same bits.
 
-A server process imports everything once and forks a child for each session, so a kill costs a
-fraction of a second. The kills are SIGKILL from outside at random instants of the session, and
-deaths at chosen points while a checkpoint is written, which random instants rarely hit.
+Each session is forked, so a kill costs a fraction of a second. The kills are SIGKILL from outside at random instants
+of the session, and deaths at chosen points while a checkpoint is written, which random instants rarely hit.
 """
 
 import contextlib
 import os
 import random
 import resource
-import select
 import signal
-import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +21,7 @@ from spiketriton.config import to_toml
 from spiketriton.errors import EXIT_DONE
 from spiketriton.runs.checkpoint import Checkpoints, read_checkpoint
 from spiketriton.runs.rows import Rows
-from tests.child import environment
+from tests.processes import Forked
 from tests.small_runs import assert_equal, small_recipe, untimed
 
 EVERY = 3
@@ -42,27 +39,14 @@ KEYS = [
 
 # ---- the process that is killed
 
-SERVER = "import tests.promises.test_kills; tests.promises.test_kills.serve()"
-
-
-def serve() -> None:
-    """Forks a session for each line `death:recipe or nothing:folder`; says its pid, then how it ended."""
-    from spiketriton import session
-    from spiketriton.train import main
-
-    session.draw_run = (
-        lambda *_: []
-    )  # pictures of a run that has ended: most of a session's seconds
-    for line in sys.stdin:
-        death, recipe, folder = line.rstrip("\n").split(":")
-        pid = os.fork()
-        if pid == 0:
-            os.dup2(os.open(f"{folder}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
-            os.dup2(1, 2)
-            die_at(death)
-            os._exit(main([recipe, "--run-dir", folder] if recipe else ["--resume", folder]))
-        print(pid, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+SESSION = """
+import sys
+import tests.promises.test_kills as t
+from spiketriton.errors import run_command
+from spiketriton.train import main
+t.die_at(sys.argv[1])
+run_command(main, sys.argv[2:])
+"""
 
 
 def die_at(death: str) -> None:
@@ -101,29 +85,25 @@ HALF = 20_000  # bytes: less than a checkpoint of the small net
 
 
 class Killer:
-    """Starts sessions in the server; `folder` is the run's."""
+    """Starts sessions of runs, and kills them."""
 
-    def __init__(self, server: subprocess.Popen, recipe: Path) -> None:
-        self.server, self.recipe = server, recipe
+    def __init__(self, recipe: Path) -> None:
+        self.recipe = recipe
         self.seconds = 0.0  # of the first session, which is not killed
         self.kills = self.torn = self.repeated = 0
 
-    def session(self, folder: Path, delay: float | None = None, death: str = "") -> int:
-        """One session of the run; its exit code, or -9 when it was killed after `delay` seconds."""
+    def session(self, folder: Path, delay: float = 600, death: str = "") -> int:
+        """One session of the run in `folder`; its exit code, or -9 when it was killed after `delay` seconds."""
         begun = (folder / "recipe.toml").exists()
-        before = self.progress(folder)
-        assert self.server.stdin is not None
-        assert self.server.stdout is not None
-        self.server.stdin.write(f"{death}:{'' if begun else self.recipe}:{folder}\n")
-        self.server.stdin.flush()
-        pid = int(self.server.stdout.readline())
-        start = time.perf_counter()
-        if delay is not None and not select.select([self.server.stdout], [], [], delay)[0]:
-            with contextlib.suppress(ProcessLookupError):  # it has ended by itself just now
-                os.kill(pid, signal.SIGKILL)
-        code = int(self.server.stdout.readline())
+        words = ["--resume", folder] if begun else [self.recipe, "--run-dir", folder]
+        before, start = self.progress(folder), time.perf_counter()
+        process = Forked("-c", SESSION, death, *map(str, words))
+        kill = threading.Timer(delay, self.kill, [process.pid])
+        kill.start()
+        assert process.stdout is not None
+        log, code = process.stdout.read(), process.wait()
+        kill.cancel()
         self.seconds = self.seconds or time.perf_counter() - start
-        log = folder.with_name(folder.name + ".log").read_text()
         assert "Traceback" not in log, log
         if code == EXIT_DONE:
             return code
@@ -137,6 +117,11 @@ class Killer:
         return code
 
     @staticmethod
+    def kill(pid: int) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself just now
+            os.kill(pid, signal.SIGKILL)
+
+    @staticmethod
     def progress(folder: Path) -> tuple[int, int]:
         """The step from which a resumed run would continue, and the last one that was taken."""
         state = Checkpoints(folder / "checkpoints", keep=1, warn=pytest.fail).load()
@@ -145,19 +130,10 @@ class Killer:
 
 
 @pytest.fixture(scope="module")
-def killer(tmp_path_factory) -> Iterator[Killer]:
+def killer(tmp_path_factory) -> Killer:
     recipe = tmp_path_factory.mktemp("recipe") / "small.toml"
     recipe.write_text(to_toml(small_recipe(*KEYS)))
-    with subprocess.Popen(
-        [sys.executable, "-c", SERVER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment(),
-    ) as server:
-        yield Killer(server, recipe)
-        assert server.stdin is not None
-        server.stdin.close()
+    return Killer(recipe)
 
 
 @pytest.fixture(scope="module")

@@ -176,10 +176,8 @@ class Signals(Lines):
     ],
 )
 def test_a_signal_stops_after_the_step_and_saves(tmp_path, unbroken, number, code, moment):
-    before = signal.getsignal(number)
     display = Signals(number, **moment)
     outcome = small_trainer(tmp_path / "resumed", display=display).fit()
-    assert signal.getsignal(number) is before
     assert outcome.exit_code == code
     assert outcome.saved_at == outcome.progress.step == moment.get("step", 7)
     assert "finishing this step, then saving" in display.text
@@ -197,9 +195,8 @@ def test_a_signal_at_the_very_end(tmp_path, unbroken, moment, code):
     doing = getattr(trainer, moment)
 
     def interrupted(*arguments: object) -> object:
-        last = (
-            trainer.progress.tested_at == STEPS or moment == "evaluate"
-        )  # there is a save before the test
+        # there is a save before the test
+        last = trainer.progress.tested_at == STEPS or moment == "evaluate"
         if trainer.step == STEPS and last and not trainer.stop.requested:
             signal.raise_signal(signal.SIGTERM)
         return doing(*arguments)
@@ -212,42 +209,20 @@ def test_a_signal_at_the_very_end(tmp_path, unbroken, moment, code):
     assert_same_run(unbroken(), tmp_path / "run")
 
 
-def test_a_step_cut_off_by_the_signal_is_not_saved(tmp_path):
-    """Ctrl-C also reaches a compiler or a worker, whose death must not save a half-done step."""
-    display = Signals(signal.SIGINT, step=10)
-    trainer = small_trainer(tmp_path / "run", display=display)
-    trained = trainer.train_step
-
-    def cut_off() -> None:
-        if trainer.step == 9:
-            trainer.stop.signal = signal.SIGINT
-            raise RuntimeError("worker exited")
-        trained()
-
-    trainer.train_step = cut_off  # type: ignore[method-assign]
-    outcome = trainer.fit()
-    assert outcome.exit_code == EXIT_SIGINT
-    assert outcome.saved_at == last_state(tmp_path / "run")["step"] == 7
-    assert display.warnings == ["step 10 was cut off: worker exited"]
+# long enough for a signal to come in time on any machine; with workers, which get it too
+LONG = ["train.epochs=300", "train.log_every=2", "data.workers=1"]
 
 
-def start(folder: Path, *arguments: str, terminal: int | None = None) -> Forked:
+def start(folder: Path, *overrides: str, terminal: int | None = None) -> Forked:
     """The command itself."""
-    return Forked("-m", "spiketriton.train", *arguments, folder=folder, terminal=terminal)
-
-
-def long_recipe(folder: Path) -> Path:
-    """Long enough for a signal to come in time on any machine; with workers, which get it too."""
-    recipe = small_recipe("train.epochs=300", "train.log_every=2", "data.workers=1")
-    path = folder / "long.toml"
-    path.write_text(to_toml(recipe))
-    return path
+    (folder / "small.toml").write_text(to_toml(small_recipe(*overrides)))
+    words = ["-m", "spiketriton.train", "small.toml", "--run-dir", "run"]
+    return Forked(*words, folder=folder, terminal=terminal)
 
 
 def test_ctrl_c_in_a_terminal(tmp_path):
     """SIGINT to the whole process group; what was saved equals the unbroken run at that step."""
-    recipe = long_recipe(tmp_path)
-    process = start(tmp_path, recipe.name, "--run-dir", "run")
+    process = start(tmp_path, *LONG)
     wait_for(process, "step ")
     process.send_signal(signal.SIGINT)
     rest, _ = process.communicate()
@@ -257,17 +232,15 @@ def test_ctrl_c_in_a_terminal(tmp_path):
 
     stopped = last_state(tmp_path / "run")
     resumed_to = stopped["step"] + 5
-    keys = ["train.epochs=300", "train.log_every=2", "data.workers=1"]
-    small_trainer(tmp_path / "unbroken", *keys).fit(until=resumed_to)
-    small_trainer(tmp_path / "run", *keys, resume=True).fit(until=resumed_to)
+    small_trainer(tmp_path / "unbroken", *LONG).fit(until=resumed_to)
+    small_trainer(tmp_path / "run", *LONG, resume=True).fit(until=resumed_to)
     assert_same_run(tmp_path / "unbroken", tmp_path / "run")
 
 
 def test_a_terminal_that_closes(tmp_path):
     """The hang-up reaches all processes on it, and nothing can be written any more."""
-    recipe = long_recipe(tmp_path)
     terminal, inner = pty.openpty()
-    process = start(tmp_path, recipe.name, "--run-dir", "run", terminal=inner)
+    process = start(tmp_path, *LONG, terminal=inner)
     os.close(inner)
     seen = b""
     while b"steps" not in seen or not (tmp_path / "run" / "metrics.jsonl").exists():
@@ -280,8 +253,7 @@ def test_a_terminal_that_closes(tmp_path):
 
 def test_two_processes_do_not_train_one_run(tmp_path):
     """As when a job is requeued while the old one still saves. A lock ends with its process."""
-    recipe = long_recipe(tmp_path)
-    process = start(tmp_path, recipe.name, "--run-dir", "run")
+    process = start(tmp_path, *LONG)
     wait_for(process, "step ")
     with pytest.raises(UserError, match="in use by another process"):
         main(["--resume", str(tmp_path / "run")])
@@ -293,8 +265,7 @@ def test_two_processes_do_not_train_one_run(tmp_path):
 
 def test_a_run_continues_when_its_output_is_closed(tmp_path):
     """`train ... 2>&1 | head -1`"""
-    (tmp_path / "small.toml").write_text(to_toml(small_recipe("train.log_every=1")))
-    process = start(tmp_path, "small.toml", "--run-dir", "run")
+    process = start(tmp_path, "train.log_every=1")
     assert process.stdout is not None
     process.stdout.readline()
     process.stdout.close()
@@ -337,21 +308,19 @@ def test_what_changes_no_bit_may_change(tmp_path, unbroken, changes):
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_a_run_that_ends_by_its_steps_is_extended(tmp_path, capsys):
-    run = tmp_path / "run"
+def test_a_run_that_ends_by_its_steps_is_extended(tmp_path, monkeypatch, capsys):
+    run, resume = tmp_path / "run", ["--resume", str(tmp_path / "run")]
     small_trainer(run, "train.max_steps=4").fit()
-    for wanted, words in (
-        ("5", "no effect on a run that ends by train.max_steps = 4; accepted: train.max_steps=N"),
-        ("train.max_steps=4", "the run has 4 steps already"),
+    for words, refusal in (
+        (["--extend", "5"], "no effect on a run that ends by train.max_steps = 4; accepted: train"),
+        (["--extend", "train.max_steps=4"], "the run has 4 steps already"),
+        (["--extend", "x"], "extend x: accepted: a number of epochs, or train"),
+        (["train.max_steps=6"], "max_steps = 6 .*; --extend trains it longer, and train.init_from"),
     ):
-        with pytest.raises(UserError, match=words):
-            main(["--resume", str(run), "--extend", wanted])
-    with pytest.raises(
-        UserError, match=r"max_steps = 6 .*; --extend trains it longer, and train.init_from"
-    ):
-        main(["--resume", str(run), "train.max_steps=6"])
-    longer = ["--resume", str(run), "--extend", "train.max_steps=6"]
-    with pytest.MonkeyPatch.context() as patch:  # cut short, once the longer recipe is kept
+        with pytest.raises(UserError, match=refusal):
+            main([*resume, *words])
+    longer = [*resume, "--extend", "train.max_steps=6"]
+    with monkeypatch.context() as patch:  # cut short, once the longer recipe is kept
         patch.setattr(Trainer, "fit", lambda *_: sys.exit("killed"))
         with pytest.raises(SystemExit, match="killed"):
             main(longer)
@@ -363,43 +332,22 @@ def test_a_run_that_ends_by_its_steps_is_extended(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_resuming_a_finished_run_changes_nothing(tmp_path, capsys):
-    small_trainer(tmp_path / "run").fit()
-    before = last_state(tmp_path / "run")
-    assert main(["--resume", str(tmp_path / "run")]) == EXIT_DONE
-    assert "21 of 21" in capsys.readouterr().out
-    assert_equal(before, last_state(tmp_path / "run"))
-
-
-@pytest.mark.usefixtures("no_pictures")
 def test_a_finished_run_is_extended_on_the_schedule_of_the_longer_one(tmp_path, capsys):
-    run, longer = tmp_path / "run", ["train.epochs=5", "train.schedule=cosine"]
+    run, resume = tmp_path / "run", ["--resume", str(tmp_path / "run")]
     small_trainer(run, "train.schedule=cosine").fit()
-    expected = small_trainer(tmp_path / "longer", *longer)
-    expected.fit(until=25)
-    assert main(["--resume", str(run), "--extend", "5"]) == EXIT_DONE
-    assert (
-        "extended from 3 to 5 epochs: the learning rate continues as in a run of that length"
-        in (capsys.readouterr().out)
-    )
+    small_trainer(tmp_path / "longer", "train.epochs=5", "train.schedule=cosine").fit(until=25)
+    assert main([*resume, "--extend", "5"]) == EXIT_DONE
+    said = "extended from 3 to 5 epochs: the learning rate continues as in a run of that length"
+    assert said in capsys.readouterr().out
     rows = RunFolder(run).metrics.read()
     assert [row["step"] for row in rows if row["kind"] == "eval"] == [7, 14, 21, 28, 35]
-    ours = {row["step"]: row["lr"] for row in rows if row["kind"] == "train"}
-    theirs = RunFolder(tmp_path / "longer").metrics.read()
-    rates = {row["step"]: row["lr"] for row in theirs if row["kind"] == "train"}
-    assert ours[24] == pytest.approx(rates[24], rel=1e-6)
-    assert last_state(run)["step"] == 35
-    assert RunFolder(run).load_recipe().train.epochs == 5
-    assert main(["--resume", str(run)]) == EXIT_DONE  # it is a run of five epochs now
+    ours, theirs = (
+        [row["lr"] for row in folder.metrics.read() if row["step"] == 24]
+        for folder in (RunFolder(run), RunFolder(tmp_path / "longer"))
+    )
+    assert ours == pytest.approx(theirs, rel=1e-6)
 
-
-def test_extensions_that_extend_nothing_are_refused(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    small_trainer(tmp_path / "run").fit(until=1)
-    for arguments, words in (
-        (["a.toml", "--extend", "5"], "--extend needs --resume"),
-        (["--resume", "run", "--extend", "x"], "extend x: accepted: a number of epochs, or train"),
-        (["--resume", "run", "--extend", "2"], "the run has 3 epochs already"),
-    ):
-        with pytest.raises(UserError, match=words):
-            main(arguments)
+    before = last_state(run)  # of a run of five epochs, which changes nothing any more
+    assert main(resume) == EXIT_DONE
+    assert "35 of 35" in capsys.readouterr().out
+    assert_equal(before, last_state(run))
