@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spiketriton.data import TestSet, build_data
+from spiketriton.data import TestSet
 from spiketriton.errors import EXIT_SIGTERM, UserError
 from spiketriton.nonfinite import repeat
 from spiketriton.runs import checkpoint
@@ -25,7 +25,7 @@ from spiketriton.training.nonfinite import Diverged
 from spiketriton.training.plan import Outcome
 from spiketriton.training.ranks import Ranks
 from spiketriton.training.testing import Score, Tester
-from tests.small_runs import DIVERGING, Lines, assert_equal, last_state, small_trainer, untimed
+from tests.small_runs import Lines, assert_equal, last_state, small_trainer, untimed
 
 TRAIN_KEYS = {
     "kind", "step", "epoch", "seconds", "lr", "loss", "grad_norm", "images_per_s", "data_wait",
@@ -41,13 +41,6 @@ def weights(trainer) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
 
 
-def test_it_learns(tmp_path):
-    outcome = small_trainer(tmp_path / "run", "train.epochs=16", "model.width=12").fit()
-    losses = [row["loss"] for row in RunFolder(tmp_path / "run").metrics.read() if "loss" in row]
-    assert losses[-1] < 0.7 * losses[0]
-    assert outcome.progress.test_accuracy > 0.5  # of ten classes
-
-
 @pytest.fixture(scope="module")
 def usual(tmp_path_factory) -> tuple[Trainer, Outcome]:
     """The small run, trained to its end; nobody changes it."""
@@ -61,30 +54,25 @@ def test_rows_of_metrics(usual):
     tests = [row for row in rows if row["kind"] == "eval"]
     assert [row["step"] for row in train] == [4, 8, 12, 16, 20, 21]
     assert [(row["step"], row["epoch"]) for row in tests] == [(7, 1), (14, 2), (21, 3)]
-    assert all(set(row) == TRAIN_KEYS for row in train)
-    assert all(set(row) == EVAL_KEYS for row in tests)
     for row in train:
-        assert row["loss"] > 0
-        assert row["grad_norm"] > 0
-        assert row["images_per_s"] > 0
+        assert row.keys() == TRAIN_KEYS
+        assert min(row["loss"], row["grad_norm"], row["images_per_s"]) > 0
         assert 0 <= row["data_wait"] <= 1
         assert 0 < row["firing_rate"] < 1
         assert row["peak_memory_mib"] > 10
     for row in tests:
-        assert 0 <= row["test_accuracy"] <= 1
-        assert row["test_images"] == 50
-    seconds = [row["seconds"] for row in rows]
-    assert seconds == sorted(seconds)
-    assert [row["step"] for row in rows] == sorted(row["step"] for row in rows)
+        assert row.keys() == EVAL_KEYS
+        assert (0 <= row["test_accuracy"] <= 1, row["test_images"]) == (True, 50)
+    for key in ("step", "seconds"):
+        assert [row[key] for row in rows] == sorted(row[key] for row in rows)
 
 
 def test_the_accuracy_is_that_of_the_whole_test_set(tmp_path):
     trainer = small_trainer(tmp_path / "run", "train.epochs=2")
     outcome = trainer.fit()
-    trainer.model.eval()
-    data = build_data(trainer.recipe)
-    images, labels = (torch.cat(parts) for parts in zip(*data.test, strict=True))
+    images, labels = (torch.cat(parts) for parts in zip(*trainer.data.test, strict=True))
     assert len(images) == 50  # in batches of 16: the last one is smaller
+    trainer.model.eval()
     with torch.no_grad():
         currents = trainer.model(images).mean(0)
     right = (currents.argmax(1) == labels).sum().item()
@@ -94,23 +82,20 @@ def test_the_accuracy_is_that_of_the_whole_test_set(tmp_path):
     assert outcome.progress.test_loss == pytest.approx(loss, rel=1e-4)
 
 
-def test_testing_leaves_no_trace_in_training(usual, tmp_path):
-    often, once = usual[0], small_trainer(tmp_path / "once", "train.eval_every=3")
-    once.fit()
-    assert_equal(weights(often), weights(once))
-    assert often.model.training
-    tests = [row for row in RunFolder(tmp_path / "once").metrics.read() if row["kind"] == "eval"]
-    assert [row["step"] for row in tests] == [21]
-
-
-def test_watching_leaves_no_trace_in_training(tmp_path):
-    watched = small_trainer(tmp_path / "watched", "monitor.every=1")
-    alone = small_trainer(tmp_path / "alone", "monitor.enabled=false", "train.log_every=21")
-    watched.fit()
+def test_testing_and_watching_leave_no_trace_in_training(usual, tmp_path):
+    often = usual[0]
+    unseen = ["train.eval_every=3", "monitor.enabled=false", "train.log_every=21"]
+    alone = small_trainer(tmp_path / "alone", *unseen)
     alone.fit()
-    assert_equal(weights(watched), weights(alone))
-    assert RunFolder(tmp_path / "alone").gradients.read() == []
-    assert RunFolder(tmp_path / "alone").metrics.read()[-2]["firing_rate"] is None
+    watched = small_trainer(tmp_path / "watched", "monitor.every=1")
+    watched.fit()
+    for trainer in (alone, watched):
+        assert_equal(weights(often), weights(trainer))
+    assert often.model.training
+    assert alone.folder.gradients.read() == []
+    train, test = alone.folder.metrics.read()
+    assert train["firing_rate"] is None
+    assert test["step"] == 21
 
 
 def test_a_seed_gives_one_run_and_another_seed_another(tmp_path):
@@ -157,26 +142,19 @@ def test_clipping(tmp_path):
     assert small_trainer(tmp_path / "auto", *sgd).update.limit == 1
 
 
-def test_synchronised_statistics_change_nothing_on_one_device(tmp_path):
-    plain, synchronised = (
-        small_trainer(tmp_path / word, f"train.sync_bn={word}") for word in ("false", "true")
-    )
-    assert (len(plain.update.statistics), len(synchronised.update.statistics)) == (2 * 9, 0)
-    for trainer in (plain, synchronised):
-        trainer.fit(until=2)
-    assert_equal(weights(plain), weights(synchronised))
-
-
-def test_several_ranks_synchronise_only_if_asked(tmp_path, monkeypatch):
+def test_several_ranks_synchronise_or_average_statistics(tmp_path, monkeypatch):
     class Two(Ranks):
         world_size = 2
 
     for word in ("false", "true"):
-        asked: list[bool] = []
-        trainer = small_trainer(tmp_path / word, f"train.sync_bn={word}", ranks=Two())
-        monkeypatch.setattr(trainer.model, "set_synchronised", asked.append)
-        trainer.fit(until=0)
-        assert asked == [word == "true"]
+        for ranks in (Two(), Ranks()):
+            asked: list[bool] = []
+            path = tmp_path / word / type(ranks).__name__
+            trainer = small_trainer(path, f"train.sync_bn={word}", ranks=ranks)
+            monkeypatch.setattr(trainer.model, "set_synchronised", asked.append)
+            trainer.fit(until=0)
+            assert asked == [word == "true" and ranks.world_size == 2]
+            assert len(trainer.update.statistics) == (0 if word == "true" else 2 * 9)
 
 
 @pytest.mark.parametrize(("world_size", "requested"), [(1, True), (1, False), (2, True)])
@@ -245,12 +223,9 @@ def test_max_steps_ends_within_an_epoch_with_a_test_and_a_checkpoint(tmp_path):
     assert rows[-1]["epoch"] == pytest.approx(10 / 7, abs=1e-4)
     assert outcome.finished
     assert last_state(tmp_path / "run")["step"] == 10
-
-
-def test_without_images_held_out_nothing_is_called_the_best(usual):
-    trainer, outcome = usual
+    # without images held out nothing is called the best
     assert outcome.progress.best_accuracy is None
-    assert not (trainer.folder.checkpoints / "best.pt").exists()
+    assert not (tmp_path / "run" / "checkpoints" / "best.pt").exists()
 
 
 def test_the_best_is_chosen_by_validation_and_the_last_is_kept(tmp_path):
@@ -269,27 +244,12 @@ def test_the_best_is_chosen_by_validation_and_the_last_is_kept(tmp_path):
     assert last_state(tmp_path / "run")["step"] == 35
 
 
-def test_the_test_images_choose_nothing_and_the_first_of_equals_is_the_best(tmp_path, monkeypatch):
-    trainer = small_trainer(tmp_path / "run", "data.validation=0.1")
-    results = {True: [0.1, 0.9, 0.8], False: [0.5, 0.5, 0.4]}
-    monkeypatch.setattr(
-        Tester, "score", lambda _, images: Score(results[images is trainer.data.test].pop(0), 1.0)
-    )
-    done = trainer.fit().progress
-    assert (done.best_accuracy, done.best_step, done.best_test_accuracy) == (0.5, 7, 0.1)
-    assert (done.test_accuracy, done.validation_accuracy, done.tested_at) == (0.8, 0.4, 21)
-
-
 def test_a_class_of_few_images_weighs_as_much_as_one_of_many(tmp_path):
     trainer = small_trainer(tmp_path / "run", "loss.class_weights=balanced")
-    counts = torch.tensor(trainer.data.facts.class_counts)
-    assert counts.sum() == 120
-    currents, labels = torch.zeros(3, 120, 10), torch.arange(10).repeat_interleave(counts)
-    assert trainer.loss(currents, labels).item() == pytest.approx(math.log(10), rel=1e-6)
-    each = [trainer.loss(currents[:, :1], torch.tensor([k])).item() for k in range(10)]
-    weighted = [n * value for n, value in zip(counts.tolist(), each, strict=True)]
-    assert weighted == pytest.approx([weighted[0]] * 10)
-    trainer.fit(until=1)
+    counts = trainer.data.facts.class_counts
+    currents = torch.zeros(3, 1, 10)
+    weighed = [n * trainer.loss(currents, torch.tensor([k])).item() for k, n in enumerate(counts)]
+    assert weighed == pytest.approx([12 * math.log(10)] * 10)
 
 
 @pytest.mark.parametrize("every", [0, 4])
@@ -380,9 +340,8 @@ def test_half_precision(tmp_path, precision):
     trainer.fit()
     assert seen == {torch.bfloat16 if precision == "bf16" else torch.float16}
     assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
-    losses = [row["loss"] for row in RunFolder(tmp_path / "run").metrics.read() if "loss" in row]
+    losses = [row["loss"] for row in trainer.folder.metrics.read() if row["kind"] == "train"]
     assert losses[-1] < 0.95 * losses[0]
-    assert trainer.update.scaler.is_enabled() == (precision == "fp16")
 
 
 def test_compiled_model_is_what_runs(tmp_path, monkeypatch):
@@ -410,16 +369,6 @@ def test_a_compiled_run_trains_and_measures(tmp_path):
     for a, b in zip(*rows, strict=True):
         if a["step"] == 1:
             assert a["grad_input_rms"] == pytest.approx(b["grad_input_rms"], rel=1e-2)
-
-
-@pytest.mark.parametrize("log_every", [1, 100])
-def test_a_diverging_run_ends_with_an_error_and_good_checkpoints(tmp_path, log_every):
-    changes = [*DIVERGING, f"train.log_every={log_every}", "checkpoint.every=1"]
-    trainer = small_trainer(tmp_path / "run", *changes)
-    with pytest.raises(Diverged, match=r"at step \d+; .*a lower train\.lr"):
-        trainer.fit()
-    state = last_state(tmp_path / "run")
-    assert all(torch.isfinite(value).all() for value in state["model"].values())
 
 
 def test_the_time_of_tests_is_not_that_of_training(tmp_path, monkeypatch):
@@ -461,26 +410,23 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
 
 
 class Board(ModuleType):
-    """`wandb`, as far as a run calls it: keeps what it is given."""
+    """`wandb`, as far as a run calls it: keeps what it is given. refusal: with which it refuses."""
 
     Settings, errors = dict, SimpleNamespace(Error=ConnectionError)
 
-    def __init__(self, *refusals: Exception) -> None:
+    def __init__(self, refusal: Exception | None = None) -> None:
         super().__init__("wandb")
-        self.refusals, self.begun, self.rows, self.ended = list(refusals), [], [], 0
+        self.refusal, self.begun, self.rows, self.ended = refusal, [], [], 0
+        self.log = self.rows.append
 
     def init(self, **given: Any) -> "Board":
-        if self.refusals:
-            raise self.refusals.pop()
+        if self.refusal:
+            raise self.refusal
         self.begun.append(given)
         return self
 
     def define_metric(self, name: str, step_metric: str) -> None:
         assert (name, step_metric) == ("*", "step")
-
-    def log(self, row: dict[str, Any]) -> None:
-        assert len(self.begun) == self.ended + 1
-        self.rows.append(row)
 
     def finish(self) -> None:
         self.ended += 1
@@ -511,27 +457,25 @@ def test_weights_and_biases_gets_the_same_numbers(tmp_path, monkeypatch):
     assert board.ended == len(board.begun) == 2
 
 
-def test_weights_and_biases_that_refuses_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", Board(ConnectionError("No API key\nconfigured")))
-    with pytest.raises(UserError, match=r'monitor.wandb = "online": .*: No API key configured'):
-        small_trainer(tmp_path / "run", "monitor.wandb=online")
-
-
 @pytest.mark.parametrize(
-    ("module", "key", "cure"),
+    ("module", "key", "found", "words"),
     [
-        ("wandb", "monitor.wandb=online", r"pip install 'spiketriton\[wandb\]'"),
         (
-            "torch.utils.tensorboard",
-            "monitor.tensorboard=true",
-            r"pip install 'spiketriton\[tensorboard\]'",
+            "wandb",
+            "wandb=online",
+            Board(ConnectionError("No\nkey")),
+            'wandb = "online": .*: No key',
         ),
+        ("wandb", "wandb=online", None, r"pip install 'spiketriton\[wandb\]'"),
+        ("torch.utils.tensorboard", "tensorboard=true", None, r"spiketriton\[tensorboard\]'"),
     ],
 )
-def test_a_board_that_is_not_installed_is_named(tmp_path, monkeypatch, module, key, cure):
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UserError, match=cure):
-        small_trainer(tmp_path / "run", key)
+def test_a_board_that_refuses_or_is_not_installed_is_named(
+    tmp_path, monkeypatch, module, key, found, words
+):
+    monkeypatch.setitem(sys.modules, module, found)
+    with pytest.raises(UserError, match=words):
+        small_trainer(tmp_path / "run", f"monitor.{key}")
 
 
 def test_two_calls_of_fit_are_one_run(usual, tmp_path):
@@ -565,7 +509,7 @@ def test_a_resumed_run_has_the_threads_that_it_had(tmp_path, monkeypatch, chosen
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("stop", [None, 10, 7 * 3])
+@pytest.mark.parametrize("stop", [None, 10])
 def test_a_run_stops_early_when_patience_runs_out_and_is_finished(tmp_path, monkeypatch, stop):
     """Tests are counted across a stop, too."""
     keys = ["data.validation=0.1", "train.patience=2", "train.epochs=9"]

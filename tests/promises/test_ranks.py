@@ -6,8 +6,6 @@ Two gloo processes. What needs no launch of its own runs in a shared one, `play`
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,21 +20,14 @@ from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from spiketriton.config import to_toml
-from spiketriton.errors import (
-    EXIT_DONE,
-    EXIT_ERROR,
-    EXIT_SIGTERM,
-    EXIT_USER,
-    UserError,
-)
+from spiketriton.errors import EXIT_DONE, EXIT_ERROR, EXIT_SIGTERM, EXIT_USER, UserError
 from spiketriton.models import build_model
 from spiketriton.runs.checkpoint import read_checkpoint
 from spiketriton.trainer import Trainer
 from spiketriton.training.losses import build_loss
 from spiketriton.training.nonfinite import Diverged
 from spiketriton.training.ranks import TIMEOUT, Ranks, ranks_of_torchrun
-from tests.child import environment
-from tests.processes import said, start_ranks
+from tests.processes import Forked, said, start_ranks
 from tests.small_runs import (
     assert_equal,
     last_state,
@@ -69,16 +60,9 @@ SAME = {
     "spare": ["model.name=tests.models.foreign_nets:Spare", "train.ema=0.9"],
     # without spikes: a membrane within rounding of the threshold would make two runs differ
     "averaged": [
-        *MLP,
-        "neuron.kind=relu",
-        *(
-            "train.ema=0.9",
-            "train.freeze=layers.0",
-            "train.decay_norms=true",
-            "train.weight_decay=0.1",
-        ),
-        *("train.schedule=step", "train.milestones=[0.4]", "data.sampler=balanced"),
-        *("data.validation=0.1",),
+        *(*MLP, "neuron.kind=relu", "data.sampler=balanced", "data.validation=0.1"),
+        *("train.ema=0.9", "train.freeze=layers.0", "train.decay_norms=true"),
+        *("train.weight_decay=0.1", "train.schedule=step", "train.milestones=[0.4]"),
     ],
 }
 
@@ -233,10 +217,8 @@ def test_without_synchronised_statistics_ranks_hold_their_means(played, tmp_path
     zero, one = (torch.load(played / f"apart of rank {rank}.pt") for rank in range(2))
     assert_equal(zero, one)
     assert_equal(dict(last_state(played / "apart")["model"]), dict(zero))
-
-    small_trainer(tmp_path / "synchronised", *SYNC).fit()
     with pytest.raises(AssertionError):
-        assert_same_run(tmp_path / "synchronised", played / "apart")
+        assert_same_run(played / "resnet8", played / "apart")
 
     alone = small_trainer(tmp_path / "alone", *SHORT)
     alone.model.load_state_dict(zero)
@@ -266,13 +248,11 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(played):
     assert last_state(played / "stopped")["step"] == 3
 
 
-def test_a_loss_that_is_not_finite_on_one_rank_changes_no_weight_on_any(played, tmp_path):
+def test_a_loss_that_is_not_finite_on_one_rank_changes_no_weight_on_any(played):
     zero, one = (torch.load(played / f"broken of rank {rank}.pt") for rank in range(2))
     assert_equal(zero, one)
     assert all(value.isfinite().all() for value in zero.values())
-    scene = read_checkpoint(played / "broken" / "nonfinite.pt")
-    assert "at step 4" in json.loads((played / "broken" / "nonfinite.json").read_text())["message"]
-    assert scene["step"] == 4
+    assert read_checkpoint(played / "broken" / "nonfinite.pt")["step"] == 4
 
 
 def test_all_ranks_write_once(played):
@@ -293,35 +273,17 @@ def test_the_command_on_two_ranks(tmp_path, torchrun):
     name = recipe_file(tmp_path, "train.epochs=400", "train.log_every=2")
     run = ["-m", "spiketriton.train", name, "--run-dir", "run"]
     if torchrun:
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "torch.distributed.run",
-                "--standalone",
-                "--nproc-per-node=2",
-                *run,
-            ],
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-            env=environment(),
-        )
-        output = wait_for(process, "step ")
-        process.send_signal(signal.SIGTERM)
-        rest, _ = process.communicate(timeout=600)
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        processes = [Forked(*launch, *run, folder=tmp_path)]
     else:
         processes = start_ranks(*run, folder=tmp_path)
-        output = wait_for(processes[0], "step ")
-        for one in processes:
-            one.send_signal(signal.SIGTERM)
-        rest = said(processes)
-        assert [one.returncode for one in processes] == [EXIT_SIGTERM, EXIT_SIGTERM]
-    assert (
-        output.count("ranks: 2 ranks, by gloo; batch norm's statistics are those of each rank") == 1
-    )
+    output = wait_for(processes[0], "step ")
+    for one in processes:
+        one.send_signal(signal.SIGTERM)
+    rest = said(processes)
+    assert {one.returncode for one in processes} == {EXIT_ERROR if torchrun else EXIT_SIGTERM}
+    words = "ranks: 2 ranks, by gloo; batch norm's statistics are those of each rank"
+    assert output.count(words) == 1
     assert rest.count("SIGTERM: finishing this step, then saving") == 1
     assert rest.count("torchrun --nproc-per-node=2 -m spiketriton.train --resume run") == 1
     assert "spiketriton/trainer.py" not in rest
@@ -330,20 +292,6 @@ def test_the_command_on_two_ranks(tmp_path, torchrun):
     assert state["step"] >= last["step"] > 0
     (session,) = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert session["ranks"] == 2
-
-
-@pytest.mark.slow
-def test_compiled_ranks_join_their_statistics(tmp_path):
-    name = recipe_file(tmp_path, *SYNC, *MLP, "train.compile=true")
-    processes = start_ranks("-m", "spiketriton.train", name, "--run-dir", "run", folder=tmp_path)
-    output = said(processes)
-    assert [process.returncode for process in processes] == [EXIT_DONE, EXIT_DONE], output
-    small_trainer(tmp_path / "one", *SYNC, *MLP).fit()
-    losses = [
-        [row["loss"] for row in rows(run, "metrics.jsonl") if row["kind"] == "train"]
-        for run in (tmp_path / "one", tmp_path / "run")
-    ]
-    assert_close(*losses, "losses", rel=1e-3)
 
 
 def test_a_killed_rank_ends_the_run_with_one_message(tmp_path):
@@ -372,9 +320,7 @@ with ranks.ranks_of_torchrun() as group:
 """
 
 
-def test_a_rank_that_waits_for_a_stopped_one_in_a_call_that_never_returns_ends_with_the_line(
-    tmp_path,
-):
+def test_a_rank_that_waits_for_a_stopped_one_in_a_call_that_never_returns_ends(tmp_path):
     first, second = start_ranks("-c", STOPS, folder=tmp_path)
     rest, _ = first.communicate()
     second.send_signal(signal.SIGKILL)
