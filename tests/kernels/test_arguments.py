@@ -8,8 +8,11 @@ import torch
 
 from spiketriton_kernels import (
     Surrogate,
+    multistep_alif,
     multistep_bn_lif,
     multistep_bn_lif_reference,
+    multistep_clif,
+    multistep_ilif,
     multistep_lif,
     multistep_lif_reference,
 )
@@ -18,7 +21,6 @@ from spiketriton_kernels.arguments import along_channels
 X = torch.zeros(4, 2, 3, 5)
 VECTOR = torch.ones(3)
 META = torch.zeros(3, device="meta")
-NORM = (None, None, None, None)
 
 NEURON = {
     # x
@@ -55,6 +57,16 @@ NEURON = {
         dict(x=torch.zeros(4, 2), decay=torch.ones(2)),
         ValueError,
         "decay has shape (2,); accepted: () or (C,) with C = dim 2 of the input = None",
+    ),
+    "gain shape": (
+        dict(gain=torch.ones(4)),
+        ValueError,
+        "gain has shape (4,); accepted: () or (C,) with C = dim 2 of the input = 3",
+    ),
+    "delay": (
+        dict(reset_delay=True, detach_reset=False),
+        ValueError,
+        "reset_delay goes with detach_reset=True and v_reset=0.0; got detach_reset=False",
     ),
     # v_init
     "v_init shape": (dict(v_init=torch.zeros(2, 3)), ValueError, "v_init has shape (2, 3); accepted: (2, 3, 5)"),
@@ -96,47 +108,52 @@ BATCH_NORM = {
     "gain shape": (dict(step_gain=torch.ones(3)), ValueError, "step_gain has shape (3,); accepted: (4,)"),
     "momentum nan": (dict(momentum=math.nan), ValueError, "momentum must be finite, got nan"),
     "eps negative": (dict(eps=-1e-5), ValueError, "eps must be >= 0, got -1e-05"),
+    "one value": (dict(y=torch.zeros(1, 1, 3)), ValueError, "needs more than 1 value per channel"),
     "scale inf": (dict(bn_scale=math.inf), ValueError, "bn_scale must be finite, got inf"),
 }  # fmt: skip
 
-ONE_VALUE = dict(y=torch.zeros(1, 1, 3)), ValueError, "needs more than 1 value per channel"
+OTHERS = [
+    (multistep_ilif, dict(levels=0), ValueError, "levels 0: accepted: an integer from 1 to 255"),
+    (multistep_ilif, dict(levels=2.0), ValueError, "levels 2.0"),
+    (multistep_ilif, dict(x=X[0, 0, 0]), ValueError, "(5,); accepted: [T, B, ...]"),
+    (
+        multistep_clif,
+        dict(m_init=X),
+        ValueError,
+        "m_init has shape (4, 2, 3, 5); accepted: (2, 3, 5)",
+    ),
+    (
+        multistep_alif,
+        dict(rho=torch.ones(5)),
+        ValueError,
+        "rho has shape (5,); accepted: () or (C,)",
+    ),
+    (multistep_alif, dict(beta=math.inf), ValueError, "beta must be finite, got inf"),
+]
+
+NORMLESS = dict.fromkeys(("bn_weight", "bn_bias", "running_mean", "running_var"))
+WRONG = [
+    *((function, *case) for case in NEURON.values() for function in (multistep_lif, multistep_lif_reference)),
+    *((multistep_lif, *case) for case in PROBE.values()),
+    *((multistep_bn_lif, *case) for case in (NEURON | PROBE | BATCH_NORM).values()),
+    *((multistep_bn_lif_reference, *case) for case in BATCH_NORM.values()),
+    *OTHERS,
+]  # fmt: skip
 
 
-def refused(function, arguments: dict, error: type[Exception], words: str) -> None:
+@pytest.mark.parametrize(("function", "changes", "error", "words"), WRONG)
+def test_wrong_calls(function, changes, error, words):
+    given = dict(x=X) | changes
+    if function in (multistep_bn_lif, multistep_bn_lif_reference):
+        given = NORMLESS | {"y": given.pop("x")} | given
     with pytest.raises(error, match=re.escape(words)) as caught:
-        function(**arguments)
+        function(**given)
     assert "\n" not in str(caught.value), "more than one line"
 
 
-@pytest.mark.parametrize("case", NEURON, ids=str)
-def test_wrong_calls_of_the_neuron(case):
-    arguments, error, words = NEURON[case]
-    for function in (multistep_lif, multistep_lif_reference):
-        refused(function, dict(x=X) | arguments, error, words)
-
-
-@pytest.mark.parametrize("case", [*NEURON, *BATCH_NORM], ids=str)
-def test_wrong_calls_of_the_neuron_behind_batch_norm(case):
-    arguments, error, words = (NEURON | BATCH_NORM)[case]
-    names = dict(zip(("bn_weight", "bn_bias", "running_mean", "running_var"), NORM, strict=True))
-    given = dict(arguments)
-    given["y"] = given.pop("x", given.get("y", X))
-    for function in (multistep_bn_lif, multistep_bn_lif_reference):
-        refused(function, names | given, error, words)
-
-
-@pytest.mark.parametrize("case", PROBE, ids=str)
-def test_wrong_probes(case):
-    arguments, error, words = PROBE[case]
-    refused(multistep_lif, dict(x=X) | arguments, error, words)
-    refused(lambda **kwargs: multistep_bn_lif(X, *NORM, **kwargs), arguments, error, words)
-
-
-def test_one_value_per_channel_has_no_variance():
-    arguments, error, words = ONE_VALUE
-    refused(lambda y: multistep_bn_lif(y, *NORM), arguments, error, words)
-    spikes = multistep_bn_lif(arguments["y"], None, None, VECTOR, VECTOR, training=False)
-    assert spikes.shape == (1, 1, 3)
+def test_one_value_per_channel_is_enough_in_evaluation():
+    norm = None, None, VECTOR, VECTOR
+    assert multistep_bn_lif(torch.zeros(1, 1, 3), *norm, training=False).shape == (1, 1, 3)
 
 
 def test_refusals_come_before_any_work():

@@ -1,12 +1,13 @@
 """The PyTorch operators behind the functions: opcheck, compile, determinism, what backward keeps."""
 
+import contextlib
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from spiketriton_kernels import (
-    PROBE_FIELDS,
     Surrogate,
     fire,
     multistep_bn_lif,
@@ -17,8 +18,14 @@ from spiketriton_kernels import (
 )
 from spiketriton_kernels.backends import native
 from tests.conftest import need_native
-from tests.covering import each, pairwise
-from tests.kernels.support import as_layout, dyadic, normal
+from tests.covering import each
+from tests.kernels.cases import KINDS, PLAIN, answered, drawn
+from tests.kernels.support import dyadic, normal
+
+EVERYTHING = PLAIN | dict(
+    equation="lif hard", norm="batch", running=True, residual=True, spike_add=True, step_gain=True, states="wide",
+    decay="channel", threshold="scalar", width="channel", current=True, size=(2, 3, 4, 2), T=3,
+)  # fmt: skip
 
 
 def norm(C: int, device: torch.device | str = "cpu") -> list[torch.Tensor]:
@@ -27,26 +34,17 @@ def norm(C: int, device: torch.device | str = "cpu") -> list[torch.Tensor]:
     return [value.requires_grad_(i < 2) for i, value in enumerate(values)]
 
 
-def everything(x: torch.Tensor) -> dict[str, Any]:
-    """Every tensor argument of a neuron, each wanting a gradient."""
-    C, device = x.shape[2], x.device
-    return dict(
-        decay=torch.full((C,), 0.7, device=device, requires_grad=True),
-        threshold=torch.tensor(0.9, device=device, requires_grad=True),
-        surrogate=Surrogate("atan", width=torch.full((C,), 0.8, device=device, requires_grad=True)),
-        v_init=normal(x.shape[1:], device=device, seed=3, std=0.1).requires_grad_(),
-        probe=torch.zeros(x.shape[0], len(PROBE_FIELDS), device=device, requires_grad=True),
-        detach_reset=False,
-        return_v=True,
-    )
+def all_of(case: dict[str, Any], device: torch.device | str) -> dict[str, torch.Tensor]:
+    """Results and gradients, a probe's among them."""
+    probe = torch.zeros(case["T"], 8, device=device, requires_grad=True)
+    found = answered(fire.fire, case, drawn(case, device), probe=probe)
+    return found | {"probe": probe.grad}
 
 
-def extras(y: torch.Tensor) -> dict[str, torch.Tensor]:
-    return dict(
-        residual=normal(y.shape, y.dtype, y.device, seed=1, std=0.3).requires_grad_(),
-        spike_add=dyadic(y.shape, y.dtype, y.device, seed=2).requires_grad_(),
-        step_gain=torch.linspace(0.8, 1.2, y.shape[0], device=y.device).requires_grad_(),
-    )
+@pytest.fixture
+def as_operators(monkeypatch):
+    """Calls take the way of a traced graph: by the operators."""
+    monkeypatch.setattr(fire, "traced", lambda tensors: True)
 
 
 # ---- opcheck
@@ -65,129 +63,94 @@ class Spy:
 
 
 OPERATORS = ("neuron_forward", "neuron_backward", "norm_backward", "channel_statistics")
+OPCHECKED = [
+    *each(
+        ["native", "torch"],
+        [
+            EVERYTHING | dict(layout="channels_last"),
+            PLAIN | dict(norm="batch", size=(2, 3, 5), T=2),
+            *(PLAIN | dict(equation=e, size=size, states="wide", T=2)
+              for e, size in each([*KINDS.values()], [(1, 2, 2, 2), (2, 3), (2, 3, 4), (1, 2, 2, 2, 2)])),
+        ],
+    ),
+    ("triton", PLAIN | dict(T=17, size=(1, 1, 3))),  # the fake outputs count the checkpoints too
+]  # fmt: skip
 
 
-@pytest.fixture
-def as_operators(monkeypatch):
-    """Calls take the way of a traced graph: by the operators."""
-    monkeypatch.setattr(fire, "traced", lambda tensors: True)
-
-
-def leaf(value: Any, learns: bool) -> Any:
-    """A leaf of the same layout in place of a tensor."""
-    if not isinstance(value, torch.Tensor):
-        return value
-    return value.detach().clone().requires_grad_(learns and value.requires_grad)
-
-
-@pytest.fixture
-def spies(monkeypatch, as_operators):
-    found = {name: Spy(getattr(operators, name)) for name in OPERATORS}
-    for name, spy in found.items():
+@pytest.mark.parametrize(("backend", "case"), OPCHECKED, indirect=["backend"])
+def test_opcheck(backend, device, case, monkeypatch, as_operators):
+    """Schema, fake tensors, autograd registration and dynamic compilation of every operator that is called."""
+    spies = {name: Spy(getattr(operators, name)) for name in OPERATORS}
+    for name, spy in spies.items():
         monkeypatch.setattr(operators, name, spy)
-    return found
-
-
-def check(spies: dict[str, Spy], expected: set[str]) -> None:
-    """opcheck of every operator that was called, with what it was called with."""
-    last = {name: spy.calls[-1] for name, spy in spies.items() if spy.calls}
-    assert last.keys() == expected
-    for name, (args, kwargs) in last.items():
+    all_of(case, device)
+    called = {name: spy.calls[-1] for name, spy in spies.items() if spy.calls}
+    assert called.keys() >= {"neuron_forward", "neuron_backward"}
+    assert ("channel_statistics" in called) == (case["norm"] == "batch")
+    for name, (args, kwargs) in called.items():
         learns = name == "neuron_forward"  # the others have no double backward, and say so
-        args = tuple(leaf(value, learns) for value in args)
-        kwargs = {key: leaf(value, learns) for key, value in kwargs.items()}
+        args = [
+            a.detach().clone().requires_grad_(learns and a.requires_grad)
+            if isinstance(a, torch.Tensor)
+            else a
+            for a in args
+        ]
         torch.library.opcheck(spies[name].operator, args, kwargs)
 
 
-@pytest.mark.parametrize(
-    ("size", "backend"),
-    each([(2, 3), (2, 3, 5), (2, 3, 4, 2), (1, 2, 2, 2, 2)], ["native", "torch"]),
-    indirect=["backend"],
-    ids=str,
-)
-def test_opcheck_of_the_neuron(backend, device, spies, size):
-    """Schema, fake tensors, autograd registration and dynamic compilation, at every rank."""
-    x = normal((3, *size), device=device).requires_grad_()
-    spikes, v_last = multistep_lif(x, **everything(x))
-    (spikes.sum() + v_last.sum()).backward()
-    check(spies, {"neuron_forward", "neuron_backward"})
-
-
-@pytest.mark.parametrize(
-    ("backend", "layout", "given"),
-    pairwise(
-        ["native", "torch"], ["contiguous", "channels_last"], ["nothing", "residual and more"]
-    ),
-    indirect=["backend"],
-)
-def test_opcheck_of_the_neuron_behind_batch_norm(backend, device, spies, layout, given):
-    y = as_layout(normal((3, 2, 3, 4, 2), device=device), layout).requires_grad_()
-    options = everything(y) | extras(y) if given != "nothing" else dict(return_v=True)
-    options["return_current"] = given != "nothing"
-    outs = multistep_bn_lif(y, *norm(3, device), **options)
-    sum(out.sum() for out in outs).backward()
-    check(spies, {"neuron_forward", "neuron_backward", "channel_statistics"})
-
-
-@pytest.mark.parametrize("backend", ["native", "torch"], indirect=True)
-def test_opcheck_of_the_second_pass_over_ranks(backend, device):
+def test_opcheck_of_the_second_pass_over_ranks():
     """Alone: it runs where ranks share the statistics."""
-    x, sums = normal((3, 2, 3, 4), device=device), normal((2, 3), device=device)
+    x, sums = normal((3, 2, 3, 4)), normal((2, 3))
     mean, var = operators.channel_statistics(x)
     args = (x, x + 1, mean, var, None, None, sums, 1e-5, 1.0, 24.0)
     torch.library.opcheck(operators.norm_backward, args)
-
-
-def test_opcheck_of_one_interpreted_call(triton_backend, spies):
-    """T beyond one chunk: the fake outputs count the membrane checkpoints too."""
-    with use_backend("triton"):
-        x = normal((17, 1, 1, 3)).requires_grad_()
-        multistep_lif(x).sum().backward()
-        check(spies, {"neuron_forward", "neuron_backward"})
 
 
 # ---- two ways: passes called directly, and as operators where something looks at operators
 
 
 @pytest.mark.parametrize(
-    ("dtype", "layout"), [(torch.float32, "contiguous"), (torch.bfloat16, "channels_last")], ids=str
+    "ways",
+    [("as operators",), ("autocast",), ("autocast", "as operators")],
+    ids=str,
 )
-def test_both_ways_give_the_same_bits(backend, device, dtype, layout, monkeypatch):
-    x = as_layout(normal((3, 2, 3, 4, 2), dtype, device, mean=0.3), layout)
-    direct = results(x)
-    calls = Spy(operators.neuron_forward)
-    monkeypatch.setattr(operators, "neuron_forward", calls)
-    monkeypatch.setattr(fire, "traced", lambda tensors: True)
-    traced = results(x)
-    assert len(calls.calls) == 2
-    *values, mean, var = zip(direct, traced, strict=True)
-    for one, two in values:
-        assert torch.equal(one, two)
-    for one, two in (mean, var):  # torch's lerp contracts, the kernels do not
-        torch.testing.assert_close(one, two)
+def test_both_ways_give_the_same_bits(backend, device, ways, monkeypatch):
+    expected = all_of(EVERYTHING, device)
+    if "as operators" in ways:
+        monkeypatch.setattr(fire, "traced", lambda tensors: True)
+    cast = torch.autocast(torch.device(device).type, torch.bfloat16)
+    with cast if "autocast" in ways else contextlib.nullcontext():
+        found = all_of(EVERYTHING, device)
+    for name, value in expected.items():
+        assert found[name].dtype == value.dtype
+        if name.startswith("running"):  # torch's lerp contracts, the kernels do not
+            torch.testing.assert_close(found[name], value)
+        else:
+            assert torch.equal(found[name], value), name
 
 
-def seen(run) -> set[str]:
-    """The package's operators that a dispatch mode sees."""
-    from torch.utils._python_dispatch import TorchDispatchMode
+class Seen(TorchDispatchMode):
+    """The package's operators."""
 
-    found = set()
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
 
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-            if operator.namespace == "spiketriton":
-                found.add(operator._opname)
-            return operator(*args, **(kwargs or {}))
-
-    with Watch():
-        run()
-    return found
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        if operator.namespace == "spiketriton":
+            self.names.add(operator._opname)
+        return operator(*args, **(kwargs or {}))
 
 
-def test_a_dispatch_mode_sees_operators(backend, device):
-    y = normal((3, 2, 3, 4), device=device).requires_grad_()
-    run = lambda: multistep_bn_lif(y, *norm(3, device)).sum().backward()  # noqa: E731
-    assert seen(run) == {"neuron_forward", "neuron_backward", "channel_statistics"}
+def test_a_dispatch_mode_and_a_profiler_see_operators():
+    y = normal((3, 2, 3, 4)).requires_grad_()
+    with Seen() as seen:
+        multistep_bn_lif(y, *norm(3)).sum().backward()
+    assert seen.names == {"neuron_forward", "neuron_backward", "channel_statistics"}
+    with torch.profiler.profile() as profile:
+        multistep_bn_lif(y, *norm(3)).sum().backward()
+    names = {event.key for event in profile.key_averages()}
+    assert {"spiketriton::neuron_forward", "spiketriton::neuron_backward"} <= names
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -225,55 +188,6 @@ def test_exported_programs_hold_operators():
     assert torch.equal(program.module()(x), multistep_lif(x * 2))
 
 
-@pytest.mark.parametrize("road", ["directly", "as operators"])
-def test_autocast_changes_nothing(backend, device, road, request):
-    if road == "as operators":
-        request.getfixturevalue("as_operators")
-    x = normal((3, 2, 3, 4), device=device, mean=0.3)
-    expected = results(x)
-    with torch.autocast(torch.device(device).type, torch.bfloat16):
-        given = results(x)
-    for one, two in zip(given, expected, strict=True):
-        assert one.dtype == two.dtype
-        assert torch.equal(one, two)
-
-
-def test_a_profiler_sees_the_passes_by_their_operators_names(backend, device):
-    y = normal((3, 2, 3, 4), device=device).requires_grad_()
-    with torch.profiler.profile() as profile:
-        multistep_bn_lif(y, *norm(3, device)).sum().backward()
-    names = {event.key for event in profile.key_averages()}
-    assert {"spiketriton::neuron_forward", "spiketriton::neuron_backward"} <= names
-
-
-def test_running_statistics_that_change_are_noticed_by_autograd(backend, device):
-    """Frozen statistics that a forward has kept must not change before its backward."""
-    y = normal((3, 2, 3, 4), device=device).requires_grad_()
-    weight, bias, mean, var = norm(3, device)
-    frozen = multistep_bn_lif(y, weight, bias, mean, var, training=False)
-    before = mean.clone(), var.clone()
-    multistep_bn_lif(y.detach(), weight, bias, mean, var)
-    assert not torch.equal(mean, before[0])
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        frozen.sum().backward()
-
-
-def test_what_is_kept_passes_through_hooks(backend, device):
-    y = normal((3, 2, 3, 4), device=device).requires_grad_()
-    multistep_bn_lif(y, *norm(3, device)).square().sum().backward()
-    expected, y.grad = y.grad, None
-    stored = []
-
-    def pack(tensor):
-        stored.append(tensor.double() if tensor.is_floating_point() else tensor)
-        return len(stored) - 1, tensor.dtype
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda at: stored[at[0]].to(at[1])):
-        spikes = multistep_bn_lif(y, *norm(3, device))
-        spikes.square().sum().backward()
-    assert torch.equal(y.grad, expected)
-
-
 # ---- torch.compile
 
 
@@ -281,10 +195,11 @@ def compiled(backend: str):
     """multistep_bn_lif after a multiplication, compiled whole."""
 
     def network(y, scale, weight, bias, mean, var):
-        spikes, v_last = multistep_bn_lif(
-            y * scale, weight, bias, mean, var, reset="soft", return_v=True
+        spikes, v_last, trace = multistep_bn_lif(
+            y * scale, weight, bias, mean, var, reset="soft", return_v=True, return_trace=True
         )
-        return multistep_lif(spikes * 0.7, decay=0.9, surrogate=Surrogate("sigmoid")), v_last
+        spikes = multistep_lif(spikes * 0.7, decay=0.9, surrogate=Surrogate("sigmoid"))
+        return spikes, v_last, trace
 
     torch._dynamo.reset()
     return network, torch.compile(network, backend=backend, fullgraph=True)
@@ -293,14 +208,13 @@ def compiled(backend: str):
 def gradients(function, y: torch.Tensor) -> list[torch.Tensor]:
     leaf, scale = y.clone().requires_grad_(), torch.tensor(1.3, requires_grad=True)
     buffers = norm(y.shape[2])
-    spikes, v_last = function(leaf, scale, *buffers)
-    (spikes.sum() + v_last.square().sum()).backward()
+    outs = function(leaf, scale, *buffers)
+    sum(out.square().sum() for out in outs).backward()
     grads = [leaf.grad, scale.grad, buffers[0].grad, buffers[1].grad]
-    return [spikes.detach(), v_last.detach(), *grads, *buffers[2:]]
+    return [*(out.detach() for out in outs), *grads, *buffers[2:]]
 
 
-@pytest.mark.parametrize("backend", ["native", "torch"], indirect=True)
-def test_compiled_without_graph_breaks(backend):
+def test_compiled_without_graph_breaks():
     """fullgraph=True, forward and backward equal to eager; another batch size compiles on."""
     eager, fast = compiled("aot_eager")
     for B in (2, 3, 5):
@@ -318,97 +232,96 @@ def test_compiled_by_inductor():
         torch.testing.assert_close(one, two)
 
 
-# ---- derivatives of derivatives
+# ---- derivatives that there are not
 
 
-@pytest.mark.parametrize(
-    ("function", "road"),
-    [("lif", "directly"), ("bn_lif", "as operators"), ("bn_lif and residual", "directly")],
-)
-def test_double_backward_is_refused_in_words(backend, device, function, road, request):
+@pytest.mark.parametrize("behind", ["nothing", "norm", "norm and residual"])
+@pytest.mark.parametrize("road", ["directly", "as operators"])
+def test_double_backward_is_refused_in_words(behind, road, request):
     if road == "as operators":
         request.getfixturevalue("as_operators")
-    x = normal((3, 2, 3, 4), device=device).requires_grad_()
-    if function == "lif":
-        out = multistep_lif(x)
-    else:
-        residual = extras(x)["residual"] if "residual" in function else None
-        out = multistep_bn_lif(x, *norm(3, device), residual=residual)
+    x = normal((3, 2, 3, 4)).requires_grad_()
+    residual = dyadic(x.shape) if "residual" in behind else None
+    out = (
+        multistep_lif(x)
+        if behind == "nothing"
+        else multistep_bn_lif(x, *norm(3), residual=residual)
+    )
     (grad,) = torch.autograd.grad(out.sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="no double backward; use multistep_lif_reference"):
         grad.sum().backward()
 
 
-@pytest.mark.parametrize("given", ["x", "decay", "residual"])
-def test_forward_mode_is_refused_in_words(backend, device, given):
+X = normal((3, 2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("function", "at"),
+    [
+        (multistep_lif, X),
+        (lambda decay: multistep_lif(X, decay), torch.tensor(0.5)),
+        (lambda r: multistep_bn_lif(X, None, None, None, None, residual=r), X),
+    ],
+    ids=["x", "decay", "residual"],
+)
+def test_forward_mode_is_refused_in_words(function, at):
     """PyTorch gives a custom operator tangents of 0 without a word."""
-    x = normal((3, 2, 3, 4), device=device)
-    affine = norm(3, device)[:2]
-    functions = {
-        "x": (multistep_lif, x),
-        "decay": (lambda decay: multistep_lif(x, decay), torch.tensor(0.5, device=device)),
-        "residual": (
-            lambda r: multistep_bn_lif(x, *affine, None, None, residual=r),
-            x,
-        ),
-    }
-    function, at = functions[given]
     with pytest.raises(RuntimeError, match="no forward-mode derivative"):
         torch.func.jvp(function, (at,), (torch.ones_like(at),))
     with torch.autograd.forward_ad.dual_level():
-        assert multistep_lif(x).shape == x.shape  # nothing is differentiated here
+        assert multistep_lif(X).shape == X.shape  # nothing is differentiated here
 
 
 # ---- the same bits every time
 
 
-def results(x: torch.Tensor) -> list[torch.Tensor]:
-    """Every output and gradient of both functions, with all that is reduced over many elements."""
-    found = []
-    for function in ("lif", "bn_lif"):
-        leaf = x.clone().requires_grad_()
-        options = everything(leaf)
-        if function == "lif":
-            outs = multistep_lif(leaf, **options)
-            given = {}
-        else:
-            given = extras(leaf) | dict(zip(("w", "b", "m", "v"), norm(x.shape[2]), strict=True))
-            affine = [given[name] for name in ("w", "b", "m", "v")]
-            more = {name: given[name] for name in ("residual", "spike_add", "step_gain")}
-            outs = multistep_bn_lif(leaf, *affine, **more, **options)
-        torch.autograd.backward(outs, [normal(out.shape, out.dtype, seed=8) for out in outs])
-        tensors = [v for v in {**given, **options}.values() if isinstance(v, torch.Tensor)]
-        tensors += [leaf, options["surrogate"].width]
-        found += [*outs, *(t.grad for t in tensors if t.grad is not None)]
-        found += [given[name] for name in ("m", "v") if name in given]
-    return [value.detach() for value in found]
-
-
 @pytest.mark.parametrize(
     ("layout", "dtype"), [("contiguous", torch.float32), ("channels_last", torch.bfloat16)], ids=str
 )
-def test_runs_on_any_number_of_threads_are_equal_in_every_bit(dtype, layout):
+def test_runs_on_any_number_of_threads_are_equal_in_every_bit(layout, dtype):
     need_native()
-    x = as_layout(normal((5, 4, 16, 33, 13), dtype, mean=0.3), layout)
-    assert x.numel() > 4 * native.GRAIN  # enough for four
-    threads = torch.get_num_threads()
+    case = EVERYTHING | dict(layout=layout, dtype=dtype, T=5, size=(4, 16, 33, 13))
+    assert 4 * native.GRAIN < 5 * 4 * 16 * 33 * 13  # enough for four
+    threads, found = torch.get_num_threads(), []
     try:
         with use_backend("native"):
-            torch.set_num_threads(1)
-            first = results(x)
-            assert len(first) == 23
-            for number in (2, 3, 4, 4):
+            for number in (1, 2, 3, 4, 4):
                 torch.set_num_threads(number)
-                for one, two in zip(first, results(x), strict=True):
-                    assert torch.equal(one, two)
+                found.append(all_of(case, "cpu"))
     finally:
         torch.set_num_threads(threads)
+    for one in found[1:]:
+        assert all(torch.equal(value, found[0][name]) for name, value in one.items())
 
 
 # ---- what is kept for backward
 
 
-def kept(function, *inputs: torch.Tensor) -> list[tuple[torch.Size, torch.dtype]]:
+def test_running_statistics_that_change_are_noticed_by_autograd(backend, device):
+    """Frozen statistics that a forward has kept must not change before its backward."""
+    y = normal((3, 2, 3, 4), device=device).requires_grad_()
+    buffers = norm(3, device)
+    frozen = multistep_bn_lif(y, *buffers, training=False)
+    multistep_bn_lif(y.detach(), *buffers)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        frozen.sum().backward()
+
+
+def test_what_is_kept_passes_through_hooks(backend, device):
+    found = []
+
+    def pack(tensor):
+        found.append(tensor.double() if tensor.is_floating_point() else tensor)
+        return len(found) - 1, tensor.dtype
+
+    expected = all_of(EVERYTHING, device)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda at: found[at[0]].to(at[1])):
+        hooked = all_of(EVERYTHING, device)
+    assert found
+    assert all(torch.equal(value, expected[name]) for name, value in hooked.items())
+
+
+def kept(function, x: torch.Tensor) -> list[tuple[torch.Size, torch.dtype]]:
     """(shape, dtype) of every tensor that is saved for backward, a storage once."""
     saved: dict[int, torch.Tensor] = {}
 
@@ -418,13 +331,8 @@ def kept(function, *inputs: torch.Tensor) -> list[tuple[torch.Size, torch.dtype]
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        outs = function(*inputs)
-    assert any(out.requires_grad for out in (outs if isinstance(outs, tuple) else (outs,)))
+        assert function(x).requires_grad
     return sorted((tuple(t.shape), t.dtype) for t in saved.values())
-
-
-def bytes_of(saved: list[tuple[torch.Size, torch.dtype]]) -> int:
-    return sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in saved)
 
 
 @pytest.mark.parametrize(
@@ -440,17 +348,12 @@ def test_behind_batch_norm_only_its_input_is_kept(backend, device, dtype, residu
 
 
 @pytest.mark.parametrize(("T", "rows"), [(16, 0), (17, 1), (64, 3)])
-def test_checkpoints_of_long_windows(triton_backend, T, rows):
+@pytest.mark.parametrize("backend", ["triton", "native", "torch"], indirect=True)
+def test_checkpoints_of_long_windows(backend, device, T, rows):
     """Triton keeps a float32 membrane between chunks of at most 16 steps; others none."""
-    need_native()
-    x = normal((T, 1, 2, 5), torch.bfloat16).requires_grad_()
-    for name in ("triton", "native", "torch"):
-        with use_backend(name):
-            saved = kept(multistep_lif, x)
-        large = (tuple(x.shape), torch.bfloat16)
-        checkpoints = [((rows, 1, 10), torch.float32)] if rows and name == "triton" else []
-        assert saved == sorted([large, *checkpoints]), name
-    assert bytes_of([large]) == 2 * x.numel()
+    x = normal((T, 1, 2, 5), torch.bfloat16, device).requires_grad_()
+    checkpoints = [((rows, 1, 10), torch.float32)] if rows and backend == "triton" else []
+    assert kept(multistep_lif, x) == sorted([(tuple(x.shape), torch.bfloat16), *checkpoints])
 
 
 @pytest.mark.parametrize("forward", ["torch", "native"])
@@ -481,15 +384,12 @@ def test_gradients_of_a_long_window_under_vmap(triton_backend):
     torch.testing.assert_close(one.grad, two.grad)
 
 
-def test_without_gradients_nothing_is_kept(triton_backend):
+def test_without_gradients_nothing_is_kept(triton_backend, monkeypatch):
     """Inference writes spikes only, whatever the length of the window."""
-    with use_backend("triton"):
-        x = normal((33, 1, 2, 3)).requires_grad_()
-        with torch.no_grad():
-            found = Spy(passes.neuron_forward)
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(passes, "neuron_forward", found)
-                spikes = multistep_lif(x)
-            args, kwargs = found.calls[0]
-            assert passes.neuron_forward(*args, **kwargs).saved is None
-        assert spikes.grad_fn is None
+    allocate, found = passes.allocate_forward, []
+    monkeypatch.setattr(
+        passes, "allocate_forward", lambda *args: found.append(allocate(*args)) or found[-1]
+    )
+    with use_backend("triton"), torch.no_grad():
+        multistep_lif(normal((33, 1, 2, 3)).requires_grad_())
+    assert [value is not None for value in found[0]] == [True, *[False] * 5]

@@ -1,4 +1,4 @@
-"""Surrogates: slopes are derivatives of their primitives, gradcheck of the relaxed neuron, words."""
+"""Surrogates: slopes are derivatives of their primitives, in PyTorch and in Triton; words; those of one's own."""
 
 import math
 
@@ -9,14 +9,17 @@ from spiketriton_kernels import (
     REACH,
     SHAPES,
     Surrogate,
-    multistep_bn_lif_reference,
+    fire,
     multistep_lif,
-    multistep_lif_reference,
+    register_surrogate,
+    use_backend,
 )
+from spiketriton_kernels.definition import define
 from spiketriton_kernels.surrogate import phi, primitive
 from spiketriton_kernels.triton_import import tl, triton
 from tests.covering import each
-from tests.kernels.support import PHI, RESETS, normal
+from tests.kernels.cases import PLAIN, answered, drawn
+from tests.kernels.support import PHI
 
 U = torch.linspace(-4, 4, 1601, dtype=torch.float64)
 every_shape = pytest.mark.parametrize(
@@ -68,77 +71,6 @@ def test_slopes_keep_their_digits_far_away(shape, reach, backend, device):
     if shape == "sigmoid":  # 1 - sigmoid has lost its own
         right = 4 * torch.sigmoid(x.detach().double()) * torch.sigmoid(-x.detach().double())
     torch.testing.assert_close(x.grad.double(), right, rtol=1e-4, atol=0)
-
-
-# ---- the relaxed neuron is differentiable in the ordinary sense
-
-
-@pytest.mark.parametrize(
-    ("shape", "reset", "v_reset"), [*each(SHAPES, RESETS, [-0.4]), ("atan", "hard", 0.0)]
-)
-def test_gradcheck_of_the_relaxed_neuron(shape, reset, v_reset):
-    """Every tensor argument at once: x, v_init, decay, threshold, width; spikes and last membrane."""
-    inputs = [
-        normal((3, 1, 2, 2), torch.float64, seed=2),
-        normal((1, 2, 2), torch.float64, seed=3),
-        torch.tensor([0.5, 0.9], dtype=torch.float64),
-        torch.tensor(0.7, dtype=torch.float64),
-        torch.tensor([0.8, 1.7], dtype=torch.float64),
-    ]
-
-    def relaxed(x, v_init, decay, threshold, width):
-        return multistep_lif_reference(
-            x,
-            decay,
-            0.8,
-            threshold,
-            reset,
-            v_reset,
-            detach_reset=False,
-            surrogate=Surrogate(shape, 0.6, width),
-            v_init=v_init,
-            return_v=True,
-            smooth=True,
-        )
-
-    assert torch.autograd.gradcheck(relaxed, [value.requires_grad_() for value in inputs])
-
-
-@pytest.mark.parametrize(("shape", "training"), each(SHAPES, [True, False]))
-def test_gradcheck_of_the_relaxed_neuron_behind_batch_norm(shape, training):
-    y, residual, spike_add = (normal((3, 2, 2, 2), torch.float64, seed=s) for s in range(3))
-    weight, bias, gains = (normal((n,), torch.float64, seed=n, mean=1, std=0.1) for n in (2, 2, 3))
-    buffers = torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
-
-    def relaxed(y, weight, bias, residual, spike_add, gains):
-        return multistep_bn_lif_reference(
-            y,
-            weight,
-            bias,
-            *(buffer.clone() for buffer in buffers),
-            training=training,
-            residual=residual,
-            detach_reset=False,
-            surrogate=Surrogate(shape, 0.6, 1.3),
-            spike_add=spike_add,
-            bn_scale=0.9,
-            step_gain=gains,
-            return_v=True,
-            smooth=True,
-        )
-
-    inputs = [value.requires_grad_() for value in (y, weight, bias, residual, spike_add, gains)]
-    assert torch.autograd.gradcheck(relaxed, inputs)
-
-
-def test_the_surrogate_gradient_is_the_relaxed_one_when_nothing_is_reset():
-    """T = 1: spike and relaxed spike have the same gradient at the same potential."""
-    x = normal((1, 2, 3, 4), torch.float64).requires_grad_()
-    gradients = []
-    for smooth in (False, True):
-        out = multistep_lif_reference(x, smooth=smooth)
-        gradients.append(torch.autograd.grad(out.sum(), x)[0])
-    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
 
 
 # ---- other libraries' words
@@ -208,3 +140,39 @@ def test_the_kernels_formulas_are_those_of_torch(triton_backend, shape):
     exact = Surrogate(shape, width=1)
     torch.testing.assert_close(slope.double(), exact.slope(z.double()), rtol=1e-6, atol=1e-12)
     torch.testing.assert_close(area.double(), exact.primitive(z.double()), rtol=1e-6, atol=1e-7)
+
+
+# ---- of one's own: an atan of half the width, which is among the shapes
+
+
+def steep(z):
+    return 1.0 / (1.0 + 4.0 * tl.abs(z) * tl.abs(z))
+
+
+def steep_primitive(z):
+    return 0.5 * z
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize("backend", ["torch", "triton"], indirect=True)
+def test_a_surrogate_of_two_functions(backend, device, norm):
+    """Plain PyTorch: eager, on any device. In Triton it is compiled into the kernels."""
+    if backend == "torch":
+        register_surrogate("own", lambda z: 1 / (1 + 4 * z * z), lambda z: torch.atan(2 * z) / 2)
+    else:
+        register_surrogate("own", triton.jit(steep), triton.jit(steep_primitive))
+    case = PLAIN | dict(shape="own", norm=norm, learns="x", width="scalar")
+    tensors = drawn(case, device)
+    found = answered(fire.fire, case, tensors)
+    half = tensors | {"width": tensors["width"] / 2}
+    assert_same(found, answered(define, case | {"shape": "atan"}, half))
+    if backend == "torch":
+        assert_same(found, answered(define, case, tensors))
+        return
+    with use_backend("torch"), pytest.raises(RuntimeError, match="'own' is written in Triton"):
+        answered(fire.fire, case, tensors)
+
+
+def assert_same(found, expected):
+    for name, right in expected.items():
+        torch.testing.assert_close(found[name], right, rtol=1e-4, atol=2e-5)

@@ -1,0 +1,180 @@
+"""A neuron's call by its options: what it is, what it is given, and what it gives on the kernels or by definition."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from spiketriton_kernels import SHAPES, Surrogate
+from spiketriton_kernels.arguments import make_neuron
+from spiketriton_kernels.neuron import Call, Neuron, Norm, Outputs
+from tests.kernels.support import DTYPES, LAYOUTS, as_layout, dyadic, membrane_dtype, normal
+
+EQUATIONS: dict[str, dict[str, Any]] = {
+    "lif soft": dict(kind="lif", reset="soft"),
+    "lif hard": dict(kind="lif", reset="hard"),
+    "lif to -0.25": dict(kind="lif", reset="hard", v_reset=-0.25),
+    "lif none": dict(kind="lif", reset="none"),
+    "lif soft, delayed": dict(kind="lif", reset="soft", reset_delay=True),
+    "lif hard, delayed": dict(kind="lif", reset="hard", reset_delay=True),
+    "ilif": dict(kind="ilif", levels=3),
+    "clif": dict(kind="clif"),
+    "alif soft": dict(kind="alif", reset="soft"),
+    "alif hard": dict(kind="alif", reset="hard"),
+    "alif none": dict(kind="alif", reset="none"),
+    "cuba soft": dict(kind="cuba", reset="soft"),
+    "cuba hard": dict(kind="cuba", reset="hard"),
+    "cuba none": dict(kind="cuba", reset="none"),
+}
+KINDS = {equation["kind"]: name for name, equation in EQUATIONS.items()}
+"""The last equation of each kind."""
+
+SIZES = [(3, 5, 7), (7, 3), (2, 8, 4, 4), (2, 1, 65), (2, 3, 2, 2, 3)]
+"""[B, C, ...]: odd numbers, no space, powers of two, one channel, a volume."""
+
+_FORMS = ["float", "scalar", "channel"]
+_SWITCH = [False, True]
+OPTIONS: dict[str, Any] = dict(
+    equation=EQUATIONS,
+    shape=SHAPES,
+    layout=LAYOUTS,
+    other_layout=LAYOUTS,
+    size=SIZES,
+    T=[5, 1, 2, 17],
+    dtype=[torch.float32, torch.bfloat16, torch.float16, torch.float64],
+    norm=["none", "batch", "given"],
+    affine=["both", "weight", "bias", "none"],
+    learns=["all", "x", "constants", "what is added"],
+    upstream=["all", "spikes", "others"],
+    states=["none", "wide", "narrow"],
+    **dict.fromkeys(("decay", "threshold", "width", "gain", "rho", "beta"), _FORMS),
+    **dict.fromkeys(("detach_reset", "residual", "spike_add", "step_gain"), _SWITCH),
+    **dict.fromkeys(("trace", "current", "probe", "running", "as_operator"), _SWITCH),
+    scale=[1.0, 0.7],
+    height=[0.9, 0.25],
+)  # fmt: skip
+assert set(OPTIONS["dtype"]) == set(DTYPES)
+PLAIN = {name: next(iter(values)) for name, values in OPTIONS.items()}
+"""The first value of each: a call to change from."""
+
+CONSTANTS = dict(decay=0.6, gain=0.9, threshold=0.8, width=0.7, rho=0.7, beta=0.4)
+ADDED = ("v_init", "m_init", "residual", "spike_add")
+BUFFERS = ("running_mean", "running_var")
+RESULTS = ("spikes", "v_last", "m_last", "trace", "current")
+_UNUSED = {
+    "lif": ("rho", "beta"),
+    "ilif": ("rho", "beta", "width"),
+    "clif": ("rho", "beta"),
+    "cuba": ("beta",),
+}
+
+
+def drawn(case: dict[str, Any], device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
+    """The tensors of a call, by name."""
+    size, T, dtype, wide = case["size"], case["T"], case["dtype"], membrane_dtype(case["dtype"])
+    kind, C, seeds = EQUATIONS[case["equation"]]["kind"], size[1], itertools.count()
+
+    def small(n: int, mean: float, std: float) -> torch.Tensor:
+        return normal((n,), wide, device, next(seeds), mean, std)
+
+    def large(layout: str, mean: float, std: float) -> torch.Tensor:
+        return as_layout(normal((T, *size), dtype, device, next(seeds), mean, std), case[layout])
+
+    tensors = {"x": large("layout", 0.6, 1.5)}
+    for name, value in CONSTANTS.items():
+        if case[name] != "float" and name not in _UNUSED.get(kind, ()):
+            spread = 0.2 * torch.arange(C) / C if case[name] == "channel" else torch.zeros(())
+            tensors[name] = (value + spread).to(device, wide)
+    if case["norm"] != "none":
+        if case["affine"] in ("both", "weight"):
+            tensors["weight"] = small(C, 1.2, 0.2)
+        if case["affine"] in ("both", "bias"):
+            tensors["bias"] = small(C, 0.4, 0.2)
+        if case["norm"] == "given" or case["running"]:
+            tensors["running_mean"] = small(C, 0.5, 0.3)
+            tensors["running_var"] = small(C, 0.0, 1.0).square() + 0.5
+        if case["step_gain"]:
+            tensors["step_gain"] = small(T, 1.0, 0.3)
+    if case["residual"]:
+        tensors["residual"] = large("other_layout", 0.3, 0.7)
+    if case["spike_add"]:
+        add = dyadic((T, *size), dtype, device, next(seeds), low=0.0)
+        tensors["spike_add"] = as_layout(add, case["other_layout"])
+    if case["states"] != "none":
+        for name in ("v_init", "m_init")[: 1 + (kind in ("clif", "alif", "cuba"))]:
+            state = large("other_layout", 0.1, 0.4)[0]
+            tensors[name] = state.to(wide) if case["states"] == "wide" else state
+    return tensors
+
+
+def learning(case: dict[str, Any], name: str) -> bool:
+    """Whether this tensor of a call wants a gradient."""
+    constants = (*CONSTANTS, "weight", "bias", "step_gain")
+    groups = {"x": ("x",), "constants": constants, "what is added": ADDED}
+    return name not in BUFFERS and name in groups.get(case["learns"], (name,))
+
+
+def neuron_of(case: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Neuron:
+    constants: dict[str, Any] = {
+        name: tensors.get(name, value) for name, value in CONSTANTS.items()
+    }
+    surrogate = Surrogate(case["shape"], case["height"], constants.pop("width"))
+    equation = EQUATIONS[case["equation"]]
+    detach = case["detach_reset"] or "reset_delay" in equation
+    return make_neuron(**equation, **constants, surrogate=surrogate, detach_reset=detach)
+
+
+def called(
+    function: Callable[..., Outputs],
+    case: dict[str, Any],
+    tensors: dict[str, torch.Tensor],
+    **more: Any,
+) -> dict[str, torch.Tensor]:
+    """What ``fire`` or ``define`` gives of these tensors, by name."""
+    neuron, get = neuron_of(case, tensors), tensors.get
+    norm = None
+    if case["norm"] != "none":
+        norms = [get(name) for name in ("weight", "bias", *BUFFERS)]
+        norm = Norm(
+            *norms, case["norm"] == "batch", momentum=0.3, eps=0.01, scale=case["scale"], step_gain=get("step_gain")
+        )  # fmt: skip
+    wanted = dict(return_trace=case["trace"], return_current=case["current"])
+    call = Call(return_v=True, return_m=neuron.has_m, **wanted)
+    out = function(tensors["x"], neuron, call, norm, **{n: get(n) for n in ADDED}, **more)
+    return {name: getattr(out, name) for name in RESULTS if getattr(out, name) is not None}
+
+
+def answered(
+    function: Callable[..., Outputs],
+    case: dict[str, Any],
+    tensors: dict[str, torch.Tensor],
+    dtype: torch.dtype | None = None,
+    **more: Any,
+) -> dict[str, torch.Tensor | None]:
+    """Every result and gradient of a call by name. ``dtype``: computed in this one instead of the tensors' own."""
+    leaves = {name: value.detach().to(dtype or value.dtype) for name, value in tensors.items()}
+    for name, leaf in leaves.items():
+        leaves[name] = (
+            leaf.clone() if name in BUFFERS else leaf.requires_grad_(learning(case, name))
+        )
+    found = called(function, case, leaves, **more)
+    ends = {}
+    for seed, (name, value) in enumerate(found.items(), start=50):
+        if (
+            case["upstream"] in ("all", "spikes" if name == "spikes" else "others")
+            and value.requires_grad
+        ):
+            end = normal(value.shape, case["dtype"], value.device, seed).to(value.dtype)
+            ends[name] = as_layout(end, case["other_layout"]) if name == "spikes" else end
+    if ends:
+        torch.autograd.backward([found[name] for name in ends], list(ends.values()))
+    results: dict[str, torch.Tensor | None] = {n: value.detach() for n, value in found.items()}
+    for name, leaf in leaves.items():
+        if name in BUFFERS:
+            results[name] = leaf
+        else:
+            results[f"gradient of {name}"] = leaf.grad
+    return results
