@@ -8,10 +8,19 @@ from typing import Any
 
 import torch
 
-from spiketriton_kernels import SHAPES, Surrogate
+from spiketriton_kernels import SHAPES, Surrogate, fire
 from spiketriton_kernels.arguments import make_neuron
+from spiketriton_kernels.definition import define
 from spiketriton_kernels.neuron import Call, Neuron, Norm, Outputs
-from tests.kernels.support import DTYPES, LAYOUTS, as_layout, dyadic, membrane_dtype, normal
+from tests.kernels.support import (
+    DTYPES,
+    LAYOUTS,
+    as_layout,
+    assert_rounded,
+    dyadic,
+    membrane_dtype,
+    normal,
+)
 
 EQUATIONS: dict[str, dict[str, Any]] = {
     "lif soft": dict(kind="lif", reset="soft"),
@@ -152,10 +161,16 @@ def answered(
     case: dict[str, Any],
     tensors: dict[str, torch.Tensor],
     dtype: torch.dtype | None = None,
+    place: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.detach,
     **more: Any,
 ) -> dict[str, torch.Tensor | None]:
-    """Every result and gradient of a call by name. ``dtype``: computed in this one instead of the tensors' own."""
-    leaves = {name: value.detach().to(dtype or value.dtype) for name, value in tensors.items()}
+    """Every result and gradient of a call by name.
+
+    Args:
+        dtype: computed in this one instead of the tensors' own.
+        place: where inputs and upstream gradients lie.
+    """
+    leaves = {name: place(v.detach().to(dtype or v.dtype)) for name, v in tensors.items()}
     for name, leaf in leaves.items():
         leaves[name] = (
             leaf.clone() if name in BUFFERS else leaf.requires_grad_(learning(case, name))
@@ -168,7 +183,7 @@ def answered(
             and value.requires_grad
         ):
             end = normal(value.shape, case["dtype"], value.device, seed).to(value.dtype)
-            ends[name] = as_layout(end, case["other_layout"]) if name == "spikes" else end
+            ends[name] = place(as_layout(end, case["other_layout"]) if name == "spikes" else end)
     if ends:
         torch.autograd.backward([found[name] for name in ends], list(ends.values()))
     results: dict[str, torch.Tensor | None] = {n: value.detach() for n, value in found.items()}
@@ -178,3 +193,28 @@ def answered(
         else:
             results[f"gradient of {name}"] = leaf.grad
     return results
+
+
+def assert_as_defined(
+    case: dict[str, Any], device: torch.device | str, ulps: float = 64
+) -> dict[str, torch.Tensor]:
+    """A call on the kernels is its definition in float64; returns what that gives."""
+    tensors = drawn(case, device)
+    probe = tensors["x"].new_zeros(case["T"], 8, dtype=torch.float32).requires_grad_()
+    found = answered(fire.fire, case, tensors, probe=probe if case["probe"] else None)
+    exact = answered(define, case, tensors, torch.float64)
+    assert found.keys() == exact.keys()
+    for name, right in exact.items():
+        value = found[name]
+        if right is None or value is None:  # autograd says None where nothing depends on a value
+            assert all(other is None or not other.any() for other in (right, value)), name
+            assert value is None or learning(case, name.removeprefix("gradient of ")), name
+        elif name == "spikes":
+            assert torch.equal(value, right.to(value.dtype)), "spikes differ"
+        else:
+            assert_rounded(name, value, right, ulps)
+    wide = membrane_dtype(case["dtype"])
+    dtypes = dict(spikes=case["dtype"], current=case["dtype"], v_last=wide, m_last=wide, trace=wide)
+    dtypes |= {f"gradient of {name}": tensor.dtype for name, tensor in tensors.items()}
+    assert all(v is None or v.dtype == dtypes[n] for n, v in found.items() if n in dtypes)
+    return exact

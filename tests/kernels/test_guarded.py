@@ -19,15 +19,14 @@ import torch.multiprocessing as mp
 
 from spiketriton_kernels import (
     PROBE_FIELDS,
-    Surrogate,
-    multistep_bn_lif,
-    multistep_lif,
+    fire,
     pack_spikes,
     unpack_spikes,
     use_backend,
 )
 from tests.conftest import CUDA, START, need_native
-from tests.kernels.support import as_layout, case_id, normal, pairwise
+from tests.kernels.cases import KINDS, PLAIN, answered, drawn
+from tests.kernels.support import case_id, normal, pairwise
 
 BORDER = 8192
 """Elements on either side: more than a tile or block of any backend."""
@@ -131,70 +130,45 @@ def guard(monkeypatch) -> Guard:
     return guard
 
 
-def run(
-    function: Callable[..., Any],
-    tensors: dict[str, torch.Tensor],
-    options: dict,
-    place: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.clone,
-) -> list[torch.Tensor]:
-    """Outputs and gradients, in order; ``place`` says where inputs lie."""
-    given = {name: place(value).detach().requires_grad_() for name, value in tensors.items()}
-    buffers = {name: given.pop(name).detach() for name in list(given) if "running" in name}
-    width = given.pop("width")
-    arguments = given | buffers | options
-    outs = function(**arguments, surrogate=Surrogate("atan", width=width), return_v=True)
-    ends = [normal(out.shape, out.dtype, out.device, seed=9) for out in outs]
-    torch.autograd.backward(outs, [place(end) for end in ends])
-    gradients = [value.grad for value in (*given.values(), width)]
-    return [value.detach().clone() for value in (*outs, *gradients, *buffers.values())]
-
-
-def arguments(function: str, case: dict, device: torch.device) -> tuple[dict, dict]:
-    """(tensors, options) of a call with every tensor argument."""
-    size, T, dtype = case["size"], case["T"], case["dtype"]
-    C = size[1]
-    if function == "bn_lif":  # one value a channel has no variance
-        T = max(T, 3 if math.prod(size) == C else 1)
-    make = lambda seed: as_layout(  # noqa: E731
-        normal((T, *size), dtype, device, seed), case["layout"]
-    )
-    tensors = {"x" if function == "lif" else "y": make(0)}
-    tensors["v_init"] = normal(size, device=device, seed=1, std=0.1)
-    for name, value in dict(decay=0.7, threshold=0.9, width=0.8).items():
-        tensors[name] = torch.full((C,), value, device=device)
-    tensors["probe"] = torch.zeros(T, len(PROBE_FIELDS), device=device)
-    if function == "bn_lif":
-        tensors |= {"residual": make(2), "spike_add": make(3)}
-        names = ("bn_weight", "bn_bias", "running_mean", "running_var")
-        small = normal((4, C), device=device, seed=4, mean=1.0, std=0.1)
-        tensors |= dict(zip(names, small, strict=True))
-        tensors["step_gain"] = torch.linspace(0.8, 1.2, T, device=device)
-    return tensors, dict(reset=case["reset"], detach_reset=False)
-
-
-FUNCTIONS = {"lif": multistep_lif, "bn_lif": multistep_bn_lif}
-
 CASES = pairwise(
     dict(
+        equation=KINDS.values(),
         size=[(1, 1, 1), (3, 5, 7), (2, 4, 3, 3), (1, 2, 16, 16), (1, 2, 129), (1, 130, 1)],
-        T=[1, 3, 17],
+        T=[3, 1, 17],
         layout=["contiguous", "channels_last", "permuted"],
         dtype=[torch.float32, torch.bfloat16],
-        reset=["soft", "hard"],
+        norm=["none", "batch", "given"],
+        decay=["channel", "scalar"],
+        trace=[True, False],
+        current=[True, False],
     )
 )
 
 
+def call(case: dict, device: torch.device | str, place: Callable = torch.Tensor.clone) -> list:
+    """Results and gradients of a call with every tensor argument, its probe's too."""
+    several = ("residual", "spike_add", "step_gain", "running")
+    case = (
+        PLAIN
+        | dict(states="wide", width="channel", threshold="channel")
+        | dict.fromkeys(several, True)
+        | case
+    )
+    if case["norm"] == "batch" and case["T"] == 1:  # one value a channel has no variance
+        case["norm"] = "given"
+    probe = place(torch.zeros(case["T"], len(PROBE_FIELDS), device=device)).requires_grad_()
+    found = answered(fire.fire, case, drawn(case, device), place=place, probe=probe)
+    return [value.clone() for value in (*found.values(), probe.grad)]
+
+
 @pytest.mark.parametrize("case", CASES, ids=case_id)
-@pytest.mark.parametrize("function", FUNCTIONS)
-def test_no_byte_outside_is_read_or_written(backend, device, guard, function, case):
+def test_no_byte_outside_is_read_or_written(backend, device, guard, case):
     if backend == "triton" and case["size"][1] > 100:
-        case = case | {"T": 2}
-    tensors, options = arguments(function, case, device)
-    expected = run(FUNCTIONS[function], tensors, options)
+        case = case | {"T": 3}
+    expected = call(case, device)
     guard.check()
     allocations = len(guard.buffers)
-    given = run(FUNCTIONS[function], tensors, options, guard.poisoned)
+    given = call(case, device, guard.poisoned)
     guard.check()
     assert len(guard.buffers) > allocations > 3, "the package's allocations are not guarded"
     for one, two in zip(given, expected, strict=True):
@@ -258,10 +232,7 @@ def caged_main(rank: int, flush: str) -> None:
     with pytest.MonkeyPatch.context() as patch, use_backend("native"):
         take_allocations(patch, cage.cut)
         for case in CASES:
-            for name, function in FUNCTIONS.items():
-                tensors, options = arguments(name, case, torch.device("cpu"))
-                for value in run(function, tensors, options, cage.place):
-                    assert value.isfinite().all()
+            assert all(value.isfinite().all() for value in call(case, "cpu", cage.place))
         spikes = cage.place((normal((4097,)) > 0).float())
         assert torch.equal(unpack_spikes(pack_spikes(spikes), (4097,), (1,)), spikes)
 

@@ -1,22 +1,17 @@
 """What only the compiled CPU pass has: stores past the caches, threads, and its build."""
 
 import functools
-import itertools
 import struct
 import subprocess
 import threading
 import time
-from dataclasses import fields
 
 import pytest
 import torch
 
-from spiketriton_kernels import SHAPES, multistep_bn_lif, multistep_lif, use_backend
+from spiketriton_kernels import multistep_bn_lif, multistep_lif, use_backend
 from spiketriton_kernels.backends import native
-from spiketriton_kernels.neuron import Call, Emit, Inputs, Neuron, Upstream
-from spiketriton_kernels.passes import neuron_backward, neuron_forward
 from tests.conftest import need_native
-from tests.kernels.support import case_id, normal, pairwise
 
 
 @pytest.fixture(autouse=True)
@@ -95,113 +90,6 @@ def test_a_window_of_any_length_fires_as_the_definition(T, dtype, extra):
     for each, right in zip(found, expected, strict=True):
         for result, true in zip(each, right, strict=True):
             assert torch.equal(result, true)
-
-
-EQUATIONS = (
-    ("lif", "soft"), ("lif", "hard"), ("lif", "leaks to v_reset"), ("lif", "none"),
-    ("lif", "delayed_soft"), ("lif", "delayed_hard"), ("ilif", "soft"), ("clif", "soft"),
-    ("alif", "soft"), ("alif", "hard"), ("alif", "none"),
-    ("cuba", "soft"), ("cuba", "hard"), ("cuba", "none"),
-)  # fmt: skip
-EVERYTHING = pairwise(
-    dict(
-        equations=EQUATIONS,
-        shape=SHAPES,
-        detach_reset=[True, False],
-        parameters=["float", "one", "channel"],
-        norm=["none", "given", "batch"],
-        residual=[False, True],
-        spike_add=[False, True],
-        trace=[False, True],
-        current=[False, True],
-        states=[False, True],
-        layout=["contiguous", "channels_last"],
-        emit=["gradients", "everything"],
-    )
-)
-
-
-@pytest.mark.parametrize("case", EVERYTHING, ids=case_id)
-def test_every_kind_has_everything(case):
-    """Both passes are those of eager PyTorch, whatever a neuron is combined with."""
-    kind, reset = case["equations"]
-    T, size = 5, (3, 7, 5, 3)  # 315 neurons: a ragged end in every width of vectors
-    seeds = itertools.count()
-
-    def like_x(*shape, mean=0.0, std=1.0):
-        value = normal(shape, seed=next(seeds), mean=mean, std=std)
-        if case["layout"] == "channels_last":
-            axis = len(shape) - 3
-            value = value.movedim(axis, -1).contiguous().movedim(-1, axis)
-        return value
-
-    def constant(value):
-        if case["parameters"] == "float":
-            return value
-        return value + torch.linspace(0, 0.2, 7 if case["parameters"] == "channel" else 1)
-
-    neuron = Neuron(
-        kind=kind, reset="hard" if reset.startswith("leaks") else reset, shape=case["shape"],
-        v_reset=-0.25 if reset.startswith("leaks") else 0.0, levels=3, detach_reset=case["detach_reset"],
-        decay=constant(0.6), gain=constant(0.9), threshold=constant(0.7), width=constant(0.8), rho=constant(0.7),
-        beta=constant(0.4), height=0.9,
-    )  # fmt: skip
-    if case["norm"] != "none":
-        mean, var, weight, bias = (torch.rand(7) + 0.5 for _ in range(4))
-        neuron = neuron._replace(
-            mean=mean, var=var, weight=weight, bias=bias, step_gain=torch.linspace(0.8, 1.2, T), eps=1e-5, bn_scale=0.9
-        )  # fmt: skip
-    x = like_x(T, *size, mean=0.6, std=1.5)
-    states = [like_x(*size, std=0.4) if case["states"] else None for _ in "vm"]
-    inputs = Inputs(
-        x, *states, like_x(T, *size) if case["residual"] else None, like_x(T, *size) if case["spike_add"] else None
-    )  # fmt: skip
-    call = Call(
-        return_v=True, return_m=neuron.has_m, return_trace=case["trace"], return_current=case["current"]
-    )  # fmt: skip
-    everything, normed = case["emit"] == "everything", case["norm"] != "none"
-    emit = Emit(
-        dx=True, dy=normed, sums=normed, v_init=True, m_init=neuron.has_m, parameters=everything, probe=everything,
-        step_gain=everything and normed,
-    )  # fmt: skip
-    upstream = Upstream(
-        like_x(T, *size), like_x(*size) if case["states"] else None,
-        like_x(*size) if case["states"] and neuron.has_m else None, like_x(T, *size) if case["trace"] else None,
-        like_x(T, *size) if case["current"] else None,
-    )  # fmt: skip
-    count = float(T * 3 * 5 * 3) if case["norm"] == "batch" else 0.0
-
-    def run():
-        out = neuron_forward(inputs, neuron, call)
-        return out, neuron_backward(upstream, inputs, None, neuron, emit, count)
-
-    def both():
-        with use_backend("torch"):
-            right = run()
-        return *run(), *right
-
-    found, found_gradients, right, right_gradients = both()
-    differs = (found.spikes != right.spikes).any(0)
-    if (
-        kind == "clif" and differs.any()
-    ):  # its sigmoid rounds differently: who is at the threshold falls silent
-        assert differs.sum() <= 2
-        x[:, differs] = -9.0
-        found, found_gradients, right, right_gradients = both()
-    assert torch.equal(found.spikes, right.spikes)
-    assert case["spike_add"] or float(right.spikes.ne(0).float().mean()) > 0.02
-    for name in ("v_last", "m_last", "trace", "current"):
-        torch.testing.assert_close(getattr(found, name), getattr(right, name), msg=name)
-    for field in fields(found_gradients):
-        result, true = (getattr(of, field.name) for of in (found_gradients, right_gradients))
-        if field.name == "parameters" and result is not None:
-            learns = [isinstance(p, torch.Tensor) for p in neuron.parameters[: neuron.rows]]
-            learns[2] &= kind != "ilif"
-            result, true = result[learns], true[learns]
-        if true is not None and true.numel():
-            torch.testing.assert_close(
-                result, true, rtol=1e-4, atol=1e-5 * max(1.0, float(true.abs().max())), msg=field.name
-            )  # fmt: skip
 
 
 @pytest.mark.parametrize(("inner", "last"), [(1024, False), (2500, False), (1021, True)])
