@@ -1,21 +1,15 @@
-"""Every kind of neuron with everything that a neuron can do: as its definition does it, or refused by name.
-
-Each kind meets each feature once, on Triton and compiled C++ by turns.
-"""
+"""Every module of a neuron with everything that it can do: as its definition does it, or refused by name."""
 
 import contextlib
+from functools import partial
 
 import pytest
 import torch
 
-from spiketriton_kernels import (
-    nn,
-    use_backend,
-)
+from spiketriton_kernels import nn
 from spiketriton_kernels.definition import define
 from spiketriton_kernels.neuron import Norm
 from spiketriton_kernels.nn import neurons
-from tests.conftest import need_native
 from tests.kernels.support import normal
 
 T, LONG, B, C, PIXELS = 4, 37, 2, 3, 5
@@ -25,34 +19,27 @@ def channels():
     return torch.nn.Parameter(torch.linspace(0.6, 1.2, C))
 
 
-def constants(which, **own):
-    """Numbers, or the threshold and what else a kind can learn for each channel."""
-    return own | {"v_threshold": channels()} if which == "channels" else {}
+def leaky(**options):
+    return nn.Leaky(**{"beta": 0.75} | options)
 
 
 KINDS = {
-    "IF": lambda **o: nn.IF(**constants(o.pop("constants")), **o),
-    "LIF": lambda **o: nn.LIF(2.0, v_reset=-0.25, **constants(o.pop("constants")), **o),
-    "PLIF": lambda **o: nn.PLIF(**constants(o.pop("constants"), per_channel=C), **o),
-    "Leaky": lambda **o: nn.Leaky(**{"beta": 0.75} | constants(o.pop("constants"), beta=channels()), **o),
-    "delayed": lambda **o: nn.Leaky(
-        **{"beta": 0.75} | constants(o.pop("constants"), beta=channels()), reset_delay=True, **o
-    ),
-    "with membranes": lambda **o: nn.Leaky(
-        **{"beta": 0.75} | constants(o.pop("constants"), beta=channels()), return_mem=True, **o
-    ),
-    "ILIF": lambda **o: nn.ILIF(**constants(o.pop("constants"), decay=channels()), **o),
-    "CLIF": lambda **o: nn.CLIF(**constants(o.pop("constants"), decay=channels()), **o),
-    "ALIF": lambda **o: nn.ALIF(
-        **constants(o.pop("constants"), decay=channels(), rho=channels(), beta=channels()), **o
-    ),
-    "CuBaLIF": lambda **o: nn.CuBaLIF(
-        **constants(o.pop("constants"), decay=channels(), rho=channels()), **o
-    ),
-    "PSN": lambda **o: nn.PSN(T, **constants(o.pop("constants")), **o),
-    "MaskedPSN": lambda **o: nn.MaskedPSN(2, T, 0.5, **constants(o.pop("constants")), **o),
-    "SlidingPSN": lambda **o: nn.SlidingPSN(2, **constants(o.pop("constants")), **o),
-}  # fmt: skip
+    "IF": (nn.IF, ""),
+    "LIF": (partial(nn.LIF, 2.0, v_reset=-0.25), ""),
+    "PLIF": (nn.PLIF, "per_channel"),
+    "Leaky": (leaky, "beta"),
+    "delayed": (partial(leaky, reset_delay=True), "beta"),
+    "with membranes": (partial(leaky, return_mem=True), "beta"),
+    "ILIF": (nn.ILIF, "decay"),
+    "CLIF": (nn.CLIF, "decay"),
+    "ALIF": (nn.ALIF, "decay rho beta"),
+    "CuBaLIF": (nn.CuBaLIF, "decay rho"),
+    "PSN": (partial(nn.PSN, T), ""),
+    "MaskedPSN": (partial(nn.MaskedPSN, 2, T, 0.5), ""),
+    "SlidingPSN": (partial(nn.SlidingPSN, 2), ""),
+}
+"""What makes each, and which of its constants, besides the threshold, can be given for each channel."""
+
 PARALLEL = ("PSN", "MaskedPSN", "SlidingPSN")
 REFUSED = (
     {(kind, feature): "accepted: a neuron" for kind in ("with membranes", *PARALLEL)
@@ -120,14 +107,16 @@ CALLS = {
 """Features that a definition has too, and what they are called with."""
 
 
-def made(kind, feature):
+def made(kind, feature=""):
     torch.manual_seed(0)
-    options = {"states": dict(stateful=True), "trace": dict(store_v_seq=True)}.get(feature, {})
-    if feature == "states" and kind in PARALLEL:
-        module = KINDS[kind](constants="numbers")
-        module.stateful = True
-        return module
-    return KINDS[kind](constants=feature if feature == "channels" else "numbers", **options)
+    make, own = KINDS[kind]
+    options = {"trace": dict(store_v_seq=True)}.get(feature, {})
+    if feature == "channels":
+        options = {name: channels() for name in ("v_threshold", *own.split())}
+        options |= {"per_channel": C} if "per_channel" in own else {}
+    module = make(**options)
+    module.stateful = feature == "states"
+    return module
 
 
 def as_the_definition(kind, feature, monkeypatch):
@@ -145,44 +134,29 @@ def as_the_definition(kind, feature, monkeypatch):
 
 
 def compiled(kind):
-    module = made(kind, "compiled")
+    module = made(kind)
     torch._dynamo.reset()
     graph = torch.compile(lambda x: module(x), fullgraph=True, backend="aot_eager", dynamic=False)
-    assert_equal(graph(x_of()), module(x_of()))
+    torch.testing.assert_close(graph(x_of()), module(x_of()))
 
 
 def mapped(kind):
-    module, many = made(kind, "mapped"), torch.stack([x_of(), image(3), 2 * image(4)])
-    apart = [module(x) for x in many]
-    together = (
-        [torch.stack(o) for o in zip(*apart, strict=True)]
-        if isinstance(apart[0], tuple)
-        else torch.stack(apart)
-    )
-    assert_equal(torch.vmap(module)(many), together)
-
-
-def assert_equal(found, expected):
-    found, expected = (o if isinstance(o, tuple | list) else [o] for o in (found, expected))
-    for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b)
+    module, many = made(kind), torch.stack([x_of(), image(3), 2 * image(4)])
+    apart, together = [module(x) for x in many], torch.vmap(module)(many)
+    if isinstance(together, tuple):
+        together = list(zip(*together, strict=True))
+    for found, expected in zip(together, apart, strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 OTHERS = {"compiled": compiled, "mapped": mapped}
-SWEEP = [(kind, feature) for kind in KINDS for feature in (*CALLS, *OTHERS)]
 
 
-@pytest.mark.parametrize(
-    ("kind", "feature", "backend"),
-    [(*case, ("triton", "native")[sum(divmod(i, len(CALLS) + len(OTHERS))) % 2]) for i, case in enumerate(SWEEP)],
-)  # fmt: skip
-def test_every_kind_has_everything(kind, feature, backend, request, monkeypatch):
-    request.getfixturevalue("triton_backend") if backend == "triton" else need_native()
+@pytest.mark.parametrize("feature", [*CALLS, *OTHERS])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_has_everything(kind, feature, monkeypatch):
     said = REFUSED.get((kind, feature))
-    refuses = (
-        pytest.raises((TypeError, ValueError), match=said) if said else contextlib.nullcontext()
-    )
-    with use_backend(backend), refuses:
+    with pytest.raises((TypeError, ValueError), match=said) if said else contextlib.nullcontext():
         if feature in CALLS:
             as_the_definition(kind, feature, monkeypatch)
         else:
