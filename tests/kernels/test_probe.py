@@ -118,7 +118,7 @@ def test_outside_is_where_the_slope_is_small(kind, backend, device):
         probe(device, 1),
         PLAIN | dict(equation=KINDS[kind], shape="rectangle", width="given"),
     )
-    called(fire.fire, case, {"x": x, "width": torch.tensor(0.5)}, probe=found)[
+    called(fire.fire, case, {"x": x, "width": torch.tensor(0.5, device=device)}, probe=found)[
         "spikes"
     ].sum().backward()
     assert found.grad[0, COLUMN["outside"]] == 7 - x.grad.count_nonzero()
