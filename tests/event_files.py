@@ -53,8 +53,7 @@ def write_npy(events: np.ndarray) -> bytes:
 
 def write_npz(events: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    t, x, y, p = (events[name] for name in "txyp")
-    np.savez_compressed(buffer, t=t, x=x, y=y, p=p)
+    np.savez_compressed(buffer, **{name: events[name] for name in "txyp"})
     return buffer.getvalue()
 
 

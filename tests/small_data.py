@@ -45,10 +45,7 @@ def noise_image(rng: np.random.Generator, mode: str, size: tuple[int, int]) -> I
 
 
 def make_imagenette(root: Path, variant: str = "320px", per_class: int = 3) -> Path:
-    """Imagenette's tree, `per_class` JPEGs in each class of both splits; returns its folder.
-
-    Every class holds odd sizes, and grey and CMYK images from `per_class` = 2 and 3 on.
-    """
+    """Imagenette's tree, `per_class` JPEGs in each class of both splits; returns its folder."""
     suffix = {"full": "", "320px": "-320", "160px": "-160"}[variant]
     folder = Path(root) / f"imagenette2{suffix}"
     make_class_tree(folder, ("train", "val"), WNIDS, per_class)
@@ -58,7 +55,7 @@ def make_imagenette(root: Path, variant: str = "320px", per_class: int = 3) -> P
 def make_class_tree(
     folder: Path, splits: Sequence[str], classes: Sequence[str], per_class: int
 ) -> None:
-    """`folder/<split>/<class>/*.JPEG`."""
+    """`folder/<split>/<class>/*.JPEG` of odd sizes, the second of a class grey, the third CMYK."""
     rng = np.random.default_rng(0)
     sizes = [(43, 37), (31, 64), (57, 32), (1, 90), (40, 3)]
     for split in splits:
@@ -76,55 +73,32 @@ def make_cifar100(root: Path, n: int = 40) -> Path:
 
     torchvision knows the real archive's checksums: call `accept_checksums` too.
     """
-    rng = np.random.default_rng(0)
-
-    def split(name: str) -> dict[str, object]:
-        fine = rng.integers(0, 100, n).tolist()
-        return {
-            "filenames": [f"{at}.png" for at in range(n)],
-            "batch_label": f"{name} batch 1 of 1",
-            "fine_labels": fine,
-            "coarse_labels": [label // 5 for label in fine],
-            "data": rng.integers(0, 256, (n, 3072), dtype=np.uint8),
-        }
-
-    meta = {
-        "fine_label_names": [f"fine {at}" for at in range(100)],
-        "coarse_label_names": [f"coarse {at}" for at in range(20)],
-    }
-    files = {"train": split("training"), "test": split("testing"), "meta": meta}
-    return _tar_of_pickles(Path(root), "cifar-100-python", files)
+    return _make_cifar(root, datasets.CIFAR100, n, 100, "fine_labels")
 
 
 def make_cifar10(root: Path, n: int = 40) -> Path:
     """CIFAR-10's archive in `root`, `n` (a multiple of 5) training and `n` test images."""
+    return _make_cifar(root, datasets.CIFAR10, n, 10, "labels")
+
+
+def _make_cifar(
+    root: Path, dataset: type[datasets.CIFAR10], n: int, classes: int, key: str
+) -> Path:
     rng = np.random.default_rng(0)
-
-    def batch(count: int, label: str) -> dict[str, object]:
-        return {
-            "batch_label": label,
-            "labels": rng.integers(0, 10, count).tolist(),
-            "data": rng.integers(0, 256, (count, 3072), dtype=np.uint8),
-            "filenames": [f"{at}.png" for at in range(count)],
-        }
-
-    files = {f"data_batch_{at}": batch(n // 5, f"training batch {at} of 5") for at in range(1, 6)}
-    files["test_batch"] = batch(n, "testing batch 1 of 1")
-    files["batches.meta"] = {
-        "num_cases_per_batch": n // 5,
-        "label_names": [f"label {at}" for at in range(10)],
-        "num_vis": 3072,
-    }
-    return _tar_of_pickles(Path(root), "cifar-10-batches-py", files)
-
-
-def _tar_of_pickles(root: Path, folder: str, files: dict[str, dict[str, object]]) -> Path:
-    root.mkdir(parents=True, exist_ok=True)
-    archive = root / f"{folder.removesuffix('-batches-py').removesuffix('-python')}-python.tar.gz"
+    names = [f"label {at}" for at in range(classes)]
+    files: dict[str, dict[str, object]] = {dataset.meta["filename"]: {dataset.meta["key"]: names}}
+    for parts in (dataset.train_list, dataset.test_list):
+        for name, _ in parts:
+            count = n // len(parts)
+            labels = rng.integers(0, classes, count).tolist()
+            data = rng.integers(0, 256, (count, 3072), dtype=np.uint8)
+            files[name] = {key: labels, "data": data}
+    Path(root).mkdir(parents=True, exist_ok=True)
+    archive = Path(root) / dataset.filename
     with tarfile.open(archive, "w:gz") as tar:
         for name, content in files.items():
             raw = pickle.dumps(content, protocol=2)
-            entry = tarfile.TarInfo(f"{folder}/{name}")
+            entry = tarfile.TarInfo(f"{dataset.base_folder}/{name}")
             entry.size = len(raw)
             tar.addfile(entry, BytesIO(raw))
     return archive

@@ -12,8 +12,6 @@ from spiketriton.data.events import EVENT, FORMATS
 from spiketriton.data.events.recordings import _CIFAR10
 from tests.event_files import write_events
 
-CLASSES = 3  # of the sets whose classes are folders
-
 
 def random_events(
     rng: np.random.Generator, count: int, sensor: tuple[int, int], start: int = 0
@@ -29,42 +27,33 @@ def random_events(
 def make_events(root: Path, name: str, per_class: int = 12, count: int = 400) -> Path:
     """A set named as in a recipe, below `root`; returns the folder that holds its files.
 
-    CIFAR10-DVS has ten classes, Gesture eleven, the others three (N-MNIST ten).
+    CIFAR10-DVS has ten classes, N-MNIST too, Gesture eleven, the others three.
     """
-    rng = np.random.default_rng(0)
+    rng, digits = np.random.default_rng(0), [*"0123456789"]
     if name == "dvs_gesture":
         return _gesture(root / "dvs_gesture" / "DvsGesture", rng, count)
-    if name == "cifar10_dvs":
-        folder = root / "cifar10_dvs"
-        for label in _CIFAR10:
-            for number in range(per_class):
-                # 100 on, so that the split first100 has both parts
-                path = folder / label / f"cifar10_{label}_{number * 100 // 3}.aedat"
-                write_events(path, random_events(rng, count, (128, 128)), "aedat2")
-        return folder
-    if name == "n_mnist":
-        for part in ("Train", "Test"):
-            for label in range(10):
-                for number in range(per_class):
-                    path = root / "n_mnist" / part / str(label) / f"{number:05d}.bin"
-                    write_events(path, random_events(rng, count, (34, 34)), "bin")
-        return root / "n_mnist"
-    if name == "n_caltech101":
-        folder = root / "n_caltech101" / "Caltech101"
-        for label in ("accordion", "bonsai", "camera"):
-            for number in range(per_class):
-                path = folder / label / f"image_{number + 1:04d}.bin"
-                write_events(path, random_events(rng, count, (180, 240)), "bin")
-        return folder
-    assert name == "eventfolder"
-    formats = list(FORMATS)
-    for part in ("train", "val"):
-        for label in ("ape", "bee", "cow"):
+    folder = {"eventfolder": root, "n_caltech101": root / name / "Caltech101"}.get(
+        name, root / name
+    )
+    parts, classes, sensor = {
+        "cifar10_dvs": ([""], [*_CIFAR10], (128, 128)),
+        "n_mnist": (["Train", "Test"], digits, (34, 34)),
+        "n_caltech101": ([""], ["accordion", "bonsai", "camera"], (180, 240)),
+        "eventfolder": (["train", "val"], ["ape", "bee", "cow"], (40, 50)),
+    }[name]
+    formats = {"cifar10_dvs": ["aedat2"], "eventfolder": [*FORMATS]}.get(name, ["bin"])
+    for part in parts:
+        for label in classes:
             for number in range(per_class):
                 format = formats[number % len(formats)]
-                path = root / part / label / f"{number}{FORMATS[format].ending}"
-                write_events(path, random_events(rng, count, (40, 50)), format)
-    return root
+                stem = {
+                    # 100 on, so that the split first100 has both parts
+                    "cifar10_dvs": f"cifar10_{label}_{number * 100 // 3}",
+                    "n_caltech101": f"image_{number + 1:04d}",
+                }.get(name, str(number))
+                path = folder / part / label / f"{stem}{FORMATS[format].ending}"
+                write_events(path, random_events(rng, count, sensor), format)
+    return folder
 
 
 def _gesture(folder: Path, rng: np.random.Generator, count: int) -> Path:

@@ -9,19 +9,19 @@ from spiketriton.data.clutter import PIECE, PIECES, SIDE, cluttered
 from spiketriton.data.splits import ArraySplit
 
 
-def garments(count: int, value: int | None = None) -> ArraySplit:
-    pixels = np.random.RandomState(0).randint(1, 256, (count, 1, 28, 28))
-    if value is not None:
-        pixels[:] = value
-    return ArraySplit(pixels.astype(np.uint8), np.arange(count) % 10)
+def garments(count: int, value: int) -> ArraySplit:
+    pixels = np.full((count, 1, 28, 28), value, np.uint8)
+    return ArraySplit(pixels, np.arange(count) % 10)
 
 
 def test_scenes_are_the_same_on_every_machine():
-    scenes = cluttered(garments(7), seed=0)
+    split = garments(7, value=0)
+    split.images[:, 0] = torch.from_numpy(np.random.RandomState(0).randint(1, 256, (7, 28, 28)))
+    scenes = cluttered(split, seed=0)
     digest = hashlib.sha256(scenes.images.numpy().tobytes()).hexdigest()
     assert digest[:16] == "d3139e3be78517ec"
     assert torch.equal(scenes.labels, torch.arange(7))
-    assert not torch.equal(scenes.images, cluttered(garments(7), seed=1).images)
+    assert not torch.equal(scenes.images, cluttered(split, seed=1).images)
 
 
 def test_a_scene_holds_its_whole_garment_and_pieces_of_others():
@@ -37,11 +37,4 @@ def test_a_scene_holds_its_whole_garment_and_pieces_of_others():
     assert 0 < outside.float().mean() <= PIECES * PIECE**2
     seen = (scenes > 0).any(0)
     assert seen.all(), "garments and pieces come to lie everywhere"
-
-
-def test_pieces_are_of_other_images():
-    one_bright = garments(5, value=1)
-    one_bright.images[3] = 255
-    scenes = cluttered(one_bright, seed=0).images[:, 0]
-    assert (scenes[torch.tensor([0, 1, 2, 4])] == 255).any(), "pieces of the fourth image"
-    assert int((scenes[3] == 255).sum()) == 28 * 28, "none in its own scene"
+    assert (scenes[1:] == 255).any(), "pieces of the first garment lie in other scenes"

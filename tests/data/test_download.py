@@ -3,6 +3,7 @@
 import os
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,6 @@ from spiketriton.data.download import RemoteFile
 from spiketriton.errors import UserError
 from tests.small_data import (
     accept_checksums,
-    damage,
     data_recipe,
     make_cifar100,
     mentions,
@@ -84,30 +84,38 @@ def test_a_server_that_never_answers(tmp_path, address, monkeypatch):
     assert socket.getdefaulttimeout() is None
 
 
-def test_a_download_is_unpacked_and_used(tmp_path, address, serve, monkeypatch):
+@pytest.fixture
+def served(tmp_path, address, serve, monkeypatch):
+    """CIFAR-100's archive, which a server has."""
     archive = make_cifar100(tmp_path / "server")
     accept_checksums(archive, monkeypatch.setattr)
     address(serve(archive.parent))
-    assert build_data(data_recipe("cifar100", tmp_path / "data")).train.images == 40
-    # the second time nothing is asked of the network
+    return archive
+
+
+def test_a_download_replaces_a_damaged_archive_and_is_used_again(served, tmp_path, address):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / served.name).write_bytes(served.read_bytes()[:1000])
+    message = mistake(data_recipe("cifar100", data, data="download = false"))
+    mentions(message, f"{data / served.name} is damaged or cut short", "data.download is false")
+    assert build_data(data_recipe("cifar100", data)).train.images == 40
     address(f"http://127.0.0.1:{unused_port()}/")
-    assert build_data(data_recipe("cifar100", tmp_path / "data")).train.images == 40
+    assert build_data(data_recipe("cifar100", data)).train.images == 40
 
 
-def test_a_second_address_is_tried_and_an_empty_answer_is_said(tmp_path, serve, monkeypatch):
-    archive = make_cifar100(tmp_path / "server")
-    (tmp_path / "server" / "empty").touch()
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    prefix, config = serve(archive.parent), data_recipe("cifar100", tmp_path / "data").data
-    one = RemoteFile(prefix + "empty", calculate_md5(archive), archive.name)
+def test_a_second_address_is_tried_and_an_empty_answer_is_said(tmp_path, served, serve):
+    (served.parent / "empty").touch()
+    prefix, config = serve(served.parent), data_recipe("cifar100", tmp_path / "data").data
+    one = RemoteFile(prefix + "empty", calculate_md5(served), served.name, mirror=prefix + "none")
     with pytest.raises(UserError) as caught:
-        download.obtain(replace(one, mirror=prefix + "none"), tmp_path / "data", config)
-    mentions(
-        str(caught.value), f"the server answers only browsers from {prefix}empty; ", "404", "none)"
-    )
+        download.obtain(one, tmp_path / "data", config)
+    said = f"the server answers only browsers from {prefix}empty; "
+    mentions(str(caught.value), said, "404", "none)")
     assert os.listdir(tmp_path / "data") == []
-    path = download.obtain(replace(one, mirror=prefix + archive.name), tmp_path / "data", config)
-    assert path.read_bytes() == archive.read_bytes()
+    two = replace(one, mirror=prefix + served.name)
+    path = download.obtain(two, tmp_path / "data", config)
+    assert path.read_bytes() == served.read_bytes()
 
 
 def test_a_download_with_another_checksum_is_not_kept(tmp_path, address, serve):
@@ -120,30 +128,17 @@ def test_a_download_with_another_checksum_is_not_kept(tmp_path, address, serve):
     assert sorted(os.listdir(tmp_path / "data")) == [".download.lock"]
 
 
-def test_a_damaged_archive_is_replaced_by_a_download(tmp_path, address, serve, monkeypatch):
-    archive = make_cifar100(tmp_path / "server")
-    accept_checksums(archive, monkeypatch.setattr)
-    address(serve(archive.parent))
-    data = tmp_path / "data"
-    data.mkdir()
-    (data / archive.name).write_bytes(archive.read_bytes()[:1000])
-    assert build_data(data_recipe("cifar100", data)).train.images == 40
-
-
-def test_disk_full(tmp_path, address, serve, monkeypatch):
+def test_disk_full(served, tmp_path):
     """A limit on the size of files stands in for the full disk: the write itself fails."""
     resource = pytest.importorskip("resource")
-    archive = make_cifar100(tmp_path / "server")
-    accept_checksums(archive, monkeypatch.setattr)
-    address(serve(archive.parent))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
         message = mistake(data_recipe("cifar100", tmp_path / "data"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    mentions(message, "File too large", archive.name, "data.root")
-    assert not (tmp_path / "data" / (archive.name + ".part")).exists()
+    mentions(message, "File too large", served.name, "data.root")
+    assert not (tmp_path / "data" / (served.name + ".part")).exists()
 
 
 def test_an_interrupted_unpacking_leaves_no_half_data_set(tmp_path, monkeypatch):
@@ -162,18 +157,8 @@ def test_an_interrupted_unpacking_leaves_no_half_data_set(tmp_path, monkeypatch)
     assert build_data(data_recipe("cifar100", tmp_path)).train.images == 40
 
 
-def test_a_cut_short_archive(tmp_path, monkeypatch):
-    archive = make_cifar100(tmp_path)
-    accept_checksums(archive, monkeypatch.setattr)
-    damage(archive, "cut short")
-    message = mistake(data_recipe("cifar100", tmp_path, data="download = false"))
-    mentions(message, f"{archive} is damaged or cut short", "data.download is false")
-
-
 def test_one_lock_serves_all_ranks(tmp_path, monkeypatch):
     """Ranks that start together unpack one after the other, and only the first has work."""
-    from concurrent.futures import ThreadPoolExecutor
-
     accept_checksums(make_cifar100(tmp_path), monkeypatch.setattr)
     unpackings = []
 
@@ -184,13 +169,8 @@ def test_one_lock_serves_all_ranks(tmp_path, monkeypatch):
 
     extract = download.extract_archive
     monkeypatch.setattr(download, "extract_archive", slow)
-    config = data_recipe("cifar100", tmp_path).data
-    remote = RemoteFile(datasets.CIFAR100.url, datasets.CIFAR100.tgz_md5)
+    recipe = data_recipe("cifar100", tmp_path)
     with ThreadPoolExecutor(4) as pool:
-        work = [
-            pool.submit(download.unpacked, remote, "cifar-100-python", replace(config))
-            for _ in range(4)
-        ]
-        folders = {item.result() for item in work}
-    assert folders == {tmp_path / "cifar-100-python"}
+        built = pool.map(lambda rank: build_data(recipe, rank=rank, world_size=4), range(4))
+        assert [data.train.images for data in built] == [40] * 4
     assert len(unpackings) == 1

@@ -1,6 +1,8 @@
 """Idx files: read as they were written, and refused by name when damaged."""
 
 import gzip
+import math
+import struct
 
 import pytest
 
@@ -8,11 +10,8 @@ from tests.small_data import data_recipe, mentions, mistake
 
 
 def idx_bytes(*shape: int, kind: int = 8, data: int | None = None) -> bytes:
-    size = 1
-    for side in shape:
-        size *= side
-    header = bytes([0, 0, kind, len(shape)]) + b"".join(side.to_bytes(4, "big") for side in shape)
-    return header + bytes(size if data is None else data)
+    header = struct.pack(f">4B{len(shape)}I", 0, 0, kind, len(shape), *shape)
+    return header + bytes(math.prod(shape) if data is None else data)
 
 
 @pytest.mark.parametrize(
@@ -29,15 +28,9 @@ def idx_bytes(*shape: int, kind: int = 8, data: int | None = None) -> bytes:
         (idx_bytes(40, 32, 32), "not images of 28x28"),
     ],
 )
-@pytest.mark.parametrize("zipped", [True, False])
-def test_a_damaged_idx_file(fashion_root, raw, words, zipped):
+def test_a_damaged_idx_file(fashion_root, raw, words):
     path = fashion_root / "train-images-idx3-ubyte.gz"
-    if zipped:
-        path.write_bytes(gzip.compress(raw))
-    else:
-        path.unlink()
-        path = path.with_suffix("")
-        path.write_bytes(raw)
+    path.write_bytes(gzip.compress(raw))
     mentions(mistake(data_recipe("fashion_mnist", fashion_root)), path, words)
 
 

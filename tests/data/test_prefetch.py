@@ -13,21 +13,16 @@ from spiketriton.errors import UserError
 CUDA = torch.device("cuda", 0)
 
 
-class Source:
+def source(log, mistake=False):
     """Three loaded batches, the last of which may be a mistake; logs what is asked of it."""
-
-    def __init__(self, log, mistake=False):
-        self.log, self.mistake = log, mistake
-
-    def __call__(self):
-        try:
-            for at in range(3):
-                if self.mistake and at == 2:
-                    raise UserError("a damaged file")
-                self.log.append(f"load {at}")
-                yield Loaded(torch.full((2, 1), at, dtype=torch.uint8), torch.tensor([at]), {})
-        finally:
-            self.log.append("closed")
+    try:
+        for at in range(3):
+            if mistake and at == 2:
+                raise UserError("a damaged file")
+            log.append(f"load {at}")
+            yield Loaded(torch.full((2, 1), at, dtype=torch.uint8), torch.tensor([at]), {})
+    finally:
+        log.append("closed")
 
 
 class FakeCuda(threading.local):
@@ -78,7 +73,7 @@ def test_on_a_cpu_a_batch_is_made_when_it_is_asked_for():
         log.append("finish")
         return one.images.float() + 1, one.labels
 
-    batches = finished(Source(log)(), finish, torch.device("cpu"))
+    batches = finished(source(log), finish, torch.device("cpu"))
     assert log == []
     images, labels = next(batches)
     assert (images.tolist(), labels.tolist()) == ([[1.0], [1.0]], [0])
@@ -89,9 +84,9 @@ def test_on_a_cpu_a_batch_is_made_when_it_is_asked_for():
 
 @pytest.fixture
 def on_a_gpu():
-    """`on_a_gpu(log, **source) -> batches` on a fake GPU, whose batches are logged by name and thread."""
+    """`on_a_gpu(log, mistake) -> batches` on a fake GPU, whose batches are logged by name and thread."""
 
-    def start(log, **source):
+    def start(log, **more):
         cuda = FakeCuda(log)
 
         def copied(loaded):
@@ -101,7 +96,7 @@ def on_a_gpu():
             log.append(f"finish {at}")
             return FakeTensor(log, f"images {at}"), FakeTensor(log, f"labels {at}")
 
-        return prefetch._ahead(map(copied, Source(log, **source)()), CUDA, cuda)
+        return prefetch._ahead(map(copied, source(log, **more)), CUDA, cuda)
 
     return start
 

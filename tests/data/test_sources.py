@@ -34,15 +34,11 @@ def raw(images: torch.Tensor, name: str, recipe) -> torch.Tensor:
 @pytest.mark.parametrize("variant", ["full", "160px"])
 def test_imagenette(tmp_path, variant):
     make_imagenette(tmp_path, variant)
-    recipe = data_recipe("imagenette", tmp_path, data=f'variant = "{variant}"')
-    data = build_data(recipe)
-    assert data.classes[0] == "tench"
-    assert data.classes[9] == "parachute"
-    assert (data.train.images, data.test.images, data.channels, data.image_size) == (30, 30, 3, 224)
+    data = build_data(data_recipe("imagenette", tmp_path, data=f'variant = "{variant}"'))
+    assert (data.classes[0], data.classes[9]) == ("tench", "parachute")
+    assert (data.train.images, data.test.images, data.channels) == (30, 30, 3)
     images, labels = next(data.train.from_step(0))
-    assert images.shape == (4, 3, 224, 224)
-    assert images.dtype == torch.float32
-    assert labels.dtype == torch.int64
+    assert (images.shape, images.dtype) == ((4, 3, 224, 224), torch.float32)
     images, labels = all_of(data.test)
     assert torch.isfinite(images).all()
     assert torch.equal(labels, torch.arange(10).repeat_interleave(3))
@@ -63,23 +59,11 @@ def test_images_are_normalised_by_these_numbers_for_ever():
     assert sources.SYNTHETIC_STATISTICS == ((0.5,) * 3, (0.2887,) * 3)
 
 
-def test_imagenette_grey_and_cmyk_photographs_become_rgb(imagenette_root):
-    data = build_data(data_recipe("imagenette", imagenette_root, data="image_size = 32"))
-    split = data.test.dataset.split
-    rgb, grey, cmyk = (photo.decode() for photo in split.read(np.arange(3)))
-    assert {image.mode for image in (rgb, grey, cmyk)} == {"RGB"}
-    pixels = np.asarray(grey)
-    assert (pixels == pixels[..., :1]).all()
-    assert np.asarray(cmyk).std() > 0
-
-
 @pytest.mark.parametrize("test_name", ["val", "test"])
 def test_imagefolder(tmp_path, test_name):
     make_class_tree(tmp_path, ("train", test_name), ("ape", "bee"), per_class=4)
     data = build_data(data_recipe("imagefolder", tmp_path, data="image_size = 40"))
     assert data.classes == ("ape", "bee")
-    assert data.name == "imagefolder"
-    assert data.image_size == 40
     images, labels = all_of(data.test)
     assert images.shape == (8, 3, 40, 40)
     assert labels.tolist() == [0] * 4 + [1] * 4
@@ -101,26 +85,22 @@ def test_cifar_is_unpacked_and_read(cifar_archives, name, classes):
     assert [path.name for path in root.iterdir() if path.name.startswith(".unpacking")] == []
 
 
-@pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("place", [".", "FashionMNIST/raw"])
-def test_fashion_mnist_in_the_root_or_torchvisions_place(tmp_path, zipped, place):
+@pytest.mark.parametrize(
+    ("place", "zipped"), [(".", True), ("FashionMNIST/raw", False), ("debian", True)]
+)
+def test_fashion_mnist_in_the_root_in_torchvisions_or_in_debians_place(
+    tmp_path, monkeypatch, place, zipped
+):
+    debian = tmp_path / "debian"
+    monkeypatch.setattr(sources, "DEBIAN_FASHION_MNIST", debian)
+    make_fashion_mnist(debian, n=20)  # data.root comes first
     make_fashion_mnist(tmp_path / place, n=30, zipped=zipped)
     data = build_data(data_recipe("fashion_mnist", tmp_path, data="download = false"))
     assert (data.train.images, data.test.images, data.channels) == (30, 30, 1)
+    assert data.place == (debian if place == "debian" else None)
     images, labels = all_of(data.test)
     assert images.shape == (30, 1, 28, 28)
     assert torch.equal(labels, torch.arange(30) % 10)
-
-
-def test_fashion_mnist_where_debian_puts_it(tmp_path, monkeypatch):
-    folder = make_fashion_mnist(tmp_path / "debian", n=30)
-    monkeypatch.setattr("spiketriton.data.sources.DEBIAN_FASHION_MNIST", folder)
-    data = build_data(data_recipe("fashion_mnist", tmp_path / "none"))
-    assert (data.train.images, data.place) == (30, folder)
-    # data.root comes first
-    make_fashion_mnist(tmp_path / "mine", n=20)
-    data = build_data(data_recipe("fashion_mnist", tmp_path / "mine"))
-    assert (data.train.images, data.place) == (20, None)
 
 
 @pytest.mark.skipif(
@@ -155,62 +135,50 @@ def test_digits_come_with_the_package():
     assert abs(float(images.std()) - 1) < 2e-3
 
 
-def test_synthetic_says_so_and_is_the_same_everywhere():
-    extra = "classes = 7\nimage_size = 12\ntrain_images = 200\ntest_images = 100"
-    data = build_data(data_recipe("synthetic", data=extra))
-    assert data.synthetic
-    assert len(data.classes) == 7
-    assert all("synthetic" in name for name in data.classes)
-    assert (data.train.images, data.test.images) == (200, 100)
-    images, labels = all_of(data.test)
-    assert images.shape == (100, 3, 12, 12)
-    assert set(labels.tolist()) == set(range(7))
-    assert torch.equal(images, all_of(build_data(data_recipe("synthetic", data=extra)).test)[0])
-    plain = build_data(data_recipe("synthetic"))
-    assert (plain.train.images, plain.test.images, plain.image_size) == (1024, 256, 32)
-    assert plain.train.dataset.split.images.shape == (64, 3, 32, 32)
-
-
-def test_synthetic_images_are_these_for_ever():
+def test_synthetic_says_so_and_its_images_are_these_for_ever():
     drawn = torch.Generator().manual_seed(0)
     images = torch.randint(256, (64, 3, 12, 12), dtype=torch.uint8, generator=drawn)
     labels = [torch.randint(7, (count,), generator=drawn) for count in (200, 100)]
     extra = "classes = 7\nimage_size = 12\ntrain_images = 200\ntest_images = 100"
-    made = sources.synthetic(data_recipe("synthetic", data=extra).data)
-    for split, expected in zip((made.train, made.test), labels, strict=True):
-        assert torch.equal(split.images, images)
+    data = build_data(data_recipe("synthetic", data=extra))
+    for part, expected in zip((data.train, data.test), labels, strict=True):
+        split = part.dataset.split
         assert torch.equal(split.labels, expected)
+        assert torch.equal(split.read(np.arange(80)), images[np.arange(80) % 64])
+    assert data.synthetic
+    assert len(data.classes) == 7
+    assert all("synthetic" in name for name in data.classes)
+    plain = build_data(data_recipe("synthetic"))
+    assert (plain.train.images, plain.test.images, plain.image_size) == (1024, 256, 32)
 
 
-def test_a_class_without_images(tmp_path):
+def test_folders_that_are_no_data_set_are_named(tmp_path):
     folder = make_imagenette(tmp_path)
-    for path in (folder / "val" / WNIDS[2]).iterdir():
+    stranger, empty = folder / "train" / "n00000000", folder / "val" / WNIDS[2]
+
+    def says(*words, name="imagenette"):
+        mentions(mistake(data_recipe(name, tmp_path, data='check = "off"')), *words)
+
+    stranger.mkdir()
+    says(folder / "train", "n00000000")  # without images
+    (folder / "val" / WNIDS[3]).rename(folder / "val" / "n00000000")
+    (folder / "train" / WNIDS[3]).rename(folder / "train" / "other")
+    stranger.rmdir()
+    (folder / "train" / "other").rename(stranger)
+    says(folder / "train", "n00000000", "not one of Imagenette's ten classes")
+    for path in empty.iterdir():
         path.unlink()
-    mentions(mistake(data_recipe("imagenette", tmp_path)), folder / "val", WNIDS[2])
-    make_class_tree(tmp_path, ("train", "val"), ("ape",), 1)
-    (tmp_path / "train" / "bee").mkdir()
-    (tmp_path / "train" / "bee" / "notes.txt").write_text("")
-    mentions(mistake(data_recipe("imagefolder", tmp_path)), tmp_path / "train", "bee")
-
-
-def test_imagenette_without_a_split_or_with_a_stranger(tmp_path):
-    folder = make_imagenette(tmp_path)
-    (folder / "train" / "n00000000").mkdir()
-    mentions(mistake(data_recipe("imagenette", tmp_path)), folder / "train", "n00000000")
+    says(folder / "val", WNIDS[2])
     (folder / "val").rename(folder / "test")
-    (folder / "train" / "n00000000").rmdir()
-    mentions(mistake(data_recipe("imagenette", tmp_path)), folder / "val", "No such file")
-
-
-def test_other_classes_in_the_test_split(tmp_path):
+    says(folder / "val", "No such file")
     make_class_tree(tmp_path, ("train",), ("ape", "bee", "cat"), 1)
     make_class_tree(tmp_path, ("val",), ("ape", "bee", "dog"), 1)
-    message = mistake(data_recipe("imagefolder", tmp_path))
-    mentions(message, "only in train: cat", "only in val: dog")
+    says("only in train: cat", "only in val: dog", name="imagefolder")
 
 
-@pytest.mark.parametrize("how", ["cut short", "gone"])
-@pytest.mark.parametrize("file", ["train", "test", "meta"])
+@pytest.mark.parametrize(
+    ("file", "how"), [("train", "gone"), ("test", "cut short"), ("meta", "gone")]
+)
 def test_a_damaged_cifar_file(cifar_archives, file, how):
     root = cifar_archives["cifar100"].parent
     build_data(data_recipe("cifar100", root))

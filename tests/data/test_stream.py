@@ -16,7 +16,7 @@ from spiketriton.data import build_data
 from spiketriton.data.counter_rng import mix
 from spiketriton.data.stream import _leave_signals_to_the_parent, auto_workers, subset
 from tests.processes import done
-from tests.small_data import data_recipe, make_class_tree
+from tests.small_data import data_recipe, make_class_tree, make_fashion_mnist
 
 
 @pytest.fixture(scope="module", params=["fashion_mnist", "imagefolder"])
@@ -27,8 +27,6 @@ def make(request, tmp_path_factory):
         make_class_tree(root, ("train", "val"), ("ape", "bee"), per_class=11)
         size = "image_size = 16\n"
     else:
-        from tests.small_data import make_fashion_mnist
-
         make_fashion_mnist(root, n=22)
         size = ""
 
@@ -55,38 +53,27 @@ def same(ours, theirs):
     )
 
 
-def test_the_number_of_workers_changes_nothing(make):
-    alone = take(make(), 12)
+def together(parts):
+    """A batch of several."""
+    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+
+def test_a_batch_is_the_same_with_workers_from_any_start_and_in_micro_batches(make):
+    alone = take(make(), 12)  # 5 steps an epoch
     assert same(alone, take(make(data='augment = "strong"\nworkers = 2'), 12))
-
-
-@pytest.mark.parametrize("step", [5, 7])
-def test_a_stream_can_start_anywhere(make, step):
-    """5 steps an epoch: 5 starts the second one, 7 lies within."""
-    assert same(take(make(), 14)[step:], take(make(), 14 - step, step=step))
+    for step in (5, 7):
+        assert same(alone[step:], take(make(), 12 - step, step=step))
+    micro = take(make(train="accumulate = 2"), 14)
+    assert {len(images) for images, _ in micro} == {2}
+    assert same(alone[:7], [together(pair) for pair in zip(micro[::2], micro[1::2], strict=True)])
+    # a start counts optimizer steps, not micro-batches
+    assert same(micro[6:], take(make(train="accumulate = 2"), 8, step=3))
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_ranks_share_the_global_batch_in_order(make, world_size):
-    alone = take(make(), 7)
     ranks = [take(make(rank=r, world_size=world_size), 7) for r in range(world_size)]
-    together = [
-        tuple(torch.cat(part) for part in zip(*step, strict=True))
-        for step in zip(*ranks, strict=True)
-    ]
-    assert same(alone, together)
-
-
-def test_micro_batches_share_the_batch_of_a_step_in_order(make):
-    alone = take(make(), 7)
-    micro = take(make(train="accumulate = 2"), 14)
-    assert {len(images) for images, _ in micro} == {2}
-    pairs = zip(micro[::2], micro[1::2], strict=True)
-    assert same(
-        alone, [tuple(torch.cat(part) for part in zip(*pair, strict=True)) for pair in pairs]
-    )
-    # and a start counts optimizer steps, not micro-batches
-    assert same(micro[6:], take(make(train="accumulate = 2"), 8, step=3))
+    assert same(take(make(), 7), [together(step) for step in zip(*ranks, strict=True)])
 
 
 @pytest.mark.parametrize("seed", [0, 5])
@@ -103,26 +90,16 @@ def test_the_batches_of_a_seed_are_these_for_ever(make, seed):
 
 def test_one_process_gets_the_batches_of_all_ranks(make):
     keys = {"train": "accumulate = 2", "world_size": 2}
-    ranks = [list(islice(make(rank=r, **keys).train.requests(3), 6)) for r in range(2)]
+    ranks = [islice(make(rank=r, **keys).train.requests(3), 6) for r in range(2)]
     whole = make(rank=1, **keys).train.of_all_ranks()
-    assert (whole.accumulate, whole.rank, whole.world_size) == (4, 0, 1)
-    together = [indices for step in zip(*ranks, strict=True) for indices, *_ in step]
     ours = [indices for indices, *_ in islice(whole.requests(3), 12)]
-    assert np.array_equal(ours, together)
+    assert np.array_equal(ours, [part[0] for step in zip(*ranks, strict=True) for part in step])
 
 
 def test_a_subset_is_drawn_once_and_for_ever():
     drawn = torch.randperm(50, generator=torch.Generator().manual_seed(0))
     assert subset(np.arange(50), 7).tolist() == sorted(drawn[:7].tolist())
     assert subset(np.arange(50), 0).tolist() == list(range(50))
-
-
-def test_all_ranks_test_in_as_many_rounds(make):
-    """17 images in batches of 2: the first rank has 5 images, the others 4."""
-    tests = [make(rank=r, world_size=4, train="accumulate = 1").test for r in range(4)]
-    tests = [replace(test, batch_size=2, members=test.members[:17]) for test in tests]
-    rounds = [[batch and len(batch[1]) for batch in test.rounds()] for test in tests]
-    assert rounds == [[2, 2, 1], [2, 2, None], [2, 2, None], [2, 2, None]]
 
 
 def test_workers_leave_signals_to_the_parent(monkeypatch):
@@ -148,43 +125,44 @@ def test_epochs_visit_every_image_once_in_a_new_order_and_look(make):
     assert len(set(keys)) == 40  # another augmentation each time
 
 
-def test_loading_leaves_the_global_generators_alone(make):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_test_set_is_whole_ordered_and_unaugmented(make, workers):
+    """And loading leaves the global generators alone."""
+
     def states():
         mersenne = np.random.get_state()[1].tolist()  # noqa: NPY002 - the global one is meant
         return torch.get_rng_state().tolist(), mersenne, random.getstate()
 
     before = states()
-    for workers in (0, 1):
-        data = make(data=f'augment = "strong"\nworkers = {workers}')
-        take(data, 3)
-        list(data.test)
-    assert states() == before
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_the_test_set_is_whole_ordered_and_unaugmented(make, workers):
     data = make(data=f'augment = "strong"\nworkers = {workers}')
+    take(data, 3)
     batches = list(data.test)
+    assert states() == before
     assert [len(labels) for _, labels in batches] == [4, 4, 4, 4, 4, 2]
-    assert len(data.test) == 6
-    assert data.test.images == 22
     labels = torch.cat([labels for _, labels in batches])
     assert torch.equal(labels, data.test.dataset.split.labels)
     assert same(batches, list(make(data='augment = "none"').test))
 
 
-@pytest.mark.parametrize(("world_size", "test_images"), [(2, 0), (4, 9), (4, 3)])
-def test_ranks_share_the_test_set(make, world_size, test_images):
-    extra = f"test_images = {test_images}"
+@pytest.mark.parametrize(
+    ("ranks", "images", "rounds"),
+    [
+        (2, 0, [[4, 4, 3], [4, 4, 3]]),
+        (4, 9, [[3], [2], [2], [2]]),
+        (4, 3, [[1], [1], [1], [None]]),
+        (4, 17, [[4, 1], [4, None], [4, None], [4, None]]),
+    ],
+)
+def test_ranks_share_the_test_set_in_as_many_rounds(make, ranks, images, rounds):
+    extra = f"test_images = {images}"
     whole = torch.cat([images for images, _ in make(data=extra).test])
-    for rank in range(world_size):
-        test = make(data=extra, rank=rank, world_size=world_size).test
-        batches = list(test)
-        assert len(batches) == len(test)
-        assert test.images == len(whole)
-        mine = whole[rank::world_size]
-        ours = torch.cat([images for images, _ in batches]) if batches else whole[:0]
-        assert torch.equal(ours, mine)
+    for rank in range(ranks):
+        test = replace(make(data=extra, rank=rank, world_size=ranks).test, batch_size=4)
+        shown = list(test.rounds())
+        assert [batch and len(batch[1]) for batch in shown] == rounds[rank]
+        assert (test.images, len(test)) == (len(whole), len(list(test)))
+        for ours, batch in enumerate(test):
+            assert torch.equal(batch[0], whole[rank::ranks][4 * ours : 4 * ours + 4])
 
 
 def test_workers_outlive_ctrl_c_and_a_scheduler_and_end_with_the_stream(make):
@@ -204,14 +182,13 @@ def test_workers_outlive_ctrl_c_and_a_scheduler_and_end_with_the_stream(make):
 
 
 def test_datasets_travel_to_workers_that_are_not_forked(make):
-    dataset = make().train.dataset
-    request = next(iter(make().train.requests(0)))
-    copy = pickle.loads(pickle.dumps(dataset))
-    one, two = (given[request] for given in (copy, dataset))
+    data = make().train
+    request = next(data.requests(0))
+    one, two = (
+        given[request] for given in (pickle.loads(pickle.dumps(data.dataset)), data.dataset)
+    )
     assert same([one[:2]], [two[:2]])
-    assert {name: draw.tolist() for name, draw in one.draws.items()} == {
-        name: draw.tolist() for name, draw in two.draws.items()
-    }
+    np.testing.assert_equal(one.draws, two.draws)
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,13 @@ import re
 import struct
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
 from spiketriton.data.events import EVENT, FORMATS, read_events
 from spiketriton.errors import UserError
-from tests.data.events.support import stream
+from tests.data.events.support import spikingjelly, stream
 from tests.event_files import LIMITS, write_events
 
 NAMES = sorted(FORMATS)
@@ -30,16 +29,6 @@ def refused(path: Path, *args: object, **options: object) -> str:
     return message
 
 
-def attempt(path: Path, *args: object, **options: object) -> np.ndarray | str:
-    """The events, or the one line that refuses them."""
-    try:
-        return read_events(path, *args, **options)
-    except UserError as error:
-        message = str(error)
-    assert "\n" not in message
-    return message
-
-
 def place(message: str) -> tuple[int, int]:
     """Byte and number of events that a message about damage names."""
     found = re.search(r"damaged at byte ([\d,]+), after ([\d,]+) events", message)
@@ -49,73 +38,50 @@ def place(message: str) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("format", NAMES)
-@pytest.mark.parametrize("count", [0, 1, 2, 20_000])
-def test_what_is_written_is_read_back(format, count, tmp_path):
-    events = stream(count)
-    path = file_of(tmp_path, format, events)
-    for read in (read_events(path), read_events(str(path), format)):
-        assert read.dtype == EVENT
-        assert np.array_equal(read, events)
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]
-
-
-@pytest.mark.parametrize("format", NAMES)
-def test_the_largest_values_of_a_format_are_read_back(format, tmp_path):
+def test_what_is_written_is_read_back(format, tmp_path):
     height, width, end = LIMITS[format]
-    events = np.zeros(3, EVENT)
-    events["t"], events["x"], events["y"] = [0, end // 2 - 1, end - 1], width - 1, height - 1
+    largest = np.zeros(3, EVENT)
+    largest["t"], largest["x"], largest["y"] = [0, end // 2 - 1, end - 1], width - 1, height - 1
     if format == "bin":
-        events["t"] = [0, 2**23 - 1, 2**23 + 5 * 8192]
+        largest["t"] = [0, 2**23 - 1, 2**23 + 5 * 8192]
     if format == "aedat2":
-        events["t"] = [2**31 + 5, 2**32 - 2, 2**32 - 1]
-    assert np.array_equal(read_events(file_of(tmp_path, format, events)), events)
+        largest["t"] = [2**31 + 5, 2**32 - 2, 2**32 - 1]
+    for events in (stream(0), stream(1), stream(20_000), largest):
+        path = file_of(tmp_path, format, events)
+        for read in (read_events(path), read_events(str(path), format)):
+            assert read.dtype == EVENT
+            assert np.array_equal(read, events)
 
 
 @pytest.mark.parametrize("format", NAMES)
 def test_a_file_cut_anywhere_is_named_or_holds_a_prefix(format, tmp_path):
-    events = stream(40)
+    count = 12
+    events = stream(count)
     path = file_of(tmp_path, format, events)
     whole = path.read_bytes()
     silent = 0
     for size in range(len(whole)):
         path.write_bytes(whole[:size])
-        read = attempt(path, format)
-        if not isinstance(read, str):
-            silent += 1
-            assert np.array_equal(read, events[: len(read)])
-            assert len(read) < 40
-        elif format == "npz":  # its index is at the end: nothing is found without it
-            assert "is damaged, after 0 events: " in read
+        try:
+            read = read_events(path, format)
+        except UserError as error:
+            message = str(error)
         else:
-            byte, before = place(read)
+            silent += 1
+            assert len(read) < count
+            assert np.array_equal(read, events[: len(read)])
+            continue
+        if format == "npz":  # its index is at the end: nothing is found without it
+            assert "is damaged, after 0 events: " in message
+        else:
+            byte, before = place(message)
             assert byte <= size
-            assert before * 4 <= size  # no format stores an event in fewer bytes
-            assert before <= 40
+            assert before <= min(count, size // 4)  # no format stores an event in fewer bytes
     # formats without a count of their events end after any of them
-    known = {"bin": 40, "aedat2": 41, "aedat3": 1, "aedat4": 1, "npy": 0, "npz": 0, "dat": 40}
+    known = {"bin": count, "aedat2": count + 1, "aedat3": 1, "aedat4": 1, "dat": count}
     # 16 bytes of text, and words of which several make an event
-    known |= {"evt2": 16 + (len(whole) - 16) // 4, "evt3": 16 + 4 * 40}
-    assert silent == known[format]
-
-
-@pytest.mark.parametrize("format", NAMES)
-def test_changed_bytes_never_crash_or_leave_the_sensor(format, tmp_path):
-    rng = np.random.default_rng(0)
-    path = file_of(tmp_path, format, stream(30))
-    whole = np.frombuffer(path.read_bytes(), np.uint8)
-    outcomes = {"read": 0, "refused": 0}
-    for _ in range(100):
-        raw = whole.copy()
-        at = rng.integers(0, len(raw), rng.integers(1, 4))
-        raw[at] = rng.integers(0, 256, len(at))
-        path.write_bytes(raw.tobytes())
-        read = attempt(path, format, sensor=(34, 34))
-        outcomes["refused" if isinstance(read, str) else "read"] += 1
-        if not isinstance(read, str):
-            assert (read["x"] < 34).all()
-            assert (read["y"] < 34).all()
-            assert (np.diff(read["t"]) >= 0).all()
-    assert min(outcomes.values()) > 0
+    known |= {"evt2": 16 + (len(whole) - 16) // 4, "evt3": 16 + 4 * count}
+    assert silent == known.get(format, 0)
 
 
 def test_huge_counts_are_refused_without_their_memory(tmp_path):
@@ -155,7 +121,7 @@ def test_an_event_outside_the_sensor_is_named(format, tmp_path):
     assert len(read_events(path, sensor=(34, 31))) == 50
 
 
-@pytest.mark.parametrize("format", ["aedat2", "aedat3", "aedat4", "bin", "npy", "npz"])
+@pytest.mark.parametrize("format", ["aedat2", "npz"])
 def test_time_that_runs_backward_is_refused_or_sorted(format, tmp_path):
     events = stream(50, end=9000)
     events["t"] = np.arange(50) * 100
@@ -170,35 +136,20 @@ def test_time_that_runs_backward_is_refused_or_sorted(format, tmp_path):
     assert np.array_equal(read, events[np.argsort(events["t"], kind="stable")])
 
 
-def test_aedat2_is_read_as_spikingjelly_reads_cifar10_dvs(tmp_path, monkeypatch):
-    # its folder imports torchaudio, which this data set does not need and may not fit torch
-    monkeypatch.setitem(sys.modules, "torchaudio", ModuleType("torchaudio"))
-    peer = pytest.importorskip("spikingjelly.datasets.cifar10_dvs")
-    rng = np.random.default_rng(0)
-    words = np.empty((5000, 2), ">u4")
-    words[:, 0], words[:, 1] = rng.integers(0, 1 << 15, 5000), np.sort(rng.integers(0, 2**31, 5000))
-    path = tmp_path / "cifar10_cat_3.aedat"
-    path.write_bytes(b"#!AER-DAT2.0\r\n# a comment\r\n" + words.tobytes())
-    ours, theirs = read_events(path), peer._load_origin_data(path)
-    for field in "txyp":
-        assert np.array_equal(ours[field], theirs[field].astype(np.int64)), field
-
-
-def test_aedat3_is_read_as_spikingjelly_reads_dvs_gesture(tmp_path):
-    peer = pytest.importorskip("spikingjelly.datasets.utils")
+@pytest.mark.parametrize(
+    ("format", "module", "reader"),
+    [
+        ("aedat2", "cifar10_dvs", "_load_origin_data"),
+        ("aedat3", "utils", "load_aedat_v3"),
+        ("bin", "utils", "load_ATIS_bin"),
+    ],
+)
+def test_files_are_read_as_spikingjelly_reads_them(format, module, reader, tmp_path):
     events = stream(20_000, side=128)
-    events["t"] += 2**31 - 150_000  # the 31 bits overflow on the way
-    path = file_of(tmp_path, "aedat3", events)
-    theirs = peer.load_aedat_v3(path)
-    ours = read_events(path)
-    for field in "txyp":
-        assert np.array_equal(ours[field], theirs[field].astype(np.int64)), field
-
-
-def test_bin_is_read_as_spikingjelly_reads_n_mnist(tmp_path):
-    peer = pytest.importorskip("spikingjelly.datasets.utils")
-    path = file_of(tmp_path, "bin", stream(3000))
-    theirs, ours = peer.load_ATIS_bin(path), read_events(path)
+    if format == "aedat3":
+        events["t"] += 2**31 - 150_000  # the 31 bits overflow on the way
+    path = file_of(tmp_path, format, events)
+    ours, theirs = read_events(path), getattr(spikingjelly(module), reader)(path)
     for field in "txyp":
         assert np.array_equal(ours[field], theirs[field].astype(np.int64)), field
 
@@ -245,7 +196,7 @@ def test_aedat3_leaves_out_other_packets_and_invalid_events(tmp_path):
     assert "more than 31 bits" in message
 
 
-@pytest.mark.parametrize("dtype", ["<i4", ">i8", "<u2", "<f8", "<f4", "<f2"])
+@pytest.mark.parametrize("dtype", [">i8", "<u2", "<f8", "<f2"])
 @pytest.mark.filterwarnings("error")
 def test_numbers_of_any_type_are_read(dtype, tmp_path):
     events = stream(100, end=2_000)  # whole numbers up to 2048 fit into half precision
@@ -291,7 +242,7 @@ def test_other_contents_are_named(tmp_path):
         np.save(npy, array)
         assert words in refused(npy)
     np.save(npy, np.array([{}], dtype=object), allow_pickle=True)
-    assert "|O" in refused(npy) or "object" in refused(npy)
+    assert "object" in refused(npy)
     np.savez(npz, t=np.zeros(3), x=np.zeros(3), y=np.zeros(3))
     assert "without p" in refused(npz)
     np.savez(npz, t=np.zeros(3), x=np.zeros(3), y=np.zeros(3), p=np.zeros(2))
@@ -299,17 +250,16 @@ def test_other_contents_are_named(tmp_path):
     for name, content, words in (
         ("a.txt", b"1 2 3", "accepted: .aedat, .aedat4, .bin, .dat"),
         ("a.aedat", b"#!AER-DAT5.0\r\n", "accepted of .aedat"),
-        ("missing.bin", None, "No such file"),
+        ("empty.aedat", b"", "empty.aedat is empty; accepted of .aedat"),
     ):
-        if content is not None:
-            (tmp_path / name).write_bytes(content)
+        (tmp_path / name).write_bytes(content)
         assert words in refused(tmp_path / name)
+    assert "No such file" in refused(tmp_path / "missing.bin")
+    assert "begins with b'1 2 3', not with b'#!AER-DAT2.'" in refused(tmp_path / "a.txt", "aedat2")
     with pytest.raises(UserError, match='format "avi": accepted: auto, aedat2'):
         read_events(npz, "avi")
     with pytest.raises(UserError, match='backward = "drop": accepted: refuse, sort'):
         read_events(npz, backward="drop")
-    (tmp_path / "empty.aedat").write_bytes(b"")
-    assert "empty.aedat is empty; accepted of .aedat" in refused(tmp_path / "empty.aedat")
 
 
 @pytest.mark.parametrize("sensor", ["346x260", (260,), (0, 346), (260.0, 346.0)])
@@ -348,9 +298,8 @@ def test_evt3_is_read_as_prophesee_describes_it(tmp_path):
     assert found[1:4] == [(late, x, 7, 0) for x in (100, 101, 111)]
     assert found[4:6] == [(late, x, 7, 0) for x in (112, 119)]
     assert found[6:] == [(late, 120, 7, 0), (0x1000001, 2, 3, 0)]
-    (tmp_path / "b.raw").write_bytes(b"% evt 2.1\n% end\n")
-    with pytest.raises(UserError, match=r"b\.raw begins with b'% evt 2\.1"):
-        read_events(tmp_path / "b.raw")
+    path.write_bytes(b"% evt 2.1\n% end\n")
+    assert "begins with b'% evt 2.1" in refused(path)
 
 
 # AEDAT 4, by the library that the format is described in

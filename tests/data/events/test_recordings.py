@@ -1,5 +1,6 @@
 """Each data set in its real layout: its files, classes, splits, and what is refused."""
 
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -30,12 +31,8 @@ def labels(part):
 def test_gesture_has_the_parts_of_each_file_that_its_table_names(tmp_path):
     folder = make_events(tmp_path, "dvs_gesture")
     found = read("dvs_gesture", tmp_path)
-    assert (found.classes, found.sensor, found.size, found.mirrors) == (
-        GESTURES,
-        (128, 128),
-        128,
-        False,
-    )
+    assert found.classes == GESTURES
+    assert (found.sensor, found.size, found.mirrors) == ((128, 128), 128, False)
     assert {r.path.name for r in found.train} == {"user01_led.aedat", "user02_led.aedat"}
     assert {r.path.name for r in found.test} == {"user24_led.aedat", "user25_led.aedat"}
     assert labels(found.train) == labels(found.test) == {label: 2 for label in range(11)}
@@ -44,21 +41,13 @@ def test_gesture_has_the_parts_of_each_file_that_its_table_names(tmp_path):
     assert third.span == (12_000_000, 12_200_000)
 
 
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("12,10,20", "line 3: '12,10,20'; accepted: a class from 1 to 11"),
-        ("1,20,20", "line 3: '1,20,20'"),
-        ("1,10", "line 3: '1,10'"),
-    ],
-)
-def test_a_wrong_line_of_a_table_of_gestures_is_named(tmp_path, line, words):
-    folder = make_events(tmp_path, "dvs_gesture")
-    table = folder / "user02_led_labels.csv"
+@pytest.mark.parametrize("line", ["12,10,20", "0,10,20", "1,20,20", "1,10"])
+def test_a_wrong_line_of_a_table_of_gestures_is_named(tmp_path, line):
+    table = make_events(tmp_path, "dvs_gesture") / "user02_led_labels.csv"
     table.write_text(f"class,startTime_usec,endTime_usec\n1,5,6\n{line}\n")
-    with pytest.raises(UserError, match=words) as error:
+    said = f"{table}, line 3: '{line}'; accepted: a class from 1 to 11"
+    with pytest.raises(UserError, match=re.escape(said)):
         read("dvs_gesture", tmp_path)
-    assert str(table) in str(error.value)
 
 
 def test_cifar10_dvs_has_two_splits(tmp_path):
@@ -107,10 +96,6 @@ def test_an_eventfolder_has_any_format_and_the_split_of_its_folders(tmp_path):
     }
     assert (len(found.train), len(found.test)) == (36, 36)
     assert all("val" in r.path.parts for r in found.test)
-
-
-def test_an_eventfolder_of_classes_alone_takes_a_split_at_random(tmp_path):
-    make_events(tmp_path, "eventfolder")
     (tmp_path / "train" / "event_frames").mkdir()  # a cache next to the classes is not one of them
     found = read("eventfolder", tmp_path / "train", f'{FOLDER}\nsplit = "random90"')
     assert found.classes == ("ape", "bee", "cow")
@@ -125,14 +110,9 @@ def test_what_an_eventfolder_lacks_is_named(tmp_path):
     refused(r"no folder .*train; data\.root must hold train/<class>/ and val/<class>/")
     make_events(tmp_path, "eventfolder", per_class=1)
     refused(r'data\.sensor = "auto": eventfolder needs the camera\'s pixels', "")
-    refused(
-        "leaves no test recording of the 3", f'{FOLDER}\nsplit = "random90"', tmp_path / "train"
-    )
-    refused(
-        "leaves no training recording of the 3",
-        f'{FOLDER}\nsplit = "first100"',
-        tmp_path / "train",
-    )
+    for split, left in (("random90", "test"), ("first100", "training")):
+        lines = f'{FOLDER}\nsplit = "{split}"'
+        refused(f"leaves no {left} recording of the 3", lines, tmp_path / "train")
     (tmp_path / "val" / "dog").mkdir()
     refused(r"different classes in train \(ape, bee, cow\) and val \(ape, bee, cow, dog\)")
     (tmp_path / "train" / "dog").mkdir()
@@ -141,17 +121,12 @@ def test_what_an_eventfolder_lacks_is_named(tmp_path):
 
 def test_validation_may_have_a_folder_of_its_own(tmp_path):
     make_events(tmp_path, "eventfolder", per_class=2)
-    held_out = f'{FOLDER}\nvalidation = "val"'
-    with pytest.raises(UserError, match=r"eventfolder: no folder .*/test; data\.root must hold"):
-        read("eventfolder", tmp_path, held_out)
     shutil.copytree(tmp_path / "val", tmp_path / "test")
+    held_out = f'{FOLDER}\nvalidation = "val"'
     found = read("eventfolder", tmp_path, held_out)
     for part, name in ((found.test, "test"), (found.validation, "val"), (found.train, "train")):
         assert len(part) == 6
         assert {r.path.parts[-3] for r in part} == {name}
-    assert not read("eventfolder", tmp_path, FOLDER).validation
-    with pytest.raises(UserError, match="is the folder of other images"):
-        read("eventfolder", tmp_path, f'{FOLDER}\nvalidation = "train"')
     (tmp_path / "val" / "ape").rename(tmp_path / "val" / "gnu")
     with pytest.raises(UserError, match=r"different classes in train \(ape.* and val \(bee"):
         read("eventfolder", tmp_path, held_out)
@@ -182,7 +157,4 @@ def test_archives_that_lie_in_the_folder_are_unpacked(tmp_path, monkeypatch):
     monkeypatch.setattr(RemoteFile, "whole", lambda file, path: not checked.append(file.md5))
     found = read("n_mnist", tmp_path)
     assert (len(found.train), len(found.test)) == (10, 10)
-    assert checked == [
-        "20959b8e626244a1b502305a9e6e2031",
-        "69ca8762b2fe404d9b9bad1103e97832",
-    ]
+    assert checked == ["20959b8e626244a1b502305a9e6e2031", "69ca8762b2fe404d9b9bad1103e97832"]
