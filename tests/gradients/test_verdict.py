@@ -6,12 +6,9 @@ import re
 
 import numpy as np
 import pytest
-import torch
-from torch import Tensor, nn
 
 from spiketriton.config import Recipe, replace
 from spiketriton.gradients.measurement import KEYS, Measurement
-from spiketriton.gradients.probing import Prober
 from spiketriton.gradients.verdict import (
     LIMITS,
     Judge,
@@ -25,9 +22,6 @@ from spiketriton.gradients.verdict import (
     mean_loss,
 )
 from spiketriton.gradients.watch import Watch
-from spiketriton.models.layers import Parts
-from spiketriton.models.network import Network
-from spiketriton.neurons import SpikingNeuron
 from spiketriton.show.verdict import (
     WHY,
     advice,
@@ -40,108 +34,55 @@ from spiketriton.show.verdict import (
     warning,
 )
 from spiketriton.show.words import times
-from spiketriton_kernels import Surrogate
 from tests.small_runs import small_recipe
 
-T, B, N = 6, 4, 5
-FLAT = Surrogate("rectangle", 1.0, 1e6)  # every neuron passes its gradient on as it is
+
+def made(layers: int = 3, **fields: np.ndarray) -> Measurement:
+    """Layers a, b, ... and two time steps, healthy but for `fields`."""
+    even = np.ones((layers, 2))
+    values = dict.fromkeys(KEYS, even) | {"firing": 0.2 * even}
+    values |= {"outside": 0 * even, "nonfinite": 0 * even, **fields}
+    return Measurement(names=tuple("abcdefgh"[:layers]), **values)
 
 
-class Neuron(SpikingNeuron):
-    """Keeps `decay` of its membrane, never resets, and passes gradients on unchanged."""
-
-    def __init__(self, decay: float) -> None:
-        super().__init__(reset="none", surrogate=FLAT)
-        self.decay = decay
-
-    def neuron_arguments(self) -> dict:
-        return super().neuron_arguments() | {"decay": self.decay}
-
-
-class HandMade(Network):
-    """Layers that multiply by one number each; the loss may read the last time step only."""
-
-    def __init__(self, factors: list[float], decay: float = 0.0, last_step_only: bool = False):
-        given = small_recipe(f"time_steps={T}")
-        super().__init__(Parts(given.model, given.neuron, T), channels=1)
-        self.layers = nn.ModuleList(Neuron(decay) for _ in factors)
-        self.factors, self.last_step_only = factors, last_step_only
-        self.fc = nn.Linear(N, N, bias=False)
-        nn.init.eye_(self.fc.weight)
-
-    def features(self, images: Tensor, steps: int) -> Tensor:
-        x = images.flatten(1).expand(steps, -1, -1).clone().requires_grad_()
-        for factor, neuron in zip(self.factors, self.layers, strict=True):
-            x = neuron(factor * x)
-        if self.last_step_only:
-            x = x * (torch.arange(steps) == steps - 1).float().view(-1, 1, 1)
-        return x
-
-
-def measure(net: HandMade) -> Measurement:
-    images = torch.ones(B, 1, 1, N)
-    labels = torch.zeros(B, dtype=torch.long)
-    return Prober(net, [(images, labels)], lambda currents, y: currents.sum()).measure()
+def through_depth(grads: list[float]) -> Measurement:
+    return made(len(grads), grad_input=np.array(grads, float)[:, None] * np.ones(2))
 
 
 def test_a_net_without_an_obstacle_gets_no_finding():
-    measured = measure(HandMade([1.0] * 5))
     for optimizer in ("sgd", "adamw"):
-        verdict = judge(measured, optimizer)
+        verdict = judge(made(), optimizer)
         assert verdict.word == Word.FREE
         assert line(verdict) == "no obstacle found"
-        assert line(judge(measured, optimizer, overlap=np.full(5, 0.5))) == "no obstacle found"
+        assert line(judge(made(), optimizer, overlap=np.full(3, 0.5))) == "no obstacle found"
         assert findings(verdict) == []
         assert Judge(small_recipe()).cures(verdict) == []
-    assert measured.depth_gain == pytest.approx(1)
 
 
-# the gradient passes factor i on its way from layer i into layer i - 1
 @pytest.mark.parametrize(
-    ("factors", "word", "steepest", "extreme"),
+    ("grads", "word", "steepest"),
     [
-        ([1, 10, 10, 300, 10], Word.EXPLODING, 2, 0),
-        ([1, 0.1, 0.1, 0.003, 0.1], Word.VANISHING, 2, 0),
-        ([1, 1, 1e4, 1, 1], Word.EXPLODING, 1, 0),
-        ([1, 1, 1, 1e-4, 1], Word.VANISHING, 2, 0),
+        ([3e5, 3e4, 3e3, 10, 1], Word.EXPLODING, 2),
+        ([3e-6, 3e-5, 3e-4, 0.1, 1], Word.VANISHING, 2),
+        ([1e4, 1e4, 1, 1, 1], Word.EXPLODING, 1),
+        ([1e-4, 1e-4, 1e-4, 1, 1], Word.VANISHING, 2),
     ],
 )
-def test_trouble_through_depth_is_found_and_located(factors, word, steepest, extreme):
-    measured = measure(HandMade(factors))
-    verdict = judge(measured, "sgd")
+def test_trouble_through_depth_is_found_and_located(grads, word, steepest):
+    verdict = judge(through_depth(grads), "sgd")
     assert verdict.backward.word == verdict.word == word
     assert verdict.backward.steepest == steepest
-    assert verdict.backward.extreme[0] == extreme
-    assert verdict.backward.ratio == pytest.approx(math.prod(factors[1:]), rel=1e-4)
-    gain = math.prod(factors[1:]) ** 0.25
-    assert measured.depth_gain == pytest.approx(gain, rel=1e-4)
+    assert verdict.backward.extreme[0] == 0
+    assert verdict.backward.ratio == pytest.approx(grads[0])
     assert f"{word} backward" in line(verdict)
-    assert f"layers.{steepest}" in findings(verdict)[0]
+    assert f"steepest on the way into {'abcde'[steepest]}" in findings(verdict)[0]
 
 
-@pytest.mark.parametrize("decay", [0.1, 8.0])
-def test_the_gradient_through_time_is_told(decay):
-    """A loss of the last step only, carried back by the membrane of a single layer."""
-    verdict = judge(measure(HandMade([1.0], decay=decay, last_step_only=True)), "sgd")
+def test_the_gradient_through_time_is_told():
+    verdict = judge(made(grad_input=np.tile([32.0, 1.0], (3, 1))), "sgd")
     assert verdict.word == Word.FREE
-    assert verdict.time_ratio == pytest.approx(decay ** (T - 1), rel=1e-4)
-    assert f"the gradient is {times(verdict.time_ratio)} that at the last" in sentences(verdict)[2]
-
-
-def made(**fields: np.ndarray) -> Measurement:
-    """Three layers and two time steps, healthy but for `fields`."""
-    even = np.ones((3, 2))
-    values = {
-        "grad_spike": even,
-        "grad_input": even,
-        "grad_carry": even,
-        "time_factor": 0.5 * even,
-        "outside": 0 * even,
-        "firing": 0.2 * even,
-        "peak": even,
-        "nonfinite": 0 * even,
-    }
-    return Measurement(names=("a", "b", "c"), **{**values, **fields})
+    assert verdict.time_ratio == pytest.approx(32)
+    assert "the gradient is 32x that at the last" in sentences(verdict)[2]
 
 
 def test_dead_and_silent_layers_are_named():
@@ -189,9 +130,7 @@ def test_layers_without_any_gradient_vanish(dead, optimizer):
 )
 def test_the_limits_of_the_ratio(optimizer, ratios, words):
     for ratio, word in zip(ratios, words, strict=True):
-        grads = np.array([[ratio], [1.0]]) * np.ones((2, 2))
-        fields = {name: grads for name in KEYS} | {"outside": 0 * grads, "nonfinite": 0 * grads}
-        found = judge(Measurement(("a", "b"), **fields), optimizer).backward.word
+        found = judge(through_depth([ratio, 1]), optimizer).backward.word
         assert found == (word or Word.FREE), ratio
 
 
@@ -208,22 +147,9 @@ def test_the_limits_of_what_is_kept_and_of_firing():
         assert judge(made(outside=outside)).dead_layer == dead
 
 
-@pytest.mark.parametrize(
-    ("ratio", "words"),
-    [
-        (None, "-"),
-        (0.0, "0x"),
-        (99.94, "99.9x"),
-        (100, "100x"),
-        (9999, "9999x"),
-        (1e4, "1e4x"),
-        (1e-3, "0.001x"),
-        (0.9e-3, "9e-4x"),
-        (3.217, "3.22x"),
-    ],
-)
-def test_ratios_in_words(ratio, words):
-    assert times(ratio) == words
+def test_ratios_in_words():
+    ratios = (None, 0.0, 99.94, 100, 9999, 1e4, 1e-3, 0.9e-3, 3.217)
+    assert " ".join(map(times, ratios)) == "- 0x 99.9x 100x 9999x 1e4x 0.001x 9e-4x 3.22x"
 
 
 def test_what_json_keeps_of_an_infinity_counts_as_exploding():
@@ -269,8 +195,7 @@ USUAL = ("model.residual_gain=1", "model.shortcut_gradient=surrogate", "neuron.s
 )
 def test_cures_are_defaults_that_the_recipe_does_not_take(changes, grads, fresh, expected):
     recipe: Recipe = small_recipe(*changes)
-    grads = np.array(grads)[:, None] * np.ones((3, 2))
-    found = Judge(recipe).cures(judge(made(grad_input=grads), "sgd"), fresh)
+    found = Judge(recipe).cures(judge(through_depth(grads), "sgd"), fresh)
     assert [change(cure) for cure in found] == expected
     for cure in found:
         assert replace(recipe, change(cure)) != recipe
@@ -284,9 +209,8 @@ def test_a_run_is_warned_of_each_trouble_once_with_its_cure():
     assert watch.verdict is None
     watch.look(1, made())
     assert said == []
-    grads = np.array([1e6, 1e3, 1])[:, None] * np.ones((3, 2))
     for step in (2, 3):
-        watch.look(step, made(grad_input=grads))
+        watch.look(step, through_depth([1e6, 1e3, 1]))
     assert len(said) == 1
     assert said[0].startswith("step 2: the gradient is exploding: at the first layer")
     assert "largest at a, time step 0" in said[0]
@@ -322,11 +246,10 @@ def test_a_net_at_chance_is_never_healthy_and_one_that_learns_is_whatever_its_gr
 ):
     assert learned.at_chance == chance
     assert Learned.of(small_recipe().loss, (), 1.0, None, 0) is None
-    assert (
-        Learned.of(small_recipe("loss.kind=tet").loss, (5, 5), 1.0, None, 0) is None
-    )  # guessing has which?
-    grads = np.array([1e6, 1e3, 1])[:, None] * np.ones((3, 2))
-    free, exploding = judge(made(), learned=learned), judge(made(grad_input=grads), learned=learned)
+    # guessing has which?
+    assert Learned.of(small_recipe("loss.kind=tet").loss, (5, 5), 1.0, None, 0) is None
+    measured = (made(), through_depth([1e6, 1e3, 1]))
+    free, exploding = (judge(one, learned=learned) for one in measured)
     if chance:
         assert (free.word, exploding.word) == (Word.CHANCE, Word.CHANCE)
         assert line(free) == "at chance: no obstacle found"
@@ -406,10 +329,9 @@ def test_layers_behind_the_blocks_are_not_taken_for_the_stem():
     ],
 )
 def test_blocks_that_start_closed_are_judged_by_their_last_layers(gain, arrives, chosen):
-    grads = np.array(arrives, float)[:, None] * [1e-3, 2e-3]
-    arrays = dict.fromkeys(KEYS, grads)
-    arrays |= {"nonfinite": 0 * grads, "firing": 0 * grads + 0.1, "outside": 0 * grads}
-    measured = Measurement(names=BOTTLENECKS, **arrays)
+    grads, nonfinite = np.array(arrives, float)[:, None] * [1e-3, 2e-3], np.zeros((7, 2))
+    arrays = {"grad_input": grads, "grad_spike": grads}
+    measured = dataclasses.replace(made(7, **arrays), names=BOTTLENECKS)
     recipe = small_recipe(f"model.residual_gain={gain}")
     among = comparable(measured, recipe.model)
     assert (among if among is None else [BOTTLENECKS[i] for i in among]) == chosen
@@ -422,9 +344,8 @@ def test_blocks_that_start_closed_are_judged_by_their_last_layers(gain, arrives,
     elif not arrives[0]:
         assert found.word == Word.VANISHING
         assert (found.extreme[0], found.steepest) == (0, 0)  # of all layers, not of those compared
-    arrays["nonfinite"] = 0 * grads
-    arrays["nonfinite"][1] = 3.0  # inside a block
-    bad = Measurement(names=BOTTLENECKS, **arrays)
+    nonfinite[1] = 3.0  # inside a block
+    bad = dataclasses.replace(measured, nonfinite=nonfinite)
     assert judge(bad, among=comparable(bad, recipe.model)).backward.nonfinite == (1, 1)
 
 
@@ -436,9 +357,7 @@ def test_closed_branches_of_sew_blocks_may_be_silent(block, gain, silent):
     recipe = small_recipe(f"model.block={block}", f"model.residual_gain={gain}")
     firing = np.full((7, 2), 0.1)
     firing[[3, 5]] = 0  # the last neurons of both blocks
-    fields = {name: np.ones((7, 2)) for name in KEYS} | {"firing": firing}
-    fields |= {"outside": 0 * firing, "nonfinite": 0 * firing}
-    measured = Measurement(BOTTLENECKS, **fields)
+    measured = dataclasses.replace(made(7, firing=firing), names=BOTTLENECKS)
     verdict = judge(measured, may_be_silent=may_be_silent(BOTTLENECKS, recipe.model))
     assert (verdict.forward.word == Word.SILENT) == bool(silent)
     assert not silent or verdict.forward.quietest in silent
@@ -468,7 +387,7 @@ def test_no_sentence_contradicts_its_numbers(seed):
     firing = np.full(shape, rng.choice([0.2, 5e-4, 2e-3])) * rng.uniform(0.5, 1.5, shape)
     outside = np.full(shape, rng.choice([0.0, 0.5, 0.95]))
     overlap = rng.uniform(-0.05, 0.99, layers) if rng.random() < 0.7 else None
-    fields = {name: np.ones(shape) for name in KEYS} | {"grad_input": grads, "firing": firing}
+    fields = dict.fromkeys(KEYS, np.ones(shape)) | {"grad_input": grads, "firing": firing}
     fields |= {"outside": outside, "nonfinite": nonfinite}
     names = tuple(f"layer{i}" for i in range(layers))
     optimizer = str(rng.choice(["sgd", "adamw"]))

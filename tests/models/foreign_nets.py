@@ -1,5 +1,8 @@
 """Networks as people write them, with SpikingJelly's neurons and without a thought of this package."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from spikingjelly.activation_based import layer, neuron
 from torch import Tensor, nn
@@ -95,36 +98,6 @@ class OneStep(nn.Module):
         return self.head(self.neuron(self.bn(self.conv(x))).mean((2, 3)))
 
 
-class Spare(Recurrent):
-    """Has a layer that nothing calls."""
-
-    def __init__(self, in_channels: int, num_classes: int, T: int) -> None:
-        super().__init__(in_channels, num_classes, T)
-        self.spare = nn.Linear(3, 3)
-
-
-class StateAttention(nn.Module):
-    """Attention to what was stored in the steps before: its keys and values add up."""
-
-    def __init__(self, in_channels: int, num_classes: int, T: int) -> None:
-        super().__init__()
-        self.T = T
-        self.enter, self.norm = nn.Conv2d(in_channels, 8, 2, 2), nn.BatchNorm2d(8)
-        self.norm.bias.data.fill_(0.5)
-        self.reads = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
-        self.neurons = nn.ModuleList(neuron.LIFNode(tau=2.0) for _ in range(4))
-        self.head = nn.Linear(8, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        stored, answers = x.new_zeros(1, 8, 8), []
-        for _ in range(self.T):
-            seen = self.neurons[3](2 * self.norm(self.enter(x))).flatten(2).transpose(1, 2)
-            q, k, v = (self.neurons[i](5 * self.reads[i](seen)) for i in range(3))
-            stored = 0.5 * stored + k.transpose(1, 2) @ v
-            answers.append(self.head((q @ stored).mean(1)))
-        return torch.stack(answers)
-
-
 class BatchFirst(nn.Module):
     def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__()
@@ -168,11 +141,8 @@ class RunningMean(nn.Module):
 
     def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__()
-        self.stem, self.head, self.spare = (
-            Conv(in_channels, 8, 2),
-            nn.Linear(8, num_classes),
-            nn.Linear(3, 3),
-        )
+        self.stem, self.head = Conv(in_channels, 8, 2), nn.Linear(8, num_classes)
+        self.spare = nn.Linear(3, 3)  # which nothing calls
         self.register_buffer("mean", torch.zeros(8))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -180,34 +150,6 @@ class RunningMean(nn.Module):
         if self.training:
             self.mean = 0.9 * self.mean + 0.1 * x.detach().mean((0, 1))
         return self.head(x - self.mean)
-
-
-class LongerInTraining(Recurrent):
-    def forward(self, x: Tensor) -> Tensor:
-        self.T = 4 if self.training else 3
-        return super().forward(x)
-
-
-class TwoAnswers(LongSkip):
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = super().forward(x)
-        return x, 2 * x
-
-
-class AuxiliaryInTraining(LongSkip):
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        x = super().forward(x)
-        return (x, x) if self.training else x
-
-
-class StepsInTheMiddle(LongSkip):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).transpose(0, 1)
-
-
-class InPlace(Recurrent):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.mul_(0.5))
 
 
 class PlainList(LongSkip):
@@ -249,14 +191,6 @@ class TwoClocks(nn.Module):
         return torch.stack(answers)
 
 
-class StopsWhenSure(Recurrent):
-    """How many steps it takes is up to the images: two of large ones."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.T = 2 if x.abs().max() > 50 else 3
-        return super().forward(x)
-
-
 class Remembers(LongSkip):
     """What it saw before stays, and nothing makes it forget."""
 
@@ -275,9 +209,38 @@ class Rebuilds(LongSkip):
         self.head.reset_parameters()
 
 
-class NoGradient(LongSkip):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).detach()
+def _changed(
+    kind: type[nn.Module],
+    after: Callable[[nn.Module, Tensor], Any] = lambda net, answer: answer,
+    before: Callable[[nn.Module, Tensor], Any] = lambda net, x: x,
+) -> type[nn.Module]:
+    """A class whose images and answers pass these functions."""
+
+    class Changed(kind):
+        def forward(self, x: Tensor) -> Any:
+            return after(self, super().forward(before(self, x)))
+
+    return Changed
+
+
+def _steps(number: Callable[[nn.Module, Tensor], int]) -> Callable[[nn.Module, Tensor], Tensor]:
+    """Sets how many steps a Recurrent takes."""
+
+    def before(net: nn.Module, x: Tensor) -> Tensor:
+        net.T = number(net, x)
+        return x
+
+    return before
+
+
+TwoAnswers = _changed(LongSkip, lambda net, y: (y, 2 * y))
+AuxiliaryInTraining = _changed(LongSkip, lambda net, y: (y, y) if net.training else y)
+StepsInTheMiddle = _changed(LongSkip, lambda net, y: y.transpose(0, 1))
+NoGradient = _changed(LongSkip, lambda net, y: y.detach())
+InPlace = _changed(Recurrent, before=lambda net, x: x.mul_(0.5))
+LongerInTraining = _changed(Recurrent, before=_steps(lambda net, x: 4 if net.training else 3))
+# how many it takes is up to the images: two for large ones
+StopsWhenSure = _changed(Recurrent, before=_steps(lambda net, x: 2 if x.abs().max() > 50 else 3))
 
 
 def no_module() -> int:

@@ -1,20 +1,18 @@
-"""Small networks and the images that they see."""
+"""Small networks and what they see."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spiketriton.config import DataConfig, ModelConfig, NeuronConfig, Recipe
 from spiketriton.models import Network, build_model
 from spiketriton.models.layers import Parts
+from spiketriton.neurons import Norm
 
 T, B, CLASSES = 2, 3, 10
 BLOCKS = ("plain", "sew", "ms")
 NORMS = ("bn", "tdbn", "tebn", "none")
 EVERY_BLOCK = [{"block": block} for block in BLOCKS]
-SHALLOW_PLAIN = {"name": "plain", "depth": 4}
 SHALLOW_MLP = {"name": "mlp", "depth": 3}
-
-
 # blocks that do something: closed ones would make comparisons vacuous
 OPEN = {"residual_gain": 1.0, "residual_bias": 0.0, "shortcut_gradient": "surrogate"}
 
@@ -33,7 +31,8 @@ def recipe(name: str = "resnet8", *, time_steps: int = T, neuron: dict | None = 
     )
 
 
-def parts_of(given: Recipe) -> Parts:
+def parts_of(**options) -> Parts:
+    given = recipe(**options)
     return Parts(given.model, given.neuron, given.time_steps)
 
 
@@ -57,6 +56,12 @@ def images(channels: int = 3, size: int = 16, batch: int = B, seed: int = 1) -> 
     return torch.randn(batch, channels, size, size, generator=torch.Generator().manual_seed(seed))
 
 
+def frames(steps: int, channels: int = 3, size: int = 16, batch: int = B, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (steps, batch, channels, size, size)
+    return torch.randint(0, 4, shape, generator=generator).float().log1p()
+
+
 def backward(model: Network, x: Tensor) -> Tensor:
     """A loss in which every class and step differs, so that no gradient is zero by symmetry."""
     currents = model(x)
@@ -65,10 +70,5 @@ def backward(model: Network, x: Tensor) -> Tensor:
     return currents
 
 
-def assert_healthy(model: Network, currents: Tensor, steps: int) -> None:
-    assert currents.shape == (steps, B, CLASSES)
-    assert currents.dtype == torch.float32
-    assert currents.isfinite().all()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.isfinite().all(), name
+def norms_of(model: nn.Module) -> dict[str, Norm]:
+    return {name: m for name, m in model.named_modules() if isinstance(m, Norm)}

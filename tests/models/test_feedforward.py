@@ -4,22 +4,21 @@ import pytest
 import torch
 from torch import nn
 
-from tests.models.support import CLASSES, B, T, build, images
+from spiketriton.errors import UserError
+from spiketriton.models import count_parameters
+from tests.models.support import CLASSES, B, T, build, frames, images
 
-PLAIN_NETS = ("plain", "mlp")
 
-
-@pytest.mark.parametrize("name", PLAIN_NETS)
+@pytest.mark.parametrize("name", ["plain", "mlp"])
 @pytest.mark.parametrize("depth", [1, 2, 3, 20])
 def test_depth_is_the_number_of_spiking_layers(name, depth):
     model = build(name, depth=depth, width=4, channels=1)
     assert model(images(channels=1)).shape == (T, B, CLASSES)
     assert len(model.spiking_layers()) == depth
     if name == "plain":
-        kernels = {m.kernel_size for m in model.modules() if isinstance(m, nn.Conv2d)}
-        assert kernels == {(3, 3)}
-        strides = [m.stride[0] for m in model.modules() if isinstance(m, nn.Conv2d)]
-        halved = [i for i, stride in enumerate(strides) if stride == 2]
+        convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+        assert {conv.kernel_size for conv in convs} == {(3, 3)}
+        halved = [i for i, conv in enumerate(convs) if conv.stride == (2, 2)]
         assert halved == {1: [], 2: [1], 3: [1, 2], 20: [6, 13]}[depth]
 
 
@@ -34,3 +33,28 @@ def test_an_identity_start_adds_the_identity_to_a_tenth_of_the_usual_weights(nam
         for i in range(len(weight)):
             identity[(i, i, 1, 1) if weight.ndim == 4 else (i, i)] = 1.0
         torch.testing.assert_close(weight, identity + 0.1 * before, rtol=0, atol=1e-7)
+
+
+def test_vggsnn_is_the_papers():
+    """Deng et al. 2022: 64, 128, pool, 256, 256, pool, 512, 512, pool, 512, 512, pool, linear; no identities."""
+    model = build("vggsnn", channels=2, image_size=48)
+    widths = [one.weights.out_channels for one in model.layers]
+    assert widths == [64, 128, 256, 256, 512, 512, 512, 512]
+    assert (model.fc.in_features, model.fc.out_features) == (512 * 3 * 3, CLASSES)
+    convs = sum(9 * a * b for a, b in zip([2, *widths], widths, strict=False))
+    assert count_parameters(model) == convs + 2 * sum(widths) + 4608 * CLASSES + CLASSES
+    deviation = (2 / (9 * 512)) ** 0.5
+    assert model.layers[5].weights.weight.std().item() == pytest.approx(deviation, rel=0.05)
+    seen = []
+    for one in model.layers:
+        one.register_forward_hook(lambda _m, _x, out: seen.append(out.shape[-1]))
+    model(frames(1, channels=2, size=48))
+    assert seen == [48, 24, 24, 12, 12, 6, 6, 3]
+    assert {type(one.pool) for one in model.layers} == {nn.AvgPool2d, type(None)}
+
+
+def test_pools_without_a_side_to_halve_are_left_out_but_of_vggsnn():
+    assert build("vgg11", width=2, image_size=16).fc.in_features == 2 * 8
+    assert build("csnn", width=4, image_size=7).fc.in_features == 4 * 1 // 4
+    with pytest.raises(UserError, match=r"data\.image_size = 15 is too small for vggsnn"):
+        build("vggsnn", image_size=15)

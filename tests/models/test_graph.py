@@ -1,96 +1,14 @@
-"""The graph of a network computes what the network computes; its shapes and folded weights are true."""
+"""What the nodes of a graph carry, shapes, and folded weights; test_networks.py has every network's."""
+
+import copy
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from spiketriton.errors import UserError
-from spiketriton.models.graph import (
-    Graph,
-    arrives,
-    carries,
-    channels_of,
-    folded_weights,
-    graph_of,
-    layers,
-    shapes_of,
-)
-from tests.covering import each
-from tests.models.support import EVERY_BLOCK, SHALLOW_MLP, T, build, images, lively
-
-NETS = [
-    *EVERY_BLOCK,
-    {"block": "sew", "norm": "none"},
-    {"block": "ms", "norm": "tdbn"},
-    {"name": "resnet18", "stem": "imagenet"},
-    {"name": "resnet50", "block": "sew"},
-    {"name": "resnet18", "stem": "strided", "block": "ms"},
-    {"block": "preact"},
-    {"name": "resnet50", "block": "preact", "stem": "imagenet", "norm": "tdbn"},
-    {"block": "preact", "norm": "none"},
-    {"name": "plain", "depth": 4},
-    {"name": "vggsnn"},
-    {"name": "resnet19"},
-    *({"name": "net7b", "block": block} for block in ("plain", "sew", "ms")),
-    SHALLOW_MLP,
-]
-
-
-def run(nodes: Graph, image: Tensor, steps: int) -> dict[str, Tensor]:
-    """Every node's output [T, B, ...] in float64, by the graph alone: inputs are summed."""
-    values = {"input": image.double().expand(steps, *image.shape)}
-    for node in nodes.values():
-        if node.kind == "input":
-            continue
-        x = torch.stack([values[name] for name in node.inputs]).sum(0)
-        flat = x.flatten(0, 1)
-        if node.kind == "weights":
-            weight, bias = folded_weights(node)
-            if isinstance(node.module, nn.Conv2d):
-                out = F.conv2d(flat, weight, bias, node.module.stride, node.module.padding)
-            else:
-                out = F.linear(flat, weight, bias)
-        elif node.kind == "norm":
-            norm = node.module
-            out = F.batch_norm(
-                flat,
-                norm.running_mean,
-                norm.running_var,
-                norm.weight * norm.scale,
-                norm.bias,
-                eps=norm.eps,
-            )
-        elif node.kind == "neuron":
-            out = node.module(x).flatten(0, 1)
-        elif node.kind in ("maxpool", "avgpool"):
-            out = node.module(flat)
-        else:
-            out = flat.mean((2, 3)) if node.kind == "mean" else flat.flatten(1)
-        values[node.name] = out.unflatten(0, x.shape[:2])
-    return values
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(("options", "kind"), each(NETS, ["lif", "lif", "relu"]))
-def test_the_graph_computes_the_network_and_knows_its_shapes(options, kind):
-    options = {"width": 4, **options}
-    model = lively(build(**options, neuron={"kind": kind}, channels=2, image_size=16)).double()
-    x = images(channels=2).double()
-    model(x)  # statistics
-    model.eval()
-    nodes = graph_of(model)
-    values = run(nodes, x, T if kind == "lif" else 1)
-    torch.testing.assert_close(values["fc"].float(), model(x), rtol=1e-5, atol=1e-6)
-    shapes = shapes_of(nodes, (2, 16, 16))
-    assert shapes == {name: tuple(value.shape[2:]) for name, value in values.items()}
-    for node in nodes.values():
-        if node.kind != "input" and node.kind != "flatten":
-            assert channels_of(nodes, node) == values[node.name].shape[2]
-    if kind == "lif":
-        assert [node.name for node in layers(nodes, "neuron")] == [
-            n for n, _ in model.spiking_layers()
-        ]
+from spiketriton.models.graph import arrives, carries, folded_weights, graph_of, shapes_of
+from tests.models.support import SHALLOW_MLP, build, images, lively
 
 
 def test_what_nodes_carry():
@@ -112,9 +30,23 @@ def test_what_nodes_carry():
 def test_rectangular_kernels_and_images():
     model = build("plain", depth=1, channels=1)
     model.layers[0].weights = nn.Conv2d(1, 6, (3, 5), stride=(1, 2), padding=(0, 1))
-    nodes = graph_of(model)
     expected = model.layers[0].weights(torch.zeros(1, 1, 9, 12)).shape[1:]
-    assert shapes_of(nodes, (1, 9, 12))["layers.0.weights"] == expected
+    assert shapes_of(graph_of(model), (1, 9, 12))["layers.0.weights"] == expected
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{"norm": "tdbn"}, {"norm": "none"}, SHALLOW_MLP], ids=str)
+def test_weights_and_their_norm_are_folded_into_one(options):
+    model, x = lively(build(**options)), images().double()
+    model(images())  # statistics
+    nodes = graph_of(model.double().eval())
+    node = nodes["layers.0.weights" if options is SHALLOW_MLP else "conv1"]
+    weight, bias = folded_weights(node)
+    alone, flat = copy.deepcopy(node.module), weight.ndim == 2
+    y = node.module(x.flatten(1) if flat else x)
+    alone.weight.data, alone.bias = weight, nn.Parameter(bias)
+    found = alone(x.flatten(1) if flat else x)
+    torch.testing.assert_close(found, y if node.norm is None else node.norm(y[None])[0])
 
 
 def test_tebn_cannot_be_folded_and_other_models_have_no_graph():

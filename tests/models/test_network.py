@@ -1,4 +1,4 @@
-"""What all networks share: time, streaming, and refusals of images that do not fit."""
+"""What all networks share: time, refusals of images that do not fit, weights, widths, dropout."""
 
 import copy
 
@@ -7,56 +7,7 @@ import torch
 
 from spiketriton.errors import UserError
 from spiketriton.models import trial
-from spiketriton.neurons import Norm, SpikingNeuron
-from tests.covering import each
-from tests.models.support import (
-    BLOCKS,
-    CLASSES,
-    EVERY_BLOCK,
-    NORMS,
-    SHALLOW_PLAIN,
-    B,
-    T,
-    build,
-    images,
-    lively,
-)
-
-
-@pytest.mark.parametrize("options", [*EVERY_BLOCK, SHALLOW_PLAIN], ids=str)
-def test_spiking_layers_are_listed_in_forward_order(options):
-    model = build(**options, fused=False)
-    fired: list[SpikingNeuron] = []
-    for module in model.modules():
-        if isinstance(module, SpikingNeuron):
-            module.register_forward_hook(lambda module, *_: fired.append(module))
-    model(images())
-    assert [neuron for _, neuron in model.spiking_layers()] == fired
-    assert all(model.get_submodule(name) is neuron for name, neuron in model.spiking_layers())
-
-
-@pytest.mark.parametrize(("block", "norm"), each(BLOCKS, NORMS))
-def test_a_streamed_window_equals_the_whole(block, norm):
-    model = lively(build(block=block, norm=norm, width=4, time_steps=6, neuron={"reset": "soft"}))
-    if norm == "tebn":
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if name.endswith("step_gain"):
-                    parameter.copy_(torch.linspace(0.5, 1.5, 6))
-    x = images()
-    model(x)  # statistics
-    model.eval()
-    with torch.no_grad():
-        whole = model(x)
-        assert not torch.equal(whole[0], whole[5])
-        model.set_stateful()
-        for lengths in ([1, 2, 3], [6]):
-            streamed = torch.cat([model(x, time_steps=steps) for steps in lengths])
-            torch.testing.assert_close(streamed, whole, rtol=1e-5, atol=1e-6)
-            model.reset()
-        model.set_stateful(False)
-        assert torch.equal(model(x), whole)
-        assert torch.equal(model(x), whole)
+from tests.models.support import CLASSES, B, T, build, frames, images, norms_of
 
 
 def test_another_number_of_steps_than_the_recipes():
@@ -69,26 +20,37 @@ def test_another_number_of_steps_than_the_recipes():
 
 
 @pytest.mark.parametrize(
-    ("call", "words"),
+    ("options", "shown", "steps", "words"),
     [
-        (lambda: build()(images(channels=1)), r"\(3, 1, 16, 16\).*\[B, 3, H, W\]"),
-        (lambda: build()(images()[0]), r"\(3, 16, 16\)"),
-        (lambda: build()(images(), time_steps=0), "time_steps 0.*1 or more"),
-        (lambda: build(neuron={"kind": "relu"})(images(), time_steps=2), "time_steps 2.*no time"),
-        (lambda: build(norm="tebn")(images(), time_steps=3), "gains for 2 time steps"),
+        ({}, images(channels=1), None, r"\(3, 1, 16, 16\).*\[B, 3, H, W\]"),
+        ({}, images()[0], None, r"\(3, 16, 16\)"),
+        ({}, frames(2)[None], None, r"accepted: images \[B, 3, H, W\]"),
+        ({}, frames(2, channels=1), None, r"frames \[T, B, 3, H, W\]"),
+        ({}, frames(2)[:0], None, "0 frames"),
+        ({}, frames(5), 4, "5 frames are shown in as many time steps, not in 4"),
+        ({}, images(), 0, "time_steps 0.*1 or more"),
+        ({"neuron": {"kind": "relu"}}, images(), 2, "time_steps 2.*no time"),
+        ({"norm": "tebn"}, images(), 3, "gains for 2 time steps"),
     ],
 )
-def test_calls_that_do_not_fit_are_refused(call, words):
+def test_calls_that_do_not_fit_are_refused(options, shown, steps, words):
     with pytest.raises(UserError, match=words):
-        call()
+        build(**options)(shown, steps)
+
+
+@pytest.mark.parametrize("kind", ["lif", "relu"])
+def test_the_width_of_a_layer_that_is_not_there_is_refused(kind):
+    net = build(width=2, neuron={"kind": kind})
+    state = net.state_dict() | {"layer9._extra_state": torch.tensor(1.0)}
+    with pytest.raises(RuntimeError, match=r"layer9\._extra_state"):
+        net.load_state_dict(state)
 
 
 def test_set_synchronised_reaches_every_norm():
     model = build()
     for wanted in (True, False):
         model.set_synchronised(wanted)
-        found = [m.synchronised for m in model.modules() if isinstance(m, Norm)]
-        assert found == [wanted] * 9
+        assert [norm.synchronised for norm in norms_of(model).values()] == [wanted] * 9
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -105,9 +67,8 @@ def test_a_trial_leaves_no_trace(training):
 
 def test_dropout_leaves_out_the_same_values_at_every_step():
     model = build("resnet8", width=4, dropout=0.5, time_steps=3)
-    read = torch.ones(3, 2, 16)
+    read, seen = torch.ones(3, 2, 16), []
     model.features = lambda images, steps: read
-    seen = []
     model.fc = torch.nn.Identity()
     model.fc.register_forward_hook(lambda module, given, out: seen.append(out))
     assert model.draws

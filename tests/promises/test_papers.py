@@ -173,7 +173,7 @@ def test_ms_resnet_halves_in_its_first_block_and_norms_start_at_the_threshold():
 
 
 def test_the_preact_resnet_takes_statistics_of_each_step():
-    """tests/models/test_preact.py holds the network against one that is called step by step."""
+    """tests/models/test_blocks.py holds the network against one that is called step by step."""
     for name, classes in zip(CLIF, (10, 100), strict=True):
         model = build_model(load_recipe(name), classes=classes, channels=3, image_size=32)
         assert {type(block) for _, block in model.blocks()} == {PreActBlock}

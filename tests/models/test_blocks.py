@@ -1,0 +1,379 @@
+"""Residual blocks: their equations, how they start, drop paths, and one operation between two MS blocks."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from spiketriton.config import NeuronConfig
+from spiketriton.config.recipe import SurrogateConfig
+from spiketriton.errors import UserError
+from spiketriton.models import blocks
+from spiketriton.models.blocks import BLOCKS as BLOCK_TYPES
+from spiketriton.models.graph import graph_of
+from spiketriton.models.layers import folded, kept_paths, norm_neuron
+from spiketriton.neurons import Norm, SpikingNeuron, build_neuron, one_by_one
+from tests.models.support import BLOCKS, B, T, backward, build, images, lively, parts_of
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_blocks_compute_their_equations(kind, fused):
+    parts = parts_of(neuron={"kind": "if"}, fused=fused)
+    block = BLOCK_TYPES[kind](parts, 3, 4, 2, False).double()
+    conv, bn, *neuron = block.downsample
+    x = images().double().repeat(4, 1, 1, 1).unflatten(0, (4, B)) + 1
+    out, shortcut = block(x), bn(folded(conv, x))
+    first, last = block.stages()
+    if kind == "ms":
+        spikes = last[2](first[1](folded(first[0], first[2](x))))
+        expected = last[1](folded(last[0], spikes)) + shortcut
+    else:
+        spikes = first[2](first[1](folded(first[0], x)))
+        current = last[1](folded(last[0], spikes))
+        if kind == "plain":
+            expected = last[2](current + shortcut)
+        else:
+            expected = last[2](current) + neuron[0](shortcut)
+            assert set(out.unique().tolist()) == {0.0, 1.0, 2.0}
+    assert 0.05 < (spikes > 0).double().mean() < 0.95
+    torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.parametrize("connect", ["and", "iand"])
+def test_sew_blocks_join_spikes_by_and(connect):
+    model = lively(build("resnet8", block="sew", connect=connect, width=4, time_steps=5))
+    (_, block), fired = model.blocks()[1], []
+    block.downsample[2].on_fire = block.stages()[-1][2].on_fire = fired.append
+    out = block(torch.randint(0, 2, (5, B, 4, 8, 8)).float())
+    shortcut, s = fired
+    assert torch.equal(out, s * shortcut if connect == "and" else (1 - s) * shortcut)
+    with pytest.raises(UserError, match=f'model.connect = "{connect}" is no sum'):
+        graph_of(model)
+
+
+class Rectangle(torch.autograd.Function):
+    """A spike where u >= 0; slope 1 where |u| <= 1/2."""
+
+    @staticmethod
+    def forward(ctx, u):
+        ctx.save_for_backward(u)
+        return (u >= 0).to(u)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * (ctx.saved_tensors[0].abs() <= 0.5)
+
+
+class Stepwise:
+    """A pre-activation net as its authors call it: one step at a time, batch norm of each step by itself."""
+
+    def __init__(self, weights, strides):
+        self.weights, self.strides, self.v = weights, strides, {}
+
+    def spikes(self, norm, x):
+        w = [
+            self.weights[f"{norm}.{key}"]
+            for key in ("running_mean", "running_var", "weight", "bias")
+        ]
+        h = 0.5 * self.v.get(norm, torch.zeros_like(x)) + F.batch_norm(x, *w, training=True)
+        s = Rectangle.apply(h - 1)
+        self.v[norm] = h - s
+        return s
+
+    def conv(self, name, x, stride=1):
+        kernel = self.weights[f"{name}.weight"]
+        return F.conv2d(x, kernel, stride=stride, padding=kernel.shape[-1] // 2)
+
+    def __call__(self, x):
+        x = self.conv("conv1", x)
+        for name, stride in self.strides.items():
+            s = self.spikes(f"{name}.bn1", x)
+            y = self.spikes(f"{name}.bn2", self.conv(f"{name}.conv1", s, stride))
+            changes = f"{name}.downsample.weight" in self.weights
+            x = self.conv(f"{name}.conv2", y)
+            x = x + (self.conv(f"{name}.downsample", s, stride) if changes else s)
+        s = self.spikes("bn_last", x).mean((2, 3))
+        return F.linear(s, self.weights["fc.weight"], self.weights["fc.bias"])
+
+
+def test_currents_gradients_and_statistics_of_preact_blocks_are_those_of_single_steps():
+    surrogate = SurrogateConfig(shape="rectangle", width=0.5)
+    neuron = {"reset": "soft", "detach_reset": False, "surrogate": surrogate}
+    options = {"block": "preact", "norm": "step_bn", "width": 4, "time_steps": 4, "neuron": neuron}
+    model = lively(build("resnet18", **options).double())
+    twin = {
+        name: value.detach().clone().requires_grad_(value.is_floating_point() and "running" not in name)
+        for name, value in model.state_dict().items()
+    }  # fmt: skip
+    strides = {f"layer{i}.{j}": 1 + (i > 1 and j == 0) for i in (1, 2, 3, 4) for j in (0, 1)}
+    net, x = Stepwise(twin, strides), images().double()
+    ours, theirs = model(x), torch.stack([net(x) for _ in range(4)]).float()
+    torch.testing.assert_close(ours, theirs)
+    assert ours.std(1).mean() > 1e-3
+    weight = torch.randn_like(ours)
+    (ours * weight).sum().backward()
+    (theirs * weight).sum().backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, twin[name].grad, msg=name)
+    for name, buffer in model.named_buffers():
+        if "running" in name:
+            torch.testing.assert_close(buffer, twin[name], msg=name)
+
+
+# ---- shortcuts that gradients go around
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_straight_through_shortcut_hands_its_gradient_on_as_it_is(dtype):
+    """The same spikes; of the gradient, what comes through the branch and all of what goes around."""
+    usual = BLOCK_TYPES["plain"](parts_of(), 4, 4, 1, False)
+    x = (torch.rand(T, B, 4, 8, 8) < 0.5).to(dtype).requires_grad_()
+    upstream = torch.randn(T, B, 4, 8, 8)
+
+    def run(forward) -> tuple[Tensor, Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
+            out = forward(x)
+        return out, torch.autograd.grad(out, x, upstream.to(out.dtype))[0]
+
+    def around(x: Tensor) -> Tensor:
+        norm, neuron = usual.stages()[-1][1:]
+        spikes = norm_neuron(norm, neuron, usual.last_current(x), residual=x.detach())
+        return spikes + (x - x.detach())
+
+    spikes, through_the_neuron = run(usual)
+    _, expected = run(around)
+    usual.straight_through = True
+    out, grad = run(usual)
+    assert torch.equal(out, spikes)
+    assert out.dtype == spikes.dtype
+    assert torch.equal(grad, expected)
+    assert not torch.allclose(grad, through_the_neuron)
+
+
+def test_straight_through_shortcuts_however_the_net_is_run():
+    results = {}
+    for case, options in {
+        "usual": {"shortcut_gradient": "surrogate"},
+        "straight": {},
+        "packed": {"memory": "packed"},
+        "recomputed": {"checkpoint_blocks": True},
+        "twin": {"neuron": {"kind": "relu"}},
+        "usual twin": {"neuron": {"kind": "relu"}, "shortcut_gradient": "surrogate"},
+    }.items():
+        model = build("resnet8", **{"shortcut_gradient": "straight_through"} | options)
+        currents = backward(lively(model), images())
+        results[case] = [currents, *(p.grad for p in model.parameters())]
+
+    def same(a: str, b: str) -> bool:
+        return all(map(torch.equal, results[a], results[b]))
+
+    assert torch.equal(results["usual"][0], results["straight"][0])
+    assert not same("usual", "straight")
+    assert same("straight", "packed")
+    assert same("straight", "recomputed")
+    assert same("twin", "usual twin")  # which has no surrogate to go around
+
+
+def test_blocks_are_recomputed_only_where_backward_follows(monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        blocks, "recomputed", lambda block, *given, on_save: calls.append(block) or block(*given)
+    )
+    model = build(checkpoint_blocks=True)
+    model(images())
+    assert len(calls) == 3
+    with torch.no_grad():
+        model(images())
+    model.set_stateful()  # a membrane would be moved on twice
+    model(images())
+    model.set_stateful(False)
+    model.eval()(images())
+    assert len(calls) == 3
+
+
+# ---- how blocks start
+
+
+def starts(model) -> dict[str, tuple[float, float]]:
+    """Weight and bias of the last norm of each block, which are the same for all its channels."""
+    found = {}
+    for name, block in model.blocks():
+        norm = block.stages()[-1][1]
+        assert norm.weight.unique().numel() == norm.bias.unique().numel() == 1
+        found[name] = (norm.weight[0].item(), norm.bias[0].item())
+    return found
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet50", "net7b"])
+def test_blocks_start_at_the_gain_and_bias_of_the_recipe(name):
+    assert set(starts(build(name)).values()) == {(1.0, 0.0)}
+    assert set(starts(build(name, residual_gain=0.25)).values()) == {(0.25, 0.0)}
+    both = build(name, residual_gain=0.0, residual_bias=0.5)
+    assert set(starts(both).values()) == {(0.0, 0.5)}
+    inner = [block.bn1 for _, block in both.blocks()]
+    assert all((norm.weight == 1).all() and (norm.bias == 0).all() for norm in inner)
+
+
+@pytest.mark.parametrize(
+    ("kind", "block", "weight"),
+    [("ilif", "ms", 3**-0.5), ("ilif", "plain", 3**-0.5), ("lif", "ms", 0)],
+)
+def test_without_a_key_blocks_of_ilif_start_open(kind, block, weight):
+    net = build("resnet8", neuron={"kind": kind}, block=block, residual_gain="auto")
+    (gain,) = {gain for gain, _ in starts(net).values()}
+    assert gain == pytest.approx(weight)
+
+
+@pytest.mark.parametrize(
+    ("neuron", "steps", "expected"),
+    [
+        ({"kind": "lif"}, 4, 1 / 2.875),
+        ({"kind": "if"}, 4, 0.2),
+        ({"kind": "lif", "decay_input": True, "v_threshold": 0.5}, 3, 1 / 2.75),
+        ({"kind": "relu"}, 4, 0.0),
+    ],
+)
+def test_the_default_start_has_equal_margins(neuron, steps, expected):
+    """A spike of the shortcut lifts h as far above the threshold as silence stays below it in the last step."""
+    net = build("resnet8", time_steps=steps, neuron=neuron, residual_gain=0.0, residual_bias="auto")
+    ((gain, bias),) = set(starts(net).values())
+    assert (gain, bias) == (0.0, pytest.approx(expected))
+    if neuron["kind"] == "relu":
+        return
+    arguments = build_neuron(NeuronConfig(**neuron, reset="none")).neuron_arguments()
+    silent = 0.0
+    for _ in range(steps):
+        silent = arguments["decay"] * silent + arguments["gain"] * bias
+    above = arguments["gain"] * (1 + bias) - arguments["threshold"]
+    assert above == pytest.approx(arguments["threshold"] - silent)
+
+
+@pytest.mark.parametrize(
+    ("options", "off"),
+    [
+        *(({"block": block}, 0.0) for block in BLOCKS),
+        *(({"block": "sew", "connect": connect}, 0.0) for connect in ("and", "iand")),
+        # with room on either side: the same also where a current is a little off
+        *(
+            (net | {"residual_bias": "auto", "neuron": neuron}, 0.01)
+            for net in ({"block": "plain"}, {"block": "sew", "connect": "and"})
+            for neuron in (
+                {"kind": "psn"},
+                {"kind": "masked_psn", "order": 3},
+                {"kind": "sliding_psn", "order": 9, "v_threshold": 0.9},
+            )
+        ),
+    ],
+    ids=str,
+)
+def test_a_block_that_starts_at_0_passes_its_input_on(options, off):
+    (_, block), *_ = build("resnet8", **{"residual_gain": 0.0} | options).blocks()
+    x = (torch.rand(T, B, 16, 4, 4) < 0.4).float()
+    norm = block.stages()[-1][1]
+    bias = norm.bias[0].item()
+    for more in {0.0, off, -off}:
+        torch.nn.init.constant_(norm.bias, bias + more)
+        assert torch.equal(block(x), x)
+
+
+def test_blocks_of_masked_neurons_fire_at_a_gain_of_one():
+    """Weights drawn at random read too little to fire: the later half of 18 layers was silent."""
+    net, rates = build("resnet20", neuron={"kind": "masked_psn"}, residual_gain=1.0), []
+    for _, block in net.blocks():
+        block.stages()[-1][2].on_fire = lambda s: rates.append(float(s.detach().mean()))
+    net.train()(torch.randn(B, 3, 8, 8))
+    assert len(rates) == 9
+    assert min(rates) > 0.01
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_drop_path_leaves_out_whole_branches(block, monkeypatch):
+    """The image in the middle keeps its branch, twice as strong; the others pass the block as they are."""
+    net = lively(build(block=block, width=4, drop_path=0.5)).train()
+    assert net.draws
+    assert [b.drop for _, b in net.blocks()] == pytest.approx([0.5 / 3, 1 / 3, 0.5])
+    one = net.blocks()[0][1]  # whose shape is its shortcut's
+    kept = torch.tensor([0.0, 2.0, 0.0]).view(1, 3, 1, 1, 1)
+    monkeypatch.setattr(blocks, "kept_paths", lambda x, drop: kept.to(x))
+    spikes = (torch.rand(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(3)) < 0.3).float()
+    found = one(spikes)
+    (conv1, norm1, neuron1), (conv2, norm2, neuron2) = one.stages()
+    if block == "ms":
+        inner = neuron2(norm1(folded(conv1, neuron1(spikes))))
+        expected = norm2(folded(conv2, inner)) * kept + spikes
+    else:
+        branch = norm2(folded(conv2, neuron1(norm1(folded(conv1, spikes)))))
+        if block == "sew":
+            expected = neuron2(branch) * kept + spikes
+        else:
+            expected = neuron2(branch * kept + spikes)
+    torch.testing.assert_close(found, expected)
+    assert not torch.equal(found[:, 1], spikes[:, 1])
+    monkeypatch.setattr(blocks, "kept_paths", None)  # is not asked in eval mode
+    one.eval()(spikes)
+
+
+def test_paths_are_dropped_for_images_at_all_steps():
+    kept = kept_paths(torch.zeros(4, 2000, 3, 2, 2), 0.25)
+    assert kept.shape == (1, 2000, 1, 1, 1)
+    assert kept.unique().tolist() == pytest.approx([0.0, 4 / 3])
+    assert kept.mean().item() == pytest.approx(1.0, abs=0.05)
+
+
+# ---- between two MS blocks the last norm, the shortcut and the neuron that follows are one operation
+
+
+@pytest.mark.parametrize("name", ["resnet8", "net7b"])
+def test_every_pair_of_ms_blocks_is_joined(name, monkeypatch):
+    """And the last block with the neuron behind it; where a pool lies between them, nothing is."""
+    joins, options = [], {"name": name, "block": "ms", "width": 4}
+    original = SpikingNeuron.fused_norm
+
+    def spy(self, *args, return_current=False, **kwargs):
+        joins.extend([self] if return_current else [])
+        return original(self, *args, return_current=return_current, **kwargs)
+
+    monkeypatch.setattr(SpikingNeuron, "fused_norm", spy)
+    model = build(**options)
+    readers = [*(block.neuron1 for _, block in model.blocks()[1:]), model.neuron_last]
+    model(images())
+    assert joins == readers[4 if name == "net7b" else 0 :]
+    joins.clear()
+    with one_by_one(model):
+        model(images())
+    build(**options, fused=False)(images())
+    build(**options, norm="none")(images())
+    assert joins == []
+    build(**options, neuron={"kind": "plif"})(images())  # which learns its gain
+    assert len(joins) == 3
+
+
+def test_hooks_see_every_layer_in_order():
+    """As evaluation, exports and the search for numbers that are not finite see them."""
+    model, seen = build(block="ms"), []
+    for name, module in model.named_modules():
+        if isinstance(module, Norm | SpikingNeuron):
+            module.register_forward_hook(lambda *_, name=name: seen.append(name))
+    with one_by_one(model):
+        model(images())
+    neurons = [name for name in seen if "neuron" in name]
+    assert neurons == [name for name, _ in model.spiking_layers()]
+    norms = 6 + 2  # of the blocks, of their shortcuts; the stem's takes another way
+    assert len(seen) == len(set(seen)) == len(neurons) + norms
+
+
+@pytest.mark.parametrize("memory", ["standard", "packed"])
+def test_between_recomputed_blocks_currents_and_bits_are_kept(memory):
+    """Of each pair of blocks one tensor of currents and one of spikes, an eighth of a byte each."""
+    model = lively(build("resnet20", block="ms", checkpoint_blocks=True, memory=memory, width=8))
+    kept, hooks = {}, torch.autograd.graph.saved_tensors_hooks
+    model.on_save = lambda saved: kept.setdefault(saved.data_ptr(), saved)
+    with hooks(model.on_save, lambda saved: saved):
+        currents = model(images(batch=4))
+    currents.sum().backward()
+    bits = [saved for saved in kept.values() if saved.dtype == torch.uint8]
+    assert len(bits) >= len(model.blocks()) - 1
+    whole = [s for s in kept.values() if s.ndim == 5 and s.is_floating_point()]
+    # one for each block; the last join keeps its own: packed, only norm and sum of it are whole
+    assert len(whole) <= len(model.blocks()) + 2
