@@ -6,6 +6,7 @@ import pytest
 import torch
 import torchvision
 
+from spiketriton.errors import warn_once
 from spiketriton.models import count_parameters
 from spiketriton.models.resnet import ARCHITECTURES, pixel_warning
 from tests.covering import pairwise
@@ -69,6 +70,7 @@ def test_the_ann_twin_computes_what_torchvision_computes(name):
     ],
 )
 def test_a_net_of_single_pixels_is_warned_of_once(name, stem, size, advice, capsys):
+    warn_once.cache_clear()
     nets = [build(name, stem=stem, width=2, image_size=size) for _ in range(2)]
     seen = []
     last = nets[0].get_submodule(nets[0].stage_names[-1])[-1]
