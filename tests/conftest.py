@@ -37,7 +37,6 @@ if not CUDA:
 
     del os.environ["TRITON_INTERPRET"]
 
-from spiketriton import machine  # noqa: E402
 from spiketriton_kernels import use_backend  # noqa: E402 - Triton must be imported after that
 
 
@@ -45,23 +44,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
 
 
-CORE_MINUTES = 9  # of the whole suite on a CPU: 268 seconds on two cores
+COMPILERS = ("c++", "g++", "clang++")
+
+
+def find_compiler() -> str | None:
+    return next(
+        filter(shutil.which, [os.environ["CXX"]] if "CXX" in os.environ else COMPILERS), None
+    )
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    """How long it takes here, and what it needs."""
+    """What it needs, and what serves here."""
     where = "on the GPU" if CUDA else "interpreted, as there is no GPU"
-    compiler = next(filter(shutil.which, [os.environ.get("CXX") or "c++", "g++", "clang++"]), None)
-    whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS
-    workers = min(machine.free(), 4)
-    minutes = f"about {CORE_MINUTES / workers:.0f} minutes on the {workers} free core(s)"
+    compiler = find_compiler()
+    native = f"by {compiler}" if compiler else f"is skipped: install one of {', '.join(COMPILERS)}"
     return [
-        f"spiketriton: {f'the whole suite, {minutes} here' if whole else 'a part of the suite'}; "
-        "it needs no network, no GPU and no account",
-        f"kernels: Triton {where}; compiled C++ "
-        + (
-            f"by {compiler}" if compiler else "is skipped: no C++ compiler (install g++ or clang++)"
-        ),
+        "spiketriton: needs no network, no GPU and no account; the whole suite about 9 minutes of a core",
+        f"kernels: Triton {where}; compiled C++ {native}",
     ]
 
 
@@ -73,12 +72,13 @@ def no_columns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist may be missing
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Several processes for the whole suite; a part starts sooner in this process alone.
+    """Several processes for the whole suite, two for a folder; files start sooner in this process alone.
 
     pytest --numprocesses=N chooses otherwise.
     """
-    whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS
-    return min(os.cpu_count() or 1, 8 if CUDA else 4) if whole else 0
+    if config.args_source == pytest.Config.ArgsSource.TESTPATHS:
+        return min(os.cpu_count() or 1, 8 if CUDA else 4)
+    return 2 if any(map(os.path.isdir, config.args)) and (os.cpu_count() or 1) > 1 else 0
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -127,8 +127,7 @@ def blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def need_native() -> None:
     """Skip where there is no C++ compiler. With one, a forced backend that does not build fails."""
-    named = os.environ.get("CXX")
-    if not any(shutil.which(name) for name in ([named] if named else ["c++", "g++", "clang++"])):
+    if find_compiler() is None:
         pytest.skip("no C++ compiler: the native backend cannot be built here")
 
 

@@ -3,6 +3,7 @@
 import builtins
 import copy
 import os
+import re
 import shutil
 import signal
 import warnings
@@ -45,7 +46,6 @@ def test_python_and_the_command_make_the_same_run(recipe, capsys):
     rows = [untimed(RunFolder(Path(name)).metrics.read()) for name in ("command", "python")]
     assert rows[0] == rows[1]
     assert "plan: 14 steps of 16 images" in shown
-    assert (run.path, run.step, run.recipe.train.epochs) == (Path("python"), 14, 2)
     assert repr(run) == "Run('python', resnet8 on digits, step 14)"
 
 
@@ -90,32 +90,23 @@ def test_the_process_of_a_notebook_is_left_as_it_was(recipe, monkeypatch):
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize(
-    ("call", "words"),
-    [
-        (lambda: spiketriton.train(), "either a recipe, or resume=RUN"),
-        (lambda: spiketriton.train("small.toml", resume="run"), "either a recipe"),
-        (lambda: spiketriton.train(resume="run", run_dir="a"), "run_dir contradicts resume"),
-        (lambda: spiketriton.train("small.toml", extend=5), "extend needs resume=RUN"),
-        (
-            lambda: spiketriton.train("small.toml", epoch=2),
-            "unknown key train.epoch; did you mean train.epochs?",
-        ),
-        (lambda: spiketriton.train("small.toml", epochs="2"), 'train.epochs = "2"'),
-        (lambda: spiketriton.train("small.toml", **{"neuron.kid": 1}), "did you mean neuron.kind"),
-        (
-            lambda: spiketriton.train("small.toml", train={}),
-            "train is a table; accepted: one of its keys",
-        ),
-        (lambda: spiketriton.train("smal.toml"), "did you mean small.toml"),
-        (lambda: spiketriton.load_run("nowhere"), "nowhere does not exist"),
-        (lambda: spiketriton.load_run("nowhere", epochs=3), "nowhere does not exist"),
-    ],
-)
-def test_mistakes_are_named(recipe, call, words):
-    with pytest.raises(UserError) as caught:
-        call()
-    assert words in str(caught.value)
+MISTAKES = {
+    "either a recipe, or resume=RUN": lambda: spiketriton.train(),
+    "accepted: either a recipe": lambda: spiketriton.train("small.toml", resume="run"),
+    "run_dir contradicts resume": lambda: spiketriton.train(resume="run", run_dir="a"),
+    "extend needs resume=RUN": lambda: spiketriton.train("small.toml", extend=5),
+    "the first of two is a str": lambda: spiketriton.train("small.toml", "small.toml"),
+    "train.epoch; did you mean": lambda: spiketriton.train("small.toml", epoch=2),
+    'train.epochs = "2"': lambda: spiketriton.train("small.toml", epochs="2"),
+    "train is a table; accepted": lambda: spiketriton.train("small.toml", train={}),
+    "nowhere does not exist": lambda: spiketriton.load_run("nowhere", epochs=3),
+}
+
+
+@pytest.mark.parametrize("words", MISTAKES)
+def test_mistakes_are_named(recipe, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        MISTAKES[words]()
     assert [path.name for path in Path().iterdir()] == [recipe]
 
 
@@ -192,8 +183,7 @@ def test_photographs_are_cropped_as_the_test_images_are(tmp_path):
     turned = run.predict([tmp_path / "turned.png", Image.open(tmp_path / "turned.png")])
     assert torch.equal(turned[0], turned[1])
     assert not torch.allclose(turned[0], expected[0], atol=1e-3)
-    square = torch.rand(2, 3, 40, 50)
-    assert run.predict(square).shape == (2, 2)
+    assert run.predict(torch.rand(2, 3, 40, 50)).shape == (2, 2)
 
 
 WRONG = {
@@ -212,9 +202,8 @@ WRONG = {
 
 @pytest.mark.parametrize(("images", "words"), WRONG.values(), ids=WRONG)
 def test_images_that_do_not_fit_are_refused(small_run, images, words):
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=re.escape(words)):
         small_run.predict(images)
-    assert words in str(caught.value)
 
 
 def test_answers_do_not_depend_on_the_mode_that_the_network_is_left_in(small_run):
@@ -305,27 +294,18 @@ def test_any_network_of_neurons_is_diagnosed_and_left_alone(width, optimizer, wo
     assert np.allclose(own.measured.grad_input, found.measured.grad_input)
 
 
+X = torch.zeros(4, 16, 8)
+
+
 @pytest.mark.parametrize(
     ("batch", "options", "words"),
     [
-        ((torch.zeros(4, 16, 8), torch.zeros(5)), {}, "5 labels for inputs"),
-        (torch.zeros(4, 16, 8), {}, "inputs without labels need a loss"),
-        ((torch.zeros(4, 16, 8), torch.zeros(16)), {"optimizer": "adam"}, "accepted: sgd, adamw"),
-        (
-            (torch.zeros(4, 16, 8), torch.zeros(16)),
-            {},
-            "labels torch.float32 from 0 to 0; accepted: int64",
-        ),
-        (
-            (torch.zeros(4, 16, 8), torch.full([16], 99)),
-            {},
-            "labels torch.int64 from 99 to 99; accepted: int64 from 0",
-        ),
-        (
-            (torch.zeros(4, 16, 8), torch.zeros(16), 1),
-            {},
-            "a batch of Tensor, Tensor, int; accepted: ",
-        ),
+        ((X, torch.zeros(5)), {}, "5 labels for inputs"),
+        (X, {}, "inputs without labels need a loss"),
+        ((X, torch.zeros(16)), {"optimizer": "adam"}, "accepted: sgd, adamw"),
+        ((X, torch.zeros(16)), {}, "labels torch.float32 from 0 to 0; accepted: int64"),
+        ((X, torch.full([16], 99)), {}, "labels torch.int64 from 99 to 99; accepted: int64 from 0"),
+        ((X, torch.zeros(16), 1), {}, "a batch of Tensor, Tensor, int; accepted: "),
     ],
 )
 def test_what_cannot_be_diagnosed_is_named(batch, options, words):

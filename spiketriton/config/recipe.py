@@ -171,7 +171,8 @@ class TableOfPart(Table):
         if self.options is None:
             object.__setattr__(self, "options", kind())
         elif not isinstance(self.options, kind):
-            raise UserError(f"{self.path}.options = {self.options!r}: accepted: a {kind.__name__}")
+            given = type(self.options).__name__
+            raise UserError(f"{self.path}.options = a {given}: accepted: a {kind.__name__}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

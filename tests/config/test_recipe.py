@@ -18,61 +18,50 @@ from spiketriton.config import (
     replace,
 )
 from spiketriton.config.recipe import Range
-from spiketriton.errors import UserError
 from tests.config.support import GOOD, mine, refused
 
-BAD_VALUES = {
-    "table for a value": (GOOD + "[train.lr]\nx = 1", ["train.lr = a table", "a number above 0"]),
-    "date for a value": (GOOD + "[train]\nlr = 2024-01-01", ["train.lr", "date", "a number"]),
-    "bool for int": (GOOD + "[train]\nepochs = true", ["train.epochs = true", "an integer from 1"]),
-    "bool for float": (GOOD + "[train]\nlr = false", ["train.lr = false", "a number above 0"]),
-    "string for int": (GOOD + '[train]\nepochs = "3"', ['train.epochs = "3"', "an integer"]),
-    "float for int": (GOOD + "[train]\nepochs = 1.0", ["train.epochs = 1.0", "an integer"]),
-    "int for bool": (GOOD + "[train]\ncompile = 1", ["train.compile = 1", "true or false"]),
-    "string for bool": (GOOD + '[train]\ncompile = "yes"', ['"yes"', "true or false"]),
-    "int for string": ("data.root = 3\n", ["data.root = 3", "text"]),
-    "nan": (GOOD + "[train]\nlr = nan", ["train.lr = nan", "a number above 0, at most 1000"]),
-    "negative infinity": (GOOD + "[neuron]\nv_reset = -inf", ["neuron.v_reset = -inf", "-1e6"]),
-    "below the range": (GOOD + "[neuron]\ntau = 0.5", ["neuron.tau = 0.5", "from 1 to 1e6"]),
-    "at an open start": (GOOD + "[train]\nlr = 0.0", ["train.lr = 0.0", "above 0, at most 1000"]),
-    "at an open end": (GOOD + "[train]\nwarmup = 1.0", ["train.warmup = 1.0", "from 0, below 1"]),
-    "above the range": ("seed = 9223372036854775808\n" + GOOD, ["seed", "to 9223372036854775807"]),
-    "zero time steps": ("time_steps = 0\n" + GOOD, ["time_steps = 0", "an integer from 1"]),
-    "huge int": ("seed = 0x" + "f" * 9000 + "\n" + GOOD, ["seed", "36000 bits", "an integer from"]),
-    "huge int for float": (GOOD + "[train]\nlr = 0x" + "f" * 999, ["train.lr", "a number above 0"]),
-    "not among the choices": (GOOD + '[neuron]\nkind = "lfi"', ['did you mean "lif"?', '"relu"']),
-    "wrong word for a number": (
-        GOOD + '[neuron.surrogate]\nwidth = "wide"',
-        ['neuron.surrogate.width = "wide"', "a number from 1e-6 to 1e6"],
-    ),
-    "empty string": ("data.root = ''\n", ['data.root = ""', "non-empty"]),
-    "NUL in a path": ('data.root = "a\\u0000"\n', ["data.root", "without NUL"]),
-    "unknown data set": ('[data]\nname = "imagenet"', ['did you mean "imagenette"?', '"cifar10"']),
+BAD_VALUES = {  # lines below a small recipe -> what the refusal says
+    "[train.lr]\nx = 1": ["train.lr = a table", "a number above 0"],
+    "[train]\nlr = 2024-01-01": ["train.lr", "date", "a number"],
+    "[train]\nepochs = true": ["train.epochs = true", "an integer from 1"],
+    "[train]\nlr = false": ["train.lr = false", "a number above 0"],
+    "[train]\nepochs = '3'": ['train.epochs = "3"', "an integer"],
+    "[train]\nepochs = 1.0": ["train.epochs = 1.0", "an integer"],
+    "[train]\ncompile = 1": ["train.compile = 1", "true or false"],
+    "[train]\nfreeze = [1]": ["train.freeze = [1]", "an array of strings"],
+    "[train]\nlr = nan": ["train.lr = nan", "a number above 0, at most 1000"],
+    "[train]\nlr = 0.0": ["train.lr = 0.0", "above 0, at most 1000"],
+    "[train]\nwarmup = 1.0": ["train.warmup = 1.0", "from 0, below 1"],
+    "[neuron]\nv_reset = -inf": ["neuron.v_reset = -inf", "-1e6"],
+    "[neuron]\ntau = 0.5": ["neuron.tau = 0.5", "from 1 to 1e6"],
+    f"[train]\nlr = 0x{'f' * 999}": ["train.lr", "bits", "a number above 0"],
+    "[neuron]\nkind = 'lfi'": ['did you mean "lif"?', '"relu"'],
+    "[neuron.surrogate]\nwidth = 'wide'": ['neuron.surrogate.width = "wide"', "a number from 1e-6"],
+    "[loss]\nteacher = 3": ["loss.teacher = 3", "text"],
+    "[loss]\nteacher = ''": ['loss.teacher = ""', "non-empty"],
+    '[loss]\nteacher = "a\\u0000"': ["loss.teacher", "without NUL"],
 }
 
 
-@pytest.mark.parametrize(("text", "said"), BAD_VALUES.values(), ids=BAD_VALUES)
-def test_a_wrong_value_is_named(text, said):
-    refused(said, recipe_from_toml, text, "mine")
+@pytest.mark.parametrize("lines", BAD_VALUES)
+def test_a_wrong_value_is_named(lines):
+    refused(BAD_VALUES[lines], recipe_from_toml, GOOD + lines, "mine")
 
 
 @pytest.mark.parametrize(
     ("build", "said"),
     [
-        (lambda: TrainConfig(epochs=0), r"train\.epochs = 0"),
-        (lambda: SurrogateConfig(width="wide"), r"neuron\.surrogate\.width"),
-        (lambda: LossConfig(label_smoothing=1.0), r"loss\.label_smoothing = 1\.0"),
-        (lambda: NeuronConfig(surrogate="atan"), r"neuron\.surrogate.*a SurrogateConfig"),
-        (lambda: mine(data={"name": "digits"}), r"data.*a DataConfig"),
+        (lambda: TrainConfig(epochs=0), "train.epochs = 0"),
+        (lambda: LossConfig(label_smoothing=1.0), "loss.label_smoothing = 1.0"),
+        (lambda: NeuronConfig(surrogate="atan"), "accepted: a SurrogateConfig"),
         (lambda: mine(name="a/b"), "recipe name 'a/b'"),
-        (lambda: mine(seed=True), "seed = true"),
-        (lambda: mine(train=TrainConfig(momentum=0.5)), r"train\.momentum = 0\.5 has no effect"),
-        (lambda: mine(train=TrainConfig(accumulate=5)), r"train\.accumulate = 5"),
+        (lambda: mine(train=TrainConfig(momentum=0.5)), "train.momentum = 0.5 has no effect"),
+        (lambda: mine(train=TrainConfig(accumulate=5)), "train.accumulate = 5"),
+        (lambda: ModelConfig(name="mlp", options=TrainConfig()), "model.options"),
     ],
 )
 def test_recipes_built_in_python_are_checked_too(build, said):
-    with pytest.raises(UserError, match=said):
-        build()
+    refused([said], build)
 
 
 def test_defaults_are_as_documented_in_the_contract():

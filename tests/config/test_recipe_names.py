@@ -6,12 +6,7 @@ from pathlib import Path
 import pytest
 
 from spiketriton.config import load_recipe, shipped
-from spiketriton.config.shipped import (
-    find_recipe,
-    folder_of_recipes,
-    notes_of,
-    shipped_recipes,
-)
+from spiketriton.config.shipped import find_recipe, folder_of_recipes, notes_of, shipped_recipes
 from spiketriton.errors import UserError
 from tests.config.support import GOOD
 

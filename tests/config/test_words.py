@@ -5,19 +5,11 @@ import tomllib
 
 import pytest
 
-from spiketriton.config.words import number, quoted, short, shown
+from spiketriton.config.words import number, quoted, shown
 
 
 @pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0, "0"),
-        (2**63 - 1, "9223372036854775807"),
-        (1e3, "1000"),
-        (1e6, "1e6"),
-        (1e-10, "1e-10"),
-        (0.5, "0.5"),
-    ],
+    ("value", "text"), [(2**63 - 1, "9223372036854775807"), (1e3, "1000"), (1e-10, "1e-10")]
 )
 def test_bounds_are_written_as_people_do(value, text):
     assert number(value) == text
@@ -27,15 +19,13 @@ def test_bounds_are_written_as_people_do(value, text):
     ("value", "text"),
     [
         (True, "true"),
-        (False, "false"),
         (2.0, "2.0"),
         ('a "b"\\', '"a \\"b\\"\\\\"'),
+        ("x" * 80, '"' + "x" * 80 + '"'),
         ("x" * 81, '"' + "x" * 80 + '..."'),
         ({"a": 1}, "a table"),
         ([1, "a", [2]], '[1, "a", an array]'),
-        ((0.5, 1.0), "[0.5, 1.0]"),
         (list(range(9)), "[0, 1, 2, 3, 4, 5, 6, 7, ...]"),
-        (None, "None (NoneType)"),
         (datetime.date(2024, 1, 2), "datetime.date(2024, 1, 2) (date)"),
         (2**128 - 1, "340282366920938463463374607431768211455"),
         (2**128, "an integer of 129 bits"),
@@ -45,12 +35,6 @@ def test_a_value_is_shown_as_toml_writes_it_or_named(value, text):
     assert shown(value) == text
 
 
-def test_long_texts_are_cut():
-    assert short("x" * 80) == "x" * 80
-    assert short("abcdef", limit=3) == "abc..."
-    assert short(1.5) == "1.5"
-
-
 @pytest.mark.parametrize(
     ("text", "toml"),
     [
@@ -58,9 +42,6 @@ def test_long_texts_are_cut():
         ("\t\n", '"\\u0009\\u000A"'),
         ("\uffff\U00010ffe", '"\\uFFFF\\U00010FFE"'),  # the last with four digits
         ("\U000e0001", '"\\U000E0001"'),
-        ("\U00010000", '"𐀀"'),
-        ("\U0001fffe", '"\\U0001FFFE"'),
-        ("\U000f0000", '"\\U000F0000"'),
     ],
 )
 def test_a_quoted_text_is_one_printable_line_that_toml_reads_back(text, toml):

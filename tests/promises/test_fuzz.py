@@ -5,6 +5,8 @@ One line that names the file; no traceback, no hang, and no code of the file run
 
 import contextlib
 import dataclasses
+import gzip
+import hashlib
 import io
 import json
 import os
@@ -20,7 +22,7 @@ import pytest
 import torch
 from PIL import Image
 
-from spiketriton import api, consent, report
+from spiketriton import api, consent
 from spiketriton.data import idx
 from spiketriton.data.events import cache
 from spiketriton.data.events.formats import FORMATS, read_events
@@ -28,7 +30,7 @@ from spiketriton.data.splits import Photo, check_file
 from spiketriton.errors import UserError
 from spiketriton.gradients.diagnosed import find_subject
 from spiketriton.nonfinite import repeat
-from spiketriton.runs.checkpoint import Checkpoints, read_checkpoint
+from spiketriton.runs.checkpoint import Checkpoints, _write_part, read_checkpoint
 from spiketriton.runs.folder import RunFolder
 from spiketriton.show import evaluation_tables, report_page, run_pictures
 from spiketriton.trained.evaluation import evaluate
@@ -44,6 +46,7 @@ from tests.event_files import write_events
 from tests.small_events import random_events
 from tests.small_runs import Lines, small_trainer
 
+DIGEST = hashlib.sha256(b"{}").hexdigest()  # of the settings of frames
 QUICK, SLOW = 10, 410  # inputs of each target: some 250 and 10,000 in all
 SECONDS = 30  # of a processor, for one input: a machine may have other work
 
@@ -104,23 +107,19 @@ def in_bytes(content: bytes, rng: random.Random) -> bytes:
 
 def in_values(value, rng: random.Random):
     """Plain data with one value changed, taken away or repeated, anywhere inside."""
+    how = rng.random()
     if isinstance(value, dict) and value and rng.random() < 0.9:
         key = rng.choice(list(value))
-        how = rng.random()
         if how < 0.1:
             return {k: v for k, v in value.items() if k != key}
-        if how < 0.2:
-            return {
-                (k + "x" if k == key and isinstance(k, str) else k): v for k, v in value.items()
-            }
-        return {k: in_values(v, rng) if k == key else v for k, v in value.items()}
+        if how < 0.2 and isinstance(key, str):
+            return {k + "x" * (k == key): v for k, v in value.items()}
+        return {**value, key: in_values(value[key], rng)}
     if isinstance(value, list | tuple) and value and rng.random() < 0.9:
-        at, how = rng.randrange(len(value)), rng.random()
-        if how < 0.1:
-            return [*value[:at], *value[at + 1 :]]
+        at = rng.randrange(len(value))
         if how < 0.2:
-            return [*value[:at], value[at], *value[at:]]
-        return [in_values(v, rng) if i == at else v for i, v in enumerate(value)]
+            return [*value[:at], *[value[at]] * (2 * (how < 0.1)), *value[at + 1 :]]
+        return [*value[:at], in_values(value[at], rng), *value[at + 1 :]]
     return rng.choice(VALUES)
 
 
@@ -132,24 +131,6 @@ def in_lines(content: bytes, rng: random.Random) -> bytes:
     return b"\n".join(lines) + b"\n"
 
 
-def in_toml(content: bytes, rng: random.Random) -> bytes:
-    """A line taken away, repeated, or with another value."""
-    lines = content.split(b"\n")
-    at, how = rng.randrange(len(lines)), rng.randrange(4)
-    if how == 0:
-        del lines[at]
-    elif how == 1:
-        lines.insert(rng.randrange(len(lines)), lines[at])
-    else:
-        values = [json.dumps(v).encode() for v in VALUES if v is not None] + [
-            b'"auto"',
-            b"1",
-            b"0.5",
-        ]
-        lines[at] = lines[at].partition(b"=")[0] + b"= " + rng.choice(values)
-    return b"\n".join(lines)
-
-
 def in_json(content: bytes, rng: random.Random) -> bytes:
     return json.dumps(in_values(json.loads(content), rng)).encode()
 
@@ -158,18 +139,11 @@ def forged(content: bytes, rng: random.Random) -> bytes:
     """A checkpoint with another value, and the right checksum."""
     state = torch.load(io.BytesIO(content), weights_only=True)
     # of a checkpoint, `resume` alone reads these
-    kept = {k: state[k] for k in ("optimizer", "random") if k in state}
-    changed = in_values({k: v for k, v in state.items() if k not in kept}, rng)
+    kept = {k: state.pop(k) for k in ("optimizer", "random") if k in state}
+    changed = in_values(state, rng)
     if isinstance(changed, dict):
         changed |= kept
-    return written(changed)
-
-
-def written(state) -> bytes:
-    from spiketriton.runs.checkpoint import _write_part
-
-    path = Path("forged.pt")
-    return _write_part(path, state).read_bytes()
+    return _write_part(Path("forged.pt"), changed).read_bytes()
 
 
 # ---- what reads them
@@ -207,7 +181,7 @@ def _scene(run: RunFolder) -> None:
 
 
 RUN_TARGETS = {  # file of the run: how it is damaged, who reads it
-    "recipe.toml": ((in_bytes, in_toml), lambda run: run.load_recipe()),
+    "recipe.toml": ((in_bytes,), lambda run: run.load_recipe()),
     "metrics.jsonl": ((in_bytes, in_lines), _page),
     "gradients.jsonl": ((in_bytes, in_lines), _gradients),
     "environment.json": ((in_bytes, in_json), _page),
@@ -245,10 +219,9 @@ DATA_TARGETS = {
             check_file(path, "a", pixels=False),
             Photo(path, "a").decode(),
         )
-        for ending in ("png", "jpg", "gif", "tif", "webp", "bmp", "ppm")
+        for ending in ("png", "jpg", "gif", "tif")
     },
 }
-DIGEST = ""
 
 
 @contextlib.contextmanager
@@ -414,8 +387,8 @@ def test_files_of_networks(whole, target, count, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("target", DATA_TARGETS)
-def test_files_of_data(target, count, tmp_path, monkeypatch):
-    made(tmp_path, monkeypatch)
+def test_files_of_data(target, count, tmp_path):
+    made(tmp_path)
     file, read = tmp_path / target, DATA_TARGETS[target]
     content = file.read_bytes()
     read(file)
@@ -427,14 +400,12 @@ def test_files_of_data(target, count, tmp_path, monkeypatch):
     hunt(target, count, damage, [file.name], tmp_path / "marker")
 
 
-def made(folder: Path, monkeypatch) -> None:
+def made(folder: Path) -> None:
     """A small file for each reader of data."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (5, 4, 4)).astype(np.uint8)
     header = bytes([0, 0, 8, 3]) + b"".join(n.to_bytes(4, "big") for n in pixels.shape)
     (folder / "images-idx3-ubyte").write_bytes(header + pixels.tobytes())
-    import gzip
-
     (folder / "images-idx3-ubyte.gz").write_bytes(gzip.compress(header + pixels.tobytes(), mtime=0))
     for name in FORMATS:
         write_events(folder / f"events.{name}", random_events(rng, 60, (32, 32)), name)
@@ -443,56 +414,40 @@ def made(folder: Path, monkeypatch) -> None:
     facts["done"] = 1
     np.save(folder / "facts.npy", facts)
     (folder / "settings.json").write_text("{}")
-    import hashlib
-
-    monkeypatch.setattr("tests.promises.test_fuzz.DIGEST", hashlib.sha256(b"{}").hexdigest())
     image = Image.fromarray(rng.integers(0, 256, (24, 20, 3)).astype(np.uint8))
-    for ending in ("png", "jpg", "gif", "tif", "webp", "bmp", "ppm"):
+    for ending in ("png", "jpg", "gif", "tif"):
         image.save(folder / f"image.{ending}")
 
 
-@pytest.mark.parametrize("how", ["checkpoint", "weights", "npy", "npz", "frames"])
-def test_no_reader_unpickles_code(how, tmp_path, monkeypatch):
+def damaged_frames(file: Path) -> None:
+    assert cache._complete(file.parent, _job()) is None
+
+
+UNPICKLED = {  # file -> how a payload gets into it, and its reader
+    "last.pt": (
+        lambda file, it: Checkpoints(file.parent, print).save_as(file, {"x": it}),
+        read_checkpoint,
+    ),
+    "weights.pt": (
+        lambda file, it: torch.save({"model": it}, file),
+        lambda file: find_weights(str(file)),
+    ),
+    "last.npy": (lambda file, it: np.save(file, np.array([it], object)), read_events),
+    "last.npz": (
+        lambda file, it: np.savez(file, **{name: np.array([it], object) for name in "txyp"}),
+        read_events,
+    ),
+    "facts.npy": (lambda file, it: np.save(file, np.array([it] * 4, object)), damaged_frames),
+}
+
+
+@pytest.mark.parametrize("name", UNPICKLED)
+def test_no_reader_unpickles_code(name, tmp_path):
     """Files that are whole, and hold a payload."""
-    monkeypatch.chdir(tmp_path)
-    made(tmp_path, monkeypatch)
-    payload, marker = Payload(tmp_path / "marker"), tmp_path / "marker"
-    if how == "checkpoint":
-        Checkpoints(tmp_path, print).save_as(tmp_path / "last.pt", {"step": 1, "model": payload})
-        read = lambda: read_checkpoint(tmp_path / "last.pt")  # noqa: E731
-    elif how == "weights":
-        torch.save({"model": payload}, tmp_path / "last.pt")
-        read = lambda: find_weights(str(tmp_path / "last.pt"))  # noqa: E731
-    elif how == "npy":
-        np.save(tmp_path / "last.npy", np.array([payload], object), allow_pickle=True)
-        read = lambda: read_events(tmp_path / "last.npy")  # noqa: E731
-    elif how == "npz":
-        columns = {name: np.array([payload], object) for name in "txyp"}
-        np.savez(tmp_path / "last.npz", **columns)
-        read = lambda: read_events(tmp_path / "last.npz")  # noqa: E731
-    else:
-        np.save(tmp_path / "facts.npy", np.array([payload] * 4, object), allow_pickle=True)
-        assert cache._complete(tmp_path, _job()) is None
-        assert not marker.exists()
-        return
-    assert refused_or_read(read, ["last."], marker) == ""
-    assert not marker.exists()
-    pickle.loads(pickle.dumps(payload))
+    made(tmp_path)
+    file, marker = tmp_path / name, tmp_path / "marker"
+    write, read = UNPICKLED[name]
+    write(file, Payload(marker))
+    assert refused_or_read(lambda: read(file), [name], marker) == ""
+    pickle.loads(pickle.dumps(Payload(marker)))
     assert marker.exists()  # it is one
-
-
-def test_a_report_of_a_damaged_run_is_a_page_or_one_line(whole, count, tmp_path, monkeypatch):
-    """All of a page, where the tests above take its parts."""
-    monkeypatch.chdir(tmp_path)
-    names = [name for name in RUN_TARGETS if name != "plugins.json"]
-
-    def damage(rng):
-        shutil.rmtree("run", ignore_errors=True)
-        shutil.copytree(whole, "run")
-        target = rng.choice(names)
-        file = Path("run") / target
-        file.write_bytes(rng.choice(RUN_TARGETS[target][0])(file.read_bytes(), rng))
-        return lambda: report.main(["run"])
-
-    with contextlib.redirect_stdout(io.StringIO()):
-        hunt("report", max(3, count // 60), damage, ["run"], tmp_path / "marker")
