@@ -45,7 +45,7 @@ from spiketriton.models import Network, build_model
 from spiketriton.models.blocks import Block
 from spiketriton.models.feedforward import Layer
 from spiketriton.neurons import Norm, SpikingNeuron
-from spiketriton.training.graphs import WARM_UP, CudaGraphs, Graphs, Steps, obstacle_of, tensors_of
+from spiketriton.training.graphs import WARM_UP, CudaGraphs, Steps, obstacle_of, tensors_of
 from spiketriton.training.losses import build_loss
 from spiketriton.training.optim import build_optimizer
 from spiketriton.training.placement import Placement
@@ -264,7 +264,7 @@ class Replayed(Step):
     """A step that is captured as `train.graph = "auto"` does: once it has proved itself."""
 
     def __init__(
-        self, bench: Bench, model: nn.Module, make: Callable[[], Graphs] | None = None
+        self, bench: Bench, model: nn.Module, make: Callable[[], CudaGraphs] | None = None
     ) -> None:
         obstacle = obstacle_of(bench.place.device, 1, bench.place.scaler().is_enabled())
         if obstacle and make is None:

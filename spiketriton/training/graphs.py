@@ -15,7 +15,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,33 +28,19 @@ from spiketriton.training.losses import Batch
 
 Numbers = tuple[Tensor, Tensor]  # loss and norm of the gradient of a step, scalars on the device
 Work = Callable[[Iterable[Batch], bool], Numbers]
+Replay = Callable[[Sequence[Batch]], Numbers]
 
+# eager steps of a shape before it is captured: kernels are compiled, convolutions tuned
 WARM_UP = 3
-"""Eager steps of a shape before it is captured: kernels are compiled, convolutions tuned, and the
-optimizer has its state."""
+# of an eager step's time, at most, with "auto": a graph's memory must be worth it
 GAIN = 0.95
-"""Of an eager step's time, at most, with "auto": a graph's memory must be worth it."""
-
+# relative differences that "auto" allows. The forward pass is the same kernels in the same order; sums in cuDNN's
+# backward come in any order, and Adam's first steps follow the sign of small gradients
 LOSS, NORM, UPDATE = 1e-4, 1e-2, 0.05
-"""Relative differences that "auto" allows. The forward pass is the same kernels in the same order; sums
-in cuDNN's backward come in any order, and Adam's first steps follow the sign of small gradients."""
-
-
-class Graphs(Protocol):
-    """How work is captured."""
-
-    def warm_up(self, call: Callable[[], Numbers]) -> Numbers:
-        """Runs a call where it will be captured later."""
-
-    def capture(self, call: Callable[[], Numbers]) -> tuple[Callable[[], object], Numbers]:
-        """The call's graph as a function that runs it, and the tensors in which it leaves its results."""
-
-    def seconds(self, call: Callable[[], Numbers]) -> tuple[Numbers, float]:
-        """What a call returns, and how long host and device take for it."""
 
 
 class CudaGraphs:
-    """Captures on a stream of its own. One graph runs at a time, so all have one pool of memory."""
+    """How work is captured: on a stream of its own. One graph runs at a time, so all have one pool of memory."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -62,6 +48,7 @@ class CudaGraphs:
         self.pool = torch.cuda.graph_pool_handle()
 
     def warm_up(self, call: Callable[[], Numbers]) -> Numbers:
+        """Runs a call where it will be captured later."""
         current = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
@@ -72,9 +59,11 @@ class CudaGraphs:
         return numbers
 
     def capture(self, call: Callable[[], Numbers]) -> tuple[Callable[[], object], Numbers]:
+        """The call's graph as a function that runs it, and the tensors in which it leaves its results."""
         return capture(call, self.stream, self.device, self.pool)
 
     def seconds(self, call: Callable[[], Numbers]) -> tuple[Numbers, float]:
+        """What a call returns, and how long host and device take for it."""
         torch.cuda.synchronize(self.device)
         begun = time.perf_counter()
         numbers = call()
@@ -120,32 +109,25 @@ def _give_back(device: torch.device, pool: Any) -> None:
         torch._C._cuda_releasePool(device.index, pool)
 
 
-class Captured:
-    """The graph of the work on batches of one shape."""
+def captured(
+    work: Work, batches: Sequence[Batch], watched: bool, optimizer: Optimizer, graphs: CudaGraphs
+) -> Replay:
+    """The graph of the work on batches of one shape, as a function of these."""
+    device, groups = tree_leaves(batches)[0].device, optimizer.param_groups
+    own = tree_map(torch.zeros_like, list(batches))
+    rates = [torch.zeros((), device=device) for _ in groups]
+    with rates_in_tensors(optimizer, rates):
+        replay, (loss, norm) = graphs.capture(lambda: work(own, watched))
 
-    def __init__(
-        self,
-        work: Work,
-        batches: Sequence[Batch],
-        watched: bool,
-        optimizer: Optimizer,
-        graphs: Graphs,
-    ) -> None:
-        device = tree_leaves(batches)[0].device
-        self.groups = optimizer.param_groups
-        self.batches = tree_map(torch.zeros_like, list(batches))
-        self.rates = [torch.zeros((), device=device) for _ in self.groups]
-        with rates_in_tensors(optimizer, self.rates):
-            self.replay, self.numbers = graphs.capture(lambda: work(self.batches, watched))
-
-    def __call__(self, batches: Sequence[Batch]) -> Numbers:
-        for kept, given in zip(tree_leaves(self.batches), tree_leaves(batches), strict=True):
+    def replayed(batches: Sequence[Batch]) -> Numbers:
+        for kept, given in zip(tree_leaves(own), tree_leaves(batches), strict=True):
             kept.copy_(given, non_blocking=True)
-        for rate, group in zip(self.rates, self.groups, strict=True):
+        for rate, group in zip(rates, groups, strict=True):
             rate.fill_(group["lr"])
-        self.replay()
-        loss, norm = self.numbers
+        replay()
         return loss.clone(), norm.clone()  # the next replay overwrites them
+
+    return replayed
 
 
 @contextlib.contextmanager
@@ -188,13 +170,14 @@ class Steps:
         obstacle: str,
         state: Callable[[], list[Tensor]],
         note: Callable[[str], object],
-        graphs: Callable[[], Graphs],
+        graphs: Callable[[], CudaGraphs],
     ) -> None:
         self.work, self.optimizer, self.mode = work, optimizer, mode
         self.state, self.note = state, note
-        self.captured: dict[tuple, Captured] = {}
+        self.captured: dict[tuple, Replay] = {}
         self.seen: dict[tuple, int] = {}
         self.graphs = None if mode is False or obstacle else graphs()
+        # "auto", the default, says nothing of a missing GPU
         if obstacle and mode is not False and not (mode == "auto" and obstacle == NO_GPU):
             self._run_eagerly(obstacle)
 
@@ -214,11 +197,13 @@ class Steps:
             return self.graphs.warm_up(lambda: self.work(batches, watched))
         return self._first(shape, batches, watched, self.graphs)
 
-    def _first(self, shape: tuple, batches: list[Batch], watched: bool, graphs: Graphs) -> Numbers:
+    def _first(
+        self, shape: tuple, batches: list[Batch], watched: bool, graphs: CudaGraphs
+    ) -> Numbers:
         """The step in which a shape is captured."""
         these = "measured steps" if watched else "steps of this shape"
         if self.mode is True:
-            self.captured[shape] = Captured(self.work, batches, watched, self.optimizer, graphs)
+            self.captured[shape] = captured(self.work, batches, watched, self.optimizer, graphs)
             self.note(f"{self._key}: from here on {these} are replayed, unproven")
             return self.captured[shape](batches)
         state = self.state()
@@ -248,12 +233,12 @@ class Steps:
         self,
         batches: list[Batch],
         watched: bool,
-        graphs: Graphs,
+        graphs: CudaGraphs,
         state: Sequence[Tensor],
         before: Sequence[Tensor],
-    ) -> tuple[Captured, Numbers, str | None]:
+    ) -> tuple[Replay, Numbers, str | None]:
         """The graph, the eager step, after which the state is, and why not to replay: `_difference`, or no gain."""
-        graph = Captured(self.work, batches, watched, self.optimizer, graphs)
+        graph = captured(self.work, batches, watched, self.optimizer, graphs)
         replayed = graph(batches)
         by_graph = [tensor.clone() for tensor in state]
         _restore(state, before)
@@ -318,7 +303,6 @@ def tensors_of(optimizer: Optimizer) -> list[Tensor]:
 
 
 NO_GPU = "a CUDA graph needs a GPU"
-"""Nobody asks for more of the default."""
 
 
 def obstacle_of(device: torch.device, ranks: int, scaled: bool, own: bool = False) -> str:
