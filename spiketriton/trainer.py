@@ -26,7 +26,7 @@ from spiketriton.training.guard import Counts
 from spiketriton.training.hooks import Hooks
 from spiketriton.training.interrupts import StopSignals
 from spiketriton.training.losses import build_loss
-from spiketriton.training.memory_limit import Trial, explained, is_out_of_memory, settle
+from spiketriton.training.memory_limit import explained, is_out_of_memory, settle
 from spiketriton.training.meters import Meters, forget_peak_memory, peak_memory_mib
 from spiketriton.training.nonfinite import Diverged, advice, again, report, scene
 from spiketriton.training.optim import Update
@@ -63,8 +63,7 @@ class Trainer:
         self.placement = Placement.set_up(cfg)
         self.device = self.placement.device
         if cfg.micro_batch == "auto":
-            trial = Trial(recipe, data.facts, data.frames)
-            data = settle(trial, data, folder, display.note, ranks)
+            data = settle(recipe, data, folder, display.note, ranks)
         self.data = data
 
         randomness.seed_everything(recipe.seed)

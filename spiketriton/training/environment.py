@@ -122,8 +122,8 @@ def undisturbed() -> Iterator[None]:
         os.environ.update(variables)
 
 
-def keep_freed_memory() -> bool:
-    """Lets this process keep the memory that it frees; False where its C library is not glibc.
+def keep_freed_memory() -> None:
+    """Lets this process keep the memory that it frees, where its C library is glibc.
 
     By default glibc returns the large tensors of each step to the system, which clears every page again: that costs
     more than a neuron layer does.
@@ -132,11 +132,10 @@ def keep_freed_memory() -> bool:
         glibc = ctypes.CDLL(None)
         glibc.gnu_get_libc_version  # noqa: B018 - other C libraries lack it
     except (OSError, AttributeError, TypeError):
-        return False
-    largest = 2**31 - 1
+        return
     trim_threshold, top_pad, mmap_max = -1, -2, -4  # M_TRIM_THRESHOLD and so on in malloc.h
-    settings = ((trim_threshold, largest), (top_pad, 64 * 2**20), (mmap_max, 0))
-    return all([glibc.mallopt(name, value) for name, value in settings])
+    for name, value in ((trim_threshold, 2**31 - 1), (top_pad, 64 * 2**20), (mmap_max, 0)):
+        glibc.mallopt(name, value)
 
 
 def use_threads(threads: int) -> int:

@@ -12,7 +12,7 @@ import gc
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -107,46 +107,42 @@ def _remedies(train: TrainConfig, model: ModelConfig, spiking: bool, images: int
     return tips or ["a smaller model.width, data.image_size or time_steps"]
 
 
-@dataclass(frozen=True)
-class Trial:
-    """The recipe's network, trained on noise. frames: of a recording; 0: constant images."""
+def trial(recipe: Recipe, facts: Facts, frames: int, images: int) -> None:
+    """A step of a new network on so many images of noise, then forward and backward once more.
 
-    recipe: Recipe
-    facts: Facts
-    frames: int
-
-    def __call__(self, images: int) -> None:
-        """A step on so many images, then forward and backward once more; raises if they do not fit in memory."""
-        cfg = self.recipe.train
-        placement = Placement.set_up(cfg)
-        model = placement.place(build_model(self.recipe, **self.facts.sizes))
-        forward = environment.compiled(model) if cfg.compile else model
-        optimizer = build_optimizer(cfg, model, self.recipe.peak_lr)
-        loss = build_loss(self.recipe.loss, [1] * len(self.facts.classes))
-        frames = (self.frames,) if self.frames else ()
-        shape = (*frames, images, *self.facts.image_shape)
-        batch = placement.to_device(torch.randn(shape, device=placement.device))
-        labels = torch.zeros(images, dtype=torch.int64, device=placement.device)
-        for _ in range(2):
-            with placement.autocast():
-                value = loss(forward(batch), labels)
-            value.backward()
-            optimizer.step()
-        value.item()  # waits for the device
-
-    def apart(self, free: int | None, images: int) -> None:
-        """The same in a process of its own, which may allocate `free` bytes (None: no limit is known)."""
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            pool.submit(_limited, free, self, images).result()
+    frames: of a recording; 0: constant images. Raises what happens where they do not fit in memory.
+    """
+    cfg = recipe.train
+    placement = Placement.set_up(cfg)
+    model = placement.place(build_model(recipe, **facts.sizes))
+    forward = environment.compiled(model) if cfg.compile else model
+    optimizer = build_optimizer(cfg, model, recipe.peak_lr)
+    loss = build_loss(recipe.loss, [1] * len(facts.classes))
+    shape = (images, *facts.image_shape)
+    shape = (frames, *shape) if frames else shape
+    batch = placement.to_device(torch.randn(shape, device=placement.device))
+    labels = torch.zeros(images, dtype=torch.int64, device=placement.device)
+    for _ in range(2):
+        with placement.autocast():
+            value = loss(forward(batch), labels)
+        value.backward()
+        optimizer.step()
+    value.item()  # waits for the device
 
 
-def _limited(free: int | None, trial: Callable[[int], None], images: int) -> None:
+def apart(free: int | None, run: Callable[[int], None], images: int) -> None:
+    """`run` in a process of its own, which may allocate `free` bytes (None: no limit is known)."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        pool.submit(_limited, free, run, images).result()
+
+
+def _limited(free: int | None, run: Callable[[int], None], images: int) -> None:
     machine.limit_memory(free)
-    trial(images)
+    run(images)
 
 
 def settle(
-    trial: Trial, data: Data, folder: RunFolder, note: Callable[[str], None], ranks: Ranks
+    recipe: Recipe, data: Data, folder: RunFolder, note: Callable[[str], None], ranks: Ranks
 ) -> Data:
     """`data` with the largest micro-batches that fit, for `train.micro_batch = "auto"`.
 
@@ -160,7 +156,7 @@ def settle(
     if size:
         note(f"micro-batch: {size} of {share} images, as this run began")
     else:
-        fits = _largest_that_fits(sizes, trial, ranks.ranks_here)
+        fits = _largest_that_fits(sizes, recipe, data, ranks.ranks_here)
         ranks.meet()  # their trials may differ by minutes
         size = -int(ranks.most(-fits))
         note(f"micro-batch: {size} of {share} images, the largest that fits in memory")
@@ -181,16 +177,16 @@ def _read(path: Path, sizes: Sequence[int]) -> int:
     return size
 
 
-def _largest_that_fits(sizes: Sequence[int], trial: Trial, ranks_here: int) -> int:
+def _largest_that_fits(sizes: Sequence[int], recipe: Recipe, data: Data, ranks_here: int) -> int:
     """The first of some falling numbers of images for which there is memory. OutOfMemory: there is none.
 
     Ranks on this machine share what is free.
     """
-    before, device = random_state(), environment.choose_device(trial.recipe.train.device).value
-    run: Callable[[int], None] = trial
+    before, device = random_state(), environment.choose_device(recipe.train.device).value
+    run: Callable[[int], None] = partial(trial, recipe, data.facts, data.frames)
     if device.type == "cpu":
         free = machine.available_memory()
-        run = partial(trial.apart, free and free // ranks_here)
+        run = partial(apart, free and free // ranks_here, run)
     try:
         for size in sizes:
             if (failure := _failure(run, size)) is None:
@@ -199,13 +195,13 @@ def _largest_that_fits(sizes: Sequence[int], trial: Trial, ranks_here: int) -> i
         set_random_state(before)
         torch.cuda.empty_cache()
     assert failure is not None
-    raise explained(failure, trial.recipe, device, size)
+    raise explained(failure, recipe, device, size)
 
 
-def _failure(trial: Callable[[int], None], size: int) -> Exception | None:
+def _failure(run: Callable[[int], None], size: int) -> Exception | None:
     """The out-of-memory error of a trial, or None. Its frames, which hold tensors, are dropped."""
     try:
-        trial(size)
+        run(size)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

@@ -144,18 +144,14 @@ def test_the_precision_on_a_gpu(monkeypatch, wanted, hardware, reason):
     assert choice.value == dtypes.get(wanted, dtypes["bf16" if hardware else "fp16"])
 
 
-def test_deterministic_algorithms_on_and_off(monkeypatch):
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    before = torch.backends.cudnn.benchmark
-    try:
+def test_deterministic_algorithms_on_and_off():
+    with environment.undisturbed():
         for wanted in (True, False):
             environment.use_deterministic_algorithms(wanted, torch.device("cuda"))
             assert torch.are_deterministic_algorithms_enabled() == wanted
             assert torch.backends.cudnn.benchmark == (not wanted)
         environment.use_deterministic_algorithms(False, CPU)
         assert not torch.backends.cudnn.benchmark
-    finally:
-        torch.backends.cudnn.benchmark = before
 
 
 @pytest.fixture
@@ -164,9 +160,8 @@ def threads(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(environment.machine, "usable", lambda: 4)
     monkeypatch.setattr(environment.machine, "taken", lambda: 1.2)
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+    with environment.undisturbed():
+        yield
 
 
 def test_threads_are_those_of_the_recipe_or_the_processors_that_are_free(threads, monkeypatch):

@@ -303,21 +303,18 @@ def has_no_memory_for_both(trainer: Trainer) -> None:
     trainer.run.work = no_memory
 
 
+def spoils(change: Callable[[Trainer, Any], object]) -> Callable[[Trainer, Tapes], None]:
+    """Each replay does something more: `change` of the trainer and the results, loss and norm."""
+    return lambda trainer, tapes: setattr(tapes, "replayed", lambda found: change(trainer, found))
+
+
 AMISS = {
     "a replay takes 1e+03 ms, and an eager step": lambda _, tapes: setattr(tapes, "gains", False),
     "operation not permitted when stream is capturing": lambda trainer, _: reads_back(trainer),
-    "the loss of its first replay is": lambda _, tapes: setattr(
-        tapes, "replayed", lambda numbers: numbers[0].mul_(1.1)
-    ),
-    "the norm of the gradient of its first replay is": lambda _, tapes: setattr(
-        tapes, "replayed", lambda numbers: numbers[1].mul_(1.1)
-    ),
-    "its first replay leaves weights": lambda trainer, tapes: setattr(
-        tapes, "replayed", lambda _: trainer.model.conv1.weight.data.add_(0.01)
-    ),
-    "its first replay counts otherwise": lambda trainer, tapes: setattr(
-        tapes, "replayed", lambda _: trainer.update.guard._skipped.add_(1)
-    ),
+    "the loss of its first replay is": spoils(lambda _, found: found[0].mul_(1.1)),
+    "the norm of the gradient of its first replay is": spoils(lambda _, found: found[1].mul_(1.1)),
+    "its first replay leaves weights": spoils(lambda t, _: t.model.conv1.weight.data.add_(0.01)),
+    "its first replay counts otherwise": spoils(lambda t, _: t.update.guard._skipped.add_(1)),
     "CUDA out of memory. Tried to allocate 2 GiB": lambda trainer, tapes: setattr(
         tapes, "captured", lambda _: has_no_memory_for_both(trainer)
     ),

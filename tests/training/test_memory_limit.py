@@ -1,12 +1,10 @@
 """Out of memory: what is said, the micro-batch that fits, and blocks that are computed again."""
 
-import copy
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,13 +12,11 @@ from torch import Tensor
 from spiketriton import machine
 from spiketriton.data import Data, Facts, build_data
 from spiketriton.errors import EXIT_USER, UserError
-from spiketriton.gradients.probing import Prober
 from spiketriton.models import build_model
 from spiketriton.runs.folder import RunFolder
 from spiketriton.training import memory_limit
 from spiketriton.training.memory_limit import (
     OutOfMemory,
-    Trial,
     explained,
     is_out_of_memory,
     settle,
@@ -121,10 +117,10 @@ def test_wherever_a_run_meets_it(tmp_path, monkeypatch, error, place):
 # ---- the micro-batch that fits
 
 
-def trial_of(limit: int, tried: list[int]) -> Callable[[Trial, int | None, int], None]:
+def trial_of(limit: int, tried: list[int]) -> Callable[[int | None, object, int], None]:
     """Fits so many images and no more; draws random numbers, as a real one does."""
 
-    def trial(_: Trial, free: int | None, images: int) -> None:
+    def trial(free: int | None, run: object, images: int) -> None:
         tried.append(images)
         torch.rand(3)
         if images > limit:
@@ -137,8 +133,7 @@ def settled(path: Path, *overrides: str, ranks: Ranks | None = None) -> tuple[Da
     """The data of a run in this folder, and what was noted."""
     recipe, ranks, notes = small_recipe("train.micro_batch=auto", *overrides), ranks or Ranks(), []
     data = build_data(recipe, world_size=ranks.world_size)
-    trial = Trial(recipe, data.facts, 0)
-    return settle(trial, data, RunFolder.create(path, "small"), notes.append, ranks), notes
+    return settle(recipe, data, RunFolder.create(path, "small"), notes.append, ranks), notes
 
 
 @pytest.mark.parametrize(
@@ -152,7 +147,7 @@ def settled(path: Path, *overrides: str, ranks: Ranks | None = None) -> tuple[Da
 )
 def test_the_largest_divisor_that_fits(tmp_path, monkeypatch, batch, limit, tries, more):
     tried: list[int] = []
-    monkeypatch.setattr(Trial, "apart", trial_of(limit, tried))
+    monkeypatch.setattr(memory_limit, "apart", trial_of(limit, tried))
     seed_everything(5)
     before = random_state()
     found, notes = settled(tmp_path, f"train.batch_size={batch}", *more)
@@ -170,7 +165,7 @@ def test_the_largest_divisor_that_fits(tmp_path, monkeypatch, batch, limit, trie
 
 
 def test_not_even_one_image_fits(tmp_path, monkeypatch):
-    monkeypatch.setattr(Trial, "apart", trial_of(0, []))
+    monkeypatch.setattr(memory_limit, "apart", trial_of(0, []))
     with pytest.raises(OutOfMemory, match="a micro-batch is 1 images"):
         settled(tmp_path)
     assert not (tmp_path / "micro_batch.json").exists()
@@ -186,11 +181,11 @@ def test_a_damaged_result_is_named(tmp_path, content):
 def test_an_automatic_run_is_the_run_of_its_number_and_resumes(tmp_path, monkeypatch):
     """It trains as the number that was found says, and goes on so where more would fit."""
     auto, steps = "train.micro_batch=auto", "train.max_steps=9"
-    monkeypatch.setattr(Trial, "apart", trial_of(4, []))
+    monkeypatch.setattr(memory_limit, "apart", trial_of(4, []))
     small_trainer(tmp_path / "auto", auto, steps).fit(until=5)
     found = json.loads((tmp_path / "auto" / "micro_batch.json").read_text())
     assert found == {"micro_batch": 4}
-    monkeypatch.setattr(Trial, "apart", trial_of(99, []))
+    monkeypatch.setattr(memory_limit, "apart", trial_of(99, []))
     small_trainer(tmp_path / "auto", auto, steps, resume=True).fit()
     small_trainer(tmp_path / "number", "train.micro_batch=4", steps).fit()
     small_trainer(tmp_path / "parts", "train.accumulate=4", steps).fit()
@@ -216,7 +211,9 @@ def test_ranks_share_the_memory_and_wait_for_each_other(tmp_path, monkeypatch):
 
     given: list[tuple[int | None, int]] = []
     monkeypatch.setattr(machine, "available_memory", lambda: 1000)
-    monkeypatch.setattr(Trial, "apart", lambda _, *free_and_images: given.append(free_and_images))
+    monkeypatch.setattr(
+        memory_limit, "apart", lambda free, run, images: given.append((free, images))
+    )
     found, _ = settled(tmp_path, ranks=Two())
     assert given == [(500, 8)]  # of 16 images on two ranks
     assert found.train.accumulate == 4
@@ -229,11 +226,10 @@ def test_a_trial_apart_trains_in_a_process_that_is_limited(monkeypatch):
             assert workers == 1
             super().__init__(workers)
 
-    recipe, done = small_recipe("train.micro_batch=auto"), []
+    done: list[object] = []
     monkeypatch.setattr(machine, "limit_memory", done.append)
     monkeypatch.setattr(memory_limit, "ProcessPoolExecutor", Pool)
-    monkeypatch.setattr(Trial, "__call__", lambda _, images: done.append(images))
-    Trial(recipe, build_data(recipe).facts, 0).apart(500, 4)
+    memory_limit.apart(500, done.append, 4)
     assert done == [500, 4]
 
 
@@ -253,7 +249,7 @@ def test_a_trial_is_a_step_and_one_more_backward_on_noise(monkeypatch, compiles)
     )
     pixels = {"mean": (0.0,), "std": (1.0,), "move": "none"}
     facts = Facts(name="seven", classes=tuple("abcdefg"), channels=2, image_size=12, **pixels)
-    Trial(small_recipe(f"train.compile={str(compiles).lower()}"), facts, 0)(5)
+    memory_limit.trial(small_recipe(f"train.compile={str(compiles).lower()}"), facts, 0, 5)
     assert seen == [([3, 5, 7], [0] * 5)] * 2
     assert len(compiled) == compiles
 
@@ -282,20 +278,6 @@ def net_of(*changes: str):
     seed_everything(0)
     recipe = small_recipe("model.width=8", *changes)
     return build_model(recipe, classes=10, channels=1, image_size=8)
-
-
-def test_probes_on_single_batches_agree():
-    images, labels = torch.randn(4, 1, 8, 8), torch.arange(4)
-    loss = torch.nn.functional.cross_entropy
-    found = []
-    for changes in ([], ["model.checkpoint_blocks=true"]):
-        net = net_of(*changes)
-        buffers = copy.deepcopy(dict(net.named_buffers()))
-        prober = Prober(net, [(images, labels)], lambda out, y: loss(out.mean(0), y))
-        found.append(prober.measure())
-        assert_equal(dict(net.named_buffers()), buffers)
-    for one, other in zip(*(vars(m).values() for m in found), strict=True):
-        assert np.array_equal(one, other)
 
 
 def test_streams_and_tests_are_as_without():
