@@ -90,11 +90,8 @@ class StopSignals:
             self._second = signal.Signals(number)
             return
         self.signal, self._since = signal.Signals(number), now
-        hints = {
-            signal.SIGINT: "; Ctrl-C again stops at once",
-            signal.SIGTERM: "; a second signal stops at once",
-        }
-        hint = hints.get(self.signal, "") if alone else ""
+        again = {signal.SIGINT: "Ctrl-C again", signal.SIGTERM: "a second signal"}.get(self.signal)
+        hint = f"; {again} stops at once" if alone and again else ""
         self.say(f"{self.signal.name}: finishing this step, then saving{hint}")
 
     @staticmethod

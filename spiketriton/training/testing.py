@@ -66,16 +66,14 @@ class Tester:
 
     def results(self, data: Data, average: MovingAverage | None) -> Results | None:
         """Of the test images, of those held out, and of the averaged weights; None if a signal came."""
-        start, validation, averaged = time.perf_counter(), None, None
-        if (test := self.score(data.test)) is None:
-            return None
-        if data.validation is not None and (validation := self.score(data.validation)) is None:
-            return None
+        start, averaged = time.perf_counter(), None
+        test = self.score(data.test)
+        validation = None if data.validation is None else self.score(data.validation)
         if average is not None:
             with average.applied():
                 averaged = self.score(data.test)
-            if averaged is None:
-                return None
+        if test is None or self.stop.anywhere():
+            return None
         return Results(test, validation, averaged, time.perf_counter() - start)
 
     @torch.no_grad()
