@@ -15,22 +15,11 @@ from spiketriton.errors import EXIT_USER, UserError
 from spiketriton.models import build_model
 from spiketriton.runs.folder import RunFolder
 from spiketriton.training import memory_limit
-from spiketriton.training.memory_limit import (
-    OutOfMemory,
-    explained,
-    is_out_of_memory,
-    settle,
-)
+from spiketriton.training.memory_limit import OutOfMemory, explained, is_out_of_memory, settle
 from spiketriton.training.randomness import random_state, seed_everything
 from spiketriton.training.ranks import Ranks
 from tests.processes import done
-from tests.small_runs import (
-    assert_equal,
-    last_state,
-    small_recipe,
-    small_trainer,
-    untimed,
-)
+from tests.small_runs import assert_equal, last_state, small_recipe, small_trainer, untimed
 
 CPU = torch.device("cpu")
 GPU_ERROR = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has ...")
