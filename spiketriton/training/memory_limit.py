@@ -118,8 +118,7 @@ def trial(recipe: Recipe, facts: Facts, frames: int, images: int) -> None:
     forward = environment.compiled(model) if cfg.compile else model
     optimizer = build_optimizer(cfg, model, recipe.peak_lr)
     loss = build_loss(recipe.loss, [1] * len(facts.classes))
-    shape = (images, *facts.image_shape)
-    shape = (frames, *shape) if frames else shape
+    shape = (*([frames] if frames else []), images, *facts.image_shape)
     batch = placement.to_device(torch.randn(shape, device=placement.device))
     labels = torch.zeros(images, dtype=torch.int64, device=placement.device)
     for _ in range(2):
