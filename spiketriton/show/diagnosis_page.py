@@ -202,7 +202,7 @@ def _row(ablation: Ablation) -> tuple[str, ...]:
     )
 
 
-def heat_map(measured: Measurement, console: Console, most: int = 40) -> None:
+def heat_map(measured: Measurement, console: Console) -> None:
     """Layer by time step on a log scale, with the depth profile at the right; the time profile below."""
     grads = measured.grad_input
     logs = _log10(grads)
@@ -212,7 +212,7 @@ def heat_map(measured: Measurement, console: Console, most: int = 40) -> None:
         return
     low, high = float(known.min()), float(max(known.max(), known.min() + 1e-9))
     layers, steps = grads.shape
-    stride, skip = -(-layers // most), -(-steps // 32)
+    stride, skip = -(-layers // 40), -(-steps // 32)
     names = [measured.names[i] for i in range(0, layers, stride)]
     wide = max(len("time profile"), *(len(name) for name in names))
     shown = -(-steps // skip)
@@ -225,28 +225,19 @@ def heat_map(measured: Measurement, console: Console, most: int = 40) -> None:
     )
     say(console, head + (f"; 1 layer in {stride}" if stride > 1 else ""))
 
-    def cells(values: np.ndarray) -> Text:
-        line = Text()
-        for value in values[::skip]:
-            line.append_text(_cell(value, low, high, console, cell_width))
-        return line
-
-    profile = _log10(measured.depth_profile)
-    for row, name in zip(range(0, layers, stride), names, strict=True):
+    def line(name: str, values: np.ndarray, width: int, behind: str = "") -> None:
         text = Text(f"{name:<{wide}}  ")
-        text.append_text(cells(logs[row]))
-        length = 0 if not np.isfinite(profile[row]) else (profile[row] - low) / (high - low)
-        bar = "─" * max(0, round(bar_width * float(np.clip(length, 0, 1)))) + "●"
-        text.append(f"  {measured.depth_profile[row]:8.1e} {bar}")
-        console.print(text, soft_wrap=True)
-    text = Text(f"{'time profile':<{wide}}  ")
-    text.append_text(cells(_log10(measured.time_profile)))
-    console.print(text, soft_wrap=True)
-    scale = Text(f"{'scale':<{wide}}  {10**low:.1e} ")
-    for level in np.linspace(low, high, 8):
-        scale.append_text(_cell(level, low, high, console, 2))
-    scale.append(f" {10**high:.1e}")
-    console.print(scale, soft_wrap=True)
+        for value in values:
+            text.append_text(_cell(value, low, high, console, width))
+        console.print(text.append(behind), soft_wrap=True)
+
+    profile = measured.depth_profile
+    lengths = np.nan_to_num((_log10(profile) - low) / (high - low), nan=0.0, posinf=0.0)
+    for row, name in zip(range(0, layers, stride), names, strict=True):
+        bar = "─" * round(bar_width * float(np.clip(lengths[row], 0, 1)))
+        line(name, logs[row, ::skip], cell_width, f"  {profile[row]:8.1e} {bar}●")
+    line("time profile", _log10(measured.time_profile)[::skip], cell_width)
+    line("scale", np.linspace(low, high, 8), 2, f" from {10**low:.1e} to {10**high:.1e}")
 
 
 def _cell(value: float, low: float, high: float, console: Console, width: int) -> Text:

@@ -6,6 +6,7 @@ import torch
 from spiketriton.convert import main
 from spiketriton.errors import UserError
 from spiketriton.evaluate import main as evaluate_main
+from spiketriton.train import main as train_main
 from spiketriton.trained.conversion import Options
 from spiketriton.trained.evaluation import evaluate
 from spiketriton.trained.run import load_run
@@ -64,6 +65,7 @@ def test_mistakes_are_named(converted, tmp_path):
     target = tmp_path / "target"
     run_dir = ["--run-dir", str(target)]
     assert "accepted: its ANN twin" in refused(main, [net, *run_dir])
+    assert "converted, not trained: it has no next step" in refused(train_main, ["--resume", net])
     assert not target.exists()
     assert "already holds a run" in refused(main, [source, "--run-dir", net])
     assert "--steps: 0" in refused(main, [source, "--steps", "0"])
@@ -72,13 +74,6 @@ def test_mistakes_are_named(converted, tmp_path):
     assert "invalid choice" in refused(main, [source, "--method", "rmp"])
     assert "--epochs has no effect" in refused(main, [source, "--epochs", "2"])
     assert "--epochs: 0" in refused(main, [source, "--method", "qcfs", "--epochs", "0"])
-
-
-def test_a_converted_run_is_not_trained_on(converted):
-    from spiketriton.train import main as train_main
-
-    with pytest.raises(UserError, match="was converted, not trained: it has no next step"):
-        train_main(["--resume", str(converted / "net")])
 
 
 @pytest.mark.parametrize(

@@ -18,14 +18,11 @@ from tests.small_runs import SMALL
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
-def test_every_command_is_listed_with_its_line(arguments, capsys):
+def test_every_module_that_runs_a_command_is_listed_with_its_line(arguments, capsys):
     dispatch(arguments)
     lines = capsys.readouterr().out.splitlines()
     for name, line in COMMANDS.items():
         assert [words for words in lines if words.split() == [name, *line.split()]], name
-
-
-def test_the_commands_are_the_modules_that_run_one():
     folder = Path(spiketriton.__file__).parent
     runnable = {
         path.stem for path in folder.glob("*.py") if "run_command(main)" in path.read_text()

@@ -1,6 +1,5 @@
 """The report: one page that stands alone, holds what was asked for, and says what is missing."""
 
-import re
 import shutil
 from html.parser import HTMLParser
 
@@ -14,41 +13,29 @@ from tests.small_runs import refused, small_trainer
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
 
-OPEN_ENDED = {"meta", "img"}
-
 
 class Page(HTMLParser):
-    """What a browser would see: links, sections, pictures, tables; tags must be balanced."""
+    """What a browser would see: sections, pictures, links and words; tags must be balanced."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.open: list[str] = []
-        self.sections: list[str] = []
-        self.anchors: list[str] = []
-        self.pictures: list[str] = []
-        self.sources: list[str] = []
+        self.found: dict[str, list[str]] = {name: [] for name in ("id", "alt", "src", "href")}
         self.words: dict[str, str] = {}
         self.feed(text)
         self.close()
         assert self.open == []
 
     def handle_starttag(self, tag, attributes):
-        given = dict(attributes)
-        if tag not in OPEN_ENDED:
-            self.open.append(tag)
-        if tag == "section":
-            self.sections.append(given["id"])
-        if tag == "a":
-            self.anchors.append(given["href"])
-        if tag == "img":
-            self.pictures.append(given["alt"])
-        self.sources += [given[key] for key in ("src", "href") if key in given]
+        self.open += [tag] if tag not in ("meta", "img") else []
+        for key, value in attributes:
+            self.found.get(key, []).append(value)
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        where = self.sections[-1] if self.sections and "section" in self.open else ""
+        where = self.found["id"][-1] if "section" in self.open else ""
         self.words[where] = self.words.get(where, "") + data + " "
 
 
@@ -62,20 +49,13 @@ def compared(runs, tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope="module")
-def synthetic(tmp_path_factory):
-    path = tmp_path_factory.mktemp("synthetic") / "run"
-    small_trainer(path, "data.name=synthetic", "train.max_steps=1").fit()
-    return path
-
-
 def test_the_page_stands_alone_and_holds_everything(compared, tmp_path):
     out = tmp_path / "page.html"
     others = [str(compared / "ann"), str(compared / "net")]
     main([str(compared / "a <b> & c"), "--against", *others, "--out", str(out)])
     text = out.read_text("utf-8")
     page = Page(text)
-    assert page.sections == [
+    sections = [
         "accuracy",
         "cost",
         "training",
@@ -85,9 +65,10 @@ def test_the_page_stands_alone_and_holds_everything(compared, tmp_path):
         "environment",
         "commands",
     ]
-    assert page.anchors == [f"#{section}" for section in page.sections]
-    assert len(page.pictures) == 7
-    assert all(re.match(r"#|data:image/png;base64,", source) for source in page.sources)
+    assert page.found["id"] == sections
+    assert page.found["href"] == [f"#{section}" for section in sections]
+    assert len(page.found["alt"]) == len(page.found["src"]) == 7
+    assert all(source.startswith("data:image/png;base64,") for source in page.found["src"])
     assert "url(" not in text
     assert "width=device-width" in text
     for words in ("a <b> & c (lif)", " ann ", "net (converted, balanced)"):
@@ -124,10 +105,10 @@ def test_without_evaluation_the_run_folder_is_enough(compared, tmp_path):
     out = tmp_path / "page.html"
     main([str(compared / "ann"), "--no-evaluation", "--out", str(out)])
     page = Page(out.read_text("utf-8"))
-    assert page.sections == ["training", "recipe", "environment", "commands"]
+    assert page.found["id"] == ["training", "recipe", "environment", "commands"]
 
 
-def test_mistakes_are_named(compared, synthetic, tmp_path):
+def test_mistakes_are_named(compared, tmp_path):
     run = str(compared / "ann")
     assert "does not exist" in refused(main, [str(tmp_path / "nothing")])
     assert "no effect" in refused(main, [run, "--against", run, "--no-evaluation"])
@@ -135,7 +116,7 @@ def test_mistakes_are_named(compared, synthetic, tmp_path):
     (tmp_path / "no").write_text("a file")
     nowhere = str(tmp_path / "no" / "folder.html")
     assert "cannot be written" in refused(main, [run, "--no-evaluation", "--out", nowhere])
-    shutil.copytree(synthetic, tmp_path / "other")
+    small_trainer(tmp_path / "other", "data.name=synthetic", "train.max_steps=1").fit()
     assert "same data" in refused(main, [run, "--against", str(tmp_path / "other")])
     (tmp_path / "other" / "environment.json").write_text("{")
     assert "environment.json" in refused(main, [str(tmp_path / "other"), "--no-evaluation"])

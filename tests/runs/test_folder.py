@@ -156,6 +156,7 @@ def test_rows_behind_a_checkpoint_are_cut(tmp_path):
 
 def test_other_ranks_write_nothing(tmp_path):
     other = Onlooker(tmp_path / "run")
+    other.cut(1, 1)
     other.begin_session(small_recipe(), {})
     other.write_micro_batch(3)
     other.write_network("report")

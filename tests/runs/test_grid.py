@@ -30,7 +30,7 @@ def test_the_grid_is_the_product_and_single_values_are_set_everywhere(recipe, tm
 
 def a_group(*accuracies: float | None) -> Group:
     cell = Cell({}, small_recipe(), Path())
-    made = [{"accuracy": a, "seconds": 1.0, "width": 0.5, "values": {}} for a in accuracies]
+    made = [{"accuracy": a, "width": 0.3 * 4**seed} for seed, a in enumerate(accuracies)]
     return Group({"model.depth": "2"}, made, [cell] * len(made))
 
 
@@ -40,7 +40,8 @@ def test_means_and_spreads():
     assert math.isnan(a_group(0.5).spread)
     assert math.isnan(a_group(None).mean)
     assert a_group(None, 0.5, 0.7).mean == pytest.approx(0.6)
-    assert a_group(0.5).width == pytest.approx(0.5)
+    assert a_group(0.5).width == 0.3
+    assert a_group(0.5, 0.5).width == pytest.approx(0.6)  # the geometric mean
 
 
 def test_groups_differ_in_more_than_the_seed():
@@ -65,9 +66,3 @@ def test_names_of_cells_and_their_results(recipe, tmp_path):
     second.path.mkdir()
     second.result_file.write_text('{"accuracy": 0.5}')
     assert second.result() == {"accuracy": 0.5}
-
-
-def test_the_width_is_a_geometric_mean():
-    cell = Cell({}, small_recipe(), Path())
-    made = [{"accuracy": 0.5, "width": width} for width in (0.5, 8.0)]
-    assert Group({}, made, [cell] * 2).width == pytest.approx(2)

@@ -11,7 +11,6 @@ from spiketriton.errors import UserError
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import (
     GRADIENTS,
-    NoRows,
     Rows,
     _write_or_leave,
     json_text,
@@ -153,12 +152,3 @@ def test_values_that_no_row_has_are_named(tmp_path):
         rows.path.write_text(json.dumps(whole | {key: value}) + "\n")
         with pytest.raises(UserError, match=rf"gradients\.jsonl is damaged: line 1: {key} = "):
             rows.read()
-
-
-def test_rows_of_another_process_are_not_written(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"step": 1}\n')
-    rows = NoRows(path)
-    rows.append([{"step": 2}])
-    rows.keep(lambda row: False)
-    assert path.read_text() == '{"step": 1}\n'

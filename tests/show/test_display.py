@@ -1,24 +1,20 @@
-"""What a run shows: lines, live bars, the summary, the pictures."""
+"""What a run shows: lines, live bars, and what goes to which stream."""
 
 import io
 import os
 import pty
 import re
 import select
-from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 from spiketriton.gradients.verdict import Verdict, judge
-from spiketriton.runs.folder import RunFolder
-from spiketriton.show.announcements import Announcements
 from spiketriton.show.display import Display, LiveDisplay, Quiet, make_display, numbers
 from spiketriton.show.words import duration
 from spiketriton.training.plan import Plan
-from tests.show.support import PLAN, measurement, outcome
-from tests.small_runs import small_recipe
+from tests.show.support import PLAN, measurement
 
 TRAIN = {
     "kind": "train", "step": 30, "epoch": 1.5, "seconds": 9.0, "lr": 0.00123, "loss": 1.23456,
@@ -38,15 +34,28 @@ def verdict(depth: float = 3.2) -> Verdict:
     return judge(measurement(grads, **ones), "adamw")
 
 
-CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
-
-
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
 
 
-def test_lines_have_all_numbers_and_no_control_codes():
+def live(width: int = 120, step: int = 20, plan: Plan = PLAN) -> LiveDisplay:
+    display = LiveDisplay(Terminal())
+    display.console = Console(file=display.stream, force_terminal=True, width=width)
+    display.begin(plan, step, "cuda")
+    display.live.stop()  # what it would draw is asked for
+    return display
+
+
+def rendered(display: LiveDisplay) -> list[str]:
+    console = Console(file=io.StringIO(), width=display.console.width)
+    console.print(display.render())
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+
+
+def test_lines_have_all_numbers(monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    assert type(make_display(Terminal())) is Display
     stream = io.StringIO()
     display = make_display(stream)
     assert type(display) is Display
@@ -56,18 +65,12 @@ def test_lines_have_all_numbers_and_no_control_codes():
     display.row(TRAIN, verdict())
     display.testing(1, 3)
     display.row(EVAL, verdict())
-    said = Announcements(display, small_recipe(), RunFolder(Path("runs/x")))
-    said.summary(outcome(), [Path("runs/x/curves.png")])
-    said.what_next(outcome(), ["small.toml"])
     display.end()
-    train, gradient, test, *rest = stream.getvalue().splitlines()
-    assert train == (
-        "step  30/100  epoch 1.50  loss 1.2346  firing 0.123  320 images/s  7.94 s left"
-    )
-    assert gradient == GRADIENT
-    assert test == "step  40/100  epoch 2.00  test accuracy 93.12 %  test loss 0.2000"
-    assert len(rest) > 10
-    assert not CONTROL.search(stream.getvalue().replace("\n", ""))
+    assert stream.getvalue().splitlines() == [
+        "step  30/100  epoch 1.50  loss 1.2346  firing 0.123  320 images/s  7.94 s left",
+        GRADIENT,
+        "step  40/100  epoch 2.00  test accuracy 93.12 %  test loss 0.2000",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -80,22 +83,12 @@ def test_lines_have_all_numbers_and_no_control_codes():
     ],
 )
 def test_the_bar_of_steps_counts_within_the_epoch(step, shown):
-    display = LiveDisplay(Terminal())
-    plan = Plan(**(vars(PLAN) | {"steps": 90}))
-    display.begin(plan, step, "cpu")
-    try:
-        assert display.bars.tasks[display.step_bar].fields["count"] == shown
-        assert display.bars.tasks[display.epoch_bar].total == 4.5
-    finally:
-        display.end()
+    display = live(step=step, plan=Plan(**(vars(PLAN) | {"steps": 90})))
+    assert rendered(display)[1].endswith(shown)
+    assert display.bars.tasks[display.epoch_bar].total == 4.5
 
 
-def test_a_dumb_terminal_gets_lines(monkeypatch):
-    monkeypatch.setenv("TERM", "dumb")
-    assert type(make_display(Terminal())) is Display
-
-
-def test_a_real_terminal_is_left_as_it_was(tmp_path):
+def test_a_real_terminal_is_left_as_it_was():
     """On a pseudo-terminal: the cursor is shown again and the bars are gone at the end."""
     leader, follower = pty.openpty()
     with os.fdopen(follower, "w") as stream:
@@ -114,37 +107,24 @@ def test_a_real_terminal_is_left_as_it_was(tmp_path):
     assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l")
 
 
-def test_warnings_go_to_stderr_in_one_line(capsys):
-    Display(io.StringIO()).warn("disk\nfull")
-    assert capsys.readouterr().err == "warning: disk full\n"
-
-
-def test_the_cost_of_a_run_on_a_cpu_is_told_once_and_after_measuring(monkeypatch):
+@pytest.mark.parametrize(("device", "told"), [("cpu", [4]), ("cuda", [])])
+def test_the_cost_of_a_run_is_told_once_and_after_measuring(device, told, monkeypatch):
+    """Of a GPU, whose work the host does not see, not at all."""
     now = 0.0
     monkeypatch.setattr("time.perf_counter", lambda: now)
     stream = io.StringIO()
     display = Display(stream)
-    display.begin(PLAN, 0, "cpu")
+    display.begin(PLAN, 0, device)
     said = []
     for step in range(1, 20):
         now += 30.0 if step == 1 else 1.0  # the first compiles
         display.advance(step)
         said += [step] if stream.getvalue() and not said else []
+    assert said == told
     # 3 steps of 32 images in 3 s; 96 steps to go, and 3 tests of 300 images at a third of the cost
-    assert said == [4]
     left = duration((96 * 32 + 3 * 300 / 3) / 32)
-    assert stream.getvalue() == (f"the rest of this run will take about {left} at 32 images/s\n")
-
-
-def test_no_cost_is_guessed_on_a_gpu_whose_work_the_host_does_not_see(monkeypatch):
-    ticks = iter(range(0, 10_000, 10))
-    monkeypatch.setattr("time.perf_counter", lambda: float(next(ticks)))
-    stream = io.StringIO()
-    display = Display(stream)
-    display.begin(PLAN, 0, "cuda")
-    for step in range(1, 50):
-        display.advance(step)
-    assert stream.getvalue() == ""
+    line = f"the rest of this run will take about {left} at 32 images/s\n"
+    assert stream.getvalue() == line * len(told)
 
 
 def test_time_left_uses_the_tests_that_were_measured():
@@ -156,65 +136,43 @@ def test_time_left_uses_the_tests_that_were_measured():
     assert display.seconds_left(100, 32.0) == 0
 
 
-def test_every_line_is_flushed_and_a_signal_passes_all_buffers(capfd):
+def test_lines_are_flushed_and_warnings_and_signals_go_to_stderr_unless_they_must_not(capfd):
     raw = io.BytesIO()
     display = Display(io.TextIOWrapper(raw))
     display.note("said")
     assert raw.getvalue() == b"said\n"
-    display.stopping("SIGINT")
-    assert capfd.readouterr().err == "\nSIGINT\n"
-
-
-def test_the_quiet_display_warns_unless_it_must_not(capfd):
+    for quiet, shown in (
+        (display, "warning: disk full\n\nSIGINT\n"),
+        (Quiet(), "warning: disk full\n\nSIGINT\n"),
+        (Quiet(warns=False), ""),
+    ):
+        quiet.warn("disk\nfull")
+        quiet.stopping("SIGINT")
+        assert capfd.readouterr() == ("", shown)
     Quiet().note("nothing")
-    Quiet().warn("disk full")
-    Quiet().stopping("SIGINT")
-    assert capfd.readouterr() == ("", "warning: disk full\n\nSIGINT\n")
-    Quiet(warns=False).warn("disk full")
-    Quiet(warns=False).stopping("SIGINT")
-    assert capfd.readouterr() == ("", "")
+    assert capfd.readouterr().out == ""
 
 
-def rendered(display: LiveDisplay) -> list[str]:
-    console = Console(file=io.StringIO(), width=120)
-    console.print(display.render())
-    return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-
-
-def test_live_lines_one_by_one():
-    display = LiveDisplay(Terminal())
-    display.console = Console(file=display.stream, force_terminal=True, width=120)
-    display.begin(PLAN, 20, "cuda")
-    try:
-        assert display.live.transient
-        assert len(rendered(display)) == 2
-        assert "1.00 of 5 " in rendered(display)[0]
-        assert rendered(display)[1].endswith("20 of 20  (20 of 100 in total)")
-        display.row(TRAIN, verdict())
-        display.row(EVAL, verdict())
-        display.row(EVAL | {"test_accuracy": 0.5}, verdict())
-        display.suffix = " (synthetic images)"
-        given = numbers(TRAIN)
-        assert [line.rstrip() for line in rendered(display)[2:]] == [
-            "       " + "  ".join(given),
-            "       test accuracy 50.00 %",
-            "       " + GRADIENT,
-            "       (synthetic images)",
-        ]
-        shown = [task.visible for task in display.bars.tasks]
-        display.testing(2, 3)
-        assert [shown, [task.visible for task in display.bars.tasks]] == [
-            [True, True, False],
-            [True] * 3,
-        ]
-        test = display.bars.tasks[display.test_bar]
-        assert (test.completed, test.total) == (2, 3)
-        display.advance(31)
-        assert not test.visible
-        steps, epochs = (display.bars.tasks[bar] for bar in (display.step_bar, display.epoch_bar))
-        assert (steps.completed, steps.total, epochs.completed) == (11, 20, 1.55)
-    finally:
-        display.end()
+@pytest.mark.parametrize("width", [60, 120])
+def test_the_live_display_fits_the_screen_and_no_number_is_broken(width):
+    display = live(width)
+    assert len(rendered(display)) == 2
+    display.row(TRAIN, verdict())
+    display.row(EVAL, verdict())
+    display.testing(2, 3)
+    display.suffix = " (synthetic images)"
+    lines = rendered(display)
+    assert all(len(line) <= width for line in lines)
+    for words in (
+        *("1.50 of 5  7.94 s left", "10 of 20  (30 of 100 in total)", "2 of 3 batches"),
+        *numbers(TRAIN),
+    ):
+        assert [line for line in lines if words in line], words
+    assert all(line.startswith("       ") for line in lines[3:])
+    assert "       test accuracy 93.12 %" in lines
+    assert width < 80 or lines[-2:] == ["       " + GRADIENT, "       (synthetic images)"]
+    display.advance(31)
+    assert not [line for line in rendered(display) if "batches" in line]
 
 
 def test_notes_of_a_terminal_break_between_words_and_commands_not_at_all(monkeypatch):
@@ -231,26 +189,6 @@ def test_notes_of_a_terminal_break_between_words_and_commands_not_at_all(monkeyp
     assert lines[-1].count("recipe") == 20
 
 
-@pytest.mark.parametrize("width", [60, 120])
-def test_the_live_display_fits_the_screen_and_no_number_is_broken(width):
-    display = LiveDisplay(Terminal())
-    display.console = Console(file=display.stream, force_terminal=True, width=width)
-    display.begin(PLAN, 20, "cuda")
-    try:
-        display.row(TRAIN, verdict())
-        display.testing(2, 3)
-        display.row(EVAL, verdict())
-        shown = Console(file=io.StringIO(), width=width)
-        shown.print(display.render())
-        lines = shown.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    finally:
-        display.end()
-    assert all(len(line) <= width for line in lines)
-    for words in ("1.50 of 5  7.94 s left", "10 of 20  (30 of 100 in total)", *numbers(TRAIN)):
-        assert [line for line in lines if words in line], words
-    assert all(line.startswith("       ") for line in lines[3:])
-
-
 @pytest.mark.parametrize(
     ("start", "each", "printed"), [(0, 0.25, [1, 41, 81, 100]), (20_000, 100, [*range(1, 101, 3)])]
 )
@@ -265,7 +203,26 @@ def test_rows_are_printed_when_they_are_worth_it(start, each, printed):
     lines = stream.getvalue().splitlines()
     rows = [int(line.split()[1].split("/")[0]) for line in lines if line.startswith("step")]
     assert rows == printed
-    assert [line.split()[0] for line in lines if "gradient" in line] == [
-        "no",
-        "exploding",
+    assert [line.split()[0] for line in lines if "gradient" in line] == ["no", "exploding"]
+
+
+def test_what_is_held_back_is_shown_at_the_end_and_not_at_all_after_a_refusal(tmp_path):
+    stream = io.StringIO()
+    display = Display(stream)
+
+    def refuse() -> None:
+        with display.held_back():
+            display.note("lost")
+            raise ValueError
+
+    with pytest.raises(ValueError):
+        refuse()
+    with display.held_back():
+        display.note("shown")
+        assert stream.getvalue() == ""
+    assert stream.getvalue() == "shown\n"
+    display.keep_in(tmp_path / "console.log")
+    assert [line.split()[1] for line in (tmp_path / "console.log").read_text().splitlines()] == [
+        "lost",
+        "shown",
     ]

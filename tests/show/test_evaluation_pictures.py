@@ -9,7 +9,6 @@ from spiketriton.runs.rows import Rows
 from spiketriton.show.evaluation_pictures import (
     accuracy,
     confusion,
-    draw_evaluations,
     energy,
     learning,
     rates,
@@ -92,14 +91,3 @@ def test_confusion_in_percent_of_the_class():
         assert ([label.get_text() for label in axes.get_yticklabels()] == many) == named
     empty = confusion(evaluation(confusion=[[0, 0], [199, 1]]), "title").axes[0]
     assert [text.get_text() for text in empty.texts] == ["100", "0"]  # from half a percent on
-
-
-def test_all_pictures_are_saved(tmp_path):
-    paths = draw_evaluations(tmp_path, [evaluation(synthetic=True), ann()])
-    assert [path.name for path in paths] == [
-        "accuracy.png",
-        "energy.png",
-        "rates.png",
-        "confusion.png",
-    ]
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)

@@ -1,16 +1,13 @@
 """Tables and sentences of evaluations: every column recomputed from what was counted."""
 
-import io
 from dataclasses import replace
 
 import pytest
-from rich.console import Console
 
 from spiketriton.show.evaluation_tables import (
     chosen_steps,
     layers_table,
     overtakes,
-    show,
     steps_table,
     verdict,
 )
@@ -116,24 +113,3 @@ def test_when_a_run_reaches_another():
     )
     assert overtakes(one, one).endswith("(75.00 %) at 3 steps.")  # at its own T
     assert overtakes(one, replace(one, accuracy=[0.0] * 4)).endswith("at 1 step.")
-
-
-def test_what_is_shown():
-    file = io.StringIO()
-    best = evaluation(checkpoint="best", synthetic=True)
-    show(Console(file=file, width=160), [best, ann()], [2])
-    text = file.getvalue()
-    assert text.startswith(
-        "1,000 test images of digits, synthetic images: the accuracy means nothing; a cpu\n"
-    )
-    for words in (
-        "checkpoint: best",
-        "Layers of net (lif) within T = 3",
-        "µJ with data",
-        "twin (ANN): 10",
-    ):
-        assert words in text, words
-    file = io.StringIO()
-    show(Console(file=file, width=160), [evaluation()], [])
-    assert "synthetic" not in file.getvalue()
-    assert "best" not in file.getvalue()

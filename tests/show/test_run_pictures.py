@@ -73,30 +73,22 @@ def test_curves_against_epochs():
     ]
     train.append({"kind": "train", "epoch": 2.0, "loss": None, "lr": 0.0, "grad_norm": None})
     tests = [
-        {"kind": "eval", "epoch": e, "test_loss": e / 4, "test_accuracy": a}
-        for e, a in ((1.0, 0.75), (2.0, 0.5))
+        {"kind": "eval", "epoch": e, "test_loss": e / 4, "test_accuracy": a, **more}
+        for e, a, more in ((1.0, 0.75, {}), (2.0, 0.5, {"validation_accuracy": 0.25}))
     ]
     figure = curves([*train, *tests], "title")
     loss, accuracy, rate, norm = figure.axes
     first, second = loss.get_lines()
     assert first.get_xydata().tolist() == [[0.5, 2], [1, 1]]
     assert second.get_xydata().tolist() == [[1, 0.25], [2, 0.5]]
-    assert [text.get_text() for text in loss.get_legend().get_texts()] == ["training", "test"]
-    assert accuracy.get_lines()[0].get_xydata().tolist() == [[1, 75], [2, 50]]
+    legends = [[text.get_text() for text in ax.get_legend().get_texts()] for ax in (loss, accuracy)]
+    assert legends == [["training", "test"], ["test", "validation"]]
+    tested, validated = accuracy.get_lines()
+    assert tested.get_xydata().tolist() == [[1, 75], [2, 50]]
+    assert validated.get_xydata().tolist() == [[2, 25]]
     assert accuracy.get_title() == "Test accuracy, last 50.00 %"
     assert rate.get_lines()[0].get_ydata().tolist() == [0.1, 0.2, 0]
     assert norm.get_lines()[0].get_xydata().tolist() == [[0.5, 3], [1, 6]]
     assert (norm.get_yscale(), rate.get_yscale()) == ("log", "linear")
     assert curves(train, "title").axes[1].get_title() == "Test accuracy"
     assert curves(tests, "title") is None
-
-
-def test_curves_show_validation_and_averaged_weights_where_a_run_has_them():
-    train = {"kind": "train", "epoch": 1.0, "loss": 1.0, "lr": 0.1, "grad_norm": 1.0}
-    test = {"kind": "eval", "epoch": 1.0, "test_loss": 1.0, "test_accuracy": 0.5}
-    more = {"ema_accuracy": 0.75, "validation_accuracy": 0.25}
-    accuracy = curves([train, test | more], "title").axes[1]
-    words = [text.get_text() for text in accuracy.get_legend().get_texts()]
-    assert words == ["test", "test, averaged weights", "validation"]
-    assert [line.get_ydata().tolist() for line in accuracy.get_lines()] == [[50], [75], [25]]
-    assert curves([train, test], "title").axes[1].get_legend() is None

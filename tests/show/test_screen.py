@@ -12,7 +12,6 @@ from spiketriton.show.screen import (
     fill,
     say,
     show_table,
-    show_whole,
     wrapped,
 )
 
@@ -33,20 +32,11 @@ def test_parts_are_kept_whole():
     assert fill(parts, 40) == ["step 3  loss 1.25  12 images/s"]
     assert fill(parts, 17, indent="  ") == ["step 3  loss 1.25", "  12 images/s"]
     assert fill(parts, 1) == parts
-    assert fill(["1234567890"], 4) == ["1234567890"]
 
 
 def test_prose_breaks_between_words_and_keeps_its_lines():
     assert wrapped("one two three", 8, "  ") == ["one two", "  three"]
     assert wrapped("a\n\nb-c /a/very/long/path", 5) == ["a", "", "b-c", "/a/very/long/path"]
-
-
-def test_a_command_is_one_line():
-    made = console(20)
-    show_whole(made, "spiketriton train " * 3)
-    assert text_of(made).count("\n") == 1
-    say(made, "word " * 30)
-    assert max(map(len, text_of(made).splitlines()[1:])) <= 20
 
 
 def test_a_table_side_by_side():

@@ -13,9 +13,7 @@ from spiketriton.show.sweep_pictures import (
     BY_LAYER,
     BY_TIME,
     WIDTH,
-    _ordered,
     accuracy,
-    draw_sweep,
     norms,
 )
 from tests.small_runs import small_recipe
@@ -44,14 +42,11 @@ def a_group(folder: Path, values: dict[str, str], *accuracies: float | None, wid
 
 
 def test_norms_are_those_of_the_first_step_geometric_over_seeds(tmp_path):
-    groups = [
-        a_group(tmp_path, {WIDTH: "2"}, 0.5, 0.5),
-        a_group(tmp_path, {WIDTH: "auto"}, 0.5),
-        a_group(tmp_path, {WIDTH: "0.5"}, 0.5),
-    ]
+    swept = {"10": (0.5,), "2": (0.5, 0.5), "auto": (0.5,), "0.5": (0.5,)}
+    groups = [a_group(tmp_path, {WIDTH: width}, *found) for width, found in swept.items()]
     axes = norms(groups, WIDTH, BY_LAYER, "spiking layer", "").axes[0]
     lines = axes.get_lines()
-    assert [line.get_label() for line in lines] == ["0.5", "2", "auto"]
+    assert [line.get_label() for line in lines] == ["0.5", "2", "10", "auto"]
     profile = np.array([math.sqrt(5), 4])  # RMS over time
     assert lines[0].get_ydata() == pytest.approx(profile)
     assert lines[1].get_ydata() == pytest.approx(profile * math.sqrt(10))  # of 1 and 10
@@ -90,25 +85,7 @@ def test_accuracy_is_a_mean_with_its_spread_and_auto_is_at_its_width(tmp_path):
     assert {text.get_text() for text in axes.get_legend().get_texts()} == {"accuracy"}
 
 
-@pytest.mark.parametrize(
-    ("keys", "names"),
-    [
-        ([], []),
-        (["tau"], ["norms.png", "times.png", "accuracy.png"]),
-        (["model.depth"], ["norms.png", "times.png", "accuracy.png"]),
-        (["model.depth", WIDTH], ["norms.png", "times.png", "accuracy.png", "depth.png"]),
-    ],
-)
-def test_what_is_drawn(tmp_path, keys, names):
-    groups = [a_group(tmp_path, dict.fromkeys(keys, "2"), 0.5)]
-    assert [path.name for path in draw_sweep(groups, tmp_path, False)] == names
-
-
 def test_the_norms_of_an_ann_are_not_drawn(tmp_path):
     group = a_group(tmp_path, {"tau": "2"}, 0.5)
     group.cells[0] = Cell({}, small_recipe(), tmp_path / "nothing")
     assert norms([group], "tau", BY_LAYER, "spiking layer", "") is None
-
-
-def test_numbers_come_before_words_by_size():
-    assert _ordered({"10", "9", "0", "auto", "-1", "any"}) == ["-1", "0", "9", "10", "any", "auto"]

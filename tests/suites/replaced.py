@@ -13,11 +13,7 @@ from spiketriton_kernels.nn import SpikingNeuron, calls, peers
 
 REPLACED = {
     "spikingjelly.activation_based.neuron": (
-        "IFNode",
-        "LIFNode",
-        "ParametricLIFNode",
-        "ILIFNode",
-        "ComplementaryLIFNode",
+        *("IFNode", "LIFNode", "ParametricLIFNode", "ILIFNode", "ComplementaryLIFNode"),
     ),
     "snntorch": ("Leaky",),
 }

@@ -45,17 +45,9 @@ def fetch(folder: Path) -> None:
         part = folder / f"{name}.part"
         shutil.rmtree(part, ignore_errors=True)
         git = ["git", "-C", str(part)]
-        clone = [
-            "git",
-            "clone",
-            "--quiet",
-            "--filter=blob:none",
-            "--no-checkout",
-            address,
-            str(part),
-        ]
+        few = ["--quiet", "--filter=blob:none", "--no-checkout"]
         try:
-            subprocess.run(clone, check=True)
+            subprocess.run(["git", "clone", *few, address, str(part)], check=True)
             subprocess.run([*git, "sparse-checkout", "set", *parts], check=True)
             subprocess.run([*git, "checkout", "--quiet", commit], check=True)
         except (OSError, subprocess.CalledProcessError) as error:

@@ -12,7 +12,6 @@ from spiketriton.trained.conversion import (
     channel_means,
     convert,
     least_error,
-    levels,
     neurons,
     percentile,
     sample,
@@ -74,27 +73,6 @@ def test_calibration_brings_few_steps_closer(tmp_path):
             assert errors["calibrated"] < 0.9 * errors["balanced"], steps
 
 
-def test_the_recipe_drops_what_the_ann_did_not_read(tmp_path):
-    run = ann(tmp_path / "ann", "neuron.v_reset=-0.5", "neuron.tau=3.0", "model.norm=tebn")
-    recipe = convert(run, Options(images=10)).recipe
-    assert (run.recipe.neuron.v_reset, recipe.neuron.v_reset) == (-0.5, 0)
-    assert (recipe.neuron.reset, recipe.model.norm) == ("soft", "none")
-
-
-def test_norms_of_sums_fold_into_no_weights(tmp_path):
-    run = ann(tmp_path / "run", "model.block=preact")
-    with pytest.raises(UserError, match="preact blocks takes a sum and folds into no weights"):
-        convert(run, Options())
-
-
-def test_levels_by_hand():
-    """Threshold 1 in 4 steps: halves of a level round up, and what lies outside is clipped."""
-    given = torch.tensor([-1.0, 0.12, 0.125, 0.37, 0.375, 0.9, 7.0])
-    assert levels(given, torch.ones(1), 4).tolist() == [0, 0, 0.25, 0.25, 0.5, 1, 1]
-    assert levels(given, torch.tensor([2.0]), 1).tolist() == [0, 0, 0, 0, 0, 0, 2]
-    assert levels(torch.zeros(2), torch.zeros(2), 4).tolist() == [0, 0]
-
-
 @pytest.mark.parametrize("steps", [1, 4])
 def test_thresholds_are_tried_by_hundredths_of_the_largest_activation(steps):
     values = torch.rand(3000, 2, generator=torch.Generator().manual_seed(3)) ** 3
@@ -122,23 +100,24 @@ def test_samples_are_whole_places_at_even_distances(monkeypatch):
         assert torch.equal(sample(out), places[::stride])
 
 
+def test_what_cannot_be_converted_is_named_and_what_the_ann_did_not_read_is_dropped(tmp_path):
+    run = ann(tmp_path / "sums", "model.block=preact")
+    with pytest.raises(UserError, match="preact blocks takes a sum and folds into no weights"):
+        convert(run, Options())
+    run = ann(tmp_path / "ann", "neuron.v_reset=-0.5", "neuron.tau=3.0", "model.norm=tebn")
+    recipe = convert(run, Options(images=10)).recipe
+    assert (run.recipe.neuron.v_reset, recipe.neuron.v_reset) == (-0.5, 0)
+    assert (recipe.neuron.reset, recipe.model.norm) == ("soft", "none")
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> TrainedRun:
     return ann(tmp_path_factory.mktemp("source") / "ann", *NETS["mlp"])
 
 
-def test_calibration_images_are_whole_batches_of_the_first_step_on(source):
-    stream = source.data.train.from_step(0)
-    first = next(stream)[0]
-    stream.close()
-    for count, batches in ((1, 1), (16, 1), (17, 2), (32, 2)):
-        found = calibration_images(source, count)
-        assert [len(batch) for batch in found] == [16] * batches
-        assert torch.equal(found[0], first)
-
-
 def test_after_calibration_the_mean_currents_are_the_anns(source):
-    """On the images of the calibration, of two batches; the classifier is linear."""
+    """On the images of the calibration, of two whole batches; the classifier is linear."""
+    assert [len(batch) for batch in calibration_images(source, 17)] == [16, 16]
     model = convert(source, Options(method="calibrated", steps=3, images=32)).model
     images = torch.cat([source.to_device(x) for x in calibration_images(source, 32)])
     with torch.no_grad():

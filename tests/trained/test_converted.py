@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from spiketriton.config import replace
 from spiketriton.models import build_model
 from spiketriton.trained.conversion import levels
 from spiketriton.trained.converted import ConvertedIF, PooledCurrent, with_converted_neurons
@@ -50,16 +51,7 @@ def test_the_pool_of_the_stem_moves_before_its_neuron():
     expected = torch.stack([torch.nn.functional.max_pool2d(x, 3, 2, 1) for x in currents])
     assert torch.equal(pooled, expected)
     assert net(torch.randn(2, 1, 32, 32), 2).shape == (2, 2, 10)
-    recipe = small_recipe("neuron.kind=if", "neuron.reset=soft", "model.norm=none")
-    net = with_converted_neurons(build_model(recipe, classes=10, channels=1, image_size=8))
-    assert not hasattr(net.bn1, "pool")
-
-
-def test_a_pool_without_a_neuron_before_it_stays():
-    recipe = small_recipe(
-        "model.name=resnet18", "model.stem=imagenet", "model.block=ms", "neuron.kind=if",
-        "neuron.reset=soft", "model.norm=none",
-    )  # fmt: skip
-    net = with_converted_neurons(build_model(recipe, classes=10, channels=1, image_size=32))
+    ms = build_model(replace(recipe, "model.block=ms"), classes=10, channels=1, image_size=32)
+    net = with_converted_neurons(ms)  # has no neuron before its pool
     assert isinstance(net.maxpool, torch.nn.MaxPool2d)
     assert not isinstance(net.bn1, PooledCurrent)

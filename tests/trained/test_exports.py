@@ -9,6 +9,7 @@ import torch
 from spiketriton.errors import UserError
 from spiketriton.show.evaluation_tables import replayed
 from spiketriton.trained.exports import (
+    TIE,
     Comparison,
     Place,
     compare,
@@ -27,16 +28,7 @@ nir = pytest.importorskip("nir", reason="the extra nir is not installed")
 
 
 def test_a_wrong_file_is_found_at_its_first_difference():
-    model = build()
-    graph = to_nir(model, (2, SIZE, SIZE))
-    graph.nodes["layer2.0.neuron1"].v_threshold[3] *= 1.5
-    found = compare(model, graph, images())
-    assert found.different > 0
-    assert (found.first.node, found.first.neuron[0]) == ("layer2.0.neuron1", 3)
-    assert found.margin > 1e-3
-
-
-def test_counts_are_of_all_neurons_steps_and_images_and_the_first_step_comes_first():
+    """Counts are of all neurons, steps and images; the margin is in thresholds."""
     model = build("model.name=mlp", "model.depth=2", "model.width=8")
     graph = to_nir(model, (2, SIZE, SIZE))
     found = compare(model, graph, images())
@@ -44,15 +36,28 @@ def test_counts_are_of_all_neurons_steps_and_images_and_the_first_step_comes_fir
     with torch.no_grad():
         spikes = spikes_of(model.double(), images().double())
     assert found.spikes == sum(layer.sum() for layer in spikes.values())
-    graph.nodes["layers.1.neuron"].v_threshold[:] = 1e9  # silent
+    silent, louder = (graph.nodes[f"layers.{n}.neuron"].v_threshold for n in (1, 0))
+    silent[:] = 1e9
     found = compare(model, graph, images())
     assert found.different == spikes["layers.1.neuron"].sum()
-    assert (found.first.node, found.first.step) == ("layers.1.neuron", first_step(spikes))
+    step = int(spikes["layers.1.neuron"].sum((1, 2)).nonzero()[0][0])
+    assert (found.first.node, found.first.step) == ("layers.1.neuron", step)
     assert 0.9 < found.margin <= 1.1  # of a threshold that is far away
+    louder *= 1.25
+    found = compare(model, graph, images())
+    theirs, membranes = (given["layers.0.neuron"] for given in replay(graph, images().numpy(), T))
+    at = tuple(map(int, np.argwhere(theirs != spikes["layers.0.neuron"])[0]))
+    assert found.first == Place("layers.0.neuron", at[0], at[1], (at[2],))
+    assert found.margin == pytest.approx(abs(membranes[at] / 1.25 - 1))
+    place = f"layers.0.neuron, time step {at[0]}, image {at[1]}, neuron {[at[2]]}"
+    assert place in replayed(found)[1]
 
 
-def first_step(spikes) -> int:
-    return int(spikes["layers.1.neuron"].sum((1, 2)).nonzero()[0][0])
+@pytest.mark.parametrize(("margin", "agrees"), [(0.9 * TIE, True), (TIE, False)])
+def test_a_difference_within_a_tie_is_forgiven(margin, agrees):
+    assert TIE == 1e-5
+    assert Comparison(7, 1234, 1, Place("there", 1, 2, (3,)), margin).agrees == agrees
+    assert Comparison(7, 1234, 0, None, 1.0).agrees
 
 
 def test_samples_are_test_images_and_as_much_noise(tmp_path):
@@ -97,18 +102,3 @@ def test_a_torch_file_takes_batches_of_its_size_and_is_compared(run, tmp_path):
         assert export_torch(run, path, 2) == 0.5
     with pytest.raises(UserError, match="cannot be written"):
         export_torch(run, tmp_path / "no" / "net.pt2", 1)
-
-
-def test_the_margin_is_the_distance_from_the_threshold_in_thresholds():
-    model = build("model.name=mlp", "model.depth=2", "model.width=8")
-    graph = to_nir(model, (2, SIZE, SIZE))
-    graph.nodes["layers.0.neuron"].v_threshold *= 1.25
-    found = compare(model, graph, images())
-    theirs, membranes = replay(graph, images().numpy(), T)
-    with torch.no_grad():
-        ours = spikes_of(model.double(), images().double())["layers.0.neuron"]
-    at = tuple(np.argwhere(theirs["layers.0.neuron"] != ours)[0])
-    assert found.margin == pytest.approx(abs(membranes["layers.0.neuron"][at] / 1.25 - 1))
-    assert found.first == Place("layers.0.neuron", at[0], at[1], (at[2],))
-    place = f"layers.0.neuron, time step {at[0]}, image {at[1]}, neuron {[int(at[2])]}"
-    assert place in replayed(found)[1]

@@ -124,11 +124,7 @@ def test_the_learning_rate_is_a_quarter_and_falls_to_0_and_a_loss_that_is_nan_is
     assert len(watched(run, monkeypatch, 1, broken_from=2)) == 7 + 1
     assert len(watched(run, monkeypatch, 1, broken_from=0)) == 1 + 1
     assert len(watched(run, monkeypatch, 8, broken_from=40)) == 51 + 1
-
-
-def test_parts_of_a_step_are_accumulated(tmp_path, monkeypatch):
-    run = ann(tmp_path / "ann", *NETS["mlp"], "train.accumulate=2")
-    assert run.data.train.accumulate == 2
+    run = ann(tmp_path / "parts", *NETS["mlp"], "train.accumulate=2")
     rates = watched(run, monkeypatch, 1)
     assert len(rates) == 2 * run.data.train.steps_per_epoch
     assert rates[::2] == rates[1::2]

@@ -1,6 +1,5 @@
 """Weights as safetensors: what is written makes a run with the same answers, and other files are refused."""
 
-import json
 import re
 from pathlib import Path
 
@@ -39,33 +38,32 @@ def test_a_file_makes_a_run_with_the_same_answers(trained, tmp_path, capsys):
         make_run(file, tmp_path / "new")
 
 
-def test_a_recipe_that_names_code_needs_consent(trained, tmp_path):
-    run = load_run(trained)
-    file = tmp_path / "net.safetensors"
-    export_safetensors(run, file)
+def altered(run: Path, file: Path, **changes: str | None) -> None:
+    """Writes the file of a run with other metadata; None: without that key."""
+    export_safetensors(load_run(run), file)
     with safetensors.safe_open(file, "pt") as opened:
-        said = opened.metadata()
-    said["recipe"] = said["recipe"].replace('name = "resnet8"', 'name = "stranger.nets:make"')
+        said = opened.metadata() | changes
+    said = {key: value for key, value in said.items() if value is not None}
     safetensors.save_file(safetensors.load_file(file), file, said)
+
+
+def test_a_recipe_that_names_code_needs_consent(trained, tmp_path):
+    file, recipe = tmp_path / "net.safetensors", load_run(trained).recipe.to_toml()
+    strange = recipe.replace('name = "resnet8"', 'name = "stranger.nets:make"')
+    altered(trained, file, recipe=strange)
     with pytest.raises(UserError, match="names code that would run now"):
         make_run(file, tmp_path / "new")
     assert not (tmp_path / "new" / "recipe.toml").exists()
 
 
-@pytest.mark.parametrize("wrong", ["text", "no recipe", "other facts", "other step"])
+@pytest.mark.parametrize(
+    "wrong", [None, {"recipe": None}, {"data": '{"name": 3}'}, {"step": "many"}], ids=str
+)
 def test_other_files_are_refused_in_one_line(wrong, trained, tmp_path):
     file = tmp_path / "net.safetensors"
-    export_safetensors(load_run(trained), file)
-    with safetensors.safe_open(file, "pt") as opened:
-        said = opened.metadata()
-    if wrong == "text":
-        file.write_text("text")
-    else:
-        changed = {"recipe": None} if wrong == "no recipe" else {"step": "many"}
-        if wrong == "other facts":
-            changed = {"data": json.dumps({"name": 3})}
-        said = {key: value for key, value in (said | changed).items() if value is not None}
-        safetensors.save_file(safetensors.load_file(file), file, said)
+    file.write_text("text")
+    if wrong is not None:
+        altered(trained, file, **wrong)
     with pytest.raises(UserError, match=r"net\.safetensors is not what spiketriton export"):
         make_run(file, tmp_path / "new")
     assert not (tmp_path / "new").exists()
