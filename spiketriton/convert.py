@@ -32,31 +32,20 @@ LEGEND = (
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser("convert", EPILOG)
     parser.add_run("run folder of an ANN (neuron.kind = relu)")
-    parser.add_argument(
-        "--method",
-        choices=tuple(METHODS),
-        default="balanced",
-        help="thresholds from activations (balanced), corrected layer by layer for a short window "
-        "(calibrated), or the ANN retrained for it (qcfs)",
+    ways = (
+        "thresholds from activations (balanced), corrected layer by layer for a short window "
+        "(calibrated), or the ANN retrained for it (qcfs)"
     )
-    parser.add_argument(
-        "--steps",
-        type=number(1, 65536),
-        metavar="T",
-        help="time steps of the new run (128; calibrated: 16; qcfs: 8)",
-    )
-    parser.add_argument(
-        "--percentile",
-        type=number(1, 100, float),
-        metavar="P",
-        help="balanced only: percentile of the activations (99.9)",
-    )
+    parser.add_argument("--method", choices=METHODS, default="balanced", help=ways)
+    steps, percent = number(1, 65536), number(1, 100, float)
+    defaults = "time steps of the new run (128; calibrated: 16; qcfs: 8)"
+    parser.add_argument("--steps", type=steps, metavar="T", help=defaults)
+    only = "balanced only: percentile of the activations (99.9)"
+    parser.add_argument("--percentile", type=percent, metavar="P", help=only)
     parser.add_argument("--per-channel", action="store_true", help="a threshold for each channel")
     many = number(1, 10**6)
     parser.add_argument("--epochs", type=many, help="qcfs only: epochs of retraining (1)")
-    parser.add_argument(
-        "--images", type=many, default=512, help="training images to measure on (512)"
-    )
+    parser.add_argument("--images", type=many, default=512, help="training images to read (512)")
     parser.add_checkpoint()
     parser.add_argument("--run-dir", metavar="DIR", help="run folder (runs/<recipe>_<method>-...)")
     args = parser.parse_intermixed_args(arguments)

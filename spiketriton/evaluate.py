@@ -1,7 +1,6 @@
 """spiketriton evaluate RUN [--steps 1,2,4] [--against RUN ...] [--neurobench] [--json]"""
 
 import argparse
-import contextlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 from spiketriton.commandline import Parser, number
 from spiketriton.errors import UserError, importing, need, run_command
 from spiketriton.runs.folder import RunFolder, refuse_unusable
-from spiketriton.runs.outputs import output_folder, refuse_foreign
+from spiketriton.runs.outputs import marked, output_folder, refuse_foreign
 from spiketriton.runs.rows import json_text, replace_file, write_json
 
 if TYPE_CHECKING:
@@ -41,17 +40,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help="time steps to show, also beyond T",
     )
     parser.add_argument("--against", nargs="+", default=[], metavar="RUN", help="runs to compare")
-    parser.add_argument(
-        "--neurobench", action="store_true", help="also run NeuroBench's harness on RUN"
-    )
+    parser.add_argument("--neurobench", action="store_true", help="run NeuroBench's harness, too")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.add_argument("--out", metavar="DIR", help="output folder (RUN/evaluation)")
-    parser.add_argument(
-        "--images", type=count, metavar="N", help="a fixed subset of the test images"
-    )
-    parser.add_argument(
-        "--batch-size", type=count, default=0, metavar="N", help="images at once (the recipe's)"
-    )
+    parser.add_argument("--images", type=count, metavar="N", help="a fixed part of the test images")
+    parser.add_argument("--batch-size", type=count, metavar="N", help="images at once (recipe's)")
     parser.add_checkpoint()
     return parser.parse_intermixed_args(arguments)
 
@@ -79,7 +72,7 @@ def main(arguments: list[str]) -> None:
     refuse_other_tests(runs)
     folder = output_folder(args.out or own)
     steps = max(args.steps, default=0)
-    evaluations = [evaluate(run, steps, args.batch_size) for run in runs]
+    evaluations = [evaluate(run, steps, args.batch_size or 0) for run in runs]
     written = write(folder, evaluations)
     if args.neurobench:
         harness = neurobench(runs[0])
@@ -112,19 +105,11 @@ def refuse_foreign_results(folder: Path, run: str) -> None:
     """UserError: the folder has files of these names, and no evaluation.json of this run."""
     from spiketriton.show.evaluation_pictures import PICTURES
 
-    numbers, path = folder / "evaluation.json", str(RunFolder.find(run).path)
-    refuse_foreign([numbers], lambda numbers: _run_of(numbers) == path)
+    numbers, path = folder / "evaluation.json", json.dumps(str(RunFolder.find(run).path))
+    refuse_foreign([numbers], marked(f'"run": {path},'))
     if not numbers.exists():
         others = ("comparison.json", "neurobench.json", *PICTURES)
         refuse_foreign((folder / name for name in others), lambda _: False)
-
-
-def _run_of(numbers: Path) -> str | None:
-    """The run that an evaluation.json is about; None: it is something else."""
-    with contextlib.suppress(ValueError, RecursionError):
-        found = json.loads(numbers.read_bytes())
-        return found.get("run") if isinstance(found, dict) else None
-    return None
 
 
 def refuse_other_tests(runs: list["TrainedRun"]) -> None:

@@ -44,24 +44,17 @@ safetensors: the weights, with the recipe in the metadata; spiketriton pull make
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = Parser(
-        "export", EPILOG, {1: "the file would differ from the network, or anything else"}
-    )
+    differs = {1: "the file would differ from the network, or anything else"}
+    parser = Parser("export", EPILOG, differs)
     parser.add_run()
-    parser.add_argument(
-        "--to",
-        choices=tuple(FORMATS),
-        required=True,
-        help="for snnTorch, norse, chips (nir), a PyTorch program (torch), onnxruntime (onnx), any (safetensors)",
+    programs = (
+        "snnTorch, norse, chips (nir), PyTorch (torch), onnxruntime (onnx), any (safetensors)"
     )
-    parser.add_argument(
-        "--out", metavar="FILE", help="output file (RUN/<recipe>.nir, .pt2, .onnx, .safetensors)"
-    )
+    parser.add_argument("--to", choices=FORMATS, required=True, help=f"for {programs}")
+    parser.add_argument("--out", metavar="FILE", help="output file (RUN/<recipe>.nir, .pt2, ...)")
     parser.add_checkpoint()
     many = number(1, 10_000)
-    parser.add_argument(
-        "--dt", type=number(1e-9, 1e9, float), help="nir: length of a time step (1)"
-    )
+    parser.add_argument("--dt", type=number(1e-9, 1e9, float), help="nir: length of a step (1)")
     parser.add_argument("--images", type=many, help="nir: test images of the comparison (4)")
     parser.add_argument("--batch-size", type=many, help="images per call; torch: 1; onnx: any")
     args = parser.parse_intermixed_args(arguments)

@@ -21,15 +21,14 @@ v >= v_threshold. The file is copied into the run folder."""
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = Parser(
-        "import", EPILOG, {1: "the network would differ from its file, or anything else"}
-    )
+    differs = {1: "the network would differ from its file, or anything else"}
+    parser = Parser("import", EPILOG, differs)
     parser.add_argument("file", metavar="FILE", help="NIR file, written by nir.write")
     parser.add_argument("recipe", metavar="RECIPE", help=RECIPE_HELP)
     parser.add_overrides()
     parser.add_argument("--dt", type=float, help="length of a time step (from the file)")
     parser.add_argument(
-        "--reset", choices=("hard", "soft"), help="reset of the neurons (from the file, or hard)"
+        "--reset", choices=("hard", "soft"), help="of the neurons (from the file, or hard)"
     )
     parser.add_argument("--run-dir", metavar="DIR", help="run folder (runs/FILE-<time>)")
     return parser.parse_intermixed_args(arguments)

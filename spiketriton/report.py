@@ -46,11 +46,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_run()
     parser.add_argument("--against", nargs="+", default=[], metavar="RUN", help="runs to compare")
     parser.add_argument("--out", metavar="FILE", help="output file (RUN/report.html)")
-    parser.add_argument(
-        "--no-evaluation",
-        action="store_true",
-        help="show only what the run folder holds; no data are needed",
-    )
+    without = "show only what the run folder holds; no data are needed"
+    parser.add_argument("--no-evaluation", action="store_true", help=without)
     args = parser.parse_intermixed_args(arguments)
     if args.no_evaluation and args.against:
         parser.error("--against has no effect with --no-evaluation")

@@ -37,9 +37,8 @@ HEAD = ("width used", "accuracy", "spread", "seeds", "time")
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser("sweep", EPILOG)
     parser.add_argument("recipe", metavar="RECIPE", help=RECIPE_HELP)
-    parser.add_argument(
-        "axes", nargs="*", metavar="key=v1,v2", help=f"values of a key; {KEYS_PAGE}"
-    )
+    words = f"values of a key; {KEYS_PAGE}"
+    parser.add_argument("axes", nargs="*", metavar="key=v1,v2", help=words)
     parser.add_argument("--out", metavar="DIR", help="output folder (runs/sweep-<recipe>)")
     return parser.parse_intermixed_args(arguments)
 

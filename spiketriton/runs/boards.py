@@ -27,7 +27,6 @@ class Board(ABC):
         self.log(row["step"], {f"{row['kind']}/{key}": value for key, value in named.items()})
 
     def add_gradients(self, step: int, layers: Iterable[str], rms: Iterable[float]) -> None:
-        """Each layer's RMS of dL/dx over all its time steps."""
         pairs = zip(layers, rms, strict=True)
         self.log(step, {f"grad_input_rms/{layer}": value for layer, value in pairs})
 

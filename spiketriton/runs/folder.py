@@ -103,7 +103,6 @@ class RunFolder:
         return folder
 
     def refuse_a_run(self) -> None:
-        """UserError: there is one."""
         if self.recipe.exists():
             raise UserError(
                 f"{self.path} already holds a run; continue it with --resume {self.path}, "
@@ -281,11 +280,9 @@ class RunFolder:
         return {"model.arguments.path": path.name}
 
     def write_micro_batch(self, images: int) -> None:
-        """Writes what `train.micro_batch = "auto"` found; a resumed run keeps it."""
         write_json(self.micro_batch, {"micro_batch": images}, indent=None)
 
     def write_network(self, report: str) -> None:
-        """Writes how a network of `MODULE:NAME` is called, and what became of each of its neurons."""
         replace_file(self.path / "network.txt", report)
 
     def cut(self, step: int, tested_at: int) -> None:
@@ -307,7 +304,6 @@ class RunFolder:
         return dict(zip(LENGTHS, last.values(), strict=True))
 
     def again(self) -> list[str]:
-        """Arguments of `train` that train the recipe in a new folder beside this one."""
         return [str(self.recipe), "--run-dir", str(_unused(self.path))]
 
     def sessions(self) -> list[Row]:

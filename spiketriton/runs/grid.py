@@ -27,7 +27,6 @@ class Cell:
 
     @property
     def result_file(self) -> Path:
-        """The result, which is written once the training has ended."""
         return self.path / "result.json"
 
     def result(self) -> Row | None:

@@ -19,7 +19,6 @@ def mark_of(folder: RunFolder, command: str) -> str:
 
 
 def marked(mark: str) -> Callable[[Path], bool]:
-    """Whether a file contains the mark."""
     return lambda path: mark.encode() in path.read_bytes()
 
 

@@ -32,7 +32,6 @@ def _finite(value: Any) -> Any:
 
 
 def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
-    """Writes `json_text` to `path`; see `replace_file`."""
     replace_file(path, json_text(value, indent))
 
 
@@ -66,7 +65,6 @@ GRADIENTS: Kinds = {"": {"step": int, "layer": str, "index": int, "time_step": i
 
 
 def _wrong(row: Any, kinds: Kinds) -> str:
-    """What is wrong with a row; "" for nothing."""
     if not isinstance(row, dict):
         return "no object"
     kind = row.get("kind", "")
@@ -123,7 +121,6 @@ class Lines:
         self._warned = False
 
     def add(self, text: str) -> None:
-        """Appends whole lines."""
         self._waiting += text.encode()
         try:
             with open(self.path, "ab", buffering=0) as file:
@@ -131,9 +128,8 @@ class Lines:
         except OSError as error:
             warned, self._warned = self._warned, True
             if not warned:
-                self.warn(
-                    f"{self.path} cannot be written ({error.strerror}); its rows are kept in memory"
-                )
+                why = f"cannot be written ({error.strerror})"
+                self.warn(f"{self.path} {why}; its rows are kept in memory")
         else:
             self._waiting, self._warned = b"", False
 
@@ -185,7 +181,6 @@ class NoRows(Rows):
 
 
 def _rounded(row: Row) -> Row:
-    """Floats with 7 significant digits; float32 has no more."""
     return {
         key: float(f"{value:.7g}") if isinstance(value, float) else value
         for key, value in row.items()
@@ -193,7 +188,6 @@ def _rounded(row: Row) -> Row:
 
 
 def _write_or_leave(file: FileIO, content: bytes) -> None:
-    """Appends all of `content` or nothing of it. OSError."""
     size, rest = file.seek(0, os.SEEK_END), memoryview(content)
     try:
         while rest:

@@ -110,7 +110,6 @@ class Announcements:
             self.display.note(f"left out: image files that cannot be read, {first}{rest}")
 
     def summary(self, outcome: Outcome, pictures: Iterable[Path]) -> None:
-        """The table at the end of a session."""
         plan, done, suffix = outcome.plan, outcome.progress, self.display.suffix
         rows = {"steps": f"{done.step} of {plan.steps}"}
         if done.test_accuracy is not None:

@@ -27,7 +27,6 @@ BAR = 20  # columns of the longest bar of the depth profile
 
 
 def show(found: Diagnosis, console: Console) -> None:
-    """Prints the page."""
     measured, verdict = found.measured, found.verdict
     recipe = found.subject.recipe
     note = " (synthetic images)" if found.synthetic else ""
@@ -42,11 +41,9 @@ def show(found: Diagnosis, console: Console) -> None:
     console.print()
     heat_map(measured, console)
     console.print()
-    say(
-        console,
-        f"{surrogate(found)}; neurons fire {verdict.firing_rate:.3f} times per time step; a "
-        f"membrane's gradient keeps {in_percent(verdict.time_factor)} from step to step",
-    )
+    fires = f"neurons fire {verdict.firing_rate:.3f} times per time step"
+    kept = f"a membrane's gradient keeps {in_percent(verdict.time_factor)} from step to step"
+    say(console, f"{surrogate(found)}; {fires}; {kept}")
     console.print()
     as_is = Ablation(Change.NOTHING, "", measured, float(found.overlap[-1]))
     rows = [_row(ablation) for ablation in (as_is, *found.ablations)]
@@ -61,7 +58,6 @@ def show(found: Diagnosis, console: Console) -> None:
 
 
 def surrogate(found: Diagnosis) -> str:
-    """What stands in for the derivative of a spike."""
     if found.width is None:
         return "I-LIF passes gradients on where 0 <= membrane / threshold <= levels"
     recipe = found.subject.recipe
@@ -110,16 +106,12 @@ def causes(found: Diagnosis) -> str:
     """The changes that bring the gradient's ratio nearest to 1; "" where that is no trouble."""
     if found.verdict.backward.word == Word.FREE:
         return ""
-    best = ", ".join(
-        f"{ablation.override or ablation.change} ({times(ratio)})"
-        for ablation, ratio in found.causes()
-    )
+    best = ", ".join(f"{one.override or one.change} ({times(to)})" for one, to in found.causes())
     nearest = f"nearest to 1 with {best}" if best else "none of the changes tried reduces it"
     return f"depth: {times(found.measured.depth_ratio)}; {nearest}"
 
 
 def forgotten(found: Diagnosis) -> str:
-    """The forward signal through depth, in a sentence."""
     first, last = two_digits(found.overlap[0]), two_digits(found.overlap[-1])
     text = f"the forward signal is {first} at the first layer and {last} at the last"
     lost = lost_at(found.overlap)
@@ -175,9 +167,7 @@ def as_json(found: Diagnosis) -> dict[str, Any]:
             }
             for ablation in found.ablations
         ],
-        "cures": [
-            {"change": words.change(cure), "reason": words.WHY[cure.why]} for cure in found.cures
-        ],
+        "cures": [{"change": words.change(c), "reason": words.WHY[c.why]} for c in found.cures],
         "weights": measured.weights,
         "rows": measured.rows(),
     }
@@ -189,7 +179,6 @@ def two_digits(overlap: float) -> str:
 
 
 def _row(ablation: Ablation) -> tuple[str, ...]:
-    """A row below `HEAD`."""
     shown = ablation.measured
     return (
         ablation.override or ablation.change,

@@ -23,15 +23,12 @@ def draw(found: Diagnosis, path: Path) -> None:
         time = figure.add_subplot(grid[1, :2])
         size, unit = "Size of the gradient", "gradient (RMS, log scale)"
         heat_map(heat, measured.grad_input, measured.names, size, unit, logs=True)
-        named = {
-            Change.HALF_WIDTH: ("half as wide", GREY),
-            Change.TWICE_WIDTH: ("twice as wide", ORANGE),
-        }
         lines = [("as it is", measured, BLUE)]
         for ablation in found.ablations:
-            if ablation.change in named:
-                label, colour = named[ablation.change]
-                lines.append((label, ablation.measured, colour))
+            if ablation.change == Change.HALF_WIDTH:
+                lines.append(("half as wide", ablation.measured, GREY))
+            if ablation.change == Change.TWICE_WIDTH:
+                lines.append(("twice as wide", ablation.measured, ORANGE))
         for label, shown, colour in lines:
             style: dict[str, Any] = {"color": colour, "marker": "o", "label": label}
             profile = positive(shown.depth_profile)

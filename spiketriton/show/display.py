@@ -63,7 +63,6 @@ class Display:
         self.show(lambda: say(self.console, text, indent=indent))
 
     def verbatim(self, text: str) -> None:
-        """A command or a path, in one piece."""
         self.keep(text)
         self.show(lambda: show_whole(self.console, text))
 
@@ -114,7 +113,6 @@ class Display:
         self.log.add(self._kept)
 
     def keep(self, text: str) -> None:
-        """A line or more for the log, each with the time."""
         now = time.strftime("%H:%M:%S")
         lines = "".join(f"{now} {line}".rstrip() + "\n" for line in text.rstrip().split("\n"))
         if self.log is None:
@@ -123,7 +121,6 @@ class Display:
             self.log.add(lines)
 
     def begin(self, plan: Plan, step: int, device_type: str) -> None:
-        """Training starts after `step`."""
         self.plan, self.epochs = plan, plan.epoch(plan.steps)
         # a GPU runs behind the program: only rows measure its speed
         self._timed = 0 if device_type == "cpu" else None
@@ -145,7 +142,6 @@ class Display:
         self._timed = None
 
     def testing(self, done: int, batches: int) -> None:
-        """A batch was tested."""
         if self._timed is not None:
             self._timed = 0
 
@@ -162,13 +158,11 @@ class Display:
         self.tell_verdict(verdict)
 
     def tell_verdict(self, verdict: Verdict | None) -> None:
-        """Prints a verdict that is a new one."""
         if verdict is not None and self.verdict != (told := (verdict.word, verdict.obstacles)):
             self.verdict = told
             self.note(brief(verdict) + self.suffix)
 
     def end(self) -> None:
-        """Training has stopped, for whatever reason."""
         if self.signal:
             self.keep(self.signal)
             self.signal = ""
@@ -200,7 +194,6 @@ class Display:
         return duration(self.seconds_left(row["step"], row["images_per_s"]))
 
     def seconds_left(self, step: int, images_per_s: float) -> float:
-        """Training and tests still to come, at this speed of training."""
         plan = self.plan
         test = self.tests[-1] if self.tests else plan.test_images * TEST_SHARE / images_per_s
         return (plan.steps - step) * plan.batch_size / images_per_s + plan.tests_after(step) * test
@@ -310,7 +303,6 @@ class LiveDisplay(Display):
 
 
 def numbers(row: Row) -> list[str]:
-    """The numbers of a train row, each with its name or unit."""
     rate = row["firing_rate"]
     return [
         f"loss {row['loss']:.4f}",

@@ -58,7 +58,6 @@ def draw_evaluations(folder: Path, evaluations: list[Evaluation]) -> list[Path]:
 
 
 def accuracy(evaluations: list[Evaluation], title: str) -> Figure:
-    """Accuracy against time steps with 95 % intervals; ANNs are horizontal lines."""
     figure = new_figure(8, 5, title)
     axes = figure.subplots()
     longest = max(one.steps for one in evaluations)
@@ -200,9 +199,8 @@ def confusion(one: Evaluation, title: str) -> Figure:
     if named:
         size = min(9.0, 72 * 0.75 * side / len(one.classes))  # points, for a row of the picture
         angle = 45 if few else 90
-        axes.set_xticks(
-            ticks, one.classes, rotation=angle, ha="right" if few else "center", fontsize=size
-        )
+        end = "right" if few else "center"
+        axes.set_xticks(ticks, one.classes, rotation=angle, ha=end, fontsize=size)
         axes.set_yticks(ticks, one.classes, fontsize=size)
     if few:
         for row in ticks:

@@ -94,7 +94,6 @@ def chosen_steps(one: Evaluation, asked: Sequence[int] = ()) -> list[int]:
 
 
 def layers_table(one: Evaluation) -> Table:
-    """A row for each layer: its activity within T."""
     rate, active, did = "rate %", "neurons that spike in a time step", "spiked"
     if one.kind == "ann":
         rate, active, did = "active %", "values above 0", "were above 0"
@@ -151,7 +150,6 @@ def verdict(one: Evaluation, evaluations: list[Evaluation]) -> str:
 
 
 def neurobench_line(found: Mapping[str, Any]) -> str:
-    """What NeuroBench's harness says of a run, and why our accumulates are others, in sentences."""
     metrics, ours = found["metrics"], found["ours"]
     operations = metrics["SynapticOperations"]
     text = (
@@ -161,21 +159,17 @@ def neurobench_line(found: Mapping[str, Any]) -> str:
     )
     if ours is None:
         return text
-    reasons = (
-        (ours["shortcuts"], "at shortcuts without weights, which it does not count"),
-        (ours["pools"], "behind a mean, which it counts as MAC"),
-        (
-            ours["sums"],
-            "at weights that read sums of spikes, which it counts as MAC where a sum is 2",
-        ),
-    )
-    others = "".join(f", {count:,.0f} {why}" for count, why in reasons if count)
+    reasons = {
+        "shortcuts": "at shortcuts without weights, which it does not count",
+        "pools": "behind a mean, which it counts as MAC",
+        "sums": "at weights that read sums of spikes, which it counts as MAC where a sum is 2",
+    }
+    others = "".join(f", {ours[by]:,.0f} {why}" for by, why in reasons.items() if ours[by])
     weights = f"{ours['weights']:,.0f} are at weights that read spikes"
     return f"{text} Of our {sum(ours.values()):,.0f} AC, {weights}{others}."
 
 
 def replayed(found: "Comparison") -> list[str]:
-    """What `export` and `import` print of a file of NIR and its network."""
     counted = f"{found.different:,} of {found.compared:,} differ ({found.spikes:,} spikes)"
     lines = [f"replayed by NIR's equations: {counted}"]
     if (at := found.first) is not None:

@@ -80,19 +80,14 @@ def animation(sample: Sample) -> bytes:
     from PIL import Image
 
     most, scale = most_of(sample), max(1, SIDE // sample.shape[-1])
-    images = [
-        Image.fromarray(colours(frame, most).repeat(scale, 0).repeat(scale, 1))
-        for frame in sample.frames
-    ]
+    shown = (colours(frame, most).repeat(scale, 0).repeat(scale, 1) for frame in sample.frames)
+    first, *rest = map(Image.fromarray, shown)
     buffer = io.BytesIO()
-    images[0].save(
-        buffer, "GIF", save_all=True, append_images=images[1:], duration=SHOWN_MS, loop=0
-    )
+    first.save(buffer, "GIF", save_all=True, append_images=rest, duration=SHOWN_MS, loop=0)
     return buffer.getvalue()
 
 
 def caption(one: Evaluation, sample: Sample) -> str:
-    """What the animation shows, in a sentence."""
     wrong = [t for t, answer in enumerate(sample.answers, 1) if answer != sample.label]
     last = wrong[-1] if wrong else 0
     if last == len(sample.answers):
@@ -103,7 +98,6 @@ def caption(one: Evaluation, sample: Sample) -> str:
 
 
 def latency(evaluations: list[Evaluation], title: str) -> Figure | None:
-    """Accuracy against milliseconds of the recording, where bins are by time."""
     timed = [one for one in evaluations if one.ms_per_step is not None]
     if not timed:
         return None

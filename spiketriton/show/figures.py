@@ -91,7 +91,6 @@ def png(figure: Figure, dpi: float | None = None) -> bytes:
 
 
 def style() -> AbstractContextManager[None]:
-    """What all pictures look like, while it is entered."""
     import matplotlib
 
     return matplotlib.rc_context({**STYLE, "font.family": _families()})
@@ -119,7 +118,6 @@ def new_figure(width: float, height: float, title: str = "") -> Figure:
 
 
 def explain(figure: Figure, text: str) -> None:
-    """A line below everything else: what the words in the picture mean."""
     figure.supxlabel(text, x=0.01, ha="left", fontsize=8, color=GREY)
 
 
@@ -139,7 +137,6 @@ def legend_below(axes: Axes) -> None:
 
 
 def whole_numbers(axis: Axis) -> None:
-    """Ticks at whole numbers only."""
     from matplotlib.ticker import MaxNLocator
 
     axis.set_major_locator(MaxNLocator(integer=True))

@@ -119,7 +119,6 @@ class Page:
         )
 
     def subtitle(self) -> str:
-        """The network, its neurons and its data."""
         recipe, neuron = self.recipe, self.recipe.neuron
         if neuron.kind == "relu":
             return f"{recipe.model.name}, ANN twin (ReLU), on {recipe.data.label}"
@@ -132,7 +131,6 @@ class Page:
         )
 
     def facts(self) -> str:
-        """The numbers at the top, each with what it is."""
         facts: list[tuple[str, str]] = []
         if (main := self.main) is not None:
             at = main.time_steps - 1
@@ -187,9 +185,8 @@ class Page:
             "accumulate. With data: 5 pJ more for each word read or written, with no reuse, in the "
             "spiking net and in the ANN alike. Neither is a measurement.</p>"
         )
-        yield _figure(
-            evaluation_pictures.energy(self.evaluations, self.title), "accuracy against energy"
-        )
+        figure = evaluation_pictures.energy(self.evaluations, self.title)
+        yield _figure(figure, "accuracy against energy")
 
     def training(self) -> Iterator[str]:
         figure = run_pictures.curves(self.rows, self.title)
@@ -202,7 +199,6 @@ class Page:
         yield f"<p>{escape(said)}</p>"
 
     def gradients(self) -> Iterator[str]:
-        """The verdict on the last measurement, both ways, and the picture of them all."""
         folder = self.folder
         rows = folder.gradients.read()
         try:
@@ -235,7 +231,6 @@ class Page:
         yield _table(layers_table(main))
 
     def keys(self) -> Iterator[str]:
-        """The recipe as it is in the folder."""
         yield f"<pre>{escape(self.folder.recipe.read_text('utf-8'))}</pre>"
 
     def environment(self) -> Iterator[str]:
@@ -244,16 +239,14 @@ class Page:
             yield _table(Table(("session", str(session.get("time", ""))), body))
 
     def commands(self) -> Iterator[str]:
-        """The commands that give the run and the numbers of this page again."""
         folder, recipe, main = self.folder, self.recipe, self.main
         path = shlex.quote(str(folder.path))
         lines = [str(s["command"]) for s in folder.sessions() if "command" in s]
         against = " ".join(shlex.quote(one.run) for one in self.evaluations[1:])
         tail = (f" --against {against}" if against else "") + " --trust-plugins" * recipe.names_code
         part = ""
-        if main is not None and main.images != (
-            recipe.data.test_images or main.available or main.images
-        ):
+        every = main and (recipe.data.test_images or main.available or main.images)
+        if main is not None and main.images != every:
             part = f" --images {main.images}"
         lines += [f"spiketriton evaluate {path}{part}{tail}", f"spiketriton report {path}{tail}"]
         yield f"<pre>{escape(chr(10).join(lines))}</pre>"

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 
 def draw_run(folder: RunFolder, title: str) -> list[Path]:
-    """Draws all pictures for which the run has rows; returns their paths."""
     rows, gradient_rows = folder.metrics.read(), folder.gradients.read()
     return figures.save(
         folder.path,
@@ -84,22 +83,18 @@ def gradients(rows: list[Row], title: str) -> Figure | None:
     for step, colour in zip(chosen, (GREY, ORANGE, BLUE)[-len(chosen) :], strict=True):
         profile = positive(Measurement.of_step(rows, step).depth_profile)
         if len(profile) != len(last.names):
-            raise ValueError(
-                f"step {step} has {len(profile)} layers, step {steps[-1]} has {len(last.names)}"
-            )
+            layers = f"{len(profile)} layers, step {steps[-1]} has {len(last.names)}"
+            raise ValueError(f"step {step} has {layers}")
         depth.plot(profile, range(len(profile)), color=colour, marker="o", label=f"step {step}")
     figures.through_depth(depth, heat, last.depth_gain, " at the end")
     depth.set_xlabel("gradient (RMS over all time steps, log scale)")
     figures.legend_below(depth)
-    figures.explain(
-        figure,
-        f"{figures.GRADIENT}.\nNo dot: the gradient is 0, as inside blocks that start at zero",
-    )
+    no_dot = "No dot: the gradient is 0, as inside blocks that start at zero"
+    figures.explain(figure, f"{figures.GRADIENT}.\n{no_dot}")
     return figure
 
 
 def firing(rows: list[Row], title: str) -> Figure | None:
-    """Firing rate by layer and time step, and the share of neurons outside the surrogate's reach."""
     if not rows:
         return None
     step = max(row["step"] for row in rows)
@@ -107,24 +102,13 @@ def firing(rows: list[Row], title: str) -> Figure | None:
     rate, outside = measured.firing, 100 * measured.outside
     figure = layer_figure(len(measured.names), title)
     left, right = figure.subplots(1, 2)
-    heat_map(
-        left,
-        rate,
-        measured.names,
-        f"Firing rate at step {step}",
-        "spikes per neuron and time step",
-        colours="magma",
-        most=max(0.1, np.nanmax(rate)),
-    )
-    heat_map(
-        right,
-        outside,
-        measured.names,
-        "Neurons that get hardly any gradient",
-        "less than 1 % of the peak gradient (% of neurons)",
-        colours="cividis",
-        most=max(1, np.nanmax(outside)),
-    )
+    names, most = measured.names, max(0.1, np.nanmax(rate))
+    what, unit = f"Firing rate at step {step}", "spikes per neuron and time step"
+    heat_map(left, rate, names, what, unit, colours="magma", most=most)
+    most = max(1, np.nanmax(outside))
+    what = "Neurons that get hardly any gradient"
+    unit = "less than 1 % of the peak gradient (% of neurons)"
+    heat_map(right, outside, names, what, unit, colours="cividis", most=most)
     return figure
 
 

@@ -54,9 +54,8 @@ def say(console: Console, text: str, *, style: str = "", indent: str = "") -> No
 
 def wrapped(text: str, width: int, indent: str = "") -> list[str]:
     """The lines of `text`, broken between words; later lines are indented."""
-    made = textwrap.TextWrapper(
-        width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    )
+    made = textwrap.TextWrapper(width, subsequent_indent=indent, break_on_hyphens=False)
+    made.break_long_words = False
     return [part for line in text.split("\n") for part in made.wrap(line) or [""]]
 
 

@@ -64,27 +64,23 @@ def norms(
     axes = figure.subplots(rows, columns, squeeze=False)
     values = _ordered({group.values[along] for group in groups})
     colours = dict(zip(values, _colours(len(values)), strict=True))
-    shown = False
+    drawn: dict[str, Any] = {}
     for ax, (name, members) in zip(axes.flat, panels.items(), strict=True):
         for group in sorted(members, key=lambda g: values.index(g.values[along])):
             lines = [profile(one) for cell in group.cells if (one := _first(cell.path)) is not None]
-            if not lines:
-                continue
-            mean = np.exp(np.log(figures.positive(np.stack(lines))).mean(0))
-            value = group.values[along]
-            ax.plot(np.arange(len(mean)), mean, color=colours[value], label=value)
-            shown = True
+            if lines:
+                mean = np.exp(np.log(figures.positive(np.stack(lines))).mean(0))
+                value = group.values[along]
+                (drawn[value],) = ax.plot(mean, color=colours[value], label=value)
         figures.log_scale(ax, "y")
         ax.set_title(name, fontsize=9)
         ax.set_xlabel(label)
         figures.whole_numbers(ax.xaxis)
         ax.set_ylabel("gradient (RMS)")
-    if not shown:
+    if not drawn:
         return None
-    handles, labels = max(
-        (ax.get_legend_handles_labels() for ax in axes.flat), key=lambda h: len(h[1])
-    )
-    figure.legend(handles, labels, title=along.rpartition(".")[2], loc="outside right upper")
+    handles = [drawn[value] for value in values if value in drawn]
+    figure.legend(handles=handles, title=along.rpartition(".")[2], loc="outside right upper")
     return figure
 
 
@@ -99,13 +95,11 @@ def accuracy(groups: Sequence[Group], along: str, note: str) -> Figure:
     for colour, (name, members) in zip(colours, panels.items(), strict=True):
         points = []
         for group in members:
-            number = _number(group.values[along])
-            x = group.width if along == WIDTH else number
-            x = x if fixed else names.index(group.values[along])
-            if x is None or math.isnan(group.mean):
-                continue
-            error = 0.0 if math.isnan(group.spread) else 100 * group.spread
-            points.append((x, 100 * group.mean, error))
+            number = group.width if along == WIDTH else _number(group.values[along])
+            x = number if fixed else names.index(group.values[along])
+            if x is not None and not math.isnan(group.mean):
+                error = 0.0 if math.isnan(group.spread) else group.spread
+                points.append((x, 100 * group.mean, 100 * error))
         if points:
             x, y, e = np.array(sorted(points)).T
             ax.errorbar(x, y, e, color=colour, marker="o", capsize=2)
@@ -124,7 +118,6 @@ def accuracy(groups: Sequence[Group], along: str, note: str) -> Figure:
 
 
 def _split(groups: Sequence[Group], along: str) -> dict[str, list[Group]]:
-    """Groups by their other values."""
     panels: dict[str, list[Group]] = {}
     for group in groups:
         rest = [f"{k.rpartition('.')[2]} {v}" for k, v in group.values.items() if k != along]
@@ -146,7 +139,6 @@ def _number(value: str) -> float | None:
 
 
 def _ordered(values: set[str]) -> list[str]:
-    """Numbers by size, then words."""
     return sorted(values, key=lambda v: (_number(v) is None, _number(v) or 0.0, v))
 
 

@@ -41,11 +41,9 @@ def line(verdict: Verdict) -> str:
         return obstacles or Word.FREE
     if verdict.word == Word.CHANCE:
         return f"at chance: {obstacles or Word.FREE}"
-    return (
-        f"learning, although {obstacles}"
-        if obstacles
-        else "healthy: it learns, and no obstacle was found"
-    )
+    if obstacles:
+        return f"learning, although {obstacles}"
+    return "healthy: it learns, and no obstacle was found"
 
 
 def brief(verdict: Verdict) -> str:
@@ -68,10 +66,8 @@ def sentences(verdict: Verdict) -> list[str]:
     said = [] if verdict.learned is None else [f"learning: {learned(verdict.learned)}"]
     said.append(f"forward: {forward(verdict.forward, verdict.names)}")
     if verdict.backward.nonfinite:
-        return [
-            *said,
-            f"backward: dL/dx is not finite at {_at(verdict, verdict.backward.nonfinite)}",
-        ]
+        place = _at(verdict, verdict.backward.nonfinite)
+        return [*said, f"backward: dL/dx is not finite at {place}"]
     said.append(f"backward: {backward(verdict)}")
     if verdict.time_ratio is not None:
         said.append(
@@ -110,7 +106,6 @@ def findings(verdict: Verdict) -> list[str]:
 
 
 def backward(verdict: Verdict) -> str:
-    """What was found through depth, with its number, its limits and the reason for them."""
     found, (low, high) = verdict.backward, verdict.backward.limits
     if found.places == 0:
         return "residual branches are still zero, as initialised: no gradient enters them before the first step"
@@ -131,7 +126,6 @@ def backward(verdict: Verdict) -> str:
 
 
 def learned(known: Learned) -> str:
-    """What training has shown, beside what guessing has."""
     if known.accuracy is not None:
         numbers = (
             f"{percent(known.accuracy)} of {known.images:,} test images, "
@@ -143,7 +137,6 @@ def learned(known: Learned) -> str:
 
 
 def forward(found: Forward, names: Sequence[str]) -> str:
-    """What was found, with its numbers and limits."""
     rate = f"fires {found.rate:.2g} times per neuron and time step"
     quiet = f"the quietest layer, {names[found.quietest]}, {rate}"
     if found.word == Word.SILENT:
@@ -175,13 +168,11 @@ def advice(found: Sequence[Cure], most: int = 2) -> str:
 
 
 def warning(step: int, verdict: Verdict, found: Sequence[Cure]) -> str:
-    """What a training says of a new trouble."""
     trouble = f"step {step}: {'; '.join(findings(verdict))}"
     return ". ".join(filter(None, (trouble, advice(found))))
 
 
 def nothing_learnt(known: Learned, found: Sequence[Cure]) -> str:
-    """The end of a run at chance."""
     trouble = f"nothing was learnt: {learned(known)}"
     return ". ".join(filter(None, (trouble, advice(found, most=3))))
 

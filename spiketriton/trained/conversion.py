@@ -20,7 +20,7 @@ as above. More accurate at few steps, for the time of the training.
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -74,9 +74,8 @@ class Converted:
         run = self.source
         made = {"source": str(run.folder.path), "checkpoint": run.checkpoint, **vars(self.options)}
         weights = self.model.state_dict()
-        save_run(
-            folder, self.recipe, run.facts, weights, run.device, step=run.step, conversion=made
-        )
+        facts, device = run.facts, run.device
+        save_run(folder, self.recipe, facts, weights, device, step=run.step, conversion=made)
 
 
 @torch.no_grad()
@@ -207,19 +206,14 @@ def recording(
             raise _Reached
 
     nodes = graph_of(model)
-    hooks = []
-    for node in layers(nodes, "neuron"):
-        place = node
-        if any(pool.inputs == (node.name,) for pool in layers(nodes, "maxpool")):
-            place = nodes["maxpool"]
-        assert place.module is not None
-        if until in (None, node.name):
-            hooks.append(place.module.register_forward_hook(partial(hook, node.name)))
-    try:
+    pools = {pool.inputs: pool for pool in layers(nodes, "maxpool")}
+    with ExitStack() as stack:
+        for node in layers(nodes, "neuron"):
+            place = pools.get((node.name,), node).module
+            assert place is not None
+            if until in (None, node.name):
+                stack.callback(place.register_forward_hook(partial(hook, node.name)).remove)
         yield kept
-    finally:
-        for one in hooks:
-            one.remove()
 
 
 def sample(out: Tensor) -> Tensor:

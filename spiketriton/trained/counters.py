@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -42,24 +42,22 @@ class SpikeCounter:
     @contextmanager
     def watching(self, model: Network) -> Iterator[None]:
         """Counts the spikes of `model` within this context."""
-        layers = [] if self.sources else model.spiking_layers()
-        modules = {source.name: source.module for source in self.sources}
+        layers = {} if self.sources else dict(model.spiking_layers())
+        modules: dict[str, Any] = {source.name: source.module for source in self.sources}
         if not modules and not model.is_spiking:
             modules = {n: m for n, m in model.named_modules() if isinstance(m, nn.ReLU)}
-        named = dict(layers)
-        hooks = []
-        for name, module in modules.items():
-            assert module is not None
-            hooks.append(module.register_forward_hook(partial(self._count, name)))
-        try:
-            with (
-                one_by_one(model) if self.sources else nullcontext(),
-                told_of_spikes(layers, lambda n, out: self._count(n, named[n], None, out)),
-            ):
-                yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+
+        def tell(name: str, out: Tensor) -> None:
+            self._count(name, layers[name], None, out)
+
+        with ExitStack() as stack:
+            for name, module in modules.items():
+                hook = module.register_forward_hook(partial(self._count, name))
+                stack.callback(hook.remove)
+            if self.sources:
+                stack.enter_context(one_by_one(model))
+            stack.enter_context(told_of_spikes([*layers.items()], tell))
+            yield
 
     def follow(self, start: int, length: int) -> None:
         """Tells which time steps the model is given next."""

@@ -22,6 +22,7 @@ quantised ANN of its size only below a mean rate of 5.7 to 6.4 % (Yan et al. 202
 """
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ from torch.nn.grad import conv2d_input
 
 from spiketriton.models.graph import Graph, Node, arrives, carries, layers, shapes_of
 
+Shapes: TypeAlias = dict[str, tuple[int, ...]]
 MAC_PJ, AC_PJ, WORD_PJ = 4.6, 0.9, 5.0
 BREAK_EVEN_RATES = (0.057, 0.064)  # at T = 5, Yan et al. 2024
 
@@ -71,11 +73,8 @@ def workload(nodes: Graph, image: tuple[int, int, int], *, constant: bool = True
 
 def spike_sources(nodes: Graph) -> list[Node]:
     """The nodes whose spikes are counted: neurons, and max-pools of spikes."""
-    return [
-        node
-        for node in nodes.values()
-        if node.kind in ("neuron", "maxpool") and carries(nodes, node) == "spikes"
-    ]
+    places = [node for node in nodes.values() if node.kind in ("neuron", "maxpool")]
+    return [node for node in places if carries(nodes, node) == "spikes"]
 
 
 def energy_pj(
@@ -87,9 +86,8 @@ def energy_pj(
     """
     updates = work.neurons * steps
     macs = work.macs_once + work.macs_per_step * steps
-    operations = MAC_PJ * (macs + membrane_macs * updates) + AC_PJ * (
-        synaptic_operations + (not membrane_macs) * updates
-    )
+    added = synaptic_operations + (not membrane_macs) * updates
+    operations = MAC_PJ * (macs + membrane_macs * updates) + AC_PJ * added
     words = 2 * macs + 3 * synaptic_operations + 2 * max(1, membrane_macs) * updates
     return operations, operations + WORD_PJ * words
 
@@ -99,24 +97,19 @@ def ann_energy_pj(macs: int) -> tuple[float, float]:
     return MAC_PJ * macs, (MAC_PJ + 2 * WORD_PJ) * macs
 
 
-def _fan_out(nodes: Graph, node: Node, shapes: dict[str, tuple[int, ...]]) -> Tensor:
-    """Synapses behind each place of `node`."""
+def _fan_out(nodes: Graph, node: Node, shapes: Shapes) -> Tensor:
     return sum(fan_out_by_reader(nodes, node, shapes).values(), torch.zeros((), dtype=torch.int64))
 
 
-def fan_out_by_reader(
-    nodes: Graph, node: Node, shapes: dict[str, tuple[int, ...]]
-) -> dict[str, Tensor]:
+def fan_out_by_reader(nodes: Graph, node: Node, shapes: Shapes) -> dict[str, Tensor]:
     """The same by what reads the spikes, int64 of the node's shape.
 
     "weights" read the node alone, "sums" are weights that read it with others added, "shortcuts" carry it to a neuron
     without weights, "pools" are synapses behind a mean or a norm.
     """
     shape = shapes[node.name]
-    found = {
-        kind: torch.zeros(shape, dtype=torch.int64)
-        for kind in ("weights", "sums", "shortcuts", "pools")
-    }
+    kinds = ("weights", "sums", "shortcuts", "pools")
+    found = {kind: torch.zeros(shape, dtype=torch.int64) for kind in kinds}
     for reader in nodes.values():
         if node.name not in reader.inputs or reader.kind == "maxpool":
             continue  # a max-pool compares, and is a source of its own

@@ -154,9 +154,8 @@ def _neuron(nir: ModuleType, neuron: SpikingNeuron, shape: tuple[int, ...], dt: 
     fires |= {"r": full(gain / rest), "v_leak": fires["v_reset"]}
     if neuron.kind == "cuba":
         keeps = 1 - rho
-        return nir.CubaLIF(
-            tau_mem=full(dt / rest), tau_syn=full(dt / keeps), w_in=full(1 / keeps), **fires
-        )
+        taus = {"tau_mem": full(dt / rest), "tau_syn": full(dt / keeps)}
+        return nir.CubaLIF(**taus, w_in=full(1 / keeps), **fires)
     return nir.LIF(tau=full(dt / rest), **fires)
 
 

@@ -54,7 +54,6 @@ class Sample:
 
     @property
     def frames(self) -> np.ndarray:
-        """uint8 [T, 2, S, S]."""
         counts = zlib.decompress(base64.b64decode(self.counts))
         return np.frombuffer(counts, np.uint8).reshape(self.shape)
 
@@ -112,7 +111,6 @@ class Evaluation:
 
     @property
     def steps(self) -> int:
-        """Time steps that were run."""
         return len(self.accuracy)
 
     @property

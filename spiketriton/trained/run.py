@@ -46,7 +46,6 @@ class TrainedRun:
 
     @cached_property
     def data(self) -> Data:
-        """The data of the recipe. UserError: they are missing."""
         augment = () if self.augment else ("data.augment=none",)
         return build_data(replace(self.recipe, *augment))
 
@@ -67,11 +66,9 @@ class TrainedRun:
         return self.placement.device
 
     def to_device(self, images: torch.Tensor) -> torch.Tensor:
-        """Images where the network is, in the memory layout it was trained with."""
         return self.placement.to_device(images)
 
     def autocast(self) -> torch.autocast:
-        """The precision that the run was trained and tested with."""
         return self.placement.autocast()
 
 

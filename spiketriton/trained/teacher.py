@@ -33,7 +33,6 @@ NOBODY, TWIN = "-", "twin"
 
 
 def twin_of(recipe: Recipe) -> Recipe:
-    """The same recipe with ReLU, and without a teacher."""
     keys = ("teacher", "teacher_weight", "temperature", "feature_weight")
     unused = {name: getattr(LossConfig(), name) for name in keys}
     loss = dataclasses.replace(recipe.loss, **unused)
@@ -86,7 +85,6 @@ class Teacher:
 
 
 def blocks_of(model: Network) -> dict[str, Any]:
-    """The residual blocks by name; none of other networks."""
     return dict(model.blocks()) if isinstance(model, BlockNetwork) else {}
 
 

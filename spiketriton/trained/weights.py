@@ -150,13 +150,10 @@ def _download(name: str, revision: str | None) -> Path:
 def _hub(name: str) -> Iterator[None]:
     """What the Hub and its client refuse, in one line."""
     errors = need("huggingface_hub.errors", "hub")
+    refused = errors.HfHubHTTPError, errors.HFValidationError, errors.LocalEntryNotFoundError
     try:
         yield
-    except (
-        errors.HfHubHTTPError,
-        errors.HFValidationError,
-        errors.LocalEntryNotFoundError,
-    ) as error:
+    except refused as error:
         raise UserError(f"hub:{name}: {one_line(error)[:300]}") from None
     except OSError as error:
         raise UserError(f"hub:{name} cannot be reached: {one_line(error)[:300]}") from None

@@ -2,13 +2,10 @@
 
 import hashlib
 import io
-import os
-import pickle
 import resource
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
@@ -86,45 +83,17 @@ def test_the_last_ones_are_kept_and_no_more(tmp_path, keep):
     assert [read_checkpoint(tmp_path / name)["step"] for name in names] == [6, 5, 4, 3][:keep]
 
 
-class Bomb:
-    """Unpickling it runs a command: the file named by `mark` is made."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.mark}",)
-
-
 def with_checksum(archive: bytes) -> bytes:
     archive = archive[:-2] + (71).to_bytes(2, "little")
     return archive + b"sha256:" + hashlib.sha256(archive).hexdigest().encode()
 
 
-def test_a_hostile_checkpoint_runs_no_code(tmp_path):
-    mark, path = tmp_path / "ran", tmp_path / "last.pt"
-    buffer = io.BytesIO()
-    torch.save({"step": 1, "weights": Bomb(mark)}, buffer)
-    path.write_bytes(with_checksum(buffer.getvalue()))
-    with pytest.raises(DamagedCheckpoint, match=r"last\.pt is refused: it holds more than"):
-        read_checkpoint(path)
-    assert not mark.exists()
-
-    torch.load(path, weights_only=False)  # the bomb is live: this is what is prevented
-    assert mark.exists()
-
-
-def test_other_pickles_are_refused_even_with_a_checksum(tmp_path):
-    mark, path = tmp_path / "ran", tmp_path / "last.pt"
-    path.write_bytes(with_checksum(pickle.dumps(Bomb(mark), protocol=2) + b".."))
-    with pytest.raises(DamagedCheckpoint, match="refused"):
-        read_checkpoint(path)
-    assert not mark.exists()
+def test_plain_data_that_is_no_training_state_is_refused(tmp_path):
     buffer = io.BytesIO()
     torch.save([1, 2], buffer)
-    path.write_bytes(with_checksum(buffer.getvalue()))
+    (tmp_path / "last.pt").write_bytes(with_checksum(buffer.getvalue()))
     with pytest.raises(DamagedCheckpoint, match="not a checkpoint of a training run"):
-        read_checkpoint(path)
+        read_checkpoint(tmp_path / "last.pt")
 
 
 @contextmanager

@@ -15,24 +15,6 @@ from spiketriton.runs.rows import METRICS
 from tests.small_runs import small_recipe
 
 
-def test_a_read_only_run_folder_is_named(tmp_path, monkeypatch):
-    """As on a read-only file system, which stops root too: nothing can be written in the folder."""
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "recipe.toml").write_text("")
-
-    def refuse(path: Path, *_: object, **__: object) -> None:
-        raise OSError(errno.EROFS, "Read-only file system", str(path))
-
-    monkeypatch.setattr(Path, "write_text", refuse)
-    for begin in (
-        lambda: RunFolder.open(tmp_path / "run"),
-        lambda: RunFolder.create(tmp_path / "new", "x"),
-    ):
-        with pytest.raises(UserError, match="cannot be written: Read-only file system") as caught:
-            begin()
-        assert str(tmp_path) in str(caught.value)
-
-
 def begun(path: Path, *overrides: str) -> RunFolder:
     folder = RunFolder.create(path, "small")
     folder.begin_session(small_recipe(*overrides), {"commit": "1a2b"})

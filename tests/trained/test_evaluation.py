@@ -12,7 +12,7 @@ from spiketriton.runs.checkpoint import read_checkpoint
 from spiketriton.trained.counters import SpikeCounter
 from spiketriton.trained.energy import workload
 from spiketriton.trained.evaluation import evaluate, wilson
-from spiketriton.trained.results import Evaluation, read_evaluation
+from spiketriton.trained.results import Evaluation
 from spiketriton.trained.run import load_run
 from tests.small_runs import small_recipe, small_trainer
 
@@ -107,15 +107,6 @@ def test_dead_and_saturated_neurons_are_found(runs):
 )
 def test_wilson(right, images, low, high):
     assert wilson(right, images) == pytest.approx((low, high), abs=2e-6)
-
-
-def test_an_evaluation_survives_the_disk(evaluation, tmp_path):
-    path = tmp_path / "evaluation.json"
-    path.write_text(evaluation.to_json())
-    assert read_evaluation(path) == evaluation
-    path.write_text(evaluation.to_json()[:100])
-    with pytest.raises(UserError, match="evaluation"):
-        read_evaluation(path)
 
 
 def test_tebn_has_no_steps_beyond_its_gains(tmp_path):

@@ -1,7 +1,5 @@
 """Files that are written, read back and compared: differences are found where they begin."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -14,7 +12,6 @@ from spiketriton.trained.exports import (
     Place,
     compare,
     export_nir,
-    export_torch,
     sample_images,
     spikes_of,
 )
@@ -87,18 +84,3 @@ def test_a_nir_file_is_compared_on_images_and_noise(run, tmp_path):
     assert nir.read(tmp_path / "net.nir").metadata["dt"] == 0.5
     with pytest.raises(UserError, match="cannot be written"):
         export_nir(run, tmp_path / "no" / "net.nir", 0.5, 3)
-
-
-def test_a_torch_file_takes_batches_of_its_size_and_is_compared(run, tmp_path):
-    path = tmp_path / "net.pt2"
-    assert export_torch(run, path, 2) == 0
-    again = torch.export.load(path).module()
-    assert again(torch.zeros(2, 1, 8, 8)).shape == (3, 2, 10)
-    with pytest.MonkeyPatch.context() as patch:  # a file of which the currents are 0.5 higher
-        loaded = SimpleNamespace(
-            module=lambda: lambda x: again(x) + torch.tensor([0.5, *[0.0] * 9])
-        )
-        patch.setattr(torch.export, "load", lambda path: loaded)
-        assert export_torch(run, path, 2) == 0.5
-    with pytest.raises(UserError, match="cannot be written"):
-        export_torch(run, tmp_path / "no" / "net.pt2", 1)

@@ -11,7 +11,7 @@ import spiketriton
 from spiketriton.config import to_toml
 from spiketriton.errors import UserError
 from spiketriton.trained.exports import export_nir
-from spiketriton.trained.nir_network import NirNetwork, network
+from spiketriton.trained.nir_network import NirNetwork
 from spiketriton.trained.nir_replay import replay
 from spiketriton.trained.run import load_run
 from spiketriton.trained.weights import export_safetensors
@@ -166,11 +166,3 @@ BAD = {
 def test_what_the_kernels_do_not_have_is_named(words):
     with pytest.raises(ValueError, match=words.replace("'", ".")):
         BAD[words]()
-
-
-def test_files_that_are_none(tmp_path):
-    with pytest.raises(UserError, match="cannot be read"):
-        network(str(tmp_path / "missing.nir"))
-    (tmp_path / "text.nir").write_text("text")
-    with pytest.raises(UserError, match=r"text\.nir cannot be read"):
-        network(str(tmp_path / "text.nir"))

@@ -56,19 +56,6 @@ def test_a_recipe_that_names_code_needs_consent(trained, tmp_path):
     assert not (tmp_path / "new" / "recipe.toml").exists()
 
 
-@pytest.mark.parametrize(
-    "wrong", [None, {"recipe": None}, {"data": '{"name": 3}'}, {"step": "many"}], ids=str
-)
-def test_other_files_are_refused_in_one_line(wrong, trained, tmp_path):
-    file = tmp_path / "net.safetensors"
-    file.write_text("text")
-    if wrong is not None:
-        altered(trained, file, **wrong)
-    with pytest.raises(UserError, match=r"net\.safetensors is not what spiketriton export"):
-        make_run(file, tmp_path / "new")
-    assert not (tmp_path / "new").exists()
-
-
 def test_the_card_says_what_was_measured_and_nothing_else(trained):
     run = load_run(trained)
     assert "not evaluated" in card(run)
