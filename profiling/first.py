@@ -13,9 +13,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 LEAST = 15.0
@@ -24,15 +24,14 @@ BIG = "* training T=4 256x64x56x56 bf16 *,* training T=10 256x64x56x56 bf16 *"
 """ResNet-50's first stage at 64 images."""
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """`seconds`: its limit. `needs`: packages without which it is left out."""
 
     name: str
     asks: str
     seconds: int
     command: tuple[str, ...]
-    needs: tuple[str, ...] = ()
+    needs: str = ""
 
 
 def steps(out: Path, quick: bool = False, device: str = "auto") -> list[Step]:
@@ -74,7 +73,7 @@ def steps(out: Path, quick: bool = False, device: str = "auto") -> list[Step]:
         ("training", "loader, guard, monitor and files", 60, trained("false"), "rich matplotlib torchvision"),
         ("training by a graph", "the same, replayed", 60, trained("auto"), "rich matplotlib torchvision"),
     )  # fmt: skip
-    return [Step(*step, tuple(needs.split())) for *step, needs in plan]
+    return [Step(*step) for step in plan]
 
 
 def run(plan: Sequence[Step], out: Path, minutes: float) -> Iterator[str]:
@@ -82,7 +81,7 @@ def run(plan: Sequence[Step], out: Path, minutes: float) -> Iterator[str]:
     end = time.monotonic() + 60 * minutes
     for number, step in enumerate(plan, 1):
         label = f"[{number}/{len(plan)}] {step.name} ({step.asks})"
-        missing = [package for package in step.needs if find_spec(package) is None]
+        missing = [package for package in step.needs.split() if find_spec(package) is None]
         left = end - time.monotonic()
         if missing:
             yield f"{label}: left out, {' and '.join(missing)} is missing: pip install {' '.join(missing)}"

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
@@ -24,13 +27,13 @@ from profiling import first  # noqa: E402
 from profiling.harness.contenders import OURS, Case, Options, Status  # noqa: E402
 from profiling.harness.peers import PEERS, version  # noqa: E402
 from profiling.render import pictures, report, tables  # noqa: E402
-from profiling.sections import compiled  # noqa: E402
+from profiling.sections import compiled, kernels  # noqa: E402
 from profiling.sections.gradients import Monitoring  # noqa: E402
 from profiling.sections.host import HostTime  # noqa: E402
-from profiling.sections.kernels import FIRST, cases, every_case  # noqa: E402
-from profiling.sections.recipes import RecipeCase, find_recipe  # noqa: E402
+from profiling.sections.recipes import find_recipe  # noqa: E402
 from profiling.sections.step import TrainingStep, modes  # noqa: E402
 from spiketriton.commandline import Parser  # noqa: E402
+from spiketriton.config import Recipe  # noqa: E402
 from spiketriton.errors import EXIT_ERROR, EXIT_SIGINT, UserError, run_command  # noqa: E402
 from spiketriton.runs.folder import make_writable  # noqa: E402
 from spiketriton.training import environment  # noqa: E402
@@ -73,28 +76,19 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
     add("words", nargs="*", metavar="RECIPE key=value", help="a recipe and changes to it")
-    add(
-        "--peers",
-        metavar="NAMES",
-        help="libraries: spikingjelly,snntorch,norse; none (those installed)",
-    )
-    add("--only", metavar="NAMES", help="measure only these contenders; * stands for any text")
-    add(
-        "--cases",
-        metavar="NAMES",
-        help="measure only these kernels: 'lif training T=4 *'",
-    )
+    peers = "libraries: spikingjelly,snntorch,norse; none (those installed)"
+    installed = ",".join(filter(version, PEERS)) or "none"
+    add("--peers", metavar="NAMES", default=installed, help=peers)
+    only = "measure only these contenders; * stands for any text"
+    add("--only", metavar="NAMES", default="*", help=only)
+    add("--cases", metavar="NAMES", help="measure only these kernels: 'lif training T=4 *'")
     add("--out", metavar="DIR", default=ROOT / "profiling/results", type=Path, help="for results")
     add("--target", choices=compiled.CARDS, default="sm_90", help="GPU of `compiled` (sm_90)")
     add("--quick", action="store_true", help="tiny sizes: a rehearsal, not a measurement")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--threads", type=int, default=0, metavar="N", help="CPU threads (0: torch's choice)")
-    add(
-        "--minutes",
-        type=float,
-        metavar="M",
-        help="begin no case later (first, all: 10; 0: no limit)",
-    )
+    minutes = "begin no case later (first, all: 10; 0: no limit)"
+    add("--minutes", type=float, metavar="M", help=minutes)
     args = parser.parse_intermixed_args(arguments)
     if args.words and args.command not in (*WITH_RECIPE, "compiled"):
         parser.error(f"{args.command} takes no {args.words[0]!r}")
@@ -110,18 +104,52 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def options_of(args: argparse.Namespace) -> Options:
     """What all sections share. UserError: no such device or peer."""
     environment.use_threads(args.threads)
-    peers = tuple(name for name in PEERS if version(name))
-    if args.peers is not None:
-        peers = () if args.peers == "none" else tuple(args.peers.split(","))
+    peers = () if args.peers == "none" else tuple(args.peers.split(","))
     for name in peers:
         if name not in PEERS:
             raise UserError(f"--peers {name!r}: accepted: none, or some of {','.join(PEERS)}")
-    return Options(
-        device=environment.choose_device(args.device).value,
-        quick=args.quick,
-        peers=peers,
-        only=tuple(args.only.split(",")) if args.only else (),
-    )
+    device = environment.choose_device(args.device).value
+    return Options(device, args.quick, peers, tuple(args.only.split(",")))
+
+
+def cases_of(section: str, args: argparse.Namespace, options: Options) -> Sequence[Case]:
+    """What a section measures: of the recipes that are named, or of the usual one."""
+    words = args.words if args.command in WITH_RECIPE else []
+    usual = "imagenette_r50" if options.device.type == "cuda" else "fashion_mnist_r20"
+    names = [word for word in words if "=" not in word]
+    names = names or ["quickstart" if options.quick else usual]
+    changes = [word for word in words if "=" in word]
+
+    def each(kind: Callable[[Recipe, Options], Any]) -> list[Any]:
+        return [kind(find_recipe(name, changes), options) for name in names]
+
+    match section:
+        case "kernels":
+            return chosen_kernels(args.cases, options) if args.cases else kernels.cases(options)
+        case "step":
+            return each(TrainingStep)
+        case "modes":
+            return [case for kinds in each(modes) for case in kinds]
+        case "memory":
+            return [*kernels.cases(options, weighed=True), *each(TrainingStep)]
+        case "gradients":
+            return each(Monitoring)
+        case "data":
+            from profiling.sections import data  # needs torchvision, which a bare machine may lack
+
+            return [*each(data.Loading), *([] if words else data.one_core(options))]
+    return [HostTime()]
+
+
+def chosen_kernels(names: str, options: Options) -> Sequence[Case]:
+    """UserError: none of these names."""
+    labels = {case: short(case.spec) for case in kernels.every_case(options)}
+    wanted = names.split(",")
+    if chosen := [c for c in labels if any(fnmatchcase(labels[c], one) for one in wanted)]:
+        return chosen
+    columns = zip(*(label.split(" ") for label in labels.values()), strict=True)
+    accepted = " ".join("|".join(dict.fromkeys(words)) for words in columns)
+    raise UserError(f"--cases {names!r}: accepted: names, * for any text: {accepted}")
 
 
 def work_of(args: argparse.Namespace, options: Options) -> list[tuple[str, Sequence[Case]]]:
@@ -130,56 +158,16 @@ def work_of(args: argparse.Namespace, options: Options) -> list[tuple[str, Seque
     `all` begins with the most important cases of the kernels, and ends with the rest of them. Between them are, on a
     GPU, whole steps: their modes, and the setting of SpikingJelly's issue 740.
     """
-    words = args.words if args.command in WITH_RECIPE else []
-    usual = "imagenette_r50" if options.device.type == "cuda" else "fashion_mnist_r20"
-    names = [word for word in words if "=" not in word]
-    names = names or ["quickstart" if options.quick else usual]
-    recipes = [find_recipe(name, [word for word in words if "=" in word]) for name in names]
-
-    kinds: dict[str, type[RecipeCase]] = {
-        "step": TrainingStep,
-        "memory": TrainingStep,
-        "gradients": Monitoring,
-    }
-    if args.command in ("data", "all"):  # needs torchvision, which a bare machine may lack
-        from profiling.sections.data import Loading, one_core
-
-        kinds["data"] = Loading
-    kernels = cases(options)
-    if args.cases:
-        labels = {case: short(case.spec) for case in every_case(options)}
-        wanted = args.cases.split(",")
-        kernels = [c for c in labels if any(fnmatchcase(labels[c], one) for one in wanted)]
-        if not kernels:
-            columns = zip(*(label.split(" ") for label in labels.values()), strict=True)
-            accepted = " ".join("|".join(dict.fromkeys(words)) for words in columns)
-            raise UserError(f"--cases {args.cases!r}: accepted: names, * for any text: {accepted}")
-    work: list[tuple[str, Sequence[Case]]] = [("kernels", kernels)]
-    for section, kind in kinds.items():
-        if args.command in (section, "all"):
-            weighed = cases(options, weighed=True) if section == "memory" else []
-            on_one_core = section == "data" and not args.words
-            work.append(
-                (
-                    section,
-                    [
-                        *weighed,
-                        *(kind(recipe, options) for recipe in recipes),
-                        *(one_core(options) if on_one_core else []),
-                    ],
-                )
-            )
-    if args.command == "modes":
-        return [("modes", [case for recipe in recipes for case in modes(recipe, options)])]
-    if args.command in ("host", "all"):
-        work.append(("host", [HostTime()]))
-    if args.command == "all":
-        steps: list[tuple[str, Sequence[Case]]] = []
-        if options.device.type == "cuda":
-            steps = [("modes", modes(find_recipe(name), options)) for name in ON_GPU]
-            steps.insert(1, ("step", [TrainingStep(find_recipe("spikingjelly_740"), options)]))
-        return [("kernels", kernels[:FIRST]), *steps, *work[1:], ("kernels", kernels[FIRST:])]
-    return work if args.command == "kernels" else work[1:]
+    of = partial(cases_of, args=args, options=options)
+    if args.command != "all":
+        return [(args.command, of(args.command))] if args.command != "compiled" else []
+    steps: list[tuple[str, Sequence[Case]]] = []
+    if options.device.type == "cuda":
+        steps = [("modes", modes(find_recipe(name), options)) for name in ON_GPU]
+        steps.insert(1, ("step", [TrainingStep(find_recipe("spikingjelly_740"), options)]))
+    rest = [(name, of(name)) for name in ("step", "memory", "gradients", "data", "host")]
+    first, others = of("kernels")[: kernels.FIRST], of("kernels")[kernels.FIRST :]
+    return [("kernels", first), *steps, *rest, ("kernels", others)]
 
 
 def measure(args: argparse.Namespace, options: Options) -> int:
@@ -187,25 +175,22 @@ def measure(args: argparse.Namespace, options: Options) -> int:
     lowers = args.command in ("compiled", "all")
     lowered = compiled.settings(args.words if args.command == "compiled" else ()) if lowers else []
     work = work_of(args, options)
-    session = Session(options, args.out, args.minutes)
-    session.total = sum(len(cases) for _, cases in work) + len(lowered)
-    code, on_gpu = 0, options.device.type == "cuda"
+    total = sum(len(cases) for _, cases in work) + len(lowered)
+    session = Session(options, args.out, args.minutes, total)
+
+    def lower() -> None:
+        for setting in lowered:
+            session.begin("compiled {} T={T} {dtype} {layout}".format(args.target, **setting))
+            rows = compiled.lowered(args.target, **setting)
+            for row in takewhile(lambda _: not session.late, rows):
+                session.add("compiled", [row])
+
+    jobs = [partial(session.measure, *one) for one in work]
+    code = 0
     try:
         # a GPU's minutes are for what only a GPU can tell
-        for section, cases_of in work if on_gpu else ():
-            session.measure(section, cases_of)
-        for setting in lowered:
-            if session.late:
-                break
-            label = f"compiled {args.target} T={setting['T']} {setting['dtype']}"
-            for row in compiled.lowered(args.target, **setting):
-                session.at(f"{label}: {row.get('kernel', 'sums')}")
-                session.add("compiled", [row])
-                if session.late:
-                    break
-            session.at(label, done=True)
-        for section, cases_of in work if not on_gpu else ():
-            session.measure(section, cases_of)
+        for job in [*jobs, lower] if options.device.type == "cuda" else [lower, *jobs]:
+            job()
     except KeyboardInterrupt:
         session.say(f"interrupted: {len(session.rows)} rows are kept in {session.file}")
         code = EXIT_SIGINT
@@ -220,21 +205,21 @@ def measure(args: argparse.Namespace, options: Options) -> int:
         raise UserError(f"--only {args.only!r}: accepted: names of contenders, as the tables have")
     if not code and all(row["status"] == Status.MISSING for row in rivals):
         raise UserError(f"nothing was measured: {rivals[0]['why']}")
-    ours = [row for row in rivals if str(row.get("contender", "")).startswith(OURS)]
     late = sum(row["status"] == Status.NOT_REACHED for row in session.rows)
     if late:
         session.say(f"{late} cases or contenders were not reached within --minutes, as rows say")
+    ours = [row for row in rivals if str(row.get("contender", "")).startswith(OURS)]
     failed = any(row["status"] in (Status.WRONG, Status.FAILED) for row in ours)
     return code or (EXIT_ERROR if failed else 0)
 
 
 def shown(grid: tables.Grid) -> str:
-    """A table for the terminal; in Markdown where the package rich is missing."""
+    """A table for the terminal, and for a pipe, which has no edge; in Markdown where the package rich is missing."""
     if find_spec("rich") is None:
         return grid.markdown()
     from rich.console import Console
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 1000)
     with console.capture() as text:
         console.print(grid.rich(), "")
     return text.get().rstrip("\n")

@@ -1,37 +1,27 @@
-"""What a GPU does during a call, by torch's profiler: how long its kernels run, and how many are launched."""
+"""What a GPU does during a call, by torch's profiler, and how fast it runs, by nvidia-smi."""
 
 from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from profiling.harness.contenders import Row
 from spiketriton.errors import one_line
 
 CALLS = 3
 LAUNCHES = (
-    "cudaLaunchKernel",
-    "cuLaunchKernel",
-    "cudaGraphLaunch",
-    "cudaMemcpyAsync",
-    "cudaMemsetAsync",
+    *("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch"),
+    *("cudaMemcpyAsync", "cudaMemsetAsync"),
 )
 """How the names of the runtime's calls begin that put work on a stream; on AMD's GPUs hip instead of cuda."""
 
 
-class Event(NamedTuple):
-    """One event of a profile, in nanoseconds."""
-
-    name: str
-    on_device: bool
-    start: int
-    length: int
-
-
-def of_call(call: Callable[[], object], device: torch.device, seconds: float) -> dict[str, Any]:
+def of_call(call: Callable[[], object], device: torch.device, seconds: float) -> Row:
     """`summary` of a warmed-up call that takes `seconds` without a profiler; empty without a GPU."""
     if device.type != "cuda":
         return {}
@@ -41,21 +31,33 @@ def of_call(call: Callable[[], object], device: torch.device, seconds: float) ->
             call()
         torch.cuda.synchronize(device)
     recorded: Any = profiler.profiler
-    return summary(events_of(recorded.kineto_results.events()), CALLS, seconds)
+    return summary(recorded.kineto_results.events(), CALLS, seconds)
 
 
-def events_of(recorded: Iterable[Any]) -> list[Event]:
-    """Kineto's events, but for its annotations, which span the gaps between the kernels inside of them."""
-    return [
-        Event(
-            e.name(),
-            e.device_type() == torch.autograd.DeviceType.CUDA,
-            e.start_ns(),
-            e.duration_ns(),
-        )
-        for e in recorded
-        if not (e.is_user_annotation() or e.is_hidden_event())
-    ]
+def summary(events: Iterable[Any], calls: int, seconds: float) -> Row:
+    """Of one call: device_ms (in which at least one kernel or copy runs), kernels, launches, and busy.
+
+    busy: the share of the call's `seconds` in which the GPU works. The profiler slows the host down, not the
+    kernels, so the time of the call is taken without it.
+    """
+    # annotations span the gaps between the kernels inside of them
+    events = [e for e in events if not (e.is_user_annotation() or e.is_hidden_event())]
+    ran = sorted(
+        (e.start_ns(), e.start_ns() + e.duration_ns())
+        for e in events
+        if e.device_type() == DeviceType.CUDA
+    )
+    total = reached = 0
+    for start, end in ran:
+        total += max(0, end - max(start, reached))
+        reached = max(reached, end)
+    names = [e.name().replace("hip", "cuda") for e in events if e.device_type() == DeviceType.CPU]
+    return {
+        "device_ms": total / calls / 1e6,
+        "busy": total / calls / 1e9 / seconds,
+        "kernels": len(ran) / calls,
+        "launches": sum(name.startswith(LAUNCHES) for name in names) / calls,
+    }
 
 
 CLOCKS = {
@@ -67,7 +69,7 @@ CLOCKS = {
 """What nvidia-smi is asked for, and its name in a row; of the reasons 0x0 is none, and 0x1 an idle GPU."""
 
 
-def clocks(device: torch.device) -> dict[str, str]:
+def clocks(device: torch.device) -> Row:
     """How fast a GPU runs just now, and why no faster; empty without one."""
     if device.type != "cuda":
         return {}
@@ -78,26 +80,3 @@ def clocks(device: torch.device) -> dict[str, str]:
     except (OSError, subprocess.SubprocessError) as error:
         return {"throttled_by": f"unknown: {one_line(error)}"}
     return dict(zip(CLOCKS.values(), map(str.strip, said.split(",")), strict=True))
-
-
-def summary(events: Iterable[Event], calls: int, seconds: float) -> dict[str, Any]:
-    """Of one call: device_ms (in which at least one kernel or copy runs), kernels, launches, and busy.
-
-    busy: the share of the call's `seconds` in which the GPU works. The profiler slows the host down, not the
-    kernels, so the time of the call is taken without it.
-    """
-    events = list(events)
-    ran = sorted((e.start, e.start + e.length) for e in events if e.on_device)
-    total = reached = 0
-    for start, end in ran:
-        total += max(0, end - max(start, reached))
-        reached = max(reached, end)
-    host = sum(
-        not e.on_device and e.name.replace("hip", "cuda").startswith(LAUNCHES) for e in events
-    )
-    return {
-        "device_ms": total / calls / 1e6,
-        "busy": total / calls / 1e9 / seconds,
-        "kernels": len(ran) / calls,
-        "launches": host / calls,
-    }

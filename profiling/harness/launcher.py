@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -15,34 +15,24 @@ from spiketriton_kernels import packed, passes
 
 
 class Driver:
-    """Of a GPU that is not here; `ran` is given each compiled kernel that would run, and its arguments."""
+    """Of a GPU that is not here: kernels are compiled for `target`, and kept under the number or name of `device`."""
 
-    def __init__(self, ran: Callable[..., None] = lambda source, *arguments: None) -> None:
+    def __init__(self, target: GPUTarget = GPUTarget("cuda", 90, 32), device: Any = 0) -> None:  # noqa: B008
         self.utils = self
-        self.launcher_cls = lambda source, metadata: lambda *arguments: ran(source, *arguments)
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
-
-    def get_device_properties(self, device: int) -> dict[str, int]:
-        return {"max_shared_mem": 232448}
+        self.get_current_target = lambda: target
+        self.get_current_device = lambda: device
+        self.get_current_stream = lambda device: 0
+        self.get_device_properties = lambda device: {"max_shared_mem": 232448}
+        self.launcher_cls = lambda source, metadata: lambda *arguments: None
+        self.unload_module = lambda module: None
 
     def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[int, ...]:
         """Module, function, registers, spills, most threads."""
         return 1, 1, 32, 0, 1024
 
-    def unload_module(self, module: int) -> None:
-        pass
-
 
 @contextlib.contextmanager
-def without_gpu(driver: Any = None) -> Iterator[None]:
+def without_gpu(driver: Driver | None = None) -> Iterator[None]:
     """CPU tensors are served by Triton, whose kernels are compiled and launched but do not run: results are not
     written."""
     serves = lambda x, kind=None: "triton"  # noqa: E731 - a Mock would take longer than what is measured

@@ -1,20 +1,21 @@
-"""What is read of machine code: by Triton's own cuobjdump of NVIDIA's, of the text of AMD's."""
+"""What is read of compiled kernels: NVIDIA's machine code by Triton's own cuobjdump, PTX, and AMD's assembly."""
 
 from __future__ import annotations
 
-import math
 import re
 import subprocess
 import tempfile
 from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import triton
 
 
 def of_nvidia(cubin: bytes) -> dict[str, Any]:
-    """By triton's own cuobjdump."""
+    """By triton's own cuobjdump; `sass` is the code itself."""
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -22,75 +23,24 @@ def of_nvidia(cubin: bytes) -> dict[str, Any]:
         run = dict(capture_output=True, text=True, check=True)
         flags = ("-res-usage", "-sass")
         usage, sass = (subprocess.run([tool, flag, file.name], **run).stdout for flag in flags)
-    code = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", sass)
-    spilled = [re.search(r"\.(64|128)", name) for name in code if name.split(".")[0] == "STL"]
-    return {
-        "registers": int(re.findall(r"REG:(\d+)", usage)[0]),
-        "spills": sum(int(width.group(1)) // 8 if width else 4 for width in spilled),
-        "instructions": sum(name != "NOP" for name in code),
-        "in_loops": _in_loops(sass),
-        "bytes_in_flight": _in_flight(sass),
-    }
-
-
-_SASS = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)\s*([^;]*);")
-
-
-def _in_loops(sass: str) -> int:
-    """Instructions of the longest loop."""
-    code = [(int(at, 16), name, rest) for at, _, name, rest in _SASS.findall(sass)]
+    code = [(int(at, 16), name, rest) for at, _, name, rest in SASS.findall(sass)]
+    spilled = [re.search(r"\.(64|128)", name) for _, name, _ in code if name.startswith("STL")]
     jumps = [
         (at, re.findall(r"0x[0-9a-f]+", rest)) for at, name, rest in code if name.startswith("BRA")
     ]
     loops = [(int(to[-1], 16), at) for at, to in jumps if to and int(to[-1], 16) < at]
-    return max((sum(a <= at <= b for at, *_ in code) for a, b in loops), default=len(code))
+    instructions = sum(name != "NOP" for _, name, _ in code)
+    return {
+        "registers": int(re.findall(r"REG:(\d+)", usage)[0]),
+        "spills": sum(int(width[1]) // 8 if width else 4 for width in spilled),
+        "instructions": instructions,
+        "in_longest_loop": max((sum(a <= at <= b for at, *_ in code) for a, b in loops), default=instructions),
+        "sass": sass,
+    }  # fmt: skip
 
 
-def _in_flight(sass: str) -> float:
-    """Bytes that a warp loads in the time of one round trip to memory, on average.
-
-    A warp issues in order, and waits where an instruction names a register that a load has yet to
-    fill (for ``LDGSTS``, where it waits for a group). Instructions count as if they took no time,
-    round trips as if all were equally long. Loops run 8 times, other conditional jumps are not taken.
-    """
-    code = [(int(at, 16), bool(when), name, rest) for at, when, name, rest in _SASS.findall(sass)]
-    index = {at: i for i, (at, *_) in enumerate(code)}
-    pending: dict[int, float] = {}  # register -> when it is filled
-    groups: list[float] = []
-    taken: dict[int, int] = defaultdict(int)
-    now, loaded, last, i = 0.0, 0, 0.0, 0
-    while i < len(code):
-        at, conditional, name, rest = code[i]
-        i += 1
-        kind, *options = name.split(".")
-        now += 1e-9
-        for register in map(int, re.findall(r"\bR(\d+)", rest)):
-            now = max(now, pending.pop(register, 0.0))
-        width = next((int(o) // 8 for o in options if o in ("64", "128", "256")), 4)
-        if kind == "LDG":
-            width = next(
-                (int(o[1:]) // 8 for o in options if o in ("U8", "S8", "U16", "S16")), width
-            )
-            first = int(re.findall(r"\bR(\d+)", rest)[0])
-            pending |= dict.fromkeys(range(first, first + max(1, width // 4)), now + 1)
-        elif kind == "LDGSTS":
-            last = now + 1
-        elif kind == "LDGDEPBAR":
-            groups.append(last)
-        elif kind == "DEPBAR" and rest.startswith("SB0"):
-            left = int(rest.split(",")[1].strip(), 16)
-            now = max([now, *groups[: len(groups) - left]])
-        elif kind == "EXIT" and not conditional:
-            break
-        elif kind == "BRA":
-            target = int(re.findall(r"0x[0-9a-f]+", rest)[-1], 16)
-            if target <= at and taken[at] < 7:
-                taken[at] += 1
-                i = index[target]
-            elif target > at and not conditional:
-                i = index[target]
-        loaded += 32 * width if kind in ("LDG", "LDGSTS") else 0
-    return loaded / max(1, math.floor(now))
+SASS = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)\s*([^;]*);")
+"""Address, predicate, instruction and operands."""
 
 
 def fused_across_lanes(ptx: str) -> int:
@@ -115,3 +65,113 @@ def of_amd(assembly: str) -> dict[str, Any]:
         "instructions": len(re.findall(r"(?m)^\s+(?:v|s|global|buffer|ds|flat)_\w+", assembly)),
         "vector_bytes": max(moved, key=lambda width: width * moved.count(width)),
     }
+
+
+_PTX_LINE = re.compile(r"^(?:(\$L__BB\w+):|\s*(@!?%\w+\s+)?([a-z][\w.:]*)\s*(.*?);)", re.MULTILINE)
+_REGISTER = re.compile(r"%[a-z]+\d+")
+_GLOBAL = re.compile(r"(ld|st)(?:\.[a-z]+)*?\.global\b.*?(?:\.v(\d+))?\.[bfsu](\d+)$")
+
+
+class _Move(NamedTuple):
+    width: int
+    kind: str  # load or store
+    address: str  # a register
+
+
+class _Block:
+    """A stretch of PTX without jumps: where it goes, and its accesses to global memory."""
+
+    def __init__(self) -> None:
+        self.targets: list[str] = []
+        self.moves: list[_Move] = []
+        self.falls_through = True
+
+
+def _read(ptx: str) -> tuple[list[_Block], dict[str, int], dict[str, set[str]]]:
+    """The blocks of the code, each label's, and the registers and parameters that a register is computed from."""
+    blocks, labels, origins = [_Block()], {}, defaultdict(set)
+    for label, predicate, opcode, operands in _PTX_LINE.findall(ptx):
+        if label:
+            labels[label] = len(blocks)
+            blocks.append(_Block())
+            continue
+        registers = _REGISTER.findall(operands)
+        if opcode.split(".")[0] in ("bra", "ret"):
+            blocks[-1].targets += operands.split()[-1:]
+            blocks[-1].falls_through = bool(predicate)
+            blocks.append(_Block())
+        elif opcode.startswith("cp.async.c") and ".global" in opcode:
+            source, width = operands.split("[")[2], operands.split(",")[2]
+            blocks[-1].moves.append(_Move(int(width, 0), "load", _REGISTER.findall(source)[0]))
+        elif access := _GLOBAL.match(opcode):
+            width = int(access[2] or 1) * int(access[3]) // 8
+            address = _REGISTER.findall(operands[operands.index("[") :])[0]
+            kind = "load" if access[1] == "ld" else "store"
+            blocks[-1].moves.append(_Move(width, kind, address))
+        elif opcode.startswith("ld.param"):
+            origins[registers[0]].update(re.findall(r"_param_(\d+)", operands))
+        elif registers and not opcode.startswith(("ld.", "st.")):
+            origins[registers[0]].update(registers[1:])
+    return blocks, labels, origins
+
+
+@dataclass
+class Accesses:
+    """A thread's, to one tensor in one direction."""
+
+    bytes: int = 0
+    requests: int = 0
+    vector_bytes: int = 0  # of the narrowest
+
+
+def accesses(
+    ptx: str, tensors: Mapping[int, str], chunks: int, *, outer: int, rare_jumps: bool
+) -> dict[tuple[str, str], Accesses]:
+    """By tensor and "load" or "store", on the longest way through the code: of two versions of a loop only one runs.
+
+    Args:
+        tensors: the names of the parameters that are pointers. An address is traced to the one that it comes from.
+        chunks: how often the body of the loop runs. outer: the loops around it, each of which counts once.
+        rare_jumps: whether what is jumped over is left out.
+    """
+    blocks, labels, origins = _read(ptx)
+
+    def tensor(register: str) -> str:
+        seen, todo = {register}, [register]
+        while todo:
+            new = origins[todo.pop()] - seen
+            seen |= new
+            todo += new
+        (touched,) = {tensors[int(s)] for s in seen if s.isdigit() and int(s) in tensors}
+        return touched
+
+    loops: dict[int, int] = {}  # first block -> last
+    passed_over: set[int] = set()
+    before: dict[int, list[int]] = defaultdict(list)
+    for i, block in enumerate(blocks):
+        for j in [labels[target] for target in block.targets] + [i + 1] * block.falls_through:
+            if j <= i:
+                loops[j] = max(i, loops.get(j, 0))
+            else:
+                before[j].append(i)
+                passed_over.update(range(i + 1, j))
+    # bytes and accesses up to the end of each block, on the longest way there
+    moved: list[dict[tuple[str, str], tuple[int, int]]] = []
+    found: dict[tuple[str, str], Accesses] = {}
+    for i, block in enumerate(blocks):
+        total: dict[tuple[str, str], tuple[int, int]] = defaultdict(lambda: (0, 0))
+        for way in before[i]:
+            for key, most in moved[way].items():
+                total[key] = max(total[key], most)
+        depth = sum(first <= i <= last for first, last in loops.items())
+        counts = depth >= outer and not (rare_jumps and i in passed_over)
+        for move in block.moves if counts else ():
+            key = (tensor(move.address), move.kind)
+            times = chunks if depth > outer else 1
+            total[key] = (total[key][0] + move.width * times, total[key][1] + times)
+            narrowest = found.setdefault(key, Accesses(vector_bytes=move.width)).vector_bytes
+            found[key].vector_bytes = min(move.width, narrowest)
+        moved.append(total)
+    for key, one in found.items():
+        one.bytes, one.requests = max(way[key] for way in moved)
+    return found

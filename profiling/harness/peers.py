@@ -20,10 +20,9 @@ their spikes cannot be ours: such a variant says why it is unequal, and is timed
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +37,7 @@ ATAN = Surrogate.atan(2.0)
 TRIANGLE = Surrogate.triangle(1.0)
 
 
-@dataclass(frozen=True)
-class Variant:
+class Variant(NamedTuple):
     """One use of a peer's neuron.
 
     `compiled`: what holds the neuron is compiled by torch.compile. `surrogate`: what its gradient is
@@ -49,9 +47,9 @@ class Variant:
     name: str
     make: Callable[[SpikingNeuron], nn.Module]
     package: str
+    unequal: str = ""
     compiled: bool = False
     surrogate: Surrogate = ATAN
-    unequal: str = ""
 
 
 def variants(
@@ -62,16 +60,15 @@ def variants(
     if peer == "spikingjelly":
         on_gpu = device.type == "cuda"
         use = f"spikingjelly {'triton' if on_gpu else 'compiled'}"
-        node = partial(SpikingJelly, stateless=False)
         return [
-            Variant("spikingjelly default", node, peer, unequal=unequal),
+            Variant("spikingjelly default", partial(SpikingJelly, stateless=False), peer, unequal),
             Variant(use, partial(SpikingJelly, stateless=True), peer, compiled=not on_gpu),
         ]
     if neuron.detach_reset and neuron.reset_mode != "none":
         unequal = "its reset always carries a gradient"
     if peer == "snntorch":
-        return [Variant(peer, SnnTorch, peer, unequal=unequal)]
-    return [Variant(peer, Norse, peer, surrogate=TRIANGLE, unequal=unequal)]
+        return [Variant(peer, SnnTorch, peer, unequal)]
+    return [Variant(peer, Norse, peer, unequal, surrogate=TRIANGLE)]
 
 
 def contenders(
@@ -128,13 +125,15 @@ class SpikingJelly(nn.Module):
             surrogate_function=surrogate.ATan(2.0),
             detach_reset=neuron.detach_reset,
         )
-        kind = "LIF" if isinstance(neuron, LIF) else "IF"
+        kind = "IF"
         if isinstance(neuron, LIF):
+            kind = "LIF"
             self.options |= dict(tau=neuron.tau, decay_input=neuron.decay_input)
         self.reset = functional.reset_net
         self.step = getattr(functional, f"{kind.lower()}_multi_step")
-        node = getattr(nodes, f"{kind}Node")
-        self.node = None if stateless else node(**self.options, step_mode="m")
+        self.node = None
+        if not stateless:
+            self.node = getattr(nodes, f"{kind}Node")(**self.options, step_mode="m")
 
     def forward(self, x: Tensor) -> Tensor:
         if self.node is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import sys
 import time
@@ -14,21 +13,24 @@ from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from profiling.harness import device
-from profiling.harness.contenders import OURS, Case, Options, Status, Unavailable, Work
+from profiling.harness.contenders import (
+    MEASURED,
+    OURS,
+    Case,
+    Options,
+    Row,
+    Status,
+    Unavailable,
+    Work,
+)
 from profiling.harness.timing import FULL, QUICK, race
 from spiketriton.errors import UserError, one_line
 from spiketriton.runs.folder import make_writable
 from spiketriton.training import environment
-
-Row = dict[str, Any]
-
-CLEAR = "\r\x1b[K"
-"""A terminal's line, from its beginning."""
 
 LATE = {"status": Status.NOT_REACHED, "why": "--minutes are over"}
 
@@ -83,11 +85,12 @@ class Session:
         out: the folder of rows and pictures; made at once, so that nothing is measured in vain.
         minutes: cases, and contenders of a case that has ours, which have not begun by then are
             not measured, and rows say so; what compiles longer is stopped. 0: no limit.
+        total: the number of cases, of which progress tells.
 
     UserError: nothing can be written to `out`.
     """
 
-    def __init__(self, options: Options, out: Path, minutes: float = 0) -> None:
+    def __init__(self, options: Options, out: Path, minutes: float = 0, total: int = 0) -> None:
         try:
             make_writable(out)
         except OSError as error:
@@ -100,8 +103,7 @@ class Session:
         self.file = Path(f"{self.stem}.jsonl")
         self.deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
         self.rows: list[Row] = []
-        self.changes = sys.stderr.isatty()  # one line that changes
-        self.done, self.total = 0, 0
+        self.cases, self.total = 0, total
 
     def add(self, section: str, rows: Iterable[Row]) -> None:
         """Keeps rows, in memory and on disk; prints a line for each that has no number."""
@@ -120,59 +122,42 @@ class Session:
         return time.monotonic() > self.deadline
 
     def say(self, text: str) -> None:
-        print(f"{CLEAR * self.changes}{one_line(text)}", file=sys.stderr, flush=True)
+        print(one_line(text), file=sys.stderr, flush=True)
 
-    def at(self, what: str, done: bool = False) -> None:
-        """Shows what is being measured; a case that is done has a line of its own."""
-        self.done += done
-        if done:
-            self.say(f"[{self.done}/{self.total}] {what}")
-        elif self.changes:
-            now = f"[{self.done + 1}/{self.total}] {what}"[: shutil.get_terminal_size().columns - 1]
-            print(f"{CLEAR}{now}", end="", file=sys.stderr, flush=True)
+    def begin(self, case: str) -> None:
+        self.cases += 1
+        self.say(f"[{self.cases}/{self.total}] {case}")
 
     def measure(self, section: str, cases: Sequence[Case]) -> None:
         """How long the contenders of each case take (`memory`: how much memory)."""
         for case in cases:
-            label = f"{section} {short(case.spec)}"
-            rows = [case.spec | LATE] if self.late else self._case(case, label, section == "memory")
-            self.add(section, rows)
-            self.at(label, done=True)
+            self.begin(f"{section} {short(case.spec)}")
+            late = self.late
+            self.add(section, [case.spec | LATE] if late else self._case(case, section == "memory"))
 
-    def _preparing(self) -> float | None:
-        """Seconds that the next contender may take to be ready; None: any."""
-        if self.deadline == float("inf"):
-            return None
-        least, most = PREPARING
-        return min(most, max(least, self.deadline - time.monotonic()))
-
-    def _wanted(self, name: str) -> bool:
-        only = self.options.only
-        return not only or name == "copy" or any(fnmatchcase(name, pattern) for pattern in only)
-
-    def _case(self, case: Case, label: str, weighs: bool) -> list[Row]:
+    def _case(self, case: Case, weighs: bool) -> list[Row]:
         works: dict[str, Work] = {}
         rows: dict[str, Row] = {}
         for one in case.contenders(self.options):
-            if not self._wanted(one.name) or (weighs and one.name == "copy"):
+            wanted = any(fnmatchcase(one.name, pattern) for pattern in self.options.only)
+            if one.name == "copy":
+                wanted = not weighs
+            if not wanted:
                 continue
             late = case.first in rows and self.late
-            row = rows[one.name] = {**case.spec, "contender": one.name, **one.facts}
+            row = rows[one.name] = {**case.spec, "contender": one.name, **one.facts, "why": ""}
             if late:
                 row |= LATE
                 continue
-            self.at(f"{label}: {one.name}")
-            with refusals(row), within(self._preparing()):
+            with refusals(row), within(self.deadline - time.monotonic()):
                 work = one.build()
-                verdict = work.check()
-                row |= {"status": verdict.status, "why": verdict.why, **verdict.numbers}
-                if verdict.measured and weighs:
+                row |= work.check()
+                if weighs and row["status"] in MEASURED:
                     row |= work.memory()
-                elif verdict.measured:
+                elif row["status"] in MEASURED:
                     work.prepare(self.effort)
                     works[one.name] = work
         if works:
-            self.at(f"{label}: {len(works)} in turn")
             patience = min(self.effort.patience, max(0.0, self.deadline - time.monotonic()))
             timings = race(works, replace(self.effort, patience=patience))
             derived = case.numbers(timings)
@@ -188,20 +173,22 @@ class Session:
 
 
 @contextmanager
-def within(seconds: float | None) -> Iterator[None]:
-    """Raises _TooLong in the block after so many seconds (None: never): a compiler, too, is stopped."""
+def within(left: float) -> Iterator[None]:
+    """Raises _TooLong in the block after the seconds that are left, but `PREPARING`: a compiler, too, is stopped."""
 
     def stop(*_: object) -> None:
         raise _TooLong
 
-    before = signal.signal(signal.SIGALRM, stop) if seconds else None
-    signal.setitimer(signal.ITIMER_REAL, seconds or 0)
+    if left == float("inf"):
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, min(PREPARING[1], max(PREPARING[0], left)))
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        if seconds:
-            signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, before)
 
 
 @contextmanager

@@ -7,8 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from profiling.harness.contenders import OURS, Status
-from profiling.harness.session import Row
+from profiling.harness.contenders import OURS, Row, Status
 from profiling.render.rows import times_ours
 from profiling.render.tables import number, where
 from profiling.sections.step import FLOOR, TWIN
@@ -24,43 +23,33 @@ PANELS = (
 
 
 def draw(rows: Iterable[Row], stem: Path) -> list[Path]:
-    """`<stem>-step-<recipe>.png` of every recipe whose step was timed; rows of one machine.
-
-    Of a recipe that was timed with several windows, batches or precisions, one of each, which its name tells.
-    """
-    rows = [row for row in rows if "recipe" in row]
-    timed = [row for row in rows if row["section"] == "step" and "median_ms" in row]
-    settings = list(dict.fromkeys(map(setting, timed)))
-    pictures = {}
-    for recipe, T, batch, precision in settings:
-        several = sum(other[0] == recipe for other in settings) > 1
-        name = f"{recipe}-T{T}-batch{batch}-{precision}" if several else recipe
-        chosen = [row for row in rows if setting(row) == (recipe, T, batch, precision)]
-        pictures[f"{stem.name}-step-{name}.png"] = partial(steps, chosen)
-    return save(stem.parent, pictures)
+    """`<stem>-step-<recipe>-T<T>-batch<batch>-<precision>.png` of every step that was timed; rows of one machine."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        if "recipe" in row:
+            name = "{recipe}-T{T}-batch{batch}-{precision}".format(**row)
+            groups.setdefault(f"{stem.name}-step-{name}.png", []).append(row)
+    timed = {name: group for name, group in groups.items() if _panels(group)[0]}
+    return save(stem.parent, {name: partial(steps, group) for name, group in timed.items()})
 
 
-def setting(row: Row) -> tuple[str, int, int, str]:
-    """What the bars of one picture have in common."""
-    return row["recipe"], row["T"], row["batch"], row["precision"]
+def _panels(rows: list[Row]) -> list[list[Row]]:
+    return [
+        [r for r in rows if r["section"] == section and key in r] for section, key, *_ in PANELS
+    ]
 
 
 def steps(rows: list[Row]) -> Figure:
-    """Bars, the largest at the bottom, T steps of the ANN twin among them; a star: not equal.
-
-    rows: of one `setting`.
-    """
-    groups = [
-        [r for r in rows if r["section"] == section and key in r] for section, key, *_ in PANELS
-    ]
+    """Bars, the largest at the bottom, T steps of the ANN twin among them; a star: not equal."""
+    groups = _panels(rows)
     first = groups[0][0]
-    about = "{}, T={}, batch {}, {}".format(*setting(first))
+    about = "{recipe}, T={T}, batch {batch}, {precision}".format(**first)
     rehearsal = " (quick rehearsal, not a measurement)" if first["quick"] else ""
     unequal = " (* not equal)" if any(row["status"] == Status.UNEQUAL for row in rows) else ""
     others = [
         (ratio, row["contender"])
         for row in groups[0]
-        if not row["contender"].startswith(OURS) and row["contender"] not in (TWIN, FLOOR)
+        if not row["contender"].startswith((OURS, TWIN, FLOOR))
         if (ratio := times_ours(groups[0], row))
     ]
     ratio, fastest = min(others, default=(1.0, ""))

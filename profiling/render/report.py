@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import median
 
-from profiling.harness.contenders import OURS, Status
-from profiling.harness.session import Row, file_name, machine
+from profiling.harness.contenders import OURS, Row, Status
+from profiling.harness.session import file_name, machine
 from profiling.render import pictures, tables
 from profiling.render.rows import by_case, find, newest, read, times_ours
 from profiling.render.tables import BLANK, Grid, number, percent, times

@@ -6,10 +6,9 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from profiling.harness.contenders import OURS, Status
-from profiling.harness.session import Row, machine
-from profiling.sections.compiled import OPERATIONS
-from profiling.sections.kernels import FLOOR, gb_per_s
+from profiling.harness.contenders import OURS, Row, Status
+from profiling.harness.session import machine
+from profiling.sections.kernels import gb_per_s
 from spiketriton.errors import UserError
 
 CASE = ("section", "op", "mode", "T", "shape", "dtype", "layout", "detach_reset")
@@ -38,8 +37,6 @@ def read(folder: Path) -> list[Row]:
             if "copy_gb_per_s" in row:  # older rows count 10 passes with a residual instead of 11
                 row["gb_per_s"] = gb_per_s(row, row["median_ms"] / 1e3, row["contender"])
                 row["of_copy"] = row["gb_per_s"] / row["copy_gb_per_s"]
-            if "budget" in row:
-                row["budget"] = FLOOR[OPERATIONS[row["operation"]]][0]
             rows.append(row)
     return sorted(rows, key=lambda row: row["run"])
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
-from profiling.harness.contenders import OURS, Status
-from profiling.harness.session import Row, machine
+from profiling.harness.contenders import OURS, Row, Status
+from profiling.harness.session import machine
 from profiling.render.rows import by_case, find, times_ours
 from profiling.sections.gradients import OFF
 from profiling.sections.step import FLOOR, TWIN
@@ -23,12 +24,11 @@ Cell = Callable[[Row, list[Row]], str]
 
 @dataclass
 class Grid:
-    """A table of strings; `left` columns are aligned to the left, the others to the right."""
+    """A table of strings; the first column is aligned to the left, the others to the right."""
 
     title: str
     header: list[str]
     lines: list[list[str]]
-    left: int = 1
     notes: list[str] = field(default_factory=list)
 
     def rich(self) -> Table:
@@ -38,14 +38,13 @@ class Grid:
         table = Table(title=self.title, title_justify="left", caption_justify="left")
         table.caption = "\n".join(self.notes) or None
         for i, name in enumerate(self.header):
-            table.add_column(name, justify="left" if i < self.left else "right", overflow="fold")
+            table.add_column(name, justify="right" if i else "left", overflow="fold")
         for line in self.lines:
-            ours = any(cell.startswith(OURS) for cell in line[: self.left])
-            table.add_row(*line, style="bold" if ours else None)
+            table.add_row(*line, style="bold" if line[0].startswith(OURS) else None)
         return table
 
     def markdown(self) -> str:
-        rule = ["---" if i < self.left else "---:" for i in range(len(self.header))]
+        rule = ["---:" if i else "---" for i in range(len(self.header))]
         lines = [self.header, rule, *self.lines]
         body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
         notes = "".join(f"\n\n{note}" for note in self.notes)
@@ -87,20 +86,12 @@ def with_frames(row: Row, group: list[Row]) -> str:
     return number(row.get("images_per_s")) + frames
 
 
-def spread(row: Row, group: list[Row]) -> str:
+def spread(row: Row, group: list[Row], scale: float = 1.0) -> str:
     """`12.3 (12.1-12.9)`: median, 20 % and 80 %."""
     if "median_ms" not in row:
         return row["status"]
-    low, high = number(row["p20_ms"]), number(row["p80_ms"])
-    return f"{number(row['median_ms'])} ({low}-{high})" + mark(row)
-
-
-def microseconds(row: Row, group: list[Row]) -> str:
-    """As `spread`, in millionths of a second."""
-    if "median_ms" not in row:
-        return row["status"]
-    middle, low, high = (number(1e3 * row[key]) for key in ("median_ms", "p20_ms", "p80_ms"))
-    return f"{middle} ({low}-{high})"
+    middle, low, high = (number(scale * row[f"{key}_ms"]) for key in ("median", "p20", "p80"))
+    return f"{middle} ({low}-{high})" + mark(row)
 
 
 def faster(row: Row, group: list[Row]) -> str:
@@ -162,10 +153,6 @@ def where(row: Row) -> str:
 # ---- tables
 
 
-def request(kernel: str) -> Cell:
-    return lambda row, group: number(row["requests"][kernel])
-
-
 NAME = key("contender", str)
 OPERATION: dict[str, Cell] = {
     "contender": lambda row, group: row["contender"] + mark(row),
@@ -174,10 +161,6 @@ OPERATION: dict[str, Cell] = {
     "peak B/element": key("peak_per_element"),
     "saved B/element": key("saved_per_element"),
 }
-PREDICTED = (
-    "Predicted, not measured: the longer of memory at the data sheet's bandwidth and instructions "
-    "at its issue rate, for x of {predicted_for}."
-)
 LAYOUTS: list[tuple[str, str, str, dict[str, Cell]]] = [
     ("kernels", "op", "{op} {mode}: {case}", {
         "contender": NAME,
@@ -237,7 +220,7 @@ LAYOUTS: list[tuple[str, str, str, dict[str, Cell]]] = [
     }),
     ("host", "op", "process time of one layer, forward and backward: T={T}, [B, C, H, W] = {shape}", {
         "layer": NAME,
-        "us (20-80 %)": microseconds,
+        "us (20-80 %)": partial(spread, scale=1e3),
         "of F.batch_norm + relu": key("of_reference", times),
         "at most": key("allowed", times),
     }),
@@ -253,10 +236,6 @@ LAYOUTS: list[tuple[str, str, str, dict[str, Cell]]] = [
         "instr.": key("instructions"),
         "B/request": key("bytes_per_request"),
         "occup.": key("occupancy", percent),
-        "KB in flight": key("kb_in_flight"),
-        "of bandwidth": key("of_bandwidth", percent),
-        "predicted ms": lambda row, group:
-            number(row["predicted_ms"]) + (f" ({row['bound_by']})" if row["bound_by"] else ""),
     }),
     ("compiled", "operation",
         "operations lowered for {target} ({card}), T={T}, {dtype}, {layout}, forward + backward", {
@@ -264,15 +243,6 @@ LAYOUTS: list[tuple[str, str, str, dict[str, Cell]]] = [
         "passes (e)": key("passes"),
         "budget (e)": key("budget"),
         "+ checkpoints B/elem.": key("checkpoint_bytes"),
-        "predicted ms": key("predicted_ms"),
-    }),
-    ("compiled", "requests", "bytes of a warp's request to memory, {target} ({card}), T={T}, {dtype}, {layout}", {
-        "[B, C, H, W]": lambda row, group: "x".join(map(str, row["size"])),
-        "statistics": request("statistics"),
-        "forward": request("bn_lif forward"),
-        "backward, sums": request("bn_lif backward, sums"),
-        "backward, dy": request("bn_lif backward, dy"),
-        "norm backward": request("norm backward"),
     }),
 ]  # fmt: skip
 """Section, the key that its rows have, title, and columns: a table for each case, in this order."""
@@ -290,8 +260,6 @@ def tables(rows: list[Row], section: str) -> list[Grid]:
                 lines = [[cell(row, group) for cell in columns.values()] for row in chosen]
                 title = title.format(**about(chosen[0]))
                 grids.append(Grid(title, list(columns), lines, notes=notes(chosen)))
-                if having == "operation":
-                    grids[-1].notes = [PREDICTED.format(**about(chosen[0]))]
     return grids
 
 
@@ -310,7 +278,7 @@ def kernel_matrix(rows: list[Row]) -> list[Grid]:
         names = list(dict.fromkeys(row["contender"] for row in chosen))
         title = f"{op}, {mode}: milliseconds (and times spiketriton's)"
         header = ["T", "N", "dtype, layout", "GB/s (of copy)", *names]
-        grid = Grid(title, header, [], left=0, notes=notes(chosen))
+        grid = Grid(title, header, [], notes=notes(chosen))
         for group in by_case(chosen):
             ours, first = find(group, OURS), group[0]
             speed = f"{number(ours.get('gb_per_s'))} ({percent(ours.get('of_copy'))})"

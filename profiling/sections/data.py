@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from profiling.harness.contenders import OURS, Case, Contender, Options, Status, Verdict, Work
+from profiling.harness.contenders import OURS, Case, Contender, Options, Row, Status, Work
 from profiling.harness.timing import Effort, Timing
 from profiling.sections.recipes import RecipeCase
 from profiling.sections.step import Bench, Step
@@ -59,7 +59,7 @@ class Loading(RecipeCase):
         step = Contender(STEP, lambda: Step(bench, bench.model()))
         return [*(loader(name, workers) for name, workers in ways.items()), step]
 
-    def numbers(self, timings: dict[str, Timing]) -> dict[str, dict[str, Any]]:
+    def numbers(self, timings: dict[str, Timing]) -> dict[str, Row]:
         """Images per second, and how often a loader feeds the step: below 1 the step starves."""
         rows = self.images_per_s(timings)
         if self.spec["frames"]:  # the training process alone is one core
@@ -79,15 +79,16 @@ class Loader(Work):
         self.recipe, self.batches = recipe, 1
         self.train = build_data(recipe).train
 
-    def check(self) -> Verdict:
+    def check(self) -> Row:
         """The first two batches are those of the training process's own loading."""
         alone = build_data(replace(self.recipe, "data.workers=0")).train
+        row = {"status": Status.OK, "workers": self.train.loading.workers}
         with closing(self.train.from_step(0)) as mine, closing(alone.from_step(0)) as one:
             for _ in range(2):
-                pairs = zip(next(mine), next(one), strict=True)
-                if not all(torch.equal(a, b) for a, b in pairs):
-                    return Verdict(Status.WRONG, "a batch depends on the number of workers")
-        return Verdict(Status.OK, numbers={"workers": self.train.loading.workers})
+                if not all(map(torch.equal, next(mine), next(one))):
+                    why = "a batch depends on the number of workers"
+                    row |= {"status": Status.WRONG, "why": why}
+        return row
 
     def prepare(self, effort: Effort) -> None:
         """Determines how many batches fill a sample: far more than may be ready at its start."""
@@ -126,26 +127,24 @@ class OnOneCore(Case):
         self.spec = {"images_of": kind, "augment": augment, "batch": self.count}
 
     def contenders(self, options: Options) -> list[Contender]:
-        kind, augment, count = self.spec["images_of"], self.spec["augment"], self.count
-
+        kind, augment = self.spec["images_of"], self.spec["augment"]
         asked = Augmentation(augment, erasing=ERASING_PROBABILITY if augment == "strong" else 0.0)
         if kind == "CIFAR":
             transform: Any = ArrayTransform(32, *STATISTICS, asked, "crop")
         else:
             transform = PhotoTransform(224, *STATISTICS, asked)
-        ways = {
-            OURS: transform.load,
-            f"{OURS}, finished on the CPU": transform,
-            TORCHVISION: Torchvision(kind, augment),
-        }
+        images, theirs = Images(kind, self.count), Torchvision(kind, augment)
 
-        def contender(name: str, way: Callable[..., Any]) -> Contender:
-            whole = transform if name == OURS else way
-            return Contender(name, lambda: Preparing(kind, count, augment, way, whole))
+        def contender(name: str, way: Way, whole: Way) -> Contender:
+            return Contender(name, lambda: Preparing(images, way, whole, theirs))
 
-        return [contender(name, way) for name, way in ways.items()]
+        return [
+            contender(OURS, transform.load, transform),
+            contender(f"{OURS}, finished on the CPU", transform, transform),
+            contender(TORCHVISION, theirs, theirs),
+        ]
 
-    def numbers(self, timings: dict[str, Timing]) -> dict[str, dict[str, Any]]:
+    def numbers(self, timings: dict[str, Timing]) -> dict[str, Row]:
         return {name: {"images_per_s": self.count / t.median} for name, t in timings.items()}
 
 
@@ -154,46 +153,50 @@ def one_core(options: Options) -> list[OnOneCore]:
     return [OnOneCore(kind, way, options) for kind in KINDS for way in ("standard", "strong")]
 
 
-class Preparing(Work):
-    """One call prepares a batch of images for training, on one thread."""
+class Images:
+    """A batch of images, as they are before they are prepared, and their keys."""
 
-    device = torch.device("cpu")
-
-    def __init__(
-        self,
-        kind: str,
-        count: int,
-        augment: str,
-        way: Callable[..., Any],
-        whole: Callable[..., Tensor],
-    ) -> None:
-        """`way` is timed; `whole` goes all the way to floats, which can be compared."""
-        self.kind, self.augment, self.way, self.whole = kind, augment, way, whole
+    def __init__(self, kind: str, count: int) -> None:
         self.keys = mix(0, np.arange(count))
-        if kind == "CIFAR":
+        self.arrays = kind == "CIFAR"
+        if self.arrays:
             draws = torch.Generator().manual_seed(0)
-            self.images = torch.randint(0, 256, (count, 3, 32, 32), generator=draws).byte()
+            self.pixels = torch.randint(0, 256, (count, 3, 32, 32), generator=draws).byte()
         else:
             self.folder = tempfile.TemporaryDirectory()
             self.path = Path(self.folder.name) / "photograph.jpg"
             photograph(*KINDS[kind]).save(self.path, quality=90)
 
+    def __call__(self) -> Any:
+        return self.pixels if self.arrays else (Photo(self.path, "a photograph") for _ in self.keys)
+
+
+Way = Callable[[Any, np.ndarray], Any]
+
+
+class Preparing(Work):
+    """One call prepares a batch of images for training, on one thread.
+
+    `way` is timed; `whole` goes all the way to floats, which are compared with those of `theirs`.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, images: Images, way: Way, whole: Way, theirs: Way) -> None:
+        self.images, self.way, self.whole, self.theirs = images, way, whole, theirs
+
     def __call__(self) -> object:
-        return self.way(self.raw(), self.keys)
+        return self.way(self.images(), self.images.keys)
 
-    def raw(self) -> Any:
-        if self.kind == "CIFAR":
-            return self.images
-        return (Photo(self.path, "a photograph") for _ in self.keys)
-
-    def check(self) -> Verdict:
+    def check(self) -> Row:
         """Arrays are torchvision's bit for bit; reduced photographs are cut at whole pixels."""
-        expected = Torchvision(self.kind, self.augment)(self.raw(), self.keys)
-        error = (self.whole(self.raw(), self.keys) - expected).abs().mean().item()
-        allowed = 0.0 if self.kind == "CIFAR" else 0.1  # of a deviation of 1
-        verdict = Status.OK if error <= allowed else Status.WRONG
-        why = "" if verdict == Status.OK else f"off by {error:.2g} on average (allowed {allowed})"
-        return Verdict(verdict, why, {"mean_error": error})
+        ours, theirs = (way(self.images(), self.images.keys) for way in (self.whole, self.theirs))
+        error = (ours - theirs).abs().mean().item()
+        allowed = 0.0 if self.images.arrays else 0.1  # of a deviation of 1
+        if error <= allowed:
+            return {"status": Status.OK, "mean_error": error}
+        why = f"off by {error:.2g} on average (allowed {allowed})"
+        return {"status": Status.WRONG, "why": why, "mean_error": error}
 
     def _seconds(self, calls: int) -> float:
         threads = torch.get_num_threads()
@@ -231,14 +234,10 @@ class Torchvision:
 
 
 def photograph(width: int, height: int) -> Image.Image:
-    """Noise on all scales with the spectrum of photographs, which fall off as one over frequency."""
-    draws = np.random.default_rng(0)
-    pixels = np.zeros((height, width, 3))
-    for level in range(1, 9):
-        shape = (-(-height // 2**level) + 1, -(-width // 2**level) + 1)
-        coarse = draws.normal(size=(*shape, 3))
-        fine = torch.from_numpy(coarse).permute(2, 0, 1)[None]
-        grown = torch.nn.functional.interpolate(fine, (height, width), mode="bilinear")[0]
-        pixels += 2.0**level * grown.permute(1, 2, 0).numpy()
-    pixels = (pixels - pixels.mean()) / pixels.std()
-    return Image.fromarray((127 + 50 * pixels).clip(0, 255).astype(np.uint8))
+    """Noise on all scales with the spectrum of photographs, which falls off as one over frequency."""
+    noise = np.random.default_rng(0).normal(size=(3, height, width))
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
+    frequency[0, 0] = np.inf
+    pixels = np.fft.irfft2(np.fft.rfft2(noise) / frequency, (height, width))
+    shown = (127 + 50 * pixels / pixels.std()).clip(0, 255).astype(np.uint8)
+    return Image.fromarray(shown.transpose(1, 2, 0))

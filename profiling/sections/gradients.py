@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from profiling.harness.contenders import OURS, Contender, Options
+from profiling.harness.contenders import OURS, Contender, Options, Row
 from profiling.harness.timing import Timing
 from profiling.sections.step import Bench, Step, TrainingStep
 from spiketriton.config import Recipe
@@ -26,7 +26,7 @@ class Monitoring(TrainingStep):
             Contender(EVERY, lambda: MonitoredStep(bench, bench.model())),
         ]
 
-    def numbers(self, timings: dict[str, Timing]) -> dict[str, dict[str, Any]]:
+    def numbers(self, timings: dict[str, Timing]) -> dict[str, Row]:
         """`cost`: of a measured step; `cost_in_training`: spread over the steps between two."""
         if len(timings) < 2:
             return {}

@@ -8,30 +8,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from profiling.harness import launcher
-from profiling.harness.contenders import (
-    OURS,
-    Case,
-    Contender,
-    Options,
-    Status,
-    Verdict,
-    Work,
-    agreement,
-)
+from profiling.harness.contenders import OURS, Case, Contender, Options, Row, Status
 from profiling.harness.timing import Timing
-from spiketriton_kernels import (
-    multistep_bn_lif,
-    multistep_bn_lif_reference,
-    multistep_lif,
-    multistep_lif_reference,
-)
+from profiling.sections.kernels import Arena, Fused, KernelCase, Operation
+from spiketriton_kernels import multistep_bn_lif, multistep_lif
 
 REFERENCE = "F.batch_norm + relu"
 ALONE = f"{OURS} neuron alone"
@@ -43,29 +31,33 @@ LAUNCHED = 20
 """Calls timed together on a GPU: more would fill its queue, and wait for it."""
 
 
+def batch_norm_relu(
+    y: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, **_: object
+) -> Tensor:
+    normed = F.batch_norm(y.flatten(0, 1), mean, var, weight, bias, training=True)
+    return F.relu(normed).view_as(y)
+
+
 class HostTime(Case):
     """Forward and backward of one layer: ours, and what PyTorch does between two convolutions."""
 
     def __init__(self) -> None:
-        self.spec = dict(
-            op="host", mode="training", T=4, shape=[2, 8, 2, 2], dtype="fp32", layout="contiguous"
-        )
+        self.unit = KernelCase(op="bn_lif", mode="training", T=4, shape=(2, 8, 2, 2))
+        self.spec = self.unit.spec | {"op": "host"}
 
     def contenders(self, options: Options) -> list[Contender]:
-        inputs = Inputs(self.spec, options.device)
-        found = [
-            Contender(REFERENCE, lambda: Layer(inputs, inputs.batch_norm_relu)),
-            Contender(OURS, lambda: Layer(inputs, inputs.unit, inputs.unit_by_definition)),
-            Contender(ALONE, lambda: Layer(inputs, inputs.neuron, inputs.neuron_by_definition)),
-        ]
-        if launcher.available(options.device):
-            found += [
-                Contender(OURS + LAUNCHER, lambda: Launched(inputs, inputs.unit)),
-                Contender(ALONE + LAUNCHER, lambda: Launched(inputs, inputs.neuron)),
-            ]
+        unit = Arena(self.unit, options.device)
+        alone = Arena(replace(self.unit, op="lif"), options.device)
+        found = [Contender(REFERENCE, lambda: Reference(unit, batch_norm_relu))]
+        for kind, by in (Layer, ""), (Launched, LAUNCHER):
+            if not by or launcher.available(options.device):
+                found += [
+                    Contender(OURS + by, partial(kind, unit, multistep_bn_lif)),
+                    Contender(ALONE + by, partial(kind, alone, multistep_lif)),
+                ]
         return found
 
-    def numbers(self, timings: dict[str, Timing]) -> dict[str, dict[str, Any]]:
+    def numbers(self, timings: dict[str, Timing]) -> dict[str, Row]:
         """`of_reference` and `allowed`, the bar."""
         if REFERENCE not in timings:
             return {}
@@ -79,68 +71,18 @@ class HostTime(Case):
         }
 
 
-class Inputs:
-    """What the layers share: their input, dL/dspikes, the norm's parameters and buffers."""
+class Layer(Operation):
+    """A layer's forward and backward, with as little around them as can be."""
 
-    def __init__(self, spec: dict[str, Any], device: torch.device) -> None:
-        draws = torch.Generator(device).manual_seed(0)
-        size, channels = (spec["T"], *spec["shape"]), spec["shape"][1]
-        self.x = torch.randn(size, generator=draws, device=device).requires_grad_()
-        self.grad = torch.randn(size, generator=draws, device=device)
-        self.device = device
-        self.weight = torch.ones(channels, device=device, requires_grad=True)
-        self.bias = torch.full((channels,), 0.5, device=device, requires_grad=True)
-        self.running = torch.zeros(channels, device=device), torch.ones(channels, device=device)
-
-    @property
-    def norm(self) -> tuple[Tensor, ...]:
-        return self.weight, self.bias, *self.running
-
-    def batch_norm_relu(self) -> Tensor:
-        normed = F.batch_norm(
-            self.x.flatten(0, 1), *self.running, self.weight, self.bias, training=True
-        )
-        return F.relu(normed).view_as(self.x)
-
-    def unit(self) -> Tensor:
-        return multistep_bn_lif(self.x, *self.norm)  # type: ignore[return-value]
-
-    def unit_by_definition(self) -> Tensor:
-        return multistep_bn_lif_reference(self.x, *self.norm)  # type: ignore[return-value]
-
-    def neuron(self) -> Tensor:
-        return multistep_lif(self.x)  # type: ignore[return-value]
-
-    def neuron_by_definition(self) -> Tensor:
-        return multistep_lif_reference(self.x)  # type: ignore[return-value]
-
-
-class Layer(Work):
-    """A layer's forward and backward."""
-
-    def __init__(
-        self,
-        inputs: Inputs,
-        forward: Callable[[], Tensor],
-        definition: Callable[[], Tensor] | None = None,
-    ) -> None:
-        self.inputs, self.forward, self.definition = inputs, forward, definition
-        self.device = inputs.device
+    def __init__(self, arena: Arena, function: Callable[..., Tensor]) -> None:
+        layer = Fused(arena, function)
+        super().__init__(arena, layer)
+        (x,), self.grad = arena.inputs[0]
+        norm = (n.weight, n.bias, n.running_mean, n.running_var) if (n := layer.norm) else ()
+        self.call = partial(function, x, *norm, **layer.options)
 
     def __call__(self) -> None:
-        self.forward().backward(self.inputs.grad)
-
-    def check(self) -> Verdict:
-        if self.definition is None:
-            return Verdict(Status.OK)
-        (ours, gradient), (theirs, exact) = map(self._result, (self.forward, self.definition))
-        error = float((gradient - exact).norm() / exact.norm())
-        return agreement(float((ours != theirs).double().mean()), error, (0.0, 1e-5))
-
-    def _result(self, forward: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
-        out = forward()
-        (gradient,) = torch.autograd.grad(out, self.inputs.x, self.inputs.grad)
-        return out.detach(), gradient
+        self.call().backward(self.grad)
 
     def _seconds(self, calls: int) -> float:
         on_gpu = self.device.type == "cuda"
@@ -153,8 +95,15 @@ class Layer(Work):
         return time.process_time() - begin
 
 
+class Reference(Layer):
+    """Computes something else, and needs no check."""
+
+    def check(self) -> Row:
+        return {"status": Status.OK}
+
+
 class Launched(Layer):
-    """On the path that a GPU takes, up to a driver that does nothing: what is computed cannot be checked."""
+    """On the path that a GPU takes, up to a driver that does nothing: what it computes is checked without it."""
 
     def _seconds(self, calls: int) -> float:
         with launcher.without_gpu():

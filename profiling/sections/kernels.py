@@ -7,11 +7,12 @@ threshold, so equal arithmetic gives equal spikes, bit for bit, whatever its ord
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from profiling.harness.contenders import (
     Case,
     Contender,
     Options,
-    Verdict,
+    Row,
     Work,
     agreement,
     wider,
@@ -88,12 +89,8 @@ class KernelCase(Case):
     detach_reset: bool = False
 
     @property
-    def spec(self) -> dict[str, Any]:  # type: ignore[override]
+    def spec(self) -> Row:  # type: ignore[override]
         return asdict(self)
-
-    @property
-    def training(self) -> bool:
-        return self.mode == "training"
 
     def neuron(self, surrogate: Surrogate = ATAN) -> LIF:
         reset = self.detach_reset
@@ -126,9 +123,9 @@ class KernelCase(Case):
         given, prefix = (self.neuron(), arena.device, arena.dtype), "" if alone else BATCH_NORM
         return everyone + peers.contenders(options.peers, *given, peer, prefix)
 
-    def numbers(self, timings: dict[str, Timing]) -> dict[str, dict[str, Any]]:
+    def numbers(self, timings: dict[str, Timing]) -> dict[str, Row]:
         """GB/s at the floor's bytes, and the copy's of the same race."""
-        rows: dict[str, dict[str, Any]] = {}
+        rows: dict[str, Row] = {}
         for name, timing in timings.items():
             rate = gb_per_s(self.spec, timing.median, name)
             rows[name] = {"N": math.prod(self.shape), "gb_per_s": rate}
@@ -146,8 +143,7 @@ def gb_per_s(spec: Mapping[str, Any], seconds: float, contender: str = "") -> fl
     return passes * elements * PRECISIONS[spec["dtype"]].itemsize / seconds / 1e9
 
 
-@dataclass(frozen=True)
-class Inputs:
+class Inputs(NamedTuple):
     """Data of one call: currents (or what batch norm makes currents of), residual; dL/ds."""
 
     leaves: list[Tensor]
@@ -159,13 +155,14 @@ class Arena:
 
     def __init__(self, case: KernelCase, device: torch.device) -> None:
         self.case, self.device, self.dtype = case, device, PRECISIONS[case.dtype]
+        self.training = case.mode == "training"
         self.elements = case.T * math.prod(case.shape)
         self.draws = torch.Generator(device).manual_seed(0)
         self.norm = nn.BatchNorm2d(case.shape[1], device=device)
         with torch.no_grad():  # currents about as wide as the threshold is high
             self.norm.weight.uniform_(0.5, 1.5, generator=self.draws)
             self.norm.bias.uniform_(0.0, 0.5, generator=self.draws)
-        self.truth, self.allowed_with_norm_of_torch = cache(self._truth), cache(self._allowed)
+        self.truth, self.allowed = cache(self._truth), cache(self._allowed)
 
     @cached_property
     def inputs(self) -> list[Inputs]:
@@ -182,7 +179,7 @@ class Arena:
         if case.op == "lif":
             # multiples of 1/4, moved by 1/16 off every potential that equals the threshold
             x = ((x + 0.5) * 4).round() / 4 + 1 / 16
-        leaves = [one.requires_grad_(case.training) for one in (x.to(self.dtype), *residual)]
+        leaves = [one.requires_grad_(self.training) for one in (x.to(self.dtype), *residual)]
         return Inputs(leaves, self._normal().to(self.dtype))
 
     def _normal(self) -> Tensor:
@@ -196,34 +193,29 @@ class Arena:
         """The first inputs, of a large case the first images of them."""
         images, first = max(1, self.case.shape[0] * LARGEST_CHECK // self.elements), self.inputs[0]
         *leaves, grad = (x.detach()[:, :images].clone() for x in (*first.leaves, first.grad))
-        return Inputs([x.requires_grad_(self.case.training) for x in leaves], grad)
-
-    @property
-    def allowed(self) -> tuple[float, float]:
-        return ALLOWED[self.case.op != "lif", self.case.dtype != "fp32"]
+        return Inputs([x.requires_grad_(self.training) for x in leaves], grad)
 
     @property
     def in_float64(self) -> bool:
         """Whether the definition is computed in float64."""
         return self.case.op != "lif" and self.case.dtype == "fp32"
 
-    def _definition(self, surrogate: Surrogate) -> Operation:
-        return Operation(self, behind_norm(self, Reference(self.case.neuron(surrogate))))
+    def definition(self, surrogate: Surrogate = ATAN) -> Operation:
+        return Operation(self, behind_norm(self, Reference(self.case.neuron(surrogate))), surrogate)
 
     def _truth(self, surrogate: Surrogate) -> tuple[Tensor, list[Tensor]]:
         """Spikes and gradients of the definition, computed once for each surrogate."""
-        definition, inputs = self._definition(surrogate), self.to_check
+        definition, inputs = self.definition(surrogate), self.to_check
         if self.in_float64:
             definition.module.double()
             leaves = [x.detach().double().requires_grad_(x.requires_grad) for x in inputs.leaves]
             inputs = Inputs(leaves, inputs.grad.double())
         return definition.results(inputs)
 
-    def _allowed(self, surrogate: Surrogate) -> tuple[float, float]:
-        """For those whose batch norm is torch's."""
-        if not self.in_float64:
-            return self.allowed
-        return wider(self.allowed, self._definition(surrogate).errors())
+    def _allowed(self, surrogate: Surrogate, norm_of_torch: bool) -> tuple[float, float]:
+        allowed = ALLOWED[self.case.op != "lif", self.case.dtype != "fp32"]
+        wide = norm_of_torch and self.in_float64
+        return wider(allowed, self.definition(surrogate).errors()) if wide else allowed
 
 
 class Reference(nn.Module):
@@ -289,29 +281,28 @@ class Operation(Work):
         unequal: str = "",
         norm_of_torch: bool = True,
     ) -> None:
-        self.module = module.to(arena.device).train(arena.case.training)
+        self.module = module.to(arena.device).train(arena.training)
+        self.parameters = list(self.module.parameters())
         self.arena, self.surrogate, self.unequal = arena, surrogate, unequal
         self.norm_of_torch = norm_of_torch
-        self.device, self.turn = arena.device, 0
-        self.rotation = len(arena.inputs)
+        self.device, self.rotation = arena.device, len(arena.inputs)
+        self.turns = itertools.cycle(arena.inputs)
 
     def forward(self, inputs: Inputs) -> Tensor:
-        with torch.set_grad_enabled(self.arena.case.training):
+        with torch.set_grad_enabled(self.arena.training):
             return self.module(*inputs.leaves)
 
     def results(self, inputs: Inputs) -> tuple[Tensor, list[Tensor]]:
         """Spikes and all gradients (none in inference)."""
         spikes = self.forward(inputs)
-        if not self.arena.case.training:
+        if not self.arena.training:
             return spikes, []
-        leaves = [*inputs.leaves, *(p for p in self.module.parameters() if p.requires_grad)]
+        leaves = [*inputs.leaves, *self.parameters]
         return spikes.detach(), list(torch.autograd.grad(spikes, leaves, inputs.grad))
 
     def __call__(self) -> None:
         """One call, on the next set of buffers."""
-        sets = self.arena.inputs
-        self.turn += 1
-        self.results(sets[self.turn % len(sets)])
+        self.results(next(self.turns))
 
     def errors(self) -> tuple[float, float]:
         """Against the definition, on the data that are timed: share of differing spikes, worst of the gradients."""
@@ -320,13 +311,11 @@ class Operation(Work):
         differ = (spikes != true_spikes).float().mean().item()
         return differ, worst(map(relative_error, gradients, true_gradients))
 
-    def check(self) -> Verdict:
-        arena = self.arena
-        torchs = arena.allowed_with_norm_of_torch
-        allowed = torchs(self.surrogate) if self.norm_of_torch else arena.allowed
+    def check(self) -> Row:
+        allowed = self.arena.allowed(self.surrogate, self.norm_of_torch)
         return agreement(*self.errors(), allowed, self.unequal)
 
-    def memory(self) -> dict[str, Any]:
+    def memory(self) -> Row:
         """The bytes, and by element and time step."""
         forward = lambda: self.forward(self.arena.inputs[0])  # noqa: E731
         bytes_ = memory.measure(self, forward, self.module, self.device)
@@ -340,19 +329,12 @@ class Copy(Work):
     captures = True
 
     def __init__(self, arena: Arena) -> None:
-        self.device, self.turn = arena.device, -1
-        self.sources = [inputs.grad for inputs in arena.inputs]
-        self.rotation = len(self.sources)
-        self.target = torch.empty_like(self.sources[0])
+        self.device, self.rotation = arena.device, len(arena.inputs)
+        self.sources = itertools.cycle([inputs.grad for inputs in arena.inputs])
+        self.target = torch.empty_like(arena.inputs[0].grad)
 
     def __call__(self) -> None:
-        self.turn += 1
-        self.target.copy_(self.sources[self.turn % len(self.sources)])
-
-    def check(self) -> Verdict:
-        self()
-        same = torch.equal(self.target, self.sources[0])
-        return agreement(0.0, 0.0 if same else math.inf, (0.0, 0.0))
+        self.target.copy_(next(self.sources))
 
 
 def relative_error(a: Tensor, b: Tensor) -> float:

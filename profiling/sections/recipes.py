@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from profiling.harness.contenders import Case, Options
+from profiling.harness.contenders import Case, Options, Row
 from profiling.harness.peers import ATAN
 from profiling.harness.timing import Timing
 from spiketriton.config import Recipe, load_recipe, replace
@@ -37,17 +36,10 @@ IMAGES = {
 NAMED = {
     "spikingjelly_740": (
         "imagenette_r18",
-        (
-            *("data.name=synthetic", "data.image_size=224", "data.classes=1000", "model.block=sew"),
-            *(
-                "time_steps=4",
-                "train.precision=bf16",
-                "train.batch_size=112",
-                "train.optimizer=sgd",
-            ),
-        ),
+        "data.name=synthetic data.image_size=224 data.classes=1000 model.block=sew "
+        "time_steps=4 train.precision=bf16 train.batch_size=112 train.optimizer=sgd",
     ),
-    "cifar_r20": ("cifar100_r18", ("model.name=resnet20", "time_steps=4", "train.batch_size=128")),
+    "cifar_r20": ("cifar100_r18", "model.name=resnet20 time_steps=4 train.batch_size=128"),
 }
 """Cases that are no recipes: a recipe and changes to it. spikingjelly_740 is the setting of SpikingJelly's issue 740:
 SEW-ResNet-18, T = 4, bf16, 112 images of 224 pixels of 1000 classes, SGD."""
@@ -57,7 +49,7 @@ def find_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     """A recipe by its path, or by its name in recipes/ or NAMED. UserError: there is none."""
     if name in NAMED:
         base, changes = NAMED[name]
-        return dataclasses.replace(find_recipe(base, (*changes, *overrides)), name=name)
+        return dataclasses.replace(find_recipe(base, (*changes.split(), *overrides)), name=name)
     path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
     if not name.endswith(".toml") and not path.exists():
         known = ", ".join(sorted([*(p.stem for p in RECIPES.glob("*.toml")), *NAMED]))
@@ -94,6 +86,6 @@ class RecipeCase(Case):
             "layout": "channels_last" if recipe.train.channels_last else "contiguous",
         }
 
-    def images_per_s(self, timings: dict[str, Timing]) -> dict[str, dict[str, Any]]:
+    def images_per_s(self, timings: dict[str, Timing]) -> dict[str, Row]:
         batch = self.spec["batch"]
         return {name: {"images_per_s": batch / timing.median} for name, timing in timings.items()}

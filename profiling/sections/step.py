@@ -28,9 +28,9 @@ from profiling.harness.contenders import (
     OURS,
     Contender,
     Options,
+    Row,
     Status,
     Unavailable,
-    Verdict,
     Work,
     agreement,
     wider,
@@ -110,14 +110,17 @@ class Truth:
 
     def __init__(self, step: Step, half: Step | None) -> None:
         """`half`: the definition in the half precision that is measured."""
-        calls: dict[nn.Module, Any] = {}
+        calls: dict[str, Any] = {}
+        parts = {
+            name: module
+            for name, module in step.model.named_modules()
+            if isinstance(module, Block | Layer)
+        }
 
-        def keep(module: nn.Module, arguments: Any, output: Tensor) -> None:
-            calls[module] = (arguments, output)
+        def keep(name: str, module: nn.Module, arguments: Any, output: Tensor) -> None:
+            calls[name] = (arguments, output)
 
-        names = {module: name for name, module in step.model.named_modules()}
-        parts = [module for module in names if isinstance(module, Block | Layer)]
-        handles = [module.register_forward_hook(keep) for module in parts]
+        handles = [parts[name].register_forward_hook(partial(keep, name)) for name in parts]
         loss = step.forward(step.bench.first_images)
         for handle in handles:
             handle.remove()
@@ -126,10 +129,9 @@ class Truth:
         by_output = every[len(step.parameters) :]
         self.loss, self.norm = loss.item(), norm(every[: len(step.parameters)])
         self.blocks = {}
-        for (module, ((x, *rest), _)), grad in zip(calls.items(), by_output, strict=True):
-            # a GPU's memory is for the contenders
-            given = (names[module], x.detach().cpu(), rest, grad.cpu())
-            self.blocks[names[module]] = (given, *in_float64(module, *given[1:], step.device))
+        for (name, ((x, *rest), _)), grad in zip(calls.items(), by_output, strict=True):
+            given = (x.detach().cpu(), rest, grad.cpu())  # a GPU's memory is for the contenders
+            self.blocks[name] = (given, *in_float64(parts[name], *given, step.device))
         self.allowed, self.allowed_whole = ALLOWED, ALLOWED_WHOLE
         self.allowed_with_norm_of_torch = wider(ALLOWED, self.errors(half or step))
         if half is not None:
@@ -139,8 +141,8 @@ class Truth:
     def errors(self, step: Step) -> tuple[float, float]:
         """The worst share of differing outputs and error of gradients of a network's blocks."""
         differing, errors = [], []
-        for given, output, by_input in self.blocks.values():
-            mine, my_gradient = step.block(*given)
+        for name, (given, output, by_input) in self.blocks.items():
+            mine, my_gradient = step.block(name, *given)
             # spikes differ by 1, and so do their sums; currents (MS blocks) by less than this
             same = (mine - output).abs() <= 0.01  # NaN is not
             differing.append(1 - same.float().mean().item())
@@ -228,33 +230,29 @@ class Step(Work):
         with self.place.autocast():
             return there_and_back(self.model.get_submodule(name), x, rest, grad)
 
-    def check(self) -> Verdict:
+    def check(self) -> Row:
         """Before the first step, and without cuDNN's TF32, whose roundings move more spikes than are allowed."""
         if not self.checked:
-            return Verdict(Status.OK, numbers={"loss": self.forward().item()})
-        tf32 = torch.backends.cudnn.allow_tf32
-        torch.backends.cudnn.allow_tf32 = False
+            return {"status": Status.OK, "loss": self.forward().item()}
+        tf32, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
         try:
-            return self._verdict()
+            truth = self.bench.truth
+            allowed = truth.allowed_with_norm_of_torch if self.norm_of_torch else truth.allowed
+            row = agreement(*truth.errors(self), allowed, self.unequal)
+            loss, gradient = truth.whole_errors(self)
         finally:
             torch.backends.cudnn.allow_tf32 = tf32
-
-    def _verdict(self) -> Verdict:
-        truth = self.bench.truth
-        allowed = truth.allowed_with_norm_of_torch if self.norm_of_torch else truth.allowed
-        verdict = agreement(*truth.errors(self), allowed, self.unequal)
-        loss, gradient = truth.whole_errors(self)
-        verdict.numbers.update(loss_error=loss, gradient_norm_error=gradient)
+        row |= {"loss_error": loss, "gradient_norm_error": gradient}
         within = loss <= truth.allowed_whole[0] and gradient <= truth.allowed_whole[1]
-        if verdict.status != Status.OK or within:
-            return verdict
-        why = f"loss differs by {loss:.2g}, the norm of the gradient by {gradient:.2g}"
-        return Verdict(Status.WRONG, why, verdict.numbers)
+        if row["status"] == Status.OK and not within:
+            why = f"loss differs by {loss:.2g}, the norm of the gradient by {gradient:.2g}"
+            row |= {"status": Status.WRONG, "why": why}
+        return row
 
-    def device_time(self, seconds: float) -> dict[str, Any]:
+    def device_time(self, seconds: float) -> Row:
         return device.of_call(self, self.device, seconds)
 
-    def memory(self) -> dict[str, int]:
+    def memory(self) -> Row:
         self()  # makes the optimizer's state
         kept = [tensor for batch in self.bench.batches for tensor in batch]
         return memory.measure(self, self.forward, self.model, self.device, kept)
@@ -329,11 +327,6 @@ def with_neurons(
     return model
 
 
-def passing(module: nn.Module) -> nn.Module:
-    """In the place of a neuron or a norm: nothing. What is left are convolutions, sums and the optimizer."""
-    return nn.Identity()
-
-
 def spikingjelly_norm(norm: Norm) -> nn.Module:
     """Its multi-step BatchNorm2d with the same parameters."""
     from spikingjelly.activation_based import layer
@@ -375,14 +368,16 @@ class TrainingStep(RecipeCase):
             contender(f"{OURS} unfused", unfused, norm_of_torch=True),
             contender(f"{OURS} packed", lambda: bench.model("model.memory=packed")),
             contender(TWIN, lambda: bench.model("neuron.kind=relu"), checked=False),
-            contender(FLOOR, lambda: with_neurons(unfused(), passing, passing), checked=False),
+            contender(
+                FLOOR, lambda: with_neurons(unfused(), nn.Identity, nn.Identity), checked=False
+            ),
             contender(f"{OURS} compiled", bench.model, compiled=True),
             *graph(bench, OURS),
             contender("torch.compile", bench.definition, compiled=True, norm_of_torch=True),
             *peers.contenders(options.peers, neuron, options.device, bench.place.precision, peer),
         ]
 
-    def numbers(self, timings: dict[str, Timing]) -> dict[str, dict[str, Any]]:
+    def numbers(self, timings: dict[str, Timing]) -> dict[str, Row]:
         """Images per second, the share of time above the convolutions, the ratio to T steps of the ANN twin."""
         rows = self.images_per_s(timings)
         for name in timings if FLOOR in timings else ():
@@ -418,7 +413,7 @@ class Modes(TrainingStep):
             Contender(f"{block} compiled", lambda: eager(True)),
         ]
 
-    def numbers(self, timings: dict[str, Timing]) -> dict[str, dict[str, Any]]:
+    def numbers(self, timings: dict[str, Timing]) -> dict[str, Row]:
         return self.images_per_s(timings)
 
 

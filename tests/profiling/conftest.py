@@ -29,7 +29,7 @@ def measured(tmp_path) -> Callable[..., dict[str, dict]]:
     """Measures a case: its rows by contender, as they are read back from the file."""
 
     def measure(case, *only: str, section: str = "kernels", peers: tuple[str, ...] = ()):
-        session = Session(replace(QUICK, only=only, peers=peers), tmp_path)
+        session = Session(replace(QUICK, only=only or ("*",), peers=peers), tmp_path)
         session.measure(section, [case])
         rows = [json.loads(line) for line in session.file.read_text().splitlines()]
         assert rows == json.loads(json.dumps(session.rows))

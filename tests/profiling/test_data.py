@@ -47,8 +47,8 @@ def test_other_batches_with_workers_are_wrong(monkeypatch):
     loader = Loader(find_recipe("quickstart", ["seed=1"]))
     loader.recipe = find_recipe("quickstart", ["seed=2"])
     verdict = loader.check()
-    assert verdict.status == Status.WRONG
-    assert "depends on the number of workers" in verdict.why
+    assert verdict["status"] == Status.WRONG
+    assert "depends on the number of workers" in verdict["why"]
 
 
 @pytest.mark.parametrize(("kind", "augment"), each(list(KINDS), ["standard", "strong"]))
@@ -65,6 +65,7 @@ def test_another_augmentation_is_wrong():
     def other(images, keys):
         return 0.1 + data.Torchvision("CIFAR", "strong")(images, keys)
 
-    verdict = Preparing("CIFAR", 4, "strong", other, other).check()
-    assert verdict.status == Status.WRONG
-    assert "off by 0.1 on average (allowed 0.0)" in verdict.why
+    theirs = data.Torchvision("CIFAR", "strong")
+    verdict = Preparing(data.Images("CIFAR", 4), other, other, theirs).check()
+    assert verdict["status"] == Status.WRONG
+    assert "off by 0.1 on average (allowed 0.0)" in verdict["why"]

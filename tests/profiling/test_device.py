@@ -5,9 +5,21 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from profiling.harness.device import Event, events_of, of_call, summary
+from profiling.harness.device import of_call, summary
 
 MS = 1_000_000
+
+
+def Event(name, on_device, start, length, annotation=False) -> SimpleNamespace:
+    kinds = torch.autograd.DeviceType
+    return SimpleNamespace(
+        name=lambda: name,
+        device_type=lambda: kinds.CUDA if on_device else kinds.CPU,
+        start_ns=lambda: start,
+        duration_ns=lambda: length,
+        is_user_annotation=lambda: annotation,
+        is_hidden_event=lambda: False,
+    )
 
 
 def test_overlapping_kernels_count_once_and_every_launch_counts():
@@ -40,23 +52,12 @@ def test_a_graph_is_one_launch_and_nothing_is_nothing():
 
 def test_an_annotation_does_not_keep_the_gpu_busy():
     """`record_function` on the device's line spans the gaps between its kernels."""
-
-    def event(name: str, start: int, length: int, *, annotation: bool = False) -> SimpleNamespace:
-        return SimpleNamespace(
-            name=lambda: name,
-            device_type=lambda: torch.autograd.DeviceType.CUDA,
-            start_ns=lambda: start,
-            duration_ns=lambda: length,
-            is_user_annotation=lambda: annotation,
-            is_hidden_event=lambda: False,
-        )
-
     recorded = [
-        event("spiketriton::neuron_forward", 0, 10 * MS, annotation=True),
-        event("fire_kernel", 0, MS),
-        event("fire_kernel", 9 * MS, MS),
+        Event("spiketriton::neuron_forward", True, 0, 10 * MS, annotation=True),
+        Event("fire_kernel", True, 0, MS),
+        Event("fire_kernel", True, 9 * MS, MS),
     ]
-    found = summary(events_of(recorded), calls=1, seconds=0.01)
+    found = summary(recorded, calls=1, seconds=0.01)
     assert (found["busy"], found["kernels"]) == (pytest.approx(0.2), 2)
 
 

@@ -15,7 +15,7 @@ from spiketriton.config import load_recipe
 from tests.processes import done
 
 
-def made_up(name: str, code: str, seconds: int = 60, needs: tuple[str, ...] = ()) -> first.Step:
+def made_up(name: str, code: str, seconds: int = 60, needs: str = "") -> first.Step:
     return first.Step(name, "why", seconds, ("-c", code), needs)
 
 
@@ -25,7 +25,7 @@ def test_each_step_is_bounded_and_one_that_fails_leaves_the_others(tmp_path, mon
         made_up("right", "print('found', flush=True)"),
         made_up("broken", "raise SystemExit(3)"),
         made_up("hangs", "import time; print('so far', flush=True); time.sleep(600)", seconds=1),
-        made_up("bare", "", needs=("no_such_package",)),
+        made_up("bare", "", needs="no_such_package"),
     ]
     lines = list(first.run(plan, tmp_path, minutes=10))
     says = ["done in", "exit code 3 after", "stopped after", "left out, no_such_package is missing"]

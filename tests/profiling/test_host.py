@@ -5,7 +5,9 @@ import torch
 
 from profiling.harness.contenders import OURS, Status
 from profiling.harness.timing import Timing
-from profiling.sections.host import ALONE, REFERENCE, HostTime, Inputs, Layer
+from profiling.sections.host import ALONE, REFERENCE, HostTime, Layer
+from profiling.sections.kernels import Arena
+from spiketriton_kernels import multistep_bn_lif
 
 
 def test_rows_say_how_much_of_the_reference_ours_takes(measured):
@@ -28,6 +30,7 @@ def test_rows_say_how_much_of_the_reference_ours_takes(measured):
 
 
 def test_a_layer_that_computes_something_else_is_not_timed():
-    inputs = Inputs(HostTime().spec, torch.device("cpu"))
-    assert Layer(inputs, inputs.unit, inputs.unit_by_definition).check().status == Status.OK
-    assert Layer(inputs, inputs.neuron, inputs.unit_by_definition).check().status == Status.WRONG
+    arena = Arena(HostTime().unit, torch.device("cpu"))
+    assert Layer(arena, multistep_bn_lif).check()["status"] == Status.OK
+    other = lambda *given, **o: multistep_bn_lif(*given, **o | {"reset": "soft"})  # noqa: E731
+    assert Layer(arena, other).check()["status"] == Status.WRONG

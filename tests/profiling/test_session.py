@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from profiling.harness import session
-from profiling.harness.contenders import OURS, Case, Contender, Status, Unavailable, Verdict, Work
+from profiling.harness.contenders import OURS, Case, Contender, Status, Unavailable, Work
 from profiling.harness.session import ALLOCATOR, Session, refusals
 from profiling.harness.timing import QUICK
 from spiketriton.errors import UserError
@@ -25,8 +25,8 @@ class Idle(Work):
 
     device, taken = torch.device("cpu"), 0
 
-    def check(self) -> Verdict:
-        return Verdict(Status.OK, numbers={"spikes_differ": 0.0})
+    def check(self) -> dict:
+        return {"status": Status.OK, "spikes_differ": 0.0}
 
     def prepare(self, effort) -> None: ...
 
@@ -36,8 +36,8 @@ class Idle(Work):
 
 
 class Wrong(Idle):
-    def check(self) -> Verdict:
-        return Verdict(Status.WRONG, "it guesses")
+    def check(self) -> dict:
+        return {"status": Status.WRONG, "why": "it guesses"}
 
     def prepare(self, effort) -> None:
         raise AssertionError("what is wrong is not timed")
@@ -95,8 +95,7 @@ def test_a_row_without_a_number_is_said_and_the_next_case_is_measured(quick, tmp
     def fails():
         raise ValueError("no\nluck")
 
-    one = Session(quick, tmp_path)
-    one.total = 2
+    one = Session(quick, tmp_path, total=2)
     one.measure("step", [Two(broken=fails, spiketriton=Idle), Two(spiketriton=Idle)])
     said = capsys.readouterr().err
     assert "step: broken: failed: ValueError: no luck" in said
