@@ -2,9 +2,14 @@
 
 import os
 import socket
+import threading
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from torchvision import datasets
@@ -28,15 +33,43 @@ from tests.small_data import (
         ("imagenette", "imagenette2-320.tgz", "3df6f0d01a2c9592104656642f5e78a3"),
         ("cifar100", "cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85"),
         ("fashion_mnist", "train-images-idx3-ubyte.gz", "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
+        ("dvs_gesture", "DvsGesture.tar.gz", "8a5c71fb11e24e5ca5b11866ca6c00a1"),
+        ("cifar10_dvs", "airplane.zip", "0afd5c4bf9ae06af762a77b180354fdd"),
+        ("n_mnist", "Train.zip", "20959b8e626244a1b502305a9e6e2031"),
+        ("n_caltech101", "Caltech101.zip", "66201824eabb0239c7ab992480b50ba3"),
     ],
 )
 def test_missing_and_not_to_be_downloaded(tmp_path, monkeypatch, name, archive, md5):
     monkeypatch.setattr(sources, "DEBIAN_FASHION_MNIST", tmp_path)
     root = tmp_path / "nowhere"
-    message = mistake(data_recipe(name, root, data="download = false"))
-    mentions(message, name, archive, f"/{archive}, md5 {md5}", f"into {root}", "data.root")
+    split = 'split = "random90"' if name in ("cifar10_dvs", "n_caltech101") else ""
+    message = mistake(data_recipe(name, root, data=f"download = false\n{split}"))
+    mentions(message, name, f"put {archive} (http", f"md5 {md5}) into {root}", "data.root")
     mentions(message, "data.download is false")
     assert not root.exists()  # nothing is made where nothing was asked for
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], str]]:
+    """Serves a folder on this machine: `serve(folder)` gives its address, ending in a slash."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    servers = []
+
+    def start(folder: Path) -> str:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}/"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
 
 
 def unused_port() -> int:

@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from tests.small_data import data_recipe, mentions, mistake
+from tests.small_data import data_recipe, make_fashion_mnist, mentions, mistake
 
 
 def idx_bytes(*shape: int, kind: int = 8, data: int | None = None) -> bytes:
@@ -28,14 +28,14 @@ def idx_bytes(*shape: int, kind: int = 8, data: int | None = None) -> bytes:
         (idx_bytes(40, 32, 32), "not images of 28x28"),
     ],
 )
-def test_a_damaged_idx_file(fashion_root, raw, words):
-    path = fashion_root / "train-images-idx3-ubyte.gz"
+def test_a_damaged_idx_file(tmp_path, raw, words):
+    path = make_fashion_mnist(tmp_path) / "train-images-idx3-ubyte.gz"
     path.write_bytes(gzip.compress(raw))
-    mentions(mistake(data_recipe("fashion_mnist", fashion_root)), path, words)
+    mentions(mistake(data_recipe("fashion_mnist", tmp_path)), path, words)
 
 
-def test_a_damaged_gzip_and_a_wrong_label(fashion_root):
-    path = fashion_root / "t10k-labels-idx1-ubyte.gz"
+def test_a_damaged_gzip_and_a_wrong_label(tmp_path):
+    path = make_fashion_mnist(tmp_path) / "t10k-labels-idx1-ubyte.gz"
     whole = path.read_bytes()
     raw = bytearray(gzip.decompress(whole))
     raw[-1] = 10
@@ -45,8 +45,8 @@ def test_a_damaged_gzip_and_a_wrong_label(fashion_root):
         (whole[:20] + b"\xff\xff" + whole[22:], "cannot read"),
     ]:
         path.write_bytes(content)
-        mentions(mistake(data_recipe("fashion_mnist", fashion_root)), path, words)
+        mentions(mistake(data_recipe("fashion_mnist", tmp_path)), path, words)
     path.write_bytes(gzip.compress(bytes(raw)))
-    mentions(mistake(data_recipe("fashion_mnist", fashion_root)), "test has labels from 0 to 10")
+    mentions(mistake(data_recipe("fashion_mnist", tmp_path)), "test has labels from 0 to 10")
     path.write_bytes(gzip.compress(idx_bytes(39)))
-    mentions(mistake(data_recipe("fashion_mnist", fashion_root)), "40 images and 39 labels")
+    mentions(mistake(data_recipe("fashion_mnist", tmp_path)), "40 images and 39 labels")

@@ -6,15 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision import datasets
 
 from spiketriton.data import build_data, sources
 from spiketriton.data.sources import DEBIAN_FASHION_MNIST, IMAGENETTE_ARCHIVES
 from tests.small_data import (
     WNIDS,
+    accept_checksums,
     all_of,
     damage,
     data_recipe,
+    make_cifar10,
+    make_cifar100,
     make_class_tree,
     make_fashion_mnist,
     make_imagenette,
@@ -67,6 +71,27 @@ def test_imagefolder(tmp_path, test_name):
     images, labels = all_of(data.test)
     assert images.shape == (8, 3, 40, 40)
     assert labels.tolist() == [0] * 4 + [1] * 4
+
+
+def test_gif_and_webp_count_and_what_is_hidden_does_not(tmp_path):
+    make_class_tree(tmp_path, ("train", "val"), ("a", "b"), 3)
+    for ending in ("gif", "webp", "WEBP"):
+        Image.new("RGB", (20, 20)).save(tmp_path / "train" / "a" / f"more.{ending}")
+    Image.new("RGB", (20, 20)).save(tmp_path / "train" / "a" / "._resource.png")
+    (tmp_path / "train" / "a" / "notes.txt").write_text("no image")
+    (tmp_path / "train" / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "val" / ".DS").mkdir()
+    data = build_data(data_recipe("imagefolder", tmp_path))
+    assert data.classes == ("a", "b")
+    assert data.train.images == 6 + 3
+
+
+@pytest.fixture
+def cifar_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    archives = {"cifar10": make_cifar10(tmp_path), "cifar100": make_cifar100(tmp_path)}
+    for archive in archives.values():
+        accept_checksums(archive, monkeypatch.setattr)
+    return archives
 
 
 @pytest.mark.parametrize(("name", "classes"), [("cifar10", 10), ("cifar100", 100)])

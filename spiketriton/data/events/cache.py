@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -66,7 +65,7 @@ def frames_of(
     """The training, test and, if there are any, validation recordings as `steps` frames of `size` pixels.
 
     They are built now, by `workers` processes (0: this one), if they are not on the disk yet.
-    UserError: a recording is damaged, the folder cannot be written, or the disk is too small.
+    UserError: a recording is damaged, or the folder cannot be written.
     """
     every = sorted(
         {*recordings.train, *recordings.test, *recordings.validation},
@@ -89,18 +88,18 @@ def frames_of(
                     facts = _build(folder, job, workers, config.name)
         except OSError as error:
             raise UserError(
-                f"{config.name}: frames cannot be written to {folder} ({error.strerror}); "
-                "data.cache names another folder"
+                f"{config.name}: frames of {size_in_words(job.bytes)} cannot be written to {folder} "
+                f"({error.strerror}); data.cache names another folder, and a smaller data.image_size "
+                "or time_steps needs less"
             ) from None
     row = {recording: index for index, recording in enumerate(every)}
-
-    def split(part: Sequence[Recording]) -> FrameSplit:
+    splits = []
+    held_out = [recordings.validation] if recordings.validation else []
+    for part in (recordings.train, recordings.test, *held_out):
         rows = np.array([row[recording] for recording in part], np.int64)
         labels = [recording.label for recording in part]
-        return FrameSplit(folder / "frames.npy", rows, labels, facts[rows])
-
-    parts = (recordings.train, recordings.test, recordings.validation)
-    return [split(part) for part in parts if part]
+        splits.append(FrameSplit(folder / "frames.npy", rows, labels, facts[rows]))
+    return splits
 
 
 @dataclass(frozen=True)
@@ -174,7 +173,7 @@ def _begun(folder: Path, job: Job) -> np.ndarray | None:
 
 def _build(folder: Path, job: Job, workers: int, name: str) -> np.ndarray:
     """Builds what is missing and returns the facts. UserError, OSError."""
-    frames, facts = _opened(folder, job, name)
+    frames, facts = _opened(folder, job)
     files: dict[Path, list[int]] = {}
     for index in np.flatnonzero(facts["done"] == 0).tolist():
         files.setdefault(job.every[index].path, []).append(index)
@@ -205,30 +204,23 @@ def _build(folder: Path, job: Job, workers: int, name: str) -> np.ndarray:
     return np.array(facts)
 
 
-def _opened(folder: Path, job: Job, name: str) -> tuple[np.memmap, np.memmap]:
+def _opened(folder: Path, job: Job) -> tuple[np.memmap, np.memmap]:
     """The two files for writing: those of an interrupted build, or new ones with all their space."""
-    paths = frames, facts = folder / "frames.npy", folder / "facts.npy"
     settings = folder / "settings.json"
+    kinds = {"frames.npy": (np.uint8, job.shape), "facts.npy": (FACTS, job.shape[:1])}
+    frames, facts = (folder / name for name in kinds)
     if _begun(folder, job) is None:
-        for path in (*paths, settings):
-            path.unlink(missing_ok=True)
-        free = shutil.disk_usage(folder).free
-        if free < job.bytes:
-            raise UserError(
-                f"{name}: its frames need {size_in_words(job.bytes)} in {folder}, where "
-                f"{size_in_words(free)} are free; data.cache names another folder, and a smaller "
-                "data.image_size or time_steps needs less"
-            )
+        settings.unlink(missing_ok=True)
         try:
-            np.lib.format.open_memmap(frames, "w+", np.uint8, job.shape).flush()
-            np.lib.format.open_memmap(facts, "w+", FACTS, job.shape[:1]).flush()
-            for path in paths:  # of a sparse file: a full disk is an error now, not a crash later
-                if hasattr(os, "posix_fallocate"):
+            for name, (dtype, shape) in kinds.items():
+                path = folder / name
+                np.lib.format.open_memmap(path, "w+", dtype, shape).flush()
+                if hasattr(os, "posix_fallocate"):  # a full disk is an error now, no crash later
                     with path.open("r+b") as file:
                         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         except OSError:
-            for path in paths:
-                path.unlink(missing_ok=True)
+            frames.unlink(missing_ok=True)
+            facts.unlink(missing_ok=True)
             raise
         settings.write_text(job.settings, "utf-8")
     return np.load(frames, mmap_mode="r+"), np.load(facts, mmap_mode="r+")

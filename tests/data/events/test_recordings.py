@@ -132,22 +132,6 @@ def test_validation_may_have_a_folder_of_its_own(tmp_path):
         read("eventfolder", tmp_path, held_out)
 
 
-@pytest.mark.parametrize(
-    ("name", "archive", "md5"),
-    [
-        ("dvs_gesture", "DvsGesture.tar.gz", "8a5c71fb11e24e5ca5b11866ca6c00a1"),
-        ("cifar10_dvs", "airplane.zip", "0afd5c4bf9ae06af762a77b180354fdd"),
-        ("n_mnist", "Train.zip", "20959b8e626244a1b502305a9e6e2031"),
-        ("n_caltech101", "Caltech101.zip", "66201824eabb0239c7ab992480b50ba3"),
-    ],
-)
-def test_missing_data_are_named_with_their_archive(tmp_path, name, archive, md5):
-    with pytest.raises(UserError) as error:
-        read(name, tmp_path)
-    for word in (name, archive, md5, str(tmp_path / name), "data.root", "https://"):
-        assert word in str(error.value)
-
-
 def test_archives_that_lie_in_the_folder_are_unpacked(tmp_path, monkeypatch):
     folder = make_events(tmp_path, "n_mnist", per_class=1)
     for part in ("Train", "Test"):
