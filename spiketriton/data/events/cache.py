@@ -207,7 +207,10 @@ def _build(folder: Path, job: Job, workers: int, name: str) -> np.ndarray:
 def _opened(folder: Path, job: Job) -> tuple[np.memmap, np.memmap]:
     """The two files for writing: those of an interrupted build, or new ones with all their space."""
     settings = folder / "settings.json"
-    kinds = {"frames.npy": (np.uint8, job.shape), "facts.npy": (FACTS, job.shape[:1])}
+    kinds: dict[str, Any] = {
+        "frames.npy": (np.uint8, job.shape),
+        "facts.npy": (FACTS, job.shape[:1]),
+    }
     frames, facts = (folder / name for name in kinds)
     if _begun(folder, job) is None:
         settings.unlink(missing_ok=True)
