@@ -21,10 +21,8 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 
 from spiketriton.config import to_toml
 from spiketriton.errors import EXIT_DONE, EXIT_ERROR, EXIT_SIGTERM, EXIT_USER, UserError
-from spiketriton.models import build_model
 from spiketriton.runs.checkpoint import read_checkpoint
 from spiketriton.trainer import Trainer
-from spiketriton.training.losses import build_loss
 from spiketriton.training.nonfinite import Diverged
 from spiketriton.training.ranks import TIMEOUT, Ranks, ranks_of_torchrun
 from tests.processes import Forked, said, start_ranks
@@ -85,11 +83,6 @@ def play(root: Path) -> None:
             trainer.fit()
         assert len(exchanges) == 5, "gradients are exchanged once a step, not once a micro-batch"
 
-        found = gradients_in_double(ranks.rank, 2)
-        for grad in found.values():
-            dist.all_reduce(grad)
-        torch.save(found, root / f"sums of rank {ranks.rank}.pt")
-
         small_trainer(root / "apart", *SHORT, ranks=ranks).fit(until=2)
         apart = small_trainer(root / "apart", *SHORT, resume=True, ranks=ranks)
         apart.fit()
@@ -108,19 +101,6 @@ def play(root: Path) -> None:
         with pytest.raises(Diverged):
             broken.fit()
         torch.save(broken.model.state_dict(), root / f"broken of rank {ranks.rank}.pt")
-
-
-def gradients_in_double(rank: int, ranks: int) -> dict[str, Tensor]:
-    """Of the ms net, on this rank's share of a batch, where no rounding hides what statistics over ranks do."""
-    recipe = small_recipe(*SYNC, *SAME["ms"])
-    torch.manual_seed(0)
-    net = build_model(recipe, classes=10, channels=1, image_size=8).double()
-    net.set_synchronised(ranks > 1)
-    images, labels = torch.randn(16, 1, 8, 8).double(), torch.arange(16) % 10
-    share = slice(rank * 16 // ranks, (rank + 1) * 16 // ranks)
-    loss = build_loss(recipe.loss)
-    loss(net.currents(images[share], recipe.time_steps), labels[share]).backward()
-    return {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
 
 
 def wait_for_a_slow_disk(ranks: Ranks) -> None:
@@ -203,13 +183,6 @@ def assert_same_run(one: Path, two: Path) -> None:
 def test_two_ranks_are_one_rank_with_the_same_batch(played, tmp_path, kind):
     small_trainer(tmp_path / "one", *synchronised(SAME[kind])).fit()
     assert_same_run(tmp_path / "one", played / kind)
-
-
-def test_gradients_of_two_ranks_are_those_of_one_in_double(played):
-    one, summed = gradients_in_double(0, 1), torch.load(played / "sums of rank 0.pt")
-    size = max(float(grad.abs().max()) for grad in one.values())
-    for name, grad in one.items():
-        torch.testing.assert_close(summed[name] / 2, grad, rtol=1e-9, atol=1e-12 * size, msg=name)
 
 
 def test_without_synchronised_statistics_ranks_hold_their_means(played, tmp_path):
