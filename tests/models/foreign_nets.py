@@ -57,6 +57,14 @@ class Recurrent(nn.Module):
         return torch.stack(answers).mean(0)
 
 
+class Spare(Recurrent):
+    """Has a layer that nothing calls; trained by tests/promises/test_ranks.py."""
+
+    def __init__(self, in_channels: int, num_classes: int, T: int) -> None:
+        super().__init__(in_channels, num_classes, T)
+        self.spare = nn.Linear(3, 3)
+
+
 class LongSkip(nn.Module):
     """A skip over three blocks, which is added in place."""
 
