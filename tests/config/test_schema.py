@@ -1,4 +1,4 @@
-"""docs/recipe.schema.json: accepts what is shipped, and refuses what the parser refuses of a key alone."""
+"""docs/recipes.md and docs/recipe.schema.json, which accepts what is shipped and refuses what the parser refuses."""
 
 import tomllib
 from pathlib import Path
@@ -15,9 +15,12 @@ ROOT = Path(__file__).parents[2]
 VALID = jsonschema.Draft202012Validator(schema.schema())
 
 
-def test_the_file_is_what_the_command_prints(capsys):
-    main(["--schema"])
-    assert capsys.readouterr().out == (ROOT / "docs" / "recipe.schema.json").read_text()
+@pytest.mark.parametrize(
+    ("option", "file"), [([], "recipes.md"), (["--schema"], "recipe.schema.json")]
+)
+def test_the_file_is_what_the_command_prints(option, file, capsys):
+    main(option)
+    assert capsys.readouterr().out == (ROOT / "docs" / file).read_text("utf-8")
     jsonschema.Draft202012Validator.check_schema(schema.schema())
 
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from spiketriton.config import load_recipe
-from spiketriton.errors import EXIT_DONE, EXIT_ERROR, EXIT_NONFINITE, EXIT_USER, UserError
+from spiketriton.errors import EXIT_DONE, EXIT_ERROR, EXIT_USER, UserError
 from spiketriton.runs import checkpoint
 from spiketriton.runs.folder import RunFolder
 from spiketriton.train import main
 from spiketriton.training import environment
 from tests import small_runs
-from tests.small_runs import DIVERGING, small_trainer
+from tests.small_runs import small_trainer
 
 
 def refused(*arguments: str) -> str:
@@ -68,16 +68,10 @@ def test_a_run_from_the_command(recipe, capsys):
 
 def test_the_command_itself(recipe):
     """One process from start to end, with a mistake: one line, and the exit code for it."""
-    process = subprocess.run(
-        [sys.executable, "-m", "spiketriton.train", recipe, "train.lr=fast"],
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert process.returncode == EXIT_USER
-    assert process.stdout == ""
-    assert process.stderr.startswith("error: ")
-    assert "train.lr" in process.stderr
+    words = [sys.executable, "-m", "spiketriton.train", recipe, "train.lr=fast"]
+    process = subprocess.run(words, capture_output=True, text=True, timeout=600)
+    assert (process.returncode, process.stdout) == (EXIT_USER, "")
+    assert process.stderr.startswith("error: train.lr")
     assert process.stderr.count("\n") == 1
     assert not Path("runs").exists()
 
@@ -87,17 +81,11 @@ def test_the_command_itself(recipe):
     [
         ([], "no RECIPE was given"),
         (["small.toml", "--res", "run"], "unrecognized arguments"),
-        (["missing.toml"], "missing.toml: no such recipe file"),
-        (["small.toml", "train.epoch=2"], "did you mean train.epochs"),
-        (["--resume", "nowhere"], "nowhere does not exist"),
         (["--resume", "."], "holds no run"),
         (["--resume", "run", "--run-dir", "other"], "--run-dir contradicts --resume"),
         (["small.toml", "--run-dir", "small.toml/x"], "small.toml/x cannot be written"),
         (["small.toml", "data.name=imagefolder", "data.root=nowhere"], "nowhere"),
-        (
-            ["small.toml", "train.init_from=x", "data.name=imagefolder"],
-            "init_from: x does not exist",
-        ),
+        (["small.toml", "train.init_from=x", "data.name=imagefolder"], "init_from: x does not"),
         (["small.toml", "train.batch_size=999"], "train.batch_size = 999"),
         (["small.toml", "train.freeze=all"], '"all" names no parameter'),
         (["small.toml", "train.device=cuda"], 'train.device = "cuda", but PyTorch'),
@@ -113,14 +101,11 @@ def test_mistakes_are_refused_in_one_line_and_leave_nothing(recipe, arguments, w
 
 def test_what_no_memory_holds_is_refused_before_the_first_step(recipe, monkeypatch):
     def build(*_: object, **__: object) -> None:
-        raise RuntimeError(
-            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4194304 bytes"
-        )
+        raise RuntimeError("can't allocate memory: you tried to allocate 4194304 bytes")
 
     monkeypatch.setattr("spiketriton.trainer.build_model", build)
-    assert "out of memory before the first step: 4.0 MiB more" in refused(
-        recipe, "--run-dir", "run"
-    )
+    said = refused(recipe, "--run-dir", "run")
+    assert "out of memory before the first step: 4.0 MiB more" in said
     assert not Path("run").exists()
 
 
@@ -246,13 +231,6 @@ def test_a_killed_run_whose_checkpoint_is_missing_resumes_from_the_start(recipe,
     (tmp_path / "run" / "checkpoints").rmdir()
     assert main(["--resume", "run"]) == EXIT_DONE
     assert "no checkpoint had been written yet" in capsys.readouterr().out
-
-
-def test_divergence_is_an_error_in_one_line(recipe, capsys):
-    assert main([recipe, *DIVERGING, "--run-dir", "run"]) == EXIT_NONFINITE
-    error = capsys.readouterr().err
-    assert error.startswith("error: the ")
-    assert error.count("\n") == 1
 
 
 def test_the_twin_and_synthetic_images(recipe, capsys):
