@@ -1,5 +1,6 @@
 """Exit codes: the user's mistake is one line and 2, Ctrl-C is 130, our own keep their traceback."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -12,24 +13,25 @@ from spiketriton import errors
 from spiketriton.errors import UserError, run_command
 
 
-def test_a_user_error_is_one_line_and_code_2(capsys):
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (UserError("no cake\n  at all\u2028here"), 2, "error: no cake at all here\n"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "a"),
+            2,
+            "error: a: Permission denied\n",
+        ),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_what_is_no_mistake_of_ours_is_one_line(error, code, said, capsys):
     def main(argv):
-        raise UserError(f"no {argv[0]}\n  at all\u2028here")
-
-    with pytest.raises(SystemExit) as left:
-        run_command(main, ["cake"])
-    assert left.value.code == 2
-    assert capsys.readouterr().err == "error: no cake at all here\n"
-
-
-def test_ctrl_c_is_code_130_without_a_traceback(capsys):
-    def main(argv):
-        raise KeyboardInterrupt
+        raise error
 
     with pytest.raises(SystemExit) as left:
         run_command(main, [])
-    assert left.value.code == 130
-    assert capsys.readouterr().err == "interrupted\n"
+    assert (left.value.code, capsys.readouterr().err) == (code, said)
 
 
 def test_our_own_mistakes_keep_their_traceback_and_code_1():

@@ -123,16 +123,15 @@ def in_values(value, rng: random.Random):
     return rng.choice(VALUES)
 
 
+def in_json(content: bytes, rng: random.Random) -> bytes:
+    return json.dumps(in_values(json.loads(content), rng)).encode()
+
+
 def in_lines(content: bytes, rng: random.Random) -> bytes:
     """Lines of JSON, one of them with another value."""
     lines = content.splitlines()
     at = rng.randrange(len(lines))
-    lines[at] = json.dumps(in_values(json.loads(lines[at]), rng)).encode()
-    return b"\n".join(lines) + b"\n"
-
-
-def in_json(content: bytes, rng: random.Random) -> bytes:
-    return json.dumps(in_values(json.loads(content), rng)).encode()
+    return b"\n".join([*lines[:at], in_json(lines[at], rng), *lines[at + 1 :]]) + b"\n"
 
 
 def forged(content: bytes, rng: random.Random) -> bytes:
@@ -156,6 +155,10 @@ def _page(run: RunFolder) -> None:
     page = report_page.Page(run, run.load_recipe(), [])
     page.facts()
     "".join([*page.environment(), *page.commands()])
+
+
+def _plugins(run: RunFolder) -> None:
+    run.changed_plugins(run.load_recipe().plugin_rows())
 
 
 def _gradients(run: RunFolder) -> None:
@@ -185,10 +188,7 @@ RUN_TARGETS = {  # file of the run: how it is damaged, who reads it
     "metrics.jsonl": ((in_bytes, in_lines), _page),
     "gradients.jsonl": ((in_bytes, in_lines), _gradients),
     "environment.json": ((in_bytes, in_json), _page),
-    "plugins.json": (
-        (in_bytes, in_json),
-        lambda run: run.changed_plugins(run.load_recipe().plugin_rows()),
-    ),
+    "plugins.json": ((in_bytes, in_json), _plugins),
     "diagnosis.json": ((in_bytes, in_json), _gradients),
     "evaluation/evaluation.json": ((in_bytes, in_json), _evaluation),
     "nonfinite.pt": ((in_bytes, forged, forged), _scene),
@@ -196,31 +196,25 @@ RUN_TARGETS = {  # file of the run: how it is damaged, who reads it
 }
 
 
-def _job() -> cache.Job:
-    """Of the files that `made` makes."""
-    job = cache.Job.__new__(cache.Job)
-    recordings = range(4)
-    job.__dict__.update(digest=DIGEST, every=recordings, steps=3, size=8)
-    return job
-
-
 def _frames(path: Path) -> None:
-    cache._complete(path.parent, _job())
+    job = cache.Job.__new__(cache.Job)  # of the files that `made` makes
+    job.__dict__.update(digest=DIGEST, every=range(4), steps=3, size=8)
+    cache._complete(path.parent, job)
 
 
+def _image(path: Path) -> None:
+    check_file(path, "a", pixels=False)
+    Photo(path, "a").decode()
+
+
+IMAGES = ("png", "jpg", "gif", "tif")
 DATA_TARGETS = {
-    "images-idx3-ubyte": lambda path: idx.read(path, rank=3),
-    "images-idx3-ubyte.gz": lambda path: idx.read(path, rank=3),
+    **dict.fromkeys(
+        ("images-idx3-ubyte", "images-idx3-ubyte.gz"), lambda path: idx.read(path, rank=3)
+    ),
     **{f"events.{name}": lambda path, name=name: read_events(path, name) for name in FORMATS},
-    "frames.npy": _frames,
-    "facts.npy": _frames,
-    **{
-        f"image.{ending}": lambda path: (
-            check_file(path, "a", pixels=False),
-            Photo(path, "a").decode(),
-        )
-        for ending in ("png", "jpg", "gif", "tif")
-    },
+    **dict.fromkeys(("frames.npy", "facts.npy"), _frames),
+    **{f"image.{ending}": _image for ending in IMAGES},
 }
 
 
@@ -245,23 +239,13 @@ def whole(tmp_path_factory):
     keys = ["train.epochs=1", "monitor.every=3"]
     trainer = small_trainer(path, *keys)
     trainer.fit()
-    (path / "environment.json").write_text(
-        '[{"recipe": "small", "command": "x", "time": "now", "threads": 1}]'
-    )
-    rows = [
-        {
-            "module": "x",
-            "version": None,
-            "file": "/x.py",
-            "sha256": "0",
-            "parts": ["model.name = x"],
-        }
-    ]
-    (path / "plugins.json").write_text(json.dumps(rows))
-    layers = trainer.monitor.layers
-    (path / "diagnosis.json").write_text(
-        json.dumps({"step": trainer.step, "changes": [], "overlap": [0.5] * len(layers)})
-    )
+    plain = {
+        "environment": [{"recipe": "small", "command": "x", "time": "now", "threads": 1}],
+        "plugins": [{"module": "x", "version": None, "file": "/x.py", "sha256": "0", "parts": ["model.name = x"]}],
+        "diagnosis": {"step": 7, "changes": [], "overlap": [0.5] * len(trainer.monitor.layers)},
+    }  # fmt: skip
+    for name, value in plain.items():
+        (path / f"{name}.json").write_text(json.dumps(value))
     images, labels = next(trainer.data.train.from_step(0, trainer.device))
     bad = scene(trainer.state_dict(), 1, [(images, labels)])
     trainer.checkpoints.save_as(path / "nonfinite.pt", bad)
@@ -271,18 +255,31 @@ def whole(tmp_path_factory):
 
 
 @pytest.fixture
-def count(pytestconfig):
-    return SLOW if pytestconfig.getoption("--slow") else QUICK
-
-
-def hunt(target: str, count: int, damage, names: list[str], marker: Path) -> None:
+def hunt(pytestconfig, tmp_path, monkeypatch):
     """Each seed damages by `damage(rng)`, which returns the reader: what is wrong, once each, with its seed."""
-    found = {}
-    for seed in range(count):
-        wrong = refused_or_read(damage(random.Random(f"{target} {seed}")), names, marker)
-        if wrong:
-            found.setdefault(wrong[:60], (seed, wrong))
-    assert not found, "\n".join(f"seed {seed}: {wrong[:300]}" for seed, wrong in found.values())
+    monkeypatch.chdir(tmp_path)
+
+    def hunt(target: str, damage, names: list[str]) -> None:
+        found = {}
+        for seed in range(SLOW if pytestconfig.getoption("--slow") else QUICK):
+            read = damage(random.Random(f"{target} {seed}"))
+            if wrong := refused_or_read(read, names, tmp_path / "marker"):
+                found.setdefault(wrong[:60], (seed, wrong))
+        assert not found, "\n".join(f"seed {seed}: {wrong[:300]}" for seed, wrong in found.values())
+
+    return hunt
+
+
+def of_file(file: Path, damages, read):
+    """Damages a file, and returns its reader."""
+    content = file.read_bytes()
+    read()  # as it is
+
+    def damage(rng: random.Random):
+        file.write_bytes(rng.choice(damages)(content, rng))
+        return read
+
+    return damage
 
 
 def refused_or_read(read, names: list[str], marker: Path) -> str:
@@ -306,25 +303,18 @@ def refused_or_read(read, names: list[str], marker: Path) -> str:
 
 
 @pytest.mark.parametrize("target", RUN_TARGETS)
-def test_files_of_a_run(whole, target, count, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_files_of_a_run(whole, target, hunt, tmp_path):
     run = RunFolder(tmp_path / "run")
     shutil.copytree(whole, run.path)
     file = run.path / target
     run.metrics.warn = run.gradients.warn = lambda text: None
-    content, (damages, read) = file.read_bytes(), RUN_TARGETS[target]
-    read(run)  # as it is
-
-    def damage(rng):
-        file.write_bytes(rng.choice(damages)(content, rng))
-        return lambda: read(run)
-
+    damages, read = RUN_TARGETS[target]
     # a checkpoint holds the recipe, and shapes are those of two files
-    hunt(target, count, damage, [file.name, str(run.path)], tmp_path / "marker")
+    hunt(target, of_file(file, damages, lambda: read(run)), [file.name, str(run.path)])
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_states_of_a_resumed_run(optimizer, count, tmp_path):
+def test_states_of_a_resumed_run(optimizer, hunt, tmp_path):
     """A checkpoint with another value in it: the run is refused, or takes its next step."""
     keys = ["model.name=mlp", "model.depth=2", "train.ema=0.9", f"train.optimizer={optimizer}"]
     trainer = small_trainer(tmp_path / "run", *keys)
@@ -340,7 +330,7 @@ def test_states_of_a_resumed_run(optimizer, count, tmp_path):
         again = Trainer(trainer.recipe, trainer.data, trainer.folder, Lines())
         return lambda: (again.load_state_dict(changed), again.fit(until=4))
 
-    hunt(optimizer, count, damage, ["the checkpoint is damaged"], tmp_path / "marker")
+    hunt(optimizer, damage, ["the checkpoint is damaged"])
 
 
 def in_metadata(content: bytes, rng: random.Random) -> bytes:
@@ -365,39 +355,24 @@ def _pulled(file: Path) -> None:
 
 
 @pytest.mark.parametrize("target", ["net.safetensors", "net.nir"])
-def test_files_of_networks(whole, target, count, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_files_of_networks(whole, target, hunt, tmp_path):
     file, run = tmp_path / target, load_run(whole)
     if target == "net.nir":
         pytest.importorskip("nir")
         export_nir(run, file, dt=1.0, images=1)
-        damages, read = [in_bytes], lambda: network(str(file))
+        damage = of_file(file, [in_bytes], lambda: network(str(file)))
     else:
         pytest.importorskip("safetensors")
         export_safetensors(run, file)
-        damages, read = [in_bytes, in_metadata, in_metadata], lambda: _pulled(file)
-    content = file.read_bytes()
-    read()
-
-    def damage(rng):
-        file.write_bytes(rng.choice(damages)(content, rng))
-        return read
-
-    hunt(target, count, damage, [file.name, "new"], tmp_path / "marker")
+        damage = of_file(file, [in_bytes, in_metadata, in_metadata], lambda: _pulled(file))
+    hunt(target, damage, [file.name, "new"])
 
 
 @pytest.mark.parametrize("target", DATA_TARGETS)
-def test_files_of_data(target, count, tmp_path):
+def test_files_of_data(target, hunt, tmp_path):
     made(tmp_path)
-    file, read = tmp_path / target, DATA_TARGETS[target]
-    content = file.read_bytes()
-    read(file)
-
-    def damage(rng):
-        file.write_bytes(in_bytes(content, rng))
-        return lambda: read(file)
-
-    hunt(target, count, damage, [file.name], tmp_path / "marker")
+    file = tmp_path / target
+    hunt(target, of_file(file, [in_bytes], lambda: DATA_TARGETS[target](file)), [file.name])
 
 
 def made(folder: Path) -> None:
@@ -415,12 +390,8 @@ def made(folder: Path) -> None:
     np.save(folder / "facts.npy", facts)
     (folder / "settings.json").write_text("{}")
     image = Image.fromarray(rng.integers(0, 256, (24, 20, 3)).astype(np.uint8))
-    for ending in ("png", "jpg", "gif", "tif"):
+    for ending in IMAGES:
         image.save(folder / f"image.{ending}")
-
-
-def damaged_frames(file: Path) -> None:
-    assert cache._complete(file.parent, _job()) is None
 
 
 UNPICKLED = {  # file -> how a payload gets into it, and its reader
@@ -437,7 +408,7 @@ UNPICKLED = {  # file -> how a payload gets into it, and its reader
         lambda file, it: np.savez(file, **{name: np.array([it], object) for name in "txyp"}),
         read_events,
     ),
-    "facts.npy": (lambda file, it: np.save(file, np.array([it] * 4, object)), damaged_frames),
+    "facts.npy": (lambda file, it: np.save(file, np.array([it] * 4, object)), _frames),
 }
 
 

@@ -93,17 +93,6 @@ def test_the_front_page_has_the_numbers_of_the_recipes():
     assert f"| {dict(row[:2] for row in rows)['digits_dvs']} ± " in events
 
 
-def test_the_trust_in_a_verdict_is_that_of_the_page_that_measured_it():
-    """docs/reading.md: of the new nets, so many of so many, as docs/gradient_flow.md has them in its last columns."""
-    reading, page = (
-        (ROOT / "docs" / f"{name}.md").read_text("utf-8") for name in ("reading", "gradient_flow")
-    )
-    for sign in ("before training: no obstacle found", "before training: an obstacle", "both"):
-        row = re.search(rf"^\| {sign} \|.*\| (\d+) \| \**(\d+)\** \|$", page, re.MULTILINE)
-        assert row, sign
-        assert f"{row[2]} of {row[1]}" in reading, sign
-
-
 def test_the_table_of_what_predicts_learning_is_what_its_script_finds_in_its_rows(capsys):
     script = runpy.run_path(str(ROOT / "docs" / "gradient_flow.py"))
     script["judge"]()
