@@ -48,7 +48,7 @@ def load_recipe(
     _load_plugins(overrides, values or {})
     with _named(path):
         given = _parse(text, path.parent)
-    changes = {**_parse_overrides(overrides), **_checked(values or {})}
+    changes = _changes(overrides, values or {})
     with _named(path):
         return _assemble(given, changes, path.stem)
 
@@ -74,9 +74,8 @@ def recipe_from_toml(
     given = _parse(text, of_run or Path(), values or {}, of_run is not None)
     if of_run is not None:  # until 0.2 there was no other
         older = {"model.shortcut_gradient": "surrogate", **given}
-        defaults = {dotted: spec.default for dotted, spec in KEYS.items()}
-        given = given if "model.shortcut_gradient" in rules.idle(defaults | older) else older
-    return _assemble(given, _checked(values or {}), name, of_run is not None)
+        given = given if "model.shortcut_gradient" in rules.idle(_defaults() | older) else older
+    return _assemble(given, _changes((), values or {}), name, of_run is not None)
 
 
 def of_text(text: str, name: str) -> Recipe:
@@ -87,7 +86,7 @@ def of_text(text: str, name: str) -> Recipe:
 def replace(recipe: Recipe, *overrides: str, values: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe with `key=value` overrides and `values`, as in `load_recipe`. Raises UserError."""
     _load_plugins(overrides, values or {})
-    changes = {**_parse_overrides(overrides), **_checked(values or {})}
+    changes = _changes(overrides, values or {})
     return _assemble(recipe.effective(), changes, recipe.name, accepted=True)
 
 
@@ -100,10 +99,21 @@ def values_by_key(keys: Mapping[str, Any]) -> dict[str, Any]:
     return {dotted(key): value for key, value in keys.items()}
 
 
-def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
+def _changes(overrides: Sequence[str], values: Mapping[str, Any]) -> dict[str, Any]:
+    """{dotted key: checked value} of overrides, of which later ones win, and of Python values, which win over them."""
+    changes = {}
+    for text in overrides:
+        dotted, equals, value = (part.strip() for part in text.partition("="))
+        if not equals or not dotted:
+            raise UserError(f"override {short(text)!r}: accepted: key=value, as in train.epochs=1")
+        _refuse_unknown(dotted, f"override {short(text)!r}: ")
+        changes[dotted] = _parse_value(value, KEYS[ARGUMENTS if _is_argument(dotted) else dotted])
     for dotted in values:
         _refuse_unknown(dotted)
-    return {dotted: _change(dotted, value) for dotted, value in values.items()}
+    changes = {dotted: _check(dotted, value) for dotted, value in {**changes, **values}.items()}
+    if PLUGINS in changes:  # files of plugins with their whole paths
+        changes[PLUGINS] = tuple(_absolute(one, Path()) for one in changes[PLUGINS])
+    return changes
 
 
 def _refuse_unknown(dotted: str, where: str = "") -> None:
@@ -113,12 +123,6 @@ def _refuse_unknown(dotted: str, where: str = "") -> None:
         raise UserError(f"{where}{dotted} is a table; accepted: one of its keys, as in {known}=...")
     if dotted not in KEYS and not _is_argument(dotted):
         raise UserError(f"{where}{_unknown(dotted, is_table=False)}")
-
-
-def _change(dotted: str, value: Any) -> Any:
-    """What a key is changed to; files of plugins with their whole paths."""
-    checked = _check(dotted, value)
-    return tuple(_absolute(one, Path()) for one in checked) if dotted == PLUGINS else checked
 
 
 def _is_argument(dotted: str) -> bool:
@@ -166,14 +170,12 @@ def moved_plugins(
 ) -> dict[str, Any]:
     """The plugins among overrides, {dotted key: value}: a run whose plugins have moved needs them first."""
     given = [text for text in overrides if text.partition("=")[0].strip() == PLUGINS]
-    chosen = {key: value for key, value in (values or {}).items() if key == PLUGINS}
-    return {**_parse_overrides(given), **chosen}
+    return _changes(given, {key: value for key, value in (values or {}).items() if key == PLUGINS})
 
 
 def _load_plugins(overrides: Sequence[str], values: Mapping[str, Any]) -> None:
     """Imports the plugins that overrides name, so that their parts and keys are known."""
-    for modules in moved_plugins(overrides, values).values():
-        parts.load(KEYS[PLUGINS].check(modules))
+    parts.load(moved_plugins(overrides, values).get(PLUGINS, ()))
 
 
 def _parse(
@@ -283,18 +285,6 @@ def _near(dotted: str, known: Sequence[str]) -> str:
     return max(alike, key=lambda k: difflib.SequenceMatcher(None, dotted, k).ratio(), default="")
 
 
-def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    changes = {}
-    for text in overrides:
-        dotted, equals, value = (part.strip() for part in text.partition("="))
-        if not equals or not dotted:
-            raise UserError(f"override {short(text)!r}: accepted: key=value, as in train.epochs=1")
-        _refuse_unknown(dotted, f"override {short(text)!r}: ")
-        spec = KEYS[ARGUMENTS if _is_argument(dotted) else dotted]
-        changes[dotted] = _change(dotted, _parse_value(value, spec))
-    return changes
-
-
 def _parse_value(text: str, spec: Spec) -> Any:
     """One TOML value, or the text itself where the key accepts a string and TOML reads no string."""
     try:
@@ -306,6 +296,10 @@ def _parse_value(text: str, spec: Spec) -> Any:
     return text if bare or len(document) > 1 else document["value"]
 
 
+def _defaults() -> dict[str, Any]:
+    return {dotted: spec.default for dotted, spec in KEYS.items()}
+
+
 def _assemble(
     given: Mapping[str, Any], changes: Mapping[str, Any], name: str, accepted: bool = False
 ) -> Recipe:
@@ -313,11 +307,11 @@ def _assemble(
 
     accepted: `given` was a recipe before, perhaps of an earlier version, which accepted more.
     """
-    defaults = {dotted: spec.default for dotted, spec in KEYS.items()}
+    defaults = _defaults()
     values = _with_arguments({**defaults, **given, **changes})
-    for dotted, spec in KEYS.items():
-        if spec.required and values[dotted] is None:
-            raise UserError(f"{dotted} is missing; accepted: {spec.accepted}")
+    for dotted, value in values.items():
+        if value is None:
+            raise UserError(f"{dotted} is missing; accepted: {KEYS[dotted].accepted}")
     idle_before = rules.idle({**defaults, **given})
     for dotted, reason in rules.idle(values).items():
         argued = dotted == ARGUMENTS and any(map(_is_argument, changes))
