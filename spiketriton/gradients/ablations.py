@@ -1,6 +1,5 @@
 """A subject measured as it is and with one thing changed at a time, all else equal."""
 
-import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -8,11 +7,12 @@ from enum import StrEnum
 from typing import get_args
 
 import numpy as np
+from torch import nn
 
-from spiketriton.config import ModelConfig, PlainNet
+from spiketriton.config import PlainNet
 from spiketriton.config import replace as change
 from spiketriton.config.rules import BLOCK_NETS, PARALLEL
-from spiketriton.data import Data, build_data
+from spiketriton.data import build_data
 from spiketriton.errors import UserError, one_line
 from spiketriton.gradients.diagnosed import Subject
 from spiketriton.gradients.mean_field import MeanField
@@ -89,7 +89,10 @@ class Experiment:
         self.subject, self.recipe = subject, subject.recipe
         recipe = self.recipe
         self.placement = Placement.set_up(recipe.train)
-        self.data = self._data()
+        changes, few = ["data.workers=0"], recipe.data.train_images
+        if 0 < few < recipe.train.batch_size:  # a batch larger than a small data set
+            changes += [f"train.batch_size={few}", "train.accumulate=1", "train.micro_batch=0"]
+        self.data = build_data(change(recipe, *changes))
         self.loss = build_loss(recipe.loss, self.data.facts.class_counts)
         model = self.build()
         if not model.spiking_layers():
@@ -106,13 +109,6 @@ class Experiment:
     @property
     def images(self) -> int:
         return sum(len(labels) for _, labels in self.batches)
-
-    def _data(self) -> Data:
-        """The data as training has them; a batch larger than a small data set is reduced to it."""
-        changes, few = ["data.workers=0"], self.recipe.data.train_images
-        if 0 < few < self.recipe.train.batch_size:
-            changes += [f"train.batch_size={few}", "train.accumulate=1", "train.micro_batch=0"]
-        return build_data(change(self.recipe, *changes))
 
     def build(self, *changes: str) -> Network:
         """The net at the subject's weights; those that the ablation has no use for are left out."""
@@ -135,10 +131,9 @@ class Experiment:
             layer.surrogate = replace(layer.surrogate, width=width * scale)
         return Prober(model, self.batches, self.loss, self.placement.autocast)
 
-    @property
-    def opens(self) -> bool:
-        """Whether gradients are measured with the blocks opened, see `measure`."""
-        return self.subject.state is None and starts_closed(self.recipe.model)
+    def opens(self, *changes: str) -> bool:
+        """Whether the gradients of the net with these changes are measured with its blocks opened, see `measure`."""
+        return self.subject.state is None and starts_closed(change(self.recipe, *changes).model)
 
     def measure(self, prober: Prober, *changes: str) -> Measurement:
         """The gradients of the net that `prober(*changes)` made.
@@ -146,19 +141,12 @@ class Experiment:
         Into a residual block that starts closed little gradient enters, at a gain of 0 none, which says nothing
         about training: fresh ones are opened for this, as they soon are.
         """
-        assert isinstance(prober.model, Network)
-        with self._opened(change(self.recipe, *changes).model, prober.model):
-            return prober.measure()
-
-    @contextlib.contextmanager
-    def _opened(self, config: ModelConfig, model: Network) -> Iterator[None]:
-        norms = [norm for norm in last_norms(model) if self.subject.state is None]
+        norms = last_norms(prober.model) if self.opens(*changes) else []
         gains = [norm.weight.detach().clone() for norm in norms]
-        if starts_closed(config):
-            for norm in norms:
-                norm.weight.data.clamp_(min=CLOSED)
+        for norm in norms:
+            norm.weight.data.clamp_(min=CLOSED)
         try:
-            yield
+            return prober.measure()
         finally:
             for norm, gain in zip(norms, gains, strict=True):
                 norm.weight.data.copy_(gain)
@@ -177,12 +165,8 @@ class Experiment:
         scale = neuron.v_threshold if model.norm == "tdbn" else 1.0
         # before training all channels are alike
         alike = replace(neuron, threshold_learnt=False, tau_learnt="layer")
-        field = MeanField(
-            build_neuron(alike, self.recipe.time_steps),
-            self.recipe.time_steps,
-            gamma=model.norm_gain * scale,
-        )
-        similar = 1 / math.sqrt(1 + NOISE**2)
+        steps, similar = self.recipe.time_steps, 1 / math.sqrt(1 + NOISE**2)
+        field = MeanField(build_neuron(alike, steps), steps, gamma=model.norm_gain * scale)
         return Prediction(field.gain(model.depth), field.overlap(model.depth, similar))
 
     def ablations(self) -> list[Ablation]:
@@ -239,9 +223,8 @@ class Experiment:
                 yield Change.MS, "model.block=ms"
 
 
-def last_norms(model: Network) -> list[Norm]:
+def last_norms(model: nn.Module) -> list[Norm]:
     """The last norm of each residual block."""
-    if not isinstance(model, BlockNetwork):
-        return []
-    found = [block.stages()[-1][1] for _, block in model.blocks()]
+    blocks = model.blocks() if isinstance(model, BlockNetwork) else []
+    found = [block.stages()[-1][1] for _, block in blocks]
     return [norm for norm in found if isinstance(norm, Norm)]

@@ -49,7 +49,7 @@ class Diagnosis:
 def diagnose(subject: Subject, batches: int = 1) -> Diagnosis:
     """Measures the subject as it is and with one thing changed at a time, on the first batches."""
     experiment = Experiment(subject, batches)
-    measured, opened = experiment.measure(experiment.prober()), experiment.opens
+    measured, opened = experiment.measure(experiment.prober()), experiment.opens()
     as_it_is = experiment.prober().measure() if opened else measured
     judge = Judge(subject.recipe)
     verdict = judge.verdict(as_it_is, experiment.overlap, subject.learned)

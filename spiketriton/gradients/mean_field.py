@@ -32,13 +32,12 @@ class MeanField:
     """Layers of one kind in a row; the first one's currents are the same at all time steps.
 
     neuron: a module, currents [T, n] -> spikes [T, n].
-    gamma, beta: what batch norm makes of its normalised input: gamma x + beta.
+    gamma: by what batch norm multiplies its normalised input.
     """
 
     neuron: nn.Module
     steps: int
     gamma: float = 1.0
-    beta: float = 0.0
 
     def gradient(self, depth: int) -> np.ndarray:
         """RMS of dL/dx of each of `depth` layers by that of the last, [depth]; the loss reads the mean over time."""
@@ -93,7 +92,7 @@ class MeanField:
         each = _draw(own.reshape(images * steps, -1), generator).unflatten(0, (images, steps))
         variance = common.square().mean(0) + own[0, :, 0].trace() / steps
         normalised = (common + each) / variance.sqrt()
-        x = self.gamma * normalised.transpose(0, 1).flatten(1) + self.beta
+        x = self.gamma * normalised.transpose(0, 1).flatten(1)
         return x, variance.sqrt().repeat(images)
 
 

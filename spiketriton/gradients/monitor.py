@@ -13,7 +13,7 @@ step.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,17 +43,6 @@ class Summary:
     depth_ratio: float | None = None
     time_ratio: float | None = None
     nonfinite: int = 0
-
-    @classmethod
-    def of(cls, step: int, measured: Measurement, elements: Sequence[int]) -> "Summary":
-        """`elements`: neurons of each layer, in any unit."""
-        return cls(
-            step=step,
-            firing_rate=float(np.average(measured.firing.mean(1), weights=elements)),
-            depth_ratio=_finite(measured.depth_ratio),
-            time_ratio=_finite(measured.time_ratio),
-            nonfinite=int(measured.nonfinite.sum()),
-        )
 
 
 class GradientMonitor:
@@ -90,15 +79,12 @@ class GradientMonitor:
         self.summary = Summary(step=0)
         if self.layers:
             device = next(model.parameters()).device
-            self.elements = [
-                batch * count for count in elements_per_image(model, image_shape, device)
-            ]
+            counts = elements_per_image(model, image_shape, device)
+            self.elements = [batch * count for count in counts]
             # one tensor per layer for the whole run, and one gradient of it: torch.compile and a CUDA graph
             # see the same ones every time
             shape = (frames or model.time_steps, len(PROBE_FIELDS))
-            self.probes = [
-                torch.zeros(shape, device=device, requires_grad=True) for _ in self.layers
-            ]
+            self.probes = [torch.zeros(shape, device=device).requires_grad_() for _ in self.layers]
             self.sums = [torch.zeros_like(probe) for probe in self.probes]
             for probe, grad in zip(self.probes, self.sums, strict=True):
                 probe.grad = grad  # autograd adds to it in place
@@ -128,7 +114,9 @@ class GradientMonitor:
         # each rank's loss is the mean over its own images, so its gradients are world_size times as large
         scale = self.scaled * self.ranks.world_size
         measured = Measurement.of_sums(names, sums.numpy(), self.elements, scale)
-        self.summary = Summary.of(step, measured, self.elements)
+        rate = float(np.average(measured.firing.mean(1), weights=self.elements))
+        ratios = _finite(measured.depth_ratio), _finite(measured.time_ratio)
+        self.summary = Summary(step, rate, *ratios, int(measured.nonfinite.sum()))
         self.write(step, measured)
 
     def _strayed(self, step: int) -> bool:

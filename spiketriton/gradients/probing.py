@@ -186,7 +186,7 @@ def cut_time(model: Network) -> Iterator[None]:
     layers = [layer for _, layer in model.spiking_layers()]
     with one_by_one(model):  # so that each neuron is called by itself
         for layer in layers:
-            layer.forward = _Stepwise(layer)  # type: ignore[method-assign]
+            layer.forward = _stepwise(layer)  # type: ignore[method-assign,assignment]
         try:
             yield
         finally:
@@ -194,25 +194,22 @@ def cut_time(model: Network) -> Iterator[None]:
                 del layer.forward  # the class's own is back
 
 
-class _Stepwise:
-    """Calls a neuron for one time step after another, and detaches the membrane in between."""
+def _stepwise(neuron: SpikingNeuron) -> Callable[[Tensor], Tensor]:
+    """The forward of a neuron that calls it for one step after another, and detaches the membrane in between."""
+    call = neuron.forward
 
-    def __init__(self, neuron: SpikingNeuron) -> None:
-        self.neuron, self.call = neuron, neuron.forward
-
-    def __call__(self, x: Tensor) -> Tensor:
-        neuron, whole = self.neuron, self.neuron.probe
+    def forward(x: Tensor) -> Tensor:
         if isinstance(neuron, kernels.ParallelNeuron):
             neuron.cut_time = True
             try:
-                return self.call(x)
+                return call(x)
             finally:
                 neuron.cut_time = False
         if neuron.step_mode == "s":
-            spikes = self.call(x)
+            spikes = call(x)
             neuron.detach()
             return spikes
-        handed, continues, steps = neuron.handed_on, neuron.stateful, []
+        whole, handed, continues, steps = neuron.probe, neuron.handed_on, neuron.stateful, []
         if handed:  # by its batch norm, of which a step alone has other statistics
             x = normalised(neuron, x)
         neuron.handed_on, neuron.stateful = (), True
@@ -220,13 +217,15 @@ class _Stepwise:
             for t in range(len(x)):
                 if whole is not None and len(whole) == len(x):
                     neuron.probe = whole[t : t + 1]
-                steps.append(self.call(x[t : t + 1]))
+                steps.append(call(x[t : t + 1]))
                 neuron.detach()
         finally:
             neuron.handed_on, neuron.stateful, neuron.probe = handed, continues, whole
             if not continues:
                 super(SpikingNeuron, neuron).reset()  # the states, not the window
         return torch.cat(steps)
+
+    return forward
 
 
 def overlap_of(rates: Tensor, pairs: int) -> float:

@@ -94,11 +94,9 @@ class ForeignNetwork(Network):
 
     Args:
         name: "MODULE:NAME", for messages.
-        net: the module. Its neurons are replaced in place.
-        parts: T, and what of the recipe concerns networks of any kind.
+        net: the module, whose neurons are replaced in place.
         averages: whether an answer without time, [B, K], will do.
-        shape: of an image, [C, H, W].
-        classes: K.
+        shape, classes: of an image, [C, H, W]; K.
         told: arguments that it was made with and did not ask for.
 
     Attributes:

@@ -29,16 +29,14 @@ class SpikingNeuron(kernels.SpikingNeuron):
             `reset` or `begin` begins the next window.
     """
 
+    on_fire: Callable[[Tensor], object] | None = None
+    window = _seen = 0
+
     def __init__(self, *args: Any, **options: Any) -> None:
         try:
             super().__init__(*args, **options)
         except (TypeError, ValueError) as error:
             raise UserError(str(error)) from None
-        self._watch_nothing()
-
-    def _watch_nothing(self) -> None:
-        self.on_fire: Callable[[Tensor], object] | None = None
-        self.window, self._seen = 0, 0
 
     def get_extra_state(self) -> Tensor:
         """The surrogate's width, float64 []; of a width that is a tensor, which the neuron keeps itself, [0]."""
@@ -138,7 +136,6 @@ def adopt(neuron: kernels.SpikingNeuron) -> SpikingNeuron:
     kind = type(neuron)
     if not isinstance(neuron, SpikingNeuron):
         neuron.__class__ = _ADOPTED.setdefault(kind, type(kind.__name__, (SpikingNeuron, kind), {}))
-        neuron._watch_nothing()  # type: ignore[operator]
     return neuron  # type: ignore[return-value]
 
 

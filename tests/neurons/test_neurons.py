@@ -1,50 +1,183 @@
-"""build_neuron: every key of a recipe reaches the neuron."""
+"""Neurons of recipes: their equations, mistakes, what is watched, and the norm in the same operation."""
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spiketriton.config import NeuronConfig, SurrogateConfig
-from spiketriton.neurons import IF, LIF, PLIF, SpikingNeuron, build_neuron
-from spiketriton_kernels import Surrogate
-from tests.neurons.support import B, C, T, currents
+from spiketriton.errors import UserError
+from spiketriton.neurons import IF, LIF, PLIF, Norm, SpikingNeuron, build_neuron
+from spiketriton_kernels import Surrogate, multistep_lif_reference
+from spiketriton_kernels.neuron import Outputs
+from spiketriton_kernels.nn import neurons
+from tests.covering import pairwise
+
+T, B, C = 5, 3, 4
+NEURONS = {
+    "if": IF,
+    "lif": lambda **options: LIF(tau=3.0, decay_input=False, **options),
+    "lif_decay_input": lambda **options: LIF(tau=3.0, **options),
+    "plif": lambda **options: PLIF(init_tau=3.0, decay_input=False, **options),
+    "plif_decay_input": lambda **options: PLIF(init_tau=3.0, **options),
+    "plif_per_channel": lambda **options: PLIF(init_tau=3.0, per_channel=C, **options),
+}
+
+
+def currents(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Strong enough that about a third of the neurons fire at each step."""
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(shape, generator=generator, dtype=torch.float64) * 2 + 0.7).to(dtype)
+
+
+class Spike(torch.autograd.Function):
+    """Step forward, arctangent surrogate of height 1 and width 0.3 backward."""
+
+    @staticmethod
+    def forward(ctx, u):
+        ctx.save_for_backward(u)
+        return (u >= 0).to(u.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (u,) = ctx.saved_tensors
+        return grad / (1 + (u / 0.3) ** 2)
+
+
+def published_neuron(x: Tensor, rate: Tensor | float, gain: Tensor | float, v_reset: float | None):
+    """H = V - rate * (V - V_reset) + gain * X, as SpikingJelly writes it; threshold 1, attached."""
+    v, spikes = torch.full_like(x[0], v_reset or 0.0), []
+    for x_t in x:
+        h = v - rate * (v - (v_reset or 0.0)) + gain * x_t
+        s = Spike.apply(h - 1.0)
+        v = h - s if v_reset is None else (1 - s) * h + s * v_reset
+        spikes.append(s)
+    return torch.stack(spikes)
+
+
+@pytest.mark.parametrize(("kind", "v_reset"), pairwise(NEURONS, [0.0, -0.25, None]))
+def test_neurons_follow_their_published_equations(kind, v_reset):
+    neuron = NEURONS[kind](v_reset=v_reset, detach_reset=False).double()
+    x, twin = (currents(T, B, C, 2).requires_grad_() for _ in range(2))
+    towards, w = currents(T, B, C, 2, seed=1), None
+    spikes = neuron(x)
+    (spikes * towards).sum().backward()
+    rate, gain = (0.0, 1.0) if kind == "if" else (1 / 3, 1.0)
+    if kind.startswith("plif"):
+        w = neuron.w.detach().clone().requires_grad_()
+        rate = torch.sigmoid(w).view(-1, 1) if w.ndim else torch.sigmoid(w)
+    gain = gain if kind in ("if", "lif", "plif") else rate
+    expected = published_neuron(twin, rate, gain, v_reset)
+    (expected * towards).sum().backward()
+    assert 0.1 < spikes.mean() < 0.9
+    assert torch.equal(spikes, expected)
+    torch.testing.assert_close(x.grad, twin.grad, rtol=1e-9, atol=1e-12)
+    if w is not None:
+        assert w.grad.abs().min() > 0
+        torch.testing.assert_close(neuron.w.grad, w.grad, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(("kind", "type_"), [("if", IF), ("lif", LIF), ("plif", PLIF)])
 def test_build_neuron_hands_every_key_to_the_neuron(kind, type_):
     leak = {} if kind == "if" else {"tau": 3.0, "decay_input": True}
     surrogate = SurrogateConfig(shape="gaussian", height=0.5, width=0.25)
-    neuron = build_neuron(
-        NeuronConfig(
-            kind=kind,
-            v_threshold=2.0,
-            v_reset=-1.0,
-            detach_reset=False,
-            surrogate=surrogate,
-            **leak,
-        )
-    )
+    keys = {"v_threshold": 2.0, "v_reset": -1.0, "detach_reset": False, "surrogate": surrogate}
+    neuron = build_neuron(NeuronConfig(kind=kind, **keys, **leak))
     assert type(neuron) is type_
     arguments = neuron.neuron_arguments()
     assert arguments["threshold"] == 2.0
     assert (arguments["reset"], arguments["v_reset"]) == ("hard", -1.0)
     assert arguments["detach_reset"] is False
-    built = arguments["surrogate"]
-    assert (built.shape, built.height, built.width) == ("gaussian", 0.5, 0.25)
-    decay = torch.as_tensor(arguments["decay"]).item()
-    assert decay == pytest.approx(1.0 if kind == "if" else 2 / 3)
-    gain = torch.as_tensor(arguments["gain"]).item()
-    assert gain == pytest.approx(1.0 if kind == "if" else 1 / 3)
+    assert repr(arguments["surrogate"]) == repr(Surrogate("gaussian", height=0.5, width=0.25))
+    constants = [torch.as_tensor(arguments[name]).item() for name in ("decay", "gain")]
+    assert constants == pytest.approx([1.0, 1.0] if kind == "if" else [2 / 3, 1 / 3])
 
 
-def test_build_neuron_of_the_twin_and_of_a_width():
+def test_build_neuron_of_the_twin_and_of_a_soft_reset():
     assert type(build_neuron(NeuronConfig(kind="relu"))) is nn.ReLU
-    neuron = build_neuron(NeuronConfig(reset="soft", surrogate=SurrogateConfig(width=1.0)))
+    neuron = build_neuron(NeuronConfig(reset="soft"))
     assert isinstance(neuron, SpikingNeuron)
-    assert neuron.reset_mode == "soft"
-    assert neuron.surrogate.width == 1.0
+    assert (neuron.reset_mode, neuron.v_reset) == ("soft", None)
 
-    x = currents(T, B, C).requires_grad_()
-    before = torch.autograd.grad(neuron(x).sum(), x)[0]
-    neuron.surrogate = Surrogate("atan", width=4.0)
-    assert torch.autograd.grad(neuron(x).sum(), x)[0].norm() > before.norm()
+
+def after_a_chunk(of: int) -> None:
+    neuron = LIF(stateful=True)
+    neuron(currents(2, B, C))
+    if of == B:
+        neuron.reset()
+    neuron(currents(2, 5, C))
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (lambda: IF(v_reset=None, reset="hard"), ["v_reset None", "hard"]),
+        (lambda: LIF(tau=0.999), ["tau 0.999", "at least 1"]),
+        (lambda: PLIF(init_tau=1.0), ["init_tau 1.0", "above 1"]),
+        (lambda: PLIF(per_channel=3)(torch.zeros(2, 1)), ["(2, 1)", "[T, B, 3, ...]"]),
+        (lambda: after_a_chunk(5), ["(2, 5, 4)", "(3, 4)", "reset()"]),
+    ],
+)
+def test_mistakes_of_the_kernels_neurons_are_mistakes_of_a_user(make, names):
+    with pytest.raises(UserError) as error:
+        make()
+    assert "\n" not in str(error.value)
+    assert [name for name in names if name not in str(error.value)] == []
+    after_a_chunk(B)
+
+
+def test_on_fire_is_handed_the_spikes_of_each_call():
+    neuron, seen = LIF(), []
+    neuron.on_fire = seen.append
+    spikes = [neuron(currents(T, B, C)), neuron.fused_norm(currents(T, B, C, 2).float(), Norm(C))]
+    assert all(a is b for a, b in zip(spikes, seen, strict=True))
+
+
+def test_a_synchronised_norm_is_fused_over_the_ranks(monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        neurons, "_over_ranks", lambda y, neuron, call, norm, **_: given.append(norm) or Outputs(y)
+    )
+    monkeypatch.setattr(Norm, "process_group", "the ranks")
+    norm = Norm(C)
+    LIF().fused_norm(currents(T, 1, C).float(), norm)
+    assert [one.process_group for one in given] == ["the ranks"]
+    assert norm.num_batches_tracked == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "extra", "training"),
+    pairwise(NEURONS, [None, "residual", "spike_add"], [True, False]),
+)
+def test_the_fused_unit_equals_norm_then_neuron(kind, extra, training):
+    runs = []
+    for fused in (True, False):
+        neuron, norm = NEURONS[kind]().double(), Norm(C, scale=1.3, steps=T).double()
+        with torch.no_grad():
+            norm.weight.copy_(torch.linspace(0.5, 2, C))
+            norm.bias.fill_(0.4)
+            norm.step_gain.copy_(torch.linspace(0.8, 1.2, T))
+        norm.train(training)
+        y, other = (currents(T, B, C, 2, 2, seed=seed).requires_grad_() for seed in (0, 1))
+        if fused:
+            out = neuron.fused_norm(y, norm, **({extra: other} if extra else {}))
+        else:
+            out = neuron(norm(y) + other if extra == "residual" else norm(y))
+            out = out + other if extra == "spike_add" else out
+        (out * currents(T, B, C, 2, 2, seed=2)).sum().backward()
+        learnt = [*neuron.parameters(), *norm.parameters(), *([other] if extra else [])]
+        runs.append([out, y.grad, *(p.grad for p in learnt), *norm.buffers()])
+    for fused_value, value in zip(*runs, strict=True):
+        torch.testing.assert_close(fused_value, value, rtol=1e-7, atol=1e-9)
+
+
+class Loud(LIF):
+    def neuron_arguments(self):
+        return super().neuron_arguments() | {"gain": torch.tensor(2.0)}
+
+
+def test_the_gain_of_a_neuron_of_ones_own_counts_alone_and_behind_a_norm():
+    neuron, norm, y = Loud(decay_input=False), Norm(C).double(), currents(T, B, C, 3)
+    expected = multistep_lif_reference(norm(y), decay=0.5, gain=2.0)
+    assert not torch.equal(expected, multistep_lif_reference(norm(y), decay=0.5))
+    assert torch.equal(neuron(norm(y)), expected)
+    assert torch.equal(neuron.fused_norm(y, norm), expected)

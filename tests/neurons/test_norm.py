@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from spiketriton.errors import UserError
-from spiketriton.neurons import LIF, Norm, one_by_one
+from spiketriton.neurons import LIF, Norm
 from spiketriton.neurons import norm as module
 from spiketriton.neurons.base import normalised
 from spiketriton_kernels.nn.fuse import NormHandedOn
-from tests.neurons.support import B, C, T, currents
+from tests.neurons.test_neurons import B, C, T, currents
 
 
 @pytest.mark.parametrize("space", [(), (3, 2)])
@@ -56,6 +56,8 @@ def test_tdbn_scales_the_current_and_tebn_each_step():
 @pytest.mark.parametrize("steps", [0, T])
 def test_a_constant_current_is_normalised_once_as_its_copies_would_be(steps):
     once, copies = Norm(C, steps=steps).double(), Norm(C, steps=steps).double()
+    for norm in (once, copies) if steps else ():
+        norm.step_gain.data.copy_(torch.arange(1.0, T + 1))
     y = currents(B, C, 3, 2)
     current = once.constant(y, T)
     assert current.shape[0] == (T if steps else 1)
@@ -83,15 +85,6 @@ def test_each_step_may_have_its_own_statistics():
         torch.testing.assert_close(getattr(once, name), getattr(copies, name))
     with pytest.raises(UserError, match="more than one value per channel"):
         Norm(C, each_step=True)(torch.zeros(T, 1, C))
-
-
-def test_a_constant_current_has_the_gains_of_its_window():
-    norm = Norm(C, steps=T).double().eval()
-    with torch.no_grad():
-        norm.step_gain.copy_(torch.arange(1.0, T + 1))
-    y = currents(B, C, 2, 2)
-    gains = torch.arange(1.0, T + 1).double().view(-1, 1, 1, 1, 1)
-    torch.testing.assert_close(norm.constant(y, T), gains * Norm(C).double().eval()(y[None]))
 
 
 def test_a_batch_with_one_value_per_channel_is_refused_in_training():
@@ -129,13 +122,6 @@ def test_what_a_joined_norm_hands_on_is_normalised_and_moves_no_statistics(adds,
     torch.testing.assert_close(found, expected + residual if adds else expected)
 
 
-def test_one_by_one_unfuses_and_restores_each_norm():
-    net = nn.Sequential(Norm(1), Norm(2, fused=False), nn.ReLU())
-    with one_by_one(net):
-        assert [norm.fused for norm in net[:2]] == [False, False]
-    assert [norm.fused for norm in net[:2]] == [True, False]
-
-
 @pytest.fixture
 def two_ranks(monkeypatch):
     """torch.distributed as two threads see it that call it in step."""
@@ -151,13 +137,6 @@ def two_ranks(monkeypatch):
     group = SimpleNamespace(WORLD="both")
     fake = SimpleNamespace(group=group, get_world_size=lambda: 2, all_reduce=all_reduce)
     monkeypatch.setattr(module, "dist", fake)
-
-
-@pytest.mark.parametrize(("training", "synchronised"), [(a, b) for a in (0, 1) for b in (0, 1)])
-def test_only_training_statistics_are_joined(two_ranks, training, synchronised):
-    norm = Norm(C).train(bool(training))
-    norm.synchronised = bool(synchronised)
-    assert norm.process_group == ("both" if training and synchronised else None)
 
 
 @pytest.mark.parametrize("space", [(), (2,)])
@@ -186,6 +165,8 @@ def test_ranks_together_are_one_batch_norm_of_all_their_currents(two_ranks, spac
     for ours in (one[0], two[0]):
         for name, buffer in norm.named_buffers():
             torch.testing.assert_close(ours.get_buffer(name), buffer, rtol=1e-5, atol=1e-6)
+    assert one[0].process_group == "both"
+    assert one[0].eval().process_group is None
     for name, parameter in norm.named_parameters():  # each rank has its share
         joined = one[0].get_parameter(name).grad + two[0].get_parameter(name).grad
         torch.testing.assert_close(joined, parameter.grad, rtol=1e-5, atol=1e-5)
