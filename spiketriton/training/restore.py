@@ -35,22 +35,7 @@ def refuse_damage(path: Path, given: Mapping[str, Any], own: Mapping[str, Any]) 
 
 def _compare(given: Any, own: Any, where: str) -> None:
     """ValueError: `given` lacks a key of `own`, or has other shapes, lengths or kinds of values."""
-    number = isinstance(given, int | float) and not isinstance(given, bool)
-    if isinstance(own, Tensor):
-        good = isinstance(given, Tensor) and (given.shape, given.dtype) == (own.shape, own.dtype)
-    elif isinstance(own, Mapping):
-        good = isinstance(given, Mapping) and own.keys() <= given.keys()
-    elif isinstance(own, list | tuple):
-        good = isinstance(given, list | tuple) and len(given) == len(own)
-    elif own is None:
-        good = given is None or number
-    elif isinstance(own, bool | str):
-        good = type(given) is type(own)
-    elif isinstance(own, int):
-        good = number and isinstance(given, int) and abs(given) < 2**53
-    else:
-        good = number and (isinstance(given, float) or abs(given) < 2**53)
-    if not good:
+    if not _alike(given, own):
         raise ValueError(f"{where} is {_short(given)} where it should be as {_short(own)}")
     if isinstance(own, Mapping):
         for name in own:
@@ -58,6 +43,21 @@ def _compare(given: Any, own: Any, where: str) -> None:
     elif isinstance(own, list | tuple):
         for at, (one, other) in enumerate(zip(given, own, strict=True)):
             _compare(one, other, f"{where}[{at}]")
+
+
+def _alike(given: Any, own: Any) -> bool:
+    if isinstance(own, Tensor):
+        return isinstance(given, Tensor) and (given.shape, given.dtype) == (own.shape, own.dtype)
+    if isinstance(own, Mapping):
+        return isinstance(given, Mapping) and own.keys() <= given.keys()
+    if isinstance(own, list | tuple):
+        return isinstance(given, list | tuple) and len(given) == len(own)
+    integer = type(given) is int and abs(given) < 2**53
+    if type(own) is int:
+        return integer
+    if own is None or type(own) is float:
+        return integer or type(given) is float or (own is None and given is None)
+    return type(given) is type(own)
 
 
 def _compare_weights(given: Any, own: Mapping[str, Any]) -> None:

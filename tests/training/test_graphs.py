@@ -352,32 +352,6 @@ def test_a_step_that_is_not_finite_proves_nothing_and_the_next_one_does(tmp_path
     assert (counts.skipped, counts.last) == (2, 10)  # the second by a replay
 
 
-def test_each_shape_has_its_graph():
-    calls: list[int] = []
-    weight = torch.nn.Parameter(torch.ones(()))
-
-    def work(parts, measured):
-        ((images, _),) = parts
-        calls.append(len(images))
-        with torch.no_grad():
-            weight.add_(images.mean())
-        return images.sum(), images.norm()
-
-    optimizer, tapes = torch.optim.SGD([weight], lr=0.5), Tapes(lambda: [weight])
-    steps = Steps(
-        work, optimizer, mode="auto", obstacle="", state=lambda: [weight],
-        note=lambda line: None, graphs=lambda: tapes,
-    )  # fmt: skip
-    for images in (1, 2):
-        for _ in range(graphs.WARM_UP + 2):
-            batch = torch.randn(images, 2) + 1
-            loss, _ = steps([(batch, torch.zeros(images))], watched=False)
-            assert loss == batch.sum()
-    # warm-up, capture, the eager step beside the first replay; then nothing
-    assert calls == [1] * (graphs.WARM_UP + 2) + [2] * (graphs.WARM_UP + 2)
-    assert tapes.captures == 2
-
-
 def test_on_a_cpu_why_there_is_none_is_said_to_who_asked(tmp_path):
     """Of "auto", the default, nobody on a CPU need be told."""
     said = {}

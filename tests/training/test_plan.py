@@ -2,11 +2,9 @@
 
 import dataclasses
 
-import pytest
-
 from spiketriton.config import replace
 from spiketriton.data import build_data
-from spiketriton.training.plan import Outcome, Plan, Progress
+from spiketriton.training.plan import Plan, Progress
 from spiketriton.training.testing import Results, Score
 from tests.small_runs import small_recipe
 
@@ -53,17 +51,6 @@ def test_the_plan_of_a_recipe():
     assert (plan.steps, plan.save_every, plan.measure_every) == (9, 2, 3)
     assert Plan.of(replace(recipe, "train.max_steps=99"), data).steps == 15
     assert Plan.of(replace(recipe, "monitor.enabled=false"), data).measure_every == 0
-
-
-@pytest.mark.parametrize(
-    ("tested_at", "saved_at", "finished", "saved"),
-    [(10, 10, True, True), (8, 10, False, True), (10, 9, True, False)],
-)
-def test_how_a_session_ended(tested_at, saved_at, finished, saved):
-    progress = Progress(step=10, tested_at=tested_at)
-    numbers = {"images_per_s": None, "peak_memory_mib": 1.0, "firing_rate": None, "exit_code": 0}
-    outcome = Outcome(plan=PLAN, progress=progress, saved_at=saved_at, **numbers)
-    assert (outcome.finished, outcome.saved) == (finished, saved)
 
 
 def test_an_accuracy_that_is_only_as_good_is_not_the_best():
