@@ -3,6 +3,7 @@
 Each call runs in a fork of this process, which has imported torch already.
 """
 
+import contextlib
 import ctypes
 import io
 import json
@@ -11,7 +12,9 @@ import random
 import resource
 import shutil
 import signal
+import sys
 import time
+import traceback
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -98,61 +101,50 @@ class Ended:
     errors: str
 
 
-class Call:
-    """A call in a process of its own, in the folder `at`."""
-
-    def __init__(
-        self,
-        command: str,
-        at: Path,
-        arguments: list[str] | None = None,
-        amiss: Callable[[], None] = lambda: None,
-        encoding: str = "utf-8",
-    ) -> None:
-        given = CALLS[command][0] if arguments is None else arguments
-        self.paths = [at / "out.txt", at / "err.txt"]
-        self.pid = os.fork()
-        if self.pid:
-            return
+def begin(
+    command: str,
+    at: Path,
+    arguments: list[str] | None = None,
+    amiss: Callable[[], None] = lambda: None,
+    encoding: str = "utf-8",
+) -> int:
+    """Starts a call in a process of its own, in the folder `at`; its number."""
+    if pid := os.fork():
+        return pid
+    try:
+        os.chdir(at)
+        for number, path in ((1, "out.txt"), (2, "err.txt")):
+            os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), number)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        amiss()
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            setattr(sys, name, None)  # as Python has it where it is closed
+            with contextlib.suppress(OSError):
+                os.fstat(number)
+                setattr(sys, name, open(number, "w", encoding=encoding, closefd=False))  # noqa: SIM115
+        code: object = 70
         try:
-            for number, path in enumerate(self.paths, 1):
-                file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
-                os.dup2(file, number)
-            os.chdir(at)
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(number, signal.SIG_DFL)
-            amiss()
-            import sys
+            sys.modules |= HUB
+            name = command.split()[0].replace("config", "config.__main__")
+            main = import_module(f"spiketriton.{name}").main
+            run_command(main, CALLS[command][0] if arguments is None else arguments)
+        except SystemExit as left:
+            code = left.code
+        except BaseException:
+            os.write(2, traceback.format_exc().encode())
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
+        os._exit(int(str(code)))
+    finally:
+        os._exit(71)
 
-            for name, number in (("stdout", 1), ("stderr", 2)):
-                try:
-                    os.fstat(number)
-                except OSError:
-                    setattr(sys, name, None)  # as Python does where it is closed
-                else:
-                    setattr(sys, name, open(number, "w", encoding=encoding, closefd=False))  # noqa: SIM115
-            code: object = 70
-            try:
-                sys.modules |= HUB
-                name = command.split()[0].replace("config", "config.__main__")
-                run_command(import_module(f"spiketriton.{name}").main, given)
-            except SystemExit as left:
-                code = left.code
-            except BaseException:
-                import traceback
 
-                os.write(2, traceback.format_exc().encode())
-            for stream in (sys.stdout, sys.stderr):
-                if stream is not None:
-                    stream.flush()
-            os._exit(int(str(code)))
-        finally:
-            os._exit(71)
-
-    def end(self) -> Ended:
-        _, status = os.waitpid(self.pid, 0)
-        said = (path.read_text("latin-1") if path.exists() else "" for path in self.paths)
-        return Ended(os.waitstatus_to_exitcode(status), *said)  # killed before it had an output
+def end(pid: int, at: Path) -> Ended:
+    _, status = os.waitpid(pid, 0)
+    paths = [at / "out.txt", at / "err.txt"]  # killed before it had an output: none
+    said = (path.read_text("latin-1") if path.exists() else "" for path in paths)
+    return Ended(os.waitstatus_to_exitcode(status), *said)
 
 
 @pytest.fixture(scope="module")
@@ -275,7 +267,7 @@ def test_every_option_is_in_the_table(command, monkeypatch):
 @pytest.mark.parametrize(("command", "amiss"), list(cells()))
 def test_no_traceback_one_line_and_a_documented_code(place, command, amiss):
     encoding = "cp1252" if amiss == "cp1252" else "utf-8"
-    ended = Call(command, place, None, AMISS.get(amiss, lambda: None), encoding).end()
+    ended = end(begin(command, place, None, AMISS.get(amiss, lambda: None), encoding), place)
     assert "Traceback" not in ended.errors, ended.errors
     mistakes = [line for line in ended.errors.splitlines() if line.startswith("error: ")]
     if amiss in ("full", "read-only") and command in WRITES:
@@ -348,7 +340,7 @@ HOWS = {
 @pytest.mark.parametrize(
     ("command", "kills"),
     [
-        *((name, 2) for name in ("train", "sweep", "convert")),
+        *((name, 2) for name in ("sweep", "convert")),  # trainings: test_kills.py
         *(pytest.param(name, 50, marks=pytest.mark.slow) for name in WRITES if " " not in name),
     ],
 )
@@ -357,22 +349,22 @@ def test_killed_at_random_instants(made, tmp_path, command, kills):
     draw = random.Random(f"{command} {kills}")
     place = shutil.copytree(made, tmp_path / "whole")
     began = time.perf_counter()
-    assert Call(command, place).end().code == EXIT_DONE
+    assert end(begin(command, place), place).code == EXIT_DONE
     seconds = time.perf_counter() - began
     for number in range(kills):
         place = shutil.copytree(made, tmp_path / f"place{number}")
         how = draw.choice(list(HOWS))
-        call = Call(command, place)
+        pid = begin(command, place)
         time.sleep(draw.uniform(0, seconds))
         before = kept(place)
         for one in HOWS[how]:
-            os.kill(call.pid, one)
-        ended = call.end()
+            os.kill(pid, one)
+        ended = end(pid, place)
         assert "Traceback" not in ended.errors, ended.errors
         assert_whole(place)
         after = kept(place)
         assert all(after[path] >= step for path, step in before.items()), (how, before, after)
         if not (ended.code == EXIT_DONE and (place / CALLS[command][1]).exists()):
-            assert Call(command, place, again(command, place)).end().code == EXIT_DONE
+            assert end(begin(command, place, again(command, place)), place).code == EXIT_DONE
         assert_whole(place)
         shutil.rmtree(place)

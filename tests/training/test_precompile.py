@@ -40,7 +40,7 @@ class Both:
 passes._NEURON["triton"] = Both(triton_neuron, native)
 passes._NORM["triton"] = Both(triton_norm, native)
 torch.set_num_threads(1)
-changes = ["model.width=64", "data.train_images=48", "train.epochs=1", "train.log_every=2"]
+changes = ["model.width=64", "data.test_images=16", "train.max_steps=2", "train.log_every=2"]
 trainer = small_trainer(Path(sys.argv[1]), *changes, display=Lines())
 with without_gpu(Driver()):
     stub_compiler(Noted)
