@@ -5,17 +5,8 @@ import pytest
 from profiling.harness.contenders import Status
 from profiling.render import tables
 from profiling.sections import data
-from profiling.sections.data import (
-    KINDS,
-    STEP,
-    TORCHVISION,
-    Loader,
-    Loading,
-    OnOneCore,
-    Preparing,
-)
+from profiling.sections.data import STEP, TORCHVISION, Loader, Loading, OnOneCore, Preparing
 from profiling.sections.recipes import find_recipe
-from tests.covering import each
 from tests.small_events import make_events
 
 
@@ -27,31 +18,28 @@ def test_a_loader_is_compared_with_the_step_that_it_feeds(measured, quick):
     assert loader["of_step"] == pytest.approx(loader["images_per_s"] / step["images_per_s"])
     assert step["images_per_s"] == pytest.approx(2 / step["median_ms"] * 1e3)
     assert "of_step" not in step
-    assert loader["cores"] >= 1
 
 
-def test_recordings_are_counted_in_frames_too(measured, quick, tmp_path, capsys):
+def test_recordings_are_counted_in_frames_too(measured, quick, tmp_path):
     """What a core loads in a second: the training process alone, without workers."""
     make_events(tmp_path, "n_mnist", per_class=2, count=50)
     changes = ["data.name=n_mnist", f"data.root={tmp_path}", "data.augmentation.delete=1"]
     case = Loading(find_recipe("digits_dvs", changes), quick)
     row = measured(case, "no worker", section="data")["no worker"]
-    assert row["status"] == "ok"
-    assert case.recipe.time_steps == 2  # of the quick measurement
-    assert row["frames_per_s"] == pytest.approx(row["images_per_s"] * 1)
+    assert row["frames_per_s"] == pytest.approx(row["images_per_s"] * 1)  # one of two is deleted
     assert tables.with_frames(row, [row]).endswith(" frames/s)")
     assert "frames" not in tables.with_frames({"images_per_s": 80.0}, [])
 
 
-def test_other_batches_with_workers_are_wrong(monkeypatch):
+def test_other_batches_with_workers_are_wrong():
     loader = Loader(find_recipe("quickstart", ["seed=1"]))
     loader.recipe = find_recipe("quickstart", ["seed=2"])
-    verdict = loader.check()
-    assert verdict["status"] == Status.WRONG
-    assert "depends on the number of workers" in verdict["why"]
+    assert loader.check()["status"] == Status.WRONG
 
 
-@pytest.mark.parametrize(("kind", "augment"), each(list(KINDS), ["standard", "strong"]))
+@pytest.mark.parametrize(
+    ("kind", "augment"), [("CIFAR", "strong"), ("photographs of 500x375", "standard")]
+)
 def test_what_one_core_prepares_is_torchvisions(measured, quick, kind, augment):
     rows = measured(OnOneCore(kind, augment, quick), section="data")
     assert list(rows) == ["spiketriton", "spiketriton, finished on the CPU", TORCHVISION]
@@ -62,10 +50,11 @@ def test_what_one_core_prepares_is_torchvisions(measured, quick, kind, augment):
 
 
 def test_another_augmentation_is_wrong():
-    def other(images, keys):
-        return 0.1 + data.Torchvision("CIFAR", "strong")(images, keys)
-
     theirs = data.Torchvision("CIFAR", "strong")
+
+    def other(images, keys):
+        return 0.1 + theirs(images, keys)
+
     verdict = Preparing(data.Images("CIFAR", 4), other, other, theirs).check()
     assert verdict["status"] == Status.WRONG
     assert "off by 0.1 on average (allowed 0.0)" in verdict["why"]

@@ -1,20 +1,22 @@
-"""What is read from a profile of a GPU. There is no GPU here: the events are made up."""
+"""What is read from a profile of a GPU, and from nvidia-smi. There is no GPU here: what they say is made up."""
 
+import subprocess
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.autograd import DeviceType
 
-from profiling.harness.device import of_call, summary
+from profiling.harness.device import clocks, of_call, summary
 
 MS = 1_000_000
 
 
-def Event(name, on_device, start, length, annotation=False) -> SimpleNamespace:
-    kinds = torch.autograd.DeviceType
+def event(name: str, start: int = 0, length: int = MS, annotation: bool = False) -> SimpleNamespace:
+    on_gpu = name.startswith(("kernel", "Memcpy")) or annotation
     return SimpleNamespace(
         name=lambda: name,
-        device_type=lambda: kinds.CUDA if on_device else kinds.CPU,
+        device_type=lambda: DeviceType.CUDA if on_gpu else DeviceType.CPU,
         start_ns=lambda: start,
         duration_ns=lambda: length,
         is_user_annotation=lambda: annotation,
@@ -24,42 +26,39 @@ def Event(name, on_device, start, length, annotation=False) -> SimpleNamespace:
 
 def test_overlapping_kernels_count_once_and_every_launch_counts():
     events = [
-        Event("kernel", True, 0, 2 * MS),
-        Event("kernel", True, 1 * MS, 3 * MS),  # on another stream
-        Event("Memcpy HtoD", True, 2 * MS, 1 * MS),
-        Event("kernel", True, 6 * MS, 2 * MS),
-        Event("aten::add", False, 0, 9 * MS),
-        *(Event(name, False, 0, MS) for name in ("cudaLaunchKernel", "cuLaunchKernelEx")),
-        *(Event(name, False, 0, MS) for name in ("cudaMemcpyAsync", "hipLaunchKernel")),
-        Event("cudaStreamSynchronize", False, 0, MS),
+        event("kernel", 0, 2 * MS),
+        event("kernel", 1 * MS, 3 * MS),  # on another stream
+        event("Memcpy HtoD", 2 * MS, 1 * MS),
+        event("kernel", 6 * MS, 2 * MS),
+        event("spiketriton::neuron_forward", 0, 10 * MS, annotation=True),  # spans the gaps
+        event("aten::add", 0, 9 * MS),
+        *map(event, ("cudaLaunchKernel", "cuLaunchKernelEx", "cudaMemcpyAsync", "hipLaunchKernel")),
+        *map(event, ("cudaStreamSynchronize", "cudaGraphLaunch")),
     ]
-    found = summary(events, calls=2, seconds=0.006)
     # 0 to 4 and 6 to 8 ms, in two calls of 6 ms each
-    assert found == {
+    assert summary(events, calls=2, seconds=0.006) == {
         "device_ms": pytest.approx(3.0),
         "busy": pytest.approx(0.5),
         "kernels": 2.0,
-        "launches": 2.0,
+        "launches": 2.5,
     }
-
-
-def test_a_graph_is_one_launch_and_nothing_is_nothing():
-    kernels = [Event("kernel", True, i * MS, MS) for i in range(100)]
-    found = summary([*kernels, Event("cudaGraphLaunch", False, 0, 10)], calls=1, seconds=0.1)
-    assert (found["launches"], found["kernels"], found["busy"]) == (1, 100, pytest.approx(1.0))
-    assert summary([], calls=3, seconds=1.0)["device_ms"] == 0
-
-
-def test_an_annotation_does_not_keep_the_gpu_busy():
-    """`record_function` on the device's line spans the gaps between its kernels."""
-    recorded = [
-        Event("spiketriton::neuron_forward", True, 0, 10 * MS, annotation=True),
-        Event("fire_kernel", True, 0, MS),
-        Event("fire_kernel", True, 9 * MS, MS),
-    ]
-    found = summary(recorded, calls=1, seconds=0.01)
-    assert (found["busy"], found["kernels"]) == (pytest.approx(0.2), 2)
-
-
-def test_without_a_gpu_there_is_no_device_time():
     assert of_call(lambda: 1 / 0, torch.device("cpu"), 1.0) == {}
+
+
+@pytest.mark.parametrize("answer", ["1980, 2619, 688.10, 0x0000000000000004\n", None])
+def test_rows_of_a_gpu_tell_its_clocks_and_what_slows_it(monkeypatch, answer):
+    def asked(command, **_):
+        assert "--id=GPU-12-34" in command
+        if answer is None:
+            raise FileNotFoundError("nvidia-smi")
+        return SimpleNamespace(stdout=answer)
+
+    monkeypatch.setattr(subprocess, "run", asked)
+    card = SimpleNamespace(uuid="12-34")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    found = clocks(torch.device("cuda"))
+    if answer is None:
+        assert found == {"throttled_by": "unknown: nvidia-smi"}
+    else:
+        assert (found["sm_mhz"], found["throttled_by"]) == ("1980", "0x0000000000000004")
+    assert clocks(torch.device("cpu")) == {}

@@ -33,24 +33,19 @@ def test_a_peer_computes_the_same(peer, contender, measured, lif):
     assert ("has no ATan" in row.get("note", "")) == (peer == "norse")
 
 
-@pytest.mark.parametrize("peer", ["snntorch", "norse"])
 @pytest.mark.parametrize(
-    ("changes", "why"),
+    ("peer", "changes", "why"),
     [
-        (dict(detach_reset=True), "its reset always carries a gradient"),
-        (dict(T=10, shape=(4, 8, 16, 16), dtype="bf16"), "it keeps the membrane in bfloat16"),
+        ("snntorch", dict(detach_reset=True), "its reset always carries a gradient"),
+        ("norse", dict(dtype="bf16", T=10, shape=(4, 8, 16, 16)), "it keeps the membrane in"),
     ],
-    ids=["reset", "half"],
 )
 def test_a_peer_that_cannot_be_equal_says_why_and_is_timed(peer, changes, why, measured, lif):
     pytest.importorskip(peer)
     row = measured(replace(lif, **changes), peer, peers=(peer,))[peer]
-    if row["status"] != Status.OK:  # rounding alone may move no spike
-        assert row["status"] == Status.UNEQUAL
-        assert row["why"] == why
+    assert row["status"] == Status.UNEQUAL
+    assert why in row["why"]
     assert row["median_ms"] > 0
-    if peer == "norse" or "T" not in changes:
-        assert row["status"] == Status.UNEQUAL
 
 
 @pytest.mark.parametrize(
@@ -99,5 +94,4 @@ def test_a_missing_peer_is_named(monkeypatch, measured, lif, capsys):
     monkeypatch.setattr(peers, "version", lambda package: None)
     row = measured(lif, "eager", "norse", peers=("norse",))["norse"]
     assert row["status"] == Status.MISSING
-    assert 'pip install -e ".[peers]"' in row["why"]
     assert "norse: missing: norse is not installed" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The page of results and its pictures."""
+"""The page of results and its pictures: which rows count, and what is made of them."""
 
 import json
 import re
@@ -6,60 +6,75 @@ from pathlib import Path
 
 import pytest
 
+from profiling.harness.contenders import OURS, Status
 from profiling.render import report
+from profiling.render.rows import by_case, find, newest, read
+from profiling.render.tables import number
 from spiketriton.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_report_writes_between_its_marks(tmp_path, lif_rows):
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lif_rows()))
+def write(path, rows) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_the_newest_run_of_a_case_counts_and_rehearsals_do_not(tmp_path, lif_rows):
+    late = lif_rows("2026-01-04", 5.0, status=Status.NOT_REACHED)
+    write(tmp_path / "a.jsonl", [*lif_rows("2026-01-02", 2.0), *late])
+    write(tmp_path / "b.jsonl", [*lif_rows("2026-01-01", 9.0), *lif_rows("2026-01-03", quick=True)])
+    rows = read(tmp_path)
+    assert [row["run"] for row in rows] == sorted(row["run"] for row in rows)
+    kept = newest(rows)
+    assert len(kept) == 4
+    assert find(kept, OURS)["median_ms"] == 2.0
+    elsewhere = lif_rows("2026-01-01", 7.0, threads=4)
+    other = lif_rows("2026-01-01", 8.0, T=4)
+    assert len(newest(rows + elsewhere + other)) == 12
+    assert [len(group) for group in by_case(kept + other)] == [4, 4]
+
+
+def test_lines_that_are_no_rows_and_folders_without_any_are_refused(tmp_path, lif_rows):
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{report.START}\nold\n{report.END}\nafter\n")
-    every = tmp_path / "README.md"
-    assert report.write(tmp_path, page) == [page, every]
-    text = page.read_text()
-    assert text.startswith(
-        f"before\n{report.START}\n\n### A CPU, 2 threads\n\nMeasured 2026-01-02.\n\n**Kernels: "
-    )
-    assert text.endswith(f"\n{report.END}\nafter\n")
-    assert "old" not in text
-    assert "| `lif` training, fp32 | 1.50x (1.50x) | 1 |" in text
-    rows = every.read_text()
-    assert "## A CPU, 2 threads\n\n### kernels\n\n`c` (2026-01-02, " in rows
-    assert "Allocator: a.\n" in rows
-    assert "| 10 | 256 | fp32, contiguous |" in rows
-    assert "30.0 (15.00x)" in rows
-    report.write(tmp_path, page)
-    assert (page.read_text(), every.read_text()) == (text, rows)
+    with pytest.raises(UserError, match=r"holds no results \(\*\.jsonl\)"):
+        report.write(tmp_path, page)
+    write(tmp_path / "a.jsonl", lif_rows(quick=True))
+    with pytest.raises(UserError, match="holds only --quick rehearsals"):
+        report.write(tmp_path, page)
+    write(tmp_path / "a.jsonl", lif_rows())
     page.write_text("no marks")
     with pytest.raises(UserError, match="has no lines"):
         report.write(tmp_path, page)
+    (tmp_path / "b.jsonl").write_text("{}\nno json\n")
+    with pytest.raises(UserError, match=r"b\.jsonl, line 2: is not valid JSON"):
+        read(tmp_path)
 
 
-def test_rehearsals_make_no_report(tmp_path, lif_rows):
-    rows = lif_rows(quick=True)
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(UserError, match="holds only --quick rehearsals"):
-        report.write(tmp_path, tmp_path / "page.md")
+def test_numbers_have_three_digits():
+    shown = {
+        None: "-",
+        0: "0",
+        9.999: "10.00",
+        0.012345: "0.0123",
+        -2.5: "-2.50",
+        9876543: "9,876,543",
+    }
+    assert {value: number(value) for value in shown} == shown
 
 
 def test_the_page_is_what_the_results_in_the_repository_give(tmp_path):
     text = (ROOT / "docs/performance.md").read_text()
-    page = tmp_path / "docs/performance.md"
+    page, folder = tmp_path / "docs/performance.md", tmp_path / "profiling/results"
     page.parent.mkdir()
-    page.write_text(text)
-    (tmp_path / "profiling").mkdir()
-    folder = tmp_path / "profiling/results"
-    folder.mkdir()
+    folder.mkdir(parents=True)
+    page.write_text(text.replace("**Kernels", "**Old kernels"))
     for file in (ROOT / "profiling/results").glob("*.jsonl"):
         (folder / file.name).write_bytes(file.read_bytes())
     written = {path.name for path in report.write(folder, page)}
     assert page.read_text() == text
     assert (folder / "README.md").read_text() == (ROOT / "profiling/results/README.md").read_text()
-    said = re.search(r"\*\*(.*?)\*\*", text, re.DOTALL)[
-        1
-    ].split()  # the answer in the first paragraph
+    # the answer in the first paragraph
+    said = re.search(r"\*\*(.*?)\*\*", text, re.DOTALL)[1].split()
     measured = re.findall(r"All (\d+) cases: (\S+)x in the median; slower .* in (\d+)\.", text)
     assert any(set(numbers) <= {word.rstrip(",.") for word in said} for numbers in measured)
     shipped = {path.name for path in (ROOT / "profiling/results").glob("*.png")}
@@ -69,9 +84,8 @@ def test_the_page_is_what_the_results_in_the_repository_give(tmp_path):
 def test_the_summary_takes_the_fastest_other_of_each_case(lif_rows):
     """Two cases of one line: the median of 1.5 and 0.5, and the lower of both."""
     rows = lif_rows() + [row | {"shape": [1, 1, 1, 1]} for row in lif_rows(ours=6.0)]
-    alone = [
-        row | {"mode": "inference"} for row in lif_rows()
-    ]  # has no line beside lines of several
+    # has no line beside lines of several
+    alone = [row | {"mode": "inference"} for row in lif_rows()]
     (grid,) = report.summary(rows + alone)
     assert grid.lines == [["`lif` training, fp32", "1.00x (0.50x)", "2"]]
     assert grid.notes == ["All 3 cases: 1.50x in the median; slower than the fastest other in 1."]

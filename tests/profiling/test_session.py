@@ -10,7 +10,7 @@ import torch
 
 from profiling.harness import session
 from profiling.harness.contenders import OURS, Case, Contender, Status, Unavailable, Work
-from profiling.harness.session import ALLOCATOR, Session, refusals
+from profiling.harness.session import ALLOCATOR, Session
 from profiling.harness.timing import QUICK
 from spiketriton.errors import UserError
 
@@ -24,9 +24,6 @@ class Idle(Work):
     """Takes one second more at each sample."""
 
     device, taken = torch.device("cpu"), 0
-
-    def check(self) -> dict:
-        return {"status": Status.OK, "spikes_differ": 0.0}
 
     def prepare(self, effort) -> None: ...
 
@@ -42,14 +39,12 @@ class Wrong(Idle):
     def prepare(self, effort) -> None:
         raise AssertionError("what is wrong is not timed")
 
-    memory = prepare  # type: ignore[assignment]
 
-
-class Two(Case):
+class Some(Case):
     """Ours and others."""
 
     def __init__(self, **builds) -> None:
-        self.spec, self.builds = {"recipe": "two", "T": 1}, builds
+        self.spec, self.builds = {"recipe": "some", "T": 1}, builds
 
     def contenders(self, options):
         return [Contender(name, build, {"package": name}) for name, build in self.builds.items()]
@@ -58,13 +53,19 @@ class Two(Case):
         return {name: {"derived": timing.median} for name, timing in timings.items()}
 
 
+def raising(error: BaseException):
+    def build():
+        raise error
+
+    return build
+
+
 def test_a_row_has_its_case_its_numbers_and_where_it_was_measured(measured):
-    of = measured(Two(copy=Idle, spiketriton=Idle, wrong=Wrong, unwanted=Wrong), OURS, "wro*")
+    of = measured(Some(copy=Idle, spiketriton=Idle, wrong=Wrong, unwanted=Wrong), OURS, "wro*")
     assert of.keys() == {"copy", OURS, "wrong"}
     assert all(row.keys() >= EVERY_ROW for row in of.values())
     ours = of[OURS]
-    assert ours["recipe"] == "two"
-    assert (ours["package"], ours["spikes_differ"]) == (OURS, 0.0)
+    assert (ours["recipe"], ours["package"]) == ("some", OURS)
     assert (ours["median_ms"], ours["samples"], ours["derived"]) == (2000, QUICK.least, 2)
     assert of["copy"]["times_ours"] == 1
     assert of["wrong"]["status"] == Status.WRONG
@@ -82,34 +83,22 @@ def test_a_row_has_its_case_its_numbers_and_where_it_was_measured(measured):
         (ValueError("y" * 500), Status.FAILED, "ValueError: " + "y" * 300),
     ],
 )
-def test_what_keeps_a_contender_away_is_in_its_row(error, status, why):
-    row: dict = {"status": Status.OK}
-    with refusals(row):
-        raise error
-    assert row == {"status": status, "why": why}
-    with pytest.raises(KeyboardInterrupt), refusals({}):  # is no contender's failure
-        raise KeyboardInterrupt
-
-
-def test_a_row_without_a_number_is_said_and_the_next_case_is_measured(quick, tmp_path, capsys):
-    def fails():
-        raise ValueError("no\nluck")
-
-    one = Session(quick, tmp_path, total=2)
-    one.measure("step", [Two(broken=fails, spiketriton=Idle), Two(spiketriton=Idle)])
-    said = capsys.readouterr().err
-    assert "step: broken: failed: ValueError: no luck" in said
-    assert "[1/2] step two" in said
-    assert "[2/2] step two" in said
-    assert [row["status"] for row in one.rows] == ["failed", "ok", "ok"]
+def test_what_keeps_a_contender_away_is_in_its_row_and_on_the_screen(
+    error, status, why, measured, capsys
+):
+    of = measured(Some(broken=raising(error), spiketriton=Idle))
+    assert (of["broken"]["status"], of["broken"]["why"]) == (status, why)
+    assert of[OURS]["status"] == Status.OK
+    assert f"kernels: broken: {status}: {why}" in capsys.readouterr().err
+    with pytest.raises(KeyboardInterrupt):  # is no contender's failure
+        measured(Some(broken=raising(KeyboardInterrupt())))
 
 
 def test_what_is_beyond_the_minutes_is_named_and_ours_is_kept(quick, tmp_path):
     one = Session(quick, tmp_path, minutes=1e-9)
-    one.measure("step", [Two(spiketriton=Idle)])
-    (line,) = one.file.read_text().splitlines()
-    row = json.loads(line)
-    assert (row["status"], row["recipe"]) == (Status.NOT_REACHED, "two")
+    one.measure("step", [Some(spiketriton=Idle)])
+    row = json.loads(one.file.read_text())
+    assert (row["status"], row["recipe"]) == (Status.NOT_REACHED, "some")
     assert "contender" not in row
     one = Session(quick, tmp_path, minutes=1)
 
@@ -117,7 +106,7 @@ def test_what_is_beyond_the_minutes_is_named_and_ours_is_kept(quick, tmp_path):
         one.deadline = 0
         return Idle()
 
-    one.measure("step", [Two(before=late, spiketriton=Idle, after=Idle)])
+    one.measure("step", [Some(before=late, spiketriton=Idle, after=Idle)])
     of = {row["contender"]: row for row in one.rows}
     assert of[OURS]["samples"] == QUICK.least  # the race ends as early as it may
     assert of["before"]["status"] == Status.OK
@@ -136,7 +125,7 @@ def test_what_compiles_longer_than_there_is_time_is_stopped(quick, tmp_path, mon
         return Idle()
 
     one = Session(quick, tmp_path, minutes=1)
-    one.measure("step", [Two(compiled=slow, spiketriton=Idle)])
+    one.measure("step", [Some(compiled=slow, spiketriton=Idle)])
     of = {row["contender"]: row for row in one.rows}
     assert of["compiled"]["status"] == Status.NOT_REACHED
     assert of[OURS]["status"] == Status.OK
