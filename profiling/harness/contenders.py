@@ -30,9 +30,7 @@ class Status:
     TOO_LARGE = "out of memory"
     FAILED = "failed"
     NOT_REACHED = "not reached"  # --minutes were over
-
-
-MEASURED = Status.OK, Status.UNEQUAL
+    MEASURED = OK, UNEQUAL
 
 
 class Unavailable(Exception):

@@ -191,24 +191,20 @@ def lower(
     size: Sequence[int] = SIZE,
     **options: Any,
 ) -> dict[str, Any]:
-    """Compiles one case for one GPU and reads the result.
+    """Compiles one case for one GPU and reads the result. UserError under TRITON_INTERPRET.
 
     Args:
         case: a key of ``CASES``. target: of ``TARGETS``. dtype: "bf16", "fp16" or "fp32".
         T: time steps. layout: "channels_last" or "contiguous". size: [B, C, H, W].
         options: arguments of ``multistep_lif``: reset, detach_reset, surrogate, ...
 
-    UserError under TRITON_INTERPRET, which replaces the compiler.
-
-    Returns registers (of a thread), spills (bytes of a thread), shared (bytes of a program), warps,
-    elements_per_thread, instructions (of a thread, per element and time step; where a program works on
-    many tiles, those of its loop over them), atomics,
-    vector_bytes (of the narrowest access to a tensor of T x N elements; AMD: of most accesses) and,
-    None for AMD, whose addresses are not traced: loads, stores (passes over such tensors),
-    bytes_per_element (and time step), checkpoint_bytes (of them, those of membranes that a long
-    window keeps), bytes_per_request (a warp's access to such a tensor, on average: 512 are the
-    most), accesses (dicts of tensor, kind, passes, vector_bytes, element_bytes, requests: a
-    thread's), fused_across_lanes (see the function of this name) and sass (the code itself).
+    Returns registers and spills (in bytes) of a thread, shared (bytes of a program), warps, elements_per_thread,
+    instructions (of a thread, per element and time step; where a program works on many tiles, those of its
+    loop over them), atomics, vector_bytes (of the narrowest access to a tensor of T x N elements; AMD: of most
+    accesses) and, None for AMD, whose addresses are not traced: loads and stores (passes over such tensors),
+    bytes_per_element (and time step), checkpoint_bytes (of them, those of membranes that a long window keeps),
+    bytes_per_request (a warp's access to such a tensor, on average: 512 are the most), accesses (dicts of tensor,
+    kind, passes, vector_bytes, element_bytes, requests: a thread's), fused_across_lanes and sass (machine_code.py).
     Joins have no such tensors; for them all that counts elements is None.
     """
     interpreted = os.environ.get("TRITON_INTERPRET", "0")

@@ -17,16 +17,7 @@ from pathlib import Path
 import torch
 
 from profiling.harness import device
-from profiling.harness.contenders import (
-    MEASURED,
-    OURS,
-    Case,
-    Options,
-    Row,
-    Status,
-    Unavailable,
-    Work,
-)
+from profiling.harness.contenders import OURS, Case, Options, Row, Status, Unavailable, Work
 from profiling.harness.timing import FULL, QUICK, race
 from spiketriton.errors import UserError, one_line
 from spiketriton.runs.folder import make_writable
@@ -152,9 +143,9 @@ class Session:
             with refusals(row), within(self.deadline - time.monotonic()):
                 work = one.build()
                 row |= work.check()
-                if weighs and row["status"] in MEASURED:
+                if weighs and row["status"] in Status.MEASURED:
                     row |= work.memory()
-                elif row["status"] in MEASURED:
+                elif row["status"] in Status.MEASURED:
                     work.prepare(self.effort)
                     works[one.name] = work
         if works:

@@ -79,16 +79,11 @@ class Timed:
         return self._seconds(self.calls) / (self.calls * self._in_replay)
 
     def _captured(self, fastest: float) -> float:
-        """Captures as many calls as fill a millisecond and rotate through all data; seconds of a replay.
-
-        Where that fails `timed` says why, and calls are timed.
-        """
+        """Captures as many calls as fill a millisecond and rotate through all data; seconds of a replay."""
         count = min(MOST_BUFFERS, max(self.rotation, math.ceil(SHORT / max(fastest, 1e-7))))
         try:
             replay = capture(self, count, self.device)
-        except (
-            Exception
-        ) as error:  # a contender that waits for the GPU cannot be captured: its calls are timed
+        except Exception as error:  # of a contender that waits for the GPU, calls are timed
             self.timed = f"calls, by CUDA events, because {one_line(error)[:150]}"
             return fastest
         self._replay, self._in_replay = replay, count

@@ -73,10 +73,9 @@ def _section(name: str, rows: list[Row]) -> str:
 
 
 def summary(rows: list[Row]) -> list[Grid]:
-    """Training steps, kernels, memory and the rest, as far as this machine has them."""
-    of = {name: [row for row in rows if row["section"] == name] for name in tables.SECTIONS}
-    grids = [_steps(of["step"]), _kernels(of["kernels"]), _memory(of["memory"]), _rest(of)]
-    return [grid for grid in grids if grid.lines]
+    """Training steps and kernels, as far as this machine has them."""
+    steps, kernels = ([r for r in rows if r["section"] == name] for name in ("step", "kernels"))
+    return [grid for grid in (_steps(steps), _kernels(kernels)) if grid.lines]
 
 
 def _kernels(rows: list[Row]) -> Grid:
@@ -114,7 +113,7 @@ def _range(ratios: list[float]) -> str:
 
 def _steps(rows: list[Row]) -> Grid:
     """Milliseconds of a step, and the fraction of it outside the convolutions; a column for each setting."""
-    groups = by_case([row for row in rows if "recipe" in row])
+    groups = by_case(rows)
     groups.sort(key=lambda group: (group[0]["recipe"], group[0]["T"]))
     names = dict.fromkeys(row["contender"] for row in rows)
     header, lines = ["training step, ms (outside the convolutions)"], [[name] for name in names]
@@ -125,45 +124,3 @@ def _steps(rows: list[Row]) -> Grid:
             outside = f" ({percent(row['above_floor'])})" if "above_floor" in row else ""
             line.append(number(row.get("median_ms")) + outside + (tables.mark(row) if row else ""))
     return Grid("Training step", header, lines)
-
-
-def _memory(rows: list[Row]) -> Grid:
-    """Bytes an element of single operations: the peak of a training step, and what is saved for backward."""
-    groups = by_case([row for row in rows if "op" in row])
-    names = dict.fromkeys(
-        row["contender"].removeprefix("BatchNorm2d + ") for g in groups for row in g
-    )
-    header, lines = ["bytes per element: peak, saved for backward"], [[name] for name in names]
-    for group in groups:
-        header.append("`{op}`, T = {T}, {dtype}".format(**group[0]))
-        for line in lines:
-            row = find(group, line[0]) or find(group, f"BatchNorm2d + {line[0]}")
-            peak, saved = row.get("peak_per_element"), row.get("saved_per_element")
-            line.append(f"{number(peak)}, {number(saved)}" if row else BLANK)
-    return Grid("Memory of one operation", header, lines)
-
-
-def _rest(of: dict[str, list[Row]]) -> Grid:
-    """One line for each of the other commands."""
-    lines = [
-        [
-            f"`host`: {row['contender']} on tiny tensors",
-            f"{times(row['of_reference'])} the time of F.batch_norm + relu",
-        ]
-        for row in of["host"]
-        if "of_reference" in row
-    ]
-    lines += [
-        [f"`gradients`: monitor of {row['recipe']}, fraction of a training's time", percent(row["cost_in_training"])]
-        for row in of["gradients"]
-        if "cost_in_training" in row
-    ]  # fmt: skip
-    lines += [
-        [f"`data`: {row['images_of']}, augment {row['augment']}, images/s of one core",
-         f"{number(row['images_per_s'])}, {times(faster)} torchvision's"]
-        for group in by_case([row for row in of["data"] if "images_of" in row])
-        for row in group
-        if row["contender"] == OURS
-        if (faster := next((times_ours(group, r) for r in group if "torchvision" in r["contender"]), None))
-    ]  # fmt: skip
-    return Grid("Other measurements", ["what", "value"], lines)

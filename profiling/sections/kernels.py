@@ -19,16 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from profiling.harness import memory, peers
-from profiling.harness.contenders import (
-    OURS,
-    Case,
-    Contender,
-    Options,
-    Row,
-    Work,
-    agreement,
-    wider,
-)
+from profiling.harness.contenders import OURS, Case, Contender, Options, Row, Work, agreement, wider
 from profiling.harness.peers import ATAN, Variant
 from profiling.harness.timing import Timing, buffers_beyond_cache
 from spiketriton.neurons import LIF, SpikingNeuron

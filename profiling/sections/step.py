@@ -282,9 +282,8 @@ class Replayed(Step):
     def _work(
         self, parts: Iterable[tuple[Tensor, Tensor]], measured: bool
     ) -> tuple[Tensor, Tensor]:
-        ((images, labels),) = parts
-        with self.place.autocast():
-            loss = self.loss(self.network(images), labels)
+        (batch,) = parts
+        loss = self.forward(batch)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -4,7 +4,6 @@ import pytest
 
 from profiling.harness import lowering
 from profiling.sections.compiled import CARDS, lowered
-from spiketriton.errors import UserError
 
 
 def test_occupancy_follows_the_programming_guide():
@@ -46,9 +45,3 @@ def test_rows_of_kernels_and_of_operations(target, monkeypatch):
         assert [row["budget"] for row in rows if "operation" in row] == [5, 8, 11, 13]
     else:
         assert "bn_lif" not in of
-
-
-def test_nothing_is_compiled_under_the_interpreter(monkeypatch):
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    with pytest.raises(UserError, match="TRITON_INTERPRET is '1'; accepted: unset"):
-        next(lowered("sm_90", 4, "bf16", "contiguous"))

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from profiling.harness import peers
 from profiling.harness.contenders import Status, Unavailable
 from profiling.harness.peers import ATAN, variants
 from spiketriton.neurons import IF, LIF, PLIF
@@ -88,10 +87,3 @@ def test_constants_are_mapped(neuron):
         (ours, by_ours), (theirs, by_theirs) = results
         assert torch.equal(ours, theirs), variant.name
         torch.testing.assert_close(by_ours, by_theirs, rtol=1e-4, atol=1e-5)
-
-
-def test_a_missing_peer_is_named(monkeypatch, measured, lif, capsys):
-    monkeypatch.setattr(peers, "version", lambda package: None)
-    row = measured(lif, "eager", "norse", peers=("norse",))["norse"]
-    assert row["status"] == Status.MISSING
-    assert "norse: missing: norse is not installed" in capsys.readouterr().err

@@ -49,54 +49,18 @@ def test_a_slow_case_ends_early_but_not_too_early(least, patience, samples):
 
 
 class Clocked(Timed):
-    """Each call takes 10 ms on a clock that only it moves; the first takes a second."""
+    """Each call takes as many milliseconds on a clock that only it moves, the first of all a second more.
 
-    device = CPU
+    On a made-up GPU a replayed call takes half as long: there is no Python between.
+    """
 
-    def __init__(self, monkeypatch) -> None:
-        self.now, self.called = 0.0, 0
-        monkeypatch.setattr(timing.time, "perf_counter", lambda: self.now)
-
-    def __call__(self) -> None:
-        self.now += 0.01 if self.called else 1.0
-        self.called += 1
-
-
-def test_a_sample_is_filled_after_the_warm_up(monkeypatch):
-    work = Clocked(monkeypatch)
-    work.prepare(Effort(rounds=1, seconds=0.045, warm_up=0.095))
-    assert work.called == 11  # the one that compiles, then 10 of 10 ms
-    assert work.calls == 5  # 45 ms take 5 calls of 10 ms
-    assert work.sample() == pytest.approx(0.01)
-    assert work.called == 16
-    work = Clocked(monkeypatch)
-    work.prepare(QUICK)
-    assert (work.called, work.calls) == (2, 1)
-
-
-def test_a_timing_has_the_median_and_its_spread():
-    found = Timing((5.0, 1.0, 2.0, 4.0, 3.0))
-    assert found.row() == {
-        "median_ms": 3000.0, "p20_ms": pytest.approx(1800.0), "p80_ms": pytest.approx(4200.0), "samples": 5,
-    }  # fmt: skip
-    assert found.ratio_to(Timing((10.0, 1.0, 1.0, 1.0, 1.0))).seconds == (0.5, 1.0, 2.0, 4.0, 3.0)
-
-
-def test_buffers_rotate_beyond_the_cache(monkeypatch):
-    assert last_level_cache(CPU) >= 2**18
-    monkeypatch.setattr(timing, "last_level_cache", lambda device: 2**20)
-    found = {size: buffers_beyond_cache(size, CPU) for size in (2**19, 2**19 - 1, 2**40, 1)}
-    assert found == {2**19: 8, 2**19 - 1: 9, 2**40: 2, 1: 256}  # four times the cache
-
-
-class OnGpu(Timed):
-    """A call on a made-up GPU, which takes `milliseconds`; events read the clock that it moves."""
-
-    device = torch.device("cuda")
     captures = True
 
-    def __init__(self, monkeypatch, milliseconds: float) -> None:
-        self.milliseconds, self.now, self.replayed = milliseconds, 0.0, 0
+    def __init__(
+        self, monkeypatch, milliseconds: float, device: str = "cpu", refuses: bool = False
+    ) -> None:
+        self.milliseconds, self.device = milliseconds, torch.device(device)
+        self.now = self.called = self.replayed = 0
         work = self
 
         class Event:
@@ -115,34 +79,43 @@ class OnGpu(Timed):
         def capture(call, count: int, device: torch.device):
             def replay() -> None:
                 work.replayed += 1
-                work.now += count * milliseconds / 2  # without Python between the calls
+                work.now += count * milliseconds / 2
 
-            assert (call, device) == (work, work.device)
+            if refuses:
+                raise RuntimeError("operation not permitted\nwhen stream is capturing")
             return replay
 
+        monkeypatch.setattr(timing.time, "perf_counter", lambda: self.now / 1e3)
         monkeypatch.setattr(torch.cuda, "Event", Event)
         monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
         monkeypatch.setattr(timing, "capture", capture)
 
     def __call__(self) -> None:
-        self.now += self.milliseconds
+        self.now += self.milliseconds if self.called else 1000
+        self.called += 1
 
 
-def test_below_a_millisecond_replays_of_a_graph_are_timed(monkeypatch):
-    work = OnGpu(monkeypatch, 0.25)
-    work.rotation = 7  # more than fill a millisecond
-    work.prepare(Effort(rounds=1, seconds=0.004, warm_up=0))
-    assert work.timed == "replays of a CUDA graph of 7 calls"
-    assert work.calls == 5  # replays of 0.875 ms fill 4 ms
-    assert work.sample() == pytest.approx(0.125e-3)
-    assert work.replayed == 2 + 5
-    work = OnGpu(monkeypatch, 0.25)
+def test_a_sample_is_filled_after_the_warm_up(monkeypatch):
+    work = Clocked(monkeypatch, 10)
+    work.prepare(Effort(rounds=1, seconds=0.045, warm_up=0.095))
+    assert work.called == 11  # the one that compiles, then 10 of 10 ms
+    assert work.calls == 5  # 45 ms take 5 calls of 10 ms
+    assert work.sample() == pytest.approx(0.01)
+    assert work.called == 16
+    work = Clocked(monkeypatch, 10)
     work.prepare(QUICK)
-    assert work.timed == "replays of a CUDA graph of 4 calls"
+    assert (work.called, work.calls) == (2, 1)
 
 
-def refused(*_):
-    raise RuntimeError("operation not permitted\nwhen stream is capturing")
+@pytest.mark.parametrize(("rotation", "calls"), [(7, 7), (1, 4)])  # 4 fill a millisecond
+def test_below_a_millisecond_replays_of_a_graph_are_timed(monkeypatch, rotation, calls):
+    work = Clocked(monkeypatch, 0.25, "cuda")
+    work.rotation = rotation
+    work.prepare(Effort(rounds=1, seconds=0.004, warm_up=0))
+    assert work.timed == f"replays of a CUDA graph of {calls} calls"
+    assert work.calls == {7: 5, 4: 8}[calls]  # replays of 0.875 or 0.5 ms fill 4 ms
+    assert work.sample() == pytest.approx(0.125e-3)
+    assert work.replayed == 2 + work.calls
 
 
 @pytest.mark.parametrize(
@@ -156,9 +129,23 @@ def refused(*_):
 def test_longer_calls_and_those_that_no_graph_can_hold_are_timed_as_they_are(
     monkeypatch, milliseconds, captures, because
 ):
-    work = OnGpu(monkeypatch, milliseconds)
+    work = Clocked(monkeypatch, milliseconds, "cuda", refuses=True)
     work.captures = captures
-    monkeypatch.setattr(timing, "capture", refused)
     work.prepare(QUICK)
     assert work.timed == "calls, by CUDA events" + because
     assert work.sample() == pytest.approx(milliseconds / 1e3)
+
+
+def test_a_timing_has_the_median_and_its_spread():
+    found = Timing((5.0, 1.0, 2.0, 4.0, 3.0))
+    assert found.row() == {
+        "median_ms": 3000.0, "p20_ms": pytest.approx(1800.0), "p80_ms": pytest.approx(4200.0), "samples": 5,
+    }  # fmt: skip
+    assert found.ratio_to(Timing((10.0, 1.0, 1.0, 1.0, 1.0))).seconds == (0.5, 1.0, 2.0, 4.0, 3.0)
+
+
+def test_buffers_rotate_beyond_the_cache(monkeypatch):
+    assert last_level_cache(CPU) >= 2**18
+    monkeypatch.setattr(timing, "last_level_cache", lambda device: 2**20)
+    found = {size: buffers_beyond_cache(size, CPU) for size in (2**19, 2**19 - 1, 2**40, 1)}
+    assert found == {2**19: 8, 2**19 - 1: 9, 2**40: 2, 1: 256}  # four times the cache
