@@ -70,33 +70,35 @@ def no_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
 
 
+MANY = 45_000
+"""Bytes of tests in a folder from which on a second process saves more than its start takes."""
+
+
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist may be missing
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Several processes for the whole suite, two for a folder; files start sooner in this process alone.
+    """Several processes for the whole suite, two for a large folder; files start sooner in this process alone.
 
     pytest --numprocesses=N chooses otherwise.
     """
     if config.args_source == pytest.Config.ArgsSource.TESTPATHS:
         return min(os.cpu_count() or 1, 8 if CUDA else 4)
-    return 2 if any(map(os.path.isdir, config.args)) and (os.cpu_count() or 1) > 1 else 0
+    sizes = [path.stat().st_size for arg in config.args for path in Path(arg).rglob("test_*.py")]
+    return 2 if sum(sizes) > MANY and (os.cpu_count() or 1) > 1 else 0
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if hasattr(
-        config, "workerinput"
-    ):  # of several processes: the files that take longest come first, so that none holds up the end
+    if hasattr(config, "workerinput"):  # of several processes
         items.sort(key=_haste)
-    slow = pytest.mark.skip(reason="takes minutes; run with --slow")
-    gpu = pytest.mark.skip(reason="needs a CUDA device")
+    skipped = [(not CUDA, "gpu", "needs a CUDA device")]
+    skipped.append((not config.getoption("--slow"), "slow", "takes minutes; run with --slow"))
     for item in items:
-        if item.get_closest_marker("slow") and not config.getoption("--slow"):
-            item.add_marker(slow)
-        if item.get_closest_marker("gpu") and not CUDA:
-            item.add_marker(gpu)
+        for missing, mark, why in skipped:
+            if missing and item.get_closest_marker(mark):
+                item.add_marker(pytest.mark.skip(reason=why))
 
 
 def _haste(item: pytest.Item) -> tuple[bool, int, Path]:
-    """Of a file, small for one that takes long: one that starts processes, or that is large."""
+    """Of a file, small for one that takes long, so that none holds up the end: it starts processes, or is large."""
     return "promises" not in item.path.parts, -item.path.stat().st_size, item.path
 
 

@@ -144,11 +144,15 @@ def test_a_program_that_imports_its_plugin_may_train_with_it(folder, monkeypatch
         assert recipe_from_toml(text, "x") == recipes[0]
 
 
-def test_an_override_names_a_plugin(folder):
+def test_overrides_and_values_may_name_a_plugin_its_parts_and_their_keys(folder):
+    """In a process that has not met the plugin."""
     (folder / "plain.toml").write_text('data.name = "digits"\nmodel.name = "resnet8"')
-    recipe = load_recipe("plain.toml", ["plugins.modules=my_parts.py", "model.name=my_net"])
+    keys = {"model.name": "my_net", "model.my_net.hidden": 7, "plugins.modules": "my_parts.py"}
+    recipe = load_recipe("plain.toml", [f"{key}={value}" for key, value in keys.items()])
     assert recipe.plugins.modules == (str(folder / "my_parts.py"),)
-    assert recipe.model.options.hidden == 16
+    assert recipe.model.options.hidden == 7
+    values = keys | {"plugins.modules": ["my_parts.py"]}
+    assert load_recipe("plain.toml", values=values) == recipe
 
 
 def test_an_installed_package_offers_parts_by_entry_points(folder, monkeypatch):

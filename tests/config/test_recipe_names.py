@@ -1,12 +1,9 @@
 """Shipped recipes are found by name from any folder, and their headers say what they need."""
 
-import tomllib
-from pathlib import Path
-
 import pytest
 
-from spiketriton.config import load_recipe, shipped
-from spiketriton.config.shipped import find_recipe, folder_of_recipes, notes_of, shipped_recipes
+from spiketriton.config import load_recipe
+from spiketriton.config.shipped import find_recipe, notes_of, shipped_recipes
 from spiketriton.errors import UserError
 from tests.config.support import GOOD
 
@@ -55,16 +52,3 @@ def test_notes_end_at_an_empty_line_and_other_words_before_a_colon_are_none(tmp_
         "# To save it: less.\n#\n# Measured: 5 %.\nseed = 1\n# Published: no header\n"
     )
     assert notes_of(path) == {"Memory": "3 GB, computed.", "Measured": "5 %."}
-
-
-def test_a_wheel_holds_the_recipes_inside_the_package(tmp_path, monkeypatch):
-    """Where pyproject.toml puts them is where the package looks first."""
-    root = Path(__file__).parents[2]
-    assert folder_of_recipes() == root / "recipes"
-    project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))
-    included = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
-    assert included == {"recipes": "spiketriton/shipped"}
-    (tmp_path / "shipped").mkdir()
-    (tmp_path / "shipped" / "one.toml").write_text(GOOD)
-    monkeypatch.setattr(shipped, "_PACKAGE", tmp_path)
-    assert load_recipe("one").data.name == "digits"

@@ -109,13 +109,6 @@ def test_what_no_memory_holds_is_refused_before_the_first_step(recipe, monkeypat
     assert not Path("run").exists()
 
 
-@pytest.mark.usefixtures("no_pictures")
-def test_a_batch_of_one_value_a_channel_is_refused(recipe):
-    mlp = ["model.name=mlp", "model.depth=2", "train.batch_size=1"]
-    assert "batch norm needs more than one value" in refused(recipe, *mlp)
-    assert main([recipe, *mlp, "model.norm=none", "train.max_steps=1"]) == EXIT_DONE
-
-
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
@@ -216,16 +209,6 @@ def test_quiet_and_json(recipe, capsys):
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_a_folder_of_the_users_own_files_is_taken_and_kept(recipe):
-    Path("mine").mkdir()
-    Path("mine/notes.txt").write_text("mine")
-    refused(recipe, "--run-dir", "mine", "data.name=imagefolder", "data.root=nowhere")
-    assert [path.name for path in Path("mine").iterdir()] == ["notes.txt"]
-    assert main([recipe, "--run-dir", "mine", "train.max_steps=1"]) == EXIT_DONE
-    assert Path("mine/notes.txt").read_text() == "mine"
-
-
-@pytest.mark.usefixtures("no_pictures")
 def test_a_killed_run_whose_checkpoint_is_missing_resumes_from_the_start(recipe, tmp_path, capsys):
     small_trainer(tmp_path / "run")
     (tmp_path / "run" / "checkpoints").rmdir()
@@ -238,8 +221,6 @@ def test_the_twin_and_synthetic_images(recipe, capsys):
     assert main([recipe, *twin]) == EXIT_DONE
     shown = capsys.readouterr().out
     assert "an ANN" in shown
-    for line in shown.splitlines():
-        if ("loss" in line and "step " in line) or "test accuracy" in line or "data:" in line:
-            assert "(synthetic images)" in line, line
+    assert "(synthetic images)" in shown
     assert not Path("run/gradients.png").exists()
     assert "neuron.kind=lif" in shown

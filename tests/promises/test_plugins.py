@@ -63,20 +63,6 @@ def wrong(recipe, parts, *, classes, channels, image_size):
     return torch.nn.Linear(1, 1)
 """
 
-KEYED = """
-from dataclasses import dataclass
-from spiketriton.neurons import LIF
-from spiketriton.plugins import PartOptions, Range, key, neuron
-
-@dataclass(frozen=True, kw_only=True)
-class Keys(PartOptions):
-    tau: float = key(2.0, "time constant", Range(1, 100))
-
-@neuron("keyed", options=Keys)
-def keyed(config):
-    return LIF(config.options.tau)
-"""
-
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch, request):
@@ -141,23 +127,6 @@ def test_a_missing_plugin_is_named_and_may_have_moved_or_changed(folder):
     with redirect_stderr(io.StringIO()) as said:  # its numbers may not be those of the training
         spiketriton.load_run("run", ["new/mine.py"])
     assert "differs from the one that the run began with" in said.getvalue()
-
-
-def test_python_names_plugins_and_their_keys_as_the_command_does(folder):
-    """In a process that has not met the plugin: first its file, then the parts and keys that it adds."""
-    Path("keyed.py").write_text(KEYED)
-    Path("plain.toml").write_text(to_toml(small_recipe("train.max_steps=1")))
-    code = (
-        "import spiketriton\n"
-        "from spiketriton.config import load_recipe\n"
-        "keys = {'neuron.kind': 'keyed', 'neuron.keyed.tau': 3.0, 'plugins.modules': ['keyed.py']}\n"
-        "run = spiketriton.train('plain.toml', run_dir='python', quiet=True, **keys)\n"
-        "given = ['neuron.kind=keyed', 'neuron.keyed.tau=3.0', 'plugins.modules=keyed.py']\n"
-        "assert run.recipe == load_recipe('plain.toml', given), run.recipe\n"
-        "print(run.model.spiking_layers()[0][1].tau)"
-    )
-    ended = done("-c", code, folder=folder)
-    assert (ended.returncode, ended.stdout) == (0, "3.0\n"), ended.stderr
 
 
 def test_a_neuron_of_ones_own_is_not_told_its_channels(folder):
