@@ -25,7 +25,7 @@ from spiketriton.data.facts import Facts, GivenSplit
 from spiketriton.data.mixing import Mixing
 from spiketriton.data.preparing import workers_of
 from spiketriton.data.sources import Source
-from spiketriton.data.splits import FileSplit, Split
+from spiketriton.data.splits import FileSplit, Split, drawn_of_each
 from spiketriton.data.stream import (
     Batches,
     Loading,
@@ -224,18 +224,11 @@ def _held_out(config: DataConfig, source: Source) -> np.ndarray:
 
     Which ones depends on their indices alone, so that runs of different seeds are validated on the same images.
     """
-    labels = source.train.labels.numpy()
-    held_out = np.zeros(len(labels), bool)
-    share = config.validation
+    labels, share = source.train.labels.numpy(), config.validation
     if isinstance(share, str) or share == 0:
-        return held_out
+        return np.zeros(len(labels), bool)
     draws = mix(_VALIDATION, np.arange(len(labels)))
-    for label in range(len(source.classes)):
-        members = np.flatnonzero(labels == label)
-        count = min(max(1, round(share * len(members))), len(members) - 1)
-        if count > 0:
-            held_out[members[np.argsort(draws[members], kind="stable")[:count]]] = True
-    return held_out
+    return drawn_of_each(labels, draws, lambda count: min(max(1, round(share * count)), count - 1))
 
 
 def _facts(config: DataConfig, steps: int, source: Source, training: np.ndarray) -> Facts:

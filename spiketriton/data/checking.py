@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -93,11 +93,12 @@ def _found(config: DataConfig, splits: Sequence[FileSplit]) -> list[str]:
     return [known.broken.get(key, "") for key in keys.tolist()]
 
 
+@dataclass
 class _Known:
     """The files that were checked, by key: uint64 of path, size and time of change."""
 
-    def __init__(self, whole: np.ndarray, broken: dict[int, str]) -> None:
-        self.whole, self.broken = whole, broken
+    whole: np.ndarray
+    broken: dict[int, str]
 
     @classmethod
     def read(cls, path: Path) -> "_Known":

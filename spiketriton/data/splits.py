@@ -7,7 +7,7 @@ import contextlib
 import copy
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,6 +49,16 @@ def folders_of_splits(root: Path, config: DataConfig, holding: str) -> list[str]
             "a folder beside train and test, or a fraction"
         )
     return ["train", test, *held_out]
+
+
+def drawn_of_each(labels: np.ndarray, draws: np.ndarray, count: Callable[[int], int]) -> np.ndarray:
+    """Of the members of each class `count(their number)`, those of the smallest draws: bool [N]."""
+    chosen = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        order = np.argsort(draws[members], kind="stable")
+        chosen[members[order[: count(len(members))]]] = True
+    return chosen
 
 
 def as_tensor(values: Any) -> torch.Tensor:

@@ -38,24 +38,17 @@ CPU = torch.device("cpu")
 _ORDER, _AUGMENTATION, _BALANCE, _OWN = 1, 2, 4, 7
 
 
+@dataclass(eq=False)
 class Batches(Dataset[Loaded | UserError]):
     """Turns a request into what was loaded, or into the `UserError` that it raised, as a value.
 
     DataLoader would wrap an exception raised in a worker into a page of traceback.
     """
 
-    def __init__(
-        self,
-        split: Split,
-        transform: Transform,
-        mixing: Mixing | None = None,
-        augment: Callable[[torch.Tensor], torch.Tensor] | None = None,
-    ) -> None:
-        """augment: of a plugin (`Source.augment`), of each training image."""
-        self.split = split
-        self.transform = transform
-        self.mixing = mixing
-        self.augment = augment
+    split: Split
+    transform: Transform
+    mixing: Mixing | None = None
+    augment: Callable[[torch.Tensor], torch.Tensor] | None = None  # a plugin's, of training images
 
     def __getitem__(self, request: Request) -> Loaded | UserError:
         try:

@@ -8,7 +8,7 @@ import torch
 from PIL import ExifTags, Image
 
 from spiketriton.data import build_data
-from spiketriton.data.splits import ArraySplit, FileSplit, Photo
+from spiketriton.data.splits import ArraySplit, FileSplit, Photo, in_bytes
 from spiketriton.errors import UserError
 from tests.small_data import WNIDS, damage, data_recipe, make_imagenette, mentions, noise_image
 
@@ -64,6 +64,7 @@ def test_arrays_are_read_in_the_order_asked_for():
     assert len(split) == 3
     assert split.labels.dtype == torch.int64
     assert split.read(np.array([2, 0, 2])).flatten().tolist() == [4, 5, 0, 1, 4, 5]
+    assert in_bytes(torch.tensor([0.0, 0.499, 0.501, 1.0])).tolist() == [0, 127, 128, 255]
 
 
 def test_files_are_opened_one_by_one(tmp_path):

@@ -56,15 +56,15 @@ class Moves:
         return cls(**chosen, drop=config.augmentation.drop, delete=config.augmentation.delete)
 
 
+@dataclass(frozen=True)
 class EventTransform(Transform):
     """Augments (training only), scales counts, and puts time first.
 
     count: what the network sees of n events: "log" ln(1 + n), "clip" 1 if there is one, "raw" n.
     """
 
-    def __init__(self, count: str, moves: Moves) -> None:
-        self.count = count
-        self.moves = moves
+    count: str
+    moves: Moves
 
     def load(self, frames: Tensor, keys: np.ndarray | None) -> tuple[Tensor, Draws]:
         """The first half: augmented, time first, uint8 [T', b, 2, S, S]; no draw is left."""

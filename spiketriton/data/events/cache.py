@@ -213,7 +213,8 @@ def _opened(folder: Path, job: Job) -> tuple[np.memmap, np.memmap]:
     }
     frames, facts = (folder / name for name in kinds)
     if _begun(folder, job) is None:
-        settings.unlink(missing_ok=True)
+        for path in (settings, frames, facts):  # not written over: a run may have mapped them
+            path.unlink(missing_ok=True)
         try:
             for name, (dtype, shape) in kinds.items():
                 path = folder / name

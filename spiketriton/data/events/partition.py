@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from spiketriton.data.counter_rng import mix
+from spiketriton.data.splits import drawn_of_each
 from spiketriton.errors import UserError
 
 FIRST = 100
@@ -30,9 +31,4 @@ def held_out(name: str, of: Sequence[int], within: Sequence[int], seed: int) -> 
     labels, numbers = np.asarray(of), np.asarray(within)
     if name == "first100":
         return numbers < FIRST
-    draws = mix(seed, labels, numbers)
-    tested = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        (members,) = np.nonzero(labels == label)
-        tested[members[np.argsort(draws[members], kind="stable")][: len(members) // 10]] = True
-    return tested
+    return drawn_of_each(labels, mix(seed, labels, numbers), lambda members: members // 10)
