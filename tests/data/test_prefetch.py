@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+from unittest.mock import MagicMock, call
 
 import pytest
 import torch
@@ -25,47 +26,6 @@ def source(log, mistake=False):
         log.append("closed")
 
 
-class FakeCuda(threading.local):
-    """Stands for torch.cuda, and logs the order of events; each thread has a current stream."""
-
-    def __init__(self, log):
-        self.log, self.at = log, "consumer"
-
-    def Stream(self, device):
-        assert device == CUDA
-        return FakeStream(self.log, "side")
-
-    @contextlib.contextmanager
-    def stream(self, stream):
-        self.at = stream.name
-        yield
-        self.at = "consumer"
-
-    def current_stream(self, device):
-        assert device == CUDA
-        return FakeStream(self.log, self.at)
-
-
-class FakeStream:
-    def __init__(self, log, name):
-        self.log, self.name = log, name
-
-    def record_event(self):
-        self.log.append(f"event on {self.name}")
-        return len(self.log)
-
-    def wait_event(self, event):
-        self.log.append(f"{self.name} waits for {event}")
-
-
-class FakeTensor:
-    def __init__(self, log, name):
-        self.log, self.name = log, name
-
-    def record_stream(self, stream):
-        self.log.append(f"{self.name} lives on {stream.name}")
-
-
 def test_on_a_cpu_a_batch_is_made_when_it_is_asked_for():
     log = []
 
@@ -83,43 +43,46 @@ def test_on_a_cpu_a_batch_is_made_when_it_is_asked_for():
 
 
 @pytest.fixture
-def on_a_gpu():
-    """`on_a_gpu(log, mistake) -> batches` on a fake GPU, whose batches are logged by name and thread."""
+def gpu():
+    """Stands for torch.cuda; `gpu.log` has the order of events on its side stream."""
+    gpu, here = MagicMock(log=[]), threading.local()
+    side = gpu.Stream.return_value
 
-    def start(log, **more):
-        cuda = FakeCuda(log)
+    @contextlib.contextmanager
+    def stream(chosen):
+        here.at = chosen
+        yield
+        here.at = None
 
-        def copied(loaded):
-            assert cuda.at == "side"
-            assert threading.current_thread() is not threading.main_thread()
-            at = int(loaded.labels)
-            log.append(f"finish {at}")
-            return FakeTensor(log, f"images {at}"), FakeTensor(log, f"labels {at}")
+    def record_event():
+        gpu.log.append("event")
+        return len(gpu.log)
 
-        return prefetch._ahead(map(copied, source(log, **more)), CUDA, cuda)
+    def copied(loaded):
+        assert here.at is side
+        assert threading.current_thread() is not threading.main_thread()  # the step costs no more
+        gpu.log.append(f"finish {loaded.labels.item()}")
+        return MagicMock(), MagicMock()
 
-    return start
-
-
-def test_on_a_gpu_a_thread_puts_the_next_batch_on_its_way(on_a_gpu):
-    log = []
-    batches = on_a_gpu(log)
-    given = next(batches)
-    assert [tensor.name for tensor in given] == ["images 0", "labels 0"]
-    assert [images.name for images, _ in batches] == ["images 1", "images 2"]
-    prepared = [line for line in log if line.startswith(("load", "finish", "event"))]
-    assert prepared == [
-        line for at in range(3) for line in (f"load {at}", f"finish {at}", "event on side")
-    ]
-    events = [n for n, line in enumerate(log, 1) if line == "event on side"]
-    used = [line for line in log if "consumer" in line]
-    assert used == [line for n, at in zip(events, range(3), strict=True) for line in (
-        f"consumer waits for {n}", f"images {at} lives on consumer", f"labels {at} lives on consumer"
-    )]  # fmt: skip
+    gpu.stream, side.record_event, gpu.copied = stream, record_event, copied
+    return gpu
 
 
-def test_a_mistake_is_raised_on_a_gpu_too(on_a_gpu):
-    batches = on_a_gpu([], mistake=True)
-    assert [next(batches)[0].name for _ in range(2)] == ["images 0", "images 1"]
+def test_on_a_gpu_a_thread_puts_the_next_batch_on_its_way(gpu):
+    batches = prefetch._ahead(map(gpu.copied, source(gpu.log)), CUDA, gpu)
+    given, consumer = [next(batches)], gpu.current_stream.return_value
+    given += batches
+    steps = [line for at in range(3) for line in (f"load {at}", f"finish {at}", "event")]
+    assert gpu.log == [*steps, "closed"]
+    assert consumer.wait_event.mock_calls == [call(3), call(6), call(9)]
+    for tensor in (tensor for batch in given for tensor in batch):
+        tensor.record_stream.assert_called_once_with(consumer)
+    assert gpu.Stream.mock_calls[0] == gpu.current_stream.mock_calls[0] == call(CUDA)
+    assert not [one for one in threading.enumerate() if one.name.startswith("augmentation")]
+
+
+def test_a_mistake_is_raised_on_a_gpu_too(gpu):
+    batches = prefetch._ahead(map(gpu.copied, source(gpu.log, mistake=True)), CUDA, gpu)
+    next(batches), next(batches)
     with pytest.raises(UserError, match="a damaged file"):
         next(batches)

@@ -49,18 +49,9 @@ def keys(root: Path, *more: str) -> list[str]:
     ]
 
 
-RUNS = {
-    "net7b": [
-        "model.name=net7b",
-        "model.block=sew",
-        "data.augmentation.delete=1",
-        "neuron.kind=plif",
-    ],
-    "vggsnn": [
-        *("model.name=vggsnn", "model.width=2", "data.image_size=16", "loss.kind=tet"),
-        *("train.mixup=0.4", "train.cutmix=1"),
-    ],
-}
+NET7B = ("model.name=net7b", "model.block=sew", "data.augmentation.delete=1", "neuron.kind=plif")
+VGGSNN = ("model.name=vggsnn", "model.width=2", "data.image_size=16")
+FOR_RANKS = (*SYNC, "data.train_images=40", "data.test_images=0", *NET7B)
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +61,9 @@ def root(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", RUNS)
-def test_a_resumed_run_has_the_same_bits(root, tmp_path, kind):
+def test_a_resumed_run_has_the_same_bits(root, tmp_path):
     """Also with frames that were built anew in between."""
-    given = keys(root, *RUNS[kind])
+    given = keys(root, *VGGSNN, "loss.kind=tet", "train.mixup=0.4", "train.cutmix=1")
     small_trainer(tmp_path / "unbroken", *given).fit()
     small_trainer(tmp_path / "resumed", *given).fit(until=3)
     shutil.rmtree(root / "event_frames")
@@ -85,7 +75,7 @@ def play(data: Path, root: Path) -> None:
     """Both ranks: an unbroken run and one that is resumed."""
     torch.set_num_threads(1)
     with ranks_of_torchrun() as ranks:
-        given = keys(data, *SYNC, "data.train_images=40", "data.test_images=0", *RUNS["net7b"])
+        given = keys(data, *FOR_RANKS)
         small_trainer(root / "two", *given, ranks=ranks).fit()
         small_trainer(root / "resumed", *given, ranks=ranks).fit(until=2)
         small_trainer(root / "resumed", *given, resume=True, ranks=ranks).fit()
@@ -102,8 +92,7 @@ def test_two_ranks_are_one_rank_and_resume_with_the_same_bits(tmp_path):
     assert [process.returncode for process in processes] == [EXIT_DONE, EXIT_DONE], output
     assert output.count("built once") == 1
     assert_same_bits(tmp_path / "two", tmp_path / "resumed")
-    given = keys(data, *SYNC, "data.train_images=40", "data.test_images=0", *RUNS["net7b"])
-    small_trainer(tmp_path / "one", *given).fit()
+    small_trainer(tmp_path / "one", *keys(data, *FOR_RANKS)).fit()
     assert_same_run(tmp_path / "one", tmp_path / "two")
 
 
@@ -187,8 +176,8 @@ def test_conversion_is_refused(root, run, tmp_path):
 
 def test_a_nir_file_spikes_as_the_network(root, tmp_path, capsys):
     pytest.importorskip("nir")
-    run, net = tmp_path / "run", ["model.name=vggsnn", "model.width=2", "data.image_size=16"]
-    small_trainer(run, *keys(root, "train.max_steps=3", *net)).fit()
+    run = tmp_path / "run"
+    small_trainer(run, *keys(root, "train.max_steps=3", *VGGSNN)).fit()
     export.main([str(run), "--to", "nir", "--out", str(tmp_path / "net.nir")])
     assert "replayed by NIR's equations: 0 of " in capsys.readouterr().out
     export.main([str(run), "--to", "torch", "--out", str(tmp_path / "net.pt2")])
