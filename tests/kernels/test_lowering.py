@@ -4,12 +4,11 @@ Triton's interpreter, which the other tests use, replaces its compiler, so one c
 all cases without it (profiling/harness/lowering.py) and hands its reports back.
 """
 
+import itertools
 import json
-import os
 import subprocess
 import sys
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,9 +16,10 @@ import pytest
 from profiling.harness import lowering
 from profiling.sections.compiled import CARDS
 from spiketriton.errors import UserError
+from spiketriton_kernels import SHAPES
+from tests.child import ROOT, environment
 from tests.kernels.in_flight import bytes_in_flight
 
-ROOT = Path(__file__).parents[2]
 TRITON = tuple(map(int, version("triton").split(".")[:2]))
 
 LIF = ("lif inference", "lif forward", "lif backward")
@@ -29,46 +29,24 @@ BATCH_NORM = ("statistics", "bn_lif forward", "bn_lif+residual forward", "norm b
 BY_SHAPE = ("statistics", "bn_lif forward", *WALKS[:2], "norm backward")
 """Their accesses depend on the shape."""
 STATES = ("ilif", "clif", "alif")
-SURROGATES = ("fast_sigmoid", "atan", "sigmoid", "triangle", "rectangle", "gaussian")
 
+_X, _OUT, _UP = ("inputs.x", "load"), ("out.spikes", "store"), ("upstream.spikes", "load")
+_RESIDUAL, _DX, _DY = ("inputs.residual", "load"), ("out.dx", "store"), ("out.dy", "store")
 TABLE: dict[str, set[tuple[str, str]]] = {
-    "lif inference": {("inputs.x", "load"), ("out.spikes", "store")},
-    "lif forward": {("inputs.x", "load"), ("out.spikes", "store")},
-    "lif backward": {("inputs.x", "load"), ("upstream.spikes", "load"), ("out.dx", "store")},
+    "lif inference": {_X, _OUT},
+    "lif forward": {_X, _OUT},
+    "lif backward": {_X, _UP, _DX},
     "statistics": {("y", "load")},
-    "bn_lif forward": {("inputs.x", "load"), ("out.spikes", "store")},
-    "bn_lif backward, sums": {("inputs.x", "load"), ("upstream.spikes", "load")},
-    "bn_lif backward, dy": {("inputs.x", "load"), ("upstream.spikes", "load"), ("out.dy", "store")},
-    "bn_lif+residual forward": {
-        ("inputs.x", "load"),
-        ("inputs.residual", "load"),
-        ("out.spikes", "store"),
-    },
-    "bn_lif+residual backward": {
-        ("inputs.x", "load"),
-        ("inputs.residual", "load"),
-        ("upstream.spikes", "load"),
-        ("out.dx", "store"),
-    },
+    "bn_lif forward": {_X, _OUT},
+    "bn_lif backward, sums": {_X, _UP},
+    "bn_lif backward, dy": {_X, _UP, _DY},
+    "bn_lif+residual forward": {_X, _RESIDUAL, _OUT},
+    "bn_lif+residual backward": {_X, _RESIDUAL, _UP, _DX},
     "norm backward": {("dx", "load"), ("y", "load"), ("dy", "store")},
-    "bn_lif+current forward": {
-        ("inputs.x", "load"),
-        ("inputs.residual", "load"),
-        ("out.spikes", "store"),
-        ("out.current", "store"),
-    },
-    "bn_lif+current backward": {
-        ("inputs.x", "load"),
-        ("inputs.residual", "load"),
-        ("upstream.spikes", "load"),
-        ("upstream.current", "load"),
-        ("out.dx", "store"),
-    },
-    **{f"{name} forward": {("inputs.x", "load"), ("out.spikes", "store")} for name in STATES},
-    **{
-        f"{name} backward": {("inputs.x", "load"), ("upstream.spikes", "load"), ("out.dx", "store")}
-        for name in STATES
-    },
+    "bn_lif+current forward": {_X, _RESIDUAL, _OUT, ("out.current", "store")},
+    "bn_lif+current backward": {_X, _RESIDUAL, _UP, ("upstream.current", "load"), _DX},
+    **{f"{name} forward": {_X, _OUT} for name in STATES},
+    **{f"{name} backward": {_X, _UP, _DX} for name in STATES},
 }
 """The traffic table: which tensors of T x N elements a kernel moves, each of them exactly once."""
 
@@ -86,6 +64,11 @@ BUDGET = {
 """Elements moved in one training step, and by which launches."""
 
 
+LAYOUTS = ("channels_last", "contiguous")
+WAYS = ("forward", "backward")
+ATTACHED = dict(reset="soft", detach_reset=False)
+
+
 def key(given: dict[str, Any]) -> str:
     return json.dumps(given, sort_keys=True)
 
@@ -94,53 +77,39 @@ def name(given: dict[str, Any]) -> str:
     return "-".join(str(value) for value in given.values())
 
 
-def cases(names, targets, dtypes, windows, layouts=("channels_last",), **options):
+def cases(
+    names, targets=("sm_90",), dtypes=("bf16",), windows=(10,), layouts=LAYOUTS[:1], **options
+):
+    product = itertools.product(targets, dtypes, windows, layouts, names)
     return [
         dict(case=case, target=target, T=T, dtype=dtype, layout=layout) | options
-        for target in targets
-        for dtype in dtypes
-        for T in windows
-        for layout in layouts
-        for case in names
+        for target, dtype, T, layout, case in product
     ]
 
 
-LAYOUTS = ("channels_last", "contiguous")
-WAYS = ("forward", "backward")
-ATTACHED = dict(reset="soft", detach_reset=False)
 QUICK = [
-    *cases((*LIF, *BATCH_NORM, *CURRENT), ["sm_90"], ["bf16"], [10]),
-    *cases(("statistics", "bn_lif forward", WALKS[1]), ["sm_90"], ["bf16"], [10], ["contiguous"]),
-    *cases(("lif backward", WALKS[1]), ["sm_90"], ["bf16"], [32]),
-    *cases(("lif backward", CURRENT[1]), ["sm_90"], ["fp32"], [16]),
-    *cases(("lif backward", WALKS[1]), ["gfx942"], ["bf16"], [10]),
-    *cases([WALKS[1]], ["sm_80", "sm_89", "sm_100", "sm_120"], ["bf16"], [10]),
-    *cases(WALKS[:2], ["sm_90"], ["bf16"], [4]),
-    *cases(["lif backward", WALKS[1], CURRENT[1]], ["sm_80"], ["bf16"], [16]),
-    *cases(["lif backward"], ["sm_90"], ["bf16"], [16], **ATTACHED, surrogate="triangle"),
-    *cases([f"{n} {way}" for n in STATES for way in WAYS], ["sm_90"], ["bf16"], [10]),
-    *cases(["clif backward"], ["sm_90"], ["bf16"], [16]),
-    *cases(BY_SHAPE, ["sm_90"], ["bf16"], [10], ["contiguous"], size=[8, 32, 7, 7]),
-    *cases(BY_SHAPE[::3], ["sm_90"], ["bf16"], [10], size=[8, 24, 14, 14]),
+    *cases((*LIF, *BATCH_NORM, *CURRENT)),
+    *cases(("statistics", "bn_lif forward", WALKS[1]), layouts=["contiguous"]),
+    *cases(("lif backward", WALKS[1]), windows=[32]),
+    *cases(("lif backward", CURRENT[1]), dtypes=["fp32"], windows=[16]),
+    *cases(("lif backward", WALKS[1]), ["gfx942"]),
+    *cases([WALKS[1]], ["sm_80", "sm_89", "sm_100", "sm_120"]),
+    *cases(WALKS[:2], windows=[4]),
+    *cases(["lif backward", WALKS[1], CURRENT[1]], ["sm_80"], windows=[16]),
+    *cases(["lif backward"], windows=[16], **ATTACHED, surrogate="triangle"),
+    *cases([f"{n} {way}" for n in STATES for way in WAYS]),
+    *cases(["clif backward"], windows=[16]),
+    *cases(BY_SHAPE, layouts=["contiguous"], size=[8, 32, 7, 7]),
+    *cases(BY_SHAPE[::3], size=[8, 24, 14, 14]),
 ]
+EVERY = dict(dtypes=["bf16", "fp16", "fp32"], windows=[1, 4, 10, 16, 32])
 SLOW = [
-    *cases([CURRENT[1]], ["sm_80"], ["bf16"], [4, 10, 16]),
-    *cases(BY_SHAPE, ["sm_90"], ["bf16"], [10], ["contiguous"], size=[8, 32, 14, 14]),
-    *cases(BY_SHAPE[1:3], ["sm_90"], ["bf16"], [10], size=[8, 24, 14, 14]),
-    *cases(["lif backward"], ["sm_90"], ["bf16"], [16], **ATTACHED),
-    *cases(
-        (*LIF, *BATCH_NORM, *CURRENT),
-        ["sm_90"],
-        ["bf16", "fp16", "fp32"],
-        [1, 4, 10, 16, 32],
-        LAYOUTS,
-    ),
-    *cases(
-        (*LIF, *BATCH_NORM),
-        ["sm_80", "sm_100", "gfx942"],
-        ["bf16", "fp16", "fp32"],
-        [1, 4, 10, 16, 32],
-    ),
+    *cases([CURRENT[1]], ["sm_80"], windows=[4, 10, 16]),
+    *cases(BY_SHAPE, layouts=["contiguous"], size=[8, 32, 14, 14]),
+    *cases(BY_SHAPE[1:3], size=[8, 24, 14, 14]),
+    *cases(["lif backward"], windows=[16], **ATTACHED),
+    *cases((*LIF, *BATCH_NORM, *CURRENT), layouts=LAYOUTS, **EVERY),
+    *cases((*LIF, *BATCH_NORM), ["sm_80", "sm_100", "gfx942"], **EVERY),
     *cases(
         [f"{name} {way}" for name in STATES for way in WAYS],
         ["sm_80", "sm_90", "sm_100"],
@@ -149,36 +118,29 @@ SLOW = [
     ),
     *(
         one
-        for surrogate in SURROGATES
+        for surrogate in SHAPES
         for one in cases(
-            ("lif backward", *WALKS),
-            ["sm_90"],
-            ["bf16"],
-            [10, 16],
-            reset="soft",
-            detach_reset=False,
-            surrogate=surrogate,
+            ("lif backward", *WALKS), windows=[10, 16], **ATTACHED, surrogate=surrogate
         )
     ),
 ]
 RAGGED = [
-    *cases(["lif backward"], ["sm_90", "gfx942"], ["bf16"], [3], size=[3, 5, 7, 9]),
-    *cases(["bn_lif backward, dy"], ["sm_90"], ["bf16"], [17], LAYOUTS, size=[3, 5, 7, 9]),
-    *cases(["lif backward, probe"], ["sm_90"], ["bf16"], [10]),
+    *cases(["lif backward"], ["sm_90", "gfx942"], windows=[3], size=[3, 5, 7, 9]),
+    *cases(["bn_lif backward, dy"], windows=[17], layouts=LAYOUTS, size=[3, 5, 7, 9]),
+    *cases(["lif backward, probe"]),
 ]
-
 LEARNT = [
-    *cases(["lif backward"], ["sm_90"], ["bf16"], [16], learns=["decay"], **ATTACHED),
-    *cases(["lif backward"], ["sm_90"], ["bf16"], [16], learns=["width"], **ATTACHED),
+    *cases(["lif backward"], windows=[16], learns=["decay"], **ATTACHED),
+    *cases(["lif backward"], windows=[16], learns=["width"], **ATTACHED),
 ]
 """A thread owns 4 elements with a learnt decay, 2 with a learnt width."""
 
 PACKS = [
-    *cases(("pack", "unpack"), ["sm_90"], ["bf16"], [10]),
-    *cases(["unpack"], ["gfx942"], ["bf16"], [10]),
+    *cases(("pack", "unpack")),
+    *cases(["unpack"], ["gfx942"]),
     *cases(("pack", "unpack"), ["sm_80"], ["fp32"], [3], size=[3, 5, 7, 9]),
 ]
-JOINS = cases(("join statistics", "join sums", "join probe"), ["sm_90"], ["bf16"], [10])
+JOINS = cases(("join statistics", "join sums", "join probe"))
 
 LOWER = """
 import json, sys
@@ -202,17 +164,10 @@ for given in json.load(sys.stdin):
 
 def lowered(wanted: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Reports by case, from a child process in which Triton compiles."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
     done = subprocess.run(
-        [sys.executable, "-c", LOWER],
-        input=json.dumps(wanted),
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=ROOT,
-        check=False,
-    )
+        [sys.executable, "-c", LOWER], input=json.dumps(wanted), env=environment(), cwd=ROOT, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return {key(given): report for given, report in map(json.loads, done.stdout.splitlines())}
 
@@ -275,7 +230,7 @@ def assert_lean(given: dict[str, Any], report: dict[str, Any]) -> None:
     assert sum(checkpoints.values()) < 0.13 * states  # at most one of each in 8 steps
 
 
-@pytest.mark.parametrize("given", QUICK, ids=name)
+@pytest.mark.parametrize("given", [*QUICK, *LEARNT], ids=name)
 def test_no_spills_no_atomics_wide_accesses_and_each_byte_once(quick, given):
     assert_lean(given, quick[key(given)])
 
@@ -304,7 +259,7 @@ def test_warps_and_bytes_under_way_in_every_window(slow, case):
 def assert_busy(reports: dict[str, dict[str, Any]], case: str) -> int:
     """16 warps that are resident on an A100's and an H100's processor, and 30 KB under way; how many were looked at."""
     seen = 0
-    for given in cases([case], ["sm_80", "sm_90"], ["bf16"], [4, 10, 16]):
+    for given in cases([case], ["sm_80", "sm_90"], windows=[4, 10, 16]):
         if (report := reports.get(key(given))) is None:
             continue
         card = CARDS[given["target"]]
@@ -318,18 +273,13 @@ def assert_busy(reports: dict[str, dict[str, Any]], case: str) -> int:
     return seen
 
 
-@pytest.mark.parametrize("given", RAGGED, ids=name)
-def test_sizes_that_divide_nothing_and_probes_compile(quick, given):
+@pytest.mark.parametrize("given", [*RAGGED, *JOINS], ids=name)
+def test_sizes_that_divide_nothing_probes_and_joins_of_partial_sums_compile(quick, given):
     report = quick[key(given)]
     assert "error" not in report, report["error"]
     # Triton 3.6 spills 8 bytes where T = 17 and no size divides; later versions none anywhere
     assert report["spills"] <= (8 if TRITON < (3, 7) and given["T"] == 17 else 0)
     assert report["atomics"] == 0
-
-
-@pytest.mark.parametrize("given", LEARNT, ids=name)
-def test_learnt_parameters_spill_nothing(quick, given):
-    assert_lean(given, quick[key(given)])
 
 
 @pytest.mark.parametrize("given", PACKS, ids=name)
@@ -350,19 +300,11 @@ def test_packing_moves_16_bytes_of_spikes_and_4_of_bits_whatever_the_size(quick,
     assert report["bytes_per_element"] == {"bf16": 2, "fp16": 2, "fp32": 4}[given["dtype"]] + 1 / 8
 
 
-@pytest.mark.parametrize("given", JOINS, ids=name)
-def test_joins_of_partial_sums_compile(quick, given):
-    report = quick[key(given)]
-    assert "error" not in report, report["error"]
-    assert report["spills"] == report["atomics"] == 0
-
-
 @pytest.mark.parametrize("function", BUDGET)
 def test_a_training_step_moves_its_budget(quick, function):
     """The launches of one step, summed: 5e, 8e, 11e with a residual, 13e with its current; bf16, T = 10."""
     elements, launches = BUDGET[function]
-    given = cases(launches, ["sm_90"], ["bf16"], [10])
-    total = sum(quick[key(one)]["bytes_per_element"] for one in given)
+    total = sum(quick[key(one)]["bytes_per_element"] for one in cases(launches))
     assert total == pytest.approx(2 * elements)
 
 

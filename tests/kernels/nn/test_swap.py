@@ -11,37 +11,31 @@ from torch import nn as torch_nn
 from spiketriton_kernels import nn
 from spiketriton_kernels.nn import peers, swap
 from spiketriton_kernels.nn.fuse import NormHandedOn
+from tests.covering import pairwise
 from tests.kernels.support import dyadic, normal
 
 T, B, C = 5, 3, 4
 
 NODES = {
-    "if": lambda **options: neuron.IFNode(**options),
+    "if": neuron.IFNode,
     "lif": lambda **options: neuron.LIFNode(tau=2.0, decay_input=False, **options),
-    "lif_decay_input": lambda **options: neuron.LIFNode(tau=2.0, **options),
+    "lif, decay_input": lambda **options: neuron.LIFNode(tau=2.0, **options),
     "plif": lambda **options: neuron.ParametricLIFNode(decay_input=False, **options),
-    "plif_decay_input": lambda **options: neuron.ParametricLIFNode(**options),
-    "simple_if": lambda **options: neuron.SimpleIFNode(**options),
-    "simple_lif": lambda **options: neuron.SimpleLIFNode(2.0, True, **options),
-}
-BEYOND_LIF = {
-    "ilif": lambda **options: neuron.ILIFNode(
-        **{n: v for n, v in options.items() if n in ("step_mode", "detach_reset")}
-    ),
-    "clif": lambda **options: neuron.ComplementaryLIFNode(
-        **{n: v for n, v in options.items() if n in ("step_mode", "surrogate_function")}
-    ),
-}
-"""With a soft reset only, and no norm in their kernel."""
-SURROGATES = {
-    "atan": surrogate.ATan(),
-    "steep sigmoid": surrogate.Sigmoid(alpha=10.0),
-    "piecewise quadratic": surrogate.PiecewiseQuadratic(alpha=1.5),
-    "soft sign": surrogate.SoftSign(),
-    "super spike": surrogate.SuperSpike(),
-    "erf": surrogate.Erf(),
-    "rect": surrogate.Rect(alpha=0.7),
-}
+    "plif, decay_input": neuron.ParametricLIFNode,
+    "simple if": neuron.SimpleIFNode,
+    "simple lif": lambda **options: neuron.SimpleLIFNode(2.0, True, **options),
+    "ilif": lambda surrogate_function=None, v_reset=None, **options: neuron.ILIFNode(**options),
+    "clif": lambda detach_reset=None, v_reset=None, **options: neuron.ComplementaryLIFNode(**options),
+}  # fmt: skip
+SURROGATES = [
+    surrogate.ATan(),
+    surrogate.Sigmoid(alpha=10.0),
+    surrogate.PiecewiseQuadratic(alpha=1.5),
+    surrogate.SoftSign(),
+    surrogate.SuperSpike(),
+    surrogate.Erf(),
+    surrogate.Rect(alpha=0.7),
+]
 
 
 class Net(torch_nn.Module):
@@ -79,58 +73,37 @@ def gradients(net, x):
 
 
 @pytest.mark.parametrize(
-    ("kind", "v_reset"),
+    ("kind", "v_reset", "slope"),
     [
-        ("if", -0.5),
-        ("if", None),
-        ("lif", 0.0),
-        ("lif_decay_input", -0.5),
-        ("lif_decay_input", None),
-        ("plif", -0.5),
-        ("plif_decay_input", None),
-        ("plif_decay_input", 0.0),
-        ("simple_if", None),
-        ("simple_if", 0.0),
-        ("simple_lif", 0.0),
-        *((kind, None) for kind in BEYOND_LIF),
+        *pairwise(["if", "lif", "lif, decay_input", "plif", "plif, decay_input"], [0.0, -0.5, None], SURROGATES),
+        ("simple if", None, SURROGATES[0]),
+        ("simple if", 0.0, SURROGATES[0]),
+        ("simple lif", 0.0, SURROGATES[0]),
+        ("ilif", None, None),
+        ("clif", None, SURROGATES[0]),
     ],
-)
-def test_a_swapped_node_is_equal(kind, v_reset):
+    ids=str,
+)  # fmt: skip
+def test_a_swapped_node_is_equal(kind, v_reset, slope):
     """Spikes bit for bit: on dyadic currents every potential is exact in both (of CLIF nearly)."""
-    options = dict(
-        v_reset=v_reset, surrogate_function=surrogate.ATan(), detach_reset=v_reset == 0.0
-    )
-    before = torch_nn.Sequential((NODES | BEYOND_LIF)[kind](step_mode="m", **options))
+    options = dict(v_reset=v_reset, surrogate_function=slope, detach_reset=v_reset == 0.0)
+    before = torch_nn.Sequential(NODES[kind](step_mode="m", **options)).double()
     after = copy.deepcopy(before)
     report = swap(after)
     assert list(report.swapped) == ["0"]
     assert not report.left
     assert type(before[0]).__name__ in report.swapped["0"]
-    x = dyadic((T, B, C, 3), low=-1, high=4)
+    x = dyadic((T, B, C, 3), torch.float64, low=-1, high=4)
     (spikes, *grads), (expected, *expected_grads) = gradients(after, x), gradients(before, x)
     assert 0.05 < (expected > 0).float().mean() < 0.95
     assert torch.equal(spikes, expected)
     for grad, expected_grad in zip(grads, expected_grads, strict=True):
-        torch.testing.assert_close(grad, expected_grad, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(grad, expected_grad, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("name", SURROGATES)
-def test_a_swapped_surrogate_is_equal(name):
-    before = torch_nn.Sequential(
-        neuron.IFNode(surrogate_function=SURROGATES[name], step_mode="m")
-    ).double()
-    after = copy.deepcopy(before)
-    swap(after)
-    x = normal((T, B, C), torch.float64, mean=0.5)
-    for grad, expected in zip(gradients(after, x), gradients(before, x), strict=True):
-        torch.testing.assert_close(grad, expected, rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("kind", "fuse"), [("lif", False), *((kind, True) for kind in [*NODES, *BEYOND_LIF])]
-)
+@pytest.mark.parametrize(("kind", "fuse"), [("lif", False), *((kind, True) for kind in NODES)])
 def test_a_swapped_network_is_equal(kind, fuse):
-    before = Net((NODES | BEYOND_LIF)[kind], surrogate_function=surrogate.ATan()).double()
+    before = Net(NODES[kind], surrogate_function=surrogate.ATan()).double()
     after = copy.deepcopy(before)
     report = swap(after, fuse=fuse)
     assert report.fused == ({"sn1": "bn1", "sn2": "bn2"} if fuse else {})
@@ -211,7 +184,7 @@ def test_the_membranes_of_every_step_are_stored_as_before(kind):
 
 
 def test_weights_keys_and_optimizers_go_on():
-    net = Net(NODES["plif_decay_input"])
+    net = Net(NODES["plif, decay_input"])
     names = [name for name, _ in net.named_parameters()]
     keys = {name: value.clone() for name, value in net.state_dict().items()}
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
@@ -223,7 +196,7 @@ def test_weights_keys_and_optimizers_go_on():
     optimizer.step()
     assert not torch.equal(net.sn1.w, keys["sn1.w"])
     assert not torch.equal(net.bn1.weight, keys["bn1.weight"])
-    untouched = Net(NODES["plif_decay_input"])
+    untouched = Net(NODES["plif, decay_input"])
     untouched.load_state_dict(net.state_dict())
     net.load_state_dict(untouched.state_dict())
     file = io.BytesIO()
@@ -292,7 +265,7 @@ def test_a_swapped_network_compiles_in_one_graph():
 )
 def test_a_half_precision_network_is_swapped(dtype, fuse):
     """Spikes as float32 has them from the same currents: the membrane is not rounded to 16 bits any more."""
-    net = Net(NODES["plif_decay_input"]).to(dtype)
+    net = Net(NODES["plif, decay_input"]).to(dtype)
     report = swap(net, fuse=fuse)
     assert len(report.swapped) == 2
     out = net(image(dtype=dtype))
@@ -317,52 +290,32 @@ class Renamed(neuron.LIFNode):
         super().__init__(tau=4.0, detach_reset=True, step_mode="m")
 
 
-def with_own_forward():
+def with_own(name, value):
     node = neuron.IFNode()
-    node.forward = lambda x: x
+    setattr(node, name, value)
     return node
 
 
-def with_own_parameter():
-    node = neuron.IFNode()
-    node.scale = torch_nn.Parameter(torch.ones(()))
-    return node
+LEARNT = torch_nn.Parameter(torch.ones(()))
+LEFT = [
+    (neuron.KLIFNode, ["KLIFNode", "no kernel has its equation", "LIFNode"]),
+    (Mine, ["Mine is a LIFNode that overrides single_step_functional_forward"]),
+    (lambda: with_own("forward", lambda x: x), ["IFNode that overrides forward"]),
+    (lambda: with_own("scale", LEARNT), ["IFNode with parameters of its own: scale"]),
+    (lambda: neuron.IFNode(surrogate_function=surrogate.ATan(LEARNT)), ["alpha of surrogate ATan"]),
+    (lambda: neuron.IFNode(surrogate_function=surrogate.PiecewiseExp()), ["PiecewiseExp", "ATan"]),
+    (lambda: neuron.IFNode(surrogate_function=surrogate.ATan(spiking=False)), ["spiking=False"]),
+    (lambda: neuron.SimpleIFNode(v_reset=-1.0), ["SimpleIFNode with v_reset -1.0 starts at 0"]),
+    (lambda: neuron.ILIFNode(store_v_seq=True), ["store_v_seq"]),
+    (lambda: neuron.ComplementaryLIFNode(store_state_seqs=True), ["store_state_seqs=True"]),
+    (
+        lambda: neuron.ILIFNode(surrogate_function=surrogate.MultiLevelSpikeCount(4, grad_window=(-1, 5))),
+        ["gradient window of (-1, 5)", "(0.0, 4.0)"],
+    ),
+]  # fmt: skip
 
 
-def with_learnt_alpha():
-    return neuron.IFNode(surrogate_function=surrogate.ATan(torch_nn.Parameter(torch.ones(()))))
-
-
-@pytest.mark.parametrize(
-    ("make", "names"),
-    [
-        (lambda: neuron.KLIFNode(), ["KLIFNode", "no kernel has its equation", "LIFNode"]),
-        (lambda: Mine(), ["Mine is a LIFNode that overrides single_step_functional_forward"]),
-        (with_own_forward, ["IFNode that overrides forward"]),
-        (with_own_parameter, ["IFNode with parameters of its own: scale"]),
-        (with_learnt_alpha, ["alpha of surrogate ATan"]),
-        (
-            lambda: neuron.IFNode(surrogate_function=surrogate.PiecewiseExp()),
-            ["PiecewiseExp", "ATan"],
-        ),
-        (
-            lambda: neuron.IFNode(surrogate_function=surrogate.ATan(spiking=False)),
-            ["spiking=False"],
-        ),
-        (lambda: neuron.SimpleIFNode(v_reset=-1.0), ["SimpleIFNode with v_reset -1.0 starts at 0"]),
-        (lambda: neuron.ILIFNode(store_v_seq=True), ["store_v_seq"]),
-        (
-            lambda: neuron.ComplementaryLIFNode(store_state_seqs=True),
-            ["store_state_seqs=True"],
-        ),
-        (
-            lambda: neuron.ILIFNode(
-                surrogate_function=surrogate.MultiLevelSpikeCount(4, grad_window=(-1, 5))
-            ),
-            ["gradient window of (-1, 5)", "(0.0, 4.0)"],
-        ),
-    ],
-)
+@pytest.mark.parametrize(("make", "names"), LEFT)
 def test_what_is_left_is_named_with_its_reason(make, names):
     node = make()
     net = torch_nn.Sequential(neuron.IFNode(), node)
@@ -380,36 +333,25 @@ def test_a_subclass_with_another_constructor_is_swapped():
     assert net[0].tau == 4.0
 
 
-@pytest.mark.parametrize(
-    ("make", "error", "names"),
-    [
-        (lambda: "net", TypeError, ["net is a str"]),
-        (lambda: neuron.LIFNode(), TypeError, ["neuron itself (LIFNode)"]),
-        (
-            lambda: torch_nn.Sequential(torch.compile(Net())),
-            ValueError,
-            ["0 is compiled by torch.compile"],
-        ),
-        (
-            lambda: torch.jit.script(torch_nn.Sequential(torch_nn.Linear(2, 2))),
-            ValueError,
-            ["net is scripted by torch.jit"],
-        ),
-    ],
-)
-def test_what_cannot_be_swapped_is_refused(make, error, names):
-    with pytest.raises(error) as raised:
-        swap(make())
-    for name in names:
-        assert name in str(raised.value)
-
-
-def test_a_module_compiled_in_place_is_refused():
+def compiled_in_place():
     net = Net()
     net.sn1.compile(backend="aot_eager")
-    with pytest.raises(ValueError, match="sn1 is compiled"):
-        swap(net)
-    assert isinstance(net.sn2, neuron.LIFNode)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda: "net", TypeError, "net is a str"),
+        (neuron.LIFNode, TypeError, r"neuron itself \(LIFNode\)"),
+        (lambda: torch_nn.Sequential(torch.compile(Net())), ValueError, "0 is compiled by torch.compile"),
+        (compiled_in_place, ValueError, "sn1 is compiled"),
+        (lambda: torch.jit.script(torch_nn.Sequential(torch_nn.Linear(2, 2))), ValueError, "net is scripted"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_swapped_is_refused(make, error, words):
+    with pytest.raises(error, match=words):
+        swap(make())
 
 
 # ---- fuse
@@ -424,6 +366,8 @@ class Between(torch_nn.Module):
         self.pool = layer.MaxPool1d(1, step_mode="m")
         self.node = node or neuron.LIFNode(step_mode="m")
         self._forward = forward
+        self.register_buffer("mean", torch.zeros(()))
+        self.calls = []
 
     def forward(self, x):
         return self._forward(self, x)
@@ -433,16 +377,8 @@ def plain(m, x):
     return m.node(m.norm(x))
 
 
-def hooked(m):
-    m.norm.register_forward_hook(lambda *_: None)
-    return m
-
-
 def folding(*shape):
-    def forward(m, x):
-        return m.node(m.norm(x.flatten(0, 1)).reshape(*shape).contiguous())
-
-    return forward
+    return lambda m, x: m.node(m.norm(x.flatten(0, 1)).reshape(*shape).contiguous())
 
 
 def adding(m, x):
@@ -453,16 +389,6 @@ def adding(m, x):
     return m.node(out)
 
 
-def adding_folded(m, x):
-    """The addition among folded steps, and a fold behind it."""
-    x = x.flatten(0, 1)
-    return m.node((x + m.norm(x)).view(T, B, C, 6))
-
-
-def adding_unfolded(m, x):
-    return m.node(m.norm(x.flatten(0, 1)).unflatten(0, (T, B)).contiguous() + x)
-
-
 def keeping(m, x):
     """What it keeps of a call is not what the tracer called it with."""
     m.mean = 0.5 * m.mean + x.detach().mean()
@@ -470,81 +396,46 @@ def keeping(m, x):
     return m.node(m.norm(x - m.mean - m.calls[0]))
 
 
-def with_states(net):
-    net.register_buffer("mean", torch.zeros((), dtype=torch.float32))
-    net.calls = []
-    return net
+folded = torch_nn.BatchNorm1d
+container, windows = layer.SeqToANNContainer, dict(step_mode="m")
+FUSED = [
+    (plain, None),
+    (lambda m, x: m.node(x + m.norm(x)), None),
+    (lambda m, x: m.node(torch.add(m.norm(x), x)), None),
+    (lambda m, x: m.node(m.norm(x).add_(x)), None),
+    (lambda m, x: m.node(x.add(m.norm(x))), None),
+    (lambda m, x: m.node(m.norm(x) + x[:, :, :, :1]), None),
+    (keeping, None),
+    (adding, None, None, neuron.ParametricLIFNode),
+    (lambda m, x: m.node((x.flatten(0, 1) + m.norm(x.flatten(0, 1))).view(T, B, C, 6)), None, folded(C)),
+    (lambda m, x: m.node(m.norm(x.flatten(0, 1)).unflatten(0, (T, B)).contiguous() + x), None, folded(C)),
+    (folding(T, B, C, 6), None, folded(C)),
+    (plain, None, container(torch_nn.Conv1d(C, C, 1), folded(C))),
+    (plain, None, torch_nn.Sequential(layer.BatchNorm1d(C, **windows))),
+    (plain, None, layer.BatchNorm1d(C, track_running_stats=False, **windows)),
+    (lambda m, x: m.node(m.pool(m.norm(x))), "pool (MaxPool1d) is in front"),
+    (lambda m, x: m.node(m.norm(x) + 0.25), "adds more than a tensor"),
+    (lambda m, x: m.node(torch.add(m.norm(x), x, alpha=0.5)), "adds more than a tensor"),
+    (lambda m, x: m.node(m.norm(x) + x + x), "of add_1 in front of it: add"),
+    (lambda m, x: m.node(y := m.norm(x) + x) + y, "add in front of it is read elsewhere"),
+    (lambda m, x: m.node((y := m.norm(x)) + x) + y, "norm in front of it is read elsewhere"),
+    (lambda m, x: m.node(x), "is in front of it, no batch norm"),
+    (lambda m, x: (m.node(y := m.norm(x)), y)[0] + y, "norm in front of it is read"),
+    (lambda m, x: m.node(m.norm(m.norm(x))), "called several times"),
+    (lambda m, x: plain(m, plain(m, x)), "called 2 times"),
+    (lambda m, x: plain(m, x) if x.sum() > 0 else plain(m, 2 * x), "torch.fx cannot trace Between.forward"),
+    (plain, "norm in front of it has step_mode 's'", layer.BatchNorm2d(B, step_mode="s")),
+    (plain, "normalises what is not folded", torch_nn.BatchNorm2d(B)),
+    (plain, "InstanceNorm2d", torch_nn.InstanceNorm2d(T)),
+    (plain, "SeqToANNContainer", container(torch_nn.Conv1d(C, C, 1))),
+]  # fmt: skip
 
 
-def branching(m, x):
-    return plain(m, x) if x.sum() > 0 else plain(m, 2 * x)
-
-
-@pytest.mark.parametrize(
-    ("make", "reason"),
-    [
-        (lambda: Between(plain), None),
-        (lambda: Between(lambda m, x: m.node(m.pool(m.norm(x)))), "pool (MaxPool1d) is in front"),
-        (lambda: Between(lambda m, x: m.node(x + m.norm(x))), None),
-        (lambda: Between(lambda m, x: m.node(torch.add(m.norm(x), x))), None),
-        (lambda: Between(lambda m, x: m.node(m.norm(x).add_(x))), None),
-        (lambda: Between(lambda m, x: m.node(x.add(m.norm(x)))), None),
-        (lambda: Between(lambda m, x: m.node(m.norm(x) + x[:, :, :, :1])), None),
-        (lambda: with_states(Between(keeping)), None),
-        (lambda: Between(adding, node=neuron.ParametricLIFNode(step_mode="m")), None),
-        (lambda: Between(adding_folded, torch_nn.BatchNorm1d(C)), None),
-        (lambda: Between(adding_unfolded, torch_nn.BatchNorm1d(C)), None),
-        (lambda: Between(lambda m, x: m.node(m.norm(x) + 0.25)), "adds more than a tensor"),
-        (
-            lambda: Between(lambda m, x: m.node(torch.add(m.norm(x), x, alpha=0.5))),
-            "adds more than a tensor",
-        ),
-        (lambda: Between(lambda m, x: m.node(m.norm(x) + x + x)), "of add_1 in front of it: add"),
-        (
-            lambda: Between(lambda m, x: m.node(y := m.norm(x) + x) + y),
-            "add in front of it is read elsewhere",
-        ),
-        (
-            lambda: Between(lambda m, x: m.node((y := m.norm(x)) + x) + y),
-            "norm in front of it is read elsewhere",
-        ),
-        (lambda: Between(lambda m, x: m.node(x)), "is in front of it, no batch norm"),
-        (
-            lambda: Between(lambda m, x: (m.node(y := m.norm(x)), y)[0] + y),
-            "norm in front of it is read",
-        ),
-        (lambda: Between(lambda m, x: m.node(m.norm(m.norm(x)))), "called several times"),
-        (lambda: Between(lambda m, x: plain(m, plain(m, x))), "called 2 times"),
-        (lambda: hooked(Between(plain)), "norm read what it gives"),
-        (lambda: Between(branching), "torch.fx cannot trace Between.forward"),
-        (
-            lambda: Between(plain, layer.BatchNorm2d(B, step_mode="s")),
-            "norm in front of it has step_mode 's'",
-        ),
-        (lambda: Between(plain, torch_nn.BatchNorm2d(B)), "normalises what is not folded"),
-        (lambda: Between(plain, torch_nn.InstanceNorm2d(T)), "InstanceNorm2d"),
-        (
-            lambda: Between(
-                plain, layer.SeqToANNContainer(torch_nn.Conv1d(C, C, 1), torch_nn.BatchNorm1d(C))
-            ),
-            None,
-        ),
-        (
-            lambda: Between(plain, layer.SeqToANNContainer(torch_nn.Conv1d(C, C, 1))),
-            "SeqToANNContainer",
-        ),
-        (lambda: Between(plain, torch_nn.Sequential(layer.BatchNorm1d(C, step_mode="m"))), None),
-        (lambda: Between(folding(T, B, C, 6), torch_nn.BatchNorm1d(C)), None),
-        (
-            lambda: Between(plain, layer.BatchNorm1d(C, track_running_stats=False, step_mode="m")),
-            None,
-        ),
-    ],
-)
-def test_norms_are_fused_where_nothing_else_reads_between(make, reason):
-    torch.manual_seed(0)  # of the weights
+@pytest.mark.parametrize("case", FUSED)
+def test_norms_are_fused_where_nothing_else_reads_between(case):
+    forward, reason, norm, node = (*case, None, None)[:4]
+    net = torch_nn.Sequential(Between(forward, copy.deepcopy(norm), node and node(step_mode="m")))
     x = normal((T, B, C, 6), mean=0.5)
-    net = torch_nn.Sequential(make())
     before = copy.deepcopy(net)
     report = swap(net, fuse=True, check=x)
     if reason is None:
@@ -564,40 +455,38 @@ def test_norms_are_fused_where_nothing_else_reads_between(make, reason):
         torch.testing.assert_close(net.get_buffer(name), buffer)
 
 
-def test_a_norm_in_two_places_is_not_fused():
-    shared = layer.BatchNorm1d(C, step_mode="m")
-    net = torch_nn.Sequential(Between(plain, shared), Between(plain, shared))
-    report = swap(net, fuse=True)
-    assert report.fused == {}
-    assert "norm in front of it is called several times" in report.unfused["1.node"]
+class Whole(torch_nn.Module):
+    """Parts in a forward that torch.fx traces, or cannot."""
+
+    def __init__(self, forward, *parts):
+        super().__init__()
+        self.parts, self._forward = torch_nn.ModuleList(parts), forward
+
+    def forward(self, x):
+        return self._forward(self, x)
 
 
 def test_a_norm_that_parts_share_is_not_fused():
-    class Whole(torch_nn.Module):
-        def __init__(self):
-            super().__init__()
-            shared = layer.BatchNorm1d(C, step_mode="m")
-            self.parts = torch_nn.ModuleList([Between(plain, shared), Between(plain, shared)])
-
-        def forward(self, x):
-            return self.parts[int(x.sum() > 0)](x)
-
-    report = swap(Whole(), fuse=True)
+    shared = layer.BatchNorm1d(C, step_mode="m")
+    parts = Between(plain, shared), Between(plain, shared)
+    report = swap(torch_nn.Sequential(*parts), fuse=True)
     assert report.fused == {}
-    for reason in report.unfused.values():
-        assert reason == "norm in front of it is shared between several places"
+    assert "norm in front of it is called several times" in report.unfused["1.node"]
+    parts = Between(plain, shared), Between(plain, shared)
+    report = swap(Whole(lambda m, x: m.parts[int(x.sum() > 0)](x), *parts), fuse=True)
+    assert report.fused == {}
+    assert set(report.unfused.values()) == {"norm in front of it is shared between several places"}
+
+
+def test_hooks_on_a_norm_keep_it():
+    net = Between(plain)
+    net.norm.register_forward_hook(lambda *_: None)
+    assert "hooks on norm read what it gives" in swap(net, fuse=True).unfused["node"]
 
 
 def test_parts_that_trace_are_fused_where_the_whole_does_not():
-    class Whole(torch_nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.part = Between(plain)
-
-        def forward(self, x):
-            return self.part(x) if x.shape[0] > 1 else x
-
-    assert swap(net := Whole(), fuse=True).fused == {"part.node": "part.norm"}
+    net = Whole(lambda m, x: m.parts[0](x) if x.shape[0] > 1 else x, Between(plain))
+    assert swap(net, fuse=True).fused == {"parts.0.node": "parts.0.norm"}
     assert net(normal((T, B, C, 6))).shape == (T, B, C, 6)
 
 
