@@ -22,7 +22,7 @@ python -c "import sys, torch; sys.exit(not torch.cuda.is_available())" ||
     cannot "torch sees no CUDA device; the kernels are checked on a GPU only"
 
 if [ $# -eq 0 ]; then
-    set -- tests/kernels/test_lif.py tests/kernels/test_bn_lif.py -k "triton and pair"
+    set -- tests/kernels/definition/test_definition.py -k "triton and pair"
 fi
 
 # torch's caching allocator would hand out parts of large blocks, in which nothing is out of bounds

@@ -16,10 +16,10 @@ from torch import nn as torch_nn
 import spiketriton_kernels
 from spiketriton_kernels import Surrogate, nn, register_surrogate
 from spiketriton_kernels.nn import swap
+from tests.kernels.backends.test_lowering import BUDGET
 from tests.kernels.support import dyadic, normal
-from tests.kernels.test_lowering import BUDGET
 
-PAGE = (Path(__file__).parents[2] / "kernels" / "README.md").read_text("utf-8")
+PAGE = (Path(__file__).parents[3] / "kernels" / "README.md").read_text("utf-8")
 
 
 def blocks(word):
