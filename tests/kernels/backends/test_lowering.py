@@ -18,7 +18,7 @@ from profiling.sections.compiled import CARDS
 from spiketriton.errors import UserError
 from spiketriton_kernels import SHAPES
 from tests.child import ROOT, environment
-from tests.kernels.in_flight import bytes_in_flight
+from tests.kernels.backends.in_flight import bytes_in_flight
 
 TRITON = tuple(map(int, version("triton").split(".")[:2]))
 
