@@ -55,7 +55,8 @@ def steps(out: Path, quick: bool = False, device: str = "auto") -> list[Step]:
     kinds = "ms,ms graph,plain,plain graph,sew,sew graph"
     ours = "spiketriton,spiketriton graph,ANN twin,convolutions alone"
     bare = ("-o", "addopts=--import-mode=importlib")  # without pytest-xdist
-    tests = ("-m", "pytest", "-q", *bare, "--slow", "-m", "gpu", "tests/kernels/backends/test_gpu.py")
+    gpu = "tests/kernels/backends/test_gpu.py"
+    tests = ("-m", "pytest", "-q", *bare, "--slow", "-m", "gpu", gpu)
     doctor = ("-m", "spiketriton.doctor", f"train.device={device}")
     big = "lif training *" if quick else BIG
     cifar, r740, r50 = (
