@@ -98,26 +98,18 @@ class Trainer:
         self.tester = Tester(
             model, self.forward, self.loss, self.placement, self.stop, display.testing
         )
-        own = (
-            cfg.graph == "auto" and recipe.names_code
-        )  # nobody knows what their Python does in a step
+        own, scaled = cfg.graph == "auto" and recipe.names_code, self.update.scaler.is_enabled()
         self.run = Steps(
             self.work,
             self.update.optimizer,
             mode=cfg.graph,
-            obstacle=obstacle_of(
-                self.device, ranks.world_size, self.update.scaler.is_enabled(), own=own
-            ),
+            obstacle=obstacle_of(self.device, ranks.world_size, scaled, own=own),
             state=self.update.tensors,
             note=display.note,
             graphs=partial(CudaGraphs, self.device),
         )
-        self.stateful = {
-            "model": model,
-            **self.update.stateful,
-            "meters": self.meters,
-            "monitor": self.monitor,
-        }
+        self.stateful = {"model": model, **self.update.stateful}
+        self.stateful |= {"meters": self.meters, "monitor": self.monitor}
         self.progress = Progress()
         self.images_per_s: float | None = None
         randomness.seed_everything(recipe.seed)

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -390,32 +391,15 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
     assert [e.step for e in events.Scalars("grad_input_rms/layer1.0.neuron1")] == [1, 4, 7]
 
 
-class Board(ModuleType):
-    """`wandb`, as far as a run calls it: keeps what it is given. refusal: with which it refuses."""
-
-    Settings, errors = dict, SimpleNamespace(Error=ConnectionError)
-
-    def __init__(self, refusal: Exception | None = None) -> None:
-        super().__init__("wandb")
-        self.refusal, self.begun, self.rows, self.ended = refusal, [], [], 0
-        self.log = self.rows.append
-
-    def init(self, **given: Any) -> "Board":
-        if self.refusal:
-            raise self.refusal
-        self.begun.append(given)
-        return self
-
-    def define_metric(self, name: str, step_metric: str) -> None:
-        assert (name, step_metric) == ("*", "step")
-
-    def finish(self) -> None:
-        self.ended += 1
+def wandb(refusal: Exception | None = None) -> mock.MagicMock:
+    """The package, as far as a run calls it; with `refusal` it refuses."""
+    errors = SimpleNamespace(Error=ConnectionError)
+    return mock.MagicMock(Settings=dict, errors=errors, **{"init.side_effect": refusal})
 
 
 def test_weights_and_biases_gets_the_same_numbers(tmp_path, monkeypatch):
     """One run there, also after a stop; no random draw of the training is used for it."""
-    board = Board()
+    board = wandb()
     monkeypatch.setitem(sys.modules, "wandb", board)
     keys = ["monitor.wandb=offline", "train.epochs=1"]
     small_trainer(tmp_path / "run", *keys).fit(until=4)
@@ -429,13 +413,16 @@ def test_weights_and_biases_gets_the_same_numbers(tmp_path, monkeypatch):
         kind, step = row.pop("kind"), row.pop("step")
         values = {f"{kind}/{key}": value for key, value in row.items() if value is not None}
         expected.append(pytest.approx({"step": step} | values, rel=1e-6))
-    layer = "grad_input_rms/layer1.0.neuron1"
-    assert [row for row in board.rows if layer not in row] == expected
-    assert [row["step"] for row in board.rows if layer in row] == [1, 4, 7]
-    assert {(s["id"], s["mode"], s["project"], s["dir"]) for s in board.begun} == {
+    run, layer = board.init.return_value, "grad_input_rms/layer1.0.neuron1"
+    rows = [call.args[0] for call in run.log.mock_calls]
+    assert [row for row in rows if layer not in row] == expected
+    assert [row["step"] for row in rows if layer in row] == [1, 4, 7]
+    run.define_metric.assert_called_with("*", step_metric="step")
+    begun = [call.kwargs for call in board.init.call_args_list]
+    assert {(s["id"], s["mode"], s["project"], s["dir"]) for s in begun} == {
         ((tmp_path / "run" / "wandb_id").read_text(), "offline", "spiketriton", f"{tmp_path}/run")
     }
-    assert board.ended == len(board.begun) == 2
+    assert run.finish.call_count == len(begun) == 2
 
 
 @pytest.mark.parametrize(
@@ -444,7 +431,7 @@ def test_weights_and_biases_gets_the_same_numbers(tmp_path, monkeypatch):
         (
             "wandb",
             "wandb=online",
-            Board(ConnectionError("No\nkey")),
+            wandb(ConnectionError("No\nkey")),
             'wandb = "online": .*: No key',
         ),
         ("wandb", "wandb=online", None, r"pip install 'spiketriton\[wandb\]'"),

@@ -7,9 +7,10 @@ graph freezes, and refuses what a capture refuses. What it cannot show: memory, 
 
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -382,65 +383,38 @@ def test_adamw_is_told_that_it_is_captured():
     assert (group["lr"], group["capturable"]) == (0.25, False)
 
 
-class FakeCuda:
-    """Only what is asked of CUDA: there is no GPU to answer. `ends`: the error with which a capture ends."""
-
-    def __init__(self, monkeypatch, ends: Exception | None = None) -> None:
-        self.asked: list[Any] = []
-
-        class Stream:
-            def __init__(self, device=None):
-                self.waited = []
-                self.wait_stream = self.waited.append
-
-        class Graph:
-            replay = "replay"
-
-            def pool(self):
-                if ends is not None:
-                    raise RuntimeError("pool() without a preceding successful capture")
-
-        @contextmanager
-        def graph(of, pool, stream, *, capture_error_mode):
-            """As torch's, which does not leave its stream when the end of a capture raises."""
-            self.asked.append((pool, stream, capture_error_mode))
-            self.current = stream
-            yield
-            if ends is not None:
-                raise ends
-            self.current = self.main
-
-        self.main = self.current = Stream()
-        fake = {
-            "Stream": Stream,
-            "current_stream": lambda device: self.current,
-            "set_stream": lambda stream: setattr(self, "current", stream),
-            "stream": lambda stream: nullcontext(self.asked.append(("on", stream))),
-            "CUDAGraph": Graph,
-            "graph_pool_handle": lambda: (0, 7),
-            "graph": graph,
-        }
-        for name, value in fake.items():
-            monkeypatch.setattr(torch.cuda, name, value)
+@pytest.fixture
+def cuda() -> Iterator[SimpleNamespace]:
+    """What a capture calls of CUDA: there is no GPU to answer."""
+    names = ("Stream", "current_stream", "set_stream", "stream", "CUDAGraph", "graph_pool_handle")
+    with mock.patch.multiple(
+        torch.cuda, graph=mock.DEFAULT, **dict.fromkeys(names, mock.DEFAULT)
+    ) as fake:
+        yield SimpleNamespace(**fake)
 
 
-def test_cuda_is_asked_to_capture_on_one_stream_with_errors_of_this_thread_alone(monkeypatch):
-    fake = FakeCuda(monkeypatch)
-    kept = SimpleNamespace(record_stream=lambda stream: fake.asked.append(("kept for", stream)))
-    cuda = graphs.CudaGraphs(torch.device("cuda", 0))
-    assert cuda.warm_up(lambda: (kept, kept)) == (kept, kept)
-    assert fake.asked == [("on", cuda.stream), ("kept for", fake.main), ("kept for", fake.main)]
-    assert (cuda.stream.waited, fake.main.waited) == ([fake.main], [cuda.stream])
-    fake.asked.clear()
-    assert cuda.capture(lambda: (kept, kept)) == ("replay", (kept, kept))
-    assert fake.asked == [((0, 7), cuda.stream, "thread_local")]
+def test_cuda_is_asked_to_capture_on_one_stream_with_errors_of_this_thread_alone(cuda):
+    ours = graphs.CudaGraphs(torch.device("cuda", 0))
+    stream, current = cuda.Stream.return_value, cuda.current_stream.return_value
+    numbers = mock.MagicMock(), mock.MagicMock()
+    assert ours.warm_up(lambda: numbers) is numbers
+    cuda.stream.assert_called_once_with(stream)
+    stream.wait_stream.assert_called_once_with(current)
+    current.wait_stream.assert_called_once_with(stream)
+    for number in numbers:
+        number.record_stream.assert_called_once_with(current)
+    graph, pool = cuda.CUDAGraph.return_value, cuda.graph_pool_handle.return_value
+    assert ours.capture(lambda: numbers) == (graph.replay, numbers)
+    cuda.graph.assert_called_once_with(graph, pool, stream, capture_error_mode="thread_local")
 
 
 @pytest.mark.parametrize(
     ("version", "given_back"),
     [("2.11.0+cu130", ["ended", "released"]), ("2.12.1", ["released"]), ("2.13.1", [])],
 )
-def test_a_capture_that_fails_gives_back_its_stream_and_pool(monkeypatch, version, given_back):
+def test_a_capture_that_fails_gives_back_its_stream_and_pool(
+    cuda, monkeypatch, version, given_back
+):
     """torch 2.11 leaves the pool open, and up to 2.13.0 unreleased; to release it twice would be an error."""
     pool: list[str] = []
 
@@ -453,11 +427,15 @@ def test_a_capture_that_fails_gives_back_its_stream_and_pool(monkeypatch, versio
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
     monkeypatch.setattr(torch._C, "_cuda_releasePool", release, raising=False)
     monkeypatch.setattr(torch, "__version__", version)
-    for ends, wanted in ((RuntimeError("capture was invalidated"), given_back), (None, [])):
-        pool.clear()
-        fake = FakeCuda(monkeypatch, ends)
-        cuda = graphs.CudaGraphs(torch.device("cuda", 0))
-        with pytest.raises(RuntimeError if ends else ZeroDivisionError):
-            cuda.capture(lambda ends=ends: 1 / bool(ends))  # what ended gives its own pool back
-        assert fake.current is fake.main
-        assert pool == wanted
+    ours = graphs.CudaGraphs(torch.device("cuda", 0))
+    with pytest.raises(ZeroDivisionError):
+        ours.capture(
+            lambda: 1 / 0
+        )  # in a capture that ends well: the graph gives its own pool back
+    assert pool == []
+    cuda.CUDAGraph.return_value.pool.side_effect = RuntimeError("no preceding successful capture")
+    cuda.graph.return_value.__exit__.side_effect = RuntimeError("capture was invalidated")
+    with pytest.raises(RuntimeError, match="capture was invalidated"):
+        ours.capture(lambda: None)
+    assert pool == given_back
+    assert cuda.set_stream.mock_calls == [mock.call(cuda.current_stream.return_value)] * 2

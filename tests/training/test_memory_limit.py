@@ -210,14 +210,10 @@ def test_ranks_share_the_memory_and_wait_for_each_other(tmp_path, monkeypatch):
 
 
 def test_a_trial_apart_trains_in_a_process_that_is_limited(monkeypatch):
-    class Pool(ThreadPoolExecutor):
-        def __init__(self, workers: int, mp_context: object) -> None:
-            assert workers == 1
-            super().__init__(workers)
-
     done: list[object] = []
     monkeypatch.setattr(machine, "limit_memory", done.append)
-    monkeypatch.setattr(memory_limit, "ProcessPoolExecutor", Pool)
+    threads = lambda workers, mp_context: ThreadPoolExecutor(workers)  # noqa: E731
+    monkeypatch.setattr(memory_limit, "ProcessPoolExecutor", threads)
     memory_limit.apart(500, done.append, 4)
     assert done == [500, 4]
 
