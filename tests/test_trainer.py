@@ -139,21 +139,6 @@ def test_clipping(tmp_path):
     assert small_trainer(tmp_path / "auto", *sgd).update.limit == 1
 
 
-def test_several_ranks_synchronise_or_average_statistics(tmp_path, monkeypatch):
-    class Two(Ranks):
-        world_size = 2
-
-    for word in ("false", "true"):
-        for ranks in (Two(), Ranks()):
-            asked: list[bool] = []
-            path = tmp_path / word / type(ranks).__name__
-            trainer = small_trainer(path, f"train.sync_bn={word}", ranks=ranks)
-            monkeypatch.setattr(trainer.model, "set_synchronised", asked.append)
-            trainer.fit(until=0)
-            assert asked == [word == "true" and ranks.world_size == 2]
-            assert len(trainer.update.statistics) == (0 if word == "true" else 2 * 9)
-
-
 @pytest.mark.parametrize(("world_size", "requested"), [(1, True), (1, False), (2, True)])
 def test_a_failing_step_is_an_error_unless_a_signal_cut_it_off(tmp_path, requested, world_size):
     """With several ranks, which have lost each other by then, it is one either way."""

@@ -107,33 +107,6 @@ def test_random_draws_continue_where_they_were(tmp_path):
     assert_same_run(tmp_path / "unbroken", tmp_path / "resumed")
 
 
-def test_a_run_that_died_continues_from_its_last_checkpoint(tmp_path):
-    """As after kill -9: rows and a torn line are there that no checkpoint knows of."""
-
-    class Died(Exception):
-        pass
-
-    class Dies(Lines):
-        def advance(self, step: int) -> None:
-            if step == 17:
-                raise Died
-
-    every = ["checkpoint.every=5", "train.log_every=2"]
-    small_trainer(tmp_path / "unbroken", *every).fit()
-    with pytest.raises(Died):
-        small_trainer(tmp_path / "resumed", *every, display=Dies()).fit()
-    metrics = tmp_path / "resumed" / "metrics.jsonl"
-    assert json.loads(metrics.read_text().splitlines()[-1])["step"] == 16
-    with metrics.open("a") as file:
-        file.write('{"kind": "train", "st')
-
-    trainer = small_trainer(tmp_path / "resumed", *every, resume=True)
-    assert trainer.step == 15
-    assert json.loads(metrics.read_text().splitlines()[-1])["step"] == 14
-    trainer.fit()
-    assert_same_run(tmp_path / "unbroken", tmp_path / "resumed")
-
-
 def test_a_damaged_checkpoint_falls_back_and_the_run_is_still_exact(tmp_path):
     small_trainer(tmp_path / "unbroken", "checkpoint.keep=2").fit()
     small_trainer(tmp_path / "resumed", "checkpoint.keep=2").fit(until=16)

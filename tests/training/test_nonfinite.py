@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import json
 import math
-import re
 from collections.abc import Generator
 from pathlib import Path
 
@@ -297,15 +296,3 @@ def test_a_weight_gone_wrong_ends_a_run_that_says_where(recipe, capsys):
     assert f"step 8: {place}" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"a checkpoint, not a bad step; accepted: a nonfinite\.pt"):
         nonfinite.main(["run/checkpoints/last.pt"])
-
-
-def test_a_run_whose_gradient_explodes_names_the_layer(recipe, capsys):
-    """Nothing is injected: 7 layers of a surrogate 1e6 high."""
-    assert main([recipe, *EXPLODES, "--run-dir", "run"]) == EXIT_NONFINITE
-    error = capsys.readouterr().err
-    assert "the norm of the gradient is " in error
-    assert " at step 1; forward is finite, backward it began at time step " in error
-    assert re.search(r" in the gradient of (layer\d\.0\.)?neuron\d \(\d+ of \d+ values\);", error)
-    nonfinite.main(["run/nonfinite.pt"])
-    place = capsys.readouterr().out.strip().removeprefix("step 1: ")
-    assert place in error
