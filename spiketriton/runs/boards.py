@@ -8,7 +8,7 @@ from typing import Any
 
 from spiketriton.config import MonitorConfig
 from spiketriton.errors import UserError, need, one_line
-from spiketriton.runs.rows import Row, replace_or_leave
+from spiketriton.runs.rows import Row, replace_file
 
 
 class Board(ABC):
@@ -74,7 +74,7 @@ class WeightsAndBiases(Board):
                 config=self.values,
                 settings=self.wandb.Settings(console="off", silent=monitor.wandb == "offline"),
             )
-            replace_or_leave(id_of, id.encode())
+            replace_file(id_of, id)
         except (self.wandb.errors.Error, OSError) as error:
             raise UserError(
                 f'monitor.wandb = "{monitor.wandb}": Weights & Biases could not be started: {one_line(error)}'

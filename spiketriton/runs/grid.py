@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from spiketriton.config import Recipe, load_recipe
 from spiketriton.errors import UserError
-from spiketriton.runs.rows import Row, read_json
+from spiketriton.runs.rows import Row, read_record
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Cell:
 
     def result(self) -> Row | None:
         """The result of an earlier training; None if it has not ended."""
-        return read_json(self.result_file) if self.result_file.exists() else None
+        file = self.result_file
+        return read_record(file, dict[str, Any]) if file.exists() else None
 
 
 def grid(recipe: str, axes: Sequence[str], out: Path) -> list[Cell]:

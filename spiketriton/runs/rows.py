@@ -90,22 +90,17 @@ def _wrong(row: Any, kinds: Kinds) -> str:
 
 def replace_file(path: Path, content: str | bytes) -> None:
     """Writes the whole file or leaves the old one. UserError: the disk is full, for example."""
+    part = path.with_name(path.name + ".part")
     try:
-        replace_or_leave(path, content.encode() if isinstance(content, str) else content)
+        with writing(part):
+            try:
+                part.write_bytes(content.encode() if isinstance(content, str) else content)
+                os.replace(part, path)
+            except BaseException:  # only then: a renamed one may be another's already
+                part.unlink(missing_ok=True)
+                raise
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
-
-
-def replace_or_leave(path: Path, content: bytes) -> None:
-    """Writes the whole file or leaves the old one. OSError."""
-    part = path.with_name(path.name + ".part")
-    with writing(part):
-        try:
-            part.write_bytes(content)
-            os.replace(part, path)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
 
 
 class Lines:

@@ -1,6 +1,5 @@
 """Whether a run may go on with a recipe: the keys that may change between its sessions, and how it is extended."""
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -88,15 +87,14 @@ def _unit(key: str) -> str:
 
 def refuse_another_recipe(given: Recipe, trained: Recipe) -> None:
     """UserError naming the keys in which `given` differs from the recipe a run was begun with."""
-    ours, theirs = _flat(tomllib.loads(given.to_toml())), _flat(tomllib.loads(trained.to_toml()))
+    ours, theirs = given.effective(), trained.effective()
     keys = sorted({*ours, *theirs} - {*RESUMABLE})
     if differing := [key for key in keys if ours.get(key) != theirs.get(key)]:
         said = (f"{key} = {ours.get(key)!r} (the run: {theirs.get(key)!r})" for key in differing)
+        longer = "--extend trains it longer, and " * bool({*LENGTHS} & {*differing})
         raise UserError(
             f"the run has another recipe: {'; '.join(said)}; a resumed run keeps its recipe but for "
-            f"{', '.join(RESUMABLE)}; "
-            + ("--extend trains it longer, and " if {*LENGTHS} & {*differing} else "")
-            + "train.init_from=RUN begins a new run with its weights"
+            f"{', '.join(RESUMABLE)}; {longer}train.init_from=RUN begins a new run with its weights"
         )
 
 
@@ -106,13 +104,5 @@ def refuse_changes(overrides: Sequence[str], values: Mapping[str, Any]) -> None:
     given |= {dotted: dotted for dotted in values}
     for dotted, words in given.items():
         if dotted not in MOVABLE:
-            raise UserError(
-                f"{words}: a trained run takes only keys that change no weight: {', '.join(MOVABLE)}"
-            )
-
-
-def _flat(table: dict[str, Any], path: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in table.items():
-        flat |= _flat(value, f"{path}{name}.") if isinstance(value, dict) else {path + name: value}
-    return flat
+            keys = ", ".join(MOVABLE)
+            raise UserError(f"{words}: a trained run takes only keys that change no weight: {keys}")

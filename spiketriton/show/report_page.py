@@ -15,7 +15,7 @@ from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.verdict import Judge
 from spiketriton.plain import of_plain
 from spiketriton.runs.folder import RunFolder
-from spiketriton.runs.rows import read_json
+from spiketriton.runs.rows import read_record
 from spiketriton.runs.state import read_state
 from spiketriton.show import evaluation_pictures, event_pictures, run_pictures
 from spiketriton.show.evaluation_tables import layers_table, steps_table
@@ -262,9 +262,8 @@ def _class_rows(one: Evaluation) -> Iterator[tuple[str, str, str]]:
 def _diagnosed(folder: RunFolder, step: int, layers: int) -> np.ndarray | None:
     """What each layer keeps of an image, where `diagnose RUN` has measured it after this step."""
     for path in sorted(folder.path.glob("diagnosis*.json")):
-        found = read_json(path)
+        found = read_record(path, dict[str, Any])
         try:
-            found = of_plain(dict[str, Any], found)
             after, changes = of_plain(int, found.get("step")), found.get("changes")
             overlap = of_plain(list[float], found.get("overlap"))
         except ValueError as error:
