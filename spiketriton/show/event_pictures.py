@@ -24,12 +24,11 @@ def colours(frame: np.ndarray, most: int) -> np.ndarray:
 
     most: the count of the full colour.
     """
-    share = np.sqrt(np.minimum(frame / max(most, 1), 1.0))[..., None]
-    darker, brighter = (
-        1 - part * (1 - np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)]) / 255)
-        for part, colour in zip(share, (ORANGE, BLUE), strict=True)
-    )
-    return (255 * darker * brighter).round().astype(np.uint8)
+    from matplotlib.colors import to_rgb
+
+    share = np.sqrt(np.minimum(frame / max(most, 1), 1.0))[..., None]  # [2, S, S, 1]
+    missing = 1 - np.array([to_rgb(ORANGE), to_rgb(BLUE)])[:, None, None]
+    return (255 * (1 - share * missing).prod(0)).round().astype(np.uint8)
 
 
 def most_of(sample: Sample) -> int:

@@ -101,7 +101,7 @@ def _families() -> list[str]:
     """matplotlib's own font, and behind it those that are installed and have more letters."""
     from matplotlib import font_manager
 
-    there = {font.name for font in font_manager.fontManager.ttflist}
+    there = {*font_manager.get_font_names()}
     return ["DejaVu Sans", *(name for name in MORE_LETTERS.split(", ") if name in there)]
 
 

@@ -27,7 +27,6 @@ from spiketriton.training.placement import Placement
 from spiketriton.version import __version__
 
 T = TypeVar("T")
-_NONE = torch.empty(0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,26 +163,17 @@ def network_of(recipe: Recipe, state: State, path: Path) -> tuple[Network, Facts
 
 
 def _load_weights(model: Network, state: State, path: Path) -> None:
-    """Copies the weights; names the first that does not fit the recipe and the data."""
-    given, wanted = state.get("model"), model.state_dict()
+    """Copies the weights; names what does not fit the recipe and the data."""
+    given = state.get("model")
     if not isinstance(given, dict):
         raise UserError(f"{path}: its checkpoint holds no weights; accepted: that of a trained run")
-    for name in [*wanted, *(given.keys() - wanted.keys())]:
-        if name.endswith("_extra_state"):  # surrogates' widths: weights of before 0.2 have none
-            continue
-        if not isinstance(given.get(name, _NONE), Tensor):
-            raise UserError(f"{path}: the checkpoint is damaged: {name} is no tensor in it")
-        shapes = [tuple(side[name].shape) if name in side else None for side in (given, wanted)]
-        if shapes[0] != shapes[1]:
-            has, needs = ("none" if shape is None else str(list(shape)) for shape in shapes)
-            raise UserError(
-                f"{path}: the checkpoint is not of this recipe and data: {name} has shape {has} "
-                f"in it, and {needs} in the network"
-            )
     try:
         model.load_state_dict(given)
-    except (RuntimeError, ValueError, TypeError) as error:  # a width of no surrogate, other dtypes
-        raise UserError(f"{path}: the checkpoint is damaged: {one_line(error)[:160]}") from None
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        why = one_line(error).partition("state_dict for ")[2] or one_line(error)
+        raise UserError(
+            f"{path}: the weights of the checkpoint are not those of this recipe and data: {why[:200]}"
+        ) from None
 
 
 def with_bar(items: Iterable[T], title: str) -> Iterable[T]:
