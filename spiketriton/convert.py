@@ -2,15 +2,10 @@
 
 import argparse
 import shlex
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from spiketriton.commandline import Parser, number, spelled
 from spiketriton.errors import importing, run_command
 from spiketriton.runs.folder import RunFolder, refuse_unusable
-
-if TYPE_CHECKING:
-    from spiketriton.models import Network
 
 EPILOG = """\
 examples:
@@ -60,7 +55,7 @@ def main(arguments: list[str]) -> None:
     refuse_unusable(args.run, args.overrides)
     with importing():
         from spiketriton.show.screen import Table, console_of, show_table, show_whole
-        from spiketriton.trained.conversion import Options, convert
+        from spiketriton.trained.conversion import Options, convert, neurons
         from spiketriton.trained.run import load_run
 
     options = Options(
@@ -77,21 +72,15 @@ def main(arguments: list[str]) -> None:
         converted = convert(run, options)
         converted.save(folder)
     console = console_of()
-    show_table(console, "", Table(HEAD, list(rows(converted.model)), legend=LEGEND))
+    rows = []
+    for name, neuron in neurons(converted.model):
+        (low, high), mean = neuron.threshold.aminmax(), neuron.shift.mean()
+        rows.append([name, f"{low:.4g}", f"{high:.4g}", f"{mean:+.3g}" if mean else "-"])
+    show_table(console, "", Table(HEAD, rows, legend=LEGEND))
     show_whole(console, f"converted for T = {options.steps}: {folder.path}")
     command = [*spelled("evaluate"), str(folder.path), "--against", args.run]
     command += ["--trust-plugins"] * converted.recipe.names_code
     show_whole(console, f"next: {shlex.join(command)}")
-
-
-def rows(model: "Network") -> Iterator[tuple[str, ...]]:
-    """Thresholds and shifts by layer."""
-    from spiketriton.trained.conversion import neurons
-
-    for name, neuron in neurons(model):
-        low, high = neuron.threshold.aminmax()
-        mean = neuron.shift.mean()
-        yield name, f"{low:.4g}", f"{high:.4g}", f"{mean:+.3g}" if mean else "-"
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from spiketriton.runs.outputs import marked, output_folder, refuse_foreign
 from spiketriton.runs.rows import json_text, replace_file, write_json
 
 if TYPE_CHECKING:
-    from spiketriton.trained.results import Evaluation
     from spiketriton.trained.run import TrainedRun
 
 EPILOG = """\
@@ -54,6 +53,7 @@ def main(arguments: list[str]) -> None:
     for path in (args.run, *args.against):
         refuse_unusable(path, args.overrides)
     with importing():
+        from spiketriton.show.evaluation_pictures import draw_evaluations
         from spiketriton.show.evaluation_tables import neurobench_line, show
         from spiketriton.show.screen import console_of, say, show_whole
         from spiketriton.trained.evaluation import evaluate
@@ -73,7 +73,12 @@ def main(arguments: list[str]) -> None:
     folder = output_folder(args.out or own)
     steps = max(args.steps, default=0)
     evaluations = [evaluate(run, steps, args.batch_size or 0) for run in runs]
-    written = write(folder, evaluations)
+    written = [folder / "evaluation.json"]
+    replace_file(written[0], evaluations[0].to_json())
+    if args.against:
+        written.append(folder / "comparison.json")
+        write_json(written[1], [asdict(one) for one in evaluations], indent=1)
+    written += draw_evaluations(folder, evaluations)
     if args.neurobench:
         harness = neurobench(runs[0])
         written.append(folder / "neurobench.json")
@@ -87,18 +92,6 @@ def main(arguments: list[str]) -> None:
         say(console, neurobench_line(harness))
     for path in written:
         show_whole(console, f"  {path}")
-
-
-def write(folder: Path, evaluations: list["Evaluation"]) -> list[Path]:
-    """Writes evaluation.json of the first run, comparison.json of all, and the pictures."""
-    from spiketriton.show.evaluation_pictures import draw_evaluations  # matplotlib takes a second
-
-    paths = [folder / "evaluation.json"]
-    replace_file(paths[0], evaluations[0].to_json())
-    if len(evaluations) > 1:
-        paths.append(folder / "comparison.json")
-        write_json(paths[1], [asdict(one) for one in evaluations], indent=1)
-    return paths + draw_evaluations(folder, evaluations)
 
 
 def refuse_foreign_results(folder: Path, run: str) -> None:

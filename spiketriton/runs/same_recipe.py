@@ -28,7 +28,7 @@ MOVABLE = (
 COMPUTED = ("model.memory", "model.checkpoint_blocks", "train.log_every")
 MICRO_BATCHES = ("train.micro_batch", "train.accumulate")
 RESUMABLE = (*MOVABLE, *COMPUTED, *MICRO_BATCHES)
-LENGTHS = ("train.epochs", "train.max_steps")  # --extend
+LENGTHS = {"train.epochs": "epochs", "train.max_steps": "steps"}  # --extend: keys and units
 
 
 def lengths(train: TrainConfig) -> dict[str, int]:
@@ -43,19 +43,19 @@ def extended(train: TrainConfig, wanted: int | str, reached: Mapping[str, float]
     UserError: it is not longer, or has no effect.
     """
     key, _, number = str(wanted).rpartition("=")
-    key, before = key or LENGTHS[0], lengths(train)
+    key, before = key or "train.epochs", lengths(train)
     if key not in LENGTHS or not number.isdecimal() or isinstance(wanted, bool):
         raise UserError(
             f"extend {wanted}: accepted: a number of epochs, or {' or '.join(f'{name}=N' for name in LENGTHS)}"
         )
-    ends = LENGTHS[before["train.max_steps"] > 0]
+    ends = "train.max_steps" if before["train.max_steps"] else "train.epochs"
     if key != ends:
         raise UserError(
             f"extend {wanted} has no effect on a run that ends by {ends} = {before[ends]}; accepted: {ends}=N"
         )
     if int(number) < before[key] or reached[key] >= int(number):
         raise UserError(
-            f"extend {wanted}: the run has {before[key]} {_unit(key)} already; accepted: more, counted from its "
+            f"extend {wanted}: the run has {before[key]} {LENGTHS[key]} already; accepted: more, counted from its "
             "beginning"
         )
     return {key: int(number)}
@@ -71,7 +71,7 @@ class Extension:
 
     @property
     def unit(self) -> str:
-        return _unit(self.key)
+        return LENGTHS[self.key]
 
 
 def extension(given: TrainConfig, trained: TrainConfig) -> Extension | None:
@@ -79,10 +79,6 @@ def extension(given: TrainConfig, trained: TrainConfig) -> Extension | None:
     ours, theirs = lengths(given), lengths(trained)
     longer = (Extension(k, theirs[k], ours[k]) for k in LENGTHS if 0 < theirs[k] < ours[k])
     return next(longer, None)
-
-
-def _unit(key: str) -> str:
-    return key.rpartition("_")[2].removeprefix("train.")
 
 
 def refuse_another_recipe(given: Recipe, trained: Recipe) -> None:

@@ -5,6 +5,7 @@ import io
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -169,7 +170,10 @@ def export_onnx(
     ):
         for name, module in plain.named_modules():
             if isinstance(module, kernels.SpikingNeuron):
-                module.forward = _Plain(name, module)  # type: ignore[method-assign]
+                if module.kind != "lif":
+                    what = f"{name} is a {type(module).__name__}, which is not written as ONNX"
+                    raise UserError(f"{what}; accepted: IF, LIF and PLIF")
+                module.forward = partial(_by_definition, module)  # type: ignore[method-assign]
         warnings.simplefilter("ignore")  # the tracer's, of checks that hold for this size
         torch.onnx.export(
             plain,
@@ -193,10 +197,13 @@ def export_onnx(
         expected = model(images)
         try:
             found = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+            if found.shape != expected.shape:
+                raise ValueError(f"{size} images gave {list(found.shape)}")
         except Exception as error:  # onnxruntime's own, of no common class
-            raise _fixes_its_size(run, one_line(error)) from error
-        if found.shape != expected.shape:
-            raise _fixes_its_size(run, f"{size} images gave {list(found.shape)}")
+            raise UserError(
+                f"the code of {run.recipe.model.name} fixes the number of images ({one_line(error)[-120:]}); "
+                "accepted: --batch-size N, for a file that takes N at a time"
+            ) from error
         far = (found - expected).abs().max() / expected.abs().max().clamp_min(1e-12)
         worst = max(float(far), worst)  # NaN, if it is one
     if worst < CLOSE:
@@ -207,40 +214,23 @@ def export_onnx(
 _TRACED, _COMPARED = 2, (1, 2, 5)  # images of a call: that is traced, that are compared
 
 
-def _fixes_its_size(run: TrainedRun, why: str) -> UserError:
-    return UserError(
-        f"the code of {run.recipe.model.name} fixes the number of images ({why[-120:]}); "
-        "accepted: --batch-size N, for a file that takes N at a time"
-    )
-
-
 def _unflatten(x: Tensor, dim: int, sizes: Any) -> Tensor:
     """As torch's, which the tracer writes down with the very number of images that it was shown."""
     known = (int(sizes[0]), -1) if len(sizes) == 2 else tuple(sizes)
     return x.reshape(*x.shape[:dim], *known, *x.shape[dim + 1 :])
 
 
-class _Plain:
-    """Calls a neuron as its definition in plain operators."""
-
-    def __init__(self, name: str, neuron: kernels.SpikingNeuron) -> None:
-        if neuron.kind != "lif":
-            raise UserError(
-                f"{name} is a {type(neuron).__name__}, which is not written as ONNX; accepted: IF, LIF and PLIF"
-            )
-        self.neuron = neuron
-
-    def __call__(self, x: Tensor) -> Tensor:
-        neuron = self.neuron
-        if neuron.handed_on:
-            x = normalised(neuron, x)
-        if single := neuron.step_mode == "s":
-            x = x.unsqueeze(0)
-        given = neuron.neuron_arguments()
-        spikes, v = multistep_lif_reference(x, **given, v_init=neuron.v, return_v=True)
-        if neuron.keeps_state:
-            neuron.v = v
-        return spikes[0] if single else spikes
+def _by_definition(neuron: kernels.SpikingNeuron, x: Tensor) -> Tensor:
+    """A neuron's forward pass in plain operators."""
+    if neuron.handed_on:
+        x = normalised(neuron, x)
+    single = neuron.step_mode == "s"
+    x = x.unsqueeze(0) if single else x
+    given = neuron.neuron_arguments()
+    spikes, v = multistep_lif_reference(x, **given, v_init=neuron.v, return_v=True)
+    if neuron.keeps_state:
+        neuron.v = v
+    return spikes[0] if single else spikes
 
 
 def _example(run: TrainedRun, batch_size: int) -> Tensor:

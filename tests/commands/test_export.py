@@ -61,9 +61,7 @@ SAID = {
 
 
 @pytest.mark.parametrize("to", WRONG)
-def test_a_file_that_differs_is_not_written_and_the_earlier_one_stays(
-    to, trained, tmp_path, capsys, monkeypatch
-):
+def test_a_file_that_differs_is_not_written(to, trained, tmp_path, capsys, monkeypatch):
     arguments = [str(trained), "--to", to, "--out", str(tmp_path / "net")]
     what, broken, said = WRONG[to]
     assert main(arguments) == EXIT_DONE

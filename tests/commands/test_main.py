@@ -24,9 +24,8 @@ def test_every_module_that_runs_a_command_is_listed_with_its_line(arguments, cap
     for name, line in COMMANDS.items():
         assert [words for words in lines if words.split() == [name, *line.split()]], name
     folder = Path(spiketriton.__file__).parent
-    runnable = {
-        path.stem for path in folder.glob("*.py") if "run_command(main)" in path.read_text()
-    }
+    files = folder.glob("*.py")
+    runnable = {path.stem for path in files if "run_command(main)" in path.read_text()}
     assert runnable == set(COMMANDS)
 
 

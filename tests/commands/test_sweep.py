@@ -85,9 +85,7 @@ def test_finished_cells_are_kept(recipe, tmp_path, monkeypatch):
     assert results(out)[0]["accuracies"][:2] == before[0]["accuracies"]
 
 
-def test_a_stopped_cell_goes_on_and_ends_as_if_it_never_stopped(
-    recipe, tmp_path, monkeypatch, capsys
-):
+def test_a_stopped_cell_ends_as_if_it_never_stopped(recipe, tmp_path, monkeypatch, capsys):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     axes = ("seed=0,1", "train.max_steps=6", "neuron.surrogate.width=1")
     run(recipe, *axes, out=whole)

@@ -130,10 +130,8 @@ def test_a_step_that_is_saved_again_replaces_itself_also_in_a_resumed_run(tmp_pa
     resumed = Checkpoints(tmp_path, keep=2, warn=pytest.fail)
     assert resumed.load()["step"] == 21
     resumed.save_last(state(21))
-    assert [read_checkpoint(tmp_path / name)["step"] for name in ("last.pt", "last.1.pt")] == [
-        21,
-        18,
-    ]
+    steps = [read_checkpoint(tmp_path / name)["step"] for name in ("last.pt", "last.1.pt")]
+    assert steps == [21, 18]
 
 
 def test_the_older_ones_are_read_by_their_age_and_other_files_are_not(tmp_path, warnings):

@@ -40,17 +40,13 @@ def test_the_summary_has_what_was_measured_and_whole_paths():
     assert "accuracy" not in text
 
 
-@pytest.mark.parametrize(
-    ("saved", "words"), [(None, "nothing yet"), (40, "step 40")], ids=["nothing", "something"]
-)
+@pytest.mark.parametrize(("saved", "words"), [(None, "nothing yet"), (40, "step 40")])
 @pytest.mark.parametrize(
     ("changes", "tail"),
     [([], ""), (["plugins.modules=json"], " --trust-plugins")],  # consent to somebody's code
     ids=["own", "plugins"],
 )
-def test_after_an_interruption_the_resume_command_stands_alone_on_its_line(
-    saved, words, changes, tail, tmp_path
-):
+def test_the_resume_command_stands_alone_on_its_line(saved, words, changes, tail, tmp_path):
     """What is saved is read from the disk."""
     folder, display = RunFolder(tmp_path / "my run"), Lines()
     folder.checkpoints.mkdir(parents=True)

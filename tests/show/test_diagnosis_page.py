@@ -52,9 +52,8 @@ def test_every_kind_of_recipe_gets_a_page(changes):
     text = page(found)
     assert "verdict:" in text
     assert text.count("conclusion: ") == 1
-    assert ("conclusion: no obstacle was found" in text) == (
-        found.verdict.word == "no obstacle found"
-    )
+    free = found.verdict.word == "no obstacle found"
+    assert ("conclusion: no obstacle was found" in text) == free
     assert all(f"  {change(cure)}\n      {WHY[cure.why]}\n" in text for cure in found.cures)
     assert ("predicted without data" in text) == (found.predicted is not None)
     json.loads(json_text(as_json(found)))
@@ -125,9 +124,8 @@ def mapped(grads: np.ndarray) -> list[str]:
 
 def test_a_heat_map_by_hand():
     """From 1e-3 to 1e4 by 7 decades, a block for each: eight heights, the lowest not empty."""
-    head, *rows, profile, scale = mapped(
-        np.array([[1e-3, 1e-2, 0, np.inf], [1e4, 1e3, 1e-3, 1e-3]])
-    )
+    grads = np.array([[1e-3, 1e-2, 0, np.inf], [1e4, 1e3, 1e-3, 1e-3]])
+    head, *rows, profile, scale = mapped(grads)
     assert head.endswith("the input is at the top, time runs to the right")
     assert rows[0].startswith("layer 0       ▁▁▂▂··!!  ")
     assert rows[1].startswith("layer 1       ██▇▇▁▁▁▁  ")

@@ -222,7 +222,5 @@ def test_what_is_held_back_is_shown_at_the_end_and_not_at_all_after_a_refusal(tm
         assert stream.getvalue() == ""
     assert stream.getvalue() == "shown\n"
     display.keep_in(tmp_path / "console.log")
-    assert [line.split()[1] for line in (tmp_path / "console.log").read_text().splitlines()] == [
-        "lost",
-        "shown",
-    ]
+    lines = (tmp_path / "console.log").read_text().splitlines()
+    assert [line.split()[1] for line in lines] == ["lost", "shown"]

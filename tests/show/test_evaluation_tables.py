@@ -31,11 +31,8 @@ def test_the_columns_of_a_time_step():
     leakless = row(evaluation(leaky=False, neuron="if"), 2)
     assert (leakless["million AC"], leakless["million MAC"]) == ("2.002", "0.540")
     twin = row(ann(), 1)
-    assert (twin["run"], twin["million AC"], twin["million MAC"]) == (
-        "twin (ANN)",
-        "0.000",
-        "10.000",
-    )
+    assert [twin[key] for key in ("run", "million AC")] == ["twin (ANN)", "0.000"]
+    assert twin["million MAC"] == "10.000"
     assert twin["images/s"] == "1234"
 
 

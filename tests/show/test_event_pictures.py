@@ -37,11 +37,8 @@ def test_brighter_is_blue_darker_orange_and_nothing_white():
 
 
 def test_frames_have_edges_and_the_answers_below_them():
-    one = evaluation(
-        events=True,
-        ms_per_step=50.0,
-        samples=[sample("dog", "cat", "cat", "a-long-name-of-a-class")],
-    )
+    samples = [sample("dog", "cat", "cat", "a-long-name-of-a-class")]
+    one = evaluation(events=True, ms_per_step=50.0, samples=samples)
     figure = frames(one, "title")
     assert figure is not None
     axes = figure.axes
@@ -61,9 +58,8 @@ def test_bins_by_number_are_frames_and_of_many_some_are_shown():
     one = evaluation(events=True, samples=[sample(*["cat"] * 16)])
     figure = frames(one, "title")
     assert figure is not None
-    assert [a.get_title() for a in figure.axes] == [
-        f"frame {t}" for t in (1, 3, 4, 6, 8, 9, 11, 13, 14, 16)
-    ]
+    shown = (1, 3, 4, 6, 8, 9, 11, 13, 14, 16)
+    assert [a.get_title() for a in figure.axes] == [f"frame {t}" for t in shown]
     assert frames(evaluation(), "title") is None
     assert latency([one, ann()], "title") is None
     (axes,) = latency([evaluation(events=True, ms_per_step=12.5), one], "title").axes

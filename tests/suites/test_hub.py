@@ -55,11 +55,8 @@ class Hub(BaseHTTPRequestHandler):
         said: dict = {"url": f"http://{self.headers['Host']}/me/net", "errors": [], "warnings": []}
         if "/preupload/" in self.path:
             names = [file["path"] for file in json.loads(given)["files"]]
-            said = {
-                "files": [
-                    {"path": n, "uploadMode": "regular", "shouldIgnore": False} for n in names
-                ]
-            }
+            modes = {"uploadMode": "regular", "shouldIgnore": False}
+            said = {"files": [{"path": name, **modes} for name in names]}
         elif "/commit/" in self.path:
             for line in map(json.loads, given.splitlines()):
                 if line["key"] == "file":

@@ -66,9 +66,8 @@ class Recurrent(FeedForward):
 def _registered(made):
     @model(f"own_{made.__name__.lower()}")
     def make(recipe, parts, *, classes, channels, image_size):
-        layers = [
-            Layer(parts.conv(old, 4, 3), parts.norm(4), parts.neuron(4)) for old in (channels, 4)
-        ]
+        kinds = [(parts.conv(old, 4, 3), parts.norm(4), parts.neuron(4)) for old in (channels, 4)]
+        layers = [Layer(*kind) for kind in kinds]
         return made(parts, channels, layers, 4, classes)
 
 

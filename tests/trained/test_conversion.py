@@ -22,9 +22,8 @@ from tests.trained.support import NETS, ann
 
 
 def test_percentiles_are_values_of_the_sample():
-    values = torch.stack([torch.arange(1.0, 1001), -torch.arange(1.0, 1001)], 1)[
-        torch.randperm(1000)
-    ]
+    values = torch.stack([torch.arange(1.0, 1001), -torch.arange(1.0, 1001)], 1)
+    values = values[torch.randperm(1000)]
     assert percentile(values, 99.9).tolist() == [999, -2]
     assert percentile(values, 100).tolist() == [1000, -1]
     assert percentile(torch.tensor([[3.0], [1.0], [2.0]]), 1).tolist() == [1]

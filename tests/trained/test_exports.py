@@ -71,9 +71,8 @@ def test_samples_are_test_images_and_as_much_noise(tmp_path):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     path = tmp_path_factory.mktemp("exports") / "run"
-    small_trainer(
-        path, "train.max_steps=1", "model.name=mlp", "model.depth=2", "model.width=8"
-    ).fit()
+    net = ("model.name=mlp", "model.depth=2", "model.width=8")
+    small_trainer(path, "train.max_steps=1", *net).fit()
     return load_run(path)
 
 

@@ -9,10 +9,8 @@ from tests.trained.test_nir_graph import SIZE, T, build, images
 
 nir = pytest.importorskip("nir", reason="the extra nir is not installed")
 
-PLAIN, MLP = (
-    ["model.name=plain", "model.depth=4"],
-    ["model.name=mlp", "model.depth=1", "model.width=32"],
-)
+PLAIN = ["model.name=plain", "model.depth=4"]
+MLP = ["model.name=mlp", "model.depth=1", "model.width=32"]
 
 
 def by_spikingjelly(graph, dt: float) -> nn.Module:

@@ -97,9 +97,8 @@ def test_a_file_becomes_a_run_that_answers_as_the_network_that_was_exported(tmp_
     assert "0 of" in capsys.readouterr().out
     images = torch.rand(4, 1, 8, 8)
     imported = spiketriton.load_run(tmp_path / "new")
-    torch.testing.assert_close(
-        imported.predict(images), spiketriton.load_run(tmp_path / "run").predict(images)
-    )
+    expected = spiketriton.load_run(tmp_path / "run").predict(images)
+    torch.testing.assert_close(imported.predict(images), expected)
     assert imported.step == 0
 
 

@@ -95,9 +95,8 @@ def test_a_neuron_that_is_called_for_each_step_is_trained_without_a_probe(tmp_pa
     assert words.startswith("not measured: layers.1.neuron, called with 1 of 3 time steps")
     rows = trainer.folder.gradients.read()
     assert {row["layer"] for row in rows} == {"layers.0.neuron"}
-    assert Experiment(find_subject(str(tmp_path / "run"), [], warn=pytest.fail)).widths.keys() == {
-        "layers.0.neuron"
-    }
+    subject = find_subject(str(tmp_path / "run"), [], warn=pytest.fail)
+    assert Experiment(subject).widths.keys() == {"layers.0.neuron"}
     assert len(evaluate(load_run(tmp_path / "run")).accuracy) == 3
 
 

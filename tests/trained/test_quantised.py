@@ -85,9 +85,7 @@ def watched(run, monkeypatch, epochs: int, broken_from: int | None = None) -> li
     return rates
 
 
-def test_the_learning_rate_is_a_quarter_and_falls_to_0_and_a_loss_that_is_nan_is_seen(
-    tmp_path, monkeypatch
-):
+def test_the_learning_rate_falls_to_0_and_a_loss_that_is_nan_is_seen(tmp_path, monkeypatch):
     """7 steps an epoch; the loss is looked at every 50 steps and at the last."""
     run = ann(tmp_path / "ann", *NETS["mlp"])
     cosine = [0.01 / 4 * (1 + math.cos(math.pi * n / 14)) / 2 for n in range(14)]
