@@ -36,12 +36,7 @@ SUPPORTED = {  # distribution: the oldest and the newest version that were teste
     "triton": ((3, 6), (3, 9)),
 }
 # largest difference from the definition, relative to its largest value: in half precision four roundings
-TOLERANCE = {
-    torch.float32: 1e-4,
-    torch.bfloat16: 1.6e-2,
-    torch.float16: 2e-3,
-    torch.float64: 1e-9,
-}
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1.6e-2, torch.float16: 2e-3, torch.float64: 1e-9}
 SHAPE = (5, 3, 7, 5, 3)  # T, B, C, H, W: no size is a multiple of a block
 COPY_SHARE = {"cpu": 0.2, "cuda": 0.5}  # of a copy's bandwidth, below which a kernel is slow
 BROKEN = "do not train on this device; please report it"
@@ -118,11 +113,7 @@ def looked_at(dtype: torch.dtype) -> list[Kernel]:
 def findings(recipe: Recipe) -> Iterator[Finding]:
     """Everything that is looked at, one after another; what fails to run is wrong."""
     device = environment.choose_device(recipe.train.device).value
-    looks = [
-        ("versions", versions()),
-        ("device", devices(device)),
-        ("compiler", builds(device)),
-    ]
+    looks = [("versions", versions()), ("device", devices(device)), ("compiler", builds(device))]
     for dtype in TOLERANCE:
         looks.append((f"backend, {_name(dtype)}", backend(dtype, device)))
         for kernel in looked_at(dtype):

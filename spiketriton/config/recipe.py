@@ -17,7 +17,9 @@ from spiketriton.config import parts, rules
 from spiketriton.config.rules import (
     Events,
     Images,
+    Leaky,
     Loss,
+    Parallel,
     PlainNet,
     PooledNet,
     ResNet,
@@ -47,6 +49,10 @@ class Range:
 COUNT = Range(1, 10**9)
 COUNT_OR_ZERO = Range(0, 10**9)
 SHARE = Range(0, 1, open="high")
+FRACTION = Range(0, 1, open="low")
+RATE = Range(0, 1e3)
+TAU = Range(1, 1e6)
+PIXELS = Range(0, 65_536)
 
 
 def key(default: Any, doc: str, numbers: Range | None = None) -> Any:
@@ -119,7 +125,7 @@ class AugmentationConfig(Table):
     roll: int | Literal["auto"] = key(
         "auto",
         "shift by up to this many pixels; what leaves at one side enters at the other",
-        Range(0, 65_536),
+        PIXELS,
     )
     rotate: float | Literal["auto"] = key("auto", "turn by up to this many degrees", Range(0, 180))
     shear: float | Literal["auto"] = key(
@@ -128,7 +134,7 @@ class AugmentationConfig(Table):
     cutout: int | Literal["auto"] = key(
         "auto",
         "side in pixels of a square without events, or of the mean colour in images, where `auto` is 0",
-        Range(0, 65_536),
+        PIXELS,
     )
     erasing: float | Literal["auto"] = key(
         "auto",
@@ -146,7 +152,7 @@ class AugmentationConfig(Table):
     crop_scale: tuple[float, ...] = key(
         (0.35, 1.0),
         "smallest and largest fraction of a photograph's area that a random crop takes",
-        Range(0, 1, open="low"),
+        FRACTION,
     )
     drop: float = key(0.0, "leave out up to this fraction of the events, chosen at random", SHARE)
     delete: int = key(
@@ -313,7 +319,7 @@ class ModelConfig(TableOfPart):
     norm_gain: float = key(
         1.0,
         "what the weight of every norm starts at, except where residual_gain says otherwise",
-        Range(0, 1e3),
+        RATE,
     )
     depth: int = key(
         20, "number of layers of `plain` and `mlp` before the classifier", Range(1, 10_000)
@@ -323,14 +329,14 @@ class ModelConfig(TableOfPart):
         "channels of the first stage, or features of `mlp`; 0: the default (64 for resnet18 to resnet101, "
         "`vggsnn`, `vgg11` and `vgg16`, 16 for the smaller ResNets and `plain`, 128 for resnet19 and `mlp`, 256 "
         "for `csnn`)",
-        Range(0, 65_536),
+        PIXELS,
     )
     residual_gain: float | Literal["auto"] = key(
         "auto",
         "initial weight of the last norm of every `plain`, `sew` and `ms` block; 0 (zero-initialised): each block "
         "starts as its shortcut, and the forward signal reaches the last layer at any depth; `auto`: 0, but "
         "1 / sqrt(number of blocks) for `ilif`",
-        Range(0, 1e3),
+        RATE,
     )
     residual_bias: float | Literal["auto"] = key(
         "auto",
@@ -395,19 +401,7 @@ class NeuronConfig(TableOfPart):
 
     path: ClassVar[str] = "neuron"
 
-    kind: Literal[
-        "if",
-        "lif",
-        "plif",
-        "ilif",
-        "clif",
-        "alif",
-        "cuba",
-        "psn",
-        "masked_psn",
-        "sliding_psn",
-        "relu",
-    ] = key(
+    kind: Literal["if", Leaky, Parallel, "relu"] = key(
         "lif",
         "integrate-and-fire without a leak, with one, with a learnable one; with up to `levels` spikes a step "
         "(I-LIF, Luo et al. 2024); with a complementary potential (CLIF, Huang et al. 2024); with a threshold "
@@ -418,24 +412,22 @@ class NeuronConfig(TableOfPart):
     tau: float = key(
         2.0,
         "time constant of lif, plif, ilif, clif, alif and cuba: 1 - 1/tau of the membrane stays each step",
-        Range(1, 1e6),
+        TAU,
     )
     order: int = key(
         2,
         "steps that a step of masked_psn and sliding_psn reads: itself and those before it",
-        Range(1, 65536),
+        Range(1, 65_536),
     )
     levels: int = key(4, "the most spikes of ilif in one time step", Range(1, 255))
-    tau_adaptation: float = key(10.0, "time constant of alif's threshold", Range(1, 1e6))
+    tau_adaptation: float = key(10.0, "time constant of alif's threshold", TAU)
     tau_synapse: float = key(
         2.0,
         "time constant of cuba's synaptic current: 1 - 1/tau_synapse of it stays each step",
-        Range(1, 1e6),
+        TAU,
     )
     beta: float = key(
-        1.0,
-        "how far alif's threshold rises while its neuron fires at every step",
-        Range(0, 1e6),
+        1.0, "how far alif's threshold rises while its neuron fires at every step", Range(0, 1e6)
     )
     decay_input: bool = key(False, "multiply the input current of lif, plif and cuba by 1/tau")
     v_threshold: float = key(
@@ -494,9 +486,7 @@ class LossConfig(TableOfPart):
         "which is trained first, in the folder `twin` of the run; `-`: none",
     )
     teacher_weight: float = key(
-        0.5,
-        "fraction of the loss that is the distance to the teacher's predictions",
-        Range(0, 1, open="low"),
+        0.5, "fraction of the loss that is the distance to the teacher's predictions", FRACTION
     )
     temperature: float = key(
         2.0,
@@ -547,11 +537,7 @@ class TrainConfig(Table):
         "pair gets one of the two at random",
         Range(0, 1000),
     )
-    mix_probability: float = key(
-        1.0,
-        "probability that `mixup` and `cutmix` mix a pair",
-        Range(0, 1, open="low"),
-    )
+    mix_probability: float = key(1.0, "probability that `mixup` and `cutmix` mix a pair", FRACTION)
     mix_epochs: int = key(
         0, "epochs in which pairs are mixed, from the first; 0: all of them", COUNT_OR_ZERO
     )
@@ -582,14 +568,14 @@ class TrainConfig(Table):
         "others; in sgd 0.3, 0.1 and 0.1",
         Range(0, 1e3, open="low"),
     )
-    weight_decay: float = key(0.0, "L2 penalty of sgd, decoupled in adamw", Range(0, 1e3))
+    weight_decay: float = key(0.0, "L2 penalty of sgd, decoupled in adamw", RATE)
     momentum: float = key(0.9, "momentum of sgd", SHARE)
     nesterov: bool = key(False, "Nesterov momentum in sgd")
     eps: float = key(
         1e-8,
         "what adamw adds to the size of a weight's gradient before dividing by it: gradients smaller than this "
         "are not normalised",
-        Range(0, 1, open="low"),
+        FRACTION,
     )
     schedule: Literal["one_cycle", "cosine", "constant", "step"] = key(
         "one_cycle",
@@ -597,22 +583,20 @@ class TrainConfig(Table):
         "linear up, then lower after each of `milestones`",
     )
     min_lr: float = key(
-        0.0,
-        "where the rate of `one_cycle` and `cosine` ends; 0: at `lr` / 250,000, and at 0",
-        Range(0, 1e3),
+        0.0, "where the rate of `one_cycle` and `cosine` ends; 0: at `lr` / 250,000, and at 0", RATE
     )
     warmup_lr: float = key(
         0.0,
         "where the rate begins to rise; 0: at `lr` / 25 (`one_cycle`), or at `lr` divided by the "
         "number of steps of the rise",
-        Range(0, 1e3),
+        RATE,
     )
     milestones: tuple[float, ...] = key(
         (0.5, 0.75),
         "fractions of all steps after which the rate of `step` is multiplied by `gamma`",
-        Range(0, 1, open="high"),
+        SHARE,
     )
-    gamma: float = key(0.1, "factor of `step` at each milestone", Range(0, 1, open="low"))
+    gamma: float = key(0.1, "factor of `step` at each milestone", FRACTION)
     warmup: float = key(0.1, "fraction of all steps in which the learning rate rises", SHARE)
     clip_grad_norm: float | Literal["auto"] = key(
         "auto", "largest gradient norm; 0: no clipping; `auto`: 1 under SGD, else 0", COUNT_OR_ZERO

@@ -54,8 +54,9 @@ SPLITS_OF = {
 }
 
 
-LEAKY = ("lif", "plif", "ilif", "clif", "alif", "cuba")
-PARALLEL = ("psn", "masked_psn", "sliding_psn")
+Leaky = Literal["lif", "plif", "ilif", "clif", "alif", "cuba"]
+Parallel = Literal["psn", "masked_psn", "sliding_psn"]
+LEAKY, PARALLEL = get_args(Leaky), get_args(Parallel)
 RESETS_OF = {
     "ilif": ("auto", "soft"),
     "clif": ("auto", "soft"),
@@ -157,10 +158,7 @@ def idle(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 # what earlier versions had: words that stand for the default now, and what else to write
-STANDS_FOR_DEFAULT = [
-    ("model.start", "auto"),
-    ("neuron.surrogate.width", "auto"),
-]
+STANDS_FOR_DEFAULT = [("model.start", "auto"), ("neuron.surrogate.width", "auto")]
 GONE_WORDS = [("neuron.surrogate.width", "auto_per_layer")]
 GONE_KEYS = {"neuron.surrogate.hold": "a width stays as it is now; leave it out"}
 
