@@ -235,11 +235,11 @@ def _unseen(given: str) -> str:
     """A plugin that has not run in this process, with its file and checksum; "" for others and what is missing."""
     is_file = given.endswith(".py")
     origin = os.path.abspath(given) if is_file else _origin(given)
-    if origin is None or origin in _files or given in sys.modules:
-        return ""
-    if is_file and not os.path.isfile(origin):
+    if origin is None or (origin in _files if is_file else given in sys.modules):
         return ""
     known = os.path.isfile(origin)
+    if is_file and not known:
+        return ""
     digest = f"sha256 {_checksum(origin)}" if known else "no file"
     return f"{given} ({digest})" if origin == given else f"{given} ({origin}, {digest})"
 
