@@ -14,3 +14,8 @@ DEEP = (
 
 def subject(*changes: str) -> Subject:
     return Subject(small_recipe(*changes), "recipe small.toml")
+
+
+def nothing(text: str) -> None:
+    """Of a diagnosis without a warning."""
+    raise AssertionError(text)

@@ -11,12 +11,8 @@ from spiketriton.gradients.diagnosed import find_subject
 from spiketriton.gradients.measurement import KEYS
 from spiketriton.gradients.probing import cut_time
 from spiketriton.gradients.verdict import lost_at
-from tests.gradients.support import DEEP, subject
+from tests.gradients.support import DEEP, nothing, subject
 from tests.small_runs import small_trainer
-
-
-def nothing(text: str) -> None:
-    raise AssertionError(text)
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,8 @@ from spiketriton.errors import UserError
 from spiketriton.gradients.ablations import Experiment
 from spiketriton.gradients.diagnosed import find_subject
 from spiketriton.runs.folder import RunFolder
+from tests.gradients.support import nothing
 from tests.small_runs import small_recipe, small_trainer
-
-
-def nothing(text: str) -> None:
-    raise AssertionError(text)
 
 
 def test_a_recipe_has_fresh_weights(tmp_path):

@@ -11,21 +11,16 @@ from spiketriton.gradients.diagnosed import find_subject
 from spiketriton.gradients.diagnosis import diagnose
 from spiketriton.gradients.verdict import Cure, Why, Word
 from spiketriton.show.diagnosis_page import as_json
-from tests.gradients.support import subject
+from tests.gradients.support import DEEP, nothing, subject
 from tests.small_runs import small_trainer
 
-
-def nothing(text: str) -> None:
-    raise AssertionError(text)
-
-
-DEEP = ("model.name=mlp", "model.depth=8", "train.optimizer=sgd", "time_steps=5")
+KEPT = ("model.name=mlp", "model.depth=8", "train.optimizer=sgd", "time_steps=5")
 NARROW, WIDE = "neuron.surrogate.width=0.02", "neuron.surrogate.width=20"
 
 
 @pytest.mark.parametrize(("change", "word"), [(NARROW, Word.VANISHING), (WIDE, Word.EXPLODING)])
 def test_a_wrong_width_is_found_and_the_default_named(change, word):
-    found = diagnose(subject(*DEEP, "model.start=kaiming", change))
+    found = diagnose(subject(*DEEP, change))
     assert found.verdict.backward.word == word
     assert found.cures[-1] == Cure("neuron.surrogate.width", 0.3, Why.WIDTH)
     nearer = [abs(math.log(ratio)) for _, ratio in found.causes()]
@@ -45,9 +40,9 @@ def test_a_deep_net_of_the_usual_start_forgets_the_image_and_the_default_keeps_i
     assert cured.overlap[-1] > 0.8 > 0.1 > plain.overlap[-1]
     assert cured.cures == []
     deep = ("model.depth=24", "model.width=128", "time_steps=10")
-    mlp = diagnose(subject(*DEEP, *deep, "model.start=kaiming"))
+    mlp = diagnose(subject(*DEEP, *deep))
     assert mlp.cures[0] == Cure("model.start", "identity", Why.IDENTITY)
-    assert diagnose(subject(*DEEP, *deep)).verdict.forward.word == Word.FREE
+    assert diagnose(subject(*KEPT, *deep)).verdict.forward.word == Word.FREE
 
 
 def test_a_run_is_measured_at_its_weights_and_widths(tmp_path):

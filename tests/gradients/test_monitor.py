@@ -114,45 +114,6 @@ def test_norms_equal_those_of_retained_gradients(net, monkeypatch):
         assert row["step"] == 7
 
 
-def test_carry_factor_and_reach_equal_a_loop_over_time():
-    """The membranes of LIF with a hard, detached reset, step by step."""
-    _, model = network("model.name=mlp", "model.depth=2", "neuron.surrogate.width=0.1")
-    rows = measure(model)
-
-    captured: dict[str, list[Tensor]] = {"h": [], "kept": []}
-
-    def loop(y: Tensor, norm: torch.nn.Module, *_: None) -> Tensor:
-        """The last layer once more, with membranes that keep their gradients."""
-        v, out = torch.zeros(B, y.shape[-1]), []
-        for current in norm(y):
-            h = 0.5 * v + current
-            fired = (h >= 1).float()
-            smooth = 0.1 * torch.atan((h - 1) / 0.1)
-            v = h * (1 - fired)
-            v.retain_grad()
-            captured["kept"].append(v)
-            captured["h"].append(h)
-            out.append(fired + smooth - smooth.detach())
-        return torch.stack(out)
-
-    _, model = network("model.name=mlp", "model.depth=2", "neuron.surrogate.width=0.1")
-    last = model.spiking_layers()[-1][1]
-    last.fused_norm = loop  # type: ignore[method-assign,assignment]
-    loss_of(model).backward()
-
-    width = captured["h"][0].numel()
-    for t, row in enumerate(rows[-T:]):
-        h, v = captured["h"][t].detach(), captured["kept"][t]
-        carry = torch.zeros_like(h) if v.grad is None else v.grad
-        assert row["grad_carry_rms"] == pytest.approx(rms(carry), rel=1e-4, abs=1e-12)
-        assert row["time_factor"] == pytest.approx(0.5 * (h < 1).float().mean().item(), rel=1e-5)
-        slope = 1 / (1 + ((h - 1) / 0.1) ** 2)
-        assert row["outside_share"] == pytest.approx((slope < 0.01).sum().item() / width)
-    assert rows[-1]["grad_carry_rms"] == 0
-    assert rows[-2]["grad_carry_rms"] > 0
-    assert any(0 < row["outside_share"] < 1 for row in rows)
-
-
 @pytest.mark.parametrize("block", ["plain", "ms"])
 def test_fused_and_unfused_networks_measure_the_same(block):
     nets = (network(f"model.block={block}", f"model.fused={word}")[1] for word in ("true", "false"))

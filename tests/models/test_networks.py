@@ -11,7 +11,6 @@ from spiketriton.errors import UserError
 from spiketriton.models.agreement import counted_graph
 from spiketriton.models.graph import channels_of, layers, shapes_of
 from spiketriton.models.memory import PackedSpikes
-from spiketriton.neurons import SpikingNeuron
 from tests.covering import each, pairwise
 from tests.models.support import (
     CLASSES,
@@ -205,17 +204,6 @@ def test_the_graph_computes_the_network_and_knows_its_shapes(net, norm, kind):
     if kind == "lif":
         names = [name for name, _ in model.spiking_layers()]
         assert [node.name for node in layers(nodes, "neuron")] == names
-
-
-@pytest.mark.parametrize("net", ["plain", "sew", "ms", "preact", "plain net"])
-def test_spiking_layers_are_listed_in_forward_order(net):
-    model, fired = build(**NETS[net], fused=False), []
-    for module in model.modules():
-        if isinstance(module, SpikingNeuron):
-            module.register_forward_hook(lambda module, *_: fired.append(module))
-    model(images())
-    assert [neuron for _, neuron in model.spiking_layers()] == fired
-    assert all(model.get_submodule(name) is neuron for name, neuron in model.spiking_layers())
 
 
 @pytest.mark.parametrize(

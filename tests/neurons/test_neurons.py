@@ -1,4 +1,4 @@
-"""Neurons of recipes: their equations, mistakes, what is watched, and the norm in the same operation."""
+"""Neurons of recipes: their constants, mistakes, what is watched; equations are held by tests/kernels."""
 
 import pytest
 import torch
@@ -10,70 +10,14 @@ from spiketriton.neurons import IF, LIF, PLIF, Norm, SpikingNeuron, build_neuron
 from spiketriton_kernels import Surrogate, multistep_lif_reference
 from spiketriton_kernels.neuron import Outputs
 from spiketriton_kernels.nn import neurons
-from tests.covering import pairwise
 
 T, B, C = 5, 3, 4
-NEURONS = {
-    "if": IF,
-    "lif": lambda **options: LIF(tau=3.0, decay_input=False, **options),
-    "lif_decay_input": lambda **options: LIF(tau=3.0, **options),
-    "plif": lambda **options: PLIF(init_tau=3.0, decay_input=False, **options),
-    "plif_decay_input": lambda **options: PLIF(init_tau=3.0, **options),
-    "plif_per_channel": lambda **options: PLIF(init_tau=3.0, per_channel=C, **options),
-}
 
 
 def currents(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     """Strong enough that about a third of the neurons fire at each step."""
     generator = torch.Generator().manual_seed(seed)
     return (torch.randn(shape, generator=generator, dtype=torch.float64) * 2 + 0.7).to(dtype)
-
-
-class Spike(torch.autograd.Function):
-    """Step forward, arctangent surrogate of height 1 and width 0.3 backward."""
-
-    @staticmethod
-    def forward(ctx, u):
-        ctx.save_for_backward(u)
-        return (u >= 0).to(u.dtype)
-
-    @staticmethod
-    def backward(ctx, grad):
-        (u,) = ctx.saved_tensors
-        return grad / (1 + (u / 0.3) ** 2)
-
-
-def published_neuron(x: Tensor, rate: Tensor | float, gain: Tensor | float, v_reset: float | None):
-    """H = V - rate * (V - V_reset) + gain * X, as SpikingJelly writes it; threshold 1, attached."""
-    v, spikes = torch.full_like(x[0], v_reset or 0.0), []
-    for x_t in x:
-        h = v - rate * (v - (v_reset or 0.0)) + gain * x_t
-        s = Spike.apply(h - 1.0)
-        v = h - s if v_reset is None else (1 - s) * h + s * v_reset
-        spikes.append(s)
-    return torch.stack(spikes)
-
-
-@pytest.mark.parametrize(("kind", "v_reset"), pairwise(NEURONS, [0.0, -0.25, None]))
-def test_neurons_follow_their_published_equations(kind, v_reset):
-    neuron = NEURONS[kind](v_reset=v_reset, detach_reset=False).double()
-    x, twin = (currents(T, B, C, 2).requires_grad_() for _ in range(2))
-    towards, w = currents(T, B, C, 2, seed=1), None
-    spikes = neuron(x)
-    (spikes * towards).sum().backward()
-    rate, gain = (0.0, 1.0) if kind == "if" else (1 / 3, 1.0)
-    if kind.startswith("plif"):
-        w = neuron.w.detach().clone().requires_grad_()
-        rate = torch.sigmoid(w).view(-1, 1) if w.ndim else torch.sigmoid(w)
-    gain = gain if kind in ("if", "lif", "plif") else rate
-    expected = published_neuron(twin, rate, gain, v_reset)
-    (expected * towards).sum().backward()
-    assert 0.1 < spikes.mean() < 0.9
-    assert torch.equal(spikes, expected)
-    torch.testing.assert_close(x.grad, twin.grad, rtol=1e-9, atol=1e-12)
-    if w is not None:
-        assert w.grad.abs().min() > 0
-        torch.testing.assert_close(neuron.w.grad, w.grad, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(("kind", "type_"), [("if", IF), ("lif", LIF), ("plif", PLIF)])
@@ -142,32 +86,6 @@ def test_a_synchronised_norm_is_fused_over_the_ranks(monkeypatch):
     LIF().fused_norm(currents(T, 1, C).float(), norm)
     assert [one.process_group for one in given] == ["the ranks"]
     assert norm.num_batches_tracked == 1
-
-
-@pytest.mark.parametrize(
-    ("kind", "extra", "training"),
-    pairwise(NEURONS, [None, "residual", "spike_add"], [True, False]),
-)
-def test_the_fused_unit_equals_norm_then_neuron(kind, extra, training):
-    runs = []
-    for fused in (True, False):
-        neuron, norm = NEURONS[kind]().double(), Norm(C, scale=1.3, steps=T).double()
-        with torch.no_grad():
-            norm.weight.copy_(torch.linspace(0.5, 2, C))
-            norm.bias.fill_(0.4)
-            norm.step_gain.copy_(torch.linspace(0.8, 1.2, T))
-        norm.train(training)
-        y, other = (currents(T, B, C, 2, 2, seed=seed).requires_grad_() for seed in (0, 1))
-        if fused:
-            out = neuron.fused_norm(y, norm, **({extra: other} if extra else {}))
-        else:
-            out = neuron(norm(y) + other if extra == "residual" else norm(y))
-            out = out + other if extra == "spike_add" else out
-        (out * currents(T, B, C, 2, 2, seed=2)).sum().backward()
-        learnt = [*neuron.parameters(), *norm.parameters(), *([other] if extra else [])]
-        runs.append([out, y.grad, *(p.grad for p in learnt), *norm.buffers()])
-    for fused_value, value in zip(*runs, strict=True):
-        torch.testing.assert_close(fused_value, value, rtol=1e-7, atol=1e-9)
 
 
 class Loud(LIF):
