@@ -3,7 +3,6 @@
 from spiketriton.config import Recipe
 from spiketriton.data import Data
 from spiketriton.gradients.measurement import Measurement
-from spiketriton.gradients.verdict import Judge
 from spiketriton.gradients.watch import Watch
 from spiketriton.runs.boards import Board, TensorBoard, WeightsAndBiases
 from spiketriton.runs.folder import RunFolder
@@ -35,7 +34,7 @@ class Recorder:
         if recipe.monitor.wandb != "off" and first:
             self.boards.append(WeightsAndBiases(folder.path, recipe.monitor, recipe.values()))
         self.watch = Watch(
-            Judge(recipe),
+            recipe,
             data.facts.class_counts,
             lambda step, verdict, found: display.warn(warning(step, verdict, found)),
         )

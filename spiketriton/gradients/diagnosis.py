@@ -8,7 +8,7 @@ import numpy as np
 from spiketriton.gradients.ablations import Ablation, Experiment, Prediction
 from spiketriton.gradients.diagnosed import Subject
 from spiketriton.gradients.measurement import Measurement
-from spiketriton.gradients.verdict import Cure, Judge, Verdict, Word
+from spiketriton.gradients.verdict import Cure, Verdict, Word, cures, judge
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,7 @@ def diagnose(subject: Subject, batches: int = 1) -> Diagnosis:
     experiment = Experiment(subject, batches)
     measured, opened = experiment.measure(experiment.prober()), experiment.opens()
     as_it_is = experiment.prober().measure() if opened else measured
-    judge = Judge(subject.recipe)
-    verdict = judge.verdict(as_it_is, experiment.overlap, subject.learned)
+    verdict = judge(as_it_is, subject.recipe, experiment.overlap, subject.learned)
     return Diagnosis(
         subject=subject,
         measured=measured,
@@ -62,7 +61,7 @@ def diagnose(subject: Subject, batches: int = 1) -> Diagnosis:
         overlap=experiment.overlap,
         width=experiment.width if experiment.has_surrogate else None,
         predicted=experiment.predicted(),
-        cures=judge.cures(verdict, fresh=subject.state is None),
+        cures=cures(subject.recipe, verdict, fresh=subject.state is None),
         images=experiment.images,
         synthetic=experiment.data.synthetic,
         device=experiment.placement.device.type,

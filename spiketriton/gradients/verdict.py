@@ -190,34 +190,35 @@ class Verdict:
 
 def judge(
     measured: Measurement,
-    optimizer: str = "sgd",
+    of: Recipe | str = "sgd",
     overlap: np.ndarray | None = None,
-    among: Sequence[int] | None = None,
-    may_be_silent: Sequence[int] = (),
-    eps: float = 0.0,
     learned: Learned | None = None,
 ) -> Verdict:
-    """The verdict on a measurement.
+    """The verdict on a measurement, the same for `train`, `diagnose` and the report.
 
-    overlap: what each layer keeps of an image, [layers]; None where it was not measured. among: the layers whose
-    gradients are compared through depth (`comparable`): None for all, none of them while residual blocks are closed.
-    may_be_silent: layers that need not fire. eps: that of AdamW. learned: what the training knows, if there was one.
+    of: the recipe, or of a net without one the optimizer. overlap: what each layer keeps of an image, [layers]; None
+    where it was not measured. learned: what the training knows, if there was one.
     """
+    names, optimizer, eps = measured.names, of, 0.0
+    compared: Sequence[int] = range(len(names))
+    silent: list[int] = []
+    if isinstance(of, Recipe):
+        optimizer, eps = of.train.optimizer, of.train.eps
+        compared, silent = _compared(measured, of.model), _may_be_silent(names, of.model)
     outside, firing = measured.outside.mean(1), measured.firing.mean(1)
-    layers = len(measured.names)
-    should_fire = [i for i in range(layers) if i not in may_be_silent] or list(range(layers))
+    should_fire = [i for i in range(len(names)) if i not in silent] or range(len(names))
     quietest = min(should_fire, key=lambda i: firing[i])
     small = [n for n, rms in measured.weights.items() if optimizer == "adamw" and 0 < rms < eps]
     return Verdict(
-        names=measured.names,
-        optimizer=optimizer,
+        names=names,
+        optimizer=str(optimizer),
         forward=Forward(
             quietest=quietest,
             rate=float(firing[quietest]),
             kept=None if overlap is None else float(overlap[-1]),
             lost_from=None if overlap is None else lost_at(overlap),
         ),
-        backward=_backward(measured, range(layers) if among is None else among, optimizer),
+        backward=_backward(measured, compared, str(optimizer)),
         time_ratio=measured.time_ratio,
         dead_share=float(measured.outside.mean()),
         dead_layer=int(outside.argmax()) if outside.max() > DEAD_SHARE else None,
@@ -241,29 +242,28 @@ def starts_closed(model: ModelConfig) -> bool:
     return blocks and (model.residual_gain == "auto" or model.residual_gain < CLOSED)
 
 
-def comparable(measured: Measurement, model: ModelConfig) -> list[int] | None:
-    """The layers whose gradients are compared: None for all; of residual nets the last ones of their blocks.
+def _compared(measured: Measurement, model: ModelConfig) -> Sequence[int]:
+    """The layers whose gradients are compared: all, or of residual nets the last ones of their blocks.
 
     Inside a block that starts closed the gradient is as small as the block's gain, at any depth. Before anything is
-    learnt, none may be reached at all; then there is nothing to compare yet, and the list is empty. Values that
-    are not finite are looked for in all layers.
+    learnt, none may be reached at all: there is nothing to compare yet. Values that are not finite are looked for
+    in all layers.
     """
     ends = last_layers(measured.names)
     if model.name not in BLOCK_NETS or model.block == "preact" or not ends:
-        return None
+        return range(len(measured.names))
     closed = starts_closed(model) and not measured.grad_spike[ends].any()
     return [] if closed and not measured.nonfinite.any() else ends
 
 
 def last_layers(names: Sequence[str]) -> list[int]:
     """The last spiking layer (index) of each residual block, and of whatever stands before them."""
-    places = (
-        re.fullmatch(r"(.*\.)?neuron\d*", name) for name in names
-    )  # not those behind the blocks
+    # not those behind the blocks
+    places = (re.fullmatch(r"(.*\.)?neuron\d*", name) for name in names)
     return list({place[1]: index for index, place in enumerate(places) if place}.values())
 
 
-def may_be_silent(names: Sequence[str], model: ModelConfig) -> list[int]:
+def _may_be_silent(names: Sequence[str], model: ModelConfig) -> list[int]:
     """Layers whose spikes nobody needs: the branches of SEW blocks that start closed."""
     closed = model.block == "sew" and starts_closed(model)
     return [i for i in last_layers(names) if "." in names[i]] if closed else []
@@ -317,62 +317,39 @@ class Cure:
     why: Why
 
 
-class Judge:
-    """Judges nets of a recipe, the same for `train`, `diagnose` and the report."""
+def cures(recipe: Recipe, verdict: Verdict, fresh: bool = True) -> list[Cure]:
+    """The defaults that the recipe does not take, where the verdict found an obstacle or nothing was learnt.
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe, self.model = recipe, recipe.model
-
-    def verdict(
-        self,
-        measured: Measurement,
-        overlap: np.ndarray | None = None,
-        learned: Learned | None = None,
-    ) -> Verdict:
-        """See `judge`."""
-        return judge(
-            measured,
-            self.recipe.train.optimizer,
-            overlap,
-            among=comparable(measured, self.model),
-            may_be_silent=may_be_silent(measured.names, self.model),
-            eps=self.recipe.train.eps,
-            learned=learned,
-        )
-
-    def cures(self, verdict: Verdict, fresh: bool = True) -> list[Cure]:
-        """The defaults that the recipe does not take, where the verdict found an obstacle or nothing was learnt.
-
-        They are what won the race of docs/gradient_flow.md. `fresh`: the net may still be another; of a run with
-        weights only what leaves them alone is offered.
-        """
-        recipe, model, found = self.recipe, self.model, []
-        stuck = verdict.word == Word.CHANCE
-        if verdict.word in (Word.FREE, Word.HEALTHY, Word.LEARNING):
-            return []
-        slower = Cure("train.lr", float(f"{recipe.peak_lr / 3:.2g}"), Why.RATE)
-        blocks = model.name in BLOCK_NETS and model.block != "preact"
-        if model.name not in (*BLOCK_NETS, *get_args(PlainNet), *get_args(VGG)):  # somebody's own
-            return [slower] if stuck else []
-        if fresh and model.norm == "none":
-            found.append(Cure("model.norm", "bn", Why.NORM))
-        elif fresh and blocks and not starts_closed(model):
-            found.append(Cure("model.residual_gain", 0.0, Why.BLOCKS_START_CLOSED))
-        if fresh and model.name in get_args(PlainNet) and model.start != "identity":
-            found.append(Cure("model.start", "identity", Why.IDENTITY))
-        if stuck or verdict.backward.word != Word.FREE:
-            around = model.shortcut_gradient == "straight_through"
-            if blocks and model.block == "plain" and not around:
-                found.append(Cure("model.shortcut_gradient", "straight_through", Why.GOES_AROUND))
-            usual = WIDTH * recipe.neuron.v_threshold
-            own = recipe.neuron.kind == "ilif"  # its gradient has no width
-            if not own and not 0.5 < recipe.neuron.surrogate.width / usual < 2:
-                found.append(Cure("neuron.surrogate.width", float(f"{usual:.3g}"), Why.WIDTH))
-        if stuck:
-            found.append(slower)
-            if fresh and blocks and model.block == "plain":
-                found.append(Cure("model.block", "ms", Why.MEMBRANES))
-        return found
+    They are what won the race of docs/gradient_flow.md. `fresh`: the net may still be another; of a run with
+    weights only what leaves them alone is offered.
+    """
+    model, found = recipe.model, []
+    stuck = verdict.word == Word.CHANCE
+    if verdict.word in (Word.FREE, Word.HEALTHY, Word.LEARNING):
+        return []
+    slower = Cure("train.lr", float(f"{recipe.peak_lr / 3:.2g}"), Why.RATE)
+    blocks = model.name in BLOCK_NETS and model.block != "preact"
+    if model.name not in (*BLOCK_NETS, *get_args(PlainNet), *get_args(VGG)):  # somebody's own
+        return [slower] if stuck else []
+    if fresh and model.norm == "none":
+        found.append(Cure("model.norm", "bn", Why.NORM))
+    elif fresh and blocks and not starts_closed(model):
+        found.append(Cure("model.residual_gain", 0.0, Why.BLOCKS_START_CLOSED))
+    if fresh and model.name in get_args(PlainNet) and model.start != "identity":
+        found.append(Cure("model.start", "identity", Why.IDENTITY))
+    if stuck or verdict.backward.word != Word.FREE:
+        around = model.shortcut_gradient == "straight_through"
+        if blocks and model.block == "plain" and not around:
+            found.append(Cure("model.shortcut_gradient", "straight_through", Why.GOES_AROUND))
+        usual = WIDTH * recipe.neuron.v_threshold
+        own = recipe.neuron.kind == "ilif"  # its gradient has no width
+        if not own and not 0.5 < recipe.neuron.surrogate.width / usual < 2:
+            found.append(Cure("neuron.surrogate.width", float(f"{usual:.3g}"), Why.WIDTH))
+    if stuck:
+        found.append(slower)
+        if fresh and blocks and model.block == "plain":
+            found.append(Cure("model.block", "ms", Why.MEMBRANES))
+    return found
 
 
 def mean_loss(rows: Sequence[tuple[int, float]]) -> float | None:

@@ -2,17 +2,30 @@
 
 from collections.abc import Callable, Sequence
 
+from spiketriton.config import Recipe
 from spiketriton.gradients.measurement import Measurement
-from spiketriton.gradients.verdict import LIMITS, Cure, Judge, Learned, Verdict, Word, mean_loss
+from spiketriton.gradients.verdict import (
+    LIMITS,
+    Cure,
+    Learned,
+    Verdict,
+    Word,
+    cures,
+    judge,
+    mean_loss,
+)
 
 
 class Watch:
     """Judges each measurement of a run, and tells once of each obstacle, with its cures."""
 
     def __init__(
-        self, judge: Judge, counts: Sequence[int], tell: Callable[[int, Verdict, list[Cure]], None]
+        self,
+        recipe: Recipe,
+        counts: Sequence[int],
+        tell: Callable[[int, Verdict, list[Cure]], None],
     ) -> None:
-        self.judge, self.counts, self.tell = judge, counts, tell
+        self.recipe, self.counts, self.tell = recipe, counts, tell
         self.verdict: Verdict | None = None
         self.learned: Learned | None = None
         self._measured: Measurement | None = None
@@ -28,7 +41,7 @@ class Watch:
         found = {*self.verdict.obstacles} - {Word.NOT_FINITE}
         if self.verdict.word != Word.LEARNING and not self._told.issuperset(found):
             self._told.update(found)
-            self.tell(step, self.verdict, self.judge.cures(self.verdict))
+            self.tell(step, self.verdict, self.cures())
 
     def hear_loss(self, step: int, loss: float) -> None:
         """The mean loss of training since the last call, after `step`."""
@@ -41,12 +54,12 @@ class Watch:
 
     def cures(self) -> list[Cure]:
         """Changes that may help; none for a net without a measurement."""
-        return [] if self.verdict is None else self.judge.cures(self.verdict)
+        return [] if self.verdict is None else cures(self.recipe, self.verdict)
 
     def _learned(self, loss: float | None, accuracy: float | None, images: int) -> None:
-        self.learned = Learned.of(self.judge.recipe.loss, self.counts, loss, accuracy, images)
+        self.learned = Learned.of(self.recipe.loss, self.counts, loss, accuracy, images)
         self._judge()
 
     def _judge(self) -> None:
         if self._measured is not None:
-            self.verdict = self.judge.verdict(self._measured, learned=self.learned)
+            self.verdict = judge(self._measured, self.recipe, learned=self.learned)

@@ -12,7 +12,7 @@ from spiketriton.config import Recipe
 from spiketriton.errors import UserError
 from spiketriton.gradients.diagnosed import learned_by
 from spiketriton.gradients.measurement import Measurement
-from spiketriton.gradients.verdict import Judge
+from spiketriton.gradients.verdict import judge
 from spiketriton.plain import of_plain
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import read_record
@@ -214,7 +214,7 @@ class Page:
             facts = read_state(folder)[0].get("data") or {}
             learned = learned_by(self.rows, self.recipe.loss, facts.get("class_counts", ()), last)
         overlap = _diagnosed(folder, last, len(measured.names))
-        verdict = Judge(self.recipe).verdict(measured, overlap, learned)
+        verdict = judge(measured, self.recipe, overlap, learned)
         yield f"<p><strong>After step {last}: {escape(line(verdict))}.</strong></p>"
         yield _list(sentences(verdict))
         yield _figure(figure, "gradient by layer and time step")
