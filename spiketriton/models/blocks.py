@@ -17,7 +17,7 @@ from spiketriton.neurons import Norm, SpikingNeuron
 
 
 class Block(nn.Module):
-    """A residual block, [T, B, C, H, W] -> [T, B, C', H', W']; a subclass defines `forward` and `describe`.
+    """A residual block, [T, B, C, H, W] -> [T, B, C', H', W']; a subclass defines `forward`.
 
     Layers are registered in the order in which spikes flow: the shortcut comes before the last layer. Convolutions
     are 3x3, 3x3 and C' = width, or with `bottleneck` 1x1, 3x3, 1x1 and C' = 4 * width; the first 3x3 has the stride.
@@ -96,26 +96,28 @@ class Block(nn.Module):
 
     def describe(self, build: Builder, name: str, x: Value) -> Value:
         """Adds its nodes, whose names begin with `name`, to a graph in which it reads `x`."""
-        raise NotImplementedError
-
-    def _branch(self, build: Builder, name: str, value: Value) -> Value:
-        """Its convolutions and the neurons in front of them or between them."""
+        if self.connect != "add":
+            raise UserError(
+                f'model.connect = "{self.connect}" is no sum, and a graph by which operations are counted and '
+                'networks converted and exported has sums alone; accepted: "add"'
+            )
+        value = shortcut = x
         for i, (conv, norm, neuron) in enumerate(self.stages(), start=1):
             if self.fires_first:
                 value = build.add(f"{name}neuron{i}", value, neuron)
             value = build.add(f"{name}conv{i}", value, conv, norm)
             if not self.fires_first and i < self.depth:
                 value = build.add(f"{name}neuron{i}", value, neuron)
-        return value
-
-    def _shortcut(self, build: Builder, name: str, x: Value) -> Value:
-        """Up to its norm: x itself where the block keeps the shape."""
-        if self.downsample is None:
-            return x
-        return build.add(f"{name}downsample.0", x, self.downsample[0], self.downsample[1])
-
-    def _last_neuron(self, build: Builder, name: str, current: Value) -> Value:
-        return build.add(f"{name}neuron{self.depth}", current, self.stages()[-1][2])
+        if self.downsample is not None:
+            conv, norm, *fires = self.downsample
+            shortcut = build.add(f"{name}downsample.0", x, conv, norm)
+            for last in fires:
+                shortcut = build.add(f"{name}downsample.2", shortcut, last)
+        if self.fires_first:
+            return value + shortcut
+        value = value + shortcut if self.sums_currents else value
+        value = build.add(f"{name}neuron{self.depth}", value, neuron)
+        return value if self.sums_currents else value + shortcut
 
 
 class PlainBlock(Block):
@@ -134,10 +136,6 @@ class PlainBlock(Block):
         return norm_neuron(
             norm, neuron, current, shortcut, straight_through=straight, kept=self.kept(current)
         )
-
-    def describe(self, build: Builder, name: str, x: Value) -> Value:
-        current = self._branch(build, name, x) + self._shortcut(build, name, x)
-        return self._last_neuron(build, name, current)
 
 
 class SEWBlock(Block):
@@ -163,17 +161,6 @@ class SEWBlock(Block):
             return norm_neuron(norm, neuron, current, spike_add=shortcut, kept=self.kept(current))
         both = norm_neuron(norm, neuron, current) * shortcut
         return mark_spikes(both if self.connect == "and" else shortcut - both)
-
-    def describe(self, build: Builder, name: str, x: Value) -> Value:
-        if self.connect != "add":
-            raise UserError(
-                f'model.connect = "{self.connect}" is no sum, and a graph by which operations are counted and '
-                'networks converted and exported has sums alone; accepted: "add"'
-            )
-        current, shortcut = self._branch(build, name, x), self._shortcut(build, name, x)
-        if self.downsample is not None:
-            shortcut = build.add(f"{name}downsample.2", shortcut, self.downsample[2])
-        return self._last_neuron(build, name, current) + shortcut
 
 
 class MSBlock(Block):
@@ -207,9 +194,6 @@ class MSBlock(Block):
             return summed, mark_spikes(spikes)
         branch, kept = norms[-1](current), self.kept(current)
         return (branch if kept is None else branch * kept) + shortcut
-
-    def describe(self, build: Builder, name: str, x: Value) -> Value:
-        return self._branch(build, name, x) + self._shortcut(build, name, x)
 
 
 class PreActBlock(Block):

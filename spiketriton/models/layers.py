@@ -138,10 +138,6 @@ class Parts:
         return self.time_steps if self.spiking else 1
 
     @property
-    def packed(self) -> bool:
-        return self.spiking and self.model.memory == "packed"
-
-    @property
     def norm_kind(self) -> str:
         """The ANN twin has neither steps nor a threshold: any norm but none is plain batch norm."""
         return self.model.norm if self.spiking or self.model.norm == "none" else "bn"
@@ -178,15 +174,6 @@ class Parts:
 
     def linear(self, features_in: int, features_out: int) -> nn.Linear:
         return nn.Linear(features_in, features_out, bias=self.norm_kind == "none")
-
-
-@torch.no_grad()
-def initialize(layers: list[nn.Conv2d | nn.Linear]) -> None:
-    """Kaiming normal, fan-out (He et al. 2015, arXiv 1502.01852), as in torchvision; biases 0."""
-    for layer in layers:
-        nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-        if layer.bias is not None:
-            nn.init.zeros_(layer.bias)
 
 
 IDENTITY_NOISE = 0.1  # of the weights that were there, next to an identity

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from spiketriton.errors import UserError
 from spiketriton.models.graph import Graph
-from spiketriton.models.layers import Parts, initialize
+from spiketriton.models.layers import Parts
 from spiketriton.models.memory import PackedSpikes
 from spiketriton.neurons import Norm, SpikingNeuron, told_of_spikes
 
@@ -36,7 +36,7 @@ class Network(nn.Module):
         self.streaming = False
         self.dropout, self.drop_path = parts.model.dropout, parts.model.drop_path
         self.frozen: list[Norm] = []  # norms that keep their statistics in training
-        self.packed = parts.packed
+        self.packed = parts.spiking and parts.model.memory == "packed"
         self.unmeasured: dict[str, str] = {}  # neurons that no probe fits, and why
         self.on_save: Callable[[Tensor], None] | None = None  # see PackedSpikes
 
@@ -157,9 +157,15 @@ class Network(nn.Module):
         return [m for m in self.modules() if isinstance(m, Norm)]
 
     def _initialize(self) -> None:
-        """For all weights but the classifier's, which keep torch's default as in torchvision."""
-        layers = [m for m in self.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-        initialize([layer for layer in layers if layer is not self.fc])
+        """Kaiming normal, fan-out (He et al. 2015, arXiv 1502.01852), as in torchvision; biases 0.
+
+        The classifier keeps torch's default, as there.
+        """
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear) and layer is not self.fc:
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
 
 @contextmanager
