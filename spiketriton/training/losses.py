@@ -35,7 +35,13 @@ def build_loss(cfg: LossConfig, class_counts: Sequence[int] = ()) -> Loss:
     """
     weights = None
     if cfg.class_weights == "balanced":
-        weights = _class_weights(class_counts)
+        if not any(class_counts):
+            raise ValueError(
+                "balanced class weights need the number of training images of each class"
+            )
+        n = torch.tensor(class_counts, dtype=torch.float64)
+        # 0 for a class without images
+        weights = torch.where(n > 0, n.sum() / (n.count_nonzero() * n.clamp(min=1)), 0.0)
     elif cfg.class_weights != "none":
         weights = torch.tensor(cfg.class_weights, dtype=torch.float64)
         if class_counts and len(weights) != len(class_counts):
@@ -78,14 +84,6 @@ class CrossEntropy:
             currents, labels, weights, label_smoothing=self.smoothing, reduction="none"
         )
         return each.mean()
-
-
-def _class_weights(counts: Sequence[int]) -> Tensor:
-    """N / (K n[k]) over the K classes that have images; 0 for a class without any."""
-    if not any(counts):
-        raise ValueError("balanced class weights need the number of training images of each class")
-    n = torch.tensor(counts, dtype=torch.float64)
-    return torch.where(n > 0, n.sum() / (n.count_nonzero() * n.clamp(min=1)), 0.0)
 
 
 @plugins.loss("cross_entropy")

@@ -5,7 +5,7 @@ convolutions run; of the fused neurons only the launches are looked at, so that 
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -59,8 +59,11 @@ def precompile(
         with _Pool() as pool, compiling(pool):
             for watching, inputs in ((nullcontext, weights), (watch, weights + probes)):
                 with watching():
-                    _forth_and_back(model, images, inputs, placement)
-            _tell(pool.jobs, note)
+                    with placement.autocast():
+                        out = model(images).sum()
+                    torch.autograd.grad(out, inputs, allow_unused=True)
+            while left := wait(pool.jobs, PATIENCE).not_done:
+                note(f"compiling kernels: {len(pool.jobs) - len(left)} of {len(pool.jobs)}")
     except Exception as error:  # the step itself raises it, if it is one
         note(f"kernels are compiled when they are first launched, because {one_line(error)[:300]}")
     else:
@@ -73,20 +76,6 @@ def precompile(
         with torch.no_grad():
             for buffer, kept in zip(buffers, before, strict=True):
                 buffer.copy_(kept)
-
-
-def _forth_and_back(
-    model: Network, images: Tensor, inputs: Sequence[Tensor], placement: Placement
-) -> None:
-    with placement.autocast():
-        out = model(images).sum()
-    torch.autograd.grad(out, inputs, allow_unused=True)
-
-
-def _tell(jobs: list[Future[Any]], note: Callable[[str], object]) -> None:
-    """Waits, and says every few seconds how far it is."""
-    while left := wait(jobs, PATIENCE).not_done:
-        note(f"compiling kernels: {len(jobs) - len(left)} of {len(jobs)}")
 
 
 def compiles(device: torch.device) -> bool:
