@@ -51,12 +51,3 @@ def _leave_ctrl_c_to_the_parent(worker: int) -> None:
 def say(text: str) -> None:
     """A line on stderr."""
     print(text, file=sys.stderr, flush=True)
-
-
-def size_in_words(size: int) -> str:
-    """`512 bytes`, `24.6 kB`, `7.86 MB`, `461 MB`, `1.23 GB`; in steps of a thousand."""
-    value, units = float(size), iter(("bytes", "kB", "MB", "GB", "TB"))
-    unit = next(units)
-    while value >= 999.5 and unit != "TB":
-        value, unit = value / 1000, next(units)
-    return f"{value:.3g} {unit}"

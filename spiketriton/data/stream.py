@@ -5,6 +5,7 @@ The batch of a training step is a function of (seed, step): epoch e visits the i
 """
 
 import atexit
+import itertools
 import signal
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -212,24 +213,23 @@ class TrainStream(_Members):
         micro_batch = self.batch_size // self.accumulate
         part = micro_batch // self.world_size
         mixing, pairs = self.dataset.mixing, None
-        while True:
-            epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
-            order, repeats = self._order(epoch)
-            for at in range(step_of_epoch, self.steps_per_epoch):
+        known = -1
+        for now in itertools.count(step):
+            epoch, at = divmod(now, self.steps_per_epoch)
+            if epoch != known:
+                known, (order, repeats) = epoch, self._order(epoch)
+            if mixing is not None:
+                drawn = mixing.draw(self.seed, now, self.batch_size // 2, epoch)
+            for micro in range(self.accumulate):
+                of_batch = micro * micro_batch + self.rank * part
+                start = at * self.batch_size + of_batch
+                indices = order[start : start + part]
+                keys = mix(self.seed, _AUGMENTATION, epoch, indices)
+                if repeats is not None:
+                    keys = mix(keys, repeats[start : start + part])
                 if mixing is not None:
-                    of_step = epoch * self.steps_per_epoch + at
-                    drawn = mixing.draw(self.seed, of_step, self.batch_size // 2, epoch)
-                for micro in range(self.accumulate):
-                    of_batch = micro * micro_batch + self.rank * part
-                    start = at * self.batch_size + of_batch
-                    indices = order[start : start + part]
-                    keys = mix(self.seed, _AUGMENTATION, epoch, indices)
-                    if repeats is not None:
-                        keys = mix(keys, repeats[start : start + part])
-                    if mixing is not None:
-                        pairs = drawn[of_batch // 2 : (of_batch + part) // 2]
-                    yield Request(indices, keys, pairs)
-            step = (epoch + 1) * self.steps_per_epoch
+                    pairs = drawn[of_batch // 2 : (of_batch + part) // 2]
+                yield Request(indices, keys, pairs)
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray | None]:
         """The images of an epoch in order, and how often each was shown before in it; None: all of them once.

@@ -21,12 +21,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.filesize import decimal
 
 from spiketriton.config import DataConfig
 from spiketriton.data.events.formats import read_events
 from spiketriton.data.events.frames import to_bytes, to_frames
 from spiketriton.data.events.recordings import CACHE, Recording, Recordings
-from spiketriton.data.preparing import in_processes, kept_in, say, size_in_words
+from spiketriton.data.preparing import in_processes, kept_in, say
 from spiketriton.errors import UserError
 from spiketriton.locks import locked
 
@@ -88,7 +89,7 @@ def frames_of(
                     facts = _build(folder, job, workers, config.name)
         except OSError as error:
             raise UserError(
-                f"{config.name}: frames of {size_in_words(job.bytes)} cannot be written to {folder} "
+                f"{config.name}: frames of {decimal(job.bytes)} cannot be written to {folder} "
                 f"({error.strerror}); data.cache names another folder, and a smaller data.image_size "
                 "or time_steps needs less"
             ) from None
@@ -179,7 +180,7 @@ def _build(folder: Path, job: Job, workers: int, name: str) -> np.ndarray:
         files.setdefault(job.every[index].path, []).append(index)
     done = int(facts["done"].sum())
     say(
-        f"frames of {name}: {size_in_words(job.bytes)} in {folder}, built once"
+        f"frames of {name}: {decimal(job.bytes)} in {folder}, built once"
         + (f"; {done:,} of {len(job.every):,} recordings are there" if done else "")
     )
     work, processes = partial(_binned, folder, job), min(workers, len(files))

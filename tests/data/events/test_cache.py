@@ -78,7 +78,7 @@ def test_a_second_build_reads_what_is_there(root, capsys):
     train, _ = build(root)
     said = capsys.readouterr().err
     assert 24 * 3 * 2 * 8 * 8 == 9216
-    assert f"frames of eventfolder: 9.22 kB in {cache_of(root)}, built once" in said
+    assert f"frames of eventfolder: 9.2 kB in {cache_of(root)}, built once" in said
     assert "no event" not in said
     stamp = (cache_of(root) / "frames.npy").stat().st_mtime_ns
     again, _ = build(root)
@@ -194,7 +194,7 @@ def test_a_disk_that_fills_up_is_an_error_and_not_a_crash(root):
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
         with pytest.raises(
-            UserError, match=r"frames of 9\.22 kB cannot be written to .*data\.cache names"
+            UserError, match=r"frames of 9\.2 kB cannot be written to .*data\.cache names"
         ):
             build(root)
     finally:
