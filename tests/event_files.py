@@ -110,31 +110,21 @@ def write_aedat4(events: np.ndarray) -> bytes:
     return b"".join(parts)
 
 
-WRITERS: dict[str, Callable[[np.ndarray], bytes]] = {
-    "aedat2": write_aedat2,
-    "aedat3": write_aedat3,
-    "bin": write_bin,
-    "npy": write_npy,
-    "npz": write_npz,
-    "dat": write_dat,
-    "evt2": write_evt2,
-    "evt3": write_evt3,
-    "aedat4": write_aedat4,
+FILES: dict[str, tuple[Callable[[np.ndarray], bytes], tuple[int, int, int]]] = {
+    "aedat2": (write_aedat2, (128, 128, 1 << 32)),
+    "aedat3": (write_aedat3, (1 << 15, 1 << 15, 1 << 62)),
+    "bin": (write_bin, (ATIS_OVERFLOW_ROW, 256, 1 << 40)),
+    "npy": (write_npy, (1 << 16, 1 << 16, 1 << 62)),
+    "npz": (write_npz, (1 << 16, 1 << 16, 1 << 62)),
+    "dat": (write_dat, (1 << 14, 1 << 14, 1 << 32)),
+    "evt2": (write_evt2, (1 << 11, 1 << 11, 1 << 34)),
+    "evt3": (write_evt3, (1 << 11, 1 << 11, 1 << 24)),
+    "aedat4": (write_aedat4, (1 << 15, 1 << 15, 1 << 62)),
 }
-LIMITS = {  # height, width, microseconds
-    "aedat2": (128, 128, 1 << 32),
-    "aedat3": (1 << 15, 1 << 15, 1 << 62),
-    "bin": (ATIS_OVERFLOW_ROW, 256, 1 << 40),
-    "npy": (1 << 16, 1 << 16, 1 << 62),
-    "npz": (1 << 16, 1 << 16, 1 << 62),
-    "dat": (1 << 14, 1 << 14, 1 << 32),
-    "evt2": (1 << 11, 1 << 11, 1 << 34),
-    "evt3": (1 << 11, 1 << 11, 1 << 24),
-    "aedat4": (1 << 15, 1 << 15, 1 << 62),
-}
+"""How each format is written; its height, width and microseconds."""
 
 
 def write_events(path: Path, events: np.ndarray, format: str) -> None:
-    """An array of `EVENT`, ordered by time and within `LIMITS`, as a file."""
+    """An array of `EVENT`, ordered by time and within the limits, as a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(WRITERS[format](events))
+    path.write_bytes(FILES[format][0](events))

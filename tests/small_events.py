@@ -14,11 +14,15 @@ from tests.event_files import write_events
 
 
 def random_events(
-    rng: np.random.Generator, count: int, sensor: tuple[int, int], start: int = 0
+    rng: np.random.Generator,
+    count: int,
+    sensor: tuple[int, int],
+    start: int = 0,
+    end: int = 300_000,
 ) -> np.ndarray:
-    """`count` events within 300 ms on a sensor of (height, width)."""
+    """`count` events within `end` microseconds from `start` on, on a sensor of (height, width)."""
     events = np.empty(count, EVENT)
-    events["t"] = start + np.sort(rng.integers(0, 300_000, count))
+    events["t"] = start + np.sort(rng.integers(0, end, count))
     events["y"], events["x"] = (rng.integers(0, side, count) for side in sensor)
     events["p"] = rng.integers(0, 2, count)
     return events

@@ -9,17 +9,12 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
-from spiketriton.data.events import EVENT
+from tests.small_events import random_events
 
 
 def stream(count: int, *, seed: int = 0, side: int = 34, end: int = 300_000) -> np.ndarray:
     """Events anywhere on a square sensor, ordered by time; some at the same microsecond."""
-    rng = np.random.default_rng(seed)
-    events = np.empty(count, EVENT)
-    events["t"] = np.sort(rng.integers(0, end, count))
-    events["x"], events["y"] = rng.integers(0, side, (2, count))
-    events["p"] = rng.integers(0, 2, count)
-    return events
+    return random_events(np.random.default_rng(seed), count, (side, side), end=end)
 
 
 @functools.cache

@@ -9,7 +9,7 @@ import pytest
 from spiketriton.data.events import EVENT, FORMATS, read_events
 from spiketriton.errors import UserError
 from tests.data.events.support import spikingjelly, stream
-from tests.event_files import LIMITS, write_events
+from tests.event_files import FILES, write_events
 
 NAMES = sorted(FORMATS)
 
@@ -39,7 +39,7 @@ def place(message: str) -> tuple[int, int]:
 
 @pytest.mark.parametrize("format", NAMES)
 def test_what_is_written_is_read_back(format, tmp_path):
-    height, width, end = LIMITS[format]
+    _, (height, width, end) = FILES[format]
     largest = np.zeros(3, EVENT)
     largest["t"], largest["x"], largest["y"] = [0, end // 2 - 1, end - 1], width - 1, height - 1
     if format == "bin":
