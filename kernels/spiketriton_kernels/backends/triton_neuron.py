@@ -3,7 +3,7 @@
 Bytes per element and step, e per element of the I/O dtype: fire 2e; walk back 3e, or 2e when it only sums; replaying
 the states costs arithmetic, which is free here.
 AHEAD: so many steps are read before the step at work stores. The numbers are those that keep most bytes under way in a
-processor without a program fewer on it (``profiling/run.py compiled``, profiling/LOG.md).
+processor without a program fewer on it (profiling/LOG.md).
 What was read last is read first, while a GPU's cache still has it: a pass behind another one (fire, dy) takes the tiles
 from the last to the first.
 """
