@@ -50,8 +50,7 @@ def tables(chosen: Mapping[str, type[Table]]) -> str:
             if spec.table is table:
                 default = "must be given" if spec.required else f"`{shown(spec.default)}`"
                 accepted = re.sub(r'("\w+")', r"`\1`", spec.accepted)
-                doc = spec.field.metadata["doc"]
-                lines.append(f"| `{dotted}` | {default} | {accepted} | {doc} |")
+                lines.append(f"| `{dotted}` | {default} | {accepted} | {spec.doc} |")
         lines.append("")
     return "\n".join(lines)
 

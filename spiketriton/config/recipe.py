@@ -1,14 +1,19 @@
-"""The tables and keys of a recipe: each key once, with its default, its range and its explanation.
+"""The tables and keys of a recipe: each key once, with its default, its range and its explanation below.
 
 Errors, docs/recipes.md and the reading of TOML all come from these declarations.
 """
 
+import ast
 import contextlib
 import dataclasses
 import difflib
+import inspect
+import itertools
 import math
 import re
+import textwrap
 from collections.abc import Iterator, Mapping
+from functools import cache
 from operator import attrgetter
 from types import MappingProxyType, UnionType
 from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
@@ -55,8 +60,8 @@ TAU = Range(1, 1e6)
 PIXELS = Range(0, 65_536)
 
 
-def key(default: Any, doc: str, numbers: Range | None = None) -> Any:
-    """A field with its explanation and the numbers that it accepts; `...`: it must be given."""
+def key(default: Any, doc: str = "", numbers: Range | None = None) -> Any:
+    """A field, the numbers that it accepts, and its explanation, unless a docstring is below; `...`: must be given."""
     default = dataclasses.MISSING if default is ... else default
     return dataclasses.field(default=default, metadata={"doc": doc, "numbers": numbers})
 
@@ -121,46 +126,32 @@ class AugmentationConfig(Table):
 
     path: ClassVar[str] = "data.augmentation"
 
-    flip: bool | Literal["auto"] = key("auto", "mirror half of the recordings")
-    roll: int | Literal["auto"] = key(
-        "auto",
-        "shift by up to this many pixels; what leaves at one side enters at the other",
-        PIXELS,
-    )
-    rotate: float | Literal["auto"] = key("auto", "turn by up to this many degrees", Range(0, 180))
-    shear: float | Literal["auto"] = key(
-        "auto", "move rows by up to this fraction of their distance from the middle", Range(0, 2)
-    )
-    cutout: int | Literal["auto"] = key(
-        "auto",
-        "side in pixels of a square without events, or of the mean colour in images, where `auto` is 0",
-        PIXELS,
-    )
-    erasing: float | Literal["auto"] = key(
-        "auto",
-        "probability of random erasing in images: a box of any size, shape and place in the mean colour; "
-        "`auto`: 0.25 if data.augment is `strong`, else 0",
-        Range(0, 1),
-    )
-    policy: Literal["auto", "none", "autoaugment", "randaugment"] = key(
-        "auto",
-        "operations on images after cropping and flipping: AutoAugment's policy for CIFAR-10, RandAugment, or "
-        "none; `auto`: TrivialAugmentWide if data.augment is `strong`, else none",
-    )
-    operations: int = key(2, "number of operations of `randaugment` per image", Range(1, 14))
-    magnitude: int = key(9, "magnitude of the operations of `randaugment`", Range(0, 30))
-    crop_scale: tuple[float, ...] = key(
-        (0.35, 1.0),
-        "smallest and largest fraction of a photograph's area that a random crop takes",
-        FRACTION,
-    )
-    drop: float = key(0.0, "leave out up to this fraction of the events, chosen at random", SHARE)
-    delete: int = key(
-        0,
-        "random temporal delete: train on time_steps minus this many frames, drawn for each "
-        "recording, and test on all",
-        Range(0, 65_535),
-    )
+    flip: bool | Literal["auto"] = key("auto")
+    """mirror half of the recordings"""
+    roll: int | Literal["auto"] = key("auto", numbers=PIXELS)
+    """shift by up to this many pixels; what leaves at one side enters at the other"""
+    rotate: float | Literal["auto"] = key("auto", numbers=Range(0, 180))
+    """turn by up to this many degrees"""
+    shear: float | Literal["auto"] = key("auto", numbers=Range(0, 2))
+    """move rows by up to this fraction of their distance from the middle"""
+    cutout: int | Literal["auto"] = key("auto", numbers=PIXELS)
+    """side in pixels of a square without events, or of the mean colour in images, where `auto` is 0"""
+    erasing: float | Literal["auto"] = key("auto", numbers=Range(0, 1))
+    """probability of random erasing in images: a box of any size, shape and place in the mean colour; `auto`: 0.25 if
+    data.augment is `strong`, else 0"""
+    policy: Literal["auto", "none", "autoaugment", "randaugment"] = key("auto")
+    """operations on images after cropping and flipping: AutoAugment's policy for CIFAR-10, RandAugment, or none;
+    `auto`: TrivialAugmentWide if data.augment is `strong`, else none"""
+    operations: int = key(2, numbers=Range(1, 14))
+    """number of operations of `randaugment` per image"""
+    magnitude: int = key(9, numbers=Range(0, 30))
+    """magnitude of the operations of `randaugment`"""
+    crop_scale: tuple[float, ...] = key((0.35, 1.0), numbers=FRACTION)
+    """smallest and largest fraction of a photograph's area that a random crop takes"""
+    drop: float = key(0.0, numbers=SHARE)
+    """leave out up to this fraction of the events, chosen at random"""
+    delete: int = key(0, numbers=Range(0, 65_535))
+    """random temporal delete: train on time_steps minus this many frames, drawn for each recording, and test on all"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -187,76 +178,55 @@ class DataConfig(TableOfPart):
 
     path: ClassVar[str] = "data"
 
-    name: Literal[Images, Events] = key(
-        ...,
-        "data set; `synthetic`: random images for benchmarks; the last six are recordings of event "
-        "cameras",
-    )
-    root: str = key("data", "folder of the data sets; `digits` and `synthetic` need none")
-    variant: Literal["full", "320px", "160px"] = key(
-        "320px", "archive of Imagenette: full size, or a shorter side of 320 or 160 pixels"
-    )
-    image_size: int = key(
-        0, "side in pixels of the images that the network sees; 0: the data set's", COUNT_OR_ZERO
-    )
-    augment: Literal["none", "standard", "strong"] = key(
-        "standard", "random changes of the training images: none, small shifts or crops, or more"
-    )
-    download: bool = key(True, "download missing data; false: missing data is an error")
-    workers: int | Literal["auto"] = key(
-        "auto", "processes that load images; 0: the training process loads them", Range(0, 1024)
-    )
-    check: Literal["fast", "full", "off"] = key(
-        "fast",
-        "image files that cannot be read are found before training, once: by their headers and ends, or "
-        "by all of their pixels",
-    )
-    broken: Literal["stop", "skip"] = key(
-        "stop",
-        "what `check` does about image files that cannot be read: name them, or leave them out",
-    )
-    train_images: int = key(0, "train on a fixed subset of this many images; 0: all", COUNT_OR_ZERO)
-    test_images: int = key(0, "test on a fixed subset of this many images; 0: all", COUNT_OR_ZERO)
-    validation: float | str = key(
-        0.0,
-        "training images held out to choose weights by: a fraction of every class, the same for every seed, or "
-        "the folder of an `imagefolder` or `eventfolder` that holds them; 0: none",
-        SHARE,
-    )
-    sampler: Literal["shuffle", "balanced"] = key(
-        "shuffle",
-        "an epoch has every training image once, or equally many of each class: images of small classes repeat, "
-        "some of large ones are left out",
-    )
-    classes: int = key(10, "number of classes of `synthetic`", Range(2, 1_000_000))
-    split: Literal["official", "first100", "random90"] = key(
-        "official",
-        "which recordings are tested on: those that the data set names, numbers 0 to 99 of each "
-        "class, or a tenth of each class by split_seed",
-    )
-    split_seed: int = key(0, "seed of `random90`", Range(0, 2**63 - 1))
-    bins: Literal["number", "time"] = key(
-        "number", "time_steps bins of a recording: of equally many events, or equally long"
-    )
-    count: Literal["log", "clip", "raw"] = key(
-        "log", "what the network sees of n events of a pixel and bin: ln(1 + n), 1 if any, or n"
-    )
+    name: Literal[Images, Events] = key(...)
+    """data set; `synthetic`: random images for benchmarks; the last six are recordings of event cameras"""
+    root: str = key("data")
+    """folder of the data sets; `digits` and `synthetic` need none"""
+    variant: Literal["full", "320px", "160px"] = key("320px")
+    """archive of Imagenette: full size, or a shorter side of 320 or 160 pixels"""
+    image_size: int = key(0, numbers=COUNT_OR_ZERO)
+    """side in pixels of the images that the network sees; 0: the data set's"""
+    augment: Literal["none", "standard", "strong"] = key("standard")
+    """random changes of the training images: none, small shifts or crops, or more"""
+    download: bool = key(True)
+    """download missing data; false: missing data is an error"""
+    workers: int | Literal["auto"] = key("auto", numbers=Range(0, 1024))
+    """processes that load images; 0: the training process loads them"""
+    check: Literal["fast", "full", "off"] = key("fast")
+    """image files that cannot be read are found before training, once: by their headers and ends, or by all of their
+    pixels"""
+    broken: Literal["stop", "skip"] = key("stop")
+    """what `check` does about image files that cannot be read: name them, or leave them out"""
+    train_images: int = key(0, numbers=COUNT_OR_ZERO)
+    """train on a fixed subset of this many images; 0: all"""
+    test_images: int = key(0, numbers=COUNT_OR_ZERO)
+    """test on a fixed subset of this many images; 0: all"""
+    validation: float | str = key(0.0, numbers=SHARE)
+    """training images held out to choose weights by: a fraction of every class, the same for every seed, or the
+    folder of an `imagefolder` or `eventfolder` that holds them; 0: none"""
+    sampler: Literal["shuffle", "balanced"] = key("shuffle")
+    """an epoch has every training image once, or equally many of each class: images of small classes repeat, some of
+    large ones are left out"""
+    classes: int = key(10, numbers=Range(2, 1_000_000))
+    """number of classes of `synthetic`"""
+    split: Literal["official", "first100", "random90"] = key("official")
+    """which recordings are tested on: those that the data set names, numbers 0 to 99 of each class, or a tenth of
+    each class by split_seed"""
+    split_seed: int = key(0, numbers=Range(0, 2**63 - 1))
+    """seed of `random90`"""
+    bins: Literal["number", "time"] = key("number")
+    """time_steps bins of a recording: of equally many events, or equally long"""
+    count: Literal["log", "clip", "raw"] = key("log")
+    """what the network sees of n events of a pixel and bin: ln(1 + n), 1 if any, or n"""
     format: Literal[
         "auto", "aedat2", "aedat3", "aedat4", "bin", "npy", "npz", "dat", "evt2", "evt3"
-    ] = key(
-        "auto",
-        "file format of `eventfolder`; `auto`: by ending and first bytes, of `digits_dvs` bin",
-    )
-    sensor: str = key(
-        "auto",
-        "pixels of the camera of `eventfolder`, for example 346x260 (width x height); `auto`: 128x128 of "
-        "AEDAT 2 files",
-    )
-    cache: str = key(
-        "auto",
-        "folder for frames of events, built once, and for what `check` has found; `auto`: event_frames or "
-        ".checked_images in data.root",
-    )
+    ] = key("auto")
+    """file format of `eventfolder`; `auto`: by ending and first bytes, of `digits_dvs` bin"""
+    sensor: str = key("auto")
+    """pixels of the camera of `eventfolder`, for example 346x260 (width x height); `auto`: 128x128 of AEDAT 2 files"""
+    cache: str = key("auto")
+    """folder for frames of events, built once, and for what `check` has found; `auto`: event_frames or
+    .checked_images in data.root"""
     augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
 
     @property
@@ -280,101 +250,58 @@ class ModelConfig(TableOfPart):
 
     path: ClassVar[str] = "model"
 
-    name: Literal[ResNet, SmallResNet, PlainNet, PooledNet] = key(
-        ...,
-        "architecture; `plain` (convolutions), `mlp` (fully connected), `vggsnn`, `vgg11`, `vgg16` and "
-        "`csnn` (of PSN) have no skip connections; `resnet19`: tdBN's, with two fully connected layers; "
-        "`net7b`: seven small blocks, each halving the image; `MODULE:NAME`: any network that a function or "
-        "class makes, `spikingjelly:NAME` one of SpikingJelly's (docs/any_network.md)",
-    )
-    arguments: Arguments = key(  # noqa: RUF009
-        Arguments(), "keyword arguments of the function or class that `MODULE:NAME` names"
-    )
-    input: Literal["auto", "time_first", "images"] = key(
-        "auto",
-        "what the network of `MODULE:NAME` takes: [T, B, C, H, W], or [B, C, H, W]; `auto`: found "
-        "out by a call",
-    )
-    block: Literal["plain", "sew", "ms", "preact"] = key(
-        "plain",
-        "residual block: neuron(BN(conv) + shortcut), SEW-ResNet, MS-ResNet, or "
-        "pre-activation with spikes in the shortcut; only `plain` for networks without skip connections",
-    )
-    connect: Literal["add", "and", "iand"] = key(
-        "add",
-        "how a `sew` block joins the spikes s of its last neuron and those of its shortcut: their sum, s and "
-        "shortcut, or not s and shortcut",
-    )
-    stem: Literal["auto", "imagenet", "strided", "cifar"] = key(
-        "auto",
-        "first layer of resnet18 to resnet101: 7x7 and max-pool, 7x7 and a stride in the first block in "
-        "place of the pool, or 3x3; `auto`: by image size, `imagenet` or `cifar`",
-    )
-    norm: Literal["bn", "step_bn", "tdbn", "tebn", "none"] = key(
-        "bn",
-        "normalisation of the input currents: batch norm over time and batch, of each time step by its "
-        "own statistics, tdBN (scaled by the threshold), TEBN (a gain per time step), or none; in the "
-        "ANN twin `bn` or none",
-    )
-    norm_gain: float = key(
-        1.0,
-        "what the weight of every norm starts at, except where residual_gain says otherwise",
-        RATE,
-    )
-    depth: int = key(
-        20, "number of layers of `plain` and `mlp` before the classifier", Range(1, 10_000)
-    )
-    width: int = key(
-        0,
-        "channels of the first stage, or features of `mlp`; 0: the default (64 for resnet18 to resnet101, "
-        "`vggsnn`, `vgg11` and `vgg16`, 16 for the smaller ResNets and `plain`, 128 for resnet19 and `mlp`, 256 "
-        "for `csnn`)",
-        PIXELS,
-    )
-    residual_gain: float | Literal["auto"] = key(
-        "auto",
-        "initial weight of the last norm of every `plain`, `sew` and `ms` block; 0 (zero-initialised): each block "
-        "starts as its shortcut, and the forward signal reaches the last layer at any depth; `auto`: 0, but "
-        "1 / sqrt(number of blocks) for `ilif`",
-        RATE,
-    )
-    residual_bias: float | Literal["auto"] = key(
-        "auto",
-        "initial bias of the last norm of a `plain` block: how far a spike of the shortcut "
-        "lifts the current above the threshold; `auto`: as far as a silent neuron is below it at the "
-        "last step",
-        Range(-1e3, 1e3),
-    )
-    start: Literal["kaiming", "identity"] = key(
-        "identity",
-        "weights of the square layers of `plain` and `mlp`: Kaiming normal, or the identity plus a "
-        "tenth of that, with which 50 layers without skip connections train",
-    )
-    shortcut_gradient: Literal["surrogate", "straight_through"] = key(
-        "straight_through",
-        "the gradient of a `plain` block's shortcut at the neuron that it enters: multiplied by the surrogate, "
-        "as for any current, or passed around the neuron unchanged; the spikes are the same",
-    )
-    dropout: float = key(
-        0.0,
-        "fraction of the classifier's inputs that training sets to zero, the same ones at all time "
-        "steps of an image",
-        SHARE,
-    )
-    drop_path: float = key(
-        0.0,
-        "fraction of the images for which training leaves out the branch of the last residual block, at all time "
-        "steps; of earlier blocks less, by their depth",
-        SHARE,
-    )
-    fused: bool = key(True, "norm, shortcut and neuron in one operator; false: separately")
-    memory: Literal["standard", "packed"] = key(
-        "standard",
-        "`packed` stores spikes as single bits until backward: same gradients, less memory",
-    )
-    checkpoint_blocks: bool = key(
-        False, "recompute each residual block in backward: same gradients, less memory, slower"
-    )
+    name: Literal[ResNet, SmallResNet, PlainNet, PooledNet] = key(...)
+    """architecture; `plain` (convolutions), `mlp` (fully connected), `vggsnn`, `vgg11`, `vgg16` and `csnn` (of PSN)
+    have no skip connections; `resnet19`: tdBN's, with two fully connected layers; `net7b`: seven small blocks, each
+    halving the image; `MODULE:NAME`: any network that a function or class makes, `spikingjelly:NAME` one of
+    SpikingJelly's (docs/any_network.md)"""
+    arguments: Arguments = key(Arguments())  # noqa: RUF009
+    """keyword arguments of the function or class that `MODULE:NAME` names"""
+    input: Literal["auto", "time_first", "images"] = key("auto")
+    """what the network of `MODULE:NAME` takes: [T, B, C, H, W], or [B, C, H, W]; `auto`: found out by a call"""
+    block: Literal["plain", "sew", "ms", "preact"] = key("plain")
+    """residual block: neuron(BN(conv) + shortcut), SEW-ResNet, MS-ResNet, or pre-activation with spikes in the
+    shortcut; only `plain` for networks without skip connections"""
+    connect: Literal["add", "and", "iand"] = key("add")
+    """how a `sew` block joins the spikes s of its last neuron and those of its shortcut: their sum, s and shortcut,
+    or not s and shortcut"""
+    stem: Literal["auto", "imagenet", "strided", "cifar"] = key("auto")
+    """first layer of resnet18 to resnet101: 7x7 and max-pool, 7x7 and a stride in the first block in place of the
+    pool, or 3x3; `auto`: by image size, `imagenet` or `cifar`"""
+    norm: Literal["bn", "step_bn", "tdbn", "tebn", "none"] = key("bn")
+    """normalisation of the input currents: batch norm over time and batch, of each time step by its own statistics,
+    tdBN (scaled by the threshold), TEBN (a gain per time step), or none; in the ANN twin `bn` or none"""
+    norm_gain: float = key(1.0, numbers=RATE)
+    """what the weight of every norm starts at, except where residual_gain says otherwise"""
+    depth: int = key(20, numbers=Range(1, 10_000))
+    """number of layers of `plain` and `mlp` before the classifier"""
+    width: int = key(0, numbers=PIXELS)
+    """channels of the first stage, or features of `mlp`; 0: the default (64 for resnet18 to resnet101, `vggsnn`,
+    `vgg11` and `vgg16`, 16 for the smaller ResNets and `plain`, 128 for resnet19 and `mlp`, 256 for `csnn`)"""
+    residual_gain: float | Literal["auto"] = key("auto", numbers=RATE)
+    """initial weight of the last norm of every `plain`, `sew` and `ms` block; 0 (zero-initialised): each block starts
+    as its shortcut, and the forward signal reaches the last layer at any depth; `auto`: 0, but 1 / sqrt(number of
+    blocks) for `ilif`"""
+    residual_bias: float | Literal["auto"] = key("auto", numbers=Range(-1e3, 1e3))
+    """initial bias of the last norm of a `plain` block: how far a spike of the shortcut lifts the current above the
+    threshold; `auto`: as far as a silent neuron is below it at the last step"""
+    start: Literal["kaiming", "identity"] = key("identity")
+    """weights of the square layers of `plain` and `mlp`: Kaiming normal, or the identity plus a tenth of that, with
+    which 50 layers without skip connections train"""
+    shortcut_gradient: Literal["surrogate", "straight_through"] = key("straight_through")
+    """the gradient of a `plain` block's shortcut at the neuron that it enters: multiplied by the surrogate, as for
+    any current, or passed around the neuron unchanged; the spikes are the same"""
+    dropout: float = key(0.0, numbers=SHARE)
+    """fraction of the classifier's inputs that training sets to zero, the same ones at all time steps of an image"""
+    drop_path: float = key(0.0, numbers=SHARE)
+    """fraction of the images for which training leaves out the branch of the last residual block, at all time steps;
+    of earlier blocks less, by their depth"""
+    fused: bool = key(True)
+    """norm, shortcut and neuron in one operator; false: separately"""
+    memory: Literal["standard", "packed"] = key("standard")
+    """`packed` stores spikes as single bits until backward: same gradients, less memory"""
+    checkpoint_blocks: bool = key(False)
+    """recompute each residual block in backward: same gradients, less memory, slower"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -384,15 +311,14 @@ class SurrogateConfig(Table):
     path: ClassVar[str] = "neuron.surrogate"
 
     shape: Literal["fast_sigmoid", "atan", "sigmoid", "triangle", "rectangle", "gaussian"] = key(
-        "atan", "phi in height * phi((h - threshold) / width), where phi(0) = 1"
+        "atan"
     )
-    height: float = key(1.0, "the surrogate's value at the threshold", Range(0, 1e6, open="low"))
-    width: float = key(
-        0.3,
-        "half-width of the surrogate, in units of the membrane potential; ATan(2) of other libraries is 0.318, a "
-        "fast sigmoid of slope 25 is 0.04, a rectangle of width 1 is 0.5 (docs/words.md)",
-        Range(1e-6, 1e6),
-    )
+    """phi in height * phi((h - threshold) / width), where phi(0) = 1"""
+    height: float = key(1.0, numbers=Range(0, 1e6, open="low"))
+    """the surrogate's value at the threshold"""
+    width: float = key(0.3, numbers=Range(1e-6, 1e6))
+    """half-width of the surrogate, in units of the membrane potential; ATan(2) of other libraries is 0.318, a fast
+    sigmoid of slope 25 is 0.04, a rectangle of width 1 is 0.5 (docs/words.md)"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -401,54 +327,39 @@ class NeuronConfig(TableOfPart):
 
     path: ClassVar[str] = "neuron"
 
-    kind: Literal["if", Leaky, Parallel, "relu"] = key(
-        "lif",
-        "integrate-and-fire without a leak, with one, with a learnable one; with up to `levels` spikes a step "
-        "(I-LIF, Luo et al. 2024); with a complementary potential (CLIF, Huang et al. 2024); with a threshold "
-        "that rises with each spike (ALIF, Bellec et al. 2018); behind a synapse whose current decays (CuBa-LIF); "
-        "parallel (Fang et al. 2023), a learnt matrix over the time steps: the whole of it, what is on and below "
-        "the diagonal, or the same weights at each step; `relu`: the ANN twin",
-    )
-    tau: float = key(
-        2.0,
-        "time constant of lif, plif, ilif, clif, alif and cuba: 1 - 1/tau of the membrane stays each step",
-        TAU,
-    )
-    order: int = key(
-        2,
-        "steps that a step of masked_psn and sliding_psn reads: itself and those before it",
-        Range(1, 65_536),
-    )
-    levels: int = key(4, "the most spikes of ilif in one time step", Range(1, 255))
-    tau_adaptation: float = key(10.0, "time constant of alif's threshold", TAU)
-    tau_synapse: float = key(
-        2.0,
-        "time constant of cuba's synaptic current: 1 - 1/tau_synapse of it stays each step",
-        TAU,
-    )
-    beta: float = key(
-        1.0, "how far alif's threshold rises while its neuron fires at every step", Range(0, 1e6)
-    )
-    decay_input: bool = key(False, "multiply the input current of lif, plif and cuba by 1/tau")
-    v_threshold: float = key(
-        1.0, "membrane potential at which a neuron fires", Range(0, 1e6, open="low")
-    )
-    threshold_learnt: bool | Literal["channel"] = key(
-        False,
-        "v_threshold is where training begins: each layer learns its own, or with `channel` each channel",
-    )
-    tau_learnt: Literal["layer", "channel"] = key(
-        "layer", "whether plif learns one tau for each layer, or for each channel"
-    )
-    reset: Literal["auto", "hard", "soft", "none"] = key(
-        "auto",
-        "a spike sets the membrane to v_reset, lowers it by v_threshold, or does neither; `auto`: soft for ilif, "
-        "clif and alif, none for the parallel ones, hard for the others",
-    )
-    v_reset: float = key(
-        0.0, "potential after a hard reset, below v_threshold; 0 for other resets", Range(-1e6, 1e6)
-    )
-    detach_reset: bool = key(True, "no gradient through a hard or soft reset")
+    kind: Literal["if", Leaky, Parallel, "relu"] = key("lif")
+    """integrate-and-fire without a leak, with one, with a learnable one; with up to `levels` spikes a step (I-LIF,
+    Luo et al. 2024); with a complementary potential (CLIF, Huang et al. 2024); with a threshold that rises with each
+    spike (ALIF, Bellec et al. 2018); behind a synapse whose current decays (CuBa-LIF); parallel (Fang et al. 2023), a
+    learnt matrix over the time steps: the whole of it, what is on and below the diagonal, or the same weights at each
+    step; `relu`: the ANN twin"""
+    tau: float = key(2.0, numbers=TAU)
+    """time constant of lif, plif, ilif, clif, alif and cuba: 1 - 1/tau of the membrane stays each step"""
+    order: int = key(2, numbers=Range(1, 65_536))
+    """steps that a step of masked_psn and sliding_psn reads: itself and those before it"""
+    levels: int = key(4, numbers=Range(1, 255))
+    """the most spikes of ilif in one time step"""
+    tau_adaptation: float = key(10.0, numbers=TAU)
+    """time constant of alif's threshold"""
+    tau_synapse: float = key(2.0, numbers=TAU)
+    """time constant of cuba's synaptic current: 1 - 1/tau_synapse of it stays each step"""
+    beta: float = key(1.0, numbers=Range(0, 1e6))
+    """how far alif's threshold rises while its neuron fires at every step"""
+    decay_input: bool = key(False)
+    """multiply the input current of lif, plif and cuba by 1/tau"""
+    v_threshold: float = key(1.0, numbers=Range(0, 1e6, open="low"))
+    """membrane potential at which a neuron fires"""
+    threshold_learnt: bool | Literal["channel"] = key(False)
+    """v_threshold is where training begins: each layer learns its own, or with `channel` each channel"""
+    tau_learnt: Literal["layer", "channel"] = key("layer")
+    """whether plif learns one tau for each layer, or for each channel"""
+    reset: Literal["auto", "hard", "soft", "none"] = key("auto")
+    """a spike sets the membrane to v_reset, lowers it by v_threshold, or does neither; `auto`: soft for ilif, clif
+    and alif, none for the parallel ones, hard for the others"""
+    v_reset: float = key(0.0, numbers=Range(-1e6, 1e6))
+    """potential after a hard reset, below v_threshold; 0 for other resets"""
+    detach_reset: bool = key(True)
+    """no gradient through a hard or soft reset"""
     surrogate: SurrogateConfig = dataclasses.field(default_factory=SurrogateConfig)
 
     @property
@@ -467,39 +378,26 @@ class LossConfig(TableOfPart):
 
     path: ClassVar[str] = "loss"
 
-    kind: Literal[Loss] = key(
-        "cross_entropy",
-        "cross-entropy of the mean logits over time, or TET: the mean of the losses of the time steps",
-    )
-    label_smoothing: float = key(
-        0.0, "probability that is distributed evenly over all classes", SHARE
-    )
+    kind: Literal[Loss] = key("cross_entropy")
+    """cross-entropy of the mean logits over time, or TET: the mean of the losses of the time steps"""
+    label_smoothing: float = key(0.0, numbers=SHARE)
+    """probability that is distributed evenly over all classes"""
     class_weights: tuple[float, ...] | Literal["none", "balanced"] = key(
-        "none",
-        "`balanced`: classes are weighted inversely to their number of training images; or a weight "
-        "for each class",
-        Range(0, 1e6),
+        "none", numbers=Range(0, 1e6)
     )
-    teacher: str = key(
-        "-",
-        "run folder of a teacher, whose predictions the network also learns; `twin`: the ANN twin of this recipe, "
-        "which is trained first, in the folder `twin` of the run; `-`: none",
-    )
-    teacher_weight: float = key(
-        0.5, "fraction of the loss that is the distance to the teacher's predictions", FRACTION
-    )
-    temperature: float = key(
-        2.0,
-        "what logits are divided by before they are compared with the teacher's",
-        Range(0.1, 100),
-    )
-    feature_weight: float = key(
-        0.0,
-        "weight of the distance between what leaves the residual blocks of both: means over time, as vectors of "
-        "length 1",
-        Range(0, 1000),
-    )
-    tet_lambda: float = key(0.05, "weight of TET's pull of each logit towards 1", Range(0, 1))
+    """`balanced`: classes are weighted inversely to their number of training images; or a weight for each class"""
+    teacher: str = key("-")
+    """run folder of a teacher, whose predictions the network also learns; `twin`: the ANN twin of this recipe, which
+    is trained first, in the folder `twin` of the run; `-`: none"""
+    teacher_weight: float = key(0.5, numbers=FRACTION)
+    """fraction of the loss that is the distance to the teacher's predictions"""
+    temperature: float = key(2.0, numbers=Range(0.1, 100))
+    """what logits are divided by before they are compared with the teacher's"""
+    feature_weight: float = key(0.0, numbers=Range(0, 1000))
+    """weight of the distance between what leaves the residual blocks of both: means over time, as vectors of
+    length 1"""
+    tet_lambda: float = key(0.05, numbers=Range(0, 1))
+    """weight of TET's pull of each logit towards 1"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -508,127 +406,95 @@ class TrainConfig(Table):
 
     path: ClassVar[str] = "train"
 
-    epochs: int = key(1, "passes over the training images", COUNT)
-    init_from: str = key(
-        "-",
-        "weights to begin with, as far as they fit: a run folder, a checkpoint or state_dict file "
-        "(also of SpikingJelly's spiking ResNets), or `torchvision:NAME` for a pretrained ANN; `-`: the "
-        "recipe's own",
-    )
-    freeze: tuple[str, ...] = key(
-        (),
-        "parameters that are not trained: names of layers, or patterns such as `layer1.*`; batch norms with "
-        "frozen weights also keep their running statistics",
-    )
-    ema: float = key(
-        0.0,
-        "decay of an exponential moving average of the weights, tested beside them; 0: none",
-        SHARE,
-    )
-    mixup: float = key(
-        0.0,
-        "alpha of mixup: neighbours in a batch are blended in pairs, their labels in the same proportion; "
-        "0: none",
-        Range(0, 1000),
-    )
-    cutmix: float = key(
-        0.0,
-        "alpha of CutMix: the images of a pair exchange a box; 0: none. With `mixup` as well, each "
-        "pair gets one of the two at random",
-        Range(0, 1000),
-    )
-    mix_probability: float = key(1.0, "probability that `mixup` and `cutmix` mix a pair", FRACTION)
-    mix_epochs: int = key(
-        0, "epochs in which pairs are mixed, from the first; 0: all of them", COUNT_OR_ZERO
-    )
-    patience: int = key(
-        0,
-        "stop after this many tests without a better validation accuracy; 0: never",
-        COUNT_OR_ZERO,
-    )
-    decay_norms: bool = key(
-        False, "also decay biases, norms, gains and leaks, as the code of many papers does"
-    )
-    batch_size: int = key(64, "images per optimizer step, over all devices", COUNT)
-    accumulate: int = key(1, "micro-batches per step, a divisor of batch_size", COUNT)
-    micro_batch: int | Literal["auto"] = key(
-        0,
-        "images of a micro-batch on one device, instead of `accumulate`; 0: use `accumulate`; "
-        "`auto`: the largest that fits in memory. Batch norm takes its statistics from one "
-        "micro-batch",
-        COUNT_OR_ZERO,
-    )
-    max_steps: int = key(0, "stop after this many steps; 0: no limit", COUNT_OR_ZERO)
-    optimizer: Literal["sgd", "adamw"] = key(
-        "adamw", "torch's; biases and norms do not decay, unless `decay_norms` says so"
-    )
-    lr: float | Literal["auto"] = key(
-        "auto",
-        "peak learning rate; `auto`: 0.01 for ResNets, 2e-3 for networks without skip connections, 1e-3 for "
-        "others; in sgd 0.3, 0.1 and 0.1",
-        Range(0, 1e3, open="low"),
-    )
-    weight_decay: float = key(0.0, "L2 penalty of sgd, decoupled in adamw", RATE)
-    momentum: float = key(0.9, "momentum of sgd", SHARE)
-    nesterov: bool = key(False, "Nesterov momentum in sgd")
-    eps: float = key(
-        1e-8,
-        "what adamw adds to the size of a weight's gradient before dividing by it: gradients smaller than this "
-        "are not normalised",
-        FRACTION,
-    )
-    schedule: Literal["one_cycle", "cosine", "constant", "step"] = key(
-        "one_cycle",
-        "learning rate: cosine up, cosine down; linear up, cosine down; linear up, then constant; "
-        "linear up, then lower after each of `milestones`",
-    )
-    min_lr: float = key(
-        0.0, "where the rate of `one_cycle` and `cosine` ends; 0: at `lr` / 250,000, and at 0", RATE
-    )
-    warmup_lr: float = key(
-        0.0,
-        "where the rate begins to rise; 0: at `lr` / 25 (`one_cycle`), or at `lr` divided by the "
-        "number of steps of the rise",
-        RATE,
-    )
-    milestones: tuple[float, ...] = key(
-        (0.5, 0.75),
-        "fractions of all steps after which the rate of `step` is multiplied by `gamma`",
-        SHARE,
-    )
-    gamma: float = key(0.1, "factor of `step` at each milestone", FRACTION)
-    warmup: float = key(0.1, "fraction of all steps in which the learning rate rises", SHARE)
-    clip_grad_norm: float | Literal["auto"] = key(
-        "auto", "largest gradient norm; 0: no clipping; `auto`: 1 under SGD, else 0", COUNT_OR_ZERO
-    )
-    nonfinite: Literal["stop", "skip"] = key(
-        "stop",
-        "at a loss or gradient that is not finite: end the run, or skip the step; either way the "
-        "weights stay as they were, and the error names the layer and time step where it arose",
-    )
-    max_skips: int = key(10, "consecutive steps that `skip` leaves out before the run ends", COUNT)
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = key(
-        "fp32",
-        "dtype of convolutions and activations (autocast); membranes and weights stay fp32; `auto`: "
-        "bf16 where the processor has instructions for it, else fp32, or fp16 on a GPU",
-    )
-    sync_bn: bool = key(
-        False, "batch norm's statistics over all devices together; no effect on a single device"
-    )
-    channels_last: bool = key(True, "channels_last memory format for images and activations")
-    compile: bool = key(False, "compile the model with torch.compile")
-    graph: bool | Literal["auto"] = key(
-        "auto",
-        "on a GPU, replay the whole step as a CUDA graph; `auto`: where its first step equals the eager "
-        "one and takes less time; no effect on a CPU, on several devices and in fp16",
-    )
-    device: Literal["auto", "cpu", "cuda"] = key("auto", "`auto`: a GPU if there is one")
-    threads: int = key(
-        0, "CPU threads per operation; 0: one for each processor that is free", Range(0, 4096)
-    )
-    log_every: int = key(10, "steps between rows of metrics.jsonl", COUNT)
-    eval_every: int = key(1, "epochs between evaluations", COUNT)
-    deterministic: bool = key(False, "only algorithms that give the same bits in every run")
+    epochs: int = key(1, numbers=COUNT)
+    """passes over the training images"""
+    init_from: str = key("-")
+    """weights to begin with, as far as they fit: a run folder, a checkpoint or state_dict file (also of
+    SpikingJelly's spiking ResNets), or `torchvision:NAME` for a pretrained ANN; `-`: the recipe's own"""
+    freeze: tuple[str, ...] = key(())
+    """parameters that are not trained: names of layers, or patterns such as `layer1.*`; batch norms with frozen
+    weights also keep their running statistics"""
+    ema: float = key(0.0, numbers=SHARE)
+    """decay of an exponential moving average of the weights, tested beside them; 0: none"""
+    mixup: float = key(0.0, numbers=Range(0, 1000))
+    """alpha of mixup: neighbours in a batch are blended in pairs, their labels in the same proportion; 0: none"""
+    cutmix: float = key(0.0, numbers=Range(0, 1000))
+    """alpha of CutMix: the images of a pair exchange a box; 0: none. With `mixup` as well, each pair gets one of the
+    two at random"""
+    mix_probability: float = key(1.0, numbers=FRACTION)
+    """probability that `mixup` and `cutmix` mix a pair"""
+    mix_epochs: int = key(0, numbers=COUNT_OR_ZERO)
+    """epochs in which pairs are mixed, from the first; 0: all of them"""
+    patience: int = key(0, numbers=COUNT_OR_ZERO)
+    """stop after this many tests without a better validation accuracy; 0: never"""
+    decay_norms: bool = key(False)
+    """also decay biases, norms, gains and leaks, as the code of many papers does"""
+    batch_size: int = key(64, numbers=COUNT)
+    """images per optimizer step, over all devices"""
+    accumulate: int = key(1, numbers=COUNT)
+    """micro-batches per step, a divisor of batch_size"""
+    micro_batch: int | Literal["auto"] = key(0, numbers=COUNT_OR_ZERO)
+    """images of a micro-batch on one device, instead of `accumulate`; 0: use `accumulate`; `auto`: the largest that
+    fits in memory. Batch norm takes its statistics from one micro-batch"""
+    max_steps: int = key(0, numbers=COUNT_OR_ZERO)
+    """stop after this many steps; 0: no limit"""
+    optimizer: Literal["sgd", "adamw"] = key("adamw")
+    """torch's; biases and norms do not decay, unless `decay_norms` says so"""
+    lr: float | Literal["auto"] = key("auto", numbers=Range(0, 1e3, open="low"))
+    """peak learning rate; `auto`: 0.01 for ResNets, 2e-3 for networks without skip connections, 1e-3 for others; in
+    sgd 0.3, 0.1 and 0.1"""
+    weight_decay: float = key(0.0, numbers=RATE)
+    """L2 penalty of sgd, decoupled in adamw"""
+    momentum: float = key(0.9, numbers=SHARE)
+    """momentum of sgd"""
+    nesterov: bool = key(False)
+    """Nesterov momentum in sgd"""
+    eps: float = key(1e-8, numbers=FRACTION)
+    """what adamw adds to the size of a weight's gradient before dividing by it: gradients smaller than this are not
+    normalised"""
+    schedule: Literal["one_cycle", "cosine", "constant", "step"] = key("one_cycle")
+    """learning rate: cosine up, cosine down; linear up, cosine down; linear up, then constant; linear up, then lower
+    after each of `milestones`"""
+    min_lr: float = key(0.0, numbers=RATE)
+    """where the rate of `one_cycle` and `cosine` ends; 0: at `lr` / 250,000, and at 0"""
+    warmup_lr: float = key(0.0, numbers=RATE)
+    """where the rate begins to rise; 0: at `lr` / 25 (`one_cycle`), or at `lr` divided by the number of steps of the
+    rise"""
+    milestones: tuple[float, ...] = key((0.5, 0.75), numbers=SHARE)
+    """fractions of all steps after which the rate of `step` is multiplied by `gamma`"""
+    gamma: float = key(0.1, numbers=FRACTION)
+    """factor of `step` at each milestone"""
+    warmup: float = key(0.1, numbers=SHARE)
+    """fraction of all steps in which the learning rate rises"""
+    clip_grad_norm: float | Literal["auto"] = key("auto", numbers=COUNT_OR_ZERO)
+    """largest gradient norm; 0: no clipping; `auto`: 1 under SGD, else 0"""
+    nonfinite: Literal["stop", "skip"] = key("stop")
+    """at a loss or gradient that is not finite: end the run, or skip the step; either way the weights stay as they
+    were, and the error names the layer and time step where it arose"""
+    max_skips: int = key(10, numbers=COUNT)
+    """consecutive steps that `skip` leaves out before the run ends"""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = key("fp32")
+    """dtype of convolutions and activations (autocast); membranes and weights stay fp32; `auto`: bf16 where the
+    processor has instructions for it, else fp32, or fp16 on a GPU"""
+    sync_bn: bool = key(False)
+    """batch norm's statistics over all devices together; no effect on a single device"""
+    channels_last: bool = key(True)
+    """channels_last memory format for images and activations"""
+    compile: bool = key(False)
+    """compile the model with torch.compile"""
+    graph: bool | Literal["auto"] = key("auto")
+    """on a GPU, replay the whole step as a CUDA graph; `auto`: where its first step equals the eager one and takes
+    less time; no effect on a CPU, on several devices and in fp16"""
+    device: Literal["auto", "cpu", "cuda"] = key("auto")
+    """`auto`: a GPU if there is one"""
+    threads: int = key(0, numbers=Range(0, 4096))
+    """CPU threads per operation; 0: one for each processor that is free"""
+    log_every: int = key(10, numbers=COUNT)
+    """steps between rows of metrics.jsonl"""
+    eval_every: int = key(1, numbers=COUNT)
+    """epochs between evaluations"""
+    deterministic: bool = key(False)
+    """only algorithms that give the same bits in every run"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -637,13 +503,16 @@ class MonitorConfig(Table):
 
     path: ClassVar[str] = "monitor"
 
-    enabled: bool = key(True, "record gradient norms by layer and time step")
-    every: int = key(0, "steps between measurements; 0: at each logged step", COUNT_OR_ZERO)
-    tensorboard: bool = key(False, "also write TensorBoard event files")
-    wandb: Literal["off", "offline", "online"] = key(
-        "off", "also log to Weights & Biases; `offline`: in the run folder, for `wandb sync`"
-    )
-    wandb_project: str = key("spiketriton", "project of Weights & Biases")
+    enabled: bool = key(True)
+    """record gradient norms by layer and time step"""
+    every: int = key(0, numbers=COUNT_OR_ZERO)
+    """steps between measurements; 0: at each logged step"""
+    tensorboard: bool = key(False)
+    """also write TensorBoard event files"""
+    wandb: Literal["off", "offline", "online"] = key("off")
+    """also log to Weights & Biases; `offline`: in the run folder, for `wandb sync`"""
+    wandb_project: str = key("spiketriton")
+    """project of Weights & Biases"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -652,12 +521,10 @@ class CheckpointConfig(Table):
 
     path: ClassVar[str] = "checkpoint"
 
-    every: int = key(0, "steps between checkpoints; 0: at the end of each epoch", COUNT_OR_ZERO)
-    keep: int = key(
-        2,
-        "recent checkpoints to keep besides the best; with 1 there is no older one to fall back on",
-        COUNT,
-    )
+    every: int = key(0, numbers=COUNT_OR_ZERO)
+    """steps between checkpoints; 0: at the end of each epoch"""
+    keep: int = key(2, numbers=COUNT)
+    """recent checkpoints to keep besides the best; with 1 there is no older one to fall back on"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -666,9 +533,8 @@ class PluginsConfig(Table):
 
     path: ClassVar[str] = "plugins"
 
-    modules: tuple[str, ...] = key(
-        (), "Python modules, or files relative to the recipe, that register plugins"
-    )
+    modules: tuple[str, ...] = key(())
+    """Python modules, or files relative to the recipe, that register plugins"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -680,12 +546,10 @@ class Recipe(Table):
     """A whole run. `name`, the file's stem, is not a key. Equal recipes compare and hash equal."""
 
     name: str
-    seed: int = key(0, "seed of weights, data order and augmentation", Range(0, 2**63 - 1))
-    time_steps: int = key(
-        4,
-        "T, number of steps for which an image is shown, or of frames of a recording",
-        Range(1, 65_536),
-    )
+    seed: int = key(0, numbers=Range(0, 2**63 - 1))
+    """seed of weights, data order and augmentation"""
+    time_steps: int = key(4, numbers=Range(1, 65_536))
+    """T, number of steps for which an image is shown, or of frames of a recording"""
     data: DataConfig
     model: ModelConfig
     neuron: NeuronConfig = dataclasses.field(default_factory=NeuronConfig)
@@ -838,6 +702,11 @@ class Spec:
         return None if self.required else self.field.default
 
     @property
+    def doc(self) -> str:
+        """Its explanation: that of `key`, or the docstring below the field."""
+        return self.field.metadata["doc"] or _docstrings(self.table).get(self.field.name, "")
+
+    @property
     def accepted(self) -> str:
         """What is accepted, in words, for errors and for docs/recipes.md."""
         return self._accepts(self.words)
@@ -860,6 +729,21 @@ class Spec:
         near = difflib.get_close_matches(short(value) if isinstance(value, str) else "", words)
         tip = f'did you mean "{near[0]}"? ' if near else ""
         raise UserError(f"{self.dotted} = {shown(value)}: {tip}accepted: {self._accepts(words)}")
+
+
+@cache
+def _docstrings(table: type[Table]) -> dict[str, str]:
+    """The docstrings below the fields of a table, in one line; Python itself drops them."""
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(table))).body
+    assert isinstance(definition, ast.ClassDef)
+    return {
+        field.target.id: " ".join(str(below.value.value).split())
+        for field, below in itertools.pairwise(definition.body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(below, ast.Expr)
+        and isinstance(below.value, ast.Constant)
+    }
 
 
 def _stored(kind: Any, value: Any, numbers: Range) -> Any:

@@ -44,7 +44,7 @@ def _key(spec: Spec) -> dict[str, Any]:
     accepted += [_kind(kind, spec.field.metadata["numbers"]) for kind in spec.kinds]
     if spec.dotted in parts.KIND_OF:  # a part of one's own
         accepted.append(TEXT)
-    said: dict[str, Any] = {"description": spec.field.metadata["doc"]}
+    said: dict[str, Any] = {"description": spec.doc}
     if not spec.required and not isinstance(spec.default, Arguments):
         said["default"] = spec.default
     return said | (accepted[0] if len(accepted) == 1 else {"anyOf": accepted})

@@ -17,7 +17,8 @@ __version__ = "3.1"
 @dataclass(frozen=True, kw_only=True)
 class Keys(PartOptions):
     hidden: int = key(16, "hidden neurons", Range(1, 64))
-    share: float = key(0.5, "a share of something", Range(0, 1))
+    share: float = key(0.5, numbers=Range(0, 1))
+    "a share of something"
 @model("my_net", options=Keys)
 def my_net(recipe, parts, *, classes, channels, image_size):
     return recipe.model.options.hidden
@@ -176,6 +177,7 @@ def test_the_page_of_keys_has_a_place_for_parts(folder, capsys):
     page = capsys.readouterr().out
     assert "## `[model.my_net]`" in page
     assert "| `model.my_net.hidden` | `16` | an integer from 1 to 64 | hidden neurons |" in page
+    assert "| `model.my_net.share` | `0.5` | a number from 0 to 1 | a share of something |" in page
     print_page([])
     assert page.startswith(capsys.readouterr().out)
     refused(["no such file"], print_page, ["nowhere.py"])

@@ -89,7 +89,7 @@ def test_recipes_are_frozen_hash_and_compare():
 
 def test_every_key_is_explained_and_accepts_its_default():
     for dotted, spec in KEYS.items():
-        assert len(spec.field.metadata["doc"]) > 5, dotted
+        assert len(spec.doc) > 5, dotted
         if not spec.required:
             assert spec.check(spec.default) == spec.default
 
