@@ -3,8 +3,10 @@
 from tests.small_data import make_imagenette, make_cifar100, accept_checksums
 """
 
+import contextlib
 import gzip
 import hashlib
+import itertools
 import pickle
 import struct
 import tarfile
@@ -19,7 +21,7 @@ from PIL import Image
 from torchvision import datasets
 
 from spiketriton.config import Recipe, recipe_from_toml
-from spiketriton.data import build_data
+from spiketriton.data import Data, build_data
 from spiketriton.errors import UserError
 
 WNIDS = sorted(datasets.Imagenette._WNID_TO_CLASS)
@@ -142,12 +144,24 @@ def make_fashion_mnist(folder: Path, n: int = 40, *, zipped: bool = True) -> Pat
     return folder
 
 
-def all_of(
-    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
-) -> tuple[torch.Tensor, torch.Tensor]:
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+def all_of(batches: Iterable[Batch]) -> Batch:
     """All images and all labels of some batches."""
     images, labels = zip(*batches, strict=True)
     return torch.cat(images), torch.cat(labels)
+
+
+def take(data: Data, count: int, step: int = 0) -> list[Batch]:
+    """The first training batches from a step on."""
+    with contextlib.closing(data.train.from_step(step)) as stream:
+        return list(itertools.islice(stream, count))
+
+
+def same(ours: Sequence[Batch], theirs: Sequence[Batch]) -> bool:
+    pairs = zip(ours, theirs, strict=True)
+    return all(torch.equal(a, b) for pair in pairs for a, b in zip(*pair, strict=True))
 
 
 def mistake(recipe: Recipe, **kwargs: int) -> str:

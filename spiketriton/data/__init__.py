@@ -36,7 +36,6 @@ from spiketriton.data.stream import (
     subset,
 )
 from spiketriton.data.transforms import (
-    NO_AUGMENTATION,
     ArrayTransform,
     Augmentation,
     PhotoTransform,
@@ -208,7 +207,7 @@ def _source(config: DataConfig, steps: int) -> Source:
 def given_images(images: Any, facts: Facts, batch_size: int) -> TestSet:
     """Images of one's own as batches, prepared as the test images of `facts` are; see `GivenSplit`."""
     split = given_frames(images, facts) if facts.frames else GivenSplit(images, facts)
-    changes = Moves() if facts.frames else NO_AUGMENTATION
+    changes = Moves() if facts.frames else Augmentation("none")
     return TestSet(
         dataset=Batches(split, _transform(facts, changes)),
         members=np.arange(len(split)),

@@ -92,9 +92,6 @@ class Augmentation:
         )
 
 
-NO_AUGMENTATION = Augmentation("none")
-
-
 @dataclass(eq=False)
 class _Transform(Transform):
     """What all transforms of images share: floats of `size` x `size`, normalised, with boxes erased."""

@@ -1,8 +1,6 @@
 """build_data: what a recipe asks of its data, checked before any image is read."""
 
-import contextlib
 from dataclasses import replace
-from itertools import islice
 
 import numpy as np
 import pytest
@@ -12,7 +10,7 @@ from spiketriton.config.parts import PARTS
 from spiketriton.data import build_data, sources
 from spiketriton.data.sources import Source
 from spiketriton.data.splits import ArraySplit
-from tests.small_data import all_of, data_recipe, make_class_tree, mentions, mistake
+from tests.small_data import all_of, data_recipe, make_class_tree, mentions, mistake, take
 
 
 @pytest.mark.parametrize(
@@ -143,9 +141,9 @@ def test_an_augmentation_of_ones_own_depends_on_image_and_epoch_alone(monkeypatc
     stand_in(monkeypatch, "digits", lambda config: made)
 
     def batches(step: int, count: int, **more: str):
-        stream = build_data(data_recipe("digits", **more)).train.from_step(step)
-        with contextlib.closing(stream):
-            return [images for images, _ in islice(stream, count)]
+        return [
+            images for images, _ in take(build_data(data_recipe("digits", **more)), count, step)
+        ]
 
     before = torch.get_rng_state()
     all_steps = batches(0, 10)  # two epochs

@@ -1,14 +1,12 @@
 """mixup and CutMix: pixel for pixel, and a batch stays a function of (seed, step)."""
 
-from itertools import islice
-
 import numpy as np
 import pytest
 import torch
 
 from spiketriton.data import build_data
 from spiketriton.data.mixing import Mixing, boxes
-from tests.small_data import data_recipe, mentions, mistake
+from tests.small_data import all_of, data_recipe, mentions, mistake, same, take
 
 
 def images_and_labels(b: int = 6, size: tuple[int, int] = (8, 10)):
@@ -77,42 +75,29 @@ KNOWN = [
 ]
 
 
-def take(train: str, count: int, step: int, data: str = "", **ranks):
-    recipe = data_recipe("digits", data=data, train=f"batch_size = 16\n{train}")
-    stream = build_data(recipe, **ranks).train.from_step(step)
-    batches = list(islice(stream, count))
-    stream.close()
-    return batches
-
-
-def joined(batches):
-    return tuple(torch.cat(part) for part in zip(*batches, strict=True))
-
-
-def same(one, two):
-    return all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
-
-
 @pytest.mark.parametrize("mixes", ["mixup = 0.4", "mixup = 0.2\ncutmix = 1"])
 def test_a_batch_is_the_same_on_ranks_in_parts_with_workers_and_after_a_stop(mixes):
-    whole = take(mixes, 2, step=88)  # the last of an epoch of 89 steps, and the first of the next
+    def two(more="", count=2, step=88, data="", **ranks):
+        """The last step of an epoch of 89, and the first of the next."""
+        recipe = data_recipe("digits", data=data, train=f"batch_size = 16\n{mixes}\n{more}")
+        return take(build_data(recipe, **ranks), count, step)
+
+    whole = two()
     for _, probabilities in whole:
         torch.testing.assert_close(probabilities.sum(1), torch.ones(16))
-    assert same(whole[1], take(mixes, 1, step=89)[0])
-    parts = take(f"{mixes}\naccumulate = 4", 8, step=88)
-    ranks = [take(mixes, 2, step=88, rank=rank, world_size=2) for rank in range(2)]
-    workers = take(mixes, 2, step=88, data="workers = 1")
-    for at in range(2):
-        assert same(whole[at], joined(parts[4 * at : 4 * at + 4]))
-        assert same(whole[at], joined([of[at] for of in ranks]))
-        assert same(whole[at], workers[at])
+    assert same(whole[1:], two(count=1, step=89))
+    assert same(whole, two(data="workers = 1"))
+    parts = two("accumulate = 4", count=8)
+    assert same(whole, [all_of(parts[:4]), all_of(parts[4:])])
+    ranks = zip(*(two(rank=rank, world_size=2) for rank in range(2)), strict=True)
+    assert same(whole, [all_of(step) for step in ranks])
 
 
 def test_tests_are_not_mixed():
     data = build_data(data_recipe("digits", data="validation = 0.1", train="mixup = 1"))
     plain = build_data(data_recipe("digits", data="validation = 0.1"))
     for mixed, ours in ((data.test, plain.test), (data.validation, plain.validation)):
-        assert same(next(iter(mixed)), next(iter(ours)))
+        assert same([next(iter(mixed))], [next(iter(ours))])
 
 
 @pytest.mark.parametrize(

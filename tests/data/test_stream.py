@@ -16,7 +16,7 @@ from spiketriton.data import build_data
 from spiketriton.data.counter_rng import mix
 from spiketriton.data.stream import _leave_signals_to_the_parent, auto_workers, subset
 from tests.processes import done
-from tests.small_data import data_recipe, make_class_tree, make_fashion_mnist
+from tests.small_data import all_of, data_recipe, make_class_tree, make_fashion_mnist, same, take
 
 
 @pytest.fixture(scope="module", params=["fashion_mnist", "imagefolder"])
@@ -37,27 +37,6 @@ def make(request, tmp_path_factory):
     return build
 
 
-def take(data, count, step=0):
-    stream = data.train.from_step(step)
-    batches = list(islice(stream, count))
-    stream.close()
-    return batches
-
-
-def same(ours, theirs):
-    assert len(ours) == len(theirs)
-    return all(
-        torch.equal(a, b)
-        for one, two in zip(ours, theirs, strict=True)
-        for a, b in zip(one, two, strict=True)
-    )
-
-
-def together(parts):
-    """A batch of several."""
-    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
-
-
 def test_a_batch_is_the_same_with_workers_from_any_start_and_in_micro_batches(make):
     alone = take(make(), 12)  # 5 steps an epoch
     assert same(alone, take(make(data='augment = "strong"\nworkers = 2'), 12))
@@ -65,7 +44,7 @@ def test_a_batch_is_the_same_with_workers_from_any_start_and_in_micro_batches(ma
         assert same(alone[step:], take(make(), 12 - step, step=step))
     micro = take(make(train="accumulate = 2"), 14)
     assert {len(images) for images, _ in micro} == {2}
-    assert same(alone[:7], [together(pair) for pair in zip(micro[::2], micro[1::2], strict=True)])
+    assert same(alone[:7], [all_of(pair) for pair in zip(micro[::2], micro[1::2], strict=True)])
     # a start counts optimizer steps, not micro-batches
     assert same(micro[6:], take(make(train="accumulate = 2"), 8, step=3))
 
@@ -73,7 +52,7 @@ def test_a_batch_is_the_same_with_workers_from_any_start_and_in_micro_batches(ma
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_ranks_share_the_global_batch_in_order(make, world_size):
     ranks = [take(make(rank=r, world_size=world_size), 7) for r in range(world_size)]
-    assert same(take(make(), 7), [together(step) for step in zip(*ranks, strict=True)])
+    assert same(take(make(), 7), [all_of(step) for step in zip(*ranks, strict=True)])
 
 
 @pytest.mark.parametrize("seed", [0, 5])
