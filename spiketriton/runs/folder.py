@@ -295,14 +295,6 @@ class RunFolder:
         """The last step that a row tells of; 0 without rows."""
         return max((row["step"] for row in self.metrics.read()), default=0)
 
-    def reached_lengths(self) -> dict[str, float]:
-        """How far the rows come, by the keys that set how long a run is."""
-        rows = self.metrics.read()
-        last = {
-            column: max((row[column] for row in rows), default=0) for column in ("epoch", "step")
-        }
-        return dict(zip(LENGTHS, last.values(), strict=True))
-
     def again(self) -> list[str]:
         return [str(self.recipe), "--run-dir", str(_unused(self.path))]
 
@@ -374,7 +366,7 @@ class Request:
         refuse_another_recipe(given, begun)
         if self.extend is None:
             return given
-        longer = extended(given.train, self.extend, folder.reached_lengths())
+        longer = extended(given.train, self.extend, folder.metrics.read())
         return replace(given, values=longer)
 
     def find_run(self) -> tuple[Recipe, RunFolder]:

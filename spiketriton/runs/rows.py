@@ -137,7 +137,8 @@ class Rows(Lines):
         self.kinds = kinds
 
     def append(self, rows: Iterable[Row]) -> None:
-        self.add("".join(json_text(_rounded(row), indent=None) for row in rows))
+        rounded = ({key: _rounded(value) for key, value in row.items()} for row in rows)
+        self.add("".join(json_text(row, indent=None) for row in rounded))
 
     def read(self) -> list[Row]:
         """All rows but a last line that was cut short. UserError: another line is damaged."""
@@ -175,11 +176,8 @@ class NoRows(Rows):
         pass
 
 
-def _rounded(row: Row) -> Row:
-    return {
-        key: float(f"{value:.7g}") if isinstance(value, float) else value
-        for key, value in row.items()
-    }
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.7g}") if isinstance(value, float) else value
 
 
 def _write_or_leave(file: FileIO, content: bytes) -> None:

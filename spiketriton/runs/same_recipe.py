@@ -1,11 +1,12 @@
 """Whether a run may go on with a recipe: the keys that may change between its sessions, and how it is extended."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from spiketriton.config import Recipe, TrainConfig
 from spiketriton.errors import UserError
+from spiketriton.runs.rows import Row
 
 # what moves a run and changes no weight
 MOVABLE = (
@@ -28,7 +29,7 @@ MOVABLE = (
 COMPUTED = ("model.memory", "model.checkpoint_blocks", "train.log_every")
 MICRO_BATCHES = ("train.micro_batch", "train.accumulate")
 RESUMABLE = (*MOVABLE, *COMPUTED, *MICRO_BATCHES)
-LENGTHS = {"train.epochs": "epochs", "train.max_steps": "steps"}  # --extend: keys and units
+LENGTHS = {"train.epochs": "epoch", "train.max_steps": "step"}  # --extend: keys and columns of rows
 
 
 def lengths(train: TrainConfig) -> dict[str, int]:
@@ -36,11 +37,11 @@ def lengths(train: TrainConfig) -> dict[str, int]:
     return {"train.epochs": train.epochs, "train.max_steps": train.max_steps}
 
 
-def extended(train: TrainConfig, wanted: int | str, reached: Mapping[str, float]) -> dict[str, int]:
+def extended(train: TrainConfig, wanted: int | str, rows: Iterable[Row]) -> dict[str, int]:
     """The key that makes a recipe longer, with its value: `wanted` is a number of epochs, or as "train.max_steps=400".
 
-    reached: by key, how far the run has come. An extension that was cut short may be asked for again.
-    UserError: it is not longer, or has no effect.
+    rows: of the run so far. An extension that was cut short may be asked for again. UserError: it is not longer, or
+    has no effect.
     """
     key, _, number = str(wanted).rpartition("=")
     key, before = key or "train.epochs", lengths(train)
@@ -53,9 +54,10 @@ def extended(train: TrainConfig, wanted: int | str, reached: Mapping[str, float]
         raise UserError(
             f"extend {wanted} has no effect on a run that ends by {ends} = {before[ends]}; accepted: {ends}=N"
         )
-    if int(number) < before[key] or reached[key] >= int(number):
+    reached = max((row[LENGTHS[key]] for row in rows), default=0)
+    if int(number) < before[key] or reached >= int(number):
         raise UserError(
-            f"extend {wanted}: the run has {before[key]} {LENGTHS[key]} already; accepted: more, counted from its "
+            f"extend {wanted}: the run has {before[key]} {LENGTHS[key]}s already; accepted: more, counted from its "
             "beginning"
         )
     return {key: int(number)}
@@ -71,7 +73,7 @@ class Extension:
 
     @property
     def unit(self) -> str:
-        return LENGTHS[self.key]
+        return f"{LENGTHS[self.key]}s"
 
 
 def extension(given: TrainConfig, trained: TrainConfig) -> Extension | None:
