@@ -1,7 +1,6 @@
 """`convert`: the run folder that it writes, and the mistakes that it names."""
 
 import pytest
-import torch
 
 from spiketriton.convert import main
 from spiketriton.errors import UserError
@@ -36,28 +35,6 @@ def test_the_result_is_a_run(converted, tmp_path, monkeypatch, capsys):
     assert one.macs_per_step == 0
     assert not one.leaky
     assert one.synaptic_operations[-1] > one.synaptic_operations[0] > 0
-
-
-def test_a_long_window_runs_in_chunks_of_the_whole(converted):
-    run = load_run(converted / "net")
-    images = run.to_device(next(iter(run.data.test))[0])
-    lengths = []
-
-    def length(_, inputs):
-        if (
-            len(inputs[0]) > 2
-        ):  # before that, two images try the graph, and the window whole and in chunks
-            lengths.append(inputs[1])
-
-    run.model.register_forward_pre_hook(length)
-    evaluate(run, steps=70)
-    assert sum(lengths) >= 70
-    assert max(lengths) <= 16
-    with torch.inference_mode():
-        whole = run.model(images, 21)
-        run.model.set_stateful()
-        parts = [run.model(images, k) for k in (1, 16, 4)]
-    assert torch.equal(torch.cat(parts), whole)
 
 
 def test_mistakes_are_named(converted, tmp_path):

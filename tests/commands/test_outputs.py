@@ -55,15 +55,6 @@ def test_a_file_of_another_run_or_of_the_user_stays(command, two, tmp_path):
     assert target.read_text() == "mine"
 
 
-def test_a_run_is_not_overwritten_by_its_own_export(two):
-    recipe = Path(two[0]) / "recipe.toml"
-    before = recipe.read_bytes()
-    for command in ("report", "safetensors"):
-        with pytest.raises(UserError, match=FOREIGN):
-            written(command, two[0], recipe)
-    assert recipe.read_bytes() == before
-
-
 def test_the_commands_own_places_are_replaced(two, capsys):
     for _ in range(2):
         evaluate.main([two[1], "--json"])
