@@ -367,14 +367,9 @@ NUMBER = r"(\d[\d.e+-]*)x"
 def test_no_sentence_contradicts_its_numbers(seed):
     """Every word is recomputed from the numbers that stand beside it in the same sentence."""
     rng = np.random.default_rng(seed)
-    layers, steps = int(rng.integers(1, 7)), int(rng.integers(1, 5))
-    shape = (layers, steps)
-
-    def slopes(scale: float) -> np.ndarray:
-        depth = rng.normal() * scale * np.arange(layers)[:, None]
-        return depth + rng.normal() * 0.5 * scale * np.arange(steps)
-
-    grads = np.exp(slopes(rng.choice([0.1, 2, 8])))
+    layers, steps = shape = int(rng.integers(1, 7)), int(rng.integers(1, 5))
+    depth, time = rng.normal(size=2) * rng.choice([0.1, 2, 8])
+    grads = np.exp(depth * np.arange(layers)[:, None] + 0.5 * time * np.arange(steps))
     if rng.random() < 0.2:
         grads[int(rng.integers(layers))] = 0
     nonfinite = np.zeros(shape)

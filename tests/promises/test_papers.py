@@ -164,7 +164,7 @@ def test_ms_resnet_halves_in_its_first_block_and_norms_start_at_the_threshold():
 
 @pytest.mark.parametrize(("name", "classes"), [(CLIF[0], 10), (CLIF[1], 100)])
 def test_the_preact_resnet_takes_statistics_of_each_step(name, classes):
-    """tests/models/test_blocks.py holds the network against one that is called step by step."""
+    """tests/models/test_blocks.py holds the block against its equation, tests/neurons/test_norm.py the norm."""
     model = build_model(load_recipe(name), classes=classes, channels=3, image_size=32)
     assert {type(block) for _, block in model.blocks()} == {PreActBlock}
     assert [m.each_step for m in model.modules() if isinstance(m, Norm)] == [True] * 17
