@@ -128,14 +128,28 @@ class PlainBlock(Block):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        current, shortcut, straight = self.last_current(x), x, self.straight_through
+        current, shortcut = self.last_current(x), x
+        around = self.straight_through and torch.is_grad_enabled()
         if self.downsample is not None:  # a current, not spikes: it has no value behind the neuron
             conv, norm = self.downsample
-            shortcut, straight = norm(folded(conv, x)), False
+            shortcut, around = norm(folded(conv, x)), False
         _, norm, neuron = self.stages()[-1]
-        return norm_neuron(
-            norm, neuron, current, shortcut, straight_through=straight, kept=self.kept(current)
-        )
+        shortcut = shortcut.detach() if around else shortcut
+        spikes = norm_neuron(norm, neuron, current, shortcut, kept=self.kept(current))
+        return mark_spikes(_StraightThrough.apply(spikes, x)) if around else spikes
+
+
+class _StraightThrough(torch.autograd.Function):
+    """The first of two tensors of one shape; the gradient goes to both as it is."""
+
+    @staticmethod
+    def forward(ctx, out, around):
+        ctx.dtype = around.dtype
+        return out.view_as(out)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, grad.to(ctx.dtype)
 
 
 class SEWBlock(Block):

@@ -24,20 +24,12 @@ def norm_neuron(
     y: Tensor,
     residual: Tensor | None = None,
     spike_add: Tensor | None = None,
-    straight_through: bool = False,
     kept: Tensor | None = None,
 ) -> Tensor:
-    """`neuron(norm(y) + residual) + spike_add`, all [T, B, C, ...].
+    """`neuron(norm(y) + residual) + spike_add`, all [T, B, C, ...]: one fused operation or several.
 
     `kept` (see `kept_paths`) multiplies the branch: what the norm gives where there is a residual, else the spikes.
-
-    One fused operation or several, which agree up to rounding. `straight_through`: the gradient of
-    the residual is the output's, as if the residual had been added behind the neuron.
     """
-    if straight_through and residual is not None and torch.is_grad_enabled():
-        spikes = norm_neuron(norm, neuron, y, residual.detach(), spike_add, kept=kept)
-        out = _StraightThrough.apply(spikes, residual)
-        return out if spike_add is not None else mark_spikes(out)
     if kept is None and gives_current(norm, neuron):
         assert isinstance(neuron, SpikingNeuron)
         out = neuron.fused_norm(y, norm, residual, spike_add)
@@ -58,19 +50,6 @@ def kept_paths(x: Tensor, drop: float) -> Tensor:
     """
     kept = torch.empty(1, x.shape[1], *[1] * (x.ndim - 2), device=x.device, dtype=x.dtype)
     return kept.bernoulli_(1 - drop).div_(1 - drop)
-
-
-class _StraightThrough(torch.autograd.Function):
-    """The first of two tensors of one shape; the gradient goes to both as it is."""
-
-    @staticmethod
-    def forward(ctx, out, around):
-        ctx.dtype = around.dtype
-        return out.view_as(out)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad, grad.to(ctx.dtype)
 
 
 def gives_current(norm: nn.Module, neuron: nn.Module | None) -> TypeGuard[Norm]:
