@@ -42,9 +42,9 @@ def checked(config: DataConfig, source: Source) -> tuple[Source, tuple[str, ...]
     skipped: list[str] = []
     start = 0
     for name, split in files.items():
-        mine = {at: why for at, why in enumerate(whys[start : start + len(split)]) if why}
-        kept[name], start = split.without(list(mine)), start + len(split)
-        skipped += list(mine.values())
+        mine, start = whys[start : start + len(split)], start + len(split)
+        kept[name] = split.only([not why for why in mine])
+        skipped += filter(None, mine)
         _refuse_empty(config, name, split, kept[name], skipped)
     if skipped and config.broken == "stop":
         raise UserError(
@@ -98,7 +98,7 @@ class _Known:
     """The files that were checked, by key: uint64 of path, size and time of change."""
 
     whole: np.ndarray
-    broken: dict[int, str]
+    broken: dict[int, str]  # and why
 
     @classmethod
     def read(cls, path: Path) -> "_Known":
@@ -155,14 +155,12 @@ def _check(
     new = np.flatnonzero(known.lacks(keys))
     chunks = _chunks([files[at] for at in new.tolist()])
     processes = min(workers_of(config), len(chunks)) if len(chunks) > 2 else 0
-    if processes > 1:
+    if processes:
         say(
             f"{config.name}: {len(new):,} image files are checked once (data.check = {config.check})"
         )
     work = partial(_whys, pixels=config.check == "full")
-    answers = in_processes(
-        work, chunks, f"images of {config.name}", processes if processes > 1 else 0
-    )
+    answers = in_processes(work, chunks, f"images of {config.name}", processes)
     whys = [why for answer in answers for why in answer]
     broken = np.array(whys, bool)
     known.broken |= {int(keys[at]): why for at, why in zip(new, whys, strict=True) if why}

@@ -109,11 +109,10 @@ class FileSplit:
     def class_of(self, index: int) -> str:
         return self.classes[int(self.labels[index])]
 
-    def without(self, indices: Sequence[int]) -> "FileSplit":
-        """The other files."""
-        kept = np.setdiff1d(np.arange(len(self)), indices)
-        rest = copy.copy(self)
-        rest.paths, rest.labels = self.paths[kept], self.labels[torch.from_numpy(kept)]
+    def only(self, chosen: Sequence[bool]) -> "FileSplit":
+        """The files of a mask."""
+        mask, rest = np.array(chosen, bool), copy.copy(self)
+        rest.paths, rest.labels = self.paths[mask], self.labels[torch.from_numpy(mask)]
         return rest
 
     def read(self, indices: np.ndarray) -> Iterator["Photo"]:

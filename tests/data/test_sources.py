@@ -178,24 +178,19 @@ def test_synthetic_says_so_and_its_images_are_these_for_ever():
 
 
 def test_folders_that_are_no_data_set_are_named(tmp_path):
-    folder = make_imagenette(tmp_path)
-    stranger, empty = folder / "train" / "n00000000", folder / "val" / WNIDS[2]
-
     def says(*words, name="imagenette"):
         mentions(mistake(data_recipe(name, tmp_path, data='check = "off"')), *words)
 
-    stranger.mkdir()
-    says(folder / "train", "n00000000")  # without images
-    (folder / "val" / WNIDS[3]).rename(folder / "val" / "n00000000")
-    (folder / "train" / WNIDS[3]).rename(folder / "train" / "other")
-    stranger.rmdir()
-    (folder / "train" / "other").rename(stranger)
-    says(folder / "train", "n00000000", "not one of Imagenette's ten classes")
-    for path in empty.iterdir():
+    folder = make_imagenette(tmp_path)
+    train, val = folder / "train", folder / "val"
+    for split in (train, val):
+        (split / WNIDS[3]).rename(split / "n00000000")
+    says(train, "n00000000", "not one of Imagenette's ten classes")
+    for path in (val / WNIDS[2]).iterdir():
         path.unlink()
-    says(folder / "val", WNIDS[2])
-    (folder / "val").rename(folder / "test")
-    says(folder / "val", "No such file")
+    says(val, WNIDS[2])
+    val.rename(tmp_path / "elsewhere")
+    says(val, "No such file")
     make_class_tree(tmp_path, ("train",), ("ape", "bee", "cat"), 1)
     make_class_tree(tmp_path, ("val",), ("ape", "bee", "dog"), 1)
     says("only in train: cat", "only in val: dog", name="imagefolder")
