@@ -122,9 +122,11 @@ class Session:
     def measure(self, section: str, cases: Sequence[Case]) -> None:
         """How long the contenders of each case take (`memory`: how much memory)."""
         for case in cases:
+            if self.late:
+                self.add(section, [case.spec | LATE])
+                continue
             self.begin(f"{section} {short(case.spec)}")
-            late = self.late
-            self.add(section, [case.spec | LATE] if late else self._case(case, section == "memory"))
+            self.add(section, self._case(case, section == "memory"))
 
     def _case(self, case: Case, weighs: bool) -> list[Row]:
         works: dict[str, Work] = {}

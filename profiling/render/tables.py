@@ -54,13 +54,13 @@ class Grid:
 # ---- words
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    """This many significant digits, without an exponent; thousands grouped."""
+def number(value: float | None) -> str:
+    """Three significant digits, without an exponent; thousands grouped."""
     if value is None or not math.isfinite(value):
         return BLANK
     if value == 0:
         return "0"
-    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    places = max(0, 2 - math.floor(math.log10(abs(value))))
     return f"{round(value, places):,.{places}f}"
 
 
@@ -99,17 +99,13 @@ def faster(row: Row, group: list[Row]) -> str:
     return BLANK if row["contender"] in ("copy", FLOOR, TWIN) else times(times_ours(group, row))
 
 
-def mebibytes(row: Row, group: list[Row]) -> str:
-    return f"{row['peak_bytes'] / 2**20:,.1f}" if "peak_bytes" in row else row["status"]
+def mebibytes(count: float | None) -> str:
+    return f"{count / 2**20:,.1f}" if count else BLANK
 
 
 def of_ours(row: Row, group: list[Row]) -> str:
     peak, ours = row.get("peak_bytes"), find(group, OURS).get("peak_bytes")
     return times(peak / ours if peak and ours else None)
-
-
-def cost(row: Row, group: list[Row]) -> str:
-    return "{} ({} to {})".format(*(percent(row[k]) for k in ("cost", "cost_p20", "cost_p80")))
 
 
 def setting(row: Row) -> str:
@@ -156,8 +152,8 @@ def where(row: Row) -> str:
 NAME = key("contender", str)
 OPERATION: dict[str, Cell] = {
     "contender": lambda row, group: row["contender"] + mark(row),
-    "peak MiB": mebibytes,
-    "saved for backward MiB": key("saved_bytes", lambda n: f"{n / 2**20:,.1f}" if n else BLANK),
+    "peak MiB": key("peak_bytes", mebibytes),
+    "saved for backward MiB": key("saved_bytes", mebibytes),
     "peak B/element": key("peak_per_element"),
     "saved B/element": key("saved_per_element"),
 }
@@ -201,7 +197,8 @@ LAYOUTS: list[tuple[str, str, str, dict[str, Cell]]] = [
         "recipe": lambda row, group: "{recipe} (T={T}, batch {batch})".format(**row),
         "off, ms": lambda row, group: number(find(group, OFF).get("median_ms")),
         "measuring, ms": key("median_ms"),
-        "cost (20-80 %)": cost,
+        "cost (20-80 %)": lambda row, group:
+            "{} ({} to {})".format(*(percent(row[k]) for k in ("cost", "cost_p20", "cost_p80"))),
         "in training": lambda row, group:
             f"{percent(row['cost_in_training'])} (every {row['measures_every']} steps)",
     }),

@@ -48,7 +48,7 @@ class HostTime(Case):
     def contenders(self, options: Options) -> list[Contender]:
         unit = Arena(self.unit, options.device)
         alone = Arena(replace(self.unit, op="lif"), options.device)
-        found = [Contender(REFERENCE, lambda: Reference(unit, batch_norm_relu))]
+        found = [Contender(REFERENCE, lambda: Unchecked(unit, batch_norm_relu))]
         for kind, by in (Layer, ""), (Launched, LAUNCHER):
             if not by or launcher.available(options.device):
                 found += [
@@ -95,8 +95,8 @@ class Layer(Operation):
         return time.process_time() - begin
 
 
-class Reference(Layer):
-    """Computes something else, and needs no check."""
+class Unchecked(Layer):
+    """Computes something else than a neuron."""
 
     def check(self) -> Row:
         return {"status": Status.OK}

@@ -99,7 +99,7 @@ class KernelCase(Case):
 
         def peer(variant: Variant) -> Operation:
             module = variant.make(self.neuron())
-            module = behind_norm(arena, compiled(module) if variant.compiled else module)
+            module = BehindNorm(arena, compiled(module) if variant.compiled else module)
             return Operation(arena, module, variant.surrogate, variant.unequal)
 
         everyone = [
@@ -109,7 +109,7 @@ class KernelCase(Case):
             contender("eager", lambda: Fused(arena, definition)),
         ]
         if not alone:
-            apart = lambda: BatchNormThen(arena, compiled(Reference(self.neuron())))  # noqa: E731
+            apart = lambda: BehindNorm(arena, compiled(Reference(self.neuron())))  # noqa: E731
             everyone.append(contender(f"{BATCH_NORM}torch.compile", apart))
         given, prefix = (self.neuron(), arena.device, arena.dtype), "" if alone else BATCH_NORM
         return everyone + peers.contenders(options.peers, *given, peer, prefix)
@@ -149,10 +149,10 @@ class Arena:
         self.training = case.mode == "training"
         self.elements = case.T * math.prod(case.shape)
         self.draws = torch.Generator(device).manual_seed(0)
-        self.norm = nn.BatchNorm2d(case.shape[1], device=device)
-        with torch.no_grad():  # currents about as wide as the threshold is high
-            self.norm.weight.uniform_(0.5, 1.5, generator=self.draws)
-            self.norm.bias.uniform_(0.0, 0.5, generator=self.draws)
+        self.norm = None if case.op == "lif" else nn.BatchNorm2d(case.shape[1], device=device)
+        if self.norm is not None:  # currents about as wide as the threshold is high
+            nn.init.uniform_(self.norm.weight, 0.5, 1.5, generator=self.draws)
+            nn.init.uniform_(self.norm.bias, 0.0, 0.5, generator=self.draws)
         self.truth, self.allowed = cache(self._truth), cache(self._allowed)
 
     @cached_property
@@ -192,7 +192,7 @@ class Arena:
         return self.case.op != "lif" and self.case.dtype == "fp32"
 
     def definition(self, surrogate: Surrogate = ATAN) -> Operation:
-        return Operation(self, behind_norm(self, Reference(self.case.neuron(surrogate))), surrogate)
+        return Operation(self, BehindNorm(self, Reference(self.case.neuron(surrogate))), surrogate)
 
     def _truth(self, surrogate: Surrogate) -> tuple[Tensor, list[Tensor]]:
         """Spikes and gradients of the definition, computed once for each surrogate."""
@@ -226,32 +226,27 @@ class Fused(nn.Module):
     def __init__(self, arena: Arena, function: Callable[..., Tensor]) -> None:
         super().__init__()
         self.options, self.function = arena.case.neuron().neuron_arguments(), function
-        self.norm = None if arena.case.op == "lif" else copy.deepcopy(arena.norm)
+        self.norm = copy.deepcopy(arena.norm)
 
     def forward(self, y: Tensor, residual: Tensor | None = None) -> Tensor:
-        norm = self.norm
-        if norm is None:
+        if (norm := self.norm) is None:
             return self.function(y, **self.options)
         given = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
         own = dict(training=norm.training, residual=residual)
         return self.function(y, *given, **own, **self.options)
 
 
-class BatchNormThen(nn.Module):
-    """torch.nn.BatchNorm2d on the folded currents, the residual, and some neuron."""
+class BehindNorm(nn.Module):
+    """A neuron alone; in front of it, where the case has them, torch.nn.BatchNorm2d and the sum with the residual."""
 
     def __init__(self, arena: Arena, neuron: nn.Module) -> None:
         super().__init__()
         self.norm, self.neuron = copy.deepcopy(arena.norm), neuron
 
     def forward(self, y: Tensor, residual: Tensor | None = None) -> Tensor:
-        current = self.norm(y.flatten(0, 1)).unflatten(0, y.shape[:2])
-        return self.neuron(current if residual is None else current + residual)
-
-
-def behind_norm(arena: Arena, neuron: nn.Module) -> nn.Module:
-    """A neuron alone, with torch's batch norm in front where the case has one."""
-    return neuron if arena.case.op == "lif" else BatchNormThen(arena, neuron)
+        if self.norm is not None:
+            y = self.norm(y.flatten(0, 1)).unflatten(0, y.shape[:2])
+        return self.neuron(y if residual is None else y + residual)
 
 
 def compiled(module: nn.Module) -> nn.Module:
