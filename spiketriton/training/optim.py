@@ -126,7 +126,7 @@ def build_optimizer(cfg: TrainConfig, model: nn.Module, lr: float) -> Optimizer:
     adamw = AdamW(groups, lr=lr, eps=cfg.eps, fused=True)
     for p in trained:
         moments = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
-        adamw.state[p] = {"step": torch.zeros((), device=p.device), **moments}
+        adamw.state[p] = {"step": torch.zeros((), device=p.device, dtype=torch.float32), **moments}
     return adamw
 
 
