@@ -42,11 +42,6 @@ log_every = 4
 threads = 1
 """
 
-DIVERGING = (
-    *("train.optimizer=sgd", "train.lr=1e3", "train.clip_grad_norm=0"),
-    *("model.norm=none", "neuron.kind=relu"),
-)
-
 
 def small_recipe(*overrides: str) -> Recipe:
     names = [word for word in overrides if word.startswith("model.name=")]

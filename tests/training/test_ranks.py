@@ -242,7 +242,7 @@ def test_a_rank_waits_for_the_report_of_the_first(monkeypatch, capsys, lost):
     assert group.store.get("failed/1") == b"2 no such image"  # kept, though it posts once more
 
 
-def test_errors_are_posted_and_one_of_another_rank_is_none(monkeypatch, lost):
+def test_errors_are_posted_and_one_of_another_rank_is_none(lost):
     group = lost(0, {})
     group.explain(ValueError("timeout"))
     assert group.store.get("failed/0").decode() == "1 ValueError: timeout (see its traceback)"
