@@ -152,6 +152,8 @@ def test_the_names_of_other_code_are_known(theirs, ours):
     assert report.renamed == {theirs: ours}
     assert torch.equal(net.state_dict()[ours], value)
     assert ours not in report.fresh
+    both = take_weights(net, {theirs: value, ours: value}, "a file")
+    assert both.left == {theirs: "which this network does not have"}
 
 
 def test_another_number_of_classes_gets_a_new_head_and_the_report_says_so(trained):
