@@ -13,6 +13,7 @@ import math
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
+from functools import cache
 from operator import attrgetter
 from types import MappingProxyType, UnionType
 from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
@@ -730,7 +731,8 @@ class Spec:
         raise UserError(f"{self.dotted} = {shown(value)}: {tip}accepted: {self._accepts(words)}")
 
 
-def _docstrings(table: type[Table]) -> dict[str, str]:
+@cache
+def _docstrings(table: Any) -> dict[str, str]:
     """The docstrings below the fields of a table, in one line; Python itself drops them."""
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(table))).body
     assert isinstance(definition, ast.ClassDef)
