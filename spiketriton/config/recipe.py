@@ -573,7 +573,7 @@ class Recipe(Table):
         for dotted, reason in rules.idle(values).items():
             if values[dotted] != KEYS[dotted].default:
                 raise UserError(rules.no_effect(dotted, values[dotted], reason))
-        for message in rules.contradictions(self):
+        for message in rules.contradictions(self, values):
             raise UserError(message)
 
     @property
@@ -704,7 +704,8 @@ class Spec:
     @property
     def doc(self) -> str:
         """Its explanation: that of `key`, or the docstring below the field."""
-        return self.field.metadata["doc"] or _docstrings(self.table).get(self.field.name, "")
+        table: Any = self.table
+        return self.field.metadata["doc"] or _docstrings(table).get(self.field.name, "")
 
     @property
     def accepted(self) -> str:

@@ -9,7 +9,7 @@ from spiketriton.config.parts import PARTS, names
 from spiketriton.config.words import shown
 
 if TYPE_CHECKING:
-    from spiketriton.config.recipe import Recipe
+    from spiketriton.config.recipe import DataConfig, Recipe, TrainConfig
 
 ResNet = Literal["resnet18", "resnet34", "resnet50", "resnet101"]  # either stem
 # CIFAR style
@@ -167,31 +167,74 @@ def no_effect(dotted: str, value: Any, reason: str) -> str:
     return f"{dotted} = {shown(value)} has no effect because {reason}; leave {dotted} out"
 
 
-def contradictions(recipe: "Recipe") -> Iterator[str]:
+_Clash = tuple[str, tuple[Any, ...], str, tuple[Any, ...], str]
+
+
+def _clashes(values: Mapping[str, Any]) -> list[_Clash]:
+    """A key, its values that go with those of another key, the other key, these values, and why no others do."""
+    spikes = "a neuron gives up to neuron.levels spikes a step"
+    mixed = "labels are of several classes, which a plugin does not take"
+    plugins, frames = tuple(names("neurons")), "its weights are for one number of frames"
+    divided = () if values["train.micro_batch"] == 0 else (values["train.micro_batch"],)
+    return [
+        ("model.block", ("plain",), "model.name", SKIPLESS, "a block needs skip connections"),
+        ("model.block", ("plain", "sew", "ms"), "model.name", ("net7b", "resnet19"), ""),
+        ("model.connect", ("add",), "neuron.kind", ("relu",), "it joins spikes"),
+        ("model.connect", ("add",), "neuron.kind", ("ilif",), spikes),
+        ("model.memory", ("standard",), "neuron.kind", ("ilif",), spikes),
+        ("model.checkpoint_blocks", (False,), "train.compile", (True,), "statistics of batch norm would change twice"),
+        ("model.drop_path", (0,), "model.checkpoint_blocks", (True,), "each block draws, and is run twice"),
+        ("loss.feature_weight", (0,), "train.compile", (True,), "it listens to blocks, which are joined then"),
+        ("neuron.v_reset", (0,), "neuron.kind", tuple(RESETS_OF), ""),
+        *(("neuron.reset", resets, "neuron.kind", (kind,), "") for kind, resets in RESETS_OF.items()),
+        ("neuron.threshold_learnt", (True, False), "neuron.kind", plugins, "it is not told its channels"),
+        ("data.augmentation.delete", (0,), "neuron.kind", ("psn", "masked_psn"), frames),
+        *(("data.split", splits, "data.name", (name,), "") for name, splits in SPLITS_OF.items()),
+        ("train.mixup", (0,), "loss.kind", tuple(names("losses")), mixed),
+        ("train.cutmix", (0,), "loss.kind", tuple(names("losses")), mixed),
+        ("train.accumulate", (1,), "train.micro_batch", divided, "both divide a step"),
+        ("train.patience", (0,), "data.validation", (0,), "it needs images held out of training"),
+        ("train.nesterov", (False,), "train.momentum", (0,), "it needs momentum above 0"),
+    ]  # fmt: skip
+
+
+def contradictions(recipe: "Recipe", values: Mapping[str, Any]) -> Iterator[str]:
     """One line for each contradiction between keys that have an effect."""
-    for of in (_of_training, _of_data, _of_model, _of_neuron):
-        yield from of(recipe)
-
-
-def _of_training(recipe: "Recipe") -> Iterator[str]:
-    train, loss, model = recipe.train, recipe.loss, recipe.model
-    if train.patience and recipe.data.validation == 0:
-        yield (
-            f"train.patience = {train.patience} needs images held out of training, but "
-            "data.validation is 0.0"
-        )
-    for name in ("mixup", "cutmix"):
-        if getattr(train, name) and loss.kind not in get_args(Loss):
-            accepted = ", ".join(map(shown, get_args(Loss)))
+    for key, accepted, other, decides, why in _clashes(values):
+        if values[other] in decides and values[key] not in accepted:
+            because = f": {why}" if why else ""
             yield (
-                f"train.{name} = {getattr(train, name)} makes labels of several classes, which loss.kind = "
-                f"{shown(loss.kind)} of a plugin does not take; accepted with it: {accepted}"
+                f"{key} = {shown(values[key])} with {other} = {shown(values[other])}{because}; "
+                f"accepted with it: {', '.join(map(shown, accepted))}"
             )
+    yield from _of_training(recipe, recipe.train)
+    yield from _of_data(recipe.data, recipe.time_steps)
+    neuron = recipe.neuron
+    if neuron.kind == "plif" and neuron.tau == 1:
+        yield "neuron.tau = 1.0: plif learns 1 - 1/tau from above 0; accepted: a number above 1"
+    if neuron.v_reset >= neuron.v_threshold:
+        yield (
+            f"neuron.v_reset = {neuron.v_reset} would fire again at once; "
+            f"accepted: a number below neuron.v_threshold = {neuron.v_threshold}"
+        )
+
+
+def _of_training(recipe: "Recipe", train: "TrainConfig") -> Iterator[str]:
     for name in ("min_lr", "warmup_lr"):
         if (rate := getattr(train, name)) > recipe.peak_lr:
             yield f"train.{name} = {rate} is above the peak, train.lr = {recipe.peak_lr}; accepted: up to it"
-    if loss.teacher == "twin":
-        why = ""
+    stones = train.milestones
+    if list(stones) != sorted(set(stones)):
+        yield f"train.milestones = {shown(stones)}: accepted: fractions that rise, each once"
+    for name in ("accumulate", "micro_batch"):
+        divisor = getattr(train, name)
+        if divisor not in (0, "auto") and train.batch_size % divisor:
+            yield (
+                f"train.{name} = {divisor} does not divide train.batch_size = {train.batch_size}; "
+                "accepted: a divisor of it"
+            )
+    if recipe.loss.teacher == "twin":
+        model, why = recipe.model, ""
         if ":" in model.name:
             why = f"neuron.kind has no effect in model.name = {shown(model.name)}"
         elif recipe.neuron.kind == "relu":
@@ -200,28 +243,10 @@ def _of_training(recipe: "Recipe") -> Iterator[str]:
             why = f"model.connect = {shown(model.connect)} joins spikes"
         if why:
             yield f'loss.teacher = "twin" is this network with ReLU, and {why}; accepted with it: the folder of a run'
-    stones = train.milestones
-    if list(stones) != sorted(set(stones)):
-        yield f"train.milestones = {shown(stones)}: accepted: fractions that rise, each once"
-    if train.nesterov and train.momentum == 0:
-        yield "train.nesterov = true needs train.momentum above 0, which is 0.0"
-    if train.micro_batch != 0 and train.accumulate != 1:
-        yield (
-            f"train.micro_batch = {shown(train.micro_batch)} and train.accumulate = {train.accumulate} both divide a "
-            "step; accepted: one of them"
-        )
-    for name in ("accumulate", "micro_batch"):
-        divisor = getattr(train, name)
-        if divisor not in (0, "auto") and train.batch_size % divisor:
-            yield (
-                f"train.{name} = {divisor} does not divide train.batch_size = {train.batch_size}; "
-                "accepted: a divisor of it"
-            )
 
 
-def _of_data(recipe: "Recipe") -> Iterator[str]:
-    data, augmentation, steps = recipe.data, recipe.data.augmentation, recipe.time_steps
-    scale = augmentation.crop_scale
+def _of_data(data: "DataConfig", steps: int) -> Iterator[str]:
+    scale, deleted = data.augmentation.crop_scale, data.augmentation.delete
     if len(scale) != 2 or scale[0] > scale[1]:
         yield (
             f"data.augmentation.crop_scale = {shown(scale)}: accepted: two fractions of the area, the "
@@ -234,87 +259,12 @@ def _of_data(recipe: "Recipe") -> Iterator[str]:
             f"data.validation = {shown(data.validation)}: {data.name} has no folders of splits{split}; "
             "accepted with it: a number from 0, below 1"
         )
-    if data.name in SPLITS_OF and data.split not in SPLITS_OF[data.name]:
-        yield (
-            f"data.split = {shown(data.split)}, which data.name = {shown(data.name)} does not have; "
-            f"accepted: {', '.join(map(shown, SPLITS_OF[data.name]))}"
-        )
     if data.sensor != "auto" and not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", data.sensor):
         yield f'data.sensor = {shown(data.sensor)}: accepted: "auto", or pixels as "346x260"'
-    if augmentation.delete >= steps:
+    if deleted >= steps:
         yield (
-            f"data.augmentation.delete = {augmentation.delete} leaves no frame of time_steps = {steps}; "
+            f"data.augmentation.delete = {deleted} leaves no frame of time_steps = {steps}; "
             f"accepted: from 0 to {steps - 1}"
-        )
-
-
-def _of_model(recipe: "Recipe") -> Iterator[str]:
-    model, train = recipe.model, recipe.train
-    if model.name in SKIPLESS and model.block != "plain":
-        yield (
-            f'model.block = "{model.block}" needs skip connections, which model.name = "{model.name}" lacks; '
-            'accepted with it: "plain"'
-        )
-    if model.name in ("net7b", "resnet19") and model.block == "preact":
-        yield (
-            f'model.block = "preact" is not for model.name = "{model.name}"; accepted with it: "plain", "sew" or "ms"'
-        )
-    if model.connect != "add" and recipe.neuron.kind == "relu":
-        yield (
-            f'model.connect = "{model.connect}" joins spikes, and neuron.kind = "relu" gives none; '
-            'accepted with it: "add"'
-        )
-    if model.checkpoint_blocks and train.compile:
-        yield (
-            "model.checkpoint_blocks = true contradicts train.compile = true: a compiled block "
-            "would update batch norm's statistics twice; accepted: one of them"
-        )
-    if model.checkpoint_blocks and model.drop_path:
-        yield (
-            f"model.drop_path = {model.drop_path} draws in each block, and model.checkpoint_blocks = true "
-            "runs them twice; accepted: one of them"
-        )
-    if recipe.loss.feature_weight and train.compile:
-        yield (
-            f"loss.feature_weight = {recipe.loss.feature_weight} listens to the blocks, which train.compile = true "
-            "joins; accepted: one of them"
-        )
-
-
-def _of_neuron(recipe: "Recipe") -> Iterator[str]:
-    neuron, model, delete = recipe.neuron, recipe.model, recipe.data.augmentation.delete
-    kind, resets = neuron.kind, RESETS_OF.get(neuron.kind, (neuron.reset,))
-    if kind == "plif" and neuron.tau == 1:
-        yield "neuron.tau = 1.0: plif learns 1 - 1/tau from above 0; accepted: a number above 1"
-    if neuron.reset not in resets:
-        accepted = ", ".join(map(repr, resets))
-        yield f'neuron.reset = "{neuron.reset}" of neuron.kind = "{kind}"; accepted: {accepted}'
-    if kind in RESETS_OF and neuron.v_reset != 0:
-        yield f'neuron.v_reset = {neuron.v_reset} of neuron.kind = "{kind}"; accepted: 0'
-    if kind in ("psn", "masked_psn") and delete:
-        yield (
-            f"data.augmentation.delete = {delete} trains on fewer frames than it tests, "
-            f'and neuron.kind = "{kind}" has weights for one number of them; accepted with it: 0'
-        )
-    if kind == "ilif" and model.memory == "packed":
-        yield (
-            'model.memory = "packed" keeps a spike in one bit, and neuron.kind = "ilif" gives up to '
-            'neuron.levels of them a step; accepted: "standard"'
-        )
-    if kind == "ilif" and model.connect != "add":
-        yield (
-            f'model.connect = "{model.connect}" joins spikes of 0 and 1, and neuron.kind = "ilif" '
-            'gives up to neuron.levels of them a step; accepted: "add"'
-        )
-    if neuron.threshold_learnt == "channel" and kind in names("neurons"):
-        yield (
-            f'neuron.threshold_learnt = "channel" of neuron.kind = {shown(kind)} of a plugin, which is not told its '
-            "channels; accepted with it: true, false"
-        )
-    if neuron.v_reset >= neuron.v_threshold:
-        yield (
-            f"neuron.v_reset = {neuron.v_reset} would fire again at once; "
-            f"accepted: a number below neuron.v_threshold = {neuron.v_threshold}"
         )
 
 

@@ -85,8 +85,8 @@ MISTAKES = {
     "name = 'my_net'\nmy_net = 1": ["model.my_net = 1", "a table, [model.my_net]"],
     "name = 'resnet8'\nmy_net.hidden = 1": ["model.my_net.hidden = 1 has no effect", '"resnet8"'],
     "name = 'my_net'\n[loss]\nkind = 'my_loss'\n[train]\nmixup = 0.2": [
-        'train.mixup = 0.2 makes labels of several classes, which loss.kind = "my_loss"',
-        'accepted with it: "cross_entropy", "tet"',
+        'train.mixup = 0.2 with loss.kind = "my_loss": labels are of several classes',
+        "accepted with it: 0",
     ],
 }
 
