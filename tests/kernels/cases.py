@@ -96,7 +96,9 @@ def drawn(case: dict[str, Any], device: torch.device | str = "cpu") -> dict[str,
     for name, value in CONSTANTS.items():
         if case[name] != "float" and name not in _UNUSED.get(kind, ()):
             spread = 0.2 * torch.arange(C) / C if case[name] == "channel" else torch.zeros(())
-            tensors[name] = (value + spread).to(device, wide)
+            narrow = dtype if case["states"] == "narrow" else wide
+            strided = (value + spread).to(device, narrow).repeat(2, 1).T[:, 0]
+            tensors[name] = strided if case[name] == "channel" else strided[0]
     if case["norm"] != "none":
         if case["affine"] in ("both", "weight"):
             tensors["weight"] = small(C, 1.2, 0.2)

@@ -12,7 +12,6 @@ from tests import covering
 
 HALF = (torch.float16, torch.bfloat16)
 DTYPES = (*HALF, torch.float32, torch.float64)
-WINDOWS = (1, 2, 4, 10, 16, 17, 32, 37, 64)
 LAYOUTS = ("contiguous", "channels_last", "permuted", "strided", "time_inside", "expanded")
 RESETS = ("soft", "hard", "none")
 PHI: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {

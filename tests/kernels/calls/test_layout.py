@@ -1,16 +1,12 @@
-"""Memory layouts: which are read in place, where the channels lie, how windows are cut."""
+"""Memory layouts: which are read in place, and where the channels lie."""
 
 import pytest
 import torch
 
 from spiketriton_kernels.layout import (
     channel_axis,
-    chunk_length,
     dense,
-    gapless,
     is_dense,
-    like,
-    step_like,
 )
 from tests.kernels.support import as_layout, normal
 
@@ -55,40 +51,6 @@ def test_while_compiling_only_the_two_usual_orders_are_read_in_place(monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("size", "stride", "expected"),
-    [
-        ((), (), True),
-        ((2, 3), (3, 1), True),
-        ((2, 3), (1, 2), True),
-        ((2, 3, 4), (4, 8, 1), True),
-        ((1, 3), (99, 1), True),
-        ((2, 3), (4, 1), False),
-        ((2, 3), (2, 1), False),
-        ((2, 3), (0, 1), False),
-        ((2, 2), (1, 1), False),
-    ],
-)
-def test_gapless(size, stride, expected):
-    assert gapless(size, stride) == expected
-
-
-def test_a_value_takes_the_memory_order_of_another():
-    x = as_layout(normal(SIZE), "channels_last")
-    value = normal(SIZE, torch.bfloat16, seed=1)
-    moved = like(value, x)
-    assert moved.stride() == x.stride()
-    assert moved.dtype == torch.bfloat16
-    assert torch.equal(moved, value)
-    assert like(moved, x) is moved
-    step = step_like(value[0], x)
-    assert step.stride() == x[0].stride()
-    assert torch.equal(step, value[0])
-    assert like(normal((2, 2)).t(), normal((2, 2))).stride() == (2, 1)
-    flat = normal((1, 2, 1, 5))  # the stride of a single element says nothing
-    assert like(flat.as_strided(flat.shape, (77, 5, 9, 1)), flat).stride() == (77, 5, 9, 1)
-
-
-@pytest.mark.parametrize(
     ("size", "layout", "expected"),
     [
         ((3, 7), "contiguous", (1, 7)),
@@ -109,19 +71,3 @@ def test_where_the_channels_lie(size, layout, expected):
         channels, inner = expected
         step = x[0].as_strided((x[0].numel(),), (1,))
         assert torch.equal(step, (torch.arange(len(step)) // inner % channels).to(x.dtype))
-
-
-@pytest.mark.parametrize(
-    ("T", "alone", "behind_norm"),
-    [
-        (1, 1, 1),
-        (16, 16, 16),
-        (17, 9, 6),
-        (33, 11, 7),
-        (64, 16, 8),
-    ],
-)
-def test_windows_are_cut_into_even_chunks(T, alone, behind_norm):
-    """Of at most 16 steps; behind a norm of at most 8, once there are several."""
-    assert chunk_length(T, False) == alone
-    assert chunk_length(T, True) == behind_norm
