@@ -10,7 +10,6 @@ from torch import nn as torch_nn
 
 from spiketriton_kernels import nn
 from spiketriton_kernels.nn import peers, swap
-from spiketriton_kernels.nn.fuse import NormHandedOn
 from tests.covering import pairwise
 from tests.kernels.support import dyadic, normal
 
@@ -242,11 +241,6 @@ def test_a_shared_node_stays_one():
     assert list(report.swapped) == ["a", "b.1"]
     assert net["a"] is net["b"][1]
     assert isinstance(net["a"], nn.IF)
-
-
-def test_swapping_twice_does_nothing_the_second_time():
-    net = Net()
-    swap(net)
     again = swap(net)
     assert (again.swapped, again.left) == ({}, {})
 
@@ -283,13 +277,6 @@ class Mine(neuron.LIFNode):
         return super().single_step_functional_forward((2 * inputs[0],), states, **options)
 
 
-class Renamed(neuron.LIFNode):
-    """Nothing but another constructor."""
-
-    def __init__(self):
-        super().__init__(tau=4.0, detach_reset=True, step_mode="m")
-
-
 def with_own(name, value):
     node = neuron.IFNode()
     setattr(node, name, value)
@@ -315,6 +302,16 @@ LEFT = [
 ]  # fmt: skip
 
 
+def test_a_subclass_with_another_constructor_is_swapped():
+    class Renamed(neuron.LIFNode):
+        def __init__(self):
+            super().__init__(tau=4.0, detach_reset=True, step_mode="m")
+
+    net = torch_nn.Sequential(Renamed())
+    assert swap(net).swapped == {"0": "Renamed -> LIF"}
+    assert net[0].tau == 4.0
+
+
 @pytest.mark.parametrize(("make", "names"), LEFT)
 def test_what_is_left_is_named_with_its_reason(make, names):
     node = make()
@@ -325,12 +322,6 @@ def test_what_is_left_is_named_with_its_reason(make, names):
     for name in names:
         assert name in report.left["1"]
         assert name in str(report)
-
-
-def test_a_subclass_with_another_constructor_is_swapped():
-    net = torch_nn.Sequential(Renamed())
-    assert swap(net).swapped == {"0": "Renamed -> LIF"}
-    assert net[0].tau == 4.0
 
 
 def compiled_in_place():
@@ -354,192 +345,6 @@ def test_what_cannot_be_swapped_is_refused(make, error, words):
         swap(make())
 
 
-# ---- fuse
-
-
-class Between(torch_nn.Module):
-    """One norm and one neuron, and what the test puts between and around them."""
-
-    def __init__(self, forward, norm=None, node=None):
-        super().__init__()
-        self.norm = layer.BatchNorm1d(C, step_mode="m") if norm is None else norm
-        self.pool = layer.MaxPool1d(1, step_mode="m")
-        self.node = node or neuron.LIFNode(step_mode="m")
-        self._forward = forward
-        self.register_buffer("mean", torch.zeros(()))
-        self.calls = []
-
-    def forward(self, x):
-        return self._forward(self, x)
-
-
-def plain(m, x):
-    return m.node(m.norm(x))
-
-
-def folding(*shape):
-    return lambda m, x: m.node(m.norm(x.flatten(0, 1)).reshape(*shape).contiguous())
-
-
-def adding(m, x):
-    """As SpikingJelly's residual blocks: in place, what was added first."""
-    out = m.norm(x)
-    identity = m.pool(x)
-    out += identity
-    return m.node(out)
-
-
-def keeping(m, x):
-    """What it keeps of a call is not what the tracer called it with."""
-    m.mean = 0.5 * m.mean + x.detach().mean()
-    m.calls.append(x.detach().mean())
-    return m.node(m.norm(x - m.mean - m.calls[0]))
-
-
-folded = torch_nn.BatchNorm1d
-container, windows = layer.SeqToANNContainer, dict(step_mode="m")
-FUSED = [
-    (plain, None),
-    (lambda m, x: m.node(x + m.norm(x)), None),
-    (lambda m, x: m.node(torch.add(m.norm(x), x)), None),
-    (lambda m, x: m.node(m.norm(x).add_(x)), None),
-    (lambda m, x: m.node(x.add(m.norm(x))), None),
-    (lambda m, x: m.node(m.norm(x) + x[:, :, :, :1]), None),
-    (keeping, None),
-    (adding, None, None, neuron.ParametricLIFNode),
-    (lambda m, x: m.node((x.flatten(0, 1) + m.norm(x.flatten(0, 1))).view(T, B, C, 6)), None, folded(C)),
-    (lambda m, x: m.node(m.norm(x.flatten(0, 1)).unflatten(0, (T, B)).contiguous() + x), None, folded(C)),
-    (folding(T, B, C, 6), None, folded(C)),
-    (plain, None, container(torch_nn.Conv1d(C, C, 1), folded(C))),
-    (plain, None, torch_nn.Sequential(layer.BatchNorm1d(C, **windows))),
-    (plain, None, layer.BatchNorm1d(C, track_running_stats=False, **windows)),
-    (lambda m, x: m.node(m.pool(m.norm(x))), "pool (MaxPool1d) is in front"),
-    (lambda m, x: m.node(m.norm(x) + 0.25), "adds more than a tensor"),
-    (lambda m, x: m.node(torch.add(m.norm(x), x, alpha=0.5)), "adds more than a tensor"),
-    (lambda m, x: m.node(m.norm(x) + x + x), "of add_1 in front of it: add"),
-    (lambda m, x: m.node(y := m.norm(x) + x) + y, "add in front of it is read elsewhere"),
-    (lambda m, x: m.node((y := m.norm(x)) + x) + y, "norm in front of it is read elsewhere"),
-    (lambda m, x: m.node(x), "is in front of it, no batch norm"),
-    (lambda m, x: (m.node(y := m.norm(x)), y)[0] + y, "norm in front of it is read"),
-    (lambda m, x: m.node(m.norm(m.norm(x))), "called several times"),
-    (lambda m, x: plain(m, plain(m, x)), "called 2 times"),
-    (lambda m, x: plain(m, x) if x.sum() > 0 else plain(m, 2 * x), "torch.fx cannot trace Between.forward"),
-    (plain, "norm in front of it has step_mode 's'", layer.BatchNorm2d(B, step_mode="s")),
-    (plain, "normalises what is not folded", torch_nn.BatchNorm2d(B)),
-    (plain, "InstanceNorm2d", torch_nn.InstanceNorm2d(T)),
-    (plain, "SeqToANNContainer", container(torch_nn.Conv1d(C, C, 1))),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("case", FUSED)
-def test_norms_are_fused_where_nothing_else_reads_between(case):
-    forward, reason, norm, node = (*case, None, None)[:4]
-    net = torch_nn.Sequential(Between(forward, copy.deepcopy(norm), node and node(step_mode="m")))
-    x = normal((T, B, C, 6), mean=0.5)
-    before = copy.deepcopy(net)
-    report = swap(net, fuse=True, check=x)
-    if reason is None:
-        assert list(report.fused) == ["0.node"]
-        assert isinstance(net.get_submodule(report.fused["0.node"]), NormHandedOn)
-    else:
-        assert reason in report.unfused["0.node"]
-        assert not any(isinstance(m, NormHandedOn) for m in net.modules())
-    assert report.check["gradients"] < 1e-9
-    assert net.state_dict().keys() == before.state_dict().keys()
-    for training in (True, False):
-        found, expected = (each.train(training)(x).detach() for each in (net, before))
-        assert (found != expected).float().mean() <= 0.01  # statistics round otherwise
-        functional.reset_net(net)
-        functional.reset_net(before)
-    for name, buffer in before.named_buffers():
-        torch.testing.assert_close(net.get_buffer(name), buffer)
-
-
-class Whole(torch_nn.Module):
-    """Parts in a forward that torch.fx traces, or cannot."""
-
-    def __init__(self, forward, *parts):
-        super().__init__()
-        self.parts, self._forward = torch_nn.ModuleList(parts), forward
-
-    def forward(self, x):
-        return self._forward(self, x)
-
-
-def test_a_norm_that_parts_share_is_not_fused():
-    shared = layer.BatchNorm1d(C, step_mode="m")
-    parts = Between(plain, shared), Between(plain, shared)
-    report = swap(torch_nn.Sequential(*parts), fuse=True)
-    assert report.fused == {}
-    assert "norm in front of it is called several times" in report.unfused["1.node"]
-    parts = Between(plain, shared), Between(plain, shared)
-    report = swap(Whole(lambda m, x: m.parts[int(x.sum() > 0)](x), *parts), fuse=True)
-    assert report.fused == {}
-    assert set(report.unfused.values()) == {"norm in front of it is shared between several places"}
-
-
-def test_hooks_on_a_norm_keep_it():
-    net = Between(plain)
-    net.norm.register_forward_hook(lambda *_: None)
-    assert "hooks on norm read what it gives" in swap(net, fuse=True).unfused["node"]
-
-
-def test_parts_that_trace_are_fused_where_the_whole_does_not():
-    net = Whole(lambda m, x: m.parts[0](x) if x.shape[0] > 1 else x, Between(plain))
-    assert swap(net, fuse=True).fused == {"parts.0.node": "parts.0.norm"}
-    assert net(normal((T, B, C, 6))).shape == (T, B, C, 6)
-
-
-def test_what_the_graph_did_not_show_cannot_read_a_norm_that_hands_on():
-    """A forward that looks at something else than its input is not what was traced."""
-    net = Between(lambda m, x: m.node(m.norm(x) + x) if m.training else m.norm(x) * 2)
-    assert swap(net, fuse=True).fused == {"node": "norm"}
-    with pytest.raises(TypeError, match="unsupported operand"):
-        net.eval()(normal((T, B, C, 6)))
-    net = Between(lambda m, x: m.node(m.norm(x) + x) if m.training else torch.relu(m.norm(x)))
-    swap(net, fuse=True)
-    with pytest.raises(TypeError, match="whose neuron normalises for it; accepted: one addition"):
-        net.eval()(normal((T, B, C, 6)))
-
-
-def test_a_residual_of_another_dtype_or_a_larger_shape_is_refused_in_the_call():
-    other = normal((T, B, C, 6), dtype=torch.float64)
-    net = Between(lambda m, x: m.node(m.norm(x) + other))
-    assert swap(net, fuse=True).fused == {"node": "norm"}
-    with pytest.raises(TypeError, match=r"float64 is added to a batch norm's torch.float32 in fr"):
-        net(normal((T, B, C, 6)))
-    with pytest.raises(RuntimeError, match="expanded size"):
-        net.double()(normal((T, B, C, 1), dtype=torch.float64))
-
-
-def test_a_fused_residual_block_compiles_in_one_graph():
-    net = Between(adding).bfloat16()
-    swap(net, fuse=True)
-    x = normal((T, B, C, 6), torch.bfloat16)
-    expected = net(x)
-    functional.reset_net(net)
-    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x), expected)
-    compiled(x).float().sum().backward()
-    assert net.norm.weight.grad.isfinite().all()
-
-
-def test_an_unfolding_that_is_none_is_refused_in_the_call():
-    net = Between(folding(T, B, 6, C), torch_nn.BatchNorm1d(C))
-    report = swap(net, fuse=True)
-    assert report.fused == {"node": "norm"}
-    with pytest.raises(ValueError, match=r"\(5, 3, 6, 4\).*\[T\*B, 4, 6\]"):
-        net(normal((T, B, C, 6)))
-
-
-def test_a_fused_neuron_takes_no_single_steps():
-    net = Net()
-    swap(net, fuse=True)
-    functional.set_step_mode(net, "s")
-    with pytest.raises(ValueError, match="step_mode 's'"):
-        net(image()[0])
-
-
 # ---- check
 
 
@@ -558,23 +363,16 @@ def test_check_compares_before_and_after_and_changes_nothing_else():
     assert next(net.parameters()).dtype == torch.float32
 
 
-def test_a_difference_is_found_and_nothing_is_swapped(monkeypatch):
-    monkeypatch.setitem(
-        peers._LIBRARIES["spikingjelly"], "LIFNode", lambda node: nn.LIF(2.1, False)
-    )
+@pytest.mark.parametrize(
+    ("ours", "words"),
+    [
+        (lambda node: nn.LIF(2.1, False), r"outputs differ by .*accepted: 1e-06\. Nothing was swapped"),
+        (lambda node: nn.LIF(2.0, False, detach_reset=True), r"differ by 0\.0e\+00, gradients differ by"),
+    ],
+)  # fmt: skip
+def test_a_difference_is_found_and_nothing_is_swapped(ours, words, monkeypatch):
+    monkeypatch.setitem(peers._LIBRARIES["spikingjelly"], "LIFNode", ours)
     net = Net()
-    with pytest.raises(
-        ValueError, match=r"outputs differ by .*accepted: 1e-06\. Nothing was swapped"
-    ):
-        swap(net, check=image())
+    with pytest.raises(ValueError, match=words):
+        swap(net, check=(image(),))
     assert isinstance(net.sn1, neuron.LIFNode)
-
-
-def test_check_sees_a_gradient_that_differs(monkeypatch):
-    monkeypatch.setitem(
-        peers._LIBRARIES["spikingjelly"],
-        "LIFNode",
-        lambda node: nn.LIF(2.0, False, detach_reset=True),
-    )
-    with pytest.raises(ValueError, match=r"outputs differ by 0\.0e\+00, gradients differ by"):
-        swap(Net(), check=(image(),))
