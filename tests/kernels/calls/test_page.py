@@ -31,35 +31,26 @@ def test_a_block_runs(block):
     exec(block, {})
 
 
-def test_coming_from_spikingjelly():
-    before, after = blocks(" before")[0], blocks(" after")[0]
-    x = normal((4, 2, 3, 8, 8))
-    given, found = {"x": x}, {"x": x, "layer": layer}
-    torch.manual_seed(0)
-    exec(before, given)
-    torch.manual_seed(0)
-    exec(after, found)
-    assert given["out"].mean() > 0.02
-    assert torch.equal(found["out"], given["out"])
-
-
-def test_coming_from_snntorch():
-    x = normal((12, 4, 8), mean=0.3)
-    given, found = {"x": x}, {"x": x, "snntorch": snntorch}
-    exec(blocks(" before")[1], given)
-    exec(blocks(" after")[1], found)
-    assert torch.equal(found["spikes"][-1], given["spk"])
-    assert torch.equal(found["mems"][-1], given["mem"])
-    assert found["spikes"].mean() > 0.02
-
-
-def test_coming_from_norse():
-    x = normal((40, 4, 50), mean=1.0, std=2.0)
-    given, found = {"x": x}, {"x": x, "LIFBoxCell": norse.LIFBoxCell}
-    exec(blocks(" before")[2], given)
-    exec(blocks(" after")[2], found)
-    assert given["z"].sum() > 0
-    assert torch.equal(found["z"], given["z"])
+@pytest.mark.parametrize(
+    ("place", "x", "names", "pairs"),
+    [
+        (0, normal((4, 2, 3, 8, 8)), dict(layer=layer), [("out", "out")]),
+        (1, normal((12, 4, 8), mean=0.3), dict(snntorch=snntorch), [("spk", "spikes"), ("mem", "mems")]),
+        (2, normal((40, 4, 50), mean=1.0, std=2.0), dict(LIFBoxCell=norse.LIFBoxCell), [("z", "z")]),
+    ],
+    ids=["SpikingJelly", "snnTorch", "norse"],
+)  # fmt: skip
+def test_every_before_is_its_after(place, x, names, pairs):
+    given, found = {"x": x}, {"x": x} | names
+    for word, scope in ((" before", given), (" after", found)):
+        torch.manual_seed(0)
+        exec(blocks(word)[place], scope)
+    assert found[pairs[0][1]].mean() > 0.01
+    for before, after in pairs:  # of snnTorch the last step
+        value = found[after]
+        assert torch.equal(
+            value if value.shape == given[before].shape else value[-1], given[before]
+        )
 
 
 # ---- the table
@@ -176,62 +167,51 @@ CAN = [
 ]
 
 
-def module_with(row, **options):
-    """The neuron of a row with these options besides its own."""
-    text = row.strip("`").removesuffix(")")
-    return eval(f"{text}{', ' * (text[-1] != '(')}**options)", vars(nn) | {"options": options})
-
-
-def learnt_threshold(row):
-    threshold = torch_nn.Parameter(torch.ones(C))
-    return module_with(row, v_threshold=threshold), lambda: threshold.grad
-
-
-def learnt_width(row):
-    width = torch.ones((), requires_grad=True)
-    return module_with(row, surrogate=Surrogate("atan", 1.0, width)), lambda: width.grad
-
-
-def own_surrogate(row):
+def own_surrogate():
     register_surrogate(
         "of_the_page", lambda z: 1 / (1 + 4 * z * z), lambda z: torch.atan(2 * z) / 2
     )
-    return module_with(row, surrogate=Surrogate("of_the_page", 1.0, 1.0)), None
+    return dict(surrogate=Surrogate("of_the_page", 1.0, 1.0))
 
 
-def probe(row):
-    module = module_with(row)
+def probed(module):
     module.probe = torch.zeros(T, 8, requires_grad=True)
-    return module, lambda: module.probe.grad
+    return module
 
 
-def batch_norm(row):
-    return nn.BatchNormLIF(C, module_with(row)), None
-
-
-def kept_membranes(row):
-    module = module_with(row, store_v_seq=True)
-    return module, lambda: module.v_seq
+as_it_is = lambda module: module  # noqa: E731
+COLUMNS = [  # of each: options, what is done to the module, what is used then, what a refusal names
+    (lambda: dict(v_threshold=torch_nn.Parameter(torch.ones(C))), as_it_is, lambda m, x: m.v_threshold.grad, ""),
+    (
+        lambda: dict(surrogate=Surrogate("atan", 1.0, torch.ones((), requires_grad=True))),
+        as_it_is, lambda m, x: m.surrogate.width.grad, "width|surrogate",
+    ),
+    (own_surrogate, as_it_is, lambda m, x: x.grad, "surrogate"),
+    (dict, probed, lambda m, x: m.probe.grad, "probe"),
+    (dict, lambda module: nn.BatchNormLIF(C, module), lambda m, x: x.grad, "neuron is a"),
+    (lambda: dict(store_v_seq=True), as_it_is, lambda m, x: m.v_seq, "store_v_seq"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("column", range(1, 7), ids=CAN[0][1:])
 @pytest.mark.parametrize("row", CAN[2:], ids=[row[0] for row in CAN[2:]])
 def test_what_goes_with_what(row, column):
-    make = (learnt_threshold, learnt_width, own_surrogate, probe, batch_norm, kept_membranes)[column - 1]  # fmt: skip
+    options, change, result, named = COLUMNS[column - 1]
     x = normal((T, B, C), mean=1.0, std=3.0).requires_grad_()
 
     def used():
-        module, result = make(row[0])
+        text = row[0].strip("`").removesuffix(")")
+        more = f"{text}{', ' * (text[-1] != '(')}**options)"
+        module = change(eval(more, vars(nn) | {"options": options()}))
         spikes = module(x)
         (spikes[0] if isinstance(spikes, tuple) else spikes).sum().backward()
-        return x.grad if result is None else result()
+        return result(module, x)
 
     if row[column] == "yes":
         assert used().abs().sum() > 0
     else:
         assert row[column] == "no"
-        named = ("", "", "width|surrogate", "surrogate", "probe", "neuron is a", "store_v_seq")
-        with pytest.raises((TypeError, ValueError), match=named[column]):
+        with pytest.raises((TypeError, ValueError), match=named):
             used()
 
 
