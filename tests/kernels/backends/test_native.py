@@ -92,29 +92,6 @@ def test_a_window_of_any_length_fires_as_the_definition(T, dtype, extra):
             assert torch.equal(result, true)
 
 
-@pytest.mark.parametrize(("inner", "last"), [(1024, False), (2500, False), (1021, True)])
-def test_blocks_take_and_sum_what_is_of_their_channels(inner, last):
-    """Of about 1024 neurons each: of one channel or of two, or of whole runs of channels; the last ones are shorter."""
-    torch.manual_seed(0)
-    y, grad = torch.randn(4, 2, 5, inner), torch.randn(4, 2, 5, inner)
-    if last:
-        y, grad = (tensor.mT.contiguous().mT for tensor in (y, grad))
-    found = []
-    for backend in ("native", "torch"):
-        leaves = [torch.linspace(low, 2, 5).requires_grad_() for low in (0.3, 0.5, 0.7)]
-        leaves.append(y.clone().requires_grad_())
-        *affine, threshold, x = leaves
-        given = torch.linspace(-0.3, 0.3, 5), torch.linspace(0.5, 1.5, 5)
-        with use_backend(backend):
-            alone = multistep_bn_lif(x, *affine, *given, False)
-            learns = multistep_bn_lif(x, *affine, *given, False, threshold=threshold)
-            (alone * grad).sum().backward()
-            (learns * grad).sum().backward()
-        found.append((alone.detach(), learns.detach(), *(leaf.grad for leaf in leaves)))
-    for i, (ours, eager) in enumerate(zip(*found, strict=True)):
-        torch.testing.assert_close(ours, eager, rtol=1e-4 * (i > 1), atol=1e-4 * (i > 1))
-
-
 @pytest.mark.parametrize("inner", [176_000, 175_003])
 def test_added_spikes_beyond_the_caches(inner):
     torch.manual_seed(0)
@@ -124,28 +101,6 @@ def test_added_spikes_beyond_the_caches(inner):
     out = multistep_bn_lif(y, *arguments, spike_add=add)
     plain = multistep_bn_lif(y, *arguments)
     assert torch.equal(out, plain + add)
-
-
-@pytest.mark.parametrize(("last", "joined"), [(False, True), (True, False)])
-def test_a_probe_changes_no_bit_of_a_gradient(last, joined):
-    """With one the sums are made a step at a time, from what the walk leaves in cache."""
-    torch.manual_seed(0)
-    shape = (5, 3, 33, 29, 16) if last else (5, 3, 16, 33, 29)
-    y, residual, grad = (torch.randn(shape) for _ in range(3))
-    if last:
-        y, residual, grad = (tensor.movedim(-1, 2) for tensor in (y, residual, grad))
-    found = []
-    for probe in (None, torch.zeros(5, 8, requires_grad=True)):
-        leaves = [y.clone().requires_grad_(), residual.clone().requires_grad_()]
-        weight = torch.linspace(0.5, 1.5, 16).requires_grad_()
-        bias = torch.zeros(16, requires_grad=True)
-        out = multistep_bn_lif(
-            leaves[0], weight, bias, None, None, residual=leaves[1] if joined else None, probe=probe
-        )
-        out.backward(grad)
-        found.append([leaf.grad for leaf in (*leaves, weight, bias) if leaf.grad is not None])
-    assert len(found[0]) == 3 + joined
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_a_pass_takes_a_thread_only_where_there_is_work_for_it(monkeypatch):

@@ -85,65 +85,6 @@ def test_the_last_element_of_more_than_int32_holds(triton_backend, channels, inn
     assert out.tolist() == [10 * neurons - 1, channels - 1, parts - 1, parts]
 
 
-def visit_kernel(
-    visits_ptr,  # [T, N]: how often an element was visited
-    channel_ptr,  # [T, N]: the channel it was given
-    sums_ptr,  # [programs]: elements of a program
-    R,
-    C,
-    units,
-    S,
-    CUT: tl.constexpr,
-    WINDOW: tl.constexpr,
-):
-    size = Size(R, C, units * CUT.align, S)
-    row, column, channel = own_tile(tl.program_id(0), size, CUT)
-    tile = tile_at(row, column, channel, size, CUT)
-    step = step_size(size, CUT)
-    for chunk in range((WINDOW.steps + WINDOW.chunk - 1) // WINDOW.chunk):
-        k = tl.cast(chunk, tl.int32)
-        for j in tl.static_range(WINDOW.chunk):
-            now = time_step(k, j, tile, step, WINDOW)
-            count = tl.load(visits_ptr + now.at, mask=now.inside, other=0)
-            tl.store(visits_ptr + now.at, count + 1, mask=now.inside)
-            channels = tile.channels + 100 * now.t
-            tl.store(channel_ptr + now.at, channels, mask=now.inside & tile.valid)
-    tl.store(sums_ptr + tl.program_id(0), total(tl.where(tile.inside, 1, 0)))
-
-
-@pytest.mark.parametrize("per_channel", [True, False])
-@pytest.mark.parametrize(
-    ("size", "layout", "chunk"),
-    [
-        ((2, 5, 3, 3), "channels_last", 2),
-        ((3, 1, 4, 4), "contiguous", 3),
-        ((1, 130, 5, 1), "channels_last", 2),
-        ((2, 3, 24, 25), "contiguous", 2),
-        ((2, 32, 7, 7), "contiguous", 3),
-        ((5, 24, 6, 1), "channels_last", 2),
-        ((2, 7, 7, 7), "permuted", 2),
-    ],
-    ids=str,
-)
-def test_every_element_is_visited_once_with_its_own_channel(
-    triton_backend, per_channel, size, layout, chunk
-):
-    T = 3
-    x = as_layout(torch.zeros(T, *size), layout)
-    tiles = tiling(x, per_channel, 4)
-    visits, channels = (torch.full_like(x, n, dtype=torch.int32) for n in (0, -1))
-    sums = torch.zeros(tiles.row_tiles * tiles.lanes, dtype=torch.int32)
-    triton.jit(visit_kernel)[(len(sums),)](
-        visits, channels, sums, WINDOW=triton_tiles.Window(T, chunk, 0), **tiles.geometry
-    )
-    assert visits.eq(1).all()
-    assert sums.sum() == x[0].numel()
-    assert sums.gt(0).all(), "a program without work"
-    if per_channel:
-        own = 100 * torch.arange(T).view(-1, 1, 1, 1, 1) + torch.arange(size[1]).view(-1, 1, 1)
-        assert torch.equal(channels, own.expand_as(x).to(torch.int32))
-
-
 @pytest.mark.parametrize(
     ("size", "layout", "per_channel", "expected"),
     [

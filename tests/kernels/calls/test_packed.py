@@ -4,22 +4,7 @@ import pytest
 import torch
 
 from spiketriton_kernels import pack_spikes, unpack_spikes
-from tests.covering import each
-from tests.kernels.support import DTYPES, as_layout, dyadic, normal
-
-
-@pytest.mark.parametrize(
-    ("dtype", "layout"), each(DTYPES, ["contiguous", "channels_last", "permuted"]), ids=str
-)
-def test_packed_spikes_come_back(backend, device, dtype, layout):
-    for size in [(1,) * 4, (2, 3, 5, 1), (3, 4, 5, 7), (4, 8, 8, 33)]:
-        spikes = as_layout((normal(size, device=device) > 0.5).to(dtype), layout)
-        bits = pack_spikes(spikes)
-        assert bits.dtype == torch.uint8
-        assert bits.numel() == -(-spikes.numel() // 8)
-        back = unpack_spikes(bits, spikes.shape, spikes.stride(), dtype)
-        assert torch.equal(back, spikes)
-        assert back.stride() == spikes.stride()
+from tests.kernels.support import dyadic
 
 
 def test_packed_bits_are_the_documented_ones(backend, device):

@@ -9,7 +9,6 @@ import torch
 from spiketriton_kernels import (
     Surrogate,
     fire,
-    multistep_bn_lif,
     multistep_ilif,
     multistep_lif,
     multistep_lif_reference,
@@ -28,7 +27,6 @@ from tests.kernels.support import (
 )
 
 NAN, INF = float("nan"), float("inf")
-every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def plain(kind: str, **changes):
@@ -94,32 +92,36 @@ def test_half_precision_input_keeps_a_float32_membrane(backend, device, dtype):
 # ---- nothing at all
 
 
-@every_kind
-@pytest.mark.parametrize("size", [(4,), (5, 0), (0, 3, 4, 4), (2, 0, 4)], ids=str)
+@pytest.mark.parametrize(
+    ("size", "kind"),
+    [
+        *itertools.product([(4,), (5, 0), (0, 3, 4, 4), (2, 0, 4)], KINDS),
+        ((0, 3, 4, 4), "lif, in evaluation"),
+    ],
+    ids=str,
+)
 def test_small_and_empty_steps(backend, device, kind, size):
     """[T, B] alone, and no neurons at all: results and gradients of the same shapes."""
     x = dyadic((3, *size), device=device).requires_grad_()
     decay = torch.full(size[1:2], 0.5, device=device, requires_grad=True)
+    norm = {}
     threshold = torch.ones((), device=device, requires_grad=True)  # beside one of no channels
     tensors = {"x": x, "decay": decay, "threshold": threshold}
-    out = called(fire.fire, plain(kind), tensors)
-    for name, right in called(define, plain(kind), tensors).items():
+    kind, *given = kind.split(", ")
+    case = plain(kind, norm="given" if given else "none")
+    if given:
+        tensors["weight"] = torch.ones(3, device=device, requires_grad=True)
+        norm = {
+            "running_mean": torch.zeros(3, device=device),
+            "running_var": torch.ones(3, device=device),
+        }
+    out = called(fire.fire, case, tensors | norm)
+    for name, right in called(define, case, tensors | norm).items():
         torch.testing.assert_close(out[name], right)
     sum(value.sum() for value in out.values() if value.requires_grad).backward()
     for leaf in tensors.values():
         assert leaf.grad.shape == leaf.shape
         assert leaf.grad.isfinite().all()
-
-
-def test_an_empty_batch_in_evaluation(backend, device):
-    y = torch.zeros(3, 0, 4, 2, 2, device=device, requires_grad=True)
-    weight = torch.ones(4, device=device, requires_grad=True)
-    buffers = torch.zeros(4, device=device), torch.ones(4, device=device)
-    spikes, v_last = multistep_bn_lif(y, weight, None, *buffers, training=False, return_v=True)
-    assert (spikes.shape, v_last.shape) == (y.shape, y.shape[1:])
-    spikes.sum().backward()
-    assert y.grad.shape == y.shape
-    assert weight.grad.eq(0).all()
 
 
 def test_no_gradient_is_offered_where_none_is_wanted(backend, device):

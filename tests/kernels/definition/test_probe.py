@@ -125,10 +125,19 @@ def test_outside_is_where_the_slope_is_small(kind, backend, device):
     assert x.grad.count_nonzero() == (3 if kind == "ilif" else 2)
 
 
-@pytest.mark.parametrize("current", [False, True])
-def test_a_probe_changes_nothing(backend, device, current):
+@pytest.mark.parametrize(
+    ("size", "layout", "current"),
+    [
+        ((3, 5, 7), "contiguous", True),
+        ((2, 16, 33, 3), "channels_last", False),
+        ((2, 16, 33, 3), "contiguous", False),
+    ],
+    ids=str,
+)
+def test_a_probe_changes_nothing(backend, device, size, layout, current):
     """Results and gradients with and without it, to the bit; it measures the same where the current is used too."""
-    case = PLAIN | dict(norm="batch", residual=True, dtype=torch.bfloat16, current=current, T=3)
+    case = PLAIN | dict(norm="batch", residual=True, dtype=torch.bfloat16, T=3, size=size)
+    case |= dict(layout=layout, current=current)
     tensors, found = drawn(case, device), probe(device, 3)
     plain, probed = (answered(fire.fire, case, tensors, probe=one) for one in (None, found))
     for name, value in plain.items():
