@@ -13,7 +13,6 @@ from spiketriton_kernels.backends import triton_launch
 from spiketriton_kernels.backends.triton_launch import launch
 from tests.child import said_by
 from tests.conftest import CUDA
-from tests.kernels.support import pairwise
 
 pytestmark = pytest.mark.skipif(
     CUDA, reason="kernels that do not run: their driver stands in for a GPU's"
@@ -85,17 +84,22 @@ def arguments(
     return (pair, memory, n, scale), dict(BLOCK=block, RULES=rules, **options)
 
 
-CASES = pairwise(
-    dict(
-        offset=[0, 1, 4, 8],
-        n=[1, 16, 17, 2**31, 2**31 + 1],
-        dtype=[torch.float32, torch.bfloat16],
-        second=[False, True],
-        scale=[0.5, 2],
-        rules=[("soft", 1), ("hard", 1)],
-        maxnreg=[None, 255],
-    )
+VARIED = dict(
+    offset=[0, 1, 4, 8],
+    n=[1, 16, 17, 2**31, 2**31 + 1],
+    dtype=[torch.float32, torch.bfloat16],
+    second=[False, True],
+    scale=[0.5, 2],
+    rules=[("soft", 1), ("hard", 1)],
+    maxnreg=[None, 255],
 )
+CASES = [
+    {kind: values[i % len(values)] for kind, values in VARIED.items()} | {name: value}
+    for i in range(3)
+    for name, options in VARIED.items()
+    for value in options
+]
+"""Around three of them, what differs in one argument alone."""
 
 
 def test_the_kernel_is_tritons_choice_whatever_the_arguments(kernel):
