@@ -23,20 +23,23 @@ def of_nvidia(cubin: bytes) -> dict[str, Any]:
         run = dict(capture_output=True, text=True, check=True)
         flags = ("-res-usage", "-sass")
         usage, sass = (subprocess.run([tool, flag, file.name], **run).stdout for flag in flags)
-    code = [(int(at, 16), name, rest) for at, _, name, rest in SASS.findall(sass)]
-    spilled = [re.search(r"\.(64|128)", name) for _, name, _ in code if name.startswith("STL")]
-    jumps = [
-        (at, re.findall(r"0x[0-9a-f]+", rest)) for at, name, rest in code if name.startswith("BRA")
-    ]
-    loops = [(int(to[-1], 16), at) for at, to in jumps if to and int(to[-1], 16) < at]
-    instructions = sum(name != "NOP" for _, name, _ in code)
+    names = [name for _, _, name, _ in SASS.findall(sass)]
+    spilled = [re.search(r"\.(64|128)", name) for name in names if name.startswith("STL")]
     return {
         "registers": int(re.findall(r"REG:(\d+)", usage)[0]),
         "spills": sum(int(width[1]) // 8 if width else 4 for width in spilled),
-        "instructions": instructions,
-        "in_longest_loop": max((sum(a <= at <= b for at, *_ in code) for a, b in loops), default=instructions),
+        "instructions": sum(name != "NOP" for name in names),
+        "in_longest_loop": in_longest_loop(sass),
         "sass": sass,
-    }  # fmt: skip
+    }
+
+
+def in_longest_loop(sass: str) -> int:
+    """Its instructions; without a loop all."""
+    code = [(int(at, 16), name, rest) for at, _, name, rest in SASS.findall(sass)]
+    jumps = [(at, re.findall("0x[0-9a-f]+", to)) for at, name, to in code if name.startswith("BRA")]
+    loops = [(int(to[-1], 16), at) for at, to in jumps if to and int(to[-1], 16) < at]
+    return max((sum(a <= at <= b for at, *_ in code) for a, b in loops), default=len(code))
 
 
 SASS = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)\s*([^;]*);")

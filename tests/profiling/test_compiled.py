@@ -3,6 +3,7 @@
 import pytest
 
 from profiling.harness import lowering
+from profiling.harness.machine_code import in_longest_loop
 from profiling.sections.compiled import CARDS, lowered
 
 
@@ -16,6 +17,22 @@ def test_occupancy_follows_the_programming_guide():
     assert card.resident(32, 114 * 1024, 4) == 1
     assert card.resident(8, 0, 1) == 32
     assert CARDS.keys() == lowering.TARGETS.keys()
+
+
+def test_the_loop_is_what_a_tile_costs():
+    """Of a program that works on many: neither what comes before or behind, nor where the code ends."""
+    sass = """
+        /*0000*/ MOV R1, c[0x0][0x28] ;
+        /*0010*/ LDG.E.128 R4, [R2] ;
+        /*0020*/ FFMA R4, R4, R4, R4 ;
+        /*0030*/ @P1 BRA 0x20 ;
+        /*0040*/ @P0 BRA.U 0x10 ;
+        /*0050*/ EXIT ;
+        /*0060*/ BRA 0x60 ;
+        /*0070*/ NOP ;
+    """
+    assert in_longest_loop(sass) == 4
+    assert in_longest_loop("/*0000*/ MOV R1, R2 ;\n/*0010*/ EXIT ;") == 2
 
 
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])
