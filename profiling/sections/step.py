@@ -261,11 +261,8 @@ class Step(Work):
 class Replayed(Step):
     """A step that is captured as `train.graph = "auto"` does: once it has proved itself."""
 
-    def __init__(
-        self, bench: Bench, model: nn.Module, make: Callable[[], CudaGraphs] | None = None
-    ) -> None:
-        obstacle = obstacle_of(bench.place.device, 1, bench.place.scaler().is_enabled())
-        if obstacle and make is None:
+    def __init__(self, bench: Bench, model: nn.Module) -> None:
+        if obstacle := obstacle_of(bench.place.device, 1, bench.place.scaler().is_enabled()):
             raise Unavailable(obstacle)
         super().__init__(bench, model, checked=True)
         self.said: list[str] = []
@@ -276,7 +273,7 @@ class Replayed(Step):
             obstacle="",
             state=self.state,
             note=self.said.append,
-            graphs=make or partial(CudaGraphs, self.device),
+            graphs=partial(CudaGraphs, self.device),
         )
 
     def _work(

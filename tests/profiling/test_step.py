@@ -155,16 +155,19 @@ def test_each_kind_of_block_in_each_mode(measured, quick):
     assert "50.0 %" in grid.lines[1]
 
 
-def replayed(quick: Options, *changes: str) -> tuple[Replayed, Tapes]:
+@pytest.fixture
+def replayed(quick, monkeypatch) -> tuple[Replayed, Tapes]:
     """A step by a tape of its operations, in place of a CUDA graph."""
     tapes = Tapes(lambda: step.state())
-    one = bench(quick, *changes)
-    step = Replayed(one, one.model(), lambda: tapes)
+    monkeypatch.setattr(steps, "obstacle_of", lambda *_: "")
+    monkeypatch.setattr(steps, "CudaGraphs", lambda device: tapes)
+    one = bench(quick)
+    step = Replayed(one, one.model())
     return step, tapes
 
 
-def test_a_graph_is_timed_once_it_has_proved_itself(quick):
-    step, tapes = replayed(quick)
+def test_a_graph_is_timed_once_it_has_proved_itself(replayed):
+    step, tapes = replayed
     assert step.check()["status"] == Status.OK
     step.prepare(QUICK)
     assert (tapes.warmed, tapes.captures) == (WARM_UP, 1)
@@ -174,10 +177,11 @@ def test_a_graph_is_timed_once_it_has_proved_itself(quick):
     assert not torch.equal(step.parameters[0], before)
 
 
-def test_eager_steps_are_not_timed_in_the_name_of_a_graph(quick):
-    step, tapes = replayed(quick)
+def test_eager_steps_are_not_timed_in_the_name_of_a_graph(replayed, monkeypatch):
+    step, tapes = replayed
     tapes.capture = lambda call: (_ for _ in ()).throw(RuntimeError("no capture today"))
     with pytest.raises(RuntimeError, match="steps run eagerly, because no capture today"):
         step.prepare(QUICK)
+    monkeypatch.undo()
     with pytest.raises(Unavailable, match="a CUDA graph needs a GPU"):
         Replayed(step.bench, step.bench.model())
