@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 MOST_PANELS = 12
 WIDTH = "neuron.surrogate.width"
-BY_LAYER, BY_TIME = attrgetter("depth_profile"), attrgetter("time_profile")
+PROFILES = {"depth_profile": "spiking layer", "time_profile": "time step"}  # of a `Measurement`
 
 
 def draw_sweep(groups: Sequence[Group], out: Path, synthetic: bool) -> list[Path]:
@@ -35,8 +34,8 @@ def draw_sweep(groups: Sequence[Group], out: Path, synthetic: bool) -> list[Path
     # the key along the axis: the width or the depth where it was swept, else the first
     along = next((key for key in (WIDTH, "model.depth") if key in keys), keys[0])
     pictures: dict[str, Callable[[], Figure | None]] = {
-        "norms.png": partial(norms, groups, along, BY_LAYER, "spiking layer", note),
-        "times.png": partial(norms, groups, along, BY_TIME, "time step", note),
+        "norms.png": partial(norms, groups, along, "depth_profile", note),
+        "times.png": partial(norms, groups, along, "time_profile", note),
         "accuracy.png": partial(accuracy, groups, along, note),
     }
     if "model.depth" in keys and along != "model.depth":
@@ -44,13 +43,7 @@ def draw_sweep(groups: Sequence[Group], out: Path, synthetic: bool) -> list[Path
     return figures.save(out, pictures)
 
 
-def norms(
-    groups: Sequence[Group],
-    along: str,
-    profile: Callable[[Measurement], np.ndarray],
-    label: str,
-    note: str,
-) -> Figure | None:
+def norms(groups: Sequence[Group], along: str, profile: str, note: str) -> Figure | None:
     """RMS of dL/dx at the first step (the untrained net), a line per value of `along`."""
     panels = _split(groups, along)
     if len(panels) > MOST_PANELS:
@@ -59,6 +52,7 @@ def norms(
     others = [key for key in groups[0].values if key != along]
     columns = len({group.values[others[-1]] for group in groups}) if others else 1
     rows = len(panels) // columns  # whole, as the grid has every combination
+    label = PROFILES[profile]
     title = f"Gradient against {label}, before training{note}"
     figure = new_figure(4.2 * columns + 1.6, 3.1 * rows + 0.6, title)
     axes = figure.subplots(rows, columns, squeeze=False)
@@ -67,8 +61,8 @@ def norms(
     drawn: dict[str, Any] = {}
     for ax, (name, members) in zip(axes.flat, panels.items(), strict=True):
         for group in sorted(members, key=lambda g: values.index(g.values[along])):
-            lines = [profile(one) for cell in group.cells if (one := _first(cell.path)) is not None]
-            if lines:
+            found = filter(None, (_first(cell.path) for cell in group.cells))
+            if lines := [getattr(measured, profile) for measured in found]:
                 mean = np.exp(np.log(figures.positive(np.stack(lines))).mean(0))
                 value = group.values[along]
                 (drawn[value],) = ax.plot(mean, color=colours[value], label=value)

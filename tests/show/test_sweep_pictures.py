@@ -10,8 +10,6 @@ from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.grid import Cell, Group
 from spiketriton.show import sweep_pictures
 from spiketriton.show.sweep_pictures import (
-    BY_LAYER,
-    BY_TIME,
     WIDTH,
     accuracy,
     norms,
@@ -44,14 +42,14 @@ def a_group(folder: Path, values: dict[str, str], *accuracies: float | None, wid
 def test_norms_are_those_of_the_first_step_geometric_over_seeds(tmp_path):
     swept = {"10": (0.5,), "2": (0.5, 0.5), "auto": (0.5,), "0.5": (0.5,)}
     groups = [a_group(tmp_path, {WIDTH: width}, *found) for width, found in swept.items()]
-    axes = norms(groups, WIDTH, BY_LAYER, "spiking layer", "").axes[0]
+    axes = norms(groups, WIDTH, "depth_profile", "").axes[0]
     lines = axes.get_lines()
     assert [line.get_label() for line in lines] == ["0.5", "2", "10", "auto"]
     profile = np.array([math.sqrt(5), 4])  # RMS over time
     assert lines[0].get_ydata() == pytest.approx(profile)
     assert lines[1].get_ydata() == pytest.approx(profile * math.sqrt(10))  # of 1 and 10
     assert lines[0].get_xdata().tolist() == [0, 1]
-    axes = norms(groups, WIDTH, BY_TIME, "time step", "").axes[0]
+    axes = norms(groups, WIDTH, "time_profile", "").axes[0]
     assert axes.get_lines()[0].get_xdata().tolist() == [0, 1]
     assert axes.get_lines()[0].get_ydata() == pytest.approx([2, math.sqrt(12)])
 
@@ -60,12 +58,12 @@ def test_a_panel_for_each_other_value_and_none_for_too_many(tmp_path, monkeypatc
     groups = [
         a_group(tmp_path, {WIDTH: "1", "a.depth": d, "tau": t}, 0.5) for d in "234" for t in "56"
     ]
-    figure = norms(groups, WIDTH, BY_LAYER, "spiking layer", "")
+    figure = norms(groups, WIDTH, "depth_profile", "")
     assert figure.axes[0].get_title() == "depth 2, tau 5"
     monkeypatch.setattr(sweep_pictures, "MOST_PANELS", 6)
-    assert norms(groups, WIDTH, BY_LAYER, "spiking layer", "") is not None
+    assert norms(groups, WIDTH, "depth_profile", "") is not None
     monkeypatch.setattr(sweep_pictures, "MOST_PANELS", 5)
-    assert norms(groups, WIDTH, BY_LAYER, "spiking layer", "") is None
+    assert norms(groups, WIDTH, "depth_profile", "") is None
 
 
 def test_accuracy_is_a_mean_with_its_spread_and_auto_is_at_its_width(tmp_path):
@@ -88,4 +86,4 @@ def test_accuracy_is_a_mean_with_its_spread_and_auto_is_at_its_width(tmp_path):
 def test_the_norms_of_an_ann_are_not_drawn(tmp_path):
     group = a_group(tmp_path, {"tau": "2"}, 0.5)
     group.cells[0] = Cell({}, small_recipe(), tmp_path / "nothing")
-    assert norms([group], "tau", BY_LAYER, "spiking layer", "") is None
+    assert norms([group], "tau", "depth_profile", "") is None
