@@ -43,7 +43,6 @@ class TensorBoard(Board):
             self.writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self.writer.flush()
         self.writer.close()
 
 
