@@ -6,7 +6,7 @@ import pytest
 from spiketriton.config import replace
 from spiketriton.errors import UserError
 from spiketriton.gradients import probing
-from spiketriton.gradients.ablations import Experiment
+from spiketriton.gradients.ablations import Experiment, last_norms
 from spiketriton.gradients.diagnosed import find_subject
 from spiketriton.gradients.measurement import KEYS
 from spiketriton.gradients.probing import cut_time
@@ -97,6 +97,15 @@ def test_without_the_path_through_time_nothing_is_carried(net):
     assert np.allclose(cut.firing, whole.firing, atol=1e-3)
     # the last layer's last step has no future in either
     assert cut.grad_input[-1, -1] == pytest.approx(whole.grad_input[-1, -1], rel=1e-3)
+
+
+def test_blocks_that_start_closed_are_opened_for_a_measurement_alone():
+    closed, half = (Experiment(subject(f"model.residual_gain={gain}")) for gain in (0, 0.5))
+    assert (closed.opens(), half.opens()) == (True, False)
+    prober = closed.prober()
+    found, expected = closed.measure(prober), half.measure(half.prober())
+    assert np.allclose(found.grad_input, expected.grad_input, rtol=1e-4)
+    assert not any(norm.weight.any() for norm in last_norms(prober.model))
 
 
 def test_large_nets_are_measured_on_few_images(monkeypatch):

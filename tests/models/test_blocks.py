@@ -120,9 +120,9 @@ def starts(model) -> dict[str, tuple[float, float]]:
 
 @pytest.mark.parametrize("name", ["resnet8", "resnet50", "net7b"])
 def test_blocks_start_at_the_gain_and_bias_of_the_recipe(name):
-    assert set(starts(build(name)).values()) == {(1.0, 0.0)}
-    assert set(starts(build(name, residual_gain=0.25)).values()) == {(0.25, 0.0)}
-    both = build(name, residual_gain=0.0, residual_bias=0.5)
+    assert set(starts(build(name, width=2)).values()) == {(1.0, 0.0)}
+    assert set(starts(build(name, width=2, residual_gain=0.25)).values()) == {(0.25, 0.0)}
+    both = build(name, width=2, residual_gain=0.0, residual_bias=0.5)
     assert set(starts(both).values()) == {(0.0, 0.5)}
     inner = [block.bn1 for _, block in both.blocks()]
     assert all((norm.weight == 1).all() and (norm.bias == 0).all() for norm in inner)
