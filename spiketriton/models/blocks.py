@@ -2,15 +2,24 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from spiketriton.errors import UserError
-from spiketriton.models.graph import Builder, Value
-from spiketriton.models.layers import Parts, fire, folded, gives_current, kept_paths, norm_neuron
+from spiketriton.models.graph import Builder, Graph, Value
+from spiketriton.models.layers import (
+    Parts,
+    fire,
+    first_layer,
+    folded,
+    gives_current,
+    kept_paths,
+    norm_neuron,
+    over_time,
+)
 from spiketriton.models.memory import PackedSpikes, mark_spikes
 from spiketriton.models.network import Network
 from spiketriton.neurons import Norm, SpikingNeuron
@@ -306,13 +315,18 @@ class BlockNetwork(Network):
     conv1: nn.Module
     bn1: nn.Module
     neuron1: nn.Module | None  # of the stem; none where currents flow between the blocks
+    maxpool: nn.Module | None
     bn_last: nn.Module | None  # behind the last pre-activation block
     neuron_last: nn.Module | None  # behind the last block that gives currents
+    fc1: nn.Module | None  # a hidden layer in front of the classifier
+    neuron_fc1: nn.Module | None
+    reads: ClassVar[Literal["mean", "flatten"]] = "mean"  # of maps, what is behind the blocks
 
     def __init__(self, parts: Parts, channels: int) -> None:
         super().__init__(parts, channels)
         self.checkpoint_blocks = parts.model.checkpoint_blocks
-        self.bn_last = self.neuron_last = None
+        self.stage_names: list[str] = []
+        self.maxpool = self.bn_last = self.neuron_last = self.fc1 = self.neuron_fc1 = None
 
     def _begin(self, parts: Parts, kind: type[Block], width: int) -> None:
         """Norm and neuron behind `conv1`."""
@@ -330,15 +344,31 @@ class BlockNetwork(Network):
         """Dotted name and block, in forward order."""
         return [(name, m) for name, m in self.named_modules() if isinstance(m, Block)]
 
-    def stem(self, build: Builder) -> Value:
-        """Adds the nodes in front of the blocks to a graph."""
-        current = build.add("conv1", build.input, self.conv1, self.bn1)
-        return build.add("neuron1", current, self.neuron1)
+    def features(self, images: Tensor, steps: int) -> Tensor:
+        x = first_layer(self.conv1, self.bn1, self.neuron1, images, steps)
+        if self.maxpool is not None:
+            x = folded(self.maxpool, x)
+            if self.is_spiking and self.neuron1 is not None:
+                x = mark_spikes(x)  # a maximum of spikes is a spike
+        stages = map(self.get_submodule, self.stage_names)
+        blocks = (block for stage in stages for block in stage.children())
+        x = self.through(blocks, over_time(x, steps))
+        x = x.mean((3, 4)) if self.reads == "mean" else x.flatten(2)
+        if self.fc1 is None or self.neuron_fc1 is None:
+            return x
+        return fire(self.neuron_fc1, folded(self.fc1, x))
 
-    def end(self, build: Builder, value: Value) -> Value:
-        """Adds the nodes behind the blocks that `through` calls to a graph."""
+    def graph(self) -> Graph:
+        build = Builder()
+        value = build.add("conv1", build.input, self.conv1, self.bn1)
+        value = build.add("neuron1", value, self.neuron1)
+        value = build.add("maxpool", value, self.maxpool)
+        for stage in self.stage_names:
+            value = build.row(stage, value, self.get_submodule(stage).children())
         value = build.add("bn_last", value, self.bn_last)
-        return build.add("neuron_last", value, self.neuron_last)
+        value = build.add("neuron_last", value, self.neuron_last)
+        value = build.add("fc1", build.read(self.reads, value), self.fc1)
+        return build.read_by(self.fc, build.add("neuron_fc1", value, self.neuron_fc1))
 
     def through(self, chain: Iterable[nn.Module], x: Tensor) -> Tensor:
         """x [T, B, C, H, W] through blocks, with the pools behind them, and `neuron_last`."""

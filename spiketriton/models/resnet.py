@@ -6,14 +6,12 @@ torchvision. With ReLU neurons and plain blocks they are torchvision's ResNets, 
 
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from spiketriton import plugins
 from spiketriton.errors import warn_once
 from spiketriton.models.blocks import BLOCKS, BlockNetwork
-from spiketriton.models.graph import Builder, Graph, Value
-from spiketriton.models.layers import Parts, fire, first_layer, folded, over_time
-from spiketriton.models.memory import mark_spikes
+from spiketriton.models.layers import Parts
 
 
 class Architecture(NamedTuple):
@@ -79,7 +77,6 @@ class ResNet(BlockNetwork):
         self.conv1 = parts.conv(channels, width, kernel, stride)
         self._begin(parts, kind, width)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem == "imagenet" else None
-        self.stage_names: list[str] = []
         before = width
         for i, count in enumerate(stages):
             stage = nn.Sequential()
@@ -95,28 +92,6 @@ class ResNet(BlockNetwork):
             nn.init.zeros_(self.fc.bias)
         self._initialize()
 
-    def features(self, images: Tensor, steps: int) -> Tensor:
-        x = first_layer(self.conv1, self.bn1, self.neuron1, images, steps)
-        if self.maxpool is not None:
-            x = folded(self.maxpool, x)
-            if self.is_spiking and self.neuron1 is not None:
-                x = mark_spikes(x)  # a maximum of spikes is a spike
-        stages = map(self.get_submodule, self.stage_names)
-        blocks = (block for stage in stages for block in stage.children())
-        return self.through(blocks, over_time(x, steps)).mean((3, 4))
-
-    def graph(self) -> Graph:
-        build = Builder()
-        value = build.add("maxpool", self.stem(build), self.maxpool)
-        for stage in self.stage_names:
-            value = build.row(stage, value, self.get_submodule(stage).children())
-        value = build.read("mean", self.end(build, value))
-        return build.read_by(self.fc, self._head(build, value))
-
-    def _head(self, build: Builder, value: Value) -> Value:
-        """Adds the nodes between the mean over space and the classifier to a graph."""
-        return value
-
 
 class ResNet19(ResNet):
     """The ResNet-19 of tdBN (Zheng et al. 2021, arXiv 2011.05280): two fully connected layers behind the pool.
@@ -131,13 +106,6 @@ class ResNet19(ResNet):
         self.neuron_fc1 = parts.neuron(features // 2)
         self.fc = nn.Linear(features // 2, classes)
         self._initialize()
-
-    def features(self, images: Tensor, steps: int) -> Tensor:
-        return fire(self.neuron_fc1, folded(self.fc1, super().features(images, steps)))
-
-    def _head(self, build: Builder, value: Value) -> Value:
-        value = build.add("fc1", value, self.fc1)
-        return build.add("neuron_fc1", value, self.neuron_fc1)
 
 
 @plugins.model(*ARCHITECTURES)
@@ -165,6 +133,7 @@ class BlockNet(BlockNetwork):
     halve, and a linear layer on what is left.
     """
 
+    reads = "flatten"
     number_of_blocks = 7
 
     def __init__(self, parts: Parts, *, classes: int, channels: int, image_size: int) -> None:
@@ -175,7 +144,7 @@ class BlockNet(BlockNetwork):
         self.layers = nn.ModuleList(
             kind(parts, width, width, 1, False) for _ in range(self.number_of_blocks)
         )
-        side = image_size
+        self.stage_names, side = ["layers"], image_size
         for _, block in self.blocks():
             if side > 1:
                 block.pool = nn.MaxPool2d(2)
@@ -183,12 +152,3 @@ class BlockNet(BlockNetwork):
         self._end(parts, kind, width)
         self.fc = nn.Linear(width * side**2, classes)
         self._initialize()
-
-    def features(self, images: Tensor, steps: int) -> Tensor:
-        x = over_time(first_layer(self.conv1, self.bn1, self.neuron1, images, steps), steps)
-        return self.through(self.layers, x).flatten(2)
-
-    def graph(self) -> Graph:
-        build = Builder()
-        value = self.end(build, build.row("layers", self.stem(build), self.layers))
-        return build.read_by(self.fc, build.read("flatten", value))
