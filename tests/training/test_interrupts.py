@@ -10,6 +10,7 @@ from spiketriton.errors import EXIT_SIGTERM
 from spiketriton.training import interrupts
 from spiketriton.training.interrupts import StopSignals
 from spiketriton.training.ranks import Ranks
+from tests.small_runs import last_state, small_trainer
 
 
 @pytest.fixture(autouse=True)
@@ -52,21 +53,20 @@ def test_a_second_one_of_the_same_moment_and_any_hang_up_change_nothing(number, 
         assert stop.signal == number
 
 
-def test_a_save_ends_before_a_second_signal_takes_effect(later):
-    saved = []
+def test_a_save_ends_before_a_second_signal_takes_effect(tmp_path, monkeypatch, later):
+    trainer = small_trainer(tmp_path / "run")
+    save = trainer.checkpoints.save_last
 
-    def save(stop: StopSignals) -> None:
-        with stop.saving():
-            for _ in range(2):
-                signal.raise_signal(signal.SIGINT)
-            saved.append("whole")
-
-    with StopSignals(lambda text: None) as stop:
-        signal.raise_signal(signal.SIGTERM)
+    def signalled(state):
+        signal.raise_signal(signal.SIGINT)
         later()
-        with pytest.raises(KeyboardInterrupt):
-            save(stop)
-    assert saved == ["whole"]
+        signal.raise_signal(signal.SIGTERM)
+        return save(state)
+
+    monkeypatch.setattr(trainer.checkpoints, "save_last", signalled)
+    with pytest.raises(SystemExit):
+        trainer.fit()
+    assert last_state(tmp_path / "run")["step"] == 7
 
 
 def test_a_signal_while_ranks_agree_is_for_their_next_agreement():
