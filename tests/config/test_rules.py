@@ -15,6 +15,8 @@ CONTRADICTIONS = {  # overrides of a small recipe -> what the refusal names
     ("train.micro_batch=auto", "train.accumulate=2"): ['train.accumulate = 2 with train.micro_batch = "auto"', "it: 1"],
     ("model.checkpoint_blocks=true", "train.compile=true"): ["checkpoint_blocks = true with train.c", "it: false"],
     ("model.block=sew", "model.connect=iand", "neuron.kind=relu"): ['"iand" with neuron.kind = "relu"', 'it: "add"'],
+    ("model.block=sew", "model.connect=iand", "neuron.kind=ilif"): ['"iand" with neuron.kind = "ilif"', 'it: "add"'],
+    ("neuron.kind=clif", "neuron.v_reset=-1"): ['v_reset = -1.0 with neuron.kind = "clif"', "it: 0"],
     ("neuron.kind=ilif", "model.memory=packed"): ['"packed" with neuron.kind = "ilif"', 'it: "standard"'],
     ("model.drop_path=0.1", "model.checkpoint_blocks=true"): ["drop_path = 0.1 with", "it: 0"],
     ("loss.teacher=run", "loss.feature_weight=1", "train.compile=true"): ["feature_weight = 1.0 with", "it: 0"],
