@@ -18,6 +18,17 @@ def folded(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
+class EachStep(nn.Module):
+    """A layer that knows no time, on every time step: [T, B, ...] -> [T, B, ...]."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return folded(self.layer, x)
+
+
 def norm_neuron(
     norm: nn.Module,
     neuron: nn.Module,

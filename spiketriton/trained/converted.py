@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from spiketriton.models import Network
 from spiketriton.models.graph import channels_of, graph_of
-from spiketriton.models.layers import folded
+from spiketriton.models.layers import EachStep
 from spiketriton.neurons import IF
 from spiketriton_kernels import multistep_lif
 
@@ -52,20 +52,6 @@ class ConvertedIF(IF):
         return spikes * amplitude
 
 
-class PooledCurrent(nn.Module):
-    """The stem's max-pool, moved before its neuron: currents [T, B, C, H, W] -> [T, B, C, H', W'].
-
-    A maximum of spikes is not the spikes of the maximum, but ReLU(max(a)) = max(ReLU(a)) is exact.
-    """
-
-    def __init__(self, pool: nn.MaxPool2d) -> None:
-        super().__init__()
-        self.pool = pool
-
-    def forward(self, y: Tensor) -> Tensor:
-        return folded(self.pool, y)
-
-
 def with_converted_neurons(model: Network) -> Network:
     """The network of a converted run's recipe, as `build_model` makes it, with IF neurons in place of its own."""
     nodes = graph_of(model)
@@ -76,7 +62,8 @@ def with_converted_neurons(model: Network) -> Network:
             model.get_submodule(place)._modules[last] = neuron
     pool = getattr(model, "maxpool", None)
     if isinstance(pool, nn.MaxPool2d) and "neuron1" in nodes:
-        model.bn1 = PooledCurrent(pool)
+        # before its neuron: a maximum of spikes is not the spikes of the maximum, and that of a ReLU is exact
+        model.bn1 = EachStep(pool)
         model._modules["maxpool"] = None
     return model
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from spiketriton.config.parts import FROM_NIR
 from spiketriton.errors import UserError, need, one_line
 from spiketriton.models.foreign import ForeignNetwork
-from spiketriton.models.layers import folded
+from spiketriton.models.layers import EachStep
 from spiketriton.trained.exports import Comparison, compare
 from spiketriton.trained.nir_replay import in_order, pair
 from spiketriton_kernels.nn import Leaky
@@ -100,17 +100,6 @@ def _safe(name: str) -> str:
     return f"node_{name}".replace(".", "_")
 
 
-class _Each(nn.Module):
-    """A layer that knows no time, on every step."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        return folded(self.layer, x)
-
-
 class _Neuron(nn.Module):
     """scale * x + shift into a neuron of ours; scale and shift [C, 1, ...] or numbers."""
 
@@ -152,13 +141,13 @@ def _module(name: str, node: Any, dt: float, reset: str) -> nn.Module:
         out, inside, *sides = node.weight.shape
         groups = int(node.groups)
         conv = nn.Conv2d(inside * groups, out, tuple(sides), groups=groups, **geometry)
-        return _Each(_filled(conv, node.weight, node.bias))
+        return EachStep(_filled(conv, node.weight, node.bias))
     if kind in ("AvgPool2d", "SumPool2d"):
         if np.any(node.padding):
             raise ValueError(f"{name} is a {kind} with padding; accepted: none")
         divisor = 1 if kind == "SumPool2d" else None
         sides, stride = pair(node.kernel_size), pair(node.stride)
-        return _Each(nn.AvgPool2d(sides, stride, divisor_override=divisor))
+        return EachStep(nn.AvgPool2d(sides, stride, divisor_override=divisor))
     if kind == "Flatten":
         last = np.size(node.input_type["input"]) - 1
         if (int(node.start_dim), int(node.end_dim)) not in ((0, -1), (0, last)):

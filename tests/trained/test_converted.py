@@ -5,8 +5,9 @@ import torch
 
 from spiketriton.config import replace
 from spiketriton.models import build_model
+from spiketriton.models.layers import EachStep
 from spiketriton.trained.conversion import levels
-from spiketriton.trained.converted import ConvertedIF, PooledCurrent, with_converted_neurons
+from spiketriton.trained.converted import ConvertedIF, with_converted_neurons
 from tests.small_runs import small_recipe
 
 
@@ -43,7 +44,7 @@ def test_the_pool_of_the_stem_moves_before_its_neuron():
         "model.norm=none",
     )  # fmt: skip
     net = with_converted_neurons(build_model(recipe, classes=10, channels=1, image_size=32))
-    assert isinstance(net.bn1, PooledCurrent)
+    assert isinstance(net.bn1, EachStep)
     assert net.maxpool is None
     assert all(isinstance(neuron, ConvertedIF) for _, neuron in net.spiking_layers())
     currents = torch.randn(3, 2, 4, 16, 16)
@@ -54,4 +55,4 @@ def test_the_pool_of_the_stem_moves_before_its_neuron():
     ms = build_model(replace(recipe, "model.block=ms"), classes=10, channels=1, image_size=32)
     net = with_converted_neurons(ms)  # has no neuron before its pool
     assert isinstance(net.maxpool, torch.nn.MaxPool2d)
-    assert not isinstance(net.bn1, PooledCurrent)
+    assert not isinstance(net.bn1, EachStep)
