@@ -47,10 +47,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     differs = {1: "the file would differ from the network, or anything else"}
     parser = Parser("export", EPILOG, differs)
     parser.add_run()
-    programs = (
-        "snnTorch, norse, chips (nir), PyTorch (torch), onnxruntime (onnx), any (safetensors)"
-    )
-    parser.add_argument("--to", choices=FORMATS, required=True, help=f"for {programs}")
+    where = "snnTorch, norse, chips (nir), PyTorch (torch), onnxruntime (onnx), any (safetensors)"
+    parser.add_argument("--to", choices=FORMATS, required=True, help=f"for {where}")
     parser.add_argument("--out", metavar="FILE", help="output file (RUN/<recipe>.nir, .pt2, ...)")
     parser.add_checkpoint()
     many = number(1, 10_000)
