@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -141,37 +142,27 @@ class Norm(nn.modules.batchnorm._BatchNorm):
 
 
 @torch.compiler.disable  # its backward holds a process group, which a compiled graph cannot
-def _batch_norm_over_ranks(
-    x: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    training: bool,
-    momentum: float,
-    eps: float,
-) -> Tensor:
-    """`F.batch_norm` in training, with statistics over all ranks; torch has this for GPUs only."""
-    assert training
-    count = dist.get_world_size() * x.numel() // x.shape[1]
-    with torch.no_grad():
+def _batch_norm_over_ranks(*arguments: Any) -> Tensor:
+    return _OverRanks.apply(*arguments)
+
+
+class _OverRanks(torch.autograd.Function):
+    """`F.batch_norm` in training, with statistics of x [N, C, ...] over all ranks; torch has this for GPUs only.
+
+    As in DistributedDataParallel: by x the gradient is that of the sum of the losses, by weight and bias this rank's
+    share.
+    """
+
+    @staticmethod
+    def forward(ctx, x, running_mean, running_var, weight, bias, training, momentum, eps):
+        assert training
+        count = dist.get_world_size() * x.numel() // x.shape[1]
         dims = [0, *range(2, x.ndim)]
         own_var, own_mean = torch.var_mean(x.to(running_mean.dtype), dims, correction=0)
         mean = _mean_over_ranks(own_mean)
         var = _mean_over_ranks(own_var + (own_mean - mean).square())  # Chan et al. 1979
         running_mean.lerp_(mean, momentum)
         running_var.lerp_(var * (count / (count - 1)), momentum)
-    return _Normalise.apply(x, mean, var, weight, bias, eps)
-
-
-class _Normalise(torch.autograd.Function):
-    """Batch norm with given statistics; backward includes how they depend on all ranks' x [N, C, ...].
-
-    As in DistributedDataParallel: by x that of the sum of the losses, by weight and bias this rank's share.
-    """
-
-    @staticmethod
-    def forward(ctx, x, mean, var, weight, bias, eps):
         ctx.save_for_backward(x, mean, var, weight)
         ctx.eps = eps
         return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
@@ -187,7 +178,7 @@ class _Normalise(torch.autograd.Function):
         grad_bias, grad_weight = sums.unbind()
         shift, slope = _mean_over_ranks(sums).div(x.numel() // x.shape[1]).view(2, *by_channel)
         grad_x = (wide - shift - xhat * slope) * (weight * rstd).view(by_channel)
-        return grad_x.to(x.dtype), None, None, grad_weight, grad_bias, None
+        return grad_x.to(x.dtype), None, None, grad_weight, grad_bias, None, None, None
 
 
 def _mean_over_ranks(x: Tensor) -> Tensor:
