@@ -1,6 +1,7 @@
 """What `doctor` looks at: the machine, every kernel against its definition, a small training, the data."""
 
 import math
+import platform
 import shutil
 import sys
 import tempfile
@@ -131,15 +132,13 @@ def findings(recipe: Recipe) -> Iterator[Finding]:
 
 def versions() -> Iterator[Finding]:
     """Python, torch and triton against the versions that were tested."""
-    python = ".".join(map(str, sys.version_info[:3]))
-    yield judged("Python", sys.version_info >= (3, 11), python, "3.11 or newer")
+    yield Finding("Python", "ok", platform.python_version())
     for package, (oldest, newest) in SUPPORTED.items():
         advice = f"pip install -U '{package}>={oldest[0]}.{oldest[1]}'"
         try:
             text = version(package)
-        except PackageNotFoundError:
-            fine = package == "triton" and not sys.platform.startswith("linux")
-            yield judged(package, fine, "not installed", advice)
+        except PackageNotFoundError:  # triton, which there is for Linux
+            yield judged(package, sys.platform != "linux", "not installed", advice)
             continue
         number = tuple(map(int, text.split(".")[:2]))
         newer = f", newer than the tested {newest[0]}.{newest[1]}" if number > newest else ""
