@@ -35,12 +35,10 @@ def is_file(source: str) -> bool:
 def main(arguments: list[str]) -> None:
     args = parse(arguments)
     with importing():
-        from spiketriton.trained.weights import make_run, pull
+        from spiketriton.trained.weights import download, make_run
 
-    if is_file(args.source):
-        folder = make_run(Path(args.source), args.run_dir)
-    else:
-        folder = pull(args.source, args.run_dir, args.revision)
+    file = Path(args.source) if is_file(args.source) else download(args.source, args.revision)
+    folder = make_run(file, args.run_dir)
     print(f"{folder.path}\nnext: spiketriton evaluate {folder.path}")
 
 

@@ -61,24 +61,18 @@ def steps_table(evaluations: Sequence[Evaluation], asked: Sequence[int] = ()) ->
 
 def _step_row(one: Evaluation, t: int) -> tuple[str, ...]:
     low, high = one.interval[t - 1]
+    costs = ["-"] * 4
+    if not one.uncounted:
+        counts = (f"{one.accumulates(t) / 1e6:.3f}", f"{one.macs(t) / 1e6:.3f}")
+        spent = (one.energy_uj[t - 1], one.energy_with_data_uj[t - 1])
+        costs = [*counts, *(f"{uj:.2f}" for uj in spent)]
     return (
         one.label,
         f"{t}" if one.ms_per_step is None else f"{t} ({t * one.ms_per_step:.0f} ms)",
         f"{100 * one.accuracy[t - 1]:.2f}",
         f"{100 * low:.1f}-{100 * high:.1f}",
-        *_costs(one, t),
+        *costs,
         f"{one.images_per_s:.0f}" if t == one.time_steps else "",
-    )
-
-
-def _costs(one: Evaluation, t: int) -> tuple[str, str, str, str]:
-    if one.uncounted:
-        return ("-",) * 4
-    return (
-        f"{one.accumulates(t) / 1e6:.3f}",
-        f"{one.macs(t) / 1e6:.3f}",
-        f"{one.energy_uj[t - 1]:.2f}",
-        f"{one.energy_with_data_uj[t - 1]:.2f}",
     )
 
 

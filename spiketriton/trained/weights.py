@@ -118,11 +118,6 @@ def push(run: TrainedRun, name: str, *, private: bool = False) -> str:
         return str(api.upload_folder(repo_id=name, folder_path=staged))
 
 
-def pull(name: str, path: str | Path | None, revision: str | None = None) -> RunFolder:
-    """A run folder at `path` of a network of the Hub, "OWNER/NAME". UserError: there is none, or no connection."""
-    return make_run(_download(name, revision), path)
-
-
 def handed_on(source: str) -> bool:
     """Whether a source of weights is "hub:OWNER/NAME" or a file that `export_safetensors` wrote."""
     return source.startswith(HUB) or source.endswith(".safetensors")
@@ -131,7 +126,7 @@ def handed_on(source: str) -> bool:
 def run_of(source: str) -> Path:
     """The run folder of `load_run(source)`, a file or "hub:OWNER/NAME", made once for each content. UserError."""
     hub = source.startswith(HUB)
-    file = _download(source.removeprefix(HUB), None) if hub else Path(source)
+    file = download(source.removeprefix(HUB)) if hub else Path(source)
     try:
         content = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
     except OSError as error:
@@ -140,7 +135,8 @@ def run_of(source: str) -> Path:
     return path if (path / "recipe.toml").exists() else make_run(file, path).path
 
 
-def _download(name: str, revision: str | None) -> Path:
+def download(name: str, revision: str | None = None) -> Path:
+    """The file of a network of the Hub, "OWNER/NAME". UserError: there is none, or no connection."""
     hub = need("huggingface_hub", "hub")
     with _hub(name):
         return Path(hub.hf_hub_download(name, FILE, revision=revision))
