@@ -67,12 +67,13 @@ class Tester:
     def results(self, data: Data, average: MovingAverage | None) -> Results | None:
         """Of the test images, of those held out, and of the averaged weights; None if a signal came."""
         start, averaged = time.perf_counter(), None
-        test = self.score(data.test)
+        if (test := self.score(data.test)) is None:
+            return None
         validation = None if data.validation is None else self.score(data.validation)
         if average is not None:
             with average.applied():
                 averaged = self.score(data.test)
-        if test is None or self.stop.anywhere():
+        if self.stop.anywhere():
             return None
         return Results(test, validation, averaged, time.perf_counter() - start)
 
