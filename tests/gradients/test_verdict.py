@@ -158,28 +158,15 @@ def test_what_json_keeps_of_an_infinity_counts_as_exploding():
 
 SGD = ("train.optimizer=sgd",)
 USUAL = ("model.residual_gain=1", "model.shortcut_gradient=surrogate", "neuron.surrogate.width=1")
+BACKWARD = ["model.shortcut_gradient=straight_through", "neuron.surrogate.width=0.3"]
 
 
 @pytest.mark.parametrize(
     ("changes", "grads", "fresh", "expected"),
     [
-        (
-            (*SGD, *USUAL),
-            [1e6, 1e3, 1],
-            True,
-            [
-                "model.residual_gain=0",
-                "model.shortcut_gradient=straight_through",
-                "neuron.surrogate.width=0.3",
-            ],
-        ),
+        ((*SGD, *USUAL), [1e6, 1e3, 1], True, ["model.residual_gain=0", *BACKWARD]),
         # of a run with weights, only what leaves them alone
-        (
-            (*SGD, *USUAL),
-            [1e6, 1e3, 1],
-            False,
-            ["model.shortcut_gradient=straight_through", "neuron.surrogate.width=0.3"],
-        ),
+        ((*SGD, *USUAL), [1e6, 1e3, 1], False, BACKWARD),
         ((*SGD, "model.norm=none"), [1e6, 1e3, 1], True, ["model.norm=bn"]),
         (
             ("model.name=mlp", "model.start=kaiming", "neuron.v_threshold=2", *SGD),
