@@ -8,7 +8,7 @@ from itertools import count
 from pathlib import Path
 
 from spiketriton.callable import as_function
-from spiketriton.commandline import RECIPE_HELP, Parser
+from spiketriton.commandline import RECIPE_HELP, Parser, number
 from spiketriton.config import load_recipe
 from spiketriton.config.shipped import find_recipe
 from spiketriton.errors import EXIT_DONE, UserError, importing, run_command, warn
@@ -31,17 +31,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_overrides()
     parser.add_trust()
     parser.add_argument("--json", action="store_true", help="print JSON only, complete")
+    words = "folder of diagnosis.json and .png (RUN, or runs/diagnose-<recipe>)"
+    parser.add_argument("--out", metavar="DIR", help=words)
+    many = number(1, 1000)
     parser.add_argument(
-        "--out",
-        metavar="DIR",
-        help="folder of diagnosis.json and .png (RUN, or runs/diagnose-<recipe>)",
+        "--batches", type=many, default=1, metavar="N", help="batches to measure (1)"
     )
-    parser.add_argument("--batches", default="1", metavar="N", help="batches to measure (1)")
-    args = parser.parse_intermixed_args(arguments)
-    if not args.batches.isdigit() or not 1 <= int(args.batches) <= 1000:
-        parser.error(f"--batches {args.batches}: accepted: an integer from 1 to 1000")
-    args.batches = int(args.batches)
-    return args
+    return parser.parse_intermixed_args(arguments)
 
 
 def main(arguments: list[str]) -> int:
