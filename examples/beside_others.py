@@ -17,6 +17,7 @@ of both after the same number of steps.
 
 import argparse
 import importlib
+import inspect
 import json
 import math
 import statistics
@@ -54,10 +55,7 @@ SMALL_IMAGES = {
     "data.test_images": 1000,
     "train.precision": "fp32",
 }
-SMALL = {
-    "data.name": "fashion_mnist",
-    "data.image_size": 16,
-    "train.precision": "fp32",
+SMALL = SMALL_IMAGES | {
     "data.train_images": 2500,
     "data.test_images": 2000,
     "train.batch_size": 32,
@@ -154,13 +152,12 @@ class Other:
         return nn.functional.cross_entropy(logits.mean(0), labels, label_smoothing=smoothing)
 
     def learning(self) -> tuple[Any, Any]:
-        """Optimizer, and its schedule by steps."""
-        raise NotImplementedError
-
-    def cosine(self, optimizer: Any) -> Any:
-        """Down to 0 by steps; the papers' code goes down after each epoch, of which there are few here."""
-        steps = self.recipe.train.epochs * len(self.loader)
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        """Optimizer, and its schedule: down to 0 by steps; the papers' code goes down by epochs, which are few."""
+        train, weights = self.recipe.train, self.net.parameters()
+        sgd = partial(torch.optim.SGD, momentum=train.momentum)
+        optimizer = (sgd if train.optimizer == "sgd" else torch.optim.Adam)(weights, lr=train.lr)
+        steps = train.epochs * len(self.loader)
+        return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
     def mixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return images, labels
@@ -203,7 +200,8 @@ class SpikingJelly(Other):
         sizes = {"in_channels": 1, "num_classes": 10, "T": self.recipe.time_steps}
         if config.name.endswith("Spikformer"):
             sizes |= {"img_size_h": 16, "img_size_w": 16}
-        return kind(**{**_accepted(kind, sizes), **config.arguments})
+        taken = inspect.signature(kind).parameters.keys() & sizes.keys()
+        return kind(**{name: sizes[name] for name in taken} | dict(config.arguments))
 
     def logits(self, images: Tensor) -> Tensor:
         from spikingjelly.activation_based import functional
@@ -234,13 +232,6 @@ class SpikingJelly(Other):
         return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
 
 
-def _accepted(kind: Any, sizes: dict[str, Any]) -> dict[str, Any]:
-    import inspect
-
-    names = inspect.signature(kind).parameters
-    return {name: value for name, value in sizes.items() if name in names}
-
-
 class TET(Other):
     """github.com/Gus-Lab/temporal_efficient_training: its ResNet-19, narrower, and its loss."""
 
@@ -267,10 +258,6 @@ class TET(Other):
         lamb = self.recipe.loss.tet_lambda
         return self.tet(logits.transpose(0, 1), labels, nn.CrossEntropyLoss(), 1.0, lamb)
 
-    def learning(self) -> tuple[Any, Any]:
-        optimizer = torch.optim.Adam(self.net.parameters(), lr=self.recipe.train.lr)
-        return optimizer, self.cosine(optimizer)
-
 
 class PSN(Other):
     """github.com/fangwei123456/Parallel-Spiking-Neuron, cifar10/train_cf10.py: its network and its mixing."""
@@ -296,11 +283,6 @@ class PSN(Other):
     def mixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return torchvision.transforms.RandomChoice(self.mixings)(images, labels)
 
-    def learning(self) -> tuple[Any, Any]:
-        train = self.recipe.train
-        optimizer = torch.optim.SGD(self.net.parameters(), train.lr, train.momentum)
-        return optimizer, self.cosine(optimizer)
-
 
 class CSNN(Other):
     """SpikingJelly's examples/conv_fashion_mnist.py: its network, which takes images and gives rates, and its loss."""
@@ -318,11 +300,6 @@ class CSNN(Other):
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return nn.functional.mse_loss(logits[0], nn.functional.one_hot(labels, 10).float())
-
-    def learning(self) -> tuple[Any, Any]:
-        train = self.recipe.train
-        optimizer = torch.optim.SGD(self.net.parameters(), train.lr, train.momentum)
-        return optimizer, self.cosine(optimizer)
 
 
 def other(case: str, recipe: Recipe, same: bool) -> Other:
