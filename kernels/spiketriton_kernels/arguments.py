@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from .neuron import MAX_LEVELS, Neuron, Norm, membrane_dtype
+from .neuron import MAX_LEVELS, Inputs, Neuron, Norm, membrane_dtype
 from .surrogate import Surrogate
 
 RESETS = ("soft", "hard", "none")
@@ -155,20 +155,9 @@ def _record(
             )
         reset = f"delayed_{reset}"
     return Neuron(
-        kind=kind,
-        decay=decay,
-        gain=gain if isinstance(gain, torch.Tensor) else float(gain),
-        threshold=threshold,
-        reset=reset,
-        v_reset=float(v_reset),
-        detach_reset=detach_reset,
-        shape=surrogate.shape,
-        height=surrogate.height,
-        width=surrogate.width,
-        rho=rho,
-        beta=beta,
-        levels=levels,
-    )
+        decay, gain if isinstance(gain, torch.Tensor) else float(gain), threshold, reset, float(v_reset), detach_reset,
+        surrogate.shape, surrogate.height, surrogate.width, kind, rho, beta, levels,
+    )  # fmt: skip
 
 
 _remembered = functools.lru_cache(maxsize=256)(_record)
@@ -176,24 +165,23 @@ _remembered = functools.lru_cache(maxsize=256)(_record)
 
 
 def check_call(
-    x: torch.Tensor,
-    parameters: dict[str, torch.Tensor],
-    norm: Norm | None = None,
-    v_init: torch.Tensor | None = None,
-    m_init: torch.Tensor | None = None,
-    residual: torch.Tensor | None = None,
-    spike_add: torch.Tensor | None = None,
-    probe: torch.Tensor | None = None,
-) -> None:
-    """Check the input, and against it a neuron's tensors, a norm, and what a call may bring besides.
+    inputs: Inputs, neuron: Neuron, norm: Norm | None = None, probe: torch.Tensor | None = None
+) -> dict[str, torch.Tensor]:
+    """Check what a call reads against its input; its tensors by name, x first and those that are not saved last.
 
     Raises:
         TypeError: a wrong type or dtype. ValueError: a wrong value, shape or device. Both name what was given and
             what is accepted.
     """
+    x, v_init, m_init, residual, spike_add = inputs
     check_input("x" if norm is None else "y", x)
-    for name, parameter in parameters.items():
-        _check_parameter("surrogate width" if name == "width" else name, parameter, x)
+    given = {"x": x}
+    if not neuron.is_plain:
+        for name, value in neuron.given().items():
+            _check_parameter("surrogate width" if name == "width" else name, value, x)
+            given[name] = value
+    if norm is not None:
+        given |= _check_norm(x, norm)
     if not v_init is m_init is residual is spike_add is None:
         states = (membrane_dtype(x.dtype), x.dtype)
         for name, tensor, shape, dtypes in (
@@ -202,13 +190,15 @@ def check_call(
         ):  # fmt: skip
             if tensor is not None:
                 check_like(name, tensor, x, shape, dtypes)
+                given[name] = tensor
     if probe is not None:
         check_like("probe", probe, x, torch.Size([x.shape[0], len(PROBE_FIELDS)]), (torch.float32,))
-    if norm is not None:
-        _check_norm(x, norm)
+        given["probe"] = probe
+    return given
 
 
-def _check_norm(y: torch.Tensor, norm: Norm) -> None:
+def _check_norm(y: torch.Tensor, norm: Norm) -> dict[str, torch.Tensor]:
+    """Its tensors by their names in a ``Neuron``: mean and var only where they are given, not measured."""
     if y.dim() < 3:
         raise ValueError(
             f"y has shape {tuple(y.shape)}; accepted: [T, B, C, ...], channels are dim 2"
@@ -243,6 +233,10 @@ def _check_norm(y: torch.Tensor, norm: Norm) -> None:
         raise ValueError(
             f"batch norm needs more than 1 value per channel when training, got y of shape {tuple(y.shape)}"
         )
+    given = {"weight": weight, "bias": bias, "step_gain": step_gain}
+    if not training:
+        given |= {"mean": mean, "var": var}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 _OF_CHANNELS = ("bn_weight", "bn_bias", "running_mean", "running_var")

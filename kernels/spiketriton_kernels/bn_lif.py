@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from .arguments import DEFAULT_SURROGATE, make_neuron
 from .functions import Request, by_definition, by_kernels
-from .neuron import Call, Norm
+from .neuron import Call, Inputs, Norm
 from .surrogate import Surrogate
 
 
@@ -88,8 +88,7 @@ def multistep_bn_lif(
         bn_weight, bn_bias, running_mean, running_var, training, momentum, eps, bn_scale, step_gain, process_group
     )  # fmt: skip
     call = Call(return_v=return_v, return_current=return_current, return_trace=return_trace)
-    tensors = dict(v_init=v_init, residual=residual, spike_add=spike_add, probe=probe)
-    return Request(y, neuron, call, tensors, norm)
+    return Request(Inputs(y, v_init, None, residual, spike_add), neuron, call, norm, probe)
 
 
 multistep_bn_lif_reference = by_definition(

@@ -6,36 +6,125 @@ Equations as in ``lif`` and ``states``. In float64 these are the numbers that ev
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
+from torch import Tensor
 
 from .arguments import along_channels, check_call
-from .neuron import Call, Neuron, Norm, Outputs, membrane_dtype
-from .surrogate import unit_primitive
+from .neuron import Call, Inputs, Neuron, Norm, Outputs, membrane_dtype
+from .surrogate import unit_primitive, unit_slope
 
 
 class _WithGradientOf(torch.autograd.Function):
     """The value of the first argument, the gradient of the second."""
 
     @staticmethod
-    def forward(ctx, value, carrier):
+    def forward(ctx: Any, value: Tensor, carrier: Tensor) -> Tensor:
         return value.to(carrier.dtype)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Any) -> Any:
         return None, grad
 
 
+class _Primitive(torch.autograd.Function):
+    """A surrogate's Phi, whose derivative is its phi."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, shape: str) -> Tensor:
+        ctx.shape = shape
+        ctx.save_for_backward(z)
+        return unit_primitive(shape, z)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        (z,) = ctx.saved_tensors
+        return grad * unit_slope(ctx.shape, z), None
+
+
+class Constants(NamedTuple):
+    """``PARAMETERS``, shaped to broadcast against a step [B, C, ...]."""
+
+    decay: Any
+    threshold: Any
+    width: Any
+    gain: Any
+    rho: Any
+    beta: Any
+
+    @staticmethod
+    def of(neuron: Neuron, x: Tensor) -> Constants:
+        wide = membrane_dtype(x.dtype)
+        return Constants(*[along_channels(p, x, wide) for p in neuron.parameters])
+
+    def level(self, m: Tensor, neuron: Neuron) -> Any:
+        """What h is compared with."""
+        return self.threshold + self.beta * m if neuron.kind == "alif" else self.threshold
+
+
+def begin(inputs: Inputs, neuron: Neuron) -> tuple[Tensor, Tensor]:
+    """Both states before the window."""
+    x, v, m, *_ = inputs
+    wide = membrane_dtype(x.dtype)
+    v = torch.full_like(x[0], neuron.v_start, dtype=wide) if v is None else v.to(wide)
+    return v, torch.zeros_like(v) if m is None else m.to(wide)
+
+
+def charge(
+    current: Tensor, v: Tensor, m: Tensor, c: Constants, neuron: Neuron
+) -> tuple[Tensor, Tensor]:
+    """(h, m) of a step, m being what the spike reads."""
+    if neuron.kind == "cuba":
+        m = current = c.rho * m + current
+    if neuron.leaks_to_reset:
+        return v + c.gain * current - (1 - c.decay) * (v - neuron.v_reset), m
+    if neuron.reset == "delayed_soft":
+        fired = (v >= c.threshold).to(v.dtype)
+        return c.decay * v + c.gain * current - c.threshold * fired, m
+    if neuron.reset == "delayed_hard":
+        v = torch.where(v >= c.threshold, 0.0, v)
+    return c.decay * v + c.gain * current, m
+
+
+def discharge(
+    h: Tensor, m: Tensor, c: Constants, neuron: Neuron, smooth: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(spikes, v, m) after a step."""
+    level = c.level(m, neuron)
+    fired = h >= level
+    relaxed = h
+    if neuron.kind == "ilif":
+        # by a tensor: a GPU multiplies by the reciprocal of a number, which moves ties
+        relaxed = (h / (c.threshold + torch.zeros_like(h))).clamp(0, neuron.levels)
+        fired = torch.round(relaxed)
+    elif smooth or torch.is_grad_enabled():
+        unit = _Primitive.apply((h - level) / c.width, neuron.shape)
+        relaxed = neuron.height * c.width * unit
+    s = relaxed if smooth else _WithGradientOf.apply(fired, relaxed)
+    s_reset = s.detach() if neuron.detach_reset else s
+    v = h
+    if neuron.kind == "clif":
+        m = m * torch.sigmoid((1 - c.decay) * h) + s
+        v = h - s_reset * (c.threshold + torch.sigmoid(m))
+    elif neuron.reset == "soft":
+        v = h - level * s_reset
+    elif neuron.reset == "hard":
+        v = (1 - s_reset) * h + s_reset * neuron.v_reset
+        if not smooth:  # the same number, but exact, and free of 0 * inf
+            v = _WithGradientOf.apply(torch.where(fired, neuron.v_reset, h), v)
+    if neuron.kind == "alif":
+        m = c.rho * m + (1 - c.rho) * s
+    return s, v, m
+
+
 def define(
-    x: torch.Tensor,
+    inputs: Inputs,
     neuron: Neuron,
     call: Call,
     norm: Norm | None = None,
+    probe: Tensor | None = None,
     *,
-    v_init: torch.Tensor | None = None,
-    m_init: torch.Tensor | None = None,
-    residual: torch.Tensor | None = None,
-    spike_add: torch.Tensor | None = None,
-    probe: torch.Tensor | None = None,
     smooth: bool = False,
 ) -> Outputs:
     """What ``fire`` returns, of the same arguments but for the probe and the process group.
@@ -48,50 +137,17 @@ def define(
     for name, value in (("probe", probe), ("process_group", group)):
         if value is not None:
             raise TypeError(f"{name} is given to a definition, which has none; accepted: None")
-    check_call(x, neuron.given(), norm, v_init, m_init, residual, spike_add)
+    check_call(inputs, neuron, norm)
+    x, *_, residual, spike_add = inputs
     dtype, wide = x.dtype, membrane_dtype(x.dtype)
     x = x.to(wide) if norm is None else normalised(x, norm)
     if residual is not None:
         x = x + residual.to(wide)
-    decay, threshold, width, gain, rho, beta = (
-        along_channels(p, x, wide) for p in neuron.parameters
-    )
-    v = torch.full_like(x[0], neuron.v_start, dtype=wide) if v_init is None else v_init.to(wide)
-    m = torch.zeros_like(x[0], dtype=wide) if m_init is None else m_init.to(wide)
+    c, (v, m) = Constants.of(neuron, x), begin(inputs, neuron)
     spikes, trace = [], []
     for x_t in x.unbind(0):
-        if neuron.kind == "cuba":
-            m = x_t = rho * m + x_t
-        if neuron.leaks_to_reset:
-            h = v + gain * x_t - (1 - decay) * (v - neuron.v_reset)
-        elif neuron.reset == "delayed_soft":
-            h = decay * v + gain * x_t - threshold * (v >= threshold).to(wide)
-        elif neuron.reset == "delayed_hard":
-            h = decay * torch.where(v >= threshold, 0.0, v) + gain * x_t
-        else:
-            h = decay * v + gain * x_t
-        level = threshold + beta * m if neuron.kind == "alif" else threshold
-        if neuron.kind == "ilif":
-            # by a tensor: a GPU multiplies by the reciprocal of a number, which moves ties
-            relaxed = (h / (threshold + torch.zeros_like(h))).clamp(0, neuron.levels)
-            fired = torch.round(relaxed)
-        else:
-            relaxed = neuron.height * width * unit_primitive(neuron.shape, (h - level) / width)
-            fired = h >= level
-        s = relaxed if smooth else _WithGradientOf.apply(fired, relaxed)
-        s_reset = s.detach() if neuron.detach_reset else s
-        v = h
-        if neuron.kind == "clif":
-            m = m * torch.sigmoid((1 - decay) * h) + s
-            v = h - s_reset * (threshold + torch.sigmoid(m))
-        elif neuron.reset == "soft":
-            v = h - level * s_reset
-        elif neuron.reset == "hard":
-            v = (1 - s_reset) * h + s_reset * neuron.v_reset
-            if not smooth:  # the same number, but exact, and free of 0 * inf
-                v = _WithGradientOf.apply(torch.where(fired, neuron.v_reset, h), v)
-        if neuron.kind == "alif":
-            m = rho * m + (1 - rho) * s
+        h, m = charge(x_t, v, m, c, neuron)
+        s, v, m = discharge(h, m, c, neuron, smooth)
         spikes.append(s)
         trace.append(v)
     added = torch.stack(spikes)
@@ -100,11 +156,11 @@ def define(
         v if call.return_v else None,
         m if call.return_m else None,
         torch.stack(trace) if call.return_trace else None,
-        current=x.to(dtype) if call.return_current else None,
+        x.to(dtype) if call.return_current else None,
     )
 
 
-def normalised(y: torch.Tensor, norm: Norm) -> torch.Tensor:
+def normalised(y: Tensor, norm: Norm) -> Tensor:
     """y behind the norm, in the membrane's dtype: torch's batch_norm on the folded tensor."""
     wide = membrane_dtype(y.dtype)
     weight = None if norm.weight is None else norm.weight.to(wide) * norm.scale

@@ -15,7 +15,7 @@ from .arguments import check_call
 from .backends.eager import update_running
 from .gradient import ARGUMENTS, UNSAVED, Walk, gradients
 from .layout import dense
-from .neuron import NORM, Call, Inputs, Neuron, Norm, Outputs, Running, Upstream
+from .neuron import Call, Inputs, Neuron, Norm, Outputs, Running, Upstream
 
 _PLAIN = {torch.Tensor, torch.nn.Parameter}
 
@@ -57,14 +57,13 @@ class _Fire(torch.autograd.Function):
             tensors = tuple(tensor for name, tensor in named if name not in UNSAVED)
         ctx.save_for_backward(out.saved, *tensors)
         ctx.set_materialize_grads(False)
-        return out.spikes, out.v_last, out.m_last, out.trace, None, out.current
+        alone = out.v_last is out.m_last is out.trace is out.current is None
+        return out[:1] if alone else out[:-1]
 
     @staticmethod
-    def backward(
-        ctx: Any, grad_s: Any, grad_v: Any, grad_m: Any, grad_trace: Any, _: Any, grad_current: Any
-    ) -> Any:
-        upstream = Upstream(grad_s, grad_v, grad_m, grad_trace, grad_current)
-        if grad_s is None and all([grad is None for grad in upstream]):
+    def backward(ctx: Any, grad_s: Any, *grads: Any) -> Any:
+        upstream = Upstream(grad_s, *grads)
+        if grad_s is None and all([grad is None for grad in grads]):
             return (None,) * len(ctx.needs_input_grad)
         saved, *rest = ctx.saved_tensors
         given = dict(zip(ctx.names, rest, strict=False))  # those of UNSAVED come last
@@ -74,18 +73,14 @@ class _Fire(torch.autograd.Function):
         if grad_s is None:
             upstream = upstream._replace(spikes=torch.zeros_like(x))
         walk: Walk
-        norm_backward: Callable[..., Any]
-        if torch.is_grad_enabled():  # create_graph=True: the operators refuse to be differentiated
+        if torch.is_grad_enabled():  # create_graph=True: the operator refuses to be differentiated
             walk = operators.walk(upstream, saved, given, neuron.words(call), neuron.floats())
-            norm_backward = operators.norm_backward
         else:
             inputs = Inputs(x, get("v_init"), get("m_init"), get("residual"))
-            back, norm_backward = _recorded(passes.neuron_backward), passes.norm_backward
+            back = _recorded(passes.neuron_backward)
             walk = functools.partial(back, upstream, inputs, saved, neuron)
-        return None, *gradients(
-            grad_s, given, ctx.names, ctx.needs_input_grad[1:], call, neuron.eps, neuron.bn_scale, walk,
-            norm_backward,
-        )  # fmt: skip
+        needs = ctx.needs_input_grad[1:]
+        return None, *gradients(grad_s, given, ctx.names, needs, call, neuron.bn_scale, walk)
 
 
 _Asked = tuple[Inputs, Neuron, Call, Running | None, bool, tuple[str, ...]]
@@ -96,57 +91,39 @@ _apply = super(torch.autograd.Function, _Fire).apply
 
 
 def fire(
-    x: torch.Tensor,
+    inputs: Inputs,
     neuron: Neuron,
     call: Call,
     norm: Norm | None = None,
-    *,
-    v_init: torch.Tensor | None = None,
-    m_init: torch.Tensor | None = None,
-    residual: torch.Tensor | None = None,
-    spike_add: torch.Tensor | None = None,
     probe: torch.Tensor | None = None,
 ) -> Outputs:
     """What the call wants: check, normalise where there is a norm, add the residual, fire."""
-    own = neuron.given()
-    check_call(x, own, norm, v_init, m_init, residual, spike_add, probe)
-    x, group, running, measures = dense(x), "", None, False
-    if norm is not None:
-        mean, var, group, running = _statistics(x, norm)
-        measures = mean is None
-        for name, value in zip(
-            NORM, (mean, var, norm.weight, norm.bias, norm.step_gain), strict=True
-        ):
-            if value is not None:
-                own[name] = value
-    given = {"x": x, **own}
-    if not (v_init is m_init is residual is spike_add is probe is None):
-        more = (v_init, m_init, residual, spike_add, probe)
-        given |= {n: v for n, v in zip(_MORE, more, strict=True) if v is not None}
+    given = check_call(inputs, neuron, norm, probe)
+    x = given["x"] = dense(inputs.x)
+    if x is not inputs.x:
+        inputs = inputs._replace(x=x)
     tensors = given.values()
     learns = torch.is_grad_enabled() and any([value.requires_grad for value in tensors])
+    group, running, mean, var = "", None, None, None
+    if norm is not None:
+        mean, var, group, running = _statistics(x, norm)
     if learns or norm is not None:
         call = Call(group, norm is not None and norm.training, learns, *call[3:])
     if traced(tensors):
-        if norm is not None:
-            neuron = neuron.behind(norm, mean, var)
-        return _by_operator(given, neuron, call, running)
+        return _by_operator(given, neuron, call, norm, mean, var, running)
     if forward_ad._current_level >= 0:
         _refuse_tangents(tensors)
+    measures = norm is not None and mean is None
     if norm is not None:
         if measures:
             mean, var = passes.statistics_like(x)
         neuron = neuron.behind(norm, mean, var)
-    if own:
-        neuron = neuron.adapted(x, own)
-    inputs = Inputs(x, v_init, m_init, residual, spike_add)
+    if len(given) > 1:
+        neuron = neuron.adapted(x, given)
     if learns:
         asked = inputs, neuron, call, running, measures, tuple(given)
         return Outputs(*_apply(asked, *tensors))
     return _recorded(passes.neuron_forward)(inputs, neuron, call, running, measures)
-
-
-_MORE = ("v_init", "m_init", "residual", "spike_add", "probe")
 
 
 def _statistics(
@@ -179,14 +156,23 @@ def _over_ranks(
 
 
 def _by_operator(
-    given: dict[str, torch.Tensor], neuron: Neuron, call: Call, running: Running | None
+    given: dict[str, torch.Tensor],
+    neuron: Neuron,
+    call: Call,
+    norm: Norm | None,
+    mean: torch.Tensor | None,
+    var: torch.Tensor | None,
+    running: Running | None,
 ) -> Outputs:
     """``fire`` where something looks at operators."""
     if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
         _refuse_tangents(given.values())
-    if call.batch_statistics and "mean" not in given:
-        given["mean"], given["var"] = channel_statistics(given["x"], running)
-    spikes, v_last, m_last, trace, _, current = operators.neuron_forward(
+    if norm is not None:
+        if mean is None or var is None:
+            mean, var = channel_statistics(given["x"], running)
+        neuron = neuron.behind(norm, mean, var)
+        given |= {"mean": mean, "var": var}
+    spikes, v_last, m_last, trace, current, _ = operators.neuron_forward(
         *[given.get(name) for name in ARGUMENTS], neuron.words(call), neuron.floats()
     )
     return Outputs(
@@ -194,7 +180,7 @@ def _by_operator(
         v_last if call.return_v else None,
         m_last if call.return_m else None,
         trace if call.return_trace else None,
-        current=current if call.return_current else None,
+        current if call.return_current else None,
     )
 
 

@@ -13,7 +13,7 @@ import torch
 
 from .definition import define
 from .fire import fire
-from .neuron import Call, Neuron, Norm, Outputs, States
+from .neuron import Call, Inputs, Neuron, Norm, Outputs, States
 
 P = ParamSpec("P")
 
@@ -21,11 +21,11 @@ P = ParamSpec("P")
 class Request(NamedTuple):
     """A call: what ``fire`` and ``define`` take."""
 
-    x: torch.Tensor
+    inputs: Inputs
     neuron: Neuron
     call: Call
-    tensors: dict[str, torch.Tensor | None]
     norm: Norm | None = None
+    probe: torch.Tensor | None = None
 
 
 def by_kernels(function: Callable[P, Request]) -> Callable[P, Any]:
@@ -33,8 +33,8 @@ def by_kernels(function: Callable[P, Request]) -> Callable[P, Any]:
 
     @functools.wraps(function)
     def public(*args: P.args, **options: P.kwargs) -> Any:
-        x, neuron, call, tensors, norm = function(*args, **options)
-        return _answer(neuron, fire(x, neuron, call, norm, **tensors))
+        request = function(*args, **options)
+        return _answer(request.neuron, fire(*request))
 
     public.__annotations__["return"] = "torch.Tensor | tuple"
     return public
@@ -46,8 +46,8 @@ def by_definition(public: Callable[..., Any], doc: str) -> Callable[..., Any]:
 
     @functools.wraps(public, updated=())
     def reference(*args: Any, smooth: bool = False, **options: Any) -> Any:
-        x, neuron, call, tensors, norm = public.__wrapped__(*args, **options)  # type: ignore[attr-defined]
-        return _answer(neuron, define(x, neuron, call, norm, **tensors, smooth=smooth))
+        request = public.__wrapped__(*args, **options)  # type: ignore[attr-defined]
+        return _answer(request.neuron, define(*request, smooth=smooth))
 
     reference.__name__ = reference.__qualname__ = name
     reference.__doc__ = doc

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 import torch.distributed as dist
 
-from .neuron import PARAMETERS, TENSORS, Call, Emit, Gradients
-from .passes import replays
+from .neuron import PARAMETERS, TENSORS, Call, Gradients
 
-Walk = Callable[[Emit, float, torch.Tensor | None], Gradients]
-"""One walk back of the call at hand: what it writes, ``count`` and ``sums`` of ``passes.neuron_backward``."""
+Walk = Callable[[Iterable[str], float, torch.Tensor | None], Gradients]
+"""One walk back of the call at hand: ``wanted``, ``count`` and ``sums`` of ``passes.neuron_backward``."""
 
 SAVED = ("x", "v_init", "m_init", "residual", *TENSORS)
 """What a call keeps for backward, where it is given."""
@@ -29,23 +28,20 @@ def gradients(
     names: tuple[str, ...],
     needs: tuple[bool, ...],
     call: Call,
-    eps: float,
     bn_scale: float,
     walk: Walk,
-    norm_backward: Callable[..., torch.Tensor],
 ) -> list[torch.Tensor | None]:
     """The gradients by the ``ARGUMENTS`` of these names, None where ``needs`` does not ask for one.
 
     Args:
         grad_s: gradient by the spikes. given: the tensors of ``SAVED`` that there are.
-        eps, bn_scale: of the norm. walk, norm_backward: the passes, by which everything is computed.
+        bn_scale: of the norm. walk: by which everything is computed.
     """
     x, normed = given["x"], "mean" in given
-    # statistics that other ranks share take two passes: sums travel in between
+    # statistics that other ranks share take two walks: sums travel in between
     shared = normed and needs[0] and bool(call.group)
-    emit = _emit(names, needs, normed, shared, shared and not replays(x))
     count = float(x.numel() // x.shape[2]) if normed and call.batch_statistics else 0.0
-    out = walk(emit, count, None)
+    out = walk(_wanted(names, needs, normed, shared), count, None)
     found = {
         "x": out.dy if normed else out.dx, "residual": out.dx, "spike_add": grad_s, "v_init": out.v_init,
         "m_init": out.m_init, "step_gain": out.step_gain, "probe": out.probe,
@@ -57,12 +53,7 @@ def gradients(
             group = dist.distributed_c10d._resolve_process_group(call.group)  # type: ignore[arg-type]
             sums = out.sums.clone()
             dist.all_reduce(sums, group=group)
-            count *= dist.get_world_size(group)
-            if out.dx is None:
-                found["x"] = walk(Emit(dy=True), count, sums).dy
-            else:
-                norms = map(given.get, ("mean", "var", "weight", "step_gain"))
-                found["x"] = norm_backward(out.dx, x, *norms, sums, eps, bn_scale, count)
+            found["x"] = walk(("dy",), count * dist.get_world_size(group), sums).dy
     if out.parameters is not None:
         found |= zip(PARAMETERS, out.parameters, strict=False)
     return [
@@ -72,21 +63,21 @@ def gradients(
 
 
 @functools.lru_cache
-def _emit(
-    names: tuple[str, ...], needs: tuple[bool, ...], normed: bool, shared: bool, stores: bool
-) -> Emit:
-    """What the walk back writes of what is asked for; ``stores``: dL/dx, for a second pass over ``shared`` sums."""
+def _wanted(
+    names: tuple[str, ...], needs: tuple[bool, ...], normed: bool, shared: bool
+) -> tuple[str, ...]:
+    """What the walk back writes of what is asked for: names of ``Gradients``."""
     asked = {name for name, needed in zip(names, needs, strict=True) if needed}
-    return Emit(
-        dx="residual" in asked or not normed or stores,
-        dy=normed and "x" in asked and not shared,
-        sums=normed,
-        v_init="v_init" in asked,
-        parameters=not asked.isdisjoint(PARAMETERS),
-        step_gain="step_gain" in asked,
-        probe="probe" in asked,
-        m_init="m_init" in asked,
-    )
+    wanted = asked & {"v_init", "m_init", "step_gain", "probe"}
+    if "residual" in asked or not normed:
+        wanted.add("dx")
+    if normed:
+        wanted.add("sums")
+        if "x" in asked and not shared:
+            wanted.add("dy")
+    if not asked.isdisjoint(PARAMETERS):
+        wanted.add("parameters")
+    return tuple(name for name in Gradients._fields if name in wanted)
 
 
 def _fitting(grad: torch.Tensor | None, value: torch.Tensor | None) -> torch.Tensor | None:

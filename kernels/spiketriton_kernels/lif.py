@@ -23,7 +23,7 @@ import torch
 
 from .arguments import DEFAULT_SURROGATE, make_neuron
 from .functions import Request, by_definition, by_kernels
-from .neuron import Call
+from .neuron import Call, Inputs
 from .surrogate import Surrogate
 
 
@@ -76,7 +76,7 @@ def multistep_lif(
         "lif", decay, gain, threshold, reset, v_reset, detach_reset, surrogate, reset_delay
     )
     call = Call(return_v=return_v, return_trace=return_trace)
-    return Request(x, neuron, call, {"v_init": v_init, "probe": probe})
+    return Request(Inputs(x, v_init), neuron, call, probe=probe)
 
 
 multistep_lif_reference = by_definition(

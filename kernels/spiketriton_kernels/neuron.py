@@ -1,14 +1,13 @@
 """The one record of a neuron layer's constants, from the public functions to the kernels' launches.
 
 Around it the records of one call: what it wants (``Call``), reads (``Inputs``) and returns (``Outputs``); the gradients
-that come in on the way back (``Upstream``), which are wanted (``Emit``) and which are found (``Gradients``).
+that come in on the way back (``Upstream``), and those that are found (``Gradients``).
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -152,13 +151,12 @@ class Neuron(NamedTuple):
         return Neuron._make((*self[:_OWN], mean, var, *rest))
 
     def adapted(self, x: torch.Tensor, given: dict[str, torch.Tensor]) -> Neuron:
-        """With these tensors of its own as the kernels read them for the input x; itself where nothing changes."""
-        wide = membrane_dtype(x.dtype)
-        for value in given.values():
-            if value.dtype != wide or value.dim() != 1 or not value.is_contiguous():
-                small: dict[str, Any] = {name: as_small(given[name], x) for name in given}
-                return self._replace(**small)
-        return self
+        """With those of the tensors that are its own as the kernels read them for x; itself where nothing changes."""
+        small: dict[str, Any] = {}
+        for name, value in given.items():
+            if name in TENSORS and (fitting := as_small(value, x)) is not value:
+                small[name] = fitting
+        return self._replace(**small) if small else self
 
     def given(self) -> dict[str, torch.Tensor]:
         """Its parameters that are tensors, by their names."""
@@ -264,12 +262,12 @@ class Outputs(NamedTuple):
     v_last: torch.Tensor | None = None  # [B, ...], in the membrane's dtype, as m_last
     m_last: torch.Tensor | None = None
     trace: torch.Tensor | None = None  # v of every step: like x, in the membrane's dtype
-    saved: torch.Tensor | None = None  # [rows, v or v and m, neurons]: the states between chunks
     current: torch.Tensor | None = None  # like x
+    saved: torch.Tensor | None = None  # [rows, v or v and m, neurons]: the states between chunks
 
 
 class Upstream(NamedTuple):
-    """The gradients by ``Outputs``; None: 0."""
+    """The gradients by ``Outputs`` but for ``saved``; None: 0."""
 
     spikes: torch.Tensor
     v_last: torch.Tensor | None = None
@@ -278,33 +276,11 @@ class Upstream(NamedTuple):
     current: torch.Tensor | None = None
 
 
-class Emit(NamedTuple):
-    """What one walk back writes.
+class Gradients(NamedTuple):
+    """What one walk back fills; None: not wanted.
 
     ``dx`` is the gradient by the neuron's current (also the residual's); ``dy`` the gradient by the norm's input.
     """
-
-    dx: bool = False
-    dy: bool = False
-    sums: bool = False
-    v_init: bool = False
-    parameters: bool = False
-    step_gain: bool = False
-    probe: bool = False
-    m_init: bool = False
-
-    def encode(self) -> str:
-        return " ".join(name for name in self._fields if getattr(self, name))
-
-    @staticmethod
-    @functools.lru_cache
-    def decode(text: str) -> Emit:
-        return Emit(**dict.fromkeys(text.split(), True))
-
-
-@dataclass(eq=False, kw_only=True, slots=True)
-class Gradients:
-    """What one walk back returns; None for what ``Emit`` does not name."""
 
     dx: torch.Tensor | None = None
     dy: torch.Tensor | None = None

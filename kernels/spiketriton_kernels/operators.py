@@ -13,7 +13,7 @@ import torch
 
 from . import passes
 from .gradient import ARGUMENTS, SAVED, Walk, gradients
-from .neuron import FLOATS, TENSORS, Call, Emit, Gradients, Inputs, Neuron, Outputs, Upstream
+from .neuron import FLOATS, TENSORS, Call, Gradients, Inputs, Neuron, Outputs, Upstream
 
 _NEURON = ", ".join("Tensor x" if name == "x" else f"Tensor? {name}" for name in SAVED)
 _CALL = "str words, float[] floats"
@@ -60,18 +60,18 @@ _UPSTREAM = "Tensor grad_s, Tensor? grad_v_last, Tensor? grad_m_last, Tensor? gr
 @torch.library.custom_op(
     "spiketriton::neuron_backward",
     mutates_args=(),
-    schema=f"({_UPSTREAM}, Tensor? saved, {_NEURON}, Tensor? sums, float count, str emit, {_CALL}) -> "
-    f"({_results(len(Emit._fields))})",
+    schema=f"({_UPSTREAM}, Tensor? saved, {_NEURON}, Tensor? sums, float count, str wanted, {_CALL}) -> "
+    f"({_results(len(Gradients._fields))})",
 )
 def neuron_backward(*args: Any) -> tuple[torch.Tensor, ...]:
-    """``passes.neuron_backward``. ``emit`` names Emit's fields; what it does not ask for comes back empty."""
+    """``passes.neuron_backward``. What of ``Gradients`` is not ``wanted`` comes back empty."""
     *upstream, saved = args[:_BEFORE]
-    sums, count, emit, *_ = args[_BEFORE + len(SAVED) :]
+    sums, count, wanted, *_ = args[_BEFORE + len(SAVED) :]
     inputs, neuron = _read_back(args)
     out = passes.neuron_backward(
-        Upstream(*upstream), inputs, saved, neuron, Emit.decode(emit), count, sums
+        Upstream(*upstream), inputs, saved, neuron, wanted.split(), count, sums
     )
-    return _backward_results(inputs.x, out)
+    return _filled(inputs.x, out)
 
 
 _BEFORE = len(Upstream._fields) + 1
@@ -85,12 +85,7 @@ def _read_back(args: Sequence[Any]) -> tuple[Inputs, Neuron]:
 @neuron_backward.register_fake
 def _(*args: Any) -> tuple[torch.Tensor, ...]:
     inputs, neuron = _read_back(args)
-    emit = Emit.decode(args[-3])
-    return _backward_results(inputs.x, passes.allocate_backward(inputs.x, neuron, emit))
-
-
-def _backward_results(x: torch.Tensor, out: Gradients) -> tuple[torch.Tensor, ...]:
-    return _filled(x, (getattr(out, name) for name in Emit._fields))
+    return _filled(inputs.x, passes.allocate_backward(inputs.x, neuron, args[-3].split()))
 
 
 def _no_double_backward(ctx, *grads):
@@ -100,31 +95,6 @@ def _no_double_backward(ctx, *grads):
 
 
 neuron_backward.register_autograd(_no_double_backward)
-
-
-@torch.library.custom_op("spiketriton::norm_backward", mutates_args=())
-def norm_backward(
-    dx: torch.Tensor,
-    y: torch.Tensor,
-    mean: torch.Tensor,
-    var: torch.Tensor,
-    weight: torch.Tensor | None,
-    step_gain: torch.Tensor | None,
-    sums: torch.Tensor,
-    eps: float,
-    bn_scale: float,
-    count: float,
-) -> torch.Tensor:
-    """``passes.norm_backward``."""
-    return passes.norm_backward(dx, y, mean, var, weight, step_gain, sums, eps, bn_scale, count)
-
-
-@norm_backward.register_fake
-def _(dx, y, mean, var, weight, step_gain, sums, eps, bn_scale, count):
-    return torch.empty_like(y)
-
-
-norm_backward.register_autograd(_no_double_backward)
 
 
 @torch.library.custom_op("spiketriton::channel_statistics", mutates_args=())
@@ -157,16 +127,18 @@ def walk(
 ) -> Walk:
     """The walk back of a call by its operator."""
 
-    def back(emit: Emit, count: float, sums: torch.Tensor | None) -> Gradients:
+    def back(wanted: Iterable[str], count: float, sums: torch.Tensor | None) -> Gradients:
         read = [given.get(name) for name in SAVED]
-        fields = neuron_backward(*upstream, saved, *read, sums, count, emit.encode(), words, floats)
-        named = zip(Emit._fields, fields, strict=True)
-        return Gradients(**{name: field for name, field in named if getattr(emit, name)})
+        found = neuron_backward(
+            *upstream, saved, *read, sums, count, " ".join(wanted), words, floats
+        )
+        named = zip(Gradients._fields, found, strict=True)
+        return Gradients(**{name: value for name, value in named if name in wanted})
 
     return back
 
 
-def _backward(ctx, grad_s, grad_v_last, grad_m_last, grad_trace, _grad_saved, grad_current):
+def _backward(ctx, grad_s, grad_v_last, grad_m_last, grad_trace, grad_current, _grad_saved):
     saved, *rest = ctx.saved_tensors
     given = dict(zip(ctx.names, rest, strict=True))
     call, numbers = Call.of(ctx.words), dict(zip(FLOATS, ctx.floats, strict=True))
@@ -183,8 +155,7 @@ def _backward(ctx, grad_s, grad_v_last, grad_m_last, grad_trace, _grad_saved, gr
         upstream = upstream._replace(spikes=torch.zeros_like(rest[0]))
     back = walk(upstream, saved, given, ctx.words, ctx.floats)
     needs = ctx.needs_input_grad[: len(ARGUMENTS)]
-    eps, bn_scale = numbers["eps"], numbers["bn_scale"]
-    found = gradients(grad_s, given, ARGUMENTS, needs, call, eps, bn_scale, back, norm_backward)
+    found = gradients(grad_s, given, ARGUMENTS, needs, call, numbers["bn_scale"], back)
     return *found, None, None
 
 

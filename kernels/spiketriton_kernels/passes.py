@@ -6,6 +6,8 @@ PyTorch operators of them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
 from .arguments import PROBE_FIELDS
@@ -13,9 +15,7 @@ from .backends import eager, native, triton_neuron, triton_norm
 from .backends.choice import backend_for
 from .layout import CHUNK, chunk_length, like, step_like
 from .neuron import (
-    NORM,
     Call,
-    Emit,
     Gradients,
     Inputs,
     Neuron,
@@ -27,7 +27,7 @@ from .neuron import (
 from .surrogate import own_surrogate
 
 _NEURON = {"triton": triton_neuron, "native": native, "torch": eager}
-_NORM = {"triton": triton_norm, "native": native, "torch": eager}
+_STATISTICS = {"triton": triton_norm, "native": native, "torch": eager}
 
 
 def serving(x: torch.Tensor, neuron: Neuron) -> str:
@@ -50,11 +50,6 @@ def checkpoints(x: torch.Tensor, neuron: Neuron) -> int:
     return -(-x.shape[0] // chunk_length(x.shape[0], neuron.holds_more)) - 1
 
 
-def replays(x: torch.Tensor) -> bool:
-    """Whether a second walk back costs less than storing dL/dx: on a GPU, where bytes are what costs."""
-    return backend_for(x) == "triton"
-
-
 def allocate_forward(x: torch.Tensor, neuron: Neuron, call: Call) -> Outputs:
     """Spikes, and what the call wants besides."""
     wide = membrane_dtype(x.dtype)
@@ -65,8 +60,8 @@ def allocate_forward(x: torch.Tensor, neuron: Neuron, call: Call) -> Outputs:
         torch.empty_like(x[0], dtype=wide) if call.return_v else None,
         torch.empty_like(x[0], dtype=wide) if call.return_m else None,
         torch.empty_like(x, dtype=wide) if call.return_trace else None,
-        x.new_empty((rows, states, x[0].numel()), dtype=wide) if rows else None,
         torch.empty_like(x) if call.return_current else None,
+        x.new_empty((rows, states, x[0].numel()), dtype=wide) if rows else None,
     )
 
 
@@ -114,28 +109,24 @@ def neuron_forward(
     return out
 
 
-_INPUT_ONLY, _NORMED = Emit(dx=True), Emit(dy=True, sums=True)
-
-
-def allocate_backward(x: torch.Tensor, neuron: Neuron, emit: Emit) -> Gradients:
+def allocate_backward(x: torch.Tensor, neuron: Neuron, wanted: Iterable[str]) -> Gradients:
     """Tensors for what a walk back writes."""
-    if emit == _INPUT_ONLY:
-        return Gradients(dx=torch.empty_like(x))
+    return Gradients(**{name: _empty(name, x, neuron) for name in wanted})
+
+
+def _empty(name: str, x: torch.Tensor, neuron: Neuron) -> torch.Tensor:
     wide = membrane_dtype(x.dtype)
-    if emit == _NORMED:
-        return Gradients(dy=torch.empty_like(x), sums=x.new_empty((2, x.shape[2]), dtype=wide))
-    T, channels = x.shape[0], x.shape[2] if x.dim() > 2 else 1
-    rows, probed = (neuron.rows, neuron.parameter_size), (T, len(PROBE_FIELDS))
-    return Gradients(
-        dx=torch.empty_like(x) if emit.dx else None,
-        dy=torch.empty_like(x) if emit.dy else None,
-        sums=x.new_empty((2, channels), dtype=wide) if emit.sums else None,
-        v_init=torch.empty_like(x[0], dtype=wide) if emit.v_init else None,
-        m_init=torch.empty_like(x[0], dtype=wide) if emit.m_init else None,
-        parameters=x.new_empty(rows, dtype=wide) if emit.parameters else None,
-        step_gain=x.new_empty(T, dtype=wide) if emit.step_gain else None,
-        probe=x.new_empty(probed, dtype=torch.float32) if emit.probe else None,
-    )
+    if name in ("dx", "dy"):
+        return torch.empty_like(x)
+    if name == "sums":
+        return x.new_empty((2, x.shape[2]), dtype=wide)
+    if name == "parameters":
+        return x.new_empty((neuron.rows, neuron.parameter_size), dtype=wide)
+    if name == "step_gain":
+        return x.new_empty(x.shape[0], dtype=wide)
+    if name == "probe":
+        return x.new_empty((x.shape[0], len(PROBE_FIELDS)), dtype=torch.float32)
+    return torch.empty_like(x[0], dtype=wide)
 
 
 def neuron_backward(
@@ -143,18 +134,19 @@ def neuron_backward(
     inputs: Inputs,
     saved: torch.Tensor | None,
     neuron: Neuron,
-    emit: Emit,
+    wanted: Iterable[str],
     count: float = 0.0,
     sums: torch.Tensor | None = None,
 ) -> Gradients:
     """The walk back, and where dy is wanted through the batch's statistics the second pass of batch norm.
 
     Args:
+        wanted: names of ``Gradients``.
         count: elements a channel that the statistics were taken over; 0: they were given, and dy is dx, scaled.
         sums: the channel sums that dy needs, with those of other ranks; None: those of this walk.
     """
     x = inputs.x
-    out = allocate_backward(x, neuron, emit)
+    out = allocate_backward(x, neuron, wanted)
     if x.numel() == 0:
         for total in (out.sums, out.parameters, out.step_gain, out.probe):
             if total is not None:
@@ -178,32 +170,6 @@ def neuron_backward(
     return out
 
 
-def norm_backward(
-    dx: torch.Tensor,
-    y: torch.Tensor,
-    mean: torch.Tensor,
-    var: torch.Tensor,
-    weight: torch.Tensor | None,
-    step_gain: torch.Tensor | None,
-    sums: torch.Tensor,
-    eps: float,
-    bn_scale: float,
-    count: float,
-) -> torch.Tensor:
-    """dL/dy of batch norm from the stored dL/dx and the channel sums of all ranks."""
-    dy = torch.empty_like(y)
-    if y.numel() > 0:
-        norm = Neuron(
-            0.0, 0.0, 0.0, "none", 0.0, True, "atan", 1.0, 1.0,
-            mean=mean, var=var, weight=weight, step_gain=step_gain, eps=eps, bn_scale=bn_scale,
-        )  # fmt: skip
-        norm = norm.adapted(
-            y, {n: v for n, v in zip(NORM, norm.norm, strict=True) if v is not None}
-        )
-        _NORM[backend_for(y)].norm_backward(like(dx, y), y, norm, sums, count, dy)
-    return dy
-
-
 def channel_statistics(
     y: torch.Tensor, running: Running | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -214,7 +180,7 @@ def channel_statistics(
     """
     mean, var = statistics_like(y)
     inside = running if _in_kernel(y, running) else None
-    _NORM[backend_for(y)].channel_statistics(y, mean, var, inside)
+    _STATISTICS[backend_for(y)].channel_statistics(y, mean, var, inside)
     if running is not None:
         _follow(y, mean, var, running, inside)
     return mean, var
@@ -222,8 +188,8 @@ def channel_statistics(
 
 def statistics_like(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Tensors for the mean and the variance of each channel of y."""
-    wide, channels = membrane_dtype(y.dtype), y.shape[2]
-    return y.new_empty(channels, dtype=wide), y.new_empty(channels, dtype=wide)
+    mean = y.new_empty(y.shape[2], dtype=membrane_dtype(y.dtype))
+    return mean, torch.empty_like(mean)
 
 
 def _in_kernel(y: torch.Tensor, running: Running | None) -> bool:

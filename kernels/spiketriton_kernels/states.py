@@ -30,7 +30,7 @@ import torch
 
 from .arguments import DEFAULT_SURROGATE, make_neuron
 from .functions import Request, by_definition, by_kernels
-from .neuron import Call, Neuron
+from .neuron import Call, Inputs, Neuron
 from .surrogate import Surrogate
 
 
@@ -43,7 +43,7 @@ def _request(
     probe: torch.Tensor | None,
 ) -> Request:
     call = Call(return_v=return_state, return_m=return_state and neuron.has_m)
-    return Request(x, neuron, call, {"v_init": v_init, "m_init": m_init, "probe": probe})
+    return Request(Inputs(x, v_init, m_init), neuron, call, probe=probe)
 
 
 @by_kernels

@@ -77,11 +77,6 @@ def own_surrogate(shape: str) -> OwnSurrogate | None:
     return _own.get(shape)
 
 
-def own_slope(shape: str) -> Any:
-    """The @triton.jit phi that was registered under the name, or None."""
-    return _own[shape].slope if shape in _own else None
-
-
 def _in_torch(shape: str, function: str, z: torch.Tensor) -> torch.Tensor:
     own = _own[shape]
     if own.compiled:

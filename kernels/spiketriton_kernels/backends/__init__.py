@@ -5,7 +5,6 @@
         upstream: Upstream, inputs: Inputs, saved: Tensor | None, neuron: Neuron, count: float, sums: Tensor | None,
         out: Gradients,
     ) -> None
-    norm_backward(dx, y, neuron: Neuron, sums, count: float, dy) -> None        of neuron only the norm is read
     channel_statistics(y, mean, var, running: Running | None) -> None
 
 They fill the tensors that they are given, and those alone: a field of ``out`` that is None is not wanted, one of
@@ -41,7 +40,7 @@ v[-1] is v_init, or ``neuron.v_start``; m[-1] is m_init, or 0. Arithmetic is the
 **Backward.** Replays the window from x (from ``saved`` on, where there is one), and walks it back. With c = dL/dv[t],
 carried from t + 1 and with ``upstream.v_last`` and ``upstream.trace[t]``, and b = dL/dm[t] likewise with
 ``upstream.m_last``; g = height * phi((h - threshold) / width), with the level for alif; I-LIF's g is 1 / threshold
-where 0 <= h / threshold <= levels, else 0. dh/dt and the parameters follow ``eager``, which is the definition in code.
+where 0 <= h / threshold <= levels, else 0. All of it follows ``definition``, which is the same in code.
 ``detach_reset`` leaves s out of the reset, never out of m. Delayed resets are always detached.
 
     own = gain * dL/dh      (cuba: own = gain * dL/dh + b, and dL/dm[t-1] = rho * own)

@@ -38,7 +38,7 @@ KINDS = ("lif", "ilif", "clif", "alif", "cuba", "delayed")
 _RESETS = {"soft": 0, "delayed_soft": 0, "hard": 1, "delayed_hard": 1, "none": 3}
 _TO_RESET_LEAK = 2
 _SHAPES = {shape: number for number, shape in enumerate(SHAPES)}
-_FORWARD, _BACKWARD, _NORM_BACKWARD, _STATISTICS, _PACK, _UNPACK = range(6)
+_FORWARD, _BACKWARD, _STATISTICS, _PACK, _UNPACK = range(5)
 _SOURCE = Path(__file__).with_name("cpp") / "native.cpp"
 _SOURCES = (_SOURCE, *sorted(_SOURCE.parent.glob("*.h")))
 _FLAGS = (
@@ -239,7 +239,7 @@ def forward(
 ) -> None:
     """``saved`` stays as it is: a block of neurons replays its window from cache."""
     x = inputs.x
-    spikes, v_last, m_last, trace, _, current = out
+    spikes, v_last, m_last, trace, current, _ = out
     kind, constants = _constants(neuron)
     running_mean, running_var, momentum = running or _NOT_RUNNING
     more = spikes, v_last, m_last, trace, current, running_mean, running_var
@@ -263,19 +263,8 @@ def backward(
     kind, constants = _constants(neuron)
     read = _places(*neuron.norm, *inputs)
     forth = _FORTH.pack(neuron.eps, neuron.bn_scale, count, 0.0, *read, 0, 0, 0, 0, 0, 0, 0)
-    places = _places(
-        *upstream, sums, out.dx, out.dy, out.sums, out.v_init, out.parameters, out.step_gain, out.probe, out.m_init
-    )  # fmt: skip
-    call = _input(x) + constants + forth + _BACK.pack(*places)
+    call = _input(x) + constants + forth + _BACK.pack(*_places(*upstream, sums, *out))
     library(x.dtype, kind).spiketriton_run(call, _BACKWARD)
-
-
-def norm_backward(dx, y, neuron: Neuron, sums, count, dy) -> None:
-    """Fill dy, which may be dx itself, with dL/dy of batch norm from dL/dx and the channel sums."""
-    places = _places(*neuron.norm, y, *(None,) * 11)
-    forth = _FORTH.pack(neuron.eps, neuron.bn_scale, count, 0.0, *places)
-    back = _BACK.pack(*_places(dx, *(None,) * 4, sums, None, dy, *(None,) * 6))
-    _run_simple(_NORM_BACKWARD, y, forth, back)
 
 
 def channel_statistics(
@@ -303,6 +292,6 @@ def _convert(pass_: int, spikes: torch.Tensor, source: torch.Tensor, target: tor
     _run_simple(pass_, spikes.view(1, 1, -1), _FORTH.pack(0.0, 0.0, 0.0, 0.0, *places))
 
 
-def _run_simple(pass_: int, x: torch.Tensor, forth: bytes, back: bytes = _NOTHING_BACK) -> None:
+def _run_simple(pass_: int, x: torch.Tensor, forth: bytes) -> None:
     """A pass without a neuron, which every kind's library has."""
-    library(x.dtype).spiketriton_run(_input(x) + _NO_NEURON + forth + back, pass_)
+    library(x.dtype).spiketriton_run(_input(x) + _NO_NEURON + forth + _NOTHING_BACK, pass_)

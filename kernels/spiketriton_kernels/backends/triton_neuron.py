@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import replace
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -108,7 +106,6 @@ def _learns(neuron: Neuron) -> bool:
 
 
 _OWN = Neuron._fields.index(NORM[0])
-_fields = attrgetter(*Gradients.__slots__)
 
 
 def _of_record(*given: Any) -> tuple[Constants, dict[str, Any]]:
@@ -168,7 +165,7 @@ def backward(*given: Any) -> None:
     constants, learnt = _apart(walk.neuron)
     repeat(
         _backward, walk, (*constants, walk.elements),
-        (*walk.inputs, *walk.upstream, walk.saved, walk.sums, *_fields(walk.out), *learnt),
+        (*walk.inputs, *walk.upstream, walk.saved, walk.sums, *walk.out, *learnt),
     )  # fmt: skip
 
 
@@ -177,7 +174,7 @@ def _backward(*given: Any) -> None:
     out, count = walk.out, walk.elements
     if out.dy is None or count == 0 or walk.sums is not None:
         return _walk_back(walk)
-    _walk_back(walk._replace(out=replace(out, dy=None)))
+    _walk_back(walk._replace(out=out._replace(dy=None)))
     if out.dx is None:  # replaying once more reads less than storing and reading dL/dx
         return _walk_back(walk._replace(sums=out.sums, out=Gradients(dy=out.dy)))
     norm_backward(out.dx, walk.inputs.x, walk.neuron, out.sums, count, out.dy)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .neurons import SpikingNeuron, keep, wide, words_of
+from .neurons import SpikingNeuron, keep, wide
 
 
 class Leaky(SpikingNeuron):
@@ -26,6 +26,7 @@ class Leaky(SpikingNeuron):
         ValueError: a constant out of its range.
     """
 
+    shown = ("beta", "reset_delay", *SpikingNeuron.shown)
     beta: float | Tensor
 
     def __init__(
@@ -75,9 +76,6 @@ class Leaky(SpikingNeuron):
         if not self.store_v_seq:
             self.v_seq = None
         return spikes, membranes
-
-    def extra_repr(self) -> str:
-        return f"beta={words_of(self.beta)}, reset_delay={self.reset_delay}, {super().extra_repr()}"
 
     @classmethod
     def from_snntorch(cls, leaky: nn.Module, *, return_mem: bool = True, **options: Any) -> Leaky:

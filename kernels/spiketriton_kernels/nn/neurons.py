@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..arguments import make_neuron
 from ..fire import fire
-from ..neuron import Call, Neuron, Norm, Outputs
+from ..neuron import Call, Inputs, Neuron, Norm, Outputs
 from ..surrogate import Surrogate
 
 STEP_MODES = ("m", "s")
@@ -59,6 +59,11 @@ class SpikingNeuron(nn.Module):
     """Its equation, one of ``neuron.KINDS``."""
 
     resets: tuple[str, ...] = ("hard", "soft", "none")
+    shown: tuple[str, ...] = (
+        "v_threshold", "v_reset", "reset_mode", "detach_reset", "surrogate", "stateful"
+    )  # fmt: skip
+    """Attributes that a repr lists."""
+
     takes_norm = True
     """Whether a call may normalise the current: ``fused_norm``, ``BatchNormLIF``, and ``swap(net, fuse=True)``."""
 
@@ -179,7 +184,7 @@ class SpikingNeuron(nn.Module):
                 f"a batch norm in front of {type(self).__name__}: accepted: a neuron that returns spikes alone and "
                 "reads one step after the other, such as LIF"
             )
-        out = self._fire(y, norm, return_current, residual=residual, spike_add=spike_add)
+        out = self._fire(y, norm, return_current, residual, spike_add)
         return (out.spikes, out.current) if return_current else out.spikes
 
     def _fire_normalised(self, x: Tensor) -> Tensor:
@@ -231,7 +236,12 @@ class SpikingNeuron(nn.Module):
         return self.store_v_seq
 
     def _fire(
-        self, x: Tensor, norm: Norm | None = None, return_current: bool = False, **tensors: Any
+        self,
+        x: Tensor,
+        norm: Norm | None = None,
+        return_current: bool = False,
+        residual: Tensor | None = None,
+        spike_add: Tensor | None = None,
     ) -> Outputs:
         """The one way into the kernels: with the neuron's constants, its probe and its states, which it moves on."""
         neuron, keeps = self.record(), self.keeps_state
@@ -241,15 +251,13 @@ class SpikingNeuron(nn.Module):
             return_m=keeps and neuron.has_m,
             return_trace=self.keeps_trace,
         )
+        v = m = None
         if keeps:
             again = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
             v, m = self._before_last() if again else (self.v, self.m)
             self._began = None if again else (v, m)
-            tensors |= {"v_init": v, "m_init": m}
-        if self.probe is not None:
-            tensors["probe"] = self.probe
         run = fire if norm is None or norm.process_group is None else _over_ranks
-        out = run(x, neuron, call, norm, **tensors)
+        out = run(Inputs(x, v, m, residual, spike_add), neuron, call, norm, self.probe)
         if keeps and not again:
             self.v, self.m = out.v_last, out.m_last
         if out.trace is not None:
@@ -279,9 +287,11 @@ class SpikingNeuron(nn.Module):
         return self.__dict__ | states | {"v_seq": None, "_record": None, "_began": None}
 
     def extra_repr(self) -> str:
-        names = ("v_threshold", "v_reset", "reset_mode", "detach_reset", "surrogate", "stateful")
-        words = [f"{name.removesuffix('_mode')}={words_of(getattr(self, name))}" for name in names]
-        return ", ".join(words if self.step_mode == "m" else [*words, "step_mode=s"])
+        shown = (*self.shown, "step_mode") if self.step_mode == "s" else self.shown
+        values = {name: words_of(getattr(self, name)) for name in shown}
+        return ", ".join(
+            f"{'reset' if name == 'reset_mode' else name}={value}" for name, value in values.items()
+        )
 
 
 class IF(SpikingNeuron):
@@ -303,6 +313,8 @@ class LIF(SpikingNeuron):
         ValueError: a constant out of its range.
     """
 
+    shown = ("tau", "decay_input", *SpikingNeuron.shown)
+
     def __init__(
         self,
         tau: float = 2.0,
@@ -318,9 +330,6 @@ class LIF(SpikingNeuron):
     def neuron_arguments(self) -> dict[str, Any]:
         gain = 1 / self.tau if self.decay_input else 1.0
         return super().neuron_arguments() | {"decay": 1 - 1 / self.tau, "gain": gain}
-
-    def extra_repr(self) -> str:
-        return f"tau={self.tau}, decay_input={self.decay_input}, {super().extra_repr()}"
 
 
 class PLIF(SpikingNeuron):
@@ -338,6 +347,8 @@ class PLIF(SpikingNeuron):
     Raises:
         ValueError: a constant out of its range.
     """
+
+    shown = ("init_tau", "decay_input", "per_channel", *SpikingNeuron.shown)
 
     def __init__(
         self,
@@ -369,10 +380,6 @@ class PLIF(SpikingNeuron):
         if self.decay_input:
             learnt["gain"] = torch.sigmoid(w)
         return super().neuron_arguments() | learnt
-
-    def extra_repr(self) -> str:
-        own = f"init_tau={self.init_tau}, decay_input={self.decay_input}, per_channel={self.per_channel}"
-        return f"{own}, {super().extra_repr()}"
 
 
 def norm_record(

@@ -38,6 +38,7 @@ class ParallelNeuron(SpikingNeuron):
     """
 
     kind = "psn"
+    shown = ("surrogate",)
     resets = ("none",)
     takes_norm = False
     weight: nn.Parameter
@@ -105,9 +106,6 @@ class ParallelNeuron(SpikingNeuron):
                 h = h + own * (x - given).to(wide)
         return like(h, x)
 
-    def extra_repr(self) -> str:
-        return f"surrogate={self.surrogate}"
-
 
 class _Watched(torch.autograd.Function):
     """The input and its probe; what the probe says of dL/dx is then of this input, not of the potential."""
@@ -142,6 +140,8 @@ class PSN(ParallelNeuron):
         ValueError: T is below 1, or a constant out of its range.
     """
 
+    shown = ("T", "surrogate")
+
     def __init__(self, T: int, v_threshold: float = 1.0, **options: Any) -> None:
         super().__init__(v_threshold, **options)
         self.T = _positive("T", T)
@@ -158,9 +158,6 @@ class PSN(ParallelNeuron):
             raise ValueError(
                 f"{type(self).__name__} was shown {len(x)} time steps; accepted: {self.T}, for which it has weights"
             )
-
-    def extra_repr(self) -> str:
-        return f"T={self.T}, {super().extra_repr()}"
 
 
 class MaskedPSN(PSN):
@@ -179,6 +176,7 @@ class MaskedPSN(PSN):
         ValueError: k or T below 1, or a constant out of its range.
     """
 
+    shown = ("k", "lambda_", "T", "surrogate")
     _lambda_: Tensor
     mask0: Tensor
     mask1: Tensor
@@ -207,9 +205,6 @@ class MaskedPSN(PSN):
     def weight_of(self, steps: int) -> Tensor:
         return self.weight * (self._lambda_ * self.mask0 + (1 - self._lambda_) * self.mask1)
 
-    def extra_repr(self) -> str:
-        return f"k={self.k}, lambda_={float(self._lambda_):g}, {super().extra_repr()}"
-
 
 class SlidingPSN(ParallelNeuron):
     """Sliding PSN: every step reads itself and the k - 1 before it by the same k weights; windows of any length.
@@ -224,6 +219,8 @@ class SlidingPSN(ParallelNeuron):
     Raises:
         ValueError: k is below 1, or a constant out of its range.
     """
+
+    shown = ("k", "surrogate")
 
     def __init__(
         self, k: int, exp_init: bool = True, v_threshold: float = 1.0, **options: Any
@@ -241,9 +238,6 @@ class SlidingPSN(ParallelNeuron):
         ago = ago[:, None] - ago  # of the step that is read (column), for each that reads (row)
         read = (ago >= 0) & (ago < self.k)
         return torch.where(read, self.weight[(self.k - 1 - ago).clamp(0, self.k - 1)], 0.0)
-
-    def extra_repr(self) -> str:
-        return f"k={self.k}, {super().extra_repr()}"
 
 
 def _positive(name: str, value: int) -> int:

@@ -23,46 +23,49 @@ from .parallel import PSN, MaskedPSN, ParallelNeuron, SlidingPSN
 from .states import CLIF, ILIF
 
 
-class Left(Exception):
+class Left(ValueError):
     """Why a peer's neuron is left as it is."""
 
 
 def translate(module: nn.Module) -> nn.Module | None:
     """Ours for a peer's neuron, which may be the same object; None for what is no neuron of theirs any more.
 
-    Raises ``Left`` with the reason for one that stays.
+    Raises ``ValueError`` with the reason for one that stays.
     """
-    if isinstance(module, OnKernel):
-        return None
-    library = next((name for name in _LIBRARIES if _is_neuron(module, name)), None)
-    if library is None:
+    library, kind = _kind(module)
+    if library is None or isinstance(module, OnKernel):
         return None
     kinds = _LIBRARIES[library]
-    kind = next((c.__name__ for c in type(module).__mro__ if _of(c, library)), "")
     own = _overridden(module, library)
     if own:
         raise Left(f"{type(module).__name__} is a {kind} that overrides {', '.join(own)}")
     if kind not in kinds:
         raise Left(f"{kind}: no kernel has its equation; swapped are {', '.join(kinds)}")
-    try:
-        ours = kinds[kind](module)
-    except ValueError as error:  # a constant that ours refuse
-        raise Left(str(error)) from None
+    ours = kinds[kind](module)
     if ours is module:
         return ours
+    for name in ("v", "m"):  # a node in the middle of a window goes on from there
+        state = getattr(module, name, None)
+        if isinstance(state, torch.Tensor):
+            setattr(ours, name, state if state.dtype == torch.float64 else state.float())
     extra = set(dict(module.named_parameters())) - set(dict(ours.named_parameters()))
     if extra:
         raise Left(f"{kind} with parameters of its own: {', '.join(sorted(extra))}")
     return ours
 
 
-def _is_neuron(module: nn.Module, library: str) -> bool:
-    return any(_of(cls, library) for cls in type(module).__mro__)
-
-
 def is_neuron(module: nn.Module) -> bool:
     """Whether it is a neuron of one of the libraries, equal to one of ours or not."""
-    return any(_is_neuron(module, library) for library in _LIBRARIES)
+    return _kind(module)[0] is not None
+
+
+def _kind(module: nn.Module) -> tuple[str | None, str]:
+    """The library of a peer's neuron, and the name of its class there."""
+    for cls in type(module).__mro__:
+        for library in _LIBRARIES:
+            if _of(cls, library):
+                return library, cls.__name__
+    return None, ""
 
 
 def _of(cls: type, library: str) -> bool:
@@ -149,28 +152,20 @@ def _spikingjelly_options(node: Any) -> dict[str, Any]:
     )
 
 
-def _with_state(node: Any, ours: SpikingNeuron) -> SpikingNeuron:
-    """A node in the middle of a window goes on from there."""
-    v = getattr(node, "v", None)
-    if isinstance(v, torch.Tensor):
-        ours.v = v if v.dtype == torch.float64 else v.float()
-    return ours
-
-
 def _if(node: Any) -> SpikingNeuron:
-    return _with_state(node, IF(**_spikingjelly_options(node)))
+    return IF(**_spikingjelly_options(node))
 
 
 def _lif(node: Any) -> SpikingNeuron:
     decay_input = getattr(node, "decay_input", True)
-    return _with_state(node, LIF(node.tau, decay_input, **_spikingjelly_options(node)))
+    return LIF(node.tau, decay_input, **_spikingjelly_options(node))
 
 
 def _plif(node: Any) -> SpikingNeuron:
     ours = PLIF(decay_input=getattr(node, "decay_input", True), **_spikingjelly_options(node))
     ours.w = node.w  # the same Parameter: optimizers and state_dicts go on
     ours.init_tau = float(1 + torch.exp(-node.w.detach().float()))
-    return _with_state(node, ours)
+    return ours
 
 
 def _ilif(node: Any) -> SpikingNeuron:
@@ -182,17 +177,14 @@ def _ilif(node: Any) -> SpikingNeuron:
         raise Left(f"a gradient window of {window}; accepted: {(0.0, float(levels))}")
     if levels > MAX_LEVELS:
         raise Left(f"{levels} spikes a step; accepted: up to {MAX_LEVELS}")
-    return _with_state(node, ILIF(node.tau, levels=levels, **_spikingjelly_call(node)))
+    return ILIF(node.tau, levels=levels, **_spikingjelly_call(node))
 
 
 def _clif(node: Any) -> SpikingNeuron:
     if node.store_state_seqs:
         raise Left("store_state_seqs=True: a swapped neuron keeps the last states only")
     slope = _spikingjelly_surrogate(node.surrogate_function)
-    ours = CLIF(node.tau, surrogate=slope, **_spikingjelly_call(node))
-    if isinstance(node.m, torch.Tensor):
-        ours.m = node.m if node.m.dtype == torch.float64 else node.m.float()
-    return _with_state(node, ours)
+    return CLIF(node.tau, surrogate=slope, **_spikingjelly_call(node))
 
 
 def _parallel(make: Callable[..., ParallelNeuron]) -> Callable[[Any], SpikingNeuron]:

@@ -7,12 +7,13 @@ from typing import Any
 from torch import Tensor
 
 from ..neuron import MAX_LEVELS
-from .neurons import SpikingNeuron, keep, time_constant, words_of
+from .neurons import SpikingNeuron, keep, time_constant
 
 
 class _BeyondLIF(SpikingNeuron):
     """What they share: the decay, as a time constant or as it is."""
 
+    shown = ("decay", *SpikingNeuron.shown)
     decay: float | Tensor
 
     def __init__(
@@ -32,9 +33,6 @@ class _BeyondLIF(SpikingNeuron):
     def neuron_arguments(self) -> dict[str, Any]:
         return super().neuron_arguments() | {"decay": self.decay}
 
-    def extra_repr(self) -> str:
-        return f"decay={words_of(self.decay)}, {super().extra_repr()}"
-
 
 class ILIF(_BeyondLIF):
     """I-LIF (Luo et al. 2024): a step gives 0..levels spikes, s = round(clamp(h / v_threshold, 0, levels)).
@@ -53,6 +51,7 @@ class ILIF(_BeyondLIF):
     """
 
     kind = "ilif"
+    shown = ("levels", *_BeyondLIF.shown)
     resets = ("soft",)
 
     def __init__(
@@ -77,9 +76,6 @@ class ILIF(_BeyondLIF):
 
     def neuron_arguments(self) -> dict[str, Any]:
         return super().neuron_arguments() | {"levels": self.levels}
-
-    def extra_repr(self) -> str:
-        return f"levels={self.levels}, {super().extra_repr()}"
 
 
 class CLIF(_BeyondLIF):
@@ -130,6 +126,7 @@ class ALIF(_BeyondLIF):
     """
 
     kind = "alif"
+    shown = ("rho", "beta", *_BeyondLIF.shown)
     rho: float | Tensor
     beta: float | Tensor
 
@@ -153,9 +150,6 @@ class ALIF(_BeyondLIF):
     def neuron_arguments(self) -> dict[str, Any]:
         return super().neuron_arguments() | {"rho": self.rho, "beta": self.beta}
 
-    def extra_repr(self) -> str:
-        return f"rho={words_of(self.rho)}, beta={words_of(self.beta)}, {super().extra_repr()}"
-
 
 class CuBaLIF(_BeyondLIF):
     """Current-based LIF: the membrane reads a synaptic current, which decays by itself; a reset leaves that as it is.
@@ -175,6 +169,7 @@ class CuBaLIF(_BeyondLIF):
     """
 
     kind = "cuba"
+    shown = ("rho", "gain", *_BeyondLIF.shown)
     rho: float | Tensor
 
     def __init__(
@@ -196,6 +191,3 @@ class CuBaLIF(_BeyondLIF):
 
     def neuron_arguments(self) -> dict[str, Any]:
         return super().neuron_arguments() | {"gain": self.gain, "rho": self.rho}
-
-    def extra_repr(self) -> str:
-        return f"rho={words_of(self.rho)}, gain={self.gain:g}, {super().extra_repr()}"

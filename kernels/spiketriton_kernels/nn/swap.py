@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from .fuse import fuse as fuse_norms
 from .neurons import SpikingNeuron
-from .peers import Left, is_neuron, translate
+from .peers import is_neuron, translate
 
 _ONE_STEP = " on our kernel"
 
@@ -131,7 +131,7 @@ def _put_in_place(net: nn.Module, report: SwapReport) -> dict[str, SpikingNeuron
                 kind = type(child).__name__
                 try:
                     ours: nn.Module | str | None = translate(child)
-                except Left as reason:
+                except ValueError as reason:
                     ours = str(reason)
                 made[id(child)] = ours, kind
                 if isinstance(ours, SpikingNeuron):

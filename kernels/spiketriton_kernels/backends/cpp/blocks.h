@@ -237,24 +237,41 @@ struct Place {
     int n;
 };
 
+// On each of the call's threads. One alone needs no team, which takes as long as a tiny call's arithmetic.
+template <class Work>
+void on_threads(const Call &c, Work work) {
+    if (c.threads == 1) return work();
+#pragma omp parallel num_threads(c.threads)
+    work();
+}
+
+// A thread's share of the pieces 0 to n - 1.
+template <class Piece>
+void share(const Call &c, int64_t n, Piece piece) {
+    if (c.threads == 1) {
+        for (int64_t k = 0; k < n; k++) piece(k);
+        return;
+    }
+#pragma omp for schedule(static)
+    for (int64_t k = 0; k < n; k++) piece(k);
+}
+
 // Every block, chunk by chunk, on the call's threads: each begins with what it needs, which then visits its blocks.
 template <class Begin>
 void visit_blocks(const Call &c, const Norm &norm, const Cut &cut, Begin begin) {
-#pragma omp parallel num_threads(c.threads) if (c.threads > 1)
-    {
+    on_threads(c, [&] {
         Block b(c, norm, cut);
         auto visit = begin(b);
-#pragma omp for schedule(static)
-        for (int64_t k = 0; k < cut.chunks; k++) {
+        share(c, cut.chunks, [&](int64_t k) {
             const int64_t end = cut.edge(c, k + 1);
             int64_t number = 0;
             for (int64_t start = cut.edge(c, k); start < end; start += cut.size) {
                 b.at(start);
                 visit(Place{k, number++, start + cut.size >= end, start, int(std::min<int64_t>(cut.size, end - start))});
             }
-        }
+        });
         finish_stream();
-    }
+    });
 }
 
 }  // namespace

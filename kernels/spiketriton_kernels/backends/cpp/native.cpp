@@ -13,27 +13,25 @@ void pack(const Call &c) {
     const T *x = (const T *)c.x;
     uint8_t *bits = (uint8_t *)c.spikes;
     const int64_t n = c.neurons, bytes = (n + 7) / 8;
-#pragma omp parallel for schedule(static) num_threads(c.threads) if (c.threads > 1)
-    for (int64_t j = 0; j < bytes; j++) {
+    on_threads(c, [&] { share(c, bytes, [&](int64_t j) {
         unsigned byte = 0;
         const int m = int(std::min<int64_t>(8, n - 8 * j));
         for (int i = 0; i < m; i++) byte |= unsigned(load(x[8 * j + i]) != 0) << i;
         bits[j] = uint8_t(byte);
-    }
+    }); });
 }
 
 void unpack(const Call &c) {
     const uint8_t *bits = (const uint8_t *)c.x;
     T *out = (T *)c.spikes;
     const int64_t n = c.neurons, bytes = (n + 7) / 8;
-#pragma omp parallel for schedule(static) num_threads(c.threads) if (c.threads > 1)
-    for (int64_t j = 0; j < bytes; j++) {
+    on_threads(c, [&] { share(c, bytes, [&](int64_t j) {
         const int m = int(std::min<int64_t>(8, n - 8 * j));
         for (int i = 0; i < m; i++) store(out + 8 * j + i, A(bits[j] >> i & 1));
-    }
+    }); });
 }
 
-enum Pass { FORWARD, BACKWARD, NORM_BACKWARD, STATISTICS, PACK, UNPACK };
+enum Pass { FORWARD, BACKWARD, STATISTICS, PACK, UNPACK };
 
 void run(const Call &c, int pass) {
     switch (pass) {
@@ -41,7 +39,6 @@ void run(const Call &c, int pass) {
             if (c.measures) statistics(c);
             return forward(c);
         case BACKWARD: return backward(c);
-        case NORM_BACKWARD: return norm_backward(c);
         case STATISTICS: return statistics(c);
         case PACK: return pack(c);
         default: return unpack(c);

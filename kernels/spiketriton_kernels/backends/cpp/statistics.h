@@ -29,8 +29,7 @@ void statistics(const Call &c) {
     for (int64_t j = 0; j < C; j++) shift[j] = load(x[j * inner]);
     std::vector<std::vector<Moments>> shares(chunks, std::vector<Moments>(C));
     const auto eighth = [](int64_t n) { return std::max<int64_t>(1, (n + 7) / 8); };
-#pragma omp parallel for schedule(static) num_threads(c.threads) if (c.threads > 1)
-    for (int64_t k = 0; k < chunks; k++) {
+    on_threads(c, [&] { share(c, chunks, [&](int64_t k) {
         Moments *share = shares[k].data();
         const int64_t first = rows * k / chunks, end = rows * (k + 1) / chunks;
         if (inner == 1) {
@@ -110,7 +109,7 @@ void statistics(const Call &c) {
                         share[j].add(double(n), mean, s, q, shift[j]);
                     }
         }
-    }
+    }); });
     const double count = double(rows) * double(inner);
     for (int64_t j = 0; j < C; j++) {
         Moments total;
