@@ -15,7 +15,7 @@ from spiketriton.models import Network, build_model
 from spiketriton.training.optim import clipped_norm
 from spiketriton.training.ranks import Ranks
 from spiketriton_kernels import Surrogate, multistep_lif_reference
-from spiketriton_kernels.neuron import Call, Neuron, Outputs
+from spiketriton_kernels.neuron import Call, Inputs, Neuron, Outputs
 from tests.small_runs import small_recipe, small_trainer
 
 T, B, SIZE = 3, 4, 8
@@ -64,8 +64,10 @@ def rms(x: Tensor) -> float:
 def retained(calls: list[tuple[Tensor, Tensor]]) -> Callable[..., Outputs]:
     """The reference neuron in place of the kernel; keeps currents and spikes with gradients."""
 
-    def fire(x: Tensor, neuron: Neuron, call: Call, probe: Tensor | None = None) -> Outputs:
-        x = x.view_as(x)  # in MS blocks a current goes elsewhere too, and only this way counts
+    def fire(inputs: Inputs, neuron: Neuron, call: Call, *norm_and_probe: None) -> Outputs:
+        x = inputs.x.view_as(
+            inputs.x
+        )  # in MS blocks a current goes elsewhere too, and only this way counts
         constants = (neuron.decay, neuron.gain, neuron.threshold)
         reset = (neuron.reset, neuron.v_reset, neuron.detach_reset)
         surrogate = Surrogate(neuron.shape, neuron.height, neuron.width)

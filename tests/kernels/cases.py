@@ -11,7 +11,7 @@ import torch
 from spiketriton_kernels import SHAPES, Surrogate, fire
 from spiketriton_kernels.arguments import make_neuron
 from spiketriton_kernels.definition import define
-from spiketriton_kernels.neuron import Call, Neuron, Norm, Outputs
+from spiketriton_kernels.neuron import Call, Inputs, Neuron, Norm, Outputs
 from tests.kernels.support import (
     DTYPES,
     LAYOUTS,
@@ -154,7 +154,8 @@ def called(
         )  # fmt: skip
     wanted = dict(return_trace=case["trace"], return_current=case["current"])
     call = Call(return_v=True, return_m=neuron.has_m, **wanted)
-    out = function(tensors["x"], neuron, call, norm, **{n: get(n) for n in ADDED}, **more)
+    inputs = Inputs(tensors["x"], *map(get, ADDED))
+    out = function(inputs, neuron, call, norm, **more)
     return {name: getattr(out, name) for name in RESULTS if getattr(out, name) is not None}
 
 
