@@ -128,19 +128,21 @@ def backward(
     ]
     with _autograd():
         current, v, m, carried, *values = leaves
-        learning = neuron._replace(**dict(zip(learnt, values, strict=True)))
+        given: dict[str, Any] = dict(zip(learnt, values, strict=True))
+        learning = neuron._replace(**given)
         c, steps = Constants.of(learning, current), []
         for x_t, nothing in zip(current, carried, strict=True):
             h, before = charge(x_t, v, m, c, learning)
             s, v, m = discharge(h, before, c, learning)
             v = v + nothing
             steps.append((s, v, h, before))
-        spikes, trace, *potentials = map(torch.stack, zip(*steps, strict=True))
+        spikes, trace, h, before = map(torch.stack, zip(*steps, strict=True))
         found = spikes, v, m, trace
-    given = upstream.spikes.to(norm.wide), upstream.v_last, upstream.m_last, upstream.trace
-    wanted = [torch.zeros_like(f) if g is None else g for f, g in zip(found, given, strict=True)]
+    grad = upstream.spikes.to(norm.wide)
+    grads = (grad, upstream.v_last, upstream.m_last, upstream.trace)
+    asked = [torch.zeros_like(f) if g is None else g for f, g in zip(found, grads, strict=True)]
     own, by_v, by_m, carry, *by_learnt = torch.autograd.grad(
-        found, leaves, wanted, materialize_grads=True
+        found, leaves, asked, materialize_grads=True
     )
     dx = own if upstream.current is None else own + upstream.current.to(norm.wide)
     for field, value in ((out.dx, dx), (out.v_init, by_v), (out.m_init, by_m)):
@@ -159,7 +161,7 @@ def backward(
         for row, name in zip(out.parameters, PARAMETERS, strict=False):
             row.copy_(by_name.get(name, row))
     if out.probe is not None:
-        out.probe.copy_(_observed(given[0], own, carry, *potentials, neuron))
+        out.probe.copy_(_observed(grad, own, carry, h, before, neuron))
 
 
 def _observed(

@@ -38,7 +38,7 @@ class ParallelNeuron(SpikingNeuron):
     """
 
     kind = "psn"
-    shown = ("surrogate",)
+    shown: tuple[str, ...] = ("surrogate",)
     resets = ("none",)
     takes_norm = False
     weight: nn.Parameter
@@ -140,7 +140,7 @@ class PSN(ParallelNeuron):
         ValueError: T is below 1, or a constant out of its range.
     """
 
-    shown = ("T", "surrogate")
+    shown: tuple[str, ...] = ("T", "surrogate")
 
     def __init__(self, T: int, v_threshold: float = 1.0, **options: Any) -> None:
         super().__init__(v_threshold, **options)
