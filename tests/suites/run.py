@@ -11,6 +11,8 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import pytest
+
 SUITES = {
     "spikingjelly": (
         "https://github.com/fangwei123456/spikingjelly",
@@ -56,6 +58,14 @@ def fetch(folder: Path) -> None:
             part.rename(folder / name)
 
 
+def fetched(name: str) -> Path:
+    """A file of the suites, for a test, which is skipped where it is not there."""
+    path = Path(os.environ.get("SUITES", "not fetched"), name)
+    if not path.is_file():
+        pytest.skip(f"{name} is not here: python tests/suites/run.py fetches it")
+    return path
+
+
 if __name__ == "__main__":
     here = Path(__file__).parent
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "build/suites").resolve()
@@ -63,8 +73,8 @@ if __name__ == "__main__":
     fetch(folder)
     report = folder / "results.xml"
     words = ["-rs", "-s", "--slow", "--numprocesses=0", f"--junitxml={report}", str(here)]
-    pytest = [sys.executable, "-m", "pytest", *words]
-    code = subprocess.run(pytest, env={**os.environ, "SUITES": str(folder)}).returncode
+    command = [sys.executable, "-m", "pytest", *words]
+    code = subprocess.run(command, env={**os.environ, "SUITES": str(folder)}).returncode
     suite = next(ElementTree.parse(report).iter("testsuite"))
     tests, *wrong = (int(suite.get(n, 0)) for n in ("tests", *WRONG))
     counted = ", ".join(f"{n} {what}" for n, what in zip(wrong, WRONG, strict=True))

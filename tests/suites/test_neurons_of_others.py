@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.child import environment
+from tests.suites.run import fetched
 
 MEMORIES = "SpikingJelly 2's states as arguments: _memories, functional_forward"
 CLASS = "asks whether the node is an instance of SpikingJelly's class"
@@ -46,9 +47,7 @@ PASSED = {
 
 @pytest.mark.parametrize("file", KNOWN)
 def test_their_tests_pass_with_our_neurons(file, tmp_path):
-    path = Path(os.environ.get("SUITES", "")) / file
-    if "SUITES" not in os.environ or not path.is_file():
-        pytest.skip(f"{file} is not here: python tests/suites/run.py fetches it")
+    path = fetched(file)
     for package in ("spikingjelly", "snntorch"):
         pytest.importorskip(package)
     variables = environment(SUITE_RESULTS=str(tmp_path / "results.json"))

@@ -1,8 +1,5 @@
 """The traces that the NIR paper publishes of one LIF neuron on seven platforms (github.com/neuromorphs/NIR)."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -10,24 +7,22 @@ import torch
 from spiketriton.trained.nir_network import network
 from spiketriton.trained.nir_replay import replay
 from spiketriton_kernels import multistep_lif
+from tests.suites.run import fetched
 
-FOLDER = Path(os.environ.get("SUITES", "")) / "NIR" / "paper" / "01_lif"
+FOLDER = "NIR/paper/01_lif"
 FIRES = [460, 510, 710, 760]  # in steps of 0.1 ms
 
 
 def trace(platform: str) -> np.ndarray:
     """Input, membrane and spike of each step, [1000, 3]."""
-    path = FOLDER / f"lif_{platform}.csv"
-    if "SUITES" not in os.environ or not path.is_file():
-        pytest.skip(f"NIR/paper/01_lif/{path.name}: python tests/suites/run.py fetches it")
-    return np.loadtxt(path, delimiter=",")
+    return np.loadtxt(fetched(f"{FOLDER}/lif_{platform}.csv"), delimiter=",")
 
 
 @pytest.mark.parametrize("platform", ["norse", "nengo", "snntorch"])
 def test_a_published_trace_is_met(platform):
     nir = pytest.importorskip("nir")
     published, dt = trace(platform), 1e-4
-    node = nir.read(FOLDER / "lif_norse.nir").nodes["1"]
+    node = nir.read(fetched(f"{FOLDER}/lif_norse.nir")).nodes["1"]
     tau, r, threshold = float(node.tau[0]), float(node.r[0]), float(node.v_threshold[0])
     x = torch.from_numpy(trace("norse")[:, :1]).float()
     spikes, membranes = multistep_lif(
@@ -46,9 +41,7 @@ def test_a_published_trace_is_met(platform):
 def test_the_network_of_sinabs_is_imported(reset):
     """Its convolutional net for N-MNIST, on random events: every spike is that of NIR's equations."""
     pytest.importorskip("nir")
-    path = FOLDER.parent / "02_cnn" / "cnn_sinabs.nir"
-    if "SUITES" not in os.environ or not path.is_file():
-        pytest.skip(f"NIR/paper/02_cnn/{path.name}: python tests/suites/run.py fetches it")
+    path = fetched("NIR/paper/02_cnn/cnn_sinabs.nir")
     net = network(str(path), 1.0, reset).double()
     x = (torch.rand(20, 3, 2, 34, 34, generator=torch.Generator().manual_seed(0)) < 0.1).double()
     kept = {}

@@ -1,21 +1,12 @@
 """The recordings that tonic's tests read (github.com/neuromorphs/tonic), read here."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from spiketriton.data.events import read_events
+from tests.suites.run import fetched
 
-FOLDER = Path(os.environ.get("SUITES", "")) / "tonic" / "test" / "test_data"
-
-
-def sample(name: str) -> Path:
-    path = FOLDER / name
-    if "SUITES" not in os.environ or not path.is_file():
-        pytest.skip(f"tonic/test/test_data/{name}: python tests/suites/run.py fetches it")
-    return path
+FOLDER = "tonic/test/test_data"
 
 
 @pytest.mark.parametrize(
@@ -23,7 +14,7 @@ def sample(name: str) -> Path:
     [("sample_nmnist.bin", 4_325, (34, 34)), ("sample_ncars.dat", 2_009, (100, 120))],
 )
 def test_a_recording_has_its_events_on_its_sensor(name, events, sensor):
-    path = sample(name)
+    path = fetched(f"{FOLDER}/{name}")
     found = read_events(path, sensor=sensor)
     print(f"\n{name}: {len(found):,} events in {path.stat().st_size:,} bytes")
     assert len(found) == events
@@ -31,8 +22,9 @@ def test_a_recording_has_its_events_on_its_sensor(name, events, sensor):
 
 def test_a_recording_of_aedat4_is_read_as_another_library_reads_it():
     aedat = pytest.importorskip("aedat")
-    found = read_events(sample("sample.aedat4"), sensor=(240, 320))
-    decoder = aedat.Decoder(FOLDER / "sample.aedat4")
+    path = fetched(f"{FOLDER}/sample.aedat4")
+    found = read_events(path, sensor=(240, 320))
+    decoder = aedat.Decoder(path)
     theirs = np.concatenate([packet["events"] for packet in decoder if "events" in packet])
     print(f"\nsample.aedat4: {len(found):,} events, as aedat reads them")
     assert len(found) == 111_954
