@@ -156,7 +156,7 @@ def define(
         v if call.return_v else None,
         m if call.return_m else None,
         torch.stack(trace) if call.return_trace else None,
-        x.to(dtype) if call.return_current else None,
+        current=x.to(dtype) if call.return_current else None,
     )
 
 

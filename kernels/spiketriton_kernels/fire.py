@@ -58,11 +58,11 @@ class _Fire(torch.autograd.Function):
         ctx.save_for_backward(out.saved, *tensors)
         ctx.set_materialize_grads(False)
         alone = out.v_last is out.m_last is out.trace is out.current is None
-        return out[:1] if alone else out[:-1]
+        return out[:1] if alone else (*out[:4], None, out.current)
 
     @staticmethod
     def backward(ctx: Any, grad_s: Any, *grads: Any) -> Any:
-        upstream = Upstream(grad_s, *grads)
+        upstream = Upstream(grad_s, *grads[:3], *grads[4:])
         if grad_s is None and all([grad is None for grad in grads]):
             return (None,) * len(ctx.needs_input_grad)
         saved, *rest = ctx.saved_tensors
@@ -172,7 +172,7 @@ def _by_operator(
             mean, var = channel_statistics(given["x"], running)
         neuron = neuron.behind(norm, mean, var)
         given |= {"mean": mean, "var": var}
-    spikes, v_last, m_last, trace, current, _ = operators.neuron_forward(
+    spikes, v_last, m_last, trace, _, current = operators.neuron_forward(
         *[given.get(name) for name in ARGUMENTS], neuron.words(call), neuron.floats()
     )
     return Outputs(
@@ -180,7 +180,7 @@ def _by_operator(
         v_last if call.return_v else None,
         m_last if call.return_m else None,
         trace if call.return_trace else None,
-        current if call.return_current else None,
+        current=current if call.return_current else None,
     )
 
 

@@ -262,8 +262,8 @@ class Outputs(NamedTuple):
     v_last: torch.Tensor | None = None  # [B, ...], in the membrane's dtype, as m_last
     m_last: torch.Tensor | None = None
     trace: torch.Tensor | None = None  # v of every step: like x, in the membrane's dtype
-    current: torch.Tensor | None = None  # like x
     saved: torch.Tensor | None = None  # [rows, v or v and m, neurons]: the states between chunks
+    current: torch.Tensor | None = None  # like x
 
 
 class Upstream(NamedTuple):

@@ -138,7 +138,7 @@ def walk(
     return back
 
 
-def _backward(ctx, grad_s, grad_v_last, grad_m_last, grad_trace, grad_current, _grad_saved):
+def _backward(ctx, grad_s, grad_v_last, grad_m_last, grad_trace, _grad_saved, grad_current):
     saved, *rest = ctx.saved_tensors
     given = dict(zip(ctx.names, rest, strict=True))
     call, numbers = Call.of(ctx.words), dict(zip(FLOATS, ctx.floats, strict=True))

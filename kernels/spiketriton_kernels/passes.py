@@ -60,8 +60,8 @@ def allocate_forward(x: torch.Tensor, neuron: Neuron, call: Call) -> Outputs:
         torch.empty_like(x[0], dtype=wide) if call.return_v else None,
         torch.empty_like(x[0], dtype=wide) if call.return_m else None,
         torch.empty_like(x, dtype=wide) if call.return_trace else None,
-        torch.empty_like(x) if call.return_current else None,
         x.new_empty((rows, states, x[0].numel()), dtype=wide) if rows else None,
+        torch.empty_like(x) if call.return_current else None,
     )
 
 

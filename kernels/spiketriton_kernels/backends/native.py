@@ -239,7 +239,7 @@ def forward(
 ) -> None:
     """``saved`` stays as it is: a block of neurons replays its window from cache."""
     x = inputs.x
-    spikes, v_last, m_last, trace, current, _ = out
+    spikes, v_last, m_last, trace, _, current = out
     kind, constants = _constants(neuron)
     running_mean, running_var, momentum = running or _NOT_RUNNING
     more = spikes, v_last, m_last, trace, current, running_mean, running_var
