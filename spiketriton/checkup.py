@@ -1,5 +1,6 @@
 """What `doctor` looks at: the machine, every kernel against its definition, a small training, the data."""
 
+import dataclasses
 import math
 import platform
 import shutil
@@ -18,7 +19,7 @@ from torch.utils.benchmark import Timer
 
 import spiketriton_kernels as kernels
 from spiketriton import machine
-from spiketriton.config import Recipe, replace
+from spiketriton.config import DataConfig, Recipe, replace
 from spiketriton.config.parts import chosen
 from spiketriton.config.rules import Images
 from spiketriton.data.download import data_root
@@ -122,7 +123,7 @@ def findings(recipe: Recipe) -> Iterator[Finding]:
     interpreted = device.type == "cpu" and choice.interpreting()
     if not interpreted:  # which would take minutes
         looks += [("bandwidth", bandwidth(device)), ("training", trained(recipe, device))]
-    for name, look in [*looks, ("data", data_sets(recipe))]:
+    for name, look in [*looks, ("data", data_sets(recipe.data))]:
         try:
             yield from look
         except Exception as error:
@@ -287,7 +288,8 @@ def trained(recipe: Recipe, device: torch.device) -> Iterator[Finding]:
     """A small network, trained by the definition's code and as a recipe would, in each precision."""
     with kernels.use_backend("torch"):
         eager = _rows(recipe)[0]["loss"]
-    for precision, tolerance in (("fp32", 1e-3), ("bf16", 5e-2))[: 1 + (device.type == "cuda")]:
+    allowed = {"fp32": 1e-3, "bf16": 5e-2} if device.type == "cuda" else {"fp32": 1e-3}
+    for precision, tolerance in allowed.items():
         rows = _rows(replace(recipe, f"train.precision={precision}"))
         first = rows[0]["loss"]
         fine = all(math.isfinite(row["loss"]) for row in rows)
@@ -306,17 +308,16 @@ def _rows(recipe: Recipe) -> list[dict[str, Any]]:
         return [row for row in folder.metrics.read() if row["kind"] == "train"]
 
 
-def data_sets(recipe: Recipe) -> Iterator[Finding]:
+def data_sets(given: DataConfig) -> Iterator[Finding]:
     """Which data sets are there; none is downloaded."""
     for name in get_args(Images):
         if name in ("imagefolder", "synthetic"):  # the user's own, and none
             continue
-        full = ["data.variant=full"] if name == "imagenette" else []
-        config = replace(recipe, f"data.name={name}", "data.download=false", *full).data
+        config = dataclasses.replace(given, name=name, download=False, variant="full")
         try:
             source = chosen("data", name).make(config)
         except UserError:
-            where = data_root(recipe.data)
+            where = data_root(given)
             words = f"not in {where}; a training downloads it, or give data.root=..."
         else:
             words = f"{len(source.train):,} training and {len(source.test):,} test images"

@@ -40,7 +40,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--per-channel", action="store_true", help="a threshold for each channel")
     many = number(1, 10**6)
     parser.add_argument("--epochs", type=many, help="qcfs only: epochs of retraining (1)")
-    parser.add_argument("--images", type=many, default=512, help="training images to read (512)")
+    parser.add_argument(
+        "--images", type=many, default=512, help="training images to measure on (512)"
+    )
     parser.add_checkpoint()
     parser.add_argument("--run-dir", metavar="DIR", help="run folder (runs/<recipe>_<method>-...)")
     args = parser.parse_intermixed_args(arguments)

@@ -39,11 +39,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help="time steps to show, also beyond T",
     )
     parser.add_argument("--against", nargs="+", default=[], metavar="RUN", help="runs to compare")
-    parser.add_argument("--neurobench", action="store_true", help="run NeuroBench's harness, too")
+    parser.add_argument(
+        "--neurobench", action="store_true", help="also run NeuroBench's harness on RUN"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.add_argument("--out", metavar="DIR", help="output folder (RUN/evaluation)")
-    parser.add_argument("--images", type=count, metavar="N", help="a fixed part of the test images")
-    parser.add_argument("--batch-size", type=count, metavar="N", help="images at once (recipe's)")
+    parser.add_argument(
+        "--images", type=count, metavar="N", help="a fixed subset of the test images"
+    )
+    parser.add_argument(
+        "--batch-size", type=count, metavar="N", help="images at once (the recipe's)"
+    )
     parser.add_checkpoint()
     return parser.parse_intermixed_args(arguments)
 

@@ -52,7 +52,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", metavar="FILE", help="output file (RUN/<recipe>.nir, .pt2, ...)")
     parser.add_checkpoint()
     many = number(1, 10_000)
-    parser.add_argument("--dt", type=number(1e-9, 1e9, float), help="nir: length of a step (1)")
+    parser.add_argument(
+        "--dt", type=number(1e-9, 1e9, float), help="nir: length of a time step (1)"
+    )
     parser.add_argument("--images", type=many, help="nir: test images of the comparison (4)")
     parser.add_argument("--batch-size", type=many, help="images per call; torch: 1; onnx: any")
     args = parser.parse_intermixed_args(arguments)

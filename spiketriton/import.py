@@ -28,7 +28,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_overrides()
     parser.add_argument("--dt", type=float, help="length of a time step (from the file)")
     parser.add_argument(
-        "--reset", choices=("hard", "soft"), help="of the neurons (from the file, or hard)"
+        "--reset", choices=("hard", "soft"), help="reset of the neurons (from the file, or hard)"
     )
     parser.add_argument("--run-dir", metavar="DIR", help="run folder (runs/FILE-<time>)")
     return parser.parse_intermixed_args(arguments)

@@ -22,7 +22,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("run", metavar="RUN", help="run folder")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
     count = number(1, 10**6)
-    parser.add_argument("--top", type=count, default=3, help="classes, the likeliest first (3)")
+    parser.add_argument(
+        "--top", type=count, default=3, help="classes to show, the likeliest first (3)"
+    )
     parser.add_checkpoint()
     parser.add_argument("--json", action="store_true", help="an object for each image, a line each")
     return parser.parse_intermixed_args(arguments)

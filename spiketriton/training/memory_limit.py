@@ -155,7 +155,11 @@ def settle(
     if size:
         note(f"micro-batch: {size} of {share} images, as this run began")
     else:
-        fits = _largest_that_fits(sizes, recipe, data, ranks.ranks_here)
+        device = environment.choose_device(recipe.train.device).value
+        run = partial(trial, recipe, data.facts, data.frames)
+        fits, failure = _largest_that_fits(sizes, run, device, ranks.ranks_here)
+        if failure is not None:
+            raise explained(failure, recipe, device, fits)
         ranks.meet()  # their trials may differ by minutes
         size = -int(ranks.most(-fits))
         note(f"micro-batch: {size} of {share} images, the largest that fits in memory")
@@ -176,25 +180,25 @@ def _read(path: Path, sizes: Sequence[int]) -> int:
     return size
 
 
-def _largest_that_fits(sizes: Sequence[int], recipe: Recipe, data: Data, ranks_here: int) -> int:
-    """The first of some falling numbers of images for which there is memory. OutOfMemory: there is none.
+def _largest_that_fits(
+    sizes: Sequence[int], run: Callable[[int], None], device: torch.device, ranks_here: int
+) -> tuple[int, Exception | None]:
+    """The first of some falling numbers of images for which there is memory; or the last, and its failure.
 
     Ranks on this machine share what is free.
     """
-    before, device = random_state(), environment.choose_device(recipe.train.device).value
-    run: Callable[[int], None] = partial(trial, recipe, data.facts, data.frames)
+    before, failure = random_state(), None
     if device.type == "cpu":
         free = machine.available_memory()
         run = partial(apart, free and free // ranks_here, run)
     try:
         for size in sizes:
             if (failure := _failure(run, size)) is None:
-                return size
+                break
     finally:
         set_random_state(before)
         torch.cuda.empty_cache()
-    assert failure is not None
-    raise explained(failure, recipe, device, size)
+    return size, failure
 
 
 def _failure(run: Callable[[int], None], size: int) -> Exception | None:
