@@ -53,7 +53,7 @@ OPTIONS: dict[str, Any] = dict(
     other_layout=LAYOUTS,
     size=SIZES,
     T=[5, 1, 2, 17],
-    dtype=[torch.float32, torch.bfloat16, torch.float16, torch.float64],
+    dtype=DTYPES,
     norm=["none", "batch", "given"],
     affine=["both", "weight", "bias", "none"],
     learns=["all", "x", "constants", "what is added"],
@@ -65,7 +65,6 @@ OPTIONS: dict[str, Any] = dict(
     scale=[1.0, 0.7],
     height=[0.9, 0.25],
 )  # fmt: skip
-assert set(OPTIONS["dtype"]) == set(DTYPES)
 PLAIN = {name: next(iter(values)) for name, values in OPTIONS.items()}
 """The first value of each: a call to change from."""
 

@@ -10,8 +10,8 @@ import torch
 from spiketriton_kernels import Surrogate
 from tests import covering
 
-HALF = (torch.float16, torch.bfloat16)
-DTYPES = (*HALF, torch.float32, torch.float64)
+HALF = (torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, *HALF, torch.float64)
 LAYOUTS = ("contiguous", "channels_last", "permuted", "strided", "time_inside", "expanded")
 RESETS = ("soft", "hard", "none")
 PHI: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {

@@ -236,31 +236,24 @@ def test_no_spills_no_atomics_wide_accesses_and_each_byte_once(quick, given):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("given", SLOW, ids=name)
-def test_every_target_dtype_window_and_layout(slow, given):
-    assert_lean(given, slow[key(given)])
+@pytest.mark.parametrize("case", TABLE)
+def test_every_target_dtype_window_and_layout(slow, case):
+    lowered = [given for given in SLOW if given["case"] == case]
+    assert lowered
+    for given in lowered:
+        assert_lean(given, slow[key(given)])
 
 
 MAIN = (*LIF[1:], "statistics", "bn_lif forward", *WALKS[:2], CURRENT[1], "norm backward")
 
 
+@pytest.mark.parametrize("reports", ["quick", pytest.param("slow", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", MAIN)
-def test_warps_and_bytes_under_way(quick, case):
-    """Those that are lowered anyway; --slow: all."""
-    assert_busy(quick, case)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("case", MAIN)
-def test_warps_and_bytes_under_way_in_every_window(slow, case):
-    assert assert_busy(slow, case) == 6
-
-
-def assert_busy(reports: dict[str, dict[str, Any]], case: str) -> int:
-    """16 warps that are resident on an A100's and an H100's processor, and 30 KB under way; how many were looked at."""
-    seen = 0
+def test_warps_and_bytes_under_way(request, case, reports):
+    """16 warps that are resident on an A100's and an H100's processor, and 30 KB under way, in what is lowered."""
+    found, seen = request.getfixturevalue(reports), 0
     for given in cases([case], ["sm_80", "sm_90"], windows=[4, 10, 16]):
-        if (report := reports.get(key(given))) is None:
+        if (report := found.get(key(given))) is None:
             continue
         card = CARDS[given["target"]]
         warps = report["warps"] * card.resident(
@@ -269,8 +262,7 @@ def assert_busy(reports: dict[str, dict[str, Any]], case: str) -> int:
         assert warps >= 16
         assert warps * bytes_in_flight(report["sass"]) >= 30 * 1024
         seen += 1
-    assert seen
-    return seen
+    assert seen == 6 if reports == "slow" else seen
 
 
 @pytest.mark.parametrize("given", [*RAGGED, *JOINS], ids=name)
