@@ -40,22 +40,21 @@ def test_an_unknown_or_unusable_backend_is_refused():
             multistep_lif(torch.zeros(1, 1))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_a_gpu_runs_triton_but_for_float64(monkeypatch, dtype):
-    on_gpu = SimpleNamespace(device=torch.device("cuda"), is_cuda=True, is_cpu=False, dtype=dtype)
-    in_float64 = SimpleNamespace(
-        device=torch.device("cuda"), is_cuda=True, is_cpu=False, dtype=torch.float64
-    )
-    monkeypatch.setattr(choice, "HAVE_TRITON", True)
-    assert backend_for(on_gpu) == "triton"
-    assert backend_for(in_float64) == "torch"
+def test_a_gpu_runs_triton_but_for_float64(monkeypatch):
+    def on_gpu(dtype):
+        return SimpleNamespace(device=torch.device("cuda"), is_cuda=True, is_cpu=False, dtype=dtype)
+
+    narrow = [on_gpu(dtype) for dtype in (torch.float16, torch.bfloat16, torch.float32)]
+    for have, serves in ((True, "triton"), (False, "torch")):
+        monkeypatch.setattr(choice, "HAVE_TRITON", have)
+        assert {backend_for(x) for x in narrow} == {serves}
+        assert backend_for(on_gpu(torch.float64)) == "torch"
     with use_backend("triton"):
-        assert backend_for(on_gpu) == "triton"
-        assert backend_for(in_float64) == "torch"
-    monkeypatch.setattr(choice, "HAVE_TRITON", False)
-    assert backend_for(on_gpu) == "torch"
-    with use_backend("triton"), pytest.raises(RuntimeError, match="needs a CUDA tensor"):
-        backend_for(on_gpu)
+        with pytest.raises(RuntimeError, match="needs a CUDA tensor"):
+            backend_for(narrow[0])
+        monkeypatch.setattr(choice, "HAVE_TRITON", True)
+        assert backend_for(narrow[0]) == "triton"
+        assert backend_for(on_gpu(torch.float64)) == "torch"
 
 
 @pytest.mark.parametrize("value", ["", "0", "1"])
