@@ -237,6 +237,14 @@ def test_other_contents_are_named(tmp_path):
         read_events(npz, backward="drop")
 
 
+def test_without_a_sensor_a_pixel_is_below_65536(tmp_path):
+    path = tmp_path / "wide.npy"
+    np.save(path, np.array([[0, 65535, 65535, 1], [1, 65536, 0, 0]]))
+    assert "x = 65536 is outside 0 to 65535" in refused(path)
+    np.save(path, np.array([[0, 65535, 65535, 1]]))
+    assert read_events(path)["x"] == 65535
+
+
 @pytest.mark.parametrize("sensor", ["346x260", (260,), (0, 346), (260.0, 346.0)])
 def test_a_sensor_is_height_and_width(sensor, tmp_path):
     path = file_of(tmp_path, "npy", stream(3))
