@@ -38,7 +38,7 @@ class Both:
         return call
 
 passes._NEURON["triton"] = Both(triton_neuron, native)
-passes._NORM["triton"] = Both(triton_norm, native)
+passes._STATISTICS["triton"] = Both(triton_norm, native)
 torch.set_num_threads(1)
 changes = ["model.width=64", "data.test_images=16", "train.max_steps=2", "train.log_every=2"]
 trainer = small_trainer(Path(sys.argv[1]), *changes, display=Lines())
@@ -53,7 +53,7 @@ with without_gpu(Driver()):
     trainer.fit()
 
     # doctor
-    passes._NEURON["triton"], passes._NORM["triton"] = triton_neuron, triton_norm
+    passes._NEURON["triton"], passes._STATISTICS["triton"] = triton_neuron, triton_norm
     checkup.compiles = precompile.compiles
     device, when[0] = torch.device("cpu"), "by doctor"
     list(checkup.builds(device))
