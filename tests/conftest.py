@@ -11,6 +11,7 @@ for the triton backend, CPU tensors go where they go for a user, and so do child
 import inspect
 import os
 import shutil
+from collections import Counter
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -82,24 +83,27 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """
     if config.args_source == pytest.Config.ArgsSource.TESTPATHS:
         return min(os.cpu_count() or 1, 8 if CUDA else 4)
-    sizes = [path.stat().st_size for arg in config.args for path in Path(arg).rglob("test_*.py")]
-    return 2 if sum(sizes) > MANY and (os.cpu_count() or 1) > 1 else 0
+    files = [path for arg in config.args for path in Path(arg).rglob("test_*.py")]
+    many = sum(path.stat().st_size for path in files) > MANY or any(map(_starts, files))
+    return 2 if many and (os.cpu_count() or 1) > 1 else 0
+
+
+def _starts(test: Path) -> bool:
+    """Whether a file's tests start processes and wait for them."""
+    return not {"promises", "pages", "crashes", "ranks"}.isdisjoint(test.parts)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if hasattr(config, "workerinput"):  # of several processes
-        items.sort(key=_haste)
+        # files that take long come first, so that none holds up the end: they start processes, or have many tests
+        tests = Counter(item.path for item in items)
+        items.sort(key=lambda item: (not _starts(item.path), -tests[item.path], item.path))
     skipped = [(not CUDA, "gpu", "needs a CUDA device")]
     skipped.append((not config.getoption("--slow"), "slow", "takes minutes; run with --slow"))
     for item in items:
         for missing, mark, why in skipped:
             if missing and item.get_closest_marker(mark):
                 item.add_marker(pytest.mark.skip(reason=why))
-
-
-def _haste(item: pytest.Item) -> tuple[bool, int, Path]:
-    """Of a file, small for one that takes long, so that none holds up the end: it starts processes, or is large."""
-    return "promises" not in item.path.parts, -item.path.stat().st_size, item.path
 
 
 @pytest.fixture

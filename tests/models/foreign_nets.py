@@ -58,7 +58,7 @@ class Recurrent(nn.Module):
 
 
 class Spare(Recurrent):
-    """Has a layer that nothing calls; trained by tests/promises/test_ranks.py."""
+    """Has a layer that nothing calls; trained by tests/ranks/test_ranks.py."""
 
     def __init__(self, in_channels: int, num_classes: int, T: int) -> None:
         super().__init__(in_channels, num_classes, T)

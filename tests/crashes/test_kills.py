@@ -41,7 +41,7 @@ KEYS = [
 
 SESSION = """
 import sys
-import tests.promises.test_kills as t
+import tests.crashes.test_kills as t
 from spiketriton.errors import run_command
 from spiketriton.train import main
 t.die_at(sys.argv[1])

@@ -1,13 +1,11 @@
-"""Several ranks: they compute the run of one rank, and end together.
+"""Several ranks compute the run of one rank, and end together.
 
 Two gloo processes. What needs no launch of its own runs in a shared one, `play`; the tests read its folders.
 """
 
 import json
-import os
 import signal
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -19,20 +17,17 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-from spiketriton.config import to_toml
-from spiketriton.errors import EXIT_DONE, EXIT_ERROR, EXIT_SIGTERM, EXIT_USER, UserError
+from spiketriton.errors import EXIT_DONE, EXIT_SIGTERM
 from spiketriton.runs.checkpoint import read_checkpoint
 from spiketriton.trainer import Trainer
 from spiketriton.training.nonfinite import Diverged
 from spiketriton.training.ranks import TIMEOUT, Ranks, ranks_of_torchrun
-from tests.processes import Forked, said, start_ranks
+from tests.processes import said, start_ranks
 from tests.small_runs import (
     assert_equal,
     last_state,
-    small_recipe,
     small_trainer,
     untimed,
-    wait_for,
 )
 
 SHORT = ["train.max_steps=5", "train.log_every=2", "data.test_images=51", "data.train_images=80"]
@@ -138,7 +133,7 @@ def break_loss_at(trainer: Trainer, step: int, rank: int) -> None:
 def played(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("played")
     small_trainer(root / "one then two", *SYNC).fit(until=2)
-    code = "import sys, tests.promises.test_ranks as t; t.play(t.Path(sys.argv[1]))"
+    code = "import sys, tests.ranks.test_ranks as t; t.play(t.Path(sys.argv[1]))"
     processes = start_ranks("-c", code, str(root), folder=root)
     output = said(processes)
     assert [process.returncode for process in processes] == [EXIT_DONE, EXIT_DONE], output
@@ -218,118 +213,3 @@ def test_all_ranks_write_once(played):
     steps = [row["step"] for row in rows(played / "resnet8", "metrics.jsonl")]
     assert steps == [2, 4, 5, 5]
     assert len(json.loads((played / "resnet8" / "environment.json").read_text())) == 1
-
-
-def recipe_file(folder: Path, *overrides: str) -> str:
-    (folder / "small.toml").write_text(to_toml(small_recipe(*overrides)))
-    return "small.toml"
-
-
-@pytest.mark.parametrize("torchrun", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_the_command_on_two_ranks(tmp_path, torchrun):
-    """What it says, and a signal, which torchrun hands on; it ends then as it ends after any: with 1."""
-    name = recipe_file(tmp_path, "train.epochs=400", "train.log_every=2")
-    run = ["-m", "spiketriton.train", name, "--run-dir", "run"]
-    if torchrun:
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        processes = [Forked(*launch, *run, folder=tmp_path)]
-    else:
-        processes = start_ranks(*run, folder=tmp_path)
-    output = wait_for(processes[0], "step ")
-    for one in processes:
-        one.send_signal(signal.SIGTERM)
-    rest = said(processes)
-    assert {one.returncode for one in processes} == {EXIT_ERROR if torchrun else EXIT_SIGTERM}
-    words = "ranks: 2 ranks, by gloo; batch norm's statistics are those of each rank"
-    assert output.count(words) == 1
-    assert rest.count("SIGTERM: finishing this step, then saving") == 1
-    assert rest.count("torchrun --nproc-per-node=2 -m spiketriton.train --resume run") == 1
-    assert "spiketriton/trainer.py" not in rest
-    state = last_state(tmp_path / "run")
-    last = rows(tmp_path / "run", "metrics.jsonl")[-1]
-    assert state["step"] >= last["step"] > 0
-    (session,) = json.loads((tmp_path / "run" / "environment.json").read_text())
-    assert session["ranks"] == 2
-
-
-def test_a_killed_rank_ends_the_run_with_one_message(tmp_path):
-    """The run resumes from its last checkpoint, also on one rank."""
-    keys = ["train.epochs=400", "train.log_every=2", "checkpoint.every=2"]
-    processes = start_ranks("-c", ENDS.format("die"), recipe_file(tmp_path, *keys), folder=tmp_path)
-    rest = said(processes)
-    assert [process.returncode for process in processes] == [EXIT_ERROR, -signal.SIGKILL]
-    assert rest.count("error: ") == 1, rest
-    assert "error: rank 1 died or stopped responding; all ranks are stopping" in rest
-    assert "spiketriton/trainer.py" not in rest, "no traceback of ours"
-    resumed = small_trainer(tmp_path / "run", *keys, resume=True)
-    assert resumed.step == 4
-    assert resumed.fit(until=6).saved_at == 6
-
-
-STOPS = """
-import ctypes, os, signal
-from spiketriton.training import ranks
-ranks.PULSE, ranks.PATIENCE = 0.02, 0.1
-with ranks.ranks_of_torchrun() as group:
-    group.most(1.0)
-    if group.rank:
-        os.kill(os.getpid(), signal.SIGSTOP)
-    ctypes.CDLL(None).pause()  # as NCCL does: waits, raises nothing and lets no signal handler of Python's run
-"""
-
-
-def test_a_rank_that_waits_for_a_stopped_one_in_a_call_that_never_returns_ends(tmp_path):
-    first, second = start_ranks("-c", STOPS, folder=tmp_path)
-    rest, _ = first.communicate()
-    second.send_signal(signal.SIGKILL)
-    assert "error: rank 1 died or stopped responding; all ranks are stopping" in rest
-    assert (first.returncode, second.wait()) == (EXIT_ERROR, -signal.SIGKILL)
-
-
-@pytest.mark.parametrize("moment", ["start", "step"])
-def test_a_mistake_is_reported_once(tmp_path, moment):
-    """One that all ranks make, before any work; and one of the second, in the middle of training."""
-    if moment == "start":
-        name = recipe_file(tmp_path, "train.batch_size=15")
-        words = ["-m", "spiketriton.train", name, "--run-dir", "run"]
-        message = "train.batch_size = 15 does not divide by train.accumulate = 1 on 2 ranks"
-    else:
-        words = ["-c", ENDS.format("make_a_mistake"), recipe_file(tmp_path)]
-        message = "on rank 1: no such image"
-    processes = start_ranks(*words, folder=tmp_path)
-    output = said(processes)
-    assert [process.returncode for process in processes] == [EXIT_USER, EXIT_USER]
-    assert output.count("error: ") == 1, output
-    assert f"error: {message}" in output
-    assert "spiketriton/trainer.py" not in output, "no traceback of ours"
-    assert (tmp_path / "run").exists() == (moment == "step"), "no work, no folder"
-
-
-ENDS = """
-import sys
-import tests.promises.test_ranks as t
-from spiketriton.errors import run_command
-from spiketriton.train import main
-t.end_at(5, t.{})
-run_command(main, [sys.argv[1], "--run-dir", "run"])
-"""  # the real command, but that the second rank ends at a step
-
-
-def end_at(step: int, how: Callable[[], None]) -> None:
-    """The second rank ends at a step as `how` says."""
-    train_step = Trainer.train_step
-
-    def until(self: Trainer) -> None:
-        if self.step == step - 1 and self.ranks.rank == 1:
-            how()
-        train_step(self)
-
-    Trainer.train_step = until  # type: ignore[method-assign]
-
-
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def make_a_mistake() -> None:
-    raise UserError("no such image")

@@ -22,8 +22,8 @@ from spiketriton.trained.run import load_run
 from spiketriton.training.nonfinite import Diverged
 from spiketriton.training.ranks import ranks_of_torchrun
 from tests.processes import said, start_ranks
-from tests.promises.test_ranks import SYNC, assert_same_run
-from tests.promises.test_resume import assert_same_run as assert_same_bits
+from tests.ranks.test_ranks import SYNC, assert_same_run
+from tests.runs.test_resume import assert_same_run as assert_same_bits
 from tests.small_events import make_events
 from tests.small_runs import small_trainer
 
@@ -86,7 +86,7 @@ def test_two_ranks_are_one_rank_and_resume_with_the_same_bits(tmp_path):
     """They share one cache, which one of them builds."""
     data = tmp_path / "data"
     make_events(data, "n_mnist", per_class=4, count=200)
-    code = "import sys, tests.promises.test_events as t; t.play(*map(t.Path, sys.argv[1:]))"
+    code = "import sys, tests.data.events.test_trainings as t; t.play(*map(t.Path, sys.argv[1:]))"
     processes = start_ranks("-c", code, str(data), str(tmp_path), folder=tmp_path)
     output = said(processes)
     assert [process.returncode for process in processes] == [EXIT_DONE, EXIT_DONE], output
