@@ -67,7 +67,7 @@ FUSED = [
     (lambda m, x: m.node((x.flatten(0, 1) + m.norm(x.flatten(0, 1))).view(T, B, C, 6)), None, folded(C)),
     (lambda m, x: m.node(m.norm(x.flatten(0, 1)).unflatten(0, (T, B)).contiguous() + x), None, folded(C)),
     (folding(T, B, C, 6), None, folded(C)),
-    (plain, None, container(torch_nn.Conv1d(C, C, 1), folded(C))),
+    (plain, None, container(torch_nn.Conv1d(C, C, 1, bias=False), folded(C))),
     (plain, None, torch_nn.Sequential(layer.BatchNorm1d(C, **windows))),
     (plain, None, layer.BatchNorm1d(C, track_running_stats=False, **windows)),
     (lambda m, x: m.node(m.pool(m.norm(x))), "pool (MaxPool1d) is in front"),
