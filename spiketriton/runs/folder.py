@@ -249,7 +249,7 @@ class RunFolder:
         if not isinstance(theirs, str) or (theirs == __version__ and known):
             return ""
         at = f", commit {one_line(commit[:10])}" if isinstance(commit, str) else ""
-        newer = ": install the newer one" * (_numbers(theirs) > _numbers(__version__))
+        newer = ": install the newer one" if _numbers(theirs) > _numbers(__version__) else ""
         return f"; the run was trained with spiketriton {one_line(theirs)[:20]}{at}, and this is {__version__}{newer}"
 
     def keep_network(self, model: ModelConfig) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def refuse_another_recipe(given: Recipe, trained: Recipe) -> None:
     keys = sorted({*ours, *theirs} - {*RESUMABLE})
     if differing := [key for key in keys if ours.get(key) != theirs.get(key)]:
         said = (f"{key} = {ours.get(key)!r} (the run: {theirs.get(key)!r})" for key in differing)
-        longer = "--extend trains it longer, and " * bool({*LENGTHS} & {*differing})
+        longer = "--extend trains it longer, and " if {*LENGTHS} & {*differing} else ""
         raise UserError(
             f"the run has another recipe: {'; '.join(said)}; a resumed run keeps its recipe but for "
             f"{', '.join(RESUMABLE)}; {longer}train.init_from=RUN begins a new run with its weights"

@@ -64,7 +64,9 @@ def to_nir(
         "reset": first.reset_mode,
         "v_init": "v_reset",
         "synapse": "a CubaLIF reads the synaptic current after its step",
-        "input": ("the image, at each time step", "a frame of events for each time step")[frames],
+        "input": "a frame of events for each time step"
+        if frames
+        else "the image, at each time step",
         "read_out": "mean over time of the output",
     }
     return nir.NIRGraph(translated, edges, metadata=metadata)

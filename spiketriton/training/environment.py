@@ -74,7 +74,7 @@ def choose_precision(wanted: str, device: torch.device) -> Choice:
         return Choice(torch.float16, "because this GPU has no bf16 arithmetic; the loss is scaled")
     if wanted == "fp32":
         tf32 = not on_cpu and torch.backends.cudnn.allow_tf32
-        reason = "as the recipe says" + _TF32 * tf32
+        reason = "as the recipe says" + (_TF32 if tf32 else "")
     elif on_cpu and found:
         reason = f"by PyTorch's CPU autocast, with this CPU's {found} instructions"
     elif on_cpu:
@@ -82,7 +82,8 @@ def choose_precision(wanted: str, device: torch.device) -> Choice:
     elif wanted == "fp16":
         reason = "by autocast, the loss scaled against underflow"
     else:
-        reason = "by autocast" + ", emulated on this GPU: fp16 is faster" * (not gpu_has_bf16)
+        emulated = "" if gpu_has_bf16 else ", emulated on this GPU: fp16 is faster"
+        reason = f"by autocast{emulated}"
     return Choice(PRECISIONS[wanted], reason)
 
 
