@@ -60,7 +60,8 @@ class Data:
     skipped: tuple[str, ...] = ()  # image files that are left out, each with why it cannot be read
     frames: int = 0  # of a training recording, without those that are left out; 0: constant images
     bin_ms: np.ndarray | None = None  # of each test recording, milliseconds; None: not bins of time
-    place: Path | None = None  # where the files are, if that is not below data.root
+    place: Path | None = None  # where the files are, if that is not where data.root says
+    note: str = ""  # how the images differ from those that everybody has
 
     @property
     def name(self) -> str:
@@ -147,6 +148,7 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
         validation=validation,
         skipped=skipped,
         place=source.place,
+        note=source.note,
         frames=facts.frames - config.augmentation.delete if facts.frames else 0,
         bin_ms=source.bin_ms,
     )

@@ -79,7 +79,8 @@ class Source:
     mirrors: bool = True  # of events: whether a mirrored recording is still of its class
     split: str = ""  # of events: which recordings are tested on
     bin_ms: np.ndarray | None = None  # of events in bins of time: of each test recording
-    place: Path | None = None  # where its files are, if that is not below data.root
+    place: Path | None = None  # where its files are, if that is not where data.root says
+    note: str = ""  # how its images differ from those that everybody has, for the run's first lines
 
     def refuse_unsound(self, name: str) -> None:
         """UserError: what no network can be trained and tested on, or only with wrong numbers."""
@@ -145,23 +146,44 @@ class Source:
 
 @plugins.data("imagenette")
 def imagenette(config: DataConfig) -> Source:
-    """Ten easy classes of ImageNet, 9,469 + 3,925 photographs (github.com/fastai/imagenette)."""
-    archive = IMAGENETTE_ARCHIVES[config.variant]
-    folder = unpacked(archive, archive.name.removesuffix(".tgz"), config)
+    """Ten easy classes of ImageNet, 9,469 + 3,925 photographs (github.com/fastai/imagenette).
 
-    source = _photographs(folder, ["train", "val"], config)
-    try:
-        found = datasets.Imagenette(data_root(config), size=config.variant)
-    except KeyError as error:
+    They are taken from the archive's folder in data.root or, where data.root has class folders itself in train/ and
+    val/ (or test/), from there.
+    """
+    root, archive = data_root(config), IMAGENETTE_ARCHIVES[config.variant]
+    own = root / archive.name.removesuffix(".tgz")
+    if not own.is_dir() and (root / "train").is_dir():
+        folder, names = root, folders_of_splits(root, config, "Imagenette's photographs")
+    else:
+        folder, names = unpacked(archive, own.name, config), ["train", "val"]
+
+    source = _photographs(folder, names, config)
+    unknown = [name for name in source.classes if name not in _IMAGENETTE_CLASSES]
+    if unknown:
         raise UserError(
-            f"imagenette: {folder / 'train'} holds the folder {error.args[0]!r}, which is not one "
-            "of Imagenette's ten classes"
-        ) from error
-    classes = tuple(names[0] for names in found.classes)
-    for split in (source.train, source.test):
+            f"imagenette: {folder / names[0]} holds the folder {unknown[0]!r}, which is not one of "
+            "Imagenette's ten classes"
+        )
+    classes = tuple(_IMAGENETTE_CLASSES[name] for name in source.classes)
+    for split in filter(None, (source.train, source.test, source.validation)):
         assert isinstance(split, FileSplit)
         split.classes = classes
-    return replace(source, classes=classes)
+    return replace(source, classes=classes, place=folder if folder == root else None)
+
+
+_IMAGENETTE_CLASSES = {
+    "n01440764": "tench",
+    "n02102040": "English springer",
+    "n02979186": "cassette player",
+    "n03000684": "chain saw",
+    "n03028079": "church",
+    "n03394916": "French horn",
+    "n03417042": "garbage truck",
+    "n03425413": "gas pump",
+    "n03445777": "golf ball",
+    "n03888257": "parachute",
+}
 
 
 @plugins.data("imagefolder")
@@ -255,7 +277,63 @@ def _cifar(
 
 @plugins.data("cifar10")
 def cifar10(config: DataConfig) -> Source:
-    return _cifar(datasets.CIFAR10, CIFAR10_STATISTICS, config)
+    """CIFAR-10 from its archive or, where data.root has none, from class folders: cifar10/train/<class>/* and
+    cifar10/test/<class>/* (or val/), of which the run says that they are not the original pixels if they are JPEG."""
+    root = data_root(config)
+    folder, archive = root / "cifar10", datasets.CIFAR10
+    if (root / archive.base_folder).is_dir() or (root / archive.filename).exists():
+        return _cifar(archive, CIFAR10_STATISTICS, config)
+    if not folder.is_dir():
+        return _cifar(archive, CIFAR10_STATISTICS, config)
+    source = _photographs(folder, folders_of_splits(folder, config, "small images"), config)
+    given = [source.train, source.test, *filter(None, [source.validation])]
+    files = [split for split in given if isinstance(split, FileSplit)]
+    side, arrays = "", []
+    for split in files:
+        images = _pixels(config, split)
+        if side not in ("", size := "x".join(map(str, images.shape[2:]))):
+            raise UserError(
+                f"{config.name}: {split.path(0)} is {size}, the training images are {side}; accepted: "
+                "one size"
+            )
+        side = size
+        arrays.append(ArraySplit(images, split.labels))
+    lossy = sum(
+        path.lower().endswith((b".jpg", b".jpeg")) for split in files for path in split.paths
+    )
+    note = f"images of class folders in {folder}, not CIFAR-10's archive"
+    if lossy:
+        note += "; JPEG has changed their pixels, which costs accuracy: say so beside a result"
+    return replace(
+        source,
+        train=arrays[0],
+        test=arrays[1],
+        validation=arrays[2] if len(arrays) > 2 else None,
+        image_size=32,
+        statistics=CIFAR10_STATISTICS,
+        move="crop",
+        note=note,
+    )
+
+
+def _pixels(config: DataConfig, split: FileSplit) -> np.ndarray:
+    """All images of the files, uint8 [N, 3, H, W]. UserError: one is damaged, or has another size than the first."""
+    held: np.ndarray | None = None
+    for at, photo in enumerate(split.read(np.arange(len(split)))):
+        pixels = np.asarray(photo.decode()).transpose(2, 0, 1)
+        if held is None:
+            held = np.empty((len(split), *pixels.shape), np.uint8)
+        if pixels.shape != held.shape[1:]:
+            first, this = (
+                "x".join(map(str, shape[1:])) for shape in (held.shape[1:], pixels.shape)
+            )
+            raise UserError(
+                f"{config.name}: {photo.path} is {this} pixels, the first image {first}; accepted: one size"
+                ' (data.name = "imagefolder" takes images of any)'
+            )
+        held[at] = pixels
+    assert held is not None  # a class folder without images was refused
+    return held
 
 
 @plugins.data("cifar100")

@@ -98,6 +98,8 @@ class Announcements:
         if data.validation:
             said += f"; {data.validation.images} {what} held out for validation"
         self.display.note(said)
+        if data.note:
+            self.display.note(data.note)
         counts = zip(data.classes, data.facts.class_counts, strict=False)
         if empty := [name for name, count in counts if not count]:
             few = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
